@@ -1,0 +1,11 @@
+"""Fused kernels for a Wavelet-like Auto-Encoder, as torch ops.
+
+``import wae_kernels`` makes ``torch.ops.wae.encode`` and ``torch.ops.wae.decode`` exist, on every
+machine; :mod:`wae_kernels.backends` tells which kernels run them.
+"""
+
+from . import backends, nn, reference
+from .ops import decode, encode
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "backends", "decode", "encode", "nn", "reference"]

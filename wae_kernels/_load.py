@@ -1,0 +1,50 @@
+"""Finds and loads the compiled libraries, and remembers why one is missing.
+
+A library is loaded for its side effect: it registers kernels with torch's dispatcher. Where the
+processor's library cannot be loaded, the schemas are defined from Python, so that ``torch.ops.wae.*``
+exists in every installation.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+_FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A compiled library, or the reason why there is none."""
+
+    library: ctypes.CDLL | None
+    why_not: str
+
+
+def load(name: str) -> Loaded:
+    """Load ``wae_kernels/<name>.abi3.so``.
+
+    Never raises: a library that is absent or does not load is a fact to report, not an error, because
+    everything also runs without it.
+    """
+    paths = sorted(_FOLDER.glob(f"{name}.abi3.*")) or sorted(_FOLDER.glob(f"{name}.*.so"))
+    if not paths:
+        return Loaded(None, "it was not built; run `pip install -e .` with a C++20 compiler")
+    try:
+        torch.ops.load_library(paths[0])
+        return Loaded(ctypes.CDLL(str(paths[0])), "")
+    except OSError as error:
+        return Loaded(None, f"it does not load beside torch {torch.__version__} ({error}); build it again")
+
+
+def schemas() -> list[str]:
+    """The schemas of ``wae::*``, from the file that the C++ library includes."""
+    text = (_FOLDER / "schemas.inc").read_text(encoding="utf-8")
+    return [" ".join(schema.split()) for schema in re.findall(r'R"\((.*?)\)"', text, re.DOTALL)]
+
+
+CPU = load("_C")

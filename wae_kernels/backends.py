@@ -1,0 +1,113 @@
+"""Which backend runs, why, and how to choose.
+
+Selection is automatic. The environment variable ``WAE_BACKEND``, or :func:`use`, overrides it for the
+process:
+
+========================  ==========================================================================
+``auto``                  the best kernel for the tensor's device (the default)
+``reference``             plain PyTorch operators
+``cpu``                   the compiled kernels, with the best instructions this processor has
+``cpu:avx512``            the compiled kernels, with these instructions
+``cpu:avx2``
+``cpu:portable``
+========================  ==========================================================================
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from . import _load
+
+CPU_CAPABILITIES = ("avx512", "avx2", "portable")
+WIDTH = 16
+"""The number of trunk channels that the compiled kernels are written for (the published one)."""
+
+_CPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to run the ops: its name, whether it can run here, and the reason."""
+
+    name: str
+    available: bool
+    reason: str
+
+
+def _capability_works(capability: str) -> bool:
+    library = _load.CPU.library
+    return library is not None and bool(library.wae_cpu_supports(capability.encode()))
+
+
+def available() -> list[Backend]:
+    """All backends, best first, with the reason why each is or is not available here."""
+    found = []
+    for capability in CPU_CAPABILITIES:
+        name = f"cpu:{capability}"
+        if _load.CPU.library is None:
+            found.append(Backend(name, False, f"the compiled library is missing: {_load.CPU.why_not}"))
+        elif _capability_works(capability):
+            found.append(Backend(name, True, "built, and this processor runs it"))
+        else:
+            found.append(Backend(name, False, "this processor does not have the instructions"))
+    found.append(Backend("reference", True, "plain PyTorch operators, on any device"))
+    return found
+
+
+def select(name: str) -> None:
+    """Run every following op through the backend ``name`` (see the module's table).
+
+    Raises:
+        ValueError: no backend has this name, or it cannot run here; the message says which can.
+    """
+    usable = ["auto", *(b.name for b in available() if b.available)]
+    if _load.CPU.library is not None:
+        usable.insert(1, "cpu")
+    if name not in usable:
+        raise ValueError(f"backend must be one of {', '.join(usable)} on this machine, got {name!r}")
+    global _selected
+    with _lock:
+        _selected = name
+        if _load.CPU.library is not None:
+            choice = name.removeprefix("cpu:")
+            _load.CPU.library.wae_cpu_select(choice.encode())
+
+
+def selected() -> str:
+    """The name last given to :func:`select` (or ``WAE_BACKEND``); ``auto`` if none was."""
+    return _selected
+
+
+@contextmanager
+def use(name: str) -> Iterator[None]:
+    """``with use("reference"): ...`` selects a backend and puts the former choice back."""
+    before = selected()
+    select(name)
+    try:
+        yield
+    finally:
+        select(before)
+
+
+def backend_for(device: torch.device | str, dtype: torch.dtype = torch.float32, width: int = WIDTH) -> str:
+    """The backend that runs an op now, for parameters of this device, dtype and width."""
+    device = torch.device(device)
+    if device.type != "cpu" or _load.CPU.library is None or _selected == "reference":
+        return "reference"
+    if dtype not in _CPU_DTYPES or width != WIDTH:
+        return "reference"
+    if _selected not in ("auto", "cpu"):
+        return _selected
+    return next(f"cpu:{c}" for c in CPU_CAPABILITIES if _capability_works(c))
+
+
+_selected = "auto"
+select(os.environ.get("WAE_BACKEND", "auto"))

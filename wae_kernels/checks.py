@@ -1,0 +1,208 @@
+"""What the ops accept, said once for Python: the fake kernels and the reference check through here.
+
+``csrc/common/checks.h`` states the same rules, in the same words, for the compiled kernels, which must
+not read a byte before they have checked; ``tests/test_bad_input.py`` holds the two to each other.
+Everything here works on symbolic sizes, so that ``torch.compile`` and ``torch.export`` check too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+WIDTH = -1  # stands for the network's width in the tables below: conv1_weight's first size
+
+ENCODER_SHAPES: dict[str, tuple[int, ...]] = {
+    "conv1_weight": (WIDTH, 3, 3, 3),
+    "conv1_bias": (WIDTH,),
+    "conv2_weight": (WIDTH, WIDTH, 3, 3),
+    "conv2_bias": (WIDTH,),
+    "conv3_weight": (WIDTH, WIDTH, 3, 3),
+    "conv3_bias": (WIDTH,),
+    "low_weight": (3, WIDTH, 3, 3),
+    "low_bias": (3,),
+    "high_weight": (3, WIDTH, 3, 3),
+    "high_bias": (3,),
+}
+
+DECODER_SHAPES: dict[str, tuple[int, ...]] = {
+    "low_weight": (3, WIDTH, 3, 3),
+    "low_bias": (WIDTH,),
+    "high_weight": (3, WIDTH, 3, 3),
+    "high_bias": (WIDTH,),
+    "conv1_weight": (WIDTH, WIDTH, 3, 3),
+    "conv1_bias": (WIDTH,),
+    "conv2_weight": (WIDTH, WIDTH, 3, 3),
+    "conv2_bias": (WIDTH,),
+    "conv3_weight": (3, WIDTH, 3, 3),
+    "conv3_bias": (3,),
+}
+
+FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def _require(condition: bool, op: str, message: str) -> None:
+    if not condition:
+        raise RuntimeError(f"wae::{op}: {message}")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _shape(sizes: Sequence[object]) -> str:
+    return "(" + ", ".join(str(size) for size in sizes) + ")"
+
+
+def _check_image_like(op: str, name: str, tensor: Tensor) -> None:
+    """A batch of pictures: dense, rank 4, 3 channels, at least one pixel."""
+    _require(tensor.layout == torch.strided, op, f"{name} must be a dense tensor, got {tensor.layout}")
+    _require(
+        tensor.dim() == 4,
+        op,
+        f"{name} must have 4 dimensions (batch, 3, height, width), got {tensor.dim()}",
+    )
+    _require(tensor.shape[1] == 3, op, f"{name} must have 3 channels, got {tensor.shape[1]}")
+    _require(
+        tensor.shape[2] >= 1 and tensor.shape[3] >= 1,
+        op,
+        f"{name} must be at least 1 x 1 pixels, got {tensor.shape[2]} x {tensor.shape[3]}",
+    )
+
+
+def _check_like(op: str, name: str, tensor: Tensor, like_name: str, like: Tensor) -> None:
+    """The device and dtype of ``tensor`` are those of ``like``."""
+    _require(
+        tensor.device == like.device,
+        op,
+        f"{name} must be on {like_name}'s device {like.device}, got {tensor.device}",
+    )
+    _require(
+        tensor.dtype == like.dtype,
+        op,
+        f"{name} must be {_name(like.dtype)} like {like_name}, got {_name(tensor.dtype)}",
+    )
+
+
+def _check_parameters(
+    op: str, shapes: Mapping[str, tuple[int, ...]], parameters: Sequence[Tensor], like_name: str, like: Tensor
+) -> None:
+    width_at = list(shapes).index("conv1_weight")
+    first = parameters[width_at]
+    width = first.shape[0] if first.dim() == 4 else 0
+    _require(
+        width >= 1, op, f"conv1_weight must have shape (width, ..., 3, 3), got {_shape(first.shape)}"
+    )
+    for (name, pattern), tensor in zip(shapes.items(), parameters, strict=True):
+        wanted = tuple(width if size == WIDTH else size for size in pattern)
+        _require(tensor.layout == torch.strided, op, f"{name} must be a dense tensor, got {tensor.layout}")
+        _require(
+            tensor.dim() == len(wanted) and all(got == want for got, want in zip(tensor.shape, wanted)),
+            op,
+            f"{name} must have shape {_shape(wanted)}, got {_shape(tensor.shape)}",
+        )
+        _check_like(op, name, tensor, like_name, like)
+
+
+def _check_floating(op: str, name: str, tensor: Tensor) -> None:
+    _require(
+        tensor.dtype in FLOATING,
+        op,
+        f"{name} must be float32, float16, bfloat16 or float64, got {_name(tensor.dtype)}",
+    )
+
+
+def check_encode(
+    image: Tensor,
+    parameters: Sequence[Tensor],
+    image_scale: Tensor | None,
+    image_shift: Tensor | None,
+    op: str = "encode",
+) -> None:
+    """Raise ``RuntimeError`` unless the arguments fit ``wae::encode``.
+
+    Args:
+        image: (N, 3, H, W), uint8 or the parameters' dtype.
+        parameters: the ten tensors of ``ENCODER_SHAPES``, in that order.
+        image_scale, image_shift: three floating-point numbers each, or None.
+        op: the name that the message begins with.
+    """
+    _check_image_like(op, "image", image)
+    first = parameters[0]
+    if image.dtype == torch.uint8:
+        _check_floating(op, "conv1_weight", first)
+        _require(
+            first.device == image.device,
+            op,
+            f"conv1_weight must be on image's device {image.device}, got {first.device}",
+        )
+        _check_parameters(op, ENCODER_SHAPES, parameters, "conv1_weight", first)
+    else:
+        _require(
+            image.dtype in FLOATING,
+            op,
+            f"image must be uint8, float32, float16, bfloat16 or float64, got {_name(image.dtype)}",
+        )
+        _check_parameters(op, ENCODER_SHAPES, parameters, "image", image)
+    for name, tensor in (("image_scale", image_scale), ("image_shift", image_shift)):
+        if tensor is None:
+            continue
+        _require(
+            tensor.dim() == 1 and tensor.shape[0] == 3,
+            op,
+            f"{name} must have shape (3), got {_shape(tensor.shape)}",
+        )
+        _check_floating(op, name, tensor)
+        _require(
+            tensor.device == image.device,
+            op,
+            f"{name} must be on image's device {image.device}, got {tensor.device}",
+        )
+
+
+def check_decode(
+    low: Tensor,
+    high: Tensor,
+    parameters: Sequence[Tensor],
+    output_size: Sequence[int],
+    op: str = "decode",
+) -> None:
+    """Raise ``RuntimeError`` unless the arguments fit ``wae::decode``.
+
+    Args:
+        low, high: (N, 3, h, w), the same shape and dtype.
+        parameters: the ten tensors of ``DECODER_SHAPES``, in that order.
+        output_size: (H, W) with ceil(H/2) = h and ceil(W/2) = w.
+        op: the name that the message begins with.
+    """
+    _check_image_like(op, "low", low)
+    _check_floating(op, "low", low)
+    _check_image_like(op, "high", high)
+    _require(
+        all(a == b for a, b in zip(high.shape, low.shape)),
+        op,
+        f"high must have low's shape {_shape(low.shape)}, got {_shape(high.shape)}",
+    )
+    _check_like(op, "high", high, "low", low)
+    _check_parameters(op, DECODER_SHAPES, parameters, "low", low)
+    _require(
+        len(output_size) == 2, op, f"output_size must be (height, width), got {len(output_size)} numbers"
+    )
+    for name, got, half in zip(("height", "width"), output_size, low.shape[2:]):
+        _require(
+            got == 2 * half or got == 2 * half - 1,
+            op,
+            f"output_size's {name} must be {2 * half - 1} or {2 * half} for a low of {name} {half}, got {got}",
+        )
+
+
+def check_gradient(op: str, name: str, gradient: Tensor, shape: Sequence[int], like: Tensor) -> None:
+    """Raise ``RuntimeError`` unless an incoming gradient has the shape, dtype and device of its output."""
+    _require(
+        gradient.dim() == len(shape) and all(got == want for got, want in zip(gradient.shape, shape)),
+        op,
+        f"{name} must have shape {_shape(shape)}, got {_shape(gradient.shape)}",
+    )
+    _check_like(op, name, gradient, "conv1_weight", like)

@@ -1,0 +1,116 @@
+"""``encode`` and ``decode``: the documented Python face of ``torch.ops.wae``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import registration  # noqa: F401  (importing it registers the ops)
+
+
+def encode(
+    image: Tensor,
+    conv1_weight: Tensor,
+    conv1_bias: Tensor,
+    conv2_weight: Tensor,
+    conv2_bias: Tensor,
+    conv3_weight: Tensor,
+    conv3_bias: Tensor,
+    low_weight: Tensor,
+    low_bias: Tensor,
+    high_weight: Tensor,
+    high_bias: Tensor,
+    image_scale: Tensor | None = None,
+    image_shift: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Split an image into two half-resolution images, in one pass (SPEC section 2, the encoder).
+
+    Three 3x3 convolutions with ReLU, then two with stride 2: one gives ``low``, one ``high``.
+
+    Args:
+        image: (N, 3, H, W), any strides. uint8, or the dtype of the parameters (float32, float16,
+            bfloat16, float64). N may be 0; H and W at least 1.
+        conv1_weight: (width, 3, 3, 3), laid out as ``torch.nn.Conv2d`` does; conv1_bias: (width,).
+        conv2_weight, conv3_weight: (width, width, 3, 3); their biases: (width,).
+            Width 16 has the compiled kernels, any other runs the reference.
+        low_weight, high_weight: (3, width, 3, 3); their biases: (3,).
+        image_scale, image_shift: (3,) floating point, or None for 1 and 0. The image becomes
+            ``image * image_scale + image_shift`` before conv1; the zero padding is added after that.
+
+    Returns:
+        ``(low, high)``, each (N, 3, ceil(H/2), ceil(W/2)), in the parameters' dtype and the image's
+        memory format (contiguous or channels_last).
+
+    Raises:
+        RuntimeError: an argument does not fit; the message names it. Also on a second derivative.
+    """
+    low, high = torch.ops.wae.encode(
+        image,
+        conv1_weight,
+        conv1_bias,
+        conv2_weight,
+        conv2_bias,
+        conv3_weight,
+        conv3_bias,
+        low_weight,
+        low_bias,
+        high_weight,
+        high_bias,
+        image_scale,
+        image_shift,
+    )
+    return low, high
+
+
+def decode(
+    low: Tensor,
+    high: Tensor,
+    low_weight: Tensor,
+    low_bias: Tensor,
+    high_weight: Tensor,
+    high_bias: Tensor,
+    conv1_weight: Tensor,
+    conv1_bias: Tensor,
+    conv2_weight: Tensor,
+    conv2_bias: Tensor,
+    conv3_weight: Tensor,
+    conv3_bias: Tensor,
+    output_size: Sequence[int],
+) -> Tensor:
+    """Put an image back together from ``low`` and ``high``, in one pass (SPEC section 2, the decoder).
+
+    Two stride-2 transposed convolutions, summed, with ReLU; two 3x3 convolutions with ReLU; a last one
+    without.
+
+    Args:
+        low, high: (N, 3, h, w) of one dtype (float32, float16, bfloat16, float64), any strides.
+        low_weight, high_weight: (3, width, 3, 3), laid out as ``torch.nn.ConvTranspose2d`` does; their
+            biases: (width,).
+        conv1_weight, conv2_weight: (width, width, 3, 3); their biases: (width,).
+        conv3_weight: (3, width, 3, 3); conv3_bias: (3,).
+        output_size: (H, W) with ceil(H/2) = h and ceil(W/2) = w.
+
+    Returns:
+        The image, (N, 3, H, W), in the dtype and memory format of ``low``.
+
+    Raises:
+        RuntimeError: an argument does not fit; the message names it. Also on a second derivative.
+    """
+    image: Tensor = torch.ops.wae.decode(
+        low,
+        high,
+        low_weight,
+        low_bias,
+        high_weight,
+        high_bias,
+        conv1_weight,
+        conv1_bias,
+        conv2_weight,
+        conv2_bias,
+        conv3_weight,
+        conv3_bias,
+        output_size,
+    )
+    return image

@@ -1,0 +1,311 @@
+"""The two networks in plain ``torch.nn.functional``: the oracle of the tests, and the fallback.
+
+Every backend is measured against these functions in float64. They run on any device and dtype, trace
+to standard operators (which is what ONNX export wants), and take the arguments of ``torch.ops.wae.*``
+in the same order. Layers: SPEC section 2; gradients are written out rather than left to autograd,
+because an op's kernel runs below autograd.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .checks import check_decode, check_encode, check_gradient
+
+_convolution_backward = torch.ops.aten.convolution_backward
+
+
+def is_channels_last(tensor: Tensor) -> bool:
+    """Whether a (N, C, H, W) tensor's channels are the innermost dimension in memory.
+
+    Told from the strides alone, so that slices of a channels_last tensor count too. A broadcast
+    channel (stride 0) does not.
+    """
+    return bool(0 < tensor.stride(1) < tensor.stride(3))
+
+
+def format_of(tensor: Tensor) -> torch.memory_format:
+    """The memory format that an op's outputs take from ``tensor``."""
+    return torch.channels_last if is_channels_last(tensor) else torch.contiguous_format
+
+
+def normalize_image(
+    image: Tensor, dtype: torch.dtype, image_scale: Tensor | None, image_shift: Tensor | None
+) -> Tensor:
+    """``image * image_scale + image_shift`` per channel, in at least float32, then as ``dtype``.
+
+    Args:
+        image: (N, 3, H, W), any dtype.
+        dtype: of the result.
+        image_scale, image_shift: three numbers each; None stands for 1 and 0.
+    """
+    if image_scale is None and image_shift is None:
+        return image.to(dtype)
+    wide = image.to(torch.promote_types(dtype, torch.float32))
+    if image_scale is not None:
+        wide = wide * image_scale.to(wide.dtype).view(1, 3, 1, 1)
+    if image_shift is not None:
+        wide = wide + image_shift.to(wide.dtype).view(1, 3, 1, 1)
+    return wide.to(dtype)
+
+
+def _trunk(x: Tensor, layers: Sequence[Tensor]) -> list[Tensor]:
+    """The outputs of consecutive ``conv k3 s1 p1 + ReLU`` layers; ``layers`` is weight, bias, weight, ..."""
+    outputs = []
+    for weight, bias in zip(layers[0::2], layers[1::2]):
+        x = F.relu(F.conv2d(x, weight, bias, padding=1))
+        outputs.append(x)
+    return outputs
+
+
+def encode(
+    image: Tensor,
+    conv1_weight: Tensor,
+    conv1_bias: Tensor,
+    conv2_weight: Tensor,
+    conv2_bias: Tensor,
+    conv3_weight: Tensor,
+    conv3_bias: Tensor,
+    low_weight: Tensor,
+    low_bias: Tensor,
+    high_weight: Tensor,
+    high_bias: Tensor,
+    image_scale: Tensor | None = None,
+    image_shift: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The encoder: an image to its half-resolution ``low`` and ``high``. See :func:`wae_kernels.encode`."""
+    layers = (conv1_weight, conv1_bias, conv2_weight, conv2_bias, conv3_weight, conv3_bias)
+    heads = (low_weight, low_bias, high_weight, high_bias)
+    check_encode(image, (*layers, *heads), image_scale, image_shift)
+    features = _trunk(normalize_image(image, conv1_weight.dtype, image_scale, image_shift), layers)[-1]
+    low = F.conv2d(features, low_weight, low_bias, stride=2, padding=1)
+    high = F.conv2d(features, high_weight, high_bias, stride=2, padding=1)
+    memory_format = format_of(image)
+    return low.contiguous(memory_format=memory_format), high.contiguous(memory_format=memory_format)
+
+
+def _upsample(
+    low: Tensor,
+    high: Tensor,
+    low_weight: Tensor,
+    low_bias: Tensor,
+    high_weight: Tensor,
+    high_bias: Tensor,
+    output_size: Sequence[int],
+) -> Tensor:
+    """The decoder's first layer: the sum of two transposed convolutions, then ReLU."""
+    padding = _output_padding(low, output_size)
+    up_low = F.conv_transpose2d(low, low_weight, low_bias, stride=2, padding=1, output_padding=padding)
+    up_high = F.conv_transpose2d(high, high_weight, high_bias, stride=2, padding=1, output_padding=padding)
+    return F.relu(up_low + up_high)
+
+
+def _output_padding(low: Tensor, output_size: Sequence[int]) -> list[int]:
+    return [size - (2 * half - 1) for size, half in zip(output_size, low.shape[2:])]
+
+
+def decode(
+    low: Tensor,
+    high: Tensor,
+    low_weight: Tensor,
+    low_bias: Tensor,
+    high_weight: Tensor,
+    high_bias: Tensor,
+    conv1_weight: Tensor,
+    conv1_bias: Tensor,
+    conv2_weight: Tensor,
+    conv2_bias: Tensor,
+    conv3_weight: Tensor,
+    conv3_bias: Tensor,
+    output_size: Sequence[int],
+) -> Tensor:
+    """The decoder: ``low`` and ``high`` back to an image. See :func:`wae_kernels.decode`."""
+    up = (low_weight, low_bias, high_weight, high_bias)
+    layers = (conv1_weight, conv1_bias, conv2_weight, conv2_bias)
+    check_decode(low, high, (*up, *layers, conv3_weight, conv3_bias), output_size)
+    features = _trunk(_upsample(low, high, *up, output_size), layers)[-1]
+    image = F.conv2d(features, conv3_weight, conv3_bias, padding=1)
+    return image.contiguous(memory_format=format_of(low))
+
+
+def _conv_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    *,
+    need_x: bool,
+    need_parameters: bool,
+    stride: int = 1,
+    transposed: bool = False,
+    output_padding: Sequence[int] = (0, 0),
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of one 3x3, padding-1 convolution: of its input, weight and bias (None where not needed)."""
+    gradients: tuple[Tensor, Tensor, Tensor] = _convolution_backward(
+        grad,
+        x,
+        weight,
+        [weight.shape[1] if transposed else weight.shape[0]],
+        [stride, stride],
+        [1, 1],
+        [1, 1],
+        transposed,
+        list(output_padding),
+        1,
+        [need_x, need_parameters, need_parameters],
+    )
+    return gradients
+
+
+def _trunk_backward(
+    grad: Tensor, inputs: Sequence[Tensor], outputs: Sequence[Tensor], layers: Sequence[Tensor], **needs: bool
+) -> tuple[Tensor, list[Tensor]]:
+    """Back through ``_trunk``: the gradient of its input, and of its layers (weight, bias, weight, ...)."""
+    gradients: list[Tensor] = []
+    for i in reversed(range(len(outputs))):
+        masked = grad * (outputs[i] > 0)
+        need_x = i > 0 or needs["need_x"]
+        grad, d_weight, d_bias = _conv_backward(
+            masked, inputs[i], layers[2 * i], need_x=need_x, need_parameters=needs["need_parameters"]
+        )
+        gradients = [d_weight, d_bias, *gradients]
+    return grad, gradients
+
+
+def _owned(tensor: Tensor | None, like: Tensor) -> Tensor:
+    """A gradient as the schema returns it: no elements where there is none, the input's layout where there is."""
+    if tensor is None:
+        return like.new_empty(0)
+    return tensor.contiguous()
+
+
+def encode_backward(
+    grad_low: Tensor,
+    grad_high: Tensor,
+    image: Tensor,
+    conv1_weight: Tensor,
+    conv1_bias: Tensor,
+    conv2_weight: Tensor,
+    conv2_bias: Tensor,
+    conv3_weight: Tensor,
+    conv3_bias: Tensor,
+    low_weight: Tensor,
+    low_bias: Tensor,
+    high_weight: Tensor,
+    high_bias: Tensor,
+    image_scale: Tensor | None,
+    image_shift: Tensor | None,
+    need_image: bool,
+    need_parameters: bool,
+    need_scale: bool,
+) -> tuple[Tensor, ...]:
+    """Gradients of :func:`encode`, from its inputs alone: the intermediates are computed again.
+
+    Returns:
+        13 tensors: of the image, of the ten parameters in order, of image_scale and image_shift.
+        Those not needed have no elements.
+    """
+    layers = (conv1_weight, conv1_bias, conv2_weight, conv2_bias, conv3_weight, conv3_bias)
+    heads = (low_weight, low_bias, high_weight, high_bias)
+    check_encode(image, (*layers, *heads), image_scale, image_shift, op="encode_backward")
+    half = (image.shape[0], 3, (image.shape[2] + 1) // 2, (image.shape[3] + 1) // 2)
+    check_gradient("encode_backward", "grad_low", grad_low, half, conv1_weight)
+    check_gradient("encode_backward", "grad_high", grad_high, half, conv1_weight)
+
+    need_image = need_image and image.is_floating_point()
+    need_scale = need_scale and (image_scale is not None or image_shift is not None)
+    x = normalize_image(image, conv1_weight.dtype, image_scale, image_shift)
+    outputs = _trunk(x, layers)
+    d_low = _conv_backward(
+        grad_low, outputs[-1], low_weight, need_x=True, need_parameters=need_parameters, stride=2
+    )
+    d_high = _conv_backward(
+        grad_high, outputs[-1], high_weight, need_x=True, need_parameters=need_parameters, stride=2
+    )
+    grad_x, d_layers = _trunk_backward(
+        d_low[0] + d_high[0],
+        [x, *outputs[:-1]],
+        outputs,
+        layers,
+        need_x=need_image or need_scale,
+        need_parameters=need_parameters,
+    )
+    grad_image = grad_scale = grad_shift = None
+    if need_image:
+        grad_image = normalize_image(grad_x, image.dtype, image_scale, None)
+        grad_image = grad_image.contiguous(memory_format=format_of(image))
+    if need_scale:
+        wide = grad_x.to(torch.promote_types(grad_x.dtype, torch.float32))
+        if image_scale is not None:
+            grad_scale = (wide * image).sum((0, 2, 3)).to(image_scale.dtype)
+        if image_shift is not None:
+            grad_shift = wide.sum((0, 2, 3)).to(image_shift.dtype)
+    like = conv1_weight
+    return (
+        like.new_empty(0) if grad_image is None else grad_image,
+        *(_owned(g, like) for g in (*d_layers, *d_low[1:], *d_high[1:])),
+        _owned(grad_scale, like if image_scale is None else image_scale),
+        _owned(grad_shift, like if image_shift is None else image_shift),
+    )
+
+
+def decode_backward(
+    grad_image: Tensor,
+    low: Tensor,
+    high: Tensor,
+    low_weight: Tensor,
+    low_bias: Tensor,
+    high_weight: Tensor,
+    high_bias: Tensor,
+    conv1_weight: Tensor,
+    conv1_bias: Tensor,
+    conv2_weight: Tensor,
+    conv2_bias: Tensor,
+    conv3_weight: Tensor,
+    conv3_bias: Tensor,
+    need_input: bool,
+    need_parameters: bool,
+) -> tuple[Tensor, ...]:
+    """Gradients of :func:`decode`, from its inputs alone: the intermediates are computed again.
+
+    Returns:
+        12 tensors: of ``low`` and ``high``, of the ten parameters in order. Those not needed have no
+        elements.
+    """
+    op = "decode_backward"
+    up = (low_weight, low_bias, high_weight, high_bias)
+    layers = (conv1_weight, conv1_bias, conv2_weight, conv2_bias)
+    output_size = list(grad_image.shape[2:])
+    check_decode(low, high, (*up, *layers, conv3_weight, conv3_bias), output_size, op=op)
+    check_gradient(op, "grad_image", grad_image, (low.shape[0], 3, *output_size), conv1_weight)
+
+    start = _upsample(low, high, *up, output_size)
+    outputs = _trunk(start, layers)
+    grad, d_conv3_weight, d_conv3_bias = _conv_backward(
+        grad_image, outputs[-1], conv3_weight, need_x=True, need_parameters=need_parameters
+    )
+    grad, d_layers = _trunk_backward(
+        grad, [start, *outputs[:-1]], outputs, layers, need_x=True, need_parameters=need_parameters
+    )
+    masked = grad * (start > 0)
+    branches = [
+        _conv_backward(
+            masked,
+            x,
+            weight,
+            need_x=need_input,
+            need_parameters=need_parameters,
+            stride=2,
+            transposed=True,
+            output_padding=_output_padding(low, output_size),
+        )
+        for x, weight in ((low, low_weight), (high, high_weight))
+    ]
+    like = conv1_weight
+    memory_format = format_of(low)
+    d_inputs = [like.new_empty(0) if d[0] is None else d[0].contiguous(memory_format=memory_format) for d in branches]
+    parameters = (*branches[0][1:], *branches[1][1:], *d_layers, d_conv3_weight, d_conv3_bias)
+    return (*d_inputs, *(_owned(g, like) for g in parameters))

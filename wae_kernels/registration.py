@@ -1,0 +1,220 @@
+"""Everything torch wants to know about the ops besides their kernels.
+
+Fake kernels (shapes for ``torch.compile`` and ``torch.export``), autograd, autocast, and the reference
+implementation as the kernel of every device that has no better one. The schemas and the processor's
+kernels come from the compiled library (``csrc/ops.cpp``).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _load, reference
+from .checks import DECODER_SHAPES, ENCODER_SHAPES, check_decode, check_encode, check_gradient
+
+_N_PARAMETERS = len(ENCODER_SHAPES)
+assert len(DECODER_SHAPES) == _N_PARAMETERS
+
+_library = torch.library.Library("wae", "FRAGMENT")
+
+_REFERENCE: dict[str, Callable[..., Any]] = {
+    "encode": reference.encode,
+    "decode": reference.decode,
+    "encode_backward": reference.encode_backward,
+    "decode_backward": reference.decode_backward,
+}
+
+
+# ---------------------------------------------------------------------------------- schemas and fallback
+
+
+def _warn_once(why: str) -> Callable[[], None]:
+    pending = [why]
+
+    def warn() -> None:
+        if pending:
+            warnings.warn(
+                f"wae_kernels runs on plain PyTorch operators: the compiled library is missing, because "
+                f"{pending.pop()}. `wae info` tells more.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+    return warn
+
+
+def _define_reference() -> None:
+    """Define ``wae::_<op>_reference`` for every op, and make it the op's kernel where there is no other.
+
+    The compiled kernels hand over to ``_<op>_reference`` what they have no fast path for (float64,
+    widths other than 16).
+    """
+    warn = _warn_once(_load.CPU.why_not) if _load.CPU.library is None else (lambda: None)
+    for schema in _load.schemas():
+        name = schema.partition("(")[0]
+        if _load.CPU.library is None:
+            _library.define(schema)
+        _library.define(f"_{name}_reference{schema[len(name) :]}")
+
+        def fallback(*args: Any, function: Callable[..., Any] = _REFERENCE[name], **kwargs: Any) -> Any:
+            warn()
+            return function(*args, **kwargs)
+
+        _library.impl(name, fallback, "CompositeExplicitAutograd")
+        _library.impl(f"_{name}_reference", _REFERENCE[name], "CompositeExplicitAutograd")
+
+
+# -------------------------------------------------------------------------------------------------- fakes
+
+
+def _empty(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype, memory_format: torch.memory_format) -> Tensor:
+    return like.new_empty(shape, dtype=dtype).contiguous(memory_format=memory_format)
+
+
+def _gradients(wanted: bool, tensors: tuple[Tensor, ...]) -> list[Tensor]:
+    return [t.new_empty(t.shape if wanted else 0) for t in tensors]
+
+
+def _fake_encode(image: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    parameters, scale, shift = args[:_N_PARAMETERS], *_optional(args[_N_PARAMETERS:])
+    check_encode(image, parameters, scale, shift)
+    shape = (image.shape[0], 3, (image.shape[2] + 1) // 2, (image.shape[3] + 1) // 2)
+    memory_format = reference.format_of(image)
+    dtype = parameters[0].dtype
+    return _empty(image, shape, dtype, memory_format), _empty(image, shape, dtype, memory_format)
+
+
+def _optional(rest: tuple[Any, ...]) -> tuple[Tensor | None, Tensor | None]:
+    """image_scale and image_shift from the end of an argument list that may leave them out."""
+    return (rest[0] if rest else None, rest[1] if len(rest) > 1 else None)
+
+
+def _fake_decode(low: Tensor, high: Tensor, *args: Any) -> Tensor:
+    parameters, output_size = args[:_N_PARAMETERS], args[_N_PARAMETERS]
+    check_decode(low, high, parameters, output_size)
+    return _empty(low, (low.shape[0], 3, *output_size), low.dtype, reference.format_of(low))
+
+
+def _fake_encode_backward(grad_low: Tensor, grad_high: Tensor, image: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    parameters = args[:_N_PARAMETERS]
+    scale, shift, need_image, need_parameters, need_scale = args[_N_PARAMETERS:]
+    check_encode(image, parameters, scale, shift, op="encode_backward")
+    half = (image.shape[0], 3, (image.shape[2] + 1) // 2, (image.shape[3] + 1) // 2)
+    check_gradient("encode_backward", "grad_low", grad_low, half, parameters[0])
+    check_gradient("encode_backward", "grad_high", grad_high, half, parameters[0])
+    like = parameters[0]
+    if need_image and image.is_floating_point():
+        grad_image = _empty(image, tuple(image.shape), image.dtype, reference.format_of(image))
+    else:
+        grad_image = like.new_empty(0)
+    affine = [like.new_empty(0) if t is None else t.new_empty(t.shape if need_scale else 0) for t in (scale, shift)]
+    return (grad_image, *_gradients(need_parameters, parameters), *affine)
+
+
+def _fake_decode_backward(grad_image: Tensor, low: Tensor, high: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    parameters = args[:_N_PARAMETERS]
+    need_input, need_parameters = args[_N_PARAMETERS:]
+    output_size = grad_image.shape[2:]
+    check_decode(low, high, parameters, output_size, op="decode_backward")
+    shape = (low.shape[0], 3, *output_size)
+    check_gradient("decode_backward", "grad_image", grad_image, shape, parameters[0])
+    if need_input:
+        memory_format = reference.format_of(low)
+        inputs = [_empty(low, tuple(low.shape), low.dtype, memory_format) for _ in range(2)]
+    else:
+        inputs = [low.new_empty(0) for _ in range(2)]
+    return (*inputs, *_gradients(need_parameters, parameters))
+
+
+# ----------------------------------------------------------------------------------------------- autograd
+
+
+def _save_encode(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    scale, shift = _optional(inputs[1 + _N_PARAMETERS :])
+    ctx.save_for_backward(*inputs[: 1 + _N_PARAMETERS], scale, shift)
+    ctx.n_inputs = len(inputs)
+
+
+def _encode_autograd(ctx: Any, grad_low: Tensor, grad_high: Tensor) -> tuple[Tensor | None, ...]:
+    needs = [*ctx.needs_input_grad, False, False][: 3 + _N_PARAMETERS]
+    groups = (needs[0], any(needs[1 : 1 + _N_PARAMETERS]), any(needs[1 + _N_PARAMETERS :]))
+    gradients = torch.ops.wae.encode_backward(grad_low, grad_high, *ctx.saved_tensors, *groups)
+    return _only(gradients, needs)[: ctx.n_inputs]
+
+
+def _save_decode(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(*inputs[: 2 + _N_PARAMETERS])
+
+
+def _decode_autograd(ctx: Any, grad_image: Tensor) -> tuple[Tensor | None, ...]:
+    needs = ctx.needs_input_grad[: 2 + _N_PARAMETERS]
+    groups = (any(needs[:2]), any(needs[2:]))
+    gradients = torch.ops.wae.decode_backward(grad_image, *ctx.saved_tensors, *groups)
+    return (*_only(gradients, needs), None)
+
+
+def _only(gradients: tuple[Tensor, ...], needs: Any) -> tuple[Tensor | None, ...]:
+    return tuple(g if need else None for g, need in zip(gradients, needs, strict=True))
+
+
+def _no_second_derivative(name: str) -> Callable[..., Any]:
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise RuntimeError(
+            f"wae::{name} has no derivative: second derivatives through the fused encoder and decoder are "
+            f"not supported. Use wae_kernels.reference.{name.removesuffix('_backward')} for them."
+        )
+
+    return backward
+
+
+# ----------------------------------------------------------------------------------------------- autocast
+
+
+def _register_autocast(name: str, device_type: str) -> None:
+    """Inside ``torch.autocast`` the op runs in autocast's dtype, as a convolution does.
+
+    ``torch.library.register_autocast`` fixes the dtype when it is called; a user may choose another.
+    """
+    key = getattr(torch._C.DispatchKey, f"Autocast{device_type.upper()}")
+    op = getattr(torch.ops.wae, name).default
+
+    def kernel(keyset: Any, *args: Any, **kwargs: Any) -> Any:
+        dtype = torch.get_autocast_dtype(device_type)
+
+        def cast(value: Any) -> Any:
+            if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64:
+                return value.to(dtype)
+            return value
+
+        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
+            return op(*(cast(a) for a in args), **{k: cast(v) for k, v in kwargs.items()})
+
+    _library.impl(name, kernel, key.name, with_keyset=True)
+
+
+def _register() -> None:
+    _define_reference()
+    fakes = {
+        "encode": _fake_encode,
+        "decode": _fake_decode,
+        "encode_backward": _fake_encode_backward,
+        "decode_backward": _fake_decode_backward,
+    }
+    for name, fake in fakes.items():
+        torch.library.register_fake(f"wae::{name}", fake, lib=_library)
+        torch.library.register_fake(f"wae::_{name}_reference", fake, lib=_library)
+    autograd = {"encode": (_encode_autograd, _save_encode), "decode": (_decode_autograd, _save_decode)}
+    for name, (backward, save) in autograd.items():
+        torch.library.register_autograd(f"wae::{name}", backward, setup_context=save, lib=_library)
+        second = f"{name}_backward"
+        torch.library.register_autograd(f"wae::{second}", _no_second_derivative(second), lib=_library)
+        for device_type in ("cpu", "cuda"):
+            _register_autocast(name, device_type)
+
+
+_register()
