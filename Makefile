@@ -1,0 +1,114 @@
+# The short names for everything. Each target sets up .venv by itself, out of a Python >= 3.10 (choose one
+# with PYTHON=...) and a C++ compiler. PIP_EXTRA is handed to pip, for example
+#   make run PIP_EXTRA='--extra-index-url https://download.pytorch.org/whl/cpu'
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+PIP_EXTRA ?=
+VENV := .venv
+BIN := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+CXX_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+.PHONY: run
+run: $(VENV)/.app build  ## split the bundled photos and put them back together, with timings (`wae demo`)
+	$(BIN)/wae demo
+
+.PHONY: test
+test: lint sanitize build  ## everything that must hold: lint, types, C++ under sanitizers, all tests
+	$(BIN)/python -m pytest
+
+.PHONY: quick
+quick: $(VENV)/.dev build  ## the tests that are not slow, up to the first failure (about 3 minutes)
+	$(BIN)/python -m pytest -m "not slow" -x
+
+.PHONY: bench
+bench: $(VENV)/.dev build  ## measure against the other ways to run the same networks, and make the tables
+	$(BIN)/python -m pytest benches
+	$(BIN)/python benches/report.py
+
+.PHONY: lint
+lint: $(VENV)/.dev  ## formatting, lint and types; changes nothing
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+	$(BIN)/mypy
+
+.PHONY: format
+format: $(VENV)/.dev  ## put all files into the form that `make lint` asks for
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+.PHONY: clean
+clean:  ## remove what was built (not .venv: for that, rm -r .venv)
+	rm -rf build dist *.egg-info wae_kernels/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find wae_kernels python tests benches tools -name __pycache__ -prune -exec rm -rf {} +
+
+.PHONY: help
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+
+# ------------------------------------------------------------------------------- .venv, kept up by stamps
+#
+# The package is linked into .venv without its library, which the rule below builds: so a change of C++
+# compiles what it touches, and a change of pyproject.toml installs and compiles nothing.
+
+PACKAGING := pyproject.toml setup.py tools/build_backend.py
+comma := ,
+
+define install
+	@echo "installing $(1) into $(VENV) (minutes, the first time)"
+	WAE_NO_NATIVE=1 $(BIN)/pip install $(PIP_EXTRA) -e '.[$(1)]' | { grep -v '^Requirement already' || true; }
+	@touch $@
+endef
+
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed, this is " + sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.app: $(PACKAGING) | $(BIN)/pip
+	$(call install,app$(comma)build)
+
+$(VENV)/.dev: $(VENV)/.app
+	$(call install,dev)
+
+# ------------------------------------------------------------------------------------- the compiled library
+
+.PHONY: build
+ifeq ($(filter-out 0,$(WAE_NO_NATIVE)),)
+build: wae_kernels/_C.abi3.so  ## compile what changed of the C++ library, in place
+else
+build: $(VENV)/.app
+endif
+
+wae_kernels/_C.abi3.so: $(shell find csrc -type f -not -path 'csrc/cuda/*') wae_kernels/schemas.inc setup.py | $(VENV)/.app
+	$(BIN)/python setup.py build_ext --inplace
+	@touch $@
+
+# ---------------------------------------------------------------- the kernels under sanitizers, without torch
+
+SANITIZE := build/sanitize
+SANITIZE_OBJECTS := $(patsubst %.cpp,$(SANITIZE)/%.o,$(wildcard tests/cpp/*.cpp csrc/cpu/*.cpp))
+SANITIZE_FLAGS := -std=c++20 -O1 -g -Wall -Wextra -fno-omit-frame-pointer -pthread -Icsrc \
+	-fsanitize=address,undefined -fno-sanitize-recover=all
+
+.PHONY: sanitize
+sanitize:  ## the C++ kernels under the address and undefined-behaviour sanitizers
+	@$(MAKE) --no-print-directory -j$$(getconf _NPROCESSORS_ONLN) $(SANITIZE)/kernels
+	$(SANITIZE)/kernels
+
+$(SANITIZE)/kernels: $(SANITIZE_OBJECTS)
+	$(CXX) $(SANITIZE_FLAGS) $^ -o $@
+
+$(SANITIZE)/%.o: %.cpp
+	@mkdir -p $(@D)
+	$(CXX) $(SANITIZE_FLAGS) -MMD -MP -c $< -o $@
+
+-include $(SANITIZE_OBJECTS:.o=.d)
