@@ -92,14 +92,13 @@ def _check_parameters(
     width_at = list(shapes).index("conv1_weight")
     first = parameters[width_at]
     width = first.shape[0] if first.dim() == 4 else 0
-    _require(
-        width >= 1, op, f"conv1_weight must have shape (width, ..., 3, 3), got {_shape(first.shape)}"
-    )
+    _require(width >= 1, op, f"conv1_weight must have shape (width, ..., 3, 3), got {_shape(first.shape)}")
     for (name, pattern), tensor in zip(shapes.items(), parameters, strict=True):
         wanted = tuple(width if size == WIDTH else size for size in pattern)
         _require(tensor.layout == torch.strided, op, f"{name} must be a dense tensor, got {tensor.layout}")
         _require(
-            tensor.dim() == len(wanted) and all(got == want for got, want in zip(tensor.shape, wanted)),
+            tensor.dim() == len(wanted)
+            and all(got == want for got, want in zip(tensor.shape, wanted, strict=True)),
             op,
             f"{name} must have shape {_shape(wanted)}, got {_shape(tensor.shape)}",
         )
@@ -181,7 +180,7 @@ def check_decode(
     _check_floating(op, "low", low)
     _check_image_like(op, "high", high)
     _require(
-        all(a == b for a, b in zip(high.shape, low.shape)),
+        all(a == b for a, b in zip(high.shape, low.shape, strict=True)),
         op,
         f"high must have low's shape {_shape(low.shape)}, got {_shape(high.shape)}",
     )
@@ -190,18 +189,20 @@ def check_decode(
     _require(
         len(output_size) == 2, op, f"output_size must be (height, width), got {len(output_size)} numbers"
     )
-    for name, got, half in zip(("height", "width"), output_size, low.shape[2:]):
+    for name, got, half in zip(("height", "width"), output_size, low.shape[2:], strict=True):
         _require(
             got == 2 * half or got == 2 * half - 1,
             op,
-            f"output_size's {name} must be {2 * half - 1} or {2 * half} for a low of {name} {half}, got {got}",
+            f"output_size's {name} must be {2 * half - 1} or {2 * half} "
+            f"for a low of {name} {half}, got {got}",
         )
 
 
 def check_gradient(op: str, name: str, gradient: Tensor, shape: Sequence[int], like: Tensor) -> None:
     """Raise ``RuntimeError`` unless an incoming gradient has the shape, dtype and device of its output."""
     _require(
-        gradient.dim() == len(shape) and all(got == want for got, want in zip(gradient.shape, shape)),
+        gradient.dim() == len(shape)
+        and all(got == want for got, want in zip(gradient.shape, shape, strict=True)),
         op,
         f"{name} must have shape {_shape(shape)}, got {_shape(gradient.shape)}",
     )

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
+from . import registration  # noqa: F401  (importing it registers the ops)
 from .backends import WIDTH
-from .ops import decode, encode
 
 
 def _tensors(*layers: nn.Conv2d | nn.ConvTranspose2d) -> list[Tensor]:
@@ -42,7 +43,8 @@ class Encoder(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """``(low, high)`` of a (N, 3, H, W) image; see :func:`wae_kernels.encode`."""
         tensors = _tensors(self.conv1, self.conv2, self.conv3, self.low, self.high)
-        return encode(image, *tensors, image_scale=image_scale, image_shift=image_shift)
+        low, high = torch.ops.wae.encode(image, *tensors, image_scale, image_shift)
+        return low, high
 
 
 class Decoder(nn.Module):
@@ -63,4 +65,5 @@ class Decoder(nn.Module):
     def forward(self, low: Tensor, high: Tensor, output_size: Sequence[int]) -> Tensor:
         """The (N, 3, *output_size) image; see :func:`wae_kernels.decode`."""
         tensors = _tensors(self.low, self.high, self.conv1, self.conv2, self.conv3)
-        return decode(low, high, *tensors, output_size=output_size)
+        image: Tensor = torch.ops.wae.decode(low, high, *tensors, output_size)
+        return image

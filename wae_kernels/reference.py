@@ -56,7 +56,7 @@ def normalize_image(
 def _trunk(x: Tensor, layers: Sequence[Tensor]) -> list[Tensor]:
     """The outputs of consecutive ``conv k3 s1 p1 + ReLU`` layers; ``layers`` is weight, bias, weight, ..."""
     outputs = []
-    for weight, bias in zip(layers[0::2], layers[1::2]):
+    for weight, bias in zip(layers[0::2], layers[1::2], strict=True):
         x = F.relu(F.conv2d(x, weight, bias, padding=1))
         outputs.append(x)
     return outputs
@@ -105,7 +105,7 @@ def _upsample(
 
 
 def _output_padding(low: Tensor, output_size: Sequence[int]) -> list[int]:
-    return [size - (2 * half - 1) for size, half in zip(output_size, low.shape[2:])]
+    return [size - (2 * half - 1) for size, half in zip(output_size, low.shape[2:], strict=True)]
 
 
 def decode(
@@ -175,11 +175,13 @@ def _trunk_backward(
     return grad, gradients
 
 
-def _owned(tensor: Tensor | None, like: Tensor) -> Tensor:
-    """A gradient as the schema returns it: no elements where there is none, the input's layout where there is."""
+def _owned(
+    tensor: Tensor | None, like: Tensor, memory_format: torch.memory_format = torch.contiguous_format
+) -> Tensor:
+    """A gradient as the schema returns it: no elements where there is none, dense where there is."""
     if tensor is None:
         return like.new_empty(0)
-    return tensor.contiguous()
+    return tensor.contiguous(memory_format=memory_format)
 
 
 def encode_backward(
@@ -305,7 +307,6 @@ def decode_backward(
         for x, weight in ((low, low_weight), (high, high_weight))
     ]
     like = conv1_weight
-    memory_format = format_of(low)
-    d_inputs = [like.new_empty(0) if d[0] is None else d[0].contiguous(memory_format=memory_format) for d in branches]
+    d_inputs = [_owned(d[0], like, format_of(low)) for d in branches]
     parameters = (*branches[0][1:], *branches[1][1:], *d_layers, d_conv3_weight, d_conv3_bias)
     return (*d_inputs, *(_owned(g, like) for g in parameters))

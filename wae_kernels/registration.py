@@ -72,7 +72,9 @@ def _define_reference() -> None:
 # -------------------------------------------------------------------------------------------------- fakes
 
 
-def _empty(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype, memory_format: torch.memory_format) -> Tensor:
+def _empty(
+    like: Tensor, shape: tuple[int, ...], dtype: torch.dtype, memory_format: torch.memory_format
+) -> Tensor:
     return like.new_empty(shape, dtype=dtype).contiguous(memory_format=memory_format)
 
 
@@ -100,7 +102,9 @@ def _fake_decode(low: Tensor, high: Tensor, *args: Any) -> Tensor:
     return _empty(low, (low.shape[0], 3, *output_size), low.dtype, reference.format_of(low))
 
 
-def _fake_encode_backward(grad_low: Tensor, grad_high: Tensor, image: Tensor, *args: Any) -> tuple[Tensor, ...]:
+def _fake_encode_backward(
+    grad_low: Tensor, grad_high: Tensor, image: Tensor, *args: Any
+) -> tuple[Tensor, ...]:
     parameters = args[:_N_PARAMETERS]
     scale, shift, need_image, need_parameters, need_scale = args[_N_PARAMETERS:]
     check_encode(image, parameters, scale, shift, op="encode_backward")
@@ -112,7 +116,9 @@ def _fake_encode_backward(grad_low: Tensor, grad_high: Tensor, image: Tensor, *a
         grad_image = _empty(image, tuple(image.shape), image.dtype, reference.format_of(image))
     else:
         grad_image = like.new_empty(0)
-    affine = [like.new_empty(0) if t is None else t.new_empty(t.shape if need_scale else 0) for t in (scale, shift)]
+    affine = [
+        like.new_empty(0) if t is None else t.new_empty(t.shape if need_scale else 0) for t in (scale, shift)
+    ]
     return (grad_image, *_gradients(need_parameters, parameters), *affine)
 
 
@@ -199,7 +205,7 @@ def _register_autocast(name: str, device_type: str) -> None:
 
 def _register() -> None:
     _define_reference()
-    fakes = {
+    fakes: dict[str, Callable[..., Any]] = {
         "encode": _fake_encode,
         "decode": _fake_decode,
         "encode_backward": _fake_encode_backward,
@@ -208,7 +214,10 @@ def _register() -> None:
     for name, fake in fakes.items():
         torch.library.register_fake(f"wae::{name}", fake, lib=_library)
         torch.library.register_fake(f"wae::_{name}_reference", fake, lib=_library)
-    autograd = {"encode": (_encode_autograd, _save_encode), "decode": (_decode_autograd, _save_decode)}
+    autograd: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+        "encode": (_encode_autograd, _save_encode),
+        "decode": (_decode_autograd, _save_decode),
+    }
     for name, (backward, save) in autograd.items():
         torch.library.register_autograd(f"wae::{name}", backward, setup_context=save, lib=_library)
         second = f"{name}_backward"
