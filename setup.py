@@ -33,7 +33,8 @@ NATIVE = os.environ.get("WAE_NO_NATIVE", "0") in ("", "0")
 LIMITED_API = not sysconfig.get_config_var("Py_GIL_DISABLED")
 
 WITHOUT_NATIVE = "or set WAE_NO_NATIVE=1 to install without the compiled kernels"
-CXX20_PROGRAM = "#include <concepts>\n#include <span>\ntemplate <std::integral T> T f(std::span<T> s) { return s[0]; }\n"
+CXX20_PROGRAM = "#include <concepts>\n#include <span>\ntemplate <std::integral T> T f(std::span<T>);\n"
+COMPILERS = "g++ 11, clang 14 or newer"
 
 
 def paths(*patterns: str) -> list[str]:
@@ -94,7 +95,8 @@ def why_no_torch() -> str:
             "leave out --no-build-isolation, or run `pip install torch` first"
         )
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST_TORCH:
-        return f"building needs PyTorch {oldest} or newer, found {torch.__version__}; run `pip install -U torch`"
+        found = torch.__version__
+        return f"building needs PyTorch {oldest} or newer, found {found}; run `pip install -U torch`"
     return ""
 
 
@@ -109,11 +111,13 @@ def why_no_compiler() -> str:
     if found is None:
         return (
             f"no C++ compiler found (looked for {', '.join(candidates)}); "
-            "install g++ 11 or clang 14 or newer, or point CXX to one"
+            f"install one ({COMPILERS}), set CXX to its path"
         )
     test = [*shlex.split(found), "-std=c++20", "-fsyntax-only", "-x", "c++", "-"]
     if subprocess.run(test, input=CXX20_PROGRAM, text=True, capture_output=True, check=False).returncode:
-        return f"the C++ compiler {found!r} does not compile C++20; install g++ 11 or clang 14 or newer, or set CXX"
+        return (
+            f"the C++ compiler {found!r} cannot compile C++20; install another ({COMPILERS}), set CXX to it"
+        )
     os.environ["CXX"] = found
     return ""
 

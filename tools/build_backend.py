@@ -49,8 +49,8 @@ def get_requires_for_build_sdist(config_settings: object = None) -> list[str]:
 
 if _version(setuptools.__version__)[0] < OLDEST_SETUPTOOLS:
     raise SystemExit(
-        f"wae-kernels: building needs setuptools {OLDEST_SETUPTOOLS} or newer, found {setuptools.__version__}; "
-        "leave out --no-build-isolation, or run `pip install -U setuptools` first."
+        f"wae-kernels: building needs setuptools {OLDEST_SETUPTOOLS} or newer, found "
+        f"{setuptools.__version__}; leave out --no-build-isolation, or run `pip install -U setuptools` first."
     )
 if find_spec("torch") is None and _installed_torch_fits():
     # At the end, so that the build's own setuptools stays in front.
