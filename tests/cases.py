@@ -1,0 +1,186 @@
+"""What the op tests run on: backends, networks, pictures, and the ways a picture can lie in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from wae_kernels import backends
+from wae_kernels.checks import DECODER_SHAPES, ENCODER_SHAPES
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A device, and the backend that is told to run the ops there."""
+
+    name: str
+    device: str = "cpu"
+    why_not: str = ""
+
+    @property
+    def compiled(self) -> bool:
+        """Whether our own kernels run: the promises beyond PyTorch's (same bits) are theirs."""
+        return self.name.startswith("cpu:")
+
+    def __str__(self) -> str:
+        return self.name if self.device == "cpu" else f"{self.name}@{self.device}"
+
+
+CELLS = [Cell(b.name, why_not="" if b.available else b.reason) for b in backends.available()]
+CELLS.append(Cell("auto", "cuda", why_not="" if torch.cuda.is_available() else "no GPU here"))
+SIZES = [
+    (1, 1), (1, 2), (2, 1), (2, 2), (3, 5), (5, 4), (1, 7), (7, 1), (1, 300), (300, 1),
+    (15, 16), (16, 17), (31, 33), (64, 64), (65, 63), (130, 34),
+]  # fmt: skip
+LARGE_SIZES = [(224, 224), (225, 223), (3, 4096), (6, 4099), (9, 4096), (4096, 4), (4097, 7)]
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def size_name(size: tuple[int, int]) -> str:
+    """A test id: 31x33."""
+    return f"{size[0]}x{size[1]}"
+
+
+# ------------------------------------------------------------------------------------------------ networks
+
+
+def _draw(shape: Sequence[int], variance: float) -> Tensor:
+    return torch.randn(tuple(shape), dtype=torch.float64) * variance**0.5
+
+
+def _network(fan_in: dict[str, float], shapes: dict[str, tuple[int, ...]]) -> list[Tensor]:
+    """He's initialisation, so that every layer's output has a variance near 1; the biases are not zero."""
+    return [_draw(s, 0.1) if len(s) == 1 else _draw(s, 2 / fan_in[name]) for name, s in shapes.items()]
+
+
+def _shapes(shapes: dict[str, tuple[int, ...]], width: int) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(width if size < 0 else size for size in s) for name, s in shapes.items()}
+
+
+def encoder(dtype: torch.dtype = torch.float32, device: str = "cpu", width: int = 16) -> list[Tensor]:
+    """Ten random parameters in the order of ``wae::encode``."""
+    shapes = _shapes(ENCODER_SHAPES, width)
+    fan_in = {name: 9.0 * s[1] for name, s in shapes.items() if len(s) == 4}
+    return [t.to(device, dtype) for t in _network(fan_in, shapes)]
+
+
+def decoder(dtype: torch.dtype = torch.float32, device: str = "cpu", width: int = 16) -> list[Tensor]:
+    """Ten random parameters in the order of ``wae::decode``."""
+    shapes = _shapes(DECODER_SHAPES, width)
+    fan_in = {name: 9.0 * s[1] for name, s in shapes.items() if len(s) == 4}
+    # A pixel of the transposed convolutions sees 9/4 taps on average, of 3 channels of two pictures.
+    fan_in["low_weight"] = fan_in["high_weight"] = 6 * 9 / 4
+    return [t.to(device, dtype) for t in _network(fan_in, shapes)]
+
+
+def switched(parameters: Sequence[Tensor]) -> list[Tensor]:
+    """The same network with every trunk channel well above or well below zero: no ReLU is in doubt.
+
+    A ReLU's derivative jumps at zero, so where an activation is within the rounding of zero, no gradient
+    in that precision is right. In float16 and bfloat16 that is some pixel of any picture.
+    """
+    step = torch.tensor([1.0, -1.0], dtype=torch.float64) * 12
+    return [
+        t if t.dim() == 4 or t.shape[0] == 3 else t + step.repeat(t.shape[0] // 2).to(t) for t in parameters
+    ]
+
+
+# ------------------------------------------------------------------------------------------------ pictures
+
+
+def picture(
+    batch: int, height: int, width: int, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> Tensor:
+    """A (batch, 3, height, width) picture of noise: variance 1, or all of 0..255 for uint8."""
+    if dtype == torch.uint8:
+        return torch.randint(0, 256, (batch, 3, height, width), dtype=dtype).to(device)
+    return _draw((batch, 3, height, width), 1).to(device, dtype)
+
+
+def affine(
+    dtype: torch.dtype = torch.float32, device: str = "cpu", *, of_bytes: bool = False
+) -> list[Tensor]:
+    """``image_scale`` and ``image_shift``; those of bytes take 0..255 to about variance 1."""
+    scale, shift = torch.tensor([0.7, 1.1, -1.3]), torch.tensor([0.4, -0.3, 0.2])
+    if of_bytes:
+        scale, shift = scale / 74, shift - 1.7 * scale
+    return [scale.to(device, dtype), shift.to(device, dtype)]
+
+
+def widened(values: Sequence[T]) -> list[T]:
+    """The floating-point tensors among ``values`` as float64: the oracle's arguments."""
+    return [v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for v in values]
+
+
+# ------------------------------------------------------------------------------------------------- layouts
+
+
+def _within(x: Tensor, order: Sequence[int] = (0, 1, 2, 3), step: int = 1) -> Tensor:
+    """``x`` inside a larger tensor, dimensions in memory in this ``order``, every ``step``-th pixel.
+
+    What lies around it is NaN (for bytes, noise), so that a kernel that reads beside the picture shows it.
+    """
+    n, c, h, w = x.shape
+    outer = (n + 2, c + 1, step * h + 3, step * w + 5)
+    memory = torch.empty([outer[d] for d in order], dtype=x.dtype, device=x.device)
+    if x.is_floating_point():
+        memory.fill_(torch.nan)
+    else:
+        memory.random_(0, 256)
+    inverse = [list(order).index(d) for d in range(4)]
+    rows, columns = slice(2, 2 + step * h, step), slice(3, 3 + step * w, step)
+    return memory.permute(inverse)[1 : 1 + n, 1 : 1 + c, rows, columns].copy_(x)
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "nchw": lambda x: x.contiguous(),
+    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "sliced": _within,
+    "sliced_channels_last": lambda x: _within(x, (0, 2, 3, 1)),
+    "second_pixels": lambda x: _within(x, step=2),
+    "second_pixels_channels_last": lambda x: _within(x, (0, 2, 3, 1), step=2),
+    "transposed": lambda x: _within(x, (0, 1, 3, 2)),
+    "batch_innermost": lambda x: _within(x, (1, 2, 3, 0)),
+    "rows_outermost": lambda x: _within(x, (2, 0, 3, 1)),
+    # These repeat values instead of keeping all of them: stride 0.
+    "expanded_batch": lambda x: x[:1].expand_as(x),
+    "expanded_channels": lambda x: x[:, :1].expand_as(x),
+    "expanded_rows": lambda x: x[:, :, :1].expand_as(x),
+    "expanded_columns": lambda x: x[..., :1].expand_as(x),
+    "expanded_value": lambda x: x[:1, :1, :1, :1].expand_as(x),
+}
+"""Functions that lay a (N, 3, H, W) tensor out otherwise; N and sizes at least 1 for the expanded ones."""
+
+
+def scattered(tensor: Tensor) -> Tensor:
+    """The same values with no stride as ``contiguous`` would have it, between NaNs."""
+    memory = tensor.new_full([2 * size + 1 for size in reversed(tensor.shape)], torch.nan)
+    view = memory.permute(*reversed(range(tensor.dim())))[tuple(slice(1, None, 2) for _ in tensor.shape)]
+    return view.copy_(tensor)
+
+
+def far_apart(x: Tensor) -> Tensor:
+    """The same (N, 3, H, W) values with pictures and rows so far apart that no offset fits into 32 bits."""
+    distance = 2**31 // (x.shape[0] * x.shape[2] - 1) + 2**16
+    last = (x.shape[0] * x.shape[2] - 1) * distance
+    torch.utils.deterministic.fill_uninitialized_memory = False  # the fixture puts it back
+    try:
+        memory = torch.empty(last + 3 * x.shape[3], dtype=x.dtype)
+    except RuntimeError:
+        pytest.skip("the system does not lend that much memory")
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    strides = (x.shape[2] * distance, x.shape[3], distance, 1)
+    return memory.as_strided(x.shape, strides).copy_(x)
+
+
+def is_laid_out_like(out: Tensor, like: Tensor) -> bool:
+    """Whether an output is dense in the memory format that ``like`` has, as the specification wants it."""
+    channels_last = 0 < like.stride(1) < like.stride(3)
+    return out.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)

@@ -1,0 +1,86 @@
+"""What every test gets: its own fixed seed, and the process's settings as they were."""
+
+from __future__ import annotations
+
+import os
+import random
+import zlib
+from collections.abc import Iterator
+
+import hypothesis
+import pytest
+import torch
+from cases import CELLS, Cell
+
+from wae_kernels import backends
+
+SEED = int(os.environ.get("WAE_TEST_SEED", "0"))
+
+hypothesis.settings.register_profile(
+    "wae",
+    deadline=None,
+    derandomize=SEED == 0,  # else its own seed is WAE_TEST_SEED, set below
+    max_examples=25,
+    print_blob=True,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+hypothesis.settings.load_profile("wae")
+
+
+if SEED:
+    hypothesis.core.global_force_seed = SEED
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # What an installation without the compiled library says is tests/test_install.py's subject.
+    config.addinivalue_line("filterwarnings", "ignore:wae_kernels runs on plain PyTorch:RuntimeWarning")
+
+
+def pytest_report_header() -> str:
+    usable = ", ".join(b.name for b in backends.available() if b.available)
+    return (
+        f"seed: {SEED} with each test's name (WAE_TEST_SEED={SEED}); torch {torch.__version__}, "
+        f"{torch.get_num_threads()} threads; backends: {usable}"
+    )
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed(request: pytest.FixtureRequest) -> None:
+    """The generators start from the test's name, so that a test draws the same numbers run alone."""
+    seed = zlib.crc32(f"{SEED} {request.node.nodeid}".encode())
+    random.seed(seed)
+    torch.manual_seed(seed)
+
+
+@pytest.fixture(autouse=True)
+def settings_put_back() -> Iterator[None]:
+    threads, backend = torch.get_num_threads(), backends.selected()
+    yield
+    torch.set_num_threads(threads)
+    backends.select(backend)
+
+
+@pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    """Fresh tensors hold NaN (bytes: 255) until written, so that an element a kernel forgets shows."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.utils.deterministic.fill_uninitialized_memory = fill
+    torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+
+
+@pytest.fixture(
+    params=[pytest.param(c, id=str(c), marks=[pytest.mark.gpu] if c.device == "cuda" else []) for c in CELLS]
+)
+def cell(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cell]:
+    """Each backend (and device) in turn, selected; skipped with the reason where it cannot run."""
+    cell: Cell = request.param
+    if cell.why_not:
+        pytest.skip(f"{cell}: {cell.why_not}")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    with backends.use(cell.name):
+        yield cell
