@@ -3,7 +3,6 @@
 #   make run PIP_EXTRA='--extra-index-url https://download.pytorch.org/whl/cpu'
 
 SHELL := bash
-.SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -60,17 +59,18 @@ help:  ## this list
 # The package is linked into .venv without its library, which the rule below builds: so a change of C++
 # compiles what it touches, and a change of pyproject.toml installs and compiles nothing.
 
-PACKAGING := pyproject.toml setup.py tools/build_backend.py
+PACKAGING := pyproject.toml setup.py $(wildcard tools/*.py)
 comma := ,
 
 define install
 	@echo "installing $(1) into $(VENV) (minutes, the first time)"
-	WAE_NO_NATIVE=1 $(BIN)/pip install $(PIP_EXTRA) -e '.[$(1)]' | { grep -v '^Requirement already' || true; }
+	@set -o pipefail; WAE_NO_NATIVE=1 $(BIN)/pip install $(PIP_EXTRA) -e '.[$(1)]' \
+		| { grep -Ev '^(Requirement already|Looking in) ' || true; }
 	@touch $@
 endef
 
 $(BIN)/pip:
-	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed, this is " + sys.version.split()[0])'
+	@$(PYTHON) tools/toolchain.py
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.app: $(PACKAGING) | $(BIN)/pip

@@ -6,10 +6,6 @@ libraries out; the ops then run on plain PyTorch operators.
 
 from __future__ import annotations
 
-import os
-import shlex
-import shutil
-import subprocess
 import sys
 import sysconfig
 from pathlib import Path
@@ -23,23 +19,19 @@ try:
 except ModuleNotFoundError as error:  # describing the package needs no torch, only building it does
     if error.name != "torch":
         raise
-    cpp_extension = None
+    torch = None
 
 ROOT = Path(__file__).resolve().parent
-OLDEST_TORCH = (2, 10)
-OLDEST_PYTHON = "cp310"
-NATIVE = os.environ.get("WAE_NO_NATIVE", "0") in ("", "0")
+sys.path.insert(0, str(ROOT / "tools"))
+from toolchain import NATIVE, OLDEST_PYTHON, OLDEST_TORCH, WITHOUT_NATIVE, require_compiler, version  # noqa: E402
+
 # A CPython without the GIL has no limited API; there the library is built for that one version.
 LIMITED_API = not sysconfig.get_config_var("Py_GIL_DISABLED")
-
-WITHOUT_NATIVE = "or set WAE_NO_NATIVE=1 to install without the compiled kernels"
-CXX20_PROGRAM = "#include <concepts>\n#include <span>\ntemplate <std::integral T> T f(std::span<T>);\n"
-COMPILERS = "g++ 11, clang 14 or newer"
 
 
 def paths(*patterns: str) -> list[str]:
     """The files that match, sorted, relative to this folder (setuptools wants them so)."""
-    return sorted(str(path) for pattern in patterns for path in Path().glob(pattern))
+    return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern))
 
 
 def cpu_library() -> Extension:
@@ -49,7 +41,7 @@ def cpu_library() -> Extension:
     """
     return Extension(
         "wae_kernels._C",
-        sources=paths("csrc/ops.cpp", "csrc/cpu/*.cpp"),
+        sources=paths("csrc/ops.cpp", "csrc/ops_cpu.cpp", "csrc/cpu/*.cpp"),
         depends=paths("csrc/common/*", "csrc/cpu/*.h", "wae_kernels/schemas.inc"),
         include_dirs=[str(ROOT / "csrc"), str(ROOT / "wae_kernels")],  # absolute: ninja runs elsewhere
         extra_compile_args=["-std=c++20", "-O3", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden"],
@@ -60,16 +52,30 @@ def cpu_library() -> Extension:
     )
 
 
-class BuildLibraries(cpp_extension.BuildExtension if cpp_extension else build_ext):
+def require_torch() -> None:
+    """Leave with one sentence where there is no torch that can be built against."""
+    oldest = "{}.{}".format(*OLDEST_TORCH)
+    if torch is None:
+        raise SystemExit(
+            f"wae-kernels: building needs PyTorch {oldest} or newer and {sys.executable} has none; leave out "
+            f"--no-build-isolation, or run `pip install torch` first, {WITHOUT_NATIVE}."
+        )
+    if version(torch.__version__) < OLDEST_TORCH:
+        raise SystemExit(
+            f"wae-kernels: building needs PyTorch {oldest} or newer, found {torch.__version__}; "
+            f"run `pip install -U torch` first, {WITHOUT_NATIVE}."
+        )
+
+
+class BuildLibraries(cpp_extension.BuildExtension if torch else build_ext):
     """Compiles against torch's stable ABI, or says in one sentence why it cannot."""
 
     def run(self) -> None:
         """Check what the build needs, then build."""
         if not self.extensions:
             return
-        if reason := why_no_torch() or why_no_compiler():
-            # SystemExit, because setuptools prints a page of traceback and advice for anything else
-            raise SystemExit(f"wae-kernels: {reason}, {WITHOUT_NATIVE}.")
+        require_torch()
+        require_compiler()
         try:
             super().run()
         except RuntimeError as error:  # torch's way to say that the compiler failed
@@ -77,7 +83,7 @@ class BuildLibraries(cpp_extension.BuildExtension if cpp_extension else build_ex
 
     def build_extensions(self) -> None:
         """Add what depends on where torch lies."""
-        target_version = f"0x{OLDEST_TORCH[0]:02x}{OLDEST_TORCH[1]:02x}000000000000"
+        target_version = "0x{:02x}{:02x}000000000000".format(*OLDEST_TORCH)
         for extension in self.extensions:
             extension.define_macros.append(("TORCH_TARGET_VERSION", target_version))
             for folder in cpp_extension.include_paths():
@@ -86,46 +92,12 @@ class BuildLibraries(cpp_extension.BuildExtension if cpp_extension else build_ex
         super().build_extensions()
 
 
-def why_no_torch() -> str:
-    """Why this environment's torch cannot be built against; empty if it can."""
-    oldest = ".".join(map(str, OLDEST_TORCH))
-    if cpp_extension is None:
-        return (
-            f"building needs PyTorch {oldest} or newer and {sys.executable} has none; "
-            "leave out --no-build-isolation, or run `pip install torch` first"
-        )
-    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST_TORCH:
-        found = torch.__version__
-        return f"building needs PyTorch {oldest} or newer, found {found}; run `pip install -U torch`"
-    return ""
-
-
-def why_no_compiler() -> str:
-    """Why there is no usable C++ compiler; empty if there is, and ``CXX`` then names it.
-
-    setuptools links with the compiler that built Python and torch compiles with ``c++``: ``CXX`` makes
-    them agree.
-    """
-    candidates = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++"]
-    found = next((c for c in candidates if shutil.which(shlex.split(c)[0])), None)
-    if found is None:
-        return (
-            f"no C++ compiler found (looked for {', '.join(candidates)}); "
-            f"install one ({COMPILERS}), set CXX to its path"
-        )
-    test = [*shlex.split(found), "-std=c++20", "-fsyntax-only", "-x", "c++", "-"]
-    if subprocess.run(test, input=CXX20_PROGRAM, text=True, capture_output=True, check=False).returncode:
-        return (
-            f"the C++ compiler {found!r} cannot compile C++20; install another ({COMPILERS}), set CXX to it"
-        )
-    os.environ["CXX"] = found
-    return ""
-
-
 setup(
     packages=[*find_packages(include=["wae_kernels*"]), *find_packages("python")],
     package_dir={"wae": "python/wae"},
     ext_modules=[cpu_library()] if NATIVE else [],
     cmdclass={"build_ext": BuildLibraries},
-    options={"bdist_wheel": {"py_limited_api": OLDEST_PYTHON}} if NATIVE and LIMITED_API else {},
+    options={"bdist_wheel": {"py_limited_api": "cp{}{}".format(*OLDEST_PYTHON)}}
+    if NATIVE and LIMITED_API
+    else {},
 )

@@ -7,7 +7,6 @@ the installed one to the build.
 
 from __future__ import annotations
 
-import os
 import shutil
 import site
 import sys
@@ -16,25 +15,22 @@ from importlib.util import find_spec
 
 import setuptools
 from setuptools.build_meta import *  # noqa: F403  the hooks that we leave as they are
+from toolchain import NATIVE, OLDEST_TORCH, require_compiler, version
 
-TORCH = "torch>=2.10"
-OLDEST_SETUPTOOLS = 77
-
-
-def _version(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(".")[:2])
+OLDEST_SETUPTOOLS = (77, 0)
 
 
 def _installed_torch_fits() -> bool:
     """Whether the environment that we install into (not the one that we build in) has a usable torch."""
     found = distributions(name="torch", path=site.getsitepackages())
-    return any(_version(torch.version) >= _version(TORCH.partition(">=")[2]) for torch in found)
+    return any(version(torch.version) >= OLDEST_TORCH for torch in found)
 
 
 def _requirements(config_settings: object = None) -> list[str]:
-    if os.environ.get("WAE_NO_NATIVE", "0") not in ("", "0"):
+    if not NATIVE:
         return []
-    torch = [] if _installed_torch_fits() else [TORCH]
+    require_compiler()
+    torch = [] if _installed_torch_fits() else ["torch>={}.{}".format(*OLDEST_TORCH)]
     return torch if shutil.which("ninja") else [*torch, "ninja"]
 
 
@@ -47,10 +43,11 @@ def get_requires_for_build_sdist(config_settings: object = None) -> list[str]:
     return []
 
 
-if _version(setuptools.__version__)[0] < OLDEST_SETUPTOOLS:
+if version(setuptools.__version__) < OLDEST_SETUPTOOLS:
     raise SystemExit(
-        f"wae-kernels: building needs setuptools {OLDEST_SETUPTOOLS} or newer, found "
-        f"{setuptools.__version__}; leave out --no-build-isolation, or run `pip install -U setuptools` first."
+        "wae-kernels: building needs setuptools {}.{} or newer, ".format(*OLDEST_SETUPTOOLS)
+        + f"found {setuptools.__version__}; leave out --no-build-isolation, "
+        "or run `pip install -U setuptools` first."
     )
 if find_spec("torch") is None and _installed_torch_fits():
     # At the end, so that the build's own setuptools stays in front.
