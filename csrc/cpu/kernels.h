@@ -1,0 +1,77 @@
+// The interface between the ops (csrc/ops_cpu.cpp, which knows torch) and the kernels (which do not):
+// plain structs, and one table of functions for every instruction set.
+
+#pragma once
+
+#include <cstdint>
+
+#include "pack.h"
+
+namespace wae {
+
+enum class Element : int { kFloat32, kFloat16, kBFloat16, kUInt8 };
+
+// A batch of 3-channel pictures of any strides (in elements).
+struct Pictures {
+  void* data = nullptr;
+  Element element = Element::kFloat32;
+  int64_t batch = 0, height = 0, width = 0;
+  int64_t stride_n = 0, stride_c = 0, stride_h = 0, stride_w = 0;
+};
+
+// image * scale + shift, per channel.
+struct Affine {
+  float scale[3] = {1, 1, 1};
+  float shift[3] = {0, 0, 0};
+};
+
+// One piece of work: a rectangle of one picture, in half-resolution pixels. The rows y0 of all tasks
+// but the last end at even numbers, so that tiles of 4 full-resolution rows never straddle two tasks.
+struct Task {
+  int64_t n, y0, y1, x0, x1;
+};
+
+struct EncodeArgs {
+  Pictures image, low, high;
+  Affine affine;
+  const EncoderPack* weights;
+};
+
+struct DecodeArgs {
+  Pictures low, high, image;
+  const DecoderPack* weights;
+};
+
+// A gradient that is not wanted has no data.
+struct EncodeBackwardArgs {
+  Pictures grad_low, grad_high, image, grad_image;
+  Affine affine;
+  const EncoderPack* weights;
+  bool need_input, need_parameters;
+};
+
+struct DecodeBackwardArgs {
+  Pictures grad_image, low, high, grad_low, grad_high;
+  const DecoderPack* weights;
+  bool need_input, need_parameters;
+};
+
+struct EncoderSums;
+struct DecoderSums;
+
+struct Kernels {
+  void (*encode)(const EncodeArgs&, const Task&);
+  void (*decode)(const DecodeArgs&, const Task&);
+  // Add this task's share of the parameters' gradients to `sums`.
+  void (*encode_backward)(const EncodeBackwardArgs&, const Task&, EncoderSums& sums);
+  void (*decode_backward)(const DecodeBackwardArgs&, const Task&, DecoderSums& sums);
+};
+
+const Kernels& kernels_portable();
+const Kernels& kernels_avx2();
+const Kernels& kernels_avx512();
+
+// The widest task a kernel takes, in half-resolution pixels: what keeps its rows in the second-level cache.
+inline constexpr int64_t kMaxTaskWidth = 128;
+
+}  // namespace wae

@@ -1,0 +1,16 @@
+#pragma once
+
+// The body of kernels_<isa>.cpp: everything below is compiled once for every instruction set, in a
+// namespace of its own. The including file has set WAE_ISA and the compiler's target.
+
+#include "decode.h"
+#include "encode.h"
+
+namespace wae::WAE_ISA {
+
+const Kernels& kernels() {
+  static constexpr Kernels table{encode, decode, nullptr, nullptr};
+  return table;
+}
+
+}  // namespace wae::WAE_ISA

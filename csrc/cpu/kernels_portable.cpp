@@ -1,0 +1,8 @@
+// The kernels for any processor, on compiler vectors of 16 bytes.
+
+#include <utility>
+
+#define WAE_ISA portable
+#include "kernels_impl.h"
+
+const wae::Kernels& wae::kernels_portable() { return wae::portable::kernels(); }

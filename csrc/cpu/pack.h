@@ -1,0 +1,63 @@
+// The networks' weights as the kernels read them. The layout is the same for every instruction set.
+
+#pragma once
+
+#include <cstdint>
+
+namespace wae {
+
+// Raw weights, float32, contiguous, laid out as torch.nn.Conv2d and ConvTranspose2d do.
+struct EncoderWeights {
+  const float *conv1_weight, *conv1_bias, *conv2_weight, *conv2_bias, *conv3_weight, *conv3_bias;
+  const float *low_weight, *low_bias, *high_weight, *high_bias;
+};
+struct DecoderWeights {
+  const float *low_weight, *low_bias, *high_weight, *high_bias;
+  const float *conv1_weight, *conv1_bias, *conv2_weight, *conv2_bias, *conv3_weight, *conv3_bias;
+};
+
+// Always 16 channels innermost, 64-byte aligned, so that a vector of weights is one load.
+struct alignas(64) Winograd16 {  // 16 -> 16 channels, 3x3, stride 1, in the Winograd domain
+  float u[36][16][16];           // [position][input channel][output channel]
+};
+struct alignas(64) Direct3 {  // between 3 and 16 channels, 3x3, stride 1
+  float w[3][3][3][16];       // [ky][the 3][kx][the 16]
+};
+struct alignas(64) Direct6 {  // between 6 channels (3 of low, 3 of high) at half resolution and 16 at full
+  float w[3][3][6][16];       // [ky][kx][the 6][the 16]
+};
+struct alignas(64) Bias16 {
+  float b[16];
+};
+
+struct EncoderPack {
+  Direct3 conv1;
+  Winograd16 conv2, conv3;
+  Direct6 heads;
+  Bias16 conv1_bias, conv2_bias, conv3_bias;
+  float heads_bias[6];
+};
+struct DecoderPack {
+  Direct6 up;
+  Winograd16 conv1, conv2;
+  Direct3 conv3;
+  Bias16 up_bias, conv1_bias, conv2_bias;
+  float conv3_bias[3];
+};
+
+// What the backward passes need besides: the same filters seen from their outputs.
+struct EncoderBackwardPack {
+  Direct3 conv1;
+  Winograd16 conv2, conv3;
+};
+struct DecoderBackwardPack {
+  Winograd16 conv1, conv2;
+  Direct3 conv3;
+};
+
+void pack(EncoderPack& packed, const EncoderWeights& weights);
+void pack(DecoderPack& packed, const DecoderWeights& weights);
+void pack(EncoderBackwardPack& packed, const EncoderWeights& weights);
+void pack(DecoderBackwardPack& packed, const DecoderWeights& weights);
+
+}  // namespace wae

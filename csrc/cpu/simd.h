@@ -1,0 +1,100 @@
+// Vectors of float for one instruction set, chosen by the including file (WAE_AVX512, WAE_AVX2, or neither).
+//
+// `Vec` is a compiler vector type, so + - * work as they stand; this header adds what operators cannot say.
+// A pixel's 16 channels are kVecs vectors.
+
+#pragma once
+
+#if defined(WAE_AVX512) || defined(WAE_AVX2)
+#include <immintrin.h>
+#endif
+
+#include <cstring>
+
+#define WAE_INLINE inline __attribute__((always_inline))
+
+namespace wae::WAE_ISA {
+
+#if defined(WAE_AVX512)
+
+using Vec = __m512;
+inline constexpr int kLanes = 16;
+inline constexpr int kBlock =
+    14;  // pixels whose 16 sums stay in registers: 14 of 32, and 14 divides 56 tiles
+
+WAE_INLINE Vec load(const float* p) { return _mm512_loadu_ps(p); }
+WAE_INLINE void store(float* p, Vec v) { _mm512_storeu_ps(p, v); }
+WAE_INLINE Vec broadcast(float x) { return _mm512_set1_ps(x); }
+WAE_INLINE Vec zero() { return _mm512_setzero_ps(); }
+WAE_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+WAE_INLINE Vec fnma(Vec a, Vec b, Vec c) { return _mm512_fnmadd_ps(a, b, c); }
+WAE_INLINE Vec relu(Vec v) { return _mm512_max_ps(v, zero()); }
+WAE_INLINE Vec where_positive(Vec condition, Vec v) {
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(condition, zero(), _CMP_GT_OQ), v);
+}
+// p[0..3] = the sums over all lanes of v[0..3]
+WAE_INLINE void store_sums4(float* p, const Vec v[4]) {
+  const Vec t0 = _mm512_unpacklo_ps(v[0], v[1]) + _mm512_unpackhi_ps(v[0], v[1]);
+  const Vec t1 = _mm512_unpacklo_ps(v[2], v[3]) + _mm512_unpackhi_ps(v[2], v[3]);
+  const Vec u = _mm512_shuffle_ps(t0, t1, 0x44) + _mm512_shuffle_ps(t0, t1, 0xEE);
+  const __m256 half = _mm512_castps512_ps256(u) + _mm512_castps512_ps256(_mm512_shuffle_f32x4(u, u, 0x0E));
+  _mm_storeu_ps(p, _mm256_castps256_ps128(half) + _mm256_extractf128_ps(half, 1));
+}
+
+#elif defined(WAE_AVX2)
+
+using Vec = __m256;
+inline constexpr int kLanes = 8;
+inline constexpr int kBlock =
+    6;  // 6 pixels x 2 vectors of sums, 2 of weights, 1 broadcast: 15 of 16 registers
+
+WAE_INLINE Vec load(const float* p) { return _mm256_loadu_ps(p); }
+WAE_INLINE void store(float* p, Vec v) { _mm256_storeu_ps(p, v); }
+WAE_INLINE Vec broadcast(float x) { return _mm256_set1_ps(x); }
+WAE_INLINE Vec zero() { return _mm256_setzero_ps(); }
+WAE_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+WAE_INLINE Vec fnma(Vec a, Vec b, Vec c) { return _mm256_fnmadd_ps(a, b, c); }
+WAE_INLINE Vec relu(Vec v) { return _mm256_max_ps(v, zero()); }
+WAE_INLINE Vec where_positive(Vec condition, Vec v) {
+  return _mm256_and_ps(_mm256_cmp_ps(condition, zero(), _CMP_GT_OQ), v);
+}
+WAE_INLINE void store_sums4(float* p, const Vec v[4]) {
+  const Vec t0 = _mm256_unpacklo_ps(v[0], v[1]) + _mm256_unpackhi_ps(v[0], v[1]);
+  const Vec t1 = _mm256_unpacklo_ps(v[2], v[3]) + _mm256_unpackhi_ps(v[2], v[3]);
+  const Vec u = _mm256_shuffle_ps(t0, t1, 0x44) + _mm256_shuffle_ps(t0, t1, 0xEE);
+  _mm_storeu_ps(p, _mm256_castps256_ps128(u) + _mm256_extractf128_ps(u, 1));
+}
+
+#else  // compiler vectors of 16 bytes, which every current processor has
+
+typedef float Vec __attribute__((vector_size(16)));
+typedef int Mask __attribute__((vector_size(16)));
+inline constexpr int kLanes = 4;
+inline constexpr int kBlock = 3;  // 3 pixels x 4 vectors of sums
+
+WAE_INLINE Vec load(const float* p) {
+  Vec v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+WAE_INLINE void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
+WAE_INLINE Vec broadcast(float x) { return Vec{x, x, x, x}; }
+WAE_INLINE Vec zero() { return Vec{}; }
+WAE_INLINE Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
+WAE_INLINE Vec fnma(Vec a, Vec b, Vec c) { return c - a * b; }
+WAE_INLINE Vec where_positive(Vec condition, Vec v) {
+  const Mask bits = reinterpret_cast<Mask>(v) & (condition > zero());
+  return reinterpret_cast<Vec>(bits);
+}
+WAE_INLINE Vec relu(Vec v) { return where_positive(v, v); }
+WAE_INLINE void store_sums4(float* p, const Vec v[4]) {
+  for (int i = 0; i < 4; ++i) p[i] = (v[i][0] + v[i][1]) + (v[i][2] + v[i][3]);
+}
+
+#endif
+
+inline constexpr int kChannels = 16;
+inline constexpr int kVecs = kChannels / kLanes;
+static_assert(kVecs * kLanes == kChannels);
+
+}  // namespace wae::WAE_ISA

@@ -1,0 +1,194 @@
+// The ops on the processor: check, find the packed weights, cut the work into tasks, run them.
+//
+// What the kernels do not take (float64, other widths than 16, the backend "reference") goes to the ops
+// wae::_<op>_reference, which wae_kernels/registration.py implements.
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "common/checks.h"
+#include "cpu/dispatch.h"
+#include "cpu/elements.h"
+#include "cpu/kernels.h"
+#include "cpu/pack_cache.h"
+#include "cpu/tasks.h"
+
+namespace wae {
+namespace {
+
+using torch::headeronly::MemoryFormat;
+
+bool has_kernel(const Tensor& conv1_weight) {
+  return selected_kernels() != nullptr && conv1_weight.scalar_type() != ScalarType::Double &&
+         conv1_weight.size(0) == 16;
+}
+
+// Calls wae::_<op>_reference with the same arguments.
+template <class Result, class... Args>
+Result call_reference(const char* op, const Args&... args) {
+  constexpr size_t kSlots = std::max(sizeof...(Args), std::tuple_size_v<Result>);
+  std::array<StableIValue, kSlots> stack{torch::stable::detail::from(args)...};
+  const std::string name = std::string("wae::_") + op + "_reference";
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name.c_str(), "", stack.data(), TORCH_ABI_VERSION));
+  return [&]<size_t... kI>(std::index_sequence<kI...>) {
+    return Result{torch::stable::detail::to<Tensor>(stack[kI])...};
+  }(std::make_index_sequence<std::tuple_size_v<Result>>{});
+}
+
+// ------------------------------------------------------------------------------- tensors to plain structs
+
+Element element_of(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Half:
+      return Element::kFloat16;
+    case ScalarType::BFloat16:
+      return Element::kBFloat16;
+    case ScalarType::Byte:
+      return Element::kUInt8;
+    default:
+      return Element::kFloat32;  // the checks let nothing else through
+  }
+}
+
+Pictures pictures_of(const Tensor& tensor) {
+  const auto sizes = tensor.sizes(), strides = tensor.strides();
+  return {const_cast<void*>(tensor.const_data_ptr()),
+          element_of(tensor.scalar_type()),
+          sizes[0],
+          sizes[2],
+          sizes[3],
+          strides[0],
+          strides[1],
+          strides[2],
+          strides[3]};
+}
+
+// The rule of wae_kernels/reference.py, is_channels_last.
+MemoryFormat format_of(const Tensor& tensor) {
+  const auto strides = tensor.strides();
+  return 0 < strides[1] && strides[1] < strides[3] ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
+}
+
+Tensor new_pictures(const Tensor& like, int64_t height, int64_t width, ScalarType dtype) {
+  const std::array<int64_t, 4> sizes{like.size(0), 3, height, width};
+  return torch::stable::empty({sizes.data(), sizes.size()}, dtype, std::nullopt, like.device(), std::nullopt,
+                              format_of(like));
+}
+
+// `count` numbers of a tensor of any strides and floating dtype, in its logical order.
+void copy_floats(const Tensor& tensor, float* to) {
+  const Element element = element_of(tensor.scalar_type());
+  const void* data = tensor.const_data_ptr();
+  if (element == Element::kFloat32 && tensor.is_contiguous()) {
+    std::copy_n(static_cast<const float*>(data), tensor.numel(), to);
+    return;
+  }
+  int64_t sizes[4] = {1, 1, 1, 1}, strides[4] = {0, 0, 0, 0};
+  for (int64_t i = 0, skip = 4 - tensor.dim(); i < tensor.dim(); ++i) {
+    sizes[skip + i] = tensor.size(i);
+    strides[skip + i] = tensor.stride(i);
+  }
+  for (int64_t a = 0; a < sizes[0]; ++a) {
+    for (int64_t b = 0; b < sizes[1]; ++b) {
+      for (int64_t c = 0; c < sizes[2]; ++c) {
+        for (int64_t d = 0; d < sizes[3]; ++d) {
+          const int64_t at = a * strides[0] + b * strides[1] + c * strides[2] + d * strides[3];
+          *to++ = tensor.scalar_type() == ScalarType::Double
+                      ? static_cast<float>(static_cast<const double*>(data)[at])
+                      : read_float(data, element, at);
+        }
+      }
+    }
+  }
+}
+
+Affine affine_of(const std::optional<Tensor>& image_scale, const std::optional<Tensor>& image_shift) {
+  Affine affine;
+  if (image_scale) copy_floats(*image_scale, affine.scale);
+  if (image_shift) copy_floats(*image_shift, affine.shift);
+  return affine;
+}
+
+template <class Pack, class Weights>
+std::shared_ptr<const Pack> packed(const Parameters& parameters) {
+  static PackCache<Pack, Weights> cache;
+  typename PackCache<Pack, Weights>::Numbers numbers;
+  float* to = numbers.data();
+  for (const Tensor& parameter : parameters) {
+    copy_floats(parameter, to);
+    to += parameter.numel();
+  }
+  return cache.find(numbers);
+}
+
+// ---------------------------------------------------------------------------------------------- forward
+
+template <class F>
+void run_tasks(const std::vector<Task>& tasks, const F& run) {
+  torch::stable::parallel_for(0, static_cast<int64_t>(tasks.size()), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) run(tasks[i]);
+  });
+}
+
+std::tuple<Tensor, Tensor> encode(Tensor image, Tensor conv1_weight, Tensor conv1_bias, Tensor conv2_weight,
+                                  Tensor conv2_bias, Tensor conv3_weight, Tensor conv3_bias,
+                                  Tensor low_weight, Tensor low_bias, Tensor high_weight, Tensor high_bias,
+                                  std::optional<Tensor> image_scale, std::optional<Tensor> image_shift) {
+  const Parameters parameters{conv1_weight, conv1_bias, conv2_weight, conv2_bias,  conv3_weight,
+                              conv3_bias,   low_weight, low_bias,     high_weight, high_bias};
+  check_encode("encode", image, parameters, image_scale, image_shift);
+  if (!has_kernel(conv1_weight)) {
+    return call_reference<std::tuple<Tensor, Tensor>>(
+        "encode", image, conv1_weight, conv1_bias, conv2_weight, conv2_bias, conv3_weight, conv3_bias,
+        low_weight, low_bias, high_weight, high_bias, image_scale, image_shift);
+  }
+  const int64_t half_height = (image.size(2) + 1) / 2, half_width = (image.size(3) + 1) / 2;
+  Tensor low = new_pictures(image, half_height, half_width, conv1_weight.scalar_type());
+  Tensor high = new_pictures(image, half_height, half_width, conv1_weight.scalar_type());
+  const auto weights = packed<EncoderPack, EncoderWeights>(parameters);
+  const EncodeArgs args{pictures_of(image), pictures_of(low), pictures_of(high),
+                        affine_of(image_scale, image_shift), weights.get()};
+  const Kernels& kernels = *selected_kernels();
+  run_tasks(plan_tasks(image.size(0), half_height, half_width, torch::stable::get_num_threads()),
+            [&](const Task& task) { kernels.encode(args, task); });
+  return {low, high};
+}
+
+Tensor decode(Tensor low, Tensor high, Tensor low_weight, Tensor low_bias, Tensor high_weight,
+              Tensor high_bias, Tensor conv1_weight, Tensor conv1_bias, Tensor conv2_weight,
+              Tensor conv2_bias, Tensor conv3_weight, Tensor conv3_bias, std::vector<int64_t> output_size) {
+  const Parameters parameters{low_weight, low_bias,     high_weight, high_bias,    conv1_weight,
+                              conv1_bias, conv2_weight, conv2_bias,  conv3_weight, conv3_bias};
+  check_decode("decode", low, high, parameters, output_size);
+  if (!has_kernel(conv1_weight)) {
+    return std::get<0>(call_reference<std::tuple<Tensor>>(
+        "decode", low, high, low_weight, low_bias, high_weight, high_bias, conv1_weight, conv1_bias,
+        conv2_weight, conv2_bias, conv3_weight, conv3_bias, output_size));
+  }
+  Tensor image = new_pictures(low, output_size[0], output_size[1], low.scalar_type());
+  const auto weights = packed<DecoderPack, DecoderWeights>(parameters);
+  const DecodeArgs args{pictures_of(low), pictures_of(high), pictures_of(image), weights.get()};
+  const Kernels& kernels = *selected_kernels();
+  run_tasks(plan_tasks(low.size(0), low.size(2), low.size(3), torch::stable::get_num_threads()),
+            [&](const Task& task) { kernels.decode(args, task); });
+  return image;
+}
+
+}  // namespace
+}  // namespace wae
+
+STABLE_TORCH_LIBRARY_IMPL(wae, CPU, library) {
+  library.impl("encode", TORCH_BOX(&wae::encode));
+  library.impl("decode", TORCH_BOX(&wae::decode));
+}
