@@ -12,9 +12,11 @@ def test_every_function_runs_once_a_round_and_the_order_changes():
     functions = {name: (lambda name=name: calls.append(name)) for name in "abc"}
     timings = interleaved(functions, seconds=0, warmup=1, min_rounds=20)
     rounds = [calls[i : i + 3] for i in range(0, len(calls), 3)]
-    assert len(rounds) == 21 and all(sorted(r) == ["a", "b", "c"] for r in rounds)
+    assert len(rounds) == 21
+    assert all(sorted(r) == ["a", "b", "c"] for r in rounds)
     assert len({tuple(r) for r in rounds}) > 1
-    assert [t.runs for t in timings.values()] == [20, 20, 20] and list(timings) == ["a", "b", "c"]
+    assert list(timings) == ["a", "b", "c"]
+    assert [t.runs for t in timings.values()] == [20, 20, 20]
 
 
 def test_medians_tell_a_slow_function_from_a_fast_one():

@@ -1,0 +1,94 @@
+"""``low`` and ``high`` of one image in a file: what ``wae encode`` writes and ``wae decode`` reads.
+
+A safetensors file with two tensors, ``low`` and ``high``, (3, h, w) each, and the image's size and the
+fingerprint of the weights in its metadata.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+
+from .files import written
+
+_FORMAT = "wae decomposed image 1"
+_DTYPES = (torch.float32, torch.float16)
+
+
+class ContainerError(Exception):
+    """A file that is no decomposed image. The message names it and says why."""
+
+
+class Decomposition(NamedTuple):
+    """One image as the encoder left it."""
+
+    low: Tensor
+    high: Tensor
+    """(3, h, w) each, float32 or float16."""
+    size: tuple[int, int]
+    """The image's height and width."""
+    weights: str
+    """The :func:`fingerprint` of the model that made it."""
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Sixteen characters that two models share if their weights are the same."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def save(path: Path, image: Decomposition, force: bool = False) -> None:
+    """Write ``image`` to ``path``, whole or not at all. Raises FileExistsError as :func:`files.written`."""
+    height, width = image.size
+    metadata = {
+        "format": _FORMAT,
+        "height": str(height),
+        "width": str(width),
+        "weights": image.weights,
+    }
+    tensors = {"low": image.low.contiguous(), "high": image.high.contiguous()}
+    with written(path, force) as file:
+        file.write(to_bytes(tensors, metadata))
+
+
+def load(path: Path) -> Decomposition:
+    """Read what :func:`save` wrote.
+
+    Raises:
+        ContainerError: the file is missing, damaged, or something else; the message says which.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        if metadata.get("format") != _FORMAT:
+            raise ContainerError(f"{path}: this file was not written by `wae encode`")
+        size = (int(metadata["height"]), int(metadata["width"]))
+        image = Decomposition(tensors["low"], tensors["high"], size, metadata["weights"])
+    except FileNotFoundError:
+        raise ContainerError(f"{path}: there is no such file") from None
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise ContainerError(f"{path}: the file cannot be read ({error})") from None
+    _check(path, image)
+    return image
+
+
+def _check(path: Path, image: Decomposition) -> None:
+    half = tuple((size + 1) // 2 for size in image.size)
+    for name, tensor in (("low", image.low), ("high", image.high)):
+        if tensor.shape != (3, *half) or min(image.size) < 1:
+            height, width = image.size
+            raise ContainerError(
+                f"{path}: {name} has shape {tuple(tensor.shape)}, not that of an image of {height} x {width}"
+            )
+        if tensor.dtype not in _DTYPES or not tensor.isfinite().all():
+            raise ContainerError(f"{path}: {name} must hold finite float32 or float16 numbers")

@@ -1,0 +1,109 @@
+"""Photos: those that ship inside scikit-image and scikit-learn, and any file that Pillow reads.
+
+Every image becomes a uint8 tensor of three colours. Nothing is ever downloaded.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+_SKIMAGE = ("skimage", "scikit-image", "data")
+_SKLEARN = ("sklearn", "scikit-learn", "datasets/images")
+
+_PHOTOS = {
+    "astronaut": (_SKIMAGE, "astronaut.png"),
+    "chelsea": (_SKIMAGE, "chelsea.png"),
+    "china": (_SKLEARN, "china.jpg"),
+    "coffee": (_SKIMAGE, "coffee.png"),
+    "flower": (_SKLEARN, "flower.jpg"),
+    "hubble": (_SKIMAGE, "hubble_deep_field.jpg"),
+    "ihc": (_SKIMAGE, "ihc.png"),
+    "motorcycle_left": (_SKIMAGE, "motorcycle_left.png"),
+    "motorcycle_right": (_SKIMAGE, "motorcycle_right.png"),
+    "retina": (_SKIMAGE, "retina.jpg"),
+    "rocket": (_SKIMAGE, "rocket.jpg"),
+}
+
+KEPT_OUT = ("chelsea", "flower")
+"""Photos that no training may see: quality is measured on them."""
+
+TRAINING = tuple(name for name in _PHOTOS if name not in KEPT_OUT)
+
+
+class ImageError(Exception):
+    """An image file that cannot be used. The message names the file and says why."""
+
+
+def photo_path(name: str) -> Path:
+    """Where the installed packages keep the photo ``name`` (one of TRAINING and KEPT_OUT).
+
+    Raises:
+        KeyError: no photo has this name.
+        ModuleNotFoundError: the package that ships it is not installed.
+        ImageError: the package came without it.
+    """
+    (module, package, folder), file = _PHOTOS[name]
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"{package} is not installed", name=module)
+    path = Path(spec.origin).parent / folder / file
+    if not path.is_file():
+        raise ImageError(f"{path}: this installation of {package} came without the photo")
+    return path
+
+
+def photo(name: str) -> Tensor:
+    """The photo ``name``, (3, H, W) uint8. Raises as :func:`photo_path` does."""
+    return read_image(photo_path(name))
+
+
+def read_image(path: Path | str) -> Tensor:
+    """The image in ``path`` as a (3, H, W) uint8 tensor, colours innermost in memory (channels_last).
+
+    EXIF orientation is applied; grey and palette images become three colours; transparent pixels are
+    laid over white; 16-bit grey is rounded to 8 bits, and of 16-bit colours Pillow keeps the upper 8; CMYK
+    is converted without a colour profile; of an animation the first frame is taken.
+
+    Raises:
+        ImageError: the file is missing, is no image, is broken or cut short, has more pixels than
+            Pillow's limit (``PIL.Image.MAX_IMAGE_PIXELS``), or holds 32-bit values of unknown range.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                rgb = _to_rgb(ImageOps.exif_transpose(image), image.format)
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from None
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise ImageError(f"{path}: the image has more than {Image.MAX_IMAGE_PIXELS:,} pixels") from None
+    except FileNotFoundError:
+        raise ImageError(f"{path}: there is no such file") from None
+    except UnidentifiedImageError:
+        raise ImageError(f"{path}: this is not an image file, or one that Pillow does not know") from None
+    # Pillow's decoders raise nearly anything on a damaged file (SyntaxError, struct.error, ...).
+    except Exception as error:
+        raise ImageError(f"{path}: the file cannot be read ({error})") from None
+    return torch.from_numpy(rgb).permute(2, 0, 1)
+
+
+def _to_rgb(image: Image.Image, file_format: str | None) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """The pixels as (H, W, 3) uint8, in memory of their own."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and file_format == "PNG"):
+        grey = np.asarray(image).astype(np.float64).clip(0, 65535)
+        return np.repeat((grey / 257).round().astype(np.uint8)[:, :, None], 3, axis=2)
+    if image.mode in ("I", "F"):
+        raise ImageError("32-bit values have no known range; convert the image to 8 or 16 bits first")
+    if image.has_transparency_data:
+        layers = image.convert("RGBA")
+        image = Image.new("RGBA", layers.size, "white")
+        image.alpha_composite(layers)
+    return np.array(image.convert("RGB"))

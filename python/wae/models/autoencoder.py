@@ -1,0 +1,71 @@
+"""The wavelet-like auto-encoder: an image to ``low`` and ``high``, and back (SPEC section 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from wae_kernels.backends import WIDTH
+from wae_kernels.nn import Decoder, Encoder
+
+
+class Decomposed(NamedTuple):
+    """What :meth:`AutoEncoder.forward` returns."""
+
+    image: Tensor
+    """The reconstruction, (N, 3, H, W), 0..255 like the input."""
+    low: Tensor
+    high: Tensor
+
+
+class AutoEncoder(nn.Module):
+    """Encoder and decoder on images whose values are 0..255, uint8 or floating point.
+
+    The encoder works on ``image * image_scale + image_shift``: -1..1 by default, so that the zero padding
+    is a middle grey. Both numbers are buffers, stored with the weights.
+
+    Args:
+        width: channels of the trunk; 16 is published, and has compiled kernels.
+    """
+
+    image_scale: Tensor
+    image_shift: Tensor
+
+    def __init__(self, width: int = WIDTH) -> None:
+        super().__init__()
+        self.encoder = Encoder(width)
+        self.decoder = Decoder(width)
+        self.register_buffer("image_scale", torch.full((3,), 2 / 255))
+        self.register_buffer("image_shift", torch.full((3,), -1.0))
+
+    def decompose(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Split ``image``, (N, 3, H, W) with values 0..255, into ``(low, high)``.
+
+        Both are (N, 3, ceil(H/2), ceil(W/2)), in the parameters' dtype. A uint8 image goes into the kernel
+        as it is. Raises RuntimeError for anything that :func:`wae_kernels.encode` refuses.
+        """
+        low, high = self.encoder(image, self.image_scale, self.image_shift)
+        return low, high
+
+    def reconstruct(self, low: Tensor, high: Tensor, size: Sequence[int]) -> Tensor:
+        """The image of ``size`` (H, W) that ``low`` and ``high`` came from: about 0..255, neither clamped
+        nor rounded, in their dtype. See :func:`to_uint8`.
+
+        Raises RuntimeError for anything that :func:`wae_kernels.decode` refuses.
+        """
+        image: Tensor = self.decoder(low, high, size)
+        scale, shift = (t.to(image.dtype).view(1, 3, 1, 1) for t in (self.image_scale, self.image_shift))
+        return (image - shift) / scale
+
+    def forward(self, image: Tensor) -> Decomposed:
+        """Decompose and reconstruct ``image``, (N, 3, H, W) with values 0..255."""
+        low, high = self.decompose(image)
+        return Decomposed(self.reconstruct(low, high, image.shape[2:]), low, high)
+
+
+def to_uint8(image: Tensor) -> Tensor:
+    """Round to the nearest of 0..255: what an image file can hold."""
+    return image.round().clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,125 @@
+"""The classifier around two bodies, for any body; and its form for inference (SPEC section 2)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from wae_kernels.nn import Encoder
+
+
+class WAEClassifier(nn.Module):
+    """A classifier of ``low`` and ``high`` instead of the image: scores are the sum of two classifiers.
+
+    ::
+
+        image -> encoder -> low  -> norm -> low_body  -> features -> low_classifier --------+-> scores
+                         -> high -> norm -> high_body -> features -> fusion_classifier -----+
+                                                          (of both)
+
+    Args:
+        encoder: splits the image.
+        low_body: an unchanged standard network without its classifier: (N, 3, h, w) to (N, C, ...).
+        high_body: a light one: (N, 3, h, w) to (N, D, ...), the dots as for ``low_body``.
+        low_classifier: (N, C, ...) to (N, classes).
+        fusion_classifier: (N, C + D, ...) to (N, classes).
+        image_scale, image_shift: three numbers each; the image becomes ``image * scale + shift`` first.
+    """
+
+    image_scale: Tensor
+    image_shift: Tensor
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        low_body: nn.Module,
+        high_body: nn.Module,
+        low_classifier: nn.Module,
+        fusion_classifier: nn.Module,
+        image_scale: Sequence[float] = (1.0, 1.0, 1.0),
+        image_shift: Sequence[float] = (0.0, 0.0, 0.0),
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.low_norm: nn.Module = nn.BatchNorm2d(3, affine=False)
+        self.high_norm: nn.Module = nn.BatchNorm2d(3, affine=False)
+        self.low_body = low_body
+        self.high_body = high_body
+        self.low_classifier = low_classifier
+        self.fusion_classifier = fusion_classifier
+        self.register_buffer("image_scale", torch.tensor(image_scale))
+        self.register_buffer("image_shift", torch.tensor(image_shift))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """The scores, (N, classes), of ``image``: (N, 3, H, W), uint8 or the parameters' dtype."""
+        low, high = self.encoder(image, self.image_scale, self.image_shift)
+        low_features = self.low_body(self.low_norm(low))
+        high_features = self.high_body(self.high_norm(high))
+        low_scores: Tensor = self.low_classifier(low_features)
+        fusion_scores: Tensor = self.fusion_classifier(torch.cat((low_features, high_features), dim=1))
+        return low_scores + fusion_scores
+
+
+class FlatClassifier(nn.Sequential):
+    """FC, ReLU, dropout .5, FC, ReLU, dropout .5, FC on flattened features: VGG's form of a classifier.
+
+    Args:
+        features: numbers per image.
+        width: of the two hidden layers.
+        classes: of the result.
+    """
+
+    def __init__(self, features: int, width: int, classes: int) -> None:
+        super().__init__(
+            nn.Linear(features, width),
+            nn.ReLU(inplace=True),
+            nn.Dropout(),
+            nn.Linear(width, width),
+            nn.ReLU(inplace=True),
+            nn.Dropout(),
+            nn.Linear(width, classes),
+        )
+        self.features = features
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The scores, (N, classes), of features (N, C, h, w) with C * h * w as the constructor was told.
+
+        Raises ValueError where they are not: then the image has a size the classifier was not made for.
+        """
+        flat = features.flatten(1)
+        if flat.shape[1] != self.features:
+            raise ValueError(
+                f"the classifier takes {self.features} features per image, got {flat.shape[1]} "
+                f"({' x '.join(str(size) for size in features.shape[1:])}): the image's size does not fit"
+            )
+        scores: Tensor = super().forward(flat)
+        return scores
+
+
+def fold_normalization(model: WAEClassifier) -> WAEClassifier:
+    """A copy of ``model`` for inference, its two normalisations folded into the encoder's branches.
+
+    The scores are those of ``model.eval()``, up to rounding; two passes over ``low`` and ``high`` are saved.
+    A decoder trained with the encoder does not fit the copy's: it reads them before the normalisation.
+    """
+    folded = copy.deepcopy(model).eval()
+    for branch, name in ((folded.encoder.low, "low_norm"), (folded.encoder.high, "high_norm")):
+        norm = getattr(folded, name)
+        if isinstance(norm, nn.BatchNorm2d):
+            _fold(norm, branch)
+            setattr(folded, name, nn.Identity())
+    return folded
+
+
+@torch.no_grad()
+def _fold(norm: nn.BatchNorm2d, branch: nn.Conv2d) -> None:
+    """Make ``branch`` compute ``norm(branch(x))``. In float64, so that only the result is rounded."""
+    assert branch.bias is not None
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    factor = (norm.running_var.double() + norm.eps).rsqrt()
+    branch.weight.copy_(branch.weight.double() * factor.view(3, 1, 1, 1))
+    branch.bias.copy_((branch.bias.double() - norm.running_mean.double()) * factor)

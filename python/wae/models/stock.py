@@ -1,0 +1,40 @@
+"""Encoder and decoder as a user of PyTorch would write them: what the fused ops are timed against."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wae_kernels.nn import Decoder, Encoder
+
+
+class StockEncoder(Encoder):
+    """The same layers and weights, run one after the other by PyTorch. ReLU works in place."""
+
+    def forward(
+        self, image: Tensor, image_scale: Tensor | None = None, image_shift: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """As :meth:`wae_kernels.nn.Encoder.forward`."""
+        if image_scale is not None and image_shift is not None:
+            image = image * image_scale.view(3, 1, 1) + image_shift.view(3, 1, 1)
+        x = _trunk(image, self.conv1, self.conv2, self.conv3)
+        return self.low(x), self.high(x)
+
+
+class StockDecoder(Decoder):
+    """The same layers and weights, run one after the other by PyTorch. ReLU works in place."""
+
+    def forward(self, low: Tensor, high: Tensor, output_size: Sequence[int]) -> Tensor:
+        """As :meth:`wae_kernels.nn.Decoder.forward`."""
+        size = list(output_size)
+        x = self.low(low, output_size=size).add_(self.high(high, output_size=size)).relu_()
+        image: Tensor = self.conv3(_trunk(x, self.conv1, self.conv2))
+        return image
+
+
+def _trunk(x: Tensor, *layers: nn.Conv2d) -> Tensor:
+    for layer in layers:
+        x = F.relu(layer(x), inplace=True)
+    return x

@@ -1,0 +1,139 @@
+"""The start of training: the best linear transform of 2x2 blocks, written into the published layers.
+
+A 2x2 block of a colour image is 12 numbers; ``low`` and ``high`` keep 6 of them. The best 6 linear ones,
+in the mean square, span the leading eigenvectors of the blocks' second moments. Within that space the
+three directions nearest to the block's mean colours become ``low``, so that it is a small image, and the
+three others ``high``.
+
+The trunks pass each colour through as two channels, ReLU(x) and ReLU(-x), of which one is zero::
+
+    encoder   image -> +-r +-g +-b -> same -> same -> low, high     4 of 9 taps: the 2x2 block
+    decoder   low, high -> +-r +-g +-b -> same -> same -> image     likewise, transposed
+
+so 6 of the 16 channels are used. The others start as random features that nothing reads yet: their outgoing
+weights are zero, and training is free to use them. Nothing that training finds can end below this start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from wae.models.autoencoder import AutoEncoder
+
+_PASSED = 6  # channels that carry the image: plus and minus of three colours
+
+
+class LinearTransform(NamedTuple):
+    """Two orthonormal (12, 3) frames over blocks laid out (row, column, colour)."""
+
+    low: Tensor
+    high: Tensor
+
+
+def blocks(image: Tensor) -> Tensor:
+    """The 2x2 blocks of a (3, H, W) image as (n, 12), each laid out (row, column, colour).
+
+    The last row or column of an odd size is left out.
+    """
+    height, width = (size // 2 * 2 for size in image.shape[1:])
+    cut = image[:, :height, :width].reshape(3, height // 2, 2, width // 2, 2)
+    return cut.permute(1, 3, 2, 4, 0).reshape(-1, 12)
+
+
+def unblock(rows: Tensor, size: tuple[int, int]) -> Tensor:
+    """The (3, *size) image of even size whose :func:`blocks` are ``rows``."""
+    height, width = size
+    return rows.reshape(height // 2, width // 2, 2, 2, 3).permute(4, 0, 2, 1, 3).reshape(3, height, width)
+
+
+def best_linear(images: Iterable[Tensor]) -> LinearTransform:
+    """The best linear transform of 2x2 blocks that keeps 6 of 12 numbers, in float64.
+
+    Every image counts the same, whatever its size.
+
+    Args:
+        images: (3, H, W) each, in the units in which the transform will be used: it maps zero to zero.
+    """
+    moments = torch.zeros(12, 12, dtype=torch.float64)
+    for image in images:
+        rows = blocks(image.double())
+        moments += rows.T @ rows / len(rows)
+    kept = torch.linalg.eigh(moments).eigenvectors[:, -6:]
+    means = torch.eye(3, dtype=torch.float64).repeat(4, 1) / 2  # unit vectors: colour averaged over the block
+    # The orthonormal frame within `kept` that is nearest to `means` (the orthogonal Procrustes problem).
+    u, _, vh = torch.linalg.svd(kept.T @ means, full_matrices=True)
+    return LinearTransform(kept @ u[:, :3] @ vh, kept @ u[:, 3:])
+
+
+def linear_reconstruction(image: Tensor, transform: LinearTransform) -> Tensor:
+    """What a (3, H, W) image of even size becomes through the transform and back, in float64."""
+    basis = torch.cat(transform, dim=1)
+    rows = blocks(image.double()) @ basis @ basis.T
+    return unblock(rows, (image.shape[1], image.shape[2]))
+
+
+@torch.no_grad()
+def write_linear_start(model: AutoEncoder, transform: LinearTransform) -> None:
+    """Set the model's weights so that it computes ``transform`` and its inverse exactly (up to rounding).
+
+    ``low`` and ``high`` are half the transform's coefficients, which makes ``low`` a mean colour rather
+    than twice one. The channels that are not needed keep the random weights they have.
+
+    Raises:
+        ValueError: the model has fewer than 6 channels.
+    """
+    encoder, decoder = model.encoder, model.decoder
+    if encoder.conv1.out_channels < _PASSED:
+        raise ValueError(
+            f"the linear start needs {_PASSED} channels, the model has {encoder.conv1.out_channels}"
+        )
+    colours = torch.eye(3, dtype=torch.float64)
+    signs = torch.stack((colours, -colours), 1).reshape(_PASSED, 3)  # +r -r +g -g +b -b
+    same = torch.eye(_PASSED, dtype=torch.float64)
+    for layer, centre in (
+        (encoder.conv1, signs),
+        (encoder.conv2, same),
+        (encoder.conv3, same),
+        (decoder.conv1, same),
+        (decoder.conv2, same),
+        (decoder.conv3, signs.T),
+    ):
+        _pass_through(layer, centre)
+    for name, frame in transform._asdict().items():
+        # (coefficient, colour, row, column), then colours to signed channels.
+        taps = torch.einsum("rcki,sk->isrc", frame.view(2, 2, 3, 3), signs)
+        _read_blocks(getattr(encoder, name), taps / 2)
+        _write_blocks(getattr(decoder, name), taps * 2)
+
+
+def _pass_through(layer: nn.Conv2d, centre: Tensor) -> None:
+    """Make the first channels read only the passed ones, at the kernel's centre, with weights ``centre``."""
+    layer.weight[: len(centre)] = 0
+    layer.weight[: len(centre), : centre.shape[1], 1, 1] = centre.to(layer.weight)
+    _zero_bias(layer, len(centre))
+
+
+# A 3x3 kernel of stride 2 and padding 1 covers the rows 2y-1 .. 2y+1: its last two taps are the block's.
+
+
+def _read_blocks(layer: nn.Conv2d, taps: Tensor) -> None:
+    """Make the layer read 2x2 blocks of the passed channels; ``taps`` is (coefficient, channel, 2, 2)."""
+    layer.weight.zero_()
+    layer.weight[:, :_PASSED, 1:, 1:] = taps.to(layer.weight)
+    _zero_bias(layer, 3)
+
+
+def _write_blocks(layer: nn.ConvTranspose2d, taps: Tensor) -> None:
+    """Make the layer write 2x2 blocks to the passed channels; ``taps`` is (coefficient, channel, 2, 2)."""
+    layer.weight[:, :_PASSED] = 0
+    layer.weight[:, :_PASSED, 1:, 1:] = taps.to(layer.weight)
+    _zero_bias(layer, _PASSED)
+
+
+def _zero_bias(layer: nn.Conv2d | nn.ConvTranspose2d, channels: int) -> None:
+    assert layer.bias is not None  # every layer of the networks has one
+    layer.bias[:channels] = 0

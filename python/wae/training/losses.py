@@ -1,0 +1,47 @@
+"""The losses of SPEC section 3, and the measures reported beside them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class TransformLoss(NamedTuple):
+    """``total = reconstruction + energy_weight * energy``, three scalars that carry gradients."""
+
+    total: Tensor
+    reconstruction: Tensor
+    energy: Tensor
+
+
+def transform_loss(decoded: Tensor, image: Tensor, high: Tensor, energy_weight: float) -> TransformLoss:
+    """The transform loss l_t = l_r + lambda * l_e.
+
+    Args:
+        decoded, image: (N, 3, H, W), in the same units.
+        high: (N, 3, h, w).
+        energy_weight: lambda.
+    """
+    reconstruction = F.mse_loss(decoded, image)
+    energy = high.square().mean()
+    return TransformLoss(reconstruction + energy_weight * energy, reconstruction, energy)
+
+
+def psnr(image: Tensor, reference: Tensor, peak: float = 255.0) -> float:
+    """Peak signal-to-noise ratio in dB: infinite where the two are equal. Any dtypes, one shape."""
+    error = (image.double() - reference.double()).square().mean()
+    return float(10 * torch.log10(peak**2 / error))
+
+
+def energy_ratio(low: Tensor, high: Tensor) -> float:
+    """Mean square of ``high`` over that of ``low`` about its mean, colour by colour.
+
+    The mean is left out of ``low`` because a constant carries nothing; so this is larger than the plain
+    ratio of mean squares, and a bound on it bounds both. Shapes (N, 3, h, w).
+    """
+    low = low.double()
+    variance = (low - low.mean((0, 2, 3), keepdim=True)).square().mean()
+    return float(high.double().square().mean() / variance)
