@@ -40,7 +40,7 @@ Result call_reference(const char* op, const Args&... args) {
   constexpr size_t kSlots = std::max(sizeof...(Args), std::tuple_size_v<Result>);
   std::array<StableIValue, kSlots> stack{torch::stable::detail::from(args)...};
   const std::string name = std::string("wae::_") + op + "_reference";
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name.c_str(), "", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name.c_str(), "", stack.data(), TORCH_ABI_VERSION));
   return [&]<size_t... kI>(std::index_sequence<kI...>) {
     return Result{torch::stable::detail::to<Tensor>(stack[kI])...};
   }(std::make_index_sequence<std::tuple_size_v<Result>>{});

@@ -150,8 +150,10 @@ inline bool is_floating(ScalarType dtype) {
 }
 
 inline void check_dense(const char* op, const char* name, const Tensor& tensor) {
-  if (tensor.layout() != Layout::Strided) {
-    require(false, op, name, " must be a dense tensor, got ", layout_name(tensor.layout()));
+  int32_t layout = 0;  // torch 2.10's headers have no Tensor::layout()
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(tensor.get(), &layout));
+  if (layout != aoti_torch_layout_strided()) {
+    require(false, op, name, " must be a dense tensor, got ", layout_name(static_cast<Layout>(layout)));
   }
 }
 
