@@ -1,0 +1,126 @@
+// Arithmetic of PTX that C++ does not spell the same way. Registers are unsigned integers; F, D, H and B16
+// read a register as float, double, half or bfloat16, and bits() writes one back.
+#pragma once
+#include <cmath>
+
+#include "machine.h"
+
+inline float F(u32 r) { return __builtin_bit_cast(float, r); }
+inline double D(u64 r) { return __builtin_bit_cast(double, r); }
+inline float H(u16 r) { return static_cast<float>(__builtin_bit_cast(_Float16, r)); }
+inline float B16(u16 r) { return F(static_cast<u32>(r) << 16); }
+inline u32 bits(float x) { return __builtin_bit_cast(u32, x); }
+inline u64 bits(double x) { return __builtin_bit_cast(u64, x); }
+
+inline u16 half(float x) { return x != x ? 0x7fff : __builtin_bit_cast(u16, static_cast<_Float16>(x)); }
+inline u16 half(double x) { return x != x ? 0x7fff : __builtin_bit_cast(u16, static_cast<_Float16>(x)); }
+inline u16 half_toward_zero(float x) {
+  u16 h = half(x);
+  return std::fabs(H(h)) > std::fabs(x) ? h - 1 : h;
+}
+inline u16 bfloat(float x) {
+  u32 b = bits(x);
+  return x != x ? 0x7fff : static_cast<u16>((b + 0x7fff + (b >> 16 & 1)) >> 16);
+}
+inline u16 bfloat_toward_zero(float x) { return x != x ? 0x7fff : static_cast<u16>(bits(x) >> 16); }
+inline u16 bfloat(double x) {  // round to odd first, so that rounding twice equals rounding once
+  float f = static_cast<float>(x);
+  if (f != x && f == f && !(bits(f) & 1))
+    f = F(bits(f) + (std::fabs(static_cast<double>(f)) < std::fabs(x) ? 1 : -1));
+  return bfloat(f);
+}
+inline u32 tf32_nearest_away(float x) { return x != x ? 0x7fffffff : (bits(x) + 0x1000) & 0xffffe000; }
+inline u32 tf32_nearest_even(float x) {
+  return x != x ? 0x7fffffff : (bits(x) + 0xfff + (bits(x) >> 13 & 1)) & 0xffffe000;
+}
+
+inline float flush(float x) { return std::fabs(x) < 0x1p-126f ? std::copysign(0.f, x) : x; }
+template <class T>
+T saturate(T x) {
+  return x > 0 ? (x < 1 ? x : T(1)) : T(0);
+}
+template <class T>
+T relu(T x) {
+  return x < 0 ? T(0) : x;  // NaN stays
+}
+template <class T>
+T minimum(T a, T b, bool nan = false) {
+  if (nan && (a != a || b != b)) return a != a ? a : b;
+  if (a != a) return b;
+  if (a == b && a == 0 && std::signbit(static_cast<double>(a))) return a;
+  return b < a ? b : a;
+}
+template <class T>
+T maximum(T a, T b, bool nan = false) {
+  return -minimum<T>(-a, -b, nan);
+}
+template <class T>
+T to_integer(double rounded) {  // as the hardware: clamped, NaN gives 0 (or the top bit for 64-bit types)
+  constexpr T low = std::numeric_limits<T>::min(), high = std::numeric_limits<T>::max();
+  if (rounded != rounded) return sizeof(T) == 8 ? T(1ull << 63) : T(0);
+  if (rounded <= static_cast<double>(low)) return low;
+  return rounded >= static_cast<double>(high) ? high : static_cast<T>(rounded);
+}
+template <class T>
+T clamp_integer(__int128 x) {
+  constexpr __int128 low = std::numeric_limits<T>::min(), high = std::numeric_limits<T>::max();
+  return static_cast<T>(x < low ? low : x > high ? high : x);
+}
+
+template <class T>
+T shift_left(T a, u32 n) {
+  return n < 8 * sizeof(T) ? a << n : 0;
+}
+template <class T>
+T shift_right(T a, u32 n) {
+  return n < 8 * sizeof(T) ? a >> n : a >> (8 * sizeof(T) - 1) >> 1;
+}
+inline u64 funnel(u32 low, u32 high) { return static_cast<u64>(high) << 32 | low; }
+template <class T>
+T extract_bits(T a, u32 position, u32 length) {
+  constexpr u32 width = 8 * sizeof(T);
+  position &= 0xff, length &= 0xff;
+  if (length == 0) return 0;
+  bool is_signed = T(-1) < T(0);
+  u32 top = position + length - 1 < width ? position + length - 1 : width - 1;
+  u64 fill = is_signed && (static_cast<u64>(a) >> top & 1) ? ~0ull : 0;
+  u64 field = position < width ? static_cast<u64>(a) >> position : fill;
+  u32 valid = position < width ? top - position + 1 : 0;
+  if (length > valid && valid < 64) field = (field & ((1ull << valid) - 1)) | fill << valid;
+  u64 keep = length < 64 ? (1ull << length) - 1 : ~0ull;
+  return static_cast<T>((field & keep) | (fill & ~keep));
+}
+template <class T>
+T insert_bits(T a, T b, u32 position, u32 length) {
+  position &= 0xff, length &= 0xff;
+  if (position >= 8 * sizeof(T)) return b;
+  T keep = length < 8 * sizeof(T) ? (T(1) << length) - 1 : ~T(0);
+  return (b & ~(keep << position)) | (a & keep) << position;
+}
+template <class T>
+u32 find_top_bit(T a) {
+  u64 x = a < 0 ? ~static_cast<s64>(a) : static_cast<s64>(a);
+  if (T(-1) > T(0)) x = static_cast<u64>(a);
+  return x ? 63 - __builtin_clzll(x) : ~0u;
+}
+inline u32 reverse_bits(u32 x) {
+  u32 r = 0;
+  for (int i = 0; i < 32; i++) r |= (x >> i & 1) << (31 - i);
+  return r;
+}
+inline u32 permute_bytes(u32 a, u32 b, u32 selector) {
+  u64 source = funnel(a, b);
+  u32 r = 0;
+  for (int i = 0; i < 4; i++) {
+    u32 pick = selector >> (4 * i) & 0xf;
+    u32 byte = source >> (8 * (pick & 7)) & 0xff;
+    r |= (pick & 8 ? (byte & 0x80 ? 0xffu : 0u) : byte) << (8 * i);
+  }
+  return r;
+}
+inline u32 logic3(u32 a, u32 b, u32 c, u32 table) {
+  u32 r = 0;
+  for (u32 i = 0; i < 8; i++)
+    if (table >> i & 1) r |= (i & 4 ? a : ~a) & (i & 2 ? b : ~b) & (i & 1 ? c : ~c);
+  return r;
+}
