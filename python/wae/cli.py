@@ -72,14 +72,14 @@ def _complain(message: str, status: int) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from . import data, demo
+    from . import comparison, data, demo
 
     inputs = options.images or [data.photo_path(name) for name in demo.BUNDLED]
     outputs = demo.targets(inputs, options.output, options.force)
     console, model = _console(), _model(options.weights)
     failures = demo.show_photos(console, model, inputs, outputs)
     if not options.no_timing:
-        demo.show_timings(console, model, options.seconds)
+        comparison.show(console, model, options.seconds)
     return 1 if failures else 0
 
 

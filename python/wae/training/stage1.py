@@ -108,7 +108,7 @@ def train(
     """
     _check(photos, recipe.crop)
     model = initial_model(photos, recipe.seed)
-    optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, 0.99))
+    optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, 0.999))
     first = _resumed(checkpoint_path, model, optimizer, recipe) if resume and checkpoint_path else 0
 
     scale, shift = model.image_scale.view(1, 3, 1, 1), model.image_shift.view(1, 3, 1, 1)
