@@ -54,7 +54,9 @@ def fixed_seed(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture(autouse=True)
 def settings_put_back() -> Iterator[None]:
+    """One thread: tests are small, and those about threads say how many they want."""
     threads, backend = torch.get_num_threads(), backends.selected()
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
     backends.select(backend)

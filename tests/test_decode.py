@@ -79,6 +79,7 @@ def test_sizes(cell: Cell, layout: str, size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("size", LARGE_SIZES, ids=size_name)
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 def test_large_sizes(cell: Cell, layout: str, size: tuple[int, int]) -> None:
+    torch.set_num_threads(2)
     low, high = map(LAYOUTS[layout], halves(1, size, device=cell.device))
     check(cell, low, high, decoder(device=cell.device), size)
 

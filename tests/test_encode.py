@@ -78,6 +78,7 @@ def test_sizes(cell: Cell, dtype: torch.dtype, layout: str, size: tuple[int, int
 @pytest.mark.parametrize("size", LARGE_SIZES, ids=size_name)
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 def test_large_sizes(cell: Cell, layout: str, size: tuple[int, int]) -> None:
+    torch.set_num_threads(2)
     check(cell, LAYOUTS[layout](picture(1, *size, device=cell.device)), encoder(device=cell.device))
 
 

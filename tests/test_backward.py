@@ -1,0 +1,383 @@
+"""Gradients of wae::encode and wae::decode against float64 autograd through the reference.
+
+The reference's forward passes are ordinary PyTorch operators, so autograd through them is independent of
+the explicit formulas of ``wae::*_backward``, the reference's own included.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from cases import (
+    DTYPES,
+    LARGE_SIZES,
+    LAYOUTS,
+    Cell,
+    affine,
+    decoder,
+    encoder,
+    is_laid_out_like,
+    picture,
+    scattered,
+    settled_decoder,
+    settled_encoder,
+    size_name,
+    widened,
+)
+from compare import assert_close, tolerance
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from wae_kernels import backends, reference
+from wae_kernels.checks import DECODER_SHAPES, ENCODER_SHAPES
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
+REFERENCES: dict[str, Callable[..., Any]] = {"encode": reference.encode, "decode": reference.decode}
+BACKWARD_SIZES = [(1, 1), (1, 2), (2, 2), (3, 5), (5, 4), (1, 37), (37, 1), (16, 17), (31, 33), (40, 64)]
+MARGIN = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 0.1, torch.bfloat16: 0.5}
+"""How far activations are from the ReLU's kink: far beyond the rounding of each dtype."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An op, its tensors by name, what else it is told, and a gradient of each output."""
+
+    op: str
+    inputs: dict[str, Tensor | None]
+    rest: Sequence[Any]
+    incoming: Sequence[Tensor]
+
+    @property
+    def differentiable(self) -> list[str]:
+        return [n for n, t in self.inputs.items() if t is not None and t.is_floating_point()]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [*(t for t in self.inputs.values() if t is not None), *self.incoming]
+
+    def outputs(self, function: Callable[..., Any] | None = None, **leaves: Tensor) -> tuple[Tensor, ...]:
+        """What the op (or ``function``) makes of the inputs, some of them replaced by ``leaves``."""
+        function = function or getattr(torch.ops.wae, self.op)
+        out = function(*{**self.inputs, **leaves}.values(), *self.rest)
+        return out if isinstance(out, tuple) else (out,)
+
+    def gradients(
+        self, wanted: Iterable[str] | None = None, function: Callable[..., Any] | None = None
+    ) -> dict[str, Tensor]:
+        """The gradients of the ``wanted`` inputs (all that can have one), by name."""
+        names = self.differentiable if wanted is None else list(wanted)
+        leaves = {name: self.inputs[name].detach().requires_grad_() for name in names}
+        outputs = self.outputs(function, **leaves)
+        return dict(
+            zip(names, torch.autograd.grad(outputs, list(leaves.values()), self.incoming), strict=True)
+        )
+
+    def expected(self) -> dict[str, Tensor]:
+        """All gradients by autograd through the reference in float64."""
+        wide = replace(self, inputs=dict(zip(self.inputs, widened(self.inputs.values()), strict=True)))
+        return replace(wide, incoming=widened(self.incoming)).gradients(function=REFERENCES[self.op])
+
+    def settled(self, margin: float) -> Problem:
+        """The same with no activation within ``margin`` of a ReLU's kink."""
+        values = list(self.inputs.values())
+        if self.op == "encode":
+            x = reference.normalize_image(values[0], values[1].dtype, *values[11:])
+            values[1:11] = settled_encoder(values[1:11], x, margin)
+        else:
+            values[2:] = settled_decoder(values[2:], *values[:2], *self.rest, margin)
+        return replace(self, inputs=dict(zip(self.inputs, values, strict=True)))
+
+
+def noise(batch: int, size: Sequence[int], dtype: torch.dtype, device: str) -> Tensor:
+    """A picture or gradient with mean 1, so that sums over its pixels do not cancel to nothing."""
+    x = picture(batch, *size, dtype, device)
+    return x if dtype == torch.uint8 else x + 1
+
+
+def make(
+    op: str,
+    cell: Cell,
+    size: tuple[int, int] = (13, 18),
+    *,
+    dtype: torch.dtype = torch.float32,
+    batch: int = 2,
+    layout: str = "nchw",
+    gradient_layout: str = "nchw",
+    width: int = 16,
+    scale_shift: tuple[bool, bool] = (True, True),
+) -> Problem:
+    """A random problem, with no activation near a ReLU's kink."""
+    of_bytes = dtype == torch.uint8
+    parameter_dtype = torch.float32 if of_bytes else dtype
+    half = tuple((s + 1) // 2 for s in size)
+    inner, outer = (half, size) if op == "encode" else (size, half)
+    count, inputs = (2, ["image"]) if op == "encode" else (1, ["low", "high"])
+    pictures = [LAYOUTS[layout](noise(batch, outer, dtype, cell.device)) for _ in inputs]
+    incoming = [
+        LAYOUTS[gradient_layout](noise(batch, inner, parameter_dtype, cell.device)) for _ in range(count)
+    ]
+    named: dict[str, Tensor | None] = dict(zip(inputs, pictures, strict=True))
+    if op == "encode":
+        named.update(zip(ENCODER_SHAPES, encoder(parameter_dtype, cell.device, width), strict=True))
+        wide = torch.promote_types(parameter_dtype, torch.float32)
+        pair = affine(wide, cell.device, of_bytes=of_bytes)
+        for name, tensor, is_given in zip(("image_scale", "image_shift"), pair, scale_shift, strict=True):
+            named[name] = tensor if is_given else None
+        problem = Problem(op, named, [], incoming)
+    else:
+        named.update(zip(DECODER_SHAPES, decoder(dtype, cell.device, width), strict=True))
+        problem = Problem(op, named, [size], incoming)
+    return problem.settled(MARGIN[parameter_dtype]) if batch else problem
+
+
+def own_dtype(cell: Cell) -> torch.dtype:
+    """float32 for our kernels; float64 for the reference where an ill-conditioned sum may turn up.
+
+    PyTorch's own float32 sums over pixels are then slightly beyond the limit.
+    """
+    return torch.float64 if cell.name == "reference" else torch.float32
+
+
+def limit_for(cell: Cell, problem: Problem) -> float:
+    weight = problem.inputs["conv1_weight"]
+    backend = backends.backend_for(cell.device, weight.dtype, weight.shape[0])
+    return tolerance(weight.dtype, backend, cell.device)
+
+
+def check(cell: Cell, problem: Problem) -> None:
+    """Every gradient is right, looks like its argument, and nothing given was touched."""
+    before = [t.clone() for t in problem.tensors]
+    found = problem.gradients()
+    assert all(map(torch.equal, problem.tensors, before))
+    limit = limit_for(cell, problem)
+    for name, ref in problem.expected().items():
+        out, argument = found[name], problem.inputs[name]
+        assert out.dtype == argument.dtype
+        assert out.device == argument.device
+        if name in ("image", "low", "high"):
+            assert is_laid_out_like(out, argument), f"{name} {argument.stride()}, gradient {out.stride()}"
+        assert_close(out, ref, limit, f"gradient of {name}")
+
+
+both = pytest.mark.parametrize("op", ["encode", "decode"])
+
+
+@both
+@pytest.mark.parametrize("size", BACKWARD_SIZES, ids=size_name)
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+def test_sizes(cell: Cell, op: str, layout: str, size: tuple[int, int]) -> None:
+    check(cell, make(op, cell, size, layout=layout, gradient_layout=layout))
+
+
+@pytest.mark.slow
+@both
+@pytest.mark.parametrize("size", LARGE_SIZES, ids=size_name)
+def test_large_sizes(cell: Cell, op: str, size: tuple[int, int]) -> None:
+    torch.set_num_threads(2)
+    check(cell, make(op, cell, size, batch=1, dtype=own_dtype(cell)))
+
+
+@both
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(cell: Cell, op: str, layout: str, dtype: torch.dtype) -> None:
+    check(cell, make(op, cell, layout=layout, dtype=dtype))
+
+
+@both
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("input_layout", ["nchw", "channels_last"])
+def test_layouts_of_incoming_gradients(cell: Cell, op: str, input_layout: str, layout: str) -> None:
+    """``expanded_value`` is what the derivative of ``sum()`` looks like."""
+    dtype = own_dtype(cell)
+    check(cell, make(op, cell, layout=input_layout, gradient_layout=layout, dtype=dtype))
+
+
+@pytest.mark.parametrize("layout", ["nchw", "channels_last", "second_pixels_channels_last"])
+def test_bytes_have_no_gradient_but_everything_else_has(cell: Cell, layout: str) -> None:
+    problem = make("encode", cell, dtype=torch.uint8, layout=layout)
+    assert "image" not in problem.differentiable
+    check(cell, problem)
+    found = torch.ops.wae.encode_backward(*problem.incoming, *problem.inputs.values(), True, True, True)
+    assert found[0].numel() == 0
+
+
+@pytest.mark.parametrize("scale_shift", [(True, False), (False, True), (False, False)], ids=str)
+def test_scale_or_shift_left_out(cell: Cell, scale_shift: tuple[bool, bool]) -> None:
+    check(cell, make("encode", cell, scale_shift=scale_shift))
+
+
+@both
+@pytest.mark.parametrize("width", [4, 8, 24])
+def test_other_widths(cell: Cell, op: str, width: int) -> None:
+    check(cell, make(op, cell, width=width))
+
+
+@both
+def test_parameters_of_any_strides(cell: Cell, op: str) -> None:
+    problem = make(op, cell)
+    inputs = {n: t if n in ("image", "low", "high") else scattered(t) for n, t in problem.inputs.items()}
+    check(cell, replace(problem, inputs=inputs))
+
+
+@both
+def test_outputs_that_do_not_count(cell: Cell, op: str) -> None:
+    """A loss that looks at low alone, or at a part of the image: the other gradients are zero."""
+    problem = make(op, cell)
+    problem.incoming[-1][..., 0 if op == "encode" else 4 :].zero_()
+    check(cell, problem)
+
+
+def test_an_output_that_was_not_used(cell: Cell) -> None:
+    problem = make("encode", cell)
+    leaf = problem.inputs["image"].detach().requires_grad_()
+    low, _ = problem.outputs(image=leaf)
+    (found,) = torch.autograd.grad(low, leaf, problem.incoming[0])
+    problem.incoming[1].zero_()
+    assert torch.equal(found, problem.gradients(["image"])["image"])
+
+
+# ----------------------------------------------------------------------------------- what is asked for
+
+
+@both
+@pytest.mark.parametrize(
+    "places", [[0], [3], [4], [10], [11], [12], [0, 2]], ids=lambda p: "+".join(map(str, p))
+)
+def test_only_what_is_asked_for(cell: Cell, op: str, places: list[int]) -> None:
+    problem = make(op, cell)
+    wanted = [name for i, name in enumerate(problem.inputs) if i in places]
+    leaves = {n: t.detach().clone().requires_grad_(n in wanted) for n, t in problem.inputs.items()}
+    outputs = problem.outputs(**leaves)
+    if not wanted:  # the decoder has no 13th input
+        assert not any(out.requires_grad for out in outputs)
+        return
+    torch.autograd.backward(outputs, problem.incoming)
+    full = problem.gradients()
+    for name, leaf in leaves.items():
+        if name in wanted:
+            assert_close(leaf.grad, full[name].double(), tolerance(torch.float32))
+        else:
+            assert leaf.grad is None, name
+
+
+@both
+def test_nothing_is_recorded_where_no_gradient_is_wanted(cell: Cell, op: str) -> None:
+    assert not any(out.requires_grad for out in make(op, cell).outputs())
+
+
+@both
+@pytest.mark.parametrize("flags", list(itertools.product([False, True], repeat=3)), ids=str)
+def test_the_groups_of_gradients_that_the_op_is_told(cell: Cell, op: str, flags: tuple[bool, ...]) -> None:
+    problem = make(op, cell)
+    backward = getattr(torch.ops.wae, f"{op}_backward")
+    flags = flags if op == "encode" else flags[:2]
+    counts = (1, 10, 2) if op == "encode" else (2, 10)
+    found = backward(*problem.incoming, *problem.inputs.values(), *flags)
+    wanted = [flag for flag, count in zip(flags, counts, strict=True) for _ in range(count)]
+    for gradient, is_wanted, ref in zip(found, wanted, problem.gradients().values(), strict=True):
+        assert_close(gradient, ref.double() if is_wanted else ref.new_empty(0), tolerance(torch.float32))
+
+
+@both
+def test_gradients_do_not_alias_anything(cell: Cell, op: str) -> None:
+    problem = make(op, cell)
+    memory = [t.untyped_storage().data_ptr() for t in [*problem.tensors, *problem.gradients().values()]]
+    assert len(set(memory)) == len(memory)
+
+
+@both
+def test_only_inputs_are_kept_for_the_backward_pass(cell: Cell, op: str) -> None:
+    problem = make(op, cell, layout="channels_last")
+    kept: list[Tensor] = []
+    leaves = {name: t.detach().requires_grad_() for name, t in problem.inputs.items()}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        problem.outputs(**leaves)
+    assert [t.data_ptr() for t in kept] == [leaf.data_ptr() for leaf in leaves.values()]
+
+
+@both
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+def test_a_batch_of_none_has_zero_gradients(cell: Cell, op: str, layout: str) -> None:
+    problem = make(op, cell, batch=0, layout=layout)
+    for name, gradient in problem.gradients().items():
+        assert gradient.shape == problem.inputs[name].shape
+        assert not gradient.any(), name
+
+
+# -------------------------------------------------------------------------------------------- same bits
+
+
+@both
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_same_bits_on_any_number_of_threads(cell: Cell, op: str, dtype: torch.dtype) -> None:
+    problem = make(op, cell, (45, 50), batch=3, dtype=dtype)
+    torch.set_num_threads(1)
+    once = problem.gradients()
+    promised = backends.backend_for(cell.device, dtype) != "reference"
+    for threads in (1, 2, 3, 7) if promised else (1,):
+        torch.set_num_threads(threads)
+        for _ in range(2):
+            for name, gradient in problem.gradients().items():
+                assert torch.equal(gradient, once[name]), f"{name}, {threads} threads"
+
+
+# ------------------------------------------------------------------------------------------- many problems
+
+
+@both
+@given(
+    batch=st.integers(1, 3),
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    layout=st.sampled_from(list(LAYOUTS)),
+    gradient_layout=st.sampled_from(list(LAYOUTS)),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_random_problems(
+    cell: Cell,
+    op: str,
+    batch: int,
+    size: tuple[int, int],
+    layout: str,
+    gradient_layout: str,
+    seed: int,
+) -> None:
+    torch.manual_seed(seed)
+    dtype = own_dtype(cell)
+    check(
+        cell, make(op, cell, size, batch=batch, layout=layout, gradient_layout=gradient_layout, dtype=dtype)
+    )
+
+
+@both
+def test_numerical_derivatives(op: str) -> None:
+    """Against differences of the op itself, in float64, with margins that no step crosses."""
+    problem = make(op, Cell("reference"), (3, 4), batch=1, dtype=torch.float64, width=3).settled(0.01)
+    leaves = [t.requires_grad_() for t in problem.inputs.values()]
+    assert torch.autograd.gradcheck(lambda *t: getattr(torch.ops.wae, op)(*t, *problem.rest), leaves)
+
+
+# ------------------------------------------------------------------------------------- second derivatives
+
+
+@both
+def test_a_second_derivative_is_refused(cell: Cell, op: str) -> None:
+    problem = make(op, cell)
+    name = problem.differentiable[0]
+    leaf = problem.inputs[name].detach().requires_grad_()
+    outputs = problem.outputs(**{name: leaf})
+    (gradient,) = torch.autograd.grad(outputs, leaf, problem.incoming, create_graph=True)
+    with pytest.raises(RuntimeError, match=rf"wae::{op}_backward has no derivative.*second derivatives"):
+        gradient.sum().backward()
