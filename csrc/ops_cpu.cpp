@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -120,15 +121,20 @@ Affine affine_of(const std::optional<Tensor>& image_scale, const std::optional<T
   return affine;
 }
 
-template <class Pack, class Weights>
-std::shared_ptr<const Pack> packed(const Parameters& parameters) {
-  static PackCache<Pack, Weights> cache;
-  typename PackCache<Pack, Weights>::Numbers numbers;
+template <class Weights>
+WeightNumbers<Weights> numbers_of(const Parameters& parameters) {
+  WeightNumbers<Weights> numbers;
   float* to = numbers.data();
   for (const Tensor& parameter : parameters) {
     copy_floats(parameter, to);
     to += parameter.numel();
   }
+  return numbers;
+}
+
+template <class Pack, class Weights>
+std::shared_ptr<const Pack> packed(const WeightNumbers<Weights>& numbers) {
+  static PackCache<Pack, Weights> cache;
   return cache.find(numbers);
 }
 
@@ -156,12 +162,13 @@ std::tuple<Tensor, Tensor> encode(Tensor image, Tensor conv1_weight, Tensor conv
   const int64_t half_height = (image.size(2) + 1) / 2, half_width = (image.size(3) + 1) / 2;
   Tensor low = new_pictures(image, half_height, half_width, conv1_weight.scalar_type());
   Tensor high = new_pictures(image, half_height, half_width, conv1_weight.scalar_type());
-  const auto weights = packed<EncoderPack, EncoderWeights>(parameters);
+  const auto weights = packed<EncoderPack>(numbers_of<EncoderWeights>(parameters));
   const EncodeArgs args{pictures_of(image), pictures_of(low), pictures_of(high),
                         affine_of(image_scale, image_shift), weights.get()};
   const Kernels& kernels = *selected_kernels();
-  run_tasks(plan_tasks(image.size(0), half_height, half_width, torch::stable::get_num_threads()),
-            [&](const Task& task) { kernels.encode(args, task); });
+  run_tasks(
+      plan_tasks(image.size(0), half_height, half_width, torch::stable::get_num_threads(), kForwardWarmUp),
+      [&](const Task& task) { kernels.encode(args, task); });
   return {low, high};
 }
 
@@ -177,12 +184,172 @@ Tensor decode(Tensor low, Tensor high, Tensor low_weight, Tensor low_bias, Tenso
         conv2_weight, conv2_bias, conv3_weight, conv3_bias, output_size));
   }
   Tensor image = new_pictures(low, output_size[0], output_size[1], low.scalar_type());
-  const auto weights = packed<DecoderPack, DecoderWeights>(parameters);
+  const auto weights = packed<DecoderPack>(numbers_of<DecoderWeights>(parameters));
   const DecodeArgs args{pictures_of(low), pictures_of(high), pictures_of(image), weights.get()};
   const Kernels& kernels = *selected_kernels();
-  run_tasks(plan_tasks(low.size(0), low.size(2), low.size(3), torch::stable::get_num_threads()),
-            [&](const Task& task) { kernels.decode(args, task); });
+  run_tasks(
+      plan_tasks(low.size(0), low.size(2), low.size(3), torch::stable::get_num_threads(), kForwardWarmUp),
+      [&](const Task& task) { kernels.decode(args, task); });
   return image;
+}
+
+// --------------------------------------------------------------------------------------------- backward
+
+// Runs the tasks in as many groups as there are threads, each with sums of its own, which are then added in
+// the groups' order: the same threads give the same bits.
+template <class Sums, class F>
+std::unique_ptr<Collected<Sums>> run_summing_tasks(const std::vector<Task>& tasks, int64_t threads,
+                                                   const F& run) {
+  const int64_t count = static_cast<int64_t>(tasks.size());
+  const int64_t groups = std::clamp<int64_t>(count, 1, std::max<int64_t>(threads, 1));
+  std::vector<std::unique_ptr<Collected<Sums>>> sums(groups);
+  torch::stable::parallel_for(0, groups, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t g = begin; g < end; ++g) {
+      sums[g] = std::make_unique<Collected<Sums>>();
+      for (int64_t i = g * count / groups; i < (g + 1) * count / groups; ++i) run(tasks[i], *sums[g]);
+    }
+  });
+  for (int64_t g = 1; g < groups; ++g) sums[0]->add(*sums[g]);
+  return std::move(sums[0]);
+}
+
+Tensor new_tensor(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes) {
+  return torch::stable::empty(sizes, like.scalar_type(), std::nullopt, like.device());
+}
+
+Tensor no_gradient(const Tensor& like) {
+  const int64_t none = 0;
+  return new_tensor(like, {&none, 1});
+}
+
+// `count` numbers as a new tensor of the shape and dtype of `like`.
+Tensor tensor_of(const float* numbers, const Tensor& like) {
+  Tensor tensor = new_tensor(like, like.sizes());
+  void* data = tensor.mutable_data_ptr();
+  for (int64_t i = 0; i < tensor.numel(); ++i) {
+    if (like.scalar_type() == ScalarType::Double) {
+      static_cast<double*>(data)[i] = numbers[i];
+    } else {
+      write_float(data, element_of(like.scalar_type()), i, numbers[i]);
+    }
+  }
+  return tensor;
+}
+
+// The ten parameters' gradients, each as its parameter.
+template <class Weights, class Gradients, class Sums>
+std::array<Tensor, kParameters> parameter_gradients(const Sums& sums, const Parameters& parameters,
+                                                    bool needed) {
+  WeightNumbers<Weights> numbers;
+  if (needed) unpack(sums, weights_in<Gradients>(numbers.data()));
+  const float* from = numbers.data();
+  std::array<Tensor, kParameters> gradients;
+  for (int p = 0; p < kParameters; ++p) {
+    gradients[p] = needed ? tensor_of(from, parameters[p]) : no_gradient(parameters[p]);
+    from += parameters[p].numel();
+  }
+  return gradients;
+}
+
+using Tensors12 = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
+                             Tensor, Tensor>;
+using Tensors13 = decltype(std::tuple_cat(std::declval<Tensors12>(), std::tuple<Tensor>{}));
+
+Tensors13 encode_backward(Tensor grad_low, Tensor grad_high, Tensor image, Tensor conv1_weight,
+                          Tensor conv1_bias, Tensor conv2_weight, Tensor conv2_bias, Tensor conv3_weight,
+                          Tensor conv3_bias, Tensor low_weight, Tensor low_bias, Tensor high_weight,
+                          Tensor high_bias, std::optional<Tensor> image_scale,
+                          std::optional<Tensor> image_shift, bool need_image, bool need_parameters,
+                          bool need_scale) {
+  const char* op = "encode_backward";
+  const Parameters parameters{conv1_weight, conv1_bias, conv2_weight, conv2_bias,  conv3_weight,
+                              conv3_bias,   low_weight, low_bias,     high_weight, high_bias};
+  check_encode(op, image, parameters, image_scale, image_shift);
+  const int64_t half_height = (image.size(2) + 1) / 2, half_width = (image.size(3) + 1) / 2;
+  check_gradient(op, "grad_low", grad_low, {image.size(0), 3, half_height, half_width}, conv1_weight);
+  check_gradient(op, "grad_high", grad_high, {image.size(0), 3, half_height, half_width}, conv1_weight);
+  if (!has_kernel(conv1_weight)) {
+    return call_reference<Tensors13>(op, grad_low, grad_high, image, conv1_weight, conv1_bias, conv2_weight,
+                                     conv2_bias, conv3_weight, conv3_bias, low_weight, low_bias, high_weight,
+                                     high_bias, image_scale, image_shift, need_image, need_parameters,
+                                     need_scale);
+  }
+  need_image = need_image && image.scalar_type() != ScalarType::Byte;
+  need_scale = need_scale && (image_scale || image_shift);
+
+  const auto numbers = numbers_of<EncoderWeights>(parameters);
+  const auto weights = packed<EncoderPack>(numbers);
+  const auto transposed = packed<EncoderBackwardPack>(numbers);
+  Tensor grad_image = need_image ? new_pictures(image, image.size(2), image.size(3), image.scalar_type())
+                                 : no_gradient(conv1_weight);
+  const EncodeBackwardArgs args{pictures_of(grad_low),
+                                pictures_of(grad_high),
+                                pictures_of(image),
+                                need_image ? pictures_of(grad_image) : Pictures{},
+                                affine_of(image_scale, image_shift),
+                                weights.get(),
+                                transposed.get(),
+                                need_image,
+                                need_parameters,
+                                need_scale};
+  const Kernels& kernels = *selected_kernels();
+  const int64_t threads = torch::stable::get_num_threads();
+  const auto sums = run_summing_tasks<EncoderSums>(
+      plan_tasks(image.size(0), half_height, half_width, threads, kBackwardWarmUp), threads,
+      [&](const Task& task, Collected<EncoderSums>& to) { kernels.encode_backward(args, task, to); });
+  const EncoderSums& total = sums->result();
+
+  const auto affine_gradient = [&](const std::optional<Tensor>& affine, const float* numbers3) {
+    if (!affine) return no_gradient(conv1_weight);
+    return need_scale ? tensor_of(numbers3, *affine) : no_gradient(*affine);
+  };
+  return std::tuple_cat(
+      std::tuple{grad_image},
+      parameter_gradients<EncoderWeights, EncoderGradients>(total, parameters, need_parameters),
+      std::tuple{affine_gradient(image_scale, total.image_scale),
+                 affine_gradient(image_shift, total.image_shift)});
+}
+
+Tensors12 decode_backward(Tensor grad_image, Tensor low, Tensor high, Tensor low_weight, Tensor low_bias,
+                          Tensor high_weight, Tensor high_bias, Tensor conv1_weight, Tensor conv1_bias,
+                          Tensor conv2_weight, Tensor conv2_bias, Tensor conv3_weight, Tensor conv3_bias,
+                          bool need_input, bool need_parameters) {
+  const char* op = "decode_backward";
+  const Parameters parameters{low_weight, low_bias,     high_weight, high_bias,    conv1_weight,
+                              conv1_bias, conv2_weight, conv2_bias,  conv3_weight, conv3_bias};
+  checks::check_pictures(op, "grad_image", grad_image);
+  const int64_t height = grad_image.size(2), width = grad_image.size(3);
+  check_decode(op, low, high, parameters, {height, width});
+  check_gradient(op, "grad_image", grad_image, {low.size(0), 3, height, width}, conv1_weight);
+  if (!has_kernel(conv1_weight)) {
+    return call_reference<Tensors12>(op, grad_image, low, high, low_weight, low_bias, high_weight, high_bias,
+                                     conv1_weight, conv1_bias, conv2_weight, conv2_bias, conv3_weight,
+                                     conv3_bias, need_input, need_parameters);
+  }
+  const auto numbers = numbers_of<DecoderWeights>(parameters);
+  const auto weights = packed<DecoderPack>(numbers);
+  const auto transposed = packed<DecoderBackwardPack>(numbers);
+  const auto input_gradient = [&] {
+    return need_input ? new_pictures(low, low.size(2), low.size(3), low.scalar_type()) : no_gradient(low);
+  };
+  Tensor grad_low = input_gradient(), grad_high = input_gradient();
+  const DecodeBackwardArgs args{pictures_of(grad_image),
+                                pictures_of(low),
+                                pictures_of(high),
+                                need_input ? pictures_of(grad_low) : Pictures{},
+                                need_input ? pictures_of(grad_high) : Pictures{},
+                                weights.get(),
+                                transposed.get(),
+                                need_input,
+                                need_parameters};
+  const Kernels& kernels = *selected_kernels();
+  const int64_t threads = torch::stable::get_num_threads();
+  const auto sums = run_summing_tasks<DecoderSums>(
+      plan_tasks(low.size(0), low.size(2), low.size(3), threads, kBackwardWarmUp), threads,
+      [&](const Task& task, Collected<DecoderSums>& to) { kernels.decode_backward(args, task, to); });
+  return std::tuple_cat(
+      std::tuple{grad_low, grad_high},
+      parameter_gradients<DecoderWeights, DecoderGradients>(sums->result(), parameters, need_parameters));
 }
 
 }  // namespace
@@ -191,4 +358,6 @@ Tensor decode(Tensor low, Tensor high, Tensor low_weight, Tensor low_bias, Tenso
 STABLE_TORCH_LIBRARY_IMPL(wae, CPU, library) {
   library.impl("encode", TORCH_BOX(&wae::encode));
   library.impl("decode", TORCH_BOX(&wae::decode));
+  library.impl("encode_backward", TORCH_BOX(&wae::encode_backward));
+  library.impl("decode_backward", TORCH_BOX(&wae::decode_backward));
 }

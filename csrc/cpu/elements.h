@@ -68,5 +68,18 @@ inline float read_float(const void* data, Element element, int64_t index) {
   }
 }
 
+inline void write_float(void* data, Element element, int64_t index, float x) {
+  switch (element) {
+    case Element::kFloat16:
+      return from_float(x, static_cast<Half*>(data)[index]);
+    case Element::kBFloat16:
+      return from_float(x, static_cast<BFloat16*>(data)[index]);
+    case Element::kUInt8:
+      return;  // no op writes uint8
+    default:
+      return from_float(x, static_cast<float*>(data)[index]);
+  }
+}
+
 }  // namespace
 }  // namespace wae

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "pack.h"
+#include "sums.h"
 
 namespace wae {
 
@@ -42,29 +43,27 @@ struct DecodeArgs {
   const DecoderPack* weights;
 };
 
-// A gradient that is not wanted has no data.
 struct EncodeBackwardArgs {
-  Pictures grad_low, grad_high, image, grad_image;
+  Pictures grad_low, grad_high, image, grad_image;  // grad_image is only used when it is needed
   Affine affine;
   const EncoderPack* weights;
-  bool need_input, need_parameters;
+  const EncoderBackwardPack* transposed;
+  bool need_image, need_parameters, need_scale;
 };
 
 struct DecodeBackwardArgs {
-  Pictures grad_image, low, high, grad_low, grad_high;
+  Pictures grad_image, low, high, grad_low, grad_high;  // the last two are only used when they are needed
   const DecoderPack* weights;
+  const DecoderBackwardPack* transposed;
   bool need_input, need_parameters;
 };
-
-struct EncoderSums;
-struct DecoderSums;
 
 struct Kernels {
   void (*encode)(const EncodeArgs&, const Task&);
   void (*decode)(const DecodeArgs&, const Task&);
-  // Add this task's share of the parameters' gradients to `sums`.
-  void (*encode_backward)(const EncodeBackwardArgs&, const Task&, EncoderSums& sums);
-  void (*decode_backward)(const DecodeBackwardArgs&, const Task&, DecoderSums& sums);
+  // These add the task's share of the parameters' gradients.
+  void (*encode_backward)(const EncodeBackwardArgs&, const Task&, Collected<EncoderSums>&);
+  void (*decode_backward)(const DecodeBackwardArgs&, const Task&, Collected<DecoderSums>&);
 };
 
 const Kernels& kernels_portable();

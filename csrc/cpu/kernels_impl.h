@@ -4,12 +4,14 @@
 // namespace of its own. The including file has set WAE_ISA and the compiler's target.
 
 #include "decode.h"
+#include "decode_backward.h"
 #include "encode.h"
+#include "encode_backward.h"
 
 namespace wae::WAE_ISA {
 
 const Kernels& kernels() {
-  static constexpr Kernels table{encode, decode, nullptr, nullptr};
+  static constexpr Kernels table{encode, decode, encode_backward, decode_backward};
   return table;
 }
 

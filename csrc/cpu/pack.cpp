@@ -1,18 +1,9 @@
 #include "pack.h"
 
+#include "winograd_filter.h"
+
 namespace wae {
 namespace {
-
-// G of F(4x4, 3x3): the filter's values at the points 0, 1, -1, 2, -2, infinity, scaled so that the
-// input and output transforms have small whole numbers.
-constexpr float kG[6][3] = {
-    {1.0f / 4, 0, 0},
-    {-1.0f / 6, -1.0f / 6, -1.0f / 6},
-    {-1.0f / 6, 1.0f / 6, -1.0f / 6},
-    {1.0f / 24, 1.0f / 12, 1.0f / 6},
-    {1.0f / 24, -1.0f / 12, 1.0f / 6},
-    {0, 0, 1},
-};
 
 // U = G g G^T for 16 output channels at a time; tap(o, ky, kx) is the filter for input channel i.
 template <class Tap>

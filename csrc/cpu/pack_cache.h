@@ -14,10 +14,11 @@
 #include <mutex>
 
 #include "pack.h"
+#include "sums.h"
 
 namespace wae {
 
-// The sizes of the raw weights, in the order of the struct of pointers.
+// The sizes of the raw weights, in the order of the structs of pointers.
 template <class Weights>
 inline constexpr std::array<int, 10> kWeightSizes;
 template <>
@@ -26,24 +27,32 @@ inline constexpr std::array<int, 10> kWeightSizes<EncoderWeights>{432, 16,  2304
 template <>
 inline constexpr std::array<int, 10> kWeightSizes<DecoderWeights>{432, 16,   432, 16,  2304,
                                                                   16,  2304, 16,  432, 3};
+template <>
+inline constexpr std::array<int, 10> kWeightSizes<EncoderGradients> = kWeightSizes<EncoderWeights>;
+template <>
+inline constexpr std::array<int, 10> kWeightSizes<DecoderGradients> = kWeightSizes<DecoderWeights>;
 
 template <class Weights>
-constexpr int weight_count() {
+constexpr int count_weights() {
   int sum = 0;
   for (int size : kWeightSizes<Weights>) sum += size;
   return sum;
 }
 
-// The struct of pointers into one array that holds all weights, one tensor after the other.
+// All raw weights, or their gradients, one tensor after the other.
 template <class Weights>
-Weights weights_in(const float* numbers) {
-  std::array<const float*, 10> pointers;
+struct WeightNumbers : std::array<float, count_weights<Weights>()> {};
+
+// The struct of pointers into such numbers.
+template <class Pointers, class Number>
+Pointers weights_in(Number* numbers) {
+  std::array<Number*, 10> pointers;
   for (int i = 0; i < 10; ++i) {
     pointers[i] = numbers;
-    numbers += kWeightSizes<Weights>[i];
+    numbers += kWeightSizes<Pointers>[i];
   }
-  static_assert(sizeof(Weights) == sizeof pointers);
-  Weights weights;
+  static_assert(sizeof(Pointers) == sizeof pointers);
+  Pointers weights;
   std::memcpy(&weights, pointers.data(), sizeof weights);
   return weights;
 }
@@ -51,7 +60,7 @@ Weights weights_in(const float* numbers) {
 template <class Pack, class Weights>
 class PackCache {
  public:
-  using Numbers = std::array<float, weight_count<Weights>()>;
+  using Numbers = WeightNumbers<Weights>;
 
   // Thread-safe. The result stays valid while it is held, whatever happens to the cache.
   std::shared_ptr<const Pack> find(const Numbers& numbers) {

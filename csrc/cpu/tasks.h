@@ -12,14 +12,14 @@ namespace wae {
 
 // A task that does not begin at the top computes again, for its first rows, what the task above computed
 // last: about as much work as this many half-resolution rows.
-inline constexpr int64_t kWarmUpRows = 4;
+inline constexpr int64_t kForwardWarmUp = 4, kBackwardWarmUp = 6;
 
 // The number of pieces each column of pictures is cut into, so that the busiest thread is done earliest.
-inline int64_t best_pieces(int64_t columns, int64_t half_height, int64_t threads) {
+inline int64_t best_pieces(int64_t columns, int64_t half_height, int64_t threads, int64_t warm_up) {
   int64_t best = 1, best_time = INT64_MAX;
-  for (int64_t pieces = 1; pieces <= std::max<int64_t>(half_height / (2 * kWarmUpRows), 1); ++pieces) {
+  for (int64_t pieces = 1; pieces <= std::max<int64_t>(half_height / (2 * warm_up), 1); ++pieces) {
     const int64_t rounds = (columns * pieces + threads - 1) / threads;
-    const int64_t rows = half_height + (pieces - 1) * kWarmUpRows;
+    const int64_t rows = half_height + (pieces - 1) * warm_up;
     const int64_t time = rounds * ((rows + pieces - 1) / pieces);
     if (time < best_time) best = pieces, best_time = time;
     if (pieces >= 2 * threads) break;
@@ -29,17 +29,18 @@ inline int64_t best_pieces(int64_t columns, int64_t half_height, int64_t threads
 
 // Every half-resolution pixel of every picture is in exactly one task. Columns are cut by the picture's
 // width alone, and rows at even numbers, so results do not depend on the number of threads.
-inline std::vector<Task> plan_tasks(int64_t batch, int64_t half_height, int64_t half_width, int64_t threads) {
+inline std::vector<Task> plan_tasks(int64_t batch, int64_t half_height, int64_t half_width, int64_t threads,
+                                    int64_t warm_up) {
   const int64_t strips = (half_width + kMaxTaskWidth - 1) / kMaxTaskWidth;
   const int64_t strip_width = ((half_width + strips - 1) / strips + 1) / 2 * 2;
-  const int64_t pieces = best_pieces(batch * strips, half_height, std::max<int64_t>(threads, 1));
-  const int64_t rows = half_height + (pieces - 1) * kWarmUpRows;
+  const int64_t pieces = best_pieces(batch * strips, half_height, std::max<int64_t>(threads, 1), warm_up);
+  const int64_t rows = half_height + (pieces - 1) * warm_up;
   std::vector<Task> tasks;
   for (int64_t n = 0; n < batch; ++n) {
     for (int64_t x = 0; x < half_width; x += strip_width) {
       for (int64_t piece = 0, y = 0; piece < pieces; ++piece) {
         // The first task has no warm-up, so it takes as many rows more.
-        const int64_t end = (piece + 1) * rows / pieces - piece * kWarmUpRows;
+        const int64_t end = (piece + 1) * rows / pieces - piece * warm_up;
         const int64_t y1 =
             piece + 1 == pieces ? half_height : std::clamp<int64_t>(end / 2 * 2, y, half_height);
         if (y1 > y) tasks.push_back({n, y, y1, x, std::min(x + strip_width, half_width)});

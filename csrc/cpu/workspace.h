@@ -126,6 +126,11 @@ inline void conv16_rows(const Rows& in, const Rows& out, int64_t y, const Span& 
   for (int i = 0; i < kTile; ++i) finish_row(out, y + i, span, height, width);
 }
 
+// The derivative of the ReLU whose outputs are rows y..y+3, from column `begin` on.
+inline ReluGradient mask(const Rows& rows, int64_t y, int64_t begin) {
+  return {{rows.at(y, begin), rows.at(y + 1, begin), rows.at(y + 2, begin), rows.at(y + 3, begin)}};
+}
+
 // Row y (half resolution) of the 6 branch planes, columns of the task.
 inline void downsample_row(const Rows& in, const Planes& out, int64_t y, const Task& task,
                            const Direct6& weights, const float* bias) {
@@ -136,13 +141,18 @@ inline void downsample_row(const Rows& in, const Planes& out, int64_t y, const T
   downsample16to6(inputs, outputs, task.x1 - task.x0, weights, bias);
 }
 
+inline void store_planes(const Planes& planes, const Pictures& pictures, int64_t n, int64_t y, int64_t begin,
+                         int64_t end, int first = 0) {
+  const float* const in[3] = {planes.at(y, first, begin), planes.at(y, first + 1, begin),
+                              planes.at(y, first + 2, begin)};
+  store_row(pictures, n, y, begin, end, in);
+}
+
 // The 6 branch planes that downsample_row wrote, to low and high.
 inline void store_branches(const Planes& branches, const Pictures& low, const Pictures& high,
                            const Task& task, int64_t y) {
-  const float* planes[6];
-  for (int c = 0; c < 6; ++c) planes[c] = branches.at(y, c, task.x0);
-  store_row(low, task.n, y, task.x0, task.x1, planes);
-  store_row(high, task.n, y, task.x0, task.x1, planes + 3);
+  store_planes(branches, low, task.n, y, task.x0, task.x1);
+  store_planes(branches, high, task.n, y, task.x0, task.x1, 3);
 }
 
 // Row y (full resolution) from rows of the 6 half-resolution planes of low and high.

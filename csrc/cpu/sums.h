@@ -1,0 +1,78 @@
+// Sums that become the gradients of the parameters.
+//
+// A sum of millions of floats in one float loses digits: a task adds to floats, and after every few rows
+// these go into doubles and start again at zero.
+
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "pack.h"
+
+namespace wae {
+
+struct EncoderSums {
+  Winograd16 conv2, conv3;
+  Direct3 conv1;
+  Direct6 heads;
+  Bias16 conv1_bias, conv2_bias, conv3_bias;
+  float heads_bias[6];
+  float image_scale[3], image_shift[3];
+};
+
+struct DecoderSums {
+  Winograd16 conv1, conv2;
+  Direct3 conv3;
+  Direct6 up;
+  Bias16 up_bias, conv1_bias, conv2_bias;
+  float conv3_bias[3];
+};
+
+// Floats to add to, and the doubles they are collected in. Both kinds of Sums are nothing but floats.
+template <class Sums>
+class Collected {
+ public:
+  static constexpr int64_t kCount = sizeof(Sums) / sizeof(float);
+
+  Sums& floats() { return sums_; }
+
+  void collect() {
+    float* from = reinterpret_cast<float*>(&sums_);
+    for (int64_t i = 0; i < kCount; ++i) {
+      totals_[i] += from[i];
+      from[i] = 0;
+    }
+  }
+  void add(const Collected& other) {
+    for (int64_t i = 0; i < kCount; ++i) totals_[i] += other.totals_[i];
+  }
+  // The totals, rounded once.
+  const Sums& result() {
+    float* to = reinterpret_cast<float*>(&sums_);
+    for (int64_t i = 0; i < kCount; ++i) to[i] = static_cast<float>(totals_[i]);
+    return sums_;
+  }
+
+ private:
+  Sums sums_{};
+  double totals_[kCount]{};
+};
+
+extern template class Collected<EncoderSums>;  // never instantiated with a kernel file's instructions
+extern template class Collected<DecoderSums>;
+
+// Gradients laid out as the raw weights (float32, contiguous).
+struct EncoderGradients {
+  float *conv1_weight, *conv1_bias, *conv2_weight, *conv2_bias, *conv3_weight, *conv3_bias;
+  float *low_weight, *low_bias, *high_weight, *high_bias;
+};
+struct DecoderGradients {
+  float *low_weight, *low_bias, *high_weight, *high_bias;
+  float *conv1_weight, *conv1_bias, *conv2_weight, *conv2_bias, *conv3_weight, *conv3_bias;
+};
+
+void unpack(const EncoderSums& sums, const EncoderGradients& gradients);
+void unpack(const DecoderSums& sums, const DecoderGradients& gradients);
+
+}  // namespace wae

@@ -1,0 +1,17 @@
+// G of F(4x4, 3x3): a filter's values at the points 0, 1, -1, 2, -2, infinity, scaled so that the input and
+// output transforms (layers.h) have small whole numbers. A filter g becomes U = G g G^T.
+
+#pragma once
+
+namespace wae {
+
+inline constexpr float kG[6][3] = {
+    {1.0f / 4, 0, 0},
+    {-1.0f / 6, -1.0f / 6, -1.0f / 6},
+    {-1.0f / 6, 1.0f / 6, -1.0f / 6},
+    {1.0f / 24, 1.0f / 12, 1.0f / 6},
+    {1.0f / 24, -1.0f / 12, 1.0f / 6},
+    {0, 0, 1},
+};
+
+}  // namespace wae
