@@ -1,16 +1,18 @@
-// Arithmetic of PTX that C++ does not spell the same way. Registers are unsigned integers; F, D, H and B16
-// read a register as float, double, half or bfloat16, and bits() writes one back.
+// Arithmetic of PTX that C++ does not spell the same way. Registers are unsigned integers: F, D, H and B16 read
+// one as float, double, half or bfloat16; R32, R64, half and bfloat write one. F to R64 are macros because
+// kernels have thousands of them, and inlining as many functions is most of g++'s time.
 #pragma once
 #include <cmath>
+#include <limits>
 
 #include "machine.h"
 
-inline float F(u32 r) { return __builtin_bit_cast(float, r); }
-inline double D(u64 r) { return __builtin_bit_cast(double, r); }
+#define F(r) __builtin_bit_cast(float, (u32)(r))
+#define D(r) __builtin_bit_cast(double, (u64)(r))
+#define R32(x) __builtin_bit_cast(u32, (float)(x))
+#define R64(x) __builtin_bit_cast(u64, (double)(x))
 inline float H(u16 r) { return static_cast<float>(__builtin_bit_cast(_Float16, r)); }
 inline float B16(u16 r) { return F(static_cast<u32>(r) << 16); }
-inline u32 bits(float x) { return __builtin_bit_cast(u32, x); }
-inline u64 bits(double x) { return __builtin_bit_cast(u64, x); }
 
 inline u16 half(float x) { return x != x ? 0x7fff : __builtin_bit_cast(u16, static_cast<_Float16>(x)); }
 inline u16 half(double x) { return x != x ? 0x7fff : __builtin_bit_cast(u16, static_cast<_Float16>(x)); }
@@ -19,19 +21,19 @@ inline u16 half_toward_zero(float x) {
   return std::fabs(H(h)) > std::fabs(x) ? h - 1 : h;
 }
 inline u16 bfloat(float x) {
-  u32 b = bits(x);
+  u32 b = R32(x);
   return x != x ? 0x7fff : static_cast<u16>((b + 0x7fff + (b >> 16 & 1)) >> 16);
 }
-inline u16 bfloat_toward_zero(float x) { return x != x ? 0x7fff : static_cast<u16>(bits(x) >> 16); }
+inline u16 bfloat_toward_zero(float x) { return x != x ? 0x7fff : static_cast<u16>(R32(x) >> 16); }
 inline u16 bfloat(double x) {  // round to odd first, so that rounding twice equals rounding once
   float f = static_cast<float>(x);
-  if (f != x && f == f && !(bits(f) & 1))
-    f = F(bits(f) + (std::fabs(static_cast<double>(f)) < std::fabs(x) ? 1 : -1));
+  if (f != x && f == f && !(R32(f) & 1))
+    f = F(R32(f) + (std::fabs(static_cast<double>(f)) < std::fabs(x) ? 1 : -1));
   return bfloat(f);
 }
-inline u32 tf32_nearest_away(float x) { return x != x ? 0x7fffffff : (bits(x) + 0x1000) & 0xffffe000; }
-inline u32 tf32_nearest_even(float x) {
-  return x != x ? 0x7fffffff : (bits(x) + 0xfff + (bits(x) >> 13 & 1)) & 0xffffe000;
+inline u32 tf32_rna(float x) { return x != x ? 0x7fffffff : (R32(x) + 0x1000) & 0xffffe000; }
+inline u32 tf32_rn(float x) {
+  return x != x ? 0x7fffffff : (R32(x) + 0xfff + (R32(x) >> 13 & 1)) & 0xffffe000;
 }
 
 inline float flush(float x) { return std::fabs(x) < 0x1p-126f ? std::copysign(0.f, x) : x; }

@@ -181,7 +181,7 @@ def _library(name: str, code: str) -> ctypes.CDLL:
         source = folder / "kernel.cpp"
         source.write_text(code)
         return [
-            ["-O1", f"-I{_HERE}", "-shared", "-Wl,-Bsymbolic", "-o", str(made), str(source), str(machine)]
+            ["-Og", f"-I{_HERE}", "-shared", "-Wl,-Bsymbolic", "-o", str(made), str(source), str(machine)]
         ]
 
     return ctypes.CDLL(str(_build(name, ".so", code + runtime_key, commands)))

@@ -217,7 +217,7 @@ static void join_lanes(Warp& w, u32 mask, u32) {
   flush_requests(w);
 }
 
-void warp_barrier(Thread& t, u32 mask, u32) { collective(t, mask, join_lanes, nullptr, 0); }
+void warp_barrier(Thread& t, u32 mask) { collective(t, mask, join_lanes, nullptr, 0); }
 
 void loop_step(Thread& t, u32 site) {
   if (--t.block->fuel == 0) fail(t, site, "no end after %llu loop iterations", 1ull << 28);

@@ -12,7 +12,7 @@ using s16 = int16_t;
 using s32 = int32_t;
 using s64 = int64_t;
 
-enum class Space : u32 { generic, global, shared };
+enum class Space : u32 { generic, global, shared, constant };
 
 // Device addresses are (slot + 1) << 40 plus an offset: a buffer overrun cannot land in another buffer.
 constexpr int kSlotShift = 40;
@@ -51,11 +51,11 @@ u8* atomic(Thread&, Space, u64 address, u32 size, u32 site);
 void predicated_off(Thread&, u32 site);
 void barrier(Thread&, u32 id, u32 count, bool waits, bool aligned, u32 site);
 int barrier_reduce(Thread&, u32 id, u32 count, int value, char op, u32 site);
-void warp_barrier(Thread&, u32 mask, u32 site);
+void warp_barrier(Thread&, u32 mask);
 void collective(Thread&, u32 mask, Collective, void* operands, u32 site);
 void copy_async(Thread&, u64 to, u64 from, u32 size, u32 from_size, u32 site);
 void copy_async_commit(Thread&);
-void copy_async_wait(Thread&, u32 newest_left, u32 site);
+void copy_async_wait(Thread&, u32 newest_left);
 void loop_step(Thread&, u32 site);  // a backward branch: time for the others, and an end to endless loops
 u8* own_memory(Thread&, u64 address, u32 size, u32 site);  // local and param windows
 

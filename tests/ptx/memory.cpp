@@ -86,7 +86,7 @@ u8* shared_at(Thread& t, u64 address, u32 size, u32 site, const char* what) {
   return t.block->shared.data() + address;
 }
 
-u8* global_at(Thread& t, u64 address, u32 size, u32 site, bool writes) {
+u8* global_at(Thread& t, u64 address, u32 size, u32 site, bool writes, bool counted = true) {
   Launch& l = *t.block->launch;
   const char* what = writes ? "write" : "read";
   u64 slot = (address >> kSlotShift) - 1, offset = address & ~kWindow;
@@ -112,6 +112,7 @@ u8* global_at(Thread& t, u64 address, u32 size, u32 site, bool writes) {
          (unsigned long long)(offset - b.low), (unsigned long long)slot);
   if (writes && !b.writable)
     fail(t, site, "global write to #%llu#, which is read-only", (unsigned long long)slot);
+  if (!counted) return b.base + offset;
   (writes ? b.written_bytes : b.read_bytes) += size;
   (writes ? l.written_bytes : l.read_bytes) += size;
   return b.base + offset;
@@ -203,6 +204,7 @@ void flush_requests(Warp& w) {
 
 const u8* load(Thread& t, Space space, u64 address, u32 size, u32 site) {
   if (owned(space, address)) return own_memory(t, address, size, site);
+  if (space == Space::constant) return global_at(t, address, size, site, false, false);
   space = resolve(space, address);
   request(t, site, address, size, space == Space::shared, false, true);
   if (space == Space::global) return global_at(t, address, size, site, false);
@@ -294,7 +296,7 @@ void copy_async(Thread& t, u64 to, u64 from, u32 size, u32 from_size, u32 site) 
 
 void copy_async_commit(Thread& t) { t.block->copies[t.id].emplace_back(); }
 
-void copy_async_wait(Thread& t, u32 newest_left, u32) {
+void copy_async_wait(Thread& t, u32 newest_left) {
   auto& groups = t.block->copies[t.id];
   bool everything = newest_left == ~0u;  // wait_all: the uncommitted ones too
   if (everything) groups.emplace_back(), newest_left = 0;

@@ -94,7 +94,7 @@ void mma(Warp& w, u32 mask, u32 site) {
     if (kHalfSums)
       put<u16>(r, 2 * i, half(x));
     else
-      r[i] = bits(x);
+      r[i] = R32(x);
   });
 }
 
