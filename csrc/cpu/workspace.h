@@ -12,6 +12,12 @@
 #include "layers.h"
 #include "pictures.h"
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+
+#include <limits>
+#endif
+
 namespace wae::WAE_ISA {
 
 WAE_INLINE int64_t floor4(int64_t y) { return y & ~int64_t{3}; }
@@ -36,10 +42,16 @@ inline Span tiled_span(int64_t begin, int64_t end, int64_t width) {
 // Cuts one aligned block of memory into a task's windows of rows.
 class Workspace {
  public:
-  // Room left and right of the task: the halos of all layers, and what whole tiles overshoot.
-  static constexpr int64_t kLeft = 16, kRight = 32;
+  // Room left and right of the task: the halos of all layers, and what whole tiles overshoot. Their sum is
+  // odd, so that the rows of a window do not fall on the same sets of the cache.
+  static constexpr int64_t kLeft = 16, kRight = 33;
 
-  explicit Workspace(const Task& task) : task_(task), columns_(kLeft + 2 * (task.x1 - task.x0) + kRight) {}
+  explicit Workspace(const Task& task) : task_(task), columns_(kLeft + 2 * (task.x1 - task.x0) + kRight) {
+#if defined(__SANITIZE_ADDRESS__)  // nothing may be read before it is written
+    ASAN_UNPOISON_MEMORY_REGION(memory(0), kBytes);
+    std::fill_n(memory(0), kBytes / sizeof(float), std::numeric_limits<float>::quiet_NaN());
+#endif
+  }
 
   Rows rows(int count) {
     const int64_t row_size = columns_ * kChannels;
@@ -53,11 +65,15 @@ class Workspace {
   float* take(int64_t floats) {
     float* block = memory(used_ + floats) + used_;
     used_ += (floats + 15) / 16 * 16;
+#if defined(__SANITIZE_ADDRESS__)
+    ASAN_POISON_MEMORY_REGION(memory(used_ + 16) + used_, 64);
+    used_ += 16;
+#endif
     return block;
   }
 
  private:
-  static constexpr int64_t kBytes = 2 << 20;
+  static constexpr int64_t kBytes = 3 << 19;  // the backward passes at kMaxTaskWidth need 1.3 MB
 
   Planes make_planes(int count, int planes, int64_t origin) {
     const int64_t plane_size = (columns_ + 15) / 16 * 16;

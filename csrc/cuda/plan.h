@@ -113,6 +113,8 @@ struct LaunchPlan {
   int32_t grid, block, shared_bytes;
 };
 
+inline constexpr int kCandidates = 6;
+
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 constexpr Tiling tiling_of(int64_t batch, int64_t half_height, int64_t half_width, int64_t tile_height) {
@@ -128,17 +130,20 @@ constexpr int64_t steps_of(const Tiling& tiling, int64_t blocks) {
   return ceil_div(tiling.tiles, blocks) * (tiling.tile_height + kHaloPairs) + kPipelineSteps;
 }
 
-// Tall tiles repeat fewer halo rows; many tiles fill the chip. Takes the tiling that is done first, and of equals
-// the one with the tallest tiles.
+// Tall tiles repeat fewer halo rows; many tiles fill the chip. Takes, of a few tilings, the one that is done
+// first, and of equals the one with the tallest tiles. Few, because this runs before every launch.
 constexpr LaunchPlan plan(int64_t batch, int64_t half_height, int64_t half_width, const Chip& chip,
                           const SharedLayout& layout) {
   const int64_t blocks = static_cast<int64_t>(chip.multiprocessors) * chip.blocks_each;
+  const int64_t strips = batch * ceil_div(half_width, kTileColumns);
   Tiling best = tiling_of(batch, half_height, half_width, half_height);
-  // Beyond this many rows of tiles every block has all it can take even of one picture.
-  const int64_t most_rows = half_height < 4 * blocks ? half_height : 4 * blocks;
-  for (int64_t rows = 2; rows <= most_rows; ++rows) {
-    const Tiling tiling = tiling_of(batch, half_height, half_width, ceil_div(half_height, rows));
-    if (steps_of(tiling, blocks) < steps_of(best, blocks)) best = tiling;
+  for (int64_t n = 1; n <= kCandidates; ++n) {
+    for (const int64_t wanted : {n, n * blocks / strips}) {  // n tiles down a picture; n tiles for each block
+      const int64_t rows = wanted < 1 ? 1 : wanted < half_height ? wanted : half_height;
+      const Tiling tiling = tiling_of(batch, half_height, half_width, ceil_div(half_height, rows));
+      const int64_t steps = steps_of(tiling, blocks), least = steps_of(best, blocks);
+      if (steps < least || (steps == least && tiling.rows < best.rows)) best = tiling;
+    }
   }
   const int64_t grid = best.tiles < blocks ? best.tiles : blocks;
   return {best, static_cast<int32_t>(grid), kThreads, layout.bytes};

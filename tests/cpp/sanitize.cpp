@@ -1,0 +1,377 @@
+// Runs every kernel this processor has on awkward sizes, under the address and undefined-behaviour
+// sanitizers (make sanitize), and compares with the definition in double.
+//
+// Pictures are separate heap blocks, so one element too far is seen; the kernels' workspace is filled with
+// NaN and has poisoned gaps in this build (csrc/cpu/workspace.h).
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "cpu/dispatch.h"
+#include "cpu/elements.h"
+#include "cpu/kernels.h"
+#include "cpu/pack_cache.h"
+#include "cpu/tasks.h"
+
+namespace {
+
+using namespace wae;
+
+std::mt19937 random_bits(20260);
+
+// A batch of maps in double, with what a 3x3 layer and its gradients need; the definition and nothing else.
+struct Maps {
+  int n, channels, height, width;
+  std::vector<double> data;
+
+  Maps(int n, int channels, int height, int width)
+      : n(n), channels(channels), height(height), width(width), data(size_t(n) * channels * height * width) {}
+  double& at(int i, int c, int y, int x) {
+    return data[((size_t(i) * channels + c) * height + y) * width + x];
+  }
+  double get(int i, int c, int y, int x) const {
+    const bool inside = 0 <= y && y < height && 0 <= x && x < width;
+    return inside ? data[((size_t(i) * channels + c) * height + y) * width + x] : 0.0;
+  }
+};
+
+// For every triple (output pixel, input pixel, tap) of a layer that reads input (s*y + ky - 1, s*x + kx - 1).
+template <class F>
+void for_taps(const Maps& out, const Maps& in, int stride, const F& f) {
+  for (int i = 0; i < out.n; ++i)
+    for (int o = 0; o < out.channels; ++o)
+      for (int c = 0; c < in.channels; ++c)
+        for (int y = 0; y < out.height; ++y)
+          for (int x = 0; x < out.width; ++x)
+            for (int k = 0; k < 9; ++k) {
+              const int iy = stride * y + k / 3 - 1, ix = stride * x + k % 3 - 1;
+              if (0 <= iy && iy < in.height && 0 <= ix && ix < in.width) f(i, o, c, y, x, k, iy, ix);
+            }
+}
+
+// weight[o][c][k], as Conv2d; a transposed convolution is the same layer read backwards.
+void convolve(Maps& out, const Maps& in, const float* weight, int stride) {
+  for_taps(out, in, stride, [&](int i, int o, int c, int y, int x, int k, int iy, int ix) {
+    out.at(i, o, y, x) += weight[(o * in.channels + c) * 9 + k] * in.get(i, c, iy, ix);
+  });
+}
+void convolve_transposed(const Maps& out, Maps& in, const float* weight, int stride) {
+  for_taps(out, in, stride, [&](int i, int o, int c, int y, int x, int k, int iy, int ix) {
+    in.at(i, c, iy, ix) += weight[(o * in.channels + c) * 9 + k] * out.get(i, o, y, x);
+  });
+}
+std::vector<double> weight_gradient(const Maps& out, const Maps& in, int stride) {
+  std::vector<double> gradient(size_t(out.channels) * in.channels * 9);
+  for_taps(out, in, stride, [&](int i, int o, int c, int y, int x, int k, int iy, int ix) {
+    gradient[(o * in.channels + c) * 9 + k] += out.get(i, o, y, x) * in.get(i, c, iy, ix);
+  });
+  return gradient;
+}
+std::vector<double> bias_gradient(const Maps& maps) {
+  std::vector<double> sums(maps.channels);
+  for (size_t j = 0; j < maps.data.size(); ++j) {
+    sums[j / (size_t(maps.height) * maps.width) % maps.channels] += maps.data[j];
+  }
+  return sums;
+}
+void add_bias(Maps& maps, const float* bias, bool relu) {
+  for (size_t j = 0; j < maps.data.size(); ++j) {
+    double& value = maps.data[j];
+    value += bias[j / (size_t(maps.height) * maps.width) % maps.channels];
+    if (relu) value = std::max(value, 0.0);
+  }
+}
+void mask(Maps& gradient, const Maps& activation) {
+  for (size_t j = 0; j < gradient.data.size(); ++j) gradient.data[j] *= activation.data[j] > 0;
+}
+
+// ------------------------------------------------------------------------------------------- pictures
+
+// A batch of 3-channel pictures in one heap block, in some layout.
+struct Batch {
+  std::vector<unsigned char> memory;
+  Pictures pictures;
+
+  Batch(int n, int height, int width, Element element, int layout) {
+    const int64_t size = element == Element::kFloat32 ? 4 : element == Element::kUInt8 ? 1 : 2;
+    const int64_t step = layout == 2 ? 2 : 1;  // 2: every second pixel of a wider picture
+    pictures = {nullptr, element, n, height, width, 0, 0, 0, 0};
+    if (layout == 1) {
+      pictures.stride_c = 1, pictures.stride_w = 3, pictures.stride_h = 3 * width;
+      pictures.stride_n = 3 * width * height;
+    } else {
+      pictures.stride_w = step, pictures.stride_h = step * width,
+      pictures.stride_c = pictures.stride_h * height;
+      pictures.stride_n = 3 * pictures.stride_c;
+    }
+    const int64_t last = (n - 1) * pictures.stride_n + 2 * pictures.stride_c +
+                         (height - 1) * pictures.stride_h + (width - 1) * pictures.stride_w;
+    memory.assign((last + 1) * size, 0xFF);
+    pictures.data = memory.data();
+  }
+  int64_t index(int i, int c, int y, int x) const {
+    return i * pictures.stride_n + c * pictures.stride_c + y * pictures.stride_h + x * pictures.stride_w;
+  }
+  float get(int i, int c, int y, int x) const {
+    return read_float(pictures.data, pictures.element, index(i, c, y, x));
+  }
+  // Random values, and the same in double.
+  Maps fill() {
+    std::normal_distribution<float> normal;
+    Maps maps(int(pictures.batch), 3, int(pictures.height), int(pictures.width));
+    for (int i = 0; i < maps.n; ++i)
+      for (int c = 0; c < 3; ++c)
+        for (int y = 0; y < maps.height; ++y)
+          for (int x = 0; x < maps.width; ++x) {
+            if (pictures.element == Element::kUInt8) {
+              memory[index(i, c, y, x)] = static_cast<unsigned char>(random_bits());
+            } else {
+              write_float(pictures.data, pictures.element, index(i, c, y, x), normal(random_bits));
+            }
+            maps.at(i, c, y, x) = get(i, c, y, x);
+          }
+    return maps;
+  }
+};
+
+std::vector<float> random_floats(size_t count, float scale) {
+  std::normal_distribution<float> normal(0, scale);
+  std::vector<float> numbers(count);
+  for (float& number : numbers) number = normal(random_bits);
+  return numbers;
+}
+
+// Biases far from zero: no sum is near the kink of its ReLU, where float and double may disagree on the
+// gradient, and yet half of the channels are cut off.
+std::vector<float> kink_free(size_t count) {
+  std::vector<float> numbers(count);
+  for (size_t i = 0; i < count; ++i) numbers[i] = i % 2 ? 8.0f : -8.0f;
+  return numbers;
+}
+
+// ------------------------------------------------------------------------------------------ comparison
+
+struct Distance {
+  double difference = 0, norm = 0;
+  void add(double got, double want) {
+    difference += (got - want) * (got - want);
+    norm += want * want;
+  }
+};
+
+void require_close(const Distance& distance, double tolerance, const std::string& what) {
+  const double relative = std::sqrt(distance.difference / std::max(distance.norm, 1e-30));
+  if (relative <= tolerance) return;  // false for NaN
+  std::printf("FAILED: %s is off by %.3g, at most %.3g is allowed\n", what.c_str(), relative, tolerance);
+  std::exit(1);
+}
+
+void require_close(const Batch& got, const Maps& want, double tolerance, const std::string& what) {
+  Distance distance;
+  for (int i = 0; i < want.n; ++i)
+    for (int c = 0; c < 3; ++c)
+      for (int y = 0; y < want.height; ++y)
+        for (int x = 0; x < want.width; ++x) distance.add(got.get(i, c, y, x), want.get(i, c, y, x));
+  require_close(distance, tolerance, what);
+}
+
+void require_close(const float* got, const std::vector<double>& want, double tolerance,
+                   const std::string& what) {
+  Distance distance;
+  for (size_t i = 0; i < want.size(); ++i) distance.add(got[i], want[i]);
+  require_close(distance, tolerance, what);
+}
+
+double tolerance_of(Element element) {
+  return element == Element::kFloat16 ? 2e-3 : element == Element::kBFloat16 ? 1.5e-2 : 1e-5;
+}
+
+// ------------------------------------------------------------------------------------------------ cases
+
+struct Case {
+  const Kernels* kernels;
+  std::string name;
+  int n, height, width, threads, layout;
+  Element element;
+};
+
+void run_encoder(const Case& c) {
+  const int h = (c.height + 1) / 2, w = (c.width + 1) / 2;
+  const double tolerance = tolerance_of(c.element == Element::kUInt8 ? Element::kFloat32 : c.element);
+  const auto w1 = random_floats(432, 0.2f), w2 = random_floats(2304, 0.1f), w3 = random_floats(2304, 0.1f);
+  const auto wl = random_floats(432, 0.1f), wh = random_floats(432, 0.1f), b3 = random_floats(3, 1);
+  const auto b16 = kink_free(16);
+  const EncoderWeights weights{w1.data(),  b16.data(), w2.data(), b16.data(), w3.data(),
+                               b16.data(), wl.data(),  b3.data(), wh.data(),  b3.data()};
+  auto pack = std::make_unique<EncoderPack>();
+  auto transposed = std::make_unique<EncoderBackwardPack>();
+  wae::pack(*pack, weights);
+  wae::pack(*transposed, weights);
+
+  Batch image(c.n, c.height, c.width, c.element, c.layout);
+  const Maps raw = image.fill();
+  const float scale = c.element == Element::kUInt8 ? 1 / 64.0f : 0.5f;
+  const Affine affine{{scale, scale, scale}, {0.25f, 0, -0.25f}};
+  Maps x = raw;
+  for (size_t j = 0; j < x.data.size(); ++j) {
+    x.data[j] = x.data[j] * scale + affine.shift[j / (size_t(c.height) * c.width) % 3];
+  }
+  Maps a1(c.n, 16, c.height, c.width), a2 = a1, a3 = a1, low(c.n, 3, h, w), high = low;
+  convolve(a1, x, w1.data(), 1), add_bias(a1, b16.data(), true);
+  convolve(a2, a1, w2.data(), 1), add_bias(a2, b16.data(), true);
+  convolve(a3, a2, w3.data(), 1), add_bias(a3, b16.data(), true);
+  convolve(low, a3, wl.data(), 2), add_bias(low, b3.data(), false);
+  convolve(high, a3, wh.data(), 2), add_bias(high, b3.data(), false);
+
+  const Element out_element = c.element == Element::kUInt8 ? Element::kFloat32 : c.element;
+  Batch out_low(c.n, h, w, out_element, c.layout), out_high(c.n, h, w, out_element, c.layout);
+  const EncodeArgs args{image.pictures, out_low.pictures, out_high.pictures, affine, pack.get()};
+  for (const Task& task : plan_tasks(c.n, h, w, c.threads, kForwardWarmUp)) c.kernels->encode(args, task);
+  require_close(out_low, low, tolerance, c.name + " encode low");
+  require_close(out_high, high, tolerance, c.name + " encode high");
+
+  Batch grad_low(c.n, h, w, out_element, c.layout), grad_high(c.n, h, w, out_element, c.layout);
+  const Maps g_low = grad_low.fill(), g_high = grad_high.fill();
+  Maps g3(c.n, 16, c.height, c.width), g2 = g3, g1 = g3, gx(c.n, 3, c.height, c.width);
+  convolve_transposed(g_low, g3, wl.data(), 2), convolve_transposed(g_high, g3, wh.data(), 2), mask(g3, a3);
+  convolve_transposed(g3, g2, w3.data(), 1), mask(g2, a2);
+  convolve_transposed(g2, g1, w2.data(), 1), mask(g1, a1);
+  convolve_transposed(g1, gx, w1.data(), 1);
+  std::vector<double> g_scale(3);
+  const std::vector<double> g_shift = bias_gradient(gx);
+  for (size_t j = 0; j < gx.data.size(); ++j) {
+    g_scale[j / (size_t(c.height) * c.width) % 3] += gx.data[j] * raw.data[j];
+    gx.data[j] *= scale;
+  }
+
+  const bool need_image = c.element != Element::kUInt8;
+  Batch grad_image(c.n, c.height, c.width, c.element, c.layout);
+  const EncodeBackwardArgs backward{grad_low.pictures,
+                                    grad_high.pictures,
+                                    image.pictures,
+                                    grad_image.pictures,
+                                    affine,
+                                    pack.get(),
+                                    transposed.get(),
+                                    need_image,
+                                    true,
+                                    true};
+  const auto collected = std::make_unique<Collected<EncoderSums>>();
+  for (const Task& task : plan_tasks(c.n, h, w, c.threads, kBackwardWarmUp)) {
+    c.kernels->encode_backward(backward, task, *collected);
+  }
+  const EncoderSums& sums = collected->result();
+  WeightNumbers<EncoderWeights> numbers;
+  const auto got = weights_in<EncoderGradients>(numbers.data());
+  unpack(sums, got);
+  if (need_image) require_close(grad_image, gx, tolerance, c.name + " grad_image");
+  require_close(got.conv1_weight, weight_gradient(g1, x, 1), tolerance, c.name + " grad_conv1_weight");
+  require_close(got.conv2_weight, weight_gradient(g2, a1, 1), tolerance, c.name + " grad_conv2_weight");
+  require_close(got.conv3_weight, weight_gradient(g3, a2, 1), tolerance, c.name + " grad_conv3_weight");
+  require_close(got.low_weight, weight_gradient(g_low, a3, 2), tolerance, c.name + " grad_low_weight");
+  require_close(got.high_weight, weight_gradient(g_high, a3, 2), tolerance, c.name + " grad_high_weight");
+  require_close(got.conv1_bias, bias_gradient(g1), tolerance, c.name + " grad_conv1_bias");
+  require_close(got.conv2_bias, bias_gradient(g2), tolerance, c.name + " grad_conv2_bias");
+  require_close(got.conv3_bias, bias_gradient(g3), tolerance, c.name + " grad_conv3_bias");
+  require_close(got.low_bias, bias_gradient(g_low), tolerance, c.name + " grad_low_bias");
+  require_close(got.high_bias, bias_gradient(g_high), tolerance, c.name + " grad_high_bias");
+  require_close(sums.image_scale, g_scale, 10 * tolerance, c.name + " grad_image_scale");
+  require_close(sums.image_shift, g_shift, 10 * tolerance, c.name + " grad_image_shift");
+}
+
+void run_decoder(const Case& c) {
+  const int h = (c.height + 1) / 2, w = (c.width + 1) / 2;
+  const double tolerance = tolerance_of(c.element);
+  const auto wl = random_floats(432, 0.2f), wh = random_floats(432, 0.2f), b3 = random_floats(3, 1);
+  const auto w1 = random_floats(2304, 0.1f), w2 = random_floats(2304, 0.1f), w3 = random_floats(432, 0.1f);
+  const auto b16 = kink_free(16);
+  const DecoderWeights weights{wl.data(),  b16.data(), wh.data(),  b16.data(), w1.data(),
+                               b16.data(), w2.data(),  b16.data(), w3.data(),  b3.data()};
+  auto pack = std::make_unique<DecoderPack>();
+  auto transposed = std::make_unique<DecoderBackwardPack>();
+  wae::pack(*pack, weights);
+  wae::pack(*transposed, weights);
+
+  Batch low(c.n, h, w, c.element, c.layout), high(c.n, h, w, c.element, c.layout);
+  const Maps l = low.fill(), r = high.fill();
+  Maps up(c.n, 16, c.height, c.width), a1 = up, a2 = up, image(c.n, 3, c.height, c.width);
+  convolve_transposed(l, up, wl.data(), 2), convolve_transposed(r, up, wh.data(), 2);
+  add_bias(up, b16.data(), false), add_bias(up, b16.data(), true);
+  convolve(a1, up, w1.data(), 1), add_bias(a1, b16.data(), true);
+  convolve(a2, a1, w2.data(), 1), add_bias(a2, b16.data(), true);
+  convolve(image, a2, w3.data(), 1), add_bias(image, b3.data(), false);
+
+  Batch out(c.n, c.height, c.width, c.element, c.layout);
+  const DecodeArgs args{low.pictures, high.pictures, out.pictures, pack.get()};
+  for (const Task& task : plan_tasks(c.n, h, w, c.threads, kForwardWarmUp)) c.kernels->decode(args, task);
+  require_close(out, image, tolerance, c.name + " decode");
+
+  Batch grad_image(c.n, c.height, c.width, c.element, c.layout);
+  const Maps g = grad_image.fill();
+  Maps g2(c.n, 16, c.height, c.width), g1 = g2, gu = g2, g_low(c.n, 3, h, w), g_high = g_low;
+  convolve_transposed(g, g2, w3.data(), 1), mask(g2, a2);
+  convolve_transposed(g2, g1, w2.data(), 1), mask(g1, a1);
+  convolve_transposed(g1, gu, w1.data(), 1), mask(gu, up);
+  convolve(g_low, gu, wl.data(), 2), convolve(g_high, gu, wh.data(), 2);
+
+  Batch grad_low(c.n, h, w, c.element, c.layout), grad_high(c.n, h, w, c.element, c.layout);
+  const DecodeBackwardArgs backward{
+      grad_image.pictures, low.pictures, high.pictures, grad_low.pictures, grad_high.pictures, pack.get(),
+      transposed.get(),    true,         true};
+  const auto collected = std::make_unique<Collected<DecoderSums>>();
+  for (const Task& task : plan_tasks(c.n, h, w, c.threads, kBackwardWarmUp)) {
+    c.kernels->decode_backward(backward, task, *collected);
+  }
+  WeightNumbers<DecoderWeights> numbers;
+  const auto got = weights_in<DecoderGradients>(numbers.data());
+  unpack(collected->result(), got);
+  require_close(grad_low, g_low, tolerance, c.name + " grad_low");
+  require_close(grad_high, g_high, tolerance, c.name + " grad_high");
+  require_close(got.low_weight, weight_gradient(l, gu, 2), tolerance, c.name + " grad_low_weight");
+  require_close(got.high_weight, weight_gradient(r, gu, 2), tolerance, c.name + " grad_high_weight");
+  require_close(got.conv1_weight, weight_gradient(g1, up, 1), tolerance, c.name + " grad_conv1_weight");
+  require_close(got.conv2_weight, weight_gradient(g2, a1, 1), tolerance, c.name + " grad_conv2_weight");
+  require_close(got.conv3_weight, weight_gradient(g, a2, 1), tolerance, c.name + " grad_conv3_weight");
+  require_close(got.low_bias, bias_gradient(gu), tolerance, c.name + " grad_low_bias");
+  require_close(got.high_bias, bias_gradient(gu), tolerance, c.name + " grad_high_bias");
+  require_close(got.conv1_bias, bias_gradient(g1), tolerance, c.name + " grad_conv1_bias");
+  require_close(got.conv2_bias, bias_gradient(g2), tolerance, c.name + " grad_conv2_bias");
+  require_close(got.conv3_bias, bias_gradient(g), tolerance, c.name + " grad_conv3_bias");
+}
+
+}  // namespace
+
+int main() {
+  constexpr int kSizes[][2] = {{1, 1}, {2, 2},   {3, 5},   {5, 4},   {1, 9},
+                               {9, 1}, {17, 30}, {33, 19}, {6, 300}, {70, 11}};
+  int cases = 0;
+  for (const char* capability : {"avx512", "avx2", "portable"}) {
+    if (!wae_cpu_supports(capability)) {
+      std::printf("%s: not on this processor\n", capability);
+      continue;
+    }
+    wae_cpu_select(capability);
+    for (const auto& size : kSizes) {
+      // Every layout and element type, each with some of the sizes and some number of threads.
+      for (int variant = 0; variant < 4; ++variant, ++cases) {
+        constexpr Element kElements[] = {Element::kFloat32, Element::kUInt8, Element::kBFloat16,
+                                         Element::kFloat16};
+        Case c{wae::selected_kernels(),   capability,        1 + cases % 2, size[0], size[1], 1 + cases % 3,
+               (variant + cases / 4) % 3, kElements[variant]};
+        c.name += " " + std::to_string(c.n) + " x " + std::to_string(c.height) + " x " +
+                  std::to_string(c.width) + ", element type " + std::to_string(variant) + ", layout " +
+                  std::to_string(c.layout) + ", " + std::to_string(c.threads) + " threads:";
+        run_encoder(c);
+        if (c.element != Element::kUInt8) run_decoder(c);
+      }
+    }
+  }
+  std::printf("%d passed, 0 failed\n", cases);
+}
