@@ -43,7 +43,7 @@ T saturate(T x) {
 }
 template <class T>
 T relu(T x) {
-  return x < 0 ? T(0) : x;  // NaN stays
+  return x <= 0 ? T(0) : x;  // NaN stays, -0 does not
 }
 template <class T>
 T minimum(T a, T b, bool nan = false) {

@@ -76,7 +76,10 @@ std::vector<u32> joined_knowledge(Block& b, const std::vector<Thread*>& threads)
 
 void complete_barrier(Block& b, Barrier& barrier) {
   b.knowledge.push_back(joined_knowledge(b, barrier.arrived));
-  for (Thread* t : barrier.arrived) t->clock++;
+  for (Thread* t : barrier.arrived) {
+    t->clock++;
+    t->arrived_at &= ~(1u << (&barrier - b.barriers));
+  }
   for (Thread* t : barrier.waiting) {
     t->known = b.knowledge.back().data();
     wake(*t);
@@ -161,6 +164,8 @@ void barrier(Thread& t, u32 id, u32 count, bool waits, bool aligned, u32 site) {
   if (!bar.arrived.empty() && bar.count != count)
     fail(t, site, "barrier %u: count %u here, %u where thread %u arrived", id, count, bar.count,
          bar.arrived[0]->id);
+  if (t.arrived_at >> id & 1) fail(t, site, "barrier %u: thread arrives again before it is complete", id);
+  t.arrived_at |= 1u << id;
   bar.count = count;
   bar.aligned = aligned;
   bar.arrived.push_back(&t);

@@ -38,6 +38,7 @@ struct Thread {
   u32 lanes[32];     // the same for the own warp, by warp synchronisation
   void* stack_pointer;
   u32 waits_at;  // site of the barrier or warp instruction it is stopped at
+  u32 arrived_at;    // bit per barrier that it arrived at and that is not complete
   bool exited;
 };
 

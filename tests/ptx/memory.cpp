@@ -82,7 +82,7 @@ u8* shared_at(Thread& t, u64 address, u32 size, u32 site, const char* what) {
          "shared %s of %u bytes at %lld is outside the %u bytes of shared memory (%u of them dynamic)", what,
          size, static_cast<long long>(address), t.shared_bytes, t.dynamic_shared_bytes);
   if (address % size)
-    fail(t, site, "misaligned shared %s of %u bytes at %llu", what, size, (unsigned long long)address);
+    fail(t, site, "misaligned shared %s of %u bytes at %llu", what, size, address + 0ull);
   return t.block->shared.data() + address;
 }
 
@@ -90,28 +90,20 @@ u8* global_at(Thread& t, u64 address, u32 size, u32 site, bool writes, bool coun
   Launch& l = *t.block->launch;
   const char* what = writes ? "write" : "read";
   u64 slot = (address >> kSlotShift) - 1, offset = address & ~kWindow;
-  if (slot >= l.buffer_count) {
-    // Just before a buffer is in the slot below it, or in none.
-    if (slot + 1 < l.buffer_count && ~kWindow - offset < 1ull << 32)
-      fail(t, site, "global %s of %u bytes, %llu bytes before #%llu#", what, size,
-           (unsigned long long)(~kWindow - offset + 1), (unsigned long long)slot + 1);
-    fail(t, site, "global %s of %u bytes at 0x%llx, which is in no buffer", what, size,
-         (unsigned long long)address);
-  }
+  bool before_next = offset >> (kSlotShift - 1) && slot + 1 < l.buffer_count && l.buffers[slot + 1].base;
+  if (before_next)
+    fail(t, site, "global %s of %u bytes, %llu bytes before #%llu#", what, size, ~kWindow - offset + 1ull, slot + 1ull);
+  if (slot >= l.buffer_count || !l.buffers[slot].base)
+    fail(t, site, "global %s of %u bytes at 0x%llx, which is in no buffer", what, size, address + 0ull);
   Buffer& b = l.buffers[slot];
-  if (offset < b.low || offset + size > b.high) {
-    if (offset > 1ull << (kSlotShift - 1) && slot + 1 < l.buffer_count)
-      fail(t, site, "global %s of %u bytes, %llu bytes before #%llu#", what, size,
-           (unsigned long long)(~kWindow - offset + 1), (unsigned long long)slot + 1);
+  if (offset < b.low || offset + size > b.high)
     fail(t, site, "global %s of %u bytes at byte %lld of #%llu#, which has %llu", what, size,
-         static_cast<long long>(offset - b.low), (unsigned long long)slot,
-         (unsigned long long)(b.high - b.low));
-  }
+         static_cast<long long>(offset - b.low), slot + 0ull, b.high - b.low + 0ull);
   if (address % size)
     fail(t, site, "misaligned global %s of %u bytes at byte %llu of #%llu#", what, size,
-         (unsigned long long)(offset - b.low), (unsigned long long)slot);
+         offset - b.low + 0ull, slot + 0ull);
   if (writes && !b.writable)
-    fail(t, site, "global write to #%llu#, which is read-only", (unsigned long long)slot);
+    fail(t, site, "global write to #%llu#, which is read-only", slot + 0ull);
   if (!counted) return b.base + offset;
   (writes ? b.written_bytes : b.read_bytes) += size;
   (writes ? l.written_bytes : l.read_bytes) += size;
@@ -254,10 +246,10 @@ u8* own_memory(Thread& t, u64 address, u32 size, u32 site) {
   u64 offset = address & ~kWindow, limit = param ? t.param_bytes : t.local_bytes;
   if (offset + size > limit)
     fail(t, site, "access of %u bytes at byte %llu of the %llu bytes of %s memory", size,
-         (unsigned long long)offset, (unsigned long long)limit, param ? "parameter" : "local");
+         offset + 0ull, limit + 0ull, param ? "parameter" : "local");
   if (offset % size)
     fail(t, site, "misaligned access of %u bytes at byte %llu of local memory", size,
-         (unsigned long long)offset);
+         offset + 0ull);
   return (param ? const_cast<u8*>(t.params) : t.local) + offset;
 }
 
@@ -277,7 +269,7 @@ void copy_async(Thread& t, u64 to, u64 from, u32 size, u32 from_size, u32 site) 
   request(t, site, to, size, true, true, true);
   request(t, site + 1, from, size, false, false, from_size > 0);
   if (from % size)
-    fail(t, site, "misaligned cp.async of %u bytes from 0x%llx", size, (unsigned long long)from);
+    fail(t, site, "misaligned cp.async of %u bytes from 0x%llx", size, from + 0ull);
   if (from_size) {
     // Bounds and bytes are those of what is read: the rest is zeros. A part may be any size.
     const u8* data = nullptr;

@@ -1,0 +1,526 @@
+"""The tool itself: results against numpy, hand-computed counts, and planted bugs, each of which must be caught."""
+
+from __future__ import annotations
+
+import functools
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import triton
+import triton.language as tl
+
+from . import (
+    CompilerMissing,
+    KernelError,
+    Memory,
+    Module,
+    UnknownInstruction,
+    compile_cuda,
+    compile_triton,
+    load,
+    poisoned,
+)
+
+SEEDS = (0, 1, 2)
+
+
+def examples_text() -> str:
+    try:
+        return compile_cuda(Path(__file__).with_name("examples.cu"), 80)
+    except CompilerMissing as error:
+        pytest.skip(str(error))
+
+
+@functools.cache
+def examples() -> Module:
+    return load(examples_text())
+
+
+def rng() -> np.random.Generator:
+    return np.random.default_rng(7)
+
+
+# -- arithmetic -----------------------------------------------------------------------------------------
+
+
+def floats() -> np.ndarray:
+    """Ordinary numbers, ties of narrower formats, powers of two down to denormals, infinities and NaN."""
+    r = rng()
+    ties = (r.integers(0, 2**32, 64, np.uint32) & 0xFFFF0000 | 0x8000).view(np.float32)
+    odd_ties = (r.integers(0, 2**32, 64, np.uint32) & 0x3FFFF000 | 0x1000).view(np.float32)
+    special = np.array(
+        [0, -0.0, 1, -1, np.inf, -np.inf, np.nan, 65504, 65520, 1e-8, 3e9, -3e9, 2.5, 3.5, -2.5, 1e-40]
+    )
+    scales = np.float32(2.0) ** r.integers(-30, 30, 112).astype(np.float32)
+    return np.concatenate(
+        [special.astype(np.float32), ties, odd_ties, r.standard_normal(112).astype(np.float32) * scales]
+    )
+
+
+def to_bfloat(x: Any) -> np.ndarray:
+    return torch.from_numpy(np.array(x, np.float32)).bfloat16().view(torch.int16).numpy().view(np.uint16)
+
+
+def from_bfloat(bits: np.ndarray) -> np.ndarray:
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def halves(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return x.astype(np.uint16).view(np.float16), (x >> 16).astype(np.uint16).view(np.float16)
+
+
+def packed(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    bits = [v.astype(np.float16).view(np.uint16) if v.dtype != np.uint16 else v for v in (low, high)]
+    return bits[0].astype(np.uint32) | bits[1].astype(np.uint32) << 16
+
+
+def by_half(f: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    """An f16x2 operation, computed in float64 and rounded once."""
+
+    def both(*operands: np.ndarray) -> np.ndarray:
+        low, high = zip(*(halves(o) for o in operands), strict=True)
+        return packed(*(f(*(h.astype(np.float64) for h in half)).astype(np.float16) for half in (low, high)))
+
+    return both
+
+
+def tf32(x: np.ndarray) -> np.ndarray:
+    return np.where(
+        np.isnan(x), np.uint32(0x7FFFFFFF), (x.view(np.uint32) + np.uint32(0x1000)) & np.uint32(0xFFFFE000)
+    )
+
+
+def funnel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return b.astype(np.uint64) << np.uint64(32) | a
+
+
+def bytes_of(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.stack([a, b], 1).view(np.uint8)
+
+
+S, U, F32 = np.int32, np.uint32, np.float32
+# statement with {d} {a} {b} {c} for registers; type of the inputs; type of the result; the same in numpy
+INSTRUCTIONS: list[tuple[str, Any, Any, Callable[..., Any]]] = [
+    ("add.s32 {d}, {a}, {b}", S, S, lambda a, b, c: a + b),
+    ("sub.u32 {d}, {a}, 7", U, U, lambda a, b, c: a - U(7)),
+    ("mul.lo.s32 {d}, {a}, {b}", S, S, lambda a, b, c: a * b),
+    ("mul.hi.u32 {d}, {a}, {b}", U, U, lambda a, b, c: a.astype(np.uint64) * b >> np.uint64(32)),
+    ("mul.hi.s32 {d}, {a}, {b}", S, S, lambda a, b, c: a.astype(np.int64) * b >> 32),
+    ("mad.lo.s32 {d}, {a}, {b}, {c}", S, S, lambda a, b, c: a * b + c),
+    ("mul.wide.s32 {e}, {a}, {b}", S, np.int64, lambda a, b, c: a.astype(np.int64) * b),
+    ("mad.wide.u32 {e}, {a}, {b}, 5", U, np.uint64, lambda a, b, c: a.astype(np.uint64) * b + np.uint64(5)),
+    ("div.u32 {d}, {a}, 1000", U, U, lambda a, b, c: a // U(1000)),
+    ("rem.s32 {d}, {a}, 1000", S, S, lambda a, b, c: np.fmod(a, 1000)),
+    ("min.s32 {d}, {a}, {b}", S, S, lambda a, b, c: np.minimum(a, b)),
+    ("max.u32 {d}, {a}, {b}", U, U, lambda a, b, c: np.maximum(a, b)),
+    ("shl.b32 {d}, {a}, 40", U, U, lambda a, b, c: a * U(0)),
+    ("shr.s32 {d}, {a}, 40", S, S, lambda a, b, c: a >> 31),
+    ("shr.u32 {d}, {a}, 9", U, U, lambda a, b, c: a >> U(9)),
+    ("bfe.u32 {d}, {a}, 5, 9", U, U, lambda a, b, c: a >> U(5) & U(511)),
+    ("bfe.s32 {d}, {a}, 28, 9", S, S, lambda a, b, c: a >> 28),
+    ("bfi.b32 {d}, {a}, {b}, 8, 12", U, U, lambda a, b, c: b & U(0xFFF000FF) | (a & U(0xFFF)) << U(8)),
+    ("lop3.b32 {d}, {a}, {b}, {c}, 0xE8", U, U, lambda a, b, c: a & b | a & c | b & c),
+    ("prmt.b32 {d}, {a}, {b}, 0x5140", U, U, lambda a, b, c: bytes_of(a, b)[:, [0, 4, 1, 5]].copy().view(U)[:, 0]),
+    ("shf.l.wrap.b32 {d}, {a}, {b}, 11", U, U, lambda a, b, c: funnel(a, b) >> np.uint64(21)),
+    ("shf.r.clamp.b32 {d}, {a}, {b}, 50", U, U, lambda a, b, c: b),
+    ("popc.b32 {d}, {a}", U, U, lambda a, b, c: np.unpackbits(a.view(np.uint8).reshape(-1, 4), axis=1).sum(1)),
+    ("clz.b32 {d}, {a}", U, U, lambda a, b, c: 31 - np.floor(np.log2(a.astype(np.float64)))),
+    ("abs.s32 {d}, {a}", S, S, lambda a, b, c: np.abs(a)),
+    ("cvt.s32.s8 {d}, {a}", U, S, lambda a, b, c: a.astype(np.uint8).view(np.int8)),
+    ("cvt.sat.u8.s32 {d}, {a}", S, S, lambda a, b, c: np.clip(a, 0, 255)),
+    ("cvt.rn.f32.u32 {d}, {a}", U, F32, lambda a, b, c: a.astype(F32)),
+    ("cvt.u64.u32 {e}, {a}", U, np.uint64, lambda a, b, c: a),
+    ("setp.lt.s32 p, {a}, {b}; selp.b32 {d}, 1, 2, p", S, S, lambda a, b, c: np.where(a < b, 1, 2)),
+    ("add.rn.f32 {d}, {a}, {b}", F32, F32, lambda a, b, c: a + b),
+    ("mul.f32 {d}, {a}, {b}", F32, F32, lambda a, b, c: a * b),
+    ("div.rn.f32 {d}, {a}, {b}", F32, F32, lambda a, b, c: a / b),
+    ("fma.rn.f32 {d}, {a}, {b}, {c}", F32, F32, lambda a, b, c: fused(a, b, c)),
+    ("max.f32 {d}, {a}, {b}", F32, F32, lambda a, b, c: np.fmax(a, b)),
+    ("max.NaN.f32 {d}, {a}, 0f00000000", F32, F32, lambda a, b, c: np.maximum(a, F32(0))),
+    ("setp.gtu.f32 p, {a}, {b}; selp.f32 {d}, {a}, {b}, p", F32, F32, lambda a, b, c: np.where(~(a <= b), a, b)),
+    ("sqrt.rn.f32 {d}, {a}", F32, F32, lambda a, b, c: np.sqrt(a)),
+    ("add.ftz.f32 {d}, {a}, 0f00000000", F32, F32, lambda a, b, c: np.where(np.abs(a) < 2.0**-126, F32(0), a)),
+    ("add.sat.f32 {d}, {a}, {b}", F32, F32, lambda a, b, c: np.nan_to_num(np.clip(a + b, 0, 1), nan=0.0)),
+    ("cvt.rzi.s32.f32 {d}, {a}", F32, S, lambda a, b, c: to_int(np.trunc(a))),
+    ("cvt.rni.s32.f32 {d}, {a}", F32, S, lambda a, b, c: to_int(np.rint(a))),
+    ("cvt.rmi.f32.f32 {d}, {a}", F32, F32, lambda a, b, c: np.floor(a)),
+    ("cvt.rn.f16.f32 {h}, {a}; cvt.u32.u16 {d}, {h}", F32, U, lambda a, b, c: packed(a, a * 0) & U(0xFFFF)),
+    ("cvt.rn.bf16.f32 {h}, {a}; cvt.u32.u16 {d}, {h}", F32, U, lambda a, b, c: to_bfloat(a)),
+    ("cvt.rn.f16x2.f32 {d}, {a}, {b}", F32, U, lambda a, b, c: packed(b, a)),
+    ("cvt.rn.bf16x2.f32 {d}, {a}, {b}", F32, U, lambda a, b, c: packed(to_bfloat(b), to_bfloat(a))),
+    ("cvt.rn.relu.f16x2.f32 {d}, {a}, {b}", F32, U, lambda a, b, c: packed(np.maximum(b, 0), np.maximum(a, 0))),
+    ("cvt.rna.tf32.f32 {d}, {a}", F32, U, lambda a, b, c: tf32(a)),
+    ("cvt.u16.u32 {h}, {a}; cvt.f32.f16 {d}, {h}", U, F32, lambda a, b, c: halves(a)[0]),
+    ("add.f16x2 {d}, {a}, {b}", U, U, by_half(lambda a, b, c: a + b)),
+    ("mul.f16x2 {d}, {a}, {b}", U, U, by_half(lambda a, b, c: a * b)),
+    ("fma.rn.f16x2 {d}, {a}, {b}, {c}", U, U, by_half(lambda a, b, c: a * b + c)),
+    ("max.f16x2 {d}, {a}, {b}", U, U, by_half(lambda a, b, c: np.fmax(a, b))),
+    ("fma.rn.relu.f16x2 {d}, {a}, {b}, {c}", U, U, by_half(lambda a, b, c: np.maximum(a * b + c, 0))),
+    (
+        "fma.rn.bf16x2 {d}, {a}, {b}, {c}", U, U,
+        lambda a, b, c: packed(*(to_bfloat(x.astype(np.float64) * y + z) for x, y, z in zip(*(
+            (from_bfloat(v.astype(np.uint16)), from_bfloat((v >> U(16)).astype(np.uint16))) for v in (a, b, c)), strict=True))),
+    ),
+]  # fmt: skip
+
+
+def fused(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+    return (a.astype(np.longdouble) * b + c).astype(F32)
+
+
+def to_int(x: np.ndarray) -> np.ndarray:
+    return np.clip(np.nan_to_num(x.astype(np.float64), nan=0.0), -(2**31), 2**31 - 1).astype(S)
+
+
+def test_arithmetic_equals_numpy() -> None:
+    n, body = 256, []
+    for number, (statement, kind, _, _) in enumerate(INSTRUCTIONS):
+        letter = "f" if kind is F32 else "i"
+        names = {x: f"%{letter}{x}" for x in "abc"} | {"d": "%d", "e": "%e", "h": "%h"}
+        body.append(f"mov.b64 %e, 0; mov.b32 %d, 0; {statement.format(**names)};")
+        if "{d}" in statement:
+            body.append("cvt.u64.u32 %e, %d;")
+        body.append(f"st.global.u64 [%out + {8 * n * number}], %e;")
+    loads = "".join(
+        f"ld.global.b32 %{k}{x}, [%in + {4 * n * (3 * i + j)}];"
+        for i, k in enumerate("fi")
+        for j, x in enumerate("abc")
+    )
+    text = f""".version 8.0
+    .target sm_80
+    .visible .entry table(.param .u64 x, .param .u64 y) {{
+      .reg .b32 %fa, %fb, %fc, %ia, %ib, %ic, %d, %t; .reg .b16 %h; .reg .pred p; .reg .b64 %e, %in, %out, %o;
+      mov.u32 %t, %tid.x; mul.wide.u32 %o, %t, 4; ld.param.u64 %in, [x]; add.s64 %in, %in, %o;
+      mul.wide.u32 %o, %t, 8; ld.param.u64 %out, [y]; add.s64 %out, %out, %o;
+      {loads} {" ".join(body)} ret; }}"""
+    f = floats()
+    ordinary = np.where(np.isfinite(f), f, F32(1))
+    ints = rng().integers(1, 2**32, (3, n), np.uint32)
+    inputs = np.concatenate([np.stack([f, np.roll(ordinary, 5), np.roll(ordinary, 9)]).view(np.uint32), ints])
+    out = poisoned((len(INSTRUCTIONS), n), np.uint64)
+    load(text)["table"].launch(1, n, [inputs, out])
+    with np.errstate(all="ignore"):
+        for number, (statement, kind, result, function) in enumerate(INSTRUCTIONS):
+            operands = inputs[:3] if kind is F32 else inputs[3:]
+            want = np.asarray(function(*(o.view(kind) for o in operands))).astype(result)
+            got = (
+                out[number].astype(np.uint32).view(result)
+                if np.dtype(result).itemsize == 4
+                else out[number].view(result)
+            )
+            if "16" in statement and result is U:
+                want, got = (canonical_nan(v, "bf16" in statement) for v in (want, got))
+            np.testing.assert_array_equal(got, want, err_msg=statement)
+
+
+def canonical_nan(x: np.ndarray, bfloat: bool) -> np.ndarray:
+    """Packed 16-bit floats with every NaN the same one."""
+    pair = np.stack([x & U(0xFFFF), x >> U(16)]).astype(np.uint16)
+    infinity = 0x7F80 if bfloat else 0x7C00
+    pair[(pair & 0x7FFF) > infinity] = 0x7FFF
+    return packed(*pair)
+
+
+# -- results --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("kind", ["f16", "bf16"])
+def test_tensor_core_product(kind: str, seed: int) -> None:
+    m, n, k = 128, 16, 80
+    dtype = {"f16": torch.float16, "bf16": torch.bfloat16}[kind]
+    a, b, c = torch.randn(m, k).to(dtype), torch.randn(k, n).to(dtype), poisoned((m, n), torch.float32)
+    counts = examples()[f"product_{kind}"].launch((m // 64, n // 8), 128, [a, b, c, n, k], seed=seed)
+    want = a.double() @ b.double()
+    assert (c - want).norm() <= 1e-6 * want.norm()
+    assert counts.tensor == {f"m16n8k16.f32.{kind}": m // 16 * (n // 8) * (k // 16)}
+    assert counts.multiply_adds == m * n * k
+    assert counts.read_bytes == (m * k * (n // 8) + k * n * (m // 64)) * 2
+    assert counts.written_bytes == counts.by_buffer["arg 2"][1] == m * n * 4
+
+
+def test_tf32_product() -> None:
+    a, b, c = torch.randn(16, 8), torch.randn(8, 8), poisoned((16, 8), torch.float32)
+    examples()["product_tf32"].launch(1, 32, [a, b, c])
+    want = a.double() @ b.double()
+    assert 1e-6 * want.norm() < (c - want).norm() <= 1e-3 * want.norm()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_block_sum(seed: int) -> None:
+    x, out = rng().standard_normal(1000).astype(F32), poisoned(4, F32)
+    counts = examples()["sum"].launch(4, 256, [x, out, 1000], seed=seed, shuffle_blocks=True)
+    np.testing.assert_allclose(out, np.pad(x, (0, 24)).reshape(4, 256).sum(1), rtol=1e-5)
+    assert (counts.read_bytes, counts.written_bytes, counts.barriers) == (4000, 16, 12)
+
+
+def test_warp_instructions() -> None:
+    x, out = rng().integers(50, 150, 32, np.int32), poisoned((32, 8), np.int32)
+    examples()["shuffles"].launch(1, 32, [x, out])
+    lane = np.arange(32)
+    want = [
+        x[np.where(lane >= 3, lane - 3, lane)],
+        x[np.where(lane % 16 + 5 < 16, lane + 5, lane)],
+        x[lane ^ 9],
+        x[x & 31],
+        np.full(32, int((x & 1) @ (1 << lane.astype(np.int64))), np.uint32).view(np.int32),
+        np.full(32, x.sum()),
+        np.full(32, x.min()),
+        np.full(32, 1),
+    ]
+    np.testing.assert_array_equal(out.T, want)
+
+
+def test_struct_parameter_and_constants() -> None:
+    x, y, memory = rng().standard_normal(100).astype(F32), poisoned(100, F32), Memory()
+    module = load(examples_text())  # a module of its own: its constants change
+    data = struct.pack("<QQ3fi", memory.address_of(x, "x"), memory.address_of(y, "y"), 2, 3, 4, 100)
+    module["scale"].launch(4, 32, [data, 1], memory=memory)
+    np.testing.assert_allclose(y, x * 3 + 2, rtol=1e-5)
+    module.data["offset"].view(F32)[:] = 10
+    module["scale"].launch(4, 32, [data, 2], memory=memory)
+    np.testing.assert_allclose(y, x * 4 + 10, rtol=1e-5)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_correct_synchronisation_raises_no_alarm(seed: int) -> None:
+    x, y = rng().standard_normal(256).astype(F32), poisoned(256, F32)
+    examples()["pipeline"].launch(1, 64, [x, y], seed=seed)
+    np.testing.assert_array_equal(y.reshape(8, 32), x.reshape(8, 32)[:, ::-1])
+    examples()["reverse"].launch(1, 32, [x, y], seed=seed)
+    np.testing.assert_array_equal(y[:32], x[31::-1])
+
+
+def test_atomics() -> None:
+    total, sums = np.zeros(2, np.int32), poisoned(3, F32)
+    examples()["atomics"].launch(3, 96, [total, sums])
+    assert total.tolist() == [3 * 96 * 95 // 2, 95]
+    assert sums.tolist() == [48, 48, 48]
+
+
+# -- Triton, whose layouts nobody here chose --------------------------------------------------------------
+
+
+@triton.jit
+def matrix_product(a, b, c, m, n, k, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):  # noqa: ANN
+    rows = tl.program_id(0) * BM + tl.arange(0, BM)
+    columns = tl.program_id(1) * BN + tl.arange(0, BN)
+    sums = tl.zeros((BM, BN), tl.float32)
+    for k0 in range(0, k, BK):
+        depth = k0 + tl.arange(0, BK)
+        x = tl.load(
+            a + rows[:, None] * k + depth[None, :], mask=(rows[:, None] < m) & (depth[None, :] < k), other=0.0
+        )
+        y = tl.load(
+            b + depth[:, None] * n + columns[None, :],
+            mask=(depth[:, None] < k) & (columns[None, :] < n),
+            other=0.0,
+        )
+        sums = tl.dot(x, y, sums)
+    tl.store(
+        c + rows[:, None] * n + columns[None, :], sums, mask=(rows[:, None] < m) & (columns[None, :] < n)
+    )
+
+
+@triton.jit
+def softmax(x, y, n, stride, BLOCK: tl.constexpr):  # noqa: ANN
+    row, columns = tl.program_id(0), tl.arange(0, BLOCK)
+    v = tl.load(x + row * stride + columns, mask=columns < n, other=float("-inf")).to(tl.float32)
+    e = tl.exp(v - tl.max(v, 0))
+    tl.store(y + row * n + columns, e / tl.sum(e, 0), mask=columns < n)
+
+
+@pytest.mark.parametrize(
+    ("kind", "m", "n", "k", "aligned"),
+    [
+        ("fp16", 100, 96, 80, True),
+        ("fp16", 65, 33, 17, False),
+        ("bf16", 64, 64, 64, True),
+        ("fp32", 100, 96, 80, True),
+    ],
+    ids=["f16", "f16 odd sizes", "bf16", "tf32"],
+)
+@pytest.mark.parametrize("warps", [4, 8])
+def test_triton_matrix_product(kind: str, m: int, n: int, k: int, aligned: bool, warps: int) -> None:
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[kind]
+    compiled = compile_triton(
+        matrix_product,
+        {"a": f"*{kind}", "b": f"*{kind}", "c": "*fp32", "m": "i32", "n": "i32", "k": "i32"},
+        {"BM": 64, "BN": 64, "BK": 32},
+        divisible_by_16=["a", "b", "c", "n", "k"] if aligned else [],
+        num_warps=warps,
+        num_stages=3,
+    )
+    kernel = load(compiled.asm["ptx"])["matrix_product"]
+    a, b, c = torch.randn(m, k).to(dtype), torch.randn(k, n).to(dtype), poisoned((m, n), torch.float32)
+    counts = kernel.launch(
+        (-(-m // 64), -(-n // 64)),
+        32 * warps,
+        [a, b, c, m, n, k, 0, 0],
+        shared_bytes=compiled.metadata.shared,
+    )
+    want = a.double() @ b.double()
+    assert (c - want).norm() <= (1e-3 if kind == "fp32" else 1e-6) * want.norm()
+    assert counts.written_bytes == m * n * 4
+    assert sum(counts.tensor.values()) > 0
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(("n", "block"), [(1, 64), (77, 128), (1000, 1024)])
+def test_triton_softmax(n: int, block: int, seed: int) -> None:
+    signature = {"x": "*fp16", "y": "*fp32", "n": "i32", "stride": "i32"}
+    compiled = compile_triton(softmax, signature, {"BLOCK": block}, num_warps=4)
+    x, y = torch.randn(3, n + 5).half()[:, :n], poisoned((3, n), torch.float32)
+    args = [x, y, n, x.stride(0), 0, 0]
+    load(compiled.asm["ptx"])["softmax"].launch(
+        3, 128, args, shared_bytes=compiled.metadata.shared, seed=seed
+    )
+    torch.testing.assert_close(y, x.float().softmax(1))
+
+
+# -- counts ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("stride", "ways"), [(1, 1), (2, 2), (3, 1), (8, 8), (32, 32)])
+def test_bank_conflicts(stride: int, ways: int) -> None:
+    y = poisoned(64, F32)
+    counts = examples()["fill_dynamic"].launch(1, 64, [y, stride], shared_bytes=64 * stride * 4)
+    # two warps, one store and one load each
+    assert (counts.shared_wavefronts, counts.shared_ideal_wavefronts) == (4 * ways, 4)
+    assert (counts.written_bytes, counts.written_sectors, counts.barriers) == (256, 8, 1)
+    assert (counts.shared_written_bytes, counts.shared_read_bytes) == (256, 256)
+
+
+def test_ldmatrix_conflicts() -> None:
+    a, b, c = torch.randn(64, 16).half(), torch.randn(16, 8).half(), poisoned((64, 8), torch.float32)
+    counts = examples()["product_f16"].launch(1, 128, [a, b, c, 8, 16])
+    # per warp: 4 + 2 ldmatrix phases without conflict; copies: 128 x 16 bytes to rows 48 bytes apart, 16 x 16
+    assert counts.shared_ideal_wavefronts == 4 * 6 + 128 // 8 + 16 // 8
+    assert counts.shared_read_bytes == 4 * 6 * 128
+    assert counts.fma == {}
+
+
+def test_sectors_of_a_strided_read() -> None:
+    x, y, memory = np.ones(32 * 8 + 1, F32), poisoned(32, F32), Memory()
+    text = """.version 8.0
+    .target sm_80
+    .visible .entry gather(.param .u64 x, .param .u64 y) {
+      .reg .b32 %t, %v; .reg .b64 %x, %y, %o; .reg .pred %odd;
+      mov.u32 %t, %tid.x; ld.param.u64 %x, [x]; ld.param.u64 %y, [y];
+      mul.wide.u32 %o, %t, 32; add.s64 %x, %x, %o; mul.wide.u32 %o, %t, 4; add.s64 %y, %y, %o;
+      and.b32 %v, %t, 1; setp.ne.s32 %odd, %v, 0; mov.b32 %v, 0;
+      @%odd ld.global.f32 %v, [%x + 4]; st.global.f32 [%y], %v; ret; }"""
+    counts = load(text)["gather"].launch(1, 32, [x, y], memory=memory)
+    assert y.tolist() == [0.0, 1.0] * 16
+    assert (counts.read_bytes, counts.read_sectors, counts.written_sectors) == (64, 16, 4)
+
+
+# -- planted bugs ---------------------------------------------------------------------------------------
+
+
+def caught(name: str, message: str, block: int, args: list[Any], seed: int = 0, **options: Any) -> str:
+    with pytest.raises(KernelError, match=message) as error:
+        examples()[name].launch(1, block, args, seed=seed, **options)
+    text = str(error.value)
+    assert text.startswith(f"{name}: ")
+    assert "PTX line" in text
+    assert "examples.cu:" in text
+    return text
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_missing_barrier_is_caught(seed: int) -> None:
+    x, y = np.ones(256, F32), poisoned(256, F32)
+    x += rng().standard_normal(256).astype(F32)
+    caught("sum_without_barrier", "race: read|race: write|never written", 256, [x, y, 256], seed)
+    a, b, c = torch.randn(64, 64).half(), torch.randn(64, 8).half(), poisoned((64, 8), torch.float32)
+    caught("product_without_barrier", "race: write", 128, [a, b, c, 8, 64], seed)
+    caught("pipeline_without_room", "race: write|arrives again", 64, [x, y], seed)
+    caught("reverse_without_sync", "race: |never written", 32, [x, y], seed)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_missing_async_wait_is_caught(seed: int) -> None:
+    a, b, c = torch.randn(64, 64).half(), torch.randn(64, 8).half(), poisoned((64, 8), torch.float32)
+    caught("product_without_wait", "before the cp.async into it", 128, [a, b, c, 8, 64], seed)
+
+
+def test_wrong_fragment_layout_gives_a_wrong_product() -> None:
+    a, b, c = torch.randn(64, 16).half(), torch.randn(16, 8).half(), poisoned((64, 8), torch.float32)
+    examples()["product_wrong_layout"].launch(1, 128, [a, b, c, 8, 16])
+    want = a.double() @ b.double()
+    assert (c - want).norm() > 0.1 * want.norm()
+
+
+def test_reads_outside_a_buffer_are_caught() -> None:
+    x, y = np.ones(64, F32), poisoned(64, F32)
+    text = caught(
+        "read_past_the_end", r"global read of 4 bytes at byte 256 of `arg 0`, which has 256", 64, [x, y]
+    )
+    assert "thread (63, 0, 0)" in text
+    inside = np.ones(66, F32)[1:65]  # memory after a view is not the view's
+    caught("read_past_the_end", "at byte 256 of `arg 0`", 64, [inside, y])
+    memory = Memory()
+    before = memory.address_of(x, "x") - 200
+    caught("read_past_the_end", r"\d+ bytes before `x`", 64, [before, y], memory=memory)
+    caught("read_past_the_end", "in no buffer", 64, [0, y])
+
+
+def test_writes_to_read_only_memory_are_caught() -> None:
+    x, y = np.ones(65, F32), poisoned(64, F32)
+    y.flags.writeable = False
+    caught("read_past_the_end", "global write to `arg 1`, which is read-only", 64, [x, y])
+
+
+def test_misaligned_vector_is_caught() -> None:
+    x, y = np.ones(200, F32), poisoned((32, 4), F32)
+    caught("read_misaligned", "misaligned global read of 16 bytes", 32, [x, y])
+
+
+def test_uninitialised_shared_memory_is_caught() -> None:
+    y = poisoned(64, F32)
+    text = caught("read_uninitialized", "shared byte 252 is read but was never written", 64, [y])
+    assert "thread (63, 0, 0)" in text
+    examples()["read_uninitialized"].launch(1, 64, [y], allow_uninitialized=True)
+    assert np.isnan(y).tolist() == [False] * 63 + [True]
+
+
+def test_shared_size_is_caught() -> None:
+    y = poisoned(64, F32)
+    caught("fill_dynamic", "outside the 252 bytes of shared memory", 64, [y, 1], shared_bytes=252)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_deadlocks_end(seed: int) -> None:
+    y = poisoned(64, F32)
+    caught("diverging_barrier", "deadlock|divergent barrier", 64, [y], seed)
+    caught("half_warp_shuffle", "deadlock", 32, [y], seed)
+
+
+def test_endless_loop_ends() -> None:
+    caught("endless", "no end after", 32, [np.zeros(1, np.int32)])
+
+
+def test_unknown_instruction_is_named() -> None:
+    text = ".version 8.0\n.target sm_90\n.visible .entry k() {\n .reg .b32 %r;\n wgmma.fence.sync.aligned;\n ret; }"
+    with pytest.raises(
+        UnknownInstruction, match=r"k: PTX line 5: unknown instruction `wgmma.fence.sync.aligned`"
+    ):
+        load(text)["k"].launch(1, 32, [])
+
+
+def test_wrong_launches_are_refused() -> None:
+    kernel, x = examples()["read_past_the_end"], np.ones(65, F32)
+    with pytest.raises(ValueError, match="takes 2 arguments, got 1"):
+        kernel.launch(1, 64, [x])
+    with pytest.raises(TypeError, match="cannot pass a str"):
+        kernel.launch(1, 64, [x, "y"])
+    with pytest.raises(ValueError, match="1 to 1024 threads"):
+        kernel.launch(1, 2048, [x, x])
+    with pytest.raises(KeyError, match="names 6 kernels"):
+        examples()["product"].launch(1, 32, [])
