@@ -144,8 +144,12 @@ struct FirstLayer {
     }
     if constexpr (is_plain(kMode)) {
       compute_plain(rows);
-      return;
+    } else {
+      compute_tables(self, rows);
     }
+  }
+
+  __device__ void compute_tables(const Self& self, const uint32_t (&rows)[4]) {
 #pragma unroll
     for (int row = 0; row < kPair; ++row) {
 #pragma unroll
@@ -287,17 +291,17 @@ struct Heads {
         const uint32_t address = pair + pixels + row * kRow + column_offset(x);
         if constexpr (is_plain(kMode)) {
           add_plain(row, x, address);
-          continue;
-        }
+        } else {
 #pragma unroll
-        for (int quad = 0; quad < kQuads; ++quad) {
-          uint32_t words[4];
-          load_matrices(words, address + quad * 2 * kParityPlane);
-          if (row == 0) {
-            multiply<kMode>(sums[0], words, weights[6 + x][quad]);
-            multiply<kMode>(sums[1], words, weights[x][quad]);
-          } else {
-            multiply<kMode>(sums[1], words, weights[3 + x][quad]);
+          for (int quad = 0; quad < kQuads; ++quad) {
+            uint32_t words[4];
+            load_matrices(words, address + quad * 2 * kParityPlane);
+            if (row == 0) {
+              multiply<kMode>(sums[0], words, weights[6 + x][quad]);
+              multiply<kMode>(sums[1], words, weights[x][quad]);
+            } else {
+              multiply<kMode>(sums[1], words, weights[3 + x][quad]);
+            }
           }
         }
       }
@@ -448,13 +452,6 @@ __device__ void encode(const EncodeParameters& p) {
 
 }  // namespace
 
-#ifdef __CUDA_ARCH__
-#define WAE_RUNS_HERE(mode) runs_on(mode, __CUDA_ARCH__ / 10)
-#else
-#define WAE_RUNS_HERE(mode) true
-#endif
-
-// One kernel for each mode; empty where the chip has no such arithmetic (the host never launches it there).
 template <Mode kMode>
 __global__ void __launch_bounds__(kThreads, 1) encode_kernel(const __grid_constant__ EncodeParameters parameters) {
   if constexpr (WAE_RUNS_HERE(kMode)) encode<kMode>(parameters);

@@ -264,8 +264,12 @@ struct Layer {
   __device__ void add(uint32_t pair) {
     if constexpr (is_plain(kMode)) {
       add_plain(pair);
-      return;
+    } else {
+      add_tables(pair);
     }
+  }
+
+  __device__ void add_tables(uint32_t pair) {
 #pragma unroll
     for (int row = 0; row < kPair; ++row) {
 #pragma unroll
@@ -392,5 +396,13 @@ __device__ void run_trunk(const Self& self, Layer<kMode, 2>& layer, const Tiling
     meet();
   }
 }
+
+// Whether a mode's kernel has a body here: a chip whose tensor cores lack its numbers gets an empty one, which the
+// host never launches.
+#ifdef __CUDA_ARCH__
+#define WAE_RUNS_HERE(mode) runs_on(mode, __CUDA_ARCH__ / 10)
+#else
+#define WAE_RUNS_HERE(mode) true
+#endif
 
 }  // namespace wae::cuda

@@ -1,0 +1,82 @@
+// From tensors, as any library describes them, to the kernels' parameters. No CUDA and no torch: the extension and
+// the tests that run the kernels without a GPU both come through here.
+
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+
+#include "cuda/parameters.h"
+
+namespace wae::cuda {
+
+struct TensorView {
+  const void* data;
+  std::array<int64_t, 4> sizes, strides;  // of a vector, the first alone
+};
+
+inline Pictures pictures_of(const TensorView& view) {
+  Pictures pictures{const_cast<void*>(view.data), {}};
+  std::copy(view.strides.begin(), view.strides.end(), pictures.stride);
+  return pictures;
+}
+
+// Whether the elements fill one stretch of memory, in whatever order of dimensions.
+inline bool is_in_one_piece(const TensorView& view) {
+  std::array<int, 4> order{0, 1, 2, 3};
+  std::sort(order.begin(), order.end(), [&](int a, int b) { return view.strides[a] < view.strides[b]; });
+  int64_t next = 1;
+  for (const int dim : order) {
+    if (view.sizes[dim] == 1) continue;
+    if (view.strides[dim] != next) return false;
+    next *= view.sizes[dim];
+  }
+  return true;
+}
+
+// `transposed`: the weight lies as torch.nn.ConvTranspose2d lays it, input channels first.
+inline Filter filter_of(const TensorView& weight, const TensorView& bias, int element_bytes, bool transposed) {
+  const bool aligned = reinterpret_cast<uintptr_t>(weight.data) % 16 == 0;
+  const int64_t bytes = element_bytes * weight.sizes[0] * weight.sizes[1] * weight.sizes[2] * weight.sizes[3];
+  const auto& stride = weight.strides;
+  return {weight.data,
+          bias.data,
+          {stride[transposed ? 1 : 0], stride[transposed ? 0 : 1], stride[2], stride[3]},
+          bias.strides[0],
+          aligned && bytes % 16 == 0 && is_in_one_piece(weight),
+          0};
+}
+
+// weights and biases: the ten parameters of wae::encode, in its order (weight, bias, weight, ...).
+inline EncodeParameters encode_parameters(const TensorView& image, bool image_is_bytes, const TensorView& low,
+                                          const TensorView& high,
+                                          const std::array<TensorView, 2 * kFilters>& parameters,
+                                          int element_bytes, const Triple& scale, const Triple& shift,
+                                          const Tiling& tiling) {
+  EncodeParameters p{};
+  p.image = pictures_of(image), p.low = pictures_of(low), p.high = pictures_of(high);
+  for (int i = 0; i < kFilters; ++i) {
+    p.filters[i] = filter_of(parameters[2 * i], parameters[2 * i + 1], element_bytes, false);
+  }
+  p.scale = scale, p.shift = shift, p.tiling = tiling;
+  p.height = static_cast<int32_t>(image.sizes[2]), p.width = static_cast<int32_t>(image.sizes[3]);
+  p.image_is_bytes = image_is_bytes;
+  return p;
+}
+
+// parameters: the ten of wae::decode, in its order.
+inline DecodeParameters decode_parameters(const TensorView& low, const TensorView& high, const TensorView& image,
+                                          const std::array<TensorView, 2 * kFilters>& parameters,
+                                          int element_bytes, const Tiling& tiling) {
+  DecodeParameters p{};
+  p.low = pictures_of(low), p.high = pictures_of(high), p.image = pictures_of(image);
+  for (int i = 0; i < kFilters; ++i) {
+    p.filters[i] = filter_of(parameters[2 * i], parameters[2 * i + 1], element_bytes, i < 2);
+  }
+  p.tiling = tiling;
+  p.height = static_cast<int32_t>(image.sizes[2]), p.width = static_cast<int32_t>(image.sizes[3]);
+  return p;
+}
+
+}  // namespace wae::cuda

@@ -1,0 +1,94 @@
+// The launch plans and parameter structs of csrc/cuda for the tests: what the extension launches, they launch.
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <tuple>
+
+#include "cuda/arguments.h"
+#include "cuda/plan.h"
+
+namespace py = pybind11;
+namespace wc = wae::cuda;
+
+namespace {
+
+// Device address, sizes, strides in elements; missing dimensions have size 1.
+using View = std::tuple<uint64_t, std::array<int64_t, 4>, std::array<int64_t, 4>>;
+
+wc::TensorView view_of(const View& view) {
+  return {reinterpret_cast<const void*>(std::get<0>(view)), std::get<1>(view), std::get<2>(view)};
+}
+
+std::array<wc::TensorView, 2 * wc::kFilters> views_of(const std::array<View, 2 * wc::kFilters>& views) {
+  std::array<wc::TensorView, 2 * wc::kFilters> out;
+  for (size_t i = 0; i < views.size(); ++i) out[i] = view_of(views[i]);
+  return out;
+}
+
+template <class Struct>
+py::bytes bytes_of(const Struct& value) {
+  return {reinterpret_cast<const char*>(&value), sizeof(value)};
+}
+
+}  // namespace
+
+PYBIND11_MODULE(wae_cuda_bindings, m) {
+  py::enum_<wc::Mode>(m, "Mode")
+      .value("float16", wc::Mode::kFloat16)
+      .value("bfloat16", wc::Mode::kBFloat16)
+      .value("tf32", wc::Mode::kTf32)
+      .value("float32", wc::Mode::kFloat32)
+      .value("bfloat16_plain", wc::Mode::kBFloat16Plain);
+  py::enum_<wc::NumberType>(m, "NumberType")
+      .value("none", wc::NumberType::kNone)
+      .value("float16", wc::NumberType::kFloat16)
+      .value("bfloat16", wc::NumberType::kBFloat16)
+      .value("float32", wc::NumberType::kFloat32)
+      .value("float64", wc::NumberType::kFloat64);
+  py::class_<wc::Tiling>(m, "Tiling")
+      .def_readonly("tiles", &wc::Tiling::tiles)
+      .def_readonly("rows", &wc::Tiling::rows)
+      .def_readonly("columns", &wc::Tiling::columns)
+      .def_readonly("tile_height", &wc::Tiling::tile_height)
+      .def_readonly("tile_width", &wc::Tiling::tile_width);
+  py::class_<wc::LaunchPlan>(m, "LaunchPlan")
+      .def_readonly("tiling", &wc::LaunchPlan::tiling)
+      .def_readonly("grid", &wc::LaunchPlan::grid)
+      .def_readonly("block", &wc::LaunchPlan::block)
+      .def_readonly("shared_bytes", &wc::LaunchPlan::shared_bytes);
+
+  m.attr("TILE_COLUMNS") = wc::kTileColumns;
+  m.def("runs_on", &wc::runs_on, py::arg("mode"), py::arg("capability"));
+  m.def("steps_of", &wc::steps_of, py::arg("tiling"), py::arg("blocks"));
+  m.def(
+      "plan",
+      [](const std::string& op, wc::Mode mode, int64_t batch, int64_t half_height, int64_t half_width,
+         int32_t capability, int32_t multiprocessors, int32_t blocks_each) {
+        const auto layout = op == "encode" ? wc::encode_layout(mode) : wc::decode_layout(mode);
+        return wc::plan(batch, half_height, half_width, {capability, multiprocessors, blocks_each}, layout);
+      },
+      py::arg("op"), py::arg("mode"), py::arg("batch"), py::arg("half_height"), py::arg("half_width"),
+      py::arg("capability"), py::arg("multiprocessors"), py::arg("blocks_each") = 1);
+  m.def("encode_parameters",
+        [](const View& image, bool image_is_bytes, const View& low, const View& high,
+           const std::array<View, 2 * wc::kFilters>& parameters, int element_bytes,
+           std::tuple<uint64_t, int64_t, wc::NumberType> scale,
+           std::tuple<uint64_t, int64_t, wc::NumberType> shift, const wc::LaunchPlan& plan) {
+          const auto triple = [](const auto& t) {
+            return wc::Triple{reinterpret_cast<const void*>(std::get<0>(t)), std::get<1>(t), std::get<2>(t), 0};
+          };
+          return bytes_of(wc::encode_parameters(view_of(image), image_is_bytes, view_of(low), view_of(high),
+                                                views_of(parameters), element_bytes, triple(scale),
+                                                triple(shift), plan.tiling));
+        });
+  m.def("decode_parameters", [](const View& low, const View& high, const View& image,
+                                const std::array<View, 2 * wc::kFilters>& parameters, int element_bytes,
+                                const wc::LaunchPlan& plan) {
+    return bytes_of(wc::decode_parameters(view_of(low), view_of(high), view_of(image), views_of(parameters),
+                                          element_bytes, plan.tiling));
+  });
+}
