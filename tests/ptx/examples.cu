@@ -212,7 +212,7 @@ extern "C" __global__ void endless(volatile int* y) {
 }
 
 extern __shared__ float dynamic_shared[];
-extern "C" __global__ void fill_dynamic(float* y, int stride) {
+extern "C" __global__ void __launch_bounds__(64) fill_dynamic(float* y, int stride) {
   dynamic_shared[threadIdx.x * stride] = threadIdx.x;
   __syncthreads();
   y[threadIdx.x] = dynamic_shared[threadIdx.x * stride];

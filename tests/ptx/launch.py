@@ -75,7 +75,7 @@ class _Buffer(ctypes.Structure):
 
 class _Launch(ctypes.Structure):
     _fields_ = (
-        [("kernel", ctypes.c_void_p), ("params", ctypes.c_void_p), ("buffers", ctypes.c_void_p), ("seed", ctypes.c_uint64)]
+        [("kernel", ctypes.c_void_p), ("params", ctypes.c_void_p), ("buffers", ctypes.c_void_p), ("seed", ctypes.c_uint64), ("loop_limit", ctypes.c_uint64)]
         + [("grid", ctypes.c_uint32 * 3), ("block", ctypes.c_uint32 * 3)]
         + [(n, ctypes.c_uint32) for n in ("buffer_count", "param_bytes", "local_bytes", "sites", "static_shared",
                                           "dynamic_shared", "shuffle_blocks", "allow_uninitialized")]
@@ -90,6 +90,8 @@ class _Launch(ctypes.Structure):
 def _array(buffer: Any) -> tuple[int, int, int, bool]:
     """Host address of the allocation, first and one-past-last byte of the array in it, and whether it is writable."""
     if hasattr(buffer, "untyped_storage"):  # torch.Tensor
+        if buffer.device.type != "cpu":
+            raise ValueError(f"a buffer must be on the CPU, got one on {buffer.device}")
         base, start, width = buffer.untyped_storage().data_ptr(), buffer.data_ptr(), buffer.element_size()
         shape, strides, writable = buffer.shape, [s * width for s in buffer.stride()], True
     elif isinstance(buffer, np.ndarray):
@@ -212,6 +214,7 @@ class LaunchableKernel:
         *,
         shared_bytes: int = 0,
         seed: int = 0,
+        loop_limit: int = 1 << 26,
         buffers: Mapping[str, Any] | Sequence[Any] = (),
         memory: Memory | None = None,
         shuffle_blocks: bool = False,
@@ -236,10 +239,11 @@ class LaunchableKernel:
         for name, buffer in named:
             memory.address_of(buffer, name)
         data = self._arguments(args, memory)
-        record = _Launch(seed=seed, param_bytes=len(data), dynamic_shared=shared_bytes)
+        record = _Launch(seed=seed, loop_limit=loop_limit, param_bytes=len(data), dynamic_shared=shared_bytes)
         record.grid[:], record.block[:] = _three("grid", grid), _three("block", block)
-        if not 0 < record.block[0] * record.block[1] * record.block[2] <= 1024:
-            raise ValueError(f"block must have 1 to 1024 threads, got {block}")
+        least, most = self.kernel.threads
+        if not least <= record.block[0] * record.block[1] * record.block[2] <= most:
+            raise ValueError(f"{self.name}: block must have {least} to {most} threads, got {block}")
         own = self.module.memory
         padding = MODULE_SLOTS - len(own.entries)
         entries = own.entries + [_Buffer()] * padding + memory.entries

@@ -225,8 +225,9 @@ static void join_lanes(Warp& w, u32 mask, u32) {
 void warp_barrier(Thread& t, u32 mask) { collective(t, mask, join_lanes, nullptr, 0); }
 
 void loop_step(Thread& t, u32 site) {
-  if (--t.block->fuel == 0) fail(t, site, "no end after %llu loop iterations", 1ull << 28);
-  if (t.block->fuel % 1024) return;
+  u64 limit = t.block->launch->loop_limit;
+  if (++t.block->loop_steps > limit) fail(t, site, "no end after %llu loop steps", limit + 0ull);
+  if (t.block->loop_steps % 1024) return;
   wake(t);
   wait(t, site);
 }

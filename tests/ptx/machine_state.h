@@ -18,7 +18,7 @@ struct Launch {  // mirrored in launch.py
   void (*kernel)(Thread&);
   const u8* params;
   Buffer* buffers;
-  u64 seed;
+  u64 seed, loop_limit;
   u32 grid[3], block[3];
   u32 buffer_count, param_bytes, local_bytes, sites;
   u32 static_shared, dynamic_shared;
@@ -107,7 +107,7 @@ struct Block {
   std::deque<std::vector<u32>> knowledge;
   Barrier barriers[16];
   u32 alive;
-  u64 fuel = 1ull << 28;
+  u64 loop_steps = 0;
   Random random;
   std::vector<Thread*> runnable;
   Thread* running = nullptr;

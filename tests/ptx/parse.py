@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from dataclasses import dataclass, field
@@ -48,6 +49,7 @@ class Kernel:
     variables: dict[str, Variable] = field(default_factory=dict)
     branch_targets: dict[str, list[str]] = field(default_factory=dict)
     body: list[Instruction] = field(default_factory=list)
+    threads: tuple[int, int] = (1, 1024)  # fewest and most of a block, by .reqntid or .maxntid
     static_shared: int = 0
     local_bytes: int = 0
 
@@ -56,7 +58,7 @@ _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.S)
 _STATEMENT = re.compile(
     r"\s*(?:(?P<loc>\.(?:loc|file)\b[^\n]*)|(?P<section>\.section[^{]*\{[^}]*\})|(?P<brace>[{}])"
     r"|(?P<label>[\w$%.]+)\s*:(?!:)|(?P<header>(?:\.\w+\s+)*\.(?:entry|func)\b[^{;]*)"
-    r"|(?P<directive>\.(?:version|target|address_size|reqntid|maxntid|minnctapersm|maxnreg)\b[^\n;{]*)|(?P<text>[^;]*);)"
+    r"|(?P<directive>\.(?:version|target|address_size)\b[^\n;{]*)|(?P<text>[^;]*);)"
 )
 _VARIABLE = re.compile(
     r"\.(param|shared|global|const|local)\b((?:\s*\.\w+(?:\s+\d+)?)*?)\s*\.([a-z]\w*)((?:\s+\.ptr)?(?:\s+\.\w+(?:\s+\d+)?)*)"
@@ -172,6 +174,9 @@ class _Parser:
         known = [p for p in params if p]
         place(known)
         self.kernel = self.kernels[match[1]] = Kernel(match[1], known, variables={p.name: p for p in known})
+        if limit := re.search(r"\.(req|max)ntid\s+([\d,\s]+)", text):
+            threads = math.prod(int(n) for n in limit[2].split(","))
+            self.kernel.threads = (threads if limit[1] == "req" else 1, threads)
 
     def module_variable(self, text: str) -> None:
         if found := variable(text):

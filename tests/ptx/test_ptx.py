@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import struct
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,10 @@ INSTRUCTIONS: list[tuple[str, Any, Any, Callable[..., Any]]] = [
     ("mul.f32 {d}, {a}, {b}", F32, F32, lambda a, b, c: a * b),
     ("div.rn.f32 {d}, {a}, {b}", F32, F32, lambda a, b, c: a / b),
     ("fma.rn.f32 {d}, {a}, {b}, {c}", F32, F32, lambda a, b, c: fused(a, b, c)),
+    ("fma.rm.f32 {d}, {a}, {b}, {c}", F32, F32, down),
+    ("add.rz.f32 {d}, {a}, {b}", F32, F32, lambda a, b, c: toward_zero(a.astype(np.longdouble) + b)),
+    ("cvt.rz.f32.s32 {d}, {a}", S, F32, lambda a, b, c: toward_zero(a.astype(np.longdouble))),
+    ("bfind.shiftamt.u32 {d}, {a}", U, U, lambda a, b, c: 31 - np.floor(np.log2(a.astype(np.float64)))),
     ("max.f32 {d}, {a}, {b}", F32, F32, lambda a, b, c: np.fmax(a, b)),
     ("max.NaN.f32 {d}, {a}, 0f00000000", F32, F32, lambda a, b, c: np.maximum(a, F32(0))),
     ("setp.gtu.f32 p, {a}, {b}; selp.f32 {d}, {a}, {b}, p", F32, F32, lambda a, b, c: np.where(~(a <= b), a, b)),
@@ -167,6 +172,21 @@ INSTRUCTIONS: list[tuple[str, Any, Any, Callable[..., Any]]] = [
             (from_bfloat(v.astype(np.uint16)), from_bfloat((v >> U(16)).astype(np.uint16))) for v in (a, b, c)), strict=True))),
     ),
 ]  # fmt: skip
+
+
+@functools.partial(np.vectorize, otypes=[F32])
+def down(a: F32, b: F32, c: F32) -> F32:
+    """a * b + c rounded towards minus infinity, from the exact value."""
+    if not np.isfinite([a, b, c]).all():
+        return a * b + c
+    exact = Fraction(float(a)) * Fraction(float(b)) + Fraction(float(c))
+    nearest = F32(float(exact))
+    return np.nextafter(nearest, F32(-np.inf)) if float(nearest) > exact else nearest
+
+
+def toward_zero(x: np.ndarray) -> np.ndarray:
+    f = x.astype(F32)
+    return np.where(np.abs(f) > np.abs(x), np.nextafter(f, F32(0)), f)
 
 
 def fused(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
@@ -249,6 +269,30 @@ def test_tf32_product() -> None:
     examples()["product_tf32"].launch(1, 32, [a, b, c])
     want = a.double() @ b.double()
     assert 1e-6 * want.norm() < (c - want).norm() <= 1e-3 * want.norm()
+
+
+@pytest.mark.parametrize("kind", ["f16", "bf16"])
+@pytest.mark.parametrize("arch", [75, 90])
+def test_smallest_product(kind: str, arch: int) -> None:
+    if (kind, arch) == ("bf16", 75):
+        pytest.skip("sm_75 has no bfloat16 tensor cores")
+    dtype = {"f16": torch.float16, "bf16": torch.bfloat16}[kind]
+    text = f""".version 8.0
+    .target sm_{arch}
+    .visible .entry small(.param .u64 a, .param .u64 b, .param .u64 c) {{
+      .reg .b32 %t, %r<3>; .reg .f32 %s<4>; .reg .b64 %a, %b, %c, %o;
+      mov.u32 %t, %tid.x; ld.param.u64 %a, [a]; ld.param.u64 %b, [b]; ld.param.u64 %c, [c];
+      mul.wide.u32 %o, %t, 4; add.s64 %a, %a, %o; add.s64 %b, %b, %o; mul.wide.u32 %o, %t, 8; add.s64 %c, %c, %o;
+      ld.global.b32 %r0, [%a]; ld.global.b32 %r1, [%a + 128]; ld.global.b32 %r2, [%b];
+      mma.sync.aligned.m16n8k8.row.col.f32.{kind}.{kind}.f32 {{%s0, %s1, %s2, %s3}}, {{%r0, %r1}}, {{%r2}},
+        {{0f00000000, 0f00000000, 0f00000000, 0f3F800000}};
+      st.global.v2.f32 [%c], {{%s0, %s1}}; st.global.v2.f32 [%c + 256], {{%s2, %s3}}; ret; }}"""
+    # row-major 16 x 8 and column-major 8 x 8: lane i holds elements 2i and 2i + 1 of each half
+    a, b, c = torch.randn(16, 8).to(dtype), torch.randn(8, 8).to(dtype), poisoned((16, 8), torch.float32)
+    load(text)["small"].launch(1, 32, [a, b.T.contiguous(), c])
+    want = a.double() @ b.double()
+    want[8:, 1::2] += 1
+    assert (c - want).norm() <= 1e-6 * want.norm()
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -503,7 +547,7 @@ def test_deadlocks_end(seed: int) -> None:
 
 
 def test_endless_loop_ends() -> None:
-    caught("endless", "no end after", 32, [np.zeros(1, np.int32)])
+    caught("endless", "no end after 100000 loop steps", 32, [np.zeros(1, np.int32)], loop_limit=100_000)
 
 
 def test_unknown_instruction_is_named() -> None:
@@ -522,5 +566,7 @@ def test_wrong_launches_are_refused() -> None:
         kernel.launch(1, 64, [x, "y"])
     with pytest.raises(ValueError, match="1 to 1024 threads"):
         kernel.launch(1, 2048, [x, x])
+    with pytest.raises(ValueError, match="1 to 64 threads, got 65"):
+        examples()["fill_dynamic"].launch(1, 65, [x, 1])
     with pytest.raises(KeyError, match="names 6 kernels"):
         examples()["product"].launch(1, 32, [])

@@ -24,6 +24,7 @@ INTEGER = {
     "and": "a & b", "or": "a | b", "xor": "a ^ b", "shl": "shift_left(a, b)", "shr": "shift_right(a, b)",
     "popc": "__builtin_popcountll(a)", "clz": "a ? __builtin_clzll(a) - (64 - {n}) : {n}",
     "bfe": "extract_bits(a, b, c)", "bfi": "insert_bits(a, b, c, d)", "bfind": "find_top_bit(a)",
+    "bfind.shiftamt": "find_top_bit(a) == ~0u ? ~0u : {n} - 1 - find_top_bit(a)",
     "brev": "reverse_bits(a)", "prmt": "permute_bytes(a, b, c)", "lop3": "logic3(a, b, c, d)",
     "selp": "c ? a : b", "cnot": "a ? 0 : 1",
     "shf.l.wrap": "funnel(a, b) << (c & 31) >> 32", "shf.l.clamp": "funnel(a, b) << (c < 32 ? c : 32) >> 32",
@@ -71,6 +72,7 @@ NOTHING = {
     "griddepcontrol",
     "nanosleep",
 }
+DIRECTED = {"rz": "toward_zero", "rm": "toward<-1>", "rp": "toward<1>"}
 ROUND = {"rni": "std::rint", "rzi": "std::trunc", "rmi": "std::floor", "rpi": "std::ceil"}
 ROUNDINGS = {"rn", "rz", "rm", "rp", "rna", *ROUND}
 SPACES = ("global", "shared", "local", "param", "const")
@@ -305,15 +307,16 @@ class Translator:
         mods = [p for p in parts[1:-1] if p not in ("approx", "full", "noftz")]
         flush, post = "", "{}"
         if not integer:
-            if not ROUNDINGS & set(mods) <= {"rn"}:
+            rounding = "".join(ROUNDINGS & set(mods)).removeprefix("rn")
+            if rounding and (rounding not in DIRECTED or kind != "f32"):
                 raise self.unknown("rounding")
             flush = "flush" if "ftz" in mods and kind == "f32" else ""
             post = "saturate({})" if "sat" in mods else "relu({})" if "relu" in mods else "{}"
-            mods = [m for m in mods if m not in ("rn", "ftz", "sat", "relu")]
+            mods = [m for m in mods if m not in ("ftz", "sat", "relu", *ROUNDINGS)]
         if base in ("fma", "mad") and not integer and not mods:
             self.tally.executed[f"fma.{kind}"] += 1
             self.tally.multiply_adds[f"fma.{kind}"] += 2 if kind.endswith("x2") else 1
-            template = FUSED.get(kind, "(double)a * (double)b + (double)c")
+            template = "a * b + c" if rounding else FUSED.get(kind, "(double)a * (double)b + (double)c")
         elif base in BITS and not integer and not mods and (kind in NARROW or base == "selp"):
             kind, template, integer = f"b{_width(kind)}", BITS[base], True
         else:
@@ -321,6 +324,8 @@ class Translator:
             template = table.get(".".join([base, *mods]), "")
             if not template:
                 raise self.unknown()
+        if not integer and rounding:
+            post, flush = post.format(f"{DIRECTED[rounding]}({{}})"), f"(__float128){flush}"
         kinds: dict[int, str] = {}
         if base == "selp":
             kinds = {2: "pred"}
@@ -420,6 +425,8 @@ class Translator:
             )
         if rounding in ROUND:
             return self.assign(target, to, f"{ROUND[rounding]}({value})")
+        if rounding in DIRECTED and to == "f32":
+            return self.assign(target, to, f"{DIRECTED[rounding]}({value})")
         if rounding not in ("", "rn") or to == "tf32":
             raise self.unknown("rounding")
         if len(values) == 2:
