@@ -179,6 +179,7 @@ def test_sizes(cell: Cell, op: str, layout: str, size: tuple[int, int]) -> None:
 @functools.cache
 def large_problem(op: str, size: tuple[int, int]) -> tuple[Problem, dict[str, Tensor]]:
     """With what is expected; made once for all backends, because the float64 oracle takes seconds."""
+    torch.manual_seed(sum(size))  # the same, whichever test comes first
     problem = make(op, Cell("reference"), size, batch=1)
     return problem, problem.expected()
 
@@ -197,6 +198,8 @@ def test_large_sizes(cell: Cell, op: str, size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(cell: Cell, op: str, layout: str, dtype: torch.dtype) -> None:
+    if cell.compiled and dtype == torch.float64:
+        pytest.skip("the reference runs it")
     check(cell, make(op, cell, layout=layout, dtype=dtype))
 
 
