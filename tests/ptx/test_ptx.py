@@ -141,7 +141,7 @@ INSTRUCTIONS: list[tuple[str, Any, Any, Callable[..., Any]]] = [
     ("mul.f32 {d}, {a}, {b}", F32, F32, lambda a, b, c: a * b),
     ("div.rn.f32 {d}, {a}, {b}", F32, F32, lambda a, b, c: a / b),
     ("fma.rn.f32 {d}, {a}, {b}, {c}", F32, F32, lambda a, b, c: fused(a, b, c)),
-    ("fma.rm.f32 {d}, {a}, {b}, {c}", F32, F32, down),
+    ("fma.rm.f32 {d}, {a}, {b}, {c}", F32, F32, lambda a, b, c: down(a, b, c)),
     ("add.rz.f32 {d}, {a}, {b}", F32, F32, lambda a, b, c: toward_zero(a.astype(np.longdouble) + b)),
     ("cvt.rz.f32.s32 {d}, {a}", S, F32, lambda a, b, c: toward_zero(a.astype(np.longdouble))),
     ("bfind.shiftamt.u32 {d}, {a}", U, U, lambda a, b, c: 31 - np.floor(np.log2(a.astype(np.float64)))),
