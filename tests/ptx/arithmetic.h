@@ -36,13 +36,15 @@ inline u32 tf32_rn(float x) {
   return x != x ? 0x7fffffff : (R32(x) + 0xfff + (R32(x) >> 13 & 1)) & 0xffffe000;
 }
 
-// Directed rounding, of sums and products that are exact in 113 bits.
+// x + y, of which neither need be small, rounded in one direction: their sum's own error decides where the
+// nearest float lies.
 template <int kSign>
-float toward(__float128 x) {
-  float f = static_cast<float>(x);
-  return kSign * (f - x) < 0 ? std::nextafter(f, kSign * HUGE_VALF) : f;
+float toward(double x, double y = 0) {
+  double sum = x + y, part = sum - x, error = (x - (sum - part)) + (y - part);
+  float f = static_cast<float>(sum);
+  return kSign * ((f - sum) - error) < 0 ? std::nextafter(f, kSign * HUGE_VALF) : f;
 }
-inline float toward_zero(__float128 x) { return x < 0 ? toward<1>(x) : toward<-1>(x); }
+inline float toward_zero(double x, double y = 0) { return x + y < 0 ? toward<1>(x, y) : toward<-1>(x, y); }
 
 inline float flush(float x) { return std::fabs(x) < 0x1p-126f ? std::copysign(0.f, x) : x; }
 template <class T>

@@ -141,9 +141,9 @@ INSTRUCTIONS: list[tuple[str, Any, Any, Callable[..., Any]]] = [
     ("mul.f32 {d}, {a}, {b}", F32, F32, lambda a, b, c: a * b),
     ("div.rn.f32 {d}, {a}, {b}", F32, F32, lambda a, b, c: a / b),
     ("fma.rn.f32 {d}, {a}, {b}, {c}", F32, F32, lambda a, b, c: fused(a, b, c)),
-    ("fma.rm.f32 {d}, {a}, {b}, {c}", F32, F32, lambda a, b, c: down(a, b, c)),
-    ("add.rz.f32 {d}, {a}, {b}", F32, F32, lambda a, b, c: toward_zero(a.astype(np.longdouble) + b)),
-    ("cvt.rz.f32.s32 {d}, {a}", S, F32, lambda a, b, c: toward_zero(a.astype(np.longdouble))),
+    ("fma.rm.f32 {d}, {a}, {b}, {c}", F32, F32, lambda a, b, c: directed(-1, a, b, c)),
+    ("add.rz.f32 {d}, {a}, {b}", F32, F32, lambda a, b, c: directed(0, a, 1, b)),
+    ("cvt.rz.f32.s32 {d}, {a}", S, F32, lambda a, b, c: directed(0, a, 1, 0)),
     ("bfind.shiftamt.u32 {d}, {a}", U, U, lambda a, b, c: 31 - np.floor(np.log2(a.astype(np.float64)))),
     ("max.f32 {d}, {a}, {b}", F32, F32, lambda a, b, c: np.fmax(a, b)),
     ("max.NaN.f32 {d}, {a}, 0f00000000", F32, F32, lambda a, b, c: np.maximum(a, F32(0))),
@@ -175,18 +175,14 @@ INSTRUCTIONS: list[tuple[str, Any, Any, Callable[..., Any]]] = [
 
 
 @functools.partial(np.vectorize, otypes=[F32])
-def down(a: F32, b: F32, c: F32) -> F32:
-    """a * b + c rounded towards minus infinity, from the exact value."""
+def directed(sign: int, a: float, b: float, c: float) -> np.float32:
+    """a * b + c, rounded down (sign -1) or towards zero (0) from its exact value."""
     if not np.isfinite([a, b, c]).all():
-        return a * b + c
+        return F32(a * b + c)
     exact = Fraction(float(a)) * Fraction(float(b)) + Fraction(float(c))
-    nearest = F32(float(exact))
-    return np.nextafter(nearest, F32(-np.inf)) if float(nearest) > exact else nearest
-
-
-def toward_zero(x: np.ndarray) -> np.ndarray:
-    f = x.astype(F32)
-    return np.where(np.abs(f) > np.abs(x), np.nextafter(f, F32(0)), f)
+    nearest, end = F32(float(exact)), F32(-np.inf if sign < 0 else 0)
+    beyond = nearest > exact if sign < 0 else abs(Fraction(float(nearest))) > abs(exact)
+    return np.nextafter(nearest, end) if beyond else nearest
 
 
 def fused(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:

@@ -73,6 +73,7 @@ NOTHING = {
     "nanosleep",
 }
 DIRECTED = {"rz": "toward_zero", "rm": "toward<-1>", "rp": "toward<1>"}
+DIRECTED_SUMS = {"add": "a, b", "sub": "a, -b", "fma": "a * b, c"}  # their arguments, in double
 ROUND = {"rni": "std::rint", "rzi": "std::trunc", "rmi": "std::floor", "rpi": "std::ceil"}
 ROUNDINGS = {"rn", "rz", "rm", "rp", "rna", *ROUND}
 SPACES = ("global", "shared", "local", "param", "const")
@@ -316,7 +317,7 @@ class Translator:
         if base in ("fma", "mad") and not integer and not mods:
             self.tally.executed[f"fma.{kind}"] += 1
             self.tally.multiply_adds[f"fma.{kind}"] += 2 if kind.endswith("x2") else 1
-            template = "a * b + c" if rounding else FUSED.get(kind, "(double)a * (double)b + (double)c")
+            template = FUSED.get(kind, "(double)a * (double)b + (double)c")
         elif base in BITS and not integer and not mods and (kind in NARROW or base == "selp"):
             kind, template, integer = f"b{_width(kind)}", BITS[base], True
         else:
@@ -325,7 +326,8 @@ class Translator:
             if not template:
                 raise self.unknown()
         if not integer and rounding:
-            post, flush = post.format(f"{DIRECTED[rounding]}({{}})"), f"(__float128){flush}"
+            template = DIRECTED_SUMS.get(base, template)
+            post, flush = post.format(f"{DIRECTED[rounding]}({{}})"), f"(double){flush}"
         kinds: dict[int, str] = {}
         if base == "selp":
             kinds = {2: "pred"}
