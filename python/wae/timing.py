@@ -33,25 +33,32 @@ def interleaved(
     seconds: float = 2.0,
     warmup: int = 2,
     min_rounds: int = 3,
+    burst: int = 1,
+    settle: int = 0,
     synchronize: Callable[[], None] = _no_wait,
 ) -> dict[str, Timing]:
-    """Time the functions in rounds: in each round every function runs once, in a random order.
+    """Time the functions in rounds: in each round every function has one turn, in a random order.
 
     Args:
         functions: what to time, by name. None takes an argument.
         seconds: how long to go on, all functions together, warm-up not counted.
         warmup: runs of each function before the clock starts, in rounds too.
         min_rounds: rounds to do even if they take longer than ``seconds``.
+        burst: counted runs in a turn.
+        settle: runs before them that are not counted, for functions that bring threads of their own: the
+            threads of the one before may still be spinning.
         synchronize: called before the clock is read; ``torch.cuda.synchronize`` for work on a GPU.
 
     Returns:
         A :class:`Timing` for every name, in the order given. All have the same number of runs.
 
     Raises:
-        ValueError: ``min_rounds`` is below 1 or ``warmup`` below 0.
+        ValueError: a count is too small.
     """
-    if min_rounds < 1 or warmup < 0:
-        raise ValueError(f"min_rounds must be >= 1 and warmup >= 0, got {min_rounds} and {warmup}")
+    if min_rounds < 1 or burst < 1:
+        raise ValueError(f"min_rounds and burst must be at least 1, got {min_rounds} and {burst}")
+    if warmup < 0 or settle < 0:
+        raise ValueError(f"warmup and settle must be at least 0, got {warmup} and {settle}")
     samples: dict[str, list[float]] = {name: [] for name in functions}
     order = list(functions)
     shuffle = random.Random(0).shuffle
@@ -65,10 +72,14 @@ def interleaved(
         shuffle(order)
         for name in order:
             function = functions[name]
-            start = time.perf_counter()
-            function()
+            for _ in range(settle):
+                function()
             synchronize()
-            samples[name].append(time.perf_counter() - start)
+            for _ in range(burst):
+                start = time.perf_counter()
+                function()
+                synchronize()
+                samples[name].append(time.perf_counter() - start)
         rounds += 1
     return {name: _summary(times) for name, times in samples.items()}
 

@@ -14,7 +14,8 @@ class Recipe:
 
     photos: tuple[str, ...]
     """The names of the photos, for the record."""
-    steps: int = 6000
+    steps: int = 40_000
+    """Of the optimizer."""
     batch: int = 8
     """Crops per step."""
     crop: int = 64

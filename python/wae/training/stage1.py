@@ -55,7 +55,8 @@ def initial_model(photos: Sequence[Tensor], seed: int) -> AutoEncoder:
 def random_batch(photos: Sequence[Tensor], recipe: Recipe, step: int) -> Tensor:
     """The crops of one step, (batch, 3, h, w) uint8: a function of the recipe's seed and the step alone.
 
-    Every photo is equally likely. Crops are flipped and transposed at random, and one pixel less high or wide
+    Every photo is equally likely. Crops are flipped, transposed, and their colours exchanged at random, for
+    what is learned to be true of any photo, not of the colours of these. They are one pixel less high or wide
     in half of the steps each, so that odd sizes are trained too.
     """
     random = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
@@ -73,7 +74,8 @@ def random_batch(photos: Sequence[Tensor], recipe: Recipe, step: int) -> Tensor:
             draw(have - want + 1) for have, want in zip(photo.shape[1:], (height, width), strict=True)
         )
         crop = photo[:, top : top + height, left : left + width]
-        crops.append(crop.flip([d for d in (1, 2) if draw(2)]))
+        crop = crop.flip([d for d in (1, 2) if draw(2)])
+        crops.append(crop[torch.randperm(3, generator=random)])
     return torch.stack(crops)
 
 
