@@ -29,8 +29,9 @@ quick: $(VENV)/.dev build  ## the tests that are not slow, up to the first failu
 
 .PHONY: bench
 bench: $(VENV)/.dev build  ## measure against the other ways to run the same networks, and make the tables
-	$(BIN)/python -m pytest benches
-	$(BIN)/python benches/report.py
+	@mkdir -p build
+	$(BIN)/python -m pytest benches --benchmark-json=build/bench.json
+	$(BIN)/python benches/report.py --add build/bench.json
 
 .PHONY: lint
 lint: $(VENV)/.dev  ## formatting, lint and types; changes nothing
