@@ -48,8 +48,8 @@ format: $(VENV)/.dev  ## put all files into the form that `make lint` asks for
 
 .PHONY: clean
 clean:  ## remove what was built (not .venv: for that, rm -r .venv)
-	rm -rf build dist *.egg-info wae_kernels/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find wae_kernels python tests benches tools -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf build dist *.egg-info wae_kernels/*.so .benchmarks .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
 .PHONY: help
 help:  ## this list
@@ -71,7 +71,7 @@ define install
 endef
 
 $(BIN)/pip:
-	@$(PYTHON) tools/toolchain.py
+	@$(PYTHON) tools/toolchain.py  # says what is missing before anything is downloaded
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.app: $(PACKAGING) | $(BIN)/pip
@@ -89,7 +89,7 @@ else
 build: $(VENV)/.app
 endif
 
-wae_kernels/_C.abi3.so: $(shell find csrc -type f -not -path 'csrc/cuda/*') wae_kernels/schemas.inc setup.py | $(VENV)/.app
+wae_kernels/_C.abi3.so: $(shell find csrc -type f) wae_kernels/schemas.inc setup.py | $(VENV)/.app
 	$(BIN)/python setup.py build_ext --inplace
 	@touch $@
 
