@@ -109,6 +109,14 @@ def test_nothing_is_overwritten_without_force(tmp_path, weights, photo_file, cap
     assert data.read_image(picture).shape == (3, 61, 80)
 
 
+def test_an_input_is_never_its_own_output(photo_file, weights, capsys):
+    before = photo_file.read_bytes()
+    for command in ("encode", "decode"):
+        assert run(command, photo_file, "-o", photo_file, "--weights", weights, "--force") == 1
+        assert "is the input" in capsys.readouterr().err
+    assert photo_file.read_bytes() == before
+
+
 def test_decode_refuses_what_it_cannot_do(tmp_path, weights, photo_file, capsys):
     assert run("encode", photo_file, "-o", tmp_path / "m", "--weights", weights) == 0
     assert run("decode", tmp_path / "m", "-o", tmp_path / "x.unknown", "--weights", weights) == 2
@@ -215,7 +223,7 @@ def test_demo_goes_on_after_a_broken_file_and_says_so(tmp_path, weights, photo_f
     out = tmp_path / "out"
     assert run("demo", broken, photo_file, "-o", out, "--no-timing", "--weights", weights) == 1
     assert [p.name for p in out.iterdir()] == ["photo.png"]
-    assert "broken.png" in capsys.readouterr().out
+    assert "broken.png" in capsys.readouterr().err
 
 
 def test_demo_numbers_pictures_of_one_name(tmp_path):
@@ -252,7 +260,7 @@ def test_nothing_is_timed_that_does_not_agree():
     one = torch.ones(10)
     comparison._require_equal("x", [one, one + 1e-6])
     for other in (one + 1e-3, one * torch.nan):
-        with pytest.raises(RuntimeError, match="x: two ways"):
+        with pytest.raises(comparison.DisagreementError, match="x: two ways"):
             comparison._require_equal("x", [one, other])
 
 

@@ -77,19 +77,23 @@ def _demo(options: argparse.Namespace) -> int:
     inputs = options.images or [data.photo_path(name) for name in demo.BUNDLED]
     outputs = demo.targets(inputs, options.output, options.force)
     console, model = _console(), _model(options.weights)
-    failures = demo.show_photos(console, model, inputs, outputs)
+    errors = demo.show(console, model, inputs, outputs)
+    for message in errors:
+        _complain(message, 1)
     if not options.no_timing:
-        comparison.show(console, model, options.seconds)
-    return 1 if failures else 0
+        try:
+            comparison.show(console, model, options.seconds)
+        except comparison.DisagreementError as error:
+            raise Failure(str(error)) from None
+    return 1 if errors else 0
 
 
 def _encode(options: argparse.Namespace) -> int:
     import torch
 
     from . import container
-    from .files import refuse_existing
 
-    refuse_existing(options.output, options.force)
+    _check_target(options.output, options.image, options.force)
     image, model = _read_image(options.image), _model(options.weights)
     with torch.no_grad():
         low, high = model.decompose(image[None])
@@ -105,13 +109,13 @@ def _decode(options: argparse.Namespace) -> int:
     from PIL import Image
 
     from . import container
-    from .files import refuse_existing, written
+    from .files import written
     from .models.autoencoder import to_uint8
 
     file_format = Image.registered_extensions().get(options.output.suffix.lower())
     if file_format not in Image.SAVE:
         return _complain(f"{options.output}: Pillow writes no file of this name; use .png", 2)
-    refuse_existing(options.output, options.force)
+    _check_target(options.output, options.file, options.force)
     model = _model(options.weights)
     try:
         made = container.load(options.file)
@@ -170,6 +174,15 @@ def _console() -> Console:
     from rich.console import Console
 
     return Console()
+
+
+def _check_target(target: Path, source: Path, force: bool) -> None:
+    """Before any work: may ``target`` be written?"""
+    from .files import refuse_existing
+
+    if target.resolve() == source.resolve():
+        raise Failure(f"{target} is the input; -o must name another file")
+    refuse_existing(target, force)
 
 
 def _read_image(path: Path) -> Tensor:

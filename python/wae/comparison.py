@@ -28,6 +28,10 @@ _PUBLISHED = {"VGG16": 1289.28, "WAE-VGG16": 411.63}  # ms on a CPU, SPEC sectio
 _TOLERANCE = 1e-4  # float32 through layers of another order of arithmetic
 
 
+class DisagreementError(Exception):
+    """Two ways to compute the same thing gave different results."""
+
+
 @torch.no_grad()
 def show(console: Console, model: AutoEncoder, seconds: float) -> None:
     """Time, and print two tables.
@@ -37,7 +41,7 @@ def show(console: Console, model: AutoEncoder, seconds: float) -> None:
         seconds: for each of the tables, warm-up not counted.
 
     Raises:
-        RuntimeError: two ways to compute the same thing do not agree; then nothing is timed.
+        DisagreementError: two ways to compute the same thing do not agree; then they are not timed.
     """
     with console.status("timing encode and decode"):
         table = _ops(model, seconds)
@@ -131,4 +135,4 @@ def _require_equal(what: str, results: Sequence[Any]) -> None:
     for other in others:
         for a, b in zip(first, other, strict=True):
             if not (a - b).norm() <= _TOLERANCE * b.norm():
-                raise RuntimeError(f"{what}: two ways to compute it disagree, so they are not timed")
+                raise DisagreementError(f"{what}: two ways to compute it disagree, so they are not timed")

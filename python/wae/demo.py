@@ -48,8 +48,11 @@ def targets(inputs: Sequence[Path], folder: Path, force: bool) -> list[Path]:
     return found
 
 
-def show_photos(console: Console, model: AutoEncoder, inputs: Sequence[Path], outputs: Sequence[Path]) -> int:
-    """Decompose and reconstruct every input, write its picture, print a table; the number of failures."""
+def show(console: Console, model: AutoEncoder, inputs: Sequence[Path], outputs: Sequence[Path]) -> list[str]:
+    """Decompose and reconstruct every input, write its picture to the output, and print a table.
+
+    Returns a message for every input that could not be shown.
+    """
     table = Table(title="Decomposed and put back together", title_justify="left")
     for name in ("photo", "size", "PSNR\ndB", "best linear\ndB", "energy\nhigh / low", "picture"):
         table.add_column(name, justify="left" if name in ("photo", "picture") else "right")
@@ -72,9 +75,7 @@ def show_photos(console: Console, model: AutoEncoder, inputs: Sequence[Path], ou
             "the variance of low.\n",
             highlight=False,
         )
-    for message in errors:
-        console.print(f"error: {message}", style="red", markup=False, highlight=False)
-    return len(errors)
+    return errors
 
 
 @torch.no_grad()
