@@ -23,7 +23,15 @@ except ModuleNotFoundError as error:  # describing the package needs no torch, o
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "tools"))
-from toolchain import NATIVE, OLDEST_PYTHON, OLDEST_TORCH, WITHOUT_NATIVE, require_compiler, version  # noqa: E402
+from toolchain import (  # noqa: E402
+    NATIVE,
+    OLDEST_PYTHON,
+    OLDEST_TORCH,
+    WITHOUT_NATIVE,
+    require_compiler,
+    version,
+    wants_cuda,
+)
 
 # A CPython without the GIL has no limited API; there the library is built for that one version.
 LIMITED_API = not sysconfig.get_config_var("Py_GIL_DISABLED")
@@ -50,6 +58,32 @@ def cpu_library() -> Extension:
         py_limited_api=LIMITED_API,
         language="c++",
     )
+
+
+def cuda_library() -> Extension:
+    """The kernels for NVIDIA GPUs, apart from the processor's: it loads only beside a torch with CUDA."""
+    return Extension(
+        "wae_kernels._C_cuda",
+        sources=paths("csrc/cuda/*.cpp", "csrc/cuda/*.cu"),
+        depends=paths("csrc/common/*", "csrc/cuda/*.h", "csrc/cuda/*.cuh"),
+        include_dirs=[str(ROOT / "csrc")],
+        define_macros=[("USE_CUDA", None)],
+        extra_compile_args={
+            "cxx": ["-std=c++20", "-O2", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden"],
+            "nvcc": ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xcompiler=-fvisibility=hidden"],
+        },
+        libraries=["torch_cpu", "torch_cuda", "cudart"],
+        extra_link_args=["-Wl,-z,defs"] if sys.platform == "linux" else [],
+        py_limited_api=LIMITED_API,
+        language="c++",
+    )
+
+
+def libraries() -> list[Extension]:
+    """The compiled libraries that this build makes."""
+    if not NATIVE:
+        return []
+    return [cpu_library(), cuda_library()] if wants_cuda(torch, cpp_extension) else [cpu_library()]
 
 
 def require_torch() -> None:
@@ -86,16 +120,19 @@ class BuildLibraries(cpp_extension.BuildExtension if torch else build_ext):
         target_version = "0x{:02x}{:02x}000000000000".format(*OLDEST_TORCH)
         for extension in self.extensions:
             extension.define_macros.append(("TORCH_TARGET_VERSION", target_version))
-            for folder in cpp_extension.include_paths():
-                extension.extra_compile_args += ["-isystem", folder]  # torch's warnings are not ours
-            extension.library_dirs += cpp_extension.library_paths()
+            is_cuda = isinstance(extension.extra_compile_args, dict)
+            device = "cuda" if is_cuda else "cpu"
+            flags = extension.extra_compile_args["cxx"] if is_cuda else extension.extra_compile_args
+            for folder in cpp_extension.include_paths(device):
+                flags += ["-isystem", folder]  # torch's warnings are not ours
+            extension.library_dirs += cpp_extension.library_paths(device)
         super().build_extensions()
 
 
 setup(
     packages=[*find_packages(include=["wae_kernels*"]), *find_packages("python")],
     package_dir={"wae": "python/wae"},
-    ext_modules=[cpu_library()] if NATIVE else [],
+    ext_modules=libraries(),
     cmdclass={"build_ext": BuildLibraries},
     options={"bdist_wheel": {"py_limited_api": "cp{}{}".format(*OLDEST_PYTHON)}}
     if NATIVE and LIMITED_API

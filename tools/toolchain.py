@@ -10,10 +10,12 @@ import shlex
 import shutil
 import subprocess
 import sys
+from typing import Any
 
 OLDEST_PYTHON = (3, 10)
 OLDEST_TORCH = (2, 10)
 COMPILERS = "g++ 11, clang 14 or newer"
+CUDA_ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")  # the last two from CUDA 12.8 on
 CXX20_PROGRAM = "#include <concepts>\n#include <span>\ntemplate <std::integral T> T f(std::span<T>);\n"
 
 NATIVE = os.environ.get("WAE_NO_NATIVE", "0") in ("", "0")
@@ -49,6 +51,42 @@ def require_compiler() -> None:
             f"install another ({COMPILERS}), set CXX to its path, {WITHOUT_NATIVE}."
         )
     os.environ["CXX"] = found
+
+
+def wants_cuda(torch: Any, cpp_extension: Any) -> bool:
+    """Whether to build the CUDA library: where a torch with CUDA, nvcc and a GPU are found.
+
+    ``FORCE_CUDA=1`` builds it without a GPU, for the architectures of ``TORCH_CUDA_ARCH_LIST`` or else for all
+    that nvcc knows among ours. ``WAE_NO_CUDA=1`` leaves it out.
+
+    Raises:
+        SystemExit: it is forced and cannot be built, or nvcc and torch are of different CUDA majors.
+    """
+    forced = os.environ.get("FORCE_CUDA", "0") not in ("", "0")
+    if torch is None or os.environ.get("WAE_NO_CUDA", "0") not in ("", "0"):
+        return False
+    toolkit = cpp_extension.CUDA_HOME or ""
+    nvcc, header = os.path.join(toolkit, "bin", "nvcc"), os.path.join(toolkit, "include", "cuda_runtime_api.h")
+    if torch.version.cuda is None or not (os.path.exists(nvcc) and os.path.exists(header)):
+        if forced:
+            missing = f"{toolkit!r} holds no CUDA toolkit; set CUDA_HOME to the folder of one"
+            what = "this PyTorch has no CUDA" if torch.version.cuda is None else missing
+            raise SystemExit(f"wae-kernels: FORCE_CUDA=1 asks for the CUDA library, but {what}.")
+        return False
+    if not (forced or torch.cuda.is_available()):
+        return False
+    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    found = version(text.partition("release ")[2].partition(",")[0])
+    if found[0] != version(torch.version.cuda)[0]:
+        raise SystemExit(
+            f"wae-kernels: nvcc is of CUDA {found[0]} and PyTorch of CUDA {version(torch.version.cuda)[0]}; "
+            f"set CUDA_HOME to a CUDA {version(torch.version.cuda)[0]} toolkit, or WAE_NO_CUDA=1 to leave the "
+            f"CUDA kernels out."
+        )
+    if not torch.cuda.is_available():  # else torch builds for the GPU that is here
+        ours = CUDA_ARCHITECTURES if found >= (12, 8) else CUDA_ARCHITECTURES[:5]
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ";".join(ours) + "+PTX")
+    return True
 
 
 if __name__ == "__main__":

@@ -103,7 +103,6 @@ constexpr SharedLayout decode_layout(Mode mode) {
 // --------------------------------------------------------------------------------------------------- plans
 
 struct Chip {
-  int32_t capability;       // 75 is compute capability 7.5
   int32_t multiprocessors;
   int32_t blocks_each;      // that fit one multiprocessor, from the occupancy calculator
 };

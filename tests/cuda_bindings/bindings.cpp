@@ -67,12 +67,12 @@ PYBIND11_MODULE(wae_cuda_bindings, m) {
   m.def(
       "plan",
       [](const std::string& op, wc::Mode mode, int64_t batch, int64_t half_height, int64_t half_width,
-         int32_t capability, int32_t multiprocessors, int32_t blocks_each) {
+         int32_t multiprocessors, int32_t blocks_each) {
         const auto layout = op == "encode" ? wc::encode_layout(mode) : wc::decode_layout(mode);
-        return wc::plan(batch, half_height, half_width, {capability, multiprocessors, blocks_each}, layout);
+        return wc::plan(batch, half_height, half_width, {multiprocessors, blocks_each}, layout);
       },
       py::arg("op"), py::arg("mode"), py::arg("batch"), py::arg("half_height"), py::arg("half_width"),
-      py::arg("capability"), py::arg("multiprocessors"), py::arg("blocks_each") = 1);
+      py::arg("multiprocessors"), py::arg("blocks_each") = 1);
   m.def("encode_parameters",
         [](const View& image, bool image_is_bytes, const View& low, const View& high,
            const std::array<View, 2 * wc::kFilters>& parameters, int element_bytes,

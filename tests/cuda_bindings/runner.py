@@ -89,7 +89,7 @@ def encode(
     bindings, memory = load(), ptx.Memory()
     height, width = (image.shape[2] + 1) // 2, (image.shape[3] + 1) // 2
     plan = bindings.plan(
-        "encode", getattr(bindings.Mode, mode), len(image), height, width, chip.capability, chip.multiprocessors
+        "encode", getattr(bindings.Mode, mode), len(image), height, width, chip.multiprocessors
     )
     low, high = (_output(image, height, width, parameters[0].dtype) for _ in range(2))
     params = bindings.encode_parameters(
@@ -119,7 +119,7 @@ def decode(
     """The image and what the launch did."""
     bindings, memory = load(), ptx.Memory()
     plan = bindings.plan(
-        "decode", getattr(bindings.Mode, mode), len(low), *low.shape[2:], chip.capability, chip.multiprocessors
+        "decode", getattr(bindings.Mode, mode), len(low), *low.shape[2:], chip.multiprocessors
     )
     image = _output(low, size[0], size[1], low.dtype)
     params = bindings.decode_parameters(

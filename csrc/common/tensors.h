@@ -1,0 +1,50 @@
+// What every backend does with torch's tensors besides checking them: outputs, and the way to the reference.
+
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <utility>
+
+#include "common/checks.h"
+
+namespace wae {
+
+// The trunk channels that the compiled kernels are written for (the published number).
+inline constexpr int64_t kKernelWidth = 16;
+
+// Calls wae::_<op>_reference, which wae_kernels/registration.py implements, with the same arguments.
+template <class Result, class... Args>
+Result call_reference(const char* op, const Args&... args) {
+  constexpr size_t kSlots = std::max(sizeof...(Args), std::tuple_size_v<Result>);
+  std::array<StableIValue, kSlots> stack{torch::stable::detail::from(args)...};
+  const std::string name = std::string("wae::_") + op + "_reference";
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name.c_str(), "", stack.data(), TORCH_ABI_VERSION));
+  return [&]<size_t... kI>(std::index_sequence<kI...>) {
+    return Result{torch::stable::detail::to<Tensor>(stack[kI])...};
+  }(std::make_index_sequence<std::tuple_size_v<Result>>{});
+}
+
+// The rule of wae_kernels/reference.py, is_channels_last.
+inline torch::headeronly::MemoryFormat format_of(const Tensor& tensor) {
+  using torch::headeronly::MemoryFormat;
+  const auto strides = tensor.strides();
+  return 0 < strides[1] && strides[1] < strides[3] ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
+}
+
+// A fresh (N, 3, height, width) tensor on the device and in the memory format of `like`.
+inline Tensor new_pictures(const Tensor& like, int64_t height, int64_t width, ScalarType dtype) {
+  const std::array<int64_t, 4> sizes{like.size(0), 3, height, width};
+  return torch::stable::empty({sizes.data(), sizes.size()}, dtype, std::nullopt, like.device(), std::nullopt,
+                              format_of(like));
+}
+
+}  // namespace wae

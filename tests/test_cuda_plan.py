@@ -1,0 +1,87 @@
+"""Tile geometry and launch plans of the CUDA kernels: pure functions, tested without a GPU."""
+
+from __future__ import annotations
+
+import math
+
+import cuda_bindings
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+BINDINGS = cuda_bindings.load()
+MODES = ["float16", "bfloat16", "tf32", "float32", "bfloat16_plain"]
+SHARED_BYTES = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
+"""Kilobytes that one block may have, by compute capability (CUDA's programming guide)."""
+MULTIPROCESSORS = {"RTX 2080 Ti": 68, "A100": 108, "RTX 4090": 128, "H100": 132}
+
+
+def plan(batch: int, height: int, width: int, multiprocessors: int = 132, **options: int) -> object:
+    """Of an encode launch, for half-resolution sizes."""
+    return BINDINGS.plan(
+        "encode", BINDINGS.Mode.float16, batch, height, width, multiprocessors=multiprocessors, **options
+    )
+
+
+@pytest.mark.parametrize("op", ["encode", "decode"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("capability", SHARED_BYTES)
+def test_shared_memory_suffices(op: str, mode: str, capability: int) -> None:
+    which = getattr(BINDINGS.Mode, mode)
+    if BINDINGS.runs_on(which, capability):
+        made = BINDINGS.plan(op, which, 1, 112, 112, multiprocessors=10)
+        assert 0 < made.shared_bytes <= SHARED_BYTES[capability] * 1024
+
+
+@pytest.mark.parametrize("capability", SHARED_BYTES)
+def test_every_dtype_has_a_mode(capability: int) -> None:
+    runs = {mode for mode in MODES if BINDINGS.runs_on(getattr(BINDINGS.Mode, mode), capability)}
+    assert {"float16", "float32"} <= runs
+    assert len(runs & {"bfloat16", "bfloat16_plain"}) == 1
+    assert ("tf32" in runs) == (capability >= 80)
+
+
+SIDES = st.integers(1, 5000)
+
+
+@given(st.integers(1, 5000), SIDES, SIDES, st.integers(1, 200), st.integers(1, 4))
+def test_tiles_cover_every_picture_once(batch: int, height: int, width: int, chips: int, each: int) -> None:
+    made = plan(batch, height, width, chips, blocks_each=each)
+    tiling = made.tiling
+    assert tiling.tiles == batch * tiling.rows * tiling.columns
+    assert 1 <= tiling.tile_width <= BINDINGS.TILE_COLUMNS
+    for size, tiles, tile in (
+        (height, tiling.rows, tiling.tile_height),
+        (width, tiling.columns, tiling.tile_width),
+    ):
+        # All of it is covered, and no tile lies wholly outside.
+        assert (tiles - 1) * tile < size <= tiles * tile
+    assert 1 <= made.grid == min(tiling.tiles, chips * each)
+
+
+@given(st.integers(1, 300), SIDES, SIDES)
+def test_no_worse_than_whole_columns(batch: int, height: int, width: int) -> None:
+    columns = math.ceil(width / BINDINGS.TILE_COLUMNS)
+    rounds = math.ceil(batch * columns / 132)
+    assert BINDINGS.steps_of(plan(batch, height, width).tiling, 132) <= rounds * (height + 4) + 8
+
+
+@pytest.mark.parametrize("name", MULTIPROCESSORS)
+def test_one_image_fills_the_chip(name: str) -> None:
+    """A 224 x 224 image is cut into nearly as many tiles as there are multiprocessors."""
+    made = plan(1, 112, 112, MULTIPROCESSORS[name])
+    assert 0.8 * MULTIPROCESSORS[name] <= made.grid <= MULTIPROCESSORS[name]
+    assert made.tiling.tiles == made.grid  # one round
+
+
+def test_a_large_batch_has_tall_tiles() -> None:
+    """Few halo rows: under a twentieth more than the picture has."""
+    tiling = plan(256, 112, 112).tiling
+    assert tiling.tile_width == BINDINGS.TILE_COLUMNS
+    assert (tiling.tile_height + 4) / tiling.tile_height < 1.08
+    assert BINDINGS.steps_of(tiling, 132) < 1.1 * 256 * 4 * 112 / 132
+
+
+def test_sizes_beyond_32_bits() -> None:
+    tiling = plan(2**31, 2**20, 2**20).tiling
+    assert tiling.tiles == 2**31 * tiling.rows * tiling.columns
