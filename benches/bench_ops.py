@@ -111,3 +111,17 @@ def bench_instructions(compare: Compare) -> None:
     if not names:
         pytest.skip("the compiled library is missing")
     compare(names[0], {n: partial(run, n) for n in names}, table="instruction sets, encode", images=8)
+
+
+ENCODER_MULTIPLY_ADDS = 263.7e6  # per 224 x 224 image, by the definition (SPEC section 2)
+
+
+@torch.no_grad()
+def bench_floor(compare: Compare) -> None:
+    """encode against a matrix product of as many multiply-adds: the floor of plain arithmetic."""
+    ours, _ = encoders(torch.device("cpu"))
+    image = images(8, 224, torch.device("cpu"))
+    side = round((8 * ENCODER_MULTIPLY_ADDS) ** (1 / 3))
+    a, b = torch.randn(side, side), torch.randn(side, side)
+    sides = {OURS: partial(ours, image), "a matrix product of as many multiply-adds": partial(torch.mm, a, b)}
+    compare(OURS, sides, check=False, table="plain arithmetic, encode", images=8)
