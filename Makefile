@@ -91,7 +91,6 @@ endif
 
 wae_kernels/_C.abi3.so: $(shell find csrc -type f) wae_kernels/schemas.inc setup.py | $(VENV)/.app
 	$(BIN)/python setup.py build_ext --inplace
-	@touch $@
 
 # ---------------------------------------------------------------- the kernels under sanitizers, without torch
 
