@@ -319,7 +319,9 @@ def test_ctrl_c_ends_a_training_cleanly(tmp_path):
         "-o",
         str(tmp_path / "w"),
         "--crop",
-        "16",
+        "8",
+        "--batch",
+        "1",
     ]
     process = subprocess.Popen(
         command,

@@ -20,11 +20,12 @@ from .models.classifier import fold_normalization
 from .models.counting import count
 from .models.stock import StockDecoder, StockEncoder
 from .models.vgg16 import wae_vgg16
-from .timing import interleaved
+from .timing import Timing, interleaved
 
 _FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 _KINDS = {"encode": (Encoder, StockEncoder), "decode": (Decoder, StockDecoder)}
 _PUBLISHED = {"VGG16": 1289.28, "WAE-VGG16": 411.63}  # ms on a CPU, SPEC section 4
+_BUSY = 2  # times the median, which a tenth of the runs exceed only if something else is running
 _TOLERANCE = 1e-4  # float32 through layers of another order of arithmetic
 
 
@@ -43,12 +44,14 @@ def show(console: Console, model: AutoEncoder, seconds: float) -> None:
     Raises:
         DisagreementError: two ways to compute the same thing do not agree; then they are not timed.
     """
-    with console.status("timing encode and decode"):
-        table = _ops(model, seconds)
-    console.print(table)
-    with console.status("timing VGG16"):
-        table = _networks(model, seconds)
-    console.print(table)
+    timings: list[Timing] = []
+    for what, measure in (("encode and decode", _ops), ("VGG16", _networks)):
+        with console.status(f"timing {what}"):
+            table, taken = measure(model, seconds)
+        console.print(table)
+        timings += taken
+    if any(timing.p90 > _BUSY * timing.median for timing in timings):
+        console.print("The machine was busy with something else: do not rely on these times.", style="yellow")
     console.print(
         "Medians of interleaved runs. Published: Chen et al., AAAI 2018, i7 at 3.5 GHz: other hardware and "
         "software. The networks have random weights: only their time is meant. GMAC: thousand million "
@@ -57,7 +60,7 @@ def show(console: Console, model: AutoEncoder, seconds: float) -> None:
     )
 
 
-def _ops(model: AutoEncoder, seconds: float) -> Table:
+def _ops(model: AutoEncoder, seconds: float) -> tuple[Table, list[Timing]]:
     image = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0)) * 2 - 1
     low, high = model.encoder(image)
     calls: dict[tuple[str, str, str], Callable[[], Any]] = {}
@@ -83,10 +86,10 @@ def _ops(model: AutoEncoder, seconds: float) -> Table:
         for layout in _FORMATS:
             ours, stock = (timings[f"{op} {layout} {which}"].median for which in ("wae", "stock"))
             table.add_row(op, layout, _ms(ours), _ms(stock), _ratio(stock, ours))
-    return table
+    return table, list(timings.values())
 
 
-def _networks(model: AutoEncoder, seconds: float) -> Table:
+def _networks(model: AutoEncoder, seconds: float) -> tuple[Table, list[Timing]]:
     wae = fold_normalization(wae_vgg16(encoder=model.encoder))
     image = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     with backends.use("reference"):
@@ -109,7 +112,7 @@ def _networks(model: AutoEncoder, seconds: float) -> Table:
             f"{_PUBLISHED[name]:.0f}",
             _ratio(_PUBLISHED["VGG16"], _PUBLISHED[name]),
         )
-    return table
+    return table, list(timings.values())
 
 
 def _table(title: str, texts: Sequence[str], numbers: Sequence[str]) -> Table:
