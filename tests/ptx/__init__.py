@@ -1,14 +1,14 @@
 """Runs compiled GPU code (PTX of nvcc or Triton) on the CPU and checks every memory access.
 
-    from . import compile_cuda, load, poisoned            # in tests/ptx; elsewhere in tests: import ptx
+    from . import compile_cuda, load, poisoned      # in tests/ptx; elsewhere in tests: import ptx
 
     module = load(compile_cuda("csrc/cuda/encode.cu", arch=80, include_dirs=["csrc"]))
-    kernel = module["encode_kernel"]                      # exact name, or a part that names one kernel only
-    low = poisoned((n, 3, h, w), torch.float16)           # a fresh output, full of NaN
-    counts = kernel.launch(grid=(4, 2, n), block=256, args=[image, low, h, w, 0.5], shared_bytes=40_000, seed=1)
+    kernel = module["encode_kernel"]                # exact name, or a part that only one kernel's name has
+    low = poisoned((n, 3, h, w), torch.float16)     # a fresh output, full of NaN
+    counts = kernel.launch(grid=(4, 2, n), block=256, args=[image, low, h, w, 0.5], shared_bytes=40_000)
 
-args: arrays (numpy or torch on the CPU) for pointers, int, float, numpy scalars, or bytes for a struct passed
-by value. Pointers inside a struct:
+args: arrays (numpy, or torch on the CPU) for pointers, int, float, numpy scalars, or bytes for a struct
+passed by value. Pointers inside a struct:
 
     memory = Memory()
     params = struct.pack("<QQii", memory.address_of(image, "image"), memory.address_of(low, "low"), h, w)
@@ -20,15 +20,17 @@ by value. Pointers inside a struct:
     kernel = load(compiled.asm["ptx"])[compiled.metadata.name]
     kernel.launch(grid, 32 * compiled.metadata.num_warps, [x, n, 0, 0], shared_bytes=compiled.metadata.shared)
 
-launch returns Counts (bytes, sectors, shared-memory wavefronts, tensor and FMA instructions, barriers) or raises
-KernelError, whose message names the access, the buffer, the thread, the PTX line and the CUDA line: out of
-bounds, misaligned, uninitialised shared memory, race between barriers, cp.async not waited for, deadlock.
-UnknownInstruction names an instruction that the translator does not know; CompilerMissing says that there is no
-nvcc (skip the test with it). What this proves and what it cannot: docs/ptx.md.
+launch returns Counts (bytes, sectors, shared-memory wavefronts, tensor and FMA instructions, barriers) or
+raises KernelError, whose message names the access, the buffer, the thread, the PTX line and the CUDA line:
+out of bounds, misaligned, uninitialised shared memory, race between barriers, cp.async not waited for,
+deadlock.
+UnknownInstruction names an instruction that the translator does not know. Reasons to skip a test:
+CompilerMissing (no nvcc) and why_not() (no g++, or another processor). What this proves and what it cannot:
+docs/ptx.md.
 """
 
 from .compilers import CompilerMissing, compile_cuda, compile_triton, find_nvcc
-from .launch import Counts, KernelError, Memory, Module, load, poisoned
+from .launch import Counts, KernelError, Memory, Module, load, poisoned, why_not
 from .parse import PtxError
 from .translate import UnknownInstruction
 
@@ -45,4 +47,5 @@ __all__ = [
     "find_nvcc",
     "load",
     "poisoned",
+    "why_not",
 ]

@@ -1,6 +1,6 @@
-// Arithmetic of PTX that C++ does not spell the same way. Registers are unsigned integers: F, D, H and B16 read
-// one as float, double, half or bfloat16; R32, R64, half and bfloat write one. F to R64 are macros because
-// kernels have thousands of them, and inlining as many functions is most of g++'s time.
+// Arithmetic of PTX that C++ does not spell the same way. Registers are unsigned integers: F, D, H and B16
+// read one as float, double, half or bfloat16; R32, R64, half and bfloat write one. F to R64 are macros
+// because kernels have thousands of them, and inlining as many functions is most of g++'s time.
 #pragma once
 #include <cmath>
 #include <limits>

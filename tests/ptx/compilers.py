@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import re
 import shutil
 import subprocess
 import sysconfig
@@ -58,8 +57,8 @@ def compile_cuda(
 ) -> str:
     """PTX of CUDA C++ for sm_<arch>. source is a path, or the text itself if it is a str with a newline.
 
-    Results are cached by the text of the source and of every header it includes. Raises CompilerMissing without
-    nvcc and RuntimeError with the compiler's message if it fails.
+    Results are cached by the text of the source and of every header it includes. Raises CompilerMissing
+    without nvcc and RuntimeError with the compiler's message if it fails.
     """
     nvcc = find_nvcc()
     text = isinstance(source, str) and "\n" in source
@@ -112,8 +111,3 @@ def compile_triton(
     attributes = {(names.index(n),): [["tt.divisibility", 16]] for n in divisible_by_16}
     source = ASTSource(function, signature=kinds, constexprs=constants, attrs=attributes)
     return compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-
-
-def kernel_names(ptx_text: str) -> list[str]:
-    """The entry names in a PTX text."""
-    return re.findall(r"\.entry\s+([\w$]+)", ptx_text)

@@ -1,13 +1,15 @@
 // Kernels for test_ptx.py: correct ones, and each kind of bug that the tool must catch.
-#include <cstdint>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cstdint>
 
 using bf16 = __nv_bfloat16;
 
 namespace {
 
-__device__ uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
+__device__ uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
 
 __device__ void load_matrix_x4(uint32_t (&r)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -23,14 +25,18 @@ __device__ void load_matrix_x2_trans(uint32_t (&r)[2], const void* row) {
                : "memory");
 }
 
-#define MMA_K16(type)                                                                              \
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type                              \
-               ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"                         \
-               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                     \
+#define MMA_K16(type)                                                       \
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type       \
+               ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};" \
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])             \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
 
-__device__ void multiply(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], half) { MMA_K16("f16"); }
-__device__ void multiply(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bf16) { MMA_K16("bf16"); }
+__device__ void multiply(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], half) {
+  MMA_K16("f16");
+}
+__device__ void multiply(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bf16) {
+  MMA_K16("bf16");
+}
 
 __device__ void copy_16_bytes(void* to, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
@@ -77,8 +83,10 @@ __device__ void product(const T* a, const T* b, float* c, int n, int k) {
 
 }  // namespace
 
-#define PRODUCT(name, T, bug) \
-  extern "C" __global__ void name(const T* a, const T* b, float* c, int n, int k) { product<T, bug>(a, b, c, n, k); }
+#define PRODUCT(name, T, bug)                                                       \
+  extern "C" __global__ void name(const T* a, const T* b, float* c, int n, int k) { \
+    product<T, bug>(a, b, c, n, k);                                                 \
+  }
 PRODUCT(product_f16, half, Bug::none)
 PRODUCT(product_bf16, bf16, Bug::none)
 PRODUCT(product_without_wait, half, Bug::wait)
@@ -98,7 +106,8 @@ extern "C" __global__ void product_tf32(const float* a, const float* b, float* c
     asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(fb[i]) : "f"(x));
   }
   float s[4] = {};
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
       : "+f"(s[0]), "+f"(s[1]), "+f"(s[2]), "+f"(s[3])
       : "r"(fa[0]), "r"(fa[1]), "r"(fa[2]), "r"(fa[3]), "r"(fb[0]), "r"(fb[1]));
   for (int i = 0; i < 4; i++) c[(group + i / 2 * 8) * 8 + inner * 2 + i % 2] = s[i];
@@ -120,7 +129,9 @@ __device__ void sum_block(const float* x, float* out, int n) {
   if (t == 0) out[blockIdx.x] = sum;
 }
 extern "C" __global__ void sum(const float* x, float* out, int n) { sum_block<true>(x, out, n); }
-extern "C" __global__ void sum_without_barrier(const float* x, float* out, int n) { sum_block<false>(x, out, n); }
+extern "C" __global__ void sum_without_barrier(const float* x, float* out, int n) {
+  sum_block<false>(x, out, n);
+}
 
 extern "C" __global__ void shuffles(const int* x, int* out) {
   int v = x[threadIdx.x], *o = out + threadIdx.x * 8;
@@ -146,7 +157,8 @@ extern "C" __global__ void scale(const Scale s, int pick) {
   if (i < s.n) s.y[i] = s.x[i] * s.factors[pick] + offset[pick & 1];
 }
 
-// A producer warp hands 8 pieces to a consumer warp through two buffers, with two named barriers for each buffer.
+// A producer warp hands 8 pieces to a consumer warp through two buffers, with two named barriers for each
+// buffer.
 template <bool kWaitsForRoom>
 __device__ void hand_over(const float* x, float* y) {
   __shared__ float buffer[2][32];
@@ -178,7 +190,9 @@ __device__ void reverse_warp(const float* x, float* y) {
 extern "C" __global__ void reverse(const float* x, float* y) { reverse_warp<true>(x, y); }
 extern "C" __global__ void reverse_without_sync(const float* x, float* y) { reverse_warp<false>(x, y); }
 
-extern "C" __global__ void read_past_the_end(const float* x, float* y) { y[threadIdx.x] = x[threadIdx.x + 1]; }
+extern "C" __global__ void read_past_the_end(const float* x, float* y) {
+  y[threadIdx.x] = x[threadIdx.x + 1];
+}
 
 extern "C" __global__ void read_misaligned(const float* x, float4* y) {
   y[threadIdx.x] = *reinterpret_cast<const float4*>(x + threadIdx.x * 4 + 1);

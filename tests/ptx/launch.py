@@ -6,7 +6,9 @@ import ctypes
 import functools
 import hashlib
 import os
+import platform
 import re
+import shutil
 import struct
 import subprocess
 import tempfile
@@ -36,20 +38,20 @@ _FLAGS = [
 
 
 class KernelError(PtxError):
-    """A kernel did something wrong; the message says what, which thread, and where in the PTX and the source."""
+    """A kernel did something wrong; the message says what, which thread, and where in PTX and source."""
 
 
 @dataclass
 class Counts:
     """What a launch did, summed over its grid.
 
-    read_bytes, written_bytes: global memory, as requested by threads; by_buffer has them for each buffer name.
+    read_bytes, written_bytes: global memory, as threads asked for it; by_buffer: the two by buffer name.
     read_sectors, written_sectors: distinct 32-byte sectors of each warp's global accesses.
-    shared_wavefronts: cycles that shared memory needs, 32 banks of 4 bytes, 8-byte accesses by half warps,
-    16-byte accesses (and ldmatrix) by 8 lanes; shared_ideal_wavefronts: the same without any bank conflict.
+    shared_wavefronts: passes that shared memory needs, with 32 banks of 4 bytes; 8-byte accesses go by half
+    warps, 16-byte accesses and ldmatrix by 8 lanes. shared_ideal_wavefronts: the same without bank conflicts.
     tensor: mma.sync instructions of warps, by shape.sums.inputs, such as m16n8k16.f32.f16.
     fma: fused multiply-add instructions of threads, by type. multiply_adds: what both stand for.
-    barriers: completed block barriers. instructions: PTX instructions of threads, predicated-off ones included.
+    barriers: completed block barriers. instructions: of threads, with those whose predicate was false.
     """
 
     read_bytes: int = 0
@@ -68,27 +70,31 @@ class Counts:
     by_buffer: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
-class _Buffer(ctypes.Structure):
-    _fields_ = [("base", ctypes.c_uint64), ("low", ctypes.c_uint64), ("high", ctypes.c_uint64),
-                ("writable", ctypes.c_uint64), ("read_bytes", ctypes.c_uint64), ("written_bytes", ctypes.c_uint64)]  # fmt: skip
+def _fields(kind: Any, names: str) -> list[Any]:
+    return [(name, kind) for name in names.split()]
 
 
-class _Launch(ctypes.Structure):
-    _fields_ = (
-        [("kernel", ctypes.c_void_p), ("params", ctypes.c_void_p), ("buffers", ctypes.c_void_p), ("seed", ctypes.c_uint64), ("loop_limit", ctypes.c_uint64)]
-        + [("grid", ctypes.c_uint32 * 3), ("block", ctypes.c_uint32 * 3)]
-        + [(n, ctypes.c_uint32) for n in ("buffer_count", "param_bytes", "local_bytes", "sites", "static_shared",
-                                          "dynamic_shared", "shuffle_blocks", "allow_uninitialized")]
-        + [(n, ctypes.c_uint64) for n in ("read_bytes", "written_bytes", "read_sectors", "written_sectors",
-                                          "shared_wavefronts", "shared_ideal_wavefronts", "shared_read_bytes",
-                                          "shared_written_bytes", "barriers")]
-        + [("failed", ctypes.c_uint32), ("failed_site", ctypes.c_uint32), ("failed_thread", ctypes.c_uint32 * 3),
-           ("failed_block", ctypes.c_uint32 * 3), ("message", ctypes.c_char * 1024)]
-    )  # fmt: skip
+class _Buffer(ctypes.Structure):  # machine_state.h: Buffer
+    _fields_ = _fields(ctypes.c_uint64, "base low high writable read_bytes written_bytes")
+
+
+class _Launch(ctypes.Structure):  # machine_state.h: Launch
+    _fields_ = [
+        *_fields(ctypes.c_void_p, "kernel params buffers"),
+        *_fields(ctypes.c_uint64, "seed loop_limit"),
+        *_fields(ctypes.c_uint32 * 3, "grid block"),
+        *_fields(ctypes.c_uint32, "buffer_count param_bytes local_bytes sites static_shared dynamic_shared"),
+        *_fields(ctypes.c_uint32, "shuffle_blocks allow_uninitialized"),
+        *_fields(ctypes.c_uint64, "read_bytes written_bytes read_sectors written_sectors shared_wavefronts"),
+        *_fields(ctypes.c_uint64, "shared_ideal_wavefronts shared_read_bytes shared_written_bytes barriers"),
+        *_fields(ctypes.c_uint32, "failed failed_site"),
+        *_fields(ctypes.c_uint32 * 3, "failed_thread failed_block"),
+        ("message", ctypes.c_char * 1024),
+    ]
 
 
 def _array(buffer: Any) -> tuple[int, int, int, bool]:
-    """Host address of the allocation, first and one-past-last byte of the array in it, and whether it is writable."""
+    """Host address of the allocation, first and past-the-last byte of the array in it, whether writable."""
     if hasattr(buffer, "untyped_storage"):  # torch.Tensor
         if buffer.device.type != "cpu":
             raise ValueError(f"a buffer must be on the CPU, got one on {buffer.device}")
@@ -115,7 +121,7 @@ def _start(buffer: Any) -> int:
 
 
 class Memory:
-    """Device addresses of buffers: each buffer has 2^40 addresses of its own, so overruns hit nothing else."""
+    """Device addresses of buffers; each has 2^40 of its own, so that an overrun hits no other."""
 
     def __init__(self, first_slot: int = MODULE_SLOTS) -> None:
         self.first_slot = first_slot
@@ -124,17 +130,23 @@ class Memory:
         self.kept: list[Any] = []
 
     def address_of(self, buffer: Any, name: str = "") -> int:
-        """The device address of a numpy array's or torch tensor's first element; registers it if it is new."""
+        """The device address of an array's first element; registers the array if it is new."""
         base, low, high, writable = _array(buffer)
-        for slot, (entry, kept) in enumerate(zip(self.entries, self.kept, strict=True)):
-            if kept is buffer or ((entry.base, entry.low, entry.high) == (base, low, high) and high > low):
-                break
-        else:
-            slot = len(self.entries)
+        same = [n for n, e in enumerate(self.entries) if (e.base, e.low, e.high) == (base, low, high)]
+        if not same:
             self.entries.append(_Buffer(base, low, high, writable))
-            self.names.append(name or f"buffer {slot}")
+            self.names.append(name or f"buffer {len(self.names)}")
             self.kept.append(buffer)
-        return ((self.first_slot + slot + 1) << SLOT_SHIFT) + _start(buffer) - base
+        slot = self.first_slot + (same[0] if same else len(self.entries) - 1)
+        return ((slot + 1) << SLOT_SHIFT) + _start(buffer) - base
+
+
+@functools.cache
+def why_not() -> str:
+    """Why kernels cannot be run here, or an empty text: a reason to skip a test."""
+    if platform.machine() not in ("x86_64", "AMD64") or platform.system() != "Linux":
+        return f"PTX runs on Linux x86-64 only, not on {platform.system()} {platform.machine()}"
+    return "" if shutil.which("g++") else "no g++ to compile translated PTX with"
 
 
 @functools.cache
@@ -224,9 +236,10 @@ class LaunchableKernel:
 
         args: one per kernel parameter: a numpy array or torch (CPU) tensor for a pointer, an int, a float, a
         numpy scalar, or bytes for a struct. Pointers inside bytes come from memory.address_of(buffer) of the
-        Memory given as `memory`. buffers are further arrays that the kernel may touch; names (of a dict) show in
-        messages and Counts.by_buffer, parameters are "arg 0" and so on.
-        shared_bytes: dynamic shared memory. seed: of the order of threads. shuffle_blocks: blocks in random order.
+        Memory given as `memory`. buffers: further arrays that the kernel may touch. Names (of a dict) show in
+        messages and in Counts.by_buffer; parameters are "arg 0" and so on.
+        shared_bytes: dynamic shared memory. seed: of the order of threads. shuffle_blocks: blocks in random
+        order. loop_limit: backward branches of a block's threads, together, before it counts as endless.
         allow_uninitialized: reading shared memory that was never written gives NaN rather than an error.
         Raises KernelError for what the kernel does wrong, ValueError and TypeError for a wrong launch.
         """
@@ -295,7 +308,8 @@ class LaunchableKernel:
         message = re.sub(r"#(\d+)#", lambda m: f"`{names[int(m[1])]}`", message)
         message = re.sub(r"@(\d+)@", lambda m: _place(sites[int(m[1])]), message)
         block, thread = tuple(record.failed_block), tuple(record.failed_thread)
-        return f"{self.name}: {message}\n  at {_place(where)}, block {block}, thread {thread}, seed {record.seed}"
+        who = f"block {block}, thread {thread}, seed {record.seed}"
+        return f"{self.name}: {message}\n  at {_place(where)}, {who}"
 
     def _counts(self, record: _Launch, hits: list[int], buffers: dict[str, _Buffer]) -> Counts:
         counts = Counts(
@@ -359,7 +373,7 @@ def load(text: str) -> Module:
 
 
 def poisoned(shape: int | Sequence[int], dtype: Any) -> Any:
-    """A fresh output full of 0xff bytes (NaN in every float type): numpy array or torch tensor, as the dtype is."""
+    """A fresh output of 0xff bytes (NaN in every float type): numpy array or torch tensor, as dtype is."""
     if type(dtype).__module__ == "torch":
         import torch
 

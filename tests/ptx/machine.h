@@ -37,8 +37,8 @@ struct Thread {
   const u32* known;  // [thread]: releases of each thread that this one has acquired, by block barriers
   u32 lanes[32];     // the same for the own warp, by warp synchronisation
   void* stack_pointer;
-  u32 waits_at;  // site of the barrier or warp instruction it is stopped at
-  u32 arrived_at;    // bit per barrier that it arrived at and that is not complete
+  u32 waits_at;    // site of the barrier or warp instruction it is stopped at
+  u32 arrived_at;  // bit per barrier that it arrived at and that is not complete
   bool exited;
 };
 

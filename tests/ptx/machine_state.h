@@ -25,7 +25,7 @@ struct Launch {  // mirrored in launch.py
   u32 shuffle_blocks, allow_uninitialized;
   // results
   u64 read_bytes, written_bytes, read_sectors, written_sectors;
-  u64 shared_wavefronts, shared_ideal_wavefronts, shared_bytes_read, shared_bytes_written;
+  u64 shared_wavefronts, shared_ideal_wavefronts, shared_read_bytes, shared_written_bytes;
   u64 barriers;
   u32 failed, failed_site, failed_thread[3], failed_block[3];
   char message[1024];

@@ -81,8 +81,7 @@ u8* shared_at(Thread& t, u64 address, u32 size, u32 site, const char* what) {
     fail(t, site,
          "shared %s of %u bytes at %lld is outside the %u bytes of shared memory (%u of them dynamic)", what,
          size, static_cast<long long>(address), t.shared_bytes, t.dynamic_shared_bytes);
-  if (address % size)
-    fail(t, site, "misaligned shared %s of %u bytes at %llu", what, size, address + 0ull);
+  if (address % size) fail(t, site, "misaligned shared %s of %u bytes at %llu", what, size, address + 0ull);
   return t.block->shared.data() + address;
 }
 
@@ -92,7 +91,8 @@ u8* global_at(Thread& t, u64 address, u32 size, u32 site, bool writes, bool coun
   u64 slot = (address >> kSlotShift) - 1, offset = address & ~kWindow;
   bool before_next = offset >> (kSlotShift - 1) && slot + 1 < l.buffer_count && l.buffers[slot + 1].base;
   if (before_next)
-    fail(t, site, "global %s of %u bytes, %llu bytes before #%llu#", what, size, ~kWindow - offset + 1ull, slot + 1ull);
+    fail(t, site, "global %s of %u bytes, %llu bytes before #%llu#", what, size, ~kWindow - offset + 1ull,
+         slot + 1ull);
   if (slot >= l.buffer_count || !l.buffers[slot].base)
     fail(t, site, "global %s of %u bytes at 0x%llx, which is in no buffer", what, size, address + 0ull);
   Buffer& b = l.buffers[slot];
@@ -102,8 +102,7 @@ u8* global_at(Thread& t, u64 address, u32 size, u32 site, bool writes, bool coun
   if (address % size)
     fail(t, site, "misaligned global %s of %u bytes at byte %llu of #%llu#", what, size,
          offset - b.low + 0ull, slot + 0ull);
-  if (writes && !b.writable)
-    fail(t, site, "global write to #%llu#, which is read-only", slot + 0ull);
+  if (writes && !b.writable) fail(t, site, "global write to #%llu#, which is read-only", slot + 0ull);
   if (!counted) return b.base + offset;
   (writes ? b.written_bytes : b.read_bytes) += size;
   (writes ? l.written_bytes : l.read_bytes) += size;
@@ -123,7 +122,7 @@ void count(Launch& l, const RequestQueue& q, const Request& r) {
       l.shared_wavefronts += wavefronts(addresses, n, q.size);
       l.shared_ideal_wavefronts += n > 0;
     }
-    (q.writes ? l.shared_bytes_written : l.shared_bytes_read) += lanes * q.size;
+    (q.writes ? l.shared_written_bytes : l.shared_read_bytes) += lanes * q.size;
     return;
   }
   u64 sectors[32];
@@ -245,11 +244,10 @@ u8* own_memory(Thread& t, u64 address, u32 size, u32 site) {
   bool param = (address & kWindow) == kParamWindow;
   u64 offset = address & ~kWindow, limit = param ? t.param_bytes : t.local_bytes;
   if (offset + size > limit)
-    fail(t, site, "access of %u bytes at byte %llu of the %llu bytes of %s memory", size,
-         offset + 0ull, limit + 0ull, param ? "parameter" : "local");
+    fail(t, site, "access of %u bytes at byte %llu of the %llu bytes of %s memory", size, offset + 0ull,
+         limit + 0ull, param ? "parameter" : "local");
   if (offset % size)
-    fail(t, site, "misaligned access of %u bytes at byte %llu of local memory", size,
-         offset + 0ull);
+    fail(t, site, "misaligned access of %u bytes at byte %llu of local memory", size, offset + 0ull);
   return (param ? const_cast<u8*>(t.params) : t.local) + offset;
 }
 
@@ -268,8 +266,7 @@ void copy_async(Thread& t, u64 to, u64 from, u32 size, u32 from_size, u32 site) 
   u8* at = shared_at(t, to, size, site, "cp.async write");
   request(t, site, to, size, true, true, true);
   request(t, site + 1, from, size, false, false, from_size > 0);
-  if (from % size)
-    fail(t, site, "misaligned cp.async of %u bytes from 0x%llx", size, from + 0ull);
+  if (from % size) fail(t, site, "misaligned cp.async of %u bytes from 0x%llx", size, from + 0ull);
   if (from_size) {
     // Bounds and bytes are those of what is read: the rest is zeros. A part may be any size.
     const u8* data = nullptr;

@@ -1,4 +1,4 @@
-"""PTX text -> variables and kernels of plain statements, each with its line and its place in the CUDA source."""
+"""PTX text -> variables and kernels of plain statements, each with its line and its CUDA source line."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ _STATEMENT = re.compile(
     r"|(?P<directive>\.(?:version|target|address_size)\b[^\n;{]*)|(?P<text>[^;]*);)"
 )
 _VARIABLE = re.compile(
-    r"\.(param|shared|global|const|local)\b((?:\s*\.\w+(?:\s+\d+)?)*?)\s*\.([a-z]\w*)((?:\s+\.ptr)?(?:\s+\.\w+(?:\s+\d+)?)*)"
+    r"\.(param|shared|global|const|local)\b((?:\s*\.\w+(?:\s+\d+)?)*?)\s*\.([a-z]\w*)(?:\s+\.ptr)?(?:\s+\.\w+(?:\s+\d+)?)*"
     r"\s+([\w$%]+)\s*((?:\[\d*\])*)\s*(?:=\s*(.*))?$",
     re.S,
 )
@@ -72,7 +72,7 @@ def variable(text: str) -> Variable | None:
     match = _VARIABLE.search(text)
     if match is None:
         return None
-    space, before, kind, after, name, dims, data = match.groups()
+    space, before, kind, name, dims, data = match.groups()
     count = 1
     for extent in re.findall(r"\[(\d*)\]", dims):
         count *= int(extent or 0)

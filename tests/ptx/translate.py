@@ -159,7 +159,8 @@ class Translator:
 
     def run(self) -> Translation:
         lines = [self.fresh_block()]
-        for self.number, self.at in enumerate(self.kernel.body):
+        for number, instruction in enumerate(self.kernel.body):
+            self.number, self.at = number, instruction
             if self.at.opcode == "label":
                 lines += [f"{self.label(self.at.operands[0])}:;", self.fresh_block()]
                 continue
@@ -225,7 +226,7 @@ class Translator:
         return len(self.sites) - 1
 
     def raw(self, text: str, kind: str = "b64") -> str:
-        """The bits of an operand as an unsigned integer; kind matters to floating-point literals."""
+        """The bits of an operand as an unsigned integer; kind's size matters to floating-point literals."""
         if text in self.names:
             return self.names[text]
         if text in SPECIAL:
@@ -233,12 +234,12 @@ class Translator:
         if match := re.fullmatch(r"0[fF]([0-9a-fA-F]{8})", text):
             return f"0x{match[1]}u"
         if match := re.fullmatch(r"0[dD]([0-9a-fA-F]{16})", text):
-            return f"R32(D(0x{match[1]}ull))" if kind == "f32" else f"0x{match[1]}ull"
+            return f"R32(D(0x{match[1]}ull))" if _width(kind) == 32 else f"0x{match[1]}ull"
         if re.fullmatch(r"-?(0[xX][0-9a-fA-F]+|\d+)U?", text):
             number = int(text.rstrip("U"), 16 if "x" in text.lower() else 10)
             return f"{number & 2**64 - 1}ull"
         if re.fullmatch(r"-?\d+\.\d*(e[-+]?\d+)?", text):
-            return f"R32({text})" if kind == "f32" else f"R64({text})"
+            return f"R32({text})" if _width(kind) == 32 else f"R64({text})"
         base, _, offset = text.replace(" ", "").partition("+")
         if base in self.symbols:
             return f"{self.symbols[base] + int(offset or '0', 0)}ull"
@@ -486,9 +487,12 @@ class Translator:
         data = ", ".join(f"({kind}){self.raw(v)}" for v in values)
         if len(values) != count:
             raise self.unknown("vector length")
+        write = f"store(t, Space::{space}, {address}, p, {size * count}, {{}});"
         if space == "local":
-            return f"{{ {kind} p[] = {{{data}}}; memcpy({self.pointer(space, '', address, size * count)}, p, {size * count}); }}"
-        return f"{{ {kind} p[] = {{{data}}}; store(t, Space::{space}, {address}, p, {size * count}, {self.site()}); }}"
+            write = (
+                f"memcpy(own_memory(t, kLocalWindow | {address}, {size * count}, {{}}), p, {size * count});"
+            )
+        return f"{{ {kind} p[] = {{{data}}}; {write.format(self.site())} }}"
 
     def do_atom(self, parts: list[str], operands: list[str]) -> str:
         return self.atomic(parts, operands[0], operands[1:])
@@ -576,7 +580,8 @@ class Translator:
             return f"warp_barrier(t, {self.value(operands[0], 'u32')});"
         if parts[1:] in (["sync"], ["arrive"]):
             number, count = (self.value(o, "u32") for o in [*operands, "0"][:2])
-            return f"barrier(t, {number}, {count}, {'true' if parts[1] == 'sync' else 'false'}, {aligned}, {self.site()});"
+            waits = "true" if parts[1] == "sync" else "false"
+            return f"barrier(t, {number}, {count}, {waits}, {aligned}, {self.site()});"
         if parts[1] == "red":
             number, count = (self.value(o, "u32") for o in [*operands[1:-1], "0"][:2])
             vote = self.value(operands[-1], "pred")
@@ -587,7 +592,7 @@ class Translator:
     do_barrier = do_bar
 
     def collective(self, mask: str, op: str, inputs: list[str], targets: list[str], first: int = 0) -> str:
-        """All lanes of the mask give inputs; the targets are then read from the same array, from `first` on."""
+        """All lanes of the mask give inputs; the targets are read from the same array, from `first` on."""
         zeros = ["0"] * (first + len(targets) - len(inputs))
         out = "".join(
             " " + self.assign(r, "u32", f"io[{first + n}]") for n, r in enumerate(targets) if r != "_"

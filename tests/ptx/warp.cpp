@@ -29,7 +29,7 @@ void matrix_rows(Warp& w, u32 count, u32 site, bool writes, const u8* rows[]) {
     }
     l.shared_wavefronts += wavefronts(addresses, 8, 16);
     l.shared_ideal_wavefronts++;
-    (writes ? l.shared_bytes_written : l.shared_bytes_read) += 128;
+    (writes ? l.shared_written_bytes : l.shared_read_bytes) += 128;
   }
 }
 
