@@ -75,9 +75,7 @@ def poisoned_memory() -> Iterator[None]:
     torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
 
 
-@pytest.fixture(
-    params=[pytest.param(c, id=str(c), marks=[pytest.mark.gpu] if c.device == "cuda" else []) for c in CELLS]
-)
+@pytest.fixture(params=CELLS, ids=str)
 def cell(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cell]:
     """Each backend (and device) in turn, selected; skipped with the reason where it cannot run."""
     cell: Cell = request.param

@@ -33,6 +33,15 @@ def format_of(tensor: Tensor) -> torch.memory_format:
     return torch.channels_last if is_channels_last(tensor) else torch.contiguous_format
 
 
+def _laid_out(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
+    """``tensor`` dense in this format.
+
+    ``contiguous`` would not do: where sizes of 1 leave strides open it keeps them, and the next op
+    would tell another format from them.
+    """
+    return tensor.clone(memory_format=memory_format)
+
+
 def normalize_image(
     image: Tensor, dtype: torch.dtype, image_scale: Tensor | None, image_shift: Tensor | None
 ) -> Tensor:
@@ -84,8 +93,7 @@ def encode(
     features = _trunk(normalize_image(image, conv1_weight.dtype, image_scale, image_shift), layers)[-1]
     low = F.conv2d(features, low_weight, low_bias, stride=2, padding=1)
     high = F.conv2d(features, high_weight, high_bias, stride=2, padding=1)
-    memory_format = format_of(image)
-    return low.contiguous(memory_format=memory_format), high.contiguous(memory_format=memory_format)
+    return _laid_out(low, format_of(image)), _laid_out(high, format_of(image))
 
 
 def _upsample(
@@ -129,7 +137,7 @@ def decode(
     check_decode(low, high, (*up, *layers, conv3_weight, conv3_bias), output_size)
     features = _trunk(_upsample(low, high, *up, output_size), layers)[-1]
     image = F.conv2d(features, conv3_weight, conv3_bias, padding=1)
-    return image.contiguous(memory_format=format_of(low))
+    return _laid_out(image, format_of(low))
 
 
 def _conv_backward(
@@ -181,7 +189,7 @@ def _owned(
     """A gradient as the schema returns it: no elements where there is none, dense where there is."""
     if tensor is None:
         return like.new_empty(0)
-    return tensor.contiguous(memory_format=memory_format)
+    return _laid_out(tensor, memory_format)
 
 
 def encode_backward(
@@ -238,7 +246,7 @@ def encode_backward(
     grad_image = grad_scale = grad_shift = None
     if need_image:
         grad_image = normalize_image(grad_x, image.dtype, image_scale, None)
-        grad_image = grad_image.contiguous(memory_format=format_of(image))
+        grad_image = _laid_out(grad_image, format_of(image))
     if need_scale:
         wide = grad_x.to(torch.promote_types(grad_x.dtype, torch.float32))
         if image_scale is not None:

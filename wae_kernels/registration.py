@@ -75,7 +75,7 @@ def _define_reference() -> None:
 def _empty(
     like: Tensor, shape: tuple[int, ...], dtype: torch.dtype, memory_format: torch.memory_format
 ) -> Tensor:
-    return like.new_empty(shape, dtype=dtype).contiguous(memory_format=memory_format)
+    return torch.empty(shape, dtype=dtype, device=like.device, memory_format=memory_format)
 
 
 def _gradients(wanted: bool, tensors: tuple[Tensor, ...]) -> list[Tensor]:
@@ -184,21 +184,22 @@ def _no_second_derivative(name: str) -> Callable[..., Any]:
 def _register_autocast(name: str, device_type: str) -> None:
     """Inside ``torch.autocast`` the op runs in autocast's dtype, as a convolution does.
 
+    Scale and shift stay as they are: the kernels apply them in float32 at least, whatever the image is.
     ``torch.library.register_autocast`` fixes the dtype when it is called; a user may choose another.
     """
     key = getattr(torch._C.DispatchKey, f"Autocast{device_type.upper()}")
     op = getattr(torch.ops.wae, name).default
+    names = [argument.name for argument in op._schema.arguments]
 
     def kernel(keyset: Any, *args: Any, **kwargs: Any) -> Any:
         dtype = torch.get_autocast_dtype(device_type)
 
-        def cast(value: Any) -> Any:
-            if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64:
-                return value.to(dtype)
-            return value
+        def cast(argument: str, value: Any) -> Any:
+            casts = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
+            return value.to(dtype) if casts and argument not in ("image_scale", "image_shift") else value
 
         with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
-            return op(*(cast(a) for a in args), **{k: cast(v) for k, v in kwargs.items()})
+            return op(*map(cast, names, args), **{k: cast(k, v) for k, v in kwargs.items()})
 
     _library.impl(name, kernel, key.name, with_keyset=True)
 

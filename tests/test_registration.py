@@ -1,0 +1,418 @@
+"""What torch is told about the ops: opcheck, compile, export, autocast, meta tensors, current weights."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+from cases import HOSTS, LAYOUTS, Cell, affine, decoder, encoder, is_laid_out_like, picture, widened
+from compare import assert_close, tolerance
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from wae_kernels import backends, reference
+from wae_kernels import nn as wae_nn
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
+on_hosts = pytest.mark.parametrize("cell", HOSTS, ids=str, indirect=True)
+OPS = ("encode", "decode", "encode_backward", "decode_backward")
+
+
+def arguments_of(
+    op: str,
+    layout: str = "nchw",
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    size: tuple[int, int] = (13, 18),
+    requires_grad: bool = False,
+) -> list[Any]:
+    """Arguments that fit the op, its pictures in this layout."""
+    lay, half = LAYOUTS[layout], ((size[0] + 1) // 2, (size[1] + 1) // 2)
+    if op.startswith("encode"):
+        outer, inner = [lay(picture(2, *size, dtype, device))], [lay(picture(2, *half, dtype, device))] * 2
+        rest = [*encoder(dtype, device), *affine(device=device)]
+    else:
+        outer, inner = (
+            [lay(picture(2, *half, dtype, device)) for _ in range(2)],
+            [picture(2, *size, dtype, device)],
+        )
+        inner, rest = [lay(t) for t in inner], decoder(dtype, device)
+    if op == "encode_backward":
+        return [*inner, *outer, *rest, True, True, True]
+    if op == "decode_backward":
+        return [*inner, *outer, *rest, True, True]
+    tensors = [t.detach().requires_grad_(requires_grad) for t in [*outer, *rest]]
+    return tensors if op == "encode" else [*tensors, list(size)]
+
+
+def as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+class AutoEncoder(nn.Module):
+    """A user's model: encode, something in between, decode to the size that came in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.decoder = wae_nn.Encoder(), wae_nn.Decoder()
+
+    def forward(self, image: Tensor) -> Tensor:
+        low, high = self.encoder(image)
+        return self.decoder(torch.tanh(low), high * 2, image.shape[2:])
+
+
+# --------------------------------------------------------------------------------------------- opcheck
+
+
+@on_hosts
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("layout", ["nchw", "channels_last", "sliced", "transposed", "batch_innermost"])
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf"
+)  # opcheck's own doing
+def test_opcheck(cell: Cell, layout: str, op: str) -> None:
+    arguments = arguments_of(op, layout, cell.device, requires_grad=True)
+    torch.library.opcheck(getattr(torch.ops.wae, op).default, arguments)
+
+
+@on_hosts
+@pytest.mark.parametrize("op", OPS)
+def test_opcheck_of_bytes_and_of_what_is_left_out(cell: Cell, op: str) -> None:
+    arguments = arguments_of(op, device=cell.device)
+    if op.startswith("encode"):
+        at = 0 if op == "encode" else 2
+        arguments[at] = picture(2, 13, 18, torch.uint8, cell.device)
+        arguments[at + 11 : at + 13] = [None, None]
+    if op.endswith("backward"):
+        arguments[-1] = False
+    torch.library.opcheck(getattr(torch.ops.wae, op).default, arguments)
+
+
+@on_hosts
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 1), (1, 9), (9, 1)], ids=str)
+@pytest.mark.parametrize("layout", ["nchw", "channels_last", "transposed"])
+def test_fakes_have_the_strides_of_the_real_ones(
+    cell: Cell, layout: str, size: tuple[int, int], op: str
+) -> None:
+    """Sizes of 1, where strides are ambiguous and opcheck does not compare them."""
+    arguments = arguments_of(op, layout, cell.device, size=size)
+    real = getattr(torch.ops.wae, op)(*arguments)
+    with FakeTensorMode() as mode:
+        fake = getattr(torch.ops.wae, op)(
+            *(mode.from_tensor(a) if isinstance(a, Tensor) else a for a in arguments)
+        )
+    for a, b in zip(as_tuple(real), as_tuple(fake), strict=True):
+        assert (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
+        assert a.stride() == b.stride()
+
+
+def test_the_outputs_of_the_kernels_are_poisoned_before_they_are_written(cell: Cell) -> None:
+    """The fixture that all op tests use reaches what the compiled library allocates."""
+    if not cell.compiled:
+        pytest.skip("PyTorch allocates")
+    for op in OPS:
+        arguments = arguments_of(op)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            getattr(torch.ops.wae, op)(*arguments)
+        events = profile.events()
+        allocated = [e for e in events if e.name in ("aten::empty", "aten::empty_strided")]
+        filled = [e for e in events if e.name == "aten::fill_" and e.cpu_parent in allocated]
+        assert len(allocated) == len(filled) >= {"encode": 2, "decode": 1}.get(op, 12)
+
+
+# --------------------------------------------------------------------------------------------- compile
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def both_ways(function: Callable[[Tensor], Tensor], model: nn.Module, image: Tensor) -> list[Tensor]:
+    """The result, and the gradients of the image and of every parameter."""
+    leaf = image.detach().requires_grad_()
+    out = function(leaf)
+    return [out, *torch.autograd.grad(out.square().mean(), [leaf, *model.parameters()])]
+
+
+@on_hosts
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize(("layout", "dynamic"), [("nchw", True), ("channels_last", True), ("nchw", False)])
+def test_compiled_is_what_eager_is(cell: Cell, layout: str, dynamic: bool) -> None:
+    model = AutoEncoder().to(cell.device)
+    compiled = torch.compile(model, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for batch, *size in [(2, 12, 17), (3, 15, 16)]:
+        image = LAYOUTS[layout](picture(batch, *size, device=cell.device))
+        for a, b in zip(both_ways(model, model, image), both_ways(compiled, model, image), strict=True):
+            assert_close(b, a.double(), tolerance(torch.float32))
+        assert is_laid_out_like(compiled(image), image)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.skipif(not shutil.which("c++"), reason="torch's compiler for processors needs a C++ compiler")
+def test_compiled_by_inductor_is_what_eager_is() -> None:
+    model = AutoEncoder()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True)
+    for batch, *size in [(2, 12, 17), (3, 15, 16)]:
+        image = picture(batch, *size)
+        limit = tolerance(torch.float32, backends.backend_for("cpu"))
+        for a, b in zip(both_ways(model, model, image), both_ways(compiled, model, image), strict=True):
+            assert_close(b, a.double(), limit)
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_new_sizes_do_not_compile_again() -> None:
+    model = AutoEncoder()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=counter)
+    for batch, *size in [(2, 12, 17), (3, 15, 16), (5, 16, 14), (4, 13, 15), (2, 40, 7), (7, 7, 40)]:
+        image = picture(batch, *size)
+        assert compiled(image).shape == image.shape
+        compiled(image.requires_grad_()).sum().backward()
+    assert counter.frame_count <= 2  # one without a gradient, one with
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_an_argument_that_does_not_fit_is_named_when_compiling() -> None:
+    encode = torch.compile(torch.ops.wae.encode, fullgraph=True, backend="eager")
+    with pytest.raises(RuntimeError, match="image must have 3 channels, got 4"):
+        encode(torch.zeros(1, 4, 8, 8), *encoder())
+
+
+# ---------------------------------------------------------------------------------------------- export
+
+
+@on_hosts
+def test_export_with_dynamic_batch_and_size(cell: Cell) -> None:
+    model = AutoEncoder().to(cell.device).eval()
+    dim = (
+        torch.export.Dim
+    )  # of at least 3, because torch treats a size of 1, here of low and high, as a constant
+    shapes = {"image": {0: dim("batch", max=64), 2: dim("height", min=3), 3: dim("width", min=3)}}
+    program = torch.export.export(model, (picture(2, 12, 17, device=cell.device),), dynamic_shapes=shapes)
+    called = {str(node.target) for node in program.graph.nodes}
+    assert {"wae.encode.default", "wae.decode.default"} <= called
+    for batch, *size in [(1, 3, 4), (3, 15, 16), (4, 16, 16), (2, 13, 15)]:
+        image = picture(batch, *size, device=cell.device)
+        assert_close(program.module()(image), model(image).double(), tolerance(torch.float32))
+
+
+def test_export_survives_a_file(tmp_path: Any) -> None:
+    model, image = AutoEncoder().eval(), picture(2, 12, 17)
+    torch.export.save(torch.export.export(model, (image,)), tmp_path / "model.pt2")
+    loaded = torch.export.load(tmp_path / "model.pt2").module()
+    assert torch.equal(loaded(image), model(image))
+
+
+# -------------------------------------------------------------------------------------------- autocast
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("op", ["encode", "decode"])
+def test_autocast_runs_in_its_dtype(cell: Cell, op: str, dtype: torch.dtype) -> None:
+    arguments = arguments_of(op, device=cell.device)
+    with torch.autocast(cell.device, dtype):
+        outputs = getattr(torch.ops.wae, op)(*arguments)
+    cast = widened([a.to(dtype) if isinstance(a, Tensor) else a for a in arguments])
+    if op == "encode":
+        cast[11:] = widened(arguments[11:])  # scale and shift keep their precision
+    expected = getattr(reference, op)(*cast)
+    for out, ref in zip(as_tuple(outputs), as_tuple(expected), strict=True):
+        assert out.dtype == dtype
+        assert_close(out, ref, tolerance(dtype))
+
+
+def test_autocast_gradients_have_the_dtype_of_their_tensors(cell: Cell) -> None:
+    arguments = arguments_of("encode", device=cell.device, requires_grad=True)
+    with torch.autocast(cell.device, torch.bfloat16):
+        low, high = torch.ops.wae.encode(*arguments)
+    (low.float().sum() + high.float().sum()).backward()
+    assert all(a.grad.dtype == torch.float32 and a.grad.isfinite().all() for a in arguments)
+
+
+def test_autocast_leaves_float64_alone(cell: Cell) -> None:
+    for op in ("encode", "decode"):
+        arguments = arguments_of(op, device=cell.device, dtype=torch.float64)
+        with torch.autocast(cell.device, torch.bfloat16):
+            inside = getattr(torch.ops.wae, op)(*arguments)
+        outside = getattr(torch.ops.wae, op)(*arguments)
+        assert torch.equal(torch.cat([*inside]), torch.cat([*outside]))
+        assert inside[0].dtype == torch.float64
+
+
+def test_autocast_leaves_bytes_alone(cell: Cell) -> None:
+    image, scale_shift = (
+        picture(2, 9, 12, torch.uint8, cell.device),
+        affine(device=cell.device, of_bytes=True),
+    )
+    parameters = encoder(device=cell.device)
+    with torch.autocast(cell.device, torch.bfloat16):
+        outputs = torch.ops.wae.encode(image, *parameters, *scale_shift)
+    wide = widened([*(p.bfloat16() for p in parameters), *scale_shift])
+    for out, ref in zip(outputs, reference.encode(image, *wide), strict=True):
+        assert out.dtype == torch.bfloat16
+        assert_close(out, ref, tolerance(torch.bfloat16))
+
+
+def test_autocast_that_is_off_changes_nothing(cell: Cell) -> None:
+    arguments = arguments_of("encode", device=cell.device)
+    with torch.autocast(cell.device, torch.bfloat16, enabled=False):
+        inside = torch.ops.wae.encode(*arguments)
+    assert all(map(torch.equal, inside, torch.ops.wae.encode(*arguments)))
+
+
+# ----------------------------------------------------------------------------------- other ways to call
+
+
+@on_hosts
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("layout", ["nchw", "channels_last", "expanded_channels"])
+def test_meta_tensors_give_shapes(cell: Cell, layout: str, op: str) -> None:
+    arguments = arguments_of(op, layout, cell.device)
+    real = getattr(torch.ops.wae, op)(*arguments)
+    meta = getattr(torch.ops.wae, op)(*(a.to("meta") if isinstance(a, Tensor) else a for a in arguments))
+    for a, b in zip(as_tuple(real), as_tuple(meta), strict=True):
+        assert b.is_meta
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+
+
+def test_inference_mode_and_no_grad(cell: Cell) -> None:
+    model = AutoEncoder().to(cell.device)
+    image = picture(2, 9, 12, device=cell.device)
+    expected = model(image)
+    with torch.inference_mode():
+        assert torch.equal(model(image), expected)
+    with torch.no_grad():
+        assert torch.equal(model(image), expected)
+    assert expected.requires_grad
+
+
+@on_hosts
+def test_functional_call(cell: Cell) -> None:
+    model, other = AutoEncoder().to(cell.device), AutoEncoder().to(cell.device)
+    image = picture(2, 9, 12, device=cell.device)
+    replaced = torch.func.functional_call(model, dict(other.named_parameters()), (image,))
+    assert torch.equal(replaced, other(image))
+    assert not torch.equal(replaced, model(image))
+
+
+@on_hosts
+def test_activation_checkpointing(cell: Cell) -> None:
+    model = AutoEncoder().to(cell.device)
+
+    def checkpointed(image: Tensor) -> Tensor:
+        out: Tensor = torch.utils.checkpoint.checkpoint(model, image, use_reentrant=False)
+        return out
+
+    image = picture(2, 9, 12, device=cell.device)
+    for a, b in zip(both_ways(model, model, image), both_ways(checkpointed, model, image), strict=True):
+        assert torch.equal(a, b)
+
+
+# -------------------------------------------------------------------------------------- current weights
+#
+# The compiled kernels keep weights that they have laid out anew. A stale copy would be a wrong answer.
+
+
+def expected_now(model: wae_nn.Encoder, image: Tensor) -> Sequence[Tensor]:
+    layers = (model.conv1, model.conv2, model.conv3, model.low, model.high)
+    tensors = [t.detach() for layer in layers for t in (layer.weight, layer.bias)]
+    return reference.encode(*widened([image, *tensors]))
+
+
+def change_in_place(model: wae_nn.Encoder) -> None:
+    with torch.no_grad():
+        model.conv2.weight.mul_(1.5)
+
+
+def change_one_number(model: wae_nn.Encoder) -> None:
+    with torch.no_grad():
+        model.conv3.weight[15, 15, 2, 2] += 1
+
+
+def change_by_data(model: wae_nn.Encoder) -> None:
+    model.conv1.bias.data += 1  # does not count as a new version
+
+
+def change_by_numpy(model: wae_nn.Encoder) -> None:
+    model.low.weight.detach().numpy()[:] *= 2  # torch does not even see it
+
+
+def swap_data(model: wae_nn.Encoder) -> None:
+    model.high.weight.data = torch.randn_like(model.high.weight)
+
+
+def step_an_optimizer(model: wae_nn.Encoder) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    low, high = model(picture(1, 8, 8))
+    (low.square().mean() + high.square().mean()).backward()
+    optimizer.step()
+
+
+def load_another_state(model: wae_nn.Encoder) -> None:
+    model.load_state_dict(wae_nn.Encoder().state_dict())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        change_in_place,
+        change_one_number,
+        change_by_data,
+        change_by_numpy,
+        swap_data,
+        step_an_optimizer,
+        load_another_state,
+    ],
+)
+def test_changed_weights_count_at_once(cell: Cell, change: Callable[[wae_nn.Encoder], None]) -> None:
+    if cell.device != "cpu":
+        pytest.skip("the copies are the processor's kernels'")
+    model, image = wae_nn.Encoder(), picture(1, 12, 17)
+    limit = tolerance(torch.float32, backends.backend_for("cpu"))
+    with torch.no_grad():
+        before = model(image)
+    change(model)
+    with torch.no_grad():
+        after = model(image)
+    assert not all(map(torch.equal, before, after))
+    for out, ref in zip(after, expected_now(model, image), strict=True):
+        assert_close(out, ref, limit)
+
+
+def test_weights_in_reused_memory_count_at_once(cell: Cell) -> None:
+    """A new model where a deleted one was: the same addresses, version counters from zero again."""
+    limit = tolerance(torch.float32, backends.backend_for(cell.device), cell.device)
+    image, seen = picture(1, 12, 17, device=cell.device), set()
+    for _ in range(20):
+        model = wae_nn.Encoder().to(cell.device)
+        seen.add(model.conv2.weight.data_ptr())
+        with torch.no_grad():
+            outputs = model(image)
+        for out, ref in zip(outputs, expected_now(model, image), strict=True):
+            assert_close(out, ref, limit)
+        del model, outputs
+    if cell.device == "cpu":
+        assert len(seen) < 20, "no memory was reused: the test shows nothing"
+
+
+def test_two_models_in_turns_keep_their_weights(cell: Cell) -> None:
+    models = [wae_nn.Decoder().to(cell.device) for _ in range(3)]
+    models.append(copy.deepcopy(models[0]))
+    low, high = picture(1, 6, 9, device=cell.device), picture(1, 6, 9, device=cell.device)
+    once = [model(low, high, (12, 17)) for model in models]
+    assert torch.equal(once[0], once[3])
+    assert not torch.equal(once[0], once[1])
+    for _ in range(3):
+        for model, out in zip(models, once, strict=True):
+            assert torch.equal(model(low, high, (12, 17)), out)
