@@ -20,7 +20,7 @@ namespace wae {
 
 // The sizes of the raw weights, in the order of the structs of pointers.
 template <class Weights>
-inline constexpr std::array<int, 10> kWeightSizes;
+inline constexpr std::array<int, 10> kWeightSizes{};
 template <>
 inline constexpr std::array<int, 10> kWeightSizes<EncoderWeights>{432, 16,  2304, 16,  2304,
                                                                   16,  432, 3,    432, 3};
