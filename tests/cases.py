@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -34,7 +34,9 @@ class Cell:
         return self.name if self.device == "cpu" else f"{self.name}@{self.device}"
 
 
-CELLS = [Cell(b.name, why_not="" if b.available else b.reason) for b in backends.available()]
+CELLS = [
+    Cell(b.name, why_not="" if b.available else b.reason) for b in backends.available() if b.name != "cuda"
+]
 CELLS.append(Cell("auto", "cuda", why_not="" if torch.cuda.is_available() else "no GPU here"))
 HOSTS = [Cell("auto"), *CELLS[-2:]]
 """The same without the variants of one kernel: for what only the code around the kernels decides."""
@@ -225,3 +227,41 @@ def is_laid_out_like(out: Tensor, like: Tensor) -> bool:
     """Whether an output is dense in the memory format that ``like`` has, as the specification wants it."""
     channels_last = 0 < like.stride(1) < like.stride(3)
     return out.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+# --------------------------------------------------------------------------------------------- whole calls
+
+
+OPS = ("encode", "decode", "encode_backward", "decode_backward")
+
+
+def arguments_of(
+    op: str,
+    layout: str = "nchw",
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    size: tuple[int, int] = (13, 18),
+    requires_grad: bool = False,
+) -> list[Any]:
+    """Arguments that fit the op, its pictures in this layout."""
+    lay, half = LAYOUTS[layout], ((size[0] + 1) // 2, (size[1] + 1) // 2)
+    if op.startswith("encode"):
+        outer, inner = [lay(picture(2, *size, dtype, device))], [lay(picture(2, *half, dtype, device))] * 2
+        rest = [*encoder(dtype, device), *affine(device=device)]
+    else:
+        outer, inner = (
+            [lay(picture(2, *half, dtype, device)) for _ in range(2)],
+            [picture(2, *size, dtype, device)],
+        )
+        inner, rest = [lay(t) for t in inner], decoder(dtype, device)
+    if op == "encode_backward":
+        return [*inner, *outer, *rest, True, True, True]
+    if op == "decode_backward":
+        return [*inner, *outer, *rest, True, True]
+    tensors = [t.detach().requires_grad_(requires_grad) for t in [*outer, *rest]]
+    return tensors if op == "encode" else [*tensors, list(size)]
+
+
+def as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """An op's outputs, one or many."""
+    return outputs if isinstance(outputs, tuple) else (outputs,)

@@ -56,8 +56,8 @@ def require_compiler() -> None:
 def wants_cuda(torch: Any, cpp_extension: Any) -> bool:
     """Whether to build the CUDA library: where a torch with CUDA, nvcc and a GPU are found.
 
-    ``FORCE_CUDA=1`` builds it without a GPU, for the architectures of ``TORCH_CUDA_ARCH_LIST`` or else for all
-    that nvcc knows among ours. ``WAE_NO_CUDA=1`` leaves it out.
+    ``FORCE_CUDA=1`` builds it without a GPU, for the architectures of ``TORCH_CUDA_ARCH_LIST`` or else for
+    all of ours that nvcc knows. ``WAE_NO_CUDA=1`` leaves it out.
 
     Raises:
         SystemExit: it is forced and cannot be built, or nvcc and torch are of different CUDA majors.
@@ -66,7 +66,10 @@ def wants_cuda(torch: Any, cpp_extension: Any) -> bool:
     if torch is None or os.environ.get("WAE_NO_CUDA", "0") not in ("", "0"):
         return False
     toolkit = cpp_extension.CUDA_HOME or ""
-    nvcc, header = os.path.join(toolkit, "bin", "nvcc"), os.path.join(toolkit, "include", "cuda_runtime_api.h")
+    nvcc, header = (
+        os.path.join(toolkit, "bin", "nvcc"),
+        os.path.join(toolkit, "include", "cuda_runtime_api.h"),
+    )
     if torch.version.cuda is None or not (os.path.exists(nvcc) and os.path.exists(header)):
         if forced:
             missing = f"{toolkit!r} holds no CUDA toolkit; set CUDA_HOME to the folder of one"
@@ -77,11 +80,11 @@ def wants_cuda(torch: Any, cpp_extension: Any) -> bool:
         return False
     text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
     found = version(text.partition("release ")[2].partition(",")[0])
-    if found[0] != version(torch.version.cuda)[0]:
+    wanted = version(torch.version.cuda)
+    if found[0] != wanted[0]:
         raise SystemExit(
-            f"wae-kernels: nvcc is of CUDA {found[0]} and PyTorch of CUDA {version(torch.version.cuda)[0]}; "
-            f"set CUDA_HOME to a CUDA {version(torch.version.cuda)[0]} toolkit, or WAE_NO_CUDA=1 to leave the "
-            f"CUDA kernels out."
+            f"wae-kernels: nvcc is of CUDA {found[0]} and PyTorch of CUDA {wanted[0]}; set CUDA_HOME to a "
+            f"CUDA {wanted[0]} toolkit, or WAE_NO_CUDA=1 to leave the CUDA kernels out."
         )
     if not torch.cuda.is_available():  # else torch builds for the GPU that is here
         ours = CUDA_ARCHITECTURES if found >= (12, 8) else CUDA_ARCHITECTURES[:5]

@@ -25,15 +25,15 @@ class Loaded:
     why_not: str
 
 
-def load(name: str) -> Loaded:
-    """Load ``wae_kernels/<name>.abi3.so``.
+def load(name: str, needs: str) -> Loaded:
+    """Load ``wae_kernels/<name>.abi3.so``; ``needs`` is what building it takes.
 
     Never raises: a library that is absent or does not load is a fact to report, not an error, because
     everything also runs without it.
     """
     paths = sorted(_FOLDER.glob(f"{name}.abi3.*")) or sorted(_FOLDER.glob(f"{name}.*.so"))
     if not paths:
-        return Loaded(None, "it was not built; run `pip install -e .` with a C++20 compiler")
+        return Loaded(None, f"it was not built; run `pip install -e .` with {needs}")
     try:
         torch.ops.load_library(paths[0])
         return Loaded(ctypes.CDLL(str(paths[0])), "")
@@ -47,4 +47,5 @@ def schemas() -> list[str]:
     return [" ".join(schema.split()) for schema in re.findall(r'R"\((.*?)\)"', text, re.DOTALL)]
 
 
-CPU = load("_C")
+CPU = load("_C", "a C++20 compiler")
+CUDA = load("_C_cuda", "a CUDA toolkit of PyTorch's version, on a machine with a GPU or with FORCE_CUDA=1")

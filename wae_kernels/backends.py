@@ -10,6 +10,7 @@ process:
 ``cpu:avx512``            the compiled kernels, with these instructions
 ``cpu:avx2``
 ``cpu:portable``
+``cuda``                  the compiled kernels for NVIDIA GPUs; tensors on the processor as with ``auto``
 ========================  ==========================================================================
 """
 
@@ -29,7 +30,10 @@ CPU_CAPABILITIES = ("avx512", "avx2", "portable")
 WIDTH = 16
 """The number of trunk channels that the compiled kernels are written for (the published one)."""
 
-_CPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+OLDEST_GPU = (7, 5)
+"""The compute capability from which the CUDA kernels run."""
+
+_KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _lock = threading.Lock()
 
 
@@ -47,6 +51,16 @@ def _capability_works(capability: str) -> bool:
     return library is not None and bool(library.wae_cpu_supports(capability.encode()))
 
 
+def _cuda() -> Backend:
+    if _load.CUDA.library is None:
+        return Backend("cuda", False, f"the compiled library is missing: {_load.CUDA.why_not}")
+    if not torch.cuda.is_available():
+        return Backend("cuda", False, "there is no GPU here")
+    if torch.cuda.get_device_capability() < OLDEST_GPU:
+        return Backend("cuda", False, "the GPU is older than compute capability 7.5")
+    return Backend("cuda", True, f"built, and {torch.cuda.get_device_name()} runs it")
+
+
 def available() -> list[Backend]:
     """All backends, best first, with the reason why each is or is not available here."""
     found = []
@@ -58,6 +72,7 @@ def available() -> list[Backend]:
             found.append(Backend(name, True, "built, and this processor runs it"))
         else:
             found.append(Backend(name, False, "this processor does not have the instructions"))
+    found.append(_cuda())
     found.append(Backend("reference", True, "plain PyTorch operators, on any device"))
     return found
 
@@ -77,8 +92,10 @@ def select(name: str) -> None:
     with _lock:
         _selected = name
         if _load.CPU.library is not None:
-            choice = name.removeprefix("cpu:")
+            choice = "auto" if name == "cuda" else name.removeprefix("cpu:")
             _load.CPU.library.wae_cpu_select(choice.encode())
+        if _load.CUDA.library is not None:
+            _load.CUDA.library.wae_cuda_select(name.encode())
 
 
 def selected() -> str:
@@ -100,11 +117,13 @@ def use(name: str) -> Iterator[None]:
 def backend_for(device: torch.device | str, dtype: torch.dtype = torch.float32, width: int = WIDTH) -> str:
     """The backend that runs an op now, for parameters of this device, dtype and width."""
     device = torch.device(device)
-    if device.type != "cpu" or _load.CPU.library is None or _selected == "reference":
+    if _selected == "reference" or dtype not in _KERNEL_DTYPES or width != WIDTH:
         return "reference"
-    if dtype not in _CPU_DTYPES or width != WIDTH:
+    if device.type == "cuda" and _load.CUDA.library is not None:
+        return "cuda"
+    if device.type != "cpu" or _load.CPU.library is None:
         return "reference"
-    if _selected not in ("auto", "cpu"):
+    if _selected not in ("auto", "cpu", "cuda"):
         return _selected
     return next(f"cpu:{c}" for c in CPU_CAPABILITIES if _capability_works(c))
 

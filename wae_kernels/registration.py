@@ -69,6 +69,17 @@ def _define_reference() -> None:
         _library.impl(f"_{name}_reference", _REFERENCE[name], "CompositeExplicitAutograd")
 
 
+def _define_tf32_allowed() -> None:
+    """``wae::_tf32_allowed``, which the CUDA kernels ask: may convolutions of float32 round to tf32?"""
+
+    def allowed() -> bool:
+        convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # set at run time
+        return bool(convolutions.fp32_precision == "tf32")
+
+    _library.define("_tf32_allowed() -> bool")
+    _library.impl("_tf32_allowed", allowed, "CompositeExplicitAutograd")
+
+
 # -------------------------------------------------------------------------------------------------- fakes
 
 
@@ -206,6 +217,7 @@ def _register_autocast(name: str, device_type: str) -> None:
 
 def _register() -> None:
     _define_reference()
+    _define_tf32_allowed()
     fakes: dict[str, Callable[..., Any]] = {
         "encode": _fake_encode,
         "decode": _fake_decode,

@@ -1,5 +1,5 @@
-// From tensors, as any library describes them, to the kernels' parameters. No CUDA and no torch: the extension and
-// the tests that run the kernels without a GPU both come through here.
+// From tensors, as any library describes them, to the kernels' parameters. No CUDA and no torch: the
+// extension and the tests that run the kernels without a GPU both come through here.
 
 #pragma once
 
@@ -36,7 +36,8 @@ inline bool is_in_one_piece(const TensorView& view) {
 }
 
 // `transposed`: the weight lies as torch.nn.ConvTranspose2d lays it, input channels first.
-inline Filter filter_of(const TensorView& weight, const TensorView& bias, int element_bytes, bool transposed) {
+inline Filter filter_of(const TensorView& weight, const TensorView& bias, int element_bytes,
+                        bool transposed) {
   const bool aligned = reinterpret_cast<uintptr_t>(weight.data) % 16 == 0;
   const int64_t bytes = element_bytes * weight.sizes[0] * weight.sizes[1] * weight.sizes[2] * weight.sizes[3];
   const auto& stride = weight.strides;
@@ -66,7 +67,8 @@ inline EncodeParameters encode_parameters(const TensorView& image, bool image_is
 }
 
 // parameters: the ten of wae::decode, in its order.
-inline DecodeParameters decode_parameters(const TensorView& low, const TensorView& high, const TensorView& image,
+inline DecodeParameters decode_parameters(const TensorView& low, const TensorView& high,
+                                          const TensorView& image,
                                           const std::array<TensorView, 2 * kFilters>& parameters,
                                           int element_bytes, const Tiling& tiling) {
   DecodeParameters p{};

@@ -1,16 +1,19 @@
 // wae::decode: low and high back to an image (SPEC section 2), in one launch.
 //
-// How a block works is told in pipeline.cuh. Here is what its end warps do: read low and high, one half-resolution
-// row a step, run both transposed convolutions as one from 6 to 16 channels, and run conv3, 16 channels to 3.
+// How a block works is told in pipeline.cuh. Here is what its end warps do: read low and high, one
+// half-resolution row a step, run both transposed convolutions as one from 6 to 16 channels, and run conv3,
+// 16 channels to 3.
 //
-//     arithmetic   per step, 64 x 2 pixels, of which 56 x 2 count: conv1 and conv2 9 * 256 multiply-adds a pixel,
-//                  the transposed convolutions 9 * 128 a half-resolution pixel (6 channels padded to 8), conv3
-//                  9 * 128 a pixel (3 padded to 8)
+//     arithmetic   per step, 64 x 2 pixels, of which 56 x 2 count: conv1 and conv2 9 * 256 multiply-adds a
+//     pixel,
+//                  the transposed convolutions 9 * 128 a half-resolution pixel (6 channels padded to 8),
+//                  conv3 9 * 128 a pixel (3 padded to 8)
 //     memory       32 half-resolution pixels read for 28, times (h + 4) / h for tiles of h rows
 //     bound        the tensor cores; docs/cuda.md works it out for each chip
 //
-// The transposed convolution by parity: output pixel 2i lies on input i (tap 1), output 2i + 1 between i (tap 2) and
-// i + 1 (tap 0). A warp computes one row of a pair: the upper rows are even and see one input row, the lower two.
+// The transposed convolution by parity: output pixel 2i lies on input i (tap 1), output 2i + 1 between i (tap
+// 2) and i + 1 (tap 0). A warp computes one row of a pair: the upper rows are even and see one input row, the
+// lower two.
 
 #include <cstdint>
 
@@ -25,7 +28,8 @@ static_assert(kTileColumns + 4 <= kHalfPixels);  // half-resolution columns that
 
 // ------------------------------------------------------------------------------------- reading low and high
 
-// The first warp's lanes read one pixel of low and high a step, and keep its raw bits until the next; see encode.cu.
+// The first warp's lanes read one pixel of low and high a step, and keep its raw bits until the next; see
+// encode.cu.
 template <Mode kMode>
 struct Reader {
   using Number = typename Arithmetic<kMode>::Number;
@@ -40,8 +44,8 @@ struct Reader {
 #pragma unroll
     for (int c = 0; c < 6; ++c) {
       const Pictures& from = c < 3 ? p.low : p.high;
-      const int64_t at = cursor.picture * from.stride[0] + c % 3 * from.stride[1] + y * from.stride[2] +
-                         x * from.stride[3];
+      const int64_t at =
+          cursor.picture * from.stride[0] + c % 3 * from.stride[1] + y * from.stride[2] + x * from.stride[3];
       raw[c] = is_inside ? bits_of(static_cast<const Number*>(from.data)[at]) : 0;
     }
   }
@@ -71,7 +75,8 @@ struct FirstLayer {
   static __device__ constexpr int tap_column(int kind) { return kind == 0 ? 1 : kind == 1 ? 2 : 0; }
 
   int strip, row;
-  // By input row, kind of tap, block of 8 channels. In 16 bits the two taps of odd pixels are one table, weights[1].
+  // By input row, kind of tap, block of 8 channels. In 16 bits the two taps of odd pixels are one table,
+  // weights[1].
   uint32_t weights[2][3][2][2];
   uint32_t plain_weights;
   float bias[2][2];
@@ -161,7 +166,7 @@ struct FirstLayer {
         const float4 a = load_4(pixel);
         const float2 b = load_2(pixel + kHalfPlane);
         const float value[6] = {a.x, a.y, a.z, a.w, b.x, b.y};
-        float(&sum)[2][4] = sums[kind == 0 ? 0 : 1];
+        float (&sum)[2][4] = sums[kind == 0 ? 0 : 1];
 #pragma unroll
         for (int c = 0; c < 6; ++c) {
           const float4 weight = load_4(plain_weights + ((first_tap + tap_column(kind)) * 6 + c) * 64);
@@ -174,13 +179,14 @@ struct FirstLayer {
     }
   }
 
-  // A lane's even and odd pixel are neighbours, so storing first all even ones would use half of the banks twice.
-  // Some groups store the odd one first.
-  __device__ void store_row(const Self& self, const DecodeParameters& p, const Cursor& cursor, uint32_t to) const {
+  // A lane's even and odd pixel are neighbours, so storing first all even ones would use half of the banks
+  // twice. Some groups store the odd one first.
+  __device__ void store_row(const Self& self, const DecodeParameters& p, const Cursor& cursor,
+                            uint32_t to) const {
     const bool odd_first = self.group & (kNarrow ? 4 : 2);
     const int x = 2 * cursor.x - 4, y = 2 * (cursor.y + cursor.phase) - 4;
     const bool row_inside = inside(y, row, p.height);
-    to += (row == 0 ? 0 : kRowBytes<kMode, kRowPlane>) + channel_offset<kMode, kRowPlane>(self.member);
+    to += (row == 0 ? 0 : kRowBytes<kMode, kRowPlane>)+channel_offset<kMode, kRowPlane>(self.member);
 #pragma unroll
     for (int turn = 0; turn < 2; ++turn) {
       const int pixel = 2 * (strip * 16 + self.group) + (odd_first ? 1 - turn : turn);
@@ -197,7 +203,8 @@ struct FirstLayer {
   }
 };
 
-// ------------------------------------------------------------------------------------------------------ conv3
+// ------------------------------------------------------------------------------------------------------
+// conv3
 
 template <Mode kMode>
 __device__ void write_rows(const Self& self, const Layer<kMode, 1>& layer, const DecodeParameters& p,
@@ -219,7 +226,8 @@ __device__ void write_rows(const Self& self, const Layer<kMode, 1>& layer, const
   }
 }
 
-// --------------------------------------------------------------------------------------------------- the block
+// --------------------------------------------------------------------------------------------------- the
+// block
 
 template <Mode kMode>
 __device__ void run_ends(const Self& self, FirstLayer<kMode>& first, Layer<kMode, 1>& last,
@@ -238,7 +246,8 @@ __device__ void run_ends(const Self& self, FirstLayer<kMode>& first, Layer<kMode
     if (first_active) first.compute(oldest, middle);
     if (last_active) last.add(slot<kMode>(shared + kLayout.last, kRowPair, parity ^ 1));
     if constexpr (row_slots(kMode) == 1) meet();
-    if (first_active) first.store_row(self, p, first_at, slot<kMode>(shared + kLayout.first, kRowPair, parity));
+    if (first_active)
+      first.store_row(self, p, first_at, slot<kMode>(shared + kLayout.first, kRowPair, parity));
     if (last_active) {
       if (last_at.phase > 0) write_rows(self, last, p, last_at);
       last.next_pair();
@@ -279,8 +288,10 @@ __device__ void decode(const DecodeParameters& p) {
   if constexpr (is_plain(kMode)) {
     float* plain = reinterpret_cast<float*>(memory + kLayout.weights);
     write_plain_weights(plain, first_weight, 6, 16);
-    write_plain_weights(plain += kDecodeFirstWeights, [&](int o, int i, int t) { return conv1.at(o, i, t); }, 16, 16);
-    write_plain_weights(plain += kTrunkWeights, [&](int o, int i, int t) { return conv2.at(o, i, t); }, 16, 16);
+    write_plain_weights(
+        plain += kDecodeFirstWeights, [&](int o, int i, int t) { return conv1.at(o, i, t); }, 16, 16);
+    write_plain_weights(
+        plain += kTrunkWeights, [&](int o, int i, int t) { return conv2.at(o, i, t); }, 16, 16);
     write_plain_weights(plain += kTrunkWeights, last_weight, 16, 8);
   }
 
@@ -304,7 +315,8 @@ __device__ void decode(const DecodeParameters& p) {
         self.role == kSecond ? plain_second : plain_third);
     clear_rows(shared, kLayout.weights);
     const bool second = self.role == kSecond;
-    run_trunk<kMode, false>(self, layer, p.tiling, p.height, p.width, shared + (second ? kLayout.first : kLayout.second),
+    run_trunk<kMode, false>(self, layer, p.tiling, p.height, p.width,
+                            shared + (second ? kLayout.first : kLayout.second),
                             shared + (second ? kLayout.second : kLayout.last),
                             second ? Stage{kSecondLag, 4, -3} : Stage{kThirdLag, 3, -2}, steps);
   }
@@ -313,7 +325,8 @@ __device__ void decode(const DecodeParameters& p) {
 }  // namespace
 
 template <Mode kMode>
-__global__ void __launch_bounds__(kThreads, 1) decode_kernel(const __grid_constant__ DecodeParameters parameters) {
+__global__ void __launch_bounds__(kThreads, 1)
+    decode_kernel(const __grid_constant__ DecodeParameters parameters) {
   if constexpr (WAE_RUNS_HERE(kMode)) decode<kMode>(parameters);
 }
 

@@ -10,7 +10,8 @@ namespace wae::cuda {
 
 // --------------------------------------------------------------------------------------------- numbers
 
-// 16-bit floats are carried as their bits: CUDA's headers for them would take longer to compile than our code.
+// 16-bit floats are carried as their bits: CUDA's headers for them would take longer to compile than our
+// code.
 struct Float16 {
   uint16_t bits;
 };
@@ -163,8 +164,8 @@ __device__ __forceinline__ void store(uint32_t address, uint32_t a, uint32_t b, 
                : "memory");
 }
 
-// Four 8 x 8 matrices of 16-bit numbers (8 x 4 of 32-bit ones). Lane l gives the address of row l % 8 of matrix
-// l / 8, and gets word l % 4 of row l / 4 of each.
+// Four 8 x 8 matrices of 16-bit numbers (8 x 4 of 32-bit ones). Lane l gives the address of row l % 8 of
+// matrix l / 8, and gets word l % 4 of row l / 4 of each.
 __device__ __forceinline__ void load_matrices(uint32_t (&words)[4], uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
@@ -178,21 +179,19 @@ __device__ __forceinline__ void meet() { asm volatile("bar.sync 0;" ::: "memory"
 // ------------------------------------------------------------------------------------------ tensor cores
 
 // sums (16 pixels x 8 channels) += pixels (16 x 8 words) * weights (8 words x 8 channels). A lane holds, with
-// g = lane / 4 and t = lane % 4: of pixels, words t of rows g and g + 8 and words t + 4 of both; of weights, words
-// t and t + 4 of column g; of sums, columns 2t and 2t + 1 of row g, then of row g + 8.
+// g = lane / 4 and t = lane % 4: of pixels, words t of rows g and g + 8 and words t + 4 of both; of weights,
+// words t and t + 4 of column g; of sums, columns 2t and 2t + 1 of row g, then of row g + 8.
 template <Mode kMode>
 __device__ __forceinline__ void multiply(float (&sums)[4], const uint32_t (&pixels)[4],
                                          const uint32_t (&weights)[2]) {
-#define WAE_MMA(shape_and_types)                                                                          \
-  asm("mma.sync.aligned." shape_and_types                                                        \
-               " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                         \
-               : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])                               \
-               : "r"(pixels[0]), "r"(pixels[1]), "r"(pixels[2]), "r"(pixels[3]), "r"(weights[0]), "r"(weights[1]))
-#define WAE_MMA_HALF(shape_and_types, first)                                                              \
-  asm("mma.sync.aligned." shape_and_types                                                        \
-               " {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"                                     \
-               : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])                               \
-               : "r"(pixels[first]), "r"(pixels[first + 1]), "r"(weights[first / 2]))
+#define WAE_MMA(shape_and_types)                                                                             \
+  asm("mma.sync.aligned." shape_and_types " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
+      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])                                           \
+      : "r"(pixels[0]), "r"(pixels[1]), "r"(pixels[2]), "r"(pixels[3]), "r"(weights[0]), "r"(weights[1]))
+#define WAE_MMA_HALF(shape_and_types, first)                                                     \
+  asm("mma.sync.aligned." shape_and_types " {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};" \
+      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])                               \
+      : "r"(pixels[first]), "r"(pixels[first + 1]), "r"(weights[first / 2]))
 #if __CUDA_ARCH__ >= 800
   if constexpr (kMode == Mode::kFloat16) WAE_MMA("m16n8k16.row.col.f32.f16.f16.f32");
   if constexpr (kMode == Mode::kBFloat16) WAE_MMA("m16n8k16.row.col.f32.bf16.bf16.f32");

@@ -1,10 +1,13 @@
 // wae::encode: an image to its half-resolution low and high (SPEC section 2), in one launch.
 //
-// How a block works is told in pipeline.cuh. Here is what its end warps do: read the image two rows a step, run
-// conv1 from 3 to 16 channels, and run both heads, 16 channels to 3 and 3 with stride 2, as one layer of 6.
+// How a block works is told in pipeline.cuh. Here is what its end warps do: read the image two rows a step,
+// run conv1 from 3 to 16 channels, and run both heads, 16 channels to 3 and 3 with stride 2, as one layer
+// of 6.
 //
-//     arithmetic   per step, 64 x 2 pixels, of which 56 x 2 count: conv2 and conv3 9 * 256 multiply-adds a pixel,
-//                  conv1 9 * 48 (K = 27 padded to 40), the heads 9 * 128 a half-resolution pixel (6 padded to 8)
+//     arithmetic   per step, 64 x 2 pixels, of which 56 x 2 count: conv2 and conv3 9 * 256 multiply-adds a
+//     pixel,
+//                  conv1 9 * 48 (K = 27 padded to 40), the heads 9 * 128 a half-resolution pixel (6 padded to
+//                  8)
 //     memory       63 x 2 pixels read for 56 x 2: 1.125 of the image, times (h + 4) / h for tiles of h rows
 //     bound        the tensor cores; docs/cuda.md works it out for each chip
 
@@ -19,7 +22,8 @@ namespace {
 constexpr int kColumns = 2 * kTileColumns + 7;  // of the image, that a tile needs
 static_assert(kColumns <= kPixels);
 
-// ------------------------------------------------------------------------------------------ reading the image
+// ------------------------------------------------------------------------------------------ reading the
+// image
 
 __device__ __forceinline__ float number_at(const Triple& triple, int i) {
   const int64_t at = i * triple.stride;
@@ -35,8 +39,8 @@ __device__ __forceinline__ float number_at(const Triple& triple, int i) {
   }
 }
 
-// One thread reads one pixel of each pair. It is asked for a step before it is needed, so that the wait for memory
-// passes while the layers compute: the raw bits stay in registers until then.
+// One thread reads one pixel of each pair. It is asked for a step before it is needed, so that the wait for
+// memory passes while the layers compute: the raw bits stay in registers until then.
 template <Mode kMode>
 struct Reader {
   using Number = typename Arithmetic<kMode>::Number;
@@ -88,14 +92,15 @@ struct Reader {
   }
 };
 
-// ------------------------------------------------------------------------------------------------------ conv1
+// ------------------------------------------------------------------------------------------------------
+// conv1
 
-// Two rows of 16 pixels and 16 channels. K runs over taps and, within a tap, the pixel's 4 channels, so that a lane
-// finds its words of the table without any shuffling: they are words of a neighbouring pixel.
+// Two rows of 16 pixels and 16 channels. K runs over taps and, within a tap, the pixel's 4 channels, so that
+// a lane finds its words of the table without any shuffling: they are words of a neighbouring pixel.
 template <Mode kMode>
 struct FirstLayer {
-  static constexpr int kWords = image_pixel(kMode) / 4;             // of a pixel
-  static constexpr int kTaps = 4 / kWords;                          // in half a table of 8 words
+  static constexpr int kWords = image_pixel(kMode) / 4;              // of a pixel
+  static constexpr int kTaps = 4 / kWords;                           // in half a table of 8 words
   static constexpr int kTables = (9 + 2 * kTaps - 1) / (2 * kTaps);  // 3, or 5 of 32-bit numbers
 
   uint32_t weights[kTables][2][2];
@@ -206,7 +211,7 @@ struct FirstLayer {
           for (int row = 0; row < kPair; ++row) {
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-              float(&sum)[2][4] = sums[row];
+              float (&sum)[2][4] = sums[row];
               const float v = value[row][half][c];
               sum[0][2 * half] = fmaf(v, weight.x, sum[0][2 * half]);
               sum[0][2 * half + 1] = fmaf(v, weight.y, sum[0][2 * half + 1]);
@@ -236,8 +241,8 @@ struct FirstLayer {
 
 // -------------------------------------------------------------------------------------------- low and high
 
-// A strip of 16 half-resolution pixels: row i of both heads is rows 2i, 2i + 1, 2i + 2 of conv3's. Columns 0 to 2
-// of the table are low's channels, 3 to 5 high's.
+// A strip of 16 half-resolution pixels: row i of both heads is rows 2i, 2i + 1, 2i + 2 of conv3's. Columns 0
+// to 2 of the table are low's channels, 3 to 5 high's.
 template <Mode kMode>
 struct Heads {
   static constexpr int kQuads = stored_bytes(kMode) / 2;
@@ -355,7 +360,8 @@ struct Heads {
   }
 };
 
-// --------------------------------------------------------------------------------------------------- the block
+// --------------------------------------------------------------------------------------------------- the
+// block
 
 template <Mode kMode>
 __device__ void run_ends(const Self& self, FirstLayer<kMode>& first, Heads<kMode>& heads,
@@ -376,7 +382,8 @@ __device__ void run_ends(const Self& self, FirstLayer<kMode>& first, Heads<kMode
     if (first_active) first.compute(self, oldest, middle);
     if (last_active) heads.add(slot<kMode>(shared + kLayout.last, kLastPair, parity ^ 1));
     if constexpr (row_slots(kMode) == 1) meet();
-    if (first_active) first.store_rows(self, p, first_at, slot<kMode>(shared + kLayout.first, kFirstPair, parity));
+    if (first_active)
+      first.store_rows(self, p, first_at, slot<kMode>(shared + kLayout.first, kFirstPair, parity));
     if (last_active) {
       if (last_at.phase > 0) heads.write_row(self, p, last_at);
       heads.next_pair();
@@ -417,8 +424,10 @@ __device__ void encode(const EncodeParameters& p) {
   if constexpr (is_plain(kMode)) {
     float* plain = reinterpret_cast<float*>(memory + kLayout.weights);
     write_plain_weights(plain, first_weight, 3, 16);
-    write_plain_weights(plain += kEncodeFirstWeights, [&](int o, int i, int t) { return conv2.at(o, i, t); }, 16, 16);
-    write_plain_weights(plain += kTrunkWeights, [&](int o, int i, int t) { return conv3.at(o, i, t); }, 16, 16);
+    write_plain_weights(
+        plain += kEncodeFirstWeights, [&](int o, int i, int t) { return conv2.at(o, i, t); }, 16, 16);
+    write_plain_weights(
+        plain += kTrunkWeights, [&](int o, int i, int t) { return conv3.at(o, i, t); }, 16, 16);
     write_plain_weights(plain += kTrunkWeights, head_weight, 16, 8);
   }
 
@@ -453,7 +462,8 @@ __device__ void encode(const EncodeParameters& p) {
 }  // namespace
 
 template <Mode kMode>
-__global__ void __launch_bounds__(kThreads, 1) encode_kernel(const __grid_constant__ EncodeParameters parameters) {
+__global__ void __launch_bounds__(kThreads, 1)
+    encode_kernel(const __grid_constant__ EncodeParameters parameters) {
   if constexpr (WAE_RUNS_HERE(kMode)) encode<kMode>(parameters);
 }
 

@@ -6,7 +6,8 @@
 
 namespace wae::cuda {
 
-// The kernel of a mode, as the CUDA runtime wants it. Its one argument is EncodeParameters or DecodeParameters.
+// The kernel of a mode, as the CUDA runtime wants it. Its one argument is EncodeParameters or
+// DecodeParameters.
 const void* encode_kernel_of(Mode mode);
 const void* decode_kernel_of(Mode mode);
 

@@ -1,7 +1,8 @@
 // The ops on a GPU: check, choose the mode, plan, launch. One launch each, on the current stream.
 //
-// What the kernels do not take (float64, other widths than 16, pictures beyond 2^30 pixels a side, the backend
-// "reference") goes to the ops wae::_<op>_reference, which wae_kernels/registration.py implements.
+// What the kernels do not take (float64, other widths than 16, pictures beyond 2^30 pixels a side, GPUs
+// before compute capability 7.5, the backend "reference") goes to the ops wae::_<op>_reference, which
+// wae_kernels/registration.py implements.
 
 #include <cuda_runtime_api.h>
 #include <torch/csrc/stable/accelerator.h>
@@ -32,6 +33,8 @@ namespace {
 
 constexpr int64_t kLongestSide = int64_t{1} << 30;  // pixel coordinates are 32-bit, with room for the halo
 
+constexpr int kOldestChip = 75;
+
 std::atomic<bool> reference_selected{false};
 
 void check_cuda(cudaError_t error, const char* op, const char* doing) {
@@ -51,8 +54,8 @@ int attribute(cudaDeviceAttr which, int device, const char* op) {
   return value;
 }
 
-// What a plan needs to know of a device and a kernel. Asked once, and the kernel is then allowed the shared memory
-// that it needs. The device must be the current one.
+// What a plan needs to know of a device and a kernel. Asked once, and the kernel is then allowed the shared
+// memory that it needs. The device must be the current one.
 const Chip& prepared_chip(const char* op, const void* kernel, int device, int shared_bytes) {
   static std::mutex mutex;
   static std::map<std::pair<int, const void*>, Chip> chips;
@@ -63,9 +66,10 @@ const Chip& prepared_chip(const char* op, const void* kernel, int device, int sh
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes), op,
                "preparing the kernel");
     int blocks_each = 0;
-    check_cuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks_each, kernel, kThreads, shared_bytes), op,
-               "asking for the kernel's occupancy");
-    found->second = {attribute(cudaDevAttrMultiProcessorCount, device, op), blocks_each > 0 ? blocks_each : 1};
+    check_cuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks_each, kernel, kThreads, shared_bytes),
+               op, "asking for the kernel's occupancy");
+    found->second = {attribute(cudaDevAttrMultiProcessorCount, device, op),
+                     blocks_each > 0 ? blocks_each : 1};
   } catch (...) {
     chips.erase(found);
     throw;
@@ -80,23 +84,31 @@ bool tf32_allowed() {
   return torch::stable::detail::to<bool>(stack[0]);
 }
 
+// Compute capability: 75 is 7.5.
+int capability(int device, const char* op) {
+  return 10 * attribute(cudaDevAttrComputeCapabilityMajor, device, op) +
+         attribute(cudaDevAttrComputeCapabilityMinor, device, op);
+}
+
 Mode mode_of(ScalarType dtype, int device, const char* op) {
   if (dtype == ScalarType::Half) return Mode::kFloat16;
-  const bool ampere = attribute(cudaDevAttrComputeCapabilityMajor, device, op) >= 8;
+  const bool ampere = capability(device, op) >= 80;
   if (dtype == ScalarType::BFloat16) return ampere ? Mode::kBFloat16 : Mode::kBFloat16Plain;
   return ampere && tf32_allowed() ? Mode::kTf32 : Mode::kFloat32;
 }
 
-bool has_kernel(const Tensor& conv1_weight, int64_t height, int64_t width) {
+bool has_kernel(const char* op, const Tensor& conv1_weight, int64_t height, int64_t width) {
   return !reference_selected && conv1_weight.scalar_type() != ScalarType::Double &&
-         conv1_weight.size(0) == kKernelWidth && height <= kLongestSide && width <= kLongestSide;
+         conv1_weight.size(0) == kKernelWidth && height <= kLongestSide && width <= kLongestSide &&
+         capability(conv1_weight.get_device_index(), op) >= kOldestChip;
 }
 
 // --------------------------------------------------------------------------------- tensors to plain structs
 
 TensorView view_of(const Tensor& tensor) {
   TensorView view{tensor.const_data_ptr(), {1, 1, 1, 1}, {1, 1, 1, 1}};
-  for (int64_t i = 0; i < tensor.dim(); ++i) view.sizes[i] = tensor.size(i), view.strides[i] = tensor.stride(i);
+  for (int64_t i = 0; i < tensor.dim(); ++i)
+    view.sizes[i] = tensor.size(i), view.strides[i] = tensor.stride(i);
   return view;
 }
 
@@ -145,7 +157,7 @@ std::tuple<Tensor, Tensor> encode(Tensor image, Tensor conv1_weight, Tensor conv
   const Parameters parameters{conv1_weight, conv1_bias, conv2_weight, conv2_bias,  conv3_weight,
                               conv3_bias,   low_weight, low_bias,     high_weight, high_bias};
   check_encode(kOp, image, parameters, image_scale, image_shift);
-  if (!has_kernel(conv1_weight, image.size(2), image.size(3))) {
+  if (!has_kernel(kOp, conv1_weight, image.size(2), image.size(3))) {
     return call_reference<std::tuple<Tensor, Tensor>>(
         kOp, image, conv1_weight, conv1_bias, conv2_weight, conv2_bias, conv3_weight, conv3_bias, low_weight,
         low_bias, high_weight, high_bias, image_scale, image_shift);
@@ -162,9 +174,10 @@ std::tuple<Tensor, Tensor> encode(Tensor image, Tensor conv1_weight, Tensor conv
   const SharedLayout layout = encode_layout(mode);
   const LaunchPlan planned =
       plan(image.size(0), height, width, prepared_chip(kOp, kernel, device, layout.bytes), layout);
-  EncodeParameters told = encode_parameters(
-      view_of(image), image.scalar_type() == ScalarType::Byte, view_of(low), view_of(high), views_of(parameters),
-      bytes_of(conv1_weight.scalar_type()), triple_of(image_scale), triple_of(image_shift), planned.tiling);
+  EncodeParameters told =
+      encode_parameters(view_of(image), image.scalar_type() == ScalarType::Byte, view_of(low), view_of(high),
+                        views_of(parameters), bytes_of(conv1_weight.scalar_type()), triple_of(image_scale),
+                        triple_of(image_shift), planned.tiling);
   launch(kOp, kernel, planned, told, device);
   return {low, high};
 }
@@ -176,7 +189,7 @@ Tensor decode(Tensor low, Tensor high, Tensor low_weight, Tensor low_bias, Tenso
   const Parameters parameters{low_weight, low_bias,     high_weight, high_bias,    conv1_weight,
                               conv1_bias, conv2_weight, conv2_bias,  conv3_weight, conv3_bias};
   check_decode(kOp, low, high, parameters, output_size);
-  if (!has_kernel(conv1_weight, output_size[0], output_size[1])) {
+  if (!has_kernel(kOp, conv1_weight, output_size[0], output_size[1])) {
     return std::get<0>(call_reference<std::tuple<Tensor>>(kOp, low, high, low_weight, low_bias, high_weight,
                                                           high_bias, conv1_weight, conv1_bias, conv2_weight,
                                                           conv2_bias, conv3_weight, conv3_bias, output_size));

@@ -1,16 +1,17 @@
 // What encode.cu and decode.cu share: how a block walks down its tiles, and the two 16 -> 16 layers.
 //
-// One block carries a tile through all four layers. It is a pipeline of warps; each step moves every layer on by
-// one pair of rows, 64 pixels wide, and ends with one barrier:
+// One block carries a tile through all four layers. It is a pipeline of warps; each step moves every layer on
+// by one pair of rows, 64 pixels wide, and ends with one barrier:
 //
 //     warps 0-3   (ends)    read pair p+3 from memory -> [input] -> first layer, pair p
 //     warps 4-7   (trunk)   [first]  -> second layer, pair p-1
 //     warps 8-11  (trunk)   [second] -> third layer, pair p-3
 //     warps 0-3   (ends)    [last]   -> last layer, to memory
 //
-// In brackets: a few rows in shared memory, the only place between two layers. A warp owns a strip of 16 pixels
-// and keeps its layer's weights in registers for the whole kernel. Each input row is loaded once and added to the
-// three output rows that it touches, so four rows of sums are live: two that this pair completes, two it begins.
+// In brackets: a few rows in shared memory, the only place between two layers. A warp owns a strip of 16
+// pixels and keeps its layer's weights in registers for the whole kernel. Each input row is loaded once and
+// added to the three output rows that it touches, so four rows of sums are live: two that this pair
+// completes, two it begins.
 //
 //     columns      0                                                             63
 //     input       |<------------------------ 64 (+2 of padding) ------------------->|
@@ -19,10 +20,11 @@
 //     third       |<------------------------ 60 that count --------------->|........|
 //     last        |<-- 2 * 28 full-resolution columns -->|..........................|
 //
-// Column j of a layer is computed from columns j, j + 1, j + 2 of the one before: layer by layer the tile moves one
-// pixel to the right in the picture, and down likewise. A tile of h half-resolution rows takes h + 4 steps; the
-// next tile follows without a gap (rows that mix two tiles are computed by nobody or dropped). What lies outside
-// the picture is stored as zero by every layer: the next one's padding. docs/cuda.md has the counts and bounds.
+// Column j of a layer is computed from columns j, j + 1, j + 2 of the one before: layer by layer the tile
+// moves one pixel to the right in the picture, and down likewise. A tile of h half-resolution rows takes h +
+// 4 steps; the next tile follows without a gap (rows that mix two tiles are computed by nobody or dropped).
+// What lies outside the picture is stored as zero by every layer: the next one's padding. docs/cuda.md has
+// the counts and bounds.
 
 #pragma once
 
@@ -48,14 +50,16 @@ struct Self {
         member(lane % 4) {}
 };
 
-// The pixels (or rows) i of a row (or column) that lie in a picture of `size`, when the first has coordinate `from`.
+// The pixels (or rows) i of a row (or column) that lie in a picture of `size`, when the first has coordinate
+// `from`.
 __device__ __forceinline__ bool inside(int from, int i, int size) {
   return static_cast<unsigned>(from + i) < static_cast<unsigned>(size);
 }
 
 // -------------------------------------------------------------------------------------------- walking tiles
 
-// Where one stage of the pipeline is: pair `phase` of tile `tile`. A stage lags behind the reading of the picture.
+// Where one stage of the pipeline is: pair `phase` of tile `tile`. A stage lags behind the reading of the
+// picture.
 struct Cursor {
   const Tiling& tiling;
   int64_t tile;
@@ -63,7 +67,9 @@ struct Cursor {
   int64_t picture;
   int y, x;  // the tile's first output, in half-resolution pixels
 
-  __device__ Cursor(const Tiling& tiling, int lag) : tiling(tiling), tile(blockIdx.x), phase(-lag) { locate(); }
+  __device__ Cursor(const Tiling& tiling, int lag) : tiling(tiling), tile(blockIdx.x), phase(-lag) {
+    locate();
+  }
 
   __device__ void locate() {
     const int64_t in_picture = static_cast<int64_t>(tiling.rows) * tiling.columns;
@@ -85,12 +91,13 @@ struct Cursor {
   }
 };
 
-// Lags of the stages, in steps. A pair read in step p is in shared memory at the end of step p + 1. The first layer
-// takes two pairs at a time; the others complete a pair when they get the next one.
+// Lags of the stages, in steps. A pair read in step p is in shared memory at the end of step p + 1. The first
+// layer takes two pairs at a time; the others complete a pair when they get the next one.
 inline constexpr int kFirstLag = 3, kSecondLag = 4, kThirdLag = 6, kLastLag = 8;
 static_assert(kLastLag == kPipelineSteps);
 
-// Steps until the last stage, which takes a tile's height and `last_more` pairs, has done the block's last tile.
+// Steps until the last stage, which takes a tile's height and `last_more` pairs, has done the block's last
+// tile.
 __device__ __forceinline__ int64_t steps_of_block(const Tiling& tiling, int last_more) {
   const int64_t mine = (tiling.tiles - blockIdx.x + gridDim.x - 1) / gridDim.x;
   return mine * (tiling.tile_height + kHaloPairs) - kHaloPairs + last_more + kLastLag;
@@ -133,8 +140,8 @@ __device__ __forceinline__ float bias_at(const Filter& filter, int channel) {
   return to_float(static_cast<const Number*>(filter.bias)[channel * filter.bias_stride]);
 }
 
-// The word that mma wants of output channel `out` and the word-th 4 bytes of a pixel's channels. `weight` gives the
-// weight of an output and an input channel and a tap; 0 beyond the last.
+// The word that mma wants of output channel `out` and the word-th 4 bytes of a pixel's channels. `weight`
+// gives the weight of an output and an input channel and a tap; 0 beyond the last.
 template <Mode kMode, class Weight>
 __device__ __forceinline__ uint32_t weight_word(const Weight& weight, int out, int word, int tap) {
   if constexpr (stored_bytes(kMode) == 2) {
@@ -144,8 +151,8 @@ __device__ __forceinline__ uint32_t weight_word(const Weight& weight, int out, i
   }
 }
 
-// For the plain modes: floats by tap and input channel, and within them by output channel; 16 output channels in
-// the order in which lanes hold them, so that one 16-byte load brings a lane all of its four.
+// For the plain modes: floats by tap and input channel, and within them by output channel; 16 output channels
+// in the order in which lanes hold them, so that one 16-byte load brings a lane all of its four.
 template <class Weight>
 __device__ void write_plain_weights(float* to, const Weight& weight, int in, int out) {
   for (int i = threadIdx.x; i < 9 * in * out; i += kThreads) {
@@ -155,7 +162,8 @@ __device__ void write_plain_weights(float* to, const Weight& weight, int in, int
   }
 }
 
-// Everything that has taken its weights waits here until the rows are cleared: no pixel is ever read unwritten.
+// Everything that has taken its weights waits here until the rows are cleared: no pixel is ever read
+// unwritten.
 __device__ __forceinline__ void clear_rows(uint32_t shared, int bytes) {
   meet();
   for (int i = threadIdx.x * 16; i < bytes; i += kThreads * 16) store(shared + i, 0, 0, 0, 0);
@@ -167,8 +175,8 @@ __device__ __forceinline__ void clear_rows(uint32_t shared, int bytes) {
 template <Mode kMode, int kPlane>
 inline constexpr int kRowBytes = planes(kMode) * kPlane;
 
-// Writes a lane's sums of 16 pixels and 16 channels, ReLU applied, as the numbers of a row. `address`: of the row and
-// the lane's pixel `group`; pixel group + 8 lies kEight bytes on. Zero where the pixel is outside.
+// Writes a lane's sums of 16 pixels and 16 channels, ReLU applied, as the numbers of a row. `address`: of the
+// row and the lane's pixel `group`; pixel group + 8 lies kEight bytes on. Zero where the pixel is outside.
 template <Mode kMode, int kPlane, int kEight>
 __device__ __forceinline__ void store_pixels(uint32_t address, const float (&sums)[2][4], bool low_inside,
                                              bool high_inside) {
@@ -205,8 +213,8 @@ __device__ __forceinline__ int pixel_offset(int x) {
 
 inline constexpr int kPair = 2;  // rows a step
 
-// One warp's part of a conv k3 s1 p1 from 16 channels to 8 * kBlocks (2 in the trunk, 1 in the decoder's last).
-// sums[0..1] are the rows that the next pair completes, sums[2..3] those it begins.
+// One warp's part of a conv k3 s1 p1 from 16 channels to 8 * kBlocks (2 in the trunk, 1 in the decoder's
+// last). sums[0..1] are the rows that the next pair completes, sums[2..3] those it begins.
 template <Mode kMode, int kBlocks>
 struct Layer {
   static constexpr int kQuads = stored_bytes(kMode) / 2;  // mma steps for the 16 channels of a tap
@@ -367,8 +375,8 @@ struct Stage {
 
 // The whole life of a trunk warp.
 template <Mode kMode, bool kByParity>
-__device__ void run_trunk(const Self& self, Layer<kMode, 2>& layer, const Tiling& tiling, int height, int width,
-                          uint32_t from, uint32_t to, const Stage& stage, int64_t steps) {
+__device__ void run_trunk(const Self& self, Layer<kMode, 2>& layer, const Tiling& tiling, int height,
+                          int width, uint32_t from, uint32_t to, const Stage& stage, int64_t steps) {
   constexpr int kPlane = kByParity ? kParityPlane : kRowPlane;
   constexpr int kFromPair = kPair * kRowBytes<kMode, kRowPlane>, kToRow = kRowBytes<kMode, kPlane>;
   const int pixel = self.strip * 16 + self.group;
@@ -387,8 +395,8 @@ __device__ void run_trunk(const Self& self, Layer<kMode, 2>& layer, const Tiling
         for (int row = 0; row < kPair; ++row) {
           const bool row_inside = inside(y, row, height);
           store_pixels<kMode, kPlane, kByParity ? 64 : 128>(
-              slot<kMode>(to, kPair * kToRow, parity) + row * kToRow, layer.sums[row], row_inside && low_inside,
-              row_inside && high_inside);
+              slot<kMode>(to, kPair * kToRow, parity) + row * kToRow, layer.sums[row],
+              row_inside && low_inside, row_inside && high_inside);
         }
       }
       layer.next_pair();
@@ -397,8 +405,8 @@ __device__ void run_trunk(const Self& self, Layer<kMode, 2>& layer, const Tiling
   }
 }
 
-// Whether a mode's kernel has a body here: a chip whose tensor cores lack its numbers gets an empty one, which the
-// host never launches.
+// Whether a mode's kernel has a body here: a chip whose tensor cores lack its numbers gets an empty one,
+// which the host never launches.
 #ifdef __CUDA_ARCH__
 #define WAE_RUNS_HERE(mode) runs_on(mode, __CUDA_ARCH__ / 10)
 #else

@@ -1,7 +1,7 @@
 // Tile geometry and launch plans: pure functions of the shape and the chip, testable without a GPU.
 //
-// A tile is at most kTileColumns half-resolution columns and `tile_height` half-resolution rows. A block walks
-// down its tile, two full-resolution rows a step, and goes on with its next tile without a pause; see
+// A tile is at most kTileColumns half-resolution columns and `tile_height` half-resolution rows. A block
+// walks down its tile, two full-resolution rows a step, and goes on with its next tile without a pause; see
 // pipeline.cuh. Shared memory holds a few rows of each layer however tall the tile is, so the height follows
 // from how the work divides among the blocks and not from the chip's shared memory.
 
@@ -11,8 +11,8 @@
 
 namespace wae::cuda {
 
-// How a kernel computes. The plain modes use no tensor cores; kBFloat16Plain is for chips whose tensor cores do
-// not know bfloat16.
+// How a kernel computes. The plain modes use no tensor cores; kBFloat16Plain is for chips whose tensor cores
+// do not know bfloat16.
 enum class Mode : int32_t { kFloat16, kBFloat16, kTf32, kFloat32, kBFloat16Plain };
 inline constexpr int kModes = 5;
 
@@ -34,26 +34,27 @@ constexpr bool runs_on(Mode mode, int capability) {
 
 // ------------------------------------------------------------------------------------------------- geometry
 
-inline constexpr int kStrips = 4;                 // warps beside each other, 16 pixels each
-inline constexpr int kPixels = 16 * kStrips;      // computed in every row of every layer
-inline constexpr int kTileColumns = 28;           // half-resolution: 64 pixels lose 2 to each of 3 layers
-inline constexpr int kThreads = 3 * 32 * kStrips; // one set of warps for each trunk layer, one for the ends
-inline constexpr int kHaloPairs = 4;              // row pairs that a tile reads beyond its own
-inline constexpr int kPipelineSteps = 8;          // from reading a pair to the row that it completes
+inline constexpr int kStrips = 4;                  // warps beside each other, 16 pixels each
+inline constexpr int kPixels = 16 * kStrips;       // computed in every row of every layer
+inline constexpr int kTileColumns = 28;            // half-resolution: 64 pixels lose 2 to each of 3 layers
+inline constexpr int kThreads = 3 * 32 * kStrips;  // one set of warps for each trunk layer, one for the ends
+inline constexpr int kHaloPairs = 4;               // row pairs that a tile reads beyond its own
+inline constexpr int kPipelineSteps = 8;           // from reading a pair to the row that it completes
 static_assert(2 * kTileColumns + 2 <= kPixels - 6 + 1);
 
 // How a batch is cut into tiles. All in half-resolution pixels.
 struct Tiling {
-  int64_t tiles;         // of the whole batch
-  int32_t rows, columns; // tiles down and across one picture
+  int64_t tiles;          // of the whole batch
+  int32_t rows, columns;  // tiles down and across one picture
   int32_t tile_height, tile_width;
 };
 
 // ------------------------------------------------------------------------------------------- shared memory
 
-// A row of a layer lies in planes of 16 bytes a pixel: 8 channels in 16 bits or 4 in 32. Neighbours are 16 bytes
-// apart, so that the 8 addresses of an ldmatrix phase, and those of a store, fall on different banks.
-inline constexpr int kRowPlane = (kPixels + 4) * 16;  // 2 pixels more are read, 2 shift the next plane's banks
+// A row of a layer lies in planes of 16 bytes a pixel: 8 channels in 16 bits or 4 in 32. Neighbours are 16
+// bytes apart, so that the 8 addresses of an ldmatrix phase, and those of a store, fall on different banks.
+inline constexpr int kRowPlane =
+    (kPixels + 4) * 16;  // 2 pixels more are read, 2 shift the next plane's banks
 // Rows that are read with stride 2 lie in an even and an odd half.
 inline constexpr int kParityHalf = (kPixels / 2 + 4) * 16;
 inline constexpr int kParityPlane = 2 * kParityHalf + 2 * 16;
@@ -72,10 +73,10 @@ constexpr int half_planes(Mode mode) { return 8 * stored_bytes(mode) / 16; }
 
 // Where things lie in shared memory, in bytes.
 struct SharedLayout {
-  int input;              // three slots of what was read: pairs of image rows, or half-resolution rows
-  int first, second, last; // rows between the layers, row_slots() pairs each
-  int weights;            // of the plain modes
-  int bytes;              // in all
+  int input;                // three slots of what was read: pairs of image rows, or half-resolution rows
+  int first, second, last;  // rows between the layers, row_slots() pairs each
+  int weights;              // of the plain modes
+  int bytes;                // in all
 };
 
 inline constexpr int kTrunkWeights = 9 * 16 * 16;
@@ -88,7 +89,8 @@ constexpr SharedLayout shared_layout(Mode mode, int input_bytes, int last_plane,
   layout.second = layout.first + pair;
   layout.last = layout.second + pair;
   layout.weights = layout.last + 2 * planes(mode) * last_plane * row_slots(mode);
-  layout.bytes = layout.weights + (is_plain(mode) ? 4 * (first_weights + 2 * kTrunkWeights + kLastWeights) : 0);
+  layout.bytes =
+      layout.weights + (is_plain(mode) ? 4 * (first_weights + 2 * kTrunkWeights + kLastWeights) : 0);
   return layout;
 }
 inline constexpr int kEncodeFirstWeights = 9 * 3 * 16;
@@ -104,7 +106,7 @@ constexpr SharedLayout decode_layout(Mode mode) {
 
 struct Chip {
   int32_t multiprocessors;
-  int32_t blocks_each;      // that fit one multiprocessor, from the occupancy calculator
+  int32_t blocks_each;  // that fit one multiprocessor, from the occupancy calculator
 };
 
 struct LaunchPlan {
@@ -121,7 +123,8 @@ constexpr Tiling tiling_of(int64_t batch, int64_t half_height, int64_t half_widt
   const int64_t rows = ceil_div(half_height, tile_height);
   // Even the tiles out: the last one need not be the only narrow one.
   return {batch * rows * columns, static_cast<int32_t>(rows), static_cast<int32_t>(columns),
-          static_cast<int32_t>(ceil_div(half_height, rows)), static_cast<int32_t>(ceil_div(half_width, columns))};
+          static_cast<int32_t>(ceil_div(half_height, rows)),
+          static_cast<int32_t>(ceil_div(half_width, columns))};
 }
 
 // Steps of the block that has most to do.

@@ -29,7 +29,11 @@ def load() -> ModuleType:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             made = Path(scratch) / library.name
-            includes = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}", f"-I{ROOT / 'csrc'}"]
+            includes = [
+                f"-I{pybind11.get_include()}",
+                f"-I{sysconfig.get_paths()['include']}",
+                f"-I{ROOT / 'csrc'}",
+            ]
             flags = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-fPIC", "-shared", "-fvisibility=hidden"]
             command = [os.environ.get("CXX", "c++"), *flags, *includes, str(sources[0]), "-o", str(made)]
             done = subprocess.run(command, capture_output=True, text=True)

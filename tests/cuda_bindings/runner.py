@@ -65,10 +65,16 @@ def _triple(memory: ptx.Memory, tensor: Tensor | None, name: str) -> tuple[int, 
     types = load().NumberType
     if tensor is None:
         return 0, 0, types.none
-    return memory.address_of(tensor, name), tensor.stride(0), getattr(types, str(tensor.dtype).removeprefix("torch."))
+    return (
+        memory.address_of(tensor, name),
+        tensor.stride(0),
+        getattr(types, str(tensor.dtype).removeprefix("torch.")),
+    )
 
 
-def _launch(op: str, mode: str, chip: Chip, plan: Any, params: bytes, memory: ptx.Memory, seed: int) -> ptx.Counts:
+def _launch(
+    op: str, mode: str, chip: Chip, plan: Any, params: bytes, memory: ptx.Memory, seed: int
+) -> ptx.Counts:
     launchable = kernel(op, mode, chip.capability)
     return launchable.launch(
         plan.grid, plan.block, [params], shared_bytes=plan.shared_bytes, memory=memory, seed=seed
