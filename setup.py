@@ -83,7 +83,8 @@ def libraries() -> list[Extension]:
     """The compiled libraries that this build makes."""
     if not NATIVE:
         return []
-    return [cpu_library(), cuda_library()] if wants_cuda(torch, cpp_extension) else [cpu_library()]
+    cuda = torch is not None and wants_cuda(torch, cpp_extension)
+    return [cpu_library(), cuda_library()] if cuda else [cpu_library()]
 
 
 def require_torch() -> None:

@@ -63,7 +63,7 @@ def wants_cuda(torch: Any, cpp_extension: Any) -> bool:
         SystemExit: it is forced and cannot be built, or nvcc and torch are of different CUDA majors.
     """
     forced = os.environ.get("FORCE_CUDA", "0") not in ("", "0")
-    if torch is None or os.environ.get("WAE_NO_CUDA", "0") not in ("", "0"):
+    if os.environ.get("WAE_NO_CUDA", "0") not in ("", "0"):
         return False
     toolkit = cpp_extension.CUDA_HOME or ""
     nvcc, header = (
