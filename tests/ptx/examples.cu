@@ -190,6 +190,15 @@ __device__ void reverse_warp(const float* x, float* y) {
 extern "C" __global__ void reverse(const float* x, float* y) { reverse_warp<true>(x, y); }
 extern "C" __global__ void reverse_without_sync(const float* x, float* y) { reverse_warp<false>(x, y); }
 
+// A shuffle waits for the lanes but orders no memory: here every read comes after the write that it races
+// with.
+extern "C" __global__ void reverse_after_shuffle(const float* x, float* y) {
+  volatile __shared__ float v[32];
+  v[threadIdx.x] = x[threadIdx.x];
+  float sum = __shfl_xor_sync(~0u, x[threadIdx.x], 1);
+  y[threadIdx.x] = v[31 - threadIdx.x] + sum;
+}
+
 extern "C" __global__ void read_past_the_end(const float* x, float* y) {
   y[threadIdx.x] = x[threadIdx.x + 1];
 }

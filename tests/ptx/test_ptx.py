@@ -404,6 +404,7 @@ def test_missing_barrier_is_caught(seed: int) -> None:
     caught("product_without_barrier", "race: write", 128, [a, b, c, 8, 64], seed)
     caught("pipeline_without_room", "race: write|arrives again", 64, [x, y], seed)
     caught("reverse_without_sync", "race: |never written", 32, [x, y], seed)
+    caught("reverse_after_shuffle", "race: read of .* after its write by thread", 32, [x, y], seed)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
