@@ -9,7 +9,19 @@ from typing import Any
 
 import pytest
 import torch
-from cases import HOSTS, LAYOUTS, Cell, affine, decoder, encoder, is_laid_out_like, picture, widened
+from cases import (
+    HOSTS,
+    LAYOUTS,
+    OPS,
+    Cell,
+    affine,
+    arguments_of,
+    as_tuple,
+    encoder,
+    is_laid_out_like,
+    picture,
+    widened,
+)
 from compare import assert_close, tolerance
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -21,38 +33,6 @@ from wae_kernels import nn as wae_nn
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 on_hosts = pytest.mark.parametrize("cell", HOSTS, ids=str, indirect=True)
-OPS = ("encode", "decode", "encode_backward", "decode_backward")
-
-
-def arguments_of(
-    op: str,
-    layout: str = "nchw",
-    device: str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    size: tuple[int, int] = (13, 18),
-    requires_grad: bool = False,
-) -> list[Any]:
-    """Arguments that fit the op, its pictures in this layout."""
-    lay, half = LAYOUTS[layout], ((size[0] + 1) // 2, (size[1] + 1) // 2)
-    if op.startswith("encode"):
-        outer, inner = [lay(picture(2, *size, dtype, device))], [lay(picture(2, *half, dtype, device))] * 2
-        rest = [*encoder(dtype, device), *affine(device=device)]
-    else:
-        outer, inner = (
-            [lay(picture(2, *half, dtype, device)) for _ in range(2)],
-            [picture(2, *size, dtype, device)],
-        )
-        inner, rest = [lay(t) for t in inner], decoder(dtype, device)
-    if op == "encode_backward":
-        return [*inner, *outer, *rest, True, True, True]
-    if op == "decode_backward":
-        return [*inner, *outer, *rest, True, True]
-    tensors = [t.detach().requires_grad_(requires_grad) for t in [*outer, *rest]]
-    return tensors if op == "encode" else [*tensors, list(size)]
-
-
-def as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
 class AutoEncoder(nn.Module):

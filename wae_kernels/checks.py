@@ -56,9 +56,13 @@ def _shape(sizes: Sequence[object]) -> str:
     return "(" + ", ".join(str(size) for size in sizes) + ")"
 
 
+def _check_dense(op: str, name: str, tensor: Tensor) -> None:
+    _require(tensor.layout == torch.strided, op, f"{name} must be a dense tensor, got {tensor.layout}")
+
+
 def _check_image_like(op: str, name: str, tensor: Tensor) -> None:
     """A batch of pictures: dense, rank 4, 3 channels, at least one pixel."""
-    _require(tensor.layout == torch.strided, op, f"{name} must be a dense tensor, got {tensor.layout}")
+    _check_dense(op, name, tensor)
     _require(
         tensor.dim() == 4,
         op,
@@ -95,7 +99,7 @@ def _check_parameters(
     _require(width >= 1, op, f"conv1_weight must have shape (width, ..., 3, 3), got {_shape(first.shape)}")
     for (name, pattern), tensor in zip(shapes.items(), parameters, strict=True):
         wanted = tuple(width if size == WIDTH else size for size in pattern)
-        _require(tensor.layout == torch.strided, op, f"{name} must be a dense tensor, got {tensor.layout}")
+        _check_dense(op, name, tensor)
         _require(
             tensor.dim() == len(wanted)
             and all(got == want for got, want in zip(tensor.shape, wanted, strict=True)),
@@ -148,6 +152,7 @@ def check_encode(
     for name, tensor in (("image_scale", image_scale), ("image_shift", image_shift)):
         if tensor is None:
             continue
+        _check_dense(op, name, tensor)
         _require(
             tensor.dim() == 1 and tensor.shape[0] == 3,
             op,
@@ -182,7 +187,7 @@ def check_decode(
     _require(
         all(a == b for a, b in zip(high.shape, low.shape, strict=True)),
         op,
-        f"high must have low's shape {_shape(low.shape)}, got {_shape(high.shape)}",
+        f"high must have shape {_shape(low.shape)}, got {_shape(high.shape)}",
     )
     _check_like(op, "high", high, "low", low)
     _check_parameters(op, DECODER_SHAPES, parameters, "low", low)
@@ -198,8 +203,9 @@ def check_decode(
         )
 
 
-def check_gradient(op: str, name: str, gradient: Tensor, shape: Sequence[int], like: Tensor) -> None:
+def _check_gradient(op: str, name: str, gradient: Tensor, shape: Sequence[int], like: Tensor) -> None:
     """Raise ``RuntimeError`` unless an incoming gradient has the shape, dtype and device of its output."""
+    _check_dense(op, name, gradient)
     _require(
         gradient.dim() == len(shape)
         and all(got == want for got, want in zip(gradient.shape, shape, strict=True)),
@@ -207,3 +213,30 @@ def check_gradient(op: str, name: str, gradient: Tensor, shape: Sequence[int], l
         f"{name} must have shape {_shape(shape)}, got {_shape(gradient.shape)}",
     )
     _check_like(op, name, gradient, "conv1_weight", like)
+
+
+def check_encode_backward(
+    grad_low: Tensor,
+    grad_high: Tensor,
+    image: Tensor,
+    parameters: Sequence[Tensor],
+    image_scale: Tensor | None,
+    image_shift: Tensor | None,
+) -> None:
+    """Raise ``RuntimeError`` unless the arguments fit ``wae::encode_backward``."""
+    op = "encode_backward"
+    check_encode(image, parameters, image_scale, image_shift, op=op)
+    half = (image.shape[0], 3, (image.shape[2] + 1) // 2, (image.shape[3] + 1) // 2)
+    _check_gradient(op, "grad_low", grad_low, half, parameters[0])
+    _check_gradient(op, "grad_high", grad_high, half, parameters[0])
+
+
+def check_decode_backward(
+    grad_image: Tensor, low: Tensor, high: Tensor, parameters: Sequence[Tensor]
+) -> None:
+    """Raise ``RuntimeError`` unless the arguments fit ``wae::decode_backward``."""
+    op = "decode_backward"
+    _check_image_like(op, "grad_image", grad_image)
+    output_size = grad_image.shape[2:]
+    check_decode(low, high, parameters, output_size, op=op)
+    _check_gradient(op, "grad_image", grad_image, (low.shape[0], 3, *output_size), parameters[0])

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import check_decode, check_encode, check_gradient
+from .checks import check_decode, check_decode_backward, check_encode, check_encode_backward
 
 _convolution_backward = torch.ops.aten.convolution_backward
 
@@ -220,10 +220,7 @@ def encode_backward(
     """
     layers = (conv1_weight, conv1_bias, conv2_weight, conv2_bias, conv3_weight, conv3_bias)
     heads = (low_weight, low_bias, high_weight, high_bias)
-    check_encode(image, (*layers, *heads), image_scale, image_shift, op="encode_backward")
-    half = (image.shape[0], 3, (image.shape[2] + 1) // 2, (image.shape[3] + 1) // 2)
-    check_gradient("encode_backward", "grad_low", grad_low, half, conv1_weight)
-    check_gradient("encode_backward", "grad_high", grad_high, half, conv1_weight)
+    check_encode_backward(grad_low, grad_high, image, (*layers, *heads), image_scale, image_shift)
 
     need_image = need_image and image.is_floating_point()
     need_scale = need_scale and (image_scale is not None or image_shift is not None)
@@ -285,12 +282,10 @@ def decode_backward(
         12 tensors: of ``low`` and ``high``, of the ten parameters in order. Those not needed have no
         elements.
     """
-    op = "decode_backward"
     up = (low_weight, low_bias, high_weight, high_bias)
     layers = (conv1_weight, conv1_bias, conv2_weight, conv2_bias)
-    output_size = list(grad_image.shape[2:])
-    check_decode(low, high, (*up, *layers, conv3_weight, conv3_bias), output_size, op=op)
-    check_gradient(op, "grad_image", grad_image, (low.shape[0], 3, *output_size), conv1_weight)
+    check_decode_backward(grad_image, low, high, (*up, *layers, conv3_weight, conv3_bias))
+    output_size = grad_image.shape[2:]
 
     start = _upsample(low, high, *up, output_size)
     outputs = _trunk(start, layers)

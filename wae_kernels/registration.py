@@ -15,7 +15,14 @@ import torch
 from torch import Tensor
 
 from . import _load, reference
-from .checks import DECODER_SHAPES, ENCODER_SHAPES, check_decode, check_encode, check_gradient
+from .checks import (
+    DECODER_SHAPES,
+    ENCODER_SHAPES,
+    check_decode,
+    check_decode_backward,
+    check_encode,
+    check_encode_backward,
+)
 
 _N_PARAMETERS = len(ENCODER_SHAPES)
 assert len(DECODER_SHAPES) == _N_PARAMETERS
@@ -93,7 +100,7 @@ def _gradients(wanted: bool, tensors: tuple[Tensor, ...]) -> list[Tensor]:
     return [t.new_empty(t.shape if wanted else 0) for t in tensors]
 
 
-def _fake_encode(image: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+def fake_encode(image: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     parameters, scale, shift = args[:_N_PARAMETERS], *_optional(args[_N_PARAMETERS:])
     check_encode(image, parameters, scale, shift)
     shape = (image.shape[0], 3, (image.shape[2] + 1) // 2, (image.shape[3] + 1) // 2)
@@ -107,7 +114,7 @@ def _optional(rest: tuple[Any, ...]) -> tuple[Tensor | None, Tensor | None]:
     return (rest[0] if rest else None, rest[1] if len(rest) > 1 else None)
 
 
-def _fake_decode(low: Tensor, high: Tensor, *args: Any) -> Tensor:
+def fake_decode(low: Tensor, high: Tensor, *args: Any) -> Tensor:
     parameters, output_size = args[:_N_PARAMETERS], args[_N_PARAMETERS]
     check_decode(low, high, parameters, output_size)
     return _empty(low, (low.shape[0], 3, *output_size), low.dtype, reference.format_of(low))
@@ -118,10 +125,7 @@ def _fake_encode_backward(
 ) -> tuple[Tensor, ...]:
     parameters = args[:_N_PARAMETERS]
     scale, shift, need_image, need_parameters, need_scale = args[_N_PARAMETERS:]
-    check_encode(image, parameters, scale, shift, op="encode_backward")
-    half = (image.shape[0], 3, (image.shape[2] + 1) // 2, (image.shape[3] + 1) // 2)
-    check_gradient("encode_backward", "grad_low", grad_low, half, parameters[0])
-    check_gradient("encode_backward", "grad_high", grad_high, half, parameters[0])
+    check_encode_backward(grad_low, grad_high, image, parameters, scale, shift)
     like = parameters[0]
     if need_image and image.is_floating_point():
         grad_image = _empty(image, tuple(image.shape), image.dtype, reference.format_of(image))
@@ -136,10 +140,7 @@ def _fake_encode_backward(
 def _fake_decode_backward(grad_image: Tensor, low: Tensor, high: Tensor, *args: Any) -> tuple[Tensor, ...]:
     parameters = args[:_N_PARAMETERS]
     need_input, need_parameters = args[_N_PARAMETERS:]
-    output_size = grad_image.shape[2:]
-    check_decode(low, high, parameters, output_size, op="decode_backward")
-    shape = (low.shape[0], 3, *output_size)
-    check_gradient("decode_backward", "grad_image", grad_image, shape, parameters[0])
+    check_decode_backward(grad_image, low, high, parameters)
     if need_input:
         memory_format = reference.format_of(low)
         inputs = [_empty(low, tuple(low.shape), low.dtype, memory_format) for _ in range(2)]
@@ -219,8 +220,8 @@ def _register() -> None:
     _define_reference()
     _define_tf32_allowed()
     fakes: dict[str, Callable[..., Any]] = {
-        "encode": _fake_encode,
-        "decode": _fake_decode,
+        "encode": fake_encode,
+        "decode": fake_decode,
         "encode_backward": _fake_encode_backward,
         "decode_backward": _fake_decode_backward,
     }
