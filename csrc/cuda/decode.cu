@@ -44,8 +44,8 @@ struct Reader {
 #pragma unroll
     for (int c = 0; c < 6; ++c) {
       const Pictures& from = c < 3 ? p.low : p.high;
-      const int64_t at =
-          cursor.picture * from.stride[0] + c % 3 * from.stride[1] + y * from.stride[2] + x * from.stride[3];
+      const int64_t at = int64_t{cursor.picture} * from.stride[0] + c % 3 * from.stride[1] +
+                         y * from.stride[2] + x * from.stride[3];
       raw[c] = is_inside ? bits_of(static_cast<const Number*>(from.data)[at]) : 0;
     }
   }
@@ -219,7 +219,7 @@ __device__ void write_rows(const Self& self, const Layer<kMode, 1>& layer, const
       const int right = self.strip * 16 + self.group + i / 2 * 8 - 1, x = 2 * cursor.x + right;
       const int channel = 2 * self.member + i % 2;
       if (channel >= 3 || right < 0 || right >= 2 * p.tiling.tile_width || x >= p.width) continue;
-      const int64_t at = cursor.picture * p.image.stride[0] + channel * p.image.stride[1] +
+      const int64_t at = int64_t{cursor.picture} * p.image.stride[0] + channel * p.image.stride[1] +
                          y * p.image.stride[2] + x * p.image.stride[3];
       static_cast<Number*>(p.image.data)[at] = from_float<Number>(layer.sums[row][0][i]);
     }

@@ -64,7 +64,7 @@ struct Reader {
                 inside(y, 0, p.height);
     if (!is_inside) return;
     const int64_t* stride = p.image.stride;
-    const int64_t at = cursor.picture * stride[0] + y * stride[2] + x * stride[3];
+    const int64_t at = int64_t{cursor.picture} * stride[0] + y * stride[2] + x * stride[3];
 #pragma unroll
     for (int c = 0; c < 3; ++c) {
       if (p.image_is_bytes) {
@@ -348,7 +348,7 @@ struct Heads {
       const int channel = 2 * self.member + i % 2;
       if (channel >= 6 || column >= p.tiling.tile_width || x >= half_width) continue;
       const Pictures& to = channel < 3 ? p.low : p.high;
-      static_cast<Number*>(to.data)[cursor.picture * to.stride[0] + channel % 3 * to.stride[1] +
+      static_cast<Number*>(to.data)[int64_t{cursor.picture} * to.stride[0] + channel % 3 * to.stride[1] +
                                     y * to.stride[2] + x * to.stride[3]] = from_float<Number>(sums[0][i]);
     }
   }

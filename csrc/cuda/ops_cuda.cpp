@@ -1,6 +1,6 @@
 // The ops on a GPU: check, choose the mode, plan, launch. One launch each, on the current stream.
 //
-// What the kernels do not take (float64, other widths than 16, pictures beyond 2^30 pixels a side, GPUs
+// What the kernels do not take (float64, other widths than 16, more than 2^30 pictures or pixels a side, GPUs
 // before compute capability 7.5, the backend "reference") goes to the ops wae::_<op>_reference, which
 // wae_kernels/registration.py implements.
 
@@ -10,6 +10,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstdint>
@@ -31,7 +32,8 @@
 namespace wae::cuda {
 namespace {
 
-constexpr int64_t kLongestSide = int64_t{1} << 30;  // pixel coordinates are 32-bit, with room for the halo
+constexpr int64_t kLargest = int64_t{1}
+                             << 30;  // pictures and pixel coordinates are 32-bit, the halo included
 
 constexpr int kOldestChip = 75;
 
@@ -97,9 +99,9 @@ Mode mode_of(ScalarType dtype, int device, const char* op) {
   return ampere && tf32_allowed() ? Mode::kTf32 : Mode::kFloat32;
 }
 
-bool has_kernel(const char* op, const Tensor& conv1_weight, int64_t height, int64_t width) {
+bool has_kernel(const char* op, const Tensor& conv1_weight, int64_t batch, int64_t height, int64_t width) {
   return !reference_selected && conv1_weight.scalar_type() != ScalarType::Double &&
-         conv1_weight.size(0) == kKernelWidth && height <= kLongestSide && width <= kLongestSide &&
+         conv1_weight.size(0) == kKernelWidth && std::max({batch, height, width}) <= kLargest &&
          capability(conv1_weight.get_device_index(), op) >= kOldestChip;
 }
 
@@ -157,7 +159,7 @@ std::tuple<Tensor, Tensor> encode(Tensor image, Tensor conv1_weight, Tensor conv
   const Parameters parameters{conv1_weight, conv1_bias, conv2_weight, conv2_bias,  conv3_weight,
                               conv3_bias,   low_weight, low_bias,     high_weight, high_bias};
   check_encode(kOp, image, parameters, image_scale, image_shift);
-  if (!has_kernel(kOp, conv1_weight, image.size(2), image.size(3))) {
+  if (!has_kernel(kOp, conv1_weight, image.size(0), image.size(2), image.size(3))) {
     return call_reference<std::tuple<Tensor, Tensor>>(
         kOp, image, conv1_weight, conv1_bias, conv2_weight, conv2_bias, conv3_weight, conv3_bias, low_weight,
         low_bias, high_weight, high_bias, image_scale, image_shift);
@@ -189,7 +191,7 @@ Tensor decode(Tensor low, Tensor high, Tensor low_weight, Tensor low_bias, Tenso
   const Parameters parameters{low_weight, low_bias,     high_weight, high_bias,    conv1_weight,
                               conv1_bias, conv2_weight, conv2_bias,  conv3_weight, conv3_bias};
   check_decode(kOp, low, high, parameters, output_size);
-  if (!has_kernel(kOp, conv1_weight, output_size[0], output_size[1])) {
+  if (!has_kernel(kOp, conv1_weight, low.size(0), output_size[0], output_size[1])) {
     return std::get<0>(call_reference<std::tuple<Tensor>>(kOp, low, high, low_weight, low_bias, high_weight,
                                                           high_bias, conv1_weight, conv1_bias, conv2_weight,
                                                           conv2_bias, conv3_weight, conv3_bias, output_size));

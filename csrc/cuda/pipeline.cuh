@@ -64,7 +64,7 @@ struct Cursor {
   const Tiling& tiling;
   int64_t tile;
   int phase;
-  int64_t picture;
+  int picture;
   int y, x;  // the tile's first output, in half-resolution pixels
 
   __device__ Cursor(const Tiling& tiling, int lag) : tiling(tiling), tile(blockIdx.x), phase(-lag) {
@@ -73,7 +73,7 @@ struct Cursor {
 
   __device__ void locate() {
     const int64_t in_picture = static_cast<int64_t>(tiling.rows) * tiling.columns;
-    picture = tile / in_picture;
+    picture = static_cast<int>(tile / in_picture);
     const int64_t rest = tile - picture * in_picture;
     const int row = static_cast<int>(rest / tiling.columns);
     y = row * tiling.tile_height;
@@ -120,6 +120,7 @@ __device__ StagedFilter<Number> stage_filter(Number* to, const Filter& filter, i
   const Number* from = static_cast<const Number*>(filter.weight);
   const int count = out * in * 9;
   if (filter.in_one_piece) {
+#pragma unroll 1
     for (int i = threadIdx.x; i < count * static_cast<int>(sizeof(Number)) / 16; i += kThreads) {
       reinterpret_cast<uint4*>(to)[i] = reinterpret_cast<const uint4*>(from)[i];
     }
@@ -127,6 +128,7 @@ __device__ StagedFilter<Number> stage_filter(Number* to, const Filter& filter, i
             {static_cast<int>(filter.stride[0]), static_cast<int>(filter.stride[1]),
              static_cast<int>(filter.stride[2]), static_cast<int>(filter.stride[3])}};
   }
+#pragma unroll 1
   for (int i = threadIdx.x; i < count; i += kThreads) {
     const int tap = i % 9, rest = i / 9;
     to[i] = from[rest / in * filter.stride[0] + rest % in * filter.stride[1] + tap / 3 * filter.stride[2] +
@@ -155,6 +157,7 @@ __device__ __forceinline__ uint32_t weight_word(const Weight& weight, int out, i
 // in the order in which lanes hold them, so that one 16-byte load brings a lane all of its four.
 template <class Weight>
 __device__ void write_plain_weights(float* to, const Weight& weight, int in, int out) {
+#pragma unroll 1
   for (int i = threadIdx.x; i < 9 * in * out; i += kThreads) {
     const int column = i % out, rest = i / out;
     const int channel = out == 16 ? column % 4 / 2 * 8 + column / 4 * 2 + column % 2 : column;
@@ -166,6 +169,7 @@ __device__ void write_plain_weights(float* to, const Weight& weight, int in, int
 // unwritten.
 __device__ __forceinline__ void clear_rows(uint32_t shared, int bytes) {
   meet();
+#pragma unroll 1
   for (int i = threadIdx.x * 16; i < bytes; i += kThreads * 16) store(shared + i, 0, 0, 0, 0);
   meet();
 }
