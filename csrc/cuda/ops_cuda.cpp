@@ -32,8 +32,8 @@
 namespace wae::cuda {
 namespace {
 
-constexpr int64_t kLargest = int64_t{1}
-                             << 30;  // pictures and pixel coordinates are 32-bit, the halo included
+// Pictures and pixels a side: the kernels' coordinates are 32-bit, the halo included.
+constexpr int64_t kLargest = 1 << 30;
 
 constexpr int kOldestChip = 75;
 
