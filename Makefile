@@ -33,6 +33,15 @@ bench: $(VENV)/.dev build  ## measure against the other ways to run the same net
 	$(BIN)/python -m pytest benches --benchmark-json=build/bench.json
 	$(BIN)/python benches/report.py --add build/bench.json
 
+.PHONY: cuda
+cuda: $(VENV)/.dev  ## compile the CUDA library in place; without a GPU for all architectures (a minute or two)
+	FORCE_CUDA=1 $(BIN)/python setup.py build_ext --inplace
+
+.PHONY: gpu
+gpu: cuda  ## on a machine with a GPU: all tests that need it, then timings into benches/results
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python benches/gpu/run.py
+
 .PHONY: lint
 lint: $(VENV)/.dev  ## formatting, lint and types; changes nothing
 	$(BIN)/ruff check

@@ -18,7 +18,7 @@ TENSOR_MODES = {"float16", "bfloat16", "tf32"}
 @pytest.mark.parametrize("target", cuda_gate.TARGETS)
 @pytest.mark.parametrize("op", cuda_gate.OPS)
 def test_compiled_as_meant(op: str, target: int) -> None:
-    """No spills, one block or more a multiprocessor, tensor cores where meant, 16-byte loads of the weights."""
+    """No spills, a multiprocessor holds a block, tensor cores where meant, weights loaded by 16 bytes."""
     rows = cuda_gate.rows(op, target)
     modes = {row.mode for row in rows}
     assert {"float16", "float32"} < modes
