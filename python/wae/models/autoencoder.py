@@ -56,14 +56,21 @@ class AutoEncoder(nn.Module):
 
         Raises RuntimeError for anything that :func:`wae_kernels.decode` refuses.
         """
-        image: Tensor = self.decoder(low, high, size)
-        scale, shift = (t.to(image.dtype).view(1, 3, 1, 1) for t in (self.image_scale, self.image_shift))
-        return (image - shift) / scale
+        return reconstruct(self.decoder, low, high, size, self.image_scale, self.image_shift)
 
     def forward(self, image: Tensor) -> Decomposed:
         """Decompose and reconstruct ``image``, (N, 3, H, W) with values 0..255."""
         low, high = self.decompose(image)
         return Decomposed(self.reconstruct(low, high, image.shape[2:]), low, high)
+
+
+def reconstruct(
+    decoder: Decoder, low: Tensor, high: Tensor, size: Sequence[int], image_scale: Tensor, image_shift: Tensor
+) -> Tensor:
+    """``decoder``'s image of ``size`` (H, W), with ``image_scale`` and ``image_shift`` undone."""
+    image: Tensor = decoder(low, high, size)
+    scale, shift = (t.to(image.dtype).view(1, 3, 1, 1) for t in (image_scale, image_shift))
+    return (image - shift) / scale
 
 
 def to_uint8(image: Tensor) -> Tensor:

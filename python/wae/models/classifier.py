@@ -8,7 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from wae_kernels.nn import Encoder
+from wae_kernels.nn import Decoder, Encoder
+
+from .autoencoder import reconstruct
+from .haar import Haar
 
 
 class WAEClassifier(nn.Module):
@@ -21,12 +24,13 @@ class WAEClassifier(nn.Module):
                                                           (of both)
 
     Args:
-        encoder: splits the image.
+        encoder: splits the image. Its convolutions ``low`` and ``high`` make the two parts.
         low_body: an unchanged standard network without its classifier: (N, 3, h, w) to (N, C, ...).
         high_body: a light one: (N, 3, h, w) to (N, D, ...), the dots as for ``low_body``.
         low_classifier: (N, C, ...) to (N, classes).
         fusion_classifier: (N, C + D, ...) to (N, classes).
         image_scale, image_shift: three numbers each; the image becomes ``image * scale + shift`` first.
+        decoder: the encoder's, for :meth:`reconstruct`; None where nothing is to be reconstructed.
     """
 
     image_scale: Tensor
@@ -34,18 +38,20 @@ class WAEClassifier(nn.Module):
 
     def __init__(
         self,
-        encoder: Encoder,
+        encoder: Encoder | Haar,
         low_body: nn.Module,
         high_body: nn.Module,
         low_classifier: nn.Module,
         fusion_classifier: nn.Module,
         image_scale: Sequence[float] = (1.0, 1.0, 1.0),
         image_shift: Sequence[float] = (0.0, 0.0, 0.0),
+        decoder: Decoder | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
-        self.low_norm: nn.Module = nn.BatchNorm2d(3, affine=False)
-        self.high_norm: nn.Module = nn.BatchNorm2d(3, affine=False)
+        self.decoder = decoder
+        self.low_norm: nn.Module = nn.BatchNorm2d(encoder.low.out_channels, affine=False)
+        self.high_norm: nn.Module = nn.BatchNorm2d(encoder.high.out_channels, affine=False)
         self.low_body = low_body
         self.high_body = high_body
         self.low_classifier = low_classifier
@@ -55,12 +61,34 @@ class WAEClassifier(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """The scores, (N, classes), of ``image``: (N, 3, H, W), uint8 or the parameters' dtype."""
-        low, high = self.encoder(image, self.image_scale, self.image_shift)
-        low_features = self.low_body(self.low_norm(low))
-        high_features = self.high_body(self.high_norm(high))
+        low_features, high_features = self.features(image)
         low_scores: Tensor = self.low_classifier(low_features)
         fusion_scores: Tensor = self.fusion_classifier(torch.cat((low_features, high_features), dim=1))
         return low_scores + fusion_scores
+
+    def decompose(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """``(low, high)`` of ``image``, as the encoder makes them: before the two normalisations, unless
+        :func:`fold_normalization` has put these into the encoder.
+
+        Both are (N, 3, ceil(H/2), ceil(W/2)). Raises RuntimeError for anything that
+        :func:`wae_kernels.encode` refuses.
+        """
+        low, high = self.encoder(image, self.image_scale, self.image_shift)
+        return low, high
+
+    def features(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """``(low_features, high_features)`` of ``image``, (N, C, ...) and (N, D, ...)."""
+        low, high = self.decompose(image)
+        return self.low_body(self.low_norm(low)), self.high_body(self.high_norm(high))
+
+    def reconstruct(self, low: Tensor, high: Tensor, size: Sequence[int]) -> Tensor:
+        """The image of ``size`` (H, W) that ``low`` and ``high`` came from, with scale and shift undone.
+
+        Raises RuntimeError without a decoder, and for anything that :func:`wae_kernels.decode` refuses.
+        """
+        if self.decoder is None:
+            raise RuntimeError("the model has no decoder: give WAEClassifier one, or set model.decoder")
+        return reconstruct(self.decoder, low, high, size, self.image_scale, self.image_shift)
 
 
 class FlatClassifier(nn.Sequential):
@@ -103,9 +131,10 @@ def fold_normalization(model: WAEClassifier) -> WAEClassifier:
     """A copy of ``model`` for inference, its two normalisations folded into the encoder's branches.
 
     The scores are those of ``model.eval()``, up to rounding; two passes over ``low`` and ``high`` are saved.
-    A decoder trained with the encoder does not fit the copy's: it reads them before the normalisation.
+    The copy has no decoder: one that was trained with the encoder reads them before the normalisation.
     """
     folded = copy.deepcopy(model).eval()
+    folded.decoder = None
     for branch, name in ((folded.encoder.low, "low_norm"), (folded.encoder.high, "high_norm")):
         norm = getattr(folded, name)
         if isinstance(norm, nn.BatchNorm2d):
@@ -121,5 +150,5 @@ def _fold(norm: nn.BatchNorm2d, branch: nn.Conv2d) -> None:
     assert norm.running_mean is not None
     assert norm.running_var is not None
     factor = (norm.running_var.double() + norm.eps).rsqrt()
-    branch.weight.copy_(branch.weight.double() * factor.view(3, 1, 1, 1))
+    branch.weight.copy_(branch.weight.double() * factor.view(-1, 1, 1, 1))
     branch.bias.copy_((branch.bias.double() - norm.running_mean.double()) * factor)
