@@ -3,10 +3,11 @@
     python benches/gpu/run.py [--seconds 0.3] [--batches 1 8 64] [--out FILE]
 
 All sides of a case get the same inputs: so many sets of them that one round does not fit into the GPU's
-cache. First each side's results are held against the float64 reference; a side beyond SPEC section 5's limit is
-reported with its error and without a time. Then each is recorded as one CUDA graph that goes once through all
-sets (a side that cannot be recorded is launched, and says so), the graphs take turns in random order, CUDA
-events measure each replay, and medians and spread go to benches/results/. Without a GPU it says so and ends.
+cache. First each side's results are held against the float64 reference; a side beyond the limit of SPEC
+section 5 is reported with its error and without a time. Then each is recorded as one CUDA graph that goes
+once through all sets (a side that cannot be recorded is launched, and says so), the graphs take turns in
+random order, CUDA events measure each replay, and medians and spread go to benches/results/. Without a GPU
+it says so and ends.
 """
 
 from __future__ import annotations

@@ -106,6 +106,19 @@ def test_order_of_threads_does_not_matter(mode: str, seed: int) -> None:
     assert torch.equal(got, runner.decode(mode, low, high, decoder, size)[0])
 
 
+@pytest.mark.parametrize("mode", ["float16", "float32"])
+def test_same_bits_on_any_chip(mode: str) -> None:
+    """How a batch is cut into tiles does not show in the results."""
+    dtype, size = DTYPE[mode], (20, 62)
+    image, encoder = cases.picture(2, *size, dtype=dtype), cases.encoder(dtype)
+    few, many = (runner.encode(mode, image, encoder, chip=Chip(80, n))[:2] for n in (1, 40))
+    assert all(torch.equal(a, b) for a, b in zip(few, many, strict=True))
+    low, high = (cases.picture(2, *half(size), dtype=dtype) for _ in range(2))
+    decoder = cases.decoder(dtype)
+    a, b = (runner.decode(mode, low, high, decoder, size, chip=Chip(80, n))[0] for n in (1, 40))
+    assert torch.equal(a, b)
+
+
 # ---------------------------------------------------------------------------------------------------- layouts
 
 
