@@ -11,11 +11,14 @@ process:
 ``cpu:avx2``
 ``cpu:portable``
 ``cuda``                  the compiled kernels for NVIDIA GPUs; tensors on the processor as with ``auto``
+``triton``                Triton's kernels for any GPU; tensors on the processor as with ``auto``
 ========================  ==========================================================================
 """
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import os
 import threading
 from collections.abc import Iterator
@@ -32,6 +35,9 @@ WIDTH = 16
 
 OLDEST_GPU = (7, 5)
 """The compute capability from which the CUDA kernels run."""
+
+OLDEST_TRITON_GPU = (8, 0)
+"""The compute capability from which Triton compiles for NVIDIA's GPUs."""
 
 _KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _lock = threading.Lock()
@@ -61,6 +67,22 @@ def _cuda() -> Backend:
     return Backend("cuda", True, f"built, and {torch.cuda.get_device_name()} runs it")
 
 
+def _triton() -> Backend:
+    if importlib.util.find_spec("triton") is None:
+        return Backend("triton", False, "the package triton is not installed")
+    if not torch.cuda.is_available():
+        why = "there is no GPU here; TRITON_INTERPRET=1 runs torch.ops.wae.encode_triton on the processor"
+        return Backend("triton", False, why)
+    if torch.version.hip is None and torch.cuda.get_device_capability() < OLDEST_TRITON_GPU:
+        return Backend("triton", False, "the GPU is older than compute capability 8.0")
+    return Backend("triton", True, f"compiled at first use for {torch.cuda.get_device_name()}")
+
+
+@functools.cache
+def _triton_works() -> bool:
+    return _triton().available
+
+
 def available() -> list[Backend]:
     """All backends, best first, with the reason why each is or is not available here."""
     found = []
@@ -72,7 +94,7 @@ def available() -> list[Backend]:
             found.append(Backend(name, True, "built, and this processor runs it"))
         else:
             found.append(Backend(name, False, "this processor does not have the instructions"))
-    found.append(_cuda())
+    found += [_cuda(), _triton()]
     found.append(Backend("reference", True, "plain PyTorch operators, on any device"))
     return found
 
@@ -92,10 +114,11 @@ def select(name: str) -> None:
     with _lock:
         _selected = name
         if _load.CPU.library is not None:
-            choice = "auto" if name == "cuda" else name.removeprefix("cpu:")
+            choice = "auto" if name in ("cuda", "triton") else name.removeprefix("cpu:")
             _load.CPU.library.wae_cpu_select(choice.encode())
         if _load.CUDA.library is not None:
-            _load.CUDA.library.wae_cuda_select(name.encode())
+            # The reference's ops, to which the library then hands over, run Triton where it is selected.
+            _load.CUDA.library.wae_cuda_select(b"reference" if name == "triton" else name.encode())
 
 
 def selected() -> str:
@@ -119,11 +142,13 @@ def backend_for(device: torch.device | str, dtype: torch.dtype = torch.float32, 
     device = torch.device(device)
     if _selected == "reference" or dtype not in _KERNEL_DTYPES or width != WIDTH:
         return "reference"
-    if device.type == "cuda" and _load.CUDA.library is not None:
+    if device.type == "cuda" and _load.CUDA.library is not None and _selected != "triton":
         return "cuda"
+    if device.type == "cuda" and _triton_works():
+        return "triton"
     if device.type != "cpu" or _load.CPU.library is None:
         return "reference"
-    if _selected not in ("auto", "cpu", "cuda"):
+    if _selected not in ("auto", "cpu", "cuda", "triton"):
         return _selected
     return next(f"cpu:{c}" for c in CPU_CAPABILITIES if _capability_works(c))
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _load, reference
+from . import _load, backends, reference
 from .checks import (
     DECODER_SHAPES,
     ENCODER_SHAPES,
@@ -35,6 +35,11 @@ _REFERENCE: dict[str, Callable[..., Any]] = {
     "encode_backward": reference.encode_backward,
     "decode_backward": reference.decode_backward,
 }
+_CONV1_WEIGHT = {
+    "encode": list(ENCODER_SHAPES).index("conv1_weight"),
+    "decode": list(DECODER_SHAPES).index("conv1_weight") + 1,
+}
+"""Where it is among the arguments after the first."""
 
 
 # ---------------------------------------------------------------------------------- schemas and fallback
@@ -59,7 +64,7 @@ def _define_reference() -> None:
     """Define ``wae::_<op>_reference`` for every op, and make it the op's kernel where there is no other.
 
     The compiled kernels hand over to ``_<op>_reference`` what they have no fast path for (float64,
-    widths other than 16).
+    widths other than 16), and everything while another backend is selected. On a GPU that may be Triton.
     """
     warn = _warn_once(_load.CPU.why_not) if _load.CPU.library is None else (lambda: None)
     for schema in _load.schemas():
@@ -72,19 +77,39 @@ def _define_reference() -> None:
             warn()
             return function(*args, **kwargs)
 
-        _library.impl(name, fallback, "CompositeExplicitAutograd")
-        _library.impl(f"_{name}_reference", _REFERENCE[name], "CompositeExplicitAutograd")
+        _library.impl(name, _on_gpu_triton(name, fallback), "CompositeExplicitAutograd")
+        _library.impl(
+            f"_{name}_reference", _on_gpu_triton(name, _REFERENCE[name]), "CompositeExplicitAutograd"
+        )
+
+
+def _on_gpu_triton(name: str, otherwise: Callable[..., Any]) -> Callable[..., Any]:
+    """The op ``name`` through Triton where that is to run it (and is then imported), else ``otherwise``."""
+    if name not in _CONV1_WEIGHT:
+        return otherwise
+
+    def function(image: Tensor, *args: Any, **kwargs: Any) -> Any:
+        weight = args[_CONV1_WEIGHT[name]]
+        width = weight.shape[0] if weight.dim() > 0 else 0
+        if backends.backend_for(image.device, weight.dtype, width) == "triton":
+            from . import triton
+
+            return getattr(triton, name)(image, *args, **kwargs)
+        return otherwise(image, *args, **kwargs)
+
+    return function
+
+
+def tf32_allowed() -> bool:
+    """Whether convolutions of float32 may round to tf32, as torch's own setting has it."""
+    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # set at run time
+    return bool(convolutions.fp32_precision == "tf32")
 
 
 def _define_tf32_allowed() -> None:
-    """``wae::_tf32_allowed``, which the CUDA kernels ask: may convolutions of float32 round to tf32?"""
-
-    def allowed() -> bool:
-        convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # set at run time
-        return bool(convolutions.fp32_precision == "tf32")
-
+    """``wae::_tf32_allowed``, which the CUDA kernels ask."""
     _library.define("_tf32_allowed() -> bool")
-    _library.impl("_tf32_allowed", allowed, "CompositeExplicitAutograd")
+    _library.impl("_tf32_allowed", tf32_allowed, "CompositeExplicitAutograd")
 
 
 # -------------------------------------------------------------------------------------------------- fakes
@@ -100,7 +125,7 @@ def _gradients(wanted: bool, tensors: tuple[Tensor, ...]) -> list[Tensor]:
     return [t.new_empty(t.shape if wanted else 0) for t in tensors]
 
 
-def fake_encode(image: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+def _fake_encode(image: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     parameters, scale, shift = args[:_N_PARAMETERS], *_optional(args[_N_PARAMETERS:])
     check_encode(image, parameters, scale, shift)
     shape = (image.shape[0], 3, (image.shape[2] + 1) // 2, (image.shape[3] + 1) // 2)
@@ -114,7 +139,7 @@ def _optional(rest: tuple[Any, ...]) -> tuple[Tensor | None, Tensor | None]:
     return (rest[0] if rest else None, rest[1] if len(rest) > 1 else None)
 
 
-def fake_decode(low: Tensor, high: Tensor, *args: Any) -> Tensor:
+def _fake_decode(low: Tensor, high: Tensor, *args: Any) -> Tensor:
     parameters, output_size = args[:_N_PARAMETERS], args[_N_PARAMETERS]
     check_decode(low, high, parameters, output_size)
     return _empty(low, (low.shape[0], 3, *output_size), low.dtype, reference.format_of(low))
@@ -220,8 +245,8 @@ def _register() -> None:
     _define_reference()
     _define_tf32_allowed()
     fakes: dict[str, Callable[..., Any]] = {
-        "encode": fake_encode,
-        "decode": fake_decode,
+        "encode": _fake_encode,
+        "decode": _fake_decode,
         "encode_backward": _fake_encode_backward,
         "decode_backward": _fake_decode_backward,
     }

@@ -1,0 +1,474 @@
+# Triton compiles these functions: it wants tuples put together with +, and no annotations but constexpr.
+# ruff: noqa: RUF005, SIM108
+# mypy: disable-error-code="no-untyped-def, assignment"
+"""The two kernels: one program carries a tile through all layers. docs/triton.md has the pictures.
+
+Frame
+    A tile of HALF_ROWS x (PITCH / 2 - 4) half-resolution pixels is computed in a frame of 2 * HALF_ROWS + 8
+    rows of PITCH full-resolution pixels, whose corner is 4 pixels above and left of the tile's. All layers
+    use the frame's coordinates. Every 3x3 layer is right one pixel less on each side; what is wrong, or was
+    never written, further out is not used. Pixels outside the picture are stored as zeros: the padding.
+Slab
+    Triton has no shared memory that can be indexed freely. The layers' outputs go to a slab of global memory
+    that belongs to the program and is small enough to stay in the caches: two regions, used in turn, of 16
+    channels a pixel. A tap of a filter is then a block of PITCH x 16 numbers a constant distance away, and
+    three neighbours of 4 channels, or two of 8, are one block. Barriers separate the layers.
+Arithmetic
+    tl.dot of a block, PITCH pixels x 16, and a tap of the filter, 16 x 16 output channels, summed in float32.
+    A block is loaded once for the three rows of the filter: GROUP rows of output come out of GROUP + 2 rows
+    of input.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+CHANNELS = tl.constexpr(16)
+GUARD = tl.constexpr(16)  # plan.GUARD_PIXELS: tests hold them to each other
+STAGED_ROWS = tl.constexpr(4)  # of the image, read at a time
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
+
+@triton.jit
+def _cut(x, BITS: tl.constexpr):
+    """float32 ``x`` rounded, ties to even, to a number whose last BITS bits are zero."""
+    bits = x.to(tl.int32, bitcast=True)
+    bits = (bits + ((1 << (BITS - 1)) - 1) + ((bits >> BITS) & 1)) & -(1 << BITS)
+    return tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
+
+
+@triton.jit
+def _round(x, to, TF32: tl.constexpr):
+    """float32 ``x`` as dtype ``to``; with TF32, rounded to the bits that the products use.
+
+    The tensor cores would cut the other bits off, which makes every product a little too small.
+    """
+    if TF32:
+        x = _cut(x, 13)
+    elif INTERPRETED and to == tl.bfloat16:  # the interpreter, too, would cut
+        x = _cut(x, 16)
+    return x.to(to)
+
+
+@triton.jit
+def _dot(a, b, sums, PRECISION: tl.constexpr):
+    if INTERPRETED:  # which keeps bfloat16 as integers, and would multiply those
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, sums, input_precision=PRECISION)
+
+
+@triton.jit
+def _in_picture(y, x, height, width):
+    return (y >= 0) & (y < height) & (x >= 0) & (x < width)
+
+
+@triton.jit
+def _filter(weight, k, n, ky, kx, mask, CIN: tl.constexpr, CHANNELS_LAST: tl.constexpr, TF32: tl.constexpr):
+    """Elements [n, k, ky, kx] of a (., CIN, 3, 3) weight, contiguous or channels_last; zeros off ``mask``."""
+    if CHANNELS_LAST:
+        offset = (n * 9 + ky * 3 + kx) * CIN + k
+    else:
+        offset = (n * CIN + k) * 9 + ky * 3 + kx
+    value = tl.load(weight + offset, mask=mask, other=0.0)
+    return _round(value.to(tl.float32), weight.dtype.element_ty, TF32)
+
+
+@triton.jit
+def _bias(bias, PITCH: tl.constexpr):
+    n = tl.arange(0, CHANNELS)
+    return tl.broadcast_to(tl.load(bias + n).to(tl.float32)[None, :], (PITCH, CHANNELS))
+
+
+@triton.jit
+def _paired(a, b, n):
+    """Elements n of two tensors of three numbers one behind the other, then zeros, as float32."""
+    first = tl.load(a + n, mask=n < 3, other=0.0)
+    second = tl.load(b + n - 3, mask=(n >= 3) & (n < 6), other=0.0)
+    return first.to(tl.float32) + second.to(tl.float32)
+
+
+@triton.jit
+def _store_layer(
+    region, sums, row, y, x, height, width, PITCH: tl.constexpr, TF32: tl.constexpr
+):  # fmt: skip
+    """A frame row of a ReLU layer into its region; ``y``, ``x`` are its pixels' places in the picture."""
+    m = tl.arange(0, PITCH)
+    n = tl.arange(0, CHANNELS)
+    inside = _in_picture(y, x, height, width)
+    value = tl.where(inside[:, None], tl.maximum(sums, 0.0, propagate_nan=tl.PropagateNan.ALL), 0.0)
+    value = _round(value, region.dtype.element_ty, TF32)
+    tl.store(region + (row * PITCH + m)[:, None] * CHANNELS + n[None, :], value)
+
+
+@triton.jit
+def _convolve_rows(
+    blocks, filters, sums, FIRST: tl.constexpr, TAPS: tl.constexpr, PRECISION: tl.constexpr
+):  # fmt: skip
+    """``sums`` plus one row of a 3x3 layer: TAPS blocks for each of its three rows of input."""
+    for tap in tl.static_range(3 * TAPS):
+        sums = _dot(blocks[FIRST * TAPS + tap], filters[tap], sums, PRECISION)
+    return sums
+
+
+@triton.jit
+def _trunk_blocks(region, row, PITCH: tl.constexpr, GROUP: tl.constexpr):
+    """What GROUP rows of a layer read, from frame row ``row`` - 1 on: a block for each column kx."""
+    m = tl.arange(0, PITCH)
+    n = tl.arange(0, CHANNELS)
+    blocks = ()
+    for i in tl.static_range(GROUP + 2):
+        for kx in tl.static_range(3):
+            pixel = (row + i - 1) * PITCH + m + (kx - 1)
+            blocks = blocks + (tl.load(region + pixel[:, None] * CHANNELS + n[None, :]),)
+    return blocks
+
+
+@triton.jit
+def _trunk_filters(weight, CHANNELS_LAST: tl.constexpr, TF32: tl.constexpr):
+    k = tl.arange(0, CHANNELS)[:, None]
+    n = tl.arange(0, CHANNELS)[None, :]
+    filters = ()
+    for tap in tl.static_range(9):
+        filters = filters + (
+            _filter(weight, k, n, tap // 3, tap % 3, (k < 16) & (n < 16), 16, CHANNELS_LAST, TF32),
+        )
+    return filters
+
+
+@triton.jit
+def _trunk_layer(
+    source, target, weight, bias, y0, x0, height, width, FIRST: tl.constexpr, ROWS: tl.constexpr,
+    PITCH: tl.constexpr, GROUP: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    PRECISION: tl.constexpr, TF32: tl.constexpr,
+):  # fmt: skip
+    """conv k3 s1 p1, 16 -> 16, and ReLU: ROWS frame rows from FIRST on of ``target``, out of ``source``."""
+    filters = _trunk_filters(weight, CHANNELS_LAST, TF32)
+    start = _bias(bias, PITCH)
+    x = x0 + tl.arange(0, PITCH)
+    for row in range(FIRST, FIRST + ROWS, GROUP):
+        blocks = _trunk_blocks(source, row, PITCH, GROUP)
+        for i in tl.static_range(GROUP):
+            sums = _convolve_rows(blocks, filters, start, i, 3, PRECISION)
+            _store_layer(target, sums, row + i, y0 + row + i, x, height, width, PITCH, TF32)
+
+
+# ------------------------------------------------------------------------------------------------- encoder
+
+
+@triton.jit
+def _stage_image(
+    image, scale, shift, region, n, y0, x0, height, width, stride_n, stride_c, stride_y, stride_x,
+    ROWS: tl.constexpr, PITCH: tl.constexpr, TF32: tl.constexpr,
+):  # fmt: skip
+    """The frame of the image, scaled and shifted, into a region of 4 channels a pixel, the fourth zero."""
+    m = tl.arange(0, STAGED_ROWS * PITCH)
+    c = tl.arange(0, 4)
+    picture = image + n.to(tl.int64) * stride_n
+    factor = tl.full((4,), 1.0, tl.float32)
+    offset = tl.full((4,), 0.0, tl.float32)
+    if scale is not None:
+        factor = tl.load(scale + c, mask=c < 3, other=0.0).to(tl.float32)
+    if shift is not None:
+        offset = tl.load(shift + c, mask=c < 3, other=0.0).to(tl.float32)
+    for row in range(0, ROWS, STAGED_ROWS):
+        y = y0 + row + m // PITCH
+        x = x0 + m % PITCH
+        mask = _in_picture(y, x, height, width)[:, None] & (c < 3)[None, :]
+        pixel = y.to(tl.int64) * stride_y + x.to(tl.int64) * stride_x
+        value = tl.load(picture + pixel[:, None] + (c.to(tl.int64) * stride_c)[None, :], mask=mask, other=0)
+        value = value.to(tl.float32)
+        if scale is not None or shift is not None:
+            value = tl.where(mask, value * factor[None, :] + offset[None, :], 0.0)
+        value = _round(value, region.dtype.element_ty, TF32)
+        tl.store(region + (row * PITCH + m)[:, None] * 4 + c[None, :], value)
+
+
+@triton.jit
+def _image_layer(
+    source, target, weight, bias, y0, x0, height, width, ROWS: tl.constexpr, PITCH: tl.constexpr,
+    GROUP: tl.constexpr, CHANNELS_LAST: tl.constexpr, PRECISION: tl.constexpr, TF32: tl.constexpr,
+):  # fmt: skip
+    """conv1, 3 -> 16, and ReLU, from frame row 1 on. A block is three pixels of 4 channels, and 4 zeros."""
+    m = tl.arange(0, PITCH)
+    k = tl.arange(0, 16)
+    n = tl.arange(0, CHANNELS)[None, :]
+    filters = ()
+    for ky in tl.static_range(3):
+        column, channel = (k // 4)[:, None], (k % 4)[:, None]
+        used = (channel < 3) & (column < 3) & (n < CHANNELS)
+        filters = filters + (_filter(weight, channel, n, ky, column, used, 3, CHANNELS_LAST, TF32),)
+    start = _bias(bias, PITCH)
+    for row in range(1, 1 + ROWS, GROUP):
+        blocks = ()
+        for i in tl.static_range(GROUP + 2):
+            pixel = (row + i - 1) * PITCH + m - 1
+            blocks = blocks + (
+                tl.load(source + pixel[:, None] * 4 + k[None, :], mask=(k < 12)[None, :], other=0.0),
+            )
+        for i in tl.static_range(GROUP):
+            sums = _convolve_rows(blocks, filters, start, i, 1, PRECISION)
+            _store_layer(target, sums, row + i, y0 + row + i, x0 + m, height, width, PITCH, TF32)
+
+
+@triton.jit
+def _heads(
+    source, low_weight, low_bias, high_weight, high_bias, low, high, n, i0, j0, half_height, half_width,
+    stride_n, stride_c, stride_y, stride_x, HALF_ROWS: tl.constexpr, PITCH: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, PRECISION: tl.constexpr, TF32: tl.constexpr,
+):  # fmt: skip
+    """low and high, 16 -> 3 with stride 2, in columns 0..2 and 3..5 of one layer. Two rows at a time."""
+    m = tl.arange(0, PITCH)
+    k = tl.arange(0, CHANNELS)
+    c = tl.arange(0, CHANNELS)[None, :]
+    filters = ()
+    for tap in tl.static_range(9):
+        of_low = (c < 3) & (k[:, None] < CHANNELS)
+        of_high = (c >= 3) & (c < 6) & (k[:, None] < CHANNELS)
+        tap_low = _filter(low_weight, k[:, None], c, tap // 3, tap % 3, of_low, 16, CHANNELS_LAST, TF32)
+        tap_high = _filter(
+            high_weight, k[:, None], c - 3, tap // 3, tap % 3, of_high, 16, CHANNELS_LAST, TF32
+        )
+        filters = filters + (tap_low + tap_high,)
+    start = tl.broadcast_to(_paired(low_bias, high_bias, c), (PITCH, CHANNELS))
+    HALF_PITCH: tl.constexpr = PITCH // 2
+    j = m % HALF_PITCH
+    base = n.to(tl.int64) * stride_n
+    for row in range(0, HALF_ROWS, 2):
+        i = row + m // HALF_PITCH
+        sums = start
+        for tap in tl.static_range(9):
+            pixel = (2 * i + 3 + tap // 3) * PITCH + 2 * j + 3 + tap % 3
+            block = tl.load(source + pixel[:, None] * CHANNELS + k[None, :])
+            sums = _dot(block, filters[tap], sums, PRECISION)
+        wanted = (i < HALF_ROWS) & (j < HALF_PITCH - 4) & (i0 + i < half_height) & (j0 + j < half_width)
+        pixel = base + (i0 + i).to(tl.int64) * stride_y + (j0 + j).to(tl.int64) * stride_x
+        value = _round(sums, low.dtype.element_ty, False)
+        to_low = low + pixel[:, None] + c.to(tl.int64) * stride_c
+        tl.store(to_low, value, mask=wanted[:, None] & (c < 3))
+        to_high = high + pixel[:, None] + (c - 3).to(tl.int64) * stride_c
+        tl.store(to_high, value, mask=wanted[:, None] & (c >= 3) & (c < 6))
+
+
+@triton.jit(
+    do_not_specialize=["height", "width", "tiles", "tiles_down", "tiles_across"],
+    do_not_specialize_on_alignment=[
+        "image", "conv1_weight", "conv1_bias", "conv2_weight", "conv2_bias", "conv3_weight", "conv3_bias",
+        "low_weight", "low_bias", "high_weight", "high_bias", "image_scale", "image_shift", "low", "high",
+        "image_n", "image_c", "image_y", "image_x", "out_n", "out_c", "out_y", "out_x",
+    ],
+)  # fmt: skip
+def encode_kernel(
+    image, conv1_weight, conv1_bias, conv2_weight, conv2_bias, conv3_weight, conv3_bias,
+    low_weight, low_bias, high_weight, high_bias, image_scale, image_shift, low, high, slab,
+    height, width, tiles, tiles_down, tiles_across,
+    image_n, image_c, image_y, image_x, out_n, out_c, out_y, out_x,
+    HALF_ROWS: tl.constexpr, PITCH: tl.constexpr, GROUP: tl.constexpr, REGION: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """wae::encode. ``*_n/_c/_y/_x`` are strides; ``slab`` has 2 * REGION numbers for each program."""
+    TF32: tl.constexpr = PRECISION == "tf32"
+    first = slab + tl.program_id(0).to(tl.int64) * (2 * REGION) + GUARD * CHANNELS
+    second = first + REGION
+    half_height = (height + 1) // 2
+    half_width = (width + 1) // 2
+    for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
+        i0 = tile // tiles_across % tiles_down * HALF_ROWS
+        j0 = tile % tiles_across * (PITCH // 2 - 4)
+        n = tile // tiles_across // tiles_down
+        y0 = 2 * i0 - 4
+        x0 = 2 * j0 - 4
+        _stage_image(
+            image, image_scale, image_shift, second, n, y0, x0, height, width,
+            image_n, image_c, image_y, image_x, 2 * HALF_ROWS + 8, PITCH, TF32,
+        )  # fmt: skip
+        tl.debug_barrier()
+        _image_layer(
+            second, first, conv1_weight, conv1_bias, y0, x0, height, width,
+            2 * HALF_ROWS + 5, PITCH, GROUP, CHANNELS_LAST, PRECISION, TF32,
+        )  # fmt: skip
+        tl.debug_barrier()
+        _trunk_layer(
+            first, second, conv2_weight, conv2_bias, y0, x0, height, width,
+            2, 2 * HALF_ROWS + 3, PITCH, GROUP, CHANNELS_LAST, PRECISION, TF32,
+        )  # fmt: skip
+        tl.debug_barrier()
+        _trunk_layer(
+            second, first, conv3_weight, conv3_bias, y0, x0, height, width,
+            3, 2 * HALF_ROWS + 1, PITCH, GROUP, CHANNELS_LAST, PRECISION, TF32,
+        )  # fmt: skip
+        tl.debug_barrier()
+        _heads(
+            first, low_weight, low_bias, high_weight, high_bias, low, high,
+            n, i0, j0, half_height, half_width, out_n, out_c, out_y, out_x,
+            HALF_ROWS, PITCH, CHANNELS_LAST, PRECISION, TF32,
+        )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------- decoder
+
+
+@triton.jit
+def _stage_halves(
+    low, high, region, n, i0, j0, half_height, half_width,
+    low_n, low_c, low_y, low_x, high_n, high_c, high_y, high_x,
+    ROWS: tl.constexpr, PITCH: tl.constexpr, TF32: tl.constexpr,
+):  # fmt: skip
+    """low and high into a region of PITCH / 2 pixels a row and 8 channels a pixel: 3 and 3, and two zeros."""
+    HALF_PITCH: tl.constexpr = PITCH // 2
+    m = tl.arange(0, STAGED_ROWS * HALF_PITCH)
+    c = tl.arange(0, 8)[None, :]
+    for row in range(0, ROWS, STAGED_ROWS):
+        i = i0 + row + m // HALF_PITCH
+        j = j0 + m % HALF_PITCH
+        inside = _in_picture(i, j, half_height, half_width)[:, None]
+        i, j = i.to(tl.int64)[:, None], j.to(tl.int64)[:, None]
+        at_low = n.to(tl.int64) * low_n + i * low_y + j * low_x + c.to(tl.int64) * low_c
+        at_high = n.to(tl.int64) * high_n + i * high_y + j * high_x + (c - 3).to(tl.int64) * high_c
+        of_low = tl.load(low + at_low, mask=inside & (c < 3), other=0.0)
+        of_high = tl.load(high + at_high, mask=inside & (c >= 3) & (c < 6), other=0.0)
+        value = _round(tl.where(c < 3, of_low, of_high).to(tl.float32), region.dtype.element_ty, TF32)
+        tl.store(region + (row * HALF_PITCH + m)[:, None] * 8 + c, value)
+
+
+@triton.jit
+def _up_filter(
+    low_weight, high_weight, ky: tl.constexpr, right: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    TF32: tl.constexpr,
+):  # fmt: skip
+    """The (16, 16) filter of the transposed layer for a block of two half-resolution pixels of 8 channels.
+
+    ``ky`` is its row; ``right`` tells the odd output columns, which see both pixels, from the even ones,
+    which see the first alone.
+    """
+    k = tl.arange(0, 16)[:, None]
+    n = tl.arange(0, CHANNELS)[None, :]
+    second, c = k // 8, k % 8
+    kx = tl.where(second == 1, 0, 1 + right)
+    used = (second <= right) & (n < CHANNELS)
+    # A transposed convolution's weight is (3, 16, 3, 3): the roles of the first two dimensions are exchanged.
+    of_low = _filter(low_weight, n, c, ky, kx, used & (c < 3), CHANNELS, CHANNELS_LAST, TF32)
+    of_high = _filter(high_weight, n, c - 3, ky, kx, used & (c >= 3) & (c < 6), CHANNELS, CHANNELS_LAST, TF32)
+    return of_low + of_high
+
+
+@triton.jit
+def _up_layer(
+    source, target, low_weight, low_bias, high_weight, high_bias, y0, x0, height, width,
+    ROWS: tl.constexpr, PITCH: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    PRECISION: tl.constexpr, TF32: tl.constexpr,
+):  # fmt: skip
+    """The transposed convolutions, summed, and ReLU: ROWS half-resolution rows to 2 * ROWS, two at a time.
+
+    y = 2 i - 1 + ky: an even row comes from one half-resolution row, an odd one from two; columns likewise.
+    """
+    HALF_PITCH: tl.constexpr = PITCH // 2
+    m = tl.arange(0, PITCH)
+    k = tl.arange(0, 16)
+    n = tl.arange(0, CHANNELS)
+    start = _bias(low_bias, PITCH) + _bias(high_bias, PITCH)
+    for right in tl.static_range(2):
+        here = _up_filter(low_weight, high_weight, 1, right, CHANNELS_LAST, TF32)
+        above = _up_filter(low_weight, high_weight, 2, right, CHANNELS_LAST, TF32)
+        below = _up_filter(low_weight, high_weight, 0, right, CHANNELS_LAST, TF32)
+        x = 2 * (m % HALF_PITCH) + right
+        for row in range(0, ROWS, 2):
+            used = (k < 8 + 8 * right)[None, :]
+            block = source + (row * HALF_PITCH + m)[:, None] * 8 + k[None, :]
+            this = tl.load(block, mask=used, other=0.0)
+            following = tl.load(block + HALF_PITCH * 8, mask=used, other=0.0)
+            even = _dot(this, here, start, PRECISION)
+            odd = _dot(this, above, start, PRECISION)
+            odd = _dot(following, below, odd, PRECISION)
+            y = 2 * (row + m // HALF_PITCH)
+            for down in tl.static_range(2):
+                sums = odd if down else even
+                inside = _in_picture(y0 + y + down, x0 + x, height, width)[:, None]
+                value = tl.where(inside, tl.maximum(sums, 0.0, propagate_nan=tl.PropagateNan.ALL), 0.0)
+                value = _round(value, target.dtype.element_ty, TF32)
+                pixel = (y + down) * PITCH + x
+                tl.store(target + pixel[:, None] * CHANNELS + n[None, :], value)
+
+
+@triton.jit
+def _picture_layer(
+    source, weight, bias, image, n, y0, x0, height, width, stride_n, stride_c, stride_y, stride_x,
+    ROWS: tl.constexpr, PITCH: tl.constexpr, GROUP: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    PRECISION: tl.constexpr, TF32: tl.constexpr,
+):  # fmt: skip
+    """conv3, 16 -> 3 in 3 of 16 columns: frame rows 4 to 3 + ROWS, columns 4 to PITCH - 5, to the image."""
+    m = tl.arange(0, PITCH)
+    k = tl.arange(0, CHANNELS)[:, None]
+    c = tl.arange(0, CHANNELS)[None, :]
+    filters = ()
+    for tap in tl.static_range(9):
+        used = (c < 3) & (k < CHANNELS)
+        filters = filters + (_filter(weight, k, c, tap // 3, tap % 3, used, 16, CHANNELS_LAST, TF32),)
+    start = tl.broadcast_to(tl.load(bias + c, mask=c < 3, other=0.0).to(tl.float32), (PITCH, CHANNELS))
+    x = x0 + m
+    in_columns = (m >= 4) & (m < PITCH - 4) & (x < width)
+    picture = image + n.to(tl.int64) * stride_n
+    columns = (x.to(tl.int64) * stride_x)[:, None] + c.to(tl.int64) * stride_c
+    for row in range(4, 4 + ROWS, GROUP):
+        blocks = _trunk_blocks(source, row, PITCH, GROUP)
+        for i in tl.static_range(GROUP):
+            sums = _convolve_rows(blocks, filters, start, i, 3, PRECISION)
+            y = y0 + row + i
+            wanted = in_columns & (row + i < 4 + ROWS) & (y < height)
+            place = picture + tl.cast(y, tl.int64) * stride_y + columns
+            tl.store(place, _round(sums, image.dtype.element_ty, False), mask=wanted[:, None] & (c < 3))
+
+
+@triton.jit(
+    do_not_specialize=["height", "width", "tiles", "tiles_down", "tiles_across"],
+    do_not_specialize_on_alignment=[
+        "low", "high", "low_weight", "low_bias", "high_weight", "high_bias", "conv1_weight", "conv1_bias",
+        "conv2_weight", "conv2_bias", "conv3_weight", "conv3_bias", "image",
+        "low_n", "low_c", "low_y", "low_x", "high_n", "high_c", "high_y", "high_x",
+        "out_n", "out_c", "out_y", "out_x",
+    ],
+)  # fmt: skip
+def decode_kernel(
+    low, high, low_weight, low_bias, high_weight, high_bias,
+    conv1_weight, conv1_bias, conv2_weight, conv2_bias, conv3_weight, conv3_bias, image, slab,
+    height, width, tiles, tiles_down, tiles_across,
+    low_n, low_c, low_y, low_x, high_n, high_c, high_y, high_x, out_n, out_c, out_y, out_x,
+    HALF_ROWS: tl.constexpr, PITCH: tl.constexpr, GROUP: tl.constexpr, REGION: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """wae::decode. ``*_n/_c/_y/_x`` are strides; ``slab`` has 2 * REGION numbers for each program."""
+    TF32: tl.constexpr = PRECISION == "tf32"
+    first = slab + tl.program_id(0).to(tl.int64) * (2 * REGION) + GUARD * CHANNELS
+    second = first + REGION
+    half_height = (height + 1) // 2
+    half_width = (width + 1) // 2
+    for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
+        i0 = tile // tiles_across % tiles_down * HALF_ROWS
+        j0 = tile % tiles_across * (PITCH // 2 - 4)
+        n = tile // tiles_across // tiles_down
+        y0 = 2 * i0 - 4
+        x0 = 2 * j0 - 4
+        _stage_halves(
+            low, high, second, n, i0 - 2, j0 - 2, half_height, half_width,
+            low_n, low_c, low_y, low_x, high_n, high_c, high_y, high_x, HALF_ROWS + 4, PITCH, TF32,
+        )  # fmt: skip
+        tl.debug_barrier()
+        _up_layer(
+            second, first, low_weight, low_bias, high_weight, high_bias, y0, x0, height, width,
+            HALF_ROWS + 4, PITCH, CHANNELS_LAST, PRECISION, TF32,
+        )  # fmt: skip
+        tl.debug_barrier()
+        _trunk_layer(
+            first, second, conv1_weight, conv1_bias, y0, x0, height, width,
+            2, 2 * HALF_ROWS + 4, PITCH, GROUP, CHANNELS_LAST, PRECISION, TF32,
+        )  # fmt: skip
+        tl.debug_barrier()
+        _trunk_layer(
+            second, first, conv2_weight, conv2_bias, y0, x0, height, width,
+            3, 2 * HALF_ROWS + 2, PITCH, GROUP, CHANNELS_LAST, PRECISION, TF32,
+        )  # fmt: skip
+        tl.debug_barrier()
+        _picture_layer(
+            first, conv3_weight, conv3_bias, image, n, y0, x0, height, width, out_n, out_c, out_y, out_x,
+            2 * HALF_ROWS, PITCH, GROUP, CHANNELS_LAST, PRECISION, TF32,
+        )  # fmt: skip

@@ -1,0 +1,143 @@
+"""The Python side of a launch: a kernel's arguments and outputs, out of an op's checked arguments."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from wae_kernels.reference import format_of
+from wae_kernels.registration import tf32_allowed
+
+from . import stored
+from .plan import CHANNELS, Device, Plan, Tile, plan
+
+INTERPRETED = bool(triton.knobs.runtime.interpret)
+"""Whether the kernels run in Triton's interpreter on the CPU: TRITON_INTERPRET=1 when this was imported."""
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def has_kernel(device: torch.device, dtype: torch.dtype, width: int) -> bool:
+    """Whether the kernels run parameters like these; what they do not goes to the reference."""
+    return dtype in DTYPES and width == CHANNELS and device.type == ("cpu" if INTERPRETED else "cuda")
+
+
+@functools.cache
+def device_of(device: torch.device) -> Device:
+    """What a plan must know of ``device``; for the interpreter, a device that two programs fill."""
+    if device.type != "cuda":
+        return Device("interpreter", 2, 1 << 20)
+    properties = torch.cuda.get_device_properties(device)
+    return Device(properties.name, properties.multi_processor_count, properties.L2_cache_size)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel's launch, ready: its outputs, plan, arguments in order, and compile-time arguments by name."""
+
+    outputs: tuple[Tensor, ...]
+    plan: Plan
+    arguments: list[Any]
+    options: dict[str, Any]
+
+
+def _precision(dtype: torch.dtype) -> str:
+    """The arithmetic of float32 products: TF32 only where torch's own convolutions may use it."""
+    allowed = dtype == torch.float32 and torch.version.hip is None and tf32_allowed()
+    return "tf32" if allowed else "ieee"
+
+
+def _dense(parameters: Sequence[Tensor]) -> tuple[list[Tensor], bool]:
+    """The parameters, dense in one of two layouts, and whether that is channels_last.
+
+    They are passed as they are if all are contiguous, or all convolutions' weights channels_last, as
+    ``Module.to(memory_format=...)`` leaves them. Of any others, those that do not fit are copied.
+    """
+    convolutions = [p for p in parameters if p.dim() == 4]
+    channels_last = all(p.is_contiguous(memory_format=torch.channels_last) for p in convolutions)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    dense = [p.contiguous(memory_format=layout) if p.dim() == 4 else p.contiguous() for p in parameters]
+    return dense, channels_last
+
+
+def _launch(
+    op: str,
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    affine: Sequence[Tensor | None],
+    outputs: tuple[Tensor, ...],
+    shape: Sequence[int],
+    device: Device | None,
+    tile: Tile | None,
+) -> Launch:
+    dense, channels_last = _dense(parameters)
+    like = dense[0]
+    device = device or device_of(like.device)
+    tile = tile or stored.choice(op, device, like.dtype, shape)
+    chosen = plan(shape[0], shape[2], shape[3], like.element_size(), device, [tile] if tile else ())
+    slab = like.new_empty(chosen.slab_elements)
+    strides = [stride for tensor in (*inputs, outputs[0]) for stride in tensor.stride()]
+    options = {
+        "HALF_ROWS": chosen.tile.half_rows,
+        "PITCH": chosen.tile.pitch,
+        "GROUP": chosen.tile.group,
+        "REGION": chosen.tile.region,
+        "CHANNELS_LAST": channels_last,
+        "PRECISION": _precision(like.dtype),
+        "num_warps": chosen.tile.warps,
+        "num_stages": chosen.tile.stages,
+    }
+    tiling = (chosen.tiles, chosen.tiles_down, chosen.tiles_across)
+    arguments = [*inputs, *dense, *affine, *outputs, slab, *shape[2:], *tiling, *strides]
+    return Launch(outputs, chosen, arguments, options)
+
+
+def launch_encode(
+    image: Tensor,
+    parameters: Sequence[Tensor],
+    image_scale: Tensor | None = None,
+    image_shift: Tensor | None = None,
+    device: Device | None = None,
+    tile: Tile | None = None,
+) -> Launch:
+    """The launch of ``encode_kernel`` for checked arguments with at least one picture.
+
+    ``tile`` overrides the choice that :func:`wae_kernels.triton.tune` stored and the short list, ``device``
+    the one where the arguments are. Both are for tests and for tuning.
+    """
+    affine = [None if t is None else t.contiguous() for t in (image_scale, image_shift)]
+    return _launch(
+        "encode", [image], parameters, affine, halves(image, parameters[0]), image.shape, device, tile
+    )
+
+
+def launch_decode(
+    low: Tensor,
+    high: Tensor,
+    parameters: Sequence[Tensor],
+    output_size: Sequence[int],
+    device: Device | None = None,
+    tile: Tile | None = None,
+) -> Launch:
+    """The launch of ``decode_kernel``, as :func:`launch_encode` is that of ``encode_kernel``."""
+    out = picture(low, output_size)
+    return _launch("decode", [low, high], parameters, [], (out,), out.shape, device, tile)
+
+
+def halves(image: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Empty ``low`` and ``high`` of an image, in the dtype of ``like`` and the image's memory format."""
+    shape = (image.shape[0], 3, (image.shape[2] + 1) // 2, (image.shape[3] + 1) // 2)
+    low = torch.empty(shape, dtype=like.dtype, device=image.device, memory_format=format_of(image))
+    return low, torch.empty_like(low)
+
+
+def picture(low: Tensor, output_size: Sequence[int]) -> Tensor:
+    """An empty image of ``output_size``, in the dtype and memory format of ``low``."""
+    shape = (low.shape[0], 3, *output_size)
+    return torch.empty(shape, dtype=low.dtype, device=low.device, memory_format=format_of(low))
