@@ -35,11 +35,18 @@ class Cell:
 
 
 CELLS = [
-    Cell(b.name, why_not="" if b.available else b.reason) for b in backends.available() if b.name != "cuda"
+    Cell(b.name, "cuda" if b.name in ("cuda", "triton") else "cpu", "" if b.available else b.reason)
+    for b in backends.available()
 ]
-CELLS.append(Cell("auto", "cuda", why_not="" if torch.cuda.is_available() else "no GPU here"))
-HOSTS = [Cell("auto"), *CELLS[-2:]]
+CELLS.append(Cell("reference", "cuda", "" if torch.cuda.is_available() else "there is no GPU here"))
+HOSTS = [Cell("auto"), *(c for c in CELLS if not c.name.startswith("cpu:"))]
 """The same without the variants of one kernel: for what only the code around the kernels decides."""
+
+
+def as_params(cells: Sequence[Cell]) -> list[Any]:
+    """The cells as pytest's parameters, those that need a GPU marked so."""
+    return [pytest.param(c, id=str(c), marks=[pytest.mark.gpu] if c.device == "cuda" else []) for c in cells]
+
 
 SIZES = [
     (1, 1), (1, 2), (2, 1), (2, 2), (3, 5), (5, 4), (1, 7), (7, 1), (1, 300), (300, 1),

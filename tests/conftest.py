@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 import torch
-from cases import CELLS, Cell
+from cases import CELLS, Cell, as_params
 
 from wae_kernels import backends
 
@@ -75,7 +75,7 @@ def poisoned_memory() -> Iterator[None]:
     torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
 
 
-@pytest.fixture(params=CELLS, ids=str)
+@pytest.fixture(params=as_params(CELLS))
 def cell(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cell]:
     """Each backend (and device) in turn, selected; skipped with the reason where it cannot run."""
     cell: Cell = request.param

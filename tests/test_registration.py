@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from cases import (
     Cell,
     affine,
     arguments_of,
+    as_params,
     as_tuple,
     encoder,
     is_laid_out_like,
@@ -32,7 +34,7 @@ from wae_kernels import nn as wae_nn
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
-on_hosts = pytest.mark.parametrize("cell", HOSTS, ids=str, indirect=True)
+on_hosts = pytest.mark.parametrize("cell", as_params(HOSTS), indirect=True)
 
 
 class AutoEncoder(nn.Module):
@@ -396,3 +398,17 @@ def test_two_models_in_turns_keep_their_weights(cell: Cell) -> None:
     for _ in range(3):
         for model, out in zip(models, once, strict=True):
             assert torch.equal(model(low, high, (12, 17)), out)
+
+
+def test_models_in_threads_of_their_own(cell: Cell) -> None:
+    """Serving: several models at once, which share the kernels' store of laid-out weights."""
+    models = [wae_nn.Encoder().to(cell.device).requires_grad_(False) for _ in range(8)]
+    image = picture(1, 12, 17, device=cell.device)
+    alone = [torch.cat(model(image)) for model in models]
+
+    def serve(model: wae_nn.Encoder) -> list[Tensor]:
+        return [torch.cat(model(image)) for _ in range(10)]
+
+    with ThreadPoolExecutor(4) as pool:
+        for out, served in zip(alone, pool.map(serve, models), strict=True):
+            assert all(torch.equal(out, one) for one in served)

@@ -1,0 +1,96 @@
+"""How much memory the ops take beyond their inputs and outputs, asked of the system in a fresh process."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cases import CELLS
+
+THREADS = 2
+LIMIT = 2_000_000 * THREADS
+NOISE = 500_000
+"""What the interpreter and the allocator may take meanwhile: page tables, arenas, a few Python objects."""
+
+CASES = {
+    "encode": ("encode", "nchw", "float32"),
+    "encode_photo": ("encode", "channels_last", "uint8"),
+    "decode": ("decode", "nchw", "float32"),
+    "decode_photo": ("decode", "channels_last", "float32"),
+    "encode_backward": ("encode_backward", "nchw", "float32"),
+    "decode_backward": ("decode_backward", "channels_last", "float32"),
+}
+
+PROGRAM = """
+import json, sys, torch
+from cases import arguments_of, as_tuple
+
+def status(name):
+    lines = open("/proc/self/status").read().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+def extra(op, layout, dtype, size):
+    arguments = arguments_of(op, layout, size=size)
+    if dtype == "uint8":
+        arguments[0] = (arguments[0] * 50 + 128).clamp(0, 255).to(torch.uint8)
+    open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
+    before = status("VmRSS")
+    outputs = as_tuple(getattr(torch.ops.wae, op)(*arguments))
+    return status("VmHWM") - before - sum(out.nbytes for out in outputs)
+
+threads, size, cases = json.loads(sys.argv[1])
+torch.set_num_threads(threads)
+torch.rand(1000, 1000).exp()  # starts the threads
+for case in cases.values():
+    extra(*case, (8, 8))  # code pages; too small to leave a working memory behind that would count
+print(json.dumps({name: extra(*case, size) for name, case in cases.items()}))
+"""
+
+
+def can_reset_the_peak() -> bool:
+    return os.access("/proc/self/clear_refs", os.W_OK)
+
+
+@functools.cache
+def measured(backend: str, height: int = 1024, width: int = 2048) -> dict[str, int]:
+    """Bytes beyond inputs and outputs, by case, for two pictures of this size."""
+    environment = {
+        **os.environ,
+        "WAE_BACKEND": backend,
+        "PYTHONPATH": str(Path(__file__).parent),
+        # Freed memory goes back to the system at once: no output comes to lie in what was counted before.
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "MALLOC_TRIM_THRESHOLD_": "65536",
+    }
+    command = [sys.executable, "-c", PROGRAM, json.dumps([THREADS, [height, width], CASES])]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=True)
+    numbers: dict[str, int] = json.loads(result.stdout)
+    return numbers
+
+
+pytestmark = pytest.mark.skipif(
+    not can_reset_the_peak(), reason="only Linux tells and resets a process's peak of memory"
+)
+
+
+@pytest.mark.parametrize(
+    "backend",
+    ["cpu:avx512", *(pytest.param(f"cpu:{c}", marks=pytest.mark.slow) for c in ("avx2", "portable"))],
+)
+@pytest.mark.parametrize("case", CASES)
+def test_extra_memory(case: str, backend: str) -> None:
+    why_not = next(c.why_not for c in CELLS if c.name == backend)
+    if why_not:
+        pytest.skip(f"{backend}: {why_not}")
+    extra = measured(backend)[case]
+    assert extra <= LIMIT + NOISE, f"{extra / 1e6:.2f} MB beyond inputs and outputs on {THREADS} threads"
+
+
+def test_the_measurement_sees_what_is_taken() -> None:
+    """The reference keeps whole layers of 16 channels, here of 4.2 MB each."""
+    assert all(extra > 4.2e6 for extra in measured("reference", 128, 256).values())
