@@ -244,7 +244,7 @@ __device__ void run_ends(const Self& self, FirstLayer<kMode>& first, Layer<kMode
     reader.ask(p, read_at);
     const bool first_active = first_at.active(4), last_active = last_at.active(2);
     if (first_active) first.compute(oldest, middle);
-    if (last_active) last.add(slot<kMode>(shared + kLayout.last, kRowPair, parity ^ 1));
+    if (last_active) last.add(slot<kMode>(shared + kLayout.last, kRowPair, parity ^ 1), last_at.is_last(2));
     if constexpr (row_slots(kMode) == 1) meet();
     if (first_active)
       first.store_row(self, p, first_at, slot<kMode>(shared + kLayout.first, kRowPair, parity));

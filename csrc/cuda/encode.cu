@@ -60,8 +60,8 @@ struct Reader {
 
   __device__ void ask(const EncodeParameters& p, const Cursor& cursor) {
     const int x = 2 * cursor.x - 4 + column, y = 2 * (cursor.y + cursor.phase) - 4 + row;
-    is_inside = cursor.active(kHaloPairs) && column < 2 * p.tiling.tile_width + 7 && inside(x, 0, p.width) &&
-                inside(y, 0, p.height);
+    is_inside = cursor.active(kHaloPairs) && !(row == 1 && cursor.is_last(kHaloPairs)) &&
+                column < 2 * p.tiling.tile_width + 7 && inside(x, 0, p.width) && inside(y, 0, p.height);
     if (!is_inside) return;
     const int64_t* stride = p.image.stride;
     const int64_t at = int64_t{cursor.picture} * stride[0] + y * stride[2] + x * stride[3];
@@ -288,9 +288,19 @@ struct Heads {
   // Column x of the 3 x 3 window: even pixel i, odd pixel i, even pixel i + 1.
   static __device__ __forceinline__ int column_offset(int x) { return x == 1 ? kParityHalf : x / 2 * 16; }
 
-  __device__ void add(uint32_t pair) {
+  // Of a tile's last pair only the upper row is needed.
+  __device__ void add(uint32_t pair, bool is_last) {
+    if (is_last) {
+      add_rows<1>(pair);
+    } else {
+      add_rows<kPair>(pair);
+    }
+  }
+
+  template <int kRows>
+  __device__ __forceinline__ void add_rows(uint32_t pair) {
 #pragma unroll
-    for (int row = 0; row < kPair; ++row) {
+    for (int row = 0; row < kRows; ++row) {
 #pragma unroll
       for (int x = 0; x < 3; ++x) {
         const uint32_t address = pair + pixels + row * kRow + column_offset(x);
@@ -380,7 +390,7 @@ __device__ void run_ends(const Self& self, FirstLayer<kMode>& first, Heads<kMode
     reader.ask(p, read_at);
     const bool first_active = first_at.active(3), last_active = has_head && last_at.active(1);
     if (first_active) first.compute(self, oldest, middle);
-    if (last_active) heads.add(slot<kMode>(shared + kLayout.last, kLastPair, parity ^ 1));
+    if (last_active) heads.add(slot<kMode>(shared + kLayout.last, kLastPair, parity ^ 1), last_at.is_last(1));
     if constexpr (row_slots(kMode) == 1) meet();
     if (first_active)
       first.store_rows(self, p, first_at, slot<kMode>(shared + kLayout.first, kFirstPair, parity));

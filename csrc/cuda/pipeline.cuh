@@ -89,6 +89,8 @@ struct Cursor {
   __device__ bool active(int more) const {
     return phase >= 0 && phase < tiling.tile_height + more && tile < tiling.tiles;
   }
+  // Whether this is the last pair that such a stage takes of a tile.
+  __device__ bool is_last(int more) const { return phase == tiling.tile_height + more - 1; }
 };
 
 // Lags of the stages, in steps. A pair read in step p is in shared memory at the end of step p + 1. The first
@@ -272,18 +274,29 @@ struct Layer {
     }
   }
 
-  // Adds the pair of rows at `pair`: row r of it is tap row y of output row r + 2 - y.
-  __device__ void add(uint32_t pair) {
-    if constexpr (is_plain(kMode)) {
-      add_plain(pair);
+  // Adds the pair of rows at `pair`: row r of it is tap row y of output row r + 2 - y. Of a tile's last pair
+  // only the upper row is needed.
+  __device__ void add(uint32_t pair, bool is_last) {
+    if (is_last) {
+      add_rows<1>(pair);
     } else {
-      add_tables(pair);
+      add_rows<kPair>(pair);
     }
   }
 
-  __device__ void add_tables(uint32_t pair) {
+  template <int kRows>
+  __device__ __forceinline__ void add_rows(uint32_t pair) {
+    if constexpr (is_plain(kMode)) {
+      add_plain<kRows>(pair);
+    } else {
+      add_tables<kRows>(pair);
+    }
+  }
+
+  template <int kRows>
+  __device__ __forceinline__ void add_tables(uint32_t pair) {
 #pragma unroll
-    for (int row = 0; row < kPair; ++row) {
+    for (int row = 0; row < kRows; ++row) {
 #pragma unroll
       for (int x = 0; x < 3; ++x) {
 #pragma unroll
@@ -303,14 +316,15 @@ struct Layer {
   }
 
   // A lane's pixels and channels are those of the mma tables; a weight serves both rows and both pixels.
-  __device__ void add_plain(uint32_t pair) {
+  template <int kRows>
+  __device__ __forceinline__ void add_plain(uint32_t pair) {
 #pragma unroll 1
     for (int x = 0; x < 3; ++x) {
 #pragma unroll 1
       for (int plane = 0; plane < 4; ++plane) {
-        float value[kPair][2][4];
+        float value[kRows][2][4];
 #pragma unroll
-        for (int row = 0; row < kPair; ++row) {
+        for (int row = 0; row < kRows; ++row) {
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
             const float4 four = load_4(pair + pixels + row * kRow + (x + 8 * half) * 16 + plane * kRowPlane);
@@ -325,7 +339,7 @@ struct Layer {
             float weight[2 * kBlocks];
             load_weights(weight, plain_weights + ((3 * y + x) * 16 + 4 * plane + i) * 32 * kBlocks);
 #pragma unroll
-            for (int row = 0; row < kPair; ++row) {
+            for (int row = 0; row < kRows; ++row) {
 #pragma unroll
               for (int half = 0; half < 2; ++half) {
 #pragma unroll
@@ -389,7 +403,7 @@ __device__ void run_trunk(const Self& self, Layer<kMode, 2>& layer, const Tiling
   int parity = 0;
   for (; steps > 0; --steps, parity ^= 1, cursor.advance()) {
     const bool active = cursor.active(stage.more);
-    if (active) layer.add(slot<kMode>(from, kFromPair, parity ^ 1));
+    if (active) layer.add(slot<kMode>(from, kFromPair, parity ^ 1), cursor.is_last(stage.more));
     if constexpr (row_slots(kMode) == 1) meet();
     if (active) {
       if (cursor.phase > 0) {
