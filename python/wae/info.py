@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import nn
-from torchvision.models import vgg16
 
 import wae_kernels
 from wae_kernels import backends
-from wae_kernels.nn import Encoder
 
-from .models.autoencoder import AutoEncoder
 from .models.counting import count
-from .models.vgg16 import wae_vgg16
-
-NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    "encoder": Encoder,
-    "autoencoder": AutoEncoder,
-    "wae_vgg16": wae_vgg16,
-    "vgg16": vgg16,
-}
+from .models.registry import NETWORKS as NETWORKS
+from .models.registry import encoder_multiply_adds, on_meta
 
 
 def show_machine(console: Console) -> None:
@@ -55,10 +44,8 @@ def show_machine(console: Console) -> None:
 
 def show_network(console: Console, name: str) -> None:
     """Print the parameters and multiply-adds of the network ``name``, a key of NETWORKS."""
-    with torch.device("meta"):
-        network = NETWORKS[name]().eval()
-        parameters, total = count(network)
-        encoder = 0 if name == "vgg16" else count(Encoder()).multiply_adds
+    network = on_meta(name)
+    (parameters, total), encoder = count(network), encoder_multiply_adds(network)
     table = Table(title=f"{name}, one 224 x 224 image", title_justify="left", show_header=False)
     table.add_column()
     table.add_column(justify="right")

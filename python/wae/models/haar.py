@@ -32,14 +32,17 @@ class Haar(nn.Module):
         An odd last row or column is repeated, as PyWavelets' mode "symmetric" does. The results have the
         weights' dtype; ``image_scale`` and ``image_shift`` are as for :func:`wae_kernels.encode`.
         """
-        image = image.to(self.low.weight.dtype)
-        if image_scale is not None:
-            image = image * image_scale.view(3, 1, 1)
-        if image_shift is not None:
-            image = image + image_shift.view(3, 1, 1)
+        image = affine(image.to(self.low.weight.dtype), image_scale, image_shift)
         height, width = image.shape[2:]
         image = F.pad(image, (0, width % 2, 0, height % 2), mode="replicate")
         return self.low(image), self.high(image)
+
+
+def affine(image: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+    """``image * scale + shift``, three numbers each, as :func:`wae_kernels.encode` takes them."""
+    if scale is not None:
+        image = image * scale.view(3, 1, 1)
+    return image if shift is None else image + shift.view(3, 1, 1)
 
 
 def _bands(*kernels: tuple[tuple[float, ...], ...]) -> nn.Conv2d:

@@ -9,6 +9,7 @@ from torchvision.models.vgg import cfgs, make_layers
 
 from wae_kernels.nn import Encoder
 
+from .bodies import initialize
 from .classifier import FlatClassifier, WAEClassifier
 
 _SIDE = 4  # of the features that the bodies make of a 112 x 112 image
@@ -46,7 +47,7 @@ def wae_vgg16(
     """
     low_body, high_body = vgg16_body(), vgg16_body(divisor=4)
     for body in (low_body, high_body):
-        _initialize(body)
+        body.apply(initialize)
     low_features, high_features = 512 * _SIDE**2, 128 * _SIDE**2
     return WAEClassifier(
         Encoder() if encoder is None else encoder,
@@ -57,12 +58,3 @@ def wae_vgg16(
         image_scale,
         image_shift,
     )
-
-
-def _initialize(body: nn.Module) -> None:
-    """He's initialisation, without which 13 layers of ReLU let a signal die out."""
-    for layer in body.modules():
-        if isinstance(layer, nn.Conv2d):
-            assert layer.bias is not None  # VGG16 without batch normalisation
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-            nn.init.zeros_(layer.bias)

@@ -1,0 +1,67 @@
+"""WAE around any body: pooled features, and a matrix for each of the two classifiers (SPEC section 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from wae_kernels.nn import Decoder, Encoder
+
+from .bodies import feature_channels, light_body, standard_body
+from .classifier import WAEClassifier
+from .haar import Haar
+
+
+class PooledClassifier(nn.Linear):
+    """Global average pooling, where the features are not pooled yet, and one FC.
+
+    Args:
+        features: channels of the features.
+        classes: numbers per image of the result.
+    """
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__(features, classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The scores, (N, classes), of features (N, C) or (N, C, ...)."""
+        return super().forward(features.flatten(2).mean(2) if features.dim() > 2 else features)
+
+
+def wae_around(
+    low_body: nn.Module | str,
+    high_body: nn.Module | None = None,
+    classes: int = 1000,
+    encoder: Encoder | Haar | None = None,
+    image_scale: Sequence[float] = (1.0, 1.0, 1.0),
+    image_shift: Sequence[float] = (0.0, 0.0, 0.0),
+    decoder: Decoder | None = None,
+) -> WAEClassifier:
+    """WAE around a body that takes 112 x 112 images; for others, use :class:`WAEClassifier` itself.
+
+    Args:
+        low_body: a standard network without its classifier, used as it is; or the name of one, with random
+            weights: see :func:`standard_body`.
+        high_body: a light one; None for a quarter of the channels: see :func:`light_body`.
+        classes: number of scores.
+        encoder: a trained one; None for a random one.
+        image_scale, image_shift, decoder: see :class:`WAEClassifier`.
+
+    Raises ValueError where a body does not run, or :func:`light_body` cannot make ``high_body``.
+    """
+    if isinstance(low_body, str):
+        low_body = standard_body(low_body)
+    if high_body is None:
+        high_body = light_body(low_body)
+    low_features = feature_channels(low_body)
+    return WAEClassifier(
+        Encoder() if encoder is None else encoder,
+        low_body,
+        high_body,
+        PooledClassifier(low_features, classes),
+        PooledClassifier(low_features + feature_channels(high_body), classes),
+        image_scale,
+        image_shift,
+        decoder,
+    )

@@ -1,0 +1,81 @@
+"""What the paper compares WAE with.
+
+Its "Decomposition+CNN" has no constructor here: it is the WAE network itself, trained without the
+reconstruction constraint (no stage 1, and gamma 0 in stage 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models import resnet50
+
+from .bodies import initialize, widen_input
+from .classifier import FlatClassifier, WAEClassifier
+from .haar import Haar, affine
+from .vgg16 import vgg16_body
+
+
+class HalfResolution(nn.Module):
+    """A network on the image at half its resolution: the mean of each 2 x 2 block, cut off at an odd edge.
+
+    The paper does not say how it makes the small image. The mean is twice smaller than the approximation band
+    that Wavelet+CNN's low body sees, and else the same: the two differ by the details.
+
+    Args:
+        network: (N, 3, h, w) to scores.
+        image_scale, image_shift: three numbers each; the image becomes ``image * scale + shift`` first.
+    """
+
+    image_scale: Tensor
+    image_shift: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        image_scale: Sequence[float] = (1.0, 1.0, 1.0),
+        image_shift: Sequence[float] = (0.0, 0.0, 0.0),
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("image_scale", torch.tensor(image_scale))
+        self.register_buffer("image_shift", torch.tensor(image_shift))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """The scores of ``image``: (N, 3, H, W), uint8 or floating point."""
+        image = affine(image, self.image_scale, self.image_shift)
+        scores: Tensor = self.network(F.avg_pool2d(image, 2, ceil_mode=True))
+        return scores
+
+
+def vgg16_half(classes: int = 1000) -> HalfResolution:
+    """VGG16 at half resolution, with random weights, for images of 224 x 224 ("VGG16 at 112" in the paper).
+
+    Its pools round up, as WAE-VGG16's do: the classifier, of VGG16's own width, gets 4 x 4 features. The
+    number of multiply-adds is the published one.
+    """
+    body = vgg16_body().apply(initialize)
+    return HalfResolution(nn.Sequential(body, FlatClassifier(512 * 4 * 4, 4096, classes)))
+
+
+def resnet50_half(classes: int = 1000) -> HalfResolution:
+    """torchvision's ResNet50 at half resolution, with random weights."""
+    return HalfResolution(resnet50(num_classes=classes))
+
+
+def wavelet_cnn(model: WAEClassifier) -> WAEClassifier:
+    """Wavelet+CNN: ``model`` with the Haar transform in the encoder's place. Changes and returns ``model``.
+
+    The low body sees the 3 approximation bands, the high body all 9 detail bands: its first convolution
+    becomes one of 9 channels, with random weights. The paper is silent about how it feeds the details; we chose
+    this. Both normalisations start afresh.
+    """
+    like = next(model.low_body.parameters())
+    model.encoder, model.decoder = Haar().to(like), None
+    for name, branch in (("low_norm", model.encoder.low), ("high_norm", model.encoder.high)):
+        setattr(model, name, nn.BatchNorm2d(branch.out_channels, affine=False).to(like).train(model.training))
+    widen_input(model.high_body, model.encoder.high.out_channels)
+    return model
