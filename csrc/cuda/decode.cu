@@ -242,6 +242,7 @@ __device__ void run_ends(const Self& self, FirstLayer<kMode>& first, Layer<kMode
   for (; steps > 0; --steps, parity ^= 1) {
     reader.store_pixel(newest);  // what the step before asked for; zeros, in the first
     reader.ask(p, read_at);
+    __syncwarp();  // lanes went different ways; ldmatrix and mma want all of them
     const bool first_active = first_at.active(4), last_active = last_at.active(2);
     if (first_active) first.compute(oldest, middle);
     if (last_active) last.add(slot<kMode>(shared + kLayout.last, kRowPair, parity ^ 1), last_at.is_last(2));
@@ -250,6 +251,7 @@ __device__ void run_ends(const Self& self, FirstLayer<kMode>& first, Layer<kMode
       first.store_row(self, p, first_at, slot<kMode>(shared + kLayout.first, kRowPair, parity));
     if (last_active) {
       if (last_at.phase > 0) write_rows(self, last, p, last_at);
+      __syncwarp();
       last.next_pair();
     }
     meet();

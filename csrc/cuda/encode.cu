@@ -173,10 +173,9 @@ struct FirstLayer {
               if (next < 9) address = rows[row + next / 3] + next % 3 * image_pixel(kMode);
             }
           }
-          if (exists) {
-            words[2 * half] = load_word(address);
-            words[2 * half + 1] = load_word(address + 8 * image_pixel(kMode));
-          }
+          const uint32_t low = load_word(address), high = load_word(address + 8 * image_pixel(kMode));
+          words[2 * half] = exists ? low : 0;
+          words[2 * half + 1] = exists ? high : 0;
         }
 #pragma unroll
         for (int n = 0; n < 2; ++n) {
@@ -388,6 +387,7 @@ __device__ void run_ends(const Self& self, FirstLayer<kMode>& first, Heads<kMode
   for (; steps > 0; --steps, parity ^= 1) {
     reader.store_pixel(p, newest);  // what the step before asked for; nothing, in the first
     reader.ask(p, read_at);
+    __syncwarp();  // lanes went different ways; ldmatrix and mma want all of them
     const bool first_active = first_at.active(3), last_active = has_head && last_at.active(1);
     if (first_active) first.compute(self, oldest, middle);
     if (last_active) heads.add(slot<kMode>(shared + kLayout.last, kLastPair, parity ^ 1), last_at.is_last(1));
@@ -396,6 +396,7 @@ __device__ void run_ends(const Self& self, FirstLayer<kMode>& first, Heads<kMode
       first.store_rows(self, p, first_at, slot<kMode>(shared + kLayout.first, kFirstPair, parity));
     if (last_active) {
       if (last_at.phase > 0) heads.write_row(self, p, last_at);
+      __syncwarp();
       heads.next_pair();
     }
     meet();
