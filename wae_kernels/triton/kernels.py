@@ -9,10 +9,12 @@ Frame
     use the frame's coordinates. Every 3x3 layer is right one pixel less on each side; what is wrong, or was
     never written, further out is not used. Pixels outside the picture are stored as zeros: the padding.
 Slab
-    Triton has no shared memory that can be indexed freely. The layers' outputs go to a slab of global memory
-    that belongs to the program and is small enough to stay in the caches: two regions, used in turn, of 16
-    channels a pixel. A tap of a filter is then a block of PITCH x 16 numbers a constant distance away, and
-    three neighbours of 4 channels, or two of 8, are one block. Barriers separate the layers.
+    Triton has no shared memory that can be indexed freely. What lies between the layers goes to a slab of
+    global memory that belongs to the program and is small enough to stay in the caches: a region for the
+    input, 4 channels a pixel, and one for the trunk, 16 channels a pixel. A tap of a filter is then a block
+    of PITCH x 16 numbers a constant distance away, and three neighbours of 4 channels, or two of 8, are one
+    block. A trunk layer writes over its own input, one row further up, so that one region does for all of
+    them. Barriers separate the layers, and the reads from the writes of a group of rows.
 Arithmetic
     tl.dot of a block, PITCH pixels x 16, and a tap of the filter, 16 x 16 output channels, summed in float32.
     A block is loaded once for the three rows of the filter: GROUP rows of output come out of GROUP + 2 rows
@@ -24,8 +26,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-CHANNELS = tl.constexpr(16)
-GUARD = tl.constexpr(16)  # plan.GUARD_PIXELS: tests hold them to each other
+from . import plan
+
+CHANNELS = tl.constexpr(plan.CHANNELS)
+GUARD = tl.constexpr(plan.GUARD_PIXELS)
 STAGED_ROWS = tl.constexpr(4)  # of the image, read at a time
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
@@ -138,16 +142,20 @@ def _trunk_filters(weight, CHANNELS_LAST: tl.constexpr, TF32: tl.constexpr):
 
 @triton.jit
 def _trunk_layer(
-    source, target, weight, bias, y0, x0, height, width, FIRST: tl.constexpr, ROWS: tl.constexpr,
-    PITCH: tl.constexpr, GROUP: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    PRECISION: tl.constexpr, TF32: tl.constexpr,
+    source, weight, bias, y0, x0, height, width, FIRST: tl.constexpr, ROWS: tl.constexpr, PITCH: tl.constexpr,
+    GROUP: tl.constexpr, CHANNELS_LAST: tl.constexpr, PRECISION: tl.constexpr, TF32: tl.constexpr,
 ):  # fmt: skip
-    """conv k3 s1 p1, 16 -> 16, and ReLU: ROWS frame rows from FIRST on of ``target``, out of ``source``."""
+    """conv k3 s1 p1, 16 -> 16, and ReLU: ROWS frame rows from FIRST on, in place but one row further up.
+
+    A group writes over rows that the groups after it do not read; the barrier is for warps that still read.
+    """
+    target = source - PITCH * CHANNELS
     filters = _trunk_filters(weight, CHANNELS_LAST, TF32)
     start = _bias(bias, PITCH)
     x = x0 + tl.arange(0, PITCH)
     for row in range(FIRST, FIRST + ROWS, GROUP):
         blocks = _trunk_blocks(source, row, PITCH, GROUP)
+        tl.debug_barrier()
         for i in tl.static_range(GROUP):
             sums = _convolve_rows(blocks, filters, start, i, 3, PRECISION)
             _store_layer(target, sums, row + i, y0 + row + i, x, height, width, PITCH, TF32)
@@ -263,13 +271,15 @@ def encode_kernel(
     low_weight, low_bias, high_weight, high_bias, image_scale, image_shift, low, high, slab,
     height, width, tiles, tiles_down, tiles_across,
     image_n, image_c, image_y, image_x, out_n, out_c, out_y, out_x,
-    HALF_ROWS: tl.constexpr, PITCH: tl.constexpr, GROUP: tl.constexpr, REGION: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, PRECISION: tl.constexpr,
+    HALF_ROWS: tl.constexpr, PITCH: tl.constexpr, GROUP: tl.constexpr, SLAB: tl.constexpr,
+    TRUNK: tl.constexpr, CHANNELS_LAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """wae::encode. ``*_n/_c/_y/_x`` are strides; ``slab`` has 2 * REGION numbers for each program."""
+    """wae::encode. ``*_n/_c/_y/_x`` are strides; ``slab`` has SLAB numbers for each program, TRUNK first."""
     TF32: tl.constexpr = PRECISION == "tf32"
-    first = slab + tl.program_id(0).to(tl.int64) * (2 * REGION) + GUARD * CHANNELS
-    second = first + REGION
+    ROW: tl.constexpr = PITCH * CHANNELS
+    region = slab + tl.program_id(0).to(tl.int64) * SLAB
+    staged = region + TRUNK + GUARD * 4
+    trunk = region + GUARD * CHANNELS + 2 * ROW
     half_height = (height + 1) // 2
     half_width = (width + 1) // 2
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
@@ -279,27 +289,27 @@ def encode_kernel(
         y0 = 2 * i0 - 4
         x0 = 2 * j0 - 4
         _stage_image(
-            image, image_scale, image_shift, second, n, y0, x0, height, width,
+            image, image_scale, image_shift, staged, n, y0, x0, height, width,
             image_n, image_c, image_y, image_x, 2 * HALF_ROWS + 8, PITCH, TF32,
         )  # fmt: skip
         tl.debug_barrier()
         _image_layer(
-            second, first, conv1_weight, conv1_bias, y0, x0, height, width,
+            staged, trunk, conv1_weight, conv1_bias, y0, x0, height, width,
             2 * HALF_ROWS + 5, PITCH, GROUP, CHANNELS_LAST, PRECISION, TF32,
         )  # fmt: skip
         tl.debug_barrier()
         _trunk_layer(
-            first, second, conv2_weight, conv2_bias, y0, x0, height, width,
+            trunk, conv2_weight, conv2_bias, y0, x0, height, width,
             2, 2 * HALF_ROWS + 3, PITCH, GROUP, CHANNELS_LAST, PRECISION, TF32,
         )  # fmt: skip
         tl.debug_barrier()
         _trunk_layer(
-            second, first, conv3_weight, conv3_bias, y0, x0, height, width,
+            trunk - ROW, conv3_weight, conv3_bias, y0, x0, height, width,
             3, 2 * HALF_ROWS + 1, PITCH, GROUP, CHANNELS_LAST, PRECISION, TF32,
         )  # fmt: skip
         tl.debug_barrier()
         _heads(
-            first, low_weight, low_bias, high_weight, high_bias, low, high,
+            trunk - 2 * ROW, low_weight, low_bias, high_weight, high_bias, low, high,
             n, i0, j0, half_height, half_width, out_n, out_c, out_y, out_x,
             HALF_ROWS, PITCH, CHANNELS_LAST, PRECISION, TF32,
         )  # fmt: skip
@@ -433,13 +443,15 @@ def decode_kernel(
     conv1_weight, conv1_bias, conv2_weight, conv2_bias, conv3_weight, conv3_bias, image, slab,
     height, width, tiles, tiles_down, tiles_across,
     low_n, low_c, low_y, low_x, high_n, high_c, high_y, high_x, out_n, out_c, out_y, out_x,
-    HALF_ROWS: tl.constexpr, PITCH: tl.constexpr, GROUP: tl.constexpr, REGION: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, PRECISION: tl.constexpr,
+    HALF_ROWS: tl.constexpr, PITCH: tl.constexpr, GROUP: tl.constexpr, SLAB: tl.constexpr,
+    TRUNK: tl.constexpr, CHANNELS_LAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """wae::decode. ``*_n/_c/_y/_x`` are strides; ``slab`` has 2 * REGION numbers for each program."""
+    """wae::decode. ``*_n/_c/_y/_x`` are strides; ``slab`` has SLAB numbers for each program, TRUNK first."""
     TF32: tl.constexpr = PRECISION == "tf32"
-    first = slab + tl.program_id(0).to(tl.int64) * (2 * REGION) + GUARD * CHANNELS
-    second = first + REGION
+    ROW: tl.constexpr = PITCH * CHANNELS
+    region = slab + tl.program_id(0).to(tl.int64) * SLAB
+    staged = region + TRUNK + GUARD * 4
+    trunk = region + GUARD * CHANNELS + 2 * ROW
     half_height = (height + 1) // 2
     half_width = (width + 1) // 2
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
@@ -449,26 +461,27 @@ def decode_kernel(
         y0 = 2 * i0 - 4
         x0 = 2 * j0 - 4
         _stage_halves(
-            low, high, second, n, i0 - 2, j0 - 2, half_height, half_width,
+            low, high, staged, n, i0 - 2, j0 - 2, half_height, half_width,
             low_n, low_c, low_y, low_x, high_n, high_c, high_y, high_x, HALF_ROWS + 4, PITCH, TF32,
         )  # fmt: skip
         tl.debug_barrier()
         _up_layer(
-            second, first, low_weight, low_bias, high_weight, high_bias, y0, x0, height, width,
+            staged, trunk, low_weight, low_bias, high_weight, high_bias, y0, x0, height, width,
             HALF_ROWS + 4, PITCH, CHANNELS_LAST, PRECISION, TF32,
         )  # fmt: skip
         tl.debug_barrier()
         _trunk_layer(
-            first, second, conv1_weight, conv1_bias, y0, x0, height, width,
+            trunk, conv1_weight, conv1_bias, y0, x0, height, width,
             2, 2 * HALF_ROWS + 4, PITCH, GROUP, CHANNELS_LAST, PRECISION, TF32,
         )  # fmt: skip
         tl.debug_barrier()
         _trunk_layer(
-            second, first, conv2_weight, conv2_bias, y0, x0, height, width,
+            trunk - ROW, conv2_weight, conv2_bias, y0, x0, height, width,
             3, 2 * HALF_ROWS + 2, PITCH, GROUP, CHANNELS_LAST, PRECISION, TF32,
         )  # fmt: skip
         tl.debug_barrier()
         _picture_layer(
-            first, conv3_weight, conv3_bias, image, n, y0, x0, height, width, out_n, out_c, out_y, out_x,
+            trunk - 2 * ROW, conv3_weight, conv3_bias, image, n, y0, x0, height, width,
+            out_n, out_c, out_y, out_x,
             2 * HALF_ROWS, PITCH, GROUP, CHANNELS_LAST, PRECISION, TF32,
         )  # fmt: skip

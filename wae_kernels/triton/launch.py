@@ -32,9 +32,9 @@ def has_kernel(device: torch.device, dtype: torch.dtype, width: int) -> bool:
 def device_of(device: torch.device) -> Device:
     """What a plan must know of ``device``; for the interpreter, a device that two programs fill."""
     if device.type != "cuda":
-        return Device("interpreter", 2, 1 << 20)
-    properties = torch.cuda.get_device_properties(device)
-    return Device(properties.name, properties.multi_processor_count, properties.L2_cache_size)
+        return Device("interpreter", 80, 2, 1 << 20)
+    p = torch.cuda.get_device_properties(device)
+    return Device(p.name, 10 * p.major + p.minor, p.multi_processor_count, p.L2_cache_size)
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,8 @@ def _launch(
         "HALF_ROWS": chosen.tile.half_rows,
         "PITCH": chosen.tile.pitch,
         "GROUP": chosen.tile.group,
-        "REGION": chosen.tile.region,
+        "SLAB": chosen.tile.slab,
+        "TRUNK": chosen.tile.trunk,
         "CHANNELS_LAST": channels_last,
         "PRECISION": _precision(like.dtype),
         "num_warps": chosen.tile.warps,

@@ -12,15 +12,19 @@ CHANNELS = 16
 GUARD_PIXELS = 16
 """Room before and after a region of the slab, for taps that reach beyond the frame's first and last pixel."""
 
-_PROGRAM_THREADS = 512
-"""How many threads of programs share a multiprocessor: 128 registers for each thread fit everywhere."""
+_PROGRAM_THREADS = 384
+"""How many threads of programs share a multiprocessor: 168 registers for each of them fit everywhere."""
+
+_L2_SHARE = 0.75
+"""How much of the L2 cache the slabs may take; pictures stream through the rest."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """What a plan must know of a GPU."""
+    """What a plan must know of a GPU. Compute capability 8.0 is 80."""
 
     name: str
+    capability: int
     multiprocessors: int
     l2_bytes: int
 
@@ -50,12 +54,21 @@ class Tile:
     @property
     def warps(self) -> int:
         """One for every 16 pixels of a row."""
-        return max(1, self.pitch // 16)
+        return self.pitch // 16
 
     @property
-    def region(self) -> int:
-        """Numbers in a region of the slab: the frame, rows of a last group beyond it, and the guards."""
-        return ((2 * self.half_rows + 8 + self.group) * self.pitch + 2 * GUARD_PIXELS) * CHANNELS
+    def trunk(self) -> int:
+        """Numbers in the slab's region of 16 channels.
+
+        The frame, the rows that a last group has beyond it, two rows for the layers that write further up,
+        and the guards.
+        """
+        return ((2 * self.half_rows + 8 + self.group + 2) * self.pitch + 2 * GUARD_PIXELS) * CHANNELS
+
+    @property
+    def slab(self) -> int:
+        """Numbers in a program's slab: the trunk's region, and the input's of 4 channels."""
+        return self.trunk + ((2 * self.half_rows + 8 + self.group) * self.pitch + 2 * GUARD_PIXELS) * 4
 
     @property
     def work(self) -> int:
@@ -66,7 +79,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Plan:
-    """A launch: ``programs`` programs share ``tiles`` tiles; each has a slab of two regions."""
+    """A launch: ``programs`` programs share ``tiles`` tiles; each has a slab."""
 
     tile: Tile
     tiles_down: int
@@ -77,16 +90,19 @@ class Plan:
     @property
     def slab_elements(self) -> int:
         """Numbers of scratch memory that the launch needs."""
-        return self.programs * 2 * self.tile.region
+        return self.programs * self.tile.slab
 
 
-def tiles_for(element_bytes: int) -> list[Tile]:
+def tiles_for(element_bytes: int, capability: int) -> list[Tile]:
     """The short list: what a plan chooses from, for numbers of this many bytes between the layers.
 
-    Wide numbers take more registers, so fewer rows share their loads.
+    Wide numbers take more registers, so fewer rows share their loads. Where the tensor cores have
+    instructions for four warps together (9.x and 10.x), Triton would take those for rows of 64 pixels. They
+    are made for larger products, so rows of 32 pixels and two warps stand in for them.
     """
     group = 4 if element_bytes == 2 else 2
-    return [Tile(pitch, rows, group) for pitch in (64, 32) for rows in (8, 16, 4)]
+    pitches = (32,) if 90 <= capability < 120 else (64, 32)
+    return [Tile(pitch, rows, group) for pitch in pitches for rows in (8, 16, 4)]
 
 
 def plan(
@@ -96,22 +112,21 @@ def plan(
 
     Args:
         element_bytes: of a number between the layers: 2 or 4.
-        tiles: to choose from; by default the short list for ``element_bytes``.
+        tiles: to choose from; by default the short list.
 
     Returns:
         The plan whose busiest multiprocessor has the least to compute; of equals the first in the list. Its
-        slabs take at most half of the L2 cache, as long as every multiprocessor can have one program.
+        slabs take at most three quarters of the L2 cache, unless one a multiprocessor is too many already.
     """
-    plans = [_plan(batch, height, width, element_bytes, device, t) for t in tiles or tiles_for(element_bytes)]
+    tiles = tiles or tiles_for(element_bytes, device.capability)
+    plans = [_plan(batch, height, width, element_bytes, device, tile) for tile in tiles]
     return min(plans, key=lambda p: -(-p.tiles // device.multiprocessors) * p.tile.work)
 
 
 def _plan(batch: int, height: int, width: int, element_bytes: int, device: Device, tile: Tile) -> Plan:
     down = -(-((height + 1) // 2) // tile.half_rows)
     across = -(-((width + 1) // 2) // tile.half_columns)
-    slab_bytes = 2 * tile.region * element_bytes
-    each = min(
-        _PROGRAM_THREADS // (32 * tile.warps), device.l2_bytes // 2 // slab_bytes // device.multiprocessors
-    )
-    programs = min(batch * down * across, max(each, 1) * device.multiprocessors)
-    return Plan(tile, down, across, batch * down * across, programs)
+    tiles = batch * down * across
+    in_cache = int(_L2_SHARE * device.l2_bytes) // (tile.slab * element_bytes * device.multiprocessors)
+    each = max(1, min(_PROGRAM_THREADS // (32 * tile.warps), in_cache))
+    return Plan(tile, down, across, tiles, min(tiles, each * device.multiprocessors))

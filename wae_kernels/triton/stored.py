@@ -32,7 +32,7 @@ def path() -> Path:
 
 def candidates(element_bytes: int) -> list[Tile]:
     """What :func:`tune` tries: the short list, without and with Triton's software pipeline."""
-    return [replace(t, stages=stages) for t in tiles_for(element_bytes) for stages in (1, 2)]
+    return [replace(t, stages=stages) for t in tiles_for(element_bytes, 80) for stages in (1, 2)]
 
 
 def key(op: str, device: Device, dtype: torch.dtype, shape: Sequence[int]) -> str:

@@ -1,0 +1,73 @@
+"""Triton kernels compiled without a GPU, for the arguments of a real launch."""
+
+from __future__ import annotations
+
+import functools
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile, make_backend
+from triton.runtime.jit import create_function_from_signature
+
+from wae_kernels.triton.launch import Launch
+
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+SHARED_LIMIT = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
+"""KiB of shared memory that one block may have, by compute capability (CUDA C++ Programming Guide)."""
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A kernel for one target, and the arguments that its PTX takes."""
+
+    kernel: Any
+    arguments: list[Any]
+
+    @property
+    def ptx(self) -> str:
+        return str(self.kernel.asm["ptx"])
+
+    @functools.cached_property
+    def resources(self) -> dict[str, int]:
+        """REG, STACK, LOCAL: registers of a thread, and its bytes of stack and local memory (spills)."""
+        text = self._inspect("cuobjdump", "--dump-resource-usage")
+        return {name: int(number) for name, number in re.findall(r"\b([A-Z]+):(\d+)", text)}
+
+    @functools.cached_property
+    def instructions(self) -> Counter[str]:
+        """How often each SASS instruction occurs, by the first word of its name."""
+        words = re.findall(r"/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\w+)", self._inspect("nvdisasm", "-c"))
+        return Counter(words)
+
+    def _inspect(self, tool: str, option: str) -> str:
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(self.kernel.asm["cubin"])
+            file.flush()
+            command = [TOOLS / tool, option, file.name]
+            return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def compile_launch(kernel: Any, launch: Launch, arch: int) -> Compiled:
+    """Compile ``kernel`` for sm_<arch> exactly as Triton would at this launch.
+
+    Triton specialises a kernel for the arguments: types, integers that are 1, addresses divisible by 16. Its
+    own functions find that out here, as they do at a launch.
+    """
+    target = GPUTarget("cuda", arch, 32)
+    backend = make_backend(target)
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    keywords = {**launch.options, "debug": False, "instrumentation_mode": ""}
+    bound, specialization, options = bind(*launch.arguments, **keywords)
+    options, signature, constants, attributes = kernel._pack_args(
+        backend, keywords, bound, specialization, options
+    )
+    source = ASTSource(kernel, signature, constants, attributes)
+    compiled = compile(source, target=target, options=options.__dict__)
+    return Compiled(compiled, [bound[name] for name, kind in signature.items() if kind != "constexpr"])
