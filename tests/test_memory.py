@@ -73,15 +73,13 @@ def measured(backend: str, height: int = 1024, width: int = 2048) -> dict[str, i
     return numbers
 
 
-pytestmark = pytest.mark.skipif(
-    not can_reset_the_peak(), reason="only Linux tells and resets a process's peak of memory"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not can_reset_the_peak(), reason="only Linux tells and resets a peak of memory"),
+]
 
 
-@pytest.mark.parametrize(
-    "backend",
-    ["cpu:avx512", *(pytest.param(f"cpu:{c}", marks=pytest.mark.slow) for c in ("avx2", "portable"))],
-)
+@pytest.mark.parametrize("backend", [c.name for c in CELLS if c.name.startswith("cpu:")])
 @pytest.mark.parametrize("case", CASES)
 def test_extra_memory(case: str, backend: str) -> None:
     why_not = next(c.why_not for c in CELLS if c.name == backend)
