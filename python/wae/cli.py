@@ -167,6 +167,20 @@ def _train_autoencoder(options: argparse.Namespace) -> int:
     return 0
 
 
+def _import_caffe(options: argparse.Namespace) -> int:
+    from . import caffe
+
+    for source in (options.prototxt, options.caffemodel):
+        _check_target(options.output, source, options.force)
+    try:
+        origin = caffe.convert(options.prototxt, options.caffemodel, options.output, options.force)
+    except caffe.CaffeError as error:
+        raise Failure(str(error)) from None
+    if origin["unused"]:
+        print(f"left out, for they are not part of WAE-VGG16: {origin['unused']}")
+    return 0
+
+
 # -------------------------------------------------------------------------------------------- what they use
 
 
@@ -284,6 +298,12 @@ def _parser() -> argparse.ArgumentParser:
             help=f"{text} (default: {getattr(Recipe, name)})",
         )
     add_force(train)
+
+    caffe = command("import-caffe", _import_caffe, "make a checkpoint of the published Caffe net and weights")
+    caffe.add_argument("prototxt", type=Path, metavar="NET.prototxt")
+    caffe.add_argument("caffemodel", type=Path, metavar="NET.caffemodel")
+    caffe.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
+    add_force(caffe)
     return parser
 
 
