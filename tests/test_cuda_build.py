@@ -20,6 +20,7 @@ def toolkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that looks like CUDA 13.0; no variable of ours is set."""
     for name in ("FORCE_CUDA", "WAE_NO_CUDA", "TORCH_CUDA_ARCH_LIST"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(toolchain, "USUAL_CUDA_HOME", str(tmp_path / "usual"))
     (tmp_path / "bin").mkdir()
     (tmp_path / "include").mkdir()
     (tmp_path / "include" / "cuda_runtime_api.h").touch()
@@ -66,6 +67,12 @@ def test_forced_without_a_gpu(
     assert architectures[-1] == last
 
 
+def test_usual_place(toolkit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nvcc on PATH is a link, torch's guess is the folder of the link."""
+    monkeypatch.setattr(toolchain, "USUAL_CUDA_HOME", str(toolkit))
+    assert wants(toolkit / "bin", gpu=True)
+
+
 def test_architectures_of_the_user_stay(toolkit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_CUDA", "1")
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.6")
@@ -82,7 +89,7 @@ def test_another_major_is_refused_in_one_sentence(toolkit: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cuda", "why"), [(None, "this PyTorch has no CUDA"), ("13.0", "holds no CUDA toolkit")]
+    ("cuda", "why"), [(None, "this PyTorch has no CUDA"), ("13.0", "no CUDA toolkit was found")]
 )
 def test_forced_in_vain(toolkit: Path, monkeypatch: pytest.MonkeyPatch, cuda: str | None, why: str) -> None:
     monkeypatch.setenv("FORCE_CUDA", "1")

@@ -16,6 +16,7 @@ OLDEST_PYTHON = (3, 10)
 OLDEST_TORCH = (2, 10)
 COMPILERS = "g++ 11, clang 14 or newer"
 CUDA_ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")  # the last two from CUDA 12.8 on
+USUAL_CUDA_HOME = "/usr/local/cuda"
 CXX20_PROGRAM = "#include <concepts>\n#include <span>\ntemplate <std::integral T> T f(std::span<T>);\n"
 
 NATIVE = os.environ.get("WAE_NO_NATIVE", "0") in ("", "0")
@@ -53,6 +54,11 @@ def require_compiler() -> None:
     os.environ["CXX"] = found
 
 
+def _is_toolkit(folder: str) -> bool:
+    parts = (("bin", "nvcc"), ("include", "cuda_runtime_api.h"))
+    return all(os.path.exists(os.path.join(folder, *part)) for part in parts)
+
+
 def wants_cuda(torch: Any, cpp_extension: Any) -> bool:
     """Whether to build the CUDA library: where a torch with CUDA, nvcc and a GPU are found.
 
@@ -65,19 +71,17 @@ def wants_cuda(torch: Any, cpp_extension: Any) -> bool:
     forced = os.environ.get("FORCE_CUDA", "0") not in ("", "0")
     if os.environ.get("WAE_NO_CUDA", "0") not in ("", "0"):
         return False
-    toolkit = cpp_extension.CUDA_HOME or ""
-    nvcc, header = (
-        os.path.join(toolkit, "bin", "nvcc"),
-        os.path.join(toolkit, "include", "cuda_runtime_api.h"),
-    )
-    if torch.version.cuda is None or not (os.path.exists(nvcc) and os.path.exists(header)):
+    toolkit = next((f for f in (cpp_extension.CUDA_HOME, USUAL_CUDA_HOME) if f and _is_toolkit(f)), None)
+    if torch.version.cuda is None or toolkit is None:
         if forced:
-            missing = f"{toolkit!r} holds no CUDA toolkit; set CUDA_HOME to the folder of one"
+            missing = "no CUDA toolkit was found (set CUDA_HOME to the folder of one)"
             what = "this PyTorch has no CUDA" if torch.version.cuda is None else missing
             raise SystemExit(f"wae-kernels: FORCE_CUDA=1 asks for the CUDA library, but {what}.")
         return False
     if not (forced or torch.cuda.is_available()):
         return False
+    cpp_extension.CUDA_HOME = toolkit  # torch's guess may be the folder of a mere link to nvcc
+    nvcc = os.path.join(toolkit, "bin", "nvcc")
     text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
     found = version(text.partition("release ")[2].partition(",")[0])
     wanted = version(torch.version.cuda)
