@@ -44,7 +44,7 @@ def show_machine(console: Console) -> None:
 
 def show_network(console: Console, name: str) -> None:
     """Print the parameters and multiply-adds of the network ``name``, a key of NETWORKS."""
-    network = on_meta(name)
+    network = on_meta(NETWORKS[name])
     (parameters, total), encoder = count(network), encoder_multiply_adds(network)
     table = Table(title=f"{name}, one 224 x 224 image", title_justify="left", show_header=False)
     table.add_column()

@@ -70,8 +70,8 @@ def wavelet_cnn(model: WAEClassifier) -> WAEClassifier:
     """Wavelet+CNN: ``model`` with the Haar transform in the encoder's place. Changes and returns ``model``.
 
     The low body sees the 3 approximation bands, the high body all 9 detail bands: its first convolution
-    becomes one of 9 channels, with random weights. The paper is silent about how it feeds the details; we chose
-    this. Both normalisations start afresh.
+    becomes one of 9 channels, with random weights. How the paper feeds the details it does not
+    say; this is our choice. Both normalisations start afresh.
     """
     like = next(model.low_body.parameters())
     model.encoder, model.decoder = Haar().to(like), None

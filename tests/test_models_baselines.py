@@ -1,0 +1,112 @@
+"""The networks of the paper's comparison: half resolution, Haar wavelet."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from wae.models.baselines import HalfResolution, resnet50_half, vgg16_half, wavelet_cnn
+from wae.models.classifier import FlatClassifier, WAEClassifier, fold_normalization
+from wae.models.haar import Haar
+from wae.models.resnet50 import wae_resnet50
+from wae.models.vgg16 import wae_vgg16
+from wae_kernels.nn import Encoder
+
+
+def on_meta(build, *args, **kwargs):
+    with torch.device("meta"):
+        return build(*args, **kwargs).eval()
+
+
+# ------------------------------------------------------------------------------------------------- Haar
+
+
+def test_haar_of_one_block():
+    """[[8, 4], [2, 6]]: the sum, the rows' difference, the columns', the diagonals'; each halved."""
+    block = torch.tensor([[8.0, 4.0], [2.0, 6.0]])
+    low, high = Haar()(torch.stack([block, 2 * block, 0 * block])[None])
+    assert low.flatten().tolist() == [10, 20, 0]
+    assert high.flatten().tolist() == [2, 0, 4, 4, 0, 8, 0, 0, 0]
+
+
+@pytest.mark.parametrize("size", [(8, 6), (7, 6), (8, 5), (9, 11), (1, 1), (1, 4)], ids=str)
+def test_haar_is_that_of_pywavelets(size):
+    pywt = pytest.importorskip("pywt", reason="PyWavelets is not installed")
+    image = torch.randn(2, 3, *size, dtype=torch.float64)
+    approximation, details = pywt.dwt2(image.numpy(), "haar", mode="symmetric", axes=(2, 3))
+    low, high = Haar().double()(image)
+    assert np.abs(low.numpy() - approximation).max() < 1e-12
+    assert np.abs(high.unflatten(1, (3, 3)).numpy() - np.stack(details, axis=2)).max() < 1e-12
+
+
+def test_haar_keeps_the_energy():
+    image = torch.randn(3, 3, 10, 14, dtype=torch.float64)
+    low, high = Haar().double()(image)
+    assert (low.square().sum() + high.square().sum()).item() == pytest.approx(image.square().sum().item())
+
+
+def test_haar_scales_and_shifts_uint8_before_it_pads():
+    image = torch.randint(0, 256, (2, 3, 5, 7), dtype=torch.uint8)
+    scale, shift = torch.rand(3), torch.rand(3)
+    expected = Haar()(image * scale.view(3, 1, 1) + shift.view(3, 1, 1))
+    for one, other in zip(Haar()(image, scale, shift), expected, strict=True):
+        assert torch.allclose(one, other)
+
+
+# ------------------------------------------------------------------------------------------ Wavelet+CNN
+
+
+def small():
+    bodies = [nn.Sequential(nn.Conv2d(3, c, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1)) for c in (8, 2)]
+    return WAEClassifier(Encoder(), *bodies, FlatClassifier(8, 6, 5), FlatClassifier(10, 6, 5))
+
+
+def test_wavelet_cnn_sees_the_approximation_and_nine_details():
+    original = small()
+    low_body = original.low_body
+    model = wavelet_cnn(original)
+    assert model.low_body is low_body
+    assert model.high_body[0].weight.shape == (2, 9, 3, 3)
+    image = torch.randn(4, 3, 21, 30)
+    model.train()(image).square().sum().backward()
+    without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert without == []
+    assert all(p.grad is None for p in model.encoder.parameters())  # the wavelet is not trained
+    with torch.no_grad():
+        scores = model.eval()(image)
+        low, high = Haar()(image)
+        low, high = (
+            (x - norm.running_mean.view(-1, 1, 1)) / (norm.running_var.view(-1, 1, 1) + norm.eps).sqrt()
+            for x, norm in ((low, model.low_norm), (high, model.high_norm))
+        )
+        features = model.low_body(low), model.high_body(high)
+        expected = model.low_classifier(features[0]) + model.fusion_classifier(torch.cat(features, 1))
+        assert (scores - expected).norm() <= 1e-5 * expected.norm()
+        assert (fold_normalization(model)(image) - scores).norm() <= 1e-5 * scores.norm()
+
+
+@pytest.mark.parametrize("build", [wae_vgg16, wae_resnet50])
+def test_wavelet_cnn_of_the_published_networks(build):
+    with torch.device("meta"):
+        model = wavelet_cnn(build(7)).eval()
+    assert model(torch.empty(2, 3, 224, 224, device="meta")).shape == (2, 7)
+
+
+# --------------------------------------------------------------------------------------- half resolution
+
+
+@pytest.mark.parametrize("size", [(4, 6), (5, 7), (1, 1)], ids=str)
+def test_half_resolution_is_the_mean_of_the_blocks(size):
+    image = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8)
+    seen = HalfResolution(nn.Identity(), (0.5,) * 3, (1.0,) * 3)(image)
+    scaled = image.double() * 0.5 + 1
+    assert seen.shape == (2, 3, (size[0] + 1) // 2, (size[1] + 1) // 2)
+    for y in range(seen.shape[2]):
+        for x in range(seen.shape[3]):
+            block = scaled[:, :, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2]
+            assert torch.allclose(seen[:, :, y, x].double(), block.mean((2, 3)))
+
+
+@pytest.mark.parametrize("build", [vgg16_half, resnet50_half])
+def test_the_networks_at_half_resolution(build):
+    assert on_meta(build, 7)(torch.empty(2, 3, 224, 224, device="meta")).shape == (2, 7)
