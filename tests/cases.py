@@ -38,7 +38,8 @@ CELLS = [
     Cell(b.name, "cuda" if b.name in ("cuda", "triton") else "cpu", "" if b.available else b.reason)
     for b in backends.available()
 ]
-CELLS.append(Cell("reference", "cuda", "" if torch.cuda.is_available() else "there is no GPU here"))
+if torch.cuda.is_available():
+    CELLS.append(Cell("reference", "cuda"))
 HOSTS = [Cell("auto"), *(c for c in CELLS if not c.name.startswith("cpu:"))]
 """The same without the variants of one kernel: for what only the code around the kernels decides."""
 
