@@ -12,13 +12,12 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
-#include <string>
 #include <tuple>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "common/checks.h"
+#include "common/tensors.h"
 #include "cpu/dispatch.h"
 #include "cpu/elements.h"
 #include "cpu/kernels.h"
@@ -28,23 +27,9 @@
 namespace wae {
 namespace {
 
-using torch::headeronly::MemoryFormat;
-
 bool has_kernel(const Tensor& conv1_weight) {
   return selected_kernels() != nullptr && conv1_weight.scalar_type() != ScalarType::Double &&
-         conv1_weight.size(0) == 16;
-}
-
-// Calls wae::_<op>_reference with the same arguments.
-template <class Result, class... Args>
-Result call_reference(const char* op, const Args&... args) {
-  constexpr size_t kSlots = std::max(sizeof...(Args), std::tuple_size_v<Result>);
-  std::array<StableIValue, kSlots> stack{torch::stable::detail::from(args)...};
-  const std::string name = std::string("wae::_") + op + "_reference";
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name.c_str(), "", stack.data(), TORCH_ABI_VERSION));
-  return [&]<size_t... kI>(std::index_sequence<kI...>) {
-    return Result{torch::stable::detail::to<Tensor>(stack[kI])...};
-  }(std::make_index_sequence<std::tuple_size_v<Result>>{});
+         conv1_weight.size(0) == kKernelWidth;
 }
 
 // ------------------------------------------------------------------------------- tensors to plain structs
@@ -73,18 +58,6 @@ Pictures pictures_of(const Tensor& tensor) {
           strides[1],
           strides[2],
           strides[3]};
-}
-
-// The rule of wae_kernels/reference.py, is_channels_last.
-MemoryFormat format_of(const Tensor& tensor) {
-  const auto strides = tensor.strides();
-  return 0 < strides[1] && strides[1] < strides[3] ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
-}
-
-Tensor new_pictures(const Tensor& like, int64_t height, int64_t width, ScalarType dtype) {
-  const std::array<int64_t, 4> sizes{like.size(0), 3, height, width};
-  return torch::stable::empty({sizes.data(), sizes.size()}, dtype, std::nullopt, like.device(), std::nullopt,
-                              format_of(like));
 }
 
 // `count` numbers of a tensor of any strides and floating dtype, in its logical order.
