@@ -119,17 +119,11 @@ def test_malformed_bytes(data, message):
 
 @pytest.mark.parametrize(
     "field",
-    [
-        delimited(3, b""),
-        integer(2, 0),
-        integer(99, 0),
-        delimited(5, b""),
-        floats(3, np.ones(1)) + integer(9, 0),
-    ],
-    ids=["no floats", "integers", "unknown", "empty messages", "short rows"],
+    [delimited(3, b""), integer(99, 0), delimited(5, b""), floating(3, 1) + integer(9, 0)],
+    ids=["no floats", "unknown", "empty messages", "short rows"],
 )
 def test_many_small_fields_end_early(field):
-    data = field * (3_000_000 // len(field))
+    data = field * (1_000_000 // len(field))
     tracemalloc.start()
     start = time.process_time()
     with pytest.raises(ProtobufError, match="more than 50000 fields"):
@@ -145,7 +139,7 @@ def test_packed_integers_count_as_fields():
         read(delimited(5, delimited(1, b"\0" * 1_000_000)))
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(st.binary(max_size=200))
 def test_any_bytes(data):
     try:
@@ -227,7 +221,7 @@ def test_values_of_another_kind(read_field, message):
         read_field(text)
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(st.text(alphabet="ab01.:-{}<>[],;#\"'\\\n \0é", max_size=80))
 def test_any_text(text):
     try:

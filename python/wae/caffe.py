@@ -211,7 +211,7 @@ def _kind(layer: Message) -> str:
     type_ = layer.get("type", [""])[0]
     if isinstance(type_, int):  # the older form, binary
         return _OLD_TYPES.get(type_, f"type {type_}")
-    return layer.string("type").replace("_", "").lower()
+    return "".join(filter(str.isalnum, layer.string("type"))).lower()[:40]
 
 
 _OLD_TYPES = {0: "", 4: "convolution", 14: "innerproduct", 39: "deconvolution"}
@@ -254,8 +254,13 @@ def _batch_norm(layer: Message) -> _Options:
     param = layer.message("batch_norm_param")
     return {
         "use_global_stats": param.flag("use_global_stats", True),
-        "eps": float(np.float32(param.number("eps", 1e-5))),
+        "eps": _float32(param.number("eps", 1e-5)),
     }
+
+
+def _float32(number: float) -> float:
+    """``number`` with the digits that matter: Caffe keeps float32."""
+    return float(f"{number:.6g}")
 
 
 def _pooling(layer: Message) -> _Options:
@@ -289,16 +294,14 @@ def _needed(module: nn.Module) -> _Options:
     if isinstance(module, nn.Linear):
         return {"num_output": module.out_features, "bias_term": True, "axis": 1, "transpose": False}
     assert isinstance(module, nn.BatchNorm2d)
-    return {"use_global_stats": True, "eps": float(np.float32(module.eps))}
+    return {"use_global_stats": True, "eps": _float32(module.eps)}
 
 
 def _check_type(path: Path, name: str, layer: Message, module: nn.Module) -> None:
     """Raise CaffeError if ``layer`` is of another type than ``module``."""
     needed, found = _KINDS[type(module)], _kind(layer)
     if found != needed:
-        raise CaffeError(
-            f"{path}: {layer.where}: {name} must be of type {needed}, got {found[:40] or 'none'}"
-        )
+        raise CaffeError(f"{path}: {layer.where}: {name} must be of type {needed}, got {found or 'none'}")
 
 
 def _check_options(path: Path, name: str, layer: Message, module: nn.Module) -> None:
@@ -437,10 +440,11 @@ def _expression(layer: Message, sources: list[str]) -> str:
         needed = {"axis": 1}
     elif kind == "eltwise":
         param = layer.message("eltwise_param")
-        operation = param.string("operation", "SUM").lower()
-        options, needed = {"coeff": "coeff" in param}, {"coeff": False}
-    others = ", ".join(f"{option} {value}" for option, value in options.items() if value != needed[option])
-    return f"{operation[:40]}{others and f'[{others[:80]}]'}({_joined(sources)})"
+        operation = "sum"
+        options = {"operation": param.string("operation", "SUM"), "coeff": "coeff" in param}
+        needed = {"operation": "SUM", "coeff": False}
+    others = ", ".join(f"{option} {value!r}" for option, value in options.items() if value != needed[option])
+    return f"{operation}{others and f'[{others[:80]}]'}({_joined(sources)})"
 
 
 _MAX_POOL = {
@@ -544,14 +548,10 @@ def _normalization(path: Path, name: str, tensors: dict[str, Tensor]) -> dict[st
     """Caffe keeps decaying sums of means and variances, and their weight, which is 0 before any training."""
     weight = tensors["scale factor"].double()
     factor = torch.where(weight == 0, 0.0, 1 / weight)
-    mean, variance = (tensors[key].double() * factor for key in ("mean", "variance"))
-    if not (variance >= 0).all() or not mean.isfinite().all():
-        raise CaffeError(f"{path}: {name}: its scale factor gives a variance below 0, or no finite mean")
-    return {
-        "running_mean": mean.float(),
-        "running_var": variance.float(),
-        "num_batches_tracked": torch.tensor(0),
-    }
+    mean, variance = ((tensors[key].double() * factor).float() for key in ("mean", "variance"))
+    if not (variance >= 0).all() or not (mean + variance).isfinite().all():
+        raise CaffeError(f"{path}: {name}: divided by its scale factor, a variance is below 0 or not finite")
+    return {"running_mean": mean, "running_var": variance, "num_batches_tracked": torch.tensor(0)}
 
 
 def _tensor(where: str, blob: Message, shape: tuple[int, ...]) -> Tensor:
