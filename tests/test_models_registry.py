@@ -1,4 +1,4 @@
-"""What the networks cost, against the published figures; and docs/models.md, whose tables and code must hold."""
+"""What the networks cost, against the published figures; and docs/models.md, whose tables and code hold."""
 
 import re
 from pathlib import Path

@@ -1,7 +1,7 @@
 """The networks by name, and tables of what they cost.
 
-``python -m wae.models.registry`` prints that of the networks here; with names of networks of torchvision or timm
-behind it, that of WAE around them.
+``python -m wae.models.registry`` prints that of the networks here; with names of torchvision or timm behind
+it, that of WAE around those.
 """
 
 from __future__ import annotations
