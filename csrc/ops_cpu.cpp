@@ -64,7 +64,7 @@ Pictures pictures_of(const Tensor& tensor) {
 void copy_floats(const Tensor& tensor, float* to) {
   const Element element = element_of(tensor.scalar_type());
   const void* data = tensor.const_data_ptr();
-  if (element == Element::kFloat32 && tensor.is_contiguous()) {
+  if (tensor.scalar_type() == ScalarType::Float && tensor.is_contiguous()) {
     std::copy_n(static_cast<const float*>(data), tensor.numel(), to);
     return;
   }
