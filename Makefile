@@ -87,7 +87,7 @@ $(VENV)/.app: $(PACKAGING) | $(BIN)/pip
 	$(call install,app$(comma)build)
 
 $(VENV)/.dev: $(VENV)/.app
-	$(call install,dev)
+	$(call install,dev$(if $(shell command -v nvcc),,$(comma)nvcc))
 
 # ------------------------------------------------------------------------------------- the compiled library
 

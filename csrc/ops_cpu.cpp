@@ -292,7 +292,7 @@ Tensors12 decode_backward(Tensor grad_image, Tensor low, Tensor high, Tensor low
                               conv1_bias, conv2_weight, conv2_bias,  conv3_weight, conv3_bias};
   checks::check_pictures(op, "grad_image", grad_image);
   const int64_t height = grad_image.size(2), width = grad_image.size(3);
-  check_decode(op, low, high, parameters, {height, width});
+  check_decode(op, low, high, parameters, {height, width}, "grad_image");
   check_gradient(op, "grad_image", grad_image, {low.size(0), 3, height, width}, conv1_weight);
   if (!has_kernel(conv1_weight)) {
     return call_reference<Tensors12>(op, grad_image, low, high, low_weight, low_bias, high_weight, high_bias,

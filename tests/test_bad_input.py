@@ -266,7 +266,7 @@ def test_gradient_of_the_image() -> None:
         check(op, {name: change}, f"{name} {message}", *ways)
     for way in ways:
         said = outcome(way, op, arguments(op, grad_image=lambda t: t[..., 4:]))
-        assert "width must be 17 or 18 for a low of width 9, got 14" in said
+        assert "grad_image's width must be 17 or 18 for a low of width 9, got 14" in said
 
 
 # ------------------------------------------------------------------------------------ devices and layouts

@@ -172,6 +172,7 @@ def check_decode(
     parameters: Sequence[Tensor],
     output_size: Sequence[int],
     op: str = "decode",
+    size_name: str = "output_size",
 ) -> None:
     """Raise ``RuntimeError`` unless the arguments fit ``wae::decode``.
 
@@ -180,6 +181,7 @@ def check_decode(
         parameters: the ten tensors of ``DECODER_SHAPES``, in that order.
         output_size: (H, W) with ceil(H/2) = h and ceil(W/2) = w.
         op: the name that the message begins with.
+        size_name: the argument that gives the size.
     """
     _check_image_like(op, "low", low)
     _check_floating(op, "low", low)
@@ -198,7 +200,7 @@ def check_decode(
         _require(
             (got + 1) // 2 == half,  # one comparison: an `or` would make torch.export decide which holds
             op,
-            f"output_size's {name} must be {2 * half - 1} or {2 * half} "
+            f"{size_name}'s {name} must be {2 * half - 1} or {2 * half} "
             f"for a low of {name} {half}, got {got}",
         )
 
@@ -238,5 +240,5 @@ def check_decode_backward(
     op = "decode_backward"
     _check_image_like(op, "grad_image", grad_image)
     output_size = grad_image.shape[2:]
-    check_decode(low, high, parameters, output_size, op=op)
+    check_decode(low, high, parameters, output_size, op=op, size_name="grad_image")
     _check_gradient(op, "grad_image", grad_image, (low.shape[0], 3, *output_size), parameters[0])

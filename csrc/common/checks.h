@@ -248,7 +248,7 @@ inline void check_encode(const char* op, const Tensor& image, const Parameters& 
 }
 
 inline void check_decode(const char* op, const Tensor& low, const Tensor& high, const Parameters& parameters,
-                         const std::vector<int64_t>& output_size) {
+                         const std::vector<int64_t>& output_size, const char* size_name = "output_size") {
   using namespace checks;
   check_pictures(op, "low", low);
   check_floating(op, "low", low);
@@ -261,7 +261,7 @@ inline void check_decode(const char* op, const Tensor& low, const Tensor& high, 
   for (int i = 0; i < 2; ++i) {
     const int64_t half = low.size(2 + i);
     const char* name = i == 0 ? "height" : "width";
-    require(output_size[i] == 2 * half || output_size[i] == 2 * half - 1, op, "output_size's ", name,
+    require(output_size[i] == 2 * half || output_size[i] == 2 * half - 1, op, size_name, "'s ", name,
             " must be ", 2 * half - 1, " or ", 2 * half, " for a low of ", name, " ", half, ", got ",
             output_size[i]);
   }
