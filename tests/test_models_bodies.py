@@ -130,6 +130,7 @@ def test_the_body_stays_as_it_is(body):
     body[0].eval()
     before = {n: t.clone() for n, t in body.state_dict().items()}
     light = light_body(body)
+    assert feature_channels(body) == 24
     assert all(torch.equal(t, before[n]) for n, t in body.state_dict().items())
     assert [m.training for m in light.modules()] == [m.training for m in body.modules()]
     assert not body[0].training

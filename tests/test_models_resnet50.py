@@ -46,6 +46,8 @@ def test_it_runs_folds_and_takes_uint8():
     encoder = Encoder()
     model = wae_resnet50(5, encoder, image_scale=(1 / 64,) * 3, image_shift=(-2.0,) * 3).eval()
     assert model.encoder is encoder
+    assert model.image_scale.tolist() == [1 / 64] * 3
+    assert model.image_shift.tolist() == [-2.0] * 3
     with torch.no_grad():
         for norm in (model.low_norm, model.high_norm):
             norm.running_mean.normal_()
