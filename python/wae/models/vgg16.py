@@ -43,7 +43,8 @@ def wae_vgg16(
         classes: number of scores.
         encoder: a trained one; None for a random one.
         image_scale, image_shift: see :class:`WAEClassifier`. By default the image is taken as it is,
-            0..255. The published model takes blue, green, red; ``wae import-caffe`` turns it to red, green, blue.
+            0..255. The published model takes blue, green, red; ``wae import-caffe`` turns it to red, green,
+            blue.
     """
     low_body, high_body = vgg16_body(), vgg16_body(divisor=4)
     for body in (low_body, high_body):
