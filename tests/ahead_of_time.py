@@ -17,6 +17,7 @@ from triton.compiler import ASTSource, compile, make_backend
 from triton.runtime.jit import create_function_from_signature
 
 from wae_kernels.triton.launch import Launch
+from wae_kernels.triton.plan import Tile
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 SHARED_LIMIT = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
@@ -25,10 +26,10 @@ SHARED_LIMIT = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 
 @dataclass(frozen=True)
 class Compiled:
-    """A kernel for one target, and the arguments that its PTX takes."""
+    """A kernel for one target, and the arguments that its PTX takes, by name."""
 
     kernel: Any
-    arguments: list[Any]
+    arguments: dict[str, Any]
 
     @property
     def ptx(self) -> str:
@@ -45,6 +46,14 @@ class Compiled:
         """How often each SASS instruction occurs, by the first word of its name."""
         words = re.findall(r"/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\w+)", self._inspect("nvdisasm", "-c"))
         return Counter(words)
+
+    def assert_within(self, tile: Tile, arch: int, element_bytes: int) -> None:
+        """No spills, the registers and shared memory that plans count on, and no more than the target has."""
+        assert self.resources["STACK"] == self.resources["LOCAL"] == 0, self.resources
+        assert not self.instructions.keys() & {"LDL", "STL"}
+        assert self.resources["REG"] <= tile.registers
+        shared = self.kernel.metadata.shared
+        assert shared <= min(tile.shared_bytes(element_bytes), 1024 * SHARED_LIMIT[arch])
 
     def _inspect(self, tool: str, option: str) -> str:
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -70,4 +79,5 @@ def compile_launch(kernel: Any, launch: Launch, arch: int) -> Compiled:
     )
     source = ASTSource(kernel, signature, constants, attributes)
     compiled = compile(source, target=target, options=options.__dict__)
-    return Compiled(compiled, [bound[name] for name, kind in signature.items() if kind != "constexpr"])
+    arguments = {name: bound[name] for name, kind in signature.items() if kind != "constexpr"}
+    return Compiled(compiled, arguments)

@@ -56,10 +56,10 @@ def _round(x, to, TF32: tl.constexpr):
 
 
 @triton.jit
-def _dot(a, b, sums, PRECISION: tl.constexpr):
+def _dot(a, b, sums, TF32: tl.constexpr):
     if INTERPRETED:  # which keeps bfloat16 as integers, and would multiply those
         a, b = a.to(tl.float32), b.to(tl.float32)
-    return tl.dot(a, b, sums, input_precision=PRECISION)
+    return tl.dot(a, b, sums, input_precision="tf32" if TF32 else "ieee")
 
 
 @triton.jit
@@ -107,11 +107,11 @@ def _store_layer(
 
 @triton.jit
 def _convolve_rows(
-    blocks, filters, sums, FIRST: tl.constexpr, TAPS: tl.constexpr, PRECISION: tl.constexpr
+    blocks, filters, sums, FIRST: tl.constexpr, TAPS: tl.constexpr, TF32: tl.constexpr
 ):  # fmt: skip
     """``sums`` plus one row of a 3x3 layer: TAPS blocks for each of its three rows of input."""
     for tap in tl.static_range(3 * TAPS):
-        sums = _dot(blocks[FIRST * TAPS + tap], filters[tap], sums, PRECISION)
+        sums = _dot(blocks[FIRST * TAPS + tap], filters[tap], sums, TF32)
     return sums
 
 
@@ -143,7 +143,7 @@ def _trunk_filters(weight, CHANNELS_LAST: tl.constexpr, TF32: tl.constexpr):
 @triton.jit
 def _trunk_layer(
     source, weight, bias, y0, x0, height, width, FIRST: tl.constexpr, ROWS: tl.constexpr, PITCH: tl.constexpr,
-    GROUP: tl.constexpr, CHANNELS_LAST: tl.constexpr, PRECISION: tl.constexpr, TF32: tl.constexpr,
+    GROUP: tl.constexpr, CHANNELS_LAST: tl.constexpr, TF32: tl.constexpr,
 ):  # fmt: skip
     """conv k3 s1 p1, 16 -> 16, and ReLU: ROWS frame rows from FIRST on, in place but one row further up.
 
@@ -157,7 +157,7 @@ def _trunk_layer(
         blocks = _trunk_blocks(source, row, PITCH, GROUP)
         tl.debug_barrier()
         for i in tl.static_range(GROUP):
-            sums = _convolve_rows(blocks, filters, start, i, 3, PRECISION)
+            sums = _convolve_rows(blocks, filters, start, i, 3, TF32)
             _store_layer(target, sums, row + i, y0 + row + i, x, height, width, PITCH, TF32)
 
 
@@ -195,7 +195,7 @@ def _stage_image(
 @triton.jit
 def _image_layer(
     source, target, weight, bias, y0, x0, height, width, ROWS: tl.constexpr, PITCH: tl.constexpr,
-    GROUP: tl.constexpr, CHANNELS_LAST: tl.constexpr, PRECISION: tl.constexpr, TF32: tl.constexpr,
+    GROUP: tl.constexpr, CHANNELS_LAST: tl.constexpr, TF32: tl.constexpr,
 ):  # fmt: skip
     """conv1, 3 -> 16, and ReLU, from frame row 1 on. A block is three pixels of 4 channels, and 4 zeros."""
     m = tl.arange(0, PITCH)
@@ -215,7 +215,7 @@ def _image_layer(
                 tl.load(source + pixel[:, None] * 4 + k[None, :], mask=(k < 12)[None, :], other=0.0),
             )
         for i in tl.static_range(GROUP):
-            sums = _convolve_rows(blocks, filters, start, i, 1, PRECISION)
+            sums = _convolve_rows(blocks, filters, start, i, 1, TF32)
             _store_layer(target, sums, row + i, y0 + row + i, x0 + m, height, width, PITCH, TF32)
 
 
@@ -223,7 +223,7 @@ def _image_layer(
 def _heads(
     source, low_weight, low_bias, high_weight, high_bias, low, high, n, i0, j0, half_height, half_width,
     stride_n, stride_c, stride_y, stride_x, HALF_ROWS: tl.constexpr, PITCH: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, PRECISION: tl.constexpr, TF32: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, TF32: tl.constexpr,
 ):  # fmt: skip
     """low and high, 16 -> 3 with stride 2, in columns 0..2 and 3..5 of one layer. Two rows at a time."""
     m = tl.arange(0, PITCH)
@@ -244,11 +244,11 @@ def _heads(
     base = n.to(tl.int64) * stride_n
     for row in range(0, HALF_ROWS, 2):
         i = row + m // HALF_PITCH
-        sums = start
+        blocks = ()
         for tap in tl.static_range(9):
             pixel = (2 * i + 3 + tap // 3) * PITCH + 2 * j + 3 + tap % 3
-            block = tl.load(source + pixel[:, None] * CHANNELS + k[None, :])
-            sums = _dot(block, filters[tap], sums, PRECISION)
+            blocks = blocks + (tl.load(source + pixel[:, None] * CHANNELS + k[None, :]),)
+        sums = _convolve_rows(blocks, filters, start, 0, 3, TF32)
         wanted = (i < HALF_ROWS) & (j < HALF_PITCH - 4) & (i0 + i < half_height) & (j0 + j < half_width)
         pixel = base + (i0 + i).to(tl.int64) * stride_y + (j0 + j).to(tl.int64) * stride_x
         value = _round(sums, low.dtype.element_ty, False)
@@ -272,10 +272,9 @@ def encode_kernel(
     height, width, tiles, tiles_down, tiles_across,
     image_n, image_c, image_y, image_x, out_n, out_c, out_y, out_x,
     HALF_ROWS: tl.constexpr, PITCH: tl.constexpr, GROUP: tl.constexpr, SLAB: tl.constexpr,
-    TRUNK: tl.constexpr, CHANNELS_LAST: tl.constexpr, PRECISION: tl.constexpr,
+    TRUNK: tl.constexpr, CHANNELS_LAST: tl.constexpr, TF32: tl.constexpr,
 ):  # fmt: skip
     """wae::encode. ``*_n/_c/_y/_x`` are strides; ``slab`` has SLAB numbers for each program, TRUNK first."""
-    TF32: tl.constexpr = PRECISION == "tf32"
     ROW: tl.constexpr = PITCH * CHANNELS
     region = slab + tl.program_id(0).to(tl.int64) * SLAB
     staged = region + TRUNK + GUARD * 4
@@ -295,23 +294,23 @@ def encode_kernel(
         tl.debug_barrier()
         _image_layer(
             staged, trunk, conv1_weight, conv1_bias, y0, x0, height, width,
-            2 * HALF_ROWS + 5, PITCH, GROUP, CHANNELS_LAST, PRECISION, TF32,
+            2 * HALF_ROWS + 5, PITCH, GROUP, CHANNELS_LAST, TF32,
         )  # fmt: skip
         tl.debug_barrier()
         _trunk_layer(
             trunk, conv2_weight, conv2_bias, y0, x0, height, width,
-            2, 2 * HALF_ROWS + 3, PITCH, GROUP, CHANNELS_LAST, PRECISION, TF32,
+            2, 2 * HALF_ROWS + 3, PITCH, GROUP, CHANNELS_LAST, TF32,
         )  # fmt: skip
         tl.debug_barrier()
         _trunk_layer(
             trunk - ROW, conv3_weight, conv3_bias, y0, x0, height, width,
-            3, 2 * HALF_ROWS + 1, PITCH, GROUP, CHANNELS_LAST, PRECISION, TF32,
+            3, 2 * HALF_ROWS + 1, PITCH, GROUP, CHANNELS_LAST, TF32,
         )  # fmt: skip
         tl.debug_barrier()
         _heads(
             trunk - 2 * ROW, low_weight, low_bias, high_weight, high_bias, low, high,
             n, i0, j0, half_height, half_width, out_n, out_c, out_y, out_x,
-            HALF_ROWS, PITCH, CHANNELS_LAST, PRECISION, TF32,
+            HALF_ROWS, PITCH, CHANNELS_LAST, TF32,
         )  # fmt: skip
 
 
@@ -366,7 +365,7 @@ def _up_filter(
 def _up_layer(
     source, target, low_weight, low_bias, high_weight, high_bias, y0, x0, height, width,
     ROWS: tl.constexpr, PITCH: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    PRECISION: tl.constexpr, TF32: tl.constexpr,
+    TF32: tl.constexpr,
 ):  # fmt: skip
     """The transposed convolutions, summed, and ReLU: ROWS half-resolution rows to 2 * ROWS, two at a time.
 
@@ -387,9 +386,9 @@ def _up_layer(
             block = source + (row * HALF_PITCH + m)[:, None] * 8 + k[None, :]
             this = tl.load(block, mask=used, other=0.0)
             following = tl.load(block + HALF_PITCH * 8, mask=used, other=0.0)
-            even = _dot(this, here, start, PRECISION)
-            odd = _dot(this, above, start, PRECISION)
-            odd = _dot(following, below, odd, PRECISION)
+            even = _dot(this, here, start, TF32)
+            odd = _dot(this, above, start, TF32)
+            odd = _dot(following, below, odd, TF32)
             y = 2 * (row + m // HALF_PITCH)
             for down in tl.static_range(2):
                 sums = odd if down else even
@@ -404,7 +403,7 @@ def _up_layer(
 def _picture_layer(
     source, weight, bias, image, n, y0, x0, height, width, stride_n, stride_c, stride_y, stride_x,
     ROWS: tl.constexpr, PITCH: tl.constexpr, GROUP: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    PRECISION: tl.constexpr, TF32: tl.constexpr,
+    TF32: tl.constexpr,
 ):  # fmt: skip
     """conv3, 16 -> 3 in 3 of 16 columns: frame rows 4 to 3 + ROWS, columns 4 to PITCH - 5, to the image."""
     m = tl.arange(0, PITCH)
@@ -422,7 +421,7 @@ def _picture_layer(
     for row in range(4, 4 + ROWS, GROUP):
         blocks = _trunk_blocks(source, row, PITCH, GROUP)
         for i in tl.static_range(GROUP):
-            sums = _convolve_rows(blocks, filters, start, i, 3, PRECISION)
+            sums = _convolve_rows(blocks, filters, start, i, 3, TF32)
             y = y0 + row + i
             wanted = in_columns & (row + i < 4 + ROWS) & (y < height)
             place = picture + tl.cast(y, tl.int64) * stride_y + columns
@@ -444,10 +443,9 @@ def decode_kernel(
     height, width, tiles, tiles_down, tiles_across,
     low_n, low_c, low_y, low_x, high_n, high_c, high_y, high_x, out_n, out_c, out_y, out_x,
     HALF_ROWS: tl.constexpr, PITCH: tl.constexpr, GROUP: tl.constexpr, SLAB: tl.constexpr,
-    TRUNK: tl.constexpr, CHANNELS_LAST: tl.constexpr, PRECISION: tl.constexpr,
+    TRUNK: tl.constexpr, CHANNELS_LAST: tl.constexpr, TF32: tl.constexpr,
 ):  # fmt: skip
     """wae::decode. ``*_n/_c/_y/_x`` are strides; ``slab`` has SLAB numbers for each program, TRUNK first."""
-    TF32: tl.constexpr = PRECISION == "tf32"
     ROW: tl.constexpr = PITCH * CHANNELS
     region = slab + tl.program_id(0).to(tl.int64) * SLAB
     staged = region + TRUNK + GUARD * 4
@@ -467,21 +465,21 @@ def decode_kernel(
         tl.debug_barrier()
         _up_layer(
             staged, trunk, low_weight, low_bias, high_weight, high_bias, y0, x0, height, width,
-            HALF_ROWS + 4, PITCH, CHANNELS_LAST, PRECISION, TF32,
+            HALF_ROWS + 4, PITCH, CHANNELS_LAST, TF32,
         )  # fmt: skip
         tl.debug_barrier()
         _trunk_layer(
             trunk, conv1_weight, conv1_bias, y0, x0, height, width,
-            2, 2 * HALF_ROWS + 4, PITCH, GROUP, CHANNELS_LAST, PRECISION, TF32,
+            2, 2 * HALF_ROWS + 4, PITCH, GROUP, CHANNELS_LAST, TF32,
         )  # fmt: skip
         tl.debug_barrier()
         _trunk_layer(
             trunk - ROW, conv2_weight, conv2_bias, y0, x0, height, width,
-            3, 2 * HALF_ROWS + 2, PITCH, GROUP, CHANNELS_LAST, PRECISION, TF32,
+            3, 2 * HALF_ROWS + 2, PITCH, GROUP, CHANNELS_LAST, TF32,
         )  # fmt: skip
         tl.debug_barrier()
         _picture_layer(
             trunk - 2 * ROW, conv3_weight, conv3_bias, image, n, y0, x0, height, width,
             out_n, out_c, out_y, out_x,
-            2 * HALF_ROWS, PITCH, GROUP, CHANNELS_LAST, PRECISION, TF32,
+            2 * HALF_ROWS, PITCH, GROUP, CHANNELS_LAST, TF32,
         )  # fmt: skip

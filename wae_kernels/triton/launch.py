@@ -32,9 +32,10 @@ def has_kernel(device: torch.device, dtype: torch.dtype, width: int) -> bool:
 def device_of(device: torch.device) -> Device:
     """What a plan must know of ``device``; for the interpreter, a device that two programs fill."""
     if device.type != "cuda":
-        return Device("interpreter", 80, 2, 1 << 20)
+        return Device("interpreter", 80, 2, 1 << 17, 1 << 20)
     p = torch.cuda.get_device_properties(device)
-    return Device(p.name, 10 * p.major + p.minor, p.multi_processor_count, p.L2_cache_size)
+    capability, shared = 10 * p.major + p.minor, p.shared_memory_per_multiprocessor
+    return Device(p.name, capability, p.multi_processor_count, shared, p.L2_cache_size)
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,11 @@ class Launch:
     options: dict[str, Any]
 
 
-def _precision(dtype: torch.dtype) -> str:
-    """The arithmetic of float32 products: TF32 only where torch's own convolutions may use it."""
-    allowed = dtype == torch.float32 and torch.version.hip is None and tf32_allowed()
-    return "tf32" if allowed else "ieee"
+def precision_of(dtype: torch.dtype) -> str:
+    """How products are computed: "half" for 16 bits; "tf32" where torch's convolutions may, else "ieee"."""
+    if dtype != torch.float32:
+        return "half"
+    return "tf32" if torch.version.hip is None and tf32_allowed() else "ieee"
 
 
 def _dense(parameters: Sequence[Tensor]) -> tuple[list[Tensor], bool]:
@@ -79,8 +81,9 @@ def _launch(
     dense, channels_last = _dense(parameters)
     like = dense[0]
     device = device or device_of(like.device)
-    tile = tile or stored.choice(op, device, like.dtype, shape)
-    chosen = plan(shape[0], shape[2], shape[3], like.element_size(), device, [tile] if tile else ())
+    precision = precision_of(like.dtype)
+    tile = tile or stored.choice(op, device, precision, shape)
+    chosen = plan(shape[0], shape[2], shape[3], precision, device, [tile] if tile else ())
     slab = like.new_empty(chosen.slab_elements)
     strides = [stride for tensor in (*inputs, outputs[0]) for stride in tensor.stride()]
     options = {
@@ -90,7 +93,7 @@ def _launch(
         "SLAB": chosen.tile.slab,
         "TRUNK": chosen.tile.trunk,
         "CHANNELS_LAST": channels_last,
-        "PRECISION": _precision(like.dtype),
+        "TF32": precision == "tf32",
         "num_warps": chosen.tile.warps,
         "num_stages": chosen.tile.stages,
     }

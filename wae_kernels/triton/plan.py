@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 CHANNELS = 16
+PRECISIONS = ("half", "tf32", "ieee")
 GUARD_PIXELS = 16
 """Room before and after a region of the slab, for taps that reach beyond the frame's first and last pixel."""
 
-_PROGRAM_THREADS = 384
-"""How many threads of programs share a multiprocessor: 168 registers for each of them fit everywhere."""
+_REGISTERS = 65536
+"""32-bit registers of a multiprocessor."""
 
 _L2_SHARE = 0.75
 """How much of the L2 cache the slabs may take; pictures stream through the rest."""
@@ -21,11 +22,12 @@ _L2_SHARE = 0.75
 
 @dataclass(frozen=True)
 class Device:
-    """What a plan must know of a GPU. Compute capability 8.0 is 80."""
+    """What a plan must know of a GPU. Compute capability 8.0 is 80; shared memory is a multiprocessor's."""
 
     name: str
     capability: int
     multiprocessors: int
+    shared_bytes: int
     l2_bytes: int
 
 
@@ -71,6 +73,19 @@ class Tile:
         return self.trunk + ((2 * self.half_rows + 8 + self.group) * self.pitch + 2 * GUARD_PIXELS) * 4
 
     @property
+    def registers(self) -> int:
+        """The most 32-bit registers that Triton's compiler gives a thread; tests hold it to that."""
+        return 168 if self.pitch >= 64 else 200
+
+    def shared_bytes(self, element_bytes: int) -> int:
+        """The most shared memory that Triton's compiler gives a program; tests hold it to that.
+
+        The blocks of a group and the nine taps of a filter, on their way to the tensor cores.
+        """
+        blocks = 3 * (self.group + 2) + self.stages - 1
+        return (blocks * self.pitch * CHANNELS + 9 * CHANNELS * CHANNELS) * element_bytes
+
+    @property
     def work(self) -> int:
         """Pixels that the three trunk layers of a tile compute, those of the halo included."""
         rows = (2 * self.half_rows + margin for margin in (5, 3, 1))
@@ -93,33 +108,38 @@ class Plan:
         return self.programs * self.tile.slab
 
 
-def tiles_for(element_bytes: int, capability: int) -> list[Tile]:
-    """The short list: what a plan chooses from, for numbers of this many bytes between the layers.
+def tiles_for(precision: str, capability: int) -> list[Tile]:
+    """The short list: what a plan chooses from.
 
-    Wide numbers take more registers, so fewer rows share their loads. Where the tensor cores have
-    instructions for four warps together (9.x and 10.x), Triton would take those for rows of 64 pixels. They
-    are made for larger products, so rows of 32 pixels and two warps stand in for them.
+    Args:
+        precision: "half" for 16-bit numbers, "tf32" or "ieee" for float32 ones. Wide numbers take more
+            registers, so no rows share their loads; without tensor cores one tile is free of spills on all
+            targets.
+        capability: where the tensor cores have instructions for four warps together (9.x and 10.x), Triton
+            takes those for rows of 64 pixels. They are made for larger products; with rows of 32 pixels and
+            two warps it takes the others.
     """
-    group = 4 if element_bytes == 2 else 2
+    if precision == "ieee":
+        return [Tile(64, 8, group=1, stages=2)]
     pitches = (32,) if 90 <= capability < 120 else (64, 32)
-    return [Tile(pitch, rows, group) for pitch in pitches for rows in (8, 16, 4)]
+    return [Tile(pitch, rows, 4 if precision == "half" else 1) for pitch in pitches for rows in (8, 16, 4)]
 
 
 def plan(
-    batch: int, height: int, width: int, element_bytes: int, device: Device, tiles: Sequence[Tile] = ()
+    batch: int, height: int, width: int, precision: str, device: Device, tiles: Sequence[Tile] = ()
 ) -> Plan:
     """The launch for (batch, 3, height, width) pictures, batch at least 1.
 
     Args:
-        element_bytes: of a number between the layers: 2 or 4.
+        precision: as in :func:`tiles_for`.
         tiles: to choose from; by default the short list.
 
     Returns:
         The plan whose busiest multiprocessor has the least to compute; of equals the first in the list. Its
         slabs take at most three quarters of the L2 cache, unless one a multiprocessor is too many already.
     """
-    tiles = tiles or tiles_for(element_bytes, device.capability)
-    plans = [_plan(batch, height, width, element_bytes, device, tile) for tile in tiles]
+    tiles = tiles or tiles_for(precision, device.capability)
+    plans = [_plan(batch, height, width, 2 if precision == "half" else 4, device, tile) for tile in tiles]
     return min(plans, key=lambda p: -(-p.tiles // device.multiprocessors) * p.tile.work)
 
 
@@ -127,6 +147,9 @@ def _plan(batch: int, height: int, width: int, element_bytes: int, device: Devic
     down = -(-((height + 1) // 2) // tile.half_rows)
     across = -(-((width + 1) // 2) // tile.half_columns)
     tiles = batch * down * across
-    in_cache = int(_L2_SHARE * device.l2_bytes) // (tile.slab * element_bytes * device.multiprocessors)
-    each = max(1, min(_PROGRAM_THREADS // (32 * tile.warps), in_cache))
-    return Plan(tile, down, across, tiles, min(tiles, each * device.multiprocessors))
+    each = min(  # programs that a multiprocessor has registers, shared memory and cache for
+        _REGISTERS // (tile.registers * 32 * tile.warps),
+        device.shared_bytes // (tile.shared_bytes(element_bytes) + 1024),
+        int(_L2_SHARE * device.l2_bytes) // (tile.slab * element_bytes * device.multiprocessors),
+    )
+    return Plan(tile, down, across, tiles, min(tiles, max(each, 1) * device.multiprocessors))

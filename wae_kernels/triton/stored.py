@@ -16,10 +16,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import triton
 
-from .plan import Device, Tile, tiles_for
+from .plan import PRECISIONS, Device, Tile, tiles_for
 
 
 def path() -> Path:
@@ -30,23 +29,23 @@ def path() -> Path:
     return Path(cache) / "wae_kernels" / "triton_tiles.json"
 
 
-def candidates(element_bytes: int) -> list[Tile]:
-    """What :func:`tune` tries: the short list, without and with Triton's software pipeline."""
-    return [replace(t, stages=stages) for t in tiles_for(element_bytes, 80) for stages in (1, 2)]
+def candidates(precision: str) -> list[Tile]:
+    """What :func:`tune` tries: the short lists of all GPUs, without and with Triton's software pipeline."""
+    return [replace(t, stages=stages) for t in tiles_for(precision, 80) for stages in (1, 2)]
 
 
-def key(op: str, device: Device, dtype: torch.dtype, shape: Sequence[int]) -> str:
+def key(op: str, device: Device, precision: str, shape: Sequence[int]) -> str:
     """What a choice is stored for: the device's name, and sizes of (N, 3, H, W) up to a power of two."""
     sizes = "x".join(str(1 << (size - 1).bit_length()) for size in (shape[0], *shape[2:]))
-    return f"{op} {str(dtype).removeprefix('torch.')} {sizes} {device.name}"
+    return f"{op} {precision} {sizes} {device.name}"
 
 
-def choice(op: str, device: Device, dtype: torch.dtype, shape: Sequence[int]) -> Tile | None:
+def choice(op: str, device: Device, precision: str, shape: Sequence[int]) -> Tile | None:
     """The stored tile for a launch, or None. Symbolic sizes have none: a compiled graph is for many."""
     stored = _tiles(path())
     if not stored or any(not isinstance(size, int) for size in shape):
         return None
-    return stored.get(key(op, device, dtype, shape))
+    return stored.get(key(op, device, precision, shape))
 
 
 def _read(file: Path) -> dict[str, dict[str, int]]:
@@ -72,7 +71,7 @@ def _tiles(file: Path) -> dict[str, Tile]:
             f"wae_kernels chooses tiles without the stored ones: {error}", RuntimeWarning, stacklevel=2
         )
         return {}
-    known = {tuple(asdict(tile).items()): tile for size in (2, 4) for tile in candidates(size)}
+    known = {tuple(asdict(tile).items()): tile for precision in PRECISIONS for tile in candidates(precision)}
     tiles = {name: known.get(tuple(fields.items())) for name, fields in entries.items()}
     return {name: tile for name, tile in tiles.items() if tile is not None}
 
@@ -95,8 +94,8 @@ def store(name: str, tile: Tile) -> None:
 def tune(op: str, *args: Any, measure: Callable[[Callable[[], object]], float] | None = None) -> Tile:
     """Time every candidate on one call of ``wae::encode`` or ``wae::decode``; store and return the fastest.
 
-    Compiles all candidates, which takes minutes. Later launches of that op on such a device, in that dtype,
-    on pictures whose sizes round up to the same powers of two use the stored tile, in every process.
+    Compiles all candidates, which takes minutes. Later launches of that op on such a device, with such
+    numbers, on pictures whose sizes round up to the same powers of two use the stored tile, in every process.
 
     Args:
         op: "encode" or "decode".
@@ -120,7 +119,7 @@ def tune(op: str, *args: Any, measure: Callable[[Callable[[], object]], float] |
             f"pictures and {conv1_weight.dtype} of width {conv1_weight.shape[0]} on {first.device}"
         )
     time = measure or triton.testing.do_bench
-    tiles = candidates(conv1_weight.element_size())
-    best = min(tiles, key=lambda tile: time(functools.partial(function, *args, tile=tile)))
-    store(key(op, launch.device_of(first.device), conv1_weight.dtype, shape), best)
+    precision = launch.precision_of(conv1_weight.dtype)
+    best = min(candidates(precision), key=lambda tile: time(functools.partial(function, *args, tile=tile)))
+    store(key(op, launch.device_of(first.device), precision, shape), best)
     return best
