@@ -113,16 +113,17 @@ def tiles_for(precision: str, capability: int) -> list[Tile]:
 
     Args:
         precision: "half" for 16-bit numbers, "tf32" or "ieee" for float32 ones. Wide numbers take more
-            registers, so no rows share their loads; without tensor cores one tile is free of spills on all
-            targets.
+            registers, so their rows share no loads. In the list is what compiles without spills.
         capability: where the tensor cores have instructions for four warps together (9.x and 10.x), Triton
             takes those for rows of 64 pixels. They are made for larger products; with rows of 32 pixels and
             two warps it takes the others.
     """
     if precision == "ieee":
-        return [Tile(64, 8, group=1, stages=2)]
+        return [Tile(64, 16 if capability >= 100 else 8, group=1, stages=2)]
     pitches = (32,) if 90 <= capability < 120 else (64, 32)
-    return [Tile(pitch, rows, 4 if precision == "half" else 1) for pitch in pitches for rows in (8, 16, 4)]
+    if precision == "tf32":
+        return [Tile(pitches[0], 8, group=1)]
+    return [Tile(pitch, rows, group=4) for pitch in pitches for rows in (8, 16)] + [Tile(32, 6, group=4)]
 
 
 def plan(
