@@ -79,7 +79,9 @@ def test_plan(gpu: Device, precision: str, shape: Sequence[int]) -> None:
     element_bytes = 2 if precision == "half" else 4
     slab_bytes = made.slab_elements * element_bytes
     each = -(-made.programs // gpu.multiprocessors)
-    assert slab_bytes <= 0.75 * gpu.l2_bytes or each == 1
+    # Only where the smallest slab is too large for one on each multiprocessor do they not fit the cache.
+    smallest = min(t.slab for t in tiles_for(precision, gpu.capability)) * element_bytes
+    assert slab_bytes <= 0.75 * gpu.l2_bytes or smallest * made.programs > 0.75 * gpu.l2_bytes
     assert each * tile.registers * 32 * tile.warps <= 65536
     assert each * (tile.shared_bytes(element_bytes) + 1024) <= gpu.shared_bytes
     # A full-resolution picture of 16 channels is not what the slab holds.
@@ -156,8 +158,8 @@ def check_decode(low: Tensor, high: Tensor, parameters: Sequence[Tensor], size: 
 
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-# A pixel; less than a tile; a tile; a tile and a pixel; two by two tiles of which the last are cut; a strip.
-SIZES = [(1, 1), (1, 9), (5, 2), (8, 8), (9, 9), (11, 10), (2, 17)]
+# A pixel; a tile; a tile and a pixel, both ways; a strip. The other tests have two by two tiles, cut.
+SIZES = [(1, 1), (8, 8), (9, 8), (7, 9), (1, 17)]
 
 
 @interpreted
@@ -187,9 +189,11 @@ class TestInterpreted:
         half = [(s + 1) // 2 for s in size]
         check_decode(picture(1, *half), picture(1, *half), decoder(), size)
 
-    @pytest.mark.parametrize("layout", LAYOUTS)
+    @pytest.mark.parametrize(
+        "layout", [name for name in LAYOUTS if "expanded" not in name] + ["expanded_value"]
+    )
     def test_layouts(self, layout: str) -> None:
-        check_encode(LAYOUTS[layout](picture(2, 5, 6)), encoder(), *affine(torch.float64))
+        check_encode(LAYOUTS[layout](picture(2, 4, 3)), encoder(), *affine(torch.float64))
         low, high = LAYOUTS[layout](picture(2, 3, 2)), picture(2, 3, 2)
         check_decode(low, high, decoder(), (5, 4))
         if layout == "sliced":
@@ -282,7 +286,7 @@ ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 TARGETS = [
     ("half", arch, tiles_for("half", arch)[i % len(tiles_for("half", arch))])
     for i, arch in enumerate(ARCHITECTURES)
-] + [(precision, arch, tiles_for(precision, arch)[0]) for precision in ("tf32", "ieee") for arch in (90, 100)]
+] + [(precision, arch, tiles_for(precision, arch)[0]) for precision in ("tf32", "ieee") for arch in (90, 120)]
 """All architectures, with different tiles of the short list; float32 on those that differ most from sm_80."""
 
 

@@ -152,6 +152,14 @@ def test_a_barrier_less_shows(number: int) -> None:
         assert launch.outputs[0].isnan().any()
 
 
+def test_the_page_has_these_plans() -> None:
+    from .triton_counts import PAGE, plans_table
+
+    assert plans_table() in PAGE.read_text(encoding="utf-8"), (
+        "run python -m ptx.triton_counts --write in tests/"
+    )
+
+
 def source_line(before: list[str]) -> str:
     """The line of kernels.py that an instruction comes from, given the PTX lines before it."""
     location = next(re.match(r"\s*\.loc\s+\d+\s+(\d+)", line) for line in reversed(before) if ".loc" in line)

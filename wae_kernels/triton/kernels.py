@@ -242,7 +242,7 @@ def _heads(
     HALF_PITCH: tl.constexpr = PITCH // 2
     j = m % HALF_PITCH
     base = n.to(tl.int64) * stride_n
-    for row in range(0, HALF_ROWS, 2):
+    for row in tl.range(0, HALF_ROWS, 2, num_stages=1):  # a pipeline would take registers, and spill them
         i = row + m // HALF_PITCH
         blocks = ()
         for tap in tl.static_range(9):

@@ -119,7 +119,7 @@ def tiles_for(precision: str, capability: int) -> list[Tile]:
             two warps it takes the others.
     """
     if precision == "ieee":
-        return [Tile(64, 16 if capability >= 100 else 8, group=1, stages=2)]
+        return [Tile(32 if 90 <= capability < 100 else 64, 8, group=1, stages=2)]
     pitches = (32,) if 90 <= capability < 120 else (64, 32)
     if precision == "tf32":
         return [Tile(pitches[0], 8, group=1)]
@@ -136,12 +136,14 @@ def plan(
         tiles: to choose from; by default the short list.
 
     Returns:
-        The plan whose busiest multiprocessor has the least to compute; of equals the first in the list. Its
-        slabs take at most three quarters of the L2 cache, unless one a multiprocessor is too many already.
+        Of the plans whose slabs take at most three quarters of the L2 cache (of all, if there is none), the
+        one whose busiest multiprocessor has the least to compute; of equals the first in the list.
     """
     tiles = tiles or tiles_for(precision, device.capability)
-    plans = [_plan(batch, height, width, 2 if precision == "half" else 4, device, tile) for tile in tiles]
-    return min(plans, key=lambda p: -(-p.tiles // device.multiprocessors) * p.tile.work)
+    element_bytes = 2 if precision == "half" else 4
+    plans = [_plan(batch, height, width, element_bytes, device, tile) for tile in tiles]
+    in_cache = [p for p in plans if p.slab_elements * element_bytes <= _L2_SHARE * device.l2_bytes]
+    return min(in_cache or plans, key=lambda p: -(-p.tiles // device.multiprocessors) * p.tile.work)
 
 
 def _plan(batch: int, height: int, width: int, element_bytes: int, device: Device, tile: Tile) -> Plan:

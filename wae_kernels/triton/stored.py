@@ -31,7 +31,8 @@ def path() -> Path:
 
 def candidates(precision: str) -> list[Tile]:
     """What :func:`tune` tries: the short lists of all GPUs, without and with Triton's software pipeline."""
-    return [replace(t, stages=stages) for t in tiles_for(precision, 80) for stages in (1, 2)]
+    tiles = dict.fromkeys(tiles_for(precision, 80) + tiles_for(precision, 90))
+    return list(dict.fromkeys(replace(t, stages=stages) for t in tiles for stages in (1, 2)))
 
 
 def key(op: str, device: Device, precision: str, shape: Sequence[int]) -> str:
