@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import platform
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -33,6 +34,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # torch.compile's cache does not know about LIMITS: code it kept from a run without them gives NaN
+    folder = tempfile.TemporaryDirectory(prefix="wae-bench-")
+    config.add_cleanup(folder.cleanup)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder.name
     config.addinivalue_line("filterwarnings", "ignore")  # the peers' warnings are not ours to mend
 
 

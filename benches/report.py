@@ -89,9 +89,13 @@ def _table(title: str, benchmarks: list[Result]) -> list[str]:
 
 def _cell(benchmark: Result, side: str) -> str:
     timing = benchmark["timings"][side]
-    median, low, high = (f"{1e3 * timing[key]:.3g}" for key in ("median", "p10", "p90"))
+    median, low, high = (_milliseconds(timing[key]) for key in ("median", "p10", "p90"))
     cell = f"{median} ({low}-{high})"
     return cell if side == benchmark["ours"] else f"{cell}, {ratio(benchmark, side):.2f}x"
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:.0f}" if seconds >= 0.1 else f"{1e3 * seconds:.3g}"
 
 
 def plot(results: list[Result]) -> None:
