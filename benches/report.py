@@ -107,7 +107,7 @@ def plot(results: list[Result]) -> None:
 
     wanted = ("encode", "decode", "encode + backward", "decode + backward")
     figure, axes = pyplot.subplots(
-        len(results), len(wanted), figsize=(13, 2.9 * len(results)), squeeze=False, layout="constrained"
+        len(results), len(wanted), figsize=(15, 2.9 * len(results)), squeeze=False, layout="constrained"
     )
     for row, result in zip(axes, results, strict=True):
         for axis, title in zip(row, wanted, strict=True):
@@ -123,8 +123,8 @@ def plot(results: list[Result]) -> None:
             axis.set_yticks(range(len(sides)), sides, fontsize=7)
             axis.invert_yaxis()
             axis.axvline(1, color="black", linewidth=0.8)
-            axis.margins(x=0.18)
-            axis.set_title(f"{title}: {result['machine']['backend']}", fontsize=9)
+            axis.margins(x=0.3)
+            axis.set_title(f"{title} ({result['machine']['backend']})", fontsize=8)
     axes[0][0].legend(fontsize=7)
     figure.suptitle("Time of each peer, in units of ours (224 x 224, float32)", fontsize=10)
     figure.savefig(PLOT, dpi=110)
