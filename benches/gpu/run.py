@@ -90,6 +90,13 @@ def sides(stock: nn.Module, ours: nn.Module, dtype: torch.dtype, with_compile: b
         "PyTorch eager": plain,
         "PyTorch eager, channels_last": last,
     }
+    if any(backend.name == "triton" and backend.available for backend in backends.available()):
+
+        def triton(*inputs: Tensor) -> Any:
+            with backends.use("triton"):
+                return mine(*inputs)
+
+        found |= {f"{OURS}, Triton": triton, f"{OURS}, Triton, channels_last": triton}
     if dtype in (torch.float16, torch.bfloat16):
         single = copy.deepcopy(stock)
 
