@@ -310,6 +310,7 @@ def test_train_writes_weights_that_encode_takes(tmp_path, photo_file, capsys):
     assert "steps must be at least 1" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_training_cleanly(tmp_path):
     command = [
         sys.executable,

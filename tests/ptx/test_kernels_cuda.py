@@ -19,6 +19,8 @@ try:
 except CompilerMissing as missing:
     pytest.skip(str(missing), allow_module_level=True)
 
+pytestmark = pytest.mark.slow  # minutes, on two cores
+
 MINIMUM = 263.7e6
 """Multiply-adds of a 224 x 224 image, in either direction (SPEC section 2)."""
 CELLS = [(mode, 80) for mode in ("float16", "bfloat16", "tf32", "float32")]

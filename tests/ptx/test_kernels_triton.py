@@ -24,6 +24,8 @@ from wae_kernels.triton.plan import Device, Tile
 
 from . import Counts, KernelError, UnknownInstruction, load
 
+pytestmark = pytest.mark.slow  # minutes, on two cores
+
 ARITHMETIC = {
     "float16": (torch.float16, False, 2e-3, "m16n8k16.f32.f16"),
     "bfloat16": (torch.bfloat16, False, 1.5e-2, "m16n8k16.f32.bf16"),
