@@ -111,6 +111,7 @@ def test_wheel_serves_every_python_from_3_10(wheel: Path, library: Path) -> None
         "wae_kernels/py.typed",
         "wae/__init__.py",
         "wae/cli.py",
+        "wae/commands/__init__.py",
         "wae/py.typed",
         "wae/models/__init__.py",
         "wae/training/__init__.py",

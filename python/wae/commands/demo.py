@@ -1,0 +1,55 @@
+"""``wae demo``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from . import shared
+
+HELP = "decompose photos, show what is lost, and how long it takes here"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command line."""
+    parser.add_argument("images", nargs="*", type=Path, metavar="IMAGE", help="default: four bundled photos")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("out"),
+        metavar="DIR",
+        help="folder of the pictures (default: out)",
+    )
+    parser.add_argument("--no-timing", action="store_true", help="leave the timings out")
+    parser.add_argument(
+        "--seconds", type=_seconds, default=8.0, metavar="S", help="time to spend on each timing (default: 8)"
+    )
+    shared.add_weights(parser)
+    shared.add_force(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Show every photo and the timings; 1 if a photo could not be shown."""
+    from wae import comparison, data, demo
+
+    inputs = options.images or [data.photo_path(name) for name in demo.BUNDLED]
+    outputs = demo.targets(inputs, options.output, options.force)
+    console, model = shared.console(), shared.autoencoder(options.weights)
+    errors = demo.show(console, model, inputs, outputs)
+    for message in errors:
+        shared.complain(message)
+    if not options.no_timing:
+        try:
+            comparison.show(console, model, options.seconds)
+        except comparison.DisagreementError as error:
+            raise shared.Failure(str(error)) from None
+    return 1 if errors else 0
+
+
+def _seconds(text: str) -> float:
+    """An argparse type: a number of seconds, from 0 to an hour."""
+    value = float(text)
+    if not 0 <= value <= 3600:
+        raise ValueError(text)
+    return value

@@ -1,0 +1,38 @@
+"""``wae encode``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from . import shared
+
+HELP = "write low and high of an image to a safetensors file"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command line."""
+    parser.add_argument("image", type=Path, metavar="IMAGE")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
+    parser.add_argument(
+        "--dtype", choices=("float32", "float16"), default="float32", help="numbers in the file"
+    )
+    shared.add_weights(parser)
+    shared.add_force(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Decompose the image and write the file."""
+    import torch
+
+    from wae import container
+
+    shared.check_target(options.output, options.image, options.force)
+    image, model = shared.read_image(options.image), shared.autoencoder(options.weights)
+    with torch.no_grad():
+        low, high = model.decompose(image[None])
+    dtype = getattr(torch, options.dtype)
+    size = (image.shape[1], image.shape[2])
+    made = container.Decomposition(low[0].to(dtype), high[0].to(dtype), size, container.fingerprint(model))
+    container.save(options.output, made, options.force)
+    return 0

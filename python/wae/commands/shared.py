@@ -1,0 +1,75 @@
+"""What several commands need: their failures, their common options, their inputs and their console."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from torch import Tensor
+
+    from wae.models.autoencoder import AutoEncoder
+
+
+class Failure(Exception):
+    """An input that could not be processed; the message is for the user."""
+
+
+def complain(message: str, status: int = 1) -> int:
+    """Print ``message`` on stderr under the command's name, and return ``status``."""
+    print(f"wae: {message}", file=sys.stderr)
+    return status
+
+
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """The option ``--weights`` of commands that run the auto-encoder: see :func:`autoencoder`."""
+    parser.add_argument(
+        "--weights", type=Path, metavar="FILE", help="weights to use (default: those included)"
+    )
+
+
+def add_force(parser: argparse.ArgumentParser) -> None:
+    """The option ``--force`` of commands that write a file."""
+    parser.add_argument("--force", action="store_true", help="replace a file that is there")
+
+
+def console() -> Console:
+    """The terminal, or what stands in its place."""
+    from rich.console import Console
+
+    return Console()
+
+
+def check_target(target: Path, source: Path, force: bool) -> None:
+    """Before any work: may ``target`` be written? Raises Failure or FileExistsError if not."""
+    from wae.files import refuse_existing
+
+    if target.resolve() == source.resolve():
+        raise Failure(f"{target} is the input; -o must name another file")
+    refuse_existing(target, force)
+
+
+def read_image(path: Path) -> Tensor:
+    """As :func:`wae.data.read_image`, but what it refuses is a Failure."""
+    from wae import data
+
+    try:
+        return data.read_image(path)
+    except data.ImageError as error:
+        raise Failure(str(error)) from None
+
+
+def autoencoder(weights: Path | None) -> AutoEncoder:
+    """The auto-encoder with ``weights`` (None: those included). Raises Failure where they do not fit."""
+    from wae.models.autoencoder import AutoEncoder
+    from wae.training import checkpoint
+
+    model = AutoEncoder().eval()
+    try:
+        checkpoint.load(weights or checkpoint.WEIGHTS / "autoencoder.safetensors", model)
+    except checkpoint.CheckpointError as error:
+        raise Failure(str(error)) from None
+    return model
