@@ -197,9 +197,7 @@ def fashion_mnist(folder: Path | None, train: bool, augment: bool, seed: int) ->
     Raises:
         DatasetError: a file is missing, broken, or not the published one (SHA-256).
     """
-    images, targets = (
-        _read_published(folder or FASHION_MNIST_FOLDER, file) for file in _FASHION_MNIST[train]
-    )
+    images, targets = (_published(folder or FASHION_MNIST_FOLDER, file) for file in _FASHION_MNIST[train])
     return InMemory(images[:, None], targets.long(), FASHION_MNIST_LABELS, augment, seed)
 
 
@@ -330,9 +328,7 @@ class ImageFolder:
                 warnings.warn(f"{error}; the image is left out", stacklevel=2)
         if not images:
             first = self.samples[indices[0]][0]
-            raise DatasetError(
-                f"none of the {len(indices)} images of a batch can be read, the first is {first}"
-            )
+            raise DatasetError(f"{first}: neither this nor any other image of its batch can be read")
         return torch.stack(images), torch.tensor(targets)
 
     def _image(self, path: str, index: int, epoch: int) -> Tensor:
