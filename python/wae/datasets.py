@@ -209,7 +209,9 @@ def _published(folder: Path, file: _IdxFile) -> Tensor:
             "dataset-fashion-mnist, or name a folder that holds the four IDX files of Fashion-MNIST"
         )
     content = _read_idx(path, file.shape)
-    if hashlib.sha256(_idx_header(file.shape) + content.tobytes()).hexdigest() != file.sha256:
+    digest = hashlib.sha256(_idx_header(file.shape))
+    digest.update(content.data)
+    if digest.hexdigest() != file.sha256:
         raise DatasetError(f"{path}: this is not the published file (its SHA-256 differs)")
     return torch.from_numpy(content)
 
@@ -418,7 +420,7 @@ def open_dataset(
     """
     folder = Path(source)
     fashion = source == "fashion-mnist"
-    holds_idx = folder.is_dir() and _idx_path(folder, _FASHION_MNIST[train][0].name) is not None
+    holds_idx = any(_idx_path(folder, file.name) for part in _FASHION_MNIST.values() for file in part)
     if (fashion or holds_idx or source == "digits") and size not in (None, 28):
         raise DatasetError(f"size: the images of {source} are 28 pixels wide, got {size}")
     if fashion or holds_idx:
