@@ -19,7 +19,6 @@ from wae import caffe, checkpoints, cli
 from wae.caffe import CaffeError
 from wae.models.classifier import FlatClassifier, WAEClassifier
 from wae.models.vgg16 import vgg16_body, wae_vgg16
-from wae.training.checkpoint import CheckpointError
 from wae_kernels.nn import Encoder
 
 VGG16 = [(64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3]
@@ -303,37 +302,6 @@ def test_the_command_writes_a_checkpoint_that_knows_its_network(tmp_path, thin_n
     assert run("import-caffe", files.prototxt, files.caffemodel, "-o", out, "--force") == 1
     assert "net.prototxt: line" in capsys.readouterr().err
     assert out.read_bytes() == before
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [(None, "there is no such file"), (b"junk", "no checkpoint of a classifier")],
-)
-def test_a_file_that_is_no_classifier(tmp_path, content, message):
-    path = tmp_path / "file"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=message):
-        checkpoints.load_classifier(path)
-
-
-def test_a_checkpoint_of_something_else(tmp_path):
-    from wae.training import checkpoint
-
-    checkpoint.save(tmp_path / "a", one_block(), {})
-    with pytest.raises(CheckpointError, match="no checkpoint of a classifier"):
-        checkpoints.load_classifier(tmp_path / "a")
-    for network, classes, message in (
-        ("vgg99", 3, "network must be one of wae_vgg16, got 'vgg99'"),
-        (["wae_vgg16"], 3, "network must be one of wae_vgg16, got "),
-        ("wae_vgg16", -1, "number of classes must be 1 or more, got -1"),
-        ("wae_vgg16", "3", "number of classes must be 1 or more, got '3'"),
-        ("wae_vgg16", 2**31 - 1, "its tensors are not those of wae_vgg16 with 2147483647 classes"),
-    ):
-        described = {"architecture": checkpoints.architecture(network, classes)}
-        checkpoint.save(tmp_path / "b", one_block(), described, force=True)
-        with pytest.raises(CheckpointError, match=message):
-            checkpoints.load_classifier(tmp_path / "b")
 
 
 # -------------------------------------------------------------------------------------------- what it refuses

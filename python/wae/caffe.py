@@ -24,7 +24,6 @@ from .files import refuse_existing
 from .models.classifier import WAEClassifier
 from .models.vgg16 import wae_vgg16
 from .protobuf import Field, Kind, Message, ProtobufError, Schema
-from .training import checkpoint
 
 _MAX_PROTOTXT = 1 << 20  # bytes; the published one has 17,690
 _MAX_INT = 2**31 - 1  # the most of anything that Caffe can count
@@ -57,8 +56,7 @@ def convert(prototxt: Path, caffemodel: Path, output: Path, force: bool = False)
     with torch.device("meta"):  # nothing is allocated before the files have shown to hold so many numbers
         model = wae_vgg16(classes)
     origin = load(prototxt, caffemodel, model)
-    recipe = {"architecture": checkpoints.architecture("wae_vgg16", classes), "origin": origin}
-    checkpoint.save(output, model, recipe, force=force)
+    checkpoints.save_classifier(output, model, "wae_vgg16", made={"origin": origin}, force=force)
     return origin
 
 
