@@ -12,7 +12,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -66,6 +66,7 @@ def same(a, b):
     shuffle=st.booleans(),
     drop_last=st.booleans(),
 )
+@example(length=9, share=2, world=4, shuffle=False, drop_last=False)  # one sample is left for four ranks
 def test_the_ranks_together_take_the_batches_of_one_process(length, share, world, shuffle, drop_last):
     batch = share * world
     dataset, options = Numbers(length), {"seed": 3, "shuffle": shuffle, "drop_last": drop_last}
@@ -90,6 +91,7 @@ def test_the_ranks_together_take_the_batches_of_one_process(length, share, world
     ranks = [batches(dataset, batch, 2, rank=r, world=world, **options) for r in range(world)]
     shares = [[labels.tolist() for _, labels in rank] for rank in ranks]
     assert [len(rank) for rank in ranks] == [len(taken_) for taken_ in shares]
+    assert all(share_of_step for rank in shares for share_of_step in rank)
     for step, whole in enumerate(alone):
         for rank in range(world):
             share_of_step = shares[rank][step] if step < len(shares[rank]) else []
@@ -431,6 +433,8 @@ def test_crops_and_flips_of_photos_are_real(tmp_path):
         (tmp_path / "train" / label).mkdir(parents=True)
         Image.fromarray(ramp).save(tmp_path / "train" / label / "ramp.png")
     dataset = small(tmp_path, augment=True)
+    first, second = dataset.batch([0, 1], 0)[0]
+    assert not torch.equal(first, second)  # the same picture, but another sample
     images = torch.cat([dataset.batch([0], epoch)[0] for epoch in range(200)]).float()
     rise = images[:, 0, :, -1].mean(1) - images[:, 0, :, 0].mean(1)
     assert 70 < int((rise < 0).sum()) < 130  # flipped
