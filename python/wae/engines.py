@@ -1,0 +1,203 @@
+"""What can run a network's forward pass: PyTorch itself, and the optimisers of others, behind one call.
+
+::
+
+    run = ENGINES["openvino"].build(module, inputs)
+    outputs = run(*inputs)
+
+An engine computes on the device of the inputs, with as many threads as torch has when it is built. What a
+run returns may be overwritten by the next one, and runs of one engine must not overlap.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Run = Callable[..., Any]
+"""Takes the module's inputs, and returns what the module returns: a tensor, or several."""
+
+
+class EngineError(RuntimeError):
+    """An engine cannot be used here: it is missing, or it does not take the network."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One way to run a module.
+
+    Attributes:
+        name: its key in :data:`ENGINES`.
+        devices: types of device it computes on.
+        packages: what it imports, by the name that pip knows.
+        compile: see :meth:`build`.
+    """
+
+    name: str
+    devices: tuple[str, ...]
+    packages: dict[str, str]
+    compile: Callable[[nn.Module, Sequence[Tensor], bool], Run]
+
+    def why_not(self, device: torch.device | str) -> str | None:
+        """What is in the way of this engine on ``device``, for a person to read; None if nothing is."""
+        kind = torch.device(device).type
+        if kind not in self.devices:
+            return f"{self.name} runs on {' or '.join(self.devices)}, not on {kind}"
+        missing = [pip for module, pip in self.packages.items() if importlib.util.find_spec(module) is None]
+        if missing:
+            return f"{self.name} needs packages that are not installed: `pip install {' '.join(missing)}`"
+        return None
+
+    def build(self, module: nn.Module, inputs: Sequence[Tensor], dynamic: bool = False) -> Run:
+        """Prepare ``module``, in evaluation mode, for inputs like these.
+
+        Args:
+            module: takes ``inputs`` and returns a tensor or several. It must not change afterwards.
+            inputs: their dtypes, shapes and memory formats are what the result is made for.
+            dynamic: whether their first dimension, the same for all, may be another at each call.
+
+        Raises:
+            EngineError: the engine is not installed, does not run on the inputs' device, or refuses the
+                module.
+        """
+        reason = self.why_not(inputs[0].device)
+        if reason is not None:
+            raise EngineError(reason)
+        try:
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of the engines' own parts
+                run = self.compile(module, inputs, dynamic)
+                run(*inputs)  # torch.compile works at the first call
+        except Exception as error:  # whatever kind the engine has
+            raise EngineError(f"{self.name} does not run this network: {error}") from error
+        return run
+
+
+# ------------------------------------------------------------------------------------------------- PyTorch
+
+
+def _eager(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -> Run:
+    return module
+
+
+def _torch_compile(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -> Run:
+    # Freezing makes constants of the weights, folds and packs them.
+    options: dict[str, Any] = {"freezing": True}
+    if inputs[0].is_cuda:
+        options |= {"max_autotune": True, "triton.cudagraphs": not dynamic}
+    compiled: Run = torch.compile(module, fullgraph=True, dynamic=dynamic, options=options)
+    return compiled
+
+
+def _cudagraphs(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -> Run:
+    if dynamic:
+        return module  # a graph holds one shape
+    held = [x.clone() for x in inputs]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):  # libraries choose their algorithms before the capture
+            module(*held)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = module(*held)
+
+    def run(*tensors: Tensor) -> Any:
+        for mine, given in zip(held, tensors, strict=True):
+            mine.copy_(given)
+        graph.replay()
+        return outputs
+
+    return run
+
+
+def _tensorrt(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -> Run:
+    importlib.import_module("torch_tensorrt")  # registers the backend
+    options: Any = {"enabled_precisions": {inputs[0].dtype}}
+    compiled: Run = torch.compile(module, backend="torch_tensorrt", dynamic=dynamic, options=options)
+    return compiled
+
+
+# -------------------------------------------------------------------------------------------- through ONNX
+
+
+def to_onnx(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool = False, **options: Any) -> Any:
+    """``module`` as a ``torch.onnx.ONNXProgram``; with ``dynamic``, for any number of images.
+
+    ``options`` go to :func:`torch.onnx.export`.
+    """
+    shapes = None
+    if dynamic:
+        batch = torch.export.Dim("batch")
+        shapes = tuple({0: batch} for _ in inputs)
+        # torch.export takes a first dimension of 1 for a constant
+        inputs = [x if x.shape[0] > 1 else x.expand(2, *x.shape[1:]).clone() for x in inputs]
+    return torch.onnx.export(
+        module, tuple(inputs), dynamo=True, dynamic_shapes=shapes, verbose=False, **options
+    )
+
+
+def _onnxruntime(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -> Run:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors
+    model = to_onnx(module, inputs, dynamic).model_proto.SerializeToString()
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    names = [node.name for node in session.get_inputs()]
+
+    def run(*tensors: Tensor) -> Any:
+        arrays = (x.contiguous().numpy() for x in tensors)
+        return _as_tensors(session.run(None, dict(zip(names, arrays, strict=True))))
+
+    return run
+
+
+def _openvino(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -> Run:
+    import openvino
+
+    settings = {
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_PRECISION_HINT": "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    core = openvino.Core()
+    model = core.read_model(to_onnx(module, inputs, dynamic).model_proto.SerializeToString())
+    request = core.compile_model(model, "CPU", settings).create_infer_request()
+
+    def run(*tensors: Tensor) -> Any:
+        arrays = [x.contiguous().numpy() for x in tensors]
+        outputs = request.infer(arrays, share_inputs=True, share_outputs=True)
+        return _as_tensors(list(outputs.values()))
+
+    return run
+
+
+def _as_tensors(arrays: Sequence[Any]) -> Tensor | list[Tensor]:
+    tensors = [torch.from_numpy(array) for array in arrays]
+    return tensors if len(tensors) > 1 else tensors[0]
+
+
+_ONNX = {"onnx": "onnx", "onnxscript": "onnxscript"}
+
+ENGINES: dict[str, Engine] = {
+    engine.name: engine
+    for engine in (
+        Engine("eager", ("cpu", "cuda"), {}, _eager),
+        Engine("compile", ("cpu", "cuda"), {}, _torch_compile),
+        Engine("onnxruntime", ("cpu",), {**_ONNX, "onnxruntime": "onnxruntime"}, _onnxruntime),
+        Engine("openvino", ("cpu",), {**_ONNX, "openvino": "openvino"}, _openvino),
+        Engine("cudagraphs", ("cuda",), {}, _cudagraphs),
+        Engine("tensorrt", ("cuda",), {"torch_tensorrt": "torch-tensorrt"}, _tensorrt),
+    )
+}
+"""All engines, by name."""
