@@ -16,6 +16,7 @@ from wae.training.linear_start import (
 )
 from wae.training.losses import energy_ratio, psnr, transform_loss
 from wae.training.stage1 import initial_model
+from wae_kernels.nn import Decoder, Encoder
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 4), (17, 32)], ids=str)
@@ -142,5 +143,5 @@ def test_unused_channels_are_random_and_read_by_nothing(training_photos):
 def test_the_start_needs_six_channels():
     transform = best_linear([scaled(data.photo("coffee"))])
     with pytest.raises(ValueError, match="needs 6 channels"):
-        write_linear_start(AutoEncoder(width=5), transform)
-    write_linear_start(AutoEncoder(width=6), transform)
+        write_linear_start(Encoder(5), Decoder(5), transform)
+    write_linear_start(Encoder(6), Decoder(6), transform)

@@ -61,7 +61,11 @@ class WAEClassifier(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """The scores, (N, classes), of ``image``: (N, 3, H, W), uint8 or the parameters' dtype."""
-        low_features, high_features = self.features(image)
+        return self.scores(*self.decompose(image))
+
+    def scores(self, low: Tensor, high: Tensor) -> Tensor:
+        """The scores, (N, classes), of an image's ``low`` and ``high`` as :meth:`decompose` gives them."""
+        low_features, high_features = self._features(low, high)
         low_scores: Tensor = self.low_classifier(low_features)
         fusion_scores: Tensor = self.fusion_classifier(torch.cat((low_features, high_features), dim=1))
         return low_scores + fusion_scores
@@ -78,7 +82,9 @@ class WAEClassifier(nn.Module):
 
     def features(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """``(low_features, high_features)`` of ``image``, (N, C, ...) and (N, D, ...)."""
-        low, high = self.decompose(image)
+        return self._features(*self.decompose(image))
+
+    def _features(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         return self.low_body(self.low_norm(low)), self.high_body(self.high_norm(high))
 
     def reconstruct(self, low: Tensor, high: Tensor, size: Sequence[int]) -> Tensor:

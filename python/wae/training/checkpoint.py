@@ -1,6 +1,7 @@
 """Weights on disk: safetensors, with what made them as JSON in the file's metadata.
 
-A checkpoint that training can go on from holds the optimizer's tensors too, under ``optimizer.``.
+A checkpoint that training can go on from holds the optimizer's tensors too, under ``optimizer.``, and those
+of a moving average of the weights, if there is one, under ``average.``.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from wae.files import written
 
-_OPTIMIZER = "optimizer."
+_OPTIMIZER, _AVERAGE = "optimizer.", "average."
 WEIGHTS = Path(__file__).parent.parent / "weights"
 """The folder of the weights that come with this package."""
 
@@ -31,51 +32,84 @@ def save(
     recipe: dict[str, Any],
     optimizer: torch.optim.Optimizer | None = None,
     force: bool = False,
+    average: nn.Module | None = None,
 ) -> None:
     """Write the model's state, and the optimizer's if given, to ``path``, whole or not at all.
 
     Args:
         recipe: what made these weights; anything that JSON can hold.
         force: replace the file that is there.
+        average: the moving average of ``model``.
 
     Raises:
         FileExistsError: there is a file at ``path`` and ``force`` is false.
     """
-    tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+    tensors = dict(model.state_dict())
     if optimizer is not None:
-        tensors |= {
-            f"{_OPTIMIZER}{name}": tensor for name, tensor in _optimizer_tensors(model, optimizer).items()
-        }
+        tensors |= _prefixed(_OPTIMIZER, _optimizer_tensors(model, optimizer))
+    if average is not None:
+        tensors |= _prefixed(_AVERAGE, average.state_dict())
+    tensors = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     with written(path, force) as file:
         file.write(to_bytes(tensors, {"recipe": json.dumps(recipe, indent=1)}))
 
 
-def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
-    """Read what :func:`save` wrote into ``model`` (and ``optimizer``), and return the recipe.
+def load(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    average: nn.Module | None = None,
+) -> dict[str, Any]:
+    """Read what :func:`save` wrote into ``model`` (``optimizer``, ``average``), and return the recipe.
 
     Raises:
         CheckpointError: the file is missing or damaged, or its tensors are not those of ``model``; or an
-            optimizer was given and the file holds none.
+            optimizer or average was given and the file holds none.
     """
+    tensors, recipe = _read(path)
+    parts: dict[str, dict[str, Tensor]] = {"": {}, _OPTIMIZER: {}, _AVERAGE: {}}
+    for name, tensor in tensors.items():
+        prefix = next((p for p in (_OPTIMIZER, _AVERAGE) if name.startswith(p)), "")
+        parts[prefix][name.removeprefix(prefix)] = tensor
+    for wanted, prefix in ((optimizer, _OPTIMIZER), (average, _AVERAGE)):
+        if wanted is not None and not parts[prefix]:
+            kind = prefix.rstrip(".")
+            raise CheckpointError(f"{path}: training cannot go on from here: there is no {kind} state")
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            recipe: dict[str, Any] = json.loads((file.metadata() or {}).get("recipe", "{}"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: there is no such file") from None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: this is not a checkpoint ({error})") from None
-    weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(_OPTIMIZER)}
-    try:
-        model.load_state_dict(weights)
+        model.load_state_dict(parts[""])
+        if average is not None:
+            average.load_state_dict(parts[_AVERAGE])
     except RuntimeError as error:
         raise CheckpointError(f"{path}: {error}") from None
     if optimizer is not None:
-        state = {n.removeprefix(_OPTIMIZER): t for n, t in tensors.items() if n.startswith(_OPTIMIZER)}
-        if not state:
-            raise CheckpointError(f"{path}: training cannot go on from here: there is no optimizer state")
-        _restore_optimizer(model, optimizer, state)
+        try:
+            _restore_optimizer(model, optimizer, parts[_OPTIMIZER])
+        except KeyError as error:
+            raise CheckpointError(f"{path}: its optimizer trained {error}, which the model has not") from None
     return recipe
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the recipe in a file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            return tensors, _recipe(file.metadata())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: there is no such file") from None
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: this is not a checkpoint ({error})") from None
+
+
+def _recipe(metadata: dict[str, str] | None) -> dict[str, Any]:
+    recipe = json.loads((metadata or {}).get("recipe", "{}"))
+    if not isinstance(recipe, dict):
+        raise ValueError("its recipe is no JSON object")
+    return recipe
+
+
+def _prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in tensors.items()}
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from wae.models.autoencoder import AutoEncoder
+from wae_kernels.nn import Decoder, Encoder
 
 _PASSED = 6  # channels that carry the image: plus and minus of three colours
 
@@ -50,19 +50,24 @@ def unblock(rows: Tensor, size: tuple[int, int]) -> Tensor:
     return rows.reshape(height // 2, width // 2, 2, 2, 3).permute(4, 0, 2, 1, 3).reshape(3, height, width)
 
 
-def best_linear(images: Iterable[Tensor]) -> LinearTransform:
+def best_linear(images: Iterable[Tensor], least_energy: bool = False) -> LinearTransform:
     """The best linear transform of 2x2 blocks that keeps 6 of 12 numbers, in float64.
 
     Every image counts the same, whatever its size.
 
     Args:
         images: (3, H, W) each, in the units in which the transform will be used: it maps zero to zero.
+        least_energy: take the three leading directions for ``low``, instead of those nearest to the mean
+            colours. ``high`` then has as little energy as it can have, and ``low`` is no small image: for
+            bodies that are trained from scratch. Of grey pictures ``low`` then keeps 3 of 4 numbers.
     """
     moments = torch.zeros(12, 12, dtype=torch.float64)
     for image in images:
         rows = blocks(image.double())
         moments += rows.T @ rows / len(rows)
     kept = torch.linalg.eigh(moments).eigenvectors[:, -6:]
+    if least_energy:
+        return LinearTransform(kept[:, 3:].flip(1), kept[:, :3].flip(1))
     means = torch.eye(3, dtype=torch.float64).repeat(4, 1) / 2  # unit vectors: colour averaged over the block
     # The orthonormal frame within `kept` that is nearest to `means` (the orthogonal Procrustes problem).
     u, _, vh = torch.linalg.svd(kept.T @ means, full_matrices=True)
@@ -77,19 +82,18 @@ def linear_reconstruction(image: Tensor, transform: LinearTransform) -> Tensor:
 
 
 @torch.no_grad()
-def write_linear_start(model: AutoEncoder, transform: LinearTransform) -> None:
-    """Set the model's weights so that it computes ``transform`` and its inverse exactly (up to rounding).
+def write_linear_start(encoder: Encoder, decoder: Decoder, transform: LinearTransform) -> None:
+    """Set the weights so that the two compute ``transform`` and its inverse exactly (up to rounding).
 
     ``low`` and ``high`` are half the transform's coefficients, which makes ``low`` a mean colour rather
     than twice one. The channels that are not needed keep the random weights they have.
 
     Raises:
-        ValueError: the model has fewer than 6 channels.
+        ValueError: they have fewer than 6 channels.
     """
-    encoder, decoder = model.encoder, model.decoder
     if encoder.conv1.out_channels < _PASSED:
         raise ValueError(
-            f"the linear start needs {_PASSED} channels, the model has {encoder.conv1.out_channels}"
+            f"the linear start needs {_PASSED} channels, the encoder has {encoder.conv1.out_channels}"
         )
     colours = torch.eye(3, dtype=torch.float64)
     signs = torch.stack((colours, -colours), 1).reshape(_PASSED, 3)  # +r -r +g -g +b -b

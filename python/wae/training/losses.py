@@ -30,6 +30,15 @@ def transform_loss(decoded: Tensor, image: Tensor, high: Tensor, energy_weight: 
     return TransformLoss(reconstruction + energy_weight * energy, reconstruction, energy)
 
 
+def mimic_loss(scores: Tensor, wanted: Tensor, temperature: float = 1.0) -> Tensor:
+    """How far ``scores`` are from a teacher's, (N, classes) both: the divergence of the two distributions
+    (Kullback and Leibler's), both scores divided by ``temperature``, times its square, which keeps the
+    gradients' size.
+    """
+    ours, theirs = (F.log_softmax(x / temperature, dim=1) for x in (scores, wanted))
+    return F.kl_div(ours, theirs, reduction="batchmean", log_target=True) * temperature**2
+
+
 def psnr(image: Tensor, reference: Tensor, peak: float = 255.0) -> float:
     """Peak signal-to-noise ratio in dB: infinite where the two are equal. Any dtypes, one shape."""
     error = (image.double() - reference.double()).square().mean()

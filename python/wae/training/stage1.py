@@ -48,7 +48,7 @@ def initial_model(photos: Sequence[Tensor], seed: int) -> AutoEncoder:
         torch.manual_seed(seed)
         model = AutoEncoder()
     scale, shift = model.image_scale.view(3, 1, 1), model.image_shift.view(3, 1, 1)
-    write_linear_start(model, best_linear(photo * scale + shift for photo in photos))
+    write_linear_start(model.encoder, model.decoder, best_linear(photo * scale + shift for photo in photos))
     return model
 
 

@@ -1,0 +1,88 @@
+"""A small VGG for pictures of 28 x 28, and WAE around it: the networks of ``wae reproduce fashion-mnist``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.vgg import make_layers
+
+from wae_kernels.nn import Decoder, Encoder
+
+from .baselines import HalfResolution, wavelet_cnn
+from .bodies import initialize
+from .classifier import WAEClassifier
+from .haar import affine
+
+_LAYERS: tuple[str | int, ...] = (32, 32, "M", 64, 64, "M", 128, 128, "M")
+_SIDE = 2  # of the features that a body makes of a 14 x 14 picture; of 28 x 28 they are twice that
+_WIDTH = 128  # of the classifiers' hidden layer
+
+# What turns a picture's 0..255 into zero mean and unit variance over Fashion-MNIST's training pictures.
+_SCALE = (1 / 90,) * 3
+_SHIFT = (-73 / 90,) * 3
+
+
+class SmallVGG(nn.Module):
+    """Six convolutions with BatchNorm, three max pools that round up, two FC layers: for 28 x 28 pictures.
+
+    Args:
+        classes: number of scores.
+    """
+
+    image_scale: Tensor
+    image_shift: Tensor
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+        self.body = small_vgg_body()
+        self.classifier = _classifier(128 * (2 * _SIDE) ** 2, classes)
+        self.register_buffer("image_scale", torch.tensor(_SCALE))
+        self.register_buffer("image_shift", torch.tensor(_SHIFT))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """The scores, (N, classes), of ``image``: (N, 3, 28, 28), uint8 or floating point."""
+        scores: Tensor = self.classifier(self.body(affine(image, self.image_scale, self.image_shift)))
+        return scores
+
+
+def small_vgg_body(divisor: int = 1) -> nn.Sequential:
+    """The six convolutions: (N, 3, h, w) to (N, 128 / divisor, ceil(h/8), ceil(w/8)), random weights.
+
+    Args:
+        divisor: what the numbers of channels are divided by.
+    """
+    layers = [layer if isinstance(layer, str) else layer // divisor for layer in _LAYERS]
+    body: nn.Sequential = make_layers(layers, batch_norm=True)
+    for layer in body:
+        if isinstance(layer, nn.MaxPool2d):
+            layer.ceil_mode = True
+    body.apply(initialize)
+    return body
+
+
+def small_vgg_half(classes: int = 10) -> HalfResolution:
+    """The small VGG at half the resolution, 14 x 14."""
+    network = nn.Sequential(small_vgg_body(), _classifier(128 * _SIDE**2, classes))
+    return HalfResolution(network, _SCALE, _SHIFT)
+
+
+def wae_small_vgg(classes: int = 10) -> WAEClassifier:
+    """WAE around the small VGG: bodies at 14 x 14, the high one with a quarter of the channels.
+
+    It has a decoder, and each classifier is like the small VGG's own.
+    """
+    low, high = 128 * _SIDE**2, 32 * _SIDE**2
+    encoder, decoder = Encoder().apply(initialize), Decoder().apply(initialize)
+    bodies = small_vgg_body(), small_vgg_body(divisor=4)
+    classifiers = _classifier(low, classes), _classifier(low + high, classes)
+    return WAEClassifier(encoder, *bodies, *classifiers, _SCALE, _SHIFT, decoder)
+
+
+def wavelet_small_vgg(classes: int = 10) -> WAEClassifier:
+    """Wavelet+CNN: the Haar transform in the encoder's place."""
+    return wavelet_cnn(wae_small_vgg(classes))
+
+
+def _classifier(features: int, classes: int) -> nn.Sequential:
+    layers = nn.Linear(features, _WIDTH), nn.ReLU(inplace=True), nn.Dropout(), nn.Linear(_WIDTH, classes)
+    return nn.Sequential(nn.Flatten(), *layers)

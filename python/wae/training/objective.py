@@ -1,0 +1,110 @@
+"""What each stage minimises, and what it trains (SPEC section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wae.models.classifier import WAEClassifier
+
+from .losses import mimic_loss, transform_loss
+from .plan import Stage
+
+
+class Objective(nn.Module):
+    """A model and the loss of one stage: the module that is trained, alone or on many processes.
+
+    Args:
+        model: a :class:`WAEClassifier`; or any classifier, where the stage is ``classifier``.
+        stage: what to minimise.
+        teacher: a classifier in evaluation mode, for ``stage.mimic_weight``.
+    """
+
+    def __init__(self, model: nn.Module, stage: Stage, teacher: nn.Module | None = None) -> None:
+        super().__init__()
+        _check(model, stage, teacher)
+        self.model = model
+        self.stage = stage
+        self.teacher = [teacher]  # in a list, for it is no part of what is trained
+
+    def forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """The losses by name, scalars; ``loss`` is the one to minimise.
+
+        Args:
+            images: (N, 3, H, W), uint8 or floating point.
+            labels: (N,) int64.
+        """
+        stage = self.stage
+        if not _transforms(stage):
+            return self._classification(self.model(images), images, labels)
+        assert isinstance(self.model, WAEClassifier)
+        low, high = self.model.decompose(images)
+        transform = self._transform(self.model, images, low, high)
+        if stage.kind == "transform":
+            return {"loss": transform["transform"], **transform}
+        losses = self._classification(self.model.scores(low, high), images, labels)
+        loss = losses.pop("loss") + stage.transform_weight * transform["transform"]
+        return {"loss": loss, **losses, **transform}
+
+    def _transform(
+        self, model: WAEClassifier, images: Tensor, low: Tensor, high: Tensor
+    ) -> dict[str, Tensor]:
+        assert model.decoder is not None
+        decoded = model.decoder(low, high, images.shape[2:])
+        scale, shift = (t.to(decoded.dtype).view(1, 3, 1, 1) for t in (model.image_scale, model.image_shift))
+        losses = transform_loss(decoded, images * scale + shift, high, self.stage.energy_weight)
+        return {"transform": losses.total, "reconstruction": losses.reconstruction, "energy": losses.energy}
+
+    def _classification(self, scores: Tensor, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        stage, (teacher,) = self.stage, self.teacher
+        entropy = F.cross_entropy(scores, labels, label_smoothing=stage.label_smoothing)
+        if teacher is None or not stage.mimic_weight:
+            return {"loss": entropy, "cross entropy": entropy}
+        with torch.no_grad():
+            wanted = teacher(images)
+        distance = mimic_loss(scores, wanted, stage.mimic_temperature)
+        return {"loss": entropy + stage.mimic_weight * distance, "cross entropy": entropy, "mimic": distance}
+
+
+@contextmanager
+def trained(model: nn.Module, stage: Stage) -> Iterator[dict[str, nn.Parameter]]:
+    """Within it only what ``stage`` trains takes gradients; yields that, by name."""
+    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    parameters = dict(model.named_parameters())
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(before[name] and _is_trained(name, model, stage))
+    try:
+        yield {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
+    finally:
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(before[name])
+
+
+def of_transform(name: str) -> bool:
+    """Whether a parameter of a WAEClassifier is one of encoder and decoder."""
+    return name.startswith(("encoder.", "decoder."))
+
+
+def _is_trained(name: str, model: nn.Module, stage: Stage) -> bool:
+    if not isinstance(model, WAEClassifier):
+        return True
+    if stage.kind == "joint":
+        return _transforms(stage) or not name.startswith("decoder.")
+    return of_transform(name) == (stage.kind == "transform")
+
+
+def _transforms(stage: Stage) -> bool:
+    return stage.kind == "transform" or (stage.kind == "joint" and stage.transform_weight > 0)
+
+
+def _check(model: nn.Module, stage: Stage, teacher: nn.Module | None) -> None:
+    if stage.kind != "classifier" and not isinstance(model, WAEClassifier):
+        raise ValueError(f"a stage of kind {stage.kind} needs a WAEClassifier, got {type(model).__name__}")
+    if _transforms(stage) and getattr(model, "decoder", None) is None:
+        raise ValueError(f"a stage of kind {stage.kind} needs a decoder, and the model has none")
+    if stage.mimic_weight and teacher is None:
+        raise ValueError("mimic_weight needs a teacher")

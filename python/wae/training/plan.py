@@ -1,0 +1,174 @@
+"""What a training of a classifier does, stage by stage; read from a TOML file.
+
+The plans that come with the package are in ``wae/training/plans``; ``docs/training.md`` explains every line.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PLANS = Path(__file__).parent / "plans"
+"""The folder of the plans that come with this package."""
+
+KINDS = ("transform", "classifier", "joint")
+"""The stages of SPEC section 3, in its order: ``--stage 1`` is the first."""
+
+
+class PlanError(ValueError):
+    """A plan that cannot be followed. The message names the entry, what it is and what it must be."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a training. Raises PlanError where an entry is not usable."""
+
+    kind: str
+    """``transform``: encoder and decoder on the transform loss. ``classifier``: the rest on the cross
+    entropy. ``joint``: everything on ``cross entropy + transform_weight * transform loss``."""
+    epochs: int
+    learning_rate: float
+    """At its highest."""
+    optimizer: str = "sgd"
+    """``sgd`` (Nesterov), ``adam`` or ``adamw``."""
+    momentum: float = 0.9
+    """Of SGD."""
+    weight_decay: float = 0.0
+    """Of matrices and convolution kernels, those of encoder and decoder left out."""
+    encoder_rate: float = 1.0
+    """The learning rate of encoder and decoder, as a share of the others'."""
+    schedule: str = "cosine"
+    """``cosine``: falls to zero over the stage; ``step``: by ``step_factor`` every ``step_epochs`` epochs;
+    ``constant``."""
+    warmup: float = 0.0
+    """Epochs in which the rate rises from zero first."""
+    step_epochs: int = 30
+    step_factor: float = 0.1
+    label_smoothing: float = 0.0
+    energy_weight: float = 1e-3
+    """lambda of the transform loss: how much the energy of ``high`` counts."""
+    transform_weight: float = 1e-3
+    """gamma of the joint loss: how much the transform loss counts; at 0 the decoder is left alone."""
+    sparsity: float = 0.0
+    """The share of each weight's smallest numbers that are set to zero and kept there through the stage.
+    Dense-sparse-dense training is three joint stages, the second with a sparsity."""
+    mimic_weight: float = 0.0
+    """How much the distance to a teacher's scores counts beside the cross entropy."""
+    mimic_temperature: float = 1.0
+    """What both scores are divided by in that distance."""
+    ema: float = 0.0
+    """Decay, per step, of the moving average of the weights that is evaluated and kept; 0 for none."""
+
+    def __post_init__(self) -> None:
+        _choice(self, "kind", KINDS)
+        _choice(self, "optimizer", ("sgd", "adam", "adamw"))
+        _choice(self, "schedule", ("cosine", "step", "constant"))
+        _numbers(self, int, 1, 10**6, "epochs", "step_epochs")
+        _numbers(
+            self, float, 0, 1e6, "learning_rate", "weight_decay", "encoder_rate", "warmup", "step_factor"
+        )
+        _numbers(self, float, 0, 1e6, "energy_weight", "transform_weight", "mimic_weight")
+        _numbers(self, float, 1e-3, 1e6, "mimic_temperature")
+        _numbers(self, float, 0, 1, "momentum", "label_smoothing", "sparsity", "ema")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides the outcome of a training besides the data. Raises PlanError as Stage does."""
+
+    model: str
+    """Its name, for the record."""
+    stages: tuple[Stage, ...]
+    batch: int = 128
+    """Pictures per step, those of all processes together."""
+    accumulate: int = 1
+    """Parts in which each process works through its share of a batch, to save memory."""
+    precision: str = "float32"
+    """``float32``, or ``float16`` or ``bfloat16`` for automatic mixed precision."""
+    start: str = "random"
+    """``linear``: encoder and decoder start as the best linear transform of 2 x 2 blocks."""
+    norm_statistics: str = "batch"
+    """What normalises ``low`` and ``high`` in training: the statistics of the ``batch``, or ``fixed`` ones,
+    measured before each stage."""
+    seed: int = 0
+    """Of the random weights, the order of the data, augmentation and dropout."""
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise PlanError("stages must hold at least one stage")
+        _choice(self, "precision", ("float32", "float16", "bfloat16"))
+        _choice(self, "start", ("random", "linear"))
+        _choice(self, "norm_statistics", ("batch", "fixed"))
+        _numbers(self, int, 1, 10**7, "batch", "accumulate")
+        _numbers(self, int, 0, 2**31, "seed")
+        if type(self.model) is not str:
+            raise PlanError(f"model must be a name, got {self.model!r}")
+
+    def only(self, *kinds: str) -> Plan:
+        """The plan with its stages of these kinds alone."""
+        return replace(self, stages=tuple(stage for stage in self.stages if stage.kind in kinds))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan as JSON can hold it."""
+        return {**asdict(self), "stages": [asdict(stage) for stage in self.stages]}
+
+
+def read(path: Path) -> Plan:
+    """The plan in a TOML file. Raises PlanError, the message of which begins with the file's name."""
+    try:
+        with open(path, "rb") as file:
+            entries = tomllib.load(file)
+        return from_dict(entries)
+    except FileNotFoundError:
+        raise PlanError(f"{path}: there is no such file") from None
+    except (PlanError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise PlanError(f"{path}: {error}") from None
+
+
+def from_dict(entries: Mapping[str, Any]) -> Plan:
+    """The plan with these entries; ``stages`` is a list of tables. Raises PlanError."""
+    tables = entries.get("stages", ())
+    if not isinstance(tables, (list, tuple)) or not all(isinstance(table, Mapping) for table in tables):
+        raise PlanError(f"stages must be tables, [[stages]], got {tables!r}")
+    stages = tuple(_stage(number, table) for number, table in enumerate(tables, 1))
+    return Plan(**{**_known(Plan, entries), "stages": stages})
+
+
+def _stage(number: int, table: Mapping[str, Any]) -> Stage:
+    try:
+        return Stage(**_known(Stage, table))
+    except PlanError as error:
+        raise PlanError(f"stage {number}: {error}") from None
+
+
+def _known(kind: type[Stage] | type[Plan], entries: Mapping[str, Any]) -> dict[str, Any]:
+    """``entries``, after a check that there are no others than ``kind`` has, and those it must have."""
+    names = [field.name for field in fields(kind)]
+    if unknown := sorted(set(entries) - set(names)):
+        raise PlanError(f"there is no entry {unknown[0]!r}; known are {', '.join(names)}")
+    needed = {"kind", "epochs", "learning_rate", "model"} & set(names)
+    if missing := sorted(needed - set(entries)):
+        raise PlanError(f"{missing[0]} is missing")
+    return dict(entries)
+
+
+def _choice(owner: Stage | Plan, name: str, values: tuple[str, ...]) -> None:
+    if getattr(owner, name) not in values:
+        raise PlanError(f"{name} must be one of {', '.join(values)}, got {getattr(owner, name)!r}")
+
+
+def _numbers(owner: Stage | Plan, kind: type, least: float, most: float, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        whole = type(value) is int
+        if not (whole or (kind is float and type(value) is float)) or not least <= value <= most:
+            what = "an integer" if kind is int else "a number"
+            raise PlanError(f"{name} must be {what} from {least:g} to {most:g}, got {value!r}")

@@ -1,0 +1,430 @@
+"""The one loop that trains classifiers: every stage, on one process or many (SPEC section 3).
+
+What a step does is a function of the plan, the stage, the epoch and the step alone: the data's order,
+augmentation and dropout are drawn afresh, from these, in every epoch. So a training that goes on from a
+checkpoint, which is written after each epoch, takes the same steps as one that was never stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from wae.datasets import Dataset, batches
+from wae.models.classifier import WAEClassifier
+from wae_kernels.nn import Encoder
+
+from . import checkpoint
+from .linear_start import best_linear, write_linear_start
+from .objective import Objective, of_transform, trained
+from .plan import Plan, Stage
+from .sparsity import Masks
+
+_SAMPLE = 2000  # training pictures that the linear start and fixed statistics are measured on
+
+
+class TrainingError(RuntimeError):
+    """A training that cannot go on. The message says where it stopped and why."""
+
+
+class Accuracy(NamedTuple):
+    """How a classifier does on a data set."""
+
+    top1: float
+    """Share of the pictures whose best score is the right class's, 0..1."""
+    top5: float
+    """Share of those for which it is among the five best."""
+    loss: float
+    """Mean cross entropy."""
+    pictures: int
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """The record of one epoch."""
+
+    stage: int
+    """Counted from 0, in the plan's order."""
+    kind: str
+    epoch: int
+    """Counted from 0, within the stage."""
+    losses: dict[str, float]
+    """Means over the epoch's steps."""
+    accuracy: Accuracy | None
+    """On the test set; None in a stage that trains no classifier."""
+    seconds: float
+
+
+class Observer:
+    """What the loop tells while it runs, on the first process alone. Everything here does nothing."""
+
+    def start(self, plan: Plan, stage: int, epoch: int, steps: int) -> None:
+        """An epoch of ``steps`` steps begins."""
+
+    def step(self, number: int, losses: Mapping[str, Tensor]) -> None:
+        """Step ``number``, counted from 1, was taken; its losses are scalars on the training's device."""
+
+    def end(self, epoch: Epoch, model: nn.Module) -> None:
+        """An epoch has ended, and its checkpoint is written."""
+
+
+@dataclass
+class _State:
+    """What a checkpoint holds besides tensors."""
+
+    plan: dict[str, Any]
+    stage: int = 0
+    epoch: int = 0  # the next to do
+    scaler: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def train(
+    model: nn.Module,
+    plan: Plan,
+    training: Dataset,
+    test: Dataset,
+    *,
+    state: Path | None = None,
+    resume: bool = False,
+    teacher: nn.Module | None = None,
+    observer: Observer | None = None,
+    workers: int = 0,
+    device: torch.device | str = "cpu",
+) -> list[Epoch]:
+    """Train ``model`` by ``plan``, in place. Where torch.distributed is set up, with all its processes.
+
+    Args:
+        model: a :class:`WAEClassifier`, or any classifier for stages of kind ``classifier``. All processes
+            must hand in the same weights.
+        training, test: see :mod:`wae.datasets`.
+        state: the checkpoint, replaced after every epoch by the first process; None for none.
+        resume: go on from ``state``.
+        teacher: a classifier for stages with a ``mimic_weight``.
+        observer: is told what happens.
+        workers: processes that prepare data, per training process.
+        device: where to train.
+
+    Returns:
+        The record of every epoch, those before a ``resume`` included.
+
+    Raises:
+        CheckpointError: there is nothing to go on from, or it was made by another plan.
+        TrainingError: the loss is no longer a number.
+        ValueError: the plan does not fit the model, the data or the number of processes.
+    """
+    run = _Run(model, plan, training, test, state, teacher, observer or Observer(), workers, device)
+    return run.all_stages(resume)
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, data: Dataset, batch: int = 256, device: torch.device | str = "cpu", workers: int = 0
+) -> Accuracy:
+    """The accuracy of ``model`` on ``data``; where torch.distributed is set up, counted by all processes."""
+    was_training = model.training
+    model.eval()
+    sums = torch.zeros(4, dtype=torch.float64)
+    rank, world = _place()
+    for images, labels in batches(data, batch * world, 0, 0, False, rank, world, workers):
+        if not len(labels):
+            continue
+        scores, labels = model(_to(images, device)).float(), labels.to(device)
+        best = scores.topk(min(5, scores.shape[1]), dim=1).indices == labels[:, None]
+        loss = F.cross_entropy(scores, labels, reduction="sum")
+        sums += torch.stack((best[:, 0].sum(), best.sum(), loss, torch.tensor(len(labels)))).double().cpu()
+    model.train(was_training)
+    top1, top5, loss, pictures = _summed(sums).tolist()
+    if not pictures:
+        raise ValueError("the test set must hold at least one picture")
+    return Accuracy(top1 / pictures, top5 / pictures, loss / pictures, int(pictures))
+
+
+class _Run:
+    """One training: what stays the same through all of it, and the stages."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Plan,
+        training: Dataset,
+        test: Dataset,
+        state: Path | None,
+        teacher: nn.Module | None,
+        observer: Observer,
+        workers: int,
+        device: torch.device | str,
+    ) -> None:
+        self.device = torch.device(device)
+        self.model = model.to(self.device).to(memory_format=torch.channels_last)
+        self.plan, self.training, self.test, self.state = plan, training, test, state
+        self.teacher = None if teacher is None else teacher.to(self.device).eval()
+        self.rank, self.world = _place()
+        self.observer = observer if self.rank == 0 else Observer()
+        self.workers = workers
+        if plan.batch % (self.world * plan.accumulate) or len(training) < plan.batch:
+            raise ValueError(
+                f"batch must divide into {self.world} processes times {plan.accumulate} parts, and be at "
+                f"most the {len(training)} pictures of the training set, got {plan.batch}"
+            )
+        self.history: list[Epoch] = []
+        self.scaler = torch.amp.GradScaler(
+            self.device.type, enabled=plan.precision == "float16" and self.device.type == "cuda"
+        )
+
+    def all_stages(self, resume: bool) -> list[Epoch]:
+        reached = self._reached() if resume and self.state else _State(self.plan.as_dict())
+        for stage in range(reached.stage, len(self.plan.stages)):
+            self._stage(stage, reached.epoch if stage == reached.stage else 0)
+        return self.history
+
+    def _stage(self, number: int, first: int) -> None:
+        """Stage ``number``, from epoch ``first``."""
+        stage = self.plan.stages[number]
+        if first == 0:
+            self._prepare(number)
+        objective = Objective(self.model, stage, self.teacher)
+        with trained(self.model, stage) as parameters:
+            optimizer = _optimizer(stage, parameters)
+            average = _average(self.model, stage)
+            if first and self.state:
+                self._restore(self.state, optimizer, average)
+            masks = Masks(self.model, stage.sparsity) if stage.sparsity else None
+            module = self._distributed(objective)
+            for epoch in range(first, stage.epochs):
+                started = time.monotonic()
+                losses = self._epoch(module, number, epoch, optimizer, average, masks)
+                kept = self.model if average is None else average.module
+                accuracy = None if stage.kind == "transform" else self._evaluate(kept)
+                record = Epoch(number, stage.kind, epoch, losses, accuracy, time.monotonic() - started)
+                self.history.append(record)
+                last = epoch + 1 == stage.epochs
+                if average is not None and last:
+                    self.model.load_state_dict(average.module.state_dict())
+                self._save(number + last, 0 if last else epoch + 1, optimizer, None if last else average)
+                self.observer.end(record, kept)
+
+    def _prepare(self, number: int) -> None:
+        """What is measured on the data before a stage begins."""
+        model, plan = self.model, self.plan
+        if not isinstance(model, WAEClassifier) or (number and plan.norm_statistics == "batch"):
+            return
+        sample = _to(self.training.batch(range(min(_SAMPLE, len(self.training))), 0)[0], self.device)
+        if number == 0 and plan.start == "linear":
+            if model.decoder is None or not isinstance(model.encoder, Encoder):
+                raise ValueError("start = linear needs a model with a learned encoder and a decoder")
+            scale, shift = model.image_scale.view(3, 1, 1), model.image_shift.view(3, 1, 1)
+            transform = best_linear((sample * scale + shift).cpu(), least_energy=True)
+            write_linear_start(model.encoder, model.decoder, transform)
+        if plan.norm_statistics == "fixed":
+            _measure_norms(model, sample)
+
+    def _epoch(
+        self,
+        module: nn.Module,
+        number: int,
+        epoch: int,
+        optimizer: torch.optim.Optimizer,
+        average: AveragedModel | None,
+        masks: Masks | None,
+    ) -> dict[str, float]:
+        """Take the steps of one epoch; the means of their losses."""
+        plan, stage = self.plan, self.plan.stages[number]
+        key = (plan.seed * 1009 + number) * 10_007 + epoch
+        torch.manual_seed(key * 4099 + self.rank)  # dropout
+        self._train_mode()
+        loader = batches(
+            self.training, plan.batch, epoch + 10_007 * number, plan.seed, True,
+            self.rank, self.world, self.workers, drop_last=True,
+        )  # fmt: skip
+        steps = len(loader)
+        self.observer.start(plan, number, epoch, steps)
+        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
+        for step, (images, labels) in enumerate(loader):
+            for group in optimizer.param_groups:
+                group["lr"] = group["share"] * learning_rate(stage, epoch + step / steps)
+            losses = self._step(module, _to(images, self.device), labels.to(self.device), optimizer)
+            if masks:
+                masks.apply()
+            if average is not None:
+                average.update_parameters(self.model)
+            for name, loss in losses.items():
+                sums[name] += loss
+            self.observer.step(step + 1, losses)
+        means = {name: _summed(total).item() / steps / self.world for name, total in sums.items()}
+        if not all(math.isfinite(mean) for mean in means.values()):
+            raise TrainingError(
+                f"the loss is {means['loss']} in epoch {epoch + 1} of stage {number + 1} ({stage.kind}): "
+                f"a lower learning_rate than {stage.learning_rate:g} may help; the checkpoint is that of the "
+                "epoch before"
+            )
+        return means
+
+    def _step(
+        self, module: nn.Module, images: Tensor, labels: Tensor, optimizer: torch.optim.Optimizer
+    ) -> dict[str, Tensor]:
+        """One step of the optimizer; its losses, this process's."""
+        parts = self.plan.accumulate
+        total: dict[str, Tensor] = {}
+        optimizer.zero_grad()
+        for part, (some, some_labels) in enumerate(
+            zip(images.chunk(parts), labels.chunk(parts), strict=True)
+        ):
+            more = part + 1 < parts  # then the gradients need not be exchanged yet
+            with module.no_sync() if isinstance(module, DistributedDataParallel) and more else nullcontext():
+                with self._autocast():
+                    losses = module(some, some_labels)
+                self.scaler.scale(losses["loss"] / parts).backward()
+            total = {name: loss.detach() / parts + total.get(name, 0) for name, loss in losses.items()}
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        return total
+
+    def _autocast(self) -> torch.autocast:
+        precision = self.plan.precision
+        dtype = torch.float16 if precision == "float16" else torch.bfloat16
+        return torch.autocast(self.device.type, dtype, enabled=precision != "float32")
+
+    def _train_mode(self) -> None:
+        self.model.train()
+        if self.plan.norm_statistics == "fixed" and isinstance(self.model, WAEClassifier):
+            self.model.low_norm.eval()
+            self.model.high_norm.eval()
+
+    def _evaluate(self, model: nn.Module) -> Accuracy:
+        return evaluate(model, self.test, 2 * self.plan.batch // self.world, self.device, self.workers)
+
+    def _distributed(self, objective: Objective) -> nn.Module:
+        """``objective`` with gradients averaged over all processes, and on GPUs BatchNorm's statistics."""
+        if self.world == 1:
+            return objective
+        if self.device.type == "cuda":
+            objective = nn.SyncBatchNorm.convert_sync_batchnorm(objective)
+            return DistributedDataParallel(objective, device_ids=[self.device])
+        return DistributedDataParallel(objective)
+
+    # ------------------------------------------------------------------------------------- checkpoints
+
+    def _save(
+        self, stage: int, epoch: int, optimizer: torch.optim.Optimizer, average: AveragedModel | None
+    ) -> None:
+        if self.state and self.rank == 0:
+            history = [asdict(entry) for entry in self.history]
+            state = _State(self.plan.as_dict(), stage, epoch, self.scaler.state_dict(), history)
+            kept = None if average is None else average.module
+            checkpoint.save(self.state, self.model, asdict(state), optimizer, force=True, average=kept)
+        if self.world > 1:
+            dist.barrier()
+
+    def _reached(self) -> _State:
+        """What the checkpoint says, its weights read into the model."""
+        assert self.state is not None
+        reached = _state(self.state, checkpoint.load(self.state, self.model), self.plan)
+        self.history = [_epoch(entry) for entry in reached.history]
+        if reached.scaler:
+            self.scaler.load_state_dict(reached.scaler)
+        return reached
+
+    def _restore(self, path: Path, optimizer: torch.optim.Optimizer, average: AveragedModel | None) -> None:
+        """Read what :meth:`_save` wrote within a stage."""
+        checkpoint.load(path, self.model, optimizer, None if average is None else average.module)
+        if average is not None:
+            average.n_averaged.fill_(1)  # any number but 0: the average has begun
+
+
+def learning_rate(stage: Stage, epoch: float) -> float:
+    """The learning rate at ``epoch``, of which 2.5 is the middle of the third."""
+    if epoch < stage.warmup:
+        return stage.learning_rate * (epoch + 0.01) / stage.warmup
+    if stage.schedule == "step":
+        return stage.learning_rate * stage.step_factor ** int(epoch // stage.step_epochs)
+    if stage.schedule == "constant":
+        return stage.learning_rate
+    share = (epoch - stage.warmup) / max(stage.epochs - stage.warmup, 1e-9)
+    return stage.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def _optimizer(stage: Stage, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
+    groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in parameters.items():
+        share = stage.encoder_rate if of_transform(name) and stage.kind == "joint" else 1.0
+        decays = parameter.dim() > 1 and not of_transform(name)
+        groups[share, stage.weight_decay if decays else 0.0].append(parameter)
+    entries: list[dict[str, Any]] = [
+        {"params": members, "share": share, "weight_decay": decay}
+        for (share, decay), members in groups.items()
+    ]
+    if stage.optimizer == "sgd":
+        return torch.optim.SGD(
+            entries, stage.learning_rate, momentum=stage.momentum, nesterov=stage.momentum > 0
+        )
+    kind = torch.optim.Adam if stage.optimizer == "adam" else torch.optim.AdamW
+    return kind(entries, stage.learning_rate)
+
+
+def _average(model: nn.Module, stage: Stage) -> AveragedModel | None:
+    if not stage.ema:
+        return None
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(stage.ema), use_buffers=True)
+
+
+@torch.no_grad()
+def _measure_norms(model: WAEClassifier, sample: Tensor) -> None:
+    """Set the statistics of the two normalisations to those of ``sample``."""
+    for norm, part in zip((model.low_norm, model.high_norm), model.decompose(sample), strict=True):
+        if isinstance(norm, nn.BatchNorm2d):
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            norm.running_mean.copy_(part.mean((0, 2, 3)))
+            norm.running_var.copy_(part.var((0, 2, 3)))
+
+
+def _state(path: Path, made: dict[str, Any], plan: Plan) -> _State:
+    """``made``, the recipe in the checkpoint at ``path``, after a check that it fits ``plan``."""
+    try:
+        state = _State(**made)
+        number, epoch = int(state.stage), int(state.epoch)
+        assert 0 <= number <= len(plan.stages)
+        assert epoch == 0 or epoch < plan.stages[number].epochs
+    except (TypeError, ValueError, AssertionError, IndexError):
+        raise checkpoint.CheckpointError(f"{path}: this is not the checkpoint of a training") from None
+    wanted = json.loads(json.dumps(plan.as_dict()))
+    if different := sorted(key for key in {*state.plan, *wanted} if state.plan.get(key) != wanted.get(key)):
+        raise checkpoint.CheckpointError(f"{path}: was made by a plan with another {', '.join(different)}")
+    return state
+
+
+def _epoch(entry: Mapping[str, Any]) -> Epoch:
+    accuracy = entry["accuracy"]
+    return Epoch(**{**entry, "accuracy": accuracy and Accuracy(*accuracy)})
+
+
+def _to(images: Tensor, device: torch.device | str) -> Tensor:
+    return images.to(device, memory_format=torch.channels_last, non_blocking=True)
+
+
+def _place() -> tuple[int, int]:
+    """This process's rank, and the number of processes."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def _summed(numbers: Tensor) -> Tensor:
+    """The sum of ``numbers`` over all processes."""
+    if dist.is_initialized():
+        numbers = numbers.to("cuda" if dist.get_backend() == "nccl" else "cpu")
+        dist.all_reduce(numbers)
+    return numbers
