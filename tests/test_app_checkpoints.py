@@ -13,26 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import nn
+from tiny_classifier import tiny
 
 from wae import checkpoints
 from wae.checkpoints import Description, Input, describe, load_classifier, save_classifier
-from wae.models.around import PooledClassifier, wae_around
+from wae.models.around import wae_around
 from wae.models.classifier import WAEClassifier
 from wae.training import checkpoint
 from wae.training.checkpoint import CheckpointError
-from wae_kernels.nn import Decoder, Encoder
-
-
-def tiny(classes=3):
-    """Three convolutions beside the encoder: a file of 30 KB."""
-
-    def body(channels):
-        return nn.Sequential(nn.Conv2d(3, channels, 3, padding=1), nn.ReLU())
-
-    return WAEClassifier(
-        Encoder(), body(4), body(1), PooledClassifier(4, classes), PooledClassifier(5, classes)
-    ).eval()
+from wae_kernels.nn import Decoder
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -24,6 +25,7 @@ COMMANDS = (
     "demo",
     "encode",
     "decode",
+    "predict",
     "info",
     "train-autoencoder",
     "import-caffe",
@@ -49,6 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(options.run(options))
     except (Failure, FileExistsError) as error:
         return complain(str(error))
+    except BrokenPipeError:  # whoever read the output has left, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python's last flush works
+        return 1
     except OSError as error:
         return complain(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except ModuleNotFoundError as error:
@@ -63,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="wae",
-        description="Split images into low and high with a wavelet-like auto-encoder, and join them again.",
+        description="Split images with a wavelet-like auto-encoder, join them again, and classify them.",
     )
     parser.add_argument("--version", action="version", version=f"wae {wae_kernels.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)

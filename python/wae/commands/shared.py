@@ -36,6 +36,14 @@ def add_force(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="replace a file that is there")
 
 
+def positive(text: str) -> int:
+    """An argparse type: an integer, 1 or more."""
+    value = int(text)
+    if value < 1:
+        raise ValueError(text)
+    return value
+
+
 def console() -> Console:
     """The terminal, or what stands in its place."""
     from rich.console import Console

@@ -1,0 +1,121 @@
+"""``wae predict``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+
+from . import shared
+
+HELP = "tell what a classifier sees in images"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command line."""
+    parser.add_argument(
+        "sources", nargs="+", type=Path, metavar="IMAGE|FOLDER", help="files, and folders of images"
+    )
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="checkpoint of a classifier (default: the one included, of Fashion-MNIST's clothes)",
+    )
+    parser.add_argument(
+        "--top", type=shared.positive, default=3, metavar="K", help="classes of each image (default: 3)"
+    )
+    parser.add_argument(
+        "--batch",
+        type=shared.positive,
+        default=32,
+        metavar="N",
+        help="images that the network gets at once (default: 32)",
+    )
+    parser.add_argument(
+        "--invert", action="store_true", help="swap light and dark, for dark clothes on white"
+    )
+    parser.add_argument(
+        "--format",
+        choices=("table", "jsonl"),
+        help="a table, or a line of JSON for each image (default: a table on a terminal, else jsonl)",
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="write it there (default: standard output)"
+    )
+    shared.add_force(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print what is seen in each image; 1 if one could not be used."""
+    from wae import checkpoints, predict
+    from wae.training.checkpoint import WEIGHTS, CheckpointError
+
+    weights = options.weights or WEIGHTS / "fashion-mnist.safetensors"
+    if options.output is not None:
+        if predict.is_image(options.output.name):
+            return shared.complain(f"{options.output}: -o writes text, and this is an image's name", 2)
+        for source in (*options.sources, weights):
+            shared.check_target(options.output, source, options.force)
+    if next(predict.find(options.sources), None) is None:
+        raise shared.Failure(f"no images found in {', '.join(map(str, options.sources))}")
+    try:
+        described = checkpoints.describe(weights)
+        network = predict.runner(checkpoints.load_classifier(weights), described.input)
+    except (CheckpointError, ValueError) as error:
+        raise shared.Failure(str(error)) from None
+
+    on_terminal = options.output is None and sys.stdout.isatty()
+    form = predict.FORMATS[options.format or ("table" if on_terminal else "jsonl")](described.labels)
+    found = predict.find(options.sources)
+    failed = False
+    with (
+        closing(
+            predict.predict(network, found, described.input, options.top, options.batch, options.invert)
+        ) as predictions,
+        _output(options.output, options.force) as write,
+        _progress(options.sources) as advance,
+    ):
+        for line in form.head:
+            write(line)
+        for prediction in predictions:
+            if prediction.error:
+                failed = True
+                shared.complain(predict.printable(f"{prediction.path}: {prediction.error}"))
+            for line in form.lines(prediction):
+                write(line)
+            advance()
+    return int(failed)
+
+
+@contextmanager
+def _output(path: Path | None, force: bool) -> Iterator[Callable[[str], object]]:
+    """A function that writes a line: to stdout at once, or to ``path``, which is there when all are."""
+    from wae.files import written
+
+    if path is None:
+        yield partial(print, flush=True)
+    else:
+        with written(path, force) as file:
+            yield lambda line: file.write(line.encode() + b"\n")
+
+
+@contextmanager
+def _progress(sources: Sequence[Path]) -> Iterator[Callable[[], None]]:
+    """A function that tells that an image is done. There is a bar only where stderr is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    from wae.predict import find
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console, shares_terminal = Console(stderr=True), sys.stdout.isatty()
+    with Progress(*columns, console=console, transient=True, redirect_stdout=shares_terminal) as bar:
+        task = bar.add_task("images", total=sum(1 for _ in find(sources)))
+        yield lambda: bar.advance(task)
