@@ -26,6 +26,7 @@ from wae_kernels.nn import Decoder
 
 from .models.classifier import WAEClassifier
 from .models.resnet50 import wae_resnet50
+from .models.small_vgg import wae_small_vgg
 from .models.vgg16 import wae_vgg16
 from .training import checkpoint
 from .training.checkpoint import CheckpointError
@@ -33,6 +34,7 @@ from .training.checkpoint import CheckpointError
 _NETWORKS: dict[str, Callable[[int], WAEClassifier]] = {
     "wae_vgg16": wae_vgg16,
     "wae_resnet50": wae_resnet50,
+    "wae_small_vgg": wae_small_vgg,
 }
 
 _MAX_CLASSES = 2**31 - 1

@@ -26,8 +26,10 @@ COMMANDS = (
     "encode",
     "decode",
     "predict",
+    "export",
     "info",
     "train-autoencoder",
+    "reproduce",
     "import-caffe",
 )
 """In the order of ``wae --help``."""

@@ -1,0 +1,338 @@
+"""The paper's claim on Fashion-MNIST: WAE wins back the accuracy that halving the resolution costs.
+
+Five networks, each with several seeds, are trained by one plan (``training/plans/fashion_mnist.toml``):
+the small VGG at 28 x 28, at 14 x 14, Wavelet+CNN, Decomposition+CNN and WAE. Every training has one core to
+itself; what is finished is kept, and what is not goes on from its last epoch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import queue
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from multiprocessing.queues import Queue
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .checkpoints import Input, save_classifier
+from .datasets import open_dataset
+from .files import written
+from .models.classifier import WAEClassifier, fold_normalization
+from .models.counting import count
+from .models.small_vgg import SmallVGG, small_vgg_half, wae_small_vgg, wavelet_small_vgg
+from .timing import interleaved
+from .training import plan
+from .training.checkpoint import CheckpointError
+from .training.plan import Plan
+from .training.trainer import Epoch, Observer, train
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "28 x 28": SmallVGG,
+    "14 x 14": small_vgg_half,
+    "Wavelet+CNN": wavelet_small_vgg,
+    "Decomposition+CNN": wae_small_vgg,
+    "WAE": wae_small_vgg,
+}
+"""What is compared, in the paper's words. All take (N, 3, 28, 28)."""
+
+FULL, HALF, WAE = "28 x 28", "14 x 14", "WAE"
+_SIZE = (28, 28)
+INPUT = Input(size=28, resize=28, grayscale=True)
+
+
+class Job(NamedTuple):
+    """One training."""
+
+    network: str
+    seed: int
+
+    @property
+    def stem(self) -> str:
+        """What its files are called."""
+        letters = "".join(c if c.isalnum() else "-" for c in self.network.lower())
+        return f"{letters}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of one training."""
+
+    network: str
+    seed: int
+    accuracy: float
+    """Share of the 10,000 test pictures that are classified rightly after the last epoch."""
+    seconds: float
+    """All epochs together, on one core of the machine that ran it."""
+    epochs: list[float]
+    """The accuracy after each epoch with labels."""
+    plan: dict[str, Any]
+
+
+class Progress(NamedTuple):
+    """An epoch of a job has ended."""
+
+    job: Job
+    kind: str
+    """Of the stage."""
+    done: int
+    """Epochs of the whole job."""
+    of: int
+    accuracy: float | None
+
+
+def wae_plan(quick: bool = False) -> Plan:
+    """The plan of WAE; ``quick`` is for a glance: a quarter of the epochs with labels."""
+    full = plan.read(plan.PLANS / "fashion_mnist.toml")
+    if not quick:
+        return full
+    stages = (replace(stage, epochs=max(1, stage.epochs // 4)) for stage in full.stages)
+    return replace(full, stages=tuple(stages))
+
+
+def plan_of(network: str, seed: int, wae: Plan) -> Plan:
+    """``wae``, WAE's plan, as it is for ``network``: as many epochs with labels, at the same rates."""
+    if network == WAE:
+        return replace(wae, seed=seed)
+    joint = wae.stages[-1]
+    epochs = sum(stage.epochs for stage in wae.stages if stage.kind != "transform")
+    if network == "Decomposition+CNN":  # as WAE, without the reconstruction constraint
+        stage = replace(joint, epochs=epochs, transform_weight=0.0, encoder_rate=1.0)
+    else:
+        stage = replace(joint, epochs=epochs, kind="classifier")
+    return replace(wae, seed=seed, start="random", stages=(stage,), model=network)
+
+
+def jobs(seeds: Sequence[int]) -> list[Job]:
+    """All trainings, the longest first."""
+    longest = (FULL, WAE, "Decomposition+CNN", "Wavelet+CNN", HALF)
+    return [Job(network, seed) for network in longest for seed in seeds]
+
+
+def run(
+    folder: Path,
+    data: str | Path,
+    wanted: Sequence[Job],
+    wae: Plan,
+    processes: int,
+    tell: Callable[[Progress], None] = lambda progress: None,
+) -> list[Result]:
+    """Do the ``wanted`` trainings that ``folder`` has no result of, and return all their results.
+
+    Args:
+        folder: where results, weights and checkpoints are kept.
+        data: of 28 x 28 pictures, for :func:`wae.datasets.open_dataset`: ``fashion-mnist``, or a folder of
+            its files.
+        wae: the plan, see :func:`wae_plan`.
+        processes: how many trainings at a time, each on one core.
+        tell: is called, in this process, after each epoch.
+
+    Raises:
+        DatasetError: the data is missing or not what was published.
+        CheckpointError: ``folder`` is one of another plan, or damaged.
+        RuntimeError: a training ended without a result.
+    """
+    open_dataset(data, train=False, augment=False, seed=0)  # refused before any process is started
+    folder.mkdir(parents=True, exist_ok=True)
+    results = {job: read_result(folder, job, wae) for job in wanted}
+    missing = [job for job in wanted if results[job] is None]
+    context = multiprocessing.get_context("spawn")
+    todo, messages = context.Queue(), context.Queue()
+    for job in missing:
+        todo.put(job)
+    workers = [
+        context.Process(target=_work, args=(todo, messages, folder, data, wae), daemon=True)
+        for _ in range(min(processes, len(missing)))
+    ]
+    for worker in workers:
+        worker.start()
+    try:
+        while not all(results.values()):
+            message = _next(messages, workers)
+            if isinstance(message, Progress):
+                tell(message)
+            elif isinstance(message, Result):
+                results[Job(message.network, message.seed)] = message
+            else:
+                raise message
+    finally:
+        for worker in workers:
+            worker.terminate()
+    return [result for result in results.values() if result]
+
+
+def _next(messages: Queue[Any], workers: Sequence[Any]) -> Any:
+    """The next message of a worker."""
+    while any(worker.is_alive() for worker in workers):
+        with contextlib.suppress(queue.Empty):
+            return messages.get(timeout=1)
+    try:
+        return messages.get(timeout=1)
+    except queue.Empty:
+        raise RuntimeError("a training ended without a result: was it out of memory?") from None
+
+
+def _work(todo: Queue[Job], messages: Queue[Any], folder: Path, data: str | Path, wae: Plan) -> None:
+    """A worker: train what is to do, until nothing is left."""
+    torch.set_num_threads(1)
+    try:
+        while True:
+            messages.put(_train(todo.get(timeout=1), folder, data, wae, messages))
+    except queue.Empty:
+        pass
+    except Exception as error:
+        messages.put(error)
+
+
+def _train(job: Job, folder: Path, data: str | Path, wae: Plan, messages: Queue[Any]) -> Result:
+    """One training, from its last epoch or from the start; its weights and its result in ``folder``."""
+    chosen = plan_of(job.network, job.seed, wae)
+    torch.manual_seed(job.seed)
+    model = NETWORKS[job.network]()
+    sets = [open_dataset(data, train=part, augment=part, seed=job.seed) for part in (True, False)]
+    state = folder / f"{job.stem}.state.safetensors"
+    observer = _Messenger(job, sum(stage.epochs for stage in chosen.stages), messages)
+    history = train(model, chosen, *sets, state=state, resume=state.exists(), observer=observer)
+    accuracies = [epoch.accuracy.top1 for epoch in history if epoch.accuracy]
+    seconds = sum(epoch.seconds for epoch in history)
+    result = Result(job.network, job.seed, accuracies[-1], seconds, accuracies, chosen.as_dict())
+    if job.network == WAE and isinstance(model, WAEClassifier):
+        made = {"plan": chosen.as_dict(), "accuracy": result.accuracy}
+        labels = sets[0].labels
+        save_classifier(weights_path(folder, job), model, "wae_small_vgg", labels, INPUT, made, force=True)
+    with written(_result_path(folder, job), force=True) as file:
+        file.write(json.dumps(asdict(result), indent=1).encode())
+    state.unlink()
+    return result
+
+
+class _Messenger(Observer):
+    """Tells the main process of each epoch; ends this one if the main process is gone."""
+
+    def __init__(self, job: Job, epochs: int, messages: Queue[Any]) -> None:
+        self.job, self.epochs, self.messages = job, epochs, messages
+        self.before = 0
+
+    def start(self, plan: Plan, stage: int, epoch: int, steps: int) -> None:
+        """See :class:`Observer`."""
+        self.before = sum(s.epochs for s in plan.stages[:stage]) + epoch
+
+    def end(self, epoch: Epoch, model: nn.Module) -> None:
+        """See :class:`Observer`."""
+        parent = multiprocessing.parent_process()
+        if parent is not None and not parent.is_alive():
+            raise SystemExit("the process that started this training is gone")
+        top1 = epoch.accuracy.top1 if epoch.accuracy else None
+        self.messages.put(Progress(self.job, epoch.kind, self.before + 1, self.epochs, top1))
+
+
+# -------------------------------------------------------------------------------------------- results
+
+
+def weights_path(folder: Path, job: Job) -> Path:
+    """Where the weights of a WAE training are kept."""
+    return folder / f"{job.stem}.safetensors"
+
+
+def _result_path(folder: Path, job: Job) -> Path:
+    return folder / f"{job.stem}.json"
+
+
+def read_result(folder: Path, job: Job, wae: Plan) -> Result | None:
+    """The result of ``job`` in ``folder``, if it has one.
+
+    Raises CheckpointError where that was made by another plan, or is damaged.
+    """
+    path = _result_path(folder, job)
+    if not path.exists():
+        return None
+    try:
+        result = Result(**json.loads(path.read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: this is no result of a training ({error})") from None
+    if result.plan != json.loads(json.dumps(plan_of(job.network, job.seed, wae).as_dict())):
+        raise CheckpointError(f"{path}: was made by another plan; use another folder")
+    return result
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network's line in the table."""
+
+    network: str
+    accuracies: list[float]
+    """Of each seed."""
+    multiply_adds: int
+    """On one picture."""
+    microseconds: float
+    """The median time of one picture in a batch of 100, on the machine that made the table."""
+
+    @property
+    def mean(self) -> float:
+        """The mean accuracy."""
+        return statistics.fmean(self.accuracies)
+
+    @property
+    def spread(self) -> float:
+        """The standard deviation of a seed's accuracy; 0 where there is one seed."""
+        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else 0.0
+
+
+def rows(results: Sequence[Result], seconds: float = 10.0) -> list[Row]:
+    """The table of ``results``, in the order of NETWORKS; the networks are timed here, taking turns.
+
+    Args:
+        results: of any number of seeds.
+        seconds: how long to time.
+    """
+    accuracies = {n: [r.accuracy for r in results if r.network == n] for n in NETWORKS}
+    names = [name for name in NETWORKS if accuracies[name]]
+    models = {name: NETWORKS[name]().eval() for name in names}
+    counts = {name: count(model, _SIZE).multiply_adds for name, model in models.items()}
+    images = torch.randint(0, 256, (100, 3, *_SIZE), dtype=torch.uint8)
+    with torch.no_grad():
+        timings = interleaved({name: _inference(model, images) for name, model in models.items()}, seconds)
+    per_image = {name: 1e6 * timing.median / len(images) for name, timing in timings.items()}
+    return [Row(name, accuracies[name], counts[name], per_image[name]) for name in names]
+
+
+def _inference(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
+    network = fold_normalization(model) if isinstance(model, WAEClassifier) else model
+    network = network.to(memory_format=torch.channels_last)
+    images = images.contiguous(memory_format=torch.channels_last)
+    return lambda: network(images)
+
+
+def won_back(table: Sequence[Row], network: str) -> float | None:
+    """The share of the accuracy lost by halving the resolution that ``network`` wins back.
+
+    None where the table has not all three networks, or nothing was lost.
+    """
+    means = {row.network: row.mean for row in table}
+    if not {FULL, HALF, network} <= set(means) or means[FULL] <= means[HALF]:
+        return None
+    return (means[network] - means[HALF]) / (means[FULL] - means[HALF])
+
+
+def markdown(table: Sequence[Row]) -> str:
+    """The table for people."""
+    full = next((row.multiply_adds for row in table if row.network == FULL), None)
+    lines = [
+        "| network | accuracy, mean of seeds | spread | won back | multiply-adds | time per picture |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in table:
+        share = won_back(table, row.network)
+        won = "" if share is None or row.network in (FULL, HALF) else f"{100 * share:.0f} %"
+        cost = f"{row.multiply_adds / 1e6:.2f} M" + (f" ({row.multiply_adds / full:.0%})" if full else "")
+        lines.append(
+            f"| {row.network} | {100 * row.mean:.2f} % | {100 * row.spread:.2f} | {won} | {cost} "
+            f"| {row.microseconds:.0f} us |"
+        )
+    return "\n".join(lines)
