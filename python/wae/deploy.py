@@ -155,7 +155,11 @@ def deploy(
         EngineError: the engine is not installed, does not run on the model's device, or refuses the model.
         DisagreementError: the result does not compute what ``model`` does.
     """
-    _check_arguments(model, size, batch, engine, dtype)
+    check_arguments(model, size, batch)
+    if engine != "auto" and engine not in ENGINES:
+        raise ValueError(f"engine must be one of auto, {', '.join(ENGINES)}, got {engine!r}")
+    if dtype is not None and dtype not in TOLERANCES:
+        raise ValueError(f"dtype must be one of {', '.join(map(str, TOLERANCES))}, got {dtype}")
     images = example_images(model, batch, size)
     expected = scores_of(model, images)
     folded = fold(model).to(dtype=dtype).to(memory_format=memory_format)
@@ -305,38 +309,39 @@ def example_images(model: nn.Module, batch: int, size: tuple[int, int]) -> Tenso
 
 
 def _first_parameter(model: nn.Module) -> Tensor:
-    return next(p for p in model.parameters() if p.is_floating_point())
+    return next(model.parameters())
 
 
 # -------------------------------------------------------------------------------------------------- checks
 
 
-def _check_arguments(model: Any, size: Any, batch: Any, engine: str, dtype: torch.dtype | None) -> None:
+def check_arguments(model: Any, size: Any, batch: Any) -> None:
+    """Raise TypeError or ValueError unless ``model`` can be run on ``batch`` images of ``size``.
+
+    It must be a module in evaluation mode, with all its parameters on one device and of a dtype that is a key
+    of :data:`TOLERANCES`.
+    """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    require_inference(model)
-    if not isinstance(size, Sequence) or len(size) != 2 or any(type(n) is not int or n < 1 for n in size):
-        raise ValueError(f"size must be (H, W), two integers of at least 1, got {size}")
-    if type(batch) is not int or batch < 1:
-        raise ValueError(f"batch must be an integer of at least 1, got {batch!r}")
-    if engine != "auto" and engine not in ENGINES:
-        raise ValueError(f"engine must be one of auto, {', '.join(ENGINES)}, got {engine!r}")
-    if (dtype or _first_parameter(model).dtype) not in TOLERANCES:
-        raise ValueError(f"dtype must be one of {', '.join(map(str, TOLERANCES))}, got {dtype}")
-
-
-def require_inference(model: nn.Module) -> None:
-    """Raise ValueError unless ``model`` is in evaluation mode, with all its parameters on one device."""
     training = [name or "the model" for name, module in model.named_modules() if module.training]
     if training:
         raise ValueError(
             f"model must be in evaluation mode, but {training[0]} is in training mode: call model.eval()"
         )
-    devices = {str(tensor.device) for tensor in model.state_dict().values()}
+    devices = {str(tensor.device) for tensor in model.parameters()}
     if len(devices) != 1 or devices == {"meta"}:
         raise ValueError(
             f"model must have its parameters on one device, got {', '.join(sorted(devices)) or 'none'}"
         )
+    if _first_parameter(model).dtype not in TOLERANCES:
+        raise ValueError(
+            f"model must compute in one of {', '.join(map(str, TOLERANCES))}, "
+            f"got {_first_parameter(model).dtype}"
+        )
+    if not isinstance(size, Sequence) or len(size) != 2 or any(type(n) is not int or n < 1 for n in size):
+        raise ValueError(f"size must be (H, W), two integers of at least 1, got {size}")
+    if type(batch) is not int or batch < 1:
+        raise ValueError(f"batch must be an integer of at least 1, got {batch!r}")
 
 
 # ----------------------------------------------------------------------------------- wae.deploy, the function

@@ -146,12 +146,16 @@ def to_onnx(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool = False, 
 
 
 def _onnxruntime(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -> Run:
+    return onnx_session(to_onnx(module, inputs, dynamic).model_proto.SerializeToString())
+
+
+def onnx_session(model: bytes) -> Run:
+    """An ONNX ``model`` in ONNX Runtime on the processor."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors
-    model = to_onnx(module, inputs, dynamic).model_proto.SerializeToString()
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     names = [node.name for node in session.get_inputs()]
 

@@ -1,0 +1,71 @@
+"""``wae export``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from . import shared
+
+HELP = "write a classifier as ONNX, as a torch.export program, or compiled by AOTInductor"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command line."""
+    parser.add_argument("weights", type=Path, metavar="WEIGHTS", help="checkpoint of a classifier")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
+    parser.add_argument(
+        "--format", choices=("onnx", "torch", "aoti"), default="onnx", help="of the file (default: onnx)"
+    )
+    parser.add_argument(
+        "--size",
+        type=shared.positive,
+        metavar="N",
+        help="pixels along a side of the images (default: what the checkpoint says)",
+    )
+    parser.add_argument(
+        "--batch",
+        type=_batch,
+        metavar="N",
+        help="images in a call, or `dynamic` for any number (default: dynamic)",
+    )
+    parser.add_argument(
+        "--images",
+        choices=("uint8", "float32"),
+        default="uint8",
+        help="numbers of the images; both are 0..255 unless the network was trained otherwise "
+        "(default: uint8)",
+    )
+    shared.add_force(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Export, compare with the model, and write the file."""
+    import torch
+
+    from wae import checkpoints
+    from wae.deploy import DisagreementError, EngineError
+    from wae.export import export
+    from wae.training.checkpoint import CheckpointError
+
+    shared.check_target(options.output, options.weights, options.force)
+    try:
+        size = options.size or checkpoints.describe(options.weights).input.size
+        difference = export(
+            checkpoints.load_classifier(options.weights),
+            options.output,
+            options.format,
+            (size, size),
+            options.batch,
+            getattr(torch, options.images),
+            options.force,
+        )
+    except (CheckpointError, EngineError, DisagreementError, ValueError) as error:
+        raise shared.Failure(str(error)) from None
+    print(f"{options.output}: its scores differ from the model's by {difference:.1e} of their norm")
+    return 0
+
+
+def _batch(text: str) -> int | None:
+    """An argparse type: an integer, 1 or more, or None for `dynamic`."""
+    return None if text == "dynamic" else shared.positive(text)
