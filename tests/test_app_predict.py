@@ -1,10 +1,10 @@
 """`wae predict`: what becomes of an image, which files are found, and that nothing is lost on the way."""
 
+import contextlib
 import itertools
 import json
 import os
 import pty
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -227,6 +227,21 @@ def test_a_network_for_other_images_is_refused():
         predict.runner(model, Input(20, 20))
 
 
+def test_an_engine_gets_batches_that_are_always_full(monkeypatch):
+    seen, model = [], tiny()
+
+    def deploy(model, size, batch, engine):
+        seen.append((size, batch, engine))
+        return lambda images: (seen.append(tuple(images.shape)), model(images).detach())[1]
+
+    monkeypatch.setattr("wae.deploy.deploy", deploy)
+    images = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8)
+    network = predict.runner(model, SMALL, "openvino", batch=4)
+    for some in images.split(4):
+        assert torch.allclose(network(some).cpu(), predict.runner(model, SMALL)(some).cpu(), atol=1e-5)
+    assert seen == [((16, 16), 4, "openvino"), (4, 3, 16, 16), (4, 3, 16, 16)]
+
+
 # ----------------------------------------------------------------------------------------------- the command
 
 
@@ -270,6 +285,17 @@ def test_without_labels_the_numbers_stand(photos, weights, capsys):
     assert f" {best['class']} " in capsys.readouterr().out.splitlines()[1]
 
 
+def test_an_engine_predicts_the_same(photos, weights, capsys):
+    assert run(photos / "sub", "--weights", weights) == 0
+    assert run(photos / "sub", "--weights", weights, "--engine", "eager") == 0
+    told = [c for entry in lines(capsys.readouterr().out) for c in entry["classes"]]
+    plain, deployed = told[: len(told) // 2], told[len(told) // 2 :]
+    assert [c["class"] for c in deployed] == [c["class"] for c in plain]
+    assert [c["probability"] for c in deployed] == pytest.approx([c["probability"] for c in plain], abs=1e-4)
+    assert run(photos, "--weights", weights, "--engine", "steam") == 2
+    assert "--engine must be auto or one of eager, " in capsys.readouterr().err
+
+
 def test_invert_is_what_the_network_sees(photos, weights, capsys):
     with Image.open(photos / "b.png") as image:
         Image.fromarray(255 - np.asarray(image)).save(photos / "inverted.png")
@@ -308,7 +334,7 @@ def test_no_input_is_ever_an_output(photos, weights, capsys):
 
 
 def test_ctrl_c_leaves_no_half_written_file(photos, weights, tmp_path, monkeypatch, capsys):
-    def interrupted(model, input):
+    def interrupted(*arguments):
         calls = itertools.count()
 
         def network(images):
@@ -374,46 +400,52 @@ def test_no_file_name_reaches_the_terminal_raw(tmp_path, weights, name, capfd):
     assert [entry["path"] for entry in lines(capfd.readouterr().out)] == [str(good), str(path)]
 
 
-PROGRAM = """
-import sys
-from tiny_classifier import tiny
-from wae import checkpoints, cli
-checkpoints._NETWORKS["tiny"] = tiny
-sys.exit(cli.main(sys.argv[1:]))
-"""
-
-
-def start(*arguments, **streams):
-    command = [sys.executable, "-c", PROGRAM, "predict", *map(str, arguments)]
-    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path, "TERM": "xterm"}, **streams)
-
-
-def test_on_a_terminal_there_is_a_bar_and_stdout_stays_clean(photos, weights):
+def shown_on_a_terminal(monkeypatch, streams, *arguments):
+    """The exit status of the command, and what it writes to ``streams`` of sys, which are a terminal."""
     ours, theirs = pty.openpty()
-    process = start(photos, "--weights", weights, stdout=subprocess.PIPE, stderr=theirs, text=True)
-    os.close(theirs)
-    out = process.communicate(timeout=60)[0]
-    shown = b""
-    try:
-        while chunk := os.read(ours, 4096):
-            shown += chunk
-    except OSError:  # how Linux tells that the other side is closed
-        pass
+    shown = []
+
+    def read():
+        with contextlib.suppress(OSError):  # how Linux tells that the other side is closed
+            while chunk := os.read(ours, 1 << 16):
+                shown.append(chunk)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with open(theirs, "w") as terminal, monkeypatch.context() as patched:
+        patched.setenv("TERM", "xterm")
+        patched.setenv("COLUMNS", "300")
+        for stream in streams:
+            patched.setattr(sys, stream, terminal)
+        status = run(*arguments)
+    reader.join()
     os.close(ours)
-    assert process.returncode == 1
-    assert [Path(entry["path"]).name for entry in lines(out)] == [Path(name).name for name in ALL]
-    assert b"6/6" in shown
-    assert b"broken.png" in shown
+    return status, b"".join(shown).decode()
 
 
-def test_a_reader_that_leaves_ends_it_quietly(photos, weights):
-    process = start(
-        *[photos / "b.png"] * 3000, "--weights", weights, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    assert json.loads(process.stdout.readline())["classes"]
-    process.stdout.close()
-    errors = process.stderr.read()
-    process.stderr.close()
-    assert process.wait(60) == 1
-    assert errors == b""
+def test_on_a_terminal_there_is_a_bar_and_stdout_stays_clean(photos, weights, monkeypatch, capsys):
+    status, shown = shown_on_a_terminal(monkeypatch, ["stderr"], photos, "--weights", weights)
+    assert status == 1
+    told = lines(capsys.readouterr().out)
+    assert [Path(entry["path"]) for entry in told] == [photos / name for name in ALL]
+    assert "0/6" in shown
+    assert "broken.png" in shown
+
+
+def test_on_a_terminal_the_table_stands_above_the_bar(photos, weights, monkeypatch):
+    arguments = photos / "b.png", "--weights", weights
+    status, shown = shown_on_a_terminal(monkeypatch, ["stdout", "stderr"], *arguments)
+    assert status == 0
+    assert "0/1" in shown
+    rows = [line for line in shown.splitlines() if " %  " in line]
+    assert len(rows) == 3
+    assert rows[0].endswith(str(photos / "b.png"))
+
+
+def test_a_reader_that_leaves_ends_it_quietly(photos, weights, monkeypatch, capfd):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert run(photos / "b.png", "--weights", weights) == 1
+    assert capfd.readouterr() == ("", "")

@@ -25,13 +25,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2 import functional as transforms
 
 from .checkpoints import Input
 from .data import ImageError, read_image
-from .models.classifier import WAEClassifier
 
 BATCH = 32
 """Images that the network gets at once."""
@@ -157,14 +156,26 @@ def _ahead(
 # -------------------------------------------------------------------------------------------------- network
 
 
-def runner(model: WAEClassifier, input: Input) -> Network:
-    """``model`` as it is, on the GPU if there is one.
+def runner(model: nn.Module, input: Input, engine: str | None = None, batch: int = BATCH) -> Network:
+    """``model`` on the GPU if there is one, else on the processor.
+
+    Args:
+        input: its images' size counts.
+        engine: of :func:`wae.deploy.deploy`; None runs the model as it is.
+        batch: images at once that an engine is prepared for. Fewer are filled up, more are not possible.
 
     Raises:
-        ValueError: it does not take images of ``input.size``.
+        ValueError: the model does not take such images, or there is no such engine.
+        EngineError, DisagreementError: see :func:`wae.deploy.deploy`.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = model.to(device)
+    size = (input.size, input.size)
+    if engine is not None:
+        from .deploy import deploy
+
+        deployed = deploy(model, size, batch, engine)
+        return lambda images: deployed(_filled(images, batch).to(device))[: len(images)]
 
     def network(images: Tensor) -> Tensor:
         with torch.no_grad():
@@ -172,10 +183,15 @@ def runner(model: WAEClassifier, input: Input) -> Network:
         return scores
 
     try:
-        network(torch.zeros(1, 3, input.size, input.size, dtype=torch.uint8))
+        network(torch.zeros(1, 3, *size, dtype=torch.uint8))
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"the network takes no images of {input.size} x {input.size}: {error}") from None
     return network
+
+
+def _filled(images: Tensor, batch: int) -> Tensor:
+    """``images`` and as many black ones as are missing: an engine would be prepared anew for fewer."""
+    return torch.cat((images, images.new_zeros(batch - len(images), *images.shape[1:])))
 
 
 def predict(

@@ -36,6 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="images that the network gets at once (default: 32)",
     )
     parser.add_argument(
+        "--engine", metavar="NAME", help="of wae.deploy, or auto for the fastest (default: none)"
+    )
+    parser.add_argument(
         "--invert", action="store_true", help="swap light and dark, for dark clothes on white"
     )
     parser.add_argument(
@@ -52,8 +55,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print what is seen in each image; 1 if one could not be used."""
     from wae import checkpoints, predict
+    from wae.deploy import DisagreementError
+    from wae.engines import ENGINES, EngineError
     from wae.training.checkpoint import WEIGHTS, CheckpointError
 
+    if options.engine not in (None, "auto", *ENGINES):
+        known = ", ".join(ENGINES)
+        return shared.complain(f"--engine must be auto or one of {known}, got {options.engine}", 2)
     weights = options.weights or WEIGHTS / "fashion-mnist.safetensors"
     if options.output is not None:
         if predict.is_image(options.output.name):
@@ -63,9 +71,9 @@ def run(options: argparse.Namespace) -> int:
     if next(predict.find(options.sources), None) is None:
         raise shared.Failure(f"no images found in {', '.join(map(str, options.sources))}")
     try:
-        described = checkpoints.describe(weights)
-        network = predict.runner(checkpoints.load_classifier(weights), described.input)
-    except (CheckpointError, ValueError) as error:
+        described, model = checkpoints.describe(weights), checkpoints.load_classifier(weights)
+        network = predict.runner(model, described.input, options.engine, options.batch)
+    except (CheckpointError, ValueError, EngineError, DisagreementError) as error:
         raise shared.Failure(str(error)) from None
 
     on_terminal = options.output is None and sys.stdout.isatty()
