@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from wae.engines import ENGINES
 
 Sides = dict[str, Callable[[], Any]]
 
@@ -33,44 +33,8 @@ def compiled(module: nn.Module, inputs: Sequence[Tensor]) -> Sides:
 
 def engines(module: nn.Module, inputs: Sequence[Tensor]) -> Sides:
     """ONNX Runtime and OpenVINO, on the processor, with as many threads as torch has."""
-    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
-    if missing:
-        return {}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        torch.onnx.export(module, tuple(inputs), path, dynamo=True, external_data=False, verbose=False)
-        model = path.read_bytes()
-    arrays = [x.numpy() for x in inputs]
-    return {**_onnxruntime(model, arrays), **_openvino(model, arrays)}
-
-
-def _onnxruntime(model: bytes, arrays: Sequence[Any]) -> Sides:
-    if importlib.util.find_spec("onnxruntime") is None:
-        return {}
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    feed = {node.name: array for node, array in zip(session.get_inputs(), arrays, strict=True)}
-    return {"ONNX Runtime": lambda: session.run(None, feed)}
-
-
-def _openvino(model: bytes, arrays: Sequence[Any]) -> Sides:
-    if importlib.util.find_spec("openvino") is None:
-        return {}
-    import openvino
-
-    settings = {
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "INFERENCE_PRECISION_HINT": "f32",
-        "PERFORMANCE_HINT": "LATENCY",
+    return {
+        title: partial(ENGINES[name].build(module, inputs), *inputs)
+        for name, title in {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}.items()
+        if ENGINES[name].why_not(inputs[0].device) is None
     }
-    core = openvino.Core()
-    request = core.compile_model(core.read_model(model), "CPU", settings).create_infer_request()
-
-    def run() -> list[Any]:
-        outputs = request.infer(list(arrays), share_inputs=True, share_outputs=True)
-        return list(outputs.values())
-
-    return {"OpenVINO": run}
