@@ -1,8 +1,10 @@
 """`wae.deploy`: every engine gives the model's scores, for any batch; what does not agree is refused."""
 
 import logging
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -323,7 +325,7 @@ def test_wrong_images(model):
             deployed(wrong)
 
 
-# --------------------------------------------------------------------------------------------------- imports
+# ----------------------------------------------------------------------------------- imports, docs/deploy.md
 
 
 def test_the_example_images_are_as_the_network_wants_them(model, stock):
@@ -340,3 +342,20 @@ assert not {"torchvision", "wae.deploy", "onnx"} & set(sys.modules)
 assert callable(wae.deploy) and callable(wae.deploy.deploy)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_page_s_examples_run(monkeypatch, tmp_path):
+    page = (Path(__file__).resolve().parents[1] / "docs" / "deploy.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    for name in set(ENGINES) - {"eager"}:  # for time: it tells as much about the page
+        monkeypatch.delitem(ENGINES, name)
+    names = {}
+    for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(code, "deploy.md", "exec"), names)
+    assert_close(names["scores"], names["again"](names["images"]))
+    assert_close(names["scores"], names["same"])
+
+
+def test_the_page_names_every_engine():
+    page = (Path(__file__).resolve().parents[1] / "docs" / "deploy.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(\w+)` \| (?:processor|GPU)", page, re.MULTILINE)) == set(ENGINES)
