@@ -191,14 +191,15 @@ def fashion_mnist(folder: Path | None, train: bool, augment: bool, seed: int) ->
     Args:
         folder: holds the four IDX files, each plain or as .gz; None for :data:`FASHION_MNIST_FOLDER`.
         train: the 60,000 or the 10,000.
-        augment: see :class:`InMemory`; shifts are by up to 2 pixels.
+        augment: flip half of the pictures left to right. They are centred, and not shifted: trainings of a few
+            epochs are the worse for it (docs/reproduction.md).
         seed: of the augmentation.
 
     Raises:
         DatasetError: a file is missing, broken, or not the published one (SHA-256).
     """
     images, targets = (_published(folder or FASHION_MNIST_FOLDER, file) for file in _FASHION_MNIST[train])
-    return InMemory(images[:, None], targets.long(), FASHION_MNIST_LABELS, augment, seed)
+    return InMemory(images[:, None], targets.long(), FASHION_MNIST_LABELS, augment, seed, pad=0)
 
 
 def _published(folder: Path, file: _IdxFile) -> Tensor:

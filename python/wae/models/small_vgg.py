@@ -13,7 +13,7 @@ from .bodies import initialize
 from .classifier import WAEClassifier
 from .haar import affine
 
-_LAYERS: tuple[str | int, ...] = (32, 32, "M", 64, 64, "M", 128, 128, "M")
+_LAYERS: tuple[str | int, ...] = (32, "M", 64, 64, "M", 128, 128, "M")
 _SIDE = 2  # of the features that a body makes of a 14 x 14 picture; of 28 x 28 they are twice that
 _WIDTH = 128  # of the classifiers' hidden layer
 
@@ -23,7 +23,7 @@ _SHIFT = (-73 / 90,) * 3
 
 
 class SmallVGG(nn.Module):
-    """Six convolutions with BatchNorm, three max pools that round up, two FC layers: for 28 x 28 pictures.
+    """Five convolutions with BatchNorm, three max pools that round up, two FC layers: for 28 x 28 pictures.
 
     Args:
         classes: number of scores.
@@ -46,7 +46,7 @@ class SmallVGG(nn.Module):
 
 
 def small_vgg_body(divisor: int = 1) -> nn.Sequential:
-    """The six convolutions: (N, 3, h, w) to (N, 128 / divisor, ceil(h/8), ceil(w/8)), random weights.
+    """The five convolutions: (N, 3, h, w) to (N, 128 / divisor, ceil(h/8), ceil(w/8)), random weights.
 
     Args:
         divisor: what the numbers of channels are divided by.
