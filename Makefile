@@ -28,10 +28,20 @@ quick: $(VENV)/.dev build  ## the tests that are not slow, up to the first failu
 	$(BIN)/python -m pytest -m "not slow" -x
 
 .PHONY: bench
-bench: $(VENV)/.dev build  ## measure against the other ways to run the same networks, and make the tables
+bench: $(VENV)/.dev build  ## measure what the README claims (under 10 minutes), and make its tables and plots
 	@mkdir -p build
-	$(BIN)/python -m pytest benches --benchmark-json=build/bench.json
+	$(BIN)/python -m pytest benches --seconds 2 --benchmark-json=build/bench.json
 	$(BIN)/python benches/report.py --add build/bench.json
+
+# What pytest's -k takes; together everything. Each is kept when it is done: PARTS="ResNet50 sizes" goes on there.
+PARTS ?= bench_ops VGG16 ResNet50 sizes
+.PHONY: bench-full
+bench-full: $(VENV)/.dev build  ## measure everything, in PARTS that are kept one by one
+	@mkdir -p build
+	set -e; for part in $(PARTS); do \
+		$(BIN)/python -m pytest benches --full -k $$part --benchmark-json=build/bench.json; \
+		$(BIN)/python benches/report.py --add build/bench.json; \
+	done
 
 .PHONY: cuda
 cuda: $(VENV)/.dev  ## compile the CUDA library in place; without a GPU for all architectures (a minute or two)
@@ -62,7 +72,7 @@ clean:  ## remove what was built (not .venv: for that, rm -r .venv)
 
 .PHONY: help
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 # ------------------------------------------------------------------------------- .venv, kept up by stamps
 #

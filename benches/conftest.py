@@ -1,9 +1,10 @@
 """What all benchmarks share: equality is checked first, then all sides take turns, and medians are kept.
 
-    pytest benches --benchmark-json=FILE [--seconds S]
+    pytest benches --benchmark-json=FILE [--seconds S] [--full]
 
 pytest-benchmark's own table shows our side alone; the comparison is in the ``extra_info`` of the JSON
-file, from which ``benches/report.py`` makes the tables.
+file, from which ``benches/report.py`` makes the tables. Without ``--full`` the benchmarks marked ``full``
+are left out, and some sides of the others.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -31,6 +32,7 @@ TOLERANCE = 1e-4  # float32, all sides with another order of arithmetic
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seconds", type=float, default=6.0, help="time for each comparison (default 6)")
+    parser.addoption("--full", action="store_true", help="the long ones as well, and all sides of the others")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -39,6 +41,15 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(folder.cleanup)
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder.name
     config.addinivalue_line("filterwarnings", "ignore")  # the peers' warnings are not ours to mend
+    config.addinivalue_line("markers", "full: takes minutes; runs with --full")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("full"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("full")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
@@ -47,8 +58,12 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
         "backend": backends.backend_for("cpu"),
-        "versions": {name: _version(name) for name in PACKAGES},
         "limits": {name: os.environ[name] for name in LIMITS if name in os.environ},
+    }
+    machine_info["wae run"] = {
+        "versions": {name: _version(name) for name in PACKAGES},
+        "seconds": config.getoption("seconds"),
+        "full": config.getoption("full"),
     }
 
 
@@ -78,8 +93,8 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 def compare(benchmark: Any, pytestconfig: pytest.Config) -> Callable[..., None]:
     """``compare(ours, sides, **facts)``: time ``sides`` (name to function), of which ``ours`` is ours.
 
-    All sides must return the same tensors; ``check=False`` is for sides that cannot (their caller has
-    checked them). ``facts`` go into the result file.
+    Sides that are named together in ``agree`` must return the same tensors; by default all. Those that cannot
+    are checked by their caller. ``longer`` multiplies ``--seconds``. ``facts`` go into the result file.
     """
 
     def run(
@@ -87,37 +102,44 @@ def compare(benchmark: Any, pytestconfig: pytest.Config) -> Callable[..., None]:
         sides: Mapping[str, Callable[[], Any]],
         *,
         device: torch.device = torch.device("cpu"),  # noqa: B008
-        check: bool = True,
+        agree: Iterable[Sequence[str]] | None = None,
+        tolerance: float = TOLERANCE,
+        burst: int = 5,
+        settle: int = 2,
+        longer: float = 1.0,
         **facts: Any,
     ) -> None:
-        if check:
-            for name, side in sides.items():
-                require_equal(name, side(), sides[ours]())
+        for group in [list(sides)] if agree is None else agree:
+            wanted = _tensors(sides[group[0]]())
+            for name in group[1:]:
+                require_equal(f"{name} against {group[0]}", _tensors(sides[name]()), wanted, tolerance)
         synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-        timings = interleaved(
-            sides, pytestconfig.getoption("seconds"), burst=5, settle=2, synchronize=synchronize
-        )
-        benchmark.extra_info.update(
-            ours=ours, device=device.type, timings={n: asdict(t) for n, t in timings.items()}, **facts
-        )
+        seconds = longer * pytestconfig.getoption("seconds")
+        timings = interleaved(sides, seconds, warmup=1, burst=burst, settle=settle, synchronize=synchronize)
+        measured = {name: asdict(timing) for name, timing in timings.items()}
+        if "images" in facts:
+            for timing in measured.values():
+                timing["images_per_second"] = facts["images"] / timing["median"]
+        benchmark.extra_info.update(ours=ours, device=device.type, timings=measured, **facts)
 
         def timed() -> None:
             sides[ours]()
             synchronize()
 
-        benchmark.pedantic(timed, rounds=20, warmup_rounds=3)
+        benchmark.pedantic(timed, rounds=3)  # for pytest-benchmark's own table
 
     return run
 
 
-def require_equal(name: str, got: Any, wanted: Any) -> None:
+def require_equal(what: str, got: list[Tensor], wanted: list[Tensor], tolerance: float) -> None:
     """Fail unless two sides agree."""
-    for a, b in zip(_tensors(got), _tensors(wanted), strict=True):
+    for a, b in zip(got, wanted, strict=True):
         error = ((a.double() - b.double()).norm() / b.double().norm()).item()
-        assert error <= TOLERANCE, f"{name} differs from ours by {error:.3g}: not timed"
+        assert error <= tolerance, f"{what} differs by {error:.3g}: not timed"
 
 
 def _tensors(outputs: Any) -> list[Tensor]:
+    """Copies, on the processor: a runner may write its next result to the same place."""
     if isinstance(outputs, Tensor):
-        return [outputs.cpu()]
-    return [torch.as_tensor(output).cpu() for output in outputs]
+        return [outputs.cpu().clone()]
+    return [torch.as_tensor(output).cpu().clone() for output in outputs]

@@ -1,9 +1,12 @@
-"""From result files to the README's tables and the plot; nothing in them is typed by hand.
+"""From result files to the tables of README.md and docs/benchmarks.md, and the plots. None is typed by hand.
 
-    python benches/report.py                 make README.md's tables and docs/speed.png from benches/results
+    python benches/report.py                 make tables and plots from benches/results
     python benches/report.py --add FILE      first keep FILE, written by pytest --benchmark-json, there
 
-A result file is named after the backend it was measured with, and kept without the single samples.
+A result file holds one machine's latest numbers, each with the date, commit and versions that it was measured
+with, and without the single samples. Benchmarks that were measured again replace those of the same name; so
+a long run can be made in parts. Short runs (without --full) go into a file of their own, ``*.short.json``,
+which is shown only where there is no full one of the same machine.
 """
 
 from __future__ import annotations
@@ -12,144 +15,127 @@ import argparse
 import json
 import os
 import sys
-from collections import defaultdict
 from pathlib import Path
-from typing import Any
+
+import plots
+import tables
+from tables import Result
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benches" / "results"
-README = ROOT / "README.md"
-PLOT = ROOT / "docs" / "speed.png"
 BEGIN, END = "<!-- benches/report.py writes from here -->", "<!-- to here -->"
+LEGEND = (
+    "Ratios of median times of sides that took turns in one process, for batches of 1 / 8 where both were\n"
+    "measured; **bold** falls short of what was asked for. All tables, and how they are measured:\n"
+    "[docs/benchmarks.md](docs/benchmarks.md)."
+)
 
-Result = dict[str, Any]
 
-
-def add(path: Path) -> Path:
-    """Keep a pytest-benchmark file in benches/results, without its samples. Returns where."""
-    result = json.loads(path.read_text(encoding="utf-8"))
-    if not result.get("benchmarks"):
+def add(path: Path, folder: Path) -> Path:
+    """Keep a pytest-benchmark file in ``folder``, without its samples. Returns where."""
+    given = json.loads(path.read_text(encoding="utf-8"))
+    if not given.get("benchmarks"):
         raise SystemExit(f"{path} holds no benchmarks: nothing is kept")
-    kept = {
-        "datetime": result["datetime"],
-        "commit": {key: result["commit_info"].get(key) for key in ("id", "dirty")},
-        "machine": result["machine_info"]["wae"],
-        "benchmarks": [{"name": b["name"], **b["extra_info"]} for b in result["benchmarks"]],
+    machine = given["machine_info"]["wae"]
+    run = {
+        "datetime": given["datetime"],
+        "commit": given["commit_info"].get("id"),
+        "dirty": given["commit_info"].get("dirty"),
+        **given["machine_info"]["wae run"],
     }
-    machine = kept["machine"]
-    label = machine["gpu"] or machine["backend"]
-    target = RESULTS / ("".join(c if c.isalnum() else "-" for c in label.lower()) + ".json")
-    RESULTS.mkdir(exist_ok=True)
-    _replace(target, json.dumps(kept, indent=1) + "\n")
+    fresh = {b["name"]: {"name": b["name"], "run": run, **b["extra_info"]} for b in given["benchmarks"]}
+    folder.mkdir(exist_ok=True)
+    target = folder / file_name(machine, run["full"])
+    kept: Result = {"machine": machine, "benchmarks": []}
+    if target.exists():
+        kept = json.loads(target.read_text(encoding="utf-8"))
+    if kept["machine"] != machine:
+        raise SystemExit(
+            f"{target} was measured on {kept['machine']}, {path} on {machine}: move one of them away"
+        )
+    kept["benchmarks"] = [fresh.pop(b["name"], b) for b in kept["benchmarks"]] + list(fresh.values())
+    replace(target, json.dumps(kept, indent=1) + "\n")
     return target
 
 
-def _replace(path: Path, text: str) -> None:
+def file_name(machine: Result, full: bool) -> str:
+    """Of the result file for a machine and kind of run."""
+    label = f"{machine['gpu'] or machine['processor']} {machine['backend']} {machine['threads']} threads"
+    words = "".join(c if c.isalnum() else " " for c in label.lower()).split()
+    return "-".join(words) + (".json" if full else ".short.json")
+
+
+def shown(folder: Path) -> list[Result]:
+    """The result files to make tables of: of each machine the full one, or else the short one."""
+    results = []
+    for path in sorted(folder.glob("*.json")):
+        whole = path.with_name(path.name.replace(".short.json", ".json"))
+        if whole != path and whole.exists():
+            print(f"not shown, as {whole.name} is the full run of this machine: {path.name}")
+            continue
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if "benchmarks" in result:  # benches/gpu/run.py's files have their own tables
+            results.append(result)
+    return results
+
+
+def replace(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     new = path.with_name(path.name + ".new")
     new.write_text(text, encoding="utf-8")
     os.replace(new, path)
 
 
-def ratio(benchmark: Result, side: str) -> float:
-    """How many times longer ``side`` takes than ours."""
-    timings = benchmark["timings"]
-    return float(timings[side]["median"] / timings[benchmark["ours"]]["median"])
+def write_between(path: Path, body: str) -> None:
+    """Put ``body`` between the two marks in a Markdown file."""
+    text = path.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise SystemExit(f"{path} must hold the lines\n{BEGIN}\n{END}")
+    replace(path, f"{before}{BEGIN}\n\n{body}\n\n{END}{after}")
 
 
-def tables(result: Result) -> str:
-    """The tables of one result file, as Markdown."""
-    machine = result["machine"]
-    versions = ", ".join(f"{name} {v}" for name, v in machine["versions"].items() if v)
-    limits = ", ".join(f"{name}={value}" for name, value in machine["limits"].items())
-    lines = [
-        f"#### {machine['gpu'] or machine['processor']}, {machine['backend']}, {machine['threads']} threads",
-        "",
-        f"{result['datetime'][:10]}, commit {str(result['commit']['id'])[:10]}; {versions}"
-        + (f"; limited by {limits}" if limits else "")
-        + ". Median ms (10th-90th percentile), and how many times ours that is.",
-    ]
-    groups: dict[str, list[Result]] = defaultdict(list)
-    for benchmark in result["benchmarks"]:
-        groups[benchmark["table"]].append(benchmark)
-    for title, benchmarks in groups.items():
-        lines += ["", *_table(title, benchmarks)]
-    return "\n".join(lines)
+def summary(results: list[Result], pictures: list[Path]) -> str:
+    """README's part: what was asked for, the end-to-end times in short, one picture."""
+    limited = {tables.name(r): tables.limits(r) for r in results if r["machine"]["limits"]}
+    parts = [LEGEND, "\n".join(tables.bounds(results))]
+    parts += [f"{machine}: limited by {limits}." for machine, limits in limited.items()]
+    parts += ["\n".join(lines) for result in results if (lines := tables.short(result))]
+    parts += [f"![{_words(p)}](docs/{p.name})" for p in pictures if p.stem == "end_to_end"]
+    return "\n\n".join(parts)
 
 
-def _table(title: str, benchmarks: list[Result]) -> list[str]:
-    sides = list(dict.fromkeys(side for b in benchmarks for side in b["timings"]))
-    heads = [f"batch {b['images']}" if "images" in b else "4.2 megapixels" for b in benchmarks]
-    rows = [f"| {title} | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
-    for side in sides:
-        cells = [_cell(b, side) if side in b["timings"] else "" for b in benchmarks]
-        rows.append(f"| {side} | " + " | ".join(cells) + " |")
-    return rows
+def everything(results: list[Result], pictures: list[Path]) -> str:
+    """The part of docs/benchmarks.md: all pictures, then all tables."""
+    parts = [f"![{_words(p)}]({p.name})" for p in pictures]
+    for result in results:
+        parts += [f"## {tables.name(result)}", tables.provenance(result), "\n".join(tables.full(result))]
+    return "\n\n".join(parts)
 
 
-def _cell(benchmark: Result, side: str) -> str:
-    timing = benchmark["timings"][side]
-    median, low, high = (_milliseconds(timing[key]) for key in ("median", "p10", "p90"))
-    cell = f"{median} ({low}-{high})"
-    return cell if side == benchmark["ours"] else f"{cell}, {ratio(benchmark, side):.2f}x"
-
-
-def _milliseconds(seconds: float) -> str:
-    return f"{1e3 * seconds:.0f}" if seconds >= 0.1 else f"{1e3 * seconds:.3g}"
-
-
-def plot(results: list[Result]) -> None:
-    """Bars: how many times faster than each peer, for one image and for eight."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    wanted = ("encode", "decode", "encode + backward", "decode + backward")
-    figure, axes = pyplot.subplots(
-        len(results), len(wanted), figsize=(15, 2.9 * len(results)), squeeze=False, layout="constrained"
-    )
-    for row, result in zip(axes, results, strict=True):
-        for axis, title in zip(row, wanted, strict=True):
-            benchmarks = [b for b in result["benchmarks"] if b["table"] == title]
-            sides = [
-                s for s in (benchmarks[0]["timings"] if benchmarks else []) if s != benchmarks[0]["ours"]
-            ]
-            for i, benchmark in enumerate(benchmarks):
-                heights = [ratio(benchmark, side) for side in sides]
-                places = [y + (i - 0.5) * 0.38 for y in range(len(sides))]
-                bars = axis.barh(places, heights, 0.36, label=f"batch {benchmark['images']}")
-                axis.bar_label(bars, fmt="%.1fx", padding=2, fontsize=7)
-            axis.set_yticks(range(len(sides)), sides, fontsize=7)
-            axis.invert_yaxis()
-            axis.axvline(1, color="black", linewidth=0.8)
-            axis.margins(x=0.3)
-            axis.set_title(f"{title} ({result['machine']['backend']})", fontsize=8)
-    axes[0][0].legend(fontsize=7)
-    figure.suptitle("Time of each peer, in units of ours (224 x 224, float32)", fontsize=10)
-    figure.savefig(PLOT, dpi=110)
+def _words(path: Path) -> str:
+    return path.stem.replace("_", " ")
 
 
 def main() -> None:
     """Parse the arguments, and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--add", type=Path, metavar="FILE", help="a file written by pytest --benchmark-json")
+    parser.add_argument("--root", type=Path, default=ROOT, metavar="FOLDER", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    root: Path = arguments.root
+    folder = root / "benches" / "results"
     if arguments.add is not None:
-        print(f"kept {add(arguments.add).relative_to(ROOT)}")
-    files = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))]
-    results = [file for file in files if "benchmarks" in file]  # benches/gpu/run.py prints its own tables
+        added = add(arguments.add, folder)
+        print(f"kept {added.relative_to(root)}:\n")
+        print("\n".join(tables.bounds([json.loads(added.read_text(encoding="utf-8"))])) + "\n")
+    results = shown(folder)
     if not results:
-        sys.exit("no result files in benches/results: run `make bench` first")
-    text = README.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    if not rest or END not in rest:
-        sys.exit(f"README.md must hold the lines\n{BEGIN}\n{END}")
-    body = "\n\n".join(tables(result) for result in results)
-    _replace(README, f"{before}{BEGIN}\n\n{body}\n\n{END}{after}")
-    plot(results)
-    print(f"wrote README.md and {PLOT.relative_to(ROOT)} from {len(results)} result files")
+        sys.exit(f"no result files in {folder}: run `make bench` first")
+    pictures = plots.draw(results, root / "docs")
+    write_between(root / "README.md", summary(results, pictures))
+    write_between(root / "docs" / "benchmarks.md", everything(results, pictures))
+    print(f"wrote README.md, docs/benchmarks.md and {', '.join(p.name for p in pictures)}")
 
 
 if __name__ == "__main__":

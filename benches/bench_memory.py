@@ -1,0 +1,39 @@
+"""Peak memory of whole classifiers: each alone in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from classifiers import cells, side
+
+SCRIPT = Path(__file__).with_name("memory.py")
+BATCH = 8
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux's /proc")
+@pytest.mark.parametrize("network", ["VGG16", pytest.param("ResNet50", marks=pytest.mark.full)])
+def bench_memory(benchmark: Any, pytestconfig: pytest.Config, network: str) -> None:
+    """Megabytes at the peak of a call, weights and workspace and engine: see memory.py."""
+    full = pytestconfig.getoption("full")
+    # compiling takes longest
+    chosen = [cell for cell in cells(network, full) if full or cell[1] != "torch.compile"]
+    megabytes: dict[str, float] = {}
+
+    def measure_all() -> None:
+        for form, runner in chosen:
+            megabytes[side(form, runner)] = measure(network, form, runner)
+
+    benchmark.pedantic(measure_all, rounds=1)
+    benchmark.extra_info.update(table="memory", network=network, images=BATCH, megabytes=megabytes)
+
+
+def measure(network: str, form: str, runner: str) -> float:
+    """What ``memory.py`` finds."""
+    command = [sys.executable, str(SCRIPT), network, form, runner, str(BATCH)]
+    done = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE)
+    return float(json.loads(done.stdout))

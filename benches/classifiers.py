@@ -1,0 +1,109 @@
+"""Whole classifiers: every form of a network, and everything that can run it.
+
+A *side* is a form in a runner, written ``FORM | RUNNER``. Weights are random: only time and memory are meant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import resnet50, vgg16
+
+from wae.deploy import ENGINES, deploy
+from wae.models.baselines import resnet50_half, vgg16_half
+from wae.models.classifier import WAEClassifier, fold_normalization
+from wae.models.resnet50 import wae_resnet50
+from wae.models.stock import StockEncoder
+from wae.models.vgg16 import wae_vgg16
+from wae_kernels.nn import Encoder
+
+NETWORKS = {"VGG16": (vgg16, vgg16_half, wae_vgg16), "ResNet50": (resnet50, resnet50_half, wae_resnet50)}
+RUNNERS = {
+    "eager": "eager",
+    "torch.compile": "compile",
+    "ONNX Runtime": "onnxruntime",
+    "OpenVINO": "openvino",
+}
+"""The tables' columns on a processor, and what ``wae.deploy`` calls them."""
+
+Run = Callable[[Tensor], Any]
+
+
+def forms(network: str) -> dict[str, Callable[[], nn.Module]]:
+    """The tables' rows. All of WAE have the same weights, and so has a stock network each time."""
+    stock, half, wae = NETWORKS[network]
+    return {
+        f"{network} at 224": partial(_seeded, stock),
+        f"{network} at 112": partial(_seeded, half),
+        f"WAE-{network}, stock ops": partial(_seeded, lambda: wae(encoder=StockEncoder())),
+        f"WAE-{network}, our ops": partial(_seeded, lambda: wae(encoder=Encoder())),
+        f"WAE-{network}, deployed": partial(_seeded, lambda: wae(encoder=Encoder())),
+    }
+
+
+def _seeded(build: Callable[[], nn.Module]) -> nn.Module:
+    torch.manual_seed(0)
+    return build().eval()
+
+
+def cells(network: str, full: bool) -> list[tuple[str, str]]:
+    """(form, runner) of all sides that run here; unless ``full``, of those that the bounds are about.
+
+    Our op is known to PyTorch alone: in the other engines it stands in front, which is the form "deployed".
+    """
+    usable = [name for name, engine in RUNNERS.items() if ENGINES[engine].why_not("cpu") is None]
+    chosen = []
+    for form in forms(network):
+        runners = ["eager", "torch.compile"] if form.endswith("our ops") else usable
+        compared = form.endswith(("at 224", "deployed"))
+        chosen += [(form, runner) for runner in runners if full or compared or runner == "eager"]
+    return chosen
+
+
+def side(form: str, runner: str) -> str:
+    """A side's name."""
+    return f"{form} | {runner}"
+
+
+class Whole(nn.Module):
+    """A WAE network as any other module, so that ``deploy`` leaves its encoder where it is."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> Tensor:
+        scores: Tensor = self.model(image)
+        return scores
+
+
+def make(form: str, runner: str, model: nn.Module, image: Tensor) -> Run:
+    """What computes the scores of images like ``image`` in this form and runner.
+
+    ``model`` is what :func:`forms` builds for the form. "eager" is the model as a user has it; all others are
+    made by ``wae.deploy``, the stock networks as well.
+    """
+    if isinstance(model, WAEClassifier) and not form.endswith("deployed"):
+        model = Whole(fold_normalization(model))
+    if runner == "eager" and not form.endswith("deployed"):
+        return model
+    return deploy(model, (image.shape[2], image.shape[3]), image.shape[0], RUNNERS[runner])
+
+
+def sides(network: str, chosen: Iterable[tuple[str, str]], image: Tensor) -> dict[str, Callable[[], Any]]:
+    """Each side by name, ready to be timed on ``image``."""
+    models = {form: build() for form, build in forms(network).items()}
+    return {side(*cell): partial(make(*cell, models[cell[0]], image), image) for cell in chosen}
+
+
+def agreeing(network: str, names: Iterable[str]) -> list[list[str]]:
+    """The sides that have to give the same scores: a stock network's, and those of all of WAE."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        key = "WAE" if name.startswith(f"WAE-{network}") else name.partition(" | ")[0]
+        groups.setdefault(key, []).append(name)
+    return list(groups.values())

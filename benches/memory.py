@@ -1,0 +1,52 @@
+"""How much memory one form of a network takes at its peak; ``bench_memory.py`` calls it.
+
+    python benches/memory.py NETWORK FORM RUNNER BATCH
+
+Prints megabytes (1e6 bytes): the most that the process holds (Linux's VmHWM) during calls, after one call
+to warm up, less what it held with PyTorch imported and before the network was built. So weights, packed
+copies of them, the engine's library and the space to work in count; building and compiling do not.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import re
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+from classifiers import forms, make
+from networks import images
+
+STATUS = Path("/proc/self/status")
+
+
+def held(field: str) -> float:
+    """Megabytes under ``field`` in Linux's account of this process."""
+    found = re.search(rf"^{field}:\s+(\d+) kB$", STATUS.read_text(), re.MULTILINE)
+    assert found is not None, f"{STATUS} has no {field}"
+    return int(found[1]) * 1024 / 1e6
+
+
+@torch.no_grad()
+def peak(network: str, form: str, runner: str, batch: int) -> float:
+    """See above."""
+    image = images(batch, 224, torch.device("cpu"))
+    before = held("VmRSS")
+    run = make(form, runner, forms(network)[form](), image)
+    run(image)
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what building freed goes back to the system
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again
+    for _ in range(2):
+        run(image)
+    return held("VmHWM") - before
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    name, form, runner, batch = sys.argv[1:]
+    print(json.dumps(peak(name, form, runner, int(batch))))

@@ -1,0 +1,128 @@
+"""Pictures of result files: bars of how many times faster, time by resolution, memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from tables import Benchmark, Result, name
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+Axes = Any
+Fill = Callable[[Axes, list[Benchmark]], None]
+
+
+def draw(results: Sequence[Result], folder: Path) -> list[Path]:
+    """Write what the result files have numbers for into ``folder``; returns the files."""
+    written = []
+    for file, wanted, key, title, fill in PICTURES:
+        rows = []
+        for result in results:
+            panels: dict[str, list[Benchmark]] = {}
+            for b in result["benchmarks"]:
+                if b["table"] in wanted:
+                    panels.setdefault(b[key], []).append(b)
+            if panels:
+                rows.append((name(result), panels))
+        if rows:
+            _save(folder / file, title, rows, fill)
+            written.append(folder / file)
+    return written
+
+
+def _save(
+    path: Path,
+    title: str,
+    rows: list[tuple[str, dict[str, list[Benchmark]]]],
+    fill: Fill,
+) -> None:
+    """A row of panels for each result file."""
+    columns = max(len(panels) for _, panels in rows)
+    sides = max(len(b.get("timings", b.get("megabytes"))) for _, p in rows for bs in p.values() for b in bs)
+    size = (max(3.75 * columns, 5.5 if columns == 1 else 11), (1 + 0.32 * sides) * len(rows))
+    figure, axes = pyplot.subplots(len(rows), columns, figsize=size, squeeze=False, layout="constrained")
+    for row, (machine, panels) in zip(axes, rows, strict=True):
+        for axis in row[len(panels) :]:
+            axis.set_visible(False)
+        for axis, (panel, benchmarks) in zip(row, panels.items(), strict=False):
+            fill(axis, benchmarks)
+            axis.set_title(f"{panel}\n{machine}", fontsize=8)
+            axis.tick_params(labelsize=7)
+    axes[0][0].legend(fontsize=7)
+    figure.suptitle(title, fontsize=10)
+    new = path.with_name(path.stem + ".new" + path.suffix)
+    figure.savefig(new, dpi=110)
+    new.replace(path)
+    pyplot.close(figure)
+
+
+def _bars(axis: Axes, groups: dict[str, dict[str, float]], form: str) -> None:
+    """``groups``: by legend, by label, a height."""
+    labels = list(dict.fromkeys(label for heights in groups.values() for label in heights))
+    width = 0.8 / len(groups)
+    for i, (group, heights) in enumerate(groups.items()):
+        places = [labels.index(label) + (i - (len(groups) - 1) / 2) * width for label in heights]
+        bars = axis.barh(places, list(heights.values()), 0.95 * width, label=group)
+        axis.bar_label(bars, fmt=form, padding=2, fontsize=6)
+    axis.set_yticks(range(len(labels)), labels)
+    axis.invert_yaxis()
+    axis.margins(x=0.3)
+
+
+def _peers(axis: Axes, benchmarks: list[Benchmark]) -> None:
+    groups = {}
+    for b in benchmarks:
+        ours = b["timings"][b["ours"]]["median"]
+        groups[f"batch {b['images']}"] = {
+            side: timing["median"] / ours for side, timing in b["timings"].items() if side != b["ours"]
+        }
+    _bars(axis, groups, "%.1fx")
+    axis.axvline(1, color="black", linewidth=0.8)
+
+
+def _speedups(axis: Axes, benchmarks: list[Benchmark]) -> None:
+    groups = {}
+    for b in sorted(benchmarks, key=lambda b: int(b["images"])):
+        stock = f"{b['network']} at 224 | eager"
+        groups[f"batch {b['images']}"] = {
+            side.replace(" | ", ", "): b["timings"][stock]["median"] / timing["median"]
+            for side, timing in b["timings"].items()
+            if side != stock
+        }
+    _bars(axis, groups, "%.1fx")
+    axis.axvline(1, color="black", linewidth=0.8)
+
+
+def _sizes(axis: Axes, benchmarks: list[Benchmark]) -> None:
+    for b in benchmarks:
+        lines: dict[str, list[tuple[int, float]]] = {}
+        for side, timing in b["timings"].items():
+            network, _, size = side.partition(" | ")
+            lines.setdefault(network, []).append((int(size), 1e3 * timing["median"]))
+        for network, points in lines.items():
+            axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=network)
+    axis.set_ylim(bottom=0)
+    axis.set_xlabel("n", fontsize=7)
+
+
+def _memory(axis: Axes, benchmarks: list[Benchmark]) -> None:
+    groups: dict[str, dict[str, float]] = {}
+    for b in benchmarks:
+        for side, megabytes in b["megabytes"].items():
+            form, _, runner = side.partition(" | ")
+            groups.setdefault(runner, {})[form] = megabytes
+    _bars(axis, groups, "%.0f")
+
+
+OPS = ("encode", "decode", "encode + backward", "decode + backward")
+# file, the tables it shows, what distinguishes its panels, title, what fills a panel
+PICTURES: tuple[tuple[str, tuple[str, ...], str, str, Fill], ...] = (
+    ("end_to_end.png", ("end to end",), "network", "Times faster than stock at 224, eager", _speedups),
+    ("resolution.png", ("sizes",), "runner", "One image of n x n pixels, milliseconds", _sizes),
+    ("memory.png", ("memory",), "network", "Peak memory with weights, MB, batch 8", _memory),
+    ("speed.png", OPS, "table", "Time of each peer, in units of ours (224 x 224, float32)", _peers),
+)

@@ -1,0 +1,290 @@
+"""Markdown tables of result files: what was asked for and reached, and everything that was measured."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+Result = dict[str, Any]
+"""A result file: "machine" and "benchmarks"."""
+Benchmark = dict[str, Any]
+"""One of these: "name", "run", "table", and what it measured."""
+
+OURS = "wae-kernels"
+
+# ------------------------------------------------------------------------------------------------ bounds
+
+
+class Bound(NamedTuple):
+    """A ratio of two times that was asked for.
+
+    ``slow`` and ``fast`` are patterns of the names of sides in ``table``; of several the fastest counts.
+    """
+
+    what: str
+    table: str
+    slow: str
+    fast: str
+    least: float | None
+    aim: float | None = None
+    most: float | None = None
+
+    def holds(self, ratio: float) -> bool:
+        """Whether ``ratio`` is within the bound."""
+        return ratio >= self.least if self.least is not None else ratio <= (self.most or 0)
+
+
+def _of_op(op: str) -> list[Bound]:
+    peer = rf"(?!{OURS}$|PyTorch eager$).*"
+    return [
+        Bound(f"{op} against PyTorch eager", op, "PyTorch eager", OURS, 5.5, 9),
+        Bound(f"{op} against the fastest other peer", op, peer, OURS, 1.6, 2.4),
+    ]
+
+
+def _of_network(network: str, deployed: tuple[float, float], same: tuple[float, float]) -> list[Bound]:
+    stock, wae, table = f"{network} at 224", f"WAE-{network}, deployed", "end to end"
+    return [
+        Bound(f"{wae}, against {network} eager", table, rf"{stock} \| eager", rf"{wae} \| .*", *deployed),
+        *(
+            Bound(f"{wae}, against {network}, both {r}", table, rf"{stock} \| {r}", rf"{wae} \| {r}", *same)
+            for r in ("torch.compile", "ONNX Runtime", "OpenVINO")
+        ),
+    ]
+
+
+_OURS_EAGER = r"WAE-VGG16, our ops \| eager"
+
+BOUNDS = [
+    *_of_network("VGG16", (5, 7), (3.6, 4.2)),
+    Bound("WAE-VGG16 against VGG16, both eager", "end to end", r"VGG16 at 224 \| eager", _OURS_EAGER, 3.13),
+    Bound(
+        "its ops against stock ops", "end to end", r"WAE-VGG16, stock ops \| eager", _OURS_EAGER, 1.08, 1.2
+    ),
+    *_of_network("ResNet50", (2.5, 4), (2.2, 3)),
+    *_of_op("encode"),
+    *_of_op("decode"),
+    Bound("encode + backward against PyTorch", "encode + backward", "PyTorch eager", OURS, 1.3, 2),
+    Bound("encode of uint8 against float32", "input types, encode", "float32", "uint8", 1),
+    Bound(
+        "encode's time per pixel at 2048 x 2048 against 224 x 224",
+        "resolution, encode",
+        "1 of 2048 x 2048",
+        "84 of 224 x 224",
+        None,
+        most=1.15,
+    ),
+]
+
+
+def ratio(benchmark: Benchmark, slow: str, fast: str) -> float | None:
+    """How many times longer the fastest side like ``slow`` takes than the fastest like ``fast``.
+
+    Per pixel, where sides differ in these. None where one of them was not measured.
+    """
+    times = [_fastest(benchmark, pattern) for pattern in (slow, fast)]
+    return times[0] / times[1] if times[0] and times[1] else None
+
+
+def _fastest(benchmark: Benchmark, pattern: str) -> float | None:
+    pixels = benchmark.get("megapixels", {})
+    return min(
+        (
+            timing["median"] / pixels.get(side, 1)
+            for side, timing in benchmark["timings"].items()
+            if re.fullmatch(pattern, side)
+        ),
+        default=None,
+    )
+
+
+def bounds(results: Sequence[Result]) -> list[str]:
+    """The table of what was asked for; a column for each result file."""
+    lines = [
+        "| how many times faster | at least | aim | " + " | ".join(name(r) for r in results) + " |",
+        "|---|---|---|" + "---|" * len(results),
+    ]
+    for bound in BOUNDS:
+        least = f"at most {bound.most:g}x" if bound.least is None else f"{bound.least:g}x"
+        aim = f"{bound.aim:g}x" if bound.aim is not None else ""
+        cells = [_reached(bound, result) for result in results]
+        lines.append(f"| {bound.what} | {least} | {aim} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _reached(bound: Bound, result: Result) -> str:
+    measured = sorted(_tables(result, bound.table), key=lambda b: b.get("images", 0))
+    ratios = [ratio(b, bound.slow, bound.fast) for b in measured if b.get("images", 1) in (1, 8)]
+    cells = [f"{r:.2f}x" if bound.holds(r) else f"**{r:.2f}x**" for r in ratios if r is not None]
+    return " / ".join(cells) or "not measured"
+
+
+# -------------------------------------------------------------------------------------- one result file
+
+
+def name(result: Result) -> str:
+    """A result file's machine, in few words."""
+    machine = result["machine"]
+    return f"{machine['gpu'] or machine['processor']}, {machine['backend']}"
+
+
+def provenance(result: Result) -> str:
+    """When, of what and under which limits it was measured."""
+    machine, runs = result["machine"], [b["run"] for b in result["benchmarks"]]
+    commits = dict.fromkeys(
+        f"{run['datetime'][:10]}, commit {str(run['commit'])[:10]}{' with changes' if run['dirty'] else ''}, "
+        f"{'' if run['full'] else 'a short run, '}{run['seconds']:g} s for a comparison"
+        for run in runs
+    )
+    versions = dict.fromkeys(f"{package} {v}" for run in runs for package, v in run["versions"].items() if v)
+    return (
+        f"{machine['threads']} threads"
+        + (f", limited by {limits(result)}" if machine["limits"] else "")
+        + f". {'; '.join(commits)}. {', '.join(versions)}."
+    )
+
+
+def limits(result: Result) -> str:
+    """The environment variables that kept libraries from some of the processor's instructions."""
+    return ", ".join(f"`{variable}={value}`" for variable, value in result["machine"]["limits"].items())
+
+
+def short(result: Result) -> list[str]:
+    """The fastest ways to run each form of a network."""
+    measured = sorted(_tables(result, "end to end"), key=lambda b: b["images"])
+    batches = sorted({b["images"] for b in measured})
+    lines = [
+        f"| {name(result)} | " + " | ".join(f"batch {batch}" for batch in batches) + " |",
+        "|---|" + "---|" * len(batches),
+    ]
+    for network in dict.fromkeys(b["network"] for b in measured):
+        of_network = {b["images"]: b for b in measured if b["network"] == network}
+        for row, pattern in (
+            (f"{network} at 224, eager", rf"{network} at 224 \| eager"),
+            (f"{network} at 224, optimised", rf"{network} at 224 \| (?!eager).*"),
+            (f"{network} at 112, eager", rf"{network} at 112 \| eager"),
+            (f"WAE-{network}, stock ops, eager", rf"WAE-{network}, stock ops \| eager"),
+            (f"WAE-{network}, our ops, eager", rf"WAE-{network}, our ops \| eager"),
+            (f"WAE-{network}, deployed", rf"WAE-{network}, deployed \| .*"),
+        ):
+            cells = [
+                _best(of_network[batch], pattern, network) if batch in of_network else "" for batch in batches
+            ]
+            if any(cells):
+                lines.append(f"| {row} | " + " | ".join(cells) + " |")
+    return lines if len(lines) > 2 else []
+
+
+def _best(benchmark: Benchmark, pattern: str, network: str) -> str:
+    """The fastest side like ``pattern``: time, images a second, against the stock network, and in what."""
+    timings = benchmark["timings"]
+    found = [side for side in timings if re.fullmatch(pattern, side)]
+    if not found:
+        return ""
+    side = min(found, key=lambda s: float(timings[s]["median"]))
+    times = ratio(benchmark, rf"{network} at 224 \| eager", re.escape(side))
+    runner = side.partition(" | ")[2]
+    return (
+        f"{milliseconds(timings[side]['median'])} ms, {timings[side]['images_per_second']:.3g}/s"
+        + (f", {times:.2f}x" if times is not None else "")
+        + (f" ({runner})" if runner != "eager" else "")
+    )
+
+
+def full(result: Result) -> list[str]:
+    """Everything that one result file holds."""
+    lines = []
+    for table in dict.fromkeys(b["table"] for b in result["benchmarks"]):
+        benchmarks = _tables(result, table)
+        for part in _LAYOUTS.get(table, _sides)(table, benchmarks):
+            lines += ["", *part]
+    return lines[1:]
+
+
+def _tables(result: Result, table: str) -> list[Benchmark]:
+    return [b for b in result["benchmarks"] if b["table"] == table]
+
+
+def _sides(title: str, benchmarks: list[Benchmark]) -> Iterable[list[str]]:
+    """A row for each side, a column for each number of images; how many times ours each takes."""
+    sides = list(dict.fromkeys(side for b in benchmarks for side in b["timings"]))
+    heads = [f"batch {b['images']}" if "images" in b else "4.2 megapixels" for b in benchmarks]
+    rows = [f"| {title} | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
+    for side in sides:
+        cells = [_cell(b, side) if side in b["timings"] else "" for b in benchmarks]
+        rows.append(f"| {side} | " + " | ".join(cells) + " |")
+    yield rows
+
+
+def _cell(benchmark: Benchmark, side: str) -> str:
+    ours = benchmark["ours"]
+    times = benchmark["timings"][side]["median"] / benchmark["timings"][ours]["median"]
+    return spread(benchmark["timings"][side]) + ("" if side == ours else f", {times:.2f}x")
+
+
+def _forms(title: str, benchmarks: list[Benchmark]) -> Iterable[list[str]]:
+    """A table for each network and batch: forms by runners, and how many times faster than stock, eager."""
+    for b in sorted(benchmarks, key=lambda b: (not b["network"].startswith("VGG"), b["images"])):
+        reference = next((s for s in b["timings"] if re.match(rf"{b['network']} at 224 \|", s)), b["ours"])
+        cells = {
+            side: f"{spread(timing)}, {b['timings'][reference]['median'] / timing['median']:.2f}x"
+            for side, timing in b["timings"].items()
+        }
+        yield _grid(f"{title}, batch {b['images']}", cells)
+
+
+def _memory(title: str, benchmarks: list[Benchmark]) -> Iterable[list[str]]:
+    for b in benchmarks:
+        cells = {side: f"{megabytes:.0f}" for side, megabytes in b["megabytes"].items()}
+        yield _grid(f"{title}, MB, batch {b['images']}", cells)
+
+
+def _grid(title: str, cells: dict[str, str]) -> list[str]:
+    """``cells`` by "FORM | RUNNER"."""
+    rows, columns = (list(dict.fromkeys(key.split(" | ")[i] for key in cells)) for i in (0, 1))
+    return [
+        f"| {title} | " + " | ".join(columns) + " |",
+        "|---|" + "---|" * len(columns),
+        *(f"| {row} | " + " | ".join(cells.get(f"{row} | {c}", "") for c in columns) + " |" for row in rows),
+    ]
+
+
+def _parts(title: str, benchmarks: list[Benchmark]) -> Iterable[list[str]]:
+    """Each part's time, and its share of all parts'."""
+    heads = [f"WAE-{b['network']}, batch {b['images']}" for b in benchmarks]
+    lines = [f"| {title} | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
+    for part in benchmarks[0]["timings"]:
+        cells = []
+        for b in benchmarks:
+            medians = {side: timing["median"] for side, timing in b["timings"].items()}
+            share = medians[part] / sum(seconds for side, seconds in medians.items() if side != b["ours"])
+            cells.append(spread(b["timings"][part]) + ("" if part == b["ours"] else f", {share:.1%}"))
+        lines.append(f"| {part} | " + " | ".join(cells) + " |")
+    yield lines
+
+
+def _sizes(title: str, benchmarks: list[Benchmark]) -> Iterable[list[str]]:
+    for b in benchmarks:
+        cells = {side: spread(timing) for side, timing in b["timings"].items()}
+        yield _grid(f"one image, pixels a side, {b['runner']}", cells)
+
+
+_LAYOUTS = {
+    "end to end": _forms,
+    "end to end, GPU": _forms,
+    "memory": _memory,
+    "parts": _parts,
+    "sizes": _sizes,
+}
+
+
+def spread(timing: dict[str, float]) -> str:
+    """Median and the tenth and ninetieth percentiles, in milliseconds."""
+    median, low, high = (milliseconds(timing[key]) for key in ("median", "p10", "p90"))
+    return f"{median} ({low}-{high})"
+
+
+def milliseconds(seconds: float) -> str:
+    """Three digits, and all before the point."""
+    return f"{1e3 * seconds:.0f}" if seconds >= 0.1 else f"{1e3 * seconds:.3g}"
