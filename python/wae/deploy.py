@@ -65,7 +65,7 @@ class Deployed:
         self.engine, self.size, self.batch = engine.name, size, batch
         self.difference, self.seconds = float("nan"), {}
         self._like = _first_parameter(model)
-        self._memory_format = memory_format
+        self._memory_format = memory_format if engine.any_strides else torch.contiguous_format
         self._front, self._rest = _split(model)
         self._build = engine.build
         self._examples = example_images(model, batch, size)

@@ -38,12 +38,14 @@ class Engine:
         devices: types of device it computes on.
         packages: what it imports, by the name that pip knows.
         compile: see :meth:`build`.
+        any_strides: whether it computes on tensors of any memory format; else it copies all but contiguous.
     """
 
     name: str
     devices: tuple[str, ...]
     packages: dict[str, str]
     compile: Callable[[nn.Module, Sequence[Tensor], bool], Run]
+    any_strides: bool = True
 
     def why_not(self, device: torch.device | str) -> str | None:
         """What is in the way of this engine on ``device``, for a person to read; None if nothing is."""
@@ -74,7 +76,7 @@ class Engine:
             with torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of the engines' own parts
                 run = self.compile(module, inputs, dynamic)
-                run(*inputs)  # torch.compile works at the first call
+                run(*inputs)  # some prepare more at the first call
         except Exception as error:  # whatever kind the engine has
             raise EngineError(f"{self.name} does not run this network: {error}") from error
         return run
@@ -88,11 +90,19 @@ def _eager(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -> Run:
 
 
 def _torch_compile(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -> Run:
-    # Freezing makes constants of the weights, folds and packs them.
-    options: dict[str, Any] = {"freezing": True}
+    def forward(*tensors: Tensor) -> Any:
+        return module(*tensors)
+
+    # PyTorch allows a code object some recompilations only: so each module gets one of its own.
+    forward.__code__ = forward.__code__.replace()
+    options: dict[str, Any] = {}
     if inputs[0].is_cuda:
         options |= {"max_autotune": True, "triton.cudagraphs": not dynamic}
-    compiled: Run = torch.compile(module, fullgraph=True, dynamic=dynamic, options=options)
+    compiled: Run = torch.compile(forward, fullgraph=True, dynamic=dynamic, options=options)
+    # Freezing makes constants of the weights, folds and packs them. As one of the options it would come too
+    # late: tracing must know of it.
+    with torch._inductor.config.patch(freezing=True):
+        compiled(*inputs)
     return compiled
 
 
@@ -198,8 +208,8 @@ ENGINES: dict[str, Engine] = {
     for engine in (
         Engine("eager", ("cpu", "cuda"), {}, _eager),
         Engine("compile", ("cpu", "cuda"), {}, _torch_compile),
-        Engine("onnxruntime", ("cpu",), {**_ONNX, "onnxruntime": "onnxruntime"}, _onnxruntime),
-        Engine("openvino", ("cpu",), {**_ONNX, "openvino": "openvino"}, _openvino),
+        Engine("onnxruntime", ("cpu",), {**_ONNX, "onnxruntime": "onnxruntime"}, _onnxruntime, False),
+        Engine("openvino", ("cpu",), {**_ONNX, "openvino": "openvino"}, _openvino, False),
         Engine("cudagraphs", ("cuda",), {}, _cudagraphs),
         Engine("tensorrt", ("cuda",), {"torch_tensorrt": "torch-tensorrt"}, _tensorrt),
     )
