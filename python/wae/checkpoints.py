@@ -13,7 +13,7 @@ in such a file is ever run.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -25,17 +25,10 @@ from torch import nn
 from wae_kernels.nn import Decoder
 
 from .models.classifier import WAEClassifier
-from .models.resnet50 import wae_resnet50
-from .models.small_vgg import wae_small_vgg
-from .models.vgg16 import wae_vgg16
+from .models.classifiers import NETWORKS as _NETWORKS
+from .models.classifiers import builder
 from .training import checkpoint
 from .training.checkpoint import CheckpointError
-
-_NETWORKS: dict[str, Callable[[int], WAEClassifier]] = {
-    "wae_vgg16": wae_vgg16,
-    "wae_resnet50": wae_resnet50,
-    "wae_small_vgg": wae_small_vgg,
-}
 
 _MAX_CLASSES = 2**31 - 1
 _MAX_SIDE = 1024  # pixels; more would be a way to make a small file take much memory
@@ -84,9 +77,12 @@ class Description:
     input: Input = IMAGENET
 
     def __post_init__(self) -> None:
-        if self.network not in list(_NETWORKS):  # of a list, for it may be anything
+        if type(self.network) is not str or builder(self.network) is None:
             known = ", ".join(_NETWORKS)
-            raise ValueError(f"network must be one of {known}, got {_shown(self.network)}")
+            raise ValueError(
+                f"network must be one of {known}, or NAME, NAME_half, wae_NAME or wavelet_NAME of a NAME in "
+                f"torchvision, got {_shown(self.network)}"
+            )
         if type(self.classes) is not int or not 1 <= self.classes <= _MAX_CLASSES:
             raise ValueError(f"number of classes must be 1 or more, got {_shown(self.classes)}")
         if self.labels is None:
@@ -102,7 +98,7 @@ class Description:
 
 def save_classifier(
     path: Path,
-    model: WAEClassifier,
+    model: nn.Module,
     network: str,
     labels: Sequence[str] | None = None,
     input: Input = IMAGENET,
@@ -113,7 +109,7 @@ def save_classifier(
 
     Args:
         model: of the form that ``network`` makes, with or without a decoder.
-        network: ``wae_vgg16``, ``wae_resnet50``, ...: the name of a function in :mod:`wae.models`.
+        network: ``wae_vgg16``, ``resnet50``, ...: see :mod:`wae.models.classifiers`.
         labels: the names of the classes, in the order of the scores; None where they have none.
         input: how a photo becomes the network's input.
         made: what made these weights, for the record; anything that JSON can hold.
@@ -125,7 +121,7 @@ def save_classifier(
     """
     classes = _classes(model)
     described = Description(network, classes, None if labels is None else tuple(labels), input)
-    if _shapes(model) != _shapes(_without_memory(described, model.decoder is not None)):
+    if _shapes(model) != _shapes(_without_memory(described, getattr(model, "decoder", None) is not None)):
         raise ValueError(f"model must be a {network} with {classes} classes, got other parameters")
     recipe = {
         **(made or {}),
@@ -137,10 +133,10 @@ def save_classifier(
     checkpoint.save(path, model, recipe, force=force)
 
 
-def load_classifier(path: Path) -> WAEClassifier:
+def load_classifier(path: Path) -> nn.Module:
     """The classifier in ``path``, float32, in evaluation mode, on the processor.
 
-    It has a decoder if the file holds one.
+    A :class:`WAEClassifier` has a decoder if the file holds one.
 
     Raises:
         CheckpointError: the file is missing, damaged, or no checkpoint of a classifier.
@@ -172,22 +168,25 @@ def _shapes(model: nn.Module) -> _Shapes:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def _without_memory(described: Description, decoder: bool) -> WAEClassifier:
+def _without_memory(described: Description, decoder: bool) -> nn.Module:
     """The network, on "meta": there are no numbers before the file has shown to hold so many."""
+    build = builder(described.network)
+    assert build is not None  # else there would be no Description
     with torch.device("meta"):
-        model = _NETWORKS[described.network](described.classes)
-        if not decoder:
-            model.decoder = None
-        elif model.decoder is None:
-            model.decoder = Decoder()
+        model = build(described.classes)
+        if isinstance(model, WAEClassifier):
+            model.decoder = Decoder() if decoder else None
     return model
 
 
-def _classes(model: WAEClassifier) -> int:
-    layers = [layer for layer in model.fusion_classifier.modules() if isinstance(layer, nn.Linear)]
+def _classes(model: nn.Module) -> int:
+    """The number of scores: what the last layer makes, in the order in which they are defined."""
+    model = getattr(model, "fusion_classifier", model)
+    layers = [layer for layer in model.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
     if not layers:
-        raise ValueError("model.fusion_classifier must end in a Linear, got none")
-    return layers[-1].out_features
+        raise ValueError("model must end in a Linear or a convolution, got none")
+    last = layers[-1]
+    return last.out_features if isinstance(last, nn.Linear) else last.out_channels
 
 
 # ----------------------------------------------------------------------------------------- a file's metadata

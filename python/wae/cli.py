@@ -28,6 +28,7 @@ COMMANDS = (
     "predict",
     "export",
     "info",
+    "train",
     "train-autoencoder",
     "reproduce",
     "import-caffe",

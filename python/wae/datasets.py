@@ -431,7 +431,12 @@ def open_dataset(
     if not folder.is_dir():
         raise DatasetError(f"{source}: is neither a folder nor one of fashion-mnist, digits")
     size = 224 if size is None else size
-    return image_folder(folder, train, size, round(size * 8 / 7), seed, augment, on_corrupt)
+    return image_folder(folder, train, size, evaluation_resize(size), seed, augment, on_corrupt)
+
+
+def evaluation_resize(size: int) -> int:
+    """What an image's shorter side is scaled to before its centre, ``size`` x ``size``, is cut out."""
+    return round(size * 8 / 7)
 
 
 def batches(

@@ -19,14 +19,11 @@ from .haar import Haar, affine
 from .vgg16 import vgg16_body
 
 
-class HalfResolution(nn.Module):
-    """A network on the image at half its resolution: the mean of each 2 x 2 block, cut off at an odd edge.
-
-    The paper does not say how it makes the small image. The mean is twice smaller than the approximation band
-    that Wavelet+CNN's low body sees, and else the same: the two differ by the details.
+class FullResolution(nn.Module):
+    """A network on the image as it is, 0..255.
 
     Args:
-        network: (N, 3, h, w) to scores.
+        network: (N, 3, H, W) to scores.
         image_scale, image_shift: three numbers each; the image becomes ``image * scale + shift`` first.
     """
 
@@ -43,6 +40,21 @@ class HalfResolution(nn.Module):
         self.network = network
         self.register_buffer("image_scale", torch.tensor(image_scale))
         self.register_buffer("image_shift", torch.tensor(image_shift))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """The scores of ``image``: (N, 3, H, W), uint8 or floating point."""
+        scores: Tensor = self.network(affine(image, self.image_scale, self.image_shift))
+        return scores
+
+
+class HalfResolution(FullResolution):
+    """A network on the image at half its resolution: the mean of each 2 x 2 block, cut off at an odd edge.
+
+    The paper does not say how it makes the small image. The mean is twice smaller than the approximation band
+    that Wavelet+CNN's low body sees, and else the same: the two differ by the details.
+
+    Args: as for :class:`FullResolution`; the network takes (N, 3, h, w).
+    """
 
     def forward(self, image: Tensor) -> Tensor:
         """The scores of ``image``: (N, 3, H, W), uint8 or floating point."""

@@ -75,12 +75,9 @@ def load(
         if wanted is not None and not parts[prefix]:
             kind = prefix.rstrip(".")
             raise CheckpointError(f"{path}: training cannot go on from here: there is no {kind} state")
-    try:
-        model.load_state_dict(parts[""])
-        if average is not None:
-            average.load_state_dict(parts[_AVERAGE])
-    except RuntimeError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+    _fill(path, model, parts[""])
+    if average is not None:
+        _fill(path, average, parts[_AVERAGE])
     if optimizer is not None:
         try:
             _restore_optimizer(model, optimizer, parts[_OPTIMIZER])
@@ -89,12 +86,29 @@ def load(
     return recipe
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the recipe in a file."""
+def read_recipe(path: Path) -> dict[str, Any]:
+    """What made the weights in ``path``. Raises CheckpointError where the file is missing or damaged."""
+    return _read(path, tensors=False)[1]
+
+
+def _fill(path: Path, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Load ``tensors``, those in the file at ``path``, into ``model``: all of it, and nothing else."""
+    have, need = ({n: tuple(t.shape) for n, t in d.items()} for d in (tensors, model.state_dict()))
+    wrong = [f"{name} is missing" for name in need if name not in have]
+    wrong += [f"{name} is too much" for name in have if name not in need]
+    wrong += [f"{n} is {have[n]}, not {need[n]}" for n in need if n in have and have[n] != need[n]]
+    if wrong:
+        more = f" (and {len(wrong) - 1} others)" if len(wrong) > 1 else ""
+        raise CheckpointError(f"{path}: its tensors are not those of the network: {wrong[0]}{more}")
+    model.load_state_dict(tensors)
+
+
+def _read(path: Path, tensors: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors, if wanted, and the recipe in a file."""
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            return tensors, _recipe(file.metadata())
+            names = file.keys() if tensors else ()
+            return {name: file.get_tensor(name) for name in names}, _recipe(file.metadata())
     except FileNotFoundError:
         raise CheckpointError(f"{path}: there is no such file") from None
     except (SafetensorError, OSError, ValueError, RecursionError) as error:

@@ -5,6 +5,7 @@ The plans that come with the package are in ``wae/training/plans``; ``docs/train
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -119,6 +120,30 @@ class Plan:
     def as_dict(self) -> dict[str, Any]:
         """The plan as JSON can hold it."""
         return {**asdict(self), "stages": [asdict(stage) for stage in self.stages]}
+
+    def without_encoder(self) -> Plan:
+        """The plan for a network that has no encoder to train: its stages with labels, for the classifier."""
+        stages = (stage for stage in self.stages if stage.kind != "transform")
+        stages_left = tuple(replace(stage, kind="classifier") for stage in stages)
+        return replace(self, stages=stages_left, start="random")
+
+    def as_toml(self) -> str:
+        """The plan as :func:`read` reads it."""
+        entries = self.as_dict()
+        tables = [entries, *entries.pop("stages")]
+        blocks = ("\n".join(f"{name} = {json.dumps(value)}" for name, value in t.items()) for t in tables)
+        return "\n\n[[stages]]\n".join(blocks) + "\n"
+
+
+def find(name: str) -> Plan:
+    """The plan called ``name``: a TOML file, or one that comes with the package. Raises PlanError."""
+    if Path(name).is_file():
+        return read(Path(name))
+    shipped = PLANS / f"{name.replace('-', '_')}.toml"
+    if Path(name).name != name or not shipped.is_file():
+        known = ", ".join(sorted(path.stem for path in PLANS.glob("*.toml")))
+        raise PlanError(f"{name}: is neither a file nor one of the plans {known}")
+    return read(shipped)
 
 
 def read(path: Path) -> Plan:

@@ -72,6 +72,9 @@ class Epoch:
 class Observer:
     """What the loop tells while it runs, on the first process alone. Everything here does nothing."""
 
+    def begin(self, plan: Plan, history: list[Epoch]) -> None:
+        """The training begins, or goes on after these epochs."""
+
     def start(self, plan: Plan, stage: int, epoch: int, steps: int) -> None:
         """An epoch of ``steps`` steps begins."""
 
@@ -146,7 +149,8 @@ def evaluate(
         scores, labels = model(_to(images, device)).float(), labels.to(device)
         best = scores.topk(min(5, scores.shape[1]), dim=1).indices == labels[:, None]
         loss = F.cross_entropy(scores, labels, reduction="sum")
-        sums += torch.stack((best[:, 0].sum(), best.sum(), loss, torch.tensor(len(labels)))).double().cpu()
+        counts = best[:, 0].sum(), best.sum(), loss, labels.new_tensor(len(labels))
+        sums += torch.stack([count.double() for count in counts]).cpu()
     model.train(was_training)
     top1, top5, loss, pictures = _summed(sums).tolist()
     if not pictures:
@@ -188,6 +192,7 @@ class _Run:
 
     def all_stages(self, resume: bool) -> list[Epoch]:
         reached = self._reached() if resume and self.state else _State(self.plan.as_dict())
+        self.observer.begin(self.plan, list(self.history))
         for stage in range(reached.stage, len(self.plan.stages)):
             self._stage(stage, reached.epoch if stage == reached.stage else 0)
         return self.history
@@ -333,7 +338,8 @@ class _Run:
     def _reached(self) -> _State:
         """What the checkpoint says, its weights read into the model."""
         assert self.state is not None
-        reached = _state(self.state, checkpoint.load(self.state, self.model), self.plan)
+        reached = _state(self.state, checkpoint.read_recipe(self.state), self.plan)
+        checkpoint.load(self.state, self.model)
         self.history = [_epoch(entry) for entry in reached.history]
         if reached.scaler:
             self.scaler.load_state_dict(reached.scaler)
@@ -386,7 +392,7 @@ def _average(model: nn.Module, stage: Stage) -> AveragedModel | None:
 def _measure_norms(model: WAEClassifier, sample: Tensor) -> None:
     """Set the statistics of the two normalisations to those of ``sample``."""
     for norm, part in zip((model.low_norm, model.high_norm), model.decompose(sample), strict=True):
-        if isinstance(norm, nn.BatchNorm2d):
+        if isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm)):
             assert norm.running_mean is not None
             assert norm.running_var is not None
             norm.running_mean.copy_(part.mean((0, 2, 3)))

@@ -1,0 +1,158 @@
+"""``wae train``."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import shared
+
+if TYPE_CHECKING:
+    from wae.training.plan import Plan
+
+HELP = "train a classifier, in the method's three stages"
+
+_PRECISIONS = ("float32", "float16", "bfloat16")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command line."""
+    parser.add_argument(
+        "--model", metavar="NAME", help="wae_vgg16, wae_resnet50, ..., resnet50, ... (default: the plan's)"
+    )
+    parser.add_argument(
+        "--data",
+        required=True,
+        metavar="DIR|NAME",
+        help="fashion-mnist, digits, or a folder with train/CLASS/IMAGE and val/CLASS/IMAGE",
+    )
+    parser.add_argument(
+        "--plan",
+        metavar="FILE|NAME",
+        help="what each stage does (default: the one for the data or the model)",
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="DIR", help="checkpoints, log, trained network"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on with the training in DIR")
+    shared.add_force(parser)
+    _add_start(parser.add_argument_group("what to start from (default: random weights)"))
+    _add_overrides(parser.add_argument_group("instead of what the plan says"))
+    _add_machine(parser.add_argument_group("data and machine"))
+
+
+def _add_start(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--weights", type=Path, metavar="FILE", help="checkpoint of the same network")
+    group.add_argument(
+        "--body-weights",
+        metavar="FILE|torchvision",
+        help="for the standard body: a file of torchvision's, or the word torchvision: may download one",
+    )
+    group.add_argument(
+        "--autoencoder",
+        metavar="FILE|included",
+        help="for encoder and decoder: what wae train-autoencoder wrote, or the weights included",
+    )
+    group.add_argument("--teacher", type=Path, metavar="FILE", help="for stages with a mimic_weight")
+
+
+def _add_overrides(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--stage", type=int, nargs="+", choices=(1, 2, 3), metavar="N", help="of these kinds alone: 1, 2, 3"
+    )
+    group.add_argument("--epochs", type=shared.positive, metavar="N", help="of every stage")
+    group.add_argument("--learning-rate", type=float, metavar="X", help="of every stage, at its highest")
+    group.add_argument("--batch", type=shared.positive, metavar="N", help="of all processes together")
+    group.add_argument("--accumulate", type=shared.positive, metavar="N", help="parts of a batch, in turn")
+    group.add_argument("--precision", choices=_PRECISIONS)
+    group.add_argument("--seed", type=int, metavar="N")
+
+
+def _add_machine(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--size", type=shared.positive, metavar="N", help="of images from files (default: 224)"
+    )
+    group.add_argument(
+        "--on-corrupt", choices=("error", "skip"), default="error", help="about images that cannot be read"
+    )
+    group.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read (default: 0)")
+    group.add_argument("--device", metavar="NAME", help="default: cuda if there is a GPU, else cpu")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Train; 130, with a word on how to go on, where it was interrupted."""
+    from wae.data import ImageError
+    from wae.training.checkpoint import WEIGHTS, CheckpointError
+    from wae.training.session import Session
+    from wae.training.trainer import TrainingError
+
+    included = options.autoencoder == "included"
+    autoencoder = WEIGHTS / "autoencoder.safetensors" if included else options.autoencoder
+    try:
+        session = Session(
+            plan=_plan(options),
+            data=options.data,
+            folder=options.output,
+            size=options.size,
+            on_corrupt=options.on_corrupt,
+            weights=options.weights,
+            body_weights=options.body_weights,
+            autoencoder=autoencoder and Path(autoencoder),
+            teacher=options.teacher,
+            resume=options.resume,
+            force=options.force,
+            workers=options.workers,
+            device=options.device,
+        )
+    except ValueError as error:
+        raise shared.Failure(str(error)) from None
+    try:
+        session.run(shared.console())
+    except KeyboardInterrupt:
+        return shared.complain(f"interrupted; {_how_to_go_on(session.state)}", 130)
+    except TrainingError as error:
+        raise shared.Failure(str(error)) from None
+    except (CheckpointError, ImageError, ValueError) as error:
+        raise shared.Failure(str(error)) from None
+    except FileExistsError:
+        raise
+    except OSError as error:
+        name = error.filename or options.output
+        raise shared.Failure(f"{name}: {error.strerror}; {_how_to_go_on(session.state)}") from None
+    return 0
+
+
+def _how_to_go_on(state: Path) -> str:
+    if state.exists():
+        return f"{state} holds all whole epochs, and the same command with --resume goes on from there"
+    return "no epoch was finished, and the same command with --force begins again"
+
+
+def _plan(options: argparse.Namespace) -> Plan:
+    """The plan that the command line asks for. Raises PlanError."""
+    from wae.training import plan
+
+    chosen = plan.find(options.plan or _default_plan(options.data, options.model))
+    if options.model:
+        chosen = replace(chosen, model=options.model)
+    if options.stage:
+        chosen = chosen.only(*(plan.KINDS[number - 1] for number in options.stage))
+    of_stages = _given(options, "epochs", "learning_rate")
+    stages = tuple(replace(stage, **of_stages) for stage in chosen.stages)
+    return replace(chosen, **_given(options, "batch", "accumulate", "precision", "seed"), stages=stages)
+
+
+def _default_plan(data: str, model: str | None) -> str:
+    """The data's, where that has one; else the model's."""
+    from wae.training.plan import PLANS, PlanError
+
+    for name in (data, model or ""):
+        if name and (PLANS / f"{Path(name).name.replace('-', '_')}.toml").is_file():
+            return name
+    raise PlanError(f"there is no plan for {model or 'any model'} on {data}: name one with --plan")
+
+
+def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}

@@ -1,0 +1,221 @@
+"""What a training shows and keeps while it runs: the terminal, ``log.jsonl``, TensorBoard."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from torch import Tensor, nn
+
+from wae.files import written
+from wae.models.autoencoder import to_uint8
+from wae.models.classifier import WAEClassifier
+
+from .plan import Plan
+from .trainer import Epoch, Observer
+
+_EVERY = 10  # steps between two looks at the losses: each makes the processor wait for a GPU
+
+
+class Together(Observer):
+    """Tells several observers."""
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self._observers = observers
+
+    def begin(self, plan: Plan, history: list[Epoch]) -> None:
+        """See :class:`Observer`."""
+        for observer in self._observers:
+            observer.begin(plan, history)
+
+    def start(self, plan: Plan, stage: int, epoch: int, steps: int) -> None:
+        """See :class:`Observer`."""
+        for observer in self._observers:
+            observer.start(plan, stage, epoch, steps)
+
+    def step(self, number: int, losses: Mapping[str, Tensor]) -> None:
+        """See :class:`Observer`."""
+        for observer in self._observers:
+            observer.step(number, losses)
+
+    def end(self, epoch: Epoch, model: nn.Module) -> None:
+        """See :class:`Observer`."""
+        for observer in self._observers:
+            observer.end(epoch, model)
+
+
+class Terminal(Observer):
+    """A line for each epoch, and on a terminal a progress bar below. Use it in a ``with`` statement."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[losses]}"),
+            TimeRemainingColumn(),
+        )
+        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._task: TaskID | None = None
+        self._plan: Plan | None = None
+
+    def __enter__(self) -> Terminal:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def begin(self, plan: Plan, history: list[Epoch]) -> None:
+        """See :class:`Observer`."""
+        self._plan = plan
+        if history:
+            self._print(f"going on after {_name(plan, history[-1].stage, history[-1].epoch)}")
+
+    def start(self, plan: Plan, stage: int, epoch: int, steps: int) -> None:
+        """See :class:`Observer`."""
+        self._task = self._bar.add_task(_name(plan, stage, epoch), total=steps, losses="")
+
+    def step(self, number: int, losses: Mapping[str, Tensor]) -> None:
+        """See :class:`Observer`."""
+        if self._task is None:
+            return
+        self._bar.update(self._task, completed=number)
+        if number % _EVERY == 1 and not self._bar.disable:
+            self._bar.update(self._task, losses=_losses({k: v.item() for k, v in losses.items()}))
+
+    def end(self, epoch: Epoch, model: nn.Module) -> None:
+        """See :class:`Observer`."""
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+        assert self._plan is not None
+        accuracy = f", top-1 accuracy {100 * epoch.accuracy.top1:.2f} %" if epoch.accuracy else ""
+        name = _name(self._plan, epoch.stage, epoch.epoch)
+        self._print(f"{name}: {_losses(epoch.losses)}{accuracy}, {epoch.seconds:.1f} s")
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, highlight=False, soft_wrap=True)
+
+
+class JsonLines(Observer):
+    """One line of JSON for each epoch, in a file that holds just the epochs of the checkpoint."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def begin(self, plan: Plan, history: list[Epoch]) -> None:
+        """See :class:`Observer`. Puts right what a killed training wrote too much or not yet."""
+        with written(self._path, force=True) as file:
+            file.writelines(_json_line(epoch) for epoch in history)
+
+    def end(self, epoch: Epoch, model: nn.Module) -> None:
+        """See :class:`Observer`."""
+        with open(self._path, "ab") as file:
+            file.write(_json_line(epoch))
+
+
+class TensorBoard(Observer):
+    """Scalars of every tenth step and every epoch, and what the auto-encoder makes of a few pictures.
+
+    Args:
+        folder: of the event files.
+        pictures: (N, 3, H, W) uint8.
+
+    Raises ModuleNotFoundError where tensorboard is not installed.
+    """
+
+    def __init__(self, folder: Path, pictures: Tensor) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._open = SummaryWriter
+        self._folder, self._pictures = folder, pictures
+        self._writer: Any = None
+        self._steps = 0  # of all epochs before this one
+
+    def start(self, plan: Plan, stage: int, epoch: int, steps: int) -> None:
+        """See :class:`Observer`."""
+        self._steps = (sum(s.epochs for s in plan.stages[:stage]) + epoch) * steps
+        if self._writer is None:  # what a killed training wrote of later steps is no longer shown
+            self._writer = self._open(str(self._folder), purge_step=self._steps + 1)
+
+    def step(self, number: int, losses: Mapping[str, Tensor]) -> None:
+        """See :class:`Observer`."""
+        if number % _EVERY == 0:
+            self._scalars("step", losses, self._steps + number)
+        self._taken = number
+
+    def end(self, epoch: Epoch, model: nn.Module) -> None:
+        """See :class:`Observer`."""
+        now = self._steps + self._taken
+        self._scalars("epoch", epoch.losses, now)
+        if epoch.accuracy:
+            self._scalars("test", epoch.accuracy._asdict(), now)
+        if isinstance(model, WAEClassifier) and model.decoder is not None:
+            for name, pictures in shown(model, self._pictures).items():
+                self._writer.add_images(name, pictures, now)
+        self._writer.flush()
+
+    def _scalars(self, group: str, values: Mapping[str, Any], step: int) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(f"{group}/{name}", value, step)
+
+
+@torch.no_grad()
+def shown(model: WAEClassifier, pictures: Tensor) -> dict[str, Tensor]:
+    """``image``, ``low``, ``high`` and ``reconstruction`` of ``pictures``, to look at: (N, 3, h, w) uint8.
+
+    ``low`` fills the range from black to white; ``high`` is drawn around a middle grey.
+
+    Args:
+        pictures: (N, 3, H, W) uint8, on any device.
+    """
+    images = pictures.to(model.image_scale.device)
+    low, high = (part.float() for part in model.decompose(images))
+    least, most = low.amin(), low.amax()
+    drawn = {
+        "image": images,
+        "low": (low - least) * (255 / (most - least).clamp(min=1e-12)),
+        "high": 127.5 + high * (127.5 / high.abs().amax().clamp(min=1e-12)),
+        "reconstruction": model.reconstruct(low, high, images.shape[2:]),
+    }
+    return {name: to_uint8(image.float()).cpu() for name, image in drawn.items()}
+
+
+def table(plan: Plan, history: Sequence[Epoch]) -> Table:
+    """What came of each stage: its last losses and errors, and the time that it took."""
+    result = Table(title=plan.model, title_justify="left")
+    for column in ("stage", "epochs", "last losses", "top-1 error", "top-5 error", "minutes"):
+        result.add_column(column, justify="left" if column in ("stage", "last losses") else "right")
+    for number, stage in enumerate(plan.stages):
+        epochs = [epoch for epoch in history if epoch.stage == number]
+        if not epochs:
+            continue
+        accuracy, minutes = epochs[-1].accuracy, sum(epoch.seconds for epoch in epochs) / 60
+        shares = (accuracy.top1, accuracy.top5) if accuracy else ()
+        errors = [f"{100 * (1 - share):.2f} %" for share in shares] or ["", ""]
+        title = f"{number + 1} {stage.kind}"
+        result.add_row(title, str(len(epochs)), _losses(epochs[-1].losses), *errors, f"{minutes:.1f}")
+    return result
+
+
+def _name(plan: Plan, stage: int, epoch: int) -> str:
+    """Both counted from 0."""
+    entry = plan.stages[stage]
+    return f"stage {stage + 1}/{len(plan.stages)} {entry.kind}, epoch {epoch + 1}/{entry.epochs}"
+
+
+def _losses(losses: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
+
+
+def _json_line(epoch: Epoch) -> bytes:
+    accuracy = epoch.accuracy and epoch.accuracy._asdict()
+    return json.dumps({**asdict(epoch), "accuracy": accuracy}).encode() + b"\n"

@@ -1,0 +1,162 @@
+"""Where weights come from before a training begins: other files, or torchvision."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision import models
+
+from wae.checkpoints import describe, load_classifier
+from wae.models.autoencoder import AutoEncoder
+from wae.models.baselines import FullResolution
+from wae.models.classifier import WAEClassifier
+from wae.models.small_vgg import SmallVGG
+from wae_kernels.nn import Encoder
+
+from . import checkpoint
+from .checkpoint import CheckpointError
+
+TORCHVISION = "torchvision"
+"""As a source of weights: torchvision's best for that network, which may be downloaded."""
+
+_PREFIXES = ("", "features.", "network.", "network.0.", "network.features.", "body.", "low_body.")
+"""What stands before a body's names in a file: those of torchvision, and of this package's networks."""
+
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of colours 0..1, as torchvision's weights want them
+_IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
+
+
+@torch.no_grad()
+def scale_for_photos(model: nn.Module) -> None:
+    """Where ``model`` takes an image as it is, 0..255, make it take colours of about unit variance.
+
+    They are ImageNet's mean and deviation: what pretrained bodies were trained with, and what the transform
+    loss is measured in.
+    """
+    scale, shift = model.get_buffer("image_scale"), model.get_buffer("image_shift")
+    if bool((scale == 1).all()) and bool((shift == 0).all()):
+        mean, deviation = torch.tensor(_IMAGENET_MEAN), torch.tensor(_IMAGENET_DEVIATION)
+        scale.copy_(1 / (255 * deviation))
+        shift.copy_(-mean / deviation)
+
+
+def load_weights(model: nn.Module, name: str, classes: int, path: Path) -> None:
+    """Put the weights of a checkpoint of the same network into ``model``, the one called ``name``.
+
+    Where the checkpoint has no decoder, the model's stays as it is.
+
+    Raises CheckpointError where the file is missing or damaged, or holds another network or other classes.
+    """
+    described = describe(path)
+    if (described.network, described.classes) != (name, classes):
+        raise CheckpointError(
+            f"{path}: holds {described.network} for {described.classes} classes, "
+            f"needed is {name} for {classes}"
+        )
+    model.load_state_dict(load_classifier(path).state_dict(), strict=False)
+
+
+@torch.no_grad()
+def load_autoencoder(model: nn.Module, path: Path) -> None:
+    """Put a trained auto-encoder into ``model``, and the scale and shift of images that it was trained with.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or no auto-encoder of the published width.
+        ValueError: ``model`` has no encoder and decoder that could take it.
+    """
+    if not (isinstance(model, WAEClassifier) and isinstance(model.encoder, Encoder) and model.decoder):
+        raise ValueError("an auto-encoder can only start a WAE network with a learned encoder and a decoder")
+    trained = AutoEncoder()
+    checkpoint.load(path, trained)
+    model.encoder.load_state_dict(trained.encoder.state_dict())
+    model.decoder.load_state_dict(trained.decoder.state_dict())
+    model.image_scale.copy_(trained.image_scale)
+    model.image_shift.copy_(trained.image_shift)
+
+
+def load_body(model: nn.Module, name: str, source: str) -> None:
+    """Put pretrained weights into the standard body of ``model``; its classifier stays as it is.
+
+    Args:
+        model: the network called ``name``; of a WAE network the low body is meant.
+        source: a file, safetensors or torch.save's (nothing in it is ever run), of a network or of its body;
+            or :data:`TORCHVISION`.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, holds more than tensors, or they are not the body's.
+        ValueError: torchvision has no weights for that network.
+    """
+    body = _body(model)
+    tensors = _from_torchvision(name) if source == TORCHVISION else _tensors(Path(source))
+    wanted = {key: tensor for key, tensor in body.state_dict().items() if not _is_classifiers(key)}
+    counters = {key for key in wanted if key.endswith("num_batches_tracked")}  # old files have none
+    needed = wanted.keys() - counters
+    prefix = max(
+        _PREFIXES, key=lambda p: len(needed & {k.removeprefix(p) for k in tensors if k.startswith(p)})
+    )
+    found = {key: tensors[prefix + key] for key in wanted if prefix + key in tensors}
+    if missing := sorted(needed - found.keys()):
+        raise CheckpointError(
+            f"{source}: these are not the weights of {name}'s body: {missing[0]} is missing"
+        )
+    for key, tensor in found.items():
+        if tensor.shape != wanted[key].shape:
+            raise CheckpointError(
+                f"{source}: these are not the weights of {name}'s body: {key} is {tuple(tensor.shape)}, "
+                f"not {tuple(wanted[key].shape)}"
+            )
+    body.load_state_dict(found, strict=False)
+
+
+def _body(model: nn.Module) -> nn.Module:
+    if isinstance(model, WAEClassifier):
+        return model.low_body
+    if isinstance(model, SmallVGG):
+        return model.body
+    assert isinstance(model, FullResolution)  # there are no others
+    network = model.network
+    return network[0] if isinstance(network, nn.Sequential) else network
+
+
+def _is_classifiers(name: str) -> bool:
+    """Whether a tensor is one of what torchvision's networks call their classifiers."""
+    return name.startswith(("fc.", "classifier.", "head.", "heads."))
+
+
+def _from_torchvision(name: str) -> Mapping[str, Tensor]:
+    stem = name.removeprefix("wae_").removeprefix("wavelet_").removesuffix("_half")
+    try:
+        network: nn.Module = models.get_model(stem, weights="DEFAULT")
+    except (ValueError, KeyError):
+        raise ValueError(f"torchvision has no weights for {stem}") from None
+    return network.state_dict()
+
+
+def _tensors(path: Path) -> Mapping[str, Tensor]:
+    """The tensors in a file of either kind."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise CheckpointError(
+            f"{path}: holds more than tensors, or is damaged; nothing in it was run. Save the network's "
+            "state_dict() alone, as safetensors or with torch.save"
+        ) from None
+    except (SafetensorError, OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{path}: this is no file of weights ({error})") from None
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]  # as many training scripts save it
+    if not isinstance(content, Mapping) or not all(isinstance(t, Tensor) for t in content.values()):
+        raise CheckpointError(f"{path}: must hold a state_dict, tensors by name")
+    return {name.removeprefix("module."): tensor for name, tensor in content.items()}

@@ -1,0 +1,50 @@
+"""Joining the processes that ``torchrun`` has started; one process by itself needs none of this."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+
+@contextmanager
+def joined(device: str | None = None) -> Iterator[torch.device]:
+    """Within it, torch.distributed is set up if ``torchrun`` started this process. Yields where to train.
+
+    Args:
+        device: None for a GPU if there is one (for each process its own), else the processor.
+
+    Raises ValueError where there is no such device.
+    """
+    chosen = _device(device)
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys():
+        yield chosen
+        return
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield chosen
+    finally:
+        dist.destroy_process_group()
+
+
+def is_first() -> bool:
+    """Whether this is the process that prints and writes."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        if name == "cuda":
+            name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name} cannot be used here: {str(error).splitlines()[0]}") from None
+    return device

@@ -1,0 +1,216 @@
+"""One training from start to end: the network by its name, its data, the folder of what comes of it.
+
+::
+
+    folder/plan.toml            what was done, to be done again
+          /state.safetensors    what a stopped training goes on from, replaced after every epoch
+          /log.jsonl            a line for each epoch
+          /tensorboard/         curves and pictures, where tensorboard is installed
+          /model.safetensors    the trained network, when all stages are done
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from wae.checkpoints import Input, load_classifier, save_classifier
+from wae.datasets import Dataset, ImageFolder, InMemory, OnCorrupt, evaluation_resize, open_dataset
+from wae.files import written
+from wae.models.classifier import WAEClassifier
+from wae.models.classifiers import builder
+from wae_kernels.nn import Decoder, Encoder
+
+from . import pretrained
+from .checkpoint import CheckpointError
+from .observers import JsonLines, TensorBoard, Terminal, Together, table
+from .plan import Plan
+from .processes import is_first, joined
+from .trainer import Observer, train
+
+STATE, MODEL, PLAN, LOG, TENSORBOARD = (
+    "state.safetensors", "model.safetensors", "plan.toml", "log.jsonl", "tensorboard",
+)  # fmt: skip
+_PICTURES = 8  # that TensorBoard shows
+_NO_TENSORBOARD = 'no TensorBoard files: it is not installed (pip install "wae-kernels[tensorboard]")'
+
+
+@dataclass(frozen=True)
+class Session:
+    """What to train, on what, from what, and where to."""
+
+    plan: Plan
+    data: str
+    """See :func:`wae.datasets.open_dataset`."""
+    folder: Path
+    """Of the results."""
+    size: int | None = None
+    """Of the images, in pixels; None for the data set's own."""
+    on_corrupt: OnCorrupt = "error"
+    weights: Path | None = None
+    """A checkpoint of the same network to start from."""
+    body_weights: str | None = None
+    """Of the standard body: see :func:`wae.training.pretrained.load_body`."""
+    autoencoder: Path | None = None
+    """Trained encoder and decoder to start from."""
+    teacher: Path | None = None
+    """A checkpoint of a classifier, for stages with a ``mimic_weight``."""
+    resume: bool = False
+    """Go on from ``folder``."""
+    force: bool = False
+    """Replace what is in ``folder``."""
+    workers: int = 0
+    """Processes that prepare data."""
+    device: str | None = None
+    """See :func:`wae.training.processes.joined`."""
+
+    @property
+    def state(self) -> Path:
+        """The checkpoint to go on from."""
+        return self.folder / STATE
+
+    def run(self, console: Console) -> Path:
+        """Train, and return the path of the trained network.
+
+        With ``resume`` and without a checkpoint, the training had not come to the end of its first epoch: it
+        begins again.
+
+        Raises:
+            FileExistsError: there is something in ``folder``, and neither ``resume`` nor ``force`` is given.
+            CheckpointError: a file of weights cannot be used, or the training in ``folder`` is another one.
+            DatasetError, ImageError: the data cannot be used.
+            TrainingError: the loss is no longer a number.
+            ValueError: network, plan and data do not go together.
+        """
+        with joined(self.device) as device:
+            if is_first():
+                self._check_folder()
+            sets = [self._data(train=True), self._data(train=False)]
+            plan, model = self._model(sets[0])
+            pictures = sets[1].batch(range(min(_PICTURES, len(sets[1]))), 0)[0]
+            _try_out(model, plan.model, pictures)
+            teacher = self._teacher(pictures, len(sets[1].labels))
+            if is_first():
+                self._prepare_folder(plan)
+            with self._observer(console, pictures) as observer:
+                history = train(
+                    model,
+                    plan,
+                    *sets,
+                    state=self.state,
+                    resume=self.resume and self.state.exists(),
+                    teacher=teacher,
+                    observer=observer,
+                    workers=self.workers,
+                    device=device,
+                )  # fmt: skip
+            result = self.folder / MODEL
+            if is_first():
+                made = {"plan": plan.as_dict(), "accuracy": history[-1].accuracy}
+                save_classifier(
+                    result, model, plan.model, sets[0].labels, _input(sets[1], pictures), made, force=True
+                )
+                console.print(table(plan, history))
+        return result
+
+    def _check_folder(self) -> None:
+        if self.folder.exists() and not self.folder.is_dir():
+            raise FileExistsError(f"{self.folder} is no folder")
+        if self.resume:
+            if not (self.folder / PLAN).is_file():
+                raise CheckpointError(f"{self.folder}: there is no training to go on with")
+        elif self.folder.exists() and any(self.folder.iterdir()) and not self.force:
+            raise FileExistsError(
+                f"{self.folder} is not empty; --resume goes on with the training in it, --force replaces it"
+            )
+
+    def _prepare_folder(self, plan: Plan) -> None:
+        if self.resume:
+            return
+        for name in (STATE, MODEL):  # of another training: nobody shall go on from the one, or use the other
+            (self.folder / name).unlink(missing_ok=True)
+        with written(self.folder / PLAN, force=True) as file:
+            file.write(plan.as_toml().encode())
+
+    def _data(self, train: bool) -> Dataset:
+        return open_dataset(self.data, train, train, self.plan.seed, self.size, self.on_corrupt)
+
+    def _model(self, data: Dataset) -> tuple[Plan, nn.Module]:
+        """The network with the weights that it starts from, and the plan as it is for this network."""
+        plan, classes = self.plan, len(data.labels)
+        build = builder(plan.model)
+        if build is None:
+            raise ValueError(f"model: there is no network {plan.model}; docs/training.md lists them")
+        torch.manual_seed(plan.seed)
+        model = build(classes)
+        if not (isinstance(model, WAEClassifier) and isinstance(model.encoder, Encoder)):
+            plan = plan.without_encoder()
+        elif model.decoder is None:
+            model.decoder = Decoder()
+        pretrained.scale_for_photos(model)
+        if self.weights or self.autoencoder:
+            plan = replace(plan, start="random")  # not the linear one: it would replace what is loaded here
+        if not self.resume:
+            self._load(model, plan.model, classes)
+        return plan, model
+
+    def _load(self, model: nn.Module, name: str, classes: int) -> None:
+        if self.weights:
+            pretrained.load_weights(model, name, classes, self.weights)
+        if self.body_weights:
+            pretrained.load_body(model, name, self.body_weights)
+        if self.autoencoder:
+            pretrained.load_autoencoder(model, self.autoencoder)
+
+    def _teacher(self, pictures: Tensor, classes: int) -> nn.Module | None:
+        if self.teacher is None:
+            return None
+        teacher = load_classifier(self.teacher)
+        known = _try_out(teacher, str(self.teacher), pictures).shape[1]
+        if known != classes:
+            raise CheckpointError(
+                f"{self.teacher}: the teacher knows {known} classes, the data has {classes}"
+            )
+        return teacher
+
+    @contextmanager
+    def _observer(self, console: Console, pictures: Tensor) -> Iterator[Observer]:
+        """What shows and keeps the training; on other processes than the first, nothing."""
+        if not is_first():
+            yield Observer()
+            return
+        with ExitStack() as stack:
+            observers: list[Observer] = [JsonLines(self.folder / LOG)]
+            try:
+                observers.append(TensorBoard(self.folder / TENSORBOARD, pictures))
+            except ModuleNotFoundError:
+                console.print(_NO_TENSORBOARD, soft_wrap=True, highlight=False, markup=False)
+            observers.append(stack.enter_context(Terminal(console)))
+            yield Together(observers)
+
+
+def _try_out(network: nn.Module, name: str, pictures: Tensor) -> Tensor:
+    """The scores of ``pictures``. Raises ValueError where the network does not take images of that size."""
+    was_training = network.training
+    try:
+        with torch.no_grad():
+            scores: Tensor = network.eval()(pictures)
+    except (RuntimeError, ValueError) as error:
+        height, width = pictures.shape[2:]
+        why = str(error).splitlines()[0]
+        raise ValueError(f"{name} takes no images of {height} x {width} (see --size): {why}") from None
+    network.train(was_training)
+    return scores
+
+
+def _input(data: Dataset, pictures: Tensor) -> Input:
+    """How a photo becomes what the network was trained on."""
+    size = pictures.shape[3]
+    grayscale = isinstance(data, InMemory) and data.images.shape[1] == 1
+    return Input(size, evaluation_resize(size) if isinstance(data, ImageFolder) else size, grayscale)
