@@ -29,6 +29,7 @@ COMMANDS = (
     "export",
     "info",
     "train",
+    "eval",
     "train-autoencoder",
     "reproduce",
     "import-caffe",

@@ -1,0 +1,86 @@
+"""``wae eval``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import shared
+
+if TYPE_CHECKING:
+    from wae.datasets import Dataset
+    from wae.evaluation import Candidate
+
+HELP = "print error, time and multiply-adds of trained classifiers, as the paper's table does"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command line."""
+    parser.add_argument(
+        "weights",
+        nargs="+",
+        type=Path,
+        metavar="WEIGHTS",
+        help="checkpoints; times are compared to the first",
+    )
+    parser.add_argument(
+        "--data",
+        required=True,
+        metavar="DIR|NAME",
+        help="fashion-mnist, digits, or a folder with val/CLASS/IMAGE",
+    )
+    parser.add_argument(
+        "--batch", type=shared.positive, default=64, metavar="N", help="images at once (default: 64)"
+    )
+    parser.add_argument(
+        "--on-corrupt", choices=("error", "skip"), default="error", help="about images that cannot be read"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=0, metavar="N", help="processes that read (default: 0)"
+    )
+    parser.add_argument("--device", metavar="NAME", help="default: cuda if there is a GPU, else cpu")
+    parser.add_argument(
+        "--seconds", type=float, default=5.0, metavar="S", help="time to spend on the timings (default: 5)"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Evaluate every checkpoint, time them in turns, and print the table."""
+    from wae import evaluation
+    from wae.data import ImageError
+    from wae.training.checkpoint import CheckpointError
+    from wae.training.processes import joined
+    from wae.training.trainer import evaluate
+
+    try:
+        with joined(options.device) as device:
+            candidates = [evaluation.candidate(path, device) for path in options.weights]
+            for candidate in candidates:
+                data = _data(options, candidate)
+                candidate.accuracy = evaluate(
+                    candidate.model, data, options.batch, device, workers=options.workers
+                )
+            evaluation.measure(candidates, options.seconds)
+    except (CheckpointError, ImageError, ValueError) as error:
+        raise shared.Failure(str(error)) from None
+    shared.console().print(evaluation.table(candidates))
+    print(f"Of {options.data}'s test pictures. {evaluation.HOW_TIMED}")
+    return 0
+
+
+def _data(options: argparse.Namespace, candidate: Candidate) -> Dataset:
+    """The test set in the size that the network was trained on, after a check of its classes."""
+    from wae.datasets import open_dataset
+    from wae.training.checkpoint import CheckpointError
+
+    # Named sets have one size, which a wrong checkpoint is told by the network itself.
+    size = candidate.described.input.size if Path(options.data).is_dir() else None
+    data = open_dataset(options.data, False, False, 0, size, options.on_corrupt)
+    known, told = candidate.described.classes, len(data.labels)
+    if known != told:
+        raise CheckpointError(f"{candidate.path}: knows {known} classes, the data has {told}")
+    labels = candidate.described.labels
+    if labels is not None and labels != data.labels:
+        shared.complain(f"{candidate.path}: its classes have other names than the data's; taken by number")
+    return data
