@@ -128,7 +128,7 @@ def _on_gpu(form: str, model: torch.nn.Module, image: Tensor) -> dict[str, Calla
         make = partial(deploy, model, size, batch, dtype=torch.float16)
         return {f"float16, {name}": partial(make(name), image) for name in usable}
     if isinstance(model, WAEClassifier):
-        model = Whole(fold_normalization(model))
+        model = Whole(fold_normalization(model)).eval()
     last = image.contiguous(memory_format=torch.channels_last)
     last_model = copy.deepcopy(model).to(memory_format=torch.channels_last)
 

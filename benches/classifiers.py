@@ -88,7 +88,7 @@ def make(form: str, runner: str, model: nn.Module, image: Tensor) -> Run:
     made by ``wae.deploy``, the stock networks as well.
     """
     if isinstance(model, WAEClassifier) and not form.endswith("deployed"):
-        model = Whole(fold_normalization(model))
+        model = Whole(fold_normalization(model)).eval()
     if runner == "eager" and not form.endswith("deployed"):
         return model
     return deploy(model, (image.shape[2], image.shape[3]), image.shape[0], RUNNERS[runner])

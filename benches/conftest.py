@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import platform
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -19,6 +20,7 @@ from typing import Any
 
 import pytest
 import torch
+from pytest_benchmark.logger import PytestBenchmarkWarning
 from torch import Tensor
 
 from wae.timing import interleaved
@@ -41,6 +43,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(folder.cleanup)
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder.name
     config.addinivalue_line("filterwarnings", "ignore")  # the peers' warnings are not ours to mend
+    # pytest-benchmark's, after the last test: as an error it would hide why that one failed
+    warnings.filterwarnings("ignore", category=PytestBenchmarkWarning)
     config.addinivalue_line("markers", "full: takes minutes; runs with --full")
 
 

@@ -269,6 +269,7 @@ def test_our_and_stock_ops_run_in_the_same_network() -> None:
         make(f"WAE-ResNet50, {ops} ops", "eager", forms("ResNet50")[f"WAE-ResNet50, {ops} ops"](), image)
         for ops in ("our", "stock")
     )
+    assert not ours.training  # or wae.deploy would refuse it
     torch.testing.assert_close(ours(image), stock(image), rtol=1e-4, atol=1e-4)
 
 
