@@ -49,14 +49,14 @@ def test_jobs_are_all_networks_with_all_seeds():
 
 @pytest.mark.slow
 def test_trainings_are_kept_and_not_done_again(tmp_path):
-    wanted = [Job("WAE", 0), Job("14 x 14", 0)]
+    wanted = [Job("WAE, mimic", 0), Job("28 x 28", 0)]
     told = []
     results = reproduce.run(tmp_path, "digits", wanted, TINY, 2, told.append)
     assert [(r.network, r.seed) for r in results] == wanted
     assert sorted((p.job.network, p.done, p.of) for p in told) == [
-        ("14 x 14", 1, 1),
-        ("WAE", 1, 2),
-        ("WAE", 2, 2),
+        ("28 x 28", 1, 1),
+        ("WAE, mimic", 1, 2),
+        ("WAE, mimic", 2, 2),
     ]
     assert reproduce.run(tmp_path, "digits", wanted, TINY, 2, told.append) == results
     assert len(told) == 3
@@ -72,6 +72,11 @@ def test_trainings_are_kept_and_not_done_again(tmp_path):
 def test_what_goes_wrong_in_a_training_is_told(tmp_path):
     with pytest.raises(ValueError, match="the 1500 pictures of the training set, got 2000"):
         reproduce.run(tmp_path, "digits", [Job("14 x 14", 0)], replace(TINY, batch=2000), 1)
+
+
+def test_a_student_needs_its_teacher(tmp_path):
+    with pytest.raises(ValueError, match="28 x 28 with seed 1"):
+        reproduce.run(tmp_path, "digits", [Job("WAE, mimic", 1), Job("28 x 28", 0)], TINY, 1)
 
 
 def test_a_damaged_result_is_refused(tmp_path):
