@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -134,7 +135,7 @@ def _plan(options: argparse.Namespace) -> Plan:
     """The plan that the command line asks for. Raises PlanError."""
     from wae.training import plan
 
-    chosen = plan.find(options.plan or _default_plan(options.data, options.model))
+    chosen = plan.find(options.plan) if options.plan else _default_plan(options.data, options.model)
     if options.model:
         chosen = replace(chosen, model=options.model)
     if options.stage:
@@ -144,14 +145,15 @@ def _plan(options: argparse.Namespace) -> Plan:
     return replace(chosen, **_given(options, "batch", "accumulate", "precision", "seed"), stages=stages)
 
 
-def _default_plan(data: str, model: str | None) -> str:
-    """The data's, where that has one; else the model's."""
-    from wae.training.plan import PLANS, PlanError
+def _default_plan(data: str, model: str | None) -> Plan:
+    """The data's, where that has one; else the model's. Raises PlanError."""
+    from wae.training import plan
 
     for name in (data, model or ""):
-        if name and (PLANS / f"{Path(name).name.replace('-', '_')}.toml").is_file():
-            return name
-    raise PlanError(f"there is no plan for {model or 'any model'} on {data}: name one with --plan")
+        if not Path(name).is_file():
+            with suppress(plan.PlanError):
+                return plan.find(name)
+    raise plan.PlanError(f"there is no plan for {model or 'any model'} on {data}: name one with --plan")
 
 
 def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:

@@ -202,7 +202,8 @@ def table(plan: Plan, history: Sequence[Epoch]) -> Table:
         shares = (accuracy.top1, accuracy.top5) if accuracy else ()
         errors = [f"{100 * (1 - share):.2f} %" for share in shares] or ["", ""]
         title = f"{number + 1} {stage.kind}"
-        result.add_row(title, str(len(epochs)), _losses(epochs[-1].losses), *errors, f"{minutes:.1f}")
+        losses = _losses(epochs[-1].losses, "\n")
+        result.add_row(title, str(len(epochs)), losses, *errors, f"{minutes:.1f}")
     return result
 
 
@@ -212,8 +213,8 @@ def _name(plan: Plan, stage: int, epoch: int) -> str:
     return f"stage {stage + 1}/{len(plan.stages)} {entry.kind}, epoch {epoch + 1}/{entry.epochs}"
 
 
-def _losses(losses: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
+def _losses(losses: Mapping[str, float], between: str = ", ") -> str:
+    return between.join(f"{name} {value:.4g}" for name, value in losses.items())
 
 
 def _json_line(epoch: Epoch) -> bytes:

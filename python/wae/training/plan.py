@@ -139,11 +139,11 @@ def find(name: str) -> Plan:
     """The plan called ``name``: a TOML file, or one that comes with the package. Raises PlanError."""
     if Path(name).is_file():
         return read(Path(name))
-    shipped = PLANS / f"{name.replace('-', '_')}.toml"
-    if Path(name).name != name or not shipped.is_file():
-        known = ", ".join(sorted(path.stem for path in PLANS.glob("*.toml")))
+    shipped = {path.stem: path for path in PLANS.glob("*.toml")}
+    if name.replace("-", "_") not in shipped:
+        known = ", ".join(sorted(shipped))
         raise PlanError(f"{name}: is neither a file nor one of the plans {known}")
-    return read(shipped)
+    return read(shipped[name.replace("-", "_")])
 
 
 def read(path: Path) -> Plan:

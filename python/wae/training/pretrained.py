@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision import models
@@ -153,7 +151,7 @@ def _tensors(path: Path) -> Mapping[str, Tensor]:
             f"{path}: holds more than tensors, or is damaged; nothing in it was run. Save the network's "
             "state_dict() alone, as safetensors or with torch.save"
         ) from None
-    except (SafetensorError, OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile) as error:
+    except Exception as error:  # torch's reader raises nearly anything on a file that is none
         raise CheckpointError(f"{path}: this is no file of weights ({error})") from None
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]  # as many training scripts save it

@@ -32,7 +32,7 @@ from .checkpoint import CheckpointError
 from .observers import JsonLines, TensorBoard, Terminal, Together, table
 from .plan import Plan
 from .processes import is_first, joined
-from .trainer import Observer, train
+from .trainer import Epoch, Observer, train
 
 STATE, MODEL, PLAN, LOG, TENSORBOARD = (
     "state.safetensors", "model.safetensors", "plan.toml", "log.jsonl", "tensorboard",
@@ -96,8 +96,6 @@ class Session:
             pictures = sets[1].batch(range(min(_PICTURES, len(sets[1]))), 0)[0]
             _try_out(model, plan.model, pictures)
             teacher = self._teacher(pictures, len(sets[1].labels))
-            if is_first():
-                self._prepare_folder(plan)
             with self._observer(console, pictures) as observer:
                 history = train(
                     model,
@@ -130,14 +128,6 @@ class Session:
                 f"{self.folder} is not empty; --resume goes on with the training in it, --force replaces it"
             )
 
-    def _prepare_folder(self, plan: Plan) -> None:
-        if self.resume:
-            return
-        for name in (STATE, MODEL):  # of another training: nobody shall go on from the one, or use the other
-            (self.folder / name).unlink(missing_ok=True)
-        with written(self.folder / PLAN, force=True) as file:
-            file.write(plan.as_toml().encode())
-
     def _data(self, train: bool) -> Dataset:
         return open_dataset(self.data, train, train, self.plan.seed, self.size, self.on_corrupt)
 
@@ -169,7 +159,10 @@ class Session:
             pretrained.load_autoencoder(model, self.autoencoder)
 
     def _teacher(self, pictures: Tensor, classes: int) -> nn.Module | None:
+        mimics = any(stage.mimic_weight for stage in self.plan.stages)
         if self.teacher is None:
+            if mimics:  # else it would be found out when that stage begins
+                raise ValueError("the plan has a mimic_weight, which needs a teacher (--teacher)")
             return None
         teacher = load_classifier(self.teacher)
         known = _try_out(teacher, str(self.teacher), pictures).shape[1]
@@ -177,6 +170,8 @@ class Session:
             raise CheckpointError(
                 f"{self.teacher}: the teacher knows {known} classes, the data has {classes}"
             )
+        if not mimics:
+            raise ValueError("a teacher is given, and no stage of the plan has a mimic_weight")
         return teacher
 
     @contextmanager
@@ -186,13 +181,28 @@ class Session:
             yield Observer()
             return
         with ExitStack() as stack:
-            observers: list[Observer] = [JsonLines(self.folder / LOG)]
+            observers: list[Observer] = [] if self.resume else [_NewFolder(self.folder)]
+            observers.append(JsonLines(self.folder / LOG))
             try:
                 observers.append(TensorBoard(self.folder / TENSORBOARD, pictures))
             except ModuleNotFoundError:
                 console.print(_NO_TENSORBOARD, soft_wrap=True, highlight=False, markup=False)
             observers.append(stack.enter_context(Terminal(console)))
             yield Together(observers)
+
+
+class _NewFolder(Observer):
+    """Makes the folder's beginning, when all is checked that can be checked before the first step."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def begin(self, plan: Plan, history: list[Epoch]) -> None:
+        """See :class:`Observer`."""
+        for name in (STATE, MODEL):  # of another training: nobody shall go on from the one, or use the other
+            (self._folder / name).unlink(missing_ok=True)
+        with written(self._folder / PLAN, force=True) as file:
+            file.write(plan.as_toml().encode())
 
 
 def _try_out(network: nn.Module, name: str, pictures: Tensor) -> Tensor:
