@@ -48,7 +48,8 @@ class Counts:
     read_bytes, written_bytes: global memory, as threads asked for it; by_buffer: the two by buffer name.
     read_sectors, written_sectors: distinct 32-byte sectors of each warp's global accesses.
     shared_wavefronts: passes that shared memory needs, with 32 banks of 4 bytes; 8-byte accesses go by half
-    warps, 16-byte accesses and ldmatrix by 8 lanes. shared_ideal_wavefronts: the same without bank conflicts.
+    warps, 16-byte accesses, ldmatrix and stmatrix by 8 lanes. shared_ideal_wavefronts: the same without bank
+    conflicts.
     tensor: mma.sync instructions of warps, by shape.sums.inputs, such as m16n8k16.f32.f16.
     fma: fused multiply-add instructions of threads, by type. multiply_adds: what both stand for.
     barriers: completed block barriers. instructions: of threads, with those whose predicate was false.

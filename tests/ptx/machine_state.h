@@ -124,3 +124,5 @@ void flush_requests(Warp&);  // counts what is still incomplete; after it all la
 u64 wavefronts(const u32* addresses, u32 lanes, u32 size);  // of one phase of a shared-memory access
 u8* shared_collective_read(Thread&, u32 address, u32 size,
                            u32 site);  // one row of ldmatrix, read by all lanes
+void shared_collective_write(Thread&, u32 address, const void* value, u32 size,
+                             u32 site);  // one row of stmatrix, written by several lanes

@@ -6,15 +6,18 @@
 
 namespace {
 
-constexpr u64 kThread = 0xffff, kPending = 1 << 16, kAtomic = 1 << 17, kCollective = 1 << 18;
+constexpr u64 kThread = 0xffff, kPending = 1 << 16, kAtomic = 1 << 17, kMatrixRead = 1 << 18,
+              kMatrixWrite = 1 << 19;
 
 u32 thread_of(u64 record) { return (record & kThread) - 1; }
 u64 record(const Thread& t, u64 flags) { return (t.id + 1) | flags | static_cast<u64>(t.clock) << 32; }
 
-// Does the recorded access happen before what t does now?
-bool ordered(const Thread& t, u64 record) {
+// Does the recorded access happen before what t does now? Of a row of stmatrix the lane recorded gave the
+// address and others the data: a barrier has to order it even with that lane.
+bool ordered(const Thread& t, u64 record, u64 self) {
   u32 other = thread_of(record), when = record >> 32;
-  if (other == t.id || t.known[other] >= when) return true;
+  bool same = other == t.id && !((record | self) & kMatrixWrite);
+  if (same || t.known[other] >= when) return true;
   return other / 32 == t.id / 32 && t.lanes[other % 32] >= when;
 }
 
@@ -31,13 +34,14 @@ void check_read(Thread& t, SharedByte& byte, u64 self, u32 address, u32 site) {
   if (byte.write & kPending)
     fail(t, site, "shared byte %u is read before the cp.async into it, by thread %u, was waited for", address,
          thread_of(byte.write));
-  if (!ordered(t, byte.write) && !(byte.write & self & kAtomic))
+  if (!ordered(t, byte.write, self) && !(byte.write & self & kAtomic))
     race(t, site, "read", "write", byte.write, address);
   // A reader that is ordered before this one need not be kept. Two others are, of different warps if
   // possible.
   u64* slot = byte.read;
-  if (slot[0] && !ordered(t, slot[0])) {
-    bool replace = !slot[1] || ordered(t, slot[1]) || thread_of(slot[1]) / 32 == thread_of(slot[0]) / 32;
+  if (slot[0] && !ordered(t, slot[0], self)) {
+    bool replace =
+        !slot[1] || ordered(t, slot[1], self) || thread_of(slot[1]) / 32 == thread_of(slot[0]) / 32;
     if (!replace) return;
     slot++;
   }
@@ -48,11 +52,11 @@ void check_write(Thread& t, SharedByte& byte, u64 self, u32 address, u32 site, b
   if (byte.write & kPending)
     fail(t, site, "shared byte %u is written while a cp.async into it, by thread %u, is under way", address,
          thread_of(byte.write));
-  if (byte.write && !same_value && !ordered(t, byte.write) && !(byte.write & self & kAtomic))
+  if (byte.write && !same_value && !ordered(t, byte.write, self) && !(byte.write & self & kAtomic))
     race(t, site, "write", "write", byte.write, address);
   for (u64 read : byte.read)
-    if (read && !same_value && !ordered(t, read) && !(read & self & kAtomic) &&
-        !(read & kCollective && thread_of(read) / 32 == t.id / 32))
+    if (read && !same_value && !ordered(t, read, self) && !(read & self & kAtomic) &&
+        !(read & kMatrixRead && thread_of(read) / 32 == t.id / 32))
       race(t, site, "write", "read", read, address);
   byte = {self, {0, 0}};
 }
@@ -83,6 +87,14 @@ u8* shared_at(Thread& t, u64 address, u32 size, u32 site, const char* what) {
          size, static_cast<long long>(address), t.shared_bytes, t.dynamic_shared_bytes);
   if (address % size) fail(t, site, "misaligned shared %s of %u bytes at %llu", what, size, address + 0ull);
   return t.block->shared.data() + address;
+}
+
+void write_shared(Thread& t, u64 address, const void* value, u32 size, u64 flags, u32 site) {
+  u8* at = shared_at(t, address, size, site, "write");
+  bool same = !memcmp(at, value, size);
+  each_byte(&t.block->shadow[address], size,
+            [&](SharedByte& b, u32 i) { check_write(t, b, record(t, flags), address + i, site, same); });
+  memcpy(at, value, size);
 }
 
 u8* global_at(Thread& t, u64 address, u32 size, u32 site, bool writes, bool counted = true) {
@@ -215,11 +227,8 @@ void store(Thread& t, Space space, u64 address, const void* value, u32 size, u32
     if (space == Space::global) {
       at = global_at(t, address, size, site, true);
     } else {
-      at = shared_at(t, address, size, site, "write");
-      const u8* from = static_cast<const u8*>(value);
-      bool same = !memcmp(at, from, size);
-      each_byte(&t.block->shadow[address], size,
-                [&](SharedByte& b, u32 i) { check_write(t, b, record(t, 0), address + i, site, same); });
+      write_shared(t, address, value, size, 0, site);
+      return;
     }
   }
   memcpy(at, value, size);
@@ -256,8 +265,12 @@ void predicated_off(Thread& t, u32 site) { request(t, site, 0, 0, false, false, 
 u8* shared_collective_read(Thread& t, u32 address, u32 size, u32 site) {
   u8* at = shared_at(t, address, size, site, "read");
   each_byte(&t.block->shadow[address], size,
-            [&](SharedByte& b, u32 i) { check_read(t, b, record(t, kCollective), address + i, site); });
+            [&](SharedByte& b, u32 i) { check_read(t, b, record(t, kMatrixRead), address + i, site); });
   return at;
+}
+
+void shared_collective_write(Thread& t, u32 address, const void* value, u32 size, u32 site) {
+  write_shared(t, address, value, size, kMatrixWrite, site);
 }
 
 void copy_async(Thread& t, u64 to, u64 from, u32 size, u32 from_size, u32 site) {

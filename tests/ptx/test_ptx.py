@@ -345,6 +345,87 @@ def test_atomics() -> None:
     assert sums.tolist() == [48, 48, 48]
 
 
+# number of matrices, transposed, state space; first what the planted bugs use
+MATRICES = [(n, trans, space) for n in (4, 2, 1) for trans in ("", ".trans") for space in ("", "::cta")]
+
+
+@functools.cache
+def store_and_read(how: str, barrier: str, variants: int = len(MATRICES)) -> Module:
+    """A warp's registers, four a lane, to shared memory by stmatrix, with the addresses `to`, and back, with
+    the addresses `from`: "rows", 16 bytes each, or "ldmatrix", four registers a lane. Once for each variant."""
+    body = []
+    for number, (count, trans, space) in enumerate(MATRICES[:variants]):
+        matrices = f"matrix.sync.aligned.m8n8.x{count}{trans}.shared{space}.b16"
+        sources, targets = ("{" + ", ".join(f"%{x}{i}" for i in range(count)) + "}" for x in "rs")
+        read = f"ld{matrices} {targets}, [%from];"
+        if how == "rows":
+            read = f"setp.lt.u32 %p, %t, {8 * count}; @%p ld.shared.v4.b32 {{%s0, %s1, %s2, %s3}}, [%from];"
+        body.append(f"""st{matrices} [%to], {sources}; {barrier}
+          mov.b32 %s0, -1; mov.b32 %s1, -1; mov.b32 %s2, -1; mov.b32 %s3, -1; {read} {barrier}
+          st.global.v4.b32 [%out + {512 * number}], {{%s0, %s1, %s2, %s3}};""")
+    return load(f""".version 7.8
+    .target sm_90
+    .address_size 64
+    .visible .entry matrices(.param .u64 x, .param .u64 to, .param .u64 from, .param .u64 out) {{
+      .reg .b32 %t, %to, %from, %r<4>, %s<4>; .reg .b64 %a, %out, %o; .reg .pred %p;
+      .shared .align 16 .b8 rows[1024];
+      mov.u32 %t, %tid.x; mul.wide.u32 %o, %t, 16;
+      ld.param.u64 %a, [x]; add.s64 %a, %a, %o; ld.global.v4.b32 {{%r0, %r1, %r2, %r3}}, [%a];
+      ld.param.u64 %out, [out]; add.s64 %out, %out, %o; mul.wide.u32 %o, %t, 4;
+      ld.param.u64 %a, [to]; add.s64 %a, %a, %o; ld.global.b32 %to, [%a];
+      ld.param.u64 %a, [from]; add.s64 %a, %a, %o; ld.global.b32 %from, [%a];
+      {" ".join(body)} ret; }}""")
+
+
+def fragments() -> np.ndarray:
+    """Registers (lane, matrix). Element i of matrix m is 64 m + i, in the order of lanes, low half first."""
+    elements = np.arange(4 * 64, dtype=np.uint16).reshape(4, 32, 2)
+    return np.ascontiguousarray(elements.transpose(1, 0, 2)).view(np.uint32)[..., 0]
+
+
+def matrix_rows() -> np.ndarray:
+    """32 rows anywhere in shared memory."""
+    return (16 * rng().permutation(64)[:32]).astype(np.uint32)
+
+
+def test_stmatrix_layout() -> None:
+    """Row r of a matrix is in lanes 4r..4r+3, two elements each; .trans stores columns for rows."""
+    rows, out = matrix_rows(), poisoned((len(MATRICES), 32, 8), np.uint16)
+    counts = store_and_read("rows", "bar.sync 0;")["matrices"].launch(1, 32, [fragments(), rows, rows, out])
+    matrices = np.arange(4 * 64).reshape(4, 8, 8)
+    for (count, trans, space), got in zip(MATRICES, out, strict=True):
+        want = matrices.swapaxes(1, 2) if trans else matrices
+        name = f"x{count}{trans}.shared{space}"
+        np.testing.assert_array_equal(got[: 8 * count].reshape(-1, 8, 8), want[:count], err_msg=name)
+        assert (got[8 * count :] == 0xFFFF).all()
+    assert counts.shared_written_bytes == counts.shared_read_bytes == sum(128 * n for n, _, _ in MATRICES)
+
+
+def test_ldmatrix_undoes_stmatrix() -> None:
+    rows, out = matrix_rows(), poisoned((len(MATRICES), 32, 4), np.uint32)
+    kernel = store_and_read("ldmatrix", "bar.warp.sync 0xffffffff;")["matrices"]
+    kernel.launch(1, 32, [fragments(), rows, rows, out])
+    for (count, _, _), got in zip(MATRICES, out, strict=True):
+        np.testing.assert_array_equal(got[:, :count], fragments()[:, :count])
+
+
+def test_stmatrix_takes_addresses_of_the_lanes_with_rows() -> None:
+    """x1 those of lanes 0 to 7: what the others give is no address."""
+    text = """.version 7.8
+    .target sm_90
+    .address_size 64
+    .visible .entry k(.param .u64 out) {
+      .reg .b32 %t, %row, %v; .reg .b64 %out, %o; .reg .pred %p; .shared .align 16 .b8 rows[128];
+      mov.u32 %t, %tid.x; shl.b32 %row, %t, 4; setp.ge.u32 %p, %t, 8; @%p mov.b32 %row, -1;
+      stmatrix.sync.aligned.m8n8.x1.shared.b16 [%row], {%t}; bar.sync 0;
+      shl.b32 %row, %t, 2; ld.shared.b32 %v, [%row];
+      ld.param.u64 %out, [out]; mul.wide.u32 %o, %t, 4; add.s64 %out, %out, %o; st.global.b32 [%out], %v;
+      ret; }"""
+    out = poisoned(32, np.uint32)
+    load(text)["k"].launch(1, 32, [out])
+    assert out.tolist() == list(range(32))
+
+
 # -- counts ---------------------------------------------------------------------------------------------
 
 
@@ -365,6 +446,15 @@ def test_ldmatrix_conflicts() -> None:
     assert counts.shared_ideal_wavefronts == 4 * 6 + 128 // 8 + 16 // 8
     assert counts.shared_read_bytes == 4 * 6 * 128
     assert counts.fma == {}
+
+
+@pytest.mark.parametrize(("pitch", "ways"), [(1, 1), (2, 2)])
+def test_stmatrix_conflicts(pitch: int, ways: int) -> None:
+    """Rows `pitch` times 16 bytes apart. Each matrix is a phase; ld.shared.v4 meets the same conflicts."""
+    rows, out = (16 * pitch * np.arange(32)).astype(np.uint32), poisoned((len(MATRICES), 32, 4), np.uint32)
+    counts = store_and_read("rows", "bar.sync 0;")["matrices"].launch(1, 32, [fragments(), rows, rows, out])
+    phases = 2 * sum(count for count, _, _ in MATRICES)
+    assert (counts.shared_wavefronts, counts.shared_ideal_wavefronts) == (phases * ways, phases)
 
 
 def test_sectors_of_a_strided_read() -> None:
@@ -418,6 +508,65 @@ def test_wrong_fragment_layout_gives_a_wrong_product() -> None:
     examples()["product_wrong_layout"].launch(1, 128, [a, b, c, 8, 16])
     want = a.double() @ b.double()
     assert (c - want).norm() > 0.1 * want.norm()
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (24 * 16 + 8, r"misaligned shared write of 16 bytes at 392"),
+        (1024, r"shared write of 16 bytes at 1024 is outside the 1024 bytes"),
+        (-16, r"shared write of 16 bytes at 4294967280 is outside the 1024 bytes"),
+        (0, r"race: write of shared byte 0 is not ordered after its write by thread 0"),
+    ],
+    ids=["misaligned", "behind the end", "before the start", "two rows in one place"],
+)
+def test_wrong_rows_of_stmatrix_are_caught(row: int, message: str) -> None:
+    """The address of one of 32 rows, wrong."""
+    rows, out = (16 * np.arange(32)).astype(np.uint32), poisoned((len(MATRICES), 32, 4), np.uint32)
+    wrong = rows.copy()
+    wrong[13] = row & 0xFFFFFFFF
+    with pytest.raises(KernelError, match=message) as error:
+        store_and_read("rows", "bar.sync 0;")["matrices"].launch(1, 32, [fragments(), wrong, rows, out])
+    assert "thread (13, 0, 0)" in str(error.value)
+    assert "stmatrix" in str(error.value)
+
+
+@pytest.mark.parametrize("shift", [0, 1], ids=["the row it gave the address of", "another lane's row"])
+@pytest.mark.parametrize("how", ["rows", "ldmatrix"])
+def test_missing_barrier_after_stmatrix_is_caught(how: str, shift: int) -> None:
+    rows, out = matrix_rows(), poisoned((32, 4), np.uint32)
+    kernel = store_and_read(how, "", variants=1)["matrices"]
+    for seed in SEEDS:
+        with pytest.raises(KernelError, match=r"race: read of .* is not ordered after its write"):
+            kernel.launch(1, 32, [fragments(), rows, np.roll(rows, shift), out], seed=seed)
+
+
+def test_rows_that_stmatrix_did_not_write_are_caught() -> None:
+    rows, out = matrix_rows(), poisoned((len(MATRICES), 32, 4), np.uint32)
+    elsewhere = rows.copy()
+    elsewhere[5] = next(row for row in range(0, 1024, 16) if row not in rows)
+    with pytest.raises(KernelError, match=f"shared byte {elsewhere[5]} is read but was never written"):
+        store_and_read("rows", "bar.sync 0;")["matrices"].launch(1, 32, [fragments(), rows, elsewhere, out])
+
+
+def test_half_a_warp_at_stmatrix_is_caught() -> None:
+    rows, out = matrix_rows(), poisoned((len(MATRICES), 32, 4), np.uint32)
+    with pytest.raises(KernelError, match="stmatrix needs all 32 lanes, got 0x0000ffff"):
+        store_and_read("rows", "bar.sync 0;")["matrices"].launch(1, 16, [fragments(), rows, rows, out])
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "stmatrix.sync.aligned.m8n8.x4.shared.b16 [%a], {%r, %r};",
+        "ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%r, %r, %r, %r}, [%a];",
+        "stmatrix.sync.aligned.m16n8.x1.trans.shared.b8 [%a], {%r};",
+    ],
+)
+def test_wrong_matrix_instructions_are_refused(statement: str) -> None:
+    text = f".version 8.6\n.target sm_100a\n.visible .entry k() {{ .reg .b32 %a, %r; {statement} ret; }}"
+    with pytest.raises(UnknownInstruction, match=r"k: PTX line 3: unknown instruction `(ld|st)matrix"):
+        _ = load(text)["k"].translation
 
 
 def test_reads_outside_a_buffer_are_caught() -> None:

@@ -83,6 +83,7 @@ HINTS = set(
 NARROW = {"f16": "half", "bf16": "bfloat"}
 MMA = re.compile(r"mma\.sync\.aligned\.m16n8k(\d+)\.row\.col\.(f32|f16)\.(f16|bf16|tf32)\.\3\.\2")
 MMA_DEPTHS = {"f32_f16": (8, 16), "f16_f16": (8, 16), "f32_bf16": (8, 16), "f32_tf32": (4, 8)}
+MATRICES = re.compile(r"(ldmatrix|stmatrix)\.sync\.aligned\.m8n8\.x([124])(\.trans)?\.shared(?:::cta)?\.b16")
 COLLECTIVE = re.compile(
     r"shfl\.sync\.(?:up|down|bfly|idx)\.b32|vote\.sync\.(?:ballot\.b32|(?:all|any|uni)\.pred)|match\.any\.sync\.b32"
     r"|redux\.sync\.(?:(?:add|min|max)\.[us]32|(?:and|or|xor)\.b32)"
@@ -631,13 +632,22 @@ class Translator:
         return self.collective("~0u", name.replace(".", "_"), a + b + c, d, len(a + b))
 
     def do_ldmatrix(self, parts: list[str], operands: list[str]) -> str:
-        match = re.fullmatch(
-            r"sync\.aligned\.m8n8\.(x[124])(\.trans)?\.shared(::cta)?\.b16", ".".join(parts[1:])
-        )
+        targets = _elements(operands[0])
+        return self.collective("~0u", self.matrices(parts, targets), [self.address(operands[1])], targets)
+
+    def do_stmatrix(self, parts: list[str], operands: list[str]) -> str:
+        sources = _elements(operands[1])
+        inputs = [self.address(operands[0]), *(self.raw(r) for r in sources)]
+        return self.collective("~0u", self.matrices(parts, sources), inputs, [])
+
+    def matrices(self, parts: list[str], registers: list[str]) -> str:
+        """warp.h's name of an ldmatrix or stmatrix."""
+        match = MATRICES.fullmatch(".".join(parts))
         if not match:
             raise self.unknown()
-        name = f"ldmatrix_{match[1]}" + ("_trans" if match[2] else "")
-        return self.collective("~0u", name, [self.address(operands[1])], _elements(operands[0]))
+        if len(registers) != int(match[2]):
+            raise self.unknown("vector length")
+        return f"{match[1]}_x{match[2]}" + ("_trans" if match[3] else "")
 
     def do_movmatrix(self, parts: list[str], operands: list[str]) -> str:
         if parts[1:] != ["sync", "aligned", "m8n8", "trans", "b16"]:

@@ -17,15 +17,16 @@ void need_full_warp(Warp& w, u32 mask, u32 site, const char* what) {
     fail(*w.thread(__builtin_ctz(mask)), site, "%s needs all 32 lanes, got 0x%08x", what, mask);
 }
 
-// The eight rows' addresses of matrix m come from lanes 8m..8m+7.
-void matrix_rows(Warp& w, u32 count, u32 site, bool writes, const u8* rows[]) {
+// The rows of matrix m are where lanes 8m..8m+7 say. access(lane, address) is given each.
+template <class Access>
+void matrix_rows(Warp& w, u32 count, bool writes, Access access) {
   Launch& l = *w.block->launch;
   for (u32 m = 0; m < count; m++) {
     u32 addresses[8];
     for (u32 r = 0; r < 8; r++) {
       u32 lane = 8 * m + r;
       addresses[r] = operands(w, lane)[0];
-      rows[lane] = shared_collective_read(*w.thread(lane), addresses[r], 16, site);
+      access(lane, addresses[r]);
     }
     l.shared_wavefronts += wavefronts(addresses, 8, 16);
     l.shared_ideal_wavefronts++;
@@ -37,7 +38,9 @@ template <u32 kCount, bool kTransposed>
 void load_matrix(Warp& w, u32 mask, u32 site) {
   need_full_warp(w, mask, site, "ldmatrix");
   const u8* rows[32];
-  matrix_rows(w, kCount, site, false, rows);
+  matrix_rows(w, kCount, false, [&](u32 lane, u32 address) {
+    rows[lane] = shared_collective_read(*w.thread(lane), address, 16, site);
+  });
   for (u32 lane = 0; lane < 32; lane++)
     for (u32 m = 0; m < kCount; m++) {
       u32 value = 0;
@@ -49,6 +52,21 @@ void load_matrix(Warp& w, u32 mask, u32 site) {
       }
       operands(w, lane)[m] = value;
     }
+}
+
+// Operands of a lane: the address of a row, then its two elements of each matrix.
+template <u32 kCount, bool kTransposed>
+void store_matrix(Warp& w, u32 mask, u32 site) {
+  need_full_warp(w, mask, site, "stmatrix");
+  matrix_rows(w, kCount, true, [&](u32 lane, u32 address) {
+    u32 m = lane / 8, r = lane % 8;
+    u16 row[8];
+    for (u32 c = 0; c < 8; c++) {
+      u32 major = kTransposed ? c : r, minor = kTransposed ? r : c;
+      row[c] = operands(w, major * 4 + minor / 2)[1 + m] >> (16 * (minor % 2));
+    }
+    shared_collective_write(*w.thread(lane), address, row, sizeof row, site);
+  });
 }
 
 struct Half {
@@ -111,12 +129,14 @@ MMA(mma_m16n8k16_f32_bf16, 16, Bfloat, false)
 MMA(mma_m16n8k4_f32_tf32, 4, Tf32, false)
 MMA(mma_m16n8k8_f32_tf32, 8, Tf32, false)
 
-#define LDMATRIX(count)                                                                             \
-  void ldmatrix_x##count(Warp& w, u32 mask, u32 site) { load_matrix<count, false>(w, mask, site); } \
-  void ldmatrix_x##count##_trans(Warp& w, u32 mask, u32 site) { load_matrix<count, true>(w, mask, site); }
-LDMATRIX(1)
-LDMATRIX(2)
-LDMATRIX(4)
+#define MATRICES(count)                                                                                    \
+  void ldmatrix_x##count(Warp& w, u32 mask, u32 site) { load_matrix<count, false>(w, mask, site); }        \
+  void ldmatrix_x##count##_trans(Warp& w, u32 mask, u32 site) { load_matrix<count, true>(w, mask, site); } \
+  void stmatrix_x##count(Warp& w, u32 mask, u32 site) { store_matrix<count, false>(w, mask, site); }       \
+  void stmatrix_x##count##_trans(Warp& w, u32 mask, u32 site) { store_matrix<count, true>(w, mask, site); }
+MATRICES(1)
+MATRICES(2)
+MATRICES(4)
 
 void movmatrix_trans(Warp& w, u32 mask, u32 site) {
   need_full_warp(w, mask, site, "movmatrix");
