@@ -352,7 +352,7 @@ MATRICES = [(n, trans, space) for n in (4, 2, 1) for trans in ("", ".trans") for
 @functools.cache
 def store_and_read(how: str, barrier: str, variants: int = len(MATRICES)) -> Module:
     """A warp's registers, four a lane, to shared memory by stmatrix, with the addresses `to`, and back, with
-    the addresses `from`: "rows", 16 bytes each, or "ldmatrix", four registers a lane. Once for each variant."""
+    the addresses `from`: "rows", 16 bytes each, or "ldmatrix", four registers a lane. For each variant."""
     body = []
     for number, (count, trans, space) in enumerate(MATRICES[:variants]):
         matrices = f"matrix.sync.aligned.m8n8.x{count}{trans}.shared{space}.b16"
