@@ -1,0 +1,102 @@
+"""Plans: what a file may say, what is refused, and those that come with the package."""
+
+from dataclasses import replace
+
+import pytest
+
+from wae.models.classifiers import NETWORKS
+from wae.training import plan
+from wae.training.plan import KINDS, PLANS, Plan, PlanError, Stage
+
+STAGE = {"kind": "joint", "epochs": 2, "learning_rate": 0.1}
+SHIPPED = sorted(path.stem for path in PLANS.glob("*.toml"))
+
+
+def test_there_are_plans():
+    assert {"digits", "wae_resnet50", "wae_vgg16"} <= set(SHIPPED)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_plan_trains_a_network_of_ours_and_comes_back_from_toml(name, tmp_path):
+    shipped = plan.find(name)
+    assert shipped.model in NETWORKS
+    kinds = [KINDS.index(stage.kind) for stage in shipped.stages]
+    assert kinds == sorted(kinds)
+    (tmp_path / "again.toml").write_text(shipped.as_toml())
+    assert plan.read(tmp_path / "again.toml") == shipped
+    assert plan.find(str(tmp_path / "again.toml")) == shipped
+
+
+@pytest.mark.parametrize("name", ["wae_vgg16", "wae_resnet50"])
+def test_the_papers_plans_have_its_stages_and_its_gamma(name):
+    papers = plan.find(name)
+    assert tuple(stage.kind for stage in papers.stages) == KINDS
+    assert papers.stages[2].transform_weight == 1e-3
+
+
+def test_a_plan_for_some_stages_or_for_a_network_without_an_encoder():
+    whole = plan.find("digits")
+    assert [stage.kind for stage in whole.only("transform", "joint").stages] == ["transform", "joint"]
+    plain = whole.without_encoder()
+    assert [stage.kind for stage in plain.stages] == ["classifier", "classifier"]
+    assert plain.stages[1] == replace(whole.stages[2], kind="classifier")
+    assert plain.start == "random"
+    with pytest.raises(PlanError, match="at least one stage"):
+        whole.only("transform").without_encoder()
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({}, "model is missing"),
+        ({"model": 3, "stages": [STAGE]}, "model must be a name, got 3"),
+        ({"model": "m", "stages": []}, "stages must hold at least one stage"),
+        ({"model": "m", "stages": 3}, r"stages must be tables, \[\[stages\]\], got 3"),
+        ({"model": "m", "stages": [3]}, "stages must be tables"),
+        ({"model": "m", "steps": 3}, "there is no entry 'steps'; known are model, stages, batch"),
+        ({"batch": 0}, "batch must be an integer from 1 to 1e.07, got 0"),
+        ({"batch": True}, "batch must be an integer"),
+        ({"seed": 1.5}, "seed must be an integer"),
+        ({"precision": "int8"}, "precision must be one of float32, .*, got 'int8'"),
+        ({"stages": [{"kind": "joint", "epochs": 1}]}, "stage 1: learning_rate is missing"),
+        ({"stages": [STAGE, {**STAGE, "kind": "both"}]}, "stage 2: kind must be one of transform, "),
+        ({"stages": [{**STAGE, "epochs": 0}]}, "stage 1: epochs must be an integer from 1"),
+        ({"stages": [{**STAGE, "learning_rate": "1"}]}, "learning_rate must be a number"),
+        ({"stages": [{**STAGE, "learning_rate": float("nan")}]}, "learning_rate must be a number .*nan"),
+        ({"stages": [{**STAGE, "sparsity": 1.5}]}, "sparsity must be a number from 0 to 1, got 1.5"),
+        ({"stages": [{**STAGE, "lr": 1}]}, "stage 1: there is no entry 'lr'"),
+    ],
+    ids=str,
+)
+def test_plans_that_are_refused(entries, message):
+    whole = entries if "model" in entries or not entries else {"model": "m", "stages": [STAGE], **entries}
+    with pytest.raises(PlanError, match=message):
+        plan.from_dict(whole)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "there is no such file"),
+        (b"model = ", "Invalid value"),
+        (b"\xff\xfe", "decode"),
+        (b'model = "m"\nbatch = 0\n[[stages]]\nkind = "joint"\nepochs = 1\nlearning_rate = 1', "batch must"),
+    ],
+    ids=["missing", "no TOML", "no text", "a wrong number"],
+)
+def test_an_error_in_a_file_names_it(tmp_path, content, message):
+    path = tmp_path / "my.toml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(PlanError, match=rf"my\.toml: .*{message}"):
+        plan.read(path)
+
+
+@pytest.mark.parametrize("name", ["nothing", "../digits", "/etc/passwd.toml", ""])
+def test_a_plan_that_is_not_there(name):
+    with pytest.raises(PlanError, match="is neither a file nor one of the plans digits, "):
+        plan.find(name)
+
+
+def test_a_plan_can_be_made_in_python():
+    assert plan.from_dict({"model": "m", "stages": [STAGE]}) == Plan("m", (Stage(**STAGE),))
