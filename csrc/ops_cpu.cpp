@@ -113,7 +113,7 @@ std::shared_ptr<const Pack> packed(const WeightNumbers<Weights>& numbers) {
 
 // ---------------------------------------------------------------------------------------------- forward
 
-template <class F>
+template <class Task, class F>
 void run_tasks(const std::vector<Task>& tasks, const F& run) {
   torch::stable::parallel_for(0, static_cast<int64_t>(tasks.size()), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) run(tasks[i]);
@@ -325,6 +325,52 @@ Tensors12 decode_backward(Tensor grad_image, Tensor low, Tensor high, Tensor low
       parameter_gradients<DecoderWeights, DecoderGradients>(sums->result(), parameters, need_parameters));
 }
 
+// ------------------------------------------------------------------------------------------ a 3x3 layer
+
+Tensor conv3x3_pack(Tensor weight) {
+  check_conv3x3_pack(weight);
+  const std::array<int64_t, 3> sizes{panels_of(weight.size(0)), weight.size(1), kPackedFilter};
+  Tensor result =
+      torch::stable::empty({sizes.data(), sizes.size()}, weight.scalar_type(), std::nullopt, weight.device());
+  std::vector<float> numbers(weight.numel());
+  copy_floats(weight, numbers.data());
+  pack_conv3x3(static_cast<float*>(result.mutable_data_ptr()), numbers.data(), weight.size(0),
+               weight.size(1));
+  return result;
+}
+
+Tensor conv3x3(Tensor input, Tensor packed, std::optional<Tensor> bias, int64_t out_channels, bool relu) {
+  check_conv3x3(input, packed, bias, out_channels, panels_of(out_channels), kPackedFilter);
+  if (selected_kernels() == nullptr) {
+    return std::get<0>(
+        call_reference<std::tuple<Tensor>>("conv3x3", input, packed, bias, out_channels, relu));
+  }
+  const std::array<int64_t, 4> sizes{input.size(0), out_channels, input.size(2), input.size(3)};
+  Tensor output =
+      torch::stable::empty({sizes.data(), sizes.size()}, input.scalar_type(), std::nullopt, input.device(),
+                           std::nullopt, torch::headeronly::MemoryFormat::ChannelsLast);
+  std::vector<float> bias_numbers(bias ? out_channels : 0);
+  if (bias) copy_floats(*bias, bias_numbers.data());
+  const Conv3x3Args args{static_cast<const float*>(input.const_data_ptr()),
+                         input.size(0),
+                         input.size(1),
+                         input.size(2),
+                         input.size(3),
+                         input.stride(0),
+                         input.stride(1),
+                         input.stride(2),
+                         input.stride(3),
+                         static_cast<const float*>(packed.const_data_ptr()),
+                         bias ? bias_numbers.data() : nullptr,
+                         static_cast<float*>(output.mutable_data_ptr()),
+                         out_channels,
+                         relu};
+  const Kernels& kernels = *selected_kernels();
+  run_tasks(plan_conv3x3(args, torch::stable::get_num_threads()),
+            [&](const Conv3x3Task& task) { kernels.conv3x3(args, task); });
+  return output;
+}
+
 }  // namespace
 }  // namespace wae
 
@@ -333,4 +379,6 @@ STABLE_TORCH_LIBRARY_IMPL(wae, CPU, library) {
   library.impl("decode", TORCH_BOX(&wae::decode));
   library.impl("encode_backward", TORCH_BOX(&wae::encode_backward));
   library.impl("decode_backward", TORCH_BOX(&wae::decode_backward));
+  library.impl("conv3x3_pack", TORCH_BOX(&wae::conv3x3_pack));
+  library.impl("conv3x3", TORCH_BOX(&wae::conv3x3));
 }

@@ -40,6 +40,18 @@ DECODER_SHAPES: dict[str, tuple[int, ...]] = {
     "conv3_bias": (3,),
 }
 
+PANEL = 16
+"""Output channels that lie together in a packed 3x3 weight."""
+
+
+def packed_shape(out_channels: int, channels: int) -> tuple[int, int, int]:
+    """The shape that ``wae::conv3x3_pack`` gives a weight (out_channels, channels, 3, 3).
+
+    Three dimensions, so that ``module.to(memory_format=torch.channels_last)`` leaves a buffer as it is.
+    """
+    return ((out_channels + PANEL - 1) // PANEL, channels, 9 * PANEL)
+
+
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -203,6 +215,62 @@ def check_decode(
             f"{size_name}'s {name} must be {2 * half - 1} or {2 * half} "
             f"for a low of {name} {half}, got {got}",
         )
+
+
+def _check_float32(op: str, name: str, tensor: Tensor) -> None:
+    _require(tensor.dtype == torch.float32, op, f"{name} must be float32, got {_name(tensor.dtype)}")
+
+
+def check_conv3x3_pack(weight: Tensor) -> None:
+    """Raise ``RuntimeError`` unless ``weight`` is (out_channels, channels, 3, 3), float32."""
+    op = "conv3x3_pack"
+    _check_dense(op, "weight", weight)
+    _require(
+        weight.dim() == 4 and min(weight.shape[:2]) >= 1 and weight.shape[2] == weight.shape[3] == 3,
+        op,
+        f"weight must have shape (out_channels, channels, 3, 3), got {_shape(weight.shape)}",
+    )
+    _check_float32(op, "weight", weight)
+
+
+def check_conv3x3(input: Tensor, packed: Tensor, bias: Tensor | None, out_channels: int) -> None:
+    """Raise ``RuntimeError`` unless the arguments fit ``wae::conv3x3``.
+
+    Args:
+        input: (N, channels, H, W), float32.
+        packed: what ``wae::conv3x3_pack`` made of the weight (out_channels, channels, 3, 3).
+        bias: (out_channels,), or None.
+        out_channels: that of the weight.
+    """
+    op = "conv3x3"
+    _check_dense(op, "input", input)
+    _require(
+        input.dim() == 4,
+        op,
+        f"input must have 4 dimensions (batch, channels, height, width), got {input.dim()}",
+    )
+    _require(input.shape[1] >= 1, op, f"input must have at least 1 channel, got {input.shape[1]}")
+    _require(
+        input.shape[2] >= 1 and input.shape[3] >= 1,
+        op,
+        f"input must be at least 1 x 1 pixels, got {input.shape[2]} x {input.shape[3]}",
+    )
+    _check_float32(op, "input", input)
+    _require(out_channels >= 1, op, f"out_channels must be at least 1, got {out_channels}")
+    wanted = {"packed": packed_shape(out_channels, input.shape[1]), "bias": (out_channels,)}
+    for name, tensor in (("packed", packed), ("bias", bias)):
+        if tensor is None:
+            continue
+        _check_dense(op, name, tensor)
+        _require(
+            tensor.dim() == len(wanted[name])
+            and all(got == want for got, want in zip(tensor.shape, wanted[name], strict=True)),
+            op,
+            f"{name} must have shape {_shape(wanted[name])}, got {_shape(tensor.shape)}",
+        )
+        _check_like(op, name, tensor, "input", input)
+        if name == "packed":
+            _require(tensor.is_contiguous(), op, "packed must be contiguous, as conv3x3_pack returns it")
 
 
 def _check_gradient(op: str, name: str, gradient: Tensor, shape: Sequence[int], like: Tensor) -> None:

@@ -14,7 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import check_decode, check_decode_backward, check_encode, check_encode_backward
+from .checks import (
+    PANEL,
+    check_conv3x3,
+    check_conv3x3_pack,
+    check_decode,
+    check_decode_backward,
+    check_encode,
+    check_encode_backward,
+    packed_shape,
+)
 
 _convolution_backward = torch.ops.aten.convolution_backward
 
@@ -313,3 +322,57 @@ def decode_backward(
     d_inputs = [_owned(d[0], like, format_of(low)) for d in branches]
     parameters = (*branches[0][1:], *branches[1][1:], *d_layers, d_conv3_weight, d_conv3_bias)
     return (*d_inputs, *(_owned(g, like) for g in parameters))
+
+
+# ------------------------------------------------------------------------------------------ a 3x3 layer
+
+
+def _filter_scale(device: torch.device) -> Tensor:
+    """(3, 3): what the packed taps are divided by (``csrc/cpu/winograd_filter.h`` says why)."""
+    scale = torch.tensor([24.0, 12.0, 6.0], device=device)
+    return scale[:, None] * scale
+
+
+def conv3x3_pack(weight: Tensor) -> Tensor:
+    """A 3x3 layer's weight as :func:`conv3x3` takes it: panels of 16 output channels, the taps scaled.
+
+    Args:
+        weight: (out_channels, channels, 3, 3), float32, as ``torch.nn.Conv2d`` has it.
+
+    Returns:
+        (ceil(out_channels / 16), channels, 144), float32; [ky][kx][16] innermost, zero beyond out_channels.
+
+    Raises:
+        RuntimeError: another shape or dtype.
+    """
+    check_conv3x3_pack(weight)
+    panels, channels, numbers = packed_shape(*weight.shape[:2])
+    scaled = weight / _filter_scale(weight.device)
+    filled = F.pad(scaled, (0, 0, 0, 0, 0, 0, 0, panels * PANEL - weight.shape[0]))
+    by_panel = filled.view(panels, PANEL, channels, 9).permute(0, 2, 3, 1)
+    return by_panel.reshape(panels, channels, numbers)
+
+
+def conv3x3(
+    input: Tensor, packed: Tensor, bias: Tensor | None, out_channels: int, relu: bool = False
+) -> Tensor:
+    """A 3x3 convolution with stride 1 and padding 1, then ReLU if wanted; for inference.
+
+    Args:
+        input: (N, channels, H, W), float32, any strides.
+        packed: what :func:`conv3x3_pack` made of the weight.
+        bias: (out_channels,), float32, or None.
+        out_channels: that of the weight.
+        relu: whether negative outputs become 0.
+
+    Returns:
+        (N, out_channels, H, W), float32, in channels_last.
+
+    Raises:
+        RuntimeError: an argument that does not fit the others; the message names it.
+    """
+    check_conv3x3(input, packed, bias, out_channels)
+    taps = packed.view(-1, input.shape[1], 3, 3, PANEL).permute(0, 4, 1, 2, 3)
+    weight = taps.reshape(-1, *taps.shape[2:])[:out_channels] * _filter_scale(packed.device)
+    output = F.conv2d(input, weight, bias, padding=1)
+    return _laid_out(output.relu() if relu else output, torch.channels_last)

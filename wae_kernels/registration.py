@@ -18,10 +18,13 @@ from . import _load, backends, reference
 from .checks import (
     DECODER_SHAPES,
     ENCODER_SHAPES,
+    check_conv3x3,
+    check_conv3x3_pack,
     check_decode,
     check_decode_backward,
     check_encode,
     check_encode_backward,
+    packed_shape,
 )
 
 _N_PARAMETERS = len(ENCODER_SHAPES)
@@ -34,6 +37,8 @@ _REFERENCE: dict[str, Callable[..., Any]] = {
     "decode": reference.decode,
     "encode_backward": reference.encode_backward,
     "decode_backward": reference.decode_backward,
+    "conv3x3_pack": reference.conv3x3_pack,
+    "conv3x3": reference.conv3x3,
 }
 _CONV1_WEIGHT = {
     "encode": list(ENCODER_SHAPES).index("conv1_weight"),
@@ -174,6 +179,19 @@ def _fake_decode_backward(grad_image: Tensor, low: Tensor, high: Tensor, *args: 
     return (*inputs, *_gradients(need_parameters, parameters))
 
 
+def _fake_conv3x3_pack(weight: Tensor) -> Tensor:
+    check_conv3x3_pack(weight)
+    return weight.new_empty(packed_shape(*weight.shape[:2]))
+
+
+def _fake_conv3x3(
+    input: Tensor, packed: Tensor, bias: Tensor | None, out_channels: int, relu: bool = False
+) -> Tensor:
+    check_conv3x3(input, packed, bias, out_channels)
+    shape = (input.shape[0], out_channels, *input.shape[2:])
+    return _empty(input, shape, input.dtype, torch.channels_last)
+
+
 # ----------------------------------------------------------------------------------------------- autograd
 
 
@@ -205,12 +223,9 @@ def _only(gradients: tuple[Tensor, ...], needs: Any) -> tuple[Tensor | None, ...
     return tuple(g if need else None for g, need in zip(gradients, needs, strict=True))
 
 
-def _no_second_derivative(name: str) -> Callable[..., Any]:
+def _no_derivative(name: str, why: str) -> Callable[..., Any]:
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        raise RuntimeError(
-            f"wae::{name} has no derivative: second derivatives through the fused encoder and decoder are "
-            f"not supported. Use wae_kernels.reference.{name.removesuffix('_backward')} for them."
-        )
+        raise RuntimeError(f"wae::{name} has no derivative: {why}")
 
     return backward
 
@@ -249,18 +264,28 @@ def _register() -> None:
         "decode": _fake_decode,
         "encode_backward": _fake_encode_backward,
         "decode_backward": _fake_decode_backward,
+        "conv3x3_pack": _fake_conv3x3_pack,
+        "conv3x3": _fake_conv3x3,
     }
     for name, fake in fakes.items():
         torch.library.register_fake(f"wae::{name}", fake, lib=_library)
         torch.library.register_fake(f"wae::_{name}_reference", fake, lib=_library)
+    second = "second derivatives through the fused encoder and decoder are not supported. Use "
+    inference = "it is for inference. Call it under torch.no_grad(); torch.nn.functional.conv2d has one."
+    underived = {
+        "encode_backward": f"{second}wae_kernels.reference.encode for them.",
+        "decode_backward": f"{second}wae_kernels.reference.decode for them.",
+        "conv3x3_pack": inference,
+        "conv3x3": inference,
+    }
+    for name, why in underived.items():
+        torch.library.register_autograd(f"wae::{name}", _no_derivative(name, why), lib=_library)
     autograd: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
         "encode": (_encode_autograd, _save_encode),
         "decode": (_decode_autograd, _save_decode),
     }
     for name, (backward, save) in autograd.items():
         torch.library.register_autograd(f"wae::{name}", backward, setup_context=save, lib=_library)
-        second = f"{name}_backward"
-        torch.library.register_autograd(f"wae::{second}", _no_second_derivative(second), lib=_library)
         for device_type in ("cpu", "cuda"):
             _register_autocast(name, device_type)
 

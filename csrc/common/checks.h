@@ -164,6 +164,12 @@ inline void check_floating(const char* op, const char* name, const Tensor& tenso
   }
 }
 
+inline void check_float32(const char* op, const char* name, const Tensor& tensor) {
+  if (tensor.scalar_type() != ScalarType::Float) {
+    require(false, op, name, " must be float32, got ", dtype_name(tensor.scalar_type()));
+  }
+}
+
 inline void check_device(const char* op, const char* name, const Tensor& tensor, const char* like_name,
                          const Tensor& like) {
   if (!same_device(tensor, like)) {
@@ -265,6 +271,44 @@ inline void check_decode(const char* op, const Tensor& low, const Tensor& high, 
             " must be ", 2 * half - 1, " or ", 2 * half, " for a low of ", name, " ", half, ", got ",
             output_size[i]);
   }
+}
+
+// The weight of a 3x3 layer before it is packed.
+inline void check_conv3x3_pack(const Tensor& weight) {
+  using namespace checks;
+  const char* op = "conv3x3_pack";
+  check_dense(op, "weight", weight);
+  const auto sizes = weight.sizes();
+  if (weight.dim() != 4 || sizes[0] < 1 || sizes[1] < 1 || sizes[2] != 3 || sizes[3] != 3) {
+    require(false, op, "weight must have shape (out_channels, channels, 3, 3), got ",
+            shape_name(sizes, weight.dim()));
+  }
+  check_float32(op, "weight", weight);
+}
+
+// `panels` is the number of panels of out_channels, `filter` the numbers of one packed filter.
+inline void check_conv3x3(const Tensor& input, const Tensor& packed, const std::optional<Tensor>& bias,
+                          int64_t out_channels, int64_t panels, int64_t filter) {
+  using namespace checks;
+  const char* op = "conv3x3";
+  check_dense(op, "input", input);
+  require(input.dim() == 4, op, "input must have 4 dimensions (batch, channels, height, width), got ",
+          input.dim());
+  const auto sizes = input.sizes();
+  require(sizes[1] >= 1, op, "input must have at least 1 channel, got ", sizes[1]);
+  require(sizes[2] >= 1 && sizes[3] >= 1, op, "input must be at least 1 x 1 pixels, got ", sizes[2], " x ",
+          sizes[3]);
+  check_float32(op, "input", input);
+  require(out_channels >= 1, op, "out_channels must be at least 1, got ", out_channels);
+  const int64_t wanted[3] = {panels, sizes[1], filter};
+  check_dense(op, "packed", packed);
+  check_shape(op, "packed", packed, wanted, 3);
+  check_like(op, "packed", packed, "input", input);
+  require(packed.is_contiguous(), op, "packed must be contiguous, as conv3x3_pack returns it");
+  if (!bias) return;
+  check_dense(op, "bias", *bias);
+  check_shape(op, "bias", *bias, &out_channels, 1);
+  check_like(op, "bias", *bias, "input", input);
 }
 
 inline void check_gradient(const char* op, const char* name, const Tensor& gradient,

@@ -58,12 +58,33 @@ struct DecodeBackwardArgs {
   bool need_input, need_parameters;
 };
 
+// A batch of maps of any strides (in elements), and a 3x3 layer with padding 1 over it.
+struct Conv3x3Args {
+  const float* input;
+  int64_t batch, channels, height, width;
+  int64_t stride_n, stride_c, stride_h, stride_w;
+  const float* packed;  // pack_conv3x3
+  const float* bias;    // null: zero
+  float* output;        // (batch, out_channels, height, width) in channels_last
+  int64_t out_channels;
+  bool relu;
+};
+
+// Tiles of 4 outputs along a side of this many.
+constexpr int64_t tiles_along(int64_t size) { return (size + 3) / 4; }
+
+// Tiles of 4x4 outputs, and panels of 16 output channels.
+struct Conv3x3Task {
+  int64_t tile0, tile1, panel0, panel1;
+};
+
 struct Kernels {
   void (*encode)(const EncodeArgs&, const Task&);
   void (*decode)(const DecodeArgs&, const Task&);
   // These add the task's share of the parameters' gradients.
   void (*encode_backward)(const EncodeBackwardArgs&, const Task&, Collected<EncoderSums>&);
   void (*decode_backward)(const DecodeBackwardArgs&, const Task&, Collected<DecoderSums>&);
+  void (*conv3x3)(const Conv3x3Args&, const Conv3x3Task&);
 };
 
 const Kernels& kernels_portable();
@@ -72,5 +93,8 @@ const Kernels& kernels_avx512();
 
 // The widest task a kernel takes, in half-resolution pixels: what keeps its rows in the second-level cache.
 inline constexpr int64_t kMaxTaskWidth = 128;
+
+// The most tiles and panels of a Conv3x3Task, for the same reason.
+inline constexpr int64_t kConvTiles = 56, kConvPanels = 4;
 
 }  // namespace wae

@@ -3,6 +3,7 @@
 // The body of kernels_<isa>.cpp: everything below is compiled once for every instruction set, in a
 // namespace of its own. The including file has set WAE_ISA and the compiler's target.
 
+#include "conv3x3.h"
 #include "decode.h"
 #include "decode_backward.h"
 #include "encode.h"
@@ -11,7 +12,7 @@
 namespace wae::WAE_ISA {
 
 const Kernels& kernels() {
-  static constexpr Kernels table{encode, decode, encode_backward, decode_backward};
+  static constexpr Kernels table{encode, decode, encode_backward, decode_backward, conv3x3};
   return table;
 }
 

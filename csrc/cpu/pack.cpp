@@ -108,4 +108,18 @@ void pack(DecoderBackwardPack& packed, const DecoderWeights& w) {
   pack_direct3(packed.conv3, w.conv3_weight, 9, 144, true);
 }
 
+void pack_conv3x3(float* packed, const float* weight, int64_t out_channels, int64_t channels) {
+  for (int64_t panel = 0; panel < panels_of(out_channels); ++panel) {
+    for (int64_t c = 0; c < channels; ++c) {
+      for (int tap = 0; tap < 9; ++tap) {
+        const float scale = kFilterScale[tap / 3] * kFilterScale[tap % 3];
+        for (int j = 0; j < kPanelChannels; ++j) {
+          const int64_t k = panel * kPanelChannels + j;
+          *packed++ = k < out_channels ? weight[(k * channels + c) * 9 + tap] / scale : 0.0f;
+        }
+      }
+    }
+  }
+}
+
 }  // namespace wae

@@ -60,4 +60,17 @@ void pack(DecoderPack& packed, const DecoderWeights& weights);
 void pack(EncoderBackwardPack& packed, const EncoderWeights& weights);
 void pack(DecoderBackwardPack& packed, const DecoderWeights& weights);
 
+// ------------------------------------------------------------------------- a 3x3 layer of any channels
+
+// One input channel's filters for a panel of 16 output channels: [ky][kx][16].
+inline constexpr int64_t kPanelChannels = 16, kPackedFilter = 9 * kPanelChannels;
+
+inline int64_t panels_of(int64_t out_channels) {
+  return (out_channels - 1) / kPanelChannels + 1;  // of at least 1
+}
+
+// packed[panel][input channel][ky][kx][16] from a Conv2d's weight (out_channels, channels, 3, 3), each tap
+// divided by kFilterScale[ky] * kFilterScale[kx]; zero beyond out_channels.
+void pack_conv3x3(float* packed, const float* weight, int64_t out_channels, int64_t channels);
+
 }  // namespace wae

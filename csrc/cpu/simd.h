@@ -1,7 +1,7 @@
 // Vectors of float for one instruction set, chosen by the including file (WAE_AVX512, WAE_AVX2, or neither).
 //
 // `Vec` is a compiler vector type, so + - * work as they stand; this header adds what operators cannot say.
-// A pixel's 16 channels are kVecs vectors.
+// A pixel's 16 channels are kVecs vectors. relu makes NaN zero; positive_or_nan keeps it, as torch's does.
 
 #pragma once
 
@@ -29,6 +29,7 @@ WAE_INLINE Vec zero() { return _mm512_setzero_ps(); }
 WAE_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 WAE_INLINE Vec fnma(Vec a, Vec b, Vec c) { return _mm512_fnmadd_ps(a, b, c); }
 WAE_INLINE Vec relu(Vec v) { return _mm512_max_ps(v, zero()); }
+WAE_INLINE Vec positive_or_nan(Vec v) { return _mm512_max_ps(zero(), v); }
 WAE_INLINE Vec where_positive(Vec condition, Vec v) {
   return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(condition, zero(), _CMP_GT_OQ), v);
 }
@@ -55,6 +56,7 @@ WAE_INLINE Vec zero() { return _mm256_setzero_ps(); }
 WAE_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
 WAE_INLINE Vec fnma(Vec a, Vec b, Vec c) { return _mm256_fnmadd_ps(a, b, c); }
 WAE_INLINE Vec relu(Vec v) { return _mm256_max_ps(v, zero()); }
+WAE_INLINE Vec positive_or_nan(Vec v) { return _mm256_max_ps(zero(), v); }
 WAE_INLINE Vec where_positive(Vec condition, Vec v) {
   return _mm256_and_ps(_mm256_cmp_ps(condition, zero(), _CMP_GT_OQ), v);
 }
@@ -87,6 +89,10 @@ WAE_INLINE Vec where_positive(Vec condition, Vec v) {
   return reinterpret_cast<Vec>(bits);
 }
 WAE_INLINE Vec relu(Vec v) { return where_positive(v, v); }
+WAE_INLINE Vec positive_or_nan(Vec v) {
+  const Mask bits = reinterpret_cast<Mask>(v) & ~(v < zero());
+  return reinterpret_cast<Vec>(bits);
+}
 WAE_INLINE void store_sums4(float* p, const Vec v[4]) {
   for (int i = 0; i < 4; ++i) p[i] = (v[i][0] + v[i][1]) + (v[i][2] + v[i][3]);
 }

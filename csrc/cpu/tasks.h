@@ -51,4 +51,25 @@ inline std::vector<Task> plan_tasks(int64_t batch, int64_t half_height, int64_t 
   return tasks;
 }
 
+// ------------------------------------------------------------------------------------- a 3x3 layer
+
+// A 3x3 layer's tiles in even pieces times its panels of output channels in even pieces. The filters of some
+// panels are used for all tiles before the next; panels are cut finer where threads would have nothing to do.
+inline std::vector<Conv3x3Task> plan_conv3x3(const Conv3x3Args& args, int64_t threads) {
+  const int64_t tiles = args.batch * tiles_along(args.height) * tiles_along(args.width);
+  const int64_t panels = panels_of(args.out_channels);
+  const int64_t tile_pieces = (tiles + kConvTiles - 1) / kConvTiles;
+  if (tile_pieces == 0) return {};
+  const int64_t wanted = (std::max<int64_t>(threads, 1) + tile_pieces - 1) / tile_pieces;
+  const int64_t panel_pieces = std::max((panels + kConvPanels - 1) / kConvPanels, std::min(wanted, panels));
+  std::vector<Conv3x3Task> tasks;
+  for (int64_t j = 0; j < panel_pieces; ++j) {
+    for (int64_t i = 0; i < tile_pieces; ++i) {
+      tasks.push_back({i * tiles / tile_pieces, (i + 1) * tiles / tile_pieces, j * panels / panel_pieces,
+                       (j + 1) * panels / panel_pieces});
+    }
+  }
+  return tasks;
+}
+
 }  // namespace wae

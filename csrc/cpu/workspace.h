@@ -39,29 +39,16 @@ inline Span tiled_span(int64_t begin, int64_t end, int64_t width) {
   return span;
 }
 
-// Cuts one aligned block of memory into a task's windows of rows.
-class Workspace {
+// Cuts one aligned block of memory into what a task needs.
+class Scratch {
  public:
-  // Room left and right of the task: the halos of all layers, and what whole tiles overshoot. Their sum is
-  // odd, so that the rows of a window do not fall on the same sets of the cache.
-  static constexpr int64_t kLeft = 16, kRight = 33;
-
-  explicit Workspace(const Task& task) : task_(task), columns_(kLeft + 2 * (task.x1 - task.x0) + kRight) {
+  Scratch() {
 #if defined(__SANITIZE_ADDRESS__)  // nothing may be read before it is written
     ASAN_UNPOISON_MEMORY_REGION(memory(0), kBytes);
     std::fill_n(memory(0), kBytes / sizeof(float), std::numeric_limits<float>::quiet_NaN());
 #endif
   }
 
-  Rows rows(int count) {
-    const int64_t row_size = columns_ * kChannels;
-    return {take(count * row_size), count, row_size, 2 * task_.x0 - kLeft};
-  }
-  Planes planes(int count, int planes) { return make_planes(count, planes, 2 * task_.x0 - kLeft); }
-  Planes half_planes(int count, int planes) { return make_planes(count, planes, task_.x0 - kLeft); }
-  WinogradScratch& winograd() {
-    return *reinterpret_cast<WinogradScratch*>(take(sizeof(WinogradScratch) / sizeof(float)));
-  }
   float* take(int64_t floats) {
     float* block = memory(used_ + floats) + used_;
     used_ += (floats + 15) / 16 * 16;
@@ -75,11 +62,6 @@ class Workspace {
  private:
   static constexpr int64_t kBytes = 3 << 19;  // the backward passes at kMaxTaskWidth need 1.3 MB
 
-  Planes make_planes(int count, int planes, int64_t origin) {
-    const int64_t plane_size = (columns_ + 15) / 16 * 16;
-    return {take(count * planes * plane_size), count, planes, plane_size, origin};
-  }
-
   struct Free {
     void operator()(float* p) const { std::free(p); }
   };
@@ -89,8 +71,36 @@ class Workspace {
     return block.get();
   }
 
+  int64_t used_ = 0;
+};
+
+// A task's windows of rows.
+class Workspace : public Scratch {
+ public:
+  // Room left and right of the task: the halos of all layers, and what whole tiles overshoot. Their sum is
+  // odd, so that the rows of a window do not fall on the same sets of the cache.
+  static constexpr int64_t kLeft = 16, kRight = 33;
+
+  explicit Workspace(const Task& task) : task_(task), columns_(kLeft + 2 * (task.x1 - task.x0) + kRight) {}
+
+  Rows rows(int count) {
+    const int64_t row_size = columns_ * kChannels;
+    return {take(count * row_size), count, row_size, 2 * task_.x0 - kLeft};
+  }
+  Planes planes(int count, int planes) { return make_planes(count, planes, 2 * task_.x0 - kLeft); }
+  Planes half_planes(int count, int planes) { return make_planes(count, planes, task_.x0 - kLeft); }
+  WinogradScratch& winograd() {
+    return *reinterpret_cast<WinogradScratch*>(take(sizeof(WinogradScratch) / sizeof(float)));
+  }
+
+ private:
+  Planes make_planes(int count, int planes, int64_t origin) {
+    const int64_t plane_size = (columns_ + 15) / 16 * 16;
+    return {take(count * planes * plane_size), count, planes, plane_size, origin};
+  }
+
   Task task_;
-  int64_t columns_, used_ = 0;
+  int64_t columns_;
 };
 
 // ---------------------------------------------------------------------------- layers on windows of rows
