@@ -98,8 +98,10 @@ def _fill(path: Path, model: nn.Module, tensors: dict[str, Tensor]) -> None:
     wrong += [f"{name} is too much" for name in have if name not in need]
     wrong += [f"{n} is {have[n]}, not {need[n]}" for n in need if n in have and have[n] != need[n]]
     if wrong:
-        more = f" (and {len(wrong) - 1} others)" if len(wrong) > 1 else ""
-        raise CheckpointError(f"{path}: its tensors are not those of the network: {wrong[0]}{more}")
+        more = f" (and {len(wrong) - 3} others)" if len(wrong) > 3 else ""
+        raise CheckpointError(
+            f"{path}: its tensors are not those of the network: {', '.join(wrong[:3])}{more}"
+        )
     model.load_state_dict(tensors)
 
 
