@@ -21,6 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wae_kernels import backends
+
+from .winograd import replaced
+
 Run = Callable[..., Any]
 """Takes the module's inputs, and returns what the module returns: a tensor, or several."""
 
@@ -39,6 +43,7 @@ class Engine:
         packages: what it imports, by the name that pip knows.
         compile: see :meth:`build`.
         any_strides: whether it computes on tensors of any memory format; else it copies all but contiguous.
+        kernels: whether it needs our compiled kernels.
     """
 
     name: str
@@ -46,6 +51,7 @@ class Engine:
     packages: dict[str, str]
     compile: Callable[[nn.Module, Sequence[Tensor], bool], Run]
     any_strides: bool = True
+    kernels: bool = False
 
     def why_not(self, device: torch.device | str) -> str | None:
         """What is in the way of this engine on ``device``, for a person to read; None if nothing is."""
@@ -55,6 +61,8 @@ class Engine:
         missing = [pip for module, pip in self.packages.items() if importlib.util.find_spec(module) is None]
         if missing:
             return f"{self.name} needs packages that are not installed: `pip install {' '.join(missing)}`"
+        if self.kernels and not backends.backend_for(device).startswith("cpu"):
+            return f"{self.name} needs the compiled kernels: `wae info` tells why they do not run"
         return None
 
     def build(self, module: nn.Module, inputs: Sequence[Tensor], dynamic: bool = False) -> Run:
@@ -104,6 +112,10 @@ def _torch_compile(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -
     with torch._inductor.config.patch(freezing=True):
         compiled(*inputs)
     return compiled
+
+
+def _winograd(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -> Run:
+    return _torch_compile(replaced(module, inputs), inputs, dynamic)
 
 
 def _cudagraphs(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -> Run:
@@ -208,6 +220,7 @@ ENGINES: dict[str, Engine] = {
     for engine in (
         Engine("eager", ("cpu", "cuda"), {}, _eager),
         Engine("compile", ("cpu", "cuda"), {}, _torch_compile),
+        Engine("winograd", ("cpu",), {}, _winograd, kernels=True),
         Engine("onnxruntime", ("cpu",), {**_ONNX, "onnxruntime": "onnxruntime"}, _onnxruntime, False),
         Engine("openvino", ("cpu",), {**_ONNX, "openvino": "openvino"}, _openvino, False),
         Engine("cudagraphs", ("cuda",), {}, _cudagraphs),
