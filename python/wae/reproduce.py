@@ -46,7 +46,7 @@ NETWORKS = {
 """What is compared, in the paper's words, and the network's name in :mod:`wae.models.classifiers`."""
 
 FULL, HALF, WAE, MIMIC = "28 x 28", "14 x 14", "WAE", "WAE, mimic"
-_MIMIC_WEIGHT, _MIMIC_TEMPERATURE = 2.0, 3.0
+_MIMIC_WEIGHT, _MIMIC_TEMPERATURE = 1.0, 2.0
 _SIZE = (28, 28)
 INPUT = Input(size=28, resize=28, grayscale=True)
 
@@ -124,9 +124,10 @@ def plan_of(network: str, seed: int, wae: Plan) -> Plan:
 
 
 def jobs(seeds: Sequence[int]) -> list[Job]:
-    """All trainings: seed by seed, the longest first."""
-    longest = (FULL, WAE, "Decomposition+CNN", "Wavelet+CNN", HALF, MIMIC)  # the last needs the first
-    return [Job(network, seed) for seed in seeds for network in longest]
+    """All trainings: seed by seed, the longest first; the students last, when they have their teachers."""
+    longest = (FULL, WAE, "Decomposition+CNN", "Wavelet+CNN", HALF)
+    students = [Job(MIMIC, seed) for seed in seeds]
+    return [Job(network, seed) for seed in seeds for network in longest] + students
 
 
 def run(
