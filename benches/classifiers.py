@@ -25,6 +25,7 @@ NETWORKS = {"VGG16": (vgg16, vgg16_half, wae_vgg16), "ResNet50": (resnet50, resn
 RUNNERS = {
     "eager": "eager",
     "torch.compile": "compile",
+    "Winograd": "winograd",
     "ONNX Runtime": "onnxruntime",
     "OpenVINO": "openvino",
 }

@@ -49,7 +49,7 @@ def _of_network(network: str, deployed: tuple[float, float], same: tuple[float, 
         Bound(f"{wae}, against {network} eager", table, rf"{stock} \| eager", rf"{wae} \| .*", *deployed),
         *(
             Bound(f"{wae}, against {network}, both {r}", table, rf"{stock} \| {r}", rf"{wae} \| {r}", *same)
-            for r in ("torch.compile", "ONNX Runtime", "OpenVINO")
+            for r in ("torch.compile", "Winograd", "ONNX Runtime", "OpenVINO")
         ),
     ]
 
