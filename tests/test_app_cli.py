@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from wae import cli, comparison, container, data, demo, pictures
+from wae.deploy import DisagreementError
 from wae.models.autoencoder import AutoEncoder, to_uint8
 from wae.training import checkpoint, stage1
 from wae.training.losses import psnr
@@ -260,7 +261,7 @@ def test_nothing_is_timed_that_does_not_agree():
     one = torch.ones(10)
     comparison._require_equal("x", [one, one + 1e-6])
     for other in (one + 1e-3, one * torch.nan):
-        with pytest.raises(comparison.DisagreementError, match="x: two ways"):
+        with pytest.raises(DisagreementError, match="x: two ways"):
             comparison._require_equal("x", [one, other])
 
 

@@ -16,6 +16,7 @@ from torchvision.models import vgg16
 from wae_kernels import backends
 from wae_kernels.nn import Decoder, Encoder
 
+from .deploy import DisagreementError
 from .models.autoencoder import AutoEncoder
 from .models.classifier import fold_normalization
 from .models.counting import count
@@ -28,10 +29,6 @@ _KINDS = {"encode": (Encoder, StockEncoder), "decode": (Decoder, StockDecoder)}
 _PUBLISHED = {"VGG16": 1289.28, "WAE-VGG16": 411.63}  # ms on a CPU, SPEC section 4
 _UNDISTURBED = 0.7  # of the time, this thread has a core: it computes, or waits a moment for the others
 _TOLERANCE = 1e-4  # float32 through layers of another order of arithmetic
-
-
-class DisagreementError(Exception):
-    """Two ways to compute the same thing gave different results."""
 
 
 @torch.no_grad()

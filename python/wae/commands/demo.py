@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Show every photo and the timings; 1 if a photo could not be shown."""
     from wae import comparison, data, demo
+    from wae.deploy import DisagreementError
 
     inputs = options.images or [data.photo_path(name) for name in demo.BUNDLED]
     outputs = demo.targets(inputs, options.output, options.force)
@@ -42,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
     if not options.no_timing:
         try:
             comparison.show(console, model, options.seconds)
-        except comparison.DisagreementError as error:
+        except DisagreementError as error:
             raise shared.Failure(str(error)) from None
     return 1 if errors else 0
 
