@@ -88,7 +88,7 @@ def test_without_a_bias(cell: Cell, relu: bool) -> None:
 
 
 def test_packing_is_that_of_the_reference(cell: Cell) -> None:
-    for channels, out_channels in [(1, 1), (5, 16), (3, 37)]:
+    for channels, out_channels in [(1, 1), (5, 16), (3, 37), (77, 40)]:
         weight, _ = layer(channels, out_channels)
         assert torch.equal(conv3x3_pack(weight), reference.conv3x3_pack(weight))
 

@@ -40,8 +40,8 @@ DECODER_SHAPES: dict[str, tuple[int, ...]] = {
     "conv3_bias": (3,),
 }
 
-PANEL = 16
-"""Output channels that lie together in a packed 3x3 weight."""
+PANEL, DEPTH = 16, 32
+"""Output and input channels that lie together in a packed 3x3 weight."""
 
 
 def packed_shape(out_channels: int, channels: int) -> tuple[int, int, int]:

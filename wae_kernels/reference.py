@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .checks import (
+    DEPTH,
     PANEL,
     check_conv3x3,
     check_conv3x3_pack,
@@ -340,7 +341,8 @@ def conv3x3_pack(weight: Tensor) -> Tensor:
         weight: (out_channels, channels, 3, 3), float32, as ``torch.nn.Conv2d`` has it.
 
     Returns:
-        (ceil(out_channels / 16), channels, 144), float32; [ky][kx][16] innermost, zero beyond out_channels.
+        (ceil(out_channels / 16), channels, 144), float32. In memory, the order in which the kernel reads it:
+        [32 channels][16 out_channels][channel][ky][kx][out_channel], zero beyond out_channels.
 
     Raises:
         RuntimeError: another shape or dtype.
@@ -350,7 +352,17 @@ def conv3x3_pack(weight: Tensor) -> Tensor:
     scaled = weight / _filter_scale(weight.device)
     filled = F.pad(scaled, (0, 0, 0, 0, 0, 0, 0, panels * PANEL - weight.shape[0]))
     by_panel = filled.view(panels, PANEL, channels, 9).permute(0, 2, 3, 1)
-    return by_panel.reshape(panels, channels, numbers)
+    return torch.cat([part.flatten() for part in by_panel.split(DEPTH, 1)]).view(panels, channels, numbers)
+
+
+def _unpack(packed: Tensor, out_channels: int) -> Tensor:
+    """The weight that :func:`conv3x3_pack` was given, to within a rounding."""
+    panels, channels, numbers = packed.shape
+    depths = [min(DEPTH, channels - first) for first in range(0, channels, DEPTH)]
+    parts = packed.flatten().split([depth * panels * numbers for depth in depths])
+    by_panel = torch.cat([part.view(panels, -1, 3, 3, PANEL) for part in parts], 1)
+    weight = by_panel.permute(0, 4, 1, 2, 3).reshape(-1, channels, 3, 3)[:out_channels]
+    return weight * _filter_scale(packed.device)
 
 
 def conv3x3(
@@ -372,7 +384,5 @@ def conv3x3(
         RuntimeError: an argument that does not fit the others; the message names it.
     """
     check_conv3x3(input, packed, bias, out_channels)
-    taps = packed.view(-1, input.shape[1], 3, 3, PANEL).permute(0, 4, 1, 2, 3)
-    weight = taps.reshape(-1, *taps.shape[2:])[:out_channels] * _filter_scale(packed.device)
-    output = F.conv2d(input, weight, bias, padding=1)
+    output = F.conv2d(input, _unpack(packed, out_channels), bias, padding=1)
     return _laid_out(output.relu() if relu else output, torch.channels_last)

@@ -2,31 +2,31 @@
 // Winograd domain: F(4x4, 3x3), the transforms of layers.h.
 //
 // The batch is a list of tiles of 4x4 outputs, row by row, picture by picture; a tile reads 6x6 inputs, zero
-// outside the picture. A task computes up to kConvTiles tiles x kConvPanels panels of 16 output channels,
-// over all input channels, 32 of them (kDepth) at a time:
+// outside the picture. A task computes up to kConvTiles tiles x some panels of 16 output channels, over all
+// input channels: 32 of them (kDepth) x 4 panels (kConvPanels) at a time.
 //
-//      input, 32 channels      filters, 32 x 64            outputs of 56 tiles, 64 channels
-//      +-+------+-+
-//      |.|......|.|    B^T d B      9 floats  G g G^T
-//      +-+------+-+   --------->    --------------->                      A^T m A
-//      |.| tile |.|    V [36][56][32]      U [36][32][64]    M [36][56][64]  -------->  bias, ReLU, out
-//      | |  4x4 | |                 \________ * ________/ +=     |
-//      +-+------+-+                   36 matrix products --------+
-//      |.|......|.|
-//      +-+------+-+
+//    input, 32 channels       filters, 32 x 64             outputs of 56 tiles, 64 channels
+//    +-+------+-+
+//    |.|......|.|   B^T d B   9 floats      G g G^T
+//    +-+------+-+  -------->               -------->                         A^T m A
+//    |.| tile |.|   V [36][56][32]     U [36][32][64]       M [36][56][64]  -------->  bias, ReLU, out
+//    | |  4x4 | |   \______________  * _____________/  +=  ^
+//    +-+------+-+           36 matrix products ------------+
+//    |.|......|.|
+//    +-+------+-+
 //
 // U is not stored, as is usual, but made from the filters where it is used: 9 floats come from memory, 36
 // go to the second-level cache. At batch 1 the filters are most of what a deep layer reads, and four times as
-// many bytes would take longer than the products (512 -> 512: 9.4 MB instead of 37.7 MB). V is made again
-// for every 64 output channels, so no buffer grows with the picture or the channels: V, U and M together
-// are 1.1 MB a thread.
+// many bytes would take longer than the products (512 -> 512: 9.4 MB instead of 37.7 MB). No buffer grows
+// with the picture or the channels: V, U and M together are at most 1.1 MB a thread. Where there are few
+// tiles a task has more panels, so that V is made for more of them: tiles x panels is what M has room for.
 //
-// Vector instructions of 16 floats for 16 input x 16 output channels x 56 tiles: products 36 * 16 * 56 =
-// 32256 multiply-adds (direct: 129024); filters 16 * (81 + 36 stores) = 1900; for every 64 outputs V 56 *
-// (144
-// + 36 loads and stores), a quarter of which is 2700; outputs 56 * (100 + 36 loads + 16 stores) once per
-// all input channels. The products are 85 % of the instructions, so expect 3 times the speed of a direct
-// kernel where tiles fit the picture; a picture 14 high pays for 16, one 7 high for 8: 1.3 times.
+// Vector instructions of 16 floats for 16 input x 64 output channels x 56 tiles: products 16 * 4 * 36 * 56 =
+// 129024 multiply-adds (direct: 516096); V 56 * (144 + 72 loads and stores) = 12096; U 16 * 4 * (72 + 45) =
+// 7488; outputs, once per all input channels, 56 * 4 * (110 + 52). With 64 input channels the products are 82
+// % of the instructions, so expect at most 3.3 times the speed of a direct kernel where tiles fit the
+// picture; a picture 14 high pays for 16, one 7 high for 8: 1.3 times more. V and U are stored to the
+// second-level cache, which costs more than their arithmetic (measured: docs/kernels.md).
 //
 // Every output is the same sum in the same order, however the work is cut: results do not depend on the
 // number of threads, nor on the other pictures of the batch.
@@ -43,7 +43,8 @@
 
 namespace wae::WAE_ISA {
 
-inline constexpr int kDepth = 32;  // input channels whose V, U stay in the second-level cache with M
+inline constexpr int kDepth =
+    kPackedDepth;  // input channels of one turn: V, U and M fit the second-level cache
 static_assert(kDepth % kLanes == 0);
 
 // Positions are one cache line more than their numbers apart, so that the 36 do not fall on the same sets.
@@ -51,8 +52,11 @@ inline constexpr int64_t kPad = 16;
 inline constexpr int64_t kInputPosition = kConvTiles * kDepth + kPad;
 inline constexpr int64_t kPanelSize = kDepth * kChannels;
 inline constexpr int64_t kFilterPosition = kConvPanels * kPanelSize + kPad;
-inline constexpr int64_t kSumPitch = kConvPanels * kChannels;
-inline constexpr int64_t kSumPosition = kConvTiles * kSumPitch + kPad;
+
+// M: m[position][tile][channels of the task's panels].
+struct Sums {
+  int64_t pitch, position;  // from a tile, a position to the next
+};
 
 // A tile's place: picture n, and the first of its 4x4 outputs.
 struct TilePlace {
@@ -77,64 +81,64 @@ WAE_INLINE void for_tiles(const Conv3x3Args& args, const Conv3x3Task& task, cons
 
 // ------------------------------------------------------------------------------------------------ V and U
 
-// 6x6 pixels of channels in a row.
-struct Patch {
-  const float* data;
-  int64_t stride_h, stride_w;
-};
-
-// The inputs of the tile at `place`: where they are if vectors can be read there, else copied to `copy`, with
-// zeros outside the picture and, to whole vectors, beyond `channels`.
-WAE_INLINE Patch patch_at(const Conv3x3Args& args, const TilePlace& place, int64_t first, int channels,
-                          float (&copy)[kPatch][kPatch][kDepth]) {
+// Where the 6x6 inputs of a tile are, from input channel `first` on: in the picture if vectors can be read
+// there, else in `copy`, filled to whole vectors; zeros outside the picture.
+WAE_INLINE void find_pixels(const Conv3x3Args& args, const TilePlace& place, int64_t first, int channels,
+                            float (&copy)[kPositions][kDepth], const float* (&pixels)[kPositions]) {
+  alignas(64) static constexpr float kZeros[kDepth] = {};
   const float* corner = args.input + place.n * args.stride_n + (place.y - 1) * args.stride_h +
                         (place.x - 1) * args.stride_w + first * args.stride_c;
-  const bool inside =
-      place.y > 0 && place.y + kPatch - 1 <= args.height && place.x > 0 && place.x + kPatch - 1 <= args.width;
-  if (inside && args.stride_c == 1 && channels % kLanes == 0) return {corner, args.stride_h, args.stride_w};
   for (int i = 0; i < kPatch; ++i) {
+    const bool row_inside = static_cast<uint64_t>(place.y + i - 1) < static_cast<uint64_t>(args.height);
     for (int j = 0; j < kPatch; ++j) {
-      float* to = copy[i][j];
-      const int64_t y = place.y + i - 1, x = place.x + j - 1;
-      if (y < 0 || y >= args.height || x < 0 || x >= args.width) {
-        std::fill_n(to, kDepth, 0.0f);
-        continue;
-      }
-      const float* from = corner + i * args.stride_h + j * args.stride_w;
-      if (args.stride_c == 1 && channels == kDepth) {
-        std::copy_n(from, kDepth, to);
-        continue;
-      }
-      for (int c = 0; c < channels; ++c) to[c] = from[c * args.stride_c];
-      std::fill(to + channels, to + kDepth, 0.0f);
+      const bool inside =
+          row_inside && static_cast<uint64_t>(place.x + j - 1) < static_cast<uint64_t>(args.width);
+      pixels[i * kPatch + j] = inside ? corner + i * args.stride_h + j * args.stride_w : kZeros;
     }
   }
-  return {copy[0][0], kPatch * kDepth, kDepth};
+  if (args.stride_c == 1 && channels % kLanes == 0) return;
+  for (int p = 0; p < kPositions; ++p) {
+    if (pixels[p] == kZeros) continue;
+    for (int c = 0; c < channels; ++c) copy[p][c] = pixels[p][c * args.stride_c];
+    std::fill(copy[p] + channels, copy[p] + kDepth, 0.0f);
+    pixels[p] = copy[p];
+  }
 }
 
 // V = B^T d B of the task's tiles, input channels [first, first + channels): v[position][tile][channel].
 // Whole vectors are written.
 inline void conv3x3_input(const Conv3x3Args& args, const Conv3x3Task& task, int64_t first, int channels,
                           float* v) {
-  alignas(64) float copy[kPatch][kPatch][kDepth];
+  alignas(64) float copy[kPositions][kDepth];
+  int64_t tile = 0;
   for_tiles(args, task, [&](const TilePlace& place) {
-    const Patch patch = patch_at(args, place, first, channels, copy);
+    const float* pixels[kPositions];
+    find_pixels(args, place, first, channels, copy, pixels);
+    float* const out = v + kDepth * tile++;
+    if (args.stride_c == 1 && place.x + kTile < args.width) {
+      for (int i = 0; i < kPatch; ++i) {
+        for (int j = 1; j < 5; ++j) {
+          const float* next = pixels[i * kPatch + j] + kTile * args.stride_w;
+          for (int k = 0; k < kDepth; k += 16) __builtin_prefetch(next + k);
+        }
+      }
+    }
     for (int k = 0; k < channels; k += kLanes) {
       Vec columns[kPatch][kPatch];
+#pragma GCC unroll 6
       for (int j = 0; j < kPatch; ++j) {
         Vec d[kPatch], t[kPatch];
-        for (int i = 0; i < kPatch; ++i)
-          d[i] = load(patch.data + i * patch.stride_h + j * patch.stride_w + k);
+        for (int i = 0; i < kPatch; ++i) d[i] = load(pixels[i * kPatch + j] + k);
         transform_input(d, t);
         for (int i = 0; i < kPatch; ++i) columns[i][j] = t[i];
       }
+#pragma GCC unroll 6
       for (int i = 0; i < kPatch; ++i) {
         Vec t[kPatch];
         transform_input(columns[i], t);
-        for (int j = 0; j < kPatch; ++j) store(v + (i * kPatch + j) * kInputPosition + k, t[j]);
+        for (int j = 0; j < kPatch; ++j) store(out + (i * kPatch + j) * kInputPosition + k, t[j]);
       }
     }
-    v += kDepth;
   });
 }
 
@@ -150,20 +154,19 @@ WAE_INLINE void transform_filter(const Vec g[3], Vec u[6]) {
   u[5] = six * g[2];
 }
 
-// The filters of one panel, from input channel `first` on.
-WAE_INLINE const float* filters_at(const Conv3x3Args& args, int64_t panel, int64_t first) {
-  return args.packed + (panel * args.channels + first) * kPackedFilter;
-}
-
-// U = G g G^T of the task's panels and input channels [first, first + channels):
+// U = G g G^T of panels [begin, end) and input channels [first, first + channels):
 // u[position][panel][input channel][16].
-inline void conv3x3_filters(const Conv3x3Args& args, const Conv3x3Task& task, int64_t first, int channels,
+inline void conv3x3_filters(const Conv3x3Args& args, int64_t begin, int64_t end, int64_t first, int channels,
                             float* u) {
-  for (int64_t panel = task.panel0; panel < task.panel1; ++panel, u += kPanelSize) {
-    const float* packed = filters_at(args, panel, first);
+  constexpr int kAhead = 8;  // so many filters later comes what is asked for now
+  const float* packed =
+      args.packed + (first * panels_of(args.out_channels) + begin * channels) * kPackedFilter;
+  for (int64_t panel = begin; panel < end; ++panel, u += kPanelSize) {
     for (int c = 0; c < channels; ++c, packed += kPackedFilter) {
+      for (int i = 0; i < kPackedFilter; i += 16) __builtin_prefetch(packed + kAhead * kPackedFilter + i);
       for (int k = 0; k < kChannels; k += kLanes) {
         Vec columns[kPatch][3];
+#pragma GCC unroll 3
         for (int j = 0; j < 3; ++j) {
           const Vec g[3] = {load(packed + j * kChannels + k), load(packed + (3 + j) * kChannels + k),
                             load(packed + (6 + j) * kChannels + k)};
@@ -171,6 +174,7 @@ inline void conv3x3_filters(const Conv3x3Args& args, const Conv3x3Task& task, in
           transform_filter(g, t);
           for (int i = 0; i < kPatch; ++i) columns[i][j] = t[i];
         }
+#pragma GCC unroll 6
         for (int i = 0; i < kPatch; ++i) {
           Vec t[kPatch];
           transform_filter(columns[i], t);
@@ -189,11 +193,11 @@ inline void conv3x3_filters(const Conv3x3Args& args, const Conv3x3Task& task, in
 inline constexpr int kConvBlock = kLanes == 16 ? 12 : kBlock;
 inline constexpr int kStrip = kLanes == 16 ? 2 : 1;
 
-// m[kTiles][kPanels panels] = start + v[kTiles][channels] * u[kPanels][channels][16], where `start` is what m
-// holds, or the same for all tiles.
+// m[kTiles][kPanels panels] = start + v[kTiles][channels] * u[kPanels][channels][16]; rows of m and of start
+// are so far apart as their pitches say.
 template <int kTiles, int kPanels>
 inline void multiply_tiles(const float* v, const float* u, int channels, const float* start,
-                           int64_t start_pitch, float* m) {
+                           int64_t start_pitch, float* m, int64_t pitch) {
   constexpr int kWide = kPanels * kVecs;
   const auto in_panels = [](int j) { return j / kVecs * kPanelSize + j % kVecs * kLanes; };
   Vec sum[kTiles][kWide];
@@ -217,21 +221,19 @@ inline void multiply_tiles(const float* v, const float* u, int channels, const f
 #pragma GCC unroll 16
   for (int t = 0; t < kTiles; ++t) {
 #pragma GCC unroll 8
-    for (int j = 0; j < kWide; ++j) store(m + t * kSumPitch + j * kLanes, sum[t][j]);
+    for (int j = 0; j < kWide; ++j) store(m + t * pitch + j * kLanes, sum[t][j]);
   }
 }
 
-// One position: all tiles and panels of a task. `start` is null where m is to be added to.
+// One position: all tiles, and as many panels as u holds. start_pitch is 0 where all tiles start alike.
 inline void multiply_position(const float* v, const float* u, int channels, int64_t tiles, int64_t panels,
-                              const float* start, float* m) {
-  const int64_t start_pitch = start == nullptr ? kSumPitch : 0;
+                              const float* start, int64_t start_pitch, float* m, int64_t pitch) {
   for (int64_t panel = 0; panel < panels;) {
     const auto strip = [&]<int kPanels>() {
       for_blocks<kConvBlock>(tiles, [&]<int kTiles>(int64_t tile) {
-        float* sums = m + tile * kSumPitch + panel * kChannels;
         multiply_tiles<kTiles, kPanels>(v + tile * kDepth, u + panel * kPanelSize, channels,
-                                        start == nullptr ? sums : start + panel * kChannels, start_pitch,
-                                        sums);
+                                        start + tile * start_pitch + panel * kChannels, start_pitch,
+                                        m + tile * pitch + panel * kChannels, pitch);
       });
       panel += kPanels;
     };
@@ -243,21 +245,11 @@ inline void multiply_position(const float* v, const float* u, int channels, int6
   }
 }
 
-// Asks for a 36th of the filters that the next turn of the loop over input channels transforms.
-inline void prefetch_filters(const Conv3x3Args& args, const Conv3x3Task& task, int64_t first, int position) {
-  const int64_t lines = std::clamp<int64_t>(args.channels - first, 0, kDepth) * (kPackedFilter / 16);
-  for (int64_t panel = task.panel0; panel < task.panel1; ++panel) {
-    const float* filters = filters_at(args, panel, first);
-    for (int64_t i = position * lines / kPositions; i < (position + 1) * lines / kPositions; ++i) {
-      __builtin_prefetch(filters + 16 * i, 0, 2);
-    }
-  }
-}
-
 // ------------------------------------------------------------------------------------------------ outputs
 
 // The task's outputs from m: A^T m A, ReLU, and to the pixels that are inside the picture.
-inline void conv3x3_output(const Conv3x3Args& args, const Conv3x3Task& task, const float* m) {
+inline void conv3x3_output(const Conv3x3Args& args, const Conv3x3Task& task, const Sums& layout,
+                           const float* m) {
   for_tiles(args, task, [&](const TilePlace& place) {
     const int64_t rows = std::min<int64_t>(kTile, args.height - place.y);
     const int64_t columns_inside = std::min<int64_t>(kTile, args.width - place.x);
@@ -269,7 +261,7 @@ inline void conv3x3_output(const Conv3x3Args& args, const Conv3x3Task& task, con
       Vec columns[kTile][kPatch];
       for (int j = 0; j < kPatch; ++j) {
         Vec s[kPatch], y[kTile];
-        for (int i = 0; i < kPatch; ++i) s[i] = load(sums + (i * kPatch + j) * kSumPosition);
+        for (int i = 0; i < kPatch; ++i) s[i] = load(sums + (i * kPatch + j) * layout.position);
         transform_output(s, y);
         for (int i = 0; i < kTile; ++i) columns[i][j] = y[i];
       }
@@ -291,36 +283,44 @@ inline void conv3x3_output(const Conv3x3Args& args, const Conv3x3Task& task, con
         }
       }
     }
-    m += kSumPitch;
+    m += layout.pitch;
   });
 }
 
 inline void conv3x3(const Conv3x3Args& args, const Conv3x3Task& task) {
+  const int64_t tiles = task.tile1 - task.tile0, panels = task.panel1 - task.panel0;
+  const Sums sums{panels * kChannels, tiles * panels * kChannels + kPad};
   Scratch scratch;
   float* const v = scratch.take(kPositions * kInputPosition);
   float* const u = scratch.take(kPositions * kFilterPosition);
-  float* const m = scratch.take(kPositions * kSumPosition);
-  const int64_t tiles = task.tile1 - task.tile0, panels = task.panel1 - task.panel0;
+  float* const m = scratch.take(kPositions * sums.position);
 
   // The bias enters at position (1, 1), which reaches all 16 outputs of a tile with weight 1.
-  alignas(64) static constexpr float kZeros[kSumPitch] = {};
-  alignas(64) float bias[kSumPitch] = {};
+  float* const zeros = scratch.take(sums.pitch);
+  float* const bias = scratch.take(sums.pitch);
+  std::fill_n(zeros, sums.pitch, 0.0f);
+  std::fill_n(bias, sums.pitch, 0.0f);
   if (args.bias != nullptr) {
     const int64_t k = task.panel0 * kChannels;
-    std::copy_n(args.bias + k, std::min(panels * kChannels, args.out_channels - k), bias);
+    std::copy_n(args.bias + k, std::min(sums.pitch, args.out_channels - k), bias);
   }
+
   for (int64_t first = 0; first < args.channels; first += kDepth) {
     const int channels = static_cast<int>(std::min<int64_t>(kDepth, args.channels - first));
     conv3x3_input(args, task, first, channels, v);
-    conv3x3_filters(args, task, first, channels, u);
-    for (int p = 0; p < kPositions; ++p) {
-      prefetch_filters(args, task, first + kDepth, p);
-      const float* start = first > 0 ? nullptr : p == kPatch + 1 ? bias : kZeros;
-      multiply_position(v + p * kInputPosition, u + p * kFilterPosition, channels, tiles, panels, start,
-                        m + p * kSumPosition);
+    for (int64_t group = task.panel0; group < task.panel1; group += kConvPanels) {
+      const int64_t end = std::min(group + kConvPanels, task.panel1);
+      const int64_t offset = (group - task.panel0) * kChannels;
+      conv3x3_filters(args, group, end, first, channels, u);
+      for (int p = 0; p < kPositions; ++p) {
+        float* const to = m + p * sums.position + offset;
+        const float* start = first > 0 ? to : (p == kPatch + 1 ? bias : zeros) + offset;
+        multiply_position(v + p * kInputPosition, u + p * kFilterPosition, channels, tiles, end - group,
+                          start, first > 0 ? sums.pitch : 0, to, sums.pitch);
+      }
     }
   }
-  conv3x3_output(args, task, m);
+  conv3x3_output(args, task, sums, m);
 }
 
 }  // namespace wae::WAE_ISA

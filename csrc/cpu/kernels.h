@@ -94,7 +94,8 @@ const Kernels& kernels_avx512();
 // The widest task a kernel takes, in half-resolution pixels: what keeps its rows in the second-level cache.
 inline constexpr int64_t kMaxTaskWidth = 128;
 
-// The most tiles and panels of a Conv3x3Task, for the same reason.
-inline constexpr int64_t kConvTiles = 56, kConvPanels = 4;
+// The same for a Conv3x3Task: its most tiles, and most tiles times panels; panels whose filters are
+// transformed together.
+inline constexpr int64_t kConvTiles = 56, kConvPanels = 4, kConvSums = kConvTiles * kConvPanels;
 
 }  // namespace wae

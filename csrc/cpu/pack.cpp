@@ -1,5 +1,7 @@
 #include "pack.h"
 
+#include <algorithm>
+
 #include "winograd_filter.h"
 
 namespace wae {
@@ -109,13 +111,14 @@ void pack(DecoderBackwardPack& packed, const DecoderWeights& w) {
 }
 
 void pack_conv3x3(float* packed, const float* weight, int64_t out_channels, int64_t channels) {
-  for (int64_t panel = 0; panel < panels_of(out_channels); ++panel) {
-    for (int64_t c = 0; c < channels; ++c) {
-      for (int tap = 0; tap < 9; ++tap) {
-        const float scale = kFilterScale[tap / 3] * kFilterScale[tap % 3];
-        for (int j = 0; j < kPanelChannels; ++j) {
-          const int64_t k = panel * kPanelChannels + j;
-          *packed++ = k < out_channels ? weight[(k * channels + c) * 9 + tap] / scale : 0.0f;
+  for (int64_t first = 0; first < channels; first += kPackedDepth) {
+    for (int64_t panel = 0; panel < panels_of(out_channels); ++panel) {
+      for (int64_t c = first; c < std::min(first + kPackedDepth, channels); ++c) {
+        for (int tap = 0; tap < 9; ++tap) {
+          const float scale = kFilterScale[tap / 3] * kFilterScale[tap % 3];
+          for (int64_t k = panel * kPanelChannels; k < (panel + 1) * kPanelChannels; ++k) {
+            *packed++ = k < out_channels ? weight[(k * channels + c) * 9 + tap] / scale : 0.0f;
+          }
         }
       }
     }

@@ -69,8 +69,11 @@ inline int64_t panels_of(int64_t out_channels) {
   return (out_channels - 1) / kPanelChannels + 1;  // of at least 1
 }
 
-// packed[panel][input channel][ky][kx][16] from a Conv2d's weight (out_channels, channels, 3, 3), each tap
-// divided by kFilterScale[ky] * kFilterScale[kx]; zero beyond out_channels.
+// Input channels whose filters lie together, in the order in which they are read.
+inline constexpr int64_t kPackedDepth = 32;
+
+// packed[32 input channels][panel][input channel][ky][kx][16] from a Conv2d's weight (out_channels, channels,
+// 3, 3), each tap divided by kFilterScale[ky] * kFilterScale[kx]; zero beyond out_channels.
 void pack_conv3x3(float* packed, const float* weight, int64_t out_channels, int64_t channels);
 
 }  // namespace wae

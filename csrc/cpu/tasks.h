@@ -61,7 +61,8 @@ inline std::vector<Conv3x3Task> plan_conv3x3(const Conv3x3Args& args, int64_t th
   const int64_t tile_pieces = (tiles + kConvTiles - 1) / kConvTiles;
   if (tile_pieces == 0) return {};
   const int64_t wanted = (std::max<int64_t>(threads, 1) + tile_pieces - 1) / tile_pieces;
-  const int64_t panel_pieces = std::max((panels + kConvPanels - 1) / kConvPanels, std::min(wanted, panels));
+  const int64_t most_panels = kConvSums / ((tiles + tile_pieces - 1) / tile_pieces);
+  const int64_t panel_pieces = std::max((panels + most_panels - 1) / most_panels, std::min(wanted, panels));
   std::vector<Conv3x3Task> tasks;
   for (int64_t j = 0; j < panel_pieces; ++j) {
     for (int64_t i = 0; i < tile_pieces; ++i) {

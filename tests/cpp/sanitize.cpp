@@ -346,6 +346,58 @@ void run_decoder(const Case& c) {
   require_close(got.conv3_bias, bias_gradient(g), tolerance, c.name + " grad_conv3_bias");
 }
 
+// A 3x3 layer, input and output in heap blocks of their own size. Layout 0: nchw, 1: channels_last, 2: every
+// second pixel of a wider nchw map.
+void run_conv3x3(const Case& c, int channels, int out_channels, bool with_bias) {
+  const auto weight = random_floats(size_t(out_channels) * channels * 9, std::sqrt(2.0f / (9 * channels)));
+  const auto bias = random_floats(out_channels, 1);
+  std::vector<float> packed(panels_of(out_channels) * channels * kPackedFilter);
+  pack_conv3x3(packed.data(), weight.data(), out_channels, channels);
+
+  const int64_t area = int64_t(c.height) * c.width, step = c.layout == 2 ? 2 : 1;
+  const bool last = c.layout == 1;
+  Conv3x3Args args{nullptr,
+                   c.n,
+                   channels,
+                   c.height,
+                   c.width,
+                   step * channels * area,
+                   last ? 1 : step * area,
+                   last ? channels * c.width : step * c.width,
+                   last ? channels : step,
+                   packed.data(),
+                   with_bias ? bias.data() : nullptr,
+                   nullptr,
+                   out_channels,
+                   with_bias};
+  const auto index = [&](int64_t i, int64_t k, int64_t y, int64_t x) {
+    return i * args.stride_n + k * args.stride_c + y * args.stride_h + x * args.stride_w;
+  };
+  std::vector<float> input(index(c.n - 1, channels - 1, c.height - 1, c.width - 1) + 1, NAN);
+  std::vector<float> output(c.n * out_channels * area, NAN);
+  Maps x(c.n, channels, c.height, c.width), want(c.n, out_channels, c.height, c.width);
+  std::normal_distribution<float> normal;
+  for (int i = 0; i < c.n; ++i)
+    for (int k = 0; k < channels; ++k)
+      for (int y = 0; y < c.height; ++y)
+        for (int z = 0; z < c.width; ++z) x.at(i, k, y, z) = input[index(i, k, y, z)] = normal(random_bits);
+  convolve(want, x, weight.data(), 1);
+  if (with_bias) add_bias(want, bias.data(), true);
+
+  args.input = input.data();
+  args.output = output.data();
+  for (const Conv3x3Task& task : plan_conv3x3(args, c.threads)) c.kernels->conv3x3(args, task);
+  Distance distance;
+  for (int i = 0; i < c.n; ++i)
+    for (int k = 0; k < out_channels; ++k)
+      for (int y = 0; y < c.height; ++y)
+        for (int z = 0; z < c.width; ++z)
+          distance.add(output[((size_t(i) * c.height + y) * c.width + z) * out_channels + k],
+                       want.at(i, k, y, z));
+  require_close(distance, 1e-5,
+                c.name + " conv3x3 " + std::to_string(channels) + " -> " + std::to_string(out_channels));
+}
+
 }  // namespace
 
 int main() {
@@ -370,6 +422,9 @@ int main() {
                   std::to_string(c.layout) + ", " + std::to_string(c.threads) + " threads:";
         run_encoder(c);
         if (c.element != Element::kUInt8) run_decoder(c);
+        constexpr int kChannels[][2] = {{1, 1}, {3, 17}, {40, 100}, {64, 16}, {33, 5}};
+        const auto [channels, out_channels] = kChannels[cases % 5];
+        run_conv3x3(c, channels, out_channels, variant % 2 == 0);
       }
     }
   }
