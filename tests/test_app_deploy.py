@@ -14,6 +14,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 import wae
 from wae.deploy import ENGINES, DisagreementError, EngineError, deploy, example_images, fold
 from wae.engines import Engine
+from wae.models.baselines import HalfResolution
 from wae.models.classifier import FlatClassifier, WAEClassifier
 from wae.models.haar import Haar
 from wae_kernels.nn import Encoder
@@ -328,6 +329,19 @@ def test_a_size_that_does_not_fit_the_model(model):
         deploy(model, (3, 3), engine="eager")
 
 
+def test_a_model_that_returns_no_tensor(stock):
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = stock
+
+        def forward(self, images):
+            return {"scores": self.network(images)}
+
+    with pytest.raises(ValueError, match="its scores as one tensor, got dict"):
+        deploy(Named().eval(), SIZE, engine="eager")
+
+
 def test_wrong_images(model):
     deployed = deploy(model, SIZE, engine="eager")
     for wrong in (photos(1)[0], photos(1, (33, 20)), photos(0), photos(1)[:, :1]):
@@ -345,6 +359,10 @@ def test_the_example_images_are_as_the_network_wants_them(model, stock):
     assert example_images(model, 2, SIZE).dtype == torch.uint8
     assert example_images(stock, 2, SIZE).abs().mean() < 2
     assert torch.equal(example_images(stock, 2, SIZE), example_images(stock, 2, SIZE))
+    for network, dtype in ((model, torch.float32), (stock, torch.uint8), (HalfResolution(stock), None)):
+        images = example_images(network, 2, SIZE, dtype).float()
+        assert 100 < images.mean() < 156
+        assert 30 < images.std() < 70
 
 
 def test_wae_deploy_is_a_function_and_import_wae_stays_light(model):

@@ -211,12 +211,14 @@ def _deploy_in(
 
 @torch.no_grad()
 def scores_of(model: nn.Module, images: Tensor) -> Tensor:
-    """``model(images)``. Raises ValueError where it takes no images of this size, or gives no numbers."""
+    """``model(images)``. Raises ValueError where it takes no such images, or gives no finite scores."""
     size = " x ".join(map(str, images.shape[2:]))
     try:
         scores: Tensor = model(images)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"the model takes no images of {size}: {error}") from error
+    if not isinstance(scores, Tensor):
+        raise ValueError(f"the model must return its scores as one tensor, got {type(scores).__name__}")
     if not scores.isfinite().all():
         raise ValueError(f"the model's scores of an image of {size} are not finite")
     return scores
@@ -294,18 +296,28 @@ def _split(model: nn.Module) -> tuple[Run, nn.Module]:
     return lambda images: (images.to(dtype),), model
 
 
-def example_images(model: nn.Module, batch: int, size: tuple[int, int]) -> Tensor:
+def example_images(
+    model: nn.Module, batch: int, size: tuple[int, int], dtype: torch.dtype | None = None
+) -> Tensor:
     """(batch, 3, *size), the same each time: smooth shapes with some noise, as photos are.
 
-    uint8 for a WAE network; for any other, of about the mean and variance that these are trained for.
+    They are 0..255 for a network that scales its images itself, and wherever they are uint8; else of about
+    the mean and variance that networks are trained for.
+
+    Args:
+        model: whose images they are.
+        batch: how many.
+        size: their (H, W).
+        dtype: None for uint8 where the model scales its images itself, else for the dtype of its parameters.
     """
     random = torch.Generator().manual_seed(0)
     shapes = F.interpolate(torch.randn(batch, 3, 5, 5, generator=random), size, mode="bicubic")
     photos = (128 + 50 * shapes + 10 * torch.randn(batch, 3, *size, generator=random)).clamp(0, 255)
     like = _first_parameter(model)
-    if isinstance(model, WAEClassifier):
-        return photos.to(like.device, torch.uint8)
-    return (photos / 64 - 2).to(like)
+    scales = hasattr(model, "image_scale")
+    if dtype is None:
+        dtype = torch.uint8 if scales else like.dtype
+    return (photos if scales or dtype == torch.uint8 else photos / 64 - 2).to(like.device, dtype)
 
 
 def _first_parameter(model: nn.Module) -> Tensor:
