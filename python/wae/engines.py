@@ -106,16 +106,33 @@ def _torch_compile(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -
     options: dict[str, Any] = {}
     if inputs[0].is_cuda:
         options |= {"max_autotune": True, "triton.cudagraphs": not dynamic}
-    compiled: Run = torch.compile(forward, fullgraph=True, dynamic=dynamic, options=options)
-    # Freezing makes constants of the weights, folds and packs them. As one of the options it would come too
-    # late: tracing must know of it.
-    with torch._inductor.config.patch(freezing=True):
-        compiled(*inputs)
-    return compiled
+    compiled: Run = torch.compile(
+        forward, fullgraph=True, dynamic=None if dynamic else False, options=options
+    )
+
+    def run(*tensors: Tensor) -> Any:
+        # Freezing makes constants of the weights, folds and packs them. As one of the options it would come
+        # too late: tracing must know of it, whenever it happens.
+        with torch._inductor.config.patch(freezing=True):
+            return compiled(*tensors)
+
+    if not dynamic:
+        run(*inputs)
+        return compiled
+    inputs = _several(inputs)
+    for x in inputs:
+        torch._dynamo.mark_dynamic(x, 0)
+    run(*inputs)
+    return run  # one image is compiled for by itself, when it comes
+
+
+def _several(inputs: Sequence[Tensor]) -> list[Tensor]:
+    """``inputs`` of at least two images: exporters take a first dimension of 1 for a constant."""
+    return [x if x.shape[0] > 1 else torch.cat((x, x)) for x in inputs]
 
 
 def _winograd(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -> Run:
-    return _torch_compile(replaced(module, inputs), inputs, dynamic)
+    return _torch_compile(replaced(module), inputs, dynamic)
 
 
 def _cudagraphs(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -> Run:
@@ -160,8 +177,7 @@ def to_onnx(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool = False, 
     if dynamic:
         batch = torch.export.Dim("batch")
         shapes = tuple({0: batch} for _ in inputs)
-        # torch.export takes a first dimension of 1 for a constant
-        inputs = [x if x.shape[0] > 1 else x.expand(2, *x.shape[1:]).clone() for x in inputs]
+        inputs = _several(inputs)
     return torch.onnx.export(
         module, tuple(inputs), dynamo=True, dynamic_shapes=shapes, verbose=False, **options
     )

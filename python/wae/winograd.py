@@ -2,17 +2,20 @@
 
 Libraries for processors compute a float32 convolution directly. Winograd's F(4x4, 3x3) needs a quarter of the
 multiplications (docs/kernels.md); the op ``wae::conv3x3`` does it, with bias and ReLU, on weights that are
-transformed once.
+packed once.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections import Counter
+from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+_LEAST_CHANNELS = 16  # what the op works on at a time; with fewer, most of its work would be on zeros
 
 
 class Convolution(nn.Module):
@@ -32,51 +35,68 @@ class Convolution(nn.Module):
         return y
 
 
-def replaced(module: nn.Module, inputs: Sequence[Tensor]) -> nn.Module:
-    """A copy of ``module`` with a :class:`Convolution` wherever it is faster, as it was made for ``inputs``.
+def replaced(network: nn.Module) -> nn.Module:
+    """A copy of ``network``, in evaluation mode, with a :class:`Convolution` in place of all that it can be.
 
-    A ReLU that follows in the same ``nn.Sequential`` becomes part of it.
+    A ReLU becomes part of the convolution before it, where nothing else reads that one's result and torch.fx
+    can trace the module that holds the two.
     """
-    module = copy.deepcopy(module)
-    chosen = {id(convolution) for convolution, shape in _shapes(module, inputs) if pays(convolution, shape)}
-    for parent in list(module.modules()):
-        children = list(parent.named_children())
-        for index, (name, child) in enumerate(children):
-            if id(child) not in chosen or not isinstance(child, nn.Conv2d):
-                continue
-            follower, after = children[index + 1] if index + 1 < len(children) else ("", None)
-            relu = isinstance(parent, nn.Sequential) and isinstance(after, nn.ReLU)
-            if relu:  # a shared one stays what it is elsewhere
-                setattr(parent, follower, nn.Identity())
-            setattr(parent, name, Convolution(child, relu))
-    return module
+    network = copy.deepcopy(network)
+    for holder, name, part in list(_traceable(network)):
+        traced = _joined(part)
+        if holder is None:
+            network = traced
+        else:
+            setattr(holder, name, traced)
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Conv2d) and fits(child):
+                setattr(parent, name, Convolution(child, relu=False))
+    return network
 
 
-def pays(convolution: nn.Conv2d, shape: Sequence[int]) -> bool:
-    """Whether ``wae::conv3x3`` can compute ``convolution`` of (N, C, h, w) = ``shape``, and is the faster."""
-    fits = (
+def fits(convolution: nn.Conv2d) -> bool:
+    """Whether ``wae::conv3x3`` can compute ``convolution``, and has enough channels to be fast."""
+    return (
         convolution.kernel_size == (3, 3)
         and convolution.stride == convolution.padding == convolution.dilation == (1, 1)
         and convolution.groups == 1
         and convolution.padding_mode == "zeros"
         and convolution.weight.dtype == torch.float32
+        and convolution.in_channels >= _LEAST_CHANNELS
     )
-    return fits and convolution.in_channels >= 16
 
 
-@torch.no_grad()
-def _shapes(module: nn.Module, inputs: Sequence[Tensor]) -> list[tuple[nn.Conv2d, torch.Size]]:
-    """The convolutions that run exactly once on ``inputs``, with the shapes that they see."""
-    seen: list[tuple[nn.Conv2d, torch.Size]] = []
+def _traceable(module: nn.Module) -> Iterator[tuple[nn.Module | None, str, fx.GraphModule]]:
+    """The largest parts of ``module`` that hold convolutions and torch.fx can trace, with their places."""
+    parts: list[tuple[nn.Module | None, str, nn.Module]] = [(None, "", module)]
+    while parts:
+        holder, name, part = parts.pop()
+        if isinstance(part, nn.Conv2d) or not any(isinstance(m, nn.Conv2d) for m in part.modules()):
+            continue  # tracing a convolution itself would look into it
+        try:
+            yield holder, name, fx.symbolic_trace(part)
+        except Exception:  # any that the part's own code raises when it is traced
+            parts += [(part, *child) for child in part.named_children()]
 
-    def note(convolution: nn.Module, given: tuple[Tensor, ...]) -> None:
-        assert isinstance(convolution, nn.Conv2d)
-        seen.append((convolution, given[0].shape))
 
-    with ExitStack() as hooks:
-        for child in module.modules():
-            if isinstance(child, nn.Conv2d):
-                hooks.enter_context(child.register_forward_pre_hook(note))
-        module(*inputs)
-    counts = [id(convolution) for convolution, _ in seen]
-    return [entry for entry in seen if counts.count(id(entry[0])) == 1]
+def _joined(part: fx.GraphModule) -> fx.GraphModule:
+    """``part``, changed: its convolutions that run once, and the ReLUs behind them, are one module."""
+    calls = Counter(node.target for node in part.graph.nodes if node.op == "call_module")
+    for node in list(part.graph.nodes):
+        if node.op != "call_module" or calls[node.target] > 1 or len(node.users) != 1:
+            continue
+        convolution, after = part.get_submodule(node.target), next(iter(node.users))
+        if isinstance(convolution, nn.Conv2d) and fits(convolution) and _is_relu(part, after):
+            holder, _, name = node.target.rpartition(".")
+            setattr(part.get_submodule(holder), name, Convolution(convolution, relu=True))
+            after.replace_all_uses_with(node)
+            part.graph.erase_node(after)
+    part.recompile()
+    return part
+
+
+def _is_relu(part: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return isinstance(part.get_submodule(str(node.target)), nn.ReLU)
+    return node.target in (F.relu, torch.relu, "relu", "relu_")
