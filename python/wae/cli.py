@@ -15,6 +15,7 @@ import argparse
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 import wae_kernels
@@ -51,6 +52,7 @@ _OPTIONAL = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with ``arguments`` (default: the process's) and return the exit status."""
     options = _parser().parse_args(arguments)
+    warnings.filterwarnings("ignore", module=r"PIL\b")  # of odd files; what cannot be used is an error anyway
     try:
         return int(options.run(options))
     except (Failure, FileExistsError) as error:

@@ -6,7 +6,6 @@ Every image becomes a uint8 tensor of three colours. Nothing is ever downloaded.
 from __future__ import annotations
 
 import importlib.util
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -76,11 +75,11 @@ def read_image(path: Path | str) -> Tensor:
             Pillow's limit (``PIL.Image.MAX_IMAGE_PIXELS``), or holds 32-bit values of unknown range.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                rgb = _to_rgb(ImageOps.exif_transpose(image), image.format)
+        with Image.open(path) as image:
+            # Pillow only warns of it, and warnings cannot be caught on several threads at once
+            if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+                raise Image.DecompressionBombError
+            rgb = _to_rgb(ImageOps.exif_transpose(image), image.format)
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
