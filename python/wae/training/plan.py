@@ -79,6 +79,9 @@ class Stage:
         _numbers(self, float, 0, 1e6, "energy_weight", "transform_weight", "mimic_weight")
         _numbers(self, float, 1e-3, 1e6, "mimic_temperature")
         _numbers(self, float, 0, 1, "momentum", "label_smoothing", "sparsity", "ema")
+        for name in ("momentum", "sparsity", "ema"):  # at 1 nothing would be learnt
+            if getattr(self, name) == 1:
+                raise PlanError(f"{name} must be a number below 1, got {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True)
