@@ -1,6 +1,8 @@
 """``wae reproduce``: the trainings, that nothing is done twice, and the table. On digits, which are small."""
 
 import json
+import multiprocessing
+import time
 from dataclasses import asdict, replace
 
 import pytest
@@ -11,6 +13,7 @@ from wae.cli import main
 from wae.reproduce import Job, Result, Row
 from wae.training import plan
 from wae.training.checkpoint import CheckpointError
+from wae.training.trainer import TrainingError
 
 TINY = plan.from_dict(
     {
@@ -72,6 +75,26 @@ def test_trainings_are_kept_and_not_done_again(tmp_path):
 def test_what_goes_wrong_in_a_training_is_told(tmp_path):
     with pytest.raises(ValueError, match="the 1500 pictures of the training set, got 2000"):
         reproduce.run(tmp_path, "digits", [Job("14 x 14", 0)], replace(TINY, batch=2000), 1)
+
+
+def test_a_killed_worker_ends_the_wait_after_what_was_said():
+    context = multiprocessing.get_context("spawn")
+    messages = context.Queue()
+    workers = [context.Process(target=time.sleep, args=(20,), daemon=True) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    try:
+        workers[0].kill()
+        workers[0].join()
+        messages.put("said before")
+        time.sleep(0.2)  # the queue's thread writes it
+        assert reproduce._next(messages, workers) == "said before"
+        with pytest.raises(TrainingError, match="ended without a result: was it out of memory"):
+            reproduce._next(messages, workers)
+        assert workers[1].is_alive()
+    finally:
+        workers[1].kill()
+        workers[1].join()
 
 
 def test_a_student_needs_its_teacher(tmp_path):

@@ -33,7 +33,7 @@ from .timing import interleaved
 from .training import plan
 from .training.checkpoint import CheckpointError
 from .training.plan import Plan
-from .training.trainer import Epoch, Observer, train
+from .training.trainer import Epoch, Observer, TrainingError, train
 
 NETWORKS = {
     "28 x 28": "small_vgg",
@@ -151,7 +151,7 @@ def run(
     Raises:
         DatasetError: the data is missing or not what was published.
         CheckpointError: ``folder`` is one of another plan, or damaged.
-        RuntimeError: a training ended without a result.
+        TrainingError: a training ended without a result.
         ValueError: a teacher is missing among the ``wanted``.
     """
     if orphans := [job for job in wanted if job.network == MIMIC and Job(FULL, job.seed) not in wanted]:
@@ -186,14 +186,19 @@ def run(
 
 
 def _next(messages: Queue[Any], workers: Sequence[Any]) -> Any:
-    """The next message of a worker."""
-    while any(worker.is_alive() for worker in workers):
+    """The next message of a worker. Raises TrainingError where one was killed, or none is left to send it."""
+    while not _killed_or_done(workers):
         with contextlib.suppress(queue.Empty):
             return messages.get(timeout=1)
     try:
-        return messages.get(timeout=1)
+        return messages.get_nowait()  # what they had still to say
     except queue.Empty:
-        raise RuntimeError("a training ended without a result: was it out of memory?") from None
+        raise TrainingError("a training ended without a result: was it out of memory?") from None
+
+
+def _killed_or_done(workers: Sequence[Any]) -> bool:
+    statuses = [worker.exitcode for worker in workers]  # None while it works
+    return any(statuses) or None not in statuses
 
 
 def _work(todo: Queue[Job], messages: Queue[Any], folder: Path, data: str | Path, wae: Plan) -> None:
