@@ -15,10 +15,13 @@ import torch
 from tiny_classifier import tiny
 from trained import FIXED, JOINT, PLAN, network, pictures, run
 
+from wae.datasets import ImageFolder
 from wae.models.stock import StockDecoder, StockEncoder
+from wae.training import checkpoint, trainer
 from wae.training.checkpoint import CheckpointError
 from wae.training.losses import mimic_loss, transform_loss
 from wae.training.plan import Plan, Stage
+from wae.training.sparsity import Masks
 from wae.training.trainer import Observer, TrainingError, evaluate, learning_rate, train
 from wae_kernels.nn import Decoder, Encoder
 
@@ -135,6 +138,59 @@ def test_parts_of_a_batch_give_the_whole_batchs_gradient():
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
+def some_of(data, count):
+    """``data`` of which no batch has more than the first ``count``, as if the others could not be read."""
+    whole = data.batch
+    data.batch = lambda indices, epoch: whole(list(indices)[:count], epoch)
+    return data
+
+
+@pytest.mark.filterwarnings("ignore:epoch .* images could not be read")
+def test_parts_of_a_batch_that_is_not_full_give_its_gradient():
+    """Six pictures of eight make three parts of two, not four."""
+    plan, trained = only(JOINT, norm_statistics="fixed"), []
+    for accumulate in (1, 4):
+        trained.append(network())
+        data = some_of(pictures(), 6)
+        train(trained[-1], replace(plan, accumulate=accumulate), data, pictures(augment=False))
+    for one, other in zip(*(model.parameters() for model in trained), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_a_batch_without_pictures_ends_a_training_and_not_an_evaluation():
+    data = pictures(augment=False)
+    whole = data.batch
+    data.batch = lambda indices, epoch: whole([i for i in indices if i >= 8], epoch)
+    with pytest.warns(UserWarning, match="8 images could not be read"):
+        assert evaluate(network(), data, batch=8).pictures == 24
+    flat, stage = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 3)), PLAN.stages[1]
+    with pytest.raises(TrainingError, match=r"of step 1 in epoch 1 of stage 1 \(classifier\) can be read"):
+        train(flat, only(stage), some_of(pictures(), 0), data)
+    with pytest.raises(TrainingError, match="none of the training pictures that are measured first"):
+        train(network(), only(JOINT, start="linear"), some_of(pictures(), 0), data)
+
+
+def test_a_large_seed_trains():
+    history = run(only(replace(JOINT, epochs=1), seed=2**31))[1]
+    assert math.isfinite(history[0].losses["loss"])
+
+
+@pytest.mark.parametrize("start", [{"start": "linear"}, {"norm_statistics": "fixed"}], ids=str)
+def test_a_folder_is_measured_in_all_its_classes(monkeypatch, start):
+    samples = [(f"{number}.png", number // 16) for number in range(32)]
+    folder = ImageFolder(samples, ("dark", "light"), 8, 8, augment=False, seed=0)
+    taken, colours = [], pictures(augment=False)
+
+    def batch(indices, epoch):
+        taken.append(list(indices))
+        return colours.batch(indices, epoch)
+
+    monkeypatch.setattr(trainer, "_SAMPLE", 8)
+    monkeypatch.setattr(folder, "batch", batch)
+    train(network(), only(replace(JOINT, epochs=1), **start), folder, pictures(augment=False))
+    assert taken[0] == list(range(0, 32, 4))
+
+
 def test_mixed_precision_trains_on_the_processor():
     history = run(only(JOINT, precision="bfloat16"))[1]
     exact = run(only(JOINT))[1]
@@ -187,6 +243,12 @@ def zeros(model):
     return {n: (p == 0).float().mean().item() for n, p in model.named_parameters() if p.dim() > 1}
 
 
+def test_a_share_that_is_a_whole_number_is_no_count():
+    model = network()
+    Masks(model, 1)
+    assert set(zeros(model).values()) == {1.0}
+
+
 def test_dense_sparse_dense():
     (sparse, _), (dense, _) = run(replace(PLAN, stages=DSD[:2])), run(replace(PLAN, stages=DSD))
     assert zeros(sparse) == pytest.approx(dict.fromkeys(zeros(sparse), 0.5), abs=0.05)
@@ -237,6 +299,43 @@ def test_a_training_that_goes_on_ends_as_one_that_was_not_stopped(tmp_path, epoc
     again, same = run(VARIED, network(seed=8), state=path, resume=True)  # there is nothing left to do
     assert_same(state(again), state(expected))
     assert same == history
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_an_optimizer_without_momentum_goes_on(tmp_path, optimizer):
+    path = tmp_path / "state"
+    plan = only(replace(JOINT, optimizer=optimizer, momentum=0.0))
+    expected, whole = run(plan)
+    with pytest.raises(KeyboardInterrupt):
+        run(plan, state=path, observer=StopAt(2))
+    model, history = run(plan, network(seed=7), state=path, resume=True)
+    assert_same(state(model), state(expected))
+    assert [e.losses for e in history] == [e.losses for e in whole]
+
+
+def test_an_optimizer_with_a_state_needs_it(tmp_path):
+    path, model = tmp_path / "state", torch.nn.Linear(2, 2)
+    checkpoint.save(path, model, {}, torch.optim.SGD(model.parameters(), 0.1))
+    weights = list(model.parameters())
+    for needs in (torch.optim.SGD(weights, 0.1, momentum=0.9), torch.optim.Adam(weights)):
+        with pytest.raises(CheckpointError, match="there is no optimizer state"):
+            checkpoint.load(path, model, needs)
+
+
+@pytest.mark.filterwarnings("ignore:for .*no-op")
+def test_an_optimizers_tensors_go_where_the_parameters_are(tmp_path):
+    """To another device, which any machine has; only Adam's count of steps stays on the processor."""
+    path, model = tmp_path / "state", torch.nn.Linear(2, 2)
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    checkpoint.save(path, model, {}, optimizer)
+    elsewhere = torch.nn.Linear(2, 2, device="meta")
+    restored = torch.optim.Adam(elsewhere.parameters())
+    checkpoint.load(path, elsewhere, restored)
+    for parameter in elsewhere.parameters():
+        devices = {name: tensor.device.type for name, tensor in restored.state[parameter].items()}
+        assert devices == {"step": "cpu", "exp_avg": "meta", "exp_avg_sq": "meta"}
 
 
 def test_only_a_checkpoint_of_the_same_training_is_gone_on_with(tmp_path):

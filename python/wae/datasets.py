@@ -302,7 +302,7 @@ class ImageFolder:
         if on_corrupt not in ("error", "skip"):
             raise DatasetError(f"on_corrupt: need 'error' or 'skip', got {on_corrupt!r}")
         self.samples, self.labels = list(samples), tuple(labels)
-        self.seed, self.on_corrupt = seed, on_corrupt
+        self.size, self.seed, self.on_corrupt = size, seed, on_corrupt
         self._transform = v2.Compose(
             [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()]
             if augment
@@ -313,11 +313,9 @@ class ImageFolder:
         return len(self.samples)
 
     def batch(self, indices: Sequence[int], epoch: int) -> tuple[Tensor, Tensor]:
-        """See :meth:`Dataset.batch`.
+        """See :meth:`Dataset.batch`. It is empty, (0, 3, size, size) and (0,), where all files are left out.
 
-        Raises:
-            ImageError: a file cannot be used, and ``on_corrupt`` is "error".
-            DatasetError: not one of the files can be used.
+        Raises ImageError where a file cannot be used and ``on_corrupt`` is "error".
         """
         images, targets = [], []
         for index in indices:
@@ -329,10 +327,8 @@ class ImageFolder:
                 if self.on_corrupt == "error":
                     raise
                 warnings.warn(f"{error}; the image is left out", stacklevel=2)
-        if not images:
-            first = self.samples[indices[0]][0]
-            raise DatasetError(f"{first}: neither this nor any other image of its batch can be read")
-        return torch.stack(images), torch.tensor(targets)
+        none = torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
+        return torch.stack(images) if images else none, torch.tensor(targets, dtype=torch.int64)
 
     def _image(self, path: str, index: int, epoch: int) -> Tensor:
         image = read_image(path)

@@ -64,7 +64,7 @@ def load(
 
     Raises:
         CheckpointError: the file is missing or damaged, or its tensors are not those of ``model``; or an
-            optimizer or average was given and the file holds none.
+            optimizer that keeps a state, or an average, was given and the file holds none.
     """
     tensors, recipe = _read(path)
     parts: dict[str, dict[str, Tensor]] = {"": {}, _OPTIMIZER: {}, _AVERAGE: {}}
@@ -72,7 +72,7 @@ def load(
         prefix = next((p for p in (_OPTIMIZER, _AVERAGE) if name.startswith(p)), "")
         parts[prefix][name.removeprefix(prefix)] = tensor
     for wanted, prefix in ((optimizer, _OPTIMIZER), (average, _AVERAGE)):
-        if wanted is not None and not parts[prefix]:
+        if wanted is not None and not parts[prefix] and not _keeps_nothing(wanted):
             kind = prefix.rstrip(".")
             raise CheckpointError(f"{path}: training cannot go on from here: there is no {kind} state")
     _fill(path, model, parts[""])
@@ -136,10 +136,17 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
     }
 
 
+def _keeps_nothing(wanted: torch.optim.Optimizer | nn.Module) -> bool:
+    """Whether this is an optimizer without a state: SGD without momentum."""
+    return isinstance(wanted, torch.optim.SGD) and not any(group["momentum"] for group in wanted.param_groups)
+
+
 def _restore_optimizer(
     model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
 ) -> None:
     parameters = dict(model.named_parameters())
     for full_name, tensor in tensors.items():
         name, _, key = full_name.rpartition(".")
-        optimizer.state[parameters[name]][key] = tensor
+        parameter = parameters[name]
+        # Adam counts its steps on the processor, wherever the parameter is.
+        optimizer.state[parameter][key] = tensor if key == "step" else tensor.to(parameter.device)

@@ -18,7 +18,7 @@ class Masks:
     """
 
     def __init__(self, model: nn.Module, share: float) -> None:
-        rule = L1Unstructured(share)
+        rule = L1Unstructured(float(share))  # it would take an integer for a count
         weights = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
         self._masks = [(weight, _mask(rule, weight.detach().contiguous())) for weight in weights]
         self.apply()

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from wae.datasets import Dataset, batches
+from wae.datasets import Dataset, ImageFolder, batches
 from wae.models.classifier import WAEClassifier
 from wae_kernels.nn import Encoder
 
@@ -228,7 +228,9 @@ class _Run:
         model, plan = self.model, self.plan
         if not isinstance(model, WAEClassifier) or (number and plan.norm_statistics == "batch"):
             return
-        sample = _to(self.training.batch(range(min(_SAMPLE, len(self.training))), 0)[0], self.device)
+        sample = _to(self.training.batch(_sample(self.training), 0)[0], self.device)
+        if not len(sample):
+            raise TrainingError("none of the training pictures that are measured first can be read")
         if number == 0 and plan.start == "linear":
             if model.decoder is None or not isinstance(model.encoder, Encoder):
                 raise ValueError("start = linear needs a model with a learned encoder and a decoder")
@@ -250,7 +252,7 @@ class _Run:
         """Take the steps of one epoch; the means of their losses."""
         plan, stage = self.plan, self.plan.stages[number]
         key = (plan.seed * 1009 + number) * 10_007 + epoch
-        torch.manual_seed(key * 4099 + self.rank)  # dropout
+        torch.manual_seed((key * 4099 + self.rank) % 2**64)  # dropout
         self._train_mode()
         loader = batches(
             self.training, plan.batch, epoch + 10_007 * number, plan.seed, True,
@@ -262,6 +264,11 @@ class _Run:
         for step, (images, labels) in enumerate(loader):
             for group in optimizer.param_groups:
                 group["lr"] = group["share"] * learning_rate(stage, epoch + step / steps)
+            if not len(labels):
+                raise TrainingError(
+                    f"none of the pictures of step {step + 1} in epoch {epoch + 1} of stage {number + 1} "
+                    f"({stage.kind}) can be read"
+                )
             losses = self._step(module, _to(images, self.device), labels.to(self.device), optimizer)
             if masks:
                 masks.apply()
@@ -283,18 +290,17 @@ class _Run:
         self, module: nn.Module, images: Tensor, labels: Tensor, optimizer: torch.optim.Optimizer
     ) -> dict[str, Tensor]:
         """One step of the optimizer; its losses, this process's."""
-        parts = self.plan.accumulate
+        # Fewer than planned, where pictures that cannot be read leave too few.
+        parts = list(zip(images.chunk(self.plan.accumulate), labels.chunk(self.plan.accumulate), strict=True))
         total: dict[str, Tensor] = {}
         optimizer.zero_grad()
-        for part, (some, some_labels) in enumerate(
-            zip(images.chunk(parts), labels.chunk(parts), strict=True)
-        ):
-            more = part + 1 < parts  # then the gradients need not be exchanged yet
+        for part, (some, some_labels) in enumerate(parts):
+            more = part + 1 < len(parts)  # then the gradients need not be exchanged yet
             with module.no_sync() if isinstance(module, DistributedDataParallel) and more else nullcontext():
                 with self._autocast():
                     losses = module(some, some_labels)
-                self.scaler.scale(losses["loss"] / parts).backward()
-            total = {name: loss.detach() / parts + total.get(name, 0) for name, loss in losses.items()}
+                self.scaler.scale(losses["loss"] / len(parts)).backward()
+            total = {name: loss.detach() / len(parts) + total.get(name, 0) for name, loss in losses.items()}
         self.scaler.step(optimizer)
         self.scaler.update()
         return total
@@ -417,6 +423,12 @@ def _state(path: Path, made: dict[str, Any], plan: Plan) -> _State:
 def _epoch(entry: Mapping[str, Any]) -> Epoch:
     accuracy = entry["accuracy"]
     return Epoch(**{**entry, "accuracy": accuracy and Accuracy(*accuracy)})
+
+
+def _sample(data: Dataset) -> range:
+    """Which pictures to measure: the first; in a folder, where class follows class, every so many."""
+    every = max(1, len(data) // _SAMPLE) if isinstance(data, ImageFolder) else 1
+    return range(0, len(data), every)[:_SAMPLE]
 
 
 def _to(images: Tensor, device: torch.device | str) -> Tensor:
