@@ -23,7 +23,7 @@ from wae.models import classifiers
 from wae.models.baselines import FullResolution, HalfResolution
 from wae.models.classifiers import builder
 from wae.models.small_vgg import SmallVGG
-from wae.training import checkpoint, plan, pretrained, session
+from wae.training import checkpoint, plan, pretrained, processes, session
 
 TINY = """
 model = "tiny"
@@ -210,6 +210,19 @@ def test_interrupted_in_the_first_epoch(train, monkeypatch, capsys):
         assert train() == 130
     assert "no epoch was finished" in errors(capsys)
     assert train("--resume") == 0  # from the beginning
+
+
+def test_going_on_before_the_first_checkpoint_starts_from_the_given_weights(train, monkeypatch, tmp_path):
+    given = ["--weights", weights(tmp_path / "given.safetensors"), "--autoencoder", "included"]
+    assert train(*given, out=tmp_path / "whole") == 0
+    with monkeypatch.context() as patch:
+        Stop(patch, 1)
+        assert train(*given) == 130
+    (tmp_path / "out" / "plan.toml").write_text("what was begun")
+    assert train(*given, "--resume") == 0
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "out"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert (tmp_path / "out" / "plan.toml").read_text() == (tmp_path / "whole" / "plan.toml").read_text()
 
 
 def test_a_folder_with_something_in_it_is_not_touched(train, tmp_path, capsys):
@@ -420,6 +433,30 @@ def test_files_that_are_no_body(tmp_path, content, message):
     with pytest.raises(checkpoint.CheckpointError, match=message):
         pretrained.load_body(model, "small_vgg", str(path))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore:.*left out|.*images could not be read")
+def test_test_pictures_that_cannot_be_read(train, pictures, tmp_path, capsys):
+    for path in (pictures / "val" / "red").iterdir():
+        path.write_bytes(b"broken")
+    model = weights(tmp_path / "model.safetensors")
+    arguments = ["eval", model, "--data", pictures, "--on-corrupt", "skip", "--batch", 4, "--seconds", 0.05]
+    save_classifier(model, tiny(3), "tiny", input=Input(14, 16, False), force=True)
+    assert run(*arguments) == 0
+    for path in (pictures / "val" / "blue").iterdir():
+        path.write_bytes(b"broken")
+    assert train("--on-corrupt", "skip") == 1
+    assert "none of the first 8 test pictures can be read" in errors(capsys)
+
+
+def test_only_the_first_process_prints_an_evaluation(pictures, tmp_path, capsys, monkeypatch):
+    model = tmp_path / "model.safetensors"
+    save_classifier(model, tiny(3), "tiny", input=Input(14, 16, False))
+    for first in (True, False):
+        monkeypatch.setattr(processes, "is_first", lambda first=first: first)
+        assert run("eval", model, "--data", pictures, "--seconds", 0.05) == 0
+        said = capsys.readouterr().out
+        assert ("top-1 error" in said, bool(said)) == (first, first)
 
 
 def test_eval_refuses_what_it_cannot_compare(pictures, tmp_path, capsys):

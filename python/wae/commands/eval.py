@@ -46,11 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Evaluate every checkpoint, time them in turns, and print the table."""
+    """Evaluate every checkpoint, on all processes; the first times them in turns and prints the table."""
     from wae import evaluation
     from wae.data import ImageError
     from wae.training.checkpoint import CheckpointError
-    from wae.training.processes import joined
+    from wae.training.processes import is_first, joined
     from wae.training.trainer import evaluate
 
     try:
@@ -61,11 +61,14 @@ def run(options: argparse.Namespace) -> int:
                 candidate.accuracy = evaluate(
                     candidate.model, data, options.batch, device, workers=options.workers
                 )
-            evaluation.measure(candidates, options.seconds)
+            first = is_first()
+            if first:
+                evaluation.measure(candidates, options.seconds)
     except (CheckpointError, ImageError, ValueError) as error:
         raise shared.Failure(str(error)) from None
-    shared.console().print(evaluation.table(candidates))
-    print(f"Of {options.data}'s test pictures. {evaluation.HOW_TIMED}")
+    if first:
+        shared.console().print(evaluation.table(candidates))
+        print(f"Of {options.data}'s test pictures. {evaluation.HOW_TIMED}")
     return 0
 
 

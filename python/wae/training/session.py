@@ -21,7 +21,15 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from wae.checkpoints import Input, load_classifier, save_classifier
-from wae.datasets import Dataset, ImageFolder, InMemory, OnCorrupt, evaluation_resize, open_dataset
+from wae.datasets import (
+    Dataset,
+    DatasetError,
+    ImageFolder,
+    InMemory,
+    OnCorrupt,
+    evaluation_resize,
+    open_dataset,
+)
 from wae.files import written
 from wae.models.classifier import WAEClassifier
 from wae.models.classifiers import builder
@@ -91,18 +99,21 @@ class Session:
         with joined(self.device) as device:
             if is_first():
                 self._check_folder()
+            goes_on = self.resume and self.state.exists()
             sets = [self._data(train=True), self._data(train=False)]
-            plan, model = self._model(sets[0])
+            plan, model = self._model(sets[0], goes_on)
             pictures = sets[1].batch(range(min(_PICTURES, len(sets[1]))), 0)[0]
+            if not len(pictures):
+                raise DatasetError(f"{self.data}: none of the first {_PICTURES} test pictures can be read")
             _try_out(model, plan.model, pictures)
             teacher = self._teacher(pictures, len(sets[1].labels))
-            with self._observer(console, pictures) as observer:
+            with self._observer(console, pictures, goes_on) as observer:
                 history = train(
                     model,
                     plan,
                     *sets,
                     state=self.state,
-                    resume=self.resume and self.state.exists(),
+                    resume=goes_on,
                     teacher=teacher,
                     observer=observer,
                     workers=self.workers,
@@ -131,8 +142,8 @@ class Session:
     def _data(self, train: bool) -> Dataset:
         return open_dataset(self.data, train, train, self.plan.seed, self.size, self.on_corrupt)
 
-    def _model(self, data: Dataset) -> tuple[Plan, nn.Module]:
-        """The network with the weights that it starts from, and the plan as it is for this network."""
+    def _model(self, data: Dataset, goes_on: bool) -> tuple[Plan, nn.Module]:
+        """The network, with the weights to start from unless it ``goes_on``, and the plan as it is for it."""
         plan, classes = self.plan, len(data.labels)
         build = builder(plan.model)
         if build is None:
@@ -146,7 +157,7 @@ class Session:
         pretrained.scale_for_photos(model)
         if self.weights or self.autoencoder:
             plan = replace(plan, start="random")  # not the linear one: it would replace what is loaded here
-        if not self.resume:
+        if not goes_on:
             self._load(model, plan.model, classes)
         return plan, model
 
@@ -175,13 +186,13 @@ class Session:
         return teacher
 
     @contextmanager
-    def _observer(self, console: Console, pictures: Tensor) -> Iterator[Observer]:
+    def _observer(self, console: Console, pictures: Tensor, goes_on: bool) -> Iterator[Observer]:
         """What shows and keeps the training; on other processes than the first, nothing."""
         if not is_first():
             yield Observer()
             return
         with ExitStack() as stack:
-            observers: list[Observer] = [] if self.resume else [_NewFolder(self.folder)]
+            observers: list[Observer] = [] if goes_on else [_NewFolder(self.folder)]
             observers.append(JsonLines(self.folder / LOG))
             try:
                 observers.append(TensorBoard(self.folder / TENSORBOARD, pictures))
