@@ -451,12 +451,13 @@ def test_test_pictures_that_cannot_be_read(train, pictures, tmp_path, capsys):
 
 def test_only_the_first_process_prints_an_evaluation(pictures, tmp_path, capsys, monkeypatch):
     model = tmp_path / "model.safetensors"
-    save_classifier(model, tiny(3), "tiny", input=Input(14, 16, False))
+    save_classifier(model, tiny(3), "tiny", ("a", "b", "c"), Input(14, 16, False))
     for first in (True, False):
         monkeypatch.setattr(processes, "is_first", lambda first=first: first)
         assert run("eval", model, "--data", pictures, "--seconds", 0.05) == 0
-        said = capsys.readouterr().out
-        assert ("top-1 error" in said, bool(said)) == (first, first)
+        said = capsys.readouterr()
+        assert ("top-1 error" in said.out, bool(said.out)) == (first, first)
+        assert ("its classes have other names" in said.err, bool(said.err)) == (first, first)
 
 
 def test_eval_refuses_what_it_cannot_compare(pictures, tmp_path, capsys):

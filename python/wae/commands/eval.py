@@ -76,6 +76,7 @@ def _data(options: argparse.Namespace, candidate: Candidate) -> Dataset:
     """The test set in the size that the network was trained on, after a check of its classes."""
     from wae.datasets import open_dataset
     from wae.training.checkpoint import CheckpointError
+    from wae.training.processes import is_first
 
     # Named sets have one size, which a wrong checkpoint is told by the network itself.
     size = candidate.described.input.size if Path(options.data).is_dir() else None
@@ -84,6 +85,6 @@ def _data(options: argparse.Namespace, candidate: Candidate) -> Dataset:
     if known != told:
         raise CheckpointError(f"{candidate.path}: knows {known} classes, the data has {told}")
     labels = candidate.described.labels
-    if labels is not None and labels != data.labels:
+    if labels is not None and labels != data.labels and is_first():
         shared.complain(f"{candidate.path}: its classes have other names than the data's; taken by number")
     return data
