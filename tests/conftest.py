@@ -89,8 +89,8 @@ def cell(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 @pytest.fixture(autouse=True)
 def children_signal_put_back() -> Iterator[None]:
-    """Put SIGCHLD's handler back. That of torch's DataLoader stays once a test has used workers, and the process
-    crashed in it when a child ended after the engines of wae.deploy had run.
+    """Put SIGCHLD's handler back. That of torch's DataLoader stays once a test has used workers, and the
+    process crashed in it when a child ended after the engines of wae.deploy had run.
     """
     handler = signal.getsignal(signal.SIGCHLD)
     yield
