@@ -77,7 +77,7 @@ def bench_parts(compare: Compare, network: str, batch: int) -> None:
 @pytest.mark.parametrize("runner", ["eager", pytest.param("openvino", marks=FULL)])
 @torch.no_grad()
 def bench_sizes(compare: Compare, runner: str) -> None:
-    """ResNet50 and WAE-ResNet50 on one image, small to large."""
+    """ResNet50 and WAE-ResNet50 on one image, small to large; both deployed in the same engine."""
     if (reason := ENGINES[runner].why_not(CPU)) is not None:
         pytest.skip(reason)
     built = {name: build() for name, build in forms("ResNet50").items()}
@@ -86,10 +86,7 @@ def bench_sizes(compare: Compare, runner: str) -> None:
     for size in (128, 224, 320, 448, 640):
         image = images(1, size, CPU)
         for name, model in models.items():
-            # a stock network in eager mode is what a user has; WAE is deployed, the engine decides the rest
-            stock = runner == "eager" and name == "ResNet50"
-            run = model if stock else deploy(model, (size, size), engine=runner)
-            functions[side(name, str(size))] = partial(run, image)
+            functions[side(name, str(size))] = partial(deploy(model, (size, size), engine=runner), image)
     compare("WAE-ResNet50 | 224", functions, agree=[], table="sizes", runner=runner, images=1, **TURNS)
 
 

@@ -214,7 +214,10 @@ def _tables(result: Result, table: str) -> list[Benchmark]:
 def _sides(title: str, benchmarks: list[Benchmark]) -> Iterable[list[str]]:
     """A row for each side, a column for each number of images; how many times ours each takes."""
     sides = list(dict.fromkeys(side for b in benchmarks for side in b["timings"]))
-    heads = [f"batch {b['images']}" if "images" in b else "4.2 megapixels" for b in benchmarks]
+    heads = [
+        f"batch {b['images']}" if "images" in b else f"{max(b['megapixels'].values()):.1f} megapixels"
+        for b in benchmarks
+    ]
     rows = [f"| {title} | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
     for side in sides:
         cells = [_cell(b, side) if side in b["timings"] else "" for b in benchmarks]
