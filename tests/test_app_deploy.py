@@ -160,6 +160,40 @@ def test_half_precision(model):
     assert_close(deployed(images).float(), model(images), 5e-2)
 
 
+# ------------------------------------------------------------------------------------------------- threads
+
+
+@pytest.mark.parametrize("engine", [name for name in QUICK if ENGINES[name].foreign])
+@pytest.mark.parametrize("front", [1, None])
+def test_the_number_of_threads_is_as_before(engine, front, model, monkeypatch):
+    needs(engine)
+    monkeypatch.setattr(wae.deploy.Deployed, "_best_front_threads", lambda self: front)
+    deployed = deploy(model, SIZE, engine=engine)
+    before, images = torch.get_num_threads(), photos(1)
+    assert_close(deployed(images), model(images))
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's list of threads")
+def test_idle_threads_end_before_an_engine_with_its_own():
+    code = """
+import os, torch
+from wae import engines
+assert engines._openmp_pause() is not None
+torch.set_num_threads(3)
+counts = []
+for _ in range(2):
+    (torch.ones(500, 500) @ torch.ones(500, 500)).add(1)
+    counts.append(len(os.listdir("/proc/self/task")))
+    engines._end_threads()
+    counts.append(len(os.listdir("/proc/self/task")))
+print(*counts)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    working, ended, working_again, ended_again = map(int, done.stdout.split())
+    assert ended == ended_again < working == working_again
+
+
 @pytest.mark.slow
 def test_compiled_networks_are_frozen_and_not_counted_together():
     """PyTorch gives up on a function it has compiled too often; weights that are inputs are not packed."""

@@ -9,11 +9,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -65,12 +66,15 @@ class Deployed:
         self.engine, self.size, self.batch = engine.name, size, batch
         self.difference, self.seconds = float("nan"), {}
         self._like = _first_parameter(model)
-        self._memory_format = memory_format if engine.any_strides else torch.contiguous_format
+        self._memory_format = torch.contiguous_format if engine.foreign else memory_format
         self._front, self._rest = _split(model)
+        self._front_threads: int | None = None  # as many as PyTorch has
         self._build = engine.build
         self._examples = example_images(model, batch, size)
         with torch.no_grad():
             self._run = self._build(self._rest, self._inputs(self._examples))
+            if engine.foreign and isinstance(model, WAEClassifier):
+                self._front_threads = self._best_front_threads()
         self._run_any: Run | None = None
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -92,7 +96,24 @@ class Deployed:
 
     def _inputs(self, images: Tensor) -> Sequence[Tensor]:
         images = images if images.dtype == torch.uint8 else images.to(self._like.dtype)
-        return [x.contiguous(memory_format=self._memory_format) for x in self._front(images)]
+        with _threads(self._front_threads):
+            return [x.contiguous(memory_format=self._memory_format) for x in self._front(images)]
+
+    def _best_front_threads(self) -> int | None:
+        """Whether the front is faster with one thread or with all.
+
+        An engine's own threads still wait in a loop when the next call begins, and PyTorch's have to wait for
+        a core. All begin together, so the slowest counts; one thread has a core already.
+        """
+
+        def call(threads: int | None) -> None:
+            self._front_threads = threads
+            self._run(*self._inputs(self._examples))
+
+        choices = {"one": 1, "all": None}
+        functions = {name: partial(call, threads) for name, threads in choices.items()}
+        timings = interleaved(functions, seconds=0.3, min_rounds=5, burst=2, settle=1)
+        return choices[min(timings, key=lambda name: timings[name].median)]
 
     def _runner(self, inputs: Sequence[Tensor]) -> Run:
         if inputs[0].shape[0] == self.batch:
@@ -123,6 +144,19 @@ class Deployed:
             raise TypeError(f"images must be uint8 or floating point, got {images.dtype}")
         if images.device != self._like.device:
             raise ValueError(f"images must be on {self._like.device}, got {images.device}")
+
+
+@contextlib.contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    """Within it PyTorch has this number of threads; with None, as many as it has."""
+    before = torch.get_num_threads()
+    if number is not None:
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        if number is not None:
+            torch.set_num_threads(before)
 
 
 def deploy(

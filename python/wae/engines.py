@@ -11,12 +11,14 @@ run returns may be overwritten by the next one, and runs of one engine must not 
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import importlib
 import importlib.util
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +44,7 @@ class Engine:
         devices: types of device it computes on.
         packages: what it imports, by the name that pip knows.
         compile: see :meth:`build`.
-        any_strides: whether it computes on tensors of any memory format; else it copies all but contiguous.
+        foreign: whether it is not PyTorch's: it copies all but contiguous tensors, and has its own threads.
         kernels: whether it needs our compiled kernels.
     """
 
@@ -50,7 +52,7 @@ class Engine:
     devices: tuple[str, ...]
     packages: dict[str, str]
     compile: Callable[[nn.Module, Sequence[Tensor], bool], Run]
-    any_strides: bool = True
+    foreign: bool = False
     kernels: bool = False
 
     def why_not(self, device: torch.device | str) -> str | None:
@@ -97,6 +99,10 @@ def _eager(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -> Run:
     return module
 
 
+_MANY_WEIGHTS = 2**20  # of one layer: about what the second-level cache holds
+_QUIET = {"autotune_num_choices_displayed": 0, "max_autotune_report_choices_stats": False}
+
+
 def _torch_compile(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -> Run:
     def forward(*tensors: Tensor) -> Any:
         return module(*tensors)
@@ -105,7 +111,10 @@ def _torch_compile(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -
     forward.__code__ = forward.__code__.replace()
     options: dict[str, Any] = {}
     if inputs[0].is_cuda:
-        options |= {"max_autotune": True, "triton.cudagraphs": not dynamic}
+        options = {"max_autotune": True, "triton.cudagraphs": not dynamic}
+    elif any(isinstance(m, nn.Linear) and m.weight.numel() >= _MANY_WEIGHTS for m in module.modules()):
+        # for few images a generated FC layer reads its weights from memory at twice the speed of MKL's
+        options = {"max_autotune": True, "max_autotune_gemm_backends": "CPP,ATEN", **_QUIET}
     compiled: Run = torch.compile(
         forward, fullgraph=True, dynamic=None if dynamic else False, options=options
     )
@@ -201,6 +210,7 @@ def onnx_session(model: bytes) -> Run:
 
     def run(*tensors: Tensor) -> Any:
         arrays = (x.contiguous().numpy() for x in tensors)
+        _end_threads()
         return _as_tensors(session.run(None, dict(zip(names, arrays, strict=True))))
 
     return run
@@ -220,10 +230,31 @@ def _openvino(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -> Run
 
     def run(*tensors: Tensor) -> Any:
         arrays = [x.contiguous().numpy() for x in tensors]
+        _end_threads()
         outputs = request.infer(arrays, share_inputs=True, share_outputs=True)
         return _as_tensors(list(outputs.values()))
 
     return run
+
+
+def _end_threads() -> None:
+    """End PyTorch's idle threads; its next operation starts them again, in some 0.05 ms.
+
+    They are OpenMP's, and wait for that operation in a loop. An engine with threads of its own would share
+    the cores with them for milliseconds (docs/deploy.md).
+    """
+    pause = _openmp_pause()
+    if pause is not None:
+        pause(1)  # omp_pause_soft
+
+
+@functools.cache
+def _openmp_pause() -> Callable[[int], int] | None:
+    """OpenMP 5.0's omp_pause_resource_all, of the library that PyTorch has loaded; None where it has none."""
+    try:
+        return cast(Callable[[int], int], ctypes.CDLL(None).omp_pause_resource_all)
+    except (OSError, TypeError, AttributeError):  # TypeError: on Windows
+        return None
 
 
 def _as_tensors(arrays: Sequence[Any]) -> Tensor | list[Tensor]:
@@ -239,8 +270,8 @@ ENGINES: dict[str, Engine] = {
         Engine("eager", ("cpu", "cuda"), {}, _eager),
         Engine("compile", ("cpu", "cuda"), {}, _torch_compile),
         Engine("winograd", ("cpu",), {}, _winograd, kernels=True),
-        Engine("onnxruntime", ("cpu",), {**_ONNX, "onnxruntime": "onnxruntime"}, _onnxruntime, False),
-        Engine("openvino", ("cpu",), {**_ONNX, "openvino": "openvino"}, _openvino, False),
+        Engine("onnxruntime", ("cpu",), {**_ONNX, "onnxruntime": "onnxruntime"}, _onnxruntime, foreign=True),
+        Engine("openvino", ("cpu",), {**_ONNX, "openvino": "openvino"}, _openvino, foreign=True),
         Engine("cudagraphs", ("cuda",), {}, _cudagraphs),
         Engine("tensorrt", ("cuda",), {"torch_tensorrt": "torch-tensorrt"}, _tensorrt),
     )
