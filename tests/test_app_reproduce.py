@@ -2,6 +2,9 @@
 
 import json
 import multiprocessing
+import os
+import signal
+import struct
 import time
 from dataclasses import asdict, replace
 
@@ -10,7 +13,7 @@ import pytest
 from wae import reproduce
 from wae.checkpoints import describe, load_classifier
 from wae.cli import main
-from wae.reproduce import Job, Result, Row
+from wae.reproduce import Job, Progress, Result, Row
 from wae.training import plan
 from wae.training.checkpoint import CheckpointError
 from wae.training.trainer import TrainingError
@@ -77,24 +80,56 @@ def test_what_goes_wrong_in_a_training_is_told(tmp_path):
         reproduce.run(tmp_path, "digits", [Job("14 x 14", 0)], replace(TINY, batch=2000), 1)
 
 
-def test_a_killed_worker_ends_the_wait_after_what_was_said():
-    context = multiprocessing.get_context("spawn")
-    messages = context.Queue()
-    workers = [context.Process(target=time.sleep, args=(20,), daemon=True) for _ in range(2)]
-    for worker in workers:
-        worker.start()
-    try:
-        workers[0].kill()
-        workers[0].join()
-        messages.put("said before")
-        time.sleep(0.2)  # the queue's thread writes it
-        assert reproduce._next(messages, workers) == "said before"
-        with pytest.raises(TrainingError, match="ended without a result: was it out of memory"):
-            reproduce._next(messages, workers)
-        assert workers[1].is_alive()
-    finally:
-        workers[1].kill()
-        workers[1].join()
+@pytest.mark.slow
+def test_a_worker_killed_in_training_ends_the_run_and_the_next_run_goes_on(tmp_path):
+    told = []
+
+    def kill(progress):
+        told.append(progress.done)
+        for process in multiprocessing.active_children():
+            process.kill()
+
+    with pytest.raises(TrainingError, match="ended without a result: was it out of memory"):
+        reproduce.run(tmp_path, "digits", [Job("WAE", 0)], TINY, 1, kill)
+    assert told == [1]
+    reproduce.run(tmp_path, "digits", [Job("WAE", 0)], TINY, 1, lambda progress: told.append(progress.done))
+    assert told == [1, 2]
+
+
+def killed_while_it_writes(link, folder, data, wae):
+    """A worker: of its second message's 40 bytes it writes the number and ten. Others go on."""
+    job = link.recv()
+    if job.network != "WAE":
+        time.sleep(600)
+    link.send(Progress(job, "joint", 1, 2, None))
+    os.write(link.fileno(), struct.pack("!i", 40) + bytes(10))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_worker_killed_while_it_writes_ends_the_run_after_what_was_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce, "_work", killed_while_it_writes)
+    wanted, told = [Job("WAE", 0), Job("14 x 14", 0)], []
+    with pytest.raises(TrainingError, match="ended without a result: was it out of memory"):
+        reproduce.run(tmp_path, "digits", wanted, TINY, 2, told.append)
+    assert told == [Progress(Job("WAE", 0), "joint", 1, 2, None)]
+    for process in multiprocessing.active_children():
+        process.join(10)
+        assert process.exitcode is not None
+
+
+@pytest.mark.parametrize("jobs", [[], [Job("WAE", 0)]], ids=["idle", "in training"])
+def test_a_worker_ends_when_the_main_process_is_gone(tmp_path, monkeypatch, jobs):
+    def train(job, folder, data, wae, link):
+        link.send("an epoch has ended")
+        pytest.fail("the message has no reader")
+
+    monkeypatch.setattr(reproduce, "_train", train)
+    link, its_end = multiprocessing.Pipe()
+    for job in jobs:
+        link.send(job)
+    link.close()
+    reproduce._work(its_end, tmp_path, "digits", TINY)
 
 
 def test_a_student_needs_its_teacher(tmp_path):

@@ -11,12 +11,10 @@ from __future__ import annotations
 import contextlib
 import json
 import multiprocessing
-import queue
 import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from multiprocessing.queues import Queue
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -159,66 +157,73 @@ def run(
     open_dataset(data, train=False, augment=False, seed=0)  # refused before any process is started
     folder.mkdir(parents=True, exist_ok=True)
     results = {job: read_result(folder, job, wae) for job in wanted}
-    missing = [job for job in wanted if results[job] is None]
-    context = multiprocessing.get_context("spawn")
-    todo, messages = context.Queue(), context.Queue()
-    for job in missing:
-        todo.put(job)
-    workers = [
-        context.Process(target=_work, args=(todo, messages, folder, data, wae), daemon=True)
-        for _ in range(min(processes, len(missing)))
-    ]
-    for worker in workers:
-        worker.start()
+    todo = [job for job in wanted if results[job] is None]
+    workers = [_Worker(folder, data, wae) for _ in range(min(processes, len(todo)))]
+    idle = [worker.link for worker in workers]
     try:
         while not all(results.values()):
-            message = _next(messages, workers)
-            if isinstance(message, Progress):
-                tell(message)
-            elif isinstance(message, Result):
-                results[Job(message.network, message.seed)] = message
-            else:
-                raise message
+            for job in _ready(todo, results)[: len(idle)]:
+                todo.remove(job)
+                with contextlib.suppress(ConnectionError):  # it was killed, as the wait will tell
+                    idle.pop().send(job)
+            for link in wait([worker.link for worker in workers]):
+                assert isinstance(link, Connection)
+                message = _next(link)
+                if isinstance(message, Progress):
+                    tell(message)
+                elif isinstance(message, Result):
+                    results[Job(message.network, message.seed)] = message
+                    idle.append(link)
+                else:
+                    raise message
     finally:
         for worker in workers:
-            worker.terminate()
+            worker.process.terminate()
     return [result for result in results.values() if result]
 
 
-def _next(messages: Queue[Any], workers: Sequence[Any]) -> Any:
-    """The next message of a worker. Raises TrainingError where one was killed, or none is left to send it."""
-    while not _killed_or_done(workers):
-        with contextlib.suppress(queue.Empty):
-            return messages.get(timeout=1)
+def _ready(todo: Sequence[Job], results: Mapping[Job, Result | None]) -> list[Job]:
+    """Those of ``todo`` that need not wait for a teacher."""
+    return [job for job in todo if job.network != MIMIC or results[Job(FULL, job.seed)]]
+
+
+class _Worker:
+    """A process that trains, and the main process's end of a pipe to it alone.
+
+    Nothing is shared with other workers: one that is killed, even while it writes, closes its pipe, and holds
+    nothing that somebody waits for.
+    """
+
+    def __init__(self, folder: Path, data: str | Path, wae: Plan) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.link, its_end = context.Pipe()
+        self.process = context.Process(target=_work, args=(its_end, folder, data, wae), daemon=True)
+        self.process.start()
+        its_end.close()  # else the pipe would outlive the worker
+
+
+def _next(link: Connection) -> Any:
+    """The next message of a worker. Raises TrainingError where it was killed."""
     try:
-        return messages.get_nowait()  # what they had still to say
-    except queue.Empty:
+        return link.recv()
+    except (EOFError, OSError):
         raise TrainingError("a training ended without a result: was it out of memory?") from None
 
 
-def _killed_or_done(workers: Sequence[Any]) -> bool:
-    statuses = [worker.exitcode for worker in workers]  # None while it works
-    return any(statuses) or None not in statuses
-
-
-def _work(todo: Queue[Job], messages: Queue[Any], folder: Path, data: str | Path, wae: Plan) -> None:
-    """A worker: train what is to do, until nothing is left."""
+def _work(link: Connection, folder: Path, data: str | Path, wae: Plan) -> None:
+    """A worker: do one training after another, until the main process is gone."""
     torch.set_num_threads(1)
-    try:
+    with contextlib.suppress(EOFError, ConnectionError):
         while True:
-            job = todo.get(timeout=1)
-            if job.network == MIMIC and read_result(folder, Job(FULL, job.seed), wae) is None:
-                todo.put(job)  # its teacher is still in training
-                time.sleep(1)
-            else:
-                messages.put(_train(job, folder, data, wae, messages))
-    except queue.Empty:
-        pass
-    except Exception as error:
-        messages.put(error)
+            job = link.recv()
+            try:
+                message: Result | Exception = _train(job, folder, data, wae, link)
+            except Exception as error:
+                message = error
+            link.send(message)
 
 
-def _train(job: Job, folder: Path, data: str | Path, wae: Plan, messages: Queue[Any]) -> Result:
+def _train(job: Job, folder: Path, data: str | Path, wae: Plan, link: Connection) -> Result:
     """One training, from its last epoch or from the start; its weights and its result in ``folder``."""
     chosen = plan_of(job.network, job.seed, wae)
     torch.manual_seed(job.seed)
@@ -226,7 +231,7 @@ def _train(job: Job, folder: Path, data: str | Path, wae: Plan, messages: Queue[
     teacher = load_classifier(weights_path(folder, Job(FULL, job.seed))) if job.network == MIMIC else None
     sets = [open_dataset(data, train=part, augment=part, seed=job.seed) for part in (True, False)]
     state = folder / f"{job.stem}.state.safetensors"
-    observer = _Messenger(job, sum(stage.epochs for stage in chosen.stages), messages)
+    observer = _Messenger(job, sum(stage.epochs for stage in chosen.stages), link)
     history = train(
         model, chosen, *sets, state=state, resume=state.exists(), teacher=teacher, observer=observer
     )
@@ -244,10 +249,10 @@ def _train(job: Job, folder: Path, data: str | Path, wae: Plan, messages: Queue[
 
 
 class _Messenger(Observer):
-    """Tells the main process of each epoch; ends this one if the main process is gone."""
+    """Tells the main process of each epoch. Raises ConnectionError where that is gone."""
 
-    def __init__(self, job: Job, epochs: int, messages: Queue[Any]) -> None:
-        self.job, self.epochs, self.messages = job, epochs, messages
+    def __init__(self, job: Job, epochs: int, link: Connection) -> None:
+        self.job, self.epochs, self.link = job, epochs, link
         self.before = 0
 
     def start(self, plan: Plan, stage: int, epoch: int, steps: int) -> None:
@@ -256,11 +261,8 @@ class _Messenger(Observer):
 
     def end(self, epoch: Epoch, model: nn.Module) -> None:
         """See :class:`Observer`."""
-        parent = multiprocessing.parent_process()
-        if parent is not None and not parent.is_alive():
-            raise SystemExit("the process that started this training is gone")
         top1 = epoch.accuracy.top1 if epoch.accuracy else None
-        self.messages.put(Progress(self.job, epoch.kind, self.before + 1, self.epochs, top1))
+        self.link.send(Progress(self.job, epoch.kind, self.before + 1, self.epochs, top1))
 
 
 # -------------------------------------------------------------------------------------------- results
