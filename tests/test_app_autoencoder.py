@@ -140,6 +140,22 @@ def test_unused_channels_are_random_and_read_by_nothing(training_photos):
         assert (weight.grad[:, 6:].abs() > 0).any()
 
 
+def test_of_grey_pictures_no_part_of_high_is_a_constant():
+    """Their blocks are 4 numbers: `low` keeps 3, `high` the one with least energy, and 2 random features."""
+    grey = scaled(data.photo("coffee")).mean(0, keepdim=True).expand(3, -1, -1)[:, :64, :64].float()
+    encoder, decoder = Encoder(), Decoder()
+    transform = best_linear([grey], least_energy=True)
+    assert transform.high.any(0).tolist() == [True, False, False]
+    write_linear_start(encoder, decoder, transform)
+    with torch.no_grad():
+        low, high = encoder(grey[None])
+        decoded = decoder(low, high, (64, 64))
+    assert (decoded - grey).norm() <= 1e-5 * grey.norm()
+    energy = high.var((0, 2, 3))
+    assert (energy > 0.01 * energy[0]).all()
+    assert (energy < low.var((0, 2, 3)).max()).all()
+
+
 def test_the_start_needs_six_channels():
     transform = best_linear([scaled(data.photo("coffee"))])
     with pytest.raises(ValueError, match="needs 6 channels"):

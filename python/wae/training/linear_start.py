@@ -12,6 +12,9 @@ The trunks pass each colour through as two channels, ReLU(x) and ReLU(-x), of wh
 
 so 6 of the 16 channels are used. The others start as random features that nothing reads yet: their outgoing
 weights are zero, and training is free to use them. Nothing that training finds can end below this start.
+
+The blocks of grey pictures are 4 numbers. The two parts of ``high`` that are left over read the random
+features; the decoder does not need them.
 """
 
 from __future__ import annotations
@@ -24,11 +27,13 @@ from torch import Tensor, nn
 
 from wae_kernels.nn import Decoder, Encoder
 
+_NO_ENERGY = 1e-9  # as a share of the leading direction's
+_SMALL = 0.2  # of random weights
 _PASSED = 6  # channels that carry the image: plus and minus of three colours
 
 
 class LinearTransform(NamedTuple):
-    """Two orthonormal (12, 3) frames over blocks laid out (row, column, colour)."""
+    """Two orthonormal (12, 3) frames over blocks laid out (row, column, colour); a column may be zero."""
 
     low: Tensor
     high: Tensor
@@ -59,14 +64,17 @@ def best_linear(images: Iterable[Tensor], least_energy: bool = False) -> LinearT
         images: (3, H, W) each, in the units in which the transform will be used: it maps zero to zero.
         least_energy: take the three leading directions for ``low``, instead of those nearest to the mean
             colours. ``high`` then has as little energy as it can have, and ``low`` is no small image: for
-            bodies that are trained from scratch. Of grey pictures ``low`` then keeps 3 of 4 numbers.
+            bodies that are trained from scratch. Of grey pictures, whose blocks are 4 numbers, ``low`` then
+            keeps 3 and ``high`` 1; its two directions without energy are zero.
     """
     moments = torch.zeros(12, 12, dtype=torch.float64)
     for image in images:
         rows = blocks(image.double())
         moments += rows.T @ rows / len(rows)
-    kept = torch.linalg.eigh(moments).eigenvectors[:, -6:]
+    energies, directions = torch.linalg.eigh(moments)
+    kept = directions[:, -6:]
     if least_energy:
+        kept = kept * (energies[-6:] > _NO_ENERGY * energies[-1])
         return LinearTransform(kept[:, 3:].flip(1), kept[:, :3].flip(1))
     means = torch.eye(3, dtype=torch.float64).repeat(4, 1) / 2  # unit vectors: colour averaged over the block
     # The orthonormal frame within `kept` that is nearest to `means` (the orthogonal Procrustes problem).
@@ -125,8 +133,14 @@ def _pass_through(layer: nn.Conv2d, centre: Tensor) -> None:
 
 
 def _read_blocks(layer: nn.Conv2d, taps: Tensor) -> None:
-    """Make the layer read 2x2 blocks of the passed channels; ``taps`` is (coefficient, channel, 2, 2)."""
-    layer.weight.zero_()
+    """Make the layer read 2x2 blocks of the passed channels; ``taps`` is (coefficient, channel, 2, 2).
+
+    A coefficient without taps reads the random features, with weights that make its energy small: as a constant
+    it would be nothing to learn from, and the normalisation behind it would multiply its gradients by 300.
+    """
+    layer.weight[taps.flatten(1).any(1)] = 0
+    layer.weight *= _SMALL
+    layer.weight[:, :_PASSED] = 0
     layer.weight[:, :_PASSED, 1:, 1:] = taps.to(layer.weight)
     _zero_bias(layer, 3)
 
