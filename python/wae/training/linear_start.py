@@ -135,7 +135,7 @@ def _pass_through(layer: nn.Conv2d, centre: Tensor) -> None:
 def _read_blocks(layer: nn.Conv2d, taps: Tensor) -> None:
     """Make the layer read 2x2 blocks of the passed channels; ``taps`` is (coefficient, channel, 2, 2).
 
-    A coefficient without taps reads the random features, with weights that make its energy small: as a constant
+    A coefficient without taps reads the random features, with small weights for little energy: as a constant
     it would be nothing to learn from, and the normalisation behind it would multiply its gradients by 300.
     """
     layer.weight[taps.flatten(1).any(1)] = 0
