@@ -548,6 +548,36 @@ def test_what_goes_to_workers_can_be_pickled(photos):
         assert same(copy.batch([0, 5], 1), dataset.batch([0, 5], 1))
 
 
+def test_a_folder_is_known_by_its_files_names_and_none_is_read(photos):
+    known = datasets.fingerprint(small(photos))
+    assert known["number of images"] == 8
+    assert known["image size"] == [16, 16]
+    (photos / "train" / "cat" / "0.png").write_bytes(b"never read")
+    moved = photos.rename(photos.with_name("moved"))
+    assert datasets.fingerprint(small(moved, seed=1, augment=True)) == known
+    (moved / "train" / "cat" / "0.png").rename(moved / "train" / "cat" / "00.png")
+    renamed = datasets.fingerprint(small(moved))
+    assert {key for key in known if renamed[key] != known[key]} == {"file names"}
+
+
+@pytest.mark.parametrize(
+    ("change", "differs"),
+    [
+        (lambda images, targets, labels: None, set()),
+        (lambda images, targets, labels: images[4, 0, 2, 1].add_(1), {"pixels"}),
+        (lambda images, targets, labels: targets[4].add_(1), {"targets"}),
+        (lambda images, targets, labels: labels.append("more"), {"labels"}),
+    ],
+    ids=["same", "pixels", "targets", "labels"],
+)
+def test_images_in_memory_are_known_by_every_pixel_target_and_label(change, differs):
+    images, targets = torch.zeros(5, 1, 4, 4, dtype=torch.uint8), torch.zeros(10, dtype=torch.int64)[::2]
+    known = datasets.fingerprint(InMemory(images, targets, labels := ["a", "b"], False, 0))
+    change(images, targets, labels)
+    other = datasets.fingerprint(InMemory(images, targets, labels, True, 1))
+    assert {key for key in known if other[key] != known[key]} == differs
+
+
 @pytest.fixture
 def start_method(request):
     if request.param not in multiprocessing.get_all_start_methods():

@@ -1,6 +1,5 @@
 """The loop that trains classifiers: what each stage changes, and that stopping it changes nothing."""
 
-import json
 import math
 import os
 import resource
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_classifier import tiny
-from trained import FIXED, JOINT, PLAN, network, pictures, run
+from trained import FIXED, JOINT, PLAN, SHARED, network, pictures, run
 
 from wae.datasets import ImageFolder
 from wae.models.stock import StockDecoder, StockEncoder
@@ -352,6 +351,23 @@ def test_only_a_checkpoint_of_the_same_training_is_gone_on_with(tmp_path):
     assert path.read_bytes() == kept
 
 
+def test_a_training_goes_on_with_its_own_data_alone(tmp_path):
+    path, test = tmp_path / "state", pictures(augment=False)
+    run(only(JOINT), state=path)
+    kept, same, changed = path.read_bytes(), pictures(), pictures()
+    changed.images[3, 0, 2, 1] ^= 1
+    for data, different in ((changed, "pixels"), (pictures(40), "number of images, pixels, targets")):
+        with pytest.raises(CheckpointError, match=f"made on other training data: its {different} differ"):
+            train(network(), only(JOINT), data, test, state=path, resume=True)
+    assert path.read_bytes() == kept
+    assert len(train(network(), only(JOINT), same, test, state=path, resume=True)) == 2
+
+    recipe = checkpoint.read_recipe(path)  # as they were before they knew their data
+    del recipe["data"]
+    checkpoint.save(path, network(), recipe, force=True)
+    assert len(train(network(), only(JOINT), changed, test, state=path, resume=True)) == 2
+
+
 def test_a_loss_that_is_no_number_ends_the_training_and_keeps_the_checkpoint(tmp_path):
     path = tmp_path / "state"
     plan = only(replace(JOINT, epochs=4))
@@ -418,19 +434,36 @@ def test_accuracy_is_counted_over_all_pictures():
 # ------------------------------------------------------------------------------------------ many processes
 
 
-@pytest.mark.slow  # three processes that import torch
-def test_two_processes_give_the_losses_of_one(tmp_path):
-    """Where nothing depends on a batch's statistics: the same sums in another order."""
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """The folder of the checkpoints of two processes."""
+    folder = tmp_path_factory.mktemp("shared")
     here = Path(__file__).parent
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(here)}
-    program = [str(here / "trained.py"), str(tmp_path / "losses")]
+    program = [str(here / "trained.py"), str(folder)]
     subprocess.run([*command, *program], check=True, env=environment, timeout=600, capture_output=True)
-    two = json.loads((tmp_path / "losses").read_text())
+    return folder
+
+
+@pytest.mark.slow  # three processes that import torch
+def test_two_processes_give_the_losses_of_one(shared):
+    """Where nothing depends on a batch's statistics: the same sums in another order."""
+    two = [epoch["losses"] for epoch in checkpoint.read_recipe(shared / "fixed")["history"]]
     one = [epoch.losses for epoch in run(FIXED)[1]]
     assert len(one) == len(two) == 6
     for a, b in zip(one, two, strict=True):
         assert a == pytest.approx(b, rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHARED)
+def test_the_accuracy_that_two_processes_count_is_that_of_the_saved_weights(shared, name):
+    """Though each process has its own BatchNorm statistics."""
+    model = network()
+    recipe = checkpoint.load(shared / name, model)
+    loss = evaluate(model, pictures(augment=False)).loss
+    assert recipe["history"][-1]["accuracy"][2] == pytest.approx(loss, rel=1e-6)
 
 
 def test_any_classifier_can_be_trained_on_labels_alone():

@@ -1,10 +1,9 @@
 """What the tests of training train: a few pictures and a network of three convolutions beside its encoder.
 
-As a program, ``torchrun ... trained.py FILE``, it trains these on all processes and writes the losses of each
-epoch to FILE.
+As a program, ``torchrun ... trained.py FOLDER``, it trains these on all processes by each plan in SHARED,
+with the checkpoint FOLDER/NAME.
 """
 
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from tiny_classifier import tiny
 
 from wae.datasets import InMemory
 from wae.training.plan import Plan, Stage
-from wae.training.processes import is_first, joined
+from wae.training.processes import joined
 from wae.training.trainer import train
 from wae_kernels.nn import Decoder
 
@@ -32,6 +31,9 @@ PLAN = Plan(
 
 FIXED = replace(PLAN, norm_statistics="fixed", stages=(*PLAN.stages[:2], replace(JOINT, learning_rate=0.005)))
 """Of which no step depends on the statistics of a batch, so that it can be shared."""
+
+SHARED = {"fixed": FIXED, "batch": PLAN, "average": replace(PLAN, stages=(replace(JOINT, ema=0.5),))}
+"""What several processes train; from "batch" on, a BatchNorm in each of them sees its part of a batch."""
 
 
 def pictures(count=32, augment=True):
@@ -59,6 +61,5 @@ def run(plan=PLAN, model=None, **options):
 
 if __name__ == "__main__":
     with joined("cpu"):
-        history = run(FIXED)[1]
-        if is_first():
-            Path(sys.argv[1]).write_text(json.dumps([epoch.losses for epoch in history]))
+        for name, plan in SHARED.items():
+            run(plan, state=Path(sys.argv[1], name))

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from wae.datasets import Dataset, ImageFolder, batches
+from wae.datasets import Dataset, ImageFolder, batches, fingerprint
 from wae.models.classifier import WAEClassifier
 from wae_kernels.nn import Encoder
 
@@ -94,6 +94,7 @@ class _State:
     epoch: int = 0  # the next to do
     scaler: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
+    data: dict[str, Any] = field(default_factory=dict)  # its fingerprint; {} in checkpoints from before it
 
 
 def train(
@@ -126,7 +127,7 @@ def train(
         The record of every epoch, those before a ``resume`` included.
 
     Raises:
-        CheckpointError: there is nothing to go on from, or it was made by another plan.
+        CheckpointError: there is nothing to go on from, or it was made by another plan or on other data.
         TrainingError: the loss is no longer a number.
         ValueError: the plan does not fit the model, the data or the number of processes.
     """
@@ -186,6 +187,7 @@ class _Run:
                 f"most the {len(training)} pictures of the training set, got {plan.batch}"
             )
         self.history: list[Epoch] = []
+        self.data = {} if state is None else fingerprint(training)
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=plan.precision == "float16" and self.device.type == "cuda"
         )
@@ -317,6 +319,10 @@ class _Run:
             self.model.high_norm.eval()
 
     def _evaluate(self, model: nn.Module) -> Accuracy:
+        """With the first process's buffers, which are saved; on processors, BatchNorm's differ in each."""
+        if self.world > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, 0)
         return evaluate(model, self.test, 2 * self.plan.batch // self.world, self.device, self.workers)
 
     def _distributed(self, objective: Objective) -> nn.Module:
@@ -335,7 +341,7 @@ class _Run:
     ) -> None:
         if self.state and self.rank == 0:
             history = [asdict(entry) for entry in self.history]
-            state = _State(self.plan.as_dict(), stage, epoch, self.scaler.state_dict(), history)
+            state = _State(self.plan.as_dict(), stage, epoch, self.scaler.state_dict(), history, self.data)
             kept = None if average is None else average.module
             checkpoint.save(self.state, self.model, asdict(state), optimizer, force=True, average=kept)
         if self.world > 1:
@@ -344,7 +350,7 @@ class _Run:
     def _reached(self) -> _State:
         """What the checkpoint says, its weights read into the model."""
         assert self.state is not None
-        reached = _state(self.state, checkpoint.read_recipe(self.state), self.plan)
+        reached = _state(self.state, checkpoint.read_recipe(self.state), self.plan, self.data)
         checkpoint.load(self.state, self.model)
         self.history = [_epoch(entry) for entry in reached.history]
         if reached.scaler:
@@ -405,8 +411,8 @@ def _measure_norms(model: WAEClassifier, sample: Tensor) -> None:
             norm.running_var.copy_(part.var((0, 2, 3)))
 
 
-def _state(path: Path, made: dict[str, Any], plan: Plan) -> _State:
-    """``made``, the recipe in the checkpoint at ``path``, after a check that it fits ``plan``."""
+def _state(path: Path, made: dict[str, Any], plan: Plan, data: dict[str, Any]) -> _State:
+    """``made``, the recipe in the checkpoint at ``path``, after a check that it fits plan and data."""
     try:
         state = _State(**made)
         number, epoch = int(state.stage), int(state.epoch)
@@ -415,9 +421,16 @@ def _state(path: Path, made: dict[str, Any], plan: Plan) -> _State:
     except (TypeError, ValueError, AssertionError, IndexError):
         raise checkpoint.CheckpointError(f"{path}: this is not the checkpoint of a training") from None
     wanted = json.loads(json.dumps(plan.as_dict()))
-    if different := sorted(key for key in {*state.plan, *wanted} if state.plan.get(key) != wanted.get(key)):
-        raise checkpoint.CheckpointError(f"{path}: was made by a plan with another {', '.join(different)}")
+    if different := _different(state.plan, wanted):
+        raise checkpoint.CheckpointError(f"{path}: was made by a plan with another {different}")
+    if state.data and (different := _different(state.data, data)):
+        raise checkpoint.CheckpointError(f"{path}: was made on other training data: its {different} differ")
     return state
+
+
+def _different(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """The names of the entries that are not the same, sorted."""
+    return ", ".join(sorted(key for key in {*one, *other} if one.get(key) != other.get(key)))
 
 
 def _epoch(entry: Mapping[str, Any]) -> Epoch:
