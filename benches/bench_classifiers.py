@@ -110,7 +110,7 @@ def bench_end_to_end_gpu(compare: Compare, network: str, batch: int) -> None:
         agree=agreeing(network, functions),
         tolerance=3e-2,  # float16 through a whole network
         device=gpu,
-        table="end to end, GPU",
+        table="end to end",
         network=network,
         images=batch,
         megabytes=working,
@@ -119,13 +119,14 @@ def bench_end_to_end_gpu(compare: Compare, network: str, batch: int) -> None:
 
 
 def _on_gpu(form: str, model: torch.nn.Module, image: Tensor) -> dict[str, Callable[[], Any]]:
-    batch, size = image.shape[0], (image.shape[2], image.shape[3])
     if form.endswith("deployed"):
-        usable = [n for n, engine in ENGINES.items() if engine.why_not(image.device) is None]
-        make = partial(deploy, model, size, batch, dtype=torch.float16)
-        return {f"float16, {name}": partial(make(name), image) for name in usable}
+        return _in_float16(model, image)
     if isinstance(model, WAEClassifier):
-        model = Whole(fold_normalization(model)).eval()
+        return _in_pytorch(Whole(fold_normalization(model)).eval(), image)
+    return _in_pytorch(model, image) | _in_float16(model, image)
+
+
+def _in_pytorch(model: torch.nn.Module, image: Tensor) -> dict[str, Callable[[], Any]]:
     last = image.contiguous(memory_format=torch.channels_last)
     last_model = copy.deepcopy(model).to(memory_format=torch.channels_last)
 
@@ -133,13 +134,20 @@ def _on_gpu(form: str, model: torch.nn.Module, image: Tensor) -> dict[str, Calla
     def mixed() -> Any:
         return last_model(last)
 
-    graph = deploy(model, size, batch, "cudagraphs")
+    graph = deploy(model, (image.shape[2], image.shape[3]), image.shape[0], "cudagraphs")
     return {
         "float32": partial(model, image),
         "float32, channels_last": partial(last_model, last),
         "AMP, channels_last": mixed,
         "float32, CUDA graph": partial(graph, image),
     }
+
+
+def _in_float16(model: torch.nn.Module, image: Tensor) -> dict[str, Callable[[], Any]]:
+    """What ``wae.deploy`` makes of a network, WAE's or stock, in each engine of the image's device."""
+    usable = [name for name, engine in ENGINES.items() if engine.why_not(image.device) is None]
+    make = partial(deploy, model, (image.shape[2], image.shape[3]), image.shape[0], dtype=torch.float16)
+    return {f"float16, {name}": partial(make(name), image) for name in usable}
 
 
 def _working_memory(run: Callable[[], Any]) -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from tables import Benchmark, Result, name
+from tables import Benchmark, Result, name, table_of
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -24,7 +24,7 @@ def draw(results: Sequence[Result], folder: Path) -> list[Path]:
         for result in results:
             panels: dict[str, list[Benchmark]] = {}
             for b in result["benchmarks"]:
-                if b["table"] in wanted:
+                if table_of(b) in wanted:
                     panels.setdefault(b[key], []).append(b)
             if panels:
                 rows.append((name(result), panels))

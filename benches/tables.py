@@ -131,7 +131,12 @@ def _reached(bound: Bound, result: Result) -> str:
 def name(result: Result) -> str:
     """A result file's machine, in few words."""
     machine = result["machine"]
-    return f"{machine['gpu'] or machine['processor']}, {machine['backend']}"
+    return f"{machine['processor']}, {machine['backend']}" + (f", {machine['gpu']}" if machine["gpu"] else "")
+
+
+def table_of(benchmark: Benchmark) -> str:
+    """The name of the table that it belongs to. What ran on a GPU has tables of its own."""
+    return str(benchmark["table"]) + (", GPU" if benchmark.get("device") == "cuda" else "")
 
 
 def provenance(result: Result) -> str:
@@ -200,7 +205,7 @@ def _best(benchmark: Benchmark, pattern: str, network: str) -> str:
 def full(result: Result) -> list[str]:
     """Everything that one result file holds."""
     lines = []
-    for table in dict.fromkeys(b["table"] for b in result["benchmarks"]):
+    for table in dict.fromkeys(table_of(b) for b in result["benchmarks"]):
         benchmarks = _tables(result, table)
         for part in _LAYOUTS.get(table, _sides)(table, benchmarks):
             lines += ["", *part]
@@ -208,7 +213,7 @@ def full(result: Result) -> list[str]:
 
 
 def _tables(result: Result, table: str) -> list[Benchmark]:
-    return [b for b in result["benchmarks"] if b["table"] == table]
+    return [b for b in result["benchmarks"] if table_of(b) == table]
 
 
 def _sides(title: str, benchmarks: list[Benchmark]) -> Iterable[list[str]]:

@@ -230,6 +230,27 @@ def test_the_full_tables_hold_everything() -> None:
     assert row(lines, "A") == ["1000 (900-1100)", "4000 (3600-4400)"]
 
 
+def test_a_gpu_has_tables_of_its_own_and_no_share_in_the_bounds() -> None:
+    """The bounds are the processor's, as is the summary in the README."""
+    timings = {"wae-kernels": timing(0.001), "PyTorch eager": timing(0.02)}
+    ops = [
+        benchmark("encode", device=device, images=batch, ours="wae-kernels", timings=timings)
+        for device in ("cpu", "cuda")
+        for batch in (1, 8)
+    ]
+    network = end_to_end(1, eager=1.6, ours=0.4) | {"device": "cuda"}
+    both = result(*ops, network)
+    lines = tables.full(both)
+    heads = [line for line, below in pairwise(lines) if below.startswith("|---")]
+    assert heads == [
+        "| encode | batch 1 | batch 8 |",
+        "| encode, GPU | batch 1 | batch 8 |",
+        "| end to end, GPU, batch 1 | eager |",
+    ]
+    assert row(tables.bounds([both]), "encode against PyTorch eager")[2] == "20.00x / 20.00x"
+    assert tables.short(both) == []
+
+
 # -------------------------------------------------------------------------------------------- the suite
 
 
