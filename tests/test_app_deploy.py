@@ -207,6 +207,16 @@ def test_compiled_networks_are_frozen_and_not_counted_together():
             assert_close(run(*inputs), expected)
 
 
+@pytest.mark.slow
+def test_fc_layers_of_many_weights(monkeypatch, capfd):
+    """They are generated and chosen by timing, which must not print."""
+    monkeypatch.setattr("wae.engines._MANY_WEIGHTS", 1)
+    network, inputs = nn.Linear(64, 48).eval(), [torch.randn(1, 64)]
+    run = ENGINES["compile"].build(network, inputs)
+    assert_close(run(*inputs), network(*inputs))
+    assert "AUTOTUNE" not in capfd.readouterr().err
+
+
 # ------------------------------------------------------------------------------------------------- folding
 
 
