@@ -424,7 +424,7 @@ def _state(path: Path, made: dict[str, Any], plan: Plan, data: dict[str, Any]) -
     if different := _different(state.plan, wanted):
         raise checkpoint.CheckpointError(f"{path}: was made by a plan with another {different}")
     if state.data and (different := _different(state.data, data)):
-        raise checkpoint.CheckpointError(f"{path}: was made on other training data: its {different} differ")
+        raise checkpoint.CheckpointError(f"{path}: was made on training data that differs in {different}")
     return state
 
 
