@@ -47,7 +47,7 @@ class Deployed:
     Attributes:
         engine: the name of the engine that runs the bodies and classifiers.
         size: (H, W) of the images it takes.
-        batch: the number of images it was made for. Others work; the first such call takes seconds.
+        batch: the number of images it was made for. Others work, the first after as long a preparation.
         difference: how far its scores were from the model's when it was made, relative, in the norm.
         seconds: for each engine that ``engine="auto"`` tried, the median of one call; else empty.
     """

@@ -15,9 +15,11 @@ import ctypes
 import functools
 import importlib
 import importlib.util
+import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -205,7 +207,10 @@ def onnx_session(model: bytes) -> Run:
     options.log_severity_level = 3  # errors
     # its idle threads would keep the cores from our op, which runs on PyTorch's
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"  # of bytes the session would keep a copy
+        path.write_bytes(model)
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [node.name for node in session.get_inputs()]
 
     def run(*tensors: Tensor) -> Any:
