@@ -5,6 +5,7 @@ A *side* is a form in a runner, written ``FORM | RUNNER``. Weights are random: o
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -24,12 +25,15 @@ from wae_kernels.nn import Encoder
 NETWORKS = {"VGG16": (vgg16, vgg16_half, wae_vgg16), "ResNet50": (resnet50, resnet50_half, wae_resnet50)}
 RUNNERS = {
     "eager": "eager",
+    "channels_last": "eager",
     "torch.compile": "compile",
     "Winograd": "winograd",
     "ONNX Runtime": "onnxruntime",
     "OpenVINO": "openvino",
 }
 """The tables' columns on a processor, and what ``wae.deploy`` calls them."""
+IN_PYTORCH = ("eager", "channels_last")
+"""Those in which the model runs as a user has it."""
 
 Run = Callable[[Tensor], Any]
 
@@ -59,9 +63,11 @@ def cells(network: str, full: bool) -> list[tuple[str, str]]:
     usable = [name for name, engine in RUNNERS.items() if ENGINES[engine].why_not("cpu") is None]
     chosen = []
     for form in forms(network):
-        runners = ["eager", "torch.compile"] if form.endswith("our ops") else usable
+        runners = [*IN_PYTORCH, "torch.compile"] if form.endswith("our ops") else usable
+        if form.endswith("deployed"):  # which is channels_last when it is eager
+            runners = [runner for runner in usable if runner != "channels_last"]
         compared = form.endswith(("at 224", "deployed"))
-        chosen += [(form, runner) for runner in runners if full or compared or runner == "eager"]
+        chosen += [(form, runner) for runner in runners if full or compared or runner in IN_PYTORCH]
     return chosen
 
 
@@ -85,13 +91,16 @@ class Whole(nn.Module):
 def make(form: str, runner: str, model: nn.Module, image: Tensor) -> Run:
     """What computes the scores of images like ``image`` in this form and runner.
 
-    ``model`` is what :func:`forms` builds for the form. "eager" is the model as a user has it; all others are
-    made by ``wae.deploy``, the stock networks as well.
+    ``model`` is what :func:`forms` builds for the form. "eager" and "channels_last" are the model as a user
+    has it; all others are made by ``wae.deploy``, the stock networks as well.
     """
     if isinstance(model, WAEClassifier) and not form.endswith("deployed"):
         model = Whole(fold_normalization(model)).eval()
-    if runner == "eager" and not form.endswith("deployed"):
-        return model
+    if runner in IN_PYTORCH and not form.endswith("deployed"):
+        if runner == "eager":
+            return model
+        model = copy.deepcopy(model).to(memory_format=torch.channels_last)
+        return lambda image: model(image.contiguous(memory_format=torch.channels_last))
     return deploy(model, (image.shape[2], image.shape[3]), image.shape[0], RUNNERS[runner])
 
 
