@@ -331,6 +331,8 @@ def test_ctrl_c_ends_a_training_cleanly(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "COLUMNS": "80"},
+        # a shell starts its background jobs with Ctrl-C ignored, which all that they start inherit
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         deadline = time.monotonic() + 60
