@@ -74,7 +74,8 @@ def bench_parts(compare: Compare, network: str, batch: int) -> None:
     compare("whole", parts, agree=[["whole", "classifiers"]], table="parts", network=network, images=batch)
 
 
-@pytest.mark.parametrize("runner", ["eager", pytest.param("openvino", marks=FULL)])
+@FULL
+@pytest.mark.parametrize("runner", ["eager", "openvino"])
 @torch.no_grad()
 def bench_sizes(compare: Compare, runner: str) -> None:
     """ResNet50 and WAE-ResNet50 on one image, small to large; both deployed in the same engine."""

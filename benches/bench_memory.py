@@ -9,23 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from classifiers import cells, side
+from classifiers import NETWORKS, cells, side
 
 SCRIPT = Path(__file__).with_name("memory.py")
 BATCH = 8
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux's /proc")
-@pytest.mark.parametrize("network", ["VGG16", pytest.param("ResNet50", marks=pytest.mark.full)])
-def bench_memory(benchmark: Any, pytestconfig: pytest.Config, network: str) -> None:
+@pytest.mark.parametrize("network", NETWORKS)
+def bench_memory(benchmark: Any, network: str) -> None:
     """Megabytes at the peak of a call, weights and workspace and engine: see memory.py."""
-    full = pytestconfig.getoption("full")
-    # compiling takes longest
-    chosen = [cell for cell in cells(network, full) if full or cell[1] != "torch.compile"]
     megabytes: dict[str, float] = {}
 
     def measure_all() -> None:
-        for form, runner in chosen:
+        for form, runner in cells(network, full=True):
             megabytes[side(form, runner)] = measure(network, form, runner)
 
     benchmark.pedantic(measure_all, rounds=1)
