@@ -271,6 +271,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
+@pytest.mark.slow
 def test_refusing_takes_little_memory(tmp_path):
     """Of files that announce networks of gigabytes."""
     paths = [

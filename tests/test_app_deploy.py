@@ -89,7 +89,17 @@ def assert_close(scores, expected, tolerance=1e-5):
 # ------------------------------------------------------------------------------------------ the same scores
 
 
-@pytest.mark.parametrize("engine", [*QUICK, pytest.param("compile", marks=pytest.mark.slow)])
+SLOW = ("compile", "winograd")
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in SLOW else ())
+        for name in ENGINES
+        if name != "tensorrt"
+    ],
+)
 def test_scores_are_the_model_s_for_any_batch(engine, model):
     needs(engine)
     deployed = deploy(model, SIZE, batch=3, engine=engine)
@@ -419,6 +429,7 @@ assert callable(wae.deploy) and callable(wae.deploy.deploy)
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
 def test_the_page_s_examples_run(monkeypatch, tmp_path):
     page = (Path(__file__).resolve().parents[1] / "docs" / "deploy.md").read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)

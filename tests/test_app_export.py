@@ -64,6 +64,7 @@ def run_in_a_fresh_process(file_format, path, model, images):
 
 
 @pytest.mark.parametrize("file_format", FORMATS)
+@pytest.mark.slow
 def test_loads_in_a_fresh_process(file_format, model, tmp_path):
     path = tmp_path / f"new/model{export.FORMATS[file_format].suffix}"
     assert export.export(model, path, file_format, SIZE) <= 1e-5
@@ -72,6 +73,7 @@ def test_loads_in_a_fresh_process(file_format, model, tmp_path):
 
 
 @pytest.mark.parametrize("file_format", ["onnx", "torch"])
+@pytest.mark.slow
 def test_one_batch_size_and_floating_point(file_format, model, tmp_path):
     path = tmp_path / "model.pt2"
     export.export(model, path, file_format, SIZE, batch=2, image_dtype=torch.float32)
