@@ -20,6 +20,7 @@ from wae.models.haar import Haar
 from wae_kernels.nn import Encoder
 
 SIZE = (20, 33)
+SLOW = ("compile", "winograd")  # those that compile
 QUICK = [name for name in ENGINES if name not in ("compile", "tensorrt")]
 
 
@@ -87,9 +88,6 @@ def assert_close(scores, expected, tolerance=1e-5):
 
 
 # ------------------------------------------------------------------------------------------ the same scores
-
-
-SLOW = ("compile", "winograd")
 
 
 @pytest.mark.parametrize(
