@@ -20,6 +20,7 @@ from wae.models.classifier import WAEClassifier, fold_normalization
 from wae.models.resnet50 import wae_resnet50
 from wae.models.stock import StockEncoder
 from wae.models.vgg16 import wae_vgg16
+from wae.winograd import replaced
 from wae_kernels.nn import Encoder
 
 NETWORKS = {"VGG16": (vgg16, vgg16_half, wae_vgg16), "ResNet50": (resnet50, resnet50_half, wae_resnet50)}
@@ -45,6 +46,7 @@ def forms(network: str) -> dict[str, Callable[[], nn.Module]]:
         f"{network} at 224": partial(_seeded, stock),
         f"{network} at 112": partial(_seeded, half),
         f"WAE-{network}, stock ops": partial(_seeded, lambda: wae(encoder=StockEncoder())),
+        f"WAE-{network}, our encoder": partial(_seeded, lambda: wae(encoder=Encoder())),
         f"WAE-{network}, our ops": partial(_seeded, lambda: wae(encoder=Encoder())),
         f"WAE-{network}, deployed": partial(_seeded, lambda: wae(encoder=Encoder())),
     }
@@ -58,13 +60,18 @@ def _seeded(build: Callable[[], nn.Module]) -> nn.Module:
 def cells(network: str, full: bool) -> list[tuple[str, str]]:
     """(form, runner) of all sides that run here; unless ``full``, of those that the bounds are about.
 
-    Our op is known to PyTorch alone: in the other engines it stands in front, which is the form "deployed".
+    Our ops are known to PyTorch alone: in the other engines the encoder stands in front, which is the form
+    "deployed"; all our ops in torch.compile is the engine "Winograd".
     """
     usable = [name for name, engine in RUNNERS.items() if ENGINES[engine].why_not("cpu") is None]
     chosen = []
     for form in forms(network):
-        runners = [*IN_PYTORCH, "torch.compile"] if form.endswith("our ops") else usable
-        if form.endswith("deployed"):  # which is channels_last when it is eager
+        runners = usable
+        if form.endswith("our encoder"):
+            runners = [*IN_PYTORCH, "torch.compile"]
+        elif form.endswith("our ops"):
+            runners = [*IN_PYTORCH]
+        elif form.endswith("deployed"):  # which is channels_last when it is eager
             runners = [runner for runner in usable if runner != "channels_last"]
         compared = form.endswith(("at 224", "deployed"))
         chosen += [(form, runner) for runner in runners if full or compared or runner in IN_PYTORCH]
@@ -96,6 +103,8 @@ def make(form: str, runner: str, model: nn.Module, image: Tensor) -> Run:
     """
     if isinstance(model, WAEClassifier) and not form.endswith("deployed"):
         model = Whole(fold_normalization(model)).eval()
+        if form.endswith("our ops"):
+            model = replaced(model)
     if runner in IN_PYTORCH and not form.endswith("deployed"):
         if runner == "eager":
             return model

@@ -18,6 +18,7 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import limits
 import pytest
 import torch
 from pytest_benchmark.logger import PytestBenchmarkWarning
@@ -27,8 +28,6 @@ from wae.timing import interleaved
 from wae_kernels import backends
 
 PACKAGES = ("torch", "torchvision", "triton", "onnxruntime", "openvino", "wae-kernels")
-# What limits the instructions that libraries may use; a result is worth little without it.
-LIMITS = ("WAE_BACKEND", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "OMP_NUM_THREADS")
 TOLERANCE = 1e-4  # float32, all sides with another order of arithmetic
 
 
@@ -38,7 +37,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # torch.compile's cache does not know about LIMITS: code it kept from a run without them gives NaN
+    limits.apply()
+    # torch.compile's cache does not know of them: code it kept from a run without them gives NaN
     folder = tempfile.TemporaryDirectory(prefix="wae-bench-")
     config.add_cleanup(folder.cleanup)
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder.name
@@ -62,7 +62,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
         "backend": backends.backend_for("cpu"),
-        "limits": {name: os.environ[name] for name in LIMITS if name in os.environ},
+        "limits": {name: os.environ[name] for name in limits.LIMITS if name in os.environ},
     }
     machine_info["wae run"] = {
         "versions": {name: _version(name) for name in PACKAGES},

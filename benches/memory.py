@@ -17,6 +17,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import limits
 import torch
 from classifiers import forms, make
 from networks import images
@@ -48,5 +49,6 @@ def peak(network: str, form: str, runner: str, batch: int) -> float:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
+    limits.apply()
     name, form, runner, batch = sys.argv[1:]
     print(json.dumps(peak(name, form, runner, int(batch))))

@@ -55,21 +55,27 @@ def _of_network(network: str, deployed: tuple[float, float], same: tuple[float, 
 
 
 _IN_PYTORCH = r"\| (eager|channels_last)"
-_OURS_EAGER = rf"WAE-VGG16, our ops {_IN_PYTORCH}"
+_STOCK_OPS = rf"WAE-VGG16, stock ops {_IN_PYTORCH}"
+_OUR_ENCODER = rf"WAE-VGG16, our encoder {_IN_PYTORCH}"
 
 BOUNDS = [
     *_of_network("VGG16", (5, 7), (3.6, 4.2)),
     Bound(
-        "WAE-VGG16 against VGG16, both eager", "end to end", rf"VGG16 at 224 {_IN_PYTORCH}", _OURS_EAGER, 3.13
+        "WAE-VGG16, our encoder, against VGG16, both eager",
+        "end to end",
+        rf"VGG16 at 224 {_IN_PYTORCH}",
+        _OUR_ENCODER,
+        3.13,
     ),
     Bound(
         "our ops against stock ops in WAE-VGG16, both eager",
         "end to end",
-        rf"WAE-VGG16, stock ops {_IN_PYTORCH}",
-        _OURS_EAGER,
+        _STOCK_OPS,
+        rf"WAE-VGG16, our ops {_IN_PYTORCH}",
         1.08,
         1.2,
     ),
+    Bound("our encoder alone against stock ops there", "end to end", _STOCK_OPS, _OUR_ENCODER, 1.08, 1.2),
     *_of_network("ResNet50", (2.5, 4), (2.2, 3)),
     *_of_op("encode"),
     *_of_op("decode"),
@@ -178,6 +184,7 @@ def short(result: Result) -> list[str]:
             (f"{network} at 224, optimised", rf"{network} at 224 \| (?!eager|channels_last).*"),
             (f"{network} at 112, eager", rf"{network} at 112 \| eager"),
             (f"WAE-{network}, stock ops, eager", rf"WAE-{network}, stock ops {_IN_PYTORCH}"),
+            (f"WAE-{network}, our encoder, eager", rf"WAE-{network}, our encoder {_IN_PYTORCH}"),
             (f"WAE-{network}, our ops, eager", rf"WAE-{network}, our ops {_IN_PYTORCH}"),
             (f"WAE-{network}, deployed", rf"WAE-{network}, deployed \| .*"),
         ):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import platform
 import subprocess
 import sys
 from itertools import pairwise
@@ -19,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BENCHES = ROOT / "benches"
 sys.path.append(str(BENCHES))  # scripts, no package: they import each other by name
 
+import limits  # noqa: E402
 import report  # noqa: E402
 import tables  # noqa: E402
 from classifiers import agreeing, cells, forms, make, side  # noqa: E402
@@ -288,10 +291,61 @@ def test_a_short_run_has_the_sides_that_the_bounds_are_about(network: str) -> No
 @pytest.mark.parametrize("runner", ["eager", "channels_last"])
 def test_our_and_stock_ops_run_in_the_same_network(runner: str) -> None:
     image = torch.randn(1, 3, 64, 64)
-    built = {form: build() for form, build in forms("ResNet50").items() if form.endswith(" ops")}
-    stock, ours = (make(form, runner, model, image) for form, model in built.items())
-    assert not any(model.training for model in built.values())  # or wae.deploy would refuse it
-    torch.testing.assert_close(ours(image), stock(image), rtol=1e-4, atol=1e-4)
+    names = [f"WAE-ResNet50, {kind}" for kind in ("stock ops", "our encoder", "our ops")]
+    built = [forms("ResNet50")[form]() for form in names]
+    assert not any(model.training for model in built)  # or wae.deploy would refuse it
+    stock, encoder, ours = (
+        make(form, runner, model, image) for form, model in zip(names, built, strict=True)
+    )
+    for run in (encoder, ours):
+        torch.testing.assert_close(run(image), stock(image), rtol=1e-4, atol=1e-4)
+
+
+def test_our_ops_are_the_encoder_and_the_convolutions() -> None:
+    model = forms("ResNet50")["WAE-ResNet50, our ops"]()
+    image = torch.randn(1, 3, 64, 64)
+
+    def called(form: str) -> set[str]:
+        run = make(form, "eager", model, image)
+        with torch.no_grad(), torch.profiler.profile() as profile:
+            run(image)
+        return {event.key for event in profile.key_averages() if event.key.startswith("wae::")}
+
+    assert called("WAE-ResNet50, our encoder") == {"wae::encode"}
+    assert called("WAE-ResNet50, our ops") == {"wae::encode", "wae::conv3x3"}
+
+
+def test_a_limit_that_cannot_be_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WAE_BENCH_ONNXRUNTIME", "sse")
+    with pytest.raises(RuntimeError, match="must be avx2, got 'sse'"):
+        limits.apply()
+    monkeypatch.setenv("WAE_BENCH_ONNXRUNTIME", "avx2")
+    monkeypatch.setattr(limits.platform, "machine", lambda: "aarch64")
+    with pytest.raises(RuntimeError, match="x86-64 only"):
+        limits.apply()
+
+
+@pytest.mark.skipif(
+    (platform.system(), platform.machine()) != ("Linux", "x86_64"), reason="Linux on x86-64 only"
+)
+@pytest.mark.slow  # a process of its own
+def test_onnx_runtime_is_limited_and_still_right() -> None:
+    """In a process of its own, whose ONNX Runtime asks for AVX-512 nowhere."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    code = """
+import ctypes, limits, torch
+limits.apply()
+assert not any(limits._ASK in ctypes.string_at(a, b - a) for a, b in limits._code(limits._library()))
+from wae.engines import ENGINES
+layer, image = torch.nn.Conv2d(16, 32, 3), torch.randn(1, 16, 20, 20)
+got = ENGINES["onnxruntime"].build(layer.eval(), [image])(image)
+torch.testing.assert_close(got, layer(image).detach(), rtol=1e-4, atol=1e-4)
+"""
+    environment = {**os.environ, "WAE_BENCH_ONNXRUNTIME": "avx2"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=BENCHES, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow  # a second process imports everything, which collecting the suite does

@@ -205,8 +205,8 @@ def onnx_session(model: bytes) -> Run:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors
-    # its idle threads would keep the cores from our op, which runs on PyTorch's
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # after a run its idle threads would keep the cores from our op, which runs on PyTorch's
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"  # of bytes the session would keep a copy
         path.write_bytes(model)

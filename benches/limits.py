@@ -1,0 +1,79 @@
+"""What keeps libraries from some instructions, to measure as on a processor without them.
+
+All read environment variables (``LIMITS``), except ONNX Runtime, which has no setting. It uses AVX-512 where
+the operating system keeps these registers, which the instruction XGETBV tells. With
+``WAE_BENCH_ONNXRUNTIME=avx2`` that instruction is overwritten in the loaded library, in this process only, by
+one that tells of AVX's registers alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import platform
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+LIMITS = (
+    "WAE_BACKEND",
+    "ATEN_CPU_CAPABILITY",
+    "ONEDNN_MAX_CPU_ISA",
+    "WAE_BENCH_ONNXRUNTIME",
+    "OMP_NUM_THREADS",
+)
+"""A result is worth little without them."""
+
+_ASK = bytes.fromhex("31c9 0f01d0")  # xor ecx, ecx; xgetbv: eax tells which registers are kept
+_ANSWER = bytes.fromhex("31c9 6a0758")  # xor ecx, ecx; push 7; pop rax: x87, SSE and AVX
+
+
+def apply() -> None:
+    """Limit ONNX Runtime if the environment says so. To be called before it is imported.
+
+    Raises:
+        RuntimeError: it cannot be limited here.
+    """
+    wanted = os.environ.get("WAE_BENCH_ONNXRUNTIME")
+    if wanted is None or find_spec("onnxruntime") is None:
+        return
+    if wanted != "avx2":
+        raise RuntimeError(f"WAE_BENCH_ONNXRUNTIME must be avx2, got {wanted!r}")
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        raise RuntimeError("WAE_BENCH_ONNXRUNTIME works on Linux and x86-64 only")
+    library = _library()
+    ctypes.CDLL(str(library))  # mapped, but nothing of it has asked yet
+    if sum(_overwrite(begin, end) for begin, end in _code(library)) == 0:
+        raise RuntimeError(f"found no question for AVX-512's registers in {library.name}")
+
+
+def _library() -> Path:
+    spec = find_spec("onnxruntime")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    (found,) = Path(spec.submodule_search_locations[0], "capi").glob("onnxruntime_pybind11_state*.so")
+    return found
+
+
+def _code(library: Path) -> list[tuple[int, int]]:
+    """Where this process has the library's code."""
+    lines = (line.split() for line in Path("/proc/self/maps").read_text().splitlines())
+    parts = [fields[0] for fields in lines if fields[-1] == str(library) and "x" in fields[1]]
+    return [(int(part.partition("-")[0], 16), int(part.partition("-")[2], 16)) for part in parts]
+
+
+def _overwrite(begin: int, end: int) -> int:
+    """How many questions there were between two addresses."""
+    places = list(re.finditer(re.escape(_ASK), ctypes.string_at(begin, end - begin)))
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def protect(mode: int) -> None:
+        if libc.mprotect(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), mode) != 0:
+            raise OSError(ctypes.get_errno(), "mprotect")
+
+    protect(mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    for found in places:
+        ctypes.memmove(begin + found.start(), _ANSWER, len(_ANSWER))
+    protect(mmap.PROT_READ | mmap.PROT_EXEC)
+    return len(places)
