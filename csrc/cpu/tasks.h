@@ -54,15 +54,22 @@ inline std::vector<Task> plan_tasks(int64_t batch, int64_t half_height, int64_t 
 // ------------------------------------------------------------------------------------- a 3x3 layer
 
 // A 3x3 layer's tiles in even pieces times its panels of output channels in even pieces. The filters of some
-// panels are used for all tiles before the next; panels are cut finer where threads would have nothing to do.
+// panels are used for all tiles before the next; panels are cut so that the busiest thread is done earliest.
+// A task transforms its inputs for itself, which takes about as long as half a panel.
 inline std::vector<Conv3x3Task> plan_conv3x3(const Conv3x3Args& args, int64_t threads) {
   const int64_t tiles = args.batch * tiles_along(args.height) * tiles_along(args.width);
   const int64_t panels = panels_of(args.out_channels);
   const int64_t tile_pieces = (tiles + kConvTiles - 1) / kConvTiles;
   if (tile_pieces == 0) return {};
-  const int64_t wanted = (std::max<int64_t>(threads, 1) + tile_pieces - 1) / tile_pieces;
+  threads = std::max<int64_t>(threads, 1);
   const int64_t most_panels = kConvSums / ((tiles + tile_pieces - 1) / tile_pieces);
-  const int64_t panel_pieces = std::max((panels + most_panels - 1) / most_panels, std::min(wanted, panels));
+  int64_t panel_pieces = 1, best_time = INT64_MAX;
+  for (int64_t size = std::min(most_panels, panels); size > 0; --size) {
+    const int64_t pieces = (panels + size - 1) / size;
+    const int64_t rounds = (tile_pieces * pieces + threads - 1) / threads;
+    const int64_t time = rounds * (2 * size + 1);
+    if (time < best_time) panel_pieces = pieces, best_time = time;
+  }
   std::vector<Conv3x3Task> tasks;
   for (int64_t j = 0; j < panel_pieces; ++j) {
     for (int64_t i = 0; i < tile_pieces; ++i) {
