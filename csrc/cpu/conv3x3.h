@@ -81,6 +81,16 @@ WAE_INLINE void for_tiles(const Conv3x3Args& args, const Conv3x3Task& task, cons
 
 // ------------------------------------------------------------------------------------------------ V and U
 
+// Calls f<begin, end> for groups of the six rows that share terms of a transform. A group's sums stay in
+// registers, where all 36 would go through the stack; what f computes for other rows is left out.
+template <class F>
+WAE_INLINE void for_row_groups(const F& f) {
+  f.template operator()<0, 1>();
+  f.template operator()<1, 3>();
+  f.template operator()<3, 5>();
+  f.template operator()<5, 6>();
+}
+
 // Where the 6x6 inputs of a tile are, from input channel `first` on: in the picture if vectors can be read
 // there, else in `copy`, filled to whole vectors; zeros outside the picture.
 WAE_INLINE void find_pixels(const Conv3x3Args& args, const TilePlace& place, int64_t first, int channels,
@@ -124,20 +134,22 @@ inline void conv3x3_input(const Conv3x3Args& args, const Conv3x3Task& task, int6
       }
     }
     for (int k = 0; k < channels; k += kLanes) {
-      Vec columns[kPatch][kPatch];
+      for_row_groups([&]<int kBegin, int kEnd>() {
+        Vec rows[kPatch][kPatch];
 #pragma GCC unroll 6
-      for (int j = 0; j < kPatch; ++j) {
-        Vec d[kPatch], t[kPatch];
-        for (int i = 0; i < kPatch; ++i) d[i] = load(pixels[i * kPatch + j] + k);
-        transform_input(d, t);
-        for (int i = 0; i < kPatch; ++i) columns[i][j] = t[i];
-      }
-#pragma GCC unroll 6
-      for (int i = 0; i < kPatch; ++i) {
-        Vec t[kPatch];
-        transform_input(columns[i], t);
-        for (int j = 0; j < kPatch; ++j) store(out + (i * kPatch + j) * kInputPosition + k, t[j]);
-      }
+        for (int j = 0; j < kPatch; ++j) {
+          Vec d[kPatch], t[kPatch];
+          for (int i = 0; i < kPatch; ++i) d[i] = load(pixels[i * kPatch + j] + k);
+          transform_input(d, t);
+          for (int i = kBegin; i < kEnd; ++i) rows[i][j] = t[i];
+        }
+#pragma GCC unroll 2
+        for (int i = kBegin; i < kEnd; ++i) {
+          Vec t[kPatch];
+          transform_input(rows[i], t);
+          for (int j = 0; j < kPatch; ++j) store(out + (i * kPatch + j) * kInputPosition + k, t[j]);
+        }
+      });
     }
   });
 }
