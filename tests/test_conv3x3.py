@@ -69,6 +69,14 @@ def test_channels_out(cell: Cell, out_channels: int) -> None:
     check(maps(2, 5, 5, 7), weight, bias, relu=True)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (5, 7), (9, 300)], ids=size_name)
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_few_channels_in(cell: Cell, channels: int, size: tuple[int, int]) -> None:
+    """They are convolved directly, in runs of up to 224 columns; 40 output channels are no whole panels."""
+    weight, bias = layer(channels, 40)
+    check(maps(2, channels, *size), weight, bias, relu=True)
+
+
 @pytest.mark.parametrize(("channels", "size", "batch"), [(512, 7, 1), (512, 7, 2), (64, 28, 1), (3, 112, 1)])
 def test_layers_of_vgg16(cell: Cell, channels: int, size: int, batch: int) -> None:
     weight, bias = layer(channels, max(channels, 64))
@@ -93,23 +101,27 @@ def test_packing_is_that_of_the_reference(cell: Cell) -> None:
         assert torch.equal(conv3x3_pack(weight), reference.conv3x3_pack(weight))
 
 
-def test_nan_stays_in_its_picture_and_shows(cell: Cell) -> None:
+@pytest.mark.parametrize("channels", [3, 20])
+def test_nan_stays_in_its_picture_and_shows(cell: Cell, channels: int) -> None:
     """A NaN reaches every output that it is an input of, ReLU or not, and no other picture."""
-    weight, bias = layer(20, 24)
-    x = maps(3, 20, 6, 6)  # 4 tiles a picture: several pictures share a block of tiles
+    weight, bias = layer(channels, 24)
+    x = maps(3, channels, 6, 6)  # 4 tiles a picture: several pictures share a block of tiles
     clean = conv3x3(x, conv3x3_pack(weight), bias, 24, True)
-    x[1, 7, 2, 3] = torch.nan
+    x[1, 2, 2, 3] = torch.nan
     out = conv3x3(x, conv3x3_pack(weight), bias, 24, True)
     assert out[1, :, 1:4, 2:5].isnan().all()
     assert torch.equal(out[0::2], clean[0::2])
 
 
+@pytest.mark.parametrize("channels", [3, 40])
 @pytest.mark.parametrize("size", [(7, 7), (30, 31)], ids=size_name)
-def test_the_same_bits_on_any_number_of_threads_and_in_any_batch(cell: Cell, size: tuple[int, int]) -> None:
+def test_the_same_bits_on_any_number_of_threads_and_in_any_batch(
+    cell: Cell, size: tuple[int, int], channels: int
+) -> None:
     if not cell.compiled:
         pytest.skip("PyTorch's own convolutions do not promise it")
-    weight, bias = layer(40, 100)
-    x, packed = maps(3, 40, *size), conv3x3_pack(weight)
+    weight, bias = layer(channels, 100)
+    x, packed = maps(3, channels, *size), conv3x3_pack(weight)
     once = conv3x3(x, packed, bias, 100)
     for threads in (2, 3, 7):
         torch.set_num_threads(threads)

@@ -39,6 +39,7 @@
 #include "kernels.h"
 #include "layers.h"
 #include "simd.h"
+#include "winograd_filter.h"
 #include "workspace.h"
 
 namespace wae::WAE_ISA {
@@ -53,6 +54,11 @@ inline constexpr int64_t kInputPosition = kConvTiles * kDepth + kPad;
 inline constexpr int64_t kPanelSize = kDepth * kChannels;
 inline constexpr int64_t kFilterPosition = kConvPanels * kPanelSize + kPad;
 
+// Up to so many input channels are convolved directly; so far apart are their rows, and panels of filters.
+inline constexpr int kFewChannels = 3;
+inline constexpr int64_t kFewPitch = (kConvTiles * kTile + 2) * kFewChannels + kPad;
+inline constexpr int64_t kFewPanel = 9 * kFewChannels * kChannels;
+
 // M: m[position][tile][channels of the task's panels].
 struct Sums {
   int64_t pitch, position;  // from a tile, a position to the next
@@ -63,12 +69,15 @@ struct TilePlace {
   int64_t n, y, x;
 };
 
+WAE_INLINE TilePlace place_of(const Conv3x3Args& args, int64_t tile) {
+  const int64_t across = tiles_along(args.width), down = tiles_along(args.height);
+  return {tile / (across * down), tile / across % down * kTile, tile % across * kTile};
+}
+
 // Calls f(place) for the task's tiles.
 template <class F>
 WAE_INLINE void for_tiles(const Conv3x3Args& args, const Conv3x3Task& task, const F& f) {
-  const int64_t across = tiles_along(args.width), down = tiles_along(args.height);
-  TilePlace place{task.tile0 / (across * down), task.tile0 / across % down * kTile,
-                  task.tile0 % across * kTile};
+  TilePlace place = place_of(args, task.tile0);
   for (int64_t tile = task.tile0; tile < task.tile1; ++tile) {
     f(place);
     if ((place.x += kTile) < args.width) continue;
@@ -205,6 +214,14 @@ inline void conv3x3_filters(const Conv3x3Args& args, int64_t begin, int64_t end,
 inline constexpr int kConvBlock = kLanes == 16 ? 12 : kBlock;
 inline constexpr int kStrip = kLanes == 16 ? 2 : 1;
 
+// Calls f.template operator()<kPanels>(panel) for strips of panels that cover [0, panels).
+template <class F>
+WAE_INLINE void for_strips(int64_t panels, const F& f) {
+  int64_t panel = 0;
+  for (; panel + kStrip <= panels; panel += kStrip) f.template operator()<kStrip>(panel);
+  for (; panel < panels; ++panel) f.template operator()<1>(panel);
+}
+
 // m[kTiles][kPanels panels] = start + v[kTiles][channels] * u[kPanels][channels][16]; rows of m and of start
 // are so far apart as their pitches say.
 template <int kTiles, int kPanels>
@@ -240,24 +257,44 @@ inline void multiply_tiles(const float* v, const float* u, int channels, const f
 // One position: all tiles, and as many panels as u holds. start_pitch is 0 where all tiles start alike.
 inline void multiply_position(const float* v, const float* u, int channels, int64_t tiles, int64_t panels,
                               const float* start, int64_t start_pitch, float* m, int64_t pitch) {
-  for (int64_t panel = 0; panel < panels;) {
-    const auto strip = [&]<int kPanels>() {
-      for_blocks<kConvBlock>(tiles, [&]<int kTiles>(int64_t tile) {
-        multiply_tiles<kTiles, kPanels>(v + tile * kDepth, u + panel * kPanelSize, channels,
-                                        start + tile * start_pitch + panel * kChannels, start_pitch,
-                                        m + tile * pitch + panel * kChannels, pitch);
-      });
-      panel += kPanels;
-    };
-    if (panel + kStrip <= panels) {
-      strip.template operator()<kStrip>();
-    } else {
-      strip.template operator()<1>();
-    }
-  }
+  for_strips(panels, [&]<int kPanels>(int64_t panel) {
+    for_blocks<kConvBlock>(tiles, [&]<int kTiles>(int64_t tile) {
+      multiply_tiles<kTiles, kPanels>(v + tile * kDepth, u + panel * kPanelSize, channels,
+                                      start + tile * start_pitch + panel * kChannels, start_pitch,
+                                      m + tile * pitch + panel * kChannels, pitch);
+    });
+  });
 }
 
 // ------------------------------------------------------------------------------------------------ outputs
+
+WAE_INLINE float* output_at(const Conv3x3Args& args, const TilePlace& place) {
+  return args.output + ((place.n * args.height + place.y) * args.width + place.x) * args.out_channels;
+}
+
+// Brings lines that are stored to soon into the first-level cache: stores wait for theirs one after the
+// other.
+template <int kLines>
+WAE_INLINE void ask_for_lines(float* out) {
+  for (int i = 0; i < kLines; ++i) __builtin_prefetch(out + i * 16, 1);
+}
+
+// The first `count` numbers of a vector, of which there may be more.
+WAE_INLINE void store_some(float* out, Vec value, int64_t count) {
+  if (count >= kLanes) return store(out, value);
+  float numbers[kLanes];
+  store(numbers, value);
+  std::copy_n(numbers, std::max<int64_t>(count, 0), out);
+}
+
+// The biases of the task's panels.
+inline float* take_bias(const Conv3x3Args& args, const Conv3x3Task& task, Scratch& scratch) {
+  const int64_t first = task.panel0 * kChannels, count = task.panel1 * kChannels - first;
+  float* const bias = scratch.take(count);
+  std::fill_n(bias, count, 0.0f);
+  if (args.bias != nullptr) std::copy_n(args.bias + first, std::min(count, args.out_channels - first), bias);
+  return bias;
+}
 
 // The task's outputs from m: A^T m A, ReLU, and to the pixels that are inside the picture.
 inline void conv3x3_output(const Conv3x3Args& args, const Conv3x3Task& task, const Sums& layout,
@@ -265,11 +302,17 @@ inline void conv3x3_output(const Conv3x3Args& args, const Conv3x3Task& task, con
   for_tiles(args, task, [&](const TilePlace& place) {
     const int64_t rows = std::min<int64_t>(kTile, args.height - place.y);
     const int64_t columns_inside = std::min<int64_t>(kTile, args.width - place.x);
-    float* out = args.output + ((place.n * args.height + place.y) * args.width + place.x) * args.out_channels;
+    float* const out = output_at(args, place);
     for (int64_t k = task.panel0 * kChannels; k < std::min(task.panel1 * kChannels, args.out_channels);
          k += kLanes) {
       const float* sums = m + (k - task.panel0 * kChannels);
-      const int64_t count = std::min<int64_t>(kLanes, args.out_channels - k);
+      if (k % kChannels == 0) {
+        for (int i = 0; i < kTile; ++i) {
+          for (int j = kTile; j < 2 * kTile; ++j) {
+            ask_for_lines<1>(out + (i * args.width + j) * args.out_channels + k);
+          }
+        }
+      }
       Vec columns[kTile][kPatch];
       for (int j = 0; j < kPatch; ++j) {
         Vec s[kPatch], y[kTile];
@@ -283,15 +326,8 @@ inline void conv3x3_output(const Conv3x3Args& args, const Conv3x3Task& task, con
 #pragma GCC unroll 4
         for (int j = 0; j < kTile; ++j) {
           if (j >= columns_inside) break;
-          float* pixel = out + (i * args.width + j) * args.out_channels + k;
-          const Vec value = args.relu ? positive_or_nan(y[j]) : y[j];
-          if (count == kLanes) {
-            store(pixel, value);
-          } else {
-            float numbers[kLanes];
-            store(numbers, value);
-            std::copy_n(numbers, count, pixel);
-          }
+          store_some(out + (i * args.width + j) * args.out_channels + k,
+                     args.relu ? positive_or_nan(y[j]) : y[j], args.out_channels - k);
         }
       }
     }
@@ -299,7 +335,112 @@ inline void conv3x3_output(const Conv3x3Args& args, const Conv3x3Task& task, con
   });
 }
 
+// ------------------------------------------------------------------------------------ few input channels
+
+// rows[6][kFewPitch] = the pixels, kFewChannels floats each, from (y - 1, x - 1) on that `width` columns of
+// outputs read; zero outside the picture, and in channels that there are not.
+inline void few_rows(const Conv3x3Args& args, const TilePlace& place, int64_t width, float* rows) {
+  const int64_t begin = std::max<int64_t>(place.x - 1, 0), end = std::min(place.x + width + 1, args.width);
+  const bool whole = args.stride_c == 1 && args.stride_w == kFewChannels && args.channels == kFewChannels;
+  for (int64_t y = place.y - 1; y < place.y - 1 + kPatch; ++y, rows += kFewPitch) {
+    std::fill_n(rows, (width + 2) * kFewChannels, 0.0f);
+    if (y < 0 || y >= args.height) continue;
+    const float* from = args.input + place.n * args.stride_n + y * args.stride_h + begin * args.stride_w;
+    float* to = rows + (begin - place.x + 1) * kFewChannels;
+    if (whole) {
+      std::copy_n(from, (end - begin) * kFewChannels, to);
+      continue;
+    }
+    for (int64_t x = begin; x < end; ++x, from += args.stride_w, to += kFewChannels) {
+      for (int64_t c = 0; c < args.channels; ++c) to[c] = from[c * args.stride_c];
+    }
+  }
+}
+
+// The filters of the task's panels: u[panel][ky][kx][kFewChannels][16].
+inline void few_filters(const Conv3x3Args& args, const Conv3x3Task& task, float* u) {
+  std::fill_n(u, (task.panel1 - task.panel0) * kFewPanel, 0.0f);
+  const float* packed = args.packed + task.panel0 * args.channels * kPackedFilter;
+  for (int64_t panel = task.panel0; panel < task.panel1; ++panel, u += kFewPanel) {
+    for (int64_t c = 0; c < args.channels; ++c) {
+      for (int tap = 0; tap < 9; ++tap) {
+        const float scale = kFilterScale[tap / 3] * kFilterScale[tap % 3];
+        float* const to = u + (tap * kFewChannels + c) * kChannels;
+        for (int k = 0; k < kChannels; ++k) to[k] = *packed++ * scale;
+      }
+    }
+  }
+}
+
+// out[kPixels][the first `count` channels of kPanels panels], pixels out_channels apart.
+template <int kPixels, int kPanels>
+inline void few_pixels(const Conv3x3Args& args, const float* rows, const float* u, const float* bias,
+                       float* out, int64_t count) {
+  constexpr int kWide = kPanels * kVecs, kRow = 3 * kFewChannels;
+  Vec sum[kPixels][kWide];
+#pragma GCC unroll 16
+  for (int t = 0; t < kPixels; ++t) {
+    ask_for_lines<kPanels>(out + (kPixels + t) * args.out_channels);
+#pragma GCC unroll 8
+    for (int j = 0; j < kWide; ++j) sum[t][j] = load(bias + j * kLanes);
+  }
+  for (int ky = 0; ky < 3; ++ky) {
+    const float* row = rows + ky * kFewPitch;
+#pragma GCC unroll 9
+    for (int i = 0; i < kRow; ++i, u += kChannels) {
+      Vec w[kWide];
+#pragma GCC unroll 8
+      for (int j = 0; j < kWide; ++j) w[j] = load(u + j / kVecs * kFewPanel + j % kVecs * kLanes);
+#pragma GCC unroll 16
+      for (int t = 0; t < kPixels; ++t) {
+        const Vec x = broadcast(row[t * kFewChannels + i]);
+#pragma GCC unroll 8
+        for (int j = 0; j < kWide; ++j) sum[t][j] = fma(x, w[j], sum[t][j]);
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int t = 0; t < kPixels; ++t, out += args.out_channels) {
+#pragma GCC unroll 8
+    for (int j = 0; j < kWide; ++j) {
+      store_some(out + j * kLanes, args.relu ? positive_or_nan(sum[t][j]) : sum[t][j], count - j * kLanes);
+    }
+  }
+}
+
+// The task directly, 27 products an output, in runs of neighbouring tiles: vectors of so few input channels
+// would be mostly zeros.
+inline void conv3x3_few_channels(const Conv3x3Args& args, const Conv3x3Task& task) {
+  Scratch scratch;
+  float* const rows = scratch.take(kPatch * kFewPitch);
+  float* const u = scratch.take((task.panel1 - task.panel0) * kFewPanel);
+  float* const bias = take_bias(args, task, scratch);
+  few_filters(args, task, u);
+  const int64_t across = tiles_along(args.width);
+  int64_t run;
+  for (int64_t tile = task.tile0; tile < task.tile1; tile += run) {
+    run = std::min(task.tile1 - tile, across - tile % across);
+    const TilePlace place = place_of(args, tile);
+    const int64_t width = std::min(run * kTile, args.width - place.x);
+    few_rows(args, place, width, rows);
+    for (int64_t i = 0; i < std::min<int64_t>(kTile, args.height - place.y); ++i) {
+      float* const out = output_at(args, place) + i * args.width * args.out_channels;
+      for_blocks<kConvBlock>(width, [&]<int kPixels>(int64_t x) {
+        for_strips(task.panel1 - task.panel0, [&]<int kPanels>(int64_t panel) {
+          const int64_t k = (task.panel0 + panel) * kChannels;
+          few_pixels<kPixels, kPanels>(args, rows + i * kFewPitch + x * kFewChannels, u + panel * kFewPanel,
+                                       bias + panel * kChannels, out + x * args.out_channels + k,
+                                       args.out_channels - k);
+        });
+      });
+    }
+  }
+}
+
+// ---------------------------------------------------------------------------------------------- the layer
+
 inline void conv3x3(const Conv3x3Args& args, const Conv3x3Task& task) {
+  if (args.channels <= kFewChannels) return conv3x3_few_channels(args, task);
   const int64_t tiles = task.tile1 - task.tile0, panels = task.panel1 - task.panel0;
   const Sums sums{panels * kChannels, tiles * panels * kChannels + kPad};
   Scratch scratch;
@@ -309,13 +450,8 @@ inline void conv3x3(const Conv3x3Args& args, const Conv3x3Task& task) {
 
   // The bias enters at position (1, 1), which reaches all 16 outputs of a tile with weight 1.
   float* const zeros = scratch.take(sums.pitch);
-  float* const bias = scratch.take(sums.pitch);
+  float* const bias = take_bias(args, task, scratch);
   std::fill_n(zeros, sums.pitch, 0.0f);
-  std::fill_n(bias, sums.pitch, 0.0f);
-  if (args.bias != nullptr) {
-    const int64_t k = task.panel0 * kChannels;
-    std::copy_n(args.bias + k, std::min(sums.pitch, args.out_channels - k), bias);
-  }
 
   for (int64_t first = 0; first < args.channels; first += kDepth) {
     const int channels = static_cast<int>(std::min<int64_t>(kDepth, args.channels - first));
