@@ -1,5 +1,6 @@
 // A 3x3 convolution with padding 1 from any number of channels to any number, with bias and ReLU, in the
-// Winograd domain: F(4x4, 3x3), the transforms of layers.h.
+// Winograd domain: F(4x4, 3x3), the transforms of layers.h. Up to kFewChannels input channels are convolved
+// directly instead (at the end of this file): V's vectors would be mostly zeros.
 //
 // The batch is a list of tiles of 4x4 outputs, row by row, picture by picture; a tile reads 6x6 inputs, zero
 // outside the picture. A task computes up to kConvTiles tiles x some panels of 16 output channels, over all
@@ -22,11 +23,11 @@
 // tiles a task has more panels, so that V is made for more of them: tiles x panels is what M has room for.
 //
 // Vector instructions of 16 floats for 16 input x 64 output channels x 56 tiles: products 16 * 4 * 36 * 56 =
-// 129024 multiply-adds (direct: 516096); V 56 * (144 + 72 loads and stores) = 12096; U 16 * 4 * (72 + 45) =
-// 7488; outputs, once per all input channels, 56 * 4 * (110 + 52). With 64 input channels the products are 82
-// % of the instructions, so expect at most 3.3 times the speed of a direct kernel where tiles fit the
-// picture; a picture 14 high pays for 16, one 7 high for 8: 1.3 times more. V and U are stored to the
-// second-level cache, which costs more than their arithmetic (measured: docs/kernels.md).
+// 129024 multiply-adds (direct: 516096); V 56 * (144 + 120 loads and stores) = 14784; U 16 * 4 * (72 + 45) =
+// 7488; outputs, once per all input channels, 56 * 4 * (110 + 52). With 64 input channels the products are 80
+// % of the instructions, so expect at most 3.2 times the speed of a direct kernel where tiles fit the
+// picture; a picture 14 high pays for 16, one 7 high for 8: 1.3 times more. U is stored to the second-level
+// cache, which costs more than its arithmetic (measured: docs/kernels.md).
 //
 // Every output is the same sum in the same order, however the work is cut: results do not depend on the
 // number of threads, nor on the other pictures of the batch.
@@ -90,8 +91,9 @@ WAE_INLINE void for_tiles(const Conv3x3Args& args, const Conv3x3Task& task, cons
 
 // ------------------------------------------------------------------------------------------------ V and U
 
-// Calls f<begin, end> for groups of the six rows that share terms of a transform. A group's sums stay in
-// registers, where all 36 would go through the stack; what f computes for other rows is left out.
+// Calls f<begin, end> for groups of the six rows that share terms of a transform. Inputs are loaded again for
+// every group, but its sums stay in registers, where all 36 would go through the stack. What f computes for
+// other rows is not used, and left out by the compiler.
 template <class F>
 WAE_INLINE void for_row_groups(const F& f) {
   f.template operator()<0, 1>();
