@@ -4,7 +4,8 @@
 //
 // The batch is a list of tiles of 4x4 outputs, row by row, picture by picture; a tile reads 6x6 inputs, zero
 // outside the picture. A task computes up to kConvTiles tiles x some panels of 16 output channels, over all
-// input channels: 32 of them (kDepth) x 4 panels (kConvPanels) at a time.
+// input channels: 32 of them (kDepth) x 4 panels (kConvPanels) at a time, fewer where tiles are
+// (filter_turn).
 //
 //    input, 32 channels       filters, 32 x 64             outputs of 56 tiles, 64 channels
 //    +-+------+-+
@@ -59,6 +60,17 @@ inline constexpr int64_t kFilterPosition = kConvPanels * kPanelSize + kPad;
 inline constexpr int kFewChannels = 3;
 inline constexpr int64_t kFewPitch = (kConvTiles * kTile + 2) * kFewChannels + kPad;
 inline constexpr int64_t kFewPanel = 9 * kFewChannels * kChannels;
+
+// Panels and input channels whose U is made before it is used. For few tiles, where making it takes longer
+// than its products, so little that it stays in the first-level cache (36 KB). Not with AVX-512: one panel is
+// too narrow for its multiplications.
+struct FilterTurn {
+  int64_t panels;
+  int depth;
+};
+WAE_INLINE FilterTurn filter_turn(int64_t tiles) {
+  return tiles <= 8 && kLanes < 16 ? FilterTurn{1, kDepth / 2} : FilterTurn{kConvPanels, kDepth};
+}
 
 // M: m[position][tile][channels of the task's panels].
 struct Sums {
@@ -177,15 +189,16 @@ WAE_INLINE void transform_filter(const Vec g[3], Vec u[6]) {
   u[5] = six * g[2];
 }
 
-// U = G g G^T of panels [begin, end) and input channels [first, first + channels):
-// u[position][panel][input channel][16].
+// U = G g G^T of panels [begin, end) and `depth` input channels from first + c0 on, of the `channels` that
+// are packed together from `first` on: u[position][panel][input channel][16].
 inline void conv3x3_filters(const Conv3x3Args& args, int64_t begin, int64_t end, int64_t first, int channels,
-                            float* u) {
+                            int c0, int depth, float* u) {
   constexpr int kAhead = 8;  // so many filters later comes what is asked for now
   const float* packed =
-      args.packed + (first * panels_of(args.out_channels) + begin * channels) * kPackedFilter;
-  for (int64_t panel = begin; panel < end; ++panel, u += kPanelSize) {
-    for (int c = 0; c < channels; ++c, packed += kPackedFilter) {
+      args.packed + (first * panels_of(args.out_channels) + begin * channels + c0) * kPackedFilter;
+  for (int64_t panel = begin; panel < end;
+       ++panel, u += kPanelSize, packed += (channels - depth) * kPackedFilter) {
+    for (int c = 0; c < depth; ++c, packed += kPackedFilter) {
       for (int i = 0; i < kPackedFilter; i += 16) __builtin_prefetch(packed + kAhead * kPackedFilter + i);
       for (int k = 0; k < kChannels; k += kLanes) {
         Vec columns[kPatch][3];
@@ -445,6 +458,7 @@ inline void conv3x3(const Conv3x3Args& args, const Conv3x3Task& task) {
   if (args.channels <= kFewChannels) return conv3x3_few_channels(args, task);
   const int64_t tiles = task.tile1 - task.tile0, panels = task.panel1 - task.panel0;
   const Sums sums{panels * kChannels, tiles * panels * kChannels + kPad};
+  const FilterTurn turn = filter_turn(tiles);
   Scratch scratch;
   float* const v = scratch.take(kPositions * kInputPosition);
   float* const u = scratch.take(kPositions * kFilterPosition);
@@ -458,15 +472,19 @@ inline void conv3x3(const Conv3x3Args& args, const Conv3x3Task& task) {
   for (int64_t first = 0; first < args.channels; first += kDepth) {
     const int channels = static_cast<int>(std::min<int64_t>(kDepth, args.channels - first));
     conv3x3_input(args, task, first, channels, v);
-    for (int64_t group = task.panel0; group < task.panel1; group += kConvPanels) {
-      const int64_t end = std::min(group + kConvPanels, task.panel1);
+    for (int64_t group = task.panel0; group < task.panel1; group += turn.panels) {
+      const int64_t end = std::min(group + turn.panels, task.panel1);
       const int64_t offset = (group - task.panel0) * kChannels;
-      conv3x3_filters(args, group, end, first, channels, u);
-      for (int p = 0; p < kPositions; ++p) {
-        float* const to = m + p * sums.position + offset;
-        const float* start = first > 0 ? to : (p == kPatch + 1 ? bias : zeros) + offset;
-        multiply_position(v + p * kInputPosition, u + p * kFilterPosition, channels, tiles, end - group,
-                          start, first > 0 ? sums.pitch : 0, to, sums.pitch);
+      for (int c = 0; c < channels; c += turn.depth) {
+        const int depth = std::min(turn.depth, channels - c);
+        conv3x3_filters(args, group, end, first, channels, c, depth, u);
+        for (int p = 0; p < kPositions; ++p) {
+          float* const to = m + p * sums.position + offset;
+          const bool more = first + c > 0;
+          const float* start = more ? to : (p == kPatch + 1 ? bias : zeros) + offset;
+          multiply_position(v + p * kInputPosition + c, u + p * kFilterPosition, depth, tiles, end - group,
+                            start, more ? sums.pitch : 0, to, sums.pitch);
+        }
       }
     }
   }
