@@ -76,11 +76,12 @@ def test_other_convolutions_stay(image):
         nn.Conv2d(16, 16, 1),
         nn.Conv2d(16, 16, 3, padding="same"),
         nn.Conv2d(16, 16, 3, padding=1, padding_mode="reflect"),
-        nn.Conv2d(16, 3, 3, padding=1),
+        nn.Conv2d(16, 4, 3, padding=1),
+        nn.Conv2d(4, 3, 3, padding=1),
         nn.Conv2d(3, 16, 3, padding=1),
     ).eval()
     kinds = [type(layer) for layer in same(module, image).children()]
-    assert kinds == [nn.Conv2d] * 6 + [Convolution, nn.Conv2d]
+    assert kinds == [nn.Conv2d] * 6 + [Convolution, nn.Conv2d, Convolution]
 
 
 def test_a_convolution_that_runs_twice_has_no_relu(image):
@@ -97,7 +98,7 @@ def test_a_residual_block_takes_the_relu_in_it_alone(image):
 
 def test_a_deployed_vgg_has_all_relus_in_its_convolutions():
     body = fold(vgg16_body(divisor=4).eval())
-    assert relus(replaced(body)) == [True] * 12  # the first convolution has three channels
+    assert relus(replaced(body)) == [True] * 13
 
 
 def test_the_engine_takes_any_number_of_images():

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-_LEAST_CHANNELS = 16  # what the op works on at a time; with fewer, most of its work would be on zeros
+_FEW_CHANNELS = 3  # so many the op convolves directly
+_LEAST_CHANNELS = 16  # what it works on at a time else; with fewer, most of its work would be on zeros
 
 
 class Convolution(nn.Module):
@@ -56,14 +57,14 @@ def replaced(network: nn.Module) -> nn.Module:
 
 
 def fits(convolution: nn.Conv2d) -> bool:
-    """Whether ``wae::conv3x3`` can compute ``convolution``, and has enough channels to be fast."""
+    """Whether ``wae::conv3x3`` can compute ``convolution``, and is fast at its number of input channels."""
     return (
         convolution.kernel_size == (3, 3)
         and convolution.stride == convolution.padding == convolution.dilation == (1, 1)
         and convolution.groups == 1
         and convolution.padding_mode == "zeros"
         and convolution.weight.dtype == torch.float32
-        and convolution.in_channels >= _LEAST_CHANNELS
+        and not _FEW_CHANNELS < convolution.in_channels < _LEAST_CHANNELS
     )
 
 
