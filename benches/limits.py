@@ -65,7 +65,6 @@ def _code(library: Path) -> list[tuple[int, int]]:
 
 def _overwrite(begin: int, end: int) -> int:
     """How many questions there were between two addresses."""
-    places = list(re.finditer(re.escape(_ASK), ctypes.string_at(begin, end - begin)))
     libc = ctypes.CDLL(None, use_errno=True)
 
     def protect(mode: int) -> None:
@@ -73,7 +72,22 @@ def _overwrite(begin: int, end: int) -> int:
             raise OSError(ctypes.get_errno(), "mprotect")
 
     protect(mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
-    for found in places:
-        ctypes.memmove(begin + found.start(), _ANSWER, len(_ANSWER))
+    found = _find(begin, end)
+    for place in found:
+        ctypes.memmove(place, _ANSWER, len(_ANSWER))
     protect(mmap.PROT_READ | mmap.PROT_EXEC)
-    return len(places)
+    return len(found)
+
+
+def _find(begin: int, end: int) -> list[int]:
+    """Addresses of the questions.
+
+    The code is read in small pieces: freeing one large block would teach the C library to keep such blocks,
+    and PyTorch would be faster than in a process that was not limited.
+    """
+    piece, overlap = 1 << 16, len(_ASK) - 1
+    return [
+        start + found.start()
+        for start in range(begin, end, piece)
+        for found in re.finditer(re.escape(_ASK), ctypes.string_at(start, min(piece + overlap, end - start)))
+    ]
