@@ -24,7 +24,7 @@ test: lint sanitize build  ## everything that must hold: lint, types, C++ under 
 	$(BIN)/python -m pytest
 
 .PHONY: quick
-quick: $(VENV)/.dev build  ## the tests that are not slow, up to the first failure (3 to 4 minutes)
+quick: $(VENV)/.dev build  ## the tests that are not slow, up to the first failure (about 3 minutes)
 	$(BIN)/python -m pytest -m "not slow" -x
 
 .PHONY: bench

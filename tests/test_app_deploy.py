@@ -136,6 +136,7 @@ def test_another_decomposition(model):
     assert_close(deploy(model, SIZE, engine="eager")(images), model(images))
 
 
+@pytest.mark.slow
 def test_the_result_is_the_caller_s(model):
     """Engines write to the same place each time; what was returned must stay."""
     for engine in QUICK:

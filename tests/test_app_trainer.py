@@ -197,6 +197,7 @@ def test_mixed_precision_trains_on_the_processor():
     assert history[-1].losses != exact[-1].losses
 
 
+@pytest.mark.slow
 def test_training_through_our_ops_gives_the_losses_of_stock_ones():
     """200 steps of all losses at once, float32 through the fused ops against float64 through PyTorch's.
 

@@ -100,6 +100,7 @@ def test_plan_of_more_tiles_than_32_bits_count() -> None:
 # -------------------------------------------------------------------------------------------- interpreter
 
 
+@pytest.mark.slow
 @compiled
 def test_in_the_interpreter() -> None:
     """The tests marked `interpreted`, in a process where Triton interprets."""
