@@ -28,7 +28,7 @@ quick: $(VENV)/.dev build  ## the tests that are not slow, up to the first failu
 	$(BIN)/python -m pytest -m "not slow" -x
 
 .PHONY: bench
-bench: $(VENV)/.dev build  ## measure what the README claims (under 10 minutes), and make its tables and plots
+bench: $(VENV)/.dev build  ## measure what the README claims (about 10 minutes), and make its tables and plots
 	@mkdir -p build
 	$(BIN)/python -m pytest benches --seconds 2 --benchmark-json=build/bench.json
 	$(BIN)/python benches/report.py --add build/bench.json
