@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-CXX_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+CXX_FILES = $(shell find csrc tests tools -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: run
 run: $(VENV)/.app build  ## split the bundled photos and put them back together, with timings (`wae demo`)
@@ -114,7 +114,8 @@ wae_kernels/_C.abi3.so: $(shell find csrc -type f) wae_kernels/schemas.inc setup
 # ---------------------------------------------------------------- the kernels under sanitizers, without torch
 
 SANITIZE := build/sanitize
-SANITIZE_OBJECTS := $(patsubst %.cpp,$(SANITIZE)/%.o,$(wildcard tests/cpp/*.cpp csrc/cpu/*.cpp))
+SANITIZE_OBJECTS := $(patsubst %.cpp,$(SANITIZE)/%.o,$(wildcard tests/cpp/*.cpp) \
+	$(filter-out csrc/cpu/ops.cpp,$(wildcard csrc/cpu/*.cpp)))
 SANITIZE_FLAGS := -std=c++20 -O1 -g -Wall -Wextra -fno-omit-frame-pointer -pthread -Icsrc \
 	-fsanitize=address,undefined -fno-sanitize-recover=all
 

@@ -49,8 +49,8 @@ def cpu_library() -> Extension:
     """
     return Extension(
         "wae_kernels._C",
-        sources=paths("csrc/ops.cpp", "csrc/ops_cpu.cpp", "csrc/cpu/*.cpp"),
-        depends=paths("csrc/common/*", "csrc/cpu/*.h", "wae_kernels/schemas.inc"),
+        sources=paths("csrc/ops.cpp", "csrc/cpu/*.cpp"),
+        depends=paths("csrc/common/*", "csrc/cpu/**/*.h", "wae_kernels/schemas.inc"),
         include_dirs=[str(ROOT / "csrc"), str(ROOT / "wae_kernels")],  # absolute: ninja runs elsewhere
         extra_compile_args=["-std=c++20", "-O3", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden"],
         libraries=["torch_cpu"],

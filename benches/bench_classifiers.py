@@ -14,7 +14,7 @@ from classifiers import NETWORKS, Whole, agreeing, cells, forms, side, sides
 from networks import images
 from torch import Tensor
 
-from wae.deploy import ENGINES, deploy
+from wae.inference.deployed import ENGINES, deploy
 from wae.models.classifier import WAEClassifier, fold_normalization
 
 Compare = Callable[..., None]

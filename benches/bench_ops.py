@@ -60,7 +60,7 @@ def bench_forward_and_backward(compare: Compare, device: torch.device, batch: in
         "PyTorch eager, channels_last": partial(step, stock, torch.channels_last),
     }
     # A sum within rounding of zero is on one side of its ReLU here and on the other there, and its gradient
-    # with it: the gradients are compared in tests/test_backward.py, on inputs where that cannot happen.
+    # with it: tests/kernels/test_backward.py compares them, on inputs where that cannot happen.
     compare(OURS, sides, device=device, table=f"{op} + backward", images=batch, agree=[])
 
 

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import resnet50, vgg16
 
-from wae.deploy import ENGINES, deploy
+from wae.inference.deployed import ENGINES, deploy
+from wae.inference.winograd import replaced
 from wae.models.baselines import resnet50_half, vgg16_half
 from wae.models.classifier import WAEClassifier, fold_normalization
 from wae.models.resnet50 import wae_resnet50
 from wae.models.stock import StockEncoder
 from wae.models.vgg16 import wae_vgg16
-from wae.winograd import replaced
 from wae_kernels.nn import Encoder
 
 NETWORKS = {"VGG16": (vgg16, vgg16_half, wae_vgg16), "ResNet50": (resnet50, resnet50_half, wae_resnet50)}

@@ -24,7 +24,7 @@ import torch
 from pytest_benchmark.logger import PytestBenchmarkWarning
 from torch import Tensor
 
-from wae.timing import interleaved
+from wae.inference.timing import interleaved
 from wae_kernels import backends
 
 PACKAGES = ("torch", "torchvision", "triton", "onnxruntime", "openvino", "wae-kernels")

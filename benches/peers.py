@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wae.engines import ENGINES
+from wae.inference.engines import ENGINES
 
 Sides = dict[str, Callable[[], Any]]
 

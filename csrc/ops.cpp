@@ -1,4 +1,4 @@
-// The schemas of torch.ops.wae.*. Kernels are registered where they are: ops_cpu.cpp, cuda/, and from
+// The schemas of torch.ops.wae.*. Kernels are registered where they are: cpu/ops.cpp, cuda/, and from
 // Python (wae_kernels/registration.py) fakes, autograd, autocast and the reference.
 
 #include <torch/csrc/stable/library.h>

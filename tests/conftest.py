@@ -33,7 +33,7 @@ if SEED:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # What an installation without the compiled library says is tests/test_install.py's subject.
+    # What an installation without the compiled library says is tests/build/test_install.py's subject.
     config.addinivalue_line("filterwarnings", "ignore:wae_kernels runs on plain PyTorch:RuntimeWarning")
 
 

@@ -1,7 +1,7 @@
 """What the ops accept, said once for Python: the fake kernels and the reference check through here.
 
 ``csrc/common/checks.h`` states the same rules, in the same words, for the compiled kernels, which must
-not read a byte before they have checked; ``tests/test_bad_input.py`` holds the two to each other.
+not read a byte before they have checked; ``tests/kernels/test_bad_input.py`` holds the two to each other.
 Everything here works on symbolic sizes, so that ``torch.compile`` and ``torch.export`` check too.
 """
 

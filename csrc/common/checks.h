@@ -1,5 +1,5 @@
 // What the ops accept, for the compiled kernels. wae_kernels/checks.py says the same, in the same words,
-// for the fake kernels and the reference; tests/test_bad_input.py holds the two to each other.
+// for the fake kernels and the reference; tests/kernels/test_bad_input.py holds the two to each other.
 
 #pragma once
 

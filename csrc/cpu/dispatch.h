@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "kernels.h"
+#include "cpu/kernels.h"
 
 namespace wae {
 

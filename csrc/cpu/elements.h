@@ -8,7 +8,7 @@
 #include <bit>
 #include <cstdint>
 
-#include "kernels.h"
+#include "cpu/kernels.h"
 
 namespace wae {
 namespace {

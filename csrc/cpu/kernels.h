@@ -1,12 +1,12 @@
-// The interface between the ops (csrc/ops_cpu.cpp, which knows torch) and the kernels (which do not):
+// The interface between the ops (csrc/cpu/ops.cpp, which knows torch) and the kernels (which do not):
 // plain structs, and one table of functions for every instruction set.
 
 #pragma once
 
 #include <cstdint>
 
-#include "pack.h"
-#include "sums.h"
+#include "cpu/pack.h"
+#include "cpu/sums.h"
 
 namespace wae {
 

@@ -12,7 +12,7 @@
 #include <new>
 #include <utility>
 
-#include "kernels.h"
+#include "cpu/kernels.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
@@ -22,7 +22,7 @@
 
 #define WAE_AVX2 1
 #define WAE_ISA avx2
-#include "kernels_impl.h"
+#include "cpu/isa/kernels_impl.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

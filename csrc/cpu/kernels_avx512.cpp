@@ -12,7 +12,7 @@
 #include <new>
 #include <utility>
 
-#include "kernels.h"
+#include "cpu/kernels.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))), \
@@ -29,7 +29,7 @@
 
 #define WAE_AVX512 1
 #define WAE_ISA avx512
-#include "kernels_impl.h"
+#include "cpu/isa/kernels_impl.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -3,6 +3,6 @@
 #include <utility>
 
 #define WAE_ISA portable
-#include "kernels_impl.h"
+#include "cpu/isa/kernels_impl.h"
 
 const wae::Kernels& wae::kernels_portable() { return wae::portable::kernels(); }

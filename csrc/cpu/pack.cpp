@@ -1,8 +1,8 @@
-#include "pack.h"
+#include "cpu/pack.h"
 
 #include <algorithm>
 
-#include "winograd_filter.h"
+#include "cpu/winograd_filter.h"
 
 namespace wae {
 namespace {

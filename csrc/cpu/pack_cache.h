@@ -13,8 +13,8 @@
 #include <memory>
 #include <mutex>
 
-#include "pack.h"
-#include "sums.h"
+#include "cpu/pack.h"
+#include "cpu/sums.h"
 
 namespace wae {
 

@@ -1,6 +1,6 @@
-#include "sums.h"
+#include "cpu/sums.h"
 
-#include "winograd_filter.h"
+#include "cpu/winograd_filter.h"
 
 namespace wae {
 namespace {

@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <memory>
 
-#include "pack.h"
+#include "cpu/pack.h"
 
 namespace wae {
 

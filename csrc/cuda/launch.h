@@ -1,4 +1,4 @@
-// The kernels, for the host: encode.cu and decode.cu know CUDA's syntax, ops_cuda.cpp knows torch.
+// The kernels, for the host: encode.cu and decode.cu know CUDA's syntax, cuda/ops.cpp knows torch.
 
 #pragma once
 

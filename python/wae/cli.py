@@ -19,8 +19,7 @@ import warnings
 from collections.abc import Sequence
 
 import wae_kernels
-
-from .commands.shared import Failure, complain
+from wae.commands.shared import Failure, complain
 
 COMMANDS = (
     "demo",

@@ -2,7 +2,7 @@
 // sanitizers (make sanitize), and compares with the definition in double.
 //
 // Pictures are separate heap blocks, so one element too far is seen; the kernels' workspace is filled with
-// NaN and has poisoned gaps in this build (csrc/cpu/workspace.h).
+// NaN and has poisoned gaps in this build (csrc/cpu/isa/workspace.h).
 
 #include <algorithm>
 #include <cmath>

@@ -4,6 +4,6 @@ Importing this package needs Triton, and registers ``torch.ops.wae.encode_triton
 """
 
 from .ops import decode, encode
-from .stored import tune
+from .tuning import tune
 
 __all__ = ["decode", "encode", "tune"]

@@ -14,7 +14,7 @@ from torch import Tensor
 from wae_kernels.reference import format_of
 from wae_kernels.registration import tf32_allowed
 
-from . import stored
+from . import tuning
 from .plan import CHANNELS, Device, Plan, Tile, plan
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
@@ -82,7 +82,7 @@ def _launch(
     like = dense[0]
     device = device or device_of(like.device)
     precision = precision_of(like.dtype)
-    tile = tile or stored.choice(op, device, precision, shape)
+    tile = tile or tuning.choice(op, device, precision, shape)
     chosen = plan(shape[0], shape[2], shape[3], precision, device, [tile] if tile else ())
     slab = like.new_empty(chosen.slab_elements)
     strides = [stride for tensor in (*inputs, outputs[0]) for stride in tensor.stride()]

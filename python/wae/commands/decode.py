@@ -30,9 +30,9 @@ def run(options: argparse.Namespace) -> int:
     import torch
     from PIL import Image
 
-    from wae import container
-    from wae.files import written
     from wae.models.autoencoder import to_uint8
+    from wae.storage import decomposed
+    from wae.storage.files import written
 
     file_format = Image.registered_extensions().get(options.output.suffix.lower())
     if file_format not in Image.SAVE:
@@ -40,10 +40,10 @@ def run(options: argparse.Namespace) -> int:
     shared.check_target(options.output, options.file, options.force)
     model = shared.autoencoder(options.weights)
     try:
-        made = container.load(options.file)
-    except container.ContainerError as error:
+        made = decomposed.load(options.file)
+    except decomposed.ContainerError as error:
         raise shared.Failure(str(error)) from None
-    if made.weights != container.fingerprint(model):
+    if made.weights != decomposed.fingerprint(model):
         raise shared.Failure(
             f"{options.file}: was encoded with other weights than those to decode with; see --weights"
         )

@@ -31,10 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Show every photo and the timings; 1 if a photo could not be shown."""
-    from wae import comparison, data, demo
-    from wae.deploy import DisagreementError
+    from wae.data import photos
+    from wae.experiments import comparison, demo
+    from wae.inference.deployed import DisagreementError
 
-    inputs = options.images or [data.photo_path(name) for name in demo.BUNDLED]
+    inputs = options.images or [photos.photo_path(name) for name in demo.BUNDLED]
     outputs = demo.targets(inputs, options.output, options.force)
     console, model = shared.console(), shared.autoencoder(options.weights)
     errors = demo.show(console, model, inputs, outputs)

@@ -25,7 +25,7 @@ def run(options: argparse.Namespace) -> int:
     """Decompose the image and write the file."""
     import torch
 
-    from wae import container
+    from wae.storage import decomposed
 
     shared.check_target(options.output, options.image, options.force)
     image, model = shared.read_image(options.image), shared.autoencoder(options.weights)
@@ -33,6 +33,6 @@ def run(options: argparse.Namespace) -> int:
         low, high = model.decompose(image[None])
     dtype = getattr(torch, options.dtype)
     size = (image.shape[1], image.shape[2])
-    made = container.Decomposition(low[0].to(dtype), high[0].to(dtype), size, container.fingerprint(model))
-    container.save(options.output, made, options.force)
+    made = decomposed.Decomposition(low[0].to(dtype), high[0].to(dtype), size, decomposed.fingerprint(model))
+    decomposed.save(options.output, made, options.force)
     return 0

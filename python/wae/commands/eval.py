@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from . import shared
 
 if TYPE_CHECKING:
-    from wae.datasets import Dataset
-    from wae.evaluation import Candidate
+    from wae.data.loading import Dataset
+    from wae.experiments.evaluation import Candidate
 
 HELP = "print error, time and multiply-adds of trained classifiers, as the paper's table does"
 
@@ -47,9 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Evaluate every checkpoint, on all processes; the first times them in turns and prints the table."""
-    from wae import evaluation
-    from wae.data import ImageError
-    from wae.training.checkpoint import CheckpointError
+    from wae.data.photos import ImageError
+    from wae.experiments import evaluation
+    from wae.storage.weights_file import CheckpointError
     from wae.training.processes import is_first, joined
     from wae.training.trainer import evaluate
 
@@ -74,8 +74,8 @@ def run(options: argparse.Namespace) -> int:
 
 def _data(options: argparse.Namespace, candidate: Candidate) -> Dataset:
     """The test set in the size that the network was trained on, after a check of its classes."""
-    from wae.datasets import open_dataset
-    from wae.training.checkpoint import CheckpointError
+    from wae.data.loading import open_dataset
+    from wae.storage.weights_file import CheckpointError
     from wae.training.processes import is_first
 
     # Named sets have one size, which a wrong checkpoint is told by the network itself.

@@ -43,16 +43,16 @@ def run(options: argparse.Namespace) -> int:
     """Export, compare with the model, and write the file."""
     import torch
 
-    from wae import checkpoints
-    from wae.deploy import DisagreementError, EngineError
-    from wae.export import export
-    from wae.training.checkpoint import CheckpointError
+    from wae.inference.deployed import DisagreementError, EngineError
+    from wae.inference.export import export
+    from wae.storage import checkpoint
+    from wae.storage.weights_file import CheckpointError
 
     shared.check_target(options.output, options.weights, options.force)
     try:
-        size = options.size or checkpoints.describe(options.weights).input.size
+        size = options.size or checkpoint.describe(options.weights).input.size
         difference = export(
-            checkpoints.load_classifier(options.weights),
+            checkpoint.load_classifier(options.weights),
             options.output,
             options.format,
             (size, size),

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Convert the two files and write the checkpoint."""
-    from wae import caffe
+    from wae.storage import caffe
 
     for source in (options.prototxt, options.caffemodel):
         shared.check_target(options.output, source, options.force)

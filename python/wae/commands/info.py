@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the tables; 2 for a network of another name."""
-    from wae import info
+    from wae.experiments import info
 
     if options.network is None:
         info.show_machine(shared.console())

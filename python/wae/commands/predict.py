@@ -54,10 +54,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print what is seen in each image; 1 if one could not be used."""
-    from wae import checkpoints, predict
-    from wae.deploy import DisagreementError
-    from wae.engines import ENGINES, EngineError
-    from wae.training.checkpoint import WEIGHTS, CheckpointError
+    from wae.inference import predict
+    from wae.inference.deployed import DisagreementError
+    from wae.inference.engines import ENGINES, EngineError
+    from wae.storage import checkpoint
+    from wae.storage.weights_file import WEIGHTS, CheckpointError
 
     if options.engine not in (None, "auto", *ENGINES):
         known = ", ".join(ENGINES)
@@ -71,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
     if next(predict.find(options.sources), None) is None:
         raise shared.Failure(f"no images found in {', '.join(map(str, options.sources))}")
     try:
-        described, model = checkpoints.describe(weights), checkpoints.load_classifier(weights)
+        described, model = checkpoint.describe(weights), checkpoint.load_classifier(weights)
         network = predict.runner(model, described.input, options.engine, options.batch)
     except (CheckpointError, ValueError, EngineError, DisagreementError) as error:
         raise shared.Failure(str(error)) from None
@@ -102,7 +103,7 @@ def run(options: argparse.Namespace) -> int:
 @contextmanager
 def _output(path: Path | None, force: bool) -> Iterator[Callable[[str], object]]:
     """A function that writes a line: to stdout at once, or to ``path``, which is there when all are."""
-    from wae.files import written
+    from wae.storage.files import written
 
     if path is None:
         yield partial(print, flush=True)
@@ -120,7 +121,7 @@ def _progress(sources: Sequence[Path]) -> Iterator[Callable[[], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    from wae.predict import find
+    from wae.inference.predict import find
 
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console, shares_terminal = Console(stderr=True), sys.stdout.isatty()

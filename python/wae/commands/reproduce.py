@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from . import shared
 
 if TYPE_CHECKING:
-    from wae.reproduce import Job, Result
+    from wae.experiments.reproduce import Job, Result
     from wae.training.plan import Plan
 
 HELP = "train WAE and the networks it is compared with on Fashion-MNIST, and print the paper's table"
@@ -52,10 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Train what is missing, with a progress bar; then print the table, and keep it in the folder."""
-    from wae import reproduce
-    from wae.datasets import DatasetError
-    from wae.files import written
-    from wae.training.checkpoint import CheckpointError
+    from wae.data.loading import DatasetError
+    from wae.experiments import reproduce
+    from wae.storage.files import written
+    from wae.storage.weights_file import CheckpointError
     from wae.training.trainer import TrainingError
 
     wanted = reproduce.jobs(range(options.seeds or (1 if options.quick else 3)))
@@ -84,7 +84,7 @@ def _watch(options: argparse.Namespace, wanted: list[Job], wae: Plan) -> list[Re
     )
     from rich.progress import Progress as Bar
 
-    from wae import reproduce
+    from wae.experiments import reproduce
 
     def tell(progress: reproduce.Progress) -> None:
         accuracy = "" if progress.accuracy is None else f", accuracy {100 * progress.accuracy:.2f} %"

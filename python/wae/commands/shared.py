@@ -53,7 +53,7 @@ def console() -> Console:
 
 def check_target(target: Path, source: Path, force: bool) -> None:
     """Before any work: may ``target`` be written? Raises Failure or FileExistsError if not."""
-    from wae.files import refuse_existing
+    from wae.storage.files import refuse_existing
 
     if target.resolve() == source.resolve():
         raise Failure(f"{target} is the input; -o must name another file")
@@ -61,23 +61,23 @@ def check_target(target: Path, source: Path, force: bool) -> None:
 
 
 def read_image(path: Path) -> Tensor:
-    """As :func:`wae.data.read_image`, but what it refuses is a Failure."""
-    from wae import data
+    """As :func:`wae.data.photos.read_image`, but what it refuses is a Failure."""
+    from wae.data import photos
 
     try:
-        return data.read_image(path)
-    except data.ImageError as error:
+        return photos.read_image(path)
+    except photos.ImageError as error:
         raise Failure(str(error)) from None
 
 
 def autoencoder(weights: Path | None) -> AutoEncoder:
     """The auto-encoder with ``weights`` (None: those included). Raises Failure where they do not fit."""
     from wae.models.autoencoder import AutoEncoder
-    from wae.training import checkpoint
+    from wae.storage import weights_file
 
     model = AutoEncoder().eval()
     try:
-        checkpoint.load(weights or checkpoint.WEIGHTS / "autoencoder.safetensors", model)
-    except checkpoint.CheckpointError as error:
+        weights_file.load(weights or weights_file.WEIGHTS / "autoencoder.safetensors", model)
+    except weights_file.CheckpointError as error:
         raise Failure(str(error)) from None
     return model

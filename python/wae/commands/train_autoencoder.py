@@ -42,22 +42,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Train, writing checkpoints, and print the quality on photos kept out."""
-    from wae import data
-    from wae.files import refuse_existing
-    from wae.training import checkpoint, stage1
+    from wae.data import photos
+    from wae.storage import weights_file
+    from wae.storage.files import refuse_existing
+    from wae.training import stage1
     from wae.training.progress import progress, show_quality
 
     refuse_existing(options.output, options.force or options.resume)
-    names = tuple(map(str, options.photos)) or data.TRAINING
-    photos = [shared.read_image(path) for path in options.photos or map(data.photo_path, data.TRAINING)]
-    kept_out = {name: data.photo(name) for name in data.KEPT_OUT}
+    names = tuple(map(str, options.photos)) or photos.TRAINING
+    images = [shared.read_image(path) for path in options.photos or map(photos.photo_path, photos.TRAINING)]
+    kept_out = {name: photos.photo(name) for name in photos.KEPT_OUT}
     console = shared.console()
     try:
         recipe = Recipe(names, **{k: v for k, v in vars(options).items() if k in _RECIPE_OPTIONS})
         with progress(console, recipe.steps) as on_step:
-            model = stage1.train(photos, recipe, on_step, options.output, resume=options.resume)
-        start = stage1.initial_model(photos, recipe.seed)
-    except (ValueError, checkpoint.CheckpointError) as error:
+            model = stage1.train(images, recipe, on_step, options.output, resume=options.resume)
+        start = stage1.initial_model(images, recipe.seed)
+    except (ValueError, weights_file.CheckpointError) as error:
         raise shared.Failure(str(error)) from None
     show_quality(console, {"linear start": start, "trained": model}, kept_out)
     return 0

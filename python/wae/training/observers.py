@@ -14,9 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from torch import Tensor, nn
 
-from wae.files import written
 from wae.models.autoencoder import to_uint8
 from wae.models.classifier import WAEClassifier
+from wae.storage.files import written
 
 from .plan import Plan
 from .trainer import Epoch, Observer

@@ -12,15 +12,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision import models
 
-from wae.checkpoints import describe, load_classifier
 from wae.models.autoencoder import AutoEncoder
 from wae.models.baselines import FullResolution
 from wae.models.classifier import WAEClassifier
 from wae.models.small_vgg import SmallVGG
+from wae.storage import weights_file
+from wae.storage.checkpoint import describe, load_classifier
+from wae.storage.weights_file import CheckpointError
 from wae_kernels.nn import Encoder
-
-from . import checkpoint
-from .checkpoint import CheckpointError
 
 TORCHVISION = "torchvision"
 """As a source of weights: torchvision's best for that network, which may be downloaded."""
@@ -73,7 +72,7 @@ def load_autoencoder(model: nn.Module, path: Path) -> None:
     if not (isinstance(model, WAEClassifier) and isinstance(model.encoder, Encoder) and model.decoder):
         raise ValueError("an auto-encoder can only start a WAE network with a learned encoder and a decoder")
     trained = AutoEncoder()
-    checkpoint.load(path, trained)
+    weights_file.load(path, trained)
     model.encoder.load_state_dict(trained.encoder.state_dict())
     model.decoder.load_state_dict(trained.decoder.state_dict())
     model.image_scale.copy_(trained.image_scale)

@@ -20,8 +20,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from wae.checkpoints import Input, load_classifier, save_classifier
-from wae.datasets import (
+from wae.data.loading import (
     Dataset,
     DatasetError,
     ImageFolder,
@@ -30,13 +29,14 @@ from wae.datasets import (
     evaluation_resize,
     open_dataset,
 )
-from wae.files import written
 from wae.models.classifier import WAEClassifier
 from wae.models.classifiers import builder
+from wae.storage.checkpoint import Input, load_classifier, save_classifier
+from wae.storage.files import written
+from wae.storage.weights_file import CheckpointError
 from wae_kernels.nn import Decoder, Encoder
 
 from . import pretrained
-from .checkpoint import CheckpointError
 from .observers import JsonLines, TensorBoard, Terminal, Together, table
 from .plan import Plan
 from .processes import is_first, joined
@@ -55,7 +55,7 @@ class Session:
 
     plan: Plan
     data: str
-    """See :func:`wae.datasets.open_dataset`."""
+    """See :func:`wae.data.loading.open_dataset`."""
     folder: Path
     """Of the results."""
     size: int | None = None

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from wae.models.autoencoder import AutoEncoder, to_uint8
+from wae.storage import weights_file
 
-from . import checkpoint
 from .linear_start import best_linear, write_linear_start
 from .losses import energy_ratio, psnr, transform_loss
 from .recipe import Recipe
@@ -127,9 +127,9 @@ def train(
         error = loss.reconstruction.item()
         on_step(Step(step + 1, loss.total.item(), 10 * math.log10(4 / error) if error else math.inf))
         if checkpoint_path and (step + 1) % checkpoint_every == 0:
-            checkpoint.save(checkpoint_path, model, _made(recipe, step + 1), optimizer, force=True)
+            weights_file.save(checkpoint_path, model, _made(recipe, step + 1), optimizer, force=True)
     if checkpoint_path:
-        checkpoint.save(checkpoint_path, model, _made(recipe, recipe.steps), force=True)
+        weights_file.save(checkpoint_path, model, _made(recipe, recipe.steps), force=True)
     return model
 
 
@@ -149,11 +149,11 @@ def _made(recipe: Recipe, step: int) -> dict[str, Any]:
 
 def _resumed(path: Path, model: AutoEncoder, optimizer: torch.optim.Optimizer, recipe: Recipe) -> int:
     """Read a checkpoint; the number of the step to go on with."""
-    made = checkpoint.load(path, model, optimizer)
+    made = weights_file.load(path, model, optimizer)
     wanted = _made(recipe, made.get("step", 0))
     different = sorted(key for key in {*made, *wanted} if made.get(key) != wanted.get(key))
     if different:
-        raise checkpoint.CheckpointError(f"{path}: was made with another {', '.join(different)}")
+        raise weights_file.CheckpointError(f"{path}: was made with another {', '.join(different)}")
     return int(wanted["step"])
 
 

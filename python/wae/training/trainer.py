@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from wae.datasets import Dataset, ImageFolder, batches, fingerprint
+from wae.data.loading import Dataset, ImageFolder, batches, fingerprint
 from wae.models.classifier import WAEClassifier
+from wae.storage import weights_file
 from wae_kernels.nn import Encoder
 
-from . import checkpoint
 from .linear_start import best_linear, write_linear_start
 from .objective import Objective, of_transform, trained
 from .plan import Plan, Stage
@@ -115,7 +115,7 @@ def train(
     Args:
         model: a :class:`WAEClassifier`, or any classifier for stages of kind ``classifier``. All processes
             must hand in the same weights.
-        training, test: see :mod:`wae.datasets`.
+        training, test: see :mod:`wae.data.loading`.
         state: the checkpoint, replaced after every epoch by the first process; None for none.
         resume: go on from ``state``.
         teacher: a classifier for stages with a ``mimic_weight``.
@@ -343,15 +343,15 @@ class _Run:
             history = [asdict(entry) for entry in self.history]
             state = _State(self.plan.as_dict(), stage, epoch, self.scaler.state_dict(), history, self.data)
             kept = None if average is None else average.module
-            checkpoint.save(self.state, self.model, asdict(state), optimizer, force=True, average=kept)
+            weights_file.save(self.state, self.model, asdict(state), optimizer, force=True, average=kept)
         if self.world > 1:
             dist.barrier()
 
     def _reached(self) -> _State:
         """What the checkpoint says, its weights read into the model."""
         assert self.state is not None
-        reached = _state(self.state, checkpoint.read_recipe(self.state), self.plan, self.data)
-        checkpoint.load(self.state, self.model)
+        reached = _state(self.state, weights_file.read_recipe(self.state), self.plan, self.data)
+        weights_file.load(self.state, self.model)
         self.history = [_epoch(entry) for entry in reached.history]
         if reached.scaler:
             self.scaler.load_state_dict(reached.scaler)
@@ -359,7 +359,7 @@ class _Run:
 
     def _restore(self, path: Path, optimizer: torch.optim.Optimizer, average: AveragedModel | None) -> None:
         """Read what :meth:`_save` wrote within a stage."""
-        checkpoint.load(path, self.model, optimizer, None if average is None else average.module)
+        weights_file.load(path, self.model, optimizer, None if average is None else average.module)
         if average is not None:
             average.n_averaged.fill_(1)  # any number but 0: the average has begun
 
@@ -419,12 +419,12 @@ def _state(path: Path, made: dict[str, Any], plan: Plan, data: dict[str, Any]) -
         assert 0 <= number <= len(plan.stages)
         assert epoch == 0 or epoch < plan.stages[number].epochs
     except (TypeError, ValueError, AssertionError, IndexError):
-        raise checkpoint.CheckpointError(f"{path}: this is not the checkpoint of a training") from None
+        raise weights_file.CheckpointError(f"{path}: this is not the checkpoint of a training") from None
     wanted = json.loads(json.dumps(plan.as_dict()))
     if different := _different(state.plan, wanted):
-        raise checkpoint.CheckpointError(f"{path}: was made by a plan with another {different}")
+        raise weights_file.CheckpointError(f"{path}: was made by a plan with another {different}")
     if state.data and (different := _different(state.data, data)):
-        raise checkpoint.CheckpointError(f"{path}: was made on training data that differs in {different}")
+        raise weights_file.CheckpointError(f"{path}: was made on training data that differs in {different}")
     return state
 
 

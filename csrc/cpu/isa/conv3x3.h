@@ -1,0 +1,494 @@
+// A 3x3 convolution with padding 1 from any number of channels to any number, with bias and ReLU, in the
+// Winograd domain: F(4x4, 3x3), the transforms of layers.h. Up to kFewChannels input channels are convolved
+// directly instead (at the end of this file): V's vectors would be mostly zeros.
+//
+// The batch is a list of tiles of 4x4 outputs, row by row, picture by picture; a tile reads 6x6 inputs, zero
+// outside the picture. A task computes up to kConvTiles tiles x some panels of 16 output channels, over all
+// input channels: 32 of them (kDepth) x 4 panels (kConvPanels) at a time, fewer where tiles are
+// (filter_turn).
+//
+//    input, 32 channels       filters, 32 x 64             outputs of 56 tiles, 64 channels
+//    +-+------+-+
+//    |.|......|.|   B^T d B   9 floats      G g G^T
+//    +-+------+-+  -------->               -------->                         A^T m A
+//    |.| tile |.|   V [36][56][32]     U [36][32][64]       M [36][56][64]  -------->  bias, ReLU, out
+//    | |  4x4 | |   \______________  * _____________/  +=  ^
+//    +-+------+-+           36 matrix products ------------+
+//    |.|......|.|
+//    +-+------+-+
+//
+// U is not stored, as is usual, but made from the filters where it is used: 9 floats come from memory, 36
+// go to the second-level cache. At batch 1 the filters are most of what a deep layer reads, and four times as
+// many bytes would take longer than the products (512 -> 512: 9.4 MB instead of 37.7 MB). No buffer grows
+// with the picture or the channels: V, U and M together are at most 1.1 MB a thread. Where there are few
+// tiles a task has more panels, so that V is made for more of them: tiles x panels is what M has room for.
+//
+// Vector instructions of 16 floats for 16 input x 64 output channels x 56 tiles: products 16 * 4 * 36 * 56 =
+// 129024 multiply-adds (direct: 516096); V 56 * (144 + 120 loads and stores) = 14784; U 16 * 4 * (72 + 45) =
+// 7488; outputs, once per all input channels, 56 * 4 * (110 + 52). With 64 input channels the products are 80
+// % of the instructions, so expect at most 3.2 times the speed of a direct kernel where tiles fit the
+// picture; a picture 14 high pays for 16, one 7 high for 8: 1.3 times more. U is stored to the second-level
+// cache, which costs more than its arithmetic (measured: docs/kernels.md).
+//
+// Every output is the same sum in the same order, however the work is cut: results do not depend on the
+// number of threads, nor on the other pictures of the batch.
+
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "cpu/kernels.h"
+#include "cpu/isa/layers.h"
+#include "cpu/isa/simd.h"
+#include "cpu/winograd_filter.h"
+#include "cpu/isa/workspace.h"
+
+namespace wae::WAE_ISA {
+
+inline constexpr int kDepth =
+    kPackedDepth;  // input channels of one turn: V, U and M fit the second-level cache
+static_assert(kDepth % kLanes == 0);
+
+// Positions are one cache line more than their numbers apart, so that the 36 do not fall on the same sets.
+inline constexpr int64_t kPad = 16;
+inline constexpr int64_t kInputPosition = kConvTiles * kDepth + kPad;
+inline constexpr int64_t kPanelSize = kDepth * kChannels;
+inline constexpr int64_t kFilterPosition = kConvPanels * kPanelSize + kPad;
+
+// Up to so many input channels are convolved directly; so far apart are their rows, and panels of filters.
+inline constexpr int kFewChannels = 3;
+inline constexpr int64_t kFewPitch = (kConvTiles * kTile + 2) * kFewChannels + kPad;
+inline constexpr int64_t kFewPanel = 9 * kFewChannels * kChannels;
+
+// Panels and input channels whose U is made before it is used. For few tiles, where making it takes longer
+// than its products, so little that it stays in the first-level cache (36 KB). Not with AVX-512: one panel is
+// too narrow for its multiplications.
+struct FilterTurn {
+  int64_t panels;
+  int depth;
+};
+WAE_INLINE FilterTurn filter_turn(int64_t tiles) {
+  return tiles <= 8 && kLanes < 16 ? FilterTurn{1, kDepth / 2} : FilterTurn{kConvPanels, kDepth};
+}
+
+// M: m[position][tile][channels of the task's panels].
+struct Sums {
+  int64_t pitch, position;  // from a tile, a position to the next
+};
+
+// A tile's place: picture n, and the first of its 4x4 outputs.
+struct TilePlace {
+  int64_t n, y, x;
+};
+
+WAE_INLINE TilePlace place_of(const Conv3x3Args& args, int64_t tile) {
+  const int64_t across = tiles_along(args.width), down = tiles_along(args.height);
+  return {tile / (across * down), tile / across % down * kTile, tile % across * kTile};
+}
+
+// Calls f(place) for the task's tiles.
+template <class F>
+WAE_INLINE void for_tiles(const Conv3x3Args& args, const Conv3x3Task& task, const F& f) {
+  TilePlace place = place_of(args, task.tile0);
+  for (int64_t tile = task.tile0; tile < task.tile1; ++tile) {
+    f(place);
+    if ((place.x += kTile) < args.width) continue;
+    place.x = 0;
+    if ((place.y += kTile) < args.height) continue;
+    place.y = 0;
+    ++place.n;
+  }
+}
+
+// ------------------------------------------------------------------------------------------------ V and U
+
+// Calls f<begin, end> for groups of the six rows that share terms of a transform. Inputs are loaded again for
+// every group, but its sums stay in registers, where all 36 would go through the stack. What f computes for
+// other rows is not used, and left out by the compiler.
+template <class F>
+WAE_INLINE void for_row_groups(const F& f) {
+  f.template operator()<0, 1>();
+  f.template operator()<1, 3>();
+  f.template operator()<3, 5>();
+  f.template operator()<5, 6>();
+}
+
+// Where the 6x6 inputs of a tile are, from input channel `first` on: in the picture if vectors can be read
+// there, else in `copy`, filled to whole vectors; zeros outside the picture.
+WAE_INLINE void find_pixels(const Conv3x3Args& args, const TilePlace& place, int64_t first, int channels,
+                            float (&copy)[kPositions][kDepth], const float* (&pixels)[kPositions]) {
+  alignas(64) static constexpr float kZeros[kDepth] = {};
+  const float* corner = args.input + place.n * args.stride_n + (place.y - 1) * args.stride_h +
+                        (place.x - 1) * args.stride_w + first * args.stride_c;
+  for (int i = 0; i < kPatch; ++i) {
+    const bool row_inside = static_cast<uint64_t>(place.y + i - 1) < static_cast<uint64_t>(args.height);
+    for (int j = 0; j < kPatch; ++j) {
+      const bool inside =
+          row_inside && static_cast<uint64_t>(place.x + j - 1) < static_cast<uint64_t>(args.width);
+      pixels[i * kPatch + j] = inside ? corner + i * args.stride_h + j * args.stride_w : kZeros;
+    }
+  }
+  if (args.stride_c == 1 && channels % kLanes == 0) return;
+  for (int p = 0; p < kPositions; ++p) {
+    if (pixels[p] == kZeros) continue;
+    for (int c = 0; c < channels; ++c) copy[p][c] = pixels[p][c * args.stride_c];
+    std::fill(copy[p] + channels, copy[p] + kDepth, 0.0f);
+    pixels[p] = copy[p];
+  }
+}
+
+// V = B^T d B of the task's tiles, input channels [first, first + channels): v[position][tile][channel].
+// Whole vectors are written.
+inline void conv3x3_input(const Conv3x3Args& args, const Conv3x3Task& task, int64_t first, int channels,
+                          float* v) {
+  alignas(64) float copy[kPositions][kDepth];
+  int64_t tile = 0;
+  for_tiles(args, task, [&](const TilePlace& place) {
+    const float* pixels[kPositions];
+    find_pixels(args, place, first, channels, copy, pixels);
+    float* const out = v + kDepth * tile++;
+    if (args.stride_c == 1 && place.x + kTile < args.width) {
+      for (int i = 0; i < kPatch; ++i) {
+        for (int j = 1; j < 5; ++j) {
+          const float* next = pixels[i * kPatch + j] + kTile * args.stride_w;
+          for (int k = 0; k < kDepth; k += 16) __builtin_prefetch(next + k);
+        }
+      }
+    }
+    for (int k = 0; k < channels; k += kLanes) {
+      for_row_groups([&]<int kBegin, int kEnd>() {
+        Vec rows[kPatch][kPatch];
+#pragma GCC unroll 6
+        for (int j = 0; j < kPatch; ++j) {
+          Vec d[kPatch], t[kPatch];
+          for (int i = 0; i < kPatch; ++i) d[i] = load(pixels[i * kPatch + j] + k);
+          transform_input(d, t);
+          for (int i = kBegin; i < kEnd; ++i) rows[i][j] = t[i];
+        }
+#pragma GCC unroll 2
+        for (int i = kBegin; i < kEnd; ++i) {
+          Vec t[kPatch];
+          transform_input(rows[i], t);
+          for (int j = 0; j < kPatch; ++j) store(out + (i * kPatch + j) * kInputPosition + k, t[j]);
+        }
+      });
+    }
+  });
+}
+
+// G g of three taps that were divided by kFilterScale.
+WAE_INLINE void transform_filter(const Vec g[3], Vec u[6]) {
+  const Vec two = broadcast(2), four = broadcast(4), six = broadcast(6);
+  const Vec outer = g[0] + g[2], inner = fnma(four, g[0], -g[2]);
+  u[0] = six * g[0];
+  u[1] = fnma(two, g[1], inner);
+  u[2] = fma(two, g[1], inner);
+  u[3] = outer + g[1];
+  u[4] = outer - g[1];
+  u[5] = six * g[2];
+}
+
+// U = G g G^T of panels [begin, end) and `depth` input channels from first + c0 on, of the `channels` that
+// are packed together from `first` on: u[position][panel][input channel][16].
+inline void conv3x3_filters(const Conv3x3Args& args, int64_t begin, int64_t end, int64_t first, int channels,
+                            int c0, int depth, float* u) {
+  constexpr int kAhead = 8;  // so many filters later comes what is asked for now
+  const float* packed =
+      args.packed + (first * panels_of(args.out_channels) + begin * channels + c0) * kPackedFilter;
+  for (int64_t panel = begin; panel < end;
+       ++panel, u += kPanelSize, packed += (channels - depth) * kPackedFilter) {
+    for (int c = 0; c < depth; ++c, packed += kPackedFilter) {
+      for (int i = 0; i < kPackedFilter; i += 16) __builtin_prefetch(packed + kAhead * kPackedFilter + i);
+      for (int k = 0; k < kChannels; k += kLanes) {
+        Vec columns[kPatch][3];
+#pragma GCC unroll 3
+        for (int j = 0; j < 3; ++j) {
+          const Vec g[3] = {load(packed + j * kChannels + k), load(packed + (3 + j) * kChannels + k),
+                            load(packed + (6 + j) * kChannels + k)};
+          Vec t[kPatch];
+          transform_filter(g, t);
+          for (int i = 0; i < kPatch; ++i) columns[i][j] = t[i];
+        }
+#pragma GCC unroll 6
+        for (int i = 0; i < kPatch; ++i) {
+          Vec t[kPatch];
+          transform_filter(columns[i], t);
+          for (int j = 0; j < kPatch; ++j) {
+            store(u + (i * kPatch + j) * kFilterPosition + c * kChannels + k, t[j]);
+          }
+        }
+      }
+    }
+  }
+}
+
+// ----------------------------------------------------------------------------------------- M += V * U
+
+// What registers hold: kConvBlock tiles x kStrip panels of sums, kStrip panels of U.
+inline constexpr int kConvBlock = kLanes == 16 ? 12 : kBlock;
+inline constexpr int kStrip = kLanes == 16 ? 2 : 1;
+
+// Calls f.template operator()<kPanels>(panel) for strips of panels that cover [0, panels).
+template <class F>
+WAE_INLINE void for_strips(int64_t panels, const F& f) {
+  int64_t panel = 0;
+  for (; panel + kStrip <= panels; panel += kStrip) f.template operator()<kStrip>(panel);
+  for (; panel < panels; ++panel) f.template operator()<1>(panel);
+}
+
+// m[kTiles][kPanels panels] = start + v[kTiles][channels] * u[kPanels][channels][16]; rows of m and of start
+// are so far apart as their pitches say.
+template <int kTiles, int kPanels>
+inline void multiply_tiles(const float* v, const float* u, int channels, const float* start,
+                           int64_t start_pitch, float* m, int64_t pitch) {
+  constexpr int kWide = kPanels * kVecs;
+  const auto in_panels = [](int j) { return j / kVecs * kPanelSize + j % kVecs * kLanes; };
+  Vec sum[kTiles][kWide];
+#pragma GCC unroll 16
+  for (int t = 0; t < kTiles; ++t) {
+#pragma GCC unroll 8
+    for (int j = 0; j < kWide; ++j) sum[t][j] = load(start + t * start_pitch + j * kLanes);
+  }
+#pragma GCC unroll 2
+  for (int c = 0; c < channels; ++c) {
+    Vec w[kWide];
+#pragma GCC unroll 8
+    for (int j = 0; j < kWide; ++j) w[j] = load(u + c * kChannels + in_panels(j));
+#pragma GCC unroll 16
+    for (int t = 0; t < kTiles; ++t) {
+      const Vec x = broadcast(v[t * kDepth + c]);
+#pragma GCC unroll 8
+      for (int j = 0; j < kWide; ++j) sum[t][j] = fma(x, w[j], sum[t][j]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int t = 0; t < kTiles; ++t) {
+#pragma GCC unroll 8
+    for (int j = 0; j < kWide; ++j) store(m + t * pitch + j * kLanes, sum[t][j]);
+  }
+}
+
+// One position: all tiles, and as many panels as u holds. start_pitch is 0 where all tiles start alike.
+inline void multiply_position(const float* v, const float* u, int channels, int64_t tiles, int64_t panels,
+                              const float* start, int64_t start_pitch, float* m, int64_t pitch) {
+  for_strips(panels, [&]<int kPanels>(int64_t panel) {
+    for_blocks<kConvBlock>(tiles, [&]<int kTiles>(int64_t tile) {
+      multiply_tiles<kTiles, kPanels>(v + tile * kDepth, u + panel * kPanelSize, channels,
+                                      start + tile * start_pitch + panel * kChannels, start_pitch,
+                                      m + tile * pitch + panel * kChannels, pitch);
+    });
+  });
+}
+
+// ------------------------------------------------------------------------------------------------ outputs
+
+WAE_INLINE float* output_at(const Conv3x3Args& args, const TilePlace& place) {
+  return args.output + ((place.n * args.height + place.y) * args.width + place.x) * args.out_channels;
+}
+
+// Brings lines that are stored to soon into the first-level cache: stores wait for theirs one after the
+// other.
+template <int kLines>
+WAE_INLINE void ask_for_lines(float* out) {
+  for (int i = 0; i < kLines; ++i) __builtin_prefetch(out + i * 16, 1);
+}
+
+// The first `count` numbers of a vector, of which there may be more.
+WAE_INLINE void store_some(float* out, Vec value, int64_t count) {
+  if (count >= kLanes) return store(out, value);
+  float numbers[kLanes];
+  store(numbers, value);
+  std::copy_n(numbers, std::max<int64_t>(count, 0), out);
+}
+
+// The biases of the task's panels.
+inline float* take_bias(const Conv3x3Args& args, const Conv3x3Task& task, Scratch& scratch) {
+  const int64_t first = task.panel0 * kChannels, count = task.panel1 * kChannels - first;
+  float* const bias = scratch.take(count);
+  std::fill_n(bias, count, 0.0f);
+  if (args.bias != nullptr) std::copy_n(args.bias + first, std::min(count, args.out_channels - first), bias);
+  return bias;
+}
+
+// The task's outputs from m: A^T m A, ReLU, and to the pixels that are inside the picture.
+inline void conv3x3_output(const Conv3x3Args& args, const Conv3x3Task& task, const Sums& layout,
+                           const float* m) {
+  for_tiles(args, task, [&](const TilePlace& place) {
+    const int64_t rows = std::min<int64_t>(kTile, args.height - place.y);
+    const int64_t columns_inside = std::min<int64_t>(kTile, args.width - place.x);
+    float* const out = output_at(args, place);
+    for (int64_t k = task.panel0 * kChannels; k < std::min(task.panel1 * kChannels, args.out_channels);
+         k += kLanes) {
+      const float* sums = m + (k - task.panel0 * kChannels);
+      if (k % kChannels == 0) {
+        for (int i = 0; i < kTile; ++i) {
+          for (int j = kTile; j < 2 * kTile; ++j) {
+            ask_for_lines<1>(out + (i * args.width + j) * args.out_channels + k);
+          }
+        }
+      }
+      Vec columns[kTile][kPatch];
+      for (int j = 0; j < kPatch; ++j) {
+        Vec s[kPatch], y[kTile];
+        for (int i = 0; i < kPatch; ++i) s[i] = load(sums + (i * kPatch + j) * layout.position);
+        transform_output(s, y);
+        for (int i = 0; i < kTile; ++i) columns[i][j] = y[i];
+      }
+      for (int i = 0; i < rows; ++i) {
+        Vec y[kTile];
+        transform_output(columns[i], y);
+#pragma GCC unroll 4
+        for (int j = 0; j < kTile; ++j) {
+          if (j >= columns_inside) break;
+          store_some(out + (i * args.width + j) * args.out_channels + k,
+                     args.relu ? positive_or_nan(y[j]) : y[j], args.out_channels - k);
+        }
+      }
+    }
+    m += layout.pitch;
+  });
+}
+
+// ------------------------------------------------------------------------------------ few input channels
+
+// rows[6][kFewPitch] = the pixels, kFewChannels floats each, from (y - 1, x - 1) on that `width` columns of
+// outputs read; zero outside the picture, and in channels that there are not.
+inline void few_rows(const Conv3x3Args& args, const TilePlace& place, int64_t width, float* rows) {
+  const int64_t begin = std::max<int64_t>(place.x - 1, 0), end = std::min(place.x + width + 1, args.width);
+  const bool whole = args.stride_c == 1 && args.stride_w == kFewChannels && args.channels == kFewChannels;
+  for (int64_t y = place.y - 1; y < place.y - 1 + kPatch; ++y, rows += kFewPitch) {
+    std::fill_n(rows, (width + 2) * kFewChannels, 0.0f);
+    if (y < 0 || y >= args.height) continue;
+    const float* from = args.input + place.n * args.stride_n + y * args.stride_h + begin * args.stride_w;
+    float* to = rows + (begin - place.x + 1) * kFewChannels;
+    if (whole) {
+      std::copy_n(from, (end - begin) * kFewChannels, to);
+      continue;
+    }
+    for (int64_t x = begin; x < end; ++x, from += args.stride_w, to += kFewChannels) {
+      for (int64_t c = 0; c < args.channels; ++c) to[c] = from[c * args.stride_c];
+    }
+  }
+}
+
+// The filters of the task's panels: u[panel][ky][kx][kFewChannels][16].
+inline void few_filters(const Conv3x3Args& args, const Conv3x3Task& task, float* u) {
+  std::fill_n(u, (task.panel1 - task.panel0) * kFewPanel, 0.0f);
+  const float* packed = args.packed + task.panel0 * args.channels * kPackedFilter;
+  for (int64_t panel = task.panel0; panel < task.panel1; ++panel, u += kFewPanel) {
+    for (int64_t c = 0; c < args.channels; ++c) {
+      for (int tap = 0; tap < 9; ++tap) {
+        const float scale = kFilterScale[tap / 3] * kFilterScale[tap % 3];
+        float* const to = u + (tap * kFewChannels + c) * kChannels;
+        for (int k = 0; k < kChannels; ++k) to[k] = *packed++ * scale;
+      }
+    }
+  }
+}
+
+// out[kPixels][the first `count` channels of kPanels panels], pixels out_channels apart.
+template <int kPixels, int kPanels>
+inline void few_pixels(const Conv3x3Args& args, const float* rows, const float* u, const float* bias,
+                       float* out, int64_t count) {
+  constexpr int kWide = kPanels * kVecs, kRow = 3 * kFewChannels;
+  Vec sum[kPixels][kWide];
+#pragma GCC unroll 16
+  for (int t = 0; t < kPixels; ++t) {
+    ask_for_lines<kPanels>(out + (kPixels + t) * args.out_channels);
+#pragma GCC unroll 8
+    for (int j = 0; j < kWide; ++j) sum[t][j] = load(bias + j * kLanes);
+  }
+  for (int ky = 0; ky < 3; ++ky) {
+    const float* row = rows + ky * kFewPitch;
+#pragma GCC unroll 9
+    for (int i = 0; i < kRow; ++i, u += kChannels) {
+      Vec w[kWide];
+#pragma GCC unroll 8
+      for (int j = 0; j < kWide; ++j) w[j] = load(u + j / kVecs * kFewPanel + j % kVecs * kLanes);
+#pragma GCC unroll 16
+      for (int t = 0; t < kPixels; ++t) {
+        const Vec x = broadcast(row[t * kFewChannels + i]);
+#pragma GCC unroll 8
+        for (int j = 0; j < kWide; ++j) sum[t][j] = fma(x, w[j], sum[t][j]);
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int t = 0; t < kPixels; ++t, out += args.out_channels) {
+#pragma GCC unroll 8
+    for (int j = 0; j < kWide; ++j) {
+      store_some(out + j * kLanes, args.relu ? positive_or_nan(sum[t][j]) : sum[t][j], count - j * kLanes);
+    }
+  }
+}
+
+// The task directly, 27 products an output, in runs of neighbouring tiles: vectors of so few input channels
+// would be mostly zeros.
+inline void conv3x3_few_channels(const Conv3x3Args& args, const Conv3x3Task& task) {
+  Scratch scratch;
+  float* const rows = scratch.take(kPatch * kFewPitch);
+  float* const u = scratch.take((task.panel1 - task.panel0) * kFewPanel);
+  float* const bias = take_bias(args, task, scratch);
+  few_filters(args, task, u);
+  const int64_t across = tiles_along(args.width);
+  int64_t run;
+  for (int64_t tile = task.tile0; tile < task.tile1; tile += run) {
+    run = std::min(task.tile1 - tile, across - tile % across);
+    const TilePlace place = place_of(args, tile);
+    const int64_t width = std::min(run * kTile, args.width - place.x);
+    few_rows(args, place, width, rows);
+    for (int64_t i = 0; i < std::min<int64_t>(kTile, args.height - place.y); ++i) {
+      float* const out = output_at(args, place) + i * args.width * args.out_channels;
+      for_blocks<kConvBlock>(width, [&]<int kPixels>(int64_t x) {
+        for_strips(task.panel1 - task.panel0, [&]<int kPanels>(int64_t panel) {
+          const int64_t k = (task.panel0 + panel) * kChannels;
+          few_pixels<kPixels, kPanels>(args, rows + i * kFewPitch + x * kFewChannels, u + panel * kFewPanel,
+                                       bias + panel * kChannels, out + x * args.out_channels + k,
+                                       args.out_channels - k);
+        });
+      });
+    }
+  }
+}
+
+// ---------------------------------------------------------------------------------------------- the layer
+
+inline void conv3x3(const Conv3x3Args& args, const Conv3x3Task& task) {
+  if (args.channels <= kFewChannels) return conv3x3_few_channels(args, task);
+  const int64_t tiles = task.tile1 - task.tile0, panels = task.panel1 - task.panel0;
+  const Sums sums{panels * kChannels, tiles * panels * kChannels + kPad};
+  const FilterTurn turn = filter_turn(tiles);
+  Scratch scratch;
+  float* const v = scratch.take(kPositions * kInputPosition);
+  float* const u = scratch.take(kPositions * kFilterPosition);
+  float* const m = scratch.take(kPositions * sums.position);
+
+  // The bias enters at position (1, 1), which reaches all 16 outputs of a tile with weight 1.
+  float* const zeros = scratch.take(sums.pitch);
+  float* const bias = take_bias(args, task, scratch);
+  std::fill_n(zeros, sums.pitch, 0.0f);
+
+  for (int64_t first = 0; first < args.channels; first += kDepth) {
+    const int channels = static_cast<int>(std::min<int64_t>(kDepth, args.channels - first));
+    conv3x3_input(args, task, first, channels, v);
+    for (int64_t group = task.panel0; group < task.panel1; group += turn.panels) {
+      const int64_t end = std::min(group + turn.panels, task.panel1);
+      const int64_t offset = (group - task.panel0) * kChannels;
+      for (int c = 0; c < channels; c += turn.depth) {
+        const int depth = std::min(turn.depth, channels - c);
+        conv3x3_filters(args, group, end, first, channels, c, depth, u);
+        for (int p = 0; p < kPositions; ++p) {
+          float* const to = m + p * sums.position + offset;
+          const bool more = first + c > 0;
+          const float* start = more ? to : (p == kPatch + 1 ? bias : zeros) + offset;
+          multiply_position(v + p * kInputPosition + c, u + p * kFilterPosition, depth, tiles, end - group,
+                            start, more ? sums.pitch : 0, to, sums.pitch);
+        }
+      }
+    }
+  }
+  conv3x3_output(args, task, sums, m);
+}
+
+}  // namespace wae::WAE_ISA

@@ -1,0 +1,172 @@
+// The gradients of weights: sums over all pixels of an input times a gradient, one tile row or pixel row
+// at a time, added to `sums`.
+//
+// The 16 -> 16 layers' sums are taken in the Winograd domain, where a tile of 16 pixels costs 36 products
+// of channels instead of 144: dU = sum over tiles of (B^T d B) (A g A^T), and dg = G^T dU G once at the end.
+
+#pragma once
+
+#include "cpu/isa/layers.h"
+#include "cpu/sums.h"
+#include "cpu/isa/workspace.h"
+
+namespace wae::WAE_ISA {
+
+// A g
+WAE_INLINE void transform_gradient(const Vec g[4], Vec z[6]) {
+  const Vec two = broadcast(2), four = broadcast(4);
+  const Vec even = g[0] + g[2], odd = g[1] + g[3];
+  const Vec even2 = fma(four, g[2], g[0]), odd2 = fma(four, g[3], g[1]);
+  z[0] = g[0];
+  z[1] = even + odd;
+  z[2] = even - odd;
+  z[3] = fma(two, odd2, even2);
+  z[4] = fnma(two, odd2, even2);
+  z[5] = g[3];
+}
+
+// Z = A g A^T of `tiles` neighbouring tiles; rows[i] point at the first tile's first gradient.
+inline void winograd_gradient(const float* const rows[kTile], int tiles, WinogradScratch& scratch) {
+  for (int k = 0; k < kChannels; k += kLanes) {
+    for (int t = 0; t < tiles; ++t) {
+      Vec columns[kPatch][kTile];
+      for (int j = 0; j < kTile; ++j) {
+        Vec g[kTile], z[kPatch];
+        for (int i = 0; i < kTile; ++i) g[i] = load(rows[i] + int64_t{t * kTile + j} * kChannels + k);
+        transform_gradient(g, z);
+        for (int i = 0; i < kPatch; ++i) columns[i][j] = z[i];
+      }
+      for (int i = 0; i < kPatch; ++i) {
+        Vec z[kPatch];
+        transform_gradient(columns[i], z);
+        for (int j = 0; j < kPatch; ++j) store(&scratch.v[i * kPatch + j][t][k], z[j]);
+      }
+    }
+  }
+}
+
+// sums[i][o] += over tiles: v[t][i] * z[t][o], for kInputs input channels.
+template <int kInputs>
+inline void add_products(const float* v, const float* z, int tiles, float* sums) {
+  Vec sum[kInputs][kVecs];
+#pragma GCC unroll 16
+  for (int i = 0; i < kInputs; ++i) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kVecs; ++j) sum[i][j] = load(sums + i * kChannels + j * kLanes);
+  }
+  for (int t = 0; t < tiles; ++t) {
+    Vec gradient[kVecs];
+#pragma GCC unroll 4
+    for (int j = 0; j < kVecs; ++j) gradient[j] = load(z + t * kChannels + j * kLanes);
+#pragma GCC unroll 16
+    for (int i = 0; i < kInputs; ++i) {
+      const Vec x = broadcast(v[t * kChannels + i]);
+#pragma GCC unroll 4
+      for (int j = 0; j < kVecs; ++j) sum[i][j] = fma(x, gradient[j], sum[i][j]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kInputs; ++i) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kVecs; ++j) store(sums + i * kChannels + j * kLanes, sum[i][j]);
+  }
+}
+
+// Rows y..y+3 of a 16 -> 16 layer's weight and bias gradient, columns [begin, end). Gradients beyond the
+// picture are zero; `begin` is a multiple of 4, and so is `end` unless the picture ends there.
+inline void conv16_weight_gradient(const Rows& in, const Rows& gradient, int64_t y, int64_t begin,
+                                   int64_t end, Winograd16& sums, Bias16& bias, WinogradScratch& inputs,
+                                   WinogradScratch& gradients) {
+  const int tiles = static_cast<int>((end - begin + kTile - 1) / kTile);
+  for (int first = 0; first < tiles; first += kGroup) {
+    const int count = std::min(tiles - first, kGroup);
+    const int64_t x = begin + int64_t{first} * kTile;
+    const float *in_rows[kPatch], *gradient_rows[kTile];
+    for (int i = 0; i < kPatch; ++i) in_rows[i] = in.at(y + i - 1, x - 1);
+    for (int i = 0; i < kTile; ++i) gradient_rows[i] = gradient.at(y + i, x);
+    winograd_input(in_rows, count, inputs);
+    winograd_gradient(gradient_rows, count, gradients);
+    for (int p = 0; p < kPositions; ++p) {
+      for_blocks<kLanes == 16 ? 16 : kBlock>(kChannels, [&]<int kInputs>(int64_t i) {
+        add_products<kInputs>(&inputs.v[p][0][i], &gradients.v[p][0][0], count, &sums.u[p][i][0]);
+      });
+    }
+    for (int t = 0; t < count; ++t) {  // position (1, 1) holds the sum of a tile's 16 gradients
+      for (int j = 0; j < kChannels; ++j) bias.b[j] += gradients.v[kPatch + 1][t][j];
+    }
+  }
+}
+
+// sums.w[ky][c][kx] += over the pixels of row y, columns [begin, end): planes(y + ky - 1, x + kx - 1)[c] *
+// rows(y, x).
+inline void conv3_weight_gradient(const Planes& planes, const Rows& rows, int64_t y, int64_t begin,
+                                  int64_t end, Direct3& sums) {
+  for (int ky = 0; ky < 3; ++ky) {
+    const float* x[3];
+    for (int c = 0; c < 3; ++c) x[c] = planes.at(y + ky - 1, c, begin - 1);
+    for (int k = 0; k < kChannels; k += kLanes) {
+      const float* g = rows.at(y, begin) + k;
+      Vec sum[3][3];
+#pragma GCC unroll 3
+      for (int c = 0; c < 3; ++c) {
+#pragma GCC unroll 3
+        for (int kx = 0; kx < 3; ++kx) sum[c][kx] = load(&sums.w[ky][c][kx][k]);
+      }
+      for (int64_t i = 0; i < end - begin; ++i) {
+        const Vec value = load(g + i * kChannels);
+#pragma GCC unroll 3
+        for (int c = 0; c < 3; ++c) {
+#pragma GCC unroll 3
+          for (int kx = 0; kx < 3; ++kx) sum[c][kx] = fma(broadcast(x[c][i + kx]), value, sum[c][kx]);
+        }
+      }
+#pragma GCC unroll 3
+      for (int c = 0; c < 3; ++c) {
+#pragma GCC unroll 3
+        for (int kx = 0; kx < 3; ++kx) store(&sums.w[ky][c][kx][k], sum[c][kx]);
+      }
+    }
+  }
+}
+
+// sums.w[ky][kx][c] += over the half-resolution pixels of row y: planes(y, x)[c] * rows(2y + ky - 1, 2x + kx
+// - 1).
+inline void conv6_weight_gradient(const Planes& planes, const Rows& rows, int64_t y, const Task& task,
+                                  Direct6& sums) {
+  const float* x[6];
+  for (int c = 0; c < 6; ++c) x[c] = planes.at(y, c, task.x0);
+  for (int ky = 0; ky < 3; ++ky) {
+    for (int kx = 0; kx < 3; ++kx) {
+      for (int k = 0; k < kChannels; k += kLanes) {
+        const float* in = rows.at(2 * y + ky - 1, 2 * task.x0 + kx - 1) + k;
+        Vec sum[6];
+#pragma GCC unroll 6
+        for (int c = 0; c < 6; ++c) sum[c] = load(&sums.w[ky][kx][c][k]);
+        for (int64_t i = 0; i < task.x1 - task.x0; ++i) {
+          const Vec value = load(in + 2 * i * kChannels);
+#pragma GCC unroll 6
+          for (int c = 0; c < 6; ++c) sum[c] = fma(broadcast(x[c][i]), value, sum[c]);
+        }
+#pragma GCC unroll 6
+        for (int c = 0; c < 6; ++c) store(&sums.w[ky][kx][c][k], sum[c]);
+      }
+    }
+  }
+}
+
+inline void add_row(const Rows& rows, int64_t y, int64_t begin, int64_t end, Bias16& sums) {
+  for (int k = 0; k < kChannels; k += kLanes) {
+    Vec sum = load(sums.b + k);
+    for (int64_t x = begin; x < end; ++x) sum = sum + load(rows.at(y, x) + k);
+    store(sums.b + k, sum);
+  }
+}
+
+inline void add_planes(const Planes& planes, int count, int64_t y, int64_t begin, int64_t end, float* sums) {
+  for (int c = 0; c < count; ++c) {
+    const float* x = planes.at(y, c, begin);
+    for (int64_t i = 0; i < end - begin; ++i) sums[c] += x[i];
+  }
+}
+
+}  // namespace wae::WAE_ISA

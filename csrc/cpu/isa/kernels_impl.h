@@ -1,0 +1,19 @@
+#pragma once
+
+// The body of kernels_<isa>.cpp: everything below is compiled once for every instruction set, in a
+// namespace of its own. The including file has set WAE_ISA and the compiler's target.
+
+#include "cpu/isa/conv3x3.h"
+#include "cpu/isa/decode.h"
+#include "cpu/isa/decode_backward.h"
+#include "cpu/isa/encode.h"
+#include "cpu/isa/encode_backward.h"
+
+namespace wae::WAE_ISA {
+
+const Kernels& kernels() {
+  static constexpr Kernels table{encode, decode, encode_backward, decode_backward, conv3x3};
+  return table;
+}
+
+}  // namespace wae::WAE_ISA

@@ -1,0 +1,374 @@
+// The layers, one tile row or one pixel row at a time, on rows of 16 channels per pixel (`Rows`) or rows
+// of planes (`Planes`). Every function reads rows that are in the cache and writes rows that stay there.
+//
+// Multiply-adds per full-resolution pixel, in vectors of 16 (what a 512-bit instruction does):
+//
+//   conv 3 -> 16                27        direct: the 16 outputs are the lanes
+//   conv 16 -> 16               36        Winograd F(4x4, 3x3): 36 products for 16 pixels x 16 inputs
+//     its input transform       7.5       (144 direct), additions that run beside the multiplications
+//     its output transform      6.3
+//   conv 16 -> 6, stride 2      13.5      direct: the 16 inputs are the lanes, then a sum over lanes
+//   conv 6 -> 16, transposed    13.5      direct
+//   conv 16 -> 3                27        direct, sum over lanes
+
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "cpu/kernels.h"
+#include "cpu/isa/simd.h"
+
+namespace wae::WAE_ISA {
+
+// A window of rows that moves down the picture: row y lives at slot y mod `count`. Column x of a row is
+// at offset (x - origin) * kChannels.
+struct Rows {
+  float* data;
+  int count;
+  int64_t row_size;  // floats
+  int64_t origin;
+
+  float* at(int64_t y, int64_t x) const {
+    return data + ((y + 64 * count) % count) * row_size + (x - origin) * kChannels;
+  }
+};
+
+// The same for rows of `planes` separate planes: the pictures themselves, 3 (image) or 6 (low, high).
+struct Planes {
+  float* data;
+  int count, planes;
+  int64_t plane_size;
+  int64_t origin;
+
+  float* at(int64_t y, int plane, int64_t x) const {
+    return data + (((y + 64 * count) % count) * planes + plane) * plane_size + (x - origin);
+  }
+};
+
+// ------------------------------------------------------------------------------- Winograd F(4x4, 3x3)
+//
+// out = A^T [ sum over input channels of U * (B^T d B) ] A for a tile d of 6x6 inputs and 4x4 outputs,
+// points 0, 1, -1, 2, -2, infinity. U = G g G^T comes from pack.cpp.
+
+inline constexpr int kTile = 4;   // outputs along a side
+inline constexpr int kPatch = 6;  // inputs along a side
+inline constexpr int kPositions = kPatch * kPatch;
+inline constexpr int kGroup =
+    kBlock * (kLanes == 16 ? 1 : 2);  // tiles transformed together: V stays in the L1 cache
+
+struct alignas(64) WinogradScratch {
+  float v[kPositions][kGroup][kChannels];
+};
+
+// B^T d
+WAE_INLINE void transform_input(const Vec d[6], Vec v[6]) {
+  const Vec two = broadcast(2), four = broadcast(4), five = broadcast(5);
+  const Vec even = fnma(four, d[2], d[4]), odd = fnma(four, d[1], d[3]);
+  const Vec outer = d[4] - d[2], inner = d[3] - d[1];
+  v[0] = fma(four, d[0], fnma(five, d[2], d[4]));
+  v[1] = even + odd;
+  v[2] = even - odd;
+  v[3] = fma(two, inner, outer);
+  v[4] = fnma(two, inner, outer);
+  v[5] = fma(four, d[1], fnma(five, d[3], d[5]));
+}
+
+// A^T m
+WAE_INLINE void transform_output(const Vec m[6], Vec y[4]) {
+  const Vec s1 = m[1] + m[2], d1 = m[1] - m[2], s2 = m[3] + m[4], d2 = m[3] - m[4];
+  y[0] = m[0] + s1 + s2;
+  y[1] = fma(broadcast(2), d2, d1);
+  y[2] = fma(broadcast(4), s2, s1);
+  y[3] = fma(broadcast(8), d2, d1) + m[5];
+}
+
+// V = B^T d B of `tiles` neighbouring tiles; rows[i] points at the first tile's leftmost input.
+inline void winograd_input(const float* const rows[kPatch], int tiles, WinogradScratch& scratch) {
+  for (int k = 0; k < kChannels; k += kLanes) {
+    Vec columns[kPatch][kPatch];  // [row][column], transformed along the columns
+    auto transform_column = [&](int column, int64_t x) {
+      Vec d[kPatch], v[kPatch];
+      for (int i = 0; i < kPatch; ++i) d[i] = load(rows[i] + x * kChannels + k);
+      transform_input(d, v);
+      for (int i = 0; i < kPatch; ++i) columns[i][column] = v[i];
+    };
+    transform_column(4, 0);
+    transform_column(5, 1);
+    for (int t = 0; t < tiles; ++t) {
+      for (int i = 0; i < kPatch; ++i) {  // two columns are shared with the tile to the left
+        columns[i][0] = columns[i][4];
+        columns[i][1] = columns[i][5];
+      }
+      for (int j = 2; j < kPatch; ++j) transform_column(j, kTile * t + j);
+      for (int i = 0; i < kPatch; ++i) {
+        Vec v[kPatch];
+        transform_input(columns[i], v);
+        for (int j = 0; j < kPatch; ++j) store(&scratch.v[i * kPatch + j][t][k], v[j]);
+      }
+    }
+  }
+}
+
+// pixels [kPixels][16] times u [16][16], in place, plus `start`.
+template <int kPixels>
+inline void multiply_block(float* pixels, const float* u, const Vec start[kVecs]) {
+  Vec sum[kPixels][kVecs];
+#pragma GCC unroll 16
+  for (int t = 0; t < kPixels; ++t) {
+    for (int j = 0; j < kVecs; ++j) sum[t][j] = start[j];
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kChannels; ++i) {
+    Vec w[kVecs];
+#pragma GCC unroll 4
+    for (int j = 0; j < kVecs; ++j) w[j] = load(u + i * kChannels + j * kLanes);
+#pragma GCC unroll 16
+    for (int t = 0; t < kPixels; ++t) {
+      const Vec x = broadcast(pixels[t * kChannels + i]);
+#pragma GCC unroll 4
+      for (int j = 0; j < kVecs; ++j) sum[t][j] = fma(x, w[j], sum[t][j]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int t = 0; t < kPixels; ++t) {
+    for (int j = 0; j < kVecs; ++j) store(pixels + t * kChannels + j * kLanes, sum[t][j]);
+  }
+}
+
+// Calls f.template operator()<N>(begin) for blocks of N <= kBlock that cover [0, count), as even as can be.
+template <int kMax, class F>
+WAE_INLINE void for_blocks(int64_t count, const F& f) {
+  int64_t blocks = (count + kMax - 1) / kMax;
+  for (int64_t begin = 0; blocks > 0; --blocks) {
+    const int64_t size = (count - begin + blocks - 1) / blocks;
+    [&]<int... kSizes>(std::integer_sequence<int, kSizes...>) {
+      (void)((size == kSizes + 1 && (f.template operator()<kSizes + 1>(begin), true)) || ...);
+    }(std::make_integer_sequence<int, kMax>{});
+    begin += size;
+  }
+}
+
+// M = U * V at every position, in place of V. The bias enters at position (1, 1), which the output
+// transform hands to all 16 outputs of a tile with weight 1.
+inline void winograd_multiply(const Winograd16& weights, const float* bias, int tiles,
+                              WinogradScratch& scratch) {
+  for (int p = 0; p < kPositions; ++p) {
+    Vec start[kVecs];
+    for (int j = 0; j < kVecs; ++j) {
+      start[j] = bias != nullptr && p == kPatch + 1 ? load(bias + j * kLanes) : zero();
+    }
+    for_blocks<kBlock>(tiles, [&]<int kSize>(int64_t begin) {
+      multiply_block<kSize>(scratch.v[p][begin], &weights.u[p][0][0], start);
+    });
+  }
+}
+
+// What happens to a convolution's sums before they are stored.
+struct Relu {
+  WAE_INLINE Vec operator()(Vec sum, int, int64_t) const { return relu(sum); }
+};
+// The derivative of the ReLU whose outputs these rows hold.
+struct ReluGradient {
+  const float* rows[kTile];
+  WAE_INLINE Vec operator()(Vec sum, int row, int64_t offset) const {
+    return where_positive(load(rows[row] + offset), sum);
+  }
+};
+
+template <class Finish>
+inline void winograd_output(float* const rows[kTile], int tiles, const WinogradScratch& scratch,
+                            int first_tile, const Finish& finish) {
+  for (int k = 0; k < kChannels; k += kLanes) {
+    for (int t = 0; t < tiles; ++t) {
+      Vec columns[kTile][kPatch];
+      for (int j = 0; j < kPatch; ++j) {
+        Vec m[kPatch], y[kTile];
+        for (int i = 0; i < kPatch; ++i) m[i] = load(&scratch.v[i * kPatch + j][t][k]);
+        transform_output(m, y);
+        for (int i = 0; i < kTile; ++i) columns[i][j] = y[i];
+      }
+      for (int i = 0; i < kTile; ++i) {
+        Vec y[kTile];
+        transform_output(columns[i], y);
+        for (int j = 0; j < kTile; ++j) {
+          const int64_t offset = (int64_t{first_tile + t} * kTile + j) * kChannels + k;
+          store(rows[i] + offset, finish(y[j], i, offset));
+        }
+      }
+    }
+  }
+}
+
+// Four rows of a 16 -> 16 convolution. inputs[0..5] are the rows y-1..y+4 at the column left of the first
+// tile; outputs[0..3] the rows y..y+3 at its first column.
+template <class Finish>
+inline void conv16(const float* const inputs[kPatch], float* const outputs[kTile], int tiles,
+                   const Winograd16& weights, const float* bias, WinogradScratch& scratch,
+                   const Finish& finish) {
+  const int groups = (tiles + kGroup - 1) / kGroup;
+  for (int g = 0, begin = 0; g < groups; ++g) {
+    const int size = (tiles - begin + groups - g - 1) / (groups - g);
+    const float* rows[kPatch];
+    for (int i = 0; i < kPatch; ++i) rows[i] = inputs[i] + int64_t{begin} * kTile * kChannels;
+    winograd_input(rows, size, scratch);
+    winograd_multiply(weights, bias, size, scratch);
+    winograd_output(outputs, size, scratch, begin, finish);
+    begin += size;
+  }
+}
+
+// -------------------------------------------------------------------------- 3 or 6 channels in, 16 out
+
+// One row of a 3 -> 16 convolution over columns [0, count): inputs[ky][c] point at the column left of the
+// first, output at the first.
+template <class Finish>
+inline void conv3to16(const float* const inputs[3][3], float* output, int64_t count, const Direct3& weights,
+                      const float* bias, const Finish& finish) {
+  for_blocks<kBlock>(count, [&]<int kPixels>(int64_t begin) {
+    Vec sum[kPixels][kVecs];
+#pragma GCC unroll 4
+    for (int j = 0; j < kVecs; ++j) {
+      const Vec start = bias != nullptr ? load(bias + j * kLanes) : zero();
+#pragma GCC unroll 16
+      for (int t = 0; t < kPixels; ++t) sum[t][j] = start;
+    }
+#pragma GCC unroll 3
+    for (int ky = 0; ky < 3; ++ky) {
+#pragma GCC unroll 3
+      for (int c = 0; c < 3; ++c) {
+        const float* x = inputs[ky][c] + begin;
+#pragma GCC unroll 3
+        for (int kx = 0; kx < 3; ++kx) {
+          Vec w[kVecs];
+#pragma GCC unroll 4
+          for (int j = 0; j < kVecs; ++j) w[j] = load(&weights.w[ky][c][kx][j * kLanes]);
+#pragma GCC unroll 16
+          for (int t = 0; t < kPixels; ++t) {
+            const Vec value = broadcast(x[t + kx]);
+#pragma GCC unroll 4
+            for (int j = 0; j < kVecs; ++j) sum[t][j] = fma(value, w[j], sum[t][j]);
+          }
+        }
+      }
+    }
+#pragma GCC unroll 16
+    for (int t = 0; t < kPixels; ++t) {
+#pragma GCC unroll 4
+      for (int j = 0; j < kVecs; ++j) {
+        const int64_t offset = (begin + t) * kChannels + j * kLanes;
+        store(output + offset, finish(sum[t][j], 0, offset));
+      }
+    }
+  });
+}
+
+// One row of the 6 -> 16 transposed convolution, `pairs` pairs of output columns (2x, 2x+1). An even row
+// has one input row (taps ky = 1), an odd row two (ky = 2 above, ky = 0 below). inputs[r][c] point at
+// column x = 0 of the pairs.
+template <class Finish>
+inline void upsample6to16(const float* const (*inputs)[6], const int* ky, int input_rows, float* output,
+                          int64_t pairs, const Direct6& weights, const float* bias, const Finish& finish) {
+  for_blocks<kBlock / 2>(pairs, [&]<int kPairs>(int64_t begin) {
+    Vec even[kPairs][kVecs], odd[kPairs][kVecs];
+#pragma GCC unroll 4
+    for (int j = 0; j < kVecs; ++j) {
+      const Vec start = bias != nullptr ? load(bias + j * kLanes) : zero();
+#pragma GCC unroll 16
+      for (int t = 0; t < kPairs; ++t) even[t][j] = odd[t][j] = start;
+    }
+    for (int r = 0; r < input_rows; ++r) {
+#pragma GCC unroll 6
+      for (int c = 0; c < 6; ++c) {
+        const float* x = inputs[r][c] + begin;
+#pragma GCC unroll 4
+        for (int j = 0; j < kVecs; ++j) {
+          const Vec left = load(&weights.w[ky[r]][2][c][j * kLanes]);
+          const Vec centre = load(&weights.w[ky[r]][1][c][j * kLanes]);
+          const Vec right = load(&weights.w[ky[r]][0][c][j * kLanes]);
+#pragma GCC unroll 16
+          for (int t = 0; t < kPairs; ++t) {
+            even[t][j] = fma(broadcast(x[t]), centre, even[t][j]);
+            odd[t][j] = fma(broadcast(x[t]), left, odd[t][j]);
+            odd[t][j] = fma(broadcast(x[t + 1]), right, odd[t][j]);
+          }
+        }
+      }
+    }
+#pragma GCC unroll 16
+    for (int t = 0; t < kPairs; ++t) {
+#pragma GCC unroll 4
+      for (int j = 0; j < kVecs; ++j) {
+        const int64_t offset = 2 * (begin + t) * kChannels + j * kLanes;
+        store(output + offset, finish(even[t][j], 0, offset));
+        store(output + offset + kChannels, finish(odd[t][j], 0, offset + kChannels));
+      }
+    }
+  });
+}
+
+// ------------------------------------------------------------------------------ 16 channels in, few out
+
+// One row of a convolution from 16 to kOut channels, 4 pixels at a time; the lanes hold input channels
+// and are summed at the end. inputs[ky] point at the column left of the first pixel's centre; `outputs`
+// get count pixels (rounded up to 4: their rows have room). weights: [ky][...] through the two strides.
+template <int kOut, int kStride>
+inline void conv16to(const float* const inputs[3], float* const outputs[kOut], int64_t count,
+                     const float* weights, int64_t out_stride, int64_t kx_stride, int64_t ky_stride,
+                     const float* bias) {
+  constexpr int kPixels = 4;
+  constexpr int kPass =
+      kLanes == 16 ? (kOut < 6 ? kOut : 6) : 3;  // output channels whose sums fit the registers
+  static_assert(kOut % kPass == 0);
+  for (int64_t begin = 0; begin < count; begin += kPixels) {
+#pragma GCC unroll 2
+    for (int first = 0; first < kOut; first += kPass) {
+      Vec sum[kPass][kPixels];
+#pragma GCC unroll 6
+      for (int o = 0; o < kPass; ++o) {
+#pragma GCC unroll 4
+        for (int t = 0; t < kPixels; ++t) sum[o][t] = zero();
+      }
+      for (int ky = 0; ky < 3; ++ky) {
+        const float* x = inputs[ky] + begin * kStride * kChannels;
+#pragma GCC unroll 3
+        for (int kx = 0; kx < 3; ++kx) {
+          const float* w = weights + ky * ky_stride + kx * kx_stride + first * out_stride;
+#pragma GCC unroll 4
+          for (int j = 0; j < kVecs; ++j) {
+            Vec value[kPixels];
+#pragma GCC unroll 4
+            for (int t = 0; t < kPixels; ++t)
+              value[t] = load(x + (t * kStride + kx) * kChannels + j * kLanes);
+#pragma GCC unroll 6
+            for (int o = 0; o < kPass; ++o) {
+              const Vec filter = load(w + o * out_stride + j * kLanes);
+#pragma GCC unroll 4
+              for (int t = 0; t < kPixels; ++t) sum[o][t] = fma(value[t], filter, sum[o][t]);
+            }
+          }
+        }
+      }
+#pragma GCC unroll 6
+      for (int o = 0; o < kPass; ++o) {
+        float* out = outputs[first + o] + begin;
+        store_sums4(out, sum[o]);
+        const float b = bias != nullptr ? bias[first + o] : 0.0f;
+#pragma GCC unroll 4
+        for (int t = 0; t < kPixels; ++t) out[t] += b;
+      }
+    }
+  }
+}
+
+// 16 -> 6 at stride 2 (the heads of the encoder) and 16 -> 3 at stride 1 (the decoder's last layer).
+inline void downsample16to6(const float* const inputs[3], float* const outputs[6], int64_t count,
+                            const Direct6& weights, const float* bias) {
+  conv16to<6, 2>(inputs, outputs, count, &weights.w[0][0][0][0], 16, 6 * 16, 3 * 6 * 16, bias);
+}
+inline void conv16to3(const float* const inputs[3], float* const outputs[3], int64_t count,
+                      const Direct3& weights, const float* bias) {
+  conv16to<3, 1>(inputs, outputs, count, &weights.w[0][0][0][0], 3 * 16, 16, 3 * 3 * 16, bias);
+}
+
+}  // namespace wae::WAE_ISA

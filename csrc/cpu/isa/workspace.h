@@ -1,0 +1,211 @@
+// What a task works in: windows of rows, and the geometry of columns. One block of memory a thread, kept
+// for the next call.
+
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <new>
+
+#include "cpu/isa/layers.h"
+#include "cpu/isa/pictures.h"
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+
+#include <limits>
+#endif
+
+namespace wae::WAE_ISA {
+
+WAE_INLINE int64_t floor4(int64_t y) { return y & ~int64_t{3}; }
+
+// The columns that a layer computes: [begin, end) inside the picture, or `tiles` tiles from `begin` on,
+// the last of which may reach beyond.
+struct Span {
+  int64_t begin, end;
+  int tiles;
+  int64_t tiles_end() const { return begin + int64_t{tiles} * kTile; }
+};
+
+inline Span pixel_span(int64_t begin, int64_t end, int64_t width) {
+  return {std::max<int64_t>(begin, 0), std::min(end, width), 0};
+}
+inline Span tiled_span(int64_t begin, int64_t end, int64_t width) {
+  Span span = pixel_span(begin, end, width);
+  span.tiles = static_cast<int>((span.end - span.begin + kTile - 1) / kTile);
+  return span;
+}
+
+// Cuts one aligned block of memory into what a task needs.
+class Scratch {
+ public:
+  Scratch() {
+#if defined(__SANITIZE_ADDRESS__)  // nothing may be read before it is written
+    ASAN_UNPOISON_MEMORY_REGION(memory(0), kBytes);
+    std::fill_n(memory(0), kBytes / sizeof(float), std::numeric_limits<float>::quiet_NaN());
+#endif
+  }
+
+  float* take(int64_t floats) {
+    float* block = memory(used_ + floats) + used_;
+    used_ += (floats + 15) / 16 * 16;
+#if defined(__SANITIZE_ADDRESS__)
+    ASAN_POISON_MEMORY_REGION(memory(used_ + 16) + used_, 64);
+    used_ += 16;
+#endif
+    return block;
+  }
+
+ private:
+  static constexpr int64_t kBytes = 3 << 19;  // the backward passes at kMaxTaskWidth need 1.3 MB
+
+  struct Free {
+    void operator()(float* p) const { std::free(p); }
+  };
+  static float* memory(int64_t floats) {
+    thread_local std::unique_ptr<float, Free> block(static_cast<float*>(std::aligned_alloc(64, kBytes)));
+    if (block == nullptr || floats * int64_t{sizeof(float)} > kBytes) throw std::bad_alloc();
+    return block.get();
+  }
+
+  int64_t used_ = 0;
+};
+
+// A task's windows of rows.
+class Workspace : public Scratch {
+ public:
+  // Room left and right of the task: the halos of all layers, and what whole tiles overshoot. Their sum is
+  // odd, so that the rows of a window do not fall on the same sets of the cache.
+  static constexpr int64_t kLeft = 16, kRight = 33;
+
+  explicit Workspace(const Task& task) : task_(task), columns_(kLeft + 2 * (task.x1 - task.x0) + kRight) {}
+
+  Rows rows(int count) {
+    const int64_t row_size = columns_ * kChannels;
+    return {take(count * row_size), count, row_size, 2 * task_.x0 - kLeft};
+  }
+  Planes planes(int count, int planes) { return make_planes(count, planes, 2 * task_.x0 - kLeft); }
+  Planes half_planes(int count, int planes) { return make_planes(count, planes, task_.x0 - kLeft); }
+  WinogradScratch& winograd() {
+    return *reinterpret_cast<WinogradScratch*>(take(sizeof(WinogradScratch) / sizeof(float)));
+  }
+
+ private:
+  Planes make_planes(int count, int planes, int64_t origin) {
+    const int64_t plane_size = (columns_ + 15) / 16 * 16;
+    return {take(count * planes * plane_size), count, planes, plane_size, origin};
+  }
+
+  Task task_;
+  int64_t columns_;
+};
+
+// ---------------------------------------------------------------------------- layers on windows of rows
+
+// Tiles write, and read, up to this many columns beyond the picture.
+inline constexpr int64_t kOvershoot = 8;
+
+// Row y is outside the picture: padding for the next layer.
+inline void clear_row(const Rows& rows, int64_t y, const Span& span) {
+  std::fill(rows.at(y, span.begin - 1), rows.at(y, std::max(span.tiles_end(), span.end) + kOvershoot), 0.0f);
+}
+
+// Make zero what a computed row has outside the picture.
+inline void finish_row(const Rows& rows, int64_t y, const Span& span, int64_t height, int64_t width) {
+  if (y < 0 || y >= height) return clear_row(rows, y, span);
+  if (span.begin == 0) std::fill_n(rows.at(y, -1), kChannels, 0.0f);
+  if (span.end == width) std::fill(rows.at(y, width), rows.at(y, width + kOvershoot), 0.0f);
+}
+
+inline void load_planes(const Pictures& pictures, const Affine& affine, int64_t n, int64_t y, int64_t begin,
+                        int64_t end, const Planes& planes, int first = 0) {
+  float* const out[3] = {planes.at(y, first, begin), planes.at(y, first + 1, begin),
+                         planes.at(y, first + 2, begin)};
+  load_row(pictures, affine, n, y, begin, end, out);
+}
+
+template <class Finish>
+inline void conv3to16_row(const Planes& in, const Rows& out, int64_t y, const Span& span, int64_t height,
+                          int64_t width, const Direct3& weights, const float* bias, const Finish& finish) {
+  if (y >= 0 && y < height) {
+    const float* inputs[3][3];
+    for (int ky = 0; ky < 3; ++ky) {
+      for (int c = 0; c < 3; ++c) inputs[ky][c] = in.at(y + ky - 1, c, span.begin - 1);
+    }
+    conv3to16(inputs, out.at(y, span.begin), span.end - span.begin, weights, bias, finish);
+  }
+  finish_row(out, y, span, height, width);
+}
+
+template <class Finish>
+inline void conv16_rows(const Rows& in, const Rows& out, int64_t y, const Span& span, int64_t height,
+                        int64_t width, const Winograd16& weights, const float* bias, WinogradScratch& scratch,
+                        const Finish& finish) {
+  const float* inputs[kPatch];
+  float* outputs[kTile];
+  for (int i = 0; i < kPatch; ++i) inputs[i] = in.at(y + i - 1, span.begin - 1);
+  for (int i = 0; i < kTile; ++i) outputs[i] = out.at(y + i, span.begin);
+  conv16(inputs, outputs, span.tiles, weights, bias, scratch, finish);
+  for (int i = 0; i < kTile; ++i) finish_row(out, y + i, span, height, width);
+}
+
+// The derivative of the ReLU whose outputs are rows y..y+3, from column `begin` on.
+inline ReluGradient mask(const Rows& rows, int64_t y, int64_t begin) {
+  return {{rows.at(y, begin), rows.at(y + 1, begin), rows.at(y + 2, begin), rows.at(y + 3, begin)}};
+}
+
+// Row y (half resolution) of the 6 branch planes, columns of the task.
+inline void downsample_row(const Rows& in, const Planes& out, int64_t y, const Task& task,
+                           const Direct6& weights, const float* bias) {
+  const float* inputs[3];
+  float* outputs[6];
+  for (int ky = 0; ky < 3; ++ky) inputs[ky] = in.at(2 * y + ky - 1, 2 * task.x0 - 1);
+  for (int c = 0; c < 6; ++c) outputs[c] = out.at(y, c, task.x0);
+  downsample16to6(inputs, outputs, task.x1 - task.x0, weights, bias);
+}
+
+inline void store_planes(const Planes& planes, const Pictures& pictures, int64_t n, int64_t y, int64_t begin,
+                         int64_t end, int first = 0) {
+  const float* const in[3] = {planes.at(y, first, begin), planes.at(y, first + 1, begin),
+                              planes.at(y, first + 2, begin)};
+  store_row(pictures, n, y, begin, end, in);
+}
+
+// The 6 branch planes that downsample_row wrote, to low and high.
+inline void store_branches(const Planes& branches, const Pictures& low, const Pictures& high,
+                           const Task& task, int64_t y) {
+  store_planes(branches, low, task.n, y, task.x0, task.x1);
+  store_planes(branches, high, task.n, y, task.x0, task.x1, 3);
+}
+
+// Row y (full resolution) from rows of the 6 half-resolution planes of low and high.
+template <class Finish>
+inline void upsample_row(const Planes& in, const Rows& out, int64_t y, const Span& span, int64_t height,
+                         int64_t width, const Direct6& weights, const float* bias, const Finish& finish) {
+  if (y >= 0 && y < height) {
+    static constexpr int kEvenTaps[2] = {1, 1}, kOddTaps[2] = {2, 0};
+    const bool odd = y & 1;
+    const int64_t first = span.begin / 2;  // pairs of columns begin at even ones
+    const float* inputs[2][6];
+    for (int r = 0; r < 1 + odd; ++r) {
+      for (int c = 0; c < 6; ++c) inputs[r][c] = in.at((y >> 1) + r, c, first);
+    }
+    upsample6to16(inputs, odd ? kOddTaps : kEvenTaps, 1 + odd, out.at(y, 2 * first),
+                  (span.end + 1) / 2 - first, weights, bias, finish);
+  }
+  finish_row(out, y, span, height, width);
+}
+
+inline void conv16to3_row(const Rows& in, const Planes& out, int64_t y, int64_t begin, int64_t end,
+                          const Direct3& weights, const float* bias) {
+  const float* inputs[3];
+  float* outputs[3];
+  for (int ky = 0; ky < 3; ++ky) inputs[ky] = in.at(y + ky - 1, begin - 1);
+  for (int c = 0; c < 3; ++c) outputs[c] = out.at(y, c, begin);
+  conv16to3(inputs, outputs, end - begin, weights, bias);
+}
+
+}  // namespace wae::WAE_ISA

@@ -1,0 +1,74 @@
+"""The import paths of version 0.1: each still works, and warns once with the new one.
+
+``wae.data`` and ``wae.deploy`` are other things today (a package, a function). The old module's names are
+found on the package (``wae/data/__init__.py``), and after ``from wae.deploy import ...`` as attributes of the
+function.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+MOVED = {
+    "wae.caffe": "wae.storage.caffe",
+    "wae.checkpoints": "wae.storage.checkpoint",
+    "wae.comparison": "wae.experiments.comparison",
+    "wae.container": "wae.storage.decomposed",
+    "wae.datasets": "wae.data.loading",
+    "wae.demo": "wae.experiments.demo",
+    "wae.deploy": "wae.inference.deployed",
+    "wae.engines": "wae.inference.engines",
+    "wae.evaluation": "wae.experiments.evaluation",
+    "wae.export": "wae.inference.export",
+    "wae.files": "wae.storage.files",
+    "wae.info": "wae.experiments.info",
+    "wae.pictures": "wae.experiments.panels",
+    "wae.predict": "wae.inference.predict",
+    "wae.reproduce": "wae.experiments.reproduce",
+    "wae.timing": "wae.inference.timing",
+    "wae.training.checkpoint": "wae.storage.weights_file",
+    "wae.winograd": "wae.inference.winograd",
+}
+"""Old name to new."""
+
+
+def warn(old: str, new: str) -> None:
+    """Say that ``old`` is called ``new``; shown where the caller's module is run as a script or a test."""
+    warnings.warn(f"{old} is now {new}", DeprecationWarning, stacklevel=2)
+
+
+class _Finder(MetaPathFinder, Loader):
+    """Finds a moved module under its old name; asked only after everything else has found nothing."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        return ModuleSpec(fullname, self) if fullname in MOVED else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        module = ModuleType(spec.name)
+        module.__doc__ = f"Moved to {MOVED[spec.name]}."
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Put what the old name stands for into ``sys.modules``, from where the import takes it."""
+        old = module.__name__
+        moved = importlib.import_module(MOVED[old])
+        warn(old, MOVED[old])
+        if old == "wae.deploy":
+            vars(moved.deploy).update({name: value for name, value in vars(moved).items() if name[:1] != "_"})
+            sys.modules[old] = moved.deploy
+        else:
+            sys.modules[old] = moved
+
+
+def install() -> None:
+    """Make the old import paths work; harmless when called again."""
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.append(_Finder())

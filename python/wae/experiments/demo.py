@@ -1,0 +1,112 @@
+"""The photos of ``wae demo``: taken apart, put together again, drawn and measured."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+
+from wae.data import photos
+from wae.models.autoencoder import AutoEncoder, to_uint8
+from wae.storage.files import written
+from wae.training.linear_start import best_linear, linear_reconstruction
+from wae.training.losses import energy_ratio, psnr
+
+from . import panels
+
+BUNDLED = ("chelsea", "flower", "astronaut", "coffee")
+"""The photos shown when none is given. The first two were kept out of training."""
+
+
+def targets(inputs: Sequence[Path], folder: Path, force: bool) -> list[Path]:
+    """Where the picture of each input goes: ``folder/<name>.png``, numbered where two have one name.
+
+    Only what an earlier demo wrote is replaced, unless ``force``; and never an input.
+
+    Raises:
+        FileExistsError: a file is in the way.
+    """
+    found: list[Path] = []
+    protected = {path.resolve() for path in inputs}
+    for path in inputs:
+        target, number = folder / f"{path.stem}.png", 2
+        while target in found:
+            target, number = folder / f"{path.stem}-{number}.png", number + 1
+        if target.resolve() in protected:
+            raise FileExistsError(f"{target} is one of the inputs; -o chooses another folder")
+        if target.exists() and not (force or panels.is_demo_picture(target)):
+            raise FileExistsError(
+                f"{target} exists and is not a picture of an earlier demo; -o chooses another folder, "
+                "--force replaces it"
+            )
+        found.append(target)
+    return found
+
+
+def show(console: Console, model: AutoEncoder, inputs: Sequence[Path], outputs: Sequence[Path]) -> list[str]:
+    """Decompose and reconstruct every input, write its picture to the output, and print a table.
+
+    Returns a message for every input that could not be shown.
+    """
+    table = Table(title="Decomposed and put back together", title_justify="left")
+    for name in ("photo", "size", "PSNR\ndB", "best linear\ndB", "energy\nhigh / low", "picture"):
+        table.add_column(name, justify="left" if name in ("photo", "picture") else "right")
+    errors = []
+    for source, target in track(
+        list(zip(inputs, outputs, strict=True)), "photos", console=console, transient=True
+    ):
+        try:
+            table.add_row(*_show_photo(model, source, target))
+        except (photos.ImageError, OSError) as error:  # noqa: PERF203 (the others shall be shown)
+            errors.append(str(error))
+    if table.row_count:
+        console.print(table)
+        console.print(
+            f"The pictures are in the folder {outputs[0].parent}{os.sep}", markup=False, highlight=False
+        )
+        console.print(
+            "PSNR: peak 255, after rounding. Best linear: the best linear transform of 2x2 blocks "
+            "that keeps 6 of 12 numbers, fitted to this photo. Energy: mean square of high over "
+            "the variance of low.\n",
+            highlight=False,
+        )
+    return errors
+
+
+@torch.no_grad()
+def _show_photo(model: AutoEncoder, source: Path, target: Path) -> list[str]:
+    image = photos.read_image(source)
+    decoded, low, high = (tensor[0] for tensor in model(image[None]))
+    reconstruction = to_uint8(decoded)
+    with written(target, force=True) as file:
+        panels.save(panels.picture(model, image, reconstruction, low, high), file)
+    height, width = image.shape[1:]
+    return [
+        source.stem,
+        f"{width} x {height}",
+        f"{psnr(reconstruction, image):.2f}",
+        f"{best_linear_psnr(image):.2f}",
+        f"{100 * energy_ratio(low[None], high[None]):.1f} %",
+        target.name,
+    ]
+
+
+def best_linear_psnr(image: Tensor) -> float:
+    """PSNR of the best linear transform of 2x2 blocks that keeps 6 of 12 numbers, fitted to ``image`` itself.
+
+    In dB after rounding, nan where a (3, H, W) uint8 image has no block. An odd last row or column is left
+    out. The transform is best in the mean square about a middle grey, as in the linear start of training.
+    """
+    even = image[:, : image.shape[1] // 2 * 2, : image.shape[2] // 2 * 2]
+    if even.numel() == 0:
+        return math.nan
+    centred = even.float() - 127.5
+    linear = linear_reconstruction(centred, best_linear([centred])) + 127.5
+    return psnr(to_uint8(linear), even)

@@ -1,0 +1,56 @@
+"""``wae info``: what is installed, what runs here, and how big the networks are."""
+
+from __future__ import annotations
+
+import platform
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import wae_kernels
+from wae.models.counting import count
+from wae.models.registry import NETWORKS as NETWORKS
+from wae.models.registry import encoder_multiply_adds, on_meta
+from wae_kernels import backends
+
+
+def show_machine(console: Console) -> None:
+    """Print versions, threads, and every backend with the reason why it can or cannot run here."""
+    versions = Table(show_header=False, box=None)
+    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    for row in (
+        ("wae_kernels", wae_kernels.__version__),
+        ("torch", torch.__version__),
+        ("python", platform.python_version()),
+        ("machine", platform.machine()),
+        ("threads", str(torch.get_num_threads())),
+        ("CUDA device", cuda),
+    ):
+        versions.add_row(*row)
+    console.print(versions)
+
+    runs = backends.backend_for("cpu")
+    table = Table(title="Backends", title_justify="left")
+    for column in ("backend", "available", "why"):
+        table.add_column(column)
+    for backend in backends.available():
+        name = f"{backend.name} (runs)" if backend.name == runs else backend.name
+        table.add_row(name, "yes" if backend.available else "no", backend.reason)
+    console.print(table)
+    console.print(f"float32 on the processor runs through {runs} (chosen: {backends.selected()}).")
+
+
+def show_network(console: Console, name: str) -> None:
+    """Print the parameters and multiply-adds of the network ``name``, a key of NETWORKS."""
+    network = on_meta(NETWORKS[name])
+    (parameters, total), encoder = count(network), encoder_multiply_adds(network)
+    table = Table(title=f"{name}, one 224 x 224 image", title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_row("parameters", f"{parameters:,}")
+    table.add_row("multiply-adds", f"{total / 1e9:.3f} G")
+    if encoder and encoder != total:
+        table.add_row("  of these, the encoder", f"{encoder / 1e9:.3f} G")
+    console.print(table)
+    console.print("Counted: multiplications of convolutions and matrix products, padding zeros included.")

@@ -1,0 +1,183 @@
+"""A network as a file that runs without this package's Python code.
+
+========= ================================================ ===============================================
+format    what the file holds                              what runs it
+========= ================================================ ===============================================
+``onnx``  standard ONNX, the encoder as convolutions       ONNX Runtime, OpenVINO, TensorRT, ...
+``torch`` a torch.export program, which calls our op       ``torch.export.load``, after
+                                                           ``import wae_kernels``
+``aoti``  code compiled for this machine's kind of         ``torch._inductor.aoti_load_package``, after
+          processor or GPU, which calls our op             ``import wae_kernels``
+========= ================================================ ===============================================
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from wae.models.classifier import WAEClassifier
+from wae.models.stock import StockEncoder
+from wae.storage.files import refuse_existing, written
+from wae_kernels.nn import Encoder
+
+from .deployed import check_arguments, example_images, fold, require_equal, scores_of
+from .engines import ENGINES, EngineError, Run, onnx_session, to_onnx
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of file: how a network becomes one, and how one becomes a function of images again."""
+
+    suffix: str
+    make: Callable[[nn.Module, Tensor, bool], bytes]
+    load: Callable[[bytes], Run]
+
+
+@torch.no_grad()
+def export(
+    model: nn.Module,
+    path: Path,
+    file_format: str,
+    size: tuple[int, int] = (224, 224),
+    batch: int | None = None,
+    image_dtype: torch.dtype = torch.uint8,
+    force: bool = False,
+) -> float:
+    """Write ``model`` to ``path``: from images to scores, BatchNorm folded.
+
+    The file is loaded again and its scores are compared with the model's before it takes its place.
+
+    Args:
+        model: a :class:`WAEClassifier`, or any other classifier of images, in evaluation mode.
+        path: of the file. Its folder is made if there is none.
+        file_format: a key of :data:`FORMATS`.
+        size: (H, W) of the images.
+        batch: how many images a call has; None for any number.
+        image_dtype: what the images are: uint8, or the dtype of the model's parameters.
+        force: replace the file that is there.
+
+    Returns:
+        How far the file's scores are from the model's, relative, in the norm.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit.
+        FileExistsError: there is a file at ``path`` and ``force`` is false.
+        EngineError: a package is missing, or the network cannot be exported.
+        DisagreementError: the file does not compute what ``model`` does; then it is not written.
+    """
+    check_arguments(model, size, 1 if batch is None else batch)
+    if file_format not in FORMATS:
+        raise ValueError(f"file_format must be one of {', '.join(FORMATS)}, got {file_format!r}")
+    dtype = next(model.parameters()).dtype
+    if image_dtype not in (torch.uint8, dtype):
+        raise ValueError(f"image_dtype must be torch.uint8 or {dtype}, got {image_dtype}")
+    refuse_existing(path, force)
+    form = FORMATS[file_format]
+    cases = [example_images(model, count, size, image_dtype) for count in ((batch,) if batch else (2, 1, 3))]
+    expected = [scores_of(model, x if isinstance(model, WAEClassifier) else x.to(dtype)) for x in cases]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporters' own parts
+        try:
+            content = form.make(_FromImages(fold(model)).eval(), cases[0], batch is None)
+            run = form.load(content)
+            scores = [run(x) for x in cases]
+        except EngineError:
+            raise
+        except Exception as error:  # whatever kind the exporter has
+            raise EngineError(f"{file_format} does not take this network: {error}") from error
+    differences = [
+        require_equal(f"the {file_format} file", x, y, dtype) for x, y in zip(scores, expected, strict=True)
+    ]
+    with written(path, force) as file:
+        file.write(content)
+    return max(differences)
+
+
+class _FromImages(nn.Module):
+    """The network, its one input called ``images``: uint8 even where it takes only floating point."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.casts = not isinstance(network, WAEClassifier)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.casts:
+            images = images.to(next(self.network.parameters()).dtype)
+        scores: Tensor = self.network(images)
+        return scores
+
+
+# ------------------------------------------------------------------------------------------------- formats
+
+
+def _program(network: nn.Module, images: Tensor, dynamic: bool) -> torch.export.ExportedProgram:
+    shapes = ({0: torch.export.Dim("batch")},) if dynamic else None
+    return torch.export.export(network, (images,), dynamic_shapes=shapes)
+
+
+def _make_torch(network: nn.Module, images: Tensor, dynamic: bool) -> bytes:
+    file = io.BytesIO()
+    torch.export.save(_program(network, images, dynamic), file)
+    return file.getvalue()
+
+
+def _load_torch(content: bytes) -> Run:
+    return torch.export.load(io.BytesIO(content)).module()
+
+
+def _make_aoti(network: nn.Module, images: Tensor, dynamic: bool) -> bytes:
+    file = io.BytesIO()
+    program = _program(network, images, dynamic)
+    options = {
+        "freezing": True,  # packs the weights
+        "aot_inductor.check_lowerbound": False,  # one image is as good as several
+    }
+    torch._inductor.aoti_compile_and_package(program, package_path=file, inductor_configs=options)
+    return file.getvalue()
+
+
+def _load_aoti(content: bytes) -> Run:
+    run: Run = torch._inductor.aoti_load_package(io.BytesIO(content))
+    return run
+
+
+def _make_onnx(network: nn.Module, images: Tensor, dynamic: bool) -> bytes:
+    reason = ENGINES["onnxruntime"].why_not("cpu")
+    if reason is not None:
+        raise EngineError(reason)
+    network = copy.deepcopy(network).cpu()
+    for name, part in list(network.named_modules()):
+        if isinstance(part, Encoder):
+            network.set_submodule(name, _standard(part))
+    program = to_onnx(network, (images.cpu(),), dynamic, input_names=["images"], output_names=["scores"])
+    content: bytes = program.model_proto.SerializeToString()
+    return content
+
+
+def _standard(encoder: Encoder) -> StockEncoder:
+    """``encoder`` with convolutions where our op was."""
+    stock = StockEncoder(encoder.conv1.out_channels).to(encoder.conv1.weight)
+    stock.load_state_dict(encoder.state_dict())
+    return stock.eval()
+
+
+def _load_onnx(content: bytes) -> Run:
+    session = onnx_session(content)
+    return lambda images: session(images.cpu()).to(images.device)
+
+
+FORMATS: dict[str, Format] = {
+    "onnx": Format(".onnx", _make_onnx, _load_onnx),
+    "torch": Format(".pt2", _make_torch, _load_torch),
+    "aoti": Format(".pt2", _make_aoti, _load_aoti),
+}
+"""All formats, by name."""

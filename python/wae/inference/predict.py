@@ -1,0 +1,296 @@
+"""What a classifier sees in image files, as a stream: memory does not grow with their number.
+
+::
+
+    found = find([Path("photos")])
+    for prediction in predict(runner(model, described.input), found, described.input):
+        print(*JsonLines(described.labels).lines(prediction))
+
+A few threads read images ahead of the network: they decode, scale the shorter side to ``Input.resize``
+(bilinear, antialiased), cut ``Input.size`` x ``Input.size`` out of the middle and, where asked, reduce it to
+its luma. All of that is uint8, which is what the network gets: its encoder applies scale and shift itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.transforms.v2 import functional as transforms
+
+from wae.data.photos import ImageError, read_image
+from wae.storage.checkpoint import Input
+
+BATCH = 32
+"""Images that the network gets at once."""
+
+_WORKERS = min(8, os.cpu_count() or 1)  # threads that decode
+_LUMA = (0.299, 0.587, 0.114)  # of red, green, blue: ITU-R BT.601, as Pillow's mode L
+_LONGEST = 100  # times longer than wide; more would be enlarged to no end
+
+
+class Found(NamedTuple):
+    """An image file to look at, or what is in the way."""
+
+    path: Path
+    error: str = ""
+
+
+class Prediction(NamedTuple):
+    """What the network says of one file."""
+
+    path: Path
+    ranking: tuple[tuple[int, float], ...]
+    """Numbers of classes and their probabilities, 0..1, the highest first; none if there is an error."""
+    error: str = ""
+    """Why there is none, without the file's name."""
+
+
+Network = Callable[[Tensor], Tensor]
+"""(N, 3, size, size) uint8 on the processor to (N, classes) scores."""
+
+
+# ---------------------------------------------------------------------------------------------------- files
+
+
+def find(sources: Iterable[Path]) -> Iterator[Found]:
+    """The files in ``sources``, and the images in its folders and their folders, sorted by name in each.
+
+    In a folder, images are told by their extensions (torchvision's); what begins with a dot is left out, and
+    links to folders are not followed. A folder that cannot be read is found with its error.
+    """
+    for source in sources:
+        if source.is_dir():
+            yield from _walk(source)
+        else:
+            yield Found(source)
+
+
+def _walk(top: Path) -> Iterator[Found]:
+    pending = [top]
+    while pending:
+        folder = pending.pop()
+        try:
+            with os.scandir(folder) as entries:
+                visible = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
+        except OSError as error:
+            yield Found(folder, error.strerror or str(error))
+            continue
+        yield from (Found(Path(entry)) for entry in visible if is_image(entry.name) and _is_readable(entry))
+        pending += [Path(entry) for entry in reversed(visible) if entry.is_dir(follow_symlinks=False)]
+
+
+def is_image(name: str) -> bool:
+    """Does a file's name end as an image's?"""
+    return name.lower().endswith(IMG_EXTENSIONS)
+
+
+def _is_readable(entry: os.DirEntry[str]) -> bool:
+    """No pipe or the like. A link into the void is: reading it tells so."""
+    return entry.is_file() or not os.path.exists(entry)
+
+
+# --------------------------------------------------------------------------------------------------- images
+
+
+def prepare(image: Tensor, input: Input, invert: bool = False) -> Tensor:
+    """The network's input, (3, size, size) uint8, of ``image``, (3, H, W) uint8.
+
+    Args:
+        input: see there.
+        invert: make light dark and dark light.
+
+    Raises:
+        ImageError: the image is more than a hundred times longer than wide.
+    """
+    short, long = sorted(image.shape[1:])
+    if long > _LONGEST * short:
+        raise ImageError(f"{long} x {short} pixels is too long an image")
+    image = transforms.resize(image, [input.resize], antialias=True)
+    image = transforms.center_crop(image, [input.size])
+    if input.grayscale:
+        # Not torchvision's: that rounds down, and makes 199 of a grey of 200.
+        luma = (image * torch.tensor(_LUMA).view(3, 1, 1)).sum(0).round().to(torch.uint8)
+        image = luma.expand(3, -1, -1)
+    return 255 - image if invert else image
+
+
+def _load(found: Found, input: Input, invert: bool) -> tuple[Found, Tensor | None]:
+    """The prepared image, or why there is none."""
+    if found.error:
+        return found, None
+    try:
+        return found, prepare(read_image(found.path), input, invert)
+    except ImageError as error:
+        return Found(found.path, str(error).removeprefix(f"{found.path}: ")), None
+
+
+def _ahead(
+    load: Callable[[Found], tuple[Found, Tensor | None]], found: Iterable[Found], batch: int
+) -> Generator[tuple[Found, Tensor | None], None, None]:
+    """``map(load, found)``, in threads that are about a batch ahead of who asks."""
+    waiting: deque[Future[tuple[Found, Tensor | None]]] = deque()
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        try:
+            for item in found:
+                waiting.append(pool.submit(load, item))
+                if len(waiting) > batch + _WORKERS:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+# -------------------------------------------------------------------------------------------------- network
+
+
+def runner(model: nn.Module, input: Input, engine: str | None = None, batch: int = BATCH) -> Network:
+    """``model`` on the GPU if there is one, else on the processor.
+
+    Args:
+        input: its images' size counts.
+        engine: of :func:`wae.deploy`; None runs the model as it is.
+        batch: images at once that an engine is prepared for. Fewer are filled up, more are not possible.
+
+    Raises:
+        ValueError: the model does not take such images, or there is no such engine.
+        EngineError, DisagreementError: see :func:`wae.deploy`.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = model.to(device)
+    size = (input.size, input.size)
+    if engine is not None:
+        from .deployed import deploy
+
+        deployed = deploy(model, size, batch, engine)
+        return lambda images: deployed(_filled(images, batch).to(device))[: len(images)]
+
+    def network(images: Tensor) -> Tensor:
+        with torch.no_grad():
+            scores: Tensor = model(images.to(device))
+        return scores
+
+    try:
+        network(torch.zeros(1, 3, *size, dtype=torch.uint8))
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"the network takes no images of {input.size} x {input.size}: {error}") from None
+    return network
+
+
+def _filled(images: Tensor, batch: int) -> Tensor:
+    """``images`` and as many black ones as are missing: an engine would be prepared anew for fewer."""
+    return torch.cat((images, images.new_zeros(batch - len(images), *images.shape[1:])))
+
+
+def predict(
+    network: Network,
+    found: Iterable[Found],
+    input: Input,
+    top: int = 3,
+    batch: int = BATCH,
+    invert: bool = False,
+) -> Generator[Prediction, None, None]:
+    """A prediction of each file, in order; errors among them.
+
+    Args:
+        network: see :func:`runner`.
+        found: see :func:`find`; it is read about two batches ahead.
+        input: how an image becomes the network's input.
+        top: classes to tell of each image, at most.
+        batch: images that the network gets at once.
+        invert: see :func:`prepare`.
+    """
+    with closing(_ahead(partial(_load, input=input, invert=invert), found, batch)) as loaded:
+        while chunk := list(islice(loaded, batch)):
+            images = [image for _, image in chunk if image is not None]
+            ranked = iter(_ranked(network(torch.stack(images)), top) if images else ())
+            for (path, error), image in chunk:
+                ranking = () if image is None else next(ranked)
+                if not ranking:
+                    error = error or "the network's scores are not finite numbers"
+                yield Prediction(path, ranking, error)
+
+
+def _ranked(scores: Tensor, top: int) -> Iterator[tuple[tuple[int, float], ...]]:
+    """For each row its highest classes and their probabilities; nothing where these are no numbers."""
+    best = scores.double().softmax(1).topk(min(top, scores.shape[1]))
+    for values, numbers in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+        finite = all(0 <= value <= 1 for value in values)
+        yield tuple(zip(numbers, values, strict=True)) if finite else ()
+
+
+# --------------------------------------------------------------------------------------------------- output
+
+
+class JsonLines:
+    """A line of JSON for each image: ``path``, and ``error`` or ``classes``, the most probable first.
+
+    Each class has its number as ``class``, its ``label`` if it has one, and its ``probability``.
+
+    Args:
+        labels: the names of the classes; None if they have none.
+    """
+
+    head: tuple[str, ...] = ()
+    """What stands above all lines."""
+
+    def __init__(self, labels: Sequence[str] | None) -> None:
+        self._labels = labels
+
+    def lines(self, prediction: Prediction) -> Iterator[str]:
+        """The one of ``prediction``."""
+        told: dict[str, object] = {"path": str(prediction.path)}
+        if prediction.error:
+            told["error"] = prediction.error
+        else:
+            told["classes"] = [self._entry(*entry) for entry in prediction.ranking]
+        yield json.dumps(told)
+
+    def _entry(self, number: int, probability: float) -> dict[str, object]:
+        label = {"label": self._labels[number]} if self._labels else {}
+        return {"class": number, **label, "probability": probability}
+
+
+class Table:
+    """A table that can be written as it grows: a line for each class of each image.
+
+    Args:
+        labels: the names of the classes; None for their numbers.
+    """
+
+    def __init__(self, labels: Sequence[str] | None) -> None:
+        self._labels = labels
+        self._width = max(map(len, (*(labels or ()), "class")))
+        self.head = (self._line("share", "class", "image"),)
+
+    def lines(self, prediction: Prediction) -> Iterator[str]:
+        """Those of one image; the first names it. None if there is an error."""
+        image = printable(str(prediction.path))
+        for number, probability in prediction.ranking:
+            label = self._labels[number] if self._labels else str(number)
+            yield self._line(f"{100 * probability:.1f} %", label, image)
+            image = ""
+
+    def _line(self, share: str, label: str, image: str) -> str:
+        return f"{share:>7}  {label:<{self._width}}  {image}".rstrip()
+
+
+FORMATS: dict[str, type[JsonLines | Table]] = {"table": Table, "jsonl": JsonLines}
+"""By their names on the command line."""
+
+
+def printable(text: str) -> str:
+    """``text``, maybe a file's name, with escapes for what a terminal would act on or could not show."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,0 +1,103 @@
+"""3 x 3 convolutions in Winograd's form: the engine ``winograd`` of :mod:`wae.inference.engines`.
+
+Libraries for processors compute a float32 convolution directly. Winograd's F(4x4, 3x3) needs a quarter of the
+multiplications (docs/kernels.md); the op ``wae::conv3x3`` does it, with bias and ReLU, on weights that are
+packed once.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+_FEW_CHANNELS = 3  # so many the op convolves directly
+_LEAST_CHANNELS = 16  # what it works on at a time else; with fewer, most of its work would be on zeros
+
+
+class Convolution(nn.Module):
+    """``convolution``, 3 x 3 with stride and padding 1, for inference; with ``relu``, that behind it too."""
+
+    packed: Tensor
+
+    def __init__(self, convolution: nn.Conv2d, relu: bool) -> None:
+        super().__init__()
+        self.register_buffer("packed", torch.ops.wae.conv3x3_pack(convolution.weight.detach()))
+        self.bias = None if convolution.bias is None else nn.Parameter(convolution.bias.detach(), False)
+        self.out_channels, self.relu = convolution.out_channels, relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, h, w) float32 to (N, K, h, w), channels_last."""
+        y: Tensor = torch.ops.wae.conv3x3(x, self.packed, self.bias, self.out_channels, self.relu)
+        return y
+
+
+def replaced(network: nn.Module) -> nn.Module:
+    """A copy of ``network``, in evaluation mode, with a :class:`Convolution` in place of all that it can be.
+
+    A ReLU becomes part of the convolution before it, where nothing else reads that one's result and torch.fx
+    can trace the module that holds the two.
+    """
+    network = copy.deepcopy(network)
+    for holder, name, part in list(_traceable(network)):
+        traced = _joined(part)
+        if holder is None:
+            network = traced
+        else:
+            setattr(holder, name, traced)
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Conv2d) and fits(child):
+                setattr(parent, name, Convolution(child, relu=False))
+    return network
+
+
+def fits(convolution: nn.Conv2d) -> bool:
+    """Whether ``wae::conv3x3`` can compute ``convolution``, and is fast at its number of input channels."""
+    return (
+        convolution.kernel_size == (3, 3)
+        and convolution.stride == convolution.padding == convolution.dilation == (1, 1)
+        and convolution.groups == 1
+        and convolution.padding_mode == "zeros"
+        and convolution.weight.dtype == torch.float32
+        and not _FEW_CHANNELS < convolution.in_channels < _LEAST_CHANNELS
+    )
+
+
+def _traceable(module: nn.Module) -> Iterator[tuple[nn.Module | None, str, fx.GraphModule]]:
+    """The largest parts of ``module`` that hold convolutions and torch.fx can trace, with their places."""
+    parts: list[tuple[nn.Module | None, str, nn.Module]] = [(None, "", module)]
+    while parts:
+        holder, name, part = parts.pop()
+        if isinstance(part, nn.Conv2d) or not any(isinstance(m, nn.Conv2d) for m in part.modules()):
+            continue  # tracing a convolution itself would look into it
+        try:
+            yield holder, name, fx.symbolic_trace(part)
+        except Exception:  # any that the part's own code raises when it is traced
+            parts += [(part, *child) for child in part.named_children()]
+
+
+def _joined(part: fx.GraphModule) -> fx.GraphModule:
+    """``part``, changed: its convolutions that run once, and the ReLUs behind them, are one module."""
+    calls = Counter(node.target for node in part.graph.nodes if node.op == "call_module")
+    for node in list(part.graph.nodes):
+        if node.op != "call_module" or calls[node.target] > 1 or len(node.users) != 1:
+            continue
+        convolution, after = part.get_submodule(node.target), next(iter(node.users))
+        if isinstance(convolution, nn.Conv2d) and fits(convolution) and _is_relu(part, after):
+            holder, _, name = node.target.rpartition(".")
+            setattr(part.get_submodule(holder), name, Convolution(convolution, relu=True))
+            after.replace_all_uses_with(node)
+            part.graph.erase_node(after)
+    part.recompile()
+    return part
+
+
+def _is_relu(part: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return isinstance(part.get_submodule(str(node.target)), nn.ReLU)
+    return node.target in (F.relu, torch.relu, "relu", "relu_")

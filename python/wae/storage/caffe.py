@@ -1,0 +1,579 @@
+"""The authors' WAE-VGG16: their Caffe net and weights, read into our model (SPEC section 2, docs/caffe.md).
+
+Caffe keeps a network in two files: the *prototxt* says which layers there are and how they hang together, the
+*caffemodel* holds, by layer name, the weights. Both are data to be checked; no code is run from either.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import mmap
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from wae.models.classifier import WAEClassifier
+from wae.models.vgg16 import wae_vgg16
+from wae_kernels.nn import Encoder
+
+from . import checkpoint, protobuf
+from .files import refuse_existing
+from .protobuf import Field, Kind, Message, ProtobufError, Schema
+
+_MAX_PROTOTXT = 1 << 20  # bytes; the published one has 17,690
+_MAX_INT = 2**31 - 1  # the most of anything that Caffe can count
+_SOME = 8  # names that an error lists
+
+
+class CaffeError(Exception):
+    """A Caffe file that cannot be read, or whose network is not WAE-VGG16. The message names the file."""
+
+
+def convert(prototxt: Path, caffemodel: Path, output: Path, force: bool = False) -> dict[str, Any]:
+    """Write the published network as a checkpoint that :func:`checkpoint.load_classifier` reads.
+
+    The number of classes is that of the prototxt.
+
+    Args:
+        prototxt, caffemodel: the two files that are read.
+        output: the safetensors file to write, whole or not at all.
+        force: replace the file that is there.
+
+    Returns:
+        What :func:`load` returns.
+
+    Raises:
+        CaffeError: see :func:`load`.
+        FileExistsError: there is a file at ``output`` and ``force`` is false.
+    """
+    refuse_existing(output, force)
+    classes = _classes(prototxt)
+    with torch.device("meta"):  # nothing is allocated before the files have shown to hold so many numbers
+        model = wae_vgg16(classes)
+    origin = load(prototxt, caffemodel, model)
+    checkpoint.save_classifier(output, model, "wae_vgg16", made={"origin": origin}, force=force)
+    return origin
+
+
+def load(prototxt: Path, caffemodel: Path, model: WAEClassifier) -> dict[str, Any]:
+    """Give ``model`` the weights in ``caffemodel``, if ``prototxt`` describes the same network.
+
+    The model then takes red, green, blue, 0..255 (uint8 or not): the published one takes blue, green, red, so
+    the input channels of the encoder's first layer are turned round. ``image_scale`` becomes 1 and
+    ``image_shift`` 0. The model's parameters and buffers are replaced by others on the processor, all or
+    none; it may be on "meta".
+
+    Args:
+        prototxt: the net in Caffe's text form; what it is in phase TEST counts.
+        caffemodel: its weights.
+        model: of the form of :func:`wae.models.vgg16.wae_vgg16`, of any widths and number of blocks, and
+            without a decoder.
+
+    Returns:
+        Where the weights come from, for the record: names and digests of the files, the input, and
+        ``"unused"``, the layers with weights that are not part of WAE-VGG16 and were left out.
+
+    Raises:
+        CaffeError: a file cannot be read; the nets differ (which layer, what is needed, what was found); or
+            layers are missing, or have weights of other shapes, or numbers that are not finite.
+    """
+    plan = _plan(model)
+    text, weights = _map(prototxt), _map(caffemodel)
+    try:
+        _check_net(prototxt, _read_net(prototxt, text), plan)
+    except ProtobufError as error:
+        raise CaffeError(f"{prototxt}: {error}") from None
+    try:
+        state, unused = _read_weights(caffemodel, weights, plan)
+    except ProtobufError as error:
+        raise CaffeError(f"{caffemodel}: {error}") from None
+    first = f"{plan['decom_conv1'].prefix}.weight"
+    state[first] = state[first].flip(1)  # blue, green, red to red, green, blue
+    state |= {"image_scale": torch.ones(3), "image_shift": torch.zeros(3)}
+    model.load_state_dict(state, assign=True)
+    return {
+        "prototxt": _identity(prototxt, text),
+        "caffemodel": _identity(caffemodel, weights),
+        "input": "red, green, blue, 0..255; conv1's input channels were turned round: Caffe's are blue first",
+        "unused": unused,
+    }
+
+
+# ------------------------------------------------------------------------------------------------------ files
+
+
+def _map(path: Path) -> mmap.mmap:
+    """The file's bytes, which stay on disk until they are looked at."""
+    if not path.is_file():
+        raise CaffeError(f"{path}: this is a folder" if path.is_dir() else f"{path}: there is no such file")
+    try:
+        with open(path, "rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except ValueError:
+        raise CaffeError(f"{path}: this file is empty") from None
+    except OSError as error:
+        raise CaffeError(f"{path}: {error.strerror}") from None
+
+
+def _identity(path: Path, data: mmap.mmap) -> dict[str, str]:
+    return {"name": path.name, "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first few of ``names``, which come from a file and may be anything, for people to read."""
+    shown = ", ".join(repr(name)[1:61].removesuffix("'") for name in names[:_SOME])
+    return shown if len(names) <= _SOME else f"{shown} and {len(names) - _SOME} more"
+
+
+def _missing(missing: Sequence[str], extra: Sequence[str]) -> str:
+    others = f"; layers with weights that are not part of it: {_listed(extra)}" if extra else ""
+    return f"WAE-VGG16 has layers that are missing here: {_listed(missing)}{others}"
+
+
+# ------------------------------------------------------------------------------------ the network to be found
+
+
+class _Layer(NamedTuple):
+    """A layer with weights: what a Caffe layer of its name has to be."""
+
+    module: nn.Module
+    prefix: str  # of the module's tensors in the model's state
+    source: str  # what it works on, in terms of layers with weights: "pool(relu(conv1_2_CA))"
+
+
+_Plan = dict[str, _Layer]
+_IMAGE = "image"
+
+
+def _plan(model: WAEClassifier) -> _Plan:
+    """The layers that make up ``model``, by their names in the published net."""
+    prefixes = {module: name for name, module in model.named_modules()}
+    plan: _Plan = {}
+
+    def follow(source: str, modules: Iterable[nn.Module], names: Iterable[str]) -> str:
+        """Put modules with weights on the plan; return what the last module gives."""
+        name = iter(names)
+        for module in modules:
+            if isinstance(module, (nn.Conv2d, nn.Linear, nn.BatchNorm2d)):
+                plan[(layer := next(name))] = _Layer(module, prefixes[module], source)
+                source = layer
+            elif isinstance(module, nn.ReLU):
+                source = f"relu({source})"
+            elif isinstance(module, nn.MaxPool2d):
+                source = f"pool({source})"
+            elif not isinstance(module, nn.Dropout):
+                raise TypeError(f"model must be made of VGG's layers, got {type(module).__name__}")
+        return source
+
+    encoder, relu = model.encoder, nn.ReLU()
+    if not isinstance(encoder, Encoder):
+        raise TypeError(f"model.encoder must be an Encoder, got {type(encoder).__name__}")
+    trunk = (encoder.conv1, relu, encoder.conv2, relu, encoder.conv3, relu)
+    source = follow(_IMAGE, trunk, ["decom_conv1", "decom_conv2", "decom_conv3"])
+    low = follow(source, (encoder.low, model.low_norm), ["decom_conv_CA", "bn_CA"])
+    low = follow(low, model.low_body.children(), _body_names(model.low_body, "CA"))
+    high = follow(source, (encoder.high, model.high_norm), ["decom_conv_CH", "bn_CH"])
+    high = follow(high, model.high_body.children(), _body_names(model.high_body, "CH"))
+    follow(low, model.low_classifier.children(), [f"fc{number}_CA" for number in (6, 7, 8)])
+    both = f"concat({low}, {high})"
+    follow(both, model.fusion_classifier.children(), [f"fc{number}_fusion" for number in (6, 7, 8)])
+    return plan
+
+
+_SCORES = ("sum(fc8_CA, fc8_fusion)", "sum(fc8_fusion, fc8_CA)")
+
+
+def _body_names(body: nn.Module, branch: str) -> Iterable[str]:
+    """conv1_1, conv1_2, conv2_1, ...: the convolutions are counted anew after every pool."""
+    block, number = 1, 0
+    for module in body.children():
+        if isinstance(module, nn.Conv2d):
+            number += 1
+            yield f"conv{block}_{number}_{branch}"
+        elif isinstance(module, nn.MaxPool2d):
+            block, number = block + 1, 0
+
+
+# ----------------------------------------------------------------------------------------- layers and options
+
+_Options = dict[str, Any]
+
+
+def _kind(layer: Message) -> str:
+    """The layer's type, in small letters: "innerproduct" for "InnerProduct" and the older INNER_PRODUCT."""
+    type_ = layer.get("type", [""])[0]
+    if isinstance(type_, int):  # the older form, binary
+        return _OLD_TYPES.get(type_, f"type {type_}")
+    return "".join(filter(str.isalnum, layer.string("type"))).lower()[:40]
+
+
+_OLD_TYPES = {0: "", 4: "convolution", 14: "innerproduct", 39: "deconvolution"}
+
+
+def _two(param: Message, name: str, default: int, short: str = "") -> tuple[int, ...]:
+    """A size of both directions, (height, width), which Caffe writes once, twice, or by direction."""
+    short = short or name
+    values = param.integers(name) or [
+        param.integer(f"{short}_h", default),
+        param.integer(f"{short}_w", default),
+    ]
+    return tuple(values * 2 if len(values) == 1 else values)
+
+
+def _convolution(layer: Message) -> _Options:
+    param = layer.message("convolution_param")
+    return {
+        "num_output": param.integer("num_output", 0),
+        "kernel_size": _two(param, "kernel_size", 0, "kernel"),
+        "stride": _two(param, "stride", 1),
+        "pad": _two(param, "pad", 0),
+        "dilation": _two(param, "dilation", 1),
+        "group": param.integer("group", 1),
+        "bias_term": param.flag("bias_term", True),
+    }
+
+
+def _inner_product(layer: Message) -> _Options:
+    param = layer.message("inner_product_param")
+    return {
+        "num_output": param.integer("num_output", 0),
+        "bias_term": param.flag("bias_term", True),
+        "axis": param.integer("axis", 1),
+        "transpose": param.flag("transpose", False),
+    }
+
+
+def _batch_norm(layer: Message) -> _Options:
+    param = layer.message("batch_norm_param")
+    return {
+        "use_global_stats": param.flag("use_global_stats", True),
+        "eps": _float32(param.number("eps", 1e-5)),
+    }
+
+
+def _float32(number: float) -> float:
+    """``number`` with the digits that matter: Caffe keeps float32."""
+    return float(f"{number:.6g}")
+
+
+def _pooling(layer: Message) -> _Options:
+    param = layer.message("pooling_param")
+    return {
+        "pool": param.string("pool", "MAX"),
+        "kernel_size": _two(param, "kernel_size", 0, "kernel"),
+        "stride": _two(param, "stride", 1),
+        "pad": _two(param, "pad", 0),
+        "global_pooling": param.flag("global_pooling", False),
+        "round_mode": param.string("round_mode", "CEIL"),
+    }
+
+
+_KINDS = {nn.Conv2d: "convolution", nn.Linear: "innerproduct", nn.BatchNorm2d: "batchnorm"}
+_OPTIONS = {"convolution": _convolution, "innerproduct": _inner_product, "batchnorm": _batch_norm}
+
+
+def _needed(module: nn.Module) -> _Options:
+    """The options of the Caffe layer that computes what ``module`` does."""
+    if isinstance(module, nn.Conv2d):
+        return {
+            "num_output": module.out_channels,
+            "kernel_size": module.kernel_size,
+            "stride": module.stride,
+            "pad": module.padding,
+            "dilation": module.dilation,
+            "group": module.groups,
+            "bias_term": True,
+        }
+    if isinstance(module, nn.Linear):
+        return {"num_output": module.out_features, "bias_term": True, "axis": 1, "transpose": False}
+    assert isinstance(module, nn.BatchNorm2d)
+    return {"use_global_stats": True, "eps": _float32(module.eps)}
+
+
+def _check_type(path: Path, name: str, layer: Message, module: nn.Module) -> None:
+    """Raise CaffeError if ``layer`` is of another type than ``module``."""
+    needed, found = _KINDS[type(module)], _kind(layer)
+    if found != needed:
+        raise CaffeError(f"{path}: {layer.where}: {name} must be of type {needed}, got {found or 'none'}")
+
+
+def _check_options(path: Path, name: str, layer: Message, module: nn.Module) -> None:
+    """Raise CaffeError if ``layer``, of the right type, has other options than ``module`` needs."""
+    options = _OPTIONS[_KINDS[type(module)]](layer)
+    for option, needed in _needed(module).items():
+        if options[option] != needed:
+            got = str(options[option])[:80]
+            raise CaffeError(f"{path}: {layer.where}: {name}: {option} must be {needed}, got {got}")
+
+
+# ----------------------------------------------------------------------------------------------- the prototxt
+
+
+def _read_net(path: Path, data: mmap.mmap) -> Message:
+    if len(data) > _MAX_PROTOTXT:
+        raise CaffeError(f"{path}: this file has {len(data)} bytes, a prototxt at most {_MAX_PROTOTXT}")
+    try:
+        return protobuf.read_text(data[:].decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise CaffeError(f"{path}: byte {error.start}: this is no text") from None
+
+
+def _classes(path: Path) -> int:
+    """The number of scores of the net in ``path``."""
+    try:
+        for layer in _layers(_read_net(path, _map(path))):
+            if layer.string("name") == "fc8_CA":
+                classes = layer.message("inner_product_param").integer("num_output", 0)
+                if 1 <= classes <= _MAX_INT:
+                    return classes
+                raise CaffeError(
+                    f"{path}: {layer.where}: fc8_CA: num_output must be 1 or more, got {classes}"
+                )
+    except ProtobufError as error:
+        raise CaffeError(f"{path}: {error}") from None
+    raise CaffeError(f"{path}: {_missing(['fc8_CA'], [])}")
+
+
+def _check_net(path: Path, net: Message, plan: _Plan) -> None:
+    """Raise CaffeError unless ``net`` computes the scores as ``plan`` does."""
+    layers = _layers(net)
+    kinds = {layer.string("name"): _kind(layer) for layer in layers}
+    missing = [name for name in plan if name not in kinds]
+    if missing:
+        extra = [name for name, kind in kinds.items() if kind in _OPTIONS and name not in plan]
+        raise CaffeError(f"{path}: {_missing(missing, extra)}")
+    _check_connections(path, net, layers, plan)
+
+
+def _layers(net: Message) -> list[Message]:
+    """The layers of phase TEST, in order; those of the older form have another name, but the same fields."""
+    return [layer for layer in net.messages("layers") + net.messages("layer") if _is_included(layer)]
+
+
+def _is_included(layer: Message) -> bool:
+    rules = layer.messages("include")
+    if rules:
+        return any(_is_met(rule) for rule in rules)
+    return not any(_is_met(rule) for rule in layer.messages("exclude"))
+
+
+def _is_met(rule: Message) -> bool:
+    """Does ``rule`` hold in phase TEST, level 0, no stage?"""
+    return (
+        rule.string("phase", "TEST") == "TEST"
+        and rule.integer("min_level", 0) <= 0 <= rule.integer("max_level", 0)
+        and not rule.strings("stage")
+    )
+
+
+def _check_connections(path: Path, net: Message, layers: list[Message], plan: _Plan) -> None:
+    """Follow every blob through the net, and compare the layers of ``plan`` and what they work on."""
+    blobs = _inputs(net.strings("input"))
+    for layer in layers:
+        name, tops = layer.string("name"), layer.strings("top")
+        sources = []
+        for bottom in layer.strings("bottom"):
+            if bottom not in blobs:
+                raise CaffeError(f"{path}: {layer.where}: {name}: no layer before it gives {bottom!r}")
+            sources.append(blobs[bottom])
+        if name in plan:
+            module, _, source = plan[name]
+            _check_type(path, name, layer, module)
+            _check_options(path, name, layer, module)
+            if sources != [source]:
+                raise CaffeError(f"{path}: {layer.where}: {name} must take {source}, got {_joined(sources)}")
+            blobs |= dict.fromkeys(tops, name)
+        elif sources:
+            blobs |= dict.fromkeys(tops, _expression(layer, sources))
+        else:
+            _check_input(path, layer)
+            blobs |= _inputs(tops)
+    if not any(scores in blobs.values() for scores in _SCORES):
+        raise CaffeError(f"{path}: no layer gives the scores, {_SCORES[0]}")
+
+
+def _inputs(tops: Sequence[str]) -> dict[str, str]:
+    """What a net starts from: the image, then labels or other things."""
+    return {top: "another input" if index else _IMAGE for index, top in enumerate(tops)}
+
+
+def _joined(sources: Sequence[str]) -> str:
+    """For comparison and for people; what is longer than all that WAE-VGG16 has is cut."""
+    joined = ", ".join(sources[:_SOME])
+    return joined if len(joined) <= 200 and len(sources) <= _SOME else f"{joined[:200]}..."
+
+
+def _check_input(path: Path, layer: Message) -> None:
+    """The published net takes pixels as they are."""
+    for name in layer:
+        for param in layer.messages(name) if name.endswith("_param") else ():
+            for option in ("mean_file", "mean_value", "force_gray"):
+                if option in param:
+                    raise CaffeError(f"{path}: {param.where}: {option} must not be given: pixels are 0..255")
+            if param.number("scale", 1) != 1:
+                raise CaffeError(f"{path}: {param.where}: scale must be 1: pixels are 0..255")
+
+
+def _expression(layer: Message, sources: list[str]) -> str:
+    """What a layer without weights makes of ``sources``; options that WAE-VGG16 does not have are named."""
+    kind = _kind(layer)
+    if kind in ("split", "dropout"):  # the identity, in phase TEST
+        return sources[0]
+    operation = kind
+    options: _Options = {}
+    needed: _Options = {}
+    if kind == "relu":
+        options = {"negative_slope": layer.message("relu_param").number("negative_slope", 0)}
+        needed = {"negative_slope": 0.0}
+    elif kind == "pooling":
+        operation, options, needed = "pool", _pooling(layer), _MAX_POOL
+    elif kind == "concat":
+        param = layer.message("concat_param")
+        options = {"axis": param.integer("axis", param.integer("concat_dim", 1))}
+        needed = {"axis": 1}
+    elif kind == "eltwise":
+        param = layer.message("eltwise_param")
+        operation = "sum"
+        options = {"operation": param.string("operation", "SUM"), "coeff": "coeff" in param}
+        needed = {"operation": "SUM", "coeff": False}
+    others = ", ".join(f"{option} {value!r}" for option, value in options.items() if value != needed[option])
+    return f"{operation}{others and f'[{others[:80]}]'}({_joined(sources)})"
+
+
+_MAX_POOL = {
+    "pool": "MAX",
+    "kernel_size": (2, 2),
+    "stride": (2, 2),
+    "pad": (0, 0),
+    "global_pooling": False,
+    "round_mode": "CEIL",
+}
+
+
+# --------------------------------------------------------------------------------------------- the caffemodel
+
+
+def _integers(**numbers: int) -> Schema:
+    return Schema({number: Field(name, Kind.INTEGER) for name, number in numbers.items()})
+
+
+_SIZES = {"kernel_h": 11, "kernel_w": 12, "stride_h": 13, "stride_w": 14, "pad_h": 9, "pad_w": 10}
+_CONVOLUTION = _integers(
+    num_output=1, bias_term=2, pad=3, kernel_size=4, group=5, stride=6, dilation=18, **_SIZES
+)
+_INNER_PRODUCT = _integers(num_output=1, bias_term=2, axis=5, transpose=6)
+_BLOB = Schema(_integers(num=1, channels=2, height=3, width=4))
+_BLOB[5] = Field("data", Kind.FLOAT)
+_BLOB[7] = Field("shape", _integers(dim=1))
+_BLOB[8] = Field("double_data", Kind.DOUBLE)
+_LAYER = Schema(
+    {
+        1: Field("name", Kind.STRING),
+        2: Field("type", Kind.STRING),
+        7: Field("blobs", _BLOB),
+        106: Field("convolution_param", _CONVOLUTION),
+        117: Field("inner_product_param", _INNER_PRODUCT),
+    }
+)
+_OLD_LAYER = Schema(
+    {
+        4: Field("name", Kind.STRING),
+        5: Field("type", Kind.INTEGER),
+        6: Field("blobs", _BLOB),
+        10: Field("convolution_param", _CONVOLUTION),
+        17: Field("inner_product_param", _INNER_PRODUCT),
+    }
+)
+_NET = Schema({2: Field("layers", _OLD_LAYER), 100: Field("layer", _LAYER)})
+
+
+def _read_weights(path: Path, data: mmap.mmap, plan: _Plan) -> tuple[dict[str, Tensor], str]:
+    """The model's state without ``image_scale`` and ``image_shift``, and the layers that it does not use."""
+    net = protobuf.read_binary(data, _NET, "NetParameter")
+    layers: dict[str, Message] = {}
+    for layer in net.messages("layers") + net.messages("layer"):
+        name = layer.string("name")
+        if layer.messages("blobs"):
+            if name in layers:
+                raise CaffeError(
+                    f"{path}: {layer.where}: there are two layers {_listed([name])} with weights"
+                )
+            layers[name] = layer
+    extra = [name for name in layers if name not in plan]
+    missing = [name for name in plan if name not in layers]
+    if missing:
+        raise CaffeError(f"{path}: {_missing(missing, extra)}")
+    state: dict[str, Tensor] = {}
+    for name, (module, prefix, _) in plan.items():
+        _check_trained_as(path, name, layers[name], module)
+        tensors = _tensors(path, name, layers[name], module)
+        state |= {f"{prefix}.{key}": tensor for key, tensor in tensors.items()}
+    return state, _listed(extra)
+
+
+def _check_trained_as(path: Path, name: str, layer: Message, module: nn.Module) -> None:
+    """The caffemodel repeats the net that was trained. It need not, and where it does, it must agree."""
+    if _kind(layer):
+        _check_type(path, name, layer, module)
+    if "convolution_param" in layer or "inner_product_param" in layer:
+        _check_options(path, name, layer, module)
+
+
+def _tensors(path: Path, name: str, layer: Message, module: nn.Module) -> dict[str, Tensor]:
+    """The layer's weights, by the names that ``module`` has for them."""
+    blobs = layer.messages("blobs")
+    if isinstance(module, nn.BatchNorm2d):
+        width = module.num_features
+        shapes: dict[str, tuple[int, ...]] = {"mean": (width,), "variance": (width,), "scale factor": (1,)}
+    else:
+        shapes = {key: tuple(tensor.shape) for key, tensor in module.named_parameters()}
+    if len(blobs) != len(shapes):
+        wanted = ", ".join(shapes)
+        raise CaffeError(f"{path}: {layer.where}: {name} must have {wanted}, got {len(blobs)} blobs")
+    tensors = {
+        key: _tensor(f"{path}: {blob.where}: {name}: {key}", blob, shape)
+        for blob, (key, shape) in zip(blobs, shapes.items(), strict=True)
+    }
+    return _normalization(path, name, tensors) if isinstance(module, nn.BatchNorm2d) else tensors
+
+
+def _normalization(path: Path, name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Caffe keeps decaying sums of means and variances, and their weight, which is 0 before any training."""
+    weight = tensors["scale factor"].double()
+    factor = torch.where(weight == 0, 0.0, 1 / weight)
+    mean, variance = ((tensors[key].double() * factor).float() for key in ("mean", "variance"))
+    if not (variance >= 0).all() or not (mean + variance).isfinite().all():
+        raise CaffeError(f"{path}: {name}: divided by its scale factor, a variance is below 0 or not finite")
+    return {"running_mean": mean, "running_var": variance, "num_batches_tracked": torch.tensor(0)}
+
+
+def _tensor(where: str, blob: Message, shape: tuple[int, ...]) -> Tensor:
+    """The blob's numbers as float32: the only copy of them that is made."""
+    found = _shape(blob, len(shape))
+    if found != shape:
+        raise CaffeError(f"{where} must have the shape {shape}, got {found}"[:500])
+    rows = blob.arrays("double_data") or blob.arrays("data")
+    size = sum(map(len, rows))
+    if size != math.prod(shape):
+        raise CaffeError(f"{where} needs {math.prod(shape)} numbers, got {size}")
+    numbers = np.empty(size, np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # told below
+        np.concatenate(rows, out=numbers, casting="same_kind")
+    if not np.isfinite(numbers).all():
+        raise CaffeError(f"{where} has numbers that are not finite in float32")
+    return torch.from_numpy(numbers).view(shape)
+
+
+def _shape(blob: Message, rank: int) -> tuple[int, ...]:
+    """The blob's shape. The older form always has four sizes; unused ones, in front, are 1."""
+    names = ("num", "channels", "height", "width")
+    if not any(name in blob for name in names):
+        return tuple(blob.message("shape").integers("dim"))
+    sizes = tuple(blob.integer(name, 0) for name in names)
+    front = 4 - rank
+    return sizes[front:] if sizes[:front] == (1,) * front else sizes

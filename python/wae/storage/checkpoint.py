@@ -1,0 +1,267 @@
+"""Checkpoints of whole classifiers: files that say which network they hold, and what it wants to see.
+
+A safetensors file, whose metadata holds JSON under ``recipe``::
+
+    {"architecture": {"network": "wae_vgg16", "classes": 3},
+     "labels": ["cat", "dog", "owl"],                              # may be missing
+     "input": {"size": 224, "resize": 256, "grayscale": false}}    # may be missing: as ImageNet's
+
+and whatever else made the weights. All of it is checked before memory is taken for the network, and nothing
+in such a file is ever run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from wae.models.classifier import WAEClassifier
+from wae.models.classifiers import NETWORKS as _NETWORKS
+from wae.models.classifiers import builder
+from wae_kernels.nn import Decoder
+
+from . import weights_file
+from .weights_file import CheckpointError
+
+_MAX_CLASSES = 2**31 - 1
+_MAX_SIDE = 1024  # pixels; more would be a way to make a small file take much memory
+_MAX_RECIPE = 1 << 22  # characters, for the same reason
+_MAX_LABEL = 200  # characters
+_DTYPES = {"F16", "BF16", "F32", "F64", "I64"}  # the last for BatchNorm's count of batches
+
+
+@dataclass(frozen=True)
+class Input:
+    """How a photo becomes a network's input; the defaults are those of ImageNet's evaluation.
+
+    Raises ValueError where an entry is not usable.
+    """
+
+    size: int = 224
+    """Height and width in pixels, cut out of the middle."""
+    resize: int = 256
+    """What the shorter side is scaled to first."""
+    grayscale: bool = False
+    """The three colours become their luma, three times."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("size", 1), ("resize", self.size)):
+            value = getattr(self, name)
+            if type(value) is not int or not least <= value <= _MAX_SIDE:
+                raise ValueError(
+                    f"{name} must be an integer from {least} to {_MAX_SIDE}, got {_shown(value)}"
+                )
+        if type(self.grayscale) is not bool:
+            raise ValueError(f"grayscale must be true or false, got {_shown(self.grayscale)}")
+
+
+IMAGENET = Input()
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a checkpoint says of its classifier. Raises ValueError where that makes no sense."""
+
+    network: str
+    """One of the names that :func:`save_classifier` takes."""
+    classes: int
+    labels: tuple[str, ...] | None = None
+    """The names of the classes, if they have some."""
+    input: Input = IMAGENET
+
+    def __post_init__(self) -> None:
+        if type(self.network) is not str or builder(self.network) is None:
+            known = ", ".join(_NETWORKS)
+            raise ValueError(
+                f"network must be one of {known}, or NAME, NAME_half, wae_NAME or wavelet_NAME of a NAME in "
+                f"torchvision, got {_shown(self.network)}"
+            )
+        if type(self.classes) is not int or not 1 <= self.classes <= _MAX_CLASSES:
+            raise ValueError(f"number of classes must be 1 or more, got {_shown(self.classes)}")
+        if self.labels is None:
+            return
+        if len(self.labels) != self.classes:
+            raise ValueError(f"labels must be {self.classes}, one for each class, got {len(self.labels)}")
+        for label in self.labels:
+            if type(label) is not str or not label.isprintable() or not 1 <= len(label) <= _MAX_LABEL:
+                raise ValueError(
+                    f"labels must be printable texts of up to {_MAX_LABEL} characters, got {_shown(label)}"
+                )
+
+
+def save_classifier(
+    path: Path,
+    model: nn.Module,
+    network: str,
+    labels: Sequence[str] | None = None,
+    input: Input = IMAGENET,
+    made: Mapping[str, Any] | None = None,
+    force: bool = False,
+) -> None:
+    """Write ``model`` to ``path``, whole or not at all, for :func:`load_classifier`.
+
+    Args:
+        model: of the form that ``network`` makes, with or without a decoder.
+        network: ``wae_vgg16``, ``resnet50``, ...: see :mod:`wae.models.classifiers`.
+        labels: the names of the classes, in the order of the scores; None where they have none.
+        input: how a photo becomes the network's input.
+        made: what made these weights, for the record; anything that JSON can hold.
+        force: replace the file that is there.
+
+    Raises:
+        ValueError: ``model`` is not a ``network``, or the labels are not one printable text for each class.
+        FileExistsError: there is a file at ``path`` and ``force`` is false.
+    """
+    classes = _classes(model)
+    described = Description(network, classes, None if labels is None else tuple(labels), input)
+    if _shapes(model) != _shapes(_without_memory(described, getattr(model, "decoder", None) is not None)):
+        raise ValueError(f"model must be a {network} with {classes} classes, got other parameters")
+    recipe = {
+        **(made or {}),
+        "architecture": {"network": network, "classes": classes},
+        "input": asdict(input),
+    }
+    if described.labels is not None:
+        recipe["labels"] = list(described.labels)
+    weights_file.save(path, model, recipe, force=force)
+
+
+def load_classifier(path: Path) -> nn.Module:
+    """The classifier in ``path``, float32, in evaluation mode, on the processor.
+
+    A :class:`WAEClassifier` has a decoder if the file holds one.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or no checkpoint of a classifier.
+    """
+    described, shapes = _read(path)
+    model = _without_memory(described, any(name.startswith("decoder.") for name in shapes))
+    if shapes != _shapes(model):
+        raise CheckpointError(
+            f"{path}: its tensors are not those of {described.network} with {described.classes} classes"
+        )
+    model.to_empty(device="cpu")
+    weights_file.load(path, model)
+    return model.eval()
+
+
+def describe(path: Path) -> Description:
+    """What the checkpoint at ``path`` says of its classifier, without its weights.
+
+    Raises:
+        CheckpointError: as :func:`load_classifier`, but that the tensors are not looked at.
+    """
+    return _read(path)[0]
+
+
+_Shapes = dict[str, tuple[int, ...]]
+
+
+def _shapes(model: nn.Module) -> _Shapes:
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def _without_memory(described: Description, decoder: bool) -> nn.Module:
+    """The network, on "meta": there are no numbers before the file has shown to hold so many."""
+    build = builder(described.network)
+    assert build is not None  # else there would be no Description
+    with torch.device("meta"):
+        model = build(described.classes)
+        if isinstance(model, WAEClassifier):
+            model.decoder = Decoder() if decoder else None
+    return model
+
+
+def _classes(model: nn.Module) -> int:
+    """The number of scores: what the last layer makes, in the order in which they are defined."""
+    model = getattr(model, "fusion_classifier", model)
+    layers = [layer for layer in model.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
+    if not layers:
+        raise ValueError("model must end in a Linear or a convolution, got none")
+    last = layers[-1]
+    return last.out_features if isinstance(last, nn.Linear) else last.out_channels
+
+
+# ----------------------------------------------------------------------------------------- a file's metadata
+
+
+def _read(path: Path) -> tuple[Description, _Shapes]:
+    """What the file says of itself, and the shapes of its tensors."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("recipe", "{}")
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+            dtypes = {part.get_dtype() for part in slices.values()}
+    except (SafetensorError, OSError) as error:
+        why = _why(path, error)
+        raise CheckpointError(f"{path}: this is no checkpoint of a classifier ({why})") from None
+    try:
+        described = _parsed(text)
+    except KeyError as error:
+        raise CheckpointError(f"{path}: this is no checkpoint of a classifier (without {error})") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path}: its {error}") from None
+    except RecursionError:
+        raise CheckpointError(f"{path}: its recipe is nested too deeply") from None
+    if dtypes - _DTYPES:
+        raise CheckpointError(f"{path}: its tensors must be of {_listed(_DTYPES)}, got {_listed(dtypes)}")
+    return described, shapes
+
+
+def _parsed(text: str) -> Description:
+    """The Description in a recipe. Raises ValueError, KeyError or RecursionError if there is none."""
+    if len(text) > _MAX_RECIPE:
+        raise ValueError(f"recipe must have at most {_MAX_RECIPE} characters, got {len(text)}")
+    try:
+        recipe = _object("recipe", json.loads(text))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"recipe is no JSON ({error})") from None
+    architecture = _object("architecture", recipe["architecture"])
+    labels, given = recipe.get("labels"), _object("input", recipe.get("input", {}))
+    if labels is not None and not isinstance(labels, list):
+        raise ValueError(f"labels must be a list, got {_shown(labels)}")
+    if unknown := sorted(set(given) - {field.name for field in fields(Input)}):
+        raise ValueError(f"input has an entry that is not known: {_shown(unknown[0])}")
+    return Description(
+        architecture["network"],
+        architecture["classes"],
+        None if labels is None else tuple(labels),
+        Input(**given),
+    )
+
+
+def _object(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} must be a JSON object, got {_shown(value)}")
+    return value
+
+
+def _why(path: Path, error: Exception) -> str:
+    """Why a file could not be read; a pickle has a reason of its own."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(2)
+    except OSError:
+        start = b""
+    if start in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        return "it looks like a pickle, which can run code and is never read; save it as safetensors"
+    return str(error)
+
+
+def _shown(value: Any) -> str:
+    """``value``, which comes from a file and may be anything, for people to read."""
+    return f"{value!r:.80}"
+
+
+def _listed(names: set[str]) -> str:
+    return ", ".join(sorted(names))

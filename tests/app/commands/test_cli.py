@@ -1,0 +1,353 @@
+"""The command `wae`, as a user runs it: what it writes, says, refuses and returns."""
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from wae import cli
+from wae.data import photos
+from wae.experiments import comparison, demo, panels
+from wae.inference.deployed import DisagreementError
+from wae.models.autoencoder import AutoEncoder, to_uint8
+from wae.storage import decomposed, weights_file
+from wae.training import stage1
+from wae.training.losses import psnr
+from wae.training.recipe import Recipe
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "weights.safetensors"
+    weights_file.save(path, stage1.initial_model([photos.photo("coffee")], seed=0), {})
+    return path
+
+
+@pytest.fixture
+def photo_file(tmp_path):
+    path = tmp_path / "photo.png"
+    image = photos.photo("chelsea")[:, 100:161, 100:180]
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+    return path
+
+
+def run(*arguments):
+    return cli.main([str(argument) for argument in arguments])
+
+
+# --------------------------------------------------------------------------------------- encode and decode
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 6), (7, 5), (32, 48)], ids=str)
+def test_encode_then_decode(tmp_path, weights, size, dtype):
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "in.png")
+    middle, out = tmp_path / "middle", tmp_path / "out.png"
+    assert run("encode", tmp_path / "in.png", "-o", middle, "--dtype", dtype, "--weights", weights) == 0
+    assert decomposed.load(middle).low.dtype == getattr(torch, dtype)
+    assert run("decode", middle, "-o", out, "--weights", weights) == 0
+
+    model = AutoEncoder()
+    weights_file.load(weights, model)
+    with torch.no_grad():
+        expected = model(photos.read_image(tmp_path / "in.png")[None]).image[0]
+    difference = photos.read_image(out).int() - to_uint8(expected).int()
+    assert difference.abs().max() <= (0 if dtype == "float32" else 1)
+
+
+def test_the_shipped_weights_put_a_photo_back_together(tmp_path):
+    assert run("encode", photos.photo_path("chelsea"), "-o", tmp_path / "m") == 0
+    assert run("decode", tmp_path / "m", "-o", tmp_path / "out.png") == 0
+    assert psnr(photos.read_image(tmp_path / "out.png"), photos.photo("chelsea")) > 48
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        ("grey.png", "L"),
+        ("grey16.png", "I;16"),
+        ("alpha.png", "RGBA"),
+        ("palette.png", "P"),
+        ("cmyk.jpg", "CMYK"),
+    ],
+    ids=lambda value: value.partition(".")[0],
+)
+def test_images_of_every_kind_come_back(tmp_path, weights, name, mode):
+    """As well as the linear transform can: on a smooth picture, nearly as they were."""
+    y, x = np.mgrid[0:40, 0:60]
+    ramp = (x + 2 * y).astype(np.uint8)
+    if mode == "I;16":
+        image = Image.fromarray(ramp.astype(np.uint16) * 257)
+    else:
+        image = Image.fromarray(ramp).convert("RGB").convert(mode)
+    image.save(tmp_path / name)
+    assert run("encode", tmp_path / name, "-o", tmp_path / "m", "--weights", weights) == 0
+    assert run("decode", tmp_path / "m", "-o", tmp_path / "out.png", "--weights", weights) == 0
+    out = photos.read_image(tmp_path / "out.png")
+    assert psnr(out, photos.read_image(tmp_path / name)) > (30 if mode == "P" else 40)
+    if mode in ("L", "I;16"):
+        assert np.abs(out[0].numpy().astype(int) - ramp).max() <= 4
+
+
+def test_nothing_is_overwritten_without_force(tmp_path, weights, photo_file, capsys):
+    kept = tmp_path / "kept"
+    kept.write_bytes(b"precious")
+    assert run("encode", photo_file, "-o", kept, "--weights", weights) == 1
+    assert kept.read_bytes() == b"precious"
+    assert "kept exists; --force replaces it" in capsys.readouterr().err
+    assert run("encode", photo_file, "-o", kept, "--weights", weights, "--force") == 0
+
+    picture = tmp_path / "kept.png"
+    picture.write_bytes(b"precious")
+    assert run("decode", kept, "-o", picture, "--weights", weights) == 1
+    assert picture.read_bytes() == b"precious"
+    assert run("decode", kept, "-o", picture, "--weights", weights, "--force") == 0
+    assert photos.read_image(picture).shape == (3, 61, 80)
+
+
+def test_an_input_is_never_its_own_output(photo_file, weights, capsys):
+    before = photo_file.read_bytes()
+    for command in ("encode", "decode"):
+        assert run(command, photo_file, "-o", photo_file, "--weights", weights, "--force") == 1
+        assert "is the input" in capsys.readouterr().err
+    assert photo_file.read_bytes() == before
+
+
+def test_decode_refuses_what_it_cannot_do(tmp_path, weights, photo_file, capsys):
+    assert run("encode", photo_file, "-o", tmp_path / "m", "--weights", weights) == 0
+    assert run("decode", tmp_path / "m", "-o", tmp_path / "x.unknown", "--weights", weights) == 2
+    assert "x.unknown" in capsys.readouterr().err
+    assert run("decode", photo_file, "-o", tmp_path / "x.png", "--weights", weights) == 1
+    assert "photo.png" in capsys.readouterr().err
+    weights_file.save(tmp_path / "other", AutoEncoder(), {})
+    assert run("decode", tmp_path / "m", "-o", tmp_path / "x.png", "--weights", tmp_path / "other") == 1
+    assert "other weights" in capsys.readouterr().err
+    assert not (tmp_path / "x.png").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"text", None], ids=["empty", "text", "missing"])
+def test_a_broken_image_is_named_and_fails(tmp_path, weights, content, capsys):
+    path = tmp_path / "broken.png"
+    if content is not None:
+        path.write_bytes(content)
+    assert run("encode", path, "-o", tmp_path / "m", "--weights", weights) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("wae: ")
+    assert "broken.png" in message
+    assert message.count("\n") == 1
+    assert not (tmp_path / "m").exists()
+
+
+def test_broken_weights_are_named(tmp_path, photo_file, capsys):
+    (tmp_path / "w").write_bytes(b"nothing")
+    assert run("encode", photo_file, "-o", tmp_path / "m", "--weights", tmp_path / "w") == 1
+    assert "not a checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["nothing"], ["encode"], ["demo", "--seconds", "-1"]], ids=str)
+def test_wrong_usage_is_2(arguments):
+    with pytest.raises(SystemExit) as caught:
+        run(*arguments)
+    assert caught.value.code == 2
+
+
+@pytest.mark.parametrize("command", ["demo", "encode", "decode", "info", "train-autoencoder"])
+def test_help(command, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run(command, "--help")
+    assert caught.value.code == 0
+    assert "usage: wae" in capsys.readouterr().out
+
+
+def test_a_missing_package_is_one_sentence_naming_the_extra(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    monkeypatch.delitem(sys.modules, "wae.experiments.info", raising=False)
+    assert run("info") == 1
+    assert capsys.readouterr().err == (
+        'wae: rich is not installed; `pip install "wae-kernels[app]"` installs it.\n'
+    )
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda n, *a: None if n == "skimage" else find_spec(n, *a)
+    )
+    assert run("demo", "--no-timing") == 1
+    assert "scikit-image is not installed" in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------------------------------- demo
+
+
+def test_demo_writes_a_picture_of_each_photo_and_a_table(tmp_path, weights, photo_file, capsys):
+    out = tmp_path / "out"
+    assert run("demo", photo_file, "-o", out, "--no-timing", "--weights", weights) == 0
+    printed = capsys.readouterr().out
+    model = AutoEncoder()
+    weights_file.load(weights, model)
+    assert f"{stage1.quality(model, photos.read_image(photo_file)).psnr:.2f}" in printed
+    assert [p.name for p in out.iterdir()] == ["photo.png"]
+    with Image.open(out / "photo.png") as picture:
+        assert picture.width > 3 * 80
+        assert picture.height > 61
+    assert panels.is_demo_picture(out / "photo.png")
+
+
+def test_demo_replaces_its_own_pictures_and_nothing_else(tmp_path, weights, photo_file, capsys):
+    out = tmp_path / "out"
+    arguments = ("demo", photo_file, "-o", out, "--no-timing", "--weights", weights)
+    assert run(*arguments) == 0
+    assert run(*arguments) == 0  # its own
+    mine = Image.new("RGB", (4, 4), "red")
+    mine.save(out / "photo.png")
+    assert run(*arguments) == 1
+    assert "not a picture of an earlier demo" in capsys.readouterr().err
+    assert photos.read_image(out / "photo.png").shape == (3, 4, 4)
+    assert run(*arguments, "--force") == 0
+    assert panels.is_demo_picture(out / "photo.png")
+
+
+def test_demo_never_replaces_an_input(photo_file, weights, capsys):
+    before = photo_file.read_bytes()
+    arguments = ("demo", photo_file, "-o", photo_file.parent, "--no-timing", "--weights", weights)
+    assert run(*arguments, "--force") == 1
+    assert "is one of the inputs" in capsys.readouterr().err
+    assert photo_file.read_bytes() == before
+
+
+def test_demo_goes_on_after_a_broken_file_and_says_so(tmp_path, weights, photo_file, capsys):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(photos.photo_path("coffee").read_bytes()[:50_000])
+    out = tmp_path / "out"
+    assert run("demo", broken, photo_file, "-o", out, "--no-timing", "--weights", weights) == 1
+    assert [p.name for p in out.iterdir()] == ["photo.png"]
+    assert "broken.png" in capsys.readouterr().err
+
+
+def test_demo_numbers_pictures_of_one_name(tmp_path):
+    inputs = [tmp_path / "a" / "x.png", tmp_path / "b" / "x.jpg", tmp_path / "x.tiff"]
+    targets = demo.targets(inputs, tmp_path / "out", force=False)
+    assert [t.name for t in targets] == ["x.png", "x-2.png", "x-3.png"]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 900), (901, 3), (13, 17)], ids=str)
+@pytest.mark.parametrize("flat", [True, False], ids=["flat", "noise"])
+def test_demo_takes_any_size(tmp_path, weights, size, flat):
+    pixels = np.random.default_rng(0).integers(0, 1 if flat else 256, (*size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "in.png")
+    out = tmp_path / "out"
+    assert run("demo", tmp_path / "in.png", "-o", out, "--no-timing", "--weights", weights) == 0
+    assert photos.read_image(out / "in.png").shape[2] < 8 * 900
+
+
+@pytest.mark.parametrize(("largest", "factor"), [(0.0, 1024), (1.2, 64), (60.0, 2), (127.0, 1), (500.0, 1)])
+def test_amplification_keeps_values_in_range(largest, factor):
+    assert panels.amplification(torch.linspace(-largest, largest, 1000)) == factor
+
+
+@pytest.mark.slow
+def test_demo_times_the_ops_and_the_networks(weights, photo_file, tmp_path, capsys):
+    arguments = ("demo", photo_file, "-o", tmp_path / "out", "--weights", weights, "--seconds", "0")
+    assert run(*arguments) == 0
+    printed = capsys.readouterr().out
+    for text in ("encode", "decode", "channels_last", "WAE-VGG16", "1289", "412", "3.13x", "15.47", "4.38"):
+        assert text in printed
+
+
+def test_nothing_is_timed_that_does_not_agree():
+    one = torch.ones(10)
+    comparison._require_equal("x", [one, one + 1e-6])
+    for other in (one + 1e-3, one * torch.nan):
+        with pytest.raises(DisagreementError, match="x: two ways"):
+            comparison._require_equal("x", [one, other])
+
+
+# --------------------------------------------------------------------------------------------------- info
+
+
+def test_info_tells_versions_and_every_backend(capsys):
+    from wae_kernels import backends
+
+    assert run("info") == 0
+    printed = capsys.readouterr().out
+    for text in (torch.__version__, *(b.name for b in backends.available()), "runs through"):
+        assert text in printed
+
+
+def test_info_counts_a_network(capsys):
+    assert run("info", "wae_vgg16") == 0
+    printed = capsys.readouterr().out
+    for text in ("53,324,582", "4.382 G", "0.264 G"):
+        assert text in printed
+    assert run("info", "alexnet") == 2
+    assert "wae_vgg16" in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------------------- train-autoencoder
+
+
+def test_train_writes_weights_that_encode_takes(tmp_path, photo_file, capsys):
+    weights = tmp_path / "w"
+    options = ("--steps", 3, "--batch", 2, "--crop", 16, "--seed", 5, "--learning-rate", 1e-4)
+    assert run("train-autoencoder", photo_file, "-o", weights, *options) == 0
+    printed = capsys.readouterr().out
+    for text in ("linear start", "trained", "chelsea", "flower"):
+        assert text in printed
+    recipe = weights_file.load(weights, AutoEncoder())
+    wanted = Recipe((str(photo_file),), steps=3, batch=2, crop=16, seed=5, learning_rate=1e-4)
+    assert recipe == stage1._made(wanted, 3)
+    assert run("encode", photo_file, "-o", tmp_path / "m", "--weights", weights) == 0
+
+    assert run("train-autoencoder", photo_file, "-o", weights, *options) == 1
+    assert "--force" in capsys.readouterr().err
+    assert run("train-autoencoder", photo_file, "-o", weights, *options, "--resume") == 1
+    assert "no optimizer state" in capsys.readouterr().err
+    assert run("train-autoencoder", photo_file, "-o", weights, "--force", "--crop", 1000) == 1
+    assert "smaller than a crop" in capsys.readouterr().err
+    assert run("train-autoencoder", photo_file, "-o", weights, "--force", "--steps", 0) == 1
+    assert "steps must be at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_training_cleanly(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "wae.cli",
+        "train-autoencoder",
+        "-o",
+        str(tmp_path / "w"),
+        "--crop",
+        "8",
+        "--batch",
+        "1",
+    ]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "COLUMNS": "80"},
+        # a shell starts its background jobs with Ctrl-C ignored, which all that they start inherit
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "w").exists():  # the first checkpoint: the training runs
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == "wae: interrupted"
+    assert "Traceback" not in errors
+    assert weights_file.load(tmp_path / "w", AutoEncoder())["step"] >= 500

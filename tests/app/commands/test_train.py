@@ -1,0 +1,541 @@
+"""`wae train` and `wae eval`, as a user runs them: what comes of it, and everything that can go wrong."""
+
+import json
+import os
+import pickle
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from tiny_classifier import tiny
+
+from wae import cli
+from wae.models import classifiers
+from wae.models.baselines import FullResolution, HalfResolution
+from wae.models.classifiers import builder
+from wae.models.small_vgg import SmallVGG
+from wae.storage import weights_file
+from wae.storage.checkpoint import Input, describe, load_classifier, save_classifier
+from wae.training import plan, pretrained, processes, session
+
+TINY = """
+model = "tiny"
+batch = 8
+[[stages]]
+kind = "transform"
+epochs = 1
+learning_rate = 1e-3
+optimizer = "adam"
+[[stages]]
+kind = "classifier"
+epochs = 1
+learning_rate = 0.05
+[[stages]]
+kind = "joint"
+epochs = 2
+learning_rate = 0.05
+"""
+
+
+def tiny_half(classes=3):
+    body = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    return HalfResolution(torch.nn.Sequential(body, torch.nn.Linear(4, classes)))
+
+
+@pytest.fixture(autouse=True)
+def tiny_networks(monkeypatch):
+    for build in (tiny, tiny_half):
+        monkeypatch.setitem(classifiers.NETWORKS, build.__name__, build)
+
+
+def run(*arguments):
+    return cli.main([str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def plan_file(tmp_path):
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY)
+    return path
+
+
+def picture_folder(folder, labels=("blue", "green", "red"), each=8):
+    """PNG files of 20 x 18 pixels; of colours as their labels say."""
+    random = np.random.default_rng(0)
+    for part in ("train", "val"):
+        for number, label in enumerate(labels):
+            (folder / part / label).mkdir(parents=True)
+            for i in range(each):
+                pixels = random.integers(0, 150, (20, 18, 3), dtype=np.uint8)
+                pixels[..., number % 3] += 90
+                Image.fromarray(pixels).save(folder / part / label / f"{i}.png")
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    return picture_folder(tmp_path / "data")
+
+
+@pytest.fixture
+def train(pictures, plan_file, tmp_path):
+    """`wae train` on the folder of pictures, 14 pixels a side, into tmp_path/out; options can be replaced."""
+
+    def train(*more, data=pictures, out=tmp_path / "out", plan=plan_file):
+        return run("train", "--data", data, "--plan", plan, "-o", out, "--size", 14, *more)
+
+    return train
+
+
+def errors(capsys):
+    return capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------- what comes out
+
+
+def test_the_folder_of_results(train, tmp_path, capsys, pictures):
+    assert train() == 0
+    out = tmp_path / "out"
+    names = {path.name for path in out.iterdir()}
+    assert names - {"tensorboard"} == {"plan.toml", "state.safetensors", "model.safetensors", "log.jsonl"}
+    model = out / "model.safetensors"
+    assert describe(model).labels == ("blue", "green", "red")
+    assert describe(model).input == Input(14, 16, False)
+    assert load_classifier(model).decoder is not None
+    with safe_open(model, framework="pt") as file:
+        made = json.loads(file.metadata()["recipe"])
+    assert made["plan"] == plan.read(out / "plan.toml").as_dict()
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [(line["kind"], line["epoch"]) for line in lines] == [
+        ("transform", 0), ("classifier", 0), ("joint", 0), ("joint", 1),
+    ]  # fmt: skip
+    assert made["accuracy"][0] == lines[-1]["accuracy"]["top1"]
+    said = capsys.readouterr().out
+    assert "stage 3/3 joint, epoch 2/2: loss" in said
+    assert "top-1 error" in said
+
+    # the same again, from the plan that was kept
+    again = tmp_path / "again"
+    assert train(out=again, plan=out / "plan.toml") == 0
+    assert (again / "plan.toml").read_text() == (out / "plan.toml").read_text()
+    one, other = load_file(model), load_file(again / "model.safetensors")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+    # stages by themselves, one from the other's weights
+    assert train("--stage", 2, "--epochs", 1, "--weights", model, out=tmp_path / "stage2") == 0
+    changed = load_file(tmp_path / "stage2" / "model.safetensors")
+    for name in one:
+        still = name.startswith(("encoder.", "decoder.", "image_"))
+        assert torch.equal(one[name], changed[name]) or not still
+
+    # evaluated, beside another
+    assert run("train", "--data", pictures, "--plan", out / "plan.toml", "--model", "tiny_half", "-o",
+               tmp_path / "half", "--size", 14) == 0  # fmt: skip
+    capsys.readouterr()
+    weights = tmp_path / "half" / "model.safetensors", model
+    assert run("eval", *weights, "--data", pictures, "--seconds", 0.05) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert f"{100 - 100 * lines[-1]['accuracy']['top1']:.2f} %" in said.out
+    assert "(1.00x)" in said.out
+
+
+def test_tensorboard_files_hold_curves_and_pictures(train, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert train() == 0
+    events = EventAccumulator(str(tmp_path / "out" / "tensorboard")).Reload()
+    assert {"epoch/loss", "epoch/reconstruction", "epoch/cross entropy", "test/top1"} <= set(
+        events.Tags()["scalars"]
+    )
+    assert [event.step for event in events.Scalars("epoch/loss")] == [3, 6, 9, 12]
+    for name in ("image", "low", "high", "reconstruction"):
+        assert [event.step for event in events.Images(name)] == [3, 6, 9, 12]
+
+
+def test_without_tensorboard_training_says_so_and_goes_on(train, monkeypatch, capsys, tmp_path):
+    def missing(*arguments):
+        raise ModuleNotFoundError("No module named 'tensorboard'", name="tensorboard")
+
+    monkeypatch.setattr(session, "TensorBoard", missing)
+    assert train("--epochs", 1) == 0
+    assert 'not installed (pip install "wae-kernels[tensorboard]")' in capsys.readouterr().out
+    assert not (tmp_path / "out" / "tensorboard").exists()
+
+
+# ------------------------------------------------------------------------------------------------- going on
+
+
+class Stop:
+    """Ctrl-C (or another error) at the beginning of an epoch."""
+
+    def __init__(self, monkeypatch, epoch, error=KeyboardInterrupt):
+        real, left = session.Terminal.start, [epoch]
+
+        def start(*arguments):
+            left[0] -= 1
+            if left[0] == 0:
+                raise error
+            real(*arguments)
+
+        monkeypatch.setattr(session.Terminal, "start", start)
+
+
+def test_interrupted_and_gone_on_with(train, monkeypatch, capsys, tmp_path):
+    assert train(out=tmp_path / "whole") == 0
+    with monkeypatch.context() as patch:
+        Stop(patch, 3)
+        assert train() == 130
+    assert "holds all whole epochs, and the same command with --resume goes on from there" in errors(capsys)
+    with open(tmp_path / "out" / "log.jsonl", "a") as file:
+        file.write("{half a li")  # a kill can leave that
+    assert train("--resume") == 0
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "out"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert len((tmp_path / "out" / "log.jsonl").read_text().splitlines()) == 4
+
+
+def test_interrupted_in_the_first_epoch(train, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        Stop(patch, 1)
+        assert train() == 130
+    assert "no epoch was finished" in errors(capsys)
+    assert train("--resume") == 0  # from the beginning
+
+
+def test_going_on_before_the_first_checkpoint_starts_from_the_given_weights(train, monkeypatch, tmp_path):
+    given = ["--weights", weights(tmp_path / "given.safetensors"), "--autoencoder", "included"]
+    assert train(*given, out=tmp_path / "whole") == 0
+    with monkeypatch.context() as patch:
+        Stop(patch, 1)
+        assert train(*given) == 130
+    (tmp_path / "out" / "plan.toml").write_text("what was begun")
+    assert train(*given, "--resume") == 0
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "out"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert (tmp_path / "out" / "plan.toml").read_text() == (tmp_path / "whole" / "plan.toml").read_text()
+
+
+def test_a_folder_with_something_in_it_is_not_touched(train, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.txt").write_text("precious")
+    assert train() == 1
+    assert "is not empty; --resume goes on with the training in it, --force replaces it" in errors(capsys)
+    assert train("--resume") == 1
+    assert "there is no training to go on with" in errors(capsys)
+    assert [path.name for path in out.iterdir()] == ["thesis.txt"]
+    assert train("--force", "--epochs", 1) == 0
+    assert (out / "thesis.txt").read_text() == "precious"
+    assert train("--resume", "--epochs", 2) == 1
+    assert "was made by a plan with another stages" in errors(capsys)
+    assert train(out=out / "thesis.txt") == 1
+    assert "thesis.txt is no folder" in errors(capsys)
+
+
+def test_a_full_disk_keeps_what_there_is(train, monkeypatch, tmp_path, capsys):
+    with monkeypatch.context() as patch:
+        Stop(patch, 3)
+        assert train() == 130
+    state = tmp_path / "out" / "state.safetensors"
+    kept = state.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(kept) // 2, limits[1]))
+    try:
+        assert train("--resume") == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "File too large; " in (said := errors(capsys))
+    assert "--resume goes on from there" in said
+    assert state.read_bytes() == kept
+    assert train("--resume") == 0
+
+
+KILLED = """
+model = "wae_small_vgg"
+batch = 100
+start = "linear"
+[[stages]]
+kind = "joint"
+epochs = 3
+learning_rate = 0.05
+ema = 0.9
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_training_goes_on_bit_for_bit(tmp_path, capsys):
+    """kill -9 in the middle of an epoch, in a process of its own."""
+    path, whole, killed = tmp_path / "plan.toml", tmp_path / "whole", tmp_path / "killed"
+    path.write_text(KILLED)
+    arguments = ["train", "--data", "digits", "--plan", str(path), "-o"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "wae.cli", *arguments, str(killed)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        while not (lines := (killed / "log.jsonl").read_text() if (killed / "log.jsonl").exists() else ""):
+            assert process.poll() is None
+            time.sleep(0.01)
+        time.sleep(0.3 * json.loads(lines.splitlines()[0])["seconds"])
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = len((killed / "log.jsonl").read_text().splitlines())
+    assert 1 <= done < 3
+    assert not (killed / "model.safetensors").exists()
+    assert run(*arguments, killed, "--resume") == 0
+    assert f"going on after stage 1/1 joint, epoch {done}/3" in capsys.readouterr().out
+    assert run(*arguments, whole) == 0
+    one, other = (load_file(folder / "model.safetensors") for folder in (whole, killed))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.slow
+def test_three_stages_on_digits(tmp_path, capsys):
+    """The whole method, by the shipped plan. Guessing is right for one of ten."""
+    assert run("train", "--data", "digits", "-o", tmp_path / "out") == 0
+    epochs = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert [epoch["kind"] for epoch in epochs] == ["transform"] * 2 + ["classifier"] * 4 + ["joint"] * 3
+    assert epochs[1]["losses"]["reconstruction"] < epochs[0]["losses"]["reconstruction"]
+    assert epochs[-1]["accuracy"]["top1"] >= 0.9
+    assert describe(tmp_path / "out" / "model.safetensors").input == Input(28, 28, True)
+    capsys.readouterr()
+    assert run("eval", tmp_path / "out" / "model.safetensors", "--data", "digits", "--seconds", 0.1) == 0
+    assert f"{100 - 100 * epochs[-1]['accuracy']['top1']:.2f} %" in capsys.readouterr().out
+
+
+@pytest.mark.slow  # three processes that import torch
+def test_two_processes_share_one_training(train, plan_file, tmp_path):
+    path = tmp_path / "small.toml"
+    path.write_text('model = "small_vgg_half"\nbatch = 500\n[[stages]]\nkind = "classifier"\nepochs = 1\n'
+                    "learning_rate = 0.05\n")  # fmt: skip
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    arguments = ["-m", "wae.cli", "train", "--data", "digits", "--plan", path, "-o", tmp_path / "out"]
+    done = subprocess.run(
+        [*command, *arguments, "--device", "cpu"], capture_output=True, text=True, timeout=600,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("epoch 1/1") == 1
+    assert describe(tmp_path / "out" / "model.safetensors").network == "small_vgg_half"
+    assert len((tmp_path / "out" / "log.jsonl").read_text().splitlines()) == 1
+
+
+# ------------------------------------------------------------------------------------------------ bad input
+
+
+def broken(folder):
+    (folder / "train" / "red" / "3.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+
+
+def test_corrupt_images(train, pictures, tmp_path, capsys):
+    broken(pictures)
+    assert train() == 1
+    assert "3.png: " in errors(capsys)
+    with pytest.warns(UserWarning, match=r"3\.png.*left out|images could not be read"):
+        assert train("--force", "--on-corrupt", "skip") == 0
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [((), "is empty; need a folder of images for each class"), (("one",), "has the one class one")],
+    ids=["empty", "one class"],
+)
+def test_folders_without_classes(train, tmp_path, capsys, labels, message):
+    folder = tmp_path / "other"
+    for part in ("train", "val"):
+        (folder / part).mkdir(parents=True)
+    picture_folder(folder / "deeper", labels, 1)
+    for part in ("train", "val"):
+        for label in labels:
+            os.replace(folder / "deeper" / part / label, folder / part / label)
+    assert train(data=folder) == 1
+    assert message in errors(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+class Runs:
+    """A pickle of it runs code when it is read."""
+
+    def __reduce__(self):
+        return (pytest.fail, ("the pickle was read",))
+
+
+def weights(path, classes=3, network="tiny"):
+    save_classifier(path, builder(network)(classes), network)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (lambda p: ["--weights", p / "none"], "none: there is no such file"),
+        (lambda p: ["--weights", weights(p / "w", 4)], "holds tiny for 4 classes, needed is tiny for 3"),
+        (lambda p: ["--weights", weights(p / "w", network="tiny_half")], "holds tiny_half for 3 classes"),
+        (lambda p: ["--autoencoder", weights(p / "w")], "its tensors are not those of the network"),
+        (lambda p: ["--teacher", weights(p / "w", 4)], "the teacher knows 4 classes, the data has 3"),
+        (lambda p: ["--teacher", p / "none"], "none: there is no such file"),
+        (lambda p: ["--model", "vgg99"], "there is no network vgg99"),
+        (lambda p: ["--model", "small_vgg"], "small_vgg takes no images of 14 x 14 (see --size)"),
+        (lambda p: ["--plan", "none"], "none: is neither a file nor one of the plans"),
+        (lambda p: ["--batch", 100], "at most the 24 pictures of the training set, got 100"),
+        (lambda p: ["--learning-rate", -1], "learning_rate must be a number from 0"),
+        (lambda p: ["--device", "abacus"], "device abacus cannot be used here"),
+        (lambda p: ["--body-weights", "torchvision"], "torchvision has no weights for tiny"),
+        (lambda p: ["--data", "nowhere"], "nowhere: is neither a folder nor one of fashion-mnist, digits"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_does_not_go_together(train, tmp_path, capsys, options, message):
+    assert train(*options(tmp_path)) == 1
+    assert message in errors(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_is_needed(pictures, tmp_path, capsys):
+    assert run("train", "--data", pictures, "--model", "tiny", "-o", tmp_path / "out") == 1
+    assert "there is no plan for tiny on" in errors(capsys)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "there is no such file"),
+        (b"", "this is no file of weights"),
+        (b"junk", "this is no file of weights"),
+        (pickle.dumps(Runs()), "this is no file of weights|nothing in it was run"),
+        (Runs(), "nothing in it was run"),
+        ([torch.zeros(1)], "must hold a state_dict, tensors by name"),
+        ({"conv.weight": torch.zeros(1)}, "not the weights of small_vgg's body: 0.bias is missing"),
+        ({"0.weight": torch.zeros(32, 3, 5, 5)}, "not the weights of small_vgg's body"),
+    ],
+    ids=["missing", "empty", "text", "pickle", "torch.save of code", "list", "names", "shapes"],
+)
+def test_files_that_are_no_body(tmp_path, content, message):
+    path = tmp_path / "body.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        torch.save(content, path)
+    model = SmallVGG(3)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(weights_file.CheckpointError, match=message):
+        pretrained.load_body(model, "small_vgg", str(path))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore:.*left out|.*images could not be read")
+def test_test_pictures_that_cannot_be_read(train, pictures, tmp_path, capsys):
+    for path in (pictures / "val" / "red").iterdir():
+        path.write_bytes(b"broken")
+    model = weights(tmp_path / "model.safetensors")
+    arguments = ["eval", model, "--data", pictures, "--on-corrupt", "skip", "--batch", 4, "--seconds", 0.05]
+    save_classifier(model, tiny(3), "tiny", input=Input(14, 16, False), force=True)
+    assert run(*arguments) == 0
+    for path in (pictures / "val" / "blue").iterdir():
+        path.write_bytes(b"broken")
+    assert train("--on-corrupt", "skip") == 1
+    assert "none of the first 8 test pictures can be read" in errors(capsys)
+
+
+def test_only_the_first_process_prints_an_evaluation(pictures, tmp_path, capsys, monkeypatch):
+    model = tmp_path / "model.safetensors"
+    save_classifier(model, tiny(3), "tiny", ("a", "b", "c"), Input(14, 16, False))
+    for first in (True, False):
+        monkeypatch.setattr(processes, "is_first", lambda first=first: first)
+        assert run("eval", model, "--data", pictures, "--seconds", 0.05) == 0
+        said = capsys.readouterr()
+        assert ("top-1 error" in said.out, bool(said.out)) == (first, first)
+        assert ("its classes have other names" in said.err, bool(said.err)) == (first, first)
+
+
+def test_eval_refuses_what_it_cannot_compare(pictures, tmp_path, capsys):
+    four = weights(tmp_path / "four", 4)
+    assert run("eval", four, "--data", pictures) == 1
+    assert "four: knows 4 classes, the data has 3" in errors(capsys)
+    assert run("eval", tmp_path / "none", "--data", pictures) == 1
+    assert "none: there is no such file" in errors(capsys)
+
+
+# -------------------------------------------------------------------------------------- where weights start
+
+
+def test_the_included_auto_encoder_starts_a_training(train, tmp_path):
+    assert train("--autoencoder", "included", "--stage", 2) == 0
+    ours = load_file(tmp_path / "out" / "model.safetensors")
+    included = load_file(weights_file.WEIGHTS / "autoencoder.safetensors")
+    assert all(torch.equal(ours[name], tensor) for name, tensor in included.items())
+    assert plan.read(tmp_path / "out" / "plan.toml").start == "random"
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_a_body_of_another_file(tmp_path, suffix):
+    """The same body in networks of other names, with classifiers of other sizes."""
+    source, path = SmallVGG(7), tmp_path / f"body.{suffix}"
+    tensors = source.state_dict()
+    save_file(tensors, path) if suffix == "safetensors" else torch.save({"state_dict": tensors}, path)
+    for name, body in (
+        ("wae_small_vgg", "low_body"), ("small_vgg", "body"), ("small_vgg_half", "network.0"),
+    ):  # fmt: skip
+        model = builder(name)(3)
+        pretrained.load_body(model, name, str(path))
+        loaded = model.get_submodule(body).state_dict()
+        assert all(torch.equal(loaded[key], tensor) for key, tensor in source.body.state_dict().items())
+
+
+def test_a_network_of_torchvisions_without_its_classifier(tmp_path, monkeypatch):
+    from torchvision import models
+
+    source = models.squeezenet1_1(num_classes=5)
+    asked = []
+
+    def get_model(name, weights=None, **options):
+        asked.append((name, weights))
+        return source if weights else models.squeezenet1_1(**options)
+
+    monkeypatch.setattr(models, "get_model", get_model)
+    model = builder("squeezenet1_1_half")(3)
+    pretrained.load_body(model, "squeezenet1_1_half", "torchvision")
+    assert asked[-1] == ("squeezenet1_1", "DEFAULT")
+    assert torch.equal(model.network.features[0].weight, source.features[0].weight)
+    assert model.network.classifier[1].weight.shape[0] == 3
+
+
+def test_images_are_scaled_for_a_network_that_takes_them_as_they_are():
+    model = FullResolution(torch.nn.Identity())
+    pretrained.scale_for_photos(model)
+    grey = model(torch.full((1, 3, 1, 1), 255 * 0.5)).flatten()
+    assert grey.tolist() == pytest.approx(
+        [(0.5 - 0.485) / 0.229, (0.5 - 0.456) / 0.224, (0.5 - 0.406) / 0.225], rel=1e-4
+    )
+    kept = SmallVGG(3)
+    pretrained.scale_for_photos(kept)
+    assert torch.equal(kept.image_scale, SmallVGG(3).image_scale)
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "resnet18_half", "wae_resnet18", "wavelet_resnet18", "wavelet_vgg16"]
+)
+def test_networks_of_torchvision_have_four_forms(name):
+    with torch.device("meta"):
+        model = builder(name)(7)
+        assert model.eval()(torch.empty(2, 3, 224, 224)).shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "vgg99", "wae_", "_half", "wae_wae_resnet18", "googlenet", "wavelet_x", "x" * 9]
+)
+def test_names_of_no_network(name):
+    assert builder(name) is None

@@ -1,0 +1,175 @@
+"""``wae reproduce``: the trainings, that nothing is done twice, and the table. On digits, which are small."""
+
+import json
+import multiprocessing
+import os
+import signal
+import struct
+import time
+from dataclasses import asdict, replace
+
+import pytest
+
+from wae.cli import main
+from wae.experiments import reproduce
+from wae.experiments.reproduce import Job, Progress, Result, Row
+from wae.storage.checkpoint import describe, load_classifier
+from wae.storage.weights_file import CheckpointError
+from wae.training import plan
+from wae.training.trainer import TrainingError
+
+TINY = plan.from_dict(
+    {
+        "model": "wae_small_vgg",
+        "batch": 500,
+        "start": "linear",
+        "stages": [
+            {"kind": "transform", "epochs": 1, "learning_rate": 1e-3, "optimizer": "adam"},
+            {"kind": "joint", "epochs": 1, "learning_rate": 0.05},
+        ],
+    }
+)
+
+
+def test_every_network_is_trained_with_labels_for_as_many_epochs_at_the_same_rates():
+    wae = reproduce.wae_plan()
+    labelled = {}
+    for network in reproduce.NETWORKS:
+        stages = [s for s in reproduce.plan_of(network, 1, wae).stages if s.kind != "transform"]
+        labelled[network] = sum(stage.epochs for stage in stages)
+        assert {(s.learning_rate, s.weight_decay, s.label_smoothing, s.ema) for s in stages} == {
+            (s.learning_rate, s.weight_decay, s.label_smoothing, s.ema)
+            for s in wae.stages
+            if s.kind != "transform"
+        }
+    assert len(set(labelled.values())) == 1
+    stage = reproduce.plan_of("Decomposition+CNN", 0, wae).stages[0]
+    assert (stage.kind, stage.transform_weight) == ("joint", 0)
+
+
+def test_jobs_are_all_networks_with_all_seeds():
+    wanted = reproduce.jobs(range(3))
+    assert len(wanted) == len(set(wanted)) == 3 * len(reproduce.NETWORKS)
+    assert len({job.stem for job in wanted}) == len(wanted)
+
+
+@pytest.mark.slow
+def test_trainings_are_kept_and_not_done_again(tmp_path):
+    wanted = [Job("WAE, mimic", 0), Job("28 x 28", 0)]
+    told = []
+    results = reproduce.run(tmp_path, "digits", wanted, TINY, 2, told.append)
+    assert [(r.network, r.seed) for r in results] == wanted
+    assert sorted((p.job.network, p.done, p.of) for p in told) == [
+        ("28 x 28", 1, 1),
+        ("WAE, mimic", 1, 2),
+        ("WAE, mimic", 2, 2),
+    ]
+    assert reproduce.run(tmp_path, "digits", wanted, TINY, 2, told.append) == results
+    assert len(told) == 3
+    weights = reproduce.weights_path(tmp_path, wanted[0])
+    assert describe(weights).labels == tuple("0123456789")
+    assert load_classifier(weights).decoder is not None
+    assert not list(tmp_path.glob("*.state.*"))
+    with pytest.raises(CheckpointError, match="another plan"):
+        reproduce.run(tmp_path, "digits", wanted, replace(TINY, batch=250), 2)
+
+
+@pytest.mark.slow
+def test_what_goes_wrong_in_a_training_is_told(tmp_path):
+    with pytest.raises(ValueError, match="the 1500 pictures of the training set, got 2000"):
+        reproduce.run(tmp_path, "digits", [Job("14 x 14", 0)], replace(TINY, batch=2000), 1)
+
+
+@pytest.mark.slow
+def test_a_worker_killed_in_training_ends_the_run_and_the_next_run_goes_on(tmp_path):
+    told = []
+
+    def kill(progress):
+        told.append(progress.done)
+        for process in multiprocessing.active_children():
+            process.kill()
+
+    with pytest.raises(TrainingError, match="ended without a result: was it out of memory"):
+        reproduce.run(tmp_path, "digits", [Job("WAE", 0)], TINY, 1, kill)
+    assert told == [1]
+    reproduce.run(tmp_path, "digits", [Job("WAE", 0)], TINY, 1, lambda progress: told.append(progress.done))
+    assert told == [1, 2]
+
+
+def killed_while_it_writes(link, folder, data, wae):
+    """A worker: of its second message's 40 bytes it writes the number and ten. Others go on."""
+    job = link.recv()
+    if job.network != "WAE":
+        time.sleep(600)
+    link.send(Progress(job, "joint", 1, 2, None))
+    os.write(link.fileno(), struct.pack("!i", 40) + bytes(10))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_worker_killed_while_it_writes_ends_the_run_after_what_was_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce, "_work", killed_while_it_writes)
+    wanted, told = [Job("WAE", 0), Job("14 x 14", 0)], []
+    with pytest.raises(TrainingError, match="ended without a result: was it out of memory"):
+        reproduce.run(tmp_path, "digits", wanted, TINY, 2, told.append)
+    assert told == [Progress(Job("WAE", 0), "joint", 1, 2, None)]
+    for process in multiprocessing.active_children():
+        process.join(10)
+        assert process.exitcode is not None
+
+
+@pytest.mark.parametrize("jobs", [[], [Job("WAE", 0)]], ids=["idle", "in training"])
+def test_a_worker_ends_when_the_main_process_is_gone(tmp_path, monkeypatch, jobs):
+    def train(job, folder, data, wae, link):
+        link.send("an epoch has ended")
+        pytest.fail("the message has no reader")
+
+    monkeypatch.setattr(reproduce, "_train", train)
+    link, its_end = multiprocessing.Pipe()
+    for job in jobs:
+        link.send(job)
+    link.close()
+    reproduce._work(its_end, tmp_path, "digits", TINY)
+
+
+def test_a_student_needs_its_teacher(tmp_path):
+    with pytest.raises(ValueError, match="28 x 28 with seed 1"):
+        reproduce.run(tmp_path, "digits", [Job("WAE, mimic", 1), Job("28 x 28", 0)], TINY, 1)
+
+
+def test_a_damaged_result_is_refused(tmp_path):
+    job = Job("WAE", 0)
+    (tmp_path / f"{job.stem}.json").write_text("{")
+    with pytest.raises(CheckpointError, match="no result"):
+        reproduce.read_result(tmp_path, job, TINY)
+
+
+def test_a_folder_without_the_data_is_a_clear_error(tmp_path, capsys):
+    assert main(["reproduce", "fashion-mnist", "--data", str(tmp_path), "-o", str(tmp_path / "out")]) == 1
+    assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_the_share_won_back_and_the_table():
+    def row(network, *accuracies):
+        return Row(network, list(accuracies), 10_000_000, 5.0)
+
+    table = [row("28 x 28", 0.90, 0.92), row("14 x 14", 0.80, 0.82), row("WAE", 0.89, 0.91)]
+    assert reproduce.won_back(table, "WAE") == pytest.approx(0.9)
+    assert reproduce.won_back(table[1:], "WAE") is None
+    lines = reproduce.markdown(table).splitlines()
+    assert "| WAE | 90.00 % | 1.41 | 90 % | 10.00 M (100%) | 5 us |" in lines
+
+
+def test_rows_count_and_time_the_networks_that_have_results():
+    results = [Result(network, 0, 0.5, 1.0, [0.5], {}) for network in ("WAE", "28 x 28")]
+    table = reproduce.rows(results, seconds=0)
+    assert [row.network for row in table] == ["28 x 28", "WAE"]
+    assert table[1].multiply_adds <= 0.5 * table[0].multiply_adds
+    assert all(row.microseconds > 0 for row in table)
+
+
+def test_a_result_survives_json(tmp_path):
+    job = Job("WAE", 0)
+    result = Result("WAE", 0, 0.5, 1.0, [0.5], reproduce.plan_of("WAE", 0, TINY).as_dict())
+    (tmp_path / f"{job.stem}.json").write_text(json.dumps(asdict(result)))
+    assert reproduce.read_result(tmp_path, job, TINY).accuracy == 0.5

@@ -1,0 +1,448 @@
+"""`wae.deploy`: every engine gives the model's scores, for any batch; what does not agree is refused."""
+
+import logging
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models.resnet import BasicBlock, ResNet
+
+import wae
+from wae.inference import deployed as deployed_module
+from wae.inference.deployed import ENGINES, DisagreementError, EngineError, deploy, example_images, fold
+from wae.inference.engines import Engine
+from wae.models.baselines import HalfResolution
+from wae.models.classifier import FlatClassifier, WAEClassifier
+from wae.models.haar import Haar
+from wae_kernels.nn import Encoder
+
+SIZE = (20, 33)
+SLOW = ("compile", "winograd")  # those that compile
+QUICK = [name for name in ENGINES if name not in ("compile", "tensorrt")]
+
+
+class Body(nn.Sequential):
+    """A small body with BatchNorm: two pooled features per channel."""
+
+    def __init__(self, channels, image_channels=3):
+        super().__init__(
+            nn.Conv2d(image_channels, channels, 3, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels, channels, 3),
+            nn.BatchNorm2d(channels),
+            nn.AdaptiveAvgPool2d((1, 2)),
+        )
+
+
+def with_statistics(model):
+    """BatchNorms as after a training, so that leaving one out shows."""
+    with torch.no_grad():
+        for norm in model.modules():
+            if isinstance(norm, nn.BatchNorm2d):
+                norm.running_mean.normal_()
+                norm.running_var.uniform_(0.1, 3)
+                if norm.affine:
+                    norm.weight.normal_()
+                    norm.bias.normal_()
+    return model.eval()
+
+
+@pytest.fixture
+def model():
+    return with_statistics(
+        WAEClassifier(
+            Encoder(),
+            Body(8),
+            Body(2),
+            FlatClassifier(16, 12, 5),
+            FlatClassifier(20, 12, 5),
+            (1 / 64,) * 3,
+            (-2.0,) * 3,
+        )
+    )
+
+
+@pytest.fixture
+def stock():
+    """A network that is not a WAE's."""
+    return with_statistics(nn.Sequential(Body(8), nn.Flatten(), nn.Linear(16, 7)))
+
+
+def photos(batch, size=SIZE):
+    return torch.randint(0, 256, (batch, 3, *size), dtype=torch.uint8)
+
+
+def needs(engine, device="cpu"):
+    reason = ENGINES[engine].why_not(device)
+    if reason:
+        pytest.skip(reason)
+
+
+def assert_close(scores, expected, tolerance=1e-5):
+    assert scores.shape == expected.shape
+    assert (scores - expected).norm() <= tolerance * expected.norm()
+
+
+# ------------------------------------------------------------------------------------------ the same scores
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in SLOW else ())
+        for name in ENGINES
+        if name != "tensorrt"
+    ],
+)
+def test_scores_are_the_model_s_for_any_batch(engine, model):
+    needs(engine)
+    deployed = deploy(model, SIZE, batch=3, engine=engine)
+    assert deployed.engine == engine
+    assert deployed.difference <= 1e-5
+    for batch in (3, 1, 4, 2):
+        images = photos(batch)
+        assert_close(deployed(images), model(images))
+
+
+@pytest.mark.parametrize("engine", QUICK)
+def test_any_strides_and_dtypes_of_images(engine, model):
+    needs(engine)
+    deployed = deploy(model, SIZE, engine=engine)
+    image = photos(1, (SIZE[1], SIZE[0])).transpose(2, 3)
+    expected = model(image)
+    for same in (image.contiguous(memory_format=torch.channels_last), image.float(), image.double()):
+        assert_close(deployed(same), expected)
+
+
+@pytest.mark.parametrize("engine", ["eager", "onnxruntime"])
+def test_a_network_that_is_no_wae(engine, stock):
+    needs(engine)
+    deployed = deploy(stock, (64, 50), batch=2, engine=engine)
+    images = torch.randn(2, 3, 64, 50)
+    assert_close(deployed(images), stock(images))
+    as_photos = photos(5, (64, 50))
+    assert_close(deployed(as_photos), stock(as_photos.float()))
+
+
+def test_another_decomposition(model):
+    model.encoder, model.decoder = Haar(), None
+    model.high_norm, model.high_body = nn.BatchNorm2d(9, affine=False), Body(2, image_channels=9)
+    with_statistics(model)
+    images = photos(2)
+    assert_close(deploy(model, SIZE, engine="eager")(images), model(images))
+
+
+@pytest.mark.slow
+def test_the_result_is_the_caller_s(model):
+    """Engines write to the same place each time; what was returned must stay."""
+    for engine in QUICK:
+        if ENGINES[engine].why_not("cpu") is None:
+            deployed = deploy(model, SIZE, engine=engine)
+            first = deployed(photos(1))
+            kept = first.clone()
+            deployed(photos(1))
+            assert torch.equal(first, kept)
+
+
+def test_inside_inference_mode(model):
+    deployed = deploy(model, SIZE, engine="eager")
+    with torch.inference_mode():
+        images = photos(1)
+        assert_close(deployed(images), model(images))
+
+
+def test_the_model_stays_as_it_was(model):
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    deploy(model, SIZE, engine="eager")
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_half_precision(model):
+    deployed = deploy(model, SIZE, engine="eager", dtype=torch.bfloat16)
+    images = photos(2)
+    assert deployed(images).dtype == torch.bfloat16
+    assert_close(deployed(images).float(), model(images), 5e-2)
+
+
+# ------------------------------------------------------------------------------------------------- threads
+
+
+@pytest.mark.parametrize("engine", [name for name in QUICK if ENGINES[name].foreign])
+@pytest.mark.parametrize("front", [1, None])
+def test_the_number_of_threads_is_as_before(engine, front, model, monkeypatch):
+    needs(engine)
+    monkeypatch.setattr(deployed_module.Deployed, "_best_front_threads", lambda self: front)
+    deployed = deploy(model, SIZE, engine=engine)
+    before, images = torch.get_num_threads(), photos(1)
+    assert_close(deployed(images), model(images))
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's list of threads")
+def test_idle_threads_end_before_an_engine_with_its_own():
+    code = """
+import os, torch
+from wae.inference import engines
+assert engines._openmp_pause() is not None
+torch.set_num_threads(3)
+counts = []
+for _ in range(2):
+    (torch.ones(500, 500) @ torch.ones(500, 500)).add(1)
+    counts.append(len(os.listdir("/proc/self/task")))
+    engines._end_threads()
+    counts.append(len(os.listdir("/proc/self/task")))
+print(*counts)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    working, ended, working_again, ended_again = map(int, done.stdout.split())
+    assert ended == ended_again < working == working_again
+
+
+@pytest.mark.slow
+def test_compiled_networks_are_frozen_and_not_counted_together():
+    """PyTorch gives up on a function it has compiled too often; weights that are inputs are not packed."""
+    inputs = [torch.randn(2, 4)]
+    with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=1):
+        for _ in range(3):
+            network = nn.Linear(4, 4).eval()
+            run = ENGINES["compile"].build(network, inputs)
+            expected = network(*inputs)
+            network.weight.zero_()
+            assert_close(run(*inputs), expected)
+
+
+@pytest.mark.slow
+def test_fc_layers_of_many_weights(monkeypatch, capfd):
+    """They are generated and chosen by timing, which must not print."""
+    monkeypatch.setattr("wae.inference.engines._MANY_WEIGHTS", 1)
+    network, inputs = nn.Linear(64, 48).eval(), [torch.randn(1, 64)]
+    run = ENGINES["compile"].build(network, inputs)
+    assert_close(run(*inputs), network(*inputs))
+    assert "AUTOTUNE" not in capfd.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------- folding
+
+
+def test_no_batchnorm_is_left(model):
+    resnet = with_statistics(ResNet(BasicBlock, [1, 1, 1, 1], num_classes=7))
+    for network, images in ((model, photos(2)), (resnet, torch.randn(2, 3, *SIZE))):
+        assert not any(isinstance(part, nn.BatchNorm2d) for part in fold(network).modules())
+        assert_close(fold(network)(images), network(images))
+
+
+def test_what_cannot_be_traced_keeps_its_batchnorm(model):
+    class Stubborn(Body):
+        def forward(self, x):
+            return super().forward(x if x.mean() > -1e9 else -x)
+
+    model.low_body = with_statistics(Stubborn(8))
+    images = photos(2)
+    assert_close(deploy(model, SIZE, engine="eager")(images), model(images))
+
+
+def test_a_convolution_used_twice_is_not_folded(model):
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.one, self.two = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+            self.body = Body(8)
+
+        def forward(self, x):
+            return self.body(self.two(self.conv(self.one(self.conv(x)))))
+
+    model.low_body = with_statistics(Twice())
+    images = photos(2)
+    assert_close(deploy(model, SIZE, engine="eager")(images), model(images))
+
+
+# ---------------------------------------------------------------------------------------- which engine runs
+
+
+def scripted(monkeypatch, **engines):
+    """Engines in place of the real ones: name -> a function of the module that gives what runs."""
+    made = {
+        name: Engine(name, ("cpu",), {}, lambda module, inputs, dynamic, make=make: make(module))
+        for name, make in engines.items()
+    }
+    monkeypatch.setattr(deployed_module, "ENGINES", made)
+    return made
+
+
+def test_auto_takes_the_fastest_that_agrees(model, monkeypatch, caplog):
+    def slow(module):
+        def run(*inputs):
+            for _ in range(20):
+                module(*inputs)
+            return module(*inputs)
+
+        return run
+
+    def broken(module):
+        raise OSError("no such instruction")
+
+    scripted(
+        monkeypatch,
+        slow=slow,
+        wrong=lambda module: lambda *x: module(*x) + 1,
+        good=lambda m: m,
+        broken=broken,
+    )
+    caplog.set_level(logging.INFO, "wae.inference.deployed")
+    deployed = deploy(model, SIZE, seconds=0.2)
+    assert deployed.engine == "good"
+    assert deployed.seconds.keys() == {"slow", "good"}
+    assert "left out: the model in wrong gives scores that differ" in caplog.text
+    assert "no such instruction" in caplog.text
+
+
+def test_auto_without_an_engine_that_works(model, monkeypatch):
+    scripted(monkeypatch, wrong=lambda module: lambda *x: module(*x) + 1)
+    with pytest.raises(EngineError, match="no engine runs the model"):
+        deploy(model, SIZE)
+
+
+@pytest.mark.parametrize("by", [1e-3, float("nan")])
+def test_disagreement_is_refused(model, monkeypatch, by):
+    scripted(monkeypatch, wrong=lambda module: lambda *x: module(*x) * (1 + by))
+    with pytest.raises(DisagreementError, match="wrong gives scores that differ"):
+        deploy(model, SIZE, engine="wrong")
+
+
+def test_disagreement_for_another_batch_is_refused(model, monkeypatch):
+    engines = scripted(monkeypatch, odd=lambda module: module)
+    deployed = deploy(model, SIZE, engine="odd")
+    object.__setattr__(engines["odd"], "compile", lambda module, *_: lambda *x: module(*x) * 2)
+    with pytest.raises(DisagreementError, match="any number of images"):
+        deployed(photos(2))
+
+
+def test_a_missing_engine_says_what_to_install(model, monkeypatch):
+    engine = Engine("other", ("cpu",), {"no_such_module": "no-such-package"}, lambda *_: None)
+    monkeypatch.setitem(ENGINES, "other", engine)
+    with pytest.raises(EngineError, match="pip install no-such-package"):
+        deploy(model, SIZE, engine="other")
+
+
+@pytest.mark.parametrize("engine", ["cudagraphs", "tensorrt"])
+def test_an_engine_for_another_device(engine, model):
+    with pytest.raises(EngineError, match=f"{engine} runs on cuda, not on cpu"):
+        deploy(model, SIZE, engine=engine)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("engine", [name for name, engine in ENGINES.items() if "cuda" in engine.devices])
+def test_on_a_gpu(engine, model):
+    needs(engine, "cuda")
+    model.cuda()
+    deployed = deploy(model, SIZE, batch=3, engine=engine)
+    for batch in (3, 1, 4):
+        images = photos(batch).cuda()
+        assert_close(deployed(images), model(images), 1e-4)
+
+
+# --------------------------------------------------------------------------------------------- bad arguments
+
+
+def test_wrong_arguments(model):
+    with pytest.raises(TypeError, match=r"torch\.nn\.Module, got str"):
+        deploy("model.pt")
+    for wrong in ({"size": (0, 5)}, {"size": 224}, {"batch": 0}, {"batch": 1.5}, {"engine": "tvm"}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            deploy(model, **{"size": SIZE, "engine": "eager", **wrong})
+    with pytest.raises(ValueError, match=r"dtype must be one of .*got torch.int8"):
+        deploy(model, SIZE, dtype=torch.int8)
+
+
+def test_a_model_in_training_mode(model):
+    model.low_body[1].train()
+    with pytest.raises(ValueError, match=r"low_body\.1 is in training mode: call model\.eval\(\)"):
+        deploy(model, SIZE)
+
+
+def test_a_model_without_memory_or_parameters(model):
+    for wrong in (model.to("meta"), nn.ReLU().eval()):
+        with pytest.raises(ValueError, match="parameters on one device"):
+            deploy(wrong, SIZE)
+
+
+def test_a_model_with_broken_weights(model):
+    model.low_classifier[0].weight.data.fill_(float("inf"))
+    with pytest.raises(ValueError, match="not finite"):
+        deploy(model, SIZE, engine="eager")
+
+
+def test_a_size_that_does_not_fit_the_model(model):
+    with pytest.raises(ValueError, match="the model takes no images of 3 x 3"):
+        deploy(model, (3, 3), engine="eager")
+
+
+def test_a_model_that_returns_no_tensor(stock):
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = stock
+
+        def forward(self, images):
+            return {"scores": self.network(images)}
+
+    with pytest.raises(ValueError, match="its scores as one tensor, got dict"):
+        deploy(Named().eval(), SIZE, engine="eager")
+
+
+def test_wrong_images(model):
+    deployed = deploy(model, SIZE, engine="eager")
+    for wrong in (photos(1)[0], photos(1, (33, 20)), photos(0), photos(1)[:, :1]):
+        with pytest.raises(ValueError, match=r"images must be \(N, 3, 20, 33\)"):
+            deployed(wrong)
+    for wrong in (photos(1).int(), photos(1).numpy()):
+        with pytest.raises(TypeError, match="images must be"):
+            deployed(wrong)
+
+
+# ----------------------------------------------------------------------------------- imports, docs/deploy.md
+
+
+def test_the_example_images_are_as_the_network_wants_them(model, stock):
+    assert example_images(model, 2, SIZE).dtype == torch.uint8
+    assert example_images(stock, 2, SIZE).abs().mean() < 2
+    assert torch.equal(example_images(stock, 2, SIZE), example_images(stock, 2, SIZE))
+    for network, dtype in ((model, torch.float32), (stock, torch.uint8), (HalfResolution(stock), None)):
+        images = example_images(network, 2, SIZE, dtype).float()
+        assert 100 < images.mean() < 156
+        assert 30 < images.std() < 70
+
+
+def test_wae_deploy_is_a_function_and_import_wae_stays_light(model):
+    assert wae.deploy(model, SIZE, engine="eager").engine == "eager"
+    code = """
+import sys, wae
+assert not {"torchvision", "wae.inference", "onnx"} & set(sys.modules)
+assert wae.deploy.__name__ == "deploy"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.slow
+def test_the_page_s_examples_run(monkeypatch, tmp_path):
+    page = (Path(__file__).resolve().parents[3] / "docs" / "deploy.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    # for time: it tells as much about the page
+    monkeypatch.setattr(deployed_module, "ENGINES", {"eager": ENGINES["eager"]})
+    names = {}
+    for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(code, "deploy.md", "exec"), names)
+    assert_close(names["scores"], names["again"](names["images"]))
+    assert_close(names["scores"], names["same"])
+
+
+def test_the_page_names_every_engine():
+    page = (Path(__file__).resolve().parents[3] / "docs" / "deploy.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(\w+)` \| (?:processor|GPU)", page, re.MULTILINE)) == set(ENGINES)

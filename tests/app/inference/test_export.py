@@ -1,0 +1,188 @@
+"""`wae.export` and `wae export`: the files run in a fresh process and give the model's scores."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from test_deployed import SIZE, photos
+from test_deployed import model as model
+from test_deployed import stock as stock
+from torch import nn
+
+from wae import cli
+from wae.inference import export
+from wae.inference.deployed import DisagreementError, EngineError
+from wae.models.vgg16 import wae_vgg16
+from wae.storage.checkpoint import Input, save_classifier
+
+FORMATS = ["onnx", "torch", pytest.param("aoti", marks=pytest.mark.slow)]
+
+LOAD = {
+    "onnx": """
+import onnxruntime
+session = onnxruntime.InferenceSession(path)
+assert [node.name for node in (*session.get_inputs(), *session.get_outputs())] == ["images", "scores"]
+run = lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+assert not {"wae", "wae_kernels"} & set(sys.modules)
+""",
+    "torch": """
+import wae_kernels
+program = torch.export.load(path)
+run = program.module()
+assert "torch.ops.wae.encode.default" in program.graph_module.code
+assert "wae" not in sys.modules
+""",
+    "aoti": """
+import wae_kernels
+run = torch._inductor.aoti_load_package(path)
+assert "wae" not in sys.modules
+try:
+    run(torch.load(cases)[0][0].float())
+    raise SystemExit("images of another dtype were taken")
+except RuntimeError as error:
+    assert "unmatched dtype" in str(error)
+""",
+}
+
+COMPARE = """
+for images, expected in torch.load(cases):
+    scores = run(images)
+    assert scores.shape == expected.shape
+    assert (scores - expected).norm() <= 1e-5 * expected.norm()
+"""
+
+
+def run_in_a_fresh_process(file_format, path, model, images):
+    """Load ``path`` without this package, and compare with the model on each of ``images``."""
+    cases = path.with_name("cases.pt")
+    with torch.no_grad():
+        torch.save([(x, model(x)) for x in images], cases)
+    code = f"import sys, torch\npath, cases = {str(path)!r}, {str(cases)!r}\n{LOAD[file_format]}{COMPARE}"
+    environment = {**os.environ, "AOTI_RUNTIME_CHECK_INPUTS": "1"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+@pytest.mark.slow
+def test_loads_in_a_fresh_process(file_format, model, tmp_path):
+    path = tmp_path / f"new/model{export.FORMATS[file_format].suffix}"
+    assert export.export(model, path, file_format, SIZE) <= 1e-5
+    assert os.listdir(path.parent) == [path.name]
+    run_in_a_fresh_process(file_format, path, model, [photos(batch) for batch in (1, 2, 5)])
+
+
+@pytest.mark.parametrize("file_format", ["onnx", "torch"])
+@pytest.mark.slow
+def test_one_batch_size_and_floating_point(file_format, model, tmp_path):
+    path = tmp_path / "model.pt2"
+    export.export(model, path, file_format, SIZE, batch=2, image_dtype=torch.float32)
+    run_in_a_fresh_process(file_format, path, model, [photos(2).float()])
+
+
+@pytest.mark.parametrize("file_format", ["onnx", "torch"])
+def test_a_network_that_is_no_wae_takes_photos_too(file_format, stock, tmp_path):
+    path = tmp_path / "model"
+    assert export.export(stock, path, file_format, SIZE) <= 1e-5
+    assert path.is_file()
+
+
+def test_onnx_holds_standard_operators_only(model, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    export.export(model, tmp_path / "model.onnx", "onnx", SIZE)
+    loaded = onnx.load(tmp_path / "model.onnx")
+    onnx.checker.check_model(loaded, full_check=True)
+    assert {node.domain for node in loaded.graph.node} <= {"", "ai.onnx"}
+    assert sum(node.op_type == "Conv" for node in loaded.graph.node) == 5 + 2 + 2
+    assert loaded.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
+
+
+# ------------------------------------------------------------------------------------------ what is refused
+
+
+def test_a_file_stays_unless_forced(model, tmp_path):
+    path = tmp_path / "model.pt2"
+    path.write_bytes(b"dear")
+    with pytest.raises(FileExistsError):
+        export.export(model, path, "torch", SIZE)
+    assert path.read_bytes() == b"dear"
+    export.export(model, path, "torch", SIZE, force=True)
+    assert path.read_bytes() != b"dear"
+
+
+def test_what_does_not_agree_is_not_written(model, tmp_path, monkeypatch):
+    wrong = export.Format(".pt2", export._make_torch, lambda content: lambda images: model(images) + 1)
+    monkeypatch.setitem(export.FORMATS, "torch", wrong)
+    with pytest.raises(DisagreementError, match="the torch file gives scores that differ"):
+        export.export(model, tmp_path / "model.pt2", "torch", SIZE)
+    assert not os.listdir(tmp_path)
+
+
+def test_a_network_that_cannot_be_exported(model, tmp_path):
+    class Stubborn(nn.Module):
+        def __init__(self, body):
+            super().__init__()
+            self.body = body
+
+        def forward(self, x):
+            return self.body(x if x.mean() > -1e9 else -x)
+
+    model.low_body = Stubborn(model.low_body).eval()
+    with pytest.raises(EngineError, match="torch does not take this network"):
+        export.export(model, tmp_path / "model.pt2", "torch", SIZE)
+    assert not os.listdir(tmp_path)
+
+
+def test_wrong_arguments(model, tmp_path):
+    for wrong in ({"file_format": "tflite"}, {"size": (0, 1)}, {"batch": 0}, {"image_dtype": torch.int8}):
+        arguments = {"file_format": "torch", "size": SIZE, **wrong}
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            export.export(model, tmp_path / "model", **arguments)
+    with pytest.raises(ValueError, match="evaluation mode"):
+        export.export(model.train(), tmp_path / "model", "torch", SIZE)
+
+
+# ---------------------------------------------------------------------------------------------- the command
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "wae_vgg16.safetensors"
+    save_classifier(path, wae_vgg16(3), "wae_vgg16", input=Input(size=193, resize=193))
+    return path
+
+
+def run(*arguments):
+    return cli.main(["export", *map(str, arguments)])
+
+
+@pytest.mark.slow
+def test_command(checkpoint, tmp_path, capsys):
+    path = tmp_path / "model.pt2"
+    assert run(checkpoint, "-o", path, "--format", "torch", "--batch", "dynamic") == 0
+    assert "differ from the model's by" in capsys.readouterr().out
+    assert torch.export.load(path).module()(photos(1, (193, 193))).shape == (1, 3)
+    before = path.read_bytes()
+    assert run(checkpoint, "-o", path, "--format", "torch") == 1
+    assert "--force" in capsys.readouterr().err
+    assert path.read_bytes() == before
+    assert run(checkpoint, "-o", path, "--format", "torch", "--size", "40", "--force") == 1
+    assert "the model takes no images of 40 x 40" in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
+def test_command_with_files_that_are_no_checkpoints(tmp_path, capsys):
+    (tmp_path / "rubbish").write_bytes(b"rubbish")
+    for name in ("rubbish", "missing"):
+        assert run(tmp_path / name, "-o", tmp_path / "model.onnx") == 1
+        assert name in capsys.readouterr().err
+    assert run(tmp_path / "rubbish", "-o", tmp_path / "rubbish", "--force") == 1
+    assert (tmp_path / "rubbish").read_bytes() == b"rubbish"
+
+
+@pytest.mark.parametrize("wrong", [("--format", "tflite"), ("--batch", "0"), ("--size", "x")], ids=str)
+def test_command_with_wrong_options(wrong, tmp_path):
+    with pytest.raises(SystemExit) as exit:
+        run(tmp_path / "weights", "-o", tmp_path / "model", *wrong)
+    assert exit.value.code == 2

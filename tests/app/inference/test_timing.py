@@ -1,0 +1,63 @@
+"""wae.inference.timing: who runs how often, in what order, and what is reported."""
+
+import time
+
+import pytest
+
+from wae.inference.timing import interleaved
+
+
+def test_every_function_runs_once_a_round_and_the_order_changes():
+    calls = []
+    functions = {name: (lambda name=name: calls.append(name)) for name in "abc"}
+    timings = interleaved(functions, seconds=0, warmup=1, min_rounds=20)
+    rounds = [calls[i : i + 3] for i in range(0, len(calls), 3)]
+    assert len(rounds) == 21
+    assert all(sorted(r) == ["a", "b", "c"] for r in rounds)
+    assert len({tuple(r) for r in rounds}) > 1
+    assert list(timings) == ["a", "b", "c"]
+    assert [t.runs for t in timings.values()] == [20, 20, 20]
+
+
+def test_medians_tell_a_slow_function_from_a_fast_one():
+    timings = interleaved(
+        {"slow": lambda: time.sleep(0.006), "fast": lambda: time.sleep(0.001)}, seconds=0, min_rounds=7
+    )
+    assert timings["slow"].median >= 0.006 > timings["fast"].p10
+    for timing in timings.values():
+        assert timing.p10 <= timing.median <= timing.p90
+
+
+def test_goes_on_for_the_time_given():
+    timings = interleaved({"a": lambda: time.sleep(0.001)}, seconds=0.05, warmup=0)
+    assert timings["a"].runs > 3
+
+
+def test_waits_for_the_device_before_each_reading_of_the_clock():
+    events = []
+    interleaved(
+        {"a": lambda: events.append("a")},
+        seconds=0,
+        min_rounds=2,
+        burst=2,
+        synchronize=lambda: events.append("wait"),
+    )
+    timed = events[events.index("wait") + 1 :]  # what comes before is the warm-up
+    assert timed == ["wait", "a", "wait", "a", "wait"] * 2
+
+
+def test_a_turn_settles_then_counts_a_burst():
+    calls = []
+    functions = {name: (lambda name=name: calls.append(name)) for name in "ab"}
+    timings = interleaved(functions, seconds=0, warmup=0, min_rounds=2, settle=1, burst=3)
+    turns = ["".join(calls[i : i + 4]) for i in range(0, len(calls), 4)]
+    assert sorted(turns) == ["aaaa", "aaaa", "bbbb", "bbbb"]
+    assert timings["a"].runs == 6
+
+
+def test_refuses_zero_rounds_and_times_nothing_when_given_nothing():
+    with pytest.raises(ValueError, match="min_rounds"):
+        interleaved({"a": lambda: None}, min_rounds=0)
+    with pytest.raises(ValueError, match="settle"):
+        interleaved({"a": lambda: None}, settle=-1)
+    assert interleaved({}) == {}

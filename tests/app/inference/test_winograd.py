@@ -1,0 +1,123 @@
+"""The engine ``winograd``: which convolutions it replaces, and that the network computes the same."""
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models.resnet import BasicBlock
+
+from wae.inference.deployed import deploy, fold
+from wae.inference.engines import ENGINES, EngineError
+from wae.inference.winograd import Convolution, replaced
+from wae.models.vgg16 import vgg16_body
+from wae_kernels import backends
+
+pytestmark = pytest.mark.skipif(
+    not backends.backend_for("cpu").startswith("cpu"), reason="the compiled kernels are not here"
+)
+
+
+@pytest.fixture
+def image():
+    return torch.randn(2, 16, 13, 10, generator=torch.Generator().manual_seed(0))
+
+
+def same(module, image):
+    """``module`` with its convolutions replaced: it must compute the same, and ``module`` be unchanged."""
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    with torch.no_grad():
+        wanted, new = module(image), replaced(module)
+        torch.testing.assert_close(new(image), wanted, rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert not relus(module)
+    return new
+
+
+def relus(module):
+    """For each convolution by our op, whether a ReLU is part of it."""
+    return [layer.relu for layer in module.modules() if isinstance(layer, Convolution)]
+
+
+def test_a_relu_behind_a_convolution_becomes_part_of_it(image):
+    torch.manual_seed(0)
+    layers = (
+        nn.Conv2d(16, 20, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(20, 17, 3, padding=1, bias=False),
+    )
+    assert relus(same(nn.Sequential(*layers).eval(), image)) == [True, False]
+
+
+class Untraceable(nn.Module):
+    """What torch.fx cannot trace, around what it can."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        if x.mean() > 1e6:
+            raise ValueError
+        return self.inner(x)
+
+
+def test_parts_of_what_cannot_be_traced_are_replaced(image):
+    torch.manual_seed(0)
+    inner = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU())
+    assert relus(same(nn.Sequential(Untraceable(inner), nn.ReLU()).eval(), image)) == [True]
+    assert relus(same(Untraceable(nn.Conv2d(16, 16, 3, padding=1)).eval(), image)) == [False]
+
+
+def test_other_convolutions_stay(image):
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(16, 16, 3, padding=1, stride=2),
+        nn.Conv2d(16, 16, 3, padding=1, groups=2),
+        nn.Conv2d(16, 16, 3, padding=2, dilation=2),
+        nn.Conv2d(16, 16, 1),
+        nn.Conv2d(16, 16, 3, padding="same"),
+        nn.Conv2d(16, 16, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(16, 4, 3, padding=1),
+        nn.Conv2d(4, 3, 3, padding=1),
+        nn.Conv2d(3, 16, 3, padding=1),
+    ).eval()
+    kinds = [type(layer) for layer in same(module, image).children()]
+    assert kinds == [nn.Conv2d] * 6 + [Convolution, nn.Conv2d, Convolution]
+
+
+def test_a_convolution_that_runs_twice_has_no_relu(image):
+    torch.manual_seed(0)
+    shared = nn.Conv2d(16, 16, 3, padding=1)
+    assert relus(same(nn.Sequential(shared, nn.ReLU(), shared).eval(), image)) == [False]
+
+
+def test_a_residual_block_takes_the_relu_in_it_alone(image):
+    """The first convolution's is its own, once BatchNorm is folded; the second's comes after the sum."""
+    torch.manual_seed(0)
+    assert relus(same(fold(BasicBlock(16, 16).eval()), image)) == [True, False]
+
+
+def test_a_deployed_vgg_has_all_relus_in_its_convolutions():
+    body = fold(vgg16_body(divisor=4).eval())
+    assert relus(replaced(body)) == [True] * 13
+
+
+def test_the_engine_takes_any_number_of_images():
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU()
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    deployed = deploy(model, size=(8, 8), batch=2, engine="winograd")
+    for batch in (2, 5, 1, 3):
+        images = torch.randn(batch, 3, 8, 8)
+        torch.testing.assert_close(deployed(images), model(images).detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_the_engine_says_what_it_needs():
+    with backends.use("reference"):
+        assert "compiled kernels" in ENGINES["winograd"].why_not("cpu")
+    assert "not on cuda" in ENGINES["winograd"].why_not("cuda")
+
+
+def test_without_the_kernels_it_is_refused():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    with backends.use("reference"), pytest.raises(EngineError, match="compiled kernels"):
+        deploy(model, size=(8, 8), engine="winograd")

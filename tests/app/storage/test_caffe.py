@@ -1,0 +1,561 @@
+"""The importer of the published Caffe net: what it reads, computes, and refuses."""
+
+import json
+import os
+import time
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from caffe_files import blob, caffemodel, delimited, integer, layer, prototxt, varint
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from torch import nn
+
+from wae import cli
+from wae.models.classifier import FlatClassifier, WAEClassifier
+from wae.models.vgg16 import vgg16_body, wae_vgg16
+from wae.storage import caffe, checkpoint
+from wae.storage.caffe import CaffeError
+from wae_kernels.nn import Encoder
+
+VGG16 = [(64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3]
+
+
+def thin_vgg16(classes=5):
+    """All layers of WAE-VGG16, few channels."""
+    features, both = 32 * 16, 40 * 16
+    return WAEClassifier(
+        Encoder(4),
+        vgg16_body(16),
+        vgg16_body(64),
+        FlatClassifier(features, 8, classes),
+        FlatClassifier(both, 9, classes),
+    )
+
+
+def one_block(classes=3):
+    """One convolution in each body, for images of 8 x 8: a file of 3 KB."""
+
+    def body(channels):
+        return nn.Sequential(
+            nn.Conv2d(3, channels, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2, 2, ceil_mode=True)
+        )
+
+    return WAEClassifier(
+        Encoder(4), body(2), body(1), FlatClassifier(8, 3, classes), FlatClassifier(12, 4, classes)
+    )
+
+
+def shapes_of(low, high, features, hidden, classes, trunk):
+    """The shapes of a net's blobs, by Caffe's names; by hand, not asked of a model."""
+    shapes, channels = {}, 3
+
+    def add(name, *shape):
+        shapes[name] = [shape, shape[:1]]
+        return shape[0]
+
+    for number in (1, 2, 3):
+        channels = add(f"decom_conv{number}", trunk, channels, 3, 3)
+    for branch, blocks in (("CA", low), ("CH", high)):
+        add(f"decom_conv_{branch}", 3, trunk, 3, 3)
+        shapes[f"bn_{branch}"] = [(3,), (3,), (1,)]
+        channels = 3
+        for block, widths in enumerate(blocks, 1):
+            for number, width in enumerate(widths, 1):
+                channels = add(f"conv{block}_{number}_{branch}", width, channels, 3, 3)
+    for end, inputs, width in zip(("CA", "fusion"), features, hidden, strict=True):
+        for number, size in ((6, inputs), (7, width), (8, width)):
+            add(f"fc{number}_{end}", classes if number == 8 else width, size)
+    return shapes
+
+
+def divided(divisor):
+    return [tuple(width // divisor for width in widths) for widths in VGG16]
+
+
+THIN = shapes_of(divided(16), divided(64), (32 * 16, 40 * 16), (8, 9), 5, trunk=4)
+ONE_BLOCK = shapes_of([(2,)], [(1,)], (8, 12), (3, 4), 3, trunk=4)
+PUBLISHED = shapes_of(VGG16, divided(4), (8192, 10240), (1024, 2048), 1000, trunk=16)
+
+
+def random_blobs(shapes, dtype=np.float32):
+    generator = np.random.default_rng(3)
+    blobs = {}
+    for name, sizes in shapes.items():
+        if name.startswith("bn"):
+            values = [generator.normal(size=3) * 900, generator.uniform(0.5, 2, size=3) * 1e6, [999.98]]
+        else:
+            scale = (2 / np.prod(sizes[0][1:])) ** 0.5
+            values = [generator.normal(size=sizes[0]) * scale, generator.normal(size=sizes[1])]
+        blobs[name] = [np.asarray(v, dtype) for v in values]
+    return blobs
+
+
+def scores_in_caffe(blobs, image):
+    """The scores of a uint8 RGB image, by Caffe's rules, straight from the blobs. In float64."""
+    weights = {name: [torch.from_numpy(b).double() for b in values] for name, values in blobs.items()}
+
+    def convolution(name, x, stride=1):
+        return F.conv2d(x, *weights[name], stride=stride, padding=1)
+
+    def pool(x):  # windows that reach over the edge are cut, and an odd size is rounded up
+        return F.max_pool2d(F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2), value=-torch.inf), 2)
+
+    def classifier(end, x):
+        for number in (6, 7, 8):
+            x = F.linear(x, *weights[f"fc{number}_{end}"])
+            x = F.relu(x) if number < 8 else x
+        return x
+
+    x = image.double()[:, [2, 1, 0]]  # Caffe's images are blue, green, red
+    for number in (1, 2, 3):
+        x = F.relu(convolution(f"decom_conv{number}", x))
+    ends = []
+    for branch in ("CA", "CH"):
+        y = convolution(f"decom_conv_{branch}", x, 2)
+        mean, variance, factor = weights[f"bn_{branch}"]
+        inverse = 0 if factor == 0 else 1 / factor
+        y = (y - (mean * inverse).view(3, 1, 1)) / (variance * inverse + 1e-5).sqrt().view(3, 1, 1)
+        for block in range(1, 6):
+            names = [name for name in blobs if name.startswith(f"conv{block}_") and name.endswith(branch)]
+            for name in names:
+                y = F.relu(convolution(name, y))
+            y = pool(y) if names else y
+        ends.append(y.flatten(1))
+    return classifier("CA", ends[0]) + classifier("fusion", torch.cat(ends, 1))
+
+
+class Files:
+    """The two files in a folder."""
+
+    def __init__(self, folder, blobs, **options):
+        self.folder, self.blobs = folder, blobs
+        self.prototxt, self.caffemodel = folder / "net.prototxt", folder / "net.caffemodel"
+        self.prototxt.write_text(prototxt(blobs, old=options.get("old", False)))
+        self.caffemodel.write_bytes(caffemodel(blobs, **options))
+
+    def edit(self, old, new, count=1):
+        """Change the prototxt."""
+        text = self.prototxt.read_text()
+        assert old in text
+        self.prototxt.write_text(text.replace(old, new, count))
+
+    def load(self, model):
+        return caffe.load(self.prototxt, self.caffemodel, model)
+
+
+@pytest.fixture
+def files(tmp_path):
+    return Files(tmp_path, random_blobs(ONE_BLOCK))
+
+
+# ---------------------------------------------------------------------------------------------- what it reads
+
+
+@pytest.mark.parametrize("size", [(224, 224), (193, 255)], ids=str)
+def test_scores_are_caffe_s(tmp_path, size):
+    files, model = Files(tmp_path, random_blobs(THIN)), thin_vgg16()
+    files.load(model)
+    image = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8)
+    with torch.no_grad():
+        scores = model.eval()(image)
+    expected = scores_in_caffe(files.blobs, image)
+    assert (scores - expected).norm() <= 1e-5 * expected.norm()
+    assert (scores - scores_in_caffe(files.blobs, image.flip(1))).norm() > 1e-3 * expected.norm()
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["LayerParameter", "V1LayerParameter"])
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "unpacked"])
+@pytest.mark.parametrize("legacy", [False, True], ids=["BlobShape", "4-d"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_every_form_of_file(tmp_path, old, packed, legacy, dtype):
+    blobs = random_blobs(ONE_BLOCK, dtype)
+    files, model = Files(tmp_path, blobs, old=old, packed=packed, legacy=legacy), one_block()
+    files.load(model)
+    state = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    assert np.array_equal(state["encoder.conv1.weight"], blobs["decom_conv1"][0][:, ::-1].astype(np.float32))
+    assert np.array_equal(state["encoder.conv1.bias"], blobs["decom_conv1"][1].astype(np.float32))
+    pairs = {
+        "encoder.conv3": "decom_conv3",
+        "encoder.low": "decom_conv_CA",
+        "encoder.high": "decom_conv_CH",
+        "low_body.0": "conv1_1_CA",
+        "high_body.0": "conv1_1_CH",
+        "low_classifier.0": "fc6_CA",
+        "fusion_classifier.3": "fc7_fusion",
+        "fusion_classifier.6": "fc8_fusion",
+    }
+    for ours, theirs in pairs.items():
+        for key, values in zip(("weight", "bias"), blobs[theirs], strict=True):
+            assert np.array_equal(state[f"{ours}.{key}"], values.astype(np.float32))
+    assert {str(tensor.dtype) for tensor in state.values()} == {"float32", "int64"}
+
+
+@pytest.mark.parametrize("factor", [0.0, 1.0, 0.25])
+def test_scale_factor_of_the_normalisation(tmp_path, factor):
+    blobs = random_blobs(ONE_BLOCK)
+    for name in ("bn_CA", "bn_CH"):
+        blobs[name][2][:] = factor
+    files, model = Files(tmp_path, blobs), one_block()
+    files.load(model)
+    image = torch.randint(0, 256, (1, 3, 8, 8), dtype=torch.uint8)
+    expected = scores_in_caffe(blobs, image)
+    with torch.no_grad():
+        assert (model.eval()(image) - expected).norm() <= 1e-5 * expected.norm()
+    assert torch.equal(model.low_norm.running_mean == 0, torch.full((3,), factor == 0))
+
+
+def test_the_input_is_the_image_itself(files):
+    model = one_block()
+    model.image_scale.fill_(7)
+    files.load(model)
+    assert model.image_scale.tolist() == [1, 1, 1]
+    assert model.image_shift.tolist() == [0, 0, 0]
+
+
+def test_a_model_that_holds_nothing_yet_can_be_loaded(files):
+    with torch.device("meta"):
+        model = one_block()
+    files.load(model)
+    other = one_block()
+    files.load(other)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name])
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_the_published_sizes(tmp_path):
+    """WAE-VGG16 itself: 213 MB of zeros, which take no room on the disk."""
+    zeros = {n: [np.broadcast_to(np.float32(0), shape) for shape in s] for n, s in PUBLISHED.items()}
+    path, text = tmp_path / "net.caffemodel", tmp_path / "net.prototxt"
+    text.write_text(prototxt(zeros))
+    with open(path, "wb") as file:
+        for name, shapes in PUBLISHED.items():
+            write_sparse(file, name, shapes)
+        file.truncate()
+    with torch.device("meta"):
+        model = wae_vgg16()
+    caffe.load(text, path, model)
+    assert sum(p.numel() for p in model.parameters()) == 53_324_582
+    assert not any(p.any() for p in model.parameters())
+
+
+def write_sparse(file, name, shapes):
+    """A layer whose numbers are holes in the file."""
+    heads = []
+    for shape in shapes:
+        size = 4 * int(np.prod(shape))
+        head = delimited(7, delimited(1, b"".join(map(varint, shape)))) + varint(5 << 3 | 2) + varint(size)
+        heads.append((varint(7 << 3 | 2) + varint(len(head) + size) + head, size))
+    named = delimited(1, name.encode())
+    length = len(named) + sum(len(head) + size for head, size in heads)
+    file.write(varint(100 << 3 | 2) + varint(length) + named)
+    for head, size in heads:
+        file.write(head)
+        file.truncate(file.tell() + size)
+        file.seek(size, os.SEEK_CUR)
+
+
+# ------------------------------------------------------------------------------------------ from file to file
+
+
+@pytest.fixture
+def thin_networks(monkeypatch):
+    """WAE-VGG16 is thin, for the commands that make it themselves."""
+    monkeypatch.setattr(caffe, "wae_vgg16", thin_vgg16)
+    monkeypatch.setitem(checkpoint._NETWORKS, "wae_vgg16", thin_vgg16)
+
+
+def run(*arguments):
+    return cli.main([str(argument) for argument in arguments])
+
+
+def test_the_command_writes_a_checkpoint_that_knows_its_network(tmp_path, thin_networks, capsys):
+    files, out = Files(tmp_path, random_blobs(THIN)), tmp_path / "out.safetensors"
+    with open(files.caffemodel, "ab") as file:
+        file.write(delimited(100, layer("recon_conv1", [np.ones((2, 2, 3, 3), np.float32)])))
+    assert run("import-caffe", files.prototxt, files.caffemodel, "-o", out) == 0
+    assert "recon_conv1" in capsys.readouterr().out
+    model, expected = checkpoint.load_classifier(out), thin_vgg16().eval()
+    files.load(expected)
+    image = torch.randint(0, 256, (1, 3, 224, 224), dtype=torch.uint8)
+    with torch.no_grad():
+        assert torch.equal(model(image), expected(image))
+
+    with safe_open(out, framework="pt") as file:
+        recipe = json.loads(file.metadata()["recipe"])
+    assert recipe["architecture"] == {"network": "wae_vgg16", "classes": 5}
+    assert recipe["origin"]["caffemodel"]["name"] == "net.caffemodel"
+    assert len(recipe["origin"]["prototxt"]["sha256"]) == 64
+    assert recipe["origin"]["unused"] == "recon_conv1"
+    assert recipe["origin"]["input"].startswith("red, green, blue")
+
+    before = out.read_bytes()
+    assert run("import-caffe", files.prototxt, files.caffemodel, "-o", out) == 1
+    assert "--force" in capsys.readouterr().err
+    assert run("import-caffe", files.prototxt, files.caffemodel, "-o", files.caffemodel, "--force") == 1
+    assert "is the input" in capsys.readouterr().err
+    files.edit("num_output: 5", "num_output: 4", 1)
+    assert run("import-caffe", files.prototxt, files.caffemodel, "-o", out, "--force") == 1
+    assert "net.prototxt: line" in capsys.readouterr().err
+    assert out.read_bytes() == before
+
+
+# -------------------------------------------------------------------------------------------- what it refuses
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("num_output: 2", "num_output: 7", r"line \d+: conv1_1_CA: num_output must be 2, got 7"),
+        ("stride: 2", "stride: 1", r"decom_conv_CA: stride must be \(2, 2\), got \(1, 1\)"),
+        ("stride: 1", "stride_h: 1 stride_w: 3", r"decom_conv1: stride must be \(1, 1\), got \(1, 3\)"),
+        ("pad: 1", "pad: 0", r"decom_conv1: pad must be \(1, 1\), got \(0, 0\)"),
+        ("pad: 1", "pad: 1 bias_term: false", r"decom_conv1: bias_term must be True, got False"),
+        ("pad: 1", "pad: 1 group: 2", r"decom_conv1: group must be 1, got 2"),
+        ("pad: 1", "pad: 1 dilation: 2", r"decom_conv1: dilation must be \(1, 1\), got \(2, 2\)"),
+        (
+            "kernel_size: 3",
+            "kernel_size: 5 pad: 2",
+            r"pad must be|kernel_size must be \(3, 3\), got \(5, 5\)",
+        ),
+        ('"Convolution"', '"Deconvolution"', r"decom_conv1 must be of type convolution, got deconvolution"),
+        ("global_stats: true", "global_stats: false", r"bn_CA: use_global_stats must be True, got False"),
+        ("batch_norm_param {", "batch_norm_param { eps: 0.1", r"bn_CA: eps must be .*, got 0.1"),
+        ("num_output: 4\n  }", "num_output: 4 transpose: true }", r"transpose must be False, got True"),
+        ('name: "fc7_CA"', 'name: "fc7_XY"', r"missing here: fc7_CA; .*not part of it: fc7_XY"),
+        ('"ReLU"', '"Sigmoid"', r"decom_conv2 must take relu\(decom_conv1\), got sigmoid\(decom_conv1\)"),
+        ("pool: MAX", "pool: AVE", r"must take pool\(.*got pool\[pool 'AVE'\]\(relu\(conv1_1_CA\)\)"),
+        ("pool: MAX", "round_mode: FLOOR", r"got pool\[round_mode 'FLOOR'\]"),
+        ('bottom: "low_2"', 'bottom: "conv1_1_CA"', r"fc6_fusion must take .*, got concat\(relu\(c"),
+        ("axis: 1", "axis: 2", r"fc6_fusion must take .*, got concat\[axis 2\]"),
+        ("operation: SUM", "operation: MAX", r"no layer gives the scores, sum\(fc8_CA, fc8_fusion\)"),
+        ("operation: SUM", "coeff: 1 coeff: 2", r"no layer gives the scores"),
+        ('bottom: "fc6_CA"', 'bottom: "nowhere"', r"no layer before it gives 'nowhere'"),
+        ("mirror: false", "mean_value: 104", r"mean_value must not be given: pixels are 0..255"),
+        ("mirror: false", "scale: 0.017", r"scale must be 1"),
+        ("phase: TEST", "phase: TRAIN", r"decom_conv1: no layer before it gives 'data'"),
+        ("kernel_size: 3", "kernel_size: three", r"line \d+: kernel_size must be an integer"),
+        ("{", "{ {", r"line \d+: needed a field's name"),
+    ],
+)
+def test_a_net_that_is_not_wae_vgg16(files, old, new, message):
+    files.edit(old, new)
+    model = one_block()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(CaffeError, match=f"net.prototxt: .*{message}"):
+        files.load(model)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_high_before_low_is_another_network(files):
+    files.edit('bottom: "low_2"\n  bottom: "pool1_CH"', 'bottom: "pool1_CH"\n  bottom: "low_2"')
+    with pytest.raises(CaffeError, match="fc6_fusion must take concat"):
+        files.load(one_block())
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('type: "Data"', 'type: "Input"'),
+        ("kernel_size: 3", "kernel_h: 3 kernel_w: 3"),
+        ("operation: SUM", ""),
+        ('bottom: "fc8_CA_1"\n  bottom: "fc8_fusion_1"', 'bottom: "fc8_fusion_1"\n  bottom: "fc8_CA_1"'),
+        ("include {\n    phase: TEST", "exclude {\n    phase: TRAIN"),
+        ("batch_norm_param {", "batch_norm_param { eps: 0.00001"),
+        ("batch_norm_param {", "batch_norm_param { eps: 9.99999975e-06"),
+    ],
+)
+def test_other_ways_to_say_the_same(files, old, new):
+    files.edit(old, new)
+    files.load(one_block())
+
+
+def test_layers_of_the_training_are_not_looked_at(files):
+    text = files.prototxt.read_text()
+    extra = """layer { name: "bn_CA" type: "BatchNorm" bottom: "decom_conv_CA" top: "x"
+        include { phase: TRAIN } batch_norm_param { use_global_stats: false } }
+        layer { name: "recon" type: "Deconvolution" bottom: "decom_conv_CA" top: "image2" }"""
+    files.prototxt.write_text(text + extra)
+    files.load(one_block())
+
+
+def with_blobs(**changed):
+    """The net's blobs, some of them changed; None: left out."""
+    blobs = random_blobs(ONE_BLOCK) | changed
+    return {name: values for name, values in blobs.items() if values is not None}
+
+
+def numbers(*shapes, value=1.0):
+    return [np.full(shape, value, np.float32) for shape in shapes]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"fc7_CA": None}, r"missing here: fc7_CA$"),
+        ({"fc7_CA": None, "fc7_XY": numbers((2, 2))}, r"missing here: fc7_CA; .*not part of it: fc7_XY$"),
+        ({"conv1_1_CA": numbers((2, 4, 3, 3), 2)}, r"conv1_1_CA: .* \(2, 3, 3, 3\), got \(2, 4, 3, 3\)"),
+        ({"fc6_CA": numbers((3, 9), (3,))}, r"fc6_CA: weight must have the shape \(3, 8\), got \(3, 9\)"),
+        ({"fc6_CA": numbers((3, 8), (1,))}, r"fc6_CA: bias must have the shape \(3,\), got \(1,\)"),
+        ({"fc6_CA": numbers((3, 8))}, r"fc6_CA must have weight, bias, got 1 blobs"),
+        ({"bn_CA": numbers(3, 3)}, r"bn_CA must have mean, variance, scale factor, got 2 blobs"),
+        ({"bn_CA": numbers(3, 3, 3)}, r"bn_CA: scale factor must have the shape \(1,\), got \(3,\)"),
+        ({"bn_CA": numbers(3, 3, 1, value=-1.0)[:2] + numbers(1)}, r"bn_CA: .*variance is below 0"),
+        ({"bn_CA": numbers(3, 3) + numbers(1, value=1e-45)}, r"bn_CA: .*not finite"),
+        ({"fc8_CA": numbers((3, 3), 3, value=np.nan)}, r"fc8_CA: weight has numbers that are not finite"),
+        ({"fc8_CA": [np.full((3, 3), 1e300), np.ones(3)]}, r"fc8_CA: weight has numbers that are not finite"),
+        ({"decom_conv2": numbers((4, 4), 4)}, r"decom_conv2 must be of type convolution, got innerproduct"),
+        ({"decom_conv2": numbers((4, 4, 5, 5), 4)}, r"kernel_size must be \(3, 3\), got \(5, 5\)"),
+    ],
+)  # fmt: skip
+def test_weights_that_do_not_fit(files, changed, message):
+    files.caffemodel.write_bytes(caffemodel(with_blobs(**changed)))
+    with pytest.raises(CaffeError, match=f"net.caffemodel: .*{message}"):
+        files.load(one_block())
+
+
+def test_fewer_numbers_than_the_shape_says(files):
+    values = np.ones((3, 8), np.float32)
+    lying = blob(values).replace(varint(96) + values.tobytes(), varint(92) + values.tobytes()[4:])
+    fields = delimited(1, b"fc6_CA") + delimited(7, lying) + delimited(7, blob(np.ones(3, np.float32)))
+    files.caffemodel.write_bytes(caffemodel(with_blobs(fc6_CA=None)) + delimited(100, fields))
+    with pytest.raises(CaffeError, match="fc6_CA: weight needs 24 numbers, got 23"):
+        files.load(one_block())
+
+
+def test_two_layers_of_one_name(files):
+    with open(files.caffemodel, "ab") as file:
+        file.write(delimited(100, layer("fc6_CA", numbers((3, 8), 3))))
+    with pytest.raises(CaffeError, match="there are two layers fc6_CA with weights"):
+        files.load(one_block())
+
+
+def test_a_shape_alone_allocates_nothing(files):
+    huge = delimited(7, delimited(1, varint(2**40) * 4)) + integer(9, 1)
+    fields = delimited(1, b"fc6_CA") + delimited(7, huge) + delimited(7, huge)
+    files.caffemodel.write_bytes(caffemodel(with_blobs(fc6_CA=None)) + delimited(100, fields))
+    with pytest.raises(CaffeError, match=r"must have the shape \(3, 8\), got \(1099511627776, "):
+        files.load(one_block())
+
+
+@pytest.mark.parametrize("classes", ["0", "-3", "99999999999999999999", "2147483647"])
+def test_a_number_of_classes_alone_allocates_nothing(tmp_path, classes):
+    files = Files(tmp_path, random_blobs(ONE_BLOCK))
+    text = files.prototxt.read_text()
+    files.prototxt.write_text(text.replace("num_output: 3\n", f"num_output: {classes}\n"))
+    with pytest.raises(CaffeError, match=r"net\.prototxt: "):
+        caffe.convert(files.prototxt, files.caffemodel, tmp_path / "out")
+
+
+@pytest.mark.parametrize("which", ["prototxt", "caffemodel"])
+@pytest.mark.parametrize("kind", ["missing", "empty", "folder", "noise", "pipe"])
+def test_files_that_are_none(files, which, kind):
+    path = getattr(files, which)
+    path.unlink()
+    if kind == "empty":
+        path.touch()
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "noise":
+        path.write_bytes(np.random.default_rng(0).bytes(5000))
+    elif kind == "pipe":
+        os.mkfifo(path)
+    with pytest.raises(CaffeError, match=f"net.{which}: "):
+        files.load(one_block())
+
+
+def test_the_two_files_swapped(files):
+    with pytest.raises(CaffeError):
+        caffe.load(files.caffemodel, files.prototxt, one_block())
+
+
+def test_a_prototxt_of_gigabytes(files):
+    os.truncate(files.prototxt, 1 << 33)
+    with pytest.raises(CaffeError, match="this file has 8589934592 bytes"):
+        files.load(one_block())
+
+
+def test_a_net_that_grows_when_written_out(files):
+    """Each layer doubles what the one before it was made of."""
+    layers = [
+        f'layer {{ name: "c{i}" type: "Concat" bottom: "c{i}" bottom: "c{i}" top: "c{i + 1}" }}'
+        for i in range(3000)
+    ]
+    text = files.prototxt.read_text()
+    files.prototxt.write_text(text + 'layer { name: "c" type: "Data" top: "c0" }' + "\n".join(layers))
+    files.load(one_block())
+
+
+def test_names_of_any_kind_are_cut_in_errors(files):
+    names = {f"{'x' * 500}\x1b[2J{i}": numbers((2, 2)) for i in range(100)}
+    files.caffemodel.write_bytes(caffemodel(with_blobs(fc7_CA=None, **names)))
+    with pytest.raises(CaffeError, match="and 92 more") as caught:
+        files.load(one_block())
+    assert len(str(caught.value)) < 1500
+    assert "\x1b" not in str(caught.value)
+
+
+# ---------------------------------------------------------------------------------------------- damaged files
+
+EDITS = st.lists(
+    st.tuples(
+        st.floats(0, 1), st.sampled_from(["set", "insert", "delete", "cut", "repeat"]), st.binary(max_size=9)
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+def damaged(data, edits):
+    for where, what, new in edits:
+        at = int(where * len(data))
+        if what == "set":
+            data = data[:at] + new + data[at + len(new) :]
+        elif what == "insert":
+            data = data[:at] + new + data[at:]
+        elif what == "delete":
+            data = data[:at] + data[at + len(new) :]
+        elif what == "cut":
+            data = data[:at]
+        else:
+            data = data[:at] + data[at // 2 : at] + data[at:]
+    return data
+
+
+@settings(max_examples=80)
+@given(
+    edits=EDITS, which=st.sampled_from(["prototxt", "caffemodel"]), old=st.booleans(), packed=st.booleans()
+)
+def test_damaged_files_end_in_one_error(tmp_path, edits, which, old, packed):
+    files = Files(tmp_path, random_blobs(ONE_BLOCK), old=old, packed=packed)
+    path = getattr(files, which)
+    path.write_bytes(damaged(path.read_bytes(), edits))
+    model = one_block()
+    tracemalloc.start()
+    start = time.process_time()
+    try:
+        files.load(model)
+    except CaffeError as error:
+        problem = str(error)
+    else:
+        problem = ""
+    seconds, peak = time.process_time() - start, tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4_000_000
+    assert seconds < 5
+    assert not problem or problem.startswith(str(tmp_path))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_prefix_of_a_file(files, seed):
+    """Cut anywhere, the caffemodel is refused; but between two layers, for the layers that are missing."""
+    data = files.caffemodel.read_bytes()
+    for size in np.random.default_rng(seed).integers(1, len(data), 40):
+        files.caffemodel.write_bytes(data[:size])
+        with pytest.raises(CaffeError, match=r"net\.caffemodel: "):
+            files.load(one_block())

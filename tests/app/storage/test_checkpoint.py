@@ -1,0 +1,284 @@
+"""Checkpoints of classifiers: what is kept, what is told, and every file that is refused."""
+
+import contextlib
+import io
+import json
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
+from tiny_classifier import tiny
+
+from wae.models.around import wae_around
+from wae.models.classifier import WAEClassifier
+from wae.storage import checkpoint, weights_file
+from wae.storage.checkpoint import Description, Input, describe, load_classifier, save_classifier
+from wae.storage.weights_file import CheckpointError
+from wae_kernels.nn import Decoder
+
+
+@pytest.fixture(autouse=True)
+def tiny_network(monkeypatch):
+    monkeypatch.setitem(checkpoint._NETWORKS, "tiny", tiny)
+
+
+def write(path, recipe, model=None):
+    """A file with any recipe, text or object, and the tensors of ``model``."""
+    text = recipe if isinstance(recipe, str) else json.dumps(recipe)
+    save_file((model or tiny()).state_dict(), path, {"recipe": text})
+    return path
+
+
+def recipe_of(path):
+    with safe_open(path, framework="pt") as file:
+        return json.loads(file.metadata()["recipe"])
+
+
+# ------------------------------------------------------------------------------------------- there and back
+
+
+@pytest.mark.parametrize("decoder", [True, False], ids=["decoder", "no decoder"])
+def test_a_classifier_comes_back(tmp_path, decoder):
+    path, model, labels, made = tmp_path / "c", tiny(), ["cat", "Tee", "T-shirt/top é"], {"epochs": 3}
+    model.decoder = Decoder() if decoder else None
+    save_classifier(path, model, "tiny", labels, Input(28, 32, True), made)
+    loaded, image = load_classifier(path), torch.randint(0, 256, (2, 3, 9, 8), dtype=torch.uint8)
+    with torch.no_grad():
+        assert torch.equal(loaded(image), model(image))
+        if decoder:
+            low, high = model.decompose(image)
+            assert torch.equal(loaded.reconstruct(low, high, (9, 8)), model.reconstruct(low, high, (9, 8)))
+    assert not loaded.training
+    assert (loaded.decoder is not None) == decoder
+    assert describe(path) == Description("tiny", 3, tuple(labels), Input(28, 32, True))
+    assert recipe_of(path) == {
+        "epochs": 3,
+        "architecture": {"network": "tiny", "classes": 3},
+        "labels": labels,
+        "input": {"size": 28, "resize": 32, "grayscale": True},
+    }
+
+
+def test_a_checkpoint_that_tells_little_is_taken_as_imagenets(tmp_path):
+    path = write(tmp_path / "c", {"architecture": {"network": "tiny", "classes": 3}})
+    assert describe(path) == Description("tiny", 3, None, Input(size=224, resize=256, grayscale=False))
+    assert isinstance(load_classifier(path), WAEClassifier)
+
+
+def test_the_networks_are_known_by_their_functions_names():
+    for name, build in checkpoint._NETWORKS.items():
+        assert name == build.__name__
+
+
+def test_resnet50_has_the_tensors_that_its_checkpoint_is_compared_with(tmp_path):
+    described = Description("wae_resnet50", 3)
+    with torch.device("meta"):
+        model = wae_around("resnet50", classes=3)
+    assert checkpoint._shapes(checkpoint._without_memory(described, False)) == checkpoint._shapes(model)
+
+
+def test_float16_weights_are_computed_with_in_float32(tmp_path):
+    recipe = {"architecture": {"network": "tiny", "classes": 3}}
+    loaded = load_classifier(write(tmp_path / "c", recipe, tiny().half()))
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+
+
+def test_nothing_is_replaced_without_force(tmp_path):
+    path = tmp_path / "c"
+    path.write_bytes(b"precious")
+    with pytest.raises(FileExistsError, match="--force"):
+        save_classifier(path, tiny(), "tiny")
+    assert path.read_bytes() == b"precious"
+    save_classifier(path, tiny(), "tiny", force=True)
+    assert describe(path).network == "tiny"
+    assert [p.name for p in tmp_path.iterdir()] == ["c"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"network": "vgg99"}, "network must be one of wae_vgg16, .*, got 'vgg99'"),
+        ({"network": "wae_vgg16"}, "model must be a wae_vgg16 with 3 classes, got other parameters"),
+        ({"labels": ["a", "b"]}, "labels must be 3, one for each class, got 2"),
+        ({"labels": ["a", "b", "c\n"]}, "labels must be printable texts of up to 200 .*, got 'c"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
+)
+def test_what_could_not_be_loaded_is_not_saved(tmp_path, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        save_classifier(tmp_path / "c", tiny(), **{"network": "tiny", **arguments})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"size": 0}, "size must be an integer from 1 to 1024, got 0"),
+        ({"size": 2.0}, "size must be an integer"),
+        ({"size": True}, "size must be an integer"),
+        ({"size": 10**12, "resize": 10**12}, "size must be an integer"),
+        ({"size": 28, "resize": 27}, "resize must be an integer from 28 to 1024, got 27"),
+        ({"resize": "256"}, "resize must be an integer"),
+        ({"grayscale": 1}, "grayscale must be true or false, got 1"),
+    ],
+    ids=str,
+)
+def test_an_input_that_makes_no_sense(entries, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        Input(**entries)
+    recipe = {"architecture": {"network": "tiny", "classes": 3}, "input": entries}
+    with pytest.raises(CheckpointError, match=f"c: its {message}"):
+        describe(write(tmp_path / "c", recipe))
+
+
+# ------------------------------------------------------------------------------------------- hostile files
+
+
+def architecture(network="tiny", classes=3):
+    return {"architecture": {"network": network, "classes": classes}}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ({}, "no checkpoint of a classifier .without 'architecture'"),
+        ({"architecture": {"network": "tiny"}}, "no checkpoint of a classifier .without 'classes'"),
+        ({"architecture": [1]}, r"its architecture must be a JSON object, got \[1\]"),
+        ([], r"its recipe must be a JSON object, got \[\]"),
+        ("{", "its recipe is no JSON "),
+        ("[" * 100_000, "its recipe is nested too deeply"),
+        ("9" * 5_000, "its "),
+        (" " * (1 << 22) + "{}", "its recipe must have at most 4194304 characters, got 4194306"),
+        (architecture(["tiny"]), r"network must be one of wae_vgg16, .*, got \['tiny'\]"),
+        (architecture(None), "network must be one of .*, got None"),
+        (architecture(classes=-1), "number of classes must be 1 or more, got -1"),
+        (architecture(classes="3"), "number of classes must be 1 or more, got '3'"),
+        (architecture(classes=True), "number of classes must be 1 or more, got True"),
+        (architecture(classes=1e400), "number of classes must be 1 or more, got inf"),
+        (architecture(classes=2**40), "number of classes must be 1 or more"),
+        (architecture(classes=2**31 - 1), "its tensors are not those of tiny with 2147483647 classes"),
+        (architecture("wae_vgg16", 2**31 - 1), "its tensors are not those of wae_vgg16 with 2147483647"),
+        (architecture(classes=4), "its tensors are not those of tiny with 4 classes"),
+        ({**architecture(), "labels": "abc"}, "its labels must be a list, got 'abc'"),
+        ({**architecture(), "labels": ["a", "b"]}, "its labels must be 3, one for each class, got 2"),
+        ({**architecture(), "labels": ["a", "b", 3]}, "its labels must be printable .*, got 3"),
+        ({**architecture(), "labels": ["a", "b", "\x1b[2J"]}, "its labels must be printable"),
+        ({**architecture(), "labels": ["a", "b", "\ud800"]}, "its labels must be printable"),
+        ({**architecture(), "labels": ["a", "b", "c" * 201]}, "its labels must be printable"),
+        ({**architecture(), "input": [28]}, r"its input must be a JSON object, got \[28\]"),
+        ({**architecture(), "input": {"mean": 3}}, "its input has an entry that is not known: 'mean'"),
+    ],
+    ids=lambda value: f"{value!s:.40}",
+)
+def test_recipes_that_are_refused(tmp_path, recipe, message):
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_classifier(write(tmp_path / "c", recipe))
+    assert len(str(caught.value)) < 400
+
+
+class Runs:
+    """A pickle of it runs code when it is read."""
+
+    def __reduce__(self):
+        return (pytest.fail, ("the pickle was read",))
+
+
+def a_torch_file():
+    stream = io.BytesIO()
+    torch.save(Runs(), stream)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "there is no such file"),
+        (b"", "no checkpoint of a classifier"),
+        (b"junk", "no checkpoint of a classifier"),
+        (b"\xff" * 64, "no checkpoint of a classifier"),
+        (a_torch_file(), "looks like a pickle, which can run code and is never read"),
+        (pickle.dumps(Runs()), "looks like a pickle, which can run code and is never read"),
+    ],
+    ids=["missing", "empty", "text", "bytes", "torch.save", "pickle"],
+)
+def test_files_of_another_kind(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "c").write_bytes(content)
+    for read in (load_classifier, describe):
+        with pytest.raises(CheckpointError, match=message):
+            read(tmp_path / "c")
+
+
+def test_a_folder_is_no_checkpoint(tmp_path):
+    with pytest.raises(CheckpointError, match="there is no such file"):
+        load_classifier(tmp_path)
+
+
+def test_tensors_that_are_missing_or_of_another_kind(tmp_path):
+    state = tiny().state_dict()
+    for name, changed, message in (
+        (
+            "missing",
+            {k: v for k, v in state.items() if k != "low_body.0.weight"},
+            "its tensors are not those",
+        ),
+        ("more", {**state, "more": torch.zeros(1)}, "its tensors are not those"),
+        ("shape", {**state, "low_body.0.bias": torch.zeros(5)}, "its tensors are not those"),
+        ("dtype", {k: v.to(torch.complex64) for k, v in state.items()}, "must be of BF16, .*, got C64"),
+        ("half a decoder", {**state, "decoder.low.weight": torch.zeros(1)}, "its tensors are not those"),
+    ):
+        save_file(changed, tmp_path / name, {"recipe": json.dumps(architecture())})
+        with pytest.raises(CheckpointError, match=message):
+            load_classifier(tmp_path / name)
+
+
+def test_a_checkpoint_of_the_auto_encoder_says_what_is_missing():
+    with pytest.raises(CheckpointError, match="without 'architecture'"):
+        load_classifier(weights_file.WEIGHTS / "autoencoder.safetensors")
+
+
+@given(st.data())
+def test_no_damage_gives_anything_but_a_clear_error(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("damaged") / "c"
+    write(path, architecture())
+    content = bytearray(path.read_bytes())
+    header = 8 + int.from_bytes(content[:8], "little")
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, header - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[: data.draw(st.sampled_from([len(content), len(content) // 2, header]))])
+    with contextlib.suppress(CheckpointError):  # some damage leaves a good file
+        load_classifier(path)
+
+
+MEASURED = """
+import resource, sys
+from pathlib import Path
+from wae.storage import checkpoint
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for path in map(Path, sys.argv[1:]):
+    try:
+        checkpoint.load_classifier(path)
+    except checkpoint.CheckpointError as error:
+        print(str(error)[:150])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.slow
+def test_refusing_takes_little_memory(tmp_path):
+    """Of files that announce networks of gigabytes."""
+    paths = [
+        write(tmp_path / "a", architecture("wae_vgg16", 2**31 - 1)),
+        write(tmp_path / "b", architecture("wae_resnet50", 2**31 - 1)),
+        write(tmp_path / "c", "[" * (4 << 20)),
+    ]
+    command = [sys.executable, "-c", MEASURED, *map(str, paths)]
+    *refused, kibibytes = subprocess.check_output(command, text=True).splitlines()
+    assert len(refused) == len(paths)
+    assert int(kibibytes) < 100_000

@@ -1,0 +1,480 @@
+"""The loop that trains classifiers: what each stage changes, and that stopping it changes nothing."""
+
+import math
+import os
+import resource
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_classifier import tiny
+from trained import FIXED, JOINT, PLAN, SHARED, network, pictures, run
+
+from wae.data.loading import ImageFolder
+from wae.models.stock import StockDecoder, StockEncoder
+from wae.storage import weights_file
+from wae.storage.weights_file import CheckpointError
+from wae.training import trainer
+from wae.training.losses import mimic_loss, transform_loss
+from wae.training.plan import Plan, Stage
+from wae.training.sparsity import Masks
+from wae.training.trainer import Observer, TrainingError, evaluate, learning_rate, train
+from wae_kernels.nn import Decoder, Encoder
+
+
+class StopAt(Observer):
+    """Ctrl-C in the middle of an epoch, counted over all stages from 1."""
+
+    def __init__(self, epoch):
+        self.left = epoch
+
+    def start(self, plan, stage, epoch, steps):
+        self.left -= 1
+
+    def step(self, number, losses):
+        if self.left == 0 and number == 2:
+            raise KeyboardInterrupt
+
+
+class Steps(Observer):
+    """The losses of every step."""
+
+    def __init__(self):
+        self.losses = []
+
+    def step(self, number, losses):
+        self.losses.append({name: loss.item() for name, loss in losses.items()})
+
+
+def only(stage, **options):
+    return Plan("tiny", (stage,), **{"batch": 8, **options})
+
+
+def state(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    assert not [name for name in one if not torch.equal(one[name], other[name])]
+
+
+# --------------------------------------------------------------------------------------- losses and schedules
+
+
+def test_the_transform_loss_is_the_papers():
+    decoded, image, high = (
+        torch.full((1, 3, 2, 2), 3.0),
+        torch.ones(1, 3, 2, 2),
+        torch.full((1, 3, 1, 1), 2.0),
+    )
+    assert transform_loss(decoded, image, high, 0.5) == (6.0, 4.0, 4.0)
+
+
+def test_the_mimic_loss_is_a_divergence():
+    scores, wanted = torch.randn(5, 4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
+    p, q = (wanted / 3).softmax(1), (scores / 3).softmax(1)
+    expected = 9 * (p * (p / q).log()).sum(1).mean()
+    torch.testing.assert_close(mimic_loss(scores, wanted, 3.0), expected)
+    assert mimic_loss(wanted + 1, wanted, 3.0) < 1e-12  # the same chances
+
+
+def test_learning_rates():
+    cosine = Stage("joint", 10, 0.4, warmup=2.0)
+    assert learning_rate(cosine, 1.0) == pytest.approx(0.202)
+    assert learning_rate(cosine, 6.0) == pytest.approx(0.2)
+    assert learning_rate(cosine, 9.99) < 1e-5
+    step = replace(cosine, schedule="step", step_epochs=3)
+    rates = [learning_rate(step, epoch) for epoch in (2.0, 3.0, 9.0)]
+    assert rates == pytest.approx([0.4, 0.04, 0.0004])
+    assert learning_rate(replace(cosine, schedule="constant"), 9.0) == 0.4
+
+
+# ------------------------------------------------------------------------------------------------- the stages
+
+
+@pytest.mark.parametrize(
+    ("stage", "changed"),
+    [
+        (PLAN.stages[0], {"encoder", "decoder"}),
+        (PLAN.stages[1], {"low_body", "high_body", "low_classifier", "fusion_classifier"}),
+        (
+            JOINT,
+            {"encoder", "decoder", "low_body", "high_body", "low_classifier", "fusion_classifier"},
+        ),
+        (
+            replace(JOINT, transform_weight=0.0),
+            {"encoder", "low_body", "high_body", "low_classifier", "fusion_classifier"},
+        ),
+    ],
+    ids=["transform", "classifier", "joint", "joint without the transform loss"],
+)
+def test_what_a_stage_trains(stage, changed):
+    model = network()
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    run(only(stage), model)
+    differs = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    assert {name.partition(".")[0] for name in differs} == changed
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_training_lowers_every_loss_and_raises_the_accuracy():
+    first, last = run(replace(PLAN, stages=(PLAN.stages[0], replace(JOINT, epochs=30))))[1][2:][::29]
+    assert last.losses["cross entropy"] < 0.5 * first.losses["cross entropy"]
+    assert last.losses["reconstruction"] < first.losses["reconstruction"]
+    assert last.accuracy.top1 > 0.9
+    assert last.accuracy.top5 == 1.0  # of three classes
+    assert last.accuracy.pictures == 32
+
+
+def test_parts_of_a_batch_give_the_whole_batchs_gradient():
+    plan = only(JOINT, norm_statistics="fixed")
+    (whole, _), (parts, _) = run(plan), run(replace(plan, accumulate=4))
+    for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def some_of(data, count):
+    """``data`` of which no batch has more than the first ``count``, as if the others could not be read."""
+    whole = data.batch
+    data.batch = lambda indices, epoch: whole(list(indices)[:count], epoch)
+    return data
+
+
+@pytest.mark.filterwarnings("ignore:epoch .* images could not be read")
+def test_parts_of_a_batch_that_is_not_full_give_its_gradient():
+    """Six pictures of eight make three parts of two, not four."""
+    plan, trained = only(JOINT, norm_statistics="fixed"), []
+    for accumulate in (1, 4):
+        trained.append(network())
+        data = some_of(pictures(), 6)
+        train(trained[-1], replace(plan, accumulate=accumulate), data, pictures(augment=False))
+    for one, other in zip(*(model.parameters() for model in trained), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_a_batch_without_pictures_ends_a_training_and_not_an_evaluation():
+    data = pictures(augment=False)
+    whole = data.batch
+    data.batch = lambda indices, epoch: whole([i for i in indices if i >= 8], epoch)
+    with pytest.warns(UserWarning, match="8 images could not be read"):
+        assert evaluate(network(), data, batch=8).pictures == 24
+    flat, stage = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 3)), PLAN.stages[1]
+    with pytest.raises(TrainingError, match=r"of step 1 in epoch 1 of stage 1 \(classifier\) can be read"):
+        train(flat, only(stage), some_of(pictures(), 0), data)
+    with pytest.raises(TrainingError, match="none of the training pictures that are measured first"):
+        train(network(), only(JOINT, start="linear"), some_of(pictures(), 0), data)
+
+
+def test_a_large_seed_trains():
+    history = run(only(replace(JOINT, epochs=1), seed=2**31))[1]
+    assert math.isfinite(history[0].losses["loss"])
+
+
+@pytest.mark.parametrize("start", [{"start": "linear"}, {"norm_statistics": "fixed"}], ids=str)
+def test_a_folder_is_measured_in_all_its_classes(monkeypatch, start):
+    samples = [(f"{number}.png", number // 16) for number in range(32)]
+    folder = ImageFolder(samples, ("dark", "light"), 8, 8, augment=False, seed=0)
+    taken, colours = [], pictures(augment=False)
+
+    def batch(indices, epoch):
+        taken.append(list(indices))
+        return colours.batch(indices, epoch)
+
+    monkeypatch.setattr(trainer, "_SAMPLE", 8)
+    monkeypatch.setattr(folder, "batch", batch)
+    train(network(), only(replace(JOINT, epochs=1), **start), folder, pictures(augment=False))
+    assert taken[0] == list(range(0, 32, 4))
+
+
+def test_mixed_precision_trains_on_the_processor():
+    history = run(only(JOINT, precision="bfloat16"))[1]
+    exact = run(only(JOINT))[1]
+    assert history[-1].losses["loss"] == pytest.approx(exact[-1].losses["loss"], rel=0.05)
+    assert history[-1].losses != exact[-1].losses
+
+
+@pytest.mark.slow
+def test_training_through_our_ops_gives_the_losses_of_stock_ones():
+    """200 steps of all losses at once, float32 through the fused ops against float64 through PyTorch's.
+
+    At first rounding alone parts them: 1e-5, SPEC section 5's bound of one Winograd pass. Then training
+    magnifies any difference, the more where a ReLU switches. How much, a third training shows: float64
+    through PyTorch's ops, from weights of encoder and decoder that are a millionth different. Ours must stay
+    nearer.
+    """
+
+    def losses(encoder, decoder, dtype, change=0.0):
+        model, steps = network(), Steps()
+        start = state(model)
+        model.encoder, model.decoder = encoder(), decoder()
+        model.load_state_dict(start)
+        with torch.no_grad():
+            for parameter in (*model.encoder.parameters(), *model.decoder.parameters()):
+                parameter.mul_(1 + change * torch.randn_like(parameter))
+        stage = replace(JOINT, epochs=50, learning_rate=0.005, transform_weight=0.5)
+        run(only(stage), model.to(dtype), observer=steps)
+        return {name: torch.tensor([s[name] for s in steps.losses], dtype=torch.float64) for name in NAMES}
+
+    stock = losses(StockEncoder, StockDecoder, torch.float64)
+    torch.manual_seed(3)
+    changed = losses(StockEncoder, StockDecoder, torch.float64, change=1e-6)
+    fused = losses(Encoder, Decoder, torch.float32)
+    for name, expected in stock.items():
+        ours, theirs = ((other[name] - expected).abs() / expected for other in (fused, changed))
+        assert len(ours) == 200
+        assert ours[:20].max() < 1e-5, name
+        assert ours.max() < theirs.max(), name
+
+
+NAMES = ("loss", "cross entropy", "transform", "reconstruction", "energy")
+
+
+# ------------------------------------------------------------------------- dense-sparse-dense, mimic training
+
+DSD = (JOINT, replace(JOINT, sparsity=0.5), JOINT)
+
+
+def zeros(model):
+    """The share of exact zeros in each convolution and matrix."""
+    return {n: (p == 0).float().mean().item() for n, p in model.named_parameters() if p.dim() > 1}
+
+
+def test_a_share_that_is_a_whole_number_is_no_count():
+    model = network()
+    Masks(model, 1)
+    assert set(zeros(model).values()) == {1.0}
+
+
+def test_dense_sparse_dense():
+    (sparse, _), (dense, _) = run(replace(PLAN, stages=DSD[:2])), run(replace(PLAN, stages=DSD))
+    assert zeros(sparse) == pytest.approx(dict.fromkeys(zeros(sparse), 0.5), abs=0.05)
+    left = zeros(dense).values()  # some, where a unit is silent
+    assert sum(left) / len(left) < 0.1
+
+
+def test_a_student_comes_nearer_to_its_teacher():
+    teacher = run(replace(PLAN, stages=(replace(JOINT, epochs=20),)))[0]
+    images = pictures(augment=False).images
+
+    def distance(weight):
+        stage = replace(JOINT, epochs=10, learning_rate=0.01, mimic_weight=weight, mimic_temperature=2.0)
+        student, history = run(only(stage), network(seed=5), teacher=teacher)
+        assert ("mimic" in history[0].losses) == (weight > 0)
+        with torch.no_grad():
+            return mimic_loss(student.eval()(images), teacher.eval()(images)).item()
+
+    before = state(teacher)
+    assert distance(2.0) < 0.7 * distance(0.0)
+    assert_same(state(teacher), before)
+
+
+# ----------------------------------------------------------------------------------------------- going on
+
+VARIED = replace(
+    PLAN,
+    stages=(
+        PLAN.stages[0],
+        replace(PLAN.stages[1], schedule="step", step_epochs=1, label_smoothing=0.1, ema=0.9),
+        replace(JOINT, optimizer="adamw", learning_rate=1e-3, sparsity=0.3, epochs=3),
+    ),
+    accumulate=2,
+    start="linear",
+)
+
+
+@pytest.mark.parametrize("epoch", range(1, 8))
+def test_a_training_that_goes_on_ends_as_one_that_was_not_stopped(tmp_path, epoch):
+    path = tmp_path / "state"
+    expected, whole = run(VARIED)
+    with pytest.raises(KeyboardInterrupt):
+        run(VARIED, state=path, observer=StopAt(epoch))
+    assert path.exists() == (epoch > 1)
+    model, history = run(VARIED, network(seed=7 if epoch > 1 else 0), state=path, resume=epoch > 1)
+    assert_same(state(model), state(expected))
+    assert [e.losses for e in history] == [e.losses for e in whole]
+    again, same = run(VARIED, network(seed=8), state=path, resume=True)  # there is nothing left to do
+    assert_same(state(again), state(expected))
+    assert same == history
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_an_optimizer_without_momentum_goes_on(tmp_path, optimizer):
+    path = tmp_path / "state"
+    plan = only(replace(JOINT, optimizer=optimizer, momentum=0.0))
+    expected, whole = run(plan)
+    with pytest.raises(KeyboardInterrupt):
+        run(plan, state=path, observer=StopAt(2))
+    model, history = run(plan, network(seed=7), state=path, resume=True)
+    assert_same(state(model), state(expected))
+    assert [e.losses for e in history] == [e.losses for e in whole]
+
+
+def test_an_optimizer_with_a_state_needs_it(tmp_path):
+    path, model = tmp_path / "state", torch.nn.Linear(2, 2)
+    weights_file.save(path, model, {}, torch.optim.SGD(model.parameters(), 0.1))
+    weights = list(model.parameters())
+    for needs in (torch.optim.SGD(weights, 0.1, momentum=0.9), torch.optim.Adam(weights)):
+        with pytest.raises(CheckpointError, match="there is no optimizer state"):
+            weights_file.load(path, model, needs)
+
+
+@pytest.mark.filterwarnings("ignore:for .*no-op")
+def test_an_optimizers_tensors_go_where_the_parameters_are(tmp_path):
+    """To another device, which any machine has; only Adam's count of steps stays on the processor."""
+    path, model = tmp_path / "state", torch.nn.Linear(2, 2)
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    weights_file.save(path, model, {}, optimizer)
+    elsewhere = torch.nn.Linear(2, 2, device="meta")
+    restored = torch.optim.Adam(elsewhere.parameters())
+    weights_file.load(path, elsewhere, restored)
+    for parameter in elsewhere.parameters():
+        devices = {name: tensor.device.type for name, tensor in restored.state[parameter].items()}
+        assert devices == {"step": "cpu", "exp_avg": "meta", "exp_avg_sq": "meta"}
+
+
+def test_only_a_checkpoint_of_the_same_training_is_gone_on_with(tmp_path):
+    path = tmp_path / "state"
+    with pytest.raises(CheckpointError, match="there is no such file"):
+        run(state=path, resume=True)
+    run(only(JOINT), state=path)
+    kept = path.read_bytes()
+    with pytest.raises(CheckpointError, match="by a plan with another batch, stages"):
+        run(only(replace(JOINT, epochs=3), batch=16), state=path, resume=True)
+    other = tiny(4)
+    with pytest.raises(CheckpointError, match=r"its tensors are not those of the network: decoder"):
+        run(only(JOINT), other, state=path, resume=True)
+    assert path.read_bytes() == kept
+
+
+def test_a_training_goes_on_with_its_own_data_alone(tmp_path):
+    path, test = tmp_path / "state", pictures(augment=False)
+    run(only(JOINT), state=path)
+    kept, same, changed = path.read_bytes(), pictures(), pictures()
+    changed.images[3, 0, 2, 1] ^= 1
+    for data, different in ((changed, "pixels"), (pictures(40), "number of images, pixels, targets")):
+        with pytest.raises(CheckpointError, match=f"made on training data that differs in {different}$"):
+            train(network(), only(JOINT), data, test, state=path, resume=True)
+    assert path.read_bytes() == kept
+    assert len(train(network(), only(JOINT), same, test, state=path, resume=True)) == 2
+
+    recipe = weights_file.read_recipe(path)  # as they were before they knew their data
+    del recipe["data"]
+    weights_file.save(path, network(), recipe, force=True)
+    assert len(train(network(), only(JOINT), changed, test, state=path, resume=True)) == 2
+
+
+def test_a_loss_that_is_no_number_ends_the_training_and_keeps_the_checkpoint(tmp_path):
+    path = tmp_path / "state"
+    plan = only(replace(JOINT, epochs=4))
+    poisoned = network()
+
+    class Poison(Observer):
+        def start(self, plan, stage, epoch, steps):
+            if epoch == 2:
+                poisoned.low_body[0].weight.data.fill_(math.nan)
+
+    with pytest.raises(TrainingError, match=r"nan in epoch 3 of stage 1 \(joint.*the epoch before"):
+        run(plan, poisoned, state=path, observer=Poison())
+    finite = network()
+    with suppress(KeyboardInterrupt):
+        run(plan, finite, state=path, resume=True, observer=StopAt(1))
+    assert all(tensor.isfinite().all() for tensor in state(finite).values())
+
+
+def test_a_full_disk_keeps_the_old_checkpoint(tmp_path):
+    path = tmp_path / "state"
+    with pytest.raises(KeyboardInterrupt):
+        run(VARIED, state=path, observer=StopAt(2))
+    kept = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(kept) // 2, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            run(VARIED, state=path, resume=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == kept
+    assert [file.name for file in tmp_path.iterdir()] == ["state"]
+    assert_same(state(run(VARIED, state=path, resume=True)[0]), state(run(VARIED)[0]))
+
+
+@pytest.mark.parametrize(
+    ("plan", "model", "message"),
+    [
+        (only(JOINT, batch=64), network, "at most the 32 pictures of the training set, got 64"),
+        (only(JOINT, batch=8, accumulate=3), network, "times 3 parts"),
+        (only(JOINT), tiny, "needs a decoder, and the model has none"),
+        (only(JOINT), lambda: torch.nn.Flatten(), "needs a WAEClassifier, got Flatten"),
+        (only(replace(JOINT, mimic_weight=1.0)), network, "mimic_weight needs a teacher"),
+        (only(JOINT, start="linear"), tiny, "a learned encoder and a decoder"),
+    ],
+    ids=["batch", "parts", "decoder", "network", "teacher", "start"],
+)
+def test_a_plan_that_does_not_fit(plan, model, message):
+    with pytest.raises(ValueError, match=message):
+        run(plan, model())
+
+
+def test_accuracy_is_counted_over_all_pictures():
+    class Always(torch.nn.Module):
+        def forward(self, images):
+            return torch.tensor([0.0, 2.0, 1.0]).expand(len(images), 3)
+
+    accuracy = evaluate(Always(), pictures(20, augment=False), batch=7)
+    assert accuracy.top1 == pytest.approx(7 / 20)
+    losses = torch.tensor([0.0, 2.0, 1.0]).log_softmax(0).neg()[torch.arange(20) % 3]
+    assert accuracy.loss == pytest.approx(losses.mean().item())
+
+
+# ------------------------------------------------------------------------------------------ many processes
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """The folder of the checkpoints of two processes."""
+    folder = tmp_path_factory.mktemp("shared")
+    here = Path(__file__).parent
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(here)}
+    program = [str(here / "trained.py"), str(folder)]
+    subprocess.run([*command, *program], check=True, env=environment, timeout=600, capture_output=True)
+    return folder
+
+
+@pytest.mark.slow  # three processes that import torch
+def test_two_processes_give_the_losses_of_one(shared):
+    """Where nothing depends on a batch's statistics: the same sums in another order."""
+    two = [epoch["losses"] for epoch in weights_file.read_recipe(shared / "fixed")["history"]]
+    one = [epoch.losses for epoch in run(FIXED)[1]]
+    assert len(one) == len(two) == 6
+    for a, b in zip(one, two, strict=True):
+        assert a == pytest.approx(b, rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHARED)
+def test_the_accuracy_that_two_processes_count_is_that_of_the_saved_weights(shared, name):
+    """Though each process has its own BatchNorm statistics."""
+    model = network()
+    recipe = weights_file.load(shared / name, model)
+    loss = evaluate(model, pictures(augment=False)).loss
+    assert recipe["history"][-1]["accuracy"][2] == pytest.approx(loss, rel=1e-6)
+
+
+def test_any_classifier_can_be_trained_on_labels_alone():
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 3)).double()
+    images = pictures()
+    images.batch = lambda indices, epoch: (
+        images.images[list(indices)].double() / 99,
+        images.targets[list(indices)],
+    )
+    history = train(model, only(replace(PLAN.stages[1], epochs=5)), images, images)
+    assert history[-1].accuracy.top1 > history[0].accuracy.top1 - 0.2
+    assert model.training

@@ -1,0 +1,344 @@
+"""The package as a user meets it: what the wheel holds, and what an installation without kernels says."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+NOT_SOURCES = shutil.ignore_patterns(
+    ".*", "build", "dist", "out", "tests", "benches", "docs", "__pycache__", "*.so", "*.egg-info"
+)
+ALLOWED_LIBRARIES = {"libtorch_cpu.so", "libstdc++.so.6", "libgcc_s.so.1", "libm.so.6", "libc.so.6"}
+
+
+def run(command: list[str], cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run with stdout and stderr together, in an environment that selects nothing by itself."""
+    inherited = {k: v for k, v in os.environ.items() if k not in ("WAE_NO_NATIVE", "WAE_BACKEND")}
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        env=inherited | environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=600,
+        check=False,
+    )
+
+
+def build_wheel(source: Path, target: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    options = ["--no-build-isolation", "--no-deps", "--no-index", "--wheel-dir", str(target)]
+    return run([sys.executable, "-m", "pip", "wheel", *options, "."], source, **environment)
+
+
+def tool(name: str) -> str:
+    path = shutil.which(name)
+    if path is None:
+        pytest.skip(f"{name} (binutils) is not installed")
+    return path
+
+
+def undefined_symbols(library: Path) -> list[str]:
+    output = subprocess.check_output([tool("nm"), "-DC", "--undefined-only", str(library)], text=True)
+    return [line.split(maxsplit=1)[1] for line in output.splitlines()]
+
+
+def unstable(symbols: list[str]) -> list[str]:
+    """Those whose meaning may change with every torch."""
+    return [s for s in symbols if re.search(r"\b(c10|at|torch)::", s)]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the sources, where building disturbs nobody."""
+    copy = tmp_path_factory.mktemp("source") / "wae-kernels"
+    shutil.copytree(ROOT, copy, ignore=NOT_SOURCES)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("wheel")
+    result = build_wheel(source, target)
+    if "no C++ compiler found" in result.stdout:
+        pytest.skip("no C++ compiler")
+    assert result.returncode == 0, result.stdout
+    (found,) = target.glob("*.whl")
+    return found
+
+
+@pytest.fixture(scope="module")
+def unpacked(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("unpacked")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(target)
+    return target
+
+
+@pytest.fixture(scope="module")
+def library(unpacked: Path) -> Path:
+    (found,) = (unpacked / "wae_kernels").glob("_C.*")
+    return found
+
+
+# ----------------------------------------------------------------------------------------------- the wheel
+
+
+@pytest.mark.slow
+def test_wheel_serves_every_python_from_3_10(wheel: Path, library: Path) -> None:
+    assert wheel.name.split("-")[2:4] == ["cp310", "abi3"]
+    assert library.name == "_C.abi3.so"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "file",
+    [
+        "wae_kernels/__init__.py",
+        "wae_kernels/schemas.inc",
+        "wae_kernels/py.typed",
+        "wae/__init__.py",
+        "wae/cli.py",
+        "wae/commands/__init__.py",
+        "wae/py.typed",
+        "wae/models/__init__.py",
+        "wae/training/__init__.py",
+    ],
+)
+def test_wheel_holds(unpacked: Path, file: str) -> None:
+    assert (unpacked / file).is_file()
+
+
+@pytest.mark.slow
+def test_wheel_holds_the_shipped_weights_and_nothing_foreign(unpacked: Path) -> None:
+    shipped = ROOT / "python" / "wae" / "weights"
+    assert {p.name for p in shipped.iterdir() if p.is_file()} <= {
+        p.name for p in (unpacked / "wae" / "weights").iterdir()
+    }
+    assert {p.name for p in unpacked.iterdir() if not p.name.endswith(".dist-info")} == {"wae", "wae_kernels"}
+
+
+@pytest.mark.slow
+def test_wheel_runs_where_it_is_unpacked(unpacked: Path, tmp_path: Path) -> None:
+    program = "import wae_kernels as w; print(w.__file__, w.backends.backend_for('cpu'))"
+    result = run([sys.executable, "-W", "error", "-c", program], tmp_path, PYTHONPATH=str(unpacked))
+    assert str(unpacked) in result.stdout
+    assert "cpu:" in result.stdout
+
+
+# --------------------------------------------------------------------------------------------- the library
+
+
+@pytest.mark.slow
+def test_library_needs_only_the_stable_abi(library: Path) -> None:
+    symbols = undefined_symbols(library)
+    assert any(s.startswith("aoti_torch_") for s in symbols)
+    assert unstable(symbols) == []
+
+
+def test_the_check_for_unstable_symbols_finds_some() -> None:
+    linked_with_c10 = Path(torch.__file__).parent / "lib" / "libshm.so"
+    if not linked_with_c10.exists():
+        pytest.skip("this torch has no libshm.so")
+    assert unstable(undefined_symbols(linked_with_c10))
+
+
+@pytest.mark.slow
+def test_library_links_neither_python_nor_torch_python(library: Path) -> None:
+    output = subprocess.check_output([tool("readelf"), "-dW", str(library)], text=True)
+    needed = set(re.findall(r"\(NEEDED\).*\[(.*)\]", output))
+    assert "libtorch_cpu.so" in needed
+    assert {n for n in needed if not n.startswith("ld-linux")} <= ALLOWED_LIBRARIES
+
+
+@pytest.mark.slow
+def test_library_exports_only_what_python_calls(library: Path) -> None:
+    output = subprocess.check_output([tool("nm"), "-D", "--defined-only", str(library)], text=True)
+    strong = [name for _, kind, name in (line.split() for line in output.splitlines()) if kind in "TDB"]
+    assert sorted(strong) == ["wae_cpu_select", "wae_cpu_supports"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="about x86-64 instructions")
+def test_vector_instructions_stay_in_the_kernels_chosen_at_run_time(library: Path) -> None:
+    """An inline function compiled for AVX in one file would be shared with all, and stop older processors."""
+    command = [tool("objdump"), "-dC", "--no-show-raw-insn", str(library)]
+    users = {"avx2": 0, "avx512": 0}
+    strays = []
+    for function in subprocess.check_output(command, text=True).split("\n\n"):
+        if not re.search(r"%[yz]mm|\tv[a-z]+", function):
+            continue
+        name = function.strip().splitlines()[0]
+        variant = next((v for v in users if f"{v}::" in name), None)
+        if variant is None:
+            strays.append(name)
+        else:
+            users[variant] += 1
+    assert strays == []
+    assert all(users.values()), users
+
+
+# ------------------------------------------------------------------------------------- without the library
+
+FIRST_USE = """
+import warnings
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import torch, wae_kernels
+    print("imported with", len(caught), "warnings")
+    encoder, decoder = wae_kernels.nn.Encoder(), wae_kernels.nn.Decoder()
+    image = torch.rand(1, 3, 5, 6)
+    with torch.no_grad():
+        for _ in range(2):
+            low, high = encoder(image)
+            decoder(low, high, (5, 6))
+        expected = encoder.low(encoder.conv3(encoder.conv2(encoder.conv1(image).relu()).relu()).relu())
+    assert torch.allclose(low, expected, atol=1e-5)
+for warning in caught:
+    print(warning.category.__name__, warning.message)
+"""
+
+
+@pytest.fixture
+def without_library(tmp_path: Path) -> Path:
+    shutil.copytree(ROOT / "wae_kernels", tmp_path / "wae_kernels", ignore=NOT_SOURCES)
+    return tmp_path
+
+
+def test_without_library_one_warning_at_first_use(without_library: Path) -> None:
+    result = run([sys.executable, "-c", FIRST_USE], without_library)
+    first, *warnings = result.stdout.splitlines()
+    assert first == "imported with 0 warnings", result.stdout
+    assert len(warnings) == 1, result.stdout
+    assert warnings[0].startswith("RuntimeWarning wae_kernels runs on plain PyTorch operators")
+    assert "it was not built" in warnings[0]
+    assert "pip install -e ." in warnings[0]
+
+
+def test_with_a_damaged_library_one_warning_at_first_use(without_library: Path) -> None:
+    (without_library / "wae_kernels" / "_C.abi3.so").write_bytes(b"not a library")
+    result = run([sys.executable, "-c", FIRST_USE], without_library)
+    first, *warnings = result.stdout.splitlines()
+    assert first == "imported with 0 warnings", result.stdout
+    assert len(warnings) == 1, result.stdout
+    assert f"it does not load beside torch {torch.__version__}" in warnings[0]
+    assert "build it again" in warnings[0]
+
+
+@pytest.mark.slow
+def test_no_native_gives_a_wheel_for_every_platform(source: Path, tmp_path: Path) -> None:
+    result = build_wheel(source, tmp_path, WAE_NO_NATIVE="1", CXX="/nonexistent")
+    assert result.returncode == 0, result.stdout
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    assert not [n for n in zipfile.ZipFile(wheel).namelist() if n.endswith(".so")]
+
+
+# ---------------------------------------------------------------------------- what is missing, in a sentence
+
+
+@pytest.mark.slow
+def test_pip_says_that_the_compiler_is_missing(source: Path, tmp_path: Path) -> None:
+    result = build_wheel(source, tmp_path, CXX="/nonexistent")
+    assert result.returncode != 0
+    assert "wae-kernels: no C++ compiler found (looked for /nonexistent); install one" in result.stdout
+    assert "Traceback" not in result.stdout
+
+
+def toolchain(source: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return run([sys.executable, "tools/toolchain.py"], source, **environment)
+
+
+def test_no_compiler_on_the_path(tmp_path: Path) -> None:
+    result = toolchain(ROOT, PATH=str(tmp_path), CXX="")
+    assert result.returncode != 0
+    assert result.stdout.count("\n") == 1
+    assert "(looked for g++, clang++, c++)" in result.stdout
+    assert "WAE_NO_NATIVE=1" in result.stdout
+
+
+def test_a_compiler_without_cxx20(tmp_path: Path) -> None:
+    old = tmp_path / "old-c++"
+    old.write_text("#!/bin/sh\nexit 1\n")
+    old.chmod(0o755)
+    result = toolchain(ROOT, CXX=str(old))
+    assert result.returncode != 0
+    assert result.stdout.startswith(f"wae-kernels: the C++ compiler '{old}' cannot compile C++20; ")
+    assert result.stdout.count("\n") == 1
+
+
+def test_no_compiler_is_asked_for_without_native(tmp_path: Path) -> None:
+    assert toolchain(ROOT, CXX="/nonexistent", WAE_NO_NATIVE="1").returncode == 0
+
+
+WITHOUT_TORCH = """
+import runpy, sys
+sys.modules["torch"] = None
+sys.argv = ["setup.py", "--quiet", "build_ext"]
+runpy.run_path("setup.py", run_name="__main__")
+"""
+
+
+def test_setup_says_that_torch_is_missing(source: Path) -> None:
+    result = run([sys.executable, "-W", "ignore", "-c", WITHOUT_TORCH], source)
+    assert result.returncode != 0
+    assert result.stdout.startswith("wae-kernels: building needs PyTorch 2.10 or newer and ")
+    assert "pip install torch" in result.stdout
+    assert result.stdout.count("\n") == 1
+
+
+# -------------------------------------------------------------------------------------- build requirements
+
+
+@pytest.fixture
+def build_backend(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    monkeypatch.delenv("WAE_NO_NATIVE", raising=False)
+    monkeypatch.delitem(sys.modules, "toolchain", raising=False)
+    spec = importlib.util.spec_from_file_location("build_backend", ROOT / "tools" / "build_backend.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "require_compiler", lambda: None)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("installed", "asked"), [(None, True), ("2.9.1", True), ("2.10.0", False), ("2.14.1+cu130", False)]
+)
+def test_torch_is_asked_for_only_where_none_fits(
+    build_backend: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    installed: str | None,
+    asked: bool,
+) -> None:
+    if installed:
+        information = tmp_path / f"torch-{installed}.dist-info"
+        information.mkdir()
+        (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {installed}\n")
+    monkeypatch.setattr("site.getsitepackages", lambda: [str(tmp_path)])
+    for hook in (build_backend.get_requires_for_build_wheel, build_backend.get_requires_for_build_editable):
+        assert ("torch>=2.10" in hook()) == asked
+    assert build_backend.get_requires_for_build_sdist() == []
+
+
+def test_no_native_needs_nothing_to_build(
+    build_backend: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("site.getsitepackages", lambda: [str(tmp_path)])
+    monkeypatch.setattr(build_backend, "NATIVE", False)
+    assert build_backend.get_requires_for_build_wheel() == []

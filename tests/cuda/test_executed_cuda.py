@@ -1,0 +1,230 @@
+"""The CUDA kernels, run on the CPU from the PTX that nvcc makes of them, against the float64 reference."""
+
+from __future__ import annotations
+
+import cases
+import pytest
+import torch
+from compare import assert_close
+from cuda_bindings import runner
+from cuda_bindings.runner import DTYPE, LIMIT, Chip
+from ptx_machine import CompilerMissing, Counts, find_nvcc
+from torch import Tensor
+
+from wae_kernels import reference
+
+try:
+    find_nvcc()
+except CompilerMissing as missing:
+    pytest.skip(str(missing), allow_module_level=True)
+
+pytestmark = pytest.mark.slow  # minutes, on two cores
+
+MINIMUM = 263.7e6
+"""Multiply-adds of a 224 x 224 image, in either direction (SPEC section 2)."""
+CELLS = [(mode, 80) for mode in ("float16", "bfloat16", "tf32", "float32")]
+OTHER_CELLS = [(mode, 75) for mode in ("float16", "float32", "bfloat16_plain")]
+OTHER_CELLS += [(mode, 90) for mode, _ in CELLS]
+# One pixel; odd; a tile exactly; one pixel more each way; three tiles across that are not full.
+SIZES = [(1, 1), (3, 5), (56, 56), (58, 57), (13, 140)]
+
+
+def _names(cells: list[tuple[str, int]]) -> list[str]:
+    return [f"{mode}-sm_{capability}" for mode, capability in cells]
+
+
+def check_encode(
+    mode: str,
+    image: Tensor,
+    parameters: list[Tensor],
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    **launch: object,
+) -> Counts:
+    low, high, counts = runner.encode(mode, image, parameters, scale, shift, **launch)
+    wide = image if image.dtype == torch.uint8 else image.double()
+    ref_low, ref_high = reference.encode(wide, *cases.widened([*parameters, scale, shift]))
+    assert_close(low, ref_low, LIMIT[mode], "low")
+    assert_close(high, ref_high, LIMIT[mode], "high")
+    return counts
+
+
+def check_decode(
+    mode: str, low: Tensor, high: Tensor, parameters: list[Tensor], size: tuple[int, int], **launch: object
+) -> Counts:
+    image, counts = runner.decode(mode, low, high, parameters, size, **launch)
+    ref = reference.decode(low.double(), high.double(), *cases.widened(parameters), size)
+    assert_close(image, ref, LIMIT[mode], "image")
+    return counts
+
+
+def half(size: tuple[int, int]) -> tuple[int, int]:
+    return (size[0] + 1) // 2, (size[1] + 1) // 2
+
+
+# ------------------------------------------------------------------------------------------- shapes and modes
+
+
+@pytest.mark.parametrize("size", SIZES, ids=cases.size_name)
+@pytest.mark.parametrize(("mode", "capability"), CELLS, ids=_names(CELLS))
+def test_encode_sizes(mode: str, capability: int, size: tuple[int, int]) -> None:
+    image = cases.picture(2, *size, dtype=DTYPE[mode])
+    check_encode(mode, image, cases.encoder(DTYPE[mode]), chip=Chip(capability, 3))
+
+
+@pytest.mark.parametrize("size", SIZES, ids=cases.size_name)
+@pytest.mark.parametrize(("mode", "capability"), CELLS, ids=_names(CELLS))
+def test_decode_sizes(mode: str, capability: int, size: tuple[int, int]) -> None:
+    low, high = (cases.picture(2, *half(size), dtype=DTYPE[mode]) for _ in range(2))
+    check_decode(mode, low, high, cases.decoder(DTYPE[mode]), size, chip=Chip(capability, 3))
+
+
+@pytest.mark.parametrize(("mode", "capability"), OTHER_CELLS, ids=_names(OTHER_CELLS))
+def test_other_architectures(mode: str, capability: int) -> None:
+    """Several tiles for each block, odd sizes."""
+    dtype, size = DTYPE[mode], (31, 61)
+    check_encode(mode, cases.picture(2, *size, dtype=dtype), cases.encoder(dtype), chip=Chip(capability, 2))
+    low, high = (cases.picture(2, *half(size), dtype=dtype) for _ in range(2))
+    check_decode(mode, low, high, cases.decoder(dtype), size, chip=Chip(capability, 2))
+
+
+@pytest.mark.parametrize("seed", range(1, 5))
+@pytest.mark.parametrize("mode", ["float16", "tf32", "float32"])
+def test_order_of_threads_does_not_matter(mode: str, seed: int) -> None:
+    """The same bits, whichever thread goes first between two barriers."""
+    dtype, size = DTYPE[mode], (12, 60)
+    torch.manual_seed(0)
+    image, encoder = cases.picture(1, *size, dtype=dtype), cases.encoder(dtype)
+    for got, expected in zip(
+        runner.encode(mode, image, encoder, seed=seed)[:2],
+        runner.encode(mode, image, encoder)[:2],
+        strict=True,
+    ):
+        assert torch.equal(got, expected)
+    low, high = (cases.picture(1, *half(size), dtype=dtype) for _ in range(2))
+    decoder = cases.decoder(dtype)
+    got, _ = runner.decode(mode, low, high, decoder, size, seed=seed)
+    assert torch.equal(got, runner.decode(mode, low, high, decoder, size)[0])
+
+
+@pytest.mark.parametrize("mode", ["float16", "float32"])
+def test_same_bits_on_any_chip(mode: str) -> None:
+    """How a batch is cut into tiles does not show in the results."""
+    dtype, size = DTYPE[mode], (20, 62)
+    image, encoder = cases.picture(2, *size, dtype=dtype), cases.encoder(dtype)
+    few, many = (runner.encode(mode, image, encoder, chip=Chip(80, n))[:2] for n in (1, 40))
+    assert all(torch.equal(a, b) for a, b in zip(few, many, strict=True))
+    low, high = (cases.picture(2, *half(size), dtype=dtype) for _ in range(2))
+    decoder = cases.decoder(dtype)
+    a, b = (runner.decode(mode, low, high, decoder, size, chip=Chip(80, n))[0] for n in (1, 40))
+    assert torch.equal(a, b)
+
+
+# ---------------------------------------------------------------------------------------------------- layouts
+
+
+@pytest.mark.parametrize("layout", cases.LAYOUTS)
+def test_layouts(layout: str) -> None:
+    """What lies around a sliced picture is NaN, and reading outside of a buffer is an error of its own."""
+    size, lay = (9, 61), cases.LAYOUTS[layout]
+    image = lay(cases.picture(2, *size, dtype=torch.float16))
+    check_encode("float16", image, cases.encoder(torch.float16))
+    low, high = (lay(cases.picture(2, *half(size), dtype=torch.float16)) for _ in range(2))
+    check_decode("float16", low, high, cases.decoder(torch.float16), size)
+
+
+def test_low_and_high_in_different_layouts() -> None:
+    size = (9, 61)
+    low, high = (cases.picture(2, *half(size), dtype=torch.float16) for _ in range(2))
+    high = cases.LAYOUTS["second_pixels_channels_last"](high)
+    check_decode("float16", low, high, cases.decoder(torch.float16), size)
+
+
+@pytest.mark.parametrize("mode", ["float16", "bfloat16", "tf32", "float32"])
+@pytest.mark.parametrize("layout", ["nchw", "channels_last", "second_pixels"])
+def test_bytes(mode: str, layout: str) -> None:
+    image = cases.LAYOUTS[layout](cases.picture(2, 9, 61, dtype=torch.uint8))
+    check_encode(mode, image, cases.encoder(DTYPE[mode]), *cases.affine(of_bytes=True))
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=lambda d: str(d)[6:]
+)
+def test_scale_and_shift(dtype: torch.dtype) -> None:
+    """Of any floating dtype and stride, one without the other; the padding stays zero."""
+    image, encoder = cases.picture(1, 7, 9), cases.encoder()
+    scale, shift = cases.affine(dtype)
+    check_encode("float32", image, encoder, cases.scattered(scale), shift)
+    check_encode("float32", image, encoder, scale)
+    check_encode("float32", image, encoder, None, cases.scattered(shift))
+
+
+@pytest.mark.parametrize("mode", ["float16", "float32"])
+@pytest.mark.parametrize("laid", ["channels_last", "scattered", "misaligned"])
+def test_parameters_of_any_strides(mode: str, laid: str) -> None:
+    def lay(p: Tensor) -> Tensor:
+        if laid == "scattered":
+            return cases.scattered(p)
+        if laid == "misaligned":
+            return torch.cat([p.new_full((1,), torch.nan), p.flatten()])[1:].view(p.shape)
+        return p.contiguous(memory_format=torch.channels_last) if p.dim() == 4 else p
+
+    dtype, size = DTYPE[mode], (5, 7)
+    encoder, decoder = ([lay(p) for p in ps] for ps in (cases.encoder(dtype), cases.decoder(dtype)))
+    check_encode(mode, cases.picture(1, *size, dtype=dtype), encoder)
+    low, high = (cases.picture(1, *half(size), dtype=dtype) for _ in range(2))
+    check_decode(mode, low, high, decoder, size)
+
+
+def test_offsets_beyond_32_bits() -> None:
+    size = (5, 7)
+    image = cases.far_apart(cases.picture(2, *size, dtype=torch.float16))
+    check_encode("float16", image, cases.encoder(torch.float16))
+    low, high = (cases.far_apart(cases.picture(2, *half(size), dtype=torch.float16)) for _ in range(2))
+    check_decode("float16", low, high, cases.decoder(torch.float16), size)
+
+
+def test_nan_stays_where_it_can_be_seen() -> None:
+    """ReLU keeps NaN, as torch's does; pixels that do not see it are as without it."""
+    image, encoder = cases.picture(1, 40, 40, dtype=torch.float16), cases.encoder(torch.float16)
+    image[0, 1, 10, 30] = torch.nan
+    got = runner.encode("float16", image, encoder)[:2]
+    for out, ref in zip(got, reference.encode(*cases.widened([image, *encoder])), strict=True):
+        assert torch.equal(out.isnan(), ref.isnan())
+
+
+# ----------------------------------------------------------------------------------------------------- counts
+
+
+def expect(counts: Counts, mode: str, inputs: int, outputs: int) -> None:
+    """The promises of docs/cuda.md. Multiply-adds count those of idle columns too."""
+    assert counts.multiply_adds <= 1.35 * MINIMUM
+    assert counts.read_bytes <= 1.7 * inputs
+    assert counts.written_bytes == outputs
+    assert counts.shared_wavefronts <= 1.15 * counts.shared_ideal_wavefronts
+    assert bool(counts.tensor) == (mode != "float32")
+
+
+@pytest.mark.parametrize("mode", ["float16", "tf32", "float32"])
+def test_what_encode_does_for_an_image(mode: str) -> None:
+    """Four blocks for a 224 x 224 image, as each image of a large batch has."""
+    image = cases.picture(1, 224, 224, dtype=DTYPE[mode])
+    counts = check_encode(mode, image, cases.encoder(DTYPE[mode]), chip=Chip(80, 4))
+    size = image.element_size()
+    expect(counts, mode, 3 * 224 * 224 * size, 6 * 112 * 112 * size)
+
+
+@pytest.mark.parametrize("mode", ["float16", "tf32", "float32"])
+def test_what_decode_does_for_an_image(mode: str) -> None:
+    dtype = DTYPE[mode]
+    low, high = (cases.picture(1, 112, 112, dtype=dtype) for _ in range(2))
+    counts = check_decode(mode, low, high, cases.decoder(dtype), (224, 224), chip=Chip(80, 4))
+    size = low.element_size()
+    expect(counts, mode, 6 * 112 * 112 * size, 3 * 224 * 224 * size)
+
+
+def test_weights_are_read_once_by_a_block() -> None:
+    """A block that carries several tiles keeps its weights."""
+    image, encoder = cases.picture(3, 60, 56, dtype=torch.float16), cases.encoder(torch.float16)
+    counts = check_encode("float16", image, encoder, chip=Chip(80, 1))
+    assert counts.by_buffer["parameter 2"] == (16 * 16 * 9 * 2, 0)

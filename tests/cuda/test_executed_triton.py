@@ -1,0 +1,165 @@
+"""Our Triton kernels' compiled code, executed: the launcher's own plans and arguments against the oracle.
+
+Threads run in random order between barriers, and outputs and slabs are NaN before, so that a missing barrier
+shows; a test takes barriers out to see that it does. Slabs are global memory, where the tool sees no races.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from ahead_of_time import Compiled, compile_launch
+from cases import LAYOUTS, affine, decoder, encoder, picture, widened
+from compare import assert_close
+from ptx_machine import Counts, KernelError, load
+from torch import Tensor
+
+from wae_kernels import reference
+from wae_kernels.triton.kernels import decode_kernel, encode_kernel
+from wae_kernels.triton.launch import Launch, launch_decode, launch_encode
+from wae_kernels.triton.plan import Device, Tile
+
+pytestmark = pytest.mark.slow  # minutes, on two cores
+
+ARITHMETIC = {
+    "float16": (torch.float16, False, 2e-3, "m16n8k16.f32.f16"),
+    "bfloat16": (torch.bfloat16, False, 1.5e-2, "m16n8k16.f32.bf16"),
+    "tf32": (torch.float32, True, 1e-3, "m16n8k8.f32.tf32"),
+    "float32": (torch.float32, False, 1e-6, None),
+}
+"""Type, whether TF32 is allowed, the specification's limit, and the instruction of the tensor cores."""
+
+
+def device(arch: int) -> Device:
+    """A small GPU, so that small pictures have more tiles than there are programs."""
+    return Device("two multiprocessors", arch, 2, 60_000, 1 << 20)
+
+
+@pytest.fixture(autouse=True)
+def plain_float32() -> Iterator[None]:
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = before
+
+
+def execute(compiled: Compiled, launch: Launch, seed: int = 0, ptx: str = "") -> Counts:
+    """Run the launch's grid."""
+    for tensor in (*launch.outputs, compiled.arguments["slab"]):
+        tensor.fill_(torch.nan)
+    metadata = compiled.kernel.metadata
+    kernel = load(ptx or compiled.ptx)[metadata.name]
+    arguments = [*compiled.arguments.values()]
+    arguments += [0] * (
+        len(kernel.params) - len(arguments)
+    )  # Triton's own scratch memory, of which there is none
+    return kernel.launch(
+        launch.plan.programs,
+        32 * metadata.num_warps,
+        arguments,
+        shared_bytes=metadata.shared,
+        seed=seed,
+    )
+
+
+def encode_case(
+    dtype: torch.dtype, arch: int = 80, layout: str = "nchw", of_bytes: bool = False, tile: Tile | None = None
+) -> tuple[Launch, tuple[Tensor, ...]]:
+    """The launch for a small picture, and what it must give."""
+    image = LAYOUTS[layout](picture(1, 21, 70, torch.uint8 if of_bytes else dtype))
+    parameters, scale_shift = encoder(dtype), affine(of_bytes=of_bytes) if of_bytes else (None, None)
+    launch = launch_encode(image, parameters, *scale_shift, device=device(arch), tile=tile)
+    return launch, reference.encode(*widened([image, *parameters, *scale_shift]))
+
+
+def decode_case(
+    dtype: torch.dtype, arch: int = 80, layout: str = "nchw"
+) -> tuple[Launch, tuple[Tensor, ...]]:
+    low, high = (LAYOUTS[layout](picture(1, 11, 35, dtype)) for _ in range(2))
+    parameters = decoder(dtype)
+    launch = launch_decode(low, high, parameters, (21, 70), device=device(arch))
+    return launch, (reference.decode(*widened([low, high, *parameters]), (21, 70)),)
+
+
+OPS: dict[str, Any] = {"encode": (encode_case, encode_kernel), "decode": (decode_case, decode_kernel)}
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("arithmetic", ARITHMETIC)
+def test_launch(op: str, arithmetic: str) -> None:
+    dtype, torch.backends.cudnn.allow_tf32, limit, instruction = ARITHMETIC[arithmetic]
+    make, kernel = OPS[op]
+    launch, expected = make(dtype)
+    assert launch.plan.tiles > launch.plan.programs
+    compiled = compile_launch(kernel, launch, 80)
+    compiled.assert_within(launch.plan.tile, 80, dtype.itemsize)
+    for seed in (0, 1):
+        counts = execute(compiled, launch, seed)
+        for out, ref in zip(launch.outputs, expected, strict=True):
+            assert_close(out, ref, limit)
+        assert set(counts.tensor) == ({instruction} if instruction else set())
+        # Every number of an output is written once, and an output is not read.
+        names = list(compiled.arguments)
+        for name, out in zip(("low", "high") if op == "encode" else ("image",), launch.outputs, strict=True):
+            assert counts.by_buffer[f"arg {names.index(name)}"] == (0, out.numel() * out.element_size())
+
+
+@pytest.mark.parametrize("layout", ["sliced", "sliced_channels_last"])
+def test_bytes_and_layouts(layout: str) -> None:
+    """Every access is within the picture, not only within the larger memory that it lies in."""
+    launch, expected = encode_case(torch.float16, layout=layout, of_bytes=True, tile=Tile(32, 4, 4))
+    execute(compile_launch(encode_kernel, launch, 80), launch)
+    for out, ref in zip(launch.outputs, expected, strict=True):
+        assert_close(out, ref, 2e-3)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_sm_90(op: str) -> None:
+    make, kernel = OPS[op]
+    launch, expected = make(torch.float16, 90)
+    execute(compile_launch(kernel, launch, 90), launch)
+    for out, ref in zip(launch.outputs, expected, strict=True):
+        assert_close(out, ref, 2e-3)
+
+
+@pytest.mark.parametrize(
+    "number", [0, 2], ids=["after the image is staged", "between a group's reads and writes"]
+)
+def test_a_barrier_less_shows(number: int) -> None:
+    """Without one of the kernel's own barriers. (After other layers one stands in that Triton put there.)"""
+    launch, _ = encode_case(torch.float16)
+    compiled = compile_launch(encode_kernel, launch, 80)
+    lines = compiled.ptx.split("\n")
+    own = [
+        i
+        for i, line in enumerate(lines)
+        if "bar.sync" in line and source_line(lines[:i]).endswith("debug_barrier()")
+    ]
+    assert len(own) == 6
+    del lines[own[number]]
+    try:
+        execute(compiled, launch, ptx="\n".join(lines))
+    except KernelError as error:
+        assert "barrier is missing" in str(error)  # noqa: PT017  (either this, or wrong numbers)
+    else:
+        assert launch.outputs[0].isnan().any()
+
+
+def test_the_page_has_these_plans() -> None:
+    from triton_counts import PAGE, plans_table
+
+    assert plans_table() in PAGE.read_text(encoding="utf-8"), (
+        "run python -m ptx.triton_counts --write in tests/"
+    )
+
+
+def source_line(before: list[str]) -> str:
+    """The line of kernels.py that an instruction comes from, given the PTX lines before it."""
+    location = next(re.match(r"\s*\.loc\s+\d+\s+(\d+)", line) for line in reversed(before) if ".loc" in line)
+    assert location
+    with open(encode_kernel.fn.__code__.co_filename, encoding="utf-8") as file:
+        return file.read().split("\n")[int(location[1]) - 1].strip()

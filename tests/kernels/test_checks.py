@@ -1,0 +1,72 @@
+"""The rules themselves; test_bad_input.py tests that every way to call states them alike."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import DTYPES, OPS, affine, arguments_of, decoder, encoder, picture
+
+from wae_kernels import nn as wae_nn
+from wae_kernels.checks import (
+    DECODER_SHAPES,
+    ENCODER_SHAPES,
+    FLOATING,
+    check_decode,
+    check_decode_backward,
+    check_encode,
+    check_encode_backward,
+)
+
+
+def test_the_tables_name_the_schemas_arguments_in_order() -> None:
+    for op, shapes in (("encode", ENCODER_SHAPES), ("decode", DECODER_SHAPES)):
+        for schema in (f"{op}", f"{op}_backward"):
+            arguments = [a.name for a in getattr(torch.ops.wae, schema).default._schema.arguments]
+            first = arguments.index(next(iter(shapes)))
+            assert arguments[first : first + len(shapes)] == list(shapes)
+
+
+@pytest.mark.parametrize("width", [1, 8, 16])
+def test_the_tables_are_the_shapes_of_the_modules(width: int) -> None:
+    tables = {wae_nn.Encoder: ENCODER_SHAPES, wae_nn.Decoder: DECODER_SHAPES}
+    for module, shapes in tables.items():
+        state = {k.replace(".", "_"): tuple(v.shape) for k, v in module(width).state_dict().items()}
+        wanted = {k: tuple(width if size < 0 else size for size in shape) for k, shape in shapes.items()}
+        assert state == wanted
+
+
+def test_the_published_encoder_has_its_number_of_multiply_adds() -> None:
+    """SPEC section 2: 263.7 million for a picture of 224 x 224."""
+    sizes = [tuple(16 if s < 0 else s for s in shape) for shape in ENCODER_SHAPES.values() if len(shape) == 4]
+    pixels = [224 * 224] * 3 + [112 * 112] * 2
+    total = sum(n * torch.Size(size).numel() for n, size in zip(pixels, sizes, strict=True))
+    assert round(total / 1e6, 1) == 263.7
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("batch", [0, 1, 3])
+def test_what_fits_is_accepted(batch: int, dtype: torch.dtype) -> None:
+    assert dtype in FLOATING
+    for height, width in ((1, 1), (2, 1), (7, 10)):
+        low = picture(batch, (height + 1) // 2, (width + 1) // 2, dtype)
+        image, scale_shift = picture(batch, height, width, dtype), affine(torch.float64)
+        check_encode(image, encoder(dtype), *scale_shift)
+        check_encode(image.byte(), encoder(dtype), None, scale_shift[1])
+        check_encode_backward(low, low, image, encoder(dtype), None, None)
+        check_decode(low, low, decoder(dtype), (height, width))
+        check_decode_backward(image, low, low, decoder(dtype))
+
+
+def test_the_message_begins_with_the_op() -> None:
+    for op in ("encode", "encode_backward"):
+        with pytest.raises(RuntimeError, match=rf"^wae::{op}: image must have 3 channels, got 1$"):
+            check_encode(torch.zeros(1, 1, 4, 4), encoder(), None, None, op=op)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_arguments_may_be_named(op: str) -> None:
+    names = [a.name for a in getattr(torch.ops.wae, op).default._schema.arguments]
+    named = dict(zip(names, arguments_of(op), strict=True))
+    positional = getattr(torch.ops.wae, op)(*named.values())
+    for a, b in zip(positional, getattr(torch.ops.wae, op)(**named), strict=True):
+        assert torch.equal(a, b)

@@ -1,0 +1,464 @@
+"""The Triton kernels without a GPU: plans, Triton's interpreter against the oracle, compiled code inspected.
+
+The interpreter must be chosen before the kernels are imported: `TRITON_INTERPRET=1 pytest` on this file runs
+the tests marked `interpreted`; an ordinary run starts that in a process of its own. What the compiled code
+computes is the subject of ptx/test_kernels_triton.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cases import (
+    LAYOUTS,
+    affine,
+    decoder,
+    encoder,
+    far_apart,
+    is_laid_out_like,
+    picture,
+    scattered,
+    size_name,
+    widened,
+)
+from compare import assert_close, relative_error, tolerance
+from torch import Tensor
+
+from wae_kernels import backends, reference
+from wae_kernels import triton as wae_triton
+from wae_kernels.triton import launch, tuning
+from wae_kernels.triton.kernels import decode_kernel, encode_kernel
+from wae_kernels.triton.plan import PRECISIONS, Device, Tile, plan, tiles_for
+
+interpreted = pytest.mark.skipif(not launch.INTERPRETED, reason="run by test_in_the_interpreter")
+compiled = pytest.mark.skipif(launch.INTERPRETED, reason="needs the compiler")
+
+GPUS = [
+    Device("A100", 80, 108, 164 << 10, 40 << 20),
+    Device("RTX 3090", 86, 82, 100 << 10, 6 << 20),
+    Device("L4", 89, 58, 100 << 10, 48 << 20),
+    Device("H100", 90, 132, 228 << 10, 50 << 20),
+    Device("B200", 100, 148, 228 << 10, 126 << 20),
+    Device("RTX 5090", 120, 170, 100 << 10, 96 << 20),
+]
+SHAPES = [
+    (1, 3, 1, 1),
+    (1, 3, 224, 224),
+    (64, 3, 224, 224),
+    (3, 3, 225, 223),
+    (1, 3, 6, 4099),
+    (8, 3, 4000, 6000),
+]
+
+# --------------------------------------------------------------------------------------------------- plans
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("gpu", GPUS, ids=lambda gpu: gpu.name)
+def test_plan(gpu: Device, precision: str, shape: Sequence[int]) -> None:
+    batch, _, height, width = shape
+    made = plan(batch, height, width, precision, gpu)
+    tile = made.tile
+    assert tile in tiles_for(precision, gpu.capability)
+    # The tiles cover the picture, and none lies outside.
+    half_height, half_width = (height + 1) // 2, (width + 1) // 2
+    assert (made.tiles_down - 1) * tile.half_rows < half_height <= made.tiles_down * tile.half_rows
+    assert (made.tiles_across - 1) * tile.half_columns < half_width <= made.tiles_across * tile.half_columns
+    assert made.tiles == batch * made.tiles_down * made.tiles_across
+    assert 1 <= made.programs <= made.tiles
+    element_bytes = 2 if precision == "half" else 4
+    slab_bytes = made.slab_elements * element_bytes
+    each = -(-made.programs // gpu.multiprocessors)
+    # Only where the smallest slab is too large for one on each multiprocessor do they not fit the cache.
+    smallest = min(t.slab for t in tiles_for(precision, gpu.capability)) * element_bytes
+    assert slab_bytes <= 0.75 * gpu.l2_bytes or smallest * made.programs > 0.75 * gpu.l2_bytes
+    assert each * tile.registers * 32 * tile.warps <= 65536
+    assert each * (tile.shared_bytes(element_bytes) + 1024) <= gpu.shared_bytes
+    # A full-resolution picture of 16 channels is not what the slab holds.
+    if batch * height * width >= 10**6:
+        assert slab_bytes < 16 * element_bytes * batch * height * width
+
+
+def test_plan_fills_the_gpu_with_one_small_picture() -> None:
+    assert plan(1, 224, 224, "half", GPUS[0]).tiles >= GPUS[0].multiprocessors // 2
+
+
+def test_plan_of_more_tiles_than_32_bits_count() -> None:
+    assert plan(2**20, 2**20, 3, "half", GPUS[0]).tiles > 2**31
+
+
+# -------------------------------------------------------------------------------------------- interpreter
+
+
+@pytest.mark.slow
+@compiled
+def test_in_the_interpreter() -> None:
+    """The tests marked `interpreted`, in a process where Triton interprets."""
+    done = subprocess.run(
+        # Warnings: outside the picture, where nothing is used, the interpreter multiplies NaN.
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-W",
+            "ignore::RuntimeWarning",
+            __file__,
+        ],
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    assert int(re.findall(r"(\d+) passed", done.stdout)[0]) > 40, done.stdout[-2000:]
+
+
+SMALL = Tile(16, 4, 4)
+"""4 x 4 half-resolution pixels: what the interpreter takes for a tile hardly depends on the tile's size."""
+
+
+@pytest.fixture
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch.stored, "choice", lambda *_: SMALL)
+
+
+@pytest.fixture(autouse=True)
+def plain_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "tf32_allowed", lambda: False)
+
+
+def check_encode(image: Tensor, parameters: Sequence[Tensor], *scale_shift: Tensor) -> None:
+    outputs = torch.ops.wae.encode_triton(image, *parameters, *scale_shift)
+    expected = reference.encode(*widened([image, *parameters, *scale_shift]))
+    for name, out, ref in zip(("low", "high"), outputs, expected, strict=True):
+        assert out.dtype == parameters[0].dtype
+        assert is_laid_out_like(out, image)
+        assert_close(out, ref, tolerance(out.dtype), name)
+
+
+def check_decode(low: Tensor, high: Tensor, parameters: Sequence[Tensor], size: Sequence[int]) -> None:
+    out = torch.ops.wae.decode_triton(low, high, *parameters, size)
+    assert out.dtype == low.dtype
+    assert is_laid_out_like(out, low)
+    assert_close(
+        out, reference.decode(*widened([low, high, *parameters]), size), tolerance(low.dtype), "image"
+    )
+
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+# A pixel; a tile; a tile and a pixel, both ways; a strip. The other tests have two by two tiles, cut.
+SIZES = [(1, 1), (8, 8), (9, 8), (7, 9), (1, 17)]
+
+
+@interpreted
+@pytest.mark.usefixtures("small_tiles", "poisoned_memory")
+class TestInterpreted:
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize("of_bytes", [False, True], ids=["numbers", "bytes"])
+    def test_encode(self, dtype: torch.dtype, of_bytes: bool) -> None:
+        image = picture(1, 11, 10, torch.uint8 if of_bytes else dtype)
+        check_encode(image, encoder(dtype), *(affine(of_bytes=True) if of_bytes else ()))
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    def test_decode(self, dtype: torch.dtype) -> None:
+        check_decode(picture(1, 6, 5, dtype), picture(1, 6, 5, dtype), decoder(dtype), (11, 10))
+
+    def test_tf32(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The interpreter multiplies in float32; what it shows is that operands are rounded, and not cut."""
+        monkeypatch.setattr(launch, "tf32_allowed", lambda: True)
+        image, parameters = picture(1, 8, 8), encoder()
+        outputs = torch.ops.wae.encode_triton(image, *parameters)
+        for out, ref in zip(outputs, reference.encode(*widened([image, *parameters])), strict=True):
+            assert 1e-4 < relative_error(out, ref) < 7e-4
+
+    @pytest.mark.parametrize("size", SIZES, ids=size_name)
+    def test_sizes(self, size: tuple[int, int]) -> None:
+        check_encode(picture(1, *size), encoder())
+        half = [(s + 1) // 2 for s in size]
+        check_decode(picture(1, *half), picture(1, *half), decoder(), size)
+
+    @pytest.mark.parametrize(
+        "layout", [name for name in LAYOUTS if "expanded" not in name] + ["expanded_value"]
+    )
+    def test_layouts(self, layout: str) -> None:
+        check_encode(LAYOUTS[layout](picture(2, 4, 3)), encoder(), *affine(torch.float64))
+        low, high = LAYOUTS[layout](picture(2, 3, 2)), picture(2, 3, 2)
+        check_decode(low, high, decoder(), (5, 4))
+        if layout == "sliced":
+            check_decode(high, low, decoder(), (6, 3))
+
+    @pytest.mark.parametrize("scale", [True, False], ids=["scale", "shift"])
+    def test_scale_or_shift_alone(self, scale: bool) -> None:
+        values = affine(torch.float32)[0 if scale else 1]
+        check_encode(picture(1, 3, 4), encoder(), *((values, None) if scale else (None, values)))
+
+    @pytest.mark.parametrize("layout", ["channels_last", "scattered"])
+    def test_parameters_in_other_layouts(self, layout: str) -> None:
+        for make, check in ((encoder, self.encode_small), (decoder, self.decode_small)):
+            if layout == "scattered":
+                check([scattered(p) for p in make()])
+            else:
+                check(
+                    [p.contiguous(memory_format=torch.channels_last) if p.dim() == 4 else p for p in make()]
+                )
+
+    @staticmethod
+    def encode_small(parameters: Sequence[Tensor]) -> None:
+        check_encode(picture(1, 5, 4), parameters)
+
+    @staticmethod
+    def decode_small(parameters: Sequence[Tensor]) -> None:
+        check_decode(picture(1, 3, 2), picture(1, 3, 2), parameters, (5, 4))
+
+    def test_offsets_beyond_32_bits(self) -> None:
+        check_encode(far_apart(picture(1, 2, 4, torch.uint8)), encoder(), *affine(of_bytes=True))
+
+    def test_empty_batch(self) -> None:
+        low, high = torch.ops.wae.encode_triton(torch.empty(0, 3, 5, 4), *encoder())
+        assert low.shape == high.shape == (0, 3, 3, 2)
+        assert torch.ops.wae.decode_triton(low, high, *decoder(), [5, 4]).shape == (0, 3, 5, 4)
+
+    def test_what_has_no_kernel_runs_the_reference(self) -> None:
+        for dtype, width in ((torch.float64, 16), (torch.float32, 8)):
+            image, parameters = picture(1, 5, 4, dtype), encoder(dtype, width=width)
+            for out, ref in zip(
+                torch.ops.wae.encode_triton(image, *parameters),
+                reference.encode(image, *parameters),
+                strict=True,
+            ):
+                assert torch.equal(out, ref)
+
+    def test_infinities_stay_where_they_are_seen(self) -> None:
+        """The zeros that pad a filter to 16 columns do not meet pixels that the filter does not see."""
+        image, parameters = picture(1, 8, 24), encoder()
+        image[..., 12] = torch.inf
+        outputs, expected = (
+            torch.ops.wae.encode_triton(image, *parameters),
+            reference.encode(image, *parameters),
+        )
+        for out, ref in zip(outputs, expected, strict=True):
+            assert torch.equal(out.isfinite(), ref.isfinite())
+
+    def test_same_bits_again(self) -> None:
+        image, parameters = picture(1, 9, 9, torch.float16), encoder(torch.float16)
+        first, second = (torch.ops.wae.encode_triton(image, *parameters) for _ in range(2))
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+    def test_tune(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.undo()  # the stored choice decides again
+        monkeypatch.setenv("WAE_TRITON_TILES", str(tmp_path / "folder" / "tiles.json"))
+        seen: list[Tile] = []
+
+        def measure(run: Any) -> float:
+            seen.append(run.keywords["tile"])
+            return -len(seen)  # the last one wins
+
+        monkeypatch.setattr(tuning, "candidates", lambda _: [Tile(64, 8, 1, 1), Tile(64, 8, 1, 2)])
+        arguments = (picture(1, 2, 2), *encoder())
+        assert wae_triton.tune("encode", *arguments, measure=measure) == seen[-1] == Tile(64, 8, 1, 2)
+        chosen = launch.launch_encode(arguments[0], arguments[1:]).plan.tile
+        assert chosen == seen[-1]
+
+    def test_tune_says_what_it_cannot(self) -> None:
+        with pytest.raises(ValueError, match="op must be encode or decode, got 'encoder'"):
+            wae_triton.tune("encoder", picture(1, 2, 2), *encoder())
+        with pytest.raises(ValueError, match="got 0 pictures"):
+            wae_triton.tune("encode", picture(0, 2, 2), *encoder())
+        with pytest.raises(ValueError, match="width 8"):
+            wae_triton.tune("decode", picture(1, 1, 1), picture(1, 1, 1), *decoder(width=8), (2, 2))
+
+
+# ------------------------------------------------------------------------------------------- compiled code
+
+ARCHITECTURES = (80, 86, 89, 90, 100, 120)
+TARGETS = [
+    ("half", arch, tiles_for("half", arch)[i % len(tiles_for("half", arch))])
+    for i, arch in enumerate(ARCHITECTURES)
+] + [(precision, arch, tiles_for(precision, arch)[0]) for precision in ("tf32", "ieee") for arch in (90, 120)]
+"""All architectures, with different tiles of the short list; float32 on those that differ most from sm_80."""
+
+
+@compiled
+@pytest.mark.parametrize("op", ["encode", "decode"])
+@pytest.mark.parametrize(
+    ("precision", "arch", "tile"), TARGETS, ids=lambda x: x if isinstance(x, str) else None
+)
+def test_compiled(precision: str, arch: int, tile: Tile, op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ahead_of_time import compile_launch
+
+    monkeypatch.setattr(launch, "tf32_allowed", lambda: precision == "tf32")
+    dtype = torch.float16 if precision == "half" else torch.float32
+    if op == "encode":
+        made = compile_launch(
+            encode_kernel, launch.launch_encode(picture(1, 8, 8, dtype), encoder(dtype), tile=tile), arch
+        )
+    else:
+        halves = [picture(1, 4, 4, dtype) for _ in range(2)]
+        made = compile_launch(
+            decode_kernel, launch.launch_decode(*halves, decoder(dtype), (8, 8), tile=tile), arch
+        )
+    made.assert_within(tile, arch, dtype.itemsize)
+    # mma.sync on every architecture, for it is what these small products want; float32 alone does without.
+    assert bool(made.instructions["HMMA"]) == (precision != "ieee")
+    assert not made.instructions.keys() & {"HGMMA", "UTCHMMA"}
+
+
+# ------------------------------------------------------------------------------------- ops and the registry
+
+
+def arguments_of(op: str) -> list[Any]:
+    if op == "encode":
+        return [picture(1, 5, 4), *encoder()]
+    return [*(picture(1, 3, 2) for _ in range(2)), *decoder(), [5, 4]]
+
+
+@compiled
+def test_the_ops_on_the_processor_run_the_reference() -> None:
+    image, parameters = picture(1, 5, 4), encoder()
+    for out, ref in zip(
+        torch.ops.wae.encode_triton(image, *parameters), reference.encode(image, *parameters), strict=True
+    ):
+        assert torch.equal(out, ref)
+
+
+@pytest.mark.parametrize("op", ["encode", "decode"])
+def test_schema_and_fake(op: str) -> None:
+    triton_op, own = getattr(torch.ops.wae, f"{op}_triton").default, getattr(torch.ops.wae, op).default
+    assert str(triton_op._schema).replace("_triton(", "(") == str(own._schema)
+    torch.library.opcheck(triton_op, arguments_of(op), test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize("op", ["encode", "decode"])
+def test_bad_input_is_refused_as_everywhere(op: str) -> None:
+    bad = picture(1, 5, 4)[:, :2]
+    function = getattr(torch.ops.wae, f"{op}_triton")
+    arguments = [bad, *encoder()] if op == "encode" else [bad, bad, *decoder(), [10, 8]]
+    with pytest.raises(RuntimeError, match=rf"wae::{op}_triton: (image|low) must have 3 channels, got 2"):
+        function(*arguments)
+
+
+def test_no_gradient_is_said() -> None:
+    parameters = [p.requires_grad_() for p in encoder()]
+    low, _ = torch.ops.wae.encode_triton(picture(1, 2, 2), *parameters)
+    with pytest.raises(RuntimeError, match="no autograd formula"):
+        low.sum().backward()
+
+
+@compiled
+@pytest.mark.parametrize(("op", "kernel"), [("encode", encode_kernel), ("decode", decode_kernel)])
+def test_compilers_see_the_kernel(op: str, kernel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile's tracing finds a Triton launch in the op, and its cache knows the kernel's source."""
+    from functorch.compile import make_boxed_func
+    from torch._dynamo.backends.common import aot_autograd
+    from torch._higher_order_ops.triton_kernel_wrap import kernel_side_table
+    from torch._library.triton import get_triton_kernels_for_op
+
+    assert get_triton_kernels_for_op(f"wae::{op}_triton") == [kernel]
+    monkeypatch.setattr(wae_triton.ops, "has_kernel", lambda *_: True)
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(graph)
+        shapes = [[int(s) for s in n.meta["val"].shape] for n in graph.graph.output_node().args[0]]
+        return make_boxed_func(lambda *_: [torch.zeros(shape) for shape in shapes])
+
+    backend = aot_autograd(fw_compiler=keep, inference_compiler=keep)
+    torch.compile(getattr(torch.ops.wae, f"{op}_triton"), backend=backend, fullgraph=True)(*arguments_of(op))
+    (node,) = (n for n in graphs[0].graph.nodes if "triton_kernel_wrapper" in str(n.target))
+    assert kernel_side_table.get_kernel(node.kwargs["kernel_idx"]).fn is kernel
+    others = {str(n.target) for n in graphs[0].graph.nodes if n.op == "call_function" and n is not node}
+    allocations = {"aten.empty.memory_format", "aten.empty_like.default", "aten.new_empty.default"}
+    assert others <= allocations | {"<built-in function getitem>"}
+
+
+def test_importing_the_package_does_not_import_triton() -> None:
+    code = "import sys, wae_kernels; assert 'triton' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_without_triton(tmp_path: Path) -> None:
+    """Where the package is not installed: the backend says so, and everything else runs."""
+    code = (
+        "import sys, importlib.util as u; find = u.find_spec\n"
+        "u.find_spec = lambda name, *a: None if name == 'triton' else find(name, *a)\n"
+        "from wae_kernels import backends\n"
+        "print([b.reason for b in backends.available() if b.name == 'triton'], backends.backend_for('cuda'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.startswith("['the package triton is not installed']")
+    assert not done.stdout.rstrip().endswith("triton")
+
+
+def test_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is chosen on a GPU, told what a machine with one says."""
+    names = [b.name for b in backends.available()]
+    assert names.index("cuda") < names.index("triton") < names.index("reference")
+    monkeypatch.setattr(backends, "_triton_works", lambda: True)
+    monkeypatch.setattr(backends._load, "CUDA", backends._load.Loaded(None, "not built"))
+    assert backends.backend_for("cuda") == "triton"
+    assert backends.backend_for("cuda", torch.float64) == backends.backend_for("cuda", width=8) == "reference"
+    monkeypatch.setattr(backends._load, "CUDA", backends._load.Loaded(object(), ""))  # type: ignore[arg-type]
+    assert backends.backend_for("cuda") == "cuda"
+    monkeypatch.setattr(backends, "_selected", "triton")
+    assert backends.backend_for("cuda") == "triton"
+    assert backends.backend_for("cpu") in ("reference", *(f"cpu:{c}" for c in backends.CPU_CAPABILITIES))
+    monkeypatch.setattr(backends, "_selected", "reference")
+    assert backends.backend_for("cuda") == "reference"
+
+
+# --------------------------------------------------------------------------------------------- stored tiles
+
+
+@pytest.fixture
+def file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    monkeypatch.setenv("WAE_TRITON_TILES", str(tmp_path / "tiles.json"))
+    yield tmp_path / "tiles.json"
+    tuning._tiles.cache_clear()
+
+
+def test_stored_choices(file: Path) -> None:
+    gpu, shape = GPUS[0], (3, 3, 200, 250)
+    assert tuning.choice("encode", gpu, "half", shape) is None
+    tile, other = tuning.candidates("half")[-1], tuning.candidates("half")[0]
+    tuning.store(tuning.key("encode", gpu, "half", shape), tile)
+    tuning.store(tuning.key("decode", gpu, "half", shape), other)
+    assert tuning.choice("encode", gpu, "half", shape) == tile
+    assert tuning.choice("encode", gpu, "half", (4, 3, 256, 129)) == tile
+    assert tuning.choice("decode", gpu, "half", shape) == other
+    for unlike in ((5, 3, 200, 250), (3, 3, 300, 250)):
+        assert tuning.choice("encode", gpu, "half", unlike) is None
+    assert tuning.choice("encode", gpu, "tf32", shape) is None
+    assert tuning.choice("encode", GPUS[1], "half", shape) is None
+    assert [p.name for p in file.parent.iterdir()] == ["tiles.json"]
+
+
+def test_stored_choices_of_another_version_are_kept_and_not_used(file: Path) -> None:
+    gpu, shape = GPUS[0], (1, 3, 8, 8)
+    name = tuning.key("encode", gpu, "half", shape)
+    file.write_text(json.dumps({name: {"pitch": 48, "half_rows": 7, "group": 3}}))
+    assert tuning.choice("encode", gpu, "half", shape) is None
+    tuning.store("something else", Tile(64, 8, 4))
+    assert json.loads(file.read_text())[name]["pitch"] == 48
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"encode": 3}', "\x00"])
+def test_a_file_of_something_else_is_left_alone(file: Path, text: str) -> None:
+    file.write_text(text)
+    with pytest.warns(RuntimeWarning, match=r"without the stored ones: .*tiles\.json does not hold tiles"):
+        assert tuning.choice("encode", GPUS[0], "half", (1, 3, 8, 8)) is None
+    with pytest.raises(ValueError, match="does not hold tiles"):
+        tuning.store("name", Tile(64, 8, 4))
+    assert file.read_text() == text

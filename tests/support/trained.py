@@ -1,0 +1,65 @@
+"""What the tests of training train: a few pictures and a network of three convolutions beside its encoder.
+
+As a program, ``torchrun ... trained.py FOLDER``, it trains these on all processes by each plan in SHARED,
+with the checkpoint FOLDER/NAME.
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from tiny_classifier import tiny
+
+from wae.data.loading import InMemory
+from wae.training.plan import Plan, Stage
+from wae.training.processes import joined
+from wae.training.trainer import train
+from wae_kernels.nn import Decoder
+
+JOINT = Stage("joint", epochs=2, learning_rate=0.05, energy_weight=0.1, transform_weight=0.1)
+PLAN = Plan(
+    "tiny",
+    (
+        Stage("transform", epochs=2, learning_rate=1e-3, optimizer="adam", energy_weight=0.1),
+        Stage("classifier", epochs=2, learning_rate=0.05, warmup=0.5, weight_decay=5e-4),
+        JOINT,
+    ),
+    batch=8,
+)
+
+
+FIXED = replace(PLAN, norm_statistics="fixed", stages=(*PLAN.stages[:2], replace(JOINT, learning_rate=0.005)))
+"""Of which no step depends on the statistics of a batch, so that it can be shared."""
+
+SHARED = {"fixed": FIXED, "batch": PLAN, "average": replace(PLAN, stages=(replace(JOINT, ema=0.5),))}
+"""What several processes train; from "batch" on, a BatchNorm in each of them sees its part of a batch."""
+
+
+def pictures(count=32, augment=True):
+    """Noise of (count, 3, 8, 8) in which one of three colours is brighter: its number is the label."""
+    random = torch.Generator().manual_seed(1)
+    targets = torch.arange(count) % 3
+    images = torch.randint(120, (count, 3, 8, 8), generator=random)
+    images[torch.arange(count), targets] += 60
+    return InMemory(images.to(torch.uint8), targets, "rgb", augment, seed=0, pad=1)
+
+
+def network(seed=0):
+    """A WAE network for them, with a decoder."""
+    torch.manual_seed(seed)
+    model = tiny()
+    model.decoder = Decoder()
+    return model
+
+
+def run(plan=PLAN, model=None, **options):
+    """Train; the model and the history."""
+    model = network() if model is None else model
+    return model, train(model, plan, pictures(), pictures(augment=False), **options)
+
+
+if __name__ == "__main__":
+    with joined("cpu"):
+        for name, plan in SHARED.items():
+            run(plan, state=Path(sys.argv[1], name))

@@ -1,0 +1,639 @@
+"""The tool itself: results against numpy, counts worked out by hand, and planted bugs, each to be caught."""
+
+from __future__ import annotations
+
+import functools
+import struct
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ptx_machine import (
+    CompilerMissing,
+    KernelError,
+    Memory,
+    Module,
+    UnknownInstruction,
+    compile_cuda,
+    load,
+    poisoned,
+    why_not,
+)
+
+pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
+SEEDS = (0, 1, 2)
+
+
+def examples_text() -> str:
+    try:
+        return compile_cuda(Path(__file__).with_name("examples.cu"), 80)
+    except CompilerMissing as error:
+        pytest.skip(str(error))
+
+
+@functools.cache
+def examples() -> Module:
+    return load(examples_text())
+
+
+def rng() -> np.random.Generator:
+    return np.random.default_rng(7)
+
+
+# -- arithmetic -----------------------------------------------------------------------------------------
+
+
+def floats() -> np.ndarray:
+    """Ordinary numbers, ties of narrower formats, powers of two down to denormals, infinities and NaN."""
+    r = rng()
+    ties = (r.integers(0, 2**32, 64, np.uint32) & 0xFFFF0000 | 0x8000).view(np.float32)
+    odd_ties = (r.integers(0, 2**32, 64, np.uint32) & 0x3FFFF000 | 0x1000).view(np.float32)
+    special = np.array(
+        [0, -0.0, 1, -1, np.inf, -np.inf, np.nan, 65504, 65520, 1e-8, 3e9, -3e9, 2.5, 3.5, -2.5, 1e-40]
+    )
+    scales = np.float32(2.0) ** r.integers(-30, 30, 112).astype(np.float32)
+    return np.concatenate(
+        [special.astype(np.float32), ties, odd_ties, r.standard_normal(112).astype(np.float32) * scales]
+    )
+
+
+def to_bfloat(x: Any) -> np.ndarray:
+    return torch.from_numpy(np.array(x, np.float32)).bfloat16().view(torch.int16).numpy().view(np.uint16)
+
+
+def from_bfloat(bits: np.ndarray) -> np.ndarray:
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def halves(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return x.astype(np.uint16).view(np.float16), (x >> 16).astype(np.uint16).view(np.float16)
+
+
+def packed(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    bits = [v.astype(np.float16).view(np.uint16) if v.dtype != np.uint16 else v for v in (low, high)]
+    return bits[0].astype(np.uint32) | bits[1].astype(np.uint32) << 16
+
+
+def by_half(f: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    """An f16x2 operation, computed in float64 and rounded once."""
+
+    def both(*operands: np.ndarray) -> np.ndarray:
+        low, high = zip(*(halves(o) for o in operands), strict=True)
+        return packed(*(f(*(h.astype(np.float64) for h in half)).astype(np.float16) for half in (low, high)))
+
+    return both
+
+
+def tf32(x: np.ndarray) -> np.ndarray:
+    return np.where(
+        np.isnan(x), np.uint32(0x7FFFFFFF), (x.view(np.uint32) + np.uint32(0x1000)) & np.uint32(0xFFFFE000)
+    )
+
+
+def funnel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return b.astype(np.uint64) << np.uint64(32) | a
+
+
+def pick_bytes(a: np.ndarray, b: np.ndarray, which: list[int]) -> np.ndarray:
+    return np.stack([a, b], 1).view(np.uint8)[:, which].copy().view(U)[:, 0]
+
+
+def fused_bfloat(*operands: np.ndarray) -> np.ndarray:
+    """bf16x2 a * b + c."""
+    low, high = ([from_bfloat((o >> U(shift)).astype(np.uint16)) for o in operands] for shift in (0, 16))
+    return packed(*(to_bfloat(a.astype(np.float64) * b + c) for a, b, c in (low, high)))
+
+
+S, U, F32 = np.int32, np.uint32, np.float32
+# statement with {d} {a} {b} {c} for registers; type of the inputs; type of the result; the same in numpy
+INSTRUCTIONS: list[tuple[str, Any, Any, Callable[..., Any]]] = [
+    ("add.s32 {d}, {a}, {b}", S, S, lambda a, b, c: a + b),
+    ("sub.u32 {d}, {a}, 7", U, U, lambda a, b, c: a - U(7)),
+    ("mul.lo.s32 {d}, {a}, {b}", S, S, lambda a, b, c: a * b),
+    ("mul.hi.u32 {d}, {a}, {b}", U, U, lambda a, b, c: a.astype(np.uint64) * b >> np.uint64(32)),
+    ("mul.hi.s32 {d}, {a}, {b}", S, S, lambda a, b, c: a.astype(np.int64) * b >> 32),
+    ("mad.lo.s32 {d}, {a}, {b}, {c}", S, S, lambda a, b, c: a * b + c),
+    ("mul.wide.s32 {e}, {a}, {b}", S, np.int64, lambda a, b, c: a.astype(np.int64) * b),
+    ("mad.wide.u32 {e}, {a}, {b}, 5", U, np.uint64, lambda a, b, c: a.astype(np.uint64) * b + np.uint64(5)),
+    ("div.u32 {d}, {a}, 1000", U, U, lambda a, b, c: a // U(1000)),
+    ("rem.s32 {d}, {a}, 1000", S, S, lambda a, b, c: np.fmod(a, 1000)),
+    ("min.s32 {d}, {a}, {b}", S, S, lambda a, b, c: np.minimum(a, b)),
+    ("max.u32 {d}, {a}, {b}", U, U, lambda a, b, c: np.maximum(a, b)),
+    ("shl.b32 {d}, {a}, 40", U, U, lambda a, b, c: a * U(0)),
+    ("shr.s32 {d}, {a}, 40", S, S, lambda a, b, c: a >> 31),
+    ("shr.u32 {d}, {a}, 9", U, U, lambda a, b, c: a >> U(9)),
+    ("bfe.u32 {d}, {a}, 5, 9", U, U, lambda a, b, c: a >> U(5) & U(511)),
+    ("bfe.s32 {d}, {a}, 28, 9", S, S, lambda a, b, c: a >> 28),
+    ("bfi.b32 {d}, {a}, {b}, 8, 12", U, U, lambda a, b, c: b & U(0xFFF000FF) | (a & U(0xFFF)) << U(8)),
+    ("lop3.b32 {d}, {a}, {b}, {c}, 0xE8", U, U, lambda a, b, c: a & b | a & c | b & c),
+    ("prmt.b32 {d}, {a}, {b}, 0x5140", U, U, lambda a, b, c: pick_bytes(a, b, [0, 4, 1, 5])),
+    ("shf.l.wrap.b32 {d}, {a}, {b}, 11", U, U, lambda a, b, c: funnel(a, b) >> np.uint64(21)),
+    ("shf.r.clamp.b32 {d}, {a}, {b}, 50", U, U, lambda a, b, c: b),
+    ("popc.b32 {d}, {a}", U, U, lambda a, b, c: sum(a >> U(i) & U(1) for i in range(32))),
+    ("clz.b32 {d}, {a}", U, U, lambda a, b, c: 31 - np.floor(np.log2(a.astype(np.float64)))),
+    ("abs.s32 {d}, {a}", S, S, lambda a, b, c: np.abs(a)),
+    ("cvt.s32.s8 {d}, {a}", U, S, lambda a, b, c: a.astype(np.uint8).view(np.int8)),
+    ("cvt.sat.u8.s32 {d}, {a}", S, S, lambda a, b, c: np.clip(a, 0, 255)),
+    ("cvt.rn.f32.u32 {d}, {a}", U, F32, lambda a, b, c: a.astype(F32)),
+    ("cvt.u64.u32 {e}, {a}", U, np.uint64, lambda a, b, c: a),
+    ("setp.lt.s32 p, {a}, {b}; selp.b32 {d}, 1, 2, p", S, S, lambda a, b, c: np.where(a < b, 1, 2)),
+    ("add.rn.f32 {d}, {a}, {b}", F32, F32, lambda a, b, c: a + b),
+    ("mul.f32 {d}, {a}, {b}", F32, F32, lambda a, b, c: a * b),
+    ("div.rn.f32 {d}, {a}, {b}", F32, F32, lambda a, b, c: a / b),
+    ("fma.rn.f32 {d}, {a}, {b}, {c}", F32, F32, lambda a, b, c: fused(a, b, c)),
+    ("fma.rm.f32 {d}, {a}, {b}, {c}", F32, F32, lambda a, b, c: directed(-1, a, b, c)),
+    ("add.rz.f32 {d}, {a}, {b}", F32, F32, lambda a, b, c: directed(0, a, 1, b)),
+    ("cvt.rz.f32.s32 {d}, {a}", S, F32, lambda a, b, c: directed(0, a, 1, 0)),
+    ("bfind.shiftamt.u32 {d}, {a}", U, U, lambda a, b, c: 31 - np.floor(np.log2(a.astype(np.float64)))),
+    ("max.f32 {d}, {a}, {b}", F32, F32, lambda a, b, c: np.fmax(a, b)),
+    ("max.NaN.f32 {d}, {a}, 0f00000000", F32, F32, lambda a, b, c: np.maximum(a, F32(0))),
+    ("setp.gtu.f32 p, {a}, {b}; selp.f32 {d}, 1.0, 2.0, p", F32, F32, lambda a, b, c: np.where(a <= b, 2, 1)),
+    ("sqrt.rn.f32 {d}, {a}", F32, F32, lambda a, b, c: np.sqrt(a)),
+    ("add.ftz.f32 {d}, {a}, 0f00000000", F32, F32, lambda a, b, c: np.where(np.abs(a) < 2.0**-126, 0, a)),
+    ("add.sat.f32 {d}, {a}, {b}", F32, F32, lambda a, b, c: np.nan_to_num(np.clip(a + b, 0, 1), nan=0.0)),
+    ("cvt.rzi.s32.f32 {d}, {a}", F32, S, lambda a, b, c: to_int(np.trunc(a))),
+    ("cvt.rni.s32.f32 {d}, {a}", F32, S, lambda a, b, c: to_int(np.rint(a))),
+    ("cvt.rmi.f32.f32 {d}, {a}", F32, F32, lambda a, b, c: np.floor(a)),
+    ("cvt.rn.f16.f32 {h}, {a}; cvt.u32.u16 {d}, {h}", F32, U, lambda a, b, c: packed(a, a * 0) & U(0xFFFF)),
+    ("cvt.rn.bf16.f32 {h}, {a}; cvt.u32.u16 {d}, {h}", F32, U, lambda a, b, c: to_bfloat(a)),
+    ("cvt.rn.f16x2.f32 {d}, {a}, {b}", F32, U, lambda a, b, c: packed(b, a)),
+    ("cvt.rn.bf16x2.f32 {d}, {a}, {b}", F32, U, lambda a, b, c: packed(to_bfloat(b), to_bfloat(a))),
+    ("cvt.rn.relu.f16x2.f32 {d}, 0fC0000000, {a}", F32, U, lambda a, b, c: packed(a.clip(0), np.zeros(256))),
+    ("cvt.rna.tf32.f32 {d}, {a}", F32, U, lambda a, b, c: tf32(a)),
+    ("cvt.u16.u32 {h}, {a}; cvt.f32.f16 {d}, {h}", U, F32, lambda a, b, c: halves(a)[0]),
+    ("add.f16x2 {d}, {a}, {b}", U, U, by_half(lambda a, b, c: a + b)),
+    ("mul.f16x2 {d}, {a}, {b}", U, U, by_half(lambda a, b, c: a * b)),
+    ("fma.rn.f16x2 {d}, {a}, {b}, {c}", U, U, by_half(lambda a, b, c: a * b + c)),
+    ("max.f16x2 {d}, {a}, {b}", U, U, by_half(lambda a, b, c: np.fmax(a, b))),
+    ("fma.rn.relu.f16x2 {d}, {a}, {b}, {c}", U, U, by_half(lambda a, b, c: np.maximum(a * b + c, 0))),
+    ("fma.rn.bf16x2 {d}, {a}, {b}, {c}", U, U, fused_bfloat),
+]  # fmt: skip
+
+
+@functools.partial(np.vectorize, otypes=[F32])
+def directed(sign: int, a: float, b: float, c: float) -> np.float32:
+    """a * b + c, rounded down (sign -1) or towards zero (0) from its exact value."""
+    if not np.isfinite([a, b, c]).all():
+        return F32(a * b + c)
+    exact = Fraction(float(a)) * Fraction(float(b)) + Fraction(float(c))
+    nearest, end = F32(float(exact)), F32(-np.inf if sign < 0 else 0)
+    beyond = nearest > exact if sign < 0 else abs(Fraction(float(nearest))) > abs(exact)
+    return np.nextafter(nearest, end) if beyond else nearest
+
+
+def fused(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+    return (a.astype(np.longdouble) * b + c).astype(F32)
+
+
+def to_int(x: np.ndarray) -> np.ndarray:
+    return np.clip(np.nan_to_num(x.astype(np.float64), nan=0.0), -(2**31), 2**31 - 1).astype(S)
+
+
+def test_arithmetic_equals_numpy() -> None:
+    n, body = 256, []
+    for number, (statement, kind, _, _) in enumerate(INSTRUCTIONS):
+        letter = "f" if kind is F32 else "i"
+        names = {x: f"%{letter}{x}" for x in "abc"} | {"d": "%d", "e": "%e", "h": "%h"}
+        body.append(f"mov.b64 %e, 0; mov.b32 %d, 0; {statement.format(**names)};")
+        if "{d}" in statement:
+            body.append("cvt.u64.u32 %e, %d;")
+        body.append(f"st.global.u64 [%out + {8 * n * number}], %e;")
+    loads = "".join(
+        f"ld.global.b32 %{k}{x}, [%in + {4 * n * (3 * i + j)}];"
+        for i, k in enumerate("fi")
+        for j, x in enumerate("abc")
+    )
+    text = f""".version 8.0
+    .target sm_80
+    .visible .entry table(.param .u64 x, .param .u64 y) {{
+      .reg .b32 %fa, %fb, %fc, %ia, %ib, %ic, %d, %t; .reg .b16 %h; .reg .pred p; .reg .b64 %e, %in, %out, %o;
+      mov.u32 %t, %tid.x; mul.wide.u32 %o, %t, 4; ld.param.u64 %in, [x]; add.s64 %in, %in, %o;
+      mul.wide.u32 %o, %t, 8; ld.param.u64 %out, [y]; add.s64 %out, %out, %o;
+      {loads} {" ".join(body)} ret; }}"""
+    f = floats()
+    ordinary = np.where(np.isfinite(f), f, F32(1))
+    ints = rng().integers(1, 2**32, (3, n), np.uint32)
+    inputs = np.concatenate([np.stack([f, np.roll(ordinary, 5), np.roll(ordinary, 9)]).view(np.uint32), ints])
+    out = poisoned((len(INSTRUCTIONS), n), np.uint64)
+    load(text)["table"].launch(1, n, [inputs, out])
+    with np.errstate(all="ignore"):
+        for number, (statement, kind, result, function) in enumerate(INSTRUCTIONS):
+            operands = inputs[:3] if kind is F32 else inputs[3:]
+            want = np.asarray(function(*(o.view(kind) for o in operands))).astype(result)
+            got = (
+                out[number].astype(np.uint32).view(result)
+                if np.dtype(result).itemsize == 4
+                else out[number].view(result)
+            )
+            if "16" in statement and result is U:
+                want, got = (canonical_nan(v, "bf16" in statement) for v in (want, got))
+            np.testing.assert_array_equal(got, want, err_msg=statement)
+
+
+def canonical_nan(x: np.ndarray, bfloat: bool) -> np.ndarray:
+    """Packed 16-bit floats with every NaN the same one."""
+    pair = np.stack([x & U(0xFFFF), x >> U(16)]).astype(np.uint16)
+    infinity = 0x7F80 if bfloat else 0x7C00
+    pair[(pair & 0x7FFF) > infinity] = 0x7FFF
+    return packed(*pair)
+
+
+# -- results --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("kind", ["f16", "bf16"])
+def test_tensor_core_product(kind: str, seed: int) -> None:
+    m, n, k = 128, 16, 80
+    dtype = {"f16": torch.float16, "bf16": torch.bfloat16}[kind]
+    a, b, c = torch.randn(m, k).to(dtype), torch.randn(k, n).to(dtype), poisoned((m, n), torch.float32)
+    counts = examples()[f"product_{kind}"].launch((m // 64, n // 8), 128, [a, b, c, n, k], seed=seed)
+    want = a.double() @ b.double()
+    assert (c - want).norm() <= 1e-6 * want.norm()
+    assert counts.tensor == {f"m16n8k16.f32.{kind}": m // 16 * (n // 8) * (k // 16)}
+    assert counts.multiply_adds == m * n * k
+    assert counts.read_bytes == (m * k * (n // 8) + k * n * (m // 64)) * 2
+    assert counts.written_bytes == counts.by_buffer["arg 2"][1] == m * n * 4
+
+
+def test_tf32_product() -> None:
+    a, b, c = torch.randn(16, 8), torch.randn(8, 8), poisoned((16, 8), torch.float32)
+    examples()["product_tf32"].launch(1, 32, [a, b, c])
+    want = a.double() @ b.double()
+    assert 1e-6 * want.norm() < (c - want).norm() <= 1e-3 * want.norm()
+
+
+@pytest.mark.parametrize("kind", ["f16", "bf16"])
+@pytest.mark.parametrize("arch", [75, 90])
+def test_smallest_product(kind: str, arch: int) -> None:
+    if (kind, arch) == ("bf16", 75):
+        pytest.skip("sm_75 has no bfloat16 tensor cores")
+    dtype = {"f16": torch.float16, "bf16": torch.bfloat16}[kind]
+    text = f""".version 8.0
+    .target sm_{arch}
+    .visible .entry small(.param .u64 a, .param .u64 b, .param .u64 c) {{
+      .reg .b32 %t, %r<3>; .reg .f32 %s<4>; .reg .b64 %a, %b, %c, %o;
+      mov.u32 %t, %tid.x; ld.param.u64 %a, [a]; ld.param.u64 %b, [b]; ld.param.u64 %c, [c];
+      mul.wide.u32 %o, %t, 4; add.s64 %a, %a, %o; add.s64 %b, %b, %o;
+      mul.wide.u32 %o, %t, 8; add.s64 %c, %c, %o;
+      ld.global.b32 %r0, [%a]; ld.global.b32 %r1, [%a + 128]; ld.global.b32 %r2, [%b];
+      mma.sync.aligned.m16n8k8.row.col.f32.{kind}.{kind}.f32 {{%s0, %s1, %s2, %s3}}, {{%r0, %r1}}, {{%r2}},
+        {{0f00000000, 0f00000000, 0f00000000, 0f3F800000}};
+      st.global.v2.f32 [%c], {{%s0, %s1}}; st.global.v2.f32 [%c + 256], {{%s2, %s3}}; ret; }}"""
+    # row-major 16 x 8 and column-major 8 x 8: lane i holds elements 2i and 2i + 1 of each half
+    a, b, c = torch.randn(16, 8).to(dtype), torch.randn(8, 8).to(dtype), poisoned((16, 8), torch.float32)
+    load(text)["small"].launch(1, 32, [a, b.T.contiguous(), c])
+    want = a.double() @ b.double()
+    want[8:, 1::2] += 1
+    assert (c - want).norm() <= 1e-6 * want.norm()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_block_sum(seed: int) -> None:
+    x, out = rng().standard_normal(1000).astype(F32), poisoned(4, F32)
+    counts = examples()["sum"].launch(4, 256, [x, out, 1000], seed=seed, shuffle_blocks=True)
+    np.testing.assert_allclose(out, np.pad(x, (0, 24)).reshape(4, 256).sum(1), rtol=1e-5)
+    assert (counts.read_bytes, counts.written_bytes, counts.barriers) == (4000, 16, 12)
+
+
+def test_warp_instructions() -> None:
+    x, out = rng().integers(50, 150, 32, np.int32), poisoned((32, 8), np.int32)
+    examples()["shuffles"].launch(1, 32, [x, out])
+    lane = np.arange(32)
+    want = [
+        x[np.where(lane >= 3, lane - 3, lane)],
+        x[np.where(lane % 16 + 5 < 16, lane + 5, lane)],
+        x[lane ^ 9],
+        x[x & 31],
+        np.full(32, int((x & 1) @ (1 << lane.astype(np.int64))), np.uint32).view(np.int32),
+        np.full(32, x.sum()),
+        np.full(32, x.min()),
+        np.full(32, 1),
+    ]
+    np.testing.assert_array_equal(out.T, want)
+
+
+def test_struct_parameter_and_constants() -> None:
+    x, y, memory = rng().standard_normal(100).astype(F32), poisoned(100, F32), Memory()
+    module = load(examples_text())  # a module of its own: its constants change
+    data = struct.pack("<QQ3fi", memory.address_of(x, "x"), memory.address_of(y, "y"), 2, 3, 4, 100)
+    module["scale"].launch(4, 32, [data, 1], memory=memory)
+    np.testing.assert_allclose(y, x * 3 + 2, rtol=1e-5)
+    module.data["offset"].view(F32)[:] = 10
+    module["scale"].launch(4, 32, [data, 2], memory=memory)
+    np.testing.assert_allclose(y, x * 4 + 10, rtol=1e-5)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_correct_synchronisation_raises_no_alarm(seed: int) -> None:
+    x, y = rng().standard_normal(256).astype(F32), poisoned(256, F32)
+    examples()["pipeline"].launch(1, 64, [x, y], seed=seed)
+    np.testing.assert_array_equal(y.reshape(8, 32), x.reshape(8, 32)[:, ::-1])
+    examples()["reverse"].launch(1, 32, [x, y], seed=seed)
+    np.testing.assert_array_equal(y[:32], x[31::-1])
+
+
+def test_atomics() -> None:
+    total, sums = np.zeros(2, np.int32), poisoned(3, F32)
+    examples()["atomics"].launch(3, 96, [total, sums])
+    assert total.tolist() == [3 * 96 * 95 // 2, 95]
+    assert sums.tolist() == [48, 48, 48]
+
+
+# number of matrices, transposed, state space; first what the planted bugs use
+MATRICES = [(n, trans, space) for n in (4, 2, 1) for trans in ("", ".trans") for space in ("", "::cta")]
+
+
+@functools.cache
+def store_and_read(how: str, barrier: str, variants: int = len(MATRICES)) -> Module:
+    """A warp's registers, four a lane, to shared memory by stmatrix, with the addresses `to`, and back, with
+    the addresses `from`: "rows", 16 bytes each, or "ldmatrix", four registers a lane. For each variant."""
+    body = []
+    for number, (count, trans, space) in enumerate(MATRICES[:variants]):
+        matrices = f"matrix.sync.aligned.m8n8.x{count}{trans}.shared{space}.b16"
+        sources, targets = ("{" + ", ".join(f"%{x}{i}" for i in range(count)) + "}" for x in "rs")
+        read = f"ld{matrices} {targets}, [%from];"
+        if how == "rows":
+            read = f"setp.lt.u32 %p, %t, {8 * count}; @%p ld.shared.v4.b32 {{%s0, %s1, %s2, %s3}}, [%from];"
+        body.append(f"""st{matrices} [%to], {sources}; {barrier}
+          mov.b32 %s0, -1; mov.b32 %s1, -1; mov.b32 %s2, -1; mov.b32 %s3, -1; {read} {barrier}
+          st.global.v4.b32 [%out + {512 * number}], {{%s0, %s1, %s2, %s3}};""")
+    return load(f""".version 7.8
+    .target sm_90
+    .address_size 64
+    .visible .entry matrices(.param .u64 x, .param .u64 to, .param .u64 from, .param .u64 out) {{
+      .reg .b32 %t, %to, %from, %r<4>, %s<4>; .reg .b64 %a, %out, %o; .reg .pred %p;
+      .shared .align 16 .b8 rows[1024];
+      mov.u32 %t, %tid.x; mul.wide.u32 %o, %t, 16;
+      ld.param.u64 %a, [x]; add.s64 %a, %a, %o; ld.global.v4.b32 {{%r0, %r1, %r2, %r3}}, [%a];
+      ld.param.u64 %out, [out]; add.s64 %out, %out, %o; mul.wide.u32 %o, %t, 4;
+      ld.param.u64 %a, [to]; add.s64 %a, %a, %o; ld.global.b32 %to, [%a];
+      ld.param.u64 %a, [from]; add.s64 %a, %a, %o; ld.global.b32 %from, [%a];
+      {" ".join(body)} ret; }}""")
+
+
+def fragments() -> np.ndarray:
+    """Registers (lane, matrix). Element i of matrix m is 64 m + i, in the order of lanes, low half first."""
+    elements = np.arange(4 * 64, dtype=np.uint16).reshape(4, 32, 2)
+    return np.ascontiguousarray(elements.transpose(1, 0, 2)).view(np.uint32)[..., 0]
+
+
+def matrix_rows() -> np.ndarray:
+    """32 rows anywhere in shared memory."""
+    return (16 * rng().permutation(64)[:32]).astype(np.uint32)
+
+
+def test_stmatrix_layout() -> None:
+    """Row r of a matrix is in lanes 4r..4r+3, two elements each; .trans stores columns for rows."""
+    rows, out = matrix_rows(), poisoned((len(MATRICES), 32, 8), np.uint16)
+    counts = store_and_read("rows", "bar.sync 0;")["matrices"].launch(1, 32, [fragments(), rows, rows, out])
+    matrices = np.arange(4 * 64).reshape(4, 8, 8)
+    for (count, trans, space), got in zip(MATRICES, out, strict=True):
+        want = matrices.swapaxes(1, 2) if trans else matrices
+        name = f"x{count}{trans}.shared{space}"
+        np.testing.assert_array_equal(got[: 8 * count].reshape(-1, 8, 8), want[:count], err_msg=name)
+        assert (got[8 * count :] == 0xFFFF).all()
+    assert counts.shared_written_bytes == counts.shared_read_bytes == sum(128 * n for n, _, _ in MATRICES)
+
+
+def test_ldmatrix_undoes_stmatrix() -> None:
+    rows, out = matrix_rows(), poisoned((len(MATRICES), 32, 4), np.uint32)
+    kernel = store_and_read("ldmatrix", "bar.warp.sync 0xffffffff;")["matrices"]
+    kernel.launch(1, 32, [fragments(), rows, rows, out])
+    for (count, _, _), got in zip(MATRICES, out, strict=True):
+        np.testing.assert_array_equal(got[:, :count], fragments()[:, :count])
+
+
+def test_stmatrix_takes_addresses_of_the_lanes_with_rows() -> None:
+    """x1 those of lanes 0 to 7: what the others give is no address."""
+    text = """.version 7.8
+    .target sm_90
+    .address_size 64
+    .visible .entry k(.param .u64 out) {
+      .reg .b32 %t, %row, %v; .reg .b64 %out, %o; .reg .pred %p; .shared .align 16 .b8 rows[128];
+      mov.u32 %t, %tid.x; shl.b32 %row, %t, 4; setp.ge.u32 %p, %t, 8; @%p mov.b32 %row, -1;
+      stmatrix.sync.aligned.m8n8.x1.shared.b16 [%row], {%t}; bar.sync 0;
+      shl.b32 %row, %t, 2; ld.shared.b32 %v, [%row];
+      ld.param.u64 %out, [out]; mul.wide.u32 %o, %t, 4; add.s64 %out, %out, %o; st.global.b32 [%out], %v;
+      ret; }"""
+    out = poisoned(32, np.uint32)
+    load(text)["k"].launch(1, 32, [out])
+    assert out.tolist() == list(range(32))
+
+
+# -- counts ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("stride", "ways"), [(1, 1), (2, 2), (3, 1), (8, 8), (32, 32)])
+def test_bank_conflicts(stride: int, ways: int) -> None:
+    y = poisoned(64, F32)
+    counts = examples()["fill_dynamic"].launch(1, 64, [y, stride], shared_bytes=64 * stride * 4)
+    # two warps, one store and one load each
+    assert (counts.shared_wavefronts, counts.shared_ideal_wavefronts) == (4 * ways, 4)
+    assert (counts.written_bytes, counts.written_sectors, counts.barriers) == (256, 8, 1)
+    assert (counts.shared_written_bytes, counts.shared_read_bytes) == (256, 256)
+
+
+def test_ldmatrix_conflicts() -> None:
+    a, b, c = torch.randn(64, 16).half(), torch.randn(16, 8).half(), poisoned((64, 8), torch.float32)
+    counts = examples()["product_f16"].launch(1, 128, [a, b, c, 8, 16])
+    # per warp: 4 + 2 ldmatrix phases without conflict; copies: 128 x 16 bytes to rows 48 bytes apart, 16 x 16
+    assert counts.shared_ideal_wavefronts == 4 * 6 + 128 // 8 + 16 // 8
+    assert counts.shared_read_bytes == 4 * 6 * 128
+    assert counts.fma == {}
+
+
+@pytest.mark.parametrize(("pitch", "ways"), [(1, 1), (2, 2)])
+def test_stmatrix_conflicts(pitch: int, ways: int) -> None:
+    """Rows `pitch` times 16 bytes apart. Each matrix is a phase; ld.shared.v4 meets the same conflicts."""
+    rows, out = (16 * pitch * np.arange(32)).astype(np.uint32), poisoned((len(MATRICES), 32, 4), np.uint32)
+    counts = store_and_read("rows", "bar.sync 0;")["matrices"].launch(1, 32, [fragments(), rows, rows, out])
+    phases = 2 * sum(count for count, _, _ in MATRICES)
+    assert (counts.shared_wavefronts, counts.shared_ideal_wavefronts) == (phases * ways, phases)
+
+
+def test_sectors_of_a_strided_read() -> None:
+    x, y, memory = np.ones(32 * 8 + 1, F32), poisoned(32, F32), Memory()
+    text = """.version 8.0
+    .target sm_80
+    .visible .entry gather(.param .u64 x, .param .u64 y) {
+      .reg .b32 %t, %v; .reg .b64 %x, %y, %o; .reg .pred %odd;
+      mov.u32 %t, %tid.x; ld.param.u64 %x, [x]; ld.param.u64 %y, [y];
+      mul.wide.u32 %o, %t, 32; add.s64 %x, %x, %o; mul.wide.u32 %o, %t, 4; add.s64 %y, %y, %o;
+      and.b32 %v, %t, 1; setp.ne.s32 %odd, %v, 0; mov.b32 %v, 0;
+      @%odd ld.global.f32 %v, [%x + 4]; st.global.f32 [%y], %v; ret; }"""
+    counts = load(text)["gather"].launch(1, 32, [x, y], memory=memory)
+    assert y.tolist() == [0.0, 1.0] * 16
+    assert (counts.read_bytes, counts.read_sectors, counts.written_sectors) == (64, 16, 4)
+
+
+# -- planted bugs ---------------------------------------------------------------------------------------
+
+
+def caught(name: str, message: str, block: int, args: list[Any], seed: int = 0, **options: Any) -> str:
+    with pytest.raises(KernelError, match=message) as error:
+        examples()[name].launch(1, block, args, seed=seed, **options)
+    text = str(error.value)
+    assert text.startswith(f"{name}: ")
+    assert "PTX line" in text
+    assert "examples.cu:" in text
+    return text
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_missing_barrier_is_caught(seed: int) -> None:
+    x, y = np.ones(256, F32), poisoned(256, F32)
+    x += rng().standard_normal(256).astype(F32)
+    caught("sum_without_barrier", "race: read|race: write|never written", 256, [x, y, 256], seed)
+    a, b, c = torch.randn(64, 64).half(), torch.randn(64, 8).half(), poisoned((64, 8), torch.float32)
+    caught("product_without_barrier", "race: write", 128, [a, b, c, 8, 64], seed)
+    caught("pipeline_without_room", "race: write|arrives again", 64, [x, y], seed)
+    caught("reverse_without_sync", "race: |never written", 32, [x, y], seed)
+    caught("reverse_after_shuffle", "race: read of .* after its write by thread", 32, [x, y], seed)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_missing_async_wait_is_caught(seed: int) -> None:
+    a, b, c = torch.randn(64, 64).half(), torch.randn(64, 8).half(), poisoned((64, 8), torch.float32)
+    caught("product_without_wait", "before the cp.async into it", 128, [a, b, c, 8, 64], seed)
+
+
+def test_wrong_fragment_layout_gives_a_wrong_product() -> None:
+    a, b, c = torch.randn(64, 16).half(), torch.randn(16, 8).half(), poisoned((64, 8), torch.float32)
+    examples()["product_wrong_layout"].launch(1, 128, [a, b, c, 8, 16])
+    want = a.double() @ b.double()
+    assert (c - want).norm() > 0.1 * want.norm()
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (24 * 16 + 8, r"misaligned shared write of 16 bytes at 392"),
+        (1024, r"shared write of 16 bytes at 1024 is outside the 1024 bytes"),
+        (-16, r"shared write of 16 bytes at 4294967280 is outside the 1024 bytes"),
+        (0, r"race: write of shared byte 0 is not ordered after its write by thread 0"),
+    ],
+    ids=["misaligned", "behind the end", "before the start", "two rows in one place"],
+)
+def test_wrong_rows_of_stmatrix_are_caught(row: int, message: str) -> None:
+    """The address of one of 32 rows, wrong."""
+    rows, out = (16 * np.arange(32)).astype(np.uint32), poisoned((len(MATRICES), 32, 4), np.uint32)
+    wrong = rows.copy()
+    wrong[13] = row & 0xFFFFFFFF
+    with pytest.raises(KernelError, match=message) as error:
+        store_and_read("rows", "bar.sync 0;")["matrices"].launch(1, 32, [fragments(), wrong, rows, out])
+    assert "thread (13, 0, 0)" in str(error.value)
+    assert "stmatrix" in str(error.value)
+
+
+@pytest.mark.parametrize("shift", [0, 1], ids=["the row it gave the address of", "another lane's row"])
+@pytest.mark.parametrize("how", ["rows", "ldmatrix"])
+def test_missing_barrier_after_stmatrix_is_caught(how: str, shift: int) -> None:
+    rows, out = matrix_rows(), poisoned((32, 4), np.uint32)
+    kernel = store_and_read(how, "", variants=1)["matrices"]
+    for seed in SEEDS:
+        with pytest.raises(KernelError, match=r"race: read of .* is not ordered after its write"):
+            kernel.launch(1, 32, [fragments(), rows, np.roll(rows, shift), out], seed=seed)
+
+
+def test_rows_that_stmatrix_did_not_write_are_caught() -> None:
+    rows, out = matrix_rows(), poisoned((len(MATRICES), 32, 4), np.uint32)
+    elsewhere = rows.copy()
+    elsewhere[5] = next(row for row in range(0, 1024, 16) if row not in rows)
+    with pytest.raises(KernelError, match=f"shared byte {elsewhere[5]} is read but was never written"):
+        store_and_read("rows", "bar.sync 0;")["matrices"].launch(1, 32, [fragments(), rows, elsewhere, out])
+
+
+def test_half_a_warp_at_stmatrix_is_caught() -> None:
+    rows, out = matrix_rows(), poisoned((len(MATRICES), 32, 4), np.uint32)
+    with pytest.raises(KernelError, match="stmatrix needs all 32 lanes, got 0x0000ffff"):
+        store_and_read("rows", "bar.sync 0;")["matrices"].launch(1, 16, [fragments(), rows, rows, out])
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "stmatrix.sync.aligned.m8n8.x4.shared.b16 [%a], {%r, %r};",
+        "ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%r, %r, %r, %r}, [%a];",
+        "stmatrix.sync.aligned.m16n8.x1.trans.shared.b8 [%a], {%r};",
+    ],
+)
+def test_wrong_matrix_instructions_are_refused(statement: str) -> None:
+    text = f".version 8.6\n.target sm_100a\n.visible .entry k() {{ .reg .b32 %a, %r; {statement} ret; }}"
+    with pytest.raises(UnknownInstruction, match=r"k: PTX line 3: unknown instruction `(ld|st)matrix"):
+        _ = load(text)["k"].translation
+
+
+def test_reads_outside_a_buffer_are_caught() -> None:
+    x, y = np.ones(64, F32), poisoned(64, F32)
+    text = caught(
+        "read_past_the_end", r"global read of 4 bytes at byte 256 of `arg 0`, which has 256", 64, [x, y]
+    )
+    assert "thread (63, 0, 0)" in text
+    inside = np.ones(66, F32)[1:65]  # memory after a view is not the view's
+    caught("read_past_the_end", "at byte 256 of `arg 0`", 64, [inside, y])
+    memory = Memory()
+    before = memory.address_of(x, "x") - 200
+    caught("read_past_the_end", r"\d+ bytes before `x`", 64, [before, y], memory=memory)
+    caught("read_past_the_end", "in no buffer", 64, [0, y])
+
+
+def test_writes_to_read_only_memory_are_caught() -> None:
+    x, y = np.ones(65, F32), poisoned(64, F32)
+    y.flags.writeable = False
+    caught("read_past_the_end", "global write to `arg 1`, which is read-only", 64, [x, y])
+
+
+def test_misaligned_vector_is_caught() -> None:
+    x, y = np.ones(200, F32), poisoned((32, 4), F32)
+    caught("read_misaligned", "misaligned global read of 16 bytes", 32, [x, y])
+
+
+def test_uninitialised_shared_memory_is_caught() -> None:
+    y = poisoned(64, F32)
+    text = caught("read_uninitialized", "shared byte 252 is read but was never written", 64, [y])
+    assert "thread (63, 0, 0)" in text
+    examples()["read_uninitialized"].launch(1, 64, [y], allow_uninitialized=True)
+    assert np.isnan(y).tolist() == [False] * 63 + [True]
+
+
+def test_shared_size_is_caught() -> None:
+    y = poisoned(64, F32)
+    caught("fill_dynamic", "outside the 252 bytes of shared memory", 64, [y, 1], shared_bytes=252)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_deadlocks_end(seed: int) -> None:
+    y = poisoned(64, F32)
+    caught("diverging_barrier", "deadlock|divergent barrier", 64, [y], seed)
+    caught("half_warp_shuffle", "deadlock", 32, [y], seed)
+
+
+def test_endless_loop_ends() -> None:
+    caught("endless", "no end after 100000 loop steps", 32, [np.zeros(1, np.int32)], loop_limit=100_000)
+
+
+def test_unknown_instruction_is_named() -> None:
+    text = ".version 8.0\n.target sm_90\n.visible .entry k() {\n\n wgmma.fence.sync.aligned; ret; }"
+    with pytest.raises(
+        UnknownInstruction, match=r"k: PTX line 5: unknown instruction `wgmma.fence.sync.aligned`"
+    ):
+        load(text)["k"].launch(1, 32, [])
+
+
+def test_wrong_launches_are_refused() -> None:
+    kernel, x = examples()["read_past_the_end"], np.ones(65, F32)
+    with pytest.raises(ValueError, match="takes 2 arguments, got 1"):
+        kernel.launch(1, 64, [x])
+    with pytest.raises(TypeError, match="cannot pass a str"):
+        kernel.launch(1, 64, [x, "y"])
+    with pytest.raises(ValueError, match="1 to 1024 threads"):
+        kernel.launch(1, 2048, [x, x])
+    with pytest.raises(ValueError, match="1 to 64 threads, got 65"):
+        examples()["fill_dynamic"].launch(1, 65, [x, 1])
+    with pytest.raises(KeyError, match="names 6 kernels"):
+        examples()["product"].launch(1, 32, [])
