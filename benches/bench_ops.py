@@ -113,7 +113,7 @@ def bench_instructions(compare: Compare) -> None:
     compare(names[0], {n: partial(run, n) for n in names}, table="instruction sets, encode", images=8)
 
 
-ENCODER_MULTIPLY_ADDS = 263.7e6  # per 224 x 224 image, by the definition (SPEC section 2)
+ENCODER_MULTIPLY_ADDS = 263.7e6  # per 224 x 224 image, by the definition (docs/network.md)
 
 
 @torch.no_grad()

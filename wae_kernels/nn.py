@@ -24,7 +24,7 @@ def _tensors(*layers: nn.Conv2d | nn.ConvTranspose2d) -> list[Tensor]:
 
 
 class Encoder(nn.Module):
-    """Splits an image into ``low`` and ``high`` of half its resolution (SPEC section 2).
+    """Splits an image into ``low`` and ``high`` of half its resolution (docs/network.md).
 
     Args:
         width: channels of the trunk; 16 is the published network, and the one with compiled kernels.
@@ -48,7 +48,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Puts an image back together from ``low`` and ``high`` (SPEC section 2).
+    """Puts an image back together from ``low`` and ``high`` (docs/network.md).
 
     Args:
         width: channels of the trunk; 16 is the published network, and the one with compiled kernels.

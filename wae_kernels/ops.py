@@ -25,7 +25,7 @@ def encode(
     image_scale: Tensor | None = None,
     image_shift: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Split an image into two half-resolution images, in one pass (SPEC section 2, the encoder).
+    """Split an image into two half-resolution images, in one pass (docs/network.md).
 
     Three 3x3 convolutions with ReLU, then two with stride 2: one gives ``low``, one ``high``.
 
@@ -79,7 +79,7 @@ def decode(
     conv3_bias: Tensor,
     output_size: Sequence[int],
 ) -> Tensor:
-    """Put an image back together from ``low`` and ``high``, in one pass (SPEC section 2, the decoder).
+    """Put an image back together from ``low`` and ``high``, in one pass (docs/network.md).
 
     Two stride-2 transposed convolutions, summed, with ReLU; two 3x3 convolutions with ReLU; a last one
     without.

@@ -2,7 +2,7 @@
 
 Every backend is measured against these functions in float64. They run on any device and dtype, trace
 to standard operators (which is what ONNX export wants), and take the arguments of ``torch.ops.wae.*``
-in the same order. Layers: SPEC section 2; gradients are written out rather than left to autograd,
+in the same order. Layers: docs/network.md; gradients are written out rather than left to autograd,
 because an op's kernel runs below autograd.
 """
 

@@ -3,9 +3,9 @@
     python benches/gpu/run.py [--seconds 0.3] [--batches 1 8 64] [--out FILE]
 
 All sides of a case get the same inputs: so many sets of them that one round does not fit into the GPU's
-cache. First each side's results are held against the float64 reference; a side beyond the limit of SPEC
-section 5 is reported with its error and without a time. Then each is recorded as one CUDA graph that goes
-once through all sets (a side that cannot be recorded is launched, and says so), the graphs take turns in
+cache. First each side's results are held against the float64 reference; a side beyond the limit of
+docs/network.md is reported with its error and without a time. Then each is recorded as one CUDA graph that
+goes once through all sets (a side that cannot be recorded is launched, and says so), the graphs take turns in
 random order, CUDA events measure each replay, and medians and spread go to benches/results/. Without a GPU
 it says so and ends.
 """
@@ -37,7 +37,7 @@ from networks import OURS, branches, decoders, encoders, images  # noqa: E402
 from wae_kernels import backends  # noqa: E402
 
 SIZE = 224
-# (name, dtype of weights and images, may float32 be rounded to tf32, SPEC section 5's limit)
+# (name, dtype of weights and images, may float32 be rounded to tf32, the limit in docs/network.md)
 PRECISIONS = (
     ("float16", torch.float16, True, 2e-3),
     ("bfloat16", torch.bfloat16, True, 1.5e-2),

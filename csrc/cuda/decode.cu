@@ -1,4 +1,4 @@
-// wae::decode: low and high back to an image (SPEC section 2), in one launch.
+// wae::decode: low and high back to an image (docs/network.md), in one launch.
 //
 // How a block works is told in pipeline.cuh. Here is what its end warps do: read low and high, one
 // half-resolution row a step, run both transposed convolutions as one from 6 to 16 channels, and run conv3,

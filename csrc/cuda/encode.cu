@@ -1,4 +1,4 @@
-// wae::encode: an image to its half-resolution low and high (SPEC section 2), in one launch.
+// wae::encode: an image to its half-resolution low and high (docs/network.md), in one launch.
 //
 // How a block works is told in pipeline.cuh. Here is what its end warps do: read the image two rows a step,
 // run conv1 from 3 to 16 channels, and run both heads, 16 channels to 3 and 3 with stride 2, as one layer

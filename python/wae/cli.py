@@ -4,7 +4,7 @@ Every command is a module of :mod:`wae.commands` (a dash in its name is an under
 
 - ``HELP``: what it does, one sentence that starts small and has no full stop,
 - ``add_arguments(parser)``: its command line,
-- ``run(options)``: does it and returns the exit status; raises Failure, or OSError, for what cannot be done.
+- ``run(options)``: does it and returns the exit status; raises WaeError, or OSError, for what cannot be done.
 
 The module imports what is heavy, or not everywhere installed, inside these functions.
 """
@@ -19,7 +19,8 @@ import warnings
 from collections.abc import Sequence
 
 import wae_kernels
-from wae.commands.shared import Failure, complain
+from wae.commands.shared import complain
+from wae.errors import WaeError
 
 COMMANDS = (
     "demo",
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", module=r"PIL\b")  # of odd files; what cannot be used is an error anyway
     try:
         return int(options.run(options))
-    except (Failure, FileExistsError) as error:
+    except (WaeError, FileExistsError) as error:
         return complain(str(error))
     except BrokenPipeError:  # whoever read the output has left, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python's last flush works

@@ -21,7 +21,7 @@ pytestmark = [
 ]
 encode, decode = torch.ops.wae.encode, torch.ops.wae.decode
 
-# The dtype, whether tf32 is allowed, and SPEC section 5's limit.
+# The dtype, whether tf32 is allowed, and the limit in docs/network.md.
 MODES = {
     "float16": (torch.float16, True, 2e-3),
     "bfloat16": (torch.bfloat16, True, 1.5e-2),

@@ -21,7 +21,7 @@ except CompilerMissing as missing:
 pytestmark = pytest.mark.slow  # minutes, on two cores
 
 MINIMUM = 263.7e6
-"""Multiply-adds of a 224 x 224 image, in either direction (SPEC section 2)."""
+"""Multiply-adds of a 224 x 224 image, in either direction (docs/network.md)."""
 CELLS = [(mode, 80) for mode in ("float16", "bfloat16", "tf32", "float32")]
 OTHER_CELLS = [(mode, 75) for mode in ("float16", "float32", "bfloat16_plain")]
 OTHER_CELLS += [(mode, 90) for mode, _ in CELLS]

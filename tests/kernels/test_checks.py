@@ -36,7 +36,7 @@ def test_the_tables_are_the_shapes_of_the_modules(width: int) -> None:
 
 
 def test_the_published_encoder_has_its_number_of_multiply_adds() -> None:
-    """SPEC section 2: 263.7 million for a picture of 224 x 224."""
+    """docs/network.md: 263.7 million for a picture of 224 x 224."""
     sizes = [tuple(16 if s < 0 else s for s in shape) for shape in ENCODER_SHAPES.values() if len(shape) == 4]
     pixels = [224 * 224] * 3 + [112 * 112] * 2
     total = sum(n * torch.Size(size).numel() for n, size in zip(pixels, sizes, strict=True))

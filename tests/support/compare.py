@@ -1,4 +1,4 @@
-"""Comparing a result with the float64 reference: the measure and the limits of SPEC section 5."""
+"""Comparing a result with the float64 reference: the measure and the limits of docs/network.md."""
 
 from __future__ import annotations
 

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wae.errors import WaeError
+
 if TYPE_CHECKING:
     from rich.console import Console
     from torch import Tensor
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from wae.models.autoencoder import AutoEncoder
 
 
-class Failure(Exception):
+class Failure(WaeError):
     """An input that could not be processed; the message is for the user."""
 
 

@@ -26,6 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from wae.errors import WaeError
+
 from .photos import ImageError, read_image
 
 FASHION_MNIST_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -45,7 +47,7 @@ FASHION_MNIST_LABELS = (
 )
 
 
-class DatasetError(ValueError):
+class DatasetError(WaeError, ValueError):
     """A data set that cannot be used. The message names the file or folder and says why."""
 
 

@@ -13,6 +13,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from wae.errors import WaeError
+
 _SKIMAGE = ("skimage", "scikit-image", "data")
 _SKLEARN = ("sklearn", "scikit-learn", "datasets/images")
 
@@ -36,7 +38,7 @@ KEPT_OUT = ("chelsea", "flower")
 TRAINING = tuple(name for name in _PHOTOS if name not in KEPT_OUT)
 
 
-class ImageError(Exception):
+class ImageError(WaeError):
     """An image file that cannot be used. The message names the file and says why."""
 
 

@@ -1,4 +1,4 @@
-"""Trained classifiers side by side: error, time per image, multiply-adds (the table of SPEC section 4)."""
+"""Trained classifiers side by side: error, time per image, multiply-adds (the table of docs/network.md)."""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.fx import symbolic_trace
 from torch.fx.experimental.optimization import fuse
 
+from wae.errors import WaeError
 from wae.models.classifier import WAEClassifier, fold_normalization
 
 from .engines import ENGINES, Engine, EngineError, Run
@@ -36,7 +37,7 @@ TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, tor
 _log = logging.getLogger(__name__)
 
 
-class DisagreementError(RuntimeError):
+class DisagreementError(WaeError, RuntimeError):
     """What was made of a model does not compute what the model does."""
 
 

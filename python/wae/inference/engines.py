@@ -25,6 +25,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from wae.errors import WaeError
 from wae_kernels import backends
 
 from .winograd import replaced
@@ -33,7 +34,7 @@ Run = Callable[..., Any]
 """Takes the module's inputs, and returns what the module returns: a tensor, or several."""
 
 
-class EngineError(RuntimeError):
+class EngineError(WaeError, RuntimeError):
     """An engine cannot be used here: it is missing, or it does not take the network."""
 
 

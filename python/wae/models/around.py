@@ -1,4 +1,4 @@
-"""WAE around any body: pooled features, and a matrix for each of the two classifiers (SPEC section 2)."""
+"""WAE around any body: pooled features, and a matrix for each of the two classifiers (docs/network.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The wavelet-like auto-encoder: an image to ``low`` and ``high``, and back (SPEC section 2)."""
+"""The wavelet-like auto-encoder: an image to ``low`` and ``high``, and back (docs/network.md)."""
 
 from __future__ import annotations
 

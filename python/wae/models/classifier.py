@@ -1,4 +1,4 @@
-"""The classifier around two bodies, for any body; and its form for inference (SPEC section 2)."""
+"""The classifier around two bodies, for any body; and its form for inference (docs/network.md)."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }
 
 PUBLISHED = {"vgg16": 15.36, "vgg16_half": 3.89, "wae_vgg16": 4.11}
-"""Billions of multiply-adds in the paper (SPEC section 4). The encoder's are not in WAE-VGG16's."""
+"""Billions of multiply-adds in the paper (docs/network.md). The encoder's are not in WAE-VGG16's."""
 
 
 def on_meta(build: Callable[[], nn.Module]) -> nn.Module:

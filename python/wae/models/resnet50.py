@@ -1,4 +1,4 @@
-"""WAE-ResNet50 (SPEC section 2), from torchvision's definition of ResNet50."""
+"""WAE-ResNet50 (docs/network.md), from torchvision's definition of ResNet50."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""WAE-VGG16 as published (SPEC section 2), from torchvision's definition of VGG16."""
+"""WAE-VGG16 as published (docs/network.md), from torchvision's definition of VGG16."""
 
 from __future__ import annotations
 

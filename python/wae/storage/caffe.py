@@ -1,4 +1,4 @@
-"""The authors' WAE-VGG16: their Caffe net and weights, read into our model (SPEC section 2, docs/caffe.md).
+"""The authors' WAE-VGG16: their Caffe net and weights, read into our model (docs/network.md, docs/caffe.md).
 
 Caffe keeps a network in two files: the *prototxt* says which layers there are and how they hang together, the
 *caffemodel* holds, by layer name, the weights. Both are data to be checked; no code is run from either.
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from wae.errors import WaeError
 from wae.models.classifier import WAEClassifier
 from wae.models.vgg16 import wae_vgg16
 from wae_kernels.nn import Encoder
@@ -30,7 +31,7 @@ _MAX_INT = 2**31 - 1  # the most of anything that Caffe can count
 _SOME = 8  # names that an error lists
 
 
-class CaffeError(Exception):
+class CaffeError(WaeError):
     """A Caffe file that cannot be read, or whose network is not WAE-VGG16. The message names the file."""
 
 

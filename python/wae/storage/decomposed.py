@@ -15,13 +15,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
+from wae.errors import WaeError
+
 from .files import written
 
 _FORMAT = "wae decomposed image 1"
 _DTYPES = (torch.float32, torch.float16)
 
 
-class ContainerError(Exception):
+class ContainerError(WaeError):
     """A file that is no decomposed image. The message names it and says why."""
 
 

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple, NoReturn, TypeVar, Union
 import numpy as np
 from numpy.typing import NDArray
 
+from wae.errors import WaeError
+
 MAX_FIELDS = 50_000
 """Of a binary message, with all it contains; a row of floats is one. 100 layers have some 2000."""
 MAX_DEPTH = 32
@@ -28,7 +30,7 @@ Value = Union[int, float, str, Array, "Message"]
 _T = TypeVar("_T")
 
 
-class ProtobufError(Exception):
+class ProtobufError(WaeError):
     """A malformed message. The text says where and what, but does not know the file's name."""
 
 

@@ -15,6 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
+from wae.errors import WaeError
+
 from .files import written
 
 _OPTIMIZER, _AVERAGE = "optimizer.", "average."
@@ -22,7 +24,7 @@ WEIGHTS = Path(__file__).parent.parent / "weights"
 """The folder of the weights that come with this package."""
 
 
-class CheckpointError(Exception):
+class CheckpointError(WaeError):
     """A checkpoint that cannot be used. The message names the file and says why."""
 
 

@@ -1,1 +1,1 @@
-"""Training (SPEC section 3): the losses, the linear start, and the loop."""
+"""Training: the losses, the linear start, and the loop."""

@@ -1,4 +1,4 @@
-"""The losses of SPEC section 3, and the measures reported beside them."""
+"""The losses of docs/network.md, and the measures reported beside them."""
 
 from __future__ import annotations
 

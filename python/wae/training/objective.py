@@ -1,4 +1,4 @@
-"""What each stage minimises, and what it trains (SPEC section 3)."""
+"""What each stage minimises, and what it trains (docs/network.md)."""
 
 from __future__ import annotations
 

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from wae.errors import WaeError
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -21,10 +23,10 @@ PLANS = Path(__file__).parent / "plans"
 """The folder of the plans that come with this package."""
 
 KINDS = ("transform", "classifier", "joint")
-"""The stages of SPEC section 3, in its order: ``--stage 1`` is the first."""
+"""The three stages, in the order of docs/network.md: ``--stage 1`` is the first."""
 
 
-class PlanError(ValueError):
+class PlanError(WaeError, ValueError):
     """A plan that cannot be followed. The message names the entry, what it is and what it must be."""
 
 

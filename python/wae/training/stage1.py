@@ -1,4 +1,4 @@
-"""Stage 1 of SPEC section 3: the auto-encoder alone, on the transform loss."""
+"""Stage 1 (docs/network.md): the auto-encoder alone, on the transform loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one loop that trains classifiers: every stage, on one process or many (SPEC section 3).
+"""The one loop that trains classifiers: every stage, on one process or many (docs/network.md).
 
 What a step does is a function of the plan, the stage, the epoch and the step alone: the data's order,
 augmentation and dropout are drawn afresh, from these, in every epoch. So a training that goes on from a
@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from wae.data.loading import Dataset, ImageFolder, batches, fingerprint
+from wae.errors import WaeError
 from wae.models.classifier import WAEClassifier
 from wae.storage import weights_file
 from wae_kernels.nn import Encoder
@@ -37,7 +38,7 @@ from .sparsity import Masks
 _SAMPLE = 2000  # training pictures that the linear start and fixed statistics are measured on
 
 
-class TrainingError(RuntimeError):
+class TrainingError(WaeError, RuntimeError):
     """A training that cannot go on. The message says where it stopped and why."""
 
 

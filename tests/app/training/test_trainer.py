@@ -202,7 +202,7 @@ def test_mixed_precision_trains_on_the_processor():
 def test_training_through_our_ops_gives_the_losses_of_stock_ones():
     """200 steps of all losses at once, float32 through the fused ops against float64 through PyTorch's.
 
-    At first rounding alone parts them: 1e-5, SPEC section 5's bound of one Winograd pass. Then training
+    At first rounding alone parts them: 1e-5, the bound of one Winograd pass. Then training
     magnifies any difference, the more where a ReLU switches. How much, a third training shows: float64
     through PyTorch's ops, from weights of encoder and decoder that are a millionth different. Ours must stay
     nearer.

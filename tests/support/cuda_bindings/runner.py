@@ -28,7 +28,7 @@ DTYPE = {
 }
 """Modes of the kernels, and the dtype of their parameters and outputs."""
 LIMIT = {"float16": 2e-3, "bfloat16": 1.5e-2, "tf32": 1e-3, "float32": 1e-6, "bfloat16_plain": 1.5e-2}
-"""SPEC section 5."""
+"""docs/network.md."""
 
 
 @dataclass(frozen=True)
