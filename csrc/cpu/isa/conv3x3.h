@@ -38,11 +38,11 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "cpu/kernels.h"
 #include "cpu/isa/layers.h"
 #include "cpu/isa/simd.h"
-#include "cpu/winograd_filter.h"
 #include "cpu/isa/workspace.h"
+#include "cpu/kernels.h"
+#include "cpu/winograd_filter.h"
 
 namespace wae::WAE_ISA {
 

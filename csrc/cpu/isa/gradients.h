@@ -7,8 +7,8 @@
 #pragma once
 
 #include "cpu/isa/layers.h"
-#include "cpu/sums.h"
 #include "cpu/isa/workspace.h"
+#include "cpu/sums.h"
 
 namespace wae::WAE_ISA {
 

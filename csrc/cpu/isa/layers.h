@@ -16,8 +16,8 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "cpu/kernels.h"
 #include "cpu/isa/simd.h"
+#include "cpu/kernels.h"
 
 namespace wae::WAE_ISA {
 

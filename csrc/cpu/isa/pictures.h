@@ -7,8 +7,8 @@
 #include <type_traits>
 
 #include "cpu/elements.h"
-#include "cpu/kernels.h"
 #include "cpu/isa/layers.h"
+#include "cpu/kernels.h"
 
 namespace wae::WAE_ISA {
 
