@@ -5,9 +5,8 @@
 // 16 channels to 3.
 //
 //     arithmetic   per step, 64 x 2 pixels, of which 56 x 2 count: conv1 and conv2 9 * 256 multiply-adds a
-//     pixel,
-//                  the transposed convolutions 9 * 128 a half-resolution pixel (6 channels padded to 8),
-//                  conv3 9 * 128 a pixel (3 padded to 8)
+//                  pixel, the transposed convolutions 9 * 128 a half-resolution pixel (6 channels padded to
+//                  8), conv3 9 * 128 a pixel (3 padded to 8)
 //     memory       32 half-resolution pixels read for 28, times (h + 4) / h for tiles of h rows
 //     bound        the tensor cores; docs/cuda.md works it out for each chip
 //
@@ -203,8 +202,7 @@ struct FirstLayer {
   }
 };
 
-// ------------------------------------------------------------------------------------------------------
-// conv3
+// ----------------------------------------------------------------------------------------------------- conv3
 
 template <Mode kMode>
 __device__ void write_rows(const Self& self, const Layer<kMode, 1>& layer, const DecodeParameters& p,
@@ -226,8 +224,7 @@ __device__ void write_rows(const Self& self, const Layer<kMode, 1>& layer, const
   }
 }
 
-// --------------------------------------------------------------------------------------------------- the
-// block
+// ------------------------------------------------------------------------------------------------- the block
 
 template <Mode kMode>
 __device__ void run_ends(const Self& self, FirstLayer<kMode>& first, Layer<kMode, 1>& last,

@@ -5,9 +5,8 @@
 // of 6.
 //
 //     arithmetic   per step, 64 x 2 pixels, of which 56 x 2 count: conv2 and conv3 9 * 256 multiply-adds a
-//     pixel,
-//                  conv1 9 * 48 (K = 27 padded to 40), the heads 9 * 128 a half-resolution pixel (6 padded to
-//                  8)
+//                  pixel, conv1 9 * 48 (K = 27 padded to 40), the heads 9 * 128 a half-resolution pixel (6
+//                  padded to 8)
 //     memory       63 x 2 pixels read for 56 x 2: 1.125 of the image, times (h + 4) / h for tiles of h rows
 //     bound        the tensor cores; docs/cuda.md works it out for each chip
 
@@ -22,8 +21,7 @@ namespace {
 constexpr int kColumns = 2 * kTileColumns + 7;  // of the image, that a tile needs
 static_assert(kColumns <= kPixels);
 
-// ------------------------------------------------------------------------------------------ reading the
-// image
+// ----------------------------------------------------------------------------------------- reading the image
 
 __device__ __forceinline__ float number_at(const Triple& triple, int i) {
   const int64_t at = i * triple.stride;
@@ -92,8 +90,7 @@ struct Reader {
   }
 };
 
-// ------------------------------------------------------------------------------------------------------
-// conv1
+// ----------------------------------------------------------------------------------------------------- conv1
 
 // Two rows of 16 pixels and 16 channels. K runs over taps and, within a tap, the pixel's 4 channels, so that
 // a lane finds its words of the table without any shuffling: they are words of a neighbouring pixel.
@@ -369,8 +366,7 @@ struct Heads {
   }
 };
 
-// --------------------------------------------------------------------------------------------------- the
-// block
+// ------------------------------------------------------------------------------------------------- the block
 
 template <Mode kMode>
 __device__ void run_ends(const Self& self, FirstLayer<kMode>& first, Heads<kMode>& heads,

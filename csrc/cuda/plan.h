@@ -53,8 +53,8 @@ struct Tiling {
 
 // A row of a layer lies in planes of 16 bytes a pixel: 8 channels in 16 bits or 4 in 32. Neighbours are 16
 // bytes apart, so that the 8 addresses of an ldmatrix phase, and those of a store, fall on different banks.
-inline constexpr int kRowPlane =
-    (kPixels + 4) * 16;  // 2 pixels more are read, 2 shift the next plane's banks
+// 2 pixels more are read, 2 shift the next plane's banks.
+inline constexpr int kRowPlane = (kPixels + 4) * 16;
 // Rows that are read with stride 2 lie in an even and an odd half.
 inline constexpr int kParityHalf = (kPixels / 2 + 4) * 16;
 inline constexpr int kParityPlane = 2 * kParityHalf + 2 * 16;

@@ -25,8 +25,8 @@
 //
 // Vector instructions of 16 floats for 16 input x 64 output channels x 56 tiles: products 16 * 4 * 36 * 56 =
 // 129024 multiply-adds (direct: 516096); V 56 * (144 + 120 loads and stores) = 14784; U 16 * 4 * (72 + 45) =
-// 7488; outputs, once per all input channels, 56 * 4 * (110 + 52). With 64 input channels the products are 80
-// % of the instructions, so expect at most 3.2 times the speed of a direct kernel where tiles fit the
+// 7488; outputs, once per all input channels, 56 * 4 * (110 + 52). With 64 input channels the products are
+// 80 % of the instructions, so expect at most 3.2 times the speed of a direct kernel where tiles fit the
 // picture; a picture 14 high pays for 16, one 7 high for 8: 1.3 times more. U is stored to the second-level
 // cache, which costs more than its arithmetic (measured: docs/kernels.md).
 //
@@ -46,8 +46,8 @@
 
 namespace wae::WAE_ISA {
 
-inline constexpr int kDepth =
-    kPackedDepth;  // input channels of one turn: V, U and M fit the second-level cache
+// Input channels of one turn: V, U and M fit the second-level cache.
+inline constexpr int kDepth = kPackedDepth;
 static_assert(kDepth % kLanes == 0);
 
 // Positions are one cache line more than their numbers apart, so that the 36 do not fall on the same sets.

@@ -54,8 +54,8 @@ struct Planes {
 inline constexpr int kTile = 4;   // outputs along a side
 inline constexpr int kPatch = 6;  // inputs along a side
 inline constexpr int kPositions = kPatch * kPatch;
-inline constexpr int kGroup =
-    kBlock * (kLanes == 16 ? 1 : 2);  // tiles transformed together: V stays in the L1 cache
+// Tiles transformed together: V stays in the first-level cache.
+inline constexpr int kGroup = kBlock * (kLanes == 16 ? 1 : 2);
 
 struct alignas(64) WinogradScratch {
   float v[kPositions][kGroup][kChannels];
@@ -317,8 +317,8 @@ inline void conv16to(const float* const inputs[3], float* const outputs[kOut], i
                      const float* weights, int64_t out_stride, int64_t kx_stride, int64_t ky_stride,
                      const float* bias) {
   constexpr int kPixels = 4;
-  constexpr int kPass =
-      kLanes == 16 ? (kOut < 6 ? kOut : 6) : 3;  // output channels whose sums fit the registers
+  // Output channels whose sums fit the registers.
+  constexpr int kPass = kLanes == 16 ? (kOut < 6 ? kOut : 6) : 3;
   static_assert(kOut % kPass == 0);
   for (int64_t begin = 0; begin < count; begin += kPixels) {
 #pragma GCC unroll 2

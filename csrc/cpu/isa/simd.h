@@ -19,8 +19,8 @@ namespace wae::WAE_ISA {
 
 using Vec = __m512;
 inline constexpr int kLanes = 16;
-inline constexpr int kBlock =
-    14;  // pixels whose 16 sums stay in registers: 14 of 32, and 14 divides 56 tiles
+// Pixels whose 16 sums stay in registers: 14 of 32, and 14 divides 56 tiles.
+inline constexpr int kBlock = 14;
 
 WAE_INLINE Vec load(const float* p) { return _mm512_loadu_ps(p); }
 WAE_INLINE void store(float* p, Vec v) { _mm512_storeu_ps(p, v); }
@@ -46,8 +46,8 @@ WAE_INLINE void store_sums4(float* p, const Vec v[4]) {
 
 using Vec = __m256;
 inline constexpr int kLanes = 8;
-inline constexpr int kBlock =
-    6;  // 6 pixels x 2 vectors of sums, 2 of weights, 1 broadcast: 15 of 16 registers
+// 6 pixels x 2 vectors of sums, 2 of weights, 1 broadcast: 15 of 16 registers.
+inline constexpr int kBlock = 6;
 
 WAE_INLINE Vec load(const float* p) { return _mm256_loadu_ps(p); }
 WAE_INLINE void store(float* p, Vec v) { _mm256_storeu_ps(p, v); }
@@ -72,7 +72,8 @@ WAE_INLINE void store_sums4(float* p, const Vec v[4]) {
 typedef float Vec __attribute__((vector_size(16)));
 typedef int Mask __attribute__((vector_size(16)));
 inline constexpr int kLanes = 4;
-inline constexpr int kBlock = 3;  // 3 pixels x 4 vectors of sums
+// 3 pixels x 4 vectors of sums.
+inline constexpr int kBlock = 3;
 
 WAE_INLINE Vec load(const float* p) {
   Vec v;
