@@ -1,5 +1,5 @@
-// From tensors, as any library describes them, to the kernels' parameters. No CUDA and no torch: the
-// extension and the tests that run the kernels without a GPU both come through here.
+// Kernel parameters from tensor views. No CUDA and no torch: both the extension and the tests that run the
+// kernels without a GPU fill the parameter structs here.
 
 #pragma once
 
@@ -13,17 +13,17 @@ namespace wae::cuda {
 
 struct TensorView {
   const void* data;
-  std::array<int64_t, 4> sizes, strides;  // of a vector, the first alone
+  std::array<int64_t, 4> sizes, strides;  // a vector uses only the first
 };
 
-inline Pictures pictures_of(const TensorView& view) {
-  Pictures pictures{const_cast<void*>(view.data), {}};
-  std::copy(view.strides.begin(), view.strides.end(), pictures.stride);
-  return pictures;
+inline Images images_of(const TensorView& view) {
+  Images images{const_cast<void*>(view.data), {}};
+  std::copy(view.strides.begin(), view.strides.end(), images.stride);
+  return images;
 }
 
-// Whether the elements fill one stretch of memory, in whatever order of dimensions.
-inline bool is_in_one_piece(const TensorView& view) {
+// Whether the elements fill one contiguous range of memory, in any order of the dimensions.
+inline bool is_dense_view(const TensorView& view) {
   std::array<int, 4> order{0, 1, 2, 3};
   std::sort(order.begin(), order.end(), [&](int a, int b) { return view.strides[a] < view.strides[b]; });
   int64_t next = 1;
@@ -35,7 +35,7 @@ inline bool is_in_one_piece(const TensorView& view) {
   return true;
 }
 
-// `transposed`: the weight lies as torch.nn.ConvTranspose2d lays it, input channels first.
+// `transposed`: the weight has the layout of torch.nn.ConvTranspose2d, input channels first.
 inline Filter filter_of(const TensorView& weight, const TensorView& bias, int element_bytes,
                         bool transposed) {
   const bool aligned = reinterpret_cast<uintptr_t>(weight.data) % 16 == 0;
@@ -45,7 +45,7 @@ inline Filter filter_of(const TensorView& weight, const TensorView& bias, int el
           bias.data,
           {stride[transposed ? 1 : 0], stride[transposed ? 0 : 1], stride[2], stride[3]},
           bias.strides[0],
-          aligned && bytes % 16 == 0 && is_in_one_piece(weight),
+          aligned && bytes % 16 == 0 && is_dense_view(weight),
           0};
 }
 
@@ -53,10 +53,10 @@ inline Filter filter_of(const TensorView& weight, const TensorView& bias, int el
 inline EncodeParameters encode_parameters(const TensorView& image, bool image_is_bytes, const TensorView& low,
                                           const TensorView& high,
                                           const std::array<TensorView, 2 * kFilters>& parameters,
-                                          int element_bytes, const Triple& scale, const Triple& shift,
-                                          const Tiling& tiling) {
+                                          int element_bytes, const ChannelVector& scale,
+                                          const ChannelVector& shift, const Tiling& tiling) {
   EncodeParameters p{};
-  p.image = pictures_of(image), p.low = pictures_of(low), p.high = pictures_of(high);
+  p.image = images_of(image), p.low = images_of(low), p.high = images_of(high);
   for (int i = 0; i < kFilters; ++i) {
     p.filters[i] = filter_of(parameters[2 * i], parameters[2 * i + 1], element_bytes, false);
   }
@@ -72,7 +72,7 @@ inline DecodeParameters decode_parameters(const TensorView& low, const TensorVie
                                           const std::array<TensorView, 2 * kFilters>& parameters,
                                           int element_bytes, const Tiling& tiling) {
   DecodeParameters p{};
-  p.low = pictures_of(low), p.high = pictures_of(high), p.image = pictures_of(image);
+  p.low = images_of(low), p.high = images_of(high), p.image = images_of(image);
   for (int i = 0; i < kFilters; ++i) {
     p.filters[i] = filter_of(parameters[2 * i], parameters[2 * i + 1], element_bytes, i < 2);
   }

@@ -1,18 +1,19 @@
 // wae::decode: low and high back to an image (docs/network.md), in one launch.
 //
-// How a block works is told in pipeline.cuh. Here is what its end warps do: read low and high, one
+// pipeline.cuh explains the pipeline. This file has the work of the end warps: they read low and high, one
 // half-resolution row a step, run both transposed convolutions as one from 6 to 16 channels, and run conv3,
 // 16 channels to 3.
 //
-//     arithmetic   per step, 64 x 2 pixels, of which 56 x 2 count: conv1 and conv2 9 * 256 multiply-adds a
-//                  pixel, the transposed convolutions 9 * 128 a half-resolution pixel (6 channels padded to
-//                  8), conv3 9 * 128 a pixel (3 padded to 8)
+//     arithmetic   per step, 64 x 2 pixels, of which 56 x 2 are output
+//                  conv1, conv2: 9 * 256 multiply-adds per pixel
+//                  transposed convolutions: 9 * 128 per half-resolution pixel (6 channels, padded to 8)
+//                  conv3: 9 * 128 per pixel (3 channels, padded to 8)
 //     memory       32 half-resolution pixels read for 28, times (h + 4) / h for tiles of h rows
-//     bound        the tensor cores; docs/cuda.md works it out for each chip
+//     bound        docs/cuda.md, for each chip
 //
-// The transposed convolution by parity: output pixel 2i lies on input i (tap 1), output 2i + 1 between i (tap
-// 2) and i + 1 (tap 0). A warp computes one row of a pair: the upper rows are even and see one input row, the
-// lower two.
+// The transposed convolution by output parity: output pixel 2i reads input i (tap 1), output 2i + 1 reads i
+// (tap 2) and i + 1 (tap 0). A warp computes one row of a pair: the upper rows are even and read one input
+// row, the lower ones two.
 
 #include <cstdint>
 
@@ -23,27 +24,26 @@ namespace wae::cuda {
 namespace {
 
 constexpr int kHalfPixels = kPixels / 2;
-static_assert(kTileColumns + 4 <= kHalfPixels);  // half-resolution columns that a tile needs
+static_assert(kTileColumns + 4 <= kHalfPixels);  // half-resolution columns that a tile reads
 
 // ------------------------------------------------------------------------------------- reading low and high
 
-// The first warp's lanes read one pixel of low and high a step, and keep its raw bits until the next; see
-// encode.cu.
+// The first warp's lanes read one pixel of low and high per step, one step ahead; see encode.cu.
 template <Mode kMode>
 struct Reader {
   using Number = typename Arithmetic<kMode>::Number;
   uint32_t raw[6] = {0, 0, 0, 0, 0, 0};
   int column = threadIdx.x;
 
-  __device__ void ask(const DecodeParameters& p, const Cursor& cursor) {
+  __device__ void prefetch(const DecodeParameters& p, const Cursor& cursor) {
     if (column >= kHalfPixels) return;
     const int x = cursor.x - 2 + column, y = cursor.y + cursor.phase - 2;
     const bool is_inside = cursor.active(kHaloPairs) && column < p.tiling.tile_width + 4 &&
                            inside(x, 0, (p.width + 1) / 2) && inside(y, 0, (p.height + 1) / 2);
 #pragma unroll
     for (int c = 0; c < 6; ++c) {
-      const Pictures& from = c < 3 ? p.low : p.high;
-      const int64_t at = int64_t{cursor.picture} * from.stride[0] + c % 3 * from.stride[1] +
+      const Images& from = c < 3 ? p.low : p.high;
+      const int64_t at = int64_t{cursor.image} * from.stride[0] + c % 3 * from.stride[1] +
                          y * from.stride[2] + x * from.stride[3];
       raw[c] = is_inside ? bits_of(static_cast<const Number*>(from.data)[at]) : 0;
     }
@@ -70,24 +70,25 @@ struct Reader {
 template <Mode kMode>
 struct FirstLayer {
   static constexpr bool kNarrow = stored_bytes(kMode) == 2;
-  // The tap column of a kind of product: of even pixels; of odd ones from input i; from input i + 1.
+  // Tap column by kind of product: even pixels; odd ones from input i; odd ones from input i + 1.
   static __device__ constexpr int tap_column(int kind) { return kind == 0 ? 1 : kind == 1 ? 2 : 0; }
 
   int strip, row;
-  // By input row, kind of tap, block of 8 channels. In 16 bits the two taps of odd pixels are one table,
-  // weights[1].
+  // [input row][kind of product][block of 8 channels]. In 16 bits the two taps of odd pixels share one mma,
+  // kind 1.
   uint32_t weights[2][3][2][2];
   uint32_t plain_weights;
   float bias[2][2];
   float sums[2][2][4];  // even pixels, odd pixels
   uint32_t pixels;
 
-  // The tap row that adds input row `input` (0, or 1 below it) to this warp's row.
+  // The tap row by which input row `input` (0, or 1 below it) contributes to this warp's row.
   __device__ __forceinline__ int tap_row(int input) const { return row == 0 ? 1 : input == 0 ? 2 : 0; }
 
   template <class Weight, class Bias>
-  __device__ FirstLayer(const Self& self, const Weight& weight, const Bias& bias_of, uint32_t plain)
-      : strip(self.strip % 2), row(self.strip / 2) {
+  __device__ FirstLayer(const ThreadCoordinates& thread, const Weight& weight, const Bias& bias_of,
+                        uint32_t plain)
+      : strip(thread.strip % 2), row(thread.strip / 2) {
     static_assert(kStrips == 4);
     if constexpr (!is_plain(kMode)) {
 #pragma unroll
@@ -96,25 +97,25 @@ struct FirstLayer {
         for (int kind = 0; kind < 3; ++kind) {
 #pragma unroll
           for (int n = 0; n < 2; ++n) {
-            const int tap = 3 * tap_row(input) + tap_column(kind), out = 8 * n + self.group;
-            weights[input][kind][n][0] = weight_word<kMode>(weight, out, self.member, tap);
+            const int tap = 3 * tap_row(input) + tap_column(kind), out = 8 * n + thread.group;
+            weights[input][kind][n][0] = weight_word<kMode>(weight, out, thread.member, tap);
             if constexpr (!kNarrow) {
-              weights[input][kind][n][1] = weight_word<kMode>(weight, out, self.member + 4, tap);
+              weights[input][kind][n][1] = weight_word<kMode>(weight, out, thread.member + 4, tap);
             } else {  // odd pixels: tap 2 of input i, then tap 0 of input i + 1
-              weights[input][kind][n][1] = weight_word<kMode>(weight, out, self.member, 3 * tap_row(input));
+              weights[input][kind][n][1] = weight_word<kMode>(weight, out, thread.member, 3 * tap_row(input));
             }
           }
         }
       }
-      pixels = (strip * 16 + self.lane % 16) * 16 + self.lane / 16 * (kNarrow ? 16 : kHalfPlane);
+      pixels = (strip * 16 + thread.lane % 16) * 16 + thread.lane / 16 * (kNarrow ? 16 : kHalfPlane);
     } else {
-      pixels = (strip * 16 + self.group) * 16;
+      pixels = (strip * 16 + thread.group) * 16;
     }
-    plain_weights = plain + self.member * 16;
+    plain_weights = plain + thread.member * 16;
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
-      bias[n][0] = bias_of(8 * n + 2 * self.member);
-      bias[n][1] = bias_of(8 * n + 2 * self.member + 1);
+      bias[n][0] = bias_of(8 * n + 2 * thread.member);
+      bias[n][1] = bias_of(8 * n + 2 * thread.member + 1);
     }
   }
 
@@ -140,8 +141,8 @@ struct FirstLayer {
       load_matrices(words, address);
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
-        multiply_half<kMode>(sums[0][n], words, weights[kInput][0][n]);
-        multiply<kMode>(sums[1][n], words, weights[kInput][1][n]);
+        mma_half<kMode>(sums[0][n], words, weights[kInput][0][n]);
+        mma<kMode>(sums[1][n], words, weights[kInput][1][n]);
       }
     } else {
       uint32_t here[4], right[4];
@@ -149,9 +150,9 @@ struct FirstLayer {
       load_matrices(right, address + 16);
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
-        multiply<kMode>(sums[0][n], here, weights[kInput][0][n]);
-        multiply<kMode>(sums[1][n], here, weights[kInput][1][n]);
-        multiply<kMode>(sums[1][n], right, weights[kInput][2][n]);
+        mma<kMode>(sums[0][n], here, weights[kInput][0][n]);
+        mma<kMode>(sums[1][n], here, weights[kInput][1][n]);
+        mma<kMode>(sums[1][n], right, weights[kInput][2][n]);
       }
     }
   }
@@ -178,17 +179,17 @@ struct FirstLayer {
     }
   }
 
-  // A lane's even and odd pixel are neighbours, so storing first all even ones would use half of the banks
-  // twice. Some groups store the odd one first.
-  __device__ void store_row(const Self& self, const DecodeParameters& p, const Cursor& cursor,
+  // A lane's even and odd pixels are neighbours: if all lanes stored the even one first, half of the banks
+  // would be hit twice. So some groups store the odd one first.
+  __device__ void store_row(const ThreadCoordinates& thread, const DecodeParameters& p, const Cursor& cursor,
                             uint32_t to) const {
-    const bool odd_first = self.group & (kNarrow ? 4 : 2);
+    const bool odd_first = thread.group & (kNarrow ? 4 : 2);
     const int x = 2 * cursor.x - 4, y = 2 * (cursor.y + cursor.phase) - 4;
     const bool row_inside = inside(y, row, p.height);
-    to += (row == 0 ? 0 : kRowBytes<kMode, kRowPlane>)+channel_offset<kMode, kRowPlane>(self.member);
+    to += (row == 0 ? 0 : kRowBytes<kMode, kRowPlane>)+channel_offset<kMode, kRowPlane>(thread.member);
 #pragma unroll
     for (int turn = 0; turn < 2; ++turn) {
-      const int pixel = 2 * (strip * 16 + self.group) + (odd_first ? 1 - turn : turn);
+      const int pixel = 2 * (strip * 16 + thread.group) + (odd_first ? 1 - turn : turn);
       float chosen[2][4];
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
@@ -202,11 +203,11 @@ struct FirstLayer {
   }
 };
 
-// ----------------------------------------------------------------------------------------------------- conv3
+// --------------------------------------------------------------------------------------------------- conv3
 
 template <Mode kMode>
-__device__ void write_rows(const Self& self, const Layer<kMode, 1>& layer, const DecodeParameters& p,
-                           const Cursor& cursor) {
+__device__ void write_rows(const ThreadCoordinates& thread, const Layer<kMode, 1>& layer,
+                           const DecodeParameters& p, const Cursor& cursor) {
   using Number = typename Arithmetic<kMode>::Number;
 #pragma unroll
   for (int row = 0; row < kPair; ++row) {
@@ -214,46 +215,47 @@ __device__ void write_rows(const Self& self, const Layer<kMode, 1>& layer, const
     if (down < 0 || down >= 2 * p.tiling.tile_height || y >= p.height) continue;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int right = self.strip * 16 + self.group + i / 2 * 8 - 1, x = 2 * cursor.x + right;
-      const int channel = 2 * self.member + i % 2;
+      const int right = thread.strip * 16 + thread.group + i / 2 * 8 - 1, x = 2 * cursor.x + right;
+      const int channel = 2 * thread.member + i % 2;
       if (channel >= 3 || right < 0 || right >= 2 * p.tiling.tile_width || x >= p.width) continue;
-      const int64_t at = int64_t{cursor.picture} * p.image.stride[0] + channel * p.image.stride[1] +
+      const int64_t at = int64_t{cursor.image} * p.image.stride[0] + channel * p.image.stride[1] +
                          y * p.image.stride[2] + x * p.image.stride[3];
       static_cast<Number*>(p.image.data)[at] = from_float<Number>(layer.sums[row][0][i]);
     }
   }
 }
 
-// ------------------------------------------------------------------------------------------------- the block
+// --------------------------------------------------------------------------------------------------- block
 
 template <Mode kMode>
-__device__ void run_ends(const Self& self, FirstLayer<kMode>& first, Layer<kMode, 1>& last,
+__device__ void run_ends(const ThreadCoordinates& thread, FirstLayer<kMode>& first, Layer<kMode, 1>& last,
                          const DecodeParameters& p, uint32_t shared, int64_t steps) {
   constexpr SharedLayout kLayout = decode_layout(kMode);
   constexpr int kHalfRow = half_planes(kMode) * kHalfPlane;
   constexpr int kRowPair = kPair * kRowBytes<kMode, kRowPlane>;
   Reader<kMode> reader;
-  Cursor read_at(p.tiling, 0), first_at(p.tiling, kFirstLag), last_at(p.tiling, kLastLag);
+  Cursor read_cursor(p.tiling, 0), first_cursor(p.tiling, kFirstLag), last_cursor(p.tiling, kLastLag);
   int parity = 0;
   uint32_t newest = shared, middle = shared + kHalfRow, oldest = shared + 2 * kHalfRow;
   for (; steps > 0; --steps, parity ^= 1) {
-    reader.store_pixel(newest);  // what the step before asked for; zeros, in the first
-    reader.ask(p, read_at);
-    __syncwarp();  // lanes went different ways; ldmatrix and mma want all of them
-    const bool first_active = first_at.active(4), last_active = last_at.active(2);
+    reader.store_pixel(newest);  // loaded by the previous step; zeros in the first
+    reader.prefetch(p, read_cursor);
+    __syncwarp();  // reconverge for ldmatrix and mma
+    const bool first_active = first_cursor.active(4), last_active = last_cursor.active(2);
     if (first_active) first.compute(oldest, middle);
-    if (last_active) last.add(slot<kMode>(shared + kLayout.last, kRowPair, parity ^ 1), last_at.is_last(2));
-    if constexpr (row_slots(kMode) == 1) meet();
+    if (last_active)
+      last.add(slot<kMode>(shared + kLayout.last, kRowPair, parity ^ 1), last_cursor.is_last(2));
+    if constexpr (row_slots(kMode) == 1) block_barrier();
     if (first_active)
-      first.store_row(self, p, first_at, slot<kMode>(shared + kLayout.first, kRowPair, parity));
+      first.store_row(thread, p, first_cursor, slot<kMode>(shared + kLayout.first, kRowPair, parity));
     if (last_active) {
-      if (last_at.phase > 0) write_rows(self, last, p, last_at);
+      if (last_cursor.phase > 0) write_rows(thread, last, p, last_cursor);
       __syncwarp();
       last.next_pair();
     }
-    meet();
-    read_at.advance(), first_at.advance(), last_at.advance();
-    const uint32_t next = oldest;  // the three slots go round
+    block_barrier();
+    read_cursor.advance(), first_cursor.advance(), last_cursor.advance();
+    const uint32_t next = oldest;  // rotate the three slots
     oldest = middle, middle = newest, newest = next;
   }
 }
@@ -263,10 +265,10 @@ __device__ void decode(const DecodeParameters& p) {
   extern __shared__ __align__(16) unsigned char memory[];
   using Number = typename Arithmetic<kMode>::Number;
   constexpr SharedLayout kLayout = decode_layout(kMode);
-  const Self self;
+  const ThreadCoordinates thread;
   const uint32_t shared = shared_address(memory);
 
-  // The filters as they are, where later the rows lie; then each warp takes its own.
+  // Stage the raw filters where the rows will be; each warp then loads its own weights from there.
   Number* stage = reinterpret_cast<Number*>(memory);
   static_assert(5904 * static_cast<int>(sizeof(Number)) <= kLayout.weights);
   const StagedFilter<Number> low = stage_filter(stage, p.filters[0], 16, 3);
@@ -274,13 +276,13 @@ __device__ void decode(const DecodeParameters& p) {
   const StagedFilter<Number> conv1 = stage_filter(stage + 864, p.filters[2], 16, 16);
   const StagedFilter<Number> conv2 = stage_filter(stage + 3168, p.filters[3], 16, 16);
   const StagedFilter<Number> conv3 = stage_filter(stage + 5472, p.filters[4], 3, 16);
-  meet();
+  block_barrier();
   const auto first_weight = [&](int out, int in, int tap) {
     return in < 3 ? low.at(out, in, tap) : in < 6 ? high.at(out, in - 3, tap) : 0.0f;
   };
   const auto last_weight = [&](int out, int in, int tap) { return out < 3 ? conv3.at(out, in, tap) : 0.0f; };
   const auto trunk_weight = [&](int out, int in, int tap) {
-    return self.role == kSecond ? conv1.at(out, in, tap) : conv2.at(out, in, tap);
+    return thread.role == kSecond ? conv1.at(out, in, tap) : conv2.at(out, in, tap);
   };
   const uint32_t plain_first = shared + kLayout.weights, plain_second = plain_first + 4 * kDecodeFirstWeights,
                  plain_third = plain_second + 4 * kTrunkWeights, plain_last = plain_third + 4 * kTrunkWeights;
@@ -295,26 +297,26 @@ __device__ void decode(const DecodeParameters& p) {
   }
 
   const int64_t steps = steps_of_block(p.tiling, 2);
-  if (self.role == kEnds) {
+  if (thread.role == kEnds) {
     FirstLayer<kMode> first(
-        self, first_weight,
+        thread, first_weight,
         [&](int channel) {
           return bias_at<Number>(p.filters[0], channel) + bias_at<Number>(p.filters[1], channel);
         },
         plain_first);
     Layer<kMode, 1> last(
-        self, last_weight,
+        thread, last_weight,
         [&](int channel) { return channel < 3 ? bias_at<Number>(p.filters[4], channel) : 0.0f; }, plain_last);
     clear_rows(shared, kLayout.weights);
-    run_ends<kMode>(self, first, last, p, shared, steps);
+    run_ends<kMode>(thread, first, last, p, shared, steps);
   } else {
-    const Filter& filter = p.filters[self.role == kSecond ? 2 : 3];
+    const Filter& filter = p.filters[thread.role == kSecond ? 2 : 3];
     Layer<kMode, 2> layer(
-        self, trunk_weight, [&](int channel) { return bias_at<Number>(filter, channel); },
-        self.role == kSecond ? plain_second : plain_third);
+        thread, trunk_weight, [&](int channel) { return bias_at<Number>(filter, channel); },
+        thread.role == kSecond ? plain_second : plain_third);
     clear_rows(shared, kLayout.weights);
-    const bool second = self.role == kSecond;
-    run_trunk<kMode, false>(self, layer, p.tiling, p.height, p.width,
+    const bool second = thread.role == kSecond;
+    run_trunk<kMode, false>(thread, layer, p.tiling, p.height, p.width,
                             shared + (second ? kLayout.first : kLayout.second),
                             shared + (second ? kLayout.second : kLayout.last),
                             second ? Stage{kSecondLag, 4, -3} : Stage{kThirdLag, 3, -2}, steps);

@@ -1,4 +1,4 @@
-// The instructions that the kernels are made of, one small function each, and the types that choose them.
+// Device primitives: one small function for each PTX instruction that the kernels use, and number types.
 
 #pragma once
 
@@ -10,8 +10,7 @@ namespace wae::cuda {
 
 // --------------------------------------------------------------------------------------------- numbers
 
-// 16-bit floats are carried as their bits: CUDA's headers for them would take longer to compile than our
-// code.
+// 16-bit floats are kept as bits: CUDA's headers for them take longer to compile than our code.
 struct Float16 {
   uint16_t bits;
 };
@@ -77,7 +76,7 @@ __device__ __forceinline__ float relu(float value) {
 
 // ------------------------------------------------------------------------------------------------ modes
 
-// Number: of the parameters and outputs. A Word is 4 bytes of neighbouring channels between the layers.
+// Number: type of parameters and outputs. word() packs neighbouring channels of an activation into 4 bytes.
 template <Mode kMode>
 struct Arithmetic;
 template <>
@@ -164,8 +163,8 @@ __device__ __forceinline__ void store(uint32_t address, uint32_t a, uint32_t b, 
                : "memory");
 }
 
-// Four 8 x 8 matrices of 16-bit numbers (8 x 4 of 32-bit ones). Lane l gives the address of row l % 8 of
-// matrix l / 8, and gets word l % 4 of row l / 4 of each.
+// ldmatrix.x4: four 8 x 8 matrices of 16-bit numbers (8 x 4 of 32-bit ones). Lane l gives the address of row
+// l % 8 of matrix l / 8, and receives word l % 4 of row l / 4 of each.
 __device__ __forceinline__ void load_matrices(uint32_t (&words)[4], uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
@@ -173,17 +172,17 @@ __device__ __forceinline__ void load_matrices(uint32_t (&words)[4], uint32_t add
                : "memory");
 }
 
-// All warps of the block meet here, each in its own loop.
-__device__ __forceinline__ void meet() { asm volatile("bar.sync 0;" ::: "memory"); }
+// Barrier of the whole block; each warp role reaches it from its own loop.
+__device__ __forceinline__ void block_barrier() { asm volatile("bar.sync 0;" ::: "memory"); }
 
 // ------------------------------------------------------------------------------------------ tensor cores
 
-// sums (16 pixels x 8 channels) += pixels (16 x 8 words) * weights (8 words x 8 channels). A lane holds, with
-// g = lane / 4 and t = lane % 4: of pixels, words t of rows g and g + 8 and words t + 4 of both; of weights,
-// words t and t + 4 of column g; of sums, columns 2t and 2t + 1 of row g, then of row g + 8.
+// D += A * B: sums (16 pixels x 8 channels) += pixels (16 x 8 words) * weights (8 words x 8 channels).
+// Fragments, with g = lane / 4 and t = lane % 4: A holds words t of rows g and g + 8, then words t + 4 of
+// both; B words t and t + 4 of column g; D columns 2t and 2t + 1 of row g, then of row g + 8.
 template <Mode kMode>
-__device__ __forceinline__ void multiply(float (&sums)[4], const uint32_t (&pixels)[4],
-                                         const uint32_t (&weights)[2]) {
+__device__ __forceinline__ void mma(float (&sums)[4], const uint32_t (&pixels)[4],
+                                    const uint32_t (&weights)[2]) {
 #define WAE_MMA(shape_and_types)                                                                             \
   asm("mma.sync.aligned." shape_and_types " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
       : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])                                           \
@@ -204,10 +203,10 @@ __device__ __forceinline__ void multiply(float (&sums)[4], const uint32_t (&pixe
 #endif
 }
 
-// The same of words t of the pixels and of the weights alone: 16 pixels x 4 words * 4 words x 8 channels.
+// The same with half the K extent: words t of A and B only (16 pixels x 4 words * 4 words x 8 channels).
 template <Mode kMode>
-__device__ __forceinline__ void multiply_half(float (&sums)[4], const uint32_t (&pixels)[4],
-                                              const uint32_t (&weights)[2]) {
+__device__ __forceinline__ void mma_half(float (&sums)[4], const uint32_t (&pixels)[4],
+                                         const uint32_t (&weights)[2]) {
   if constexpr (kMode == Mode::kFloat16) WAE_MMA_HALF("m16n8k8.row.col.f32.f16.f16.f32", 0);
 #if __CUDA_ARCH__ >= 800
   if constexpr (kMode == Mode::kBFloat16) WAE_MMA_HALF("m16n8k8.row.col.f32.bf16.bf16.f32", 0);

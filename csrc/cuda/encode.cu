@@ -1,14 +1,15 @@
 // wae::encode: an image to its half-resolution low and high (docs/network.md), in one launch.
 //
-// How a block works is told in pipeline.cuh. Here is what its end warps do: read the image two rows a step,
-// run conv1 from 3 to 16 channels, and run both heads, 16 channels to 3 and 3 with stride 2, as one layer
-// of 6.
+// pipeline.cuh explains the pipeline. This file has the work of the end warps: they read the image two rows a
+// step, run conv1 from 3 to 16 channels, and run both branches, 16 channels to 3 and 3 with stride 2, as one
+// layer with 6 output channels.
 //
-//     arithmetic   per step, 64 x 2 pixels, of which 56 x 2 count: conv2 and conv3 9 * 256 multiply-adds a
-//                  pixel, conv1 9 * 48 (K = 27 padded to 40), the heads 9 * 128 a half-resolution pixel (6
-//                  padded to 8)
+//     arithmetic   per step, 64 x 2 pixels, of which 56 x 2 are output
+//                  conv2, conv3: 9 * 256 multiply-adds per pixel
+//                  conv1: 9 * 48 (K = 27, padded to 40)
+//                  branches: 9 * 128 per half-resolution pixel (6 channels, padded to 8)
 //     memory       63 x 2 pixels read for 56 x 2: 1.125 of the image, times (h + 4) / h for tiles of h rows
-//     bound        the tensor cores; docs/cuda.md works it out for each chip
+//     bound        docs/cuda.md, for each chip
 
 #include <cstdint>
 
@@ -18,27 +19,27 @@
 namespace wae::cuda {
 namespace {
 
-constexpr int kColumns = 2 * kTileColumns + 7;  // of the image, that a tile needs
+constexpr int kColumns = 2 * kTileColumns + 7;  // image columns that a tile reads
 static_assert(kColumns <= kPixels);
 
-// ----------------------------------------------------------------------------------------- reading the image
+// --------------------------------------------------------------------------------------- reading the image
 
-__device__ __forceinline__ float number_at(const Triple& triple, int i) {
-  const int64_t at = i * triple.stride;
-  switch (triple.type) {
+__device__ __forceinline__ float number_at(const ChannelVector& vector, int i) {
+  const int64_t at = i * vector.stride;
+  switch (vector.type) {
     case NumberType::kFloat16:
-      return to_float(static_cast<const Float16*>(triple.data)[at]);
+      return to_float(static_cast<const Float16*>(vector.data)[at]);
     case NumberType::kBFloat16:
-      return to_float(static_cast<const BFloat16*>(triple.data)[at]);
+      return to_float(static_cast<const BFloat16*>(vector.data)[at]);
     case NumberType::kFloat32:
-      return static_cast<const float*>(triple.data)[at];
+      return static_cast<const float*>(vector.data)[at];
     default:
-      return static_cast<float>(static_cast<const double*>(triple.data)[at]);
+      return static_cast<float>(static_cast<const double*>(vector.data)[at]);
   }
 }
 
-// One thread reads one pixel of each pair. It is asked for a step before it is needed, so that the wait for
-// memory passes while the layers compute: the raw bits stay in registers until then.
+// Each thread reads one pixel of a pair. The load is issued one step before its data is stored to shared
+// memory, to hide its latency; the raw bits wait in registers.
 template <Mode kMode>
 struct Reader {
   using Number = typename Arithmetic<kMode>::Number;
@@ -56,13 +57,13 @@ struct Reader {
     }
   }
 
-  __device__ void ask(const EncodeParameters& p, const Cursor& cursor) {
+  __device__ void prefetch(const EncodeParameters& p, const Cursor& cursor) {
     const int x = 2 * cursor.x - 4 + column, y = 2 * (cursor.y + cursor.phase) - 4 + row;
     is_inside = cursor.active(kHaloPairs) && !(row == 1 && cursor.is_last(kHaloPairs)) &&
                 column < 2 * p.tiling.tile_width + 7 && inside(x, 0, p.width) && inside(y, 0, p.height);
     if (!is_inside) return;
     const int64_t* stride = p.image.stride;
-    const int64_t at = int64_t{cursor.picture} * stride[0] + y * stride[2] + x * stride[3];
+    const int64_t at = int64_t{cursor.image} * stride[0] + y * stride[2] + x * stride[3];
 #pragma unroll
     for (int c = 0; c < 3; ++c) {
       if (p.image_is_bytes) {
@@ -90,50 +91,51 @@ struct Reader {
   }
 };
 
-// ----------------------------------------------------------------------------------------------------- conv1
+// --------------------------------------------------------------------------------------------------- conv1
 
-// Two rows of 16 pixels and 16 channels. K runs over taps and, within a tap, the pixel's 4 channels, so that
-// a lane finds its words of the table without any shuffling: they are words of a neighbouring pixel.
+// Two rows of 16 pixels and 16 channels. K runs over taps and, within a tap, over the pixel's 4 channels, so
+// each word of a lane's A fragment is a word of one neighbouring pixel and needs no shuffle.
 template <Mode kMode>
 struct FirstLayer {
-  static constexpr int kWords = image_pixel(kMode) / 4;              // of a pixel
-  static constexpr int kTaps = 4 / kWords;                           // in half a table of 8 words
-  static constexpr int kTables = (9 + 2 * kTaps - 1) / (2 * kTaps);  // 3, or 5 of 32-bit numbers
+  static constexpr int kWords = image_pixel(kMode) / 4;                // per pixel
+  static constexpr int kTaps = 4 / kWords;                             // per half of a fragment's K = 8 words
+  static constexpr int kMmaSteps = (9 + 2 * kTaps - 1) / (2 * kTaps);  // 3, or 5 of 32-bit numbers
 
-  uint32_t weights[kTables][2][2];
+  uint32_t weights[kMmaSteps][2][2];
   uint32_t plain_weights;
   float bias[2][2];
   float sums[kPair][2][4];
   uint32_t pixels;
 
   template <class Weight, class Bias>
-  __device__ FirstLayer(const Self& self, const Weight& weight, const Bias& bias_of, uint32_t plain) {
+  __device__ FirstLayer(const ThreadCoordinates& thread, const Weight& weight, const Bias& bias_of,
+                        uint32_t plain) {
     if constexpr (!is_plain(kMode)) {
 #pragma unroll
-      for (int table = 0; table < kTables; ++table) {
+      for (int step = 0; step < kMmaSteps; ++step) {
 #pragma unroll
         for (int n = 0; n < 2; ++n) {
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
-            const int tap = (2 * table + half) * kTaps + self.member / kWords;
-            weights[table][n][half] =
-                tap < 9 ? weight_word<kMode>(weight, 8 * n + self.group, self.member % kWords, tap) : 0;
+            const int tap = (2 * step + half) * kTaps + thread.member / kWords;
+            weights[step][n][half] =
+                tap < 9 ? weight_word<kMode>(weight, 8 * n + thread.group, thread.member % kWords, tap) : 0;
           }
         }
       }
     }
-    pixels = (self.strip * 16 + self.group) * image_pixel(kMode);
-    if constexpr (!is_plain(kMode)) pixels += self.member % kWords * 4;
-    plain_weights = plain + self.member * 16;
+    pixels = (thread.strip * 16 + thread.group) * image_pixel(kMode);
+    if constexpr (!is_plain(kMode)) pixels += thread.member % kWords * 4;
+    plain_weights = plain + thread.member * 16;
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
-      bias[n][0] = bias_of(8 * n + 2 * self.member);
-      bias[n][1] = bias_of(8 * n + 2 * self.member + 1);
+      bias[n][0] = bias_of(8 * n + 2 * thread.member);
+      bias[n][1] = bias_of(8 * n + 2 * thread.member + 1);
     }
   }
 
-  // From the pairs of image rows at `upper` and `lower`: output row r is tap row y of image row r + y.
-  __device__ void compute(const Self& self, uint32_t upper, uint32_t lower) {
+  // From the pairs of image rows at `upper` and `lower`: image row r + y is tap row y of output row r.
+  __device__ void compute(const ThreadCoordinates& thread, uint32_t upper, uint32_t lower) {
     const uint32_t rows[4] = {upper + pixels, upper + pixels + image_pitch(kMode), lower + pixels,
                               lower + pixels + image_pitch(kMode)};
 #pragma unroll
@@ -147,25 +149,25 @@ struct FirstLayer {
     if constexpr (is_plain(kMode)) {
       compute_plain(rows);
     } else {
-      compute_tables(self, rows);
+      compute_mma(thread, rows);
     }
   }
 
-  __device__ void compute_tables(const Self& self, const uint32_t (&rows)[4]) {
+  __device__ void compute_mma(const ThreadCoordinates& thread, const uint32_t (&rows)[4]) {
 #pragma unroll
     for (int row = 0; row < kPair; ++row) {
 #pragma unroll
-      for (int table = 0; table < kTables; ++table) {
+      for (int step = 0; step < kMmaSteps; ++step) {
         uint32_t words[4] = {0, 0, 0, 0};
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          const int tap = (2 * table + half) * kTaps;  // of member 0
+          const int tap = (2 * step + half) * kTaps;  // for member 0
           if (tap >= 9) continue;
           uint32_t address = rows[row + tap / 3] + tap % 3 * image_pixel(kMode);
           bool exists = true;
           if constexpr (kTaps == 2) {  // members 2 and 3 hold the next tap
             const int next = tap + 1;
-            if (self.member >= 2) {
+            if (thread.member >= 2) {
               exists = next < 9;
               if (next < 9) address = rows[row + next / 3] + next % 3 * image_pixel(kMode);
             }
@@ -176,10 +178,10 @@ struct FirstLayer {
         }
 #pragma unroll
         for (int n = 0; n < 2; ++n) {
-          if (kTaps == 2 && table == kTables - 1) {
-            multiply_half<kMode>(sums[row][n], words, weights[table][n]);
+          if (kTaps == 2 && step == kMmaSteps - 1) {
+            mma_half<kMode>(sums[row][n], words, weights[step][n]);
           } else {
-            multiply<kMode>(sums[row][n], words, weights[table][n]);
+            mma<kMode>(sums[row][n], words, weights[step][n]);
           }
         }
       }
@@ -220,12 +222,12 @@ struct FirstLayer {
     }
   }
 
-  __device__ void store_rows(const Self& self, const EncodeParameters& p, const Cursor& cursor,
+  __device__ void store_rows(const ThreadCoordinates& thread, const EncodeParameters& p, const Cursor& cursor,
                              uint32_t to) const {
     constexpr int kRow = kRowBytes<kMode, kRowPlane>;
-    const int pixel = self.strip * 16 + self.group;
+    const int pixel = thread.strip * 16 + thread.group;
     const int x = 2 * cursor.x - 3, y = 2 * (cursor.y + cursor.phase) - 3;
-    to += pixel_offset<false>(pixel) + channel_offset<kMode, kRowPlane>(self.member);
+    to += pixel_offset<false>(pixel) + channel_offset<kMode, kRowPlane>(thread.member);
 #pragma unroll
     for (int row = 0; row < kPair; ++row) {
       const bool row_inside = inside(y, row, p.height);
@@ -237,41 +239,42 @@ struct FirstLayer {
 
 // -------------------------------------------------------------------------------------------- low and high
 
-// A strip of 16 half-resolution pixels: row i of both heads is rows 2i, 2i + 1, 2i + 2 of conv3's. Columns 0
-// to 2 of the table are low's channels, 3 to 5 high's.
+// A strip of 16 half-resolution pixels: row i of both branches reads rows 2i, 2i + 1, 2i + 2 of conv3's
+// output. Columns 0 to 2 of the D fragment are low's channels, 3 to 5 high's.
 template <Mode kMode>
-struct Heads {
-  static constexpr int kQuads = stored_bytes(kMode) / 2;
+struct Branches {
+  static constexpr int kChannelSteps = stored_bytes(kMode) / 2;
   static constexpr int kRow = kRowBytes<kMode, kParityPlane>;
   using Number = typename Arithmetic<kMode>::Number;
 
-  uint32_t weights[9][kQuads][2];
+  uint32_t weights[9][kChannelSteps][2];
   uint32_t plain_weights;
   float bias[2];
-  float sums[2][4];  // the row that the next pair completes, and the one it begins
+  float sums[2][4];  // the row that the next pair completes, and the one that it begins
   uint32_t pixels;
 
   template <class Weight, class Bias>
-  __device__ Heads(const Self& self, const Weight& weight, const Bias& bias_of, uint32_t plain) {
+  __device__ Branches(const ThreadCoordinates& thread, const Weight& weight, const Bias& bias_of,
+                      uint32_t plain) {
     if constexpr (!is_plain(kMode)) {
 #pragma unroll
       for (int tap = 0; tap < 9; ++tap) {
 #pragma unroll
-        for (int quad = 0; quad < kQuads; ++quad) {
+        for (int step = 0; step < kChannelSteps; ++step) {
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
-            weights[tap][quad][half] =
-                weight_word<kMode>(weight, self.group, 8 * quad + 4 * half + self.member, tap);
+            weights[tap][step][half] =
+                weight_word<kMode>(weight, thread.group, 8 * step + 4 * half + thread.member, tap);
           }
         }
       }
-      pixels = self.lane / 16 * kParityPlane + (self.strip * 16 + self.lane % 16) * 16;
+      pixels = thread.lane / 16 * kParityPlane + (thread.strip * 16 + thread.lane % 16) * 16;
     } else {
-      pixels = (self.strip * 16 + self.group) * 16;
+      pixels = (thread.strip * 16 + thread.group) * 16;
     }
-    plain_weights = plain + self.member * 8;
-    bias[0] = bias_of(2 * self.member);
-    bias[1] = bias_of(2 * self.member + 1);
+    plain_weights = plain + thread.member * 8;
+    bias[0] = bias_of(2 * thread.member);
+    bias[1] = bias_of(2 * thread.member + 1);
     begin_row(0);
     begin_row(1);
   }
@@ -304,14 +307,14 @@ struct Heads {
           add_plain(row, x, address);
         } else {
 #pragma unroll
-          for (int quad = 0; quad < kQuads; ++quad) {
+          for (int step = 0; step < kChannelSteps; ++step) {
             uint32_t words[4];
-            load_matrices(words, address + quad * 2 * kParityPlane);
+            load_matrices(words, address + step * 2 * kParityPlane);
             if (row == 0) {
-              multiply<kMode>(sums[0], words, weights[6 + x][quad]);
-              multiply<kMode>(sums[1], words, weights[x][quad]);
+              mma<kMode>(sums[0], words, weights[6 + x][step]);
+              mma<kMode>(sums[1], words, weights[x][step]);
             } else {
-              multiply<kMode>(sums[1], words, weights[3 + x][quad]);
+              mma<kMode>(sums[1], words, weights[3 + x][step]);
             }
           }
         }
@@ -344,17 +347,18 @@ struct Heads {
     sum[2 * half + 1] = fmaf(value, weight.y, sum[2 * half + 1]);
   }
 
-  __device__ void write_row(const Self& self, const EncodeParameters& p, const Cursor& cursor) const {
+  __device__ void write_row(const ThreadCoordinates& thread, const EncodeParameters& p,
+                            const Cursor& cursor) const {
     const int y = cursor.y + cursor.phase - 1;
     const int half_height = (p.height + 1) / 2, half_width = (p.width + 1) / 2;
     if (y >= half_height) return;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int column = self.strip * 16 + self.group + i / 2 * 8, x = cursor.x + column;
-      const int channel = 2 * self.member + i % 2;
+      const int column = thread.strip * 16 + thread.group + i / 2 * 8, x = cursor.x + column;
+      const int channel = 2 * thread.member + i % 2;
       if (channel >= 6 || column >= p.tiling.tile_width || x >= half_width) continue;
-      const Pictures& to = channel < 3 ? p.low : p.high;
-      static_cast<Number*>(to.data)[int64_t{cursor.picture} * to.stride[0] + channel % 3 * to.stride[1] +
+      const Images& to = channel < 3 ? p.low : p.high;
+      static_cast<Number*>(to.data)[int64_t{cursor.image} * to.stride[0] + channel % 3 * to.stride[1] +
                                     y * to.stride[2] + x * to.stride[3]] = from_float<Number>(sums[0][i]);
     }
   }
@@ -366,38 +370,39 @@ struct Heads {
   }
 };
 
-// ------------------------------------------------------------------------------------------------- the block
+// --------------------------------------------------------------------------------------------------- block
 
 template <Mode kMode>
-__device__ void run_ends(const Self& self, FirstLayer<kMode>& first, Heads<kMode>& heads,
+__device__ void run_ends(const ThreadCoordinates& thread, FirstLayer<kMode>& first, Branches<kMode>& branches,
                          const EncodeParameters& p, uint32_t shared, int64_t steps) {
   constexpr SharedLayout kLayout = encode_layout(kMode);
   constexpr int kImagePair = kPair * image_pitch(kMode);
   constexpr int kFirstPair = kPair * kRowBytes<kMode, kRowPlane>;
   constexpr int kLastPair = kPair * kRowBytes<kMode, kParityPlane>;
-  const bool has_head = self.strip * 16 < kPixels / 2;  // half as many half-resolution strips
+  const bool has_branch = thread.strip * 16 < kPixels / 2;  // half as many half-resolution strips
   Reader<kMode> reader(p);
-  Cursor read_at(p.tiling, 0), first_at(p.tiling, kFirstLag), last_at(p.tiling, kLastLag);
+  Cursor read_cursor(p.tiling, 0), first_cursor(p.tiling, kFirstLag), last_cursor(p.tiling, kLastLag);
   int parity = 0;
   uint32_t newest = shared, middle = shared + kImagePair, oldest = shared + 2 * kImagePair;
   for (; steps > 0; --steps, parity ^= 1) {
-    reader.store_pixel(p, newest);  // what the step before asked for; nothing, in the first
-    reader.ask(p, read_at);
-    __syncwarp();  // lanes went different ways; ldmatrix and mma want all of them
-    const bool first_active = first_at.active(3), last_active = has_head && last_at.active(1);
-    if (first_active) first.compute(self, oldest, middle);
-    if (last_active) heads.add(slot<kMode>(shared + kLayout.last, kLastPair, parity ^ 1), last_at.is_last(1));
-    if constexpr (row_slots(kMode) == 1) meet();
+    reader.store_pixel(p, newest);  // loaded by the previous step; zeros in the first
+    reader.prefetch(p, read_cursor);
+    __syncwarp();  // reconverge for ldmatrix and mma
+    const bool first_active = first_cursor.active(3), last_active = has_branch && last_cursor.active(1);
+    if (first_active) first.compute(thread, oldest, middle);
+    if (last_active)
+      branches.add(slot<kMode>(shared + kLayout.last, kLastPair, parity ^ 1), last_cursor.is_last(1));
+    if constexpr (row_slots(kMode) == 1) block_barrier();
     if (first_active)
-      first.store_rows(self, p, first_at, slot<kMode>(shared + kLayout.first, kFirstPair, parity));
+      first.store_rows(thread, p, first_cursor, slot<kMode>(shared + kLayout.first, kFirstPair, parity));
     if (last_active) {
-      if (last_at.phase > 0) heads.write_row(self, p, last_at);
+      if (last_cursor.phase > 0) branches.write_row(thread, p, last_cursor);
       __syncwarp();
-      heads.next_pair();
+      branches.next_pair();
     }
-    meet();
-    read_at.advance(), first_at.advance(), last_at.advance();
-    const uint32_t next = oldest;  // the three slots go round
+    block_barrier();
+    read_cursor.advance(), first_cursor.advance(), last_cursor.advance();
+    const uint32_t next = oldest;  // rotate the three slots
     oldest = middle, middle = newest, newest = next;
   }
 }
@@ -407,10 +412,10 @@ __device__ void encode(const EncodeParameters& p) {
   extern __shared__ __align__(16) unsigned char memory[];
   using Number = typename Arithmetic<kMode>::Number;
   constexpr SharedLayout kLayout = encode_layout(kMode);
-  const Self self;
+  const ThreadCoordinates thread;
   const uint32_t shared = shared_address(memory);
 
-  // The filters as they are, where later the rows lie; then each warp takes its own.
+  // Stage the raw filters where the rows will be; each warp then loads its own weights from there.
   Number* stage = reinterpret_cast<Number*>(memory);
   static_assert(5904 * static_cast<int>(sizeof(Number)) <= kLayout.weights);
   const StagedFilter<Number> conv1 = stage_filter(stage, p.filters[0], 16, 3);
@@ -418,13 +423,13 @@ __device__ void encode(const EncodeParameters& p) {
   const StagedFilter<Number> conv3 = stage_filter(stage + 2736, p.filters[2], 16, 16);
   const StagedFilter<Number> low = stage_filter(stage + 5040, p.filters[3], 3, 16);
   const StagedFilter<Number> high = stage_filter(stage + 5472, p.filters[4], 3, 16);
-  meet();
+  block_barrier();
   const auto first_weight = [&](int out, int in, int tap) { return in < 3 ? conv1.at(out, in, tap) : 0.0f; };
-  const auto head_weight = [&](int out, int in, int tap) {
+  const auto branch_weight = [&](int out, int in, int tap) {
     return out < 3 ? low.at(out, in, tap) : out < 6 ? high.at(out - 3, in, tap) : 0.0f;
   };
   const auto trunk_weight = [&](int out, int in, int tap) {
-    return self.role == kSecond ? conv2.at(out, in, tap) : conv3.at(out, in, tap);
+    return thread.role == kSecond ? conv2.at(out, in, tap) : conv3.at(out, in, tap);
   };
   const uint32_t plain_first = shared + kLayout.weights, plain_second = plain_first + 4 * kEncodeFirstWeights,
                  plain_third = plain_second + 4 * kTrunkWeights, plain_last = plain_third + 4 * kTrunkWeights;
@@ -435,32 +440,33 @@ __device__ void encode(const EncodeParameters& p) {
         plain += kEncodeFirstWeights, [&](int o, int i, int t) { return conv2.at(o, i, t); }, 16, 16);
     write_plain_weights(
         plain += kTrunkWeights, [&](int o, int i, int t) { return conv3.at(o, i, t); }, 16, 16);
-    write_plain_weights(plain += kTrunkWeights, head_weight, 16, 8);
+    write_plain_weights(plain += kTrunkWeights, branch_weight, 16, 8);
   }
 
   const int64_t steps = steps_of_block(p.tiling, 1);
-  if (self.role == kEnds) {
+  if (thread.role == kEnds) {
     FirstLayer<kMode> first(
-        self, first_weight, [&](int channel) { return bias_at<Number>(p.filters[0], channel); }, plain_first);
-    Heads<kMode> heads(
-        self, head_weight,
+        thread, first_weight, [&](int channel) { return bias_at<Number>(p.filters[0], channel); },
+        plain_first);
+    Branches<kMode> branches(
+        thread, branch_weight,
         [&](int channel) {
           return channel < 6 ? bias_at<Number>(p.filters[3 + channel / 3], channel % 3) : 0.0f;
         },
         plain_last);
     clear_rows(shared, kLayout.weights);
-    run_ends<kMode>(self, first, heads, p, shared, steps);
+    run_ends<kMode>(thread, first, branches, p, shared, steps);
   } else {
-    const Filter& filter = p.filters[self.role == kSecond ? 1 : 2];
+    const Filter& filter = p.filters[thread.role == kSecond ? 1 : 2];
     Layer<kMode, 2> layer(
-        self, trunk_weight, [&](int channel) { return bias_at<Number>(filter, channel); },
-        self.role == kSecond ? plain_second : plain_third);
+        thread, trunk_weight, [&](int channel) { return bias_at<Number>(filter, channel); },
+        thread.role == kSecond ? plain_second : plain_third);
     clear_rows(shared, kLayout.weights);
-    if (self.role == kSecond) {
-      run_trunk<kMode, false>(self, layer, p.tiling, p.height, p.width, shared + kLayout.first,
+    if (thread.role == kSecond) {
+      run_trunk<kMode, false>(thread, layer, p.tiling, p.height, p.width, shared + kLayout.first,
                               shared + kLayout.second, {kSecondLag, 3, -2}, steps);
     } else {
-      run_trunk<kMode, true>(self, layer, p.tiling, p.height, p.width, shared + kLayout.second,
+      run_trunk<kMode, true>(thread, layer, p.tiling, p.height, p.width, shared + kLayout.second,
                              shared + kLayout.last, {kThirdLag, 2, -1}, steps);
     }
   }

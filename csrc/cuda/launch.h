@@ -1,4 +1,4 @@
-// The kernels, for the host: encode.cu and decode.cu know CUDA's syntax, cuda/ops.cpp knows torch.
+// The kernels' host interface. encode.cu and decode.cu contain CUDA syntax, cuda/ops.cpp contains torch.
 
 #pragma once
 
@@ -6,8 +6,7 @@
 
 namespace wae::cuda {
 
-// The kernel of a mode, as the CUDA runtime wants it. Its one argument is EncodeParameters or
-// DecodeParameters.
+// The kernel of a mode, for cudaLaunchKernel. It takes one argument: EncodeParameters or DecodeParameters.
 const void* encode_kernel_of(Mode mode);
 const void* decode_kernel_of(Mode mode);
 

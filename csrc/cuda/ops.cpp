@@ -1,7 +1,7 @@
-// The ops on a GPU: check, choose the mode, plan, launch. One launch each, on the current stream.
+// The ops on a GPU: check, choose the mode, plan, launch on the current stream.
 //
-// What the kernels do not take (float64, other widths than 16, more than 2^30 pictures or pixels a side, GPUs
-// before compute capability 7.5, the backend "reference") goes to the ops wae::_<op>_reference, which
+// Inputs without a kernel (float64, widths other than 16, more than 2^30 images or pixels a side, GPUs
+// before compute capability 7.5, the backend "reference") go to the ops wae::_<op>_reference, which
 // wae_kernels/registration.py implements.
 
 #include <cuda_runtime_api.h>
@@ -32,7 +32,7 @@
 namespace wae::cuda {
 namespace {
 
-// Pictures and pixels a side: the kernels' coordinates are 32-bit, the halo included.
+// Images and pixels a side: the kernels' coordinates are 32-bit, the halo included.
 constexpr int64_t kLargest = 1 << 30;
 
 constexpr int kOldestChip = 75;
@@ -52,12 +52,12 @@ void check_cuda(cudaError_t error, const char* op, const char* doing) {
 
 int attribute(cudaDeviceAttr which, int device, const char* op) {
   int value = 0;
-  check_cuda(cudaDeviceGetAttribute(&value, which, device), op, "asking for the GPU's properties");
+  check_cuda(cudaDeviceGetAttribute(&value, which, device), op, "reading the GPU's properties");
   return value;
 }
 
-// What a plan needs to know of a device and a kernel. Asked once, and the kernel is then allowed the shared
-// memory that it needs. The device must be the current one.
+// The chip's figures for a kernel's launch plan. The first call per device and kernel queries them and raises
+// the kernel's shared-memory limit. The device must be the current one.
 const Chip& prepared_chip(const char* op, const void* kernel, int device, int shared_bytes) {
   static std::mutex mutex;
   static std::map<std::pair<int, const void*>, Chip> chips;
@@ -69,7 +69,7 @@ const Chip& prepared_chip(const char* op, const void* kernel, int device, int sh
                "preparing the kernel");
     int blocks_each = 0;
     check_cuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks_each, kernel, kThreads, shared_bytes),
-               op, "asking for the kernel's occupancy");
+               op, "reading the kernel's occupancy");
     found->second = {attribute(cudaDevAttrMultiProcessorCount, device, op),
                      blocks_each > 0 ? blocks_each : 1};
   } catch (...) {
@@ -79,7 +79,7 @@ const Chip& prepared_chip(const char* op, const void* kernel, int device, int sh
   return found->second;
 }
 
-// Whether convolutions of float32 may round their operands to tf32. Only Python knows.
+// Whether torch's settings allow float32 convolutions to round their operands to tf32.
 bool tf32_allowed() {
   std::array<StableIValue, 1> stack{};
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("wae::_tf32_allowed", "", stack.data(), TORCH_ABI_VERSION));
@@ -105,7 +105,7 @@ bool has_kernel(const char* op, const Tensor& conv1_weight, int64_t batch, int64
          capability(conv1_weight.get_device_index(), op) >= kOldestChip;
 }
 
-// --------------------------------------------------------------------------------- tensors to plain structs
+// ------------------------------------------------------------------------------ tensors to parameter structs
 
 TensorView view_of(const Tensor& tensor) {
   TensorView view{tensor.const_data_ptr(), {1, 1, 1, 1}, {1, 1, 1, 1}};
@@ -122,7 +122,7 @@ std::array<TensorView, kParameters> views_of(const Parameters& parameters) {
   return views;
 }
 
-Triple triple_of(const std::optional<Tensor>& tensor) {
+ChannelVector channel_vector_of(const std::optional<Tensor>& tensor) {
   if (!tensor) return {nullptr, 0, NumberType::kNone, 0};
   const auto type = [&] {
     switch (tensor->scalar_type()) {
@@ -133,7 +133,7 @@ Triple triple_of(const std::optional<Tensor>& tensor) {
       case ScalarType::Float:
         return NumberType::kFloat32;
       default:
-        return NumberType::kFloat64;  // the checks let nothing else through
+        return NumberType::kFloat64;  // by the checks, no other type is possible
     }
   }();
   return {tensor->const_data_ptr(), tensor->stride(0), type, 0};
@@ -176,11 +176,11 @@ std::tuple<Tensor, Tensor> encode(Tensor image, Tensor conv1_weight, Tensor conv
   const SharedLayout layout = encode_layout(mode);
   const LaunchPlan planned =
       plan(image.size(0), height, width, prepared_chip(kOp, kernel, device, layout.bytes), layout);
-  EncodeParameters told =
+  EncodeParameters params =
       encode_parameters(view_of(image), image.scalar_type() == ScalarType::Byte, view_of(low), view_of(high),
-                        views_of(parameters), bytes_of(conv1_weight.scalar_type()), triple_of(image_scale),
-                        triple_of(image_shift), planned.tiling);
-  launch(kOp, kernel, planned, told, device);
+                        views_of(parameters), bytes_of(conv1_weight.scalar_type()),
+                        channel_vector_of(image_scale), channel_vector_of(image_shift), planned.tiling);
+  launch(kOp, kernel, planned, params, device);
   return {low, high};
 }
 
@@ -206,9 +206,10 @@ Tensor decode(Tensor low, Tensor high, Tensor low_weight, Tensor low_bias, Tenso
   const SharedLayout layout = decode_layout(mode);
   const LaunchPlan planned =
       plan(low.size(0), low.size(2), low.size(3), prepared_chip(kOp, kernel, device, layout.bytes), layout);
-  DecodeParameters told = decode_parameters(view_of(low), view_of(high), view_of(image), views_of(parameters),
-                                            bytes_of(low.scalar_type()), planned.tiling);
-  launch(kOp, kernel, planned, told, device);
+  DecodeParameters params =
+      decode_parameters(view_of(low), view_of(high), view_of(image), views_of(parameters),
+                        bytes_of(low.scalar_type()), planned.tiling);
+  launch(kOp, kernel, planned, params, device);
   return image;
 }
 

@@ -1,30 +1,29 @@
-// What encode.cu and decode.cu share: how a block walks down its tiles, and the two 16 -> 16 layers.
+// Shared by encode.cu and decode.cu: the warp-specialised pipeline of a block, and the 16 -> 16 trunk layers.
 //
-// One block carries a tile through all four layers. It is a pipeline of warps; each step moves every layer on
-// by one pair of rows, 64 pixels wide, and ends with one barrier:
+// A block computes all four layers of a tile. Its warps form a pipeline; each step advances every layer by
+// one pair of rows, 64 pixels wide, and ends with one barrier:
 //
 //     warps 0-3   (ends)    read pair p+3 from memory -> [input] -> first layer, pair p
 //     warps 4-7   (trunk)   [first]  -> second layer, pair p-1
 //     warps 8-11  (trunk)   [second] -> third layer, pair p-3
 //     warps 0-3   (ends)    [last]   -> last layer, to memory
 //
-// In brackets: a few rows in shared memory, the only place between two layers. A warp owns a strip of 16
+// In brackets: a few rows in shared memory, the only storage between two layers. A warp owns a strip of 16
 // pixels and keeps its layer's weights in registers for the whole kernel. Each input row is loaded once and
-// added to the three output rows that it touches, so four rows of sums are live: two that this pair
-// completes, two it begins.
+// accumulated into the three output rows that it touches, so four rows of accumulators are live: two that
+// this pair completes, two that it begins.
 //
 //     columns      0                                                             63
 //     input       |<------------------------ 64 (+2 of padding) ------------------->|
 //     first       |<------------------------ 64 ----------------------------------->|
-//     second      |<------------------------ 62 that count ------------------->|....|
-//     third       |<------------------------ 60 that count --------------->|........|
+//     second      |<------------------------ 62 valid ------------------------>|....|
+//     third       |<------------------------ 60 valid -------------------->|........|
 //     last        |<-- 2 * 28 full-resolution columns -->|..........................|
 //
-// Column j of a layer is computed from columns j, j + 1, j + 2 of the one before: layer by layer the tile
-// moves one pixel to the right in the picture, and down likewise. A tile of h half-resolution rows takes h +
-// 4 steps; the next tile follows without a gap (rows that mix two tiles are computed by nobody or dropped).
-// What lies outside the picture is stored as zero by every layer: the next one's padding. docs/cuda.md has
-// the counts and bounds.
+// Column j of a layer is computed from columns j, j + 1, j + 2 of the previous one: with each layer the tile
+// shifts one pixel right in the image, and one down. A tile of h half-resolution rows takes h + 4 steps; the
+// next tile follows without a gap (rows that mix two tiles are skipped or discarded). Every layer stores
+// zeros outside the image: the next layer's padding. docs/cuda.md has the counts and bounds.
 
 #pragma once
 
@@ -35,14 +34,14 @@
 
 namespace wae::cuda {
 
-// --------------------------------------------------------------------------------------------- who is who
+// -------------------------------------------------------------------------------------------- thread roles
 
 enum Role { kEnds, kSecond, kThird };
 
-struct Self {
-  int role, strip, lane, group, member;  // group and member: the lane's row and column pair in mma's tables
+struct ThreadCoordinates {
+  int role, strip, lane, group, member;  // mma fragments: row and column pair of the lane
 
-  __device__ Self()
+  __device__ ThreadCoordinates()
       : role(threadIdx.x / (32 * kStrips)),
         strip(threadIdx.x / 32 % kStrips),
         lane(threadIdx.x % 32),
@@ -50,21 +49,19 @@ struct Self {
         member(lane % 4) {}
 };
 
-// The pixels (or rows) i of a row (or column) that lie in a picture of `size`, when the first has coordinate
-// `from`.
+// Whether coordinate from + i lies in an image of this size.
 __device__ __forceinline__ bool inside(int from, int i, int size) {
   return static_cast<unsigned>(from + i) < static_cast<unsigned>(size);
 }
 
 // -------------------------------------------------------------------------------------------- walking tiles
 
-// Where one stage of the pipeline is: pair `phase` of tile `tile`. A stage lags behind the reading of the
-// picture.
+// Position of one pipeline stage: row pair `phase` of tile `tile`. Stages lag behind the image loads.
 struct Cursor {
   const Tiling& tiling;
   int64_t tile;
   int phase;
-  int picture;
+  int image;
   int y, x;  // the tile's first output, in half-resolution pixels
 
   __device__ Cursor(const Tiling& tiling, int lag) : tiling(tiling), tile(blockIdx.x), phase(-lag) {
@@ -72,9 +69,9 @@ struct Cursor {
   }
 
   __device__ void locate() {
-    const int64_t in_picture = static_cast<int64_t>(tiling.rows) * tiling.columns;
-    picture = static_cast<int>(tile / in_picture);
-    const int64_t rest = tile - picture * in_picture;
+    const int64_t tiles_per_image = static_cast<int64_t>(tiling.rows) * tiling.columns;
+    image = static_cast<int>(tile / tiles_per_image);
+    const int64_t rest = tile - image * tiles_per_image;
     const int row = static_cast<int>(rest / tiling.columns);
     y = row * tiling.tile_height;
     x = static_cast<int>(rest - static_cast<int64_t>(row) * tiling.columns) * tiling.tile_width;
@@ -85,29 +82,29 @@ struct Cursor {
     tile += gridDim.x;
     locate();
   }
-  // Whether there is work now for a stage that takes the tile's height and `more` pairs.
+  // Whether a stage that processes the tile's height plus `more` pairs has work in this step.
   __device__ bool active(int more) const {
     return phase >= 0 && phase < tiling.tile_height + more && tile < tiling.tiles;
   }
-  // Whether this is the last pair that such a stage takes of a tile.
+  // Whether this is such a stage's last pair of the tile.
   __device__ bool is_last(int more) const { return phase == tiling.tile_height + more - 1; }
 };
 
 // Lags of the stages, in steps. A pair read in step p is in shared memory at the end of step p + 1. The first
-// layer takes two pairs at a time; the others complete a pair when they get the next one.
+// layer reads two pairs at a time; the others complete a pair when the next one arrives.
 inline constexpr int kFirstLag = 3, kSecondLag = 4, kThirdLag = 6, kLastLag = 8;
 static_assert(kLastLag == kPipelineSteps);
 
-// Steps until the last stage, which takes a tile's height and `last_more` pairs, has done the block's last
-// tile.
+// Steps until the last stage, which processes a tile's height plus `last_more` pairs, has finished the
+// block's last tile.
 __device__ __forceinline__ int64_t steps_of_block(const Tiling& tiling, int last_more) {
   const int64_t mine = (tiling.tiles - blockIdx.x + gridDim.x - 1) / gridDim.x;
   return mine * (tiling.tile_height + kHaloPairs) - kHaloPairs + last_more + kLastLag;
 }
 
-// ------------------------------------------------------------------------------------------ filters, staged
+// ------------------------------------------------------------------------------------------- staged filters
 
-// A 3x3 filter in shared memory as it lay in global memory, or in order where it did not lie in one piece.
+// A 3x3 filter copied to shared memory: with its own strides if it is dense, else contiguous.
 template <class Number>
 struct StagedFilter {
   const Number* data;
@@ -121,7 +118,7 @@ template <class Number>
 __device__ StagedFilter<Number> stage_filter(Number* to, const Filter& filter, int out, int in) {
   const Number* from = static_cast<const Number*>(filter.weight);
   const int count = out * in * 9;
-  if (filter.in_one_piece) {
+  if (filter.is_dense) {
 #pragma unroll 1
     for (int i = threadIdx.x; i < count * static_cast<int>(sizeof(Number)) / 16; i += kThreads) {
       reinterpret_cast<uint4*>(to)[i] = reinterpret_cast<const uint4*>(from)[i];
@@ -144,8 +141,8 @@ __device__ __forceinline__ float bias_at(const Filter& filter, int channel) {
   return to_float(static_cast<const Number*>(filter.bias)[channel * filter.bias_stride]);
 }
 
-// The word that mma wants of output channel `out` and the word-th 4 bytes of a pixel's channels. `weight`
-// gives the weight of an output and an input channel and a tap; 0 beyond the last.
+// A word of mma's B fragment: output channel `out`, the word-th 4 bytes of a pixel's channels. `weight`
+// returns the weight of an output channel, input channel and tap; 0 for padding channels.
 template <Mode kMode, class Weight>
 __device__ __forceinline__ uint32_t weight_word(const Weight& weight, int out, int word, int tap) {
   if constexpr (stored_bytes(kMode) == 2) {
@@ -155,8 +152,8 @@ __device__ __forceinline__ uint32_t weight_word(const Weight& weight, int out, i
   }
 }
 
-// For the plain modes: floats by tap and input channel, and within them by output channel; 16 output channels
-// in the order in which lanes hold them, so that one 16-byte load brings a lane all of its four.
+// Weights of the plain modes: float [tap][in][out]. 16 output channels are permuted so that one 16-byte load
+// brings a lane its four.
 template <class Weight>
 __device__ void write_plain_weights(float* to, const Weight& weight, int in, int out) {
 #pragma unroll 1
@@ -167,22 +164,21 @@ __device__ void write_plain_weights(float* to, const Weight& weight, int in, int
   }
 }
 
-// Everything that has taken its weights waits here until the rows are cleared: no pixel is ever read
-// unwritten.
+// After all warps have loaded their weights: zeros in the activation rows, so no pixel is read unwritten.
 __device__ __forceinline__ void clear_rows(uint32_t shared, int bytes) {
-  meet();
+  block_barrier();
 #pragma unroll 1
   for (int i = threadIdx.x * 16; i < bytes; i += kThreads * 16) store(shared + i, 0, 0, 0, 0);
-  meet();
+  block_barrier();
 }
 
-// ---------------------------------------------------------------------------------------------- rows between
+// --------------------------------------------------------------------------------------- rows of activations
 
 template <Mode kMode, int kPlane>
 inline constexpr int kRowBytes = planes(kMode) * kPlane;
 
-// Writes a lane's sums of 16 pixels and 16 channels, ReLU applied, as the numbers of a row. `address`: of the
-// row and the lane's pixel `group`; pixel group + 8 lies kEight bytes on. Zero where the pixel is outside.
+// Stores a lane's part of 16 pixels x 16 channels with ReLU; zero for pixels outside the image. `address`: of
+// the lane's pixel `group` in the row; pixel group + 8 is kEight bytes further.
 template <Mode kMode, int kPlane, int kEight>
 __device__ __forceinline__ void store_pixels(uint32_t address, const float (&sums)[2][4], bool low_inside,
                                              bool high_inside) {
@@ -203,13 +199,13 @@ __device__ __forceinline__ void store_pixels(uint32_t address, const float (&sum
   }
 }
 
-// The byte in a pixel's planes where a lane's channels 2 * member begin.
+// Byte offset, from a pixel, of the lane's channel 2 * member.
 template <Mode kMode, int kPlane>
 __device__ __forceinline__ int channel_offset(int member) {
   return stored_bytes(kMode) == 2 ? member * 4 : member / 2 * kPlane + member % 2 * 8;
 }
 
-// The byte of pixel x in a plane; rows that are read with stride 2 keep even and odd pixels apart.
+// Byte offset of pixel x in a plane; rows that are read with stride 2 keep even and odd pixels apart.
 template <bool kByParity>
 __device__ __forceinline__ int pixel_offset(int x) {
   return kByParity ? x / 2 * 16 + x % 2 * kParityHalf : x * 16;
@@ -217,47 +213,48 @@ __device__ __forceinline__ int pixel_offset(int x) {
 
 // ------------------------------------------------------------------------------------------- 16 -> 16 layers
 
-inline constexpr int kPair = 2;  // rows a step
+inline constexpr int kPair = 2;  // rows per step
 
-// One warp's part of a conv k3 s1 p1 from 16 channels to 8 * kBlocks (2 in the trunk, 1 in the decoder's
-// last). sums[0..1] are the rows that the next pair completes, sums[2..3] those it begins.
+// One warp's strip of a conv k3 s1 p1 from 16 channels to 8 * kBlocks (2 in the trunk, 1 in the decoder's
+// conv3). sums[0..1] are the rows that the next pair completes, sums[2..3] those that it begins.
 template <Mode kMode, int kBlocks>
 struct Layer {
-  static constexpr int kQuads = stored_bytes(kMode) / 2;  // mma steps for the 16 channels of a tap
+  static constexpr int kChannelSteps = stored_bytes(kMode) / 2;  // mma steps along K for a tap's 16 channels
   static constexpr int kRow = kRowBytes<kMode, kRowPlane>;
 
-  uint32_t weights[9][kQuads][kBlocks][2];  // unused by the plain modes
-  uint32_t plain_weights;                   // used by them: the address of the lane's
+  uint32_t weights[9][kChannelSteps][kBlocks][2];  // B fragments; unused by the plain modes
+  uint32_t plain_weights;                          // plain modes: shared address of the lane's weights
   float bias[kBlocks][2];
   float sums[4][kBlocks][4];
-  uint32_t pixels;  // where the lane reads, from the beginning of a pair of rows
+  uint32_t pixels;  // byte offset of the lane's pixel in a pair of rows
 
   template <class Weight, class Bias>
-  __device__ Layer(const Self& self, const Weight& weight, const Bias& bias_of, uint32_t plain) {
+  __device__ Layer(const ThreadCoordinates& thread, const Weight& weight, const Bias& bias_of,
+                   uint32_t plain) {
     if constexpr (!is_plain(kMode)) {
 #pragma unroll
       for (int tap = 0; tap < 9; ++tap) {
 #pragma unroll
-        for (int quad = 0; quad < kQuads; ++quad) {
+        for (int step = 0; step < kChannelSteps; ++step) {
 #pragma unroll
           for (int n = 0; n < kBlocks; ++n) {
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-              weights[tap][quad][n][half] =
-                  weight_word<kMode>(weight, 8 * n + self.group, 8 * quad + 4 * half + self.member, tap);
+              weights[tap][step][n][half] =
+                  weight_word<kMode>(weight, 8 * n + thread.group, 8 * step + 4 * half + thread.member, tap);
             }
           }
         }
       }
-      pixels = self.lane / 16 * kRowPlane + (self.strip * 16 + self.lane % 16) * 16;
+      pixels = thread.lane / 16 * kRowPlane + (thread.strip * 16 + thread.lane % 16) * 16;
     } else {
-      pixels = (self.strip * 16 + self.group) * 16;
+      pixels = (thread.strip * 16 + thread.group) * 16;
     }
-    plain_weights = plain + self.member * 8 * kBlocks;
+    plain_weights = plain + thread.member * 8 * kBlocks;
 #pragma unroll
     for (int n = 0; n < kBlocks; ++n) {
-      bias[n][0] = bias_of(8 * n + 2 * self.member);
-      bias[n][1] = bias_of(8 * n + 2 * self.member + 1);
+      bias[n][0] = bias_of(8 * n + 2 * thread.member);
+      bias[n][1] = bias_of(8 * n + 2 * thread.member + 1);
     }
     begin_rows(0);
     begin_rows(2);
@@ -274,8 +271,8 @@ struct Layer {
     }
   }
 
-  // Adds the pair of rows at `pair`: row r of it is tap row y of output row r + 2 - y. Of a tile's last pair
-  // only the upper row is needed.
+  // Accumulates the pair of rows at `pair`: its row r is tap row y of output row r + 2 - y. Of a tile's last
+  // pair only the upper row is needed.
   __device__ void add(uint32_t pair, bool is_last) {
     if (is_last) {
       add_rows<1>(pair);
@@ -289,25 +286,25 @@ struct Layer {
     if constexpr (is_plain(kMode)) {
       add_plain<kRows>(pair);
     } else {
-      add_tables<kRows>(pair);
+      add_mma<kRows>(pair);
     }
   }
 
   template <int kRows>
-  __device__ __forceinline__ void add_tables(uint32_t pair) {
+  __device__ __forceinline__ void add_mma(uint32_t pair) {
 #pragma unroll
     for (int row = 0; row < kRows; ++row) {
 #pragma unroll
       for (int x = 0; x < 3; ++x) {
 #pragma unroll
-        for (int quad = 0; quad < kQuads; ++quad) {
+        for (int step = 0; step < kChannelSteps; ++step) {
           uint32_t words[4];
-          load_matrices(words, pair + pixels + row * kRow + x * 16 + quad * 2 * kRowPlane);
+          load_matrices(words, pair + pixels + row * kRow + x * 16 + step * 2 * kRowPlane);
 #pragma unroll
           for (int y = 2; y >= 0; --y) {
 #pragma unroll
             for (int n = 0; n < kBlocks; ++n) {
-              multiply<kMode>(sums[row + 2 - y][n], words, weights[3 * y + x][quad][n]);
+              mma<kMode>(sums[row + 2 - y][n], words, weights[3 * y + x][step][n]);
             }
           }
         }
@@ -315,7 +312,7 @@ struct Layer {
     }
   }
 
-  // A lane's pixels and channels are those of the mma tables; a weight serves both rows and both pixels.
+  // A lane computes the elements of mma's D fragment; each weight is used for both rows and both pixels.
   template <int kRows>
   __device__ __forceinline__ void add_plain(uint32_t pair) {
 #pragma unroll 1
@@ -365,7 +362,7 @@ struct Layer {
     }
   }
 
-  // The completed rows have been stored: the begun ones are next.
+  // After the completed rows have been stored: the begun ones become the current ones.
   __device__ void next_pair() {
 #pragma unroll
     for (int row = 0; row < kPair; ++row) {
@@ -379,32 +376,33 @@ struct Layer {
   }
 };
 
-// The pair slots of a step: what was written in the step before is read, the other is written.
+// The slot of a double-buffered pair: a step reads what the previous step wrote, and writes the other.
 template <Mode kMode>
 __device__ __forceinline__ uint32_t slot(uint32_t rows, int pair_bytes, int parity) {
   return row_slots(kMode) == 1 ? rows : rows + parity * pair_bytes;
 }
 
-// What tells the two trunk layers apart.
+// The differences between the two trunk layers.
 struct Stage {
   int lag, more;  // pairs read beyond the tile's height
-  int shift;      // of the first pixel completed, both ways, from twice the tile's first output
+  int shift;      // of the first completed pixel, in x and y, from twice the tile's first output
 };
 
-// The whole life of a trunk warp.
+// Main loop of a trunk warp.
 template <Mode kMode, bool kByParity>
-__device__ void run_trunk(const Self& self, Layer<kMode, 2>& layer, const Tiling& tiling, int height,
-                          int width, uint32_t from, uint32_t to, const Stage& stage, int64_t steps) {
+__device__ void run_trunk(const ThreadCoordinates& thread, Layer<kMode, 2>& layer, const Tiling& tiling,
+                          int height, int width, uint32_t from, uint32_t to, const Stage& stage,
+                          int64_t steps) {
   constexpr int kPlane = kByParity ? kParityPlane : kRowPlane;
   constexpr int kFromPair = kPair * kRowBytes<kMode, kRowPlane>, kToRow = kRowBytes<kMode, kPlane>;
-  const int pixel = self.strip * 16 + self.group;
-  to += pixel_offset<kByParity>(pixel) + channel_offset<kMode, kPlane>(self.member);
+  const int pixel = thread.strip * 16 + thread.group;
+  to += pixel_offset<kByParity>(pixel) + channel_offset<kMode, kPlane>(thread.member);
   Cursor cursor(tiling, stage.lag);
   int parity = 0;
   for (; steps > 0; --steps, parity ^= 1, cursor.advance()) {
     const bool active = cursor.active(stage.more);
     if (active) layer.add(slot<kMode>(from, kFromPair, parity ^ 1), cursor.is_last(stage.more));
-    if constexpr (row_slots(kMode) == 1) meet();
+    if constexpr (row_slots(kMode) == 1) block_barrier();
     if (active) {
       if (cursor.phase > 0) {
         const int x = 2 * cursor.x + stage.shift, y = 2 * (cursor.y + cursor.phase - 1) + stage.shift;
@@ -419,12 +417,12 @@ __device__ void run_trunk(const Self& self, Layer<kMode, 2>& layer, const Tiling
       }
       layer.next_pair();
     }
-    meet();
+    block_barrier();
   }
 }
 
-// Whether a mode's kernel has a body here: a chip whose tensor cores lack its numbers gets an empty one,
-// which the host never launches.
+// Whether a mode's kernel is compiled for this target: chips whose tensor cores lack its number type get an
+// empty kernel, which the host never launches.
 #ifdef __CUDA_ARCH__
 #define WAE_RUNS_HERE(mode) runs_on(mode, __CUDA_ARCH__ / 10)
 #else

@@ -1,9 +1,9 @@
 // Tile geometry and launch plans: pure functions of the shape and the chip, testable without a GPU.
 //
 // A tile is at most kTileColumns half-resolution columns and `tile_height` half-resolution rows. A block
-// walks down its tile, two full-resolution rows a step, and goes on with its next tile without a pause; see
-// pipeline.cuh. Shared memory holds a few rows of each layer however tall the tile is, so the height follows
-// from how the work divides among the blocks and not from the chip's shared memory.
+// walks down its tile, two full-resolution rows a step, and starts its next tile without a gap; see
+// pipeline.cuh. Shared memory holds a few rows of each layer at any tile height, so the height is chosen to
+// balance the blocks, not to fit shared memory.
 
 #pragma once
 
@@ -11,15 +11,15 @@
 
 namespace wae::cuda {
 
-// How a kernel computes. The plain modes use no tensor cores; kBFloat16Plain is for chips whose tensor cores
-// do not know bfloat16.
+// The arithmetic of a kernel. The plain modes use no tensor cores; kBFloat16Plain is for chips whose tensor
+// cores lack bfloat16.
 enum class Mode : int32_t { kFloat16, kBFloat16, kTf32, kFloat32, kBFloat16Plain };
 inline constexpr int kModes = 5;
 
 constexpr bool is_plain(Mode mode) { return mode == Mode::kFloat32 || mode == Mode::kBFloat16Plain; }
-// Bytes of a number between the layers, in shared memory.
+// Bytes of an activation in shared memory.
 constexpr int stored_bytes(Mode mode) { return mode == Mode::kFloat16 || mode == Mode::kBFloat16 ? 2 : 4; }
-// Whether a chip of this compute capability (75 is 7.5) computes this way.
+// Whether a chip of this compute capability (75 is 7.5) supports the mode.
 constexpr bool runs_on(Mode mode, int capability) {
   switch (mode) {
     case Mode::kBFloat16:
@@ -34,49 +34,51 @@ constexpr bool runs_on(Mode mode, int capability) {
 
 // ------------------------------------------------------------------------------------------------- geometry
 
-inline constexpr int kStrips = 4;                  // warps beside each other, 16 pixels each
+inline constexpr int kStrips = 4;                  // warps side by side, 16 pixels each
 inline constexpr int kPixels = 16 * kStrips;       // computed in every row of every layer
 inline constexpr int kTileColumns = 28;            // half-resolution: 64 pixels lose 2 to each of 3 layers
-inline constexpr int kThreads = 3 * 32 * kStrips;  // one set of warps for each trunk layer, one for the ends
-inline constexpr int kHaloPairs = 4;               // row pairs that a tile reads beyond its own
+inline constexpr int kThreads = 3 * 32 * kStrips;  // one group of warps per trunk layer, one for the ends
+inline constexpr int kHaloPairs = 4;               // row pairs of halo that a tile reads
 inline constexpr int kPipelineSteps = 8;           // from reading a pair to the row that it completes
 static_assert(2 * kTileColumns + 2 <= kPixels - 6 + 1);
 
-// How a batch is cut into tiles. All in half-resolution pixels.
+// How a batch is divided into tiles, in half-resolution pixels.
 struct Tiling {
   int64_t tiles;          // of the whole batch
-  int32_t rows, columns;  // tiles down and across one picture
+  int32_t rows, columns;  // tiles down and across one image
   int32_t tile_height, tile_width;
 };
 
 // ------------------------------------------------------------------------------------------- shared memory
 
-// A row of a layer lies in planes of 16 bytes a pixel: 8 channels in 16 bits or 4 in 32. Neighbours are 16
-// bytes apart, so that the 8 addresses of an ldmatrix phase, and those of a store, fall on different banks.
-// 2 pixels more are read, 2 shift the next plane's banks.
-inline constexpr int kRowPlane = (kPixels + 4) * 16;
-// Rows that are read with stride 2 lie in an even and an odd half.
+// A row of activations is stored in planes of 16 bytes a pixel: 8 channels in 16 bits or 4 in 32.
+// Neighbouring pixels are 16 bytes apart, so the 8 addresses of an ldmatrix phase, and those of a store, hit
+// different banks.
+inline constexpr int kRowPlane =
+    (kPixels + 4) * 16;  // 2 pixels of padding are read, 2 offset the next plane's banks
+// Rows that are read with stride 2 keep even and odd pixels apart.
 inline constexpr int kParityHalf = (kPixels / 2 + 4) * 16;
 inline constexpr int kParityPlane = 2 * kParityHalf + 2 * 16;
-// Half-resolution pixels of the decoder's input: a plane holds half a row of the image and one pixel more.
+// The decoder's input: a plane holds a half-resolution row and one pixel of padding.
 inline constexpr int kHalfPlane = (kPixels / 2 + 4) * 16;
 static_assert(kRowPlane % 128 == 64 && kParityHalf % 128 == 64 && kParityPlane % 128 == 32);
 
 constexpr int planes(Mode mode) { return 16 * stored_bytes(mode) / 16; }
-// Double-buffered where one barrier a step is to do; the plain modes have long steps and little room.
+// Double-buffered so that one barrier a step suffices; the plain modes have long steps and little space.
 constexpr int row_slots(Mode mode) { return is_plain(mode) ? 1 : 2; }
-// Bytes of a pixel of the encoder's image: 3 channels and a zero. The pitch keeps the rows of two taps apart.
+// Bytes of a pixel of the encoder's image: 3 channels and a zero. The pitch puts the rows of two taps on
+// different banks.
 constexpr int image_pixel(Mode mode) { return 4 * stored_bytes(mode); }
 constexpr int image_pitch(Mode mode) { return (stored_bytes(mode) == 2 ? 74 : 68) * image_pixel(mode); }
 // Planes of a pixel of the decoder's input: 6 channels and two zeros.
 constexpr int half_planes(Mode mode) { return 8 * stored_bytes(mode) / 16; }
 
-// Where things lie in shared memory, in bytes.
+// Offsets in shared memory, in bytes.
 struct SharedLayout {
-  int input;                // three slots of what was read: pairs of image rows, or half-resolution rows
-  int first, second, last;  // rows between the layers, row_slots() pairs each
-  int weights;              // of the plain modes
-  int bytes;                // in all
+  int input;                // three slots: pairs of image rows, or half-resolution rows
+  int first, second, last;  // activations between the layers, row_slots() pairs of rows each
+  int weights;              // plain modes only
+  int bytes;                // total
 };
 
 inline constexpr int kTrunkWeights = 9 * 16 * 16;
@@ -106,7 +108,7 @@ constexpr SharedLayout decode_layout(Mode mode) {
 
 struct Chip {
   int32_t multiprocessors;
-  int32_t blocks_each;  // that fit one multiprocessor, from the occupancy calculator
+  int32_t blocks_each;  // resident blocks per multiprocessor, from the occupancy calculator
 };
 
 struct LaunchPlan {
@@ -121,26 +123,26 @@ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr Tiling tiling_of(int64_t batch, int64_t half_height, int64_t half_width, int64_t tile_height) {
   const int64_t columns = ceil_div(half_width, kTileColumns);
   const int64_t rows = ceil_div(half_height, tile_height);
-  // Even the tiles out: the last one need not be the only narrow one.
+  // Equal tiles, instead of full ones and a small remainder.
   return {batch * rows * columns, static_cast<int32_t>(rows), static_cast<int32_t>(columns),
           static_cast<int32_t>(ceil_div(half_height, rows)),
           static_cast<int32_t>(ceil_div(half_width, columns))};
 }
 
-// Steps of the block that has most to do.
+// Steps of the busiest block.
 constexpr int64_t steps_of(const Tiling& tiling, int64_t blocks) {
   return ceil_div(tiling.tiles, blocks) * (tiling.tile_height + kHaloPairs) + kPipelineSteps;
 }
 
-// Tall tiles repeat fewer halo rows; many tiles fill the chip. Takes, of a few tilings, the one that is done
-// first, and of equals the one with the tallest tiles. Few, because this runs before every launch.
+// Tall tiles recompute fewer halo rows; many tiles fill the chip. Chooses among a few tilings the one with
+// the fewest steps, and the tallest tiles among equals. Only a few, because this runs before every launch.
 constexpr LaunchPlan plan(int64_t batch, int64_t half_height, int64_t half_width, const Chip& chip,
                           const SharedLayout& layout) {
   const int64_t blocks = static_cast<int64_t>(chip.multiprocessors) * chip.blocks_each;
   const int64_t strips = batch * ceil_div(half_width, kTileColumns);
   Tiling best = tiling_of(batch, half_height, half_width, half_height);
   for (int64_t n = 1; n <= kCandidates; ++n) {
-    for (const int64_t wanted : {n, n * blocks / strips}) {  // n tiles down a picture; n tiles for each block
+    for (const int64_t wanted : {n, n * blocks / strips}) {  // n tiles down an image; n tiles per block
       const int64_t rows = wanted < 1 ? 1 : wanted < half_height ? wanted : half_height;
       const Tiling tiling = tiling_of(batch, half_height, half_width, ceil_div(half_height, rows));
       const int64_t steps = steps_of(tiling, blocks), least = steps_of(best, blocks);

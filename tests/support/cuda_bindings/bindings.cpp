@@ -74,18 +74,19 @@ PYBIND11_MODULE(wae_cuda_bindings, m) {
       },
       py::arg("op"), py::arg("mode"), py::arg("batch"), py::arg("half_height"), py::arg("half_width"),
       py::arg("multiprocessors"), py::arg("blocks_each") = 1);
-  m.def("encode_parameters", [](const View& image, bool image_is_bytes, const View& low, const View& high,
-                                const std::array<View, 2 * wc::kFilters>& parameters, int element_bytes,
-                                std::tuple<uint64_t, int64_t, wc::NumberType> scale,
-                                std::tuple<uint64_t, int64_t, wc::NumberType> shift,
-                                const wc::LaunchPlan& plan) {
-    const auto triple = [](const auto& t) {
-      return wc::Triple{reinterpret_cast<const void*>(std::get<0>(t)), std::get<1>(t), std::get<2>(t), 0};
-    };
-    return bytes_of(wc::encode_parameters(view_of(image), image_is_bytes, view_of(low), view_of(high),
-                                          views_of(parameters), element_bytes, triple(scale), triple(shift),
-                                          plan.tiling));
-  });
+  m.def("encode_parameters",
+        [](const View& image, bool image_is_bytes, const View& low, const View& high,
+           const std::array<View, 2 * wc::kFilters>& parameters, int element_bytes,
+           std::tuple<uint64_t, int64_t, wc::NumberType> scale,
+           std::tuple<uint64_t, int64_t, wc::NumberType> shift, const wc::LaunchPlan& plan) {
+          const auto vector = [](const auto& t) {
+            return wc::ChannelVector{reinterpret_cast<const void*>(std::get<0>(t)), std::get<1>(t),
+                                     std::get<2>(t), 0};
+          };
+          return bytes_of(wc::encode_parameters(view_of(image), image_is_bytes, view_of(low), view_of(high),
+                                                views_of(parameters), element_bytes, vector(scale),
+                                                vector(shift), plan.tiling));
+        });
   m.def("decode_parameters", [](const View& low, const View& high, const View& image,
                                 const std::array<View, 2 * wc::kFilters>& parameters, int element_bytes,
                                 const wc::LaunchPlan& plan) {
