@@ -1,8 +1,8 @@
 """The import paths of version 0.1: each still works, and warns once with the new one.
 
-``wae.data`` and ``wae.deploy`` are other things today (a package, a function). The old module's names are
-found on the package (``wae/data/__init__.py``), and after ``from wae.deploy import ...`` as attributes of the
-function.
+``wae.data`` and ``wae.deploy`` are other things today (a package, a function). The names of the old
+``wae.data`` and ``wae.datasets`` are found on the package (``wae/data/__init__.py``), those of ``wae.deploy``
+after ``from wae.deploy import ...`` as attributes of the function.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MOVED = {
     "wae.checkpoints": "wae.storage.checkpoint",
     "wae.comparison": "wae.experiments.comparison",
     "wae.container": "wae.storage.decomposed",
-    "wae.datasets": "wae.data.loading",
+    "wae.datasets": "wae.data",
     "wae.demo": "wae.experiments.demo",
     "wae.deploy": "wae.inference.deployed",
     "wae.engines": "wae.inference.engines",

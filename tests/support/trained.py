@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from tiny_classifier import tiny
 
-from wae.data.loading import InMemory
+from wae.data.dataset import InMemory
 from wae.training.plan import Plan, Stage
 from wae.training.processes import joined
 from wae.training.trainer import train

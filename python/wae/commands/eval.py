@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from . import shared
 
 if TYPE_CHECKING:
-    from wae.data.loading import Dataset
+    from wae.data.dataset import Dataset
     from wae.experiments.evaluation import Candidate
 
 HELP = "print error, time and multiply-adds of trained classifiers, as the paper's table does"
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Evaluate every checkpoint, on all processes; the first times them in turns and prints the table."""
-    from wae.data.photos import ImageError
+    from wae.data.images import ImageError
     from wae.experiments import evaluation
     from wae.storage.weights_file import CheckpointError
     from wae.training.processes import is_first, joined

@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Train what is missing, with a progress bar; then print the table, and keep it in the folder."""
-    from wae.data.loading import DatasetError
+    from wae.data.dataset import DatasetError
     from wae.experiments import reproduce
     from wae.storage.files import written
     from wae.storage.weights_file import CheckpointError

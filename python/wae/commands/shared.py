@@ -63,12 +63,12 @@ def check_target(target: Path, source: Path, force: bool) -> None:
 
 
 def read_image(path: Path) -> Tensor:
-    """As :func:`wae.data.photos.read_image`, but what it refuses is a Failure."""
-    from wae.data import photos
+    """As :func:`wae.data.images.read_image`, but what it refuses is a Failure."""
+    from wae.data import images
 
     try:
-        return photos.read_image(path)
-    except photos.ImageError as error:
+        return images.read_image(path)
+    except images.ImageError as error:
         raise Failure(str(error)) from None
 
 

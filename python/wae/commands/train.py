@@ -84,7 +84,7 @@ def _add_machine(group: argparse._ArgumentGroup) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Train; 130, with a word on how to go on, where it was interrupted."""
-    from wae.data.photos import ImageError
+    from wae.data.images import ImageError
     from wae.storage.weights_file import WEIGHTS, CheckpointError
     from wae.training.session import Session
     from wae.training.trainer import TrainingError

@@ -3,17 +3,23 @@
 from importlib import import_module
 from typing import Any
 
-_MOVED = dict.fromkeys(
-    ("ImageError", "KEPT_OUT", "TRAINING", "photo", "photo_path", "read_image"), "wae.data.photos"
-)
-"""The names of the module ``wae.data`` of version 0.1, and where each is now."""
+_MOVED = {
+    "wae.data.dataset": ("Dataset", "DatasetError", "InMemory"),
+    "wae.data.folder": ("ImageFolder", "OnCorrupt", "evaluation_resize", "image_folder"),
+    "wae.data.idx": ("FASHION_MNIST_FOLDER", "FASHION_MNIST_LABELS", "fashion_mnist"),
+    "wae.data.images": ("ImageError", "read_image"),
+    "wae.data.loading": ("Batches", "batches", "fingerprint", "open_dataset"),
+    "wae.data.photos": ("KEPT_OUT", "TRAINING", "digits", "photo", "photo_path"),
+}
+"""Where the names of version 0.1's modules ``wae.data`` and ``wae.datasets`` are now."""
 
 
 def __getattr__(name: str) -> Any:
-    """What has moved; reported once with its new name."""
-    if name not in _MOVED:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from wae._moved import warn
+    """Find what has moved, and report its new name."""
+    for module, names in _MOVED.items():
+        if name in names:
+            from wae._moved import warn
 
-    warn(f"wae.data.{name}", f"{_MOVED[name]}.{name}")
-    return getattr(import_module(_MOVED[name]), name)
+            warn(f"wae.data.{name}", f"{module}.{name}")
+            return getattr(import_module(module), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,7 +13,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from wae.data import photos
+from wae.data.images import ImageError, read_image
 from wae.models.autoencoder import AutoEncoder, to_uint8
 from wae.storage.files import written
 from wae.training.linear_start import best_linear, linear_reconstruction
@@ -64,7 +64,7 @@ def show(console: Console, model: AutoEncoder, inputs: Sequence[Path], outputs: 
     ):
         try:
             table.add_row(*_show_photo(model, source, target))
-        except (photos.ImageError, OSError) as error:  # noqa: PERF203 (the others shall be shown)
+        except (ImageError, OSError) as error:  # noqa: PERF203 (the others shall be shown)
             errors.append(str(error))
     if table.row_count:
         console.print(table)
@@ -82,7 +82,7 @@ def show(console: Console, model: AutoEncoder, inputs: Sequence[Path], outputs: 
 
 @torch.no_grad()
 def _show_photo(model: AutoEncoder, source: Path, target: Path) -> list[str]:
-    image = photos.read_image(source)
+    image = read_image(source)
     decoded, low, high = (tensor[0] for tensor in model(image[None]))
     reconstruction = to_uint8(decoded)
     with written(target, force=True) as file:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2 import functional as transforms
 
-from wae.data.photos import ImageError, read_image
+from wae.data.images import ImageError, read_image
 from wae.storage.checkpoint import Input
 
 BATCH = 32

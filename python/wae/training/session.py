@@ -20,15 +20,9 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from wae.data.loading import (
-    Dataset,
-    DatasetError,
-    ImageFolder,
-    InMemory,
-    OnCorrupt,
-    evaluation_resize,
-    open_dataset,
-)
+from wae.data.dataset import Dataset, DatasetError, InMemory
+from wae.data.folder import ImageFolder, OnCorrupt, evaluation_resize
+from wae.data.loading import open_dataset
 from wae.models.classifier import WAEClassifier
 from wae.models.classifiers import builder
 from wae.storage.checkpoint import Input, load_classifier, save_classifier

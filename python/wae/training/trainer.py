@@ -24,7 +24,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from wae.data.loading import Dataset, ImageFolder, batches, fingerprint
+from wae.data.dataset import Dataset
+from wae.data.folder import ImageFolder
+from wae.data.loading import batches, fingerprint
 from wae.errors import WaeError
 from wae.models.classifier import WAEClassifier
 from wae.storage import weights_file

@@ -14,6 +14,7 @@ from PIL import Image
 
 from wae import cli
 from wae.data import photos
+from wae.data.images import read_image
 from wae.experiments import comparison, demo, panels
 from wae.inference.deployed import DisagreementError
 from wae.models.autoencoder import AutoEncoder, to_uint8
@@ -58,15 +59,15 @@ def test_encode_then_decode(tmp_path, weights, size, dtype):
     model = AutoEncoder()
     weights_file.load(weights, model)
     with torch.no_grad():
-        expected = model(photos.read_image(tmp_path / "in.png")[None]).image[0]
-    difference = photos.read_image(out).int() - to_uint8(expected).int()
+        expected = model(read_image(tmp_path / "in.png")[None]).image[0]
+    difference = read_image(out).int() - to_uint8(expected).int()
     assert difference.abs().max() <= (0 if dtype == "float32" else 1)
 
 
 def test_the_shipped_weights_put_a_photo_back_together(tmp_path):
     assert run("encode", photos.photo_path("chelsea"), "-o", tmp_path / "m") == 0
     assert run("decode", tmp_path / "m", "-o", tmp_path / "out.png") == 0
-    assert psnr(photos.read_image(tmp_path / "out.png"), photos.photo("chelsea")) > 48
+    assert psnr(read_image(tmp_path / "out.png"), photos.photo("chelsea")) > 48
 
 
 @pytest.mark.parametrize(
@@ -91,8 +92,8 @@ def test_images_of_every_kind_come_back(tmp_path, weights, name, mode):
     image.save(tmp_path / name)
     assert run("encode", tmp_path / name, "-o", tmp_path / "m", "--weights", weights) == 0
     assert run("decode", tmp_path / "m", "-o", tmp_path / "out.png", "--weights", weights) == 0
-    out = photos.read_image(tmp_path / "out.png")
-    assert psnr(out, photos.read_image(tmp_path / name)) > (30 if mode == "P" else 40)
+    out = read_image(tmp_path / "out.png")
+    assert psnr(out, read_image(tmp_path / name)) > (30 if mode == "P" else 40)
     if mode in ("L", "I;16"):
         assert np.abs(out[0].numpy().astype(int) - ramp).max() <= 4
 
@@ -110,7 +111,7 @@ def test_nothing_is_overwritten_without_force(tmp_path, weights, photo_file, cap
     assert run("decode", kept, "-o", picture, "--weights", weights) == 1
     assert picture.read_bytes() == b"precious"
     assert run("decode", kept, "-o", picture, "--weights", weights, "--force") == 0
-    assert photos.read_image(picture).shape == (3, 61, 80)
+    assert read_image(picture).shape == (3, 61, 80)
 
 
 def test_an_input_is_never_its_own_output(photo_file, weights, capsys):
@@ -191,7 +192,7 @@ def test_demo_writes_a_picture_of_each_photo_and_a_table(tmp_path, weights, phot
     printed = capsys.readouterr().out
     model = AutoEncoder()
     weights_file.load(weights, model)
-    assert f"{stage1.quality(model, photos.read_image(photo_file)).psnr:.2f}" in printed
+    assert f"{stage1.quality(model, read_image(photo_file)).psnr:.2f}" in printed
     assert [p.name for p in out.iterdir()] == ["photo.png"]
     with Image.open(out / "photo.png") as picture:
         assert picture.width > 3 * 80
@@ -208,7 +209,7 @@ def test_demo_replaces_its_own_pictures_and_nothing_else(tmp_path, weights, phot
     mine.save(out / "photo.png")
     assert run(*arguments) == 1
     assert "not a picture of an earlier demo" in capsys.readouterr().err
-    assert photos.read_image(out / "photo.png").shape == (3, 4, 4)
+    assert read_image(out / "photo.png").shape == (3, 4, 4)
     assert run(*arguments, "--force") == 0
     assert panels.is_demo_picture(out / "photo.png")
 
@@ -243,7 +244,7 @@ def test_demo_takes_any_size(tmp_path, weights, size, flat):
     Image.fromarray(pixels).save(tmp_path / "in.png")
     out = tmp_path / "out"
     assert run("demo", tmp_path / "in.png", "-o", out, "--no-timing", "--weights", weights) == 0
-    assert photos.read_image(out / "in.png").shape[2] < 8 * 900
+    assert read_image(out / "in.png").shape[2] < 8 * 900
 
 
 @pytest.mark.parametrize(("largest", "factor"), [(0.0, 1024), (1.2, 64), (60.0, 2), (127.0, 1), (500.0, 1)])

@@ -18,7 +18,7 @@ from torch import nn
 from torchvision.transforms import v2
 
 from wae import cli
-from wae.data import photos as bundled
+from wae.data.images import ImageError, read_image
 from wae.inference import predict
 from wae.inference.predict import Found, Prediction, find, prepare
 from wae.models.classifier import FlatClassifier, WAEClassifier
@@ -93,7 +93,7 @@ def test_scaling_down_is_antialiased():
 def test_a_grey_picture_of_the_right_size_is_not_touched(tmp_path, grayscale):
     grey = torch.arange(28 * 28).view(28, 28).remainder(256).to(torch.uint8)
     Image.fromarray(grey.numpy()).save(tmp_path / "grey.png")
-    image = bundled.read_image(tmp_path / "grey.png")
+    image = read_image(tmp_path / "grey.png")
     made = prepare(image, Input(28, 28, grayscale))
     assert torch.equal(made, grey.expand(3, -1, -1))
     assert torch.equal(prepare(image, Input(28, 28, grayscale), invert=True), 255 - made)
@@ -107,7 +107,7 @@ def test_colours_become_the_luma_that_pillow_makes():
 
 
 def test_an_image_that_would_be_enlarged_to_no_end_is_refused():
-    with pytest.raises(bundled.ImageError, match="1001 x 10 pixels is too long an image"):
+    with pytest.raises(ImageError, match="1001 x 10 pixels is too long an image"):
         prepare(torch.zeros(3, 10, 1001, dtype=torch.uint8), Input())
 
 
@@ -166,7 +166,7 @@ def test_predictions_are_the_networks_in_order(photos, batch):
             assert prediction == Prediction(photos / "broken.png", (), prediction.error)
             assert "photos" not in prediction.error
             continue
-        image = prepare(bundled.read_image(prediction.path), SMALL)[None]
+        image = prepare(read_image(prediction.path), SMALL)[None]
         with torch.no_grad():
             expected = model.cpu()(image)[0].double().softmax(0)
         highest = expected.argsort(descending=True)[:2].tolist()

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from wae.cli import main
-from wae.data.loading import FASHION_MNIST_FOLDER, fashion_mnist
+from wae.data.idx import FASHION_MNIST_FOLDER, fashion_mnist
 from wae.storage.checkpoint import describe, load_classifier
 from wae.storage.weights_file import WEIGHTS
 from wae.training.trainer import evaluate

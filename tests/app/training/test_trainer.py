@@ -14,7 +14,7 @@ import torch
 from tiny_classifier import tiny
 from trained import FIXED, JOINT, PLAN, SHARED, network, pictures, run
 
-from wae.data.loading import ImageFolder
+from wae.data.folder import ImageFolder
 from wae.models.stock import StockDecoder, StockEncoder
 from wae.storage import weights_file
 from wae.storage.weights_file import CheckpointError

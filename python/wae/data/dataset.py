@@ -1,0 +1,128 @@
+"""Labelled images: what every data set offers, how it draws random numbers, and images held in memory.
+
+Whatever is random is a pure function of the seed, the epoch and the sample's number. So a run does not
+depend on the size of its batches, the number of its processes, or where it was resumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wae.errors import WaeError
+
+
+class DatasetError(WaeError, ValueError):
+    """A data set that cannot be used. The message names the file or folder and says why."""
+
+
+class Dataset(Protocol):
+    """Labelled images that can be asked for by number."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the classes, by number."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Sequence[int], epoch: int) -> tuple[Tensor, Tensor]:
+        """Uint8 images (N, 3, H, W), contiguous, and int64 labels (N,).
+
+        A sample is the same in any batch of the epoch. It can be missing only where the data set was told
+        to leave out files that cannot be read.
+        """
+
+
+class Draw(IntEnum):
+    """The purpose of random numbers. It is part of what seeds them, so that no two purposes share any."""
+
+    ORDER = 1
+    SHIFTS = 2
+    SAMPLE = 3
+
+
+def random_seed(purpose: Draw, seed: int, *rest: int) -> int:
+    """32 well-mixed bits; more would be lost, for torch's generator takes no more from a seed."""
+    return int(np.random.SeedSequence([purpose, seed % 2**64, *rest]).generate_state(1)[0])
+
+
+class InMemory:
+    """Images of one size, held in memory, augmented a batch at a time.
+
+    Args:
+        images: (M, C, H, W) uint8; one colour (C = 1) is handed out as three equal ones.
+        targets: (M,) int64, indices into ``labels``.
+        labels: the names of the classes.
+        augment: shift by up to ``pad`` pixels in each direction (zeros come in), and flip left to right.
+        seed: of the augmentation.
+        pad: in pixels.
+        flip: whether to flip half of the images; digits, say, do not stay what they are.
+
+    Raises:
+        DatasetError: the shapes, dtypes or values are not as above.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        targets: Tensor,
+        labels: Sequence[str],
+        augment: bool,
+        seed: int,
+        pad: int = 2,
+        flip: bool = True,
+    ) -> None:
+        if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] not in (1, 3):
+            raise DatasetError(
+                f"images: need (M, 1 or 3, H, W) uint8, got {tuple(images.shape)} {images.dtype}"
+            )
+        if targets.dtype != torch.int64 or targets.shape != images.shape[:1]:
+            raise DatasetError(
+                f"targets: need ({len(images)},) int64, got {tuple(targets.shape)} {targets.dtype}"
+            )
+        if not len(images):
+            raise DatasetError("images: there are none")
+        low, high = int(targets.min()), int(targets.max())
+        if low < 0 or high >= len(labels):
+            raise DatasetError(f"targets: need 0..{len(labels) - 1}, got {low}..{high}")
+        if pad < 0:
+            raise DatasetError(f"pad: need 0 or more, got {pad}")
+        self.images = images.contiguous()
+        self.targets = targets
+        self.labels = tuple(labels)
+        self.augment, self.seed, self.pad, self.flip = augment, seed, pad, flip
+        self._drawn: tuple[int, Tensor, Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, indices: Sequence[int], epoch: int) -> tuple[Tensor, Tensor]:
+        """See :meth:`Dataset.batch`. Raises IndexError where an index is out of range."""
+        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        images = self.images[chosen]
+        if self.augment:
+            images = self._augmented(images, chosen, epoch)
+        return images.expand(-1, 3, -1, -1).contiguous(), self.targets[chosen]
+
+    def _augmented(self, images: Tensor, chosen: Tensor, epoch: int) -> Tensor:
+        shifts, flipped = (table[chosen] for table in self._draws(epoch))
+        height, width = images.shape[2:]
+        # Every place that the window can take on the padded image is a view; each image picks one.
+        windows = F.pad(images, [self.pad] * 4).unfold(2, height, 1).unfold(3, width, 1)
+        shifted = windows[torch.arange(len(images)), :, shifts[:, 0], shifts[:, 1]]
+        return torch.where(flipped[:, None, None, None], shifted.flip(3), shifted)
+
+    def _draws(self, epoch: int) -> tuple[Tensor, Tensor]:
+        """Of every sample: where its window begins, (M, 2), and whether it is flipped, (M,)."""
+        if self._drawn is None or self._drawn[0] != epoch:
+            random = torch.Generator().manual_seed(random_seed(Draw.SHIFTS, self.seed, epoch))
+            shifts = torch.randint(2 * self.pad + 1, (len(self), 2), generator=random)
+            flipped = torch.randint(2, (len(self),), generator=random).bool() & self.flip
+            self._drawn = epoch, shifts, flipped
+        return self._drawn[1:]

@@ -1,0 +1,152 @@
+"""wae.data.folder: folders of image files, one for each class; bad files are named."""
+
+import io
+import pickle
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from data_sets import corrupt, noise, same, small, taken
+from PIL import Image
+
+from wae.data.dataset import DatasetError
+from wae.data.folder import image_folder
+from wae.data.images import ImageError, read_image
+from wae.data.loading import batches, open_dataset
+
+
+def test_the_layout_gives_samples_and_labels(photos):
+    (photos / "train" / "cat" / "notes.txt").write_text("no image")
+    train, held_out = open_dataset(photos, True, True, 0), open_dataset(str(photos), False, False, 0)
+    assert train.labels == held_out.labels == ("cat", "dog")
+    assert (len(train), len(held_out)) == (8, 4)
+    images, labels = held_out.batch([3, 0], 0)
+    assert labels.tolist() == [1, 0]
+    assert images.shape == (2, 3, 224, 224)
+    assert train.batch([0], 0)[0].shape == (1, 3, 224, 224)
+    assert open_dataset(photos, False, False, 0, size=16).batch([0], 0)[0].shape == (1, 3, 16, 16)
+
+
+def test_test_will_do_for_val(photos):
+    (photos / "val").rename(photos / "test")
+    assert len(small(photos, train=False)) == 4
+
+
+def test_evaluation_takes_the_centre_of_the_resized_image(photos):
+    image = read_image(photos / "val" / "cat" / "0.png")
+    images, _ = image_folder(photos, False, size=20, resize=30).batch([0], 0)
+    assert torch.equal(images[0], image[:, 10:30, 5:25])  # the shorter side has 30 pixels: nothing is scaled
+
+
+def test_augmented_photos_are_a_function_of_seed_epoch_and_sample(photos):
+    dataset = small(photos, augment=True, seed=4)
+    whole, labels = dataset.batch(range(8), 2)
+    assert whole.dtype == torch.uint8
+    assert whole.is_contiguous()
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    for indices in ([5], [7, 0, 3]):
+        assert same(dataset.batch(indices, 2), (whole[indices], labels[indices]))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert same(small(photos, augment=True, seed=4).batch(range(8), 2), (whole, labels))
+    for other in (dataset.batch(range(8), 3), small(photos, augment=True, seed=5).batch(range(8), 2)):
+        assert not torch.equal(other[0], whole)
+
+
+def test_crops_and_flips_of_photos_are_real(tmp_path):
+    ramp = np.tile(np.linspace(0, 255, 64).astype(np.uint8)[None, :, None], (64, 1, 3))
+    for label in ("a", "b"):
+        (tmp_path / "train" / label).mkdir(parents=True)
+        Image.fromarray(ramp).save(tmp_path / "train" / label / "ramp.png")
+    dataset = small(tmp_path, augment=True)
+    first, second = dataset.batch([0, 1], 0)[0]
+    assert not torch.equal(first, second)  # the same picture, but another sample
+    images = torch.cat([dataset.batch([0], epoch)[0] for epoch in range(200)]).float()
+    rise = images[:, 0, :, -1].mean(1) - images[:, 0, :, 0].mean(1)
+    assert 70 < int((rise < 0).sum()) < 130  # flipped
+    assert rise.abs().min() < 120 < 200 < rise.abs().max()  # small crops and large ones
+
+
+def test_a_corrupt_image_is_an_error_that_names_the_file(photos):
+    path = corrupt(photos)
+    with pytest.raises(ImageError, match=str(path)):
+        list(batches(small(photos, augment=True), 4, 0, 0, True))
+
+
+def test_a_corrupt_image_is_left_out_only_when_asked(photos):
+    path = corrupt(photos)
+    dataset = small(photos, augment=True, on_corrupt="skip")
+    for epoch, told in ((0, [str(path), "epoch 0: 1 images"]), (1, ["epoch 1: 1 images"])):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            labels = taken(dataset, 4, epoch, 0, False)
+        assert labels == [[0, 0, 0, 0], [1, 1, 1]]
+        assert len(caught) == len(told)  # one for the file, and one for each epoch
+        assert all(said in str(warning.message) for said, warning in zip(told, caught, strict=True))
+
+
+def test_a_batch_of_nothing_but_corrupt_images_is_empty(photos):
+    corrupt(photos)
+    dataset = small(photos, on_corrupt="skip")
+    whole = dataset.batch([0], 0)
+    with pytest.warns(UserWarning, match="is left out"):
+        images, labels = dataset.batch([5], 0)
+    assert images.shape == (0, 3, 16, 16)
+    assert labels.shape == (0,)
+    assert (images.dtype, labels.dtype) == (whole[0].dtype, whole[1].dtype)
+
+
+def test_an_image_far_longer_than_wide_is_refused(photos):
+    Image.new("L", (1, 3000)).save(photos / "val" / "cat" / "0.png")
+    with pytest.raises(ImageError, match=r"0.png: 3000 x 1 pixels"):
+        small(photos, train=False).batch([0], 0)
+
+
+def remove(folder):
+    for path in sorted(folder.rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (remove, "there is no folder train in it"),
+        (lambda folder: remove(folder / "train"), "train: is empty"),
+        (lambda folder: remove(folder / "val"), "val: is empty"),
+        (lambda folder: remove(folder / "train" / "dog"), "train/dog: there are no images"),
+        (lambda folder: (folder / "train" / "dog").rename(folder / "dog"), "train: has the one class cat"),
+        (lambda folder: (folder / "val" / "dog").rename(folder / "val" / "cow"), "same classes; .* cow, dog"),
+        (lambda folder: (folder / "val" / "cow").mkdir(), "same classes; .* cow$"),
+    ],
+)
+def test_folders_that_make_no_data_set(photos, spoil, said):
+    spoil(photos)
+    with pytest.raises(DatasetError, match=said) as caught:
+        open_dataset(photos, True, True, 0)
+    assert str(photos) in str(caught.value)
+
+
+def test_nothing_to_evaluate_on(photos):
+    (photos / "val").rename(photos / "elsewhere")
+    with pytest.raises(DatasetError, match="there is no folder val or test in it"):
+        open_dataset(photos, False, False, 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"size": 0}, "size"),
+        ({"size": 32, "resize": 30}, "size and resize"),
+        ({"on_corrupt": "x"}, "on_corrupt"),
+    ],
+)
+def test_options_of_image_folders_out_of_range(photos, options, named):
+    with pytest.raises(DatasetError, match=named):
+        image_folder(photos, True, **options)
+
+
+def test_what_goes_to_workers_can_be_pickled(photos):
+    for dataset in (small(photos, augment=True), noise(6)):
+        copy = pickle.load(io.BytesIO(pickle.dumps(dataset)))
+        assert same(copy.batch([0, 5], 1), dataset.batch([0, 5], 1))

@@ -1,0 +1,43 @@
+"""Small data sets for tests: random pixels in memory, and folders of image files."""
+
+import numpy as np
+import torch
+from PIL import Image
+
+from wae.data.dataset import InMemory
+from wae.data.folder import image_folder
+from wae.data.loading import batches
+
+
+def noise(count, colours=1, height=8, width=6, **options):
+    images = torch.randint(256, (count, colours, height, width), dtype=torch.uint8)
+    targets = torch.arange(count) % 4
+    return InMemory(images, targets, "abcd", **{"augment": True, "seed": 5, **options})
+
+
+def taken(dataset, *arguments, **options):
+    """The labels of each batch."""
+    return [labels.tolist() for _, labels in batches(dataset, *arguments, **options)]
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def write_images(folder, per_class=4, classes=("cat", "dog"), size=(40, 30)):
+    random = np.random.default_rng(0)
+    for label in classes:
+        (folder / label).mkdir(parents=True)
+        for number in range(per_class):
+            pixels = random.integers(0, 256, (*size, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / label / f"{number}.png")
+
+
+def small(folder, train=True, **options):
+    return image_folder(folder, train, size=16, resize=20, **options)
+
+
+def corrupt(photos):
+    path = photos / "train" / "dog" / "1.png"
+    path.write_bytes(path.read_bytes()[:200])
+    return path
