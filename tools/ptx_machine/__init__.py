@@ -26,7 +26,7 @@ out of bounds, misaligned, uninitialised shared memory, race between barriers, c
 deadlock.
 UnknownInstruction names an instruction that the translator does not know. Reasons to skip a test:
 CompilerMissing (no nvcc) and why_not() (no g++, or another processor). What this proves and what it cannot:
-docs/ptx.md.
+README.md.
 """
 
 from .compilers import CompilerMissing, compile_cuda, compile_triton, find_nvcc

@@ -6,19 +6,18 @@ import functools
 import struct
 from collections.abc import Callable
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from examples import STORED, compiled, compiler, fresh_module, shared_module
 from ptx_machine import (
     CompilerMissing,
     KernelError,
     Memory,
     Module,
     UnknownInstruction,
-    compile_cuda,
+    find_nvcc,
     load,
     poisoned,
     why_not,
@@ -28,20 +27,8 @@ pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 SEEDS = (0, 1, 2)
 
 
-def examples_text() -> str:
-    try:
-        return compile_cuda(Path(__file__).with_name("examples.cu"), 80)
-    except CompilerMissing as error:
-        pytest.skip(str(error))
-
-
-@functools.cache
-def examples() -> Module:
-    return load(examples_text())
-
-
-def rng() -> np.random.Generator:
-    return np.random.default_rng(7)
+def rng(seed: int = 7) -> np.random.Generator:
+    return np.random.default_rng(seed)
 
 
 # -- arithmetic -----------------------------------------------------------------------------------------
@@ -62,11 +49,29 @@ def floats() -> np.ndarray:
 
 
 def to_bfloat(x: Any) -> np.ndarray:
-    return torch.from_numpy(np.array(x, np.float32)).bfloat16().view(torch.int16).numpy().view(np.uint16)
+    """Rounded to nearest, ties to even; every NaN becomes 0x7fc0."""
+    values = np.array(x, np.float32)
+    bits = values.view(np.uint32)
+    rounded = (bits.astype(np.uint64) + 0x7FFF + (bits >> 16 & 1)) >> 16
+    return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)
 
 
 def from_bfloat(bits: np.ndarray) -> np.ndarray:
     return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def matrix(*shape: int, kind: str = "f16") -> tuple[np.ndarray, np.ndarray]:
+    """Random numbers as a kernel takes them, and the same in float64."""
+    values = rng(sum(shape)).standard_normal(shape)
+    if kind == "bf16":
+        narrow = to_bfloat(values)
+        return narrow, from_bfloat(narrow).astype(np.float64)
+    narrow = values.astype({"f16": np.float16, "f32": np.float32}[kind])
+    return narrow, narrow.astype(np.float64)
+
+
+def error(result: np.ndarray, want: np.ndarray) -> float:
+    return float(np.linalg.norm(result - want) / np.linalg.norm(want))
 
 
 def halves(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -249,11 +254,10 @@ def canonical_nan(x: np.ndarray, bfloat: bool) -> np.ndarray:
 @pytest.mark.parametrize("kind", ["f16", "bf16"])
 def test_tensor_core_product(kind: str, seed: int) -> None:
     m, n, k = 128, 16, 80
-    dtype = {"f16": torch.float16, "bf16": torch.bfloat16}[kind]
-    a, b, c = torch.randn(m, k).to(dtype), torch.randn(k, n).to(dtype), poisoned((m, n), torch.float32)
-    counts = examples()[f"product_{kind}"].launch((m // 64, n // 8), 128, [a, b, c, n, k], seed=seed)
-    want = a.double() @ b.double()
-    assert (c - want).norm() <= 1e-6 * want.norm()
+    (a, wide_a), (b, wide_b) = matrix(m, k, kind=kind), matrix(k, n, kind=kind)
+    c = poisoned((m, n), F32)
+    counts = shared_module()[f"product_{kind}"].launch((m // 64, n // 8), 128, [a, b, c, n, k], seed=seed)
+    assert error(c, wide_a @ wide_b) <= 1e-6
     assert counts.tensor == {f"m16n8k16.f32.{kind}": m // 16 * (n // 8) * (k // 16)}
     assert counts.multiply_adds == m * n * k
     assert counts.read_bytes == (m * k * (n // 8) + k * n * (m // 64)) * 2
@@ -261,10 +265,10 @@ def test_tensor_core_product(kind: str, seed: int) -> None:
 
 
 def test_tf32_product() -> None:
-    a, b, c = torch.randn(16, 8), torch.randn(8, 8), poisoned((16, 8), torch.float32)
-    examples()["product_tf32"].launch(1, 32, [a, b, c])
-    want = a.double() @ b.double()
-    assert 1e-6 * want.norm() < (c - want).norm() <= 1e-3 * want.norm()
+    (a, wide_a), (b, wide_b) = matrix(16, 8, kind="f32"), matrix(8, 8, kind="f32")
+    c = poisoned((16, 8), F32)
+    shared_module()["product_tf32"].launch(1, 32, [a, b, c])
+    assert 1e-6 < error(c, wide_a @ wide_b) <= 1e-3
 
 
 @pytest.mark.parametrize("kind", ["f16", "bf16"])
@@ -272,7 +276,6 @@ def test_tf32_product() -> None:
 def test_smallest_product(kind: str, arch: int) -> None:
     if (kind, arch) == ("bf16", 75):
         pytest.skip("sm_75 has no bfloat16 tensor cores")
-    dtype = {"f16": torch.float16, "bf16": torch.bfloat16}[kind]
     text = f""".version 8.0
     .target sm_{arch}
     .visible .entry small(.param .u64 a, .param .u64 b, .param .u64 c) {{
@@ -285,24 +288,25 @@ def test_smallest_product(kind: str, arch: int) -> None:
         {{0f00000000, 0f00000000, 0f00000000, 0f3F800000}};
       st.global.v2.f32 [%c], {{%s0, %s1}}; st.global.v2.f32 [%c + 256], {{%s2, %s3}}; ret; }}"""
     # row-major 16 x 8 and column-major 8 x 8: lane i holds elements 2i and 2i + 1 of each half
-    a, b, c = torch.randn(16, 8).to(dtype), torch.randn(8, 8).to(dtype), poisoned((16, 8), torch.float32)
-    load(text)["small"].launch(1, 32, [a, b.T.contiguous(), c])
-    want = a.double() @ b.double()
+    (a, wide_a), (b, wide_b) = matrix(16, 8, kind=kind), matrix(8, 8, kind=kind)
+    c = poisoned((16, 8), F32)
+    load(text)["small"].launch(1, 32, [a, b.T.copy(), c])
+    want = wide_a @ wide_b
     want[8:, 1::2] += 1
-    assert (c - want).norm() <= 1e-6 * want.norm()
+    assert error(c, want) <= 1e-6
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_block_sum(seed: int) -> None:
     x, out = rng().standard_normal(1000).astype(F32), poisoned(4, F32)
-    counts = examples()["sum"].launch(4, 256, [x, out, 1000], seed=seed, shuffle_blocks=True)
+    counts = shared_module()["sum"].launch(4, 256, [x, out, 1000], seed=seed, shuffle_blocks=True)
     np.testing.assert_allclose(out, np.pad(x, (0, 24)).reshape(4, 256).sum(1), rtol=1e-5)
     assert (counts.read_bytes, counts.written_bytes, counts.barriers) == (4000, 16, 12)
 
 
 def test_warp_instructions() -> None:
     x, out = rng().integers(50, 150, 32, np.int32), poisoned((32, 8), np.int32)
-    examples()["shuffles"].launch(1, 32, [x, out])
+    shared_module()["shuffles"].launch(1, 32, [x, out])
     lane = np.arange(32)
     want = [
         x[np.where(lane >= 3, lane - 3, lane)],
@@ -319,7 +323,7 @@ def test_warp_instructions() -> None:
 
 def test_struct_parameter_and_constants() -> None:
     x, y, memory = rng().standard_normal(100).astype(F32), poisoned(100, F32), Memory()
-    module = load(examples_text())  # a module of its own: its constants change
+    module = fresh_module()  # its constants change
     data = struct.pack("<QQ3fi", memory.address_of(x, "x"), memory.address_of(y, "y"), 2, 3, 4, 100)
     module["scale"].launch(4, 32, [data, 1], memory=memory)
     np.testing.assert_allclose(y, x * 3 + 2, rtol=1e-5)
@@ -331,15 +335,15 @@ def test_struct_parameter_and_constants() -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_correct_synchronisation_raises_no_alarm(seed: int) -> None:
     x, y = rng().standard_normal(256).astype(F32), poisoned(256, F32)
-    examples()["pipeline"].launch(1, 64, [x, y], seed=seed)
+    shared_module()["pipeline"].launch(1, 64, [x, y], seed=seed)
     np.testing.assert_array_equal(y.reshape(8, 32), x.reshape(8, 32)[:, ::-1])
-    examples()["reverse"].launch(1, 32, [x, y], seed=seed)
+    shared_module()["reverse"].launch(1, 32, [x, y], seed=seed)
     np.testing.assert_array_equal(y[:32], x[31::-1])
 
 
 def test_atomics() -> None:
     total, sums = np.zeros(2, np.int32), poisoned(3, F32)
-    examples()["atomics"].launch(3, 96, [total, sums])
+    shared_module()["atomics"].launch(3, 96, [total, sums])
     assert total.tolist() == [3 * 96 * 95 // 2, 95]
     assert sums.tolist() == [48, 48, 48]
 
@@ -431,7 +435,7 @@ def test_stmatrix_takes_addresses_of_the_lanes_with_rows() -> None:
 @pytest.mark.parametrize(("stride", "ways"), [(1, 1), (2, 2), (3, 1), (8, 8), (32, 32)])
 def test_bank_conflicts(stride: int, ways: int) -> None:
     y = poisoned(64, F32)
-    counts = examples()["fill_dynamic"].launch(1, 64, [y, stride], shared_bytes=64 * stride * 4)
+    counts = shared_module()["fill_dynamic"].launch(1, 64, [y, stride], shared_bytes=64 * stride * 4)
     # two warps, one store and one load each
     assert (counts.shared_wavefronts, counts.shared_ideal_wavefronts) == (4 * ways, 4)
     assert (counts.written_bytes, counts.written_sectors, counts.barriers) == (256, 8, 1)
@@ -439,8 +443,8 @@ def test_bank_conflicts(stride: int, ways: int) -> None:
 
 
 def test_ldmatrix_conflicts() -> None:
-    a, b, c = torch.randn(64, 16).half(), torch.randn(16, 8).half(), poisoned((64, 8), torch.float32)
-    counts = examples()["product_f16"].launch(1, 128, [a, b, c, 8, 16])
+    (a, _), (b, _), c = matrix(64, 16), matrix(16, 8), poisoned((64, 8), F32)
+    counts = shared_module()["product_f16"].launch(1, 128, [a, b, c, 8, 16])
     # per warp: 4 + 2 ldmatrix phases without conflict; copies: 128 x 16 bytes to rows 48 bytes apart, 16 x 16
     assert counts.shared_ideal_wavefronts == 4 * 6 + 128 // 8 + 16 // 8
     assert counts.shared_read_bytes == 4 * 6 * 128
@@ -476,7 +480,7 @@ def test_sectors_of_a_strided_read() -> None:
 
 def caught(name: str, message: str, block: int, args: list[Any], seed: int = 0, **options: Any) -> str:
     with pytest.raises(KernelError, match=message) as error:
-        examples()[name].launch(1, block, args, seed=seed, **options)
+        shared_module()[name].launch(1, block, args, seed=seed, **options)
     text = str(error.value)
     assert text.startswith(f"{name}: ")
     assert "PTX line" in text
@@ -489,7 +493,7 @@ def test_missing_barrier_is_caught(seed: int) -> None:
     x, y = np.ones(256, F32), poisoned(256, F32)
     x += rng().standard_normal(256).astype(F32)
     caught("sum_without_barrier", "race: read|race: write|never written", 256, [x, y, 256], seed)
-    a, b, c = torch.randn(64, 64).half(), torch.randn(64, 8).half(), poisoned((64, 8), torch.float32)
+    (a, _), (b, _), c = matrix(64, 64), matrix(64, 8), poisoned((64, 8), F32)
     caught("product_without_barrier", "race: write", 128, [a, b, c, 8, 64], seed)
     caught("pipeline_without_room", "race: write|arrives again", 64, [x, y], seed)
     caught("reverse_without_sync", "race: |never written", 32, [x, y], seed)
@@ -498,15 +502,14 @@ def test_missing_barrier_is_caught(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_missing_async_wait_is_caught(seed: int) -> None:
-    a, b, c = torch.randn(64, 64).half(), torch.randn(64, 8).half(), poisoned((64, 8), torch.float32)
+    (a, _), (b, _), c = matrix(64, 64), matrix(64, 8), poisoned((64, 8), F32)
     caught("product_without_wait", "before the cp.async into it", 128, [a, b, c, 8, 64], seed)
 
 
 def test_wrong_fragment_layout_gives_a_wrong_product() -> None:
-    a, b, c = torch.randn(64, 16).half(), torch.randn(16, 8).half(), poisoned((64, 8), torch.float32)
-    examples()["product_wrong_layout"].launch(1, 128, [a, b, c, 8, 16])
-    want = a.double() @ b.double()
-    assert (c - want).norm() > 0.1 * want.norm()
+    (a, wide_a), (b, wide_b), c = matrix(64, 16), matrix(16, 8), poisoned((64, 8), F32)
+    shared_module()["product_wrong_layout"].launch(1, 128, [a, b, c, 8, 16])
+    assert error(c, wide_a @ wide_b) > 0.1
 
 
 @pytest.mark.parametrize(
@@ -597,7 +600,7 @@ def test_uninitialised_shared_memory_is_caught() -> None:
     y = poisoned(64, F32)
     text = caught("read_uninitialized", "shared byte 252 is read but was never written", 64, [y])
     assert "thread (63, 0, 0)" in text
-    examples()["read_uninitialized"].launch(1, 64, [y], allow_uninitialized=True)
+    shared_module()["read_uninitialized"].launch(1, 64, [y], allow_uninitialized=True)
     assert np.isnan(y).tolist() == [False] * 63 + [True]
 
 
@@ -626,7 +629,7 @@ def test_unknown_instruction_is_named() -> None:
 
 
 def test_wrong_launches_are_refused() -> None:
-    kernel, x = examples()["read_past_the_end"], np.ones(65, F32)
+    kernel, x = shared_module()["read_past_the_end"], np.ones(65, F32)
     with pytest.raises(ValueError, match="takes 2 arguments, got 1"):
         kernel.launch(1, 64, [x])
     with pytest.raises(TypeError, match="cannot pass a str"):
@@ -634,6 +637,25 @@ def test_wrong_launches_are_refused() -> None:
     with pytest.raises(ValueError, match="1 to 1024 threads"):
         kernel.launch(1, 2048, [x, x])
     with pytest.raises(ValueError, match="1 to 64 threads, got 65"):
-        examples()["fill_dynamic"].launch(1, 65, [x, 1])
+        shared_module()["fill_dynamic"].launch(1, 65, [x, 1])
     with pytest.raises(KeyError, match="names 6 kernels"):
-        examples()["product"].launch(1, 32, [])
+        shared_module()["product"].launch(1, 32, [])
+
+
+def test_stored_ptx_is_of_this_source() -> None:
+    """examples.ptx is what its compiler makes of examples.cu; another nvcc would write other text."""
+    try:
+        find_nvcc()
+    except CompilerMissing as missing:
+        pytest.skip(str(missing))
+    fresh, stored = compiled(), STORED.read_text()
+    if compiler(fresh) != compiler(stored):
+        pytest.skip(f"examples.ptx was made by another nvcc: {compiler(stored)[3:]}")
+    assert fresh == stored
+
+
+def test_torch_tensors_are_arrays_too() -> None:
+    torch = pytest.importorskip("torch")
+    x, y = torch.randn(64), poisoned((64,), torch.float32)
+    shared_module()["reverse"].launch(1, 32, [x, y])
+    assert torch.equal(y[:32], x[:32].flip(0))

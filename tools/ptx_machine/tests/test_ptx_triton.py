@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 from ptx_machine import UnknownInstruction, compile_triton, load, poisoned, why_not
 
+torch: Any = pytest.importorskip("torch")
 triton: Any = pytest.importorskip("triton")
 tl: Any = pytest.importorskip("triton.language")
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
