@@ -73,18 +73,16 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _data(options: argparse.Namespace, candidate: Candidate) -> Dataset:
-    """The test set in the size that the network was trained on, after a check of its classes."""
+    """The test set in the size that the network was trained on, its classes in the network's order."""
+    from wae.data.classes import class_order
     from wae.data.loading import open_dataset
-    from wae.storage.weights_file import CheckpointError
     from wae.training.processes import is_first
 
     # Named sets have one size, which a wrong checkpoint is told by the network itself.
     size = candidate.described.input.size if Path(options.data).is_dir() else None
     data = open_dataset(options.data, False, False, 0, size, options.on_corrupt)
-    known, told = candidate.described.classes, len(data.labels)
-    if known != told:
-        raise CheckpointError(f"{candidate.path}: knows {known} classes, the data has {told}")
-    labels = candidate.described.labels
-    if labels is not None and labels != data.labels and is_first():
-        shared.complain(f"{candidate.path}: its classes have other names than the data's; taken by number")
-    return data
+    described = candidate.described
+    order = class_order(candidate.path, described.labels, described.classes, data.labels)
+    if order.note and is_first():
+        shared.complain(order.note)
+    return data.renumbered(order.numbers)

@@ -6,6 +6,7 @@ depend on the size of its batches, the number of its processes, or where it was 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from enum import IntEnum
 from typing import Protocol
@@ -38,6 +39,9 @@ class Dataset(Protocol):
         to leave out files that cannot be read.
         """
 
+    def renumbered(self, numbers: Sequence[int]) -> Dataset:
+        """The same samples, where what is class ``i`` here is class ``numbers[i]``: a permutation."""
+
 
 class Draw(IntEnum):
     """The purpose of random numbers. It is part of what seeds them, so that no two purposes share any."""
@@ -50,6 +54,11 @@ class Draw(IntEnum):
 def random_seed(purpose: Draw, seed: int, *rest: int) -> int:
     """32 well-mixed bits; more would be lost, for torch's generator takes no more from a seed."""
     return int(np.random.SeedSequence([purpose, seed % 2**64, *rest]).generate_state(1)[0])
+
+
+def permuted(labels: Sequence[str], numbers: Sequence[int]) -> tuple[str, ...]:
+    """``labels`` in the order that gives number ``i`` of them the number ``numbers[i]``."""
+    return tuple(label for _, label in sorted(zip(numbers, labels, strict=True)))
 
 
 class InMemory:
@@ -109,6 +118,13 @@ class InMemory:
         if self.augment:
             images = self._augmented(images, chosen, epoch)
         return images.expand(-1, 3, -1, -1).contiguous(), self.targets[chosen]
+
+    def renumbered(self, numbers: Sequence[int]) -> InMemory:
+        """See :meth:`Dataset.renumbered`."""
+        other = copy.copy(self)
+        other.targets = torch.tensor(numbers)[self.targets]
+        other.labels = permuted(self.labels, numbers)
+        return other
 
     def _augmented(self, images: Tensor, chosen: Tensor, epoch: int) -> Tensor:
         shifts, flipped = (table[chosen] for table in self._draws(epoch))

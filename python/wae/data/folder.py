@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .dataset import DatasetError, Draw, random_seed
+from .dataset import DatasetError, Draw, permuted, random_seed
 from .images import ImageError, read_image
 
 OnCorrupt = Literal["error", "skip"]
@@ -77,6 +78,13 @@ class ImageFolder:
                 warnings.warn(f"{error}; the image is left out", stacklevel=2)
         none = torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
         return torch.stack(images) if images else none, torch.tensor(targets, dtype=torch.int64)
+
+    def renumbered(self, numbers: Sequence[int]) -> ImageFolder:
+        """See :meth:`wae.data.dataset.Dataset.renumbered`."""
+        other = copy.copy(self)
+        other.samples = [(path, numbers[target]) for path, target in self.samples]
+        other.labels = permuted(self.labels, numbers)
+        return other
 
     def _image(self, path: str, index: int, epoch: int) -> Tensor:
         image = read_image(path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -99,6 +99,20 @@ def _is_trained(name: str, model: nn.Module, stage: Stage) -> bool:
 
 def _transforms(stage: Stage) -> bool:
     return stage.kind == "transform" or (stage.kind == "joint" and stage.transform_weight > 0)
+
+
+class InOrder(nn.Module):
+    """``network`` with its scores in another order: number ``i`` is its number ``numbers[i]``."""
+
+    def __init__(self, network: nn.Module, numbers: Sequence[int]) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("numbers", torch.tensor(numbers), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) to (N, classes)."""
+        scores: Tensor = self.network(images)
+        return scores[:, self.get_buffer("numbers")]
 
 
 def _check(model: nn.Module, stage: Stage, teacher: nn.Module | None) -> None:

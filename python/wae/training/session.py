@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,17 +20,19 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from wae.data.classes import class_order
 from wae.data.dataset import Dataset, DatasetError, InMemory
 from wae.data.folder import ImageFolder, OnCorrupt, evaluation_resize
 from wae.data.loading import open_dataset
 from wae.models.classifier import WAEClassifier
 from wae.models.classifiers import builder
-from wae.storage.checkpoint import Input, load_classifier, save_classifier
+from wae.storage.checkpoint import Input, describe, load_classifier, save_classifier
 from wae.storage.files import written
 from wae.storage.weights_file import CheckpointError
 from wae_kernels.nn import Decoder, Encoder
 
 from . import pretrained
+from .objective import InOrder
 from .observers import JsonLines, TensorBoard, Terminal, Together, table
 from .plan import Plan
 from .processes import is_first, joined
@@ -94,13 +96,13 @@ class Session:
             if is_first():
                 self._check_folder()
             goes_on = self.resume and self.state.exists()
-            sets = [self._data(train=True), self._data(train=False)]
+            sets = self._in_order_of_weights([self._data(train=True), self._data(train=False)], console)
             plan, model = self._model(sets[0], goes_on)
             pictures = sets[1].batch(range(min(_PICTURES, len(sets[1]))), 0)[0]
             if not len(pictures):
                 raise DatasetError(f"{self.data}: none of the first {_PICTURES} test pictures can be read")
             _try_out(model, plan.model, pictures)
-            teacher = self._teacher(pictures, len(sets[1].labels))
+            teacher = self._teacher(pictures, sets[1].labels, console)
             with self._observer(console, pictures, goes_on) as observer:
                 history = train(
                     model,
@@ -136,6 +138,15 @@ class Session:
     def _data(self, train: bool) -> Dataset:
         return open_dataset(self.data, train, train, self.plan.seed, self.size, self.on_corrupt)
 
+    def _in_order_of_weights(self, sets: list[Dataset], console: Console) -> list[Dataset]:
+        """``sets`` with their classes in the order of the network that ``weights`` holds."""
+        if self.weights is None:
+            return sets
+        described = describe(self.weights)
+        order = class_order(self.weights, described.labels, described.classes, sets[0].labels)
+        _note(console, order.note)
+        return [data.renumbered(order.numbers) for data in sets]
+
     def _model(self, data: Dataset, goes_on: bool) -> tuple[Plan, nn.Module]:
         """The network, with the weights to start from unless it ``goes_on``, and the plan as it is for it."""
         plan, classes = self.plan, len(data.labels)
@@ -163,21 +174,20 @@ class Session:
         if self.autoencoder:
             pretrained.load_autoencoder(model, self.autoencoder)
 
-    def _teacher(self, pictures: Tensor, classes: int) -> nn.Module | None:
+    def _teacher(self, pictures: Tensor, labels: Sequence[str], console: Console) -> nn.Module | None:
+        """The teacher, whose scores are in the order of ``labels``."""
         mimics = any(stage.mimic_weight for stage in self.plan.stages)
         if self.teacher is None:
             if mimics:  # else it would be found out when that stage begins
                 raise ValueError("the plan has a mimic_weight, which needs a teacher (--teacher)")
             return None
-        teacher = load_classifier(self.teacher)
-        known = _try_out(teacher, str(self.teacher), pictures).shape[1]
-        if known != classes:
-            raise CheckpointError(
-                f"{self.teacher}: the teacher knows {known} classes, the data has {classes}"
-            )
+        teacher, known = load_classifier(self.teacher), describe(self.teacher).labels
+        count = _try_out(teacher, str(self.teacher), pictures).shape[1]
+        order = class_order(f"the teacher, {self.teacher}", known, count, labels)
         if not mimics:
             raise ValueError("a teacher is given, and no stage of the plan has a mimic_weight")
-        return teacher
+        _note(console, order.note)
+        return InOrder(teacher, order.numbers)
 
     @contextmanager
     def _observer(self, console: Console, pictures: Tensor, goes_on: bool) -> Iterator[Observer]:
@@ -208,6 +218,11 @@ class _NewFolder(Observer):
             (self._folder / name).unlink(missing_ok=True)
         with written(self._folder / PLAN, force=True) as file:
             file.write(plan.as_toml().encode())
+
+
+def _note(console: Console, note: str) -> None:
+    if note and is_first():
+        console.print(note, soft_wrap=True, highlight=False, markup=False)
 
 
 def _try_out(network: nn.Module, name: str, pictures: Tensor) -> Tensor:

@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_classifier import tiny
@@ -382,10 +384,10 @@ def weights(path, classes=3, network="tiny"):
     ("options", "message"),
     [
         (lambda p: ["--weights", p / "none"], "none: there is no such file"),
-        (lambda p: ["--weights", weights(p / "w", 4)], "holds tiny for 4 classes, needed is tiny for 3"),
+        (lambda p: ["--weights", weights(p / "w", 4)], "w: knows 4 classes, the data has 3"),
         (lambda p: ["--weights", weights(p / "w", network="tiny_half")], "holds tiny_half for 3 classes"),
         (lambda p: ["--autoencoder", weights(p / "w")], "its tensors are not those of the network"),
-        (lambda p: ["--teacher", weights(p / "w", 4)], "the teacher knows 4 classes, the data has 3"),
+        (lambda p: ["--teacher", weights(p / "w", 4)], "/w: knows 4 classes, the data has 3"),
         (lambda p: ["--teacher", p / "none"], "none: there is no such file"),
         (lambda p: ["--model", "vgg99"], "there is no network vgg99"),
         (lambda p: ["--model", "small_vgg"], "small_vgg takes no images of 14 x 14 (see --size)"),
@@ -452,21 +454,64 @@ def test_test_pictures_that_cannot_be_read(train, pictures, tmp_path, capsys):
 
 def test_only_the_first_process_prints_an_evaluation(pictures, tmp_path, capsys, monkeypatch):
     model = tmp_path / "model.safetensors"
-    save_classifier(model, tiny(3), "tiny", ("a", "b", "c"), Input(14, 16, False))
+    save_classifier(model, tiny(3), "tiny", None, Input(14, 16, False))
     for first in (True, False):
         monkeypatch.setattr(processes, "is_first", lambda first=first: first)
         assert run("eval", model, "--data", pictures, "--seconds", 0.05) == 0
         said = capsys.readouterr()
         assert ("top-1 error" in said.out, bool(said.out)) == (first, first)
-        assert ("its classes have other names" in said.err, bool(said.err)) == (first, first)
+        assert ("has no names of classes; they are taken by number" in said.err, bool(said.err)) == (
+            first,
+            first,
+        )
 
 
 def test_eval_refuses_what_it_cannot_compare(pictures, tmp_path, capsys):
     four = weights(tmp_path / "four", 4)
     assert run("eval", four, "--data", pictures) == 1
     assert "four: knows 4 classes, the data has 3" in errors(capsys)
+    save_classifier(four, tiny(3), "tiny", ("blue", "green", "grey"), force=True)
+    assert run("eval", four, "--data", pictures) == 1
+    assert "not those of the data: only the network has grey; only the data has red" in errors(capsys)
     assert run("eval", tmp_path / "none", "--data", pictures) == 1
     assert "none: there is no such file" in errors(capsys)
+
+
+# --------------------------------------------------------------------------------------- the order of classes
+
+
+@pytest.fixture
+def trained(train, pictures, tmp_path):
+    """A network whose classes are blue, green, red; the first comes last in the pictures' folder since."""
+    assert train("--epochs", 10) == 0
+    for part in ("train", "val"):
+        (pictures / part / "blue").rename(pictures / part / "violet")
+    made = load_classifier(tmp_path / "out" / "model.safetensors")
+    path = tmp_path / "trained.safetensors"
+    save_classifier(path, made, "tiny", ("violet", "green", "red"), Input(14, 16, False))
+    return path
+
+
+def test_eval_takes_classes_by_their_names(trained, pictures, capsys):
+    assert run("eval", trained, "--data", pictures, "--seconds", 0.05) == 0
+    assert " 0.00 %" in capsys.readouterr().out.splitlines()[3]
+
+
+def test_weights_bring_the_order_of_their_classes(trained, train, tmp_path):
+    more = ("--weights", trained, "--stage", 2, "--learning-rate", 0, "--epochs", 1)
+    assert train(*more, out=tmp_path / "more") == 0
+    made = tmp_path / "more" / "model.safetensors"
+    assert describe(made).labels == ("violet", "green", "red")
+    assert json.loads((made.parent / "log.jsonl").read_text())["accuracy"]["top1"] == 1.0
+    assert train(*more, "--resume", out=tmp_path / "more") == 0
+
+
+def test_a_teacher_is_asked_in_the_order_of_the_data(trained, pictures, tmp_path):
+    stage = replace(plan.find("digits").stages[-1], mimic_weight=1.0)
+    training = session.Session(plan.Plan("tiny", (stage,)), str(pictures), tmp_path / "new", teacher=trained)
+    images = torch.randint(256, (4, 3, 14, 14), dtype=torch.uint8)
+    asked = training._teacher(images, ("green", "red", "violet"), Console())
+    assert torch.equal(asked(images), load_classifier(trained)(images)[:, [1, 2, 0]])
 
 
 # -------------------------------------------------------------------------------------- where weights start

@@ -1,0 +1,60 @@
+"""wae.data.classes: classes are matched by their names; data sets take the order that is asked for."""
+
+import pytest
+import torch
+from data_sets import noise, small
+
+from wae.data.classes import ClassError, ClassOrder, class_order
+
+
+@pytest.mark.parametrize(
+    ("known", "labels", "numbers"),
+    [
+        ("abc", "abc", (0, 1, 2)),
+        ("cba", "abc", (2, 1, 0)),
+        ("bca", "abc", (2, 0, 1)),
+        ("aab", "aab", (0, 1, 2)),
+    ],
+)
+def test_the_same_names_are_matched(known, labels, numbers):
+    assert class_order("net", known, 3, labels) == ClassOrder(numbers)
+
+
+def test_without_names_numbers_decide_and_a_note_says_so():
+    numbers, note = class_order("net", None, 2, "ab")
+    assert numbers == (0, 1)
+    assert note == "net: has no names of classes; they are taken by number"
+
+
+@pytest.mark.parametrize(
+    ("known", "count", "labels", "said"),
+    [
+        (None, 3, "ab", "net: knows 3 classes, the data has 2"),
+        ("abx", 3, "abc", "only the network has x; only the data has c"),
+        ("abc", 3, "ab", "only the network has c$"),
+        ("ab", 2, "abc", "of the data: only the data has c$"),
+        ("aab", 3, "abb", "3 and 3, some of them twice"),
+        ("baa", 3, "aab", "comes twice, in another order"),
+        ([str(n) for n in range(30)], 30, "ab", "has 0, 1, 10, 11, 12, 13, 14, 15, 16, 17 and 20 more; only"),
+        ("abcdefghij", 10, "xy", "has a, b, c, d, e, f, g, h, i, j; only"),
+    ],
+)
+def test_other_names_are_an_error_that_lists_them(known, count, labels, said):
+    with pytest.raises(ClassError, match=said):
+        class_order("net", known, count, labels)
+
+
+def by_name(dataset):
+    images, targets = dataset.batch(range(len(dataset)), 0)
+    return images, [dataset.labels[target] for target in targets]
+
+
+@pytest.mark.parametrize("kind", ["in memory", "folder"])
+def test_renumbered_samples_keep_their_names(kind, photos):
+    dataset = noise(12, augment=False) if kind == "in memory" else small(photos)
+    numbers = [2, 0, 3, 1] if kind == "in memory" else [1, 0]
+    other = dataset.renumbered(numbers)
+    assert [other.labels[n] for n in numbers] == list(dataset.labels)
+    (images, names), (others, other_names) = by_name(dataset), by_name(other)
+    assert torch.equal(images, others)
+    assert names == other_names
