@@ -41,6 +41,7 @@ COMMANDS = (
 # a missing one ends in a sentence (see `main`).
 _OPTIONAL = {
     "PIL": "Pillow",
+    "google": "protobuf",
     "rich": "rich",
     "safetensors": "safetensors",
     "skimage": "scikit-image",

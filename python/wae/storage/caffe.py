@@ -22,9 +22,10 @@ from wae.models.classifier import WAEClassifier
 from wae.models.vgg16 import wae_vgg16
 from wae_kernels.nn import Encoder
 
-from . import checkpoint, protobuf
+from . import caffe_proto, checkpoint
+from .caffe_proto import Layer, Message, ProtoError
 from .files import refuse_existing
-from .protobuf import Field, Kind, Message, ProtobufError, Schema
+from .signatures import recognised
 
 _MAX_PROTOTXT = 1 << 20  # bytes; the published one has 17,690
 _MAX_INT = 2**31 - 1  # the most of anything that Caffe can count
@@ -87,11 +88,11 @@ def load(prototxt: Path, caffemodel: Path, model: WAEClassifier) -> dict[str, An
     text, weights = _map(prototxt), _map(caffemodel)
     try:
         _check_net(prototxt, _read_net(prototxt, text), plan)
-    except ProtobufError as error:
+    except ProtoError as error:
         raise CaffeError(f"{prototxt}: {error}") from None
     try:
         state, unused = _read_weights(caffemodel, weights, plan)
-    except ProtobufError as error:
+    except ProtoError as error:
         raise CaffeError(f"{caffemodel}: {error}") from None
     first = f"{plan['decom_conv1'].prefix}.weight"
     state[first] = state[first].flip(1)  # blue, green, red to red, green, blue
@@ -112,6 +113,8 @@ def _map(path: Path) -> mmap.mmap:
     """The file's bytes, which stay on disk until they are looked at."""
     if not path.is_file():
         raise CaffeError(f"{path}: this is a folder" if path.is_dir() else f"{path}: there is no such file")
+    if what := recognised(path):
+        raise CaffeError(f"{path}: this is {what}")
     try:
         with open(path, "rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -129,6 +132,11 @@ def _listed(names: Sequence[str]) -> str:
     """The first few of ``names``, which come from a file and may be anything, for people to read."""
     shown = ", ".join(repr(name)[1:61].removesuffix("'") for name in names[:_SOME])
     return shown if len(names) <= _SOME else f"{shown} and {len(names) - _SOME} more"
+
+
+def _text(name: bytes) -> str:
+    """A name of a file, for comparison and for people."""
+    return name.decode(errors="replace")
 
 
 def _missing(missing: Sequence[str], extra: Sequence[str]) -> str:
@@ -207,54 +215,44 @@ _Options = dict[str, Any]
 
 def _kind(layer: Message) -> str:
     """The layer's type, in small letters: "innerproduct" for "InnerProduct" and the older INNER_PRODUCT."""
-    type_ = layer.get("type", [""])[0]
-    if isinstance(type_, int):  # the older form, binary
-        return _OLD_TYPES.get(type_, f"type {type_}")
-    return "".join(filter(str.isalnum, layer.string("type"))).lower()[:40]
-
-
-_OLD_TYPES = {0: "", 4: "convolution", 14: "innerproduct", 39: "deconvolution"}
+    old = layer.DESCRIPTOR.name == "V1LayerParameter"
+    type_ = caffe_proto.word(layer, "type") if old else _text(layer.type)
+    return "".join(filter(str.isalnum, type_)).lower().removeprefix("none")[:40]
 
 
 def _two(param: Message, name: str, default: int, short: str = "") -> tuple[int, ...]:
     """A size of both directions, (height, width), which Caffe writes once, twice, or by direction."""
-    short = short or name
-    values = param.integers(name) or [
-        param.integer(f"{short}_h", default),
-        param.integer(f"{short}_w", default),
-    ]
-    return tuple(values * 2 if len(values) == 1 else values)
+    if values := tuple(getattr(param, name)):
+        return values * 2 if len(values) == 1 else values
+    sides = [f"{short or name}_{side}" for side in "hw"]
+    return tuple(getattr(param, side) if _has(param, side) else default for side in sides)
+
+
+def _has(param: Message, field: str) -> bool:
+    return field in param.DESCRIPTOR.fields_by_name and bool(param.HasField(field))
 
 
 def _convolution(layer: Message) -> _Options:
-    param = layer.message("convolution_param")
+    param = layer.convolution_param
     return {
-        "num_output": param.integer("num_output", 0),
+        "num_output": param.num_output,
         "kernel_size": _two(param, "kernel_size", 0, "kernel"),
         "stride": _two(param, "stride", 1),
         "pad": _two(param, "pad", 0),
         "dilation": _two(param, "dilation", 1),
-        "group": param.integer("group", 1),
-        "bias_term": param.flag("bias_term", True),
+        "group": param.group,
+        "bias_term": param.bias_term,
     }
 
 
 def _inner_product(layer: Message) -> _Options:
-    param = layer.message("inner_product_param")
-    return {
-        "num_output": param.integer("num_output", 0),
-        "bias_term": param.flag("bias_term", True),
-        "axis": param.integer("axis", 1),
-        "transpose": param.flag("transpose", False),
-    }
+    param = layer.inner_product_param
+    return {name: getattr(param, name) for name in ("num_output", "bias_term", "axis", "transpose")}
 
 
 def _batch_norm(layer: Message) -> _Options:
-    param = layer.message("batch_norm_param")
-    return {
-        "use_global_stats": param.flag("use_global_stats", True),
-        "eps": _float32(param.number("eps", 1e-5)),
-    }
+    param = layer.batch_norm_param
+    return {"use_global_stats": param.use_global_stats, "eps": _float32(param.eps)}
 
 
 def _float32(number: float) -> float:
@@ -263,14 +261,14 @@ def _float32(number: float) -> float:
 
 
 def _pooling(layer: Message) -> _Options:
-    param = layer.message("pooling_param")
+    param = layer.pooling_param
     return {
-        "pool": param.string("pool", "MAX"),
+        "pool": caffe_proto.word(param, "pool"),
         "kernel_size": _two(param, "kernel_size", 0, "kernel"),
         "stride": _two(param, "stride", 1),
         "pad": _two(param, "pad", 0),
-        "global_pooling": param.flag("global_pooling", False),
-        "round_mode": param.string("round_mode", "CEIL"),
+        "global_pooling": param.global_pooling,
+        "round_mode": caffe_proto.word(param, "round_mode"),
     }
 
 
@@ -300,7 +298,7 @@ def _check_type(path: Path, name: str, layer: Message, module: nn.Module) -> Non
     """Raise CaffeError if ``layer`` is of another type than ``module``."""
     needed, found = _KINDS[type(module)], _kind(layer)
     if found != needed:
-        raise CaffeError(f"{path}: {layer.where}: {name} must be of type {needed}, got {found or 'none'}")
+        raise CaffeError(f"{path}: {name} must be of type {needed}, got {found or 'none'}")
 
 
 def _check_options(path: Path, name: str, layer: Message, module: nn.Module) -> None:
@@ -309,7 +307,7 @@ def _check_options(path: Path, name: str, layer: Message, module: nn.Module) -> 
     for option, needed in _needed(module).items():
         if options[option] != needed:
             got = str(options[option])[:80]
-            raise CaffeError(f"{path}: {layer.where}: {name}: {option} must be {needed}, got {got}")
+            raise CaffeError(f"{path}: {name}: {option} must be {needed}, got {got}")
 
 
 # ----------------------------------------------------------------------------------------------- the prototxt
@@ -318,32 +316,28 @@ def _check_options(path: Path, name: str, layer: Message, module: nn.Module) -> 
 def _read_net(path: Path, data: mmap.mmap) -> Message:
     if len(data) > _MAX_PROTOTXT:
         raise CaffeError(f"{path}: this file has {len(data)} bytes, a prototxt at most {_MAX_PROTOTXT}")
-    try:
-        return protobuf.read_text(data[:].decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise CaffeError(f"{path}: byte {error.start}: this is no text") from None
+    return caffe_proto.read_text(data[:])
 
 
 def _classes(path: Path) -> int:
     """The number of scores of the net in ``path``."""
     try:
-        for layer in _layers(_read_net(path, _map(path))):
-            if layer.string("name") == "fc8_CA":
-                classes = layer.message("inner_product_param").integer("num_output", 0)
-                if 1 <= classes <= _MAX_INT:
-                    return classes
-                raise CaffeError(
-                    f"{path}: {layer.where}: fc8_CA: num_output must be 1 or more, got {classes}"
-                )
-    except ProtobufError as error:
+        net = _read_net(path, _map(path))
+    except ProtoError as error:
         raise CaffeError(f"{path}: {error}") from None
+    for layer in _layers(net):
+        if layer.name == b"fc8_CA":
+            classes = int(layer.inner_product_param.num_output)
+            if 1 <= classes <= _MAX_INT:
+                return classes
+            raise CaffeError(f"{path}: fc8_CA: num_output must be 1 or more, got {classes}")
     raise CaffeError(f"{path}: {_missing(['fc8_CA'], [])}")
 
 
 def _check_net(path: Path, net: Message, plan: _Plan) -> None:
     """Raise CaffeError unless ``net`` computes the scores as ``plan`` does."""
     layers = _layers(net)
-    kinds = {layer.string("name"): _kind(layer) for layer in layers}
+    kinds = {_text(layer.name): _kind(layer) for layer in layers}
     missing = [name for name in plan if name not in kinds]
     if missing:
         extra = [name for name, kind in kinds.items() if kind in _OPTIONS and name not in plan]
@@ -353,52 +347,48 @@ def _check_net(path: Path, net: Message, plan: _Plan) -> None:
 
 def _layers(net: Message) -> list[Message]:
     """The layers of phase TEST, in order; those of the older form have another name, but the same fields."""
-    return [layer for layer in net.messages("layers") + net.messages("layer") if _is_included(layer)]
+    return [layer for layer in [*net.layers, *net.layer] if _is_included(layer)]
 
 
 def _is_included(layer: Message) -> bool:
-    rules = layer.messages("include")
-    if rules:
-        return any(_is_met(rule) for rule in rules)
-    return not any(_is_met(rule) for rule in layer.messages("exclude"))
+    if layer.include:
+        return any(_is_met(rule) for rule in layer.include)
+    return not any(_is_met(rule) for rule in layer.exclude)
 
 
 def _is_met(rule: Message) -> bool:
     """Does ``rule`` hold in phase TEST, level 0, no stage?"""
-    return (
-        rule.string("phase", "TEST") == "TEST"
-        and rule.integer("min_level", 0) <= 0 <= rule.integer("max_level", 0)
-        and not rule.strings("stage")
-    )
+    phase = caffe_proto.word(rule, "phase") if rule.HasField("phase") else "TEST"
+    return phase == "TEST" and rule.min_level <= 0 <= rule.max_level and not rule.stage
 
 
 def _check_connections(path: Path, net: Message, layers: list[Message], plan: _Plan) -> None:
     """Follow every blob through the net, and compare the layers of ``plan`` and what they work on."""
-    blobs = _inputs(net.strings("input"))
+    blobs = _inputs(net.input)
     for layer in layers:
-        name, tops = layer.string("name"), layer.strings("top")
-        sources = []
-        for bottom in layer.strings("bottom"):
+        name, sources = _text(layer.name), []
+        for bottom in layer.bottom:
             if bottom not in blobs:
-                raise CaffeError(f"{path}: {layer.where}: {name}: no layer before it gives {bottom!r}")
+                here, blob = _listed([name]), _listed([_text(bottom)])
+                raise CaffeError(f"{path}: {here}: no layer before it gives {blob!r}")
             sources.append(blobs[bottom])
         if name in plan:
             module, _, source = plan[name]
             _check_type(path, name, layer, module)
             _check_options(path, name, layer, module)
             if sources != [source]:
-                raise CaffeError(f"{path}: {layer.where}: {name} must take {source}, got {_joined(sources)}")
-            blobs |= dict.fromkeys(tops, name)
+                raise CaffeError(f"{path}: {name} must take {source}, got {_joined(sources)}")
+            blobs |= dict.fromkeys(layer.top, name)
         elif sources:
-            blobs |= dict.fromkeys(tops, _expression(layer, sources))
+            blobs |= dict.fromkeys(layer.top, _expression(layer, sources))
         else:
             _check_input(path, layer)
-            blobs |= _inputs(tops)
+            blobs |= _inputs(layer.top)
     if not any(scores in blobs.values() for scores in _SCORES):
         raise CaffeError(f"{path}: no layer gives the scores, {_SCORES[0]}")
 
 
-def _inputs(tops: Sequence[str]) -> dict[str, str]:
+def _inputs(tops: Sequence[bytes]) -> dict[bytes, str]:
     """What a net starts from: the image, then labels or other things."""
     return {top: "another input" if index else _IMAGE for index, top in enumerate(tops)}
 
@@ -411,13 +401,13 @@ def _joined(sources: Sequence[str]) -> str:
 
 def _check_input(path: Path, layer: Message) -> None:
     """The published net takes pixels as they are."""
-    for name in layer:
-        for param in layer.messages(name) if name.endswith("_param") else ():
-            for option in ("mean_file", "mean_value", "force_gray"):
-                if option in param:
-                    raise CaffeError(f"{path}: {param.where}: {option} must not be given: pixels are 0..255")
-            if param.number("scale", 1) != 1:
-                raise CaffeError(f"{path}: {param.where}: scale must be 1: pixels are 0..255")
+    for kind in ("transform_param", "data_param", "image_data_param", "window_data_param"):
+        param, where = getattr(layer, kind), f"{path}: {_listed([_text(layer.name)])}"
+        for option in ("mean_file", "mean_value", "force_gray"):
+            if getattr(param, option):
+                raise CaffeError(f"{where}: {option} must not be given: pixels are 0..255")
+        if param.scale != 1:
+            raise CaffeError(f"{where}: scale must be 1, got {param.scale:.6g}: pixels are 0..255")
 
 
 def _expression(layer: Message, sources: list[str]) -> str:
@@ -429,18 +419,18 @@ def _expression(layer: Message, sources: list[str]) -> str:
     options: _Options = {}
     needed: _Options = {}
     if kind == "relu":
-        options = {"negative_slope": layer.message("relu_param").number("negative_slope", 0)}
+        options = {"negative_slope": layer.relu_param.negative_slope}
         needed = {"negative_slope": 0.0}
     elif kind == "pooling":
         operation, options, needed = "pool", _pooling(layer), _MAX_POOL
     elif kind == "concat":
-        param = layer.message("concat_param")
-        options = {"axis": param.integer("axis", param.integer("concat_dim", 1))}
+        param = layer.concat_param
+        options = {"axis": param.axis if param.HasField("axis") else param.concat_dim}
         needed = {"axis": 1}
     elif kind == "eltwise":
-        param = layer.message("eltwise_param")
+        param = layer.eltwise_param
         operation = "sum"
-        options = {"operation": param.string("operation", "SUM"), "coeff": "coeff" in param}
+        options = {"operation": caffe_proto.word(param, "operation"), "coeff": bool(param.coeff)}
         needed = {"operation": "SUM", "coeff": False}
     others = ", ".join(f"{option} {value!r}" for option, value in options.items() if value != needed[option])
     return f"{operation}{others and f'[{others[:80]}]'}({_joined(sources)})"
@@ -459,51 +449,14 @@ _MAX_POOL = {
 # --------------------------------------------------------------------------------------------- the caffemodel
 
 
-def _integers(**numbers: int) -> Schema:
-    return Schema({number: Field(name, Kind.INTEGER) for name, number in numbers.items()})
-
-
-_SIZES = {"kernel_h": 11, "kernel_w": 12, "stride_h": 13, "stride_w": 14, "pad_h": 9, "pad_w": 10}
-_CONVOLUTION = _integers(
-    num_output=1, bias_term=2, pad=3, kernel_size=4, group=5, stride=6, dilation=18, **_SIZES
-)
-_INNER_PRODUCT = _integers(num_output=1, bias_term=2, axis=5, transpose=6)
-_BLOB = Schema(_integers(num=1, channels=2, height=3, width=4))
-_BLOB[5] = Field("data", Kind.FLOAT)
-_BLOB[7] = Field("shape", _integers(dim=1))
-_BLOB[8] = Field("double_data", Kind.DOUBLE)
-_LAYER = Schema(
-    {
-        1: Field("name", Kind.STRING),
-        2: Field("type", Kind.STRING),
-        7: Field("blobs", _BLOB),
-        106: Field("convolution_param", _CONVOLUTION),
-        117: Field("inner_product_param", _INNER_PRODUCT),
-    }
-)
-_OLD_LAYER = Schema(
-    {
-        4: Field("name", Kind.STRING),
-        5: Field("type", Kind.INTEGER),
-        6: Field("blobs", _BLOB),
-        10: Field("convolution_param", _CONVOLUTION),
-        17: Field("inner_product_param", _INNER_PRODUCT),
-    }
-)
-_NET = Schema({2: Field("layers", _OLD_LAYER), 100: Field("layer", _LAYER)})
-
-
 def _read_weights(path: Path, data: mmap.mmap, plan: _Plan) -> tuple[dict[str, Tensor], str]:
     """The model's state without ``image_scale`` and ``image_shift``, and the layers that it does not use."""
-    net = protobuf.read_binary(data, _NET, "NetParameter")
-    layers: dict[str, Message] = {}
-    for layer in net.messages("layers") + net.messages("layer"):
-        name = layer.string("name")
-        if layer.messages("blobs"):
+    layers: dict[str, Layer] = {}
+    for layer in caffe_proto.read_layers(data):
+        name = _text(layer.parameters.name)
+        if layer.blobs:
             if name in layers:
-                raise CaffeError(
-                    f"{path}: {layer.where}: there are two layers {_listed([name])} with weights"
-                )
+                raise CaffeError(f"{path}: there are two layers {_listed([name])} with weights")
             layers[name] = layer
     extra = [name for name in layers if name not in plan]
     missing = [name for name in plan if name not in layers]
@@ -511,8 +464,8 @@ def _read_weights(path: Path, data: mmap.mmap, plan: _Plan) -> tuple[dict[str, T
         raise CaffeError(f"{path}: {_missing(missing, extra)}")
     state: dict[str, Tensor] = {}
     for name, (module, prefix, _) in plan.items():
-        _check_trained_as(path, name, layers[name], module)
-        tensors = _tensors(path, name, layers[name], module)
+        _check_trained_as(path, name, layers[name].parameters, module)
+        tensors = _tensors(path, name, layers[name].blobs, module)
         state |= {f"{prefix}.{key}": tensor for key, tensor in tensors.items()}
     return state, _listed(extra)
 
@@ -521,13 +474,12 @@ def _check_trained_as(path: Path, name: str, layer: Message, module: nn.Module) 
     """The caffemodel repeats the net that was trained. It need not, and where it does, it must agree."""
     if _kind(layer):
         _check_type(path, name, layer, module)
-    if "convolution_param" in layer or "inner_product_param" in layer:
+    if layer.HasField("convolution_param") or layer.HasField("inner_product_param"):
         _check_options(path, name, layer, module)
 
 
-def _tensors(path: Path, name: str, layer: Message, module: nn.Module) -> dict[str, Tensor]:
+def _tensors(path: Path, name: str, blobs: Sequence[memoryview], module: nn.Module) -> dict[str, Tensor]:
     """The layer's weights, by the names that ``module`` has for them."""
-    blobs = layer.messages("blobs")
     if isinstance(module, nn.BatchNorm2d):
         width = module.num_features
         shapes: dict[str, tuple[int, ...]] = {"mean": (width,), "variance": (width,), "scale factor": (1,)}
@@ -535,9 +487,9 @@ def _tensors(path: Path, name: str, layer: Message, module: nn.Module) -> dict[s
         shapes = {key: tuple(tensor.shape) for key, tensor in module.named_parameters()}
     if len(blobs) != len(shapes):
         wanted = ", ".join(shapes)
-        raise CaffeError(f"{path}: {layer.where}: {name} must have {wanted}, got {len(blobs)} blobs")
+        raise CaffeError(f"{path}: {name} must have {wanted}, got {len(blobs)} blobs")
     tensors = {
-        key: _tensor(f"{path}: {blob.where}: {name}: {key}", blob, shape)
+        key: _tensor(f"{path}: {name}: {key}", blob, shape)
         for blob, (key, shape) in zip(blobs, shapes.items(), strict=True)
     }
     return _normalization(path, name, tensors) if isinstance(module, nn.BatchNorm2d) else tensors
@@ -553,18 +505,20 @@ def _normalization(path: Path, name: str, tensors: dict[str, Tensor]) -> dict[st
     return {"running_mean": mean, "running_var": variance, "num_batches_tracked": torch.tensor(0)}
 
 
-def _tensor(where: str, blob: Message, shape: tuple[int, ...]) -> Tensor:
-    """The blob's numbers as float32: the only copy of them that is made."""
-    found = _shape(blob, len(shape))
+def _tensor(where: str, data: memoryview, shape: tuple[int, ...]) -> Tensor:
+    """The blob's numbers as float32."""
+    try:
+        blob = caffe_proto.read_blob(data)
+        found = _shape(blob, len(shape))
+    except ProtoError as error:
+        raise CaffeError(f"{where}: {error}") from None
     if found != shape:
         raise CaffeError(f"{where} must have the shape {shape}, got {found}"[:500])
-    rows = blob.arrays("double_data") or blob.arrays("data")
-    size = sum(map(len, rows))
-    if size != math.prod(shape):
-        raise CaffeError(f"{where} needs {math.prod(shape)} numbers, got {size}")
-    numbers = np.empty(size, np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):  # told below
-        np.concatenate(rows, out=numbers, casting="same_kind")
+    values = blob.double_data or blob.data
+    if len(values) != math.prod(shape):
+        raise CaffeError(f"{where} needs {math.prod(shape)} numbers, got {len(values)}")
+    with np.errstate(over="ignore"):  # reported below
+        numbers = np.array(values).astype(np.float32, copy=False)
     if not np.isfinite(numbers).all():
         raise CaffeError(f"{where} has numbers that are not finite in float32")
     return torch.from_numpy(numbers).view(shape)
@@ -573,8 +527,8 @@ def _tensor(where: str, blob: Message, shape: tuple[int, ...]) -> Tensor:
 def _shape(blob: Message, rank: int) -> tuple[int, ...]:
     """The blob's shape. The older form always has four sizes; unused ones, in front, are 1."""
     names = ("num", "channels", "height", "width")
-    if not any(name in blob for name in names):
-        return tuple(blob.message("shape").integers("dim"))
-    sizes = tuple(blob.integer(name, 0) for name in names)
+    if not any(blob.HasField(name) for name in names):
+        return caffe_proto.read_shape(blob.shape)
+    sizes = tuple(getattr(blob, name) for name in names)
     front = 4 - rank
     return sizes[front:] if sizes[:front] == (1,) * front else sizes

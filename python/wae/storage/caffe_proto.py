@@ -1,0 +1,352 @@
+"""Caffe's messages, read with the protobuf library: the few that describe a network and its weights.
+
+The descriptors are made here, so that neither generated code nor ``protoc`` is needed. Fields that are not in
+them are skipped. Strings are bytes: Caffe never said which encoding a name or a path has.
+
+Of a caffemodel, which may have gigabytes and come from anywhere, the library gets the small fields of one
+layer, or one blob, at a time: an empty message of two bytes takes many times as much once it is parsed.
+"""
+
+from __future__ import annotations
+
+import codecs
+import mmap
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import Any, NamedTuple, NoReturn
+
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
+from google.protobuf.descriptor_pb2 import FieldDescriptorProto as _Field
+from google.protobuf.message import DecodeError
+
+from wae.errors import WaeError
+
+MAX_FIELDS = 50_000
+"""Of a caffemodel, outside its blobs. 100 layers have some 2000."""
+MAX_LAYER = 1 << 16
+"""Bytes of a layer without its blobs."""
+
+Message = Any  # an object of one of the library's classes, which are made at run time
+
+
+class ProtoError(WaeError):
+    """A malformed message. The text says where and what, but does not know the file's name."""
+
+
+# ------------------------------------------------------------------------------------------------ descriptors
+
+_ONE, _MANY = _Field.LABEL_OPTIONAL, _Field.LABEL_REPEATED
+_BOOL, _BYTES, _FLOAT, _DOUBLE = _Field.TYPE_BOOL, _Field.TYPE_BYTES, _Field.TYPE_FLOAT, _Field.TYPE_DOUBLE
+_INT, _UINT = _Field.TYPE_INT32, _Field.TYPE_UINT32
+_FieldSpec = tuple[Any, ...]
+"""Number, label, type, perhaps the default. A type is a constant, a message's name, or an enum's values."""
+
+
+def _message(file: descriptor_pb2.FileDescriptorProto, name: str, /, **fields: _FieldSpec) -> None:
+    """Add a message to ``file``."""
+    message = file.message_type.add(name=name)
+    for key, (number, label, kind, *default) in fields.items():
+        field = message.field.add(name=key, number=number, label=label)
+        if isinstance(kind, Mapping):
+            enum = message.enum_type.add(name=f"{key}_enum")
+            for word, value in kind.items():
+                enum.value.add(name=word, number=value)
+            field.type_name = f".caffe.{name}.{key}_enum"
+        elif isinstance(kind, str):
+            field.type_name = f".caffe.{kind}"
+        else:
+            field.type = kind
+        if default:
+            field.default_value = default[0]
+
+
+def _described() -> descriptor_pb2.FileDescriptorProto:
+    """The part of ``caffe.proto`` that is needed here, with its numbers and defaults."""
+    file = descriptor_pb2.FileDescriptorProto(name="wae/caffe.proto", package="caffe", syntax="proto2")
+    sizes: dict[str, _FieldSpec] = {
+        f"{name}_{side}": (number, _ONE, _UINT)
+        for name, first in (("pad", 9), ("kernel", 11), ("stride", 13))
+        for number, side in enumerate("hw", first)
+    }
+    _message(
+        file,
+        "ConvolutionParameter",
+        num_output=(1, _ONE, _UINT),
+        bias_term=(2, _ONE, _BOOL, "true"),
+        pad=(3, _MANY, _UINT),
+        kernel_size=(4, _MANY, _UINT),
+        group=(5, _ONE, _UINT, "1"),
+        stride=(6, _MANY, _UINT),
+        dilation=(18, _MANY, _UINT),
+        **sizes,
+    )
+    _message(
+        file,
+        "InnerProductParameter",
+        num_output=(1, _ONE, _UINT),
+        bias_term=(2, _ONE, _BOOL, "true"),
+        axis=(5, _ONE, _INT, "1"),
+        transpose=(6, _ONE, _BOOL),
+    )
+    _message(
+        file,
+        "BatchNormParameter",
+        use_global_stats=(1, _ONE, _BOOL, "true"),  # in phase TEST; in caffe.proto it has no default
+        eps=(3, _ONE, _FLOAT, "1e-5"),
+    )
+    _message(
+        file,
+        "PoolingParameter",
+        pool=(1, _ONE, {"MAX": 0, "AVE": 1, "STOCHASTIC": 2}),
+        kernel_size=(2, _MANY, _UINT),  # these three are repeated only for convolutions, in caffe.proto
+        stride=(3, _MANY, _UINT),
+        pad=(4, _MANY, _UINT),
+        kernel_h=(5, _ONE, _UINT),
+        kernel_w=(6, _ONE, _UINT),
+        stride_h=(7, _ONE, _UINT),
+        stride_w=(8, _ONE, _UINT),
+        pad_h=(9, _ONE, _UINT),
+        pad_w=(10, _ONE, _UINT),
+        global_pooling=(12, _ONE, _BOOL),
+        round_mode=(13, _ONE, {"CEIL": 0, "FLOOR": 1}),
+    )
+    _message(file, "ConcatParameter", axis=(2, _ONE, _INT, "1"), concat_dim=(1, _ONE, _UINT, "1"))
+    _message(
+        file,
+        "EltwiseParameter",
+        operation=(1, _ONE, {"PROD": 0, "SUM": 1, "MAX": 2}, "SUM"),
+        coeff=(2, _MANY, _FLOAT),
+    )
+    _message(file, "ReLUParameter", negative_slope=(1, _ONE, _FLOAT))
+    _message(
+        file,
+        "TransformationParameter",
+        scale=(1, _ONE, _FLOAT, "1"),
+        mean_file=(4, _ONE, _BYTES),
+        mean_value=(5, _MANY, _FLOAT),
+        force_gray=(7, _ONE, _BOOL),
+    )
+    _message(
+        file,
+        "NetStateRule",
+        phase=(1, _ONE, {"TRAIN": 0, "TEST": 1}),
+        min_level=(2, _ONE, _INT),
+        max_level=(3, _ONE, _INT),
+        stage=(4, _MANY, _BYTES),
+    )
+    # The data layers of before transform_param had its options among their own, under other numbers: they
+    # matter in the text form alone, and there a field is known by its name.
+    parameters = {
+        "transform_param": ("TransformationParameter", 100, 36),
+        "data_param": ("TransformationParameter", 107, 11),
+        "image_data_param": ("TransformationParameter", 115, 15),
+        "window_data_param": ("TransformationParameter", 129, 20),
+        "concat_param": ("ConcatParameter", 104, 9),
+        "convolution_param": ("ConvolutionParameter", 106, 10),
+        "eltwise_param": ("EltwiseParameter", 110, 24),
+        "inner_product_param": ("InnerProductParameter", 117, 17),
+        "pooling_param": ("PoolingParameter", 121, 19),
+        "relu_param": ("ReLUParameter", 123, 30),
+        "batch_norm_param": ("BatchNormParameter", 139, 139),  # the older form has none in caffe.proto
+    }
+    _message(
+        file,
+        "LayerParameter",
+        name=(1, _ONE, _BYTES),
+        type=(2, _ONE, _BYTES),
+        bottom=(3, _MANY, _BYTES),
+        top=(4, _MANY, _BYTES),
+        include=(8, _MANY, "NetStateRule"),
+        exclude=(9, _MANY, "NetStateRule"),
+        **{name: (number, _ONE, kind) for name, (kind, number, _) in parameters.items()},
+    )
+    _message(
+        file,
+        "V1LayerParameter",
+        bottom=(2, _MANY, _BYTES),
+        top=(3, _MANY, _BYTES),
+        name=(4, _ONE, _BYTES),
+        type=(5, _ONE, _V1_TYPES),
+        include=(32, _MANY, "NetStateRule"),
+        exclude=(33, _MANY, "NetStateRule"),
+        **{name: (number, _ONE, kind) for name, (kind, _, number) in parameters.items()},
+    )
+    _message(
+        file,
+        "NetParameter",
+        input=(3, _MANY, _BYTES),
+        layers=(2, _MANY, "V1LayerParameter"),
+        layer=(100, _MANY, "LayerParameter"),
+    )
+    _message(file, "BlobShape", dim=(1, _MANY, _Field.TYPE_INT64))
+    _message(
+        file,
+        "BlobProto",
+        num=(1, _ONE, _INT),
+        channels=(2, _ONE, _INT),
+        height=(3, _ONE, _INT),
+        width=(4, _ONE, _INT),
+        data=(5, _MANY, _FLOAT),
+        shape=(7, _ONE, _BYTES),  # a BlobShape; as bytes, its length can be looked at before it is parsed
+        double_data=(8, _MANY, _DOUBLE),
+    )
+    return file
+
+
+_V1_TYPES = {
+    "NONE": 0, "ABSVAL": 35, "ACCURACY": 1, "ARGMAX": 30, "BNLL": 2, "CONCAT": 3, "CONTRASTIVE_LOSS": 37,
+    "CONVOLUTION": 4, "DATA": 5, "DECONVOLUTION": 39, "DROPOUT": 6, "DUMMY_DATA": 32, "ELTWISE": 25,
+    "EUCLIDEAN_LOSS": 7, "EXP": 38, "FLATTEN": 8, "HDF5_DATA": 9, "HDF5_OUTPUT": 10, "HINGE_LOSS": 28,
+    "IM2COL": 11, "IMAGE_DATA": 12, "INFOGAIN_LOSS": 13, "INNER_PRODUCT": 14, "LRN": 15, "MEMORY_DATA": 29,
+    "MULTINOMIAL_LOGISTIC_LOSS": 16, "MVN": 34, "POOLING": 17, "POWER": 26, "RELU": 18, "SIGMOID": 19,
+    "SIGMOID_CROSS_ENTROPY_LOSS": 27, "SILENCE": 36, "SLICE": 33, "SOFTMAX": 20, "SOFTMAX_LOSS": 21,
+    "SPLIT": 22, "TANH": 23, "THRESHOLD": 31, "WINDOW_DATA": 24,
+    "BATCHNORM": -1,  # not in caffe.proto
+}  # fmt: skip
+
+
+def _classes() -> dict[str, Any]:
+    file, pool = _described(), descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    names = [message.name for message in file.message_type]
+    return {
+        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"caffe.{name}")) for name in names
+    }
+
+
+_CLASSES = _classes()
+
+
+def word(message: Message, field: str) -> str:
+    """The value of an enum's field by its name."""
+    described = message.DESCRIPTOR.fields_by_name[field].enum_type
+    return str(described.values_by_number[getattr(message, field)].name)
+
+
+# -------------------------------------------------------------------------------------------------- text form
+
+
+def read_text(data: bytes) -> Message:
+    """The NetParameter that a prototxt holds. Raises ProtoError."""
+    try:
+        return text_format.Parse(_decoded(data), _CLASSES["NetParameter"](), allow_unknown_field=True)
+    except text_format.ParseError as error:
+        line, text = error.GetLine(), str(error)
+        raise ProtoError(f"line {line}: {text.partition(' : ')[2]}"[:200] if line else text[:200]) from None
+    except RecursionError:
+        raise ProtoError("messages are nested too deeply") from None
+
+
+def _decoded(data: bytes) -> str:
+    """The text in ``data``. Comments and paths may be in any encoding; every byte is a Latin-1 character."""
+    utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    for encoding in ("utf-16",) if utf16 else ("utf-8-sig", "gbk"):
+        with suppress(UnicodeDecodeError):
+            return data.decode(encoding)
+    return data.decode("latin-1")
+
+
+# ------------------------------------------------------------------------------------------------ binary form
+
+
+class Layer(NamedTuple):
+    """A layer of a caffemodel, whose blobs are still in the file."""
+
+    parameters: Message
+    """A LayerParameter, or a V1LayerParameter."""
+    blobs: list[memoryview]
+
+
+_LAYERS = {2: ("V1LayerParameter", 6), 100: ("LayerParameter", 7)}
+"""A NetParameter's field: what it holds, and the number of ``blobs`` in that."""
+_VARINT, _FIXED64, _DELIMITED, _FIXED32 = (
+    0,
+    1,
+    2,
+    5,
+)  # the wire types; 3 and 4, groups, were given up long ago
+_MAX_SHAPE = 32 * 11  # bytes: Caffe's blobs have at most 32 axes
+
+
+def read_layers(data: mmap.mmap | bytes) -> Iterator[Layer]:
+    """The layers of the NetParameter in ``data``, in its order. Raises ProtoError."""
+    budget = iter(range(MAX_FIELDS))
+    net = memoryview(data)
+    for number, at, payload, _ in _fields(net, budget, 0):
+        if number in _LAYERS and payload is not None:
+            kind, blobs_number = _LAYERS[number]
+            blobs, others = [], []
+            for inner, _, part, field in _fields(payload, budget, at):
+                if inner == blobs_number and part is not None:
+                    blobs.append(part)
+                else:
+                    others.append(field)
+            if sum(map(len, others)) > MAX_LAYER:
+                raise ProtoError(f"byte {at}: a layer has more than {MAX_LAYER} bytes without its blobs")
+            yield Layer(_parsed(kind, b"".join(others), f"byte {at}"), blobs)
+
+
+def read_blob(data: memoryview) -> Message:
+    """The BlobProto in ``data``. Raises ProtoError."""
+    return _parsed("BlobProto", bytes(data), "a blob")
+
+
+def read_shape(data: bytes) -> tuple[int, ...]:
+    """The sizes in a BlobShape. Raises ProtoError."""
+    if len(data) > _MAX_SHAPE:
+        raise ProtoError(f"a shape has more than {_MAX_SHAPE} bytes")
+    return tuple(_parsed("BlobShape", data, "a shape").dim)
+
+
+def _parsed(kind: str, data: bytes, where: str) -> Message:
+    try:
+        return _CLASSES[kind].FromString(data)
+    except (DecodeError, ValueError) as error:
+        raise ProtoError(f"{where}: this is no {kind} ({error})") from None
+
+
+def _fields(
+    data: memoryview, budget: Iterator[int], offset: int
+) -> Iterator[tuple[int, int, memoryview | None, memoryview]]:
+    """The fields of a message: number, offset in the file, payload if that has a length, and all bytes.
+
+    Args:
+        data: the message.
+        budget: has an item for every field that may still come.
+        offset: of ``data`` in the file.
+    """
+    at = 0
+    while at < len(data):
+        start = at
+        if next(budget, None) is None:
+            raise ProtoError(f"byte {offset + start}: there are more than {MAX_FIELDS} fields")
+        tag, at = _varint(data, at, offset)
+        number, kind = tag >> 3, tag & 7
+        size = {_FIXED32: 4, _FIXED64: 8, _VARINT: 0}.get(kind)
+        if kind == _VARINT:
+            _, at = _varint(data, at, offset)
+        elif kind == _DELIMITED:
+            size, at = _varint(data, at, offset)
+        if size is None or number == 0:
+            _fail(offset + start, f"there is no field {number} of wire type {kind}")
+        if size > len(data) - at:
+            _fail(
+                offset + start, f"field {number} says that it has {size} bytes, but {len(data) - at} are left"
+            )
+        at += size
+        payload = data[at - size : at] if kind == _DELIMITED else None
+        yield number, offset + at - size, payload, data[start:at]
+
+
+def _varint(data: memoryview, at: int, offset: int) -> tuple[int, int]:
+    """The integer at ``at``, seven bits a byte; and where it ends."""
+    value = 0
+    for index, byte in enumerate(data[at : at + 10]):
+        value |= (byte & 0x7F) << 7 * index
+        if byte < 0x80:
+            return value, at + index + 1
+    return _fail(offset + at, "an integer does not end")
+
+
+def _fail(at: int, why: str) -> NoReturn:
+    raise ProtoError(f"byte {at}: {why}")
