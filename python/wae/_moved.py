@@ -29,6 +29,7 @@ MOVED = {
     "wae.files": "wae.storage.files",
     "wae.info": "wae.experiments.info",
     "wae.pictures": "wae.experiments.panels",
+    "wae.models.classifiers": "wae.models.registry",
     "wae.predict": "wae.inference.predict",
     "wae.reproduce": "wae.experiments.reproduce",
     "wae.timing": "wae.inference.timing",

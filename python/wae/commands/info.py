@@ -17,12 +17,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the tables; 2 for a network of another name."""
     from wae.experiments import info
+    from wae.models.registry import NetworkError
 
     if options.network is None:
         info.show_machine(shared.console())
-    elif options.network in info.NETWORKS:
+        return 0
+    try:
         info.show_network(shared.console(), options.network)
-    else:
-        known = ", ".join(info.NETWORKS)
-        return shared.complain(f"network must be one of {known}, got {options.network}", 2)
+    except NetworkError as error:
+        return shared.complain(str(error), 2)
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from functools import partial
 
 import torch
 from rich.console import Console
@@ -10,8 +11,7 @@ from rich.table import Table
 
 import wae_kernels
 from wae.models.counting import count
-from wae.models.registry import NETWORKS as NETWORKS
-from wae.models.registry import encoder_multiply_adds, on_meta
+from wae.models.registry import NetworkError, build, encoder_multiply_adds, image_side, on_meta
 from wae_kernels import backends
 
 
@@ -42,15 +42,27 @@ def show_machine(console: Console) -> None:
 
 
 def show_network(console: Console, name: str) -> None:
-    """Print the parameters and multiply-adds of the network ``name``, a key of NETWORKS."""
-    network = on_meta(NETWORKS[name])
-    (parameters, total), encoder = count(network), encoder_multiply_adds(network)
-    table = Table(title=f"{name}, one 224 x 224 image", title_justify="left", show_header=False)
+    """Print the parameters and multiply-adds of the network ``name``: see :mod:`wae.models.registry`.
+
+    Raises NetworkError where there is no such network, or it takes no images of that size.
+    """
+    network, side = on_meta(partial(build, name)), image_side(name)
+    try:
+        parameters, total = count(network, (side, side))
+    except (AssertionError, RuntimeError, ValueError) as error:  # torchvision asserts sizes
+        raise NetworkError(f"{name} takes no image of {side} x {side}: {error}") from error
+    encoder = encoder_multiply_adds(network, side)
+    console.print(f"{name}, one {side} x {side} image")
+    table = Table(show_header=False)
     table.add_column()
     table.add_column(justify="right")
     table.add_row("parameters", f"{parameters:,}")
-    table.add_row("multiply-adds", f"{total / 1e9:.3f} G")
+    table.add_row("multiply-adds", _amount(total))
     if encoder and encoder != total:
-        table.add_row("  of these, the encoder", f"{encoder / 1e9:.3f} G")
+        table.add_row("  of these, the encoder", _amount(encoder))
     console.print(table)
     console.print("Counted: multiplications of convolutions and matrix products, padding zeros included.")
+
+
+def _amount(multiply_adds: int) -> str:
+    return f"{multiply_adds / 1e9:.3f} G" if multiply_adds >= 1e8 else f"{multiply_adds / 1e6:.2f} M"

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from wae.data.loading import open_dataset
 from wae.inference.timing import interleaved
 from wae.models.classifier import WAEClassifier, fold_normalization
-from wae.models.classifiers import builder
 from wae.models.counting import count
+from wae.models.registry import builder
 from wae.storage.checkpoint import Input, load_classifier, save_classifier
 from wae.storage.files import written
 from wae.storage.weights_file import CheckpointError
@@ -41,7 +41,7 @@ NETWORKS = {
     "WAE": "wae_small_vgg",
     "WAE, mimic": "wae_small_vgg",
 }
-"""What is compared, in the paper's words, and the network's name in :mod:`wae.models.classifiers`."""
+"""What is compared, in the paper's words, and the network's name in :mod:`wae.models.registry`."""
 
 FULL, HALF, WAE, MIMIC = "28 x 28", "14 x 14", "WAE", "WAE, mimic"
 _MIMIC_WEIGHT, _MIMIC_TEMPERATURE = 1.0, 2.0

@@ -24,7 +24,7 @@ from torch.fx import symbolic_trace
 from torch.fx.experimental.optimization import fuse
 
 from wae.errors import WaeError
-from wae.models.classifier import WAEClassifier, fold_normalization
+from wae.models.classifier import BehindEncoder, WAEClassifier, fold_normalization
 
 from .engines import ENGINES, Engine, EngineError, Run
 from .timing import interleaved
@@ -305,27 +305,10 @@ def _fold_convolutions(network: nn.Module) -> nn.Module:
     return folded
 
 
-class _BehindEncoder(nn.Module):
-    """A WAE network from ``low`` and ``high`` on."""
-
-    def __init__(self, model: WAEClassifier) -> None:
-        super().__init__()
-        self.low = nn.Sequential(model.low_norm, model.low_body)
-        self.high = nn.Sequential(model.high_norm, model.high_body)
-        self.low_classifier = model.low_classifier
-        self.fusion_classifier = model.fusion_classifier
-
-    def forward(self, low: Tensor, high: Tensor) -> Tensor:
-        low_features, high_features = self.low(low), self.high(high)
-        fusion: Tensor = self.fusion_classifier(torch.cat((low_features, high_features), dim=1))
-        scores: Tensor = fusion + self.low_classifier(low_features)
-        return scores
-
-
 def _split(model: nn.Module) -> tuple[Run, nn.Module]:
     """What runs as it is and makes tensors of images; and what an engine makes scores of these with."""
     if isinstance(model, WAEClassifier):
-        return model.decompose, _BehindEncoder(model).eval()
+        return model.decompose, BehindEncoder(model).eval()
     dtype = _first_parameter(model).dtype
     return lambda images: (images.to(dtype),), model
 

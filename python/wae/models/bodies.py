@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 _CLASSIFIERS = ("fc", "classifier", "head", "heads")  # what torchvision's networks call theirs
+_AUXILIARY = {"googlenet": ("aux1", "aux2"), "inception_v3": ("AuxLogits",)}  # for training alone
 _IMAGE_CHANNELS = 3
 _HALF = (112, 112)  # what a body sees of an image of 224 x 224
 
@@ -39,7 +40,7 @@ def standard_body(name: str, **options: Any) -> nn.Module:
     none and timm is not installed.
     """
     if name in torchvision.models.list_models(module=torchvision.models):
-        network: nn.Module = torchvision.models.get_model(name, **options)
+        network = torchvision_network(name, **options)
         for child, _ in list(network.named_children()):
             if child in _CLASSIFIERS:
                 setattr(network, child, nn.Identity())
@@ -55,6 +56,22 @@ def standard_body(name: str, **options: Any) -> nn.Module:
         raise ValueError(f"name must be a network of torchvision or timm, got {name!r}")
     body: nn.Module = timm.create_model(name, num_classes=0, **options)
     return body
+
+
+def torchvision_network(name: str, **options: Any) -> nn.Module:
+    """The network ``name`` of torchvision, made with ``options``, with the one output that images have here.
+
+    GoogLeNet and Inception v3 have others in training, which are left out.
+    """
+    auxiliary = _AUXILIARY.get(name, ())
+    if auxiliary and not options.get("weights"):
+        options = {"init_weights": True, **options}  # else torchvision warns
+    network: nn.Module = torchvision.models.get_model(name, **options)
+    if auxiliary:
+        network.aux_logits = False  # type: ignore[assignment]  # torch's stubs know only tensors and modules
+    for child in auxiliary:
+        setattr(network, child, None)
+    return network
 
 
 def light_body(body: nn.Module | str, factor: int = 4, size: tuple[int, int] = _HALF) -> nn.Module:

@@ -14,7 +14,28 @@ from .autoencoder import reconstruct
 from .haar import Haar
 
 
-class WAEClassifier(nn.Module):
+class _TwoBodies(nn.Module):
+    """What follows the encoder, for the two modules below that have these parts."""
+
+    low_norm: nn.Module
+    high_norm: nn.Module
+    low_body: nn.Module
+    high_body: nn.Module
+    low_classifier: nn.Module
+    fusion_classifier: nn.Module
+
+    def scores(self, low: Tensor, high: Tensor) -> Tensor:
+        """The scores, (N, classes), of an image's ``low`` and ``high`` as the encoder gives them."""
+        low_features, high_features = self._features(low, high)
+        low_scores: Tensor = self.low_classifier(low_features)
+        fusion_scores: Tensor = self.fusion_classifier(torch.cat((low_features, high_features), dim=1))
+        return low_scores + fusion_scores
+
+    def _features(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        return self.low_body(self.low_norm(low)), self.high_body(self.high_norm(high))
+
+
+class WAEClassifier(_TwoBodies):
     """A classifier of ``low`` and ``high`` instead of the image: scores are the sum of two classifiers.
 
     ::
@@ -50,8 +71,8 @@ class WAEClassifier(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
-        self.low_norm: nn.Module = nn.BatchNorm2d(encoder.low.out_channels, affine=False)
-        self.high_norm: nn.Module = nn.BatchNorm2d(encoder.high.out_channels, affine=False)
+        self.low_norm = nn.BatchNorm2d(encoder.low.out_channels, affine=False)
+        self.high_norm = nn.BatchNorm2d(encoder.high.out_channels, affine=False)
         self.low_body = low_body
         self.high_body = high_body
         self.low_classifier = low_classifier
@@ -62,13 +83,6 @@ class WAEClassifier(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """The scores, (N, classes), of ``image``: (N, 3, H, W), uint8 or the parameters' dtype."""
         return self.scores(*self.decompose(image))
-
-    def scores(self, low: Tensor, high: Tensor) -> Tensor:
-        """The scores, (N, classes), of an image's ``low`` and ``high`` as :meth:`decompose` gives them."""
-        low_features, high_features = self._features(low, high)
-        low_scores: Tensor = self.low_classifier(low_features)
-        fusion_scores: Tensor = self.fusion_classifier(torch.cat((low_features, high_features), dim=1))
-        return low_scores + fusion_scores
 
     def decompose(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """``(low, high)`` of ``image``, as the encoder makes them: before the two normalisations, unless
@@ -84,9 +98,6 @@ class WAEClassifier(nn.Module):
         """``(low_features, high_features)`` of ``image``, (N, C, ...) and (N, D, ...)."""
         return self._features(*self.decompose(image))
 
-    def _features(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        return self.low_body(self.low_norm(low)), self.high_body(self.high_norm(high))
-
     def reconstruct(self, low: Tensor, high: Tensor, size: Sequence[int]) -> Tensor:
         """The image of ``size`` (H, W) that ``low`` and ``high`` came from, with scale and shift undone.
 
@@ -95,6 +106,24 @@ class WAEClassifier(nn.Module):
         if self.decoder is None:
             raise RuntimeError("the model has no decoder: give WAEClassifier one, or set model.decoder")
         return reconstruct(self.decoder, low, high, size, self.image_scale, self.image_shift)
+
+
+class BehindEncoder(_TwoBodies):
+    """``model`` from ``low`` and ``high`` on, with the same modules: what an inference engine runs.
+
+    Args:
+        model: whose parts these are.
+    """
+
+    def __init__(self, model: WAEClassifier) -> None:
+        super().__init__()
+        self.low_norm, self.high_norm = model.low_norm, model.high_norm
+        self.low_body, self.high_body = model.low_body, model.high_body
+        self.low_classifier, self.fusion_classifier = model.low_classifier, model.fusion_classifier
+
+    def forward(self, low: Tensor, high: Tensor) -> Tensor:
+        """The scores, (N, classes)."""
+        return self.scores(low, high)
 
 
 class FlatClassifier(nn.Sequential):

@@ -1,55 +1,185 @@
-"""The networks by name, and tables of what they cost.
+"""Every network by its name: what ``wae train``, ``wae info`` and checkpoints know.
 
-``python -m wae.models.registry`` prints that of the networks here; with names of torchvision or timm behind
-it, that of WAE around those.
+Besides those in :data:`NETWORKS` there are four forms of each classifier NAME of torchvision:
+
+- ``NAME``: itself, on images of 0..255,
+- ``NAME_half``: at half the resolution,
+- ``wae_NAME``: WAE around it,
+- ``wavelet_NAME``: the same with the Haar transform in the encoder's place.
+
+``python -m wae.models.registry`` prints what some of them cost; with names of torchvision or timm behind it,
+what WAE around those costs.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
-from torchvision.models import resnet50, vgg16
+from torch.overrides import TorchFunctionMode
+from torchvision import models
 
+from wae.errors import WaeError
 from wae_kernels.nn import Encoder
 
 from .around import wae_around
 from .autoencoder import AutoEncoder
-from .baselines import resnet50_half, vgg16_half, wavelet_cnn
-from .bodies import standard_body
+from .baselines import FullResolution, HalfResolution, vgg16_half, wavelet_cnn
+from .bodies import standard_body, torchvision_network
+from .classifier import WAEClassifier
 from .counting import count
 from .resnet50 import wae_resnet50
+from .small_vgg import SmallVGG, small_vgg_half, wae_small_vgg
 from .vgg16 import wae_vgg16
 
-NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    "encoder": Encoder,
-    "autoencoder": AutoEncoder,
-    "vgg16": vgg16,
-    "vgg16_half": vgg16_half,
-    "wae_vgg16": wae_vgg16,
-    "wavelet_vgg16": lambda: wavelet_cnn(wae_vgg16()),
-    "resnet50": resnet50,
-    "resnet50_half": resnet50_half,
-    "wae_resnet50": wae_resnet50,
-    "wavelet_resnet50": lambda: wavelet_cnn(wae_resnet50()),
+Builder = Callable[[int], nn.Module]
+"""Makes a network with random weights for a number of classes."""
+
+
+class NetworkError(WaeError, ValueError):
+    """A network that is not known, or cannot be built. The message names it and says why."""
+
+
+def small_vgg(classes: int = 10) -> SmallVGG:
+    """The small VGG, at full resolution."""
+    return SmallVGG(classes)
+
+
+NETWORKS: dict[str, Builder] = {
+    build.__name__: build
+    for build in (wae_vgg16, wae_resnet50, wae_small_vgg, small_vgg, small_vgg_half, vgg16_half)
 }
+"""The classifiers with a constructor of their own."""
+
+PARTS: dict[str, Callable[[], nn.Module]] = {"encoder": Encoder, "autoencoder": AutoEncoder}
+"""Networks that classify nothing: ``wae train-autoencoder`` trains them."""
+
+COMPARED = (
+    *PARTS,
+    *("vgg16", "vgg16_half", "wae_vgg16", "wavelet_vgg16"),
+    *("resnet50", "resnet50_half", "wae_resnet50", "wavelet_resnet50"),
+)
+"""The networks of the table in docs/models.md."""
 
 PUBLISHED = {"vgg16": 15.36, "vgg16_half": 3.89, "wae_vgg16": 4.11}
 """Billions of multiply-adds in the paper (docs/network.md). The encoder's are not in WAE-VGG16's."""
 
+_CLASSES, _SIDE = 1000, 224
+_SMALL_CLASSES, _SMALL_SIDE = 10, 28  # of the small VGG in all its forms
+
+
+def known() -> str:
+    """The names there are, for a sentence."""
+    own = ", ".join((*NETWORKS, *PARTS))
+    return f"{own}, or NAME, NAME_half, wae_NAME or wavelet_NAME of a NAME in torchvision"
+
+
+def builder(name: str) -> Builder | None:
+    """The constructor of the classifier called ``name``; None where there is none."""
+    if name in NETWORKS:
+        return NETWORKS[name]
+    kind, _, base = name.partition("_")
+    if kind == "wavelet":
+        around = builder(f"wae_{base}")
+        return None if around is None else partial(_wavelet, around)
+    for stem, make in ((name, _full), (name.removesuffix("_half"), _half), (name.removeprefix("wae_"), _wae)):
+        if stem in models.list_models(module=models):
+            return partial(make, stem)
+    return None
+
+
+def build(name: str, classes: int | None = None) -> nn.Module:
+    """The network called ``name`` with random weights.
+
+    Args:
+        name: of a classifier, or a key of :data:`PARTS`.
+        classes: number of scores; None for that of the data the network was published for.
+
+    Raises NetworkError where there is no such network, or WAE does not go around it.
+    """
+    if name in PARTS:
+        return PARTS[name]()
+    make = builder(name)
+    if make is None:
+        raise NetworkError(f"there is no network {name}; known are {known()}")
+    try:
+        return make(classes or _standard(name)[0])
+    except ValueError as error:
+        raise NetworkError(f"{name} cannot be built: {error}") from error
+
+
+def image_side(name: str) -> int:
+    """Height and width of the images that the network called ``name`` was published for, in pixels."""
+    return _standard(name)[1]
+
+
+def _standard(name: str) -> tuple[int, int]:
+    """Number of classes and side of the images."""
+    return (_SMALL_CLASSES, _SMALL_SIDE) if "small_vgg" in name else (_CLASSES, _SIDE)
+
+
+def _full(name: str, classes: int) -> nn.Module:
+    return FullResolution(torchvision_network(name, num_classes=classes))
+
+
+def _half(name: str, classes: int) -> nn.Module:
+    return HalfResolution(torchvision_network(name, num_classes=classes))
+
+
+def _wae(name: str, classes: int) -> nn.Module:
+    return wae_around(name, classes=classes)
+
+
+def _wavelet(around: Builder, classes: int) -> nn.Module:
+    model = around(classes)
+    assert isinstance(model, WAEClassifier)
+    return wavelet_cnn(model)
+
+
+# ------------------------------------------------------------------------------------- without memory
+
+
+class _WithoutMemory(TorchFunctionMode):
+    """Puts on "meta" what layers make their weights with, and unlike ``torch.device("meta")`` nothing else:
+    RegNet's constructor computes its widths with ``torch.arange`` and ``tolist``.
+    """
+
+    _FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        options = dict(kwargs or {})
+        if func in self._FACTORIES and options.get("device") is None:
+            options["device"] = "meta"
+        return func(*args, **options)
+
+
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Networks that are built within it take no memory for their weights, which have shapes alone."""
+    with _WithoutMemory():
+        yield
+
 
 def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
     """The network that ``build`` makes, without memory for its weights: to be counted."""
-    with torch.device("meta"):
-        return build().eval()
+    with without_memory():
+        return build().to("meta").eval()
 
 
-def encoder_multiply_adds(network: nn.Module) -> int:
-    """How many of ``network``'s multiply-adds, on one 224 x 224 image, are its encoders'."""
-    return sum(count(part).multiply_adds for part in network.modules() if isinstance(part, Encoder))
+# ------------------------------------------------------------------------------------ what networks cost
+
+
+def encoder_multiply_adds(network: nn.Module, side: int = _SIDE) -> int:
+    """How many of ``network``'s multiply-adds, on one image of ``side`` x ``side``, are its encoders'."""
+    size = (side, side)
+    return sum(count(part, size).multiply_adds for part in network.modules() if isinstance(part, Encoder))
 
 
 def around(names: Sequence[str]) -> dict[str, Callable[[], nn.Module]]:
@@ -61,14 +191,19 @@ def around(names: Sequence[str]) -> dict[str, Callable[[], nn.Module]]:
     return networks
 
 
-def table(networks: dict[str, Callable[[], nn.Module]]) -> str:
+def compared() -> dict[str, Callable[[], nn.Module]]:
+    """The networks of :data:`COMPARED`."""
+    return {name: partial(build, name) for name in COMPARED}
+
+
+def table(networks: Mapping[str, Callable[[], nn.Module]]) -> str:
     """Parameters and multiply-adds of ``networks``, on one 224 x 224 image, as Markdown."""
     lines = [
         "| network | parameters | multiply-adds | of these, the encoder | published, without the encoder |",
         "|---|---:|---:|---:|---:|",
     ]
-    for name, build in networks.items():
-        network = on_meta(build)
+    for name, make in networks.items():
+        network = on_meta(make)
         parameters, total = count(network)
         published = f"{PUBLISHED[name]} G" if name in PUBLISHED else ""
         share = encoder_multiply_adds(network)
@@ -77,5 +212,15 @@ def table(networks: dict[str, Callable[[], nn.Module]]) -> str:
     return "\n".join(lines)
 
 
+def main(names: Sequence[str]) -> int:
+    """Print the table of ``names``, or of :data:`COMPARED` without any; 1 where one is not known."""
+    try:
+        print(table(around(names) if names else compared()))
+    except (ValueError, ModuleNotFoundError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
 if __name__ == "__main__":
-    print(table(around(sys.argv[1:]) if sys.argv[1:] else NETWORKS))
+    sys.exit(main(sys.argv[1:]))

@@ -18,13 +18,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from wae.models.classifier import WAEClassifier
-from wae.models.classifiers import NETWORKS as _NETWORKS
-from wae.models.classifiers import builder
+from wae.models.registry import NETWORKS as _NETWORKS
+from wae.models.registry import build, builder, without_memory
 from wae_kernels.nn import Decoder
 
 from . import weights_file
@@ -109,7 +108,7 @@ def save_classifier(
 
     Args:
         model: of the form that ``network`` makes, with or without a decoder.
-        network: ``wae_vgg16``, ``resnet50``, ...: see :mod:`wae.models.classifiers`.
+        network: ``wae_vgg16``, ``resnet50``, ...: see :mod:`wae.models.registry`.
         labels: the names of the classes, in the order of the scores; None where they have none.
         input: how a photo becomes the network's input.
         made: what made these weights, for the record; anything that JSON can hold.
@@ -170,10 +169,8 @@ def _shapes(model: nn.Module) -> _Shapes:
 
 def _without_memory(described: Description, decoder: bool) -> nn.Module:
     """The network, on "meta": there are no numbers before the file has shown to hold so many."""
-    build = builder(described.network)
-    assert build is not None  # else there would be no Description
-    with torch.device("meta"):
-        model = build(described.classes)
+    with without_memory():
+        model = build(described.network, described.classes)
         if isinstance(model, WAEClassifier):
             model.decoder = Decoder() if decoder else None
     return model

@@ -25,7 +25,7 @@ from wae.data.dataset import Dataset, DatasetError, InMemory
 from wae.data.folder import ImageFolder, OnCorrupt, evaluation_resize
 from wae.data.loading import open_dataset
 from wae.models.classifier import WAEClassifier
-from wae.models.classifiers import builder
+from wae.models.registry import builder
 from wae.storage.checkpoint import Input, describe, load_classifier, save_classifier
 from wae.storage.files import written
 from wae.storage.weights_file import CheckpointError

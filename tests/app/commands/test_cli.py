@@ -286,8 +286,10 @@ def test_info_counts_a_network(capsys):
     printed = capsys.readouterr().out
     for text in ("53,324,582", "4.382 G", "0.264 G"):
         assert text in printed
-    assert run("info", "alexnet") == 2
-    assert "wae_vgg16" in capsys.readouterr().err
+    assert run("info", "alexnot") == 2
+    assert "there is no network alexnot; known are wae_vgg16, " in capsys.readouterr().err
+    assert run("info", "wae_vit_b_16") == 2
+    assert "wae_vit_b_16 cannot be built: light_body cannot divide " in capsys.readouterr().err
 
 
 # --------------------------------------------------------------------------------------- train-autoencoder

@@ -20,9 +20,9 @@ from safetensors.torch import load_file, save_file
 from tiny_classifier import tiny
 
 from wae import cli
-from wae.models import classifiers
+from wae.models import registry
 from wae.models.baselines import FullResolution, HalfResolution
-from wae.models.classifiers import builder
+from wae.models.registry import builder
 from wae.models.small_vgg import SmallVGG
 from wae.storage import weights_file
 from wae.storage.checkpoint import Input, describe, load_classifier, save_classifier
@@ -55,7 +55,7 @@ def tiny_half(classes=3):
 @pytest.fixture(autouse=True)
 def tiny_networks(monkeypatch):
     for build in (tiny, tiny_half):
-        monkeypatch.setitem(classifiers.NETWORKS, build.__name__, build)
+        monkeypatch.setitem(registry.NETWORKS, build.__name__, build)
 
 
 def run(*arguments):
@@ -577,10 +577,3 @@ def test_networks_of_torchvision_have_four_forms(name):
     with torch.device("meta"):
         model = builder(name)(7)
         assert model.eval()(torch.empty(2, 3, 224, 224)).shape == (2, 7)
-
-
-@pytest.mark.parametrize(
-    "name", ["", "vgg99", "wae_", "_half", "wae_wae_resnet18", "googlenet", "wavelet_x", "x" * 9]
-)
-def test_names_of_no_network(name):
-    assert builder(name) is None

@@ -1,20 +1,105 @@
-"""What the networks cost, against the published figures; and docs/models.md, whose tables and code hold."""
+"""Networks by name; what they cost, against the published figures; the tables and code of docs/models.md."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
+from torchvision import models
 
+from wae import cli
+from wae.models import registry
+from wae.models.bodies import light_body, standard_body
 from wae.models.counting import count
-from wae.models.registry import NETWORKS, PUBLISHED, around, encoder_multiply_adds, on_meta, table
+from wae.models.registry import (
+    NETWORKS,
+    PARTS,
+    PUBLISHED,
+    NetworkError,
+    around,
+    build,
+    builder,
+    compared,
+    encoder_multiply_adds,
+    image_side,
+    on_meta,
+    table,
+    without_memory,
+)  # fmt: skip
 from wae_kernels import backends
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "models.md"
+TORCHVISION = models.list_models(module=models)
+FAMILIES = (
+    "alexnet convnext_tiny densenet121 efficientnet_b0 googlenet inception_v3 maxvit_t mnasnet0_5 "
+    "mobilenet_v2 mobilenet_v3_small regnet_x_400mf regnet_y_400mf resnet18 shufflenet_v2_x0_5 "
+    "squeezenet1_1 swin_t swin_v2_t vgg11_bn vit_b_32"
+).split()
+"""A small network of each of torchvision's families."""
+
+
+def named(name):
+    return on_meta(partial(build, name))
 
 
 def cost(name):
-    network = on_meta(NETWORKS[name])
+    network = named(name)
     return count(network).multiply_adds - encoder_multiply_adds(network)
+
+
+# ----------------------------------------------------------------------------------------------- by name
+
+
+@pytest.mark.parametrize("name", ["wavelet_small_vgg", "wavelet_vgg16", *NETWORKS, *PARTS, *FAMILIES])
+def test_info_knows_every_network(name, capsys):
+    assert cli.main(["info", name]) == 0
+    side = image_side(name)
+    assert f"{name}, one {side} x {side} image" in capsys.readouterr().out
+
+
+def test_the_families_are_all_of_torchvision():
+    families = {module.__module__ for module in map(models.get_model_builder, FAMILIES)}
+    assert families == {module.__module__ for module in map(models.get_model_builder, TORCHVISION)}
+
+
+@pytest.mark.slow  # half a minute together
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_every_network_of_torchvision_is_built_without_memory(name):
+    with without_memory():
+        network = build(name, 7)
+    assert all(parameter.is_meta for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("name", ["", "vgg99", "wae_", "_half", "wae_wae_resnet18", "wavelet_x", "x" * 9])
+def test_names_of_no_network(name):
+    assert builder(name) is None
+    with pytest.raises(NetworkError, match=f"there is no network {name}; known are wae_vgg16, "):
+        build(name)
+
+
+def test_info_of_a_network_that_takes_no_such_images(capsys):
+    assert cli.main(["info", "vit_b_16_half"]) == 2
+    assert "vit_b_16_half takes no image of 224 x 224: Wrong image height" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_auxiliary_classifiers_are_left_out(name):
+    """In training too there is one tensor of scores, and WAE goes around the network."""
+    network = on_meta(partial(build, name, 7)).train()
+    assert network(torch.empty(2, 3, 299, 299, device="meta")).shape == (2, 7)
+    wae = on_meta(partial(build, f"wae_{name}", 7)).train()
+    assert wae(torch.empty(2, 3, 224, 224, device="meta")).shape == (2, 7)
+    assert not [key for key in wae.state_dict() if "aux" in key.lower()]
+
+
+def test_a_regnet_without_memory_is_the_network():
+    shapes = {name: tensor.shape for name, tensor in build("regnet_x_400mf").state_dict().items()}
+    assert shapes == {name: tensor.shape for name, tensor in named("regnet_x_400mf").state_dict().items()}
+    assert light_body(standard_body("regnet_x_400mf")).training
+
+
+# -------------------------------------------------------------------------------------------------- costs
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -24,16 +109,17 @@ def test_multiply_adds_are_the_published_ones(name):
 
 def test_resnet50():
     assert cost("resnet50") == pytest.approx(4.1e9, rel=0.01)  # the usual figure
-    wae = on_meta(NETWORKS["wae_resnet50"])
+    wae = named("wae_resnet50")
     half, quarter = count(wae.low_body, (112, 112)), count(wae.high_body, (112, 112))
     assert 14 < half.multiply_adds / quarter.multiply_adds < 16  # 16, but for the first layer's 3 channels
     assert cost("wae_resnet50") == half.multiply_adds + quarter.multiply_adds + 1000 * (2048 + 2560)
 
 
 def test_only_encoders_are_counted_as_such():
-    assert encoder_multiply_adds(on_meta(NETWORKS["vgg16"])) == 0
-    assert encoder_multiply_adds(on_meta(NETWORKS["wavelet_vgg16"])) == 0
-    assert encoder_multiply_adds(on_meta(NETWORKS["wae_resnet50"])) == 263_725_056
+    assert encoder_multiply_adds(named("vgg16")) == 0
+    assert encoder_multiply_adds(named("wavelet_vgg16")) == 0
+    assert encoder_multiply_adds(named("wae_resnet50")) == 263_725_056
+    assert encoder_multiply_adds(named("wae_small_vgg"), 28) == 263_725_056 // 64
 
 
 # ---------------------------------------------------------------------------------------- docs/models.md
@@ -45,8 +131,14 @@ def test_only_encoders_are_counted_as_such():
 )
 def test_tables_are_what_the_command_prints(names, shown):
     pytest.importorskip("timm", reason="timm is not installed")
-    expected = table(around(names.split()) if names else NETWORKS)
+    expected = table(around(names.split()) if names else compared())
     assert shown == expected, f"docs/models.md must hold what `python -m wae.models.registry {names}` prints"
+
+
+def test_a_table_of_an_unknown_network_is_one_line(capsys):
+    pytest.importorskip("timm", reason="timm is not installed")
+    assert registry.main(["nosuch"]) == 1
+    assert capsys.readouterr().err == "name must be a network of torchvision or timm, got 'nosuch'\n"
 
 
 def test_the_examples_run():

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from wae.models.classifiers import NETWORKS
+from wae.models.registry import NETWORKS
 from wae.training import plan
 from wae.training.plan import KINDS, PLANS, Plan, PlanError, Stage
 
