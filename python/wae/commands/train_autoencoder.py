@@ -5,21 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from wae.training.recipe import Recipe
-
 from . import shared
 
 HELP = "train the auto-encoder on photos"
 
-# The numbers of a training's Recipe that the command line can set.
-_RECIPE_OPTIONS = {
-    "steps": (int, "optimizer steps"),
-    "batch": (int, "crops per step"),
-    "crop": (int, "pixels along a crop's side"),
-    "learning_rate": (float, "highest rate of Adam"),
-    "energy_weight": (float, "lambda, the weight of high's energy"),
-    "seed": (int, "of the random weights and the crops"),
-}
+_PLAN = ("batch", "learning_rate", "energy_weight", "seed")  # options that are entries of the plan
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,37 +18,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="FILE", help="the weights, and checkpoints"
     )
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in FILE")
-    for name, (kind, text) in _RECIPE_OPTIONS.items():
-        parser.add_argument(
-            f"--{name.replace('_', '-')}",
-            type=kind,
-            default=argparse.SUPPRESS,
-            metavar="N",
-            help=f"{text} (default: {getattr(Recipe, name)})",
-        )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the checkpoint in FILE, if there is one"
+    )
+    for name, kind, text in (
+        ("steps", shared.positive, "optimizer steps (default: 40000)"),
+        ("batch", shared.positive, "crops per step (default: 8)"),
+        ("crop", shared.positive, "pixels along a crop's side (default: 64)"),
+        ("learning-rate", float, "highest rate of Adam (default: 0.001)"),
+        ("energy-weight", float, "lambda, the weight of high's energy (default: 0.001)"),
+        ("seed", int, "of the random weights and the crops (default: 0)"),
+    ):
+        parser.add_argument(f"--{name}", type=kind, metavar="N", help=text)
     shared.add_force(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Train, writing checkpoints, and print the quality on photos kept out."""
     from wae.data import photos
-    from wae.storage import weights_file
     from wae.storage.files import refuse_existing
     from wae.training import stage1
-    from wae.training.progress import progress, show_quality
+    from wae.training.observers import Terminal, quality_table
 
     refuse_existing(options.output, options.force or options.resume)
     names = tuple(map(str, options.photos)) or photos.TRAINING
     images = [shared.read_image(path) for path in options.photos or map(photos.photo_path, photos.TRAINING)]
     kept_out = {name: photos.photo(name) for name in photos.KEPT_OUT}
     console = shared.console()
-    try:
-        recipe = Recipe(names, **{k: v for k, v in vars(options).items() if k in _RECIPE_OPTIONS})
-        with progress(console, recipe.steps) as on_step:
-            model = stage1.train(images, recipe, on_step, options.output, resume=options.resume)
-        start = stage1.initial_model(images, recipe.seed)
-    except (ValueError, weights_file.CheckpointError) as error:
-        raise shared.Failure(str(error)) from None
-    show_quality(console, {"linear start": start, "trained": model}, kept_out)
+    given = {name: getattr(options, name) for name in _PLAN if getattr(options, name) is not None}
+    schedule = stage1.schedule(options.steps, **given)
+    crop = options.crop or stage1.CROP
+    with Terminal(console) as terminal:
+        model = stage1.train(images, schedule, crop, names, options.output, options.resume, terminal)
+    start = stage1.initial_model(images, schedule.plan.seed)
+    console.print(quality_table({"linear start": start, "trained": model}, kept_out))
     return 0

@@ -49,6 +49,7 @@ class Draw(IntEnum):
     ORDER = 1
     SHIFTS = 2
     SAMPLE = 3
+    CROPS = 4
 
 
 def random_seed(purpose: Draw, seed: int, *rest: int) -> int:

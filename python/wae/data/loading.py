@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from .crops import Crops
 from .dataset import Dataset, DatasetError, Draw, InMemory, random_seed
 from .folder import ImageFolder, OnCorrupt, evaluation_resize, image_folder
 from .idx import fashion_mnist, holds_fashion_mnist
@@ -67,7 +68,8 @@ def fingerprint(dataset: Dataset) -> dict[str, Any]:
 
     - :class:`InMemory`: the image size, and SHA-256 of pixels and targets;
     - :class:`ImageFolder`: the image size, and SHA-256 of the files' paths, from the folder that holds all,
-      and of targets. No file is opened.
+      and of targets. No file is opened;
+    - :class:`Crops`: the size of a crop, and SHA-256 of the photos' pixels.
     """
     known: dict[str, Any] = {"number of images": len(dataset), "labels": list(dataset.labels)}
     if isinstance(dataset, InMemory):
@@ -80,6 +82,9 @@ def fingerprint(dataset: Dataset) -> dict[str, Any]:
         known["image size"] = [dataset.size, dataset.size]
         known["file names"] = _sha256(os.fsencode("\0".join(path[common:] for path in paths)))
         known["targets"] = _sha256(np.array(targets, np.int64))
+    elif isinstance(dataset, Crops):
+        known["crop"] = dataset.crop
+        known["pixels"] = [_sha256(photo.contiguous().numpy()) for photo in dataset.photos]
     return known
 
 

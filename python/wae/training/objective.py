@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wae.models.autoencoder import AutoEncoder
 from wae.models.classifier import WAEClassifier
 
 from .losses import mimic_loss, transform_loss
@@ -19,7 +20,8 @@ class Objective(nn.Module):
     """A model and the loss of one stage: the module that is trained, alone or on many processes.
 
     Args:
-        model: a :class:`WAEClassifier`; or any classifier, where the stage is ``classifier``.
+        model: a :class:`WAEClassifier`; or any classifier, where the stage is ``classifier``; or an
+            :class:`AutoEncoder`, where it is ``transform``.
         stage: what to minimise.
         teacher: a classifier in evaluation mode, for ``stage.mimic_weight``.
     """
@@ -41,17 +43,18 @@ class Objective(nn.Module):
         stage = self.stage
         if not _transforms(stage):
             return self._classification(self.model(images), images, labels)
-        assert isinstance(self.model, WAEClassifier)
+        assert isinstance(self.model, (WAEClassifier, AutoEncoder))
         low, high = self.model.decompose(images)
         transform = self._transform(self.model, images, low, high)
         if stage.kind == "transform":
             return {"loss": transform["transform"], **transform}
+        assert isinstance(self.model, WAEClassifier)
         losses = self._classification(self.model.scores(low, high), images, labels)
         loss = losses.pop("loss") + stage.transform_weight * transform["transform"]
         return {"loss": loss, **losses, **transform}
 
     def _transform(
-        self, model: WAEClassifier, images: Tensor, low: Tensor, high: Tensor
+        self, model: WAEClassifier | AutoEncoder, images: Tensor, low: Tensor, high: Tensor
     ) -> dict[str, Tensor]:
         assert model.decoder is not None
         decoded = model.decoder(low, high, images.shape[2:])
@@ -116,7 +119,8 @@ class InOrder(nn.Module):
 
 
 def _check(model: nn.Module, stage: Stage, teacher: nn.Module | None) -> None:
-    if stage.kind != "classifier" and not isinstance(model, WAEClassifier):
+    alone = stage.kind == "transform" and isinstance(model, AutoEncoder)
+    if stage.kind != "classifier" and not (alone or isinstance(model, WAEClassifier)):
         raise ValueError(f"a stage of kind {stage.kind} needs a WAEClassifier, got {type(model).__name__}")
     if _transforms(stage) and getattr(model, "decoder", None) is None:
         raise ValueError(f"a stage of kind {stage.kind} needs a decoder, and the model has none")

@@ -14,11 +14,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from torch import Tensor, nn
 
-from wae.models.autoencoder import to_uint8
+from wae.models.autoencoder import AutoEncoder, to_uint8
 from wae.models.classifier import WAEClassifier
 from wae.storage.files import written
 
 from .plan import Plan
+from .stage1 import quality
 from .trainer import Epoch, Observer
 
 _EVERY = 10  # steps between two looks at the losses: each makes the processor wait for a GPU
@@ -204,6 +205,18 @@ def table(plan: Plan, history: Sequence[Epoch]) -> Table:
         title = f"{number + 1} {stage.kind}"
         losses = _losses(epochs[-1].losses, "\n")
         result.add_row(title, str(len(epochs)), losses, *errors, f"{minutes:.1f}")
+    return result
+
+
+def quality_table(models: Mapping[str, AutoEncoder], photos: Mapping[str, Tensor]) -> Table:
+    """PSNR and energy of every model on every photo, (3, H, W) uint8 each."""
+    result = Table(title="On photos kept out of training", title_justify="left")
+    for name in ("model", "photo", "PSNR, dB", "high / low energy"):
+        result.add_column(name, justify="left" if name in ("model", "photo") else "right")
+    for label, model in models.items():
+        for name, photo in photos.items():
+            found = quality(model, photo)
+            result.add_row(label, name, f"{found.psnr:.2f}", f"{100 * found.energy:.2f} %")
     return result
 
 

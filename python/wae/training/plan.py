@@ -140,6 +140,27 @@ class Plan:
         return "\n\n[[stages]]\n".join(blocks) + "\n"
 
 
+def differences(made: Mapping[str, Any], plan: Plan) -> str:
+    """What another plan, as JSON holds it, has otherwise than ``plan``, for a sentence; "" for nothing."""
+    wanted: dict[str, Any] = json.loads(json.dumps(plan.as_dict()))
+    names = changed({**made, "stages": None}, {**wanted, "stages": None})
+    theirs, ours = made.get("stages", []), wanted["stages"]
+    if len(theirs) != len(ours):
+        names.append(f"number of stages ({len(theirs)}, not {len(ours)})")
+    for number, (one, other) in enumerate(zip(theirs, ours, strict=False), 1):
+        names += [f"{name} of stage {number}" if len(ours) > 1 else name for name in changed(one, other)]
+    return ", ".join(names)
+
+
+def changed(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The entries that are not the same in both, sorted: each name, and short values in brackets."""
+    names = sorted(key for key in {*one, *other} if one.get(key) != other.get(key))
+    values = [f"{one.get(name)!r}, not {other.get(name)!r}" for name in names]
+    return [
+        f"{name} ({value})" if len(value) < 60 else name for name, value in zip(names, values, strict=True)
+    ]
+
+
 def find(name: str) -> Plan:
     """The plan called ``name``: a TOML file, or one that comes with the package. Raises PlanError."""
     if Path(name).is_file():

@@ -1,31 +1,33 @@
-"""Stage 1 (docs/network.md): the auto-encoder alone, on the transform loss."""
+"""Stage 1 by itself: the auto-encoder on photos without labels, by a plan as any other (docs/network.md)."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from wae.data.crops import Crops
+from wae.data.loading import fingerprint
 from wae.models.autoencoder import AutoEncoder, to_uint8
 from wae.storage import weights_file
 
+from . import trainer
 from .linear_start import best_linear, write_linear_start
-from .losses import energy_ratio, psnr, transform_loss
-from .recipe import Recipe
+from .losses import energy_ratio, psnr
+from .plan import PLANS, Plan, read
+from .trainer import Observer
 
+STEPS = 500
+"""Of an epoch, after which there is a checkpoint: an epoch of random crops has no length of its own."""
 
-class Step(NamedTuple):
-    """What the loop tells its caller after each step."""
+CROP = 64
+"""Pixels along a side of the largest crop."""
 
-    number: int
-    loss: float
-    psnr: float
-    """Of this batch, in dB, neither clamped nor rounded."""
+_WARMUP = 0.01  # as a share of the epochs
 
 
 class Quality(NamedTuple):
@@ -35,6 +37,34 @@ class Quality(NamedTuple):
     """In dB, peak 255, after rounding to 0..255 as an image file does."""
     energy: float
     """See :func:`wae.training.losses.energy_ratio`."""
+
+
+class Schedule(NamedTuple):
+    """A plan for a number of steps."""
+
+    plan: Plan
+    steps: int
+    """Of each epoch."""
+
+
+def schedule(steps: int | None = None, **changed: Any) -> Schedule:
+    """The plan ``autoencoder`` for ``steps`` steps of the optimizer, in epochs of about :data:`STEPS`.
+
+    Args:
+        steps: None for the plan's own. A few more are taken, less than one for each epoch, where the epochs
+            could not be equally long else.
+        changed: entries with other values: ``batch`` or ``seed`` of the plan, ``learning_rate`` or
+            ``energy_weight`` of its stage.
+
+    Raises PlanError where a number is not usable.
+    """
+    plan = read(PLANS / "autoencoder.toml")
+    (stage,) = plan.stages
+    steps = stage.epochs * STEPS if steps is None else steps
+    epochs = -(-steps // STEPS)
+    of_stage = {name: changed.pop(name) for name in ("learning_rate", "energy_weight") if name in changed}
+    stage = replace(stage, epochs=epochs, warmup=_WARMUP * epochs, **of_stage)
+    return Schedule(replace(plan, stages=(stage,), **changed), -(-steps // epochs))
 
 
 def initial_model(photos: Sequence[Tensor], seed: int) -> AutoEncoder:
@@ -52,109 +82,56 @@ def initial_model(photos: Sequence[Tensor], seed: int) -> AutoEncoder:
     return model
 
 
-def random_batch(photos: Sequence[Tensor], recipe: Recipe, step: int) -> Tensor:
-    """The crops of one step, (batch, 3, h, w) uint8: a function of the recipe's seed and the step alone.
-
-    Every photo is equally likely. Crops are flipped, transposed, and their colours exchanged at random, for
-    what is learned to be true of any photo, not of the colours of these. They are one pixel less high or wide
-    in half of the steps each, so that odd sizes are trained too.
-    """
-    random = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
-
-    def draw(n: int) -> int:
-        return int(torch.randint(n, (), generator=random))
-
-    height, width = recipe.crop - draw(2), recipe.crop - draw(2)
-    crops = []
-    for _ in range(recipe.batch):
-        photo = photos[draw(len(photos))]
-        if draw(2):
-            photo = photo.transpose(1, 2)
-        top, left = (
-            draw(have - want + 1) for have, want in zip(photo.shape[1:], (height, width), strict=True)
-        )
-        crop = photo[:, top : top + height, left : left + width]
-        crop = crop.flip([d for d in (1, 2) if draw(2)])
-        crops.append(crop[torch.randperm(3, generator=random)])
-    return torch.stack(crops)
-
-
-def learning_rate(recipe: Recipe, step: int) -> float:
-    """The rate of one step: a short rise, then half a cosine down to zero."""
-    rise = max(1, recipe.steps // 100)
-    if step < rise:
-        return recipe.learning_rate * (step + 1) / rise
-    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, recipe.steps - rise)))
-
-
 def train(
     photos: Sequence[Tensor],
-    recipe: Recipe,
-    on_step: Callable[[Step], None] = lambda step: None,
-    checkpoint_path: Path | None = None,
-    checkpoint_every: int = 500,
+    schedule: Schedule,
+    crop: int = CROP,
+    names: Sequence[str] = (),
+    path: Path | None = None,
     resume: bool = False,
+    observer: Observer | None = None,
 ) -> AutoEncoder:
-    """Train an auto-encoder from the linear start.
+    """Train an auto-encoder from the linear start, in the one loop there is (:mod:`wae.training.trainer`).
 
     Args:
-        photos: (3, H, W) uint8 each, no side shorter than ``recipe.crop``.
-        on_step: called after every step. It may raise to stop the training.
-        checkpoint_path: replaced every ``checkpoint_every`` steps, and at the end by the weights alone.
-        resume: go on from ``checkpoint_path``; the recipe must be the one that it was made with. What comes
-            out is what an uninterrupted run gives.
+        photos: (3, H, W) uint8 each, no side shorter than ``crop``.
+        schedule: see :func:`schedule`.
+        crop: pixels along a side of the largest crop.
+        names: of the photos, for the record.
+        path: the checkpoint, replaced after every epoch, and at the end by the weights alone.
+        resume: go on from ``path``, where that exists. What comes out is what an uninterrupted run gives.
+        observer: is told what happens.
 
     Raises:
-        ValueError: a photo is smaller than a crop, or there is none.
-        CheckpointError: there is nothing to go on from, or it was made with another recipe.
+        DatasetError: a photo is smaller than a crop, or there is none.
+        CheckpointError: ``path`` was made by another plan, on other photos, or by an older version.
+        TrainingError: the loss is no longer a number.
     """
-    _check(photos, recipe.crop)
-    model = initial_model(photos, recipe.seed)
-    optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, 0.999))
-    first = _resumed(checkpoint_path, model, optimizer, recipe) if resume and checkpoint_path else 0
-
-    scale, shift = model.image_scale.view(1, 3, 1, 1), model.image_shift.view(1, 3, 1, 1)
-    for step in range(first, recipe.steps):
-        batch = random_batch(photos, recipe, step)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(recipe, step)
-        low, high = model.decompose(batch)
-        decoded = model.decoder(low, high, batch.shape[2:])
-        loss = transform_loss(decoded, batch * scale + shift, high, recipe.energy_weight)
-        optimizer.zero_grad()
-        loss.total.backward()
-        optimizer.step()
-        error = loss.reconstruction.item()
-        on_step(Step(step + 1, loss.total.item(), 10 * math.log10(4 / error) if error else math.inf))
-        if checkpoint_path and (step + 1) % checkpoint_every == 0:
-            weights_file.save(checkpoint_path, model, _made(recipe, step + 1), optimizer, force=True)
-    if checkpoint_path:
-        weights_file.save(checkpoint_path, model, _made(recipe, recipe.steps), force=True)
-    return model
+    plan, steps = schedule
+    crops = Crops(photos, crop, steps * plan.batch, plan.seed)
+    model = initial_model(photos, plan.seed)
+    resume = resume and path is not None and path.exists()
+    if resume and path is not None and _is_finished(path, plan, crops):
+        weights_file.load(path, model)
+        return model
+    trainer.train(model, plan, crops, None, state=path, resume=resume, observer=observer)
+    if path is not None:
+        made = {"plan": plan.as_dict(), "data": fingerprint(crops), "photos": list(names)}
+        weights_file.save(path, model, made, force=True)
+    return model.to(memory_format=torch.contiguous_format)
 
 
-def _check(photos: Sequence[Tensor], crop: int) -> None:
-    if not photos:
-        raise ValueError("training needs at least one photo")
-    for photo in photos:
-        if min(photo.shape[1:]) < crop:
-            height, width = photo.shape[1:]
-            raise ValueError(f"a photo of {height} x {width} is smaller than a crop of {crop} x {crop}")
-
-
-def _made(recipe: Recipe, step: int) -> dict[str, Any]:
-    """The record that goes into a checkpoint. JSON knows no tuples."""
-    return {"step": step, **asdict(recipe), "photos": list(recipe.photos)}
-
-
-def _resumed(path: Path, model: AutoEncoder, optimizer: torch.optim.Optimizer, recipe: Recipe) -> int:
-    """Read a checkpoint; the number of the step to go on with."""
-    made = weights_file.load(path, model, optimizer)
-    wanted = _made(recipe, made.get("step", 0))
-    different = sorted(key for key in {*made, *wanted} if made.get(key) != wanted.get(key))
-    if different:
-        raise weights_file.CheckpointError(f"{path}: was made with another {', '.join(different)}")
-    return int(wanted["step"])
+def _is_finished(path: Path, plan: Plan, crops: Crops) -> bool:
+    """Whether the file holds what this training ends with. Raises CheckpointError where another made it."""
+    made = weights_file.read_recipe(path)
+    if "stage" in made:
+        return False  # a checkpoint, which the loop checks
+    if "plan" not in made:
+        raise weights_file.CheckpointError(
+            f"{path}: holds weights, or a checkpoint of an older version: training cannot go on from there"
+        )
+    trainer.check_same(path, made, plan, fingerprint(crops))
+    return True
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The one loop that trains classifiers: every stage, on one process or many (docs/network.md).
+"""The one loop that trains: every stage, on one process or many (docs/network.md).
 
 What a step does is a function of the plan, the stage, the epoch and the step alone: the data's order,
 augmentation and dropout are drawn afresh, from these, in every epoch. So a training that goes on from a
@@ -7,7 +7,6 @@ checkpoint, which is written after each epoch, takes the same steps as one that 
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections import defaultdict
@@ -34,7 +33,7 @@ from wae_kernels.nn import Encoder
 
 from .linear_start import best_linear, write_linear_start
 from .objective import Objective, of_transform, trained
-from .plan import Plan, Stage
+from .plan import Plan, Stage, changed, differences
 from .sparsity import Masks
 
 _SAMPLE = 2000  # training pictures that the linear start and fixed statistics are measured on
@@ -104,7 +103,7 @@ def train(
     model: nn.Module,
     plan: Plan,
     training: Dataset,
-    test: Dataset,
+    test: Dataset | None,
     *,
     state: Path | None = None,
     resume: bool = False,
@@ -116,9 +115,9 @@ def train(
     """Train ``model`` by ``plan``, in place. Where torch.distributed is set up, with all its processes.
 
     Args:
-        model: a :class:`WAEClassifier`, or any classifier for stages of kind ``classifier``. All processes
-            must hand in the same weights.
-        training, test: see :mod:`wae.data.loading`.
+        model: a :class:`WAEClassifier`; or any classifier for stages of kind ``classifier``, or an
+            :class:`AutoEncoder` for those of kind ``transform``. All processes must hand in the same weights.
+        training, test: see :mod:`wae.data.loading`; ``test`` is None where no stage has labels.
         state: the checkpoint, replaced after every epoch by the first process; None for none.
         resume: go on from ``state``.
         teacher: a classifier for stages with a ``mimic_weight``.
@@ -170,7 +169,7 @@ class _Run:
         model: nn.Module,
         plan: Plan,
         training: Dataset,
-        test: Dataset,
+        test: Dataset | None,
         state: Path | None,
         teacher: nn.Module | None,
         observer: Observer,
@@ -326,6 +325,7 @@ class _Run:
         if self.world > 1:
             for buffer in model.buffers():
                 dist.broadcast(buffer, 0)
+        assert self.test is not None
         return evaluate(model, self.test, 2 * self.plan.batch // self.world, self.device, self.workers)
 
     def _distributed(self, objective: Objective) -> nn.Module:
@@ -423,17 +423,21 @@ def _state(path: Path, made: dict[str, Any], plan: Plan, data: dict[str, Any]) -
         assert epoch == 0 or epoch < plan.stages[number].epochs
     except (TypeError, ValueError, AssertionError, IndexError):
         raise weights_file.CheckpointError(f"{path}: this is not the checkpoint of a training") from None
-    wanted = json.loads(json.dumps(plan.as_dict()))
-    if different := _different(state.plan, wanted):
-        raise weights_file.CheckpointError(f"{path}: was made by a plan with another {different}")
-    if state.data and (different := _different(state.data, data)):
-        raise weights_file.CheckpointError(f"{path}: was made on training data that differs in {different}")
+    check_same(path, made, plan, data)
     return state
 
 
-def _different(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """The names of the entries that are not the same, sorted."""
-    return ", ".join(sorted(key for key in {*one, *other} if one.get(key) != other.get(key)))
+def check_same(path: Path, made: Mapping[str, Any], plan: Plan, data: Mapping[str, Any]) -> None:
+    """Raise CheckpointError unless the file at ``path`` was ``made`` by ``plan``, on the same data.
+
+    Args:
+        made: the file's recipe, with its ``plan``, and the fingerprint of its ``data`` if it knows that.
+        data: see :func:`wae.data.loading.fingerprint`.
+    """
+    if different := differences(made["plan"], plan):
+        raise weights_file.CheckpointError(f"{path}: was made by a plan with another {different}")
+    if made.get("data") and (different := ", ".join(changed(made["data"], data))):
+        raise weights_file.CheckpointError(f"{path}: was made on training data that differs in {different}")
 
 
 def _epoch(entry: Mapping[str, Any]) -> Epoch:

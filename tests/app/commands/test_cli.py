@@ -21,7 +21,6 @@ from wae.models.autoencoder import AutoEncoder, to_uint8
 from wae.storage import decomposed, weights_file
 from wae.training import stage1
 from wae.training.losses import psnr
-from wae.training.recipe import Recipe
 
 
 @pytest.fixture(scope="module")
@@ -303,18 +302,21 @@ def test_train_writes_weights_that_encode_takes(tmp_path, photo_file, capsys):
     for text in ("linear start", "trained", "chelsea", "flower"):
         assert text in printed
     recipe = weights_file.load(weights, AutoEncoder())
-    wanted = Recipe((str(photo_file),), steps=3, batch=2, crop=16, seed=5, learning_rate=1e-4)
-    assert recipe == stage1._made(wanted, 3)
+    wanted = stage1.schedule(3, batch=2, seed=5, learning_rate=1e-4)
+    assert recipe["plan"] == wanted.plan.as_dict()
+    assert (recipe["photos"], recipe["data"]["crop"]) == ([str(photo_file)], 16)
     assert run("encode", photo_file, "-o", tmp_path / "m", "--weights", weights) == 0
 
     assert run("train-autoencoder", photo_file, "-o", weights, *options) == 1
     assert "--force" in capsys.readouterr().err
-    assert run("train-autoencoder", photo_file, "-o", weights, *options, "--resume") == 1
-    assert "no optimizer state" in capsys.readouterr().err
+    assert run("train-autoencoder", photo_file, "-o", weights, *options, "--resume") == 0  # nothing is left
+    assert run("train-autoencoder", photo_file, "-o", weights, *options, "--resume", "--steps", 4) == 1
+    assert "by a plan with another" not in (said := capsys.readouterr().err)
+    assert "data that differs in number of images (6, not 8)" in said
     assert run("train-autoencoder", photo_file, "-o", weights, "--force", "--crop", 1000) == 1
     assert "smaller than a crop" in capsys.readouterr().err
-    assert run("train-autoencoder", photo_file, "-o", weights, "--force", "--steps", 0) == 1
-    assert "steps must be at least 1" in capsys.readouterr().err
+    assert run("train-autoencoder", photo_file, "-o", weights, "--force", "--learning-rate", -1) == 1
+    assert "learning_rate must be a number from 0" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -353,4 +355,4 @@ def test_ctrl_c_ends_a_training_cleanly(tmp_path):
     assert process.returncode == 130
     assert errors.splitlines()[-1] == "wae: interrupted"
     assert "Traceback" not in errors
-    assert weights_file.load(tmp_path / "w", AutoEncoder())["step"] >= 500
+    assert weights_file.load(tmp_path / "w", AutoEncoder())["epoch"] >= 1

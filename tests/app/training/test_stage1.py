@@ -1,19 +1,23 @@
-"""Stage 1: the loop, its checkpoints, and that training helps."""
+"""Stage 1 by itself: the plan for a number of steps, its checkpoints, and that training helps."""
 
-from dataclasses import replace
+from contextlib import nullcontext
 
 import pytest
 import torch
 
 from wae.data import photos as bundled
+from wae.data.crops import Crops
+from wae.data.dataset import DatasetError
 from wae.experiments.demo import best_linear_psnr
 from wae.models.autoencoder import AutoEncoder, to_uint8
 from wae.storage import weights_file
 from wae.training import stage1
 from wae.training.losses import psnr
-from wae.training.recipe import Recipe
+from wae.training.plan import PlanError
+from wae.training.stage1 import schedule
+from wae.training.trainer import Observer
 
-QUICK = Recipe(("coffee",), steps=8, batch=2, crop=16)
+QUICK = schedule(8, batch=2)
 
 
 @pytest.fixture(scope="module")
@@ -21,114 +25,127 @@ def photos():
     return [bundled.photo("coffee")]
 
 
+@pytest.fixture
+def short_epochs(monkeypatch):
+    """An epoch, and so a checkpoint, every two steps."""
+    monkeypatch.setattr(stage1, "STEPS", 2)
+    return schedule(8, batch=2)
+
+
 def states_equal(one, other):
     pairs = zip(one.state_dict().items(), other.state_dict().items(), strict=True)
     return all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
 
 
+@pytest.mark.parametrize(
+    ("steps", "epochs", "each"),
+    [(None, 80, 500), (40_000, 80, 500), (1, 1, 1), (500, 1, 500), (501, 2, 251), (1234, 3, 412)],
+)
+def test_steps_become_epochs(steps, epochs, each):
+    plan, of_each = schedule(steps, batch=3, energy_weight=0.5)
+    assert (plan.stages[0].epochs, of_each, plan.batch) == (epochs, each, 3)
+    assert (plan.stages[0].energy_weight, plan.stages[0].warmup) == (0.5, pytest.approx(epochs / 100))
+
+
 def test_a_short_training_beats_its_linear_start(photos):
     """Seconds are enough. Measured on crops that were not trained on, of odd size."""
-    recipe = Recipe(("coffee",), steps=150, batch=4, crop=32, learning_rate=5e-4)
-    unseen = stage1.random_batch(photos, replace(recipe, batch=100, seed=98), 0)[:, :, :31, :31]
-    start, trained = stage1.initial_model(photos, recipe.seed), stage1.train(photos, recipe)
+    unseen = Crops(photos, 32, 100, seed=98).batch(range(100), 0)[0][:, :, :31, :31]
+    plan = schedule(150, batch=4, learning_rate=5e-4)
+    start, trained = stage1.initial_model(photos, 0), stage1.train(photos, plan, crop=32)
     with torch.no_grad():
         before, after = (psnr(to_uint8(model(unseen).image), unseen) for model in (start, trained))
     assert after > before + 0.5
 
 
 def test_the_energy_weight_presses_high_down(photos):
-    recipe = replace(QUICK, steps=150, crop=32, learning_rate=3e-4)
     light, heavy = (
-        stage1.quality(stage1.train(photos, replace(recipe, energy_weight=weight)), photos[0][:, :128, :128])
+        stage1.quality(
+            stage1.train(photos, schedule(150, batch=2, learning_rate=3e-4, energy_weight=weight), crop=32),
+            photos[0][:, :128, :128],
+        )
         for weight in (0.0, 0.5)
     )
     assert heavy.energy < 0.95 * light.energy
 
 
-def test_the_same_recipe_gives_the_same_weights_and_another_seed_others(photos):
-    assert states_equal(stage1.train(photos, QUICK), stage1.train(photos, QUICK))
-    assert not states_equal(stage1.train(photos, QUICK), stage1.train(photos, replace(QUICK, seed=1)))
-
-
-def test_batches_depend_on_seed_and_step_alone(photos):
-    first = stage1.random_batch(photos, QUICK, 3)
-    torch.manual_seed(99)
-    assert torch.equal(stage1.random_batch(photos, QUICK, 3), first)
-    assert first.dtype == torch.uint8
-    sizes = {tuple(stage1.random_batch(photos, QUICK, step).shape[2:]) for step in range(30)}
-    assert sizes == {(16, 16), (15, 16), (16, 15), (15, 15)}
-
-
-def test_crops_come_in_every_turn_and_exchange_of_colours():
-    """From one photo of one crop's size, whose pixels all differ: 8 turns times 6 orders of the colours."""
-    photo = torch.arange(27, dtype=torch.uint8).reshape(3, 3, 3)
-    seen = set()
-    for step in range(120):
-        batch = stage1.random_batch([photo], replace(QUICK, batch=10, crop=3), step)
-        seen |= {tuple(crop.flatten().tolist()) for crop in batch if crop.shape == (3, 3, 3)}
-    assert len(seen) == 8 * 6
-    assert all(sorted(crop) == list(range(27)) for crop in seen)
-
-
-def test_learning_rate_rises_then_falls_to_nearly_zero():
-    recipe = Recipe((), steps=1000, learning_rate=2.0)
-    rates = [stage1.learning_rate(recipe, step) for step in range(1000)]
-    assert max(rates) == rates[9] == rates[10] == 2.0
-    assert rates[0] == pytest.approx(0.2)
-    assert rates[10:] == sorted(rates[10:], reverse=True)
-    assert 0 < rates[-1] < 1e-4
+def test_the_same_plan_gives_the_same_weights_and_another_seed_others(photos):
+    one = stage1.train(photos, QUICK, crop=16)
+    assert states_equal(one, stage1.train(photos, QUICK, crop=16))
+    assert not states_equal(one, stage1.train(photos, schedule(8, batch=2, seed=1), crop=16))
 
 
 class Interrupted(Exception):
     pass
 
 
-def interrupt_at(number):
-    def on_step(step):
-        if step.number == number:
+class StopAt(Observer):
+    """Ctrl-C after a step, counted over all epochs from 1; keeps the numbers of the steps that were taken."""
+
+    def __init__(self, last=None):
+        self.last, self.taken, self.before = last, [], 0
+
+    def start(self, plan, stage, epoch, steps):
+        self.before = epoch * steps
+
+    def step(self, number, losses):
+        self.taken.append(self.before + number)
+        if self.taken[-1] == self.last:
             raise Interrupted
 
-    return on_step
 
-
-def test_an_interrupted_training_goes_on_to_the_same_weights(photos, tmp_path):
-    path = tmp_path / "weights"
-    whole = stage1.train(photos, QUICK)
+def test_an_interrupted_training_goes_on_to_the_same_weights(photos, tmp_path, short_epochs):
+    path, options = tmp_path / "weights", {"crop": 16, "names": ["coffee"]}
+    whole = stage1.train(photos, short_epochs, **options)
     with pytest.raises(Interrupted):
-        stage1.train(photos, QUICK, interrupt_at(6), path, checkpoint_every=2)
-    steps = []
-    resumed = stage1.train(photos, QUICK, lambda step: steps.append(step.number), path, resume=True)
-    assert steps == [5, 6, 7, 8]  # from the checkpoint of step 4
+        stage1.train(photos, short_epochs, path=path, observer=StopAt(6), **options)
+    weights_file.load(path, AutoEncoder())  # weights of the step that was reached
+    steps = StopAt()
+    resumed = stage1.train(photos, short_epochs, path=path, resume=True, observer=steps, **options)
+    assert steps.taken == [5, 6, 7, 8]  # from the checkpoint of step 4
     assert states_equal(resumed, whole)
 
     model = AutoEncoder()
     made = weights_file.load(path, model)
     assert states_equal(model, whole)
-    assert made == {
-        "step": 8,
-        "photos": ["coffee"],
-        "steps": 8,
-        "batch": 2,
-        "crop": 16,
-        "learning_rate": 1e-3,
-        "energy_weight": 1e-3,
-        "seed": 0,
-    }
+    assert made["plan"] == short_epochs.plan.as_dict()
+    assert made["photos"] == ["coffee"]
+
+    nothing = StopAt()  # is left to do
+    again = stage1.train(photos, short_epochs, path=path, resume=True, observer=nothing, **options)
+    assert (nothing.taken, states_equal(again, whole)) == ([], True)
 
 
-def test_going_on_needs_a_checkpoint_of_the_same_recipe(photos, tmp_path):
+def test_going_on_with_nothing_begins(photos, tmp_path):
     path = tmp_path / "weights"
-    with pytest.raises(weights_file.CheckpointError, match="no such file"):
-        stage1.train(photos, QUICK, checkpoint_path=path, resume=True)
-    with pytest.raises(Interrupted):
-        stage1.train(photos, QUICK, interrupt_at(3), path, checkpoint_every=2)
-    with pytest.raises(weights_file.CheckpointError, match="another batch, seed"):
-        stage1.train(
-            photos, replace(QUICK, seed=1, batch=3), interrupt_at(1), checkpoint_path=path, resume=True
-        )
-    stage1.train(photos, QUICK, checkpoint_path=path)
-    with pytest.raises(weights_file.CheckpointError, match="no optimizer state"):  # it is finished
-        stage1.train(photos, QUICK, checkpoint_path=path, resume=True)
+    begun = stage1.train(photos, QUICK, crop=16, path=path, resume=True)
+    assert states_equal(begun, stage1.train(photos, QUICK, crop=16))
+
+
+def test_going_on_needs_a_checkpoint_of_the_same_training(photos, tmp_path, monkeypatch):
+    path = tmp_path / "weights"
+    monkeypatch.setattr(stage1, "STEPS", 2)
+    plan, other = schedule(8, batch=2), schedule(8, batch=3, learning_rate=0.5)
+    for last in (3, None):  # a checkpoint, and finished weights
+        with pytest.raises(Interrupted) if last else nullcontext():
+            stage1.train(photos, plan, 16, path=path, observer=StopAt(last))
+        kept = path.read_bytes()
+        with pytest.raises(
+            weights_file.CheckpointError, match=r"batch \(2, not 3\), learning_rate \(0.001, "
+        ):
+            stage1.train(photos, other, 16, path=path, resume=True)
+        with pytest.raises(weights_file.CheckpointError, match=r"data that differs in crop \(16, not 15\)$"):
+            stage1.train(photos, plan, 15, path=path, resume=True)
+        assert path.read_bytes() == kept
+
+
+def test_weights_of_before_are_read_and_not_gone_on_from(photos, tmp_path):
+    """Checkpoints of version 0.1 said `step`, `steps`, `crop` ... and knew no plan."""
+    path, old = tmp_path / "weights", {"step": 4, "photos": ["coffee"], "steps": 8, "batch": 2, "crop": 16}
+    model = stage1.initial_model(photos, 0)
+    weights_file.save(path, model, old, torch.optim.Adam(model.parameters()))
+    assert weights_file.load(path, AutoEncoder()) == old
+    with pytest.raises(weights_file.CheckpointError, match="of an older version: training cannot go on"):
+        stage1.train(photos, QUICK, 16, path=path, resume=True)
 
 
 def test_damaged_and_foreign_checkpoints_are_refused(tmp_path):
@@ -148,24 +165,21 @@ def test_damaged_and_foreign_checkpoints_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"steps": 0}, "steps must be at least 1"),
-        ({"batch": -1}, "batch must be at least 1"),
-        ({"crop": 1}, "crop must be at least 2"),
+        ({"batch": -1}, "batch must be an integer from 1"),
         ({"learning_rate": float("nan")}, "learning_rate must be"),
         ({"energy_weight": -1.0}, "energy_weight must be"),
+        ({"crop_size": 3}, "unexpected keyword argument 'crop_size'"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_unusable_numbers_are_refused(change, message):
-    with pytest.raises(ValueError, match=message):
-        replace(QUICK, **change)
+    with pytest.raises((PlanError, TypeError), match=message):
+        schedule(8, **change)
 
 
-def test_photos_must_exist_and_be_large_enough():
-    with pytest.raises(ValueError, match="at least one photo"):
-        stage1.train([], QUICK)
-    with pytest.raises(ValueError, match="15 x 40 is smaller than a crop of 16 x 16"):
-        stage1.train([torch.zeros(3, 15, 40, dtype=torch.uint8)], QUICK)
+def test_photos_must_be_large_enough():
+    with pytest.raises(DatasetError, match="15 x 40 is smaller than a crop of 16 x 16"):
+        stage1.train([torch.zeros(3, 15, 40, dtype=torch.uint8)], QUICK, 16)
 
 
 # ------------------------------------------------------------------------------------ the shipped weights
