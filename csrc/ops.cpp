@@ -1,5 +1,5 @@
 // The schemas of torch.ops.wae.*. Kernels are registered where they are: cpu/ops.cpp, cuda/, and from
-// Python (wae_kernels/registration.py) fakes, autograd, autocast and the reference.
+// Python the fallback (wae_kernels/fallback.py), fakes, autograd and autocast (wae_kernels/registration.py).
 
 #include <torch/csrc/stable/library.h>
 

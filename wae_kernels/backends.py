@@ -21,6 +21,7 @@ import functools
 import importlib.util
 import os
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,10 +29,9 @@ from dataclasses import dataclass
 import torch
 
 from . import _load
+from .parameters import KERNEL_WIDTH
 
 CPU_CAPABILITIES = ("avx512", "avx2", "portable")
-WIDTH = 16
-"""The number of trunk channels that the compiled kernels are written for (the published one)."""
 
 OLDEST_GPU = (7, 5)
 """The compute capability from which the CUDA kernels run."""
@@ -137,10 +137,12 @@ def use(name: str) -> Iterator[None]:
         select(before)
 
 
-def backend_for(device: torch.device | str, dtype: torch.dtype = torch.float32, width: int = WIDTH) -> str:
+def backend_for(
+    device: torch.device | str, dtype: torch.dtype = torch.float32, width: int = KERNEL_WIDTH
+) -> str:
     """The backend that runs an op now, for parameters of this device, dtype and width."""
     device = torch.device(device)
-    if _selected == "reference" or dtype not in _KERNEL_DTYPES or width != WIDTH:
+    if _selected == "reference" or dtype not in _KERNEL_DTYPES or width != KERNEL_WIDTH:
         return "reference"
     if device.type == "cuda" and _load.CUDA.library is not None and _selected != "triton":
         return "cuda"
@@ -151,6 +153,21 @@ def backend_for(device: torch.device | str, dtype: torch.dtype = torch.float32, 
     if _selected not in ("auto", "cpu", "cuda", "triton"):
         return _selected
     return next(f"cpu:{c}" for c in CPU_CAPABILITIES if _capability_works(c))
+
+
+def tf32_allowed() -> bool:
+    """Whether convolutions of float32 may round to tf32 on a GPU, as torch's own setting has it."""
+    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # set at run time
+    return bool(convolutions.fp32_precision == "tf32")
+
+
+def __getattr__(name: str) -> int:
+    """``WIDTH``, the former name of :data:`wae_kernels.parameters.KERNEL_WIDTH`."""
+    if name != "WIDTH":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    message = "wae_kernels.backends.WIDTH is wae_kernels.parameters.KERNEL_WIDTH now"
+    warnings.warn(message, DeprecationWarning, stacklevel=2)
+    return KERNEL_WIDTH
 
 
 _selected = "auto"

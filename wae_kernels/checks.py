@@ -12,31 +12,34 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-WIDTH = -1  # stands for the network's width in the tables below: conv1_weight's first size
+from .parameters import DecoderParameters, EncoderParameters, Parameters
+
+ANY_WIDTH = -1
+"""Stands for the network's width in the tables below: conv1_weight's first size."""
 
 ENCODER_SHAPES: dict[str, tuple[int, ...]] = {
-    "conv1_weight": (WIDTH, 3, 3, 3),
-    "conv1_bias": (WIDTH,),
-    "conv2_weight": (WIDTH, WIDTH, 3, 3),
-    "conv2_bias": (WIDTH,),
-    "conv3_weight": (WIDTH, WIDTH, 3, 3),
-    "conv3_bias": (WIDTH,),
-    "low_weight": (3, WIDTH, 3, 3),
+    "conv1_weight": (ANY_WIDTH, 3, 3, 3),
+    "conv1_bias": (ANY_WIDTH,),
+    "conv2_weight": (ANY_WIDTH, ANY_WIDTH, 3, 3),
+    "conv2_bias": (ANY_WIDTH,),
+    "conv3_weight": (ANY_WIDTH, ANY_WIDTH, 3, 3),
+    "conv3_bias": (ANY_WIDTH,),
+    "low_weight": (3, ANY_WIDTH, 3, 3),
     "low_bias": (3,),
-    "high_weight": (3, WIDTH, 3, 3),
+    "high_weight": (3, ANY_WIDTH, 3, 3),
     "high_bias": (3,),
 }
 
 DECODER_SHAPES: dict[str, tuple[int, ...]] = {
-    "low_weight": (3, WIDTH, 3, 3),
-    "low_bias": (WIDTH,),
-    "high_weight": (3, WIDTH, 3, 3),
-    "high_bias": (WIDTH,),
-    "conv1_weight": (WIDTH, WIDTH, 3, 3),
-    "conv1_bias": (WIDTH,),
-    "conv2_weight": (WIDTH, WIDTH, 3, 3),
-    "conv2_bias": (WIDTH,),
-    "conv3_weight": (3, WIDTH, 3, 3),
+    "low_weight": (3, ANY_WIDTH, 3, 3),
+    "low_bias": (ANY_WIDTH,),
+    "high_weight": (3, ANY_WIDTH, 3, 3),
+    "high_bias": (ANY_WIDTH,),
+    "conv1_weight": (ANY_WIDTH, ANY_WIDTH, 3, 3),
+    "conv1_bias": (ANY_WIDTH,),
+    "conv2_weight": (ANY_WIDTH, ANY_WIDTH, 3, 3),
+    "conv2_bias": (ANY_WIDTH,),
+    "conv3_weight": (3, ANY_WIDTH, 3, 3),
     "conv3_bias": (3,),
 }
 
@@ -50,6 +53,16 @@ def packed_shape(out_channels: int, channels: int) -> tuple[int, int, int]:
     Three dimensions, so that ``module.to(memory_format=torch.channels_last)`` leaves a buffer as it is.
     """
     return ((out_channels + PANEL - 1) // PANEL, channels, 9 * PANEL)
+
+
+def half_of(size: int) -> int:
+    """The size of ``low`` and ``high`` for an image's height or width."""
+    return (size + 1) // 2
+
+
+def half_size(image: Tensor) -> tuple[int, int]:
+    """The height and width of ``low`` and ``high`` for an image."""
+    return half_of(image.shape[-2]), half_of(image.shape[-1])
 
 
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -103,14 +116,13 @@ def _check_like(op: str, name: str, tensor: Tensor, like_name: str, like: Tensor
 
 
 def _check_parameters(
-    op: str, shapes: Mapping[str, tuple[int, ...]], parameters: Sequence[Tensor], like_name: str, like: Tensor
+    op: str, shapes: Mapping[str, tuple[int, ...]], parameters: Parameters, like_name: str, like: Tensor
 ) -> None:
-    width_at = list(shapes).index("conv1_weight")
-    first = parameters[width_at]
+    first = parameters.conv1_weight
     width = first.shape[0] if first.dim() == 4 else 0
     _require(width >= 1, op, f"conv1_weight must have shape (width, ..., 3, 3), got {_shape(first.shape)}")
     for (name, pattern), tensor in zip(shapes.items(), parameters, strict=True):
-        wanted = tuple(width if size == WIDTH else size for size in pattern)
+        wanted = tuple(width if size == ANY_WIDTH else size for size in pattern)
         _check_dense(op, name, tensor)
         _require(
             tensor.dim() == len(wanted)
@@ -131,7 +143,7 @@ def _check_floating(op: str, name: str, tensor: Tensor) -> None:
 
 def check_encode(
     image: Tensor,
-    parameters: Sequence[Tensor],
+    parameters: EncoderParameters,
     image_scale: Tensor | None,
     image_shift: Tensor | None,
     op: str = "encode",
@@ -140,12 +152,12 @@ def check_encode(
 
     Args:
         image: (N, 3, H, W), uint8 or the parameters' dtype.
-        parameters: the ten tensors of ``ENCODER_SHAPES``, in that order.
+        parameters: the ten tensors.
         image_scale, image_shift: three floating-point numbers each, or None.
         op: the name that the message begins with.
     """
     _check_image_like(op, "image", image)
-    first = parameters[0]
+    first = parameters.conv1_weight
     if image.dtype == torch.uint8:
         _check_floating(op, "conv1_weight", first)
         _require(
@@ -181,7 +193,7 @@ def check_encode(
 def check_decode(
     low: Tensor,
     high: Tensor,
-    parameters: Sequence[Tensor],
+    parameters: DecoderParameters,
     output_size: Sequence[int],
     op: str = "decode",
     size_name: str = "output_size",
@@ -210,7 +222,7 @@ def check_decode(
     )
     for name, got, half in zip(("height", "width"), output_size, low.shape[2:], strict=True):
         _require(
-            (got + 1) // 2 == half,  # one comparison: an `or` would make torch.export decide which holds
+            half_of(got) == half,  # one comparison: an `or` would make torch.export decide which holds
             op,
             f"{size_name}'s {name} must be {2 * half - 1} or {2 * half} "
             f"for a low of {name} {half}, got {got}",
@@ -289,24 +301,24 @@ def check_encode_backward(
     grad_low: Tensor,
     grad_high: Tensor,
     image: Tensor,
-    parameters: Sequence[Tensor],
+    parameters: EncoderParameters,
     image_scale: Tensor | None,
     image_shift: Tensor | None,
 ) -> None:
     """Raise ``RuntimeError`` unless the arguments fit ``wae::encode_backward``."""
     op = "encode_backward"
     check_encode(image, parameters, image_scale, image_shift, op=op)
-    half = (image.shape[0], 3, (image.shape[2] + 1) // 2, (image.shape[3] + 1) // 2)
-    _check_gradient(op, "grad_low", grad_low, half, parameters[0])
-    _check_gradient(op, "grad_high", grad_high, half, parameters[0])
+    half = (image.shape[0], 3, *half_size(image))
+    _check_gradient(op, "grad_low", grad_low, half, parameters.conv1_weight)
+    _check_gradient(op, "grad_high", grad_high, half, parameters.conv1_weight)
 
 
 def check_decode_backward(
-    grad_image: Tensor, low: Tensor, high: Tensor, parameters: Sequence[Tensor]
+    grad_image: Tensor, low: Tensor, high: Tensor, parameters: DecoderParameters
 ) -> None:
     """Raise ``RuntimeError`` unless the arguments fit ``wae::decode_backward``."""
     op = "decode_backward"
     _check_image_like(op, "grad_image", grad_image)
     output_size = grad_image.shape[2:]
     check_decode(low, high, parameters, output_size, op=op, size_name="grad_image")
-    _check_gradient(op, "grad_image", grad_image, (low.shape[0], 3, *output_size), parameters[0])
+    _check_gradient(op, "grad_image", grad_image, (low.shape[0], 3, *output_size), parameters.conv1_weight)

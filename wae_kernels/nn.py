@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
-from . import registration  # noqa: F401  (importing it registers the ops)
-from .backends import WIDTH
+from .ops import decode, encode
+from .parameters import KERNEL_WIDTH, DecoderParameters, EncoderParameters
 
 
 def _tensors(*layers: nn.Conv2d | nn.ConvTranspose2d) -> list[Tensor]:
@@ -30,7 +29,7 @@ class Encoder(nn.Module):
         width: channels of the trunk; 16 is the published network, and the one with compiled kernels.
     """
 
-    def __init__(self, width: int = WIDTH) -> None:
+    def __init__(self, width: int = KERNEL_WIDTH) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, width, 3, padding=1)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
@@ -43,8 +42,7 @@ class Encoder(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """``(low, high)`` of a (N, 3, H, W) image; see :func:`wae_kernels.encode`."""
         tensors = _tensors(self.conv1, self.conv2, self.conv3, self.low, self.high)
-        low, high = torch.ops.wae.encode(image, *tensors, image_scale, image_shift)
-        return low, high
+        return encode(image, *EncoderParameters(*tensors), image_scale, image_shift)
 
 
 class Decoder(nn.Module):
@@ -54,7 +52,7 @@ class Decoder(nn.Module):
         width: channels of the trunk; 16 is the published network, and the one with compiled kernels.
     """
 
-    def __init__(self, width: int = WIDTH) -> None:
+    def __init__(self, width: int = KERNEL_WIDTH) -> None:
         super().__init__()
         self.low = nn.ConvTranspose2d(3, width, 3, stride=2, padding=1)
         self.high = nn.ConvTranspose2d(3, width, 3, stride=2, padding=1)
@@ -65,5 +63,4 @@ class Decoder(nn.Module):
     def forward(self, low: Tensor, high: Tensor, output_size: Sequence[int]) -> Tensor:
         """The (N, 3, *output_size) image; see :func:`wae_kernels.decode`."""
         tensors = _tensors(self.low, self.high, self.conv1, self.conv2, self.conv3)
-        image: Tensor = torch.ops.wae.decode(low, high, *tensors, output_size)
-        return image
+        return decode(low, high, *DecoderParameters(*tensors), output_size)

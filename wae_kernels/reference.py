@@ -25,6 +25,7 @@ from .checks import (
     check_encode_backward,
     packed_shape,
 )
+from .parameters import DecoderParameters, EncoderParameters, one_by_one
 
 _convolution_backward = torch.ops.aten.convolution_backward
 
@@ -81,44 +82,30 @@ def _trunk(x: Tensor, layers: Sequence[Tensor]) -> list[Tensor]:
     return outputs
 
 
+@one_by_one
 def encode(
     image: Tensor,
-    conv1_weight: Tensor,
-    conv1_bias: Tensor,
-    conv2_weight: Tensor,
-    conv2_bias: Tensor,
-    conv3_weight: Tensor,
-    conv3_bias: Tensor,
-    low_weight: Tensor,
-    low_bias: Tensor,
-    high_weight: Tensor,
-    high_bias: Tensor,
+    parameters: EncoderParameters,
     image_scale: Tensor | None = None,
     image_shift: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The encoder: an image to its half-resolution ``low`` and ``high``. See :func:`wae_kernels.encode`."""
-    layers = (conv1_weight, conv1_bias, conv2_weight, conv2_bias, conv3_weight, conv3_bias)
-    heads = (low_weight, low_bias, high_weight, high_bias)
-    check_encode(image, (*layers, *heads), image_scale, image_shift)
-    features = _trunk(normalize_image(image, conv1_weight.dtype, image_scale, image_shift), layers)[-1]
-    low = F.conv2d(features, low_weight, low_bias, stride=2, padding=1)
-    high = F.conv2d(features, high_weight, high_bias, stride=2, padding=1)
+    p = parameters
+    check_encode(image, p, image_scale, image_shift)
+    x = normalize_image(image, p.conv1_weight.dtype, image_scale, image_shift)
+    features = _trunk(x, p.trunk)[-1]
+    low = F.conv2d(features, p.low_weight, p.low_bias, stride=2, padding=1)
+    high = F.conv2d(features, p.high_weight, p.high_bias, stride=2, padding=1)
     return _laid_out(low, format_of(image)), _laid_out(high, format_of(image))
 
 
-def _upsample(
-    low: Tensor,
-    high: Tensor,
-    low_weight: Tensor,
-    low_bias: Tensor,
-    high_weight: Tensor,
-    high_bias: Tensor,
-    output_size: Sequence[int],
-) -> Tensor:
+def _upsample(low: Tensor, high: Tensor, p: DecoderParameters, output_size: Sequence[int]) -> Tensor:
     """The decoder's first layer: the sum of two transposed convolutions, then ReLU."""
     padding = _output_padding(low, output_size)
-    up_low = F.conv_transpose2d(low, low_weight, low_bias, stride=2, padding=1, output_padding=padding)
-    up_high = F.conv_transpose2d(high, high_weight, high_bias, stride=2, padding=1, output_padding=padding)
+    up_low = F.conv_transpose2d(low, p.low_weight, p.low_bias, stride=2, padding=1, output_padding=padding)
+    up_high = F.conv_transpose2d(
+        high, p.high_weight, p.high_bias, stride=2, padding=1, output_padding=padding
+    )
     return F.relu(up_low + up_high)
 
 
@@ -126,27 +113,17 @@ def _output_padding(low: Tensor, output_size: Sequence[int]) -> list[int]:
     return [size - (2 * half - 1) for size, half in zip(output_size, low.shape[2:], strict=True)]
 
 
+@one_by_one
 def decode(
     low: Tensor,
     high: Tensor,
-    low_weight: Tensor,
-    low_bias: Tensor,
-    high_weight: Tensor,
-    high_bias: Tensor,
-    conv1_weight: Tensor,
-    conv1_bias: Tensor,
-    conv2_weight: Tensor,
-    conv2_bias: Tensor,
-    conv3_weight: Tensor,
-    conv3_bias: Tensor,
+    parameters: DecoderParameters,
     output_size: Sequence[int],
 ) -> Tensor:
     """The decoder: ``low`` and ``high`` back to an image. See :func:`wae_kernels.decode`."""
-    up = (low_weight, low_bias, high_weight, high_bias)
-    layers = (conv1_weight, conv1_bias, conv2_weight, conv2_bias)
-    check_decode(low, high, (*up, *layers, conv3_weight, conv3_bias), output_size)
-    features = _trunk(_upsample(low, high, *up, output_size), layers)[-1]
-    image = F.conv2d(features, conv3_weight, conv3_bias, padding=1)
+    check_decode(low, high, parameters, output_size)
+    features = _trunk(_upsample(low, high, parameters, output_size), parameters.trunk)[-1]
+    image = F.conv2d(features, parameters.conv3_weight, parameters.conv3_bias, padding=1)
     return _laid_out(image, format_of(low))
 
 
@@ -202,20 +179,12 @@ def _owned(
     return _laid_out(tensor, memory_format)
 
 
+@one_by_one
 def encode_backward(
     grad_low: Tensor,
     grad_high: Tensor,
     image: Tensor,
-    conv1_weight: Tensor,
-    conv1_bias: Tensor,
-    conv2_weight: Tensor,
-    conv2_bias: Tensor,
-    conv3_weight: Tensor,
-    conv3_bias: Tensor,
-    low_weight: Tensor,
-    low_bias: Tensor,
-    high_weight: Tensor,
-    high_bias: Tensor,
+    parameters: EncoderParameters,
     image_scale: Tensor | None,
     image_shift: Tensor | None,
     need_image: bool,
@@ -228,25 +197,22 @@ def encode_backward(
         13 tensors: of the image, of the ten parameters in order, of image_scale and image_shift.
         Those not needed have no elements.
     """
-    layers = (conv1_weight, conv1_bias, conv2_weight, conv2_bias, conv3_weight, conv3_bias)
-    heads = (low_weight, low_bias, high_weight, high_bias)
-    check_encode_backward(grad_low, grad_high, image, (*layers, *heads), image_scale, image_shift)
+    p = parameters
+    check_encode_backward(grad_low, grad_high, image, p, image_scale, image_shift)
 
     need_image = need_image and image.is_floating_point()
     need_scale = need_scale and (image_scale is not None or image_shift is not None)
-    x = normalize_image(image, conv1_weight.dtype, image_scale, image_shift)
-    outputs = _trunk(x, layers)
-    d_low = _conv_backward(
-        grad_low, outputs[-1], low_weight, need_x=True, need_parameters=need_parameters, stride=2
-    )
-    d_high = _conv_backward(
-        grad_high, outputs[-1], high_weight, need_x=True, need_parameters=need_parameters, stride=2
+    x = normalize_image(image, p.conv1_weight.dtype, image_scale, image_shift)
+    outputs = _trunk(x, p.trunk)
+    d_low, d_high = (
+        _conv_backward(grad, outputs[-1], weight, need_x=True, need_parameters=need_parameters, stride=2)
+        for grad, weight in ((grad_low, p.low_weight), (grad_high, p.high_weight))
     )
     grad_x, d_layers = _trunk_backward(
         d_low[0] + d_high[0],
         [x, *outputs[:-1]],
         outputs,
-        layers,
+        p.trunk,
         need_x=need_image or need_scale,
         need_parameters=need_parameters,
     )
@@ -260,7 +226,7 @@ def encode_backward(
             grad_scale = (wide * image).sum((0, 2, 3)).to(image_scale.dtype)
         if image_shift is not None:
             grad_shift = wide.sum((0, 2, 3)).to(image_shift.dtype)
-    like = conv1_weight
+    like = p.conv1_weight
     return (
         like.new_empty(0) if grad_image is None else grad_image,
         *(_owned(g, like) for g in (*d_layers, *d_low[1:], *d_high[1:])),
@@ -269,20 +235,12 @@ def encode_backward(
     )
 
 
+@one_by_one
 def decode_backward(
     grad_image: Tensor,
     low: Tensor,
     high: Tensor,
-    low_weight: Tensor,
-    low_bias: Tensor,
-    high_weight: Tensor,
-    high_bias: Tensor,
-    conv1_weight: Tensor,
-    conv1_bias: Tensor,
-    conv2_weight: Tensor,
-    conv2_bias: Tensor,
-    conv3_weight: Tensor,
-    conv3_bias: Tensor,
+    parameters: DecoderParameters,
     need_input: bool,
     need_parameters: bool,
 ) -> tuple[Tensor, ...]:
@@ -292,18 +250,17 @@ def decode_backward(
         12 tensors: of ``low`` and ``high``, of the ten parameters in order. Those not needed have no
         elements.
     """
-    up = (low_weight, low_bias, high_weight, high_bias)
-    layers = (conv1_weight, conv1_bias, conv2_weight, conv2_bias)
-    check_decode_backward(grad_image, low, high, (*up, *layers, conv3_weight, conv3_bias))
+    p = parameters
+    check_decode_backward(grad_image, low, high, p)
     output_size = grad_image.shape[2:]
 
-    start = _upsample(low, high, *up, output_size)
-    outputs = _trunk(start, layers)
-    grad, d_conv3_weight, d_conv3_bias = _conv_backward(
-        grad_image, outputs[-1], conv3_weight, need_x=True, need_parameters=need_parameters
+    start = _upsample(low, high, p, output_size)
+    outputs = _trunk(start, p.trunk)
+    grad, *d_conv3 = _conv_backward(
+        grad_image, outputs[-1], p.conv3_weight, need_x=True, need_parameters=need_parameters
     )
     grad, d_layers = _trunk_backward(
-        grad, [start, *outputs[:-1]], outputs, layers, need_x=True, need_parameters=need_parameters
+        grad, [start, *outputs[:-1]], outputs, p.trunk, need_x=True, need_parameters=need_parameters
     )
     masked = grad * (start > 0)
     branches = [
@@ -317,12 +274,12 @@ def decode_backward(
             transposed=True,
             output_padding=_output_padding(low, output_size),
         )
-        for x, weight in ((low, low_weight), (high, high_weight))
+        for x, weight in ((low, p.low_weight), (high, p.high_weight))
     ]
-    like = conv1_weight
+    like = p.conv1_weight
     d_inputs = [_owned(d[0], like, format_of(low)) for d in branches]
-    parameters = (*branches[0][1:], *branches[1][1:], *d_layers, d_conv3_weight, d_conv3_bias)
-    return (*d_inputs, *(_owned(g, like) for g in parameters))
+    d_parameters = (*branches[0][1:], *branches[1][1:], *d_layers, *d_conv3)
+    return (*d_inputs, *(_owned(g, like) for g in d_parameters))
 
 
 # ------------------------------------------------------------------------------------------ a 3x3 layer

@@ -1,120 +1,32 @@
 """Everything torch wants to know about the ops besides their kernels.
 
-Fake kernels (shapes for ``torch.compile`` and ``torch.export``), autograd, autocast, and the reference
-implementation as the kernel of every device that has no better one. The schemas and the processor's
-kernels come from the compiled library (``csrc/ops.cpp``).
+Fake kernels (shapes for ``torch.compile`` and ``torch.export``), autograd and autocast. The schemas and the
+processor's kernels come from the compiled library (``csrc/ops.cpp``), the kernels of every other device from
+``fallback.py``.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import _load, backends, reference
+from . import backends, fallback, reference
 from .checks import (
-    DECODER_SHAPES,
-    ENCODER_SHAPES,
     check_conv3x3,
     check_conv3x3_pack,
     check_decode,
     check_decode_backward,
     check_encode,
     check_encode_backward,
+    half_size,
     packed_shape,
 )
-
-_N_PARAMETERS = len(ENCODER_SHAPES)
-assert len(DECODER_SHAPES) == _N_PARAMETERS
+from .parameters import DecoderParameters, EncoderParameters, one_by_one
 
 _library = torch.library.Library("wae", "FRAGMENT")
-
-_REFERENCE: dict[str, Callable[..., Any]] = {
-    "encode": reference.encode,
-    "decode": reference.decode,
-    "encode_backward": reference.encode_backward,
-    "decode_backward": reference.decode_backward,
-    "conv3x3_pack": reference.conv3x3_pack,
-    "conv3x3": reference.conv3x3,
-}
-_CONV1_WEIGHT = {
-    "encode": list(ENCODER_SHAPES).index("conv1_weight"),
-    "decode": list(DECODER_SHAPES).index("conv1_weight") + 1,
-}
-"""Where it is among the arguments after the first."""
-
-
-# ---------------------------------------------------------------------------------- schemas and fallback
-
-
-def _warn_once(why: str) -> Callable[[], None]:
-    pending = [why]
-
-    def warn() -> None:
-        if pending:
-            warnings.warn(
-                f"wae_kernels runs on plain PyTorch operators: the compiled library is missing, because "
-                f"{pending.pop()}. `wae info` tells more.",
-                RuntimeWarning,
-                stacklevel=3,
-            )
-
-    return warn
-
-
-def _define_reference() -> None:
-    """Define ``wae::_<op>_reference`` for every op, and make it the op's kernel where there is no other.
-
-    The compiled kernels hand over to ``_<op>_reference`` what they have no fast path for (float64,
-    widths other than 16), and everything while another backend is selected. On a GPU that may be Triton.
-    """
-    warn = _warn_once(_load.CPU.why_not) if _load.CPU.library is None else (lambda: None)
-    for schema in _load.schemas():
-        name = schema.partition("(")[0]
-        if _load.CPU.library is None:
-            _library.define(schema)
-        _library.define(f"_{name}_reference{schema[len(name) :]}")
-
-        def fallback(*args: Any, function: Callable[..., Any] = _REFERENCE[name], **kwargs: Any) -> Any:
-            warn()
-            return function(*args, **kwargs)
-
-        _library.impl(name, _on_gpu_triton(name, fallback), "CompositeExplicitAutograd")
-        _library.impl(
-            f"_{name}_reference", _on_gpu_triton(name, _REFERENCE[name]), "CompositeExplicitAutograd"
-        )
-
-
-def _on_gpu_triton(name: str, otherwise: Callable[..., Any]) -> Callable[..., Any]:
-    """The op ``name`` through Triton where that is to run it (and is then imported), else ``otherwise``."""
-    if name not in _CONV1_WEIGHT:
-        return otherwise
-
-    def function(image: Tensor, *args: Any, **kwargs: Any) -> Any:
-        weight = args[_CONV1_WEIGHT[name]]
-        width = weight.shape[0] if weight.dim() > 0 else 0
-        if backends.backend_for(image.device, weight.dtype, width) == "triton":
-            from . import triton
-
-            return getattr(triton, name)(image, *args, **kwargs)
-        return otherwise(image, *args, **kwargs)
-
-    return function
-
-
-def tf32_allowed() -> bool:
-    """Whether convolutions of float32 may round to tf32, as torch's own setting has it."""
-    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # set at run time
-    return bool(convolutions.fp32_precision == "tf32")
-
-
-def _define_tf32_allowed() -> None:
-    """``wae::_tf32_allowed``, which the CUDA kernels ask."""
-    _library.define("_tf32_allowed() -> bool")
-    _library.impl("_tf32_allowed", tf32_allowed, "CompositeExplicitAutograd")
 
 
 # -------------------------------------------------------------------------------------------------- fakes
@@ -126,50 +38,66 @@ def _empty(
     return torch.empty(shape, dtype=dtype, device=like.device, memory_format=memory_format)
 
 
-def _gradients(wanted: bool, tensors: tuple[Tensor, ...]) -> list[Tensor]:
+def _gradients(wanted: bool, tensors: Sequence[Tensor]) -> list[Tensor]:
     return [t.new_empty(t.shape if wanted else 0) for t in tensors]
 
 
-def _fake_encode(image: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-    parameters, scale, shift = args[:_N_PARAMETERS], *_optional(args[_N_PARAMETERS:])
-    check_encode(image, parameters, scale, shift)
-    shape = (image.shape[0], 3, (image.shape[2] + 1) // 2, (image.shape[3] + 1) // 2)
+@one_by_one
+def _fake_encode(
+    image: Tensor,
+    parameters: EncoderParameters,
+    image_scale: Tensor | None = None,
+    image_shift: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    check_encode(image, parameters, image_scale, image_shift)
+    shape = (image.shape[0], 3, *half_size(image))
     memory_format = reference.format_of(image)
-    dtype = parameters[0].dtype
+    dtype = parameters.conv1_weight.dtype
     return _empty(image, shape, dtype, memory_format), _empty(image, shape, dtype, memory_format)
 
 
-def _optional(rest: tuple[Any, ...]) -> tuple[Tensor | None, Tensor | None]:
-    """image_scale and image_shift from the end of an argument list that may leave them out."""
-    return (rest[0] if rest else None, rest[1] if len(rest) > 1 else None)
-
-
-def _fake_decode(low: Tensor, high: Tensor, *args: Any) -> Tensor:
-    parameters, output_size = args[:_N_PARAMETERS], args[_N_PARAMETERS]
+@one_by_one
+def _fake_decode(
+    low: Tensor, high: Tensor, parameters: DecoderParameters, output_size: Sequence[int]
+) -> Tensor:
     check_decode(low, high, parameters, output_size)
     return _empty(low, (low.shape[0], 3, *output_size), low.dtype, reference.format_of(low))
 
 
+@one_by_one
 def _fake_encode_backward(
-    grad_low: Tensor, grad_high: Tensor, image: Tensor, *args: Any
+    grad_low: Tensor,
+    grad_high: Tensor,
+    image: Tensor,
+    parameters: EncoderParameters,
+    image_scale: Tensor | None,
+    image_shift: Tensor | None,
+    need_image: bool,
+    need_parameters: bool,
+    need_scale: bool,
 ) -> tuple[Tensor, ...]:
-    parameters = args[:_N_PARAMETERS]
-    scale, shift, need_image, need_parameters, need_scale = args[_N_PARAMETERS:]
-    check_encode_backward(grad_low, grad_high, image, parameters, scale, shift)
-    like = parameters[0]
+    check_encode_backward(grad_low, grad_high, image, parameters, image_scale, image_shift)
+    like = parameters.conv1_weight
     if need_image and image.is_floating_point():
         grad_image = _empty(image, tuple(image.shape), image.dtype, reference.format_of(image))
     else:
         grad_image = like.new_empty(0)
     affine = [
-        like.new_empty(0) if t is None else t.new_empty(t.shape if need_scale else 0) for t in (scale, shift)
+        like.new_empty(0) if t is None else t.new_empty(t.shape if need_scale else 0)
+        for t in (image_scale, image_shift)
     ]
     return (grad_image, *_gradients(need_parameters, parameters), *affine)
 
 
-def _fake_decode_backward(grad_image: Tensor, low: Tensor, high: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    parameters = args[:_N_PARAMETERS]
-    need_input, need_parameters = args[_N_PARAMETERS:]
+@one_by_one
+def _fake_decode_backward(
+    grad_image: Tensor,
+    low: Tensor,
+    high: Tensor,
+    parameters: DecoderParameters,
+    need_input: bool,
+    need_parameters: bool,
+) -> tuple[Tensor, ...]:
     check_decode_backward(grad_image, low, high, parameters)
     if need_input:
         memory_format = reference.format_of(low)
@@ -196,27 +124,40 @@ def _fake_conv3x3(
 
 
 def _save_encode(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    scale, shift = _optional(inputs[1 + _N_PARAMETERS :])
-    ctx.save_for_backward(*inputs[: 1 + _N_PARAMETERS], scale, shift)
-    ctx.n_inputs = len(inputs)
+    ctx.save_for_backward(*inputs)
+
+
+@one_by_one
+def _encode_groups(
+    image: bool, parameters: EncoderParameters, image_scale: bool, image_shift: bool
+) -> tuple[bool, bool, bool]:
+    """The three flags of ``wae::encode_backward``, from what each input needs."""
+    return image, any(parameters), image_scale or image_shift
 
 
 def _encode_autograd(ctx: Any, grad_low: Tensor, grad_high: Tensor) -> tuple[Tensor | None, ...]:
-    needs = [*ctx.needs_input_grad, False, False][: 3 + _N_PARAMETERS]
-    groups = (needs[0], any(needs[1 : 1 + _N_PARAMETERS]), any(needs[1 + _N_PARAMETERS :]))
-    gradients = torch.ops.wae.encode_backward(grad_low, grad_high, *ctx.saved_tensors, *groups)
-    return _only(gradients, needs)[: ctx.n_inputs]
+    saved = ctx.saved_tensors  # all inputs, those left out as None
+    needs = [*ctx.needs_input_grad, False, False][: len(saved)]  # which does not count those left out
+    gradients = torch.ops.wae.encode_backward(grad_low, grad_high, *saved, *_encode_groups(*needs))
+    return _only(gradients, needs)
 
 
 def _save_decode(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.save_for_backward(*inputs[: 2 + _N_PARAMETERS])
+    *tensors, _output_size = inputs
+    ctx.save_for_backward(*tensors)
+
+
+@one_by_one
+def _decode_groups(low: bool, high: bool, parameters: DecoderParameters) -> tuple[bool, bool]:
+    """The two flags of ``wae::decode_backward``, from what each input needs."""
+    return low or high, any(parameters)
 
 
 def _decode_autograd(ctx: Any, grad_image: Tensor) -> tuple[Tensor | None, ...]:
-    needs = ctx.needs_input_grad[: 2 + _N_PARAMETERS]
-    groups = (any(needs[:2]), any(needs[2:]))
-    gradients = torch.ops.wae.decode_backward(grad_image, *ctx.saved_tensors, *groups)
-    return (*_only(gradients, needs), None)
+    saved = ctx.saved_tensors
+    needs = ctx.needs_input_grad[: len(saved)]
+    gradients = torch.ops.wae.decode_backward(grad_image, *saved, *_decode_groups(*needs))
+    return (*_only(gradients, needs), None)  # output_size has none
 
 
 def _only(gradients: tuple[Tensor, ...], needs: Any) -> tuple[Tensor | None, ...]:
@@ -257,8 +198,9 @@ def _register_autocast(name: str, device_type: str) -> None:
 
 
 def _register() -> None:
-    _define_reference()
-    _define_tf32_allowed()
+    fallback.define(_library)
+    _library.define("_tf32_allowed() -> bool")  # which the CUDA kernels ask
+    _library.impl("_tf32_allowed", backends.tf32_allowed, "CompositeExplicitAutograd")
     fakes: dict[str, Callable[..., Any]] = {
         "encode": _fake_encode,
         "decode": _fake_decode,

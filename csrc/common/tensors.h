@@ -21,7 +21,7 @@ namespace wae {
 // The trunk channels that the compiled kernels are written for (the published number).
 inline constexpr int64_t kKernelWidth = 16;
 
-// Calls wae::_<op>_reference, which wae_kernels/registration.py implements, with the same arguments.
+// Calls wae::_<op>_reference, which wae_kernels/fallback.py implements, with the same arguments.
 template <class Result, class... Args>
 Result call_reference(const char* op, const Args&... args) {
   constexpr size_t kSlots = std::max(sizeof...(Args), std::tuple_size_v<Result>);

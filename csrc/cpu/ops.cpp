@@ -1,7 +1,7 @@
 // The ops on the processor: check, find the packed weights, cut the work into tasks, run them.
 //
 // What the kernels do not take (float64, other widths than 16, the backend "reference") goes to the ops
-// wae::_<op>_reference, which wae_kernels/registration.py implements.
+// wae::_<op>_reference, which wae_kernels/fallback.py implements.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>

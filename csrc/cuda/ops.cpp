@@ -2,7 +2,7 @@
 //
 // Inputs without a kernel (float64, widths other than 16, more than 2^30 images or pixels a side, GPUs
 // before compute capability 7.5, the backend "reference") go to the ops wae::_<op>_reference, which
-// wae_kernels/registration.py implements.
+// wae_kernels/fallback.py implements.
 
 #include <cuda_runtime_api.h>
 #include <torch/csrc/stable/accelerator.h>

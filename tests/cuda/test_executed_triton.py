@@ -19,6 +19,7 @@ from ptx_machine import Counts, KernelError, load
 from torch import Tensor
 
 from wae_kernels import reference
+from wae_kernels.parameters import DecoderParameters, EncoderParameters
 from wae_kernels.triton.kernels import decode_kernel, encode_kernel
 from wae_kernels.triton.launch import Launch, launch_decode, launch_encode
 from wae_kernels.triton.plan import Device, Tile
@@ -72,7 +73,9 @@ def encode_case(
     """The launch for a small picture, and what it must give."""
     image = LAYOUTS[layout](picture(1, 21, 70, torch.uint8 if of_bytes else dtype))
     parameters, scale_shift = encoder(dtype), affine(of_bytes=of_bytes) if of_bytes else (None, None)
-    launch = launch_encode(image, parameters, *scale_shift, device=device(arch), tile=tile)
+    launch = launch_encode(
+        image, EncoderParameters(*parameters), *scale_shift, device=device(arch), tile=tile
+    )
     return launch, reference.encode(*widened([image, *parameters, *scale_shift]))
 
 
@@ -81,7 +84,7 @@ def decode_case(
 ) -> tuple[Launch, tuple[Tensor, ...]]:
     low, high = (LAYOUTS[layout](picture(1, 11, 35, dtype)) for _ in range(2))
     parameters = decoder(dtype)
-    launch = launch_decode(low, high, parameters, (21, 70), device=device(arch))
+    launch = launch_decode(low, high, DecoderParameters(*parameters), (21, 70), device=device(arch))
     return launch, (reference.decode(*widened([low, high, *parameters]), (21, 70)),)
 
 

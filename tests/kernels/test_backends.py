@@ -11,6 +11,7 @@ import torch
 from cases import Cell, arguments_of
 
 from wae_kernels import backends
+from wae_kernels.parameters import KERNEL_WIDTH
 
 USABLE = [b.name for b in backends.available() if b.available]
 UNUSABLE = [b.name for b in backends.available() if not b.available]
@@ -66,6 +67,13 @@ def test_what_has_no_kernel_runs_the_reference(name: str) -> None:
         assert backends.backend_for("cpu", torch.float64) == "reference"
         assert backends.backend_for("cpu", torch.float32, 8) == "reference"
         assert backends.backend_for("meta") == "reference"
+
+
+def test_the_former_name_of_the_kernels_width_warns() -> None:
+    with pytest.warns(DeprecationWarning, match="WIDTH is wae_kernels.parameters.KERNEL_WIDTH now"):
+        assert backends.WIDTH == KERNEL_WIDTH
+    with pytest.raises(AttributeError, match="has no attribute 'HEIGHT'"):
+        _ = backends.HEIGHT
 
 
 def test_use_puts_the_former_choice_back() -> None:

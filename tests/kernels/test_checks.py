@@ -16,6 +16,7 @@ from wae_kernels.checks import (
     check_encode,
     check_encode_backward,
 )
+from wae_kernels.parameters import DecoderParameters, EncoderParameters
 
 
 def test_the_tables_name_the_schemas_arguments_in_order() -> None:
@@ -50,17 +51,18 @@ def test_what_fits_is_accepted(batch: int, dtype: torch.dtype) -> None:
     for height, width in ((1, 1), (2, 1), (7, 10)):
         low = picture(batch, (height + 1) // 2, (width + 1) // 2, dtype)
         image, scale_shift = picture(batch, height, width, dtype), affine(torch.float64)
-        check_encode(image, encoder(dtype), *scale_shift)
-        check_encode(image.byte(), encoder(dtype), None, scale_shift[1])
-        check_encode_backward(low, low, image, encoder(dtype), None, None)
-        check_decode(low, low, decoder(dtype), (height, width))
-        check_decode_backward(image, low, low, decoder(dtype))
+        parameters = EncoderParameters(*encoder(dtype))
+        check_encode(image, parameters, *scale_shift)
+        check_encode(image.byte(), parameters, None, scale_shift[1])
+        check_encode_backward(low, low, image, parameters, None, None)
+        check_decode(low, low, DecoderParameters(*decoder(dtype)), (height, width))
+        check_decode_backward(image, low, low, DecoderParameters(*decoder(dtype)))
 
 
 def test_the_message_begins_with_the_op() -> None:
     for op in ("encode", "encode_backward"):
         with pytest.raises(RuntimeError, match=rf"^wae::{op}: image must have 3 channels, got 1$"):
-            check_encode(torch.zeros(1, 1, 4, 4), encoder(), None, None, op=op)
+            check_encode(torch.zeros(1, 1, 4, 4), EncoderParameters(*encoder()), None, None, op=op)
 
 
 @pytest.mark.parametrize("op", OPS)

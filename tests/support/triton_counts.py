@@ -15,6 +15,7 @@ from ahead_of_time import compile_launch
 from cases import decoder, encoder, picture
 from test_executed_triton import execute
 
+from wae_kernels.parameters import DecoderParameters, EncoderParameters
 from wae_kernels.triton.kernels import decode_kernel, encode_kernel
 from wae_kernels.triton.launch import Launch, launch_decode, launch_encode
 from wae_kernels.triton.plan import Device, Tile, plan, tiles_for
@@ -41,11 +42,13 @@ def launches(dtype: torch.dtype, size: int, tile: Tile | None = None) -> dict[st
     return {
         "encode": (
             encode_kernel,
-            launch_encode(picture(1, size, size, dtype), encoder(dtype), device=gpu, tile=tile),
+            launch_encode(
+                picture(1, size, size, dtype), EncoderParameters(*encoder(dtype)), device=gpu, tile=tile
+            ),
         ),
         "decode": (
             decode_kernel,
-            launch_decode(*halves, decoder(dtype), (size, size), device=gpu, tile=tile),
+            launch_decode(*halves, DecoderParameters(*decoder(dtype)), (size, size), device=gpu, tile=tile),
         ),
     }
 

@@ -11,10 +11,12 @@ import torch
 import triton
 from torch import Tensor
 
+from wae_kernels.backends import tf32_allowed
+from wae_kernels.checks import half_size
+from wae_kernels.parameters import DecoderParameters, EncoderParameters, Parameters
 from wae_kernels.reference import format_of
-from wae_kernels.registration import tf32_allowed
 
-from . import tuning
+from . import stored
 from .plan import CHANNELS, Device, Plan, Tile, plan
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
@@ -71,7 +73,7 @@ def _dense(parameters: Sequence[Tensor]) -> tuple[list[Tensor], bool]:
 def _launch(
     op: str,
     inputs: Sequence[Tensor],
-    parameters: Sequence[Tensor],
+    parameters: Parameters,
     affine: Sequence[Tensor | None],
     outputs: tuple[Tensor, ...],
     shape: Sequence[int],
@@ -82,7 +84,7 @@ def _launch(
     like = dense[0]
     device = device or device_of(like.device)
     precision = precision_of(like.dtype)
-    tile = tile or tuning.choice(op, device, precision, shape)
+    tile = tile or stored.choice(op, device, precision, shape)
     chosen = plan(shape[0], shape[2], shape[3], precision, device, [tile] if tile else ())
     slab = like.new_empty(chosen.slab_elements)
     strides = [stride for tensor in (*inputs, outputs[0]) for stride in tensor.stride()]
@@ -104,7 +106,7 @@ def _launch(
 
 def launch_encode(
     image: Tensor,
-    parameters: Sequence[Tensor],
+    parameters: EncoderParameters,
     image_scale: Tensor | None = None,
     image_shift: Tensor | None = None,
     device: Device | None = None,
@@ -117,14 +119,21 @@ def launch_encode(
     """
     affine = [None if t is None else t.contiguous() for t in (image_scale, image_shift)]
     return _launch(
-        "encode", [image], parameters, affine, halves(image, parameters[0]), image.shape, device, tile
+        "encode",
+        [image],
+        parameters,
+        affine,
+        halves(image, parameters.conv1_weight),
+        image.shape,
+        device,
+        tile,
     )
 
 
 def launch_decode(
     low: Tensor,
     high: Tensor,
-    parameters: Sequence[Tensor],
+    parameters: DecoderParameters,
     output_size: Sequence[int],
     device: Device | None = None,
     tile: Tile | None = None,
@@ -136,7 +145,7 @@ def launch_decode(
 
 def halves(image: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
     """Empty ``low`` and ``high`` of an image, in the dtype of ``like`` and the image's memory format."""
-    shape = (image.shape[0], 3, (image.shape[2] + 1) // 2, (image.shape[3] + 1) // 2)
+    shape = (image.shape[0], 3, *half_size(image))
     low = torch.empty(shape, dtype=like.dtype, device=image.device, memory_format=format_of(image))
     return low, torch.empty_like(low)
 

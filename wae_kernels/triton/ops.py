@@ -8,6 +8,7 @@ GPU, are what has gradients and autocast.
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,81 +16,117 @@ import torch
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
-from wae_kernels import _load, reference
-from wae_kernels.checks import DECODER_SHAPES, ENCODER_SHAPES, check_decode, check_encode
+from wae_kernels import reference
+from wae_kernels.checks import check_decode, check_encode
+from wae_kernels.parameters import DecoderParameters, EncoderParameters, one_by_one, width_of
 
 from .kernels import decode_kernel, encode_kernel
-from .launch import INTERPRETED, halves, has_kernel, launch_decode, launch_encode, picture
+from .launch import INTERPRETED, Launch, halves, has_kernel, launch_decode, launch_encode, picture
 from .plan import Tile
 
-_CONV1 = list(DECODER_SHAPES).index("conv1_weight")
+
+def _start(kernel: Any, launch: Launch, device: torch.device) -> None:
+    # Triton launches on the current device, whatever the arguments'.
+    on = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+    with on:
+        kernel[(launch.plan.programs,)](*launch.arguments, **launch.options)
 
 
-def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Triton launches on the current device, whatever the arguments'."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-
-
-def _split_encode(args: Sequence[Any]) -> tuple[Sequence[Tensor], Tensor | None, Tensor | None]:
-    """The parameters, image_scale and image_shift, out of what follows the image."""
-    scale, shift = (*args[len(ENCODER_SHAPES) :], None, None)[:2]
-    return args[: len(ENCODER_SHAPES)], scale, shift
-
-
-def encode(image: Tensor, *args: Any, tile: Tile | None = None) -> tuple[Tensor, Tensor]:
+@one_by_one
+def encode(
+    image: Tensor,
+    parameters: EncoderParameters,
+    image_scale: Tensor | None = None,
+    image_shift: Tensor | None = None,
+    *,
+    op: str = "encode",
+    kernel: Any = encode_kernel,
+    tile: Tile | None = None,
+) -> tuple[Tensor, Tensor]:
     """``wae::encode`` through Triton; through the reference where the kernels do not run such parameters.
 
-    ``tile`` overrides the plan's, for tests and for tuning.
+    ``op`` is the name that errors begin with, ``kernel`` what is launched, for tracers, and ``tile``
+    overrides the plan's, for tests and for tuning.
     """
-    parameters, scale, shift = _split_encode(args)
-    check_encode(image, parameters, scale, shift, op="encode_triton")
-    if not has_kernel(image.device, parameters[0].dtype, parameters[0].shape[0]):
-        return reference.encode(image, *args)
+    weight = parameters.conv1_weight
+    check_encode(image, parameters, image_scale, image_shift, op=op)
+    if not has_kernel(image.device, weight.dtype, width_of(parameters)):
+        return reference.encode(image, *parameters, image_scale, image_shift)  # type: ignore[no-any-return]
     if image.shape[0] == 0:
-        return halves(image, parameters[0])
-    launch = launch_encode(image, parameters, scale, shift, tile=tile)
-    kernel = encode_kernel if INTERPRETED else wrap_triton(encode_kernel)
-    with _on(image.device):
-        kernel[(launch.plan.programs,)](*launch.arguments, **launch.options)
+        return halves(image, weight)
+    launch = launch_encode(image, parameters, image_scale, image_shift, tile=tile)
+    _start(kernel, launch, image.device)
     low, high = launch.outputs
     return low, high
 
 
-def decode(low: Tensor, high: Tensor, *args: Any, tile: Tile | None = None) -> Tensor:
+@one_by_one
+def decode(
+    low: Tensor,
+    high: Tensor,
+    parameters: DecoderParameters,
+    output_size: Sequence[int],
+    *,
+    op: str = "decode",
+    kernel: Any = decode_kernel,
+    tile: Tile | None = None,
+) -> Tensor:
     """``wae::decode``, as :func:`encode` is ``wae::encode``."""
-    *parameters, output_size = args
-    check_decode(low, high, parameters, output_size, op="decode_triton")
-    if not has_kernel(low.device, low.dtype, parameters[_CONV1].shape[0]):
-        return reference.decode(low, high, *args)
+    check_decode(low, high, parameters, output_size, op=op)
+    if not has_kernel(low.device, low.dtype, width_of(parameters)):
+        return reference.decode(low, high, *parameters, output_size)  # type: ignore[no-any-return]
     if low.shape[0] == 0:
         return picture(low, output_size)
     launch = launch_decode(low, high, parameters, output_size, tile=tile)
-    kernel = decode_kernel if INTERPRETED else wrap_triton(decode_kernel)
-    with _on(low.device):
-        kernel[(launch.plan.programs,)](*launch.arguments, **launch.options)
+    _start(kernel, launch, low.device)
     return launch.outputs[0]
+
+
+# The same as ops. torch's tracers decompose them and must see the launch: that is what wrap_triton is for. It
+# costs a call half a millisecond and an entry in a table that is never emptied, so nothing else goes there.
+
+
+def _encode_op(*args: Any) -> tuple[Tensor, Tensor]:
+    kernel = encode_kernel if INTERPRETED else wrap_triton(encode_kernel)
+    return encode(*args, op="encode_triton", kernel=kernel)  # type: ignore[no-any-return]
+
+
+def _decode_op(*args: Any) -> Tensor:
+    kernel = decode_kernel if INTERPRETED else wrap_triton(decode_kernel)
+    return decode(*args, op="decode_triton", kernel=kernel)  # type: ignore[no-any-return]
 
 
 # Without these, triton_op would trace the functions above, which ask the device for its properties.
 
 
-def _fake_encode(image: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-    parameters, scale, shift = _split_encode(args)
-    check_encode(image, parameters, scale, shift, op="encode_triton")
-    return halves(image, parameters[0])
+@one_by_one
+def _fake_encode(
+    image: Tensor,
+    parameters: EncoderParameters,
+    image_scale: Tensor | None = None,
+    image_shift: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    check_encode(image, parameters, image_scale, image_shift, op="encode_triton")
+    return halves(image, parameters.conv1_weight)
 
 
-def _fake_decode(low: Tensor, high: Tensor, *args: Any) -> Tensor:
-    *parameters, output_size = args
+@one_by_one
+def _fake_decode(
+    low: Tensor, high: Tensor, parameters: DecoderParameters, output_size: Sequence[int]
+) -> Tensor:
     check_decode(low, high, parameters, output_size, op="decode_triton")
     return picture(low, output_size)
 
 
 def _register() -> None:
-    """Define the ops, with the schemas of ``wae::encode`` and ``wae::decode``."""
-    schemas = {name: rest for name, _, rest in (s.partition("(") for s in _load.schemas())}
-    for name, function, fake in (("encode", encode, _fake_encode), ("decode", decode, _fake_decode)):
-        op: Any = triton_op(f"wae::{name}_triton", function, mutates_args=(), schema=f"({schemas[name]}")
+    """Define the ops, with the schemas that the fakes' signatures say."""
+    ops: list[tuple[str, Any, Any]] = [
+        ("encode", _encode_op, _fake_encode),
+        ("decode", _decode_op, _fake_decode),
+    ]
+    for name, function, fake in ops:
+        function.__signature__ = inspect.signature(fake)
+        op: Any = triton_op(f"wae::{name}_triton", function, mutates_args=())
         op.register_fake(fake)
 
 

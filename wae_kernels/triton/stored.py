@@ -1,4 +1,4 @@
-"""Tuning on demand: the choice of tile that :func:`tune` measured to be best, kept in a file.
+"""The file of tiles that tuning found to be best.
 
 Nothing is ever measured at a first use; without a stored choice the plan decides. The file is
 ``$WAE_TRITON_TILES``, else ``wae_kernels/triton_tiles.json`` in the user's cache folder.
@@ -11,12 +11,9 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
-
-import triton
 
 from .plan import PRECISIONS, Device, Tile, tiles_for
 
@@ -30,7 +27,7 @@ def path() -> Path:
 
 
 def candidates(precision: str) -> list[Tile]:
-    """What :func:`tune` tries: the short lists of all GPUs, without and with Triton's software pipeline."""
+    """The tiles that tuning tries: the short lists of all GPUs, without and with Triton's pipeline."""
     tiles = dict.fromkeys(tiles_for(precision, 80) + tiles_for(precision, 90))
     return list(dict.fromkeys(replace(t, stages=stages) for t in tiles for stages in (1, 2)))
 
@@ -64,7 +61,7 @@ def _read(file: Path) -> dict[str, dict[str, int]]:
 
 @functools.cache
 def _tiles(file: Path) -> dict[str, Tile]:
-    """The stored choices that this version knows. A file that cannot be read is told of once."""
+    """The stored choices that this version knows. A file that cannot be read is reported once."""
     try:
         entries = _read(file)
     except (OSError, ValueError) as error:
@@ -90,37 +87,3 @@ def store(name: str, tile: Tile) -> None:
         json.dump(entries, temporary, indent=1)
     os.replace(temporary.name, file)
     _tiles.cache_clear()
-
-
-def tune(op: str, *args: Any, measure: Callable[[Callable[[], object]], float] | None = None) -> Tile:
-    """Time every candidate on one call of ``wae::encode`` or ``wae::decode``; store and return the fastest.
-
-    Compiles all candidates, which takes minutes. Later launches of that op on such a device, with such
-    numbers, on pictures whose sizes round up to the same powers of two use the stored tile, in every process.
-
-    Args:
-        op: "encode" or "decode".
-        args: the op's arguments, with at least one picture.
-        measure: takes a function of no arguments and returns its time; by default Triton's ``do_bench``.
-
-    Raises:
-        ValueError: ``op`` is neither, or there is nothing to tune: no picture, or no kernel for it.
-    """
-    from . import launch, ops
-
-    if op not in ("encode", "decode"):
-        raise ValueError(f"op must be encode or decode, got {op!r}")
-    function = getattr(ops, op)
-    function(*args)  # checks them
-    first, conv1_weight = args[0], args[1 if op == "encode" else 6]
-    shape = first.shape if op == "encode" else (first.shape[0], 3, *args[-1])
-    if shape[0] == 0 or not launch.has_kernel(first.device, conv1_weight.dtype, conv1_weight.shape[0]):
-        raise ValueError(
-            f"tune needs a picture, and parameters that {op}_triton has a kernel for; got {shape[0]} "
-            f"pictures and {conv1_weight.dtype} of width {conv1_weight.shape[0]} on {first.device}"
-        )
-    time = measure or triton.testing.do_bench
-    precision = launch.precision_of(conv1_weight.dtype)
-    best = min(candidates(precision), key=lambda tile: time(functools.partial(function, *args, tile=tile)))
-    store(key(op, launch.device_of(first.device), precision, shape), best)
-    return best

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from wae_kernels.backends import WIDTH
 from wae_kernels.nn import Decoder, Encoder
+from wae_kernels.parameters import KERNEL_WIDTH
 
 
 class Decomposed(NamedTuple):
@@ -34,7 +34,7 @@ class AutoEncoder(nn.Module):
     image_scale: Tensor
     image_shift: Tensor
 
-    def __init__(self, width: int = WIDTH) -> None:
+    def __init__(self, width: int = KERNEL_WIDTH) -> None:
         super().__init__()
         self.encoder = Encoder(width)
         self.decoder = Decoder(width)

@@ -1,0 +1,72 @@
+"""The door between an op's flat arguments and the ten tensors as one value."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+from cases import decoder, encoder
+from torch import Tensor
+
+from wae_kernels import nn, reference
+from wae_kernels.parameters import DecoderParameters, EncoderParameters, Parameters, one_by_one, width_of
+
+
+def test_the_fields_are_the_schemas_arguments_in_order() -> None:
+    for op, kind in (("encode", EncoderParameters), ("decode", DecoderParameters)):
+        for schema in (op, f"{op}_backward"):
+            names = [a.name for a in getattr(torch.ops.wae, schema).default._schema.arguments]
+            first = names.index(kind._fields[0])
+            assert tuple(names[first : first + 10]) == kind._fields
+
+
+def test_the_trunk_is_the_modules_consecutive_layers() -> None:
+    for module, kind in ((nn.Encoder(), EncoderParameters), (nn.Decoder(), DecoderParameters)):
+        state = {name.replace(".", "_"): tensor for name, tensor in module.named_parameters()}
+        parameters: Parameters = kind(**state)
+        layers = [module.conv1, module.conv2, module.conv3][: len(parameters.trunk) // 2]
+        tensors = [t for layer in layers for t in (layer.weight, layer.bias)]
+        assert all(a is b for a, b in zip(parameters.trunk, tensors, strict=True))
+
+
+@pytest.mark.parametrize("width", [1, 16])
+def test_width(width: int) -> None:
+    assert width_of(EncoderParameters(*encoder(width=width))) == width
+    assert width_of(DecoderParameters(*decoder(width=width))) == width
+    assert width_of(EncoderParameters(torch.tensor(1.0), *encoder()[1:])) == 0
+
+
+@one_by_one
+def example(image: Tensor, parameters: EncoderParameters, scale: int = 1, *, bias: bool = False) -> object:
+    """An example."""
+    return image, parameters, scale, bias
+
+
+def test_the_ten_may_be_given_in_any_way() -> None:
+    ten = encoder()
+    image, parameters = torch.zeros(1), EncoderParameters(*ten)
+    named = dict(zip(EncoderParameters._fields, ten, strict=True))
+    given = [
+        example(image, *ten, 2, bias=True),
+        example(image, *ten, scale=2, bias=True),
+        example(image, *ten[:4], **dict(list(named.items())[4:]), scale=2, bias=True),
+        example(image=image, **named, scale=2, bias=True),
+    ]
+    for got in given:
+        assert got[0] is image
+        assert all(a is b for a, b in zip(got[1], parameters, strict=True))
+        assert got[2:] == (2, True)
+
+
+def test_a_tensor_too_few_is_an_error() -> None:
+    with pytest.raises(TypeError, match="high_bias"):
+        example(torch.zeros(1), *encoder()[:9])
+
+
+def test_the_signature_names_the_ten() -> None:
+    names = list(inspect.signature(example).parameters)
+    assert names == ["image", *EncoderParameters._fields, "scale", "bias"]
+    for op in ("encode", "decode", "encode_backward", "decode_backward"):
+        schema = [a.name for a in getattr(torch.ops.wae, op).default._schema.arguments]
+        assert list(inspect.signature(getattr(reference, op)).parameters) == schema

@@ -1,0 +1,92 @@
+"""What runs the ops where no compiled kernel does: Triton's kernels where they are to, else the reference.
+
+``wae::_<op>_reference`` is where the compiled kernels hand over what they do not take: float64, widths other
+than 16, and everything while another backend is chosen. The same function is the op's own kernel on every
+device that has no compiled one.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _load, backends, reference
+from .parameters import DecoderParameters, EncoderParameters, one_by_one, width_of
+
+
+def _triton_runs(like: Tensor, parameters: EncoderParameters | DecoderParameters) -> bool:
+    dtype = parameters.conv1_weight.dtype
+    return backends.backend_for(like.device, dtype, width_of(parameters)) == "triton"
+
+
+@one_by_one
+def encode(
+    image: Tensor,
+    parameters: EncoderParameters,
+    image_scale: Tensor | None = None,
+    image_shift: Tensor | None = None,
+) -> Any:
+    """``wae::encode`` without a compiled kernel."""
+    function = reference.encode
+    if _triton_runs(image, parameters):
+        from . import triton
+
+        function = triton.encode
+    return function(image, *parameters, image_scale, image_shift)
+
+
+@one_by_one
+def decode(low: Tensor, high: Tensor, parameters: DecoderParameters, output_size: Sequence[int]) -> Any:
+    """``wae::decode`` without a compiled kernel."""
+    function = reference.decode
+    if _triton_runs(low, parameters):
+        from . import triton
+
+        function = triton.decode
+    return function(low, high, *parameters, output_size)
+
+
+KERNELS: dict[str, Callable[..., Any]] = {
+    "encode": encode,
+    "decode": decode,
+    "encode_backward": reference.encode_backward,
+    "decode_backward": reference.decode_backward,
+    "conv3x3_pack": reference.conv3x3_pack,
+    "conv3x3": reference.conv3x3,
+}
+
+
+def _warn_first(function: Callable[..., Any], pending: list[str]) -> Callable[..., Any]:
+    """``function``; whichever such function is called first reports the message in ``pending``, once."""
+
+    def warned(*args: Any, **kwargs: Any) -> Any:
+        if pending:
+            warnings.warn(pending.pop(), RuntimeWarning, stacklevel=3)
+        return function(*args, **kwargs)
+
+    return warned
+
+
+def define(library: torch.library.Library) -> None:
+    """Define ``wae::_<op>_reference`` for every op, and register it for devices without a compiled kernel.
+
+    Where the compiled library is missing, the ops themselves are defined here; the first call says so.
+    """
+    missing = _load.CPU.library is None
+    why = (
+        f"wae_kernels runs on plain PyTorch operators: the compiled library is missing, because "
+        f"{_load.CPU.why_not}. `wae info` tells more."
+    )
+    pending = [why]
+    for schema in _load.schemas():
+        name = schema.partition("(")[0]
+        if missing:
+            library.define(schema)
+        kernel = KERNELS[name]
+        library.define(f"_{name}_reference{schema[len(name) :]}")
+        library.impl(f"_{name}_reference", kernel, "CompositeExplicitAutograd")
+        library.impl(name, _warn_first(kernel, pending) if missing else kernel, "CompositeExplicitAutograd")

@@ -1,0 +1,102 @@
+"""The ten tensors of an encoder or a decoder as one value.
+
+The ops take them one by one, because a schema has no structures. :func:`one_by_one` is the door between the
+two: behind it, nobody counts arguments.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import typing
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+KERNEL_WIDTH = 16
+"""The number of trunk channels that the compiled kernels are written for (the published one)."""
+
+
+class EncoderParameters(NamedTuple):
+    """An encoder's tensors, in the order of ``wae::encode``. docs/network.md has the layers."""
+
+    conv1_weight: Tensor
+    conv1_bias: Tensor
+    conv2_weight: Tensor
+    conv2_bias: Tensor
+    conv3_weight: Tensor
+    conv3_bias: Tensor
+    low_weight: Tensor
+    low_bias: Tensor
+    high_weight: Tensor
+    high_bias: Tensor
+
+    @property
+    def trunk(self) -> tuple[Tensor, ...]:
+        """Weight, bias, weight, ... of the layers with ReLU."""
+        return (
+            *(self.conv1_weight, self.conv1_bias),
+            *(self.conv2_weight, self.conv2_bias),
+            *(self.conv3_weight, self.conv3_bias),
+        )
+
+
+class DecoderParameters(NamedTuple):
+    """A decoder's tensors, in the order of ``wae::decode``. docs/network.md has the layers."""
+
+    low_weight: Tensor
+    low_bias: Tensor
+    high_weight: Tensor
+    high_bias: Tensor
+    conv1_weight: Tensor
+    conv1_bias: Tensor
+    conv2_weight: Tensor
+    conv2_bias: Tensor
+    conv3_weight: Tensor
+    conv3_bias: Tensor
+
+    @property
+    def trunk(self) -> tuple[Tensor, ...]:
+        """Weight, bias, weight, ... of the layers with ReLU that follow the transposed ones."""
+        return (self.conv1_weight, self.conv1_bias, self.conv2_weight, self.conv2_bias)
+
+
+Parameters = EncoderParameters | DecoderParameters
+
+
+def width_of(parameters: Parameters) -> int:
+    """The channels of the trunk; 0 for a ``conv1_weight`` that has no dimensions."""
+    weight = parameters.conv1_weight
+    return weight.shape[0] if weight.dim() > 0 else 0
+
+
+def one_by_one(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function``, which has an argument ``parameters``, with the op's flat argument list.
+
+    The ten tensors stand where ``parameters`` stood, in its type's order and under its fields' names. The
+    signature says so, too.
+    """
+    signature = inspect.signature(function)
+    hints = typing.get_type_hints(function)
+    kind = hints["parameters"]
+    names = list(signature.parameters)
+    at, count = names.index("parameters"), len(kind._fields)
+
+    @functools.wraps(function)
+    def flat(*args: Any, **kwargs: Any) -> Any:
+        named = {name: kwargs.pop(name) for name in kind._fields if name in kwargs} if kwargs else {}
+        if named and len(args) < at:  # everything is named, what stands before the ten as well
+            args = (*args, *(kwargs.pop(name) for name in names[len(args) : at]))
+        parameters = kind(*args[at : at + count], **named)
+        return function(*args[:at], parameters, *args[at + count :], **kwargs)
+
+    tensors = [
+        inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Tensor)
+        for name in kind._fields
+    ]
+    own = [p.replace(annotation=hints.get(p.name, p.annotation)) for p in signature.parameters.values()]
+    flat.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [*own[:at], *tensors, *own[at + 1 :]], return_annotation=hints.get("return", Any)
+    )
+    return flat

@@ -1,0 +1,66 @@
+"""Tuning on demand: time every tile on a call, and store the fastest for every later one."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import triton
+
+from wae_kernels.parameters import DecoderParameters, EncoderParameters, Parameters, one_by_one, width_of
+
+from . import launch, ops, stored
+from .plan import Tile
+
+
+@one_by_one
+def _encode_subject(
+    image: Any, parameters: EncoderParameters, image_scale: Any = None, image_shift: Any = None
+) -> tuple[Any, Parameters]:
+    """The shape at full resolution, and the parameters, of a call of ``wae::encode``."""
+    return image.shape, parameters
+
+
+@one_by_one
+def _decode_subject(
+    low: Any, high: Any, parameters: DecoderParameters, output_size: Any
+) -> tuple[Any, Parameters]:
+    return (low.shape[0], 3, *output_size), parameters
+
+
+_OPS = {"encode": (ops.encode, _encode_subject), "decode": (ops.decode, _decode_subject)}
+
+
+def tune(op: str, *args: Any, measure: Callable[[Callable[[], object]], float] | None = None) -> Tile:
+    """Time every candidate on one call of ``wae::encode`` or ``wae::decode``; store and return the fastest.
+
+    Compiles all candidates, which takes minutes. Later launches of that op on such a device, with such
+    numbers, on images whose sizes round up to the same powers of two use the stored tile, in every process.
+
+    Args:
+        op: "encode" or "decode".
+        args: the op's arguments, with at least one image.
+        measure: takes a function of no arguments and returns its time; by default Triton's ``do_bench``.
+
+    Raises:
+        ValueError: ``op`` is neither, or there is nothing to tune: no image, or no kernel for it.
+    """
+    if op not in _OPS:
+        raise ValueError(f"op must be encode or decode, got {op!r}")
+    function, subject = _OPS[op]
+    function(*args)  # checks them
+    shape, parameters = subject(*args)
+    weight, width = parameters.conv1_weight, width_of(parameters)
+    if shape[0] == 0 or not launch.has_kernel(weight.device, weight.dtype, width):
+        raise ValueError(
+            f"tune needs an image, and parameters that {op}_triton has a kernel for; got {shape[0]} "
+            f"images and {weight.dtype} of width {width} on {weight.device}"
+        )
+    time = measure or triton.testing.do_bench
+    precision = launch.precision_of(weight.dtype)
+    best = min(
+        stored.candidates(precision), key=lambda tile: time(functools.partial(function, *args, tile=tile))
+    )
+    stored.store(stored.key(op, launch.device_of(weight.device), precision, shape), best)
+    return best
