@@ -17,8 +17,8 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
-import wae_kernels
 from wae.commands.shared import complain
 from wae.errors import WaeError
 
@@ -29,6 +29,7 @@ COMMANDS = (
     "predict",
     "export",
     "info",
+    "selftest",
     "train",
     "eval",
     "train-autoencoder",
@@ -43,6 +44,7 @@ _OPTIONAL = {
     "PIL": "Pillow",
     "google": "protobuf",
     "rich": "rich",
+    "shtab": "shtab",
     "safetensors": "safetensors",
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",
@@ -52,9 +54,10 @@ _OPTIONAL = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with ``arguments`` (default: the process's) and return the exit status."""
-    options = _parser().parse_args(arguments)
-    warnings.filterwarnings("ignore", module=r"PIL\b")  # of odd files; what cannot be used is an error anyway
     try:
+        options = _parser().parse_args(arguments)
+        warnings.filterwarnings("ignore", module=r"PIL\b")  # of odd files; an unusable one is an error anyway
+        _check_backend()
         return int(options.run(options))
     except (WaeError, FileExistsError) as error:
         return complain(str(error))
@@ -72,12 +75,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return complain("interrupted", 130)
 
 
+def _check_backend() -> None:
+    """Import the ops, so that a wrong ``WAE_BACKEND`` is one line and not a traceback."""
+    try:
+        import wae_kernels  # noqa: F401
+    except ValueError as error:
+        raise WaeError(f"WAE_BACKEND: {error}") from None
+
+
+class _Completion(argparse.Action):
+    """``--print-completion SHELL``, by shtab, which need not be installed."""
+
+    def __call__(self, parser: argparse.ArgumentParser, _: object, shell: Any, *__: object) -> None:
+        import shtab
+
+        print(shtab.complete(parser, shell))
+        parser.exit()
+
+
+class _Version(argparse.Action):
+    """``--version``; the package that knows it imports torch, so only here."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        import wae_kernels
+
+        print(f"wae {wae_kernels.__version__}")
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="wae",
         description="Split images with a wavelet-like auto-encoder, join them again, and classify them.",
     )
-    parser.add_argument("--version", action="version", version=f"wae {wae_kernels.__version__}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    parser.add_argument(
+        "--print-completion",
+        action=_Completion,
+        choices=("bash", "zsh", "tcsh"),
+        metavar="SHELL",
+        help="print the completion of this command for bash, zsh or tcsh, and exit",
+    )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name in COMMANDS:
         command = importlib.import_module(f"wae.commands.{name.replace('-', '_')}")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from wae.errors import WaeError
 
@@ -14,6 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from wae.models.autoencoder import AutoEncoder
+
+_N = TypeVar("_N", int, float)
 
 
 class Failure(WaeError):
@@ -40,10 +45,46 @@ def add_force(parser: argparse.ArgumentParser) -> None:
 
 def positive(text: str) -> int:
     """An argparse type: an integer, 1 or more."""
-    value = int(text)
-    if value < 1:
-        raise ValueError(text)
+    return _number(int, text, "a whole number from 1", lambda value: value >= 1)
+
+
+def whole(text: str) -> int:
+    """An argparse type: an integer, 0 or more."""
+    return _number(int, text, "a whole number from 0", lambda value: value >= 0)
+
+
+def seconds(text: str) -> float:
+    """An argparse type: a number of seconds, from 0 to an hour."""
+    return _number(float, text, "seconds from 0 to 3600", lambda value: 0 <= value <= 3600)
+
+
+def _number(kind: Callable[[str], _N], text: str, needs: str, fits: Callable[[_N], bool]) -> _N:
+    try:
+        value = kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"needs {needs}, got {text!r}") from None
+    if not fits(value):
+        raise argparse.ArgumentTypeError(f"needs {needs}, got {text}")
     return value
+
+
+@contextmanager
+def seconds_bar(what: str, total: float) -> Iterator[Callable[[], None]]:
+    """A bar for work that ends after ``total`` seconds; it moves when the function that it yields is called.
+
+    It is on stderr, and only where that is a terminal.
+    """
+    if not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    start = time.monotonic()
+    columns = (TextColumn(what), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda: bar.update(task, completed=time.monotonic() - start)
 
 
 def console() -> Console:

@@ -1,0 +1,73 @@
+"""``wae selftest``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from . import shared
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.table import Table
+
+    from wae.experiments.selftest import Row
+
+HELP = "check every op on every backend of this machine against float64"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command line."""
+    parser.add_argument(
+        "--seconds", type=shared.seconds, default=20.0, metavar="S", help="time to spend (default: 20)"
+    )
+    parser.add_argument(
+        "--first", type=shared.whole, default=0, metavar="N", help="number of the first problem (default: 0)"
+    )
+    parser.add_argument("--only", type=shared.whole, metavar="N", help="run problem N and no other")
+    parser.add_argument("--json", action="store_true", help="print the table as JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run random problems and print the table; 1 if an op was wrong."""
+    from wae.experiments import selftest
+
+    with shared.seconds_bar("checking", options.seconds) as advance:
+        rows: list[Row] = []
+        for rows in selftest.run(options.seconds, options.first, options.only):  # noqa: B007 (the last counts)
+            advance()
+    if options.json:
+        print(json.dumps([asdict(row) for row in rows], indent=1))
+    else:
+        shared.console().print(_table(rows))
+    failed = [row for row in rows if row.failures]
+    for row in failed:
+        for failure in row.failures[:3]:
+            shared.complain(f"{row.op} in {row.dtype} on {row.backend}: problem {failure}")
+    if failed:
+        shared.complain(
+            "please report this with what `wae info` prints; --only N runs problem N again, on any machine"
+        )
+    return int(bool(failed))
+
+
+def _table(rows: Sequence[Row]) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    title = "Largest ||out - ref|| / ||ref|| of all calls, ref in float64"
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1))
+    for name in ("backend", "op", "dtype", "calls", "error", "of limit", ""):
+        table.add_column(name, justify="right" if name in ("calls", "error", "of limit") else "left")
+    before = rows[0].backend
+    for row in rows:
+        if row.backend != before:
+            table.add_section()
+        before = row.backend
+        verdict = "[bold red]WRONG[/]" if row.failures else "ok"
+        numbers = (str(row.calls), f"{row.error:.1e}", f"{row.share:.0%}")
+        table.add_row(row.backend, row.op, row.dtype, *numbers, verdict)
+    return table

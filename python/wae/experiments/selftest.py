@@ -1,0 +1,240 @@
+"""``wae selftest``: every op on every backend of this machine, on random problems, against float64.
+
+A problem is a pure function of its number, so that a failure which somebody reports can be run
+elsewhere. An op may be wrong by the limit of docs/network.md, plus what the float64 result itself
+changes by when the inputs change by a quarter of that limit: sums that cancel, and activations at a
+ReLU's kink, are no faults.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from wae_kernels import backends, reference
+from wae_kernels.nn import Decoder, Encoder
+
+OPS = ("encode", "decode", "encode_backward", "decode_backward", "conv3x3")
+LIMITS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
+"""Of docs/network.md, for the arithmetic of the compiled kernels."""
+
+_LONGEST_SIDE = 40
+_DRAWS = 2
+"""How often the inputs are changed to find out how far the float64 result depends on their rounding."""
+
+
+class Problem(NamedTuple):
+    """One call: the op, its floating-point tensors and all else that it takes, in order."""
+
+    op: str
+    number: int
+    dtype: torch.dtype
+    arguments: tuple[Any, ...]
+    description: str
+
+
+@dataclass
+class Row:
+    """What came of an op on a backend in one dtype.
+
+    ``error`` is the largest of ``||out - ref|| / ||ref||``, ``share`` the largest part of the allowed error
+    that was used; above 1 the op is wrong. ``failures`` names the problems, by number.
+    """
+
+    backend: str
+    op: str
+    dtype: str
+    calls: int = 0
+    error: float = 0.0
+    share: float = 0.0
+    failures: list[str] = field(default_factory=list)
+
+
+def devices() -> list[tuple[str, str]]:
+    """Every backend that runs here, and the device that it runs on."""
+    usable = [backend.name for backend in backends.available() if backend.available]
+    return [(name, "cuda" if name in ("cuda", "triton") else "cpu") for name in usable]
+
+
+def problem(number: int, op: str, dtype: torch.dtype) -> Problem:
+    """Problem ``number`` of an op: sizes, memory layouts, batch and numbers drawn from that alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(number)
+        batch, height, width = (int(torch.randint(1, n, ())) for n in (4, _LONGEST_SIDE, _LONGEST_SIDE))
+        layout = ("contiguous", "channels_last", "sliced")[int(torch.randint(3, ()))]
+        arguments = _ARGUMENTS[op](batch, height, width, layout)
+    arguments = tuple(a.to(dtype) if _is_floating(a) else a for a in arguments)
+    return Problem(op, number, dtype, arguments, f"{batch} x {height} x {width}, {layout}")
+
+
+def _images(batch: int, channels: int, height: int, width: int, layout: str) -> Tensor:
+    if layout == "sliced":
+        return torch.randn(batch, channels, height + 3, width + 2)[:, :, 1:-2, 2:]
+    images = torch.randn(batch, channels, height, width)
+    return images.contiguous(memory_format=torch.channels_last) if layout == "channels_last" else images
+
+
+def _parameters(module: Encoder | Decoder) -> list[Tensor]:
+    """Random ones under which activations keep the variance of the input."""
+    layers = [(module.get_parameter(f"{name}.weight"), name) for name, _ in module.named_children()]
+    tensors: list[Tensor] = []
+    for weight, name in layers:
+        fan_in = weight[0].numel() if name.startswith("conv") or isinstance(module, Encoder) else 6 * 9 / 4
+        tensors += [torch.randn_like(weight) * (2 / fan_in) ** 0.5]
+        tensors += [0.5 * torch.randn_like(module.get_parameter(f"{name}.bias"))]
+    return tensors
+
+
+def _encode(batch: int, height: int, width: int, layout: str) -> tuple[Any, ...]:
+    scale, shift = torch.rand(3) + 0.5, torch.randn(3)
+    return (_images(batch, 3, height, width, layout), *_parameters(Encoder()), scale, shift)
+
+
+def _decode(batch: int, height: int, width: int, layout: str) -> tuple[Any, ...]:
+    halves = [_images(batch, 3, (height + 1) // 2, (width + 1) // 2, layout) for _ in range(2)]
+    return (*halves, *_parameters(Decoder()), (height, width))
+
+
+def _encode_backward(batch: int, height: int, width: int, layout: str) -> tuple[Any, ...]:
+    gradients = [_images(batch, 3, (height + 1) // 2, (width + 1) // 2, "contiguous") + 1 for _ in range(2)]
+    return (*gradients, *_encode(batch, height, width, layout), True, True, True)
+
+
+def _decode_backward(batch: int, height: int, width: int, layout: str) -> tuple[Any, ...]:
+    *tensors, _ = _decode(batch, height, width, layout)
+    return (_images(batch, 3, height, width, "contiguous") + 1, *tensors, True, True)
+
+
+def _conv3x3(batch: int, height: int, width: int, layout: str) -> tuple[Any, ...]:
+    channels, out_channels = (int(torch.randint(1, 70, ())) for _ in range(2))
+    weight = torch.randn(out_channels, channels, 3, 3) * (2 / (9 * channels)) ** 0.5
+    images = _images(batch, channels, height, width, layout)
+    return images, weight, 0.5 * torch.randn(out_channels), bool(torch.randint(2, ()))
+
+
+_ARGUMENTS: dict[str, Callable[[int, int, int, str], tuple[Any, ...]]] = {
+    "encode": _encode,
+    "decode": _decode,
+    "encode_backward": _encode_backward,
+    "decode_backward": _decode_backward,
+    "conv3x3": _conv3x3,
+}
+
+
+def _is_floating(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _convolution(image: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:
+    output = torch.nn.functional.conv2d(image, weight, bias, padding=1)
+    return output.relu() if relu else output
+
+
+def _packed_convolution(image: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:
+    packed = torch.ops.wae.conv3x3_pack(weight)
+    output: Tensor = torch.ops.wae.conv3x3(image, packed, bias, weight.shape[0], relu)
+    return output
+
+
+_REFERENCES: dict[str, Callable[..., Any]] = {
+    "encode": reference.encode,
+    "decode": reference.decode,
+    "encode_backward": reference.encode_backward,
+    "decode_backward": reference.decode_backward,
+    "conv3x3": _convolution,
+}
+
+
+def _as_tuple(outputs: Any) -> tuple[Tensor, ...]:
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def _call(op: str, arguments: Sequence[Any]) -> tuple[Tensor, ...]:
+    function = _packed_convolution if op == "conv3x3" else getattr(torch.ops.wae, op)
+    return _as_tuple(function(*arguments))
+
+
+def _relative(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """The norm of all differences over that of all expected numbers; infinite where shapes or NaNs differ."""
+    if [tuple(o.shape) for o in outputs] != [tuple(e.shape) for e in expected]:
+        return float("inf")
+    difference = sum(
+        float((o.double().cpu() - e).square().sum()) for o, e in zip(outputs, expected, strict=True)
+    )
+    norm = sum(float(e.square().sum()) for e in expected)
+    error = (difference / max(norm, 1e-300)) ** 0.5
+    return error if error == error else float("inf")
+
+
+class Expected(NamedTuple):
+    """The float64 results of a problem, and the relative error that is allowed."""
+
+    outputs: tuple[Tensor, ...]
+    allowed: float
+
+
+def expected(made: Problem) -> Expected:
+    """The problem in float64; again with inputs changed a little, as the module's docstring says."""
+    function, limit = _REFERENCES[made.op], LIMITS[made.dtype]
+    wide = [a.double() if _is_floating(a) else a for a in made.arguments]
+    outputs = _as_tuple(function(*wide))
+    changes = []
+    for draw in range(_DRAWS):
+        generator = torch.Generator().manual_seed(draw)
+
+        def changed(value: Any, generator: torch.Generator = generator) -> Any:
+            if not _is_floating(value):
+                return value
+            return value * (
+                1 + limit / 4 * torch.randn(value.shape, generator=generator, dtype=torch.float64)
+            )
+
+        changes.append(_relative(_as_tuple(function(*map(changed, wide))), outputs))
+    return Expected(outputs, limit + max(changes))
+
+
+def _dtypes(op: str) -> Sequence[torch.dtype]:
+    return (torch.float32,) if op == "conv3x3" else tuple(LIMITS)
+
+
+def run(seconds: float, first: int = 0, only: int | None = None) -> Iterator[list[Row]]:
+    """Run problems until the time is over, and yield the rows so far after each number.
+
+    Args:
+        seconds: to spend; every backend and op gets at least one problem.
+        first: the number of the first problem.
+        only: run this number and no other.
+    """
+    rows = {
+        (name, op, dtype): Row(name, op, str(dtype).removeprefix("torch."))
+        for name, _ in devices()
+        for op in OPS
+        for dtype in _dtypes(op)
+    }
+    end = time.monotonic() + seconds
+    for number in (only,) if only is not None else count(first):
+        for op in OPS:
+            for dtype in _dtypes(op):
+                _check(rows, problem(number, op, dtype))
+        yield list(rows.values())
+        if time.monotonic() >= end:
+            return
+
+
+def _check(rows: dict[tuple[str, str, torch.dtype], Row], made: Problem) -> None:
+    outputs, allowed = expected(made)
+    for name, device in devices():
+        row = rows[name, made.op, made.dtype]
+        arguments = [a.to(device) if isinstance(a, Tensor) else a for a in made.arguments]
+        with backends.use(name):
+            error = _relative(_call(made.op, arguments), outputs)
+        row.calls += 1
+        row.error, row.share = max(row.error, error), max(row.share, error / allowed)
+        if error > allowed:
+            row.failures.append(f"{made.number} ({made.description}): {error:.2g}, allowed {allowed:.2g}")

@@ -1,0 +1,91 @@
+"""`wae selftest`: ops that are right pass, one that is wrong is named with its problem."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from wae.cli import main
+from wae.experiments import selftest
+
+
+def test_every_op_passes_on_every_backend(capsys):
+    assert main(["selftest", "--only", "3", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {(row["backend"], row["op"]) for row in rows} == {
+        (name, op) for name, _ in selftest.devices() for op in selftest.OPS
+    }
+    assert all(row["calls"] == 1 and row["error"] > 0 and row["share"] <= 1 for row in rows)
+
+
+@pytest.mark.parametrize("wrong", ["one number", "NaN", "a shape"])
+def test_a_wrong_op_is_named(wrong, monkeypatch, capsys):
+    call = selftest._call
+
+    def spoilt(op, arguments):
+        outputs = call(op, arguments)
+        if op != "decode" or arguments[0].dtype != torch.float32:
+            return outputs
+        image = outputs[0].clone()
+        if wrong == "a shape":
+            return (image[..., 1:],)
+        image[0, 0, -1, -1] += 1.0 if wrong == "one number" else float("nan")
+        return (image,)
+
+    monkeypatch.setattr(selftest, "_call", spoilt)
+    assert main(["selftest", "--only", "5"]) == 1
+    printed = capsys.readouterr()
+    assert printed.out.count("WRONG") == len(selftest.devices())
+    assert "wae: decode in float32 on reference: problem 5 (" in printed.err
+    assert all(len(line) <= 80 for line in printed.out.splitlines())
+
+
+def test_a_problem_depends_on_its_number_alone():
+    first, again = (selftest.problem(7, "encode", torch.float32) for _ in range(2))
+    assert first.description == again.description
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.arguments, again.arguments, strict=True) if a is not None
+    )
+    assert first.description != selftest.problem(8, "encode", torch.float32).description
+
+
+@pytest.mark.parametrize("arguments", [["--seconds", "nan"], ["--seconds", "x"], ["--only", "-1"]])
+def test_numbers_out_of_range(arguments, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["selftest", *arguments])
+    assert "needs" in capsys.readouterr().err
+
+
+def test_help_needs_no_torch():
+    """`wae --help`, every command's too, answers without importing what takes seconds."""
+    code = (
+        "import sys\nfrom wae import cli\n"
+        "for command in cli.COMMANDS:\n"
+        "    try: cli.main([command, '--help'])\n"
+        "    except SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'rich', 'PIL', 'torchvision'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_a_wrong_backend_is_one_line(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-m", "wae", "info"],
+        env={"WAE_BACKEND": "foo", "PATH": "", "PYTHONPATH": ":".join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert result.stderr.startswith("wae: WAE_BACKEND: backend must be one of auto")
+    assert result.stderr.count("\n") == 1
+
+
+def test_completions(capsys):
+    pytest.importorskip("shtab")
+    with pytest.raises(SystemExit, match="0"):
+        main(["--print-completion", "bash"])
+    assert "selftest" in capsys.readouterr().out
