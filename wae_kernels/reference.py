@@ -155,13 +155,19 @@ def _conv_backward(
     return gradients
 
 
+def _relu_backward(grad: Tensor, output: Tensor) -> Tensor:
+    """The gradient of a ReLU's input, NaN where autograd has NaN: a product with a mask would have others."""
+    masked: Tensor = torch.ops.aten.threshold_backward(grad, output, 0)
+    return masked
+
+
 def _trunk_backward(
     grad: Tensor, inputs: Sequence[Tensor], outputs: Sequence[Tensor], layers: Sequence[Tensor], **needs: bool
 ) -> tuple[Tensor, list[Tensor]]:
     """Back through ``_trunk``: the gradient of its input, and of its layers (weight, bias, weight, ...)."""
     gradients: list[Tensor] = []
     for i in reversed(range(len(outputs))):
-        masked = grad * (outputs[i] > 0)
+        masked = _relu_backward(grad, outputs[i])
         need_x = i > 0 or needs["need_x"]
         grad, d_weight, d_bias = _conv_backward(
             masked, inputs[i], layers[2 * i], need_x=need_x, need_parameters=needs["need_parameters"]
@@ -262,7 +268,7 @@ def decode_backward(
     grad, d_layers = _trunk_backward(
         grad, [start, *outputs[:-1]], outputs, p.trunk, need_x=True, need_parameters=need_parameters
     )
-    masked = grad * (start > 0)
+    masked = _relu_backward(grad, start)
     branches = [
         _conv_backward(
             masked,

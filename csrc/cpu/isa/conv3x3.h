@@ -341,8 +341,8 @@ inline void conv3x3_output(const Conv3x3Args& args, const Conv3x3Task& task, con
 #pragma GCC unroll 4
         for (int j = 0; j < kTile; ++j) {
           if (j >= columns_inside) break;
-          store_some(out + (i * args.width + j) * args.out_channels + k,
-                     args.relu ? positive_or_nan(y[j]) : y[j], args.out_channels - k);
+          store_some(out + (i * args.width + j) * args.out_channels + k, args.relu ? relu(y[j]) : y[j],
+                     args.out_channels - k);
         }
       }
     }
@@ -418,7 +418,7 @@ inline void few_pixels(const Conv3x3Args& args, const float* rows, const float* 
   for (int t = 0; t < kPixels; ++t, out += args.out_channels) {
 #pragma GCC unroll 8
     for (int j = 0; j < kWide; ++j) {
-      store_some(out + j * kLanes, args.relu ? positive_or_nan(sum[t][j]) : sum[t][j], count - j * kLanes);
+      store_some(out + j * kLanes, args.relu ? relu(sum[t][j]) : sum[t][j], count - j * kLanes);
     }
   }
 }

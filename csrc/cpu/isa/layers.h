@@ -172,7 +172,7 @@ struct Relu {
 struct ReluGradient {
   const float* rows[kTile];
   WAE_INLINE Vec operator()(Vec sum, int row, int64_t offset) const {
-    return where_positive(load(rows[row] + offset), sum);
+    return relu_backward(load(rows[row] + offset), sum);
   }
 };
 

@@ -1,7 +1,12 @@
 // Vectors of float for one instruction set, chosen by the including file (WAE_AVX512, WAE_AVX2, or neither).
 //
 // `Vec` is a compiler vector type, so + - * work as they stand; this header adds what operators cannot say.
-// A pixel's 16 channels are kVecs vectors. relu makes NaN zero; positive_or_nan keeps it, as torch's does.
+// A pixel's 16 channels are kVecs vectors.
+//
+// Nothing that is not finite becomes a number. A sum that overflowed may be infinite although the exact one is
+// not, so relu makes NaN of both infinities: v - v is 0, or NaN where v is not finite, and of a NaN and another
+// number max returns its second argument. relu_backward is `output <= 0 ? 0 : gradient`, and NaN where the output
+// is NaN.
 
 #pragma once
 
@@ -28,10 +33,9 @@ WAE_INLINE Vec broadcast(float x) { return _mm512_set1_ps(x); }
 WAE_INLINE Vec zero() { return _mm512_setzero_ps(); }
 WAE_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 WAE_INLINE Vec fnma(Vec a, Vec b, Vec c) { return _mm512_fnmadd_ps(a, b, c); }
-WAE_INLINE Vec relu(Vec v) { return _mm512_max_ps(v, zero()); }
-WAE_INLINE Vec positive_or_nan(Vec v) { return _mm512_max_ps(zero(), v); }
-WAE_INLINE Vec where_positive(Vec condition, Vec v) {
-  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(condition, zero(), _CMP_GT_OQ), v);
+WAE_INLINE Vec relu(Vec v) { return _mm512_max_ps(v, v - v); }
+WAE_INLINE Vec relu_backward(Vec output, Vec gradient) {
+  return _mm512_maskz_fmadd_ps(_mm512_cmp_ps_mask(output, zero(), _CMP_NLE_UQ), output, zero(), gradient);
 }
 // p[0..3] = the sums over all lanes of v[0..3]
 WAE_INLINE void store_sums4(float* p, const Vec v[4]) {
@@ -55,10 +59,9 @@ WAE_INLINE Vec broadcast(float x) { return _mm256_set1_ps(x); }
 WAE_INLINE Vec zero() { return _mm256_setzero_ps(); }
 WAE_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
 WAE_INLINE Vec fnma(Vec a, Vec b, Vec c) { return _mm256_fnmadd_ps(a, b, c); }
-WAE_INLINE Vec relu(Vec v) { return _mm256_max_ps(v, zero()); }
-WAE_INLINE Vec positive_or_nan(Vec v) { return _mm256_max_ps(zero(), v); }
-WAE_INLINE Vec where_positive(Vec condition, Vec v) {
-  return _mm256_and_ps(_mm256_cmp_ps(condition, zero(), _CMP_GT_OQ), v);
+WAE_INLINE Vec relu(Vec v) { return _mm256_max_ps(v, v - v); }
+WAE_INLINE Vec relu_backward(Vec output, Vec gradient) {
+  return _mm256_and_ps(_mm256_cmp_ps(output, zero(), _CMP_NLE_UQ), fma(output, zero(), gradient));
 }
 WAE_INLINE void store_sums4(float* p, const Vec v[4]) {
   const Vec t0 = _mm256_unpacklo_ps(v[0], v[1]) + _mm256_unpackhi_ps(v[0], v[1]);
@@ -85,13 +88,12 @@ WAE_INLINE Vec broadcast(float x) { return Vec{x, x, x, x}; }
 WAE_INLINE Vec zero() { return Vec{}; }
 WAE_INLINE Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
 WAE_INLINE Vec fnma(Vec a, Vec b, Vec c) { return c - a * b; }
-WAE_INLINE Vec where_positive(Vec condition, Vec v) {
-  const Mask bits = reinterpret_cast<Mask>(v) & (condition > zero());
-  return reinterpret_cast<Vec>(bits);
+WAE_INLINE Vec relu(Vec v) {
+  const Vec zero_or_nan = v - v;
+  return v > zero_or_nan ? v : zero_or_nan;
 }
-WAE_INLINE Vec relu(Vec v) { return where_positive(v, v); }
-WAE_INLINE Vec positive_or_nan(Vec v) {
-  const Mask bits = reinterpret_cast<Mask>(v) & ~(v < zero());
+WAE_INLINE Vec relu_backward(Vec output, Vec gradient) {
+  const Mask bits = ~(output <= zero()) & reinterpret_cast<Mask>(fma(output, zero(), gradient));
   return reinterpret_cast<Vec>(bits);
 }
 WAE_INLINE void store_sums4(float* p, const Vec v[4]) {

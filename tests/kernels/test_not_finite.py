@@ -1,0 +1,148 @@
+"""NaN and infinity: a result is right, or it is not finite. No kernel makes a number of either.
+
+Winograd arithmetic may spread them to the neighbours in a tile (docs/kernels.md): of the float64 reference's
+finite results some may be missing, but none is added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import pytest
+import torch
+from cases import DTYPES, Cell, decoder, encoder, picture
+from compare import relative_error, tolerance
+from problems import REFERENCES, Problem, make
+from torch import Tensor
+
+from wae_kernels import backends, reference
+from wae_kernels.checks import DECODER_SHAPES, ENCODER_SHAPES
+
+PARAMETERS = {"encode": list(ENCODER_SHAPES), "decode": list(DECODER_SHAPES)}
+PLACES = [
+    *(("encode", name) for name in ("image", *PARAMETERS["encode"], "image_scale", "image_shift")),
+    *(("decode", name) for name in ("low", "high", *PARAMETERS["decode"])),
+]
+VALUES = [torch.nan, torch.inf, -torch.inf]
+
+
+def limit_for(cell: Cell, dtype: torch.dtype) -> float:
+    return tolerance(dtype, backends.backend_for(cell.device, dtype), cell.device)
+
+
+def assert_right_or_not_finite(out: Tensor, ref: Tensor, limit: float, what: str) -> None:
+    """Where ``out`` is finite, so is ``ref``, and both are the same."""
+    is_finite = out.isfinite()
+    assert ref[is_finite].isfinite().all(), f"{what}: finite where the reference is not"
+    error = relative_error(out[is_finite], ref[is_finite])
+    assert error <= limit, f"{what}: relative error {error:.3g} of the finite part, allowed {limit:.3g}"
+
+
+def check(problem: Problem, limit: float) -> None:
+    """Outputs and gradients of a problem with something in it that is not finite."""
+    wide = problem.widened()
+    for out, ref in zip(problem.outputs(), wide.outputs(REFERENCES[problem.op]), strict=True):
+        assert_right_or_not_finite(out, ref, limit, problem.op)
+    for name, ref in problem.expected().items():
+        assert_right_or_not_finite(problem.gradients()[name], ref, limit, f"gradient of {name}")
+
+
+def poisoned(tensor: Tensor, value: float) -> Tensor:
+    """A copy, the element in the middle replaced. At the rim im2col has NaN * 0 in its padding."""
+    poisoned = tensor.clone()
+    poisoned[tuple(size // 2 for size in tensor.shape)] = value
+    return poisoned
+
+
+def dtypes_of(cell: Cell) -> Iterable[torch.dtype]:
+    """Of PyTorch's own convolutions those in float64: others have no NaN * 0 in the padding."""
+    return [d for d in DTYPES if d != torch.float64] if cell.compiled else [torch.float64]
+
+
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize(("op", "name"), PLACES)
+def test_in_an_input(cell: Cell, op: str, name: str, value: float) -> None:
+    for dtype in dtypes_of(cell):
+        problem = make(op, cell, (22, 25), batch=1, dtype=dtype)
+        inputs = {**problem.inputs, name: poisoned(problem.inputs[name], value)}
+        check(replace(problem, inputs=inputs), limit_for(cell, dtype))
+
+
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("op", ["encode", "decode"])
+def test_in_an_incoming_gradient(cell: Cell, op: str, value: float) -> None:
+    for dtype in dtypes_of(cell):
+        problem = make(op, cell, (22, 25), batch=1, dtype=dtype)
+        incoming = [poisoned(problem.incoming[0], value), *problem.incoming[1:]]
+        check(replace(problem, incoming=incoming), limit_for(cell, dtype))
+
+
+@pytest.mark.parametrize("name", ["conv2_weight", "image_scale"])
+def test_in_the_weights_of_a_uint8_image(cell: Cell, name: str) -> None:
+    problem = make("encode", cell, (22, 25), batch=1, dtype=torch.uint8)
+    inputs = {**problem.inputs, name: poisoned(problem.inputs[name], torch.nan)}
+    check(replace(problem, inputs=inputs), limit_for(cell, torch.float32))
+
+
+def test_a_pixel_reaches_every_output_that_reads_it(cell: Cell) -> None:
+    """60 values of ``low``: 5 rows, 4 columns, 3 channels. Winograd's tiles make them 6 x 6 x 3."""
+    image = picture(1, 64, 64, device=cell.device)
+    image[0, 1, 30, 31] = torch.nan
+    low, high = torch.ops.wae.encode(image, *encoder(device=cell.device))
+    for out in (low, high):
+        assert out[0, :, 13:18, 14:18].isnan().all()
+        out[0, :, 13:19, 13:19] = 0
+        assert not out.isnan().any()
+
+
+def test_a_pixel_stays_in_its_image(cell: Cell) -> None:
+    low, high = picture(3, 9, 8, device=cell.device), picture(3, 9, 8, device=cell.device)
+    parameters = decoder(device=cell.device)
+    clean = torch.ops.wae.decode(low, high, *parameters, [17, 16])
+    high[1] = torch.nan
+    image = torch.ops.wae.decode(low, high, *parameters, [17, 16])
+    assert image[1].isnan().all()
+    assert torch.equal(image[0::2], clean[0::2])
+
+
+@pytest.mark.parametrize("magnitude", [1e18, 1e30, 1e36, 1e37, 1e38, 3e38])
+@pytest.mark.parametrize("kind", ["noise", "constant"])
+def test_numbers_near_the_largest(cell: Cell, kind: str, magnitude: float) -> None:
+    """An intermediate sum may overflow where the exact result does not."""
+    if not cell.compiled:
+        pytest.skip("PyTorch's ReLU makes zero of a sum that overflowed")
+    unit = (
+        picture(1, 22, 25, device=cell.device).clamp(-1, 1) if kind == "noise" else torch.ones(1, 3, 22, 25)
+    )
+    image = unit.to(cell.device) * magnitude
+    parameters = encoder(device=cell.device)
+    wanted = reference.encode(image.double(), *(p.double() for p in parameters))
+    for out, ref in zip(torch.ops.wae.encode(image, *parameters), wanted, strict=True):
+        assert_right_or_not_finite(out, ref, limit_for(cell, torch.float32), f"{magnitude:g}")
+
+
+def test_a_layer(cell: Cell) -> None:
+    """conv3x3: of few input channels, which it convolves directly, and of many."""
+    for channels in (3, 20):
+        weight, bias = torch.randn(24, channels, 3, 3), torch.randn(24)
+        x = torch.randn(1, channels, 13, 14)
+        for name in ("x", "weight", "bias"):
+            for value in VALUES:
+                tensors = {"x": x, "weight": weight, "bias": bias}
+                tensors[name] = poisoned(tensors[name], value)
+                packed = reference.conv3x3_pack(tensors["weight"])
+                out = torch.ops.wae.conv3x3(tensors["x"], packed, tensors["bias"], 24, True)
+                wide = [t.double() for t in tensors.values()]
+                ref = torch.nn.functional.conv2d(*wide, padding=1).relu()
+                assert_right_or_not_finite(out, ref, 1e-5, f"{channels} channels, {value} in {name}")
+
+
+@pytest.mark.parametrize("magnitude", [1e36, 1e38, 3e38])
+def test_a_layer_near_the_largest(cell: Cell, magnitude: float) -> None:
+    if not cell.compiled:
+        pytest.skip("PyTorch's ReLU makes zero of a sum that overflowed")
+    weight, x = torch.randn(24, 20, 3, 3), torch.ones(1, 20, 13, 14) * magnitude
+    out = torch.ops.wae.conv3x3(x, reference.conv3x3_pack(weight), None, 24, True)
+    ref = torch.nn.functional.conv2d(x.double(), weight.double(), padding=1).relu()
+    assert_right_or_not_finite(out, ref, 1e-5, f"{magnitude:g}")

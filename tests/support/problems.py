@@ -1,0 +1,128 @@
+"""Problems for gradients: an op, its tensors by name, a gradient of each output, and what autograd expects.
+
+The reference's forward passes are ordinary PyTorch operators, so autograd through them is independent of
+the explicit formulas of ``wae::*_backward``, the reference's own included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from cases import (
+    LAYOUTS,
+    Cell,
+    affine,
+    decoder,
+    encoder,
+    picture,
+    settled_decoder,
+    settled_encoder,
+    widened,
+)
+from torch import Tensor
+
+from wae_kernels import reference
+from wae_kernels.checks import DECODER_SHAPES, ENCODER_SHAPES
+
+REFERENCES: dict[str, Callable[..., Any]] = {"encode": reference.encode, "decode": reference.decode}
+MARGIN = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 0.1, torch.bfloat16: 0.5}
+"""How far activations are from the ReLU's kink: far beyond the rounding of each dtype."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An op, its tensors by name, what else it is told, and a gradient of each output."""
+
+    op: str
+    inputs: dict[str, Tensor | None]
+    rest: Sequence[Any]
+    incoming: Sequence[Tensor]
+
+    @property
+    def differentiable(self) -> list[str]:
+        return [n for n, t in self.inputs.items() if t is not None and t.is_floating_point()]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [*(t for t in self.inputs.values() if t is not None), *self.incoming]
+
+    def outputs(self, function: Callable[..., Any] | None = None, **leaves: Tensor) -> tuple[Tensor, ...]:
+        """What the op (or ``function``) makes of the inputs, some of them replaced by ``leaves``."""
+        function = function or getattr(torch.ops.wae, self.op)
+        out = function(*{**self.inputs, **leaves}.values(), *self.rest)
+        return out if isinstance(out, tuple) else (out,)
+
+    def gradients(
+        self, wanted: Iterable[str] | None = None, function: Callable[..., Any] | None = None
+    ) -> dict[str, Tensor]:
+        """The gradients of the ``wanted`` inputs (all that can have one), by name."""
+        names = self.differentiable if wanted is None else list(wanted)
+        leaves = {name: self.inputs[name].detach().requires_grad_() for name in names}
+        outputs = self.outputs(function, **leaves)
+        return dict(
+            zip(names, torch.autograd.grad(outputs, list(leaves.values()), self.incoming), strict=True)
+        )
+
+    def expected(self) -> dict[str, Tensor]:
+        """All gradients by autograd through the reference in float64."""
+        return self.widened().gradients(function=REFERENCES[self.op])
+
+    def widened(self) -> Problem:
+        """The same in float64: the oracle's problem."""
+        inputs = dict(zip(self.inputs, widened(list(self.inputs.values())), strict=True))
+        return replace(self, inputs=inputs, incoming=widened(self.incoming))
+
+    def settled(self, margin: float) -> Problem:
+        """The same with no activation within ``margin`` of a ReLU's kink."""
+        values = list(self.inputs.values())
+        if self.op == "encode":
+            x = reference.normalize_image(values[0], values[1].dtype, *values[11:])
+            values[1:11] = settled_encoder(values[1:11], x, margin)
+        else:
+            values[2:] = settled_decoder(values[2:], *values[:2], *self.rest, margin)
+        return replace(self, inputs=dict(zip(self.inputs, values, strict=True)))
+
+
+def noise(batch: int, size: Sequence[int], dtype: torch.dtype, device: str) -> Tensor:
+    """A picture or gradient with mean 1, so that sums over its pixels do not cancel to nothing."""
+    x = picture(batch, *size, dtype, device)
+    return x if dtype == torch.uint8 else x + 1
+
+
+def make(
+    op: str,
+    cell: Cell,
+    size: tuple[int, int] = (13, 18),
+    *,
+    dtype: torch.dtype = torch.float32,
+    batch: int = 2,
+    layout: str = "nchw",
+    gradient_layout: str = "nchw",
+    width: int = 16,
+    scale_shift: tuple[bool, bool] = (True, True),
+) -> Problem:
+    """A random problem, with no activation near a ReLU's kink."""
+    of_bytes = dtype == torch.uint8
+    parameter_dtype = torch.float32 if of_bytes else dtype
+    half = tuple((s + 1) // 2 for s in size)
+    inner, outer = (half, size) if op == "encode" else (size, half)
+    count, inputs = (2, ["image"]) if op == "encode" else (1, ["low", "high"])
+    pictures = [LAYOUTS[layout](noise(batch, outer, dtype, cell.device)) for _ in inputs]
+    incoming = [
+        LAYOUTS[gradient_layout](noise(batch, inner, parameter_dtype, cell.device)) for _ in range(count)
+    ]
+    named: dict[str, Tensor | None] = dict(zip(inputs, pictures, strict=True))
+    if op == "encode":
+        named.update(zip(ENCODER_SHAPES, encoder(parameter_dtype, cell.device, width), strict=True))
+        wide = torch.promote_types(parameter_dtype, torch.float32)
+        pair = affine(wide, cell.device, of_bytes=of_bytes)
+        for name, tensor, is_given in zip(("image_scale", "image_shift"), pair, scale_shift, strict=True):
+            named[name] = tensor if is_given else None
+        problem = Problem(op, named, [], incoming)
+    else:
+        named.update(zip(DECODER_SHAPES, decoder(dtype, cell.device, width), strict=True))
+        problem = Problem(op, named, [size], incoming)
+    return problem.settled(MARGIN[parameter_dtype]) if batch else problem
