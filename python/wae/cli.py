@@ -1,4 +1,5 @@
-"""The command ``wae``. Exit status: 0 all went well, 1 some input failed, 2 wrong usage, 130 interrupted.
+"""The command ``wae``. Exit status: 0 all went well, 1 some input failed, 2 wrong usage,
+130 interrupted by Ctrl-C, 143 terminated by SIGTERM.
 
 Every command is a module of :mod:`wae.commands` (a dash in its name is an underscore there) with
 
@@ -19,8 +20,9 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from wae.commands.shared import complain
+from wae.commands.shared import complain, interrupted
 from wae.errors import WaeError
+from wae.termination import terminable
 
 COMMANDS = (
     "demo",
@@ -58,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _parser().parse_args(arguments)
         warnings.filterwarnings("ignore", module=r"PIL\b")  # of odd files; an unusable one is an error anyway
         _check_backend()
-        return int(options.run(options))
+        with terminable():
+            return int(options.run(options))
     except (WaeError, FileExistsError) as error:
         return complain(str(error))
     except BrokenPipeError:  # whoever read the output has left, as `| head` does
@@ -71,8 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if package is None:
             raise
         return complain(f'{package} is not installed; `pip install "wae-kernels[app]"` installs it.')
-    except KeyboardInterrupt:
-        return complain("interrupted", 130)
+    except KeyboardInterrupt as interrupt:
+        return interrupted(interrupt)
 
 
 def _check_backend() -> None:

@@ -3,44 +3,66 @@
 from __future__ import annotations
 
 import argparse
+import io
+import sys
 from pathlib import Path
+from typing import Any
 
 from . import shared
 
 HELP = "put the image back together that `wae encode` wrote to a file"
 
+_QUALITY = 95  # of formats that have one; Pillow's own default for JPEG is 75, which loses 13 dB more
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
-    parser.add_argument("file", type=Path, metavar="FILE")
+    parser.add_argument("file", type=Path, metavar="FILE", help="- is standard input")
     parser.add_argument(
         "-o",
         "--output",
         type=Path,
         required=True,
         metavar="IMAGE",
-        help="its name decides the format: .png, ...",
+        help="its name decides the format: .png, ...; - is standard output, as PNG",
+    )
+    parser.add_argument(
+        "--quality",
+        type=_percent,
+        metavar="N",
+        help=f"of a lossy format, 1 to 100 (default: {_QUALITY} for JPEG; WebP without loss)",
     )
     shared.add_weights(parser)
     shared.add_force(parser)
 
 
+def _percent(text: str) -> int:
+    """An argparse type: an integer from 1 to 100."""
+    value = int(text)
+    if not 1 <= value <= 100:
+        raise ValueError(text)
+    return value
+
+
 def run(options: argparse.Namespace) -> int:
-    """Reconstruct the image and write it; 2 for a name that says no format."""
+    """Reconstruct the image and write it; 2 for a name that says no format, or a format without quality."""
     import torch
     from PIL import Image
 
     from wae.models.autoencoder import to_uint8
     from wae.storage import decomposed
-    from wae.storage.files import written
 
-    file_format = Image.registered_extensions().get(options.output.suffix.lower())
-    if file_format not in Image.SAVE:
+    suffix = ".png" if options.output == shared.STANDARD else options.output.suffix.lower()
+    file_format = Image.registered_extensions().get(suffix)
+    if file_format is None or file_format not in Image.SAVE:
         return shared.complain(f"{options.output}: Pillow writes no file of this name; use .png", 2)
+    if options.quality is not None and file_format not in _QUALITIES:
+        return shared.complain(f"--quality is for {', '.join(_QUALITIES)}, got {file_format}", 2)
     shared.check_target(options.output, options.file, options.force)
     model = shared.autoencoder(options.weights)
     try:
-        made = decomposed.load(options.file)
+        with shared.input_file(options.file) as path:
+            made = decomposed.load(path)
     except decomposed.ContainerError as error:
         raise shared.Failure(str(error)) from None
     if made.weights != decomposed.fingerprint(model):
@@ -50,6 +72,31 @@ def run(options: argparse.Namespace) -> int:
     with torch.no_grad():
         image = model.reconstruct(made.low[None].float(), made.high[None].float(), made.size)
     pixels = to_uint8(image[0]).permute(1, 2, 0).contiguous().numpy()
-    with written(options.output, options.force) as file:
-        Image.fromarray(pixels).save(file, format=file_format)
+    encoded = io.BytesIO()  # Pillow would write past the file object, and not say which disk is full
+    try:
+        Image.fromarray(pixels).save(encoded, format=file_format, **_how(file_format, options.quality))
+    except (OSError, ValueError) as error:
+        raise shared.Failure(
+            f"{options.output}: Pillow cannot write this as {file_format}: {error}"
+        ) from None
+    with shared.output(options.output, options.force) as file:
+        file.write(encoded.getbuffer())
+    if file_format not in _EXACT and not (file_format == "WEBP" and options.quality is None):
+        print(
+            f"wae: {options.output}: {file_format} loses some of the pixels; .png does not", file=sys.stderr
+        )
     return 0
+
+
+_QUALITIES = ("JPEG", "WEBP", "AVIF")
+_EXACT = ("BMP", "DDS", "DIB", "IM", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF")
+
+
+def _how(file_format: str, quality: int | None) -> dict[str, Any]:
+    """Pillow's options for a format: all that it can keep, or what ``quality`` asks for."""
+    if file_format == "WEBP" and quality is None:
+        return {"lossless": True}
+    if file_format not in _QUALITIES:
+        return {}
+    colours = {"WEBP": {}, "JPEG": {"subsampling": "4:4:4"}, "AVIF": {"subsampling": "4:4:4"}}
+    return {"quality": _QUALITY if quality is None else quality, **colours[file_format]}

@@ -12,8 +12,10 @@ HELP = "write low and high of an image to a safetensors file"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
-    parser.add_argument("image", type=Path, metavar="IMAGE")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
+    parser.add_argument("image", type=Path, metavar="IMAGE", help="a file; - is standard input")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FILE", help="- is standard output"
+    )
     parser.add_argument(
         "--dtype", choices=("float32", "float16"), default="float32", help="numbers in the file"
     )
@@ -28,11 +30,13 @@ def run(options: argparse.Namespace) -> int:
     from wae.storage import decomposed
 
     shared.check_target(options.output, options.image, options.force)
-    image, model = shared.read_image(options.image), shared.autoencoder(options.weights)
+    with shared.input_file(options.image) as path:
+        image, model = shared.read_image(path), shared.autoencoder(options.weights)
     with torch.no_grad():
         low, high = model.decompose(image[None])
     dtype = getattr(torch, options.dtype)
     size = (image.shape[1], image.shape[2])
     made = decomposed.Decomposition(low[0].to(dtype), high[0].to(dtype), size, decomposed.fingerprint(model))
-    decomposed.save(options.output, made, options.force)
+    with shared.output(options.output, options.force) as file:
+        file.write(decomposed.encoded(made))
     return 0

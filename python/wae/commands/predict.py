@@ -60,6 +60,8 @@ def run(options: argparse.Namespace) -> int:
     from wae.storage import checkpoint
     from wae.storage.weights_file import WEIGHTS, CheckpointError
 
+    if options.output == shared.STANDARD:
+        options.output = None
     if options.engine not in (None, "auto", *ENGINES):
         known = ", ".join(ENGINES)
         return shared.complain(f"--engine must be auto or one of {known}, got {options.engine}", 2)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import IO, TYPE_CHECKING, TypeVar
 
 from wae.errors import WaeError
+from wae.termination import Terminated
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,6 +24,10 @@ if TYPE_CHECKING:
 _N = TypeVar("_N", int, float)
 
 
+STANDARD = Path("-")
+"""Standard input or output, where a file's name is wanted. (A file of that name is ``$PWD/-``.)"""
+
+
 class Failure(WaeError):
     """An input that could not be processed; the message is for the user."""
 
@@ -29,6 +36,12 @@ def complain(message: str, status: int = 1) -> int:
     """Print ``message`` on stderr under the command's name, and return ``status``."""
     print(f"wae: {message}", file=sys.stderr)
     return status
+
+
+def interrupted(interrupt: KeyboardInterrupt, more: str = "") -> int:
+    """Say that Ctrl-C or SIGTERM ended the command, and return its exit status."""
+    word, status = ("terminated", 143) if isinstance(interrupt, Terminated) else ("interrupted", 130)
+    return complain(f"{word}{more}", status)
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
@@ -98,9 +111,37 @@ def check_target(target: Path, source: Path, force: bool) -> None:
     """Before any work: may ``target`` be written? Raises Failure or FileExistsError if not."""
     from wae.storage.files import refuse_existing
 
+    if target == STANDARD:
+        return
     if target.resolve() == source.resolve():
         raise Failure(f"{target} is the input; -o must name another file")
     refuse_existing(target, force)
+
+
+@contextmanager
+def output(path: Path, force: bool) -> Iterator[IO[bytes]]:
+    """The file to write: as :func:`files.written`, or standard output for ``-``."""
+    from wae.storage.files import written
+
+    if path == STANDARD:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+    else:
+        with written(path, force) as file:
+            yield file
+
+
+@contextmanager
+def input_file(path: Path) -> Iterator[Path]:
+    """``path``, or for ``-`` a file with what standard input has."""
+    if path != STANDARD:
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, "standard-input")
+        with open(copy, "wb") as file:
+            shutil.copyfileobj(sys.stdin.buffer, file)
+        yield copy
 
 
 def read_image(path: Path) -> Tensor:

@@ -111,8 +111,8 @@ def run(options: argparse.Namespace) -> int:
         raise shared.Failure(str(error)) from None
     try:
         session.run(shared.console())
-    except KeyboardInterrupt:
-        return shared.complain(f"interrupted; {_how_to_go_on(session.state)}", 130)
+    except KeyboardInterrupt as interrupt:
+        return shared.interrupted(interrupt, f"; {_how_to_go_on(session.state)}")
     except TrainingError as error:
         raise shared.Failure(str(error)) from None
     except (CheckpointError, ImageError, ValueError) as error:

@@ -29,6 +29,7 @@ from wae.models.registry import builder
 from wae.storage.checkpoint import Input, load_classifier, save_classifier
 from wae.storage.files import written
 from wae.storage.weights_file import CheckpointError
+from wae.termination import end_with_parent, terminable
 from wae.training import plan
 from wae.training.plan import Plan
 from wae.training.trainer import Epoch, Observer, TrainingError, train
@@ -213,7 +214,8 @@ def _next(link: Connection) -> Any:
 def _work(link: Connection, folder: Path, data: str | Path, wae: Plan) -> None:
     """A worker: do one training after another, until the main process is gone."""
     torch.set_num_threads(1)
-    with contextlib.suppress(EOFError, ConnectionError):
+    end_with_parent()  # at once: it can be killed in the middle of an epoch
+    with contextlib.suppress(EOFError, ConnectionError, KeyboardInterrupt), terminable():
         while True:
             job = link.recv()
             try:

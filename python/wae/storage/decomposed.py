@@ -50,6 +50,12 @@ def fingerprint(model: nn.Module) -> str:
 
 def save(path: Path, image: Decomposition, force: bool = False) -> None:
     """Write ``image`` to ``path``, whole or not at all. Raises FileExistsError as :func:`files.written`."""
+    with written(path, force) as file:
+        file.write(encoded(image))
+
+
+def encoded(image: Decomposition) -> bytes:
+    """The bytes of a file with ``image``."""
     height, width = image.size
     metadata = {
         "format": _FORMAT,
@@ -58,8 +64,7 @@ def save(path: Path, image: Decomposition, force: bool = False) -> None:
         "weights": image.weights,
     }
     tensors = {"low": image.low.contiguous(), "high": image.high.contiguous()}
-    with written(path, force) as file:
-        file.write(to_bytes(tensors, metadata))
+    return to_bytes(tensors, metadata)
 
 
 def load(path: Path) -> Decomposition:

@@ -1,39 +1,124 @@
-"""Writing files so that nothing is lost: not by accident, not halfway."""
+"""Writing files so that nothing is lost: not by accident, not halfway, and not when the machine stops."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import io
 import os
+import re
+import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+_NAME = 30  # characters of a file's name in its temporary one, whose length has a limit in bytes
 
 
 @contextmanager
 def written(path: Path, force: bool = False) -> Iterator[IO[bytes]]:
     """``with written(path) as file: ...`` writes ``path`` whole or not at all.
 
-    The bytes go to a temporary name in the same folder first, which then takes the place of ``path``.
-    The folder is made if there is none.
+    The bytes go to a temporary file in the same folder first (``.NAME.xxxxxxxx.part``), which takes the place
+    of ``path`` when they are on the disk. The folder is made if there is none. Temporary files that killed
+    processes left behind for ``path`` are removed.
 
     Raises:
-        FileExistsError: there is a file at ``path``, and ``force`` is false.
+        FileExistsError: see :func:`refuse_existing`.
+        OSError: it cannot be written; ``filename`` says what.
     """
     refuse_existing(path, force)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    _remove_stale(path)
+    temporary, raw = _part(path)
     try:
-        with open(temporary, "wb") as file:
+        with io.BufferedWriter(raw) as file:
             yield file
-        refuse_existing(path, force)
-        os.replace(temporary, path)
+            file.flush()
+            with _named(path):
+                os.fsync(file.fileno())
+            refuse_existing(path, force)
+            os.replace(temporary, path)
+        _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def refuse_existing(path: Path, force: bool = False) -> None:
-    """Raise FileExistsError if something is at ``path`` that may not be replaced."""
+    """Raise FileExistsError if something is at ``path`` that may not be replaced.
+
+    ``force`` is for regular files: links, also dangling ones, devices, pipes and sockets are never replaced.
+    """
+    try:
+        mode = os.lstat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return
     if path.is_dir():
         raise FileExistsError(f"{path} is a folder")
-    if path.exists() and not force:
+    if not stat.S_ISREG(mode):
+        kind = "a link" if stat.S_ISLNK(mode) else "no regular file"
+        raise FileExistsError(f"{path} is {kind}, which is never replaced")
+    if not force:
         raise FileExistsError(f"{path} exists; --force replaces it")
+
+
+class _Raw(io.FileIO):
+    """A file whose errors, a full disk for example, name the file that is meant."""
+
+    def __init__(self, descriptor: int, path: Path) -> None:
+        super().__init__(descriptor, "wb")
+        self._path = path
+
+    def write(self, data: Any) -> int:
+        """See io.FileIO."""
+        with _named(self._path):
+            return super().write(data)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
+def _part(path: Path) -> tuple[Path, _Raw]:
+    """A new temporary file for ``path``, locked as long as it is open: so it is known not to be stale."""
+    while True:
+        temporary = path.with_name(f".{path.name[:_NAME]}.{secrets.token_hex(4)}.part")
+        with _named(path):
+            raw = _Raw(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), path)
+        with contextlib.suppress(OSError):  # a file system without locks: then nothing is taken for stale
+            fcntl.flock(raw, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if temporary.exists():  # else another process took it for stale before it was locked
+            return temporary, raw
+        raw.close()
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove the temporary files for ``path`` that no process has open."""
+    pattern = re.compile(rf"\.{re.escape(path.name[:_NAME])}\.[0-9a-f]{{8}}\.part")
+    for name in os.listdir(path.parent):
+        if pattern.fullmatch(name):
+            stale = path.with_name(name)
+            with contextlib.suppress(OSError):  # it is gone, not ours, or locked: somebody writes it
+                descriptor = os.open(stale, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    stale.unlink()
+                finally:
+                    os.close(descriptor)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the new name on the disk, too."""
+    with contextlib.suppress(OSError):  # not every file system can
+        descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 
 from wae import cli
+from wae.commands import decode
 from wae.data import photos
 from wae.data.images import read_image
 from wae.experiments import comparison, demo, panels
@@ -131,6 +133,75 @@ def test_decode_refuses_what_it_cannot_do(tmp_path, weights, photo_file, capsys)
     assert run("decode", tmp_path / "m", "-o", tmp_path / "x.png", "--weights", tmp_path / "other") == 1
     assert "other weights" in capsys.readouterr().err
     assert not (tmp_path / "x.png").exists()
+
+
+def decoded(tmp_path, weights, photo_file, name, *options):
+    """The PSNR of a decoded file against the same as PNG."""
+    middle = tmp_path / "m"
+    if not middle.exists():
+        assert run("encode", photo_file, "-o", middle, "--weights", weights) == 0
+        assert run("decode", middle, "-o", tmp_path / "exact.png", "--weights", weights) == 0
+    assert run("decode", middle, "-o", tmp_path / name, "--weights", weights, *options) == 0
+    with Image.open(tmp_path / name) as image:
+        kept = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    return psnr(kept, read_image(tmp_path / "exact.png"))
+
+
+def test_decode_says_when_a_format_loses_pixels(tmp_path, weights, photo_file, capsys):
+    known = Image.registered_extensions().items()
+    formats = {
+        form: suffix for suffix, form in known if form in (*decode._EXACT, "WEBP", "GIF", "JPEG", "AVIF")
+    }
+    for form, suffix in formats.items():
+        db = decoded(tmp_path, weights, photo_file, f"out{suffix}")
+        assert ("loses some of the pixels" in capsys.readouterr().err) == (db < np.inf), form
+        assert (db == np.inf) == (form in (*decode._EXACT, "WEBP"))
+
+
+def test_decode_keeps_a_jpeg_s_quality(tmp_path, weights, photo_file, capsys):
+    best = decoded(tmp_path, weights, photo_file, "best.jpg")
+    assert best > 40
+    assert decoded(tmp_path, weights, photo_file, "poor.jpg", "--quality", 75) < best - 5
+    assert decoded(tmp_path, weights, photo_file, "better.jpg", "--quality", 100) > best + 3
+    assert decoded(tmp_path, weights, photo_file, "some.webp", "--quality", 80) < 45
+    assert "some.webp: WEBP loses some" in capsys.readouterr().err
+    assert run("decode", tmp_path / "m", "-o", tmp_path / "x.png", "--quality", 9, "--weights", weights) == 2
+    assert "--quality is for JPEG, WEBP, AVIF, got PNG" in capsys.readouterr().err
+    assert run("decode", tmp_path / "m", "-o", tmp_path / "x.msp", "--weights", weights) == 1
+    assert "x.msp: Pillow cannot write this as MSP" in capsys.readouterr().err
+
+
+def test_a_dash_is_standard_input_and_output(tmp_path, weights, photo_file):
+    """`wae encode - -o - | wae decode - -o -`."""
+
+    def piped(data, command, *options):
+        words = [sys.executable, "-m", "wae", command, "-", "-o", "-", "--weights", str(weights), *options]
+        return subprocess.run(words, input=data, capture_output=True, check=True, cwd=tmp_path).stdout
+
+    image = piped(piped(photo_file.read_bytes(), "encode"), "decode")
+    assert decoded(tmp_path, weights, photo_file, "out.png") == np.inf
+    assert image == (tmp_path / "exact.png").read_bytes()
+    assert not (tmp_path / "-").exists()
+
+
+@pytest.mark.parametrize("target", ["/dev/stdout", "/dev/null"])
+def test_devices_are_never_replaced(weights, photo_file, target, capsys):
+    before = os.lstat(target)
+    assert run("encode", photo_file, "-o", target, "--weights", weights, "--force") == 1
+    assert "which is never replaced" in capsys.readouterr().err
+    assert os.path.samestat(os.lstat(target), before)
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path, weights, photo_file, capsys):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        status = run("encode", photo_file, "-o", tmp_path / "m", "--weights", weights)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert status == 1
+    assert capsys.readouterr().err == f"wae: {tmp_path / 'm'}: File too large\n"
+    assert sorted(os.listdir(tmp_path)) == ["photo.png"]
 
 
 @pytest.mark.parametrize("content", [b"", b"text", None], ids=["empty", "text", "missing"])
@@ -320,7 +391,12 @@ def test_train_writes_weights_that_encode_takes(tmp_path, photo_file, capsys):
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_a_training_cleanly(tmp_path):
+@pytest.mark.parametrize(
+    ("sent", "status", "message"),
+    [(signal.SIGINT, 130, "wae: interrupted"), (signal.SIGTERM, 143, "wae: terminated")],
+    ids=["SIGINT", "SIGTERM"],
+)
+def test_a_signal_ends_a_training_cleanly(tmp_path, sent, status, message):
     command = [
         sys.executable,
         "-m",
@@ -348,11 +424,12 @@ def test_ctrl_c_ends_a_training_cleanly(tmp_path):
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(sent)
         _, errors = process.communicate(timeout=30)
     finally:
         process.kill()
-    assert process.returncode == 130
-    assert errors.splitlines()[-1] == "wae: interrupted"
+    assert process.returncode == status
+    assert errors.splitlines()[-1] == message
     assert "Traceback" not in errors
+    assert [p.name for p in tmp_path.iterdir()] == ["w"]
     assert weights_file.load(tmp_path / "w", AutoEncoder())["epoch"] >= 1

@@ -5,8 +5,11 @@ import multiprocessing
 import os
 import signal
 import struct
+import subprocess
+import sys
 import time
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 
@@ -116,6 +119,40 @@ def test_a_worker_killed_while_it_writes_ends_the_run_after_what_was_said(tmp_pa
     for process in multiprocessing.active_children():
         process.join(10)
         assert process.exitcode is not None
+
+
+WATCHED = """
+import multiprocessing, sys
+from pathlib import Path
+from wae.experiments import reproduce
+if __name__ == "__main__":
+    workers = [reproduce._Worker(Path(sys.argv[1]), "digits", reproduce.wae_plan()) for _ in range(2)]
+    print(*[worker.process.pid for worker in workers], flush=True)
+    input()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
+def test_workers_end_with_a_main_process_that_is_killed(tmp_path, sent):
+    script = tmp_path / "script.py"
+    script.write_text(WATCHED)
+    command = [sys.executable, str(script), str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        workers = [int(number) for number in process.stdout.readline().split()]
+        assert len(workers) == 2
+        process.send_signal(sent)
+    deadline = time.monotonic() + 30
+    while any(map(is_running, workers)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def is_running(process):
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 @pytest.mark.parametrize("jobs", [[], [Job("WAE", 0)]], ids=["idle", "in training"])

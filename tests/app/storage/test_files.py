@@ -1,5 +1,12 @@
 """wae.storage.files and wae.storage.decomposed: nothing is lost, and no damaged file is believed."""
 
+import os
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -42,6 +49,106 @@ def test_an_existing_file_is_refused_unless_forced(tmp_path):
     with files.written(path, force=True) as file:
         file.write(b"new")
     assert path.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_only_regular_files_are_replaced(tmp_path, force):
+    """Also not by root, who may."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "there").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("there")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "socket"))
+    listener.close()
+    special = {name: os.lstat(tmp_path / name) for name in ("pipe", "link", "dangling", "socket")}
+    for name, before in special.items():
+        with (
+            pytest.raises(FileExistsError, match=f"{name} is .*never replaced"),
+            files.written(tmp_path / name, force),
+        ):
+            pytest.fail("it was opened")
+        assert os.path.samestat(os.lstat(tmp_path / name), before)
+    if os.path.exists("/dev/full"):
+        with pytest.raises(FileExistsError, match="/dev/full is no regular file"):
+            files.refuse_existing(Path("/dev/full"), force)
+    assert (tmp_path / "there").read_bytes() == b"old"
+
+
+def test_what_appears_meanwhile_is_not_replaced(tmp_path):
+    path = tmp_path / "file"
+
+    def write():
+        with files.written(path) as file:
+            file.write(b"mine")
+            path.write_bytes(b"theirs")
+
+    with pytest.raises(FileExistsError, match="--force"):
+        write()
+    assert path.read_bytes() == b"theirs"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("name", ["n" * 255, "é" * 127, "図" * 85, "[*]?" * 60], ids=["n", "é", "図", "*"])
+def test_the_longest_names_can_be_written(tmp_path, name):
+    for content in (b"old", b"new"):
+        with files.written(tmp_path / name, force=True) as file:
+            file.write(content)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {name: b"new"}
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from wae.storage.files import written
+with written(Path(sys.argv[1])) as file:
+    file.write(b"half")
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_leaves_goes_at_the_next_writing(tmp_path):
+    path, others = tmp_path / "file", [".file.part", ".file.notes.part", ".file2.0123abcd.part", "file.part"]
+    assert subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False).returncode == -9
+    assert len(list(tmp_path.glob(".file.*.part"))) == 1
+    for name in others:
+        (tmp_path / name).touch()
+    with files.written(path) as file:
+        file.write(b"whole")
+    assert path.read_bytes() == b"whole"
+    assert {p.name for p in tmp_path.iterdir()} == {"file", *others}
+
+
+def test_two_writers_of_one_file_do_not_take_each_other_s_for_stale(tmp_path):
+    path = tmp_path / "file"
+    with files.written(path, force=True) as first:
+        first.write(b"first")
+        with files.written(path, force=True) as second:
+            second.write(b"second")
+        assert path.read_bytes() == b"second"
+    assert path.read_bytes() == b"first"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_file_and_folder_are_on_the_disk_before_and_after_the_renaming(tmp_path, monkeypatch):
+    done = []
+
+    def fsync(descriptor):
+        kind = "folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file"
+        done.append((kind, os.fstat(descriptor).st_size if kind == "file" else (tmp_path / "f").exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with files.written(tmp_path / "f") as file:
+        file.write(b"four")
+    assert done == [("file", 4), ("folder", True)]
+
+
+def test_a_file_has_the_permissions_of_any_other(tmp_path):
+    (tmp_path / "other").touch()
+    with files.written(tmp_path / "file"):
+        pass
+    assert os.stat(tmp_path / "file").st_mode == os.stat(tmp_path / "other").st_mode
 
 
 def decomposition(dtype=torch.float32, size=(5, 8), shape=(3, 3, 4)):
