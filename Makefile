@@ -28,20 +28,18 @@ quick: $(VENV)/.dev build  ## the tests that are not slow, up to the first failu
 	$(BIN)/python -m pytest -m "not slow" -x
 
 .PHONY: bench
-bench: $(VENV)/.dev build  ## measure what the README claims (about 10 minutes), and make its tables and plots
-	@mkdir -p build
-	$(BIN)/python -m pytest benches --seconds 2 --benchmark-json=build/bench.json
-	$(BIN)/python benches/report.py --add build/bench.json
+bench: $(VENV)/.dev build  ## measure what docs/benchmarks.md claims (about 15 minutes), and make its tables and plots
+	$(BIN)/python -m pytest benches --seconds 2 --keep benches/results
+	$(BIN)/python -m benches.report
 
-# What pytest's -k takes; together everything. Each is kept when it is done: PARTS="ResNet50 sizes" goes on there.
+# What pytest's -k takes; together everything. Each case is kept when it is done: PARTS="ResNet50 sizes" goes on there.
 PARTS ?= bench_ops VGG16 ResNet50 sizes
 .PHONY: bench-full
-bench-full: $(VENV)/.dev build  ## measure everything, in PARTS that are kept one by one
-	@mkdir -p build
+bench-full: $(VENV)/.dev build  ## measure everything, in PARTS
 	set -e; for part in $(PARTS); do \
-		$(BIN)/python -m pytest benches --full -k $$part --benchmark-json=build/bench.json; \
-		$(BIN)/python benches/report.py --add build/bench.json; \
+		$(BIN)/python -m pytest benches --full -k $$part --keep benches/results; \
 	done
+	$(BIN)/python -m benches.report
 
 .PHONY: cuda
 cuda: $(VENV)/.dev  ## compile the CUDA library in place; without a GPU for all architectures (a minute or two)

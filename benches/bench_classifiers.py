@@ -2,163 +2,173 @@
 
 from __future__ import annotations
 
-import copy
-import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from classifiers import NETWORKS, Whole, agreeing, cells, forms, side, sides
-from networks import images
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from wae.inference.deployed import ENGINES, deploy
 from wae.models.classifier import WAEClassifier, fold_normalization
 
+from .classifiers import NETWORKS, cells, forms, limits, side, sides, wanted
+from .comparison import Side, tensors
+from .devices import EXACT, PRECISIONS, Calls, Setting, settings
+from .modules import images
+from .peers import over
+
 Compare = Callable[..., None]
-CPU = torch.device("cpu")
-FULL = pytest.mark.full
 # A turn is one run that counts, after one that does not: these take long, and many take turns.
 TURNS = {"burst": 1, "settle": 1, "longer": 4.0}
+FORMATS = {"eager": torch.contiguous_format, "channels_last": torch.channels_last}
+MOST_SETS = 8  # of inputs: a network's weights and activations clear a GPU's cache by themselves
 each_network = pytest.mark.parametrize("network", NETWORKS)
 
 
-@pytest.fixture(autouse=True)
-def freed() -> Iterator[None]:
-    """One group of networks goes before the next comes: each is several gigabytes."""
-    yield
-    torch._dynamo.reset()
-    gc.collect()
-
-
-@pytest.mark.parametrize("batch", [1, 8, pytest.param(32, marks=FULL)])
+@pytest.mark.parametrize(
+    "setting",
+    settings(cpu=(1, 8, 32), cuda=(1, 8, 32, 128, 256), precisions=("tf32",), full=[("cpu", 32)]),
+    indirect=True,
+)
 @each_network
 @torch.no_grad()
-def bench_end_to_end(compare: Compare, pytestconfig: pytest.Config, network: str, batch: int) -> None:
-    chosen = cells(network, pytestconfig.getoption("full"))
-    functions = sides(network, chosen, images(batch, 224, CPU))
+def bench_end_to_end(compare: Compare, pytestconfig: pytest.Config, network: str, setting: Setting) -> None:
+    chosen = cells(network, pytestconfig.getoption("full"), setting.name)
+    image = images(setting.batch, 224).to(setting.device.torch)
+    sets = setting.device.sets((image,), MOST_SETS)
+    names = [side(*cell) for cell in chosen]
+    ours = {
+        "cpu": f"WAE-{network}, our ops | eager",
+        "cuda": f"WAE-{network}, deployed | float16, CUDA graph",
+    }
     compare(
-        side(f"WAE-{network}, our ops", "eager"),
-        functions,
-        agree=agreeing(network, functions),
+        ours[setting.name],
+        sides(network, chosen, sets, setting.name),
+        wanted(network, names, image),
+        setting,
+        limits(names, setting),
         table="end to end",
         network=network,
-        images=batch,
         **TURNS,
     )
 
 
-@pytest.mark.parametrize("batch", [1, 8])
+@pytest.mark.parametrize(
+    "setting",
+    settings(cpu=(8,), cuda=(32,), precisions=("tf32",), full=[("cpu", 8)]),
+    indirect=True,
+)
+@each_network
+def bench_training_step(compare: Compare, network: str, setting: Setting) -> None:
+    """Forward, backward and an update of all weights; on a GPU in bfloat16, by autocast."""
+    image = images(setting.batch, 224).to(setting.device.torch)
+    autocast = torch.bfloat16 if setting.name == "cuda" else None
+    precision = PRECISIONS["bfloat16"] if autocast else setting.precision
+    built = forms(network)
+    chosen = (f"{network} at 224", f"WAE-{network}, stock ops", f"WAE-{network}, our encoder")
+    with EXACT.allowed():
+        scores = {form: [_training(built[form], image)[0]()] for form in chosen}
+    sides: dict[str, Side] = {}
+    for form in chosen:
+        for name, memory_format in FORMATS.items():
+            sides[side(form, name)] = partial(_training, built[form], image, memory_format, autocast)
+    compare(
+        side(chosen[-1], "eager"),
+        sides,
+        {name: scores[name.partition(" | ")[0]] for name in sides},
+        setting,
+        precision.network,
+        table="training step",
+        network=network,
+        **TURNS,
+    )
+
+
+def _training(
+    build: Callable[[], nn.Module],
+    image: Tensor,
+    memory_format: torch.memory_format = torch.contiguous_format,
+    autocast: torch.dtype | None = None,
+) -> Calls:
+    """One step, which returns its scores. Without dropout, so that they can be compared."""
+    model = build().to(image.device, memory_format=memory_format).train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-5, momentum=0.9)
+    image = image.contiguous(memory_format=memory_format)
+    labels = torch.arange(image.shape[0], device=image.device)
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        with torch.autocast(image.device.type, autocast, enabled=autocast is not None):
+            scores: Tensor = model(image)
+        F.cross_entropy(scores.float(), labels).backward()
+        optimizer.step()
+        return scores.detach()
+
+    return [step]
+
+
+@pytest.mark.parametrize("setting", settings(cpu=(1, 8)), indirect=True)
 @each_network
 @torch.no_grad()
-def bench_parts(compare: Compare, network: str, batch: int) -> None:
+def bench_parts(compare: Compare, network: str, setting: Setting) -> None:
     """Where the time of WAE goes, eager."""
-    model = fold_normalization(forms(network)[f"WAE-{network}, our encoder"]())
-    image = images(batch, 224, CPU)
-    low, high = model.decompose(image)
-    low_features, high_features = model.features(image)
-
-    def classify() -> Tensor:
-        fused: Tensor = model.fusion_classifier(torch.cat((low_features, high_features), dim=1))
-        return fused + model.low_classifier(low_features)
-
-    parts = {
-        "whole": partial(model, image),
-        "encoder": partial(model.decompose, image),
-        "low body": partial(model.low_body, low),
-        "high body": partial(model.high_body, high),
-        "classifiers": classify,
-    }
-    compare("whole", parts, agree=[["whole", "classifiers"]], table="parts", network=network, images=batch)
-
-
-@FULL
-@pytest.mark.parametrize("runner", ["eager", "openvino"])
-@torch.no_grad()
-def bench_sizes(compare: Compare, runner: str) -> None:
-    """ResNet50 and WAE-ResNet50 on one image, small to large; both deployed in the same engine."""
-    if (reason := ENGINES[runner].why_not(CPU)) is not None:
-        pytest.skip(reason)
-    built = {name: build() for name, build in forms("ResNet50").items()}
-    models = {"ResNet50": built["ResNet50 at 224"], "WAE-ResNet50": built["WAE-ResNet50, deployed"]}
-    functions = {}
-    for size in (128, 224, 320, 448, 640):
-        image = images(1, size, CPU)
-        for name, model in models.items():
-            functions[side(name, str(size))] = partial(deploy(model, (size, size), engine=runner), image)
-    compare("WAE-ResNet50 | 224", functions, agree=[], table="sizes", runner=runner, images=1, **TURNS)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("batch", [1, 8, 32, 128, pytest.param(256, marks=FULL)])
-@each_network
-@torch.no_grad()
-def bench_end_to_end_gpu(compare: Compare, network: str, batch: int) -> None:
-    """As on the processor, in the ways to run networks on a GPU: WAE and stock in each."""
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    gpu = torch.device("cuda")
-    image = images(batch, 224, gpu)
-    functions: dict[str, Callable[[], Any]] = {}
-    for form, build in forms(network).items():
-        if form.endswith("our ops"):  # that for 3 x 3 convolutions is a processor's
-            continue
-        functions |= {side(form, name): run for name, run in _on_gpu(form, build().to(gpu), image).items()}
-    working = {name: _working_memory(run) for name, run in functions.items()}
-    compare(
-        side(f"WAE-{network}, our encoder", "float32"),
-        functions,
-        agree=agreeing(network, functions),
-        tolerance=3e-2,  # float16 through a whole network
-        device=gpu,
-        table="end to end",
-        network=network,
-        images=batch,
-        megabytes=working,
-        **TURNS,
+    ours, stock = (
+        fold_normalization(forms(network)[f"WAE-{network}, {kind}"]())
+        for kind in ("our encoder", "stock ops")
     )
+    image = images(setting.batch, 224)
+
+    def parts(model: WAEClassifier) -> dict[str, Callable[[], Any]]:
+        """Each after the one before, on the stock encoder's results."""
+        low, high = stock.decompose(image)
+        features = stock.low_body(low), stock.high_body(high)
+        return {
+            "whole": partial(model, image),
+            "encoder": partial(model.decompose, image),
+            "low body": partial(model.low_body, low),
+            "high body": partial(model.high_body, high),
+            "classifiers": partial(_classify, model, *features),
+        }
+
+    wanted = {name: tensors(run()) for name, run in parts(stock).items()}
+    sides: dict[str, Side] = {name: lambda run=run: [run] for name, run in parts(ours).items()}
+    compare("whole", sides, wanted, setting, setting.precision.network, table="parts", network=network)
 
 
-def _on_gpu(form: str, model: torch.nn.Module, image: Tensor) -> dict[str, Callable[[], Any]]:
-    if form.endswith("deployed"):
-        return _in_float16(model, image)
-    if isinstance(model, WAEClassifier):
-        return _in_pytorch(Whole(fold_normalization(model)).eval(), image)
-    return _in_pytorch(model, image) | _in_float16(model, image)
+def _classify(model: WAEClassifier, low_features: Tensor, high_features: Tensor) -> Tensor:
+    fused: Tensor = model.fusion_classifier(torch.cat((low_features, high_features), dim=1))
+    return fused + model.low_classifier(low_features)
 
 
-def _in_pytorch(model: torch.nn.Module, image: Tensor) -> dict[str, Callable[[], Any]]:
-    last = image.contiguous(memory_format=torch.channels_last)
-    last_model = copy.deepcopy(model).to(memory_format=torch.channels_last)
-
-    @torch.autocast("cuda", torch.float16)
-    def mixed() -> Any:
-        return last_model(last)
-
-    graph = deploy(model, (image.shape[2], image.shape[3]), image.shape[0], "cudagraphs")
-    return {
-        "float32": partial(model, image),
-        "float32, channels_last": partial(last_model, last),
-        "AMP, channels_last": mixed,
-        "float32, CUDA graph": partial(graph, image),
+@pytest.mark.full
+@pytest.mark.parametrize("runner", ["eager", "openvino"])
+@pytest.mark.parametrize("setting", settings(cpu=(1,)), indirect=True)
+@torch.no_grad()
+def bench_sizes(compare: Compare, setting: Setting, runner: str) -> None:
+    """ResNet50 and WAE-ResNet50 on one image, small to large; both deployed in the same engine."""
+    if (reason := ENGINES[runner].why_not(setting.device.torch)) is not None:
+        pytest.skip(reason)
+    built = forms("ResNet50")
+    models = {
+        "ResNet50": (built["ResNet50 at 224"](), built["ResNet50 at 224"]()),
+        "WAE-ResNet50": (built["WAE-ResNet50, deployed"](), built["WAE-ResNet50, stock ops"]()),
     }
+    sides: dict[str, Side] = {}
+    wanted = {}
+    for size in (128, 224, 320, 448, 640):
+        image = images(setting.batch, size)
+        for name, (model, stock) in models.items():
+            sides[side(name, str(size))] = partial(_deployed, model, image, runner)
+            wanted[side(name, str(size))] = [stock(image)]
+    limit = setting.precision.network
+    compare("WAE-ResNet50 | 224", sides, wanted, setting, limit, table="sizes", runner=runner, **TURNS)
 
 
-def _in_float16(model: torch.nn.Module, image: Tensor) -> dict[str, Callable[[], Any]]:
-    """What ``wae.deploy`` makes of a network, WAE's or stock, in each engine of the image's device."""
-    usable = [name for name, engine in ENGINES.items() if engine.why_not(image.device) is None]
-    make = partial(deploy, model, (image.shape[2], image.shape[3]), image.shape[0], dtype=torch.float16)
-    return {f"float16, {name}": partial(make(name), image) for name in usable}
-
-
-def _working_memory(run: Callable[[], Any]) -> float:
-    """Megabytes that one call takes at its peak beside what is there already: weights, and graphs' pools."""
-    run()
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    run()
-    torch.cuda.synchronize()
-    return (torch.cuda.max_memory_allocated() - before) / 1e6
+def _deployed(model: nn.Module, image: Tensor, engine: str) -> Calls:
+    return over(deploy(model, (image.shape[2], image.shape[3]), engine=engine), [(image,)])

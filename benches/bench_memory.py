@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from classifiers import NETWORKS, cells, side
 
-SCRIPT = Path(__file__).with_name("memory.py")
+from .classifiers import NETWORKS, cells, side
+
+ROOT = Path(__file__).resolve().parents[1]
 BATCH = 8
 
 
@@ -31,7 +32,7 @@ def bench_memory(benchmark: Any, network: str) -> None:
 
 
 def measure(network: str, form: str, runner: str) -> float:
-    """What ``memory.py`` finds."""
-    command = [sys.executable, str(SCRIPT), network, form, runner, str(BATCH)]
-    done = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE)
+    """Megabytes, by ``memory.py``."""
+    command = [sys.executable, "-m", "benches.memory", network, form, runner, str(BATCH)]
+    done = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE, cwd=ROOT)
     return float(json.loads(done.stdout))

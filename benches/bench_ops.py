@@ -2,126 +2,199 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
-import peers
 import pytest
 import torch
-from networks import OURS, branches, decoders, encoders, images
+from torch import Tensor, nn
 
 from wae_kernels import backends
 
+from . import peers
+from .comparison import Side, tensors
+from .devices import EXACT, PRECISIONS, Inputs, Setting, settings
+from .modules import OURS, gradients, images, inputs, pair, results, wide_gradients
+
 Compare = Callable[..., None]
-BATCHES = pytest.mark.parametrize("batch", [1, 8])
+EACH = pytest.mark.parametrize(
+    "setting",
+    settings(cpu=(1, 8), cuda=(1, 8, 64, 256)),
+    indirect=True,
+)
+PROCESSOR = Setting("cpu", EXACT, 8)
+ENCODER_MULTIPLY_ADDS = 263.7e6  # per 224 x 224 image, by the definition (docs/network.md)
 
 
-@BATCHES
-@torch.no_grad()
-def bench_encode(compare: Compare, device: torch.device, batch: int) -> None:
-    ours, stock = encoders(device)
-    inputs = (images(batch, 224, device),)
-    sides = {OURS: partial(ours, *inputs), **_peers(stock, inputs)}
-    compare(OURS, sides, device=device, table="encode", images=batch)
-
-
-@BATCHES
-@torch.no_grad()
-def bench_decode(compare: Compare, device: torch.device, batch: int) -> None:
-    ours, stock = decoders(device, (224, 224))
-    inputs = branches(batch, 224, device)
-    sides = {OURS: partial(ours, *inputs), **_peers(stock, inputs)}
-    compare(OURS, sides, device=device, table="decode", images=batch)
-
-
-def _peers(stock: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> peers.Sides:
-    sides = {**peers.eager(stock, inputs), **peers.compiled(stock, inputs)}
-    return sides if inputs[0].is_cuda else {**sides, **peers.engines(stock, inputs)}
-
-
-@BATCHES
+@EACH
 @pytest.mark.parametrize("op", ["encode", "decode"])
-def bench_forward_and_backward(compare: Compare, device: torch.device, batch: int, op: str) -> None:
+@torch.no_grad()
+def bench_forward(compare: Compare, setting: Setting, op: str) -> None:
+    ours, stock = pair(op, setting)
+    given = inputs(op, setting)
+    sets = setting.device.sets(given)
+    sides = {**_ours(ours, sets), **peers.all_peers(stock, sets, setting)}
+    compare(OURS, sides, results(stock, given), setting, setting.precision.op, capture=True, table=op)
+
+
+def _ours(module: nn.Module, sets: Sequence[Inputs]) -> dict[str, Side]:
+    """Our kernels; on a GPU in both memory formats, and Triton's where they run."""
+    sides: dict[str, Side] = {OURS: lambda: peers.over(module, sets)}
+    if sets[0][0].is_cuda:
+        sides[f"{OURS}, channels_last"] = lambda: peers.over(module, peers.channels_last(sets))
+    if any(b.name == "triton" and b.available for b in backends.available()):
+        triton = partial(_through, "triton", module)
+        sides[f"{OURS}, Triton"] = lambda: peers.over(triton, sets)
+        sides[f"{OURS}, Triton, channels_last"] = lambda: peers.over(triton, peers.channels_last(sets))
+    return sides
+
+
+def _through(backend: str, module: nn.Module, *given: Tensor) -> Any:
+    with backends.use(backend):
+        return module(*given)
+
+
+@EACH
+@pytest.mark.parametrize("op", ["encode", "decode"])
+def bench_forward_and_backward(compare: Compare, setting: Setting, op: str) -> None:
     """Forward, and the gradients of all weights and of the input."""
-    pair = encoders(device) if op == "encode" else decoders(device, (224, 224))
-    inputs = (images(batch, 224, device),) if op == "encode" else branches(batch, 224, device)
-    wanted = branches(batch, 224, device) if op == "encode" else (images(batch, 224, device),)
+    ours, stock = pair(op, setting)
+    given = inputs(op, setting)
+    with torch.no_grad():
+        upstream = [torch.randn_like(x) for x in tensors(stock(*given))]
+    sets = setting.device.sets(given)
 
-    def step(module: torch.nn.Module, memory_format: torch.memory_format) -> list[torch.Tensor]:
-        leaves = [x.detach().contiguous(memory_format=memory_format).requires_grad_() for x in inputs]
-        outputs = module(*leaves)
-        outputs = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
-        return list(torch.autograd.grad(outputs, [*leaves, *module.parameters()], wanted))
+    def side(module: nn.Module, sets: Sequence[Inputs], autocast: torch.dtype | None = None) -> Side:
+        return lambda: peers.over(lambda *x: gradients(module, x, upstream, autocast), sets)
 
-    ours, stock = pair
     sides = {
-        OURS: partial(step, ours, torch.contiguous_format),
-        "PyTorch eager": partial(step, stock, torch.contiguous_format),
-        "PyTorch eager, channels_last": partial(step, stock, torch.channels_last),
+        OURS: side(ours, sets),
+        "PyTorch eager": side(stock, sets),
+        "PyTorch eager, channels_last": side(stock, peers.channels_last(sets)),
     }
-    # A sum within rounding of zero is on one side of its ReLU here and on the other there, and its gradient
-    # with it: tests/kernels/test_backward.py compares them, on inputs where that cannot happen.
-    compare(OURS, sides, device=device, table=f"{op} + backward", images=batch, agree=[])
+    dtype = setting.precision.dtype
+    if dtype != torch.float32:
+        for name, module in ((f"{OURS}, autocast", ours), ("PyTorch eager, autocast", stock)):
+            sides[name] = side(copy.deepcopy(module).float(), sets, dtype)
+    wanted = wide_gradients(stock, given, upstream)
+    compare(OURS, sides, wanted, setting, setting.precision.gradient, capture=True, table=f"{op} + backward")
 
 
+@pytest.mark.parametrize("setting", settings(cpu=(8,), cuda=(64,), precisions=("float16",)), indirect=True)
 @torch.no_grad()
-def bench_uint8(compare: Compare, device: torch.device) -> None:
-    """A decoded photo, normalised by the op, against the float image that it becomes."""
-    ours, _ = encoders(device)
-    photo = (images(8, 224, device) * 64 + 128).clamp(0, 255).byte()
-    scale, shift = torch.full((3,), 1 / 127.5, device=device), torch.full((3,), -1.0, device=device)
-    image = photo * scale.view(3, 1, 1) + shift.view(3, 1, 1)
-    last = photo.contiguous(memory_format=torch.channels_last)
-    sides = {
-        "float32": lambda: ours(image),
-        "uint8": lambda: ours(photo, scale, shift),
-        "uint8, channels_last": lambda: ours(last, scale, shift),
+def bench_uint8(compare: Compare, setting: Setting) -> None:
+    """A decoded image, normalised by the op, against the floating-point image that it becomes."""
+    ours, stock = pair("encode", setting)
+    (drawn,) = inputs("encode", setting)
+    raw = (drawn * 64 + 128).clamp(0, 255).byte()
+    scale, shift = (torch.full((3,), x).to(drawn) for x in (1 / 128, -1.0))  # exact in every dtype
+    image = raw.to(drawn) * scale.view(3, 1, 1) + shift.view(3, 1, 1)
+    sets = [(x, scale, shift) for (x,) in setting.device.sets((raw,))]
+    last = [(x.contiguous(memory_format=torch.channels_last), *affine) for x, *affine in sets]
+    sides: dict[str, Side] = {
+        "floating point": lambda: peers.over(ours, setting.device.sets((image,))),
+        "uint8": lambda: peers.over(ours, sets),
+        "uint8, channels_last": lambda: peers.over(ours, last),
     }
-    compare("uint8", sides, device=device, table="input types, encode", images=8)
+    compare(
+        "uint8",
+        sides,
+        results(stock, (image,)),
+        setting,
+        setting.precision.op,
+        capture=True,
+        table="input types, encode",
+    )
 
 
+@pytest.mark.parametrize("setting", settings(cpu=(84,), cuda=(84,), precisions=("float16",)), indirect=True)
 @torch.no_grad()
-def bench_resolution(compare: Compare, device: torch.device) -> None:
-    """The same number of pixels as many small pictures and as few large ones."""
-    ours, _ = encoders(device)
-    sizes = {224: 84, 512: 16, 1024: 4, 2048: 1}  # 2048 * 2048 pixels, or 0.5 % more
-    sides = {f"{n} of {size} x {size}": partial(ours, images(n, size, device)) for size, n in sizes.items()}
-    megapixels = {f"{n} of {size} x {size}": n * size * size / 1e6 for size, n in sizes.items()}
+def bench_resolution(compare: Compare, setting: Setting) -> None:
+    """The same number of pixels as many small images and as few large ones."""
+    ours, stock = pair("encode", setting)
+    sides: dict[str, Side] = {}
+    wanted, megapixels = {}, {}
+    for size, number in {224: 84, 512: 16, 1024: 4, 2048: 1}.items():  # 2048 * 2048 pixels, or 0.5 % more
+        name = f"{number} of {size} x {size}"
+        image = images(number, size).to(setting.device.torch, setting.precision.dtype)
+        sides[name] = lambda image=image: peers.over(ours, setting.device.sets((image,), most=2))
+        wanted[name] = results(stock, (image,))
+        megapixels[name] = number * size * size / 1e6
     compare(
         "84 of 224 x 224",
         sides,
-        device=device,
-        agree=[],
+        wanted,
+        setting,
+        setting.precision.op,
+        capture=True,
         table="resolution, encode",
         megapixels=megapixels,
+        images=None,
     )
+
+
+@pytest.mark.parametrize("setting", settings(cpu=(1,), cuda=(1,), precisions=("float16",)), indirect=True)
+def bench_calls(compare: Compare, setting: Setting) -> None:
+    """The time of a call itself: an image of 8 x 8, launched and not a graph."""
+    module, stock = pair("encode", setting)
+    image = images(1, 8).to(setting.device.torch, setting.precision.dtype)
+    weights = list(module.parameters())
+    sets = [(image,)]
+
+    def op(x: Tensor) -> Any:
+        return torch.ops.wae.encode(x, *weights)
+
+    def autocast(x: Tensor) -> Any:
+        with torch.autocast(x.device.type, torch.bfloat16 if x.device.type == "cpu" else torch.float16):
+            return wide(x.float())
+
+    wide = copy.deepcopy(module).float()
+    sides: dict[str, Side] = {
+        "module": lambda: peers.over(torch.no_grad()(module), sets),
+        "module, inference_mode": lambda: peers.over(torch.inference_mode()(module), sets),
+        "module, with gradients": lambda: peers.over(module, sets),
+        "module, autocast": lambda: peers.over(torch.no_grad()(autocast), sets),
+        "op": lambda: peers.over(torch.no_grad()(op), sets),
+        "PyTorch eager": lambda: peers.over(torch.no_grad()(stock), sets),
+    }
+    limit = PRECISIONS["bfloat16"].op  # of the least exact of them, autocast
+    compare("module", sides, results(stock, (image,)), setting, limit, burst=100, table="a call, encode")
 
 
 @torch.no_grad()
 def bench_instructions(compare: Compare) -> None:
-    """What each set of instructions that this processor has makes of the same kernel."""
-    ours, _ = encoders(torch.device("cpu"))
-    image = images(8, 224, torch.device("cpu"))
-
-    def run(name: str) -> list[torch.Tensor]:
-        with backends.use(name):
-            return list(ours(image))
-
+    """Every set of instructions that this processor has, on the same kernel."""
+    ours, stock = pair("encode", PROCESSOR)
+    given = inputs("encode", PROCESSOR)
     names = [b.name for b in backends.available() if b.available and b.name.startswith("cpu:")]
     if not names:
         pytest.skip("the compiled library is missing")
-    compare(names[0], {n: partial(run, n) for n in names}, table="instruction sets, encode", images=8)
-
-
-ENCODER_MULTIPLY_ADDS = 263.7e6  # per 224 x 224 image, by the definition (docs/network.md)
+    sides: dict[str, Side] = {
+        name: lambda name=name: peers.over(partial(_through, name, ours), [given]) for name in names
+    }
+    compare(
+        names[0],
+        sides,
+        results(stock, given),
+        PROCESSOR,
+        PROCESSOR.precision.op,
+        table="instruction sets, encode",
+    )
 
 
 @torch.no_grad()
 def bench_floor(compare: Compare) -> None:
     """encode against a matrix product of as many multiply-adds: the floor of plain arithmetic."""
-    ours, _ = encoders(torch.device("cpu"))
-    image = images(8, 224, torch.device("cpu"))
-    side = round((8 * ENCODER_MULTIPLY_ADDS) ** (1 / 3))
-    a, b = torch.randn(side, side), torch.randn(side, side)
-    sides = {OURS: partial(ours, image), "a matrix product of as many multiply-adds": partial(torch.mm, a, b)}
-    compare(OURS, sides, agree=[], table="plain arithmetic, encode", images=8)
+    ours, stock = pair("encode", PROCESSOR)
+    given = inputs("encode", PROCESSOR)
+    edge = round((PROCESSOR.batch * ENCODER_MULTIPLY_ADDS) ** (1 / 3))
+    matrices = (torch.randn(edge, edge), torch.randn(edge, edge))
+    product = "a matrix product of as many multiply-adds"
+    sides: dict[str, Side] = {
+        OURS: lambda: peers.over(ours, [given]),
+        product: lambda: peers.over(torch.mm, [matrices]),
+    }
+    wanted = {OURS: results(stock, given), product: [torch.mm(*(m.double() for m in matrices))]}
+    compare(OURS, sides, wanted, PROCESSOR, PROCESSOR.precision.op, table="plain arithmetic, encode")

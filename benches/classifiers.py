@@ -6,9 +6,9 @@ A *side* is a form in a runner, written ``FORM | RUNNER``. Weights are random: o
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,20 +23,51 @@ from wae.models.stock import StockEncoder
 from wae.models.vgg16 import wae_vgg16
 from wae_kernels.nn import Encoder
 
-NETWORKS = {"VGG16": (vgg16, vgg16_half, wae_vgg16), "ResNet50": (resnet50, resnet50_half, wae_resnet50)}
-RUNNERS = {
-    "eager": "eager",
-    "channels_last": "eager",
-    "torch.compile": "compile",
-    "Winograd": "winograd",
-    "ONNX Runtime": "onnxruntime",
-    "OpenVINO": "openvino",
-}
-"""The tables' columns on a processor, and what ``wae.deploy`` calls them."""
-IN_PYTORCH = ("eager", "channels_last")
-"""Those in which the model runs as a user has it."""
+from .comparison import Side
+from .devices import EXACT, PRECISIONS, Inputs, Setting
+from .peers import over
 
+NETWORKS = {"VGG16": (vgg16, vgg16_half, wae_vgg16), "ResNet50": (resnet50, resnet50_half, wae_resnet50)}
 Run = Callable[[Tensor], Any]
+
+
+class Runner(NamedTuple):
+    """A way to run a network.
+
+    Attributes:
+        engine: of ``wae.deploy``; None where the model runs as a user has it.
+        precision: of the arithmetic, a key of PRECISIONS; None for the setting's.
+        channels_last: the memory format of weights and images, where there is no engine.
+        autocast: whether weights stay in float32, where there is no engine.
+    """
+
+    engine: str | None
+    precision: str | None = None
+    channels_last: bool = False
+    autocast: bool = False
+
+
+RUNNERS = {
+    "cpu": {
+        "eager": Runner(None),
+        "channels_last": Runner(None, channels_last=True),
+        "torch.compile": Runner("compile"),
+        "Winograd": Runner("winograd"),
+        "ONNX Runtime": Runner("onnxruntime"),
+        "OpenVINO": Runner("openvino"),
+    },
+    # the quick to build first: what comes late is left out where time is short
+    "cuda": {
+        "eager": Runner(None),
+        "channels_last": Runner(None, channels_last=True),
+        "AMP, channels_last": Runner(None, "float16", channels_last=True, autocast=True),
+        "float16, channels_last": Runner(None, "float16", channels_last=True),
+        "float16, CUDA graph": Runner("cudagraphs", "float16"),
+        "float16, TensorRT": Runner("tensorrt", "float16"),
+        "float16, torch.compile max-autotune": Runner("compile", "float16"),
+    },
+}
+"""The tables' columns on each device."""
 
 
 def forms(network: str) -> dict[str, Callable[[], nn.Module]]:
@@ -57,25 +88,30 @@ def _seeded(build: Callable[[], nn.Module]) -> nn.Module:
     return build().eval()
 
 
-def cells(network: str, full: bool) -> list[tuple[str, str]]:
+def cells(network: str, full: bool, device: str = "cpu") -> list[tuple[str, str]]:
     """(form, runner) of all sides that run here; unless ``full``, of those that the bounds are about.
 
     Our ops are known to PyTorch alone: in the other engines the encoder stands in front, which is the form
-    "deployed"; all our ops in torch.compile is the engine "Winograd".
+    "deployed"; all our ops in torch.compile is the engine "Winograd". The op for 3 x 3 convolutions runs on a
+    processor only.
     """
-    usable = [name for name, engine in RUNNERS.items() if ENGINES[engine].why_not("cpu") is None]
     chosen = []
-    for form in forms(network):
-        runners = usable
-        if form.endswith("our encoder"):
-            runners = [*IN_PYTORCH, "torch.compile"]
-        elif form.endswith("our ops"):
-            runners = [*IN_PYTORCH]
-        elif form.endswith("deployed"):  # which is channels_last when it is eager
-            runners = [runner for runner in usable if runner != "channels_last"]
-        compared = form.endswith(("at 224", "deployed"))
-        chosen += [(form, runner) for runner in runners if full or compared or runner in IN_PYTORCH]
-    return chosen
+    for name, runner in RUNNERS[device].items():
+        if runner.engine is not None and ENGINES[runner.engine].why_not(device) is not None:
+            continue
+        for form in forms(network):
+            if form.endswith("our ops"):
+                runs = runner.engine is None and device == "cpu"
+            elif form.endswith("our encoder"):
+                runs = runner.engine in (None, "compile")
+            elif form.endswith("deployed"):
+                runs = runner.engine is not None or name == "eager"
+            else:
+                runs = True
+            compared = form.endswith(("at 224", "deployed"))
+            if runs and (full or compared or runner.engine is None):
+                chosen.append((form, name))
+    return sorted(chosen, key=lambda cell: list(forms(network)).index(cell[0])) if device == "cpu" else chosen
 
 
 def side(form: str, runner: str) -> str:
@@ -95,34 +131,60 @@ class Whole(nn.Module):
         return scores
 
 
-def make(form: str, runner: str, model: nn.Module, image: Tensor) -> Run:
-    """What computes the scores of images like ``image`` in this form and runner.
+def make(form: str, runner: Runner, model: nn.Module, image: Tensor) -> Run:
+    """A function that computes the scores of images like ``image`` in this form and runner.
 
-    ``model`` is what :func:`forms` builds for the form. "eager" and "channels_last" are the model as a user
-    has it; all others are made by ``wae.deploy``, the stock networks as well.
+    ``model`` is what :func:`forms` builds for the form, in float32. ``wae.deploy`` makes the form "deployed",
+    and all that run in an engine, the stock networks as well.
     """
-    if isinstance(model, WAEClassifier) and not form.endswith("deployed"):
+    deployed = form.endswith("deployed")
+    if isinstance(model, WAEClassifier) and not deployed:
         model = Whole(fold_normalization(model)).eval()
         if form.endswith("our ops"):
             model = replaced(model)
-    if runner in IN_PYTORCH and not form.endswith("deployed"):
-        if runner == "eager":
-            return model
-        model = copy.deepcopy(model).to(memory_format=torch.channels_last)
-        return lambda image: model(image.contiguous(memory_format=torch.channels_last))
-    return deploy(model, (image.shape[2], image.shape[3]), image.shape[0], RUNNERS[runner])
+    dtype = PRECISIONS[runner.precision].dtype if runner.precision else torch.float32
+    if runner.engine is not None or deployed:
+        size = (image.shape[2], image.shape[3])
+        return deploy(model, size, image.shape[0], runner.engine or "eager", dtype=dtype)
+    memory_format = torch.channels_last if runner.channels_last else torch.contiguous_format
+    weights = torch.float32 if runner.autocast else dtype
+    model = copy.deepcopy(model).to(weights).to(memory_format=memory_format)
+
+    def run(image: Tensor) -> Any:
+        with torch.autocast(image.device.type, dtype, enabled=runner.autocast):
+            return model(image.to(weights).contiguous(memory_format=memory_format))
+
+    return run
 
 
-def sides(network: str, chosen: Iterable[tuple[str, str]], image: Tensor) -> dict[str, Callable[[], Any]]:
-    """Each side by name, ready to be timed on ``image``."""
-    models = {form: build() for form, build in forms(network).items()}
-    return {side(*cell): partial(make(*cell, models[cell[0]], image), image) for cell in chosen}
+def sides(
+    network: str, chosen: Iterable[tuple[str, str]], sets: Sequence[Inputs], device: str = "cpu"
+) -> dict[str, Side]:
+    """Each side by name, to be run on ``sets`` of one tensor of images."""
+    image = sets[0][0]
+    models = {form: build().to(image.device) for form, build in forms(network).items()}
+
+    def build(form: str, runner: str) -> Side:
+        return lambda: over(make(form, RUNNERS[device][runner], models[form], image), sets)
+
+    return {side(*cell): build(*cell) for cell in chosen}
 
 
-def agreeing(network: str, names: Iterable[str]) -> list[list[str]]:
-    """The sides that have to give the same scores: a stock network's, and those of all of WAE."""
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        key = "WAE" if name.startswith(f"WAE-{network}") else name.partition(" | ")[0]
-        groups.setdefault(key, []).append(name)
-    return list(groups.values())
+@torch.no_grad()
+def wanted(network: str, names: Iterable[str], image: Tensor) -> dict[str, list[Tensor]]:
+    """The scores that each side has to give: its stock network's, or WAE's with PyTorch's operators."""
+    models = {form: build for form, build in forms(network).items() if "our" not in form}
+    with EXACT.allowed():
+        scores = {form: [models[form]().to(image.device)(image)] for form in list(models)[:3]}
+    stock_ops = f"WAE-{network}, stock ops"
+    return {name: scores.get(name.partition(" | ")[0], scores[stock_ops]) for name in names}
+
+
+def limits(names: Iterable[str], setting: Setting) -> dict[str, float]:
+    """How far each side's scores may be from those: as its arithmetic has it."""
+
+    def limit(name: str) -> float:
+        runner = RUNNERS[setting.name][name.partition(" | ")[2]]
+        return (PRECISIONS[runner.precision] if runner.precision else setting.precision).network
+
+    return {name: limit(name) for name in names}

@@ -1,39 +1,52 @@
-"""What all benchmarks share: equality is checked first, then all sides take turns, and medians are kept.
+"""What all benchmarks share: every side is checked first, then all that are right take turns.
 
-    pytest benches --benchmark-json=FILE [--seconds S] [--full]
+    python -m pytest benches [--keep FOLDER] [--seconds S] [--case-seconds S] [--full] [--benchmark-json=FILE]
 
-pytest-benchmark's own table shows our side alone; the comparison is in the ``extra_info`` of the JSON
-file, from which ``benches/report.py`` makes the tables. Without ``--full`` the benchmarks marked ``full``
-are left out, and some sides of the others.
+pytest-benchmark's own table shows our side alone; the comparison is in ``extra_info``, which ``--keep`` puts
+into the machine's result file as soon as a case is done. ``benches/report.py`` makes the tables from there.
+Without ``--full`` the benchmarks marked ``full`` are left out, and some sides of the others.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
-import limits
 import pytest
 import torch
 from pytest_benchmark.logger import PytestBenchmarkWarning
+from pytest_benchmark.utils import get_commit_info
 from torch import Tensor
 
-from wae.inference.timing import interleaved
 from wae_kernels import backends
 
-PACKAGES = ("torch", "torchvision", "triton", "onnxruntime", "openvino", "wae-kernels")
-TOLERANCE = 1e-4  # float32, all sides with another order of arithmetic
+from . import limits, result_files
+from .comparison import Side, prepare
+from .devices import Setting
+
+PACKAGES = (
+    "torch", "torchvision", "triton", "onnxruntime", "onnxruntime-gpu", "openvino", "torch-tensorrt",
+    "wae-kernels",
+)  # fmt: skip
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--seconds", type=float, default=6.0, help="time for each comparison (default 6)")
+    parser.addoption("--seconds", type=float, default=6.0, help="to time one case for (default 6)")
     parser.addoption("--full", action="store_true", help="the long ones as well, and all sides of the others")
+    parser.addoption("--keep", type=Path, metavar="FOLDER", help="for the result file, written case by case")
+    parser.addoption(
+        "--case-seconds",
+        type=float,
+        help="to build and check the sides of one case in; those that come later are left out",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -45,7 +58,6 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore")  # the peers' warnings are not ours to mend
     # pytest-benchmark's, after the last test: as an error it would hide why that one failed
     warnings.filterwarnings("ignore", category=PytestBenchmarkWarning)
-    config.addinivalue_line("markers", "full: takes minutes; runs with --full")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -57,14 +69,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
-    machine_info["wae"] = {
+    machine_info["wae"] = _machine()
+    machine_info["wae run"] = _run(config)
+
+
+def _machine() -> dict[str, Any]:
+    return {
         "processor": _processor(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
         "backend": backends.backend_for("cpu"),
         "limits": {name: os.environ[name] for name in limits.LIMITS if name in os.environ},
     }
-    machine_info["wae run"] = {
+
+
+def _run(config: pytest.Config) -> dict[str, Any]:
+    return {
         "versions": {name: _version(name) for name in PACKAGES},
         "seconds": config.getoption("seconds"),
         "full": config.getoption("full"),
@@ -86,64 +106,80 @@ def _version(package: str) -> str | None:
         return None
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest) -> torch.device:
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    return torch.device(request.param)
+@pytest.fixture
+def setting(request: pytest.FixtureRequest) -> Iterator[Setting]:
+    """A device, an arithmetic and a batch; skipped where there is no such device."""
+    setting: Setting = request.param
+    if (reason := setting.device.why_not()) is not None:
+        pytest.skip(reason)
+    with setting.precision.allowed():
+        yield setting
+
+
+@pytest.fixture(autouse=True)
+def freed() -> Iterator[None]:
+    """One case's networks go before the next come: they can be several gigabytes."""
+    yield
+    torch._dynamo.reset()
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+@pytest.fixture(autouse=True)
+def kept(request: pytest.FixtureRequest, benchmark: Any) -> Iterator[None]:
+    """A case goes into the result file when it is done, so that a run that is cut off leaves what it had."""
+    yield
+    folder, config = request.config.getoption("keep"), request.config
+    if folder is None or not benchmark.extra_info:
+        return
+    commit = get_commit_info()
+    run = {
+        "datetime": datetime.now(timezone.utc).isoformat(),
+        "commit": commit.get("id"),
+        "dirty": commit.get("dirty"),
+        **_run(config),
+    }
+    result_files.keep(folder, _machine(), {"name": request.node.name, "run": run, **benchmark.extra_info})
 
 
 @pytest.fixture
 def compare(benchmark: Any, pytestconfig: pytest.Config) -> Callable[..., None]:
-    """``compare(ours, sides, **facts)``: time ``sides`` (name to function), of which ``ours`` is ours.
+    """``compare(ours, sides, wanted, setting, limit, **facts)``: check sides, and time those that are right.
 
-    Sides that are named together in ``agree`` must return the same tensors; by default all. Those that cannot
-    are checked by their caller. ``longer`` multiplies ``--seconds``. ``facts`` go into the result file.
+    ``wanted`` are the right results, for all sides or for each by name, and so is ``limit``. ``capture``: a
+    round of calls becomes one CUDA graph on a GPU. ``longer`` multiplies ``--seconds``. ``facts`` go into the
+    result file. A side that is not right is kept without times; the case fails where that is ``ours``.
     """
 
     def run(
         ours: str,
-        sides: Mapping[str, Callable[[], Any]],
+        sides: Mapping[str, Side],
+        wanted: Sequence[Tensor] | Mapping[str, Sequence[Tensor]],
+        setting: Setting,
+        limit: float | Mapping[str, float],
         *,
-        device: torch.device = torch.device("cpu"),  # noqa: B008
-        agree: Iterable[Sequence[str]] | None = None,
-        tolerance: float = TOLERANCE,
+        capture: bool = False,
         burst: int = 5,
         settle: int = 2,
         longer: float = 1.0,
         **facts: Any,
     ) -> None:
-        for group in [list(sides)] if agree is None else agree:
-            wanted = _tensors(sides[group[0]]())
-            for name in group[1:]:
-                require_equal(f"{name} against {group[0]}", _tensors(sides[name]()), wanted, tolerance)
-        synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+        device = setting.device
+        wanted = wanted if isinstance(wanted, Mapping) else dict.fromkeys(sides, wanted)
+        limit = limit if isinstance(limit, Mapping) else dict.fromkeys(sides, limit)
+        budget = pytestconfig.getoption("case_seconds")
+        ready = prepare(sides, wanted, limit, device, capture, budget)
+        assert ready.rounds, f"no side can be timed: {ready.left_out}"
         seconds = longer * pytestconfig.getoption("seconds")
-        timings = interleaved(sides, seconds, warmup=1, burst=burst, settle=settle, synchronize=synchronize)
-        measured = {name: asdict(timing) for name, timing in timings.items()}
+        timings = device.time(ready.rounds, seconds, ready.calls, burst, settle)
+        facts = {"images": setting.batch, "device": setting.name, "precision": setting.precision.name} | facts
+        facts = {name: value for name, value in facts.items() if value is not None}
         if "images" in facts:
-            for timing in measured.values():
+            for timing in timings.values():
                 timing["images_per_second"] = facts["images"] / timing["median"]
-        benchmark.extra_info.update(ours=ours, device=device.type, timings=measured, **facts)
-
-        def timed() -> None:
-            sides[ours]()
-            synchronize()
-
-        benchmark.pedantic(timed, rounds=3)  # for pytest-benchmark's own table
+        state = {"state": state} if (state := device.facts()) else {}
+        benchmark.extra_info.update(ours=ours, timings=timings, **ready.facts(), **state, **facts)
+        assert ours in ready.rounds, f"{ours}: {ready.left_out[ours]}"
+        benchmark.pedantic(ready.rounds[ours], rounds=3)  # for pytest-benchmark's own table
 
     return run
-
-
-def require_equal(what: str, got: list[Tensor], wanted: list[Tensor], tolerance: float) -> None:
-    """Fail unless two sides agree."""
-    for a, b in zip(got, wanted, strict=True):
-        error = ((a.double() - b.double()).norm() / b.double().norm()).item()
-        assert error <= tolerance, f"{what} differs by {error:.3g}: not timed"
-
-
-def _tensors(outputs: Any) -> list[Tensor]:
-    """Copies, on the processor: a runner may write its next result to the same place."""
-    if isinstance(outputs, Tensor):
-        return [outputs.cpu().clone()]
-    return [torch.as_tensor(output).cpu().clone() for output in outputs]

@@ -1,6 +1,6 @@
 """How much memory one form of a network takes at its peak; ``bench_memory.py`` calls it.
 
-    python benches/memory.py NETWORK FORM RUNNER BATCH
+    python -m benches.memory NETWORK FORM RUNNER BATCH
 
 Prints megabytes (1e6 bytes): the most that the process holds (Linux's VmHWM) during calls, after one call
 to warm up, less what it held with PyTorch imported and before the network was built. So weights, packed
@@ -17,10 +17,11 @@ import sys
 import warnings
 from pathlib import Path
 
-import limits
 import torch
-from classifiers import forms, make
-from networks import images
+
+from . import limits
+from .classifiers import RUNNERS, forms, make
+from .modules import images
 
 STATUS = Path("/proc/self/status")
 
@@ -35,9 +36,9 @@ def held(field: str) -> float:
 @torch.no_grad()
 def peak(network: str, form: str, runner: str, batch: int) -> float:
     """See above."""
-    image = images(batch, 224, torch.device("cpu"))
+    image = images(batch, 224)
     before = held("VmRSS")
-    run = make(form, runner, forms(network)[form](), image)
+    run = make(form, RUNNERS["cpu"][runner], forms(network)[form](), image)
     run(image)
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # what building freed goes back to the system

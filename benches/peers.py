@@ -3,38 +3,117 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wae.inference.engines import ENGINES
+from wae.inference.engines import ENGINES, to_onnx
 
-Sides = dict[str, Callable[[], Any]]
+from .comparison import Side, tensors
+from .devices import Calls, Inputs, Launched, Setting
+
+_WITH_AUTOTUNE = {"cpu": (1, 8), "cuda": (1, 64)}
+"""Batches at which torch.compile, which takes a minute, is one of the peers."""
+_ELEMENTS = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: 16}
+"""ONNX Runtime's names of dtypes: numpy's, or the number in ONNX."""
 
 
-def eager(module: nn.Module, inputs: Sequence[Tensor]) -> Sides:
+def over(function: Callable[..., Any], sets: Sequence[Inputs]) -> Calls:
+    """One call of ``function`` for each set of inputs."""
+    return [partial(function, *inputs) for inputs in sets]
+
+
+def channels_last(sets: Sequence[Inputs]) -> list[Inputs]:
+    """The same inputs in that memory format."""
+    return [tuple(x.contiguous(memory_format=torch.channels_last) for x in inputs) for inputs in sets]
+
+
+def all_peers(module: nn.Module, sets: Sequence[Inputs], setting: Setting) -> dict[str, Side]:
+    """Everything that can run ``module`` there."""
+    return {
+        **eager(module, sets),
+        **autocast(module, sets, setting),
+        **(compiled(module, sets) if setting.batch in _WITH_AUTOTUNE[setting.name] else {}),
+        **engines(module, sets),
+    }
+
+
+def eager(module: nn.Module, sets: Sequence[Inputs]) -> dict[str, Side]:
     """Stock PyTorch in both memory formats."""
     last = copy.deepcopy(module).to(memory_format=torch.channels_last)
-    last_inputs = [x.contiguous(memory_format=torch.channels_last) for x in inputs]
     return {
-        "PyTorch eager": lambda: module(*inputs),
-        "PyTorch eager, channels_last": lambda: last(*last_inputs),
+        "PyTorch eager": lambda: over(module, sets),
+        "PyTorch eager, channels_last": lambda: over(last, channels_last(sets)),
     }
 
 
-def compiled(module: nn.Module, inputs: Sequence[Tensor]) -> Sides:
-    """torch.compile, which may take a minute before the first result."""
-    function = torch.compile(module, mode="max-autotune", fullgraph=True)
-    return {"torch.compile max-autotune": lambda: function(*inputs)}
+def autocast(module: nn.Module, sets: Sequence[Inputs], setting: Setting) -> dict[str, Side]:
+    """Weights in float32, arithmetic in half precision."""
+    dtype = setting.precision.dtype
+    if dtype == torch.float32:
+        return {}
+    single = copy.deepcopy(module).float()
+
+    def run(*inputs: Tensor) -> Any:
+        with torch.autocast(sets[0][0].device.type, dtype):
+            return single(*inputs)
+
+    return {"PyTorch eager, autocast": lambda: over(run, sets)}
 
 
-def engines(module: nn.Module, inputs: Sequence[Tensor]) -> Sides:
-    """ONNX Runtime and OpenVINO, on the processor, with as many threads as torch has."""
-    return {
-        title: partial(ENGINES[name].build(module, inputs), *inputs)
-        for name, title in {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}.items()
-        if ENGINES[name].why_not(inputs[0].device) is None
+def compiled(module: nn.Module, sets: Sequence[Inputs]) -> dict[str, Side]:
+    """torch.compile. Without CUDA graphs of its own: a round of all sides becomes one."""
+    function = torch.compile(module, mode="max-autotune-no-cudagraphs", fullgraph=True)
+    return {"torch.compile max-autotune": lambda: over(function, sets)}
+
+
+def engines(module: nn.Module, sets: Sequence[Inputs]) -> dict[str, Side]:
+    """Other libraries; on the processor with as many threads as torch has."""
+    inputs, device = sets[0], sets[0][0].device
+    found: dict[str, Side] = {
+        title: lambda name=name: over(ENGINES[name].build(module, inputs), sets)
+        for name, title in {
+            "onnxruntime": "ONNX Runtime",
+            "openvino": "OpenVINO",
+            "tensorrt": "TensorRT",
+        }.items()
+        if ENGINES[name].why_not(device) is None
     }
+    if device.type == "cuda" and _has_onnxruntime_cuda():
+        found["ONNX Runtime"] = lambda: Launched(over(_onnxruntime_cuda(module, inputs), sets))
+    return found
+
+
+def _has_onnxruntime_cuda() -> bool:
+    if any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")):
+        return False
+    import onnxruntime
+
+    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+
+
+def _onnxruntime_cuda(module: nn.Module, inputs: Inputs) -> Callable[..., Any]:
+    """The module in ONNX Runtime on the GPU, which reads and writes PyTorch's memory."""
+    import onnxruntime
+
+    model = to_onnx(module, inputs).model_proto.SerializeToString()
+    session = onnxruntime.InferenceSession(model, providers=["CUDAExecutionProvider"])
+    outputs = [torch.empty_like(x) for x in tensors(module(*inputs))]
+
+    def run(*given: Tensor) -> list[Tensor]:
+        binding = session.io_binding()
+        given = tuple(x.contiguous() for x in given)
+        torch.cuda.current_stream().synchronize()  # the library has a stream of its own
+        for node, x in zip(session.get_inputs(), given, strict=True):
+            binding.bind_input(node.name, "cuda", 0, _ELEMENTS[x.dtype], tuple(x.shape), x.data_ptr())
+        for node, x in zip(session.get_outputs(), outputs, strict=True):
+            binding.bind_output(node.name, "cuda", 0, _ELEMENTS[x.dtype], tuple(x.shape), x.data_ptr())
+        session.run_with_iobinding(binding)
+        return outputs
+
+    return run

@@ -7,18 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from tables import Benchmark, Result, name, table_of
+
+from .result_files import Benchmark, Result
+from .tables import fastest, name, table_of
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
+SHOWN_BATCH = 8
 Axes = Any
 Fill = Callable[[Axes, list[Benchmark]], None]
 
 
 def draw(results: Sequence[Result], folder: Path) -> list[Path]:
     """Write what the result files have numbers for into ``folder``; returns the files."""
-    written = []
+    written = _throughput(results, folder / "end_to_end.png")
     for file, wanted, key, title, fill in PICTURES:
         rows = []
         for result in results:
@@ -54,10 +57,47 @@ def _save(
             axis.tick_params(labelsize=7)
     axes[0][0].legend(fontsize=7)
     figure.suptitle(title, fontsize=10)
+    _write(figure, path)
+
+
+def _write(figure: Any, path: Path) -> None:
     new = path.with_name(path.stem + ".new" + path.suffix)
     figure.savefig(new, dpi=110)
     new.replace(path)
     pyplot.close(figure)
+
+
+def _throughput(results: Sequence[Result], path: Path) -> list[Path]:
+    """One picture of what WAE brings: images a second of each network, on the first machine that has all."""
+    for result in results:
+        measured = {
+            b["network"]: b
+            for b in result["benchmarks"]
+            if table_of(b) == "end to end" and b["images"] == SHOWN_BATCH and not result["machine"]["limits"]
+        }
+        if len(measured) > 1:
+            break
+    else:
+        return []
+    figure, axes = pyplot.subplots(1, len(measured), figsize=(9, 2.2), layout="constrained")
+    for axis, (network, b) in zip(axes, measured.items(), strict=True):
+        bars = {}
+        for label, pattern in (
+            (f"{network}, PyTorch", rf"{network} at 224 \| eager"),
+            (f"{network}, fastest engine", rf"{network} at 224 \| .*"),
+            (f"WAE-{network}", rf"WAE-{network}, deployed \| .*"),
+        ):
+            bars[label] = b["timings"][fastest(b, pattern)]["images_per_second"]
+        drawn = axis.barh(list(bars), list(bars.values()), 0.7, color=("#b0b0b0", "#7f7f7f", "#1f77b4"))
+        axis.bar_label(drawn, fmt="%.0f", padding=3, fontsize=9)
+        axis.invert_yaxis()
+        axis.margins(x=0.15)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=9)
+    threads = result["machine"]["threads"]
+    figure.suptitle(f"Images a second, {SHOWN_BATCH} at once, {name(result)}, {threads} threads", fontsize=10)
+    _write(figure, path)
+    return [path]
 
 
 def _bars(axis: Axes, groups: dict[str, dict[str, float]], form: str) -> None:
@@ -79,19 +119,6 @@ def _peers(axis: Axes, benchmarks: list[Benchmark]) -> None:
         ours = b["timings"][b["ours"]]["median"]
         groups[f"batch {b['images']}"] = {
             side: timing["median"] / ours for side, timing in b["timings"].items() if side != b["ours"]
-        }
-    _bars(axis, groups, "%.1fx")
-    axis.axvline(1, color="black", linewidth=0.8)
-
-
-def _speedups(axis: Axes, benchmarks: list[Benchmark]) -> None:
-    groups = {}
-    for b in sorted(benchmarks, key=lambda b: int(b["images"])):
-        stock = f"{b['network']} at 224 | eager"
-        groups[f"batch {b['images']}"] = {
-            side.replace(" | ", ", "): b["timings"][stock]["median"] / timing["median"]
-            for side, timing in b["timings"].items()
-            if side != stock
         }
     _bars(axis, groups, "%.1fx")
     axis.axvline(1, color="black", linewidth=0.8)
@@ -121,7 +148,6 @@ def _memory(axis: Axes, benchmarks: list[Benchmark]) -> None:
 OPS = ("encode", "decode", "encode + backward", "decode + backward")
 # file, the tables it shows, what distinguishes its panels, title, what fills a panel
 PICTURES: tuple[tuple[str, tuple[str, ...], str, str, Fill], ...] = (
-    ("end_to_end.png", ("end to end",), "network", "Times faster than stock at 224, eager", _speedups),
     ("resolution.png", ("sizes",), "runner", "One image of n x n pixels, milliseconds", _sizes),
     ("memory.png", ("memory",), "network", "Peak memory with weights, MB, batch 8", _memory),
     ("speed.png", OPS, "table", "Time of each peer, in units of ours (224 x 224, float32)", _peers),

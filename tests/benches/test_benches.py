@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import platform
@@ -10,61 +9,42 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
+from benches import limits, report, result_files, tables
+from benches.classifiers import RUNNERS, cells, forms, make, wanted
+
 pytest.importorskip("pytest_benchmark")
 ROOT = Path(__file__).resolve().parents[2]
 BENCHES = ROOT / "benches"
-sys.path.append(str(BENCHES))  # scripts, no package: they import each other by name
-
-import limits  # noqa: E402
-import report  # noqa: E402
-import tables  # noqa: E402
-from classifiers import agreeing, cells, forms, make, side  # noqa: E402
 
 
 def timing(seconds: float) -> dict[str, float]:
     return {"median": seconds, "p10": 0.9 * seconds, "p90": 1.1 * seconds, "images_per_second": 8 / seconds}
 
 
-def made_up(full: bool = True, **medians: float) -> dict[str, Any]:
-    """A file of pytest-benchmark, as conftest.py fills it: one benchmark for each keyword."""
-    return {
-        "datetime": "2001-02-03T04:05:06",
-        "commit_info": {"id": "abcdef0123456789", "dirty": False},
-        "machine_info": {
-            "wae": {
-                "processor": "Slow (TM) Processor",
-                "gpu": None,
-                "threads": 2,
-                "backend": "cpu:avx2",
-                "limits": {"OMP_NUM_THREADS": "2"},
-            },
-            "wae run": {"versions": {"torch": "1.0", "openvino": None}, "seconds": 3.0, "full": full},
-        },
-        "benchmarks": [
-            {
-                "name": name,
-                "extra_info": {
-                    "table": "encode",
-                    "images": 8,
-                    "ours": "wae-kernels",
-                    "timings": {"wae-kernels": timing(seconds), "PyTorch eager": timing(0.1)},
-                },
-            }
-            for name, seconds in medians.items()
-        ],
-    }
+MACHINE = {
+    "processor": "Slow (TM) Processor",
+    "gpu": None,
+    "threads": 2,
+    "backend": "cpu:avx2",
+    "limits": {"OMP_NUM_THREADS": "2"},
+}
 
 
-def added(folder: Path, given: dict[str, Any]) -> Path:
-    path = folder / "given.json"
-    path.write_text(json.dumps(given))
-    return report.add(path, folder / "results")
+def kept(folder: Path, name: str, seconds: float, full: bool = True, **machine: Any) -> Path:
+    """A case in which our side takes so many seconds, put into its result file."""
+    given = benchmark("encode", images=8, ours="wae-kernels", timings={"wae-kernels": timing(seconds)})
+    given = given | {"name": name, "run": given["run"] | {"full": full}}
+    return result_files.keep(folder, MACHINE | machine, given)
+
+
+def medians(path: Path) -> dict[str, float]:
+    cases = json.loads(path.read_text())["benchmarks"]
+    return {case["name"]: case["timings"]["wae-kernels"]["median"] for case in cases}
 
 
 def benchmark(table: str, **facts: Any) -> dict[str, Any]:
@@ -76,7 +56,7 @@ def benchmark(table: str, **facts: Any) -> dict[str, Any]:
         "seconds": 1,
         "full": True,
     }
-    return {"name": table, "run": run, "table": table, **facts}
+    return {"name": table, "run": run, "device": "cpu", "table": table, **facts}
 
 
 def end_to_end(batch: int, **seconds: float) -> dict[str, Any]:
@@ -92,7 +72,7 @@ def end_to_end(batch: int, **seconds: float) -> dict[str, Any]:
 
 
 def result(*benchmarks: dict[str, Any]) -> dict[str, Any]:
-    return {"machine": made_up()["machine_info"]["wae"], "benchmarks": list(benchmarks)}
+    return {"machine": MACHINE, "benchmarks": list(benchmarks)}
 
 
 def row(lines: list[str], start: str) -> list[str]:
@@ -103,33 +83,28 @@ def row(lines: list[str], start: str) -> list[str]:
 # ------------------------------------------------------------------------------------------ result files
 
 
-def test_a_run_is_kept_by_machine_with_its_date_commit_and_versions(tmp_path: Path) -> None:
-    path = added(tmp_path, made_up(a=0.01))
+def test_a_case_is_kept_by_machine(tmp_path: Path) -> None:
+    path = kept(tmp_path / "results", "a", 0.01)
     assert path.name == "slow-tm-processor-cpu-avx2-2-threads.json"
-    (kept,) = json.loads(path.read_text())["benchmarks"]
-    assert kept["run"]["commit"] == "abcdef0123456789"
-    assert kept["run"]["datetime"] == "2001-02-03T04:05:06"
-    assert kept["run"]["versions"]["torch"] == "1.0"
-    assert kept["timings"]["wae-kernels"]["median"] == 0.01
+    (case,) = json.loads(path.read_text())["benchmarks"]
+    assert case["run"]["commit"] == "abc"
+    assert case["timings"]["wae-kernels"]["median"] == 0.01
 
 
-def test_a_part_replaces_what_it_measured_again_and_nothing_else(tmp_path: Path) -> None:
-    added(tmp_path, made_up(a=0.01, b=0.02))
-    path = added(tmp_path, made_up(b=0.03, c=0.04))
-    kept = {
-        b["name"]: b["timings"]["wae-kernels"]["median"] for b in json.loads(path.read_text())["benchmarks"]
-    }
-    assert kept == {"a": 0.01, "b": 0.03, "c": 0.04}
+def test_a_case_replaces_the_one_of_its_name_and_nothing_else(tmp_path: Path) -> None:
+    for name, seconds in (("a", 0.01), ("b", 0.02), ("b", 0.03), ("c", 0.04)):
+        path = kept(tmp_path, name, seconds)
+    assert medians(path) == {"a": 0.01, "b": 0.03, "c": 0.04}
 
 
 def test_a_short_run_leaves_the_full_one_alone_and_is_shown_without_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    full, short = added(tmp_path, made_up(a=0.01)), added(tmp_path, made_up(full=False, a=0.02))
+    full, short = kept(tmp_path, "a", 0.01), kept(tmp_path, "a", 0.02, full=False)
     assert short.name == full.name.replace(".json", ".short.json")
 
     def shown() -> float:
-        (only,) = report.shown(full.parent)
+        (only,) = result_files.shown(tmp_path)
         return float(only["benchmarks"][0]["timings"]["wae-kernels"]["median"])
 
     assert shown() == 0.01
@@ -139,19 +114,10 @@ def test_a_short_run_leaves_the_full_one_alone_and_is_shown_without_it(
 
 
 def test_results_under_other_limits_are_not_mixed(tmp_path: Path) -> None:
-    path = added(tmp_path, made_up(a=0.01))
-    before = path.read_text()
-    other = made_up(a=0.02)
-    other["machine_info"]["wae"]["limits"] = {}
-    with pytest.raises(SystemExit, match="was measured on"):
-        added(tmp_path, other)
-    assert path.read_text() == before
-
-
-def test_a_file_without_benchmarks_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="holds no benchmarks"):
-        added(tmp_path, made_up())
-    assert not (tmp_path / "results").exists()
+    path = kept(tmp_path, "a", 0.01)
+    with pytest.raises(ValueError, match="was measured on"):
+        kept(tmp_path, "a", 0.02, limits={})
+    assert medians(path) == {"a": 0.01}
 
 
 def test_text_without_the_marks_stays_as_it_is(tmp_path: Path) -> None:
@@ -165,19 +131,38 @@ def test_text_without_the_marks_stays_as_it_is(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ tables
 
 
+def bounds(*benchmarks: dict[str, Any]) -> list[str]:
+    return tables.bounds([result(*benchmarks)], tables.BOUNDS)
+
+
 def test_bounds_give_the_ratio_by_batch_and_mark_what_falls_short() -> None:
-    lines = tables.bounds(
-        [
-            result(
-                end_to_end(8, eager=1.6, openvino=0.8, ours=0.4, deployed=0.2),
-                end_to_end(1, eager=0.2, openvino=0.12, ours=0.05, deployed=0.05),
-                end_to_end(32, eager=9.0, openvino=9.0, ours=1.0, deployed=1.0),
-            )
-        ]
+    lines = bounds(
+        end_to_end(8, eager=1.6, openvino=0.8, ours=0.4, deployed=0.2),
+        end_to_end(1, eager=0.2, openvino=0.12, ours=0.05, deployed=0.05),
+        end_to_end(32, eager=9.0, openvino=9.0, ours=1.0, deployed=1.0),
     )
     assert row(lines, "WAE-VGG16, deployed, against VGG16 eager") == ["5x", "7x", "**4.00x** / 8.00x"]
-    assert row(lines, "WAE-VGG16, deployed, against VGG16, both OpenVINO")[2] == "**2.40x** / 4.00x"
+    same = row(lines, "WAE-VGG16, deployed, against VGG16, both OpenVINO")
+    assert same == ["", "93% of 3.53x", "**2.40x, 68%** / 4.00x, 113%"]
     assert row(lines, "WAE-VGG16, deployed, against VGG16, both ONNX Runtime")[2] == "not measured"
+
+
+def test_ratios_of_multiply_adds_are_counted() -> None:
+    assert round(tables.multiply_adds("VGG16"), 2) == 3.53
+    assert round(tables.multiply_adds("ResNet50"), 2) == 2.89
+
+
+def test_a_decision_needs_no_more_than_eight_rows() -> None:
+    runs = [end_to_end(n, eager=1.6, openvino=0.8, ours=0.4, deployed=0.2) for n in (1, 8, 32)]
+    lines = tables.decision([result(*runs)])
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| VGG16, 1", "| VGG16, 8"]
+    assert row(lines, "VGG16, 8")[1:5] == [
+        "1600 ms",
+        "800 ms (OpenVINO)",
+        "200 ms (OpenVINO)",
+        "8.0x, 4.0x",
+    ]
+    assert len(tables.decision([result(*runs)] * 10)) <= 10
 
 
 def test_the_fastest_of_the_other_peers_counts() -> None:
@@ -185,14 +170,14 @@ def test_the_fastest_of_the_other_peers_counts() -> None:
     encode = benchmark(
         "encode", images=1, ours="wae-kernels", timings={side: timing(s) for side, s in timings.items()}
     )
-    assert row(tables.bounds([result(encode)]), "encode against the fastest other peer")[2] == "2.00x"
+    assert row(bounds(encode), "encode against the fastest other peer")[2] == "2.00x"
 
 
 def test_a_bound_from_above_is_per_pixel() -> None:
     timings = {"84 of 224 x 224": timing(1.0), "1 of 2048 x 2048": timing(2.4)}
     megapixels = {"84 of 224 x 224": 1.0, "1 of 2048 x 2048": 2.0}
     sizes = benchmark("resolution, encode", timings=timings, ours="84 of 224 x 224", megapixels=megapixels)
-    lines = tables.bounds([result(sizes)])
+    lines = bounds(sizes)
     what = "encode's time per pixel at 2048 x 2048 against 224 x 224"
     assert row(lines, what) == ["at most 1.15x", "", "**1.20x**"]
 
@@ -233,12 +218,18 @@ def test_the_full_tables_hold_everything() -> None:
     assert row(lines, "A") == ["1000 (900-1100)", "4000 (3600-4400)"]
 
 
-def test_a_gpu_has_tables_of_its_own_and_no_share_in_the_bounds() -> None:
-    """The bounds are the processor's, as is the summary in the README."""
+def test_a_gpu_has_tables_of_its_own_and_no_share_in_the_processors_bounds() -> None:
     timings = {"wae-kernels": timing(0.001), "PyTorch eager": timing(0.02)}
     ops = [
-        benchmark("encode", device=device, images=batch, ours="wae-kernels", timings=timings)
-        for device in ("cpu", "cuda")
+        benchmark(
+            "encode",
+            device=device,
+            precision=precision,
+            images=batch,
+            ours="wae-kernels",
+            timings=timings,
+        )
+        for device, precision in (("cpu", "float32"), ("cuda", "float16"))
         for batch in (1, 8)
     ]
     network = end_to_end(1, eager=1.6, ours=0.4) | {"device": "cuda"}
@@ -247,32 +238,14 @@ def test_a_gpu_has_tables_of_its_own_and_no_share_in_the_bounds() -> None:
     heads = [line for line, below in pairwise(lines) if below.startswith("|---")]
     assert heads == [
         "| encode | batch 1 | batch 8 |",
-        "| encode, GPU | batch 1 | batch 8 |",
+        "| encode, GPU, float16 | batch 1 | batch 8 |",
         "| end to end, GPU, batch 1 | eager |",
     ]
-    assert row(tables.bounds([both]), "encode against PyTorch eager")[2] == "20.00x / 20.00x"
+    assert row(tables.bounds([both], tables.BOUNDS), "encode against PyTorch eager")[2] == "20.00x / 20.00x"
     assert tables.short(both) == []
 
 
 # -------------------------------------------------------------------------------------------- the suite
-
-
-@pytest.fixture(scope="module")
-def conftest() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benches_conftest", BENCHES / "conftest.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.mark.parametrize("wrong", [1.001, float("nan")])
-def test_sides_that_differ_are_not_timed(conftest: ModuleType, wrong: float) -> None:
-    right = torch.ones(3)
-    conftest.require_equal("a side", [right * 1.00001], [right], 1e-4)
-    with pytest.raises(AssertionError, match="a side differs by"):
-        conftest.require_equal("a side", [right * wrong], [right], 1e-4)
 
 
 @pytest.mark.parametrize("network", ["VGG16", "ResNet50"])
@@ -282,9 +255,21 @@ def test_a_short_run_has_the_sides_that_the_bounds_are_about(network: str) -> No
     stock = {runner for form, runner in short if form == f"{network} at 224"}
     deployed = {runner for form, runner in short if form == f"WAE-{network}, deployed"}
     assert stock - {"channels_last"} == deployed >= {"eager"}
-    groups = agreeing(network, [side(*cell) for cell in full])
-    assert sorted(len(group) for group in groups)[-1] == sum("WAE" in form for form, _ in full)
-    assert len(groups) == 3
+
+
+def test_wae_on_a_gpu_is_compared_in_every_engine_that_runs_there() -> None:
+    on_gpu = cells("ResNet50", full=True, device="cuda")
+    assert not any(form.endswith("our ops") for form, _ in on_gpu)
+    assert {RUNNERS["cuda"][runner].engine for _, runner in on_gpu} >= {None, "cudagraphs", "compile"}
+    assert [form for form, _ in on_gpu].index("ResNet50 at 224") == 0
+
+
+@torch.no_grad()
+def test_all_of_wae_must_give_the_scores_of_pytorchs_operators() -> None:
+    names = ["ResNet50 at 112 | eager", "WAE-ResNet50, our ops | eager", "WAE-ResNet50, stock ops | eager"]
+    scores = wanted("ResNet50", names, torch.randn(1, 3, 32, 32))
+    assert scores[names[1]] is scores[names[2]]
+    assert not torch.equal(scores[names[0]][0], scores[names[1]][0])
 
 
 @torch.no_grad()
@@ -295,7 +280,7 @@ def test_our_and_stock_ops_run_in_the_same_network(runner: str) -> None:
     built = [forms("ResNet50")[form]() for form in names]
     assert not any(model.training for model in built)  # or wae.deploy would refuse it
     stock, encoder, ours = (
-        make(form, runner, model, image) for form, model in zip(names, built, strict=True)
+        make(form, RUNNERS["cpu"][runner], model, image) for form, model in zip(names, built, strict=True)
     )
     for run in (encoder, ours):
         torch.testing.assert_close(run(image), stock(image), rtol=1e-4, atol=1e-4)
@@ -306,7 +291,7 @@ def test_our_ops_are_the_encoder_and_the_convolutions() -> None:
     image = torch.randn(1, 3, 64, 64)
 
     def called(form: str) -> set[str]:
-        run = make(form, "eager", model, image)
+        run = make(form, RUNNERS["cpu"]["eager"], model, image)
         with torch.no_grad(), torch.profiler.profile() as profile:
             run(image)
         return {event.key for event in profile.key_averages() if event.key.startswith("wae::")}
@@ -334,7 +319,8 @@ def test_onnx_runtime_is_limited_and_still_right() -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     code = """
-import limits, torch
+import torch
+from benches import limits
 limits.apply()
 assert not any(limits._find(*part) for part in limits._code(limits._library()))
 from wae.inference.engines import ENGINES
@@ -344,8 +330,15 @@ torch.testing.assert_close(got, layer(image).detach(), rtol=1e-4, atol=1e-4)
 """
     environment = {**os.environ, "WAE_BENCH_ONNXRUNTIME": "avx2"}
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=BENCHES, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def run_suite(*arguments: str) -> None:
+    command = [sys.executable, "-m", "pytest", str(BENCHES), "-q", "--seconds", "0", *arguments]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "tests" / "benches"), *sys.path])}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.slow  # a second process imports everything, which collecting the suite does
@@ -353,25 +346,28 @@ def test_a_benchmark_runs_and_its_tables_are_written(tmp_path: Path, monkeypatch
     for page in ("README.md", "docs/benchmarks.md"):
         (tmp_path / page).parent.mkdir(exist_ok=True)
         (tmp_path / page).write_text(f"kept\n{report.BEGIN}\nold\n{report.END}\nkept too\n")
-    (tmp_path / "benches").mkdir()
-    output = tmp_path / "bench.json"
-    command = [sys.executable, "-m", "pytest", str(BENCHES), "-q", "-k", "backward and cpu-encode-1"]
-    done = subprocess.run(
-        [*command, "--seconds", "0", f"--benchmark-json={output}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    monkeypatch.setattr(sys, "argv", ["report.py", "--add", str(output), "--root", str(tmp_path)])
+    results = tmp_path / "benches" / "results"
+    run_suite("-k", "backward and encode-cpu-1", "--keep", str(results))
+    monkeypatch.setattr(sys, "argv", ["report.py", "--root", str(tmp_path)])
     report.main()
-    (kept,) = (tmp_path / "benches" / "results").glob("*.short.json")
-    assert json.loads(kept.read_text())["benchmarks"][0]["timings"]["PyTorch eager"]["median"] > 0
+    (file,) = results.glob("*.short.json")
+    (case,) = json.loads(file.read_text())["benchmarks"]
+    assert case["timings"]["PyTorch eager"]["median"] > 0
+    assert 0 < case["errors"]["wae-kernels"] < 1e-2
     readme, page = ((tmp_path / name).read_text() for name in ("README.md", "docs/benchmarks.md"))
     assert readme.startswith("kept\n")
     assert readme.endswith("kept too\n")
     assert "\nold\n" not in readme
-    assert "| encode + backward against PyTorch | 1.3x |" in readme
+    assert "| encode + backward against PyTorch | 1.3x |" in page
     assert "| PyTorch eager, channels_last |" in page
     assert (tmp_path / "docs" / "speed.png").stat().st_size > 1000
+
+
+@pytest.mark.slow  # the same
+def test_a_gpus_case_runs_on_a_stand_in(tmp_path: Path) -> None:
+    run_suite("-p", "stand_in", "-k", "calls and cuda", "--keep", str(tmp_path), "--case-seconds", "60")
+    (file,) = tmp_path.glob("*.json")
+    (case,) = json.loads(file.read_text())["benchmarks"]
+    assert case["device"] == "cuda"
+    assert case["precision"] == "float16"
+    assert set(case["timings"]) >= {"module", "op", "PyTorch eager"}

@@ -81,10 +81,11 @@ def interleaved(
                 synchronize()
                 samples[name].append(time.perf_counter() - start)
         rounds += 1
-    return {name: _summary(times) for name, times in samples.items()}
+    return {name: summary(times) for name, times in samples.items()}
 
 
-def _summary(times: list[float]) -> Timing:
+def summary(times: list[float]) -> Timing:
+    """Median and deciles of the seconds of single runs, of which there is at least one."""
     if len(times) == 1:
         return Timing(times[0], times[0], times[0], 1)
     deciles = statistics.quantiles(times, n=10, method="inclusive")

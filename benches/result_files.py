@@ -1,0 +1,64 @@
+"""Result files: one for each machine, with the latest numbers of every case.
+
+Each case has the date, commit and versions that it was measured with. One that is measured again replaces the
+one of the same name, so that a long run can be made in parts. Short runs (without ``--full``) go into a file
+of their own, ``*.short.json``, which is shown only where there is no full one of the same machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+Result = dict[str, Any]
+"""A result file: "machine" and "benchmarks"."""
+Benchmark = dict[str, Any]
+"""One of these: "name", "run", "table", and what it measured."""
+
+FOLDER = Path(__file__).resolve().parent / "results"
+
+
+def keep(folder: Path, machine: dict[str, Any], benchmark: Benchmark) -> Path:
+    """Put one case into its machine's file in ``folder``; returns that.
+
+    Raises:
+        ValueError: the file was measured on another machine, or under other limits.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / file_name(machine, benchmark["run"]["full"])
+    result: Result = {"machine": machine, "benchmarks": []}
+    if target.exists():
+        result = json.loads(target.read_text(encoding="utf-8"))
+    if result["machine"] != machine:
+        raise ValueError(f"{target} was measured on {result['machine']}, not on {machine}: move it away")
+    kept = {b["name"]: b for b in result["benchmarks"]} | {benchmark["name"]: benchmark}
+    replace(target, json.dumps({"machine": machine, "benchmarks": list(kept.values())}, indent=1) + "\n")
+    return target
+
+
+def file_name(machine: dict[str, Any], full: bool) -> str:
+    """Of the result file for a machine and kind of run."""
+    label = f"{machine['gpu'] or machine['processor']} {machine['backend']} {machine['threads']} threads"
+    words = "".join(c if c.isalnum() else " " for c in label.lower()).split()
+    return "-".join(words) + (".json" if full else ".short.json")
+
+
+def shown(folder: Path) -> list[Result]:
+    """The result files to make tables of: of each machine the full one, or else the short one."""
+    results = []
+    for path in sorted(folder.glob("*.json")):
+        whole = path.with_name(path.name.replace(".short.json", ".json"))
+        if whole != path and whole.exists():
+            print(f"not shown, as {whole.name} is the full run of this machine: {path.name}")
+            continue
+        results.append(json.loads(path.read_text(encoding="utf-8")))
+    return results
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    new = path.with_name(path.name + ".new")
+    new.write_text(text, encoding="utf-8")
+    os.replace(new, path)

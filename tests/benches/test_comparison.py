@@ -1,0 +1,147 @@
+"""Sides are checked before they are timed, and one that fails is not the end of the others."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from benches.comparison import Ready, Side, prepare
+from benches.devices import DEVICES, PRECISIONS, Launched, settings
+from benches.modules import gradients, images, inputs, pair, results, wide_gradients
+
+ONES = torch.ones(3)
+
+
+def returning(value: Tensor) -> Side:
+    return lambda: [lambda: value]
+
+
+def prepared(sides: dict[str, Side], **options: Any) -> Ready:
+    wanted, limits = {name: [ONES] for name in sides}, dict.fromkeys(sides, 1e-4)
+    return prepare(sides, wanted, limits, DEVICES["cpu"], **options)
+
+
+@pytest.mark.parametrize("wrong", [ONES * 1.001, ONES * float("nan")], ids=["far", "nan"])
+def test_a_side_that_is_wrong_is_left_out(wrong: Tensor) -> None:
+    ready = prepared({"near": returning(ONES * 1.00001), "wrong": returning(wrong)})
+    assert list(ready.rounds) == ["near"]
+    assert ready.left_out["wrong"].startswith("wrong by")
+    assert ready.errors["near"] == pytest.approx(1e-5, rel=0.1)
+
+
+def test_a_side_that_fails_is_left_out_with_the_reason() -> None:
+    def fails() -> Any:
+        raise RuntimeError("no such engine\nmore")
+
+    ready = prepared({"fails": fails, "right": returning(ONES)})
+    assert list(ready.rounds) == ["right"]
+    assert ready.left_out == {"fails": "no such engine"}
+
+
+def test_a_side_that_is_not_built_in_time_is_left_out_and_those_after_it() -> None:
+    def slow() -> Any:
+        time.sleep(5)
+
+    began = time.monotonic()
+    ready = prepared({"first": returning(ONES), "slow": slow, "late": returning(ONES)}, budget=0.2)
+    assert time.monotonic() - began < 2
+    assert list(ready.rounds) == ["first"]
+    assert ready.left_out["slow"].startswith("not built within")
+    assert ready.left_out["late"] == "no time left"
+
+
+# ------------------------------------------------------------------------------------------------ a GPU's
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr("benches.devices.DEVICES", dict(DEVICES))
+    import stand_in
+
+    return stand_in.StandIn()
+
+
+def test_sets_of_inputs_exceed_the_cache_twice(gpu: Any) -> None:
+    image = torch.arange(12.0 * 4096).view(1, 3, 128, 128)
+    sets = gpu.sets((image,))
+    assert sum(x.numel() * x.element_size() for (x,) in sets) >= 2 * gpu.cache_bytes()
+    assert len({float(x[0, 0, 0, 0]) for (x,) in sets}) == len(sets)
+    assert len(gpu.sets((image,), most=3)) == 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "capture", "captured"), [(list, True, 1), (list, False, 0), (Launched, True, 0)]
+)
+def test_a_round_is_captured_unless_another_library_launches(
+    gpu: Any, monkeypatch: pytest.MonkeyPatch, kind: Callable[..., Any], capture: bool, captured: int
+) -> None:
+    graphs: list[Any] = []
+    monkeypatch.setattr(gpu, "captured", lambda run: graphs.append(run) or run)
+    called: list[int] = []
+    run, _ = gpu.round(kind([lambda: called.append(1), lambda: called.append(2)]), capture)
+    run()
+    assert called == [1, 2]
+    assert len(graphs) == captured
+
+
+def test_a_round_that_cannot_be_captured_is_launched(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(run: Any) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(gpu, "captured", refuse)
+    run, note = gpu.round([lambda: None], capture=True)
+    run()
+    assert note == "launched, not a graph: operation not permitted when stream is capturing"
+
+
+def test_the_time_of_a_round_is_shared_by_its_calls(gpu: Any) -> None:
+    timings = gpu.time({"a": lambda: time.sleep(0.02), "b": lambda: None}, 0, 10, burst=1, settle=0)
+    assert 0.002 <= timings["a"]["median"] < 0.02
+    assert timings["b"]["median"] < 0.002
+    assert timings["a"]["runs"] == 3
+
+
+# --------------------------------------------------------------------------------------------- what is wanted
+
+
+def test_settings_are_named_by_device_arithmetic_and_batch() -> None:
+    chosen = settings(cpu=(1,), cuda=(64,), precisions=("float16",), full=[("cuda", 64)])
+    assert [(p.id, [mark.name for mark in p.marks]) for p in chosen] == [
+        ("cpu-1", []),
+        ("cuda-float16-64", ["gpu", "full"]),
+    ]
+
+
+def test_precisions_set_tf32_and_put_it_back() -> None:
+    before = torch.backends.cudnn.allow_tf32
+    for name, expected in (("float32", False), ("tf32", True)):
+        with PRECISIONS[name].allowed():
+            assert torch.backends.cudnn.allow_tf32 is torch.backends.cuda.matmul.allow_tf32 is expected
+    assert torch.backends.cudnn.allow_tf32 is before
+
+
+@pytest.mark.parametrize("op", ["encode", "decode"])
+def test_what_is_wanted_does_not_depend_on_how_many_are_computed_at_once(
+    monkeypatch: pytest.MonkeyPatch, op: str
+) -> None:
+    monkeypatch.setattr("benches.modules.SIZE", 16)
+    (parameter,) = settings(cpu=(3,))
+    ours, stock = pair(op, parameter.values[0])
+    given = inputs(op, parameter.values[0])
+    with torch.no_grad():
+        outputs = ours(*given)
+    upstream = [images(3, 8), images(3, 8).flip(0)] if op == "encode" else [images(3, 16)]
+    whole = results(stock, given), wide_gradients(stock, given, upstream)
+    monkeypatch.setattr("benches.modules._AT_ONCE", 2)
+    parts = results(stock, given), wide_gradients(stock, given, upstream)
+    for a, b in zip([*whole[0], *whole[1]], [*parts[0], *parts[1]], strict=True):
+        torch.testing.assert_close(a, b)
+    for a, b in zip([outputs] if op == "decode" else outputs, whole[0], strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-5)
+    for a, b in zip(gradients(stock, given, upstream), whole[1], strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-4)
