@@ -45,10 +45,10 @@ bench-full: $(VENV)/.dev build  ## measure everything, in PARTS
 cuda: $(VENV)/.dev  ## compile the CUDA library in place; without a GPU for all architectures (a minute or two)
 	FORCE_CUDA=1 $(BIN)/python setup.py build_ext --inplace
 
+# "make gpu PYTHON=python3 VENV=" installs nothing and uses that interpreter as it is.
 .PHONY: gpu
-gpu: cuda  ## on a machine with a GPU: all tests that need it, then timings into benches/results
-	$(BIN)/python -m pytest -m gpu
-	$(BIN)/python benches/gpu/run.py
+gpu: $(if $(VENV),$(VENV)/.dev)  ## on a machine with a GPU: build, test, measure (tools/gpu.sh); VENV= installs nothing
+	PYTHON=$(if $(VENV),$(BIN)/python,$(PYTHON)) tools/gpu.sh $(STAGES)
 
 .PHONY: lint
 lint: $(VENV)/.dev  ## formatting, lint and types; changes nothing

@@ -109,7 +109,7 @@ def cells(network: str, full: bool, device: str = "cpu") -> list[tuple[str, str]
             else:
                 runs = True
             compared = form.endswith(("at 224", "deployed"))
-            if runs and (full or compared or runner.engine is None):
+            if runs and (full or compared or runner.engine in (None, "cudagraphs")):
                 chosen.append((form, name))
     return sorted(chosen, key=lambda cell: list(forms(network)).index(cell[0])) if device == "cpu" else chosen
 

@@ -22,7 +22,7 @@ Fill = Callable[[Axes, list[Benchmark]], None]
 def draw(results: Sequence[Result], folder: Path) -> list[Path]:
     """Write what the result files have numbers for into ``folder``; returns the files."""
     written = _throughput(results, folder / "end_to_end.png")
-    for file, wanted, key, title, fill in PICTURES:
+    for file, wanted, key, height, title, fill in PICTURES:
         rows = []
         for result in results:
             panels: dict[str, list[Benchmark]] = {}
@@ -32,7 +32,7 @@ def draw(results: Sequence[Result], folder: Path) -> list[Path]:
             if panels:
                 rows.append((name(result), panels))
         if rows:
-            _save(folder / file, title, rows, fill)
+            _save(folder / file, title, height, rows, fill)
             written.append(folder / file)
     return written
 
@@ -40,13 +40,13 @@ def draw(results: Sequence[Result], folder: Path) -> list[Path]:
 def _save(
     path: Path,
     title: str,
+    height: float,
     rows: list[tuple[str, dict[str, list[Benchmark]]]],
     fill: Fill,
 ) -> None:
     """A row of panels for each result file."""
     columns = max(len(panels) for _, panels in rows)
-    sides = max(len(b.get("timings", b.get("megabytes"))) for _, p in rows for bs in p.values() for b in bs)
-    size = (max(3.75 * columns, 5.5 if columns == 1 else 11), (1 + 0.32 * sides) * len(rows))
+    size = (max(3.75 * columns, 5.5 if columns == 1 else 11), height * len(rows))
     figure, axes = pyplot.subplots(len(rows), columns, figsize=size, squeeze=False, layout="constrained")
     for row, (machine, panels) in zip(axes, rows, strict=True):
         for axis in row[len(panels) :]:
@@ -141,14 +141,16 @@ def _memory(axis: Axes, benchmarks: list[Benchmark]) -> None:
     for b in benchmarks:
         for side, megabytes in b["megabytes"].items():
             form, _, runner = side.partition(" | ")
-            groups.setdefault(runner, {})[form] = megabytes
+            for end, legend in (("at 224", "stock at 224"), ("deployed", "WAE, deployed")):
+                if form.endswith(end):
+                    groups.setdefault(legend, {})[runner] = megabytes
     _bars(axis, groups, "%.0f")
 
 
 OPS = ("encode", "decode", "encode + backward", "decode + backward")
-# file, the tables it shows, what distinguishes its panels, title, what fills a panel
-PICTURES: tuple[tuple[str, tuple[str, ...], str, str, Fill], ...] = (
-    ("resolution.png", ("sizes",), "runner", "One image of n x n pixels, milliseconds", _sizes),
-    ("memory.png", ("memory",), "network", "Peak memory with weights, MB, batch 8", _memory),
-    ("speed.png", OPS, "table", "Time of each peer, in units of ours (224 x 224, float32)", _peers),
+# file, the tables it shows, what distinguishes its panels, height of a panel, title, what fills a panel
+PICTURES: tuple[tuple[str, tuple[str, ...], str, float, str, Fill], ...] = (
+    ("resolution.png", ("sizes",), "runner", 3.2, "One image of n x n pixels, milliseconds", _sizes),
+    ("memory.png", ("memory",), "network", 2.8, "Peak memory with weights, MB, batch 8", _memory),
+    ("speed.png", OPS, "table", 2.8, "Time of each peer, in units of ours (224 x 224, float32)", _peers),
 )

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from wae.models.counting import count
-from wae.models.registry import NETWORKS, on_meta
+from wae.models.registry import build, on_meta
 
 from .result_files import Benchmark, Result
 
@@ -58,7 +58,8 @@ class Bound(NamedTuple):
 def multiply_adds(network: str) -> float:
     """How many times as many multiply-adds ``network`` has as WAE made of it, encoder included."""
     stock, wae = (
-        count(on_meta(NETWORKS[name])).multiply_adds for name in (network.lower(), f"wae_{network.lower()}")
+        count(on_meta(functools.partial(build, name))).multiply_adds
+        for name in (network.lower(), f"wae_{network.lower()}")
     )
     return stock / wae
 

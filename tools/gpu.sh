@@ -1,0 +1,202 @@
+#!/usr/bin/env bash
+# Builds, tests and measures on a machine with a GPU, with an interpreter as it is: nothing is installed, no network.
+#
+#   usage: [VARIABLE=...] tools/gpu.sh [stage ...]          no stage: all of them, in this order
+#
+#   build      the compiled libraries in place, for this GPU; then a first call of every mode, with its error
+#   test       pytest -m gpu: tests/cuda first and alone, then the ops on half of the cores, then wae.deploy
+#   ops        the benchmarks of single ops, one arithmetic after the other
+#   networks   those of whole networks, one process for each network and batch, and of training steps
+#   report     docs/benchmarks.md's tables out of benches/results
+#   sanitize   compute-sanitizer's four tools over small launches of both kernels
+#   triton     the Triton backend: its op tests, and tune() on two shapes
+#   profile    Nsight Compute over one launch of each kernel, and the compiler's report of resources
+#
+#   OUT        folder for summary.txt and a log of each step (gpu-results)
+#   PYTHON     the interpreter that has torch and pytest (python3)
+#   LIMIT      seconds for everything together (0: as long as it takes); each step has a limit of its own
+#   WORKERS    processes for the op tests (half of the cores, at most 8), where pytest-xdist is installed
+#   NETWORKS   what "networks" runs, in order
+#   WITHOUT_GPU=1  goes on where torch sees no GPU: to try this script
+#
+# A step that fails or runs out of time is noted, and the next one starts. Benchmarks are kept case by case in
+# benches/results. "build test", "ops report" and "networks report" take up to 10 minutes each. The exit status is the
+# number of steps that failed.
+#
+# Without a C++ compiler there, build before on another Linux on x86-64 that has CUDA's:
+#   FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0 python setup.py build_ext --inplace
+# and bring wae_kernels/*.so along: they load beside every torch from 2.10 on.
+
+set -u -o pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 99
+
+PYTHON=${PYTHON:-python3}
+OUT=$(mkdir -p "${OUT:-gpu-results}" && cd "${OUT:-gpu-results}" && pwd) || exit 99
+LIMIT=${LIMIT:-0}
+CORES=$(getconf _NPROCESSORS_ONLN)
+half=$(((CORES + 1) / 2))
+WORKERS=${WORKERS:-$((half > 8 ? 8 : half))}
+NETWORKS=${NETWORKS:-"VGG16-1 ResNet50-1 VGG16-32 ResNet50-32 VGG16-256 ResNet50-256 VGG16-8 ResNet50-8 VGG16-128 ResNet50-128"}
+STAGES=(build test ops networks report sanitize triton profile)
+FAILED=0
+SECONDS=0 # bash counts it up
+
+export PYTHONPATH="$PWD:$PWD/python${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+export PIP_NO_INDEX=1 HF_HUB_OFFLINE=1 # nothing may look for a network
+for cuda in "${CUDA_HOME:-}" /usr/local/cuda; do # nvcc may be off the PATH
+  if [ -x "$cuda/bin/nvcc" ]; then
+    export CUDA_HOME=$cuda PATH="$PATH:$cuda/bin"
+    break
+  fi
+done
+
+say() { echo "$@" | tee -a "$OUT/summary.txt"; }
+indented() { sed 's/^/        /' | tee -a "$OUT/summary.txt"; }
+has() { "$PYTHON" -c "import $1" >/dev/null 2>&1; }
+
+# step NAME SECONDS COMMAND...: runs it with a log of its own.
+step() {
+  local name=$1 limit=$2 log="$OUT/$1.log" began=$SECONDS code left
+  shift 2
+  if [ "$LIMIT" -gt 0 ]; then
+    left=$((LIMIT - SECONDS))
+    if [ "$left" -lt 15 ]; then
+      say "----  $name: no time left"
+      return 1
+    fi
+    [ "$limit" -le "$left" ] || limit=$left
+  fi
+  timeout --kill-after=10 "$limit" "$@" >"$log" 2>&1
+  code=$?
+  case $code in
+    0) say "ok    $name ($((SECONDS - began)) s)" ;;
+    124 | 137) say "TIME  $name (over $limit s)" ;;
+    *) say "FAIL  $name (status $code, $((SECONDS - began)) s)" ;;
+  esac
+  grep -hE '^(E  |FAILED|ERROR|RESULT|=+ .*(passed|failed|skipped|error).*=+)|Error:' "$log" | cut -c1-200 | tail -n 60 | indented
+  if [ "$code" -ne 0 ]; then
+    FAILED=$((FAILED + 1))
+    tail -n 6 "$log" | cut -c1-200 | indented
+  fi
+  return "$code"
+}
+
+# tests NAME SECONDS WORKERS ARGUMENT...
+tests() {
+  local name=$1 limit=$2 workers=$3
+  shift 3
+  # Warnings are no errors here: another torch warns of other things, which says nothing about the kernels.
+  local options=(-m pytest -p no:cacheprovider -W default --continue-on-collection-errors --tb=short -rfE -m gpu)
+  # a kernel that hangs cannot be interrupted: only this method ends its process
+  has pytest_timeout && options+=(--timeout=400 --timeout-method=thread)
+  if [ "$workers" -gt 1 ] && has xdist; then options+=(-n "$workers" --dist worksteal); fi
+  step "$name" "$limit" "$PYTHON" "${options[@]}" "$@"
+}
+
+# benchmark NAME SECONDS ARGUMENT...
+benchmark() {
+  local name=$1 limit=$2
+  shift 2
+  step "$name" "$limit" "$PYTHON" -m pytest -p no:cacheprovider -q --tb=short -rfE -m gpu --keep benches/results "$@"
+}
+
+# ---------------------------------------------------------------------------------------------------- stages
+
+build() {
+  local capability
+  capability=$("$PYTHON" -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability())' 2>/dev/null || echo 9.0)
+  step build 240 env FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST="$capability" MAX_JOBS="$CORES" "$PYTHON" setup.py build_ext --inplace
+  step first_calls 120 "$PYTHON" tools/gpu/first_calls.py
+}
+
+run_tests() {
+  tests test_cuda 120 1 tests/cuda
+  tests test_ops 200 "$WORKERS" -k "not triton" tests/kernels
+  tests test_deployed 120 1 tests/app/inference/test_deployed.py
+}
+
+ops() {
+  local precision
+  for precision in float16:200 tf32:130 bfloat16:110 float32:90; do
+    benchmark "ops_${precision%:*}" "${precision#*:}" benches/bench_ops.py -k "cuda-${precision%:*}" \
+      --seconds 0.5 --case-seconds 12
+  done
+}
+
+networks() {
+  local network
+  for network in $NETWORKS; do
+    benchmark "network_$network" 110 "benches/bench_classifiers.py::bench_end_to_end[${network/-/-cuda-tf32-}]" \
+      --seconds 2.5 --case-seconds 45
+  done
+  benchmark training 120 benches/bench_classifiers.py -k "training_step and cuda" --seconds 2.5 --case-seconds 30
+}
+
+report() { step report 60 "$PYTHON" -m benches.report; }
+
+sanitize() {
+  local tool
+  if ! command -v compute-sanitizer >/dev/null; then
+    say "----  sanitize: no compute-sanitizer"
+    return
+  fi
+  for tool in memcheck racecheck synccheck initcheck; do
+    # without torch's cache every tensor is an allocation of its own, with an end that memcheck sees
+    step "sanitize_$tool" 120 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 9 \
+      --kernel-name kns=encode_kernel --kernel-name kns=decode_kernel "$PYTHON" tools/gpu/small_launches.py
+    grep -hE 'ERROR SUMMARY|RACECHECK SUMMARY' "$OUT/sanitize_$tool.log" | indented
+  done
+}
+
+triton() {
+  tests triton_ops 400 "$WORKERS" -k triton tests/kernels # some 200 variants are compiled, seconds each
+  step triton_tune 150 env WAE_TRITON_TILES="$OUT/triton_tiles.json" "$PYTHON" tools/gpu/tune.py
+}
+
+profile() {
+  if command -v cuobjdump >/dev/null; then
+    step resources 30 cuobjdump --dump-resource-usage wae_kernels/_C_cuda.abi3.so
+  fi
+  if ! command -v ncu >/dev/null; then
+    say "----  profile: no ncu"
+    return
+  fi
+  # clocks stay as they are
+  step profile 120 ncu --set full --clock-control none --import-source no -k 'regex:encode_kernel|decode_kernel' \
+    --launch-count 4 "$PYTHON" tools/gpu/one_launch.py
+  grep -hE '^ +(encode|decode|void)|Duration|Throughput|Achieved Occupancy|Registers Per|Executed Ipc Active' \
+    "$OUT/profile.log" | indented
+}
+
+# ------------------------------------------------------------------------------------------------------ main
+
+if ! "$PYTHON" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
+  echo "torch sees no GPU here ($PYTHON)" >&2
+  [ -n "${WITHOUT_GPU:-}" ] || exit 99
+fi
+[ $# -gt 0 ] || set -- "${STAGES[@]}"
+for stage; do
+  case " ${STAGES[*]} " in
+    *" $stage "*) ;;
+    *)
+      echo "no stage $stage; there are: ${STAGES[*]}" >&2
+      exit 99
+      ;;
+  esac
+done
+say "$(date -u +%FT%TZ) $*; $CORES cores; $("$PYTHON" -c 'import sys, torch; print("Python", sys.version.split()[0], "torch", torch.__version__)')"
+command -v nvidia-smi >/dev/null && nvidia-smi 2>&1 | indented
+for stage; do
+  case $stage in
+    build) build ;;
+    test) run_tests ;;
+    ops) ops ;;
+    networks) networks ;;
+    report) report ;;
+    sanitize) sanitize ;;
+    triton) triton ;;
+    profile) profile ;;
+  esac
+done
+say "$FAILED steps failed; $SECONDS s; logs in $OUT"
+exit $((FAILED > 98 ? 98 : FAILED))

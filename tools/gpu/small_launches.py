@@ -1,0 +1,27 @@
+"""Small launches of both CUDA kernels in every mode, for compute-sanitizer."""
+
+from __future__ import annotations
+
+import torch
+
+from wae_kernels import nn
+
+MODES = ((torch.float16, True), (torch.bfloat16, True), (torch.float32, True), (torch.float32, False))
+
+
+@torch.no_grad()
+def main() -> None:
+    for dtype, tf32 in MODES:
+        torch.backends.cudnn.allow_tf32 = tf32
+        encoder, decoder = nn.Encoder().cuda().to(dtype), nn.Decoder().cuda().to(dtype)
+        for batch, height, width in ((1, 1, 1), (2, 37, 61), (1, 9, 130)):
+            image = torch.randn(batch, 3, height, width, device="cuda").to(dtype)
+            for x in (image, image.contiguous(memory_format=torch.channels_last), image[..., ::2, :]):
+                decoder(*encoder(x), x.shape[2:])
+        raw = torch.randint(0, 256, (2, 3, 37, 61), device="cuda").byte()
+        encoder(raw, *(torch.full((3,), x, device="cuda") for x in (1 / 64, -2.0)))
+    torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main()
