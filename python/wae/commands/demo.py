@@ -12,7 +12,9 @@ HELP = "decompose photos, show what is lost, and how long it takes here"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
-    parser.add_argument("images", nargs="*", type=Path, metavar="IMAGE", help="default: four bundled photos")
+    parser.add_argument(
+        "images", nargs="*", type=Path, metavar="IMAGE|FOLDER", help="default: four bundled photos"
+    )
     parser.add_argument(
         "-o",
         "--output",
@@ -38,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
     from wae.data import photos
     from wae.experiments import comparison, demo
 
-    inputs = options.images or [photos.photo_path(name) for name in demo.BUNDLED]
+    inputs = shared.found_images(options.images or map(photos.photo_path, demo.BUNDLED))
     outputs = demo.targets(inputs, options.output, options.force)
     console, model = shared.console(), shared.autoencoder(options.weights)
     errors = demo.show(console, model, inputs, outputs)

@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", choices=("float32", "float16"), default="float32", help="numbers in the file"
     )
+    shared.add_max_pixels(parser)
     shared.add_weights(parser)
     shared.add_force(parser)
 
@@ -31,7 +32,8 @@ def run(options: argparse.Namespace) -> int:
 
     shared.check_target(options.output, options.image, options.force)
     with shared.input_file(options.image) as path:
-        image, model = shared.read_image(path), shared.autoencoder(options.weights)
+        image = shared.read_image(path, options.max_pixels)
+    model = shared.autoencoder(options.weights)
     with torch.no_grad():
         low, high = model.decompose(image[None])
     dtype = getattr(torch, options.dtype)

@@ -49,11 +49,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, metavar="FILE", help="write it there (default: standard output)"
     )
+    shared.add_max_pixels(parser)
     shared.add_force(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Print what is seen in each image; 1 if one could not be used."""
+    from wae.data.images import MAX_PIXELS, is_image, printable
+    from wae.data.walk import LeftOut, find
     from wae.inference import predict
     from wae.inference.deployed import DisagreementError
     from wae.inference.engines import ENGINES, EngineError
@@ -67,12 +70,14 @@ def run(options: argparse.Namespace) -> int:
         return shared.complain(f"--engine must be auto or one of {known}, got {options.engine}", 2)
     weights = options.weights or WEIGHTS / "fashion-mnist.safetensors"
     if options.output is not None:
-        if predict.is_image(options.output.name):
+        if is_image(options.output.name):
             return shared.complain(f"{options.output}: -o writes text, and this is an image's name", 2)
         for source in (*options.sources, weights):
             shared.check_target(options.output, source, options.force)
-    if next(predict.find(options.sources), None) is None:
-        raise shared.Failure(f"no images found in {', '.join(map(str, options.sources))}")
+    left_out = LeftOut()
+    if next(find(options.sources, left_out), None) is None:
+        why = f" ({left_out})" if str(left_out) else ""
+        raise shared.Failure(f"no images found in {', '.join(map(str, options.sources))}{why}")
     try:
         described, model = checkpoint.describe(weights), checkpoint.load_classifier(weights)
         network = predict.runner(model, described.input, options.engine, options.batch)
@@ -81,11 +86,15 @@ def run(options: argparse.Namespace) -> int:
 
     on_terminal = options.output is None and sys.stdout.isatty()
     form = predict.FORMATS[options.format or ("table" if on_terminal else "jsonl")](described.labels)
-    found = predict.find(options.sources)
+    left_out = LeftOut()
+    found = find(options.sources, left_out)
+    max_pixels = options.max_pixels or MAX_PIXELS
     failed = False
     with (
         closing(
-            predict.predict(network, found, described.input, options.top, options.batch, options.invert)
+            predict.predict(
+                network, found, described.input, options.top, options.batch, options.invert, max_pixels
+            )
         ) as predictions,
         _output(options.output, options.force) as write,
         _progress(options.sources) as advance,
@@ -95,10 +104,12 @@ def run(options: argparse.Namespace) -> int:
         for prediction in predictions:
             if prediction.error:
                 failed = True
-                shared.complain(predict.printable(f"{prediction.path}: {prediction.error}"))
+                shared.complain(printable(f"{prediction.path}: {prediction.error}"))
             for line in form.lines(prediction):
                 write(line)
             advance()
+    if str(left_out):
+        shared.complain(str(left_out))
     return int(failed)
 
 
@@ -123,7 +134,7 @@ def _progress(sources: Sequence[Path]) -> Iterator[Callable[[], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    from wae.inference.predict import find
+    from wae.data.walk import find
 
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console, shares_terminal = Console(stderr=True), sys.stdout.isatty()

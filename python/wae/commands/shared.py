@@ -7,7 +7,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeVar
@@ -54,6 +54,16 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
 def add_force(parser: argparse.ArgumentParser) -> None:
     """The option ``--force`` of commands that write a file."""
     parser.add_argument("--force", action="store_true", help="replace a file that is there")
+
+
+def add_max_pixels(parser: argparse._ActionsContainer) -> None:
+    """The option ``--max-pixels`` of commands that read images."""
+    parser.add_argument(
+        "--max-pixels",
+        type=positive,
+        metavar="N",
+        help="an image of more is not read (default: 89478485, Pillow's limit)",
+    )
 
 
 def positive(text: str) -> int:
@@ -144,12 +154,28 @@ def input_file(path: Path) -> Iterator[Path]:
         yield copy
 
 
-def read_image(path: Path) -> Tensor:
+def found_images(sources: Iterable[Path]) -> list[Path]:
+    """The images in files and folders, as :func:`wae.data.walk.find` does; complains of what it left out.
+
+    Raises Failure where there are none.
+    """
+    from wae.data.walk import LeftOut, find
+
+    sources, left_out = list(sources), LeftOut()
+    paths = [found.path for found in find(sources, left_out)]
+    if str(left_out):
+        complain(str(left_out))
+    if not paths:
+        raise Failure(f"no images found in {', '.join(map(str, sources))}")
+    return paths
+
+
+def read_image(path: Path, max_pixels: int | None = None) -> Tensor:
     """As :func:`wae.data.images.read_image`, but what it refuses is a Failure."""
     from wae.data import images
 
     try:
-        return images.read_image(path)
+        return images.read_image(path, max_pixels or images.MAX_PIXELS)
     except images.ImageError as error:
         raise Failure(str(error)) from None
 

@@ -78,13 +78,14 @@ def _add_machine(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--on-corrupt", choices=("error", "skip"), default="error", help="about images that cannot be read"
     )
+    shared.add_max_pixels(group)
     group.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read (default: 0)")
     group.add_argument("--device", metavar="NAME", help="default: cuda if there is a GPU, else cpu")
 
 
 def run(options: argparse.Namespace) -> int:
     """Train; 130, with a word on how to go on, where it was interrupted."""
-    from wae.data.images import ImageError
+    from wae.data.images import MAX_PIXELS, ImageError
     from wae.storage.weights_file import WEIGHTS, CheckpointError
     from wae.training.session import Session
     from wae.training.trainer import TrainingError
@@ -98,6 +99,7 @@ def run(options: argparse.Namespace) -> int:
             folder=options.output,
             size=options.size,
             on_corrupt=options.on_corrupt,
+            max_pixels=options.max_pixels or MAX_PIXELS,
             weights=options.weights,
             body_weights=options.body_weights,
             autoencoder=autoencoder and Path(autoencoder),

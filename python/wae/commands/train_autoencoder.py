@@ -42,7 +42,8 @@ def run(options: argparse.Namespace) -> int:
 
     refuse_existing(options.output, options.force or options.resume)
     names = tuple(map(str, options.photos)) or photos.TRAINING
-    images = [shared.read_image(path) for path in options.photos or map(photos.photo_path, photos.TRAINING)]
+    sources = options.photos or map(photos.photo_path, photos.TRAINING)
+    images = [shared.read_image(path) for path in shared.found_images(sources)]
     kept_out = {name: photos.photo(name) for name in photos.KEPT_OUT}
     console = shared.console()
     given = {name: getattr(options, name) for name in _PLAN if getattr(options, name) is not None}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -12,13 +11,11 @@ import torch
 from torch import Tensor
 
 from .dataset import DatasetError, Draw, permuted, random_seed
-from .images import ImageError, read_image
+from .images import LONGEST, MAX_PIXELS, ImageError, read_image
+from .walk import LeftOut, find, is_hidden
 
 OnCorrupt = Literal["error", "skip"]
-"""What to do about an image file that cannot be read: stop, or warn and leave the sample out."""
-
-_LONGEST = 100
-"""How many times longer than wide an image may be: what is enlarged to the other side's size stays small."""
+"""What to do about an image file that cannot be read: stop, or leave the sample out and report it."""
 
 
 class ImageFolder:
@@ -32,6 +29,9 @@ class ImageFolder:
         augment: cut out 8 % to 100 % of the image at random, scale it to ``size``, and flip half of them.
         seed: of the augmentation.
         on_corrupt: see :data:`OnCorrupt`.
+        max_pixels: see :func:`wae.data.images.read_image`.
+        folder: where the images were searched for.
+        left_out: what the search left out.
     """
 
     def __init__(
@@ -43,6 +43,9 @@ class ImageFolder:
         augment: bool,
         seed: int,
         on_corrupt: OnCorrupt = "error",
+        max_pixels: int = MAX_PIXELS,
+        folder: Path | None = None,
+        left_out: LeftOut | None = None,
     ) -> None:
         from torchvision.transforms import v2
 
@@ -52,6 +55,7 @@ class ImageFolder:
             raise DatasetError(f"on_corrupt: need 'error' or 'skip', got {on_corrupt!r}")
         self.samples, self.labels = list(samples), tuple(labels)
         self.size, self.seed, self.on_corrupt = size, seed, on_corrupt
+        self.max_pixels, self.folder, self.left_out = max_pixels, folder, left_out or LeftOut()
         self._transform = v2.Compose(
             [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()]
             if augment
@@ -66,7 +70,12 @@ class ImageFolder:
 
         Raises ImageError where a file cannot be used and ``on_corrupt`` is "error".
         """
-        images, targets = [], []
+        images, targets, _ = self.read(indices, epoch)
+        return images, targets
+
+    def read(self, indices: Sequence[int], epoch: int) -> tuple[Tensor, Tensor, list[str]]:
+        """As :meth:`batch`, and of each file that was left out a line that names it and says why."""
+        images, targets, failed = [], [], []
         for index in indices:
             path, target = self.samples[index]
             try:
@@ -75,9 +84,9 @@ class ImageFolder:
             except ImageError as error:
                 if self.on_corrupt == "error":
                     raise
-                warnings.warn(f"{error}; the image is left out", stacklevel=2)
+                failed.append(str(error))
         none = torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
-        return torch.stack(images) if images else none, torch.tensor(targets, dtype=torch.int64)
+        return torch.stack(images) if images else none, torch.tensor(targets, dtype=torch.int64), failed
 
     def renumbered(self, numbers: Sequence[int]) -> ImageFolder:
         """See :meth:`wae.data.dataset.Dataset.renumbered`."""
@@ -87,10 +96,7 @@ class ImageFolder:
         return other
 
     def _image(self, path: str, index: int, epoch: int) -> Tensor:
-        image = read_image(path)
-        short, long = sorted(image.shape[1:])
-        if long > _LONGEST * short:
-            raise ImageError(f"{path}: {long} x {short} pixels is too long an image")
+        image = read_image(path, self.max_pixels, LONGEST)
         # Not torch.manual_seed: it would set the GPU's generator too, which fork_rng does not put back here.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(random_seed(Draw.SAMPLE, self.seed, epoch, index))
@@ -106,20 +112,22 @@ def image_folder(
     seed: int = 0,
     augment: bool = False,
     on_corrupt: OnCorrupt = "error",
+    max_pixels: int = MAX_PIXELS,
 ) -> ImageFolder:
-    """The images ``folder/train/CLASS/*``, or ``folder/val/CLASS/*`` (``test`` will do for ``val``).
+    """The images in ``folder/train/CLASS``, or in ``folder/val/CLASS`` (``test`` will do for ``val``).
+
+    Each class's folder is searched as :func:`wae.data.walk.find` does. It may be a link that leads out of
+    ``train`` or ``val``; one that stays inside would give an image two classes, and is left out.
 
     Args:
         folder: holds the two.
         train: which of the two.
-        size, resize, seed, augment, on_corrupt: see :class:`ImageFolder`.
+        size, resize, seed, augment, on_corrupt, max_pixels: see :class:`ImageFolder`.
 
     Raises:
         DatasetError: a folder is missing or has no images, there are fewer than two classes, or the two
             do not have the same classes.
     """
-    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
-
     if not folder.is_dir():
         raise DatasetError(f"{folder}: there is no such folder")
     learnt, held_out = folder / "train", folder / ("val" if (folder / "val").is_dir() else "test")
@@ -127,27 +135,56 @@ def image_folder(
     if not chosen.is_dir():
         names = "train" if train else "val or test"
         raise DatasetError(f"{folder}: there is no folder {names} in it; need {names}/CLASS/IMAGE")
-    labels = _classes(chosen)
-    if other.is_dir() and (different := set(labels) ^ set(_classes(other))):
+    left_out = LeftOut()
+    labels = _classes(chosen, left_out)
+    if other.is_dir() and (different := set(labels) ^ set(_classes(other, LeftOut()))):
         raise DatasetError(
             f"{folder}: {learnt.name} and {held_out.name} need the same classes; only one of them has "
             + ", ".join(sorted(different)[:10])
         )
-    numbers = {label: number for number, label in enumerate(labels)}
-    samples = make_dataset(str(chosen), numbers, extensions=IMG_EXTENSIONS, allow_empty=True)
-    if empty := sorted(set(range(len(labels))) - {number for _, number in samples}):
-        raise DatasetError(f"{chosen / labels[empty[0]]}: there are no images in this class's folder")
-    return ImageFolder(samples, labels, size, resize, augment, seed, on_corrupt)
+    samples = [
+        (path, number)
+        for number, label in enumerate(labels)
+        for path in _images(chosen / label, left_out, on_corrupt)
+    ]
+    return ImageFolder(samples, labels, size, resize, augment, seed, on_corrupt, max_pixels, chosen, left_out)
 
 
-def _classes(folder: Path) -> list[str]:
+def _classes(folder: Path, left_out: LeftOut) -> list[str]:
     """The names of the folders in it, sorted."""
-    labels = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    labels = []
+    for entry in sorted(folder.iterdir()):
+        if is_hidden(entry.name):
+            left_out.hidden += 1
+        elif not entry.is_dir():
+            left_out.loose += 1
+        elif entry.is_symlink() and _is_within(entry, folder):
+            left_out.links += 1
+        else:
+            labels.append(entry.name)
     if not labels:
         raise DatasetError(f"{folder}: is empty; need a folder of images for each class")
     if len(labels) == 1:
         raise DatasetError(f"{folder}: has the one class {labels[0]}; need at least two to tell apart")
     return labels
+
+
+def _is_within(link: Path, folder: Path) -> bool:
+    """Whether ``link`` leads to ``folder``, into it, or to a folder that holds it."""
+    target, folder = link.resolve(), folder.resolve()
+    return target == folder or target in folder.parents or folder in target.parents
+
+
+def _images(folder: Path, left_out: LeftOut, on_corrupt: OnCorrupt) -> list[str]:
+    """The paths of a class's images."""
+    before, found = str(left_out), list(find([folder], left_out))
+    for path, error in found:
+        if error and on_corrupt == "error":
+            raise DatasetError(f"{path}: {error}")
+    if not found:
+        why = f" ({left_out} so far)" if str(left_out) != before else ""
+        raise DatasetError(f"{folder}: there are no images in this class's folder{why}")
+    return [str(path) for path, _ in found]
 
 
 def evaluation_resize(size: int) -> int:

@@ -1,61 +1,199 @@
-"""Image files: which files are images, and how one is read safely."""
+"""Image files: which names are images, and how a file is read safely.
+
+Memory: reading an image takes at most :data:`BYTES_PER_PIXEL` for each of its pixels, which are at most
+``max_pixels``. The header is judged before anything is decoded.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import functools
+import os
+import stat
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, _imaging
 from torch import Tensor
 
 from wae.errors import WaeError
+
+_Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000")
+"""Pillow's names of what is opened. Others run programs (EPS: Ghostscript) or are no photos."""
+
+EXTENSIONS = frozenset(
+    ".jpg .jpeg .jpe .jfif .png .apng .webp .gif .bmp .dib .tif .tiff "
+    ".ppm .pgm .pbm .pnm .avif .jp2 .j2k".split()
+)
+"""How the names of these end, in small letters."""
+
+MAX_PIXELS = 89_478_485
+"""The default limit of pixels in an image: Pillow's own."""
+
+BYTES_PER_PIXEL = 32
+"""What reading takes at its peak, at most; JPEG and PNG take 7 to 13, WebP, AVIF and JPEG 2000 the most."""
+
+LONGEST = 100
+"""How many times longer than wide an image for a network may be: a longer one would be enlarged to no end."""
+
+_STRIP = 1 << 20  # pixels that are converted at once
+
+_ORIENTATION = 0x0112  # in EXIF
+# Of each orientation: whether rows and columns are exchanged, then rows reversed, then columns.
+_TURNS = {
+    2: (False, False, True),
+    3: (False, True, True),
+    4: (False, True, False),
+    5: (True, False, False),
+    6: (True, False, True),
+    7: (True, True, True),
+    8: (True, True, False),
+}
 
 
 class ImageError(WaeError):
     """An image file that cannot be used. The message names the file and says why."""
 
 
-def read_image(path: Path | str) -> Tensor:
+def is_image(name: str | Path) -> bool:
+    """Whether a file's name ends as that of an image: see :data:`EXTENSIONS`."""
+    return os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
+def printable(text: str) -> str:
+    """``text``, maybe a file's name, with escapes for what a terminal would act on or could not show."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def read_image(path: Path | str, max_pixels: int = MAX_PIXELS, longest: int | None = None) -> Tensor:
     """The image in ``path`` as a (3, H, W) uint8 tensor, colours innermost in memory (channels_last).
 
     EXIF orientation is applied; grey and palette images become three colours; transparent pixels are
     laid over white; 16-bit grey is rounded to 8 bits, and of 16-bit colours Pillow keeps the upper 8; CMYK
     is converted without a colour profile; of an animation the first frame is taken.
 
+    Args:
+        path: a regular file in one of :data:`FORMATS`, whatever its name.
+        max_pixels: more are refused. A limit above :data:`MAX_PIXELS` raises Pillow's own, which is that of
+            the process (``PIL.Image.MAX_IMAGE_PIXELS``).
+        longest: an image that is more times longer than wide is refused.
+
     Raises:
-        ImageError: the file is missing, is no image, is broken or cut short, has more pixels than
-            Pillow's limit (``PIL.Image.MAX_IMAGE_PIXELS``), or holds 32-bit values of unknown range.
+        ImageError: the file is missing, not a regular file, no image, broken or cut short, too large or too
+            long, or holds 32-bit values of unknown range.
     """
     try:
-        with Image.open(path) as image:
-            # Pillow only warns of it, and warnings cannot be caught on several threads at once
-            if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
-                raise Image.DecompressionBombError
-            rgb = _to_rgb(ImageOps.exif_transpose(image), image.format)
+        _check_regular(path)
+        pixels, orientation = _read(path, max_pixels, longest)
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise ImageError(f"{path}: the image has more than {Image.MAX_IMAGE_PIXELS:,} pixels") from None
+        limit = f"{Image.MAX_IMAGE_PIXELS:,}"
+        raise ImageError(f"{path}: the image has more pixels than {limit}, Pillow's limit") from None
     except FileNotFoundError:
         raise ImageError(f"{path}: there is no such file") from None
     except UnidentifiedImageError:
-        raise ImageError(f"{path}: this is not an image file, or one that Pillow does not know") from None
+        raise ImageError(f"{path}: this is not an image file, or one of a kind that is not read") from None
     # Pillow's decoders raise nearly anything on a damaged file (SyntaxError, struct.error, ...).
     except Exception as error:
         raise ImageError(f"{path}: the file cannot be read ({error})") from None
-    return torch.from_numpy(rgb).permute(2, 0, 1)
+    if orientation in _TURNS:
+        pixels = _turned(pixels, *_TURNS[orientation])
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def _to_rgb(image: Image.Image, file_format: str | None) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """The pixels as (H, W, 3) uint8, in memory of their own."""
-    if image.mode.startswith("I;16") or (image.mode == "I" and file_format == "PNG"):
-        grey = np.asarray(image).astype(np.float64).clip(0, 65535)
-        return np.repeat((grey / 257).round().astype(np.uint8)[:, :, None], 3, axis=2)
+def check_length(height: int, width: int, longest: int = LONGEST) -> None:
+    """Raise ImageError where an image is more than ``longest`` times longer than wide, or the reverse."""
+    short, long = sorted((height, width))
+    if long > longest * short:
+        raise ImageError(f"{long} x {short} pixels is too long an image")
+
+
+def _check_regular(path: Path | str) -> None:
+    """Raise ImageError for what could block or act when it is opened, as pipes and devices do."""
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise ImageError("this is a folder")
+    if not stat.S_ISREG(mode):
+        raise ImageError("this is not a regular file")
+
+
+def _read(path: Path | str, max_pixels: int, longest: int | None) -> tuple[_Pixels, int]:
+    """(H, W, 3) as stored, and the orientation that EXIF tells."""
+    if max_pixels > MAX_PIXELS and Image.MAX_IMAGE_PIXELS is not None:
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
+    with Image.open(path, formats=FORMATS) as image:
+        if image.width * image.height > max_pixels:
+            raise ImageError(f"{image.width} x {image.height} pixels are more than {max_pixels:,}, the limit")
+        if longest is not None:
+            check_length(image.height, image.width, longest)
+        if image.format == "TIFF":
+            _silence_libtiff()
+        _shorten_transparency(image)
+        image.load()
+        pixels = np.empty((image.height, image.width, 3), np.uint8)
+        rows = max(1, _STRIP // image.width)
+        for top in range(0, image.height, rows):  # in strips, so that there is no second copy of all pixels
+            bottom = min(top + rows, image.height)
+            pixels[top:bottom] = _to_rgb(image.crop((0, top, image.width, bottom)), image.format)
+        return pixels, _orientation(image)
+
+
+def _orientation(image: Image.Image) -> int:
+    """What EXIF tells of it, and nothing else of EXIF: cameras write other entries that cannot be parsed."""
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # whatever a parser meets; the pixels are read already
+        return 1
+
+
+def _turned(pixels: _Pixels, exchanged: bool, rows: bool, columns: bool) -> _Pixels:
+    if exchanged:
+        pixels = pixels.transpose(1, 0, 2)
+    if rows:
+        pixels = pixels[::-1]
+    if columns:
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _shorten_transparency(image: Any) -> None:
+    """Of a PNG with 16-bit colours Pillow keeps the upper 8 bits, but all 16 of the transparent colour."""
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, tuple) and image.tile and "16B" in str(image.tile[0][3]):
+        image.info["transparency"] = tuple(value >> 8 for value in transparent)
+
+
+def _to_rgb(image: Image.Image, file_format: str | None) -> _Pixels:
+    """The pixels as (H, W, 3) uint8, or (H, W, 1) for all three."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and file_format in ("PNG", "PPM")):
+        return _grey_of_16_bits(image)
     if image.mode in ("I", "F"):
         raise ImageError("32-bit values have no known range; convert the image to 8 or 16 bits first")
     if image.has_transparency_data:
         layers = image.convert("RGBA")
         image = Image.new("RGBA", layers.size, "white")
         image.alpha_composite(layers)
-    return np.array(image.convert("RGB"))
+    return np.asarray(image.convert("RGB"))
+
+
+def _grey_of_16_bits(image: Image.Image) -> _Pixels:
+    values = np.asarray(image).astype(np.int32).clip(0, 65535)
+    grey = ((values + 128) // 257).astype(np.uint8)  # 257 * 255 = 65535; rounded to nearest
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey[values == transparent] = 255
+    return grey[:, :, None]
+
+
+@functools.cache
+def _silence_libtiff() -> None:
+    """Keep libtiff from writing about damaged files to stderr; Pillow raises an error for them as well."""
+    with suppress(OSError, AttributeError):  # of a Pillow that hides its libtiff, or has none
+        # A library's handle also finds the functions of the libraries that it was linked with.
+        ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)

@@ -5,11 +5,9 @@ Nothing is ever downloaded.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
 import signal
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ from .crops import Crops
 from .dataset import Dataset, DatasetError, Draw, InMemory, random_seed
 from .folder import ImageFolder, OnCorrupt, evaluation_resize, image_folder
 from .idx import fashion_mnist, holds_fashion_mnist
-from .images import ImageError
+from .images import MAX_PIXELS, ImageError
 from .photos import digits
 
 
@@ -34,6 +32,7 @@ def open_dataset(
     seed: int,
     size: int | None = None,
     on_corrupt: OnCorrupt = "error",
+    max_pixels: int = MAX_PIXELS,
 ) -> Dataset:
     """The data set that a user named.
 
@@ -41,7 +40,7 @@ def open_dataset(
         source: "fashion-mnist", "digits", or a folder: with Fashion-MNIST's IDX files, or with train/ and
             val/ as for :func:`image_folder`.
         train: the part to train on, or the part to test.
-        augment, seed, on_corrupt: see :class:`InMemory` and :class:`ImageFolder`.
+        augment, seed, on_corrupt, max_pixels: see :class:`InMemory` and :class:`ImageFolder`.
         size: of the images in pixels. None is 28 for the two named sets and 224 for a folder of images; these
             are resized to 8/7 of it before the centre is cut out (256 for 224).
 
@@ -60,7 +59,7 @@ def open_dataset(
     if not folder.is_dir():
         raise DatasetError(f"{source}: is neither a folder nor one of fashion-mnist, digits")
     size = 224 if size is None else size
-    return image_folder(folder, train, size, evaluation_resize(size), seed, augment, on_corrupt)
+    return image_folder(folder, train, size, evaluation_resize(size), seed, augment, on_corrupt, max_pixels)
 
 
 def fingerprint(dataset: Dataset) -> dict[str, Any]:
@@ -166,7 +165,9 @@ class Batches:
 
     def __init__(self, dataset: Dataset, epoch: int, shares: _Shares, workers: int) -> None:
         self._reader, self._shares = _Reader(dataset, epoch), shares
-        self._epoch, self._workers = epoch, workers
+        self._workers = workers
+        self.failed: list[str] = []
+        """Of each file that was left out so far, the last time through: its name, and why."""
 
     def __len__(self) -> int:
         return len(self._shares)
@@ -183,33 +184,28 @@ class Batches:
             # Else it draws from the global generator, and what else is random would depend on it.
             generator=torch.Generator(),
         )
-        missing = 0
-        for indices, read in zip(self._shares, loader, strict=True):
+        self.failed = []
+        for read in loader:
             if isinstance(read, Exception):
                 raise read
-            images, labels, told = read
-            for message in told:
-                _warn_once(message)
-            missing += len(indices) - len(labels)
+            images, labels, failed = read
+            self.failed += failed
             yield images, labels
-        if missing:
-            warnings.warn(f"epoch {self._epoch}: {missing:,} images could not be read", stacklevel=2)
 
 
 class _Reader:
-    """Reads one batch, here or in a worker; hands errors and warnings over to whoever asked for it."""
+    """Reads one batch, here or in a worker; hands errors over to whoever asked for it."""
 
     def __init__(self, dataset: Dataset, epoch: int) -> None:
         self.dataset, self.epoch = dataset, epoch
 
     def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor, list[str]] | Exception:
-        with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always")
-            try:
-                images, labels = self.dataset.batch(indices, self.epoch)
-            except (ImageError, DatasetError) as error:
-                return error
-        return images, labels, [str(warning.message) for warning in told]
+        try:
+            if isinstance(self.dataset, ImageFolder):
+                return self.dataset.read(indices, self.epoch)
+            return *self.dataset.batch(indices, self.epoch), []
+        except (ImageError, DatasetError) as error:
+            return error
 
 
 def _as_it_is(read: Any) -> Any:
@@ -219,8 +215,3 @@ def _as_it_is(read: Any) -> Any:
 def _leave_interrupts(worker: int) -> None:
     """Ctrl-C reaches every process; the one that trains decides, and ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    warnings.warn(message, stacklevel=3)

@@ -26,10 +26,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2 import functional as transforms
 
-from wae.data.images import ImageError, read_image
+from wae.data.images import LONGEST, MAX_PIXELS, ImageError, check_length, printable, read_image
+from wae.data.images import is_image as is_image
+from wae.data.walk import Found
+from wae.data.walk import find as find
 from wae.storage.checkpoint import Input
 
 BATCH = 32
@@ -37,14 +39,6 @@ BATCH = 32
 
 _WORKERS = min(8, os.cpu_count() or 1)  # threads that decode
 _LUMA = (0.299, 0.587, 0.114)  # of red, green, blue: ITU-R BT.601, as Pillow's mode L
-_LONGEST = 100  # times longer than wide; more would be enlarged to no end
-
-
-class Found(NamedTuple):
-    """An image file to look at, or what is in the way."""
-
-    path: Path
-    error: str = ""
 
 
 class Prediction(NamedTuple):
@@ -61,46 +55,6 @@ Network = Callable[[Tensor], Tensor]
 """(N, 3, size, size) uint8 on the processor to (N, classes) scores."""
 
 
-# ---------------------------------------------------------------------------------------------------- files
-
-
-def find(sources: Iterable[Path]) -> Iterator[Found]:
-    """The files in ``sources``, and the images in its folders and their folders, sorted by name in each.
-
-    In a folder, images are told by their extensions (torchvision's); what begins with a dot is left out, and
-    links to folders are not followed. A folder that cannot be read is found with its error.
-    """
-    for source in sources:
-        if source.is_dir():
-            yield from _walk(source)
-        else:
-            yield Found(source)
-
-
-def _walk(top: Path) -> Iterator[Found]:
-    pending = [top]
-    while pending:
-        folder = pending.pop()
-        try:
-            with os.scandir(folder) as entries:
-                visible = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
-        except OSError as error:
-            yield Found(folder, error.strerror or str(error))
-            continue
-        yield from (Found(Path(entry)) for entry in visible if is_image(entry.name) and _is_readable(entry))
-        pending += [Path(entry) for entry in reversed(visible) if entry.is_dir(follow_symlinks=False)]
-
-
-def is_image(name: str) -> bool:
-    """Does a file's name end as an image's?"""
-    return name.lower().endswith(IMG_EXTENSIONS)
-
-
-def _is_readable(entry: os.DirEntry[str]) -> bool:
-    """No pipe or the like. A link into the void is: reading it tells so."""
-    return entry.is_file() or not os.path.exists(entry)
-
-
 # --------------------------------------------------------------------------------------------------- images
 
 
@@ -114,9 +68,7 @@ def prepare(image: Tensor, input: Input, invert: bool = False) -> Tensor:
     Raises:
         ImageError: the image is more than a hundred times longer than wide.
     """
-    short, long = sorted(image.shape[1:])
-    if long > _LONGEST * short:
-        raise ImageError(f"{long} x {short} pixels is too long an image")
+    check_length(*image.shape[1:])
     image = transforms.resize(image, [input.resize], antialias=True)
     image = transforms.center_crop(image, [input.size])
     if input.grayscale:
@@ -126,12 +78,12 @@ def prepare(image: Tensor, input: Input, invert: bool = False) -> Tensor:
     return 255 - image if invert else image
 
 
-def _load(found: Found, input: Input, invert: bool) -> tuple[Found, Tensor | None]:
+def _load(found: Found, input: Input, invert: bool, max_pixels: int) -> tuple[Found, Tensor | None]:
     """The prepared image, or why there is none."""
     if found.error:
         return found, None
     try:
-        return found, prepare(read_image(found.path), input, invert)
+        return found, prepare(read_image(found.path, max_pixels, LONGEST), input, invert)
     except ImageError as error:
         return Found(found.path, str(error).removeprefix(f"{found.path}: ")), None
 
@@ -201,18 +153,21 @@ def predict(
     top: int = 3,
     batch: int = BATCH,
     invert: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> Generator[Prediction, None, None]:
     """A prediction of each file, in order; errors among them.
 
     Args:
         network: see :func:`runner`.
-        found: see :func:`find`; it is read about two batches ahead.
+        found: see :func:`wae.data.walk.find`; it is read about two batches ahead.
         input: how an image becomes the network's input.
         top: classes to tell of each image, at most.
         batch: images that the network gets at once.
         invert: see :func:`prepare`.
+        max_pixels: an image of more is an error: see :func:`wae.data.images.read_image`.
     """
-    with closing(_ahead(partial(_load, input=input, invert=invert), found, batch)) as loaded:
+    load = partial(_load, input=input, invert=invert, max_pixels=max_pixels)
+    with closing(_ahead(load, found, batch)) as loaded:
         while chunk := list(islice(loaded, batch)):
             images = [image for _, image in chunk if image is not None]
             ranked = iter(_ranked(network(torch.stack(images)), top) if images else ())
@@ -289,8 +244,3 @@ class Table:
 
 FORMATS: dict[str, type[JsonLines | Table]] = {"table": Table, "jsonl": JsonLines}
 """By their names on the command line."""
-
-
-def printable(text: str) -> str:
-    """``text``, maybe a file's name, with escapes for what a terminal would act on or could not show."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from torch import Tensor, nn
 
+from wae.data.images import printable
 from wae.models.autoencoder import AutoEncoder, to_uint8
 from wae.models.classifier import WAEClassifier
 from wae.storage.files import written
@@ -46,6 +47,11 @@ class Together(Observer):
         for observer in self._observers:
             observer.step(number, losses)
 
+    def left_out(self, messages: Sequence[str]) -> None:
+        """See :class:`Observer`."""
+        for observer in self._observers:
+            observer.left_out(messages)
+
     def end(self, epoch: Epoch, model: nn.Module) -> None:
         """See :class:`Observer`."""
         for observer in self._observers:
@@ -67,6 +73,8 @@ class Terminal(Observer):
         self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._task: TaskID | None = None
         self._plan: Plan | None = None
+        self._reported: set[str] = set()  # images that were left out
+        self._left_out = 0  # in this epoch
 
     def __enter__(self) -> Terminal:
         self._bar.start()
@@ -83,6 +91,7 @@ class Terminal(Observer):
 
     def start(self, plan: Plan, stage: int, epoch: int, steps: int) -> None:
         """See :class:`Observer`."""
+        self._left_out = 0
         self._task = self._bar.add_task(_name(plan, stage, epoch), total=steps, losses="")
 
     def step(self, number: int, losses: Mapping[str, Tensor]) -> None:
@@ -93,6 +102,13 @@ class Terminal(Observer):
         if number % _EVERY == 1 and not self._bar.disable:
             self._bar.update(self._task, losses=_losses({k: v.item() for k, v in losses.items()}))
 
+    def left_out(self, messages: Sequence[str]) -> None:
+        """See :class:`Observer`. Each file is reported once, in one line."""
+        self._left_out += len(messages)
+        for message in sorted(set(messages) - self._reported):
+            self._print(f"left out: {printable(message)}")
+        self._reported.update(messages)
+
     def end(self, epoch: Epoch, model: nn.Module) -> None:
         """See :class:`Observer`."""
         if self._task is not None:
@@ -100,10 +116,11 @@ class Terminal(Observer):
         assert self._plan is not None
         accuracy = f", top-1 accuracy {100 * epoch.accuracy.top1:.2f} %" if epoch.accuracy else ""
         name = _name(self._plan, epoch.stage, epoch.epoch)
-        self._print(f"{name}: {_losses(epoch.losses)}{accuracy}, {epoch.seconds:.1f} s")
+        left_out = f", {self._left_out:,} images left out" if self._left_out else ""
+        self._print(f"{name}: {_losses(epoch.losses)}{accuracy}, {epoch.seconds:.1f} s{left_out}")
 
     def _print(self, line: str) -> None:
-        self._console.print(line, highlight=False, soft_wrap=True)
+        self._console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 class JsonLines(Observer):

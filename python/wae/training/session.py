@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from wae.data.classes import class_order
 from wae.data.dataset import Dataset, DatasetError, InMemory
 from wae.data.folder import ImageFolder, OnCorrupt, evaluation_resize
+from wae.data.images import MAX_PIXELS
 from wae.data.loading import open_dataset
 from wae.models.classifier import WAEClassifier
 from wae.models.registry import builder
@@ -57,6 +58,8 @@ class Session:
     size: int | None = None
     """Of the images, in pixels; None for the data set's own."""
     on_corrupt: OnCorrupt = "error"
+    max_pixels: int = MAX_PIXELS
+    """Of an image file: see :func:`wae.data.images.read_image`."""
     weights: Path | None = None
     """A checkpoint of the same network to start from."""
     body_weights: str | None = None
@@ -96,7 +99,8 @@ class Session:
             if is_first():
                 self._check_folder()
             goes_on = self.resume and self.state.exists()
-            sets = self._in_order_of_weights([self._data(train=True), self._data(train=False)], console)
+            sets = [self._data(train, console) for train in (True, False)]
+            sets = self._in_order_of_weights(sets, console)
             plan, model = self._model(sets[0], goes_on)
             pictures = sets[1].batch(range(min(_PICTURES, len(sets[1]))), 0)[0]
             if not len(pictures):
@@ -135,8 +139,13 @@ class Session:
                 f"{self.folder} is not empty; --resume goes on with the training in it, --force replaces it"
             )
 
-    def _data(self, train: bool) -> Dataset:
-        return open_dataset(self.data, train, train, self.plan.seed, self.size, self.on_corrupt)
+    def _data(self, train: bool, console: Console) -> Dataset:
+        data = open_dataset(
+            self.data, train, train, self.plan.seed, self.size, self.on_corrupt, self.max_pixels
+        )
+        if isinstance(data, ImageFolder) and str(data.left_out):
+            _note(console, f"{data.folder}: {data.left_out}")
+        return data
 
     def _in_order_of_weights(self, sets: list[Dataset], console: Console) -> list[Dataset]:
         """``sets`` with their classes in the order of the network that ``weights`` holds."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -83,6 +83,9 @@ class Observer:
     def step(self, number: int, losses: Mapping[str, Tensor]) -> None:
         """Step ``number``, counted from 1, was taken; its losses are scalars on the training's device."""
 
+    def left_out(self, messages: Sequence[str]) -> None:
+        """These image files could not be read in a pass through the data, and were left out."""
+
     def end(self, epoch: Epoch, model: nn.Module) -> None:
         """An epoch has ended, and its checkpoint is written."""
 
@@ -139,14 +142,23 @@ def train(
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, data: Dataset, batch: int = 256, device: torch.device | str = "cpu", workers: int = 0
+    model: nn.Module,
+    data: Dataset,
+    batch: int = 256,
+    device: torch.device | str = "cpu",
+    workers: int = 0,
+    left_out: Callable[[Sequence[str]], None] | None = None,
 ) -> Accuracy:
-    """The accuracy of ``model`` on ``data``; where torch.distributed is set up, counted by all processes."""
+    """The accuracy of ``model`` on ``data``; where torch.distributed is set up, counted by all processes.
+
+    ``left_out`` gets a line for each image file that could not be read, those of all processes.
+    """
     was_training = model.training
     model.eval()
     sums = torch.zeros(4, dtype=torch.float64)
     rank, world = _place()
-    for images, labels in batches(data, batch * world, 0, 0, False, rank, world, workers):
+    loader = batches(data, batch * world, 0, 0, False, rank, world, workers)
+    for images, labels in loader:
         if not len(labels):
             continue
         scores, labels = model(_to(images, device)).float(), labels.to(device)
@@ -155,6 +167,9 @@ def evaluate(
         counts = best[:, 0].sum(), best.sum(), loss, labels.new_tensor(len(labels))
         sums += torch.stack([count.double() for count in counts]).cpu()
     model.train(was_training)
+    failed = _of_all_processes(loader.failed)
+    if left_out is not None:
+        left_out(failed)
     top1, top5, loss, pictures = _summed(sums).tolist()
     if not pictures:
         raise ValueError("the test set must hold at least one picture")
@@ -269,9 +284,10 @@ class _Run:
             for group in optimizer.param_groups:
                 group["lr"] = group["share"] * learning_rate(stage, epoch + step / steps)
             if not len(labels):
+                first = f"; the first: {loader.failed[0]}" if loader.failed else ""
                 raise TrainingError(
                     f"none of the pictures of step {step + 1} in epoch {epoch + 1} of stage {number + 1} "
-                    f"({stage.kind}) can be read"
+                    f"({stage.kind}) can be read{first}"
                 )
             losses = self._step(module, _to(images, self.device), labels.to(self.device), optimizer)
             if masks:
@@ -281,6 +297,7 @@ class _Run:
             for name, loss in losses.items():
                 sums[name] += loss
             self.observer.step(step + 1, losses)
+        self.observer.left_out(_of_all_processes(loader.failed))
         means = {name: _summed(total).item() / steps / self.world for name, total in sums.items()}
         if not all(math.isfinite(mean) for mean in means.values()):
             raise TrainingError(
@@ -326,7 +343,8 @@ class _Run:
             for buffer in model.buffers():
                 dist.broadcast(buffer, 0)
         assert self.test is not None
-        return evaluate(model, self.test, 2 * self.plan.batch // self.world, self.device, self.workers)
+        batch = 2 * self.plan.batch // self.world
+        return evaluate(model, self.test, batch, self.device, self.workers, self.observer.left_out)
 
     def _distributed(self, objective: Objective) -> nn.Module:
         """``objective`` with gradients averaged over all processes, and on GPUs BatchNorm's statistics."""
@@ -458,6 +476,14 @@ def _to(images: Tensor, device: torch.device | str) -> Tensor:
 def _place() -> tuple[int, int]:
     """This process's rank, and the number of processes."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def _of_all_processes(lines: list[str]) -> list[str]:
+    if not dist.is_initialized():
+        return lines
+    gathered: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(gathered, lines)
+    return [line for some in gathered for line in some]
 
 
 def _summed(numbers: Tensor) -> Tensor:

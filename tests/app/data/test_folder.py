@@ -1,13 +1,14 @@
 """wae.data.folder: folders of image files, one for each class; bad files are named."""
 
 import io
+import os
 import pickle
-import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from data_sets import corrupt, noise, same, small, taken
+from data_sets import corrupt, noise, same, small
 from PIL import Image
 
 from wae.data.dataset import DatasetError
@@ -77,21 +78,18 @@ def test_a_corrupt_image_is_an_error_that_names_the_file(photos):
 def test_a_corrupt_image_is_left_out_only_when_asked(photos):
     path = corrupt(photos)
     dataset = small(photos, augment=True, on_corrupt="skip")
-    for epoch, told in ((0, [str(path), "epoch 0: 1 images"]), (1, ["epoch 1: 1 images"])):
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            labels = taken(dataset, 4, epoch, 0, False)
-        assert labels == [[0, 0, 0, 0], [1, 1, 1]]
-        assert len(caught) == len(told)  # one for the file, and one for each epoch
-        assert all(said in str(warning.message) for said, warning in zip(told, caught, strict=True))
+    loader = batches(dataset, 4, 0, 0, False)
+    for _ in range(2):
+        assert [labels.tolist() for _, labels in loader] == [[0, 0, 0, 0], [1, 1, 1]]
+        (failed,) = loader.failed
+        assert failed.startswith(f"{path}: ")
 
 
 def test_a_batch_of_nothing_but_corrupt_images_is_empty(photos):
     corrupt(photos)
     dataset = small(photos, on_corrupt="skip")
     whole = dataset.batch([0], 0)
-    with pytest.warns(UserWarning, match="is left out"):
-        images, labels = dataset.batch([5], 0)
+    images, labels = dataset.batch([5], 0)
     assert images.shape == (0, 3, 16, 16)
     assert labels.shape == (0,)
     assert (images.dtype, labels.dtype) == (whole[0].dtype, whole[1].dtype)
@@ -101,6 +99,50 @@ def test_an_image_far_longer_than_wide_is_refused(photos):
     Image.new("L", (1, 3000)).save(photos / "val" / "cat" / "0.png")
     with pytest.raises(ImageError, match=r"0.png: 3000 x 1 pixels"):
         small(photos, train=False).batch([0], 0)
+
+
+def test_what_is_no_image_of_a_class_is_left_out_and_counted(photos):
+    train, expected = photos / "train", [Path(path).name for path, _ in small(photos).samples]
+    for extra in (".ipynb_checkpoints", "__MACOSX", "cat/@eaDir"):
+        (train / extra).mkdir()
+        Image.new("RGB", (8, 8)).save(train / extra / "0.png")
+    (train / "loop").symlink_to(".")
+    (train / "up").symlink_to("..")
+    (train / "kitten").symlink_to("cat")
+    (train / "cat" / "loop").symlink_to(train)
+    (train / "cat" / "._0.png").touch()
+    (train / "dog" / "x.heic").touch()
+    (train / "loose.png").touch()
+    os.mkfifo(train / "dog" / "pipe.png")
+    dataset = small(photos)
+    assert [Path(path).name for path, _ in dataset.samples] == expected
+    assert str(dataset.left_out) == (
+        "left out: 4 hidden, 1 of other types (.heic), 4 linked folders, 1 not regular files, "
+        "1 beside the classes' folders"
+    )
+
+
+def test_a_class_may_be_a_link_to_a_folder_elsewhere(photos):
+    (photos / "train" / "dog").rename(photos / "dogs")
+    (photos / "train" / "dog").symlink_to(photos / "dogs")
+    assert len(small(photos)) == 8
+
+
+def test_a_folder_that_cannot_be_read_is_an_error_unless_skipped(photos, monkeypatch):
+    (photos / "train" / "cat" / "locked").mkdir()
+    scandir = os.scandir
+
+    def refuse(path):
+        if Path(path).name == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DatasetError, match="locked: Permission denied"):
+        small(photos)
+    loader = batches(small(photos, on_corrupt="skip"), 16, 0, 0, False)
+    assert [len(labels) for _, labels in loader] == [8]
+    assert "locked" in loader.failed[0]
 
 
 def remove(folder):

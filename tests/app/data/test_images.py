@@ -1,16 +1,21 @@
 """wae.data.images: every kind of file that a user may bring."""
 
+import os
 import struct
+import subprocess
+import sys
+import time
+import tracemalloc
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
-from wae.data import photos
-from wae.data.images import ImageError, read_image
+from wae.data import images, photos
+from wae.data.images import BYTES_PER_PIXEL, MAX_PIXELS, ImageError, is_image, read_image
 
 
 def pixels(image: torch.Tensor) -> np.ndarray:
@@ -68,13 +73,7 @@ def test_16_bit_grey_is_rounded_to_8(tmp_path, suffix):
 
 def test_16_bit_colours_keep_the_upper_8_bits(tmp_path):
     samples = np.array([[[0x1234, 0xABCD, 0xFFFF]]], dtype=">u2")
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0))
-    body = chunk(b"IDAT", zlib.compress(b"\0" + samples.tobytes()))
-    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + body + chunk(b"IEND", b""))
+    (tmp_path / "a.png").write_bytes(png(1, 1, 16, 2, [samples.tobytes()]))
     assert pixels(read_image(tmp_path / "a.png")).tolist() == [[[0x12, 0xAB, 0xFF]]]
 
 
@@ -132,9 +131,204 @@ def test_missing_file_folder_and_unreadable_range(tmp_path):
         read_image(tmp_path / "float.tiff")
 
 
-def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
+def test_the_limit_of_pixels(tmp_path):
+    Image.new("RGB", (40, 25)).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png", max_pixels=1000).shape == (3, 25, 40)
+    with pytest.raises(ImageError, match=r"a\.png: 40 x 25 pixels are more than 999, the limit"):
+        read_image(tmp_path / "a.png", max_pixels=999)
+    with pytest.raises(ImageError, match=r"a\.png: 40 x 25 pixels is too long an image"):
+        read_image(tmp_path / "a.png", longest=1)
+
+
+def test_a_lower_limit_of_pillow_holds_and_a_higher_one_of_ours_raises_it(tmp_path, monkeypatch):
+    Image.new("RGB", (100, 100)).save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    for side in (40, 100):  # Pillow itself warns about the first and refuses the second
-        Image.new("RGB", (side, side)).save(tmp_path / "bomb.png")
-        with pytest.raises(ImageError, match=r"bomb\.png: the image has more than 1,000 pixels"):
-            read_image(tmp_path / "bomb.png")
+    with pytest.raises(ImageError, match=r"a\.png: .* more pixels than 1,000, Pillow's limit"):
+        read_image(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png", max_pixels=MAX_PIXELS + 1).shape == (3, 100, 100)
+
+
+def png(width, height, depth, colour, rows, *chunks):
+    """A PNG file's bytes; ``rows`` without filters."""
+
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    packed = zlib.compressobj(9)
+    body = b"".join(packed.compress(b"\0" + row) for row in rows) + packed.flush()
+    more = b"".join(chunk(*entry) for entry in chunks)
+    return b"\x89PNG\r\n\x1a\n" + header + more + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("shape", [(9600, 9600), (1, 8_000_000)], ids=["large", "long"])
+def test_what_is_too_large_or_too_long_is_not_decoded(tmp_path, shape):
+    height, width = shape
+    (tmp_path / "a.png").write_bytes(png(width, height, 1, 0, [bytes((width + 7) // 8)] * height))
+    Image.new("L", (1, 1)).save(tmp_path / "small.png")
+    read_image(tmp_path / "small.png")  # loads what reading needs
+    tracemalloc.start()
+    started = time.perf_counter()
+    with pytest.raises(ImageError, match=r"more pixels than|too long"):
+        read_image(tmp_path / "a.png", longest=100)
+    assert time.perf_counter() - started < 0.5
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()
+
+
+PEAK = """
+import sys
+from wae.data.images import read_image
+
+def peak():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024
+
+small, *paths = sys.argv[1:]
+read_image(small)  # loads what reading needs
+for path in paths:
+    open("/proc/self/clear_refs", "w").write("5")
+    before = peak()
+    pixels = read_image(path).shape[1:].numel()
+    print((peak() - before) / pixels)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells a process's peak")
+def test_memory_is_bounded_by_pixels(tmp_path):
+    side = 2000
+    rgba = Image.effect_noise((side, side), 50).convert("RGBA")
+    rgba.putalpha(128)
+    rgb, exif = rgba.convert("RGB"), Image.Exif()
+    exif[0x0112] = 6
+    paths = []
+    for name, image, options in (
+        ("a.jpg", rgb, {"progressive": True, "subsampling": 0, "exif": exif}),
+        ("a.png", rgba, {}),
+        ("a.gif", rgb.quantize(16), {}),
+        ("a.webp", rgba, {"quality": 30}),
+        ("a.avif", rgba, {"speed": 10}),
+        ("a.jp2", rgba, {}),
+        ("a.tif", rgba, {"compression": "tiff_lzw", "strip_size": 1 << 30}),
+    ):
+        image.save(tmp_path / name, **options)
+        paths.append(tmp_path / name)
+    (tmp_path / "grey.png").write_bytes(png(side, side, 16, 0, [bytes(range(250)) * (side // 125)] * side))
+    (tmp_path / "one.png").write_bytes(png(side, side, 1, 0, [bytes(side // 8)] * side))
+    Image.new("RGB", (8, 8)).save(tmp_path / "small.png")
+    paths += [tmp_path / "grey.png", tmp_path / "one.png"]
+    printed = subprocess.run(
+        [sys.executable, "-c", PEAK, tmp_path / "small.png", *paths], check=True, capture_output=True
+    ).stdout
+    peaks = {path.name: float(line) for path, line in zip(paths, printed.split(), strict=True)}
+    assert all(peak <= BYTES_PER_PIXEL for peak in peaks.values()), peaks
+    assert peaks["grey.png"] < 20  # 16-bit images took 62: copies in float64
+
+
+ODD_EXIF = b"".join(
+    (
+        b"Exif\0\0II*\0\x08\0\0\0\x03\0",
+        struct.pack("<HHII", 0x0112, 3, 1, 6),  # orientation: SHORT
+        struct.pack("<HHII", 0x011A, 10, 1, 50),  # XResolution: SRATIONAL, where RATIONAL is meant
+        struct.pack("<HHIi", 0x0128, 8, 1, -1),  # ResolutionUnit: SSHORT
+        b"\0\0\0\0",
+        struct.pack("<ii", -1, 0),
+    )
+)
+
+
+@pytest.mark.filterwarnings("ignore:Truncated File Read")
+@pytest.mark.parametrize("cut", [0, 8])
+def test_of_exif_the_orientation_alone_counts(tmp_path, cut):
+    """Resolutions of odd types, or none where the entry says."""
+    exif = ODD_EXIF[: len(ODD_EXIF) - cut]
+    Image.new("RGB", (40, 20), "red").save(tmp_path / "a.jpg", exif=exif)
+    assert read_image(tmp_path / "a.jpg").shape == (3, 40, 20)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation(tmp_path, orientation):
+    rgb = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(rgb).save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as image:
+        expected = np.asarray(ImageOps.exif_transpose(image))
+    image = read_image(tmp_path / "a.png")
+    assert np.array_equal(pixels(image), expected)
+    assert image.stride() == (1, 3 * image.shape[2], 3)
+
+
+@pytest.mark.parametrize("orientation", [b"\x09\0", b"\0\0", b"\xff\xff"])
+def test_orientations_that_are_none(tmp_path, orientation):
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0" + struct.pack("<HHI", 0x0112, 3, 1) + orientation + bytes(6)
+    Image.new("RGB", (40, 20)).save(tmp_path / "a.jpg", exif=exif)
+    assert read_image(tmp_path / "a.jpg").shape == (3, 20, 40)
+
+
+def test_16_bit_pgm(tmp_path):
+    grey = np.array([[0, 128, 129, 257 * 100, 65535]], dtype=">u2")
+    (tmp_path / "a.pgm").write_bytes(b"P5 5 1 65535\n" + grey.tobytes())
+    assert pixels(read_image(tmp_path / "a.pgm"))[0, :, 0].tolist() == [0, 0, 1, 100, 255]
+
+
+def test_the_transparent_value_of_16_bit_pngs_becomes_white(tmp_path):
+    grey = struct.pack(">HHH", 0x1234, 0x1235, 0)
+    (tmp_path / "grey.png").write_bytes(png(3, 1, 16, 0, [grey], (b"tRNS", struct.pack(">H", 0x1234))))
+    assert pixels(read_image(tmp_path / "grey.png"))[0, :, 0].tolist() == [255, 0x12, 0]
+    colours = struct.pack(">6H", 0x1234, 0x5678, 0x9ABC, 0x1334, 0x5678, 0x9ABC)
+    transparent = (b"tRNS", struct.pack(">HHH", 0x1234, 0x5678, 0x9ABC))
+    (tmp_path / "rgb.png").write_bytes(png(2, 1, 16, 2, [colours], transparent))
+    assert pixels(read_image(tmp_path / "rgb.png"))[0].tolist() == [[255, 255, 255], [0x13, 0x56, 0x9A]]
+
+
+def test_strips_are_not_seen(tmp_path, monkeypatch):
+    rgba = np.random.default_rng(0).integers(0, 256, (23, 7, 4), dtype=np.uint8)
+    Image.fromarray(rgba).save(tmp_path / "a.png")
+    whole = read_image(tmp_path / "a.png")
+    monkeypatch.setattr(images, "_STRIP", 28)
+    assert torch.equal(read_image(tmp_path / "a.png"), whole)
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+@pytest.mark.parametrize("content", [EPS, b"%PDF-1.4\n", b"SIMPLE  =                    T" + b" " * 2850])
+def test_formats_that_run_programs_or_hold_no_photos_are_not_opened(tmp_path, content, monkeypatch):
+    def refuse(*arguments, **options):
+        pytest.fail("a program was started")
+
+    monkeypatch.setattr(subprocess, "check_call", refuse)
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    (tmp_path / "holiday.png").write_bytes(content)
+    with pytest.raises(ImageError, match="not an image file, or one of a kind that is not read"):
+        read_image(tmp_path / "holiday.png")
+
+
+def test_what_is_no_regular_file_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", Path("/dev/zero")):
+        with pytest.raises(ImageError, match=f"{path}: this is not a regular file"):
+            read_image(path)
+
+
+@pytest.mark.parametrize("suffix", "jpg png webp gif bmp dib tif ppm avif jp2 j2k".split())
+def test_every_kind_of_file_is_read(tmp_path, suffix):
+    Image.new("RGB", (16, 16), (200, 60, 60)).save(tmp_path / f"a.{suffix}")
+    assert is_image(f"a.{suffix.upper()}")
+    mean = read_image(tmp_path / f"a.{suffix}").float().mean((1, 2))
+    assert mean.tolist() == pytest.approx([200, 60, 60], abs=4)
+
+
+def test_libtiff_writes_nothing(tmp_path, capfd):
+    path = tmp_path / "a.tif"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)).save(
+        path, compression="tiff_lzw"
+    )
+    content = path.read_bytes()
+    at = content.index(b"II*\0") + 8
+    path.write_bytes(content[:at] + b"\xff" * 40 + content[at + 40 :])
+    with pytest.raises(ImageError, match=r"a\.tif"):
+        read_image(path)
+    assert capfd.readouterr() == ("", "")

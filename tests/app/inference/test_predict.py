@@ -19,8 +19,9 @@ from torchvision.transforms import v2
 
 from wae import cli
 from wae.data.images import ImageError, read_image
+from wae.data.walk import Found, find
 from wae.inference import predict
-from wae.inference.predict import Found, Prediction, find, prepare
+from wae.inference.predict import Prediction, prepare
 from wae.models.classifier import FlatClassifier, WAEClassifier
 from wae.storage import checkpoint
 from wae.storage.checkpoint import Input
@@ -51,8 +52,8 @@ def photos(tmp_path):
     return folder
 
 
-GOOD = ["a.JPG", "b.png", "c.tif", "sub/d.webp", "sub/deeper/e.bmp"]
-ALL = ["a.JPG", "b.png", "broken.png", "c.tif", "sub/d.webp", "sub/deeper/e.bmp"]
+GOOD = ["a.JPG", "b.png", "c.tif", "z.gif", "sub/d.webp", "sub/deeper/e.bmp"]
+ALL = ["a.JPG", "b.png", "broken.png", "c.tif", "z.gif", "sub/d.webp", "sub/deeper/e.bmp"]
 
 
 @pytest.fixture
@@ -111,46 +112,6 @@ def test_an_image_that_would_be_enlarged_to_no_end_is_refused():
         prepare(torch.zeros(3, 10, 1001, dtype=torch.uint8), Input())
 
 
-# ---------------------------------------------------------------------------------------------------- files
-
-
-def test_folders_are_searched_in_order(photos):
-    assert [str(path.relative_to(photos)) for path, _ in find([photos])] == ALL
-    named = [photos / "notes.txt", photos / "sub", Path("missing")]
-    paths = [path for path, _ in find(named)]
-    assert paths == [
-        photos / "notes.txt",
-        photos / "sub/d.webp",
-        photos / "sub/deeper/e.bmp",
-        Path("missing"),
-    ]
-
-
-def test_links_and_pipes(photos):
-    (photos / "sub" / "loop").symlink_to(photos)
-    (photos / "sub" / "void.png").symlink_to("nowhere")
-    (photos / "sub" / "link.png").symlink_to(photos / "b.png")
-    os.mkfifo(photos / "sub" / "pipe.png")
-    assert [path.name for path, _ in find([photos / "sub"])] == ["d.webp", "link.png", "void.png", "e.bmp"]
-
-
-def test_a_folder_that_cannot_be_read_is_told_and_the_others_searched(photos, monkeypatch):
-    scandir = os.scandir
-
-    def refuse(path):
-        if Path(path).name == "deeper":
-            raise PermissionError(13, "Permission denied", str(path))
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", refuse)
-    save_image(photos / "sub" / "last" / "g.png")
-    assert list(find([photos / "sub"])) == [
-        Found(photos / "sub/d.webp"),
-        Found(photos / "sub/deeper", "Permission denied"),
-        Found(photos / "sub/last/g.png"),
-    ]
-
-
 # -------------------------------------------------------------------------------------------------- network
 
 
@@ -184,7 +145,7 @@ def test_the_network_gets_full_batches_of_uint8(photos):
 
     found = [Found(photos / name) for name in GOOD]
     made = list(predict.predict(network, found, SMALL, top=100, batch=2))
-    assert seen == [(torch.uint8, (n, 3, 16, 16)) for n in (2, 2, 1)]
+    assert seen == [(torch.uint8, (n, 3, 16, 16)) for n in (2, 2, 2)]
     assert all(len(prediction.ranking) == 7 for prediction in made)
 
 
@@ -197,7 +158,7 @@ def test_scores_that_are_no_numbers_are_an_error(photos):
 
     found = [Found(photos / name) for name in GOOD]
     made = list(predict.predict(network, found, SMALL))
-    assert [bool(prediction.error) for prediction in made] == [False, True, True, False, False]
+    assert [bool(prediction.error) for prediction in made] == [False, True, True, False, False, False]
     assert "not finite" in made[1].error
 
 
@@ -254,7 +215,8 @@ def test_json_lines_and_the_exit_status(photos, weights, capsys):
     told = lines(printed.out)
     assert [Path(entry["path"]) for entry in told] == [photos / name for name in ALL]
     assert printed.err.startswith(f"wae: {photos / 'broken.png'}: this is not an image")
-    assert printed.err.count("\n") == 1
+    assert printed.err.endswith("wae: left out: 2 hidden, 1 of other types (.txt)\n")
+    assert printed.err.count("\n") == 2
     for entry in told:
         if "error" in entry:
             assert entry["path"].endswith("broken.png")
@@ -397,7 +359,8 @@ def test_no_file_name_reaches_the_terminal_raw(tmp_path, weights, name, capfd):
     assert run(tmp_path, "--weights", weights, "--format", "table") == 1
     printed = capfd.readouterr()
     assert all(c.isprintable() or c == "\n" for c in printed.out + printed.err)
-    assert printed.err.count("\n") == 1
+    assert printed.err.endswith("left out: 1 of other types (.safetensors)\n")
+    assert printed.err.count("\n") == 2
     assert printed.out.count("\n") == 4
     assert run(tmp_path, "--weights", weights) == 1
     assert [entry["path"] for entry in lines(capfd.readouterr().out)] == [str(good), str(path)]
@@ -431,7 +394,7 @@ def test_on_a_terminal_there_is_a_bar_and_stdout_stays_clean(photos, weights, mo
     assert status == 1
     told = lines(capsys.readouterr().out)
     assert [Path(entry["path"]) for entry in told] == [photos / name for name in ALL]
-    assert "0/6" in shown
+    assert "0/7" in shown
     assert "broken.png" in shown
 
 

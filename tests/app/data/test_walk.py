@@ -1,0 +1,92 @@
+"""wae.data.walk: the images in folders, in order, each once; what is left out is counted."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from wae.data.walk import Found, LeftOut, find
+
+IMAGES = ("a.JPG", "b.png", "c.jfif", "sub/d.webp", "sub/deeper/e.avif")
+HIDDEN = (".hidden.png", "._0.png", ".thumbs/f.png", ".ipynb_checkpoints/b.png", "@eaDir/b.png")
+SYSTEM = ("__MACOSX/b.png", "Thumbs.db", "sub/desktop.ini")
+OTHERS = ("notes.txt", "sub/f.heic", "sub/g.HEIC", "LICENSE", "x.\x1b[2J")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Images, with other things in between."""
+    for name in (*IMAGES, *HIDDEN, *SYSTEM, *OTHERS):
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(path, "png")
+    return tmp_path / "photos"
+
+
+def names(folder, *sources):
+    left_out = LeftOut()
+    return [str(path.relative_to(folder)) for path, _ in find(sources or [folder], left_out)], str(left_out)
+
+
+def test_folders_are_searched_in_order_and_the_rest_is_counted(folder):
+    found, left_out = names(folder)
+    assert found == list(IMAGES)
+    assert left_out == "left out: 8 hidden, 5 of other types (.heic, no extension, .txt, ...)"
+
+
+def test_what_is_named_is_taken_whatever_its_name(folder):
+    sources = (folder / "notes.txt", folder / ".thumbs", folder / "sub", folder / "missing")
+    assert names(folder, *sources)[0] == [
+        "notes.txt",
+        ".thumbs/f.png",
+        "sub/d.webp",
+        "sub/deeper/e.avif",
+        "missing",
+    ]
+
+
+def test_links_pipes_and_sockets(folder, monkeypatch):
+    sub = folder / "sub"
+    (sub / "loop").symlink_to(folder)
+    (sub / "here").symlink_to(".")
+    (sub / "loop.png").symlink_to("loop.png")
+    (sub / "void.png").symlink_to("nowhere")
+    (sub / "link.png").symlink_to(folder / "b.png")
+    os.mkfifo(sub / "pipe.png")
+    monkeypatch.chdir(sub)  # the path of a socket must be short
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket.png")
+        found, left_out = names(sub)
+    assert found == ["d.webp", "link.png", "loop.png", "void.png", "deeper/e.avif"]
+    assert left_out == "left out: 1 hidden, 2 of other types (.heic), 2 linked folders, 2 not regular files"
+
+
+def test_nothing_left_out_is_no_line(folder):
+    assert names(folder, folder / "sub" / "deeper") == (["sub/deeper/e.avif"], "")
+
+
+def test_many_types_are_not_all_named(tmp_path):
+    for number in range(7):
+        (tmp_path / f"{number}.x{number}").touch()
+    (tmp_path / "more.x6").touch()
+    assert names(tmp_path)[1] == "left out: 8 of other types (.x6, .x0, .x1, .x2, .x3, ...)"
+
+
+def test_a_folder_that_cannot_be_read_is_found_and_the_others_searched(folder, monkeypatch):
+    scandir = os.scandir
+
+    def refuse(path):
+        if Path(path).name == "deeper":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    (folder / "sub" / "last").mkdir()
+    (folder / "sub" / "last" / "g.png").touch()
+    assert list(find([folder / "sub"])) == [
+        Found(folder / "sub/d.webp"),
+        Found(folder / "sub/deeper", "Permission denied"),
+        Found(folder / "sub/last/g.png"),
+    ]
