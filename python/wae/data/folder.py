@@ -162,6 +162,9 @@ def _classes(folder: Path, left_out: LeftOut) -> list[str]:
             left_out.links += 1
         else:
             labels.append(entry.name)
+    for label in labels:
+        if any("\ud800" <= character <= "\udfff" for character in label):  # bytes that are no UTF-8
+            raise DatasetError(f"{folder}: the name of the folder {label!r} is not UTF-8; rename it")
     if not labels:
         raise DatasetError(f"{folder}: is empty; need a folder of images for each class")
     if len(labels) == 1:

@@ -226,8 +226,8 @@ class Table:
     """
 
     def __init__(self, labels: Sequence[str] | None) -> None:
-        self._labels = labels
-        self._width = max(map(len, (*(labels or ()), "class")))
+        self._labels = None if labels is None else [printable(label) for label in labels]
+        self._width = max(map(len, (*(self._labels or ()), "class")))
         self.head = (self._line("share", "class", "image"),)
 
     def lines(self, prediction: Prediction) -> Iterator[str]:

@@ -12,13 +12,11 @@ in such a file is ever run.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from wae.models.classifier import WAEClassifier
@@ -30,9 +28,9 @@ from . import weights_file
 from .weights_file import CheckpointError
 
 _MAX_CLASSES = 2**31 - 1
-_MAX_SIDE = 1024  # pixels; more would be a way to make a small file take much memory
-_MAX_RECIPE = 1 << 22  # characters, for the same reason
-_MAX_LABEL = 200  # characters
+MAX_SIZE = 2048
+"""Pixels of a side of a network's input; more would be a way to make a small file take much memory."""
+_MAX_LABEL = 1000  # characters; a folder's name has at most 255
 _DTYPES = {"F16", "BF16", "F32", "F64", "I64"}  # the last for BatchNorm's count of batches
 
 
@@ -51,12 +49,10 @@ class Input:
     """The three colours become their luma, three times."""
 
     def __post_init__(self) -> None:
-        for name, least in (("size", 1), ("resize", self.size)):
+        for name, least, most in (("size", 1, MAX_SIZE), ("resize", self.size, 2 * MAX_SIZE)):
             value = getattr(self, name)
-            if type(value) is not int or not least <= value <= _MAX_SIDE:
-                raise ValueError(
-                    f"{name} must be an integer from {least} to {_MAX_SIDE}, got {_shown(value)}"
-                )
+            if type(value) is not int or not least <= value <= most:
+                raise ValueError(f"{name} must be an integer from {least} to {most}, got {_shown(value)}")
         if type(self.grayscale) is not bool:
             raise ValueError(f"grayscale must be true or false, got {_shown(self.grayscale)}")
 
@@ -72,7 +68,7 @@ class Description:
     """One of the names that :func:`save_classifier` takes."""
     classes: int
     labels: tuple[str, ...] | None = None
-    """The names of the classes, if they have some."""
+    """The names of the classes, if they have some: any text, control characters included."""
     input: Input = IMAGENET
 
     def __post_init__(self) -> None:
@@ -89,10 +85,13 @@ class Description:
         if len(self.labels) != self.classes:
             raise ValueError(f"labels must be {self.classes}, one for each class, got {len(self.labels)}")
         for label in self.labels:
-            if type(label) is not str or not label.isprintable() or not 1 <= len(label) <= _MAX_LABEL:
-                raise ValueError(
-                    f"labels must be printable texts of up to {_MAX_LABEL} characters, got {_shown(label)}"
-                )
+            if type(label) is not str or not 1 <= len(label) <= _MAX_LABEL or not _is_unicode(label):
+                raise ValueError(f"labels must be texts of 1 to {_MAX_LABEL} characters, got {_shown(label)}")
+
+
+def _is_unicode(text: str) -> bool:
+    """False where Python holds bytes that are no UTF-8, of a file's name for example, as lone surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def save_classifier(
@@ -115,7 +114,7 @@ def save_classifier(
         force: replace the file that is there.
 
     Raises:
-        ValueError: ``model`` is not a ``network``, or the labels are not one printable text for each class.
+        ValueError: ``model`` is not a ``network``, or the labels are not one text for each class.
         FileExistsError: there is a file at ``path`` and ``force`` is false.
     """
     classes = _classes(model)
@@ -191,38 +190,21 @@ def _classes(model: nn.Module) -> int:
 
 def _read(path: Path) -> tuple[Description, _Shapes]:
     """What the file says of itself, and the shapes of its tensors."""
-    if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such file")
+    header = weights_file.read_header(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get("recipe", "{}")
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
-            dtypes = {part.get_dtype() for part in slices.values()}
-    except (SafetensorError, OSError) as error:
-        why = _why(path, error)
-        raise CheckpointError(f"{path}: this is no checkpoint of a classifier ({why})") from None
-    try:
-        described = _parsed(text)
+        described = _parsed(header.recipe)
     except KeyError as error:
         raise CheckpointError(f"{path}: this is no checkpoint of a classifier (without {error})") from None
     except ValueError as error:
         raise CheckpointError(f"{path}: its {error}") from None
-    except RecursionError:
-        raise CheckpointError(f"{path}: its recipe is nested too deeply") from None
-    if dtypes - _DTYPES:
-        raise CheckpointError(f"{path}: its tensors must be of {_listed(_DTYPES)}, got {_listed(dtypes)}")
-    return described, shapes
+    if header.dtypes - _DTYPES:
+        allowed, got = _listed(_DTYPES), _listed(header.dtypes)
+        raise CheckpointError(f"{path}: its tensors must be of {allowed}, got {got}")
+    return described, header.shapes
 
 
-def _parsed(text: str) -> Description:
-    """The Description in a recipe. Raises ValueError, KeyError or RecursionError if there is none."""
-    if len(text) > _MAX_RECIPE:
-        raise ValueError(f"recipe must have at most {_MAX_RECIPE} characters, got {len(text)}")
-    try:
-        recipe = _object("recipe", json.loads(text))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"recipe is no JSON ({error})") from None
+def _parsed(recipe: dict[str, Any]) -> Description:
+    """The Description in a recipe. Raises ValueError or KeyError if there is none."""
     architecture = _object("architecture", recipe["architecture"])
     labels, given = recipe.get("labels"), _object("input", recipe.get("input", {}))
     if labels is not None and not isinstance(labels, list):
@@ -241,18 +223,6 @@ def _object(name: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{name} must be a JSON object, got {_shown(value)}")
     return value
-
-
-def _why(path: Path, error: Exception) -> str:
-    """Why a file could not be read; a pickle has a reason of its own."""
-    try:
-        with open(path, "rb") as file:
-            start = file.read(2)
-    except OSError:
-        start = b""
-    if start in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
-        return "it looks like a pickle, which can run code and is never read; save it as safetensors"
-    return str(error)
 
 
 def _shown(value: Any) -> str:

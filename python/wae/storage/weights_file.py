@@ -1,4 +1,7 @@
-"""Weights on disk: safetensors, with what made them as JSON in the file's metadata.
+"""Tensors on disk for a model that is there: safetensors, with what made them as JSON in the metadata.
+
+:mod:`wae.storage.checkpoint` adds what it takes to build the model. Nothing in a file is believed: shapes and
+kinds of tensors are compared before they are used, and no more memory is taken than the file has bytes.
 
 A checkpoint that training can go on from holds the optimizer's tensors too, under ``optimizer.``, and those
 of a moving average of the weights, if there is one, under ``average.``.
@@ -8,7 +11,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,7 +21,10 @@ from torch import Tensor, nn
 from wae.errors import WaeError
 
 from .files import written
+from .signatures import recognised
 
+MAX_RECIPE = 1 << 22
+"""Characters of a recipe: one of some bytes, nested, would take many times as much."""
 _OPTIMIZER, _AVERAGE = "optimizer.", "average."
 WEIGHTS = Path(__file__).parent.parent / "weights"
 """The folder of the weights that come with this package."""
@@ -26,6 +32,15 @@ WEIGHTS = Path(__file__).parent.parent / "weights"
 
 class CheckpointError(WaeError):
     """A checkpoint that cannot be used. The message names the file and says why."""
+
+
+class Header(NamedTuple):
+    """What a file says of itself, without its tensors."""
+
+    recipe: dict[str, Any]
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: set[str]
+    """In safetensors' words: "F32"."""
 
 
 def save(
@@ -45,7 +60,11 @@ def save(
 
     Raises:
         FileExistsError: there is a file at ``path`` and ``force`` is false.
+        ValueError: the recipe is too long to be read again.
     """
+    text = json.dumps(recipe, indent=1)
+    if len(text) > MAX_RECIPE:
+        raise ValueError(f"recipe must have at most {MAX_RECIPE} characters as JSON, got {len(text)}")
     tensors = dict(model.state_dict())
     if optimizer is not None:
         tensors |= _prefixed(_OPTIMIZER, _optimizer_tensors(model, optimizer))
@@ -53,7 +72,7 @@ def save(
         tensors |= _prefixed(_AVERAGE, average.state_dict())
     tensors = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     with written(path, force) as file:
-        file.write(to_bytes(tensors, {"recipe": json.dumps(recipe, indent=1)}))
+        file.write(to_bytes(tensors, {"recipe": text}))
 
 
 def load(
@@ -68,7 +87,9 @@ def load(
         CheckpointError: the file is missing or damaged, or its tensors are not those of ``model``; or an
             optimizer that keeps a state, or an average, was given and the file holds none.
     """
-    tensors, recipe = _read(path)
+    recipe = read_header(path).recipe
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     parts: dict[str, dict[str, Tensor]] = {"": {}, _OPTIMIZER: {}, _AVERAGE: {}}
     for name, tensor in tensors.items():
         prefix = next((p for p in (_OPTIMIZER, _AVERAGE) if name.startswith(p)), "")
@@ -77,52 +98,76 @@ def load(
         if wanted is not None and not parts[prefix] and not _keeps_nothing(wanted):
             kind = prefix.rstrip(".")
             raise CheckpointError(f"{path}: training cannot go on from here: there is no {kind} state")
-    _fill(path, model, parts[""])
+    _check(path, model, parts[""])
     if average is not None:
-        _fill(path, average, parts[_AVERAGE])
+        _check(path, average, parts[_AVERAGE])
     if optimizer is not None:
         try:
-            _restore_optimizer(model, optimizer, parts[_OPTIMIZER])
-        except KeyError as error:
-            raise CheckpointError(f"{path}: its optimizer trained {error}, which the model has not") from None
+            state = _optimizer_state(model, optimizer, parts[_OPTIMIZER])
+        except ValueError as error:
+            raise CheckpointError(f"{path}: its optimizer {error}") from None
+        for parameter, entries in state.items():
+            optimizer.state[parameter].update(entries)
+    model.load_state_dict(parts[""])
+    if average is not None:
+        average.load_state_dict(parts[_AVERAGE])
     return recipe
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
     """What made the weights in ``path``. Raises CheckpointError where the file is missing or damaged."""
-    return _read(path, tensors=False)[1]
+    return read_header(path).recipe
 
 
-def _fill(path: Path, model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Load ``tensors``, those in the file at ``path``, into ``model``: all of it, and nothing else."""
+def _check(path: Path, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Raise CheckpointError unless ``tensors``, those in the file at ``path``, are all of ``model``'s."""
     have, need = ({n: tuple(t.shape) for n, t in d.items()} for d in (tensors, model.state_dict()))
     wrong = [f"{name} is missing" for name in need if name not in have]
     wrong += [f"{name} is too much" for name in have if name not in need]
     wrong += [f"{n} is {have[n]}, not {need[n]}" for n in need if n in have and have[n] != need[n]]
+    wrong += [
+        f"{name} is of {tensor.dtype}" for name, tensor in tensors.items() if tensor.dtype not in _DTYPES
+    ]
     if wrong:
         more = f" (and {len(wrong) - 3} others)" if len(wrong) > 3 else ""
         raise CheckpointError(
             f"{path}: its tensors are not those of the network: {', '.join(wrong[:3])}{more}"
         )
-    model.load_state_dict(tensors)
 
 
-def _read(path: Path, tensors: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors, if wanted, and the recipe in a file."""
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)
+
+
+def read_header(path: Path) -> Header:
+    """What the file at ``path`` says of itself. Raises CheckpointError where it is missing or damaged."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such file")
     try:
         with safe_open(path, framework="pt") as file:
-            names = file.keys() if tensors else ()
-            return {name: file.get_tensor(name) for name in names}, _recipe(file.metadata())
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: there is no such file") from None
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: this is not a checkpoint ({error})") from None
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+            dtypes = {part.get_dtype() for part in slices.values()}
+            return Header(_recipe((file.metadata() or {}).get("recipe", "{}")), shapes, dtypes)
+    except (SafetensorError, OSError) as error:
+        what = recognised(path)
+        why = f"it is {what}" if what else str(error)
+        raise CheckpointError(f"{path}: this is not a checkpoint ({why})") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path}: its {error}") from None
 
 
-def _recipe(metadata: dict[str, str] | None) -> dict[str, Any]:
-    recipe = json.loads((metadata or {}).get("recipe", "{}"))
+def _recipe(text: str) -> dict[str, Any]:
+    """The recipe in its JSON. Raises ValueError."""
+    if len(text) > MAX_RECIPE:
+        raise ValueError(f"recipe must have at most {MAX_RECIPE} characters, got {len(text)}")
+    try:
+        recipe = json.loads(text)
+    except RecursionError:
+        raise ValueError("recipe is nested too deeply") from None
+    except ValueError as error:  # no JSON, or a number of too many digits
+        raise ValueError(f"recipe is no JSON ({error})") from None
     if not isinstance(recipe, dict):
-        raise ValueError("its recipe is no JSON object")
+        raise ValueError(f"recipe must be a JSON object, got {recipe!r:.80}")
     return recipe
 
 
@@ -143,12 +188,31 @@ def _keeps_nothing(wanted: torch.optim.Optimizer | nn.Module) -> bool:
     return isinstance(wanted, torch.optim.SGD) and not any(group["momentum"] for group in wanted.param_groups)
 
 
-def _restore_optimizer(
+def _optimizer_state(
     model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
-) -> None:
+) -> dict[nn.Parameter, dict[str, Tensor]]:
+    """What ``optimizer`` kept for each parameter. Raises ValueError where another one did."""
     parameters = dict(model.named_parameters())
+    wanted = next((keys for kind, keys in _STATES.items() if isinstance(optimizer, kind)), None)
+    state: dict[str, dict[str, Tensor]] = {}
     for full_name, tensor in tensors.items():
         name, _, key = full_name.rpartition(".")
-        parameter = parameters[name]
+        if name not in parameters:
+            raise ValueError(f"trained '{name:.200}', which the model has not")
+        if tensor.dtype not in _DTYPES or tensor.shape not in (parameters[name].shape, ()):
+            raise ValueError(f"has for {name} a {key:.40} of {tensor.dtype} and shape {tuple(tensor.shape)}")
         # Adam counts its steps on the processor, wherever the parameter is.
-        optimizer.state[parameter][key] = tensor if key == "step" else tensor.to(parameter.device)
+        place = tensor if key == "step" else tensor.to(parameters[name].device)
+        state.setdefault(name, {})[key] = place
+    for name, entries in state.items():
+        if wanted is not None and set(entries) != wanted:
+            got = ", ".join(sorted(entries))
+            raise ValueError(f"is not a {type(optimizer).__name__}: for {name} it kept {got:.200}")
+    return {parameters[name]: entries for name, entries in state.items()}
+
+
+_STATES = {
+    torch.optim.SGD: {"momentum_buffer"},
+    torch.optim.Adam: {"step", "exp_avg", "exp_avg_sq"},  # and AdamW, which derives from it
+}
+"""What an optimizer keeps for each parameter."""

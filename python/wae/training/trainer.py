@@ -371,11 +371,16 @@ class _Run:
     def _reached(self) -> _State:
         """What the checkpoint says, its weights read into the model."""
         assert self.state is not None
-        reached = _state(self.state, weights_file.read_recipe(self.state), self.plan, self.data)
+        try:
+            reached = _state(self.state, weights_file.read_recipe(self.state), self.plan, self.data)
+            self.history = [_epoch(entry) for entry in reached.history]
+            if reached.scaler:
+                self.scaler.load_state_dict(reached.scaler)
+        except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RuntimeError):
+            raise weights_file.CheckpointError(
+                f"{self.state}: this is not the checkpoint of a training"
+            ) from None
         weights_file.load(self.state, self.model)
-        self.history = [_epoch(entry) for entry in reached.history]
-        if reached.scaler:
-            self.scaler.load_state_dict(reached.scaler)
         return reached
 
     def _restore(self, path: Path, optimizer: torch.optim.Optimizer, average: AveragedModel | None) -> None:
@@ -433,14 +438,18 @@ def _measure_norms(model: WAEClassifier, sample: Tensor) -> None:
 
 
 def _state(path: Path, made: dict[str, Any], plan: Plan, data: dict[str, Any]) -> _State:
-    """``made``, the recipe in the checkpoint at ``path``, after a check that it fits plan and data."""
-    try:
-        state = _State(**made)
-        number, epoch = int(state.stage), int(state.epoch)
-        assert 0 <= number <= len(plan.stages)
-        assert epoch == 0 or epoch < plan.stages[number].epochs
-    except (TypeError, ValueError, AssertionError, IndexError):
-        raise weights_file.CheckpointError(f"{path}: this is not the checkpoint of a training") from None
+    """``made``, the recipe in the checkpoint at ``path``, after a check that it fits plan and data.
+
+    What is malformed raises TypeError, ValueError, AttributeError or LookupError.
+    """
+    state = _State(**made)
+    number, epoch = state.stage, state.epoch
+    if type(number) is not int or not 0 <= number <= len(plan.stages):
+        raise ValueError("stage")
+    if type(epoch) is not int or not 0 <= epoch < (
+        plan.stages[number].epochs if number < len(plan.stages) else 1
+    ):
+        raise ValueError("epoch")
     check_same(path, made, plan, data)
     return state
 
@@ -459,8 +468,13 @@ def check_same(path: Path, made: Mapping[str, Any], plan: Plan, data: Mapping[st
 
 
 def _epoch(entry: Mapping[str, Any]) -> Epoch:
+    """An entry of a checkpoint's history. Raises as :func:`_state`."""
     accuracy = entry["accuracy"]
-    return Epoch(**{**entry, "accuracy": accuracy and Accuracy(*accuracy)})
+    epoch = Epoch(**{**entry, "accuracy": accuracy and Accuracy(*accuracy)})
+    numbers = (epoch.stage, epoch.epoch, epoch.seconds, *epoch.losses.values(), *(epoch.accuracy or ()))
+    if type(epoch.kind) is not str or not all(type(number) in (int, float) for number in numbers):
+        raise TypeError("history")
+    return epoch
 
 
 def _sample(data: Dataset) -> range:

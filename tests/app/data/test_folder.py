@@ -29,6 +29,14 @@ def test_the_layout_gives_samples_and_labels(photos):
     assert open_dataset(photos, False, False, 0, size=16).batch([0], 0)[0].shape == (1, 3, 16, 16)
 
 
+def test_a_class_whose_name_is_no_utf_8_is_refused_at_once(photos):
+    """Its label could not be kept in the checkpoint."""
+    for part in ("train", "val"):
+        os.rename(photos / part / "cat", os.fsencode(photos / part) + b"/caf\xe9")
+    with pytest.raises(DatasetError, match=r"name of the folder 'caf\\udce9' is not UTF-8; rename it"):
+        small(photos)
+
+
 def test_test_will_do_for_val(photos):
     (photos / "val").rename(photos / "test")
     assert len(small(photos, train=False)) == 4

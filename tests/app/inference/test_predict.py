@@ -337,7 +337,7 @@ def test_a_missing_file_does_not_lose_the_others(photos, weights, capsys):
 def test_unusable_weights_are_named(photos, tmp_path, capsys):
     (tmp_path / "w").write_bytes(b"nothing")
     assert run(photos, "--weights", tmp_path / "w") == 1
-    assert capsys.readouterr().err.startswith(f"wae: {tmp_path / 'w'}: this is no checkpoint of a classifier")
+    assert capsys.readouterr().err.startswith(f"wae: {tmp_path / 'w'}: this is not a checkpoint")
 
 
 @pytest.mark.parametrize("wrong", [["--top", "0"], ["--batch", "-1"], ["--format", "xml"], []], ids=str)

@@ -1,5 +1,7 @@
 """The loop that trains classifiers: what each stage changes, and that stopping it changes nothing."""
 
+import copy
+import json
 import math
 import os
 import resource
@@ -11,6 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save as to_bytes
 from tiny_classifier import tiny
 from trained import FIXED, JOINT, PLAN, SHARED, network, pictures, run
 
@@ -335,6 +339,91 @@ def test_an_optimizers_tensors_go_where_the_parameters_are(tmp_path):
     for parameter in elsewhere.parameters():
         devices = {name: tensor.device.type for name, tensor in restored.state[parameter].items()}
         assert devices == {"step": "cpu", "exp_avg": "meta", "exp_avg_sq": "meta"}
+
+
+ABSURD = [
+    None,
+    True,
+    -1,
+    10**30,
+    1.5,
+    math.inf,
+    math.nan,
+    "",
+    "x",
+    [],
+    [1],
+    [[]],
+    {},
+    {"": {}},
+    [{}],
+    10**400,
+]
+
+
+def places(value, path=()):
+    """The paths of all parts of a JSON value."""
+    yield path
+    if isinstance(value, (dict, list)):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            yield from places(value[key], (*path, key))
+
+
+def replaced(value, path, new):
+    if not path:
+        return new
+    value = copy.copy(value)
+    value[path[0]] = replaced(value[path[0]], path[1:], new)
+    return value
+
+
+def test_absurd_values_in_a_checkpoint_end_in_one_error(tmp_path):
+    """Where they are noticed at all: an epoch's seconds, for example, may be any number."""
+    path, good = tmp_path / "state", tmp_path / "good"
+    plan = only(replace(JOINT, epochs=2, ema=0.5))
+    with suppress(KeyboardInterrupt):
+        run(plan, state=good, observer=StopAt(2))
+    recipe = weights_file.read_recipe(good)
+    with safe_open(good, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    run_ = trainer._Run(
+        network(), plan, pictures(), pictures(augment=False), path, None, Observer(), 0, "cpu"
+    )
+    refused = []
+    for place in places(recipe):
+        for value in ABSURD:
+            content = json.dumps(replaced(recipe, place, value))
+            path.write_bytes(to_bytes(tensors, {"recipe": content}))
+            try:
+                run_._reached()
+            except CheckpointError as error:
+                refused.append(str(error))
+    assert len(refused) > 300
+    assert all(str(path) in message and len(message) < 1000 for message in refused)
+
+
+def test_absurd_tensors_of_an_optimizer_end_in_one_error(tmp_path):
+    path, model = tmp_path / "state", torch.nn.Linear(2, 2)
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    weights_file.save(path, model, {}, optimizer)
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    name = "optimizer.weight.exp_avg"
+    for changed, message in (
+        ({name: torch.zeros(3, 3)}, r"its optimizer has for weight a exp_avg of .* shape \(3, 3\)"),
+        ({name: torch.zeros(2, 2, dtype=torch.complex64)}, "a exp_avg of torch.complex64"),
+        ({name: None}, "its optimizer is not a Adam: for weight it kept exp_avg_sq, step"),
+        ({"optimizer.other.exp_avg": torch.zeros(1)}, "trained 'other', which the model has not"),
+        ({"weight": torch.zeros(2, 2, dtype=torch.complex64)}, "weight is of torch.complex64"),
+    ):
+        kept = {key: tensor for key, tensor in (tensors | changed).items() if tensor is not None}
+        path.write_bytes(to_bytes(kept, {"recipe": "{}"}))
+        before = state(model)
+        with pytest.raises(CheckpointError, match=message):
+            weights_file.load(path, model, torch.optim.Adam(model.parameters()))
+        assert_same(state(model), before)
 
 
 def test_only_a_checkpoint_of_the_same_training_is_gone_on_with(tmp_path):
