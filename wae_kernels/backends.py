@@ -1,7 +1,7 @@
 """Which backend runs, why, and how to choose.
 
-Selection is automatic. The environment variable ``WAE_BACKEND``, or :func:`use`, overrides it for the
-process:
+Selection is automatic. The environment variable ``WAE_BACKEND``, or :func:`select`, overrides it for the
+process, and :func:`use` for the current thread or task:
 
 ========================  ==========================================================================
 ``auto``                  the best kernel for the tensor's device (the default)
@@ -13,18 +13,26 @@ process:
 ``cuda``                  the compiled kernels for NVIDIA GPUs; tensors on the processor as with ``auto``
 ``triton``                Triton's kernels for any GPU; tensors on the processor as with ``auto``
 ========================  ==========================================================================
+
+Nothing here starts the CUDA driver before the program has: that would make a context on the first GPU, and a
+later ``fork`` unsafe. Until then a GPU is counted, its age not known.
 """
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib.util
 import os
+import re
 import threading
 import warnings
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -40,7 +48,6 @@ OLDEST_TRITON_GPU = (8, 0)
 """The compute capability from which Triton compiles for NVIDIA's GPUs."""
 
 _KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -57,30 +64,62 @@ def _capability_works(capability: str) -> bool:
     return library is not None and bool(library.wae_cpu_supports(capability.encode()))
 
 
+def _sees_gpu() -> bool:
+    """Whether torch would find a GPU, asked without the CUDA driver."""
+    if torch.cuda.is_initialized():
+        return True
+    if not torch.backends.cuda.is_built():
+        return False
+    amd = torch.version.hip is not None
+    count = torch.cuda._device_count_amdsmi() if amd else torch.cuda._device_count_nvml()
+    if count >= 0:
+        return count > 0
+    # The management library is missing, or the GPU is a slice of one, which it does not count.
+    return any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd"))
+
+
+def _too_old(oldest: tuple[int, int]) -> bool:
+    """Whether the current GPU is known to be older than this compute capability."""
+    known = torch.cuda.is_initialized() and torch.version.hip is None
+    return known and torch.cuda.get_device_capability() < oldest
+
+
+def gpu() -> str | None:
+    """The name of a GPU that torch would find, or None. The CUDA driver is asked once it has started."""
+    if not _sees_gpu():
+        return None
+    if torch.cuda.is_initialized():
+        return torch.cuda.get_device_name()
+    for file in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        if model := re.search(r"Model:\s*(.+)", file.read_text(encoding="utf-8")):
+            return model[1].strip()
+    return "the GPU"
+
+
 def _cuda() -> Backend:
     if _load.CUDA.library is None:
         return Backend("cuda", False, f"the compiled library is missing: {_load.CUDA.why_not}")
-    if not torch.cuda.is_available():
+    if not _sees_gpu():
         return Backend("cuda", False, "there is no GPU here")
-    if torch.cuda.get_device_capability() < OLDEST_GPU:
+    if _too_old(OLDEST_GPU):
         return Backend("cuda", False, "the GPU is older than compute capability 7.5")
-    return Backend("cuda", True, f"built, and {torch.cuda.get_device_name()} runs it")
-
-
-def _triton() -> Backend:
-    if importlib.util.find_spec("triton") is None:
-        return Backend("triton", False, "the package triton is not installed")
-    if not torch.cuda.is_available():
-        why = "there is no GPU here; TRITON_INTERPRET=1 runs torch.ops.wae.encode_triton on the processor"
-        return Backend("triton", False, why)
-    if torch.version.hip is None and torch.cuda.get_device_capability() < OLDEST_TRITON_GPU:
-        return Backend("triton", False, "the GPU is older than compute capability 8.0")
-    return Backend("triton", True, f"compiled at first use for {torch.cuda.get_device_name()}")
+    return Backend("cuda", True, f"built, and {gpu()} runs it")
 
 
 @functools.cache
-def _triton_works() -> bool:
-    return _triton().available
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _triton() -> Backend:
+    if not _has_triton():
+        return Backend("triton", False, "the package triton is not installed")
+    if not _sees_gpu():
+        why = "there is no GPU here; TRITON_INTERPRET=1 runs torch.ops.wae.encode_triton on the processor"
+        return Backend("triton", False, why)
+    if _too_old(OLDEST_TRITON_GPU):
+        return Backend("triton", False, "the GPU is older than compute capability 8.0")
+    return Backend("triton", True, f"compiled at first use for {gpu()}")
 
 
 def available() -> list[Backend]:
@@ -99,42 +138,94 @@ def available() -> list[Backend]:
     return found
 
 
-def select(name: str) -> None:
-    """Run every following op through the backend ``name`` (see the module's table).
-
-    Raises:
-        ValueError: no backend has this name, or it cannot run here; the message says which can.
-    """
+def _check(name: str) -> None:
     usable = ["auto", *(b.name for b in available() if b.available)]
     if _load.CPU.library is not None:
         usable.insert(1, "cpu")
     if name not in usable:
         raise ValueError(f"backend must be one of {', '.join(usable)} on this machine, got {name!r}")
-    global _selected
-    with _lock:
-        _selected = name
-        if _load.CPU.library is not None:
-            choice = "auto" if name in ("cuda", "triton") else name.removeprefix("cpu:")
-            _load.CPU.library.wae_cpu_select(choice.encode())
-        if _load.CUDA.library is not None:
-            # The reference's ops, to which the library then hands over, run Triton where it is selected.
-            _load.CUDA.library.wae_cuda_select(b"reference" if name == "triton" else name.encode())
+
+
+# ------------------------------------------------------------------------------------------------- choosing
+#
+# The process's choice is known to the libraries. A context's choice lives in Python: as long as there is one
+# anywhere, the libraries call back at each op to learn whose it is.
+
+
+class _Choice:
+    """A context's choice. Contexts may keep it longer than the block that made it: tasks copy theirs."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+_default = "auto"
+_chosen: ContextVar[_Choice | None] = ContextVar("wae_backend", default=None)
+_alive: weakref.WeakSet[_Choice] = weakref.WeakSet()
+_lock = threading.Lock()
+
+
+def _cpu_name(name: str) -> bytes:
+    """The choice as the processor's library understands it."""
+    return b"auto" if name in ("cuda", "triton") else name.removeprefix("cpu:").encode()
+
+
+def _cuda_runs(name: str) -> bool:
+    """Whether the library for GPUs runs; it hands over to the reference's ops, which may run Triton."""
+    return name not in ("reference", "triton")
+
+
+def select(name: str) -> None:
+    """Run the process's ops through the backend ``name`` (see the module's table), from now on.
+
+    Where a block of :func:`use` is active, its choice goes first.
+
+    Raises:
+        ValueError: no backend has this name, or it cannot run here; the message says which can.
+    """
+    _check(name)
+    global _default
+    _default = name
+    if _load.CPU.library is not None:
+        _load.CPU.library.wae_cpu_select(_cpu_name(name))
+    if _load.CUDA.library is not None:
+        _load.CUDA.library.wae_cuda_select(_cuda_runs(name))
 
 
 def selected() -> str:
-    """The name last given to :func:`select` (or ``WAE_BACKEND``); ``auto`` if none was."""
-    return _selected
+    """The choice that counts here: that of :func:`use`, else of :func:`select` or ``WAE_BACKEND``."""
+    choice = _chosen.get()
+    return _default if choice is None else choice.name
 
 
 @contextmanager
 def use(name: str) -> Iterator[None]:
-    """``with use("reference"): ...`` selects a backend and puts the former choice back."""
-    before = selected()
-    select(name)
+    """``with use("reference"): ...`` chooses a backend for this thread or asyncio task, in the block.
+
+    Tasks that are made in the block take the choice along, threads do not (``contextvars``). A backward pass
+    uses its forward pass's choice, whichever thread it runs in.
+
+    Raises:
+        ValueError: as :func:`select`.
+    """
+    _check(name)
+    with restored(name):
+        yield
+
+
+@contextmanager
+def restored(name: str) -> Iterator[None]:
+    """As :func:`use`, for a choice that :func:`selected` returned: a backward pass needs its forward's."""
+    choice = _Choice(name)
+    with _lock:
+        _alive.add(choice)
+        for ask, callback in _CALLBACKS:
+            ask(callback)
+    token = _chosen.set(choice)
     try:
         yield
     finally:
-        select(before)
+        _chosen.reset(token)
 
 
 def backend_for(
@@ -142,16 +233,17 @@ def backend_for(
 ) -> str:
     """The backend that runs an op now, for parameters of this device, dtype and width."""
     device = torch.device(device)
-    if _selected == "reference" or dtype not in _KERNEL_DTYPES or width != KERNEL_WIDTH:
+    name = selected()
+    if name == "reference" or dtype not in _KERNEL_DTYPES or width != KERNEL_WIDTH:
         return "reference"
-    if device.type == "cuda" and _load.CUDA.library is not None and _selected != "triton":
+    if device.type == "cuda" and _load.CUDA.library is not None and name != "triton":
         return "cuda"
-    if device.type == "cuda" and _triton_works():
+    if device.type == "cuda" and _triton().available:
         return "triton"
     if device.type != "cpu" or _load.CPU.library is None:
         return "reference"
-    if _selected not in ("auto", "cpu", "cuda", "triton"):
-        return _selected
+    if name not in ("auto", "cpu", "cuda", "triton"):
+        return name
     return next(f"cpu:{c}" for c in CPU_CAPABILITIES if _capability_works(c))
 
 
@@ -170,5 +262,28 @@ def __getattr__(name: str) -> int:
     return KERNEL_WIDTH
 
 
-_selected = "auto"
+def _chosen_here(ask: Callable[[object], object]) -> str:
+    """A library's question; without any context's choice left, it was its last one."""
+    with _lock:
+        if not _alive:
+            ask(None)
+    return selected()
+
+
+def _callbacks() -> list[tuple[Callable[[object], object], object]]:
+    """For each library the function that sets its callback, and the callback, which gives the choice."""
+    found: list[tuple[Callable[[object], object], object]] = []
+    if (cpu := _load.CPU.library) is not None:
+        cpu.wae_cpu_kernels.restype = ctypes.c_void_p
+        kernels = ctypes.CFUNCTYPE(ctypes.c_void_p)(
+            lambda: cpu.wae_cpu_kernels(_cpu_name(_chosen_here(cpu.wae_cpu_ask)))
+        )
+        found.append((cpu.wae_cpu_ask, kernels))
+    if (cuda := _load.CUDA.library) is not None:
+        runs = ctypes.CFUNCTYPE(ctypes.c_int)(lambda: _cuda_runs(_chosen_here(cuda.wae_cuda_ask)))
+        found.append((cuda.wae_cuda_ask, runs))
+    return found
+
+
+_CALLBACKS = _callbacks()
 select(os.environ.get("WAE_BACKEND", "auto"))

@@ -7,6 +7,7 @@ processor's kernels come from the compiled library (``csrc/ops.cpp``), the kerne
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -123,8 +124,15 @@ def _fake_conv3x3(
 # ----------------------------------------------------------------------------------------------- autograd
 
 
+def _as_forward(ctx: Any) -> contextlib.AbstractContextManager[None]:
+    """The forward pass's choice of a backend. Gradients on a GPU run in threads of autograd's own."""
+    same = ctx.backend == backends.selected()
+    return contextlib.nullcontext() if same else backends.restored(ctx.backend)
+
+
 def _save_encode(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(*inputs)
+    ctx.backend = backends.selected()
 
 
 @one_by_one
@@ -138,13 +146,15 @@ def _encode_groups(
 def _encode_autograd(ctx: Any, grad_low: Tensor, grad_high: Tensor) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors  # all inputs, those left out as None
     needs = [*ctx.needs_input_grad, False, False][: len(saved)]  # which does not count those left out
-    gradients = torch.ops.wae.encode_backward(grad_low, grad_high, *saved, *_encode_groups(*needs))
+    with _as_forward(ctx):
+        gradients = torch.ops.wae.encode_backward(grad_low, grad_high, *saved, *_encode_groups(*needs))
     return _only(gradients, needs)
 
 
 def _save_decode(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     *tensors, _output_size = inputs
     ctx.save_for_backward(*tensors)
+    ctx.backend = backends.selected()
 
 
 @one_by_one
@@ -156,7 +166,8 @@ def _decode_groups(low: bool, high: bool, parameters: DecoderParameters) -> tupl
 def _decode_autograd(ctx: Any, grad_image: Tensor) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors
     needs = ctx.needs_input_grad[: len(saved)]
-    gradients = torch.ops.wae.decode_backward(grad_image, *saved, *_decode_groups(*needs))
+    with _as_forward(ctx):
+        gradients = torch.ops.wae.decode_backward(grad_image, *saved, *_decode_groups(*needs))
     return (*_only(gradients, needs), None)  # output_size has none
 
 

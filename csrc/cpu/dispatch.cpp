@@ -26,21 +26,28 @@ constexpr Capability kCapabilities[] = {
     {"portable", [] { return true; }, kernels_portable},
 };
 
-const Kernels* best_kernels() {
-  for (const Capability& capability : kCapabilities) {
-    if (capability.supported()) return &capability.kernels();
+// The kernels of this name; null for the reference, an unknown name, or one that this processor cannot run.
+const Kernels* kernels_named(std::string_view name) {
+  const bool best = name == "auto" || name == "cpu";
+  for (const Capability& known : kCapabilities) {
+    if ((best || known.name == name) && known.supported()) return &known.kernels();
   }
   return nullptr;
 }
 
 std::atomic<const Kernels*>& selection() {
-  static std::atomic<const Kernels*> selected{best_kernels()};
+  static std::atomic<const Kernels*> selected{kernels_named("auto")};
   return selected;
 }
 
+std::atomic<wae_cpu_callback> callback{nullptr};
+
 }  // namespace
 
-const Kernels* selected_kernels() { return selection().load(std::memory_order_relaxed); }
+const Kernels* selected_kernels() {
+  if (const wae_cpu_callback ask = callback) return static_cast<const Kernels*>(ask());
+  return selection().load(std::memory_order_relaxed);
+}
 
 }  // namespace wae
 
@@ -51,21 +58,8 @@ int wae_cpu_supports(const char* capability) {
   return 0;
 }
 
-int wae_cpu_select(const char* name) {
-  const std::string_view wanted = name;
-  if (wanted == "auto" || wanted == "cpu") {
-    wae::selection() = wae::best_kernels();
-    return 0;
-  }
-  if (wanted == "reference") {
-    wae::selection() = nullptr;
-    return 0;
-  }
-  for (const wae::Capability& known : wae::kCapabilities) {
-    if (known.name == wanted && known.supported()) {
-      wae::selection() = &known.kernels();
-      return 0;
-    }
-  }
-  return -1;
-}
+const void* wae_cpu_kernels(const char* name) { return wae::kernels_named(name); }
+
+void wae_cpu_select(const char* name) { wae::selection() = wae::kernels_named(name); }
+
+void wae_cpu_ask(wae_cpu_callback ask) { wae::callback = ask; }

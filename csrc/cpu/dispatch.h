@@ -6,15 +6,25 @@
 
 namespace wae {
 
-// The selected kernels; null when the reference was selected.
+// The kernels to run now; null for the reference. Ask once for each op: another thread may select meanwhile.
 const Kernels* selected_kernels();
 
 }  // namespace wae
 
-// For wae_kernels/backends.py, which calls them through ctypes. Names: "avx512", "avx2", "portable";
-// for selection also "auto", "cpu" (both: the best) and "reference".
+// For wae_kernels/backends.py, which calls them through ctypes. Names: "avx512", "avx2", "portable", "auto" and
+// "cpu" (both: the best that this processor runs), "reference".
 extern "C" {
+using wae_cpu_callback = const void* (*)();
+
 __attribute__((visibility("default"))) int wae_cpu_supports(const char* capability);
-// Returns 0, or -1 if the name is unknown or this processor cannot run it.
-__attribute__((visibility("default"))) int wae_cpu_select(const char* name);
+
+// A name's kernels; null for the reference, and for kernels that this processor cannot run.
+__attribute__((visibility("default"))) const void* wae_cpu_kernels(const char* name);
+
+// The process's choice.
+__attribute__((visibility("default"))) void wae_cpu_select(const char* name);
+
+// A function that returns the kernels to run now instead, asked at each op; null for none. Python sets it while
+// threads or tasks have choices of their own.
+__attribute__((visibility("default"))) void wae_cpu_ask(wae_cpu_callback ask);
 }

@@ -27,9 +27,10 @@
 namespace wae {
 namespace {
 
-bool has_kernel(const Tensor& conv1_weight) {
-  return selected_kernels() != nullptr && conv1_weight.scalar_type() != ScalarType::Double &&
-         conv1_weight.size(0) == kKernelWidth;
+// The kernels for such parameters; null where the reference runs.
+const Kernels* kernels_for(const Tensor& conv1_weight) {
+  const bool fits = conv1_weight.scalar_type() != ScalarType::Double && conv1_weight.size(0) == kKernelWidth;
+  return fits ? selected_kernels() : nullptr;
 }
 
 // ------------------------------------------------------------------------------- tensors to plain structs
@@ -127,7 +128,8 @@ std::tuple<Tensor, Tensor> encode(Tensor image, Tensor conv1_weight, Tensor conv
   const Parameters parameters{conv1_weight, conv1_bias, conv2_weight, conv2_bias,  conv3_weight,
                               conv3_bias,   low_weight, low_bias,     high_weight, high_bias};
   check_encode("encode", image, parameters, image_scale, image_shift);
-  if (!has_kernel(conv1_weight)) {
+  const Kernels* kernels = kernels_for(conv1_weight);
+  if (kernels == nullptr) {
     return call_reference<std::tuple<Tensor, Tensor>>(
         "encode", image, conv1_weight, conv1_bias, conv2_weight, conv2_bias, conv3_weight, conv3_bias,
         low_weight, low_bias, high_weight, high_bias, image_scale, image_shift);
@@ -138,10 +140,9 @@ std::tuple<Tensor, Tensor> encode(Tensor image, Tensor conv1_weight, Tensor conv
   const auto weights = packed<EncoderPack>(numbers_of<EncoderWeights>(parameters));
   const EncodeArgs args{pictures_of(image), pictures_of(low), pictures_of(high),
                         affine_of(image_scale, image_shift), weights.get()};
-  const Kernels& kernels = *selected_kernels();
   run_tasks(
       plan_tasks(image.size(0), half_height, half_width, torch::stable::get_num_threads(), kForwardWarmUp),
-      [&](const Task& task) { kernels.encode(args, task); });
+      [&](const Task& task) { kernels->encode(args, task); });
   return {low, high};
 }
 
@@ -151,7 +152,8 @@ Tensor decode(Tensor low, Tensor high, Tensor low_weight, Tensor low_bias, Tenso
   const Parameters parameters{low_weight, low_bias,     high_weight, high_bias,    conv1_weight,
                               conv1_bias, conv2_weight, conv2_bias,  conv3_weight, conv3_bias};
   check_decode("decode", low, high, parameters, output_size);
-  if (!has_kernel(conv1_weight)) {
+  const Kernels* kernels = kernels_for(conv1_weight);
+  if (kernels == nullptr) {
     return std::get<0>(call_reference<std::tuple<Tensor>>(
         "decode", low, high, low_weight, low_bias, high_weight, high_bias, conv1_weight, conv1_bias,
         conv2_weight, conv2_bias, conv3_weight, conv3_bias, output_size));
@@ -159,10 +161,9 @@ Tensor decode(Tensor low, Tensor high, Tensor low_weight, Tensor low_bias, Tenso
   Tensor image = new_pictures(low, output_size[0], output_size[1], low.scalar_type());
   const auto weights = packed<DecoderPack>(numbers_of<DecoderWeights>(parameters));
   const DecodeArgs args{pictures_of(low), pictures_of(high), pictures_of(image), weights.get()};
-  const Kernels& kernels = *selected_kernels();
   run_tasks(
       plan_tasks(low.size(0), low.size(2), low.size(3), torch::stable::get_num_threads(), kForwardWarmUp),
-      [&](const Task& task) { kernels.decode(args, task); });
+      [&](const Task& task) { kernels->decode(args, task); });
   return image;
 }
 
@@ -241,7 +242,8 @@ Tensors13 encode_backward(Tensor grad_low, Tensor grad_high, Tensor image, Tenso
   const int64_t half_height = (image.size(2) + 1) / 2, half_width = (image.size(3) + 1) / 2;
   check_gradient(op, "grad_low", grad_low, {image.size(0), 3, half_height, half_width}, conv1_weight);
   check_gradient(op, "grad_high", grad_high, {image.size(0), 3, half_height, half_width}, conv1_weight);
-  if (!has_kernel(conv1_weight)) {
+  const Kernels* kernels = kernels_for(conv1_weight);
+  if (kernels == nullptr) {
     return call_reference<Tensors13>(op, grad_low, grad_high, image, conv1_weight, conv1_bias, conv2_weight,
                                      conv2_bias, conv3_weight, conv3_bias, low_weight, low_bias, high_weight,
                                      high_bias, image_scale, image_shift, need_image, need_parameters,
@@ -265,11 +267,10 @@ Tensors13 encode_backward(Tensor grad_low, Tensor grad_high, Tensor image, Tenso
                                 need_image,
                                 need_parameters,
                                 need_scale};
-  const Kernels& kernels = *selected_kernels();
   const int64_t threads = torch::stable::get_num_threads();
   const auto sums = run_summing_tasks<EncoderSums>(
       plan_tasks(image.size(0), half_height, half_width, threads, kBackwardWarmUp), threads,
-      [&](const Task& task, Collected<EncoderSums>& to) { kernels.encode_backward(args, task, to); });
+      [&](const Task& task, Collected<EncoderSums>& to) { kernels->encode_backward(args, task, to); });
   const EncoderSums& total = sums->result();
 
   const auto affine_gradient = [&](const std::optional<Tensor>& affine, const float* numbers3) {
@@ -294,7 +295,8 @@ Tensors12 decode_backward(Tensor grad_image, Tensor low, Tensor high, Tensor low
   const int64_t height = grad_image.size(2), width = grad_image.size(3);
   check_decode(op, low, high, parameters, {height, width}, "grad_image");
   check_gradient(op, "grad_image", grad_image, {low.size(0), 3, height, width}, conv1_weight);
-  if (!has_kernel(conv1_weight)) {
+  const Kernels* kernels = kernels_for(conv1_weight);
+  if (kernels == nullptr) {
     return call_reference<Tensors12>(op, grad_image, low, high, low_weight, low_bias, high_weight, high_bias,
                                      conv1_weight, conv1_bias, conv2_weight, conv2_bias, conv3_weight,
                                      conv3_bias, need_input, need_parameters);
@@ -315,11 +317,10 @@ Tensors12 decode_backward(Tensor grad_image, Tensor low, Tensor high, Tensor low
                                 transposed.get(),
                                 need_input,
                                 need_parameters};
-  const Kernels& kernels = *selected_kernels();
   const int64_t threads = torch::stable::get_num_threads();
   const auto sums = run_summing_tasks<DecoderSums>(
       plan_tasks(low.size(0), low.size(2), low.size(3), threads, kBackwardWarmUp), threads,
-      [&](const Task& task, Collected<DecoderSums>& to) { kernels.decode_backward(args, task, to); });
+      [&](const Task& task, Collected<DecoderSums>& to) { kernels->decode_backward(args, task, to); });
   return std::tuple_cat(
       std::tuple{grad_low, grad_high},
       parameter_gradients<DecoderWeights, DecoderGradients>(sums->result(), parameters, need_parameters));
@@ -341,7 +342,8 @@ Tensor conv3x3_pack(Tensor weight) {
 
 Tensor conv3x3(Tensor input, Tensor packed, std::optional<Tensor> bias, int64_t out_channels, bool relu) {
   check_conv3x3(input, packed, bias, out_channels, panels_of(out_channels), kPackedFilter);
-  if (selected_kernels() == nullptr) {
+  const Kernels* kernels = selected_kernels();
+  if (kernels == nullptr) {
     return std::get<0>(
         call_reference<std::tuple<Tensor>>("conv3x3", input, packed, bias, out_channels, relu));
   }
@@ -365,9 +367,8 @@ Tensor conv3x3(Tensor input, Tensor packed, std::optional<Tensor> bias, int64_t 
                          static_cast<float*>(output.mutable_data_ptr()),
                          out_channels,
                          relu};
-  const Kernels& kernels = *selected_kernels();
   run_tasks(plan_conv3x3(args, torch::stable::get_num_threads()),
-            [&](const Conv3x3Task& task) { kernels.conv3x3(args, task); });
+            [&](const Conv3x3Task& task) { kernels->conv3x3(args, task); });
   return output;
 }
 

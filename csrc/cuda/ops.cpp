@@ -14,7 +14,6 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
-#include <cstring>
 #include <map>
 #include <mutex>
 #include <optional>
@@ -37,7 +36,14 @@ constexpr int64_t kLargest = 1 << 30;
 
 constexpr int kOldestChip = 75;
 
-std::atomic<bool> reference_selected{false};
+std::atomic<bool> selected{true};
+std::atomic<int (*)()> callback{nullptr};
+
+// Whether the kernels here run, and not the reference (or Triton).
+bool runs() {
+  if (const auto ask = callback.load()) return ask() != 0;
+  return selected;
+}
 
 void check_cuda(cudaError_t error, const char* op, const char* doing) {
   if (error == cudaSuccess) return;
@@ -100,9 +106,9 @@ Mode mode_of(ScalarType dtype, int device, const char* op) {
 }
 
 bool has_kernel(const char* op, const Tensor& conv1_weight, int64_t batch, int64_t height, int64_t width) {
-  return !reference_selected && conv1_weight.scalar_type() != ScalarType::Double &&
-         conv1_weight.size(0) == kKernelWidth && std::max({batch, height, width}) <= kLargest &&
-         capability(conv1_weight.get_device_index(), op) >= kOldestChip;
+  return conv1_weight.scalar_type() != ScalarType::Double && conv1_weight.size(0) == kKernelWidth &&
+         std::max({batch, height, width}) <= kLargest &&
+         capability(conv1_weight.get_device_index(), op) >= kOldestChip && runs();
 }
 
 // ------------------------------------------------------------------------------ tensors to parameter structs
@@ -216,9 +222,11 @@ Tensor decode(Tensor low, Tensor high, Tensor low_weight, Tensor low_bias, Tenso
 }  // namespace
 }  // namespace wae::cuda
 
-// For wae_kernels/backends.py: "reference" sends everything to the reference, any other name to the kernels.
-extern "C" __attribute__((visibility("default"))) void wae_cuda_select(const char* name) {
-  wae::cuda::reference_selected = std::strcmp(name, "reference") == 0;
+// For wae_kernels/backends.py: whether the kernels here run, as the process's choice, and a function that is
+// asked at each op instead (null for none). Python sets that while threads or tasks have choices of their own.
+extern "C" {
+__attribute__((visibility("default"))) void wae_cuda_select(int runs) { wae::cuda::selected = runs != 0; }
+__attribute__((visibility("default"))) void wae_cuda_ask(int (*ask)()) { wae::cuda::callback = ask; }
 }
 
 STABLE_TORCH_LIBRARY_IMPL(wae, CUDA, library) {

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import functools
+import gc
+import importlib.util
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from textwrap import dedent
 
 import pytest
 import torch
-from cases import Cell, arguments_of
+from cases import Cell, arguments_of, as_tuple, recorded
+from torch import Tensor
 
 from wae_kernels import backends
 from wae_kernels.parameters import KERNEL_WIDTH
@@ -29,7 +38,7 @@ def run_python(program: str, backend: str | None) -> subprocess.CompletedProcess
 def convolutions(device: str) -> int:
     """How many of PyTorch's convolutions an encode is made of, run now."""
     arguments = arguments_of("encode", device=device)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    with recorded() as profile:
         torch.ops.wae.encode(*arguments)
     return sum(event.name == "aten::conv2d" for event in profile.events())
 
@@ -86,6 +95,189 @@ def test_use_puts_the_former_choice_back() -> None:
             raise KeyError
         assert backends.selected() == "reference"
     assert backends.selected() == before
+
+
+# ----------------------------------------------------------------------------------- threads and tasks
+
+
+@functools.cache
+def encoded_by(name: str) -> Tensor:
+    """An encode's bits, by which the backends tell themselves apart."""
+    return torch.cat(encode_with(name), 1)
+
+
+def encode_with(name: str | None = None) -> tuple[Tensor, Tensor]:
+    """The encode whose bits are compared, as chosen here, or by a backend."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        arguments = arguments_of("encode", size=(40, 60))
+    with contextlib.nullcontext() if name is None else backends.use(name):
+        return torch.ops.wae.encode(*arguments)
+
+
+def runs_here() -> str:
+    """Which of two backends runs, of whose outputs the bits are known; an empty word for neither."""
+    out = torch.cat(encode_with(), 1)
+    return next((name for name in ("reference", USABLE[0]) if torch.equal(out, encoded_by(name))), "")
+
+
+def test_the_bits_tell_the_backends_apart() -> None:
+    assert USABLE == ["reference"] or not torch.equal(encoded_by("reference"), encoded_by(USABLE[0]))
+
+
+def test_threads_choose_for_themselves() -> None:
+    """Blocks that overlap in two threads leave nothing behind, and neither sees the other's choice."""
+    before, both = backends.selected(), threading.Barrier(2, timeout=60)
+    for name in ("reference", USABLE[0]):
+        encoded_by(name)
+
+    def work(name: str, leaves_first: bool) -> tuple[str, str]:
+        with backends.use(name):
+            both.wait()
+            seen = backends.selected(), runs_here()
+            both.wait()
+            if not leaves_first:
+                both.wait()
+        if leaves_first:
+            both.wait()
+        return seen
+
+    with ThreadPoolExecutor(2) as pool:
+        results = [pool.submit(work, *a) for a in (("reference", True), (USABLE[0], False))]
+        seen = [result.result() for result in results]
+    assert seen == [("reference", "reference"), (USABLE[0], USABLE[0])]
+    assert backends.selected() == before
+    assert runs_here() == USABLE[0]
+
+
+def test_a_thread_starts_with_the_process_choice() -> None:
+    with backends.use("reference"), ThreadPoolExecutor(1) as pool:
+        assert pool.submit(backends.selected).result() == "auto"
+    backends.select("reference")
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(backends.selected).result() == "reference"
+
+
+def test_a_block_goes_before_the_process_choice() -> None:
+    with backends.use("reference"):
+        backends.select(USABLE[0])
+        assert backends.selected() == "reference"
+    assert backends.selected() == USABLE[0]
+
+
+def test_tasks_choose_for_themselves() -> None:
+    async def work(name: str, mine: asyncio.Event, other: asyncio.Event) -> tuple[str, str]:
+        with backends.use(name):
+            mine.set()
+            await other.wait()
+            return backends.selected(), runs_here()
+
+    async def both() -> list[tuple[str, str]]:
+        a, b = asyncio.Event(), asyncio.Event()
+        return await asyncio.gather(work("reference", a, b), work(USABLE[0], b, a))
+
+    before = backends.selected()
+    assert asyncio.run(both()) == [("reference", "reference"), (USABLE[0], USABLE[0])]
+    assert backends.selected() == before
+
+
+def test_a_task_keeps_the_choice_of_the_block_that_it_was_made_in() -> None:
+    async def later(event: asyncio.Event) -> tuple[str, str]:
+        await event.wait()
+        return backends.selected(), runs_here()
+
+    async def outlive() -> tuple[str, str]:
+        event = asyncio.Event()
+        with backends.use("reference"):
+            task = asyncio.create_task(later(event))
+        event.set()
+        return await task
+
+    assert asyncio.run(outlive()) == ("reference", "reference")
+
+
+def test_the_library_asks_only_while_there_is_a_choice_to_ask_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    if USABLE == ["reference"]:
+        pytest.skip("there is no compiled library")
+    gc.collect()  # choices that a failed test's traceback keeps
+    asked: list[None] = []
+    answer = backends.selected
+    monkeypatch.setattr(backends, "selected", lambda: (asked.append(None), answer())[1])
+    arguments = arguments_of("encode")
+    torch.ops.wae.encode(*arguments)  # after a block before this test, the last question
+    with backends.use("cpu"):
+        asked.clear()
+        torch.ops.wae.encode(*arguments)
+        assert len(asked) == 1
+    torch.ops.wae.encode(*arguments)
+    asked.clear()
+    torch.ops.wae.encode(*arguments)
+    assert not asked
+
+
+@pytest.mark.parametrize("op", ["encode", "decode"])
+def test_a_backward_pass_uses_its_forward_passs_choice(op: str) -> None:
+    arguments = arguments_of(op, requires_grad=True)
+    with backends.use("reference"):
+        outputs = as_tuple(getattr(torch.ops.wae, op)(*arguments))
+    with recorded() as profile:
+        sum(out.sum() for out in outputs).backward()
+    assert any(event.name == "aten::convolution_backward" for event in profile.events())
+
+
+# ------------------------------------------------------------------------------------------- the driver
+
+NO_DRIVER = """
+import sys, torch
+
+def touched(*args, **kwargs):
+    raise AssertionError("the CUDA driver was touched")
+
+for name in ("_cuda_getDeviceCount", "_cuda_init", "_cuda_getDevice", "_cuda_setDevice"):
+    if hasattr(torch._C, name):
+        setattr(torch._C, name, touched)
+for name in ("is_available", "get_device_capability", "get_device_name", "get_device_properties", "init"):
+    setattr(torch.cuda, name, touched)
+"""
+
+WITH_A_GPU = """
+torch.cuda._device_count_nvml = lambda: 1
+torch.backends.cuda.is_built = lambda: True
+"""
+
+
+@pytest.mark.parametrize("machine", ["", WITH_A_GPU], ids=["as it is", "with a GPU"])
+def test_nothing_touches_the_driver_before_the_first_tensor(machine: str) -> None:
+    program = (
+        NO_DRIVER
+        + machine
+        + dedent("""
+        import wae_kernels
+        from wae_kernels import backends
+        from wae.cli import main
+        backends.available()
+        backends.select("auto")
+        backends.backend_for("cuda")
+        with backends.use("reference"):
+            pass
+        assert main(["info"]) in (0, None)
+        assert not torch.cuda.is_initialized()
+        print("untouched", [b.available for b in backends.available() if b.name == "triton"])
+    """)
+    )
+    result = run_python(program, None)
+    assert "untouched" in result.stdout, result.stderr
+    if machine and importlib.util.find_spec("triton"):
+        assert "untouched [True]" in result.stdout
+
+
+def test_a_gpu_is_chosen_in_the_environment_without_the_driver() -> None:
+    program = NO_DRIVER + WITH_A_GPU + "import wae_kernels; print(wae_kernels.backends.selected())"
+    assert run_python(program, "triton").stdout == "triton\n"
+    assert "backend must be one of auto" in run_python(NO_DRIVER + "import wae_kernels", "triton").stderr
+
+
+# ------------------------------------------------------------------------------------------------ refusals
 
 
 @pytest.mark.parametrize("name", ["", "gpu", "cpu:", "cpu:sse", "Reference", *UNUSABLE])

@@ -22,6 +22,7 @@ from cases import (
     encoder,
     is_laid_out_like,
     picture,
+    recorded,
     widened,
 )
 from compare import assert_close, tolerance
@@ -101,7 +102,7 @@ def test_the_outputs_of_the_kernels_are_poisoned_before_they_are_written(cell: C
         pytest.skip("PyTorch allocates")
     for op in OPS:
         arguments = arguments_of(op)
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        with recorded() as profile:
             getattr(torch.ops.wae, op)(*arguments)
         events = profile.events()
         allocated = [e for e in events if e.name in ("aten::empty", "aten::empty_strided")]

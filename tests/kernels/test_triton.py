@@ -429,16 +429,16 @@ def test_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is chosen on a GPU, told what a machine with one says."""
     names = [b.name for b in backends.available()]
     assert names.index("cuda") < names.index("triton") < names.index("reference")
-    monkeypatch.setattr(backends, "_triton_works", lambda: True)
+    monkeypatch.setattr(backends, "_triton", lambda: backends.Backend("triton", True, ""))
     monkeypatch.setattr(backends._load, "CUDA", backends._load.Loaded(None, "not built"))
     assert backends.backend_for("cuda") == "triton"
     assert backends.backend_for("cuda", torch.float64) == backends.backend_for("cuda", width=8) == "reference"
     monkeypatch.setattr(backends._load, "CUDA", backends._load.Loaded(object(), ""))  # type: ignore[arg-type]
     assert backends.backend_for("cuda") == "cuda"
-    monkeypatch.setattr(backends, "_selected", "triton")
+    monkeypatch.setattr(backends, "_default", "triton")
     assert backends.backend_for("cuda") == "triton"
     assert backends.backend_for("cpu") in ("reference", *(f"cpu:{c}" for c in backends.CPU_CAPABILITIES))
-    monkeypatch.setattr(backends, "_selected", "reference")
+    monkeypatch.setattr(backends, "_default", "reference")
     assert backends.backend_for("cuda") == "reference"
 
 

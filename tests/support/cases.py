@@ -273,3 +273,8 @@ def arguments_of(
 def as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """An op's outputs, one or many."""
     return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def recorded() -> torch.profiler.profile:
+    """A profiler of the operators that run; it keeps events over cycles, without which torch 2.10 warns."""
+    return torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True)

@@ -18,14 +18,13 @@ from wae_kernels import backends
 def show_machine(console: Console) -> None:
     """Print versions, threads, and every backend with the reason why it can or cannot run here."""
     versions = Table(show_header=False, box=None)
-    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     for row in (
         ("wae_kernels", wae_kernels.__version__),
         ("torch", torch.__version__),
         ("python", platform.python_version()),
         ("machine", platform.machine()),
         ("threads", str(torch.get_num_threads())),
-        ("CUDA device", cuda),
+        ("GPU", backends.gpu() or "none"),
     ):
         versions.add_row(*row)
     console.print(versions)
