@@ -1,4 +1,7 @@
-"""Who may import whom: /docs/ARCHITECTURE.md's arrows, read from the sources. Imports inside functions count."""
+"""Who may import whom: /docs/ARCHITECTURE.md's arrows, read from the sources.
+
+Imports inside functions count.
+"""
 
 from __future__ import annotations
 
