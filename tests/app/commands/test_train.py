@@ -342,6 +342,27 @@ def broken(folder):
     (folder / "train" / "red" / "3.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
 
 
+def test_what_is_left_out_of_a_folder_is_reported(train, pictures, tmp_path, capsys):
+    (pictures / "train" / ".ipynb_checkpoints").mkdir()
+    (pictures / "val" / "red" / "new.heic").touch()
+    assert train("--epochs", 1) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"{pictures}/train: left out: 1 hidden" in lines
+    assert f"{pictures}/val: left out: 1 of other types (.heic)" in lines
+    model = tmp_path / "out" / "model.safetensors"
+    assert run("eval", model, "--data", pictures, "--seconds", 0.05) == 0
+    assert f"{pictures}/val: left out: 1 of other types (.heic)" in errors(capsys)
+
+
+def test_a_limit_of_pixels(train, pictures, tmp_path, capsys):
+    assert train("--max-pixels", 359) == 1
+    assert "18 x 20 pixels are more than 359, the limit" in errors(capsys)
+    assert train("--max-pixels", 360, "--force") == 0
+    model = tmp_path / "out" / "model.safetensors"
+    assert run("eval", model, "--data", pictures, "--max-pixels", 359) == 1
+    assert "18 x 20 pixels are more than 359, the limit" in errors(capsys)
+
+
 def test_corrupt_images(train, pictures, tmp_path, capsys):
     broken(pictures)
     assert train() == 1

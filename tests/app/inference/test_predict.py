@@ -334,6 +334,14 @@ def test_a_missing_file_does_not_lose_the_others(photos, weights, capsys):
     assert "missing.png: there is no such file" in printed.err
 
 
+def test_a_limit_of_pixels(photos, weights, capsys):
+    arguments = (photos / "b.png", "--weights", weights, "--max-pixels")
+    assert run(*arguments, 24 * 30) == 0
+    capsys.readouterr()
+    assert run(*arguments, 24 * 30 - 1) == 1
+    assert lines(capsys.readouterr().out)[0]["error"] == "30 x 24 pixels are more than 719, the limit"
+
+
 def test_unusable_weights_are_named(photos, tmp_path, capsys):
     (tmp_path / "w").write_bytes(b"nothing")
     assert run(photos, "--weights", tmp_path / "w") == 1

@@ -1,0 +1,34 @@
+"""The files of all corpora once more. A fuzzer is ``fuzz_NAME.py`` with ``check``; its files ``corpus/NAME``.
+
+To look for more (pip install "wae-kernels[fuzz]"), keeping what it finds elsewhere::
+
+    python tests/fuzz/fuzz_images.py /tmp/found tests/fuzz/corpus/images -max_total_time=600
+"""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+FILES = sorted((HERE / "corpus").glob("*/*"))
+
+
+def fuzzer(name):
+    spec = importlib.util.spec_from_file_location(f"fuzz_{name}", HERE / f"fuzz_{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+NAMES = [path.stem.removeprefix("fuzz_") for path in HERE.glob("fuzz_*.py")]
+FUZZERS = {name: fuzzer(name) for name in NAMES}
+
+
+@pytest.mark.parametrize("path", FILES, ids=[f"{path.parent.name}-{path.name}" for path in FILES])
+def test_a_file_that_a_fuzzer_kept(path):
+    FUZZERS[path.parent.name].check(path.read_bytes())
+
+
+def test_every_fuzzer_has_a_corpus():
+    assert FUZZERS.keys() == {path.parent.name for path in FILES}
