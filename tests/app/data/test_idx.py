@@ -84,14 +84,18 @@ WELL_MADE = idx((3, 2), b"pixels")
         ("a", b"\0\0\x0d" + WELL_MADE[3:], "not an IDX file"),  # floats
         ("a", idx((2, 3), b"pixels"), "not an IDX file"),
         ("a", idx((0xFFFFFFFF, 0xFFFFFFFF), b"pixels"), "not an IDX file"),
-        ("a", gzip.compress(WELL_MADE), "not an IDX file"),  # compressed, but not named .gz
+        ("a", gzip.compress(WELL_MADE, mtime=0), "not an IDX file"),  # compressed, but not named .gz
         ("a", WELL_MADE[:-1], "announces 6 bytes, but there are 5"),
         ("a", WELL_MADE + b"!", "announces 6 bytes, but there are more"),
         ("a.gz", WELL_MADE, "broken or cannot be read"),
-        ("a.gz", gzip.compress(WELL_MADE)[:-1], "broken or cannot be read"),
-        ("a.gz", gzip.compress(WELL_MADE)[:-8] + bytes(8), "broken or cannot be read"),  # check sum of gzip
-        ("a.gz", gzip.compress(WELL_MADE)[:10] + b"\xff" * 30, "broken or cannot be read"),
-        ("a.gz", gzip.compress(WELL_MADE[:-1]), "announces 6 bytes, but there are 5"),
+        ("a.gz", gzip.compress(WELL_MADE, mtime=0)[:-1], "broken or cannot be read"),
+        (
+            "a.gz",
+            gzip.compress(WELL_MADE, mtime=0)[:-8] + bytes(8),
+            "broken or cannot be read",
+        ),  # check sum of gzip
+        ("a.gz", gzip.compress(WELL_MADE, mtime=0)[:10] + b"\xff" * 30, "broken or cannot be read"),
+        ("a.gz", gzip.compress(WELL_MADE[:-1], mtime=0), "announces 6 bytes, but there are 5"),
     ],
 )
 def test_hostile_idx_files(tmp_path, name, content, said):
