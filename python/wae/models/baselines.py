@@ -13,9 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import resnet50
 
+from wae_kernels.reference import normalize_image
+
 from .bodies import initialize, widen_input
 from .classifier import FlatClassifier, WAEClassifier
-from .haar import Haar, affine
+from .haar import Haar
 from .vgg16 import vgg16_body
 
 
@@ -43,8 +45,12 @@ class FullResolution(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """The scores of ``image``: (N, 3, H, W), uint8 or floating point."""
-        scores: Tensor = self.network(affine(image, self.image_scale, self.image_shift))
+        scores: Tensor = self.network(self._normalized(image))
         return scores
+
+    def _normalized(self, image: Tensor) -> Tensor:
+        scale = self.image_scale
+        return normalize_image(image, scale.dtype, scale, self.image_shift)
 
 
 class HalfResolution(FullResolution):
@@ -58,8 +64,7 @@ class HalfResolution(FullResolution):
 
     def forward(self, image: Tensor) -> Tensor:
         """The scores of ``image``: (N, 3, H, W), uint8 or floating point."""
-        image = affine(image, self.image_scale, self.image_shift)
-        scores: Tensor = self.network(F.avg_pool2d(image, 2, ceil_mode=True))
+        scores: Tensor = self.network(F.avg_pool2d(self._normalized(image), 2, ceil_mode=True))
         return scores
 
 

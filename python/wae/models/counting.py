@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
-import wae_kernels  # noqa: F401  (importing it registers the ops)
+from wae_kernels.checks import half_of
 
 Shape = Sequence[int]
 
@@ -56,7 +56,7 @@ def _encode_flops(
     **kwargs: Any,
 ) -> int:
     batch, _, height, width = image
-    half = ((height + 1) // 2) * ((width + 1) // 2)
+    half = half_of(height) * half_of(width)
     full_resolution = (prod(conv1) + prod(conv2) + prod(conv3)) * height * width
     return 2 * batch * (full_resolution + (prod(low) + prod(high)) * half)
 

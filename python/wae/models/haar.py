@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wae_kernels.reference import normalize_image
+
 # The bands of a 2 x 2 block; halved, they are orthonormal. The order of the details, and their signs, are
 # PyWavelets': differences of rows, of columns, and of both.
 _APPROXIMATION = ((1.0, 1.0), (1.0, 1.0))
@@ -32,17 +34,10 @@ class Haar(nn.Module):
         An odd last row or column is repeated, as PyWavelets' mode "symmetric" does. The results have the
         weights' dtype; ``image_scale`` and ``image_shift`` are as for :func:`wae_kernels.encode`.
         """
-        image = affine(image.to(self.low.weight.dtype), image_scale, image_shift)
+        image = normalize_image(image, self.low.weight.dtype, image_scale, image_shift)
         height, width = image.shape[2:]
         image = F.pad(image, (0, width % 2, 0, height % 2), mode="replicate")
         return self.low(image), self.high(image)
-
-
-def affine(image: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
-    """``image * scale + shift``, three numbers each, as :func:`wae_kernels.encode` takes them."""
-    if scale is not None:
-        image = image * scale.view(3, 1, 1)
-    return image if shift is None else image + shift.view(3, 1, 1)
 
 
 def _bands(*kernels: tuple[tuple[float, ...], ...]) -> nn.Conv2d:

@@ -7,11 +7,11 @@ from torch import Tensor, nn
 from torchvision.models.vgg import make_layers
 
 from wae_kernels.nn import Decoder, Encoder
+from wae_kernels.reference import normalize_image
 
 from .baselines import HalfResolution, wavelet_cnn
 from .bodies import initialize
 from .classifier import WAEClassifier
-from .haar import affine
 
 _LAYERS: tuple[str | int, ...] = (32, "M", 64, 64, "M", 128, 128, "M")
 _SIDE = 2  # of the features that a body makes of a 14 x 14 picture; of 28 x 28 they are twice that
@@ -41,7 +41,9 @@ class SmallVGG(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """The scores, (N, classes), of ``image``: (N, 3, 28, 28), uint8 or floating point."""
-        scores: Tensor = self.classifier(self.body(affine(image, self.image_scale, self.image_shift)))
+        scale = self.image_scale
+        image = normalize_image(image, scale.dtype, scale, self.image_shift)
+        scores: Tensor = self.classifier(self.body(image))
         return scores
 
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wae_kernels.nn import Decoder, Encoder
+from wae_kernels.reference import normalize_image
 
 
 class StockEncoder(Encoder):
@@ -17,9 +18,8 @@ class StockEncoder(Encoder):
         self, image: Tensor, image_scale: Tensor | None = None, image_shift: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """As :meth:`wae_kernels.nn.Encoder.forward`."""
-        if image_scale is not None and image_shift is not None:
-            image = image * image_scale.view(3, 1, 1) + image_shift.view(3, 1, 1)
-        x = _trunk(image, self.conv1, self.conv2, self.conv3)
+        x = normalize_image(image, self.conv1.weight.dtype, image_scale, image_shift)
+        x = _trunk(x, self.conv1, self.conv2, self.conv3)
         return self.low(x), self.high(x)
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from wae.errors import WaeError
+from wae_kernels.checks import half_of
 
 from .files import written
 
@@ -90,7 +91,7 @@ def load(path: Path) -> Decomposition:
 
 
 def _check(path: Path, image: Decomposition) -> None:
-    half = tuple((size + 1) // 2 for size in image.size)
+    half = tuple(half_of(size) for size in image.size)
     for name, tensor in (("low", image.low), ("high", image.high)):
         if tensor.shape != (3, *half) or min(image.size) < 1:
             height, width = image.size

@@ -1,0 +1,69 @@
+"""The documented Python functions: `wae_kernels.encode` and `decode`, which the modules call."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+import torch
+from cases import arguments_of, as_tuple, decoder, encoder, picture
+from torch import nn
+
+import wae_kernels
+
+
+def names_of(op: str) -> list[str]:
+    return [argument.name for argument in getattr(torch.ops.wae, op).default._schema.arguments]
+
+
+@pytest.mark.parametrize("op", ["encode", "decode"])
+def test_the_functions_are_the_ops(op: str) -> None:
+    function, arguments = getattr(wae_kernels, op), arguments_of(op)
+    assert list(inspect.signature(function).parameters) == names_of(op)
+    expected = as_tuple(getattr(torch.ops.wae, op)(*arguments))
+    named = dict(zip(names_of(op), arguments, strict=True))
+    for outputs in (function(*arguments), function(**named)):
+        assert all(map(torch.equal, as_tuple(outputs), expected))
+
+
+@pytest.mark.parametrize("op", ["encode", "decode"])
+def test_gradients_flow(op: str) -> None:
+    arguments = arguments_of(op, requires_grad=True)
+    sum(out.square().mean() for out in as_tuple(getattr(wae_kernels, op)(*arguments))).backward()
+    assert all(a.grad is not None for a in arguments if isinstance(a, torch.Tensor))
+
+
+def test_bad_input_is_refused_in_the_ops_words() -> None:
+    with pytest.raises(RuntimeError, match=r"^wae::encode: image must"):
+        wae_kernels.encode(picture(1, 4, 4)[:, :2], *encoder())
+    with pytest.raises(RuntimeError, match=r"^wae::decode: output_size"):
+        wae_kernels.decode(picture(1, 2, 2), picture(1, 2, 2), *decoder(), (9, 9))
+
+
+@pytest.mark.parametrize(
+    ("module", "op"), [(wae_kernels.nn.Encoder, "encode"), (wae_kernels.nn.Decoder, "decode")]
+)
+def test_the_modules_call_the_functions(
+    module: type[nn.Module], op: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(wae_kernels.nn, op, lambda *args: calls.append(args))
+    arguments = arguments_of(op)
+    model = module()
+    outer = len(arguments) - 12 if op == "encode" else 2
+    model(*arguments[:outer], *arguments[outer + 10 :])
+    (given,) = calls
+    layers = {name.replace(".", "_"): t for name, t in model.named_parameters()}
+    by_name = dict(zip(names_of(op), given, strict=True))
+    assert all(by_name[name] is tensor for name, tensor in layers.items())
+
+
+@pytest.mark.parametrize("op", ["encode", "decode"])
+def test_the_functions_compile(op: str) -> None:
+    arguments = arguments_of(op)
+    compiled = torch.compile(getattr(wae_kernels, op), fullgraph=True, backend="eager")
+    for out, ref in zip(
+        as_tuple(compiled(*arguments)), as_tuple(getattr(wae_kernels, op)(*arguments)), strict=True
+    ):
+        assert torch.equal(out, ref)
