@@ -45,6 +45,13 @@ def pictures(count=32, augment=True):
     return InMemory(images.to(torch.uint8), targets, "rgb", augment, seed=0, pad=1)
 
 
+def with_gaps(data):
+    """``data`` of which every fourth image cannot be read: parts of a batch are of unequal size."""
+    whole = data.batch
+    data.batch = lambda indices, epoch: whole([i for i in indices if i % 4], epoch)
+    return data
+
+
 def network(seed=0):
     """A WAE network for them, with a decoder."""
     torch.manual_seed(seed)
@@ -53,13 +60,14 @@ def network(seed=0):
     return model
 
 
-def run(plan=PLAN, model=None, **options):
+def run(plan=PLAN, model=None, data=None, **options):
     """Train; the model and the history."""
     model = network() if model is None else model
-    return model, train(model, plan, pictures(), pictures(augment=False), **options)
+    return model, train(model, plan, data or pictures(), pictures(augment=False), **options)
 
 
 if __name__ == "__main__":
     with joined("cpu"):
         for name, plan in SHARED.items():
             run(plan, state=Path(sys.argv[1], name))
+        run(FIXED, data=with_gaps(pictures()), state=Path(sys.argv[1], "gaps"))

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="DIR", help="checkpoints, log, trained network"
     )
-    parser.add_argument("--resume", action="store_true", help="go on with the training in DIR")
+    parser.add_argument("--resume", action="store_true", help="go on with the training in DIR, or begin it")
     shared.add_force(parser)
     _add_start(parser.add_argument_group("what to start from (default: random weights)"))
     _add_overrides(parser.add_argument_group("instead of what the plan says"))
@@ -130,7 +130,7 @@ def run(options: argparse.Namespace) -> int:
 def _how_to_go_on(state: Path) -> str:
     if state.exists():
         return f"{state} holds all whole epochs, and the same command with --resume goes on from there"
-    return "no epoch was finished, and the same command with --force begins again"
+    return "nothing was trained yet"
 
 
 def _plan(options: argparse.Namespace) -> Plan:

@@ -37,6 +37,15 @@ def is_first() -> bool:
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
+def agreed(value: bool) -> bool:
+    """The first process's ``value``, in all of them."""
+    if not dist.is_initialized():
+        return value
+    shared = [value]
+    dist.broadcast_object_list(shared)
+    return shared[0]
+
+
 def _device(name: str | None) -> torch.device:
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -44,7 +53,7 @@ def _device(name: str | None) -> torch.device:
         if name == "cuda":
             name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.empty(1, device=device).item()  # which "meta" has none of
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
         raise ValueError(f"device {name} cannot be used here: {str(error).splitlines()[0]}") from None
     return device

@@ -3,7 +3,7 @@
 ::
 
     folder/plan.toml            what was done, to be done again
-          /state.safetensors    what a stopped training goes on from, replaced after every epoch
+          /state.safetensors    what a stopped training goes on from: the start, replaced after every epoch
           /log.jsonl            a line for each epoch
           /tensorboard/         curves and pictures, where tensorboard is installed
           /model.safetensors    the trained network, when all stages are done
@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -26,17 +27,18 @@ from wae.data.folder import ImageFolder, OnCorrupt, evaluation_resize
 from wae.data.images import MAX_PIXELS
 from wae.data.loading import open_dataset
 from wae.models.classifier import WAEClassifier
-from wae.models.registry import builder
+from wae.models.registry import PARTS, build
 from wae.storage.checkpoint import Input, describe, load_classifier, save_classifier
 from wae.storage.files import written
 from wae.storage.weights_file import CheckpointError
 from wae_kernels.nn import Decoder, Encoder
 
 from . import pretrained
+from .lock import alone_in
 from .objective import InOrder
 from .observers import JsonLines, TensorBoard, Terminal, Together, table
 from .plan import Plan
-from .processes import is_first, joined
+from .processes import agreed, is_first, joined
 from .trainer import Epoch, Observer, train
 
 STATE, MODEL, PLAN, LOG, TENSORBOARD = (
@@ -69,9 +71,9 @@ class Session:
     teacher: Path | None = None
     """A checkpoint of a classifier, for stages with a ``mimic_weight``."""
     resume: bool = False
-    """Go on from ``folder``."""
+    """Go on with the training in ``folder``, if there is one."""
     force: bool = False
-    """Replace what is in ``folder``."""
+    """Replace what is in ``folder``: each file when its successor is there."""
     workers: int = 0
     """Processes that prepare data."""
     device: str | None = None
@@ -85,20 +87,19 @@ class Session:
     def run(self, console: Console) -> Path:
         """Train, and return the path of the trained network.
 
-        With ``resume`` and without a checkpoint, the training had not come to the end of its first epoch: it
-        begins again.
+        Before the first epoch the network is saved and loaded once, as it will be at the end.
 
         Raises:
-            FileExistsError: there is something in ``folder``, and neither ``resume`` nor ``force`` is given.
+            FileExistsError: there is something in ``folder``, and neither ``resume`` nor ``force`` is given;
+                or a file to start from is in it.
+            FolderInUseError: another training writes to ``folder``.
             CheckpointError: a file of weights cannot be used, or the training in ``folder`` is another one.
             DatasetError, ImageError: the data cannot be used.
             TrainingError: the loss is no longer a number.
             ValueError: network, plan and data do not go together.
         """
-        with joined(self.device) as device:
-            if is_first():
-                self._check_folder()
-            goes_on = self.resume and self.state.exists()
+        with joined(self.device) as device, self._alone():
+            goes_on = agreed(self.resume and self.state.exists())
             sets = [self._data(train, console) for train in (True, False)]
             sets = self._in_order_of_weights(sets, console)
             plan, model = self._model(sets[0], goes_on)
@@ -107,37 +108,74 @@ class Session:
                 raise DatasetError(f"{self.data}: none of the first {_PICTURES} test pictures can be read")
             _try_out(model, plan.model, pictures)
             teacher = self._teacher(pictures, sets[1].labels, console)
+            described = plan.model, sets[0].labels, _input(sets[1], pictures)
             with self._observer(console, pictures, goes_on) as observer:
+                if is_first():
+                    rehearse(self.folder, model, *described)
                 history = train(
                     model,
                     plan,
                     *sets,
                     state=self.state,
                     resume=goes_on,
+                    sources=self._sources(),
                     teacher=teacher,
                     observer=observer,
                     workers=self.workers,
                     device=device,
                 )  # fmt: skip
-            result = self.folder / MODEL
-            if is_first():
-                made = {"plan": plan.as_dict(), "accuracy": history[-1].accuracy}
-                save_classifier(
-                    result, model, plan.model, sets[0].labels, _input(sets[1], pictures), made, force=True
-                )
-                console.print(table(plan, history))
+                result = self.folder / MODEL
+                if is_first():
+                    made = {"plan": plan.as_dict(), "accuracy": history[-1].accuracy}
+                    save_classifier(result, model, *described, made, force=True)
+                    console.print(table(plan, history))
         return result
 
     def _check_folder(self) -> None:
-        if self.folder.exists() and not self.folder.is_dir():
-            raise FileExistsError(f"{self.folder} is no folder")
-        if self.resume:
-            if not (self.folder / PLAN).is_file():
-                raise CheckpointError(f"{self.folder}: there is no training to go on with")
-        elif self.folder.exists() and any(self.folder.iterdir()) and not self.force:
+        for option, path in self._files().items():
+            if self.folder.resolve() in path.resolve().parents:
+                raise FileExistsError(f"{option} {path} is in {self.folder}, whose files are replaced")
+        names = {
+            path.name for path in self.folder.iterdir() if path.name[0] != "."
+        }  # those are of killed trainings
+        if self.force or not names:
+            return
+        if not self.resume:
             raise FileExistsError(
                 f"{self.folder} is not empty; --resume goes on with the training in it, --force replaces it"
             )
+        if not names & {PLAN, STATE}:
+            raise CheckpointError(f"{self.folder}: is not empty, and there is no training to go on with")
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Within it the first process, which alone writes, has the folder for itself."""
+        if not is_first():
+            yield
+            return
+        if self.folder.exists() and not self.folder.is_dir():
+            raise FileExistsError(f"{self.folder} is no folder")
+        with alone_in(self.folder):
+            self._check_folder()
+            yield
+
+    def _files(self) -> dict[str, Path]:
+        """The files to start from, by the option that names them."""
+        body = Path(self.body_weights) if self.body_weights else None
+        given = {
+            "--weights": self.weights,
+            "--body-weights": None if self.body_weights == pretrained.TORCHVISION else body,
+            "--autoencoder": self.autoencoder,
+            "--teacher": self.teacher,
+        }
+        return {option: path for option, path in given.items() if path is not None}
+
+    def _sources(self) -> dict[str, str]:
+        """What decides the outcome besides plan and data, for a resumed training to be compared with."""
+        sources = {option: _sha256(path) for option, path in self._files().items()}
+        if self.body_weights == pretrained.TORCHVISION:
+            sources["--body-weights"] = pretrained.TORCHVISION
+        return {**sources, "--on-corrupt": self.on_corrupt}
 
     def _data(self, train: bool, console: Console) -> Dataset:
         data = open_dataset(
@@ -159,11 +197,10 @@ class Session:
     def _model(self, data: Dataset, goes_on: bool) -> tuple[Plan, nn.Module]:
         """The network, with the weights to start from unless it ``goes_on``, and the plan as it is for it."""
         plan, classes = self.plan, len(data.labels)
-        build = builder(plan.model)
-        if build is None:
-            raise ValueError(f"model: there is no network {plan.model}; docs/training.md lists them")
+        if plan.model in PARTS:
+            raise ValueError(f"model: {plan.model} classifies nothing; wae train-autoencoder trains it")
         torch.manual_seed(plan.seed)
-        model = build(classes)
+        model = build(plan.model, classes)
         if not (isinstance(model, WAEClassifier) and isinstance(model.encoder, Encoder)):
             plan = plan.without_encoder()
         elif model.decoder is None:
@@ -216,17 +253,53 @@ class Session:
 
 
 class _NewFolder(Observer):
-    """Makes the folder's beginning, when all is checked that can be checked before the first step."""
+    """Writes the plan, when all is checked that can be checked before the first step."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def begin(self, plan: Plan, history: list[Epoch]) -> None:
         """See :class:`Observer`."""
-        for name in (STATE, MODEL):  # of another training: nobody shall go on from the one, or use the other
-            (self._folder / name).unlink(missing_ok=True)
         with written(self._folder / PLAN, force=True) as file:
             file.write(plan.as_toml().encode())
+
+
+def rehearse(folder: Path, model: nn.Module, network: str, labels: Sequence[str], input: Input) -> None:
+    """Save ``model`` and load it again, as at the end of a training, so that nothing is found out only then.
+
+    Args:
+        folder: where it will be kept; the file goes away again.
+        model, network, labels, input: as for :func:`wae.storage.checkpoint.save_classifier`.
+
+    Raises:
+        OSError: there is no room, or no permission to write.
+        ValueError, CheckpointError: the network cannot be saved, or not be loaded again.
+    """
+    path = folder / ".rehearsal"
+    try:
+        save_classifier(path, model, network, labels, input, force=True)
+        loaded = load_classifier(path).state_dict()
+        if describe(path).labels != tuple(labels):
+            raise CheckpointError(f"{network}: the names of its classes do not come back from a file")
+        different = [name for name, tensor in model.state_dict().items() if not _same(tensor, loaded[name])]
+        if different:
+            raise CheckpointError(f"{network}: {different[0]} does not come back from a file as it was")
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return bool(torch.equal(one.cpu().nan_to_num(), other.nan_to_num()))
+
+
+def _sha256(path: Path) -> str:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such file")
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def _note(console: Console, note: str) -> None:
@@ -240,7 +313,7 @@ def _try_out(network: nn.Module, name: str, pictures: Tensor) -> Tensor:
     try:
         with torch.no_grad():
             scores: Tensor = network.eval()(pictures)
-    except (RuntimeError, ValueError) as error:
+    except (AssertionError, RuntimeError, ValueError) as error:  # torchvision asserts sizes
         height, width = pictures.shape[2:]
         why = str(error).splitlines()[0]
         raise ValueError(f"{name} takes no images of {height} x {width} (see --size): {why}") from None

@@ -100,6 +100,7 @@ class _State:
     scaler: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     data: dict[str, Any] = field(default_factory=dict)  # its fingerprint; {} in checkpoints from before it
+    sources: dict[str, str] = field(default_factory=dict)  # likewise
 
 
 def train(
@@ -110,6 +111,7 @@ def train(
     *,
     state: Path | None = None,
     resume: bool = False,
+    sources: Mapping[str, str] | None = None,
     teacher: nn.Module | None = None,
     observer: Observer | None = None,
     workers: int = 0,
@@ -121,8 +123,11 @@ def train(
         model: a :class:`WAEClassifier`; or any classifier for stages of kind ``classifier``, or an
             :class:`AutoEncoder` for those of kind ``transform``. All processes must hand in the same weights.
         training, test: see :mod:`wae.data.loading`; ``test`` is None where no stage has labels.
-        state: the checkpoint, replaced after every epoch by the first process; None for none.
+        state: the checkpoint, written before the first epoch and replaced after every one by the first
+            process; None for none.
         resume: go on from ``state``.
+        sources: what else decides the outcome, such as the digest of a file of weights, by names that a user
+            knows: kept in ``state``, and compared where it ``resume``s.
         teacher: a classifier for stages with a ``mimic_weight``.
         observer: is told what happens.
         workers: processes that prepare data, per training process.
@@ -132,11 +137,13 @@ def train(
         The record of every epoch, those before a ``resume`` included.
 
     Raises:
-        CheckpointError: there is nothing to go on from, or it was made by another plan or on other data.
-        TrainingError: the loss is no longer a number.
+        CheckpointError: there is nothing to go on from, or it was made by another plan, on other data or
+            from other ``sources``.
+        TrainingError: the loss or a gradient is not finite; the weights are those of before that step.
         ValueError: the plan does not fit the model, the data or the number of processes.
     """
-    run = _Run(model, plan, training, test, state, teacher, observer or Observer(), workers, device)
+    told = observer or Observer()
+    run = _Run(model, plan, training, test, state, sources or {}, teacher, told, workers, device)
     return run.all_stages(resume)
 
 
@@ -186,6 +193,7 @@ class _Run:
         training: Dataset,
         test: Dataset | None,
         state: Path | None,
+        sources: Mapping[str, str],
         teacher: nn.Module | None,
         observer: Observer,
         workers: int,
@@ -193,7 +201,8 @@ class _Run:
     ) -> None:
         self.device = torch.device(device)
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
-        self.plan, self.training, self.test, self.state = plan, training, test, state
+        self.plan, self.training, self.test = plan, training, test
+        self.state, self.sources = state, dict(sources)
         self.teacher = None if teacher is None else teacher.to(self.device).eval()
         self.rank, self.world = _place()
         self.observer = observer if self.rank == 0 else Observer()
@@ -210,7 +219,11 @@ class _Run:
         )
 
     def all_stages(self, resume: bool) -> list[Epoch]:
-        reached = self._reached() if resume and self.state else _State(self.plan.as_dict())
+        if resume and self.state:
+            reached = self._reached()
+        else:
+            reached = _State(self.plan.as_dict())
+            self._save(0, 0, None, None)
         self.observer.begin(self.plan, list(self.history))
         for stage in range(reached.stage, len(self.plan.stages)):
             self._stage(stage, reached.epoch if stage == reached.stage else 0)
@@ -270,6 +283,7 @@ class _Run:
     ) -> dict[str, float]:
         """Take the steps of one epoch; the means of their losses."""
         plan, stage = self.plan, self.plan.stages[number]
+        where = f"epoch {epoch + 1} of stage {number + 1} ({stage.kind})"
         key = (plan.seed * 1009 + number) * 10_007 + epoch
         torch.manual_seed((key * 4099 + self.rank) % 2**64)  # dropout
         self._train_mode()
@@ -285,11 +299,14 @@ class _Run:
                 group["lr"] = group["share"] * learning_rate(stage, epoch + step / steps)
             if not len(labels):
                 first = f"; the first: {loader.failed[0]}" if loader.failed else ""
-                raise TrainingError(
-                    f"none of the pictures of step {step + 1} in epoch {epoch + 1} of stage {number + 1} "
-                    f"({stage.kind}) can be read{first}"
-                )
-            losses = self._step(module, _to(images, self.device), labels.to(self.device), optimizer)
+                raise TrainingError(f"none of the pictures of step {step + 1} in {where} can be read{first}")
+            optimizer.zero_grad()
+            losses = self._gradients(module, _to(images, self.device), labels.to(self.device))
+            if not self._finite(optimizer, losses):
+                what = f"the gradients are not finite, and the loss is {losses['loss'].item():g},"
+                raise self._diverged(f"{what} in step {step + 1} of {where}")
+            self.scaler.step(optimizer)
+            self.scaler.update()
             if masks:
                 masks.apply()
             if average is not None:
@@ -300,31 +317,41 @@ class _Run:
         self.observer.left_out(_of_all_processes(loader.failed))
         means = {name: _summed(total).item() / steps / self.world for name, total in sums.items()}
         if not all(math.isfinite(mean) for mean in means.values()):
-            raise TrainingError(
-                f"the loss is {means['loss']} in epoch {epoch + 1} of stage {number + 1} ({stage.kind}): "
-                f"a lower learning_rate than {stage.learning_rate:g} may help; the checkpoint is that of the "
-                "epoch before"
-            )
+            raise self._diverged(f"the loss is {means['loss']:g} in {where}")
         return means
 
-    def _step(
-        self, module: nn.Module, images: Tensor, labels: Tensor, optimizer: torch.optim.Optimizer
-    ) -> dict[str, Tensor]:
-        """One step of the optimizer; its losses, this process's."""
-        # Fewer than planned, where pictures that cannot be read leave too few.
+    def _gradients(self, module: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Add the gradients of a batch to the parameters; its losses, this process's share of them.
+
+        Every image counts the same, however many are in its part of the batch or on its process: some may
+        have been left out. Gradients are averaged over the processes, and losses will be.
+        """
+        # Fewer parts than planned, where pictures that cannot be read leave too few.
         parts = list(zip(images.chunk(self.plan.accumulate), labels.chunk(self.plan.accumulate), strict=True))
+        whole = _summed(torch.tensor(len(labels))).item() / self.world
         total: dict[str, Tensor] = {}
-        optimizer.zero_grad()
         for part, (some, some_labels) in enumerate(parts):
             more = part + 1 < len(parts)  # then the gradients need not be exchanged yet
+            share = len(some_labels) / whole
             with module.no_sync() if isinstance(module, DistributedDataParallel) and more else nullcontext():
                 with self._autocast():
                     losses = module(some, some_labels)
-                self.scaler.scale(losses["loss"] / len(parts)).backward()
-            total = {name: loss.detach() / len(parts) + total.get(name, 0) for name, loss in losses.items()}
-        self.scaler.step(optimizer)
-        self.scaler.update()
+                self.scaler.scale(losses["loss"] * share).backward()
+            total = {name: loss.detach() * share + total.get(name, 0) for name, loss in losses.items()}
         return total
+
+    def _finite(self, optimizer: torch.optim.Optimizer, losses: Mapping[str, Tensor]) -> bool:
+        """Whether a step may be taken. Where losses are scaled, the scaler leaves out steps by itself."""
+        if self.scaler.is_enabled():
+            return True
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norms = torch._foreach_norm([p.grad for p in parameters if p.grad is not None])
+        return bool(torch.stack([losses["loss"].float(), *(norm.float() for norm in norms)]).isfinite().all())
+
+    def _diverged(self, what: str) -> TrainingError:
+        """The error that says ``what`` happened, why it may have, and which weights there still are."""
+        kept = f"; {self.state} is the checkpoint of the epoch before" if self.history and self.state else ""
+        return TrainingError(f"{what}: images that are not finite, or a learning_rate that is too high{kept}")
 
     def _autocast(self) -> torch.autocast:
         precision = self.plan.precision
@@ -358,11 +385,12 @@ class _Run:
     # ------------------------------------------------------------------------------------- checkpoints
 
     def _save(
-        self, stage: int, epoch: int, optimizer: torch.optim.Optimizer, average: AveragedModel | None
+        self, stage: int, epoch: int, optimizer: torch.optim.Optimizer | None, average: AveragedModel | None
     ) -> None:
         if self.state and self.rank == 0:
             history = [asdict(entry) for entry in self.history]
-            state = _State(self.plan.as_dict(), stage, epoch, self.scaler.state_dict(), history, self.data)
+            scaler = self.scaler.state_dict()
+            state = _State(self.plan.as_dict(), stage, epoch, scaler, history, self.data, self.sources)
             kept = None if average is None else average.module
             weights_file.save(self.state, self.model, asdict(state), optimizer, force=True, average=kept)
         if self.world > 1:
@@ -372,7 +400,8 @@ class _Run:
         """What the checkpoint says, its weights read into the model."""
         assert self.state is not None
         try:
-            reached = _state(self.state, weights_file.read_recipe(self.state), self.plan, self.data)
+            made = weights_file.read_recipe(self.state)
+            reached = _state(self.state, made, self.plan, self.data, self.sources)
             self.history = [_epoch(entry) for entry in reached.history]
             if reached.scaler:
                 self.scaler.load_state_dict(reached.scaler)
@@ -393,7 +422,7 @@ class _Run:
 def learning_rate(stage: Stage, epoch: float) -> float:
     """The learning rate at ``epoch``, of which 2.5 is the middle of the third."""
     if epoch < stage.warmup:
-        return stage.learning_rate * (epoch + 0.01) / stage.warmup
+        return stage.learning_rate * min(1.0, (epoch + 0.01) / stage.warmup)
     if stage.schedule == "step":
         return stage.learning_rate * stage.step_factor ** int(epoch // stage.step_epochs)
     if stage.schedule == "constant":
@@ -437,8 +466,10 @@ def _measure_norms(model: WAEClassifier, sample: Tensor) -> None:
             norm.running_var.copy_(part.var((0, 2, 3)))
 
 
-def _state(path: Path, made: dict[str, Any], plan: Plan, data: dict[str, Any]) -> _State:
-    """``made``, the recipe in the checkpoint at ``path``, after a check that it fits plan and data.
+def _state(
+    path: Path, made: dict[str, Any], plan: Plan, data: dict[str, Any], sources: dict[str, str]
+) -> _State:
+    """``made``, the recipe in the checkpoint at ``path``, after a check that it is this training's.
 
     What is malformed raises TypeError, ValueError, AttributeError or LookupError.
     """
@@ -446,11 +477,13 @@ def _state(path: Path, made: dict[str, Any], plan: Plan, data: dict[str, Any]) -
     number, epoch = state.stage, state.epoch
     if type(number) is not int or not 0 <= number <= len(plan.stages):
         raise ValueError("stage")
+    if state.data and (different := ", ".join(changed(state.sources, sources))):
+        raise weights_file.CheckpointError(f"{path}: was begun with another {different}")
+    check_same(path, made, plan, data)
     if type(epoch) is not int or not 0 <= epoch < (
         plan.stages[number].epochs if number < len(plan.stages) else 1
     ):
         raise ValueError("epoch")
-    check_same(path, made, plan, data)
     return state
 
 

@@ -211,7 +211,7 @@ def test_interrupted_in_the_first_epoch(train, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         Stop(patch, 1)
         assert train() == 130
-    assert "no epoch was finished" in errors(capsys)
+    assert "the same command with --resume goes on from there" in errors(capsys)
     assert train("--resume") == 0  # from the beginning
 
 
@@ -221,7 +221,6 @@ def test_going_on_before_the_first_checkpoint_starts_from_the_given_weights(trai
     with monkeypatch.context() as patch:
         Stop(patch, 1)
         assert train(*given) == 130
-    (tmp_path / "out" / "plan.toml").write_text("what was begun")
     assert train(*given, "--resume") == 0
     one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "out"))
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -239,8 +238,18 @@ def test_a_folder_with_something_in_it_is_not_touched(train, tmp_path, capsys):
     assert [path.name for path in out.iterdir()] == ["thesis.txt"]
     assert train("--force", "--epochs", 1) == 0
     assert (out / "thesis.txt").read_text() == "precious"
-    assert train("--resume", "--epochs", 2) == 1
-    assert "was made by a plan with another stages" in errors(capsys)
+    kept = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    for options, message in (
+        (["--epochs", 3], "another epochs (1, not 3) of stage 1, epochs (1, not 3) of stage 2, "),
+        (["--epochs", 1, "--batch", 4], "was made by a plan with another batch (8, not 4)"),
+        (["--epochs", 1, "--size", 16], "data that differs in image size ([14, 14], not [16, 16])"),
+        (["--epochs", 1, "--autoencoder", "included"], "was begun with another --autoencoder"),
+        (["--epochs", 1, "--on-corrupt", "skip"], "was begun with another --on-corrupt ('error', not"),
+        (["--epochs", 1, "--weights", weights(tmp_path / "other")], "was begun with another --weights"),
+    ):
+        assert train("--resume", *options) == 1
+        assert message in errors(capsys)
+        assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == kept
     assert train(out=out / "thesis.txt") == 1
     assert "thesis.txt is no folder" in errors(capsys)
 
