@@ -10,6 +10,8 @@ of a moving average of the weights, if there is one, under ``average.``.
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,10 +110,20 @@ def load(
             raise CheckpointError(f"{path}: its optimizer {error}") from None
         for parameter, entries in state.items():
             optimizer.state[parameter].update(entries)
-    model.load_state_dict(parts[""])
+    put(model, parts[""])
     if average is not None:
-        average.load_state_dict(parts[_AVERAGE])
+        put(average, parts[_AVERAGE])
     return recipe
+
+
+def put(model: nn.Module, tensors: Mapping[str, Tensor], strict: bool = True) -> None:
+    """``model.load_state_dict(tensors, strict)`` for tensors of a file, which knows no versions of modules.
+
+    Theirs are taken to be those of today: MNASNet refuses tensors without.
+    """
+    versioned = OrderedDict(tensors)
+    setattr(versioned, "_metadata", getattr(model.state_dict(), "_metadata"))  # noqa: B009, B010 (not typed)
+    model.load_state_dict(versioned, strict)
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def load_body(model: nn.Module, name: str, source: str) -> None:
                 f"{source}: these are not the weights of {name}'s body: {key} is {tuple(tensor.shape)}, "
                 f"not {tuple(wanted[key].shape)}"
             )
-    body.load_state_dict(found, strict=False)
+    weights_file.put(body, found, strict=False)
 
 
 def _body(model: nn.Module) -> nn.Module:

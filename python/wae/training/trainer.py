@@ -422,7 +422,8 @@ class _Run:
 def learning_rate(stage: Stage, epoch: float) -> float:
     """The learning rate at ``epoch``, of which 2.5 is the middle of the third."""
     if epoch < stage.warmup:
-        return stage.learning_rate * min(1.0, (epoch + 0.01) / stage.warmup)
+        first = min(0.01, stage.warmup / 20)  # else the first step would be none
+        return stage.learning_rate * min(1.0, (epoch + first) / stage.warmup)
     if stage.schedule == "step":
         return stage.learning_rate * stage.step_factor ** int(epoch // stage.step_epochs)
     if stage.schedule == "constant":

@@ -90,6 +90,8 @@ def test_the_mimic_loss_is_a_divergence():
 def test_learning_rates():
     cosine = Stage("joint", 10, 0.4, warmup=2.0)
     assert learning_rate(cosine, 1.0) == pytest.approx(0.202)
+    short = replace(cosine, warmup=0.01)
+    assert [learning_rate(short, epoch) for epoch in (0.0, 0.005, 0.01)] == pytest.approx([0.02, 0.22, 0.4])
     assert learning_rate(cosine, 6.0) == pytest.approx(0.2)
     assert learning_rate(cosine, 9.99) < 1e-5
     step = replace(cosine, schedule="step", step_epochs=3)

@@ -1,0 +1,194 @@
+"""A training's folder: one at a time, nothing lost, begun or gone on with; networks come back from files."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from wae import cli
+from wae.models.registry import build
+from wae.storage.checkpoint import Input, describe, load_classifier
+from wae.training import lock, session
+from wae.training.lock import FolderInUseError, alone_in
+from wae.training.session import rehearse
+
+SMALL = """
+model = "small_vgg_half"
+batch = 500
+[[stages]]
+kind = "classifier"
+epochs = 2
+learning_rate = 0.05
+"""
+FAMILIES = (
+    "densenet121 efficientnet_b0 googlenet mnasnet0_5 mobilenet_v2 mobilenet_v3_small regnet_x_400mf "
+    "regnet_y_400mf resnet18 shufflenet_v2_x0_5 squeezenet1_1 swin_t"
+).split()
+LABELS = ["no\u00a0break", "ideographic\u3000space", "tab\t\x1b[2J", "long " * 40]
+
+
+def run(*arguments):
+    return cli.main([str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def small_plan(tmp_path):
+    path = tmp_path / "small.toml"
+    path.write_text(SMALL)
+    return path
+
+
+@pytest.fixture
+def train(small_plan, tmp_path):
+    return lambda *more: run("train", "--data", "digits", "--plan", small_plan, "-o", tmp_path / "out", *more)
+
+
+# ----------------------------------------------------------------------------------- saved before trained
+
+
+@pytest.mark.parametrize("name", ["wae_small_vgg", "wavelet_small_vgg", "wae_squeezenet1_1", "mnasnet0_5"])
+def test_a_network_is_saved_and_loaded_before_it_is_trained(tmp_path, name):
+    rehearse(tmp_path, build(name, 4), name, LABELS, Input(900, 1029, False))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_of_torchvision_is_saved_and_loaded(tmp_path, name):
+    model = build(name, 4)
+    rehearse(tmp_path, model, name, LABELS, Input())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["regnet_x_400mf", "mnasnet0_5", "wae_mnasnet0_5"])
+def test_a_network_of_a_family_that_was_not_loaded_is_trained_evaluated_and_used(tmp_path, name, capsys):
+    options = "--data", "digits", "--plan", tmp_path / "plan.toml"
+    (tmp_path / "plan.toml").write_text(
+        SMALL.replace("small_vgg_half", name).replace("epochs = 2", "epochs = 1")
+    )
+    assert run("train", *options, "-o", tmp_path / "out") == 0
+    assert run("train", *options, "-o", tmp_path / "out", "--resume") == 0
+    weights = tmp_path / "out" / "model.safetensors"
+    assert load_classifier(weights)(torch.zeros(2, 3, 28, 28)).shape == (2, 10)
+    assert run("eval", weights, "--data", "digits", "--seconds", 0.05) == 0
+
+
+def test_what_does_not_come_back_ends_the_training_before_it_begins(train, monkeypatch, tmp_path, capsys):
+    def other(path):
+        model = load_classifier(path)
+        next(model.parameters()).data[0] += 1
+        return model
+
+    monkeypatch.setattr(session, "load_classifier", other)
+    assert train() == 1
+    assert "network.0.0.weight does not come back from a file as it was" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+# ---------------------------------------------------------------------------------------- nothing is lost
+
+
+def test_files_to_start_from_are_not_in_the_output(train, tmp_path, capsys):
+    assert train("--epochs", 1) == 0
+    model = tmp_path / "out" / "model.safetensors"
+    kept = model.read_bytes()
+    for option in ("--weights", "--body-weights", "--teacher"):
+        assert train("--force", option, model) == 1
+        assert (
+            f"{option} {model} is in {tmp_path / 'out'}, whose files are replaced" in capsys.readouterr().err
+        )
+    assert model.read_bytes() == kept
+
+
+def test_old_files_stay_until_new_ones_replace_them(train, tmp_path, monkeypatch):
+    assert train("--epochs", 1) == 0
+    model = tmp_path / "out" / "model.safetensors"
+    kept = model.read_bytes()
+
+    def start(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session.Terminal, "start", start)
+        assert train("--force", "--seed", 1) == 130
+    assert model.read_bytes() == kept
+    assert train("--resume", "--seed", 1) == 0  # the new one, from its beginning
+    assert model.read_bytes() != kept
+
+
+# ------------------------------------------------------------------------------------------ one at a time
+
+
+def test_two_trainings_do_not_share_a_folder(train, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(lock, "PATIENCE", 0.2)
+    out = tmp_path / "out"
+    with alone_in(out):
+        assert train() == 1
+        assert f"{out}: another training is writing to this folder" in capsys.readouterr().err
+    assert not out.exists()  # it was made for the lock
+    with alone_in(out), alone_in(tmp_path / "other"):
+        pass
+    with pytest.raises(FolderInUseError), alone_in(tmp_path), alone_in(tmp_path):
+        pass
+
+
+# ----------------------------------------------------------------------------------- one line for a scheduler
+
+
+@pytest.mark.slow  # torchrun twice
+def test_torchrun_restarts_a_killed_worker_with_the_same_line(small_plan, tmp_path):
+    out, options = (
+        tmp_path / "out",
+        ["--data", "digits", "--plan", small_plan, "--device", "cpu", "--epochs", 8],
+    )
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=1",
+        "--max-restarts=1",
+    ]
+    line = [*launch, "-m", "wae.cli", "train", *map(str, options), "--resume", "-o"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([*line, str(out)], env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        log = out / "log.jsonl"
+        deadline = time.monotonic() + 300
+        while not (log.exists() and log.read_text().count("\n") >= 2):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.kill(worker(process.pid), signal.SIGKILL)
+        _, said = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    assert process.returncode == 0, said
+    assert log.read_text().count("\n") == 8
+    assert describe(out / "model.safetensors").classes == 10
+
+    done = subprocess.run([*line, str(tmp_path / "whole")], env=environment, capture_output=True, timeout=300)
+    assert done.returncode == 0
+    one, other = (load_classifier(folder / "model.safetensors") for folder in (out, tmp_path / "whole"))
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def worker(parent):
+    """The process that ``parent``, torchrun, has started to train."""
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    commands = {int(child): Path(f"/proc/{child}/cmdline").read_bytes() for child in children}
+    return next(child for child, command in commands.items() if b"wae.cli" in command)
+
+
+def test_one_line_begins_and_goes_on(train, tmp_path):
+    """`--resume` begins where there is nothing, also in an empty folder, and is content where all is done."""
+    (tmp_path / "out").mkdir()
+    assert train("--resume", "--epochs", 1) == 0
+    assert train("--resume", "--epochs", 1) == 0
+    assert len((tmp_path / "out" / "log.jsonl").read_text().splitlines()) == 1
