@@ -40,8 +40,8 @@ MOVED = {
 
 
 def warn(old: str, new: str) -> None:
-    """Say that ``old`` is called ``new``; shown where the caller's module is run as a script or a test."""
-    warnings.warn(f"{old} is now {new}", DeprecationWarning, stacklevel=2)
+    """Say that ``old`` is called ``new``, in the line that uses it: two calls up, but for the import system."""
+    warnings.warn(f"{old} is now {new}", DeprecationWarning, stacklevel=3)
 
 
 class _Finder(MetaPathFinder, Loader):

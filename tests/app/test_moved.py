@@ -1,0 +1,64 @@
+"""The import paths of version 0.1: each works, and warns once, in the line that uses it."""
+
+import subprocess
+import sys
+
+import pytest
+
+from wae._moved import MOVED
+
+
+def warnings_of(tmp_path, code):
+    """What ``code``, run as a program as a user would, prints and what warnings it gets."""
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    where = [line.removeprefix(f"{script}:") for line in lines if "Warning" in line]
+    assert len(where) * 2 == len(lines), lines  # each with the line of code
+    return done.stdout.splitlines(), where
+
+
+@pytest.mark.slow
+def test_every_old_module_is_the_new_one(tmp_path):
+    olds = [old for old in MOVED if old != "wae.deploy"]
+    code = "import importlib\n" + "".join(
+        f"import {old}\nimport {old}\nassert __import__('sys').modules['{old}'] is "
+        f"importlib.import_module('{MOVED[old]}')\n"
+        for old in olds
+    )
+    _, told = warnings_of(tmp_path, code)
+    assert told == [
+        f"{2 + 3 * index}: DeprecationWarning: {old} is now {MOVED[old]}" for index, old in enumerate(olds)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("code", "warned"),
+    [
+        ("import wae.datasets\nprint(wae.datasets.__name__)", ["wae.datasets is now wae.data"]),
+        (
+            "import wae.data\nprint(wae.data.read_image.__module__)",
+            ["wae.data.read_image is now wae.data.images.read_image"],
+        ),
+        (
+            "from wae.data import read_image\nprint(read_image.__name__)",
+            ["wae.data.read_image is now wae.data.images.read_image"],
+        ),
+        (
+            "from wae.deploy import deploy\nprint(deploy.__name__)",
+            ["wae.deploy is now wae.inference.deployed"],
+        ),
+        (
+            "from wae.deploy import Deployed, deploy\nimport wae\nprint(wae.deploy is deploy, callable(wae.deploy))",
+            ["wae.deploy is now wae.inference.deployed"],
+        ),
+        ("import wae\nprint(wae.deploy.__name__, callable(wae.deploy))", []),
+        ("import wae\nimport wae.storage.checkpoint, wae.data.images, wae.inference.deployed", []),
+    ],
+)
+def test_old_names_in_use(tmp_path, code, warned):
+    printed, told = warnings_of(tmp_path, code)
+    assert [line.partition("DeprecationWarning: ")[2] for line in told] == warned
+    assert "False" not in " ".join(printed)
