@@ -15,11 +15,12 @@ _MOVED = {
 
 
 def __getattr__(name: str) -> Any:
-    """Find what has moved, and report its new name."""
+    """Find what has moved, and report its new name, once."""
     for module, names in _MOVED.items():
         if name in names:
             from wae._moved import warn
 
             warn(f"wae.data.{name}", f"{module}.{name}")
-            return getattr(import_module(module), name)
+            found = globals()[name] = getattr(import_module(module), name)  # `from ... import` asks twice
+            return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
