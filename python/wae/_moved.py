@@ -40,7 +40,7 @@ MOVED = {
 
 
 def warn(old: str, new: str) -> None:
-    """Say that ``old`` is called ``new``, in the line that uses it: two calls up, but for the import system."""
+    """Say that ``old`` is called ``new``, in the line that uses it (the caller's caller)."""
     warnings.warn(f"{old} is now {new}", DeprecationWarning, stacklevel=3)
 
 
