@@ -1,23 +1,26 @@
-"""Any bytes in a caffemodel are layers or a ProtoError of one line: python tests/fuzz/fuzz_caffemodel.py CORPUS."""
+"""Any bytes in a caffemodel are layers or a ProtoError.
 
+python tests/fuzz/fuzz_caffemodel.py CORPUS
+"""
+
+import contextlib
 import sys
-
-from wae.storage.caffe_proto import ProtoError, read_blob, read_layers, read_shape
 
 
 def check(content: bytes) -> None:
     """Read ``content`` as layers, and every blob in them."""
-    try:
+    from wae.storage.caffe_proto import ProtoError, read_blob, read_layers, read_shape
+
+    with contextlib.suppress(ProtoError):
         for layer in read_layers(content):
             for blob in map(read_blob, layer.blobs):
                 read_shape(blob.shape)
-    except ProtoError as error:
-        assert len(str(error)) <= 300
 
 
 if __name__ == "__main__":
     import atheris
 
-    atheris.instrument_all()
+    with atheris.instrument_imports():
+        import wae.storage.caffe_proto  # noqa: F401 (first imported here)
     atheris.Setup(sys.argv, check)
     atheris.Fuzz()

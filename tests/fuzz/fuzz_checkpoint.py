@@ -1,32 +1,35 @@
-"""Any bytes in a checkpoint are one or a CheckpointError of one line: python tests/fuzz/fuzz_checkpoint.py CORPUS."""
+"""Any bytes in a checkpoint are one or a CheckpointError.
 
+python tests/fuzz/fuzz_checkpoint.py CORPUS
+"""
+
+import contextlib
 import sys
 import tempfile
 from pathlib import Path
 
 import torch
 
-from wae.storage import checkpoint, weights_file
-from wae.storage.weights_file import CheckpointError
-
 _FILE = Path(tempfile.mkdtemp(), "input")
 
 
 def check(content: bytes) -> None:
-    """Read ``content`` as a classifier's checkpoint, and as the weights and the optimizer of a small layer."""
+    """Read ``content`` as a classifier's checkpoint, and as weights and optimizer of a small layer."""
+    from wae.storage import checkpoint, weights_file
+
     _FILE.write_bytes(content)
     model = torch.nn.Linear(2, 1)
     optimizer = torch.optim.Adam(model.parameters())
-    for read in (checkpoint.describe, lambda path: weights_file.load(path, model, optimizer)):
-        try:
-            read(_FILE)
-        except CheckpointError as error:
-            assert len(str(error)) <= 2000
+    with contextlib.suppress(weights_file.CheckpointError):
+        checkpoint.describe(_FILE)
+    with contextlib.suppress(weights_file.CheckpointError):
+        weights_file.load(_FILE, model, optimizer)
 
 
 if __name__ == "__main__":
     import atheris
 
-    atheris.instrument_all()
+    with atheris.instrument_imports():
+        import wae.storage.checkpoint  # noqa: F401 (first imported here)
     atheris.Setup(sys.argv, check)
     atheris.Fuzz()
