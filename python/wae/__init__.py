@@ -11,14 +11,15 @@ if TYPE_CHECKING:
     from wae_kernels import __version__
 
     from .inference.deployed import deploy
+    from .inference.saved import load_deployed
 
-__all__ = ["__version__", "deploy"]
+__all__ = ["__version__", "deploy", "load_deployed"]
 
 _moved.install()
 
 
 def __getattr__(name: str) -> Any:
-    """``wae.deploy`` and ``wae.__version__``, imported at their first use."""
+    """The names in ``__all__``, each imported at its first use: `import wae` stays light."""
     if name == "deploy":
         from .inference.deployed import deploy
 
@@ -27,4 +28,8 @@ def __getattr__(name: str) -> Any:
         from wae_kernels import __version__
 
         return __version__
+    if name == "load_deployed":
+        from .inference.saved import load_deployed
+
+        return load_deployed
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

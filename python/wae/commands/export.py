@@ -36,6 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="numbers of the images; both are 0..255 unless the network was trained otherwise "
         "(default: uint8)",
     )
+    parser.add_argument(
+        "--precision",
+        choices=("int8",),
+        help="to compute in: an ONNX file in the form QDQ (default: float32)",
+    )
+    shared.add_calibration(parser)
     shared.add_force(parser)
 
 
@@ -43,6 +49,7 @@ def run(options: argparse.Namespace) -> int:
     """Export, compare with the model, and write the file."""
     import torch
 
+    from wae.inference.calibration import CalibrationError
     from wae.inference.deployed import DisagreementError, EngineError
     from wae.inference.export import export
     from wae.storage import checkpoint
@@ -50,8 +57,9 @@ def run(options: argparse.Namespace) -> int:
 
     shared.check_target(options.output, options.weights, options.force)
     try:
-        size = options.size or checkpoint.describe(options.weights).input.size
-        difference = export(
+        described = checkpoint.describe(options.weights).input
+        size = options.size or described.size
+        report = export(
             checkpoint.load_classifier(options.weights),
             options.output,
             options.format,
@@ -59,10 +67,17 @@ def run(options: argparse.Namespace) -> int:
             options.batch,
             getattr(torch, options.images),
             options.force,
+            precision=options.precision,
+            calibration=shared.calibration(options, described, options.size),
+            max_drop=options.max_drop,
         )
-    except (CheckpointError, EngineError, DisagreementError, ValueError) as error:
+    except (CheckpointError, EngineError, DisagreementError, CalibrationError, ValueError) as error:
         raise shared.Failure(str(error)) from None
-    print(f"{options.output}: its scores differ from the model's by {difference:.1e} of their norm")
+    print(f"{options.output}: its scores differ from the model's by {report['difference']:.1e} of their norm")
+    if "agreement" in report:
+        print(
+            f"It names the model's class on {report['agreement']:.2%} of {report['checked_images']} images."
+        )
     return 0
 
 

@@ -39,6 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--engine", metavar="NAME", help="of wae.deploy, or auto for the fastest (default: none)"
     )
     parser.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16", "float16", "int8", "auto"),
+        help="that --engine computes in; int8 needs --calibrate (default: float32)",
+    )
+    shared.add_calibration(parser)
+    parser.add_argument(
         "--invert", action="store_true", help="swap light and dark, for dark clothes on white"
     )
     parser.add_argument(
@@ -80,7 +86,17 @@ def run(options: argparse.Namespace) -> int:
         raise shared.Failure(f"no images found in {', '.join(map(str, options.sources))}{why}")
     try:
         described, model = checkpoint.describe(weights), checkpoint.load_classifier(weights)
-        network = predict.runner(model, described.input, options.engine, options.batch)
+        data = shared.calibration(options, described.input)
+        engine = options.engine or ("auto" if options.precision else None)
+        network = predict.runner(
+            model,
+            described.input,
+            engine,
+            options.batch,
+            precision=options.precision,
+            calibration=data,
+            max_drop=options.max_drop,
+        )
     except (CheckpointError, ValueError, EngineError, DisagreementError) as error:
         raise shared.Failure(str(error)) from None
 

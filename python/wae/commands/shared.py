@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from wae.models.autoencoder import AutoEncoder
+    from wae.storage.checkpoint import Input
 
 _N = TypeVar("_N", int, float)
 
@@ -64,6 +65,41 @@ def add_max_pixels(parser: argparse._ActionsContainer) -> None:
         metavar="N",
         help="an image of more is not read (default: 89478485, Pillow's limit)",
     )
+
+
+def add_calibration(parser: argparse.ArgumentParser) -> None:
+    """The options of commands that make an int8 network: see :func:`calibration`."""
+    parser.add_argument(
+        "--calibrate",
+        type=Path,
+        metavar="DIR",
+        help="images that int8 takes its scales from, and is checked on: 200 or more (docs/deploy.md)",
+    )
+    parser.add_argument(
+        "--max-drop",
+        type=float,
+        default=0.005,
+        metavar="X",
+        help="largest share of images that may get another class (default: 0.005)",
+    )
+
+
+def calibration(
+    options: argparse.Namespace, described: Input, size: int | None = None
+) -> Iterator[Tensor] | None:
+    """The images of ``--calibrate`` as the network takes them, ``size`` pixels wide (None: as described)."""
+    import dataclasses
+
+    from wae.data.folder import evaluation_resize
+    from wae.inference.calibration import CHECKED, CalibrationError, in_folder
+
+    if options.calibrate is None:
+        return None
+    if not options.calibrate.is_dir():
+        raise CalibrationError(f"--calibrate: {options.calibrate} is not a folder")
+    if size is not None and size != described.size:
+        described = dataclasses.replace(described, size=size, resize=evaluation_resize(size))
+    return in_folder(options.calibrate, described, 100 + CHECKED)
 
 
 def positive(text: str) -> int:

@@ -5,6 +5,7 @@
     deployed = deploy(model.eval(), size=(224, 224), batch=8)
     scores = deployed(images)  # uint8 or floating point, any strides
     deployed.engine            # "openvino", say; deploy(..., engine="openvino") need not search again
+    deployed.save("out")       # load_deployed("out") has it back in a second
 """
 
 from __future__ import annotations
@@ -12,27 +13,34 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.fx import symbolic_trace
-from torch.fx.experimental.optimization import fuse
 
 from wae.errors import WaeError
-from wae.models.classifier import BehindEncoder, WAEClassifier, fold_normalization
+from wae.models.classifier import WAEClassifier
 
-from .engines import ENGINES, Engine, EngineError, Run
+from . import precision as precisions
+from .calibration import Calibration, CalibrationError, Source, gather
+from .engines import ENGINES, Engine, EngineError, Prepared, Run
+from .folding import fold
+from .front import Front, in_front
+from .precision import DTYPES, NAMES, name_of
 from .timing import interleaved
 
-__all__ = ["ENGINES", "Deployed", "DisagreementError", "EngineError", "deploy", "fold"]
+__all__ = ["ENGINES", "CalibrationError", "Deployed", "DisagreementError", "EngineError", "deploy", "fold"]
 
-TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-"""By the dtype that is computed in: how far scores may be from the model's, relative, in the norm."""
+_COMPARED = 8  # images on which the layers of a network in int8 are compared
+_AT_ONCE = 32  # images that the model itself gets to be compared with
+_SAMPLE = 4  # images in a step of the calibration
+_NAMED = 3  # layers that an error names
 
 _log = logging.getLogger(__name__)
 
@@ -42,43 +50,53 @@ class DisagreementError(WaeError, RuntimeError):
 
 
 class Deployed:
-    """What :func:`deploy` returns: call it with images.
+    """What :func:`deploy` returns: call it with images, from any thread.
+
+    A lock lets one call in at a time: others wait.
 
     Attributes:
         engine: the name of the engine that runs the bodies and classifiers.
+        precision: that they are computed in.
         size: (H, W) of the images it takes.
         batch: the number of images it was made for. Others work, the first after as long a preparation.
         difference: how far its scores were from the model's when it was made, relative, in the norm.
         seconds: for each engine that ``engine="auto"`` tried, the median of one call; else empty.
+        report: what was found on the images that ``calibration`` held back; else empty. See :func:`deploy`.
     """
 
     difference: float
     seconds: dict[str, float]
+    report: dict[str, Any]
 
     def __init__(
         self,
-        model: nn.Module,
+        front: Front,
+        prepared: Prepared,
+        engine: Engine,
+        precision: str,
         size: tuple[int, int],
         batch: int,
-        engine: Engine,
-        memory_format: torch.memory_format,
+        scores_dtype: torch.dtype,
     ) -> None:
-        self.engine, self.size, self.batch = engine.name, size, batch
-        self.difference, self.seconds = float("nan"), {}
-        self._like = _first_parameter(model)
-        self._memory_format = torch.contiguous_format if engine.foreign else memory_format
-        self._front, self._rest = _split(model)
-        self._front_threads: int | None = None  # as many as PyTorch has
-        self._build = engine.build
-        self._examples = example_images(model, batch, size)
-        with torch.no_grad():
-            self._run = self._build(self._rest, self._inputs(self._examples))
-            if engine.foreign and isinstance(model, WAEClassifier):
-                self._front_threads = self._best_front_threads()
+        self.engine, self.precision, self.size, self.batch = engine.name, precision, size, batch
+        self.difference, self.seconds, self.report = float("nan"), {}, {}
+        self._engine, self._front, self._prepared = engine, front, prepared
+        self._scores_dtype = scores_dtype
+        self._lock = threading.Lock()
         self._run_any: Run | None = None
+        with undisturbed(front.device):
+            self._run = engine.open(prepared, batch, front(example_images(front, batch, size)))
+
+    def __repr__(self) -> str:
+        return (
+            f"Deployed(engine={self.engine!r}, precision={self.precision!r}, size={self.size}, "
+            f"batch={self.batch}, difference={self.difference:.2g})"
+        )
 
     def __call__(self, images: Tensor) -> Tensor:
-        """The scores, (N, classes), of ``images``.
+        """The scores, (N, classes), of ``images``, in the model's dtype (or that of a wider ``precision``).
+
+        They do not depend on autocast, inference mode, or torch's default dtype around the call.
 
         Args:
             images: (N, 3, H, W) on the model's device, any strides, uint8 or floating point; H and W are
@@ -89,44 +107,39 @@ class Deployed:
             TypeError, ValueError: ``images`` is something else; the message says what it needs.
         """
         self._check(images)
-        with torch.inference_mode(False), torch.no_grad():
-            inputs = self._inputs(images)
+        with self._lock, undisturbed(images.device):
+            inputs = self._front(images)
             scores: Tensor = self._runner(inputs)(*inputs)
-            return scores.clone()  # the engine may write its next result to the same place
+            # the engine may write its next result to the same place
+            return scores.to(self._scores_dtype, copy=True)
 
-    def _inputs(self, images: Tensor) -> Sequence[Tensor]:
-        images = images if images.dtype == torch.uint8 else images.to(self._like.dtype)
-        with _threads(self._front_threads):
-            return [x.contiguous(memory_format=self._memory_format) for x in self._front(images)]
+    def save(self, folder: Path | str, force: bool = False) -> None:
+        """Write what :func:`wae.load_deployed` needs into ``folder``, which is made.
 
-    def _best_front_threads(self) -> int | None:
-        """Whether the front is faster with one thread or with all.
-
-        An engine's own threads still wait in a loop when the next call begins, and PyTorch's have to wait for
-        a core. All begin together, so the slowest counts; one thread has a core already.
+        Raises:
+            FileExistsError: there is something at ``folder``, and ``force`` is false or it is no such folder.
+            EngineError: the engine cannot be saved.
         """
+        from .saved import save
 
-        def call(threads: int | None) -> None:
-            self._front_threads = threads
-            self._run(*self._inputs(self._examples))
-
-        choices = {"one": 1, "all": None}
-        functions = {name: partial(call, threads) for name, threads in choices.items()}
-        timings = interleaved(functions, seconds=0.3, min_rounds=5, burst=2, settle=1)
-        return choices[min(timings, key=lambda name: timings[name].median)]
+        with self._lock, undisturbed(self._front.device):
+            inputs = self._front(example_images(self._front, self.batch, self.size))
+            save(self, Path(folder), force, self._front, self._prepared, self._scores_dtype, inputs)
 
     def _runner(self, inputs: Sequence[Tensor]) -> Run:
         if inputs[0].shape[0] == self.batch:
             return self._run
         if self._run_any is None:
             _log.info("preparing %s for any number of images", self.engine)
-            run = self._build(self._rest, inputs, dynamic=True)
-            examples = self._inputs(self._examples)
+            run = self._engine.open(self._prepared, None, inputs)
+            examples = self._front(example_images(self._front, self.batch, self.size))
+            expected = self._run(*examples).clone()
             require_equal(
                 f"{self.engine}, prepared for any number of images,",
                 run(*examples),
-                self._run(*examples),
-                self._like.dtype,
+                expected,
+                # int8 rounds to one of 256 numbers: another order of sums moves some to the next
+                DTYPES.get(self.precision, torch.bfloat16),
             )
             self._run_any = run
         return self._run_any
@@ -142,21 +155,30 @@ class Deployed:
             )
         if images.dtype != torch.uint8 and not images.is_floating_point():
             raise TypeError(f"images must be uint8 or floating point, got {images.dtype}")
-        if images.device != self._like.device:
-            raise ValueError(f"images must be on {self._like.device}, got {images.device}")
+        if images.device != self._front.device:
+            raise ValueError(f"images must be on {self._front.device}, got {images.device}")
 
 
 @contextlib.contextmanager
-def _threads(number: int | None) -> Iterator[None]:
-    """Within it PyTorch has this number of threads; with None, as many as it has."""
-    before = torch.get_num_threads()
-    if number is not None:
-        torch.set_num_threads(number)
-    try:
+def undisturbed(device: torch.device) -> Iterator[None]:
+    """Within it the caller's autocast, inference mode and gradients are off."""
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
         yield
-    finally:
-        if number is not None:
-            torch.set_num_threads(before)
+
+
+# ------------------------------------------------------------------------------------------------- deploying
+
+
+class _Task(NamedTuple):
+    """What every candidate is made from, and compared with."""
+
+    model: nn.Module
+    images: Tensor
+    expected: Tensor
+    memory_format: torch.memory_format
+    calibration: Calibration | None
+    expected_held_out: Tensor | None
+    max_drop: float | None
 
 
 def deploy(
@@ -165,6 +187,10 @@ def deploy(
     batch: int = 1,
     engine: str = "auto",
     *,
+    precision: str | None = None,
+    calibration: Source | None = None,
+    calibration_images: int = 100,
+    max_drop: float | None = 0.005,
     dtype: torch.dtype | None = None,
     memory_format: torch.memory_format = torch.channels_last,
     seconds: float = 3.0,
@@ -174,51 +200,139 @@ def deploy(
     BatchNorm is folded into the convolutions, the encoder runs as our op, and everything behind it in
     ``engine``, which packs the weights for itself. The result is checked against ``model`` once.
 
+    With ``calibration`` it is also checked on those of its images that no scale came from, and
+    ``Deployed.report`` has, as data for JSON: ``calibration_images``, ``checked_images``, ``agreement`` (the
+    share of images on which it and the model name the same class), ``accuracy`` (``model`` and ``deployed``;
+    None without labels), ``drop`` (of accuracy; of agreement without labels), ``max_drop``, and for int8
+    ``layers``: (name, relative difference) of each layer's results, the one that moved most first.
+
     Args:
         model: a :class:`WAEClassifier`, or any other classifier of images, in evaluation mode. It is copied.
         size: (H, W) of the images.
         batch: how many images a call has, mostly.
         engine: a key of :data:`ENGINES`; or "auto", which builds all that are installed, times them for
             this size and batch, and keeps the fastest. What it does is logged, at the level INFO.
-        dtype: to compute in; None for the model's own.
+        precision: "float32", "bfloat16", "float16" or "int8" (or "float64"), to compute in; "auto" for
+            whichever is fastest, int8 only with ``calibration``; None for the model's own. On a processor the
+            encoder stays in the model's own. int8 needs the extra ``int8`` (docs/deploy.md).
+        calibration: images for int8's scales, and to check on: see :data:`.calibration.Source`.
+        calibration_images: how many to take scales from.
+        max_drop: the largest drop that is accepted; None for any.
+        dtype: the old name of ``precision``, as a dtype.
         memory_format: of what PyTorch's own engines compute on. Others choose for themselves.
         seconds: that "auto" spends on timing, all engines together.
 
     Raises:
         TypeError, ValueError: an argument does not fit.
-        EngineError: the engine is not installed, does not run on the model's device, or refuses the model.
-        DisagreementError: the result does not compute what ``model`` does.
+        CalibrationError: int8 without images to calibrate on, or with too few or wrong ones.
+        EngineError: the engine is not installed, does not run on the model's device or in this precision, or
+            refuses the model.
+        DisagreementError: the result does not compute what ``model`` does; or its drop is too large, and the
+            message names the layers that moved most.
     """
     check_arguments(model, size, batch)
     if engine != "auto" and engine not in ENGINES:
         raise ValueError(f"engine must be one of auto, {', '.join(ENGINES)}, got {engine!r}")
-    if dtype is not None and dtype not in TOLERANCES:
-        raise ValueError(f"dtype must be one of {', '.join(map(str, TOLERANCES))}, got {dtype}")
+    if dtype is not None:
+        precision = _from_dtype(dtype, precision)
+    own = first_parameter(model).dtype
+    if precision not in (None, "auto", *NAMES):
+        raise ValueError(f"precision must be one of auto, {', '.join(NAMES)}, got {precision!r}")
+    if precision == "int8" and calibration is None:
+        raise CalibrationError(
+            "calibration: int8 takes its scales from images: give some, a loader of some, or a folder"
+        )
+    wanted = _precisions(precision, own, calibration is not None)
+    device = first_parameter(model).device
+    with undisturbed(device):
+        widest = max((DTYPES[name] for name in wanted if name in DTYPES), key=_bits, default=own)
+        if _bits(widest) > _bits(own):
+            model = copy.deepcopy(model).to(widest)
+        task = _task(model, size, batch, calibration, calibration_images, max_drop, memory_format)
+        if "auto" not in (engine, precision):
+            return _deploy_in(task, ENGINES[engine], wanted[0])
+        engines = list(ENGINES.values()) if engine == "auto" else [ENGINES[engine]]
+        candidates = [
+            deployed
+            for one in engines
+            for name in wanted
+            if name in one.precisions and (deployed := _attempt(task, one, name))
+        ]
+        if not candidates:
+            raise EngineError("no engine runs the model: see the log of wae.deploy, at the level INFO")
+        return _fastest(candidates, task.images, seconds)
+
+
+def _from_dtype(dtype: torch.dtype, precision: str | None) -> str:
+    warnings.warn(
+        'deploy(dtype=...) is now deploy(precision="float32" | "bfloat16" | ...)',
+        DeprecationWarning,
+        stacklevel=3,
+    )
+    if precision is not None:
+        raise ValueError("dtype is the old name of precision: give one of them")
+    if dtype not in DTYPES.values():
+        raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES.values()))}, got {dtype}")
+    return name_of(dtype)
+
+
+def _precisions(precision: str | None, own: torch.dtype, calibrated: bool) -> list[str]:
+    """Those to try."""
+    if precision is None:
+        return [name_of(own)]
+    if precision != "auto":
+        return [precision]
+    return ["float32", "bfloat16", "float16", *(["int8"] if calibrated else [])]
+
+
+def _bits(dtype: torch.dtype) -> int:
+    return torch.finfo(dtype).bits
+
+
+def _task(
+    model: nn.Module,
+    size: tuple[int, int],
+    batch: int,
+    calibration: Source | None,
+    count: int,
+    max_drop: float | None,
+    memory_format: torch.memory_format,
+) -> _Task:
     images = example_images(model, batch, size)
     expected = scores_of(model, images)
-    folded = fold(model).to(dtype=dtype).to(memory_format=memory_format)
-    make = partial(_deploy_in, folded, images, expected, memory_format)
-    if engine != "auto":
-        return make(ENGINES[engine])
-    candidates = [deployed for name in ENGINES if (deployed := _attempt(make, ENGINES[name]))]
-    if not candidates:
-        raise EngineError("no engine runs the model: see the log of wae.deploy, at the level INFO")
-    return _fastest(candidates, images, seconds)
+    data = held_out = None
+    if calibration is not None:
+        data = gather(calibration, size, count, hasattr(model, "image_scale"))
+        held_out = torch.cat(
+            [scores_of(model, part, "the images of calibration") for part in ready(model, data)]
+        )
+    return _Task(model, images, expected, memory_format, data, held_out, max_drop)
 
 
-def _attempt(make: Callable[[Engine], Deployed], engine: Engine) -> Deployed | None:
-    """``make(engine)``, or None and a message."""
-    _log.info("building %s", engine.name)
+def ready(model: nn.Module, data: Calibration) -> Iterator[Tensor]:
+    """The images that were held out, as ``model`` takes them, a few at a time."""
+    images = data.held_out
+    like = first_parameter(model)
+    keeps = images.dtype == torch.uint8 and isinstance(model, WAEClassifier)
+    for part in images.split(_AT_ONCE):
+        yield part.to(like.device) if keeps else part.to(like.device, like.dtype)
+
+
+def _attempt(task: _Task, engine: Engine, name: str) -> Deployed | None:
+    """:func:`_deploy_in`, or None and a message."""
+    _log.info("building %s in %s", engine.name, name)
     try:
-        return make(engine)
+        return _deploy_in(task, engine, name)
     except (EngineError, DisagreementError) as error:
         _log.info("left out: %s", error)
         return None
 
 
 def _fastest(candidates: Sequence[Deployed], images: Tensor, seconds: float) -> Deployed:
+    several = len({deployed.precision for deployed in candidates}) > 1
+    by_name = {f"{d.engine} {d.precision}" if several else d.engine: d for d in candidates}
     timings = interleaved(
-        {deployed.engine: partial(deployed, images) for deployed in candidates},
+        {name: partial(deployed, images) for name, deployed in by_name.items()},
         seconds,
         settle=1,
         synchronize=torch.cuda.synchronize if images.is_cuda else lambda: None,
@@ -226,36 +340,117 @@ def _fastest(candidates: Sequence[Deployed], images: Tensor, seconds: float) -> 
     medians = {name: timing.median for name, timing in timings.items()}
     for name, median in medians.items():
         _log.info("%s: %.2f ms", name, 1e3 * median)
-    fastest = min(candidates, key=lambda deployed: medians[deployed.engine])
+    fastest = by_name[min(medians, key=lambda name: medians[name])]
     fastest.seconds = medians
     return fastest
 
 
-def _deploy_in(
-    folded: nn.Module, images: Tensor, expected: Tensor, memory_format: torch.memory_format, engine: Engine
-) -> Deployed:
+def _deploy_in(task: _Task, engine: Engine, name: str) -> Deployed:
     """Build and check."""
-    size = (images.shape[2], images.shape[3])
-    deployed = Deployed(folded, size, images.shape[0], engine, memory_format)
-    deployed.difference = require_equal(
-        f"the model in {engine.name}", deployed(images), expected, _first_parameter(folded).dtype
-    )
+    device, own = task.images.device, first_parameter(task.model).dtype
+    reason = engine.why_not(device, name)
+    if reason is not None:
+        raise EngineError(reason)
+    if not precisions.native(name, device):
+        _log.warning(
+            "this processor has no instructions for %s: %s emulates it with others", name, engine.name
+        )
+    dtype = engine.input_dtype(name)
+    memory_format = torch.contiguous_format if engine.foreign else task.memory_format
+    front, rest = in_front(fold(task.model), dtype, memory_format, on_own_thread=engine.foreign)
+    rest = rest.to(dtype).to(memory_format=memory_format)
+    inputs = front(task.images)
+    samples: list[Sequence[Tensor]] = []
+    compared: Sequence[Tensor] = ()
+    if name == "int8":
+        assert task.calibration is not None
+        samples = [front(part) for part in task.calibration.images.split(_SAMPLE)]
+        compared = front(task.calibration.held_out[:_COMPARED])
+    prepared = engine.make(rest, inputs, name, samples, compared)
+    size = (task.images.shape[2], task.images.shape[3])
+    deployed = Deployed(front, prepared, engine, name, size, task.images.shape[0], own)
+    what = f"the model in {engine.name}"
+    scores = deployed(task.images)
+    if name in DTYPES:
+        deployed.difference = require_equal(what, scores, task.expected, DTYPES[name])
+    else:
+        deployed.difference = relative_difference(scores, task.expected)
+    if task.calibration is not None:
+        assert task.expected_held_out is not None
+        found, wanted = classes_of(deployed, task.calibration.held_out), task.expected_held_out.argmax(1)
+        deployed.report = {
+            "engine": engine.name,
+            "precision": name,
+            **agreement(found, wanted, task.calibration),
+            "max_drop": task.max_drop,
+        }
+        if name == "int8":
+            deployed.report["layers"] = [list(movement) for movement in prepared.movements]
+        require_no_drop(f"{what} in {name}", deployed.report)
     return deployed
 
 
-@torch.no_grad()
-def scores_of(model: nn.Module, images: Tensor) -> Tensor:
+# -------------------------------------------------------------------------------------------------- checks
+
+
+def agreement(found: Tensor, wanted: Tensor, data: Calibration) -> dict[str, Any]:
+    """The part of :func:`deploy`'s report about the classes ``found``, where the model names ``wanted``."""
+    found, wanted = found.cpu(), wanted.cpu()
+    same = float((found == wanted).double().mean())
+    accuracy, drop = None, 1 - same
+    if data.labels is not None:
+        right = [float((classes == data.labels).double().mean()) for classes in (wanted, found)]
+        accuracy, drop = dict(zip(("model", "deployed"), right, strict=True)), right[0] - right[1]
+    return {
+        "calibration_images": len(data.images),
+        "checked_images": len(found),
+        "agreement": same,
+        "accuracy": accuracy,
+        "drop": drop,
+    }
+
+
+def classes_of(deployed: Deployed, images: Tensor) -> Tensor:
+    """The class that ``deployed`` names for each of ``images``, (N,), on the processor.
+
+    Fewer images than it was made for are filled up, so that it need not be prepared for other numbers.
+    """
+    found = []
+    for part in images.split(deployed.batch):
+        missing = deployed.batch - len(part)
+        full = torch.cat((part, part.new_zeros(missing, *part.shape[1:]))) if missing else part
+        found.append(deployed(full.to(deployed._front.device))[: len(part)].argmax(1).cpu())
+    return torch.cat(found)
+
+
+def require_no_drop(what: str, report: dict[str, Any]) -> None:
+    """Raise DisagreementError where the report's drop is too large."""
+    if report["max_drop"] is None or report["drop"] <= report["max_drop"]:
+        return
+    of = "agreement with it" if report["accuracy"] is None else "accuracy"
+    message = (
+        f"{what} loses {report['drop']:.2%} of {of} on {report['checked_images']} images, more than "
+        f"max_drop={report['max_drop']:g}"
+    )
+    if report.get("layers"):
+        worst = ", ".join(f"{name} ({difference:.1%})" for name, difference in report["layers"][:_NAMED])
+        message += f"; most moved: {worst}"
+    raise DisagreementError(message)
+
+
+def scores_of(model: nn.Module, images: Tensor, what: str = "an image") -> Tensor:
     """``model(images)``. Raises ValueError where it takes no such images, or gives no finite scores."""
     size = " x ".join(map(str, images.shape[2:]))
-    try:
-        scores: Tensor = model(images)
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(f"the model takes no images of {size}: {error}") from error
-    if not isinstance(scores, Tensor):
-        raise ValueError(f"the model must return its scores as one tensor, got {type(scores).__name__}")
-    if not scores.isfinite().all():
-        raise ValueError(f"the model's scores of an image of {size} are not finite")
-    return scores
+    with undisturbed(images.device):
+        try:
+            scores: Tensor = model(images)
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(f"the model takes no images of {size}: {error}") from error
+        if not isinstance(scores, Tensor):
+            raise ValueError(f"the model must return its scores as one tensor, got {type(scores).__name__}")
+        if not scores.isfinite().all():
+            raise ValueError(f"the model's scores of {what} of {size} are not finite")
+        return scores
 
 
 def require_equal(what: str, scores: Tensor, expected: Tensor, dtype: torch.dtype) -> float:
@@ -267,54 +462,23 @@ def require_equal(what: str, scores: Tensor, expected: Tensor, dtype: torch.dtyp
         raise DisagreementError(
             f"{what} gives {tuple(scores.shape)} scores, the model {tuple(expected.shape)}"
         )
-    wanted = expected.double()
-    difference = float((scores.double() - wanted).norm() / wanted.norm().clamp_min(1e-30))
-    if not difference <= TOLERANCES[dtype]:  # NaN neither
+    difference, most = relative_difference(scores, expected), precisions.tolerance(dtype, expected.device)
+    if not difference <= most:  # NaN neither
         raise DisagreementError(
             f"{what} gives scores that differ from the model's by {difference:.3g}, more than "
-            f"{TOLERANCES[dtype]:g} (norm of the difference over norm of the scores)"
+            f"{most:g} (norm of the difference over norm of the scores)"
         )
     return difference
 
 
-# ---------------------------------------------------------------------------------------------- the network
-
-
-def fold(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` for inference, its BatchNorms folded into the convolutions before them.
-
-    In a network that torch.fx cannot trace they stay: compilers find most of them later.
-    """
-    if not isinstance(model, WAEClassifier):
-        return _fold_convolutions(copy.deepcopy(model))
-    folded = fold_normalization(model)
-    for name in ("low_body", "high_body"):
-        setattr(folded, name, _fold_convolutions(getattr(folded, name)))
-    return folded
-
-
-def _fold_convolutions(network: nn.Module) -> nn.Module:
-    try:
-        calls = Counter(n.target for n in symbolic_trace(network).graph.nodes if n.op == "call_module")
-        if any(n > 1 and list(network.get_submodule(name).parameters()) for name, n in calls.items()):
-            return network  # fuse would fold into a shared convolution more than once
-        folded: nn.Module = fuse(network)
-    except Exception as error:  # any that the network's own code raises when it is traced
-        _log.debug("BatchNorm stays in %s: %s", type(network).__name__, error)
-        return network
-    return folded
-
-
-def _split(model: nn.Module) -> tuple[Run, nn.Module]:
-    """What runs as it is and makes tensors of images; and what an engine makes scores of these with."""
-    if isinstance(model, WAEClassifier):
-        return model.decompose, BehindEncoder(model).eval()
-    dtype = _first_parameter(model).dtype
-    return lambda images: (images.to(dtype),), model
+def relative_difference(scores: Tensor, expected: Tensor) -> float:
+    """||scores - expected|| / ||expected||."""
+    wanted = expected.double()
+    return float((scores.double() - wanted).norm() / wanted.norm().clamp_min(1e-30))
 
 
 def example_images(
-    model: nn.Module, batch: int, size: tuple[int, int], dtype: torch.dtype | None = None
+    model: nn.Module | Front, batch: int, size: tuple[int, int], dtype: torch.dtype | None = None
 ) -> Tensor:
     """(batch, 3, *size), the same each time: smooth shapes with some noise, as photos are.
 
@@ -328,27 +492,29 @@ def example_images(
         dtype: None for uint8 where the model scales its images itself, else for the dtype of its parameters.
     """
     random = torch.Generator().manual_seed(0)
-    shapes = F.interpolate(torch.randn(batch, 3, 5, 5, generator=random), size, mode="bicubic")
-    photos = (128 + 50 * shapes + 10 * torch.randn(batch, 3, *size, generator=random)).clamp(0, 255)
-    like = _first_parameter(model)
+    shapes = F.interpolate(_normal(random, batch, 3, 5, 5), size, mode="bicubic")
+    photos = (128 + 50 * shapes + 10 * _normal(random, batch, 3, *size)).clamp(0, 255)
+    like = first_parameter(model)
     scales = hasattr(model, "image_scale")
     if dtype is None:
         dtype = torch.uint8 if scales else like.dtype
     return (photos if scales or dtype == torch.uint8 else photos / 64 - 2).to(like.device, dtype)
 
 
-def _first_parameter(model: nn.Module) -> Tensor:
-    return next(model.parameters())
+def _normal(random: torch.Generator, *size: int) -> Tensor:
+    return torch.randn(size, generator=random, dtype=torch.float32)  # whatever the default dtype is
 
 
-# -------------------------------------------------------------------------------------------------- checks
+def first_parameter(model: nn.Module | Front) -> Tensor:
+    """It has the dtype and the device of the whole model."""
+    return model.like if isinstance(model, Front) else next(model.parameters())
 
 
 def check_arguments(model: Any, size: Any, batch: Any) -> None:
     """Raise TypeError or ValueError unless ``model`` can be run on ``batch`` images of ``size``.
 
-    It must be a module in evaluation mode, with all its parameters on one device and of a dtype that is a key
-    of :data:`TOLERANCES`.
+    It must be a module in evaluation mode, with all its parameters finite, on one device, and of a dtype that
+    is in :data:`.precision.DTYPES`.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -362,11 +528,12 @@ def check_arguments(model: Any, size: Any, batch: Any) -> None:
         raise ValueError(
             f"model must have its parameters on one device, got {', '.join(sorted(devices)) or 'none'}"
         )
-    if _first_parameter(model).dtype not in TOLERANCES:
-        raise ValueError(
-            f"model must compute in one of {', '.join(map(str, TOLERANCES))}, "
-            f"got {_first_parameter(model).dtype}"
-        )
+    dtype = first_parameter(model).dtype
+    if dtype not in DTYPES.values():
+        raise ValueError(f"model must compute in one of {', '.join(map(str, DTYPES.values()))}, got {dtype}")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f"model must have finite numbers only, but {name} has some that are not finite")
     if not isinstance(size, Sequence) or len(size) != 2 or any(type(n) is not int or n < 1 for n in size):
         raise ValueError(f"size must be (H, W), two integers of at least 1, got {size}")
     if type(batch) is not int or batch < 1:

@@ -11,16 +11,19 @@ run returns may be overwritten by the next one, and runs of one engine must not 
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import importlib
 import importlib.util
+import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,14 +31,34 @@ from torch import Tensor, nn
 from wae.errors import WaeError
 from wae_kernels import backends
 
+from . import aoti, precision, quantization
+from .quantization import Movement
 from .winograd import replaced
 
 Run = Callable[..., Any]
 """Takes the module's inputs, and returns what the module returns: a tensor, or several."""
 
+Samples = Sequence[Sequence[Tensor]]
+"""Inputs of the module, a few images each, that int8's scales come from."""
+
 
 class EngineError(WaeError, RuntimeError):
     """An engine cannot be used here: it is missing, or it does not take the network."""
+
+
+class Prepared(ABC):
+    """A network in an engine."""
+
+    movements: Sequence[Movement] = ()
+    """In int8: how far each layer's results moved, the farthest first."""
+
+    @abstractmethod
+    def for_batch(self, batch: int | None) -> Run:
+        """What runs it for ``batch`` images; for any number of them with None."""
+
+    @abstractmethod
+    def save(self, folder: Path, inputs: Sequence[Tensor]) -> None:
+        """Write into ``folder`` what :attr:`Engine.load` needs, for inputs like these."""
 
 
 @dataclass(frozen=True)
@@ -46,56 +69,255 @@ class Engine:
         name: its key in :data:`ENGINES`.
         devices: types of device it computes on.
         packages: what it imports, by the name that pip knows.
-        compile: see :meth:`build`.
-        foreign: whether it is not PyTorch's: it copies all but contiguous tensors, and has its own threads.
+        prepare: takes the module, inputs, the precision, and, for int8, samples of inputs and further
+            inputs on which the layers are compared.
+        load: takes the folder that :meth:`Prepared.save` wrote, the batch, and the precision.
+        precisions: that it can compute in; see :mod:`.precision`.
+        foreign: whether it is not PyTorch's: it copies all but contiguous tensors, has its own threads, and
+            takes and gives float32 whatever it computes in.
         kernels: whether it needs our compiled kernels.
     """
 
     name: str
     devices: tuple[str, ...]
     packages: dict[str, str]
-    compile: Callable[[nn.Module, Sequence[Tensor], bool], Run]
+    prepare: Callable[[nn.Module, Sequence[Tensor], str, Samples, Sequence[Tensor]], Prepared]
+    load: Callable[[Path, int, str], Prepared] | None = None
+    precisions: tuple[str, ...] = tuple(precision.DTYPES)
     foreign: bool = False
     kernels: bool = False
 
-    def why_not(self, device: torch.device | str) -> str | None:
-        """What is in the way of this engine on ``device``, for a person to read; None if nothing is."""
+    def why_not(self, device: torch.device | str, wanted: str | None = None) -> str | None:
+        """What is in the way of this engine on ``device``, for a person to read; None if nothing is.
+
+        Args:
+            device: to compute on.
+            wanted: the precision to compute in; None for any.
+        """
         kind = torch.device(device).type
         if kind not in self.devices:
             return f"{self.name} runs on {' or '.join(self.devices)}, not on {kind}"
-        missing = [pip for module, pip in self.packages.items() if importlib.util.find_spec(module) is None]
+        if wanted is not None and wanted not in self.precisions:
+            return f"{self.name} computes in {' or '.join(self.precisions)}, not in {wanted}"
+        if wanted == "int8" and kind != "cpu":
+            return f"{self.name} computes in int8 on cpu only, not on {kind}"
+        needed = self.packages | (quantization.PACKAGES[self.name] if wanted == "int8" else {})
+        missing = [pip for module, pip in needed.items() if importlib.util.find_spec(module) is None]
         if missing:
             return f"{self.name} needs packages that are not installed: `pip install {' '.join(missing)}`"
         if self.kernels and not backends.backend_for(device).startswith("cpu"):
             return f"{self.name} needs the compiled kernels: `wae info` tells why they do not run"
         return None
 
-    def build(self, module: nn.Module, inputs: Sequence[Tensor], dynamic: bool = False) -> Run:
-        """Prepare ``module``, in evaluation mode, for inputs like these.
+    def input_dtype(self, computed: str) -> torch.dtype:
+        """The dtype of the inputs for a module that is to be computed in this precision."""
+        return torch.float32 if self.foreign or computed == "int8" else precision.DTYPES[computed]
+
+    def make(
+        self,
+        module: nn.Module,
+        inputs: Sequence[Tensor],
+        wanted: str | None = None,
+        samples: Samples = (),
+        compared: Sequence[Tensor] = (),
+    ) -> Prepared:
+        """Bring ``module``, in evaluation mode, into the engine.
 
         Args:
             module: takes ``inputs`` and returns a tensor or several. It must not change afterwards.
             inputs: their dtypes, shapes and memory formats are what the result is made for.
-            dynamic: whether their first dimension, the same for all, may be another at each call.
+            wanted: the precision to compute in; None for that of the inputs.
+            samples: of inputs, for int8.
+            compared: inputs on which int8's layers are compared with the module's.
 
         Raises:
-            EngineError: the engine is not installed, does not run on the inputs' device, or refuses the
-                module.
+            EngineError: the engine is not installed, does not run on the inputs' device or in this
+                precision, or refuses the module.
         """
-        reason = self.why_not(inputs[0].device)
+        wanted = wanted or precision.name_of(inputs[0].dtype)
+        reason = self.why_not(inputs[0].device, wanted)
         if reason is not None:
             raise EngineError(reason)
+        with self.errors():
+            return self.prepare(module, inputs, wanted, samples, compared)
+
+    def open(self, prepared: Prepared, batch: int | None, inputs: Sequence[Tensor]) -> Run:
+        """What runs ``prepared`` for ``batch`` images, None for any number; it is tried on ``inputs``.
+
+        Raises EngineError where the engine refuses it.
+        """
+
+        with self.errors():
+            run = prepared.for_batch(batch)
+            run(*inputs)  # some prepare more at the first call
+            return run
+
+    def build(self, module: nn.Module, inputs: Sequence[Tensor], dynamic: bool = False) -> Run:
+        """:meth:`make` and :meth:`open` in one: for the number of images in ``inputs``, or for any."""
+        return self.open(self.make(module, inputs), None if dynamic else inputs[0].shape[0], inputs)
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """Whatever fails within it is an EngineError."""
         try:
             with torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of the engines' own parts
-                run = self.compile(module, inputs, dynamic)
-                run(*inputs)  # some prepare more at the first call
+                yield
+        except EngineError:
+            raise
         except Exception as error:  # whatever kind the engine has
             raise EngineError(f"{self.name} does not run this network: {error}") from error
-        return run
 
 
 # ------------------------------------------------------------------------------------------------- PyTorch
+
+
+class InPyTorch(Prepared):
+    """A module, and how PyTorch makes something fast of it.
+
+    Args:
+        module: in evaluation mode.
+        inputs: see :meth:`Engine.make`.
+        compile: takes the module, inputs, and whether any number of images is to be possible.
+        packs: whether what ``compile`` makes has weights of its own: then the module's wait in a file.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        inputs: Sequence[Tensor],
+        compile: Callable[[nn.Module, Sequence[Tensor], bool], Run],
+        packs: bool = False,
+    ) -> None:
+        self._module, self._compile, self._packs = module, compile, packs
+        self._inputs = [torch.empty_like(x) for x in inputs]
+
+    def for_batch(self, batch: int | None) -> Run:
+        """See :class:`Prepared`."""
+        inputs = [torch.zeros_like(x) for x in self._inputs]  # of these only the form counts
+        run = self._compile(self._module, inputs, batch is None)
+        if self._packs:
+            run(*inputs)
+            _leave_in_file(self._module)
+        return run
+
+    def save(self, folder: Path, inputs: Sequence[Tensor]) -> None:
+        """Compiled by AOTInductor where the engine compiles; else a torch.export program."""
+        if not self._packs:
+            shapes = _any_batch(inputs)
+            program = torch.export.export(self._module, tuple(_several(inputs)), dynamic_shapes=shapes)
+            torch.export.save(program, folder / "network.pt2")
+            return
+        module = replaced(self._module) if self._compile is _winograd else self._module
+        program = torch.export.export(module, tuple(inputs))
+        (folder / "network.pt2").write_bytes(aoti.package(program))
+
+
+class _Package(Prepared):
+    """What :meth:`InPyTorch.save` compiled: for one number of images, of which it takes others in turns."""
+
+    def __init__(self, folder: Path, batch: int, computed: str) -> None:
+        self._run: Run = torch._inductor.aoti_load_package(str(folder / "network.pt2"))
+        self._batch, self._folder = batch, folder
+
+    def for_batch(self, batch: int | None) -> Run:
+        return self._run if batch == self._batch else in_turns(self._run, self._batch)
+
+    def save(self, folder: Path, inputs: Sequence[Tensor]) -> None:
+        (folder / "network.pt2").write_bytes((self._folder / "network.pt2").read_bytes())
+
+
+class _Program(Prepared):
+    """The torch.export program that :meth:`InPyTorch.save` wrote."""
+
+    def __init__(self, folder: Path, batch: int, computed: str) -> None:
+        self._program = torch.export.load(folder / "network.pt2")
+        self._module = self._program.module()
+
+    def for_batch(self, batch: int | None) -> Run:
+        return self._module
+
+    def save(self, folder: Path, inputs: Sequence[Tensor]) -> None:
+        torch.export.save(self._program, folder / "network.pt2")
+
+
+class InTorchAO(Prepared):
+    """An int8 network of torchao's; its lowered form is for one number of images."""
+
+    def __init__(self, program: torch.export.ExportedProgram, movements: Sequence[Movement]) -> None:
+        self._program, self.movements = program, movements
+        self._batch: int = 0
+        self._run: Run | None = None
+
+    def for_batch(self, batch: int | None) -> Run:
+        """See :class:`Prepared`."""
+        if batch is None:
+            assert self._run is not None, "prepared for one number of images first"
+            return in_turns(self._run, self._batch)
+        self._batch = batch
+        self._run = quantization.lowered(self._program, batch)
+        return self._run
+
+    def save(self, folder: Path, inputs: Sequence[Tensor]) -> None:
+        """The quantized program: it is lowered when it is loaded."""
+        torch.export.save(self._program, folder / "network.pt2")
+
+
+def _load_torchao(folder: Path, batch: int, computed: str) -> Prepared:
+    quantization.import_torchao()  # registers its operators
+    loaded = InTorchAO(torch.export.load(folder / "network.pt2"), ())
+    loaded.for_batch(batch)
+    return loaded
+
+
+def in_turns(run: Run, size: int) -> Run:
+    """``run``, which takes ``size`` images, for any number: in turns, the last filled up."""
+
+    def any_number(*inputs: Tensor) -> Tensor:
+        count = inputs[0].shape[0]
+        parts = []
+        for start in range(0, count, size):
+            turn = [x[start : start + size] for x in inputs]
+            missing = size - turn[0].shape[0]
+            if missing:
+                turn = [torch.cat((x, x.new_zeros(missing, *x.shape[1:]))) for x in turn]
+            turn = [x.clone(memory_format=_format(y)) for x, y in zip(turn, inputs, strict=True)]
+            parts.append(run(*turn).clone())
+        return torch.cat(parts)[:count]
+
+    return any_number
+
+
+def _format(x: Tensor) -> torch.memory_format:
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def _leave_in_file(module: nn.Module) -> None:
+    """Let the weights of ``module`` be a mapped file, which takes no memory until somebody reads them."""
+    tensors = [*module.parameters(), *module.buffers()]
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        path = Path(folder) / "weights.pt"
+        torch.save([tensor.detach() for tensor in tensors], path)
+        # on Linux the mapped file stays until nobody has it open
+        for tensor, mapped in zip(tensors, torch.load(path, mmap=True), strict=True):
+            tensor.data = mapped
+
+
+def _in_pytorch(
+    compile: Callable[[nn.Module, Sequence[Tensor], bool], Run], packs: bool = False
+) -> Callable[..., Prepared]:
+    """The :attr:`Engine.prepare` of an engine of PyTorch's."""
+
+    def prepare(
+        module: nn.Module, inputs: Sequence[Tensor], wanted: str, samples: Samples, compared: Sequence[Tensor]
+    ) -> Prepared:
+        if wanted == "int8":
+            program, movements = quantization.by_torchao(module, inputs, samples, compared)
+            return InTorchAO(program, movements)
+        return InPyTorch(module, inputs, compile, packs)
+
+    return prepare
 
 
 def _eager(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -> Run:
@@ -143,6 +365,12 @@ def _several(inputs: Sequence[Tensor]) -> list[Tensor]:
     return [x if x.shape[0] > 1 else torch.cat((x, x)) for x in inputs]
 
 
+def _any_batch(inputs: Sequence[Tensor]) -> tuple[dict[int, Any], ...]:
+    """For exporters: the first dimension, the same for all inputs, may be another at each call."""
+    batch = torch.export.Dim("batch")
+    return tuple({0: batch} for _ in inputs)
+
+
 def _winograd(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -> Run:
     return _torch_compile(replaced(module), inputs, dynamic)
 
@@ -185,22 +413,64 @@ def to_onnx(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool = False, 
 
     ``options`` go to :func:`torch.onnx.export`.
     """
-    shapes = None
-    if dynamic:
-        batch = torch.export.Dim("batch")
-        shapes = tuple({0: batch} for _ in inputs)
-        inputs = _several(inputs)
+    shapes = _any_batch(inputs) if dynamic else None
+    inputs = _several(inputs) if dynamic else inputs
     return torch.onnx.export(
         module, tuple(inputs), dynamo=True, dynamic_shapes=shapes, verbose=False, **options
     )
 
 
-def _onnxruntime(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -> Run:
-    return onnx_session(to_onnx(module, inputs, dynamic).model_proto.SerializeToString())
+class InFile(Prepared):
+    """A network in a file, from which another's engine reads it for the number of images that is wanted.
+
+    Args:
+        folder: where the file is.
+        open: takes the folder, the number of images (None for any), and whether the engine may keep what it
+            compiles in the folder.
+        movements: see :class:`Prepared`.
+        temporary: whether the folder goes with this object.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        open: Callable[[Path, int | None, bool], Run],
+        movements: Sequence[Movement] = (),
+        temporary: bool = False,
+    ) -> None:
+        self._folder, self._open, self.movements = folder, open, movements
+        self._temporary = temporary
+        if temporary:
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+
+    def for_batch(self, batch: int | None) -> Run:
+        """See :class:`Prepared`."""
+        return self._open(self._folder, batch, not self._temporary)
+
+    def save(self, folder: Path, inputs: Sequence[Tensor]) -> None:
+        """Copy the file, and let the engine compile it once, so that it need not when it is loaded."""
+        for path in self._folder.iterdir():
+            if path.is_file():
+                (folder / path.name).write_bytes(path.read_bytes())
+        self._open(folder, inputs[0].shape[0], True)
 
 
-def onnx_session(model: bytes) -> Run:
-    """An ONNX ``model`` in ONNX Runtime on the processor."""
+def _prepare_onnxruntime(
+    module: nn.Module, inputs: Sequence[Tensor], wanted: str, samples: Samples, compared: Sequence[Tensor]
+) -> Prepared:
+    folder = Path(tempfile.mkdtemp())
+    path = folder / "network.onnx"
+    path.write_bytes(to_onnx(module, inputs, True).model_proto.SerializeToString())
+    movements = quantization.by_onnxruntime(path, samples, compared) if wanted == "int8" else ()
+    return InFile(folder, _open_onnxruntime, movements, temporary=True)
+
+
+def _open_onnxruntime(folder: Path, batch: int | None, keep: bool) -> Run:
+    return onnx_session(folder / "network.onnx", batch)
+
+
+def onnx_session(path: Path, batch: int | None = None) -> Run:
+    """The ONNX model at ``path`` in ONNX Runtime on the processor, for ``batch`` images; None for any."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -208,59 +478,57 @@ def onnx_session(model: bytes) -> Run:
     options.log_severity_level = 3  # errors
     # after a run its idle threads would keep the cores from our op, which runs on PyTorch's
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"  # of bytes the session would keep a copy
-        path.write_bytes(model)
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    if batch is not None:
+        options.add_free_dimension_override_by_name("batch", batch)
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [node.name for node in session.get_inputs()]
 
     def run(*tensors: Tensor) -> Any:
         arrays = (x.contiguous().numpy() for x in tensors)
-        _end_threads()
         return _as_tensors(session.run(None, dict(zip(names, arrays, strict=True))))
 
     return run
 
 
-def _openvino(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -> Run:
+def _prepare_openvino(
+    module: nn.Module, inputs: Sequence[Tensor], wanted: str, samples: Samples, compared: Sequence[Tensor]
+) -> Prepared:
+    import openvino
+
+    model = openvino.Core().read_model(to_onnx(module, inputs, True).model_proto.SerializeToString())
+    movements: Sequence[Movement] = ()
+    if wanted == "int8":
+        model, movements = quantization.by_nncf(model, samples, compared)
+    folder = Path(tempfile.mkdtemp())
+    openvino.save_model(model, folder / "network.xml", compress_to_fp16=False)
+    return InFile(folder, partial(_open_openvino, wanted), movements, temporary=True)
+
+
+_HINTS = {"float32": "f32", "int8": "f32", "bfloat16": "bf16", "float16": "f16"}
+
+
+def _open_openvino(wanted: str, folder: Path, batch: int | None, keep: bool) -> Run:
     import openvino
 
     settings = {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": _HINTS[wanted],
         "PERFORMANCE_HINT": "LATENCY",
     }
+    if keep:  # OpenVINO's own: it knows when what it compiled is of another version or processor
+        settings["CACHE_DIR"] = str(folder / "compiled")
     core = openvino.Core()
-    model = core.read_model(to_onnx(module, inputs, dynamic).model_proto.SerializeToString())
+    model = core.read_model(folder / "network.xml")
+    if batch is not None:
+        model.reshape({x.get_any_name(): [batch, *list(x.partial_shape)[1:]] for x in model.inputs})
     request = core.compile_model(model, "CPU", settings).create_infer_request()
 
     def run(*tensors: Tensor) -> Any:
         arrays = [x.contiguous().numpy() for x in tensors]
-        _end_threads()
         outputs = request.infer(arrays, share_inputs=True, share_outputs=True)
         return _as_tensors(list(outputs.values()))
 
     return run
-
-
-def _end_threads() -> None:
-    """End PyTorch's idle threads; its next operation starts them again, in some 0.05 ms.
-
-    They are OpenMP's, and wait for that operation in a loop. An engine with threads of its own would share
-    the cores with them for milliseconds (docs/deploy.md).
-    """
-    pause = _openmp_pause()
-    if pause is not None:
-        pause(1)  # omp_pause_soft
-
-
-@functools.cache
-def _openmp_pause() -> Callable[[int], int] | None:
-    """OpenMP 5.0's omp_pause_resource_all, of the library that PyTorch has loaded; None where it has none."""
-    try:
-        return cast(Callable[[int], int], ctypes.CDLL(None).omp_pause_resource_all)
-    except (OSError, TypeError, AttributeError):  # TypeError: on Windows
-        return None
 
 
 def _as_tensors(arrays: Sequence[Any]) -> Tensor | list[Tensor]:
@@ -268,18 +536,65 @@ def _as_tensors(arrays: Sequence[Any]) -> Tensor | list[Tensor]:
     return tensors if len(tensors) > 1 else tensors[0]
 
 
+def _load_file(open: Callable[..., Run]) -> Callable[[Path, int, str], Prepared]:
+    return lambda folder, batch, computed: InFile(folder, open)
+
+
+def _load_compiled(folder: Path, batch: int, computed: str) -> Prepared:
+    load = _load_torchao if computed == "int8" else _Package
+    return load(folder, batch, computed)
+
+
 _ONNX = {"onnx": "onnx", "onnxscript": "onnxscript"}
+_FLOATS = tuple(precision.DTYPES)
 
 ENGINES: dict[str, Engine] = {
     engine.name: engine
     for engine in (
-        Engine("eager", ("cpu", "cuda"), {}, _eager),
-        Engine("compile", ("cpu", "cuda"), {}, _torch_compile),
-        Engine("winograd", ("cpu",), {}, _winograd, kernels=True),
-        Engine("onnxruntime", ("cpu",), {**_ONNX, "onnxruntime": "onnxruntime"}, _onnxruntime, foreign=True),
-        Engine("openvino", ("cpu",), {**_ONNX, "openvino": "openvino"}, _openvino, foreign=True),
-        Engine("cudagraphs", ("cuda",), {}, _cudagraphs),
-        Engine("tensorrt", ("cuda",), {"torch_tensorrt": "torch-tensorrt"}, _tensorrt),
+        Engine("eager", ("cpu", "cuda"), {}, _in_pytorch(_eager), _Program),
+        Engine(
+            "compile",
+            ("cpu", "cuda"),
+            {},
+            _in_pytorch(_torch_compile, packs=True),
+            _load_compiled,
+            (*_FLOATS, "int8"),
+        ),
+        Engine(
+            "winograd",
+            ("cpu",),
+            {},
+            _in_pytorch(_winograd, packs=True),
+            _load_compiled,
+            ("float32",),
+            kernels=True,
+        ),
+        Engine(
+            "onnxruntime",
+            ("cpu",),
+            {**_ONNX, "onnxruntime": "onnxruntime"},
+            _prepare_onnxruntime,
+            _load_file(_open_onnxruntime),
+            ("float32", "int8"),
+            foreign=True,
+        ),
+        Engine(
+            "openvino",
+            ("cpu",),
+            {**_ONNX, "openvino": "openvino"},
+            _prepare_openvino,
+            lambda folder, batch, computed: InFile(folder, partial(_open_openvino, computed)),
+            tuple(_HINTS),
+            foreign=True,
+        ),
+        Engine("cudagraphs", ("cuda",), {}, _in_pytorch(_cudagraphs), precisions=_FLOATS),
+        Engine(
+            "tensorrt",
+            ("cuda",),
+            {"torch_tensorrt": "torch-tensorrt"},
+            _in_pytorch(_tensorrt),
+            precisions=("float32", "bfloat16", "float16"),
+        ),
     )
 }
 """All engines, by name."""

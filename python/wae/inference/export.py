@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import copy
 import io
+import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +30,23 @@ from wae.models.stock import StockEncoder
 from wae.storage.files import refuse_existing, written
 from wae_kernels.nn import Encoder
 
-from .deployed import check_arguments, example_images, fold, require_equal, scores_of
-from .engines import ENGINES, EngineError, Run, onnx_session, to_onnx
+from . import aoti, quantization
+from .calibration import Calibration, CalibrationError, Source, gather
+from .deployed import (
+    agreement,
+    check_arguments,
+    example_images,
+    fold,
+    ready,
+    relative_difference,
+    require_equal,
+    require_no_drop,
+    scores_of,
+    undisturbed,
+)
+from .engines import ENGINES, EngineError, Run, in_turns, onnx_session, to_onnx
+
+_SAMPLE = 4  # images in a step of the calibration
 
 
 @dataclass(frozen=True)
@@ -41,7 +58,6 @@ class Format:
     load: Callable[[bytes], Run]
 
 
-@torch.no_grad()
 def export(
     model: nn.Module,
     path: Path,
@@ -50,7 +66,12 @@ def export(
     batch: int | None = None,
     image_dtype: torch.dtype = torch.uint8,
     force: bool = False,
-) -> float:
+    *,
+    precision: str | None = None,
+    calibration: Source | None = None,
+    calibration_images: int = 100,
+    max_drop: float | None = 0.005,
+) -> dict[str, Any]:
     """Write ``model`` to ``path``: from images to scores, BatchNorm folded.
 
     The file is loaded again and its scores are compared with the model's before it takes its place.
@@ -63,14 +84,18 @@ def export(
         batch: how many images a call has; None for any number.
         image_dtype: what the images are: uint8, or the dtype of the model's parameters.
         force: replace the file that is there.
+        precision: None for the model's own; "int8" in the format "onnx" for a file in the form QDQ.
+        calibration, calibration_images, max_drop: see :func:`wae.deploy`.
 
     Returns:
-        How far the file's scores are from the model's, relative, in the norm.
+        The report of :func:`wae.deploy`, if there is calibration; and ``difference``, how far the file's
+        scores are from the model's, relative, in the norm.
 
     Raises:
         TypeError, ValueError: an argument does not fit.
         FileExistsError: there is a file at ``path`` and ``force`` is false.
         EngineError: a package is missing, or the network cannot be exported.
+        CalibrationError: int8 without images to calibrate on, or with too few or wrong ones.
         DisagreementError: the file does not compute what ``model`` does; then it is not written.
     """
     check_arguments(model, size, 1 if batch is None else batch)
@@ -79,26 +104,76 @@ def export(
     dtype = next(model.parameters()).dtype
     if image_dtype not in (torch.uint8, dtype):
         raise ValueError(f"image_dtype must be torch.uint8 or {dtype}, got {image_dtype}")
+    if precision not in (None, "int8"):
+        raise ValueError(f"precision must be None or int8, got {precision!r}")
+    if precision == "int8" and file_format != "onnx":
+        raise ValueError(f"precision: int8 files have the format onnx, not {file_format}")
+    if precision == "int8" and calibration is None:
+        raise CalibrationError("calibration: int8 takes its scales from images: give some")
     refuse_existing(path, force)
-    form = FORMATS[file_format]
+    with undisturbed(next(model.parameters()).device):
+        data = None
+        if calibration is not None:
+            data = gather(calibration, size, calibration_images, hasattr(model, "image_scale"))
+        content, report = _made(model, FORMATS[file_format], size, batch, image_dtype, precision, data)
+        if data is not None:
+            report["max_drop"] = max_drop
+            require_no_drop(f"the {file_format} file", report)
+    with written(path, force) as file:
+        file.write(content)
+    return report
+
+
+def _made(
+    model: nn.Module,
+    form: Format,
+    size: tuple[int, int],
+    batch: int | None,
+    image_dtype: torch.dtype,
+    precision: str | None,
+    data: Calibration | None,
+) -> tuple[bytes, dict[str, Any]]:
+    """The file, and what was found about it."""
+    dtype = next(model.parameters()).dtype
     cases = [example_images(model, count, size, image_dtype) for count in ((batch,) if batch else (2, 1, 3))]
     expected = [scores_of(model, x if isinstance(model, WAEClassifier) else x.to(dtype)) for x in cases]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporters' own parts
         try:
             content = form.make(_FromImages(fold(model)).eval(), cases[0], batch is None)
+            if precision == "int8":
+                assert data is not None
+                content, movements = _in_int8(content, data.images.to(image_dtype), batch or _SAMPLE)
             run = form.load(content)
             scores = [run(x) for x in cases]
         except EngineError:
             raise
         except Exception as error:  # whatever kind the exporter has
-            raise EngineError(f"{file_format} does not take this network: {error}") from error
-    differences = [
-        require_equal(f"the {file_format} file", x, y, dtype) for x, y in zip(scores, expected, strict=True)
-    ]
-    with written(path, force) as file:
-        file.write(content)
-    return max(differences)
+            raise EngineError(f"the exporter does not take this network: {error}") from error
+    if precision == "int8":
+        differences = [relative_difference(x, y) for x, y in zip(scores, expected, strict=True)]
+    else:
+        differences = [require_equal("the file", x, y, dtype) for x, y in zip(scores, expected, strict=True)]
+    report: dict[str, Any] = {"difference": max(differences)}
+    if data is not None:
+        wanted = torch.cat(
+            [scores_of(model, part, "the images of calibration") for part in ready(model, data)]
+        )
+        run_all = in_turns(run, batch or _SAMPLE)
+        report |= agreement(run_all(data.held_out.to(image_dtype)).argmax(1), wanted.argmax(1), data)
+        if precision == "int8":
+            report["layers"] = [list(movement) for movement in movements]
+    return content, report
+
+
+def _in_int8(content: bytes, images: Tensor, batch: int) -> tuple[bytes, list[quantization.Movement]]:
+    """The ONNX file with its scales, and how far its layers moved."""
+    samples = [(part,) for part in images.split(batch) if len(part) == batch]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.onnx"
+        path.write_bytes(content)
+        movements = quantization.by_onnxruntime(path, samples, samples[0])
+        return path.read_bytes(), movements
 
 
 class _FromImages(nn.Module):
@@ -135,14 +210,7 @@ def _load_torch(content: bytes) -> Run:
 
 
 def _make_aoti(network: nn.Module, images: Tensor, dynamic: bool) -> bytes:
-    file = io.BytesIO()
-    program = _program(network, images, dynamic)
-    options = {
-        "freezing": True,  # packs the weights
-        "aot_inductor.check_lowerbound": False,  # one image is as good as several
-    }
-    torch._inductor.aoti_compile_and_package(program, package_path=file, inductor_configs=options)
-    return file.getvalue()
+    return aoti.package(_program(network, images, dynamic))
 
 
 def _load_aoti(content: bytes) -> Run:
@@ -171,7 +239,10 @@ def _standard(encoder: Encoder) -> StockEncoder:
 
 
 def _load_onnx(content: bytes) -> Run:
-    session = onnx_session(content)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"  # of bytes the session would keep a copy
+        path.write_bytes(content)
+        session = onnx_session(path)
     return lambda images: session(images.cpu()).to(images.device)
 
 

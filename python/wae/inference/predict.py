@@ -22,7 +22,7 @@ from contextlib import closing
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -105,16 +105,25 @@ def _ahead(
             pool.shutdown(cancel_futures=True)
 
 
+def images(found: Iterable[Found], input: Input) -> Iterator[Tensor]:
+    """The prepared images of those files that can be read."""
+    with closing(_ahead(partial(_load, input=input, invert=False), found, BATCH)) as loaded:
+        yield from (image for _, image in loaded if image is not None)
+
+
 # -------------------------------------------------------------------------------------------------- network
 
 
-def runner(model: nn.Module, input: Input, engine: str | None = None, batch: int = BATCH) -> Network:
+def runner(
+    model: nn.Module, input: Input, engine: str | None = None, batch: int = BATCH, **options: Any
+) -> Network:
     """``model`` on the GPU if there is one, else on the processor.
 
     Args:
         input: its images' size counts.
         engine: of :func:`wae.deploy`; None runs the model as it is.
         batch: images at once that an engine is prepared for. Fewer are filled up, more are not possible.
+        options: of :func:`wae.deploy`: precision, calibration ...
 
     Raises:
         ValueError: the model does not take such images, or there is no such engine.
@@ -126,7 +135,7 @@ def runner(model: nn.Module, input: Input, engine: str | None = None, batch: int
     if engine is not None:
         from .deployed import deploy
 
-        deployed = deploy(model, size, batch, engine)
+        deployed = deploy(model, size, batch, engine, **options)
         return lambda images: deployed(_filled(images, batch).to(device))[: len(images)]
 
     def network(images: Tensor) -> Tensor:

@@ -42,7 +42,11 @@ def replaced(network: nn.Module) -> nn.Module:
     A ReLU becomes part of the convolution before it, where nothing else reads that one's result and torch.fx
     can trace the module that holds the two.
     """
-    network = copy.deepcopy(network)
+    with torch.autocast("cpu", enabled=False):  # weights are packed as they are
+        return _replaced(copy.deepcopy(network))
+
+
+def _replaced(network: nn.Module) -> nn.Module:
     for holder, name, part in list(_traceable(network)):
         traced = _joined(part)
         if holder is None:

@@ -1,20 +1,27 @@
 """`wae.deploy`: every engine gives the model's scores, for any batch; what does not agree is refused."""
 
+import copy
 import logging
+import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 import wae
 from wae.inference import deployed as deployed_module
+from wae.inference import front as front_module
+from wae.inference import precision
 from wae.inference.deployed import ENGINES, DisagreementError, EngineError, deploy, example_images, fold
-from wae.inference.engines import Engine
+from wae.inference.engines import Engine, InPyTorch
 from wae.models.baselines import HalfResolution
 from wae.models.classifier import FlatClassifier, WAEClassifier
 from wae.models.haar import Haar
@@ -22,6 +29,11 @@ from wae_kernels.nn import Encoder
 
 SIZE = (20, 33)
 SLOW = ("compile", "winograd")  # those that compile
+EACH = [
+    pytest.param(name, marks=pytest.mark.slow if name in SLOW else ())
+    for name in ENGINES
+    if name != "tensorrt"
+]
 QUICK = [name for name in ENGINES if name not in ("compile", "tensorrt")]
 
 
@@ -91,14 +103,7 @@ def assert_close(scores, expected, tolerance=1e-5):
 # ------------------------------------------------------------------------------------------ the same scores
 
 
-@pytest.mark.parametrize(
-    "engine",
-    [
-        pytest.param(name, marks=pytest.mark.slow if name in SLOW else ())
-        for name in ENGINES
-        if name != "tensorrt"
-    ],
-)
+@pytest.mark.parametrize("engine", EACH)
 def test_scores_are_the_model_s_for_any_batch(engine, model):
     needs(engine)
     deployed = deploy(model, SIZE, batch=3, engine=engine)
@@ -163,45 +168,183 @@ def test_the_model_stays_as_it_was(model):
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def test_half_precision(model):
-    deployed = deploy(model, SIZE, engine="eager", dtype=torch.bfloat16)
+@pytest.mark.parametrize("engine", ["eager", "openvino", pytest.param("compile", marks=pytest.mark.slow)])
+def test_half_precision(engine, model):
+    needs(engine)
+    deployed = deploy(model, SIZE, engine=engine, precision="bfloat16")
+    for batch in (1, 2):
+        images = photos(batch)
+        assert deployed(images).dtype == torch.float32  # the model's
+        assert_close(deployed(images), model(images), 5e-2)
+
+
+def test_a_wider_precision_than_the_model_s(model):
+    """What is expected is computed as widely."""
+    narrow = copy.deepcopy(model).bfloat16()
+    deployed = deploy(narrow, SIZE, engine="eager", precision="float32")
+    assert deployed.difference <= 1e-5
     images = photos(2)
-    assert deployed(images).dtype == torch.bfloat16
-    assert_close(deployed(images).float(), model(images), 5e-2)
+    assert deployed(images).dtype == torch.float32
+    assert_close(deployed(images), copy.deepcopy(narrow).float()(images))
+    assert deploy(model, SIZE, engine="eager", precision="float64").difference <= 1e-12
+
+
+def test_dtype_is_the_old_name_of_precision(model):
+    with pytest.warns(DeprecationWarning, match="precision="):
+        deployed = deploy(model, SIZE, engine="eager", dtype=torch.bfloat16)
+    assert deployed.precision == "bfloat16"
+
+
+def test_a_precision_that_the_engine_does_not_have(model):
+    with pytest.raises(EngineError, match="onnxruntime computes in float32 or int8, not in bfloat16"):
+        deploy(model, SIZE, engine="onnxruntime", precision="bfloat16")
+
+
+def test_a_precision_that_is_emulated_is_logged(model, monkeypatch, caplog):
+    monkeypatch.setattr(deployed_module.precisions, "native", lambda name, device: False)
+    deploy(model, SIZE, engine="eager", precision="bfloat16")
+    assert "no instructions for bfloat16: eager emulates it" in caplog.text
+
+
+# ------------------------------------------------------------------------------------------ what is around it
+
+
+@pytest.mark.parametrize("engine", EACH)
+def test_what_is_around_a_call_does_not_change_it(engine, model):
+    """Neither autocast, nor inference mode, nor the default dtype; also around deploy."""
+    needs(engine)
+    images = photos(1)
+    expected = deploy(model, SIZE, engine=engine)(images)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+            deployed = deploy(model, SIZE, engine=engine)
+            assert torch.equal(deployed(images), expected)
+            assert torch.is_autocast_enabled("cpu")
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("engine", EACH)
+def test_calls_from_several_threads(engine, model):
+    needs(engine)
+    deployed = deploy(model, SIZE, engine=engine)
+    images = [photos(1) for _ in range(8)]
+    expected = [deployed(x) for x in images]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(25):
+            for scores, wanted in zip(pool.map(deployed, images), expected, strict=True):
+                assert torch.equal(scores, wanted)
+
+
+def test_its_repr_says_what_it_is(model):
+    deployed = deploy(model, SIZE, batch=2, engine="eager")
+    shown = r"Deployed\(engine='eager', precision='float32', size=\(20, 33\), batch=2, difference=[\d.e-]+\)"
+    assert re.fullmatch(shown, repr(deployed))
+
+
+def test_the_weights_are_held_once(model):
+    """Beside an engine that packs them, the module's wait in a mapped file; one in a file needs no module."""
+    module, inputs = nn.Linear(512, 512).eval(), [torch.randn(1, 512)]
+    expected = module(*inputs)
+    prepared = InPyTorch(module, inputs, lambda m, *_: copy.deepcopy(m), packs=True)
+    prepared.for_batch(1)
+    assert "weights.pt" in Path("/proc/self/maps").read_text()
+    assert torch.equal(module(*inputs), expected)
+    deployed = deploy(model, SIZE, engine="openvino")
+    assert not any(isinstance(x, nn.Module) for x in vars(deployed._prepared).values())
+
+
+def rounded_to_ten_bits(x):
+    """As tf32 rounds: 10 bits of mantissa."""
+    mantissa, exponent = torch.frexp(x)
+    return torch.ldexp((mantissa * 2**11).round() / 2**11, exponent)
+
+
+@contextmanager
+def allowed(backend, setting):
+    """Within it ``backend`` may round float32 as ``setting`` says."""
+    before = backend.fp32_precision
+    backend.fp32_precision = setting
+    try:
+        yield
+    finally:
+        backend.fp32_precision = before
+
+
+def test_the_tolerance_follows_the_arithmetic_that_torch_allows(monkeypatch):
+    """tf32, torch's default on a GPU, emulated: folding changes what is rounded."""
+    monkeypatch.setattr(
+        nn.Conv2d,
+        "_conv_forward",
+        lambda self, x, weight, bias: F.conv2d(
+            rounded_to_ten_bits(x), rounded_to_ten_bits(weight), bias, self.stride, self.padding
+        ),
+    )
+    torch.manual_seed(0)
+    network = with_statistics(ResNet(BasicBlock, [2, 2, 2, 2], num_classes=7))
+    with pytest.raises(DisagreementError, match=r"more than 0\.0001"):
+        deploy(network, (64, 64), engine="eager")
+    with monkeypatch.context() as patched:
+        patched.setattr(precision, "_allowed", lambda device: {"tf32"})
+        difference = deploy(network, (64, 64), engine="eager").difference
+    assert 1e-4 < difference <= 2e-3
+    for setting, most in (("ieee", 1e-4), ("tf32", 2e-3)):
+        with allowed(torch.backends.cudnn.conv, setting):
+            assert precision.tolerance(torch.float32, torch.device("cuda")) == most
 
 
 # ------------------------------------------------------------------------------------------------- threads
 
 
 @pytest.mark.parametrize("engine", [name for name in QUICK if ENGINES[name].foreign])
-@pytest.mark.parametrize("front", [1, None])
-def test_the_number_of_threads_is_as_before(engine, front, model, monkeypatch):
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's list of threads")
+def test_the_caller_s_threads_are_left_alone(engine, model, tmp_path):
+    """In a fresh process: PyTorch's threads of the caller live on, and their number is as before."""
     needs(engine)
-    monkeypatch.setattr(deployed_module.Deployed, "_best_front_threads", lambda self: front)
-    deployed = deploy(model, SIZE, engine=engine)
-    before, images = torch.get_num_threads(), photos(1)
-    assert_close(deployed(images), model(images))
-    assert torch.get_num_threads() == before
+    torch.save(model, tmp_path / "model.pt")
+    code = f"""
+import os, sys, torch, wae
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+torch.set_num_threads(3)
+model = torch.load({str(tmp_path / "model.pt")!r}, weights_only=False)
+deployed = wae.deploy(model, {SIZE}, engine={engine!r})
+images = torch.randint(0, 256, (1, 3, *{SIZE}), dtype=torch.uint8)
+def work():
+    before = set(os.listdir("/proc/self/task"))
+    (torch.ones(500, 500) @ torch.ones(500, 500)).add(1)  # a parallel region of the user's
+    return set(os.listdir("/proc/self/task")) - before
+cores = os.sched_getaffinity(0)
+work()
+mine = set(os.listdir("/proc/self/task"))
+for _ in range(3):
+    deployed(images)
+    assert mine <= set(os.listdir("/proc/self/task")), "a thread of the caller's has ended"
+    assert not work(), "the caller's parallel region had to start threads"
+assert torch.get_num_threads() == 3
+assert os.sched_getaffinity(0) == cores
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's list of threads")
-def test_idle_threads_end_before_an_engine_with_its_own():
-    code = """
-import os, torch
-from wae.inference import engines
-assert engines._openmp_pause() is not None
-torch.set_num_threads(3)
-counts = []
-for _ in range(2):
-    (torch.ones(500, 500) @ torch.ones(500, 500)).add(1)
-    counts.append(len(os.listdir("/proc/self/task")))
-    engines._end_threads()
-    counts.append(len(os.listdir("/proc/self/task")))
-print(*counts)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    working, ended, working_again, ended_again = map(int, done.stdout.split())
-    assert ended == ended_again < working == working_again
+def test_the_encoder_s_own_threads_do_not_wait_beside_an_engine(model):
+    if front_module._openmp_pause() is None:
+        pytest.skip("not GNU's OpenMP")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        front, _ = front_module.in_front(fold(model), torch.float32, torch.contiguous_format, True)
+        front(photos(1))
+        before = len(os.listdir("/proc/self/task"))
+        front._thread.submit(front._inputs, photos(8, (224, 224))).result()  # without the end of the threads
+        assert len(os.listdir("/proc/self/task")) > before
+        front(photos(8, (224, 224)))
+        assert len(os.listdir("/proc/self/task")) == before
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.slow
@@ -268,7 +411,12 @@ def test_a_convolution_used_twice_is_not_folded(model):
 def scripted(monkeypatch, **engines):
     """Engines in place of the real ones: name -> a function of the module that gives what runs."""
     made = {
-        name: Engine(name, ("cpu",), {}, lambda module, inputs, dynamic, make=make: make(module))
+        name: Engine(
+            name,
+            ("cpu",),
+            {},
+            lambda module, inputs, *_, make=make: InPyTorch(module, inputs, lambda m, *_: make(m)),
+        )
         for name, make in engines.items()
     }
     monkeypatch.setattr(deployed_module, "ENGINES", made)
@@ -316,9 +464,9 @@ def test_disagreement_is_refused(model, monkeypatch, by):
 
 
 def test_disagreement_for_another_batch_is_refused(model, monkeypatch):
-    engines = scripted(monkeypatch, odd=lambda module: module)
+    scripted(monkeypatch, odd=lambda module: module)
     deployed = deploy(model, SIZE, engine="odd")
-    object.__setattr__(engines["odd"], "compile", lambda module, *_: lambda *x: module(*x) * 2)
+    deployed._prepared._compile = lambda module, *_: lambda *x: module(*x) * 2
     with pytest.raises(DisagreementError, match="any number of images"):
         deployed(photos(2))
 
@@ -357,8 +505,13 @@ def test_wrong_arguments(model):
     for wrong in ({"size": (0, 5)}, {"size": 224}, {"batch": 0}, {"batch": 1.5}, {"engine": "tvm"}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             deploy(model, **{"size": SIZE, "engine": "eager", **wrong})
-    with pytest.raises(ValueError, match=r"dtype must be one of .*got torch.int8"):
+    with (
+        pytest.warns(DeprecationWarning, match="precision="),
+        pytest.raises(ValueError, match=r"dtype must be one of .*got torch\.int8"),
+    ):
         deploy(model, SIZE, dtype=torch.int8)
+    with pytest.raises(ValueError, match=r"precision must be one of auto, .*got 'int4'"):
+        deploy(model, SIZE, precision="int4")
 
 
 def test_a_model_in_training_mode(model):
@@ -373,9 +526,12 @@ def test_a_model_without_memory_or_parameters(model):
             deploy(wrong, SIZE)
 
 
-def test_a_model_with_broken_weights(model):
-    model.low_classifier[0].weight.data.fill_(float("inf"))
-    with pytest.raises(ValueError, match="not finite"):
+@pytest.mark.parametrize("name", ["low_classifier.0.weight", "encoder.conv2.bias", "high_norm.running_var"])
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_model_with_broken_weights(name, value, model):
+    """By name, also where a ReLU behind them would make finite scores of them."""
+    model.state_dict()[name].view(-1)[0] = value
+    with pytest.raises(ValueError, match=f"finite numbers only, but {name} has"):
         deploy(model, SIZE, engine="eager")
 
 

@@ -1,0 +1,138 @@
+"""Images that int8's scales come from, and others that it is checked on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from wae.data.dataset import Dataset
+from wae.data.folder import evaluation_resize
+from wae.errors import WaeError
+from wae.storage.checkpoint import Input
+
+from .predict import find, images
+from .showing import track
+
+CHECKED = 1_000
+"""Images that a precision is checked on, at most."""
+
+_READ = 32  # images at a time
+
+Source = Tensor | Iterable[Any] | Dataset | str | PathLike[str]
+"""Images (M, 3, H, W); what can be gone through for such images, or (images, labels); a data set;
+or a folder of image files."""
+
+
+class CalibrationError(WaeError, ValueError):
+    """The images for calibration are missing, too few, or not what the network takes."""
+
+
+class Calibration(NamedTuple):
+    """Images, none of them in both parts."""
+
+    images: Tensor
+    """To take the scales from."""
+    held_out: Tensor
+    """To check on."""
+    labels: Tensor | None
+    """Of ``held_out``, (N,) int64, where the source had them."""
+
+
+def gather(source: Source, size: tuple[int, int], count: int, scales: bool) -> Calibration:
+    """Read what is needed of ``source``: every other image for each part, spread over all if possible.
+
+    Args:
+        source: see :data:`Source`. What can only be gone through is
+            read from its beginning: it should be in a random order.
+        size: (H, W) of the network's images; files are resized and cut to it, which must be a square.
+        count: images to calibrate on; as many are needed to check on, and up to :data:`CHECKED` are taken.
+        scales: whether the network scales its images itself: only then can files be read for it.
+
+    Raises:
+        CalibrationError: there are too few images, or they are not what the network takes.
+    """
+    if type(count) is not int or count < 1:
+        raise CalibrationError(f"calibration_images: need an integer of at least 1, got {count!r}")
+    wanted = count + max(count, CHECKED)
+    parts: list[Tensor] = []
+    labels: list[Tensor] = []
+    total = 0
+    for part, targets in _parts(source, size, wanted, scales):
+        if part.dim() != 4 or tuple(part.shape[1:]) != (3, *size):
+            raise CalibrationError(
+                f"calibration: images must be (N, 3, {size[0]}, {size[1]}), got {tuple(part.shape)}"
+            )
+        parts.append(part)
+        labels += [] if targets is None else [targets]
+        total += len(part)
+        if total >= wanted:
+            break
+    if total < 2 * count:
+        raise CalibrationError(
+            f"calibration: need at least {2 * count} images, {count} to calibrate on and as "
+            f"many to check on (calibration_images sets the number), got {total}"
+        )
+    every = torch.cat(parts)[:wanted]
+    known = torch.cat(labels)[:wanted] if len(labels) == len(parts) else None
+    numbers = torch.arange(len(every))
+    chosen = (numbers % 2 == 0) & (numbers < 2 * count)
+    return Calibration(every[chosen], every[~chosen], None if known is None else known[~chosen])
+
+
+def _parts(
+    source: Any, size: tuple[int, int], wanted: int, scales: bool
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """A few images at a time, with their labels where there are some."""
+    if isinstance(source, (str, PathLike)):
+        yield from _files(Path(source), size, wanted, scales)
+    elif isinstance(source, Tensor):
+        yield source[_spread(len(source), wanted)] if source.dim() == 4 else source, None
+    elif hasattr(source, "batch") and hasattr(source, "labels"):
+        numbers = _spread(len(source), wanted).tolist()
+        chunks = [numbers[start : start + _READ] for start in range(0, len(numbers), _READ)]
+        for chunk in track(chunks, "reading images"):
+            yield source.batch(chunk, 0)
+    elif isinstance(source, Iterable):
+        for part in source:
+            pair = part if isinstance(part, (tuple, list)) else (part, None)
+            if not isinstance(pair[0], Tensor):
+                raise CalibrationError(f"calibration: need tensors of images, got {type(pair[0]).__name__}")
+            yield pair[0], None if pair[1] is None else torch.as_tensor(pair[1])
+    else:
+        raise CalibrationError(
+            f"calibration: need images, a loader of images or a folder, got {type(source).__name__}"
+        )
+
+
+def _spread(total: int, wanted: int) -> Tensor:
+    """``wanted`` numbers below ``total``, or all, evenly spaced."""
+    return torch.arange(total) if total <= wanted else torch.arange(wanted) * total // wanted
+
+
+def _files(
+    folder: Path, size: tuple[int, int], wanted: int, scales: bool
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    if not folder.is_dir():
+        raise CalibrationError(f"calibration: {folder} is not a folder")
+    if not scales or size[0] != size[1]:
+        raise CalibrationError(
+            "calibration: files of a folder can be read for a network that scales its square images itself; "
+            "give it prepared images instead"
+        )
+    for part in in_folder(folder, Input(size[0], evaluation_resize(size[0])), wanted):
+        yield part, None
+
+
+def in_folder(folder: Path, input: Input, wanted: int) -> Iterator[Tensor]:
+    """The readable ones of up to ``wanted`` images in ``folder`` and its folders, a few at a time."""
+    found = list(find([folder]))
+    chosen = [found[number] for number in _spread(len(found), wanted).tolist()]
+    prepared = images(track(chosen, "reading images"), input)
+    while part := list(islice(prepared, _READ)):
+        yield torch.stack(part)

@@ -1,0 +1,126 @@
+"""What stands before an engine: the encoder, as our op, or a cast; and the network behind it."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from wae.models.classifier import WAEClassifier
+from wae.models.haar import Haar
+from wae_kernels.nn import Encoder
+
+
+class Front:
+    """Makes an engine's inputs of images.
+
+    Args:
+        encoder: with scale and shift; None where the engine takes the images themselves.
+        like: any tensor of the model's dtype and device.
+        image_scale, image_shift: of the encoder.
+        dtype, memory_format: of the results.
+        on_own_thread: whether to compute on a thread of its own, for an engine with threads of its own.
+            PyTorch's threads wait for their next work in a loop, for milliseconds, on cores that the engine
+            needs. Those of this thread are nobody else's, so they can be ended (docs/deploy.md).
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder | Haar | None,
+        like: Tensor,
+        image_scale: Tensor | None,
+        image_shift: Tensor | None,
+        dtype: torch.dtype,
+        memory_format: torch.memory_format,
+        on_own_thread: bool = False,
+    ) -> None:
+        self.encoder, self.like = encoder, like.new_empty(0)
+        self.dtype, self.memory_format = dtype, memory_format
+        if image_scale is not None:  # where there is one, example images are 0..255
+            self.image_scale, self.image_shift = image_scale, image_shift
+        own = on_own_thread and encoder is not None and self.device.type == "cpu"
+        self._thread = ThreadPoolExecutor(1, "wae-encoder") if own else None
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.like.device
+
+    def __call__(self, images: Tensor) -> Sequence[Tensor]:
+        """The inputs of ``images``, (N, 3, H, W)."""
+        if self._thread is None:
+            return self._inputs(images)
+        return self._thread.submit(self._on_own_thread, images).result()
+
+    def _on_own_thread(self, images: Tensor) -> Sequence[Tensor]:
+        with torch.no_grad():  # the caller's holds for the caller's thread
+            inputs = self._inputs(images)
+        pause = _openmp_pause()
+        if pause is not None:
+            pause(1)  # omp_pause_soft: they start again in some 0.05 ms
+        return inputs
+
+    def _inputs(self, images: Tensor) -> Sequence[Tensor]:
+        images = images if images.dtype == torch.uint8 else images.to(self.like.dtype)
+        parts: Sequence[Tensor] = (images,)
+        if self.encoder is not None:
+            parts = self.encoder(images, self.image_scale, self.image_shift)
+        return [x.to(self.dtype).contiguous(memory_format=self.memory_format) for x in parts]
+
+
+class _BehindEncoder(nn.Module):
+    """A WAE network from ``low`` and ``high`` on."""
+
+    def __init__(self, model: WAEClassifier) -> None:
+        super().__init__()
+        self.low = nn.Sequential(model.low_norm, model.low_body)
+        self.high = nn.Sequential(model.high_norm, model.high_body)
+        self.low_classifier = model.low_classifier
+        self.fusion_classifier = model.fusion_classifier
+
+    def forward(self, low: Tensor, high: Tensor) -> Tensor:
+        low_features, high_features = self.low(low), self.high(high)
+        fusion: Tensor = self.fusion_classifier(torch.cat((low_features, high_features), dim=1))
+        scores: Tensor = fusion + self.low_classifier(low_features)
+        return scores
+
+
+def in_front(
+    model: nn.Module, dtype: torch.dtype, memory_format: torch.memory_format, on_own_thread: bool
+) -> tuple[Front, nn.Module]:
+    """``model``, folded, in two: what makes inputs of images, and what an engine makes scores of these with.
+
+    The first stays in the model's dtype on a processor; on a GPU its op computes in ``dtype`` as well.
+    """
+    like = next(model.parameters())
+    if not isinstance(model, WAEClassifier):
+        scale, shift = getattr(model, "image_scale", None), getattr(model, "image_shift", None)
+        return Front(None, like, scale, shift, dtype, memory_format), model
+    if like.is_cuda:
+        model = model.to(dtype)
+        like = next(model.parameters())
+    front = Front(
+        model.encoder, like, model.image_scale, model.image_shift, dtype, memory_format, on_own_thread
+    )
+    return front, _BehindEncoder(model).eval()
+
+
+@functools.cache
+def _openmp_pause() -> Callable[[int], int] | None:
+    """OpenMP 5.0's omp_pause_resource_all, where it ends the calling thread's helpers and no other's.
+
+    That is so in GNU's library, which PyTorch's builds for Linux have. LLVM's and Intel's end those of the
+    whole process: there they stay.
+    """
+    try:
+        library = ctypes.CDLL(None)
+        if hasattr(library, "__kmpc_fork_call"):
+            return None
+        return cast(Callable[[int], int], library.omp_pause_resource_all)
+    except (OSError, TypeError, AttributeError):  # TypeError: on Windows
+        return None

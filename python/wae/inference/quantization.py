@@ -1,0 +1,259 @@
+"""Networks in int8, each by the library that its engine's makers have for it: none is written here.
+
+The scales come from samples of the network's inputs. Each function gives the quantized network, and how far
+the results of every convolution and matrix product moved, so that a loss of accuracy has a place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+
+from . import precision
+from .showing import track
+
+PACKAGES = {
+    "openvino": {"nncf": "nncf"},
+    "onnxruntime": {},
+    "compile": {"torchao": "torchao"},
+}
+"""By engine, what it needs for int8 beside its own packages."""
+
+
+class Movement(NamedTuple):
+    """How far int8 moved one layer's results."""
+
+    layer: str
+    difference: float
+    """Relative, in the norm."""
+
+
+def _movements(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[Movement]:
+    """Of the layers that are in both, the one that moved most first."""
+    found = [
+        Movement(name, float((after[name] - wanted).norm() / wanted.norm().clamp_min(1e-30)))
+        for name, wanted in before.items()
+        if name in after and after[name].shape == wanted.shape
+    ]
+    return sorted(found, key=lambda movement: -movement.difference)
+
+
+# ------------------------------------------------------------------------------------------------ OpenVINO
+
+
+def by_nncf(
+    model: Any, samples: Sequence[Sequence[Tensor]], compared: Sequence[Tensor]
+) -> tuple[Any, list[Movement]]:
+    """An ``openvino.Model`` in int8, by NNCF's post-training quantization."""
+    with contextlib.redirect_stdout(sys.stderr):  # where its progress bars belong
+        import nncf
+
+        nncf.set_log_level(logging.ERROR)
+        data = nncf.Dataset([[x.contiguous().numpy() for x in sample] for sample in samples])
+        quantized = nncf.quantize(model, data, subset_size=len(samples))
+    before, after = (_openvino_layers(network, compared) for network in (model, quantized))
+    return quantized, _movements(before, after)
+
+
+_OPENVINO_LAYERS = ("Convolution", "GroupConvolution", "MatMul")
+
+
+def _openvino_layers(model: Any, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The results of its convolutions and matrix products, by name."""
+    import openvino
+
+    model = model.clone()
+    layers = [op for op in model.get_ops() if op.get_type_name() in _OPENVINO_LAYERS]
+    ports = [_with_bias(op).output(0) for op in layers]
+    names = [port.get_node().get_friendly_name() for port in ports]
+    model.add_outputs(ports)  # one that is an output already stays one
+    settings = {"INFERENCE_PRECISION_HINT": "f32"}
+    request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
+    request.infer([x.contiguous().numpy() for x in inputs])
+    results = {
+        result.input_value(0).get_node().get_friendly_name(): request.get_output_tensor(number).data
+        for number, result in enumerate(model.results)
+    }
+    return {name: torch.from_numpy(results[name].copy()) for name in names}
+
+
+def _with_bias(op: Any) -> Any:
+    """The last factor or addition behind ``op``: NNCF moves numbers between a layer and its bias."""
+    while True:
+        readers = [x.get_node() for x in op.output(0).get_target_inputs()]
+        readers = [reader for reader in readers if reader.get_type_name() != "ShapeOf"]
+        if len(readers) != 1 or readers[0].get_type_name() not in ("Multiply", "Add"):
+            return op
+        op = readers[0]
+
+
+# -------------------------------------------------------------------------------------------- ONNX Runtime
+
+
+class _Reader:
+    """Samples as ONNX Runtime asks for them; shows how far it is."""
+
+    def __init__(self, names: Sequence[str], samples: Sequence[Sequence[Tensor]]) -> None:
+        self._samples = iter(track(samples, "calibrating"))
+        self._names = names
+
+    def get_next(self) -> dict[str, Any] | None:
+        sample = next(self._samples, None)
+        if sample is None:
+            return None
+        arrays = (x.contiguous().numpy() for x in sample)
+        return dict(zip(self._names, arrays, strict=True))
+
+
+def by_onnxruntime(
+    path: Path, samples: Sequence[Sequence[Tensor]], compared: Sequence[Tensor] = ()
+) -> list[Movement]:
+    """Make the ONNX file at ``path`` one in int8, in the form QDQ, by ONNX Runtime's static quantization."""
+    import onnx
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    names = [node.name for node in onnx.load(path).graph.input]
+    with tempfile.TemporaryDirectory() as folder, _errors_only():
+        prepared, quantized = Path(folder) / "prepared.onnx", Path(folder) / "quantized.onnx"
+        quant_pre_process(path, prepared, skip_symbolic_shape=True)
+        quantize_static(
+            prepared,
+            quantized,
+            _Reader(names, samples),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            # without VNNI the processor's sums of two products are of 16 bits
+            reduce_range=not precision.native("int8", torch.device("cpu")),
+        )
+        moved = _onnx_movements(prepared, quantized, compared) if compared else []
+        path.write_bytes(quantized.read_bytes())
+    return moved
+
+
+_ONNX_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+def _onnx_movements(prepared: Path, quantized: Path, inputs: Sequence[Tensor]) -> list[Movement]:
+    # in int8 a layer with a ReLU behind it has the name of that one's result, and negative numbers end later
+    before = _onnx_results(prepared, inputs, _ONNX_LAYERS)
+    rectified = _onnx_results(prepared, inputs, ("Relu",))
+    after = _onnx_results(quantized, inputs, _ONNX_LAYERS)
+    after = {name: x.relu() if name in rectified else x for name, x in after.items()}
+    return _movements(before | rectified, after)
+
+
+def _onnx_results(path: Path, inputs: Sequence[Tensor], kinds: Sequence[str]) -> dict[str, Tensor]:
+    """The results of nodes of these kinds, by their names."""
+    import onnx
+    import onnxruntime
+
+    model = onnx.load(path)
+    names = [node.output[0] for node in model.graph.node if node.op_type in kinds]
+    known = {output.name for output in model.graph.output}
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    arrays = [x.contiguous().numpy() for x in inputs]
+    feeds = dict(zip((node.name for node in session.get_inputs()), arrays, strict=True))
+    return {name: torch.from_numpy(x) for name, x in zip(names, session.run(names, feeds), strict=True)}
+
+
+@contextlib.contextmanager
+def _errors_only() -> Iterator[None]:
+    """The library's advice goes to the root logger; a caller of ours did not ask for it."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+
+
+# ------------------------------------------------------------------------------------------------- PyTorch
+
+
+def import_torchao() -> Any:
+    """torchao's module of post-training quantization."""
+    with warnings.catch_warnings(), _errors_only():
+        warnings.simplefilter("ignore")
+        import torchao.quantization.pt2e.lowering
+        import torchao.quantization.pt2e.quantize_pt2e
+        import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer
+    return torchao.quantization.pt2e
+
+
+def by_torchao(
+    module: nn.Module,
+    inputs: Sequence[Tensor],
+    samples: Sequence[Sequence[Tensor]],
+    compared: Sequence[Tensor],
+) -> tuple[torch.export.ExportedProgram, list[Movement]]:
+    """``module`` in int8 for Inductor's x86 kernels, for any number of images, by torchao's PT2E."""
+    pt2e = import_torchao()
+    x86 = pt2e.quantizer.x86_inductor_quantizer
+    batch = torch.export.Dim("batch")
+    shapes = tuple({0: batch} for _ in inputs)
+    two = tuple(torch.cat((x, x)) for x in inputs)
+    # strict: the quantizer finds a layer's parts by where they stood in Python, which only that way tells
+    exported = torch.export.export(module, two, dynamic_shapes=shapes, strict=True).module()
+    before = _torch_layers(exported, compared)
+    quantizer = x86.X86InductorQuantizer()
+    quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
+    observed = pt2e.quantize_pt2e.prepare_pt2e(exported, quantizer)
+    for sample in track(samples, "calibrating"):
+        observed(*sample)
+    quantized = pt2e.quantize_pt2e.convert_pt2e(observed)
+    moved = _movements(before, _torch_layers(quantized, compared))
+    return torch.export.export(quantized, two, dynamic_shapes=shapes, strict=True), moved
+
+
+def lowered(program: torch.export.ExportedProgram, batch: int) -> Callable[..., Any]:
+    """``program``, of :func:`by_torchao`, as calls of oneDNN's int8 kernels, for ``batch`` images."""
+    pt2e = import_torchao()
+    examples = [
+        torch.zeros(batch, *node.meta["val"].shape[1:])
+        for node in program.graph.nodes
+        if node.op == "placeholder" and node.name in program.graph_signature.user_inputs
+    ]
+    module: Callable[..., Any] = pt2e.lowering.lower_pt2e_quantized_to_x86(program.module(), tuple(examples))
+    return module
+
+
+class _Layers(fx.Interpreter):
+    """Runs a graph and keeps the results of its convolutions and matrix products."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.kept: dict[str, Tensor] = {}
+
+    def run_node(self, node: fx.Node) -> Any:
+        result = super().run_node(node)
+        if node.target in (
+            torch.ops.aten.conv2d.default,
+            torch.ops.aten.conv_transpose2d.input,
+            torch.ops.aten.linear.default,
+        ):
+            self.kept[node.name] = result
+        return result
+
+
+def _torch_layers(module: fx.GraphModule, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+    layers = _Layers(module)
+    layers.run(*inputs)
+    return layers.kept

@@ -1,0 +1,230 @@
+"""`wae.deploy(precision=...)` with calibration: scales from images, a report from others, a limit."""
+
+import json
+
+import pytest
+import torch
+from test_deployed import SIZE, Body, needs, with_statistics
+from test_deployed import model as model
+from torch import nn
+
+from wae.inference import calibration, precision, quantization
+from wae.inference.calibration import CalibrationError, gather
+from wae.inference.deployed import ENGINES, DisagreementError, EngineError, deploy
+from wae.inference.export import export
+from wae.models.classifier import FlatClassifier, WAEClassifier
+from wae_kernels.nn import Encoder
+
+INT8 = [
+    pytest.param(name, marks=pytest.mark.slow)
+    for name, engine in ENGINES.items()
+    if "int8" in engine.precisions
+]
+
+
+@pytest.fixture
+def apart():
+    """A network whose classes are far apart for half of the images each."""
+    torch.manual_seed(0)
+    network = WAEClassifier(
+        Encoder(),
+        Body(8),
+        Body(2),
+        FlatClassifier(16, 12, 5),
+        FlatClassifier(20, 12, 5),
+        (1 / 64,) * 3,
+        (-2.0,) * 3,
+    )
+    return with_statistics(network)
+
+
+def images(count):
+    """Of two kinds, dark and light, with noise."""
+    random = torch.Generator().manual_seed(3)
+    noise = torch.randint(0, 60, (count, 3, *SIZE), generator=random)
+    return (noise + 180 * (torch.arange(count) // 3 % 2)[:, None, None, None]).to(torch.uint8)
+
+
+def int8(model, engine, data, **options):
+    reason = ENGINES[engine].why_not("cpu", "int8")
+    if reason:
+        pytest.skip(reason)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("warnings.filters", [])  # of the libraries' own parts
+        return deploy(
+            model, SIZE, 2, engine, precision="int8", calibration=data, calibration_images=16, **options
+        )
+
+
+@pytest.mark.parametrize("engine", INT8)
+def test_int8_names_the_model_s_classes(engine, apart):
+    data = images(48)
+    with torch.no_grad():
+        labels = apart(data).argmax(1)
+    deployed = int8(apart, engine, [(data[:20], labels[:20]), (data[20:], labels[20:])], max_drop=0.1)
+    assert deployed.precision == "int8"
+    report = json.loads(json.dumps(deployed.report))
+    assert report["calibration_images"] == 16
+    assert report["checked_images"] == 32
+    assert report["agreement"] >= 0.9
+    assert report["accuracy"]["model"] == 1
+    assert report["drop"] == pytest.approx(1 - report["accuracy"]["deployed"])
+    differences = [difference for _, difference in report["layers"]]
+    assert len(differences) >= 5
+    assert differences == sorted(differences, reverse=True)
+    assert 0 < differences[-1] < differences[0] < 0.5
+    for count in (2, 1, 5):
+        scores = deployed(data[:count])
+        with torch.no_grad():
+            expected = apart(data[:count])
+        assert scores.dtype == torch.float32
+        assert 0 < (scores - expected).norm() <= 0.1 * expected.norm()  # int8, and near
+
+
+@pytest.mark.parametrize("engine", INT8)
+def test_too_large_a_drop_is_refused_and_the_layers_named(engine, apart):
+    """Of many classes some are so near to each other that int8 takes one for another."""
+    data = images(40)
+    for classifier in (apart.low_classifier, apart.fusion_classifier):
+        classifier[-1] = nn.Linear(12, 2000)
+    apart.eval()
+    with pytest.raises(
+        DisagreementError, match=r"loses .* of agreement with it on 24 images.*most moved: \S+ \("
+    ):
+        int8(apart, engine, data, max_drop=0.0)
+
+
+@pytest.mark.slow
+def test_an_onnx_file_in_int8_runs_without_us(apart, tmp_path):
+    needs("onnxruntime")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    path, data = tmp_path / "model.onnx", images(48)
+    report = export(
+        apart, path, "onnx", SIZE, precision="int8", calibration=data, calibration_images=16, max_drop=0.2
+    )
+    assert report["agreement"] >= 0.8
+    assert report["layers"]
+    import onnx
+
+    kinds = {node.op_type for node in onnx.load(path).graph.node}
+    assert {"QuantizeLinear", "DequantizeLinear"} <= kinds
+    scores = onnxruntime.InferenceSession(path).run(None, {"images": data[:5].numpy()})[0]
+    with torch.no_grad():
+        expected = apart(data[:5])
+    assert (torch.from_numpy(scores) - expected).norm() <= 0.2 * expected.norm()
+    openvino = pytest.importorskip("openvino")
+    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    scores = torch.from_numpy(next(iter(compiled([data[:5].numpy()]).values())))
+    assert (scores - expected).norm() <= 0.2 * expected.norm()
+
+
+def test_int8_without_images_is_refused(model, tmp_path):
+    with pytest.raises(CalibrationError, match="int8 takes its scales from images"):
+        deploy(model, SIZE, precision="int8")
+    with pytest.raises(CalibrationError, match="int8 takes its scales from images"):
+        export(model, tmp_path / "model.onnx", "onnx", SIZE, precision="int8")
+    with pytest.raises(ValueError, match="int8 files have the format onnx"):
+        export(model, tmp_path / "m.pt2", "torch", SIZE, precision="int8", calibration=images(4))
+    with pytest.raises(EngineError, match=r"eager computes in .*, not in int8"):
+        deploy(model, SIZE, engine="eager", precision="int8", calibration=images(200))
+
+
+def test_any_precision_is_checked_on_images(model):
+    report = deploy(
+        model,
+        SIZE,
+        engine="eager",
+        precision="bfloat16",
+        calibration=images(20),
+        calibration_images=10,
+        max_drop=1,
+    ).report
+    assert report["checked_images"] == 10
+    assert report["accuracy"] is None
+    assert report["agreement"] == 1 - report["drop"]
+    assert "layers" not in report
+
+
+# ---------------------------------------------------------------------------------------------- the images
+
+
+def test_calibration_and_check_share_no_image():
+    data = torch.arange(50).view(50, 1, 1, 1).expand(50, 3, *SIZE)
+    found = gather(data, SIZE, 10, True)
+    mine, theirs = (set(part[:, 0, 0, 0].tolist()) for part in (found.images, found.held_out))
+    assert len(mine) == 10
+    assert mine | theirs == set(range(50))
+    assert not mine & theirs
+
+
+def test_many_images_are_taken_evenly(monkeypatch):
+    monkeypatch.setattr(calibration, "CHECKED", 10)
+    data = torch.arange(1000).view(1000, 1, 1, 1).expand(1000, 3, *SIZE)
+    found = gather(data, SIZE, 10, True)
+    assert found.images[:, 0, 0, 0].tolist() == list(range(0, 1000, 100))
+
+
+def test_labels_stay_with_their_images():
+    batches = [(torch.full((2, 3, *SIZE), n), torch.tensor([n, n])) for n in range(10)]
+    found = gather(iter(batches), SIZE, 10, True)
+    assert torch.equal(found.held_out[:, 0, 0, 0], found.labels)
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        (torch.zeros(19, 3, *SIZE), "need at least 20 images, 10 to calibrate .*, got 19"),
+        (torch.zeros(20, 3, 5, 5), r"images must be \(N, 3, 20, 33\), got \(20, 3, 5, 5\)"),
+        (torch.zeros(3, *SIZE), "images must be"),
+        (["a.png"], "need tensors of images, got str"),
+        (7, "need images, a loader of images or a folder, got int"),
+        ("/nowhere/at/all", "is not a folder"),
+    ],
+)
+def test_wrong_images_for_calibration(source, told):
+    with pytest.raises(CalibrationError, match=told):
+        gather(source, SIZE, 10, True)
+    with pytest.raises(CalibrationError, match="calibration_images: need an integer"):
+        gather(source, SIZE, 0, True)
+
+
+def test_a_folder_of_files(tmp_path):
+    from PIL import Image
+
+    for n in range(12):
+        Image.new("RGB", (40, 30), (n, n, n)).save(tmp_path / f"{n:02}.png")
+    (tmp_path / "notes.txt").write_text("no image")
+    found = gather(tmp_path, (16, 16), 5, True)
+    assert found.images[:, 0, 0, 0].tolist() == [0, 2, 4, 6, 8]
+    assert found.labels is None
+    with pytest.raises(CalibrationError, match="scales its square images itself"):
+        gather(tmp_path, (16, 16), 5, False)
+
+
+# ------------------------------------------------------------------------------------------- the processor
+
+
+def test_what_the_processor_has_and_emulates(monkeypatch):
+    cpu = torch.device("cpu")
+    assert precision.native("float32", cpu)
+    monkeypatch.setattr(precision, "_capabilities", lambda: {"avx2": True})
+    assert not any(precision.native(name, cpu) for name in ("bfloat16", "float16", "int8"))
+    monkeypatch.setattr(precision, "_capabilities", lambda: {"avx_vnni": True, "avx512_bf16": False})
+    assert precision.native("int8", cpu)
+    assert not precision.native("bfloat16", cpu)
+    assert precision.native("bfloat16", torch.device("cuda"))
+
+
+def test_auto_takes_int8_only_with_images(monkeypatch):
+    from wae.inference import deployed
+
+    assert deployed._precisions("auto", torch.float32, False) == ["float32", "bfloat16", "float16"]
+    assert deployed._precisions("auto", torch.float32, True)[-1] == "int8"
+
+
+def test_the_layer_that_moved_most_comes_first():
+    before = {name: torch.ones(4) for name in "abc"}
+    after = {"a": torch.full((4,), 1.1), "b": torch.full((4,), 1.5), "d": torch.ones(4)}
+    moved = quantization._movements(before, after)
+    assert [name for name, _ in moved] == ["b", "a"]
+    assert moved[0].difference == pytest.approx(0.5)

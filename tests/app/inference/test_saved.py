@@ -1,0 +1,129 @@
+"""`Deployed.save` and `wae.load_deployed`: the same scores again; damage and other versions are refused."""
+
+import json
+import logging
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from test_deployed import SIZE, photos
+from test_deployed import model as model
+from test_deployed import stock as stock
+from test_int8 import images, int8
+
+import wae
+from wae.inference import saved
+from wae.inference.deployed import ENGINES, EngineError, deploy
+from wae.inference.saved import SavedError
+
+ENGINES_SAVED = [
+    pytest.param(name, marks=pytest.mark.slow) for name, engine in ENGINES.items() if engine.load is not None
+]
+
+LOAD = """
+import sys, torch, wae
+deployed = wae.load_deployed({folder!r})
+for images, expected in torch.load({cases!r}):
+    assert (deployed(images) - expected).norm() <= 1e-5 * expected.norm()
+assert "wae.models.registry" not in sys.modules and "torch._inductor.compile_fx" not in sys.modules
+"""
+
+
+@pytest.mark.parametrize("engine", ENGINES_SAVED)
+def test_a_new_process_gives_the_same_scores(engine, model, tmp_path):
+    if reason := ENGINES[engine].why_not("cpu"):
+        pytest.skip(reason)
+    deployed = deploy(model, SIZE, 2, engine)
+    deployed.save(tmp_path / "net")
+    cases = [(x, deployed(x)) for x in (photos(2), photos(1), photos(5))]
+    again = wae.load_deployed(tmp_path / "net")
+    assert repr(again) == repr(deployed)
+    for x, expected in cases:
+        assert (again(x) - expected).norm() <= 1e-5 * expected.norm()
+    with pytest.raises(ValueError, match="images must be"):
+        again(photos(1, (33, 20)))
+    torch.save(cases, tmp_path / "cases.pt")
+    code = LOAD.format(folder=str(tmp_path / "net"), cases=str(tmp_path / "cases.pt"))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime", "compile"])
+def test_int8_is_saved_with_its_report(engine, model, tmp_path):
+    deployed = int8(model, engine, images(48), max_drop=None)
+    deployed.save(tmp_path / "net")
+    again = wae.load_deployed(tmp_path / "net")
+    assert again.precision == "int8"
+    assert again.report == deployed.report
+    x = images(2)
+    assert torch.allclose(again(x), deployed(x), rtol=1e-3, atol=1e-4)
+
+
+def test_a_network_without_an_encoder(stock, tmp_path):
+    deployed = deploy(stock, SIZE, engine="eager")
+    deployed.save(tmp_path / "net")
+    x = torch.randn(1, 3, *SIZE)
+    assert torch.equal(wae.load_deployed(tmp_path / "net")(x), deployed(x))
+    assert not (tmp_path / "net" / "encoder.safetensors").exists()
+
+
+@pytest.fixture
+def folder(model, tmp_path):
+    deploy(model, SIZE, engine="eager").save(tmp_path / "net")
+    return tmp_path / "net"
+
+
+def test_what_is_there_is_not_replaced_unasked(model, folder, tmp_path):
+    deployed = deploy(model, SIZE, engine="eager")
+    with pytest.raises(FileExistsError, match="is there already"):
+        deployed.save(folder)
+    deployed.save(folder, force=True)
+    assert wae.load_deployed(folder).engine == "eager"
+    (tmp_path / "else").mkdir()
+    with pytest.raises(FileExistsError, match="it is no deployed network"):
+        deployed.save(tmp_path / "else", force=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["else", "net"]  # nothing left beside them
+
+
+@pytest.mark.parametrize("name", ["network.pt2", "encoder.safetensors", "deployed.json"])
+def test_damage_is_refused_by_name(name, folder):
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(SavedError, match=f"{name} is damaged"):
+        wae.load_deployed(folder)
+    (folder / name).unlink()
+    with pytest.raises(SavedError, match=r"is missing|is no deployed network"):
+        wae.load_deployed(folder)
+
+
+@pytest.mark.parametrize("key", ["torch", "processor"])
+def test_another_version_is_refused_or_rebuilt(key, folder, caplog):
+    about = json.loads((folder / "deployed.json").read_text())
+    about["made by"][key] = "another"
+    (folder / "deployed.json").write_text(json.dumps(about))
+    with pytest.raises(SavedError, match=rf"made by {key} another \(here .*rebuild=True"):
+        wae.load_deployed(folder)
+    caplog.set_level(logging.WARNING)
+    assert wae.load_deployed(folder, rebuild=True).engine == "eager"
+    assert f"made by {key} another" in caplog.text
+    about["engine"] = "compile"
+    (folder / "deployed.json").write_text(json.dumps(about))
+    with pytest.raises(SavedError, match="compiled code cannot be rebuilt"):
+        wae.load_deployed(folder, rebuild=True)
+
+
+def test_a_later_format(folder):
+    about = json.loads((folder / "deployed.json").read_text())
+    (folder / "deployed.json").write_text(json.dumps({**about, "format": 99}))
+    with pytest.raises(SavedError, match="has format 99"):
+        wae.load_deployed(folder)
+
+
+def test_an_engine_that_cannot_be_saved(model, tmp_path, monkeypatch):
+    deployed = deploy(model, SIZE, engine="eager")
+    monkeypatch.setitem(saved.ENGINES, "eager", replace(ENGINES["eager"], load=None))
+    with pytest.raises(EngineError, match="eager on cpu cannot be saved"):
+        deployed.save(tmp_path / "net")
