@@ -299,7 +299,7 @@ def test_no_input_is_ever_an_output(photos, weights, capsys):
 
 
 def test_ctrl_c_leaves_no_half_written_file(photos, weights, tmp_path, monkeypatch, capsys):
-    def interrupted(*arguments):
+    def interrupted(*arguments, **options):
         calls = itertools.count()
 
         def network(images):
