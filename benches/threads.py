@@ -2,8 +2,8 @@
 
     python -m benches.threads [ENGINE] [BATCH]
 
-Times WAE-ResNet50 in turns, by where the encoder runs: "own", a thread of its own whose OpenMP helpers end
-after it; "own, spinning", the same without their end; "caller", the calling thread with all of PyTorch's; "one
+Times WAE-ResNet50 in turns, by where the encoder runs: "own", a thread of its own whose helpers end after
+it; "own, spinning", the same without their end; "caller", the calling thread with all of PyTorch's; "one
 core" of the calling thread. Prints medians and deciles in milliseconds, as JSON.
 """
 
@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+
 import wae
 from wae.inference.timing import interleaved
 from wae.models.resnet50 import wae_resnet50

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from wae.data.dataset import Dataset
 from wae.data.folder import evaluation_resize
+from wae.data.walk import find
 from wae.errors import WaeError
 from wae.storage.checkpoint import Input
 
-from .predict import find, images
+from .reading import images
 from .showing import track
 
 CHECKED = 1_000

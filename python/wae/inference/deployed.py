@@ -33,6 +33,7 @@ from .engines import ENGINES, Engine, EngineError, Prepared, Run
 from .folding import fold
 from .front import Front, in_front
 from .precision import DTYPES, NAMES, name_of
+from .saving import save
 from .timing import interleaved
 
 __all__ = ["ENGINES", "CalibrationError", "Deployed", "DisagreementError", "EngineError", "deploy", "fold"]
@@ -120,11 +121,18 @@ class Deployed:
             FileExistsError: there is something at ``folder``, and ``force`` is false or it is no such folder.
             EngineError: the engine cannot be saved.
         """
-        from .saved import save
-
         with self._lock, undisturbed(self._front.device):
             inputs = self._front(example_images(self._front, self.batch, self.size))
-            save(self, Path(folder), force, self._front, self._prepared, self._scores_dtype, inputs)
+            about = {
+                "engine": self.engine,
+                "precision": self.precision,
+                "size": list(self.size),
+                "batch": self.batch,
+                "difference": self.difference,
+                "seconds": self.seconds,
+                "report": self.report,
+            }
+            save(about, Path(folder), force, self._front, self._prepared, self._scores_dtype, inputs)
 
     def _runner(self, inputs: Sequence[Tensor]) -> Run:
         if inputs[0].shape[0] == self.batch:

@@ -14,10 +14,7 @@ its luma. All of that is uint8, which is what the network gets: its encoder appl
 from __future__ import annotations
 
 import json
-import os
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from itertools import islice
@@ -26,19 +23,18 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torchvision.transforms.v2 import functional as transforms
 
-from wae.data.images import LONGEST, MAX_PIXELS, ImageError, check_length, printable, read_image
+from wae.data.images import MAX_PIXELS, printable
 from wae.data.images import is_image as is_image
 from wae.data.walk import Found
 from wae.data.walk import find as find
 from wae.storage.checkpoint import Input
 
+from .reading import ahead, load
+from .reading import prepare as prepare
+
 BATCH = 32
 """Images that the network gets at once."""
-
-_WORKERS = min(8, os.cpu_count() or 1)  # threads that decode
-_LUMA = (0.299, 0.587, 0.114)  # of red, green, blue: ITU-R BT.601, as Pillow's mode L
 
 
 class Prediction(NamedTuple):
@@ -53,62 +49,6 @@ class Prediction(NamedTuple):
 
 Network = Callable[[Tensor], Tensor]
 """(N, 3, size, size) uint8 on the processor to (N, classes) scores."""
-
-
-# --------------------------------------------------------------------------------------------------- images
-
-
-def prepare(image: Tensor, input: Input, invert: bool = False) -> Tensor:
-    """The network's input, (3, size, size) uint8, of ``image``, (3, H, W) uint8.
-
-    Args:
-        input: see there.
-        invert: make light dark and dark light.
-
-    Raises:
-        ImageError: the image is more than a hundred times longer than wide.
-    """
-    check_length(*image.shape[1:])
-    image = transforms.resize(image, [input.resize], antialias=True)
-    image = transforms.center_crop(image, [input.size])
-    if input.grayscale:
-        # Not torchvision's: that rounds down, and makes 199 of a grey of 200.
-        luma = (image * torch.tensor(_LUMA).view(3, 1, 1)).sum(0).round().to(torch.uint8)
-        image = luma.expand(3, -1, -1)
-    return 255 - image if invert else image
-
-
-def _load(found: Found, input: Input, invert: bool, max_pixels: int) -> tuple[Found, Tensor | None]:
-    """The prepared image, or why there is none."""
-    if found.error:
-        return found, None
-    try:
-        return found, prepare(read_image(found.path, max_pixels, LONGEST), input, invert)
-    except ImageError as error:
-        return Found(found.path, str(error).removeprefix(f"{found.path}: ")), None
-
-
-def _ahead(
-    load: Callable[[Found], tuple[Found, Tensor | None]], found: Iterable[Found], batch: int
-) -> Generator[tuple[Found, Tensor | None], None, None]:
-    """``map(load, found)``, in threads that are about a batch ahead of who asks."""
-    waiting: deque[Future[tuple[Found, Tensor | None]]] = deque()
-    with ThreadPoolExecutor(_WORKERS) as pool:
-        try:
-            for item in found:
-                waiting.append(pool.submit(load, item))
-                if len(waiting) > batch + _WORKERS:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def images(found: Iterable[Found], input: Input) -> Iterator[Tensor]:
-    """The prepared images of those files that can be read."""
-    with closing(_ahead(partial(_load, input=input, invert=False), found, BATCH)) as loaded:
-        yield from (image for _, image in loaded if image is not None)
 
 
 # -------------------------------------------------------------------------------------------------- network
@@ -175,8 +115,8 @@ def predict(
         invert: see :func:`prepare`.
         max_pixels: an image of more is an error: see :func:`wae.data.images.read_image`.
     """
-    load = partial(_load, input=input, invert=invert, max_pixels=max_pixels)
-    with closing(_ahead(load, found, batch)) as loaded:
+    prepared = partial(load, input=input, invert=invert, max_pixels=max_pixels)
+    with closing(ahead(prepared, found, batch)) as loaded:
         while chunk := list(islice(loaded, batch)):
             images = [image for _, image in chunk if image is not None]
             ranked = iter(_ranked(network(torch.stack(images)), top) if images else ())

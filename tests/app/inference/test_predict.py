@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 from wae import cli
 from wae.data.images import ImageError, read_image
 from wae.data.walk import Found, find
-from wae.inference import predict
+from wae.inference import predict, reading
 from wae.inference.predict import Prediction, prepare
 from wae.models.classifier import FlatClassifier, WAEClassifier
 from wae.storage import checkpoint
@@ -175,7 +175,7 @@ def test_files_are_looked_for_only_as_they_are_needed(photos):
     made = predict.predict(lambda images: torch.zeros(len(images), 3), endless(), SMALL, batch=4)
     for given in range(1, 41):
         next(made)
-        assert taken <= given + 2 * 4 + predict._WORKERS + 1
+        assert taken <= given + 2 * 4 + reading.WORKERS + 1
     made.close()
     assert threading.active_count() == threads
     stopped = taken

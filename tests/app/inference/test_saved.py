@@ -14,9 +14,9 @@ from test_deployed import stock as stock
 from test_int8 import images, int8
 
 import wae
-from wae.inference import saved
+from wae.inference import saving
 from wae.inference.deployed import ENGINES, EngineError, deploy
-from wae.inference.saved import SavedError
+from wae.inference.saving import SavedError
 
 ENGINES_SAVED = [
     pytest.param(name, marks=pytest.mark.slow) for name, engine in ENGINES.items() if engine.load is not None
@@ -124,6 +124,6 @@ def test_a_later_format(folder):
 
 def test_an_engine_that_cannot_be_saved(model, tmp_path, monkeypatch):
     deployed = deploy(model, SIZE, engine="eager")
-    monkeypatch.setitem(saved.ENGINES, "eager", replace(ENGINES["eager"], load=None))
+    monkeypatch.setitem(saving.ENGINES, "eager", replace(ENGINES["eager"], load=None))
     with pytest.raises(EngineError, match="eager on cpu cannot be saved"):
         deployed.save(tmp_path / "net")

@@ -1,0 +1,108 @@
+"""Deployed networks as folders, for :func:`wae.load_deployed`.
+
+======================= =========================================================================
+``deployed.json``       sizes, precision, report, versions, and SHA-256 of every other file
+``encoder.safetensors`` the encoder, with scale and shift; none where the network has no encoder
+``network.*``           the engine's own file: OpenVINO's IR, an ONNX file, a package of AOTInductor,
+                        or a torch.export program
+``compiled/``           what OpenVINO compiled of it, for its own use
+======================= =========================================================================
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+import wae_kernels
+from wae.errors import WaeError
+from wae.models.haar import Haar
+from wae_kernels.nn import Encoder
+
+from .engines import ENGINES, EngineError, Prepared
+from .front import Front
+from .precision import name_of
+
+ABOUT, ENCODER = "deployed.json", "encoder.safetensors"
+FORMAT = 1
+ENCODERS: Mapping[str, type[Encoder | Haar]] = {"Encoder": Encoder, "Haar": Haar}
+
+
+class SavedError(WaeError, RuntimeError):
+    """A folder is no deployed network, is damaged, or was made by other versions or for another processor."""
+
+
+def save(
+    about: Mapping[str, Any],
+    folder: Path,
+    force: bool,
+    front: Front,
+    prepared: Prepared,
+    scores_dtype: torch.dtype,
+    inputs: Sequence[Tensor],
+) -> None:
+    """What :meth:`.deployed.Deployed.save` does, with what it says ``about`` itself."""
+    engine = ENGINES[about["engine"]]
+    if engine.load is None or front.device.type != "cpu":
+        raise EngineError(f"{engine.name} on {front.device.type} cannot be saved")
+    if folder.exists() and not (force and (folder / ABOUT).is_file()):
+        raise FileExistsError(f"{folder} is there already" + (": it is no deployed network" if force else ""))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
+        new = Path(beside) / "new"
+        new.mkdir()
+        with engine.errors():
+            prepared.save(new, inputs)
+        if front.encoder is not None:
+            tensors = dict(front.encoder.state_dict())
+            tensors |= {"image_scale": front.image_scale, "image_shift": front.image_shift}
+            safetensors.torch.save_file({k: v.contiguous() for k, v in tensors.items()}, new / ENCODER)
+        about = {
+            "format": FORMAT,
+            **about,
+            "encoder": type(front.encoder).__name__ if front.encoder is not None else None,
+            "scales": hasattr(front, "image_scale"),
+            "dtypes": {"model": name_of(front.like.dtype), "scores": name_of(scores_dtype)},
+            "inputs": {
+                "dtype": name_of(front.dtype),
+                "channels_last": front.memory_format == torch.channels_last,
+            },
+            "made by": made_by(engine.name),
+            "files": {path.name: sha256(path) for path in sorted(new.iterdir()) if path.is_file()},
+        }
+        (new / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
+        if folder.exists():
+            folder.rename(Path(beside) / "old")
+        new.rename(folder)
+
+
+def sha256(path: Path) -> str:
+    """Of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 22):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def made_by(engine: str) -> dict[str, str]:
+    """The versions that matter to the engine's file."""
+    packages = {"openvino": ("openvino",), "onnxruntime": ("onnxruntime",)}.get(engine, ("torch",))
+    versions = {package: importlib.metadata.version(package) for package in packages}
+    return {**versions, "wae": wae_kernels.__version__, "processor": _processor()}
+
+
+def _processor() -> str:
+    """Its architecture and the instructions that PyTorch's compilers and kernels choose by."""
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
