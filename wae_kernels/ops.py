@@ -1,4 +1,8 @@
-"""``encode`` and ``decode``: the documented Python face of ``torch.ops.wae``."""
+"""``encode`` and ``decode``: the documented Python face of ``torch.ops.wae``.
+
+Inside a torch.func transform (grad, jvp, jacrev, vmap, ...) and with dual numbers they run the
+reference, which every transform understands. The ops themselves raise there.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import registration  # noqa: F401  (importing it registers the ops)
+from . import (
+    reference,
+    registration,  # noqa: F401  (importing it registers the ops)
+)
+from .autograd import is_transformed
 
 
 def encode(
@@ -44,9 +52,11 @@ def encode(
         memory format (contiguous or channels_last).
 
     Raises:
-        RuntimeError: an argument does not fit; the message names it. Also on a second derivative.
+        RuntimeError: an argument does not fit; the message names it. Also on a second derivative, outside of
+            torch.func.
     """
-    low, high = torch.ops.wae.encode(
+    function = reference.encode if is_transformed() else torch.ops.wae.encode.default
+    low, high = function(
         image,
         conv1_weight,
         conv1_bias,
@@ -96,9 +106,11 @@ def decode(
         The image, (N, 3, H, W), in the dtype and memory format of ``low``.
 
     Raises:
-        RuntimeError: an argument does not fit; the message names it. Also on a second derivative.
+        RuntimeError: an argument does not fit; the message names it. Also on a second derivative, outside of
+            torch.func.
     """
-    image: Tensor = torch.ops.wae.decode(
+    function = reference.decode if is_transformed() else torch.ops.wae.decode.default
+    image: Tensor = function(
         low,
         high,
         low_weight,

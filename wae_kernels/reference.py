@@ -44,12 +44,14 @@ def format_of(tensor: Tensor) -> torch.memory_format:
     return torch.channels_last if is_channels_last(tensor) else torch.contiguous_format
 
 
-def _laid_out(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
+def laid_out(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
     """``tensor`` dense in this format.
 
     ``contiguous`` would not do: where sizes of 1 leave strides open it keeps them, and the next op
     would tell another format from them.
     """
+    if memory_format == torch.channels_last and torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return tensor.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # vmap cannot clone to this format
     return tensor.clone(memory_format=memory_format)
 
 
@@ -96,7 +98,7 @@ def encode(
     features = _trunk(x, p.trunk)[-1]
     low = F.conv2d(features, p.low_weight, p.low_bias, stride=2, padding=1)
     high = F.conv2d(features, p.high_weight, p.high_bias, stride=2, padding=1)
-    return _laid_out(low, format_of(image)), _laid_out(high, format_of(image))
+    return laid_out(low, format_of(image)), laid_out(high, format_of(image))
 
 
 def _upsample(low: Tensor, high: Tensor, p: DecoderParameters, output_size: Sequence[int]) -> Tensor:
@@ -124,7 +126,7 @@ def decode(
     check_decode(low, high, parameters, output_size)
     features = _trunk(_upsample(low, high, parameters, output_size), parameters.trunk)[-1]
     image = F.conv2d(features, parameters.conv3_weight, parameters.conv3_bias, padding=1)
-    return _laid_out(image, format_of(low))
+    return laid_out(image, format_of(low))
 
 
 def _conv_backward(
@@ -182,7 +184,7 @@ def _owned(
     """A gradient as the schema returns it: no elements where there is none, dense where there is."""
     if tensor is None:
         return like.new_empty(0)
-    return _laid_out(tensor, memory_format)
+    return laid_out(tensor, memory_format)
 
 
 @one_by_one
@@ -225,7 +227,7 @@ def encode_backward(
     grad_image = grad_scale = grad_shift = None
     if need_image:
         grad_image = normalize_image(grad_x, image.dtype, image_scale, None)
-        grad_image = _laid_out(grad_image, format_of(image))
+        grad_image = laid_out(grad_image, format_of(image))
     if need_scale:
         wide = grad_x.to(torch.promote_types(grad_x.dtype, torch.float32))
         if image_scale is not None:
@@ -348,4 +350,4 @@ def conv3x3(
     """
     check_conv3x3(input, packed, bias, out_channels)
     output = F.conv2d(input, _unpack(packed, out_channels), bias, padding=1)
-    return _laid_out(output.relu() if relu else output, torch.channels_last)
+    return laid_out(output.relu() if relu else output, torch.channels_last)

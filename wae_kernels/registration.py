@@ -1,20 +1,20 @@
 """Everything torch wants to know about the ops besides their kernels.
 
-Fake kernels (shapes for ``torch.compile`` and ``torch.export``), autograd and autocast. The schemas and the
-processor's kernels come from the compiled library (``csrc/ops.cpp``), the kernels of every other device from
-``fallback.py``.
+Fake kernels (shapes for ``torch.compile`` and ``torch.export``) and autocast; autograd is in
+``autograd.py``. The schemas and the processor's kernels come from the compiled library
+(``csrc/ops.cpp``), the kernels of every other device from ``fallback.py``.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import backends, fallback, reference
+from . import autograd, backends, fallback, reference
 from .checks import (
     check_conv3x3,
     check_conv3x3_pack,
@@ -121,67 +121,6 @@ def _fake_conv3x3(
     return _empty(input, shape, input.dtype, torch.channels_last)
 
 
-# ----------------------------------------------------------------------------------------------- autograd
-
-
-def _as_forward(ctx: Any) -> contextlib.AbstractContextManager[None]:
-    """The forward pass's choice of a backend. Gradients on a GPU run in threads of autograd's own."""
-    same = ctx.backend == backends.selected()
-    return contextlib.nullcontext() if same else backends.restored(ctx.backend)
-
-
-def _save_encode(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.save_for_backward(*inputs)
-    ctx.backend = backends.selected()
-
-
-@one_by_one
-def _encode_groups(
-    image: bool, parameters: EncoderParameters, image_scale: bool, image_shift: bool
-) -> tuple[bool, bool, bool]:
-    """The three flags of ``wae::encode_backward``, from what each input needs."""
-    return image, any(parameters), image_scale or image_shift
-
-
-def _encode_autograd(ctx: Any, grad_low: Tensor, grad_high: Tensor) -> tuple[Tensor | None, ...]:
-    saved = ctx.saved_tensors  # all inputs, those left out as None
-    needs = [*ctx.needs_input_grad, False, False][: len(saved)]  # which does not count those left out
-    with _as_forward(ctx):
-        gradients = torch.ops.wae.encode_backward(grad_low, grad_high, *saved, *_encode_groups(*needs))
-    return _only(gradients, needs)
-
-
-def _save_decode(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    *tensors, _output_size = inputs
-    ctx.save_for_backward(*tensors)
-    ctx.backend = backends.selected()
-
-
-@one_by_one
-def _decode_groups(low: bool, high: bool, parameters: DecoderParameters) -> tuple[bool, bool]:
-    """The two flags of ``wae::decode_backward``, from what each input needs."""
-    return low or high, any(parameters)
-
-
-def _decode_autograd(ctx: Any, grad_image: Tensor) -> tuple[Tensor | None, ...]:
-    saved = ctx.saved_tensors
-    needs = ctx.needs_input_grad[: len(saved)]
-    with _as_forward(ctx):
-        gradients = torch.ops.wae.decode_backward(grad_image, *saved, *_decode_groups(*needs))
-    return (*_only(gradients, needs), None)  # output_size has none
-
-
-def _only(gradients: tuple[Tensor, ...], needs: Any) -> tuple[Tensor | None, ...]:
-    return tuple(g if need else None for g, need in zip(gradients, needs, strict=True))
-
-
-def _no_derivative(name: str, why: str) -> Callable[..., Any]:
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        raise RuntimeError(f"wae::{name} has no derivative: {why}")
-
-    return backward
-
-
 # ----------------------------------------------------------------------------------------------- autocast
 
 
@@ -223,24 +162,9 @@ def _register() -> None:
     for name, fake in fakes.items():
         torch.library.register_fake(f"wae::{name}", fake, lib=_library)
         torch.library.register_fake(f"wae::_{name}_reference", fake, lib=_library)
-    second = "second derivatives through the fused encoder and decoder are not supported. Use "
-    inference = "it is for inference. Call it under torch.no_grad(); torch.nn.functional.conv2d has one."
-    underived = {
-        "encode_backward": f"{second}wae_kernels.reference.encode for them.",
-        "decode_backward": f"{second}wae_kernels.reference.decode for them.",
-        "conv3x3_pack": inference,
-        "conv3x3": inference,
-    }
-    for name, why in underived.items():
-        torch.library.register_autograd(f"wae::{name}", _no_derivative(name, why), lib=_library)
-    autograd: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
-        "encode": (_encode_autograd, _save_encode),
-        "decode": (_decode_autograd, _save_decode),
-    }
-    for name, (backward, save) in autograd.items():
-        torch.library.register_autograd(f"wae::{name}", backward, setup_context=save, lib=_library)
-        for device_type in ("cpu", "cuda"):
-            _register_autocast(name, device_type)
+    autograd.register(_library)
+    for name, device_type in product(("encode", "decode"), ("cpu", "cuda")):
+        _register_autocast(name, device_type)
 
 
 _register()

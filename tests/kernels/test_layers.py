@@ -1,0 +1,173 @@
+"""Encoder and Decoder give what calling their layers gives, whatever was done to the layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from compare import PLAIN, WINOGRAD, assert_close
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
+
+from wae_kernels.nn import Decoder, Encoder
+
+
+def encoded_by_layers(encoder: Encoder, image: Tensor) -> tuple[Tensor, Tensor]:
+    x = image
+    for layer in (encoder.conv1, encoder.conv2, encoder.conv3):
+        x = F.relu(layer(x))
+    return encoder.low(x), encoder.high(x)
+
+
+def decoded_by_layers(decoder: Decoder, low: Tensor, high: Tensor, size: list[int]) -> Tensor:
+    x = F.relu(decoder.low(low, size) + decoder.high(high, size))
+    return decoder.conv3(F.relu(decoder.conv2(F.relu(decoder.conv1(x)))))
+
+
+class Adapter(nn.Module):
+    """A layer with a low-rank addition, as fine-tuning libraries make them."""
+
+    def __init__(self, layer: nn.Conv2d) -> None:
+        super().__init__()
+        self.layer = layer
+        self.down = nn.Conv2d(layer.in_channels, 2, 3, padding=1, bias=False)
+        self.up = nn.Conv2d(2, layer.out_channels, 1, bias=False)
+
+    def forward(self, x: Tensor, *args: object) -> Tensor:
+        return self.layer(x, *args) + self.up(self.down(x))
+
+
+def _hooked(layer: nn.Module) -> None:
+    layer.register_forward_hook(lambda module, args, output: 2 * output)
+
+
+def _pre_hooked(layer: nn.Module) -> None:
+    layer.register_forward_pre_hook(lambda module, args: (args[0] + 1, *args[1:]))
+
+
+def _own_forward(layer: nn.Module) -> None:
+    forward = layer.forward
+    layer.forward = lambda *args: forward(*args) - 1  # as accelerate's offloading replaces it
+
+
+def _without_bias(layer: nn.Module) -> None:
+    layer.bias = None
+
+
+def _other_padding(layer: nn.Module) -> None:
+    layer.padding_mode, layer._reversed_padding_repeated_twice = "reflect", [1, 1, 1, 1]
+
+
+CHANGES: dict[str, Callable[[nn.Module], object]] = {
+    "pruned": lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+    "weight_norm": parametrizations.weight_norm,
+    "spectral_norm": parametrizations.spectral_norm,
+    "forward hook": _hooked,
+    "forward pre-hook": _pre_hooked,
+    "forward replaced": _own_forward,
+    "no bias": _without_bias,
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["conv1", "conv2", "low"])
+@pytest.mark.parametrize("change", list(CHANGES))
+def test_a_changed_layer_of_the_encoder_counts(change: str, name: str) -> None:
+    encoder, image = Encoder(), torch.randn(2, 3, 12, 13)
+    before = encoder(image)[0]
+    CHANGES[change](encoder.get_submodule(name))
+    encoder.eval()
+    for out, ref in zip(encoder(image), encoded_by_layers(encoder, image), strict=True):
+        assert_close(out, ref.double(), PLAIN)
+    if not change.endswith("norm"):  # these begin with the same, or nearly the same, weights
+        assert (encoder(image)[0] - before).norm() > 1e-3 * before.norm()
+
+
+@pytest.mark.parametrize("name", ["low", "high", "conv1", "conv3"])
+@pytest.mark.parametrize("change", list(CHANGES))
+def test_a_changed_layer_of_the_decoder_counts(change: str, name: str) -> None:
+    decoder, low, high = Decoder(), torch.randn(2, 3, 6, 7), torch.randn(2, 3, 6, 7)
+    CHANGES[change](decoder.get_submodule(name))
+    decoder.eval()
+    for size in ([12, 13], [11, 14]):
+        ref = decoded_by_layers(decoder, low, high, size)
+        assert_close(decoder(low, high, size), ref.double(), PLAIN)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
+def test_a_wrapped_layer_trains(dtype: torch.dtype) -> None:
+    encoder = Encoder()
+    encoder.conv2 = Adapter(encoder.conv2)
+    image = torch.randint(256, (1, 3, 9, 10), dtype=torch.uint8).to(dtype)
+    scale, shift = torch.full((3,), 1 / 127.5), torch.full((3,), -1.0)
+    low, high = encoder(image.contiguous(memory_format=torch.channels_last), scale, shift)
+    expected = encoded_by_layers(encoder, image * scale[:, None, None] + shift[:, None, None])
+    assert_close(low, expected[0].double(), PLAIN)
+    assert low.is_contiguous(memory_format=torch.channels_last)
+    (low.square().mean() + high.mean()).backward()
+    assert encoder.conv2.up.weight.grad.abs().max() > 0
+
+
+def test_another_geometry_and_padding_count() -> None:
+    encoder, image = Encoder(), torch.randn(1, 3, 8, 8)
+    _other_padding(encoder.conv1)
+    assert_close(encoder(image)[0], encoded_by_layers(encoder, image)[0].double(), PLAIN)
+    encoder = Encoder()
+    encoder.low.stride = (1, 1)
+    assert encoder(image)[0].shape == (1, 3, 8, 8)
+
+
+def test_backward_hooks_and_global_hooks_are_called() -> None:
+    encoder, image, called = Encoder(), torch.randn(1, 3, 8, 8), []
+    encoder.conv2.register_full_backward_hook(lambda module, *grads: called.append("backward"))
+    encoder(image)[0].sum().backward()
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: called.append(type(module)))
+    try:
+        Encoder()(image)
+    finally:
+        handle.remove()
+    assert called[0] == "backward"
+    assert called.count(nn.Conv2d) == 5
+
+
+def test_pruning_trains_the_weights_that_stay() -> None:
+    """Two steps: with the fused op alone the second one raised, or trained pruned weights."""
+    encoder, image = Encoder(), torch.randn(2, 3, 8, 8)
+    prune.l1_unstructured(encoder.conv2, "weight", 0.5)
+    optimizer = torch.optim.SGD(encoder.parameters(), lr=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        encoder(image)[0].square().mean().backward()
+        optimizer.step()
+    assert encoder.conv2.weight_orig.grad[encoder.conv2.weight_mask == 0].abs().max() == 0
+
+
+def test_untouched_layers_are_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object) -> Tensor:
+        raise AssertionError("a layer was called")
+
+    encoder, decoder, image = Encoder(), Decoder(), torch.randn(1, 3, 8, 8)
+    expected = encoded_by_layers(encoder, image)
+    monkeypatch.setattr(nn.Conv2d, "forward", fail)
+    monkeypatch.setattr(nn.ConvTranspose2d, "forward", fail)
+    low, high = encoder(image)
+    assert_close(low, expected[0].double(), WINOGRAD)
+    decoder(low, high, (8, 8))
+
+
+def test_meta_parameters_that_a_hook_fills() -> None:
+    """As libraries that keep weights elsewhere do: the layer's own hooks bring them."""
+    encoder, image = Encoder(), torch.randn(1, 3, 8, 8)
+    expected = encoder(image)[0]
+    kept = {name: p.detach().clone() for name, p in encoder.conv2.named_parameters()}
+
+    def fill(layer: nn.Module, args: object) -> None:
+        for name, value in kept.items():
+            setattr(layer, name, nn.Parameter(value))
+
+    for name in kept:
+        setattr(encoder.conv2, name, nn.Parameter(getattr(encoder.conv2, name).to("meta")))
+    encoder.conv2.register_forward_pre_hook(fill)
+    assert_close(encoder(image)[0], expected.double(), WINOGRAD)

@@ -1,0 +1,156 @@
+"""torch.func and forward-mode derivatives: right through the Python face, an error from the bare ops."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from cases import decoder, encoder
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+
+import wae_kernels
+from wae_kernels import reference
+from wae_kernels.nn import Decoder, Encoder
+
+# torch itself imports its forward-mode formulas in this way
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is:FutureWarning")
+
+SIZE = (5, 6)
+
+
+def arguments(op: str, dtype: torch.dtype = torch.float64) -> tuple[Any, ...]:
+    """All of the op's arguments, with a batch of two."""
+    if op == "encode":
+        return (torch.randn(2, 3, *SIZE, dtype=dtype), *encoder(dtype, "cpu", 16))
+    halves = (torch.randn(2, 3, 3, 3, dtype=dtype) for _ in range(2))
+    return (*halves, *decoder(dtype, "cpu", 16), SIZE)
+
+
+def split(op: str, values: tuple[Any, ...]) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
+    """The tensors, and what follows them."""
+    return (values, ()) if op == "encode" else (values[:-1], values[-1:])
+
+
+def first(outputs: Any) -> Tensor:
+    return outputs[0] if isinstance(outputs, tuple) else outputs
+
+
+both = pytest.mark.parametrize("op", ["encode", "decode"])
+
+
+@both
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_jvp_with_tangents_of_everything(op: str, dtype: torch.dtype) -> None:
+    tensors, rest = split(op, arguments(op, dtype))
+    tangents = tuple(torch.randn_like(t) for t in tensors)
+    face, plain = getattr(wae_kernels, op), getattr(reference, op)
+    _, out = jvp(lambda *t: first(face(*t, *rest)), tensors, tangents)
+    wide = tuple(t.double() for t in tensors)
+    step = 1e-6
+    ahead = first(plain(*(t + step * d for t, d in zip(wide, tangents, strict=True)), *rest))
+    behind = first(plain(*(t - step * d for t, d in zip(wide, tangents, strict=True)), *rest))
+    expected = (ahead - behind) / (2 * step)
+    assert (out - expected).norm() <= 1e-5 * expected.norm()
+
+
+@both
+def test_dual_numbers(op: str) -> None:
+    tensors, rest = split(op, arguments(op))
+    tangents = tuple(torch.randn_like(t) for t in tensors)
+    face = getattr(wae_kernels, op)
+    expected = jvp(lambda *t: first(face(*t, *rest)), tensors, tangents)[1]
+    with forward_ad.dual_level():
+        duals = [forward_ad.make_dual(t, d) for t, d in zip(tensors, tangents, strict=True)]
+        out = forward_ad.unpack_dual(first(face(*duals, *rest))).tangent
+    assert torch.equal(out, expected)
+
+
+@both
+def test_jacobians_forwards_and_backwards_agree(op: str) -> None:
+    (x, *others), rest = split(op, arguments(op))
+    face = getattr(wae_kernels, op)
+
+    def function(x: Tensor) -> Tensor:
+        return first(face(x, *others, *rest))
+
+    forwards, backwards = jacfwd(function)(x), jacrev(function)(x)
+    assert forwards.abs().max() > 0
+    torch.testing.assert_close(forwards, backwards)
+    cotangent = torch.randn_like(function(x))
+    torch.testing.assert_close(
+        vjp(function, x)[1](cotangent)[0], torch.tensordot(cotangent, backwards, cotangent.dim())
+    )
+
+
+def test_hessian_of_the_modules() -> None:
+    module, x = Encoder(), torch.randn(1, 3, 2, 2)
+    second = hessian(lambda x: module(x)[0].square().sum())(x)
+    assert second.abs().max() > 0
+    torch.testing.assert_close(second, second.permute(4, 5, 6, 7, 0, 1, 2, 3))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_gradients_per_sample(memory_format: torch.memory_format) -> None:
+    modules = torch.nn.ModuleDict({"encoder": Encoder(), "decoder": Decoder()})
+    images = torch.randn(3, 3, 6, 7).contiguous(memory_format=memory_format)
+
+    class Round(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.modules_ = modules
+
+        def forward(self, image: Tensor) -> Tensor:
+            low, high = modules["encoder"](image)
+            return (modules["decoder"](low, high, image.shape[2:]) - image).square().mean()
+
+    network = Round()
+    parameters = {name: p.detach() for name, p in network.named_parameters()}
+    each = vmap(grad(lambda p, x: functional_call(network, p, (x[None],))), in_dims=(None, 0))
+    found = each(parameters, images)
+    for number, image in enumerate(images):
+        network.zero_grad()
+        network(image[None]).backward()
+        for name, p in network.named_parameters():
+            torch.testing.assert_close(found[name][number], p.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["encode", "decode", "conv3x3_pack", "conv3x3"])
+def test_the_bare_ops_refuse_tangents(name: str) -> None:
+    """Before they came out as zeros."""
+    op = getattr(torch.ops.wae, name)
+    if name == "conv3x3_pack":
+        values: tuple[Any, ...] = (torch.randn(4, 4, 3, 3),)
+    elif name == "conv3x3":
+        packed = torch.ops.wae.conv3x3_pack(torch.randn(4, 4, 3, 3))
+        values = (torch.randn(1, 4, 5, 5), packed, None, 4)
+    else:
+        values = arguments(name)
+    with (
+        pytest.raises(RuntimeError, match=f"wae::{name} has no forward-mode derivative"),
+        forward_ad.dual_level(),
+    ):
+        op(forward_ad.make_dual(values[0], torch.ones_like(values[0])), *values[1:])
+    with forward_ad.dual_level():
+        op(*values)  # no tangent: as ever
+
+
+def test_the_bare_ops_refuse_transforms() -> None:
+    image, *parameters = arguments("encode")
+    with pytest.raises(RuntimeError, match="setup_context"):
+        grad(lambda x: torch.ops.wae.encode(x, *parameters)[0].sum())(image)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_compiled() -> None:
+    module, x = Encoder(), torch.randn(1, 3, 6, 6)
+    tangent = torch.randn_like(x)
+    for function in (
+        lambda x: jvp(lambda x: module(x)[0], (x,), (tangent,))[1],
+        grad(lambda x: module(x)[0].square().sum()),
+    ):
+        torch._dynamo.reset()
+        torch.testing.assert_close(torch.compile(function)(x), function(x))

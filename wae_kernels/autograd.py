@@ -1,0 +1,146 @@
+"""The derivatives of the ops: what torch's autograd asks for, op by op.
+
+``torch.library.register_autograd`` would do, but for two things. It drops the tangents of forward-mode
+derivatives in silence, so that they come out as zeros, and it takes twice as long (105 us a call against
+51, both on an 8 x 8 image with gradients). The kernels here raise in the first case, and do no more than
+they must.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._dynamo import eval_frame
+from torch.autograd import forward_ad
+
+from . import backends
+from .parameters import DecoderParameters, EncoderParameters, one_by_one
+
+_Gradients = tuple[Tensor | None, ...]
+
+
+def is_transformed() -> bool:
+    """Whether a torch.func transform (grad, jvp, vmap, ...) or a level of dual numbers is active."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
+def _as_forward(backend: str) -> contextlib.AbstractContextManager[None]:
+    """The forward pass's choice of a backend. Gradients on a GPU run in threads of autograd's own."""
+    return contextlib.nullcontext() if backend == backends.selected() else backends.restored(backend)
+
+
+@one_by_one
+def _encode_groups(
+    image: bool, parameters: EncoderParameters, image_scale: bool, image_shift: bool
+) -> tuple[bool, bool, bool]:
+    """The three flags of ``wae::encode_backward``, from what each input needs."""
+    return image, any(parameters), image_scale or image_shift
+
+
+def _encode_backward(inputs: Sequence[Any], needs: Sequence[bool], *grads: Tensor) -> _Gradients:
+    inputs, needs = [*inputs, None, None][:13], [*needs, False, False][:13]  # scale and shift may be left out
+    gradients = torch.ops.wae.encode_backward(*grads, *inputs, *_encode_groups(*needs))
+    return _only(gradients, needs)
+
+
+@one_by_one
+def _decode_groups(low: bool, high: bool, parameters: DecoderParameters) -> tuple[bool, bool]:
+    """The two flags of ``wae::decode_backward``, from what each input needs."""
+    return low or high, any(parameters)
+
+
+def _decode_backward(inputs: Sequence[Any], needs: Sequence[bool], grad_image: Tensor) -> _Gradients:
+    *tensors, _output_size = inputs
+    needs = needs[: len(tensors)]
+    gradients = torch.ops.wae.decode_backward(grad_image, *tensors, *_decode_groups(*needs))
+    return (*_only(gradients, needs), None)
+
+
+def _only(gradients: Sequence[Tensor], needs: Sequence[bool]) -> _Gradients:
+    return tuple(g if need else None for g, need in zip(gradients, needs, strict=True))
+
+
+def _without(why: str) -> Callable[..., _Gradients]:
+    def backward(inputs: Sequence[Any], needs: Sequence[bool], *grads: Tensor) -> _Gradients:
+        raise RuntimeError(why)
+
+    return backward
+
+
+_SECOND = "second derivatives through the fused ops are not supported. Use wae_kernels.reference"
+_INFERENCE = "it is for inference. Call it under torch.no_grad(); torch.nn.functional.conv2d has one."
+
+_BACKWARD: dict[str, Callable[..., _Gradients]] = {
+    "encode": _encode_backward,
+    "decode": _decode_backward,
+    "encode_backward": _without(f"wae::encode_backward has no derivative: {_SECOND}.encode for them."),
+    "decode_backward": _without(f"wae::decode_backward has no derivative: {_SECOND}.decode for them."),
+    "conv3x3_pack": _without(f"wae::conv3x3_pack has no derivative: {_INFERENCE}"),
+    "conv3x3": _without(f"wae::conv3x3 has no derivative: {_INFERENCE}"),
+}
+"""Of each op: from its inputs, which of them need a gradient, and the outputs' gradients, to the inputs'."""
+
+
+def register(library: torch.library.Library) -> None:
+    """Register the derivatives of all ops."""
+    for name, backward in _BACKWARD.items():
+        library.impl(name, _kernel(name, backward), "Autograd", with_keyset=True)
+
+
+def _kernel(name: str, backward: Callable[..., _Gradients]) -> Callable[..., Any]:
+    """The kernel for the dispatch key Autograd, through which every call of the op comes."""
+    op = getattr(torch.ops.wae, name).default
+    below = torch._C._after_autograd_keyset
+
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, keyset: Any, *inputs: Any) -> Any:
+            is_tensor = [isinstance(value, Tensor) for value in inputs]
+            ctx.save_for_backward(*(v if t else None for v, t in zip(inputs, is_tensor, strict=True)))
+            ctx.others = [None if t else v for v, t in zip(inputs, is_tensor, strict=True)]
+            ctx.backend = backends.selected()
+            with torch._C._AutoDispatchBelowAutograd():
+                return op.redispatch(keyset & below, *inputs)
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> Any:
+            inputs = [o if t is None else t for t, o in zip(ctx.saved_tensors, ctx.others, strict=True)]
+            with _as_forward(ctx.backend):
+                gradients = backward(inputs, ctx.needs_input_grad[1:], *grads)
+            return (None, *gradients[: len(inputs)])
+
+    Function.__name__ = Function.__qualname__ = f"wae_{name}"  # what grad_fn shows
+
+    def kernel(keyset: Any, *inputs: Any) -> Any:
+        if forward_ad._current_level >= 0:
+            _refuse_tangents(name, inputs)
+        if torch._C.is_grad_enabled() and torch._C._any_requires_grad(*inputs):
+            return Function.apply(keyset, *inputs)
+        with torch._C._AutoDispatchBelowAutograd():
+            return op.redispatch(keyset & below, *inputs)
+
+    _hide_from_dynamo(kernel)
+    return kernel
+
+
+def _hide_from_dynamo(function: Callable[..., Any]) -> None:
+    """Keep torch.compile from compiling ``function`` and what it calls.
+
+    It would, where a compiled function calls one that it could not compile, which calls the op. Torch's own
+    kernels are on a list of files. ``torch.compiler.disable`` would import the compiler, and cost time in
+    every call.
+    """
+    never = eval_frame._FrameExecStrategy(eval_frame._FrameAction.SKIP, eval_frame._FrameAction.SKIP)
+    eval_frame.set_code_exec_strategy(function.__code__, never)
+
+
+def _refuse_tangents(name: str, inputs: Sequence[Any]) -> None:
+    tensors = [value for value in inputs if isinstance(value, Tensor)]
+    if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+        raise RuntimeError(
+            f"wae::{name} has no forward-mode derivative; wae_kernels.encode, decode and nn have one"
+        )
