@@ -18,6 +18,11 @@ from . import (
 from .autograd import is_transformed
 
 
+def _is_transformed() -> bool:
+    """Torch.compile takes the op, always: inside a transform it cannot, and leaves the call to Python."""
+    return not torch.compiler.is_compiling() and is_transformed()
+
+
 def encode(
     image: Tensor,
     conv1_weight: Tensor,
@@ -55,7 +60,7 @@ def encode(
         RuntimeError: an argument does not fit; the message names it. Also on a second derivative, outside of
             torch.func.
     """
-    function = reference.encode if is_transformed() else torch.ops.wae.encode.default
+    function = reference.encode if _is_transformed() else torch.ops.wae.encode.default
     low, high = function(
         image,
         conv1_weight,
@@ -109,7 +114,7 @@ def decode(
         RuntimeError: an argument does not fit; the message names it. Also on a second derivative, outside of
             torch.func.
     """
-    function = reference.decode if is_transformed() else torch.ops.wae.decode.default
+    function = reference.decode if _is_transformed() else torch.ops.wae.decode.default
     image: Tensor = function(
         low,
         high,

@@ -157,6 +157,22 @@ def test_untouched_layers_are_fused(monkeypatch: pytest.MonkeyPatch) -> None:
     decoder(low, high, (8, 8))
 
 
+@pytest.mark.slow
+def test_untouched_layers_are_fused_when_compiled() -> None:
+    """The graph holds the op: neither the layers nor the reference."""
+    graphs = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., object]:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    torch.compile(Encoder(), backend=keep, fullgraph=True)(torch.randn(1, 3, 8, 8))
+    (calls,) = ([n.target for n in g.graph.nodes if n.op == "call_function"] for g in graphs)
+    assert torch.ops.wae.encode.default in calls
+    assert not any("conv" in str(call) for call in calls)
+
+
 def test_meta_parameters_that_a_hook_fills() -> None:
     """As libraries that keep weights elsewhere do: the layer's own hooks bring them."""
     encoder, image = Encoder(), torch.randn(1, 3, 8, 8)
