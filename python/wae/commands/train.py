@@ -32,7 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plan",
         metavar="FILE|NAME",
-        help="what each stage does (default: the one for the data or the model)",
+        action=_PlanOption,
+        help="what each stage does (default: the one for the data or the model, else one made for the data); "
+        "the word list prints those that there are",
     )
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="DIR", help="checkpoints, log, trained network"
@@ -79,7 +81,9 @@ def _add_machine(group: argparse._ArgumentGroup) -> None:
         "--on-corrupt", choices=("error", "skip"), default="error", help="about images that cannot be read"
     )
     shared.add_max_pixels(group)
-    group.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read (default: 0)")
+    group.add_argument(
+        "--workers", type=shared.whole, default=0, metavar="N", help="processes that read (default: 0)"
+    )
     group.add_argument("--device", metavar="NAME", help="default: cuda if there is a GPU, else cpu")
 
 
@@ -93,8 +97,9 @@ def run(options: argparse.Namespace) -> int:
     included = options.autoencoder == "included"
     autoencoder = WEIGHTS / "autoencoder.safetensors" if included else options.autoencoder
     try:
+        plan = _plan(options)  # which may choose a size
         session = Session(
-            plan=_plan(options),
+            plan=plan,
             data=options.data,
             folder=options.output,
             size=options.size,
@@ -137,7 +142,10 @@ def _plan(options: argparse.Namespace) -> Plan:
     """The plan that the command line asks for. Raises PlanError."""
     from wae.training import plan
 
-    chosen = plan.find(options.plan) if options.plan else _default_plan(options.data, options.model)
+    if options.plan:
+        chosen = plan.find(options.plan)
+    else:
+        chosen = _default_plan(options.data, options.model) or _plan_for_folder(options)
     if options.model:
         chosen = replace(chosen, model=options.model)
     if options.stage:
@@ -147,15 +155,43 @@ def _plan(options: argparse.Namespace) -> Plan:
     return replace(chosen, **_given(options, "batch", "accumulate", "precision", "seed"), stages=stages)
 
 
-def _default_plan(data: str, model: str | None) -> Plan:
-    """The data's, where that has one; else the model's. Raises PlanError."""
+def _default_plan(data: str, model: str | None) -> Plan | None:
+    """The data's, where that has one; else the model's, if that has one."""
     from wae.training import plan
 
     for name in (data, model or ""):
         if not Path(name).is_file():
             with suppress(plan.PlanError):
                 return plan.find(name)
-    raise plan.PlanError(f"there is no plan for {model or 'any model'} on {data}: name one with --plan")
+    return None
+
+
+def _plan_for_folder(options: argparse.Namespace) -> Plan:
+    """One made for the images in the folder, whose size is chosen too. Raises PlanError where it has none."""
+    from wae.data.folder import ImageFolder
+    from wae.data.loading import open_dataset
+    from wae.training import plan
+    from wae.training.small_data import MODEL, fitting_size, small_data_plan
+
+    data = open_dataset(options.data, train=True, augment=False, seed=0, on_corrupt=options.on_corrupt)
+    if not isinstance(data, ImageFolder):
+        raise plan.PlanError(f"there is no plan for {options.data}: name one with --plan")
+    if options.size is None:
+        options.size = fitting_size(data)
+    return small_data_plan(len(data), options.model or MODEL)
+
+
+class _PlanOption(argparse.Action):
+    """``--plan``; with the word list it prints the plans and ends, as ``--help`` does."""
+
+    def __call__(self, parser: Any, namespace: Any, value: Any, option: str | None = None) -> None:
+        """See argparse.Action."""
+        if value == "list":
+            from wae.training import plan
+
+            print(plan.listed())
+            parser.exit()
+        namespace.plan = value
 
 
 def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def open_dataset(
     fashion = source == "fashion-mnist"
     holds_idx = holds_fashion_mnist(folder)
     if (fashion or holds_idx or source == "digits") and size not in (None, 28):
-        raise DatasetError(f"size: the images of {source} are 28 pixels wide, got {size}")
+        raise DatasetError(f"size: the images of {source} are 28 pixels wide, leave --size away; got {size}")
     if fashion or holds_idx:
         return fashion_mnist(None if fashion else folder, train, augment, seed)
     if source == "digits":

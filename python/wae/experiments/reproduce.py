@@ -314,9 +314,9 @@ class Row:
         return statistics.fmean(self.accuracies)
 
     @property
-    def spread(self) -> float:
-        """The standard deviation of a seed's accuracy; 0 where there is one seed."""
-        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else 0.0
+    def spread(self) -> float | None:
+        """The standard deviation of a seed's accuracy; None where there is one seed."""
+        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
 
 
 def rows(results: Sequence[Result], seconds: float = 10.0) -> list[Row]:
@@ -365,9 +365,10 @@ def markdown(table: Sequence[Row]) -> str:
     for row in table:
         share = won_back(table, row.network)
         won = "" if share is None or row.network in (FULL, HALF) else f"{100 * share:.0f} %"
+        spread = "" if row.spread is None else f"{100 * row.spread:.2f}"
         cost = f"{row.multiply_adds / 1e6:.2f} M" + (f" ({row.multiply_adds / full:.0%})" if full else "")
         lines.append(
-            f"| {row.network} | {100 * row.mean:.2f} % | {100 * row.spread:.2f} | {won} | {cost} "
+            f"| {row.network} | {100 * row.mean:.2f} % | {spread} | {won} | {cost} "
             f"| {row.microseconds:.0f} us |"
         )
     return "\n".join(lines)

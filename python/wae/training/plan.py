@@ -165,11 +165,24 @@ def find(name: str) -> Plan:
     """The plan called ``name``: a TOML file, or one that comes with the package. Raises PlanError."""
     if Path(name).is_file():
         return read(Path(name))
-    shipped = {path.stem: path for path in PLANS.glob("*.toml")}
+    shipped = _shipped()
     if name.replace("-", "_") not in shipped:
         known = ", ".join(sorted(shipped))
         raise PlanError(f"{name}: is neither a file nor one of the plans {known}")
     return read(shipped[name.replace("-", "_")])
+
+
+def listed() -> str:
+    """The plans that come with the package, a line each: the name, and the file's first sentence."""
+    lines = [
+        f"{name:16}{path.read_text(encoding='utf-8').partition('. ')[0].lstrip('# ')}"
+        for name, path in _shipped().items()
+    ]
+    return "\n".join(line.replace("\n# ", " ") for line in lines)
+
+
+def _shipped() -> dict[str, Path]:
+    return {path.stem: path for path in sorted(PLANS.glob("*.toml"))}
 
 
 def read(path: Path) -> Plan:
@@ -180,6 +193,8 @@ def read(path: Path) -> Plan:
         return from_dict(entries)
     except FileNotFoundError:
         raise PlanError(f"{path}: there is no such file") from None
+    except RecursionError:
+        raise PlanError(f"{path}: is nested too deeply") from None
     except (PlanError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise PlanError(f"{path}: {error}") from None
 

@@ -24,8 +24,15 @@ from wae_kernels.nn import Encoder
 TORCHVISION = "torchvision"
 """As a source of weights: torchvision's best for that network, which may be downloaded."""
 
-_PREFIXES = ("", "features.", "network.", "network.0.", "network.features.", "body.", "low_body.")
-"""What stands before a body's names in a file: those of torchvision, and of this package's networks."""
+_PREFIXES = (
+    *("", "features.", "network.", "network.0.", "network.features.", "body.", "low_body."),
+    *("backbone.", "model.", "model.backbone."),
+)
+"""What stands before a body's names in a file: those of torchvision, of this package's networks, and of
+networks that hold others beside."""
+
+_WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.")
+"""What stands before every name of a network that was saved inside another module."""
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of colours 0..1, as torchvision's weights want them
 _IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
@@ -134,6 +141,8 @@ def _from_torchvision(name: str) -> Mapping[str, Tensor]:
         network: nn.Module = models.get_model(stem, weights="DEFAULT")
     except (ValueError, KeyError):
         raise ValueError(f"torchvision has no weights for {stem}") from None
+    except (OSError, RuntimeError) as error:  # no network, or a file that is not what its name says
+        raise ValueError(f"torchvision's weights for {stem} could not be downloaded: {error}") from None
     return network.state_dict()
 
 
@@ -143,7 +152,7 @@ def _tensors(path: Path) -> Mapping[str, Tensor]:
         raise CheckpointError(f"{path}: there is no such file")
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return _unwrapped(load_file(path))
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise CheckpointError(
@@ -152,8 +161,18 @@ def _tensors(path: Path) -> Mapping[str, Tensor]:
         ) from None
     except Exception as error:  # torch's reader raises nearly anything on a file that is none
         raise CheckpointError(f"{path}: this is no file of weights ({error})") from None
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]  # as many training scripts save it
+    for wrapper in ("state_dict", "model"):  # as training scripts save it
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
     if not isinstance(content, Mapping) or not all(isinstance(t, Tensor) for t in content.values()):
         raise CheckpointError(f"{path}: must hold a state_dict, tensors by name")
-    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+    return _unwrapped(content)
+
+
+def _unwrapped(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """``tensors`` without what DataParallel, torch.compile and training scripts put before every name."""
+    for _ in range(len(_WRAPPERS)):
+        for prefix in _WRAPPERS:
+            if tensors and all(name.startswith(prefix) for name in tensors):
+                tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors

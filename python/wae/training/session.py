@@ -15,9 +15,11 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -27,7 +29,7 @@ from wae.data.folder import ImageFolder, OnCorrupt, evaluation_resize
 from wae.data.images import MAX_PIXELS
 from wae.data.loading import open_dataset
 from wae.models.classifier import WAEClassifier
-from wae.models.registry import PARTS, build
+from wae.models.registry import PARTS, NetworkError, build, on_meta
 from wae.storage.checkpoint import Input, describe, load_classifier, save_classifier
 from wae.storage.files import written
 from wae.storage.weights_file import CheckpointError
@@ -44,6 +46,23 @@ from .trainer import Epoch, Observer, train
 STATE, MODEL, PLAN, LOG, TENSORBOARD = (
     "state.safetensors", "model.safetensors", "plan.toml", "log.jsonl", "tensorboard",
 )  # fmt: skip
+_SIDES = (
+    28,
+    32,
+    64,
+    96,
+    112,
+    128,
+    160,
+    192,
+    224,
+    256,
+    299,
+    320,
+    384,
+    448,
+    512,
+)  # that are tried for a message
 _PICTURES = 8  # that TensorBoard shows
 _NO_TENSORBOARD = 'no TensorBoard files: it is not installed (pip install "wae-kernels[tensorboard]")'
 
@@ -107,6 +126,7 @@ class Session:
             if not len(pictures):
                 raise DatasetError(f"{self.data}: none of the first {_PICTURES} test pictures can be read")
             _try_out(model, plan.model, pictures)
+            _try_training(plan, len(sets[0].labels), pictures)
             teacher = self._teacher(pictures, sets[1].labels, console)
             described = plan.model, sets[0].labels, _input(sets[1], pictures)
             with self._observer(console, pictures, goes_on) as observer:
@@ -316,9 +336,42 @@ def _try_out(network: nn.Module, name: str, pictures: Tensor) -> Tensor:
     except (AssertionError, RuntimeError, ValueError) as error:  # torchvision asserts sizes
         height, width = pictures.shape[2:]
         why = str(error).splitlines()[0]
-        raise ValueError(f"{name} takes no images of {height} x {width} (see --size): {why}") from None
+        raise ValueError(f"{name} takes no images of {height} x {width} ({why}){_sizes(name)}") from None
     network.train(was_training)
     return scores
+
+
+def _sizes(name: str) -> str:
+    """Which sizes the network takes, for the end of a sentence."""
+    try:
+        network = on_meta(partial(build, name))
+    except NetworkError:  # the file of a teacher
+        return ""
+    works = [str(side) for side in _SIDES if _runs(network, (1, 3, side, side)) is None]
+    return f"; of --size {', '.join(map(str, _SIDES))} these work: {', '.join(works) or 'none'}"
+
+
+def _runs(network: nn.Module, shape: Sequence[int]) -> str | None:
+    """Why a network on "meta" does not take images of ``shape``; None if it does."""
+    try:
+        with torch.no_grad():
+            network(torch.empty(shape, device="meta"))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        return str(error).splitlines()[0]
+    return None
+
+
+def _try_training(plan: Plan, classes: int, pictures: Tensor) -> None:
+    """Raise ValueError where what a process takes at a time is too small for the network's BatchNorm."""
+    world = dist.get_world_size() if dist.is_initialized() else 1
+    part = max(1, plan.batch // (world * plan.accumulate))
+    network = on_meta(partial(build, plan.model, classes)).train()
+    if why := _runs(network, (part, *pictures.shape[1:])):
+        size = " x ".join(map(str, pictures.shape[2:]))
+        raise ValueError(
+            f"{plan.model} cannot be trained on parts of {part} image(s) of {size}: {why}; take a larger "
+            "--batch (or --size, or fewer processes or --accumulate)"
+        )
 
 
 def _input(data: Dataset, pictures: Tensor) -> Input:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -20,13 +21,14 @@ from safetensors.torch import load_file, save_file
 from tiny_classifier import tiny
 
 from wae import cli
+from wae.data.folder import image_folder
 from wae.models import registry
 from wae.models.baselines import FullResolution, HalfResolution
 from wae.models.registry import builder
 from wae.models.small_vgg import SmallVGG
 from wae.storage import weights_file
 from wae.storage.checkpoint import Input, describe, load_classifier, save_classifier
-from wae.training import plan, pretrained, processes, session
+from wae.training import observers, plan, pretrained, processes, session, small_data
 
 TINY = """
 model = "tiny"
@@ -163,6 +165,30 @@ def test_tensorboard_files_hold_curves_and_pictures(train, tmp_path):
     assert [event.step for event in events.Scalars("epoch/loss")] == [3, 6, 9, 12]
     for name in ("image", "low", "high", "reconstruction"):
         assert [event.step for event in events.Images(name)] == [3, 6, 9, 12]
+
+
+def test_tensorboards_steps_go_on_over_a_resume_and_none_comes_twice(train, tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setattr(observers, "_EVERY", 1)  # every step is written
+    real, left = observers.TensorBoard.step, [8]
+
+    def step(self, number, losses):
+        real(self, number, losses)
+        self._writer.flush()
+        left[0] -= 1
+        if left[0] == 0:  # in the middle of the third epoch
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(observers.TensorBoard, "step", step)
+        assert train() == 130
+    assert train("--resume") == 0
+    assert len(list((tmp_path / "out" / "tensorboard").iterdir())) == 2
+    events = EventAccumulator(str(tmp_path / "out" / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("step/loss")] == list(range(1, 13))
+    assert [event.step for event in events.Scalars("epoch/loss")] == [3, 6, 9, 12]
 
 
 def test_without_tensorboard_training_says_so_and_goes_on(train, monkeypatch, capsys, tmp_path):
@@ -423,7 +449,13 @@ def weights(path, classes=3, network="tiny"):
         (lambda p: ["--teacher", weights(p / "w", 4)], "/w: knows 4 classes, the data has 3"),
         (lambda p: ["--teacher", p / "none"], "none: there is no such file"),
         (lambda p: ["--model", "vgg99"], "there is no network vgg99"),
-        (lambda p: ["--model", "small_vgg"], "small_vgg takes no images of 14 x 14 (see --size)"),
+        (lambda p: ["--model", "small_vgg"], "448, 512 these work: 28, 32"),
+        (lambda p: ["--model", "autoencoder"], "wae train-autoencoder trains it"),
+        (
+            lambda p: ["--model", "resnet18", "--batch", 1],
+            "cannot be trained on parts of 1 image(s) of 14 x 14: ",
+        ),
+        (lambda p: ["--device", "meta"], "device meta cannot be used here"),
         (lambda p: ["--plan", "none"], "none: is neither a file nor one of the plans"),
         (lambda p: ["--batch", 100], "at most the 24 pictures of the training set, got 100"),
         (lambda p: ["--learning-rate", -1], "learning_rate must be a number from 0"),
@@ -439,9 +471,45 @@ def test_what_does_not_go_together(train, tmp_path, capsys, options, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_plan_is_needed(pictures, tmp_path, capsys):
-    assert run("train", "--data", pictures, "--model", "tiny", "-o", tmp_path / "out") == 1
-    assert "there is no plan for tiny on" in errors(capsys)
+def test_a_folder_without_a_plan_gets_one(pictures, tmp_path):
+    """Batch, epochs and size from what is in it; the images are 18 pixels wide at their narrowest."""
+    out = tmp_path / "out"
+    assert run("train", "--data", pictures, "--model", "tiny", "-o", out, "--epochs", 1) == 0
+    made = plan.read(out / "plan.toml")
+    assert (made.model, made.batch, [stage.kind for stage in made.stages]) == (
+        "tiny",
+        8,
+        ["transform", "joint"],
+    )
+    assert describe(out / "model.safetensors").input == Input(64, 73, False)
+
+
+def test_the_size_of_the_plan_for_a_folder(tmp_path):
+    for side, size in ((20, 64), (100, 96), (130, 128), (900, 224)):
+        folder = tmp_path / str(side)
+        for part in ("train", "val"):
+            for label in "ab":
+                (folder / part / label).mkdir(parents=True)
+                Image.new("RGB", (side, 2 * side)).save(folder / part / label / "1.png")
+        assert small_data.fitting_size(image_folder(folder, train=True)) == size
+    for images, batch, epochs in (
+        (24, 8, 60),
+        (200, 8, 60),
+        (1000, 32, 60),
+        (10_000, 64, 13),
+        (10**6, 64, 5),
+    ):
+        made = small_data.small_data_plan(images)
+        assert (made.batch, made.stages[1].epochs) == (batch, epochs)
+    assert small_data.small_data_plan(4).batch == 4
+
+
+def test_the_plans_are_listed(capsys):
+    with pytest.raises(SystemExit) as ended:
+        run("train", "--plan", "list")
+    assert ended.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == sorted(path.stem for path in plan.PLANS.glob("*.toml"))
 
 
 @pytest.mark.parametrize(
@@ -556,6 +624,34 @@ def test_the_included_auto_encoder_starts_a_training(train, tmp_path):
     included = load_file(weights_file.WEIGHTS / "autoencoder.safetensors")
     assert all(torch.equal(ours[name], tensor) for name, tensor in included.items())
     assert plan.read(tmp_path / "out" / "plan.toml").start == "random"
+
+
+@pytest.mark.parametrize("wrapper", ["state_dict", "model"])
+@pytest.mark.parametrize(
+    "prefix", ["", "module.", "_orig_mod.", "model.", "backbone.", "module._orig_mod.model.backbone."]
+)
+def test_a_body_that_was_saved_inside_of_something(tmp_path, prefix, wrapper):
+    source, path, model = SmallVGG(7), tmp_path / "body.pth", builder("small_vgg")(3)
+    tensors = {prefix + name: tensor for name, tensor in source.body.state_dict().items()}
+    torch.save({wrapper: tensors, "epoch": 3}, path)
+    pretrained.load_body(model, "small_vgg", str(path))
+    assert torch.equal(model.body[0].weight, source.body[0].weight)
+    torch.save({wrapper: {**tensors, "head.weight": torch.zeros(3)}}, path)  # and something beside
+    if prefix in ("", "model.", "backbone."):
+        pretrained.load_body(model, "small_vgg", str(path))
+
+
+def test_a_download_that_fails_says_so(train, monkeypatch, capsys):
+    def get_model(name, weights=None, **options):
+        if weights:
+            raise URLError("no route to host")
+        return models.resnet18(**options)
+
+    from torchvision import models
+
+    monkeypatch.setattr(models, "get_model", get_model)
+    assert train("--model", "resnet18", "--size", 32, "--body-weights", "torchvision") == 1
+    assert "weights for resnet18 could not be downloaded: <urlopen error no route to host>" in errors(capsys)
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])

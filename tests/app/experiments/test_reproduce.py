@@ -194,6 +194,8 @@ def test_the_share_won_back_and_the_table():
     assert reproduce.won_back(table, "WAE") == pytest.approx(0.9)
     assert reproduce.won_back(table[1:], "WAE") is None
     lines = reproduce.markdown(table).splitlines()
+    alone = reproduce.markdown([row("WAE", 0.9)]).splitlines()
+    assert alone[2] == "| WAE | 90.00 % |  |  | 10.00 M | 5 us |"  # one seed has no spread
     assert "| WAE | 90.00 % | 1.41 | 90 % | 10.00 M (100%) | 5 us |" in lines
 
 

@@ -83,9 +83,10 @@ def test_plans_that_are_refused(entries, message):
         (None, "there is no such file"),
         (b"model = ", "Invalid value"),
         (b"\xff\xfe", "decode"),
+        (b"x = " + 5000 * b"[" + 5000 * b"]", "is nested too deeply"),
         (b'model = "m"\nbatch = 0\n[[stages]]\nkind = "joint"\nepochs = 1\nlearning_rate = 1', "batch must"),
     ],
-    ids=["missing", "no TOML", "no text", "a wrong number"],
+    ids=["missing", "no TOML", "no text", "depth", "a wrong number"],
 )
 def test_an_error_in_a_file_names_it(tmp_path, content, message):
     path = tmp_path / "my.toml"

@@ -1,0 +1,52 @@
+"""A plan for a folder of one's own images, for which there is none: from their number and sizes.
+
+The numbers are rules of thumb for some ten to some thousand images, not the outcome of experiments.
+"""
+
+from __future__ import annotations
+
+from statistics import median
+
+from PIL import Image
+
+from wae.data.folder import ImageFolder
+
+from .plan import Plan, Stage
+
+MODEL = "wae_resnet18"
+"""The network that is trained where none is named."""
+
+_STEPS = 2000  # of the optimizer, where that makes a reasonable number of epochs
+_EPOCHS = range(5, 61)
+_BATCH = range(8, 65)
+_SIDE = range(64, 225)
+_LOOKED_AT = 100  # images whose sizes are read
+
+
+def small_data_plan(images: int, model: str = MODEL) -> Plan:
+    """The plan for so many training images: an epoch or more of stage 1, then everything together."""
+    batch = min(_clamped(2 ** (max(images // 16, 1).bit_length() - 1), _BATCH), images)
+    epochs = _clamped(round(_STEPS * batch / images), _EPOCHS)
+    transform = Stage("transform", max(1, epochs // 10), 1e-3, "adam", warmup=0.1)
+    joint = Stage("joint", epochs, 1e-3, "adamw", weight_decay=0.05, encoder_rate=0.1, warmup=epochs / 20)
+    return Plan(model, (transform, joint), batch=batch, start="linear")
+
+
+def fitting_size(data: ImageFolder) -> int:
+    """The side, in pixels, to which images are scaled: about their own, a multiple of 32 from 64 to 224."""
+    every = max(1, len(data) // _LOOKED_AT)
+    sides = [side for path, _ in data.samples[::every] if (side := _shorter_side(path))]
+    return _clamped(round(median(sides) / 32) * 32, _SIDE) if sides else _SIDE[-1]
+
+
+def _shorter_side(path: str) -> int:
+    """0 where the file cannot be read, which is reported where it is trained on."""
+    try:
+        with Image.open(path) as image:
+            return int(min(image.size))
+    except Exception:  # Pillow raises nearly anything on a damaged file
+        return 0
+
+
+def _clamped(value: int, allowed: range) -> int:
+    return min(max(value, allowed.start), allowed.stop - 1)
