@@ -29,7 +29,7 @@ def check(content: bytes) -> None:
 if __name__ == "__main__":
     import atheris
 
-    with atheris.instrument_imports():
+    with atheris.instrument_imports(include=["wae.storage"]):
         import wae.storage.decomposed  # noqa: F401 (first imported here)
     atheris.Setup(sys.argv, check)
     atheris.Fuzz()
