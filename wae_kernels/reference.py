@@ -231,9 +231,9 @@ def encode_backward(
     if need_scale:
         wide = grad_x.to(torch.promote_types(grad_x.dtype, torch.float32))
         if image_scale is not None:
-            grad_scale = (wide * image).sum((0, 2, 3)).to(image_scale.dtype)
+            grad_scale = (wide * image).sum((0, 2, 3), dtype=torch.float64).to(image_scale.dtype)
         if image_shift is not None:
-            grad_shift = wide.sum((0, 2, 3)).to(image_shift.dtype)
+            grad_shift = wide.sum((0, 2, 3), dtype=torch.float64).to(image_shift.dtype)
     like = p.conv1_weight
     return (
         like.new_empty(0) if grad_image is None else grad_image,

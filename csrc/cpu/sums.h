@@ -1,7 +1,7 @@
 // Sums that become the gradients of the parameters.
 //
-// A sum of millions of floats in one float loses digits: a task adds to floats, and after every few rows
-// these go into doubles and start again at zero.
+// A sum of millions of floats in one float loses digits: a task adds to floats, and after every few thousand
+// pixels (isa/gradients.h) these go into doubles and start again at zero.
 
 #pragma once
 

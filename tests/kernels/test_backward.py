@@ -62,10 +62,12 @@ def test_sizes(cell: Cell, op: str, layout: str, size: tuple[int, int]) -> None:
 
 
 @functools.cache
-def large_problem(op: str, size: tuple[int, int]) -> tuple[Problem, dict[str, Tensor]]:
+def large_problem(
+    op: str, size: tuple[int, int], gradient_layout: str = "nchw"
+) -> tuple[Problem, dict[str, Tensor]]:
     """With what is expected; made once for all backends, because the float64 oracle takes seconds."""
     torch.manual_seed(sum(size))  # the same, whichever test comes first
-    problem = make(op, Cell("reference"), size, batch=1)
+    problem = make(op, Cell("reference"), size, batch=1, gradient_layout=gradient_layout)
     return problem, problem.expected()
 
 
@@ -77,6 +79,22 @@ def test_large_sizes(cell: Cell, op: str, size: tuple[int, int]) -> None:
         pytest.skip("PyTorch's own float32 sums over this many pixels are beyond the limit")
     torch.set_num_threads(2)
     check(cell, *large_problem(op, size))
+
+
+@both
+@pytest.mark.parametrize(
+    "size", [(31, 31), (80, 300), pytest.param((1024, 1024), marks=pytest.mark.slow)], ids=size_name
+)
+def test_sums_of_equal_gradients_lose_no_digits(cell: Cell, op: str, size: tuple[int, int]) -> None:
+    """Numbers that are equal are rounded the same way whenever they are added to one float."""
+    if not cell.compiled:
+        pytest.skip("PyTorch's own float32 sums over this many pixels are beyond the limit")
+    problem, expected = large_problem(op, size, "expanded_value")
+    check(cell, problem, expected)
+    found = problem.gradients()
+    for name, ref in expected.items():
+        if name.endswith("bias"):
+            assert_close(found[name], ref, 2e-6, f"gradient of {name}")
 
 
 @both

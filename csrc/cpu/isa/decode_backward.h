@@ -46,6 +46,7 @@ class DecodeBackward {
   }
 
   void run() {
+    const int64_t collect_rows = rows_until_collected(end_ - begin_);
     for (int64_t y = task_.y0; y < task_.y1; ++y) {
       gradient_up_until(2 * y + 2);
       if (args_.need_parameters) {
@@ -58,7 +59,7 @@ class DecodeBackward {
         downsample_row(gradient_up_, gradient_branches_, y, task_, args_.weights->up, nullptr);
         store_branches(gradient_branches_, args_.grad_low, args_.grad_high, task_, y);
       }
-      if (2 * (y + 1) % kCollectRows == 0) collected_.collect();
+      if (2 * (y + 1) % collect_rows == 0) collected_.collect();
     }
     collected_.collect();
   }
@@ -98,7 +99,7 @@ class DecodeBackward {
                     nullptr, mask(trunk_.rows2, next2_, span2_.begin));
       if (!owns(next2_)) continue;
       conv3_weight_gradient(gradient_image_, trunk_.rows2, next2_, begin_, end_, sums_.conv3);
-      add_planes(gradient_image_, 3, next2_, begin_, end_, sums_.conv3_bias);
+      add_planes<3>(gradient_image_, next2_, begin_, end_, sums_.conv3_bias);
     }
   }
 

@@ -19,9 +19,6 @@
 
 namespace wae::WAE_ISA {
 
-// Rows between two times that the sums of floats go into doubles.
-inline constexpr int64_t kCollectRows = 64;
-
 class EncodeBackward {
  public:
   EncodeBackward(const EncodeBackwardArgs& args, const Task& task, Collected<EncoderSums>& collected)
@@ -59,10 +56,11 @@ class EncodeBackward {
   }
 
   void run() {
+    const int64_t collect_rows = rows_until_collected(end_ - begin_);
     for (int64_t y = top_; y < bottom_; ++y) {
       gradient1_until(y + 1 + halo_);
       if (halo_ > 0) image_row(y);
-      if ((y + 1) % kCollectRows == 0) collected_.collect();
+      if ((y + 1) % collect_rows == 0) collected_.collect();
     }
     collected_.collect();
   }
@@ -112,17 +110,19 @@ class EncodeBackward {
   void heads_row(int64_t y) {
     trunk_.conv3_until(2 * y + 2);
     conv6_weight_gradient(branches_, trunk_.rows3, y, task_, sums_.heads);
-    add_planes(branches_, 6, y, task_.x0, task_.x1, sums_.heads_bias);
+    add_planes<6>(branches_, y, task_.x0, task_.x1, sums_.heads_bias);
   }
   void image_row(int64_t y) {
     conv16to3_row(gradient1_, gradient_image_, y, begin_, end_, args_.transposed->conv1, nullptr);
     if (args_.need_scale) {
       load_planes(args_.image, {}, task_.n, y, begin_, end_, image_);
-      add_planes(gradient_image_, 3, y, begin_, end_, sums_.image_shift);
+      add_planes<3>(gradient_image_, y, begin_, end_, sums_.image_shift);
       for (int c = 0; c < 3; ++c) {
-        const float *gradient = gradient_image_.at(y, c, begin_), *image = image_.at(y, c, begin_);
-        for (int64_t i = 0; i < end_ - begin_; ++i) sums_.image_scale[c] += gradient[i] * image[i];
+        float* image = image_.at(y, c, begin_);
+        const float* gradient = gradient_image_.at(y, c, begin_);
+        for (int64_t i = 0; i < end_ - begin_; ++i) image[i] *= gradient[i];
       }
+      add_planes<3>(image_, y, begin_, end_, sums_.image_scale);
     }
     if (!args_.need_image) return;
     for (int c = 0; c < 3; ++c) {

@@ -1,6 +1,9 @@
 // The gradients of weights: sums over all pixels of an input times a gradient, one tile row or pixel row
 // at a time, added to `sums`.
 //
+// A float that many numbers are added to loses digits, most of all where they are equal. So every sum here is of few
+// numbers, begins at zero and is then added to `sums`, which go into doubles every kCollectPixels pixels.
+//
 // The 16 -> 16 layers' sums are taken in the Winograd domain, where a tile of 16 pixels costs 36 products
 // of channels instead of 144: dU = sum over tiles of (B^T d B) (A g A^T), and dg = G^T dU G once at the end.
 
@@ -11,6 +14,14 @@
 #include "cpu/sums.h"
 
 namespace wae::WAE_ISA {
+
+// Pixels between two times that the sums of floats go into doubles, and pixels that are added to one float before.
+inline constexpr int64_t kCollectPixels = 4096, kSumPixels = 64;
+
+// Rows of a task this wide between the two times.
+inline int64_t rows_until_collected(int64_t width) {
+  return std::max<int64_t>(kCollectPixels / width / kTile, 1) * kTile;
+}
 
 // A g
 WAE_INLINE void transform_gradient(const Vec g[4], Vec z[6]) {
@@ -45,14 +56,14 @@ inline void winograd_gradient(const float* const rows[kTile], int tiles, Winogra
   }
 }
 
-// sums[i][o] += over tiles: v[t][i] * z[t][o], for kInputs input channels.
+// sums[i][o] += over the tiles of a group: v[t][i] * z[t][o], for kInputs input channels.
 template <int kInputs>
 inline void add_products(const float* v, const float* z, int tiles, float* sums) {
   Vec sum[kInputs][kVecs];
 #pragma GCC unroll 16
   for (int i = 0; i < kInputs; ++i) {
 #pragma GCC unroll 4
-    for (int j = 0; j < kVecs; ++j) sum[i][j] = load(sums + i * kChannels + j * kLanes);
+    for (int j = 0; j < kVecs; ++j) sum[i][j] = zero();
   }
   for (int t = 0; t < tiles; ++t) {
     Vec gradient[kVecs];
@@ -68,7 +79,16 @@ inline void add_products(const float* v, const float* z, int tiles, float* sums)
 #pragma GCC unroll 16
   for (int i = 0; i < kInputs; ++i) {
 #pragma GCC unroll 4
-    for (int j = 0; j < kVecs; ++j) store(sums + i * kChannels + j * kLanes, sum[i][j]);
+    for (int j = 0; j < kVecs; ++j) add_to(sums + i * kChannels + j * kLanes, sum[i][j]);
+  }
+}
+
+// sums += `count` vectors of 16 channels.
+inline void add_vectors(const float* vectors, int64_t count, Bias16& sums) {
+  for (int k = 0; k < kChannels; k += kLanes) {
+    Vec sum = zero();
+    for (int64_t i = 0; i < count; ++i) sum = sum + load(vectors + i * kChannels + k);
+    add_to(sums.b + k, sum);
   }
 }
 
@@ -91,82 +111,94 @@ inline void conv16_weight_gradient(const Rows& in, const Rows& gradient, int64_t
         add_products<kInputs>(&inputs.v[p][0][i], &gradients.v[p][0][0], count, &sums.u[p][i][0]);
       });
     }
-    for (int t = 0; t < count; ++t) {  // position (1, 1) holds the sum of a tile's 16 gradients
-      for (int j = 0; j < kChannels; ++j) bias.b[j] += gradients.v[kPatch + 1][t][j];
-    }
+    // Position (1, 1) holds the sum of a tile's 16 gradients.
+    add_vectors(gradients.v[kPatch + 1][0], count, bias);
   }
+}
+
+// Calls f(first, last) for runs of up to kSumPixels pixels that cover [begin, end).
+template <class F>
+WAE_INLINE void for_runs(int64_t begin, int64_t end, const F& f) {
+  for (; begin < end; begin += kSumPixels) f(begin, std::min(begin + kSumPixels, end));
 }
 
 // sums.w[ky][c][kx] += over the pixels of row y, columns [begin, end): planes(y + ky - 1, x + kx - 1)[c] *
 // rows(y, x).
 inline void conv3_weight_gradient(const Planes& planes, const Rows& rows, int64_t y, int64_t begin,
                                   int64_t end, Direct3& sums) {
-  for (int ky = 0; ky < 3; ++ky) {
-    const float* x[3];
-    for (int c = 0; c < 3; ++c) x[c] = planes.at(y + ky - 1, c, begin - 1);
-    for (int k = 0; k < kChannels; k += kLanes) {
-      const float* g = rows.at(y, begin) + k;
-      Vec sum[3][3];
-#pragma GCC unroll 3
-      for (int c = 0; c < 3; ++c) {
-#pragma GCC unroll 3
-        for (int kx = 0; kx < 3; ++kx) sum[c][kx] = load(&sums.w[ky][c][kx][k]);
-      }
-      for (int64_t i = 0; i < end - begin; ++i) {
-        const Vec value = load(g + i * kChannels);
+  for_runs(begin, end, [&](int64_t first, int64_t last) {
+    for (int ky = 0; ky < 3; ++ky) {
+      const float* x[3];
+      for (int c = 0; c < 3; ++c) x[c] = planes.at(y + ky - 1, c, first - 1);
+      for (int k = 0; k < kChannels; k += kLanes) {
+        const float* g = rows.at(y, first) + k;
+        Vec sum[3][3];
 #pragma GCC unroll 3
         for (int c = 0; c < 3; ++c) {
 #pragma GCC unroll 3
-          for (int kx = 0; kx < 3; ++kx) sum[c][kx] = fma(broadcast(x[c][i + kx]), value, sum[c][kx]);
+          for (int kx = 0; kx < 3; ++kx) sum[c][kx] = zero();
+        }
+        for (int64_t i = 0; i < last - first; ++i) {
+          const Vec value = load(g + i * kChannels);
+#pragma GCC unroll 3
+          for (int c = 0; c < 3; ++c) {
+#pragma GCC unroll 3
+            for (int kx = 0; kx < 3; ++kx) sum[c][kx] = fma(broadcast(x[c][i + kx]), value, sum[c][kx]);
+          }
+        }
+#pragma GCC unroll 3
+        for (int c = 0; c < 3; ++c) {
+#pragma GCC unroll 3
+          for (int kx = 0; kx < 3; ++kx) add_to(&sums.w[ky][c][kx][k], sum[c][kx]);
         }
       }
-#pragma GCC unroll 3
-      for (int c = 0; c < 3; ++c) {
-#pragma GCC unroll 3
-        for (int kx = 0; kx < 3; ++kx) store(&sums.w[ky][c][kx][k], sum[c][kx]);
-      }
     }
-  }
+  });
 }
 
 // sums.w[ky][kx][c] += over the half-resolution pixels of row y: planes(y, x)[c] * rows(2y + ky - 1, 2x + kx
 // - 1).
 inline void conv6_weight_gradient(const Planes& planes, const Rows& rows, int64_t y, const Task& task,
                                   Direct6& sums) {
-  const float* x[6];
-  for (int c = 0; c < 6; ++c) x[c] = planes.at(y, c, task.x0);
-  for (int ky = 0; ky < 3; ++ky) {
-    for (int kx = 0; kx < 3; ++kx) {
-      for (int k = 0; k < kChannels; k += kLanes) {
-        const float* in = rows.at(2 * y + ky - 1, 2 * task.x0 + kx - 1) + k;
-        Vec sum[6];
+  for_runs(task.x0, task.x1, [&](int64_t first, int64_t last) {
+    const float* x[6];
+    for (int c = 0; c < 6; ++c) x[c] = planes.at(y, c, first);
+    for (int ky = 0; ky < 3; ++ky) {
+      for (int kx = 0; kx < 3; ++kx) {
+        for (int k = 0; k < kChannels; k += kLanes) {
+          const float* in = rows.at(2 * y + ky - 1, 2 * first + kx - 1) + k;
+          Vec sum[6];
 #pragma GCC unroll 6
-        for (int c = 0; c < 6; ++c) sum[c] = load(&sums.w[ky][kx][c][k]);
-        for (int64_t i = 0; i < task.x1 - task.x0; ++i) {
-          const Vec value = load(in + 2 * i * kChannels);
+          for (int c = 0; c < 6; ++c) sum[c] = zero();
+          for (int64_t i = 0; i < last - first; ++i) {
+            const Vec value = load(in + 2 * i * kChannels);
 #pragma GCC unroll 6
-          for (int c = 0; c < 6; ++c) sum[c] = fma(broadcast(x[c][i]), value, sum[c]);
+            for (int c = 0; c < 6; ++c) sum[c] = fma(broadcast(x[c][i]), value, sum[c]);
+          }
+#pragma GCC unroll 6
+          for (int c = 0; c < 6; ++c) add_to(&sums.w[ky][kx][c][k], sum[c]);
         }
-#pragma GCC unroll 6
-        for (int c = 0; c < 6; ++c) store(&sums.w[ky][kx][c][k], sum[c]);
       }
     }
-  }
+  });
 }
 
 inline void add_row(const Rows& rows, int64_t y, int64_t begin, int64_t end, Bias16& sums) {
-  for (int k = 0; k < kChannels; k += kLanes) {
-    Vec sum = load(sums.b + k);
-    for (int64_t x = begin; x < end; ++x) sum = sum + load(rows.at(y, x) + k);
-    store(sums.b + k, sum);
-  }
+  for_runs(begin, end,
+           [&](int64_t first, int64_t last) { add_vectors(rows.at(y, first), last - first, sums); });
 }
 
-inline void add_planes(const Planes& planes, int count, int64_t y, int64_t begin, int64_t end, float* sums) {
-  for (int c = 0; c < count; ++c) {
-    const float* x = planes.at(y, c, begin);
-    for (int64_t i = 0; i < end - begin; ++i) sums[c] += x[i];
+// sums[c] += over row y, columns [begin, end): planes(y, x)[c].
+template <int kCount>
+inline void add_planes(const Planes& planes, int64_t y, int64_t begin, int64_t end, float* sums) {
+  const float* x[kCount];
+  double sum[kCount] = {};
+  for (int c = 0; c < kCount; ++c) x[c] = planes.at(y, c, begin);
+  for (int64_t i = 0; i < end - begin; ++i) {
+#pragma GCC unroll 6
+    for (int c = 0; c < kCount; ++c) sum[c] += x[c][i];
   }
+  for (int c = 0; c < kCount; ++c) sums[c] += static_cast<float>(sum[c]);
 }
 
 }  // namespace wae::WAE_ISA

@@ -61,6 +61,8 @@ struct alignas(64) WinogradScratch {
   float v[kPositions][kGroup][kChannels];
 };
 
+WAE_INLINE void add_to(float* sums, Vec v) { store(sums, load(sums) + v); }
+
 // B^T d
 WAE_INLINE void transform_input(const Vec d[6], Vec v[6]) {
   const Vec two = broadcast(2), four = broadcast(4), five = broadcast(5);

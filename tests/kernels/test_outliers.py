@@ -1,0 +1,50 @@
+"""One pixel far larger than the others: what it does to its neighbours (docs/kernels.md has the figures)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import Cell, encoder, picture
+from compare import PLAIN, WINOGRAD, relative_error
+from torch import Tensor
+
+from wae_kernels import backends, reference
+
+PIXEL = (0, 1, 30, 31)
+READS_IT = (slice(13, 18), slice(14, 18))
+IN_ITS_TILES = (slice(13, 19), slice(13, 19))
+
+
+def errors_at(cell: Cell, places: Tensor, factor: float) -> float:
+    """The larger relative error of low and high at the ``places`` of a 64 x 64 image's outputs."""
+    image = picture(1, 64, 64, device=cell.device)
+    image[PIXEL] *= factor
+    parameters = encoder(device=cell.device)
+    wanted = reference.encode(image.double(), *(p.double() for p in parameters))
+    found = torch.ops.wae.encode(image, *parameters)
+    return max(relative_error(o[0, :, places], r[0, :, places]) for o, r in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("factor", [1e2, 1e4, 1e6])
+def test_beyond_its_tiles_nothing_is_lost(cell: Cell, factor: float) -> None:
+    places = torch.ones(32, 32, dtype=torch.bool)
+    places[IN_ITS_TILES] = False
+    assert errors_at(cell, places, factor) <= WINOGRAD
+
+
+@pytest.mark.parametrize("factor", [1e2, 1e4, 1e6])
+def test_what_reads_it_is_right(cell: Cell, factor: float) -> None:
+    places = torch.zeros(32, 32, dtype=torch.bool)
+    places[READS_IT] = True
+    assert errors_at(cell, places, factor) <= WINOGRAD
+
+
+@pytest.mark.parametrize("factor", [1e2, 1e4, 1e6])
+def test_direct_arithmetic_loses_nothing_beside_it(factor: float) -> None:
+    """The backend to choose where this matters."""
+    places = torch.zeros(32, 32, dtype=torch.bool)
+    places[IN_ITS_TILES] = True
+    places[READS_IT] = False
+    cell = Cell("reference")
+    with backends.use("reference"):
+        assert errors_at(cell, places, factor) <= PLAIN
