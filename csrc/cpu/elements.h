@@ -1,4 +1,4 @@
-// The element types of pictures, as bits and as floats.
+// The element types of images, as bits and as floats.
 //
 // Internal linkage: a kernel file compiles these functions with its own instructions, and the linker must
 // not hand them to another file.

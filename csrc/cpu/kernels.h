@@ -1,10 +1,11 @@
 // The interface between the ops (csrc/cpu/ops.cpp, which knows torch) and the kernels (which do not):
-// plain structs, and one table of functions for every instruction set.
+// plain structs, and one struct of function pointers for every instruction set.
 
 #pragma once
 
 #include <cstdint>
 
+#include "common/sizes.h"
 #include "cpu/pack.h"
 #include "cpu/sums.h"
 
@@ -12,8 +13,8 @@ namespace wae {
 
 enum class Element : int { kFloat32, kFloat16, kBFloat16, kUInt8 };
 
-// A batch of 3-channel pictures of any strides (in elements).
-struct Pictures {
+// A batch of 3-channel images of any strides (in elements).
+struct Images {
   void* data = nullptr;
   Element element = Element::kFloat32;
   int64_t batch = 0, height = 0, width = 0;
@@ -26,25 +27,25 @@ struct Affine {
   float shift[3] = {0, 0, 0};
 };
 
-// One piece of work: a rectangle of one picture, in half-resolution pixels. The rows y0 of all tasks
+// One piece of work: a rectangle of one image, in half-resolution pixels. The rows y0 of all tasks
 // but the last end at even numbers, so that tiles of 4 full-resolution rows never straddle two tasks.
 struct Task {
   int64_t n, y0, y1, x0, x1;
 };
 
 struct EncodeArgs {
-  Pictures image, low, high;
+  Images image, low, high;
   Affine affine;
   const EncoderPack* weights;
 };
 
 struct DecodeArgs {
-  Pictures low, high, image;
+  Images low, high, image;
   const DecoderPack* weights;
 };
 
 struct EncodeBackwardArgs {
-  Pictures grad_low, grad_high, image, grad_image;  // grad_image is only used when it is needed
+  Images grad_low, grad_high, image, grad_image;  // grad_image is only used when it is needed
   Affine affine;
   const EncoderPack* weights;
   const EncoderBackwardPack* transposed;
@@ -52,7 +53,7 @@ struct EncodeBackwardArgs {
 };
 
 struct DecodeBackwardArgs {
-  Pictures grad_image, low, high, grad_low, grad_high;  // the last two are only used when they are needed
+  Images grad_image, low, high, grad_low, grad_high;  // the last two are only used when they are needed
   const DecoderPack* weights;
   const DecoderBackwardPack* transposed;
   bool need_input, need_parameters;

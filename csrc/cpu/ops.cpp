@@ -1,6 +1,6 @@
 // The ops on the processor: check, find the packed weights, cut the work into tasks, run them.
 //
-// What the kernels do not take (float64, other widths than 16, the backend "reference") goes to the ops
+// Calls without a kernel (float64, other widths than 16, the backend "reference") go to the ops
 // wae::_<op>_reference, which wae_kernels/fallback.py implements.
 
 #include <torch/csrc/stable/library.h>
@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "common/checks.h"
+#include "common/sizes.h"
 #include "common/tensors.h"
 #include "cpu/dispatch.h"
 #include "cpu/elements.h"
@@ -48,7 +49,7 @@ Element element_of(ScalarType dtype) {
   }
 }
 
-Pictures pictures_of(const Tensor& tensor) {
+Images images_of(const Tensor& tensor) {
   const auto sizes = tensor.sizes(), strides = tensor.strides();
   return {const_cast<void*>(tensor.const_data_ptr()),
           element_of(tensor.scalar_type()),
@@ -134,11 +135,11 @@ std::tuple<Tensor, Tensor> encode(Tensor image, Tensor conv1_weight, Tensor conv
         "encode", image, conv1_weight, conv1_bias, conv2_weight, conv2_bias, conv3_weight, conv3_bias,
         low_weight, low_bias, high_weight, high_bias, image_scale, image_shift);
   }
-  const int64_t half_height = (image.size(2) + 1) / 2, half_width = (image.size(3) + 1) / 2;
+  const int64_t half_height = half_size(image.size(2)), half_width = half_size(image.size(3));
   Tensor low = new_pictures(image, half_height, half_width, conv1_weight.scalar_type());
   Tensor high = new_pictures(image, half_height, half_width, conv1_weight.scalar_type());
   const auto weights = packed<EncoderPack>(numbers_of<EncoderWeights>(parameters));
-  const EncodeArgs args{pictures_of(image), pictures_of(low), pictures_of(high),
+  const EncodeArgs args{images_of(image), images_of(low), images_of(high),
                         affine_of(image_scale, image_shift), weights.get()};
   run_tasks(
       plan_tasks(image.size(0), half_height, half_width, torch::stable::get_num_threads(), kForwardWarmUp),
@@ -160,7 +161,7 @@ Tensor decode(Tensor low, Tensor high, Tensor low_weight, Tensor low_bias, Tenso
   }
   Tensor image = new_pictures(low, output_size[0], output_size[1], low.scalar_type());
   const auto weights = packed<DecoderPack>(numbers_of<DecoderWeights>(parameters));
-  const DecodeArgs args{pictures_of(low), pictures_of(high), pictures_of(image), weights.get()};
+  const DecodeArgs args{images_of(low), images_of(high), images_of(image), weights.get()};
   run_tasks(
       plan_tasks(low.size(0), low.size(2), low.size(3), torch::stable::get_num_threads(), kForwardWarmUp),
       [&](const Task& task) { kernels->decode(args, task); });
@@ -239,7 +240,7 @@ Tensors13 encode_backward(Tensor grad_low, Tensor grad_high, Tensor image, Tenso
   const Parameters parameters{conv1_weight, conv1_bias, conv2_weight, conv2_bias,  conv3_weight,
                               conv3_bias,   low_weight, low_bias,     high_weight, high_bias};
   check_encode(op, image, parameters, image_scale, image_shift);
-  const int64_t half_height = (image.size(2) + 1) / 2, half_width = (image.size(3) + 1) / 2;
+  const int64_t half_height = half_size(image.size(2)), half_width = half_size(image.size(3));
   check_gradient(op, "grad_low", grad_low, {image.size(0), 3, half_height, half_width}, conv1_weight);
   check_gradient(op, "grad_high", grad_high, {image.size(0), 3, half_height, half_width}, conv1_weight);
   const Kernels* kernels = kernels_for(conv1_weight);
@@ -257,10 +258,10 @@ Tensors13 encode_backward(Tensor grad_low, Tensor grad_high, Tensor image, Tenso
   const auto transposed = packed<EncoderBackwardPack>(numbers);
   Tensor grad_image = need_image ? new_pictures(image, image.size(2), image.size(3), image.scalar_type())
                                  : no_gradient(conv1_weight);
-  const EncodeBackwardArgs args{pictures_of(grad_low),
-                                pictures_of(grad_high),
-                                pictures_of(image),
-                                need_image ? pictures_of(grad_image) : Pictures{},
+  const EncodeBackwardArgs args{images_of(grad_low),
+                                images_of(grad_high),
+                                images_of(image),
+                                need_image ? images_of(grad_image) : Images{},
                                 affine_of(image_scale, image_shift),
                                 weights.get(),
                                 transposed.get(),
@@ -308,11 +309,11 @@ Tensors12 decode_backward(Tensor grad_image, Tensor low, Tensor high, Tensor low
     return need_input ? new_pictures(low, low.size(2), low.size(3), low.scalar_type()) : no_gradient(low);
   };
   Tensor grad_low = input_gradient(), grad_high = input_gradient();
-  const DecodeBackwardArgs args{pictures_of(grad_image),
-                                pictures_of(low),
-                                pictures_of(high),
-                                need_input ? pictures_of(grad_low) : Pictures{},
-                                need_input ? pictures_of(grad_high) : Pictures{},
+  const DecodeBackwardArgs args{images_of(grad_image),
+                                images_of(low),
+                                images_of(high),
+                                need_input ? images_of(grad_low) : Images{},
+                                need_input ? images_of(grad_high) : Images{},
                                 weights.get(),
                                 transposed.get(),
                                 need_input,

@@ -41,18 +41,18 @@ void pack_conv16(Winograd16& packed, const float* weight) {
                 [=](int i, int o, int ky, int kx) { return weight[((o * 16 + i) * 3 + ky) * 3 + kx]; });
 }
 
-// The same layer from its output's gradient to its input's: channels swapped, filter turned by 180 degrees.
+// The same layer from its output's gradient to its input's: channels swapped, filter rotated by 180 degrees.
 void pack_conv16_transposed(Winograd16& packed, const float* weight) {
   pack_winograd(
       packed, [=](int i, int o, int ky, int kx) { return weight[((i * 16 + o) * 3 + 2 - ky) * 3 + 2 - kx]; });
 }
 
 // The 16 channels are `stride16` apart in the weight, the 3 are `stride3` apart.
-void pack_direct3(Direct3& packed, const float* weight, int stride16, int stride3, bool turned) {
+void pack_direct3(Direct3& packed, const float* weight, int stride16, int stride3, bool rotated) {
   for (int ky = 0; ky < 3; ++ky) {
     for (int c = 0; c < 3; ++c) {
       for (int kx = 0; kx < 3; ++kx) {
-        const int tap = turned ? (2 - ky) * 3 + 2 - kx : ky * 3 + kx;
+        const int tap = rotated ? (2 - ky) * 3 + 2 - kx : ky * 3 + kx;
         for (int j = 0; j < 16; ++j) packed.w[ky][c][kx][j] = weight[j * stride16 + c * stride3 + tap];
       }
     }
@@ -80,11 +80,11 @@ void pack(EncoderPack& packed, const EncoderWeights& w) {
   pack_direct3(packed.conv1, w.conv1_weight, 27, 9, false);
   pack_conv16(packed.conv2, w.conv2_weight);
   pack_conv16(packed.conv3, w.conv3_weight);
-  pack_direct6(packed.heads, w.low_weight, w.high_weight);
+  pack_direct6(packed.branches, w.low_weight, w.high_weight);
   copy(packed.conv1_bias.b, w.conv1_bias);
   copy(packed.conv2_bias.b, w.conv2_bias);
   copy(packed.conv3_bias.b, w.conv3_bias);
-  for (int c = 0; c < 6; ++c) packed.heads_bias[c] = c < 3 ? w.low_bias[c] : w.high_bias[c - 3];
+  for (int c = 0; c < 6; ++c) packed.branches_bias[c] = c < 3 ? w.low_bias[c] : w.high_bias[c - 3];
 }
 
 void pack(DecoderPack& packed, const DecoderWeights& w) {

@@ -33,9 +33,9 @@ struct alignas(64) Bias16 {
 struct EncoderPack {
   Direct3 conv1;
   Winograd16 conv2, conv3;
-  Direct6 heads;
+  Direct6 branches;
   Bias16 conv1_bias, conv2_bias, conv3_bias;
-  float heads_bias[6];
+  float branches_bias[6];
 };
 struct DecoderPack {
   Direct6 up;
@@ -45,7 +45,7 @@ struct DecoderPack {
   float conv3_bias[3];
 };
 
-// What the backward passes need besides: the same filters seen from their outputs.
+// For the backward passes: the filters of the transposed convolutions.
 struct EncoderBackwardPack {
   Direct3 conv1;
   Winograd16 conv2, conv3;

@@ -27,11 +27,11 @@ void unpack_conv16(const Winograd16& sums, float* weight) {
 }
 
 // The counterpart of pack_direct3.
-void unpack_direct3(const Direct3& sums, float* weight, int stride16, int stride3, bool turned) {
+void unpack_direct3(const Direct3& sums, float* weight, int stride16, int stride3, bool rotated) {
   for (int ky = 0; ky < 3; ++ky) {
     for (int c = 0; c < 3; ++c) {
       for (int kx = 0; kx < 3; ++kx) {
-        const int tap = turned ? (2 - ky) * 3 + 2 - kx : ky * 3 + kx;
+        const int tap = rotated ? (2 - ky) * 3 + 2 - kx : ky * 3 + kx;
         for (int j = 0; j < 16; ++j) weight[j * stride16 + c * stride3 + tap] = sums.w[ky][c][kx][j];
       }
     }
@@ -58,11 +58,11 @@ void unpack(const EncoderSums& sums, const EncoderGradients& to) {
   unpack_direct3(sums.conv1, to.conv1_weight, 27, 9, false);
   unpack_conv16(sums.conv2, to.conv2_weight);
   unpack_conv16(sums.conv3, to.conv3_weight);
-  unpack_direct6(sums.heads, to.low_weight, to.high_weight);
+  unpack_direct6(sums.branches, to.low_weight, to.high_weight);
   copy(sums.conv1_bias.b, to.conv1_bias);
   copy(sums.conv2_bias.b, to.conv2_bias);
   copy(sums.conv3_bias.b, to.conv3_bias);
-  for (int c = 0; c < 6; ++c) (c < 3 ? to.low_bias[c] : to.high_bias[c - 3]) = sums.heads_bias[c];
+  for (int c = 0; c < 6; ++c) (c < 3 ? to.low_bias[c] : to.high_bias[c - 3]) = sums.branches_bias[c];
 }
 
 void unpack(const DecoderSums& sums, const DecoderGradients& to) {

@@ -15,9 +15,9 @@ namespace wae {
 struct EncoderSums {
   Winograd16 conv2, conv3;
   Direct3 conv1;
-  Direct6 heads;
+  Direct6 branches;
   Bias16 conv1_bias, conv2_bias, conv3_bias;
-  float heads_bias[6];
+  float branches_bias[6];
   float image_scale[3], image_shift[3];
 };
 

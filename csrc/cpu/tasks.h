@@ -14,7 +14,7 @@ namespace wae {
 // last: about as much work as this many half-resolution rows.
 inline constexpr int64_t kForwardWarmUp = 4, kBackwardWarmUp = 6;
 
-// The number of pieces each column of pictures is cut into, so that the busiest thread is done earliest.
+// The number of pieces each column of images is cut into, so that the busiest thread is done earliest.
 inline int64_t best_pieces(int64_t columns, int64_t half_height, int64_t threads, int64_t warm_up) {
   int64_t best = 1, best_time = INT64_MAX;
   for (int64_t pieces = 1; pieces <= std::max<int64_t>(half_height / (2 * warm_up), 1); ++pieces) {
@@ -27,7 +27,7 @@ inline int64_t best_pieces(int64_t columns, int64_t half_height, int64_t threads
   return best;
 }
 
-// Every half-resolution pixel of every picture is in exactly one task. Columns are cut by the picture's
+// Every half-resolution pixel of every image is in exactly one task. Columns are cut by the image's
 // width alone, and rows at even numbers, so results do not depend on the number of threads.
 inline std::vector<Task> plan_tasks(int64_t batch, int64_t half_height, int64_t half_width, int64_t threads,
                                     int64_t warm_up) {

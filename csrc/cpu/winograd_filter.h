@@ -14,8 +14,8 @@ inline constexpr float kG[6][3] = {
     {0, 0, 1},
 };
 
-// Where filters are transformed while the kernel runs (conv3x3.h), their taps are divided by these before:
-// then G's numbers are whole, and few.
+// conv3x3.h transforms filters while it runs; their taps are divided by these before, so that G's numbers are
+// whole, and few.
 inline constexpr float kFilterScale[3] = {24, 12, 6};
 
 }  // namespace wae

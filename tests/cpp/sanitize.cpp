@@ -1,7 +1,7 @@
 // Runs every kernel this processor has on awkward sizes, under the address and undefined-behaviour
 // sanitizers (make sanitize), and compares with the definition in double.
 //
-// Pictures are separate heap blocks, so one element too far is seen; the kernels' workspace is filled with
+// Images are separate heap blocks, so one element too far is seen; the kernels' workspace is filled with
 // NaN and has poisoned gaps in this build (csrc/cpu/isa/workspace.h).
 
 #include <algorithm>
@@ -92,48 +92,47 @@ void mask(Maps& gradient, const Maps& activation) {
   for (size_t j = 0; j < gradient.data.size(); ++j) gradient.data[j] *= activation.data[j] > 0;
 }
 
-// ------------------------------------------------------------------------------------------- pictures
+// --------------------------------------------------------------------------------------------- images
 
-// A batch of 3-channel pictures in one heap block, in some layout.
+// A batch of 3-channel images in one heap block, in some layout.
 struct Batch {
   std::vector<unsigned char> memory;
-  Pictures pictures;
+  Images view;
 
   Batch(int n, int height, int width, Element element, int layout) {
     const int64_t size = element == Element::kFloat32 ? 4 : element == Element::kUInt8 ? 1 : 2;
-    const int64_t step = layout == 2 ? 2 : 1;  // 2: every second pixel of a wider picture
-    pictures = {nullptr, element, n, height, width, 0, 0, 0, 0};
+    const int64_t step = layout == 2 ? 2 : 1;  // 2: every second pixel of a wider image
+    view = {nullptr, element, n, height, width, 0, 0, 0, 0};
     if (layout == 1) {
-      pictures.stride_c = 1, pictures.stride_w = 3, pictures.stride_h = 3 * width;
-      pictures.stride_n = 3 * width * height;
+      view.stride_c = 1, view.stride_w = 3, view.stride_h = 3 * width;
+      view.stride_n = 3 * width * height;
     } else {
-      pictures.stride_w = step, pictures.stride_h = step * width,
-      pictures.stride_c = pictures.stride_h * height;
-      pictures.stride_n = 3 * pictures.stride_c;
+      view.stride_w = step, view.stride_h = step * width, view.stride_c = view.stride_h * height;
+      view.stride_n = 3 * view.stride_c;
     }
-    const int64_t last = (n - 1) * pictures.stride_n + 2 * pictures.stride_c +
-                         (height - 1) * pictures.stride_h + (width - 1) * pictures.stride_w;
+    const int64_t last = (n - 1) * view.stride_n + 2 * view.stride_c + (height - 1) * view.stride_h +
+                         (width - 1) * view.stride_w;
     memory.assign((last + 1) * size, 0xFF);
-    pictures.data = memory.data();
+    view.data = memory.data();
   }
   int64_t index(int i, int c, int y, int x) const {
-    return i * pictures.stride_n + c * pictures.stride_c + y * pictures.stride_h + x * pictures.stride_w;
+    return i * view.stride_n + c * view.stride_c + y * view.stride_h + x * view.stride_w;
   }
   float get(int i, int c, int y, int x) const {
-    return read_float(pictures.data, pictures.element, index(i, c, y, x));
+    return read_float(view.data, view.element, index(i, c, y, x));
   }
   // Random values, and the same in double.
   Maps fill() {
     std::normal_distribution<float> normal;
-    Maps maps(int(pictures.batch), 3, int(pictures.height), int(pictures.width));
+    Maps maps(int(view.batch), 3, int(view.height), int(view.width));
     for (int i = 0; i < maps.n; ++i)
       for (int c = 0; c < 3; ++c)
         for (int y = 0; y < maps.height; ++y)
           for (int x = 0; x < maps.width; ++x) {
-            if (pictures.element == Element::kUInt8) {
+            if (view.element == Element::kUInt8) {
               memory[index(i, c, y, x)] = static_cast<unsigned char>(random_bits());
             } else {
-              write_float(pictures.data, pictures.element, index(i, c, y, x), normal(random_bits));
+              write_float(view.data, view.element, index(i, c, y, x), normal(random_bits));
             }
             maps.at(i, c, y, x) = get(i, c, y, x);
           }
@@ -203,7 +202,7 @@ struct Case {
 };
 
 void run_encoder(const Case& c) {
-  const int h = (c.height + 1) / 2, w = (c.width + 1) / 2;
+  const int h = int(half_size(c.height)), w = int(half_size(c.width));
   const double tolerance = tolerance_of(c.element == Element::kUInt8 ? Element::kFloat32 : c.element);
   const auto w1 = random_floats(432, 0.2f), w2 = random_floats(2304, 0.1f), w3 = random_floats(2304, 0.1f);
   const auto wl = random_floats(432, 0.1f), wh = random_floats(432, 0.1f), b3 = random_floats(3, 1);
@@ -232,7 +231,7 @@ void run_encoder(const Case& c) {
 
   const Element out_element = c.element == Element::kUInt8 ? Element::kFloat32 : c.element;
   Batch out_low(c.n, h, w, out_element, c.layout), out_high(c.n, h, w, out_element, c.layout);
-  const EncodeArgs args{image.pictures, out_low.pictures, out_high.pictures, affine, pack.get()};
+  const EncodeArgs args{image.view, out_low.view, out_high.view, affine, pack.get()};
   for (const Task& task : plan_tasks(c.n, h, w, c.threads, kForwardWarmUp)) c.kernels->encode(args, task);
   require_close(out_low, low, tolerance, c.name + " encode low");
   require_close(out_high, high, tolerance, c.name + " encode high");
@@ -253,16 +252,9 @@ void run_encoder(const Case& c) {
 
   const bool need_image = c.element != Element::kUInt8;
   Batch grad_image(c.n, c.height, c.width, c.element, c.layout);
-  const EncodeBackwardArgs backward{grad_low.pictures,
-                                    grad_high.pictures,
-                                    image.pictures,
-                                    grad_image.pictures,
-                                    affine,
-                                    pack.get(),
-                                    transposed.get(),
-                                    need_image,
-                                    true,
-                                    true};
+  const EncodeBackwardArgs backward{
+      grad_low.view, grad_high.view, image.view, grad_image.view, affine, pack.get(), transposed.get(),
+      need_image,    true,           true};
   const auto collected = std::make_unique<Collected<EncoderSums>>();
   for (const Task& task : plan_tasks(c.n, h, w, c.threads, kBackwardWarmUp)) {
     c.kernels->encode_backward(backward, task, *collected);
@@ -287,7 +279,7 @@ void run_encoder(const Case& c) {
 }
 
 void run_decoder(const Case& c) {
-  const int h = (c.height + 1) / 2, w = (c.width + 1) / 2;
+  const int h = int(half_size(c.height)), w = int(half_size(c.width));
   const double tolerance = tolerance_of(c.element);
   const auto wl = random_floats(432, 0.2f), wh = random_floats(432, 0.2f), b3 = random_floats(3, 1);
   const auto w1 = random_floats(2304, 0.1f), w2 = random_floats(2304, 0.1f), w3 = random_floats(432, 0.1f);
@@ -309,7 +301,7 @@ void run_decoder(const Case& c) {
   convolve(image, a2, w3.data(), 1), add_bias(image, b3.data(), false);
 
   Batch out(c.n, c.height, c.width, c.element, c.layout);
-  const DecodeArgs args{low.pictures, high.pictures, out.pictures, pack.get()};
+  const DecodeArgs args{low.view, high.view, out.view, pack.get()};
   for (const Task& task : plan_tasks(c.n, h, w, c.threads, kForwardWarmUp)) c.kernels->decode(args, task);
   require_close(out, image, tolerance, c.name + " decode");
 
@@ -322,9 +314,9 @@ void run_decoder(const Case& c) {
   convolve(g_low, gu, wl.data(), 2), convolve(g_high, gu, wh.data(), 2);
 
   Batch grad_low(c.n, h, w, c.element, c.layout), grad_high(c.n, h, w, c.element, c.layout);
-  const DecodeBackwardArgs backward{
-      grad_image.pictures, low.pictures, high.pictures, grad_low.pictures, grad_high.pictures, pack.get(),
-      transposed.get(),    true,         true};
+  const DecodeBackwardArgs backward{grad_image.view,  low.view,       high.view,
+                                    grad_low.view,    grad_high.view, pack.get(),
+                                    transposed.get(), true,           true};
   const auto collected = std::make_unique<Collected<DecoderSums>>();
   for (const Task& task : plan_tasks(c.n, h, w, c.threads, kBackwardWarmUp)) {
     c.kernels->decode_backward(backward, task, *collected);

@@ -2,10 +2,10 @@
 // Winograd domain: F(4x4, 3x3), the transforms of layers.h. Up to kFewChannels input channels are convolved
 // directly instead (at the end of this file): V's vectors would be mostly zeros.
 //
-// The batch is a list of tiles of 4x4 outputs, row by row, picture by picture; a tile reads 6x6 inputs, zero
-// outside the picture. A task computes up to kConvTiles tiles x some panels of 16 output channels, over all
+// The batch is a list of tiles of 4x4 outputs, row by row, image by image; a tile reads 6x6 inputs, zero
+// outside the image. A task computes up to kConvTiles tiles x some panels of 16 output channels, over all
 // input channels: 32 of them (kDepth) x 4 panels (kConvPanels) at a time, fewer where tiles are
-// (filter_turn).
+// (filter_block).
 //
 //    input, 32 channels       filters, 32 x 64             outputs of 56 tiles, 64 channels
 //    +-+------+-+
@@ -20,18 +20,18 @@
 // U is not stored, as is usual, but made from the filters where it is used: 9 floats come from memory, 36
 // go to the second-level cache. At batch 1 the filters are most of what a deep layer reads, and four times as
 // many bytes would take longer than the products (512 -> 512: 9.4 MB instead of 37.7 MB). No buffer grows
-// with the picture or the channels: V, U and M together are at most 1.1 MB a thread. Where there are few
+// with the image or the channels: V, U and M together are at most 1.1 MB a thread. Where there are few
 // tiles a task has more panels, so that V is made for more of them: tiles x panels is what M has room for.
 //
 // Vector instructions of 16 floats for 16 input x 64 output channels x 56 tiles: products 16 * 4 * 36 * 56 =
 // 129024 multiply-adds (direct: 516096); V 56 * (144 + 120 loads and stores) = 14784; U 16 * 4 * (72 + 45) =
 // 7488; outputs, once per all input channels, 56 * 4 * (110 + 52). With 64 input channels the products are
 // 80 % of the instructions, so expect at most 3.2 times the speed of a direct kernel where tiles fit the
-// picture; a picture 14 high pays for 16, one 7 high for 8: 1.3 times more. U is stored to the second-level
+// image; an image 14 high pays for 16, one 7 high for 8: 1.3 times more. U is stored to the second-level
 // cache, which costs more than its arithmetic (measured: docs/kernels.md).
 //
 // Every output is the same sum in the same order, however the work is cut: results do not depend on the
-// number of threads, nor on the other pictures of the batch.
+// number of threads, nor on the other images of the batch.
 
 #pragma once
 
@@ -46,7 +46,7 @@
 
 namespace wae::WAE_ISA {
 
-// Input channels of one turn: V, U and M fit the second-level cache.
+// Input channels of one block: V, U and M fit the second-level cache.
 inline constexpr int kDepth = kPackedDepth;
 static_assert(kDepth % kLanes == 0);
 
@@ -64,12 +64,12 @@ inline constexpr int64_t kFewPanel = 9 * kFewChannels * kChannels;
 // Panels and input channels whose U is made before it is used. For few tiles, where making it takes longer
 // than its products, so little that it stays in the first-level cache (36 KB). Not with AVX-512: one panel is
 // too narrow for its multiplications.
-struct FilterTurn {
+struct FilterBlock {
   int64_t panels;
   int depth;
 };
-WAE_INLINE FilterTurn filter_turn(int64_t tiles) {
-  return tiles <= 8 && kLanes < 16 ? FilterTurn{1, kDepth / 2} : FilterTurn{kConvPanels, kDepth};
+WAE_INLINE FilterBlock filter_block(int64_t tiles) {
+  return tiles <= 8 && kLanes < 16 ? FilterBlock{1, kDepth / 2} : FilterBlock{kConvPanels, kDepth};
 }
 
 // M: m[position][tile][channels of the task's panels].
@@ -77,7 +77,7 @@ struct Sums {
   int64_t pitch, position;  // from a tile, a position to the next
 };
 
-// A tile's place: picture n, and the first of its 4x4 outputs.
+// A tile's place: image n, and the first of its 4x4 outputs.
 struct TilePlace {
   int64_t n, y, x;
 };
@@ -114,8 +114,8 @@ WAE_INLINE void for_row_groups(const F& f) {
   f.template operator()<5, 6>();
 }
 
-// Where the 6x6 inputs of a tile are, from input channel `first` on: in the picture if vectors can be read
-// there, else in `copy`, filled to whole vectors; zeros outside the picture.
+// Points pixels[i] to the 6x6 inputs of a tile, from input channel `first` on: in the image if vectors can be
+// read there, else in `copy`, filled to whole vectors; zeros outside the image.
 WAE_INLINE void find_pixels(const Conv3x3Args& args, const TilePlace& place, int64_t first, int channels,
                             float (&copy)[kPositions][kDepth], const float* (&pixels)[kPositions]) {
   alignas(64) static constexpr float kZeros[kDepth] = {};
@@ -225,7 +225,7 @@ inline void conv3x3_filters(const Conv3x3Args& args, int64_t begin, int64_t end,
 
 // ----------------------------------------------------------------------------------------- M += V * U
 
-// What registers hold: kConvBlock tiles x kStrip panels of sums, kStrip panels of U.
+// Registers hold kConvBlock tiles x kStrip panels of sums, and kStrip panels of U.
 inline constexpr int kConvBlock = kLanes == 16 ? 12 : kBlock;
 inline constexpr int kStrip = kLanes == 16 ? 2 : 1;
 
@@ -290,7 +290,7 @@ WAE_INLINE float* output_at(const Conv3x3Args& args, const TilePlace& place) {
 // Brings lines that are stored to soon into the first-level cache: stores wait for theirs one after the
 // other.
 template <int kLines>
-WAE_INLINE void ask_for_lines(float* out) {
+WAE_INLINE void prefetch_lines(float* out) {
   for (int i = 0; i < kLines; ++i) __builtin_prefetch(out + i * 16, 1);
 }
 
@@ -311,7 +311,7 @@ inline float* take_bias(const Conv3x3Args& args, const Conv3x3Task& task, Scratc
   return bias;
 }
 
-// The task's outputs from m: A^T m A, ReLU, and to the pixels that are inside the picture.
+// The task's outputs from m: A^T m A, ReLU, and to the pixels that are inside the image.
 inline void conv3x3_output(const Conv3x3Args& args, const Conv3x3Task& task, const Sums& layout,
                            const float* m) {
   for_tiles(args, task, [&](const TilePlace& place) {
@@ -324,7 +324,7 @@ inline void conv3x3_output(const Conv3x3Args& args, const Conv3x3Task& task, con
       if (k % kChannels == 0) {
         for (int i = 0; i < kTile; ++i) {
           for (int j = kTile; j < 2 * kTile; ++j) {
-            ask_for_lines<1>(out + (i * args.width + j) * args.out_channels + k);
+            prefetch_lines<1>(out + (i * args.width + j) * args.out_channels + k);
           }
         }
       }
@@ -353,7 +353,7 @@ inline void conv3x3_output(const Conv3x3Args& args, const Conv3x3Task& task, con
 // ------------------------------------------------------------------------------------ few input channels
 
 // rows[6][kFewPitch] = the pixels, kFewChannels floats each, from (y - 1, x - 1) on that `width` columns of
-// outputs read; zero outside the picture, and in channels that there are not.
+// outputs read; zero outside the image, and in channels that there are not.
 inline void few_rows(const Conv3x3Args& args, const TilePlace& place, int64_t width, float* rows) {
   const int64_t begin = std::max<int64_t>(place.x - 1, 0), end = std::min(place.x + width + 1, args.width);
   const bool whole = args.stride_c == 1 && args.stride_w == kFewChannels && args.channels == kFewChannels;
@@ -395,7 +395,7 @@ inline void few_pixels(const Conv3x3Args& args, const float* rows, const float* 
   Vec sum[kPixels][kWide];
 #pragma GCC unroll 16
   for (int t = 0; t < kPixels; ++t) {
-    ask_for_lines<kPanels>(out + (kPixels + t) * args.out_channels);
+    prefetch_lines<kPanels>(out + (kPixels + t) * args.out_channels);
 #pragma GCC unroll 8
     for (int j = 0; j < kWide; ++j) sum[t][j] = load(bias + j * kLanes);
   }
@@ -458,7 +458,7 @@ inline void conv3x3(const Conv3x3Args& args, const Conv3x3Task& task) {
   if (args.channels <= kFewChannels) return conv3x3_few_channels(args, task);
   const int64_t tiles = task.tile1 - task.tile0, panels = task.panel1 - task.panel0;
   const Sums sums{panels * kChannels, tiles * panels * kChannels + kPad};
-  const FilterTurn turn = filter_turn(tiles);
+  const FilterBlock block = filter_block(tiles);
   Scratch scratch;
   float* const v = scratch.take(kPositions * kInputPosition);
   float* const u = scratch.take(kPositions * kFilterPosition);
@@ -472,11 +472,11 @@ inline void conv3x3(const Conv3x3Args& args, const Conv3x3Task& task) {
   for (int64_t first = 0; first < args.channels; first += kDepth) {
     const int channels = static_cast<int>(std::min<int64_t>(kDepth, args.channels - first));
     conv3x3_input(args, task, first, channels, v);
-    for (int64_t group = task.panel0; group < task.panel1; group += turn.panels) {
-      const int64_t end = std::min(group + turn.panels, task.panel1);
+    for (int64_t group = task.panel0; group < task.panel1; group += block.panels) {
+      const int64_t end = std::min(group + block.panels, task.panel1);
       const int64_t offset = (group - task.panel0) * kChannels;
-      for (int c = 0; c < channels; c += turn.depth) {
-        const int depth = std::min(turn.depth, channels - c);
+      for (int c = 0; c < channels; c += block.depth) {
+        const int depth = std::min(block.depth, channels - c);
         conv3x3_filters(args, group, end, first, channels, c, depth, u);
         for (int p = 0; p < kPositions; ++p) {
           float* const to = m + p * sums.position + offset;

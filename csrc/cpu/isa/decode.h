@@ -1,6 +1,6 @@
 // The decoder in one pass: the encoder's plan (encode.h) in the other direction.
 //
-//     low, high     upsampled (16)   conv1 (16)    conv2 (16)     picture
+//     low, high     upsampled (16)   conv1 (16)    conv2 (16)     image
 //     y/2   ---     y-1 ======       y-1 ======    y-1 ======
 //     y/2+1 ---  -> ...           -> ...        -> y   ======  -> y ......
 //                   y+4 ======       y+4 ======    y+1 ======
@@ -9,7 +9,7 @@
 
 #pragma once
 
-#include "cpu/isa/pictures.h"
+#include "cpu/isa/image_rows.h"
 #include "cpu/isa/workspace.h"
 
 namespace wae::WAE_ISA {
@@ -23,7 +23,7 @@ struct DecoderWindows {
 class DecoderTrunk {
  public:
   // [begin, end) are the columns of conv2 that are needed, first_row its first row.
-  DecoderTrunk(const Pictures& low, const Pictures& high, const DecoderPack& weights, const Task& task,
+  DecoderTrunk(const Images& low, const Images& high, const DecoderPack& weights, const Task& task,
                int64_t height, int64_t width, Workspace& workspace, WinogradScratch& scratch,
                const DecoderWindows& windows, int64_t begin, int64_t end, int64_t first_row)
       : span2(tiled_span(begin, end, width)),
@@ -69,9 +69,9 @@ class DecoderTrunk {
     }
   }
   void up_until(int64_t end) {
-    const int64_t begin_half = span_up.begin / 2, end_half = (span_up.end + 1) / 2 + 1;
+    const int64_t begin_half = span_up.begin / 2, end_half = half_size(span_up.end) + 1;
     for (; next_up_ < end; ++next_up_) {
-      for (; next_half_ < (next_up_ + 1) / 2 + 1; ++next_half_) {
+      for (; next_half_ < half_size(next_up_) + 1; ++next_half_) {
         load_planes(low_, {}, n_, next_half_, begin_half, end_half, branches);
         load_planes(high_, {}, n_, next_half_, begin_half, end_half, branches, 3);
       }
@@ -80,7 +80,7 @@ class DecoderTrunk {
     }
   }
 
-  const Pictures &low_, &high_;
+  const Images &low_, &high_;
   const DecoderPack& weights_;
   const int64_t n_, height_, width_;
   WinogradScratch& scratch_;

@@ -1,9 +1,9 @@
 // The encoder in one pass.
 //
-// A task is a strip of one picture. It moves down the picture four rows at a time; between its layers it
+// A task is a strip of one image. It moves down the image four rows at a time; between its layers it
 // keeps only the rows that the next layer still needs, so everything stays in the second-level cache:
 //
-//      picture      conv1 (16)     conv2 (16)     conv3 (16)     low, high
+//      image        conv1 (16)     conv2 (16)     conv3 (16)     low, high
 //     y-1 ......    y-1 ======     y-1 ======     y-1 ======
 //     y   ...... -> y   ======     y   ======     y   ======  -> ------ y/2
 //     y+1 ......    y+1 ======  -> y+1 ======  -> y+1 ======
@@ -11,7 +11,7 @@
 //                   y+4 ======     y+4 ======     y+3 ======
 //
 // Tiles of the Winograd layers begin at rows that are multiples of 4, wherever the task begins, so the
-// result does not depend on how many threads share the work. What lies outside the picture is zero in
+// result does not depend on how many threads share the work. What lies outside the image is zero in
 // every layer (not the convolution of zeros), as padding is.
 //
 // Arithmetic per pixel: 27 + 2 * (36 + 7.5 + 6.3) + 13.5 + the sums of the last layer over lanes (~5), in
@@ -20,7 +20,7 @@
 
 #pragma once
 
-#include "cpu/isa/pictures.h"
+#include "cpu/isa/image_rows.h"
 #include "cpu/isa/workspace.h"
 
 namespace wae::WAE_ISA {
@@ -34,7 +34,7 @@ struct EncoderWindows {
 class EncoderTrunk {
  public:
   // [begin, end) are the columns of conv3 that are needed, first_row its first row.
-  EncoderTrunk(const Pictures& image, const Affine& affine, const EncoderPack& weights, const Task& task,
+  EncoderTrunk(const Images& image, const Affine& affine, const EncoderPack& weights, const Task& task,
                Workspace& workspace, WinogradScratch& scratch, const EncoderWindows& windows, int64_t begin,
                int64_t end, int64_t first_row)
       : span3(tiled_span(begin, end, image.width)),
@@ -88,7 +88,7 @@ class EncoderTrunk {
     }
   }
 
-  const Pictures& image_;
+  const Images& image_;
   const Affine& affine_;
   const EncoderPack& weights_;
   const int64_t n_;
@@ -103,7 +103,7 @@ inline void encode(const EncodeArgs& args, const Task& task) {
                      {3, 6, 9, 5}, 2 * task.x0 - 1, 2 * task.x1, 2 * task.y0 - 1);
   for (int64_t y = task.y0; y < task.y1; ++y) {
     trunk.conv3_until(2 * y + 2);
-    downsample_row(trunk.rows3, branches, y, task, args.weights->heads, args.weights->heads_bias);
+    downsample_row(trunk.rows3, branches, y, task, args.weights->branches, args.weights->branches_bias);
     store_branches(branches, args.low, args.high, task, y);
   }
 }

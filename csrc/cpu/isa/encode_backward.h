@@ -3,8 +3,8 @@
 // The trunk's layers are computed again, as far ahead as the gradients need them, and the gradients follow
 // through the layers in the opposite order; all of it in windows of rows, as in encode.h:
 //
-//     trunk:      picture -> conv1 -> conv2 -> conv3
-//     gradients:  picture <- conv1 <- conv2 <- conv3 <- grad_low, grad_high      (<-: of the layer's sums)
+//     trunk:      image -> conv1 -> conv2 -> conv3
+//     gradients:  image <- conv1 <- conv2 <- conv3 <- grad_low, grad_high      (<-: of the layer's sums)
 //
 // A layer's weight gradient is summed when its output's gradient is known, over the pixels that the task
 // owns; what a task computes of its neighbours' pixels only feeds its own.
@@ -94,23 +94,23 @@ class EncodeBackward {
     }
   }
   void gradient3_until(int64_t end) {
-    const int64_t begin_half = span3_.begin / 2, end_half = (span3_.end + 1) / 2 + 1;
+    const int64_t begin_half = span3_.begin / 2, end_half = half_size(span3_.end) + 1;
     for (; next3_ < end; ++next3_) {
       trunk_.conv3_until(next3_ + 1);
-      for (; next_half_ < (next3_ + 1) / 2 + 1; ++next_half_) {
+      for (; next_half_ < half_size(next3_) + 1; ++next_half_) {
         load_planes(args_.grad_low, {}, task_.n, next_half_, begin_half, end_half, branches_);
         load_planes(args_.grad_high, {}, task_.n, next_half_, begin_half, end_half, branches_, 3);
       }
-      upsample_row(branches_, gradient3_, next3_, span3_, height_, width_, args_.weights->heads, nullptr,
+      upsample_row(branches_, gradient3_, next3_, span3_, height_, width_, args_.weights->branches, nullptr,
                    mask(trunk_.rows3, next3_, span3_.begin / 2 * 2));
-      // Half-resolution row y is complete once row 2y + 1, or the picture's last, is there.
-      if (owns(next3_) && (next3_ % 2 == 1 || next3_ + 1 == height_)) heads_row(next3_ / 2);
+      // Half-resolution row y is complete once row 2y + 1, or the image's last, is there.
+      if (owns(next3_) && (next3_ % 2 == 1 || next3_ + 1 == height_)) branches_row(next3_ / 2);
     }
   }
-  void heads_row(int64_t y) {
+  void branches_row(int64_t y) {
     trunk_.conv3_until(2 * y + 2);
-    conv6_weight_gradient(branches_, trunk_.rows3, y, task_, sums_.heads);
-    add_planes<6>(branches_, y, task_.x0, task_.x1, sums_.heads_bias);
+    conv6_weight_gradient(branches_, trunk_.rows3, y, task_, sums_.branches);
+    add_planes<6>(branches_, y, task_.x0, task_.x1, sums_.branches_bias);
   }
   void image_row(int64_t y) {
     conv16to3_row(gradient1_, gradient_image_, y, begin_, end_, args_.transposed->conv1, nullptr);

@@ -93,7 +93,7 @@ inline void add_vectors(const float* vectors, int64_t count, Bias16& sums) {
 }
 
 // Rows y..y+3 of a 16 -> 16 layer's weight and bias gradient, columns [begin, end). Gradients beyond the
-// picture are zero; `begin` is a multiple of 4, and so is `end` unless the picture ends there.
+// image are zero; `begin` is a multiple of 4, and so is `end` unless the image ends there.
 inline void conv16_weight_gradient(const Rows& in, const Rows& gradient, int64_t y, int64_t begin,
                                    int64_t end, Winograd16& sums, Bias16& bias, WinogradScratch& inputs,
                                    WinogradScratch& gradients) {

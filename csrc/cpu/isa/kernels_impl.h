@@ -12,8 +12,8 @@
 namespace wae::WAE_ISA {
 
 const Kernels& kernels() {
-  static constexpr Kernels table{encode, decode, encode_backward, decode_backward, conv3x3};
-  return table;
+  static constexpr Kernels functions{encode, decode, encode_backward, decode_backward, conv3x3};
+  return functions;
 }
 
 }  // namespace wae::WAE_ISA

@@ -21,7 +21,7 @@
 
 namespace wae::WAE_ISA {
 
-// A window of rows that moves down the picture: row y lives at slot y mod `count`. Column x of a row is
+// A ring buffer of rows that moves down the image: row y lives at slot y mod `count`. Column x of a row is
 // at offset (x - origin) * kChannels.
 struct Rows {
   float* data;
@@ -34,7 +34,7 @@ struct Rows {
   }
 };
 
-// The same for rows of `planes` separate planes: the pictures themselves, 3 (image) or 6 (low, high).
+// The same for rows of `planes` separate planes: the images themselves, 3 (image) or 6 (low, high).
 struct Planes {
   float* data;
   int count, planes;
@@ -166,7 +166,7 @@ inline void winograd_multiply(const Winograd16& weights, const float* bias, int 
   }
 }
 
-// What happens to a convolution's sums before they are stored.
+// Epilogues: applied to a convolution's sums before they are stored.
 struct Relu {
   WAE_INLINE Vec operator()(Vec sum, int, int64_t) const { return relu(sum); }
 };
@@ -178,9 +178,9 @@ struct ReluGradient {
   }
 };
 
-template <class Finish>
+template <class Epilogue>
 inline void winograd_output(float* const rows[kTile], int tiles, const WinogradScratch& scratch,
-                            int first_tile, const Finish& finish) {
+                            int first_tile, const Epilogue& epilogue) {
   for (int k = 0; k < kChannels; k += kLanes) {
     for (int t = 0; t < tiles; ++t) {
       Vec columns[kTile][kPatch];
@@ -195,7 +195,7 @@ inline void winograd_output(float* const rows[kTile], int tiles, const WinogradS
         transform_output(columns[i], y);
         for (int j = 0; j < kTile; ++j) {
           const int64_t offset = (int64_t{first_tile + t} * kTile + j) * kChannels + k;
-          store(rows[i] + offset, finish(y[j], i, offset));
+          store(rows[i] + offset, epilogue(y[j], i, offset));
         }
       }
     }
@@ -204,10 +204,10 @@ inline void winograd_output(float* const rows[kTile], int tiles, const WinogradS
 
 // Four rows of a 16 -> 16 convolution. inputs[0..5] are the rows y-1..y+4 at the column left of the first
 // tile; outputs[0..3] the rows y..y+3 at its first column.
-template <class Finish>
+template <class Epilogue>
 inline void conv16(const float* const inputs[kPatch], float* const outputs[kTile], int tiles,
                    const Winograd16& weights, const float* bias, WinogradScratch& scratch,
-                   const Finish& finish) {
+                   const Epilogue& epilogue) {
   const int groups = (tiles + kGroup - 1) / kGroup;
   for (int g = 0, begin = 0; g < groups; ++g) {
     const int size = (tiles - begin + groups - g - 1) / (groups - g);
@@ -215,7 +215,7 @@ inline void conv16(const float* const inputs[kPatch], float* const outputs[kTile
     for (int i = 0; i < kPatch; ++i) rows[i] = inputs[i] + int64_t{begin} * kTile * kChannels;
     winograd_input(rows, size, scratch);
     winograd_multiply(weights, bias, size, scratch);
-    winograd_output(outputs, size, scratch, begin, finish);
+    winograd_output(outputs, size, scratch, begin, epilogue);
     begin += size;
   }
 }
@@ -224,9 +224,9 @@ inline void conv16(const float* const inputs[kPatch], float* const outputs[kTile
 
 // One row of a 3 -> 16 convolution over columns [0, count): inputs[ky][c] point at the column left of the
 // first, output at the first.
-template <class Finish>
+template <class Epilogue>
 inline void conv3to16(const float* const inputs[3][3], float* output, int64_t count, const Direct3& weights,
-                      const float* bias, const Finish& finish) {
+                      const float* bias, const Epilogue& epilogue) {
   for_blocks<kBlock>(count, [&]<int kPixels>(int64_t begin) {
     Vec sum[kPixels][kVecs];
 #pragma GCC unroll 4
@@ -259,7 +259,7 @@ inline void conv3to16(const float* const inputs[3][3], float* output, int64_t co
 #pragma GCC unroll 4
       for (int j = 0; j < kVecs; ++j) {
         const int64_t offset = (begin + t) * kChannels + j * kLanes;
-        store(output + offset, finish(sum[t][j], 0, offset));
+        store(output + offset, epilogue(sum[t][j], 0, offset));
       }
     }
   });
@@ -268,9 +268,10 @@ inline void conv3to16(const float* const inputs[3][3], float* output, int64_t co
 // One row of the 6 -> 16 transposed convolution, `pairs` pairs of output columns (2x, 2x+1). An even row
 // has one input row (taps ky = 1), an odd row two (ky = 2 above, ky = 0 below). inputs[r][c] point at
 // column x = 0 of the pairs.
-template <class Finish>
+template <class Epilogue>
 inline void upsample6to16(const float* const (*inputs)[6], const int* ky, int input_rows, float* output,
-                          int64_t pairs, const Direct6& weights, const float* bias, const Finish& finish) {
+                          int64_t pairs, const Direct6& weights, const float* bias,
+                          const Epilogue& epilogue) {
   for_blocks<kBlock / 2>(pairs, [&]<int kPairs>(int64_t begin) {
     Vec even[kPairs][kVecs], odd[kPairs][kVecs];
 #pragma GCC unroll 4
@@ -302,8 +303,8 @@ inline void upsample6to16(const float* const (*inputs)[6], const int* ky, int in
 #pragma GCC unroll 4
       for (int j = 0; j < kVecs; ++j) {
         const int64_t offset = 2 * (begin + t) * kChannels + j * kLanes;
-        store(output + offset, finish(even[t][j], 0, offset));
-        store(output + offset + kChannels, finish(odd[t][j], 0, offset + kChannels));
+        store(output + offset, epilogue(even[t][j], 0, offset));
+        store(output + offset + kChannels, epilogue(odd[t][j], 0, offset + kChannels));
       }
     }
   });
@@ -363,7 +364,7 @@ inline void conv16to(const float* const inputs[3], float* const outputs[kOut], i
   }
 }
 
-// 16 -> 6 at stride 2 (the heads of the encoder) and 16 -> 3 at stride 1 (the decoder's last layer).
+// 16 -> 6 at stride 2 (the encoder's branches) and 16 -> 3 at stride 1 (the decoder's last layer).
 inline void downsample16to6(const float* const inputs[3], float* const outputs[6], int64_t count,
                             const Direct6& weights, const float* bias) {
   conv16to<6, 2>(inputs, outputs, count, &weights.w[0][0][0][0], 16, 6 * 16, 3 * 6 * 16, bias);

@@ -1,5 +1,5 @@
-// What a task works in: windows of rows, and the geometry of columns. One block of memory a thread, kept
-// for the next call.
+// The memory of a task, one block a thread that is kept for the next call: ring buffers of rows, and the
+// geometry of their columns.
 
 #pragma once
 
@@ -9,8 +9,8 @@
 #include <memory>
 #include <new>
 
+#include "cpu/isa/image_rows.h"
 #include "cpu/isa/layers.h"
-#include "cpu/isa/pictures.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -22,7 +22,7 @@ namespace wae::WAE_ISA {
 
 WAE_INLINE int64_t floor4(int64_t y) { return y & ~int64_t{3}; }
 
-// The columns that a layer computes: [begin, end) inside the picture, or `tiles` tiles from `begin` on,
+// The columns that a layer computes: [begin, end) inside the image, or `tiles` tiles from `begin` on,
 // the last of which may reach beyond.
 struct Span {
   int64_t begin, end;
@@ -105,50 +105,51 @@ class Workspace : public Scratch {
 
 // ---------------------------------------------------------------------------- layers on windows of rows
 
-// Tiles write, and read, up to this many columns beyond the picture.
+// Tiles write, and read, up to this many columns beyond the image.
 inline constexpr int64_t kOvershoot = 8;
 
-// Row y is outside the picture: padding for the next layer.
+// Row y is outside the image: padding for the next layer.
 inline void clear_row(const Rows& rows, int64_t y, const Span& span) {
   std::fill(rows.at(y, span.begin - 1), rows.at(y, std::max(span.tiles_end(), span.end) + kOvershoot), 0.0f);
 }
 
-// Make zero what a computed row has outside the picture.
+// Make zero what a computed row has outside the image.
 inline void finish_row(const Rows& rows, int64_t y, const Span& span, int64_t height, int64_t width) {
   if (y < 0 || y >= height) return clear_row(rows, y, span);
   if (span.begin == 0) std::fill_n(rows.at(y, -1), kChannels, 0.0f);
   if (span.end == width) std::fill(rows.at(y, width), rows.at(y, width + kOvershoot), 0.0f);
 }
 
-inline void load_planes(const Pictures& pictures, const Affine& affine, int64_t n, int64_t y, int64_t begin,
+inline void load_planes(const Images& images, const Affine& affine, int64_t n, int64_t y, int64_t begin,
                         int64_t end, const Planes& planes, int first = 0) {
   float* const out[3] = {planes.at(y, first, begin), planes.at(y, first + 1, begin),
                          planes.at(y, first + 2, begin)};
-  load_row(pictures, affine, n, y, begin, end, out);
+  load_row(images, affine, n, y, begin, end, out);
 }
 
-template <class Finish>
+template <class Epilogue>
 inline void conv3to16_row(const Planes& in, const Rows& out, int64_t y, const Span& span, int64_t height,
-                          int64_t width, const Direct3& weights, const float* bias, const Finish& finish) {
+                          int64_t width, const Direct3& weights, const float* bias,
+                          const Epilogue& epilogue) {
   if (y >= 0 && y < height) {
     const float* inputs[3][3];
     for (int ky = 0; ky < 3; ++ky) {
       for (int c = 0; c < 3; ++c) inputs[ky][c] = in.at(y + ky - 1, c, span.begin - 1);
     }
-    conv3to16(inputs, out.at(y, span.begin), span.end - span.begin, weights, bias, finish);
+    conv3to16(inputs, out.at(y, span.begin), span.end - span.begin, weights, bias, epilogue);
   }
   finish_row(out, y, span, height, width);
 }
 
-template <class Finish>
+template <class Epilogue>
 inline void conv16_rows(const Rows& in, const Rows& out, int64_t y, const Span& span, int64_t height,
                         int64_t width, const Winograd16& weights, const float* bias, WinogradScratch& scratch,
-                        const Finish& finish) {
+                        const Epilogue& epilogue) {
   const float* inputs[kPatch];
   float* outputs[kTile];
   for (int i = 0; i < kPatch; ++i) inputs[i] = in.at(y + i - 1, span.begin - 1);
   for (int i = 0; i < kTile; ++i) outputs[i] = out.at(y + i, span.begin);
-  conv16(inputs, outputs, span.tiles, weights, bias, scratch, finish);
+  conv16(inputs, outputs, span.tiles, weights, bias, scratch, epilogue);
   for (int i = 0; i < kTile; ++i) finish_row(out, y + i, span, height, width);
 }
 
@@ -167,24 +168,24 @@ inline void downsample_row(const Rows& in, const Planes& out, int64_t y, const T
   downsample16to6(inputs, outputs, task.x1 - task.x0, weights, bias);
 }
 
-inline void store_planes(const Planes& planes, const Pictures& pictures, int64_t n, int64_t y, int64_t begin,
+inline void store_planes(const Planes& planes, const Images& images, int64_t n, int64_t y, int64_t begin,
                          int64_t end, int first = 0) {
   const float* const in[3] = {planes.at(y, first, begin), planes.at(y, first + 1, begin),
                               planes.at(y, first + 2, begin)};
-  store_row(pictures, n, y, begin, end, in);
+  store_row(images, n, y, begin, end, in);
 }
 
 // The 6 branch planes that downsample_row wrote, to low and high.
-inline void store_branches(const Planes& branches, const Pictures& low, const Pictures& high,
-                           const Task& task, int64_t y) {
+inline void store_branches(const Planes& branches, const Images& low, const Images& high, const Task& task,
+                           int64_t y) {
   store_planes(branches, low, task.n, y, task.x0, task.x1);
   store_planes(branches, high, task.n, y, task.x0, task.x1, 3);
 }
 
 // Row y (full resolution) from rows of the 6 half-resolution planes of low and high.
-template <class Finish>
+template <class Epilogue>
 inline void upsample_row(const Planes& in, const Rows& out, int64_t y, const Span& span, int64_t height,
-                         int64_t width, const Direct6& weights, const float* bias, const Finish& finish) {
+                         int64_t width, const Direct6& weights, const float* bias, const Epilogue& epilogue) {
   if (y >= 0 && y < height) {
     static constexpr int kEvenTaps[2] = {1, 1}, kOddTaps[2] = {2, 0};
     const bool odd = y & 1;
@@ -194,7 +195,7 @@ inline void upsample_row(const Planes& in, const Rows& out, int64_t y, const Spa
       for (int c = 0; c < 6; ++c) inputs[r][c] = in.at((y >> 1) + r, c, first);
     }
     upsample6to16(inputs, odd ? kOddTaps : kEvenTaps, 1 + odd, out.at(y, 2 * first),
-                  (span.end + 1) / 2 - first, weights, bias, finish);
+                  half_size(span.end) - first, weights, bias, epilogue);
   }
   finish_row(out, y, span, height, width);
 }

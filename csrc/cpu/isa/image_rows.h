@@ -1,4 +1,4 @@
-// Rows of pictures in memory, of any element type and strides, to and from rows of float planes.
+// Rows of images in memory, of any element type and strides, to and from rows of float planes.
 
 #pragma once
 
@@ -28,23 +28,23 @@ WAE_INLINE void with_element(Element element, const F& f) {
 }
 
 // Asks for the row below `row`, which is read or written next. A strip's part of a row is too short for the
-// processor to see the pattern by itself; without this a picture 2048 wide takes 8 % longer.
+// processor to see the pattern by itself; without this an image 2048 wide takes 8 % longer.
 template <bool kWrite, class T>
-WAE_INLINE void prefetch_below(const Pictures& pictures, const T* row, int64_t count) {
-  const bool interleaved = pictures.stride_c == 1;
+WAE_INLINE void prefetch_below(const Images& images, const T* row, int64_t count) {
+  const bool interleaved = images.stride_c == 1;
   const int64_t elements =
-      interleaved ? (count - 1) * pictures.stride_w + 3 : (count - 1) * pictures.stride_w + 1;
+      interleaved ? (count - 1) * images.stride_w + 3 : (count - 1) * images.stride_w + 1;
   for (int c = 0; c < (interleaved ? 1 : 3); ++c) {
-    const char* start = reinterpret_cast<const char*>(row + pictures.stride_h + c * pictures.stride_c);
+    const char* start = reinterpret_cast<const char*>(row + images.stride_h + c * images.stride_c);
     for (int64_t i = 0; i < elements * int64_t{sizeof(T)}; i += 64) __builtin_prefetch(start + i, kWrite);
   }
 }
 
-// Row y of picture n, columns [begin, end), as three planes, zero outside the picture.
-inline void load_row(const Pictures& pictures, const Affine& affine, int64_t n, int64_t y, int64_t begin,
+// Row y of image n, columns [begin, end), as three planes, zero outside the image.
+inline void load_row(const Images& images, const Affine& affine, int64_t n, int64_t y, int64_t begin,
                      int64_t end, float* const planes[3]) {
-  const int64_t first = std::max<int64_t>(begin, 0), last = std::min(end, pictures.width);
-  if (y < 0 || y >= pictures.height || first >= last) {
+  const int64_t first = std::max<int64_t>(begin, 0), last = std::min(end, images.width);
+  if (y < 0 || y >= images.height || first >= last) {
     for (int c = 0; c < 3; ++c) std::fill(planes[c], planes[c] + (end - begin), 0.0f);
     return;
   }
@@ -55,50 +55,49 @@ inline void load_row(const Pictures& pictures, const Affine& affine, int64_t n, 
   float* const out[3] = {planes[0] + (first - begin), planes[1] + (first - begin),
                          planes[2] + (first - begin)};
   const int64_t count = last - first;
-  with_element(pictures.element, [&]<class T>(T*) {
-    const T* row = static_cast<const T*>(pictures.data) + n * pictures.stride_n + y * pictures.stride_h +
-                   first * pictures.stride_w;
-    if (y + 1 < pictures.height) prefetch_below<false>(pictures, row, count);
-    if (pictures.stride_c == 1 && pictures.stride_w == 3) {
+  with_element(images.element, [&]<class T>(T*) {
+    const T* row = static_cast<const T*>(images.data) + n * images.stride_n + y * images.stride_h +
+                   first * images.stride_w;
+    if (y + 1 < images.height) prefetch_below<false>(images, row, count);
+    if (images.stride_c == 1 && images.stride_w == 3) {
       for (int64_t i = 0; i < count; ++i) {
         for (int c = 0; c < 3; ++c) out[c][i] = to_float(row[3 * i + c]) * affine.scale[c] + affine.shift[c];
       }
       return;
     }
     for (int c = 0; c < 3; ++c) {
-      const T* plane = row + c * pictures.stride_c;
+      const T* plane = row + c * images.stride_c;
       const float scale = affine.scale[c], shift = affine.shift[c];
-      if (pictures.stride_w == 1) {
+      if (images.stride_w == 1) {
         for (int64_t i = 0; i < count; ++i) out[c][i] = to_float(plane[i]) * scale + shift;
       } else {
-        for (int64_t i = 0; i < count; ++i)
-          out[c][i] = to_float(plane[i * pictures.stride_w]) * scale + shift;
+        for (int64_t i = 0; i < count; ++i) out[c][i] = to_float(plane[i * images.stride_w]) * scale + shift;
       }
     }
   });
 }
 
-// Three planes to row y of picture n, columns [begin, end), all inside the picture.
-inline void store_row(const Pictures& pictures, int64_t n, int64_t y, int64_t begin, int64_t end,
+// Three planes to row y of image n, columns [begin, end), all inside the image.
+inline void store_row(const Images& images, int64_t n, int64_t y, int64_t begin, int64_t end,
                       const float* const planes[3]) {
   const int64_t count = end - begin;
-  with_element(pictures.element, [&]<class T>(T*) {
+  with_element(images.element, [&]<class T>(T*) {
     if constexpr (!std::is_same_v<T, uint8_t>) {  // no op writes uint8
-      T* row = static_cast<T*>(pictures.data) + n * pictures.stride_n + y * pictures.stride_h +
-               begin * pictures.stride_w;
-      if (y + 1 < pictures.height) prefetch_below<true>(pictures, row, count);
-      if (pictures.stride_c == 1 && pictures.stride_w == 3) {
+      T* row =
+          static_cast<T*>(images.data) + n * images.stride_n + y * images.stride_h + begin * images.stride_w;
+      if (y + 1 < images.height) prefetch_below<true>(images, row, count);
+      if (images.stride_c == 1 && images.stride_w == 3) {
         for (int64_t i = 0; i < count; ++i) {
           for (int c = 0; c < 3; ++c) from_float(planes[c][i], row[3 * i + c]);
         }
         return;
       }
       for (int c = 0; c < 3; ++c) {
-        T* plane = row + c * pictures.stride_c;
-        if (pictures.stride_w == 1) {
+        T* plane = row + c * images.stride_c;
+        if (images.stride_w == 1) {
           for (int64_t i = 0; i < count; ++i) from_float(planes[c][i], plane[i]);
         } else {
-          for (int64_t i = 0; i < count; ++i) from_float(planes[c][i], plane[i * pictures.stride_w]);
+          for (int64_t i = 0; i < count; ++i) from_float(planes[c][i], plane[i * images.stride_w]);
         }
       }
     }

@@ -1,0 +1,76 @@
+"""wae::conv3x3 against oneDNN on the 3x3 layers of VGG16 at 112 x 112.
+
+OMP_NUM_THREADS=1 python -m pytest benches/bench_conv3x3.py --keep FOLDER
+python -m benches.bench_conv3x3 FOLDER      # the table of docs/kernels.md
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import result_files
+from .comparison import Side
+from .devices import EXACT, Setting
+from .modules import OURS
+
+LAYERS = [
+    (3, 64, 112), (64, 64, 112), (64, 128, 56), (128, 128, 56), (128, 256, 28), (256, 256, 28),
+    (256, 512, 14), (512, 512, 14), (512, 512, 7),
+]  # fmt: skip
+"""Input channels, output channels, height and width."""
+BATCHES = (1, 8)
+PEER = "oneDNN"
+TABLE = "conv3x3"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: "{}-{}-{}".format(*layer))
+def bench_layer(compare: Callable[..., None], layer: tuple[int, int, int], batch: int) -> None:
+    channels, out_channels, size = layer
+    weight = torch.randn(out_channels, channels, 3, 3) * (2 / (9 * channels)) ** 0.5
+    bias = torch.randn(out_channels)
+    x = torch.randn(batch, channels, size, size).contiguous(memory_format=torch.channels_last)
+    packed = torch.ops.wae.conv3x3_pack(weight)
+    weight_last = weight.contiguous(memory_format=torch.channels_last)
+
+    def peer(x: Tensor) -> Tensor:
+        return F.conv2d(x, weight_last, bias, padding=1).relu_()
+
+    sides: dict[str, Side] = {
+        OURS: lambda: [partial(torch.ops.wae.conv3x3, x, packed, bias, out_channels, True)],
+        PEER: lambda: [partial(peer, x)],
+    }
+    wanted = [F.conv2d(x.double(), weight.double(), bias.double(), padding=1).relu()]
+    setting = Setting("cpu", EXACT, batch)
+    compare(OURS, sides, wanted, setting, setting.precision.op, table=TABLE, layer=layer)
+
+
+def markdown(folder: Path) -> str:
+    """The medians in ms, a row for each layer."""
+    (result,) = result_files.shown(folder)
+    median = {
+        (*b["layer"], b["images"], side): 1e3 * timing["median"]
+        for b in result["benchmarks"]
+        if b["table"] == TABLE
+        for side, timing in b["timings"].items()
+    }
+    lines = ["| layer | " + " | ".join(f"batch {n} | {PEER}" for n in BATCHES) + " |"]
+    lines.append("|---" * (1 + 2 * len(BATCHES)) + "|")
+    for layer in LAYERS:
+        times = [median[(*layer, n, side)] for n in BATCHES for side in (OURS, PEER)]
+        title = "{0} -> {1}, {2} x {2}".format(*layer)
+        lines.append(f"| {title} | " + " | ".join(f"{t:.3g}" for t in times) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(markdown(Path(sys.argv[1])))
