@@ -57,18 +57,13 @@ def bench_layer(compare: Callable[..., None], layer: tuple[int, int, int], batch
 def markdown(folder: Path) -> str:
     """The medians in ms, a row for each layer."""
     (result,) = result_files.shown(folder)
-    median = {
-        (*b["layer"], b["images"], side): 1e3 * timing["median"]
-        for b in result["benchmarks"]
-        if b["table"] == TABLE
-        for side, timing in b["timings"].items()
-    }
+    cases = {(tuple(b["layer"]), b["images"]): b for b in result["benchmarks"] if b["table"] == TABLE}
     lines = ["| layer | " + " | ".join(f"batch {n} | {PEER}" for n in BATCHES) + " |"]
     lines.append("|---" * (1 + 2 * len(BATCHES)) + "|")
     for layer in LAYERS:
-        times = [median[(*layer, n, side)] for n in BATCHES for side in (OURS, PEER)]
+        timings = [cases[layer, n]["timings"][side] for n in BATCHES for side in (OURS, PEER)]
         title = "{0} -> {1}, {2} x {2}".format(*layer)
-        lines.append(f"| {title} | " + " | ".join(f"{t:.3g}" for t in times) + " |")
+        lines.append(f"| {title} | " + " | ".join(f"{1e3 * t['median']:.3g}" for t in timings) + " |")
     return "\n".join(lines)
 
 
