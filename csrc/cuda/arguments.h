@@ -81,4 +81,43 @@ inline DecodeParameters decode_parameters(const TensorView& low, const TensorVie
   return p;
 }
 
+// The backward parameters but for the partial sums. parameters: the ten of the op, in its order.
+inline BackwardParameters backward_parameters(Op op, const TensorView& full, bool image_is_bytes,
+                                              const TensorView& low, const TensorView& high,
+                                              const std::array<TensorView, 2 * kFilters>& parameters,
+                                              int element_bytes, const Tiling& tiling,
+                                              const BackwardLayout& layout) {
+  BackwardParameters p{};
+  p.full = images_of(full), p.low = images_of(low), p.high = images_of(high);
+  const bool encodes = op == Op::kEncode;
+  // Where the op has the full-resolution filter, the two of the trunk, and the two branches.
+  const std::array<int, kFilters> order =
+      encodes ? std::array<int, kFilters>{0, 1, 2, 3, 4} : std::array<int, kFilters>{4, 2, 3, 0, 1};
+  for (int i = 0; i < kFilters; ++i) {
+    const bool sixteen_second = i > 2 || (i == 0 && !encodes);
+    p.filters[i] =
+        filter_of(parameters[2 * order[i]], parameters[2 * order[i] + 1], element_bytes, sixteen_second);
+  }
+  p.tiling = tiling, p.layout = layout;
+  p.height = static_cast<int32_t>(full.sizes[2]), p.width = static_cast<int32_t>(full.sizes[3]);
+  p.image_is_bytes = image_is_bytes;
+  return p;
+}
+
+// Where a parameter's gradient goes: contiguous, or nullptr if it is not wanted.
+struct ResultView {
+  void* data;
+  NumberType type;
+};
+
+inline ReduceParameters reduce_parameters(Op op, const float* partials, int32_t blocks,
+                                          const std::array<ResultView, kResults>& results) {
+  ReduceParameters p{};
+  p.partials = partials, p.blocks = blocks, p.partial_floats = partial_floats(op);
+  for (int i = 0; i < kResults; ++i) {
+    p.results[i] = {results[i].data, result_offset(op, i), result_sizes(op)[i], results[i].type, 0};
+  }
+  return p;
+}
+
 }  // namespace wae::cuda

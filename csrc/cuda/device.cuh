@@ -64,6 +64,20 @@ __device__ __forceinline__ float float_of_bits(uint32_t bits) {
   }
 }
 
+__device__ __forceinline__ float number_at(const ChannelVector& vector, int i) {
+  const int64_t at = i * vector.stride;
+  switch (vector.type) {
+    case NumberType::kFloat16:
+      return to_float(static_cast<const Float16*>(vector.data)[at]);
+    case NumberType::kBFloat16:
+      return to_float(static_cast<const BFloat16*>(vector.data)[at]);
+    case NumberType::kFloat32:
+      return static_cast<const float*>(vector.data)[at];
+    default:
+      return static_cast<float>(static_cast<const double*>(vector.data)[at]);
+  }
+}
+
 // max(value, 0) that keeps NaN, as torch's ReLU does.
 __device__ __forceinline__ float relu(float value) {
 #if __CUDA_ARCH__ >= 800

@@ -24,20 +24,6 @@ static_assert(kColumns <= kPixels);
 
 // --------------------------------------------------------------------------------------- reading the image
 
-__device__ __forceinline__ float number_at(const ChannelVector& vector, int i) {
-  const int64_t at = i * vector.stride;
-  switch (vector.type) {
-    case NumberType::kFloat16:
-      return to_float(static_cast<const Float16*>(vector.data)[at]);
-    case NumberType::kBFloat16:
-      return to_float(static_cast<const BFloat16*>(vector.data)[at]);
-    case NumberType::kFloat32:
-      return static_cast<const float*>(vector.data)[at];
-    default:
-      return static_cast<float>(static_cast<const double*>(vector.data)[at]);
-  }
-}
-
 // Each thread reads one pixel of a pair. The load is issued one step before its data is stored to shared
 // memory, to hide its latency; the raw bits wait in registers.
 template <Mode kMode>

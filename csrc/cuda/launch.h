@@ -10,4 +10,9 @@ namespace wae::cuda {
 const void* encode_kernel_of(Mode mode);
 const void* decode_kernel_of(Mode mode);
 
+// The backward kernels take BackwardParameters; the kernel that adds their partial sums, ReduceParameters.
+const void* encode_backward_kernel_of(Mode mode);
+const void* decode_backward_kernel_of(Mode mode);
+const void* reduce_kernel();
+
 }  // namespace wae::cuda

@@ -64,7 +64,7 @@ int attribute(cudaDeviceAttr which, int device, const char* op) {
 
 // The chip's figures for a kernel's launch plan. The first call per device and kernel queries them and raises
 // the kernel's shared-memory limit. The device must be the current one.
-const Chip& prepared_chip(const char* op, const void* kernel, int device, int shared_bytes) {
+const Chip& prepared_chip(const char* op, const void* kernel, int device, int threads, int shared_bytes) {
   static std::mutex mutex;
   static std::map<std::pair<int, const void*>, Chip> chips;
   const std::lock_guard lock(mutex);
@@ -74,8 +74,8 @@ const Chip& prepared_chip(const char* op, const void* kernel, int device, int sh
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes), op,
                "preparing the kernel");
     int blocks_each = 0;
-    check_cuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks_each, kernel, kThreads, shared_bytes),
-               op, "reading the kernel's occupancy");
+    check_cuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks_each, kernel, threads, shared_bytes), op,
+               "reading the kernel's occupancy");
     found->second = {attribute(cudaDevAttrMultiProcessorCount, device, op),
                      blocks_each > 0 ? blocks_each : 1};
   } catch (...) {
@@ -128,33 +128,40 @@ std::array<TensorView, kParameters> views_of(const Parameters& parameters) {
   return views;
 }
 
+NumberType number_type_of(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Half:
+      return NumberType::kFloat16;
+    case ScalarType::BFloat16:
+      return NumberType::kBFloat16;
+    case ScalarType::Float:
+      return NumberType::kFloat32;
+    default:
+      return NumberType::kFloat64;  // by the checks, no other type is possible
+  }
+}
+
 ChannelVector channel_vector_of(const std::optional<Tensor>& tensor) {
   if (!tensor) return {nullptr, 0, NumberType::kNone, 0};
-  const auto type = [&] {
-    switch (tensor->scalar_type()) {
-      case ScalarType::Half:
-        return NumberType::kFloat16;
-      case ScalarType::BFloat16:
-        return NumberType::kBFloat16;
-      case ScalarType::Float:
-        return NumberType::kFloat32;
-      default:
-        return NumberType::kFloat64;  // by the checks, no other type is possible
-    }
-  }();
-  return {tensor->const_data_ptr(), tensor->stride(0), type, 0};
+  return {tensor->const_data_ptr(), tensor->stride(0), number_type_of(tensor->scalar_type()), 0};
 }
 
 // ----------------------------------------------------------------------------------------------------- ops
 
 template <class Struct>
-void launch(const char* op, const void* kernel, const LaunchPlan& plan, Struct& parameters, int device) {
+void launch(const char* op, const void* kernel, int grid, int block, int shared_bytes, Struct& parameters,
+            int device) {
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
   void* arguments[] = {&parameters};
-  check_cuda(cudaLaunchKernel(kernel, dim3(plan.grid), dim3(plan.block), arguments, plan.shared_bytes,
+  check_cuda(cudaLaunchKernel(kernel, dim3(grid), dim3(block), arguments, shared_bytes,
                               static_cast<cudaStream_t>(stream)),
              op, "launching the kernel");
+}
+
+template <class Struct>
+void launch(const char* op, const void* kernel, const LaunchPlan& plan, Struct& parameters, int device) {
+  launch(op, kernel, plan.grid, plan.block, plan.shared_bytes, parameters, device);
 }
 
 std::tuple<Tensor, Tensor> encode(Tensor image, Tensor conv1_weight, Tensor conv1_bias, Tensor conv2_weight,
@@ -181,7 +188,8 @@ std::tuple<Tensor, Tensor> encode(Tensor image, Tensor conv1_weight, Tensor conv
   const void* kernel = encode_kernel_of(mode);
   const SharedLayout layout = encode_layout(mode);
   const LaunchPlan planned =
-      plan(image.size(0), height, width, prepared_chip(kOp, kernel, device, layout.bytes), layout);
+      plan(image.size(0), height, width, prepared_chip(kOp, kernel, device, kThreads, layout.bytes),
+           kForwardTile, kThreads, layout.bytes);
   EncodeParameters params =
       encode_parameters(view_of(image), image.scalar_type() == ScalarType::Byte, view_of(low), view_of(high),
                         views_of(parameters), bytes_of(conv1_weight.scalar_type()),
@@ -211,12 +219,157 @@ Tensor decode(Tensor low, Tensor high, Tensor low_weight, Tensor low_bias, Tenso
   const void* kernel = decode_kernel_of(mode);
   const SharedLayout layout = decode_layout(mode);
   const LaunchPlan planned =
-      plan(low.size(0), low.size(2), low.size(3), prepared_chip(kOp, kernel, device, layout.bytes), layout);
+      plan(low.size(0), low.size(2), low.size(3), prepared_chip(kOp, kernel, device, kThreads, layout.bytes),
+           kForwardTile, kThreads, layout.bytes);
   DecodeParameters params =
       decode_parameters(view_of(low), view_of(high), view_of(image), views_of(parameters),
                         bytes_of(low.scalar_type()), planned.tiling);
   launch(kOp, kernel, planned, params, device);
   return image;
+}
+
+// ------------------------------------------------------------------------------------------------ backward
+
+using Tensors12 = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
+                             Tensor, Tensor>;
+using Tensors13 = decltype(std::tuple_cat(std::declval<Tensors12>(), std::tuple<Tensor>{}));
+
+Tensor no_gradient(const Tensor& like) {
+  const int64_t none = 0;
+  return torch::stable::empty({&none, 1}, like.scalar_type(), std::nullopt, like.device());
+}
+
+// Contiguous, as reduce.cu writes it.
+Tensor gradient_of(const Tensor& like, bool needed) {
+  if (!needed) return no_gradient(like);
+  return torch::stable::empty(like.sizes(), like.scalar_type(), std::nullopt, like.device());
+}
+
+// The gradients that are sums over pixels: of the ten parameters, then of scale and shift.
+using Results = std::array<Tensor, kResults>;
+
+// One launch for the gradients of `inputs` (empty tensors where not needed) and the blocks' sums, one to add
+// these. For encode, inputs is the image's; for decode, low's and high's.
+template <size_t kInputs>
+void run_backward(const char* name, Op op, const Tensor& full, const Tensor& low, const Tensor& high,
+                  const Parameters& parameters, const std::array<Tensor, kInputs>& inputs,
+                  const Results& results, const std::optional<Tensor>& scale,
+                  const std::optional<Tensor>& shift, bool need_input, bool need_parameters,
+                  bool need_scale) {
+  const int device = full.get_device_index(), chip_capability = capability(device, name);
+  const ScalarType dtype = parameters[0].scalar_type();
+  const Mode mode = mode_of(dtype, device, name);
+  const void* kernel = op == Op::kEncode ? encode_backward_kernel_of(mode) : decode_backward_kernel_of(mode);
+  const int limit = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device, name);
+  const BackwardLayout layout =
+      backward_layout(op, mode, backward_strips(op, mode, chip_capability, limit), chip_capability);
+  const LaunchPlan planned = plan(low.size(0), low.size(2), low.size(3),
+                                  prepared_chip(name, kernel, device, kBackwardThreads, layout.bytes),
+                                  backward_tile(layout.strips), kBackwardThreads, layout.bytes);
+  BackwardParameters params =
+      backward_parameters(op, view_of(full), full.scalar_type() == ScalarType::Byte, view_of(low),
+                          view_of(high), views_of(parameters), bytes_of(dtype), planned.tiling, layout);
+  if (need_input && op == Op::kEncode) params.grad_full = images_of(view_of(inputs[0]));
+  if (need_input && op == Op::kDecode) {
+    params.grad_low = images_of(view_of(inputs[0])), params.grad_high = images_of(view_of(inputs[1]));
+  }
+  params.scale = channel_vector_of(scale), params.shift = channel_vector_of(shift);
+  params.need_input = need_input, params.need_parameters = need_parameters, params.need_scale = need_scale;
+  const bool sums = need_parameters || need_scale;
+  const int64_t floats = sums ? int64_t{planned.grid} * partial_floats(op) : 0;
+  Tensor partials = torch::stable::empty({&floats, 1}, ScalarType::Float, std::nullopt, full.device());
+  params.partials = static_cast<float*>(partials.mutable_data_ptr());
+  launch(name, kernel, planned, params, device);
+  if (!sums) return;
+
+  std::array<ResultView, kResults> views{};
+  for (int i = 0; i < kResults; ++i) {
+    const bool needed = i < kParameters ? need_parameters : need_scale && (i == kParameters ? scale : shift);
+    if (needed) views[i] = {results[i].mutable_data_ptr(), number_type_of(results[i].scalar_type())};
+  }
+  ReduceParameters reduced = reduce_parameters(op, params.partials, planned.grid, views);
+  launch(name, reduce_kernel(), static_cast<int>(ceil_div(partial_floats(op), kReduceColumns)),
+         kReduceThreads, 0, reduced, device);
+}
+
+// An empty batch's: no pixels, so every sum is zero.
+void zero(const Results& results) {
+  for (Tensor result : results) torch::stable::zero_(result);
+}
+
+Tensors13 encode_backward(Tensor grad_low, Tensor grad_high, Tensor image, Tensor conv1_weight,
+                          Tensor conv1_bias, Tensor conv2_weight, Tensor conv2_bias, Tensor conv3_weight,
+                          Tensor conv3_bias, Tensor low_weight, Tensor low_bias, Tensor high_weight,
+                          Tensor high_bias, std::optional<Tensor> image_scale,
+                          std::optional<Tensor> image_shift, bool need_image, bool need_parameters,
+                          bool need_scale) {
+  constexpr const char* kOp = "encode_backward";
+  const Parameters parameters{conv1_weight, conv1_bias, conv2_weight, conv2_bias,  conv3_weight,
+                              conv3_bias,   low_weight, low_bias,     high_weight, high_bias};
+  check_encode(kOp, image, parameters, image_scale, image_shift);
+  const int64_t batch = image.size(0), height = (image.size(2) + 1) / 2, width = (image.size(3) + 1) / 2;
+  check_gradient(kOp, "grad_low", grad_low, {batch, 3, height, width}, conv1_weight);
+  check_gradient(kOp, "grad_high", grad_high, {batch, 3, height, width}, conv1_weight);
+  if (!has_kernel(kOp, conv1_weight, batch, image.size(2), image.size(3))) {
+    return call_reference<Tensors13>(kOp, grad_low, grad_high, image, conv1_weight, conv1_bias, conv2_weight,
+                                     conv2_bias, conv3_weight, conv3_bias, low_weight, low_bias, high_weight,
+                                     high_bias, image_scale, image_shift, need_image, need_parameters,
+                                     need_scale);
+  }
+  const torch::stable::accelerator::DeviceGuard guard(image.get_device_index());
+  need_image = need_image && image.scalar_type() != ScalarType::Byte;
+  need_scale = need_scale && (image_scale || image_shift);
+  const std::array<Tensor, 1> inputs{
+      need_image ? new_pictures(image, image.size(2), image.size(3), image.scalar_type())
+                 : no_gradient(conv1_weight)};
+  Results results;
+  for (int i = 0; i < kParameters; ++i) results[i] = gradient_of(parameters[i], need_parameters);
+  results[kParameters] = image_scale ? gradient_of(*image_scale, need_scale) : no_gradient(conv1_weight);
+  results[kParameters + 1] = image_shift ? gradient_of(*image_shift, need_scale) : no_gradient(conv1_weight);
+  if (batch == 0) {
+    zero(results);
+  } else if (need_image || need_parameters || need_scale) {
+    run_backward(kOp, Op::kEncode, image, grad_low, grad_high, parameters, inputs, results, image_scale,
+                 image_shift, need_image, need_parameters, need_scale);
+  }
+  return std::tuple_cat(inputs, results);
+}
+
+Tensors12 decode_backward(Tensor grad_image, Tensor low, Tensor high, Tensor low_weight, Tensor low_bias,
+                          Tensor high_weight, Tensor high_bias, Tensor conv1_weight, Tensor conv1_bias,
+                          Tensor conv2_weight, Tensor conv2_bias, Tensor conv3_weight, Tensor conv3_bias,
+                          bool need_input, bool need_parameters) {
+  constexpr const char* kOp = "decode_backward";
+  const Parameters parameters{low_weight, low_bias,     high_weight, high_bias,    conv1_weight,
+                              conv1_bias, conv2_weight, conv2_bias,  conv3_weight, conv3_bias};
+  checks::check_pictures(kOp, "grad_image", grad_image);
+  const int64_t batch = low.size(0), height = grad_image.size(2), width = grad_image.size(3);
+  check_decode(kOp, low, high, parameters, {height, width}, "grad_image");
+  check_gradient(kOp, "grad_image", grad_image, {batch, 3, height, width}, conv1_weight);
+  if (!has_kernel(kOp, conv1_weight, batch, height, width)) {
+    return call_reference<Tensors12>(kOp, grad_image, low, high, low_weight, low_bias, high_weight, high_bias,
+                                     conv1_weight, conv1_bias, conv2_weight, conv2_bias, conv3_weight,
+                                     conv3_bias, need_input, need_parameters);
+  }
+  const torch::stable::accelerator::DeviceGuard guard(low.get_device_index());
+  const auto input_gradient = [&] {
+    return need_input ? new_pictures(low, low.size(2), low.size(3), low.scalar_type()) : no_gradient(low);
+  };
+  const std::array<Tensor, 2> inputs{input_gradient(), input_gradient()};
+  Results results;
+  for (int i = 0; i < kResults; ++i) {
+    results[i] = i < kParameters ? gradient_of(parameters[i], need_parameters) : no_gradient(low);
+  }
+  if (batch == 0) {
+    zero(results);
+  } else if (need_input || need_parameters) {
+    run_backward(kOp, Op::kDecode, grad_image, low, high, parameters, inputs, results, std::nullopt,
+                 std::nullopt, need_input, need_parameters, false);
+  }
+  const auto parameter_gradients = [&]<size_t... kI>(std::index_sequence<kI...>) {
+    return std::tuple{results[kI]...};
+  }(std::make_index_sequence<kParameters>{});
+  return std::tuple_cat(inputs, parameter_gradients);
 }
 
 }  // namespace
@@ -232,4 +385,6 @@ __attribute__((visibility("default"))) void wae_cuda_ask(int (*ask)()) { wae::cu
 STABLE_TORCH_LIBRARY_IMPL(wae, CUDA, library) {
   library.impl("encode", TORCH_BOX(&wae::cuda::encode));
   library.impl("decode", TORCH_BOX(&wae::cuda::decode));
+  library.impl("encode_backward", TORCH_BOX(&wae::cuda::encode_backward));
+  library.impl("decode_backward", TORCH_BOX(&wae::cuda::decode_backward));
 }

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "cuda/backward_plan.h"
 #include "cuda/plan.h"
 
 namespace wae::cuda {
@@ -54,6 +55,35 @@ struct DecodeParameters {
   Filter filters[kFilters];  // low, high, conv1, conv2, conv3
   Tiling tiling;
   int32_t height, width;  // of the image
+};
+
+// Of both backward kernels; backward_plan.h says how the two ops correspond.
+struct BackwardParameters {
+  Images full, low, high;  // encode: image, grad_low, grad_high; decode: grad_image, low, high
+  // encode: grad_image (as grad_full); decode: grad_low, grad_high. Unused ones are not read.
+  Images grad_full, grad_low, grad_high;
+  // conv1, conv2, conv3, low, high of encode; conv3, conv1, conv2, low, high of decode. In the strides of the
+  // full-resolution filter and the two branches, the first is the one of the 16 channels.
+  Filter filters[kFilters];
+  ChannelVector scale, shift;
+  float* partials;  // partial_floats() for each block; unused where nothing is summed
+  Tiling tiling;
+  BackwardLayout layout;
+  int32_t height, width;  // at full resolution
+  int32_t image_is_bytes;
+  int32_t need_input, need_parameters, need_scale;
+};
+
+struct ReduceParameters {
+  struct Result {
+    void* data;  // contiguous; nullptr if not wanted
+    int32_t offset, size;
+    NumberType type;
+    int32_t unused;
+  };
+  const float* partials;
+  Result results[kResults];
+  int32_t blocks, partial_floats;
 };
 
 }  // namespace wae::cuda

@@ -116,12 +116,21 @@ struct LaunchPlan {
   int32_t grid, block, shared_bytes;
 };
 
+// What a tile costs besides its own row pairs.
+struct TileShape {
+  int32_t columns;  // at most, half-resolution
+  int32_t halo;     // steps of a tile beyond its height
+  int32_t fill;     // steps of a block beyond its tiles': filling and draining the pipeline
+};
+inline constexpr TileShape kForwardTile{kTileColumns, kHaloPairs, kPipelineSteps};
+
 inline constexpr int kCandidates = 6;
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-constexpr Tiling tiling_of(int64_t batch, int64_t half_height, int64_t half_width, int64_t tile_height) {
-  const int64_t columns = ceil_div(half_width, kTileColumns);
+constexpr Tiling tiling_of(int64_t batch, int64_t half_height, int64_t half_width, int64_t tile_height,
+                           const TileShape& shape) {
+  const int64_t columns = ceil_div(half_width, shape.columns);
   const int64_t rows = ceil_div(half_height, tile_height);
   // Equal tiles, instead of full ones and a small remainder.
   return {batch * rows * columns, static_cast<int32_t>(rows), static_cast<int32_t>(columns),
@@ -130,27 +139,27 @@ constexpr Tiling tiling_of(int64_t batch, int64_t half_height, int64_t half_widt
 }
 
 // Steps of the busiest block.
-constexpr int64_t steps_of(const Tiling& tiling, int64_t blocks) {
-  return ceil_div(tiling.tiles, blocks) * (tiling.tile_height + kHaloPairs) + kPipelineSteps;
+constexpr int64_t steps_of(const Tiling& tiling, int64_t blocks, const TileShape& shape) {
+  return ceil_div(tiling.tiles, blocks) * (tiling.tile_height + shape.halo) + shape.fill;
 }
 
 // Tall tiles recompute fewer halo rows; many tiles fill the chip. Chooses among a few tilings the one with
 // the fewest steps, and the tallest tiles among equals. Only a few, because this runs before every launch.
 constexpr LaunchPlan plan(int64_t batch, int64_t half_height, int64_t half_width, const Chip& chip,
-                          const SharedLayout& layout) {
+                          const TileShape& shape, int32_t threads, int32_t shared_bytes) {
   const int64_t blocks = static_cast<int64_t>(chip.multiprocessors) * chip.blocks_each;
-  const int64_t strips = batch * ceil_div(half_width, kTileColumns);
-  Tiling best = tiling_of(batch, half_height, half_width, half_height);
+  const int64_t strips = batch * ceil_div(half_width, shape.columns);
+  Tiling best = tiling_of(batch, half_height, half_width, half_height, shape);
   for (int64_t n = 1; n <= kCandidates; ++n) {
     for (const int64_t wanted : {n, n * blocks / strips}) {  // n tiles down an image; n tiles per block
       const int64_t rows = wanted < 1 ? 1 : wanted < half_height ? wanted : half_height;
-      const Tiling tiling = tiling_of(batch, half_height, half_width, ceil_div(half_height, rows));
-      const int64_t steps = steps_of(tiling, blocks), least = steps_of(best, blocks);
+      const Tiling tiling = tiling_of(batch, half_height, half_width, ceil_div(half_height, rows), shape);
+      const int64_t steps = steps_of(tiling, blocks, shape), least = steps_of(best, blocks, shape);
       if (steps < least || (steps == least && tiling.rows < best.rows)) best = tiling;
     }
   }
   const int64_t grid = best.tiles < blocks ? best.tiles : blocks;
-  return {best, static_cast<int32_t>(grid), kThreads, layout.bytes};
+  return {best, static_cast<int32_t>(grid), threads, shared_bytes};
 }
 
 }  // namespace wae::cuda

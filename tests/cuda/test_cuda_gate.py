@@ -16,7 +16,7 @@ TENSOR_MODES = {"float16", "bfloat16", "tf32"}
 
 
 @pytest.mark.parametrize("target", cuda_gate.TARGETS)
-@pytest.mark.parametrize("op", cuda_gate.OPS)
+@pytest.mark.parametrize("op", cuda_gate.OPS + cuda_gate.BACKWARD_OPS)
 def test_compiled_as_meant(op: str, target: int) -> None:
     """No spills, a multiprocessor holds a block, tensor cores where meant, weights loaded by 16 bytes."""
     rows = cuda_gate.rows(op, target)
@@ -26,12 +26,13 @@ def test_compiled_as_meant(op: str, target: int) -> None:
         assert row.spill_bytes == 0, row
         assert row.stack_bytes == 0, row
         assert row.blocks >= 1, row
-        assert row.wide_loads >= 5, row  # one loop for each filter
+        if not op.endswith("_backward"):  # which reads its filters number by number, once a block
+            assert row.wide_loads >= 5, row  # one loop for each filter
         if row.mode in TENSOR_MODES:
             # Two trunk layers of 9 taps, 2 rows and 2 blocks of channels are in the code once or twice.
             assert row.tensor >= 36, row
             assert row.matrix_loads >= 12, row
-            assert row.fma < 10, row
+            assert row.fma < (20 if op.endswith("_backward") else 10), row
         else:
             assert row.tensor == 0, row
             assert row.fma >= 100, row

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wae_kernels.checks import DECODER_SHAPES, ENCODER_SHAPES
+
 BINDINGS = cuda_bindings.load()
 MODES = ["float16", "bfloat16", "tf32", "float32", "bfloat16_plain"]
 SHARED_BYTES = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
@@ -85,3 +87,40 @@ def test_a_large_batch_has_tall_tiles() -> None:
 def test_sizes_beyond_32_bits() -> None:
     tiling = plan(2**31, 2**20, 2**20).tiling
     assert tiling.tiles == 2**31 * tiling.rows * tiling.columns
+
+
+# --------------------------------------------------------------------------------------------------- backward
+
+
+@pytest.mark.parametrize("op", ["encode", "decode"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("capability", SHARED_BYTES)
+def test_backward_fits_every_chip(op: str, mode: str, capability: int) -> None:
+    which, limit = getattr(BINDINGS.Mode, mode), SHARED_BYTES[capability] * 1024
+    if BINDINGS.runs_on(which, capability):
+        layout = BINDINGS.backward_layout(op, which, capability, limit)
+        assert layout.bytes <= limit
+        assert 2 <= layout.strips <= 4
+        if limit >= 163 * 1024:
+            assert layout.strips == 4
+
+
+@given(st.integers(1, 300), SIDES, SIDES, st.sampled_from([64, 99, 163]))
+def test_backward_tiles_cover_every_picture_once(batch: int, height: int, width: int, shared: int) -> None:
+    layout = BINDINGS.backward_layout("encode", BINDINGS.Mode.float16, 80, shared * 1024)
+    tiling = BINDINGS.backward_plan(layout, batch, height, width, 132, 1).tiling
+    assert tiling.tiles == batch * tiling.rows * tiling.columns
+    assert 2 * tiling.tile_width + 12 <= 16 * layout.strips  # the halo has room
+    for size, tiles, tile in (
+        (height, tiling.rows, tiling.tile_height),
+        (width, tiling.columns, tiling.tile_width),
+    ):
+        assert (tiles - 1) * tile < size <= tiles * tile
+
+
+@pytest.mark.parametrize("op", ["encode", "decode"])
+def test_partial_sums_are_the_parameters(op: str) -> None:
+    sizes = BINDINGS.result_sizes(op)
+    shapes = {"encode": ENCODER_SHAPES, "decode": DECODER_SHAPES}[op].values()
+    assert sizes[:10] == [math.prod(16 if n < 0 else n for n in shape) for shape in shapes]
+    assert BINDINGS.partial_floats(op) == sum(sizes)

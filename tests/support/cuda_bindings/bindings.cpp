@@ -64,13 +64,17 @@ PYBIND11_MODULE(wae_cuda_bindings, m) {
 
   m.attr("TILE_COLUMNS") = wc::kTileColumns;
   m.def("runs_on", &wc::runs_on, py::arg("mode"), py::arg("capability"));
-  m.def("steps_of", &wc::steps_of, py::arg("tiling"), py::arg("blocks"));
+  m.def(
+      "steps_of",
+      [](const wc::Tiling& tiling, int64_t blocks) { return wc::steps_of(tiling, blocks, wc::kForwardTile); },
+      py::arg("tiling"), py::arg("blocks"));
   m.def(
       "plan",
       [](const std::string& op, wc::Mode mode, int64_t batch, int64_t half_height, int64_t half_width,
          int32_t multiprocessors, int32_t blocks_each) {
         const auto layout = op == "encode" ? wc::encode_layout(mode) : wc::decode_layout(mode);
-        return wc::plan(batch, half_height, half_width, {multiprocessors, blocks_each}, layout);
+        return wc::plan(batch, half_height, half_width, {multiprocessors, blocks_each}, wc::kForwardTile,
+                        wc::kThreads, layout.bytes);
       },
       py::arg("op"), py::arg("mode"), py::arg("batch"), py::arg("half_height"), py::arg("half_width"),
       py::arg("multiprocessors"), py::arg("blocks_each") = 1);
@@ -93,4 +97,53 @@ PYBIND11_MODULE(wae_cuda_bindings, m) {
     return bytes_of(wc::decode_parameters(view_of(low), view_of(high), view_of(image), views_of(parameters),
                                           element_bytes, plan.tiling));
   });
+
+  py::class_<wc::BackwardLayout>(m, "BackwardLayout")
+      .def_readonly("strips", &wc::BackwardLayout::strips)
+      .def_readonly("bytes", &wc::BackwardLayout::bytes);
+  m.attr("REDUCE_THREADS") = wc::kReduceThreads;
+  m.attr("REDUCE_COLUMNS") = wc::kReduceColumns;
+  const auto op_of = [](const std::string& op) { return op == "encode" ? wc::Op::kEncode : wc::Op::kDecode; };
+  m.def("partial_floats", [=](const std::string& op) { return wc::partial_floats(op_of(op)); });
+  m.def("result_sizes", [=](const std::string& op) { return wc::result_sizes(op_of(op)); });
+  m.def("backward_layout", [=](const std::string& op, wc::Mode mode, int capability, int shared_limit) {
+    const int strips = wc::backward_strips(op_of(op), mode, capability, shared_limit);
+    return wc::backward_layout(op_of(op), mode, strips, capability);
+  });
+  m.def("backward_plan", [](const wc::BackwardLayout& layout, int64_t batch, int64_t half_height,
+                            int64_t half_width, int32_t multiprocessors, int32_t blocks_each) {
+    return wc::plan(batch, half_height, half_width, {multiprocessors, blocks_each},
+                    wc::backward_tile(layout.strips), wc::kBackwardThreads, layout.bytes);
+  });
+  m.def("backward_parameters",
+        [=](const std::string& op, const View& full, bool image_is_bytes, const View& low, const View& high,
+            const std::array<View, 2 * wc::kFilters>& parameters, int element_bytes,
+            const wc::LaunchPlan& plan, const wc::BackwardLayout& layout, const View& grad_full,
+            const View& grad_low, const View& grad_high, std::tuple<uint64_t, int64_t, wc::NumberType> scale,
+            std::tuple<uint64_t, int64_t, wc::NumberType> shift, uint64_t partials, bool need_input,
+            bool need_parameters, bool need_scale) {
+          auto p =
+              wc::backward_parameters(op_of(op), view_of(full), image_is_bytes, view_of(low), view_of(high),
+                                      views_of(parameters), element_bytes, plan.tiling, layout);
+          const auto vector = [](const auto& t) {
+            return wc::ChannelVector{reinterpret_cast<const void*>(std::get<0>(t)), std::get<1>(t),
+                                     std::get<2>(t), 0};
+          };
+          p.grad_full = wc::images_of(view_of(grad_full)), p.grad_low = wc::images_of(view_of(grad_low));
+          p.grad_high = wc::images_of(view_of(grad_high));
+          p.scale = vector(scale), p.shift = vector(shift);
+          p.partials = reinterpret_cast<float*>(partials);
+          p.need_input = need_input, p.need_parameters = need_parameters, p.need_scale = need_scale;
+          return bytes_of(p);
+        });
+  m.def("reduce_parameters",
+        [=](const std::string& op, uint64_t partials, int32_t blocks,
+            const std::array<std::tuple<uint64_t, wc::NumberType>, wc::kResults>& results) {
+          std::array<wc::ResultView, wc::kResults> views;
+          for (size_t i = 0; i < results.size(); ++i) {
+            views[i] = {reinterpret_cast<void*>(std::get<0>(results[i])), std::get<1>(results[i])};
+          }
+          return bytes_of(
+              wc::reduce_parameters(op_of(op), reinterpret_cast<const float*>(partials), blocks, views));
+        });
 }

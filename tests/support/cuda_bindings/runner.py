@@ -41,10 +41,9 @@ class Chip:
 
 @functools.cache
 def kernel(op: str, mode: str, capability: int) -> Any:
-    """The compiled kernel, translated for the CPU."""
+    """The compiled kernel, translated for the CPU; without a mode, the only one of its file."""
     text = ptx_machine.compile_cuda(ROOT / f"csrc/cuda/{op}.cu", capability, [ROOT / "csrc"], options=OPTIONS)
-    number = int(getattr(load().Mode, mode))
-    return ptx_machine.load(text)[f"{op}_kernelILNS0_4ModeE{number}"]
+    return ptx_machine.load(text)[f"{op}_kernelILNS0_4ModeE{int(getattr(load().Mode, mode))}" if mode else op]
 
 
 def _view(memory: ptx_machine.Memory, tensor: Tensor, name: str) -> tuple[int, list[int], list[int]]:
@@ -61,7 +60,7 @@ def _output(like: Tensor, height: int, width: int, dtype: torch.dtype) -> Tensor
     return empty.contiguous(memory_format=format_of(like))
 
 
-def _triple(memory: ptx_machine.Memory, tensor: Tensor | None, name: str) -> tuple[int, int, Any]:
+def _channel_vector(memory: ptx_machine.Memory, tensor: Tensor | None, name: str) -> tuple[int, int, Any]:
     types = load().NumberType
     if tensor is None:
         return 0, 0, types.none
@@ -105,8 +104,8 @@ def encode(
         _view(memory, high, "high"),
         [_view(memory, p, f"parameter {i}") for i, p in enumerate(parameters)],
         parameters[0].element_size(),
-        _triple(memory, scale, "scale"),
-        _triple(memory, shift, "shift"),
+        _channel_vector(memory, scale, "scale"),
+        _channel_vector(memory, shift, "shift"),
         plan,
     )
     return low, high, _launch("encode", mode, chip, plan, params, memory, seed)
@@ -137,3 +136,133 @@ def decode(
         plan,
     )
     return image, _launch("decode", mode, chip, plan, params, memory, seed)
+
+
+# --------------------------------------------------------------------------------------------------- backward
+
+SHARED_LIMIT = {75: 64, 80: 163, 90: 227}
+"""Kilobytes of shared memory that a block may have (CUDA's programming guide)."""
+
+
+@dataclass(frozen=True)
+class Backward:
+    """What a backward kernel and the reduction wrote: as the op returns it, None where it was not wanted."""
+
+    inputs: list[Tensor | None]
+    parameters: list[Tensor | None]
+    scale: Tensor | None
+    shift: Tensor | None
+    counts: ptx_machine.Counts
+
+
+def _backward(
+    op: str,
+    mode: str,
+    full: Tensor,
+    halves: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    scale: Tensor | None,
+    shift: Tensor | None,
+    needs: tuple[bool, bool, bool],
+    chip: Chip,
+    seed: int,
+    shared_limit: int | None,
+) -> Backward:
+    bindings, memory = load(), ptx_machine.Memory()
+    which, (need_input, need_parameters, need_scale) = getattr(bindings.Mode, mode), needs
+    limit = 1024 * SHARED_LIMIT[chip.capability] if shared_limit is None else shared_limit
+    layout = bindings.backward_layout(op, which, chip.capability, limit)
+    assert layout.bytes <= limit
+    plan = bindings.backward_plan(layout, len(full), *halves[0].shape[2:], chip.multiprocessors, 1)
+    nothing = (0, [0] * 4, [0] * 4)
+    gradients = [_output(x, *x.shape[2:], parameters[0].dtype) if need_input else None for x in inputs]
+    views = [nothing if g is None else _view(memory, g, f"gradient {i}") for i, g in enumerate(gradients)]
+    views = [views[0], nothing, nothing] if op == "encode" else [nothing, *views]
+    partials = ptx_machine.poisoned((plan.grid * bindings.partial_floats(op),), torch.float32)
+    params = bindings.backward_parameters(
+        op,
+        _view(memory, full, "full"),
+        full.dtype == torch.uint8,
+        *(_view(memory, x, name) for x, name in zip(halves, ("low", "high"), strict=True)),
+        [_view(memory, p, f"parameter {i}") for i, p in enumerate(parameters)],
+        parameters[0].element_size(),
+        plan,
+        layout,
+        *views,
+        _channel_vector(memory, scale, "scale"),
+        _channel_vector(memory, shift, "shift"),
+        memory.address_of(partials, "partials"),
+        need_input,
+        need_parameters,
+        need_scale,
+    )
+    counts = _launch(f"{op}_backward", mode, chip, plan, params, memory, seed)
+
+    types = bindings.NumberType
+    wanted = [*([need_parameters] * 10), need_scale and scale is not None, need_scale and shift is not None]
+    results = [
+        ptx_machine.poisoned(like.shape, like.dtype) if want and like is not None else None
+        for want, like in zip(wanted, [*parameters, scale, shift], strict=True)
+    ]
+    if any(want is not None for want in results):
+        memory = ptx_machine.Memory()
+        params = bindings.reduce_parameters(
+            op,
+            memory.address_of(partials, "partials"),
+            plan.grid,
+            [
+                (0, types.none)
+                if r is None
+                else (
+                    memory.address_of(r, f"result {i}"),
+                    getattr(types, str(r.dtype).removeprefix("torch.")),
+                )
+                for i, r in enumerate(results)
+            ],
+        )
+        grid = -(-bindings.partial_floats(op) // bindings.REDUCE_COLUMNS)
+        kernel("reduce", "", chip.capability).launch(
+            grid, bindings.REDUCE_THREADS, [params], memory=memory, seed=seed
+        )
+    return Backward(gradients, results[:10], *results[10:], counts)
+
+
+def encode_backward(
+    mode: str,
+    grad_low: Tensor,
+    grad_high: Tensor,
+    image: Tensor,
+    parameters: Sequence[Tensor],
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    *,
+    needs: tuple[bool, bool, bool] = (True, True, True),
+    chip: Chip = Chip(),
+    seed: int = 0,
+    shared_limit: int | None = None,
+) -> Backward:
+    """needs: of the image, the parameters, scale and shift. shared_limit: bytes, to force narrow tiles."""
+    return _backward(
+        "encode", mode, image, [grad_low, grad_high], [image], parameters, scale, shift, needs, chip, seed,
+        shared_limit,
+    )  # fmt: skip
+
+
+def decode_backward(
+    mode: str,
+    grad_image: Tensor,
+    low: Tensor,
+    high: Tensor,
+    parameters: Sequence[Tensor],
+    *,
+    needs: tuple[bool, bool] = (True, True),
+    chip: Chip = Chip(),
+    seed: int = 0,
+    shared_limit: int | None = None,
+) -> Backward:
+    """needs: of low and high, the parameters."""
+    return _backward(
+        "decode", mode, grad_image, [low, high], [low, high], parameters, None, None, (*needs, False), chip,
+        seed, shared_limit,
+    )  # fmt: skip

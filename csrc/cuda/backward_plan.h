@@ -1,0 +1,108 @@
+// Geometry, shared memory and results of the backward kernels (backward.cuh). Pure functions, testable
+// without a GPU.
+
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+#include "cuda/plan.h"
+
+namespace wae::cuda {
+
+// The two ops are mirror images: each has a first layer, two 16 -> 16 layers and a last layer; one of the
+// first and the last is 3 channels at full resolution, the other 2 * 3 channels at half resolution.
+enum class Op : int32_t { kEncode, kDecode };
+
+inline constexpr int kBackwardThreads = 256;  // two rows of up to four strips of 16 pixels, one for each warp
+inline constexpr int kMaxBackwardStrips = 4, kMinBackwardStrips = 2;
+inline constexpr int kBackwardHalo = 6;  // pixels on every side: three layers forward and three back
+
+// Rows that are live at a time, by what they hold. Chosen so that a step of two rows never overwrites a row
+// that a later phase of the same step reads; backward.cuh has the table.
+inline constexpr int kFirstRows = 6, kSecondRows = 4, kThirdRows = 2, kGradientRows = 4;
+constexpr int full_rows(Op op) { return op == Op::kEncode ? 10 : 6; }
+constexpr int half_rows(Op op) { return op == Op::kEncode ? 4 : 6; }
+
+// The plain modes read their weights from global memory on chips with 64 KB of shared memory.
+constexpr bool weights_in_shared(Mode mode, int capability) { return !(is_plain(mode) && capability < 80); }
+
+// Bytes of a channel's weights in a layer of 3 or 6 channels: 9 taps of 4 or 8 words.
+inline constexpr int kFullFilterPitch = 9 * 16;
+constexpr int half_filter_pitch(Mode mode) { return stored_bytes(mode) == 2 ? 9 * 16 : 9 * 32 + 16; }
+constexpr int trunk_filter_bytes(Mode mode) { return 9 * 16 * 16 * stored_bytes(mode); }
+
+// Offsets in shared memory, in bytes. The names are those of backward.cuh: activations, their gradients,
+// the inputs at full and half resolution.
+struct BackwardLayout {
+  int32_t strips;                 // of 16 pixels in a row
+  int32_t row_plane, half_plane;  // bytes of a plane: 16 a pixel, with padding at the ends
+  int32_t first, second, third;
+  int32_t first_gradient, second_gradient, third_gradient;
+  int32_t full, half;
+  int32_t trunk_filters, full_filter, half_filter, biases;
+  int32_t bytes;  // total
+};
+
+constexpr BackwardLayout backward_layout(Op op, Mode mode, int strips, int capability) {
+  BackwardLayout at{};
+  at.strips = strips;
+  at.row_plane = (16 * strips + 4) * 16;
+  at.half_plane = (8 * strips + 4) * 16;
+  const int row = planes(mode) * at.row_plane;
+  int bytes = 0;
+  const auto take = [&](int size) {
+    const int begin = bytes;
+    bytes += size;
+    return begin;
+  };
+  at.first = take(kFirstRows * row);
+  at.second = take(kSecondRows * row);
+  at.third = take(kThirdRows * row);
+  at.first_gradient = take(kGradientRows * row);
+  at.second_gradient = take(kGradientRows * row);
+  at.third_gradient = take(kGradientRows * row);
+  at.full = take(full_rows(op) * at.row_plane);
+  at.half = take(half_rows(op) * half_planes(mode) * at.half_plane);
+  const int copies = weights_in_shared(mode, capability) ? 1 : 0;
+  at.trunk_filters = take(copies * 2 * trunk_filter_bytes(mode));
+  at.full_filter = take(copies * 16 * kFullFilterPitch);
+  at.half_filter = take(copies * 16 * half_filter_pitch(mode));
+  at.biases = take(3 * 16 * 4);
+  at.bytes = bytes;
+  return at;
+}
+
+// The widest row whose shared memory a block may have.
+constexpr int backward_strips(Op op, Mode mode, int capability, int shared_limit) {
+  int strips = kMaxBackwardStrips;
+  while (strips > kMinBackwardStrips && backward_layout(op, mode, strips, capability).bytes > shared_limit) {
+    --strips;
+  }
+  return strips;
+}
+
+// A tile of h half-resolution rows takes h + 6 steps; the first step waits for its own loads.
+constexpr TileShape backward_tile(int strips) {
+  return {(16 * strips - 2 * kBackwardHalo) / 2, kBackwardHalo, 0};
+}
+
+// ---------------------------------------------------------------------------------------------- partial sums
+
+// A block's sums, in floats: the gradients of the ten parameters in the op's order, each contiguous, then of
+// scale and shift.
+inline constexpr int kResults = 12;
+constexpr std::array<int32_t, kResults> result_sizes(Op op) {
+  if (op == Op::kEncode) return {432, 16, 2304, 16, 2304, 16, 432, 3, 432, 3, 3, 3};
+  return {432, 16, 432, 16, 2304, 16, 2304, 16, 432, 3, 0, 0};
+}
+constexpr int result_offset(Op op, int result) {
+  int offset = 0;
+  for (int i = 0; i < result; ++i) offset += result_sizes(op)[i];
+  return offset;
+}
+constexpr int partial_floats(Op op) { return result_offset(op, kResults); }
+
+inline constexpr int kReduceThreads = 256, kReduceColumns = 32;  // a block adds 32 numbers, in 8 groups
+
+}  // namespace wae::cuda

@@ -1,0 +1,58 @@
+// Adds the blocks' partial sums of a backward kernel, in the order of the blocks: the same bits every time.
+//
+//     partials   block 0   | conv1_weight ... | conv1_bias | ...     a row of partial_floats() for each block
+//                block 1   | ...
+//     a block    adds 32 neighbouring columns: 8 groups of threads take every 8th row, then one adds the 8
+//     bound      memory: each partial sum is read once
+
+#include <cstdint>
+
+#include "cuda/device.cuh"
+#include "cuda/launch.h"
+
+namespace wae::cuda {
+namespace {
+
+__device__ void write_number(void* data, NumberType type, int i, float value) {
+  switch (type) {
+    case NumberType::kFloat16:
+      static_cast<Float16*>(data)[i] = from_float<Float16>(value);
+      break;
+    case NumberType::kBFloat16:
+      static_cast<BFloat16*>(data)[i] = from_float<BFloat16>(value);
+      break;
+    case NumberType::kFloat64:
+      static_cast<double*>(data)[i] = value;
+      break;
+    default:
+      static_cast<float*>(data)[i] = value;
+  }
+}
+
+}  // namespace
+
+__global__ void __launch_bounds__(kReduceThreads)
+    reduce_partials(const __grid_constant__ ReduceParameters p) {
+  constexpr int kGroups = kReduceThreads / kReduceColumns;
+  __shared__ float sums[kGroups][kReduceColumns];
+  const int column = threadIdx.x % kReduceColumns, group = threadIdx.x / kReduceColumns;
+  const int number = blockIdx.x * kReduceColumns + column;
+  float sum = 0;
+  if (number < p.partial_floats) {
+    for (int block = group; block < p.blocks; block += kGroups) {
+      sum += p.partials[static_cast<int64_t>(block) * p.partial_floats + number];
+    }
+  }
+  sums[group][column] = sum;
+  __syncthreads();
+  if (group != 0) return;
+  for (int i = 1; i < kGroups; ++i) sum += sums[i][column];
+  for (const auto& result : p.results) {
+    const int i = number - result.offset;
+    if (result.data != nullptr && i >= 0 && i < result.size) write_number(result.data, result.type, i, sum);
+  }
+}
+
+const void* reduce_kernel() { return reinterpret_cast<const void*>(reduce_partials); }
+
+}  // namespace wae::cuda

@@ -1,0 +1,294 @@
+"""The CUDA backward kernels, run on the CPU from nvcc's PTX, against float64 autograd."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cases
+import pytest
+import torch
+from compare import assert_close
+from cuda_bindings import runner
+from cuda_bindings.runner import DTYPE, LIMIT, Backward, Chip
+from ptx_machine import CompilerMissing, find_nvcc
+from torch import Tensor
+
+from wae_kernels import reference
+from wae_kernels.checks import DECODER_SHAPES, ENCODER_SHAPES
+
+try:
+    find_nvcc()
+except CompilerMissing as missing:
+    pytest.skip(str(missing), allow_module_level=True)
+
+pytestmark = pytest.mark.slow  # minutes, on two cores
+
+MODES = ["float16", "bfloat16", "tf32", "float32"]
+OTHER_CELLS = [("float16", 75), ("float32", 75), ("bfloat16_plain", 75), *((mode, 90) for mode in MODES)]
+MINIMUM = 263.7e6
+"""Multiply-adds of a 224 x 224 image's forward pass (docs/network.md)."""
+MARGIN = {"float16": 0.1, "bfloat16": 0.5, "tf32": 0.1, "float32": 1e-4, "bfloat16_plain": 0.5}
+"""How far activations are from the ReLU's kink: far beyond the rounding of each mode."""
+# One pixel; odd; a tile of 52 x 52 exactly; one pixel more each way; several tiles that are not full.
+SIZES = [(1, 1), (3, 5), (52, 52), (54, 53), (13, 140)]
+
+
+def noise(batch: int, size: tuple[int, int], dtype: torch.dtype, layout: str = "nchw") -> Tensor:
+    """Mean 1, so that sums over the pixels do not cancel to nothing."""
+    x = cases.picture(batch, *size, dtype=dtype)
+    return cases.LAYOUTS[layout](x if dtype == torch.uint8 else x + 1)
+
+
+def gradient(batch: int, size: tuple[int, int], dtype: torch.dtype, layout: str = "nchw") -> Tensor:
+    """Small enough for the sums of float16 weights' gradients not to overflow."""
+    return cases.LAYOUTS[layout](noise(batch, size, dtype) / 16)
+
+
+def representable(mode: str, tensor: Tensor) -> Tensor:
+    """For tf32, numbers that it holds exactly, as the inputs of the 16-bit modes are.
+
+    Six layers deep, the rounding of the weights alone would take up most of the limit, in any implementation.
+    """
+    if mode != "tf32" or tensor.dtype != torch.float32:
+        return tensor
+    rounded = (tensor.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF
+    return tensor.copy_(rounded.view(torch.float32))
+
+
+def half(size: tuple[int, int]) -> tuple[int, int]:
+    return (size[0] + 1) // 2, (size[1] + 1) // 2
+
+
+class EncodeProblem:
+    """Inputs away from the ReLUs' kinks, and the gradients by autograd through the float64 reference."""
+
+    names = ("image", *ENCODER_SHAPES, "image_scale", "image_shift")
+
+    def __init__(
+        self,
+        mode: str,
+        size: tuple[int, int],
+        *,
+        batch: int = 2,
+        layout: str = "nchw",
+        of_bytes: bool = False,
+    ) -> None:
+        dtype = DTYPE[mode]
+        self.mode, self.image = mode, noise(batch, size, torch.uint8 if of_bytes else dtype, layout)
+        self.gradients = [representable(mode, gradient(batch, half(size), dtype, layout)) for _ in range(2)]
+        self.affine = cases.affine(of_bytes=of_bytes)
+        x = reference.normalize_image(self.image, dtype, *self.affine)
+        encoder = [representable(mode, p) for p in cases.encoder(dtype)]
+        self.parameters = cases.settled_encoder(encoder, x, MARGIN[mode])
+
+    def run(self, **options: Any) -> Backward:
+        return runner.encode_backward(
+            self.mode, *self.gradients, self.image, self.parameters, *self.affine, **options
+        )
+
+    def expected(self) -> dict[str, Tensor]:
+        inputs = [t.detach() for t in cases.widened([self.image, *self.parameters, *self.affine])]
+        leaves = {
+            n: t.requires_grad_() for n, t in zip(self.names, inputs, strict=True) if t.is_floating_point()
+        }
+        outputs = reference.encode(*inputs)
+        grads = torch.autograd.grad(outputs, list(leaves.values()), cases.widened(self.gradients))
+        return dict(zip(leaves, grads, strict=True))
+
+    def got(self, result: Backward) -> dict[str, Tensor | None]:
+        values = [*result.inputs, *result.parameters, result.scale, result.shift]
+        return dict(zip(self.names, values, strict=True))
+
+
+class DecodeProblem:
+    """The same of the decoder."""
+
+    names = ("low", "high", *DECODER_SHAPES)
+
+    def __init__(self, mode: str, size: tuple[int, int], *, batch: int = 2, layout: str = "nchw") -> None:
+        dtype = DTYPE[mode]
+        self.mode, self.size = mode, size
+        self.inputs = [representable(mode, noise(batch, half(size), dtype, layout)) for _ in range(2)]
+        self.gradient = representable(mode, gradient(batch, size, dtype, layout))
+        decoder = [representable(mode, p) for p in cases.decoder(dtype)]
+        self.parameters = cases.settled_decoder(decoder, *self.inputs, size, MARGIN[mode])
+
+    def run(self, **options: Any) -> Backward:
+        return runner.decode_backward(self.mode, self.gradient, *self.inputs, self.parameters, **options)
+
+    def expected(self) -> dict[str, Tensor]:
+        leaves = [t.detach().requires_grad_() for t in cases.widened([*self.inputs, *self.parameters])]
+        image = reference.decode(*leaves, self.size)
+        return dict(zip(self.names, torch.autograd.grad(image, leaves, self.gradient.double()), strict=True))
+
+    def got(self, result: Backward) -> dict[str, Tensor | None]:
+        return dict(zip(self.names, [*result.inputs, *result.parameters], strict=True))
+
+
+PROBLEMS = {"encode": EncodeProblem, "decode": DecodeProblem}
+Problem = EncodeProblem | DecodeProblem
+
+
+def check(problem: Problem, **options: Any) -> Backward:
+    """Every gradient that is wanted, within the limit of its mode."""
+    result = problem.run(**options)
+    got = problem.got(result)
+    for name, want in problem.expected().items():
+        if got[name] is not None:
+            assert_close(got[name], want, LIMIT[problem.mode], name)
+    return result
+
+
+def same_bits(a: Backward, b: Backward) -> bool:
+    pairs = zip(
+        [*a.inputs, *a.parameters, a.scale, a.shift],
+        [*b.inputs, *b.parameters, b.scale, b.shift],
+        strict=True,
+    )
+    return all((x is None and y is None) or torch.equal(x, y) for x, y in pairs)
+
+
+# ------------------------------------------------------------------------------------------- shapes and modes
+
+
+@pytest.mark.parametrize("size", SIZES, ids=cases.size_name)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("op", PROBLEMS)
+def test_sizes(op: str, mode: str, size: tuple[int, int]) -> None:
+    """Several tiles for each block. A larger batch of tiny images, so that roundings average out."""
+    batch = 8 if min(size) < 4 else 2
+    check(PROBLEMS[op](mode, size, batch=batch), chip=Chip(80, 3))
+
+
+@pytest.mark.parametrize(("mode", "capability"), OTHER_CELLS, ids=[f"{m}-sm_{c}" for m, c in OTHER_CELLS])
+@pytest.mark.parametrize("op", PROBLEMS)
+def test_other_architectures(op: str, mode: str, capability: int) -> None:
+    """sm_75 has 64 KB of shared memory: narrower tiles; the plain modes' weights stay in global memory."""
+    check(PROBLEMS[op](mode, (31, 61)), chip=Chip(capability, 2))
+
+
+@pytest.mark.parametrize("mode", ["float16", "tf32"])
+@pytest.mark.parametrize("op", PROBLEMS)
+def test_narrow_tiles(op: str, mode: str) -> None:
+    """Two and three strips instead of four, as on chips with 99 or 64 KB of shared memory."""
+    for kilobytes in (64, 99, 115):
+        if (mode, kilobytes) != ("tf32", 64):
+            check(PROBLEMS[op](mode, (17, 75)), shared_limit=1024 * kilobytes)
+
+
+@pytest.mark.parametrize("op", PROBLEMS)
+def test_same_bits_every_time(op: str) -> None:
+    """Whichever thread goes first between two barriers, and in whatever order the blocks run."""
+    problem = PROBLEMS[op]("float16", (24, 60))
+    first = check(problem)
+    assert all(same_bits(first, problem.run(seed=seed)) for seed in (1, 2))
+
+
+# ---------------------------------------------------------------------------------------------------- layouts
+
+
+@pytest.mark.parametrize("layout", cases.LAYOUTS)
+@pytest.mark.parametrize("op", PROBLEMS)
+def test_layouts(op: str, layout: str) -> None:
+    """Sliced images have NaN around them, and reading outside of a buffer is an error of its own."""
+    check(PROBLEMS[op]("float16", (9, 61), layout=layout))
+
+
+@pytest.mark.parametrize("mode", ["float16", "tf32"])
+def test_bytes(mode: str) -> None:
+    result = check(EncodeProblem(mode, (9, 61), of_bytes=True), needs=(False, True, True))
+    assert result.inputs == [None]
+
+
+@pytest.mark.parametrize("op", PROBLEMS)
+def test_scattered_parameters(op: str) -> None:
+    problem = PROBLEMS[op]("float16", (5, 7))
+    problem.parameters = [cases.scattered(p) for p in problem.parameters]
+    check(problem)
+
+
+def test_offsets_beyond_32_bits() -> None:
+    problem = EncodeProblem("float16", (5, 7))
+    problem.image = cases.far_apart(problem.image)
+    problem.gradients = [cases.far_apart(g) for g in problem.gradients]
+    check(problem)
+
+
+# ------------------------------------------------------------------------------------------------------ needs
+
+
+@pytest.mark.parametrize("needs", [(True, False, False), (False, True, False), (False, False, True)])
+def test_only_what_encode_needs(needs: tuple[bool, bool, bool]) -> None:
+    problem = EncodeProblem("float16", (9, 14))
+    result, everything = check(problem, needs=needs), problem.run()
+    assert [r is not None for r in (result.inputs[0], result.parameters[0], result.scale)] == list(needs)
+    for got, all_of_it in zip(problem.got(result).values(), problem.got(everything).values(), strict=True):
+        assert got is None or torch.equal(got, all_of_it)
+
+
+@pytest.mark.parametrize("needs", [(True, False), (False, True)])
+def test_only_what_decode_needs(needs: tuple[bool, bool]) -> None:
+    result = check(DecodeProblem("float16", (9, 14)), needs=needs)
+    assert [r is not None for r in (result.inputs[0], result.parameters[0])] == list(needs)
+
+
+def test_scale_without_shift() -> None:
+    problem = EncodeProblem("float32", (5, 7))
+    scale, _ = problem.affine
+    result = runner.encode_backward(
+        "float32", *problem.gradients, problem.image, problem.parameters, scale, None
+    )
+    assert result.shift is None
+    inputs = cases.widened([problem.image, *problem.parameters, scale])
+    leaves = [t.detach().requires_grad_() for t in inputs]
+    want = torch.autograd.grad(reference.encode(*leaves), leaves, cases.widened(problem.gradients))
+    # The biases were settled with a shift: without one a ReLU may be near its kink.
+    assert_close(result.scale, want[-1], 10 * LIMIT["float32"])
+
+
+# ------------------------------------------------------------------------------------------- NaN and infinity
+
+
+def where_not_finite(x: Tensor) -> Tensor:
+    return ~x.isfinite()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf], ids=["nan", "inf"])
+def test_gradient_that_is_not_finite(value: float) -> None:
+    """It passes where the activation is positive, and is stopped where it is not, as autograd has it."""
+    problem = EncodeProblem("float16", (30, 40), batch=1)
+    problem.gradients[0][0, 1, 8, 9] = value
+    result, want = problem.got(problem.run()), problem.expected()
+    assert torch.equal(where_not_finite(result["image"]), where_not_finite(want["image"]))
+    for name in ("conv1_weight", "conv2_bias", "conv3_bias"):
+        assert torch.equal(where_not_finite(result[name]), where_not_finite(want[name])), name
+
+
+@pytest.mark.parametrize("place", [(11, 20), (0, 0), (29, 39)], ids=["inside", "first", "last"])
+def test_activation_that_is_nan(place: tuple[int, int]) -> None:
+    """A NaN in the image makes NaN activations, through which the gradient passes, as torch's ReLU has it.
+
+    At a corner some taps never see it: nothing may multiply it by a zero outside of the image.
+    """
+    problem = EncodeProblem("float16", (30, 40), batch=1)
+    problem.image[(0, 1, *place)] = torch.nan
+    result, want = problem.got(problem.run()), problem.expected()
+    for name, expected in want.items():
+        assert torch.equal(result[name].isnan(), expected.isnan()), name
+
+
+# ----------------------------------------------------------------------------------------------------- counts
+
+
+@pytest.mark.parametrize("op", PROBLEMS)
+def test_counts_of_an_image(op: str) -> None:
+    """The promises of docs/cuda.md: 5 blocks for a 224 x 224 image, as each image of a large batch has."""
+    problem = PROBLEMS[op]("float16", (224, 224), batch=1)
+    counts = problem.run(chip=Chip(80, 5)).counts
+    assert counts.multiply_adds <= 5.2 * MINIMUM
+    assert counts.shared_wavefronts <= 1.05 * counts.shared_ideal_wavefronts
+    inputs = 2 * (3 * 224 * 224 + 6 * 112 * 112)
+    results = inputs - 2 * (6 if op == "encode" else 3) * {"encode": 112 * 112, "decode": 224 * 224}[op]
+    sums = 5 * 4 * runner.load().partial_floats(op)
+    assert counts.written_bytes == results + sums
+    assert counts.read_bytes <= 2.0 * inputs + 5 * 2 * 5904
