@@ -9,7 +9,6 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
 
 _ASKED_FOR = "const static bool result = env_var_value != nullptr && env_var_value[0] != '0';"
 _ALWAYS = "const static bool result = true;"
@@ -33,6 +32,9 @@ def package(program: torch.export.ExportedProgram) -> bytes:
 @contextmanager
 def _checks_inputs() -> Iterator[None]:
     """PyTorch generates the checks always, but has them run only where an environment variable says so."""
+    # imported here: it takes a second, and to load what was saved nothing is compiled
+    from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
+
     generate = CppWrapperCpu.generate_input_output_runtime_checks
     changed: list[bool] = []
 
