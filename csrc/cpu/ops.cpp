@@ -13,6 +13,7 @@
 #include <memory>
 #include <optional>
 #include <tuple>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -62,14 +63,10 @@ Images images_of(const Tensor& tensor) {
           strides[3]};
 }
 
-// `count` numbers of a tensor of any strides and floating dtype, in its logical order.
-void copy_floats(const Tensor& tensor, float* to) {
-  const Element element = element_of(tensor.scalar_type());
-  const void* data = tensor.const_data_ptr();
-  if (tensor.scalar_type() == ScalarType::Float && tensor.is_contiguous()) {
-    std::copy_n(static_cast<const float*>(data), tensor.numel(), to);
-    return;
-  }
+// The numbers of a tensor of any strides and floating dtype, in its logical order.
+template <class T>
+void copy_numbers(const Tensor& tensor, float* to) {
+  const T* data = static_cast<const T*>(tensor.const_data_ptr());
   int64_t sizes[4] = {1, 1, 1, 1}, strides[4] = {0, 0, 0, 0};
   for (int64_t i = 0, skip = 4 - tensor.dim(); i < tensor.dim(); ++i) {
     sizes[skip + i] = tensor.size(i);
@@ -78,14 +75,30 @@ void copy_floats(const Tensor& tensor, float* to) {
   for (int64_t a = 0; a < sizes[0]; ++a) {
     for (int64_t b = 0; b < sizes[1]; ++b) {
       for (int64_t c = 0; c < sizes[2]; ++c) {
+        const T* row = data + a * strides[0] + b * strides[1] + c * strides[2];
         for (int64_t d = 0; d < sizes[3]; ++d) {
-          const int64_t at = a * strides[0] + b * strides[1] + c * strides[2] + d * strides[3];
-          *to++ = tensor.scalar_type() == ScalarType::Double
-                      ? static_cast<float>(static_cast<const double*>(data)[at])
-                      : read_float(data, element, at);
+          if constexpr (std::is_same_v<T, double>) {
+            *to++ = static_cast<float>(row[d * strides[3]]);
+          } else {
+            *to++ = to_float(row[d * strides[3]]);
+          }
         }
       }
     }
+  }
+}
+
+void copy_floats(const Tensor& tensor, float* to) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Half:
+      return copy_numbers<Half>(tensor, to);
+    case ScalarType::BFloat16:
+      return copy_numbers<BFloat16>(tensor, to);
+    case ScalarType::Double:
+      return copy_numbers<double>(tensor, to);
+    default:
+      if (!tensor.is_contiguous()) return copy_numbers<float>(tensor, to);
+      std::copy_n(static_cast<const float*>(tensor.const_data_ptr()), tensor.numel(), to);
   }
 }
 
