@@ -106,7 +106,7 @@ else
 build: $(VENV)/.app
 endif
 
-wae_kernels/_C.abi3.so: $(shell find csrc -type f) wae_kernels/schemas.inc setup.py | $(VENV)/.app
+wae_kernels/_C.abi3.so: $(shell find csrc -type f) $(wildcard wae_kernels/*.inc) setup.py | $(VENV)/.app
 	$(BIN)/python setup.py build_ext --inplace
 
 # ---------------------------------------------------------------- the kernels under sanitizers, without torch

@@ -50,7 +50,7 @@ def cpu_library() -> Extension:
     return Extension(
         "wae_kernels._C",
         sources=paths("csrc/ops.cpp", "csrc/cpu/*.cpp"),
-        depends=paths("csrc/common/*", "csrc/cpu/**/*.h", "wae_kernels/schemas.inc"),
+        depends=paths("csrc/common/*", "csrc/cpu/**/*.h", "wae_kernels/*.inc"),
         include_dirs=[str(ROOT / "csrc"), str(ROOT / "wae_kernels")],  # absolute: ninja runs elsewhere
         extra_compile_args=["-std=c++20", "-O3", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden"],
         libraries=["torch_cpu"],
@@ -65,8 +65,8 @@ def cuda_library() -> Extension:
     return Extension(
         "wae_kernels._C_cuda",
         sources=paths("csrc/cuda/*.cpp", "csrc/cuda/*.cu"),
-        depends=paths("csrc/common/*", "csrc/cuda/*.h", "csrc/cuda/*.cuh"),
-        include_dirs=[str(ROOT / "csrc")],
+        depends=paths("csrc/common/*", "csrc/cuda/*.h", "csrc/cuda/*.cuh", "wae_kernels/*.inc"),
+        include_dirs=[str(ROOT / "csrc"), str(ROOT / "wae_kernels")],
         define_macros=[("USE_CUDA", None)],
         extra_compile_args={
             "cxx": ["-std=c++20", "-O2", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden"],

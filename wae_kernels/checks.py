@@ -1,58 +1,26 @@
-"""What the ops accept, said once for Python: the fake kernels and the reference check through here.
+"""The interpreter of ``arguments.inc`` for Python: fakes, the reference and Triton check through here.
 
-``csrc/common/checks.h`` states the same rules, in the same words, for the compiled kernels, which must
-not read a byte before they have checked; ``tests/kernels/test_bad_input.py`` holds the two to each other.
-Everything here works on symbolic sizes, so that ``torch.compile`` and ``torch.export`` check too.
+``csrc/common/checks.h`` interprets the same table for the compiled kernels, which must not read a byte before
+they have checked; ``tests/kernels/test_bad_input.py`` holds the two to each other. Everything here works on
+symbolic sizes, so that ``torch.compile`` and ``torch.export`` check too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .parameters import DecoderParameters, EncoderParameters, Parameters
+from .parameters import DecoderParameters, EncoderParameters
 
-ANY_WIDTH = -1
-"""Stands for the network's width in the tables below: conv1_weight's first size."""
-
-ENCODER_SHAPES: dict[str, tuple[int, ...]] = {
-    "conv1_weight": (ANY_WIDTH, 3, 3, 3),
-    "conv1_bias": (ANY_WIDTH,),
-    "conv2_weight": (ANY_WIDTH, ANY_WIDTH, 3, 3),
-    "conv2_bias": (ANY_WIDTH,),
-    "conv3_weight": (ANY_WIDTH, ANY_WIDTH, 3, 3),
-    "conv3_bias": (ANY_WIDTH,),
-    "low_weight": (3, ANY_WIDTH, 3, 3),
-    "low_bias": (3,),
-    "high_weight": (3, ANY_WIDTH, 3, 3),
-    "high_bias": (3,),
-}
-
-DECODER_SHAPES: dict[str, tuple[int, ...]] = {
-    "low_weight": (3, ANY_WIDTH, 3, 3),
-    "low_bias": (ANY_WIDTH,),
-    "high_weight": (3, ANY_WIDTH, 3, 3),
-    "high_bias": (ANY_WIDTH,),
-    "conv1_weight": (ANY_WIDTH, ANY_WIDTH, 3, 3),
-    "conv1_bias": (ANY_WIDTH,),
-    "conv2_weight": (ANY_WIDTH, ANY_WIDTH, 3, 3),
-    "conv2_bias": (ANY_WIDTH,),
-    "conv3_weight": (3, ANY_WIDTH, 3, 3),
-    "conv3_bias": (3,),
-}
+FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 PANEL, DEPTH = 16, 32
 """Output and input channels that lie together in a packed 3x3 weight."""
-
-
-def packed_shape(out_channels: int, channels: int) -> tuple[int, int, int]:
-    """The shape that ``wae::conv3x3_pack`` gives a weight (out_channels, channels, 3, 3).
-
-    Three dimensions, so that ``module.to(memory_format=torch.channels_last)`` leaves a buffer as it is.
-    """
-    return ((out_channels + PANEL - 1) // PANEL, channels, 9 * PANEL)
 
 
 def half_of(size: int) -> int:
@@ -65,80 +33,141 @@ def half_size(image: Tensor) -> tuple[int, int]:
     return half_of(image.shape[-2]), half_of(image.shape[-1])
 
 
-FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+def panels_of(out_channels: int) -> int:
+    """The panels of 16 output channels that hold a packed 3x3 weight."""
+    return (out_channels + PANEL - 1) // PANEL
 
 
-def _require(condition: bool, op: str, message: str) -> None:
-    if not condition:
-        raise RuntimeError(f"wae::{op}: {message}")
+def packed_shape(out_channels: int, channels: int) -> tuple[int, int, int]:
+    """The shape that ``wae::conv3x3_pack`` gives a weight (out_channels, channels, 3, 3).
+
+    Three dimensions, so that ``module.to(memory_format=torch.channels_last)`` leaves a buffer as it is.
+    """
+    return panels_of(out_channels), channels, 9 * PANEL
+
+
+# ----------------------------------------------------------------------------------------------- the table
+
+
+class Argument(NamedTuple):
+    """A row of ``arguments.inc``, which explains it."""
+
+    name: str
+    dtype: str
+    sizes: tuple[int | str, ...]
+
+
+def _tables() -> dict[str, list[Argument]]:
+    text = (Path(__file__).parent / "arguments.inc").read_text(encoding="utf-8")
+    tables: dict[str, list[Argument]] = {}
+    for row in re.findall(r"^WAE_ARGUMENT\((.*)\)$", text, re.MULTILINE):
+        table, name, dtype, *sizes = row.split(", ")
+        shape = tuple(int(size) if size.isdigit() else size for size in sizes)
+        tables.setdefault(table, []).append(Argument(name, dtype, shape))
+    return tables
+
+
+TABLES = _tables()
+ANY_WIDTH = "ANY_WIDTH"
+"""Stands for the network's width in the tables."""
+
+ENCODER_SHAPES = {a.name: a.sizes for a in TABLES["encoder"] if a.name in EncoderParameters._fields}
+DECODER_SHAPES = {a.name: a.sizes for a in TABLES["decoder"] if a.name in DecoderParameters._fields}
+"""The parameters' shapes by name, in the ops' order."""
+
+
+# ----------------------------------------------------------------------------------------- the interpreter
 
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _shape(sizes: Sequence[object]) -> str:
-    return "(" + ", ".join(str(size) for size in sizes) + ")"
+def _joined(sizes: Iterable[str]) -> str:
+    return f"({', '.join(sizes)})"
 
 
-def _check_dense(op: str, name: str, tensor: Tensor) -> None:
-    _require(tensor.layout == torch.strided, op, f"{name} must be a dense tensor, got {tensor.layout}")
+class _Checker:
+    """Holds a call's arguments to rows of the table; what the first ones decide counts for the others."""
+
+    def __init__(self, op: str) -> None:
+        self.op = op
+        self.sizes: dict[str, int] = {}
+        self.first: tuple[str, torch.device] | None = None
+        self.network: tuple[str, torch.dtype] | None = None
+
+    def check(self, table: str, *values: Tensor | Sequence[int] | None) -> None:
+        """Raise RuntimeError for the first of ``values`` that its row of ``table`` does not take."""
+        for argument, value in zip(TABLES[table], values, strict=True):
+            if isinstance(value, Tensor):
+                self.check_tensor(argument, value)
+            elif value is not None:
+                self.check_sizes(argument, value)
+
+    def check_tensor(self, argument: Argument, tensor: Tensor) -> None:
+        if tensor.layout != torch.strided:
+            self.fail(argument, "be a dense tensor", tensor.layout)
+        self.check_sizes(argument, tensor.shape)
+        self.check_dtype(argument, tensor.dtype)
+        if self.first is None:
+            self.first = argument.name, tensor.device
+        elif tensor.device != self.first[1]:
+            self.fail(argument, f"be on {self.first[0]}'s device {self.first[1]}", tensor.device)
+
+    def check_sizes(self, argument: Argument, got: Sequence[int]) -> None:
+        wanted = argument.sizes
+        if len(got) != len(wanted) or not all(map(self.fits, wanted, got)):
+            verb = "be" if argument.dtype == "numbers" else "have shape"
+            self.fail(argument, f"{verb} {_joined(map(self.text, wanted))}", _joined(map(str, got)))
+        self.sizes.update((size, n) for size, n in zip(wanted, got, strict=True) if isinstance(size, str))
+
+    def known(self, size: int | str) -> int | None:
+        """The number that a size must be; None where arguments before this one leave it open."""
+        if isinstance(size, int):
+            return size
+        if size == "panels":
+            return panels_of(self.sizes["out_channels"])
+        if size.startswith("half_") and (whole := size.removeprefix("half_")) in self.sizes:
+            return half_of(self.sizes[whole])
+        return self.sizes.get(size)
+
+    def fits(self, size: int | str, got: int) -> bool:
+        if (number := self.known(size)) is not None:
+            return got == number
+        if (half := self.sizes.get(f"half_{size}")) is not None:
+            return half_of(got) == half  # one comparison: an `or` would make torch.export decide which holds
+        return size == "batch" or got >= 1
+
+    def text(self, size: int | str) -> str:
+        if (number := self.known(size)) is not None:
+            return str(number)
+        if (half := self.sizes.get(f"half_{size}")) is not None:
+            return f"{2 * half - 1} or {2 * half}"
+        return "batch" if size == "batch" else f"{size} >= 1"
+
+    def check_dtype(self, argument: Argument, dtype: torch.dtype) -> None:
+        rule = argument.dtype
+        if rule == "pixels" and dtype == torch.uint8:
+            return
+        if rule == "float32":
+            if dtype != torch.float32:
+                self.fail(argument, "be float32", _name(dtype))
+        elif rule != "floating" and self.network is not None:
+            if dtype != self.network[1]:
+                self.fail(argument, f"be {_name(self.network[1])} like {self.network[0]}", _name(dtype))
+        elif dtype not in FLOATING:
+            kinds = "float32, float16, bfloat16 or float64"
+            self.fail(argument, f"be {'uint8, ' if rule == 'pixels' else ''}{kinds}", _name(dtype))
+        elif rule != "floating":
+            self.network = argument.name, dtype
+
+    def fail(self, argument: Argument, must: str, got: object) -> None:
+        raise RuntimeError(f"wae::{self.op}: {argument.name} must {must}, got {got}")
 
 
-def _check_image_like(op: str, name: str, tensor: Tensor) -> None:
-    """A batch of pictures: dense, rank 4, 3 channels, at least one pixel."""
-    _check_dense(op, name, tensor)
-    _require(
-        tensor.dim() == 4,
-        op,
-        f"{name} must have 4 dimensions (batch, 3, height, width), got {tensor.dim()}",
-    )
-    _require(tensor.shape[1] == 3, op, f"{name} must have 3 channels, got {tensor.shape[1]}")
-    _require(
-        tensor.shape[2] >= 1 and tensor.shape[3] >= 1,
-        op,
-        f"{name} must be at least 1 x 1 pixels, got {tensor.shape[2]} x {tensor.shape[3]}",
-    )
-
-
-def _check_like(op: str, name: str, tensor: Tensor, like_name: str, like: Tensor) -> None:
-    """The device and dtype of ``tensor`` are those of ``like``."""
-    _require(
-        tensor.device == like.device,
-        op,
-        f"{name} must be on {like_name}'s device {like.device}, got {tensor.device}",
-    )
-    _require(
-        tensor.dtype == like.dtype,
-        op,
-        f"{name} must be {_name(like.dtype)} like {like_name}, got {_name(tensor.dtype)}",
-    )
-
-
-def _check_parameters(
-    op: str, shapes: Mapping[str, tuple[int, ...]], parameters: Parameters, like_name: str, like: Tensor
-) -> None:
-    first = parameters.conv1_weight
-    width = first.shape[0] if first.dim() == 4 else 0
-    _require(width >= 1, op, f"conv1_weight must have shape (width, ..., 3, 3), got {_shape(first.shape)}")
-    for (name, pattern), tensor in zip(shapes.items(), parameters, strict=True):
-        wanted = tuple(width if size == ANY_WIDTH else size for size in pattern)
-        _check_dense(op, name, tensor)
-        _require(
-            tensor.dim() == len(wanted)
-            and all(got == want for got, want in zip(tensor.shape, wanted, strict=True)),
-            op,
-            f"{name} must have shape {_shape(wanted)}, got {_shape(tensor.shape)}",
-        )
-        _check_like(op, name, tensor, like_name, like)
-
-
-def _check_floating(op: str, name: str, tensor: Tensor) -> None:
-    _require(
-        tensor.dtype in FLOATING,
-        op,
-        f"{name} must be float32, float16, bfloat16 or float64, got {_name(tensor.dtype)}",
-    )
+# ------------------------------------------------------------------------------------------------- the ops
+#
+# Each raises RuntimeError unless the arguments fit the op. `op` is the name that the message begins with.
 
 
 def check_encode(
@@ -148,153 +177,8 @@ def check_encode(
     image_shift: Tensor | None,
     op: str = "encode",
 ) -> None:
-    """Raise ``RuntimeError`` unless the arguments fit ``wae::encode``.
-
-    Args:
-        image: (N, 3, H, W), uint8 or the parameters' dtype.
-        parameters: the ten tensors.
-        image_scale, image_shift: three floating-point numbers each, or None.
-        op: the name that the message begins with.
-    """
-    _check_image_like(op, "image", image)
-    first = parameters.conv1_weight
-    if image.dtype == torch.uint8:
-        _check_floating(op, "conv1_weight", first)
-        _require(
-            first.device == image.device,
-            op,
-            f"conv1_weight must be on image's device {image.device}, got {first.device}",
-        )
-        _check_parameters(op, ENCODER_SHAPES, parameters, "conv1_weight", first)
-    else:
-        _require(
-            image.dtype in FLOATING,
-            op,
-            f"image must be uint8, float32, float16, bfloat16 or float64, got {_name(image.dtype)}",
-        )
-        _check_parameters(op, ENCODER_SHAPES, parameters, "image", image)
-    for name, tensor in (("image_scale", image_scale), ("image_shift", image_shift)):
-        if tensor is None:
-            continue
-        _check_dense(op, name, tensor)
-        _require(
-            tensor.dim() == 1 and tensor.shape[0] == 3,
-            op,
-            f"{name} must have shape (3), got {_shape(tensor.shape)}",
-        )
-        _check_floating(op, name, tensor)
-        _require(
-            tensor.device == image.device,
-            op,
-            f"{name} must be on image's device {image.device}, got {tensor.device}",
-        )
-
-
-def check_decode(
-    low: Tensor,
-    high: Tensor,
-    parameters: DecoderParameters,
-    output_size: Sequence[int],
-    op: str = "decode",
-    size_name: str = "output_size",
-) -> None:
-    """Raise ``RuntimeError`` unless the arguments fit ``wae::decode``.
-
-    Args:
-        low, high: (N, 3, h, w), the same shape and dtype.
-        parameters: the ten tensors of ``DECODER_SHAPES``, in that order.
-        output_size: (H, W) with ceil(H/2) = h and ceil(W/2) = w.
-        op: the name that the message begins with.
-        size_name: the argument that gives the size.
-    """
-    _check_image_like(op, "low", low)
-    _check_floating(op, "low", low)
-    _check_image_like(op, "high", high)
-    _require(
-        all(a == b for a, b in zip(high.shape, low.shape, strict=True)),
-        op,
-        f"high must have shape {_shape(low.shape)}, got {_shape(high.shape)}",
-    )
-    _check_like(op, "high", high, "low", low)
-    _check_parameters(op, DECODER_SHAPES, parameters, "low", low)
-    _require(
-        len(output_size) == 2, op, f"output_size must be (height, width), got {len(output_size)} numbers"
-    )
-    for name, got, half in zip(("height", "width"), output_size, low.shape[2:], strict=True):
-        _require(
-            half_of(got) == half,  # one comparison: an `or` would make torch.export decide which holds
-            op,
-            f"{size_name}'s {name} must be {2 * half - 1} or {2 * half} "
-            f"for a low of {name} {half}, got {got}",
-        )
-
-
-def _check_float32(op: str, name: str, tensor: Tensor) -> None:
-    _require(tensor.dtype == torch.float32, op, f"{name} must be float32, got {_name(tensor.dtype)}")
-
-
-def check_conv3x3_pack(weight: Tensor) -> None:
-    """Raise ``RuntimeError`` unless ``weight`` is (out_channels, channels, 3, 3), float32."""
-    op = "conv3x3_pack"
-    _check_dense(op, "weight", weight)
-    _require(
-        weight.dim() == 4 and min(weight.shape[:2]) >= 1 and weight.shape[2] == weight.shape[3] == 3,
-        op,
-        f"weight must have shape (out_channels, channels, 3, 3), got {_shape(weight.shape)}",
-    )
-    _check_float32(op, "weight", weight)
-
-
-def check_conv3x3(input: Tensor, packed: Tensor, bias: Tensor | None, out_channels: int) -> None:
-    """Raise ``RuntimeError`` unless the arguments fit ``wae::conv3x3``.
-
-    Args:
-        input: (N, channels, H, W), float32.
-        packed: what ``wae::conv3x3_pack`` made of the weight (out_channels, channels, 3, 3).
-        bias: (out_channels,), or None.
-        out_channels: that of the weight.
-    """
-    op = "conv3x3"
-    _check_dense(op, "input", input)
-    _require(
-        input.dim() == 4,
-        op,
-        f"input must have 4 dimensions (batch, channels, height, width), got {input.dim()}",
-    )
-    _require(input.shape[1] >= 1, op, f"input must have at least 1 channel, got {input.shape[1]}")
-    _require(
-        input.shape[2] >= 1 and input.shape[3] >= 1,
-        op,
-        f"input must be at least 1 x 1 pixels, got {input.shape[2]} x {input.shape[3]}",
-    )
-    _check_float32(op, "input", input)
-    _require(out_channels >= 1, op, f"out_channels must be at least 1, got {out_channels}")
-    wanted = {"packed": packed_shape(out_channels, input.shape[1]), "bias": (out_channels,)}
-    for name, tensor in (("packed", packed), ("bias", bias)):
-        if tensor is None:
-            continue
-        _check_dense(op, name, tensor)
-        _require(
-            tensor.dim() == len(wanted[name])
-            and all(got == want for got, want in zip(tensor.shape, wanted[name], strict=True)),
-            op,
-            f"{name} must have shape {_shape(wanted[name])}, got {_shape(tensor.shape)}",
-        )
-        _check_like(op, name, tensor, "input", input)
-        if name == "packed":
-            _require(tensor.is_contiguous(), op, "packed must be contiguous, as conv3x3_pack returns it")
-
-
-def _check_gradient(op: str, name: str, gradient: Tensor, shape: Sequence[int], like: Tensor) -> None:
-    """Raise ``RuntimeError`` unless an incoming gradient has the shape, dtype and device of its output."""
-    _check_dense(op, name, gradient)
-    _require(
-        gradient.dim() == len(shape)
-        and all(got == want for got, want in zip(gradient.shape, shape, strict=True)),
-        op,
-        f"{name} must have shape {_shape(shape)}, got {_shape(gradient.shape)}",
-    )
-    _check_like(op, name, gradient, "conv1_weight", like)
+    """Check the arguments of ``wae::encode``."""
+    _Checker(op).check("encoder", image, *parameters, image_scale, image_shift)
 
 
 def check_encode_backward(
@@ -305,20 +189,38 @@ def check_encode_backward(
     image_scale: Tensor | None,
     image_shift: Tensor | None,
 ) -> None:
-    """Raise ``RuntimeError`` unless the arguments fit ``wae::encode_backward``."""
-    op = "encode_backward"
-    check_encode(image, parameters, image_scale, image_shift, op=op)
-    half = (image.shape[0], 3, *half_size(image))
-    _check_gradient(op, "grad_low", grad_low, half, parameters.conv1_weight)
-    _check_gradient(op, "grad_high", grad_high, half, parameters.conv1_weight)
+    """Check the arguments of ``wae::encode_backward``."""
+    checker = _Checker("encode_backward")
+    checker.check("encoder", image, *parameters, image_scale, image_shift)
+    checker.check("encode_backward", grad_low, grad_high)
+
+
+def check_decode(
+    low: Tensor, high: Tensor, parameters: DecoderParameters, output_size: Sequence[int], op: str = "decode"
+) -> None:
+    """Check the arguments of ``wae::decode``."""
+    checker = _Checker(op)
+    checker.check("decoder", low, high, *parameters)
+    checker.check("decode", output_size)
 
 
 def check_decode_backward(
     grad_image: Tensor, low: Tensor, high: Tensor, parameters: DecoderParameters
 ) -> None:
-    """Raise ``RuntimeError`` unless the arguments fit ``wae::decode_backward``."""
-    op = "decode_backward"
-    _check_image_like(op, "grad_image", grad_image)
-    output_size = grad_image.shape[2:]
-    check_decode(low, high, parameters, output_size, op=op, size_name="grad_image")
-    _check_gradient(op, "grad_image", grad_image, (low.shape[0], 3, *output_size), parameters.conv1_weight)
+    """Check the arguments of ``wae::decode_backward``."""
+    checker = _Checker("decode_backward")
+    checker.check("decoder", low, high, *parameters)
+    checker.check("decode_backward", grad_image)
+
+
+def check_conv3x3_pack(weight: Tensor) -> None:
+    """Check the argument of ``wae::conv3x3_pack``."""
+    _Checker("conv3x3_pack").check("conv3x3_pack", weight)
+
+
+def check_conv3x3(input: Tensor, packed: Tensor, bias: Tensor | None, out_channels: int) -> None:
+    """Check the arguments of ``wae::conv3x3``."""
+    checker = _Checker("conv3x3")
+    checker.check("conv3x3", [out_channels], input, packed, bias)
+    if not packed.is_contiguous():
+        checker.fail(TABLES["conv3x3"][2], "be contiguous, as conv3x3_pack returns it", "other strides")

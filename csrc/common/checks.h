@@ -1,20 +1,22 @@
-// What the ops accept, for the compiled kernels. wae_kernels/checks.py says the same, in the same words,
-// for the fake kernels and the reference; tests/kernels/test_bad_input.py holds the two to each other.
+// The interpreter of wae_kernels/arguments.inc for the compiled kernels. wae_kernels/checks.py interprets the
+// same table for everything else; tests/kernels/test_bad_input.py holds the two to each other.
 
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
-#include <initializer_list>
 #include <optional>
+#include <span>
 #include <sstream>
 #include <stdexcept>
 #include <string>
 #include <utility>
-#include <vector>
+
+#include "common/sizes.h"
 
 namespace wae {
 
@@ -25,44 +27,41 @@ using torch::stable::Tensor;
 inline constexpr int kParameters = 10;
 using Parameters = std::array<Tensor, kParameters>;
 
-inline constexpr int64_t kWidth = -1;  // stands for the network's width: conv1_weight's first size
-
-struct ParameterShape {
-  const char* name;
-  int dim;
-  int64_t sizes[4];
-};
-using ParameterShapes = std::array<ParameterShape, kParameters>;
-
-inline constexpr ParameterShapes kEncoderShapes{{
-    {"conv1_weight", 4, {kWidth, 3, 3, 3}},
-    {"conv1_bias", 1, {kWidth}},
-    {"conv2_weight", 4, {kWidth, kWidth, 3, 3}},
-    {"conv2_bias", 1, {kWidth}},
-    {"conv3_weight", 4, {kWidth, kWidth, 3, 3}},
-    {"conv3_bias", 1, {kWidth}},
-    {"low_weight", 4, {3, kWidth, 3, 3}},
-    {"low_bias", 1, {3}},
-    {"high_weight", 4, {3, kWidth, 3, 3}},
-    {"high_bias", 1, {3}},
-}};
-inline constexpr int kEncoderConv1 = 0;
-
-inline constexpr ParameterShapes kDecoderShapes{{
-    {"low_weight", 4, {3, kWidth, 3, 3}},
-    {"low_bias", 1, {kWidth}},
-    {"high_weight", 4, {3, kWidth, 3, 3}},
-    {"high_bias", 1, {kWidth}},
-    {"conv1_weight", 4, {kWidth, kWidth, 3, 3}},
-    {"conv1_bias", 1, {kWidth}},
-    {"conv2_weight", 4, {kWidth, kWidth, 3, 3}},
-    {"conv2_bias", 1, {kWidth}},
-    {"conv3_weight", 4, {3, kWidth, 3, 3}},
-    {"conv3_bias", 1, {3}},
-}};
-inline constexpr int kDecoderConv1 = 4;
-
 namespace checks {
+
+// ------------------------------------------------------------------------------------------- the table
+
+enum class Table { encoder, encode_backward, decoder, decode, decode_backward, conv3x3_pack, conv3x3 };
+enum class Dtype { pixels, network, floating, float32, numbers };
+enum Size : int64_t {  // a positive one is that number
+  batch = -9,
+  height,
+  width,
+  half_height,
+  half_width,
+  ANY_WIDTH,
+  out_channels,
+  channels,
+  panels
+};
+inline constexpr std::array<const char*, 9> kSizeNames{"batch",        "height",     "width",
+                                                       "half_height",  "half_width", "ANY_WIDTH",
+                                                       "out_channels", "channels",   "panels"};
+
+struct Argument {
+  Table table;
+  const char* name;
+  Dtype dtype;
+  std::array<int64_t, 4> sizes;  // then zeros
+};
+
+inline constexpr Argument kArguments[] = {
+#define WAE_ARGUMENT(table, name, dtype, ...) {Table::table, #name, Dtype::dtype, {__VA_ARGS__}},
+#include "arguments.inc"
+#undef WAE_ARGUMENT
+};
+
+// ------------------------------------------------------------------------------------------- names and text
 
 // Throws when `condition` does not hold. The parts of the message are only put together then.
 template <class... Parts>
@@ -74,69 +73,43 @@ void require(bool condition, const char* op, const Parts&... parts) {
   throw std::runtime_error(message.str());
 }
 
-inline std::string dtype_name(ScalarType dtype) {
-  switch (dtype) {
-    case ScalarType::Byte:
-      return "uint8";
-    case ScalarType::Char:
-      return "int8";
-    case ScalarType::Short:
-      return "int16";
-    case ScalarType::Int:
-      return "int32";
-    case ScalarType::Long:
-      return "int64";
-    case ScalarType::Half:
-      return "float16";
-    case ScalarType::Float:
-      return "float32";
-    case ScalarType::Double:
-      return "float64";
-    case ScalarType::BFloat16:
-      return "bfloat16";
-    case ScalarType::Bool:
-      return "bool";
-    case ScalarType::ComplexHalf:
-      return "complex32";
-    case ScalarType::ComplexFloat:
-      return "complex64";
-    case ScalarType::ComplexDouble:
-      return "complex128";
-    default:
-      return torch::headeronly::toString(dtype);
+template <class Key, size_t kCount>
+std::string name_in(const std::pair<Key, const char*> (&names)[kCount], Key key, const char* otherwise) {
+  for (const auto& [known, name] : names) {
+    if (known == key) return name;
   }
+  return otherwise;
+}
+
+inline std::string dtype_name(ScalarType dtype) {
+  constexpr std::pair<ScalarType, const char*> kNames[] = {{ScalarType::Byte, "uint8"},
+                                                           {ScalarType::Char, "int8"},
+                                                           {ScalarType::Short, "int16"},
+                                                           {ScalarType::Int, "int32"},
+                                                           {ScalarType::Long, "int64"},
+                                                           {ScalarType::Half, "float16"},
+                                                           {ScalarType::Float, "float32"},
+                                                           {ScalarType::Double, "float64"},
+                                                           {ScalarType::BFloat16, "bfloat16"},
+                                                           {ScalarType::Bool, "bool"},
+                                                           {ScalarType::ComplexHalf, "complex32"},
+                                                           {ScalarType::ComplexFloat, "complex64"},
+                                                           {ScalarType::ComplexDouble, "complex128"}};
+  return name_in(kNames, dtype, torch::headeronly::toString(dtype));
+}
+
+inline std::string layout_name(Layout layout) {
+  constexpr std::pair<Layout, const char*> kNames[] = {
+      {Layout::Sparse, "torch.sparse_coo"},    {Layout::SparseCsr, "torch.sparse_csr"},
+      {Layout::SparseCsc, "torch.sparse_csc"}, {Layout::SparseBsr, "torch.sparse_bsr"},
+      {Layout::SparseBsc, "torch.sparse_bsc"}, {Layout::Mkldnn, "torch._mkldnn"}};
+  return name_in(kNames, layout, "another layout");
 }
 
 inline std::string device_name(const Tensor& tensor) {
   if (tensor.is_cpu()) return "cpu";
   if (tensor.is_cuda()) return "cuda:" + std::to_string(tensor.get_device_index());
   return "another device";
-}
-
-inline std::string layout_name(Layout layout) {
-  switch (layout) {
-    case Layout::Sparse:
-      return "torch.sparse_coo";
-    case Layout::SparseCsr:
-      return "torch.sparse_csr";
-    case Layout::SparseCsc:
-      return "torch.sparse_csc";
-    case Layout::SparseBsr:
-      return "torch.sparse_bsr";
-    case Layout::SparseBsc:
-      return "torch.sparse_bsc";
-    case Layout::Mkldnn:
-      return "torch._mkldnn";
-    default:
-      return "another layout";
-  }
-}
-
-template <class Sizes>
-std::string shape_name(const Sizes& sizes, int64_t dim) {
-  std::string text = "(";
-  for (int64_t i = 0; i < dim; ++i) text += (i > 0 ? ", " : "") + std::to_string(sizes[i]);
-  return text + ")";
 }
 
 inline bool same_device(const Tensor& a, const Tensor& b) {
@@ -149,172 +122,144 @@ inline bool is_floating(ScalarType dtype) {
          dtype == ScalarType::Double;
 }
 
-inline void check_dense(const char* op, const char* name, const Tensor& tensor) {
-  int32_t layout = 0;  // torch 2.10's headers have no Tensor::layout()
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(tensor.get(), &layout));
-  if (layout != aoti_torch_layout_strided()) {
-    require(false, op, name, " must be a dense tensor, got ", layout_name(static_cast<Layout>(layout)));
-  }
-}
+// ------------------------------------------------------------------------------------------- the interpreter
 
-inline void check_floating(const char* op, const char* name, const Tensor& tensor) {
-  if (!is_floating(tensor.scalar_type())) {
-    require(false, op, name, " must be float32, float16, bfloat16 or float64, got ",
-            dtype_name(tensor.scalar_type()));
-  }
-}
+// Holds a call's arguments to rows of the table; what the first ones decide counts for the others.
+class __attribute__((visibility("hidden"))) Checker {
+ public:
+  explicit Checker(const char* op) : op_(op) { sizes_.fill(kOpen); }
 
-inline void check_float32(const char* op, const char* name, const Tensor& tensor) {
-  if (tensor.scalar_type() != ScalarType::Float) {
-    require(false, op, name, " must be float32, got ", dtype_name(tensor.scalar_type()));
+  // The arguments of a table, in its order: tensors, optional tensors, Parameters, or numbers.
+  template <class... Values>
+  void check(Table table, const Values&... values) {
+    const auto is_row = [table](const Argument& row) { return row.table == table; };
+    row_ = std::find_if(std::begin(kArguments), std::end(kArguments), is_row);
+    (next(values), ...);
   }
-}
 
-inline void check_device(const char* op, const char* name, const Tensor& tensor, const char* like_name,
-                         const Tensor& like) {
-  if (!same_device(tensor, like)) {
-    require(false, op, name, " must be on ", like_name, "'s device ", device_name(like), ", got ",
-            device_name(tensor));
-  }
-}
+ private:
+  static constexpr int64_t kOpen = -1;
 
-inline void check_like(const char* op, const char* name, const Tensor& tensor, const char* like_name,
-                       const Tensor& like) {
-  check_device(op, name, tensor, like_name, like);
-  if (tensor.scalar_type() != like.scalar_type()) {
-    require(false, op, name, " must be ", dtype_name(like.scalar_type()), " like ", like_name, ", got ",
-            dtype_name(tensor.scalar_type()));
+  void next(const Parameters& parameters) {
+    for (const Tensor& parameter : parameters) next(parameter);
   }
-}
 
-template <class Sizes>
-void check_shape(const char* op, const char* name, const Tensor& tensor, const Sizes& wanted, int64_t dim) {
-  const auto sizes = tensor.sizes();
-  bool same = tensor.dim() == dim;
-  for (int64_t i = 0; same && i < dim; ++i) same = sizes[i] == wanted[i];
-  if (!same) {
-    require(false, op, name, " must have shape ", shape_name(wanted, dim), ", got ",
-            shape_name(sizes, tensor.dim()));
+  void next(const std::optional<Tensor>& tensor) {
+    if (tensor) {
+      next(*tensor);
+    } else {
+      ++row_;
+    }
   }
-}
 
-// A batch of pictures: dense, rank 4, 3 channels, at least one pixel.
-inline void check_pictures(const char* op, const char* name, const Tensor& tensor) {
-  check_dense(op, name, tensor);
-  require(tensor.dim() == 4, op, name, " must have 4 dimensions (batch, 3, height, width), got ",
-          tensor.dim());
-  const auto sizes = tensor.sizes();
-  require(sizes[1] == 3, op, name, " must have 3 channels, got ", sizes[1]);
-  require(sizes[2] >= 1 && sizes[3] >= 1, op, name, " must be at least 1 x 1 pixels, got ", sizes[2], " x ",
-          sizes[3]);
-}
+  void next(std::span<const int64_t> numbers) {
+    check_sizes(numbers);
+    ++row_;
+  }
 
-inline void check_parameters(const char* op, const ParameterShapes& shapes, int conv1,
-                             const Parameters& parameters, const char* like_name, const Tensor& like) {
-  const Tensor& first = parameters[conv1];
-  const int64_t width = first.dim() == 4 ? first.size(0) : 0;
-  if (width < 1) {
-    require(false, op, "conv1_weight must have shape (width, ..., 3, 3), got ",
-            shape_name(first.sizes(), first.dim()));
+  void next(const Tensor& tensor) {
+    int32_t layout = 0;  // torch 2.10's headers have no Tensor::layout()
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(tensor.get(), &layout));
+    if (layout != aoti_torch_layout_strided())
+      fail("be a dense tensor", layout_name(static_cast<Layout>(layout)));
+    check_sizes({tensor.sizes().data(), static_cast<size_t>(tensor.dim())});
+    check_dtype(tensor.scalar_type());
+    if (first_ == nullptr) {
+      first_ = &tensor;
+      first_name_ = row_->name;
+    } else if (!same_device(tensor, *first_)) {
+      fail(std::string("be on ") + first_name_ + "'s device " + device_name(*first_), device_name(tensor));
+    }
+    ++row_;
   }
-  for (int p = 0; p < kParameters; ++p) {
-    int64_t wanted[4];
-    for (int i = 0; i < 4; ++i) wanted[i] = shapes[p].sizes[i] == kWidth ? width : shapes[p].sizes[i];
-    check_dense(op, shapes[p].name, parameters[p]);
-    check_shape(op, shapes[p].name, parameters[p], wanted, shapes[p].dim);
-    check_like(op, shapes[p].name, parameters[p], like_name, like);
+
+  static int index_of(int64_t size) { return static_cast<int>(size - batch); }
+
+  // The number that a size must be; kOpen where arguments before this one leave it open.
+  int64_t known(int64_t size) const {
+    if (size > 0) return size;
+    if (size == panels) return (sizes_[index_of(out_channels)] + 15) / 16;
+    if (size == half_height || size == half_width) {
+      const int64_t whole = sizes_[index_of(size == half_height ? height : width)];
+      if (whole != kOpen) return half_size(whole);
+    }
+    return sizes_[index_of(size)];
   }
-}
+
+  // Half of a height or width, where that is known; else kOpen.
+  int64_t known_half(int64_t size) const {
+    if (size != height && size != width) return kOpen;
+    return sizes_[index_of(size == height ? half_height : half_width)];
+  }
+
+  bool fits(int64_t size, int64_t got) const {
+    if (const int64_t number = known(size); number != kOpen) return got == number;
+    if (const int64_t half = known_half(size); half != kOpen) {
+      return got > 0 && (got - 1) / 2 + 1 == half;  // half_size(got), without its overflow
+    }
+    return size == batch || got >= 1;
+  }
+
+  std::string text(int64_t size) const {
+    if (const int64_t number = known(size); number != kOpen) return std::to_string(number);
+    if (const int64_t half = known_half(size); half != kOpen)
+      return std::to_string(2 * half - 1) + " or " + std::to_string(2 * half);
+    return std::string(kSizeNames[index_of(size)]) + (size == batch ? "" : " >= 1");
+  }
+
+  void check_sizes(std::span<const int64_t> got) {
+    const auto end = std::find(row_->sizes.begin(), row_->sizes.end(), 0);
+    const std::span<const int64_t> wanted(row_->sizes.begin(), end);
+    bool same = got.size() == wanted.size();
+    for (size_t i = 0; same && i < got.size(); ++i) same = fits(wanted[i], got[i]);
+    if (!same) {
+      const auto name = [this](int64_t size) { return text(size); };
+      const auto number = [](int64_t size) { return std::to_string(size); };
+      fail((row_->dtype == Dtype::numbers ? "be " : "have shape ") + joined(wanted, name),
+           joined(got, number));
+    }
+    for (size_t i = 0; i < got.size(); ++i) {
+      if (wanted[i] < 0) sizes_[index_of(wanted[i])] = got[i];
+    }
+  }
+
+  template <class F>
+  static std::string joined(std::span<const int64_t> sizes, const F& text) {
+    std::string all = "(";
+    for (size_t i = 0; i < sizes.size(); ++i) all += (i > 0 ? ", " : "") + text(sizes[i]);
+    return all + ")";
+  }
+
+  void check_dtype(ScalarType dtype) {
+    const Dtype rule = row_->dtype;
+    if (rule == Dtype::pixels && dtype == ScalarType::Byte) return;
+    if (rule == Dtype::float32) {
+      if (dtype != ScalarType::Float) fail("be float32", dtype_name(dtype));
+    } else if (rule != Dtype::floating && network_name_ != nullptr) {
+      if (dtype != network_) fail("be " + dtype_name(network_) + " like " + network_name_, dtype_name(dtype));
+    } else if (!is_floating(dtype)) {
+      fail(std::string("be ") + (rule == Dtype::pixels ? "uint8, " : "") +
+               "float32, float16, bfloat16 or float64",
+           dtype_name(dtype));
+    } else if (rule != Dtype::floating) {
+      network_ = dtype;
+      network_name_ = row_->name;
+    }
+  }
+
+  [[noreturn]] void fail(const std::string& must, const std::string& got) const {
+    require(false, op_, row_->name, " must ", must, ", got ", got);
+    __builtin_unreachable();
+  }
+
+  const char* op_;
+  const Argument* row_ = nullptr;
+  std::array<int64_t, kSizeNames.size()> sizes_;
+  const Tensor* first_ = nullptr;
+  const char* first_name_ = nullptr;
+  ScalarType network_ = ScalarType::Undefined;
+  const char* network_name_ = nullptr;
+};
 
 }  // namespace checks
-
-inline void check_encode(const char* op, const Tensor& image, const Parameters& parameters,
-                         const std::optional<Tensor>& image_scale, const std::optional<Tensor>& image_shift) {
-  using namespace checks;
-  check_pictures(op, "image", image);
-  const Tensor& first = parameters[kEncoderConv1];
-  if (image.scalar_type() == ScalarType::Byte) {
-    check_floating(op, "conv1_weight", first);
-    check_device(op, "conv1_weight", first, "image", image);
-    check_parameters(op, kEncoderShapes, kEncoderConv1, parameters, "conv1_weight", first);
-  } else {
-    require(is_floating(image.scalar_type()), op,
-            "image must be uint8, float32, float16, bfloat16 or float64, got ",
-            dtype_name(image.scalar_type()));
-    check_parameters(op, kEncoderShapes, kEncoderConv1, parameters, "image", image);
-  }
-  for (const auto& [name, tensor] :
-       {std::pair{"image_scale", &image_scale}, std::pair{"image_shift", &image_shift}}) {
-    if (!tensor->has_value()) continue;
-    constexpr int64_t wanted[1] = {3};
-    check_shape(op, name, **tensor, wanted, 1);
-    check_floating(op, name, **tensor);
-    check_device(op, name, **tensor, "image", image);
-  }
-}
-
-inline void check_decode(const char* op, const Tensor& low, const Tensor& high, const Parameters& parameters,
-                         const std::vector<int64_t>& output_size, const char* size_name = "output_size") {
-  using namespace checks;
-  check_pictures(op, "low", low);
-  check_floating(op, "low", low);
-  check_pictures(op, "high", high);
-  check_shape(op, "high", high, low.sizes(), 4);
-  check_like(op, "high", high, "low", low);
-  check_parameters(op, kDecoderShapes, kDecoderConv1, parameters, "low", low);
-  require(output_size.size() == 2, op, "output_size must be (height, width), got ", output_size.size(),
-          " numbers");
-  for (int i = 0; i < 2; ++i) {
-    const int64_t half = low.size(2 + i);
-    const char* name = i == 0 ? "height" : "width";
-    require(output_size[i] == 2 * half || output_size[i] == 2 * half - 1, op, size_name, "'s ", name,
-            " must be ", 2 * half - 1, " or ", 2 * half, " for a low of ", name, " ", half, ", got ",
-            output_size[i]);
-  }
-}
-
-// The weight of a 3x3 layer before it is packed.
-inline void check_conv3x3_pack(const Tensor& weight) {
-  using namespace checks;
-  const char* op = "conv3x3_pack";
-  check_dense(op, "weight", weight);
-  const auto sizes = weight.sizes();
-  if (weight.dim() != 4 || sizes[0] < 1 || sizes[1] < 1 || sizes[2] != 3 || sizes[3] != 3) {
-    require(false, op, "weight must have shape (out_channels, channels, 3, 3), got ",
-            shape_name(sizes, weight.dim()));
-  }
-  check_float32(op, "weight", weight);
-}
-
-// `panels` is the number of panels of out_channels, `filter` the numbers of one packed filter.
-inline void check_conv3x3(const Tensor& input, const Tensor& packed, const std::optional<Tensor>& bias,
-                          int64_t out_channels, int64_t panels, int64_t filter) {
-  using namespace checks;
-  const char* op = "conv3x3";
-  check_dense(op, "input", input);
-  require(input.dim() == 4, op, "input must have 4 dimensions (batch, channels, height, width), got ",
-          input.dim());
-  const auto sizes = input.sizes();
-  require(sizes[1] >= 1, op, "input must have at least 1 channel, got ", sizes[1]);
-  require(sizes[2] >= 1 && sizes[3] >= 1, op, "input must be at least 1 x 1 pixels, got ", sizes[2], " x ",
-          sizes[3]);
-  check_float32(op, "input", input);
-  require(out_channels >= 1, op, "out_channels must be at least 1, got ", out_channels);
-  const int64_t wanted[3] = {panels, sizes[1], filter};
-  check_dense(op, "packed", packed);
-  check_shape(op, "packed", packed, wanted, 3);
-  check_like(op, "packed", packed, "input", input);
-  require(packed.is_contiguous(), op, "packed must be contiguous, as conv3x3_pack returns it");
-  if (!bias) return;
-  check_dense(op, "bias", *bias);
-  check_shape(op, "bias", *bias, &out_channels, 1);
-  check_like(op, "bias", *bias, "input", input);
-}
-
-inline void check_gradient(const char* op, const char* name, const Tensor& gradient,
-                           std::initializer_list<int64_t> shape, const Tensor& like) {
-  checks::check_shape(op, name, gradient, shape.begin(), static_cast<int64_t>(shape.size()));
-  checks::check_like(op, name, gradient, "conv1_weight", like);
-}
-
 }  // namespace wae

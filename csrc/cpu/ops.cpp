@@ -29,6 +29,8 @@
 namespace wae {
 namespace {
 
+using checks::Checker, checks::Table;
+
 // The kernels for such parameters; null where the reference runs.
 const Kernels* kernels_for(const Tensor& conv1_weight) {
   const bool fits = conv1_weight.scalar_type() != ScalarType::Double && conv1_weight.size(0) == kKernelWidth;
@@ -141,7 +143,7 @@ std::tuple<Tensor, Tensor> encode(Tensor image, Tensor conv1_weight, Tensor conv
                                   std::optional<Tensor> image_scale, std::optional<Tensor> image_shift) {
   const Parameters parameters{conv1_weight, conv1_bias, conv2_weight, conv2_bias,  conv3_weight,
                               conv3_bias,   low_weight, low_bias,     high_weight, high_bias};
-  check_encode("encode", image, parameters, image_scale, image_shift);
+  Checker("encode").check(Table::encoder, image, parameters, image_scale, image_shift);
   const Kernels* kernels = kernels_for(conv1_weight);
   if (kernels == nullptr) {
     return call_reference<std::tuple<Tensor, Tensor>>(
@@ -165,7 +167,9 @@ Tensor decode(Tensor low, Tensor high, Tensor low_weight, Tensor low_bias, Tenso
               Tensor conv2_bias, Tensor conv3_weight, Tensor conv3_bias, std::vector<int64_t> output_size) {
   const Parameters parameters{low_weight, low_bias,     high_weight, high_bias,    conv1_weight,
                               conv1_bias, conv2_weight, conv2_bias,  conv3_weight, conv3_bias};
-  check_decode("decode", low, high, parameters, output_size);
+  Checker checker("decode");
+  checker.check(Table::decoder, low, high, parameters);
+  checker.check(Table::decode, output_size);
   const Kernels* kernels = kernels_for(conv1_weight);
   if (kernels == nullptr) {
     return std::get<0>(call_reference<std::tuple<Tensor>>(
@@ -252,10 +256,10 @@ Tensors13 encode_backward(Tensor grad_low, Tensor grad_high, Tensor image, Tenso
   const char* op = "encode_backward";
   const Parameters parameters{conv1_weight, conv1_bias, conv2_weight, conv2_bias,  conv3_weight,
                               conv3_bias,   low_weight, low_bias,     high_weight, high_bias};
-  check_encode(op, image, parameters, image_scale, image_shift);
+  Checker checker(op);
+  checker.check(Table::encoder, image, parameters, image_scale, image_shift);
+  checker.check(Table::encode_backward, grad_low, grad_high);
   const int64_t half_height = half_size(image.size(2)), half_width = half_size(image.size(3));
-  check_gradient(op, "grad_low", grad_low, {image.size(0), 3, half_height, half_width}, conv1_weight);
-  check_gradient(op, "grad_high", grad_high, {image.size(0), 3, half_height, half_width}, conv1_weight);
   const Kernels* kernels = kernels_for(conv1_weight);
   if (kernels == nullptr) {
     return call_reference<Tensors13>(op, grad_low, grad_high, image, conv1_weight, conv1_bias, conv2_weight,
@@ -305,10 +309,9 @@ Tensors12 decode_backward(Tensor grad_image, Tensor low, Tensor high, Tensor low
   const char* op = "decode_backward";
   const Parameters parameters{low_weight, low_bias,     high_weight, high_bias,    conv1_weight,
                               conv1_bias, conv2_weight, conv2_bias,  conv3_weight, conv3_bias};
-  checks::check_pictures(op, "grad_image", grad_image);
-  const int64_t height = grad_image.size(2), width = grad_image.size(3);
-  check_decode(op, low, high, parameters, {height, width}, "grad_image");
-  check_gradient(op, "grad_image", grad_image, {low.size(0), 3, height, width}, conv1_weight);
+  Checker checker(op);
+  checker.check(Table::decoder, low, high, parameters);
+  checker.check(Table::decode_backward, grad_image);
   const Kernels* kernels = kernels_for(conv1_weight);
   if (kernels == nullptr) {
     return call_reference<Tensors12>(op, grad_image, low, high, low_weight, low_bias, high_weight, high_bias,
@@ -343,7 +346,7 @@ Tensors12 decode_backward(Tensor grad_image, Tensor low, Tensor high, Tensor low
 // ------------------------------------------------------------------------------------------ a 3x3 layer
 
 Tensor conv3x3_pack(Tensor weight) {
-  check_conv3x3_pack(weight);
+  Checker("conv3x3_pack").check(Table::conv3x3_pack, weight);
   const std::array<int64_t, 3> sizes{panels_of(weight.size(0)), weight.size(1), kPackedFilter};
   Tensor result =
       torch::stable::empty({sizes.data(), sizes.size()}, weight.scalar_type(), std::nullopt, weight.device());
@@ -355,7 +358,9 @@ Tensor conv3x3_pack(Tensor weight) {
 }
 
 Tensor conv3x3(Tensor input, Tensor packed, std::optional<Tensor> bias, int64_t out_channels, bool relu) {
-  check_conv3x3(input, packed, bias, out_channels, panels_of(out_channels), kPackedFilter);
+  Checker("conv3x3").check(Table::conv3x3, std::array{out_channels}, input, packed, bias);
+  checks::require(packed.is_contiguous(), "conv3x3",
+                  "packed must be contiguous, as conv3x3_pack returns it, got other strides");
   const Kernels* kernels = selected_kernels();
   if (kernels == nullptr) {
     return std::get<0>(

@@ -31,6 +31,8 @@
 namespace wae::cuda {
 namespace {
 
+using checks::Checker, checks::Table;
+
 // Images and pixels a side: the kernels' coordinates are 32-bit, the halo included.
 constexpr int64_t kLargest = 1 << 30;
 
@@ -171,7 +173,7 @@ std::tuple<Tensor, Tensor> encode(Tensor image, Tensor conv1_weight, Tensor conv
   constexpr const char* kOp = "encode";
   const Parameters parameters{conv1_weight, conv1_bias, conv2_weight, conv2_bias,  conv3_weight,
                               conv3_bias,   low_weight, low_bias,     high_weight, high_bias};
-  check_encode(kOp, image, parameters, image_scale, image_shift);
+  Checker(kOp).check(Table::encoder, image, parameters, image_scale, image_shift);
   if (!has_kernel(kOp, conv1_weight, image.size(0), image.size(2), image.size(3))) {
     return call_reference<std::tuple<Tensor, Tensor>>(
         kOp, image, conv1_weight, conv1_bias, conv2_weight, conv2_bias, conv3_weight, conv3_bias, low_weight,
@@ -179,7 +181,7 @@ std::tuple<Tensor, Tensor> encode(Tensor image, Tensor conv1_weight, Tensor conv
   }
   const int device = image.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
-  const int64_t height = (image.size(2) + 1) / 2, width = (image.size(3) + 1) / 2;
+  const int64_t height = half_size(image.size(2)), width = half_size(image.size(3));
   Tensor low = new_pictures(image, height, width, conv1_weight.scalar_type());
   Tensor high = new_pictures(image, height, width, conv1_weight.scalar_type());
   if (image.size(0) == 0) return {low, high};
@@ -204,7 +206,9 @@ Tensor decode(Tensor low, Tensor high, Tensor low_weight, Tensor low_bias, Tenso
   constexpr const char* kOp = "decode";
   const Parameters parameters{low_weight, low_bias,     high_weight, high_bias,    conv1_weight,
                               conv1_bias, conv2_weight, conv2_bias,  conv3_weight, conv3_bias};
-  check_decode(kOp, low, high, parameters, output_size);
+  Checker checker(kOp);
+  checker.check(Table::decoder, low, high, parameters);
+  checker.check(Table::decode, output_size);
   if (!has_kernel(kOp, conv1_weight, low.size(0), output_size[0], output_size[1])) {
     return std::get<0>(call_reference<std::tuple<Tensor>>(kOp, low, high, low_weight, low_bias, high_weight,
                                                           high_bias, conv1_weight, conv1_bias, conv2_weight,

@@ -108,6 +108,7 @@ def test_wheel_serves_every_python_from_3_10(wheel: Path, library: Path) -> None
     [
         "wae_kernels/__init__.py",
         "wae_kernels/schemas.inc",
+        "wae_kernels/arguments.inc",
         "wae_kernels/py.typed",
         "wae/__init__.py",
         "wae/cli.py",

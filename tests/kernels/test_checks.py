@@ -8,13 +8,16 @@ from cases import DTYPES, OPS, affine, arguments_of, decoder, encoder, picture
 
 from wae_kernels import nn as wae_nn
 from wae_kernels.checks import (
+    ANY_WIDTH,
     DECODER_SHAPES,
     ENCODER_SHAPES,
     FLOATING,
+    TABLES,
     check_decode,
     check_decode_backward,
     check_encode,
     check_encode_backward,
+    packed_shape,
 )
 from wae_kernels.parameters import DecoderParameters, EncoderParameters
 
@@ -27,18 +30,49 @@ def test_the_tables_name_the_schemas_arguments_in_order() -> None:
             assert arguments[first : first + len(shapes)] == list(shapes)
 
 
+def test_the_rows_are_the_schemas_arguments() -> None:
+    """What an op's tables leave out are flags, and what a forward op does not have its backward op has."""
+    of_ops = {
+        "encode": ["encoder"],
+        "encode_backward": ["encode_backward", "encoder"],
+        "decode": ["decoder", "decode"],
+        "decode_backward": ["decode_backward", "decoder"],
+        "conv3x3_pack": ["conv3x3_pack"],
+        "conv3x3": ["conv3x3"],
+    }
+    assert {table for tables in of_ops.values() for table in tables} == set(TABLES)
+    for op, tables in of_ops.items():
+        schema = getattr(torch.ops.wae, op).default._schema.arguments
+        rows = [row.name for table in tables for row in TABLES[table]]
+        assert sorted(rows) == sorted(a.name for a in schema if str(a.type) != "bool")
+
+
+def test_a_packed_weight_has_the_tables_shape() -> None:
+    weight = torch.randn(20, 5, 3, 3)
+    packed = torch.ops.wae.conv3x3_pack(weight)
+    assert packed_shape(20, 5) == packed.shape
+    (row,) = (row for row in TABLES["conv3x3"] if row.name == "packed")
+    assert row.sizes[2] == packed.shape[2]
+
+
 @pytest.mark.parametrize("width", [1, 8, 16])
 def test_the_tables_are_the_shapes_of_the_modules(width: int) -> None:
     tables = {wae_nn.Encoder: ENCODER_SHAPES, wae_nn.Decoder: DECODER_SHAPES}
     for module, shapes in tables.items():
         state = {k.replace(".", "_"): tuple(v.shape) for k, v in module(width).state_dict().items()}
-        wanted = {k: tuple(width if size < 0 else size for size in shape) for k, shape in shapes.items()}
+        wanted = {
+            k: tuple(width if size == ANY_WIDTH else size for size in shape) for k, shape in shapes.items()
+        }
         assert state == wanted
 
 
 def test_the_published_encoder_has_its_number_of_multiply_adds() -> None:
     """docs/network.md: 263.7 million for a picture of 224 x 224."""
-    sizes = [tuple(16 if s < 0 else s for s in shape) for shape in ENCODER_SHAPES.values() if len(shape) == 4]
+    sizes = [
+        tuple(16 if s == ANY_WIDTH else s for s in shape)
+        for shape in ENCODER_SHAPES.values()
+        if len(shape) == 4
+    ]
     pixels = [224 * 224] * 3 + [112 * 112] * 2
     total = sum(n * torch.Size(size).numel() for n, size in zip(pixels, sizes, strict=True))
     assert round(total / 1e6, 1) == 263.7
@@ -61,7 +95,10 @@ def test_what_fits_is_accepted(batch: int, dtype: torch.dtype) -> None:
 
 def test_the_message_begins_with_the_op() -> None:
     for op in ("encode", "encode_backward"):
-        with pytest.raises(RuntimeError, match=rf"^wae::{op}: image must have 3 channels, got 1$"):
+        with pytest.raises(
+            RuntimeError,
+            match=rf"^wae::{op}: image must have shape \(batch, 3, .*\), got \(1, 1, 4, 4\)$",
+        ):
             check_encode(torch.zeros(1, 1, 4, 4), EncoderParameters(*encoder()), None, None, op=op)
 
 

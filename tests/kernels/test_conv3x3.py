@@ -213,9 +213,18 @@ def refusals(op: Any, arguments: list[Any]) -> list[str]:
 PACKED = "packed must have shape (2, 5, 144), got"
 BAD = {
     "input": [
-        (lambda t: t[0], "input must have 4 dimensions (batch, channels, height, width), got 3"),
-        (lambda t: t[:, :0], "input must have at least 1 channel, got 0"),
-        (lambda t: t[:, :, :0], "input must be at least 1 x 1 pixels, got 0 x 7"),
+        (
+            lambda t: t[0],
+            "input must have shape (batch, channels >= 1, height >= 1, width >= 1), got (5, 6, 7)",
+        ),
+        (
+            lambda t: t[:, :0],
+            "input must have shape (batch, channels >= 1, height >= 1, width >= 1), got (2, 0, 6, 7)",
+        ),
+        (
+            lambda t: t[:, :, :0],
+            "input must have shape (batch, channels >= 1, height >= 1, width >= 1), got (2, 5, 0, 7)",
+        ),
         (lambda t: t.double(), "input must be float32, got float64"),
         (lambda t: t.half(), "input must be float32, got float16"),
         (lambda t: t[:, :4], "packed must have shape (2, 4, 144), got (2, 5, 144)"),
@@ -225,17 +234,20 @@ BAD = {
         (lambda t: t[:1], f"{PACKED} (1, 5, 144)"),
         (lambda t: t[..., :9], f"{PACKED} (2, 5, 9)"),
         (lambda t: t[0], f"{PACKED} (5, 144)"),
-        (lambda t: t.bfloat16(), "packed must be float32 like input, got bfloat16"),
-        (lambda t: t.mT.contiguous().mT, "packed must be contiguous, as conv3x3_pack returns it"),
+        (lambda t: t.bfloat16(), "packed must be float32, got bfloat16"),
+        (
+            lambda t: t.mT.contiguous().mT,
+            "packed must be contiguous, as conv3x3_pack returns it, got other strides",
+        ),
     ],
     "bias": [
         (lambda t: t[:19], "bias must have shape (20), got (19)"),
         (lambda t: t[None], "bias must have shape (20), got (1, 20)"),
-        (lambda t: t.double(), "bias must be float32 like input, got float64"),
+        (lambda t: t.double(), "bias must be float32, got float64"),
     ],
     "out_channels": [
-        (lambda _: 0, "out_channels must be at least 1, got 0"),
-        (lambda _: -3, "out_channels must be at least 1, got -3"),
+        (lambda _: 0, "out_channels must be (out_channels >= 1), got (0)"),
+        (lambda _: -3, "out_channels must be (out_channels >= 1), got (-3)"),
         (lambda _: 33, "packed must have shape (3, 5, 144), got (2, 5, 144)"),
         (lambda _: 2**62, f"packed must have shape ({2**58}, 5, 144), got (2, 5, 144)"),
     ],
@@ -255,9 +267,18 @@ def test_what_does_not_fit_is_named(name: str, change: Callable[[Any], Any], mes
 @pytest.mark.parametrize(
     ("weight", "message"),
     [
-        (torch.zeros(4, 3, 3), "weight must have shape (out_channels, channels, 3, 3), got (4, 3, 3)"),
-        (torch.zeros(4, 3, 3, 5), "weight must have shape (out_channels, channels, 3, 3), got (4, 3, 3, 5)"),
-        (torch.zeros(0, 3, 3, 3), "weight must have shape (out_channels, channels, 3, 3), got (0, 3, 3, 3)"),
+        (
+            torch.zeros(4, 3, 3),
+            "weight must have shape (out_channels >= 1, channels >= 1, 3, 3), got (4, 3, 3)",
+        ),
+        (
+            torch.zeros(4, 3, 3, 5),
+            "weight must have shape (out_channels >= 1, channels >= 1, 3, 3), got (4, 3, 3, 5)",
+        ),
+        (
+            torch.zeros(0, 3, 3, 3),
+            "weight must have shape (out_channels >= 1, channels >= 1, 3, 3), got (0, 3, 3, 3)",
+        ),
         (torch.zeros(4, 3, 3, 3).double(), "weight must be float32, got float64"),
     ],
     ids=str,

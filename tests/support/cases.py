@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wae_kernels import backends
-from wae_kernels.checks import DECODER_SHAPES, ENCODER_SHAPES
+from wae_kernels.checks import ANY_WIDTH, DECODER_SHAPES, ENCODER_SHAPES
 
 T = TypeVar("T")
 
@@ -74,8 +74,8 @@ def _network(fan_in: dict[str, float], shapes: dict[str, tuple[int, ...]]) -> li
     return [_draw(s, 0.1) if len(s) == 1 else _draw(s, 2 / fan_in[name]) for name, s in shapes.items()]
 
 
-def _shapes(shapes: dict[str, tuple[int, ...]], width: int) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(width if size < 0 else size for size in s) for name, s in shapes.items()}
+def _shapes(shapes: dict[str, tuple[int | str, ...]], width: int) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(width if size == ANY_WIDTH else size for size in s) for name, s in shapes.items()}
 
 
 def encoder(dtype: torch.dtype = torch.float32, device: str = "cpu", width: int = 16) -> list[Tensor]:
