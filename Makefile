@@ -13,6 +13,9 @@ BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+# Tests compute on one thread each, unless they say otherwise: so as many run at once as there are cores.
+PARALLEL ?= -n auto --maxprocesses 8 --dist worksteal
+
 CXX_FILES = $(shell find csrc tests tools -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: run
@@ -21,11 +24,11 @@ run: $(VENV)/.app build  ## split the bundled photos and put them back together,
 
 .PHONY: test
 test: lint sanitize build  ## everything that must hold: lint, types, C++ under sanitizers, all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 .PHONY: quick
 quick: $(VENV)/.dev build  ## the tests that are not slow, up to the first failure (about 3 minutes)
-	$(BIN)/python -m pytest -m "not slow" -x
+	$(BIN)/python -m pytest -m "not slow" -x $(PARALLEL)
 
 .PHONY: bench
 bench: $(VENV)/.dev build  ## measure what docs/benchmarks.md claims (about 15 minutes), and make its tables and plots

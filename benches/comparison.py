@@ -34,7 +34,7 @@ class Ready:
     megabytes: dict[str, float] = field(default_factory=dict)
 
     def facts(self) -> dict[str, Any]:
-        """What the result file says about the sides beside their times."""
+        """The result file's entries about the sides, beside their times."""
         found = {
             "errors": self.errors,
             "left_out": self.left_out,

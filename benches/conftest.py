@@ -1,4 +1,4 @@
-"""What all benchmarks share: every side is checked first, then all that are right take turns.
+"""Shared by all benchmarks: every side is checked first, then all that are right take turns.
 
     python -m pytest benches [--keep FOLDER] [--seconds S] [--case-seconds S] [--full] [--benchmark-json=FILE]
 

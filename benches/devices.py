@@ -221,7 +221,7 @@ DEVICES: dict[str, Processor] = {"cpu": Processor(), "cuda": Gpu()}
 
 
 class Setting(NamedTuple):
-    """What one case runs on, in which arithmetic, and with how many images."""
+    """One case: its device, its arithmetic, and the number of images."""
 
     name: str
     precision: Precision

@@ -1,4 +1,4 @@
-"""What keeps libraries from some instructions, to measure as on a processor without them.
+"""Keeps libraries from using some instructions, to measure as on a processor without them.
 
 All read environment variables (``LIMITS``), except ONNX Runtime, which has no setting. It uses AVX-512 where
 the operating system keeps these registers, which the instruction XGETBV tells. With

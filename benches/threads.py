@@ -1,4 +1,4 @@
-"""What the encoder's own thread is worth before an engine that has threads of its own.
+"""The gain of a thread of the encoder's own before an engine that has threads of its own.
 
     python -m benches.threads [ENGINE] [BATCH]
 

@@ -1,4 +1,4 @@
-"""What every test gets: its own fixed seed, and the process's settings as they were."""
+"""Fixtures of every test: its own fixed seed, and the process's settings as they were."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if SEED:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # What an installation without the compiled library says is tests/build/test_install.py's subject.
+    # tests/build/test_install.py tests the warning of an installation without the compiled library.
     config.addinivalue_line("filterwarnings", "ignore:wae_kernels runs on plain PyTorch:RuntimeWarning")
 
 

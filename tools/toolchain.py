@@ -1,4 +1,4 @@
-"""What a build needs beyond Python packages, asked before gigabytes are downloaded in vain.
+"""Requirements of a build beyond Python packages, asked before gigabytes are downloaded in vain.
 
 Shared by setup.py, by the build backend and, as a program, by the Makefile.
 """

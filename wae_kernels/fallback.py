@@ -1,4 +1,4 @@
-"""What runs the ops where no compiled kernel does: Triton's kernels where they are to, else the reference.
+"""Runs the ops where no compiled kernel does: Triton's kernels where they are to, else the reference.
 
 ``wae::_<op>_reference`` is where the compiled kernels hand over what they do not take: float64, widths other
 than 16, and everything while another backend is chosen. The same function is the op's own kernel on every

@@ -71,7 +71,7 @@ def _has_hooks(state: Mapping[str, Any]) -> bool:
 
 
 def _geometry_of(state: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What :func:`_layer` gives, of a layer of which this is ``vars``."""
+    """As :func:`_layer` gives it, of a layer of which this is ``vars``."""
     return (
         state["kernel_size"],
         state["stride"],

@@ -1,4 +1,4 @@
-// What every backend does with torch's tensors besides checking them: outputs, and the way to the reference.
+// Every backend's dealings with torch's tensors besides checking them: outputs, and the way to the reference.
 
 #pragma once
 

@@ -9,7 +9,7 @@ from wae._moved import MOVED
 
 
 def warnings_of(tmp_path, code):
-    """What ``code``, run as a program as a user would, prints and what warnings it gets."""
+    """The output and the warnings of ``code``, run as a program as a user would."""
     script = tmp_path / "script.py"
     script.write_text(code)
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)

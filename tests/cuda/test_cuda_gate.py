@@ -1,4 +1,4 @@
-"""What the compiler makes of the CUDA kernels, on every target, and that docs/cuda.md says so."""
+"""The compiled CUDA kernels: their resources on every target, and that docs/cuda.md says so."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ def test_same_bits_on_any_chip(mode: str) -> None:
 
 @pytest.mark.parametrize("layout", cases.LAYOUTS)
 def test_layouts(layout: str) -> None:
-    """What lies around a sliced picture is NaN, and reading outside of a buffer is an error of its own."""
+    """The memory around a sliced image is NaN, and reading outside of a buffer is an error of its own."""
     size, lay = (9, 61), cases.LAYOUTS[layout]
     image = lay(cases.picture(2, *size, dtype=torch.float16))
     check_encode("float16", image, cases.encoder(torch.float16))

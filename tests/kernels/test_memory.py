@@ -15,7 +15,7 @@ from cases import CELLS
 THREADS = 2
 LIMIT = 2_000_000 * THREADS
 NOISE = 500_000
-"""What the interpreter and the allocator may take meanwhile: page tables, arenas, a few Python objects."""
+"""Allowance for the interpreter and the allocator: page tables, arenas, a few Python objects."""
 
 CASES = {
     "encode": ("encode", "nchw", "float32"),

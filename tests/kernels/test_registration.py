@@ -1,4 +1,4 @@
-"""What torch is told about the ops: opcheck, compile, export, autocast, meta tensors, current weights."""
+"""The ops' registrations with torch: opcheck, compile, export, autocast, meta tensors, current weights."""
 
 from __future__ import annotations
 

@@ -429,7 +429,7 @@ def test_without_triton(tmp_path: Path) -> None:
 
 
 def test_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is chosen on a GPU, told what a machine with one says."""
+    """The choice on a GPU, from what a machine with one reports."""
     names = [b.name for b in backends.available()]
     assert names.index("cuda") < names.index("triton") < names.index("reference")
     monkeypatch.setattr(backends, "_triton", lambda: backends.Backend("triton", True, ""))

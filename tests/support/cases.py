@@ -1,4 +1,4 @@
-"""What the op tests run on: backends, networks, pictures, and the ways a picture can lie in memory."""
+"""Inputs of the op tests: backends, networks, images, and the ways an image can lie in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the compiler makes of the CUDA kernels, for every target: the table in docs/cuda.md, and its limits.
+"""The compiled CUDA kernels: their resources for every target: the table in docs/cuda.md, and its limits.
 
 python tests/support/cuda_gate.py            # compile all of it and print the table
 python tests/support/cuda_gate.py --write    # and put it into docs/cuda.md
@@ -177,7 +177,7 @@ def _compile(op: str, target: int) -> list[Row]:
 
 
 def rows(op: str, target: int) -> list[Row]:
-    """What the kernels of an op need on a target; kept in build/ until a source or the compiler changes."""
+    """The resources of an op's kernels on a target; kept in build/ until a source or the compiler changes."""
     sources = sorted((ROOT / "csrc" / "cuda").glob("*.[ch]u*")) + sorted((ROOT / "csrc" / "cuda").glob("*.h"))
     key = "\0".join([nvcc_version(), Path(__file__).read_text(), *(s.read_text() for s in sources)])
     kept = (

@@ -50,7 +50,7 @@ class Problem:
         return [*(t for t in self.inputs.values() if t is not None), *self.incoming]
 
     def outputs(self, function: Callable[..., Any] | None = None, **leaves: Tensor) -> tuple[Tensor, ...]:
-        """What the op (or ``function``) makes of the inputs, some of them replaced by ``leaves``."""
+        """The results of the op (or ``function``) for the inputs, some of them replaced by ``leaves``."""
         function = function or getattr(torch.ops.wae, self.op)
         out = function(*{**self.inputs, **leaves}.values(), *self.rest)
         return out if isinstance(out, tuple) else (out,)

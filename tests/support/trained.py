@@ -1,4 +1,4 @@
-"""What the tests of training train: a few pictures and a network of three convolutions beside its encoder.
+"""Inputs of the tests of training: a few images and a network of three convolutions beside its encoder.
 
 As a program, ``torchrun ... trained.py FOLDER``, it trains these on all processes by each plan in SHARED,
 with the checkpoint FOLDER/NAME.
@@ -33,7 +33,7 @@ FIXED = replace(PLAN, norm_statistics="fixed", stages=(*PLAN.stages[:2], replace
 """Of which no step depends on the statistics of a batch, so that it can be shared."""
 
 SHARED = {"fixed": FIXED, "batch": PLAN, "average": replace(PLAN, stages=(replace(JOINT, ema=0.5),))}
-"""What several processes train; from "batch" on, a BatchNorm in each of them sees its part of a batch."""
+"""A training for several processes; from "batch" on, a BatchNorm in each of them sees its part of a batch."""
 
 
 def pictures(count=32, augment=True):

@@ -58,7 +58,7 @@ def size_of(tile: Tile) -> str:
 
 
 def counts_table() -> str:
-    """What the kernels do for a 224 x 224 picture in float16."""
+    """Counts of the kernels on a 224 x 224 image in float16."""
     rows: dict[str, list[str]] = {}
     for op, (kernel, launch) in launches(torch.float16, 224, tiles_for("half", 80)[0]).items():
         compiled = compile_launch(kernel, launch, 80)
@@ -108,7 +108,7 @@ def plans_table() -> str:
 
 
 def compiler_table() -> str:
-    """What Triton and ptxas make of the first tile in the short list, for every target."""
+    """The compiled kernels' resources for the first tile in the short list, on every target."""
     lines = [
         "| target | tile | | registers | spills | shared memory | mma in the code |",
         "|---|--:|---|--:|--:|--:|--:|",

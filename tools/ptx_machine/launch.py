@@ -43,7 +43,7 @@ class KernelError(PtxError):
 
 @dataclass
 class Counts:
-    """What a launch did, summed over its grid.
+    """Counts of a launch, summed over its grid.
 
     read_bytes, written_bytes: global memory, as threads asked for it; by_buffer: the two by buffer name.
     read_sectors, written_sectors: distinct 32-byte sectors of each warp's global accesses.

@@ -1,4 +1,4 @@
-// What translated kernels see of the machine: a thread, its memory accesses and what it can wait for.
+// The machine as translated kernels see it: a thread, its memory accesses and what it can wait for.
 #pragma once
 #include <cstdint>
 #include <cstring>

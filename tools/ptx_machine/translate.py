@@ -96,7 +96,7 @@ class UnknownInstruction(PtxError):
 
 @dataclass
 class Tally:
-    """What one execution of a basic block by one thread stands for."""
+    """Counts of one execution of a basic block by one thread."""
 
     instructions: int = 0
     executed: Counter[str] = field(default_factory=Counter)  # "fma.f32" or "mma.m16n8k16.f32.f16": how often

@@ -117,7 +117,7 @@ def _convolve_rows(
 
 @triton.jit
 def _trunk_blocks(region, row, PITCH: tl.constexpr, GROUP: tl.constexpr):
-    """What GROUP rows of a layer read, from frame row ``row`` - 1 on: a block for each column kx."""
+    """The inputs of GROUP rows of a layer, from frame row ``row`` - 1 on: a block for each column kx."""
     m = tl.arange(0, PITCH)
     n = tl.arange(0, CHANNELS)
     blocks = ()

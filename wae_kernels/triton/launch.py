@@ -32,7 +32,7 @@ def has_kernel(device: torch.device, dtype: torch.dtype, width: int) -> bool:
 
 @functools.cache
 def device_of(device: torch.device) -> Device:
-    """What a plan must know of ``device``; for the interpreter, a device that two programs fill."""
+    """A plan's facts of ``device``; for the interpreter, a device that two programs fill."""
     if device.type != "cuda":
         return Device("interpreter", 80, 2, 1 << 17, 1 << 20)
     p = torch.cuda.get_device_properties(device)

@@ -22,7 +22,7 @@ _L2_SHARE = 0.75
 
 @dataclass(frozen=True)
 class Device:
-    """What a plan must know of a GPU. Compute capability 8.0 is 80; shared memory is a multiprocessor's."""
+    """A plan's facts of a GPU. Compute capability 8.0 is 80; shared memory is a multiprocessor's."""
 
     name: str
     capability: int

@@ -33,7 +33,7 @@ def candidates(precision: str) -> list[Tile]:
 
 
 def key(op: str, device: Device, precision: str, shape: Sequence[int]) -> str:
-    """What a choice is stored for: the device's name, and sizes of (N, 3, H, W) up to a power of two."""
+    """The key of a stored choice: the device's name, and sizes of (N, 3, H, W) up to a power of two."""
     sizes = "x".join(str(1 << (size - 1).bit_length()) for size in (shape[0], *shape[2:]))
     return f"{op} {precision} {sizes} {device.name}"
 

@@ -1,4 +1,4 @@
-"""What several commands need: their failures, their common options, their inputs and their console."""
+"""Shared by several commands: their failures, their common options, their inputs and their console."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from .images import LONGEST, MAX_PIXELS, ImageError, read_image
 from .walk import LeftOut, find, is_hidden
 
 OnCorrupt = Literal["error", "skip"]
-"""What to do about an image file that cannot be read: stop, or leave the sample out and report it."""
+"""The treatment of an image file that cannot be read: stop, or leave the sample out and report it."""
 
 
 class ImageFolder:
@@ -191,5 +191,5 @@ def _images(folder: Path, left_out: LeftOut, on_corrupt: OnCorrupt) -> list[str]
 
 
 def evaluation_resize(size: int) -> int:
-    """What an image's shorter side is scaled to before its centre, ``size`` x ``size``, is cut out."""
+    """The shorter side's length before the centre, ``size`` x ``size``, is cut out."""
     return round(size * 8 / 7)

@@ -36,7 +36,7 @@ MAX_PIXELS = 89_478_485
 """The default limit of pixels in an image: Pillow's own."""
 
 BYTES_PER_PIXEL = 32
-"""What reading takes at its peak, at most; JPEG and PNG take 7 to 13, WebP, AVIF and JPEG 2000 the most."""
+"""The most that reading takes at its peak; JPEG and PNG take 7 to 13, WebP, AVIF and JPEG 2000 the most."""
 
 LONGEST = 100
 """How many times longer than wide an image for a network may be: a longer one would be enlarged to no end."""
@@ -145,7 +145,7 @@ def _read(path: Path | str, max_pixels: int, longest: int | None) -> tuple[_Pixe
 
 
 def _orientation(image: Image.Image) -> int:
-    """What EXIF tells of it, and nothing else of EXIF: cameras write other entries that cannot be parsed."""
+    """EXIF's orientation, and nothing else of it: cameras write other entries that cannot be parsed."""
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # whatever a parser meets; the pixels are read already

@@ -63,7 +63,7 @@ def open_dataset(
 
 
 def fingerprint(dataset: Dataset) -> dict[str, Any]:
-    """What tells one data set from another, for JSON: the number of images, the labels, and by the kind
+    """Tells one data set from another, for JSON: the number of images, the labels, and by the kind
 
     - :class:`InMemory`: the image size, and SHA-256 of pixels and targets;
     - :class:`ImageFolder`: the image size, and SHA-256 of the files' paths, from the folder that holds all,
@@ -157,7 +157,7 @@ class _Shares:
 
 
 class Batches:
-    """What :func:`batches` returns: has a length, and can be gone through again and again.
+    """The result of :func:`batches`: has a length, and can be gone through again and again.
 
     Raises:
         ImageError, DatasetError: while reading, the data set's own, whichever process read.

@@ -42,7 +42,7 @@ NETWORKS = {
     "WAE": "wae_small_vgg",
     "WAE, mimic": "wae_small_vgg",
 }
-"""What is compared, in the paper's words, and the network's name in :mod:`wae.models.registry`."""
+"""The networks compared, in the paper's words, and the network's name in :mod:`wae.models.registry`."""
 
 FULL, HALF, WAE, MIMIC = "28 x 28", "14 x 14", "WAE", "WAE, mimic"
 _MIMIC_WEIGHT, _MIMIC_TEMPERATURE = 1.0, 2.0
@@ -58,14 +58,14 @@ class Job(NamedTuple):
 
     @property
     def stem(self) -> str:
-        """What its files are called."""
+        """The name of its files."""
         letters = "".join(c if c.isalnum() else "-" for c in self.network.lower())
         return f"{letters}-seed{self.seed}"
 
 
 @dataclass(frozen=True)
 class Result:
-    """What came of one training."""
+    """The outcome of one training."""
 
     network: str
     seed: int

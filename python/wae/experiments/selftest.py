@@ -41,7 +41,7 @@ class Problem(NamedTuple):
 
 @dataclass
 class Row:
-    """What came of an op on a backend in one dtype.
+    """The outcome of an op on a backend in one dtype.
 
     ``error`` is the largest of ``||out - ref|| / ||ref||``, ``share`` the largest part of the allowed error
     that was used; above 1 the op is wrong. ``failures`` names the problems, by number.

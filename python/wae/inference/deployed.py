@@ -47,11 +47,11 @@ _log = logging.getLogger(__name__)
 
 
 class DisagreementError(WaeError, RuntimeError):
-    """What was made of a model does not compute what the model does."""
+    """A deployed or exported model does not compute the same as the model."""
 
 
 class Deployed:
-    """What :func:`deploy` returns: call it with images, from any thread.
+    """The result of :func:`deploy`: call it with images, from any thread.
 
     A lock lets one call in at a time: others wait.
 
@@ -178,7 +178,7 @@ def undisturbed(device: torch.device) -> Iterator[None]:
 
 
 class _Task(NamedTuple):
-    """What every candidate is made from, and compared with."""
+    """The source of every candidate, and its standard of comparison."""
 
     model: nn.Module
     images: Tensor

@@ -1,4 +1,4 @@
-"""What can run a network's forward pass: PyTorch itself, and the optimisers of others, behind one call.
+"""Engines for a network's forward pass: PyTorch itself, and the optimisers of others, behind one call.
 
 ::
 
@@ -54,7 +54,7 @@ class Prepared(ABC):
 
     @abstractmethod
     def for_batch(self, batch: int | None) -> Run:
-        """What runs it for ``batch`` images; for any number of them with None."""
+        """Builds a runner for ``batch`` images; for any number of them with None."""
 
     @abstractmethod
     def save(self, folder: Path, inputs: Sequence[Tensor]) -> None:
@@ -88,7 +88,7 @@ class Engine:
     kernels: bool = False
 
     def why_not(self, device: torch.device | str, wanted: str | None = None) -> str | None:
-        """What is in the way of this engine on ``device``, for a person to read; None if nothing is.
+        """The reason why this engine cannot run on ``device``, for a person to read; None if nothing is.
 
         Args:
             device: to compute on.
@@ -142,7 +142,7 @@ class Engine:
             return self.prepare(module, inputs, wanted, samples, compared)
 
     def open(self, prepared: Prepared, batch: int | None, inputs: Sequence[Tensor]) -> Run:
-        """What runs ``prepared`` for ``batch`` images, None for any number; it is tried on ``inputs``.
+        """A runner of ``prepared`` for ``batch`` images, None for any number; it is tried on ``inputs``.
 
         Raises EngineError where the engine refuses it.
         """
@@ -214,7 +214,7 @@ class InPyTorch(Prepared):
 
 
 class _Package(Prepared):
-    """What :meth:`InPyTorch.save` compiled: for one number of images, of which it takes others in turns."""
+    """A network from :meth:`InPyTorch.save`: for one number of images, of which it takes others in turns."""
 
     def __init__(self, folder: Path, batch: int, computed: str) -> None:
         self._run: Run = torch._inductor.aoti_load_package(str(folder / "network.pt2"))

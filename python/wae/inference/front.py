@@ -1,4 +1,4 @@
-"""What stands before an engine: the encoder, as our op, or a cast; and the network behind it."""
+"""The front of an engine: the encoder, as our op, or a cast; and the network behind it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a classifier sees in image files, as a stream: memory does not grow with their number.
+"""A classifier's predictions for image files, as a stream: memory does not grow with their number.
 
 ::
 
@@ -38,7 +38,7 @@ BATCH = 32
 
 
 class Prediction(NamedTuple):
-    """What the network says of one file."""
+    """The network's answer for one file."""
 
     path: Path
     ranking: tuple[tuple[int, float], ...]
@@ -148,7 +148,7 @@ class JsonLines:
     """
 
     head: tuple[str, ...] = ()
-    """What stands above all lines."""
+    """The lines above all others."""
 
     def __init__(self, labels: Sequence[str] | None) -> None:
         self._labels = labels

@@ -52,7 +52,7 @@ def save(
     scores_dtype: torch.dtype,
     inputs: Sequence[Tensor],
 ) -> None:
-    """What :meth:`.deployed.Deployed.save` does, with what it says ``about`` itself."""
+    """The work of :meth:`.deployed.Deployed.save`, with what it says ``about`` itself."""
     engine = ENGINES[about["engine"]]
     if engine.load is None or front.device.type != "cpu":
         raise EngineError(f"{engine.name} on {front.device.type} cannot be saved")

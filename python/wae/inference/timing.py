@@ -25,7 +25,7 @@ class Timing:
 
 
 def _no_wait() -> None:
-    """What runs on the processor has ended when the call returns."""
+    """Work on the processor has ended when the call returns."""
 
 
 def interleaved(

@@ -13,7 +13,7 @@ from wae_kernels.parameters import KERNEL_WIDTH
 
 
 class Decomposed(NamedTuple):
-    """What :meth:`AutoEncoder.forward` returns."""
+    """The result of :meth:`AutoEncoder.forward`."""
 
     image: Tensor
     """The reconstruction, (N, 3, H, W), 0..255 like the input."""

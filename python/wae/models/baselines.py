@@ -1,4 +1,4 @@
-"""What the paper compares WAE with.
+"""The networks that the paper compares WAE with.
 
 Its "Decomposition+CNN" has no constructor here: it is the WAE network itself, trained without the
 reconstruction constraint (no stage 1, and gamma 0 in stage 3).

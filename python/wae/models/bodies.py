@@ -213,7 +213,7 @@ def _light_tensors(name: str, module: nn.Module, factor: int) -> Iterator[tuple[
 
 
 def _light_tensor(module: nn.Module, key: str, tensor: Tensor, factor: int) -> Tensor:
-    """What becomes of ``tensor``, parameter or buffer ``key`` of ``module``: its first values, or none."""
+    """The light part of ``tensor``, parameter or buffer ``key`` of ``module``: its first values, or none."""
     known = isinstance(module, (_ConvNd, nn.Linear, *_NORMS))
     if known and key not in _KNOWN_TENSORS:
         raise ValueError(f"what its tensor {key!r} is for is not known")

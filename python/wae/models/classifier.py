@@ -15,7 +15,7 @@ from .haar import Haar
 
 
 class _TwoBodies(nn.Module):
-    """What follows the encoder, for the two modules below that have these parts."""
+    """Everything behind the encoder, for the two modules below that have these parts."""
 
     low_norm: nn.Module
     high_norm: nn.Module

@@ -20,7 +20,7 @@ Shape = Sequence[int]
 
 
 class Count(NamedTuple):
-    """What a network has, and what it does to one image."""
+    """A network's parameters, and its multiply-adds on one image."""
 
     parameters: int
     multiply_adds: int

@@ -17,7 +17,7 @@ _LAYERS: tuple[str | int, ...] = (32, "M", 64, 64, "M", 128, 128, "M")
 _SIDE = 2  # of the features that a body makes of a 14 x 14 picture; of 28 x 28 they are twice that
 _WIDTH = 128  # of the classifiers' hidden layer
 
-# What turns a picture's 0..255 into zero mean and unit variance over Fashion-MNIST's training pictures.
+# Turns 0..255 into zero mean and unit variance over Fashion-MNIST's training images.
 _SCALE = (1 / 90,) * 3
 _SHIFT = (-73 / 90,) * 3
 

@@ -389,7 +389,7 @@ def _check_connections(path: Path, net: Message, layers: list[Message], plan: _P
 
 
 def _inputs(tops: Sequence[bytes]) -> dict[bytes, str]:
-    """What a net starts from: the image, then labels or other things."""
+    """The inputs of a net: the image, then labels or other things."""
     return {top: "another input" if index else _IMAGE for index, top in enumerate(tops)}
 
 
@@ -411,7 +411,7 @@ def _check_input(path: Path, layer: Message) -> None:
 
 
 def _expression(layer: Message, sources: list[str]) -> str:
-    """What a layer without weights makes of ``sources``; options that WAE-VGG16 does not have are named."""
+    """Output of a layer without weights, from ``sources``; options that WAE-VGG16 does not have are named."""
     kind = _kind(layer)
     if kind in ("split", "dropout"):  # the identity, in phase TEST
         return sources[0]

@@ -44,7 +44,7 @@ class Input:
     size: int = 224
     """Height and width in pixels, cut out of the middle."""
     resize: int = 256
-    """What the shorter side is scaled to first."""
+    """The length to which the shorter side is scaled first."""
     grayscale: bool = False
     """The three colours become their luma, three times."""
 
@@ -62,7 +62,7 @@ IMAGENET = Input()
 
 @dataclass(frozen=True)
 class Description:
-    """What a checkpoint says of its classifier. Raises ValueError where that makes no sense."""
+    """A checkpoint's description of its classifier. Raises ValueError where that makes no sense."""
 
     network: str
     """One of the names that :func:`save_classifier` takes."""
@@ -151,7 +151,7 @@ def load_classifier(path: Path) -> nn.Module:
 
 
 def describe(path: Path) -> Description:
-    """What the checkpoint at ``path`` says of its classifier, without its weights.
+    """The description in the checkpoint at ``path``, without its weights.
 
     Raises:
         CheckpointError: as :func:`load_classifier`, but that the tensors are not looked at.
@@ -189,7 +189,7 @@ def _classes(model: nn.Module) -> int:
 
 
 def _read(path: Path) -> tuple[Description, _Shapes]:
-    """What the file says of itself, and the shapes of its tensors."""
+    """The file's metadata, and the shapes of its tensors."""
     header = weights_file.read_header(path)
     try:
         described = _parsed(header.recipe)

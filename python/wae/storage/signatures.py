@@ -21,7 +21,7 @@ _STARTS = {
 
 
 def recognised(path: Path) -> str | None:
-    """What the file at ``path`` looks like, for people to read; None where nothing is known."""
+    """The kind of file at ``path``, for people to read; None where nothing is known."""
     try:
         with open(path, "rb") as file:
             start = file.read(200)

@@ -37,7 +37,7 @@ class CheckpointError(WaeError):
 
 
 class Header(NamedTuple):
-    """What a file says of itself, without its tensors."""
+    """A file's metadata, without its tensors."""
 
     recipe: dict[str, Any]
     shapes: dict[str, tuple[int, ...]]
@@ -127,7 +127,7 @@ def put(model: nn.Module, tensors: Mapping[str, Tensor], strict: bool = True) ->
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """What made the weights in ``path``. Raises CheckpointError where the file is missing or damaged."""
+    """The recipe of the weights in ``path``. Raises CheckpointError where the file is missing or damaged."""
     return read_header(path).recipe
 
 
@@ -151,7 +151,7 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.in
 
 
 def read_header(path: Path) -> Header:
-    """What the file at ``path`` says of itself. Raises CheckpointError where it is missing or damaged."""
+    """The metadata of the file at ``path``. Raises CheckpointError where it is missing or damaged."""
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file")
     try:
@@ -203,7 +203,7 @@ def _keeps_nothing(wanted: torch.optim.Optimizer | nn.Module) -> bool:
 def _optimizer_state(
     model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
 ) -> dict[nn.Parameter, dict[str, Tensor]]:
-    """What ``optimizer`` kept for each parameter. Raises ValueError where another one did."""
+    """The state of ``optimizer`` for each parameter. Raises ValueError where another one did."""
     parameters = dict(model.named_parameters())
     wanted = next((keys for kind, keys in _STATES.items() if isinstance(optimizer, kind)), None)
     state: dict[str, dict[str, Tensor]] = {}
@@ -227,4 +227,4 @@ _STATES = {
     torch.optim.SGD: {"momentum_buffer"},
     torch.optim.Adam: {"step", "exp_avg", "exp_avg_sq"},  # and AdamW, which derives from it
 }
-"""What an optimizer keeps for each parameter."""
+"""The state that an optimizer keeps for each parameter."""

@@ -83,7 +83,7 @@ def best_linear(images: Iterable[Tensor], least_energy: bool = False) -> LinearT
 
 
 def linear_reconstruction(image: Tensor, transform: LinearTransform) -> Tensor:
-    """What a (3, H, W) image of even size becomes through the transform and back, in float64."""
+    """A (3, H, W) image of even size after the transform and its inverse, in float64."""
     basis = torch.cat(transform, dim=1)
     rows = blocks(image.double()) @ basis @ basis.T
     return unblock(rows, (image.shape[1], image.shape[2]))

@@ -1,4 +1,4 @@
-"""What each stage minimises, and what it trains (docs/network.md)."""
+"""The loss that each stage minimises, and the parameters that it trains (docs/network.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training shows and keeps while it runs: the terminal, ``log.jsonl``, TensorBoard."""
+"""The output of a training while it runs: the terminal, ``log.jsonl``, TensorBoard."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ def shown(model: WAEClassifier, pictures: Tensor) -> dict[str, Tensor]:
 
 
 def table(plan: Plan, history: Sequence[Epoch]) -> Table:
-    """What came of each stage: its last losses and errors, and the time that it took."""
+    """The outcome of each stage: its last losses and errors, and the time that it took."""
     result = Table(title=plan.model, title_justify="left")
     for column in ("stage", "epochs", "last losses", "top-1 error", "top-5 error", "minutes"):
         result.add_column(column, justify="left" if column in ("stage", "last losses") else "right")

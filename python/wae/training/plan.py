@@ -1,4 +1,4 @@
-"""What a training of a classifier does, stage by stage; read from a TOML file.
+"""The plan of a training, stage by stage; read from a TOML file.
 
 The plans that come with the package are in ``wae/training/plans``; ``docs/training.md`` explains every line.
 """
@@ -66,7 +66,7 @@ class Stage:
     mimic_weight: float = 0.0
     """How much the distance to a teacher's scores counts beside the cross entropy."""
     mimic_temperature: float = 1.0
-    """What both scores are divided by in that distance."""
+    """The divisor of both scores in that distance."""
     ema: float = 0.0
     """Decay, per step, of the moving average of the weights that is evaluated and kept; 0 for none."""
 
@@ -102,7 +102,7 @@ class Plan:
     start: str = "random"
     """``linear``: encoder and decoder start as the best linear transform of 2 x 2 blocks."""
     norm_statistics: str = "batch"
-    """What normalises ``low`` and ``high`` in training: the statistics of the ``batch``, or ``fixed`` ones,
+    """Normalises ``low`` and ``high`` in training: the statistics of the ``batch``, or ``fixed`` ones,
     measured before each stage."""
     seed: int = 0
     """Of the random weights, the order of the data, augmentation and dropout."""
@@ -141,7 +141,7 @@ class Plan:
 
 
 def differences(made: Mapping[str, Any], plan: Plan) -> str:
-    """What another plan, as JSON holds it, has otherwise than ``plan``, for a sentence; "" for nothing."""
+    """The differences of another plan, as JSON holds it, from ``plan``, for a sentence; "" for none."""
     wanted: dict[str, Any] = json.loads(json.dumps(plan.as_dict()))
     names = changed({**made, "stages": None}, {**wanted, "stages": None})
     theirs, ours = made.get("stages", []), wanted["stages"]

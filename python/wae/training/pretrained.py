@@ -28,11 +28,11 @@ _PREFIXES = (
     *("", "features.", "network.", "network.0.", "network.features.", "body.", "low_body."),
     *("backbone.", "model.", "model.backbone."),
 )
-"""What stands before a body's names in a file: those of torchvision, of this package's networks, and of
+"""Prefixes of a body's names in a file: those of torchvision, of this package's networks, and of
 networks that hold others beside."""
 
 _WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.")
-"""What stands before every name of a network that was saved inside another module."""
+"""Prefixes of every name of a network that was saved inside another module."""
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of colours 0..1, as torchvision's weights want them
 _IMAGENET_DEVIATION = (0.229, 0.224, 0.225)

@@ -69,7 +69,7 @@ _NO_TENSORBOARD = 'no TensorBoard files: it is not installed (pip install "wae-k
 
 @dataclass(frozen=True)
 class Session:
-    """What to train, on what, from what, and where to."""
+    """A training's network, data, starting weights and folder."""
 
     plan: Plan
     data: str
@@ -191,7 +191,7 @@ class Session:
         return {option: path for option, path in given.items() if path is not None}
 
     def _sources(self) -> dict[str, str]:
-        """What decides the outcome besides plan and data, for a resumed training to be compared with."""
+        """The settings besides plan and data that decide the outcome, which a resumed training must share."""
         sources = {option: _sha256(path) for option, path in self._files().items()}
         if self.body_weights == pretrained.TORCHVISION:
             sources["--body-weights"] = pretrained.TORCHVISION
@@ -257,7 +257,7 @@ class Session:
 
     @contextmanager
     def _observer(self, console: Console, pictures: Tensor, goes_on: bool) -> Iterator[Observer]:
-        """What shows and keeps the training; on other processes than the first, nothing."""
+        """The observers of the training; on other processes than the first, none."""
         if not is_first():
             yield Observer()
             return

@@ -72,7 +72,7 @@ class Epoch:
 
 
 class Observer:
-    """What the loop tells while it runs, on the first process alone. Everything here does nothing."""
+    """Receives the loop's reports, on the first process alone. Everything here does nothing."""
 
     def begin(self, plan: Plan, history: list[Epoch]) -> None:
         """The training begins, or goes on after these epochs."""
@@ -92,7 +92,7 @@ class Observer:
 
 @dataclass
 class _State:
-    """What a checkpoint holds besides tensors."""
+    """A checkpoint's content besides tensors."""
 
     plan: dict[str, Any]
     stage: int = 0
@@ -256,7 +256,7 @@ class _Run:
                 self.observer.end(record, kept)
 
     def _prepare(self, number: int) -> None:
-        """What is measured on the data before a stage begins."""
+        """Measures on the data what a stage needs before it begins."""
         model, plan = self.model, self.plan
         if not isinstance(model, WAEClassifier) or (number and plan.norm_statistics == "batch"):
             return
@@ -397,7 +397,7 @@ class _Run:
             dist.barrier()
 
     def _reached(self) -> _State:
-        """What the checkpoint says, its weights read into the model."""
+        """Read the checkpoint's weights into the model, and return its state."""
         assert self.state is not None
         try:
             made = weights_file.read_recipe(self.state)

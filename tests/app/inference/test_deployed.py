@@ -179,7 +179,7 @@ def test_half_precision(engine, model):
 
 
 def test_a_wider_precision_than_the_model_s(model):
-    """What is expected is computed as widely."""
+    """The expected scores are computed as widely."""
     narrow = copy.deepcopy(model).bfloat16()
     deployed = deploy(narrow, SIZE, engine="eager", precision="float32")
     assert deployed.difference <= 1e-5

@@ -48,7 +48,7 @@ def test_a_relu_behind_a_convolution_becomes_part_of_it(image):
 
 
 class Untraceable(nn.Module):
-    """What torch.fx cannot trace, around what it can."""
+    """A module that torch.fx cannot trace, around one that it can."""
 
     def __init__(self, inner):
         super().__init__()

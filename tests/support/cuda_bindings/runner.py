@@ -33,7 +33,7 @@ LIMIT = {"float16": 2e-3, "bfloat16": 1.5e-2, "tf32": 1e-3, "float32": 1e-6, "bf
 
 @dataclass(frozen=True)
 class Chip:
-    """What a launch plan is made for. Two multiprocessors: few blocks, several tiles for each."""
+    """The chip that a launch plan is made for. Two multiprocessors: few blocks, several tiles for each."""
 
     capability: int = 80
     multiprocessors: int = 2

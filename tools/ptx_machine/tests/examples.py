@@ -13,7 +13,7 @@ STORED = Path(__file__).with_name("examples.ptx")
 
 
 def compiled() -> str:
-    """What nvcc makes of it now, without the folders of this machine. Raises CompilerMissing."""
+    """Its PTX from today's nvcc, without the folders of this machine. Raises CompilerMissing."""
     return re.sub(r'(?m)^(\s*\.file\s+\d+) ".*/', r'\1 "', compile_cuda(SOURCE, 80))
 
 
