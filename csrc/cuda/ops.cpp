@@ -310,10 +310,10 @@ Tensors13 encode_backward(Tensor grad_low, Tensor grad_high, Tensor image, Tenso
   constexpr const char* kOp = "encode_backward";
   const Parameters parameters{conv1_weight, conv1_bias, conv2_weight, conv2_bias,  conv3_weight,
                               conv3_bias,   low_weight, low_bias,     high_weight, high_bias};
-  check_encode(kOp, image, parameters, image_scale, image_shift);
-  const int64_t batch = image.size(0), height = (image.size(2) + 1) / 2, width = (image.size(3) + 1) / 2;
-  check_gradient(kOp, "grad_low", grad_low, {batch, 3, height, width}, conv1_weight);
-  check_gradient(kOp, "grad_high", grad_high, {batch, 3, height, width}, conv1_weight);
+  Checker checker(kOp);
+  checker.check(Table::encoder, image, parameters, image_scale, image_shift);
+  checker.check(Table::encode_backward, grad_low, grad_high);
+  const int64_t batch = image.size(0), height = half_size(image.size(2)), width = half_size(image.size(3));
   if (!has_kernel(kOp, conv1_weight, batch, image.size(2), image.size(3))) {
     return call_reference<Tensors13>(kOp, grad_low, grad_high, image, conv1_weight, conv1_bias, conv2_weight,
                                      conv2_bias, conv3_weight, conv3_bias, low_weight, low_bias, high_weight,
@@ -346,10 +346,10 @@ Tensors12 decode_backward(Tensor grad_image, Tensor low, Tensor high, Tensor low
   constexpr const char* kOp = "decode_backward";
   const Parameters parameters{low_weight, low_bias,     high_weight, high_bias,    conv1_weight,
                               conv1_bias, conv2_weight, conv2_bias,  conv3_weight, conv3_bias};
-  checks::check_pictures(kOp, "grad_image", grad_image);
+  Checker checker(kOp);
+  checker.check(Table::decoder, low, high, parameters);
+  checker.check(Table::decode_backward, grad_image);
   const int64_t batch = low.size(0), height = grad_image.size(2), width = grad_image.size(3);
-  check_decode(kOp, low, high, parameters, {height, width}, "grad_image");
-  check_gradient(kOp, "grad_image", grad_image, {batch, 3, height, width}, conv1_weight);
   if (!has_kernel(kOp, conv1_weight, batch, height, width)) {
     return call_reference<Tensors12>(kOp, grad_image, low, high, low_weight, low_bias, high_weight, high_bias,
                                      conv1_weight, conv1_bias, conv2_weight, conv2_bias, conv3_weight,

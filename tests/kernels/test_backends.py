@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import gc
 import importlib.util
@@ -101,35 +100,31 @@ def test_use_puts_the_former_choice_back() -> None:
 
 
 @functools.cache
-def encoded_by(name: str) -> Tensor:
-    """An encode's bits, by which the backends tell themselves apart."""
-    return torch.cat(encode_with(name), 1)
-
-
-def encode_with(name: str | None = None) -> tuple[Tensor, Tensor]:
-    """The encode whose bits are compared, as chosen here, or by a backend."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        arguments = arguments_of("encode", size=(40, 60))
-    with contextlib.nullcontext() if name is None else backends.use(name):
-        return torch.ops.wae.encode(*arguments)
+def known_bits() -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Arguments of an encode, and its outputs' bits by two backends, which these tell apart."""
+    arguments, bits = arguments_of("encode", size=(40, 60)), {}
+    for name in ("reference", USABLE[0]):
+        with backends.use(name):
+            bits[name] = torch.cat(torch.ops.wae.encode(*arguments), 1)
+    return arguments, bits
 
 
 def runs_here() -> str:
-    """Which of two backends runs, of whose outputs the bits are known; an empty word for neither."""
-    out = torch.cat(encode_with(), 1)
-    return next((name for name in ("reference", USABLE[0]) if torch.equal(out, encoded_by(name))), "")
+    """Which of the two backends runs; an empty word for neither."""
+    arguments, bits = known_bits()
+    out = torch.cat(torch.ops.wae.encode(*arguments), 1)
+    return next((name for name, known in bits.items() if torch.equal(out, known)), "")
 
 
 def test_the_bits_tell_the_backends_apart() -> None:
-    assert USABLE == ["reference"] or not torch.equal(encoded_by("reference"), encoded_by(USABLE[0]))
+    _, bits = known_bits()
+    assert USABLE == ["reference"] or not torch.equal(*bits.values())
 
 
 def test_threads_choose_for_themselves() -> None:
     """Blocks that overlap in two threads leave nothing behind, and neither sees the other's choice."""
     before, both = backends.selected(), threading.Barrier(2, timeout=60)
-    for name in ("reference", USABLE[0]):
-        encoded_by(name)
+    known_bits()
 
     def work(name: str, leaves_first: bool) -> tuple[str, str]:
         with backends.use(name):
