@@ -410,7 +410,8 @@ def test_models_in_threads_of_their_own(cell: Cell) -> None:
     alone = [torch.cat(model(image)) for model in models]
 
     def serve(model: wae_nn.Encoder) -> list[Tensor]:
-        return [torch.cat(model(image)) for _ in range(10)]
+        with backends.use(cell.name):  # a choice is its thread's
+            return [torch.cat(model(image)) for _ in range(10)]
 
     with ThreadPoolExecutor(4) as pool:
         for out, served in zip(alone, pool.map(serve, models), strict=True):
