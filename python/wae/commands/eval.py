@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import shared
 
 if TYPE_CHECKING:
+    import torch
+
     from wae.data.dataset import Dataset
-    from wae.experiments.evaluation import Candidate
+    from wae.experiments.evaluation import Candidate, DeployedCandidate
 
 HELP = "print error, time and multiply-adds of trained classifiers, as the paper's table does"
 
@@ -28,7 +31,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         required=True,
         metavar="DIR|NAME",
-        help="fashion-mnist, digits, or a folder with val/CLASS/IMAGE",
+        help="fashion-mnist, digits, or a folder with val/CLASS/IMAGE (and for int8 train/CLASS/IMAGE)",
+    )
+    parser.add_argument(
+        "--deployed",
+        nargs="+",
+        choices=("float32", "bfloat16", "float16", "int8"),
+        default=[],
+        metavar="PRECISION",
+        help="also print accuracy and speed of what wae.deploy makes: float32, bfloat16, float16, int8 "
+        "(whose scales come from the data's training images)",
+    )
+    parser.add_argument(
+        "--engine", metavar="NAME", help="of wae.deploy, for --deployed (default: auto, the fastest)"
     )
     parser.add_argument(
         "--batch", type=shared.positive, default=64, metavar="N", help="images at once (default: 64)"
@@ -50,16 +65,29 @@ def run(options: argparse.Namespace) -> int:
     """Evaluate every checkpoint, on all processes; the first times them in turns and prints the table."""
     from wae.data.images import ImageError
     from wae.experiments import evaluation
+    from wae.inference.deployed import DisagreementError, EngineError
+    from wae.inference.engines import ENGINES
     from wae.storage.weights_file import CheckpointError
-    from wae.training.processes import is_first, joined
+    from wae.training.processes import is_alone, is_first, joined
     from wae.training.trainer import evaluate
 
+    if options.engine is not None and not options.deployed:
+        return shared.complain("--engine: is for --deployed, which is missing", 2)
+    if options.engine not in (None, "auto", *ENGINES):
+        known = ", ".join(ENGINES)
+        return shared.complain(f"--engine must be auto or one of {known}, got {options.engine}", 2)
     failed: set[str] = set()
     try:
         with joined(options.device) as device:
             candidates = [evaluation.candidate(path, device) for path in options.weights]
-            for candidate in candidates:
-                data = _data(options, candidate)
+            if options.deployed and not is_alone():
+                raise ValueError("--deployed: is for a single process, and torchrun started several")
+            calibration = [
+                _data(options, candidate, train=True) if "int8" in options.deployed else None
+                for candidate in candidates
+            ]
+            tests = [_data(options, candidate) for candidate in candidates]
+            for candidate, data in zip(candidates, tests, strict=True):
                 candidate.accuracy = evaluate(
                     candidate.model, data, options.batch, device, options.workers, failed.update
                 )
@@ -67,12 +95,39 @@ def run(options: argparse.Namespace) -> int:
             if first:
                 _report_left_out(data, failed)
                 evaluation.measure(candidates, options.seconds)
-    except (CheckpointError, ImageError, ValueError) as error:
+            deployed = [
+                entry
+                for each in zip(candidates, tests, calibration, strict=True)
+                for entry in _deployed(options, *each, device)
+            ]
+            evaluation.measure_deployed(deployed, options.seconds)
+    except (CheckpointError, ImageError, EngineError, DisagreementError, ValueError) as error:
         raise shared.Failure(str(error)) from None
     if first:
         shared.console().print(evaluation.table(candidates))
         print(f"Of {options.data}'s test pictures. {evaluation.HOW_TIMED}")
+    if deployed:
+        shared.console().print(evaluation.deployed_table(deployed))
+        print(f"Deployed by wae.deploy. Times: medians of calls with {options.batch} images, all in turns.")
     return 0
+
+
+def _deployed(
+    options: argparse.Namespace,
+    candidate: Candidate,
+    test: Dataset,
+    calibration: Dataset | None,
+    device: torch.device,
+) -> Iterator[DeployedCandidate]:
+    """The candidate in each precision of ``--deployed``, evaluated."""
+    from wae.experiments.evaluation import DeployedCandidate
+    from wae.training.trainer import evaluate
+
+    for precision in options.deployed:
+        images = calibration if precision == "int8" else None
+        entry = DeployedCandidate(candidate, precision, options.engine or "auto", options.batch, images)
+        entry.accuracy = evaluate(entry, test, options.batch, device, options.workers)
+        yield entry
 
 
 def _report_left_out(data: Dataset, failed: set[str]) -> None:
@@ -86,8 +141,8 @@ def _report_left_out(data: Dataset, failed: set[str]) -> None:
         shared.complain(f"left out: {printable(line)}")
 
 
-def _data(options: argparse.Namespace, candidate: Candidate) -> Dataset:
-    """The test set in the size that the network was trained on, its classes in the network's order."""
+def _data(options: argparse.Namespace, candidate: Candidate, train: bool = False) -> Dataset:
+    """The test or training set in the network's size, its classes in the network's order."""
     from wae.data.classes import class_order
     from wae.data.images import MAX_PIXELS
     from wae.data.loading import open_dataset
@@ -96,9 +151,9 @@ def _data(options: argparse.Namespace, candidate: Candidate) -> Dataset:
     # Named sets have one size, which a wrong checkpoint is told by the network itself.
     size = candidate.described.input.size if Path(options.data).is_dir() else None
     max_pixels = options.max_pixels or MAX_PIXELS
-    data = open_dataset(options.data, False, False, 0, size, options.on_corrupt, max_pixels)
+    data = open_dataset(options.data, train, False, 0, size, options.on_corrupt, max_pixels)
     described = candidate.described
     order = class_order(candidate.path, described.labels, described.classes, data.labels)
-    if order.note and is_first():
+    if order.note and is_first() and not train:
         shared.complain(order.note)
     return data.renumbered(order.numbers)

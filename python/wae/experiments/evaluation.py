@@ -1,16 +1,22 @@
-"""Trained classifiers side by side: error, time per image, multiply-adds (the table of docs/network.md)."""
+"""Trained classifiers side by side: error, time per image, multiply-adds (the table of docs/network.md).
+
+And what :func:`wae.deploy` makes of them, in several precisions: accuracy and speed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 
-from wae.inference.timing import interleaved
+from wae.data.dataset import Dataset
+from wae.inference.deployed import Deployed, deploy
+from wae.inference.predict import filled
+from wae.inference.timing import Timing, interleaved
 from wae.models.classifier import WAEClassifier, fold_normalization
 from wae.models.counting import count
 from wae.storage.checkpoint import Description, describe, load_classifier
@@ -56,13 +62,15 @@ def measure(candidates: Sequence[Candidate], seconds: float) -> None:
         image = image.contiguous(memory_format=torch.channels_last)
         functions[str(number)] = lambda model=entry.model, image=image: model(image)
     on_gpu = any(next(entry.model.parameters()).is_cuda for entry in candidates)
-    timings = (
-        interleaved(functions, seconds, synchronize=torch.cuda.synchronize)
-        if on_gpu
-        else interleaved(functions, seconds)
-    )
-    for entry, timing in zip(candidates, timings.values(), strict=True):
+    for entry, timing in zip(candidates, _timed(functions, seconds, on_gpu), strict=True):
         entry.seconds = timing.median
+
+
+def _timed(
+    functions: Mapping[str, Callable[[], Tensor]], seconds: float, on_gpu: bool, settle: int = 0
+) -> list[Timing]:
+    synchronize = torch.cuda.synchronize if on_gpu else lambda: None
+    return list(interleaved(functions, seconds, settle=settle, synchronize=synchronize).values())
 
 
 def table(candidates: Sequence[Candidate]) -> Table:
@@ -78,5 +86,80 @@ def table(candidates: Sequence[Candidate]) -> Table:
             *(f"{100 * (1 - share):.2f} %" for share in (entry.accuracy.top1, entry.accuracy.top5)),
             f"{1e3 * entry.seconds:.2f} ({first.seconds / entry.seconds:.2f}x)",
             f"{entry.multiply_adds / 1e9:.3f} G ({first.multiply_adds / entry.multiply_adds:.2f}x)",
+        )
+    return result
+
+
+# ------------------------------------------------------------------------------------------------ deployed
+
+
+class DeployedCandidate(nn.Module):
+    """A candidate as :func:`wae.deploy` makes it for ``batch`` images, and what is found out about it.
+
+    Called with that many images or fewer, (N, 3, H, W) uint8, it returns their scores, (N, classes).
+
+    Args:
+        candidate: what to deploy; its model stays as it is.
+        precision: see :func:`wae.deploy`.
+        engine: see :func:`wae.deploy`.
+        batch: images of a call.
+        calibration: labelled images that int8's scales come from; None for other precisions.
+
+    Raises:
+        CalibrationError, EngineError, DisagreementError: see :func:`wae.deploy`. No drop of accuracy is too
+            large here: it is what is to be found out.
+    """
+
+    def __init__(
+        self, candidate: Candidate, precision: str, engine: str, batch: int, calibration: Dataset | None
+    ) -> None:
+        super().__init__()
+        self.candidate = candidate
+        size = (candidate.described.input.size,) * 2
+        self.deployed: Deployed = deploy(
+            candidate.model,
+            size,
+            batch,
+            engine,
+            precision=precision,
+            calibration=calibration,
+            max_drop=None,
+        )
+        self.accuracy: Accuracy | None = None
+        self.seconds = 0.0
+        """Of a call with ``batch`` images."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """See the class."""
+        return self.deployed(filled(images, self.deployed.batch))[: len(images)]
+
+
+def measure_deployed(entries: Sequence[DeployedCandidate], seconds: float) -> None:
+    """Fill in the times of full batches, taken in turns during about ``seconds``, all together."""
+    functions = {}
+    for number, entry in enumerate(entries):
+        device = next(entry.candidate.model.parameters()).device
+        images = torch.zeros(entry.deployed.batch, 3, *entry.deployed.size, dtype=torch.uint8, device=device)
+        functions[str(number)] = lambda entry=entry, images=images: entry.deployed(images)
+    on_gpu = any(next(entry.candidate.model.parameters()).is_cuda for entry in entries)
+    for entry, timing in zip(entries, _timed(functions, seconds, on_gpu, settle=1), strict=True):
+        entry.seconds = timing.median
+
+
+def deployed_table(entries: Sequence[DeployedCandidate]) -> Table:
+    """A row for each network and precision: accuracy, milliseconds of a call, images per second."""
+    result = Table()
+    columns = ("network", "precision", "engine", "top-1 accuracy", "ms per call", "images/s")
+    for number, column in enumerate(columns):
+        result.add_column(column, justify="left" if number < 3 else "right")
+    for entry in entries:
+        assert entry.accuracy is not None
+        result.add_row(
+            f"{entry.candidate.described.network} ({entry.candidate.path})",
+            entry.deployed.precision,
+            entry.deployed.engine,
+            f"{100 * entry.accuracy.top1:.2f} %",
+            f"{1e3 * entry.seconds:.2f}",
+            f"{entry.deployed.batch / entry.seconds:.1f}",
         )
     return result

@@ -76,7 +76,7 @@ def runner(
         from .deployed import deploy
 
         deployed = deploy(model, size, batch, engine, **options)
-        return lambda images: deployed(_filled(images, batch).to(device))[: len(images)]
+        return lambda images: deployed(filled(images, batch).to(device))[: len(images)]
 
     def network(images: Tensor) -> Tensor:
         with torch.no_grad():
@@ -90,8 +90,8 @@ def runner(
     return network
 
 
-def _filled(images: Tensor, batch: int) -> Tensor:
-    """``images`` and as many black ones as are missing: an engine would be prepared anew for fewer."""
+def filled(images: Tensor, batch: int) -> Tensor:
+    """``images``, and up to ``batch`` black ones: an engine would be prepared anew for fewer."""
     return torch.cat((images, images.new_zeros(batch - len(images), *images.shape[1:])))
 
 

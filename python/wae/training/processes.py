@@ -37,6 +37,11 @@ def is_first() -> bool:
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
+def is_alone() -> bool:
+    """Whether there is no other process."""
+    return not dist.is_initialized() or dist.get_world_size() == 1
+
+
 def agreed(value: bool) -> bool:
     """The first process's ``value``, in all of them."""
     if not dist.is_initialized():

@@ -1,0 +1,210 @@
+"""int8 and other precisions from the command line: `wae eval --deployed`, `wae predict`, `wae export`."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_classifier import tiny
+
+import wae
+from wae import cli
+from wae.data.folder import evaluation_resize
+from wae.data.images import read_image
+from wae.experiments import evaluation
+from wae.inference.engines import ENGINES
+from wae.inference.predict import prepare
+from wae.storage import checkpoint
+from wae.storage.checkpoint import Input
+from wae.training import processes
+
+SIZE = 16
+LABELS = ("first", "second", "third")
+INT8 = ("--engine", "openvino", "--precision", "int8")
+PATIENT = ("--max-drop", 1)  # a network of random weights is unsure of noise
+
+
+@pytest.fixture
+def weights(tmp_path, monkeypatch):
+    monkeypatch.setitem(checkpoint._NETWORKS, "tiny", tiny)
+    torch.manual_seed(36)  # a network that tells the third class from the others
+    path = tmp_path / "tiny.safetensors"
+    checkpoint.save_classifier(path, tiny(), "tiny", LABELS, Input(SIZE, evaluation_resize(SIZE)))
+    return path
+
+
+@pytest.fixture
+def data(tmp_path):
+    """201 images to train on, which are enough for int8, and 9 to test on, which are not."""
+    folder, random = tmp_path / "data", np.random.default_rng(0)
+    for part, each in (("train", 67), ("val", 3)):
+        for number, label in enumerate(LABELS):
+            (folder / part / label).mkdir(parents=True)
+            for i in range(each):
+                pixels = random.integers(0, 100, (20, 20, 3), dtype=np.uint8)
+                pixels[..., number] += 150
+                Image.fromarray(pixels).save(folder / part / label / f"{i}.png")
+    return folder
+
+
+def needs_int8(engine):
+    reason = ENGINES[engine].why_not("cpu", "int8")
+    if reason:
+        pytest.skip(reason)
+
+
+@pytest.fixture
+def any_warnings():
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("warnings.filters", [])  # of the libraries' own parts
+        yield
+
+
+def run(*arguments):
+    return cli.main([str(argument) for argument in arguments])
+
+
+def rows(text):
+    """The cells of each line of the tables in ``text``."""
+    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if "│" in line]
+
+
+# ----------------------------------------------------------------------------------------------- evaluating
+
+
+@pytest.fixture
+def wide(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+
+
+def deployed_rows(capsys, precisions):
+    found = [row for row in rows(capsys.readouterr().out) if row[1] in precisions]
+    for network, _, _, accuracy, milliseconds, per_second in found:
+        assert network.startswith("tiny (")
+        assert re.fullmatch(r"\d+\.\d\d %", accuracy)
+        assert float(milliseconds) > 0
+        # a call has 4 images; what is printed is rounded
+        assert float(per_second) == pytest.approx(4e3 / float(milliseconds), rel=0.1, abs=0.1)
+    return found
+
+
+def test_eval_of_the_deployed_network(weights, data, wide, capsys):
+    arguments = ("eval", weights, weights, "--data", data, "--batch", 4, "--seconds", 0.05)
+    assert run(*arguments, "--deployed", "bfloat16", "float32", "--engine", "eager") == 0
+    found = deployed_rows(capsys, ("bfloat16", "float32"))
+    assert [row[1:3] for row in found] == 2 * [["bfloat16", "eager"], ["float32", "eager"]]
+    described = checkpoint.describe(weights).input
+    files = sorted((data / "val").glob("*/*.png"))
+    images = torch.stack([prepare(read_image(path), described) for path in files])
+    with torch.no_grad():
+        right = checkpoint.load_classifier(weights)(images).argmax(1) == torch.arange(3).repeat_interleave(3)
+    assert found[1][3] == found[3][3] == f"{100 * right.double().mean():.2f} %"
+
+
+@pytest.mark.slow
+def test_eval_in_int8_takes_its_scales_from_the_training_images(weights, data, wide, any_warnings, capsys):
+    """The test images are too few for it, so they cannot be what it took."""
+    needs_int8("openvino")  # the engine whose int8 is prepared fastest
+    arguments = ("eval", weights, "--data", data, "--batch", 4, "--seconds", 0.05, "--engine", "openvino")
+    assert run(*arguments, "--deployed", "int8", "float32") == 0
+    found = deployed_rows(capsys, ("int8", "float32"))
+    assert [row[1:3] for row in found] == [["int8", "openvino"], ["float32", "openvino"]]
+
+
+def test_eval_gives_int8_the_training_images_and_others_none(weights, data, monkeypatch):
+    given = {}
+
+    def deploy(model, size, batch, engine, *, precision, calibration, max_drop):
+        given[precision] = calibration
+        if precision == "int8":
+            raise ValueError("enough")
+        return wae.deploy(model, size, batch, "eager", precision=precision)
+
+    monkeypatch.setattr(evaluation, "deploy", deploy)
+    assert run("eval", weights, "--data", data, "--seconds", 0.05, "--deployed", "float32", "int8") == 1
+    assert given["float32"] is None
+    paths = [path for path, _ in given["int8"].samples]
+    assert len(paths) == 201
+    assert all(path.startswith(str(data / "train")) for path in paths)
+
+
+def test_eval_deployed_refuses(weights, data, capsys, monkeypatch):
+    arguments = ("eval", weights, "--data", data, "--seconds", 0.05)
+    assert run(*arguments, "--engine", "eager") == 2
+    assert "--engine: is for --deployed" in capsys.readouterr().err
+    assert run(*arguments, "--deployed", "float32", "--engine", "steam") == 2
+    assert "--engine must be auto or one of eager, " in capsys.readouterr().err
+    assert run(*arguments, "--deployed", "int8", "--engine", "eager") == 1
+    assert re.search(r"eager computes in .*, not in int8", capsys.readouterr().err)
+    (data / "train").rename(data / "other")
+    assert run(*arguments, "--deployed", "int8") == 1
+    assert re.search("train.*no such folder|no folder.*train", capsys.readouterr().err)
+    monkeypatch.setattr(processes, "is_alone", lambda: False)
+    assert run(*arguments, "--deployed", "float32") == 1
+    assert "--deployed: is for a single process" in capsys.readouterr().err
+
+
+# ----------------------------------------------------------------------------------- predicting, exporting
+
+
+def probabilities(text):
+    return [
+        [entry["probability"] for entry in sorted(json.loads(line)["classes"], key=lambda e: e["class"])]
+        for line in text.splitlines()
+    ]
+
+
+@pytest.mark.slow
+def test_predict_in_int8(weights, data, any_warnings, capsys):
+    needs_int8("openvino")
+    arguments = ("predict", data / "val", "--weights", weights, "--batch", 4)
+    assert run(*arguments) == 0
+    expected = probabilities(capsys.readouterr().out)
+    assert run(*arguments, *INT8, "--calibrate", data / "train", *PATIENT) == 0
+    found = probabilities(capsys.readouterr().out)
+    assert found != expected  # it is int8,
+    assert np.allclose(found, expected, atol=0.02)  # and near
+
+
+def test_predict_in_another_precision(weights, data, capsys):
+    arguments = ("predict", data / "val", "--weights", weights, "--engine", "eager")
+    found = {}
+    for precision in ("float32", "bfloat16"):
+        assert run(*arguments, "--precision", precision) == 0
+        found[precision] = probabilities(capsys.readouterr().out)
+    assert found["bfloat16"] != found["float32"]
+    assert np.allclose(found["bfloat16"], found["float32"], atol=0.02)
+
+
+@pytest.mark.slow
+def test_export_in_int8(weights, data, any_warnings, tmp_path, capsys):
+    needs_int8("onnxruntime")
+    import onnxruntime
+
+    path = tmp_path / "model.onnx"
+    arguments = ("export", weights, "-o", path, "--precision", "int8")
+    assert run(*arguments, "--calibrate", data / "train", *PATIENT) == 0
+    assert re.search(r"names the model's class on \d+\.\d\d% of 101 images", capsys.readouterr().out)
+    images = torch.randint(0, 256, (5, 3, SIZE, SIZE), dtype=torch.uint8)
+    scores = onnxruntime.InferenceSession(path).run(None, {"images": images.numpy()})[0]
+    with torch.no_grad():
+        expected = checkpoint.load_classifier(weights)(images)
+    assert 0 < (torch.from_numpy(scores) - expected).norm() <= 0.1 * expected.norm()
+
+
+@pytest.mark.parametrize("command", ["predict", "export"])
+def test_int8_refuses_what_it_cannot_calibrate_on(command, weights, data, tmp_path, capsys):
+    target = tmp_path / "model.onnx"
+    arguments = {
+        "predict": ("predict", data / "val", "--weights", weights, "--engine", "openvino"),
+        "export": ("export", weights, "-o", target),
+    }[command] + ("--precision", "int8")
+    assert run(*arguments) == 1
+    assert "int8 takes its scales from images" in capsys.readouterr().err
+    assert run(*arguments, "--calibrate", tmp_path / "none") == 1
+    assert f"--calibrate: {tmp_path / 'none'} is not a folder" in capsys.readouterr().err
+    assert run(*arguments, "--calibrate", data / "val") == 1
+    assert "need at least 200 images, 100 to calibrate on" in capsys.readouterr().err
+    assert not target.exists()
