@@ -313,7 +313,7 @@ Tensors13 encode_backward(Tensor grad_low, Tensor grad_high, Tensor image, Tenso
   Checker checker(kOp);
   checker.check(Table::encoder, image, parameters, image_scale, image_shift);
   checker.check(Table::encode_backward, grad_low, grad_high);
-  const int64_t batch = image.size(0), height = half_size(image.size(2)), width = half_size(image.size(3));
+  const int64_t batch = image.size(0);
   if (!has_kernel(kOp, conv1_weight, batch, image.size(2), image.size(3))) {
     return call_reference<Tensors13>(kOp, grad_low, grad_high, image, conv1_weight, conv1_bias, conv2_weight,
                                      conv2_bias, conv3_weight, conv3_bias, low_weight, low_bias, high_weight,
