@@ -23,6 +23,8 @@ Arithmetic
 
 from __future__ import annotations
 
+import builtins
+
 import triton
 import triton.language as tl
 
@@ -32,6 +34,12 @@ CHANNELS = tl.constexpr(plan.CHANNELS)
 GUARD = tl.constexpr(plan.GUARD_PIXELS)
 STAGED_ROWS = tl.constexpr(4)  # of the image, read at a time
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
+if INTERPRETED:  # its scalars are arrays of one element, which in Triton 3.6 numpy 2.4 refuses to count with
+
+    def range(*ends):
+        """Python's own, for scalars of the interpreter too."""
+        return builtins.range(*(e.handle.data.item() if isinstance(e, tl.tensor) else e for e in ends))
 
 
 @triton.jit
