@@ -1,4 +1,4 @@
-"""Pictures of result files: bars of how many times faster, time by resolution, memory."""
+"""Figures of result files: bars of how many times faster, time by resolution, memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Fill = Callable[[Axes, list[Benchmark]], None]
 def draw(results: Sequence[Result], folder: Path) -> list[Path]:
     """Write what the result files have numbers for into ``folder``; returns the files."""
     written = _throughput(results, folder / "end_to_end.png")
-    for file, wanted, key, height, title, fill in PICTURES:
+    for file, wanted, key, height, title, fill in FIGURES:
         rows = []
         for result in results:
             panels: dict[str, list[Benchmark]] = {}
@@ -68,7 +68,7 @@ def _write(figure: Any, path: Path) -> None:
 
 
 def _throughput(results: Sequence[Result], path: Path) -> list[Path]:
-    """One picture of what WAE brings: images a second of each network, on the first machine that has all."""
+    """One figure of what WAE brings: images a second of each network, on the first machine that has all."""
     for result in results:
         measured = {
             b["network"]: b
@@ -149,7 +149,7 @@ def _memory(axis: Axes, benchmarks: list[Benchmark]) -> None:
 
 OPS = ("encode", "decode", "encode + backward", "decode + backward")
 # file, the tables it shows, what distinguishes its panels, height of a panel, title, what fills a panel
-PICTURES: tuple[tuple[str, tuple[str, ...], str, float, str, Fill], ...] = (
+FIGURES: tuple[tuple[str, tuple[str, ...], str, float, str, Fill], ...] = (
     ("resolution.png", ("sizes",), "runner", 3.2, "One image of n x n pixels, milliseconds", _sizes),
     ("memory.png", ("memory",), "network", 2.8, "Peak memory with weights, MB, batch 8", _memory),
     ("speed.png", OPS, "table", 2.8, "Time of each peer, in units of ours (224 x 224, float32)", _peers),

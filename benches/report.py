@@ -31,9 +31,9 @@ def summary(results: list[Result]) -> str:
     return "\n".join(tables.decision(results))
 
 
-def everything(results: list[Result], pictures: list[Path]) -> str:
-    """The part of docs/benchmarks.md: all pictures, then all tables."""
-    parts = [f"![{_words(p)}]({p.name})" for p in pictures]
+def everything(results: list[Result], figures: list[Path]) -> str:
+    """The part of docs/benchmarks.md: all figures, then all tables."""
+    parts = [f"![{_words(p)}]({p.name})" for p in figures]
     parts += ["## What was asked for", "\n".join(tables.bounds(results, tables.BOUNDS))]
     on_gpu = [result for result in results if result["machine"]["gpu"]]
     if on_gpu:
@@ -59,10 +59,10 @@ def main() -> None:
     results = shown(folder)
     if not results:
         sys.exit(f"no result files in {folder}: run `make bench` first")
-    pictures = plots.draw(results, root / "docs")
+    figures = plots.draw(results, root / "docs")
     write_between(root / "README.md", summary(results))
-    write_between(root / "docs" / "benchmarks.md", everything(results, pictures))
-    print(f"wrote README.md, docs/benchmarks.md and {', '.join(p.name for p in pictures)}")
+    write_between(root / "docs" / "benchmarks.md", everything(results, figures))
+    print(f"wrote README.md, docs/benchmarks.md and {', '.join(p.name for p in figures)}")
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ inline torch::headeronly::MemoryFormat format_of(const Tensor& tensor) {
 }
 
 // A fresh (N, 3, height, width) tensor on the device and in the memory format of `like`.
-inline Tensor new_pictures(const Tensor& like, int64_t height, int64_t width, ScalarType dtype) {
+inline Tensor new_images(const Tensor& like, int64_t height, int64_t width, ScalarType dtype) {
   const std::array<int64_t, 4> sizes{like.size(0), 3, height, width};
   return torch::stable::empty({sizes.data(), sizes.size()}, dtype, std::nullopt, like.device(), std::nullopt,
                               format_of(like));

@@ -151,8 +151,8 @@ std::tuple<Tensor, Tensor> encode(Tensor image, Tensor conv1_weight, Tensor conv
         low_weight, low_bias, high_weight, high_bias, image_scale, image_shift);
   }
   const int64_t half_height = half_size(image.size(2)), half_width = half_size(image.size(3));
-  Tensor low = new_pictures(image, half_height, half_width, conv1_weight.scalar_type());
-  Tensor high = new_pictures(image, half_height, half_width, conv1_weight.scalar_type());
+  Tensor low = new_images(image, half_height, half_width, conv1_weight.scalar_type());
+  Tensor high = new_images(image, half_height, half_width, conv1_weight.scalar_type());
   const auto weights = packed<EncoderPack>(numbers_of<EncoderWeights>(parameters));
   const EncodeArgs args{images_of(image), images_of(low), images_of(high),
                         affine_of(image_scale, image_shift), weights.get()};
@@ -176,7 +176,7 @@ Tensor decode(Tensor low, Tensor high, Tensor low_weight, Tensor low_bias, Tenso
         "decode", low, high, low_weight, low_bias, high_weight, high_bias, conv1_weight, conv1_bias,
         conv2_weight, conv2_bias, conv3_weight, conv3_bias, output_size));
   }
-  Tensor image = new_pictures(low, output_size[0], output_size[1], low.scalar_type());
+  Tensor image = new_images(low, output_size[0], output_size[1], low.scalar_type());
   const auto weights = packed<DecoderPack>(numbers_of<DecoderWeights>(parameters));
   const DecodeArgs args{images_of(low), images_of(high), images_of(image), weights.get()};
   run_tasks(
@@ -273,7 +273,7 @@ Tensors13 encode_backward(Tensor grad_low, Tensor grad_high, Tensor image, Tenso
   const auto numbers = numbers_of<EncoderWeights>(parameters);
   const auto weights = packed<EncoderPack>(numbers);
   const auto transposed = packed<EncoderBackwardPack>(numbers);
-  Tensor grad_image = need_image ? new_pictures(image, image.size(2), image.size(3), image.scalar_type())
+  Tensor grad_image = need_image ? new_images(image, image.size(2), image.size(3), image.scalar_type())
                                  : no_gradient(conv1_weight);
   const EncodeBackwardArgs args{images_of(grad_low),
                                 images_of(grad_high),
@@ -322,7 +322,7 @@ Tensors12 decode_backward(Tensor grad_image, Tensor low, Tensor high, Tensor low
   const auto weights = packed<DecoderPack>(numbers);
   const auto transposed = packed<DecoderBackwardPack>(numbers);
   const auto input_gradient = [&] {
-    return need_input ? new_pictures(low, low.size(2), low.size(3), low.scalar_type()) : no_gradient(low);
+    return need_input ? new_images(low, low.size(2), low.size(3), low.scalar_type()) : no_gradient(low);
   };
   Tensor grad_low = input_gradient(), grad_high = input_gradient();
   const DecodeBackwardArgs args{images_of(grad_image),

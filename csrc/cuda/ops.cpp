@@ -182,8 +182,8 @@ std::tuple<Tensor, Tensor> encode(Tensor image, Tensor conv1_weight, Tensor conv
   const int device = image.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
   const int64_t height = half_size(image.size(2)), width = half_size(image.size(3));
-  Tensor low = new_pictures(image, height, width, conv1_weight.scalar_type());
-  Tensor high = new_pictures(image, height, width, conv1_weight.scalar_type());
+  Tensor low = new_images(image, height, width, conv1_weight.scalar_type());
+  Tensor high = new_images(image, height, width, conv1_weight.scalar_type());
   if (image.size(0) == 0) return {low, high};
 
   const Mode mode = mode_of(conv1_weight.scalar_type(), device, kOp);
@@ -216,7 +216,7 @@ Tensor decode(Tensor low, Tensor high, Tensor low_weight, Tensor low_bias, Tenso
   }
   const int device = low.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
-  Tensor image = new_pictures(low, output_size[0], output_size[1], low.scalar_type());
+  Tensor image = new_images(low, output_size[0], output_size[1], low.scalar_type());
   if (low.size(0) == 0) return image;
 
   const Mode mode = mode_of(low.scalar_type(), device, kOp);
@@ -324,7 +324,7 @@ Tensors13 encode_backward(Tensor grad_low, Tensor grad_high, Tensor image, Tenso
   need_image = need_image && image.scalar_type() != ScalarType::Byte;
   need_scale = need_scale && (image_scale || image_shift);
   const std::array<Tensor, 1> inputs{
-      need_image ? new_pictures(image, image.size(2), image.size(3), image.scalar_type())
+      need_image ? new_images(image, image.size(2), image.size(3), image.scalar_type())
                  : no_gradient(conv1_weight)};
   Results results;
   for (int i = 0; i < kParameters; ++i) results[i] = gradient_of(parameters[i], need_parameters);
@@ -357,7 +357,7 @@ Tensors12 decode_backward(Tensor grad_image, Tensor low, Tensor high, Tensor low
   }
   const torch::stable::accelerator::DeviceGuard guard(low.get_device_index());
   const auto input_gradient = [&] {
-    return need_input ? new_pictures(low, low.size(2), low.size(3), low.scalar_type()) : no_gradient(low);
+    return need_input ? new_images(low, low.size(2), low.size(3), low.scalar_type()) : no_gradient(low);
   };
   const std::array<Tensor, 2> inputs{input_gradient(), input_gradient()};
   Results results;

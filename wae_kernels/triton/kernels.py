@@ -1,13 +1,13 @@
 # Triton compiles these functions: it wants tuples put together with +, and no annotations but constexpr.
 # ruff: noqa: RUF005, SIM108
 # mypy: disable-error-code="no-untyped-def, assignment"
-"""The two kernels: one program carries a tile through all layers. docs/triton.md has the pictures.
+"""The two kernels: one program carries a tile through all layers. docs/triton.md has drawings.
 
 Frame
     A tile of HALF_ROWS x (PITCH / 2 - 4) half-resolution pixels is computed in a frame of 2 * HALF_ROWS + 8
     rows of PITCH full-resolution pixels, whose corner is 4 pixels above and left of the tile's. All layers
     use the frame's coordinates. Every 3x3 layer is right one pixel less on each side; what is wrong, or was
-    never written, further out is not used. Pixels outside the picture are stored as zeros: the padding.
+    never written, further out is not used. Pixels outside the image are stored as zeros: the padding.
 Slab
     Triton has no shared memory that can be indexed freely. What lies between the layers goes to a slab of
     global memory that belongs to the program and is small enough to stay in the caches: a region for the
@@ -71,7 +71,7 @@ def _dot(a, b, sums, TF32: tl.constexpr):
 
 
 @triton.jit
-def _in_picture(y, x, height, width):
+def _in_image(y, x, height, width):
     return (y >= 0) & (y < height) & (x >= 0) & (x < width)
 
 
@@ -104,10 +104,10 @@ def _paired(a, b, n):
 def _store_layer(
     region, sums, row, y, x, height, width, PITCH: tl.constexpr, TF32: tl.constexpr
 ):  # fmt: skip
-    """A frame row of a ReLU layer into its region; ``y``, ``x`` are its pixels' places in the picture."""
+    """A frame row of a ReLU layer into its region; ``y``, ``x`` are its pixels' places in the image."""
     m = tl.arange(0, PITCH)
     n = tl.arange(0, CHANNELS)
-    inside = _in_picture(y, x, height, width)
+    inside = _in_image(y, x, height, width)
     value = tl.where(inside[:, None], tl.maximum(sums, 0.0, propagate_nan=tl.PropagateNan.ALL), 0.0)
     value = _round(value, region.dtype.element_ty, TF32)
     tl.store(region + (row * PITCH + m)[:, None] * CHANNELS + n[None, :], value)
@@ -180,7 +180,7 @@ def _stage_image(
     """The frame of the image, scaled and shifted, into a region of 4 channels a pixel, the fourth zero."""
     m = tl.arange(0, STAGED_ROWS * PITCH)
     c = tl.arange(0, 4)
-    picture = image + n.to(tl.int64) * stride_n
+    origin = image + n.to(tl.int64) * stride_n
     factor = tl.full((4,), 1.0, tl.float32)
     offset = tl.full((4,), 0.0, tl.float32)
     if scale is not None:
@@ -190,9 +190,9 @@ def _stage_image(
     for row in range(0, ROWS, STAGED_ROWS):
         y = y0 + row + m // PITCH
         x = x0 + m % PITCH
-        mask = _in_picture(y, x, height, width)[:, None] & (c < 3)[None, :]
+        mask = _in_image(y, x, height, width)[:, None] & (c < 3)[None, :]
         pixel = y.to(tl.int64) * stride_y + x.to(tl.int64) * stride_x
-        value = tl.load(picture + pixel[:, None] + (c.to(tl.int64) * stride_c)[None, :], mask=mask, other=0)
+        value = tl.load(origin + pixel[:, None] + (c.to(tl.int64) * stride_c)[None, :], mask=mask, other=0)
         value = value.to(tl.float32)
         if scale is not None or shift is not None:
             value = tl.where(mask, value * factor[None, :] + offset[None, :], 0.0)
@@ -201,7 +201,7 @@ def _stage_image(
 
 
 @triton.jit
-def _image_layer(
+def _first_layer(
     source, target, weight, bias, y0, x0, height, width, ROWS: tl.constexpr, PITCH: tl.constexpr,
     GROUP: tl.constexpr, CHANNELS_LAST: tl.constexpr, TF32: tl.constexpr,
 ):  # fmt: skip
@@ -300,7 +300,7 @@ def encode_kernel(
             image_n, image_c, image_y, image_x, 2 * HALF_ROWS + 8, PITCH, TF32,
         )  # fmt: skip
         tl.debug_barrier()
-        _image_layer(
+        _first_layer(
             staged, trunk, conv1_weight, conv1_bias, y0, x0, height, width,
             2 * HALF_ROWS + 5, PITCH, GROUP, CHANNELS_LAST, TF32,
         )  # fmt: skip
@@ -338,7 +338,7 @@ def _stage_halves(
     for row in range(0, ROWS, STAGED_ROWS):
         i = i0 + row + m // HALF_PITCH
         j = j0 + m % HALF_PITCH
-        inside = _in_picture(i, j, half_height, half_width)[:, None]
+        inside = _in_image(i, j, half_height, half_width)[:, None]
         i, j = i.to(tl.int64)[:, None], j.to(tl.int64)[:, None]
         at_low = n.to(tl.int64) * low_n + i * low_y + j * low_x + c.to(tl.int64) * low_c
         at_high = n.to(tl.int64) * high_n + i * high_y + j * high_x + (c - 3).to(tl.int64) * high_c
@@ -400,7 +400,7 @@ def _up_layer(
             y = 2 * (row + m // HALF_PITCH)
             for down in tl.static_range(2):
                 sums = odd if down else even
-                inside = _in_picture(y0 + y + down, x0 + x, height, width)[:, None]
+                inside = _in_image(y0 + y + down, x0 + x, height, width)[:, None]
                 value = tl.where(inside, tl.maximum(sums, 0.0, propagate_nan=tl.PropagateNan.ALL), 0.0)
                 value = _round(value, target.dtype.element_ty, TF32)
                 pixel = (y + down) * PITCH + x
@@ -408,7 +408,7 @@ def _up_layer(
 
 
 @triton.jit
-def _picture_layer(
+def _last_layer(
     source, weight, bias, image, n, y0, x0, height, width, stride_n, stride_c, stride_y, stride_x,
     ROWS: tl.constexpr, PITCH: tl.constexpr, GROUP: tl.constexpr, CHANNELS_LAST: tl.constexpr,
     TF32: tl.constexpr,
@@ -424,7 +424,7 @@ def _picture_layer(
     start = tl.broadcast_to(tl.load(bias + c, mask=c < 3, other=0.0).to(tl.float32), (PITCH, CHANNELS))
     x = x0 + m
     in_columns = (m >= 4) & (m < PITCH - 4) & (x < width)
-    picture = image + n.to(tl.int64) * stride_n
+    origin = image + n.to(tl.int64) * stride_n
     columns = (x.to(tl.int64) * stride_x)[:, None] + c.to(tl.int64) * stride_c
     for row in range(4, 4 + ROWS, GROUP):
         blocks = _trunk_blocks(source, row, PITCH, GROUP)
@@ -432,7 +432,7 @@ def _picture_layer(
             sums = _convolve_rows(blocks, filters, start, i, 3, TF32)
             y = y0 + row + i
             wanted = in_columns & (row + i < 4 + ROWS) & (y < height)
-            place = picture + tl.cast(y, tl.int64) * stride_y + columns
+            place = origin + tl.cast(y, tl.int64) * stride_y + columns
             tl.store(place, _round(sums, image.dtype.element_ty, False), mask=wanted[:, None] & (c < 3))
 
 
@@ -486,7 +486,7 @@ def decode_kernel(
             3, 2 * HALF_ROWS + 2, PITCH, GROUP, CHANNELS_LAST, TF32,
         )  # fmt: skip
         tl.debug_barrier()
-        _picture_layer(
+        _last_layer(
             trunk - 2 * ROW, conv3_weight, conv3_bias, image, n, y0, x0, height, width,
             out_n, out_c, out_y, out_x,
             2 * HALF_ROWS, PITCH, GROUP, CHANNELS_LAST, TF32,

@@ -112,7 +112,7 @@ def launch_encode(
     device: Device | None = None,
     tile: Tile | None = None,
 ) -> Launch:
-    """The launch of ``encode_kernel`` for checked arguments with at least one picture.
+    """The launch of ``encode_kernel`` for checked arguments with at least one image.
 
     ``tile`` overrides the choice that :func:`wae_kernels.triton.tune` stored and the short list, ``device``
     the one where the arguments are. Both are for tests and for tuning.
@@ -139,7 +139,7 @@ def launch_decode(
     tile: Tile | None = None,
 ) -> Launch:
     """The launch of ``decode_kernel``, as :func:`launch_encode` is that of ``encode_kernel``."""
-    out = picture(low, output_size)
+    out = new_image(low, output_size)
     return _launch("decode", [low, high], parameters, [], (out,), out.shape, device, tile)
 
 
@@ -150,7 +150,7 @@ def halves(image: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
     return low, torch.empty_like(low)
 
 
-def picture(low: Tensor, output_size: Sequence[int]) -> Tensor:
+def new_image(low: Tensor, output_size: Sequence[int]) -> Tensor:
     """An empty image of ``output_size``, in the dtype and memory format of ``low``."""
     shape = (low.shape[0], 3, *output_size)
     return torch.empty(shape, dtype=low.dtype, device=low.device, memory_format=format_of(low))

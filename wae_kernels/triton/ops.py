@@ -21,7 +21,7 @@ from wae_kernels.checks import check_decode, check_encode
 from wae_kernels.parameters import DecoderParameters, EncoderParameters, one_by_one, width_of
 
 from .kernels import decode_kernel, encode_kernel
-from .launch import INTERPRETED, Launch, halves, has_kernel, launch_decode, launch_encode, picture
+from .launch import INTERPRETED, Launch, halves, has_kernel, launch_decode, launch_encode, new_image
 from .plan import Tile
 
 
@@ -76,7 +76,7 @@ def decode(
     if not has_kernel(low.device, low.dtype, width_of(parameters)):
         return reference.decode(low, high, *parameters, output_size)  # type: ignore[no-any-return]
     if low.shape[0] == 0:
-        return picture(low, output_size)
+        return new_image(low, output_size)
     launch = launch_decode(low, high, parameters, output_size, tile=tile)
     _start(kernel, launch, low.device)
     return launch.outputs[0]
@@ -115,7 +115,7 @@ def _fake_decode(
     low: Tensor, high: Tensor, parameters: DecoderParameters, output_size: Sequence[int]
 ) -> Tensor:
     check_decode(low, high, parameters, output_size, op="decode_triton")
-    return picture(low, output_size)
+    return new_image(low, output_size)
 
 
 def _register() -> None:

@@ -17,7 +17,7 @@ _REGISTERS = 65536
 """32-bit registers of a multiprocessor."""
 
 _L2_SHARE = 0.75
-"""How much of the L2 cache the slabs may take; pictures stream through the rest."""
+"""How much of the L2 cache the slabs may take; images stream through the rest."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Tile:
-    """How a program cuts the picture and its work.
+    """How a program cuts the image and its work.
 
     Attributes:
         pitch: pixels in a row of the frame, a power of two; the tile itself is pitch / 2 - 4 half-resolution
@@ -129,7 +129,7 @@ def tiles_for(precision: str, capability: int) -> list[Tile]:
 def plan(
     batch: int, height: int, width: int, precision: str, device: Device, tiles: Sequence[Tile] = ()
 ) -> Plan:
-    """The launch for (batch, 3, height, width) pictures, batch at least 1.
+    """The launch for (batch, 3, height, width) images, batch at least 1.
 
     Args:
         precision: as in :func:`tiles_for`.

@@ -105,7 +105,7 @@ def run(options: argparse.Namespace) -> int:
         raise shared.Failure(str(error)) from None
     if first:
         shared.console().print(evaluation.table(candidates))
-        print(f"Of {options.data}'s test pictures. {evaluation.HOW_TIMED}")
+        print(f"Of {options.data}'s test images. {evaluation.HOW_TIMED}")
     if deployed:
         shared.console().print(evaluation.deployed_table(deployed))
         print(f"Deployed by wae.deploy. Times: medians of calls with {options.batch} images, all in turns.")

@@ -70,7 +70,7 @@ class Result:
     network: str
     seed: int
     accuracy: float
-    """Share of the 10,000 test pictures that are classified rightly after the last epoch."""
+    """Share of the 10,000 test images that are classified rightly after the last epoch."""
     seconds: float
     """All epochs together, on one core of the machine that ran it."""
     epochs: list[float]
@@ -141,7 +141,7 @@ def run(
 
     Args:
         folder: where results, weights and checkpoints are kept.
-        data: of 28 x 28 pictures, for :func:`wae.data.loading.open_dataset`: ``fashion-mnist``, or
+        data: of 28 x 28 images, for :func:`wae.data.loading.open_dataset`: ``fashion-mnist``, or
             a folder of its files.
         wae: the plan, see :func:`wae_plan`.
         processes: how many trainings at a time, each on one core.
@@ -304,9 +304,9 @@ class Row:
     accuracies: list[float]
     """Of each seed."""
     multiply_adds: int
-    """On one picture."""
+    """On one image."""
     microseconds: float
-    """The median time of one picture in a batch of 100, on the machine that made the table."""
+    """The median time of one image in a batch of 100, on the machine that made the table."""
 
     @property
     def mean(self) -> float:
@@ -359,7 +359,7 @@ def markdown(table: Sequence[Row]) -> str:
     """The table for people."""
     full = next((row.multiply_adds for row in table if row.network == FULL), None)
     lines = [
-        "| network | accuracy, mean of seeds | spread | won back | multiply-adds | time per picture |",
+        "| network | accuracy, mean of seeds | spread | won back | multiply-adds | time per image |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     for row in table:

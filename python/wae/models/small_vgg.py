@@ -1,4 +1,4 @@
-"""A small VGG for pictures of 28 x 28, and WAE around it: the networks of ``wae reproduce fashion-mnist``."""
+"""A small VGG for images of 28 x 28, and WAE around it: the networks of ``wae reproduce fashion-mnist``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .bodies import initialize
 from .classifier import WAEClassifier
 
 _LAYERS: tuple[str | int, ...] = (32, "M", 64, 64, "M", 128, 128, "M")
-_SIDE = 2  # of the features that a body makes of a 14 x 14 picture; of 28 x 28 they are twice that
+_SIDE = 2  # of the features that a body makes of a 14 x 14 image; of 28 x 28 they are twice that
 _WIDTH = 128  # of the classifiers' hidden layer
 
 # Turns 0..255 into zero mean and unit variance over Fashion-MNIST's training images.
@@ -23,7 +23,7 @@ _SHIFT = (-73 / 90,) * 3
 
 
 class SmallVGG(nn.Module):
-    """Five convolutions with BatchNorm, three max pools that round up, two FC layers: for 28 x 28 pictures.
+    """Five convolutions with BatchNorm, three max pools that round up, two FC layers: for 28 x 28 images.
 
     Args:
         classes: number of scores.

@@ -135,7 +135,7 @@ def _check(path: Path, model: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Raise CheckpointError unless ``tensors``, those in the file at ``path``, are all of ``model``'s."""
     have, need = ({n: tuple(t.shape) for n, t in d.items()} for d in (tensors, model.state_dict()))
     wrong = [f"{name} is missing" for name in need if name not in have]
-    wrong += [f"{name} is too much" for name in have if name not in need]
+    wrong += [f"{name} is unexpected" for name in have if name not in need]
     wrong += [f"{n} is {have[n]}, not {need[n]}" for n in need if n in have and have[n] != need[n]]
     wrong += [
         f"{name} is of {tensor.dtype}" for name, tensor in tensors.items() if tensor.dtype not in _DTYPES

@@ -13,7 +13,7 @@ The trunks pass each colour through as two channels, ReLU(x) and ReLU(-x), of wh
 so 6 of the 16 channels are used. The others start as random features that nothing reads yet: their outgoing
 weights are zero, and training is free to use them. Nothing that training finds can end below this start.
 
-The blocks of grey pictures are 4 numbers. The two parts of ``high`` that are left over read the random
+The blocks of grey images are 4 numbers. The two parts of ``high`` that are left over read the random
 features; the decoder does not need them.
 """
 
@@ -64,7 +64,7 @@ def best_linear(images: Iterable[Tensor], least_energy: bool = False) -> LinearT
         images: (3, H, W) each, in the units in which the transform will be used: it maps zero to zero.
         least_energy: take the three leading directions for ``low``, instead of those nearest to the mean
             colours. ``high`` then has as little energy as it can have, and ``low`` is no small image: for
-            bodies that are trained from scratch. Of grey pictures, whose blocks are 4 numbers, ``low`` then
+            bodies that are trained from scratch. Of grey images, whose blocks are 4 numbers, ``low`` then
             keeps 3 and ``high`` 1; its two directions without energy are zero.
     """
     moments = torch.zeros(12, 12, dtype=torch.float64)

@@ -130,7 +130,7 @@ class JsonLines(Observer):
         self._path = path
 
     def begin(self, plan: Plan, history: list[Epoch]) -> None:
-        """See :class:`Observer`. Puts right what a killed training wrote too much or not yet."""
+        """See :class:`Observer`. Puts right what a killed training wrote twice or not yet."""
         with written(self._path, force=True) as file:
             file.writelines(_json_line(epoch) for epoch in history)
 
@@ -141,20 +141,20 @@ class JsonLines(Observer):
 
 
 class TensorBoard(Observer):
-    """Scalars of every tenth step and every epoch, and what the auto-encoder makes of a few pictures.
+    """Scalars of every tenth step and every epoch, and what the auto-encoder makes of a few images.
 
     Args:
         folder: of the event files.
-        pictures: (N, 3, H, W) uint8.
+        images: (N, 3, H, W) uint8.
 
     Raises ModuleNotFoundError where tensorboard is not installed.
     """
 
-    def __init__(self, folder: Path, pictures: Tensor) -> None:
+    def __init__(self, folder: Path, images: Tensor) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self._open = SummaryWriter
-        self._folder, self._pictures = folder, pictures
+        self._folder, self._images = folder, images
         self._writer: Any = None
         self._steps = 0  # of all epochs before this one
 
@@ -177,8 +177,8 @@ class TensorBoard(Observer):
         if epoch.accuracy:
             self._scalars("test", epoch.accuracy._asdict(), now)
         if isinstance(model, WAEClassifier) and model.decoder is not None:
-            for name, pictures in shown(model, self._pictures).items():
-                self._writer.add_images(name, pictures, now)
+            for name, images in shown(model, self._images).items():
+                self._writer.add_images(name, images, now)
         self._writer.flush()
 
     def _scalars(self, group: str, values: Mapping[str, Any], step: int) -> None:
@@ -187,15 +187,15 @@ class TensorBoard(Observer):
 
 
 @torch.no_grad()
-def shown(model: WAEClassifier, pictures: Tensor) -> dict[str, Tensor]:
-    """``image``, ``low``, ``high`` and ``reconstruction`` of ``pictures``, to look at: (N, 3, h, w) uint8.
+def shown(model: WAEClassifier, images: Tensor) -> dict[str, Tensor]:
+    """``image``, ``low``, ``high`` and ``reconstruction`` of ``images``, to look at: (N, 3, h, w) uint8.
 
     ``low`` fills the range from black to white; ``high`` is drawn around a middle grey.
 
     Args:
-        pictures: (N, 3, H, W) uint8, on any device.
+        images: (N, 3, H, W) uint8, on any device.
     """
-    images = pictures.to(model.image_scale.device)
+    images = images.to(model.image_scale.device)
     low, high = (part.float() for part in model.decompose(images))
     least, most = low.amin(), low.amax()
     drawn = {

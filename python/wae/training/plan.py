@@ -94,7 +94,7 @@ class Plan:
     """Its name, for the record."""
     stages: tuple[Stage, ...]
     batch: int = 128
-    """Pictures per step, those of all processes together."""
+    """Images per step, those of all processes together."""
     accumulate: int = 1
     """Parts in which each process works through its share of a batch, to save memory."""
     precision: str = "float32"

@@ -5,7 +5,7 @@
     folder/plan.toml            what was done, to be done again
           /state.safetensors    what a stopped training goes on from: the start, replaced after every epoch
           /log.jsonl            a line for each epoch
-          /tensorboard/         curves and pictures, where tensorboard is installed
+          /tensorboard/         curves and images, where tensorboard is installed
           /model.safetensors    the trained network, when all stages are done
 """
 
@@ -63,7 +63,7 @@ _SIDES = (
     448,
     512,
 )  # that are tried for a message
-_PICTURES = 8  # that TensorBoard shows
+_IMAGES = 8  # that TensorBoard shows
 _NO_TENSORBOARD = 'no TensorBoard files: it is not installed (pip install "wae-kernels[tensorboard]")'
 
 
@@ -122,14 +122,14 @@ class Session:
             sets = [self._data(train, console) for train in (True, False)]
             sets = self._in_order_of_weights(sets, console)
             plan, model = self._model(sets[0], goes_on)
-            pictures = sets[1].batch(range(min(_PICTURES, len(sets[1]))), 0)[0]
-            if not len(pictures):
-                raise DatasetError(f"{self.data}: none of the first {_PICTURES} test pictures can be read")
-            _try_out(model, plan.model, pictures)
-            _try_training(plan, len(sets[0].labels), pictures)
-            teacher = self._teacher(pictures, sets[1].labels, console)
-            described = plan.model, sets[0].labels, _input(sets[1], pictures)
-            with self._observer(console, pictures, goes_on) as observer:
+            images = sets[1].batch(range(min(_IMAGES, len(sets[1]))), 0)[0]
+            if not len(images):
+                raise DatasetError(f"{self.data}: none of the first {_IMAGES} test images can be read")
+            _try_out(model, plan.model, images)
+            _try_training(plan, len(sets[0].labels), images)
+            teacher = self._teacher(images, sets[1].labels, console)
+            described = plan.model, sets[0].labels, _input(sets[1], images)
+            with self._observer(console, images, goes_on) as observer:
                 if is_first():
                     rehearse(self.folder, model, *described)
                 history = train(
@@ -240,7 +240,7 @@ class Session:
         if self.autoencoder:
             pretrained.load_autoencoder(model, self.autoencoder)
 
-    def _teacher(self, pictures: Tensor, labels: Sequence[str], console: Console) -> nn.Module | None:
+    def _teacher(self, images: Tensor, labels: Sequence[str], console: Console) -> nn.Module | None:
         """The teacher, whose scores are in the order of ``labels``."""
         mimics = any(stage.mimic_weight for stage in self.plan.stages)
         if self.teacher is None:
@@ -248,7 +248,7 @@ class Session:
                 raise ValueError("the plan has a mimic_weight, which needs a teacher (--teacher)")
             return None
         teacher, known = load_classifier(self.teacher), describe(self.teacher).labels
-        count = _try_out(teacher, str(self.teacher), pictures).shape[1]
+        count = _try_out(teacher, str(self.teacher), images).shape[1]
         order = class_order(f"the teacher, {self.teacher}", known, count, labels)
         if not mimics:
             raise ValueError("a teacher is given, and no stage of the plan has a mimic_weight")
@@ -256,7 +256,7 @@ class Session:
         return InOrder(teacher, order.numbers)
 
     @contextmanager
-    def _observer(self, console: Console, pictures: Tensor, goes_on: bool) -> Iterator[Observer]:
+    def _observer(self, console: Console, images: Tensor, goes_on: bool) -> Iterator[Observer]:
         """The observers of the training; on other processes than the first, none."""
         if not is_first():
             yield Observer()
@@ -265,7 +265,7 @@ class Session:
             observers: list[Observer] = [] if goes_on else [_NewFolder(self.folder)]
             observers.append(JsonLines(self.folder / LOG))
             try:
-                observers.append(TensorBoard(self.folder / TENSORBOARD, pictures))
+                observers.append(TensorBoard(self.folder / TENSORBOARD, images))
             except ModuleNotFoundError:
                 console.print(_NO_TENSORBOARD, soft_wrap=True, highlight=False, markup=False)
             observers.append(stack.enter_context(Terminal(console)))
@@ -327,14 +327,14 @@ def _note(console: Console, note: str) -> None:
         console.print(note, soft_wrap=True, highlight=False, markup=False)
 
 
-def _try_out(network: nn.Module, name: str, pictures: Tensor) -> Tensor:
-    """The scores of ``pictures``. Raises ValueError where the network does not take images of that size."""
+def _try_out(network: nn.Module, name: str, images: Tensor) -> Tensor:
+    """The scores of ``images``. Raises ValueError where the network does not take images of that size."""
     was_training = network.training
     try:
         with torch.no_grad():
-            scores: Tensor = network.eval()(pictures)
+            scores: Tensor = network.eval()(images)
     except (AssertionError, RuntimeError, ValueError) as error:  # torchvision asserts sizes
-        height, width = pictures.shape[2:]
+        height, width = images.shape[2:]
         why = str(error).splitlines()[0]
         raise ValueError(f"{name} takes no images of {height} x {width} ({why}){_sizes(name)}") from None
     network.train(was_training)
@@ -361,21 +361,21 @@ def _runs(network: nn.Module, shape: Sequence[int]) -> str | None:
     return None
 
 
-def _try_training(plan: Plan, classes: int, pictures: Tensor) -> None:
+def _try_training(plan: Plan, classes: int, images: Tensor) -> None:
     """Raise ValueError where what a process takes at a time is too small for the network's BatchNorm."""
     world = dist.get_world_size() if dist.is_initialized() else 1
     part = max(1, plan.batch // (world * plan.accumulate))
     network = on_meta(partial(build, plan.model, classes)).train()
-    if why := _runs(network, (part, *pictures.shape[1:])):
-        size = " x ".join(map(str, pictures.shape[2:]))
+    if why := _runs(network, (part, *images.shape[1:])):
+        size = " x ".join(map(str, images.shape[2:]))
         raise ValueError(
             f"{plan.model} cannot be trained on parts of {part} image(s) of {size}: {why}; take a larger "
             "--batch (or --size, or fewer processes or --accumulate)"
         )
 
 
-def _input(data: Dataset, pictures: Tensor) -> Input:
+def _input(data: Dataset, images: Tensor) -> Input:
     """How a photo becomes what the network was trained on."""
-    size = pictures.shape[3]
+    size = images.shape[3]
     grayscale = isinstance(data, InMemory) and data.images.shape[1] == 1
     return Input(size, evaluation_resize(size) if isinstance(data, ImageFolder) else size, grayscale)

@@ -36,7 +36,7 @@ from .objective import Objective, of_transform, trained
 from .plan import Plan, Stage, changed, differences
 from .sparsity import Masks
 
-_SAMPLE = 2000  # training pictures that the linear start and fixed statistics are measured on
+_SAMPLE = 2000  # training images that the linear start and fixed statistics are measured on
 
 
 class TrainingError(WaeError, RuntimeError):
@@ -47,12 +47,12 @@ class Accuracy(NamedTuple):
     """How a classifier does on a data set."""
 
     top1: float
-    """Share of the pictures whose best score is the right class's, 0..1."""
+    """Share of the images whose best score is the right class's, 0..1."""
     top5: float
     """Share of those for which it is among the five best."""
     loss: float
     """Mean cross entropy."""
-    pictures: int
+    images: int
 
 
 @dataclass(frozen=True)
@@ -177,10 +177,10 @@ def evaluate(
     failed = _of_all_processes(loader.failed)
     if left_out is not None:
         left_out(failed)
-    top1, top5, loss, pictures = _summed(sums).tolist()
-    if not pictures:
-        raise ValueError("the test set must hold at least one picture")
-    return Accuracy(top1 / pictures, top5 / pictures, loss / pictures, int(pictures))
+    top1, top5, loss, images = _summed(sums).tolist()
+    if not images:
+        raise ValueError("the test set must hold at least one image")
+    return Accuracy(top1 / images, top5 / images, loss / images, int(images))
 
 
 class _Run:
@@ -210,7 +210,7 @@ class _Run:
         if plan.batch % (self.world * plan.accumulate) or len(training) < plan.batch:
             raise ValueError(
                 f"batch must divide into {self.world} processes times {plan.accumulate} parts, and be at "
-                f"most the {len(training)} pictures of the training set, got {plan.batch}"
+                f"most the {len(training)} images of the training set, got {plan.batch}"
             )
         self.history: list[Epoch] = []
         self.data = {} if state is None else fingerprint(training)
@@ -262,7 +262,7 @@ class _Run:
             return
         sample = _to(self.training.batch(_sample(self.training), 0)[0], self.device)
         if not len(sample):
-            raise TrainingError("none of the training pictures that are measured first can be read")
+            raise TrainingError("none of the training images that are measured first can be read")
         if number == 0 and plan.start == "linear":
             if model.decoder is None or not isinstance(model.encoder, Encoder):
                 raise ValueError("start = linear needs a model with a learned encoder and a decoder")
@@ -299,7 +299,7 @@ class _Run:
                 group["lr"] = group["share"] * learning_rate(stage, epoch + step / steps)
             if not len(labels):
                 first = f"; the first: {loader.failed[0]}" if loader.failed else ""
-                raise TrainingError(f"none of the pictures of step {step + 1} in {where} can be read{first}")
+                raise TrainingError(f"none of the images of step {step + 1} in {where} can be read{first}")
             optimizer.zero_grad()
             losses = self._gradients(module, _to(images, self.device), labels.to(self.device))
             if not self._finite(optimizer, losses):
@@ -326,7 +326,7 @@ class _Run:
         Every image counts the same, however many are in its part of the batch or on its process: some may
         have been left out. Gradients are averaged over the processes, and losses will be.
         """
-        # Fewer parts than planned, where pictures that cannot be read leave too few.
+        # Fewer parts than planned, where images that cannot be read leave too few.
         parts = list(zip(images.chunk(self.plan.accumulate), labels.chunk(self.plan.accumulate), strict=True))
         whole = _summed(torch.tensor(len(labels))).item() / self.world
         total: dict[str, Tensor] = {}
@@ -512,7 +512,7 @@ def _epoch(entry: Mapping[str, Any]) -> Epoch:
 
 
 def _sample(data: Dataset) -> range:
-    """Which pictures to measure: the first; in a folder, where class follows class, every so many."""
+    """Which images to measure: the first; in a folder, where class follows class, every so many."""
     every = max(1, len(data) // _SAMPLE) if isinstance(data, ImageFolder) else 1
     return range(0, len(data), every)[:_SAMPLE]
 

@@ -550,7 +550,7 @@ def test_test_pictures_that_cannot_be_read(train, pictures, tmp_path, capsys):
     for path in (pictures / "val" / "blue").iterdir():
         path.write_bytes(b"broken")
     assert train("--on-corrupt", "skip") == 1
-    assert "none of the first 8 test pictures can be read" in errors(capsys)
+    assert "none of the first 8 test images can be read" in errors(capsys)
 
 
 def test_only_the_first_process_prints_an_evaluation(pictures, tmp_path, capsys, monkeypatch):

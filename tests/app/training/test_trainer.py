@@ -134,7 +134,7 @@ def test_training_lowers_every_loss_and_raises_the_accuracy():
     assert last.losses["reconstruction"] < first.losses["reconstruction"]
     assert last.accuracy.top1 > 0.9
     assert last.accuracy.top5 == 1.0  # of three classes
-    assert last.accuracy.pictures == 32
+    assert last.accuracy.images == 32
 
 
 def test_parts_of_a_batch_give_the_whole_batchs_gradient():
@@ -170,11 +170,11 @@ def test_a_batch_without_pictures_ends_a_training_and_not_an_evaluation():
     data = pictures(augment=False)
     whole = data.batch
     data.batch = lambda indices, epoch: whole([i for i in indices if i >= 8], epoch)
-    assert evaluate(network(), data, batch=8).pictures == 24
+    assert evaluate(network(), data, batch=8).images == 24
     flat, stage = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 3)), PLAN.stages[1]
     with pytest.raises(TrainingError, match=r"of step 1 in epoch 1 of stage 1 \(classifier\) can be read"):
         train(flat, only(stage), some_of(pictures(), 0), data)
-    with pytest.raises(TrainingError, match="none of the training pictures that are measured first"):
+    with pytest.raises(TrainingError, match="none of the training images that are measured first"):
         train(network(), only(JOINT, start="linear"), some_of(pictures(), 0), data)
 
 
