@@ -143,7 +143,7 @@ sanitize() {
   for tool in memcheck racecheck synccheck initcheck; do
     # without torch's cache every tensor is an allocation of its own, with an end that memcheck sees
     step "sanitize_$tool" 120 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 9 \
-      --kernel-name kns=encode_kernel --kernel-name kns=decode_kernel "$PYTHON" tools/gpu/small_launches.py
+      --kernel-name kns=_kernel --kernel-name kns=reduce_partials "$PYTHON" tools/gpu/small_launches.py
     grep -hE 'ERROR SUMMARY|RACECHECK SUMMARY' "$OUT/sanitize_$tool.log" | indented
   done
 }
@@ -162,7 +162,7 @@ profile() {
     return
   fi
   # clocks stay as they are
-  step profile 120 ncu --set full --clock-control none --import-source no -k 'regex:encode_kernel|decode_kernel' \
+  step profile 120 ncu --set full --clock-control none --import-source no -k 'regex:encode_kernel|decode_kernel|backward_kernel|reduce_partials' \
     --launch-count 4 "$PYTHON" tools/gpu/one_launch.py
   grep -hE '^ +(encode|decode|void)|Duration|Throughput|Achieved Occupancy|Registers Per|Executed Ipc Active' \
     "$OUT/profile.log" | indented

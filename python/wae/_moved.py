@@ -1,4 +1,4 @@
-"""The import paths of version 0.1: each still works, and warns once with the new one.
+"""The import paths of version 0.1: each works and warns once with the new one, or says what replaced it.
 
 ``wae.data`` and ``wae.deploy`` are other things today (a package, a function). The names of the old
 ``wae.data`` and ``wae.datasets`` are found on the package (``wae/data/__init__.py``), those of ``wae.deploy``
@@ -38,6 +38,13 @@ MOVED = {
 }
 """Old name to new."""
 
+GONE = {
+    "wae.protobuf": "Caffe's files are read by Google's protobuf library",
+    "wae.training.progress": "use the observers of wae.training.observers",
+    "wae.training.recipe": "use wae.training.stage1.schedule in place of Recipe",
+}
+"""Old name to what to do instead."""
+
 
 def warn(old: str, new: str) -> None:
     """Say that ``old`` is called ``new``, in the line that uses it (the caller's caller)."""
@@ -50,6 +57,8 @@ class _Finder(MetaPathFinder, Loader):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
+        if fullname in GONE:
+            raise ModuleNotFoundError(f"{fullname} is gone: {GONE[fullname]}", name=fullname)
         return ModuleSpec(fullname, self) if fullname in MOVED else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:

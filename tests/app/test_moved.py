@@ -1,11 +1,12 @@
 """The import paths of version 0.1: each works, and warns once, in the line that uses it."""
 
+import importlib
 import subprocess
 import sys
 
 import pytest
 
-from wae._moved import MOVED
+from wae._moved import GONE, MOVED
 
 
 def warnings_of(tmp_path, code):
@@ -62,3 +63,9 @@ def test_old_names_in_use(tmp_path, code, warned):
     printed, told = warnings_of(tmp_path, code)
     assert [line.partition("DeprecationWarning: ")[2] for line in told] == warned
     assert "False" not in " ".join(printed)
+
+
+@pytest.mark.parametrize("old", list(GONE))
+def test_what_is_gone_names_its_successor(old):
+    with pytest.raises(ModuleNotFoundError, match=f"{old} is gone: "):
+        importlib.import_module(old)

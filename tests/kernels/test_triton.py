@@ -337,7 +337,12 @@ def test_the_ops_on_the_processor_run_the_reference() -> None:
 @pytest.mark.parametrize("op", ["encode", "decode"])
 def test_schema_and_fake(op: str) -> None:
     triton_op, own = getattr(torch.ops.wae, f"{op}_triton").default, getattr(torch.ops.wae, op).default
-    for made, wanted in (("arguments", "name"), ("arguments", "default_value"), ("returns", "type")):
+    for made, wanted in (
+        ("arguments", "name"),
+        ("arguments", "type"),
+        ("arguments", "default_value"),
+        ("returns", "type"),
+    ):
         assert [getattr(a, wanted) for a in getattr(triton_op._schema, made)] == [
             getattr(a, wanted) for a in getattr(own._schema, made)
         ]

@@ -1,7 +1,8 @@
-"""Every mode of both CUDA kernels once: its error, the same bits twice, a CUDA graph, torch.compile."""
+"""Every mode of the CUDA kernels once, forward and backward: error, same bits; a CUDA graph, torch.compile."""
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Sequence
 
@@ -59,6 +60,28 @@ def mode(name: str, batch: int, height: int, width: int, channels_last: bool) ->
     return says(good, f"{name} {shape} encode {errors[0]:.2e} decode {errors[1]:.2e} (limit {limit:g})")
 
 
+def gradients(name: str, batch: int, height: int, width: int) -> int:
+    """Backward against float64; wider limits, as some ReLUs switch elsewhere in less precise arithmetic."""
+    dtype, torch.backends.cudnn.allow_tf32, limit = MODES[name]
+    torch.manual_seed(0)
+    e, d = nn.Encoder().cuda().to(dtype), nn.Decoder().cuda().to(dtype)
+    image = torch.randn(batch, 3, height, width, device="cuda").to(dtype).requires_grad_()
+
+    def derived(double: bool) -> list[Tensor]:
+        networks = (copy.deepcopy(e).double(), copy.deepcopy(d).double()) if double else (e, d)
+        x = image.double() if double else image
+        leaves = [x.detach().requires_grad_(), *(p for network in networks for p in network.parameters())]
+        back = networks[1](*networks[0](leaves[0]), (height, width))
+        return list(torch.autograd.grad((back.double() * back.detach().double()).sum(), leaves))
+
+    found, again, wanted = derived(False), derived(False), derived(True)
+    worst = max(error([f], [w]) for f, w in zip(found, wanted, strict=True))
+    good = worst <= (3 * limit) ** 0.5 and all(map(torch.equal, found, again))
+    return says(
+        good, f"{name} {batch}x3x{height}x{width} gradients {worst:.2e} (limit {(3 * limit) ** 0.5:.2g})"
+    )
+
+
 @torch.no_grad()
 def graphs() -> int:
     e, image = nn.Encoder().cuda().half(), torch.randn(4, 3, 224, 224, device="cuda").half()
@@ -85,7 +108,9 @@ def main() -> int:
     if backends.backend_for("cuda", torch.float16) != "cuda":
         print("RESULT the CUDA library is not in use")
         return 1
-    return int(sum(mode(name, *shape) for name in MODES for shape in SHAPES) + graphs() > 0)
+    wrong = sum(mode(name, *shape) for name in MODES for shape in SHAPES)
+    wrong += sum(gradients(name, 2, 61, 125) for name in MODES)
+    return int(wrong + graphs() > 0)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One launch of each kernel on one image and on 256, for Nsight Compute."""
+"""One launch of each kernel, forward and backward, on one image and on 256, for Nsight Compute."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import torch
 from wae_kernels import nn
 
 
-@torch.no_grad()
 def main() -> None:
     encoder, decoder = nn.Encoder().cuda().half(), nn.Decoder().cuda().half()
     for batch in (1, 256):
-        decoder(*encoder(torch.randn(batch, 3, 224, 224, device="cuda").half()), (224, 224))
+        image = torch.randn(batch, 3, 224, 224, device="cuda").half().requires_grad_()
+        decoder(*encoder(image), (224, 224)).float().square().mean().backward()
     torch.cuda.synchronize()
 
 

@@ -1,4 +1,4 @@
-"""Small launches of both CUDA kernels in every mode, for compute-sanitizer."""
+"""Small launches of all CUDA kernels, forward and backward, in every mode, for compute-sanitizer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from wae_kernels import nn
 MODES = ((torch.float16, True), (torch.bfloat16, True), (torch.float32, True), (torch.float32, False))
 
 
-@torch.no_grad()
 def main() -> None:
     for dtype, tf32 in MODES:
         torch.backends.cudnn.allow_tf32 = tf32
@@ -17,7 +16,8 @@ def main() -> None:
         for batch, height, width in ((1, 1, 1), (2, 37, 61), (1, 9, 130)):
             image = torch.randn(batch, 3, height, width, device="cuda").to(dtype)
             for x in (image, image.contiguous(memory_format=torch.channels_last), image[..., ::2, :]):
-                decoder(*encoder(x), x.shape[2:])
+                x = x.detach().requires_grad_()
+                decoder(*encoder(x), x.shape[2:]).float().square().mean().backward()
         raw = torch.randint(0, 256, (2, 3, 37, 61), device="cuda").byte()
         encoder(raw, *(torch.full((3,), x, device="cuda") for x in (1 / 64, -2.0)))
     torch.cuda.synchronize()

@@ -10,6 +10,7 @@ from statistics import median
 from PIL import Image
 
 from wae.data.folder import ImageFolder
+from wae.data.images import FORMATS
 
 from .plan import Plan, Stage
 
@@ -42,7 +43,7 @@ def fitting_size(data: ImageFolder) -> int:
 def _shorter_side(path: str) -> int:
     """0 where the file cannot be read, which is reported where it is trained on."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             return int(min(image.size))
     except Exception:  # Pillow raises nearly anything on a damaged file
         return 0
