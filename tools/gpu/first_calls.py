@@ -1,4 +1,4 @@
-"""Every mode of the CUDA kernels once, forward and backward: error, same bits; a CUDA graph, torch.compile."""
+"""Every mode of the CUDA kernels once, forward and backward: error, same bits; CUDA graph, torch.compile."""
 
 from __future__ import annotations
 
