@@ -36,12 +36,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="images that the network gets at once (default: 32)",
     )
     parser.add_argument(
-        "--engine", metavar="NAME", help="of wae.deploy, or auto for the fastest (default: none)"
+        "--engine",
+        metavar="NAME",
+        help="of wae.deploy, or auto for the fastest (default: auto with --precision, else none)",
     )
     parser.add_argument(
         "--precision",
         choices=("float32", "bfloat16", "float16", "int8", "auto"),
-        help="that --engine computes in; int8 needs --calibrate (default: float32)",
+        help="that the engine computes in; int8 needs --calibrate (default: float32)",
     )
     shared.add_calibration(parser)
     parser.add_argument(
@@ -80,6 +82,9 @@ def run(options: argparse.Namespace) -> int:
             return shared.complain(f"{options.output}: -o writes text, and this is an image's name", 2)
         for source in (*options.sources, weights):
             shared.check_target(options.output, source, options.force)
+    engine = options.engine or ("auto" if options.precision else None)
+    if options.calibrate is not None and engine is None:
+        return shared.complain("--calibrate: is for --engine or --precision, which are missing", 2)
     left_out = LeftOut()
     if next(find(options.sources, left_out), None) is None:
         why = f" ({left_out})" if str(left_out) else ""
@@ -87,7 +92,6 @@ def run(options: argparse.Namespace) -> int:
     try:
         described, model = checkpoint.describe(weights), checkpoint.load_classifier(weights)
         data = shared.calibration(options, described.input)
-        engine = options.engine or ("auto" if options.precision else None)
         network = predict.runner(
             model,
             described.input,

@@ -178,6 +178,14 @@ def test_predict_in_another_precision(weights, data, capsys):
     assert np.allclose(found["bfloat16"], found["float32"], atol=0.02)
 
 
+def test_predict_calibrates_only_an_engine(weights, data, capsys):
+    arguments = ("predict", data / "val", "--weights", weights, "--calibrate", data / "train")
+    assert run(*arguments) == 2
+    assert "--calibrate: is for --engine or --precision" in capsys.readouterr().err
+    assert run(*arguments, "--engine", "eager", "--max-drop", -1) == 1
+    assert "loses 0.00% of agreement with it on 101 images" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_export_in_int8(weights, data, any_warnings, tmp_path, capsys):
     needs_int8("onnxruntime")
