@@ -115,7 +115,7 @@ def export(
         data = None
         if calibration is not None:
             data = gather(calibration, size, calibration_images, hasattr(model, "image_scale"))
-        content, report = _made(model, FORMATS[file_format], size, batch, image_dtype, precision, data)
+        content, report = _made(model, file_format, size, batch, image_dtype, precision, data)
         if data is not None:
             report["max_drop"] = max_drop
             require_no_drop(f"the {file_format} file", report)
@@ -126,7 +126,7 @@ def export(
 
 def _made(
     model: nn.Module,
-    form: Format,
+    file_format: str,
     size: tuple[int, int],
     batch: int | None,
     image_dtype: torch.dtype,
@@ -134,7 +134,7 @@ def _made(
     data: Calibration | None,
 ) -> tuple[bytes, dict[str, Any]]:
     """The file, and what was found about it."""
-    dtype = next(model.parameters()).dtype
+    form, dtype = FORMATS[file_format], next(model.parameters()).dtype
     cases = [example_images(model, count, size, image_dtype) for count in ((batch,) if batch else (2, 1, 3))]
     expected = [scores_of(model, x if isinstance(model, WAEClassifier) else x.to(dtype)) for x in cases]
     with warnings.catch_warnings():
@@ -149,11 +149,12 @@ def _made(
         except EngineError:
             raise
         except Exception as error:  # whatever kind the exporter has
-            raise EngineError(f"the exporter does not take this network: {error}") from error
+            raise EngineError(f"{file_format} does not take this network: {error}") from error
     if precision == "int8":
         differences = [relative_difference(x, y) for x, y in zip(scores, expected, strict=True)]
     else:
-        differences = [require_equal("the file", x, y, dtype) for x, y in zip(scores, expected, strict=True)]
+        what = f"the {file_format} file"
+        differences = [require_equal(what, x, y, dtype) for x, y in zip(scores, expected, strict=True)]
     report: dict[str, Any] = {"difference": max(differences)}
     if data is not None:
         wanted = torch.cat(
