@@ -236,7 +236,7 @@ def backend_for(
     name = selected()
     if name == "reference" or dtype not in _KERNEL_DTYPES or width != KERNEL_WIDTH:
         return "reference"
-    if device.type == "cuda" and _load.CUDA.library is not None and name != "triton":
+    if device.type == "cuda" and name != "triton" and _cuda().available:
         return "cuda"
     if device.type == "cuda" and _triton().available:
         return "triton"
