@@ -53,6 +53,19 @@ cuda: $(VENV)/.dev  ## compile the CUDA library in place; without a GPU for all 
 gpu: $(if $(VENV),$(VENV)/.dev)  ## on a machine with a GPU: build, test, measure (tools/gpu.sh); VENV= installs nothing
 	PYTHON=$(if $(VENV),$(BIN)/python,$(PYTHON)) tools/gpu.sh $(STAGES)
 
+# The oldest torch that the package supports, with the torchvision and Triton of its time.
+OLDEST := .venv-oldest
+OLDEST_TORCH := torch==2.10.0 torchvision==0.25.0
+
+.PHONY: oldest
+oldest: build $(OLDEST)/.ready  ## with the oldest torch and Triton: kernels, registration, deployment (half an hour)
+	PATH=$(CURDIR)/$(OLDEST)/bin:$$PATH $(OLDEST)/bin/python -m pytest tests/kernels tests/build/test_imports.py \
+		tests/app/inference/test_deployed.py
+
+.PHONY: nightly
+nightly: oldest test  ## what is too long for CI: the oldest torch, and all tests with a seed of the day
+	WAE_TEST_SEED=$$(date +%Y%m%d) $(BIN)/python -m pytest
+
 .PHONY: lint
 lint: $(VENV)/.dev  ## formatting, lint and types; changes nothing
 	$(BIN)/ruff check
@@ -99,6 +112,11 @@ $(VENV)/.app: $(PACKAGING) | $(BIN)/pip
 
 $(VENV)/.dev: $(VENV)/.app
 	$(call install,dev$(if $(shell command -v nvcc),,$(comma)nvcc))
+
+$(OLDEST)/.ready: $(PACKAGING)
+	$(PYTHON) -m venv $(OLDEST)
+	WAE_NO_NATIVE=1 $(OLDEST)/bin/pip install -q $(PIP_EXTRA) $(OLDEST_TORCH) -e '.[app,test]'
+	@touch $@
 
 # ------------------------------------------------------------------------------------- the compiled library
 

@@ -35,6 +35,9 @@ if SEED:
 def pytest_configure(config: pytest.Config) -> None:
     # tests/build/test_install.py tests the warning of an installation without the compiled library.
     config.addinivalue_line("filterwarnings", "ignore:wae_kernels runs on plain PyTorch:RuntimeWarning")
+    # torch 2.10's own doing: torch.func compiles its rules with it, torch.export reads its files so.
+    config.addinivalue_line("filterwarnings", "ignore:`torch.jit.script:DeprecationWarning")
+    config.addinivalue_line("filterwarnings", "ignore:The given buffer is not writable:UserWarning")
 
 
 def pytest_report_header() -> str:

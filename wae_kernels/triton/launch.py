@@ -22,6 +22,9 @@ from .plan import CHANNELS, Device, Plan, Tile, plan
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 """Whether the kernels run in Triton's interpreter on the CPU: TRITON_INTERPRET=1 when this was imported."""
 
+THREAD_REGISTERS = 0 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8) else 256
+"""Triton before 3.8 gives a thread up to 255 registers, and spills up to 64 bytes beside them."""
+
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -34,10 +37,10 @@ def has_kernel(device: torch.device, dtype: torch.dtype, width: int) -> bool:
 def device_of(device: torch.device) -> Device:
     """A plan's facts of ``device``; for the interpreter, a device that two programs fill."""
     if device.type != "cuda":
-        return Device("interpreter", 80, 2, 1 << 17, 1 << 20)
+        return Device("interpreter", 80, 2, 1 << 17, 1 << 20, THREAD_REGISTERS)
     p = torch.cuda.get_device_properties(device)
     capability, shared = 10 * p.major + p.minor, p.shared_memory_per_multiprocessor
-    return Device(p.name, capability, p.multi_processor_count, shared, p.L2_cache_size)
+    return Device(p.name, capability, p.multi_processor_count, shared, p.L2_cache_size, THREAD_REGISTERS)
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,18 @@ _L2_SHARE = 0.75
 
 @dataclass(frozen=True)
 class Device:
-    """A plan's facts of a GPU. Compute capability 8.0 is 80; shared memory is a multiprocessor's."""
+    """A plan's facts of a GPU. Compute capability 8.0 is 80; shared memory is a multiprocessor's.
+
+    ``thread_registers`` is the number that the compiler may give a thread, where that is more than a tile
+    counts with; else 0.
+    """
 
     name: str
     capability: int
     multiprocessors: int
     shared_bytes: int
     l2_bytes: int
+    thread_registers: int = 0
 
 
 @dataclass(frozen=True)
@@ -151,7 +156,7 @@ def _plan(batch: int, height: int, width: int, element_bytes: int, device: Devic
     across = -(-((width + 1) // 2) // tile.half_columns)
     tiles = batch * down * across
     each = min(  # programs that a multiprocessor has registers, shared memory and cache for
-        _REGISTERS // (tile.registers * 32 * tile.warps),
+        _REGISTERS // (max(tile.registers, device.thread_registers) * 32 * tile.warps),
         device.shared_bytes // (tile.shared_bytes(element_bytes) + 1024),
         int(_L2_SHARE * device.l2_bytes) // (tile.slab * element_bytes * device.multiprocessors),
     )
