@@ -115,7 +115,7 @@ $(VENV)/.dev: $(VENV)/.app
 
 $(OLDEST)/.ready: $(PACKAGING)
 	$(PYTHON) -m venv $(OLDEST)
-	WAE_NO_NATIVE=1 $(OLDEST)/bin/pip install -q $(PIP_EXTRA) $(OLDEST_TORCH) -e '.[app,test]'
+	WAE_NO_NATIVE=1 $(OLDEST)/bin/pip install -q $(PIP_EXTRA) $(OLDEST_TORCH) -e '.[app,peers,test]'
 	@touch $@
 
 # ------------------------------------------------------------------------------------- the compiled library
