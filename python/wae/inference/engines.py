@@ -458,11 +458,23 @@ class InFile(Prepared):
 def _prepare_onnxruntime(
     module: nn.Module, inputs: Sequence[Tensor], wanted: str, samples: Samples, compared: Sequence[Tensor]
 ) -> Prepared:
+    network = to_onnx(module, inputs, True).model_proto.SerializeToString()
+    with _kept_folder() as folder:
+        path = folder / "network.onnx"
+        path.write_bytes(network)
+        movements = quantization.by_onnxruntime(path, samples, compared) if wanted == "int8" else ()
+        return InFile(folder, _open_onnxruntime, movements, temporary=True)
+
+
+@contextmanager
+def _kept_folder() -> Iterator[Path]:
+    """A temporary folder that stays for an :class:`InFile`, unless making it fails."""
     folder = Path(tempfile.mkdtemp())
-    path = folder / "network.onnx"
-    path.write_bytes(to_onnx(module, inputs, True).model_proto.SerializeToString())
-    movements = quantization.by_onnxruntime(path, samples, compared) if wanted == "int8" else ()
-    return InFile(folder, _open_onnxruntime, movements, temporary=True)
+    try:
+        yield folder
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _open_onnxruntime(folder: Path, batch: int | None, keep: bool) -> Run:
@@ -499,9 +511,9 @@ def _prepare_openvino(
     movements: Sequence[Movement] = ()
     if wanted == "int8":
         model, movements = quantization.by_nncf(model, samples, compared)
-    folder = Path(tempfile.mkdtemp())
-    openvino.save_model(model, folder / "network.xml", compress_to_fp16=False)
-    return InFile(folder, partial(_open_openvino, wanted), movements, temporary=True)
+    with _kept_folder() as folder:
+        openvino.save_model(model, folder / "network.xml", compress_to_fp16=False)
+        return InFile(folder, partial(_open_openvino, wanted), movements, temporary=True)
 
 
 _HINTS = {"float32": "f32", "int8": "f32", "bfloat16": "bf16", "float16": "f16"}

@@ -11,7 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from wae.models.classifier import WAEClassifier
+from wae.models.classifier import BehindEncoder, WAEClassifier
 from wae.models.haar import Haar
 from wae_kernels.nn import Encoder
 
@@ -73,23 +73,6 @@ class Front:
         return [x.to(self.dtype).contiguous(memory_format=self.memory_format) for x in parts]
 
 
-class _BehindEncoder(nn.Module):
-    """A WAE network from ``low`` and ``high`` on."""
-
-    def __init__(self, model: WAEClassifier) -> None:
-        super().__init__()
-        self.low = nn.Sequential(model.low_norm, model.low_body)
-        self.high = nn.Sequential(model.high_norm, model.high_body)
-        self.low_classifier = model.low_classifier
-        self.fusion_classifier = model.fusion_classifier
-
-    def forward(self, low: Tensor, high: Tensor) -> Tensor:
-        low_features, high_features = self.low(low), self.high(high)
-        fusion: Tensor = self.fusion_classifier(torch.cat((low_features, high_features), dim=1))
-        scores: Tensor = fusion + self.low_classifier(low_features)
-        return scores
-
-
 def in_front(
     model: nn.Module, dtype: torch.dtype, memory_format: torch.memory_format, on_own_thread: bool
 ) -> tuple[Front, nn.Module]:
@@ -107,7 +90,7 @@ def in_front(
     front = Front(
         model.encoder, like, model.image_scale, model.image_shift, dtype, memory_format, on_own_thread
     )
-    return front, _BehindEncoder(model).eval()
+    return front, BehindEncoder(model).eval()
 
 
 @functools.cache

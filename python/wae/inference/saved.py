@@ -46,10 +46,10 @@ def load_deployed(folder: Path | str, rebuild: bool = False) -> Deployed:
         if not path.is_file() or sha256(path) != wanted:
             raise SavedError(f"{path} is {'damaged' if path.exists() else 'missing'}: save the network again")
     engine, precision, batch = ENGINES[about["engine"]], about["precision"], about["batch"]
-    _require_same(folder, about, rebuild)
     reason = engine.why_not("cpu", None)
     if reason is not None:
         raise EngineError(reason)
+    _require_same(folder, about, rebuild)
     assert engine.load is not None
     with engine.errors():
         prepared = engine.load(folder, batch, precision)
@@ -65,13 +65,33 @@ def _about(folder: Path) -> dict[str, Any]:
     try:
         about: dict[str, Any] = json.loads((folder / ABOUT).read_text())
         known = about["format"]
+        fits = known != FORMAT or _fits(about)
     except OSError as error:
         raise SavedError(f"{folder} is no deployed network: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError):
-        raise SavedError(f"{folder / ABOUT} is damaged: save the network again") from None
+    except (ValueError, LookupError, TypeError, AttributeError):
+        fits, known = False, FORMAT
+    if not fits:
+        raise SavedError(f"{folder / ABOUT} is damaged: save the network again")
     if known != FORMAT:
         raise SavedError(f"{folder / ABOUT} has format {known}, this version reads {FORMAT}")
     return about
+
+
+def _fits(about: dict[str, Any]) -> bool:
+    """Whether every entry is there and one that :func:`load_deployed` can use; may also raise where not."""
+    inputs, dtypes = about["inputs"], about["dtypes"]
+    names = (inputs["dtype"], dtypes["model"], dtypes["scores"])
+    return (
+        about["engine"] in ENGINES
+        and about["encoder"] in (None, *ENCODERS)
+        and all(name in DTYPES for name in names)
+        and all(isinstance(text, str) for pair in about["files"].items() for text in pair)
+        and all(isinstance(entry, dict) for entry in (about["made by"], about["files"]))
+        and len(about["size"]) == 2
+        and all(type(side) is int and side > 0 for side in (*about["size"], about["batch"]))
+        and isinstance(inputs["channels_last"], bool)
+        and {"precision", "difference", "seconds", "report", "scales"} <= about.keys()
+    )
 
 
 def _require_same(folder: Path, about: Mapping[str, Any], rebuild: bool) -> None:
@@ -82,7 +102,7 @@ def _require_same(folder: Path, about: Mapping[str, Any], rebuild: bool) -> None
     message = f"{folder} was made by {', '.join(other)}"
     if not rebuild:
         raise SavedError(f"{message}: save it again here, or load it with rebuild=True")
-    if about["engine"] in ("compile", "winograd"):
+    if about["engine"] in ("compile", "winograd") and about["precision"] != "int8":
         raise SavedError(
             f"{message}: compiled code cannot be rebuilt without the model; deploy and save it again"
         )

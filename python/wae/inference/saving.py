@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
+import importlib
 import json
 import platform
 import tempfile
@@ -82,9 +82,15 @@ def save(
             "files": {path.name: sha256(path) for path in sorted(new.iterdir()) if path.is_file()},
         }
         (new / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
-        if folder.exists():
-            folder.rename(Path(beside) / "old")
-        new.rename(folder)
+        old = Path(beside) / "old"
+        try:
+            if folder.exists():
+                folder.rename(old)
+            new.rename(folder)
+        except BaseException:  # an interruption too: the old network is not to go with the temporary folder
+            if old.exists() and not folder.exists():
+                old.rename(folder)
+            raise
 
 
 def sha256(path: Path) -> str:
@@ -99,7 +105,7 @@ def sha256(path: Path) -> str:
 def made_by(engine: str) -> dict[str, str]:
     """The versions that matter to the engine's file."""
     packages = {"openvino": ("openvino",), "onnxruntime": ("onnxruntime",)}.get(engine, ("torch",))
-    versions = {package: importlib.metadata.version(package) for package in packages}
+    versions = {package: str(importlib.import_module(package).__version__) for package in packages}
     return {**versions, "wae": wae_kernels.__version__, "processor": _processor()}
 
 

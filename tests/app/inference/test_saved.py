@@ -5,6 +5,7 @@ import logging
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -127,3 +128,45 @@ def test_an_engine_that_cannot_be_saved(model, tmp_path, monkeypatch):
     monkeypatch.setitem(saving.ENGINES, "eager", replace(ENGINES["eager"], load=None))
     with pytest.raises(EngineError, match="eager on cpu cannot be saved"):
         deployed.save(tmp_path / "net")
+
+
+@pytest.mark.parametrize("value", [None, -1, "odd", [], {}])
+def test_every_damaged_entry_is_one_error(value, stock, tmp_path):
+    deploy(stock, SIZE, engine="eager").save(tmp_path / "net")
+    path = tmp_path / "net" / saving.ABOUT
+    about = json.loads(path.read_text())
+    for entry in ("engine", "batch", "size", "dtypes", "inputs", "files", "made by"):
+        path.write_text(json.dumps({**about, entry: value}))
+        if (entry, value) != ("files", {}):  # nothing to compare is no damage that can be seen
+            with pytest.raises(SavedError):
+                wae.load_deployed(tmp_path / "net")
+        path.write_text(json.dumps({name: kept for name, kept in about.items() if name != entry}))
+        with pytest.raises(SavedError, match="damaged"):
+            wae.load_deployed(tmp_path / "net")
+
+
+def test_a_missing_engine_is_named(stock, tmp_path, monkeypatch):
+    deploy(stock, SIZE, engine="eager").save(tmp_path / "net")
+    gone = replace(ENGINES["eager"], packages={"no_such_engine": "no_such_engine"})
+    monkeypatch.setitem(ENGINES, "eager", gone)
+    with pytest.raises(EngineError, match="no_such_engine"):
+        wae.load_deployed(tmp_path / "net")
+
+
+def test_the_old_network_stays_where_the_new_one_cannot_be_put(stock, tmp_path, monkeypatch):
+    folder = tmp_path / "net"
+    deployed = deploy(stock, SIZE, engine="eager")
+    deployed.save(folder)
+    rename = Path.rename
+
+    def fails(self, target):
+        if self.name == "new":
+            raise OSError(28, "No space left on device")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(OSError, match="No space"):
+        deployed.save(folder, force=True)
+    monkeypatch.undo()
+    wae.load_deployed(folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["net"]
