@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import autograd, backends, fallback, reference
+from . import autograd, backends, fallback, flops, reference
 from .checks import (
     check_conv3x3,
     check_conv3x3_pack,
@@ -124,8 +124,8 @@ def _fake_conv3x3(
 # ----------------------------------------------------------------------------------------------- autocast
 
 
-def _register_autocast(name: str, device_type: str) -> None:
-    """Inside ``torch.autocast`` the op runs in autocast's dtype, as a convolution does.
+def _register_autocast(name: str, device_type: str, dtype: torch.dtype | None = None) -> None:
+    """Inside ``torch.autocast`` the op runs in autocast's dtype, as a convolution does, or in ``dtype``.
 
     Scale and shift stay as they are: the kernels apply them in float32 at least, whatever the image is.
     ``torch.library.register_autocast`` fixes the dtype when it is called; a user may choose another.
@@ -135,11 +135,11 @@ def _register_autocast(name: str, device_type: str) -> None:
     names = [argument.name for argument in op._schema.arguments]
 
     def kernel(keyset: Any, *args: Any, **kwargs: Any) -> Any:
-        dtype = torch.get_autocast_dtype(device_type)
+        wanted = dtype or torch.get_autocast_dtype(device_type)
 
         def cast(argument: str, value: Any) -> Any:
             casts = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
-            return value.to(dtype) if casts and argument not in ("image_scale", "image_shift") else value
+            return value.to(wanted) if casts and argument not in ("image_scale", "image_shift") else value
 
         with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
             return op(*map(cast, names, args), **{k: cast(k, v) for k, v in kwargs.items()})
@@ -163,8 +163,11 @@ def _register() -> None:
         torch.library.register_fake(f"wae::{name}", fake, lib=_library)
         torch.library.register_fake(f"wae::_{name}_reference", fake, lib=_library)
     autograd.register(_library)
+    flops.register()
     for name, device_type in product(("encode", "decode"), ("cpu", "cuda")):
         _register_autocast(name, device_type)
+    for name, device_type in product(("conv3x3_pack", "conv3x3"), ("cpu", "cuda")):
+        _register_autocast(name, device_type, torch.float32)  # the only one that they have
 
 
 _register()

@@ -29,6 +29,7 @@ from compare import assert_close, tolerance
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from wae_kernels import backends, reference
 from wae_kernels import nn as wae_nn
@@ -416,3 +417,40 @@ def test_models_in_threads_of_their_own(cell: Cell) -> None:
     with ThreadPoolExecutor(4) as pool:
         for out, served in zip(alone, pool.map(serve, models), strict=True):
             assert all(torch.equal(out, one) for one in served)
+
+
+def test_flops_are_counted() -> None:
+    """As torch counts the layers, forward and backward."""
+    encoder, decoder = wae_nn.Encoder(), wae_nn.Decoder()
+    image = torch.randn(2, 3, 9, 8)
+
+    def total(called: bool) -> tuple[int, int]:
+        for layer in (*encoder.children(), *decoder.children()):
+            layer._forward_hooks.clear()
+            if called:  # a hook has the layer called, so that torch counts it
+                layer.register_forward_hook(lambda *_: None)
+        x = image.clone().requires_grad_()
+        with FlopCounterMode(display=False) as forward:
+            low, high = encoder(x)
+            back = decoder(low, high, (9, 8))
+        with FlopCounterMode(display=False) as backward:
+            back.sum().backward()
+        return forward.get_total_flops(), backward.get_total_flops()
+
+    assert total(called=False) == total(called=True)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        packed = torch.ops.wae.conv3x3_pack(torch.randn(20, 5, 3, 3))
+        torch.ops.wae.conv3x3(torch.randn(2, 5, 6, 7), packed, None, 20)
+    assert counter.get_total_flops() == 2 * 2 * 6 * 7 * 9 * 5 * 20
+
+
+def test_conv3x3_stays_in_float32_inside_autocast() -> None:
+    image, weight = torch.randn(1, 4, 6, 6), torch.randn(8, 4, 3, 3)
+    expected = torch.ops.wae.conv3x3(image, torch.ops.wae.conv3x3_pack(weight), None, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        packed = torch.ops.wae.conv3x3_pack(weight.bfloat16().float())
+        out = torch.ops.wae.conv3x3(image.bfloat16(), packed, None, 8)
+        assert torch.equal(
+            torch.ops.wae.conv3x3(image, torch.ops.wae.conv3x3_pack(weight), None, 8), expected
+        )
+    assert out.dtype == torch.float32

@@ -1,0 +1,72 @@
+"""The ops' floating-point operations, for ``torch.utils.flop_counter.FlopCounterMode``.
+
+As torch counts its own convolutions: two for each multiply-add of a convolution, those with padding
+zeros included, and none for ReLU, bias, scale and shift. A backward pass is counted as what it computes
+for gradients (one product for the input's, one for the weight's), not as what our kernels compute again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+from .parameters import DecoderParameters, EncoderParameters, one_by_one
+
+_Shape = Sequence[int]
+
+
+def _trunk(weights: Sequence[_Shape], batch: int, size: Sequence[int]) -> int:
+    return 2 * batch * prod(size) * sum(map(prod, weights))
+
+
+@one_by_one
+def _encode(image: _Shape, parameters: EncoderParameters, *_affine: object) -> int:
+    p: Any = parameters  # shapes, where the op has tensors
+    batch, _, height, width = image
+    half = ((height + 1) // 2, (width + 1) // 2)
+    full = _trunk((p.conv1_weight, p.conv2_weight, p.conv3_weight), batch, (height, width))
+    return full + _trunk((p.low_weight, p.high_weight), batch, half)
+
+
+@one_by_one
+def _decode(low: _Shape, high: _Shape, parameters: DecoderParameters, output_size: Sequence[int]) -> int:
+    p: Any = parameters
+    batch, _, *half = low
+    full = _trunk((p.conv1_weight, p.conv2_weight, p.conv3_weight), batch, output_size)
+    return full + _trunk((p.low_weight, p.high_weight), batch, half)
+
+
+def register() -> None:
+    """Make torch's counter know the ops."""
+    ops: Any = torch.ops.wae
+
+    @register_flop_formula(ops.encode)
+    def encode(*shapes: Any, out_shape: Any = None, **_: Any) -> int:
+        return int(_encode(*shapes))
+
+    @register_flop_formula(ops.decode)
+    def decode(*shapes: Any, out_shape: Any = None, **_: Any) -> int:
+        return int(_decode(*shapes))
+
+    @register_flop_formula(ops.encode_backward)
+    def encode_backward(low: _Shape, high: _Shape, *shapes: Any, out_shape: Any = None, **_: Any) -> int:
+        *inputs, need_image, need_parameters, need_scale = shapes
+        return (int(need_image or need_scale or need_parameters) + int(need_parameters)) * int(
+            _encode(*inputs)
+        )
+
+    @register_flop_formula(ops.decode_backward)
+    def decode_backward(image: _Shape, *shapes: Any, out_shape: Any = None, **_: Any) -> int:
+        *inputs, need_input, need_parameters = shapes
+        return (int(need_input or need_parameters) + int(need_parameters)) * int(_decode(*inputs, image[2:]))
+
+    @register_flop_formula(ops.conv3x3)
+    def conv3x3(
+        image: _Shape, packed: _Shape, bias: Any, out_channels: int, *_: Any, out_shape: Any = None, **__: Any
+    ) -> int:
+        batch, channels, height, width = image
+        return 2 * batch * height * width * 9 * channels * out_channels
