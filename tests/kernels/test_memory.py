@@ -62,7 +62,7 @@ def measured(backend: str, height: int = 1024, width: int = 2048) -> dict[str, i
     environment = {
         **os.environ,
         "WAE_BACKEND": backend,
-        "PYTHONPATH": str(Path(__file__).parent),
+        "PYTHONPATH": str(Path(__file__).parents[1] / "support"),
         # Freed memory goes back to the system at once: no output comes to lie in what was counted before.
         "MALLOC_MMAP_THRESHOLD_": "65536",
         "MALLOC_TRIM_THRESHOLD_": "65536",
