@@ -390,12 +390,12 @@ def test_train_writes_weights_that_encode_takes(tmp_path, photo_file, capsys):
     assert "learning_rate must be a number from 0" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def is_trained(path):
     """Whether an epoch is over; a checkpoint is there before the first one, too."""
     return path.exists() and weights_file.read_recipe(path)["epoch"] >= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sent", "status", "message"),
     [(signal.SIGINT, 130, "wae: interrupted"), (signal.SIGTERM, 143, "wae: terminated")],
