@@ -202,6 +202,7 @@ def test_a_precision_that_the_engine_does_not_have(model):
 
 def test_a_precision_that_is_emulated_is_logged(model, monkeypatch, caplog):
     monkeypatch.setattr(deployed_module.precisions, "native", lambda name, device: False)
+    caplog.set_level(logging.WARNING, "wae.inference.deployed")
     deploy(model, SIZE, engine="eager", precision="bfloat16")
     assert "no instructions for bfloat16: eager emulates it" in caplog.text
 
