@@ -438,10 +438,10 @@ def test_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     names = [b.name for b in backends.available()]
     assert names.index("cuda") < names.index("triton") < names.index("reference")
     monkeypatch.setattr(backends, "_triton", lambda: backends.Backend("triton", True, ""))
-    monkeypatch.setattr(backends._load, "CUDA", backends._load.Loaded(None, "not built"))
+    monkeypatch.setattr(backends, "_cuda", lambda: backends.Backend("cuda", False, "not built"))
     assert backends.backend_for("cuda") == "triton"
     assert backends.backend_for("cuda", torch.float64) == backends.backend_for("cuda", width=8) == "reference"
-    monkeypatch.setattr(backends._load, "CUDA", backends._load.Loaded(object(), ""))  # type: ignore[arg-type]
+    monkeypatch.setattr(backends, "_cuda", lambda: backends.Backend("cuda", True, ""))
     assert backends.backend_for("cuda") == "cuda"
     monkeypatch.setattr(backends, "_default", "triton")
     assert backends.backend_for("cuda") == "triton"
