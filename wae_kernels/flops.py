@@ -1,4 +1,6 @@
-"""The ops' floating-point operations, for ``torch.utils.flop_counter.FlopCounterMode``.
+"""The ops' floating-point operations: importing this makes torch's ``FlopCounterMode`` count them.
+
+Not imported with the package, because torch's counter imports Triton.
 
 As torch counts its own convolutions: two for each multiply-add of a convolution, those with padding
 zeros included, and none for ReLU, bias, scale and shift. A backward pass is counted as what it computes
@@ -40,8 +42,7 @@ def _decode(low: _Shape, high: _Shape, parameters: DecoderParameters, output_siz
     return full + _trunk((p.low_weight, p.high_weight), batch, half)
 
 
-def register() -> None:
-    """Make torch's counter know the ops."""
+def _register() -> None:
     ops: Any = torch.ops.wae
 
     @register_flop_formula(ops.encode)
@@ -70,3 +71,6 @@ def register() -> None:
     ) -> int:
         batch, channels, height, width = image
         return 2 * batch * height * width * 9 * channels * out_channels
+
+
+_register()

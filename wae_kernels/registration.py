@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import autograd, backends, fallback, flops, reference
+from . import autograd, backends, fallback, reference
 from .checks import (
     check_conv3x3,
     check_conv3x3_pack,
@@ -163,7 +163,6 @@ def _register() -> None:
         torch.library.register_fake(f"wae::{name}", fake, lib=_library)
         torch.library.register_fake(f"wae::_{name}_reference", fake, lib=_library)
     autograd.register(_library)
-    flops.register()
     for name, device_type in product(("encode", "decode"), ("cpu", "cuda")):
         _register_autocast(name, device_type)
     for name, device_type in product(("conv3x3_pack", "conv3x3"), ("cpu", "cuda")):

@@ -31,7 +31,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from wae_kernels import backends, reference
+from wae_kernels import backends, flops, reference  # noqa: F401  (flops: importing it has the ops counted)
 from wae_kernels import nn as wae_nn
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")

@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import wae_kernels.flops  # noqa: F401  (importing it has the ops counted)
+
 Shape = Sequence[int]
 
 
