@@ -40,7 +40,7 @@ def _fusible(
     """The layers' weights and biases in order, or None where the layers have to be called instead."""
     if any(_GLOBAL_HOOKS):
         return None
-    on_meta = image.is_meta
+    on_meta = image.is_meta is True  # of an image that torch.fx only traces, it is neither
     tensors: list[Tensor] = []
     for name, (kind, geometry) in layers.items():
         layer = module._modules[name]
