@@ -291,4 +291,5 @@ def test_counts_of_an_image(op: str) -> None:
     results = inputs - 2 * (6 if op == "encode" else 3) * {"encode": 112 * 112, "decode": 224 * 224}[op]
     sums = 5 * 4 * runner.load().partial_floats(op)
     assert counts.written_bytes == results + sums
-    assert counts.read_bytes <= 2.0 * inputs + 5 * 2 * 5904
+    scale = 36_000 if op == "encode" else 0  # scale and shift are read again for each row, from the cache
+    assert counts.read_bytes <= 2.0 * inputs + 5 * 2 * 5904 + scale
