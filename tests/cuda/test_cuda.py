@@ -43,7 +43,7 @@ def cuda_library() -> Iterator[None]:
 def network(
     dtype: torch.dtype, batch: int = 2, size: tuple[int, int] = (61, 125)
 ) -> tuple[Tensor, list[Tensor]]:
-    return cases.picture(batch, *size, dtype=dtype, device="cuda"), cases.encoder(dtype, "cuda")
+    return cases.image_of(batch, *size, dtype=dtype, device="cuda"), cases.encoder(dtype, "cuda")
 
 
 @pytest.mark.parametrize("size", [(1, 1), (57, 58), (224, 224), (5, 4099)], ids=cases.size_name)
@@ -109,7 +109,7 @@ def test_graph() -> None:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         got = encode(image, *encoder)
-    image.copy_(cases.picture(*image.shape[:1], *image.shape[2:], dtype=torch.float16))
+    image.copy_(cases.image_of(*image.shape[:1], *image.shape[2:], dtype=torch.float16))
     encoder[0].mul_(0.5)
     graph.replay()
     assert all(torch.equal(a, b) for a, b in zip(got, encode(image, *encoder), strict=True))

@@ -47,7 +47,7 @@ SIDES = st.integers(1, 5000)
 
 
 @given(st.integers(1, 5000), SIDES, SIDES, st.integers(1, 200), st.integers(1, 4))
-def test_tiles_cover_every_picture_once(batch: int, height: int, width: int, chips: int, each: int) -> None:
+def test_tiles_cover_every_image_once(batch: int, height: int, width: int, chips: int, each: int) -> None:
     made = plan(batch, height, width, chips, blocks_each=each)
     tiling = made.tiling
     assert tiling.tiles == batch * tiling.rows * tiling.columns
@@ -77,7 +77,7 @@ def test_one_image_fills_the_chip(name: str) -> None:
 
 
 def test_a_large_batch_has_tall_tiles() -> None:
-    """Few halo rows: under a twentieth more than the picture has."""
+    """Few halo rows: under a twentieth more than the image has."""
     tiling = plan(256, 112, 112).tiling
     assert tiling.tile_width == BINDINGS.TILE_COLUMNS
     assert (tiling.tile_height + 4) / tiling.tile_height < 1.08
@@ -106,7 +106,7 @@ def test_backward_fits_every_chip(op: str, mode: str, capability: int) -> None:
 
 
 @given(st.integers(1, 300), SIDES, SIDES, st.sampled_from([64, 99, 163]))
-def test_backward_tiles_cover_every_picture_once(batch: int, height: int, width: int, shared: int) -> None:
+def test_backward_tiles_cover_every_image_once(batch: int, height: int, width: int, shared: int) -> None:
     layout = BINDINGS.backward_layout("encode", BINDINGS.Mode.float16, 80, shared * 1024)
     tiling = BINDINGS.backward_plan(layout, batch, height, width, 132, 1).tiling
     assert tiling.tiles == batch * tiling.rows * tiling.columns

@@ -35,7 +35,7 @@ SIZES = [(1, 1), (3, 5), (52, 52), (54, 53), (13, 140)]
 
 def noise(batch: int, size: tuple[int, int], dtype: torch.dtype, layout: str = "nchw") -> Tensor:
     """Mean 1, so that sums over the pixels do not cancel to nothing."""
-    x = cases.picture(batch, *size, dtype=dtype)
+    x = cases.image_of(batch, *size, dtype=dtype)
     return cases.LAYOUTS[layout](x if dtype == torch.uint8 else x + 1)
 
 

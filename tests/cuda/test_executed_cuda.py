@@ -68,14 +68,14 @@ def half(size: tuple[int, int]) -> tuple[int, int]:
 @pytest.mark.parametrize("size", SIZES, ids=cases.size_name)
 @pytest.mark.parametrize(("mode", "capability"), CELLS, ids=_names(CELLS))
 def test_encode_sizes(mode: str, capability: int, size: tuple[int, int]) -> None:
-    image = cases.picture(2, *size, dtype=DTYPE[mode])
+    image = cases.image_of(2, *size, dtype=DTYPE[mode])
     check_encode(mode, image, cases.encoder(DTYPE[mode]), chip=Chip(capability, 3))
 
 
 @pytest.mark.parametrize("size", SIZES, ids=cases.size_name)
 @pytest.mark.parametrize(("mode", "capability"), CELLS, ids=_names(CELLS))
 def test_decode_sizes(mode: str, capability: int, size: tuple[int, int]) -> None:
-    low, high = (cases.picture(2, *half(size), dtype=DTYPE[mode]) for _ in range(2))
+    low, high = (cases.image_of(2, *half(size), dtype=DTYPE[mode]) for _ in range(2))
     check_decode(mode, low, high, cases.decoder(DTYPE[mode]), size, chip=Chip(capability, 3))
 
 
@@ -83,8 +83,8 @@ def test_decode_sizes(mode: str, capability: int, size: tuple[int, int]) -> None
 def test_other_architectures(mode: str, capability: int) -> None:
     """Several tiles for each block, odd sizes."""
     dtype, size = DTYPE[mode], (31, 61)
-    check_encode(mode, cases.picture(2, *size, dtype=dtype), cases.encoder(dtype), chip=Chip(capability, 2))
-    low, high = (cases.picture(2, *half(size), dtype=dtype) for _ in range(2))
+    check_encode(mode, cases.image_of(2, *size, dtype=dtype), cases.encoder(dtype), chip=Chip(capability, 2))
+    low, high = (cases.image_of(2, *half(size), dtype=dtype) for _ in range(2))
     check_decode(mode, low, high, cases.decoder(dtype), size, chip=Chip(capability, 2))
 
 
@@ -94,14 +94,14 @@ def test_order_of_threads_does_not_matter(mode: str, seed: int) -> None:
     """The same bits, whichever thread goes first between two barriers."""
     dtype, size = DTYPE[mode], (12, 60)
     torch.manual_seed(0)
-    image, encoder = cases.picture(1, *size, dtype=dtype), cases.encoder(dtype)
+    image, encoder = cases.image_of(1, *size, dtype=dtype), cases.encoder(dtype)
     for got, expected in zip(
         runner.encode(mode, image, encoder, seed=seed)[:2],
         runner.encode(mode, image, encoder)[:2],
         strict=True,
     ):
         assert torch.equal(got, expected)
-    low, high = (cases.picture(1, *half(size), dtype=dtype) for _ in range(2))
+    low, high = (cases.image_of(1, *half(size), dtype=dtype) for _ in range(2))
     decoder = cases.decoder(dtype)
     got, _ = runner.decode(mode, low, high, decoder, size, seed=seed)
     assert torch.equal(got, runner.decode(mode, low, high, decoder, size)[0])
@@ -111,10 +111,10 @@ def test_order_of_threads_does_not_matter(mode: str, seed: int) -> None:
 def test_same_bits_on_any_chip(mode: str) -> None:
     """How a batch is cut into tiles does not show in the results."""
     dtype, size = DTYPE[mode], (20, 62)
-    image, encoder = cases.picture(2, *size, dtype=dtype), cases.encoder(dtype)
+    image, encoder = cases.image_of(2, *size, dtype=dtype), cases.encoder(dtype)
     few, many = (runner.encode(mode, image, encoder, chip=Chip(80, n))[:2] for n in (1, 40))
     assert all(torch.equal(a, b) for a, b in zip(few, many, strict=True))
-    low, high = (cases.picture(2, *half(size), dtype=dtype) for _ in range(2))
+    low, high = (cases.image_of(2, *half(size), dtype=dtype) for _ in range(2))
     decoder = cases.decoder(dtype)
     a, b = (runner.decode(mode, low, high, decoder, size, chip=Chip(80, n))[0] for n in (1, 40))
     assert torch.equal(a, b)
@@ -127,15 +127,15 @@ def test_same_bits_on_any_chip(mode: str) -> None:
 def test_layouts(layout: str) -> None:
     """The memory around a sliced image is NaN, and reading outside of a buffer is an error of its own."""
     size, lay = (9, 61), cases.LAYOUTS[layout]
-    image = lay(cases.picture(2, *size, dtype=torch.float16))
+    image = lay(cases.image_of(2, *size, dtype=torch.float16))
     check_encode("float16", image, cases.encoder(torch.float16))
-    low, high = (lay(cases.picture(2, *half(size), dtype=torch.float16)) for _ in range(2))
+    low, high = (lay(cases.image_of(2, *half(size), dtype=torch.float16)) for _ in range(2))
     check_decode("float16", low, high, cases.decoder(torch.float16), size)
 
 
 def test_low_and_high_in_different_layouts() -> None:
     size = (9, 61)
-    low, high = (cases.picture(2, *half(size), dtype=torch.float16) for _ in range(2))
+    low, high = (cases.image_of(2, *half(size), dtype=torch.float16) for _ in range(2))
     high = cases.LAYOUTS["second_pixels_channels_last"](high)
     check_decode("float16", low, high, cases.decoder(torch.float16), size)
 
@@ -143,7 +143,7 @@ def test_low_and_high_in_different_layouts() -> None:
 @pytest.mark.parametrize("mode", ["float16", "bfloat16", "tf32", "float32"])
 @pytest.mark.parametrize("layout", ["nchw", "channels_last", "second_pixels"])
 def test_bytes(mode: str, layout: str) -> None:
-    image = cases.LAYOUTS[layout](cases.picture(2, 9, 61, dtype=torch.uint8))
+    image = cases.LAYOUTS[layout](cases.image_of(2, 9, 61, dtype=torch.uint8))
     check_encode(mode, image, cases.encoder(DTYPE[mode]), *cases.affine(of_bytes=True))
 
 
@@ -152,7 +152,7 @@ def test_bytes(mode: str, layout: str) -> None:
 )
 def test_scale_and_shift(dtype: torch.dtype) -> None:
     """Of any floating dtype and stride, one without the other; the padding stays zero."""
-    image, encoder = cases.picture(1, 7, 9), cases.encoder()
+    image, encoder = cases.image_of(1, 7, 9), cases.encoder()
     scale, shift = cases.affine(dtype)
     check_encode("float32", image, encoder, cases.scattered(scale), shift)
     check_encode("float32", image, encoder, scale)
@@ -171,22 +171,22 @@ def test_parameters_of_any_strides(mode: str, laid: str) -> None:
 
     dtype, size = DTYPE[mode], (5, 7)
     encoder, decoder = ([lay(p) for p in ps] for ps in (cases.encoder(dtype), cases.decoder(dtype)))
-    check_encode(mode, cases.picture(1, *size, dtype=dtype), encoder)
-    low, high = (cases.picture(1, *half(size), dtype=dtype) for _ in range(2))
+    check_encode(mode, cases.image_of(1, *size, dtype=dtype), encoder)
+    low, high = (cases.image_of(1, *half(size), dtype=dtype) for _ in range(2))
     check_decode(mode, low, high, decoder, size)
 
 
 def test_offsets_beyond_32_bits() -> None:
     size = (5, 7)
-    image = cases.far_apart(cases.picture(2, *size, dtype=torch.float16))
+    image = cases.far_apart(cases.image_of(2, *size, dtype=torch.float16))
     check_encode("float16", image, cases.encoder(torch.float16))
-    low, high = (cases.far_apart(cases.picture(2, *half(size), dtype=torch.float16)) for _ in range(2))
+    low, high = (cases.far_apart(cases.image_of(2, *half(size), dtype=torch.float16)) for _ in range(2))
     check_decode("float16", low, high, cases.decoder(torch.float16), size)
 
 
 def test_nan_stays_where_it_can_be_seen() -> None:
     """ReLU keeps NaN, as torch's does; pixels that do not see it are as without it."""
-    image, encoder = cases.picture(1, 40, 40, dtype=torch.float16), cases.encoder(torch.float16)
+    image, encoder = cases.image_of(1, 40, 40, dtype=torch.float16), cases.encoder(torch.float16)
     image[0, 1, 10, 30] = torch.nan
     got = runner.encode("float16", image, encoder)[:2]
     for out, ref in zip(got, reference.encode(*cases.widened([image, *encoder])), strict=True):
@@ -208,7 +208,7 @@ def expect(counts: Counts, mode: str, inputs: int, outputs: int) -> None:
 @pytest.mark.parametrize("mode", ["float16", "tf32", "float32"])
 def test_what_encode_does_for_an_image(mode: str) -> None:
     """Four blocks for a 224 x 224 image, as each image of a large batch has."""
-    image = cases.picture(1, 224, 224, dtype=DTYPE[mode])
+    image = cases.image_of(1, 224, 224, dtype=DTYPE[mode])
     counts = check_encode(mode, image, cases.encoder(DTYPE[mode]), chip=Chip(80, 4))
     size = image.element_size()
     expect(counts, mode, 3 * 224 * 224 * size, 6 * 112 * 112 * size)
@@ -217,7 +217,7 @@ def test_what_encode_does_for_an_image(mode: str) -> None:
 @pytest.mark.parametrize("mode", ["float16", "tf32", "float32"])
 def test_what_decode_does_for_an_image(mode: str) -> None:
     dtype = DTYPE[mode]
-    low, high = (cases.picture(1, 112, 112, dtype=dtype) for _ in range(2))
+    low, high = (cases.image_of(1, 112, 112, dtype=dtype) for _ in range(2))
     counts = check_decode(mode, low, high, cases.decoder(dtype), (224, 224), chip=Chip(80, 4))
     size = low.element_size()
     expect(counts, mode, 6 * 112 * 112 * size, 3 * 224 * 224 * size)
@@ -225,6 +225,6 @@ def test_what_decode_does_for_an_image(mode: str) -> None:
 
 def test_weights_are_read_once_by_a_block() -> None:
     """A block that carries several tiles keeps its weights."""
-    image, encoder = cases.picture(3, 60, 56, dtype=torch.float16), cases.encoder(torch.float16)
+    image, encoder = cases.image_of(3, 60, 56, dtype=torch.float16), cases.encoder(torch.float16)
     counts = check_encode("float16", image, encoder, chip=Chip(80, 1))
     assert counts.by_buffer["parameter 2"] == (16 * 16 * 9 * 2, 0)

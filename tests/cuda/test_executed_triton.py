@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from ahead_of_time import Compiled, compile_launch
-from cases import LAYOUTS, affine, decoder, encoder, picture, widened
+from cases import LAYOUTS, affine, decoder, encoder, image_of, widened
 from compare import assert_close
 from ptx_machine import Counts, KernelError, load
 from torch import Tensor
@@ -36,7 +36,7 @@ ARITHMETIC = {
 
 
 def device(arch: int) -> Device:
-    """A small GPU, so that small pictures have more tiles than there are programs."""
+    """A small GPU, so that small images have more tiles than there are programs."""
     return Device("two multiprocessors", arch, 2, 60_000, 1 << 20)
 
 
@@ -70,8 +70,8 @@ def execute(compiled: Compiled, launch: Launch, seed: int = 0, ptx: str = "") ->
 def encode_case(
     dtype: torch.dtype, arch: int = 80, layout: str = "nchw", of_bytes: bool = False, tile: Tile | None = None
 ) -> tuple[Launch, tuple[Tensor, ...]]:
-    """The launch for a small picture, and what it must give."""
-    image = LAYOUTS[layout](picture(1, 21, 70, torch.uint8 if of_bytes else dtype))
+    """The launch for a small image, and what it must give."""
+    image = LAYOUTS[layout](image_of(1, 21, 70, torch.uint8 if of_bytes else dtype))
     parameters, scale_shift = encoder(dtype), affine(of_bytes=of_bytes) if of_bytes else (None, None)
     launch = launch_encode(
         image, EncoderParameters(*parameters), *scale_shift, device=device(arch), tile=tile
@@ -82,7 +82,7 @@ def encode_case(
 def decode_case(
     dtype: torch.dtype, arch: int = 80, layout: str = "nchw"
 ) -> tuple[Launch, tuple[Tensor, ...]]:
-    low, high = (LAYOUTS[layout](picture(1, 11, 35, dtype)) for _ in range(2))
+    low, high = (LAYOUTS[layout](image_of(1, 11, 35, dtype)) for _ in range(2))
     parameters = decoder(dtype)
     launch = launch_decode(low, high, DecoderParameters(*parameters), (21, 70), device=device(arch))
     return launch, (reference.decode(*widened([low, high, *parameters]), (21, 70)),)
@@ -113,7 +113,7 @@ def test_launch(op: str, arithmetic: str) -> None:
 
 @pytest.mark.parametrize("layout", ["sliced", "sliced_channels_last"])
 def test_bytes_and_layouts(layout: str) -> None:
-    """Every access is within the picture, not only within the larger memory that it lies in."""
+    """Every access is within the image, not only within the larger memory that it lies in."""
     launch, expected = encode_case(torch.float16, layout=layout, of_bytes=True, tile=Tile(32, 4, 4))
     execute(compile_launch(encode_kernel, launch, 80), launch)
     for out, ref in zip(launch.outputs, expected, strict=True):

@@ -135,7 +135,7 @@ def number(value: Any) -> Change:
     return lambda _: value
 
 
-PICTURES = {
+IMAGES = {
     "encode": ["image"],
     "decode": ["low", "high"],
     "encode_backward": ["image"],
@@ -143,7 +143,7 @@ PICTURES = {
 }
 SHAPES = {"low": "(batch, 3, half_height >= 1, half_width >= 1)", "high": "(2, 3, 7, 9)"}
 SHAPES["image"] = "(batch, 3, height >= 1, width >= 1)"
-PICTURE_CASES: list[tuple[Change, str]] = [
+IMAGE_CASES: list[tuple[Change, str]] = [
     (lambda t: t[0], "(3, {h}, {w})"),
     (lambda t: t[None], "(1, 2, 3, {h}, {w})"),
     (lambda t: t.sum(), "()"),
@@ -154,12 +154,12 @@ PICTURE_CASES: list[tuple[Change, str]] = [
     (lambda t: t[..., :0], "(2, 3, {h}, 0)"),
     (of_shape(0, 3, 0, 0), "(0, 3, 0, 0)"),
 ]
-OPS_AND_PICTURES = [(op, name) for op in OPS for name in PICTURES[op]]
+OPS_AND_IMAGES = [(op, name) for op in OPS for name in IMAGES[op]]
 
 
-@pytest.mark.parametrize(("change", "got"), PICTURE_CASES, ids=[got for _, got in PICTURE_CASES])
-@pytest.mark.parametrize(("op", "name"), OPS_AND_PICTURES)
-def test_pictures_of_a_wrong_shape(op: str, name: str, change: Change, got: str) -> None:
+@pytest.mark.parametrize(("change", "got"), IMAGE_CASES, ids=[got for _, got in IMAGE_CASES])
+@pytest.mark.parametrize(("op", "name"), OPS_AND_IMAGES)
+def test_images_of_a_wrong_shape(op: str, name: str, change: Change, got: str) -> None:
     h, w = (HEIGHT, WIDTH) if name == "image" else (7, 9)
     check(op, {name: change}, f"{name} must have shape {SHAPES[name]}, got {got.format(h=h, w=w)}")
 
@@ -169,8 +169,8 @@ INTEGERS = {torch.int64: "int64", torch.int8: "int8", torch.bool: "bool", torch.
 
 @pytest.mark.parametrize("dtype", INTEGERS, ids=str)
 @pytest.mark.parametrize("op", OPS)
-def test_pictures_of_a_dtype_without_a_kernel(op: str, dtype: torch.dtype) -> None:
-    name = PICTURES[op][0]
+def test_images_of_a_dtype_without_a_kernel(op: str, dtype: torch.dtype) -> None:
+    name = IMAGES[op][0]
     kinds = "uint8, float32, float16, bfloat16 or float64"
     wanted = f"{name} must be {kinds if name == 'image' else kinds.removeprefix('uint8, ')}"
     check(op, {name: to(dtype)}, f"{wanted}, got {INTEGERS[dtype]}")
@@ -243,9 +243,9 @@ def test_the_first_weight_decides_the_width() -> None:
 
 @pytest.mark.parametrize(("op", "name"), OPS_AND_PARAMETERS)
 def test_parameters_of_another_dtype(op: str, name: str) -> None:
-    picture = PICTURES[op][0]
+    image = IMAGES[op][0]
     for dtype, dtype_name in {torch.float64: "float64", torch.bfloat16: "bfloat16", **INTEGERS}.items():
-        message = f"{name} must be float32 like {picture}, got {dtype_name}"
+        message = f"{name} must be float32 like {image}, got {dtype_name}"
         check(op, {name: to(dtype)}, message)
 
 
@@ -294,7 +294,7 @@ def test_output_size(size: list[int], got: str) -> None:
     check("decode", {"output_size": number(size)}, message)
 
 
-def test_a_low_of_one_pixel_makes_no_empty_picture() -> None:
+def test_a_low_of_one_pixel_makes_no_empty_image() -> None:
     message = "output_size must be (1 or 2, 1 or 2), got (0, 0)"
     pixel = {"low": lambda t: t[..., :1, :1], "high": lambda t: t[..., :1, :1]}
     check("decode", {**pixel, "output_size": number([0, 0])}, message)
@@ -317,7 +317,7 @@ def test_gradients(op: str, name: str, wanted: str) -> None:
     for change in changes:
         got = text(tuple(change(gradient).shape))
         check(op, {name: change}, f"{name} must have shape {wanted}, got {got}")
-    first = PICTURES[op][0]
+    first = IMAGES[op][0]
     for dtype, dtype_name in {torch.float64: "float64", **INTEGERS}.items():
         check(op, {name: to(dtype)}, f"{name} must be float32 like {first}, got {dtype_name}")
 
@@ -329,7 +329,7 @@ TENSORS = [(op, name) for op in OPS for name in names_of(op) if not name.startsw
 
 @pytest.mark.parametrize(("op", "name"), TENSORS)
 def test_a_tensor_on_another_device(op: str, name: str) -> None:
-    first = PICTURES[op][0]
+    first = IMAGES[op][0]
     if name == first:  # then its companions are what is elsewhere
         other = "conv1_weight" if first == "image" else "high"
         check(op, {name: lambda t: t.to("meta")}, f"{other} must be on {first}'s device meta, got cpu", REAL)
@@ -355,7 +355,7 @@ def test_other_layouts() -> None:
 
 
 @pytest.mark.parametrize("shape", [(2**24, 2**24), (2**42, 1), (1, 2**42)], ids=str)
-def test_a_picture_that_no_memory_holds(cell: Cell, shape: tuple[int, int]) -> None:
+def test_an_image_that_no_memory_holds(cell: Cell, shape: tuple[int, int]) -> None:
     """One pixel seen 2^48 times: the output cannot be allocated, and that is all that happens."""
     values = arguments("encode", image=lambda t: t[:1, :, :1, :1].expand(1, 3, *shape))
     with pytest.raises(RuntimeError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import DTYPES, OPS, affine, arguments_of, decoder, encoder, picture
+from cases import DTYPES, OPS, affine, arguments_of, decoder, encoder, image_of
 
 from wae_kernels import nn as wae_nn
 from wae_kernels.checks import (
@@ -67,7 +67,7 @@ def test_the_tables_are_the_shapes_of_the_modules(width: int) -> None:
 
 
 def test_the_published_encoder_has_its_number_of_multiply_adds() -> None:
-    """docs/network.md: 263.7 million for a picture of 224 x 224."""
+    """docs/network.md: 263.7 million for an image of 224 x 224."""
     sizes = [
         tuple(16 if s == ANY_WIDTH else s for s in shape)
         for shape in ENCODER_SHAPES.values()
@@ -83,8 +83,8 @@ def test_the_published_encoder_has_its_number_of_multiply_adds() -> None:
 def test_what_fits_is_accepted(batch: int, dtype: torch.dtype) -> None:
     assert dtype in FLOATING
     for height, width in ((1, 1), (2, 1), (7, 10)):
-        low = picture(batch, (height + 1) // 2, (width + 1) // 2, dtype)
-        image, scale_shift = picture(batch, height, width, dtype), affine(torch.float64)
+        low = image_of(batch, (height + 1) // 2, (width + 1) // 2, dtype)
+        image, scale_shift = image_of(batch, height, width, dtype), affine(torch.float64)
         parameters = EncoderParameters(*encoder(dtype))
         check_encode(image, parameters, *scale_shift)
         check_encode(image.byte(), parameters, None, scale_shift[1])

@@ -36,7 +36,7 @@ def test_one_wrong_element_fails(ref: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize(("row", "column"), [(0, 4), (8, 4), (4, 0), (4, 7), (0, 0), (8, 7)])
-def test_a_small_wrong_rim_does_not_hide_in_a_large_picture(row: int, column: int) -> None:
+def test_a_small_wrong_rim_does_not_hide_in_a_large_image(row: int, column: int) -> None:
     ref = torch.randn(1, 3, 9, 8, dtype=torch.float64)
     out = ref.clone()
     out[0, 0, row, column] += 1e-3

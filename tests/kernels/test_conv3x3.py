@@ -102,10 +102,10 @@ def test_packing_is_that_of_the_reference(cell: Cell) -> None:
 
 
 @pytest.mark.parametrize("channels", [3, 20])
-def test_nan_stays_in_its_picture_and_shows(cell: Cell, channels: int) -> None:
-    """A NaN reaches every output that it is an input of, ReLU or not, and no other picture."""
+def test_nan_stays_in_its_image_and_shows(cell: Cell, channels: int) -> None:
+    """A NaN reaches every output that it is an input of, ReLU or not, and no other image."""
     weight, bias = layer(channels, 24)
-    x = maps(3, channels, 6, 6)  # 4 tiles a picture: several pictures share a block of tiles
+    x = maps(3, channels, 6, 6)  # 4 tiles an image: several images share a block of tiles
     clean = conv3x3(x, conv3x3_pack(weight), bias, 24, True)
     x[1, 2, 2, 3] = torch.nan
     out = conv3x3(x, conv3x3_pack(weight), bias, 24, True)

@@ -16,8 +16,8 @@ from cases import (
     decoder,
     encoder,
     far_apart,
+    image_of,
     is_laid_out_like,
-    picture,
     scattered,
     size_name,
     widened,
@@ -35,8 +35,8 @@ pytestmark = pytest.mark.usefixtures("poisoned_memory")
 def halves(
     batch: int, size: Sequence[int], dtype: torch.dtype = torch.float32, device: str = "cpu"
 ) -> list[Tensor]:
-    """A ``low`` and a ``high`` for a picture of this size."""
-    return [picture(batch, (size[0] + 1) // 2, (size[1] + 1) // 2, dtype, device) for _ in range(2)]
+    """A ``low`` and a ``high`` for an image of this size."""
+    return [image_of(batch, (size[0] + 1) // 2, (size[1] + 1) // 2, dtype, device) for _ in range(2)]
 
 
 def check(
@@ -47,7 +47,7 @@ def check(
     size: Sequence[int],
     expected: Tensor | None = None,
 ) -> None:
-    """The op's picture is right, laid out like ``low``, and nothing else was touched."""
+    """The op's image is right, laid out like ``low``, and nothing else was touched."""
     arguments = [low, high, *parameters]
     before = [a.clone() for a in arguments]
     out = torch.ops.wae.decode(*arguments, size)
@@ -113,7 +113,7 @@ def test_layouts(cell: Cell, dtype: torch.dtype, layout: str) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts_of_wide_pictures(cell: Cell, layout: str) -> None:
+def test_layouts_of_wide_images(cell: Cell, layout: str) -> None:
     """Wide enough for every vector path, and its remainder."""
     low, high = map(LAYOUTS[layout], halves(2, (7, 259), device=cell.device))
     check(cell, low, high, decoder(device=cell.device), (7, 259))
@@ -169,7 +169,7 @@ def test_the_same_bits_on_any_number_of_threads(cell: Cell, layout: str, dtype: 
 
 
 @pytest.mark.parametrize("size", [(13, 18), (33, 40), (3, 300)], ids=size_name)
-def test_a_batch_is_its_pictures(cell: Cell, size: tuple[int, int]) -> None:
+def test_a_batch_is_its_images(cell: Cell, size: tuple[int, int]) -> None:
     (low, high), parameters = halves(5, size, device=cell.device), decoder(device=cell.device)
     together = bits(low, high, parameters, size)
     one_by_one = torch.cat([bits(low[i : i + 1], high[i : i + 1], parameters, size) for i in range(5)])
@@ -180,7 +180,7 @@ def test_a_batch_is_its_pictures(cell: Cell, size: tuple[int, int]) -> None:
 
 
 def test_layouts_give_the_same_bits(cell: Cell) -> None:
-    """A layout changes how a picture is read, not what is computed."""
+    """A layout changes how an image is read, not what is computed."""
     if not cell.compiled:
         pytest.skip("PyTorch's own convolutions do not promise it")
     (low, high), parameters = halves(2, (45, 50)), decoder()
@@ -190,7 +190,7 @@ def test_layouts_give_the_same_bits(cell: Cell) -> None:
             assert torch.equal(bits(layout(low), layout(high), parameters), once), name
 
 
-# ------------------------------------------------------------------------------------------- many pictures
+# ------------------------------------------------------------------------------------------- many images
 
 
 @given(
@@ -209,8 +209,8 @@ def test_random_cases(
 
 
 @given(batch=st.integers(0, 2), size=st.tuples(st.integers(1, 70), st.integers(1, 70)))
-def test_an_encoded_picture_comes_back_in_its_size(cell: Cell, batch: int, size: tuple[int, int]) -> None:
-    image = picture(batch, *size, device=cell.device)
+def test_an_encoded_image_comes_back_in_its_size(cell: Cell, batch: int, size: tuple[int, int]) -> None:
+    image = image_of(batch, *size, device=cell.device)
     low, high = torch.ops.wae.encode(image, *encoder(device=cell.device))
     assert low.shape == high.shape == (batch, 3, -(-size[0] // 2), -(-size[1] // 2))
     assert torch.ops.wae.decode(low, high, *decoder(device=cell.device), size).shape == image.shape

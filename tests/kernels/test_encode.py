@@ -16,8 +16,8 @@ from cases import (
     affine,
     encoder,
     far_apart,
+    image_of,
     is_laid_out_like,
-    picture,
     scattered,
     size_name,
     widened,
@@ -66,7 +66,7 @@ def test_the_reference_is_the_published_network() -> None:
     low, high = (nn.Conv2d(16, 3, 3, stride=2, padding=1) for _ in range(2))
     for own, given_ in zip([p for m in (trunk, low, high) for p in m.parameters()], parameters, strict=True):
         own.data = given_
-    image = picture(2, 13, 10, torch.float64)
+    image = image_of(2, 13, 10, torch.float64)
     for out, branch in zip(reference.encode(image, *parameters), (low, high), strict=True):
         assert out.shape == (2, 3, 7, 5)
         assert_close(out, branch(trunk(image)), 1e-14)
@@ -76,7 +76,7 @@ def test_the_reference_is_the_published_network() -> None:
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8], ids=["float32", "uint8"])
 def test_sizes(cell: Cell, dtype: torch.dtype, layout: str, size: tuple[int, int]) -> None:
-    image = LAYOUTS[layout](picture(2, *size, dtype, cell.device))
+    image = LAYOUTS[layout](image_of(2, *size, dtype, cell.device))
     check(
         cell, image, encoder(device=cell.device), *affine(device=cell.device, of_bytes=dtype == torch.uint8)
     )
@@ -86,7 +86,7 @@ def test_sizes(cell: Cell, dtype: torch.dtype, layout: str, size: tuple[int, int
 def large_case(size: tuple[int, int]) -> tuple[Tensor, list[Tensor], tuple[Tensor, Tensor]]:
     """An image, parameters and what is expected: made once, because the float64 oracle takes its time."""
     torch.manual_seed(sum(size))  # the same, whichever test comes first
-    image, parameters = picture(1, *size), encoder()
+    image, parameters = image_of(1, *size), encoder()
     return image, parameters, reference.encode(*widened([image, *parameters]))
 
 
@@ -102,33 +102,33 @@ def test_large_sizes(cell: Cell, layout: str, size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.uint8], ids=str)
 def test_layouts(cell: Cell, dtype: torch.dtype, layout: str) -> None:
-    image = LAYOUTS[layout](picture(3, 13, 18, dtype, cell.device))
+    image = LAYOUTS[layout](image_of(3, 13, 18, dtype, cell.device))
     parameters = encoder(torch.float32 if dtype == torch.uint8 else dtype, cell.device)
     check(cell, image, parameters)
     check(cell, image, parameters, *affine(device=cell.device, of_bytes=dtype == torch.uint8))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts_of_wide_pictures(cell: Cell, layout: str) -> None:
+def test_layouts_of_wide_images(cell: Cell, layout: str) -> None:
     """Wide enough for every vector path, and its remainder."""
-    check(cell, LAYOUTS[layout](picture(2, 7, 259, device=cell.device)), encoder(device=cell.device))
+    check(cell, LAYOUTS[layout](image_of(2, 7, 259, device=cell.device)), encoder(device=cell.device))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_bytes_meet_parameters_of_any_dtype(cell: Cell, dtype: torch.dtype) -> None:
-    image = picture(2, 9, 11, torch.uint8, cell.device)
+    image = image_of(2, 9, 11, torch.uint8, cell.device)
     check(cell, image, encoder(dtype, cell.device), *affine(dtype, cell.device, of_bytes=True))
 
 
 @pytest.mark.parametrize("batch", [0, 1, 2, 3, 5])
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 def test_batches(cell: Cell, layout: str, batch: int) -> None:
-    check(cell, LAYOUTS[layout](picture(batch, 10, 37, device=cell.device)), encoder(device=cell.device))
+    check(cell, LAYOUTS[layout](image_of(batch, 10, 37, device=cell.device)), encoder(device=cell.device))
 
 
 @pytest.mark.parametrize("width", [1, 8, 24])
 def test_other_widths(cell: Cell, width: int) -> None:
-    check(cell, picture(2, 9, 14, device=cell.device), encoder(device=cell.device, width=width))
+    check(cell, image_of(2, 9, 14, device=cell.device), encoder(device=cell.device, width=width))
 
 
 def test_parameters_of_any_strides(cell: Cell) -> None:
@@ -136,16 +136,16 @@ def test_parameters_of_any_strides(cell: Cell) -> None:
     parameters[2] = parameters[2][:, :1].expand(16, 16, 3, 3)
     parameters[3] = parameters[3][:1].expand(16)
     scattered_parameters = [p if 0 in p.stride() else scattered(p) for p in parameters]
-    image = picture(2, 9, 14, device=cell.device)
+    image = image_of(2, 9, 14, device=cell.device)
     check(cell, image, scattered_parameters, *(scattered(t) for t in affine(device=cell.device)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8], ids=str)
 def test_strides_beyond_32_bits(cell: Cell, dtype: torch.dtype) -> None:
-    """Rows and pictures lie gigabytes apart, in memory of which only these pages are ever touched."""
+    """Rows and images lie gigabytes apart, in memory of which only these pages are ever touched."""
     if cell.device != "cpu":
         pytest.skip("only the processor's memory is lent without being there")
-    check(cell, far_apart(picture(2, 2, 40, dtype)), encoder(), *affine(of_bytes=dtype == torch.uint8))
+    check(cell, far_apart(image_of(2, 2, 40, dtype)), encoder(), *affine(of_bytes=dtype == torch.uint8))
 
 
 # --------------------------------------------------------------------------------------- scale and shift
@@ -154,7 +154,7 @@ def test_strides_beyond_32_bits(cell: Cell, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("given_", ["scale", "shift"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8], ids=str)
 def test_scale_or_shift_alone(cell: Cell, dtype: torch.dtype, given_: str) -> None:
-    image = picture(2, 7, 12, dtype, cell.device)
+    image = image_of(2, 7, 12, dtype, cell.device)
     scale, shift = affine(device=cell.device, of_bytes=dtype == torch.uint8)
     parameters = encoder(torch.bfloat16 if dtype == torch.bfloat16 else torch.float32, cell.device)
     check(cell, image, parameters, *((scale, None) if given_ == "scale" else (None, shift)))
@@ -162,14 +162,14 @@ def test_scale_or_shift_alone(cell: Cell, dtype: torch.dtype, given_: str) -> No
 
 @pytest.mark.parametrize("scale_dtype", DTYPES, ids=str)
 def test_scale_and_shift_of_any_dtype(cell: Cell, scale_dtype: torch.dtype) -> None:
-    image = picture(2, 7, 12, device=cell.device)
+    image = image_of(2, 7, 12, device=cell.device)
     check(cell, image, encoder(device=cell.device), *affine(scale_dtype, cell.device))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8], ids=str)
 def test_the_padding_stays_zero_under_a_shift(cell: Cell, dtype: torch.dtype) -> None:
-    """Against a construction without scale and shift: the picture normalised first, in float64."""
-    image = picture(2, 6, 9, dtype, cell.device)
+    """Against a construction without scale and shift: the image normalised first, in float64."""
+    image = image_of(2, 6, 9, dtype, cell.device)
     scale, shift = affine(device=cell.device, of_bytes=dtype == torch.uint8)
     shift = shift + 3  # padding shifted along would be far off
     parameters = encoder(device=cell.device)
@@ -181,7 +181,7 @@ def test_the_padding_stays_zero_under_a_shift(cell: Cell, dtype: torch.dtype) ->
 
 
 def test_bytes_without_scale_are_the_numbers_0_to_255(cell: Cell) -> None:
-    image = picture(2, 9, 12, torch.uint8, cell.device)
+    image = image_of(2, 9, 12, torch.uint8, cell.device)
     parameters = encoder(device=cell.device)
     for out, same in zip(
         torch.ops.wae.encode(image, *parameters),
@@ -201,7 +201,7 @@ def bits(cell: Cell, image: Tensor, parameters: Sequence[Tensor]) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8], ids=str)
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 def test_the_same_bits_on_any_number_of_threads(cell: Cell, layout: str, dtype: torch.dtype) -> None:
-    image = LAYOUTS[layout](picture(3, 45, 50, dtype, cell.device))
+    image = LAYOUTS[layout](image_of(3, 45, 50, dtype, cell.device))
     parameters = encoder(torch.float32 if dtype == torch.uint8 else dtype, cell.device)
     torch.set_num_threads(1)
     once = bits(cell, image, parameters)
@@ -216,8 +216,8 @@ def test_the_same_bits_on_any_number_of_threads(cell: Cell, layout: str, dtype: 
 
 @pytest.mark.parametrize("size", [(13, 18), (33, 40), (3, 300)], ids=size_name)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8], ids=str)
-def test_a_batch_is_its_pictures(cell: Cell, dtype: torch.dtype, size: tuple[int, int]) -> None:
-    image, parameters = picture(5, *size, dtype, cell.device), encoder(device=cell.device)
+def test_a_batch_is_its_images(cell: Cell, dtype: torch.dtype, size: tuple[int, int]) -> None:
+    image, parameters = image_of(5, *size, dtype, cell.device), encoder(device=cell.device)
     together = bits(cell, image, parameters)
     one_by_one = torch.cat([bits(cell, one[None], parameters) for one in image])
     if cell.compiled:
@@ -227,17 +227,17 @@ def test_a_batch_is_its_pictures(cell: Cell, dtype: torch.dtype, size: tuple[int
 
 
 def test_layouts_give_the_same_bits(cell: Cell) -> None:
-    """A layout changes how a picture is read, not what is computed."""
+    """A layout changes how an image is read, not what is computed."""
     if not cell.compiled:
         pytest.skip("PyTorch's own convolutions do not promise it")
-    image, parameters = picture(2, 21, 50), encoder()
+    image, parameters = image_of(2, 21, 50), encoder()
     once = bits(cell, image, parameters)
     for name, layout in LAYOUTS.items():
         if not name.startswith("expanded"):
             assert torch.equal(bits(cell, layout(image), parameters), once), name
 
 
-# ------------------------------------------------------------------------------------------- many pictures
+# ------------------------------------------------------------------------------------------- many images
 
 
 @given(
@@ -258,7 +258,7 @@ def test_random_cases(
     seed: int,
 ) -> None:
     torch.manual_seed(seed)
-    image = picture(batch, *size, dtype, cell.device)
+    image = image_of(batch, *size, dtype, cell.device)
     image = LAYOUTS[layout if batch else "channels_last"](image)
     parameters = encoder(torch.float32 if dtype == torch.uint8 else dtype, cell.device)
     scale_shift = affine(device=cell.device, of_bytes=dtype == torch.uint8) if normalized else []

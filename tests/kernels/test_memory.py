@@ -58,7 +58,7 @@ def can_reset_the_peak() -> bool:
 
 @functools.cache
 def measured(backend: str, height: int = 1024, width: int = 2048) -> dict[str, int]:
-    """Bytes beyond inputs and outputs, by case, for two pictures of this size."""
+    """Bytes beyond inputs and outputs, by case, for two images of this size."""
     environment = {
         **os.environ,
         "WAE_BACKEND": backend,

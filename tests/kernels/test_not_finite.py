@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import DTYPES, Cell, decoder, encoder, picture
+from cases import DTYPES, Cell, decoder, encoder, image_of
 from compare import relative_error, tolerance
 from problems import REFERENCES, Problem, make
 from torch import Tensor
@@ -87,7 +87,7 @@ def test_in_the_weights_of_a_uint8_image(cell: Cell, name: str) -> None:
 
 def test_a_pixel_reaches_every_output_that_reads_it(cell: Cell) -> None:
     """60 values of ``low``: 5 rows, 4 columns, 3 channels. Winograd's tiles make them 6 x 6 x 3."""
-    image = picture(1, 64, 64, device=cell.device)
+    image = image_of(1, 64, 64, device=cell.device)
     image[0, 1, 30, 31] = torch.nan
     low, high = torch.ops.wae.encode(image, *encoder(device=cell.device))
     for out in (low, high):
@@ -97,7 +97,7 @@ def test_a_pixel_reaches_every_output_that_reads_it(cell: Cell) -> None:
 
 
 def test_a_pixel_stays_in_its_image(cell: Cell) -> None:
-    low, high = picture(3, 9, 8, device=cell.device), picture(3, 9, 8, device=cell.device)
+    low, high = image_of(3, 9, 8, device=cell.device), image_of(3, 9, 8, device=cell.device)
     parameters = decoder(device=cell.device)
     clean = torch.ops.wae.decode(low, high, *parameters, [17, 16])
     high[1] = torch.nan
@@ -113,7 +113,7 @@ def test_numbers_near_the_largest(cell: Cell, kind: str, magnitude: float) -> No
     if not cell.compiled:
         pytest.skip("PyTorch's ReLU makes zero of a sum that overflowed")
     unit = (
-        picture(1, 22, 25, device=cell.device).clamp(-1, 1) if kind == "noise" else torch.ones(1, 3, 22, 25)
+        image_of(1, 22, 25, device=cell.device).clamp(-1, 1) if kind == "noise" else torch.ones(1, 3, 22, 25)
     )
     image = unit.to(cell.device) * magnitude
     parameters = encoder(device=cell.device)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import arguments_of, as_tuple, decoder, encoder, picture
+from cases import arguments_of, as_tuple, decoder, encoder, image_of
 from torch import nn
 
 import wae_kernels
@@ -36,9 +36,9 @@ def test_gradients_flow(op: str) -> None:
 
 def test_bad_input_is_refused_in_the_ops_words() -> None:
     with pytest.raises(RuntimeError, match=r"^wae::encode: image must"):
-        wae_kernels.encode(picture(1, 4, 4)[:, :2], *encoder())
+        wae_kernels.encode(image_of(1, 4, 4)[:, :2], *encoder())
     with pytest.raises(RuntimeError, match=r"^wae::decode: output_size"):
-        wae_kernels.decode(picture(1, 2, 2), picture(1, 2, 2), *decoder(), (9, 9))
+        wae_kernels.decode(image_of(1, 2, 2), image_of(1, 2, 2), *decoder(), (9, 9))
 
 
 @pytest.mark.parametrize(

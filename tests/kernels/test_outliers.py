@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import Cell, encoder, picture
+from cases import Cell, encoder, image_of
 from compare import PLAIN, WINOGRAD, relative_error
 from torch import Tensor
 
@@ -17,7 +17,7 @@ IN_ITS_TILES = (slice(13, 19), slice(13, 19))
 
 def errors_at(cell: Cell, places: Tensor, factor: float) -> float:
     """The larger relative error of low and high at the ``places`` of a 64 x 64 image's outputs."""
-    image = picture(1, 64, 64, device=cell.device)
+    image = image_of(1, 64, 64, device=cell.device)
     image[PIXEL] *= factor
     parameters = encoder(device=cell.device)
     wanted = reference.encode(image.double(), *(p.double() for p in parameters))

@@ -20,8 +20,8 @@ from cases import (
     as_params,
     as_tuple,
     encoder,
+    image_of,
     is_laid_out_like,
-    picture,
     recorded,
     widened,
 )
@@ -71,7 +71,7 @@ def test_opcheck_of_bytes_and_of_what_is_left_out(cell: Cell, op: str) -> None:
     arguments = arguments_of(op, device=cell.device)
     if op.startswith("encode"):
         at = 0 if op == "encode" else 2
-        arguments[at] = picture(2, 13, 18, torch.uint8, cell.device)
+        arguments[at] = image_of(2, 13, 18, torch.uint8, cell.device)
         arguments[at + 11 : at + 13] = [None, None]
     if op.endswith("backward"):
         arguments[-1] = False
@@ -135,7 +135,7 @@ def test_compiled_is_what_eager_is(cell: Cell, layout: str, dynamic: bool) -> No
     model = AutoEncoder().to(cell.device)
     compiled = torch.compile(model, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     for batch, *size in [(2, 12, 17), (3, 15, 16)]:
-        image = LAYOUTS[layout](picture(batch, *size, device=cell.device))
+        image = LAYOUTS[layout](image_of(batch, *size, device=cell.device))
         for a, b in zip(both_ways(model, model, image), both_ways(compiled, model, image), strict=True):
             assert_close(b, a.double(), tolerance(torch.float32))
         assert is_laid_out_like(compiled(image), image)
@@ -148,7 +148,7 @@ def test_compiled_by_inductor_is_what_eager_is() -> None:
     model = AutoEncoder()
     compiled = torch.compile(model, fullgraph=True, dynamic=True)
     for batch, *size in [(2, 12, 17), (3, 15, 16)]:
-        image = picture(batch, *size)
+        image = image_of(batch, *size)
         limit = tolerance(torch.float32, backends.backend_for("cpu"))
         for a, b in zip(both_ways(model, model, image), both_ways(compiled, model, image), strict=True):
             assert_close(b, a.double(), limit)
@@ -160,7 +160,7 @@ def test_new_sizes_do_not_compile_again() -> None:
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=counter)
     for batch, *size in [(2, 12, 17), (3, 15, 16), (5, 16, 14), (4, 13, 15), (2, 40, 7), (7, 7, 40)]:
-        image = picture(batch, *size)
+        image = image_of(batch, *size)
         assert compiled(image).shape == image.shape
         compiled(image.requires_grad_()).sum().backward()
     assert counter.frame_count <= 2  # one without a gradient, one with
@@ -185,16 +185,16 @@ def test_export_with_dynamic_batch_and_size(cell: Cell) -> None:
         torch.export.Dim
     )  # of at least 3, because torch treats a size of 1, here of low and high, as a constant
     shapes = {"image": {0: dim("batch", max=64), 2: dim("height", min=3), 3: dim("width", min=3)}}
-    program = torch.export.export(model, (picture(2, 12, 17, device=cell.device),), dynamic_shapes=shapes)
+    program = torch.export.export(model, (image_of(2, 12, 17, device=cell.device),), dynamic_shapes=shapes)
     called = {str(node.target) for node in program.graph.nodes}
     assert {"wae.encode.default", "wae.decode.default"} <= called
     for batch, *size in [(1, 3, 4), (3, 15, 16), (4, 16, 16), (2, 13, 15)]:
-        image = picture(batch, *size, device=cell.device)
+        image = image_of(batch, *size, device=cell.device)
         assert_close(program.module()(image), model(image).double(), tolerance(torch.float32))
 
 
 def test_export_survives_a_file(tmp_path: Any) -> None:
-    model, image = AutoEncoder().eval(), picture(2, 12, 17)
+    model, image = AutoEncoder().eval(), image_of(2, 12, 17)
     torch.export.save(torch.export.export(model, (image,)), tmp_path / "model.pt2")
     loaded = torch.export.load(tmp_path / "model.pt2").module()
     assert torch.equal(loaded(image), model(image))
@@ -238,7 +238,7 @@ def test_autocast_leaves_float64_alone(cell: Cell) -> None:
 
 def test_autocast_leaves_bytes_alone(cell: Cell) -> None:
     image, scale_shift = (
-        picture(2, 9, 12, torch.uint8, cell.device),
+        image_of(2, 9, 12, torch.uint8, cell.device),
         affine(device=cell.device, of_bytes=True),
     )
     parameters = encoder(device=cell.device)
@@ -274,7 +274,7 @@ def test_meta_tensors_give_shapes(cell: Cell, layout: str, op: str) -> None:
 
 def test_inference_mode_and_no_grad(cell: Cell) -> None:
     model = AutoEncoder().to(cell.device)
-    image = picture(2, 9, 12, device=cell.device)
+    image = image_of(2, 9, 12, device=cell.device)
     expected = model(image)
     with torch.inference_mode():
         assert torch.equal(model(image), expected)
@@ -286,7 +286,7 @@ def test_inference_mode_and_no_grad(cell: Cell) -> None:
 @on_hosts
 def test_functional_call(cell: Cell) -> None:
     model, other = AutoEncoder().to(cell.device), AutoEncoder().to(cell.device)
-    image = picture(2, 9, 12, device=cell.device)
+    image = image_of(2, 9, 12, device=cell.device)
     replaced = torch.func.functional_call(model, dict(other.named_parameters()), (image,))
     assert torch.equal(replaced, other(image))
     assert not torch.equal(replaced, model(image))
@@ -300,7 +300,7 @@ def test_activation_checkpointing(cell: Cell) -> None:
         out: Tensor = torch.utils.checkpoint.checkpoint(model, image, use_reentrant=False)
         return out
 
-    image = picture(2, 9, 12, device=cell.device)
+    image = image_of(2, 9, 12, device=cell.device)
     for a, b in zip(both_ways(model, model, image), both_ways(checkpointed, model, image), strict=True):
         assert torch.equal(a, b)
 
@@ -340,7 +340,7 @@ def swap_data(model: wae_nn.Encoder) -> None:
 
 def step_an_optimizer(model: wae_nn.Encoder) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    low, high = model(picture(1, 8, 8))
+    low, high = model(image_of(1, 8, 8))
     (low.square().mean() + high.square().mean()).backward()
     optimizer.step()
 
@@ -364,7 +364,7 @@ def load_another_state(model: wae_nn.Encoder) -> None:
 def test_changed_weights_count_at_once(cell: Cell, change: Callable[[wae_nn.Encoder], None]) -> None:
     if cell.device != "cpu":
         pytest.skip("the copies are the processor's kernels'")
-    model, image = wae_nn.Encoder(), picture(1, 12, 17)
+    model, image = wae_nn.Encoder(), image_of(1, 12, 17)
     limit = tolerance(torch.float32, backends.backend_for("cpu"))
     with torch.no_grad():
         before = model(image)
@@ -379,7 +379,7 @@ def test_changed_weights_count_at_once(cell: Cell, change: Callable[[wae_nn.Enco
 def test_weights_in_reused_memory_count_at_once(cell: Cell) -> None:
     """A new model where a deleted one was: the same addresses, version counters from zero again."""
     limit = tolerance(torch.float32, backends.backend_for(cell.device), cell.device)
-    image, seen = picture(1, 12, 17, device=cell.device), set()
+    image, seen = image_of(1, 12, 17, device=cell.device), set()
     for _ in range(20):
         model = wae_nn.Encoder().to(cell.device)
         seen.add(model.conv2.weight.data_ptr())
@@ -395,7 +395,7 @@ def test_weights_in_reused_memory_count_at_once(cell: Cell) -> None:
 def test_two_models_in_turns_keep_their_weights(cell: Cell) -> None:
     models = [wae_nn.Decoder().to(cell.device) for _ in range(3)]
     models.append(copy.deepcopy(models[0]))
-    low, high = picture(1, 6, 9, device=cell.device), picture(1, 6, 9, device=cell.device)
+    low, high = image_of(1, 6, 9, device=cell.device), image_of(1, 6, 9, device=cell.device)
     once = [model(low, high, (12, 17)) for model in models]
     assert torch.equal(once[0], once[3])
     assert not torch.equal(once[0], once[1])
@@ -407,7 +407,7 @@ def test_two_models_in_turns_keep_their_weights(cell: Cell) -> None:
 def test_models_in_threads_of_their_own(cell: Cell) -> None:
     """Serving: several models at once, which share the kernels' store of laid-out weights."""
     models = [wae_nn.Encoder().to(cell.device).requires_grad_(False) for _ in range(8)]
-    image = picture(1, 12, 17, device=cell.device)
+    image = image_of(1, 12, 17, device=cell.device)
     alone = [torch.cat(model(image)) for model in models]
 
     def serve(model: wae_nn.Encoder) -> list[Tensor]:

@@ -24,8 +24,8 @@ from cases import (
     decoder,
     encoder,
     far_apart,
+    image_of,
     is_laid_out_like,
-    picture,
     scattered,
     size_name,
     widened,
@@ -71,7 +71,7 @@ def test_plan(gpu: Device, precision: str, shape: Sequence[int]) -> None:
     made = plan(batch, height, width, precision, gpu)
     tile = made.tile
     assert tile in tiles_for(precision, gpu.capability)
-    # The tiles cover the picture, and none lies outside.
+    # The tiles cover the image, and none lies outside.
     half_height, half_width = (height + 1) // 2, (width + 1) // 2
     assert (made.tiles_down - 1) * tile.half_rows < half_height <= made.tiles_down * tile.half_rows
     assert (made.tiles_across - 1) * tile.half_columns < half_width <= made.tiles_across * tile.half_columns
@@ -85,12 +85,12 @@ def test_plan(gpu: Device, precision: str, shape: Sequence[int]) -> None:
     assert slab_bytes <= 0.75 * gpu.l2_bytes or smallest * made.programs > 0.75 * gpu.l2_bytes
     assert each * tile.registers * 32 * tile.warps <= 65536
     assert each * (tile.shared_bytes(element_bytes) + 1024) <= gpu.shared_bytes
-    # A full-resolution picture of 16 channels is not what the slab holds.
+    # A full-resolution image of 16 channels is not what the slab holds.
     if batch * height * width >= 10**6:
         assert slab_bytes < 16 * element_bytes * batch * height * width
 
 
-def test_plan_fills_the_gpu_with_one_small_picture() -> None:
+def test_plan_fills_the_gpu_with_one_small_image() -> None:
     assert plan(1, 224, 224, "half", GPUS[0]).tiles >= GPUS[0].multiprocessors // 2
 
 
@@ -106,7 +106,7 @@ def test_plan_of_more_tiles_than_32_bits_count() -> None:
 def test_in_the_interpreter() -> None:
     """The tests marked `interpreted`, in a process where Triton interprets."""
     done = subprocess.run(
-        # Warnings: outside the picture, where nothing is used, the interpreter multiplies NaN.
+        # Warnings: outside the image, where nothing is used, the interpreter multiplies NaN.
         [
             sys.executable,
             "-m",
@@ -170,33 +170,33 @@ class TestInterpreted:
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     @pytest.mark.parametrize("of_bytes", [False, True], ids=["numbers", "bytes"])
     def test_encode(self, dtype: torch.dtype, of_bytes: bool) -> None:
-        image = picture(1, 11, 10, torch.uint8 if of_bytes else dtype)
+        image = image_of(1, 11, 10, torch.uint8 if of_bytes else dtype)
         check_encode(image, encoder(dtype), *(affine(of_bytes=True) if of_bytes else ()))
 
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     def test_decode(self, dtype: torch.dtype) -> None:
-        check_decode(picture(1, 6, 5, dtype), picture(1, 6, 5, dtype), decoder(dtype), (11, 10))
+        check_decode(image_of(1, 6, 5, dtype), image_of(1, 6, 5, dtype), decoder(dtype), (11, 10))
 
     def test_tf32(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The interpreter multiplies in float32; what it shows is that operands are rounded, and not cut."""
         monkeypatch.setattr(launch, "tf32_allowed", lambda: True)
-        image, parameters = picture(1, 8, 8), encoder()
+        image, parameters = image_of(1, 8, 8), encoder()
         outputs = torch.ops.wae.encode_triton(image, *parameters)
         for out, ref in zip(outputs, reference.encode(*widened([image, *parameters])), strict=True):
             assert 1e-4 < relative_error(out, ref) < 7e-4
 
     @pytest.mark.parametrize("size", SIZES, ids=size_name)
     def test_sizes(self, size: tuple[int, int]) -> None:
-        check_encode(picture(1, *size), encoder())
+        check_encode(image_of(1, *size), encoder())
         half = [(s + 1) // 2 for s in size]
-        check_decode(picture(1, *half), picture(1, *half), decoder(), size)
+        check_decode(image_of(1, *half), image_of(1, *half), decoder(), size)
 
     @pytest.mark.parametrize(
         "layout", [name for name in LAYOUTS if "expanded" not in name] + ["expanded_value"]
     )
     def test_layouts(self, layout: str) -> None:
-        check_encode(LAYOUTS[layout](picture(2, 4, 3)), encoder(), *affine(torch.float64))
-        low, high = LAYOUTS[layout](picture(2, 3, 2)), picture(2, 3, 2)
+        check_encode(LAYOUTS[layout](image_of(2, 4, 3)), encoder(), *affine(torch.float64))
+        low, high = LAYOUTS[layout](image_of(2, 3, 2)), image_of(2, 3, 2)
         check_decode(low, high, decoder(), (5, 4))
         if layout == "sliced":
             check_decode(high, low, decoder(), (6, 3))
@@ -204,7 +204,7 @@ class TestInterpreted:
     @pytest.mark.parametrize("scale", [True, False], ids=["scale", "shift"])
     def test_scale_or_shift_alone(self, scale: bool) -> None:
         values = affine(torch.float32)[0 if scale else 1]
-        check_encode(picture(1, 3, 4), encoder(), *((values, None) if scale else (None, values)))
+        check_encode(image_of(1, 3, 4), encoder(), *((values, None) if scale else (None, values)))
 
     @pytest.mark.parametrize("layout", ["channels_last", "scattered"])
     def test_parameters_in_other_layouts(self, layout: str) -> None:
@@ -218,14 +218,14 @@ class TestInterpreted:
 
     @staticmethod
     def encode_small(parameters: Sequence[Tensor]) -> None:
-        check_encode(picture(1, 5, 4), parameters)
+        check_encode(image_of(1, 5, 4), parameters)
 
     @staticmethod
     def decode_small(parameters: Sequence[Tensor]) -> None:
-        check_decode(picture(1, 3, 2), picture(1, 3, 2), parameters, (5, 4))
+        check_decode(image_of(1, 3, 2), image_of(1, 3, 2), parameters, (5, 4))
 
     def test_offsets_beyond_32_bits(self) -> None:
-        check_encode(far_apart(picture(1, 2, 4, torch.uint8)), encoder(), *affine(of_bytes=True))
+        check_encode(far_apart(image_of(1, 2, 4, torch.uint8)), encoder(), *affine(of_bytes=True))
 
     def test_empty_batch(self) -> None:
         low, high = torch.ops.wae.encode_triton(torch.empty(0, 3, 5, 4), *encoder())
@@ -234,7 +234,7 @@ class TestInterpreted:
 
     def test_what_has_no_kernel_runs_the_reference(self) -> None:
         for dtype, width in ((torch.float64, 16), (torch.float32, 8)):
-            image, parameters = picture(1, 5, 4, dtype), encoder(dtype, width=width)
+            image, parameters = image_of(1, 5, 4, dtype), encoder(dtype, width=width)
             for out, ref in zip(
                 torch.ops.wae.encode_triton(image, *parameters),
                 reference.encode(image, *parameters),
@@ -244,7 +244,7 @@ class TestInterpreted:
 
     def test_infinities_stay_where_they_are_seen(self) -> None:
         """The zeros that pad a filter to 16 columns do not meet pixels that the filter does not see."""
-        image, parameters = picture(1, 8, 24), encoder()
+        image, parameters = image_of(1, 8, 24), encoder()
         image[..., 12] = torch.inf
         outputs, expected = (
             torch.ops.wae.encode_triton(image, *parameters),
@@ -254,7 +254,7 @@ class TestInterpreted:
             assert torch.equal(out.isfinite(), ref.isfinite())
 
     def test_same_bits_again(self) -> None:
-        image, parameters = picture(1, 9, 9, torch.float16), encoder(torch.float16)
+        image, parameters = image_of(1, 9, 9, torch.float16), encoder(torch.float16)
         first, second = (torch.ops.wae.encode_triton(image, *parameters) for _ in range(2))
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
@@ -268,18 +268,18 @@ class TestInterpreted:
             return -len(seen)  # the last one wins
 
         monkeypatch.setattr(stored, "candidates", lambda _: [Tile(64, 8, 1, 1), Tile(64, 8, 1, 2)])
-        arguments = (picture(1, 2, 2), *encoder())
+        arguments = (image_of(1, 2, 2), *encoder())
         assert wae_triton.tune("encode", *arguments, measure=measure) == seen[-1] == Tile(64, 8, 1, 2)
         chosen = launch.launch_encode(arguments[0], EncoderParameters(*arguments[1:])).plan.tile
         assert chosen == seen[-1]
 
     def test_tune_says_what_it_cannot(self) -> None:
         with pytest.raises(ValueError, match="op must be encode or decode, got 'encoder'"):
-            wae_triton.tune("encoder", picture(1, 2, 2), *encoder())
+            wae_triton.tune("encoder", image_of(1, 2, 2), *encoder())
         with pytest.raises(ValueError, match="got 0 images"):
-            wae_triton.tune("encode", picture(0, 2, 2), *encoder())
+            wae_triton.tune("encode", image_of(0, 2, 2), *encoder())
         with pytest.raises(ValueError, match="width 8"):
-            wae_triton.tune("decode", picture(1, 1, 1), picture(1, 1, 1), *decoder(width=8), (2, 2))
+            wae_triton.tune("decode", image_of(1, 1, 1), image_of(1, 1, 1), *decoder(width=8), (2, 2))
 
 
 # ------------------------------------------------------------------------------------------- compiled code
@@ -304,10 +304,10 @@ def test_compiled(precision: str, arch: int, tile: Tile, op: str, monkeypatch: p
     dtype = torch.float16 if precision == "half" else torch.float32
     if op == "encode":
         parameters = EncoderParameters(*encoder(dtype))
-        start = launch.launch_encode(picture(1, 8, 8, dtype), parameters, tile=tile)
+        start = launch.launch_encode(image_of(1, 8, 8, dtype), parameters, tile=tile)
         made = compile_launch(encode_kernel, start, arch)
     else:
-        halves = [picture(1, 4, 4, dtype) for _ in range(2)]
+        halves = [image_of(1, 4, 4, dtype) for _ in range(2)]
         start = launch.launch_decode(*halves, DecoderParameters(*decoder(dtype)), (8, 8), tile=tile)
         made = compile_launch(decode_kernel, start, arch)
     made.assert_within(tile, arch, dtype.itemsize)
@@ -321,13 +321,13 @@ def test_compiled(precision: str, arch: int, tile: Tile, op: str, monkeypatch: p
 
 def arguments_of(op: str) -> list[Any]:
     if op == "encode":
-        return [picture(1, 5, 4), *encoder()]
-    return [*(picture(1, 3, 2) for _ in range(2)), *decoder(), [5, 4]]
+        return [image_of(1, 5, 4), *encoder()]
+    return [*(image_of(1, 3, 2) for _ in range(2)), *decoder(), [5, 4]]
 
 
 @compiled
 def test_the_ops_on_the_processor_run_the_reference() -> None:
-    image, parameters = picture(1, 5, 4), encoder()
+    image, parameters = image_of(1, 5, 4), encoder()
     for out, ref in zip(
         torch.ops.wae.encode_triton(image, *parameters), reference.encode(image, *parameters), strict=True
     ):
@@ -352,7 +352,7 @@ def test_schema_and_fake(op: str) -> None:
 @pytest.mark.parametrize("op", ["encode", "decode"])
 def test_bad_input_is_refused_as_everywhere(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each op under its own name; wae::encode goes to Triton here as it does on a GPU."""
-    bad = picture(1, 5, 4)[:, :2]
+    bad = image_of(1, 5, 4)[:, :2]
     arguments = [bad, *encoder()] if op == "encode" else [bad, bad, *decoder(), [10, 8]]
     with pytest.raises(RuntimeError, match=rf"^wae::{op}_triton: (image|low) must have shape \(batch, 3, "):
         getattr(torch.ops.wae, f"{op}_triton")(*arguments)
@@ -363,7 +363,7 @@ def test_bad_input_is_refused_as_everywhere(op: str, monkeypatch: pytest.MonkeyP
 
 def test_no_gradient_is_said() -> None:
     parameters = [p.requires_grad_() for p in encoder()]
-    low, _ = torch.ops.wae.encode_triton(picture(1, 2, 2), *parameters)
+    low, _ = torch.ops.wae.encode_triton(image_of(1, 2, 2), *parameters)
     with pytest.raises(RuntimeError, match="no autograd formula"):
         low.sum().backward()
 

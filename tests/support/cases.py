@@ -89,7 +89,7 @@ def decoder(dtype: torch.dtype = torch.float32, device: str = "cpu", width: int 
     """Ten random parameters in the order of ``wae::decode``."""
     shapes = _shapes(DECODER_SHAPES, width)
     fan_in = {name: 9.0 * s[1] for name, s in shapes.items() if len(s) == 4}
-    # A pixel of the transposed convolutions sees 9/4 taps on average, of 3 channels of two pictures.
+    # A pixel of the transposed convolutions sees 9/4 taps on average, of 3 channels of two images.
     fan_in["low_weight"] = fan_in["high_weight"] = 6 * 9 / 4
     return [t.to(device, dtype) for t in _network(fan_in, shapes)]
 
@@ -143,13 +143,13 @@ def settled_decoder(
     return [w.to(p) for w, p in zip(wide, parameters, strict=True)]
 
 
-# ------------------------------------------------------------------------------------------------ pictures
+# ------------------------------------------------------------------------------------------------ images
 
 
-def picture(
+def image_of(
     batch: int, height: int, width: int, dtype: torch.dtype = torch.float32, device: str = "cpu"
 ) -> Tensor:
-    """A (batch, 3, height, width) picture of noise: variance 1, or all of 0..255 for uint8."""
+    """A (batch, 3, height, width) image of noise: variance 1, or all of 0..255 for uint8."""
     if dtype == torch.uint8:
         return torch.randint(0, 256, (batch, 3, height, width), dtype=dtype).to(device)
     return _draw((batch, 3, height, width), 1).to(device, dtype)
@@ -176,7 +176,7 @@ def widened(values: Sequence[T]) -> list[T]:
 def _within(x: Tensor, order: Sequence[int] = (0, 1, 2, 3), step: int = 1) -> Tensor:
     """``x`` inside a larger tensor, dimensions in memory in this ``order``, every ``step``-th pixel.
 
-    What lies around it is NaN (for bytes, noise), so that a kernel that reads beside the picture shows it.
+    What lies around it is NaN (for bytes, noise), so that a kernel that reads beside the image shows it.
     """
     n, c, h, w = x.shape
     outer = (n + 2, c + 1, step * h + 3, step * w + 5)
@@ -218,7 +218,7 @@ def scattered(tensor: Tensor) -> Tensor:
 
 
 def far_apart(x: Tensor) -> Tensor:
-    """The same (N, 3, H, W) values with pictures and rows so far apart that no offset fits into 32 bits."""
+    """The same (N, 3, H, W) values with images and rows so far apart that no offset fits into 32 bits."""
     distance = 2**31 // (x.shape[0] * x.shape[2] - 1) + 2**16
     last = (x.shape[0] * x.shape[2] - 1) * distance
     torch.utils.deterministic.fill_uninitialized_memory = False  # the fixture puts it back
@@ -251,15 +251,15 @@ def arguments_of(
     size: tuple[int, int] = (13, 18),
     requires_grad: bool = False,
 ) -> list[Any]:
-    """Arguments that fit the op, its pictures in this layout."""
+    """Arguments that fit the op, its images in this layout."""
     lay, half = LAYOUTS[layout], ((size[0] + 1) // 2, (size[1] + 1) // 2)
     if op.startswith("encode"):
-        outer, inner = [lay(picture(2, *size, dtype, device))], [lay(picture(2, *half, dtype, device))] * 2
+        outer, inner = [lay(image_of(2, *size, dtype, device))], [lay(image_of(2, *half, dtype, device))] * 2
         rest = [*encoder(dtype, device), *affine(device=device)]
     else:
         outer, inner = (
-            [lay(picture(2, *half, dtype, device)) for _ in range(2)],
-            [picture(2, *size, dtype, device)],
+            [lay(image_of(2, *half, dtype, device)) for _ in range(2)],
+            [image_of(2, *size, dtype, device)],
         )
         inner, rest = [lay(t) for t in inner], decoder(dtype, device)
     if op == "encode_backward":

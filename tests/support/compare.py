@@ -40,9 +40,9 @@ def relative_error(out: Tensor, ref: Tensor) -> float:
 
 
 def border_error(out: Tensor, ref: Tensor) -> float:
-    """The largest error of a pixel on the rim of (N, C, H, W) pictures, in units of ``ref``'s rms.
+    """The largest error of a pixel on the rim of (N, C, H, W) images, in units of ``ref``'s rms.
 
-    A wrong rim is few pixels, which the norm over a large picture hides.
+    A wrong rim is few pixels, which the norm over a large image hides.
     """
     out, ref = out.detach().double().cpu(), ref.detach().double().cpu()
     rim = torch.zeros(ref.shape[2:], dtype=torch.bool)
@@ -55,7 +55,7 @@ def border_error(out: Tensor, ref: Tensor) -> float:
 def assert_close(out: Tensor, ref: Tensor, limit: float, what: str = "result") -> None:
     """Fail unless ``out`` has ``ref``'s shape and is within ``limit`` of it.
 
-    Pictures are also held to it pixel by pixel on the rim: no error there beyond eight times the limit
+    Images are also held to it pixel by pixel on the rim: no error there beyond eight times the limit
     (the limit is on the errors' rms; eight standard deviations do not happen in a million numbers).
     """
     error = relative_error(out, ref)

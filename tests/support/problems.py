@@ -17,7 +17,7 @@ from cases import (
     affine,
     decoder,
     encoder,
-    picture,
+    image_of,
     settled_decoder,
     settled_encoder,
     widened,
@@ -87,8 +87,8 @@ class Problem:
 
 
 def noise(batch: int, size: Sequence[int], dtype: torch.dtype, device: str) -> Tensor:
-    """A picture or gradient with mean 1, so that sums over its pixels do not cancel to nothing."""
-    x = picture(batch, *size, dtype, device)
+    """A image or gradient with mean 1, so that sums over its pixels do not cancel to nothing."""
+    x = image_of(batch, *size, dtype, device)
     return x if dtype == torch.uint8 else x + 1
 
 
@@ -110,11 +110,11 @@ def make(
     half = tuple((s + 1) // 2 for s in size)
     inner, outer = (half, size) if op == "encode" else (size, half)
     count, inputs = (2, ["image"]) if op == "encode" else (1, ["low", "high"])
-    pictures = [LAYOUTS[layout](noise(batch, outer, dtype, cell.device)) for _ in inputs]
+    images = [LAYOUTS[layout](noise(batch, outer, dtype, cell.device)) for _ in inputs]
     incoming = [
         LAYOUTS[gradient_layout](noise(batch, inner, parameter_dtype, cell.device)) for _ in range(count)
     ]
-    named: dict[str, Tensor | None] = dict(zip(inputs, pictures, strict=True))
+    named: dict[str, Tensor | None] = dict(zip(inputs, images, strict=True))
     if op == "encode":
         named.update(zip(ENCODER_SHAPES, encoder(parameter_dtype, cell.device, width), strict=True))
         wide = torch.promote_types(parameter_dtype, torch.float32)

@@ -36,7 +36,7 @@ SHARED = {"fixed": FIXED, "batch": PLAN, "average": replace(PLAN, stages=(replac
 """A training for several processes; from "batch" on, a BatchNorm in each of them sees its part of a batch."""
 
 
-def pictures(count=32, augment=True):
+def image_set(count=32, augment=True):
     """Noise of (count, 3, 8, 8) in which one of three colours is brighter: its number is the label."""
     random = torch.Generator().manual_seed(1)
     targets = torch.arange(count) % 3
@@ -63,11 +63,11 @@ def network(seed=0):
 def run(plan=PLAN, model=None, data=None, **options):
     """Train; the model and the history."""
     model = network() if model is None else model
-    return model, train(model, plan, data or pictures(), pictures(augment=False), **options)
+    return model, train(model, plan, data or image_set(), image_set(augment=False), **options)
 
 
 if __name__ == "__main__":
     with joined("cpu"):
         for name, plan in SHARED.items():
             run(plan, state=Path(sys.argv[1], name))
-        run(FIXED, data=with_gaps(pictures()), state=Path(sys.argv[1], "gaps"))
+        run(FIXED, data=with_gaps(image_set()), state=Path(sys.argv[1], "gaps"))

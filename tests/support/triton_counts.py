@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from ahead_of_time import compile_launch
-from cases import decoder, encoder, picture
+from cases import decoder, encoder, image_of
 from test_executed_triton import execute
 
 from wae_kernels.parameters import DecoderParameters, EncoderParameters
@@ -22,7 +22,7 @@ from wae_kernels.triton.plan import Device, Tile, plan, tiles_for
 
 PAGE = Path(__file__).parents[2] / "docs" / "triton.md"
 MINIMUM = 263_700_000
-"""Multiply-adds of either op for a 224 x 224 picture, by the definition."""
+"""Multiply-adds of either op for a 224 x 224 image, by the definition."""
 
 GPUS = [
     Device("A100", 80, 108, 164 << 10, 40 << 20),
@@ -36,14 +36,14 @@ GPUS = [
 
 
 def launches(dtype: torch.dtype, size: int, tile: Tile | None = None) -> dict[str, tuple[object, Launch]]:
-    """Both ops on one picture, on a GPU of two multiprocessors."""
+    """Both ops on one image, on a GPU of two multiprocessors."""
     gpu = Device("small", 80, 2, 164 << 10, 1 << 20)
-    halves = [picture(1, size // 2, size // 2, dtype) for _ in range(2)]
+    halves = [image_of(1, size // 2, size // 2, dtype) for _ in range(2)]
     return {
         "encode": (
             encode_kernel,
             launch_encode(
-                picture(1, size, size, dtype), EncoderParameters(*encoder(dtype)), device=gpu, tile=tile
+                image_of(1, size, size, dtype), EncoderParameters(*encoder(dtype)), device=gpu, tile=tile
             ),
         ),
         "decode": (
@@ -90,9 +90,9 @@ def counts_table() -> str:
 
 
 def plans_table() -> str:
-    """Tile, programs and slab by GPU, for one and for 64 pictures."""
+    """Tile, programs and slab by GPU, for one and for 64 images."""
     lines = [
-        "| GPU | pictures | tile | programs | slab of a program | all slabs | L2 cache |",
+        "| GPU | images | tile | programs | slab of a program | all slabs | L2 cache |",
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
     for gpu in GPUS:

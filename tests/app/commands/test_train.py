@@ -71,7 +71,7 @@ def plan_file(tmp_path):
     return path
 
 
-def picture_folder(folder, labels=("blue", "green", "red"), each=8):
+def folder_of_images(folder, labels=("blue", "green", "red"), each=8):
     """PNG files of 20 x 18 pixels; of colours as their labels say."""
     random = np.random.default_rng(0)
     for part in ("train", "val"):
@@ -85,15 +85,15 @@ def picture_folder(folder, labels=("blue", "green", "red"), each=8):
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    return picture_folder(tmp_path / "data")
+def images(tmp_path):
+    return folder_of_images(tmp_path / "data")
 
 
 @pytest.fixture
-def train(pictures, plan_file, tmp_path):
-    """`wae train` on the folder of pictures, 14 pixels a side, into tmp_path/out; options can be replaced."""
+def train(images, plan_file, tmp_path):
+    """`wae train` on the folder of images, 14 pixels a side, into tmp_path/out; options can be replaced."""
 
-    def train(*more, data=pictures, out=tmp_path / "out", plan=plan_file):
+    def train(*more, data=images, out=tmp_path / "out", plan=plan_file):
         return run("train", "--data", data, "--plan", plan, "-o", out, "--size", 14, *more)
 
     return train
@@ -106,7 +106,7 @@ def errors(capsys):
 # ------------------------------------------------------------------------------------------- what comes out
 
 
-def test_the_folder_of_results(train, tmp_path, capsys, pictures):
+def test_the_folder_of_results(train, tmp_path, capsys, images):
     assert train() == 0
     out = tmp_path / "out"
     names = {path.name for path in out.iterdir()}
@@ -142,18 +142,18 @@ def test_the_folder_of_results(train, tmp_path, capsys, pictures):
         assert torch.equal(one[name], changed[name]) or not still
 
     # evaluated, beside another
-    assert run("train", "--data", pictures, "--plan", out / "plan.toml", "--model", "tiny_half", "-o",
+    assert run("train", "--data", images, "--plan", out / "plan.toml", "--model", "tiny_half", "-o",
                tmp_path / "half", "--size", 14) == 0  # fmt: skip
     capsys.readouterr()
     weights = tmp_path / "half" / "model.safetensors", model
-    assert run("eval", *weights, "--data", pictures, "--seconds", 0.05) == 0
+    assert run("eval", *weights, "--data", images, "--seconds", 0.05) == 0
     said = capsys.readouterr()
     assert said.err == ""
     assert f"{100 - 100 * lines[-1]['accuracy']['top1']:.2f} %" in said.out
     assert "(1.00x)" in said.out
 
 
-def test_tensorboard_files_hold_curves_and_pictures(train, tmp_path):
+def test_tensorboard_files_hold_curves_and_images(train, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -377,29 +377,29 @@ def broken(folder):
     (folder / "train" / "red" / "3.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
 
 
-def test_what_is_left_out_of_a_folder_is_reported(train, pictures, tmp_path, capsys):
-    (pictures / "train" / ".ipynb_checkpoints").mkdir()
-    (pictures / "val" / "red" / "new.heic").touch()
+def test_what_is_left_out_of_a_folder_is_reported(train, images, tmp_path, capsys):
+    (images / "train" / ".ipynb_checkpoints").mkdir()
+    (images / "val" / "red" / "new.heic").touch()
     assert train("--epochs", 1) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert f"{pictures}/train: left out: 1 hidden" in lines
-    assert f"{pictures}/val: left out: 1 of other types (.heic)" in lines
+    assert f"{images}/train: left out: 1 hidden" in lines
+    assert f"{images}/val: left out: 1 of other types (.heic)" in lines
     model = tmp_path / "out" / "model.safetensors"
-    assert run("eval", model, "--data", pictures, "--seconds", 0.05) == 0
-    assert f"{pictures}/val: left out: 1 of other types (.heic)" in errors(capsys)
+    assert run("eval", model, "--data", images, "--seconds", 0.05) == 0
+    assert f"{images}/val: left out: 1 of other types (.heic)" in errors(capsys)
 
 
-def test_a_limit_of_pixels(train, pictures, tmp_path, capsys):
+def test_a_limit_of_pixels(train, images, tmp_path, capsys):
     assert train("--max-pixels", 359) == 1
     assert "18 x 20 pixels are more than 359, the limit" in errors(capsys)
     assert train("--max-pixels", 360, "--force") == 0
     model = tmp_path / "out" / "model.safetensors"
-    assert run("eval", model, "--data", pictures, "--max-pixels", 359) == 1
+    assert run("eval", model, "--data", images, "--max-pixels", 359) == 1
     assert "18 x 20 pixels are more than 359, the limit" in errors(capsys)
 
 
-def test_corrupt_images(train, pictures, tmp_path, capsys):
-    broken(pictures)
+def test_corrupt_images(train, images, tmp_path, capsys):
+    broken(images)
     assert train() == 1
     assert "3.png: " in errors(capsys)
     assert train("--force", "--on-corrupt", "skip") == 0
@@ -418,7 +418,7 @@ def test_folders_without_classes(train, tmp_path, capsys, labels, message):
     folder = tmp_path / "other"
     for part in ("train", "val"):
         (folder / part).mkdir(parents=True)
-    picture_folder(folder / "deeper", labels, 1)
+    folder_of_images(folder / "deeper", labels, 1)
     for part in ("train", "val"):
         for label in labels:
             os.replace(folder / "deeper" / part / label, folder / part / label)
@@ -471,10 +471,10 @@ def test_what_does_not_go_together(train, tmp_path, capsys, options, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_without_a_plan_gets_one(pictures, tmp_path):
+def test_a_folder_without_a_plan_gets_one(images, tmp_path):
     """Batch, epochs and size from what is in it; the images are 18 pixels wide at their narrowest."""
     out = tmp_path / "out"
-    assert run("train", "--data", pictures, "--model", "tiny", "-o", out, "--epochs", 1) == 0
+    assert run("train", "--data", images, "--model", "tiny", "-o", out, "--epochs", 1) == 0
     made = plan.read(out / "plan.toml")
     assert (made.model, made.batch, [stage.kind for stage in made.stages]) == (
         "tiny",
@@ -539,26 +539,26 @@ def test_files_that_are_no_body(tmp_path, content, message):
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def test_test_pictures_that_cannot_be_read(train, pictures, tmp_path, capsys):
-    for path in (pictures / "val" / "red").iterdir():
+def test_test_images_that_cannot_be_read(train, images, tmp_path, capsys):
+    for path in (images / "val" / "red").iterdir():
         path.write_bytes(b"broken")
     model = weights(tmp_path / "model.safetensors")
-    arguments = ["eval", model, "--data", pictures, "--on-corrupt", "skip", "--batch", 4, "--seconds", 0.05]
+    arguments = ["eval", model, "--data", images, "--on-corrupt", "skip", "--batch", 4, "--seconds", 0.05]
     save_classifier(model, tiny(3), "tiny", input=Input(14, 16, False), force=True)
     assert run(*arguments) == 0
     assert errors(capsys).count("wae: left out: ") == 8
-    for path in (pictures / "val" / "blue").iterdir():
+    for path in (images / "val" / "blue").iterdir():
         path.write_bytes(b"broken")
     assert train("--on-corrupt", "skip") == 1
     assert "none of the first 8 test images can be read" in errors(capsys)
 
 
-def test_only_the_first_process_prints_an_evaluation(pictures, tmp_path, capsys, monkeypatch):
+def test_only_the_first_process_prints_an_evaluation(images, tmp_path, capsys, monkeypatch):
     model = tmp_path / "model.safetensors"
     save_classifier(model, tiny(3), "tiny", None, Input(14, 16, False))
     for first in (True, False):
         monkeypatch.setattr(processes, "is_first", lambda first=first: first)
-        assert run("eval", model, "--data", pictures, "--seconds", 0.05) == 0
+        assert run("eval", model, "--data", images, "--seconds", 0.05) == 0
         said = capsys.readouterr()
         assert ("top-1 error" in said.out, bool(said.out)) == (first, first)
         assert ("has no names of classes; they are taken by number" in said.err, bool(said.err)) == (
@@ -567,14 +567,14 @@ def test_only_the_first_process_prints_an_evaluation(pictures, tmp_path, capsys,
         )
 
 
-def test_eval_refuses_what_it_cannot_compare(pictures, tmp_path, capsys):
+def test_eval_refuses_what_it_cannot_compare(images, tmp_path, capsys):
     four = weights(tmp_path / "four", 4)
-    assert run("eval", four, "--data", pictures) == 1
+    assert run("eval", four, "--data", images) == 1
     assert "four: knows 4 classes, the data has 3" in errors(capsys)
     save_classifier(four, tiny(3), "tiny", ("blue", "green", "grey"), force=True)
-    assert run("eval", four, "--data", pictures) == 1
+    assert run("eval", four, "--data", images) == 1
     assert "not those of the data: only the network has grey; only the data has red" in errors(capsys)
-    assert run("eval", tmp_path / "none", "--data", pictures) == 1
+    assert run("eval", tmp_path / "none", "--data", images) == 1
     assert "none: there is no such file" in errors(capsys)
 
 
@@ -582,19 +582,19 @@ def test_eval_refuses_what_it_cannot_compare(pictures, tmp_path, capsys):
 
 
 @pytest.fixture
-def trained(train, pictures, tmp_path):
-    """A network whose classes are blue, green, red; the first comes last in the pictures' folder since."""
+def trained(train, images, tmp_path):
+    """A network whose classes are blue, green, red; the first comes last in the images' folder since."""
     assert train("--epochs", 10) == 0
     for part in ("train", "val"):
-        (pictures / part / "blue").rename(pictures / part / "violet")
+        (images / part / "blue").rename(images / part / "violet")
     made = load_classifier(tmp_path / "out" / "model.safetensors")
     path = tmp_path / "trained.safetensors"
     save_classifier(path, made, "tiny", ("violet", "green", "red"), Input(14, 16, False))
     return path
 
 
-def test_eval_takes_classes_by_their_names(trained, pictures, capsys):
-    assert run("eval", trained, "--data", pictures, "--seconds", 0.05) == 0
+def test_eval_takes_classes_by_their_names(trained, images, capsys):
+    assert run("eval", trained, "--data", images, "--seconds", 0.05) == 0
     assert " 0.00 %" in capsys.readouterr().out.splitlines()[3]
 
 
@@ -607,9 +607,9 @@ def test_weights_bring_the_order_of_their_classes(trained, train, tmp_path):
     assert train(*more, "--resume", out=tmp_path / "more") == 0
 
 
-def test_a_teacher_is_asked_in_the_order_of_the_data(trained, pictures, tmp_path):
+def test_a_teacher_is_asked_in_the_order_of_the_data(trained, images, tmp_path):
     stage = replace(plan.find("digits").stages[-1], mimic_weight=1.0)
-    training = session.Session(plan.Plan("tiny", (stage,)), str(pictures), tmp_path / "new", teacher=trained)
+    training = session.Session(plan.Plan("tiny", (stage,)), str(images), tmp_path / "new", teacher=trained)
     images = torch.randint(256, (4, 3, 14, 14), dtype=torch.uint8)
     asked = training._teacher(images, ("green", "red", "violet"), Console())
     assert torch.equal(asked(images), load_classifier(trained)(images)[:, [1, 2, 0]])

@@ -70,7 +70,7 @@ def test_crops_and_flips_of_photos_are_real(tmp_path):
         Image.fromarray(ramp).save(tmp_path / "train" / label / "ramp.png")
     dataset = small(tmp_path, augment=True)
     first, second = dataset.batch([0, 1], 0)[0]
-    assert not torch.equal(first, second)  # the same picture, but another sample
+    assert not torch.equal(first, second)  # the same image, but another sample
     images = torch.cat([dataset.batch([0], epoch)[0] for epoch in range(200)]).float()
     rise = images[:, 0, :, -1].mean(1) - images[:, 0, :, 0].mean(1)
     assert 70 < int((rise < 0).sum()) < 130  # flipped

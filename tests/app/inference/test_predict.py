@@ -91,7 +91,7 @@ def test_scaling_down_is_antialiased():
 
 
 @pytest.mark.parametrize("grayscale", [False, True])
-def test_a_grey_picture_of_the_right_size_is_not_touched(tmp_path, grayscale):
+def test_a_grey_image_of_the_right_size_is_not_touched(tmp_path, grayscale):
     grey = torch.arange(28 * 28).view(28, 28).remainder(256).to(torch.uint8)
     Image.fromarray(grey.numpy()).save(tmp_path / "grey.png")
     image = read_image(tmp_path / "grey.png")

@@ -33,7 +33,7 @@ def test_it_says_what_it_is():
 def test_it_is_as_good_as_its_card_says():
     accuracy = evaluate(load_classifier(SHIPPED), fashion_mnist(None, False, False, 0)).top1
     card = (WEIGHTS / "fashion-mnist.md").read_text(encoding="utf-8")
-    said = float(re.search(r"([\d.]+) % of the 10,000 test pictures", card)[1]) / 100
+    said = float(re.search(r"([\d.]+) % of the 10,000 test images", card)[1]) / 100
     assert accuracy == pytest.approx(said, abs=5e-4)  # another processor rounds differently
 
 

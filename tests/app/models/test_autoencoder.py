@@ -134,7 +134,7 @@ def test_unused_channels_are_random_and_read_by_nothing(training_photos):
         assert (weight.grad[:, 6:].abs() > 0).any()
 
 
-def test_of_grey_pictures_no_part_of_high_is_a_constant():
+def test_of_grey_images_no_part_of_high_is_a_constant():
     """Their blocks are 4 numbers: `low` keeps 3, `high` the one with least energy, and 2 random features."""
     grey = scaled(photos.photo("coffee")).mean(0, keepdim=True).expand(3, -1, -1)[:, :64, :64].float()
     encoder, decoder = Encoder(), Decoder()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import affine, picture, widened
+from cases import affine, image_of, widened
 from compare import assert_close, tolerance
 
 from wae.models.haar import Haar
@@ -21,7 +21,7 @@ def test_the_encoder_takes_scale_and_shift_as_the_op_does(
     given: tuple[bool, bool], dtype: torch.dtype
 ) -> None:
     model = StockEncoder()
-    image = picture(2, 9, 12, dtype)
+    image = image_of(2, 9, 12, dtype)
     pair = affine(of_bytes=dtype == torch.uint8)
     scale, shift = (t if is_given else None for t, is_given in zip(pair, given, strict=True))
     layers = (model.conv1, model.conv2, model.conv3, model.low, model.high)
@@ -34,13 +34,13 @@ def test_the_encoder_takes_scale_and_shift_as_the_op_does(
 def test_the_decoder_is_the_ops() -> None:
     model, fused = StockDecoder(), wae_nn.Decoder()
     fused.load_state_dict(model.state_dict())
-    low, high = picture(2, 6, 5), picture(2, 6, 5)
+    low, high = image_of(2, 6, 5), image_of(2, 6, 5)
     assert_close(model(low, high, (11, 10)), fused(low, high, (11, 10)).double(), 1e-4)
 
 
 @pytest.mark.parametrize("given", GIVEN, ids=["both", "scale", "shift", "neither"])
 def test_haar_takes_scale_and_shift_alone(given: tuple[bool, bool]) -> None:
-    model, image, pair = Haar(), picture(1, 4, 6), affine()
+    model, image, pair = Haar(), image_of(1, 4, 6), affine()
     scale, shift = (t if is_given else None for t, is_given in zip(pair, given, strict=True))
     factor, offset = scale if given[0] else torch.ones(3), shift if given[1] else torch.zeros(3)
     normalized = image * factor.view(3, 1, 1) + offset.view(3, 1, 1)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_classifier import tiny
-from trained import pictures
+from trained import image_set
 
 from wae.models import registry
 from wae.models.autoencoder import AutoEncoder
@@ -47,7 +47,7 @@ def test_a_training_goes_on(tmp_path):
     """It was stopped in the second epoch."""
     state = Path(shutil.copy(FILES / "training-0.1", tmp_path))
     plan = Plan("tiny", (Stage("classifier", epochs=2, learning_rate=0.05, weight_decay=5e-4),), batch=8)
-    model, data, test = tiny(), pictures(), pictures(augment=False)
+    model, data, test = tiny(), image_set(), image_set(augment=False)
     history = train(model, plan, data, test, state=state, resume=True)
     losses = [epoch.losses["loss"] for epoch in history]
     assert losses == pytest.approx([1.1525797843933105, 1.10183584690094], rel=1e-4)

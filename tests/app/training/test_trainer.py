@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save as to_bytes
 from tiny_classifier import tiny
-from trained import FIXED, JOINT, PLAN, SHARED, network, pictures, run, with_gaps
+from trained import FIXED, JOINT, PLAN, SHARED, image_set, network, run, with_gaps
 
 from wae.data.folder import ImageFolder
 from wae.models.stock import StockDecoder, StockEncoder
@@ -153,29 +153,29 @@ def some_of(data, count):
 
 @pytest.mark.parametrize("count", [5, 6, 7])
 def test_parts_of_unequal_size_give_the_whole_batchs_gradient(count):
-    """Five pictures of eight make parts of 2, 2 and 1: each picture counts the same, to 1e-6 in float64."""
+    """Five images of eight make parts of 2, 2 and 1: each image counts the same, to 1e-6 in float64."""
     plan, trained = only(JOINT, norm_statistics="fixed"), []
     for accumulate in (1, 4):
         model = network()
         model.encoder, model.decoder = StockEncoder(), StockDecoder()
         model.load_state_dict(network().state_dict())
         trained.append(model.double())
-        data = some_of(pictures(), count)
-        train(model, replace(plan, accumulate=accumulate), data, pictures(augment=False))
+        data = some_of(image_set(), count)
+        train(model, replace(plan, accumulate=accumulate), data, image_set(augment=False))
     for one, other in zip(*(model.parameters() for model in trained), strict=True):
         assert (one - other).norm() <= 1e-6 * one.norm()
 
 
-def test_a_batch_without_pictures_ends_a_training_and_not_an_evaluation():
-    data = pictures(augment=False)
+def test_a_batch_without_images_ends_a_training_and_not_an_evaluation():
+    data = image_set(augment=False)
     whole = data.batch
     data.batch = lambda indices, epoch: whole([i for i in indices if i >= 8], epoch)
     assert evaluate(network(), data, batch=8).images == 24
     flat, stage = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 3)), PLAN.stages[1]
     with pytest.raises(TrainingError, match=r"of step 1 in epoch 1 of stage 1 \(classifier\) can be read"):
-        train(flat, only(stage), some_of(pictures(), 0), data)
+        train(flat, only(stage), some_of(image_set(), 0), data)
     with pytest.raises(TrainingError, match="none of the training images that are measured first"):
-        train(network(), only(JOINT, start="linear"), some_of(pictures(), 0), data)
+        train(network(), only(JOINT, start="linear"), some_of(image_set(), 0), data)
 
 
 def test_a_large_seed_trains():
@@ -187,7 +187,7 @@ def test_a_large_seed_trains():
 def test_a_folder_is_measured_in_all_its_classes(monkeypatch, start):
     samples = [(f"{number}.png", number // 16) for number in range(32)]
     folder = ImageFolder(samples, ("dark", "light"), 8, 8, augment=False, seed=0)
-    taken, colours = [], pictures(augment=False)
+    taken, colours = [], image_set(augment=False)
 
     def read(indices, epoch):
         taken.append(list(indices))
@@ -195,7 +195,7 @@ def test_a_folder_is_measured_in_all_its_classes(monkeypatch, start):
 
     monkeypatch.setattr(trainer, "_SAMPLE", 8)
     monkeypatch.setattr(folder, "read", read)
-    train(network(), only(replace(JOINT, epochs=1), **start), folder, pictures(augment=False))
+    train(network(), only(replace(JOINT, epochs=1), **start), folder, image_set(augment=False))
     assert taken[0] == list(range(0, 32, 4))
 
 
@@ -267,7 +267,7 @@ def test_dense_sparse_dense():
 
 def test_a_student_comes_nearer_to_its_teacher():
     teacher = run(replace(PLAN, stages=(replace(JOINT, epochs=20),)))[0]
-    images = pictures(augment=False).images
+    images = image_set(augment=False).images
 
     def distance(weight):
         stage = replace(JOINT, epochs=10, learning_rate=0.01, mimic_weight=weight, mimic_temperature=2.0)
@@ -392,7 +392,7 @@ def test_absurd_values_in_a_checkpoint_end_in_one_error(tmp_path):
     with safe_open(good, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     run_ = trainer._Run(
-        network(), plan, pictures(), pictures(augment=False), path, {}, None, Observer(), 0, "cpu"
+        network(), plan, image_set(), image_set(augment=False), path, {}, None, Observer(), 0, "cpu"
     )
     refused = []
     for place in places(recipe):
@@ -446,13 +446,13 @@ def test_only_a_checkpoint_of_the_same_training_is_gone_on_with(tmp_path):
 
 
 def test_a_training_goes_on_with_its_own_data_alone(tmp_path):
-    path, test = tmp_path / "state", pictures(augment=False)
+    path, test = tmp_path / "state", image_set(augment=False)
     run(only(JOINT), state=path)
-    kept, same, changed = path.read_bytes(), pictures(), pictures()
+    kept, same, changed = path.read_bytes(), image_set(), image_set()
     changed.images[3, 0, 2, 1] ^= 1
     for data, different in (
         (changed, "pixels"),
-        (pictures(40), r"number of images \(32, not 40\), pixels, targets"),
+        (image_set(40), r"number of images \(32, not 40\), pixels, targets"),
     ):
         with pytest.raises(CheckpointError, match=f"made on training data that differs in {different}$"):
             train(network(), only(JOINT), data, test, state=path, resume=True)
@@ -486,7 +486,7 @@ def test_a_loss_that_is_no_number_ends_the_training_and_keeps_the_checkpoint(tmp
 @pytest.mark.parametrize("stage", PLAN.stages, ids=lambda stage: stage.kind)
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_an_image_that_is_not_finite_ends_the_training_before_it_changes_a_weight(stage, bad):
-    data, model, taken = pictures(), network(), []
+    data, model, taken = image_set(), network(), []
 
     def batch(indices, epoch):
         images = data.images[list(indices)].float()
@@ -500,7 +500,7 @@ def test_an_image_that_is_not_finite_ends_the_training_before_it_changes_a_weigh
     data.batch = batch
     before = state(model)
     with pytest.raises(TrainingError, match=r"not finite.* in step 1 of epoch 1 of stage 1 .*too high$"):
-        train(model, only(stage), data, pictures(augment=False), observer=Count())
+        train(model, only(stage), data, image_set(augment=False), observer=Count())
     assert taken == []
     trained = dict(model.named_parameters())  # the statistics of the two normalisations have seen it
     assert all(torch.equal(parameter, before[name]) for name, parameter in trained.items())
@@ -540,12 +540,12 @@ def test_a_plan_that_does_not_fit(plan, model, message):
         run(plan, model())
 
 
-def test_accuracy_is_counted_over_all_pictures():
+def test_accuracy_is_counted_over_all_images():
     class Always(torch.nn.Module):
         def forward(self, images):
             return torch.tensor([0.0, 2.0, 1.0]).expand(len(images), 3)
 
-    accuracy = evaluate(Always(), pictures(20, augment=False), batch=7)
+    accuracy = evaluate(Always(), image_set(20, augment=False), batch=7)
     assert accuracy.top1 == pytest.approx(7 / 20)
     losses = torch.tensor([0.0, 2.0, 1.0]).log_softmax(0).neg()[torch.arange(20) % 3]
     assert accuracy.loss == pytest.approx(losses.mean().item())
@@ -580,9 +580,9 @@ def test_two_processes_give_the_losses_of_one(shared):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.* images could not be read")
 def test_two_processes_with_unequal_shares_give_the_losses_of_one(shared):
-    """Where some pictures are left out, the rest count the same, whichever process has them."""
+    """Where some images are left out, the rest count the same, whichever process has them."""
     two = [epoch["losses"] for epoch in weights_file.read_recipe(shared / "gaps")["history"]]
-    one = [epoch.losses for epoch in run(FIXED, data=with_gaps(pictures()))[1]]
+    one = [epoch.losses for epoch in run(FIXED, data=with_gaps(image_set()))[1]]
     for a, b in zip(one, two, strict=True):
         assert a == pytest.approx(b, rel=1e-5)
 
@@ -593,13 +593,13 @@ def test_the_accuracy_that_two_processes_count_is_that_of_the_saved_weights(shar
     """Though each process has its own BatchNorm statistics."""
     model = network()
     recipe = weights_file.load(shared / name, model)
-    loss = evaluate(model, pictures(augment=False)).loss
+    loss = evaluate(model, image_set(augment=False)).loss
     assert recipe["history"][-1]["accuracy"][2] == pytest.approx(loss, rel=1e-6)
 
 
 def test_any_classifier_can_be_trained_on_labels_alone():
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 3)).double()
-    images = pictures()
+    images = image_set()
     images.batch = lambda indices, epoch: (
         images.images[list(indices)].double() / 99,
         images.targets[list(indices)],
