@@ -133,17 +133,12 @@ def bench_parts(compare: Compare, network: str, setting: Setting) -> None:
             "encoder": partial(model.decompose, image),
             "low body": partial(model.low_body, low),
             "high body": partial(model.high_body, high),
-            "classifiers": partial(_classify, model, *features),
+            "classifiers": partial(model.classify, *features),
         }
 
     wanted = {name: tensors(run()) for name, run in parts(stock).items()}
     sides: dict[str, Side] = {name: lambda run=run: [run] for name, run in parts(ours).items()}
     compare("whole", sides, wanted, setting, setting.precision.network, table="parts", network=network)
-
-
-def _classify(model: WAEClassifier, low_features: Tensor, high_features: Tensor) -> Tensor:
-    fused: Tensor = model.fusion_classifier(torch.cat((low_features, high_features), dim=1))
-    return fused + model.low_classifier(low_features)
 
 
 @pytest.mark.full

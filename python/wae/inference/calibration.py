@@ -23,6 +23,9 @@ from .showing import track
 CHECKED = 1_000
 """Images that a precision is checked on, at most."""
 
+STEP = 4
+"""Images in a step of the calibration."""
+
 _READ = 32  # images at a time
 
 Source = Tensor | Iterable[Any] | Dataset | str | PathLike[str]

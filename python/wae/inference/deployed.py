@@ -28,7 +28,7 @@ from wae.errors import WaeError
 from wae.models.classifier import WAEClassifier
 
 from . import precision as precisions
-from .calibration import Calibration, CalibrationError, Source, gather
+from .calibration import STEP, Calibration, CalibrationError, Source, gather
 from .engines import ENGINES, Engine, EngineError, Prepared, Run
 from .folding import fold
 from .front import Front, in_front
@@ -40,7 +40,6 @@ __all__ = ["ENGINES", "CalibrationError", "Deployed", "DisagreementError", "Engi
 
 _COMPARED = 8  # images on which the layers of a network in int8 are compared
 _AT_ONCE = 32  # images that the model itself gets to be compared with
-_SAMPLE = 4  # images in a step of the calibration
 _NAMED = 3  # layers that an error names
 
 _log = logging.getLogger(__name__)
@@ -372,7 +371,7 @@ def _deploy_in(task: _Task, engine: Engine, name: str) -> Deployed:
     compared: Sequence[Tensor] = ()
     if name == "int8":
         assert task.calibration is not None
-        samples = [front(part) for part in task.calibration.images.split(_SAMPLE)]
+        samples = [front(part) for part in task.calibration.images.split(STEP)]
         compared = front(task.calibration.held_out[:_COMPARED])
     prepared = engine.make(rest, inputs, name, samples, compared)
     size = (task.images.shape[2], task.images.shape[3])

@@ -31,7 +31,7 @@ from wae.storage.files import refuse_existing, written
 from wae_kernels.nn import Encoder
 
 from . import aoti, quantization
-from .calibration import Calibration, CalibrationError, Source, gather
+from .calibration import STEP, Calibration, CalibrationError, Source, gather
 from .deployed import (
     agreement,
     check_arguments,
@@ -45,8 +45,6 @@ from .deployed import (
     undisturbed,
 )
 from .engines import ENGINES, EngineError, Run, in_turns, onnx_session, to_onnx
-
-_SAMPLE = 4  # images in a step of the calibration
 
 
 @dataclass(frozen=True)
@@ -143,7 +141,7 @@ def _made(
             content = form.make(_FromImages(fold(model)).eval(), cases[0], batch is None)
             if precision == "int8":
                 assert data is not None
-                content, movements = _in_int8(content, data.images.to(image_dtype), batch or _SAMPLE)
+                content, movements = _in_int8(content, data.images.to(image_dtype), batch or STEP)
             run = form.load(content)
             scores = [run(x) for x in cases]
         except EngineError:
@@ -160,7 +158,7 @@ def _made(
         wanted = torch.cat(
             [scores_of(model, part, "the images of calibration") for part in ready(model, data)]
         )
-        run_all = in_turns(run, batch or _SAMPLE)
+        run_all = in_turns(run, batch or STEP)
         report |= agreement(run_all(data.held_out.to(image_dtype)).argmax(1), wanted.argmax(1), data)
         if precision == "int8":
             report["layers"] = [list(movement) for movement in movements]

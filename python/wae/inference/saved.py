@@ -13,13 +13,14 @@ import safetensors.torch
 import torch
 
 from wae.models.haar import Haar
+from wae.storage.files import sha256
 from wae_kernels.nn import Encoder
 
 from .deployed import Deployed
 from .engines import ENGINES, EngineError
 from .front import Front
 from .precision import DTYPES
-from .saving import ABOUT, ENCODER, ENCODERS, FORMAT, SavedError, made_by, sha256
+from .saving import ABOUT, ENCODER, ENCODERS, FORMAT, SavedError, made_by
 
 _log = logging.getLogger(__name__)
 

@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 import platform
@@ -28,6 +27,7 @@ from torch import Tensor
 import wae_kernels
 from wae.errors import WaeError
 from wae.models.haar import Haar
+from wae.storage.files import sha256
 from wae_kernels.nn import Encoder
 
 from .engines import ENGINES, EngineError, Prepared
@@ -91,15 +91,6 @@ def save(
             if old.exists() and not folder.exists():
                 old.rename(folder)
             raise
-
-
-def sha256(path: Path) -> str:
-    """Of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(1 << 22):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def made_by(engine: str) -> dict[str, str]:

@@ -26,7 +26,10 @@ class _TwoBodies(nn.Module):
 
     def scores(self, low: Tensor, high: Tensor) -> Tensor:
         """The scores, (N, classes), of an image's ``low`` and ``high`` as the encoder gives them."""
-        low_features, high_features = self._features(low, high)
+        return self.classify(*self._features(low, high))
+
+    def classify(self, low_features: Tensor, high_features: Tensor) -> Tensor:
+        """The scores, (N, classes), of what the two bodies make of ``low`` and ``high``."""
         low_scores: Tensor = self.low_classifier(low_features)
         fusion_scores: Tensor = self.fusion_classifier(torch.cat((low_features, high_features), dim=1))
         return low_scores + fusion_scores

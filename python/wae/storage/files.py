@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import io
 import os
 import re
@@ -62,6 +63,15 @@ def refuse_existing(path: Path, force: bool = False) -> None:
         raise FileExistsError(f"{path} is {kind}, which is never replaced")
     if not force:
         raise FileExistsError(f"{path} exists; --force replaces it")
+
+
+def sha256(path: Path) -> str:
+    """Of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 22):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 class _Raw(io.FileIO):

@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -31,7 +30,7 @@ from wae.data.loading import open_dataset
 from wae.models.classifier import WAEClassifier
 from wae.models.registry import PARTS, NetworkError, build, on_meta
 from wae.storage.checkpoint import Input, describe, load_classifier, save_classifier
-from wae.storage.files import written
+from wae.storage.files import sha256, written
 from wae.storage.weights_file import CheckpointError
 from wae_kernels.nn import Decoder, Encoder
 
@@ -192,7 +191,10 @@ class Session:
 
     def _sources(self) -> dict[str, str]:
         """The settings besides plan and data that decide the outcome, which a resumed training must share."""
-        sources = {option: _sha256(path) for option, path in self._files().items()}
+        for path in self._files().values():
+            if not path.is_file():
+                raise CheckpointError(f"{path}: there is no such file")
+        sources = {option: sha256(path) for option, path in self._files().items()}
         if self.body_weights == pretrained.TORCHVISION:
             sources["--body-weights"] = pretrained.TORCHVISION
         return {**sources, "--on-corrupt": self.on_corrupt}
@@ -310,16 +312,6 @@ def rehearse(folder: Path, model: nn.Module, network: str, labels: Sequence[str]
 
 def _same(one: Tensor, other: Tensor) -> bool:
     return bool(torch.equal(one.cpu().nan_to_num(), other.nan_to_num()))
-
-
-def _sha256(path: Path) -> str:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such file")
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while part := file.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def _note(console: Console, note: str) -> None:
