@@ -91,14 +91,15 @@ help:  ## this list
 # ------------------------------------------------------------------------------- .venv, kept up by stamps
 #
 # The package is linked into .venv without its library, which the rule below builds: so a change of C++
-# compiles what it touches, and a change of pyproject.toml installs and compiles nothing.
+# compiles what it touches, and a change of pyproject.toml installs, and neither compiles nor removes anything.
 
+WITHOUT_NATIVE := $(filter-out 0,$(WAE_NO_NATIVE))
 PACKAGING := pyproject.toml setup.py $(wildcard tools/*.py)
 comma := ,
 
 define install
 	@echo "installing $(1) into $(VENV) (minutes, the first time)"
-	@set -o pipefail; WAE_NO_NATIVE=1 $(BIN)/pip install $(PIP_EXTRA) -e '.[$(1)]' \
+	@set -o pipefail; WAE_NO_NATIVE=$(or $(WITHOUT_NATIVE),later) $(BIN)/pip install $(PIP_EXTRA) -e '.[$(1)]' \
 		| { grep -Ev '^(Requirement already|Looking in) ' || true; }
 	@touch $@
 endef
@@ -115,16 +116,17 @@ $(VENV)/.dev: $(VENV)/.app
 
 $(OLDEST)/.ready: $(PACKAGING)
 	$(PYTHON) -m venv $(OLDEST)
-	WAE_NO_NATIVE=1 $(OLDEST)/bin/pip install -q $(PIP_EXTRA) $(OLDEST_TORCH) -e '.[app,peers,test]'
+	WAE_NO_NATIVE=later $(OLDEST)/bin/pip install -q $(PIP_EXTRA) $(OLDEST_TORCH) -e '.[app,peers,test]'
 	@touch $@
 
 # ------------------------------------------------------------------------------------- the compiled library
 
 .PHONY: build
-ifeq ($(filter-out 0,$(WAE_NO_NATIVE)),)
+ifeq ($(WITHOUT_NATIVE),)
 build: wae_kernels/_C.abi3.so  ## compile what changed of the C++ library, in place
 else
 build: $(VENV)/.app
+	$(BIN)/python setup.py -q build_ext --inplace  # removes what was built before
 endif
 
 wae_kernels/_C.abi3.so: $(shell find csrc -type f) $(wildcard wae_kernels/*.inc) setup.py | $(VENV)/.app

@@ -1,7 +1,8 @@
 """The build, and only the build: which files make which compiled library, and with which flags.
 
 Everything that describes the project stands in pyproject.toml. ``WAE_NO_NATIVE=1`` leaves the compiled
-libraries out; the ops then run on plain PyTorch operators.
+libraries out; the ops then run on plain PyTorch operators. A library of an earlier build that this build does
+not make is removed.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
+from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 
 try:
@@ -24,6 +26,7 @@ except ModuleNotFoundError as error:  # describing the package needs no torch, o
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "tools"))
 from toolchain import (  # noqa: E402
+    KEEP_LIBRARIES,
     NATIVE,
     OLDEST_PYTHON,
     OLDEST_TORCH,
@@ -107,6 +110,8 @@ class BuildLibraries(cpp_extension.BuildExtension if torch else build_ext):
 
     def run(self) -> None:
         """Check what the build needs, then build."""
+        if not KEEP_LIBRARIES:
+            self.remove_others()
         if not self.extensions:
             return
         require_torch()
@@ -115,6 +120,14 @@ class BuildLibraries(cpp_extension.BuildExtension if torch else build_ext):
             super().run()
         except RuntimeError as error:  # torch's way to say that the compiler failed
             raise SystemExit(f"wae-kernels: {error}; the compiler's messages stand above.") from error
+
+    def remove_others(self) -> None:
+        """Remove what earlier builds made and this one does not: it would be loaded, or packed."""
+        made = {Path(self.get_ext_filename(extension.name)).name for extension in self.extensions}
+        for root in (Path(self.build_lib), *([ROOT] if self.inplace else [])):
+            for library in (root / "wae_kernels").glob("_C*.so"):
+                if library.name not in made:
+                    library.unlink()
 
     def build_extensions(self) -> None:
         """Add what depends on where torch lies."""
@@ -130,11 +143,19 @@ class BuildLibraries(cpp_extension.BuildExtension if torch else build_ext):
         super().build_extensions()
 
 
+class Build(build):
+    """Runs ``build_ext`` even where there is nothing to compile: earlier builds left libraries."""
+
+    sub_commands = [  # noqa: RUF012  declared so by setuptools
+        (name, None if name == "build_ext" else condition) for name, condition in build.sub_commands
+    ]
+
+
 setup(
     packages=[*find_packages(include=["wae_kernels*"]), *find_packages("python")],
     package_dir={"wae": "python/wae"},
     ext_modules=libraries(),
-    cmdclass={"build_ext": BuildLibraries},
+    cmdclass={"build": Build, "build_ext": BuildLibraries},
     options={"bdist_wheel": {"py_limited_api": "cp{}{}".format(*OLDEST_PYTHON)}}
     if NATIVE and LIMITED_API
     else {},

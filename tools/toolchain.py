@@ -20,6 +20,7 @@ USUAL_CUDA_HOME = "/usr/local/cuda"
 CXX20_PROGRAM = "#include <concepts>\n#include <span>\ntemplate <std::integral T> T f(std::span<T>);\n"
 
 NATIVE = os.environ.get("WAE_NO_NATIVE", "0") in ("", "0")
+KEEP_LIBRARIES = os.environ.get("WAE_NO_NATIVE") == "later"  # the Makefile's: `build_ext` follows when needed
 WITHOUT_NATIVE = "or set WAE_NO_NATIVE=1 to install without the compiled kernels"
 
 

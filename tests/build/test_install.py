@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NOT_SOURCES = shutil.ignore_patterns(
     ".*", "build", "dist", "out", "tests", "benches", "docs", "__pycache__", "*.so", "*.egg-info"
 )
+EARLIER = "_C_cuda.abi3.so"
 ALLOWED_LIBRARIES = {"libtorch_cpu.so", "libstdc++.so.6", "libgcc_s.so.1", "libm.so.6", "libc.so.6"}
 
 
@@ -62,9 +64,13 @@ def unstable(symbols: list[str]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the sources, where building disturbs nobody."""
+    """A copy of the sources, where building disturbs nobody. Earlier builds made a CUDA library there."""
     copy = tmp_path_factory.mktemp("source") / "wae-kernels"
     shutil.copytree(ROOT, copy, ignore=NOT_SOURCES)
+    platform_name = sysconfig.get_platform()
+    for root in (copy, copy / "build" / f"lib.{platform_name}-{sys.implementation.cache_tag}"):
+        (root / "wae_kernels").mkdir(parents=True, exist_ok=True)
+        (root / "wae_kernels" / EARLIER).write_bytes(b"of an earlier build")
     return copy
 
 
@@ -137,6 +143,53 @@ def test_wheel_runs_where_it_is_unpacked(unpacked: Path, tmp_path: Path) -> None
     result = run([sys.executable, "-W", "error", "-c", program], tmp_path, PYTHONPATH=str(unpacked))
     assert str(unpacked) in result.stdout
     assert "cpu:" in result.stdout
+
+
+@pytest.mark.slow
+def test_wheel_holds_no_library_of_an_earlier_build(wheel: Path) -> None:
+    assert not [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(EARLIER)]
+
+
+# ------------------------------------------------------------------------- in place, over an earlier build
+
+BUILD_EDITABLE = (
+    "import sys; sys.path.insert(0, 'tools'); import build_backend as b; b.build_editable('dist')"
+)
+
+
+@pytest.fixture
+def built_before(tmp_path: Path) -> Path:
+    """A copy of the sources with libraries in place, of every kind that a build makes."""
+    copy = tmp_path / "source"
+    shutil.copytree(ROOT, copy, ignore=NOT_SOURCES)
+    for name in ("_C.abi3.so", "_C.cpython-313t-x86_64-linux-gnu.so", EARLIER):
+        (copy / "wae_kernels" / name).write_bytes(b"of an earlier build")
+    (copy / "dist").mkdir()
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("command", "value", "left"),
+    [
+        pytest.param(["-c", BUILD_EDITABLE], "1", 0, id="pip-install-e"),
+        pytest.param(["-c", BUILD_EDITABLE], "later", 3, id="make"),
+        pytest.param(["setup.py", "build_ext", "--inplace"], "1", 0, id="build_ext"),
+    ],
+)
+def test_no_native_removes_the_libraries_of_an_earlier_build(
+    built_before: Path, command: list[str], value: str, left: int
+) -> None:
+    """``later`` is the Makefile's way to install without building or removing."""
+    result = run([sys.executable, "-W", "ignore", *command], built_before, WAE_NO_NATIVE=value)
+    assert result.returncode == 0, result.stdout
+    assert len(list((built_before / "wae_kernels").glob("*.so"))) == left
+
+
+@pytest.mark.slow
+def test_a_build_in_place_leaves_what_it_makes(wheel: Path, source: Path) -> None:
+    result = run([sys.executable, "setup.py", "build_ext", "--inplace"], source, WAE_NO_CUDA="1")
+    assert result.returncode == 0, result.stdout
+    assert [path.name for path in (source / "wae_kernels").glob("*.so")] == ["_C.abi3.so"]
 
 
 # --------------------------------------------------------------------------------------------- the library
