@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import gc
 import os
-import platform
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from pytest_benchmark.logger import PytestBenchmarkWarning
 from pytest_benchmark.utils import get_commit_info
 from torch import Tensor
 
+from wae.experiments.info import processor
 from wae_kernels import backends
 
 from . import limits, result_files
@@ -75,7 +75,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 
 def _machine() -> dict[str, Any]:
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
         "backend": backends.backend_for("cpu"),
@@ -89,14 +89,6 @@ def _run(config: pytest.Config) -> dict[str, Any]:
         "seconds": config.getoption("seconds"),
         "full": config.getoption("full"),
     }
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str | None:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from wae.experiments.bench import milliseconds
 from wae.models.counting import count
 from wae.models.registry import build, on_meta
 
@@ -450,8 +451,3 @@ def spread(timing: dict[str, float]) -> str:
     """Median and the tenth and ninetieth percentiles, in milliseconds."""
     median, low, high = (milliseconds(timing[key]) for key in ("median", "p10", "p90"))
     return f"{median} ({low}-{high})"
-
-
-def milliseconds(seconds: float) -> str:
-    """Three digits, and all before the point."""
-    return f"{1e3 * seconds:.0f}" if seconds >= 0.1 else f"{1e3 * seconds:.3g}"

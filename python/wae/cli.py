@@ -34,6 +34,7 @@ COMMANDS = (
     "selftest",
     "train",
     "eval",
+    "bench",
     "train-autoencoder",
     "reproduce",
     "import-caffe",

@@ -40,11 +40,7 @@ def standard_body(name: str, **options: Any) -> nn.Module:
     none and timm is not installed.
     """
     if name in torchvision.models.list_models(module=torchvision.models):
-        network = torchvision_network(name, **options)
-        for child, _ in list(network.named_children()):
-            if child in _CLASSIFIERS:
-                setattr(network, child, nn.Identity())
-        return network
+        return without_classifier(torchvision_network(name, **options))
     try:
         import timm
     except ModuleNotFoundError as error:
@@ -56,6 +52,21 @@ def standard_body(name: str, **options: Any) -> nn.Module:
         raise ValueError(f"name must be a network of torchvision or timm, got {name!r}")
     body: nn.Module = timm.create_model(name, num_classes=0, **options)
     return body
+
+
+def without_classifier(network: nn.Module) -> nn.Module:
+    """``network`` with the identity in the place of its children that torchvision's networks call so.
+
+    Changes ``network``, and returns it. Raises ValueError where it has no such child.
+    """
+    found = [name for name, _ in network.named_children() if name in _CLASSIFIERS]
+    if not found:
+        raise ValueError(
+            f"{type(network).__name__} must have its classifier in one of {', '.join(_CLASSIFIERS)}"
+        )
+    for name in found:
+        setattr(network, name, nn.Identity())
+    return network
 
 
 def torchvision_network(name: str, **options: Any) -> nn.Module:

@@ -1,0 +1,135 @@
+"""``wae bench``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from . import shared
+
+HELP = "measure whether WAE is worth it for a network on this machine, in every engine installed"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command line."""
+    parser.add_argument(
+        "networks",
+        nargs="+",
+        metavar="NETWORK",
+        help="a name in torchvision or timm, or MODULE:FUNCTION that returns your own",
+    )
+    parser.add_argument(
+        "--batch",
+        nargs="+",
+        type=shared.positive,
+        default=[1, 8],
+        metavar="N",
+        help="images of a call (default: 1 8)",
+    )
+    parser.add_argument(
+        "--precision",
+        nargs="+",
+        choices=("float32", "bfloat16", "float16", "int8"),
+        default=["float32", "int8"],
+        metavar="NAME",
+        help="float32, bfloat16, float16, int8 (default: float32 int8)",
+    )
+    parser.add_argument(
+        "--engine", nargs="+", metavar="NAME", help="of wae.deploy (default: all that are installed)"
+    )
+    parser.add_argument(
+        "--size", type=shared.positive, metavar="N", help="pixels along a side (default: 224)"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=shared.seconds,
+        default=10.0,
+        metavar="S",
+        help="to time each network and number of images for; building comes on top (default: 10)",
+    )
+    parser.add_argument(
+        "--calibrate",
+        type=Path,
+        metavar="DIR",
+        help="40 images or more that int8 takes its scales from (default: crops of the bundled photos)",
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="a report with a figure, one page of HTML"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="everything as data")
+    shared.add_force(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Compare every network at every number of images, print the tables and the answer."""
+    from wae.experiments import bench
+    from wae.inference.calibration import CalibrationError
+    from wae.inference.engines import ENGINES, EngineError
+    from wae.models.pairs import pair
+    from wae.models.registry import NetworkError, image_side
+    from wae.storage.files import refuse_existing
+
+    engines = options.engine or bench.installed()
+    for name in engines:
+        if name not in ENGINES:
+            return shared.complain(f"--engine must be of {', '.join(ENGINES)}, got {name}", 2)
+        if (reason := ENGINES[name].why_not("cpu")) is not None:
+            return shared.complain(f"--engine: {reason}")
+    for target in filter(None, (options.output, options.json)):
+        refuse_existing(target, options.force)
+    try:
+        pairs = [pair(name) for name in options.networks]
+    except NetworkError as error:
+        return shared.complain(str(error), 2)
+    pairs_and_batches = [(each, batch) for each in pairs for batch in options.batch]
+    try:
+        with _progress(2 * len(engines) * len(options.precision) * len(pairs_and_batches)) as step:
+            found = [
+                bench.compare(
+                    each,
+                    options.size or image_side(each.name),
+                    batch,
+                    engines,
+                    options.precision,
+                    options.seconds,
+                    options.calibrate,
+                    step,
+                )
+                for each, batch in pairs_and_batches
+            ]
+    except (CalibrationError, EngineError, ValueError) as error:
+        raise shared.Failure(str(error)) from None
+    _write(options.json, json.dumps(bench.as_data(found, options.seconds), indent=1) + "\n", options.force)
+    _write(options.output, bench.page(found), options.force)
+    for comparison in found:
+        shared.console().print(bench.table(comparison))
+    for line in (*bench.notes(found), bench.verdict(found)):
+        print(line)
+    return 0
+
+
+def _write(path: Path | None, text: str, force: bool) -> None:
+    from wae.storage.files import written
+
+    if path is not None:
+        with written(path, force) as file:
+            file.write(text.encode())
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[str], None]]:
+    """A function that shows what is built next, as one of ``total``; only where stderr is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda what: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda what: bar.update(task, advance=1, description=what)

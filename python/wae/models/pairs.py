@@ -1,0 +1,89 @@
+"""A network as its users have it, and WAE around it."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import os
+import sys
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from .around import wae_around
+from .baselines import FullResolution
+from .bodies import standard_body, without_classifier
+from .classifier import WAEClassifier
+from .registry import NetworkError, builder
+
+_CLASSES = 1000  # ImageNet's
+
+KNOWN = "a NAME in torchvision or timm, small_vgg, or MODULE:FUNCTION of your own"
+"""Of what there is a pair, for a sentence."""
+
+
+class Pair(NamedTuple):
+    """Both in evaluation mode, with as many classes."""
+
+    name: str
+    stock: nn.Module
+    wae: WAEClassifier
+
+
+def pair(source: str) -> Pair:
+    """The network that ``source`` names, and WAE around it, both with random weights.
+
+    Args:
+        source: the name of a network of torchvision or timm, or ``small_vgg``; or ``module:function``, which
+            is imported (the current folder included) and called without arguments. What that returns is the
+            network, with the weights that it has, its classifier in a child as torchvision names them.
+
+    Raises:
+        NetworkError: there is none of that name, or WAE does not go around it.
+    """
+    torch.manual_seed(0)
+    try:
+        stock, wae = _own(source) if ":" in source else _named(source)
+    except NetworkError:
+        raise
+    except (ValueError, ModuleNotFoundError) as error:
+        raise NetworkError(f"WAE does not go around {source}: {error}") from error
+    return Pair(source, stock.eval(), wae.eval())
+
+
+def _named(name: str) -> tuple[nn.Module, WAEClassifier]:
+    make, make_wae = builder(name), builder(f"wae_{name}")
+    if make is not None and make_wae is not None:
+        stock, wae = make(_CLASSES), make_wae(_CLASSES)
+        assert isinstance(wae, WAEClassifier)
+        return (stock.network if isinstance(stock, FullResolution) else stock), wae
+    try:
+        body = standard_body(name)
+    except (ValueError, ModuleNotFoundError):
+        raise NetworkError(f"there is no network {name}; known are {KNOWN}") from None
+    import timm
+
+    return timm.create_model(name, num_classes=_CLASSES), wae_around(body, classes=_CLASSES)
+
+
+def _own(source: str) -> tuple[nn.Module, WAEClassifier]:
+    module, _, function = source.partition(":")
+    if os.getcwd() not in sys.path:  # which a console script leaves out
+        sys.path.append(os.getcwd())
+    try:
+        stock = getattr(importlib.import_module(module), function)()
+    except (ImportError, AttributeError, TypeError) as error:
+        raise NetworkError(f"{source} cannot be called: {error}") from error
+    if not isinstance(stock, nn.Module):
+        raise NetworkError(f"{source} must return a torch.nn.Module, got {type(stock).__name__}")
+    body = without_classifier(copy.deepcopy(stock))
+    return stock, wae_around(body, classes=_classes(stock))
+
+
+def _classes(network: nn.Module) -> int:
+    """The number of its scores: its last matrix's."""
+    matrices = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    if not matrices:
+        raise ValueError(f"{type(network).__name__} must end in a torch.nn.Linear")
+    return matrices[-1].out_features
