@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -257,8 +258,18 @@ def _side(timing: Timing, deployed: Deployed) -> Side:
 
 def _crops(size: int, count: int) -> Tensor:
     """(count, 3, size, size) uint8, out of the bundled photos."""
-    crops = Crops([photo(name) for name in TRAINING], size + 1, count, seed=0)
+    side = size + 1  # Crops' own are a pixel smaller at times
+    crops = Crops([_at_least(side, photo(name)) for name in TRAINING], side, count, seed=0)
     return torch.cat([crops.batch([number], 0)[0][..., :size, :size] for number in range(count)])
+
+
+def _at_least(side: int, image: Tensor) -> Tensor:
+    """``image``, enlarged where it is smaller."""
+    factor = side / min(image.shape[1:])
+    if factor <= 1:
+        return image
+    height, width = (max(side, round(factor * n)) for n in image.shape[1:])
+    return F.interpolate(image[None].float(), (height, width), mode="bilinear")[0].round().to(torch.uint8)
 
 
 def _images(folder: Path | None, size: int) -> Tensor:
@@ -376,7 +387,7 @@ def table(comparison: Comparison) -> Table:
 def notes(comparisons: Sequence[Comparison]) -> list[str]:
     """What a reader of the tables has to know."""
     lines = [
-        f"Medians of calls in turns, each checked first; {torch.get_num_threads()} threads. WAE has its encoder.",
+        f"Medians of calls in turns, each checked first; {torch.get_num_threads()} threads.",
         "Column 6: the share of the ratio of multiply-adds that is reached.",
         "WAE's weights are random: no accuracy is claimed; `wae eval --deployed` measures it.",
     ]

@@ -1,0 +1,239 @@
+"""`wae bench`: what it measures, checks, prints and refuses."""
+
+import base64
+import json
+import re
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from wae import cli
+from wae.experiments import bench
+from wae.experiments.bench import Comparison, Row, Side
+from wae.inference.calibration import CalibrationError
+from wae.inference.deployed import DisagreementError
+from wae.inference.engines import ENGINES
+from wae.inference.timing import Timing
+from wae.models.pairs import pair
+
+NETWORK = """
+from torch import nn
+
+class Tiny(nn.Module):
+    def __init__(self, classifier):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+        self.add_module(classifier, nn.Linear(8, 5))
+
+    def forward(self, image):
+        return self.fc(self.features(image).flatten(1))
+
+def build():
+    return Tiny("fc")
+
+def other():
+    return Tiny("last")
+
+def nothing():
+    return None
+"""
+QUICK = ("--size", 16, "--seconds", 0.02, "--precision", "float32", "--engine", "eager")
+
+
+@pytest.fixture
+def network(tmp_path, monkeypatch):
+    (tmp_path / "tiny_network.py").write_text(NETWORK)
+    monkeypatch.syspath_prepend(tmp_path)
+    return "tiny_network:build"
+
+
+def run(*arguments):
+    return cli.main([str(argument) for argument in arguments])
+
+
+def comparison(network="a", images=1, eager=0.4, rows=(("openvino", "int8", 0.2, 0.1),), **options):
+    made = [
+        Row(engine, precision, *(Side(x, 0.9 * x, 1.1 * x, 0.0) for x in times))
+        for engine, precision, *times in rows
+    ]
+    counted = {"stock": 4_000_000, "wae": 1_000_000}
+    return Comparison(
+        network, 32, images, counted, "somewhere", Timing(eager, eager, eager, 3), made, **options
+    )
+
+
+# ------------------------------------------------------------------------------------------------ as a whole
+
+
+def test_tables_answer_report_and_data(network, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    report, data = tmp_path / "out" / "report.html", tmp_path / "data.json"
+    arguments = (network, "small_vgg", "--batch", 1, 2, *QUICK, "--size", 28, "-o", report, "--json", data)
+    assert run("bench", *arguments) == 0
+    *lines, answer = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 110  # sentences; the tables:
+    assert max(len(line) for line in lines if "│" in line) <= 80
+    assert answer.startswith("Is WAE worth it here? ")
+    kept = json.loads(data.read_text())
+    assert kept["machine"]["threads"] == torch.get_num_threads()
+    found = bench.from_data(kept)
+    assert [(c.network, c.images, c.size) for c in found] == [
+        (name, batch, 28) for name in (network, "small_vgg") for batch in (1, 2)
+    ]
+    for each in found:
+        (row,) = each.rows
+        assert (row.engine, row.precision) == ("eager", "float32")
+        assert 0 < row.wae.p10 <= row.wae.median <= row.wae.p90
+        assert 0 <= row.wae.difference < 1e-4
+        assert f"{row.ratio:.2f}x" in "\n".join(lines)
+    assert bench.verdict(found) == answer
+    page = report.read_text()
+    assert "http" not in page
+    assert answer in page
+    (encoded,) = re.findall('src="data:image/png;base64,([^"]*)"', page)
+    assert base64.b64decode(encoded).startswith(b"\x89PNG")
+    assert run("bench", *arguments) == 1
+    assert "report.html" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_int8_with_the_bundled_photos(network, monkeypatch, capsys):
+    if reason := ENGINES["openvino"].why_not("cpu", "int8"):
+        pytest.skip(reason)
+    monkeypatch.setattr("warnings.filters", [])  # of the libraries' own parts
+    arguments = ("bench", network, "--batch", 2, "--size", 16, "--seconds", 0.02, "--engine", "openvino")
+    arguments += ("--precision", "int8")
+    assert run(*arguments) == 0
+    printed = capsys.readouterr().out
+    assert "int8's scales come from crops of the bundled photos." in printed
+    assert "no accuracy is claimed" in printed
+
+
+def test_scales_from_a_folder(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number, pixels in enumerate(bench._crops(20, 40).permute(0, 2, 3, 1).numpy()):
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    assert bench._images(folder, 16).shape == (40, 3, 16, 16)
+    (folder / "0.png").unlink()
+    with pytest.raises(CalibrationError, match="at least 40 images, got 39"):
+        bench._images(folder, 16)
+
+
+# ---------------------------------------------------------------------------------------- checked, then timed
+
+
+def test_a_side_that_is_wrong_is_not_timed(network, monkeypatch, capsys):
+    deploy = bench.deploy
+
+    def spoilt(model, size, batch, engine, **options):
+        if engine == "openvino":
+            raise DisagreementError("scores differ\nby much")
+        return deploy(model, size, batch, "eager", **options)
+
+    monkeypatch.setattr(bench, "deploy", spoilt)
+    monkeypatch.setitem(ENGINES, "openvino", replace(ENGINES["eager"], name="openvino"))
+    assert run("bench", network, *QUICK, "openvino", "--batch", 1) == 0
+    printed = capsys.readouterr().out
+    assert "left out: openvino float32: scores differ\n" in printed
+    assert "│ eager" in printed
+    assert "│ openvino" not in printed
+    assert run("bench", network, *QUICK[:-1], "openvino", "--batch", 1) == 1
+    assert "nothing can be timed: openvino float32: scores differ" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("difference", [0.9, float("nan")])
+def test_int8_that_is_far_off_is_wrong(difference, monkeypatch):
+    monkeypatch.setattr(bench, "deploy", lambda *_, **__: SimpleNamespace(difference=difference))
+    with pytest.raises(DisagreementError, match="scores in int8 are wrong by"):
+        bench._deployed(torch.nn.Identity(), torch.zeros(2), 8, 1, ENGINES["openvino"], "int8")
+
+
+def test_the_stock_network_gets_the_same_images_scaled(network):
+    made = pair(network)
+    bench.scale_for_photos(made.wae)
+    crops = bench._crops(16, 3)
+    assert crops.shape == (3, 3, 16, 16)
+    assert bench._crops(700, 1).shape == (1, 3, 700, 700)  # larger than the photos
+    assert len({tuple(crop.flatten().tolist()) for crop in crops}) == 3
+    assert bench._as_taken(made.wae, made.wae, crops) is crops
+    scaled = bench._as_taken(made.stock, made.wae, crops)
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+    deviation = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    assert torch.allclose(scaled, (crops / 255 - mean) / deviation, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------- the answer
+
+
+def test_each_side_counts_in_its_fastest_form():
+    rows = (("openvino", "int8", 0.2, 0.15), ("onnxruntime", "int8", 0.3, 0.1))
+    assert comparison(rows=rows).ratio == pytest.approx(2.0)
+    assert comparison(rows=rows, eager=0.05).stock == (0.05, "PyTorch eager")
+
+
+@pytest.mark.parametrize(
+    ("times", "word"),
+    [
+        (((0.2, 0.1), (0.2, 0.1)), "yes"),
+        (((0.2, 0.1), (0.2, 0.19)), "in part"),
+        (((0.2, 0.3), (0.2, 0.2)), "no"),
+    ],
+)
+def test_the_answer(times, word):
+    found = [
+        comparison(images=batch, rows=(("openvino", "int8", *each),))
+        for batch, each in zip((1, 8), times, strict=True)
+    ]
+    answer = bench.verdict([*found, comparison("b")])
+    one, eight = (each.ratio for each in found)
+    assert f"worth it here? {word} for a: {one:.2f}x at batch 1, {eight:.2f}x at batch 8" in answer
+    assert (
+        f"({one / 4:.0%}, {eight / 4:.0%} of 4.00x, the ratio of multiply-adds); yes for b: 2.00x" in answer
+    )
+    assert answer.count("\n") == 0
+
+
+def test_the_share_is_of_the_ratio_of_multiply_adds():
+    shown = comparison(images=8)
+    assert bench.cells(shown) == [["openvino", "int8", "200", "100", "2.00x", "50%", "80"]]
+    console = Console(width=80, record=True)
+    console.print(bench.table(shown))
+    assert "of 4.00x" in console.export_text()
+
+
+# -------------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (("no_such_network",), 2, "there is no network no_such_network; known are a NAME"),
+        (("wae_vgg16",), 2, "there is no network wae_vgg16"),
+        (("tiny_network:none",), 2, "tiny_network:none cannot be called: .* 'none'"),
+        (("no_such_module:build",), 2, "no_such_module:build cannot be called: No module"),
+        (("tiny_network:nothing",), 2, "must return a torch.nn.Module, got NoneType"),
+        (("tiny_network:other",), 2, "around tiny_network:other: Tiny must have its classifier in"),
+        (("vit_b_16",), 2, "WAE does not go around vit_b_16"),
+        (("small_vgg", "--engine", "steam"), 2, "--engine must be of eager, .*, got steam"),
+        (("small_vgg", "--engine", "cudagraphs"), 1, "--engine: cudagraphs runs on cuda, not on cpu"),
+        (("small_vgg", *QUICK, "--precision", "int8"), 1, "no engine computes in this precision"),
+        (("small_vgg", *QUICK, "--precision", "int8", "--calibrate", "none"), 1, "none must be a folder"),
+        (("small_vgg", *QUICK, "--size", "500"), 1, "takes no images of 500 x 500"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_refusals_are_one_line(arguments, status, message, network, capsys):
+    assert run("bench", *arguments) == status
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(message, line)
+
+
+def test_an_unknown_precision(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run("bench", "small_vgg", "--precision", "int3")
+    assert "invalid choice: 'int3'" in capsys.readouterr().err
