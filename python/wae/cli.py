@@ -75,8 +75,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if package is None:
             raise
         return complain(f'{package} is not installed; `pip install "wae-kernels[app]"` installs it.')
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        return complain("there is not enough memory for this; a smaller --batch or --size takes less")
     except KeyboardInterrupt as interrupt:
         return interrupted(interrupt)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """PyTorch has a class of its own for a GPU's memory, and for the processor's words alone."""
+    import torch
+
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
 def _check_backend() -> None:

@@ -28,20 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--quality",
-        type=_percent,
+        type=shared.percent,
         metavar="N",
         help=f"of a lossy format, 1 to 100 (default: {_QUALITY} for JPEG; WebP without loss)",
     )
     shared.add_weights(parser)
     shared.add_force(parser)
-
-
-def _percent(text: str) -> int:
-    """An argparse type: an integer from 1 to 100."""
-    value = int(text)
-    if not 1 <= value <= 100:
-        raise ValueError(text)
-    return value
 
 
 def run(options: argparse.Namespace) -> int:

@@ -46,18 +46,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--engine", metavar="NAME", help="of wae.deploy, for --deployed (default: auto, the fastest)"
     )
     parser.add_argument(
-        "--batch", type=shared.positive, default=64, metavar="N", help="images at once (default: 64)"
+        "--batch", type=shared.batch, default=64, metavar="N", help="images at once (default: 64)"
     )
     parser.add_argument(
         "--on-corrupt", choices=("error", "skip"), default="error", help="about images that cannot be read"
     )
     shared.add_max_pixels(parser)
     parser.add_argument(
-        "--workers", type=int, default=0, metavar="N", help="processes that read (default: 0)"
+        "--workers", type=shared.workers, default=0, metavar="N", help="processes that read (default: 0)"
     )
     parser.add_argument("--device", metavar="NAME", help="default: cuda if there is a GPU, else cpu")
     parser.add_argument(
-        "--seconds", type=float, default=5.0, metavar="S", help="time to spend on the timings (default: 5)"
+        "--seconds",
+        type=shared.seconds,
+        default=5.0,
+        metavar="S",
+        help="time to spend on the timings (default: 5)",
     )
 
 
@@ -67,6 +71,7 @@ def run(options: argparse.Namespace) -> int:
     from wae.experiments import evaluation
     from wae.inference.deployed import DisagreementError, EngineError
     from wae.inference.engines import ENGINES
+    from wae.progress import bar
     from wae.storage.weights_file import CheckpointError
     from wae.training.processes import is_alone, is_first, joined
     from wae.training.trainer import evaluate
@@ -87,11 +92,12 @@ def run(options: argparse.Namespace) -> int:
                 for candidate in candidates
             ]
             tests = [_data(options, candidate) for candidate in candidates]
-            for candidate, data in zip(candidates, tests, strict=True):
-                candidate.accuracy = evaluate(
-                    candidate.model, data, options.batch, device, options.workers, failed.update
-                )
             first = is_first()
+            for candidate, data in zip(candidates, tests, strict=True):
+                with bar(candidate.described.network, len(data), first) as advance:
+                    candidate.accuracy = evaluate(
+                        candidate.model, data, options.batch, device, options.workers, failed.update, advance
+                    )
             if first:
                 _report_left_out(data, failed)
                 evaluation.measure(candidates, options.seconds)
@@ -121,12 +127,14 @@ def _deployed(
 ) -> Iterator[DeployedCandidate]:
     """The candidate in each precision of ``--deployed``, evaluated."""
     from wae.experiments.evaluation import DeployedCandidate
+    from wae.progress import bar
     from wae.training.trainer import evaluate
 
     for precision in options.deployed:
         images = calibration if precision == "int8" else None
         entry = DeployedCandidate(candidate, precision, options.engine or "auto", options.batch, images)
-        entry.accuracy = evaluate(entry, test, options.batch, device, options.workers)
+        with bar(f"{candidate.described.network} in {precision}", len(test)) as advance:
+            entry.accuracy = evaluate(entry, test, options.batch, device, options.workers, advance=advance)
         yield entry
 
 

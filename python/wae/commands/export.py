@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--size",
-        type=shared.positive,
+        type=shared.size,
         metavar="N",
         help="pixels along a side of the images (default: what the checkpoint says)",
     )
@@ -57,8 +57,8 @@ def run(options: argparse.Namespace) -> int:
 
     shared.check_target(options.output, options.weights, options.force)
     try:
-        described = checkpoint.describe(options.weights).input
-        size = options.size or described.size
+        described = checkpoint.describe(options.weights)
+        size = options.size or described.input.size
         report = export(
             checkpoint.load_classifier(options.weights),
             options.output,
@@ -68,8 +68,9 @@ def run(options: argparse.Namespace) -> int:
             getattr(torch, options.images),
             options.force,
             precision=options.precision,
-            calibration=shared.calibration(options, described, options.size),
+            calibration=shared.calibration(options, described.input, options.size),
             max_drop=options.max_drop,
+            described=described,
         )
     except (CheckpointError, EngineError, DisagreementError, CalibrationError, ValueError) as error:
         raise shared.Failure(str(error)) from None
@@ -82,5 +83,5 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _batch(text: str) -> int | None:
-    """An argparse type: an integer, 1 or more, or None for `dynamic`."""
-    return None if text == "dynamic" else shared.positive(text)
+    """An argparse type: images at once, or None for `dynamic`."""
+    return None if text == "dynamic" else shared.batch(text)

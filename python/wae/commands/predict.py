@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--batch",
-        type=shared.positive,
+        type=shared.batch,
         default=32,
         metavar="N",
         help="images that the network gets at once (default: 32)",
@@ -68,6 +68,7 @@ def run(options: argparse.Namespace) -> int:
     from wae.inference import predict
     from wae.inference.deployed import DisagreementError
     from wae.inference.engines import ENGINES, EngineError
+    from wae.progress import bar
     from wae.storage import checkpoint
     from wae.storage.weights_file import WEIGHTS, CheckpointError
 
@@ -117,7 +118,7 @@ def run(options: argparse.Namespace) -> int:
             )
         ) as predictions,
         _output(options.output, options.force) as write,
-        _progress(options.sources) as advance,
+        bar("images", sum(1 for _ in find(options.sources)) if sys.stderr.isatty() else None) as advance,
     ):
         for line in form.head:
             write(line)
@@ -127,7 +128,7 @@ def run(options: argparse.Namespace) -> int:
                 shared.complain(printable(f"{prediction.path}: {prediction.error}"))
             for line in form.lines(prediction):
                 write(line)
-            advance()
+            advance(1)
     if str(left_out):
         shared.complain(str(left_out))
     return int(failed)
@@ -143,21 +144,3 @@ def _output(path: Path | None, force: bool) -> Iterator[Callable[[str], object]]
     else:
         with written(path, force) as file:
             yield lambda line: file.write(line.encode() + b"\n")
-
-
-@contextmanager
-def _progress(sources: Sequence[Path]) -> Iterator[Callable[[], None]]:
-    """A function that tells that an image is done. There is a bar only where stderr is a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    from wae.data.walk import find
-
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console, shares_terminal = Console(stderr=True), sys.stdout.isatty()
-    with Progress(*columns, console=console, transient=True, redirect_stdout=shares_terminal) as bar:
-        task = bar.add_task("images", total=sum(1 for _ in find(sources)))
-        yield lambda: bar.advance(task)

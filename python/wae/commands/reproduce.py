@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder of the four IDX files (default: that of Debian's dataset-fashion-mnist)",
     )
     parser.add_argument(
-        "--seeds", type=shared.positive, metavar="N", help="seeds of each network (default: 3)"
+        "--seeds", type=shared.processes, metavar="N", help="seeds of each network (default: 3)"
     )
     parser.add_argument(
         "--quick",
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--processes",
-        type=shared.positive,
+        type=shared.processes,
         default=os.cpu_count() or 1,
         metavar="N",
         help="trainings at a time, each on one core (default: as many as there are cores)",

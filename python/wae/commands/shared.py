@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeVar
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _N = TypeVar("_N", int, float)
 
+_MOST = 2**63 - 1  # what the libraries behind the options count with
 
 STANDARD = Path("-")
 """Standard input or output, where a file's name is wanted. (A file of that name is ``$PWD/-``.)"""
@@ -77,7 +78,7 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-drop",
-        type=float,
+        type=share,
         default=0.005,
         metavar="X",
         help="largest share of images that may get another class (default: 0.005)",
@@ -104,46 +105,73 @@ def calibration(
 
 def positive(text: str) -> int:
     """An argparse type: an integer, 1 or more."""
-    return _number(int, text, "a whole number from 1", lambda value: value >= 1)
+    return _number(int, text, 1, _MOST, "a whole number from 1")
 
 
 def whole(text: str) -> int:
     """An argparse type: an integer, 0 or more."""
-    return _number(int, text, "a whole number from 0", lambda value: value >= 0)
+    return _number(int, text, 0, _MOST, "a whole number from 0")
+
+
+def batch(text: str) -> int:
+    """An argparse type: images that a network gets at once."""
+    return _number(int, text, 1, 4096, "a whole number from 1 to 4096")
+
+
+def workers(text: str) -> int:
+    """An argparse type: processes that help this one."""
+    return _number(int, text, 0, 256, "a whole number from 0 to 256")
+
+
+def processes(text: str) -> int:
+    """An argparse type: processes, or what there is one for each."""
+    return _number(int, text, 1, 256, "a whole number from 1 to 256")
+
+
+def size(text: str) -> int:
+    """An argparse type: pixels along a side of a network's images."""
+    from wae.storage.checkpoint import MAX_SIZE
+
+    return _number(int, text, 1, MAX_SIZE, f"a whole number from 1 to {MAX_SIZE}")
 
 
 def seconds(text: str) -> float:
     """An argparse type: a number of seconds, from 0 to an hour."""
-    return _number(float, text, "seconds from 0 to 3600", lambda value: 0 <= value <= 3600)
+    return _number(float, text, 0, 3600, "seconds from 0 to 3600")
 
 
-def _number(kind: Callable[[str], _N], text: str, needs: str, fits: Callable[[_N], bool]) -> _N:
-    try:
-        value = kind(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"needs {needs}, got {text!r}") from None
-    if not fits(value):
-        raise argparse.ArgumentTypeError(f"needs {needs}, got {text}")
-    return value
+def percent(text: str) -> int:
+    """An argparse type: an integer from 1 to 100."""
+    return _number(int, text, 1, 100, "a whole number from 1 to 100")
+
+
+def share(text: str) -> float:
+    """An argparse type: a number from 0 to 1."""
+    return _number(float, text, 0, 1, "a number from 0 to 1")
+
+
+def _number(kind: Callable[[str], _N], text: str, least: float, most: float, needs: str) -> _N:
+    with suppress(ValueError):
+        if least <= (value := kind(text)) <= most:  # NaN neither
+            return value
+    raise argparse.ArgumentTypeError(f"needs {needs}, got {text[:40]}")
 
 
 @contextmanager
 def seconds_bar(what: str, total: float) -> Iterator[Callable[[], None]]:
-    """A bar for work that ends after ``total`` seconds; it moves when the function that it yields is called.
+    """A bar for work that takes ``total`` seconds; the function that it yields moves it on."""
+    from wae.progress import bar
 
-    It is on stderr, and only where that is a terminal.
-    """
-    if not sys.stderr.isatty():
-        yield lambda: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    last = time.monotonic()
+    with bar(what, total) as advance:
 
-    start = time.monotonic()
-    columns = (TextColumn(what), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda: bar.update(task, completed=time.monotonic() - start)
+        def tick() -> None:
+            nonlocal last
+            now = time.monotonic()
+            advance(now - last)
+            last = now
+
+        yield tick
 
 
 def console() -> Console:

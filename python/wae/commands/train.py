@@ -74,15 +74,13 @@ def _add_overrides(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_machine(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--size", type=shared.positive, metavar="N", help="of images from files (default: 224)"
-    )
+    group.add_argument("--size", type=shared.size, metavar="N", help="of images from files (default: 224)")
     group.add_argument(
         "--on-corrupt", choices=("error", "skip"), default="error", help="about images that cannot be read"
     )
     shared.add_max_pixels(group)
     group.add_argument(
-        "--workers", type=shared.whole, default=0, metavar="N", help="processes that read (default: 0)"
+        "--workers", type=shared.workers, default=0, metavar="N", help="processes that read (default: 0)"
     )
     group.add_argument("--device", metavar="NAME", help="default: cuda if there is a GPU, else cpu")
 

@@ -15,10 +15,10 @@ from wae.data.dataset import Dataset
 from wae.data.folder import evaluation_resize
 from wae.data.walk import find
 from wae.errors import WaeError
+from wae.progress import track
 from wae.storage.checkpoint import Input
 
 from .reading import images
-from .showing import track
 
 CHECKED = 1_000
 """Images that a precision is checked on, at most."""

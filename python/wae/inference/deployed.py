@@ -38,6 +38,9 @@ from .timing import interleaved
 
 __all__ = ["ENGINES", "CalibrationError", "Deployed", "DisagreementError", "EngineError", "deploy", "fold"]
 
+MOST_PIXELS = 2**28
+"""In a call: 5,000 images of 224 x 224. What is far beyond any memory is refused before memory is taken."""
+
 _COMPARED = 8  # images on which the layers of a network in int8 are compared
 _AT_ONCE = 32  # images that the model itself gets to be compared with
 _NAMED = 3  # layers that an error names
@@ -545,3 +548,7 @@ def check_arguments(model: Any, size: Any, batch: Any) -> None:
         raise ValueError(f"size must be (H, W), two integers of at least 1, got {size}")
     if type(batch) is not int or batch < 1:
         raise ValueError(f"batch must be an integer of at least 1, got {batch!r}")
+    if batch * size[0] * size[1] > MOST_PIXELS:
+        raise ValueError(
+            f"batch times size must be at most {MOST_PIXELS} pixels, got {batch} x {size[0]} x {size[1]}"
+        )

@@ -32,6 +32,7 @@ from wae.errors import WaeError
 from wae_kernels import backends
 
 from . import aoti, precision, quantization
+from .programs import exported
 from .quantization import Movement
 from .winograd import replaced
 
@@ -205,11 +206,11 @@ class InPyTorch(Prepared):
         """Compiled by AOTInductor where the engine compiles; else a torch.export program."""
         if not self._packs:
             shapes = _any_batch(inputs)
-            program = torch.export.export(self._module, tuple(_several(inputs)), dynamic_shapes=shapes)
+            program = exported(self._module, _several(inputs), shapes)
             torch.export.save(program, folder / "network.pt2")
             return
         module = replaced(self._module) if self._compile is _winograd else self._module
-        program = torch.export.export(module, tuple(inputs))
+        program = exported(module, inputs)
         (folder / "network.pt2").write_bytes(aoti.package(program))
 
 
@@ -416,7 +417,7 @@ def to_onnx(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool = False, 
     shapes = _any_batch(inputs) if dynamic else None
     inputs = _several(inputs) if dynamic else inputs
     return torch.onnx.export(
-        module, tuple(inputs), dynamo=True, dynamic_shapes=shapes, verbose=False, **options
+        exported(module, inputs, shapes), tuple(inputs), dynamo=True, verbose=False, **options
     )
 
 

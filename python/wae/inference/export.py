@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wae.data.folder import evaluation_resize
 from wae.models.classifier import WAEClassifier
 from wae.models.stock import StockEncoder
+from wae.progress import bar
+from wae.storage.checkpoint import Description
 from wae.storage.files import refuse_existing, written
 from wae_kernels.nn import Encoder
 
@@ -45,6 +49,7 @@ from .deployed import (
     undisturbed,
 )
 from .engines import ENGINES, EngineError, Run, in_turns, onnx_session, to_onnx
+from .programs import exported
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,8 @@ class Format:
     """A kind of file: how a network becomes one, and how one becomes a function of images again."""
 
     suffix: str
-    make: Callable[[nn.Module, Tensor, bool], bytes]
+    make: Callable[[nn.Module, Tensor, bool, Mapping[str, str]], bytes]
+    """Takes the network, images, whether any number of them is to be possible, and what the file says."""
     load: Callable[[bytes], Run]
 
 
@@ -69,6 +75,7 @@ def export(
     calibration: Source | None = None,
     calibration_images: int = 100,
     max_drop: float | None = 0.005,
+    described: Description | None = None,
 ) -> dict[str, Any]:
     """Write ``model`` to ``path``: from images to scores, BatchNorm folded.
 
@@ -84,6 +91,7 @@ def export(
         force: replace the file that is there.
         precision: None for the model's own; "int8" in the format "onnx" for a file in the form QDQ.
         calibration, calibration_images, max_drop: see :func:`wae.deploy`.
+        described: the network's checkpoint: the file then says what :func:`metadata` gives.
 
     Returns:
         The report of :func:`wae.deploy`, if there is calibration; and ``difference``, how far the file's
@@ -113,7 +121,8 @@ def export(
         data = None
         if calibration is not None:
             data = gather(calibration, size, calibration_images, hasattr(model, "image_scale"))
-        content, report = _made(model, file_format, size, batch, image_dtype, precision, data)
+        says = {} if described is None else metadata(described, size, image_dtype)
+        content, report = _made(model, file_format, size, batch, image_dtype, precision, data, says)
         if data is not None:
             report["max_drop"] = max_drop
             require_no_drop(f"the {file_format} file", report)
@@ -130,6 +139,7 @@ def _made(
     image_dtype: torch.dtype,
     precision: str | None,
     data: Calibration | None,
+    says: Mapping[str, str],
 ) -> tuple[bytes, dict[str, Any]]:
     """The file, and what was found about it."""
     form, dtype = FORMATS[file_format], next(model.parameters()).dtype
@@ -138,12 +148,14 @@ def _made(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporters' own parts
         try:
-            content = form.make(_FromImages(fold(model)).eval(), cases[0], batch is None)
+            with bar(f"exporting as {file_format}", None):
+                content = form.make(_FromImages(fold(model)).eval(), cases[0], batch is None, says)
             if precision == "int8":
                 assert data is not None
                 content, movements = _in_int8(content, data.images.to(image_dtype), batch or STEP)
-            run = form.load(content)
-            scores = [run(x) for x in cases]
+            with bar("comparing it with the model", None):
+                run = form.load(content)
+                scores = [run(x) for x in cases]
         except EngineError:
             raise
         except Exception as error:  # whatever kind the exporter has
@@ -190,17 +202,44 @@ class _FromImages(nn.Module):
         return scores
 
 
+def metadata(described: Description, size: tuple[int, int], image_dtype: torch.dtype) -> dict[str, str]:
+    """What a file says of itself, as texts: ``network``, ``labels`` and ``input``, the last two in JSON.
+
+    ``input`` is how an image becomes what the file takes: the shorter side scaled to ``resize``, ``crop``
+    (H, W) cut out of the middle, the order of the colours, the range of the numbers, and ``mean`` and
+    ``std``: 0 and 1, because the network's own scale and shift are in the file.
+    """
+    resize = described.input.resize if size == (described.input.size,) * 2 else evaluation_resize(min(size))
+    preprocessing = {
+        "resize": resize,
+        "interpolation": "bilinear, antialiased",
+        "crop": list(size),
+        "grayscale": described.input.grayscale,
+        "channels": "RGB",
+        "layout": "NCHW",
+        "dtype": str(image_dtype).removeprefix("torch."),
+        "range": [0, 255],
+        "mean": [0.0, 0.0, 0.0],
+        "std": [1.0, 1.0, 1.0],
+    }
+    says = {"network": described.network, "input": json.dumps(preprocessing)}
+    return says if described.labels is None else {**says, "labels": json.dumps(described.labels)}
+
+
 # ------------------------------------------------------------------------------------------------- formats
+
+METADATA = "metadata.json"
+"""The name in a torch.export file of what it says of itself: one of ``extra_files``."""
 
 
 def _program(network: nn.Module, images: Tensor, dynamic: bool) -> torch.export.ExportedProgram:
-    shapes = ({0: torch.export.Dim("batch")},) if dynamic else None
-    return torch.export.export(network, (images,), dynamic_shapes=shapes)
+    return exported(network, (images,), ({0: torch.export.Dim("batch")},) if dynamic else None)
 
 
-def _make_torch(network: nn.Module, images: Tensor, dynamic: bool) -> bytes:
+def _make_torch(network: nn.Module, images: Tensor, dynamic: bool, says: Mapping[str, str]) -> bytes:
     file = io.BytesIO()
-    torch.export.save(_program(network, images, dynamic), file)
+    extra = {METADATA: json.dumps(says)}
+    torch.export.save(_program(network, images, dynamic), file, extra_files=extra)
     return file.getvalue()
 
 
@@ -208,8 +247,8 @@ def _load_torch(content: bytes) -> Run:
     return torch.export.load(io.BytesIO(content)).module()
 
 
-def _make_aoti(network: nn.Module, images: Tensor, dynamic: bool) -> bytes:
-    return aoti.package(_program(network, images, dynamic))
+def _make_aoti(network: nn.Module, images: Tensor, dynamic: bool, says: Mapping[str, str]) -> bytes:
+    return aoti.package(_program(network, images, dynamic), says)
 
 
 def _load_aoti(content: bytes) -> Run:
@@ -217,7 +256,7 @@ def _load_aoti(content: bytes) -> Run:
     return run
 
 
-def _make_onnx(network: nn.Module, images: Tensor, dynamic: bool) -> bytes:
+def _make_onnx(network: nn.Module, images: Tensor, dynamic: bool, says: Mapping[str, str]) -> bytes:
     reason = ENGINES["onnxruntime"].why_not("cpu")
     if reason is not None:
         raise EngineError(reason)
@@ -226,7 +265,10 @@ def _make_onnx(network: nn.Module, images: Tensor, dynamic: bool) -> bytes:
         if isinstance(part, Encoder):
             network.set_submodule(name, _standard(part))
     program = to_onnx(network, (images.cpu(),), dynamic, input_names=["images"], output_names=["scores"])
-    content: bytes = program.model_proto.SerializeToString()
+    proto = program.model_proto
+    for key, value in says.items():
+        proto.metadata_props.add(key=key, value=value)
+    content: bytes = proto.SerializeToString()
     return content
 
 

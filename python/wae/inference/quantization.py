@@ -7,6 +7,7 @@ the results of every convolution and matrix product moved, so that a loss of acc
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import sys
 import tempfile
@@ -18,8 +19,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
+from wae.progress import track
+
 from . import precision
-from .showing import track
 
 PACKAGES = {
     "openvino": {"nncf": "nncf"},
@@ -54,7 +56,8 @@ def by_nncf(
     model: Any, samples: Sequence[Sequence[Tensor]], compared: Sequence[Tensor]
 ) -> tuple[Any, list[Movement]]:
     """An ``openvino.Model`` in int8, by NNCF's post-training quantization."""
-    with contextlib.redirect_stdout(sys.stderr):  # where its progress bars belong
+    terminal = sys.stderr if sys.stderr.isatty() else io.StringIO()
+    with contextlib.redirect_stdout(terminal):  # where its progress bars belong
         import nncf
 
         nncf.set_log_level(logging.ERROR)
@@ -220,7 +223,7 @@ def by_torchao(
         observed(*sample)
     quantized = pt2e.quantize_pt2e.convert_pt2e(observed)
     moved = _movements(before, _torch_layers(quantized, compared))
-    return torch.export.export(quantized, two, dynamic_shapes=shapes, strict=True), moved
+    return exported(quantized, two, shapes, strict=True), moved
 
 
 def lowered(program: torch.export.ExportedProgram, batch: int) -> Callable[..., Any]:

@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import TaskID, TextColumn
 from rich.table import Table
 from torch import Tensor, nn
 
 from wae.data.images import printable
 from wae.models.autoencoder import AutoEncoder, to_uint8
 from wae.models.classifier import WAEClassifier
+from wae.progress import progress
 from wae.storage.files import written
 
 from .plan import Plan
@@ -63,14 +64,7 @@ class Terminal(Observer):
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[losses]}"),
-            TimeRemainingColumn(),
-        )
-        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._bar = progress(console, TextColumn("{task.fields[losses]}"))
         self._task: TaskID | None = None
         self._plan: Plan | None = None
         self._reported: set[str] = set()  # images that were left out

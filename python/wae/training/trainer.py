@@ -155,10 +155,12 @@ def evaluate(
     device: torch.device | str = "cpu",
     workers: int = 0,
     left_out: Callable[[Sequence[str]], None] | None = None,
+    advance: Callable[[int], None] | None = None,
 ) -> Accuracy:
     """The accuracy of ``model`` on ``data``; where torch.distributed is set up, counted by all processes.
 
-    ``left_out`` gets a line for each image file that could not be read, those of all processes.
+    ``left_out`` gets a line for each image file that could not be read, those of all processes; ``advance``
+    the number of images of each batch, those of all processes.
     """
     was_training = model.training
     model.eval()
@@ -166,6 +168,8 @@ def evaluate(
     rank, world = _place()
     loader = batches(data, batch * world, 0, 0, False, rank, world, workers)
     for images, labels in loader:
+        if advance is not None:
+            advance(batch * world)
         if not len(labels):
             continue
         scores, labels = model(_to(images, device)).float(), labels.to(device)

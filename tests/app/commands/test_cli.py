@@ -230,6 +230,52 @@ def test_wrong_usage_is_2(arguments):
     assert caught.value.code == 2
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "export w -o m --size 100000",
+        "export w -o m --size 99999999999999999999",
+        "export w -o m --batch 1000000000000",
+        "export w -o m --max-drop nan",
+        "predict photo.png --batch 1000000000000",
+        "predict photo.png --top 99999999999999999999",
+        "eval w --data digits --batch 1000000000000",
+        "eval w --data digits --workers 1000000",
+        "eval w --data digits --workers -1",
+        "eval w --data digits --seconds nan",
+        "train --data digits -o d --size 100000",
+        "train --data digits -o d --workers 1000000",
+        "train --data digits -o d --batch 0",
+        "train --data digits -o d --epochs 99999999999999999999",
+        "train-autoencoder -o d --crop 99999999999999999999",
+        "reproduce fashion-mnist --processes 1000000",
+        "reproduce fashion-mnist --seeds 1000000000",
+        "selftest --only 99999999999999999999",
+        "selftest --seconds inf",
+        "demo --seconds 1e300",
+        "decode m -o o.jpg --quality 1000",
+        "encode photo.png -o m --max-pixels 99999999999999999999",
+    ],
+)
+def test_a_value_out_of_all_range_is_one_line_before_anything_is_done(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run(*arguments.split())
+    assert caught.value.code == 2
+    *usage, error = capsys.readouterr().err.splitlines()
+    assert "needs" in error
+    assert len(error) < 160
+    assert usage[0].startswith("usage: wae")
+
+
+def test_too_little_memory_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr("wae.commands.info.run", lambda options: torch.empty(2**60))
+    assert run("info") == 1
+    assert capsys.readouterr().err.startswith("wae: there is not enough memory for this; ")
+    monkeypatch.setattr("wae.commands.info.run", lambda options: torch.ones(2) @ torch.ones(3))
+    with pytest.raises(RuntimeError, match="inconsistent tensor size"):
+        run("info")
+
+
 @pytest.mark.parametrize("command", ["demo", "encode", "decode", "info", "train-autoencoder"])
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as caught:

@@ -529,11 +529,18 @@ def test_a_model_without_memory_or_parameters(model):
 
 @pytest.mark.parametrize("name", ["low_classifier.0.weight", "encoder.conv2.bias", "high_norm.running_var"])
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
-def test_a_model_with_broken_weights(name, value, model):
+@pytest.mark.parametrize("engine", ["auto", *ENGINES])
+def test_a_model_with_broken_weights(name, value, engine, model):
     """By name, also where a ReLU behind them would make finite scores of them."""
     model.state_dict()[name].view(-1)[0] = value
     with pytest.raises(ValueError, match=f"finite numbers only, but {name} has"):
-        deploy(model, SIZE, engine="eager")
+        deploy(model, SIZE, engine=engine)
+
+
+def test_more_pixels_than_memory_has(model):
+    for size, batch in (((100_000, 100_000), 1), (SIZE, 10**12)):
+        with pytest.raises(ValueError, match="batch times size must be at most 268435456 pixels, got"):
+            deploy(model, size, batch)
 
 
 def test_a_size_that_does_not_fit_the_model(model):

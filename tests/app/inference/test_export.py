@@ -1,8 +1,13 @@
 """`wae.export` and `wae export`: the files run in a fresh process and give the model's scores."""
 
+import io
+import json
 import os
 import subprocess
 import sys
+import tempfile
+import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,21 +20,26 @@ from wae import cli
 from wae.inference import export
 from wae.inference.deployed import DisagreementError, EngineError
 from wae.models.vgg16 import wae_vgg16
-from wae.storage.checkpoint import Input, save_classifier
+from wae.storage.checkpoint import Description, Input, save_classifier
 
 FORMATS = ["onnx", "torch", pytest.param("aoti", marks=pytest.mark.slow)]
+
+DESCRIBED = Description("wae_vgg16", 5, tuple("abcde"), Input(48, 50, True))
 
 LOAD = {
     "onnx": """
 import onnxruntime
 session = onnxruntime.InferenceSession(path)
+says = session.get_modelmeta().custom_metadata_map
 assert [node.name for node in (*session.get_inputs(), *session.get_outputs())] == ["images", "scores"]
 run = lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 assert not {"wae", "wae_kernels"} & set(sys.modules)
 """,
     "torch": """
 import wae_kernels
-program = torch.export.load(path)
+extra = {"metadata.json": ""}
+program = torch.export.load(path, extra_files=extra)
+says = json.loads(extra["metadata.json"])
 run = program.module()
 assert "torch.ops.wae.encode.default" in program.graph_module.code
 assert "wae" not in sys.modules
@@ -37,6 +47,7 @@ assert "wae" not in sys.modules
     "aoti": """
 import wae_kernels
 run = torch._inductor.aoti_load_package(path)
+says = run.get_metadata()
 assert "wae" not in sys.modules
 try:
     run(torch.load(cases)[0][0].float())
@@ -47,6 +58,7 @@ except RuntimeError as error:
 }
 
 COMPARE = """
+assert {key: says.get(key) for key in expected_of_file} == expected_of_file
 for images, expected in torch.load(cases):
     scores = run(images)
     assert scores.shape == expected.shape
@@ -54,22 +66,48 @@ for images, expected in torch.load(cases):
 """
 
 
-def run_in_a_fresh_process(file_format, path, model, images):
+def run_in_a_fresh_process(file_format, path, model, images, says=None):
     """Load ``path`` without this package, and compare with the model on each of ``images``."""
     cases = path.with_name("cases.pt")
     with torch.no_grad():
         torch.save([(x, model(x)) for x in images], cases)
-    code = f"import sys, torch\npath, cases = {str(path)!r}, {str(cases)!r}\n{LOAD[file_format]}{COMPARE}"
+    values = f"path, cases, expected_of_file = {str(path)!r}, {str(cases)!r}, {says or {}!r}"
+    code = f"import json, sys, torch\n{values}\n{LOAD[file_format]}{COMPARE}"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def foreign_paths(content):
+    """Where this machine keeps things, as far as it stands in a file, zipped or not."""
+    folders = [Path(torch.__file__).parents[1], Path(export.__file__).parents[3], Path(tempfile.gettempdir())]
+    parts = [content]
+    if zipfile.is_zipfile(io.BytesIO(content)):
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            parts = [archive.read(name) for name in archive.namelist()]
+    return [str(folder) for folder in folders if any(f"{folder}/".encode() in part for part in parts)]
 
 
 @pytest.mark.parametrize("file_format", FORMATS)
 @pytest.mark.slow
 def test_loads_in_a_fresh_process(file_format, model, tmp_path):
     path = tmp_path / f"new/model{export.FORMATS[file_format].suffix}"
-    assert export.export(model, path, file_format, SIZE)["difference"] <= 1e-5
+    assert export.export(model, path, file_format, SIZE, described=DESCRIBED)["difference"] <= 1e-5
     assert os.listdir(path.parent) == [path.name]
-    run_in_a_fresh_process(file_format, path, model, [photos(batch) for batch in (1, 2, 5)])
+    assert foreign_paths(path.read_bytes()) == []
+    says = export.metadata(DESCRIBED, SIZE, torch.uint8)
+    run_in_a_fresh_process(file_format, path, model, [photos(batch) for batch in (1, 2, 5)], says)
+
+
+def test_metadata_is_how_images_are_prepared():
+    says = export.metadata(DESCRIBED, (48, 48), torch.float32)
+    assert json.loads(says["labels"]) == ["a", "b", "c", "d", "e"]
+    expected = {"resize": 50, "crop": [48, 48], "grayscale": True, "dtype": "float32", "mean": [0, 0, 0]}
+    assert expected.items() <= json.loads(says["input"]).items()
+    assert json.loads(export.metadata(DESCRIBED, (224, 224), torch.uint8)["input"])["resize"] == 256
+    assert "labels" not in export.metadata(Description("wae_vgg16", 3), (224, 224), torch.uint8)
+
+
+def test_the_check_for_paths_finds_some():
+    assert foreign_paths(f"{tempfile.gettempdir()}/x".encode()) == [tempfile.gettempdir()]
 
 
 @pytest.mark.parametrize("file_format", ["onnx", "torch"])

@@ -12,6 +12,7 @@ import torch
 from test_deployed import SIZE, photos
 from test_deployed import model as model
 from test_deployed import stock as stock
+from test_export import foreign_paths
 from test_int8 import images, int8
 
 import wae
@@ -38,6 +39,8 @@ def test_a_new_process_gives_the_same_scores(engine, model, tmp_path):
         pytest.skip(reason)
     deployed = deploy(model, SIZE, 2, engine)
     deployed.save(tmp_path / "net")
+    for path in (tmp_path / "net").rglob("*.*"):
+        assert foreign_paths(path.read_bytes()) == [], path
     cases = [(x, deployed(x)) for x in (photos(2), photos(1), photos(5))]
     again = wae.load_deployed(tmp_path / "net")
     assert repr(again) == repr(deployed)

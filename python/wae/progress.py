@@ -1,0 +1,58 @@
+"""The bar for what takes a while. It is there only where people look: on a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, ProgressColumn
+
+_Item = TypeVar("_Item")
+
+
+def progress(console: Console | None = None, *columns: ProgressColumn) -> Progress:
+    """A bar on ``console`` (None: on stderr): the task, done of all, ``columns``, the time that is left.
+
+    It shows nothing where ``console`` is no terminal.
+    """
+    # imported here: `rich` is in the extra "app"
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = console or Console(stderr=True, force_terminal=sys.stderr.isatty())
+    left = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    return Progress(
+        *left,
+        *columns,
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+        redirect_stdout=sys.stdout.isatty(),  # else what is printed belongs elsewhere
+    )
+
+
+@contextmanager
+def bar(what: str, total: float | None, first: bool = True) -> Iterator[Callable[[float], None]]:
+    """A bar named ``what``, moved on by the function that it yields. None: nobody knows how far it is.
+
+    Of several processes the ``first`` has one.
+    """
+    if not (first and sys.stderr.isatty()):
+        yield lambda _: None
+        return
+    with progress() as shown:
+        task = shown.add_task(what, total=total)
+        yield lambda done: shown.advance(task, done)
+
+
+def track(items: Sequence[_Item], what: str) -> Iterator[_Item]:
+    """``items``, with a bar named ``what`` that shows how many are done."""
+    with bar(what, len(items)) as advance:
+        for item in items:
+            yield item
+            advance(1)

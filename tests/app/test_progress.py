@@ -1,0 +1,39 @@
+"""The bar of commands that take a while: on a terminal, and nowhere else."""
+
+import io
+import sys
+
+import pytest
+
+from wae import progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_bar_on_a_terminal(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert list(progress.track([1, 2, 3], "counting")) == [1, 2, 3]
+    with progress.bar("exporting", None):
+        pass
+    assert "counting" in sys.stderr.getvalue()
+    assert "exporting" in sys.stderr.getvalue()
+
+
+@pytest.mark.parametrize("colours", ["", "1"], ids=["plain", "forced-colours"])
+def test_none_anywhere_else(monkeypatch, capsys, colours):
+    monkeypatch.setenv("FORCE_COLOR", colours)
+    assert list(progress.track([1, 2, 3], "counting")) == [1, 2, 3]
+    with progress.progress() as bar:
+        bar.add_task("exporting", total=1)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_first_of_several_processes_has_it(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with progress.bar("counting", 1, first=False) as advance:
+        advance(1)
+    assert sys.stderr.getvalue() == ""
