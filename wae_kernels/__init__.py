@@ -7,5 +7,5 @@ machine; :mod:`wae_kernels.backends` tells which kernels run them.
 from . import backends, nn, reference
 from .ops import decode, encode
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 __all__ = ["__version__", "backends", "decode", "encode", "nn", "reference"]
