@@ -157,7 +157,7 @@ def _data(options: argparse.Namespace, candidate: Candidate, train: bool = False
     from wae.training.processes import is_first
 
     # Named sets have one size, which a wrong checkpoint is told by the network itself.
-    size = candidate.described.input.size if Path(options.data).is_dir() else None
+    size = candidate.described.input if Path(options.data).is_dir() else None
     max_pixels = options.max_pixels or MAX_PIXELS
     data = open_dataset(options.data, train, False, 0, size, options.on_corrupt, max_pixels)
     described = candidate.described

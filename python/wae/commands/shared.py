@@ -89,17 +89,13 @@ def calibration(
     options: argparse.Namespace, described: Input, size: int | None = None
 ) -> Iterator[Tensor] | None:
     """The images of ``--calibrate`` as the network takes them, ``size`` pixels wide (None: as described)."""
-    import dataclasses
-
-    from wae.data.folder import evaluation_resize
     from wae.inference.calibration import CHECKED, CalibrationError, in_folder
 
     if options.calibrate is None:
         return None
     if not options.calibrate.is_dir():
         raise CalibrationError(f"--calibrate: {options.calibrate} is not a folder")
-    if size is not None and size != described.size:
-        described = dataclasses.replace(described, size=size, resize=evaluation_resize(size))
+    described = described.of_size(size or described.size)
     return in_folder(options.calibrate, described, 100 + CHECKED)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from .dataset import DatasetError, Draw, permuted, random_seed
 from .images import LONGEST, MAX_PIXELS, ImageError, read_image
+from .input import Input, prepare
 from .walk import LeftOut, find, is_hidden
 
 OnCorrupt = Literal["error", "skip"]
@@ -26,6 +28,7 @@ class ImageFolder:
         labels: the names of the classes.
         size: height and width of what comes out, in pixels.
         resize: the shorter side's length before the centre is cut out, where nothing is augmented.
+        interpolation, squash: see :class:`wae.data.input.Input`; a random cut is scaled so as well.
         augment: cut out 8 % to 100 % of the image at random, scale it to ``size``, and flip half of them.
         seed: of the augmentation.
         on_corrupt: see :data:`OnCorrupt`.
@@ -46,6 +49,8 @@ class ImageFolder:
         max_pixels: int = MAX_PIXELS,
         folder: Path | None = None,
         left_out: LeftOut | None = None,
+        interpolation: str = "bilinear",
+        squash: bool = False,
     ) -> None:
         from torchvision.transforms import v2
 
@@ -56,10 +61,11 @@ class ImageFolder:
         self.samples, self.labels = list(samples), tuple(labels)
         self.size, self.seed, self.on_corrupt = size, seed, on_corrupt
         self.max_pixels, self.folder, self.left_out = max_pixels, folder, left_out or LeftOut()
-        self._transform = v2.Compose(
-            [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()]
+        scaled = v2.InterpolationMode(interpolation)
+        self._transform: Callable[[Tensor], Tensor] = (
+            v2.Compose([v2.RandomResizedCrop(size, interpolation=scaled), v2.RandomHorizontalFlip()])
             if augment
-            else [v2.Resize(resize), v2.CenterCrop(size)]
+            else partial(prepare, input=Input(size, resize, interpolation=interpolation, squash=squash))
         )
 
     def __len__(self) -> int:
@@ -100,8 +106,7 @@ class ImageFolder:
         # Not torch.manual_seed: it would set the GPU's generator too, which fork_rng does not put back here.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(random_seed(Draw.SAMPLE, self.seed, epoch, index))
-            transformed: Tensor = self._transform(image)
-        return transformed
+            return self._transform(image)
 
 
 def image_folder(
@@ -113,6 +118,8 @@ def image_folder(
     augment: bool = False,
     on_corrupt: OnCorrupt = "error",
     max_pixels: int = MAX_PIXELS,
+    interpolation: str = "bilinear",
+    squash: bool = False,
 ) -> ImageFolder:
     """The images in ``folder/train/CLASS``, or in ``folder/val/CLASS`` (``test`` will do for ``val``).
 
@@ -122,7 +129,7 @@ def image_folder(
     Args:
         folder: holds the two.
         train: which of the two.
-        size, resize, seed, augment, on_corrupt, max_pixels: see :class:`ImageFolder`.
+        size, resize, seed, augment, on_corrupt, max_pixels, interpolation, squash: see :class:`ImageFolder`.
 
     Raises:
         DatasetError: a folder is missing or has no images, there are fewer than two classes, or the two
@@ -147,7 +154,10 @@ def image_folder(
         for number, label in enumerate(labels)
         for path in _images(chosen / label, left_out, on_corrupt)
     ]
-    return ImageFolder(samples, labels, size, resize, augment, seed, on_corrupt, max_pixels, chosen, left_out)
+    return ImageFolder(
+        samples, labels, size, resize, augment, seed, on_corrupt, max_pixels, chosen, left_out,
+        interpolation, squash,
+    )  # fmt: skip
 
 
 def _classes(folder: Path, left_out: LeftOut) -> list[str]:

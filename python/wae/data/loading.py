@@ -22,6 +22,7 @@ from .dataset import Dataset, DatasetError, Draw, InMemory, random_seed
 from .folder import ImageFolder, OnCorrupt, evaluation_resize, image_folder
 from .idx import fashion_mnist, holds_fashion_mnist
 from .images import MAX_PIXELS, ImageError
+from .input import Input
 from .photos import digits
 
 
@@ -30,7 +31,7 @@ def open_dataset(
     train: bool,
     augment: bool,
     seed: int,
-    size: int | None = None,
+    size: int | Input | None = None,
     on_corrupt: OnCorrupt = "error",
     max_pixels: int = MAX_PIXELS,
 ) -> Dataset:
@@ -42,7 +43,8 @@ def open_dataset(
         train: the part to train on, or the part to test.
         augment, seed, on_corrupt, max_pixels: see :class:`InMemory` and :class:`ImageFolder`.
         size: of the images in pixels. None is 28 for the two named sets and 224 for a folder of images; these
-            are resized to 8/7 of it before the centre is cut out (256 for 224).
+            are resized to 8/7 of it before the centre is cut out (256 for 224). An :class:`Input` says all
+            of how a file of a folder becomes an image.
 
     Raises:
         DatasetError: there is no such data set, or it cannot be used.
@@ -50,16 +52,22 @@ def open_dataset(
     folder = Path(source)
     fashion = source == "fashion-mnist"
     holds_idx = holds_fashion_mnist(folder)
-    if (fashion or holds_idx or source == "digits") and size not in (None, 28):
-        raise DatasetError(f"size: the images of {source} are 28 pixels wide, leave --size away; got {size}")
+    side = size.size if isinstance(size, Input) else size
+    if (fashion or holds_idx or source == "digits") and side not in (None, 28):
+        raise DatasetError(f"size: the images of {source} are 28 pixels wide, leave --size away; got {side}")
     if fashion or holds_idx:
         return fashion_mnist(None if fashion else folder, train, augment, seed)
     if source == "digits":
         return digits(train, augment, seed)
     if not folder.is_dir():
         raise DatasetError(f"{source}: is neither a folder nor one of fashion-mnist, digits")
-    size = 224 if size is None else size
-    return image_folder(folder, train, size, evaluation_resize(size), seed, augment, on_corrupt, max_pixels)
+    if not isinstance(size, Input):
+        size = 224 if size is None else size
+        size = Input(size, evaluation_resize(size))
+    return image_folder(
+        folder, train, size.size, size.resize, seed, augment, on_corrupt, max_pixels,
+        size.interpolation, size.squash,
+    )  # fmt: skip
 
 
 def fingerprint(dataset: Dataset) -> dict[str, Any]:

@@ -9,39 +9,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 
-import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as transforms
 
-from wae.data.images import LONGEST, MAX_PIXELS, ImageError, check_length, read_image
+from wae.data.images import LONGEST, MAX_PIXELS, ImageError, read_image
+from wae.data.input import Input
+from wae.data.input import prepare as prepare
 from wae.data.walk import Found
-from wae.storage.checkpoint import Input
 
 WORKERS = min(8, os.cpu_count() or 1)
 """Threads that decode."""
 
 _BATCH = 32  # images read ahead where nobody says how many
-_LUMA = (0.299, 0.587, 0.114)  # of red, green, blue: ITU-R BT.601, as Pillow's mode L
-
-
-def prepare(image: Tensor, input: Input, invert: bool = False) -> Tensor:
-    """The network's input, (3, size, size) uint8, of ``image``, (3, H, W) uint8.
-
-    Args:
-        input: see there.
-        invert: make light dark and dark light.
-
-    Raises:
-        ImageError: the image is more than a hundred times longer than wide.
-    """
-    check_length(*image.shape[1:])
-    image = transforms.resize(image, [input.resize], antialias=True)
-    image = transforms.center_crop(image, [input.size])
-    if input.grayscale:
-        # Not torchvision's: that rounds down, and makes 199 of a grey of 200.
-        luma = (image * torch.tensor(_LUMA).view(3, 1, 1)).sum(0).round().to(torch.uint8)
-        image = luma.expand(3, -1, -1)
-    return 255 - image if invert else image
 
 
 def load(found: Found, input: Input, invert: bool, max_pixels: int) -> tuple[Found, Tensor | None]:

@@ -8,9 +8,11 @@ from torch import Tensor, nn
 
 from wae_kernels.nn import Decoder, Encoder
 
-from .bodies import feature_channels, light_body, standard_body
+from .bodies import feature_channels, standard_body
 from .classifier import WAEClassifier
 from .haar import Haar
+from .light_cnn import high_body as light_beside
+from .positions import fit_to
 
 
 class PooledClassifier(nn.Linear):
@@ -37,30 +39,33 @@ def wae_around(
     image_scale: Sequence[float] = (1.0, 1.0, 1.0),
     image_shift: Sequence[float] = (0.0, 0.0, 0.0),
     decoder: Decoder | None = None,
+    size: tuple[int, int] = (112, 112),
 ) -> WAEClassifier:
-    """WAE around a body that takes 112 x 112 images; for others, use :class:`WAEClassifier` itself.
+    """WAE around a body that makes features (N, C, ...) of images; for others: :class:`WAEClassifier` itself.
 
     Args:
         low_body: a standard network without its classifier, used as it is; or the name of one, with random
-            weights: see :func:`standard_body`.
-        high_body: a light one; None for a quarter of the channels: see :func:`light_body`.
+            weights: see :func:`standard_body`. Named ones with a table of positions get one of ``size``.
+        high_body: a light one; None for a quarter of the channels, or a light CNN where that is not defined:
+            see :func:`wae.models.light_cnn.high_body`.
         classes: number of scores.
         encoder: a trained one; None for a random one.
         image_scale, image_shift, decoder: see :class:`WAEClassifier`.
+        size: (h, w) of ``low`` and ``high``: half of the images'.
 
-    Raises ValueError where a body does not run, or :func:`light_body` cannot make ``high_body``.
+    Raises ValueError where a body does not run on images of ``size``.
     """
     if isinstance(low_body, str):
-        low_body = standard_body(low_body)
+        low_body = fit_to(standard_body(low_body), size)
     if high_body is None:
-        high_body = light_body(low_body)
-    low_features = feature_channels(low_body)
+        high_body = light_beside(low_body, 4, size)
+    low_features = feature_channels(low_body, size)
     return WAEClassifier(
         Encoder() if encoder is None else encoder,
         low_body,
         high_body,
         PooledClassifier(low_features, classes),
-        PooledClassifier(low_features + feature_channels(high_body), classes),
+        PooledClassifier(low_features + feature_channels(high_body, size), classes),
         image_scale,
         image_shift,
         decoder,

@@ -30,6 +30,10 @@ _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
 _KNOWN_TENSORS = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
 
 
+class IndivisibleError(ValueError):
+    """A fraction of a body's channels is not defined. The message names the module."""
+
+
 def standard_body(name: str, **options: Any) -> nn.Module:
     """The network ``name`` of torchvision, else of timm, without its classifier.
 
@@ -39,8 +43,15 @@ def standard_body(name: str, **options: Any) -> nn.Module:
     Raises ValueError where neither library has such a network, and ModuleNotFoundError where torchvision has
     none and timm is not installed.
     """
-    if name in torchvision.models.list_models(module=torchvision.models):
+    if is_torchvision(name):
         return without_classifier(torchvision_network(name, **options))
+    return standard_network(name, num_classes=0, **options)
+
+
+def standard_network(name: str, **options: Any) -> nn.Module:
+    """The network ``name`` of torchvision, else of timm, made with ``options``. Raises as standard_body."""
+    if is_torchvision(name):
+        return torchvision_network(name, **options)
     try:
         import timm
     except ModuleNotFoundError as error:
@@ -50,8 +61,22 @@ def standard_body(name: str, **options: Any) -> nn.Module:
         ) from error
     if not timm.is_model(name):
         raise ValueError(f"name must be a network of torchvision or timm, got {name!r}")
-    body: nn.Module = timm.create_model(name, num_classes=0, **options)
-    return body
+    network: nn.Module = timm.create_model(name, **options)
+    return network
+
+
+def is_torchvision(name: str) -> bool:
+    """Whether torchvision has a classifier of this name."""
+    return name in torchvision.models.list_models(module=torchvision.models)
+
+
+def is_timm(name: str) -> bool:
+    """Whether timm is installed and has a network of this name."""
+    try:
+        import timm
+    except ModuleNotFoundError:
+        return False
+    return bool(timm.is_model(name))
 
 
 def without_classifier(network: nn.Module) -> nn.Module:
@@ -98,8 +123,9 @@ def light_body(body: nn.Module | str, factor: int = 4, size: tuple[int, int] = _
         size: of an image that the body takes.
 
     Raises:
-        ValueError: ``factor`` is not usable, or ``body`` holds a module that cannot be made lighter in this
-            way, which the message names.
+        ValueError: ``factor`` is not usable, or the body takes no such image.
+        IndivisibleError: ``body`` holds a module that cannot be made lighter in this way, which the message
+            names.
     """
     if type(factor) is not int or factor < 1:
         raise ValueError(f"factor must be an integer of at least 1, got {factor!r}")
@@ -146,12 +172,19 @@ def widen_input(body: nn.Module, channels: int) -> nn.Module:
 
 
 def feature_channels(body: nn.Module, size: tuple[int, int] = _HALF) -> int:
-    """The C of the features, (N, C, ...), that ``body`` makes of a black image of ``size`` (h, w).
+    """The C of the features, (N, C, ...), that ``body`` makes: see :func:`feature_shape`."""
+    return feature_shape(body, size)[1]
+
+
+def feature_shape(body: nn.Module, size: tuple[int, int] = _HALF) -> torch.Size:
+    """The shape, (1, C, ...), of the features that ``body`` makes of a black image of ``size`` (h, w).
 
     Raises ValueError where it makes none; the message names the module that failed.
     """
-    running = [("", body)]
     reference = next(body.parameters(), torch.empty(0))
+    if reference.is_meta:  # its buffers may hold numbers, and not every operator takes both kinds
+        body = without_numbers(body)
+    running = [("", body)]
     image = torch.zeros(1, _IMAGE_CHANNELS, *size, dtype=reference.dtype, device=reference.device)
     training = {module: module.training for module in body.modules()}
     with ExitStack() as hooks, torch.no_grad():
@@ -170,7 +203,16 @@ def feature_channels(body: nn.Module, size: tuple[int, int] = _HALF) -> int:
         raise ValueError(
             f"{_called('', body)} must make one tensor (N, C, ...), got {type(features).__name__}"
         )
-    return features.shape[1]
+    return features.shape
+
+
+def without_numbers(body: nn.Module) -> nn.Module:
+    """A copy of ``body`` on "meta", which takes no memory."""
+    tensors: dict[int, Any] = {}  # taken by deepcopy where it would have copied the body's own
+    for tensor in chain(body.parameters(), body.buffers()):
+        empty = torch.empty_like(tensor, device="meta")
+        tensors[id(tensor)] = nn.Parameter(empty) if isinstance(tensor, nn.Parameter) else empty
+    return copy.deepcopy(body, tensors)
 
 
 def _try_out(light: nn.Module, body: nn.Module, size: tuple[int, int]) -> None:
@@ -181,7 +223,7 @@ def _try_out(light: nn.Module, body: nn.Module, size: tuple[int, int]) -> None:
             feature_channels(body, size)
         except ValueError as own:
             raise ValueError(f"the body takes no image of {size[0]} x {size[1]}: {own}") from own
-        raise ValueError(f"light_body cannot divide {error}") from error
+        raise IndivisibleError(f"light_body cannot divide {error}") from error
 
 
 def _called(name: str, module: nn.Module) -> str:
@@ -220,7 +262,7 @@ def _light_tensors(name: str, module: nn.Module, factor: int) -> Iterator[tuple[
         for key, tensor in chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False)):
             yield id(tensor), _light_tensor(module, key, tensor, factor)
     except ValueError as error:
-        raise ValueError(f"light_body cannot divide {_called(name, module)}: {error}") from None
+        raise IndivisibleError(f"light_body cannot divide {_called(name, module)}: {error}") from None
 
 
 def _light_tensor(module: nn.Module, key: str, tensor: Tensor, factor: int) -> Tensor:

@@ -7,16 +7,30 @@ zeros included: the published way of counting. Torch's counter counts them, ours
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import wae_kernels.flops  # noqa: F401  (importing it has the ops counted)
 
 Shape = Sequence[int]
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Within it attention is made of matrix products, which are counted; fused ops are not."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 class Count(NamedTuple):
@@ -33,6 +47,6 @@ def count(network: nn.Module, size: Shape = (224, 224)) -> Count:
     takes memory nor computes.
     """
     device = next(network.parameters()).device
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), _plain_attention():
         network(torch.empty(1, 3, *size, device=device))
     return Count(sum(p.numel() for p in network.parameters()), counter.get_total_flops() // 2)

@@ -1,6 +1,6 @@
 """Every network by its name: what ``wae train``, ``wae info`` and checkpoints know.
 
-Besides those in :data:`NETWORKS` there are four forms of each classifier NAME of torchvision:
+Besides those in :data:`NETWORKS` there are four forms of each classifier NAME of torchvision, else of timm:
 
 - ``NAME``: itself, on images of 0..255,
 - ``NAME_half``: at half the resolution,
@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from torchvision import models
 
 from wae.errors import WaeError
 from wae_kernels.nn import Encoder
@@ -30,7 +29,7 @@ from wae_kernels.nn import Encoder
 from .around import wae_around
 from .autoencoder import AutoEncoder
 from .baselines import FullResolution, HalfResolution, vgg16_half, wavelet_cnn
-from .bodies import standard_body, torchvision_network
+from .bodies import is_timm, is_torchvision, standard_body, standard_network
 from .classifier import WAEClassifier
 from .counting import count
 from .resnet50 import wae_resnet50
@@ -76,7 +75,7 @@ _SMALL_CLASSES, _SMALL_SIDE = 10, 28  # of the small VGG in all its forms
 def known() -> str:
     """The names there are, for a sentence."""
     own = ", ".join((*NETWORKS, *PARTS))
-    return f"{own}, or NAME, NAME_half, wae_NAME or wavelet_NAME of a NAME in torchvision"
+    return f"{own}, or NAME, NAME_half, wae_NAME or wavelet_NAME of a NAME in torchvision or timm"
 
 
 def builder(name: str) -> Builder | None:
@@ -87,9 +86,11 @@ def builder(name: str) -> Builder | None:
     if kind == "wavelet":
         around = builder(f"wae_{base}")
         return None if around is None else partial(_wavelet, around)
-    for stem, make in ((name, _full), (name.removesuffix("_half"), _half), (name.removeprefix("wae_"), _wae)):
-        if stem in models.list_models(module=models):
-            return partial(make, stem)
+    forms = ((name, _full), (name.removesuffix("_half"), _half), (name.removeprefix("wae_"), _wae))
+    for is_known in (is_torchvision, is_timm):
+        for stem, make in forms:
+            if is_known(stem):
+                return partial(make, stem)
     return None
 
 
@@ -124,11 +125,11 @@ def _standard(name: str) -> tuple[int, int]:
 
 
 def _full(name: str, classes: int) -> nn.Module:
-    return FullResolution(torchvision_network(name, num_classes=classes))
+    return FullResolution(standard_network(name, num_classes=classes))
 
 
 def _half(name: str, classes: int) -> nn.Module:
-    return HalfResolution(torchvision_network(name, num_classes=classes))
+    return HalfResolution(standard_network(name, num_classes=classes))
 
 
 def _wae(name: str, classes: int) -> nn.Module:

@@ -4,7 +4,8 @@ A safetensors file, whose metadata holds JSON under ``recipe``::
 
     {"architecture": {"network": "wae_vgg16", "classes": 3},
      "labels": ["cat", "dog", "owl"],                              # may be missing
-     "input": {"size": 224, "resize": 256, "grayscale": false}}    # may be missing: as ImageNet's
+     "input": {"size": 224, "resize": 256, "grayscale": false,     # may be missing, as any entry: ImageNet's
+               "interpolation": "bilinear", "squash": false}}
 
 and whatever else made the weights. All of it is checked before memory is taken for the network, and nothing
 in such a file is ever run.
@@ -19,6 +20,9 @@ from typing import Any
 
 from torch import nn
 
+from wae.data.input import IMAGENET as IMAGENET
+from wae.data.input import MAX_SIZE as MAX_SIZE
+from wae.data.input import Input as Input
 from wae.models.classifier import WAEClassifier
 from wae.models.registry import NETWORKS as _NETWORKS
 from wae.models.registry import build, builder, without_memory
@@ -28,36 +32,8 @@ from . import weights_file
 from .weights_file import CheckpointError
 
 _MAX_CLASSES = 2**31 - 1
-MAX_SIZE = 2048
-"""Pixels of a side of a network's input; more would be a way to make a small file take much memory."""
 _MAX_LABEL = 1000  # characters; a folder's name has at most 255
 _DTYPES = {"F16", "BF16", "F32", "F64", "I64"}  # the last for BatchNorm's count of batches
-
-
-@dataclass(frozen=True)
-class Input:
-    """How a photo becomes a network's input; the defaults are those of ImageNet's evaluation.
-
-    Raises ValueError where an entry is not usable.
-    """
-
-    size: int = 224
-    """Height and width in pixels, cut out of the middle."""
-    resize: int = 256
-    """The length to which the shorter side is scaled first."""
-    grayscale: bool = False
-    """The three colours become their luma, three times."""
-
-    def __post_init__(self) -> None:
-        for name, least, most in (("size", 1, MAX_SIZE), ("resize", self.size, 2 * MAX_SIZE)):
-            value = getattr(self, name)
-            if type(value) is not int or not least <= value <= most:
-                raise ValueError(f"{name} must be an integer from {least} to {most}, got {_shown(value)}")
-        if type(self.grayscale) is not bool:
-            raise ValueError(f"grayscale must be true or false, got {_shown(self.grayscale)}")
-
-
-IMAGENET = Input()
 
 
 @dataclass(frozen=True)
@@ -76,7 +52,7 @@ class Description:
             known = ", ".join(_NETWORKS)
             raise ValueError(
                 f"network must be one of {known}, or NAME, NAME_half, wae_NAME or wavelet_NAME of a NAME in "
-                f"torchvision, got {_shown(self.network)}"
+                f"torchvision or timm, got {_shown(self.network)}"
             )
         if type(self.classes) is not int or not 1 <= self.classes <= _MAX_CLASSES:
             raise ValueError(f"number of classes must be 1 or more, got {_shown(self.classes)}")
@@ -140,12 +116,16 @@ def load_classifier(path: Path) -> nn.Module:
         CheckpointError: the file is missing, damaged, or no checkpoint of a classifier.
     """
     described, shapes = _read(path)
-    model = _without_memory(described, any(name.startswith("decoder.") for name in shapes))
+    decoder = any(name.startswith("decoder.") for name in shapes)
+    model = _without_memory(described, decoder)
     if shapes != _shapes(model):
         raise CheckpointError(
             f"{path}: its tensors are not those of {described.network} with {described.classes} classes"
         )
-    model.to_empty(device="cpu")
+    if {name for name, _ in model.named_buffers()} <= shapes.keys():
+        model.to_empty(device="cpu")
+    else:  # buffers that no file holds have their numbers from the constructor
+        model = _built(described, decoder)
     weights_file.load(path, model)
     return model.eval()
 
@@ -169,9 +149,13 @@ def _shapes(model: nn.Module) -> _Shapes:
 def _without_memory(described: Description, decoder: bool) -> nn.Module:
     """The network, on "meta": there are no numbers before the file has shown to hold so many."""
     with without_memory():
-        model = build(described.network, described.classes)
-        if isinstance(model, WAEClassifier):
-            model.decoder = Decoder() if decoder else None
+        return _built(described, decoder)
+
+
+def _built(described: Description, decoder: bool) -> nn.Module:
+    model = build(described.network, described.classes)
+    if isinstance(model, WAEClassifier):
+        model.decoder = Decoder() if decoder else None
     return model
 
 

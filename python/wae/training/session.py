@@ -121,6 +121,8 @@ class Session:
             sets = [self._data(train, console) for train in (True, False)]
             sets = self._in_order_of_weights(sets, console)
             plan, model = self._model(sets[0], goes_on)
+            if isinstance(model, WAEClassifier):
+                _note(console, getattr(model.high_body, "reason", ""))
             images = sets[1].batch(range(min(_IMAGES, len(sets[1]))), 0)[0]
             if not len(images):
                 raise DatasetError(f"{self.data}: none of the first {_IMAGES} test images can be read")

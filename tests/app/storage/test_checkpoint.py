@@ -62,7 +62,13 @@ def test_a_classifier_comes_back(tmp_path, decoder):
         "epochs": 3,
         "architecture": {"network": "tiny", "classes": 3},
         "labels": labels,
-        "input": {"size": 28, "resize": 32, "grayscale": True},
+        "input": {
+            "size": 28,
+            "resize": 32,
+            "grayscale": True,
+            "interpolation": "bilinear",
+            "squash": False,
+        },
     }
 
 

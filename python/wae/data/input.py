@@ -1,0 +1,89 @@
+"""How an image becomes a network's input: the size, and how it is scaled and cut."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as transforms
+
+from .images import check_length
+
+MAX_SIZE = 2048
+"""Pixels of a side of a network's input; more would be a way to make a small file take much memory."""
+
+INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
+"""All but the last are antialiased."""
+
+_LUMA = (0.299, 0.587, 0.114)  # of red, green, blue: ITU-R BT.601, as Pillow's mode L
+
+
+@dataclass(frozen=True)
+class Input:
+    """How a photo becomes a network's input; the defaults are those of ImageNet's evaluation.
+
+    Raises ValueError where an entry is not usable.
+    """
+
+    size: int = 224
+    """Height and width in pixels, cut out of the middle."""
+    resize: int = 256
+    """The length to which the shorter side is scaled first."""
+    grayscale: bool = False
+    """The three colours become their luma, three times."""
+    interpolation: str = "bilinear"
+    """One of :data:`INTERPOLATIONS`."""
+    squash: bool = False
+    """Both sides are scaled to ``resize``, whatever their ratio."""
+
+    def __post_init__(self) -> None:
+        for name, least, most in (("size", 1, MAX_SIZE), ("resize", self.size, 2 * MAX_SIZE)):
+            value = getattr(self, name)
+            if type(value) is not int or not least <= value <= most:
+                raise ValueError(f"{name} must be an integer from {least} to {most}, got {_shown(value)}")
+        for name in ("grayscale", "squash"):
+            if type(getattr(self, name)) is not bool:
+                raise ValueError(f"{name} must be true or false, got {_shown(getattr(self, name))}")
+        if self.interpolation not in INTERPOLATIONS:
+            known = ", ".join(INTERPOLATIONS)
+            raise ValueError(f"interpolation must be one of {known}, got {_shown(self.interpolation)}")
+
+    def of_size(self, size: int) -> Input:
+        """The same for images of ``size``: as much of the image is cut off."""
+        return (
+            self
+            if size == self.size
+            else replace(self, size=size, resize=round(size * self.resize / self.size))
+        )
+
+
+IMAGENET = Input()
+
+
+def prepare(image: Tensor, input: Input, invert: bool = False) -> Tensor:
+    """The network's input, (3, size, size) uint8, of ``image``, (3, H, W) uint8.
+
+    Args:
+        input: see there.
+        invert: make light dark and dark light.
+
+    Raises:
+        ImageError: the image is more than a hundred times longer than wide.
+    """
+    check_length(*image.shape[1:])
+    sides = [input.resize, input.resize] if input.squash else [input.resize]
+    image = transforms.resize(image, sides, InterpolationMode(input.interpolation), antialias=True)
+    image = transforms.center_crop(image, [input.size])
+    if input.grayscale:
+        # Not torchvision's: that rounds down, and makes 199 of a grey of 200.
+        luma = (image * torch.tensor(_LUMA).view(3, 1, 1)).sum(0).round().to(torch.uint8)
+        image = luma.expand(3, -1, -1)
+    return 255 - image if invert else image
+
+
+def _shown(value: Any) -> str:
+    """``value``, which comes from a file and may be anything, for people to read."""
+    return f"{value!r:.80}"

@@ -1,0 +1,41 @@
+"""Networks with tables of positions, for images of another size: with the libraries' own functions."""
+
+from __future__ import annotations
+
+import warnings
+
+from torch import nn
+from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
+
+
+def fit_to(network: nn.Module, size: tuple[int, int]) -> nn.Module:
+    """Make ``network`` take images of ``size`` (h, w), where it holds a table of positions for another one.
+
+    The table is interpolated: by torchvision's function for its ViT, by timm's for any network that has a
+    ``set_input_size`` (ViT, Swin, EVA-02 ...). Every other network stays as it is: convolutions take any
+    size, and torchvision's Swin fills its windows up.
+
+    Changes ``network``, and returns it. Raises ValueError where the table cannot become one of that size.
+    """
+    if isinstance(network, VisionTransformer):
+        _fit_torchvision(network, size)
+    elif callable(resize := getattr(network, "set_input_size", None)):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                resize(img_size=size)
+        except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"its positions do not fit images of {size[0]} x {size[1]}: {error}") from error
+    return network
+
+
+def _fit_torchvision(network: VisionTransformer, size: tuple[int, int]) -> None:
+    patch = network.patch_size
+    if size[0] != size[1] or size[0] % patch:
+        raise ValueError(f"patches of {patch} need a square of their multiples, got {size[0]} x {size[1]}")
+    table = network.encoder.pos_embedding
+    if size[0] != network.image_size:
+        state = interpolate_embeddings(size[0], patch, {"encoder.pos_embedding": table.detach()})
+        network.encoder.pos_embedding = nn.Parameter(state["encoder.pos_embedding"], table.requires_grad)
+        network.image_size = size[0]
+        network.seq_length = network.encoder.pos_embedding.shape[1]

@@ -1,0 +1,95 @@
+"""The input that an image becomes, against the pipelines of timm and torchvision themselves, on photos."""
+
+import pytest
+import torch
+from PIL import Image
+from torchvision import models
+
+from wae.data import photos
+from wae.data.folder import image_folder
+from wae.data.input import Input, prepare
+
+PHOTOS = ("chelsea", "coffee", "rocket", "china")
+
+
+def largest_and_mean(made, expected):
+    """Of the differences, in grey values."""
+    difference = (made.float() - expected.float()).abs()
+    return difference.max().item(), difference.mean().item()
+
+
+def opened(name):
+    with Image.open(photos.photo_path(name)) as image:
+        return image.convert("RGB")
+
+
+@pytest.mark.parametrize("name", PHOTOS)
+@pytest.mark.parametrize("network", ["ResNet50_Weights.IMAGENET1K_V2", "EfficientNet_B0_Weights.DEFAULT"])
+def test_torchvision_s_own_transforms(name, network):
+    """Bilinear for one, bicubic for the other; on the pixels, theirs are on Pillow's image."""
+    preset = models.get_weight(network).transforms()
+    input = Input(
+        preset.crop_size[0], preset.resize_size[0], interpolation=preset.interpolation.value
+    )  # fmt: skip
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (preset.mean, preset.std))
+    expected = (preset(opened(name)) * std + mean) * 255
+    most, mean_difference = largest_and_mean(prepare(photos.photo(name), input), expected)
+    assert most <= 2
+    assert mean_difference <= 0.1
+
+
+@pytest.mark.parametrize("name", PHOTOS)
+@pytest.mark.parametrize(
+    ("interpolation", "crop_pct", "mode"),
+    [("bicubic", 0.9, "center"), ("bilinear", 0.875, "center"), ("bicubic", 1.0, "squash")],
+)
+def test_timm_s_own_transforms(name, interpolation, crop_pct, mode):
+    data = pytest.importorskip("timm.data")
+    transform = data.create_transform(
+        (3, 224, 224), interpolation=interpolation, crop_pct=crop_pct, crop_mode=mode, normalize=False
+    )
+    input = Input(224, int(224 / crop_pct), interpolation=interpolation, squash=mode == "squash")
+    most, mean_difference = largest_and_mean(prepare(photos.photo(name), input), transform(opened(name)))
+    assert most <= 2
+    assert mean_difference <= 0.1
+
+
+@pytest.mark.parametrize(
+    "input",
+    [Input(20, 24), Input(20, 24, interpolation="bicubic"), Input(20, 24, squash=True)],
+    ids=["bilinear", "bicubic", "squash"],
+)
+def test_a_folder_s_images_are_made_so_too(tmp_path, input):
+    for label in ("cat", "sky"):
+        (tmp_path / "val" / label).mkdir(parents=True)
+        opened("chelsea").save(tmp_path / "val" / label / "photo.png")
+    options = {"interpolation": input.interpolation, "squash": input.squash}
+    data = image_folder(tmp_path, False, input.size, input.resize, **options)
+    image = data.batch([0], 0)[0][0]
+    assert torch.equal(image, prepare(photos.photo("chelsea"), input))
+    others = {Input(20, 24), Input(20, 24, interpolation="bicubic"), Input(20, 24, squash=True)} - {input}
+    assert not any(torch.equal(image, prepare(photos.photo("chelsea"), other)) for other in others)
+
+
+def test_another_size_cuts_off_as_much():
+    assert Input(224, 256, interpolation="bicubic").of_size(112) == Input(112, 128, interpolation="bicubic")
+    assert Input(224, 224).of_size(160) == Input(160, 160)
+    same = Input(28, 29)
+    assert same.of_size(28) is same
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (
+            {"interpolation": "lanczos"},
+            "interpolation must be one of bilinear, bicubic, nearest, got 'lanczos'",
+        ),
+        ({"interpolation": ["bilinear"]}, "interpolation must be one of"),
+        ({"squash": 1}, "squash must be true or false, got 1"),
+    ],
+    ids=str,
+)
+def test_entries_that_make_no_sense(entries, message):
+    with pytest.raises(ValueError, match=message):
+        Input(**entries)

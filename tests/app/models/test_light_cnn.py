@@ -1,0 +1,181 @@
+"""WAE around networks of every kind: the high body that each gets; all computes, learns, is deployed."""
+
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+import wae
+from wae.models.around import wae_around
+from wae.models.bodies import IndivisibleError, feature_channels, light_body, standard_body
+from wae.models.counting import count
+from wae.models.light_cnn import LightCNN, light_cnn
+from wae.models.positions import fit_to
+from wae.models.registry import on_meta
+from wae.storage.checkpoint import load_classifier, save_classifier
+
+DIVIDED = "convnext_tiny efficientnet_b0 regnet_y_800mf densenet121".split()
+TIMM = "mixnet_s nfnet_l0 vit_small_patch16_224 eva02_tiny_patch14_224".split()
+LIGHT = ["vit_b_16", "swin_t", "shufflenet_v2_x1_0", *TIMM]
+SIDE = {"eva02_tiny_patch14_224": 56}  # patches of 14
+
+
+def around(name, **options):
+    if name in TIMM:
+        pytest.importorskip("timm", reason="timm is not installed")
+    side = SIDE.get(name, 64)
+    return wae_around(name, classes=3, size=(side // 2, side // 2), **options), side
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DIVIDED + LIGHT)
+def test_wae_goes_around_it_computes_and_learns(name):
+    model, side = around(name, image_scale=(1 / 64,) * 3, image_shift=(-2.0,) * 3)
+    assert isinstance(model.high_body, LightCNN) == (name in LIGHT)
+    images = torch.randint(256, (2, 3, side, side), dtype=torch.uint8)
+    nn.functional.cross_entropy(model.train()(images), torch.tensor([0, 2])).backward()
+    for part in (
+        model.encoder,
+        model.low_body,
+        model.high_body,
+        model.low_classifier,
+        model.fusion_classifier,
+    ):
+        gradients = [p.grad for p in part.parameters() if p.grad is not None]
+        assert gradients
+        assert all(gradient.isfinite().all() for gradient in gradients)
+        assert any(gradient.abs().sum() > 0 for gradient in gradients)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter -= 1e-4 * parameter.grad
+        assert model.eval()(images).isfinite().all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "engine"), [("shufflenet_v2_x1_0", "openvino"), ("mixnet_s", "onnxruntime")]
+)
+def test_it_is_deployed(name, engine):
+    pytest.importorskip(engine)
+    model, side = around(name, image_scale=(1 / 64,) * 3, image_shift=(-2.0,) * 3)
+    deployed = wae.deploy(model.eval(), (side, side), batch=1, engine=engine)
+    assert deployed.difference <= 1e-4
+
+
+@pytest.mark.slow
+def test_a_vision_transformer_is_deployed_and_comes_back_from_a_file(tmp_path):
+    pytest.importorskip("timm", reason="timm is not installed")
+    model, name = wae_around("vit_tiny_patch16_224", classes=3), "wae_vit_tiny_patch16_224"
+    deployed = wae.deploy(model.eval(), engine="eager")
+    assert deployed.difference <= 1e-4
+    images = torch.randint(256, (1, 3, 224, 224), dtype=torch.uint8)
+    save_classifier(tmp_path / "file", model, name)
+    with torch.no_grad():
+        assert torch.equal(load_classifier(tmp_path / "file")(images), model(images))
+
+
+def test_numbers_that_no_file_holds_are_there_after_loading(tmp_path):
+    """EVA-02's rotary positions are buffers that are not saved."""
+    pytest.importorskip("timm", reason="timm is not installed")
+    model = wae_around("eva02_tiny_patch14_224", classes=3).eval()
+    assert {n for n, _ in model.named_buffers()} > {n for n in model.state_dict() if "rope" in n}
+    save_classifier(tmp_path / "file", model, "wae_eva02_tiny_patch14_224")
+    loaded = load_classifier(tmp_path / "file")
+    for (name, one), (_, other) in zip(model.named_buffers(), loaded.named_buffers(), strict=True):
+        assert torch.equal(one, other), name
+
+
+# ------------------------------------------------------------------------------------------- the light CNN
+
+
+def transformer():
+    return on_meta(lambda: fit_to(standard_body("vit_b_16"), (112, 112)))
+
+
+def test_the_light_cnn_is_the_widest_that_is_allowed():
+    body = transformer()
+    light = light_cnn(body, (112, 112))
+    assert feature_channels(light) == 768 // 4  # by the features; by the multiply-adds it could be wider
+    assert 16 * count(light, (112, 112)).multiply_adds <= count(body, (112, 112)).multiply_adds
+    shuffle = on_meta(lambda: standard_body("shufflenet_v2_x1_0"))
+    channels = light_cnn(shuffle, (112, 112))[0][0].out_channels
+    allowed = count(shuffle, (112, 112)).multiply_adds / 16
+    costs = [count(LightCNN(c).to("meta"), (112, 112)).multiply_adds for c in (channels, channels + 1)]
+    assert costs[0] <= allowed < costs[1]
+
+
+def test_it_is_reported_in_one_line(caplog):
+    with caplog.at_level(logging.INFO, "wae"):
+        model = on_meta(lambda: wae_around("swin_t", classes=3))
+    (record,) = [record for record in caplog.records if record.name == "wae.models.light_cnn"]
+    reason = model.high_body.reason
+    assert record.getMessage() == reason
+    assert reason.startswith("the high body is a light CNN of 4 convolutions and 192 features (26.4 M ")
+    assert reason.endswith(
+        "which sizes of its tensor 'relative_position_bias_table', (169, 6), are channels is not known"
+    )
+    assert "\n" not in reason
+
+
+def test_features_of_two_dimensions_are_pooled_to_their_size():
+    body = nn.Sequential(nn.Conv2d(3, 64, 3, stride=4, padding=1), nn.Conv2d(64, 64, 3, padding=1))
+    light = light_cnn(body, (20, 12))
+    assert light(torch.zeros(2, 3, 20, 12)).shape[2:] == body(torch.zeros(2, 3, 20, 12)).shape[2:] == (5, 3)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (nn.Conv2d(3, 8, 1), "too small for a lighter one: 8 features"),
+        (nn.Sequential(nn.Conv2d(3, 64, 1), nn.Flatten(2)), r"the low body \(N, 64, 144\)"),
+        (nn.Conv2d(4, 64, 1), "the body \\(Conv2d\\)"),
+    ],
+)
+def test_bodies_without_a_light_cnn(body, message):
+    with pytest.raises(ValueError, match=message):
+        light_cnn(body, (12, 12))
+
+
+def test_a_wrong_body_does_not_get_a_light_cnn():
+    with pytest.raises(ValueError, match="the body takes no image of 112 x 112"):
+        wae_around(nn.Sequential(nn.Conv2d(4, 64, 3)))
+    with pytest.raises(IndivisibleError, match="light_body cannot divide"):
+        light_body(transformer())
+
+
+# --------------------------------------------------------------------------------------- tables of positions
+
+
+def test_torchvision_s_positions_are_interpolated_by_its_function():
+    from torchvision.models.vision_transformer import interpolate_embeddings
+
+    network = standard_body("vit_b_16")
+    before = network.encoder.pos_embedding.detach().clone()
+    expected = interpolate_embeddings(112, 16, {"encoder.pos_embedding": before})["encoder.pos_embedding"]
+    assert fit_to(network, (112, 112)) is network
+    assert torch.equal(network.encoder.pos_embedding, expected)
+    assert expected.shape == (1, 50, 768)
+    assert network.encoder.pos_embedding.requires_grad
+    assert fit_to(network, (112, 112)).encoder.pos_embedding.shape == (1, 50, 768)
+
+
+@pytest.mark.parametrize("size", [(112, 96), (100, 100)])
+def test_sizes_that_patches_do_not_fill(size):
+    with pytest.raises(ValueError, match="patches of 16 need a square of their multiples"):
+        fit_to(on_meta(lambda: standard_body("vit_b_16")), size)
+
+
+def test_timm_s_positions_are_interpolated_by_its_function():
+    timm = pytest.importorskip("timm")
+    network = fit_to(timm.create_model("vit_tiny_patch16_224", num_classes=0), (96, 96))
+    assert network.pos_embed.shape == (1, 37, 192)
+    assert network(torch.zeros(1, 3, 96, 96)).shape == (1, 192)
+    with pytest.raises(ValueError, match="its positions do not fit images of 10 x 10"):
+        fit_to(network, (10, 10))
+
+
+def test_convolutions_take_any_size():
+    body = nn.Conv2d(3, 4, 3)
+    assert fit_to(body, (5, 7)) is body
