@@ -58,7 +58,7 @@ _OPTIONAL = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with ``arguments`` (default: the process's) and return the exit status."""
     try:
-        options = _parser().parse_args(arguments)
+        options = build_parser().parse_args(arguments)
         warnings.filterwarnings("ignore", module=r"PIL\b")  # of odd files; an unusable one is an error anyway
         _check_backend()
         with terminable():
@@ -118,7 +118,8 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """All commands, each with its options."""
     parser = argparse.ArgumentParser(
         prog="wae",
         description="Split images with a wavelet-like auto-encoder, join them again, and classify them.",

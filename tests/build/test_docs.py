@@ -1,15 +1,21 @@
-"""The documentation's tables say what the code has."""
+"""The documentation is true: its links, commands and examples work, and its tables say what the code has."""
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from wae import cli
 from wae_kernels import backends
 
 ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "python").rglob("*.md")])
 READ = re.compile(r"""(?:environ(?:\.get\(|\[)|getenv\()\s*["'](\w+)["']""")
 SOURCES = ("wae_kernels", "python", "csrc", "tools", "benches", "tests/conftest.py", "setup.py")
 OTHERS = {"RANK", "LOCAL_RANK", "XDG_CACHE_HOME", "CUDA_PATH", "PATH", "TORCHINDUCTOR_CACHE_DIR"}
@@ -54,3 +60,111 @@ def test_every_environment_variable_is_explained() -> None:
 def test_every_backend_is_explained(name: str) -> None:
     (line,) = re.findall(r"^\| `WAE_BACKEND` .*$", table(), re.MULTILINE)
     assert f"`{name}`" in line
+
+
+# -------------------------------------------------------------------------------------------------- links
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def anchors(page: Path) -> set[str]:
+    """Of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
+    for link in links:
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target), link
+
+
+# ----------------------------------------------------------------------------------------------- commands
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """The words of each command in the page's code blocks: without prompt, comment and redirection."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    for line in re.findall(r"^ {4,}((?:wae|make|python|torchrun) .*)$", text, re.MULTILINE):
+        words = shlex.split(line, comments=True)
+        yield words[: words.index(">")] if ">" in words else words
+
+
+ALL_COMMANDS = [
+    pytest.param(words, id=f"{named(page)}: {' '.join(words)}") for page in PAGES for words in commands(page)
+]
+
+
+@pytest.mark.parametrize("words", ALL_COMMANDS)
+def test_every_command_exists(words: list[str]) -> None:
+    """``wae``'s with all their options."""
+    program, *arguments = words
+    if "wae.cli" in arguments:  # torchrun ... -m wae.cli
+        program, arguments = "wae", arguments[arguments.index("wae.cli") + 1 :]
+    if program == "make":
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+        assert arguments[0] in targets
+    elif program == "python" and arguments[0] == "-m":
+        assert importlib.util.find_spec(arguments[1])
+    elif program == "wae":
+        assert accepted(arguments)
+
+
+def accepted(arguments: list[str]) -> bool:
+    try:
+        cli.build_parser().parse_args(arguments)
+    except SystemExit as end:  # --help and its like exit too, with 0
+        return not end.code
+    return True
+
+
+def test_the_search_finds_commands() -> None:
+    found = [" ".join(param.values[0][:2]) for param in ALL_COMMANDS]
+    assert {"make run", "wae train", "wae bench", "python -m", "torchrun --nproc-per-node"} <= set(found)
+
+
+# ----------------------------------------------------------------------------------------------- examples
+
+SHORTER = {
+    "stage1.schedule(500)": "stage1.schedule(5)",
+    "batch=4)\nscores": 'batch=4, engine="eager")\nscores',
+}
+"""So that the examples take seconds: fewer steps, no search for the fastest engine."""
+
+NOT_RUN = {"docs/caffe.md": "needs Caffe's files", "docs/triton.md": "needs a GPU"}
+
+
+def examples(page: Path) -> str:
+    """The page's Python, together: later blocks go on where earlier ones end."""
+    return "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL))
+
+
+WITH_EXAMPLES = [page for page in PAGES if examples(page)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [p for p in WITH_EXAMPLES if named(p) not in NOT_RUN], ids=named)
+def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    code = examples(page)
+    for long, short in SHORTER.items():
+        code = code.replace(long, short)
+    exec(compile(code, str(page), "exec"), {})
+
+
+@pytest.mark.parametrize("name", NOT_RUN)
+def test_what_the_other_examples_import_exists(name: str) -> None:
+    body = ast.parse(examples(ROOT / name)).body
+    imports = [statement for statement in body if isinstance(statement, (ast.Import, ast.ImportFrom))]
+    assert imports
+    exec(compile(ast.Module(imports, []), name, "exec"), {})
