@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import _thread
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -90,7 +92,10 @@ def prepare(
 
 @contextmanager
 def _until(end: float | None) -> Iterator[None]:
-    """Raise OutOfTimeError in the block when the time has come: at once, if it takes no system call's end."""
+    """Raise OutOfTimeError in the block when the time has come: as soon as Python code runs again.
+
+    The system sends no signal: where the engines of ``wae.deploy`` had run, processes were lost in one.
+    """
     if end is None:
         yield
         return
@@ -102,11 +107,13 @@ def _until(end: float | None) -> Iterator[None]:
         raise OutOfTimeError(f"not built within the {left:.0f} s left")
 
     before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, left)
+    alarm = threading.Timer(left, _thread.interrupt_main, [signal.SIGALRM])
+    alarm.daemon = True
+    alarm.start()
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        alarm.cancel()
         signal.signal(signal.SIGALRM, before)
 
 
