@@ -25,7 +25,12 @@ LEVELS = (
     ("wae.storage", "wae.data", "wae.models"),
     ("wae_kernels",),
 )
-FOR_ALL = ("wae.errors", "wae.termination", "wae._moved")  # they import nothing of ours but each other
+FOR_ALL = (
+    "wae.errors",
+    "wae.progress",
+    "wae.termination",
+    "wae._moved",
+)  # they import nothing of ours but each other
 
 
 def modules() -> dict[str, Path]:
