@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import _thread
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -92,10 +90,7 @@ def prepare(
 
 @contextmanager
 def _until(end: float | None) -> Iterator[None]:
-    """Raise OutOfTimeError in the block when the time has come: as soon as Python code runs again.
-
-    The system sends no signal: where the engines of ``wae.deploy`` had run, processes were lost in one.
-    """
+    """Raise OutOfTimeError in the block when the time has come: at once, if it takes no system call's end."""
     if end is None:
         yield
         return
@@ -107,13 +102,11 @@ def _until(end: float | None) -> Iterator[None]:
         raise OutOfTimeError(f"not built within the {left:.0f} s left")
 
     before = signal.signal(signal.SIGALRM, ring)
-    alarm = threading.Timer(left, _thread.interrupt_main, [signal.SIGALRM])
-    alarm.daemon = True
-    alarm.start()
+    signal.setitimer(signal.ITIMER_REAL, left)
     try:
         yield
     finally:
-        alarm.cancel()
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
 
