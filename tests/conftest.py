@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 import zlib
 from collections.abc import Iterator
 
@@ -88,14 +87,3 @@ def cell(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     with backends.use(cell.name):
         yield cell
-
-
-@pytest.fixture(autouse=True)
-def children_signal_put_back() -> Iterator[None]:
-    """Put SIGCHLD's handler back. That of torch's DataLoader stays once a test has used workers, and the
-    process crashed in it when a child ended after the engines of wae.deploy had run.
-    """
-    handler = signal.getsignal(signal.SIGCHLD)
-    yield
-    if handler is not None:  # None: not Python's
-        signal.signal(signal.SIGCHLD, handler)

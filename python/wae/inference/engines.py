@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from wae.errors import WaeError
 from wae_kernels import backends
 
-from . import aoti, precision, quantization
+from . import aoti, precision, quantization, signal_stack
 from .programs import exported
 from .quantization import Movement
 from .winograd import replaced
@@ -503,6 +503,7 @@ def onnx_session(path: Path, batch: int | None = None) -> Run:
     return run
 
 
+@signal_stack.kept()
 def _prepare_openvino(
     module: nn.Module, inputs: Sequence[Tensor], wanted: str, samples: Samples, compared: Sequence[Tensor]
 ) -> Prepared:
@@ -520,6 +521,7 @@ def _prepare_openvino(
 _HINTS = {"float32": "f32", "int8": "f32", "bfloat16": "bf16", "float16": "f16"}
 
 
+@signal_stack.kept()
 def _open_openvino(wanted: str, folder: Path, batch: int | None, keep: bool) -> Run:
     import openvino
 
