@@ -5,7 +5,7 @@ machine; :mod:`wae_kernels.backends` tells which kernels run them.
 """
 
 from . import backends, nn, reference
-from .ops import decode, encode
+from .ops import decode, encode, encode_int8
 
 __version__ = "0.2.0.dev0"
-__all__ = ["__version__", "backends", "decode", "encode", "nn", "reference"]
+__all__ = ["__version__", "backends", "decode", "encode", "encode_int8", "nn", "reference"]

@@ -73,12 +73,14 @@ def _without(why: str) -> Callable[..., _Gradients]:
 
 _SECOND = "second derivatives through the fused ops are not supported. Use wae_kernels.reference"
 _INFERENCE = "it is for inference. Call it under torch.no_grad(); torch.nn.functional.conv2d has one."
+_FLOAT = "it is for inference. Call it under torch.no_grad(); wae_kernels.encode has one."
 
 _BACKWARD: dict[str, Callable[..., _Gradients]] = {
     "encode": _encode_backward,
     "decode": _decode_backward,
     "encode_backward": _without(f"wae::encode_backward has no derivative: {_SECOND}.encode for them."),
     "decode_backward": _without(f"wae::decode_backward has no derivative: {_SECOND}.decode for them."),
+    "encode_int8": _without(f"wae::encode_int8 has no derivative: {_FLOAT}"),
     "conv3x3_pack": _without(f"wae::conv3x3_pack has no derivative: {_INFERENCE}"),
     "conv3x3": _without(f"wae::conv3x3 has no derivative: {_INFERENCE}"),
 }

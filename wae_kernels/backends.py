@@ -247,6 +247,12 @@ def backend_for(
     return next(f"cpu:{c}" for c in CPU_CAPABILITIES if _capability_works(c))
 
 
+def int8_runs(device: torch.device | str = "cpu") -> bool:
+    """Whether ``wae::encode_int8`` has a kernel among those that run now; else the reference runs."""
+    library = _load.CPU.library
+    return torch.device(device).type == "cpu" and library is not None and bool(library.wae_cpu_int8())
+
+
 def tf32_allowed() -> bool:
     """Whether convolutions of float32 may round to tf32 on a GPU, as torch's own setting has it."""
     convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # set at run time

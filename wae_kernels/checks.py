@@ -17,7 +17,25 @@ from torch import Tensor
 
 from .parameters import DecoderParameters, EncoderParameters
 
+_OWN_NAMES = {
+    "uint8": torch.uint8,
+    "int8": torch.int8,
+    "int16": torch.int16,
+    "int32": torch.int32,
+    "float32": torch.float32,
+}
+"""The rules of ``arguments.inc`` that are a dtype's own name."""
+
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+MOST_BIAS = 2**30
+INT8_RANGES = {
+    **{f"{layer}_bias": (-MOST_BIAS, MOST_BIAS) for layer in ("conv1", "conv2", "conv3", "low", "high")},
+    "shift": (0, 30),
+    "multiplier": (0, 2**15 - 1),
+    "zero_point": (0, 255),
+}
+"""The least and the largest numbers that ``wae::encode_int8`` takes, in the order in which it looks."""
 
 PANEL, DEPTH = 16, 32
 """Output and input channels that lie together in a packed 3x3 weight."""
@@ -149,9 +167,9 @@ class _Checker:
         rule = argument.dtype
         if rule == "pixels" and dtype == torch.uint8:
             return
-        if rule == "float32":
-            if dtype != torch.float32:
-                self.fail(argument, "be float32", _name(dtype))
+        if rule in _OWN_NAMES:
+            if dtype != _OWN_NAMES[rule]:
+                self.fail(argument, f"be {rule}", _name(dtype))
         elif rule != "floating" and self.network is not None:
             if dtype != self.network[1]:
                 self.fail(argument, f"be {_name(self.network[1])} like {self.network[0]}", _name(dtype))
@@ -193,6 +211,33 @@ def check_encode_backward(
     checker = _Checker("encode_backward")
     checker.check("encoder", image, *parameters, image_scale, image_shift)
     checker.check("encode_backward", grad_low, grad_high)
+
+
+def check_encode_int8(
+    image: Tensor,
+    parameters: EncoderParameters,
+    image_padding: Tensor,
+    shift: Tensor,
+    multiplier: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+) -> None:
+    """Check the arguments of ``wae::encode_int8``, but for :func:`check_int8_numbers`."""
+    checker = _Checker("encode_int8")
+    checker.check("encode_int8", image, *parameters, image_padding, shift, multiplier, scale, zero_point)
+
+
+def check_int8_numbers(
+    parameters: EncoderParameters, shift: Tensor, multiplier: Tensor, zero_point: Tensor | None
+) -> None:
+    """Check the numbers that ``wae::encode_int8`` computes with; no sum overflows with these."""
+    named = {**parameters._asdict(), "shift": shift, "multiplier": multiplier, "zero_point": zero_point}
+    for name, (least, most) in INT8_RANGES.items():
+        numbers = named[name]
+        wrong = [] if numbers is None else numbers[(numbers < least) | (numbers > most)].tolist()
+        if wrong:
+            message = f"{name} must have numbers from {least} to {most}, got {wrong[0]}"
+            raise RuntimeError(f"wae::encode_int8: {message}")
 
 
 def check_decode(

@@ -55,6 +55,7 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "decode": decode,
     "encode_backward": reference.encode_backward,
     "decode_backward": reference.decode_backward,
+    "encode_int8": reference.encode_int8,
     "conv3x3_pack": reference.conv3x3_pack,
     "conv3x3": reference.conv3x3,
 }

@@ -26,7 +26,7 @@ def _trunk(weights: Sequence[_Shape], batch: int, size: Sequence[int]) -> int:
 
 
 @one_by_one
-def _encode(image: _Shape, parameters: EncoderParameters, *_affine: object) -> int:
+def _encode(image: _Shape, parameters: EncoderParameters, *_others: object) -> int:
     p: Any = parameters  # shapes, where the op has tensors
     batch, _, height, width = image
     half = ((height + 1) // 2, (width + 1) // 2)
@@ -47,6 +47,10 @@ def _register() -> None:
 
     @register_flop_formula(ops.encode)
     def encode(*shapes: Any, out_shape: Any = None, **_: Any) -> int:
+        return int(_encode(*shapes))
+
+    @register_flop_formula(ops.encode_int8)
+    def encode_int8(*shapes: Any, out_shape: Any = None, **_: Any) -> int:
         return int(_encode(*shapes))
 
     @register_flop_formula(ops.decode)

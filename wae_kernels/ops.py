@@ -79,6 +79,67 @@ def encode(
     return low, high
 
 
+def encode_int8(
+    image: Tensor,
+    conv1_weight: Tensor,
+    conv1_bias: Tensor,
+    conv2_weight: Tensor,
+    conv2_bias: Tensor,
+    conv3_weight: Tensor,
+    conv3_bias: Tensor,
+    low_weight: Tensor,
+    low_bias: Tensor,
+    high_weight: Tensor,
+    high_bias: Tensor,
+    image_padding: Tensor,
+    shift: Tensor,
+    multiplier: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """:func:`encode` in integers: bytes for pixels and activations, int8 for weights (docs/network.md).
+
+    Every result is exact to the bit, on any backend. The compiled kernel needs width 16 and a processor with
+    VNNI (:func:`wae_kernels.backends.int8_runs`); without, the reference runs. For inference: no gradients.
+
+    Args:
+        image: (N, 3, H, W), uint8, any strides. N may be 0; H and W at least 1.
+        conv1_weight, ..., high_weight: shapes as for :func:`encode`; int8.
+        conv1_bias, ..., high_bias: int32, from -2**30 to 2**30: added to the sums of products.
+        image_padding: (3,), uint8: the pixel around the image.
+        shift, multiplier: (3, width), int32 from 0 to 30 and int16 from 0: take the sums of conv1, conv2 and
+            conv3 to bytes.
+        scale: (2, 3), float32, finite: takes the sums of ``low`` and ``high`` to the results.
+        zero_point: (2, 3), int32 from 0 to 255: the bytes that stand for 0 in the results; None for float32.
+
+    Returns:
+        ``(low, high)``, each (N, 3, ceil(H/2), ceil(W/2)), in the image's memory format: float32, or uint8
+        with a ``zero_point``.
+
+    Raises:
+        RuntimeError: an argument does not fit; the message names it.
+    """
+    low, high = torch.ops.wae.encode_int8.default(
+        image,
+        conv1_weight,
+        conv1_bias,
+        conv2_weight,
+        conv2_bias,
+        conv3_weight,
+        conv3_bias,
+        low_weight,
+        low_bias,
+        high_weight,
+        high_bias,
+        image_padding,
+        shift,
+        multiplier,
+        scale,
+        zero_point,
+    )
+    return low, high
+
+
 def decode(
     low: Tensor,
     high: Tensor,

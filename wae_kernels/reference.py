@@ -23,6 +23,8 @@ from .checks import (
     check_decode_backward,
     check_encode,
     check_encode_backward,
+    check_encode_int8,
+    check_int8_numbers,
     packed_shape,
 )
 from .parameters import DecoderParameters, EncoderParameters, one_by_one
@@ -99,6 +101,50 @@ def encode(
     low = F.conv2d(features, p.low_weight, p.low_bias, stride=2, padding=1)
     high = F.conv2d(features, p.high_weight, p.high_bias, stride=2, padding=1)
     return laid_out(low, format_of(image)), laid_out(high, format_of(image))
+
+
+def _requantized(sums: Tensor, shift: Tensor, multiplier: Tensor) -> Tensor:
+    """int64 sums as bytes: docs/network.md has the arithmetic."""
+    shift, multiplier = shift.long().view(1, -1, 1, 1), multiplier.long().view(1, -1, 1, 1)
+    short = ((sums + ((1 << shift) >> 1)) >> shift).clamp(-(2**15), 2**15 - 1)
+    return ((short * multiplier + 2**14) >> 15).clamp(0, 255)
+
+
+@one_by_one
+def encode_int8(
+    image: Tensor,
+    parameters: EncoderParameters,
+    image_padding: Tensor,
+    shift: Tensor,
+    multiplier: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The encoder in int8. See :func:`wae_kernels.encode_int8`.
+
+    float64 holds every sum exactly, and PyTorch has convolutions of it everywhere.
+    """
+    p = parameters
+    check_encode_int8(image, p, image_padding, shift, multiplier, scale, zero_point)
+    check_int8_numbers(p, shift, multiplier, zero_point)
+
+    def sums(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
+        return F.conv2d(x.double(), weight.double(), bias.double(), stride, padding).long()
+
+    edge = image_padding.view(1, 3, 1, 1)
+    x = F.pad(image.short() - edge, (1, 1, 1, 1)) + edge
+    for layer, (weight, bias) in enumerate(zip(p.trunk[0::2], p.trunk[1::2], strict=True)):
+        padding = 0 if layer == 0 else 1  # the image has its own by now
+        x = _requantized(sums(x, weight, bias, 1, padding), shift[layer], multiplier[layer])
+    results = []
+    branches = ((p.low_weight, p.low_bias), (p.high_weight, p.high_bias))
+    for branch, (weight, bias) in enumerate(branches):
+        result = sums(x, weight, bias, 2, 1).float() * scale[branch].view(1, 3, 1, 1)
+        if zero_point is not None:
+            shifted = result.round() + zero_point[branch].view(1, 3, 1, 1)
+            result = shifted.clamp(0, 255).to(torch.uint8)
+        results.append(laid_out(result, format_of(image)))
+    return results[0], results[1]
 
 
 def _upsample(low: Tensor, high: Tensor, p: DecoderParameters, output_size: Sequence[int]) -> Tensor:

@@ -22,6 +22,7 @@ from .checks import (
     check_decode_backward,
     check_encode,
     check_encode_backward,
+    check_encode_int8,
     half_size,
     packed_shape,
 )
@@ -108,6 +109,23 @@ def _fake_decode_backward(
     return (*inputs, *_gradients(need_parameters, parameters))
 
 
+@one_by_one
+def _fake_encode_int8(
+    image: Tensor,
+    parameters: EncoderParameters,
+    image_padding: Tensor,
+    shift: Tensor,
+    multiplier: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    check_encode_int8(image, parameters, image_padding, shift, multiplier, scale, zero_point)
+    shape = (image.shape[0], 3, *half_size(image))
+    memory_format = reference.format_of(image)
+    dtype = torch.float32 if zero_point is None else torch.uint8
+    return _empty(image, shape, dtype, memory_format), _empty(image, shape, dtype, memory_format)
+
+
 def _fake_conv3x3_pack(weight: Tensor) -> Tensor:
     check_conv3x3_pack(weight)
     return weight.new_empty(packed_shape(*weight.shape[:2]))
@@ -156,6 +174,7 @@ def _register() -> None:
         "decode": _fake_decode,
         "encode_backward": _fake_encode_backward,
         "decode_backward": _fake_decode_backward,
+        "encode_int8": _fake_encode_int8,
         "conv3x3_pack": _fake_conv3x3_pack,
         "conv3x3": _fake_conv3x3,
     }

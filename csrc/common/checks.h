@@ -31,8 +31,17 @@ namespace checks {
 
 // ------------------------------------------------------------------------------------------- the table
 
-enum class Table { encoder, encode_backward, decoder, decode, decode_backward, conv3x3_pack, conv3x3 };
-enum class Dtype { pixels, network, floating, float32, numbers };
+enum class Table {
+  encoder,
+  encode_backward,
+  encode_int8,
+  decoder,
+  decode,
+  decode_backward,
+  conv3x3_pack,
+  conv3x3
+};
+enum class Dtype { pixels, network, floating, uint8, int8, int16, int32, float32, numbers };
 enum Size : int64_t {  // a positive one is that number
   batch = -9,
   height,
@@ -230,11 +239,29 @@ class __attribute__((visibility("hidden"))) Checker {
     return all + ")";
   }
 
+  // What a rule that is a dtype's own name takes.
+  static ScalarType only_dtype(Dtype rule) {
+    switch (rule) {
+      case Dtype::uint8:
+        return ScalarType::Byte;
+      case Dtype::int8:
+        return ScalarType::Char;
+      case Dtype::int16:
+        return ScalarType::Short;
+      case Dtype::int32:
+        return ScalarType::Int;
+      case Dtype::float32:
+        return ScalarType::Float;
+      default:
+        return ScalarType::Undefined;
+    }
+  }
+
   void check_dtype(ScalarType dtype) {
     const Dtype rule = row_->dtype;
     if (rule == Dtype::pixels && dtype == ScalarType::Byte) return;
-    if (rule == Dtype::float32) {
-      if (dtype != ScalarType::Float) fail("be float32", dtype_name(dtype));
+    if (const ScalarType only = only_dtype(rule); only != ScalarType::Undefined) {
+      if (dtype != only) fail("be " + dtype_name(only), dtype_name(dtype));
     } else if (rule != Dtype::floating && network_name_ != nullptr) {
       if (dtype != network_) fail("be " + dtype_name(network_) + " like " + network_name_, dtype_name(dtype));
     } else if (!is_floating(dtype)) {

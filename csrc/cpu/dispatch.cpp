@@ -10,6 +10,7 @@ struct Capability {
   std::string_view name;
   bool (*supported)();
   const Kernels& (*kernels)();
+  EncodeInt8* (*int8)();
 };
 
 // Best first.
@@ -20,10 +21,11 @@ constexpr Capability kCapabilities[] = {
        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
      },
-     kernels_avx512},
-    {"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }, kernels_avx2},
+     kernels_avx512, [] { return __builtin_cpu_supports("avx512vnni") ? avx512vnni::encode_int8 : nullptr; }},
+    {"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }, kernels_avx2,
+     [] { return __builtin_cpu_supports("avxvnni") ? avxvnni::encode_int8 : nullptr; }},
 #endif
-    {"portable", [] { return true; }, kernels_portable},
+    {"portable", [] { return true; }, kernels_portable, []() -> EncodeInt8* { return nullptr; }},
 };
 
 // The kernels of this name; null for the reference, an unknown name, or one that this processor cannot run.
@@ -49,6 +51,13 @@ const Kernels* selected_kernels() {
   return selection().load(std::memory_order_relaxed);
 }
 
+EncodeInt8* int8_encoder(const Kernels* kernels) {
+  for (const Capability& known : kCapabilities) {
+    if (kernels != nullptr && known.supported() && &known.kernels() == kernels) return known.int8();
+  }
+  return nullptr;
+}
+
 }  // namespace wae
 
 int wae_cpu_supports(const char* capability) {
@@ -59,6 +68,8 @@ int wae_cpu_supports(const char* capability) {
 }
 
 const void* wae_cpu_kernels(const char* name) { return wae::kernels_named(name); }
+
+int wae_cpu_int8() { return wae::int8_encoder(wae::selected_kernels()) != nullptr; }
 
 void wae_cpu_select(const char* name) { wae::selection() = wae::kernels_named(name); }
 

@@ -9,6 +9,9 @@ namespace wae {
 // The kernels to run now; null for the reference. Ask once for each op: another thread may select meanwhile.
 const Kernels* selected_kernels();
 
+// The int8 encoder that goes with these kernels; null where this processor has none.
+EncodeInt8* int8_encoder(const Kernels* kernels);
+
 }  // namespace wae
 
 // For wae_kernels/backends.py, which calls them through ctypes. Names: "avx512", "avx2", "portable", "auto" and
@@ -20,6 +23,9 @@ __attribute__((visibility("default"))) int wae_cpu_supports(const char* capabili
 
 // A name's kernels; null for the reference, and for kernels that this processor cannot run.
 __attribute__((visibility("default"))) const void* wae_cpu_kernels(const char* name);
+
+// Whether the kernels that run now have an int8 encoder.
+__attribute__((visibility("default"))) int wae_cpu_int8();
 
 // The process's choice.
 __attribute__((visibility("default"))) void wae_cpu_select(const char* name);

@@ -32,6 +32,7 @@ inline float to_float(Half x) {
 }
 
 inline void from_float(float x, float& out) { out = x; }
+inline void from_float(float x, uint8_t& out) { out = static_cast<uint8_t>(x); }  // of 0..255
 inline void from_float(float x, BFloat16& out) {
   const uint32_t bits = std::bit_cast<uint32_t>(x);
   const uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
@@ -75,7 +76,7 @@ inline void write_float(void* data, Element element, int64_t index, float x) {
     case Element::kBFloat16:
       return from_float(x, static_cast<BFloat16*>(data)[index]);
     case Element::kUInt8:
-      return;  // no op writes uint8
+      return from_float(x, static_cast<uint8_t*>(data)[index]);
     default:
       return from_float(x, static_cast<float*>(data)[index]);
   }

@@ -7,6 +7,7 @@
 
 #include "common/sizes.h"
 #include "cpu/pack.h"
+#include "cpu/pack_int8.h"
 #include "cpu/sums.h"
 
 namespace wae {
@@ -37,6 +38,11 @@ struct EncodeArgs {
   Images image, low, high;
   Affine affine;
   const EncoderPack* weights;
+};
+
+struct EncodeInt8Args {
+  Images image, low, high;
+  const EncoderInt8Pack* weights;
 };
 
 struct DecodeArgs {
@@ -92,8 +98,20 @@ const Kernels& kernels_portable();
 const Kernels& kernels_avx2();
 const Kernels& kernels_avx512();
 
+// The int8 encoder, for processors that multiply bytes (VNNI): in vectors of 64 and of 32 bytes.
+using EncodeInt8 = void(const EncodeInt8Args&, const Task&);
+namespace avx512vnni {
+EncodeInt8 encode_int8;
+}
+namespace avxvnni {
+EncodeInt8 encode_int8;
+}
+
 // The widest task a kernel takes, in half-resolution pixels: what keeps its rows in the second-level cache.
 inline constexpr int64_t kMaxTaskWidth = 128;
+
+// The same for the int8 encoder: with 2 columns on each side that is 8 vectors of AVX-512.
+inline constexpr int64_t kMaxInt8TaskWidth = 124;
 
 // The same for a Conv3x3Task: its most tiles, and most tiles times panels; panels whose filters are
 // transformed together.

@@ -65,9 +65,9 @@ Images images_of(const Tensor& tensor) {
           strides[3]};
 }
 
-// The numbers of a tensor of any strides and floating dtype, in its logical order.
-template <class T>
-void copy_numbers(const Tensor& tensor, float* to) {
+// The numbers of a tensor of any strides, in its logical order: of its own type T, or of a floating dtype.
+template <class T, class To>
+void copy_numbers(const Tensor& tensor, To* to) {
   const T* data = static_cast<const T*>(tensor.const_data_ptr());
   int64_t sizes[4] = {1, 1, 1, 1}, strides[4] = {0, 0, 0, 0};
   for (int64_t i = 0, skip = 4 - tensor.dim(); i < tensor.dim(); ++i) {
@@ -79,8 +79,8 @@ void copy_numbers(const Tensor& tensor, float* to) {
       for (int64_t c = 0; c < sizes[2]; ++c) {
         const T* row = data + a * strides[0] + b * strides[1] + c * strides[2];
         for (int64_t d = 0; d < sizes[3]; ++d) {
-          if constexpr (std::is_same_v<T, double>) {
-            *to++ = static_cast<float>(row[d * strides[3]]);
+          if constexpr (std::is_same_v<T, To> || std::is_same_v<T, double>) {
+            *to++ = static_cast<To>(row[d * strides[3]]);
           } else {
             *to++ = to_float(row[d * strides[3]]);
           }
@@ -122,9 +122,9 @@ WeightNumbers<Weights> numbers_of(const Parameters& parameters) {
   return numbers;
 }
 
-template <class Pack, class Weights>
-std::shared_ptr<const Pack> packed(const WeightNumbers<Weights>& numbers) {
-  static PackCache<Pack, Weights> cache;
+template <class Pack, class Numbers>
+std::shared_ptr<const Pack> packed(const Numbers& numbers) {
+  static PackCache<Pack, Numbers> cache;
   return cache.find(numbers);
 }
 
@@ -183,6 +183,72 @@ Tensor decode(Tensor low, Tensor high, Tensor low_weight, Tensor low_bias, Tenso
       plan_tasks(low.size(0), low.size(2), low.size(3), torch::stable::get_num_threads(), kForwardWarmUp),
       [&](const Task& task) { kernels->decode(args, task); });
   return image;
+}
+
+// -------------------------------------------------------------------------------------------------- int8
+
+// Numbers that wae::encode_int8 computes with, as they are, each from `least` to `most`.
+template <class T>
+void copy_within(const char* name, const Tensor& tensor, T* to, int64_t least, int64_t most) {
+  copy_numbers<T>(tensor, to);
+  for (int64_t i = 0; i < tensor.numel(); ++i) {
+    checks::require(least <= to[i] && to[i] <= most, "encode_int8", name, " must have numbers from ", least,
+                    " to ", most, ", got ", to[i]);
+  }
+}
+
+EncoderInt8Numbers int8_numbers_of(const Parameters& parameters, const Tensor& image_padding,
+                                   const Tensor& shift, const Tensor& multiplier, const Tensor& scale,
+                                   const std::optional<Tensor>& zero_point) {
+  EncoderInt8Numbers numbers{};
+  const std::array<int8_t*, 5> weights{&numbers.conv1_weight[0][0][0], &numbers.conv2_weight[0][0][0],
+                                       &numbers.conv3_weight[0][0][0], &numbers.branches_weight[0][0][0],
+                                       &numbers.branches_weight[3][0][0]};
+  const std::array<int32_t*, 5> biases{numbers.bias[0], numbers.bias[1], numbers.bias[2],
+                                       numbers.branches_bias, numbers.branches_bias + 3};
+  constexpr std::array<const char*, 5> kBiases{"conv1_bias", "conv2_bias", "conv3_bias", "low_bias",
+                                               "high_bias"};
+  constexpr int64_t kMostBias = 1 << 30;  // wae_kernels/checks.py, INT8_RANGES
+  for (int layer = 0; layer < 5; ++layer) {
+    copy_numbers<int8_t>(parameters[2 * layer], weights[layer]);
+    copy_within(kBiases[layer], parameters[2 * layer + 1], biases[layer], -kMostBias, kMostBias);
+  }
+  copy_numbers<uint8_t>(image_padding, numbers.padding);
+  copy_within("shift", shift, numbers.shift[0], 0, 30);
+  copy_within("multiplier", multiplier, numbers.multiplier[0], 0, INT16_MAX);
+  copy_numbers<float>(scale, numbers.scale);
+  if (zero_point) copy_within("zero_point", *zero_point, numbers.zero_point, 0, UINT8_MAX);
+  numbers.to_bytes = zero_point.has_value();
+  return numbers;
+}
+
+std::tuple<Tensor, Tensor> encode_int8(Tensor image, Tensor conv1_weight, Tensor conv1_bias,
+                                       Tensor conv2_weight, Tensor conv2_bias, Tensor conv3_weight,
+                                       Tensor conv3_bias, Tensor low_weight, Tensor low_bias,
+                                       Tensor high_weight, Tensor high_bias, Tensor image_padding,
+                                       Tensor shift, Tensor multiplier, Tensor scale,
+                                       std::optional<Tensor> zero_point) {
+  const Parameters parameters{conv1_weight, conv1_bias, conv2_weight, conv2_bias,  conv3_weight,
+                              conv3_bias,   low_weight, low_bias,     high_weight, high_bias};
+  Checker("encode_int8")
+      .check(Table::encode_int8, image, parameters, image_padding, shift, multiplier, scale, zero_point);
+  EncodeInt8* const kernel = int8_encoder(kernels_for(conv1_weight));
+  if (kernel == nullptr) {
+    return call_reference<std::tuple<Tensor, Tensor>>(
+        "encode_int8", image, conv1_weight, conv1_bias, conv2_weight, conv2_bias, conv3_weight, conv3_bias,
+        low_weight, low_bias, high_weight, high_bias, image_padding, shift, multiplier, scale, zero_point);
+  }
+  const auto weights = packed<EncoderInt8Pack>(
+      int8_numbers_of(parameters, image_padding, shift, multiplier, scale, zero_point));
+  const int64_t half_height = half_size(image.size(2)), half_width = half_size(image.size(3));
+  const ScalarType dtype = zero_point ? ScalarType::Byte : ScalarType::Float;
+  Tensor low = new_images(image, half_height, half_width, dtype);
+  Tensor high = new_images(image, half_height, half_width, dtype);
+  const EncodeInt8Args args{images_of(image), images_of(low), images_of(high), weights.get()};
+  run_tasks(plan_tasks(image.size(0), half_height, half_width, torch::stable::get_num_threads(), kInt8WarmUp,
+                       kMaxInt8TaskWidth),
+            [&](const Task& task) { kernel(args, task); });
+  return {low, high};
 }
 
 // --------------------------------------------------------------------------------------------- backward
@@ -396,6 +462,7 @@ Tensor conv3x3(Tensor input, Tensor packed, std::optional<Tensor> bias, int64_t 
 
 STABLE_TORCH_LIBRARY_IMPL(wae, CPU, library) {
   library.impl("encode", TORCH_BOX(&wae::encode));
+  library.impl("encode_int8", TORCH_BOX(&wae::encode_int8));
   library.impl("decode", TORCH_BOX(&wae::decode));
   library.impl("encode_backward", TORCH_BOX(&wae::encode_backward));
   library.impl("decode_backward", TORCH_BOX(&wae::decode_backward));

@@ -58,22 +58,25 @@ Pointers weights_in(Number* numbers) {
 }
 
 template <class Pack, class Weights>
+void pack(Pack& packed, const WeightNumbers<Weights>& numbers) {
+  pack(packed, weights_in<Weights>(numbers.data()));
+}
+
+template <class Pack, class Numbers>
 class PackCache {
  public:
-  using Numbers = WeightNumbers<Weights>;
-
   // Thread-safe. The result stays valid while it is held, whatever happens to the cache.
   std::shared_ptr<const Pack> find(const Numbers& numbers) {
     const std::lock_guard lock(mutex_);
     // Compared as bytes: NaN equals itself, and -0 is not 0.
     auto entry = std::find_if(entries_.begin(), entries_.end(), [&](const std::shared_ptr<Entry>& known) {
-      return std::memcmp(known->numbers.data(), numbers.data(), sizeof numbers) == 0;
+      return std::memcmp(&known->numbers, &numbers, sizeof numbers) == 0;
     });
     if (entry == entries_.end()) {
       if (entries_.size() == kEntries) entries_.pop_back();
       auto fresh = std::make_shared<Entry>();
       fresh->numbers = numbers;
-      pack(fresh->pack, weights_in<Weights>(numbers.data()));
+      pack(fresh->pack, numbers);
       entries_.push_front(std::move(fresh));
     } else {
       entries_.splice(entries_.begin(), entries_, entry);

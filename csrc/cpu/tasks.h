@@ -12,7 +12,7 @@ namespace wae {
 
 // A task that does not begin at the top computes again, for its first rows, what the task above computed
 // last: about as much work as this many half-resolution rows.
-inline constexpr int64_t kForwardWarmUp = 4, kBackwardWarmUp = 6;
+inline constexpr int64_t kForwardWarmUp = 4, kBackwardWarmUp = 6, kInt8WarmUp = 1;
 
 // The number of pieces each column of images is cut into, so that the busiest thread is done earliest.
 inline int64_t best_pieces(int64_t columns, int64_t half_height, int64_t threads, int64_t warm_up) {
@@ -30,8 +30,8 @@ inline int64_t best_pieces(int64_t columns, int64_t half_height, int64_t threads
 // Every half-resolution pixel of every image is in exactly one task. Columns are cut by the image's
 // width alone, and rows at even numbers, so results do not depend on the number of threads.
 inline std::vector<Task> plan_tasks(int64_t batch, int64_t half_height, int64_t half_width, int64_t threads,
-                                    int64_t warm_up) {
-  const int64_t strips = (half_width + kMaxTaskWidth - 1) / kMaxTaskWidth;
+                                    int64_t warm_up, int64_t max_width = kMaxTaskWidth) {
+  const int64_t strips = (half_width + max_width - 1) / max_width;
   const int64_t strip_width = ((half_width + strips - 1) / strips + 1) / 2 * 2;
   const int64_t pieces = best_pieces(batch * strips, half_height, std::max<int64_t>(threads, 1), warm_up);
   const int64_t rows = half_height + (pieces - 1) * warm_up;

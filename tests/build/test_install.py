@@ -221,7 +221,13 @@ def test_library_links_neither_python_nor_torch_python(library: Path) -> None:
 def test_library_exports_only_what_python_calls(library: Path) -> None:
     output = subprocess.check_output([tool("nm"), "-D", "--defined-only", str(library)], text=True)
     strong = [name for _, kind, name in (line.split() for line in output.splitlines()) if kind in "TDB"]
-    assert sorted(strong) == ["wae_cpu_ask", "wae_cpu_kernels", "wae_cpu_select", "wae_cpu_supports"]
+    assert sorted(strong) == [
+        "wae_cpu_ask",
+        "wae_cpu_int8",
+        "wae_cpu_kernels",
+        "wae_cpu_select",
+        "wae_cpu_supports",
+    ]
 
 
 @pytest.mark.slow
@@ -229,13 +235,13 @@ def test_library_exports_only_what_python_calls(library: Path) -> None:
 def test_vector_instructions_stay_in_the_kernels_chosen_at_run_time(library: Path) -> None:
     """An inline function compiled for AVX in one file would be shared with all, and stop older processors."""
     command = [tool("objdump"), "-dC", "--no-show-raw-insn", str(library)]
-    users = {"avx2": 0, "avx512": 0}
+    users = {"avx2": 0, "avx512": 0, "avxvnni": 0, "avx512vnni": 0}
     strays = []
     for function in subprocess.check_output(command, text=True).split("\n\n"):
         if not re.search(r"%[yz]mm|\tv[a-z]+", function):
             continue
         name = function.strip().splitlines()[0]
-        variant = next((v for v in users if f"{v}::" in name), None)
+        variant = next((v for v in users if f"wae::{v}::" in name), None)
         if variant is None:
             strays.append(name)
         else:

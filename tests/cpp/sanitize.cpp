@@ -12,6 +12,7 @@
 #include <memory>
 #include <random>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "cpu/dispatch.h"
@@ -338,6 +339,86 @@ void run_decoder(const Case& c) {
   require_close(got.conv3_bias, bias_gradient(g), tolerance, c.name + " grad_conv3_bias");
 }
 
+// The int8 encoder against the definition (docs/network.md), number for number. The sums are small enough for
+// double to hold them exactly.
+void run_encoder_int8(const Case& c) {
+  EncoderInt8Numbers numbers{};
+  const auto fill = [](auto& array, int least, int most) {
+    std::uniform_int_distribution<int> uniform(least, most);
+    using Number = std::remove_all_extents_t<std::remove_reference_t<decltype(array)>>;
+    auto* const first = reinterpret_cast<Number*>(array);
+    std::generate_n(first, sizeof array / sizeof(Number), [&] { return Number(uniform(random_bits)); });
+  };
+  fill(numbers.conv1_weight, -128, 127), fill(numbers.conv2_weight, -128, 127);
+  fill(numbers.conv3_weight, -128, 127), fill(numbers.branches_weight, -128, 127);
+  fill(numbers.bias, -20000, 20000), fill(numbers.branches_bias, -20000, 20000);
+  fill(numbers.shift, 0, 10), fill(numbers.multiplier, 0, 32767);
+  fill(numbers.zero_point, 0, 255), fill(numbers.padding, 0, 255);
+  std::fill_n(numbers.scale, 6, 1 / 4096.0f);
+  numbers.to_bytes = c.n == 2;
+  auto pack = std::make_unique<EncoderInt8Pack>();
+  wae::pack(*pack, numbers);
+
+  const int h = int(half_size(c.height)), w = int(half_size(c.width));
+  Batch image(c.n, c.height, c.width, Element::kUInt8, c.layout);
+  const Maps raw = image.fill();
+  // Padding with `edge` is padding `x - edge` with zeros, and the sums of the taps times `edge` more.
+  Maps x = raw, activations(c.n, 16, c.height, c.width), branches(c.n, 6, h, w);
+  const auto weights_of = [](const auto& array) {
+    const auto* const first = reinterpret_cast<const int8_t*>(array);
+    return std::vector<float>(first, first + sizeof array);
+  };
+  const auto requantize = [&](int layer) {
+    for (size_t j = 0; j < activations.data.size(); ++j) {
+      const int o = int(j / (size_t(c.height) * c.width) % 16), shift = numbers.shift[layer][o];
+      const int64_t sum = int64_t(activations.data[j]) + numbers.bias[layer][o];
+      const int64_t shorter = std::clamp<int64_t>((sum + (1 << shift) / 2) >> shift, -32768, 32767);
+      activations.data[j] =
+          double(std::clamp<int64_t>((shorter * numbers.multiplier[layer][o] + 16384) >> 15, 0, 255));
+    }
+  };
+  for (size_t j = 0; j < x.data.size(); ++j) {
+    x.data[j] -= numbers.padding[j / (size_t(c.height) * c.width) % 3];
+  }
+  convolve(activations, x, weights_of(numbers.conv1_weight).data(), 1);
+  for (size_t j = 0; j < activations.data.size(); ++j) {
+    const size_t o = j / (size_t(c.height) * c.width) % 16;
+    for (int tap = 0; tap < 27; ++tap) {
+      activations.data[j] += numbers.conv1_weight[o][tap / 9][tap % 9] * numbers.padding[tap / 9];
+    }
+  }
+  requantize(0);
+  for (int layer : {1, 2}) {
+    const Maps before = activations;
+    std::fill(activations.data.begin(), activations.data.end(), 0.0);
+    const auto weights = weights_of(layer == 1 ? numbers.conv2_weight : numbers.conv3_weight);
+    convolve(activations, before, weights.data(), 1);
+    requantize(layer);
+  }
+  convolve(branches, activations, weights_of(numbers.branches_weight).data(), 2);
+
+  const Element element = numbers.to_bytes ? Element::kUInt8 : Element::kFloat32;
+  Batch low(c.n, h, w, element, c.layout), high(c.n, h, w, element, c.layout);
+  const EncodeInt8Args args{image.view, low.view, high.view, pack.get()};
+  for (const Task& task : plan_tasks(c.n, h, w, c.threads, kInt8WarmUp, kMaxInt8TaskWidth)) {
+    int8_encoder(c.kernels)(args, task);
+  }
+  for (int o = 0; o < 6; ++o) {
+    Maps want(c.n, 1, h, w), got = want;
+    for (int i = 0; i < c.n; ++i)
+      for (int y = 0; y < h; ++y)
+        for (int z = 0; z < w; ++z) {
+          const float value = float(branches.at(i, o, y, z) + numbers.branches_bias[o]) * numbers.scale[o];
+          const float byte = std::clamp(std::nearbyint(value) + float(numbers.zero_point[o]), 0.0f, 255.0f);
+          want.at(i, 0, y, z) = numbers.to_bytes ? byte : value;
+          got.at(i, 0, y, z) = (o < 3 ? low : high).get(i, o % 3, y, z);
+        }
+    if (got.data == want.data) continue;
+    std::printf("FAILED: %s encode_int8, branch %d is not the definition's\n", c.name.c_str(), o);
+    std::exit(1);
+  }
+}
+
 // A 3x3 layer, input and output in heap blocks of their own size. Layout 0: nchw, 1: channels_last, 2: every
 // second pixel of a wider nchw map.
 void run_conv3x3(const Case& c, int channels, int out_channels, bool with_bias) {
@@ -414,6 +495,7 @@ int main() {
                   std::to_string(c.layout) + ", " + std::to_string(c.threads) + " threads:";
         run_encoder(c);
         if (c.element != Element::kUInt8) run_decoder(c);
+        if (c.element == Element::kUInt8 && int8_encoder(c.kernels) != nullptr) run_encoder_int8(c);
         constexpr int kChannels[][2] = {{1, 1}, {3, 17}, {40, 100}, {64, 16}, {33, 5}};
         const auto [channels, out_channels] = kChannels[cases % 5];
         run_conv3x3(c, channels, out_channels, variant % 2 == 0);

@@ -37,6 +37,7 @@ def test_the_rows_are_the_schemas_arguments() -> None:
         "encode_backward": ["encode_backward", "encoder"],
         "decode": ["decoder", "decode"],
         "decode_backward": ["decode_backward", "decoder"],
+        "encode_int8": ["encode_int8"],
         "conv3x3_pack": ["conv3x3_pack"],
         "conv3x3": ["conv3x3"],
     }

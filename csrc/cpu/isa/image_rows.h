@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <type_traits>
 
 #include "cpu/elements.h"
 #include "cpu/isa/layers.h"
@@ -82,23 +81,21 @@ inline void store_row(const Images& images, int64_t n, int64_t y, int64_t begin,
                       const float* const planes[3]) {
   const int64_t count = end - begin;
   with_element(images.element, [&]<class T>(T*) {
-    if constexpr (!std::is_same_v<T, uint8_t>) {  // no op writes uint8
-      T* row =
-          static_cast<T*>(images.data) + n * images.stride_n + y * images.stride_h + begin * images.stride_w;
-      if (y + 1 < images.height) prefetch_below<true>(images, row, count);
-      if (images.stride_c == 1 && images.stride_w == 3) {
-        for (int64_t i = 0; i < count; ++i) {
-          for (int c = 0; c < 3; ++c) from_float(planes[c][i], row[3 * i + c]);
-        }
-        return;
+    T* row =
+        static_cast<T*>(images.data) + n * images.stride_n + y * images.stride_h + begin * images.stride_w;
+    if (y + 1 < images.height) prefetch_below<true>(images, row, count);
+    if (images.stride_c == 1 && images.stride_w == 3) {
+      for (int64_t i = 0; i < count; ++i) {
+        for (int c = 0; c < 3; ++c) from_float(planes[c][i], row[3 * i + c]);
       }
-      for (int c = 0; c < 3; ++c) {
-        T* plane = row + c * images.stride_c;
-        if (images.stride_w == 1) {
-          for (int64_t i = 0; i < count; ++i) from_float(planes[c][i], plane[i]);
-        } else {
-          for (int64_t i = 0; i < count; ++i) from_float(planes[c][i], plane[i * images.stride_w]);
-        }
+      return;
+    }
+    for (int c = 0; c < 3; ++c) {
+      T* plane = row + c * images.stride_c;
+      if (images.stride_w == 1) {
+        for (int64_t i = 0; i < count; ++i) from_float(planes[c][i], plane[i]);
+      } else {
+        for (int64_t i = 0; i < count; ++i) from_float(planes[c][i], plane[i * images.stride_w]);
       }
     }
   });

@@ -1,0 +1,48 @@
+// The encoder's int8 weights as its kernels read them (csrc/cpu/isa/encode_int8.h).
+
+#pragma once
+
+#include <cstdint>
+
+namespace wae {
+
+// The arguments of wae::encode_int8 besides the image, as they come. Nothing between the members, so that two
+// of them can be compared as bytes.
+struct EncoderInt8Numbers {
+  int8_t conv1_weight[16][3][9];
+  int8_t conv2_weight[16][16][9];
+  int8_t conv3_weight[16][16][9];
+  int8_t branches_weight[6][16][9];  // low's 3, high's 3
+  int32_t bias[3][16];
+  int32_t branches_bias[6];
+  int32_t shift[3][16];
+  float scale[6];
+  int32_t zero_point[6];
+  int16_t multiplier[3][16];
+  uint8_t padding[3];
+  bool to_bytes;
+};
+
+// A layer of the trunk, kGroups groups of 4 input channels. A group's 4 weights are what one lane of a dot
+// product takes.
+template <int kGroups>
+struct alignas(64) Int8Layer {
+  int8_t w[4][3][kGroups][3][4][4];  // [4 outputs][ky][group][kx][output][input channel]
+  int16_t multiplier[4][2][8];       // [4 outputs][2 of them][4 times each]
+  int32_t start[16];                 // bias, and half of what the shift drops
+  int32_t shift[16];
+};
+
+struct alignas(64) EncoderInt8Pack {
+  Int8Layer<1> conv1;  // the fourth input channel's weights are zero
+  Int8Layer<4> conv2, conv3;
+  int8_t branches[3][4][3][6][4];  // [ky][group][kx][output][input channel]
+  int32_t branches_start[6];
+  float scale[6], zero_point[6];
+  uint32_t padding;  // a pixel's 4 bytes
+  bool to_bytes;
+};
+
+void pack(EncoderInt8Pack& packed, const EncoderInt8Numbers& numbers);
+
+}  // namespace wae

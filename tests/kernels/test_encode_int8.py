@@ -1,0 +1,274 @@
+"""wae::encode_int8 against its reference, to the last bit, and the reference against plain integers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from cases import CELLS, LARGE_SIZES, LAYOUTS, SIZES, Cell, image_of, is_laid_out_like, scattered, size_name
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+import wae_kernels
+from wae_kernels import backends, flops, reference  # noqa: F401  (flops: importing it registers the formulas)
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
+encode_int8 = torch.ops.wae.encode_int8
+HAS_KERNEL = [cell for cell in CELLS if cell.name in ("cpu:avx512", "cpu:avx2") and not cell.why_not]
+
+
+def whole(least: int, most: int, *shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.randint(least, most + 1, shape, dtype=dtype)
+
+
+def arguments(width: int = 16, to_bytes: bool = False) -> list[Any]:
+    """All arguments but the image: numbers of the whole range that leave bytes neither all 0 nor all 255."""
+    shapes = [(width, 3), (width, width), (width, width), (3, width), (3, width)]
+    layers = [
+        tensor
+        for shape in shapes
+        for tensor in (
+            whole(-128, 127, *shape, 3, 3, dtype=torch.int8),
+            whole(-20_000, 20_000, shape[0], dtype=torch.int32),
+        )
+    ]
+    return [
+        *layers,
+        torch.tensor([0, 255, 124], dtype=torch.uint8),
+        whole(0, 10, 3, width, dtype=torch.int32),
+        whole(0, 2**15 - 1, 3, width, dtype=torch.int16),
+        torch.rand(2, 3) / 3_000,
+        whole(0, 255, 2, 3, dtype=torch.int32) if to_bytes else None,
+    ]
+
+
+def by_definition(image: Tensor, *rest: Any) -> list[Tensor]:
+    """docs/network.md in Python's integers: one number after the other."""
+    *layers, padding, shift, multiplier, scale, zero_point = [None if t is None else t.tolist() for t in rest]
+    height, width = image.shape[2:]
+
+    def convolve(x: Any, layer: int, stride: int, outside: list[int]) -> Any:
+        weight, bias = layers[2 * layer], layers[2 * layer + 1]
+
+        def total(o: int, y: int, z: int) -> int:
+            total = bias[o]
+            for c, taps in enumerate(weight[o]):
+                for tap in range(9):
+                    row, column = stride * y + tap // 3 - 1, stride * z + tap % 3 - 1
+                    inside = 0 <= row < height and 0 <= column < width
+                    total += taps[tap // 3][tap % 3] * (x[c][row][column] if inside else outside[c])
+            return total
+
+        rows, columns = range(-(-height // stride)), range(-(-width // stride))
+        return [[[total(o, y, z) for z in columns] for y in rows] for o in range(len(weight))]
+
+    def requantize(total: int, layer: int, o: int) -> int:
+        shifted = (total + (1 << shift[layer][o]) // 2) >> shift[layer][o]
+        short = min(max(shifted, -(2**15)), 2**15 - 1)
+        return min(max((short * multiplier[layer][o] + 2**14) >> 15, 0), 255)
+
+    def branch(x: Any, number: int) -> Tensor:
+        sums = torch.tensor(convolve(x, 3 + number, 2, [0] * 16))
+        result = sums.float() * torch.tensor(scale[number]).view(3, 1, 1)
+        if zero_point is None:
+            return result
+        return (result.round() + torch.tensor(zero_point[number]).view(3, 1, 1)).clamp(0, 255).byte()
+
+    results = []
+    for one in image:
+        x = one.tolist()
+        for layer in range(3):
+            sums = convolve(x, layer, 1, padding if layer == 0 else [0] * 16)
+            x = [[[requantize(s, layer, o) for s in row] for row in plane] for o, plane in enumerate(sums)]
+        results.append([branch(x, 0), branch(x, 1)])
+    return [torch.stack([result[k] for result in results]) for k in range(2)]
+
+
+def check(image: Tensor, rest: list[Any]) -> None:
+    before = image.clone()
+    outputs = encode_int8(image, *rest)
+    for output, wanted in zip(outputs, reference.encode_int8(image, *rest), strict=True):
+        assert output.dtype == (torch.float32 if rest[-1] is None else torch.uint8)
+        assert is_laid_out_like(output, image)
+        assert torch.equal(output, wanted)
+    assert torch.equal(image, before)
+
+
+@pytest.mark.parametrize("to_bytes", [False, True])
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 4)], ids=size_name)
+def test_the_reference_is_the_definition(size: tuple[int, int], to_bytes: bool) -> None:
+    image, rest = image_of(2, *size, torch.uint8), arguments(to_bytes=to_bytes)
+    for got, wanted in zip(reference.encode_int8(image, *rest), by_definition(image, *rest), strict=True):
+        assert torch.equal(got, wanted)
+        assert got.float().std() > 0 or got.numel() < 10
+
+
+@pytest.mark.parametrize("size", SIZES, ids=size_name)
+def test_sizes(cell: Cell, size: tuple[int, int]) -> None:
+    for batch, to_bytes in ((1, False), (3, True)):
+        check(image_of(batch, *size, torch.uint8), arguments(to_bytes=to_bytes))
+
+
+@pytest.mark.parametrize("size", [*LARGE_SIZES[:5], (40, 247), (40, 249), (40, 496)], ids=size_name)
+@pytest.mark.parametrize("backend", HAS_KERNEL, ids=str)
+def test_large_sizes(backend: Cell, size: tuple[int, int]) -> None:
+    with backends.use(backend.name):
+        check(image_of(1, *size, torch.uint8), arguments())
+
+
+@pytest.mark.parametrize("to_bytes", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(cell: Cell, layout: str, to_bytes: bool) -> None:
+    rest = [None if t is None else scattered(t) if t.is_floating_point() else t for t in arguments()]
+    rest[0] = rest[0].permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
+    if to_bytes:
+        rest[-1] = torch.full((1, 1), 100, dtype=torch.int32).expand(2, 3)
+    check(LAYOUTS[layout](image_of(3, 9, 37, torch.uint8)), rest)
+
+
+def test_an_empty_batch(cell: Cell) -> None:
+    check(image_of(0, 5, 6, torch.uint8), arguments())
+
+
+@pytest.mark.parametrize("width", [1, 8, 17])
+def test_other_widths_take_the_reference(width: int) -> None:
+    check(image_of(2, 9, 14, torch.uint8), arguments(width))
+
+
+def test_nothing_overflows(cell: Cell) -> None:
+    """The largest sums, biases and shifts there are, of both signs."""
+    rest = arguments(to_bytes=True)
+    for sign in (1, -1):
+        for tensor in rest[:10:2]:
+            tensor.fill_(127 if sign > 0 else -128)
+        for tensor in rest[1:10:2]:
+            tensor.fill_(sign * 2**30)
+        rest[11].copy_(torch.arange(16).mul(2).expand(3, 16))
+        rest[12].fill_(2**15 - 1)
+        check(torch.full((1, 3, 7, 40), 255, dtype=torch.uint8), rest)
+
+
+@pytest.mark.parametrize("size", [(30, 31), (64, 300)], ids=size_name)
+@pytest.mark.parametrize("threads", [2, 3, 7])
+@pytest.mark.parametrize("backend", HAS_KERNEL, ids=str)
+def test_any_number_of_threads(backend: Cell, threads: int, size: tuple[int, int]) -> None:
+    torch.set_num_threads(threads)
+    with backends.use(backend.name):
+        check(image_of(2, *size, torch.uint8), arguments())
+
+
+def test_weights_are_found_by_their_values() -> None:
+    """Writing through .data changes no version counter and no address."""
+    image, rest = image_of(1, 8, 9, torch.uint8), arguments()
+    check(image, rest)
+    for tensor in rest[:-1]:
+        tensor.data.copy_(tensor.flip(0))
+        check(image, rest)
+
+
+def test_where_the_kernel_runs() -> None:
+    for backend in HAS_KERNEL:
+        with backends.use(backend.name):
+            has = torch.cpu._is_vnni_supported() if backend.name == "cpu:avx512" else backends.int8_runs()
+            assert backends.int8_runs() == has
+    for name in ("cpu:portable", "reference"):
+        if name in [b.name for b in backends.available() if b.available]:
+            with backends.use(name):
+                assert not backends.int8_runs()
+    assert not backends.int8_runs("meta")
+
+
+# ------------------------------------------------------------------------------------- what torch is told
+
+
+@pytest.mark.parametrize("to_bytes", [False, True])
+@pytest.mark.parametrize("layout", ["nchw", "channels_last", "sliced", "transposed", "batch_innermost"])
+def test_opcheck(layout: str, to_bytes: bool) -> None:
+    image = LAYOUTS[layout](image_of(2, 6, 7, torch.uint8))
+    torch.library.opcheck(encode_int8.default, (image, *arguments(to_bytes=to_bytes)))
+
+
+def test_compile_fullgraph_for_any_size() -> None:
+    rest = arguments()
+
+    def model(image: Tensor) -> Tensor:
+        low, high = wae_kernels.encode_int8(image, *rest)
+        return low + high
+
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
+    for size in ((8, 9), (6, 17)):
+        image = image_of(2, *size, torch.uint8)
+        assert torch.equal(compiled(image), model(image))
+    torch.compiler.reset()
+
+
+def test_autocast_leaves_it_alone() -> None:
+    image, rest = image_of(1, 8, 9, torch.uint8), arguments()
+    with torch.autocast("cpu"):
+        assert torch.equal(encode_int8(image, *rest)[0], reference.encode_int8(image, *rest)[0])
+
+
+def test_there_is_no_gradient() -> None:
+    rest = arguments()
+    rest[13].requires_grad_()
+    with pytest.raises(RuntimeError, match=r"wae::encode_int8 has no derivative: .*torch\.no_grad"):
+        encode_int8(image_of(1, 5, 5, torch.uint8), *rest)[0].sum().backward()
+
+
+def test_as_many_operations_as_the_encoder_in_float32() -> None:
+    with FlopCounterMode(display=False) as counter:
+        encode_int8(image_of(1, 224, 224, torch.uint8), *arguments())
+    assert counter.get_total_flops() == pytest.approx(2 * 263.7e6, rel=1e-3)
+
+
+# ---------------------------------------------------------------------------------------------- bad input
+
+NAMES = [argument.name for argument in encode_int8.default._schema.arguments]
+SHAPES = {
+    "image": (lambda t: t.float(), "be uint8, got float32"),
+    "conv1_weight": (lambda t: t.short(), "be int8, got int16"),
+    "conv2_weight": (lambda t: t[:, :4], r"have shape \(16, 16, 3, 3\), got \(16, 4, 3, 3\)"),
+    "conv3_bias": (lambda t: t.float(), "be int32, got float32"),
+    "image_padding": (lambda t: t[:2], r"have shape \(3\), got \(2\)"),
+    "shift": (lambda t: t[0], r"have shape \(3, 16\), got \(16\)"),
+    "multiplier": (lambda t: t.int(), "be int16, got int32"),
+    "scale": (lambda t: t.double(), "be float32, got float64"),
+    "zero_point": (lambda t: t.byte(), "be int32, got uint8"),
+}
+NUMBERS = {
+    "low_bias": (2**30 + 1, f"have numbers from {-(2**30)} to {2**30}, got {2**30 + 1}"),
+    "shift": (31, "have numbers from 0 to 30, got 31"),
+    "multiplier": (-1, "have numbers from 0 to 32767, got -1"),
+    "zero_point": (256, "have numbers from 0 to 255, got 256"),
+}
+
+
+def refused(op: Any, values: list[Any], message: str) -> None:
+    with pytest.raises(RuntimeError, match=message):
+        op(*values)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_what_does_not_fit_is_named(name: str) -> None:
+    values = [image_of(1, 5, 6, torch.uint8), *arguments(to_bytes=True)]
+    change, text = SHAPES[name]
+    values[NAMES.index(name)] = change(values[NAMES.index(name)])
+    message = f"wae::encode_int8: {name} must {text}"
+    refused(encode_int8, values, message)
+    refused(torch.ops.wae._encode_int8_reference, values, message)
+    with FakeTensorMode() as mode:
+        refused(encode_int8, [mode.from_tensor(value) for value in values], message)
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_out_of_range_are_named(name: str) -> None:
+    values = [image_of(1, 5, 6, torch.uint8), *arguments(to_bytes=True)]
+    number, text = NUMBERS[name]
+    values[NAMES.index(name)].view(-1)[-1] = number
+    message = f"wae::encode_int8: {name} must {text}"
+    refused(encode_int8, values, message)
+    refused(torch.ops.wae._encode_int8_reference, values, message)
