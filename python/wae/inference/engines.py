@@ -266,9 +266,7 @@ class InTorchAO(Prepared):
 
 def _load_torchao(folder: Path, batch: int, computed: str) -> Prepared:
     quantization.import_torchao()  # registers its operators
-    loaded = InTorchAO(torch.export.load(folder / "network.pt2"), ())
-    loaded.for_batch(batch)
-    return loaded
+    return InTorchAO(torch.export.load(folder / "network.pt2"), ())
 
 
 def in_turns(run: Run, size: int) -> Run:
