@@ -7,7 +7,7 @@ from pathlib import Path
 
 from . import shared
 
-HELP = "write a classifier as ONNX, as a torch.export program, or compiled by AOTInductor"
+HELP = "write a classifier as ONNX, a torch.export program, compiled by AOTInductor, or for ExecuTorch"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,7 +15,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("weights", type=Path, metavar="WEIGHTS", help="checkpoint of a classifier")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
     parser.add_argument(
-        "--format", choices=("onnx", "torch", "aoti"), default="onnx", help="of the file (default: onnx)"
+        "--format",
+        choices=("onnx", "torch", "aoti", "executorch"),
+        default="onnx",
+        help="of the file (default: onnx)",
     )
     parser.add_argument(
         "--size",
@@ -27,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch",
         type=_batch,
         metavar="N",
-        help="images in a call, or `dynamic` for any number (default: dynamic)",
+        help="images in a call, or `dynamic` for any number (default: dynamic; 1 with executorch)",
     )
     parser.add_argument(
         "--images",

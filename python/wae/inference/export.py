@@ -1,14 +1,16 @@
 """A network as a file that runs without this package's Python code.
 
-========= ================================================ ===============================================
-format    what the file holds                              what runs it
-========= ================================================ ===============================================
-``onnx``  standard ONNX, the encoder as convolutions       ONNX Runtime, OpenVINO, TensorRT, ...
-``torch`` a torch.export program, which calls our op       ``torch.export.load``, after
+============== =========================================== ===============================================
+format         what the file holds                         what runs it
+============== =========================================== ===============================================
+``onnx``       standard ONNX, the encoder as convolutions  ONNX Runtime, OpenVINO, TensorRT, ...
+``torch``      a torch.export program, which calls our op  ``torch.export.load``, after
                                                            ``import wae_kernels``
-``aoti``  code compiled for this machine's kind of         ``torch._inductor.aoti_load_package``, after
-          processor or GPU, which calls our op             ``import wae_kernels``
-========= ================================================ ===============================================
+``aoti``       code compiled for this machine's kind of    ``torch._inductor.aoti_load_package``, after
+               processor or GPU, which calls our op        ``import wae_kernels``
+``executorch`` a program for phones, the encoder as        ExecuTorch
+               convolutions, for one number of images
+============== =========================================== ===============================================
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from wae.storage.checkpoint import Description
 from wae.storage.files import refuse_existing, written
 from wae_kernels.nn import Encoder
 
-from . import aoti, quantization
+from . import aoti, phones, quantization
 from .calibration import STEP, Calibration, CalibrationError, Source, gather
 from .deployed import (
     agreement,
@@ -60,6 +62,8 @@ class Format:
     make: Callable[[nn.Module, Tensor, bool, Mapping[str, str]], bytes]
     """Takes the network, images, whether any number of them is to be possible, and what the file says."""
     load: Callable[[bytes], Run]
+    fixed: bool = False
+    """Whether it is for one number of images only."""
 
 
 def export(
@@ -86,7 +90,7 @@ def export(
         path: of the file. Its folder is made if there is none.
         file_format: a key of :data:`FORMATS`.
         size: (H, W) of the images.
-        batch: how many images a call has; None for any number.
+        batch: how many images a call has; None for any number, in "executorch" for one.
         image_dtype: what the images are: uint8, or the dtype of the model's parameters.
         force: replace the file that is there.
         precision: None for the model's own; "int8" in the format "onnx" for a file in the form QDQ.
@@ -117,6 +121,8 @@ def export(
     if precision == "int8" and calibration is None:
         raise CalibrationError("calibration: int8 takes its scales from images: give some")
     refuse_existing(path, force)
+    if FORMATS[file_format].fixed:
+        batch = batch or 1
     with undisturbed(next(model.parameters()).device):
         data = None
         if calibration is not None:
@@ -260,16 +266,23 @@ def _make_onnx(network: nn.Module, images: Tensor, dynamic: bool, says: Mapping[
     reason = ENGINES["onnxruntime"].why_not("cpu")
     if reason is not None:
         raise EngineError(reason)
-    network = copy.deepcopy(network).cpu()
-    for name, part in list(network.named_modules()):
-        if isinstance(part, Encoder):
-            network.set_submodule(name, _standard(part))
-    program = to_onnx(network, (images.cpu(),), dynamic, input_names=["images"], output_names=["scores"])
+    program = to_onnx(
+        _portable(network), (images.cpu(),), dynamic, input_names=["images"], output_names=["scores"]
+    )
     proto = program.model_proto
     for key, value in says.items():
         proto.metadata_props.add(key=key, value=value)
     content: bytes = proto.SerializeToString()
     return content
+
+
+def _portable(network: nn.Module) -> nn.Module:
+    """A copy on the processor, of PyTorch's operators alone."""
+    network = copy.deepcopy(network).cpu()
+    for name, part in list(network.named_modules()):
+        if isinstance(part, Encoder):
+            network.set_submodule(name, _standard(part))
+    return network
 
 
 def _standard(encoder: Encoder) -> StockEncoder:
@@ -287,9 +300,19 @@ def _load_onnx(content: bytes) -> Run:
     return lambda images: session(images.cpu()).to(images.device)
 
 
+def _make_executorch(network: nn.Module, images: Tensor, dynamic: bool, says: Mapping[str, str]) -> bytes:
+    return phones.package(_program(_portable(network), images.cpu(), dynamic), says)
+
+
+def _load_executorch(content: bytes) -> Run:
+    run = phones.load(content)
+    return lambda images: run(images.cpu()).to(images.device)
+
+
 FORMATS: dict[str, Format] = {
     "onnx": Format(".onnx", _make_onnx, _load_onnx),
     "torch": Format(".pt2", _make_torch, _load_torch),
     "aoti": Format(".pt2", _make_aoti, _load_aoti),
+    "executorch": Format(".pte", _make_executorch, _load_executorch, fixed=True),
 }
 """All formats, by name."""

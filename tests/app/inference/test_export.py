@@ -17,12 +17,12 @@ from test_deployed import stock as stock
 from torch import nn
 
 from wae import cli
-from wae.inference import export
+from wae.inference import export, phones
 from wae.inference.deployed import DisagreementError, EngineError
 from wae.models.vgg16 import wae_vgg16
 from wae.storage.checkpoint import Description, Input, save_classifier
 
-FORMATS = ["onnx", "torch", pytest.param("aoti", marks=pytest.mark.slow)]
+FORMATS = ["onnx", "torch", "aoti", "executorch"]
 
 DESCRIBED = Description("wae_vgg16", 5, tuple("abcde"), Input(48, 50, True))
 
@@ -57,6 +57,15 @@ except RuntimeError as error:
 """,
 }
 
+LOAD["executorch"] = """
+from executorch.runtime import Runtime
+program = Runtime.get().load_program(path)
+says = {name: program.load_method(name).execute([])[0] for name in program.method_names - {"forward"}}
+method = program.load_method("forward")
+run = lambda images: method.execute([images.contiguous()])[0]
+assert not {"wae", "wae_kernels"} & set(sys.modules)
+"""
+
 COMPARE = """
 assert {key: says.get(key) for key in expected_of_file} == expected_of_file
 for images, expected in torch.load(cases):
@@ -89,12 +98,17 @@ def foreign_paths(content):
 @pytest.mark.parametrize("file_format", FORMATS)
 @pytest.mark.slow
 def test_loads_in_a_fresh_process(file_format, model, tmp_path):
-    path = tmp_path / f"new/model{export.FORMATS[file_format].suffix}"
-    assert export.export(model, path, file_format, SIZE, described=DESCRIBED)["difference"] <= 1e-5
+    if file_format == "executorch" and (reason := phones.why_not()):
+        pytest.skip(reason)
+    form = export.FORMATS[file_format]
+    path, batch = tmp_path / f"new/model{form.suffix}", 2 if form.fixed else None
+    assert export.export(model, path, file_format, SIZE, batch, described=DESCRIBED)["difference"] <= 1e-5
     assert os.listdir(path.parent) == [path.name]
     assert foreign_paths(path.read_bytes()) == []
     says = export.metadata(DESCRIBED, SIZE, torch.uint8)
-    run_in_a_fresh_process(file_format, path, model, [photos(batch) for batch in (1, 2, 5)], says)
+    run_in_a_fresh_process(
+        file_format, path, model, [photos(n) for n in ([batch] if batch else (1, 2, 5))], says
+    )
 
 
 def test_metadata_is_how_images_are_prepared():
@@ -135,7 +149,25 @@ def test_onnx_holds_standard_operators_only(model, tmp_path):
     assert loaded.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
 
 
+@pytest.mark.slow
+def test_executorch_is_for_one_image_unless_told(stock, tmp_path):
+    if reason := phones.why_not():
+        pytest.skip(reason)
+    path = tmp_path / "model.pte"
+    export.export(stock, path, "executorch", SIZE, image_dtype=torch.float32)
+    run_in_a_fresh_process("executorch", path, stock, [photos(1).float()])
+    with pytest.raises(RuntimeError):
+        phones.load(path.read_bytes())(photos(2).float())
+
+
 # ------------------------------------------------------------------------------------------ what is refused
+
+
+def test_executorch_that_is_not_installed(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(phones.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(EngineError, match="pip install executorch"):
+        export.export(model, tmp_path / "model.pte", "executorch", SIZE)
+    assert not os.listdir(tmp_path)
 
 
 def test_a_file_stays_unless_forced(model, tmp_path):
