@@ -29,6 +29,7 @@ from wae.models.classifier import WAEClassifier
 
 from . import precision as precisions
 from .calibration import STEP, Calibration, CalibrationError, Source, gather
+from .encoder_int8 import put_where_faster
 from .engines import ENGINES, Engine, EngineError, Prepared, Run
 from .folding import fold
 from .front import Front, in_front
@@ -214,7 +215,8 @@ def deploy(
     ``Deployed.report`` has, as data for JSON: ``calibration_images``, ``checked_images``, ``agreement`` (the
     share of images on which it and the model name the same class), ``accuracy`` (``model`` and ``deployed``;
     None without labels), ``drop`` (of accuracy; of agreement without labels), ``max_drop``, and for int8
-    ``layers``: (name, relative difference) of each layer's results, the one that moved most first.
+    ``encoder`` (its ``precision``, and ``seconds`` of both where they were timed) and ``layers``: (name,
+    relative difference) of each layer's results, the one that moved most first.
 
     Args:
         model: a :class:`WAEClassifier`, or any other classifier of images, in evaluation mode. It is copied.
@@ -224,7 +226,8 @@ def deploy(
             this size and batch, and keeps the fastest. What it does is logged, at the level INFO.
         precision: "float32", "bfloat16", "float16" or "int8" (or "float64"), to compute in; "auto" for
             whichever is fastest, int8 only with ``calibration``; None for the model's own. On a processor the
-            encoder stays in the model's own. int8 needs the extra ``int8`` (docs/deploy.md).
+            encoder stays in the model's own, but for int8: there it is in int8 too where the processor has
+            VNNI, the images are uint8 and that is faster. int8 needs the extra ``int8`` (docs/deploy.md).
         calibration: images for int8's scales, and to check on: see :data:`.calibration.Source`.
         calibration_images: how many to take scales from.
         max_drop: the largest drop that is accepted; None for any.
@@ -369,14 +372,16 @@ def _deploy_in(task: _Task, engine: Engine, name: str) -> Deployed:
     memory_format = torch.contiguous_format if engine.foreign else task.memory_format
     front, rest = in_front(fold(task.model), dtype, memory_format, on_own_thread=engine.foreign)
     rest = rest.to(dtype).to(memory_format=memory_format)
-    inputs = front(task.images)
     samples: list[Sequence[Tensor]] = []
     compared: Sequence[Tensor] = ()
+    encoder: dict[str, Any] = {}
     if name == "int8":
         assert task.calibration is not None
-        samples = [front(part) for part in task.calibration.images.split(STEP)]
+        parts = task.calibration.images.split(STEP)
+        encoder = put_where_faster(front, task.images, parts)
+        samples = [front(part) for part in parts]
         compared = front(task.calibration.held_out[:_COMPARED])
-    prepared = engine.make(rest, inputs, name, samples, compared)
+    prepared = engine.make(rest, front(task.images), name, samples, compared)
     size = (task.images.shape[2], task.images.shape[3])
     deployed = Deployed(front, prepared, engine, name, size, task.images.shape[0], own)
     what = f"the model in {engine.name}"
@@ -395,6 +400,7 @@ def _deploy_in(task: _Task, engine: Engine, name: str) -> Deployed:
             "max_drop": task.max_drop,
         }
         if name == "int8":
+            deployed.report["encoder"] = encoder
             deployed.report["layers"] = [list(movement) for movement in prepared.movements]
         require_no_drop(f"{what} in {name}", deployed.report)
     return deployed

@@ -12,15 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from wae.models.classifier import BehindEncoder, WAEClassifier
-from wae.models.haar import Haar
-from wae_kernels.nn import Encoder
 
 
 class Front:
     """Makes an engine's inputs of images.
 
     Args:
-        encoder: with scale and shift; None where the engine takes the images themselves.
+        encoder: with scale and shift, in whatever precision; None where the engine takes the images
+            themselves.
         like: any tensor of the model's dtype and device.
         image_scale, image_shift: of the encoder.
         dtype, memory_format: of the results.
@@ -31,7 +30,7 @@ class Front:
 
     def __init__(
         self,
-        encoder: Encoder | Haar | None,
+        encoder: nn.Module | None,
         like: Tensor,
         image_scale: Tensor | None,
         image_shift: Tensor | None,

@@ -11,12 +11,13 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
+from torch import Tensor, nn
 
-from wae.models.haar import Haar
 from wae.storage.files import sha256
 from wae_kernels.nn import Encoder
 
 from .deployed import Deployed
+from .encoder_int8 import Int8Encoder
 from .engines import ENGINES, EngineError
 from .front import Front
 from .precision import DTYPES
@@ -110,6 +111,13 @@ def _require_same(folder: Path, about: Mapping[str, Any], rebuild: bool) -> None
     _log.warning("%s: %s reads it anew", message, about["engine"])
 
 
+def _encoder(kind: type[nn.Module], tensors: Mapping[str, Tensor]) -> nn.Module:
+    """One of this kind, of the width that the tensors have."""
+    if kind is Encoder:
+        return Encoder(len(tensors["conv1.bias"]))
+    return Int8Encoder(Encoder(len(tensors["conv1_bias"]))) if kind is Int8Encoder else kind()
+
+
 def _front(folder: Path, about: Mapping[str, Any], dtype: torch.dtype, foreign: bool) -> Front:
     encoder = scale = shift = None
     if about["encoder"] is not None:
@@ -118,8 +126,7 @@ def _front(folder: Path, about: Mapping[str, Any], dtype: torch.dtype, foreign: 
         except (OSError, safetensors.SafetensorError) as error:
             raise SavedError(f"{folder / ENCODER} is damaged: {error}") from None
         scale, shift = tensors.pop("image_scale"), tensors.pop("image_shift")
-        kind = ENCODERS[about["encoder"]]
-        encoder = Encoder(len(tensors["conv1.bias"])) if kind is Encoder else Haar()
+        encoder = _encoder(ENCODERS[about["encoder"]], tensors)
         encoder.load_state_dict(tensors)
         encoder = encoder.to(dtype).eval()
     elif about["scales"]:

@@ -22,7 +22,7 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import wae_kernels
 from wae.errors import WaeError
@@ -30,13 +30,14 @@ from wae.models.haar import Haar
 from wae.storage.files import sha256
 from wae_kernels.nn import Encoder
 
+from .encoder_int8 import Int8Encoder
 from .engines import ENGINES, EngineError, Prepared
 from .front import Front
 from .precision import name_of
 
 ABOUT, ENCODER = "deployed.json", "encoder.safetensors"
 FORMAT = 1
-ENCODERS: Mapping[str, type[Encoder | Haar]] = {"Encoder": Encoder, "Haar": Haar}
+ENCODERS: Mapping[str, type[nn.Module]] = {kind.__name__: kind for kind in (Encoder, Haar, Int8Encoder)}
 
 
 class SavedError(WaeError, RuntimeError):

@@ -61,6 +61,7 @@ def test_int8_is_saved_with_its_report(engine, model, tmp_path):
     deployed.save(tmp_path / "net")
     again = wae.load_deployed(tmp_path / "net")
     assert again.precision == "int8"
+    assert type(again._front.encoder) is type(deployed._front.encoder)
     assert again.report == deployed.report
     x = images(2)
     assert torch.allclose(again(x), deployed(x), rtol=1e-3, atol=1e-4)

@@ -1,0 +1,195 @@
+"""An encoder in int8, with scales from images: what ``precision="int8"`` puts before the engine.
+
+docs/network.md has the arithmetic and says what each scale stands for.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import wae_kernels
+from wae.errors import WaeError
+from wae_kernels import backends
+from wae_kernels.checks import MOST_BIAS
+from wae_kernels.nn import Encoder
+from wae_kernels.parameters import KERNEL_WIDTH
+from wae_kernels.reference import normalize_image
+
+from .front import Front
+from .precision import name_of
+from .timing import interleaved
+
+_TIMED = 0.3  # seconds that the comparison with float32 takes
+
+_log = logging.getLogger(__name__)
+
+
+class QuantizationError(WaeError, ValueError):
+    """The encoder cannot be quantized."""
+
+
+class Int8Encoder(nn.Module):
+    """An :class:`Encoder` that computes uint8 images in int8, where the processor has a kernel for that.
+
+    Everything else, floating-point images and other processors, goes to the encoder that it was made of.
+
+    Args:
+        exact: that encoder, of width 16 and in float32.
+    """
+
+    image_padding: Tensor
+    shift: Tensor
+    multiplier: Tensor
+    scale: Tensor
+
+    def __init__(self, exact: Encoder) -> None:
+        super().__init__()
+        self.exact = exact
+        width = exact.conv1.out_channels
+        for name, layer in exact.named_children():
+            for kind, dtype in (("weight", torch.int8), ("bias", torch.int32)):
+                shape = layer.get_parameter(kind).shape
+                self.register_buffer(f"{name}_{kind}", torch.zeros(shape, dtype=dtype))
+        self.register_buffer("image_padding", torch.zeros(3, dtype=torch.uint8))
+        self.register_buffer("shift", torch.zeros(3, width, dtype=torch.int32))
+        self.register_buffer("multiplier", torch.zeros(3, width, dtype=torch.int16))
+        self.register_buffer("scale", torch.zeros(2, 3))
+
+    def forward(
+        self, image: Tensor, image_scale: Tensor | None = None, image_shift: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """``(low, high)``, float32, of a (N, 3, H, W) image; scale and shift are those it was made with."""
+        if image.dtype != torch.uint8 or not backends.int8_runs(image.device):
+            low, high = self.exact(image, image_scale, image_shift)
+            return low, high
+        return wae_kernels.encode_int8(image, *self.buffers())
+
+
+def put_where_faster(front: Front, images: Tensor, samples: Sequence[Tensor]) -> dict[str, Any]:
+    """Give ``front`` an int8 encoder, where there is a kernel for it and that is faster.
+
+    Args:
+        front: of a network on the processor.
+        images: a call's, on which both encoders are timed.
+        samples: batches of images, for the scales.
+
+    Returns:
+        ``precision``, the encoder's now, and where both were timed ``seconds``, the median of each. Nothing
+        without an encoder.
+    """
+    exact = front.encoder
+    if exact is None:
+        return {}
+    if (
+        type(exact) is not Encoder
+        or exact.conv1.out_channels != KERNEL_WIDTH
+        or front.like.dtype != torch.float32
+        or images.dtype != torch.uint8
+        or any(sample.dtype != torch.uint8 for sample in samples)
+        or not backends.int8_runs(front.device)
+    ):
+        return {"precision": name_of(front.like.dtype)}
+    affine = front.image_scale, front.image_shift
+    try:
+        quantized = quantize(exact, *affine, largest_activations(exact, *affine, samples))
+    except QuantizationError as error:
+        _log.info("the encoder stays in float32: %s", error)
+        return {"precision": "float32"}
+    timings = interleaved(
+        {"float32": partial(exact, images, *affine), "int8": partial(quantized, images, *affine)}, _TIMED
+    )
+    seconds = {name: timing.median for name, timing in timings.items()}
+    if seconds["int8"] < seconds["float32"]:
+        front.encoder = quantized
+    return {"precision": min(seconds, key=lambda name: seconds[name]), "seconds": seconds}
+
+
+@torch.no_grad()
+def largest_activations(
+    encoder: Encoder, image_scale: Tensor | None, image_shift: Tensor | None, images: Iterable[Tensor]
+) -> list[float]:
+    """The largest outputs of conv1, conv2 and conv3.
+
+    Args:
+        encoder: in float32.
+        image_scale, image_shift: that it is called with.
+        images: batches, (N, 3, H, W).
+    """
+    largest = [0.0, 0.0, 0.0]
+    for batch in images:
+        x = normalize_image(batch, torch.float32, image_scale, image_shift)
+        for number, layer in enumerate(_trunk(encoder)):
+            x = F.relu(layer(x))
+            largest[number] = max(largest[number], float(x.amax()))
+    return largest
+
+
+@torch.no_grad()
+def quantize(
+    encoder: Encoder,
+    image_scale: Tensor | None,
+    image_shift: Tensor | None,
+    largest: Sequence[float],
+) -> Int8Encoder:
+    """``encoder`` in int8.
+
+    Args:
+        encoder: in float32.
+        image_scale, image_shift: that it is called with; they become part of its weights.
+        largest: of :func:`largest_activations`. Larger ones are cut off.
+
+    Raises:
+        QuantizationError: no byte stands for the 0 that a normalised image is padded with.
+    """
+    scale, shift = (
+        torch.full((3,), default) if t is None else t.detach()
+        for t, default in ((image_scale, 1.0), (image_shift, 0.0))
+    )
+    padding = (-shift.double() / scale.double()).round()
+    if not ((padding >= 0) & (padding <= 255)).all():
+        raise QuantizationError(
+            f"no byte stands for 0 with image_scale {scale.tolist()} and image_shift {shift.tolist()}"
+        )
+    result = Int8Encoder(encoder)
+    result.image_padding.copy_(padding)
+    inputs, offset = scale.double(), shift.double()  # a byte stands for byte * inputs + offset
+    for number, layer in enumerate(_trunk(encoder)):
+        sums = _round(result, f"conv{number + 1}", layer, inputs, offset)
+        result.shift[number], result.multiplier[number], inputs = _to_bytes(sums, largest[number])
+        offset = torch.zeros_like(inputs)
+    for number, name in enumerate(("low", "high")):
+        result.scale[number] = _round(result, name, encoder.get_submodule(name), inputs, offset)
+    return result
+
+
+def _round(result: Int8Encoder, name: str, layer: Any, inputs: Tensor, offset: Tensor) -> Tensor:
+    """Put ``layer`` in whole numbers into ``result``; what 1 in its sums stands for, by output channel."""
+    weight = layer.weight.double() * inputs.view(1, -1, 1, 1)
+    bias = layer.bias.double() + layer.weight.double().sum((2, 3)) @ offset
+    scale = weight.abs().amax((1, 2, 3)) / 127
+    scale = torch.where(scale > 0, scale, bias.abs().clamp_min(1e-30) / 2**20)  # a channel of the bias alone
+    result.get_buffer(f"{name}_weight").copy_((weight / scale.view(-1, 1, 1, 1)).round())
+    result.get_buffer(f"{name}_bias").copy_((bias / scale).round().clamp(-MOST_BIAS, MOST_BIAS))
+    return scale
+
+
+def _to_bytes(scale: Tensor, largest: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Shift and multiplier that make about 255 of what stands for ``largest``; what a byte then stands for.
+
+    The multiplier is rounded down, and the byte's scale is the exact one that follows: nothing is lost.
+    """
+    sums = (largest / scale).clamp_min(1)  # that become 255
+    shift = (sums / (2**15 - 1)).log2().ceil().clamp(0, 30)
+    multiplier = (255 * 2 ** (15 + shift) / sums).floor().clamp(1, 2**15 - 1)
+    return shift, multiplier, scale * 2 ** (15 + shift) / multiplier
+
+
+def _trunk(encoder: Encoder) -> tuple[nn.Conv2d, ...]:
+    return encoder.conv1, encoder.conv2, encoder.conv3
