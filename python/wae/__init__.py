@@ -10,16 +10,21 @@ from . import _moved
 if TYPE_CHECKING:
     from wae_kernels import __version__
 
+    from .experiments.accelerate import accelerate
     from .inference.deployed import deploy
     from .inference.saved import load_deployed
 
-__all__ = ["__version__", "deploy", "load_deployed"]
+__all__ = ["__version__", "accelerate", "deploy", "load_deployed"]
 
 _moved.install()
 
 
 def __getattr__(name: str) -> Any:
     """The names in ``__all__``, each imported at its first use: `import wae` stays light."""
+    if name == "accelerate":
+        from .experiments.accelerate import accelerate
+
+        return accelerate
     if name == "deploy":
         from .inference.deployed import deploy
 

@@ -33,6 +33,7 @@ COMMANDS = (
     "info",
     "selftest",
     "train",
+    "accelerate",
     "eval",
     "bench",
     "train-autoencoder",

@@ -127,6 +127,13 @@ class InMemory:
         other.labels = permuted(self.labels, numbers)
         return other
 
+    def subset(self, indices: Sequence[int]) -> InMemory:
+        """The samples with these numbers, with numbers of their own."""
+        other = copy.copy(self)
+        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        other.images, other.targets, other._drawn = self.images[chosen], self.targets[chosen], None
+        return other
+
     def _augmented(self, images: Tensor, chosen: Tensor, epoch: int) -> Tensor:
         shifts, flipped = (table[chosen] for table in self._draws(epoch))
         height, width = images.shape[2:]

@@ -101,6 +101,12 @@ class ImageFolder:
         other.labels = permuted(self.labels, numbers)
         return other
 
+    def subset(self, indices: Sequence[int]) -> ImageFolder:
+        """The samples with these numbers, with numbers of their own."""
+        other = copy.copy(self)
+        other.samples = [self.samples[index] for index in indices]
+        return other
+
     def _image(self, path: str, index: int, epoch: int) -> Tensor:
         image = read_image(path, self.max_pixels, LONGEST)
         # Not torch.manual_seed: it would set the GPU's generator too, which fork_rng does not put back here.

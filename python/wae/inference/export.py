@@ -28,7 +28,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wae.data.folder import evaluation_resize
 from wae.models.classifier import WAEClassifier
 from wae.models.stock import StockEncoder
 from wae.progress import bar
@@ -211,16 +210,16 @@ class _FromImages(nn.Module):
 def metadata(described: Description, size: tuple[int, int], image_dtype: torch.dtype) -> dict[str, str]:
     """What a file says of itself, as texts: ``network``, ``labels`` and ``input``, the last two in JSON.
 
-    ``input`` is how an image becomes what the file takes: the shorter side scaled to ``resize``, ``crop``
-    (H, W) cut out of the middle, the order of the colours, the range of the numbers, and ``mean`` and
-    ``std``: 0 and 1, because the network's own scale and shift are in the file.
+    ``input`` is how an image becomes what the file takes: the shorter side scaled to ``resize`` (both, where
+    it is a pair), ``crop`` (H, W) cut out of the middle, the order of the colours, the range of the numbers,
+    and ``mean`` and ``std``: 0 and 1, because the network's own scale and shift are in the file.
     """
-    resize = described.input.resize if size == (described.input.size,) * 2 else evaluation_resize(min(size))
+    input = described.input.of_size(min(size))
     preprocessing = {
-        "resize": resize,
-        "interpolation": "bilinear, antialiased",
+        "resize": [input.resize] * 2 if input.squash else input.resize,
+        "interpolation": input.interpolation + (", antialiased" if input.interpolation != "nearest" else ""),
         "crop": list(size),
-        "grayscale": described.input.grayscale,
+        "grayscale": input.grayscale,
         "channels": "RGB",
         "layout": "NCHW",
         "dtype": str(image_dtype).removeprefix("torch."),

@@ -67,7 +67,8 @@ def _named(name: str) -> tuple[nn.Module, WAEClassifier]:
     return timm.create_model(name, num_classes=_CLASSES), wae_around(body, classes=_CLASSES)
 
 
-def _own(source: str) -> tuple[nn.Module, WAEClassifier]:
+def own_network(source: str) -> nn.Module:
+    """What the function of ``module:function`` returns, called without arguments. Raises NetworkError."""
     module, _, function = source.partition(":")
     if os.getcwd() not in sys.path:  # which a console script leaves out
         sys.path.append(os.getcwd())
@@ -77,6 +78,11 @@ def _own(source: str) -> tuple[nn.Module, WAEClassifier]:
         raise NetworkError(f"{source} cannot be called: {error}") from error
     if not isinstance(stock, nn.Module):
         raise NetworkError(f"{source} must return a torch.nn.Module, got {type(stock).__name__}")
+    return stock
+
+
+def _own(source: str) -> tuple[nn.Module, WAEClassifier]:
+    stock = own_network(source)
     body = without_classifier(copy.deepcopy(stock))
     return stock, wae_around(body, classes=_classes(stock))
 

@@ -26,6 +26,7 @@ from torch.overrides import TorchFunctionMode
 from wae.errors import WaeError
 from wae_kernels.nn import Encoder
 
+from .accelerated import Form, accelerated
 from .around import wae_around
 from .autoencoder import AutoEncoder
 from .baselines import FullResolution, HalfResolution, vgg16_half, wavelet_cnn
@@ -94,12 +95,13 @@ def builder(name: str) -> Builder | None:
     return None
 
 
-def build(name: str, classes: int | None = None) -> nn.Module:
+def build(name: str, classes: int | None = None, form: Form | None = None) -> nn.Module:
     """The network called ``name`` with random weights.
 
     Args:
         name: of a classifier, or a key of :data:`PARTS`.
         classes: number of scores; None for that of the data the network was published for.
+        form: of ``wae_NAME`` for an accelerated one: see :func:`wae.models.accelerated.accelerated`.
 
     Raises NetworkError where there is no such network, or WAE does not go around it.
     """
@@ -109,6 +111,9 @@ def build(name: str, classes: int | None = None) -> nn.Module:
     if make is None:
         raise NetworkError(f"there is no network {name}; known are {known()}")
     try:
+        if form is not None:
+            stem = name.removeprefix("wae_")
+            return accelerated(standard_network(stem, num_classes=classes or _standard(name)[0]), form)
         return make(classes or _standard(name)[0])
     except ValueError as error:
         raise NetworkError(f"{name} cannot be built: {error}") from error

@@ -2,7 +2,7 @@
 
 A safetensors file, whose metadata holds JSON under ``recipe``::
 
-    {"architecture": {"network": "wae_vgg16", "classes": 3},
+    {"architecture": {"network": "wae_vgg16", "classes": 3},       # and "form" of an accelerated network
      "labels": ["cat", "dog", "owl"],                              # may be missing
      "input": {"size": 224, "resize": 256, "grayscale": false,     # may be missing, as any entry: ImageNet's
                "interpolation": "bilinear", "squash": false}}
@@ -23,6 +23,7 @@ from torch import nn
 from wae.data.input import IMAGENET as IMAGENET
 from wae.data.input import MAX_SIZE as MAX_SIZE
 from wae.data.input import Input as Input
+from wae.models.accelerated import Form, accelerated
 from wae.models.classifier import WAEClassifier
 from wae.models.registry import NETWORKS as _NETWORKS
 from wae.models.registry import build, builder, without_memory
@@ -46,9 +47,16 @@ class Description:
     labels: tuple[str, ...] | None = None
     """The names of the classes, if they have some: any text, control characters included."""
     input: Input = IMAGENET
+    form: Form | None = None
+    """Of a network that ``wae accelerate`` made."""
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the network is around one that a user's function made, which a file cannot make."""
+        return self.form is not None and ":" in self.network
 
     def __post_init__(self) -> None:
-        if type(self.network) is not str or builder(self.network) is None:
+        if type(self.network) is not str or not (self.is_own or builder(self.network)):
             known = ", ".join(_NETWORKS)
             raise ValueError(
                 f"network must be one of {known}, or NAME, NAME_half, wae_NAME or wavelet_NAME of a NAME in "
@@ -78,6 +86,7 @@ def save_classifier(
     input: Input = IMAGENET,
     made: Mapping[str, Any] | None = None,
     force: bool = False,
+    form: Form | None = None,
 ) -> None:
     """Write ``model`` to ``path``, whole or not at all, for :func:`load_classifier`.
 
@@ -88,18 +97,21 @@ def save_classifier(
         input: how a photo becomes the network's input.
         made: what made these weights, for the record; anything that JSON can hold.
         force: replace the file that is there.
+        form: of an accelerated network; ``network`` is then ``wae_NAME``, or ``module:function`` for one of a
+            user's own.
 
     Raises:
         ValueError: ``model`` is not a ``network``, or the labels are not one text for each class.
         FileExistsError: there is a file at ``path`` and ``force`` is false.
     """
     classes = _classes(model)
-    described = Description(network, classes, None if labels is None else tuple(labels), input)
-    if _shapes(model) != _shapes(_without_memory(described, getattr(model, "decoder", None) is not None)):
+    described = Description(network, classes, None if labels is None else tuple(labels), input, form)
+    decoder = getattr(model, "decoder", None) is not None
+    if not described.is_own and _shapes(model) != _shapes(_without_memory(described, decoder)):
         raise ValueError(f"model must be a {network} with {classes} classes, got other parameters")
     recipe = {
         **(made or {}),
-        "architecture": {"network": network, "classes": classes},
+        "architecture": {"network": network, "classes": classes, **({"form": asdict(form)} if form else {})},
         "input": asdict(input),
     }
     if described.labels is not None:
@@ -107,15 +119,21 @@ def save_classifier(
     weights_file.save(path, model, recipe, force=force)
 
 
-def load_classifier(path: Path) -> nn.Module:
+def load_classifier(path: Path, original: nn.Module | None = None) -> nn.Module:
     """The classifier in ``path``, float32, in evaluation mode, on the processor.
 
     A :class:`WAEClassifier` has a decoder if the file holds one.
+
+    Args:
+        path: of the file.
+        original: the network that was accelerated, where it was one of a user's own, which no file can make.
 
     Raises:
         CheckpointError: the file is missing, damaged, or no checkpoint of a classifier.
     """
     described, shapes = _read(path)
+    if described.is_own:
+        return _around_own(path, described, original)
     decoder = any(name.startswith("decoder.") for name in shapes)
     model = _without_memory(described, decoder)
     if shapes != _shapes(model):
@@ -126,6 +144,18 @@ def load_classifier(path: Path) -> nn.Module:
         model.to_empty(device="cpu")
     else:  # buffers that no file holds have their numbers from the constructor
         model = _built(described, decoder)
+    weights_file.load(path, model)
+    return model.eval()
+
+
+def _around_own(path: Path, described: Description, original: nn.Module | None) -> nn.Module:
+    if original is None:
+        raise CheckpointError(
+            f"{path}: is around what {described.network} makes, which no file may run: hand the network to "
+            "load_classifier(path, original), or use the deployed form or the ONNX file"
+        )
+    assert described.form is not None
+    model = accelerated(original, described.form)
     weights_file.load(path, model)
     return model.eval()
 
@@ -153,7 +183,7 @@ def _without_memory(described: Description, decoder: bool) -> nn.Module:
 
 
 def _built(described: Description, decoder: bool) -> nn.Module:
-    model = build(described.network, described.classes)
+    model = build(described.network, described.classes, described.form)
     if isinstance(model, WAEClassifier):
         model.decoder = Decoder() if decoder else None
     return model
@@ -191,15 +221,21 @@ def _parsed(recipe: dict[str, Any]) -> Description:
     """The Description in a recipe. Raises ValueError or KeyError if there is none."""
     architecture = _object("architecture", recipe["architecture"])
     labels, given = recipe.get("labels"), _object("input", recipe.get("input", {}))
+    form = _object("form", architecture["form"]) if "form" in architecture else None
     if labels is not None and not isinstance(labels, list):
         raise ValueError(f"labels must be a list, got {_shown(labels)}")
     if unknown := sorted(set(given) - {field.name for field in fields(Input)}):
         raise ValueError(f"input has an entry that is not known: {_shown(unknown[0])}")
+    if form is not None and set(form) != {field.name for field in fields(Form)}:
+        raise ValueError(
+            f"form must have {', '.join(field.name for field in fields(Form))}, got {_shown(form)}"
+        )
     return Description(
         architecture["network"],
         architecture["classes"],
         None if labels is None else tuple(labels),
         Input(**given),
+        None if form is None else Form(**form),
     )
 
 

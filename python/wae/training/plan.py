@@ -102,8 +102,9 @@ class Plan:
     start: str = "random"
     """``linear``: encoder and decoder start as the best linear transform of 2 x 2 blocks."""
     norm_statistics: str = "batch"
-    """Normalises ``low`` and ``high`` in training: the statistics of the ``batch``, or ``fixed`` ones,
-    measured before each stage."""
+    """Normalises ``low`` and ``high`` in training: the statistics of the ``batch``; ``fixed`` ones, measured
+    before each stage; or ``kept``: ``low`` keeps those that the network has, for a trained low body, and
+    ``high``'s are measured."""
     seed: int = 0
     """Of the random weights, the order of the data, augmentation and dropout."""
 
@@ -112,7 +113,7 @@ class Plan:
             raise PlanError("stages must hold at least one stage")
         _choice(self, "precision", ("float32", "float16", "bfloat16"))
         _choice(self, "start", ("random", "linear"))
-        _choice(self, "norm_statistics", ("batch", "fixed"))
+        _choice(self, "norm_statistics", ("batch", "fixed", "kept"))
         _numbers(self, int, 1, 10**7, "batch", "accumulate")
         _numbers(self, int, 0, 2**31, "seed")
         if type(self.model) is not str:

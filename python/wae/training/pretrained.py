@@ -34,8 +34,8 @@ networks that hold others beside."""
 _WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.")
 """Prefixes of every name of a network that was saved inside another module."""
 
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of colours 0..1, as torchvision's weights want them
-_IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of colours 0..1, as torchvision's weights want them
+IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
 
 
 @torch.no_grad()
@@ -47,7 +47,7 @@ def scale_for_photos(model: nn.Module) -> None:
     """
     scale, shift = model.get_buffer("image_scale"), model.get_buffer("image_shift")
     if bool((scale == 1).all()) and bool((shift == 0).all()):
-        mean, deviation = torch.tensor(_IMAGENET_MEAN), torch.tensor(_IMAGENET_DEVIATION)
+        mean, deviation = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_DEVIATION)
         scale.copy_(1 / (255 * deviation))
         shift.copy_(-mean / deviation)
 
@@ -99,7 +99,7 @@ def load_body(model: nn.Module, name: str, source: str) -> None:
         ValueError: torchvision has no weights for that network.
     """
     body = _body(model)
-    tensors = _from_torchvision(name) if source == TORCHVISION else _tensors(Path(source))
+    tensors = _from_torchvision(name) if source == TORCHVISION else read_tensors(Path(source))
     wanted = {key: tensor for key, tensor in body.state_dict().items() if not _is_classifiers(key)}
     counters = {key for key in wanted if key.endswith("num_batches_tracked")}  # old files have none
     needed = wanted.keys() - counters
@@ -146,8 +146,8 @@ def _from_torchvision(name: str) -> Mapping[str, Tensor]:
     return network.state_dict()
 
 
-def _tensors(path: Path) -> Mapping[str, Tensor]:
-    """The tensors in a file of either kind."""
+def read_tensors(path: Path) -> Mapping[str, Tensor]:
+    """The tensors, by name, in a file of safetensors or torch.save's. Raises CheckpointError."""
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file")
     try:

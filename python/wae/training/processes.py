@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+
+_Value = TypeVar("_Value")
 
 
 @contextmanager
@@ -42,7 +45,7 @@ def is_alone() -> bool:
     return not dist.is_initialized() or dist.get_world_size() == 1
 
 
-def agreed(value: bool) -> bool:
+def agreed(value: _Value) -> _Value:
     """The first process's ``value``, in all of them."""
     if not dist.is_initialized():
         return value

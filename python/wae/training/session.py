@@ -130,7 +130,7 @@ class Session:
             _try_training(plan, len(sets[0].labels), images)
             teacher = self._teacher(images, sets[1].labels, console)
             described = plan.model, sets[0].labels, _input(sets[1], images)
-            with self._observer(console, images, goes_on) as observer:
+            with observed(self.folder, console, images, goes_on) as observer:
                 if is_first():
                     rehearse(self.folder, model, *described)
                 history = train(
@@ -259,21 +259,29 @@ class Session:
         _note(console, order.note)
         return InOrder(teacher, order.numbers)
 
-    @contextmanager
-    def _observer(self, console: Console, images: Tensor, goes_on: bool) -> Iterator[Observer]:
-        """The observers of the training; on other processes than the first, none."""
-        if not is_first():
-            yield Observer()
-            return
-        with ExitStack() as stack:
-            observers: list[Observer] = [] if goes_on else [_NewFolder(self.folder)]
-            observers.append(JsonLines(self.folder / LOG))
-            try:
-                observers.append(TensorBoard(self.folder / TENSORBOARD, images))
-            except ModuleNotFoundError:
-                console.print(_NO_TENSORBOARD, soft_wrap=True, highlight=False, markup=False)
-            observers.append(stack.enter_context(Terminal(console)))
-            yield Together(observers)
+
+@contextmanager
+def observed(folder: Path, console: Console, images: Tensor, goes_on: bool) -> Iterator[Observer]:
+    """The observers of a training that writes to ``folder``; on other processes than the first, none.
+
+    Args:
+        folder: of the plan, the log and TensorBoard's files.
+        console: where the epochs are shown.
+        images: that TensorBoard shows.
+        goes_on: whether the training began before: then the plan is there.
+    """
+    if not is_first():
+        yield Observer()
+        return
+    with ExitStack() as stack:
+        observers: list[Observer] = [] if goes_on else [_NewFolder(folder)]
+        observers.append(JsonLines(folder / LOG))
+        try:
+            observers.append(TensorBoard(folder / TENSORBOARD, images))
+        except ModuleNotFoundError:
+            console.print(_NO_TENSORBOARD, soft_wrap=True, highlight=False, markup=False)
+        observers.append(stack.enter_context(Terminal(console)))
+        yield Together(observers)
 
 
 class _NewFolder(Observer):

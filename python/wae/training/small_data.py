@@ -5,6 +5,7 @@ The numbers are rules of thumb for some ten to some thousand images, not the out
 
 from __future__ import annotations
 
+from dataclasses import replace
 from statistics import median
 
 from PIL import Image
@@ -19,6 +20,7 @@ MODEL = "wae_resnet18"
 
 _STEPS = 2000  # of the optimizer, where that makes a reasonable number of epochs
 _EPOCHS = range(5, 61)
+_FINE_TUNED = range(2, 31)  # epochs with labels of a network that is trained already
 _BATCH = range(8, 65)
 _SIDE = range(64, 225)
 _LOOKED_AT = 100  # images whose sizes are read
@@ -31,6 +33,25 @@ def small_data_plan(images: int, model: str = MODEL) -> Plan:
     transform = Stage("transform", max(1, epochs // 10), 1e-3, "adam", warmup=0.1)
     joint = Stage("joint", epochs, 1e-3, "adamw", weight_decay=0.05, encoder_rate=0.1, warmup=epochs / 20)
     return Plan(model, (transform, joint), batch=batch, start="linear")
+
+
+def acceleration_plan(images: int, model: str, mimic: float = 0.0) -> Plan:
+    """The plan for WAE around a trained network: low rates, for what is there is to be kept.
+
+    Args:
+        images: to train on.
+        model: the network's name, for the record.
+        mimic: how much the distance to the network's scores counts.
+    """
+    small = small_data_plan(images, model)
+    epochs = _clamped(round(_STEPS * small.batch / images), _FINE_TUNED)
+    labelled = Stage(
+        "classifier", max(1, epochs // 3), 1e-3, "adamw",
+        weight_decay=0.05, warmup=epochs / 20, mimic_weight=mimic, mimic_temperature=2.0,
+    )  # fmt: skip
+    joint = replace(labelled, kind="joint", epochs=epochs, learning_rate=3e-4, encoder_rate=0.1)
+    stages = Stage("transform", max(1, epochs // 10), 3e-4, "adam", warmup=0.1), labelled, joint
+    return replace(small, stages=stages, start="random", norm_statistics="kept")
 
 
 def fitting_size(data: ImageFolder) -> int:

@@ -273,8 +273,8 @@ class _Run:
             scale, shift = model.image_scale.view(3, 1, 1), model.image_shift.view(3, 1, 1)
             transform = best_linear((sample * scale + shift).cpu(), least_energy=True)
             write_linear_start(model.encoder, model.decoder, transform)
-        if plan.norm_statistics == "fixed":
-            _measure_norms(model, sample)
+        if plan.norm_statistics != "batch":
+            _measure_norms(model, sample, low=plan.norm_statistics == "fixed")
 
     def _epoch(
         self,
@@ -364,7 +364,7 @@ class _Run:
 
     def _train_mode(self) -> None:
         self.model.train()
-        if self.plan.norm_statistics == "fixed" and isinstance(self.model, WAEClassifier):
+        if self.plan.norm_statistics != "batch" and isinstance(self.model, WAEClassifier):
             self.model.low_norm.eval()
             self.model.high_norm.eval()
 
@@ -461,10 +461,10 @@ def _average(model: nn.Module, stage: Stage) -> AveragedModel | None:
 
 
 @torch.no_grad()
-def _measure_norms(model: WAEClassifier, sample: Tensor) -> None:
-    """Set the statistics of the two normalisations to those of ``sample``."""
+def _measure_norms(model: WAEClassifier, sample: Tensor, low: bool) -> None:
+    """Set the statistics of the two normalisations, ``low`` or of ``high`` alone, to those of ``sample``."""
     for norm, part in zip((model.low_norm, model.high_norm), model.decompose(sample), strict=True):
-        if isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm)):
+        if (low or norm is model.high_norm) and isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm)):
             assert norm.running_mean is not None
             assert norm.running_var is not None
             norm.running_mean.copy_(part.mean((0, 2, 3)))

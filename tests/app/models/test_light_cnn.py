@@ -50,17 +50,14 @@ def test_wae_goes_around_it_computes_and_learns(name):
         for parameter in model.parameters():
             if parameter.grad is not None:
                 parameter -= 1e-4 * parameter.grad
-        assert model.eval()(images).isfinite().all()
+        assert model(images).isfinite().all()  # not eval(): the running statistics know one batch
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "engine"), [("shufflenet_v2_x1_0", "openvino"), ("mixnet_s", "onnxruntime")]
-)
-def test_it_is_deployed(name, engine):
-    pytest.importorskip(engine)
-    model, side = around(name, image_scale=(1 / 64,) * 3, image_shift=(-2.0,) * 3)
-    deployed = wae.deploy(model.eval(), (side, side), batch=1, engine=engine)
+def test_a_shufflenet_is_deployed():
+    pytest.importorskip("openvino")
+    model, side = around("shufflenet_v2_x1_0", image_scale=(1 / 64,) * 3, image_shift=(-2.0,) * 3)
+    deployed = wae.deploy(model.eval(), (side, side), batch=1, engine="openvino")
     assert deployed.difference <= 1e-4
 
 
@@ -76,6 +73,7 @@ def test_a_vision_transformer_is_deployed_and_comes_back_from_a_file(tmp_path):
         assert torch.equal(load_classifier(tmp_path / "file")(images), model(images))
 
 
+@pytest.mark.slow
 def test_numbers_that_no_file_holds_are_there_after_loading(tmp_path):
     """EVA-02's rotary positions are buffers that are not saved."""
     pytest.importorskip("timm", reason="timm is not installed")
@@ -94,6 +92,7 @@ def transformer():
     return on_meta(lambda: fit_to(standard_body("vit_b_16"), (112, 112)))
 
 
+@pytest.mark.slow
 def test_the_light_cnn_is_the_widest_that_is_allowed():
     body = transformer()
     light = light_cnn(body, (112, 112))

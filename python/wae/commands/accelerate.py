@@ -1,0 +1,170 @@
+"""``wae accelerate``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from . import shared
+
+HELP = "make a trained classifier faster, and report what that costs"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command line."""
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="NAME|FILE|MODULE:FUNCTION",
+        help="of torchvision or timm; wae train's checkpoint, FILE.safetensors; or what a function returns",
+    )
+    parser.add_argument(
+        "--weights",
+        metavar="FILE|torchvision|timm",
+        help="of the network: a file of its state_dict, or the library's own: may download one",
+    )
+    parser.add_argument(
+        "--data",
+        required=True,
+        metavar="DIR|NAME",
+        help="a folder with train/CLASS/IMAGE and val/CLASS/IMAGE, fashion-mnist or digits",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="of what comes of it; the same command again goes on where it was stopped",
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="begin anew: remove what an acceleration left in DIR"
+    )
+    _add_choices(
+        parser.add_argument_group("the accelerated network (default: chosen, see docs/accelerate.md)")
+    )
+    _add_input(parser.add_argument_group("the network's input (default: its library's, or ImageNet's)"))
+    _add_training(parser.add_argument_group("training (default: a plan that fits the number of images)"))
+    _add_deployment(parser.add_argument_group("the deployed form"))
+    _add_machine(parser.add_argument_group("data and machine"))
+
+
+def _add_input(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--input-size", type=shared.positive, metavar="N", help="of the original's images")
+    group.add_argument("--interpolation", choices=("bilinear", "bicubic", "nearest"))
+    for name in ("mean", "std"):
+        group.add_argument(
+            f"--{name}",
+            type=float,
+            nargs=3,
+            metavar=("R", "G", "B"),
+            help="of colours 0..1, as it takes them",
+        )
+
+
+def _add_choices(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--target", type=_times, metavar="N.Nx", help="how many times faster: chooses size and factor"
+    )
+    group.add_argument("--target-ms", type=float, metavar="MS", help="milliseconds of a call, instead")
+    group.add_argument(
+        "--size", type=shared.positive, metavar="N", help="of the images (default: the original's)"
+    )
+    group.add_argument(
+        "--factor", type=shared.positive, default=4, metavar="N", help="of the light body (default: 4)"
+    )
+    group.add_argument(
+        "--start",
+        default="included",
+        metavar="included|linear|FILE",
+        help="auto-encoder to begin with (default: included)",
+    )
+    group.add_argument(
+        "--mimic",
+        type=float,
+        metavar="X",
+        help="weight of the distance to the original's scores (default: 0 or 1, by a trial)",
+    )
+
+
+def _add_training(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--plan", metavar="FILE|NAME", help="what each stage does")
+    group.add_argument("--epochs", type=shared.positive, metavar="N", help="of the longest stage")
+    group.add_argument("--learning-rate", type=float, metavar="X", help="of every stage, at its highest")
+    group.add_argument("--batch", type=shared.positive, metavar="N", help="of all processes together")
+    group.add_argument("--seed", type=int, default=0, metavar="N")
+
+
+def _add_deployment(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--precision",
+        choices=("auto", "float32", "bfloat16", "float16", "int8"),
+        default="auto",
+        help="auto: the fastest within --max-drop",
+    )
+    group.add_argument("--engine", default="auto", metavar="NAME", help="of wae.deploy (default: auto)")
+    group.add_argument(
+        "--images", type=shared.positive, default=1, metavar="N", help="in a call (default: 1)"
+    )
+    group.add_argument(
+        "--max-drop",
+        type=float,
+        default=0.01,
+        metavar="X",
+        help="of accuracy, that a precision may cost (default: 0.01)",
+    )
+
+
+def _add_machine(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--on-corrupt", choices=("error", "skip"), default="error", help="about images that cannot be read"
+    )
+    shared.add_max_pixels(group)
+    group.add_argument(
+        "--workers", type=shared.whole, default=0, metavar="N", help="processes that read (default: 0)"
+    )
+    group.add_argument("--device", metavar="NAME", help="default: cuda if there is a GPU, else cpu")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Accelerate, or go on with it."""
+    from wae.data.images import MAX_PIXELS
+    from wae.experiments import accelerate
+    from wae.inference.engines import ENGINES
+    from wae.training import plan
+
+    if options.engine not in ("auto", *ENGINES):
+        known = ", ".join(ENGINES)
+        return shared.complain(f"--engine must be auto or one of {known}, got {options.engine}", 2)
+    names = (
+        "model data weights size factor target target_ms start mimic epochs learning_rate batch seed".split()
+    )
+    names += "precision engine images max_drop on_corrupt workers device input_size interpolation".split()
+    chosen: dict[str, Any] = {name: getattr(options, name) for name in names}
+    try:
+        settings = accelerate.Settings(
+            folder=options.output,
+            plan=None if options.plan is None else plan.find(options.plan),
+            max_pixels=options.max_pixels or MAX_PIXELS,
+            mean=options.mean and tuple(options.mean),
+            std=options.std and tuple(options.std),
+            **chosen,
+        )
+        accelerate.run(settings, shared.console(), options.force)
+    except KeyboardInterrupt as interrupt:
+        return shared.interrupted(interrupt, "; the same command goes on from there")
+    except ValueError as error:
+        raise shared.Failure(str(error)) from None
+    return 0
+
+
+def _times(text: str) -> float:
+    """An argparse type: ``2x`` or ``2``, a number above 1."""
+    try:
+        value = float(text.removesuffix("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"needs a number such as 2.0x, got {text!r}") from None
+    if not 1 < value < 1e6:
+        raise argparse.ArgumentTypeError(f"needs more than 1x, got {text}")
+    return value

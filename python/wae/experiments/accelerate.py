@@ -1,0 +1,715 @@
+"""A trained classifier made faster: WAE around it, trained, deployed, exported (docs/accelerate.md).
+
+::
+
+    folder/accelerate.json   the settings, and what each step found: what a stopped run goes on from
+          /plan.toml, state.safetensors, log.jsonl, tensorboard/, model.safetensors: as wae train's
+          /deployed/         for wae.load_deployed
+          /model.onnx        where ONNX Runtime is installed
+          /report.md, report.html
+
+Nothing is chosen by the test images: what has to be chosen is tried on training images that are kept aside.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from wae.data.classes import class_order
+from wae.data.dataset import DatasetError, InMemory
+from wae.data.folder import ImageFolder, OnCorrupt
+from wae.data.images import MAX_PIXELS
+from wae.data.input import Input
+from wae.data.loading import batches, fingerprint, open_dataset
+from wae.errors import WaeError
+from wae.inference.deployed import Deployed, deploy
+from wae.inference.engines import EngineError
+from wae.inference.export import export
+from wae.inference.predict import filled
+from wae.inference.timing import interleaved
+from wae.models.accelerated import Form, accelerated, show_small_image
+from wae.models.classifier import WAEClassifier
+from wae.models.counting import count
+from wae.storage.checkpoint import load_classifier, save_classifier
+from wae.storage.files import sha256, written
+from wae.storage.weights_file import WEIGHTS, CheckpointError
+from wae.training.linear_start import best_linear, write_linear_start
+from wae.training.lock import alone_in
+from wae.training.objective import InOrder
+from wae.training.observers import Terminal, shown
+from wae.training.original import Original, open_original
+from wae.training.plan import Plan, changed
+from wae.training.pretrained import load_autoencoder
+from wae.training.processes import agreed, is_first, joined
+from wae.training.session import LOG, MODEL, PLAN, STATE, TENSORBOARD, observed
+from wae.training.small_data import acceleration_plan
+from wae.training.trainer import Observer, evaluate, train
+
+from . import acceleration_report
+
+RECORD, DEPLOYED, ONNX, TRIALS = "accelerate.json", "deployed", "model.onnx", "trials"
+SHOWN = 4
+"""Images of the report."""
+
+_KEPT = 5  # every fifth training image is kept aside for what has to be chosen
+_TRIAL = 4  # a trial has one epoch of the plan's in so many
+_SAMPLE = 256  # training images that the start is fitted to
+_MIMIC = 1.0  # the weight that is tried
+_FACTORS = (2, 4, 8)
+_SCALES = (1.25, 1.0, 0.875, 0.75, 0.625, 0.5)  # of the original's size, that are measured for a target
+_STEP = 32  # sizes are multiples of it: halves of them are multiples of a patch
+_TRIED = 3  # of the networks that meet the target
+_SECONDS = 3.0  # of timing
+_AT_ONCE = 64  # images that a deployed network is evaluated on
+
+
+class AccelerationError(WaeError, ValueError):
+    """A network that cannot be accelerated as asked. The message says why."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to accelerate, and how. Everything but the first three has a default."""
+
+    model: str | nn.Module
+    """See :func:`wae.training.original.open_original`."""
+    data: str | Path | tuple[InMemory, InMemory]
+    """See :func:`wae.data.loading.open_dataset`; or images to train on and to test, in memory."""
+    folder: Path
+    """Of the results."""
+    weights: str | None = None
+    plan: Plan | None = None
+    """None for one that fits the number of images."""
+    epochs: int | None = None
+    """Of the last stage; the others' keep their share."""
+    learning_rate: float | None = None
+    batch: int | None = None
+    seed: int = 0
+    start: str = "included"
+    """The auto-encoder to begin with: ``included``, ``linear`` (fitted to the images), or a file."""
+    mimic: float | None = None
+    """How much the distance to the original's scores counts; None for 0 or 1, by a trial."""
+    size: int | None = None
+    """Of the accelerated network's images; None for the original's."""
+    factor: int = 4
+    """Of the light body."""
+    target: float | None = None
+    """How many times faster than the original in its fastest engine: chooses ``size`` and ``factor``."""
+    target_ms: float | None = None
+    """Milliseconds of a call, instead of ``target``."""
+    precision: str = "auto"
+    engine: str = "auto"
+    images: int = 1
+    """In a call of the deployed network."""
+    max_drop: float = 0.01
+    """Of accuracy, that a precision may cost."""
+    input_size: int | None = None
+    """Of the original's images; this and the next three: None for its library's, else ImageNet's."""
+    interpolation: str | None = None
+    mean: tuple[float, float, float] | None = None
+    """Of red, green and blue, 0..1, as the original takes them."""
+    std: tuple[float, float, float] | None = None
+    on_corrupt: OnCorrupt = "error"
+    max_pixels: int = MAX_PIXELS
+    workers: int = 0
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.target is not None and self.target_ms is not None:
+            raise AccelerationError("target and target_ms: give one of them")
+        for name in ("target", "target_ms", "mimic", "learning_rate"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1e6:
+                raise AccelerationError(f"{name} must be a number of 0 or more, got {value!r}")
+        for name in ("images", "epochs", "batch"):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 1):
+                raise AccelerationError(f"{name} must be 1 or more, got {value!r}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """What decides the outcome, for JSON."""
+        machine = ("folder", "workers", "device", "data", "model", "plan")
+        entries = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in machine}
+        return {**entries, "plan": None if self.plan is None else self.plan.as_dict()}
+
+
+class Sets(NamedTuple):
+    """The images in the size of a network."""
+
+    training: ImageFolder | InMemory
+    """Augmented."""
+    plain: ImageFolder | InMemory
+    """The same images as for a test."""
+    test: ImageFolder | InMemory
+
+
+@dataclass
+class _Record:
+    """What was found so far, on disk after each step; the same in all processes."""
+
+    path: Path
+    settings: dict[str, Any]
+    found: dict[str, Any] = field(default_factory=dict)
+
+    def once(self, name: str, find: Callable[[], Any]) -> Any:
+        """What ``find`` gives; where it was found before, what it gave then."""
+        if name not in self.found:
+            self.found[name] = json.loads(json.dumps(find()))
+            self.write()
+        return self.found[name]
+
+    def write(self) -> None:
+        if is_first():
+            with written(self.path, force=True) as file:
+                file.write(json.dumps({"settings": self.settings, "found": self.found}, indent=1).encode())
+
+
+Loader = Iterable[tuple[Tensor, Tensor]]
+"""Images, (N, 3, H, W) uint8, and labels, (N,) int64: a DataLoader, say."""
+
+
+def accelerate(
+    model: str | nn.Module,
+    data: str | Path | tuple[Loader, Loader],
+    folder: str | Path,
+    *,
+    force: bool = False,
+    console: Console | None = None,
+    **options: Any,
+) -> Path:
+    """Make a trained classifier faster; what comes of it is in ``folder``. Called again, it goes on.
+
+    Args:
+        model: the network itself, or its name: see :func:`wae.training.original.open_original`.
+        data: a folder with train/CLASS/IMAGE and val/CLASS/IMAGE; or two loaders, of the images to train on
+            and of those to test with, which are held in memory: uint8, in the network's size, not normalised.
+        folder: of the results.
+        force: begin anew: what an acceleration left in the folder is removed.
+        console: where it says how far it is; None for standard output.
+        options: entries of :class:`Settings`.
+
+    Returns the path of the checkpoint. Raises as :func:`run`.
+    """
+    held = tuple(map(_in_memory, data)) if isinstance(data, tuple) else data
+    settings = Settings(model, held, Path(folder), **options)  # type: ignore[arg-type]
+    return run(settings, console or Console(), force)
+
+
+def _in_memory(loader: Loader) -> InMemory:
+    images, labels = (torch.cat(parts) for parts in zip(*loader, strict=True))
+    return InMemory(images, labels, [str(number) for number in range(int(labels.max()) + 1)], False, 0)
+
+
+def run(settings: Settings, console: Console, force: bool = False) -> Path:
+    """Make the network faster, and return the path of its checkpoint. Called again, it goes on.
+
+    Under torchrun all processes train, and the first does the rest.
+
+    Args:
+        settings: see there.
+        console: where it says how far it is.
+        force: begin anew: what an acceleration left in the folder is removed.
+
+    Raises:
+        FileExistsError: the folder holds something else.
+        CheckpointError: a file of weights cannot be used, or the folder is that of other settings.
+        DatasetError, ImageError, ClassError: the data cannot be used, or its classes are others.
+        TrainingError: the loss is no longer a number.
+        EngineError, DisagreementError: no engine runs the network, or none within ``max_drop``.
+        ValueError: the network cannot be accelerated.
+    """
+    with joined(settings.device) as device:
+        steps = _Acceleration(settings, console, device)
+        with _alone(settings.folder):
+            if force and is_first():
+                _clear(settings.folder)
+            return steps.run()
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    if not is_first():
+        yield
+        return
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is no folder")
+    with alone_in(folder):
+        yield
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an acceleration left; what is not one's stays."""
+    if not (folder / RECORD).exists():
+        return
+    for name in (TENSORBOARD, TRIALS, DEPLOYED):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in (STATE, MODEL, PLAN, LOG, ONNX, *acceleration_report.FILES, RECORD):  # the record last
+        (folder / name).unlink(missing_ok=True)
+
+
+class _Acceleration:
+    """One run: what is checked at its beginning, and the steps."""
+
+    def __init__(self, settings: Settings, console: Console, device: torch.device) -> None:
+        self.settings, self.console, self.device = settings, console, device
+        classes = len(self._opened(None)[0].labels)
+        self.original = _overridden(open_original(settings.model, settings.weights, classes), settings)
+        self.order = class_order(
+            self.original.name, self.original.labels, self.original.classes, self._opened(None)[0].labels
+        )
+        self.form = Form(settings.size or self.original.input.size, settings.factor)
+        self.stock = self.original.classifier()
+        self.sets = self._sets(self.form)
+        self._network(self.form)  # what cannot be built, or does not take the images, is found out first
+        with torch.no_grad():
+            self.stock(self._sets(Form(self.original.input.size)).test.batch([0], 0)[0])
+
+    # ---------------------------------------------------------------------------------------- data, networks
+
+    def _opened(self, input: Input | None) -> tuple[Any, Any, Any]:
+        s = self.settings
+        if isinstance(s.data, tuple):
+            training, test = s.data
+            plain = training.subset(range(len(training)))
+            plain.augment = False
+            return training, plain, test
+        kinds = ((True, True), (True, False), (False, False))
+        return tuple(  # type: ignore[return-value]
+            open_dataset(s.data, train, augment, s.seed, input, s.on_corrupt, s.max_pixels)
+            for train, augment in kinds
+        )
+
+    def _sets(self, form: Form) -> Sets:
+        """The images for a network of this form, their classes in the original's order."""
+        found = self._opened(self.original.input.of_size(form.size))
+        sets = Sets(*(data.renumbered(self.order.numbers) for data in found))
+        for data in sets:
+            if isinstance(data, InMemory) and set(data.images.shape[2:]) != {form.size}:
+                height, width = data.images.shape[2:]
+                raise DatasetError(
+                    f"images of {height} x {width} are not of the network's {form.size}: see size"
+                )
+        return sets
+
+    def _network(self, form: Form) -> WAEClassifier:
+        """The network to begin with."""
+        start = self.settings.start
+        torch.manual_seed(self.settings.seed)
+        model = accelerated(self.original.network, form)
+        plain = self._sets(form).plain
+        numbers = range(0, len(plain), max(1, len(plain) // _SAMPLE))[:_SAMPLE]
+        sample = plain.batch(numbers, 0)[0]
+        scale, shift = self.stock.image_scale, self.stock.image_shift
+        if start == "linear":
+            model.image_scale.copy_(scale)
+            model.image_shift.copy_(shift)
+            units = (image * scale.view(3, 1, 1) + shift.view(3, 1, 1) for image in sample)
+            assert model.decoder is not None
+            write_linear_start(model.encoder, model.decoder, best_linear(units))  # type: ignore[arg-type]
+        else:
+            load_autoencoder(
+                model, WEIGHTS / "autoencoder.safetensors" if start == "included" else Path(start)
+            )
+        show_small_image(model, sample, scale, shift)
+        return model
+
+    def _plan(self, images: int, mimic: float) -> Plan:
+        s = self.settings
+        plan = s.plan or acceleration_plan(images, self._name(), mimic)
+        if s.plan is not None and s.mimic is not None:
+            plan = replace(plan, stages=tuple(_mimicking(stage, mimic) for stage in plan.stages))
+        longest = max(stage.epochs for stage in plan.stages)
+        stages = [
+            replace(
+                stage,
+                epochs=max(1, round(stage.epochs * (s.epochs or longest) / longest)),
+                learning_rate=stage.learning_rate if s.learning_rate is None else s.learning_rate,
+            )
+            for stage in plan.stages
+        ]
+        return replace(plan, stages=tuple(stages), batch=s.batch or plan.batch, seed=s.seed)
+
+    def _name(self) -> str:
+        """In the checkpoint."""
+        name = self.original.name
+        return name if ":" in name else f"wae_{name}"
+
+    # ------------------------------------------------------------------------------------------------ steps
+
+    def run(self) -> Path:
+        settings, folder = self.settings, self.settings.folder
+        record = self._record()
+        self._say(f"{self.original.name}: {len(self.sets.training):,} images to train on, "
+                  f"{len(self.sets.test):,} to test, {self.original.classes} classes")  # fmt: skip
+        found = record.once("original", self._measure_original)
+        self._say(f"the original's top-1 accuracy: {100 * found['accuracy']:.2f} %")
+        if settings.target is not None or settings.target_ms is not None:
+            chosen = record.once("target", lambda: self._meet_target(record))
+            self.form = Form(**chosen["form"])
+            self.sets = self._sets(self.form)
+            self._say(
+                f"images of {self.form.size}, the light body's factor {self.form.factor}: {chosen['why']}"
+            )
+        mimic = settings.mimic
+        if mimic is None:
+            mimic = record.once("mimic", lambda: self._try_mimic(record))["weight"]
+        record.once("training", lambda: self._train(mimic))
+        if not is_first():
+            return folder / MODEL
+        model = self._trained()
+        record.once("deployed", lambda: self._deploy(model))
+        record.once("onnx", lambda: self._export(model))
+        images = self.sets.test.batch(_spread(len(self.sets.test), SHOWN), 0)[0]
+        parts = shown(model, images)
+        acceleration_report.write(folder, self.original.name, record.found, parts)
+        for path in (MODEL, DEPLOYED, ONNX, "report.html"):
+            if (folder / path).exists():
+                self._say(f"{folder / path}")
+        self.console.print(acceleration_report.summary(record.found), highlight=False, markup=False)
+        return folder / MODEL
+
+    def _record(self) -> _Record:
+        """The folder's, after a check that it is this run's; or a new one."""
+        path = self.settings.folder / RECORD
+        settings = json.loads(json.dumps({
+            **self.settings.as_dict(),
+            "name": self.original.name,
+            "sources": dict(self.original.sources),
+            "data": fingerprint(self._sets(Form(self.original.input.size)).plain),
+        }))  # fmt: skip
+        if self.settings.start not in ("included", "linear"):
+            settings["start"] = sha256(Path(self.settings.start))
+        record = _Record(path, settings)
+        entries = {entry.name for entry in self.settings.folder.glob("[!.]*")} if is_first() else set()
+        if agreed(path.exists()):
+            try:
+                made: Any = agreed(json.loads(path.read_bytes()) if is_first() else None)
+                before, record.found = made["settings"], dict(made["found"])
+            except (ValueError, LookupError, TypeError):
+                raise CheckpointError(f"{path}: is damaged; --force begins anew") from None
+            if different := ", ".join(changed(before, settings)):
+                raise CheckpointError(
+                    f"{self.settings.folder}: was begun with another {different}; --force begins anew"
+                )
+        elif entries:
+            raise FileExistsError(f"{self.settings.folder} is not empty, and holds no acceleration; "
+                                  "name another folder, or --force")  # fmt: skip
+        else:
+            record.write()
+        return record
+
+    def _say(self, line: str) -> None:
+        if is_first():
+            self.console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+    def _measure_original(self) -> dict[str, Any]:
+        data = self._sets(Form(self.original.input.size)).test
+        batch = 2 * self._plan(len(self.sets.training), 0.0).batch
+        stock = self.stock.to(self.device)
+        accuracy = evaluate(stock, data, batch, self.device, self.settings.workers)
+        size = (self.original.input.size,) * 2
+        return {
+            "accuracy": accuracy.top1,
+            "top5": accuracy.top5,
+            "multiply_adds": count(stock, size).multiply_adds,
+            "classes": _by_class(stock, data, batch, self.device),
+            "labels": list(data.labels),
+            "size": self.original.input.size,
+        }
+
+    def _trial(self, record: _Record, form: Form, mimic: float) -> float:
+        """The accuracy on kept-aside training images after a short training on the others."""
+        name = f"size {form.size}, factor {form.factor}, mimic {mimic:g}"
+
+        def find() -> float:
+            sets = self._sets(form)
+            kept = range(0, len(sets.plain), _KEPT)
+            rest = [number for number in range(len(sets.plain)) if number % _KEPT]
+            plan = self._plan(len(rest), mimic)
+            stages = (replace(stage, epochs=max(1, round(stage.epochs / _TRIAL))) for stage in plan.stages)
+            plan = replace(plan, stages=tuple(stages), batch=min(plan.batch, len(rest)))
+            state = self.settings.folder / TRIALS / f"{name}.safetensors"
+            if is_first():
+                state.parent.mkdir(exist_ok=True)
+            with self._terminal() as observer:
+                history = train(
+                    self._network(form),
+                    plan,
+                    sets.training.subset(rest),
+                    sets.plain.subset(kept),
+                    state=state,
+                    resume=agreed(state.exists()),
+                    teacher=self._teacher(form) if mimic else None,
+                    observer=observer,
+                    workers=self.settings.workers,
+                    device=self.device,
+                )
+            assert history[-1].accuracy is not None
+            return history[-1].accuracy.top1
+
+        accuracy: float = record.once(f"trial: {name}", find)
+        if is_first():
+            (self.settings.folder / TRIALS / f"{name}.safetensors").unlink(missing_ok=True)
+        self._say(f"trial, {name}: {100 * accuracy:.2f} % of the images kept aside")
+        return accuracy
+
+    @contextmanager
+    def _terminal(self) -> Iterator[Observer]:
+        if not is_first():
+            yield Observer()
+            return
+        with Terminal(self.console) as observer:
+            yield observer
+
+    def _try_mimic(self, record: _Record) -> dict[str, Any]:
+        accuracies = {weight: self._trial(record, self.form, weight) for weight in (0.0, _MIMIC)}
+        best = max(accuracies, key=lambda weight: accuracies[weight])
+        return {"weight": best, "accuracies": {str(weight): x for weight, x in accuracies.items()}}
+
+    def _teacher(self, form: Form) -> nn.Module:
+        stock: nn.Module = self.original.classifier()
+        side = self.original.input.size
+        return InOrder(stock if form.size == side else _Resized(stock, side), range(self.original.classes))
+
+    def _train(self, mimic: float) -> dict[str, Any]:
+        folder, state = self.settings.folder, self.settings.folder / STATE
+        plan = self._plan(len(self.sets.training), mimic)
+        model = self._network(self.form)
+        self._say(getattr(model.high_body, "reason", ""))
+        goes_on = agreed(state.exists())
+        images = self.sets.test.batch(_spread(len(self.sets.test), SHOWN), 0)[0]
+        with observed(folder, self.console, images, goes_on) as observer:
+            history = train(
+                model,
+                plan,
+                self.sets.training,
+                self.sets.test,
+                state=state,
+                resume=goes_on,
+                teacher=self._teacher(self.form) if mimic else None,
+                observer=observer,
+                workers=self.settings.workers,
+                device=self.device,
+            )
+        accuracy = history[-1].accuracy
+        assert accuracy is not None
+        input = self.original.input.of_size(self.form.size)
+        if is_first():
+            made = {"plan": plan.as_dict(), "accuracy": accuracy}
+            labels = self.sets.test.labels
+            save_classifier(
+                folder / MODEL, model.cpu(), self._name(), labels, input, made, force=True, form=self.form
+            )
+            state.unlink(missing_ok=True)
+        return {
+            "accuracy": accuracy.top1,
+            "top5": accuracy.top5,
+            "seconds": sum(epoch.seconds for epoch in history),
+            "mimic": mimic,
+            "size": self.form.size,
+            "factor": self.form.factor,
+            "high body": getattr(model.high_body, "reason", f"1/{self.form.factor} of the channels"),
+            "start": next(epoch.accuracy.top1 for epoch in history if epoch.accuracy),
+        }
+
+    def _trained(self) -> WAEClassifier:
+        model = load_classifier(self.settings.folder / MODEL, self.original.network)
+        assert isinstance(model, WAEClassifier)
+        return model.to(self.device)
+
+    # ----------------------------------------------------------------------------------- deployed, exported
+
+    def _deployed(self, model: nn.Module, data: Sets) -> Deployed:
+        s = self.settings
+        size = (data.test.batch([0], 0)[0].shape[2],) * 2
+        images = min(100, len(data.plain) // 2)
+        return deploy(
+            model, size, s.images, s.engine, precision=s.precision, calibration=data.plain,
+            calibration_images=images, max_drop=s.max_drop, seconds=_SECONDS,
+        )  # fmt: skip
+
+    def _deploy(self, model: WAEClassifier) -> dict[str, Any]:
+        """Both networks in their fastest forms, timed in turns; the new one saved."""
+        full = self._sets(Form(self.original.input.size))
+        sides = {"original": (self.stock.to(self.device), full), "accelerated": (model, self.sets)}
+        forms = {name: self._deployed(network, data) for name, (network, data) in sides.items()}
+        calls: dict[str, Callable[[], Tensor]] = {}
+        for name, (network, data) in sides.items():
+            images = data.test.batch([0] * self.settings.images, 0)[0].to(self.device)
+            calls[f"{name}, PyTorch"] = _without_gradients(network, images)
+            calls[f"{name}, deployed"] = _without_gradients(forms[name], images)
+        times = interleaved(calls, _SECONDS, settle=1, synchronize=self._synchronize())
+        found: dict[str, Any] = {"images": self.settings.images}
+        for name, deployed in forms.items():
+            found[name] = {
+                "engine": deployed.engine,
+                "precision": deployed.precision,
+                "accuracy": evaluate(_Filled(deployed), sides[name][1].test, _AT_ONCE, self.device).top1,
+                "seconds": times[f"{name}, deployed"].median,
+                "eager seconds": times[f"{name}, PyTorch"].median,
+                "drop": deployed.report["drop"],
+            }
+        found["accelerated"]["classes"] = _by_class(
+            _Filled(forms["accelerated"]), self.sets.test, _AT_ONCE, self.device
+        )
+        size = (self.form.size,) * 2
+        found["accelerated"]["multiply_adds"] = count(model, size).multiply_adds
+        try:
+            forms["accelerated"].save(self.settings.folder / DEPLOYED, force=True)
+        except EngineError as error:  # as all on GPUs
+            found["accelerated"]["not saved"] = str(error)
+        return found
+
+    def _synchronize(self) -> Callable[[], None]:
+        return torch.cuda.synchronize if self.device.type == "cuda" else lambda: None
+
+    def _export(self, model: WAEClassifier) -> dict[str, Any]:
+        """The ONNX file, or why there is none."""
+        try:
+            report = export(
+                model.cpu(), self.settings.folder / ONNX, "onnx", (self.form.size,) * 2, force=True
+            )
+        except EngineError as error:
+            return {"not written": str(error)}
+        finally:
+            model.to(self.device)
+        return {"difference": report["difference"]}
+
+    # -------------------------------------------------------------------------------------------- the target
+
+    def _meet_target(self, record: _Record) -> dict[str, Any]:
+        """The form that meets the target with the least loss: measured times, then trials of a few."""
+        times = record.once("times", self._measure_forms)
+        s = self.settings
+        allowed = s.target_ms / 1e3 if s.target_ms is not None else times["original"] / (s.target or 1.0)
+        curve = [entry for entry in times["curve"] if entry["seconds"] <= allowed]
+        if not curve:
+            fastest = min(times["curve"], key=lambda entry: entry["seconds"])
+            raise AccelerationError(
+                f"target: needs at most {1e3 * allowed:.2f} ms, the fastest form that was measured takes "
+                f"{1e3 * fastest['seconds']:.2f} ms (images of {fastest['size']}, factor {fastest['factor']})"
+            )
+        # of those that meet it the slowest have the most to compute with
+        tried = sorted(curve, key=lambda entry: -entry["seconds"])[:_TRIED]
+        for entry in tried:
+            entry["kept"] = self._trial(record, Form(entry["size"], entry["factor"]), s.mimic or 0.0)
+        best = max(tried, key=lambda entry: entry["kept"])
+        trial = f"{100 * best['kept']:.2f} % in a trial, the best of {len(tried)}"
+        return {
+            "form": {"size": best["size"], "factor": best["factor"]},
+            "why": f"{1e3 * best['seconds']:.2f} ms, {trial}",
+            "allowed": allowed,
+            "original": times["original"],
+            "curve": times["curve"],
+        }
+
+    def _measure_forms(self) -> dict[str, Any]:
+        """The time of a call of the original and of each form, in one engine and precision, in turns."""
+        return agreed(self._timed_forms() if is_first() else {})
+
+    def _timed_forms(self) -> dict[str, Any]:
+        side, s = self.original.input.size, self.settings
+        sizes = sorted({max(_STEP, round(side * scale / _STEP) * _STEP) for scale in _SCALES}, reverse=True)
+        first = self._deployed(self._network(self.form).eval().to(self.device), self.sets)
+        options = {"engine": first.engine, "precision": "float32", "batch": s.images}
+        forms: dict[str, Form] = {}
+        calls: dict[str, Callable[[], Tensor]] = {}
+        for form in (Form(size, factor) for size in sizes for factor in _FACTORS):
+            try:
+                model = self._network(form).eval().to(self.device)
+            except (ValueError, DatasetError):  # images in memory have one size, and positions theirs
+                continue
+            name = f"{form.size} {form.factor}"
+            forms[name] = form
+            calls[name] = self._timed(model, form.size, options)
+        calls["original"] = self._timed(self.stock.to(self.device), side, options)
+        times = interleaved(calls, _SECONDS * 2, settle=1, synchronize=self._synchronize())
+        curve = [
+            {"size": form.size, "factor": form.factor, "seconds": times[name].median}
+            for name, form in forms.items()
+        ]
+        return {"original": times["original"].median, "engine": first.engine, "curve": curve}
+
+    def _timed(self, model: nn.Module, side: int, options: Mapping[str, Any]) -> Callable[[], Tensor]:
+        deployed = deploy(model, (side, side), **options)
+        images = torch.zeros(options["batch"], 3, side, side, dtype=torch.uint8, device=self.device)
+        return lambda: deployed(images)
+
+
+def _overridden(original: Original, settings: Settings) -> Original:
+    """``original`` with the preprocessing that the settings ask for."""
+    input = original.input.of_size(settings.input_size or original.input.size)
+    input = replace(input, interpolation=settings.interpolation or input.interpolation)
+    return replace(
+        original, input=input, mean=settings.mean or original.mean, std=settings.std or original.std
+    )
+
+
+class _Resized(nn.Module):
+    """A classifier on images that are scaled to ``side`` first."""
+
+    def __init__(self, network: nn.Module, side: int) -> None:
+        super().__init__()
+        self.network, self.side = network, side
+
+    def forward(self, images: Tensor) -> Tensor:
+        scaled = nn.functional.interpolate(
+            images.float(), size=(self.side,) * 2, mode="bilinear", antialias=True
+        )
+        scores: Tensor = self.network(scaled)
+        return scores
+
+
+class _Filled(nn.Module):
+    """A deployed network that takes any number of images: a part at a time, the last filled up."""
+
+    def __init__(self, deployed: Deployed) -> None:
+        super().__init__()
+        self.deployed = deployed
+
+    def forward(self, images: Tensor) -> Tensor:
+        parts = images.split(self.deployed.batch)
+        return torch.cat([self.deployed(filled(part, self.deployed.batch))[: len(part)] for part in parts])
+
+
+def _mimicking(stage: Any, weight: float) -> Any:
+    return stage if stage.kind == "transform" else replace(stage, mimic_weight=weight)
+
+
+def _without_gradients(network: Callable[[Tensor], Tensor], images: Tensor) -> Callable[[], Tensor]:
+    def call() -> Tensor:
+        with torch.no_grad():
+            return network(images)
+
+    return call
+
+
+def _spread(total: int, wanted: int) -> list[int]:
+    """``wanted`` numbers below ``total``, or all, evenly spaced."""
+    wanted = min(wanted, total)
+    return [number * total // wanted for number in range(wanted)]
+
+
+@torch.no_grad()
+def _by_class(
+    model: nn.Module, data: ImageFolder | InMemory, batch: int, device: torch.device
+) -> list[dict[str, int]]:
+    """For each class of ``data`` its images, and those of them that are classified rightly."""
+    right, of = (torch.zeros(len(data.labels), dtype=torch.int64) for _ in range(2))
+    model.eval()
+    for images, labels in batches(data, batch, 0, 0, False):
+        if len(labels):
+            found = model(images.to(device)).argmax(1).cpu()
+            of += torch.bincount(labels, minlength=len(of))
+            right += torch.bincount(labels[found == labels], minlength=len(of))
+    return [{"right": int(a), "of": int(b)} for a, b in zip(right, of, strict=True)]

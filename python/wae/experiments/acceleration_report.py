@@ -1,0 +1,227 @@
+"""The report of an acceleration: report.md, and report.html with its images inside."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+from torch import Tensor
+
+from wae.data.images import printable
+from wae.storage.files import written
+
+FILES = ("report.md", "report.html")
+
+LOST = 10
+"""Classes that lost most, at most, in the table."""
+
+_ENLARGED = 192  # pixels of an image's side in the report, about
+
+
+class Row(NamedTuple):
+    """One way to run one of the two networks."""
+
+    name: str
+    how: str
+    accuracy: float
+    """Share of the test images."""
+    seconds: float
+    """Of a call."""
+    multiply_adds: int
+
+
+def rows(found: Mapping[str, Any]) -> list[Row]:
+    """The table of accuracy against time."""
+    original, training, deployed = found["original"], found["training"], found["deployed"]
+    old, new = deployed["original"], deployed["accelerated"]
+
+    def how(side: Mapping[str, Any]) -> str:
+        return f"{side['engine']}, {side['precision']}"
+
+    adds = original["multiply_adds"], new["multiply_adds"]
+    return [
+        Row("original", "PyTorch", original["accuracy"], old["eager seconds"], adds[0]),
+        Row("original", how(old), old["accuracy"], old["seconds"], adds[0]),
+        Row("accelerated", "PyTorch", training["accuracy"], new["eager seconds"], adds[1]),
+        Row("accelerated", how(new), new["accuracy"], new["seconds"], adds[1]),
+    ]
+
+
+def summary(found: Mapping[str, Any]) -> str:
+    """The outcome in one line."""
+    first, old, _, new = rows(found)
+    return (
+        f"{first.seconds / new.seconds:.1f} times faster than the original in PyTorch, "
+        f"{old.seconds / new.seconds:.1f} times faster than in its fastest engine; top-1 accuracy "
+        f"{100 * first.accuracy:.2f} % to {100 * new.accuracy:.2f} %"
+    )
+
+
+def lost(found: Mapping[str, Any]) -> list[tuple[str, float, float, int]]:
+    """Of the classes that lost most: label, accuracy before, after, number of test images."""
+    labels, before = found["original"]["labels"], found["original"]["classes"]
+    entries = [
+        (label, old["right"] / old["of"], new["right"] / new["of"], old["of"])
+        for label, old, new in zip(labels, before, found["deployed"]["accelerated"]["classes"], strict=True)
+        if old["of"] and new["of"]
+    ]
+    return sorted((entry for entry in entries if entry[2] < entry[1]), key=lambda e: e[2] - e[1])[:LOST]
+
+
+def _tables(name: str, found: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Of each table its title, columns and cells."""
+    table = rows(found)
+    first = table[0]
+    sides = [
+        [
+            row.name,
+            row.how,
+            f"{100 * row.accuracy:.2f} %",
+            f"{1e3 * row.seconds:.2f} ms",
+            f"{first.seconds / row.seconds:.1f}x",
+            f"{row.multiply_adds / 1e9:.3f} G",
+        ]
+        for row in table
+    ]
+    images = found["deployed"]["images"]
+    columns = ["network", "run by", "top-1 accuracy", f"time of {images} image(s)", "faster", "multiply-adds"]
+    tables = [(f"{name}: accuracy and time", columns, sides)]
+    if "target" in found:
+        target = found["target"]
+        curve = [
+            [
+                str(entry["size"]),
+                str(entry["factor"]),
+                f"{1e3 * entry['seconds']:.2f} ms",
+                f"{target['original'] / entry['seconds']:.2f}x",
+                "yes" if entry["seconds"] <= target["allowed"] else "",
+                f"{100 * entry['kept']:.2f} %" if "kept" in entry else "",
+            ]
+            for entry in sorted(target["curve"], key=lambda entry: -entry["seconds"])
+        ]
+        columns = ["images of", "light body's factor", "time", "faster", "meets the target", "short trial"]
+        tables.append(("What was measured for the target", columns, curve))
+    trials = [
+        [key.removeprefix("trial: "), f"{100 * value:.2f} %"]
+        for key, value in found.items()
+        if key.startswith("trial: ")
+    ]
+    if trials:
+        tables.append(("Short trials, on training images kept aside", ["trial", "top-1 accuracy"], trials))
+    worst = [
+        [printable(label), f"{100 * old:.1f} %", f"{100 * new:.1f} %", str(of)]
+        for label, old, new, of in lost(found)
+    ]
+    if worst:
+        tables.append(("The classes that lost most", ["class", "original", "accelerated", "images"], worst))
+    return tables
+
+
+def _notes(found: Mapping[str, Any]) -> list[str]:
+    training, new = found["training"], found["deployed"]["accelerated"]
+    notes = [
+        f"The high body: {training['high body']}.",
+        f"Images of {training['size']} x {training['size']}; training took {training['seconds']:.0f} s.",
+        "The original teaches: the distance to its scores is a part of the loss."
+        if training["mimic"]
+        else "The original's scores are no part of the loss.",
+        "Times: medians of calls that took turns on this machine.",
+    ]
+    if "not saved" in new:
+        notes.append(f"There is no folder `deployed`: {new['not saved']}.")
+    if "not written" in found["onnx"]:
+        notes.append(f"There is no ONNX file: {found['onnx']['not written']}.")
+    return notes
+
+
+def markdown(name: str, found: Mapping[str, Any]) -> str:
+    """The report without images."""
+    lines = [f"# {name}, accelerated", "", f"{summary(found)}.", ""]
+    for title, columns, cells in _tables(name, found):
+        lines += [f"## {title}", "", _row(columns), "|" + "---|" * len(columns), *map(_row, cells), ""]
+    return "\n".join([*lines, *(f"- {note}" for note in _notes(found)), ""])
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+_STYLE = (
+    "body{font-family:sans-serif;max-width:60em;margin:2em auto}"
+    "td,th{padding:.2em .8em;text-align:left}table{border-collapse:collapse}tr{border-bottom:1px solid #ccc}"
+    "img{image-rendering:pixelated;margin:2px}figure{display:inline-block;margin:4px}"
+)
+
+
+def page(name: str, found: Mapping[str, Any], parts: Mapping[str, Tensor]) -> str:
+    """The report as one HTML file, which needs no other.
+
+    Args:
+        name: of the original network.
+        found: what each step of the acceleration found.
+        parts: see :func:`wae.training.observers.shown`.
+    """
+    title = html.escape(f"{name}, accelerated")
+    lines = [
+        "<!doctype html>",
+        f'<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style></head>',
+        f"<body><h1>{title}</h1><p>{html.escape(summary(found))}.</p>",
+        f'<p><img alt="accuracy against time" src="{_plot(rows(found))}"></p>',
+    ]
+    for heading, columns, cells in _tables(name, found):
+        lines.append(f"<h2>{html.escape(heading)}</h2><table>")
+        for tag, row in (("th", columns), *(("td", row) for row in cells)):
+            lines.append("<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>")
+        lines.append("</table>")
+    lines.append("<h2>Test images, and what the bodies see of them</h2>")
+    for number in range(len(parts["image"])):
+        figures = (
+            f'<figure><img width="{_ENLARGED}" alt="{part}" src="{_png(images[number])}">'
+            f"<figcaption>{part}</figcaption></figure>"
+            for part, images in parts.items()
+        )
+        lines.append("<p>" + "".join(figures) + "</p>")
+    lines += ["<ul>", *(f"<li>{html.escape(note)}</li>" for note in _notes(found)), "</ul></body></html>", ""]
+    return "\n".join(lines)
+
+
+def _png(image: Tensor) -> str:
+    """A (3, H, W) uint8 image as an address that holds it."""
+    encoded = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(encoded, format="PNG")
+    return _address(encoded.getvalue())
+
+
+def _address(content: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(content).decode()
+
+
+def _plot(table: Sequence[Row]) -> str:
+    """Accuracy against time, as an address."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    for row in table:
+        marker = "o" if row.name == "original" else "s"
+        axes.plot(1e3 * row.seconds, 100 * row.accuracy, marker, markersize=9, label=f"{row.name}, {row.how}")
+    axes.set_xlabel("time of a call, ms")
+    axes.set_ylabel("top-1 accuracy, %")
+    axes.set_xlim(left=0)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    encoded = io.BytesIO()
+    figure.savefig(encoded, format="png")
+    return _address(encoded.getvalue())
+
+
+def write(folder: Path, name: str, found: Mapping[str, Any], parts: Mapping[str, Tensor]) -> None:
+    """Write report.md and report.html: see :func:`markdown` and :func:`page`."""
+    for path, text in zip(FILES, (markdown(name, found), page(name, found, parts)), strict=True):
+        with written(folder / path, force=True) as file:
+            file.write(text.encode())

@@ -1,0 +1,230 @@
+"""A trained classifier as its users have it: a name of torchvision or timm, a checkpoint, or a function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torchvision
+from torch import nn
+
+from wae.data.input import INTERPOLATIONS, Input
+from wae.models.baselines import FullResolution, HalfResolution
+from wae.models.bodies import is_timm, is_torchvision, torchvision_network
+from wae.models.pairs import own_network
+from wae.models.registry import NetworkError
+from wae.storage import weights_file
+from wae.storage.checkpoint import describe, load_classifier
+from wae.storage.files import sha256
+from wae.storage.weights_file import CheckpointError
+
+from .pretrained import IMAGENET_DEVIATION, IMAGENET_MEAN, TORCHVISION, read_tensors
+
+TIMM = "timm"
+"""As a source of weights: timm's for that network, which may be downloaded."""
+
+_IMAGENET_CLASSES = 1000
+
+
+@dataclass(frozen=True)
+class Original:
+    """A trained classifier, and how an image becomes its input."""
+
+    name: str
+    """Of the network: torchvision's or timm's, or ``module:function``."""
+    network: nn.Module
+    """Of ``image * scale + shift``, (N, 3, H, W), to scores; in evaluation mode."""
+    classes: int
+    input: Input
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    """Of red, green and blue, 0..1."""
+    std: tuple[float, float, float] = IMAGENET_DEVIATION
+    labels: tuple[str, ...] | None = None
+    """The names of the classes, where they are known; else numbers decide."""
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """Digests of the files that it comes from."""
+
+    def classifier(self) -> FullResolution:
+        """The network with its scale and shift: it takes images of 0..255."""
+        mean, std = (torch.tensor(numbers, dtype=torch.float64) for numbers in (self.mean, self.std))
+        scale, shift = 1 / (255 * std), -mean / std
+        return FullResolution(self.network, scale.tolist(), shift.tolist()).eval()
+
+
+def open_original(model: str | nn.Module, weights: str | None, classes: int) -> Original:
+    """The trained classifier that a user named.
+
+    Args:
+        model: a name of torchvision or timm; a checkpoint of ours, ``FILE.safetensors``; ``module:function``,
+            which is imported and called; or the network itself. The preprocessing of one of your own is that
+            of its timm configuration (``pretrained_cfg``), if it has one, else ImageNet's.
+        weights: a file of the network's ``state_dict``; ``torchvision`` or ``timm`` for the library's own,
+            which may be downloaded; None for those that the network has.
+        classes: of the data: what a file of weights may be for, besides ImageNet's 1000.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or holds something else.
+        NetworkError, ValueError: there is no such network, or it has no weights.
+    """
+    if isinstance(model, nn.Module):
+        return _given(type(model).__name__.lower() + ":given", model, weights)
+    if model.endswith(".safetensors"):
+        if weights is not None:
+            raise ValueError(f"weights: {model} holds its own; leave --weights away")
+        return _checkpoint(Path(model))
+    if ":" in model:
+        return _given(model, own_network(model), weights)
+    if not (is_torchvision(model) or is_timm(model)):
+        raise NetworkError(
+            f"there is no network {model}; known are a NAME of torchvision or timm, FILE.safetensors, or "
+            "MODULE:FUNCTION of your own"
+        )
+    if weights is None:
+        raise ValueError(f"weights: {model} is to be a trained network: give its FILE, torchvision or timm")
+    if weights == TIMM or not is_torchvision(model):
+        return _of_timm(model, weights, classes)
+    return _of_torchvision(model, weights, classes)
+
+
+def _checkpoint(path: Path) -> Original:
+    described, model = describe(path), load_classifier(path)
+    if not isinstance(model, FullResolution) or isinstance(model, HalfResolution):
+        raise CheckpointError(f"{path}: holds {described.network}, which is not a NAME by itself")
+    scale, shift = model.image_scale.double(), model.image_shift.double()
+    mean, std = -shift / scale / 255, 1 / (255 * scale)
+    return Original(
+        described.network,
+        model.network,
+        described.classes,
+        described.input,
+        _three(mean.tolist()),
+        _three(std.tolist()),
+        described.labels,
+        {"--model": sha256(path)},
+    )
+
+
+def _given(name: str, network: nn.Module, weights: str | None) -> Original:
+    sources = {}
+    if weights is not None:
+        _put(weights, network)
+        sources["--weights"] = sha256(Path(weights))
+    matrices = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    if not matrices:
+        raise NetworkError(f"{name} must end in a torch.nn.Linear")
+    made = Original(name, network.eval(), matrices[-1].out_features, Input(), sources=sources)
+    return _as_timm_says(made) if getattr(network, "pretrained_cfg", None) else made
+
+
+def _of_torchvision(name: str, weights: str, classes: int) -> Original:
+    try:
+        best = torchvision.models.get_model_weights(name)["DEFAULT"]
+    except (ValueError, KeyError):
+        raise ValueError(f"torchvision has no weights for {name}") from None
+    preset = best.transforms()
+    make = partial(torchvision_network, name)
+    if weights == TORCHVISION:
+        network = _downloaded(TORCHVISION, name, partial(make, weights=best))
+        sources = {"--weights": f"{TORCHVISION} {best}"}
+    else:
+        network, sources = _from_file(weights, make, classes)
+    (size,), (resize,) = preset.crop_size, preset.resize_size
+    return Original(
+        name,
+        network.eval(),
+        _scores(network),
+        Input(size, resize, interpolation=preset.interpolation.value),
+        _three(preset.mean),
+        _three(preset.std),
+        sources=sources,
+    )
+
+
+def _of_timm(name: str, weights: str, classes: int) -> Original:
+    import timm
+
+    make = partial(timm.create_model, name)
+    if weights == TIMM:
+        network = _downloaded(TIMM, name, partial(make, pretrained=True))
+        sources = {"--weights": f"{TIMM} {_configuration(network)['tag']}"}
+    else:
+        network, sources = _from_file(weights, make, classes)
+    if is_torchvision(name):  # with its tag it is timm's everywhere
+        name = f"{name}.{_configuration(network)['tag']}"
+    made = Original(name, network.eval(), _scores(network), Input())
+    return _as_timm_says(replace(made, sources=sources))
+
+
+def _configuration(network: nn.Module) -> Mapping[str, Any]:
+    """Of a network of timm."""
+    known: Any = network.pretrained_cfg
+    return cast(Mapping[str, Any], known)
+
+
+def _as_timm_says(made: Original) -> Original:
+    """``made`` with the preprocessing in its network's timm configuration."""
+    from timm.data.config import resolve_model_data_config
+
+    says = resolve_model_data_config(made.network)
+    size = says["input_size"][1]
+    if says["crop_mode"] not in ("center", "squash") or says["interpolation"] not in INTERPOLATIONS:
+        raise ValueError(
+            f"{made.name}: its preprocessing is not known here: crop_mode {says['crop_mode']}, interpolation "
+            f"{says['interpolation']}"
+        )
+    input = Input(
+        size,
+        int(size / says["crop_pct"]),
+        interpolation=says["interpolation"],
+        squash=says["crop_mode"] == "squash",
+    )
+    return replace(made, input=input, mean=_three(says["mean"]), std=_three(says["std"]))
+
+
+def _scores(network: nn.Module) -> int:
+    """How many classes the network tells apart: the size of its last layer."""
+    layers = [layer for layer in network.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
+    last = layers[-1]
+    return last.out_features if isinstance(last, nn.Linear) else last.out_channels
+
+
+def _downloaded(library: str, name: str, make: Callable[[], nn.Module]) -> nn.Module:
+    try:
+        return make()
+    except (OSError, RuntimeError) as error:  # no network, or a file that is not what its name says
+        why = str(error).splitlines()[0]
+        raise ValueError(f"{library}'s weights for {name} could not be downloaded: {why}") from None
+
+
+def _from_file(path: str, make: Callable[..., nn.Module], classes: int) -> tuple[nn.Module, dict[str, str]]:
+    """The network that the file's tensors fit: for the data's classes, else for ImageNet's."""
+    tensors = read_tensors(Path(path))
+    shapes = {tuple(tensor.shape) for tensor in tensors.values()}
+    fits = next((n for n in (classes, _IMAGENET_CLASSES) if (n,) in shapes), classes)
+    network = make(num_classes=fits)
+    _put(path, network)
+    return network, {"--weights": sha256(Path(path))}
+
+
+def _put(path: str, network: nn.Module) -> None:
+    """The file's tensors into ``network``: all of them, and no others."""
+    tensors = read_tensors(Path(path))
+    wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    counters = {name for name in wanted.keys() - found.keys() if name.endswith("num_batches_tracked")}
+    wrong = [f"{name} is missing" for name in wanted if name not in found and name not in counters]
+    wrong += [f"{name} is unexpected" for name in found if name not in wanted]
+    wrong += [f"{n} is {found[n]}, not {wanted[n]}" for n in wanted if n in found and found[n] != wanted[n]]
+    if wrong:
+        more = f" (and {len(wrong) - 1} others)" if len(wrong) > 1 else ""
+        raise CheckpointError(f"{path}: these are not the network's weights: {wrong[0]}{more}")
+    weights_file.put(network, tensors, strict=False)
+
+
+def _three(numbers: Sequence[float]) -> tuple[float, float, float]:
+    red, green, blue = numbers
+    return float(red), float(green), float(blue)

@@ -1,0 +1,312 @@
+"""`wae accelerate`: a real run that is killed and goes on, and everything that is refused before one."""
+
+import base64
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from tiny_original import CLASSES, SIDE, build, write_crops
+from torch import nn
+
+import wae
+from wae import cli
+from wae.data.folder import image_folder
+from wae.experiments import acceleration_report
+from wae.experiments.accelerate import Settings
+from wae.inference.saved import load_deployed
+from wae.models.baselines import FullResolution
+from wae.storage.checkpoint import Input, describe, load_classifier
+from wae.storage.weights_file import CheckpointError
+from wae.training.plan import Plan, Stage
+from wae.training.trainer import evaluate, train
+
+SUPPORT = Path(__file__).resolve().parents[2] / "support"
+MEAN, STD = (0.5, 0.45, 0.4), (0.25, 0.24, 0.23)
+
+
+def network():
+    scale, shift = [1 / (255 * std) for std in STD], [-m / s for m, s in zip(MEAN, STD, strict=True)]
+    return FullResolution(build(), scale, shift)
+
+
+@pytest.fixture(scope="module")
+def crops(tmp_path_factory):
+    """A folder of crops, and the weights of a network that was trained on them."""
+    folder = tmp_path_factory.mktemp("accelerate")
+    write_crops(folder / "data")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = network()
+    sets = [image_folder(folder / "data", part, SIDE, 55, augment=part) for part in (True, False)]
+    plan = Plan("tiny", (Stage("classifier", 8, 5e-3, "adamw", weight_decay=0.05),), batch=16)
+    accuracy = train(model, plan, *sets)[-1].accuracy.top1
+    torch.set_num_threads(threads)
+    assert accuracy > 0.8  # else there is nothing to keep
+    torch.save(model.network.state_dict(), folder / "tiny.pth")
+    return folder
+
+
+def command(crops, output, *more, model="tiny_original:build"):
+    arguments = [
+        *("accelerate", "--model", model, "--weights", crops / "tiny.pth", "--data", crops / "data"),
+        *("-o", output, "--input-size", SIDE, "--engine", "eager", "--precision", "float32"),
+        *("--mean", *MEAN, "--std", *STD, *more),
+    ]
+    return [str(argument) for argument in arguments]
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    monkeypatch.syspath_prepend(str(SUPPORT))
+
+
+def log_of(folder):
+    path = folder / "log.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+# ------------------------------------------------------------------------------------------------ a real run
+
+
+@pytest.fixture(scope="module")
+def accelerated(crops):
+    """The folder of a run that was killed (-9) while it trained; its log then; what the second run printed."""
+    folder = crops / "out"
+    line = command(crops, folder, "--epochs", "4")
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(SUPPORT), os.environ.get("PYTHONPATH", "")]),
+    }
+    environment["OMP_NUM_THREADS"] = "1"
+    run = [sys.executable, "-m", "wae", *line]
+    first = subprocess.Popen(run, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    while len(log_of(folder)) < 3 and first.poll() is None:
+        time.sleep(0.05)
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    before = log_of(folder)
+    assert first.returncode == -signal.SIGKILL
+    assert not (folder / "model.safetensors").exists()
+    again = subprocess.run(run, env=environment, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    return folder, before, again.stdout
+
+
+@pytest.mark.slow
+def test_it_keeps_the_accuracy_and_says_so(crops, accelerated):
+    folder, _, printed = accelerated
+    found = json.loads((folder / "accelerate.json").read_text())["found"]
+    test = image_folder(crops / "data", False, SIDE, 55)
+    stock = network()
+    stock.network.load_state_dict(torch.load(crops / "tiny.pth", weights_only=True))
+    before = evaluate(stock, test).top1
+    after = evaluate(load_classifier(folder / "model.safetensors", stock.network), test).top1
+    assert found["original"]["accuracy"] == before
+    assert found["training"]["accuracy"] == pytest.approx(after, abs=0.011)  # an image more or less
+    assert after >= 0.95 * before
+    assert found["deployed"]["accelerated"]["accuracy"] >= 0.95 * before
+    assert f"the original's top-1 accuracy: {100 * before:.2f} %" in printed
+    assert f"{100 * before:.2f} % to" in printed.replace("\n", " ")
+
+
+@pytest.mark.slow
+def test_it_goes_on_after_kill_9_and_loses_nothing(crops, accelerated, capsys):
+    folder, before, printed = accelerated
+    history = log_of(folder)
+    assert len(before) >= 3
+    assert history[: len(before)] == before
+    epochs = [(epoch["stage"], epoch["epoch"]) for epoch in history]
+    assert epochs == [(0, 0), (1, 0), *((2, i) for i in range(4))]
+    assert "going on after" in printed
+    assert "trial, " not in printed  # found before the kill
+    assert "stage 1/3" not in printed
+    assert not list((folder / "trials").iterdir())
+    stamps = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
+    assert cli.main(command(crops, folder, "--epochs", "4")) == 0  # all is done
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")} == stamps
+
+
+@pytest.mark.slow
+def test_the_folder_holds_what_a_user_needs(crops, accelerated):
+    folder, _, _ = accelerated
+    described = describe(folder / "model.safetensors")
+    assert described.network == "tiny_original:build"
+    assert described.labels == CLASSES
+    assert described.input == Input(SIDE, 55)
+    images = image_folder(crops / "data", False, SIDE, 55).batch(range(4), 0)[0]
+    model = load_classifier(folder / "model.safetensors", build())
+    with torch.no_grad():
+        expected = model(images)
+    deployed = load_deployed(folder / "deployed")
+    scores = torch.cat([deployed(image[None]) for image in images])
+    assert (scores - expected).norm() <= 1e-4 * expected.norm()
+    session = pytest.importorskip("onnxruntime").InferenceSession(folder / "model.onnx")
+    (onnx,) = session.run(None, {"images": images.contiguous().numpy()})
+    assert (torch.from_numpy(onnx) - expected).norm() <= 1e-4 * expected.norm()
+    with pytest.raises(
+        CheckpointError, match=r"is around what tiny_original:build makes, which no file may run"
+    ):
+        load_classifier(folder / "model.safetensors")
+
+
+@pytest.mark.slow
+def test_the_report(accelerated):
+    folder, _, _ = accelerated
+    page, text = ((folder / name).read_text() for name in ("report.html", "report.md"))
+    assert "http" not in page
+    images = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    assert len(images) == 1 + 4 * 4  # the plot; of four images four parts
+    assert all(base64.b64decode(image).startswith(b"\x89PNG") for image in images)
+    for row in ("| original | PyTorch |", "| accelerated | eager, float32 |", "mimic 1"):
+        assert row in text
+    assert "<td>accelerated</td><td>eager, float32</td>" in page
+
+
+@pytest.mark.slow
+def test_other_settings_are_another_acceleration(crops, accelerated, capsys):
+    folder, _, _ = accelerated
+    assert cli.main(command(crops, folder, "--epochs", "5")) == 1
+    assert "was begun with another epochs (4, not 5); --force begins anew" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------- refused
+
+
+def test_nothing_is_written_where_an_argument_is_wrong(tmp_path, capsys):
+    write_crops(tmp_path / "data", 2, 1)
+    cases = {
+        "there is no network resnet5; known are": ("--model", "resnet5"),
+        "weights: resnet18 is to be a trained network": ("--model", "resnet18"),
+        "torchvision has no weights|there is no such file": ("--model", "resnet18", "--weights", "no.pth"),
+        "nosuch:build cannot be called": ("--model", "nosuch:build"),
+        "must return a torch.nn.Module, got str": ("--model", "os:getcwd"),
+        "no.safetensors: there is no such file": ("--model", "no.safetensors"),
+        "its own; leave --weights away": ("--model", "no.safetensors", "--weights", "x.pth"),
+        "knows 5 classes, the data has 10": ("--model", "tiny_original:build", "--data", "digits"),
+        "target and target_ms: give one": (
+            "--model",
+            "tiny_original:build",
+            "--target",
+            "2x",
+            "--target-ms",
+            "3",
+        ),
+        "size must be an integer from 2 to 2048": ("--model", "tiny_original:build", "--size", "5000"),
+        "factor must be an integer from 1 to 64": ("--model", "tiny_original:build", "--factor", "65"),
+        "is neither a file nor one of the plans": ("--model", "tiny_original:build", "--plan", "nosuch"),
+        "none.st: there is no such file": ("--model", "tiny_original:build", "--start", "none.st"),
+    }
+    for message, arguments in cases.items():
+        line = ["accelerate", "--data", str(tmp_path / "data"), "-o", str(tmp_path / "out"), *arguments]
+        assert cli.main(line) == 1, arguments
+        error = capsys.readouterr().err
+        assert re.search(message, error), error
+        assert error.count("\n") == 1
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("arguments", [("--target", "1x"), ("--target", "fast"), ("--engine", "warp")])
+def test_wrong_usage(tmp_path, arguments, capsys):
+    line = ["accelerate", "--model", "resnet18", "--data", "digits", "-o", str(tmp_path / "out"), *arguments]
+    with pytest.raises(SystemExit, match="2") if arguments[0] == "--target" else pytest.MonkeyPatch.context():
+        assert cli.main(line) == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_something_else_stays(tmp_path, capsys):
+    write_crops(tmp_path / "data", 2, 1)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("precious")
+    for more in ((), ("--force",)):
+        line = ["accelerate", "--model", "tiny_original:build", "--data", str(tmp_path / "data")]
+        assert cli.main([*line, "--input-size", "48", "-o", str(tmp_path / "out"), *more]) == 1
+        assert "out is not empty, and holds no acceleration" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.txt"]
+
+
+def test_a_network_that_does_not_end_in_a_matrix(tmp_path):
+    images = torch.zeros(8, 3, 8, 8, dtype=torch.uint8)
+    loader = [(images, torch.arange(8) % 2)]
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2), nn.Softmax(1))
+    with pytest.raises(ValueError, match=r"Sequential must end in a torch.nn.Linear, after pooled features"):
+        wae.accelerate(network, (loader, loader), tmp_path / "out", input_size=8, console=Console(quiet=True))
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"), [("mimic", -1.0), ("images", 0), ("epochs", 0), ("target", float("nan"))]
+)
+def test_settings_that_make_no_sense(entry, value):
+    with pytest.raises(ValueError, match=f"{entry} must be"):
+        Settings("resnet18", "digits", Path("out"), **{entry: value})
+
+
+# ------------------------------------------------------------------------------------------------- the report
+
+
+def found(**more):
+    side = {
+        "engine": "winograd",
+        "precision": "float32",
+        "accuracy": 0.9,
+        "seconds": 0.002,
+        "eager seconds": 0.004,
+    }
+    classes = [{"right": 9, "of": 10}, {"right": 5, "of": 10}, {"right": 0, "of": 0}]
+    worse = [{"right": 8, "of": 10}, {"right": 6, "of": 10}, {"right": 0, "of": 0}]
+    training = {
+        "accuracy": 0.9,
+        "size": 224,
+        "seconds": 60.0,
+        "mimic": 1.0,
+        "high body": "1/4 of the channels",
+    }
+    return {
+        "original": {
+            "accuracy": 0.92,
+            "multiply_adds": 4e9,
+            "classes": classes,
+            "labels": ["<a>", "b|c", "d"],
+        },
+        "training": training,
+        "deployed": {
+            "images": 1,
+            "original": side,
+            "accelerated": {**side, "seconds": 0.001, "multiply_adds": 1e9, "classes": worse},
+        },
+        "onnx": {"not written": "no ONNX Runtime"},
+        **more,
+    }
+
+
+def test_the_classes_that_lost():
+    assert acceleration_report.lost(found()) == [("<a>", 0.9, 0.8, 10)]
+    text = acceleration_report.markdown("net", found())
+    assert "| <a> | 90.0 % | 80.0 % | 10 |" in text
+    assert (
+        "4.0 times faster than the original in PyTorch, 2.0 times faster than in its fastest engine" in text
+    )
+    assert "There is no ONNX file: no ONNX Runtime." in text
+
+
+def test_the_page_escapes_and_shows_the_curve():
+    curve = [
+        {"size": 64, "factor": 4, "seconds": 0.5, "kept": 0.8},
+        {"size": 96, "factor": 2, "seconds": 2.0},
+    ]
+    parts = {name: torch.zeros(1, 3, 4, 4, dtype=torch.uint8) for name in ("image", "low", "high")}
+    page = acceleration_report.page(
+        "<net>", found(target={"curve": curve, "allowed": 1.0, "original": 2.0}), parts
+    )
+    assert "<h1>&lt;net&gt;, accelerated</h1>" in page
+    assert "<td>&lt;a&gt;</td>" in page
+    assert "<td>64</td><td>4</td><td>500.00 ms</td><td>4.00x</td><td>yes</td><td>80.00 %</td>" in page
+    assert "<td>96</td><td>2</td><td>2000.00 ms</td><td>1.00x</td><td></td><td></td>" in page
