@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,7 +50,7 @@ from wae.training.observers import Terminal, shown
 from wae.training.original import Original, open_original
 from wae.training.plan import Plan, changed
 from wae.training.pretrained import load_autoencoder
-from wae.training.processes import agreed, is_first, joined
+from wae.training.processes import agreed, is_first, joined, processes
 from wae.training.session import LOG, MODEL, PLAN, STATE, TENSORBOARD, observed
 from wae.training.small_data import acceleration_plan
 from wae.training.trainer import Observer, evaluate, train
@@ -228,19 +228,21 @@ def run(settings: Settings, console: Console, force: bool = False) -> Path:
         EngineError, DisagreementError: no engine runs the network, or none within ``max_drop``.
         ValueError: the network cannot be accelerated.
     """
-    with joined(settings.device) as device:
-        steps = _Acceleration(settings, console, device)
-        with _alone(settings.folder):
-            if force and is_first():
-                _clear(settings.folder)
-            return steps.run()
+    with ExitStack() as folder:
+        with joined(settings.device) as device:
+            steps, first = _Acceleration(settings, console, device), is_first()
+            if first:
+                folder.enter_context(_alone(settings.folder))
+                if force:
+                    _clear(settings.folder)
+            record = steps.train()
+        if first:  # the others are done: nothing below waits for them
+            steps.finish(record)
+    return settings.folder / MODEL
 
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    if not is_first():
-        yield
-        return
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is no folder")
     with alone_in(folder):
@@ -262,6 +264,7 @@ class _Acceleration:
 
     def __init__(self, settings: Settings, console: Console, device: torch.device) -> None:
         self.settings, self.console, self.device = settings, console, device
+        self._opened_sets: dict[int, Sets] = {}
         classes = len(self._opened(None)[0].labels)
         self.original = _overridden(open_original(settings.model, settings.weights, classes), settings)
         self.order = class_order(
@@ -291,6 +294,11 @@ class _Acceleration:
 
     def _sets(self, form: Form) -> Sets:
         """The images for a network of this form, their classes in the original's order."""
+        if form.size not in self._opened_sets:
+            self._opened_sets[form.size] = self._new_sets(form)
+        return self._opened_sets[form.size]
+
+    def _new_sets(self, form: Form) -> Sets:
         found = self._opened(self.original.input.of_size(form.size))
         sets = Sets(*(data.renumbered(self.order.numbers) for data in found))
         for data in sets:
@@ -326,8 +334,11 @@ class _Acceleration:
     def _plan(self, images: int, mimic: float) -> Plan:
         s = self.settings
         plan = s.plan or acceleration_plan(images, self._name(), mimic)
-        if s.plan is not None and s.mimic is not None:
-            plan = replace(plan, stages=tuple(_mimicking(stage, mimic) for stage in plan.stages))
+        if s.plan is not None:
+            stages_given = plan.stages
+            if s.mimic is not None:
+                stages_given = tuple(_mimicking(stage, mimic) for stage in plan.stages)
+            plan = replace(plan, model=self._name(), stages=stages_given, start="random")
         longest = max(stage.epochs for stage in plan.stages)
         stages = [
             replace(
@@ -337,7 +348,9 @@ class _Acceleration:
             )
             for stage in plan.stages
         ]
-        return replace(plan, stages=tuple(stages), batch=s.batch or plan.batch, seed=s.seed)
+        batch = s.batch or min(plan.batch, images)
+        shared = processes() if s.batch is None else 1  # what a user asks for is checked by the training
+        return replace(plan, stages=tuple(stages), batch=batch - batch % shared or batch, seed=s.seed)
 
     def _name(self) -> str:
         """In the checkpoint."""
@@ -346,8 +359,9 @@ class _Acceleration:
 
     # ------------------------------------------------------------------------------------------------ steps
 
-    def run(self) -> Path:
-        settings, folder = self.settings, self.settings.folder
+    def train(self) -> _Record:
+        """Measure the original, choose what is to be chosen, and train: in all processes."""
+        settings = self.settings
         record = self._record()
         self._say(f"{self.original.name}: {len(self.sets.training):,} images to train on, "
                   f"{len(self.sets.test):,} to test, {self.original.classes} classes")  # fmt: skip
@@ -361,12 +375,16 @@ class _Acceleration:
                 f"images of {self.form.size}, the light body's factor {self.form.factor}: {chosen['why']}"
             )
         mimic = settings.mimic
+        if mimic is None and settings.plan is not None:
+            mimic = max(stage.mimic_weight for stage in settings.plan.stages)
         if mimic is None:
             mimic = record.once("mimic", lambda: self._try_mimic(record))["weight"]
         record.once("training", lambda: self._train(mimic))
-        if not is_first():
-            return folder / MODEL
-        model = self._trained()
+        return record
+
+    def finish(self, record: _Record) -> None:
+        """Deploy, export and report what was trained."""
+        folder, model = self.settings.folder, self._trained()
         record.once("deployed", lambda: self._deploy(model))
         record.once("onnx", lambda: self._export(model))
         images = self.sets.test.batch(_spread(len(self.sets.test), SHOWN), 0)[0]
@@ -375,8 +393,7 @@ class _Acceleration:
         for path in (MODEL, DEPLOYED, ONNX, "report.html"):
             if (folder / path).exists():
                 self._say(f"{folder / path}")
-        self.console.print(acceleration_report.summary(record.found), highlight=False, markup=False)
-        return folder / MODEL
+        self._say(acceleration_report.summary(record.found))
 
     def _record(self) -> _Record:
         """The folder's, after a check that it is this run's; or a new one."""
@@ -409,7 +426,7 @@ class _Acceleration:
         return record
 
     def _say(self, line: str) -> None:
-        if is_first():
+        if line and is_first():
             self.console.print(line, soft_wrap=True, highlight=False, markup=False)
 
     def _measure_original(self) -> dict[str, Any]:
@@ -437,7 +454,7 @@ class _Acceleration:
             rest = [number for number in range(len(sets.plain)) if number % _KEPT]
             plan = self._plan(len(rest), mimic)
             stages = (replace(stage, epochs=max(1, round(stage.epochs / _TRIAL))) for stage in plan.stages)
-            plan = replace(plan, stages=tuple(stages), batch=min(plan.batch, len(rest)))
+            plan = replace(plan, stages=tuple(stages))
             state = self.settings.folder / TRIALS / f"{name}.safetensors"
             if is_first():
                 state.parent.mkdir(exist_ok=True)

@@ -56,8 +56,8 @@ def summary(found: Mapping[str, Any]) -> str:
     """The outcome in one line."""
     first, old, _, new = rows(found)
     return (
-        f"{first.seconds / new.seconds:.1f} times faster than the original in PyTorch, "
-        f"{old.seconds / new.seconds:.1f} times faster than in its fastest engine; top-1 accuracy "
+        f"{first.seconds / new.seconds:.1f} times as fast as the original in PyTorch, "
+        f"{old.seconds / new.seconds:.1f} times as fast as in its fastest engine; top-1 accuracy "
         f"{100 * first.accuracy:.2f} % to {100 * new.accuracy:.2f} %"
     )
 

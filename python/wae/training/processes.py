@@ -45,6 +45,11 @@ def is_alone() -> bool:
     return not dist.is_initialized() or dist.get_world_size() == 1
 
 
+def processes() -> int:
+    """How many there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
 def agreed(value: _Value) -> _Value:
     """The first process's ``value``, in all of them."""
     if not dist.is_initialized():

@@ -79,7 +79,7 @@ def log_of(folder):
 
 @pytest.fixture(scope="module")
 def accelerated(crops):
-    """The folder of a run that was killed (-9) while it trained; its log then; what the second run printed."""
+    """The folder of a run that was killed (-9) while it trained; its log then; what the second printed."""
     folder = crops / "out"
     line = command(crops, folder, "--epochs", "4")
     environment = {
@@ -291,9 +291,7 @@ def test_the_classes_that_lost():
     assert acceleration_report.lost(found()) == [("<a>", 0.9, 0.8, 10)]
     text = acceleration_report.markdown("net", found())
     assert "| <a> | 90.0 % | 80.0 % | 10 |" in text
-    assert (
-        "4.0 times faster than the original in PyTorch, 2.0 times faster than in its fastest engine" in text
-    )
+    assert "4.0 times as fast as the original in PyTorch, 2.0 times as fast as in its fastest engine" in text
     assert "There is no ONNX file: no ONNX Runtime." in text
 
 

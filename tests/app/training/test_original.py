@@ -1,0 +1,166 @@
+"""The trained classifier that a user names: from which library, with which weights and preprocessing."""
+
+import pytest
+import torch
+import torchvision
+from tiny_original import build
+
+from wae.data.input import Input
+from wae.models.accelerated import Form, accelerated, show_small_image, split
+from wae.models.baselines import FullResolution
+from wae.models.registry import build as named
+from wae.storage import weights_file
+from wae.storage.checkpoint import load_classifier, save_classifier
+from wae.storage.weights_file import CheckpointError
+from wae.training.original import open_original
+from wae.training.pretrained import load_autoencoder
+
+TINY = "shufflenet_v2_x0_5"
+
+
+def equal(one, other):
+    return all(torch.equal(a, other[name]) for name, a in one.items())
+
+
+def test_torchvision_s_weights_come_from_its_cache(tmp_path, monkeypatch):
+    """Filled with random ones: nothing is downloaded here."""
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    weights = torchvision.models.get_model_weights(TINY).DEFAULT
+    (tmp_path / "checkpoints").mkdir()
+    random = torchvision.models.get_model(TINY).state_dict()
+    torch.save(random, tmp_path / "checkpoints" / weights.url.rpartition("/")[2])
+    original = open_original(TINY, "torchvision", 10)
+    assert equal(random, original.network.state_dict())
+    assert (original.name, original.classes) == (TINY, 1000)
+    assert original.input == Input(224, 256)
+    assert original.mean == (0.485, 0.456, 0.406)
+    preset, pixels = weights.transforms(), torch.randint(256, (3, 224, 224), dtype=torch.uint8)
+    expected = torchvision.transforms.functional.normalize(pixels / 255, preset.mean, preset.std)
+    with torch.no_grad():
+        scores = original.classifier()(pixels[None])
+        assert (scores - original.network(expected[None])).norm() <= 1e-5 * scores.norm()
+
+
+def test_timm_s_weights_come_from_its_cache(tmp_path, monkeypatch):
+    timm = pytest.importorskip("timm")
+    from safetensors.torch import save_file
+
+    name, commit = "test_resnet", "0" * 40
+    network = timm.create_model(name)
+    configuration = network.pretrained_cfg
+    repository = f"{configuration['hf_hub_id']}".replace("/", "--")
+    cache = tmp_path / f"models--{repository}"
+    for folder in (cache / "refs", cache / "snapshots" / commit):
+        folder.mkdir(parents=True)
+    (cache / "refs" / "main").write_text(commit)
+    save_file(network.state_dict(), cache / "snapshots" / commit / "model.safetensors")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    original = open_original(name, "timm", 10)
+    assert equal(network.state_dict(), original.network.state_dict())
+    size = configuration["input_size"][1]
+    assert original.input == Input(
+        size, int(size / configuration["crop_pct"]), interpolation=configuration["interpolation"]
+    )
+    assert original.mean == tuple(configuration["mean"])
+    assert original.classes == configuration["num_classes"]
+
+
+@pytest.mark.parametrize("classes", [7, 1000])
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_a_file_says_for_how_many_classes_it_is(tmp_path, classes, suffix):
+    network = torchvision.models.get_model(TINY, num_classes=classes)
+    path = tmp_path / f"w.{suffix}"
+    if suffix == "pth":
+        torch.save({"state_dict": {f"module.{n}": t for n, t in network.state_dict().items()}}, path)
+    else:
+        from safetensors.torch import save_file
+
+        save_file(network.state_dict(), path)
+    original = open_original(TINY, str(path), 7)
+    assert original.classes == classes
+    assert equal(network.state_dict(), original.network.state_dict())
+    assert not original.network.training
+    assert list(original.sources) == ["--weights"]
+
+
+def test_weights_of_another_network_are_named(tmp_path):
+    path = tmp_path / "w.pth"
+    torch.save(build().state_dict(), path)
+    with pytest.raises(
+        CheckpointError, match=r"these are not the network's weights: conv1.0.weight is missing"
+    ):
+        open_original(TINY, str(path), 5)
+
+
+def test_a_checkpoint_brings_its_preprocessing(tmp_path):
+    model = FullResolution(torchvision.models.get_model(TINY, num_classes=3), (1 / 64,) * 3, (-2.0,) * 3)
+    path = tmp_path / "model.safetensors"
+    save_classifier(path, model, TINY, ["a", "b", "c"], Input(96, 100, interpolation="bicubic"))
+    original = open_original(str(path), None, 3)
+    assert (original.labels, original.input) == (("a", "b", "c"), Input(96, 100, interpolation="bicubic"))
+    assert torch.allclose(original.classifier().image_scale, model.image_scale)
+    assert torch.allclose(original.classifier().image_shift, model.image_shift)
+    save_classifier(tmp_path / "half.safetensors", named(f"{TINY}_half", 3), f"{TINY}_half", ["a", "b", "c"])
+    with pytest.raises(CheckpointError, match="which is not a NAME by itself"):
+        open_original(str(tmp_path / "half.safetensors"), None, 3)
+
+
+# ---------------------------------------------------------------------------------------- around the original
+
+
+def test_the_start_is_the_original_at_half_the_resolution():
+    network = build().eval()
+    model = accelerated(network, Form(48)).eval()
+    images = torch.randint(256, (4, 3, 48, 48), dtype=torch.uint8)
+    low, high = model.decompose(images)
+    with torch.no_grad():
+        expected = network(model.low_norm(low))
+        assert (model.scores(low, high) - expected).norm() <= 1e-5 * expected.norm()
+    body, matrix = split(build(), (24, 24))
+    assert isinstance(matrix, torch.nn.Linear)
+    assert body(torch.zeros(1, 3, 24, 24)).shape == (1, matrix.in_features)
+
+
+def test_the_low_body_sees_the_small_image_that_it_knows():
+    from wae.data import photos
+
+    model = accelerated(build(), Form(64))
+    load_autoencoder(model, weights_file.WEIGHTS / "autoencoder.safetensors")
+    sample = torch.stack([photos.photo(name)[:, 40:168, 40:168] for name in ("chelsea", "coffee", "rocket")])
+    scale, shift = torch.tensor([1 / 60, 1 / 55, 1 / 50]), torch.tensor([-2.1, -2.0, -1.8])
+    show_small_image(model, sample, scale, shift)
+    wanted = torch.nn.functional.avg_pool2d(sample * scale.view(1, 3, 1, 1) + shift.view(1, 3, 1, 1), 2)
+    low, high = model.decompose(sample)
+    with torch.no_grad():
+        assert (model.eval().low_norm(low) - wanted).norm() <= 0.1 * wanted.norm()
+        assert model.high_norm(high).std((0, 2, 3)).allclose(torch.ones(3), atol=1e-2)
+
+
+def test_an_auto_encoder_whose_low_is_no_image_is_refused():
+    model = accelerated(build(), Form(64))
+    load_autoencoder(model, weights_file.WEIGHTS / "autoencoder.safetensors")
+    with torch.no_grad():
+        model.encoder.low.weight.neg_()
+    image = torch.randint(256, (1, 3, 16, 16), dtype=torch.uint8)
+    with pytest.raises(ValueError, match="low is no small image"):
+        show_small_image(model, image, torch.ones(3), torch.zeros(3))
+
+
+@pytest.mark.parametrize(("entry", "value"), [("size", 1), ("size", 2.0), ("factor", 0), ("factor", True)])
+def test_forms_that_make_no_sense(entry, value):
+    with pytest.raises(ValueError, match=f"{entry} must be an integer"):
+        Form(**{"size": 64, entry: value})
+
+
+@pytest.mark.slow
+def test_an_accelerated_network_of_a_library_comes_back_from_its_file(tmp_path):
+    network = torchvision.models.get_model(TINY, num_classes=3)
+    model, form = accelerated(network, Form(64, 2)).eval(), Form(64, 2)
+    path, name = tmp_path / "c", f"wae_{TINY}"
+    save_classifier(path, model, name, input=Input(64, 64), form=form)
+    images = torch.randint(256, (1, 3, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        assert torch.equal(load_classifier(path)(images), model(images))
+    with pytest.raises(ValueError, match="got other parameters"):
+        save_classifier(tmp_path / "d", model, name, form=Form(64, 8))
