@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from wae_kernels import backends
+from wae.inference.encoder_int8 import largest_activations, quantize
+from wae_kernels import backends, reference
 
 from . import peers
 from .comparison import Side, tensors
@@ -107,6 +108,32 @@ def bench_uint8(compare: Compare, setting: Setting) -> None:
         capture=True,
         table="input types, encode",
     )
+
+
+@pytest.mark.parametrize("setting", settings(cpu=(1, 8)), indirect=True)
+@torch.no_grad()
+def bench_int8(compare: Compare, setting: Setting) -> None:
+    """The encoder in int8 against itself in float32, on a decoded image. int8 is right to the last bit."""
+    if not backends.int8_runs():
+        pytest.skip("this processor has no VNNI")
+    ours, stock = pair("encode", setting)
+    (drawn,) = inputs("encode", setting)
+    raw = (drawn * 64 + 128).clamp(0, 255).byte()
+    scale, shift = (torch.full((3,), x) for x in (1 / 128, -1.0))
+    quantized = quantize(ours, scale, shift, largest_activations(ours, scale, shift, [raw]))
+    given, last = ((x, scale, shift) for x in (raw, raw.contiguous(memory_format=torch.channels_last)))
+    sides: dict[str, Side] = {
+        "float32": lambda: peers.over(ours, [given]),
+        "float32, channels_last": lambda: peers.over(ours, [last]),
+        "int8": lambda: peers.over(quantized, [given]),
+        "int8, channels_last": lambda: peers.over(quantized, [last]),
+    }
+    exact = results(stock, (raw * scale.view(3, 1, 1) + shift.view(3, 1, 1),))
+    wanted = dict.fromkeys(sides, exact) | {
+        name: reference.encode_int8(raw, *quantized.buffers()) for name in sides if name.startswith("int8")
+    }
+    limits = {name: 0.0 if name.startswith("int8") else setting.precision.op for name in sides}
+    compare("int8", sides, wanted, setting, limits, table="int8, encode")
 
 
 @pytest.mark.parametrize("setting", settings(cpu=(84,), cuda=(84,), precisions=("float16",)), indirect=True)

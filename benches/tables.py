@@ -118,6 +118,7 @@ BOUNDS = [
     *_of_op("decode"),
     Bound("encode + backward against PyTorch", "encode + backward", "PyTorch eager", OURS, 1.3, 2),
     Bound("encode of uint8 against float32", "input types, encode", "floating point|float32", "uint8", 1),
+    Bound("encode in int8 against float32", "int8, encode", "float32", "int8", 1.25, 1.8),
     Bound(
         "encode's time per pixel at 2048 x 2048 against 224 x 224",
         "resolution, encode",

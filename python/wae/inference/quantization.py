@@ -22,6 +22,7 @@ from torch import Tensor, fx, nn
 from wae.progress import track
 
 from . import precision
+from .programs import exported
 
 PACKAGES = {
     "openvino": {"nncf": "nncf"},
@@ -214,11 +215,11 @@ def by_torchao(
     shapes = tuple({0: batch} for _ in inputs)
     two = tuple(torch.cat((x, x)) for x in inputs)
     # strict: the quantizer finds a layer's parts by where they stood in Python, which only that way tells
-    exported = torch.export.export(module, two, dynamic_shapes=shapes, strict=True).module()
-    before = _torch_layers(exported, compared)
+    traced = torch.export.export(module, two, dynamic_shapes=shapes, strict=True).module()
+    before = _torch_layers(traced, compared)
     quantizer = x86.X86InductorQuantizer()
     quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
-    observed = pt2e.quantize_pt2e.prepare_pt2e(exported, quantizer)
+    observed = pt2e.quantize_pt2e.prepare_pt2e(traced, quantizer)
     for sample in track(samples, "calibrating"):
         observed(*sample)
     quantized = pt2e.quantize_pt2e.convert_pt2e(observed)
