@@ -32,7 +32,7 @@ from .calibration import STEP, Calibration, CalibrationError, Source, gather
 from .encoder_int8 import put_where_faster
 from .engines import ENGINES, Engine, EngineError, Prepared, Run
 from .folding import fold
-from .front import Front, in_front
+from .front import Front, in_front, whole
 from .precision import DTYPES, NAMES, name_of
 from .saving import save
 from .timing import interleaved
@@ -370,7 +370,11 @@ def _deploy_in(task: _Task, engine: Engine, name: str) -> Deployed:
         )
     dtype = engine.input_dtype(name)
     memory_format = torch.contiguous_format if engine.foreign else task.memory_format
-    front, rest = in_front(fold(task.model), dtype, memory_format, on_own_thread=engine.foreign)
+    folded = fold(task.model)
+    if engine.whole:
+        front, rest = whole(folded, dtype, memory_format)
+    else:
+        front, rest = in_front(folded, dtype, memory_format, on_own_thread=engine.foreign)
     rest = rest.to(dtype).to(memory_format=memory_format)
     samples: list[Sequence[Tensor]] = []
     compared: Sequence[Tensor] = ()

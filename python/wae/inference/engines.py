@@ -77,6 +77,7 @@ class Engine:
         foreign: whether it is not PyTorch's: it copies all but contiguous tensors, has its own threads, and
             takes and gives float32 whatever it computes in.
         kernels: whether it needs our compiled kernels.
+        whole: whether it runs the encoder as well: its inputs are the images, of any dtype.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Engine:
     precisions: tuple[str, ...] = tuple(precision.DTYPES)
     foreign: bool = False
     kernels: bool = False
+    whole: bool = False
 
     def why_not(self, device: torch.device | str, wanted: str | None = None) -> str | None:
         """The reason why this engine cannot run on ``device``, for a person to read; None if nothing is.
@@ -389,6 +391,8 @@ def _cudagraphs(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -> R
         outputs = module(*held)
 
     def run(*tensors: Tensor) -> Any:
+        if any(mine.dtype != given.dtype for mine, given in zip(held, tensors, strict=True)):
+            return module(*tensors)  # images in another dtype than the graph was made for
         for mine, given in zip(held, tensors, strict=True):
             mine.copy_(given)
         graph.replay()
@@ -600,7 +604,7 @@ ENGINES: dict[str, Engine] = {
             tuple(_HINTS),
             foreign=True,
         ),
-        Engine("cudagraphs", ("cuda",), {}, _in_pytorch(_cudagraphs), precisions=_FLOATS),
+        Engine("cudagraphs", ("cuda",), {}, _in_pytorch(_cudagraphs), precisions=_FLOATS, whole=True),
         Engine(
             "tensorrt",
             ("cuda",),

@@ -65,11 +65,44 @@ class Front:
         return inputs
 
     def _inputs(self, images: Tensor) -> Sequence[Tensor]:
-        images = images if images.dtype == torch.uint8 else images.to(self.like.dtype)
+        images = self._images(images)
         parts: Sequence[Tensor] = (images,)
         if self.encoder is not None:
             parts = self.encoder(images, self.image_scale, self.image_shift)
         return [x.to(self.dtype).contiguous(memory_format=self.memory_format) for x in parts]
+
+    def _images(self, images: Tensor) -> Tensor:
+        return images if images.dtype == torch.uint8 else images.to(self.like.dtype)
+
+
+class _Untouched(Front):
+    """Hands the images on, bytes or not, to an engine that runs the encoder itself."""
+
+    def _inputs(self, images: Tensor) -> Sequence[Tensor]:
+        return [self._images(images)]
+
+
+class _Whole(nn.Module):
+    """``front`` and the network behind it: scores of images."""
+
+    def __init__(self, front: Front, behind: nn.Module) -> None:
+        super().__init__()
+        self._front, self.encoder, self.behind = front, front.encoder, behind
+
+    def forward(self, images: Tensor) -> Tensor:
+        scores: Tensor = self.behind(*self._front(images))
+        return scores
+
+
+def whole(
+    model: nn.Module, dtype: torch.dtype, memory_format: torch.memory_format
+) -> tuple[Front, nn.Module]:
+    """As :func:`in_front`, for an engine that runs the encoder too: its inputs are images of any dtype."""
+    front, behind = in_front(model, dtype, memory_format, on_own_thread=False)
+    if front.encoder is None:
+        return front, behind
+    images = _Untouched(None, front.like, front.image_scale, front.image_shift, dtype, memory_format)
+    return images, _Whole(front, behind).eval()
 
 
 def in_front(

@@ -485,6 +485,29 @@ def test_an_engine_for_another_device(engine, model):
         deploy(model, SIZE, engine=engine)
 
 
+def test_an_engine_that_runs_the_encoder_too(model, monkeypatch):
+    """As CUDA graphs do, tried on the processor: images of any dtype, and no op outside of the engine."""
+    taken = []
+
+    def compile(module, inputs, dynamic):
+        def run(*images):
+            taken.append([image.dtype for image in images])
+            return module(*images)
+
+        return run
+
+    engine = Engine(
+        "whole", ("cpu",), {}, lambda module, inputs, *_: InPyTorch(module, inputs, compile), whole=True
+    )
+    monkeypatch.setitem(ENGINES, "whole", engine)
+    deployed = deploy(model, SIZE, engine="whole")
+    assert deployed._front.encoder is None
+    for images in (photos(1), photos(2), photos(1).float()):
+        taken.clear()
+        assert_close(deployed(images), model(images), 1e-4)
+        assert taken[-1] == [images.dtype]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("engine", [name for name, engine in ENGINES.items() if "cuda" in engine.devices])
@@ -493,8 +516,8 @@ def test_on_a_gpu(engine, model):
     model.cuda()
     deployed = deploy(model, SIZE, batch=3, engine=engine)
     for batch in (3, 1, 4):
-        images = photos(batch).cuda()
-        assert_close(deployed(images), model(images), 1e-4)
+        for images in (photos(batch).cuda(), photos(batch).cuda().float()):
+            assert_close(deployed(images), model(images), 1e-4)
 
 
 # --------------------------------------------------------------------------------------------- bad arguments
