@@ -4,9 +4,10 @@
 
 Deploys WAE around VGG16 or ResNet50, saves it, and loads it in processes of their own. Prints medians as
 JSON, and keeps them in FOLDER: ``seconds`` from the call of ``wae.load_deployed`` to the scores (importing
-torch and wae is not counted), ``first`` the same in the first of the processes; ``megabytes``: what the
-process then holds beyond what it held before (``resident``), and the most during calls (``peak``), and
-``files``, what the folder has of them: about the weights.
+torch and wae is not counted), ``first`` the same in the first of the processes; ``megabytes``: the most that
+the process holds during calls beyond what it held before (``peak``), how much of it is not pages of files
+(``private``: weights, activations and the space to work in; a mapped file is the rest, and the system takes
+its pages back when it needs them), and ``files``: what the folder has, about the weights.
 """
 
 from __future__ import annotations
@@ -65,14 +66,14 @@ def measure(network: str, engine: str, precision: str, batch: int) -> dict[str, 
         "images": batch,
         "seconds": middle["seconds"],
         "first": round(found[0]["seconds"], 3),
-        "megabytes": {key: round(middle[key]) for key in ("resident", "peak")} | {"files": round(files)},
+        "megabytes": {key: round(middle[key]) for key in ("private", "peak")} | {"files": round(files)},
     }
 
 
 def loaded(folder: Path) -> dict[str, float]:
     """The work of one process."""
     torch.ones(1).add(1)
-    before = held("VmRSS")
+    before, private = held("VmRSS"), held("RssAnon")
     start = time.perf_counter()
     deployed = wae.load_deployed(folder)
     images = torch.zeros(deployed.batch, 3, *deployed.size, dtype=torch.uint8)
@@ -80,11 +81,10 @@ def loaded(folder: Path) -> dict[str, float]:
     seconds = time.perf_counter() - start
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # what loading freed goes back to the system
-    resident = held("VmRSS") - before
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again
     for _ in range(2):
         deployed(images)
-    return {"seconds": seconds, "resident": resident, "peak": held("VmHWM") - before}
+    return {"seconds": seconds, "private": held("RssAnon") - private, "peak": held("VmHWM") - before}
 
 
 def keep(folder: Path, found: dict[str, Any]) -> None:

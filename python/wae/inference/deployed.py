@@ -71,11 +71,13 @@ class Deployed:
     difference: float
     seconds: dict[str, float]
     report: dict[str, Any]
+    _run_any: Run | None
 
     def __init__(
         self,
         front: Front,
         prepared: Prepared,
+        run: Run,
         engine: Engine,
         precision: str,
         size: tuple[int, int],
@@ -87,9 +89,7 @@ class Deployed:
         self._engine, self._front, self._prepared = engine, front, prepared
         self._scores_dtype = scores_dtype
         self._lock = threading.Lock()
-        self._run_any: Run | None = None
-        with undisturbed(front.device):
-            self._run = engine.open(prepared, batch, front(example_images(front, batch, size)))
+        self._run, self._run_any = run, None
 
     def __repr__(self) -> str:
         return (
@@ -385,9 +385,11 @@ def _deploy_in(task: _Task, engine: Engine, name: str) -> Deployed:
         encoder = put_where_faster(front, task.images, parts)
         samples = [front(part) for part in parts]
         compared = front(task.calibration.held_out[:_COMPARED])
-    prepared = engine.make(rest, front(task.images), name, samples, compared)
+    inputs = front(task.images)
+    prepared = engine.make(rest, inputs, name, samples, compared)
+    run = engine.open(prepared, len(task.images), inputs)
     size = (task.images.shape[2], task.images.shape[3])
-    deployed = Deployed(front, prepared, engine, name, size, task.images.shape[0], own)
+    deployed = Deployed(front, prepared, run, engine, name, size, len(task.images), own)
     what = f"the model in {engine.name}"
     scores = deployed(task.images)
     if name in DTYPES:

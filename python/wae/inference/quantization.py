@@ -236,6 +236,7 @@ def lowered(program: torch.export.ExportedProgram, batch: int) -> Callable[..., 
         if node.op == "placeholder" and node.name in program.graph_signature.user_inputs
     ]
     module: Callable[..., Any] = pt2e.lowering.lower_pt2e_quantized_to_x86(program.module(), tuple(examples))
+    module(*examples)  # compiles, and warns
     return module
 
 

@@ -55,9 +55,11 @@ def load_deployed(folder: Path | str, rebuild: bool = False) -> Deployed:
     assert engine.load is not None
     with engine.errors():
         prepared = engine.load(folder, batch, precision)
+        run = prepared.for_batch(batch)
     dtypes = {key: DTYPES[name] for key, name in about["dtypes"].items()}
     front = _front(folder, about, dtypes["model"], engine.foreign)
-    deployed = Deployed(front, prepared, engine, precision, tuple(about["size"]), batch, dtypes["scores"])
+    size = tuple(about["size"])
+    deployed = Deployed(front, prepared, run, engine, precision, size, batch, dtypes["scores"])
     deployed.difference, deployed.seconds = about["difference"], about["seconds"]
     deployed.report = about["report"]
     return deployed

@@ -16,8 +16,9 @@ from test_export import foreign_paths
 from test_int8 import images, int8
 
 import wae
-from wae.inference import saving
+from wae.inference import quantization, saving
 from wae.inference.deployed import ENGINES, EngineError, deploy
+from wae.inference.front import Front
 from wae.inference.saving import SavedError
 
 ENGINES_SAVED = [
@@ -56,15 +57,28 @@ def test_a_new_process_gives_the_same_scores(engine, model, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime", "compile"])
-def test_int8_is_saved_with_its_report(engine, model, tmp_path):
+def test_int8_is_saved_with_its_report(engine, model, tmp_path, monkeypatch):
     deployed = int8(model, engine, images(48), max_drop=None)
     deployed.save(tmp_path / "net")
+    lower, calls = quantization.lowered, []
+    monkeypatch.setattr(quantization, "lowered", lambda *given: calls.append(given) or lower(*given))
     again = wae.load_deployed(tmp_path / "net")
+    assert len(calls) == (engine == "compile")  # which takes seconds
     assert again.precision == "int8"
     assert type(again._front.encoder) is type(deployed._front.encoder)
     assert again.report == deployed.report
     x = images(2)
     assert torch.allclose(again(x), deployed(x), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_loading_runs_nothing(engine, model, tmp_path, monkeypatch):
+    """The caller's first images are the first: their scores come as early as can be."""
+    if reason := ENGINES[engine].why_not("cpu"):
+        pytest.skip(reason)
+    deploy(model, SIZE, 2, engine).save(tmp_path / "net")
+    monkeypatch.setattr(Front, "_inputs", lambda *_: pytest.fail("the encoder ran"))
+    wae.load_deployed(tmp_path / "net")
 
 
 def test_a_network_without_an_encoder(stock, tmp_path):
