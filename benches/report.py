@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from . import plots, tables
+from . import deployed, plots, tables
 from .result_files import Result, replace, shown
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,18 +26,24 @@ def write_between(path: Path, body: str) -> None:
     replace(path, f"{before}{BEGIN}\n\n{body}\n\n{END}{after}")
 
 
-def summary(results: list[Result]) -> str:
-    """README's part: the table that a decision needs."""
-    return "\n".join(tables.decision(results))
+def summary(results: list[Result], measured: list[deployed.Measured]) -> str:
+    """README's part: the tables that a decision needs."""
+    parts = [tables.decision(results)]
+    if measured:
+        parts += [["In every precision, int8 included (`wae bench`):"], deployed.decision(measured)]
+    return "\n\n".join("\n".join(lines) for lines in parts)
 
 
-def everything(results: list[Result], figures: list[Path]) -> str:
+def everything(results: list[Result], measured: list[deployed.Measured], figures: list[Path]) -> str:
     """The part of docs/benchmarks.md: all figures, then all tables."""
     parts = [f"![{_words(p)}]({p.name})" for p in figures]
     parts += ["## What was asked for", "\n".join(tables.bounds(results, tables.BOUNDS))]
     on_gpu = [result for result in results if result["machine"]["gpu"]]
     if on_gpu:
         parts += ["\n".join(tables.bounds(on_gpu, tables.GPU_BOUNDS))]
+    if measured:
+        parts += ["## In fewer bits", "\n".join(deployed.bounds(measured))]
+        parts += ["\n".join(deployed.tables(measured)).strip()]
     for result in results:
         parts += [f"## {tables.name(result)}", tables.provenance(result)]
         parts += ["\n".join(lines) for lines in (tables.short(result), tables.full(result)) if lines]
@@ -59,9 +65,10 @@ def main() -> None:
     results = shown(folder)
     if not results:
         sys.exit(f"no result files in {folder}: run `make bench` first")
+    measured = deployed.read(folder / deployed.FOLDER)
     figures = plots.draw(results, root / "docs")
-    write_between(root / "README.md", summary(results))
-    write_between(root / "docs" / "benchmarks.md", everything(results, figures))
+    write_between(root / "README.md", summary(results, measured))
+    write_between(root / "docs" / "benchmarks.md", everything(results, measured, figures))
     print(f"wrote README.md, docs/benchmarks.md and {', '.join(p.name for p in figures)}")
 
 

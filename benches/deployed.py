@@ -1,0 +1,145 @@
+"""Tables of what `wae bench --json FILE` measured: the files in benches/results/deployed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from wae.experiments.bench import Comparison, cells, from_data, heads, milliseconds, title
+
+FOLDER = "deployed"
+"""Below benches/results."""
+
+
+class Measured(NamedTuple):
+    """One comparison, and the file's other entries."""
+
+    comparison: Comparison
+    about: dict[str, Any]
+
+
+class Bound(NamedTuple):
+    """A ratio that was asked for at 1 and at 8 images."""
+
+    what: str
+    network: str
+    engine: str | None
+    """Both in int8 in this engine; None for the fastest form of WAE against PyTorch eager."""
+    least: tuple[float, float]
+    aim: tuple[float, float]
+
+
+def _of(network: str, name: str, int8: Sequence[tuple[float, float]], best: Any) -> list[Bound]:
+    both = f"WAE-{name} int8 against {name} int8, both"
+    return [
+        *(Bound(f"{both} {engine}", network, engine, *int8) for engine in ("openvino", "onnxruntime")),
+        Bound(f"WAE-{name}, best precision, against {name} eager float32", network, None, *best),
+    ]
+
+
+BOUNDS = (
+    *_of("vgg16", "VGG16", ((3.0, 3.2), (3.4, 3.6)), ((12, 15), (16, 20))),
+    *_of("resnet50", "ResNet50", ((1.65, 2.2), (1.9, 2.6)), ((7.5, 11), (9.5, 15))),
+)
+BATCHES = (1, 8)
+
+
+def read(folder: Path) -> list[Measured]:
+    """What is in ``folder``, ordered by network and number of images."""
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        data = json.loads(path.read_text(encoding="utf-8"))
+        found += [Measured(comparison, data) for comparison in from_data(data)]
+    return sorted(found, key=lambda m: (m.comparison.network, m.comparison.images))
+
+
+def bounds(measured: Sequence[Measured]) -> list[str]:
+    """The table of what was asked for; in bold what is below that."""
+    lines = ["| how many times faster, batch 1 / 8 | at least | aim | measured |", "|---|---|---|---|"]
+    for bound in BOUNDS:
+        reached = []
+        for batch, least in zip(BATCHES, bound.least, strict=True):
+            found = [_ratio(m.comparison, bound) for m in measured if _fits(m.comparison, bound, batch)]
+            reached += [text if ratio >= least else f"**{text}**" for ratio, text in filter(None, found)]
+        asked = (" / ".join(f"{x:g}x" for x in pair) for pair in (bound.least, bound.aim))
+        lines.append(f"| {bound.what} | {' | '.join(asked)} | {' / '.join(reached) or 'not measured'} |")
+    return lines
+
+
+def _fits(comparison: Comparison, bound: Bound, batch: int) -> bool:
+    return (comparison.network, comparison.images) == (bound.network, batch)
+
+
+def _ratio(comparison: Comparison, bound: Bound) -> tuple[float, str] | None:
+    """The ratio, and how the table shows it: in one engine with its share of the ratio of multiply-adds."""
+    if bound.engine is None:
+        ratio = comparison.eager.median / comparison.wae[0]
+        return ratio, f"{ratio:.1f}x"
+    for row in comparison.rows:
+        if (row.engine, row.precision) == (bound.engine, "int8"):
+            return row.ratio, f"{row.ratio:.2f}x, {row.ratio / comparison.promised:.0%}"
+    return None
+
+
+def machine(about: dict[str, Any]) -> str:
+    """The processor in few words."""
+    known = about["machine"]
+    matrix = " with AMX" if any(name.startswith("amx") for name in known["instructions"]) else ""
+    return f"{known['processor']}{matrix}, {known['threads']} threads"
+
+
+def provenance(about: dict[str, Any]) -> str:
+    """When, where and of what it was measured."""
+    versions = ", ".join(f"{name} {number}" for name, number in about["machine"]["versions"].items())
+    commit = f", commit {about['commit'][:10]}" if "commit" in about else ""
+    return f"{machine(about)}. {about['date'][:10]}{commit}. {versions}."
+
+
+def tables(measured: Sequence[Measured]) -> list[str]:
+    """Every row of every comparison."""
+    lines = []
+    for comparison, about in measured:
+        lines += [f"**{title(comparison)}.** {provenance(about)}", ""]
+        lines += _grid(heads(comparison), cells(comparison))
+        lines += [f"\nLeft out: {name}: {why}" for name, why in comparison.left_out.items()] + [""]
+    return lines
+
+
+def decision(measured: Sequence[Measured]) -> list[str]:
+    """README's rows: each network in the form that is fastest today, and WAE in the one that is for it."""
+
+    def named(seconds: float, where: str) -> str:
+        return f"{milliseconds(seconds)} ms ({where})"
+
+    rows = [
+        [
+            f"{c.network}, {c.images}",
+            machine(about),
+            f"{milliseconds(c.eager.median)} ms",
+            named(*c.stock),
+            named(*c.wae),
+            f"{c.eager.median / c.wae[0]:.1f}x, {c.ratio:.2f}x",
+            f"{c.ratio / c.promised:.0%} of {c.promised:.2f}x",
+        ]
+        for c, about in measured
+    ]
+    shown = [
+        "network, images",
+        "on",
+        "PyTorch eager, float32",
+        "today's fastest",
+        "with WAE",
+        "faster",
+        "share",
+    ]
+    return _grid(shown, rows)
+
+
+def _grid(shown: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [
+        f"| {' | '.join(shown)} |",
+        "|---" * len(shown) + "|",
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]

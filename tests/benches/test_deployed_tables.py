@@ -1,0 +1,69 @@
+"""The tables of `wae bench`'s result files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from benches import deployed
+from wae.experiments import bench
+from wae.experiments.bench import Comparison, Row, Side
+from wae.inference.timing import Timing
+
+
+def comparison(network: str, images: int, stock: float, wae: float) -> Comparison:
+    """In OpenVINO, int8; eager PyTorch takes a second."""
+    sides = [Side(x, x, x, 0.0) for x in (stock, wae)]
+    counted = {"stock": 3_000, "wae": 1_000}
+    eager = Timing(1.0, 1.0, 1.0, 3)
+    rows = [Row("openvino", "int8", *sides)]
+    return Comparison(network, 224, images, counted, "photos", eager, rows, {"eager int8": "no"})
+
+
+def kept(folder: Path, *comparisons: Comparison) -> list[deployed.Measured]:
+    data = bench.as_data(comparisons, 1.0) | {"commit": "0123456789abcdef"}
+    (folder / "a.json").write_text(json.dumps(data))
+    return deployed.read(folder)
+
+
+def row(lines: list[str], start: str) -> list[str]:
+    (found,) = [line for line in lines if line.startswith(f"| {start} |")]
+    return [cell.strip() for cell in found.strip("|").split("|")][1:]
+
+
+def test_what_was_asked_for_and_the_share_of_the_multiply_adds(tmp_path: Path) -> None:
+    measured = kept(tmp_path, comparison("vgg16", 8, 0.2, 0.1), comparison("vgg16", 1, 0.06, 0.02))
+    lines = deployed.bounds(measured)
+    start = "WAE-VGG16 int8 against VGG16 int8, both openvino"
+    assert row(lines, start) == ["3x / 3.2x", "3.4x / 3.6x", "3.00x, 100% / **2.00x, 67%**"]
+    assert row(lines, start.replace("openvino", "onnxruntime"))[-1] == "not measured"
+    start = "WAE-VGG16, best precision, against VGG16 eager float32"
+    assert row(lines, start)[-1] == "50.0x / **10.0x**"
+    assert row(lines, start.replace("VGG16", "ResNet50"))[-1] == "not measured"
+
+
+def test_a_row_for_each_network_and_number_of_images(tmp_path: Path) -> None:
+    measured = kept(tmp_path, comparison("resnet50", 8, 0.2, 0.1), comparison("resnet50", 1, 0.05, 0.02))
+    lines = deployed.decision(measured)
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| resnet50, 1", "| resnet50, 8"]
+    assert row(lines, "resnet50, 8")[1:] == [
+        "1000 ms",
+        "200 ms (openvino int8)",
+        "100 ms (openvino int8)",
+        "10.0x, 2.00x",
+        "67% of 3.00x",
+    ]
+
+
+def test_every_table_says_where_it_was_measured(tmp_path: Path) -> None:
+    text = "\n".join(deployed.tables(kept(tmp_path, comparison("resnet50", 8, 0.2, 0.1))))
+    assert "commit 0123456789." in text
+    assert "| openvino | int8 | 200 | 100 | 2.00x | 67% | 80 |" in text
+    assert "Left out: eager int8: no" in text
+
+
+def test_the_matrix_unit_is_named() -> None:
+    about = {"machine": {"processor": "X", "threads": 2, "instructions": ["avx2", "amx_int8"]}}
+    assert deployed.machine(about) == "X with AMX, 2 threads"
+    about["machine"]["instructions"] = ["avx2"]
+    assert deployed.machine(about) == "X, 2 threads"
