@@ -3,7 +3,7 @@
 A problem is a pure function of its number, so that a failure which somebody reports can be run
 elsewhere. An op may be wrong by the limit of docs/network.md, plus what the float64 result itself
 changes by when the inputs change by a quarter of that limit: sums that cancel, and activations at a
-ReLU's kink, are no faults.
+ReLU's kink, are no faults. ``encode_int8`` may not be wrong at all.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from wae_kernels import backends, reference
 from wae_kernels.nn import Decoder, Encoder
 
-OPS = ("encode", "decode", "encode_backward", "decode_backward", "conv3x3")
+OPS = ("encode", "encode_int8", "decode", "encode_backward", "decode_backward", "conv3x3")
 LIMITS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
 """Of docs/network.md, for the arithmetic of the compiled kernels."""
 
@@ -96,6 +96,20 @@ def _encode(batch: int, height: int, width: int, layout: str) -> tuple[Any, ...]
     return (_images(batch, 3, height, width, layout), *_parameters(Encoder()), scale, shift)
 
 
+def _encode_int8(batch: int, height: int, width: int, layout: str) -> tuple[Any, ...]:
+    def whole(like: Tensor, least: int, most: int, dtype: torch.dtype) -> Tensor:
+        return torch.randint(least, most, like.shape, dtype=dtype)
+
+    image = _images(batch, 3, height, width, layout).mul(64).add(128).clamp(0, 255).byte()
+    layers = [
+        whole(p, -128, 128, torch.int8) if p.dim() > 1 else whole(p, -20_000, 20_000, torch.int32)
+        for p in Encoder().parameters()
+    ]
+    rows = torch.empty(3, 16)
+    shift, multiplier = whole(rows, 0, 11, torch.int32), whole(rows, 0, 2**15, torch.int16)
+    return (image, *layers, whole(rows[:, 0], 0, 256, torch.uint8), shift, multiplier, torch.rand(2, 3))
+
+
 def _decode(batch: int, height: int, width: int, layout: str) -> tuple[Any, ...]:
     halves = [_images(batch, 3, (height + 1) // 2, (width + 1) // 2, layout) for _ in range(2)]
     return (*halves, *_parameters(Decoder()), (height, width))
@@ -120,6 +134,7 @@ def _conv3x3(batch: int, height: int, width: int, layout: str) -> tuple[Any, ...
 
 _ARGUMENTS: dict[str, Callable[[int, int, int, str], tuple[Any, ...]]] = {
     "encode": _encode,
+    "encode_int8": _encode_int8,
     "decode": _decode,
     "encode_backward": _encode_backward,
     "decode_backward": _decode_backward,
@@ -181,6 +196,8 @@ class Expected(NamedTuple):
 
 def expected(made: Problem) -> Expected:
     """The problem in float64; again with inputs changed a little, as the module's docstring says."""
+    if made.op == "encode_int8":
+        return Expected(tuple(x.double() for x in reference.encode_int8(*made.arguments)), 0.0)
     function, limit = _REFERENCES[made.op], LIMITS[made.dtype]
     wide = [a.double() if _is_floating(a) else a for a in made.arguments]
     outputs = _as_tuple(function(*wide))
@@ -200,7 +217,7 @@ def expected(made: Problem) -> Expected:
 
 
 def _dtypes(op: str) -> Sequence[torch.dtype]:
-    return (torch.float32,) if op == "conv3x3" else tuple(LIMITS)
+    return (torch.float32,) if op in ("conv3x3", "encode_int8") else tuple(LIMITS)
 
 
 def run(seconds: float, first: int = 0, only: int | None = None) -> Iterator[list[Row]]:
@@ -235,6 +252,7 @@ def _check(rows: dict[tuple[str, str, torch.dtype], Row], made: Problem) -> None
         with backends.use(name):
             error = _relative(_call(made.op, arguments), outputs)
         row.calls += 1
-        row.error, row.share = max(row.error, error), max(row.share, error / allowed)
+        share = error / allowed if allowed else float("inf") if error else 0.0
+        row.error, row.share = max(row.error, error), max(row.share, share)
         if error > allowed:
             row.failures.append(f"{made.number} ({made.description}): {error:.2g}, allowed {allowed:.2g}")
