@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from wae.models.stock import StockDecoder, StockEncoder
+from wae_kernels.checks import half_of
 from wae_kernels.nn import Decoder, Encoder
 
 from .comparison import tensors
@@ -56,7 +57,7 @@ def images(batch: int, size: int) -> Tensor:
 
 def branches(batch: int, size: int) -> tuple[Tensor, Tensor]:
     """``low`` and ``high`` for images of this size."""
-    half = images(batch, (size + 1) // 2)
+    half = images(batch, half_of(size))
     return half, half.flip(0, 3)
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import matplotlib
 
+from wae.storage.files import written
+
 from .result_files import Benchmark, Result
 from .tables import fastest, name, table_of
 
@@ -21,7 +23,7 @@ Fill = Callable[[Axes, list[Benchmark]], None]
 
 def draw(results: Sequence[Result], folder: Path) -> list[Path]:
     """Write what the result files have numbers for into ``folder``; returns the files."""
-    written = _throughput(results, folder / "end_to_end.png")
+    drawn = _throughput(results, folder / "end_to_end.png")
     for file, wanted, key, height, title, fill in FIGURES:
         rows = []
         for result in results:
@@ -33,8 +35,8 @@ def draw(results: Sequence[Result], folder: Path) -> list[Path]:
                 rows.append((name(result), panels))
         if rows:
             _save(folder / file, title, height, rows, fill)
-            written.append(folder / file)
-    return written
+            drawn.append(folder / file)
+    return drawn
 
 
 def _save(
@@ -61,9 +63,8 @@ def _save(
 
 
 def _write(figure: Any, path: Path) -> None:
-    new = path.with_name(path.stem + ".new" + path.suffix)
-    figure.savefig(new, dpi=110)
-    new.replace(path)
+    with written(path, force=True) as file:
+        figure.savefig(file, dpi=110, format="png")
     pyplot.close(figure)
 
 

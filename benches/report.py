@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from . import deployed, plots, tables
-from .result_files import Result, replace, shown
+from .result_files import Result, shown, write
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- benches/report.py writes from here -->", "<!-- to here -->"
@@ -23,7 +23,7 @@ def write_between(path: Path, body: str) -> None:
     _, end, after = rest.partition(END)
     if not end:
         raise SystemExit(f"{path} must hold the lines\n{BEGIN}\n{END}")
-    replace(path, f"{before}{BEGIN}\n\n{body}\n\n{END}{after}")
+    write(path, f"{before}{BEGIN}\n\n{body}\n\n{END}{after}")
 
 
 def summary(results: list[Result], measured: list[deployed.Measured]) -> str:

@@ -8,16 +8,15 @@ of their own, ``*.short.json``, which is shown only where there is no full one o
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from wae.storage.files import written
 
 Result = dict[str, Any]
 """A result file: "machine" and "benchmarks"."""
 Benchmark = dict[str, Any]
 """One of these: "name", "run", "table", and what it measured."""
-
-FOLDER = Path(__file__).resolve().parent / "results"
 
 
 def keep(folder: Path, machine: dict[str, Any], benchmark: Benchmark) -> Path:
@@ -34,7 +33,7 @@ def keep(folder: Path, machine: dict[str, Any], benchmark: Benchmark) -> Path:
     if result["machine"] != machine:
         raise ValueError(f"{target} was measured on {result['machine']}, not on {machine}: move it away")
     kept = {b["name"]: b for b in result["benchmarks"]} | {benchmark["name"]: benchmark}
-    replace(target, json.dumps({"machine": machine, "benchmarks": list(kept.values())}, indent=1) + "\n")
+    write(target, json.dumps({"machine": machine, "benchmarks": list(kept.values())}, indent=1) + "\n")
     return target
 
 
@@ -57,8 +56,7 @@ def shown(folder: Path) -> list[Result]:
     return results
 
 
-def replace(path: Path, text: str) -> None:
+def write(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
-    new = path.with_name(path.name + ".new")
-    new.write_text(text, encoding="utf-8")
-    os.replace(new, path)
+    with written(path, force=True) as file:
+        file.write(text.encode())

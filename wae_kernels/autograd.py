@@ -42,7 +42,8 @@ def _encode_groups(
 
 
 def _encode_backward(inputs: Sequence[Any], needs: Sequence[bool], *grads: Tensor) -> _Gradients:
-    inputs, needs = [*inputs, None, None][:13], [*needs, False, False][:13]  # scale and shift may be left out
+    left_out = 3 + len(EncoderParameters._fields) - len(inputs)  # of scale and shift
+    inputs, needs = [*inputs, *[None] * left_out], [*needs, *[False] * left_out]
     gradients = torch.ops.wae.encode_backward(*grads, *inputs, *_encode_groups(*needs))
     return _only(gradients, needs)
 
@@ -84,7 +85,7 @@ _BACKWARD: dict[str, Callable[..., _Gradients]] = {
     "conv3x3_pack": _without(f"wae::conv3x3_pack has no derivative: {_INFERENCE}"),
     "conv3x3": _without(f"wae::conv3x3 has no derivative: {_INFERENCE}"),
 }
-"""Of each op: from its inputs, which of them need a gradient, and the outputs' gradients, to the inputs'."""
+"""By op: the function that takes its inputs, which of them need a gradient, and the outputs' gradients."""
 
 
 def register(library: torch.library.Library) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
+from .checks import half_of
 from .parameters import DecoderParameters, EncoderParameters, one_by_one
 
 _Shape = Sequence[int]
@@ -29,7 +30,7 @@ def _trunk(weights: Sequence[_Shape], batch: int, size: Sequence[int]) -> int:
 def _encode(image: _Shape, parameters: EncoderParameters, *_others: object) -> int:
     p: Any = parameters  # shapes, where the op has tensors
     batch, _, height, width = image
-    half = ((height + 1) // 2, (width + 1) // 2)
+    half = half_of(height), half_of(width)
     full = _trunk((p.conv1_weight, p.conv2_weight, p.conv3_weight), batch, (height, width))
     return full + _trunk((p.low_weight, p.high_weight), batch, half)
 

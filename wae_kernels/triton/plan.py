@@ -1,12 +1,14 @@
 """Launch plans: tile, grid and slab as pure functions of the shape and the device.
 
-What a tile, its frame and the slab are is told in ``kernels.py``.
+``kernels.py`` explains tiles, frames and the slab.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from wae_kernels.checks import half_of
 
 CHANNELS = 16
 PRECISIONS = ("half", "tf32", "ieee")
@@ -152,8 +154,8 @@ def plan(
 
 
 def _plan(batch: int, height: int, width: int, element_bytes: int, device: Device, tile: Tile) -> Plan:
-    down = -(-((height + 1) // 2) // tile.half_rows)
-    across = -(-((width + 1) // 2) // tile.half_columns)
+    down = -(-half_of(height) // tile.half_rows)
+    across = -(-half_of(width) // tile.half_columns)
     tiles = batch * down * across
     each = min(  # programs that a multiprocessor has registers, shared memory and cache for
         _REGISTERS // (max(tile.registers, device.thread_registers) * 32 * tile.warps),

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from wae_kernels import backends, reference
+from wae_kernels.checks import half_of
 from wae_kernels.nn import Decoder, Encoder
 
 OPS = ("encode", "encode_int8", "decode", "encode_backward", "decode_backward", "conv3x3")
@@ -111,12 +112,12 @@ def _encode_int8(batch: int, height: int, width: int, layout: str) -> tuple[Any,
 
 
 def _decode(batch: int, height: int, width: int, layout: str) -> tuple[Any, ...]:
-    halves = [_images(batch, 3, (height + 1) // 2, (width + 1) // 2, layout) for _ in range(2)]
+    halves = [_images(batch, 3, half_of(height), half_of(width), layout) for _ in range(2)]
     return (*halves, *_parameters(Decoder()), (height, width))
 
 
 def _encode_backward(batch: int, height: int, width: int, layout: str) -> tuple[Any, ...]:
-    gradients = [_images(batch, 3, (height + 1) // 2, (width + 1) // 2, "contiguous") + 1 for _ in range(2)]
+    gradients = [_images(batch, 3, half_of(height), half_of(width), "contiguous") + 1 for _ in range(2)]
     return (*gradients, *_encode(batch, height, width, layout), True, True, True)
 
 
