@@ -228,7 +228,7 @@ def _first_layer(
 
 
 @triton.jit
-def _heads(
+def _branches(
     source, low_weight, low_bias, high_weight, high_bias, low, high, n, i0, j0, half_height, half_width,
     stride_n, stride_c, stride_y, stride_x, HALF_ROWS: tl.constexpr, PITCH: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, TF32: tl.constexpr,
@@ -315,7 +315,7 @@ def encode_kernel(
             3, 2 * HALF_ROWS + 1, PITCH, GROUP, CHANNELS_LAST, TF32,
         )  # fmt: skip
         tl.debug_barrier()
-        _heads(
+        _branches(
             trunk - 2 * ROW, low_weight, low_bias, high_weight, high_bias, low, high,
             n, i0, j0, half_height, half_width, out_n, out_c, out_y, out_x,
             HALF_ROWS, PITCH, CHANNELS_LAST, TF32,

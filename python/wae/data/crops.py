@@ -1,4 +1,4 @@
-"""Random crops of a few photos, for trainings without labels."""
+"""Random crops of a few images, for trainings without labels."""
 
 from __future__ import annotations
 
@@ -13,32 +13,33 @@ from .dataset import DatasetError, Draw, random_seed
 class Crops:
     """Random crops, flipped, transposed, and with their colours exchanged at random: see :class:`Dataset`.
 
-    Every photo is equally likely. The colours are exchanged for what is learnt from few photos to be true of
-    any, not of the colours of these. In half of the batches each the crops are one pixel less high or wide:
+    Every image is equally likely. Colours are exchanged so that what few images teach does not depend on
+    their colours. In half of the batches crops are one pixel less high, in half one pixel less wide, so that
     odd sizes are trained too.
 
     Args:
-        photos: (3, H, W) uint8 each, no side shorter than ``crop``.
+        images: (3, H, W) uint8 each, no side shorter than ``crop``.
         crop: pixels along a crop's side.
         length: crops in an epoch.
         seed: of the crops.
 
     Raises:
-        DatasetError: there is no photo, or one is smaller than a crop; ``crop`` or ``length`` is too small.
+        DatasetError: there is no image, or one is smaller than a crop; ``crop`` or ``length`` is too small.
     """
 
     labels: tuple[str, ...] = ()
 
-    def __init__(self, photos: Sequence[Tensor], crop: int, length: int, seed: int) -> None:
-        if not photos:
-            raise DatasetError("photos: need at least one")
+    def __init__(self, images: Sequence[Tensor], crop: int, length: int, seed: int) -> None:
+        if not images:
+            raise DatasetError("images: need at least one")
         if crop < 2 or length < 1:
             raise DatasetError(f"crop and length: need at least 2 and 1, got {crop} and {length}")
-        for photo in photos:
-            height, width = photo.shape[1:]
+        for image in images:
+            height, width = image.shape[1:]
             if min(height, width) < crop:
-                raise DatasetError(f"a photo of {height} x {width} is smaller than a crop of {crop} x {crop}")
-        self.photos, self.crop, self.seed = list(photos), crop, seed
+                size = f"{height} x {width}"
+                raise DatasetError(f"an image of {size} is smaller than a crop of {crop} x {crop}")
+        self.images, self.crop, self.seed = list(images), crop, seed
         self._length = length
 
     def __len__(self) -> int:
@@ -59,11 +60,11 @@ class Crops:
 
     def _crop(self, index: int, epoch: int) -> Tensor:
         random = torch.Generator().manual_seed(random_seed(Draw.CROPS, self.seed, epoch, index, 0))
-        photo = self.photos[_draw(len(self.photos), random)]
+        image = self.images[_draw(len(self.images), random)]
         if _draw(2, random):
-            photo = photo.transpose(1, 2)
-        top, left = (_draw(size - self.crop + 1, random) for size in photo.shape[1:])
-        crop = photo[:, top : top + self.crop, left : left + self.crop]
+            image = image.transpose(1, 2)
+        top, left = (_draw(size - self.crop + 1, random) for size in image.shape[1:])
+        crop = image[:, top : top + self.crop, left : left + self.crop]
         crop = crop.flip([dim for dim in (1, 2) if _draw(2, random)])
         return crop[torch.randperm(3, generator=random)]
 

@@ -71,12 +71,12 @@ def open_dataset(
 
 
 def fingerprint(dataset: Dataset) -> dict[str, Any]:
-    """Tells one data set from another, for JSON: the number of images, the labels, and by the kind
+    """Identifies a data set, for JSON: the number of images, the labels, and by its kind
 
     - :class:`InMemory`: the image size, and SHA-256 of pixels and targets;
     - :class:`ImageFolder`: the image size, and SHA-256 of the files' paths, from the folder that holds all,
       and of targets. No file is opened;
-    - :class:`Crops`: the size of a crop, and SHA-256 of the photos' pixels.
+    - :class:`Crops`: the size of a crop, and SHA-256 of the images' pixels.
     """
     known: dict[str, Any] = {"number of images": len(dataset), "labels": list(dataset.labels)}
     if isinstance(dataset, InMemory):
@@ -91,7 +91,7 @@ def fingerprint(dataset: Dataset) -> dict[str, Any]:
         known["targets"] = _sha256(np.array(targets, np.int64))
     elif isinstance(dataset, Crops):
         known["crop"] = dataset.crop
-        known["pixels"] = [_sha256(photo.contiguous().numpy()) for photo in dataset.photos]
+        known["pixels"] = [_sha256(image.contiguous().numpy()) for image in dataset.images]
     return known
 
 
@@ -175,7 +175,7 @@ class Batches:
         self._reader, self._shares = _Reader(dataset, epoch), shares
         self._workers = workers
         self.failed: list[str] = []
-        """Of each file that was left out so far, the last time through: its name, and why."""
+        """A line for each file left out so far in the last pass, with its name and the reason."""
 
     def __len__(self) -> int:
         return len(self._shares)
