@@ -35,7 +35,7 @@ bench: $(VENV)/.dev build  ## measure what docs/benchmarks.md claims (about 15 m
 	$(BIN)/python -m pytest benches --seconds 2 --keep benches/results
 	$(BIN)/python -m benches.report
 
-# What pytest's -k takes; together everything. Each case is kept when it is done: PARTS="ResNet50 sizes" goes on there.
+# Arguments of pytest's -k, together everything. Each case is kept when it is done: PARTS="ResNet50 sizes" goes on there.
 PARTS ?= bench_ops VGG16 ResNet50 sizes
 .PHONY: bench-full
 bench-full: $(VENV)/.dev build  ## measure everything, in PARTS

@@ -15,7 +15,7 @@ process, and :func:`use` for the current thread or task:
 ========================  ==========================================================================
 
 Nothing here starts the CUDA driver before the program has: that would make a context on the first GPU, and a
-later ``fork`` unsafe. Until then a GPU is counted, its age not known.
+later ``fork`` unsafe. Until then it is known only that there is a GPU, not its compute capability.
 """
 
 from __future__ import annotations

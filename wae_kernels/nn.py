@@ -1,9 +1,9 @@
 """The encoder and the decoder as modules.
 
 Their layers are ordinary ``torch.nn`` convolutions, so that ``state_dict``, initialisation and optimizers
-work as everywhere. The forward pass hands the layers' tensors to the fused ops, unless only calling the
-layers would give what they stand for: where they are pruned, re-parametrised, hooked, sharded, wrapped or
-replaced, they are called.
+work as everywhere. The forward pass hands the layers' tensors to the fused ops. Layers that are pruned,
+re-parametrised, hooked, sharded, wrapped or replaced are called instead: their tensors alone do not say what
+they compute.
 """
 
 from __future__ import annotations

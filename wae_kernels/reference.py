@@ -35,7 +35,7 @@ _convolution_backward = torch.ops.aten.convolution_backward
 def is_channels_last(tensor: Tensor) -> bool:
     """Whether a (N, C, H, W) tensor's channels are the innermost dimension in memory.
 
-    Told from the strides alone, so that slices of a channels_last tensor count too. A broadcast
+    Decided by the strides alone, so that slices of a channels_last tensor count too. A broadcast
     channel (stride 0) does not.
     """
     return bool(0 < tensor.stride(1) < tensor.stride(3))

@@ -116,7 +116,7 @@ struct LaunchPlan {
   int32_t grid, block, shared_bytes;
 };
 
-// What a tile costs besides its own row pairs.
+// The costs of a tile besides its own row pairs.
 struct TileShape {
   int32_t columns;  // at most, half-resolution
   int32_t halo;     // steps of a tile beyond its height

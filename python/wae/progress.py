@@ -1,4 +1,4 @@
-"""The bar for what takes a while. It is there only where people look: on a terminal."""
+"""Progress bars. They are shown on a terminal only."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def progress(console: Console | None = None, *columns: ProgressColumn) -> Progre
 
 @contextmanager
 def bar(what: str, total: float | None, first: bool = True) -> Iterator[Callable[[float], None]]:
-    """A bar named ``what``, moved on by the function that it yields. None: nobody knows how far it is.
+    """A bar named ``what``, which the function that it yields advances. Without a ``total`` it only moves.
 
-    Of several processes the ``first`` has one.
+    Of several processes only the ``first`` shows one.
     """
     if not (first and sys.stderr.isatty()):
         yield lambda _: None

@@ -1,4 +1,4 @@
-"""SIGTERM, with which schedulers and parents end a process, takes the way of Ctrl-C: all is put in order."""
+"""SIGTERM, by which schedulers and parents end a process, is handled as Ctrl-C is, cleaning up included."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from types import FrameType
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM came."""
+    """The process got SIGTERM."""
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def terminable() -> Iterator[None]:
     owner = os.getpid()
 
     def terminate(number: int, frame: FrameType | None) -> None:
-        if os.getpid() != owner:  # a forked child: what is to be put in order is not its own
+        if os.getpid() != owner:  # a forked child, which has nothing to clean up
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGTERM)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

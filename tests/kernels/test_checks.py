@@ -31,7 +31,7 @@ def test_the_tables_name_the_schemas_arguments_in_order() -> None:
 
 
 def test_the_rows_are_the_schemas_arguments() -> None:
-    """What an op's tables leave out are flags, and what a forward op does not have its backward op has."""
+    """Every argument of every op but its flags has a row in the op's tables."""
     of_ops = {
         "encode": ["encoder"],
         "encode_backward": ["encode_backward", "encoder"],

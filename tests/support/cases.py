@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Cell:
-    """A device, and the backend that is told to run the ops there."""
+    """A device, and the backend that is selected to run the ops there."""
 
     name: str
     device: str = "cpu"

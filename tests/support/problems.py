@@ -34,7 +34,7 @@ MARGIN = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 0.1, torch.bf
 
 @dataclass(frozen=True)
 class Problem:
-    """An op, its tensors by name, what else it is told, and a gradient of each output."""
+    """An op, its tensors by name, its other arguments, and a gradient of each output."""
 
     op: str
     inputs: dict[str, Tensor | None]

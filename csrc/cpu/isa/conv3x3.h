@@ -56,14 +56,15 @@ inline constexpr int64_t kInputPosition = kConvTiles * kDepth + kPad;
 inline constexpr int64_t kPanelSize = kDepth * kChannels;
 inline constexpr int64_t kFilterPosition = kConvPanels * kPanelSize + kPad;
 
-// Up to so many input channels are convolved directly; so far apart are their rows, and panels of filters.
+// Up to kFewChannels input channels are convolved directly. The others are pitches in floats, of their rows of
+// pixels and of their panels of filters.
 inline constexpr int kFewChannels = 3;
 inline constexpr int64_t kFewPitch = (kConvTiles * kTile + 2) * kFewChannels + kPad;
 inline constexpr int64_t kFewPanel = 9 * kFewChannels * kChannels;
 
-// Panels and input channels whose U is made before it is used. For few tiles, where making it takes longer
-// than its products, so little that it stays in the first-level cache (36 KB). Not with AVX-512: one panel is
-// too narrow for its multiplications.
+// Panels and input channels whose U is made at a time. With few tiles making U takes longer than its products;
+// blocks are then small enough for the first-level cache (36 KB). Not with AVX-512: one panel is too narrow for
+// its multiplications.
 struct FilterBlock {
   int64_t panels;
   int depth;
@@ -193,7 +194,7 @@ WAE_INLINE void transform_filter(const Vec g[3], Vec u[6]) {
 // are packed together from `first` on: u[position][panel][input channel][16].
 inline void conv3x3_filters(const Conv3x3Args& args, int64_t begin, int64_t end, int64_t first, int channels,
                             int c0, int depth, float* u) {
-  constexpr int kAhead = 8;  // so many filters later comes what is asked for now
+  constexpr int kAhead = 8;  // filters from one that is transformed to the one that is prefetched
   const float* packed =
       args.packed + (first * panels_of(args.out_channels) + begin * channels + c0) * kPackedFilter;
   for (int64_t panel = begin; panel < end;
@@ -237,8 +238,8 @@ WAE_INLINE void for_strips(int64_t panels, const F& f) {
   for (; panel < panels; ++panel) f.template operator()<1>(panel);
 }
 
-// m[kTiles][kPanels panels] = start + v[kTiles][channels] * u[kPanels][channels][16]; rows of m and of start
-// are so far apart as their pitches say.
+// m[kTiles][kPanels panels] = start + v[kTiles][channels] * u[kPanels][channels][16]; the pitches are from one
+// row of m, and of start, to the next.
 template <int kTiles, int kPanels>
 inline void multiply_tiles(const float* v, const float* u, int channels, const float* start,
                            int64_t start_pitch, float* m, int64_t pitch) {
@@ -287,8 +288,7 @@ WAE_INLINE float* output_at(const Conv3x3Args& args, const TilePlace& place) {
   return args.output + ((place.n * args.height + place.y) * args.width + place.x) * args.out_channels;
 }
 
-// Brings lines that are stored to soon into the first-level cache: stores wait for theirs one after the
-// other.
+// Brings lines into the first-level cache that are stored to soon: stores wait for their lines one by one.
 template <int kLines>
 WAE_INLINE void prefetch_lines(float* out) {
   for (int i = 0; i < kLines; ++i) __builtin_prefetch(out + i * 16, 1);

@@ -15,10 +15,10 @@
 
 namespace wae::WAE_ISA {
 
-// Pixels between two times that the sums of floats go into doubles, and pixels that are added to one float before.
+// kSumPixels pixels are added to one float; after kCollectPixels the sums of floats go into doubles.
 inline constexpr int64_t kCollectPixels = 4096, kSumPixels = 64;
 
-// Rows of a task this wide between the two times.
+// The rows of a task of this width after which the sums go into doubles.
 inline int64_t rows_until_collected(int64_t width) {
   return std::max<int64_t>(kCollectPixels / width / kTile, 1) * kTile;
 }

@@ -113,7 +113,7 @@ inline void clear_row(const Rows& rows, int64_t y, const Span& span) {
   std::fill(rows.at(y, span.begin - 1), rows.at(y, std::max(span.tiles_end(), span.end) + kOvershoot), 0.0f);
 }
 
-// Make zero what a computed row has outside the image.
+// Zero the part of a computed row that lies outside the image.
 inline void finish_row(const Rows& rows, int64_t y, const Span& span, int64_t height, int64_t width) {
   if (y < 0 || y >= height) return clear_row(rows, y, span);
   if (span.begin == 0) std::fill_n(rows.at(y, -1), kChannels, 0.0f);

@@ -156,7 +156,7 @@ def _data(options: argparse.Namespace, candidate: Candidate, train: bool = False
     from wae.data.loading import open_dataset
     from wae.training.processes import is_first
 
-    # Named sets have one size, which a wrong checkpoint is told by the network itself.
+    # Named sets have one size; a network that takes another one reports that itself.
     size = candidate.described.input if Path(options.data).is_dir() else None
     max_pixels = options.max_pixels or MAX_PIXELS
     data = open_dataset(options.data, train, False, 0, size, options.on_corrupt, max_pixels)

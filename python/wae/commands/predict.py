@@ -136,7 +136,7 @@ def run(options: argparse.Namespace) -> int:
 
 @contextmanager
 def _output(path: Path | None, force: bool) -> Iterator[Callable[[str], object]]:
-    """A function that writes a line: to stdout at once, or to ``path``, which is there when all are."""
+    """A function that writes a line: to stdout at once, or to ``path``, which appears with the last line."""
     from wae.storage.files import written
 
     if path is None:

@@ -120,7 +120,7 @@ def workers(text: str) -> int:
 
 
 def processes(text: str) -> int:
-    """An argparse type: processes, or what there is one for each."""
+    """An argparse type: a number of processes, from 1."""
     return _number(int, text, 1, 256, "a whole number from 1 to 256")
 
 
@@ -178,7 +178,7 @@ def console() -> Console:
 
 
 def check_target(target: Path, source: Path, force: bool) -> None:
-    """Before any work: may ``target`` be written? Raises Failure or FileExistsError if not."""
+    """Raise Failure or FileExistsError, before any work is done, where ``target`` may not be written."""
     from wae.storage.files import refuse_existing
 
     if target == STANDARD:

@@ -18,9 +18,9 @@ class ClassOrder(NamedTuple):
     """Which class of a network is which class of the data."""
 
     numbers: tuple[int, ...]
-    """Of each class of the data, the network's number."""
+    """The network's number of each class of the data."""
     note: str = ""
-    """Worth reporting: that the order is assumed."""
+    """A line for the user where the order is assumed; else empty."""
 
 
 def class_order(source: object, known: Sequence[str] | None, count: int, labels: Sequence[str]) -> ClassOrder:
@@ -48,10 +48,10 @@ def class_order(source: object, known: Sequence[str] | None, count: int, labels:
 
 
 def _differences(known: Sequence[str], labels: Sequence[str]) -> str:
-    """Who alone has which names."""
+    """The names that only one of the two has."""
     sides = (("only the network has", known, labels), ("only the data has", labels, known))
-    told = [f"{who} {_list(set(one) - set(other))}" for who, one, other in sides if set(one) - set(other)]
-    return "; ".join(told) or f"{len(known)} and {len(labels)}, some of them twice"
+    lines = [f"{who} {_list(set(one) - set(other))}" for who, one, other in sides if set(one) - set(other)]
+    return "; ".join(lines) or f"{len(known)} and {len(labels)}, some of them twice"
 
 
 def _list(names: Iterable[str]) -> str:

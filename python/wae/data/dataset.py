@@ -35,12 +35,12 @@ class Dataset(Protocol):
     def batch(self, indices: Sequence[int], epoch: int) -> tuple[Tensor, Tensor]:
         """Uint8 images (N, 3, H, W), contiguous, and int64 labels (N,).
 
-        A sample is the same in any batch of the epoch. It can be missing only where the data set was told
-        to leave out files that cannot be read.
+        A sample is the same in any batch of the epoch. It can be missing only where files that cannot be
+        read are to be left out.
         """
 
     def renumbered(self, numbers: Sequence[int]) -> Dataset:
-        """The same samples, where what is class ``i`` here is class ``numbers[i]``: a permutation."""
+        """The same samples, with class ``i`` renumbered to ``numbers[i]``, a permutation."""
 
 
 class Draw(IntEnum):
@@ -58,7 +58,7 @@ def random_seed(purpose: Draw, seed: int, *rest: int) -> int:
 
 
 def permuted(labels: Sequence[str], numbers: Sequence[int]) -> tuple[str, ...]:
-    """``labels`` in the order that gives number ``i`` of them the number ``numbers[i]``."""
+    """``labels`` reordered: the one at ``i`` goes to ``numbers[i]``."""
     return tuple(label for _, label in sorted(zip(numbers, labels, strict=True)))
 
 

@@ -80,7 +80,7 @@ class ImageFolder:
         return images, targets
 
     def read(self, indices: Sequence[int], epoch: int) -> tuple[Tensor, Tensor, list[str]]:
-        """As :meth:`batch`, and of each file that was left out a line that names it and says why."""
+        """As :meth:`batch`, and a line for each file that was left out, with its name and the reason."""
         images, targets, failed = [], [], []
         for index in indices:
             path, target = self.samples[index]

@@ -30,13 +30,13 @@ EXTENSIONS = frozenset(
     ".jpg .jpeg .jpe .jfif .png .apng .webp .gif .bmp .dib .tif .tiff "
     ".ppm .pgm .pbm .pnm .avif .jp2 .j2k".split()
 )
-"""How the names of these end, in small letters."""
+"""Their extensions, in lower case."""
 
 MAX_PIXELS = 89_478_485
 """The default limit of pixels in an image: Pillow's own."""
 
 BYTES_PER_PIXEL = 32
-"""The most that reading takes at its peak; JPEG and PNG take 7 to 13, WebP, AVIF and JPEG 2000 the most."""
+"""The most that reading takes at its peak; docs/training.md has it by format."""
 
 LONGEST = 100
 """How many times longer than wide an image for a network may be: a longer one would be enlarged to no end."""

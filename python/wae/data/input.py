@@ -67,7 +67,7 @@ def prepare(image: Tensor, input: Input, invert: bool = False) -> Tensor:
     """The network's input, (3, size, size) uint8, of ``image``, (3, H, W) uint8.
 
     Args:
-        input: see there.
+        input: how the image is scaled and cut.
         invert: make light dark and dark light.
 
     Raises:

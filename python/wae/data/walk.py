@@ -16,13 +16,13 @@ _SYSTEM = frozenset(
         *("thumbs.db", "ehthumbs.db", "desktop.ini"),
     )
 )
-"""In small letters: what systems put among a user's files."""
+"""Names in lower case that systems put among a user's files."""
 
 _NAMED = 5  # types that the line names
 
 
 class Found(NamedTuple):
-    """An image file to look at, or what is in the way."""
+    """An image file, or a path that cannot be searched and the error."""
 
     path: Path
     error: str = ""
@@ -35,7 +35,7 @@ class LeftOut:
         self.hidden = 0
         """Files and folders whose names begin with a dot, or are those of a system's own."""
         self.types: Counter[str] = Counter()
-        """Files that do not end as images do, by how they end."""
+        """Files without an image's extension, by their extensions."""
         self.links = 0
         """Links to folders."""
         self.special = 0
@@ -56,8 +56,8 @@ class LeftOut:
             (self.special, "not regular files"),
             (self.loose, "beside the classes' folders"),
         )
-        told = [f"{count:,} {reason}" for count, reason in reasons if count]
-        return f"left out: {', '.join(told)}" if told else ""
+        counts = [f"{count:,} {reason}" for count, reason in reasons if count]
+        return f"left out: {', '.join(counts)}" if counts else ""
 
 
 def is_hidden(name: str) -> bool:
@@ -68,7 +68,7 @@ def is_hidden(name: str) -> bool:
 def find(sources: Iterable[Path], left_out: LeftOut | None = None) -> Iterator[Found]:
     """The files in ``sources``, and the images in its folders and their folders, sorted by name in each.
 
-    A source is taken whatever its name, and may be a link. In a folder, images are told by their
+    A source is taken whatever its name, and may be a link. In a folder, images are recognised by their
     extensions, and hidden names, links to folders and what is no regular file are left out. A folder that
     cannot be read is found with its error, as is a link to nothing when it is read.
 

@@ -299,7 +299,7 @@ def installed() -> list[str]:
 
 
 def machine() -> dict[str, Any]:
-    """What the times depend on."""
+    """The machine and versions that the times depend on."""
     known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return {
         "processor": processor(),
@@ -325,7 +325,7 @@ def as_data(comparisons: Sequence[Comparison], seconds: float) -> dict[str, Any]
 
 
 def from_data(data: Mapping[str, Any]) -> list[Comparison]:
-    """What :func:`as_data` made of them."""
+    """The comparisons that :func:`as_data` was given."""
     return [
         Comparison(
             **{
@@ -385,7 +385,7 @@ def table(comparison: Comparison) -> Table:
 
 
 def notes(comparisons: Sequence[Comparison]) -> list[str]:
-    """What a reader of the tables has to know."""
+    """Notes for the reader of the tables."""
     lines = [
         f"Medians of calls in turns, each checked first; {torch.get_num_threads()} threads.",
         "Column 6: the share of the ratio of multiply-adds that is reached.",

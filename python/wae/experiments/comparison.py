@@ -26,7 +26,7 @@ from wae_kernels.nn import Decoder, Encoder
 _FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 _KINDS = {"encode": (Encoder, StockEncoder), "decode": (Decoder, StockDecoder)}
 _PUBLISHED = {"VGG16": 1289.28, "WAE-VGG16": 411.63}  # ms on a CPU, docs/network.md
-_UNDISTURBED = 0.7  # of the time, this thread has a core: it computes, or waits a moment for the others
+_UNDISTURBED = 0.7  # on a quiet machine this thread has a core for at least this share of the time
 _TOLERANCE = 1e-4  # float32 through layers of another order of arithmetic
 
 

@@ -74,7 +74,7 @@ def _timed(
 
 
 def table(candidates: Sequence[Candidate]) -> Table:
-    """The paper's columns; times and multiply-adds also as multiples of the first network's, turned round."""
+    """The paper's columns; times and multiply-adds also as how many times less than the first network's."""
     result = Table()
     for column in ("network", "top-1 error", "top-5 error", "ms per image", "multiply-adds"):
         result.add_column(column, justify="left" if column == "network" else "right")

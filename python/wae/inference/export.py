@@ -208,7 +208,7 @@ class _FromImages(nn.Module):
 
 
 def metadata(described: Description, size: tuple[int, int], image_dtype: torch.dtype) -> dict[str, str]:
-    """What a file says of itself, as texts: ``network``, ``labels`` and ``input``, the last two in JSON.
+    """A file's description of itself, as texts: ``network``, ``labels`` and ``input``, the last two in JSON.
 
     ``input`` is how an image becomes what the file takes: the shorter side scaled to ``resize`` (both, where
     it is a pair), ``crop`` (H, W) cut out of the middle, the order of the colours, the range of the numbers,

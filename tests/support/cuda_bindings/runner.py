@@ -146,7 +146,7 @@ SHARED_LIMIT = {75: 64, 80: 163, 90: 227}
 
 @dataclass(frozen=True)
 class Backward:
-    """What a backward kernel and the reduction wrote: as the op returns it, None where it was not wanted."""
+    """The results of a backward kernel and the reduction, as the op returns them; None where not wanted."""
 
     inputs: list[Tensor | None]
     parameters: list[Tensor | None]
