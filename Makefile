@@ -63,8 +63,27 @@ oldest: build $(OLDEST)/.ready  ## with the oldest torch and Triton: kernels, re
 		tests/app/inference/test_deployed.py
 
 .PHONY: nightly
-nightly: oldest test  ## what is too long for CI: the oldest torch, and all tests with a seed of the day
+nightly: oldest test fuzz  ## what is too long for CI: the oldest torch, fuzzing, and all tests with a seed of the day
 	WAE_TEST_SEED=$$(date +%Y%m%d) $(BIN)/python -m pytest
+
+# A minute for each target; what is found is kept in build/fuzz. The kernels need a clang with libFuzzer.
+FUZZ_SECONDS ?= 60
+FUZZERS := $(patsubst tests/fuzz/fuzz_%.py,%,$(wildcard tests/fuzz/fuzz_*.py))
+CLANGXX ?= $(shell command -v clang++)
+
+.PHONY: fuzz
+fuzz: $(VENV)/.fuzz build $(if $(CLANGXX),build/fuzz/kernels)  ## coverage-guided, FUZZ_SECONDS for each target (tests/fuzz, tests/cpp)
+	set -e; for name in $(FUZZERS); do mkdir -p build/fuzz/$$name; \
+		$(BIN)/python tests/fuzz/fuzz_$$name.py build/fuzz/$$name tests/fuzz/corpus/$$name \
+			-artifact_prefix=build/fuzz/$$name- -max_total_time=$(FUZZ_SECONDS); \
+	done
+	$(if $(CLANGXX),mkdir -p build/fuzz/kernels-corpus && build/fuzz/kernels build/fuzz/kernels-corpus \
+		-artifact_prefix=build/fuzz/kernels- -max_len=16 -max_total_time=$(FUZZ_SECONDS))
+
+build/fuzz/kernels: tests/cpp/sanitize.cpp $(shell find csrc/cpu csrc/common -type f)
+	@mkdir -p $(@D)
+	$(CLANGXX) -std=c++20 -O1 -g -pthread -Icsrc -DWAE_FUZZ -fsanitize=fuzzer,address,undefined \
+		-fno-sanitize-recover=all $(filter-out csrc/cpu/ops.cpp,$(filter %.cpp,$^)) -o $@
 
 .PHONY: lint
 lint: $(VENV)/.dev  ## formatting, lint and types; changes nothing
@@ -113,6 +132,9 @@ $(VENV)/.app: $(PACKAGING) | $(BIN)/pip
 
 $(VENV)/.dev: $(VENV)/.app
 	$(call install,dev$(if $(shell command -v nvcc),,$(comma)nvcc))
+
+$(VENV)/.fuzz: $(VENV)/.dev
+	$(call install,dev$(comma)fuzz)
 
 $(OLDEST)/.ready: $(PACKAGING)
 	$(PYTHON) -m venv $(OLDEST)

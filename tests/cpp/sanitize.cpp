@@ -102,7 +102,7 @@ struct Batch {
 
   Batch(int n, int height, int width, Element element, int layout) {
     const int64_t size = element == Element::kFloat32 ? 4 : element == Element::kUInt8 ? 1 : 2;
-    const int64_t step = layout == 2 ? 2 : 1;  // 2: every second pixel of a wider image
+    const int64_t step = std::max(layout, 1);  // from 2 on: every so many pixels of a wider image
     view = {nullptr, element, n, height, width, 0, 0, 0, 0};
     if (layout == 1) {
       view.stride_c = 1, view.stride_w = 3, view.stride_h = 3 * width;
@@ -419,15 +419,15 @@ void run_encoder_int8(const Case& c) {
   }
 }
 
-// A 3x3 layer, input and output in heap blocks of their own size. Layout 0: nchw, 1: channels_last, 2: every
-// second pixel of a wider nchw map.
+// A 3x3 layer, input and output in heap blocks of their own size. Layout 0: nchw, 1: channels_last, from 2 on:
+// every so many pixels of a wider nchw map.
 void run_conv3x3(const Case& c, int channels, int out_channels, bool with_bias) {
   const auto weight = random_floats(size_t(out_channels) * channels * 9, std::sqrt(2.0f / (9 * channels)));
   const auto bias = random_floats(out_channels, 1);
   std::vector<float> packed(panels_of(out_channels) * channels * kPackedFilter);
   pack_conv3x3(packed.data(), weight.data(), out_channels, channels);
 
-  const int64_t area = int64_t(c.height) * c.width, step = c.layout == 2 ? 2 : 1;
+  const int64_t area = int64_t(c.height) * c.width, step = std::max(c.layout, 1);
   const bool last = c.layout == 1;
   Conv3x3Args args{nullptr,
                    c.n,
@@ -471,7 +471,40 @@ void run_conv3x3(const Case& c, int channels, int out_channels, bool with_bias) 
                 c.name + " conv3x3 " + std::to_string(channels) + " -> " + std::to_string(out_channels));
 }
 
+constexpr Element kElements[] = {Element::kFloat32, Element::kUInt8, Element::kBFloat16, Element::kFloat16};
+
+// All ops once, in a case whose name is made here.
+void run(Case c, int channels, int out_channels, bool with_bias) {
+  c.name += " " + std::to_string(c.n) + " x " + std::to_string(c.height) + " x " + std::to_string(c.width) +
+            ", element type " + std::to_string(int(c.element)) + ", layout " + std::to_string(c.layout) +
+            ", " + std::to_string(c.threads) + " threads:";
+  run_encoder(c);
+  if (c.element != Element::kUInt8) run_decoder(c);
+  if (c.element == Element::kUInt8 && int8_encoder(c.kernels) != nullptr) run_encoder_int8(c);
+  run_conv3x3(c, channels, out_channels, with_bias);
+}
+
 }  // namespace
+
+#ifdef WAE_FUZZ  // make fuzz: libFuzzer chooses the cases
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  size_t next = 0;
+  const auto below = [&](int most) { return next < size ? data[next++] % most : 0; };
+  const char* capabilities[] = {"portable", "avx2", "avx512"};
+  const char* capability = capabilities[below(3)];
+  if (!wae_cpu_supports(capability)) return -1;
+  wae_cpu_select(capability);
+  const bool wide = below(8) == 0;  // more than one task beside another
+  const int height = 1 + below(wide ? 5 : 24), width = (wide ? 250 : 1) + below(wide ? 20 : 48);
+  const int n = 1 + below(2), threads = 1 + below(9), layout = below(5), channels = 1 + below(40);
+  const Element element = kElements[below(4)];
+  run({wae::selected_kernels(), capability, n, height, width, threads, layout, element}, channels,
+      1 + below(40), below(2) == 0);
+  return 0;
+}
+
+#else
 
 int main() {
   constexpr int kSizes[][2] = {{1, 1}, {2, 2},   {3, 5},   {5, 4},   {1, 9},
@@ -486,21 +519,15 @@ int main() {
     for (const auto& size : kSizes) {
       // Every layout and element type, each with some of the sizes and some number of threads.
       for (int variant = 0; variant < 4; ++variant, ++cases) {
-        constexpr Element kElements[] = {Element::kFloat32, Element::kUInt8, Element::kBFloat16,
-                                         Element::kFloat16};
-        Case c{wae::selected_kernels(),   capability,        1 + cases % 2, size[0], size[1], 1 + cases % 3,
-               (variant + cases / 4) % 3, kElements[variant]};
-        c.name += " " + std::to_string(c.n) + " x " + std::to_string(c.height) + " x " +
-                  std::to_string(c.width) + ", element type " + std::to_string(variant) + ", layout " +
-                  std::to_string(c.layout) + ", " + std::to_string(c.threads) + " threads:";
-        run_encoder(c);
-        if (c.element != Element::kUInt8) run_decoder(c);
-        if (c.element == Element::kUInt8 && int8_encoder(c.kernels) != nullptr) run_encoder_int8(c);
         constexpr int kChannels[][2] = {{1, 1}, {3, 17}, {40, 100}, {64, 16}, {33, 5}};
         const auto [channels, out_channels] = kChannels[cases % 5];
-        run_conv3x3(c, channels, out_channels, variant % 2 == 0);
+        run({wae::selected_kernels(), capability, 1 + cases % 2, size[0], size[1], 1 + cases % 3,
+             (variant + cases / 4) % 3, kElements[variant]},
+            channels, out_channels, variant % 2 == 0);
       }
     }
   }
   std::printf("%d passed, 0 failed\n", cases);
 }
+
+#endif

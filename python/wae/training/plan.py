@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,7 @@ class Plan:
         _numbers(self, int, 1, 10**7, "batch", "accumulate")
         _numbers(self, int, 0, 2**31, "seed")
         if type(self.model) is not str:
-            raise PlanError(f"model must be a name, got {self.model!r}")
+            raise PlanError(f"model must be a name, got {_shown(self.model)}")
 
     def only(self, *kinds: str) -> Plan:
         """The plan with its stages of these kinds alone."""
@@ -137,7 +138,7 @@ class Plan:
         """The plan as :func:`read` reads it."""
         entries = self.as_dict()
         tables = [entries, *entries.pop("stages")]
-        blocks = ("\n".join(f"{name} = {json.dumps(value)}" for name, value in t.items()) for t in tables)
+        blocks = ("\n".join(f"{name} = {_toml(value)}" for name, value in t.items()) for t in tables)
         return "\n\n[[stages]]\n".join(blocks) + "\n"
 
 
@@ -196,7 +197,7 @@ def read(path: Path) -> Plan:
         raise PlanError(f"{path}: there is no such file") from None
     except RecursionError:
         raise PlanError(f"{path}: is nested too deeply") from None
-    except (PlanError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # of the text, of TOML, of a number without end, or of an entry
         raise PlanError(f"{path}: {error}") from None
 
 
@@ -204,7 +205,7 @@ def from_dict(entries: Mapping[str, Any]) -> Plan:
     """The plan with these entries; ``stages`` is a list of tables. Raises PlanError."""
     tables = entries.get("stages", ())
     if not isinstance(tables, (list, tuple)) or not all(isinstance(table, Mapping) for table in tables):
-        raise PlanError(f"stages must be tables, [[stages]], got {tables!r}")
+        raise PlanError(f"stages must be tables, [[stages]], got {_shown(tables)}")
     stages = tuple(_stage(number, table) for number, table in enumerate(tables, 1))
     return Plan(**{**_known(Plan, entries), "stages": stages})
 
@@ -220,7 +221,7 @@ def _known(kind: type[Stage] | type[Plan], entries: Mapping[str, Any]) -> dict[s
     """``entries``, after a check that there are no others than ``kind`` has, and those it must have."""
     names = [field.name for field in fields(kind)]
     if unknown := sorted(set(entries) - set(names)):
-        raise PlanError(f"there is no entry {unknown[0]!r}; known are {', '.join(names)}")
+        raise PlanError(f"there is no entry {_shown(unknown[0])}; known are {', '.join(names)}")
     needed = {"kind", "epochs", "learning_rate", "model"} & set(names)
     if missing := sorted(needed - set(entries)):
         raise PlanError(f"{missing[0]} is missing")
@@ -229,7 +230,7 @@ def _known(kind: type[Stage] | type[Plan], entries: Mapping[str, Any]) -> dict[s
 
 def _choice(owner: Stage | Plan, name: str, values: tuple[str, ...]) -> None:
     if getattr(owner, name) not in values:
-        raise PlanError(f"{name} must be one of {', '.join(values)}, got {getattr(owner, name)!r}")
+        raise PlanError(f"{name} must be one of {', '.join(values)}, got {_shown(getattr(owner, name))}")
 
 
 def _numbers(owner: Stage | Plan, kind: type, least: float, most: float, *names: str) -> None:
@@ -238,4 +239,16 @@ def _numbers(owner: Stage | Plan, kind: type, least: float, most: float, *names:
         whole = type(value) is int
         if not (whole or (kind is float and type(value) is float)) or not least <= value <= most:
             what = "an integer" if kind is int else "a number"
-            raise PlanError(f"{name} must be {what} from {least:g} to {most:g}, got {value!r}")
+            raise PlanError(f"{name} must be {what} from {least:g} to {most:g}, got {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    """``value``, which comes from a file and may be anything, for people to read."""
+    with suppress(ValueError):
+        return f"{value!r:.80}"
+    return "a number that is too long to print"
+
+
+def _toml(value: Any) -> str:
+    """A text or number as in JSON, but that TOML knows no surrogates, and no DEL as it is."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,0 +1,109 @@
+"""Any arguments of an op: the compiled kernel and the reference agree, in their results or in the error.
+
+The bytes choose the op, its size, and how some arguments are changed: sizes, strides, dtypes, None, numbers.
+
+python tests/fuzz/fuzz_ops.py CORPUS
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+
+_SIZES = (0, 1, 2, 3, 4, 7, 16, 17, 33)
+_NUMBERS = (-(2**63), -1, 0, 1, 2, 3, 16, 17, 2**31, 2**62, 2**63 - 1)
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint8, torch.int64, torch.bool)
+_TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 8e-2}
+_KINKS = 0.3  # a sum beside the kink of its ReLU may be above it for one and below it for the other
+
+
+class _Choices:
+    """Numbers out of bytes; zeros when they are used up."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = iter(content)
+
+    def below(self, most: int) -> int:
+        return next(self._content, 0) % most
+
+    def of(self, options):
+        return options[self.below(len(options))]
+
+
+def check(content: bytes) -> None:
+    """Call an op twice, and compare."""
+    from cases import OPS, arguments_of, as_tuple
+
+    choices = _Choices(content)
+    op = choices.of(sorted(OPS))
+    values = list(arguments_of(op, size=(1 + choices.below(20), 1 + choices.below(40))))
+    for _ in range(choices.below(4)):
+        number = choices.below(len(values))
+        values[number] = _changed(values[number], choices)
+    got, wanted = (_outcome(getattr(torch.ops.wae, name), values) for name in (op, f"_{op}_reference"))
+    if isinstance(wanted, str) or isinstance(got, str):
+        assert got == wanted, (op, got, wanted)
+        return
+    lowest = min((x.dtype for x in values if isinstance(x, Tensor)), key=_digits)
+    tolerance = _KINKS if op.endswith("backward") else _TOLERANCES[lowest]
+    for one, other in zip(as_tuple(got), as_tuple(wanted), strict=True):
+        assert one.shape == other.shape, (op, one.shape, other.shape)
+        assert one.dtype == other.dtype, (op, one.dtype, other.dtype)
+        if one.numel():
+            difference = (one.double() - other.double()).norm() / other.double().norm().clamp_min(1e-3)
+            assert difference <= tolerance, (op, float(difference))
+
+
+def _digits(dtype: torch.dtype) -> float:
+    return -torch.finfo(dtype).eps if dtype.is_floating_point else 0
+
+
+def _outcome(call, values):
+    try:
+        return call(*values)
+    except (RuntimeError, TypeError) as error:
+        return str(error).partition("\n")[0]
+
+
+def _changed(value, choices: _Choices):
+    """Something else in its place, often of another form alone."""
+    if not isinstance(value, Tensor):
+        if isinstance(value, (list, tuple)):
+            return [choices.of(_NUMBERS) for _ in value]
+        return not value if isinstance(value, bool) else choices.of(_NUMBERS)
+    if value.layout != torch.strided:
+        return value
+    way = choices.below(8)
+    axes = max(value.dim(), 1)
+    first, second = choices.below(axes), choices.below(axes)
+    if way == 0:
+        return value.to(choices.of(_DTYPES))
+    if way == 1:
+        sizes = list(value.shape)
+        sizes[first] = choices.of(_SIZES)
+        return torch.rand(sizes).to(value.dtype)
+    if way == 2:
+        return value.transpose(first, second).contiguous().transpose(first, second)
+    if way == 3:  # every second or third element of a longer one
+        step = 2 + choices.below(2)
+        return value.repeat_interleave(step, first)[(slice(None),) * first + (slice(None, None, step),)]
+    if way == 4:  # strides of zero
+        return value.narrow(first, 0, min(1, value.shape[first])).expand(value.shape)
+    if way == 5:  # not at the beginning of its memory
+        return torch.cat((value.new_ones(1), value.flatten()))[1:].view(value.shape)
+    if way == 6:
+        return value.unsqueeze(first) if second % 2 else value.flatten()
+    return value.to_sparse()
+
+
+if __name__ == "__main__":
+    import atheris
+
+    with atheris.instrument_imports(include=["wae_kernels.checks"]):
+        import wae_kernels  # noqa: F401 (first imported here)
+    torch.set_num_threads(1)
+    atheris.Setup(sys.argv, check)
+    atheris.Fuzz()
