@@ -140,56 +140,41 @@ def test_two_trainings_do_not_share_a_folder(train, tmp_path, monkeypatch, capsy
 # ----------------------------------------------------------------------------------- one line for a scheduler
 
 
-TORCHRUN = (
-    *"-m torch.distributed.run --standalone --nproc-per-node=2 --max-restarts=1 -m wae.cli".split(),
-    "train",
-)
-SHARED = (*"--data digits --device cpu --epochs 6 --resume".split(),)
-ALONE = {"OMP_NUM_THREADS": "1"}
+LAUNCH = "-m torch.distributed.run --standalone --nproc-per-node=2 --max-restarts=1 -m wae.cli"
+LINE = "train --data digits --device cpu --epochs 6 --resume --plan"
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """What two processes train when nothing happens to them, and the plan."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    (folder / "plan.toml").write_text(SMALL)
-    command = [sys.executable, *TORCHRUN, *SHARED, "--plan", folder / "plan.toml", "-o", folder / "out"]
-    subprocess.run(command, env=os.environ | ALONE, check=True, timeout=600)
-    return load_classifier(folder / "out" / "model.safetensors"), folder / "plan.toml"
-
-
-@pytest.mark.slow  # torchrun three times
-@pytest.mark.parametrize("killed", [0, 1])
-def test_torchrun_restarts_a_killed_worker_with_the_same_line(undisturbed, tmp_path, killed):
+@pytest.mark.slow  # torchrun twice
+def test_torchrun_restarts_a_killed_worker_with_the_same_line(small_plan, tmp_path):
     """The other worker ends too, both begin again at the last epoch, and end with the same bits."""
-    expected, plan = undisturbed
-    out = tmp_path / "out"
-    command = [sys.executable, *TORCHRUN, *SHARED, "--plan", plan, "-o", out]
-    process = subprocess.Popen(command, env=os.environ | ALONE, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, *LAUNCH.split(), *LINE.split(), small_plan, "-o"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    out, log = tmp_path / "out", tmp_path / "out" / "log.jsonl"
+    process = subprocess.Popen([*command, out], env=environment, stdout=subprocess.PIPE, text=True)
     try:
-        log = out / "log.jsonl"
         deadline = time.monotonic() + 300
         while not (log.exists() and log.read_text().count("\n") >= 2):
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        os.kill(worker(process.pid, killed), signal.SIGKILL)
+        os.kill(first_worker(process.pid), signal.SIGKILL)
         said, _ = process.communicate(timeout=300)
     finally:
         process.kill()
     assert process.returncode == 0
     assert said.count("going on after stage 1/1") == 1
     assert log.read_text().count("\n") == 6
-    one, other = expected.state_dict(), load_classifier(out / "model.safetensors").state_dict()
-    assert all(torch.equal(one[name], other[name]) for name in one)
+
+    subprocess.run([*command, tmp_path / "whole"], env=environment, check=True, timeout=300)
+    one, other = (load_classifier(folder / "model.safetensors") for folder in (out, tmp_path / "whole"))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
-def worker(parent, rank):
-    """The process of this rank that ``parent``, torchrun, has started to train."""
+def first_worker(parent):
+    """The process of rank 0 that ``parent``, torchrun, has started to train."""
     children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-    wanted = f"RANK={rank}".encode()
     environments = {int(child): Path(f"/proc/{child}/environ").read_bytes() for child in children}
-    return next(child for child, texts in environments.items() if wanted in texts.split(b"\0"))
+    return next(child for child, texts in environments.items() if b"RANK=0" in texts.split(b"\0"))
 
 
 def test_one_line_begins_and_goes_on(train, tmp_path):
