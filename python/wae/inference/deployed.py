@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,7 @@ from .calibration import STEP, Calibration, CalibrationError, Source, gather
 from .encoder_int8 import put_where_faster
 from .engines import ENGINES, Engine, EngineError, Prepared, Run
 from .folding import fold
-from .front import Front, in_front, whole
+from .front import Front, in_front, whole, without_numbers_of_nan
 from .precision import DTYPES, NAMES, name_of
 from .saving import save
 from .timing import interleaved
@@ -100,7 +100,8 @@ class Deployed:
     def __call__(self, images: Tensor) -> Tensor:
         """The scores, (N, classes), of ``images``, in the model's dtype (or that of a wider ``precision``).
 
-        They do not depend on autocast, inference mode, or torch's default dtype around the call.
+        They do not depend on autocast, inference mode, or torch's default dtype around the call. Those of an
+        image with NaN or infinity, or whose ``low`` or ``high`` overflows, are NaN in every engine.
 
         Args:
             images: (N, 3, H, W) on the model's device, any strides, uint8 or floating point; H and W are
@@ -115,7 +116,13 @@ class Deployed:
             inputs = self._front(images)
             scores: Tensor = self._runner(inputs)(*inputs)
             # the engine may write its next result to the same place
-            return scores.to(self._scores_dtype, copy=True)
+            scores = scores.to(self._scores_dtype, copy=True)
+            return without_numbers_of_nan(scores, inputs) if images.is_floating_point() else scores
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Deployed is neither copied nor pickled: save() it, and wae.load_deployed() it there"
+        )
 
     def save(self, folder: Path | str, force: bool = False) -> None:
         """Write what :func:`wae.load_deployed` needs into ``folder``, which is made.

@@ -20,7 +20,7 @@ import io
 import json
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ from .deployed import (
     undisturbed,
 )
 from .engines import ENGINES, EngineError, Run, in_turns, onnx_session, to_onnx
+from .front import without_numbers_of_nan
 from .programs import exported
 
 
@@ -198,13 +199,16 @@ class _FromImages(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        self.casts = not isinstance(network, WAEClassifier)
 
     def forward(self, images: Tensor) -> Tensor:
-        if self.casts:
-            images = images.to(next(self.network.parameters()).dtype)
-        scores: Tensor = self.network(images)
-        return scores
+        inputs: Sequence[Tensor]
+        if isinstance(self.network, WAEClassifier):
+            inputs = self.network.decompose(images)
+            scores = self.network.scores(*inputs)
+        else:
+            inputs = (images.to(next(self.network.parameters()).dtype),)
+            scores = self.network(*inputs)
+        return without_numbers_of_nan(scores, inputs) if images.is_floating_point() else scores
 
 
 def metadata(described: Description, size: tuple[int, int], image_dtype: torch.dtype) -> dict[str, str]:

@@ -105,6 +105,15 @@ def whole(
     return images, _Whole(front, behind).eval()
 
 
+def without_numbers_of_nan(scores: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+    """``scores``, (N, classes), with NaN for each image of which some ``inputs``, (N, ...), are not finite.
+
+    The ReLU and the pooling of several engines make a number of NaN, and so plain scores of a broken image.
+    """
+    finite = torch.stack([x.flatten(1).isfinite().all(1, keepdim=True) for x in inputs]).all(0)
+    return torch.where(finite, scores, torch.nan)
+
+
 def in_front(
     model: nn.Module, dtype: torch.dtype, memory_format: torch.memory_format, on_own_thread: bool
 ) -> tuple[Front, nn.Module]:

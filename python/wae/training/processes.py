@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 _Value = TypeVar("_Value")
@@ -31,7 +32,7 @@ def joined(device: str | None = None) -> Iterator[torch.device]:
         torch.cuda.set_device(chosen)
     store, rank, world = next(rendezvous("env://"))
     # After a restart torchrun's store may still have the addresses of the processes that it has ended.
-    attempt = dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    attempt = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     backend = "nccl" if chosen.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=attempt, rank=rank, world_size=world)
     try:

@@ -3,6 +3,7 @@
 import copy
 import logging
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -205,6 +206,27 @@ def test_a_precision_that_is_emulated_is_logged(model, monkeypatch, caplog):
     caplog.set_level(logging.WARNING, "wae.inference.deployed")
     deploy(model, SIZE, engine="eager", precision="bfloat16")
     assert "no instructions for bfloat16: eager emulates it" in caplog.text
+
+
+@pytest.mark.parametrize("engine", EACH)
+def test_a_broken_image_has_no_scores(engine, model):
+    """ReLU and pooling of some engines make a number of NaN; the other images keep their scores."""
+    needs(engine)
+    deployed = deploy(model, SIZE, 2, engine)
+    images = photos(2).float()
+    expected = deployed(images)
+    for broken in (float("nan"), float("inf"), 3e38):
+        images[0, 1, 3, 4] = broken
+        scores = deployed(images)
+        assert scores[0].isnan().all() or (broken == 3e38 and model(images)[0].isfinite().all())
+        assert (scores[1] - expected[1]).norm() <= 1e-4 * expected[1].norm()
+
+
+def test_it_is_not_pickled_but_saved(model):
+    deployed = deploy(model, SIZE, engine="eager")
+    for take in (pickle.dumps, copy.deepcopy):
+        with pytest.raises(TypeError, match=r"neither copied nor pickled: save\(\) it"):
+            take(deployed)
 
 
 # ------------------------------------------------------------------------------------------ what is around it
