@@ -101,7 +101,7 @@ class Deployed:
         """The scores, (N, classes), of ``images``, in the model's dtype (or that of a wider ``precision``).
 
         They do not depend on autocast, inference mode, or torch's default dtype around the call. Those of an
-        image with NaN or infinity, or whose ``low`` or ``high`` overflows, are NaN in every engine.
+        image with NaN or infinity are NaN in every engine.
 
         Args:
             images: (N, 3, H, W) on the model's device, any strides, uint8 or floating point; H and W are
