@@ -32,9 +32,11 @@ from wae.data.images import MAX_PIXELS
 from wae.data.input import Input
 from wae.data.loading import batches, fingerprint, open_dataset
 from wae.errors import WaeError
+from wae.inference.calibration import spread
 from wae.inference.deployed import Deployed, deploy
 from wae.inference.engines import EngineError
 from wae.inference.export import export
+from wae.inference.precision import DTYPES
 from wae.inference.predict import filled
 from wae.inference.timing import interleaved
 from wae.models.accelerated import Form, accelerated, show_small_image
@@ -45,10 +47,9 @@ from wae.storage.files import sha256, written
 from wae.storage.weights_file import WEIGHTS, CheckpointError
 from wae.training.linear_start import best_linear, write_linear_start
 from wae.training.lock import alone_in
-from wae.training.objective import InOrder
 from wae.training.observers import Terminal, shown
 from wae.training.original import Original, open_original
-from wae.training.plan import Plan, changed
+from wae.training.plan import Plan, Stage, changed
 from wae.training.pretrained import load_autoencoder
 from wae.training.processes import agreed, is_first, joined, processes
 from wae.training.session import LOG, MODEL, PLAN, STATE, TENSORBOARD, observed
@@ -63,7 +64,7 @@ SHOWN = 4
 
 _KEPT = 5  # every fifth training image is kept aside for what has to be chosen
 _TRIAL = 4  # a trial has one epoch of the plan's in so many
-_SAMPLE = 256  # training images that the start is fitted to
+_SAMPLE = 64  # training images that the start is fitted to
 _MIMIC = 1.0  # the weight that is tried
 _FACTORS = (2, 4, 8)
 _SCALES = (1.25, 1.0, 0.875, 0.75, 0.625, 0.5)  # of the original's size, that are measured for a target
@@ -104,7 +105,7 @@ class Settings:
     factor: int = 4
     """Of the light body."""
     target: float | None = None
-    """How many times faster than the original in its fastest engine: chooses ``size`` and ``factor``."""
+    """How many times faster than the original in the same engine: chooses ``size`` and ``factor``."""
     target_ms: float | None = None
     """Milliseconds of a call, instead of ``target``."""
     precision: str = "auto"
@@ -315,8 +316,7 @@ class _Acceleration:
         torch.manual_seed(self.settings.seed)
         model = accelerated(self.original.network, form)
         plain = self._sets(form).plain
-        numbers = range(0, len(plain), max(1, len(plain) // _SAMPLE))[:_SAMPLE]
-        sample = plain.batch(numbers, 0)[0]
+        sample = plain.batch(spread(len(plain), _SAMPLE).tolist(), 0)[0]
         scale, shift = self.stock.image_scale, self.stock.image_shift
         if start == "linear":
             model.image_scale.copy_(scale)
@@ -380,6 +380,8 @@ class _Acceleration:
         if mimic is None:
             mimic = record.once("mimic", lambda: self._try_mimic(record))["weight"]
         record.once("training", lambda: self._train(mimic))
+        if is_first():  # only now: until it is on the record, a stopped run goes on from there
+            (settings.folder / STATE).unlink(missing_ok=True)
         return record
 
     def finish(self, record: _Record) -> None:
@@ -387,7 +389,7 @@ class _Acceleration:
         folder, model = self.settings.folder, self._trained()
         record.once("deployed", lambda: self._deploy(model))
         record.once("onnx", lambda: self._export(model))
-        images = self.sets.test.batch(_spread(len(self.sets.test), SHOWN), 0)[0]
+        images = self.sets.test.batch(spread(len(self.sets.test), SHOWN).tolist(), 0)[0]
         parts = shown(model, images)
         acceleration_report.write(folder, self.original.name, record.found, parts)
         for path in (MODEL, DEPLOYED, ONNX, "report.html"):
@@ -496,7 +498,7 @@ class _Acceleration:
     def _teacher(self, form: Form) -> nn.Module:
         stock: nn.Module = self.original.classifier()
         side = self.original.input.size
-        return InOrder(stock if form.size == side else _Resized(stock, side), range(self.original.classes))
+        return stock if form.size == side else _Resized(stock, side)
 
     def _train(self, mimic: float) -> dict[str, Any]:
         folder, state = self.settings.folder, self.settings.folder / STATE
@@ -504,7 +506,7 @@ class _Acceleration:
         model = self._network(self.form)
         self._say(getattr(model.high_body, "reason", ""))
         goes_on = agreed(state.exists())
-        images = self.sets.test.batch(_spread(len(self.sets.test), SHOWN), 0)[0]
+        images = self.sets.test.batch(spread(len(self.sets.test), SHOWN).tolist(), 0)[0]
         with observed(folder, self.console, images, goes_on) as observer:
             history = train(
                 model,
@@ -527,7 +529,6 @@ class _Acceleration:
             save_classifier(
                 folder / MODEL, model.cpu(), self._name(), labels, input, made, force=True, form=self.form
             )
-            state.unlink(missing_ok=True)
         return {
             "accuracy": accuracy.top1,
             "top5": accuracy.top5,
@@ -536,7 +537,6 @@ class _Acceleration:
             "size": self.form.size,
             "factor": self.form.factor,
             "high body": getattr(model.high_body, "reason", f"1/{self.form.factor} of the channels"),
-            "start": next(epoch.accuracy.top1 for epoch in history if epoch.accuracy),
         }
 
     def _trained(self) -> WAEClassifier:
@@ -638,7 +638,8 @@ class _Acceleration:
         side, s = self.original.input.size, self.settings
         sizes = sorted({max(_STEP, round(side * scale / _STEP) * _STEP) for scale in _SCALES}, reverse=True)
         first = self._deployed(self._network(self.form).eval().to(self.device), self.sets)
-        options = {"engine": first.engine, "precision": "float32", "batch": s.images}
+        precision = first.precision if first.precision in DTYPES else "float32"  # int8 needs images for each
+        options = {"engine": first.engine, "precision": precision, "batch": s.images}
         forms: dict[str, Form] = {}
         calls: dict[str, Callable[[], Tensor]] = {}
         for form in (Form(size, factor) for size in sizes for factor in _FACTORS):
@@ -699,7 +700,7 @@ class _Filled(nn.Module):
         return torch.cat([self.deployed(filled(part, self.deployed.batch))[: len(part)] for part in parts])
 
 
-def _mimicking(stage: Any, weight: float) -> Any:
+def _mimicking(stage: Stage, weight: float) -> Stage:
     return stage if stage.kind == "transform" else replace(stage, mimic_weight=weight)
 
 
@@ -709,12 +710,6 @@ def _without_gradients(network: Callable[[Tensor], Tensor], images: Tensor) -> C
             return network(images)
 
     return call
-
-
-def _spread(total: int, wanted: int) -> list[int]:
-    """``wanted`` numbers below ``total``, or all, evenly spaced."""
-    wanted = min(wanted, total)
-    return [number * total // wanted for number in range(wanted)]
 
 
 @torch.no_grad()

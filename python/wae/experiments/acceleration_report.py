@@ -132,6 +132,11 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
         else "The original's scores are no part of the loss.",
         "Times: medians of calls that took turns on this machine.",
     ]
+    if "target" in found:
+        allowed = found["target"]["allowed"]
+        outcome = "met" if new["seconds"] <= allowed else "missed"
+        times = f"{1e3 * new['seconds']:.2f} ms, at most {1e3 * allowed:.2f} ms were asked for"
+        notes.append(f"The deployed network {outcome} the target: {times}.")
     if "not saved" in new:
         notes.append(f"There is no folder `deployed`: {new['not saved']}.")
     if "not written" in found["onnx"]:

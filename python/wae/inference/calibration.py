@@ -96,9 +96,9 @@ def _parts(
     if isinstance(source, (str, PathLike)):
         yield from _files(Path(source), size, wanted, scales)
     elif isinstance(source, Tensor):
-        yield source[_spread(len(source), wanted)] if source.dim() == 4 else source, None
+        yield source[spread(len(source), wanted)] if source.dim() == 4 else source, None
     elif hasattr(source, "batch") and hasattr(source, "labels"):
-        numbers = _spread(len(source), wanted).tolist()
+        numbers = spread(len(source), wanted).tolist()
         chunks = [numbers[start : start + _READ] for start in range(0, len(numbers), _READ)]
         for chunk in track(chunks, "reading images"):
             yield source.batch(chunk, 0)
@@ -114,7 +114,7 @@ def _parts(
         )
 
 
-def _spread(total: int, wanted: int) -> Tensor:
+def spread(total: int, wanted: int) -> Tensor:
     """``wanted`` numbers below ``total``, or all, evenly spaced."""
     return torch.arange(total) if total <= wanted else torch.arange(wanted) * total // wanted
 
@@ -136,7 +136,7 @@ def _files(
 def in_folder(folder: Path, input: Input, wanted: int) -> Iterator[Tensor]:
     """The readable ones of up to ``wanted`` images in ``folder`` and its folders, a few at a time."""
     found = list(find([folder]))
-    chosen = [found[number] for number in _spread(len(found), wanted).tolist()]
+    chosen = [found[number] for number in spread(len(found), wanted).tolist()]
     prepared = images(track(chosen, "reading images"), input)
     while part := list(islice(prepared, _READ)):
         yield torch.stack(part)

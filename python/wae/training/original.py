@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -109,14 +110,14 @@ def _checkpoint(path: Path) -> Original:
 
 
 def _given(name: str, network: nn.Module, weights: str | None) -> Original:
-    sources = {}
     if weights is not None:
         _put(weights, network)
-        sources["--weights"] = sha256(Path(weights))
     matrices = [module for module in network.modules() if isinstance(module, nn.Linear)]
     if not matrices:
         raise NetworkError(f"{name} must end in a torch.nn.Linear")
-    made = Original(name, network.eval(), matrices[-1].out_features, Input(), sources=sources)
+    made = Original(
+        name, network.eval(), matrices[-1].out_features, Input(), sources={"weights": _digest(network)}
+    )
     return _as_timm_says(made) if getattr(network, "pretrained_cfg", None) else made
 
 
@@ -208,6 +209,14 @@ def _from_file(path: str, make: Callable[..., nn.Module], classes: int) -> tuple
     network = make(num_classes=fits)
     _put(path, network)
     return network, {"--weights": sha256(Path(path))}
+
+
+def _digest(network: nn.Module) -> str:
+    """Tells the network's weights from others."""
+    digest = hashlib.sha256()
+    for tensor in network.state_dict().values():
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _put(path: str, network: nn.Module) -> None:

@@ -19,7 +19,7 @@ from torch import nn
 import wae
 from wae import cli
 from wae.data.folder import image_folder
-from wae.experiments import acceleration_report
+from wae.experiments import accelerate, acceleration_report
 from wae.experiments.accelerate import Settings
 from wae.inference.saved import load_deployed
 from wae.models.baselines import FullResolution
@@ -37,19 +37,16 @@ def network():
     return FullResolution(build(), scale, shift)
 
 
-@pytest.fixture(scope="module")
-def crops(tmp_path_factory):
+@pytest.fixture
+def crops(tmp_path):
     """A folder of crops, and the weights of a network that was trained on them."""
-    folder = tmp_path_factory.mktemp("accelerate")
+    folder = tmp_path
     write_crops(folder / "data")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     torch.manual_seed(0)
     model = network()
     sets = [image_folder(folder / "data", part, SIDE, 55, augment=part) for part in (True, False)]
     plan = Plan("tiny", (Stage("classifier", 8, 5e-3, "adamw", weight_decay=0.05),), batch=16)
     accuracy = train(model, plan, *sets)[-1].accuracy.top1
-    torch.set_num_threads(threads)
     assert accuracy > 0.8  # else there is nothing to keep
     torch.save(model.network.state_dict(), folder / "tiny.pth")
     return folder
@@ -77,8 +74,7 @@ def log_of(folder):
 # ------------------------------------------------------------------------------------------------ a real run
 
 
-@pytest.fixture(scope="module")
-def accelerated(crops):
+def killed_and_gone_on(crops):
     """The folder of a run that was killed (-9) while it trained; its log then; what the second printed."""
     folder = crops / "out"
     line = command(crops, folder, "--epochs", "4")
@@ -101,8 +97,7 @@ def accelerated(crops):
     return folder, before, again.stdout
 
 
-@pytest.mark.slow
-def test_it_keeps_the_accuracy_and_says_so(crops, accelerated):
+def keeps_the_accuracy_and_says_so(crops, accelerated, capsys):
     folder, _, printed = accelerated
     found = json.loads((folder / "accelerate.json").read_text())["found"]
     test = image_folder(crops / "data", False, SIDE, 55)
@@ -118,8 +113,7 @@ def test_it_keeps_the_accuracy_and_says_so(crops, accelerated):
     assert f"{100 * before:.2f} % to" in printed.replace("\n", " ")
 
 
-@pytest.mark.slow
-def test_it_goes_on_after_kill_9_and_loses_nothing(crops, accelerated, capsys):
+def goes_on_after_kill_9_and_loses_nothing(crops, accelerated, capsys):
     folder, before, printed = accelerated
     history = log_of(folder)
     assert len(before) >= 3
@@ -135,8 +129,7 @@ def test_it_goes_on_after_kill_9_and_loses_nothing(crops, accelerated, capsys):
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")} == stamps
 
 
-@pytest.mark.slow
-def test_the_folder_holds_what_a_user_needs(crops, accelerated):
+def holds_what_a_user_needs(crops, accelerated, capsys):
     folder, _, _ = accelerated
     described = describe(folder / "model.safetensors")
     assert described.network == "tiny_original:build"
@@ -158,8 +151,7 @@ def test_the_folder_holds_what_a_user_needs(crops, accelerated):
         load_classifier(folder / "model.safetensors")
 
 
-@pytest.mark.slow
-def test_the_report(accelerated):
+def has_a_report(crops, accelerated, capsys):
     folder, _, _ = accelerated
     page, text = ((folder / name).read_text() for name in ("report.html", "report.md"))
     assert "http" not in page
@@ -171,16 +163,30 @@ def test_the_report(accelerated):
     assert "<td>accelerated</td><td>eager, float32</td>" in page
 
 
-@pytest.mark.slow
-def test_other_settings_are_another_acceleration(crops, accelerated, capsys):
+def is_not_that_of_other_settings(crops, accelerated, capsys):
     folder, _, _ = accelerated
     assert cli.main(command(crops, folder, "--epochs", "5")) == 1
     assert "was begun with another epochs (4, not 5); --force begins anew" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_a_run_that_is_killed_and_goes_on(crops, capsys):
+    """One test, for a run is not made twice where tests have several processes."""
+    run = killed_and_gone_on(crops)
+    for check in (
+        keeps_the_accuracy_and_says_so,
+        goes_on_after_kill_9_and_loses_nothing,
+        holds_what_a_user_needs,
+        has_a_report,
+        is_not_that_of_other_settings,
+    ):
+        check(crops, run, capsys)
+
+
 # ------------------------------------------------------------------------------------------------- refused
 
 
+@pytest.mark.slow
 def test_nothing_is_written_where_an_argument_is_wrong(tmp_path, capsys):
     write_crops(tmp_path / "data", 2, 1)
     cases = {
@@ -308,3 +314,63 @@ def test_the_page_escapes_and_shows_the_curve():
     assert "<td>&lt;a&gt;</td>" in page
     assert "<td>64</td><td>4</td><td>500.00 ms</td><td>4.00x</td><td>yes</td><td>80.00 %</td>" in page
     assert "<td>96</td><td>2</td><td>2000.00 ms</td><td>1.00x</td><td></td><td></td>" in page
+
+
+# ------------------------------------------------------------------------------------------------- the target
+
+
+CURVE = [(96, 2, 0.9), (96, 4, 0.6), (64, 2, 0.5), (64, 4, 0.4), (32, 8, 0.1)]
+KEPT = {(96, 2): 0.99, (96, 4): 0.7, (64, 2): 0.9, (64, 4): 0.8, (32, 8): 0.95}
+
+
+def met(monkeypatch, tmp_path, **target):
+    """The target's outcome where these are the times and the trials' accuracies."""
+    curve = [{"size": size, "factor": factor, "seconds": seconds} for size, factor, seconds in CURVE]
+    tried = []
+
+    def trial(self, record, form, mimic):
+        tried.append((form.size, form.factor))
+        return KEPT[form.size, form.factor]
+
+    times = {"original": 1.2, "engine": "eager", "curve": curve}
+    monkeypatch.setattr(accelerate._Acceleration, "_timed_forms", lambda self: times)
+    monkeypatch.setattr(accelerate._Acceleration, "_trial", trial)
+    write_crops(tmp_path / "data", 2, 1)
+    settings = Settings("tiny_original:build", tmp_path / "data", tmp_path / "out", input_size=48, **target)
+    steps = accelerate._Acceleration(settings, Console(quiet=True), torch.device("cpu"))
+    record = accelerate._Record(tmp_path / "record.json", {})
+    return steps._meet_target(record), tried
+
+
+@pytest.mark.parametrize("target", [{"target": 2.0}, {"target_ms": 600.0}], ids=str)
+def test_of_the_slowest_that_meet_the_target_the_best_is_taken(monkeypatch, tmp_path, target):
+    outcome, tried = met(monkeypatch, tmp_path, **target)
+    assert tried == [(96, 4), (64, 2), (64, 4)]
+    assert outcome["form"] == {"size": 64, "factor": 2}
+    assert outcome["allowed"] == pytest.approx(0.6)
+    assert [entry.get("kept") for entry in outcome["curve"]] == [None, 0.7, 0.9, 0.8, None]
+
+
+def test_a_target_that_nothing_meets(monkeypatch, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"at most 1.00 ms, the fastest form .* takes 100.00 ms \(images of 32"
+    ):
+        met(monkeypatch, tmp_path, target_ms=1.0)
+
+
+@pytest.mark.slow
+def test_the_forms_of_a_target_are_measured(tmp_path):
+    write_crops(tmp_path / "data", 2, 1)
+    settings = Settings(
+        "tiny_original:build",
+        tmp_path / "data",
+        tmp_path / "out",
+        input_size=64,
+        engine="eager",
+        precision="float32",
+    )
+    steps = accelerate._Acceleration(settings, Console(quiet=True), torch.device("cpu"))
+    times = steps._timed_forms()
+    assert {(e["size"], e["factor"]) for e in times["curve"]} == {(s, f) for s in (64, 32) for f in (2, 4, 8)}
+    assert all(entry["seconds"] > 0 for entry in times["curve"])
+    assert times["original"] > 0
