@@ -55,10 +55,11 @@ def rows(found: Mapping[str, Any]) -> list[Row]:
 def summary(found: Mapping[str, Any]) -> str:
     """The outcome in one line."""
     first, old, _, new = rows(found)
+    end = "" if new.seconds < old.seconds else ": WAE does not pay here"
     return (
         f"{first.seconds / new.seconds:.1f} times as fast as the original in PyTorch, "
         f"{old.seconds / new.seconds:.1f} times as fast as in its fastest engine; top-1 accuracy "
-        f"{100 * first.accuracy:.2f} % to {100 * new.accuracy:.2f} %"
+        f"{100 * first.accuracy:.2f} % to {100 * new.accuracy:.2f} %{end}"
     )
 
 

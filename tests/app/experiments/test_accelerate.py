@@ -299,6 +299,12 @@ def test_the_classes_that_lost():
     assert "| <a> | 90.0 % | 80.0 % | 10 |" in text
     assert "4.0 times as fast as the original in PyTorch, 2.0 times as fast as in its fastest engine" in text
     assert "There is no ONNX file: no ONNX Runtime." in text
+    assert "does not pay" not in text
+    slow = found()
+    slow["deployed"]["accelerated"]["seconds"] = 0.003
+    assert "top-1 accuracy 92.00 % to 90.00 %: WAE does not pay here." in acceleration_report.markdown(
+        "net", slow
+    )
 
 
 def test_the_page_escapes_and_shows_the_curve():
