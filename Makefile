@@ -175,3 +175,30 @@ $(SANITIZE)/%.o: %.cpp
 	$(CXX) $(SANITIZE_FLAGS) -MMD -MP -c $< -o $@
 
 -include $(SANITIZE_OBJECTS:.o=.d)
+
+# ------------------------------------------ the kernels for aarch64, on another processor by an emulator
+
+AARCH64 := build/aarch64
+AARCH64_CXX ?= aarch64-linux-gnu-g++
+AARCH64_OBJECTS := $(patsubst $(SANITIZE)/%,$(AARCH64)/%,$(SANITIZE_OBJECTS))
+AARCH64_FLAGS := -std=c++20 -O2 -Wall -Wextra -pthread -Icsrc -fsanitize=undefined -fno-sanitize-recover=all
+QEMU ?= $(firstword $(foreach name,qemu-aarch64-static qemu-aarch64,$(shell command -v $(name))))
+
+.PHONY: aarch64
+aarch64:  ## the C++ kernels for aarch64, under qemu-user and the undefined-behaviour sanitizer; needs both
+	@if ! command -v $(AARCH64_CXX) > /dev/null || [ -z "$(QEMU)" ]; then \
+		echo "skipped: make aarch64 needs g++-aarch64-linux-gnu and qemu-user"; \
+	else \
+		$(MAKE) --no-print-directory -j$$(getconf _NPROCESSORS_ONLN) $(AARCH64)/kernels && \
+		aarch64-linux-gnu-objdump -d $(AARCH64)/csrc/cpu/kernels_portable.o | grep -q 'fmla.*v[0-9]*\.4s' && \
+		$(QEMU) $(AARCH64)/kernels; \
+	fi
+
+$(AARCH64)/kernels: $(AARCH64_OBJECTS)
+	$(AARCH64_CXX) $(AARCH64_FLAGS) -static $^ -o $@
+
+$(AARCH64)/%.o: %.cpp
+	@mkdir -p $(@D)
+	$(AARCH64_CXX) $(AARCH64_FLAGS) -MMD -MP -c $< -o $@
+
+-include $(AARCH64_OBJECTS:.o=.d)

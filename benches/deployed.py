@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from wae.experiments.bench import Comparison, cells, from_data, heads, milliseconds, title
+from wae.experiments.bench import QUIET, Comparison, cells, from_data, heads, milliseconds, title
 
 FOLDER = "deployed"
 """Below benches/results."""
@@ -97,11 +97,17 @@ def provenance(about: dict[str, Any]) -> str:
     return f"{machine(about)}. {about['date'][:10]}{commit}. {versions}."
 
 
+def _disturbed(comparison: Comparison) -> str:
+    if comparison.others is None or comparison.others <= QUIET:
+        return ""
+    return f" **Not quiet:** other programs used {comparison.others:.1f} cores meanwhile."
+
+
 def tables(measured: Sequence[Measured]) -> list[str]:
     """Every row of every comparison."""
     lines = []
     for comparison, about in measured:
-        lines += [f"**{title(comparison)}.** {provenance(about)}", ""]
+        lines += [f"**{title(comparison)}.** {provenance(about)}{_disturbed(comparison)}", ""]
         lines += _grid(heads(comparison), cells(comparison))
         lines += [f"\nLeft out: {name}: {why}" for name, why in comparison.left_out.items()] + [""]
     return lines

@@ -17,7 +17,7 @@ def comparison(network: str, images: int, stock: float, wae: float) -> Compariso
     counted = {"stock": 3_000, "wae": 1_000}
     eager = Timing(1.0, 1.0, 1.0, 3)
     rows = [Row("openvino", "int8", *sides)]
-    return Comparison(network, 224, images, counted, "photos", eager, rows, {"eager int8": "no"})
+    return Comparison(network, 224, images, counted, "photos", eager, rows, {"eager int8": "no"}, 0.5)
 
 
 def kept(folder: Path, *comparisons: Comparison) -> list[deployed.Measured]:
@@ -58,6 +58,7 @@ def test_a_row_for_each_network_and_number_of_images(tmp_path: Path) -> None:
 def test_every_table_says_where_it_was_measured(tmp_path: Path) -> None:
     text = "\n".join(deployed.tables(kept(tmp_path, comparison("resnet50", 8, 0.2, 0.1))))
     assert "commit 0123456789." in text
+    assert "**Not quiet:** other programs used 0.5 cores meanwhile." in text
     assert "| openvino | int8 | 200 | 100 | 2.00x | 67% | 80 |" in text
     assert "Left out: eager int8: no" in text
 

@@ -11,6 +11,8 @@ import base64
 import gc
 import html
 import io
+import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -44,6 +46,9 @@ from .info import processor
 
 PHOTOS = "crops of the bundled photos"
 """Where int8's scales come from, unless a folder is given."""
+
+QUIET = 0.1
+"""Cores that other programs may use while something is timed."""
 
 _SCALES_FROM = 20  # images: enough for a time, too few for an accuracy
 _WORTH = 1.1  # times faster; less is not worth a training
@@ -97,6 +102,8 @@ class Comparison:
     rows: Sequence[Row]
     left_out: Mapping[str, str] = field(default_factory=dict)
     """By engine and precision, why there is no row."""
+    others: float | None = None
+    """Cores that other programs used while it was timed; None where that is not known."""
 
     @property
     def promised(self) -> float:
@@ -179,7 +186,9 @@ def compare(
     }
     with torch.no_grad():
         functions["eager"] = partial(pair.stock, calls["stock"])
+        others = _Others()
         timings = interleaved(functions, seconds, settle=1)
+        cores = others.cores()
     rows = [
         Row(
             engine,
@@ -194,7 +203,32 @@ def compare(
     ]
     counted = {kind: count(network, (size, size)).multiply_adds for kind, network in networks.items()}
     source = str(calibrate.name) if calibrate else PHOTOS
-    return Comparison(pair.name, size, batch, counted, source, timings["eager"], rows, left_out)
+    return Comparison(pair.name, size, batch, counted, source, timings["eager"], rows, left_out, cores)
+
+
+class _Others:
+    """What other programs compute, from now on."""
+
+    def __init__(self) -> None:
+        self._start, self._before = time.perf_counter(), self._seconds()
+
+    def cores(self) -> float | None:
+        """How many cores they have used; None where that is not known."""
+        now = self._seconds()
+        if now is None or self._before is None:
+            return None
+        return (now - self._before) / (time.perf_counter() - self._start)
+
+    def _seconds(self) -> float | None:
+        """Of a core, since the system started."""
+        try:
+            first = Path("/proc/stat").read_text(encoding="utf-8").partition("\n")[0]
+        except OSError:  # only Linux has it
+            return None
+        user, nice, system, _, _, interrupts, soft = map(int, first.split()[1:8])
+        mine = os.times()
+        every = (user + nice + system + interrupts + soft) / os.sysconf("SC_CLK_TCK")
+        return every - mine.user - mine.system
 
 
 def _combinations(
@@ -393,6 +427,8 @@ def notes(comparisons: Sequence[Comparison]) -> list[str]:
     ]
     if any(row.precision == "int8" for c in comparisons for row in c.rows):
         lines.append(f"int8's scales come from {comparisons[0].scales_from}.")
+    if (busiest := max((c.others or 0.0 for c in comparisons), default=0.0)) > QUIET:
+        lines.append(f"Other programs used {busiest:.1f} cores meanwhile: do not rely on these times.")
     left_out = {(name, why): None for c in comparisons for name, why in c.left_out.items()}
     return lines + [f"left out: {name}: {why}" for name, why in left_out]
 

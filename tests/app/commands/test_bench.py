@@ -3,7 +3,10 @@
 import base64
 import json
 import re
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -196,6 +199,20 @@ def test_the_answer(times, word):
         f"({one / 4:.0%}, {eight / 4:.0%} of 4.00x, the ratio of multiply-adds); yes for b: 2.00x" in answer
     )
     assert answer.count("\n") == 0
+
+
+def test_a_busy_machine_is_reported():
+    assert not any("Other programs" in note for note in bench.notes([comparison(others=0.01)]))
+    assert "Other programs used 1.5 cores meanwhile: do not rely on these times." in bench.notes(
+        [comparison(others=1.5), comparison(others=None)]
+    )
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="needs Linux's account of processor time")
+def test_what_others_compute_is_counted():
+    others = bench._Others()
+    subprocess.run([sys.executable, "-c", "for _ in range(10 ** 7): pass"], check=True)
+    assert others.cores() > 0.1
 
 
 def test_the_share_is_of_the_ratio_of_multiply_adds():
