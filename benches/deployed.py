@@ -97,17 +97,23 @@ def provenance(about: dict[str, Any]) -> str:
     return f"{machine(about)}. {about['date'][:10]}{commit}. {versions}."
 
 
-def _disturbed(comparison: Comparison) -> str:
-    if comparison.others is None or comparison.others <= QUIET:
+def quiet(measured: Sequence[Measured]) -> list[Measured]:
+    """Those to rely on: other programs left the machine alone, as far as that is known."""
+    return [m for m in measured if (m.comparison.others or 0.0) <= QUIET]
+
+
+def _disturbed(entry: Measured) -> str:
+    if quiet([entry]):
         return ""
-    return f" **Not quiet:** other programs used {comparison.others:.1f} cores meanwhile."
+    return f" **Not quiet:** other programs used {entry.comparison.others:.1f} cores meanwhile."
 
 
 def tables(measured: Sequence[Measured]) -> list[str]:
     """Every row of every comparison."""
     lines = []
-    for comparison, about in measured:
-        lines += [f"**{title(comparison)}.** {provenance(about)}{_disturbed(comparison)}", ""]
+    for entry in measured:
+        comparison, about = entry
+        lines += [f"**{title(comparison)}.** {provenance(about)}{_disturbed(entry)}", ""]
         lines += _grid(heads(comparison), cells(comparison))
         lines += [f"\nLeft out: {name}: {why}" for name, why in comparison.left_out.items()] + [""]
     return lines

@@ -29,8 +29,8 @@ def write_between(path: Path, body: str) -> None:
 def summary(results: list[Result], measured: list[deployed.Measured]) -> str:
     """README's part: the tables that a decision needs."""
     parts = [tables.decision(results)]
-    if measured:
-        parts += [["In every precision, int8 included (`wae bench`):"], deployed.decision(measured)]
+    if quiet := deployed.quiet(measured):
+        parts += [["In every precision, int8 included (`wae bench`):"], deployed.decision(quiet)]
     return "\n\n".join("\n".join(lines) for lines in parts)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
-from benches import deployed
+from benches import deployed, report
 from wae.experiments import bench
 from wae.experiments.bench import Comparison, Row, Side
 from wae.inference.timing import Timing
@@ -61,6 +62,14 @@ def test_every_table_says_where_it_was_measured(tmp_path: Path) -> None:
     assert "**Not quiet:** other programs used 0.5 cores meanwhile." in text
     assert "| openvino | int8 | 200 | 100 | 2.00x | 67% | 80 |" in text
     assert "Left out: eager int8: no" in text
+
+
+def test_the_readme_takes_quiet_runs_only(tmp_path: Path) -> None:
+    measured = kept(tmp_path, comparison("resnet50", 8, 0.2, 0.1))
+    assert deployed.quiet(measured) == []
+    assert "`wae bench`" not in report.summary([], measured)
+    alone = [m._replace(comparison=replace(m.comparison, others=0.0)) for m in measured]
+    assert "| resnet50, 8 |" in report.summary([], alone)
 
 
 def test_the_matrix_unit_is_named() -> None:
