@@ -34,19 +34,31 @@ struct Reader {
   using Number = typename Arithmetic<kMode>::Number;
   uint32_t raw[6] = {0, 0, 0, 0, 0, 0};
   int column = threadIdx.x;
+  bool column_inside;
+  const Number* at[2];  // the thread's pixel of low's and high's current row, perhaps outside of the image
+
+  __device__ void begin_tile(const DecodeParameters& p, const Cursor& cursor) {
+    const int x = cursor.x - 2 + column, y = cursor.y - 2;
+    column_inside =
+        cursor.active(kHaloPairs) && column < p.tiling.tile_width + 4 && inside(x, 0, (p.width + 1) / 2);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const Images& from = i == 0 ? p.low : p.high;
+      at[i] = static_cast<const Number*>(from.data) + int64_t{cursor.image} * from.stride[0] +
+              y * from.stride[2] + x * from.stride[3];
+    }
+  }
 
   __device__ void prefetch(const DecodeParameters& p, const Cursor& cursor) {
     if (column >= kHalfPixels) return;
-    const int x = cursor.x - 2 + column, y = cursor.y + cursor.phase - 2;
-    const bool is_inside = cursor.active(kHaloPairs) && column < p.tiling.tile_width + 4 &&
-                           inside(x, 0, (p.width + 1) / 2) && inside(y, 0, (p.height + 1) / 2);
+    if (cursor.phase == 0) begin_tile(p, cursor);
+    const bool is_inside = column_inside && inside(cursor.y + cursor.phase - 2, 0, (p.height + 1) / 2);
 #pragma unroll
     for (int c = 0; c < 6; ++c) {
       const Images& from = c < 3 ? p.low : p.high;
-      const int64_t at = int64_t{cursor.image} * from.stride[0] + c % 3 * from.stride[1] +
-                         y * from.stride[2] + x * from.stride[3];
-      raw[c] = is_inside ? bits_of(static_cast<const Number*>(from.data)[at]) : 0;
+      raw[c] = is_inside ? bits_of(at[c / 3][c % 3 * from.stride[1]]) : 0;
     }
+    at[0] += p.low.stride[2], at[1] += p.high.stride[2];
   }
 
   __device__ void store_pixel(uint32_t slot) const {
@@ -205,25 +217,49 @@ struct FirstLayer {
 
 // --------------------------------------------------------------------------------------------------- conv3
 
+// Where a lane writes its pixels of conv3: columns 0 to 2 of the D fragment are the image's channels.
 template <Mode kMode>
-__device__ void write_rows(const ThreadCoordinates& thread, const Layer<kMode, 1>& layer,
-                           const DecodeParameters& p, const Cursor& cursor) {
+struct Writer {
   using Number = typename Arithmetic<kMode>::Number;
+  Number* at[2];  // the lane's two channels of its first pixel, in the upper row of the current pair
+  bool column_inside[2];
+
+  // Pair 0 is above the tile: its lower row is the tile's first.
+  __device__ void begin_tile(const ThreadCoordinates& thread, const DecodeParameters& p,
+                             const Cursor& cursor) {
+    const int column = thread.strip * 16 + thread.group - 1, x = 2 * cursor.x + column;
+    const int columns = min(2 * p.tiling.tile_width, p.width - 2 * cursor.x);
 #pragma unroll
-  for (int row = 0; row < kPair; ++row) {
-    const int down = 2 * (cursor.phase - 1) + row - 1, y = 2 * cursor.y + down;  // from the tile's first row
-    if (down < 0 || down >= 2 * p.tiling.tile_height || y >= p.height) continue;
+    for (int half = 0; half < 2; ++half) column_inside[half] = inside(column, 8 * half, columns);
+    const int64_t* stride = p.image.stride;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int right = thread.strip * 16 + thread.group + i / 2 * 8 - 1, x = 2 * cursor.x + right;
-      const int channel = 2 * thread.member + i % 2;
-      if (channel >= 3 || right < 0 || right >= 2 * p.tiling.tile_width || x >= p.width) continue;
-      const int64_t at = int64_t{cursor.image} * p.image.stride[0] + channel * p.image.stride[1] +
-                         y * p.image.stride[2] + x * p.image.stride[3];
-      static_cast<Number*>(p.image.data)[at] = from_float<Number>(layer.sums[row][0][i]);
+    for (int i = 0; i < 2; ++i) {
+      at[i] = static_cast<Number*>(p.image.data) + int64_t{cursor.image} * stride[0] +
+              (2 * thread.member + i) * stride[1] + int64_t{2 * cursor.y - 1} * stride[2] + x * stride[3];
     }
   }
-}
+
+  __device__ void write_rows(const ThreadCoordinates& thread, const Layer<kMode, 1>& layer,
+                             const DecodeParameters& p, const Cursor& cursor) {
+    const int64_t* stride = p.image.stride;
+    const int rows = min(2 * p.tiling.tile_height, p.height - 2 * cursor.y);
+#pragma unroll
+    for (int row = 0; row < kPair; ++row) {
+      const bool row_inside = inside(2 * (cursor.phase - 1) - 1, row, rows);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const bool writes = row_inside && 2 * thread.member + i < 3;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          if (writes && column_inside[half]) {
+            at[i][8 * half * stride[3]] = from_float<Number>(layer.sums[row][0][2 * half + i]);
+          }
+        }
+        at[i] += stride[2];
+      }
+    }
+  }
+};
 
 // --------------------------------------------------------------------------------------------------- block
 
@@ -234,7 +270,9 @@ __device__ void run_ends(const ThreadCoordinates& thread, FirstLayer<kMode>& fir
   constexpr int kHalfRow = half_planes(kMode) * kHalfPlane;
   constexpr int kRowPair = kPair * kRowBytes<kMode, kRowPlane>;
   Reader<kMode> reader;
-  Cursor read_cursor(p.tiling, 0), first_cursor(p.tiling, kFirstLag), last_cursor(p.tiling, kLastLag);
+  Writer<kMode> writer;
+  Cursor read_cursor(p.tiling, 0), first_cursor = read_cursor.lagging(kFirstLag),
+                                   last_cursor = read_cursor.lagging(kLastLag);
   int parity = 0;
   uint32_t newest = shared, middle = shared + kHalfRow, oldest = shared + 2 * kHalfRow;
   for (; steps > 0; --steps, parity ^= 1) {
@@ -249,7 +287,11 @@ __device__ void run_ends(const ThreadCoordinates& thread, FirstLayer<kMode>& fir
     if (first_active)
       first.store_row(thread, p, first_cursor, slot<kMode>(shared + kLayout.first, kRowPair, parity));
     if (last_active) {
-      if (last_cursor.phase > 0) write_rows(thread, last, p, last_cursor);
+      if (last_cursor.phase > 0) {
+        writer.write_rows(thread, last, p, last_cursor);
+      } else {
+        writer.begin_tile(thread, p, last_cursor);
+      }
       __syncwarp();
       last.next_pair();
     }

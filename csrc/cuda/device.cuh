@@ -186,6 +186,14 @@ __device__ __forceinline__ void load_matrices(uint32_t (&words)[4], uint32_t add
                : "memory");
 }
 
+// ldmatrix.x2: the first two of these; only lanes 0 to 15 give addresses.
+__device__ __forceinline__ void load_matrices(uint32_t (&words)[2], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+               : "=r"(words[0]), "=r"(words[1])
+               : "r"(address)
+               : "memory");
+}
+
 // Barrier of the whole block; each warp role reaches it from its own loop.
 __device__ __forceinline__ void block_barrier() { asm volatile("bar.sync 0;" ::: "memory"); }
 

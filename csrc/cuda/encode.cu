@@ -6,7 +6,7 @@
 //
 //     arithmetic   per step, 64 x 2 pixels, of which 56 x 2 are output
 //                  conv2, conv3: 9 * 256 multiply-adds per pixel
-//                  conv1: 9 * 48 (K = 27, padded to 40)
+//                  conv1: 9 * 48 (K = 27, padded to 48)
 //                  branches: 9 * 128 per half-resolution pixel (6 channels, padded to 8)
 //     memory       63 x 2 pixels read for 56 x 2: 1.125 of the image, times (h + 4) / h for tiles of h rows
 //     bound        docs/cuda.md, for each chip
@@ -24,70 +24,93 @@ static_assert(kColumns <= kPixels);
 
 // --------------------------------------------------------------------------------------- reading the image
 
+// Byte of pixel x in a plane of the image.
+__device__ __forceinline__ int image_pixel(int x) { return (x + 1) * 16; }
+
 // Each thread reads one pixel of a pair. The load is issued one step before its data is stored to shared
 // memory, to hide its latency; the raw bits wait in registers.
 template <Mode kMode>
 struct Reader {
   using Number = typename Arithmetic<kMode>::Number;
-  float scale[3], shift[3];
-  uint32_t raw[3];
-  bool is_inside = false;
+  uint32_t raw[3] = {0, 0, 0};
+  bool is_inside = false, column_inside;
   int column = threadIdx.x % kPixels, row = threadIdx.x / kPixels;  // end warps are the block's first
+  // The thread's pixel of the tile's current pair, perhaps outside of the image; bytes to the next pair's and
+  // to the next channel.
+  const unsigned char* at;
+  int64_t pair_step, channel_step;
 
   __device__ explicit Reader(const EncodeParameters& p) {
     static_assert(32 * kStrips == kPair * kPixels);
-    for (int c = 0; c < 3; ++c) {
-      scale[c] = p.scale.type == NumberType::kNone ? 1.0f : number_at(p.scale, c);
-      shift[c] = p.shift.type == NumberType::kNone ? 0.0f : number_at(p.shift, c);
-      raw[c] = 0;
-    }
+    const int bytes = p.image_is_bytes ? 1 : sizeof(Number);
+    pair_step = kPair * bytes * p.image.stride[2], channel_step = bytes * p.image.stride[1];
+  }
+
+  __device__ void begin_tile(const EncodeParameters& p, const Cursor& cursor) {
+    const int x = 2 * cursor.x - 4 + column, y = 2 * cursor.y - 4 + row;
+    column_inside =
+        cursor.active(kHaloPairs) && column < 2 * p.tiling.tile_width + 7 && inside(x, 0, p.width);
+    const int64_t* stride = p.image.stride;
+    const int64_t offset = int64_t{cursor.image} * stride[0] + y * stride[2] + x * stride[3];
+    at = static_cast<const unsigned char*>(p.image.data) +
+         offset * (p.image_is_bytes ? 1 : static_cast<int>(sizeof(Number)));
   }
 
   __device__ void prefetch(const EncodeParameters& p, const Cursor& cursor) {
-    const int x = 2 * cursor.x - 4 + column, y = 2 * (cursor.y + cursor.phase) - 4 + row;
-    is_inside = cursor.active(kHaloPairs) && !(row == 1 && cursor.is_last(kHaloPairs)) &&
-                column < 2 * p.tiling.tile_width + 7 && inside(x, 0, p.width) && inside(y, 0, p.height);
-    if (!is_inside) return;
-    const int64_t* stride = p.image.stride;
-    const int64_t at = int64_t{cursor.image} * stride[0] + y * stride[2] + x * stride[3];
+    if (cursor.phase == 0) begin_tile(p, cursor);
+    is_inside = column_inside && !(row == 1 && cursor.is_last(kHaloPairs)) &&
+                inside(2 * (cursor.y + cursor.phase) - 4, row, p.height);
+    if (is_inside) {
 #pragma unroll
-    for (int c = 0; c < 3; ++c) {
-      if (p.image_is_bytes) {
-        raw[c] = static_cast<const uint8_t*>(p.image.data)[at + c * stride[1]];
-      } else {
-        raw[c] = bits_of(static_cast<const Number*>(p.image.data)[at + c * stride[1]]);
+      for (int c = 0; c < 3; ++c) {
+        const unsigned char* channel = at + c * channel_step;
+        raw[c] = p.image_is_bytes ? *channel : bits_of(*reinterpret_cast<const Number*>(channel));
       }
     }
+    at += pair_step;
   }
 
-  __device__ void store_pixel(const EncodeParameters& p, uint32_t slot) const {
+  __device__ void store_pixel(const EncodeParameters& p, uint32_t affine, uint32_t slot) const {
+    const float4 scales = load_4(affine), shifts = load_4(affine + 16);
+    const float scale[3] = {scales.x, scales.y, scales.z}, shift[3] = {shifts.x, shifts.y, shifts.z};
     float value[3];
 #pragma unroll
     for (int c = 0; c < 3; ++c) {
       const float number = p.image_is_bytes ? static_cast<float>(raw[c]) : float_of_bits<Number>(raw[c]);
       value[c] = is_inside ? fmaf(number, scale[c], shift[c]) : 0.0f;
     }
-    const uint32_t address = slot + row * image_pitch(kMode) + column * image_pixel(kMode);
+    const uint32_t address = slot + row * image_pitch(kMode) + image_pixel(column);
     using A = Arithmetic<kMode>;
     if constexpr (stored_bytes(kMode) == 2) {
-      store(address, A::word(value[0], value[1]), A::word(value[2], 0.0f));
+      const uint32_t first = A::word(value[0], value[1]), second = A::word(value[2], 0.0f);
+      store(address, first, second);
+      store(address - 8, first, second);  // the left neighbour's neighbour
+      store(address + kRowPlane, first, second, 0, 0);
     } else {
       store(address, A::word(value[0]), A::word(value[1]), A::word(value[2]), 0);
     }
   }
 };
 
+// The image's scale and shift, in shared memory: in registers they would cost six for two loads a step.
+__device__ __forceinline__ void stage_affine(float* to, const EncodeParameters& p) {
+  if (threadIdx.x >= 8) return;
+  const int c = threadIdx.x % 4;
+  const ChannelVector& vector = threadIdx.x < 4 ? p.scale : p.shift;
+  const float none = threadIdx.x < 4 ? 1.0f : 0.0f;
+  to[threadIdx.x] = c == 3 || vector.type == NumberType::kNone ? none : number_at(vector, c);
+}
+
 // --------------------------------------------------------------------------------------------------- conv1
 
-// Two rows of 16 pixels and 16 channels. K runs over taps and, within a tap, over the pixel's 4 channels, so
-// each word of a lane's A fragment is a word of one neighbouring pixel and needs no shuffle.
+// Two rows of 16 pixels and 16 channels. K runs over a row's three taps and a fourth that is zero and, within
+// a tap, over the pixel's 4 channels.
 template <Mode kMode>
 struct FirstLayer {
-  static constexpr int kWords = image_pixel(kMode) / 4;                // per pixel
-  static constexpr int kTaps = 4 / kWords;                             // per half of a fragment's K = 8 words
-  static constexpr int kMmaSteps = (9 + 2 * kTaps - 1) / (2 * kTaps);  // 3, or 5 of 32-bit numbers
+  static constexpr int kWords = stored_bytes(kMode);  // of 4 channels
+  static constexpr int kMmaSteps = 4 * kWords / 8;    // of a row of taps
 
-  uint32_t weights[kMmaSteps][2][2];
+  uint32_t weights[3][kMmaSteps][2][2];  // [row of taps][step][block of 8 channels]
   uint32_t plain_weights;
   float bias[2][2];
   float sums[kPair][2][4];
@@ -98,20 +121,21 @@ struct FirstLayer {
                         uint32_t plain) {
     if constexpr (!is_plain(kMode)) {
 #pragma unroll
-      for (int step = 0; step < kMmaSteps; ++step) {
+      for (int y = 0; y < 3; ++y) {
 #pragma unroll
-        for (int n = 0; n < 2; ++n) {
-#pragma unroll
-          for (int half = 0; half < 2; ++half) {
-            const int tap = (2 * step + half) * kTaps + thread.member / kWords;
-            weights[step][n][half] =
-                tap < 9 ? weight_word<kMode>(weight, 8 * n + thread.group, thread.member % kWords, tap) : 0;
-          }
+        for (int i = 0; i < 4 * kMmaSteps; ++i) {
+          const int step = i / 4, n = i / 2 % 2, half = i % 2;
+          const int x = (8 * step + 4 * half) / kWords + (kWords == 2 ? thread.member / 2 : 0);
+          weights[y][step][n][half] =
+              x < 3 ? weight_word<kMode>(weight, 8 * n + thread.group, thread.member % kWords, 3 * y + x) : 0;
         }
       }
+      // The lane's row of an ldmatrix: lanes 16 to 31 have the words from 4 on.
+      pixels = image_pixel(thread.strip * 16 + thread.lane % 16) +
+               thread.lane / 16 * (kWords == 2 ? kRowPlane + 2 * 16 : 16);
+    } else {
+      pixels = image_pixel(thread.strip * 16 + thread.group);
     }
-    pixels = (thread.strip * 16 + thread.group) * image_pixel(kMode);
-    if constexpr (!is_plain(kMode)) pixels += thread.member % kWords * 4;
     plain_weights = plain + thread.member * 16;
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
@@ -121,7 +145,7 @@ struct FirstLayer {
   }
 
   // From the pairs of image rows at `upper` and `lower`: image row r + y is tap row y of output row r.
-  __device__ void compute(const ThreadCoordinates& thread, uint32_t upper, uint32_t lower) {
+  __device__ void compute(uint32_t upper, uint32_t lower) {
     const uint32_t rows[4] = {upper + pixels, upper + pixels + image_pitch(kMode), lower + pixels,
                               lower + pixels + image_pitch(kMode)};
 #pragma unroll
@@ -135,40 +159,29 @@ struct FirstLayer {
     if constexpr (is_plain(kMode)) {
       compute_plain(rows);
     } else {
-      compute_mma(thread, rows);
+      compute_mma(rows);
     }
   }
 
-  __device__ void compute_mma(const ThreadCoordinates& thread, const uint32_t (&rows)[4]) {
+  __device__ void compute_mma(const uint32_t (&rows)[4]) {
 #pragma unroll
-    for (int row = 0; row < kPair; ++row) {
+    for (int i = 0; i < 4; ++i) {
 #pragma unroll
       for (int step = 0; step < kMmaSteps; ++step) {
         uint32_t words[4] = {0, 0, 0, 0};
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int tap = (2 * step + half) * kTaps;  // for member 0
-          if (tap >= 9) continue;
-          uint32_t address = rows[row + tap / 3] + tap % 3 * image_pixel(kMode);
-          bool exists = true;
-          if constexpr (kTaps == 2) {  // members 2 and 3 hold the next tap
-            const int next = tap + 1;
-            if (thread.member >= 2) {
-              exists = next < 9;
-              if (next < 9) address = rows[row + next / 3] + next % 3 * image_pixel(kMode);
-            }
-          }
-          const uint32_t low = load_word(address), high = load_word(address + 8 * image_pixel(kMode));
-          words[2 * half] = exists ? low : 0;
-          words[2 * half + 1] = exists ? high : 0;
+        if (step == 0) {
+          load_matrices(words, rows[i]);
+        } else {  // the third tap; nothing is read for the fourth, whose NaN would count
+          uint32_t third[2];
+          load_matrices(third, rows[i] + 2 * 16);
+          words[0] = third[0], words[1] = third[1];
         }
 #pragma unroll
-        for (int n = 0; n < 2; ++n) {
-          if (kTaps == 2 && step == kMmaSteps - 1) {
-            mma_half<kMode>(sums[row][n], words, weights[step][n]);
-          } else {
-            mma<kMode>(sums[row][n], words, weights[step][n]);
-          }
+        for (int row = 0; row < kPair; ++row) {
+          const int y = i - row;
+          if (y < 0 || y > 2) continue;
+#pragma unroll
+          for (int n = 0; n < 2; ++n) mma<kMode>(sums[row][n], words, weights[y][step][n]);
         }
       }
     }
@@ -184,7 +197,7 @@ struct FirstLayer {
         for (int row = 0; row < kPair; ++row) {
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
-            const float4 four = load_4(rows[row + y] + (x + 8 * half) * image_pixel(kMode));
+            const float4 four = load_4(rows[row + y] + (x + 8 * half) * 16);
             value[row][half][0] = four.x, value[row][half][1] = four.y, value[row][half][2] = four.z;
           }
         }
@@ -225,8 +238,10 @@ struct FirstLayer {
 
 // -------------------------------------------------------------------------------------------- low and high
 
-// A strip of 16 half-resolution pixels: row i of both branches reads rows 2i, 2i + 1, 2i + 2 of conv3's
-// output. Columns 0 to 2 of the D fragment are low's channels, 3 to 5 high's.
+// Every other row of a strip of 16 half-resolution pixels: row i of both branches reads rows 2i, 2i + 1,
+// 2i + 2 of conv3's output. There are half as many strips as at full resolution: two warps share one, and
+// begin and complete its rows in turn, so that all schedulers have the same work. Columns 0 to 2 of the D
+// fragment are low's channels, 4 to 6 high's: a lane writes to one of them.
 template <Mode kMode>
 struct Branches {
   static constexpr int kChannelSteps = stored_bytes(kMode) / 2;
@@ -236,12 +251,18 @@ struct Branches {
   uint32_t weights[9][kChannelSteps][2];
   uint32_t plain_weights;
   float bias[2];
-  float sums[2][4];  // the row that the next pair completes, and the one that it begins
+  float sums[4];  // of the row that one pair begins and the next completes
   uint32_t pixels;
+  int strip, turn;
+  Number* at;  // where the lane's first channel of its first pixel goes, in the current row
+  int64_t channel_step, rows_step, eight_pixels;  // to the next channel, the warp's next row, 8 pixels on
+  int columns_left;                               // of the tile and the image, from that pixel on
 
   template <class Weight, class Bias>
   __device__ Branches(const ThreadCoordinates& thread, const Weight& weight, const Bias& bias_of,
-                      uint32_t plain) {
+                      uint32_t plain)
+      : strip(thread.strip % 2), turn(thread.strip / 2) {
+    static_assert(kStrips == 4);
     if constexpr (!is_plain(kMode)) {
 #pragma unroll
       for (int tap = 0; tap < 9; ++tap) {
@@ -254,61 +275,54 @@ struct Branches {
           }
         }
       }
-      pixels = thread.lane / 16 * kParityPlane + (thread.strip * 16 + thread.lane % 16) * 16;
+      pixels = thread.lane / 16 * kParityPlane + (strip * 16 + thread.lane % 16) * 16;
     } else {
-      pixels = (thread.strip * 16 + thread.group) * 16;
+      pixels = (strip * 16 + thread.group) * 16;
     }
     plain_weights = plain + thread.member * 8;
     bias[0] = bias_of(2 * thread.member);
     bias[1] = bias_of(2 * thread.member + 1);
-    begin_row(0);
-    begin_row(1);
-  }
-
-  __device__ void begin_row(int row) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) sums[row][i] = bias[i % 2];
   }
 
   // Column x of the 3 x 3 window: even pixel i, odd pixel i, even pixel i + 1.
   static __device__ __forceinline__ int column_offset(int x) { return x == 1 ? kParityHalf : x / 2 * 16; }
 
-  // Of a tile's last pair only the upper row is needed.
-  __device__ void add(uint32_t pair, bool is_last) {
-    if (is_last) {
-      add_rows<1>(pair);
-    } else {
-      add_rows<kPair>(pair);
-    }
+  // Whether the warp completes a row with this pair, whose upper row is the last of three, and whether it
+  // begins one.
+  __device__ bool completes(const Cursor& cursor) const {
+    return cursor.phase > 0 && cursor.phase % 2 != turn;
+  }
+  __device__ bool begins(const Cursor& cursor) const {
+    return cursor.phase % 2 == turn && !cursor.is_last(1);
   }
 
-  template <int kRows>
-  __device__ __forceinline__ void add_rows(uint32_t pair) {
+  __device__ void begin(uint32_t pair) {
 #pragma unroll
-    for (int row = 0; row < kRows; ++row) {
+    for (int i = 0; i < 4; ++i) sums[i] = bias[i % 2];
+    add_row(pair, 0);
+    add_row(pair + kRow, 1);
+  }
+  __device__ void complete(uint32_t pair) { add_row(pair, 2); }
+
+  // Row y of the window.
+  __device__ __forceinline__ void add_row(uint32_t row, int y) {
 #pragma unroll
-      for (int x = 0; x < 3; ++x) {
-        const uint32_t address = pair + pixels + row * kRow + column_offset(x);
-        if constexpr (is_plain(kMode)) {
-          add_plain(row, x, address);
-        } else {
+    for (int x = 0; x < 3; ++x) {
+      const uint32_t address = row + pixels + column_offset(x);
+      if constexpr (is_plain(kMode)) {
+        add_plain(3 * y + x, address);
+      } else {
 #pragma unroll
-          for (int step = 0; step < kChannelSteps; ++step) {
-            uint32_t words[4];
-            load_matrices(words, address + step * 2 * kParityPlane);
-            if (row == 0) {
-              mma<kMode>(sums[0], words, weights[6 + x][step]);
-              mma<kMode>(sums[1], words, weights[x][step]);
-            } else {
-              mma<kMode>(sums[1], words, weights[3 + x][step]);
-            }
-          }
+        for (int step = 0; step < kChannelSteps; ++step) {
+          uint32_t words[4];
+          load_matrices(words, address + step * 2 * kParityPlane);
+          mma<kMode>(sums, words, weights[3 * y + x][step]);
         }
       }
     }
   }
 
-  __device__ void add_plain(int row, int x, uint32_t address) {
+  __device__ void add_plain(int tap, uint32_t address) {
 #pragma unroll 1
     for (int plane = 0; plane < 4; ++plane) {
 #pragma unroll
@@ -317,42 +331,36 @@ struct Branches {
         const float value[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const uint32_t weight = plain_weights + (4 * plane + i) * 32;
-          if (row == 0) {
-            add_product(sums[0], half, value[i], load_2(weight + (6 + x) * 16 * 32));
-            add_product(sums[1], half, value[i], load_2(weight + x * 16 * 32));
-          } else {
-            add_product(sums[1], half, value[i], load_2(weight + (3 + x) * 16 * 32));
-          }
+          const float2 weight = load_2(plain_weights + (16 * tap + 4 * plane + i) * 32);
+          sums[2 * half] = fmaf(value[i], weight.x, sums[2 * half]);
+          sums[2 * half + 1] = fmaf(value[i], weight.y, sums[2 * half + 1]);
         }
       }
     }
   }
-  static __device__ __forceinline__ void add_product(float (&sum)[4], int half, float value, float2 weight) {
-    sum[2 * half] = fmaf(value, weight.x, sum[2 * half]);
-    sum[2 * half + 1] = fmaf(value, weight.y, sum[2 * half + 1]);
+
+  __device__ void begin_tile(const ThreadCoordinates& thread, const EncodeParameters& p,
+                             const Cursor& cursor) {
+    const int column = strip * 16 + thread.group;
+    columns_left = min(p.tiling.tile_width, (p.width + 1) / 2 - cursor.x) - column;
+    const Images& to = thread.member < 2 ? p.low : p.high;
+    at = static_cast<Number*>(to.data) + int64_t{cursor.image} * to.stride[0] +
+         thread.member % 2 * 2 * to.stride[1] + (cursor.y + turn) * to.stride[2] +
+         (cursor.x + column) * to.stride[3];
+    channel_step = to.stride[1], rows_step = 2 * to.stride[2], eight_pixels = 8 * to.stride[3];
   }
 
   __device__ void write_row(const ThreadCoordinates& thread, const EncodeParameters& p,
-                            const Cursor& cursor) const {
-    const int y = cursor.y + cursor.phase - 1;
-    const int half_height = (p.height + 1) / 2, half_width = (p.width + 1) / 2;
-    if (y >= half_height) return;
+                            const Cursor& cursor) {
+    const bool row_inside = cursor.y + cursor.phase - 1 < (p.height + 1) / 2;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int column = thread.strip * 16 + thread.group + i / 2 * 8, x = cursor.x + column;
-      const int channel = 2 * thread.member + i % 2;
-      if (channel >= 6 || column >= p.tiling.tile_width || x >= half_width) continue;
-      const Images& to = channel < 3 ? p.low : p.high;
-      static_cast<Number*>(to.data)[int64_t{cursor.image} * to.stride[0] + channel % 3 * to.stride[1] +
-                                    y * to.stride[2] + x * to.stride[3]] = from_float<Number>(sums[0][i]);
+    for (int half = 0; half < 2; ++half) {
+      if (!row_inside || columns_left <= 8 * half) continue;
+      Number* pixel = at + half * eight_pixels;
+      pixel[0] = from_float<Number>(sums[2 * half]);
+      if (thread.member % 2 == 0) pixel[channel_step] = from_float<Number>(sums[2 * half + 1]);
     }
-  }
-
-  __device__ void next_pair() {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) sums[0][i] = sums[1][i];
-    begin_row(1);
+    at += rows_step;
   }
 };
 
@@ -365,27 +373,31 @@ __device__ void run_ends(const ThreadCoordinates& thread, FirstLayer<kMode>& fir
   constexpr int kImagePair = kPair * image_pitch(kMode);
   constexpr int kFirstPair = kPair * kRowBytes<kMode, kRowPlane>;
   constexpr int kLastPair = kPair * kRowBytes<kMode, kParityPlane>;
-  const bool has_branch = thread.strip * 16 < kPixels / 2;  // half as many half-resolution strips
   Reader<kMode> reader(p);
-  Cursor read_cursor(p.tiling, 0), first_cursor(p.tiling, kFirstLag), last_cursor(p.tiling, kLastLag);
+  Cursor read_cursor(p.tiling, 0), first_cursor = read_cursor.lagging(kFirstLag),
+                                   last_cursor = read_cursor.lagging(kLastLag);
   int parity = 0;
   uint32_t newest = shared, middle = shared + kImagePair, oldest = shared + 2 * kImagePair;
   for (; steps > 0; --steps, parity ^= 1) {
-    reader.store_pixel(p, newest);  // loaded by the previous step; zeros in the first
+    // Loaded by the previous step; zeros in the first.
+    reader.store_pixel(p, shared + kLayout.affine, newest);
     reader.prefetch(p, read_cursor);
     __syncwarp();  // reconverge for ldmatrix and mma
-    const bool first_active = first_cursor.active(3), last_active = has_branch && last_cursor.active(1);
-    if (first_active) first.compute(thread, oldest, middle);
-    if (last_active)
-      branches.add(slot<kMode>(shared + kLayout.last, kLastPair, parity ^ 1), last_cursor.is_last(1));
+    const bool first_active = first_cursor.active(3), last_active = last_cursor.active(1);
+    const bool completes = last_active && branches.completes(last_cursor);
+    if (first_active) first.compute(oldest, middle);
+    const uint32_t last_pair = slot<kMode>(shared + kLayout.last, kLastPair, parity ^ 1);
+    if (completes) {
+      branches.complete(last_pair);
+    } else if (last_active && branches.begins(last_cursor)) {
+      branches.begin(last_pair);
+    }
     if constexpr (row_slots(kMode) == 1) block_barrier();
     if (first_active)
       first.store_rows(thread, p, first_cursor, slot<kMode>(shared + kLayout.first, kFirstPair, parity));
-    if (last_active) {
-      if (last_cursor.phase > 0) branches.write_row(thread, p, last_cursor);
-      __syncwarp();
-      branches.next_pair();
-    }
+    if (last_active && last_cursor.phase == 0) branches.begin_tile(thread, p, last_cursor);
+    if (completes) branches.write_row(thread, p, last_cursor);
+    __syncwarp();
     block_barrier();
     read_cursor.advance(), first_cursor.advance(), last_cursor.advance();
     const uint32_t next = oldest;  // rotate the three slots
@@ -409,10 +421,11 @@ __device__ void encode(const EncodeParameters& p) {
   const StagedFilter<Number> conv3 = stage_filter(stage + 2736, p.filters[2], 16, 16);
   const StagedFilter<Number> low = stage_filter(stage + 5040, p.filters[3], 3, 16);
   const StagedFilter<Number> high = stage_filter(stage + 5472, p.filters[4], 3, 16);
+  stage_affine(reinterpret_cast<float*>(memory + kLayout.affine), p);
   block_barrier();
   const auto first_weight = [&](int out, int in, int tap) { return in < 3 ? conv1.at(out, in, tap) : 0.0f; };
   const auto branch_weight = [&](int out, int in, int tap) {
-    return out < 3 ? low.at(out, in, tap) : out < 6 ? high.at(out - 3, in, tap) : 0.0f;
+    return out % 4 == 3 ? 0.0f : out < 4 ? low.at(out, in, tap) : high.at(out - 4, in, tap);
   };
   const auto trunk_weight = [&](int out, int in, int tap) {
     return thread.role == kSecond ? conv2.at(out, in, tap) : conv3.at(out, in, tap);
@@ -437,7 +450,7 @@ __device__ void encode(const EncodeParameters& p) {
     Branches<kMode> branches(
         thread, branch_weight,
         [&](int channel) {
-          return channel < 6 ? bias_at<Number>(p.filters[3 + channel / 3], channel % 3) : 0.0f;
+          return channel % 4 < 3 ? bias_at<Number>(p.filters[3 + channel / 4], channel % 4) : 0.0f;
         },
         plain_last);
     clear_rows(shared, kLayout.weights);

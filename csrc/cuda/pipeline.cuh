@@ -61,6 +61,7 @@ struct Cursor {
   const Tiling& tiling;
   int64_t tile;
   int phase;
+  int pairs;  // the tile's height; after the block's last tile so few that no stage is active
   int image;
   int y, x;  // the tile's first output, in half-resolution pixels
 
@@ -68,7 +69,15 @@ struct Cursor {
     locate();
   }
 
+  // Of a later stage, before the first step.
+  __device__ Cursor lagging(int lag) const {
+    Cursor later = *this;
+    later.phase = -lag;
+    return later;
+  }
+
   __device__ void locate() {
+    pairs = tile < tiling.tiles ? tiling.tile_height : -kHaloPairs;
     const int64_t tiles_per_image = static_cast<int64_t>(tiling.rows) * tiling.columns;
     image = static_cast<int>(tile / tiles_per_image);
     const int64_t rest = tile - image * tiles_per_image;
@@ -83,11 +92,9 @@ struct Cursor {
     locate();
   }
   // Whether a stage that processes the tile's height plus `more` pairs has work in this step.
-  __device__ bool active(int more) const {
-    return phase >= 0 && phase < tiling.tile_height + more && tile < tiling.tiles;
-  }
+  __device__ bool active(int more) const { return phase >= 0 && phase < pairs + more; }
   // Whether this is such a stage's last pair of the tile.
-  __device__ bool is_last(int more) const { return phase == tiling.tile_height + more - 1; }
+  __device__ bool is_last(int more) const { return phase == pairs + more - 1; }
 };
 
 // Lags of the stages, in steps. A pair read in step p is in shared memory at the end of step p + 1. The first

@@ -66,10 +66,10 @@ static_assert(kRowPlane % 128 == 64 && kParityHalf % 128 == 64 && kParityPlane %
 constexpr int planes(Mode mode) { return 16 * stored_bytes(mode) / 16; }
 // Double-buffered so that one barrier a step suffices; the plain modes have long steps and little space.
 constexpr int row_slots(Mode mode) { return is_plain(mode) ? 1 : 2; }
-// Bytes of a pixel of the encoder's image: 3 channels and a zero. The pitch puts the rows of two taps on
-// different banks.
-constexpr int image_pixel(Mode mode) { return 4 * stored_bytes(mode); }
-constexpr int image_pitch(Mode mode) { return (stored_bytes(mode) == 2 ? 74 : 68) * image_pixel(mode); }
+// The encoder's image: 3 channels and a zero, with a pixel of padding on the left and two on the right. In 32
+// bits a pixel has 16 bytes. In 16 bits it has two planes of 16 bytes: the pixel and its right neighbour, and
+// the pixel and zeros. With both, one ldmatrix loads the three taps of a row.
+constexpr int image_pitch(Mode mode) { return (stored_bytes(mode) == 2 ? 2 : 1) * kRowPlane; }
 // Planes of a pixel of the decoder's input: 6 channels and two zeros.
 constexpr int half_planes(Mode mode) { return 8 * stored_bytes(mode) / 16; }
 
@@ -78,6 +78,7 @@ struct SharedLayout {
   int input;                // three slots: pairs of image rows, or half-resolution rows
   int first, second, last;  // activations between the layers, row_slots() pairs of rows each
   int weights;              // plain modes only
+  int affine;               // encode only: scale and shift, 4 floats each
   int bytes;                // total
 };
 
@@ -98,7 +99,10 @@ constexpr SharedLayout shared_layout(Mode mode, int input_bytes, int last_plane,
 inline constexpr int kEncodeFirstWeights = 9 * 3 * 16;
 inline constexpr int kDecodeFirstWeights = 9 * 6 * 16;
 constexpr SharedLayout encode_layout(Mode mode) {
-  return shared_layout(mode, 3 * 2 * image_pitch(mode), kParityPlane, kEncodeFirstWeights);
+  SharedLayout layout = shared_layout(mode, 3 * 2 * image_pitch(mode), kParityPlane, kEncodeFirstWeights);
+  layout.affine = layout.bytes;
+  layout.bytes += 2 * 4 * 4;
+  return layout;
 }
 constexpr SharedLayout decode_layout(Mode mode) {
   return shared_layout(mode, 3 * half_planes(mode) * kHalfPlane, kRowPlane, kDecodeFirstWeights);

@@ -12,7 +12,6 @@ except CompilerMissing as missing:
     pytest.skip(str(missing), allow_module_level=True)
 
 pytestmark = pytest.mark.slow
-TENSOR_MODES = {"float16", "bfloat16", "tf32"}
 
 
 @pytest.mark.parametrize("target", cuda_gate.TARGETS)
@@ -28,7 +27,7 @@ def test_compiled_as_meant(op: str, target: int) -> None:
         assert row.blocks >= 1, row
         if not op.endswith("_backward"):  # which reads its filters number by number, once a block
             assert row.wide_loads >= 5, row  # one loop for each filter
-        if row.mode in TENSOR_MODES:
+        if row.mode in cuda_gate.TENSOR_MODES:
             # Two trunk layers of 9 taps, 2 rows and 2 blocks of channels are in the code once or twice.
             assert row.tensor >= 36, row
             assert row.matrix_loads >= 12, row
@@ -38,9 +37,25 @@ def test_compiled_as_meant(op: str, target: int) -> None:
             assert row.fma >= 100, row
 
 
-def test_page_shows_this_table() -> None:
+@pytest.mark.parametrize("chip", cuda_gate.CHIPS, ids=lambda chip: chip.name)
+@pytest.mark.parametrize("op", cuda_gate.OPS)
+def test_bound_by_the_tensor_cores(op: str, chip: cuda_gate.Chip) -> None:
+    """Neither the schedulers' issue slots nor shared memory needs longer than the tensor cores."""
+    rows = [row for row in cuda_gate.rows(op, chip.target) if row.mode in cuda_gate.TENSOR_MODES]
+    assert len(rows) == 3
+    for row in rows:
+        assert len(row.roles) in {2, 3}, row  # the trunk's two layers may share their code
+        step = cuda_gate.load(row, chip)
+        per_layer = 72 if row.mode == "tf32" else 36  # mma of a trunk warp
+        assert [layer.tensor for layer in step.trunk] == [per_layer, per_layer], row
+        assert step.slots <= 1.05 * step.tensor, row
+        assert step.wavefronts <= 1.05 * step.tensor, row
+
+
+@pytest.mark.parametrize("name", cuda_gate.TABLES)
+def test_page_shows_this_table(name: str) -> None:
     """docs/cuda.md is written by tests/support/cuda_gate.py --write; another compiler counts otherwise."""
-    written = cuda_gate.written()
+    written = cuda_gate.written(name)
     if f"nvcc {cuda_gate.nvcc_version()}." not in written:
         pytest.skip(f"the table was made by another nvcc than {cuda_gate.nvcc_version()}")
-    assert cuda_gate.table() == written
+    assert cuda_gate.table(name) == written

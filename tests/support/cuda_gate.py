@@ -1,7 +1,7 @@
-"""The compiled CUDA kernels: their resources for every target: the table in docs/cuda.md, and its limits.
+"""The compiled CUDA kernels: their resources for every target, and the work of a step: docs/cuda.md's tables.
 
-python tests/support/cuda_gate.py            # compile all of it and print the table
-python tests/support/cuda_gate.py --write    # and put it into docs/cuda.md
+PYTHONPATH=tools python tests/support/cuda_gate.py            # compile all of it and print the tables
+PYTHONPATH=tools python tests/support/cuda_gate.py --write    # and put them into docs/cuda.md
 """
 
 from __future__ import annotations
@@ -22,13 +22,16 @@ from pathlib import Path
 from typing import Any
 
 import cuda_bindings
+import machine_code
+from machine_code import Step
 from ptx_machine import find_nvcc
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "cuda.md"
-BEGIN, END = "<!-- compile gate: begin (tests/support/cuda_gate.py --write) -->", "<!-- compile gate: end -->"
+TABLES = ("compile gate", "steps")
+"""Each between comments in the page; see between()."""
 TARGETS = (75, 80, 86, 89, 90, 100, 120)
-OPS = ("encode", "decode")  # in the table
+OPS = ("encode", "decode")
 BACKWARD_OPS = ("encode_backward", "decode_backward")
 MODES = ("float16", "bfloat16", "tf32", "float32", "bfloat16_plain")
 REGISTERS = 65536
@@ -40,8 +43,33 @@ THREADS = {75: 1024, 80: 2048, 86: 1536, 89: 1536, 90: 2048, 100: 2048, 120: 153
 
 
 @dataclass(frozen=True)
+class Chip:
+    """From its vendor's figures; `tensor` is a scheduler's cycles for one mma of 16 x 8 x 16 16-bit numbers.
+
+    The H100 reaches some 0.62 of its dense rate by mma.sync.
+    """
+
+    name: str
+    target: int
+    multiprocessors: int
+    gigahertz: float
+    tensor: float
+
+
+CHIPS = (
+    Chip("RTX 4090", 89, 128, 2.52, 32),
+    Chip("A100", 80, 108, 1.41, 8),
+    Chip("H100 SXM", 90, 132, 1.83, 6.4),
+)
+TENSOR_MODES = ("float16", "bfloat16", "tf32")
+
+
+@dataclass(frozen=True)
 class Row:
-    """One kernel on one target. The last five are numbers of instructions in its machine code."""
+    """One kernel on one target. The numbers from `tensor` to `instructions` are of its machine code.
+
+    roles: a step of the warps of each main loop (forward ops on tensor cores).
+    """
 
     op: str
     mode: str
@@ -56,6 +84,7 @@ class Row:
     fma: int
     wide_loads: int
     instructions: int
+    roles: tuple[Step, ...]
 
 
 def tool(name: str) -> str:
@@ -97,19 +126,14 @@ def blocks_each(target: int, registers: int, shared_bytes: int, threads: int) ->
     return min(by_registers, SHARED[target] * 1024 // (shared_bytes + reserved), THREADS[target] // threads)
 
 
-def _instructions(cubin: Path) -> dict[str, Counter[str]]:
-    """The machine instructions of each kernel in a cubin, counted by name."""
+def _machine_code(cubin: Path) -> dict[str, list[machine_code.Instruction]]:
+    """The instructions of each kernel in a cubin."""
     path = os.pathsep.join([str(Path(tool("nvdisasm")).parent), os.environ["PATH"]])  # cuobjdump runs it
     command = [tool("cuobjdump"), "-sass", str(cubin)]
     environment = {**os.environ, "PATH": path}
-    dump = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-    counts: dict[str, Counter[str]] = {}
-    for line in dump.splitlines():
-        if "Function :" in line:
-            counts[line.split(":")[1].strip()] = current = Counter()
-        elif match := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", line):
-            current[match[1]] += 1
-    return counts
+    return machine_code.functions(
+        subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    )
 
 
 def launch_plan(op: str, mode: Any, target: int) -> Any:
@@ -138,7 +162,7 @@ def _compile(op: str, target: int) -> list[Row]:
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"nvcc failed on {op}.cu for sm_{target}:\n{done.stderr[:3000]}")
-        instructions = _instructions(cubin)
+        kernels = _machine_code(cubin)
     report = re.findall(
         r"Function properties for (\S+).*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
         r"(\d+) bytes spill loads.*?Used (\d+) registers",
@@ -151,7 +175,8 @@ def _compile(op: str, target: int) -> list[Row]:
         if not bindings.runs_on(mode, target):
             continue
         plan = launch_plan(op, mode, target)
-        count = instructions[symbol]
+        count = Counter(instruction.name for instruction in kernels[symbol])
+        forward = op in OPS and _mode_of(symbol) in TENSOR_MODES
 
         def having(*parts: str, count: Counter[str] = count) -> int:
             return sum(n for name, n in count.items() if all(p in name for p in parts))
@@ -170,7 +195,8 @@ def _compile(op: str, target: int) -> list[Row]:
                 matrix_loads=having("LDSM"),
                 fma=having("FFMA"),
                 wide_loads=having("LDG", ".128"),
-                instructions=sum(count.values()),
+                instructions=count.total(),
+                roles=tuple(machine_code.steps(kernels[symbol])) if forward else (),
             )
         )
     return sorted(rows, key=lambda row: MODES.index(row.mode))
@@ -179,7 +205,8 @@ def _compile(op: str, target: int) -> list[Row]:
 def rows(op: str, target: int) -> list[Row]:
     """The resources of an op's kernels on a target; kept in build/ until a source or the compiler changes."""
     sources = sorted((ROOT / "csrc" / "cuda").glob("*.[ch]u*")) + sorted((ROOT / "csrc" / "cuda").glob("*.h"))
-    key = "\0".join([nvcc_version(), Path(__file__).read_text(), *(s.read_text() for s in sources)])
+    sources += [Path(__file__), Path(machine_code.__file__)]
+    key = "\0".join([nvcc_version(), *(s.read_text() for s in sources)])
     kept = (
         ROOT / "build" / "cuda_gate" / f"{op}-{target}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
     )
@@ -189,50 +216,111 @@ def rows(op: str, target: int) -> list[Row]:
         scratch = kept.with_suffix(f".{os.getpid()}")
         scratch.write_text(json.dumps(made))
         os.replace(scratch, kept)
-    return [Row(**row) for row in json.loads(kept.read_text())]
+    return [
+        Row(**{**row, "roles": tuple(Step(**role) for role in row["roles"])})
+        for row in json.loads(kept.read_text())
+    ]
 
 
-def table() -> str:
-    """The table of docs/cuda.md."""
+@dataclass(frozen=True)
+class Load:
+    """What a step of all warps costs a multiprocessor in cycles, one bound at a time."""
+
+    ends: Step
+    trunk: tuple[Step, Step]
+    slots: int
+    """Of a scheduler, which has a warp of each role; of the busiest one."""
+    tensor: float
+    """Of a scheduler's tensor core."""
+    wavefronts: int
+    """Of the multiprocessor's shared memory; some warps need fewer."""
+    microseconds: float
+    """For each 224 x 224 image of a large batch, by the worst of the three."""
+
+
+def load(row: Row, chip: Chip) -> Load:
+    """Computed bounds; no GPU was asked."""
+    ends = max(row.roles, key=lambda role: role.slots)
+    others = [role for role in row.roles if role is not ends]
+    first, second = (others * 2)[:2]  # one loop where both trunk layers have the same code
+    roles = (ends, first, second)
+    slots, tensor = sum(r.slots for r in roles), chip.tensor * sum(r.tensor for r in roles)
+    wavefronts = 4 * sum(r.wavefronts for r in roles)
+    bindings, batch = cuda_bindings.load(), 256
+    tiling = bindings.plan(row.op, getattr(bindings.Mode, row.mode), batch, 112, 112, 132).tiling
+    steps = tiling.tiles * (tiling.tile_height + bindings.HALO_PAIRS) / batch
+    cycles = steps * max(slots, tensor, wavefronts)
+    microseconds = cycles / (chip.multiprocessors * chip.gigahertz * 1000)
+    return Load(ends, (first, second), slots, tensor, wavefronts, microseconds)
+
+
+def _markdown(columns: list[str], lines: list[list[object]], texts: int) -> str:
+    head = [f"| {' | '.join(columns)} |", f"|{'---|' * texts}{'--:|' * (len(columns) - texts)}"]
+    return "\n".join([*head, *(f"| {' | '.join(map(str, line))} |" for line in lines)])
+
+
+def _resources() -> str:
     columns = ["kernel", "target", "registers", "shared bytes", "spill bytes", "blocks/SM"]
     columns += ["HMMA", "LDSM", "FFMA", "LDG.128", "instructions"]
-    lines = [BEGIN, f"Compiled by nvcc {nvcc_version()}.", ""]
-    lines += [f"| {' | '.join(columns)} |", f"|---|---|{'--:|' * (len(columns) - 2)}"]
-    for op in OPS:
+    lines: list[list[object]] = []
+    for op in OPS + BACKWARD_OPS:
         for target in TARGETS:
             for r in rows(op, target):
-                cells = [
-                    f"{op} {r.mode}",
-                    f"sm_{target}",
-                    r.registers,
-                    r.shared_bytes,
-                    r.spill_bytes,
-                    r.blocks,
-                ]
-                cells += [r.tensor, r.matrix_loads, r.fma, r.wide_loads, r.instructions]
-                lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join([*lines, END])
+                lines.append([f"{op} {r.mode}", f"sm_{target}", r.registers, r.shared_bytes, r.spill_bytes])
+                lines[-1] += [r.blocks, r.tensor, r.matrix_loads, r.fma, r.wide_loads, r.instructions]
+    return _markdown(columns, lines, 2)
 
 
-def written() -> str:
+def _steps() -> str:
+    columns = ["kernel", "chip", "slots: ends", "trunk", "trunk", "a scheduler's", "tensor cycles"]
+    columns += ["slots / tensor", "wavefronts", "global bytes", "us an image"]
+    lines: list[list[object]] = []
+    for op in OPS:
+        for chip in CHIPS:
+            for row in rows(op, chip.target):
+                if not row.roles:
+                    continue
+                at = load(row, chip)
+                lines.append([f"{op} {row.mode}", chip.name, at.ends.slots, *(t.slots for t in at.trunk)])
+                lines[-1] += [at.slots, f"{at.tensor:.0f}", f"{at.slots / at.tensor:.2f}", at.wavefronts]
+                lines[-1] += [4 * at.ends.global_bytes, f"{at.microseconds:.2f}"]
+    return _markdown(columns, lines, 2)
+
+
+def between(name: str) -> tuple[str, str]:
+    """The comments around a table in docs/cuda.md."""
+    return f"<!-- {name}: begin (tests/support/cuda_gate.py --write) -->", f"<!-- {name}: end -->"
+
+
+def table(name: str) -> str:
+    """A table of docs/cuda.md, with its comments."""
+    begin, end = between(name)
+    made = {"compile gate": _resources, "steps": _steps}[name]()
+    return "\n".join([begin, f"Compiled by nvcc {nvcc_version()}.", "", made, end])
+
+
+def written(name: str) -> str:
     """The table as it stands in docs/cuda.md."""
+    begin, end = between(name)
     text = PAGE.read_text(encoding="utf-8")
-    return text[text.index(BEGIN) : text.index(END) + len(END)]
+    return text[text.index(begin) : text.index(end) + len(end)]
 
 
 def main() -> None:
-    """Print the table, or put it into the page."""
+    """Print the tables, or put them into the page."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--write", action="store_true", help="put the table into docs/cuda.md")
-    made = table()
-    if parser.parse_args().write:
-        text = PAGE.read_text(encoding="utf-8").replace(written(), made)
-        scratch = PAGE.with_suffix(".tmp")
-        scratch.write_text(text, encoding="utf-8")
-        os.replace(scratch, PAGE)
-    sys.stdout.write(made + "\n")
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/cuda.md")
+    write = parser.parse_args().write
+    for name in TABLES:
+        made = table(name)
+        if write:
+            text = PAGE.read_text(encoding="utf-8").replace(written(name), made)
+            scratch = PAGE.with_suffix(".tmp")
+            scratch.write_text(text, encoding="utf-8")
+            os.replace(scratch, PAGE)
+        sys.stdout.write(made + "\n")
 
 
 if __name__ == "__main__":

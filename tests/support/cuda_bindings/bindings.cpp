@@ -63,6 +63,7 @@ PYBIND11_MODULE(wae_cuda_bindings, m) {
       .def_readonly("shared_bytes", &wc::LaunchPlan::shared_bytes);
 
   m.attr("TILE_COLUMNS") = wc::kTileColumns;
+  m.attr("HALO_PAIRS") = wc::kHaloPairs;
   m.def("runs_on", &wc::runs_on, py::arg("mode"), py::arg("capability"));
   m.def(
       "steps_of",
