@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
+from wae.difference import largest_difference
+
 from .devices import Calls, Processor
 
 Side = Callable[[], Calls]
@@ -71,7 +73,7 @@ def prepare(
         try:
             with _until(end):
                 calls = build()
-                error = distance(calls[0](), wanted[name])
+                error = largest_difference(calls[0](), wanted[name])
                 ready.errors[name] = error
                 if not error <= limits[name]:  # NaN neither
                     raise ValueError(f"wrong by {error:.2g}, more than {limits[name]:.2g}")
@@ -108,12 +110,6 @@ def _until(end: float | None) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-
-
-def distance(got: Any, wanted: Sequence[Tensor]) -> float:
-    """The largest ||a - b|| / ||b|| of a side's results."""
-    pairs = zip(tensors(got), wanted, strict=True)
-    return max(((a.double() - b.double().to(a.device)).norm() / b.double().norm()).item() for a, b in pairs)
 
 
 def tensors(results: Any) -> list[Tensor]:

@@ -27,6 +27,7 @@ LEVELS = (
 )
 FOR_ALL = (
     "wae.errors",
+    "wae.difference",
     "wae.progress",
     "wae.termination",
     "wae._moved",

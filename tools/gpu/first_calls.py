@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from wae.difference import largest_difference
 from wae_kernels import backends, nn, reference
 
 # arithmetic: dtype, whether float32 may be rounded to tf32, the limit in docs/network.md
@@ -19,10 +20,6 @@ MODES = {
     "float32": (torch.float32, False, 1e-6),
 }
 SHAPES = [(2, 61, 125, False), (3, 224, 224, True), (1, 1, 1, False), (1, 5, 4099, False)]
-
-
-def error(got: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
-    return max(((a.double() - b).norm() / b.norm()).item() for a, b in zip(got, wanted, strict=True))
 
 
 def tensors(layers: Sequence[torch.nn.Module]) -> list[Tensor]:
@@ -51,8 +48,8 @@ def mode(name: str, batch: int, height: int, width: int, channels_last: bool) ->
     encoder = tensors((e.conv1, e.conv2, e.conv3, e.low, e.high))
     decoder = tensors((d.low, d.high, d.conv1, d.conv2, d.conv3))
     errors = (
-        error(halves, reference.encode(image.double(), *wide(encoder))),
-        error([back], [reference.decode(*wide(halves), *wide(decoder), (height, width))]),
+        largest_difference(halves, reference.encode(image.double(), *wide(encoder))),
+        largest_difference(back, reference.decode(*wide(halves), *wide(decoder), (height, width))),
     )
     good = max(errors) <= limit and all(map(torch.equal, halves, again))
     layout = "channels_last" if channels_last else "nchw"
@@ -75,7 +72,7 @@ def gradients(name: str, batch: int, height: int, width: int) -> int:
         return list(torch.autograd.grad((back.double() * back.detach().double()).sum(), leaves))
 
     found, again, wanted = derived(False), derived(False), derived(True)
-    worst = max(error([f], [w]) for f, w in zip(found, wanted, strict=True))
+    worst = largest_difference(found, wanted)
     good = worst <= (3 * limit) ** 0.5 and all(map(torch.equal, found, again))
     return says(
         good, f"{name} {batch}x3x{height}x{width} gradients {worst:.2e} (limit {(3 * limit) ** 0.5:.2g})"

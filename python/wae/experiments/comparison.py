@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models import vgg16
 
+from wae.difference import largest_difference
 from wae.inference.deployed import DisagreementError
 from wae.inference.timing import interleaved
 from wae.models.autoencoder import AutoEncoder
@@ -135,8 +136,7 @@ def _ratio(slow: float, fast: float) -> str:
 
 def _require_equal(what: str, results: Sequence[Any]) -> None:
     """Raise unless all results agree with the first."""
-    first, *others = ([r] if isinstance(r, Tensor) else list(r) for r in results)
+    first, *others = results
     for other in others:
-        for a, b in zip(first, other, strict=True):
-            if not (a - b).norm() <= _TOLERANCE * b.norm():
-                raise DisagreementError(f"{what}: two ways to compute it disagree, so they are not timed")
+        if not largest_difference(first, other) <= _TOLERANCE:  # NaN neither
+            raise DisagreementError(f"{what}: two ways to compute it disagree, so they are not timed")

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wae.difference import relative_difference
 from wae.errors import WaeError
 from wae.models.classifier import WAEClassifier
 
@@ -498,12 +499,6 @@ def require_equal(what: str, scores: Tensor, expected: Tensor, dtype: torch.dtyp
             f"{most:g} (norm of the difference over norm of the scores)"
         )
     return difference
-
-
-def relative_difference(scores: Tensor, expected: Tensor) -> float:
-    """||scores - expected|| / ||expected||."""
-    wanted = expected.double()
-    return float((scores.double() - wanted).norm() / wanted.norm().clamp_min(1e-30))
 
 
 def example_images(

@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wae.difference import relative_difference
 from wae.models.classifier import WAEClassifier
 from wae.models.stock import StockEncoder
 from wae.progress import bar
@@ -43,7 +44,6 @@ from .deployed import (
     example_images,
     fold,
     ready,
-    relative_difference,
     require_equal,
     require_no_drop,
     scores_of,

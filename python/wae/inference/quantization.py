@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
+from wae.difference import relative_difference
 from wae.progress import track
 
 from . import precision
@@ -43,7 +44,7 @@ class Movement(NamedTuple):
 def _movements(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[Movement]:
     """Of the layers that are in both, the one that moved most first."""
     found = [
-        Movement(name, float((after[name] - wanted).norm() / wanted.norm().clamp_min(1e-30)))
+        Movement(name, relative_difference(after[name], wanted))
         for name, wanted in before.items()
         if name in after and after[name].shape == wanted.shape
     ]

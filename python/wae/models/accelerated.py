@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wae.difference import relative_difference
 from wae_kernels.nn import Decoder, Encoder
 
 from .around import PooledClassifier
@@ -110,7 +111,7 @@ def _is_rest(body: nn.Module, matrix: nn.Linear, image: Tensor, scores: Tensor) 
         return False
     if not isinstance(found, Tensor) or found.dim() != 2 or found.shape != scores.shape:
         return False
-    return found.is_meta or bool((found - scores).norm() <= _EQUAL * scores.norm())
+    return found.is_meta or relative_difference(found, scores) <= _EQUAL
 
 
 def _image(network: nn.Module, size: tuple[int, int]) -> Tensor:

@@ -9,7 +9,7 @@ from torchvision.models.vgg import make_layers
 from wae_kernels.nn import Decoder, Encoder
 from wae_kernels.reference import normalize_image
 
-from .baselines import HalfResolution, wavelet_cnn
+from .baselines import HalfResolution
 from .bodies import initialize
 from .classifier import WAEClassifier
 
@@ -78,11 +78,6 @@ def wae_small_vgg(classes: int = 10) -> WAEClassifier:
     bodies = small_vgg_body(), small_vgg_body(divisor=4)
     classifiers = _classifier(low, classes), _classifier(low + high, classes)
     return WAEClassifier(encoder, *bodies, *classifiers, _SCALE, _SHIFT, decoder)
-
-
-def wavelet_small_vgg(classes: int = 10) -> WAEClassifier:
-    """Wavelet+CNN: the Haar transform in the encoder's place."""
-    return wavelet_cnn(wae_small_vgg(classes))
 
 
 def _classifier(features: int, classes: int) -> nn.Sequential:
