@@ -235,7 +235,7 @@ def test_the_share_is_of_the_ratio_of_multiply_adds():
         (("no_such_module:build",), 2, "no_such_module:build cannot be called: No module"),
         (("tiny_network:nothing",), 2, "must return a torch.nn.Module, got NoneType"),
         (("tiny_network:other",), 2, "around tiny_network:other: Tiny must have its classifier in"),
-        (("vit_b_16",), 2, "WAE does not go around vit_b_16"),
+        (("maxvit_t",), 2, "WAE does not go around maxvit_t"),
         (("small_vgg", "--engine", "steam"), 2, "--engine must be of eager, .*, got steam"),
         (("small_vgg", "--engine", "cudagraphs"), 1, "--engine: cudagraphs runs on cuda, not on cpu"),
         (("small_vgg", *QUICK, "--precision", "int8"), 1, "no engine computes in this precision"),

@@ -404,8 +404,8 @@ def test_info_counts_a_network(capsys):
         assert text in printed
     assert run("info", "alexnot") == 2
     assert "there is no network alexnot; known are wae_vgg16, " in capsys.readouterr().err
-    assert run("info", "wae_vit_b_16") == 2
-    assert "wae_vit_b_16 cannot be built: light_body cannot divide " in capsys.readouterr().err
+    assert run("info", "wae_maxvit_t") == 2  # its attention takes images of 224 pixels alone
+    assert "wae_maxvit_t cannot be built: " in capsys.readouterr().err
 
 
 # --------------------------------------------------------------------------------------- train-autoencoder
