@@ -120,7 +120,7 @@ def tables(measured: Sequence[Measured]) -> list[str]:
 
 
 def decision(measured: Sequence[Measured]) -> list[str]:
-    """README's rows: each network in the form that is fastest today, and WAE in the one that is for it."""
+    """Each network in the form that is fastest today, and WAE in the one that is for it."""
 
     def named(seconds: float, where: str) -> str:
         return f"{milliseconds(seconds)} ms ({where})"

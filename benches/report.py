@@ -26,14 +26,6 @@ def write_between(path: Path, body: str) -> None:
     write(path, f"{before}{BEGIN}\n\n{body}\n\n{END}{after}")
 
 
-def summary(results: list[Result], measured: list[deployed.Measured]) -> str:
-    """README's part: the tables that a decision needs."""
-    parts = [tables.decision(results)]
-    if quiet := deployed.quiet(measured):
-        parts += [["In every precision, int8 included (`wae bench`):"], deployed.decision(quiet)]
-    return "\n\n".join("\n".join(lines) for lines in parts)
-
-
 def everything(results: list[Result], measured: list[deployed.Measured], figures: list[Path]) -> str:
     """The part of docs/benchmarks.md: all figures, then all tables."""
     parts = [f"![{_words(p)}]({p.name})" for p in figures]
@@ -43,6 +35,7 @@ def everything(results: list[Result], measured: list[deployed.Measured], figures
         parts += ["\n".join(tables.bounds(on_gpu, tables.GPU_BOUNDS))]
     if measured:
         parts += ["## In fewer bits", "\n".join(deployed.bounds(measured))]
+        parts += ["\n".join(deployed.decision(measured))]
         parts += ["\n".join(deployed.tables(measured)).strip()]
     for result in results:
         parts += [f"## {tables.name(result)}", tables.provenance(result)]
@@ -67,7 +60,7 @@ def main() -> None:
         sys.exit(f"no result files in {folder}: run `make bench` first")
     measured = deployed.read(folder / deployed.FOLDER)
     figures = plots.draw(results, root / "docs")
-    write_between(root / "README.md", summary(results, measured))
+    write_between(root / "README.md", "\n".join(tables.decision(results)))
     write_between(root / "docs" / "benchmarks.md", everything(results, measured, figures))
     print(f"wrote README.md, docs/benchmarks.md and {', '.join(p.name for p in figures)}")
 

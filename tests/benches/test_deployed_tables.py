@@ -64,12 +64,14 @@ def test_every_table_says_where_it_was_measured(tmp_path: Path) -> None:
     assert "Left out: eager int8: no" in text
 
 
-def test_the_readme_takes_quiet_runs_only(tmp_path: Path) -> None:
+def test_a_quiet_run_is_not_called_anything_else(tmp_path: Path) -> None:
     measured = kept(tmp_path, comparison("resnet50", 8, 0.2, 0.1))
     assert deployed.quiet(measured) == []
-    assert "`wae bench`" not in report.summary([], measured)
     alone = [m._replace(comparison=replace(m.comparison, others=0.0)) for m in measured]
-    assert "| resnet50, 8 |" in report.summary([], alone)
+    assert deployed.quiet(alone) == alone
+    assert "**Not quiet" not in "\n".join(deployed.tables(alone))
+    text = report.everything([], alone, [])
+    assert text.index("## In fewer bits") < text.index("| resnet50, 8 | ") < text.index("| openvino | int8 |")
 
 
 def test_the_matrix_unit_is_named() -> None:
