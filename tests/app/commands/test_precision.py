@@ -14,6 +14,7 @@ from wae import cli
 from wae.data.folder import evaluation_resize
 from wae.data.images import read_image
 from wae.experiments import evaluation
+from wae.inference import deployed
 from wae.inference.engines import ENGINES
 from wae.inference.predict import prepare
 from wae.storage import checkpoint
@@ -178,12 +179,15 @@ def test_predict_in_another_precision(weights, data, capsys):
     assert np.allclose(found["bfloat16"], found["float32"], atol=0.02)
 
 
-def test_predict_calibrates_only_an_engine(weights, data, capsys):
+def test_predict_calibrates_only_an_engine(weights, data, monkeypatch, capsys):
     arguments = ("predict", data / "val", "--weights", weights, "--calibrate", data / "train")
     assert run(*arguments) == 2
     assert "--calibrate: is for --engine or --precision" in capsys.readouterr().err
-    assert run(*arguments, "--engine", "eager", "--max-drop", -1) == 1
-    assert "loses 0.00% of agreement with it on 101 images" in capsys.readouterr().err
+    real = deployed.agreement
+    monkeypatch.setattr(deployed, "agreement", lambda *given: real(*given) | {"drop": 0.02})
+    assert run(*arguments, "--engine", "eager", "--max-drop", 0.01) == 1
+    assert "loses 2.00% of agreement with it on 101 images" in capsys.readouterr().err
+    assert run(*arguments, "--engine", "eager", "--max-drop", 0.02) == 0
 
 
 @pytest.mark.slow
