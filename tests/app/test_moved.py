@@ -59,6 +59,7 @@ def test_every_old_module_is_the_new_one(tmp_path):
         ("import wae\nimport wae.storage.checkpoint, wae.data.images, wae.inference.deployed", []),
     ],
 )
+@pytest.mark.slow
 def test_old_names_in_use(tmp_path, code, warned):
     printed, told = warnings_of(tmp_path, code)
     assert [line.partition("DeprecationWarning: ")[2] for line in told] == warned

@@ -242,6 +242,7 @@ torch.backends.cuda.is_built = lambda: True
 
 
 @pytest.mark.parametrize("machine", ["", WITH_A_GPU], ids=["as it is", "with a GPU"])
+@pytest.mark.slow
 def test_nothing_touches_the_driver_before_the_first_tensor(machine: str) -> None:
     program = (
         NO_DRIVER
@@ -266,6 +267,7 @@ def test_nothing_touches_the_driver_before_the_first_tensor(machine: str) -> Non
         assert "untouched [True]" in result.stdout
 
 
+@pytest.mark.slow
 def test_a_gpu_is_chosen_in_the_environment_without_the_driver() -> None:
     program = NO_DRIVER + WITH_A_GPU + "import wae_kernels; print(wae_kernels.backends.selected())"
     assert run_python(program, "triton").stdout == "triton\n"
@@ -286,6 +288,7 @@ def test_what_cannot_be_used_is_refused_with_what_can(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["reference", USABLE[-2] if len(USABLE) > 1 else "auto"])
+@pytest.mark.slow
 def test_the_environment_variable(name: str) -> None:
     program = "import wae_kernels.backends as b; print(b.selected(), b.backend_for('cpu'))"
     with backends.use(name):

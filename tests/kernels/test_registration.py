@@ -131,6 +131,7 @@ def both_ways(function: Callable[[Tensor], Tensor], model: nn.Module, image: Ten
 @on_hosts
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize(("layout", "dynamic"), [("nchw", True), ("channels_last", True), ("nchw", False)])
+@pytest.mark.slow
 def test_compiled_is_what_eager_is(cell: Cell, layout: str, dynamic: bool) -> None:
     model = AutoEncoder().to(cell.device)
     compiled = torch.compile(model, fullgraph=True, dynamic=dynamic, backend="aot_eager")

@@ -171,6 +171,7 @@ def test_decode_keeps_a_jpeg_s_quality(tmp_path, weights, photo_file, capsys):
     assert "x.msp: Pillow cannot write this as MSP" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_dash_is_standard_input_and_output(tmp_path, weights, photo_file):
     """`wae encode - -o - | wae decode - -o -`."""
 

@@ -29,6 +29,7 @@ def lines(console: Console) -> list[str]:
     return printed.splitlines()
 
 
+@pytest.mark.slow
 def test_the_timings_fit_80_columns_however_slow_the_machine(
     console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:

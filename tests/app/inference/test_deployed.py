@@ -116,6 +116,7 @@ def test_scores_are_the_model_s_for_any_batch(engine, model):
 
 
 @pytest.mark.parametrize("engine", QUICK)
+@pytest.mark.slow
 def test_any_strides_and_dtypes_of_images(engine, model):
     needs(engine)
     deployed = deploy(model, SIZE, engine=engine)
@@ -233,6 +234,7 @@ def test_it_is_not_pickled_but_saved(model):
 
 
 @pytest.mark.parametrize("engine", EACH)
+@pytest.mark.slow
 def test_what_is_around_a_call_does_not_change_it(engine, model):
     """Neither autocast, nor inference mode, nor the default dtype; also around deploy."""
     needs(engine)
@@ -629,6 +631,7 @@ def test_the_example_images_are_as_the_network_wants_them(model, stock):
         assert 30 < images.std() < 70
 
 
+@pytest.mark.slow
 def test_wae_deploy_is_a_function_and_import_wae_stays_light(model):
     assert wae.deploy(model, SIZE, engine="eager").engine == "eager"
     code = """

@@ -37,6 +37,7 @@ def test_a_stack_that_the_block_sets_is_not_left():
 
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
 @pytest.mark.parametrize("precision", ["float32", "int8"])
+@pytest.mark.slow
 def test_engines_that_have_come_and_gone(name, precision):
     engine = ENGINES[name]
     if reason := engine.why_not("cpu", precision):

@@ -41,6 +41,7 @@ def convolutions(body):
 
 
 @pytest.mark.parametrize("name", TORCHVISION + TIMM)
+@pytest.mark.slow
 def test_a_light_body_makes_a_quarter_of_the_features(name):
     body = named(name) if name.startswith("regnet") else on_meta(named, name)  # a RegNet needs its values
     light = light_body(body)

@@ -129,6 +129,7 @@ def test_only_encoders_are_counted_as_such():
     ("names", "shown"),
     re.findall(r"<!-- registry: *(.*?) *-->\n(.*?)\n?<!-- end -->", PAGE.read_text(), re.S),
 )
+@pytest.mark.slow
 def test_tables_are_what_the_command_prints(names, shown):
     pytest.importorskip("timm", reason="timm is not installed")
     expected = table(around(names.split()) if names else compared())
