@@ -28,7 +28,7 @@ def sides(engine: str, batch: int) -> dict[str, Callable[[], Any]]:
     """Each way to call the encoder and then the engine."""
     torch.manual_seed(0)
     deployed = wae.deploy(wae_resnet50().eval(), batch=batch, engine=engine)
-    image, front = images(batch, 224, torch.device("cpu")), deployed._front
+    image, front = images(batch, 224), deployed._front
     thread = front._thread
     assert thread is not None
     threads = torch.get_num_threads()

@@ -443,7 +443,7 @@ def verdict(comparisons: Sequence[Comparison]) -> str:
         ratios = ", ".join(f"{c.ratio:.2f}x at batch {c.images}" for c in found)
         shares = ", ".join(f"{c.ratio / c.promised:.0%}" for c in found)
         answers.append(
-            f"{word} for {network}: {ratios} as fast as its fastest form today "
+            f"{word} for {network}: {ratios}, against its fastest form today "
             f"({shares} of {found[0].promised:.2f}x, the ratio of multiply-adds)"
         )
     return f"Is WAE worth it here? {'; '.join(answers)}."
