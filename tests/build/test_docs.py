@@ -18,7 +18,10 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "python").rglob("*.md")])
 READ = re.compile(r"""(?:environ(?:\.get\(|\[)|getenv\()\s*["'](\w+)["']""")
 SOURCES = ("wae_kernels", "python", "csrc", "tools", "benches", "tests/conftest.py", "setup.py")
-OTHERS = {"RANK", "LOCAL_RANK", "XDG_CACHE_HOME", "CUDA_PATH", "PATH", "TORCHINDUCTOR_CACHE_DIR"}
+OTHERS = {
+    *("RANK", "LOCAL_RANK", "TORCHELASTIC_RESTART_COUNT"),
+    *("XDG_CACHE_HOME", "CUDA_PATH", "PATH", "TORCHINDUCTOR_CACHE_DIR"),
+}
 """Variables that belong to torchrun, the system or a library, with the meaning they have everywhere."""
 
 
