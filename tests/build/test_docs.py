@@ -143,7 +143,11 @@ SHORTER = {
 }
 """So that the examples take seconds: fewer steps, no search for the fastest engine."""
 
-NOT_RUN = {"docs/caffe.md": "needs Caffe's files", "docs/triton.md": "needs a GPU"}
+NOT_RUN = {
+    "docs/accelerate.md": "needs a trained network and its images",
+    "docs/caffe.md": "needs Caffe's files",
+    "docs/triton.md": "needs a GPU",
+}
 
 
 def examples(page: Path) -> str:
