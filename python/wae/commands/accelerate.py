@@ -104,12 +104,10 @@ def _add_deployment(group: argparse._ArgumentGroup) -> None:
         help="auto: the fastest within --max-drop",
     )
     group.add_argument("--engine", default="auto", metavar="NAME", help="of wae.deploy (default: auto)")
-    group.add_argument(
-        "--images", type=shared.positive, default=1, metavar="N", help="in a call (default: 1)"
-    )
+    group.add_argument("--images", type=shared.batch, default=1, metavar="N", help="in a call (default: 1)")
     group.add_argument(
         "--max-drop",
-        type=float,
+        type=shared.share,
         default=0.01,
         metavar="X",
         help="of accuracy, that a precision may cost (default: 0.01)",
@@ -122,7 +120,7 @@ def _add_machine(group: argparse._ArgumentGroup) -> None:
     )
     shared.add_max_pixels(group)
     group.add_argument(
-        "--workers", type=shared.whole, default=0, metavar="N", help="processes that read (default: 0)"
+        "--workers", type=shared.workers, default=0, metavar="N", help="processes that read (default: 0)"
     )
     group.add_argument("--device", metavar="NAME", help="default: cuda if there is a GPU, else cpu")
 

@@ -132,6 +132,12 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1e6:
                 raise AccelerationError(f"{name} must be a number of 0 or more, got {value!r}")
+        if not 0 <= self.max_drop <= 1:
+            raise AccelerationError(f"max_drop must be a number from 0 to 1, got {self.max_drop!r}")
+        for name, least in (("mean", -1e6), ("std", 1e-6)):
+            value = getattr(self, name)
+            if value is not None and not all(least <= x <= 1e6 for x in value):  # NaN neither
+                raise AccelerationError(f"{name} must be numbers from {least:g} to 1e+06, got {value!r}")
         for name in ("images", "epochs", "batch"):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):

@@ -248,7 +248,16 @@ def test_a_network_that_does_not_end_in_a_matrix(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("entry", "value"), [("mimic", -1.0), ("images", 0), ("epochs", 0), ("target", float("nan"))]
+    ("entry", "value"),
+    [
+        ("mimic", -1.0),
+        ("images", 0),
+        ("epochs", 0),
+        ("target", float("nan")),
+        ("max_drop", float("nan")),
+        ("mean", (0.5, float("inf"), 0.5)),
+        ("std", (0.2, 0.0, 0.2)),
+    ],
 )
 def test_settings_that_make_no_sense(entry, value):
     with pytest.raises(ValueError, match=f"{entry} must be"):
