@@ -1,9 +1,7 @@
-"""The paper's claim on Fashion-MNIST: WAE wins back the accuracy that halving the resolution costs.
+"""The paper's claim, tried on images that a processor can train on: what the trainings of each claim share.
 
-Five networks, each with several seeds, are trained by one plan (``training/plans/fashion_mnist.toml``):
-the small VGG at 28 x 28, at 14 x 14, Wavelet+CNN, Decomposition+CNN and WAE; and WAE once more, as a student
-of the network at 28 x 28. Every training has one core to itself; what is finished is kept, and what is not
-goes on from its last epoch.
+A :class:`Claim` says which networks are compared, on which images, by which plan. Every training has one core
+to itself; what is finished is kept, a file of JSON each, and what is not goes on from its last epoch.
 """
 
 from __future__ import annotations
@@ -12,42 +10,33 @@ import contextlib
 import json
 import multiprocessing
 import statistics
+import subprocess
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timezone
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from wae.data.loading import open_dataset
+from wae.data.dataset import Dataset
 from wae.inference.timing import interleaved
 from wae.models.classifier import WAEClassifier, fold_normalization
 from wae.models.counting import count
-from wae.models.registry import builder
 from wae.storage.checkpoint import Input, load_classifier, save_classifier
 from wae.storage.files import written
 from wae.storage.weights_file import CheckpointError
 from wae.termination import end_with_parent, terminable
-from wae.training import plan
-from wae.training.plan import Plan
+from wae.training.plan import Plan, differences
 from wae.training.trainer import Epoch, Observer, TrainingError, train
 
-NETWORKS = {
-    "28 x 28": "small_vgg",
-    "14 x 14": "small_vgg_half",
-    "Wavelet+CNN": "wavelet_small_vgg",
-    "Decomposition+CNN": "wae_small_vgg",
-    "WAE": "wae_small_vgg",
-    "WAE, mimic": "wae_small_vgg",
-}
-"""The networks compared, in the paper's words, and the network's name in :mod:`wae.models.registry`."""
+from .bench import machine
 
-FULL, HALF, WAE, MIMIC = "28 x 28", "14 x 14", "WAE", "WAE, mimic"
-_MIMIC_WEIGHT, _MIMIC_TEMPERATURE = 1.0, 2.0
-_SIZE = (28, 28)
-INPUT = Input(size=28, resize=28, grayscale=True)
+WAVELET, DECOMPOSITION, WAE = "Wavelet+CNN", "Decomposition+CNN", "WAE"
+"""Networks that every claim has, in the paper's words."""
 
 
 class Job(NamedTuple):
@@ -70,12 +59,20 @@ class Result:
     network: str
     seed: int
     accuracy: float
-    """Share of the 10,000 test images that are classified rightly after the last epoch."""
+    """Share of the test images that are classified rightly after the last epoch."""
     seconds: float
     """All epochs together, on one core of the machine that ran it."""
     epochs: list[float]
     """The accuracy after each epoch with labels."""
     plan: dict[str, Any]
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What decides the outcome besides the plan: see :meth:`Claim.settings`."""
+    multiply_adds: int = 0
+    """On one image."""
+    start: dict[str, Any] = field(default_factory=dict)
+    """What was found out before the first epoch: see :meth:`Claim.start`."""
+    made: dict[str, Any] = field(default_factory=dict)
+    """Commit, date, machine and versions."""
 
 
 class Progress(NamedTuple):
@@ -90,80 +87,137 @@ class Progress(NamedTuple):
     accuracy: float | None
 
 
-def build(network: str) -> nn.Module:
-    """One of NETWORKS with random weights, for 10 classes of (N, 3, 28, 28)."""
-    make = builder(NETWORKS[network])
-    assert make is not None
-    return make(10)
+@dataclass(frozen=True)
+class Claim(ABC):
+    """What is to be reproduced: the networks, the images, the plan. Workers get a copy."""
+
+    wae: Plan
+    """WAE's plan, from which the others follow."""
+
+    timed_images: ClassVar[int] = 100
+    """In a batch whose time is measured."""
+
+    @property
+    @abstractmethod
+    def full(self) -> str:
+        """The network at full resolution."""
+
+    @property
+    @abstractmethod
+    def half(self) -> str:
+        """The network at half the resolution."""
+
+    @property
+    @abstractmethod
+    def registered(self) -> Mapping[str, str | None]:
+        """The networks, in the table's order: each one's name in :mod:`wae.models.registry`, if any."""
+
+    @property
+    @abstractmethod
+    def input(self) -> Input:
+        """How a photo becomes an image of the data."""
+
+    @abstractmethod
+    def build(self, network: str) -> nn.Module:
+        """One of those that are registered, with random weights, for 10 classes."""
+
+    @abstractmethod
+    def prepared(self, data: str | Path, folder: Path) -> str | Path:
+        """Check ``data`` before any process is started, and return what workers open; ``folder`` may hold it.
+
+        Raises DatasetError.
+        """
+
+    @abstractmethod
+    def sets(self, data: str | Path, seed: int) -> tuple[Dataset, Dataset]:
+        """The images to train on, and those to test with, of what :meth:`prepared` gave."""
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the outcome of a training besides its plan, for JSON."""
+        return {}
+
+    def needs(self, network: str) -> str | None:
+        """The network whose trained weights, of the same seed, ``network`` needs."""
+        return None
+
+    def start(self, job: Job, folder: Path, training: Dataset) -> tuple[nn.Module, dict[str, Any]]:
+        """The network to train, and what was found out to make it."""
+        torch.manual_seed(job.seed)
+        return self.build(job.network), {}
+
+    def plan_of(self, network: str, seed: int) -> Plan:
+        """WAE's plan as it is for ``network``: as many epochs with labels, at the same rates."""
+        if network == WAE:
+            return replace(self.wae, seed=seed)
+        joint = self.wae.stages[-1]
+        epochs = sum(stage.epochs for stage in self.wae.stages if stage.kind != "transform")
+        if network == DECOMPOSITION:  # as WAE, without the reconstruction constraint
+            stage = replace(joint, epochs=epochs, transform_weight=0.0, encoder_rate=1.0)
+        else:
+            stage = replace(joint, epochs=epochs, kind="classifier")
+        return replace(self.wae, seed=seed, start="random", stages=(stage,), model=network)
+
+    def jobs(self, seeds: Sequence[int]) -> list[Job]:
+        """All trainings: seed by seed, those that the claim rests on first; last those that need weights."""
+        first = (self.full, WAE, self.half)
+        networks = sorted(self.registered, key=lambda name: (name not in first, bool(self.needs(name))))
+        free = [name for name in networks if not self.needs(name)]
+        return [Job(name, seed) for seed in seeds for name in free] + [
+            Job(name, seed) for name in networks if self.needs(name) for seed in seeds
+        ]
 
 
-def wae_plan(quick: bool = False) -> Plan:
-    """The plan of WAE; ``quick`` is for a glance: a quarter of the epochs with labels."""
-    full = plan.read(plan.PLANS / "fashion_mnist.toml")
-    if not quick:
-        return full
-    stages = (replace(stage, epochs=max(1, stage.epochs // 4)) for stage in full.stages)
-    return replace(full, stages=tuple(stages))
-
-
-def plan_of(network: str, seed: int, wae: Plan) -> Plan:
-    """``wae``, WAE's plan, as it is for ``network``: as many epochs with labels, at the same rates."""
-    if network == WAE:
-        return replace(wae, seed=seed)
-    joint = wae.stages[-1]
-    if network == MIMIC:
-        joint = replace(joint, mimic_weight=_MIMIC_WEIGHT, mimic_temperature=_MIMIC_TEMPERATURE)
-        return replace(wae, seed=seed, stages=(*wae.stages[:-1], joint))
-    epochs = sum(stage.epochs for stage in wae.stages if stage.kind != "transform")
-    if network == "Decomposition+CNN":  # as WAE, without the reconstruction constraint
-        stage = replace(joint, epochs=epochs, transform_weight=0.0, encoder_rate=1.0)
-    else:
-        stage = replace(joint, epochs=epochs, kind="classifier")
-    return replace(wae, seed=seed, start="random", stages=(stage,), model=network)
-
-
-def jobs(seeds: Sequence[int]) -> list[Job]:
-    """All trainings: seed by seed, the longest first; the students last, when they have their teachers."""
-    longest = (FULL, WAE, "Decomposition+CNN", "Wavelet+CNN", HALF)
-    students = [Job(MIMIC, seed) for seed in seeds]
-    return [Job(network, seed) for seed in seeds for network in longest] + students
+def longer(plan: Plan, times: float) -> Plan:
+    """``plan`` with so many times the epochs with labels, or a part of them, at least one."""
+    stages = (
+        stage if stage.kind == "transform" else replace(stage, epochs=max(1, int(stage.epochs * times)))
+        for stage in plan.stages
+    )
+    return replace(plan, stages=tuple(stages))
 
 
 def run(
     folder: Path,
     data: str | Path,
     wanted: Sequence[Job],
-    wae: Plan,
+    claim: Claim,
     processes: int,
+    device: str = "cpu",
     tell: Callable[[Progress], None] = lambda progress: None,
 ) -> list[Result]:
     """Do the ``wanted`` trainings that ``folder`` has no result of, and return all their results.
 
+    A finished training whose weights are needed, and are no longer there, is done again.
+
     Args:
         folder: where results, weights and checkpoints are kept.
-        data: of 28 x 28 images, for :func:`wae.data.loading.open_dataset`: ``fashion-mnist``, or
-            a folder of its files.
-        wae: the plan, see :func:`wae_plan`.
+        data: see :meth:`Claim.prepared`.
+        claim: what is compared.
         processes: how many trainings at a time, each on one core.
+        device: where they train.
         tell: is called, in this process, after each epoch.
 
     Raises:
         DatasetError: the data is missing or not what was published.
-        CheckpointError: ``folder`` is one of another plan, or damaged.
+        CheckpointError: ``folder`` is one of another plan or claim, or damaged.
         TrainingError: a training ended without a result.
-        ValueError: a teacher is missing among the ``wanted``.
+        ValueError: among the ``wanted`` there is not one whose weights another needs.
     """
-    if orphans := [job for job in wanted if job.network == MIMIC and Job(FULL, job.seed) not in wanted]:
-        raise ValueError(f"wanted must hold {FULL} with seed {orphans[0].seed} too: {MIMIC} learns from it")
-    open_dataset(data, train=False, augment=False, seed=0)  # refused before any process is started
+    for job in wanted:
+        if (needed := _needed(claim, job)) and needed not in wanted:
+            raise ValueError(
+                f"wanted must hold {needed.network} with seed {needed.seed} too: {job.network} begins with it"
+            )
     folder.mkdir(parents=True, exist_ok=True)
-    results = {job: read_result(folder, job, wae) for job in wanted}
-    todo = [job for job in wanted if results[job] is None]
-    workers = [_Worker(folder, data, wae) for _ in range(min(processes, len(todo)))]
+    prepared = claim.prepared(data, folder)
+    results = {job: read_result(folder, job, claim) for job in wanted}
+    todo = open_jobs(folder, wanted, claim)
+    results |= dict.fromkeys(todo)
+    workers = [_Worker(folder, prepared, claim, device) for _ in range(min(processes, len(todo)))]
     idle = [worker.link for worker in workers]
     try:
         while not all(results.values()):
-            for job in _ready(todo, results)[: len(idle)]:
+            for job in _ready(todo, results, claim)[: len(idle)]:
                 todo.remove(job)
                 with contextlib.suppress(ConnectionError):  # it was killed, as the wait will tell
                     idle.pop().send(job)
@@ -183,9 +237,24 @@ def run(
     return [result for result in results.values() if result]
 
 
-def _ready(todo: Sequence[Job], results: Mapping[Job, Result | None]) -> list[Job]:
-    """Those of ``todo`` that need not wait for a teacher."""
-    return [job for job in todo if job.network != MIMIC or results[Job(FULL, job.seed)]]
+def open_jobs(folder: Path, wanted: Sequence[Job], claim: Claim) -> list[Job]:
+    """Those of ``wanted`` that have no result, or whose weights are needed and not there."""
+    missing = [job for job in wanted if read_result(folder, job, claim) is None]
+    needed = {_needed(claim, job) for job in missing}
+    return [
+        job for job in wanted if job in missing or (job in needed and not weights_path(folder, job).exists())
+    ]
+
+
+def _needed(claim: Claim, job: Job) -> Job | None:
+    """The training whose weights ``job`` needs."""
+    network = claim.needs(job.network)
+    return None if network is None else Job(network, job.seed)
+
+
+def _ready(todo: Sequence[Job], results: Mapping[Job, Result | None], claim: Claim) -> list[Job]:
+    """Those of ``todo`` that need not wait for another's weights."""
+    return [job for job in todo if (needed := _needed(claim, job)) is None or results[needed]]
 
 
 class _Worker:
@@ -195,10 +264,10 @@ class _Worker:
     nothing that somebody waits for.
     """
 
-    def __init__(self, folder: Path, data: str | Path, wae: Plan) -> None:
+    def __init__(self, folder: Path, data: str | Path, claim: Claim, device: str) -> None:
         context = multiprocessing.get_context("spawn")
         self.link, its_end = context.Pipe()
-        self.process = context.Process(target=_work, args=(its_end, folder, data, wae), daemon=True)
+        self.process = context.Process(target=_work, args=(its_end, folder, data, claim, device), daemon=True)
         self.process.start()
         its_end.close()  # else the pipe would outlive the worker
 
@@ -211,7 +280,7 @@ def _next(link: Connection) -> Any:
         raise TrainingError("a training ended without a result: was it out of memory?") from None
 
 
-def _work(link: Connection, folder: Path, data: str | Path, wae: Plan) -> None:
+def _work(link: Connection, folder: Path, data: str | Path, claim: Claim, device: str) -> None:
     """A worker: do one training after another, until the main process is gone."""
     torch.set_num_threads(1)
     end_with_parent()  # at once: it can be killed in the middle of an epoch
@@ -219,35 +288,64 @@ def _work(link: Connection, folder: Path, data: str | Path, wae: Plan) -> None:
         while True:
             job = link.recv()
             try:
-                message: Result | Exception = _train(job, folder, data, wae, link)
+                message: Result | Exception = _train(job, folder, data, claim, device, link)
             except Exception as error:
                 message = error
             link.send(message)
 
 
-def _train(job: Job, folder: Path, data: str | Path, wae: Plan, link: Connection) -> Result:
+def _train(job: Job, folder: Path, data: str | Path, claim: Claim, device: str, link: Connection) -> Result:
     """One training, from its last epoch or from the start; its weights and its result in ``folder``."""
-    chosen = plan_of(job.network, job.seed, wae)
-    torch.manual_seed(job.seed)
-    model = build(job.network)
-    teacher = load_classifier(weights_path(folder, Job(FULL, job.seed))) if job.network == MIMIC else None
-    sets = [open_dataset(data, train=part, augment=part, seed=job.seed) for part in (True, False)]
+    chosen = claim.plan_of(job.network, job.seed)
+    sets = claim.sets(data, job.seed)
+    model, start = claim.start(job, folder, sets[0])
+    mimics = any(stage.mimic_weight for stage in chosen.stages)
+    teacher = load_classifier(weights_path(folder, Job(claim.full, job.seed))) if mimics else None
     state = folder / f"{job.stem}.state.safetensors"
     observer = _Messenger(job, sum(stage.epochs for stage in chosen.stages), link)
     history = train(
-        model, chosen, *sets, state=state, resume=state.exists(), teacher=teacher, observer=observer
+        model,
+        chosen,
+        *sets,
+        state=state,
+        resume=state.exists(),
+        teacher=teacher,
+        observer=observer,
+        device=device,
     )
+    model = model.cpu().eval()
     accuracies = [epoch.accuracy.top1 for epoch in history if epoch.accuracy]
-    seconds = sum(epoch.seconds for epoch in history)
-    result = Result(job.network, job.seed, accuracies[-1], seconds, accuracies, chosen.as_dict())
-    made = {"plan": chosen.as_dict(), "accuracy": result.accuracy}
-    save_classifier(
-        weights_path(folder, job), model, NETWORKS[job.network], sets[0].labels, INPUT, made, force=True
+    result = Result(
+        job.network,
+        job.seed,
+        accuracies[-1],
+        sum(epoch.seconds for epoch in history),
+        accuracies,
+        chosen.as_dict(),
+        claim.settings(),
+        count(model, (claim.input.size,) * 2).multiply_adds,
+        start,
+        {"commit": _commit(), "date": datetime.now(timezone.utc).isoformat(timespec="seconds"), **machine()},
     )
-    with written(_result_path(folder, job), force=True) as file:
-        file.write(json.dumps(asdict(result), indent=1).encode())
+    if registered := claim.registered[job.network]:
+        made = {"plan": chosen.as_dict(), "accuracy": result.accuracy}
+        path = weights_path(folder, job)
+        save_classifier(path, model, registered, sets[0].labels, claim.input, made, force=True)
+    write_json(_result_path(folder, job), asdict(result))
     state.unlink()
     return result
+
+
+def _commit() -> str | None:
+    """The commit that this code is of, with "-dirty" where files were changed; None outside of a checkout."""
+    here = Path(__file__)
+    known = subprocess.run(
+        ["git", "ls-files", "--error-unmatch", here.name], cwd=here.parent, capture_output=True
+    )
+    if known.returncode:
+        return None
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    return subprocess.run(command, cwd=here.parent, capture_output=True, text=True).stdout.strip()
 
 
 class _Messenger(Observer):
@@ -279,10 +377,16 @@ def _result_path(folder: Path, job: Job) -> Path:
     return folder / f"{job.stem}.json"
 
 
-def read_result(folder: Path, job: Job, wae: Plan) -> Result | None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write ``content``, or leave what was there."""
+    with written(path, force=True) as file:
+        file.write(f"{json.dumps(content, indent=1)}\n".encode())
+
+
+def read_result(folder: Path, job: Job, claim: Claim) -> Result | None:
     """The result of ``job`` in ``folder``, if it has one.
 
-    Raises CheckpointError where that was made by another plan, or is damaged.
+    Raises CheckpointError where that is of another plan or claim, or is damaged.
     """
     path = _result_path(folder, job)
     if not path.exists():
@@ -291,8 +395,10 @@ def read_result(folder: Path, job: Job, wae: Plan) -> Result | None:
         result = Result(**json.loads(path.read_bytes()))
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: this is no result of a training ({error})") from None
-    if result.plan != json.loads(json.dumps(plan_of(job.network, job.seed, wae).as_dict())):
-        raise CheckpointError(f"{path}: was made by another plan; use another folder")
+    if made := differences(result.plan, claim.plan_of(job.network, job.seed)):
+        raise CheckpointError(f"{path}: was made by another plan: {made}; use another folder")
+    if result.settings != json.loads(json.dumps(claim.settings())):
+        raise CheckpointError(f"{path}: is of other settings: {result.settings}; use another folder")
     return result
 
 
@@ -319,22 +425,39 @@ class Row:
         return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
 
 
-def rows(results: Sequence[Result], seconds: float = 10.0) -> list[Row]:
-    """The table of ``results``, in the order of NETWORKS; the networks are timed here, taking turns.
+def rows(results: Sequence[Result], claim: Claim, seconds: float = 10.0) -> list[Row]:
+    """The table of ``results``, in the claim's order; the networks are timed here, taking turns.
+
+    One without a name of its own was pruned to a measured share of WAE's time, and has that share of it here.
 
     Args:
         results: of any number of seeds.
+        claim: what they are of.
         seconds: how long to time.
     """
-    accuracies = {n: [r.accuracy for r in results if r.network == n] for n in NETWORKS}
-    names = [name for name in NETWORKS if accuracies[name]]
-    models = {name: build(name).eval() for name in names}
-    counts = {name: count(model, _SIZE).multiply_adds for name, model in models.items()}
-    images = torch.randint(0, 256, (100, 3, *_SIZE), dtype=torch.uint8)
+    of = {name: [r for r in results if r.network == name] for name in claim.registered}
+    names = [name for name in claim.registered if of[name]]
+    models = {name: claim.build(name) for name in {*names, WAE} if claim.registered[name]}
+    times = timed(models, claim, seconds)
+    return [
+        Row(
+            name,
+            [result.accuracy for result in of[name]],
+            of[name][0].multiply_adds,
+            1e6 * times[name] if name in times else 1e6 * times[WAE] * of[name][0].start["time"],
+        )
+        for name in names
+    ]
+
+
+def timed(models: Mapping[str, nn.Module], claim: Claim, seconds: float) -> dict[str, float]:
+    """Seconds that each network takes for an image, in a batch: medians of runs that took turns."""
+    size = claim.timed_images, 3, claim.input.size, claim.input.size
+    images = torch.randint(0, 256, size, dtype=torch.uint8)
+    calls = {name: _inference(model.eval(), images) for name, model in models.items()}
     with torch.no_grad():
-        timings = interleaved({name: _inference(model, images) for name, model in models.items()}, seconds)
-    per_image = {name: 1e6 * timing.median / len(images) for name, timing in timings.items()}
-    return [Row(name, accuracies[name], counts[name], per_image[name]) for name in names]
+        timings = interleaved(calls, seconds)
+    return {name: timing.median / len(images) for name, timing in timings.items()}
 
 
 def _inference(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
@@ -344,27 +467,28 @@ def _inference(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
     return lambda: network(images)
 
 
-def won_back(table: Sequence[Row], network: str) -> float | None:
+def won_back(table: Sequence[Row], claim: Claim, network: str) -> float | None:
     """The share of the accuracy lost by halving the resolution that ``network`` wins back.
 
     None where the table has not all three networks, or nothing was lost.
     """
     means = {row.network: row.mean for row in table}
-    if not {FULL, HALF, network} <= set(means) or means[FULL] <= means[HALF]:
+    full, half = means.get(claim.full), means.get(claim.half)
+    if full is None or half is None or network not in means or full <= half:
         return None
-    return (means[network] - means[HALF]) / (means[FULL] - means[HALF])
+    return (means[network] - half) / (full - half)
 
 
-def markdown(table: Sequence[Row]) -> str:
+def markdown(table: Sequence[Row], claim: Claim) -> str:
     """The table for people."""
-    full = next((row.multiply_adds for row in table if row.network == FULL), None)
+    full = next((row.multiply_adds for row in table if row.network == claim.full), None)
     lines = [
         "| network | accuracy, mean of seeds | spread | won back | multiply-adds | time per image |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     for row in table:
-        share = won_back(table, row.network)
-        won = "" if share is None or row.network in (FULL, HALF) else f"{100 * share:.0f} %"
+        share = won_back(table, claim, row.network)
+        won = "" if share is None or row.network in (claim.full, claim.half) else f"{100 * share:.0f} %"
         spread = "" if row.spread is None else f"{100 * row.spread:.2f}"
         cost = f"{row.multiply_adds / 1e6:.2f} M" + (f" ({row.multiply_adds / full:.0%})" if full else "")
         lines.append(

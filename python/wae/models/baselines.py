@@ -68,6 +68,34 @@ class HalfResolution(FullResolution):
         return scores
 
 
+class AtSize(FullResolution):
+    """A network on the image scaled to another size: bilinear, antialiased.
+
+    Args:
+        network: (N, 3, side, side) to scores.
+        side: height and width of what the network sees, in pixels.
+        image_scale, image_shift: see :class:`FullResolution`.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        side: int,
+        image_scale: Sequence[float] = (1.0, 1.0, 1.0),
+        image_shift: Sequence[float] = (0.0, 0.0, 0.0),
+    ) -> None:
+        super().__init__(network, image_scale, image_shift)
+        self.side = side
+
+    def forward(self, image: Tensor) -> Tensor:
+        """The scores of ``image``: (N, 3, H, W), uint8 or floating point."""
+        scaled = F.interpolate(
+            self._normalized(image), size=(self.side, self.side), mode="bilinear", antialias=True
+        )
+        scores: Tensor = self.network(scaled)
+        return scores
+
+
 def vgg16_half(classes: int = 1000) -> HalfResolution:
     """VGG16 at half resolution, with random weights, for images of 224 x 224 ("VGG16 at 112" in the paper).
 

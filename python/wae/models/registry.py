@@ -1,9 +1,10 @@
 """Every network by its name: what ``wae train``, ``wae info`` and checkpoints know.
 
-Besides those in :data:`NETWORKS` there are four forms of each classifier NAME of torchvision, else of timm:
+Besides those in :data:`NETWORKS` there are five forms of each classifier NAME of torchvision, else of timm:
 
 - ``NAME``: itself, on images of 0..255,
 - ``NAME_half``: at half the resolution,
+- ``NAME_at_SIDE``: on images scaled to SIDE x SIDE,
 - ``wae_NAME``: WAE around it,
 - ``wavelet_NAME``: the same with the Haar transform in the encoder's place.
 
@@ -13,6 +14,7 @@ what WAE around those costs.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,12 +31,20 @@ from wae_kernels.nn import Encoder
 from .accelerated import Form, accelerated
 from .around import wae_around
 from .autoencoder import AutoEncoder
-from .baselines import FullResolution, HalfResolution, vgg16_half, wavelet_cnn
+from .baselines import AtSize, FullResolution, HalfResolution, vgg16_half, wavelet_cnn
 from .bodies import is_timm, is_torchvision, standard_body, standard_network
 from .classifier import WAEClassifier
 from .counting import count
 from .resnet50 import wae_resnet50
-from .small_vgg import SmallVGG, small_vgg_half, wae_small_vgg
+from .small_vgg import (
+    SmallVGG,
+    small_photo_vgg,
+    small_photo_vgg_at,
+    small_photo_vgg_half,
+    small_vgg_half,
+    wae_small_photo_vgg,
+    wae_small_vgg,
+)
 from .vgg16 import wae_vgg16
 
 Builder = Callable[[int], nn.Module]
@@ -52,7 +62,10 @@ def small_vgg(classes: int = 10) -> SmallVGG:
 
 NETWORKS: dict[str, Builder] = {
     build.__name__: build
-    for build in (wae_vgg16, wae_resnet50, wae_small_vgg, small_vgg, small_vgg_half, vgg16_half)
+    for build in (
+        *(wae_vgg16, wae_resnet50, wae_small_vgg, wae_small_photo_vgg),
+        *(small_vgg, small_vgg_half, small_photo_vgg, small_photo_vgg_half, vgg16_half),
+    )
 }
 """The classifiers with a constructor of their own."""
 
@@ -70,13 +83,15 @@ PUBLISHED = {"vgg16": 15.36, "vgg16_half": 3.89, "wae_vgg16": 4.11}
 """Billions of multiply-adds in the paper (docs/network.md). The encoder's are not in WAE-VGG16's."""
 
 _CLASSES, _SIDE = 1000, 224
-_SMALL_CLASSES, _SMALL_SIDE = 10, 28  # of the small VGG in all its forms
+_SMALL = {"small_vgg": (10, 28), "small_photo_vgg": (10, 64)}  # of the small VGGs in all their forms
 
 
 def known() -> str:
     """The names there are, for a sentence."""
     own = ", ".join((*NETWORKS, *PARTS))
-    return f"{own}, or NAME, NAME_half, wae_NAME or wavelet_NAME of a NAME in torchvision or timm"
+    return (
+        f"{own}, or NAME, NAME_half, NAME_at_SIDE, wae_NAME or wavelet_NAME of a NAME in torchvision or timm"
+    )
 
 
 def builder(name: str) -> Builder | None:
@@ -87,7 +102,12 @@ def builder(name: str) -> Builder | None:
     if kind == "wavelet":
         around = builder(f"wae_{base}")
         return None if around is None else partial(_wavelet, around)
-    forms = ((name, _full), (name.removesuffix("_half"), _half), (name.removeprefix("wae_"), _wae))
+    forms = [(name, _full), (name.removesuffix("_half"), _half), (name.removeprefix("wae_"), _wae)]
+    if sized := re.fullmatch(r"(\w+)_at_(\d{1,4})", name):
+        stem, side = sized[1], int(sized[2])
+        if stem == small_photo_vgg.__name__:
+            return partial(small_photo_vgg_at, side)
+        forms.append((stem, partial(_at, side)))
     for is_known in (is_torchvision, is_timm):
         for stem, make in forms:
             if is_known(stem):
@@ -126,7 +146,7 @@ def image_side(name: str) -> int:
 
 def _standard(name: str) -> tuple[int, int]:
     """Number of classes and side of the images."""
-    return (_SMALL_CLASSES, _SMALL_SIDE) if "small_vgg" in name else (_CLASSES, _SIDE)
+    return next((standard for stem, standard in _SMALL.items() if stem in name), (_CLASSES, _SIDE))
 
 
 def _full(name: str, classes: int) -> nn.Module:
@@ -135,6 +155,10 @@ def _full(name: str, classes: int) -> nn.Module:
 
 def _half(name: str, classes: int) -> nn.Module:
     return HalfResolution(standard_network(name, num_classes=classes))
+
+
+def _at(side: int, name: str, classes: int) -> nn.Module:
+    return AtSize(standard_network(name, num_classes=classes), side)
 
 
 def _wae(name: str, classes: int) -> nn.Module:

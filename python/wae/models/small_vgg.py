@@ -1,4 +1,4 @@
-"""A small VGG for images of 28 x 28, and WAE around it: the networks of ``wae reproduce fashion-mnist``."""
+"""Small VGGs for 28 x 28 and for photos, and WAE around them: the networks of ``wae reproduce``."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from torchvision.models.vgg import make_layers
 from wae_kernels.nn import Decoder, Encoder
 from wae_kernels.reference import normalize_image
 
-from .baselines import HalfResolution
+from .around import PooledClassifier, wae_around
+from .baselines import AtSize, FullResolution, HalfResolution
 from .bodies import initialize
 from .classifier import WAEClassifier
 
+_PHOTO_LAYERS: tuple[str | int, ...] = (32, "M", 48, 48, "M", 64, 64, "M", 128, 128, "M")
+_PHOTO_SIDE = 64
 _LAYERS: tuple[str | int, ...] = (32, "M", 64, 64, "M", 128, 128, "M")
 _SIDE = 2  # of the features that a body makes of a 14 x 14 image; of 28 x 28 they are twice that
 _WIDTH = 128  # of the classifiers' hidden layer
@@ -83,3 +86,43 @@ def wae_small_vgg(classes: int = 10) -> WAEClassifier:
 def _classifier(features: int, classes: int) -> nn.Sequential:
     layers = nn.Linear(features, _WIDTH), nn.ReLU(inplace=True), nn.Dropout(), nn.Linear(_WIDTH, classes)
     return nn.Sequential(nn.Flatten(), *layers)
+
+
+# ---------------------------------------------------------------------------------------------- for photos
+
+
+def small_photo_vgg_body() -> nn.Sequential:
+    """Seven convolutions with BatchNorm: (N, 3, h, w) to (N, 128, h // 16, w // 16), random weights."""
+    body: nn.Sequential = make_layers(list(_PHOTO_LAYERS), batch_norm=True)
+    body.apply(initialize)
+    return body
+
+
+def small_photo_vgg(classes: int = 10) -> FullResolution:
+    """A small VGG for photos of about 64 x 64: 70 M multiply-adds there."""
+    return FullResolution(_photo_network(classes))
+
+
+def small_photo_vgg_half(classes: int = 10) -> HalfResolution:
+    """The same at half the resolution."""
+    return HalfResolution(_photo_network(classes))
+
+
+def small_photo_vgg_at(side: int, classes: int = 10) -> AtSize:
+    """The same on images that are scaled to ``side`` x ``side``."""
+    return AtSize(_photo_network(classes), side)
+
+
+def wae_small_photo_vgg(classes: int = 10) -> WAEClassifier:
+    """WAE around it: the high body has a quarter of the channels."""
+    encoder, decoder = Encoder().apply(initialize), Decoder().apply(initialize)
+    side = _PHOTO_SIDE // 2
+    return wae_around(
+        small_photo_vgg_body(), classes=classes, encoder=encoder, decoder=decoder, size=(side, side)
+    )
+
+
+def _photo_network(classes: int) -> nn.Sequential:
+    width = _PHOTO_LAYERS[-2]
+    assert isinstance(width, int)
+    return nn.Sequential(small_photo_vgg_body(), PooledClassifier(width, classes))

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from wae.cli import main
-from wae.experiments import reproduce
+from wae.experiments import fashion_mnist, imagenette, reproduce
+from wae.experiments.fashion_mnist import FashionMnist
 from wae.experiments.reproduce import Job, Progress, Result, Row
 from wae.storage.checkpoint import describe, load_classifier
 from wae.storage.weights_file import CheckpointError
@@ -34,53 +35,71 @@ TINY = plan.from_dict(
 )
 
 
-def test_every_network_is_trained_with_labels_for_as_many_epochs_at_the_same_rates():
-    wae = reproduce.wae_plan()
+DIGITS = FashionMnist(TINY)
+CLAIMS = {
+    "fashion-mnist": fashion_mnist.claim(),
+    "imagenette": imagenette.claim(),
+    "resnet18": imagenette.claim("resnet18"),
+}
+
+
+@pytest.mark.parametrize("claim", CLAIMS.values(), ids=CLAIMS)
+def test_every_network_is_trained_with_labels_for_as_many_epochs_at_the_same_rates(claim):
     labelled = {}
-    for network in reproduce.NETWORKS:
-        stages = [s for s in reproduce.plan_of(network, 1, wae).stages if s.kind != "transform"]
+    for network in claim.registered:
+        stages = [s for s in claim.plan_of(network, 1).stages if s.kind != "transform"]
         labelled[network] = sum(stage.epochs for stage in stages)
         assert {(s.learning_rate, s.weight_decay, s.label_smoothing, s.ema) for s in stages} == {
             (s.learning_rate, s.weight_decay, s.label_smoothing, s.ema)
-            for s in wae.stages
+            for s in claim.wae.stages
             if s.kind != "transform"
         }
     assert len(set(labelled.values())) == 1
-    stage = reproduce.plan_of("Decomposition+CNN", 0, wae).stages[0]
+    stage = claim.plan_of("Decomposition+CNN", 0).stages[0]
     assert (stage.kind, stage.transform_weight) == ("joint", 0)
 
 
-def test_jobs_are_all_networks_with_all_seeds():
-    wanted = reproduce.jobs(range(3))
-    assert len(wanted) == len(set(wanted)) == 3 * len(reproduce.NETWORKS)
+@pytest.mark.parametrize("claim", CLAIMS.values(), ids=CLAIMS)
+def test_jobs_are_all_networks_with_all_seeds_and_of_those_that_are_pruned_one(claim):
+    wanted = claim.jobs(range(3))
+    pruned = sum(name is None for name in claim.registered.values())
+    assert len(wanted) == len(set(wanted)) == 3 * len(claim.registered) - 2 * pruned
     assert len({job.stem for job in wanted}) == len(wanted)
+    assert {job.network for job in wanted[:3]} == {claim.full, claim.half, "WAE"}
+
+
+def test_longer_trainings_have_more_epochs_with_labels():
+    claim, other = fashion_mnist.claim(), fashion_mnist.claim(4)
+    assert [stage.epochs for stage in claim.wae.stages] == [1, 4]
+    assert [stage.epochs for stage in other.wae.stages] == [1, 16]
+    assert [stage.epochs for stage in fashion_mnist.claim(1 / 4).wae.stages] == [1, 1]
 
 
 @pytest.mark.slow
 def test_trainings_are_kept_and_not_done_again(tmp_path):
     wanted = [Job("WAE, mimic", 0), Job("28 x 28", 0)]
     told = []
-    results = reproduce.run(tmp_path, "digits", wanted, TINY, 2, told.append)
+    results = reproduce.run(tmp_path, "digits", wanted, DIGITS, 2, tell=told.append)
     assert [(r.network, r.seed) for r in results] == wanted
     assert sorted((p.job.network, p.done, p.of) for p in told) == [
         ("28 x 28", 1, 1),
         ("WAE, mimic", 1, 2),
         ("WAE, mimic", 2, 2),
     ]
-    assert reproduce.run(tmp_path, "digits", wanted, TINY, 2, told.append) == results
+    assert reproduce.run(tmp_path, "digits", wanted, DIGITS, 2, tell=told.append) == results
     assert len(told) == 3
     weights = reproduce.weights_path(tmp_path, wanted[0])
     assert describe(weights).labels == tuple("0123456789")
     assert load_classifier(weights).decoder is not None
     assert not list(tmp_path.glob("*.state.*"))
     with pytest.raises(CheckpointError, match="another plan"):
-        reproduce.run(tmp_path, "digits", wanted, replace(TINY, batch=250), 2)
+        reproduce.run(tmp_path, "digits", wanted, FashionMnist(replace(TINY, batch=250)), 2)
 
 
 @pytest.mark.slow
 def test_what_goes_wrong_in_a_training_is_told(tmp_path):
     with pytest.raises(ValueError, match="the 1500 images of the training set, got 2000"):
-        reproduce.run(tmp_path, "digits", [Job("14 x 14", 0)], replace(TINY, batch=2000), 1)
+        reproduce.run(tmp_path, "digits", [Job("14 x 14", 0)], FashionMnist(replace(TINY, batch=2000)), 1)
 
 
 @pytest.mark.slow
@@ -93,13 +112,15 @@ def test_a_worker_killed_in_training_ends_the_run_and_the_next_run_goes_on(tmp_p
             process.kill()
 
     with pytest.raises(TrainingError, match="ended without a result: was it out of memory"):
-        reproduce.run(tmp_path, "digits", [Job("WAE", 0)], TINY, 1, kill)
+        reproduce.run(tmp_path, "digits", [Job("WAE", 0)], DIGITS, 1, tell=kill)
     assert told == [1]
-    reproduce.run(tmp_path, "digits", [Job("WAE", 0)], TINY, 1, lambda progress: told.append(progress.done))
+    reproduce.run(
+        tmp_path, "digits", [Job("WAE", 0)], DIGITS, 1, tell=lambda progress: told.append(progress.done)
+    )
     assert told == [1, 2]
 
 
-def killed_while_it_writes(link, folder, data, wae):
+def killed_while_it_writes(link, folder, data, claim, device):
     """A worker: of its second message's 40 bytes it writes the number and ten. Others go on."""
     job = link.recv()
     if job.network != "WAE":
@@ -114,7 +135,7 @@ def test_a_worker_killed_while_it_writes_ends_the_run_after_what_was_said(tmp_pa
     monkeypatch.setattr(reproduce, "_work", killed_while_it_writes)
     wanted, told = [Job("WAE", 0), Job("14 x 14", 0)], []
     with pytest.raises(TrainingError, match="ended without a result: was it out of memory"):
-        reproduce.run(tmp_path, "digits", wanted, TINY, 2, told.append)
+        reproduce.run(tmp_path, "digits", wanted, DIGITS, 2, tell=told.append)
     assert told == [Progress(Job("WAE", 0), "joint", 1, 2, None)]
     for process in multiprocessing.active_children():
         process.join(10)
@@ -124,9 +145,9 @@ def test_a_worker_killed_while_it_writes_ends_the_run_after_what_was_said(tmp_pa
 WATCHED = """
 import multiprocessing, sys
 from pathlib import Path
-from wae.experiments import reproduce
+from wae.experiments import fashion_mnist, reproduce
 if __name__ == "__main__":
-    workers = [reproduce._Worker(Path(sys.argv[1]), "digits", reproduce.wae_plan()) for _ in range(2)]
+    workers = [reproduce._Worker(Path(sys.argv[1]), "digits", fashion_mnist.claim(), "cpu") for _ in range(2)]
     print(*[worker.process.pid for worker in workers], flush=True)
     input()
 """
@@ -157,7 +178,7 @@ def is_running(process):
 
 @pytest.mark.parametrize("jobs", [[], [Job("WAE", 0)]], ids=["idle", "in training"])
 def test_a_worker_ends_when_the_main_process_is_gone(tmp_path, monkeypatch, jobs):
-    def train(job, folder, data, wae, link):
+    def train(job, folder, data, claim, device, link):
         link.send("an epoch has ended")
         pytest.fail("the message has no reader")
 
@@ -166,19 +187,19 @@ def test_a_worker_ends_when_the_main_process_is_gone(tmp_path, monkeypatch, jobs
     for job in jobs:
         link.send(job)
     link.close()
-    reproduce._work(its_end, tmp_path, "digits", TINY)
+    reproduce._work(its_end, tmp_path, "digits", DIGITS, "cpu")
 
 
 def test_a_student_needs_its_teacher(tmp_path):
     with pytest.raises(ValueError, match="28 x 28 with seed 1"):
-        reproduce.run(tmp_path, "digits", [Job("WAE, mimic", 1), Job("28 x 28", 0)], TINY, 1)
+        reproduce.run(tmp_path, "digits", [Job("WAE, mimic", 1), Job("28 x 28", 0)], DIGITS, 1)
 
 
 def test_a_damaged_result_is_refused(tmp_path):
     job = Job("WAE", 0)
     (tmp_path / f"{job.stem}.json").write_text("{")
     with pytest.raises(CheckpointError, match="no result"):
-        reproduce.read_result(tmp_path, job, TINY)
+        reproduce.read_result(tmp_path, job, DIGITS)
 
 
 def test_a_folder_without_the_data_is_a_clear_error(tmp_path, capsys):
@@ -191,24 +212,27 @@ def test_the_share_won_back_and_the_table():
         return Row(network, list(accuracies), 10_000_000, 5.0)
 
     table = [row("28 x 28", 0.90, 0.92), row("14 x 14", 0.80, 0.82), row("WAE", 0.89, 0.91)]
-    assert reproduce.won_back(table, "WAE") == pytest.approx(0.9)
-    assert reproduce.won_back(table[1:], "WAE") is None
-    lines = reproduce.markdown(table).splitlines()
-    alone = reproduce.markdown([row("WAE", 0.9)]).splitlines()
+    assert reproduce.won_back(table, DIGITS, "WAE") == pytest.approx(0.9)
+    assert reproduce.won_back(table[1:], DIGITS, "WAE") is None
+    lines = reproduce.markdown(table, DIGITS).splitlines()
+    alone = reproduce.markdown([row("WAE", 0.9)], DIGITS).splitlines()
     assert alone[2] == "| WAE | 90.00 % |  |  | 10.00 M | 5 us |"  # one seed has no spread
     assert "| WAE | 90.00 % | 1.41 | 90 % | 10.00 M (100%) | 5 us |" in lines
 
 
-def test_rows_count_and_time_the_networks_that_have_results():
-    results = [Result(network, 0, 0.5, 1.0, [0.5], {}) for network in ("WAE", "28 x 28")]
-    table = reproduce.rows(results, seconds=0)
+def test_rows_are_the_networks_that_have_results_timed_here():
+    results = [
+        Result(network, 0, 0.5, 1.0, [0.5], {}, {}, number)
+        for network, number in (("WAE", 11), ("28 x 28", 22))
+    ]
+    table = reproduce.rows(results, DIGITS, seconds=0)
     assert [row.network for row in table] == ["28 x 28", "WAE"]
-    assert table[1].multiply_adds <= 0.5 * table[0].multiply_adds
+    assert [row.multiply_adds for row in table] == [22, 11]
     assert all(row.microseconds > 0 for row in table)
 
 
 def test_a_result_survives_json(tmp_path):
     job = Job("WAE", 0)
-    result = Result("WAE", 0, 0.5, 1.0, [0.5], reproduce.plan_of("WAE", 0, TINY).as_dict())
+    result = Result("WAE", 0, 0.5, 1.0, [0.5], DIGITS.plan_of("WAE", 0).as_dict())
     (tmp_path / f"{job.stem}.json").write_text(json.dumps(asdict(result)))
-    assert reproduce.read_result(tmp_path, job, TINY).accuracy == 0.5
+    assert reproduce.read_result(tmp_path, job, DIGITS).accuracy == 0.5

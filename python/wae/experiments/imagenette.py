@@ -1,0 +1,220 @@
+"""The claim on colour photos: Imagenette, ten classes of ImageNet, with networks trained from scratch.
+
+The photos are decoded once, to a file of uint8 images of the training's size in the folder of results: an
+epoch then is arithmetic alone. Besides the paper's networks there are those that a sceptic would try first:
+half the resolution at WAE's multiply-adds, and the trained full network pruned to WAE's measured time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import safetensors
+import safetensors.torch
+from torch import Tensor, nn
+
+from wae.data.dataset import Dataset, DatasetError, InMemory
+from wae.data.folder import ImageFolder, image_folder
+from wae.models.bodies import initialize
+from wae.models.classifier import WAEClassifier
+from wae.models.counting import count
+from wae.models.registry import build, on_meta
+from wae.storage.checkpoint import Input, load_classifier
+from wae.storage.files import written
+from wae.training.plan import find
+from wae.training.pretrained import scale_for_photos
+from wae_kernels.nn import Decoder, Encoder
+
+from .pruning import METHODS, pruned, ratio_for
+from .reproduce import DECOMPOSITION, WAE, WAVELET, Claim, Job, longer, timed, weights_path, write_json
+
+NETWORKS = {"small_vgg": "small_photo_vgg", "resnet18": "resnet18", "resnet50": "resnet50"}
+"""The networks that there is a recipe for, and their names in :mod:`wae.models.registry`."""
+
+EQUAL_COST = "half, equal cost"
+PRUNED = {f"pruned, {method}": method for method in METHODS}
+CLASSES = 10
+_KEPT_EVERY = 5  # every fifth training image is kept aside, where something has to be chosen
+_SHIFTED = 1 / 16  # of the side: how far images are shifted at most, to either side
+_MOST = 160  # pixels of a side of torchvision's smaller version
+_MEASURED, _AT_ONCE = 640, 64  # training images that an importance is measured on, and in a batch of them
+_SECONDS = 2.0  # of timing, for each ratio
+
+
+def claim(
+    network: str = "small_vgg", size: int | None = None, kept_aside: bool = False, times: float = 1.0
+) -> Imagenette:
+    """With the network's own plan.
+
+    Args:
+        network, kept_aside: see :class:`Imagenette`.
+        size: of the images; None for the network's own.
+        times: so many times the plan's epochs with labels.
+    """
+    small = network == "small_vgg"
+    plan = longer(find("imagenette" if small else "imagenette_resnet"), times)
+    return Imagenette(plan, network, size or (64 if small else 128), kept_aside)
+
+
+@dataclass(frozen=True)
+class Imagenette(Claim):
+    """See the module."""
+
+    network: str
+    """One of :data:`NETWORKS`."""
+    size: int
+    """Of the images in pixels."""
+    kept_aside: bool
+    """Test on a fifth of the training images, and train on the others: to choose a recipe by."""
+
+    timed_images: ClassVar[int] = 32
+
+    @property
+    def full(self) -> str:
+        """See :attr:`Claim.full`."""
+        return f"{self.size} x {self.size}"
+
+    @property
+    def half(self) -> str:
+        """See :attr:`Claim.half`."""
+        return f"{self.size // 2} x {self.size // 2}"
+
+    @property
+    def input(self) -> Input:
+        """See :attr:`Claim.input`."""
+        return Input(self.size, self.size)
+
+    @cached_property
+    def registered(self) -> Mapping[str, str | None]:
+        """See :attr:`Claim.registered`."""
+        stem = NETWORKS[self.network]
+        return {
+            self.full: stem,
+            self.half: f"{stem}_half",
+            EQUAL_COST: f"{stem}_at_{self._equal_side()}",
+            WAVELET: f"wavelet_{stem}",
+            DECOMPOSITION: f"wae_{stem}",
+            WAE: f"wae_{stem}",
+            **dict.fromkeys(PRUNED),
+        }
+
+    def _equal_side(self) -> int:
+        """The side of the images that cost the plain network most nearly what WAE costs."""
+        size, stem = (self.size, self.size), NETWORKS[self.network]
+        allowed = count(on_meta(lambda: build(f"wae_{stem}", CLASSES)), size).multiply_adds
+        plain = on_meta(lambda: build(stem, CLASSES))
+        sides = range(self.size // 2, self.size + 1)
+        return min(sides, key=lambda side: abs(count(plain, (side, side)).multiply_adds - allowed))
+
+    def settings(self) -> dict[str, Any]:
+        """See :meth:`Claim.settings`."""
+        return {"network": self.network, "size": self.size, "kept aside": self.kept_aside}
+
+    def build(self, network: str) -> nn.Module:
+        """See :meth:`Claim.build`."""
+        name = self.registered[network]
+        assert name is not None
+        model = build(name, CLASSES)
+        if isinstance(model, WAEClassifier) and isinstance(model.encoder, Encoder):
+            model.decoder = model.decoder or Decoder()
+            model.encoder.apply(initialize)
+            model.decoder.apply(initialize)
+        scale_for_photos(model)
+        return model
+
+    def needs(self, network: str) -> str | None:
+        """See :meth:`Claim.needs`: what is pruned was trained before."""
+        return self.full if network in PRUNED else None
+
+    def jobs(self, seeds: Sequence[int]) -> list[Job]:
+        """See :meth:`Claim.jobs`; of the pruned networks one seed."""
+        return [job for job in super().jobs(seeds) if job.network not in PRUNED or job.seed == min(seeds)]
+
+    def start(self, job: Job, folder: Path, training: Dataset) -> tuple[nn.Module, dict[str, Any]]:
+        """See :meth:`Claim.start`: a network to be pruned is, to the time of WAE."""
+        if job.network not in PRUNED:
+            return super().start(job, folder, training)
+        path = folder / f"{job.stem}.start.json"  # the measurement is not to be made again by a resumed run
+        model = load_classifier(weights_path(folder, Job(self.full, job.seed)))
+        images, labels = training.batch(range(min(_MEASURED, len(training))), 0)
+        batches = list(zip(images.split(_AT_ONCE), labels.split(_AT_ONCE), strict=True))
+        method = PRUNED[job.network]
+        if path.exists():
+            found = json.loads(path.read_bytes())
+        else:
+            found = ratio_for(lambda ratio: pruned(model, batches, method, ratio), self._share_of_time)
+            write_json(path, found)
+        return pruned(model, batches, method, found["ratio"]), found
+
+    def _share_of_time(self, network: nn.Module) -> float:
+        """The time of ``network`` as a share of WAE's."""
+        times = timed({WAE: self.build(WAE), "other": network}, self, _SECONDS)
+        return times["other"] / times[WAE]
+
+    # ------------------------------------------------------------------------------------------------ images
+
+    def prepared(self, data: str | Path, folder: Path) -> Path:
+        """See :meth:`Claim.prepared`: ``data`` holds train/CLASS/IMAGE and val/CLASS/IMAGE."""
+        path = folder / f"images-{self.size}.safetensors"
+        parts = {part: image_folder(Path(data), part == "train", self.size, self.size) for part in _PARTS}
+        if len(labels := parts["train"].labels) != CLASSES:
+            raise DatasetError(f"{data}: Imagenette has {CLASSES} classes, here are {len(labels)}")
+        metadata = {"files": _files(parts), "labels": json.dumps(labels)}
+        if not path.exists() or _metadata(path) != metadata:
+            tensors: dict[str, Tensor] = {}
+            for part, images in parts.items():
+                tensors[f"{part}.images"], tensors[f"{part}.targets"] = images.batch(range(len(images)), 0)
+            with written(path, force=True) as file:
+                file.write(safetensors.torch.save(tensors, metadata))
+        return path
+
+    def sets(self, data: str | Path, seed: int) -> tuple[InMemory, InMemory]:
+        """See :meth:`Claim.sets`."""
+        tensors, labels = safetensors.torch.load_file(data), json.loads(_metadata(Path(data))["labels"])
+        pad = round(self.size * _SHIFTED)
+        training, test = (
+            InMemory(
+                tensors[f"{part}.images"], tensors[f"{part}.targets"], labels, part == "train", seed, pad
+            )
+            for part in _PARTS
+        )
+        if not self.kept_aside:
+            return training, test
+        numbers = range(len(training))
+        kept = training.subset(numbers[_KEPT_EVERY - 1 :: _KEPT_EVERY])
+        kept.augment = False
+        return training.subset([i for i in numbers if i % _KEPT_EVERY != _KEPT_EVERY - 1]), kept
+
+
+_PARTS = ("train", "val")
+
+
+def _files(parts: Mapping[str, ImageFolder]) -> str:
+    """SHA-256 of names and sizes of the files."""
+    digest = hashlib.sha256()
+    for images in parts.values():
+        for name, _ in images.samples:
+            path = Path(name)
+            digest.update(f"{path.parent.name}/{path.name} {path.stat().st_size}\n".encode())
+    return digest.hexdigest()
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    with safetensors.safe_open(path, "pt") as file:
+        return dict(file.metadata())
+
+
+def download(folder: Path, size: int) -> Path:
+    """Have torchvision download Imagenette to ``folder``, unless it is there; the folder of its images."""
+    from torchvision.datasets import Imagenette as Downloaded
+
+    version = "160px" if size <= _MOST else "320px"
+    there = folder / f"imagenette2-{version.removesuffix('px')}"
+    Downloaded(folder, size=version, download=not there.exists())
+    return there

@@ -1,0 +1,89 @@
+"""A trained network pruned by Torch-Pruning until it takes no longer than WAE: a rival."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wae.errors import WaeError
+from wae.models.baselines import FullResolution
+
+METHODS = ("L1 groups", "Taylor")
+"""L1 groups: in each layer those channels go whose weights, with all that depend on them, are smallest.
+Taylor: of all layers those go that change the loss least, by its gradient."""
+
+_MOST = 0.9  # of a layer's channels, that may go
+_STEPS = 6  # in which the ratio is halved in
+
+
+class PruningError(WaeError, RuntimeError):
+    """A network that cannot be pruned as asked. The message says why."""
+
+
+def pruned(
+    model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], method: str, ratio: float
+) -> FullResolution:
+    """A copy of ``model`` without ``ratio`` of the channels. Deterministic.
+
+    Args:
+        model: a :class:`FullResolution`.
+        batches: training images and labels, for the gradients.
+        method: one of :data:`METHODS`.
+        ratio: 0..1, of the channels of each layer, or of all of them.
+
+    Raises PruningError where Torch-Pruning is not installed.
+    """
+    try:
+        import torch_pruning
+    except ModuleNotFoundError:
+        raise PruningError('Torch-Pruning is not installed: pip install "wae-kernels[reproduce]"') from None
+    assert isinstance(model, FullResolution)
+    copied = copy.deepcopy(model).eval()
+    taylor = method == "Taylor"
+    importance = torch_pruning.importance
+    if taylor:
+        for images, labels in batches:
+            F.cross_entropy(copied(images), labels).backward()
+    *_, last = (module for module in copied.modules() if isinstance(module, nn.Linear))
+    pruner = torch_pruning.pruner.BasePruner(
+        copied.network,
+        batches[0][0][:1].float(),
+        importance=importance.GroupTaylorImportance() if taylor else importance.GroupMagnitudeImportance(p=1),
+        global_pruning=taylor,
+        pruning_ratio=ratio,
+        max_pruning_ratio=_MOST,
+        ignored_layers=[last],
+    )
+    pruner.step()
+    copied.zero_grad()
+    return copied
+
+
+def ratio_for(
+    prune: Callable[[float], nn.Module], share_of_time: Callable[[nn.Module], float]
+) -> dict[str, Any]:
+    """The smallest ratio, to 1.5 %, at which a pruned network takes no longer than what it is compared with.
+
+    Args:
+        prune: makes the network for a ratio.
+        share_of_time: its time, as a share of the other's.
+
+    Returns ``ratio``, and ``time``, the share that was measured there. Raises PruningError where even the
+    largest ratio is not enough.
+    """
+    too_little, enough = 0.0, _MOST
+    time = share_of_time(prune(enough))
+    if time > 1:
+        raise PruningError(f"pruned by {enough:.0%} the network still takes {time:.2f} times as long")
+    for _ in range(_STEPS):
+        middle = (too_little + enough) / 2
+        share = share_of_time(prune(middle))
+        if share <= 1:
+            enough, time = middle, share
+        else:
+            too_little = middle
+    return {"ratio": enough, "time": time}

@@ -1,0 +1,223 @@
+"""``wae reproduce imagenette``: on a few coloured squares, in the folders that Imagenette has."""
+
+import json
+import shutil
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from wae.cli import main
+from wae.data.dataset import DatasetError
+from wae.experiments import imagenette, pruning, reproduce
+from wae.experiments.imagenette import EQUAL_COST, Imagenette
+from wae.experiments.reproduce import Job, Result
+from wae.models.baselines import AtSize, FullResolution, HalfResolution
+from wae.models.counting import count
+from wae.models.registry import on_meta
+from wae.storage.weights_file import CheckpointError
+from wae.training import plan
+
+TINY = plan.from_dict(
+    {
+        "model": "wae_small_photo_vgg",
+        "batch": 20,
+        "start": "linear",
+        "stages": [
+            {"kind": "transform", "epochs": 1, "learning_rate": 1e-3, "optimizer": "adam"},
+            {"kind": "joint", "epochs": 1, "learning_rate": 0.01},
+        ],
+    }
+)
+CLAIM = Imagenette(TINY, "small_vgg", 32, False)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Ten classes of one colour each, 5 images to train on and 2 to test, 40 x 48."""
+    folder = tmp_path_factory.mktemp("photos")
+    for part, number in (("train", 5), ("val", 2)):
+        for label in range(10):
+            (folder / part / f"n{label}").mkdir(parents=True)
+            for i in range(number):
+                image = Image.new("RGB", (48, 40), (25 * label, 250 - 25 * label, 10 * i))
+                image.save(folder / part / f"n{label}" / f"{i}.jpeg")
+    return folder
+
+
+def test_photos_are_decoded_once_and_again_where_they_changed(photos, tmp_path, monkeypatch):
+    shutil.copytree(photos, tmp_path / "data")
+    path = CLAIM.prepared(tmp_path / "data", tmp_path)
+    training, test = CLAIM.sets(path, 0)
+    assert (len(training), len(test), len(training.labels)) == (50, 20, 10)
+    assert test.images.shape == (20, 3, 32, 32)
+    assert test.targets.tolist() == [label for label in range(10) for _ in range(2)]
+    assert (training.augment, training.pad, test.augment) == (True, 2, False)
+    stamp = path.stat().st_mtime_ns
+    assert CLAIM.prepared(tmp_path / "data", tmp_path).stat().st_mtime_ns == stamp
+    (tmp_path / "data" / "train" / "n3" / "4.jpeg").unlink()
+    CLAIM.prepared(tmp_path / "data", tmp_path)
+    assert len(CLAIM.sets(path, 0)[0]) == 49
+
+
+def test_a_fifth_of_the_training_images_is_kept_aside_and_the_test_images_are_left_alone(photos, tmp_path):
+    path = CLAIM.prepared(photos, tmp_path)
+    training, kept = replace(CLAIM, kept_aside=True).sets(path, 0)
+    assert (len(training), len(kept)) == (40, 10)
+    assert (training.augment, kept.augment) == (True, False)
+    everything = CLAIM.sets(path, 0)[0].images
+    assert torch.equal(kept.images, everything[4::5])
+    assert replace(CLAIM, kept_aside=True).settings() != CLAIM.settings()
+
+
+def test_another_number_of_classes_is_refused(photos, tmp_path):
+    shutil.copytree(photos, tmp_path / "data", ignore=shutil.ignore_patterns("n7"))
+    with pytest.raises(DatasetError, match="has 10 classes, here are 9"):
+        CLAIM.prepared(tmp_path / "data", tmp_path)
+
+
+@pytest.mark.parametrize("network", imagenette.NETWORKS)
+def test_the_rival_costs_what_wae_costs_and_the_others_are_what_they_are_called(network):
+    claim = imagenette.claim(network)
+    size = (claim.size,) * 2
+    models = {
+        name: on_meta(lambda name=name: claim.build(name)) for name, stem in claim.registered.items() if stem
+    }
+    costs = {name: count(model, size).multiply_adds for name, model in models.items()}
+    assert costs[EQUAL_COST] == pytest.approx(costs["WAE"], rel=0.15)  # a ResNet's cost rises in steps
+    assert costs[claim.half] < 0.3 * costs[claim.full]
+    assert costs[claim.half] < costs["WAE"] < 0.6 * costs[claim.full]
+    kinds = {claim.full: FullResolution, claim.half: HalfResolution, EQUAL_COST: AtSize}
+    assert all(type(models[name]) is kind for name, kind in kinds.items())
+    assert models["WAE"].decoder is not None
+
+
+def test_colours_come_in_units_that_a_network_can_learn_from():
+    model = CLAIM.build("WAE")
+    assert torch.allclose(model.image_scale * 255, 1 / torch.tensor([0.229, 0.224, 0.225]))
+
+
+def write_result(folder, claim, network, seed, **more):
+    job = Job(network, seed)
+    of_plan = claim.plan_of(network, seed).as_dict()
+    result = Result(network, seed, 0.5, 1.0, [0.5], of_plan, claim.settings(), 10, **more)
+    (folder / f"{job.stem}.json").write_text(json.dumps(asdict(result)))
+    return job
+
+
+def test_a_run_goes_on_from_results_alone_as_the_repository_has_them(photos, tmp_path):
+    """Nothing is trained where all results are there, without any weights."""
+    wanted = [write_result(tmp_path, CLAIM, name, seed) for name in (CLAIM.full, "WAE") for seed in (0, 1)]
+    told = []
+    results = reproduce.run(tmp_path, photos, wanted, CLAIM, 1, tell=told.append)
+    assert [(r.network, r.seed) for r in results] == wanted
+    assert not told
+    assert reproduce.open_jobs(tmp_path, [*wanted, Job("WAE", 2)], CLAIM) == [Job("WAE", 2)]
+
+
+def test_what_is_pruned_has_the_trained_network_made_again_where_only_its_result_is_there(tmp_path):
+    full = write_result(tmp_path, CLAIM, CLAIM.full, 0)
+    pruned = Job("pruned, Taylor", 0)
+    assert reproduce.open_jobs(tmp_path, [full, pruned], CLAIM) == [full, pruned]
+    reproduce.weights_path(tmp_path, full).touch()
+    assert reproduce.open_jobs(tmp_path, [full, pruned], CLAIM) == [pruned]
+    write_result(tmp_path, CLAIM, *pruned)
+    reproduce.weights_path(tmp_path, full).unlink()
+    assert reproduce.open_jobs(tmp_path, [full, pruned], CLAIM) == []
+
+
+def test_results_of_other_settings_are_refused(tmp_path):
+    job = write_result(tmp_path, CLAIM, "WAE", 0)
+    with pytest.raises(CheckpointError, match="is of other settings"):
+        reproduce.read_result(tmp_path, job, replace(CLAIM, kept_aside=True))
+
+
+def test_the_table_has_the_pruned_networks_at_their_share_of_waes_time():
+    def result(network, accuracy, **more):
+        return Result(network, 0, accuracy, 1.0, [accuracy], {}, {}, 10, **more)
+
+    results = [
+        result("WAE", 0.79),
+        result(CLAIM.full, 0.8),
+        result(CLAIM.half, 0.7),
+        result("pruned, Taylor", 0.75, start={"ratio": 0.3, "time": 0.5}),
+    ]
+    table = reproduce.rows(results, CLAIM, seconds=0)
+    assert [row.network for row in table] == [CLAIM.full, CLAIM.half, "WAE", "pruned, Taylor"]
+    assert table[3].microseconds == 0.5 * table[2].microseconds
+    assert reproduce.won_back(table, CLAIM, "WAE") == pytest.approx(0.9)
+
+
+# ---------------------------------------------------------------------------------------------------- pruning
+
+
+def test_the_smallest_ratio_that_is_fast_enough_is_found():
+    found = pruning.ratio_for(lambda ratio: ratio, lambda ratio: 1.6 - 2 * ratio)
+    assert 0.3 <= found["ratio"] < 0.315
+    assert found["time"] == pytest.approx(1.6 - 2 * found["ratio"])
+    with pytest.raises(pruning.PruningError, match=r"pruned by 90% the network still takes 1\.10 times"):
+        pruning.ratio_for(lambda ratio: ratio, lambda ratio: 2 - ratio)
+
+
+def small_network():
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.ReLU()
+    pool = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)
+    return FullResolution(nn.Sequential(*layers, *pool), [1 / 64] * 3, [-2.0] * 3)
+
+
+@pytest.mark.parametrize("method", pruning.METHODS)
+def test_the_channels_that_count_least_go(method):
+    pytest.importorskip("torch_pruning")
+    model = small_network()
+    with torch.no_grad():
+        model.network[3].weight[4:] *= 1e-4  # 12 of the 16 hardly count, whichever way it is measured
+        model.network[3].bias[4:] = 0
+        model.network[0].weight *= 100
+    batch = torch.randint(256, (8, 3, 12, 12), dtype=torch.uint8), torch.arange(8)
+    lighter = pruning.pruned(model, [batch], method, 0.5)
+    kept = lighter.network[3].weight
+    assert len(kept) <= 8
+    strong = (kept.flatten(1).norm(dim=1) > 0.01).sum()
+    assert strong == 4
+    assert lighter.network[-1].out_features == 10
+    assert lighter(batch[0]).shape == (8, 10)
+    assert len(model.network[3].weight) == 16  # a copy was pruned
+    again = pruning.pruned(model, [batch], method, 0.5)
+    assert torch.equal(again(batch[0]), lighter(batch[0]))
+
+
+@pytest.mark.slow
+def test_a_pruned_network_is_trained_after_the_one_that_it_is_made_of(photos, tmp_path, monkeypatch):
+    pytest.importorskip("torch_pruning")
+    wanted = [Job(CLAIM.full, 0), Job("pruned, L1 groups", 0)]
+    told = []
+    full, pruned = reproduce.run(tmp_path, photos, wanted, CLAIM, 2, tell=told.append)
+    assert [progress.job for progress in told] == wanted
+    assert pruned.start["time"] <= 1
+    assert 0 < pruned.start["ratio"] < 1
+    assert pruned.multiply_adds < full.multiply_adds
+    assert pruned.made["versions"]["torch"] in torch.__version__
+    assert pruned.settings == {"network": "small_vgg", "size": 32, "kept aside": False}
+
+
+# ----------------------------------------------------------------------------------------------- command line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("imagenette",), "--data: name the folder"),
+        (("imagenette", "--data", "nowhere"), "nowhere: there is no such folder"),
+        (
+            ("imagenette", "--data", "nowhere", "--only", "WAEE"),
+            "there is no network WAEE; known are 64 x 64",
+        ),
+        (("fashion-mnist", "--size", "64"), "--size: is for imagenette alone"),
+    ],
+)
+def test_wrong_arguments(arguments, message, tmp_path, capsys):
+    assert main(["reproduce", *arguments, "-o", str(tmp_path / "out")]) == 1
+    assert message in capsys.readouterr().err
