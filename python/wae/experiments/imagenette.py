@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -59,6 +59,7 @@ def claim(
     """
     small = network == "small_vgg"
     plan = longer(find("imagenette" if small else "imagenette_resnet"), times)
+    plan = replace(plan, model=f"wae_{NETWORKS[network]}")
     return Imagenette(plan, network, size or (64 if small else 128), kept_aside)
 
 

@@ -30,13 +30,21 @@ from wae.storage.checkpoint import Input, load_classifier, save_classifier
 from wae.storage.files import written
 from wae.storage.weights_file import CheckpointError
 from wae.termination import end_with_parent, terminable
-from wae.training.plan import Plan, differences
+from wae.training.plan import Plan, Stage, differences
 from wae.training.trainer import Epoch, Observer, TrainingError, train
 
 from .bench import machine
 
 WAVELET, DECOMPOSITION, WAE = "Wavelet+CNN", "Decomposition+CNN", "WAE"
 """Networks that every claim has, in the paper's words."""
+
+
+_SHARED = (
+    *("learning_rate", "optimizer", "momentum", "weight_decay", "schedule", "warmup", "step_epochs"),
+    *("step_factor", "label_smoothing", "ema"),
+)
+"""Entries of WAE's last stage that the networks without an encoder share. What is WAE's own they have not:
+it can be chosen anew without training them again."""
 
 
 class Job(NamedTuple):
@@ -154,7 +162,9 @@ class Claim(ABC):
         if network == DECOMPOSITION:  # as WAE, without the reconstruction constraint
             stage = replace(joint, epochs=epochs, transform_weight=0.0, encoder_rate=1.0)
         else:
-            stage = replace(joint, epochs=epochs, kind="classifier")
+            kept = {entry: getattr(joint, entry) for entry in _SHARED}
+            low_weight = joint.low_weight if network == WAVELET else 0.0  # the others have no low classifier
+            stage = Stage("classifier", epochs, low_weight=low_weight, **kept)
         return replace(self.wae, seed=seed, start="random", stages=(stage,), model=network)
 
     def jobs(self, seeds: Sequence[int]) -> list[Job]:

@@ -26,15 +26,20 @@ class _TwoBodies(nn.Module):
 
     def scores(self, low: Tensor, high: Tensor) -> Tensor:
         """The scores, (N, classes), of an image's ``low`` and ``high`` as the encoder gives them."""
-        return self.classify(*self._features(low, high))
+        return self.classify(*self.features_of(low, high))
 
     def classify(self, low_features: Tensor, high_features: Tensor) -> Tensor:
         """The scores, (N, classes), of what the two bodies make of ``low`` and ``high``."""
-        low_scores: Tensor = self.low_classifier(low_features)
-        fusion_scores: Tensor = self.fusion_classifier(torch.cat((low_features, high_features), dim=1))
+        low_scores, fusion_scores = self.both_scores(low_features, high_features)
         return low_scores + fusion_scores
 
-    def _features(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    def both_scores(self, low_features: Tensor, high_features: Tensor) -> tuple[Tensor, Tensor]:
+        """The scores of the low classifier and of the fusion classifier, whose sum counts."""
+        fused = torch.cat((low_features, high_features), dim=1)
+        return self.low_classifier(low_features), self.fusion_classifier(fused)
+
+    def features_of(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """What the two bodies make of an image's ``low`` and ``high`` as the encoder gives them."""
         return self.low_body(self.low_norm(low)), self.high_body(self.high_norm(high))
 
 
@@ -99,7 +104,7 @@ class WAEClassifier(_TwoBodies):
 
     def features(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """``(low_features, high_features)`` of ``image``, (N, C, ...) and (N, D, ...)."""
-        return self._features(*self.decompose(image))
+        return self.features_of(*self.decompose(image))
 
     def reconstruct(self, low: Tensor, high: Tensor, size: Sequence[int]) -> Tensor:
         """The image of ``size`` (H, W) that ``low`` and ``high`` came from, with scale and shift undone.

@@ -40,18 +40,26 @@ class Objective(nn.Module):
             images: (N, 3, H, W), uint8 or floating point.
             labels: (N,) int64.
         """
-        stage = self.stage
-        if not _transforms(stage):
-            return self._classification(self.model(images), images, labels)
-        assert isinstance(self.model, (WAEClassifier, AutoEncoder))
-        low, high = self.model.decompose(images)
-        transform = self._transform(self.model, images, low, high)
+        stage, model = self.stage, self.model
+        if not isinstance(model, (WAEClassifier, AutoEncoder)):
+            return self._classification(model(images), images, labels)
+        low, high = model.decompose(images)
+        transform = self._transform(model, images, low, high) if _transforms(stage) else {}
         if stage.kind == "transform":
             return {"loss": transform["transform"], **transform}
-        assert isinstance(self.model, WAEClassifier)
-        losses = self._classification(self.model.scores(low, high), images, labels)
-        loss = losses.pop("loss") + stage.transform_weight * transform["transform"]
+        assert isinstance(model, WAEClassifier)
+        low_scores, fusion_scores = model.both_scores(*model.features_of(low, high))
+        losses = self._classification(low_scores + fusion_scores, images, labels)
+        loss = losses.pop("loss")
+        if stage.low_weight:
+            losses["low cross entropy"] = self._cross_entropy(low_scores, labels)
+            loss = loss + stage.low_weight * losses["low cross entropy"]
+        if transform:
+            loss = loss + stage.transform_weight * transform["transform"]
         return {"loss": loss, **losses, **transform}
+
+    def _cross_entropy(self, scores: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(scores, labels, label_smoothing=self.stage.label_smoothing)
 
     def _transform(
         self, model: WAEClassifier | AutoEncoder, images: Tensor, low: Tensor, high: Tensor
@@ -64,7 +72,7 @@ class Objective(nn.Module):
 
     def _classification(self, scores: Tensor, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         stage, (teacher,) = self.stage, self.teacher
-        entropy = F.cross_entropy(scores, labels, label_smoothing=stage.label_smoothing)
+        entropy = self._cross_entropy(scores, labels)
         if teacher is None or not stage.mimic_weight:
             return {"loss": entropy, "cross entropy": entropy}
         with torch.no_grad():
@@ -124,5 +132,7 @@ def _check(model: nn.Module, stage: Stage, teacher: nn.Module | None) -> None:
         raise ValueError(f"a stage of kind {stage.kind} needs a WAEClassifier, got {type(model).__name__}")
     if _transforms(stage) and getattr(model, "decoder", None) is None:
         raise ValueError(f"a stage of kind {stage.kind} needs a decoder, and the model has none")
+    if stage.low_weight and not isinstance(model, WAEClassifier):
+        raise ValueError(f"low_weight needs a WAEClassifier, got {type(model).__name__}")
     if stage.mimic_weight and teacher is None:
         raise ValueError("mimic_weight needs a teacher")

@@ -61,6 +61,8 @@ class Stage:
     """lambda of the transform loss: how much the energy of ``high`` counts."""
     transform_weight: float = 1e-3
     """gamma of the joint loss: how much the transform loss counts; at 0 the decoder is left alone."""
+    low_weight: float = 0.0
+    """How much the cross entropy of the low classifier alone counts beside that of the summed scores."""
     sparsity: float = 0.0
     """The share of each weight's smallest numbers that are set to zero and kept there through the stage.
     Dense-sparse-dense training is three joint stages, the second with a sparsity."""
@@ -79,7 +81,7 @@ class Stage:
         _numbers(
             self, float, 0, 1e6, "learning_rate", "weight_decay", "encoder_rate", "warmup", "step_factor"
         )
-        _numbers(self, float, 0, 1e6, "energy_weight", "transform_weight", "mimic_weight")
+        _numbers(self, float, 0, 1e6, "energy_weight", "transform_weight", "low_weight", "mimic_weight")
         _numbers(self, float, 1e-3, 1e6, "mimic_temperature")
         _numbers(self, float, 0, 1, "momentum", "label_smoothing", "sparsity", "ema")
         for name in ("momentum", "sparsity", "ema"):  # at 1 nothing would be learnt
@@ -145,6 +147,8 @@ class Plan:
 def differences(made: Mapping[str, Any], plan: Plan) -> str:
     """The differences of another plan, as JSON holds it, from ``plan``, for a sentence; "" for none."""
     wanted: dict[str, Any] = json.loads(json.dumps(plan.as_dict()))
+    with suppress(PlanError):  # an entry that there was not yet had its default
+        made = from_dict(made).as_dict()
     names = changed({**made, "stages": None}, {**wanted, "stages": None})
     theirs, ours = made.get("stages", []), wanted["stages"]
     if len(theirs) != len(ours):

@@ -104,3 +104,12 @@ def test_a_plan_that_is_not_there(name):
 
 def test_a_plan_can_be_made_in_python():
     assert plan.from_dict({"model": "m", "stages": [STAGE]}) == Plan("m", (Stage(**STAGE),))
+
+
+def test_an_entry_that_an_older_plan_did_not_have_had_its_default():
+    one = plan.from_dict({"model": "m", "stages": [STAGE]})
+    made = one.as_dict()
+    del made["stages"][0]["low_weight"]
+    assert plan.differences(made, one) == ""
+    other = replace(one, stages=(replace(one.stages[0], low_weight=0.5),))
+    assert plan.differences(made, other) == "low_weight (0.0, not 0.5)"

@@ -24,6 +24,7 @@ from wae.storage import weights_file
 from wae.storage.weights_file import CheckpointError
 from wae.training import trainer
 from wae.training.losses import mimic_loss, transform_loss
+from wae.training.objective import Objective
 from wae.training.plan import Plan, Stage
 from wae.training.sparsity import Masks
 from wae.training.trainer import Observer, TrainingError, evaluate, learning_rate, train
@@ -98,6 +99,19 @@ def test_learning_rates():
     rates = [learning_rate(step, epoch) for epoch in (2.0, 3.0, 9.0)]
     assert rates == pytest.approx([0.4, 0.04, 0.0004])
     assert learning_rate(replace(cosine, schedule="constant"), 9.0) == 0.4
+
+
+def test_the_low_classifier_learns_by_itself_where_it_has_a_weight():
+    stage = replace(JOINT, low_weight=0.5, transform_weight=0.0)
+    model, images, labels = network(), *image_set().batch(range(4), 0)
+    losses = Objective(model, stage)(images, labels)
+    low, _ = model.features(images)
+    expected = torch.nn.functional.cross_entropy(model.low_classifier(low), labels)
+    torch.testing.assert_close(losses["low cross entropy"], expected)
+    torch.testing.assert_close(losses["loss"], losses["cross entropy"] + 0.5 * expected)
+    losses["low cross entropy"].backward()
+    assert all(p.grad is None or not p.grad.any() for p in model.fusion_classifier.parameters())
+    assert all(p.grad.any() for p in model.low_classifier.parameters())
 
 
 # ------------------------------------------------------------------------------------------------- the stages
@@ -531,9 +545,14 @@ def test_a_full_disk_keeps_the_old_checkpoint(tmp_path):
         (only(JOINT), tiny, "needs a decoder, and the model has none"),
         (only(JOINT), lambda: torch.nn.Flatten(), "needs a WAEClassifier, got Flatten"),
         (only(replace(JOINT, mimic_weight=1.0)), network, "mimic_weight needs a teacher"),
+        (
+            only(replace(JOINT, kind="classifier", low_weight=1.0)),
+            lambda: torch.nn.Flatten(),
+            "low_weight needs a WAEClassifier, got Flatten",
+        ),
         (only(JOINT, start="linear"), tiny, "a learned encoder and a decoder"),
     ],
-    ids=["batch", "parts", "decoder", "network", "teacher", "start"],
+    ids=["batch", "parts", "decoder", "network", "teacher", "low classifier", "start"],
 )
 def test_a_plan_that_does_not_fit(plan, model, message):
     with pytest.raises(ValueError, match=message):
