@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from PIL import Image
+from torch import Tensor, nn
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
@@ -61,6 +62,29 @@ class Input:
 
 
 IMAGENET = Input()
+
+
+class Transforms(nn.Module):
+    """:func:`prepare` in torchvision's form of a transform.
+
+    Args:
+        input: how the image is scaled and cut.
+        invert: make light dark and dark light.
+    """
+
+    def __init__(self, input: Input, invert: bool = False) -> None:
+        super().__init__()
+        self.input = input
+        self.invert = invert
+
+    def forward(self, image: Image.Image | Tensor) -> Tensor:
+        """(3, size, size) uint8, of an image of Pillow or (3, H, W) uint8. Raises as :func:`prepare`."""
+        pixels = image if isinstance(image, Tensor) else transforms.pil_to_tensor(image.convert("RGB"))
+        return prepare(pixels, self.input, self.invert)
+
+    def extra_repr(self) -> str:
+        """How the image is scaled and cut."""
+        return f"{self.input}, invert={self.invert}"
 
 
 def prepare(image: Tensor, input: Input, invert: bool = False) -> Tensor:

@@ -71,12 +71,12 @@ def is_torchvision(name: str) -> bool:
 
 
 def is_timm(name: str) -> bool:
-    """Whether timm is installed and has a network of this name."""
+    """Whether timm is installed and has a network of this name (not one of ours: wae.integrations.timm)."""
     try:
         import timm
     except ModuleNotFoundError:
         return False
-    return bool(timm.is_model(name))
+    return bool(timm.is_model(name)) and not name.startswith("wae_")
 
 
 def without_classifier(network: nn.Module) -> nn.Module:

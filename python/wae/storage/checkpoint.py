@@ -23,6 +23,7 @@ from torch import nn
 from wae.data.input import IMAGENET as IMAGENET
 from wae.data.input import MAX_SIZE as MAX_SIZE
 from wae.data.input import Input as Input
+from wae.data.input import Transforms
 from wae.models.accelerated import Form, accelerated
 from wae.models.classifier import WAEClassifier
 from wae.models.registry import NETWORKS as _NETWORKS
@@ -49,6 +50,10 @@ class Description:
     input: Input = IMAGENET
     form: Form | None = None
     """Of a network that ``wae accelerate`` made."""
+
+    def transforms(self, invert: bool = False) -> Transforms:
+        """Makes the network's input of an image: see :class:`wae.data.input.Transforms`."""
+        return Transforms(self.input, invert)
 
     @property
     def is_own(self) -> bool:

@@ -1,0 +1,169 @@
+"""Classifiers on the Hugging Face Hub: :class:`HubClassifier`, by the library's own mixin.
+
+A repository holds ``model.safetensors``, which is a checkpoint (:mod:`wae.storage.checkpoint`: ``wae predict
+--weights`` takes it), ``config.json`` with the same description, and a model card.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE
+from torch import Tensor, nn
+
+from wae.data.input import Input, Transforms
+from wae.storage import weights_file
+from wae.storage.checkpoint import Description, describe, load_classifier, save_classifier
+
+_DESCRIBED = ("architecture", "input", "labels")  # of a checkpoint's recipe: what Description holds
+
+_CARD = """\
+---
+{{ card_data }}
+---
+
+# {{ network }}
+
+A classifier of {{ classes }} classes, {{ parameters }} parameters, by a
+[wavelet-like auto-encoder]({{ paper_url }}); made with wae-kernels.
+{% if labels %}
+Classes: {{ labels | join(", ") }}.
+{% endif %}
+```python
+from wae.integrations.huggingface import HubClassifier
+
+model = HubClassifier.from_pretrained({{ model_id | tojson }})
+scores = model(model.transforms()(image)[None])  # of an image of Pillow
+```
+
+| | |
+|---|---|
+| images | {{ input }} |
+| data | {{ data }} |
+| accuracy | {{ accuracy }} |
+| speed | {{ speed }} |
+| licence of the weights | {{ licence }} |
+
+## Recipe
+
+```json
+{{ recipe }}
+```
+"""
+
+
+class HubClassifier(
+    nn.Module,
+    PyTorchModelHubMixin,
+    paper_url="https://arxiv.org/abs/1712.07493",
+    library_name="wae-kernels",
+    pipeline_tag="image-classification",
+    tags=["wae", "wavelet"],
+    model_card_template=_CARD,
+):
+    """A classifier with what its checkpoint says of it; ``from_pretrained``, ``save_pretrained``,
+    ``push_to_hub``.
+
+    ``model_card_kwargs`` of the last two fills the card: ``data``, ``accuracy``, ``speed``, ``model_id`` and
+    ``licence``, in the Hub's words (``apache-2.0``). The rest is the checkpoint's, or "not stated".
+
+    Args:
+        model: (N, 3, H, W) images, uint8 or floating point, to (N, classes) scores.
+        described: how it was made, and what it takes.
+        made: what made the weights; anything that JSON can hold.
+    """
+
+    def __init__(
+        self, model: nn.Module, described: Description, made: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.described = described
+        self.made = dict(made or {})
+
+    @classmethod
+    def from_checkpoint(cls, path: Path | str) -> HubClassifier:
+        """That in the file that ``wae train`` or ``wae accelerate`` wrote; in evaluation mode.
+
+        Raises CheckpointError as :func:`wae.storage.checkpoint.load_classifier`.
+        """
+        path = Path(path)
+        model = load_classifier(path)
+        recipe = weights_file.read_recipe(path)
+        made = {name: value for name, value in recipe.items() if name not in _DESCRIBED}
+        return cls(model, describe(path), made).eval()
+
+    def forward(self, image: Tensor) -> Tensor:
+        """The scores, (N, classes), of ``image``: (N, 3, H, W), uint8 or floating point, 0..255."""
+        scores: Tensor = self.model(image)
+        return scores
+
+    def transforms(self, invert: bool = False) -> Transforms:
+        """Makes the network's input of an image: see :class:`wae.data.input.Transforms`."""
+        return self.described.transforms(invert)
+
+    def generate_model_card(self, **given: Any) -> ModelCard:
+        """The card; see the class for what may be given."""
+        described = self.described
+        accuracy = self.made.get("accuracy")
+        facts = {
+            "model_id": "OWNER/NAME",
+            "data": "not stated",
+            "accuracy": "not stated"
+            if accuracy is None
+            else f"{100 * accuracy:.2f} % of its validation images",
+            "speed": "not stated; `wae bench` measures it",
+            "licence": "not stated",
+            **given,
+        }
+        card = super().generate_model_card(
+            network=described.network,
+            classes=described.classes,
+            labels=described.labels,
+            input=_sentence(described.input),
+            parameters=f"{sum(parameter.numel() for parameter in self.model.parameters()):,}",
+            recipe=json.dumps(self.made, indent=1),
+            **facts,
+        )
+        if "licence" in given:
+            assert isinstance(card.data, ModelCardData)
+            card.data.license = given["licence"]
+        return card
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        described = self.described
+        save_classifier(
+            save_directory / SAFETENSORS_SINGLE_FILE,
+            self.model,
+            described.network,
+            described.labels,
+            described.input,
+            self.made,
+            force=True,
+            form=described.form,
+        )
+        (save_directory / "config.json").write_text(json.dumps(asdict(described), indent=1))
+
+    @classmethod
+    def _from_pretrained(
+        cls, *, model_id: str, map_location: str = "cpu", strict: bool = True, **options: Any
+    ) -> HubClassifier:
+        """``strict`` is the mixin's: a checkpoint is always loaded whole."""
+        if (folder := Path(model_id)).is_dir():
+            return cls.from_checkpoint(folder / SAFETENSORS_SINGLE_FILE).to(map_location)
+        known = ("revision", "cache_dir", "force_download", "token", "local_files_only")
+        wanted = {name: options[name] for name in known}
+        file = hf_hub_download(model_id, SAFETENSORS_SINGLE_FILE, **wanted)
+        return cls.from_checkpoint(file).to(map_location)
+
+
+def _sentence(input: Input) -> str:
+    scaled = "both sides" if input.squash else "the shorter side"
+    grey = ", in grey" if input.grayscale else ""
+    size = f"{input.size} x {input.size}"
+    return f"{size} out of the middle, {scaled} scaled to {input.resize} ({input.interpolation}){grey}"

@@ -1,0 +1,138 @@
+"""WAE networks in timm: ``import wae.integrations.timm``, then ``timm.create_model("wae_resnet50")``.
+
+Registered is ``wae_NAME`` for each NAME in timm, the network that has this name everywhere here
+(:mod:`wae.models.registry`): ``wae_vgg16`` and ``wae_resnet50`` as published, and torchvision's network where
+both libraries have one. timm loads the checkpoints of ``wae train``.
+
+``pretrained_cfg`` says how images are prepared. Its ``mean`` and ``std`` make 0..255 of them, because WAE
+normalises by itself (``image_scale``, ``image_shift``).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from functools import partial
+from typing import Any
+
+import timm
+from timm.models import DefaultCfg, PretrainedCfg, build_model_with_cfg, register_model
+from torch import Tensor, nn
+
+from wae.models.bodies import is_torchvision
+from wae.models.classifier import WAEClassifier
+from wae.models.registry import NetworkError, build, image_side
+
+_TORCHVISION = PretrainedCfg(interpolation="bilinear")
+
+default_cfgs: dict[str, DefaultCfg] = {}  # read by register_model, which wants this name
+__all__: list[str] = []  # filled by register_model
+
+
+class TimmClassifier(WAEClassifier):
+    """The network ``name`` with random weights and the methods that timm's scripts call.
+
+    Args:
+        name: ``wae_NAME``.
+        num_classes: number of scores.
+        in_chans: of the image; 3.
+        options: timm's other options, such as ``drop_rate``; none may be set.
+
+    Raises NetworkError for an option that WAE has not, and where WAE does not go around the network.
+    """
+
+    def __init__(self, name: str, num_classes: int = 1000, in_chans: int = 3, **options: Any) -> None:
+        if in_chans != 3:
+            raise NetworkError(f"{name} takes images of 3 channels, got in_chans {in_chans}")
+        if given := sorted(option for option, value in options.items() if value):
+            raise NetworkError(f"{name} has no {given[0]}; it takes num_classes, got {', '.join(given)}")
+        if type(num_classes) is not int or num_classes < 1:
+            raise NetworkError(f"num_classes of {name} must be 1 or more, got {num_classes!r}")
+        made = build(name, num_classes)
+        assert isinstance(made, WAEClassifier)
+        original = _original(name)
+        super().__init__(
+            made.encoder,
+            made.low_body,
+            made.high_body,
+            made.low_classifier,
+            made.fusion_classifier,
+            [1 / (255 * deviation) for deviation in original.std],
+            [-mean / deviation for mean, deviation in zip(original.mean, original.std, strict=True)],
+        )
+        self.num_classes = num_classes
+        self.register_load_state_dict_pre_hook(_without_decoder)
+
+    def get_classifier(self) -> nn.ModuleList:
+        """The two classifiers, whose scores are summed."""
+        return nn.ModuleList([self.low_classifier, self.fusion_classifier])
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """New last layers, with random weights, for ``num_classes`` scores.
+
+        Raises NetworkError where ``num_classes`` is below 1, or a pooling is asked for.
+        """
+        if num_classes < 1 or global_pool:
+            raise NetworkError(
+                f"WAE takes num_classes of 1 or more and no global_pool, got {num_classes}, {global_pool}"
+            )
+        for classifier in self.get_classifier():
+            last = [layer for layer in classifier.modules() if isinstance(layer, nn.Linear)][-1]
+            last.out_features = num_classes
+            last.weight = nn.Parameter(last.weight.new_empty(num_classes, last.in_features))
+            last.bias = nn.Parameter(last.weight.new_empty(num_classes))
+            last.reset_parameters()
+        self.num_classes = num_classes
+
+    def forward_features(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """The two bodies' features of ``image``, (N, 3, H, W): (N, C, ...) and (N, D, ...)."""
+        return self.features(image)
+
+    def forward_head(self, features: tuple[Tensor, Tensor]) -> Tensor:
+        """The scores, (N, num_classes), of what :meth:`forward_features` made."""
+        return self.classify(*features)
+
+
+def _without_decoder(module: nn.Module, tensors: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Leave out of a checkpoint what only training needs."""
+    for name in [name for name in tensors if name.startswith(f"{prefix}decoder.")]:
+        del tensors[name]
+
+
+def _original(name: str) -> PretrainedCfg:
+    """How images are prepared for the network that ``name``, a ``wae_NAME``, is around."""
+    stem = name.removeprefix("wae_")
+    return _TORCHVISION if is_torchvision(stem) else timm.get_pretrained_cfg(stem) or _TORCHVISION
+
+
+def _register(name: str) -> None:
+    original = _original(name)
+    side = image_side(name)
+    default_cfgs[name] = DefaultCfg(
+        tags=deque([""]),
+        cfgs={
+            "": PretrainedCfg(
+                input_size=(3, side, side),
+                interpolation=original.interpolation,
+                crop_pct=original.crop_pct,
+                crop_mode=original.crop_mode,
+                mean=(0.0, 0.0, 0.0),
+                std=(1 / 255, 1 / 255, 1 / 255),  # of images that are 0..1
+            )
+        },
+    )
+
+    def make(pretrained: bool = False, features_only: bool = False, **options: Any) -> nn.Module:
+        if features_only:
+            raise NetworkError(
+                f"{name} has no features_only: its two bodies see half the image each; "
+                "model.features(image) has the features of both"
+            )
+        return build_model_with_cfg(partial(TimmClassifier, name), name, pretrained, **options)
+
+    make.__name__ = make.__qualname__ = name
+    make.__doc__ = f"WAE around {name.removeprefix('wae_')}: see :class:`TimmClassifier`."
+    globals()[name] = register_model(make)
+
+
+for _stem in timm.list_models(exclude_filters="wae_*"):
+    _register(f"wae_{_stem}")

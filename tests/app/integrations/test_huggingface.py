@@ -1,0 +1,121 @@
+"""Classifiers on the Hugging Face Hub, without a network: a folder, the cache, caught uploads."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import huggingface_hub
+import pytest
+import torch
+from PIL import Image
+
+from wae.cli import main
+from wae.integrations.huggingface import HubClassifier
+from wae.storage.shipped import Shipped
+from wae.storage.weights_file import CheckpointError
+
+FACTS = {"data": "Fashion-MNIST", "licence": "apache-2.0", "speed": "0.1 ms"}
+IMAGE = torch.randint(256, (2, 3, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("hub") / "clothes"
+    HubClassifier.from_checkpoint(Shipped.FASHION_MNIST.path).save_pretrained(target, model_card_kwargs=FACTS)
+    return target
+
+
+def test_a_folder_comes_back(folder: Path) -> None:
+    original = HubClassifier.from_checkpoint(Shipped.FASHION_MNIST.path)
+    again = HubClassifier.from_pretrained(folder)
+    assert torch.equal(again(IMAGE), original(IMAGE))
+    assert again.described == original.described
+    assert again.made == original.made
+    assert not again.training
+
+
+def test_its_file_is_a_checkpoint(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("L", (28, 28), 30).save(tmp_path / "a.png")
+    assert main(["predict", str(tmp_path), "--weights", str(folder / "model.safetensors")]) == 0
+    assert json.loads(capsys.readouterr().out)["classes"]
+
+
+def test_config_says_what_the_checkpoint_says(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    assert config["network"] == "wae_small_vgg"
+    assert config["labels"] == list(HubClassifier.from_pretrained(folder).described.labels or ())
+    assert config["input"]["size"] == 28
+
+
+def test_the_card(folder: Path) -> None:
+    card = huggingface_hub.ModelCard.load(folder / "README.md")
+    assert card.data.license == "apache-2.0"
+    assert card.data.pipeline_tag == "image-classification"
+    for text in ("Fashion-MNIST", "92.93 %", "0.1 ms", "Ankle boot", '"learning_rate": 0.05'):
+        assert text in card.content
+
+
+def test_the_card_states_nothing_that_nobody_stated(tmp_path: Path) -> None:
+    model = HubClassifier.from_checkpoint(Shipped.FASHION_MNIST.path)
+    card = HubClassifier(model.model, model.described).generate_model_card()
+    for name in ("data", "accuracy", "speed", "licence of the weights"):
+        assert f"| {name} | not stated" in card.content
+    assert card.data.license is None
+
+
+def test_push_uploads_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    uploaded: dict[str, bytes] = {}
+
+    def upload(self: object, *, folder_path: str, **_: object) -> str:
+        uploaded.update({path.name: path.read_bytes() for path in Path(folder_path).iterdir()})
+        return "commit"
+
+    monkeypatch.setattr(
+        huggingface_hub.HfApi, "create_repo", lambda self, repo_id, **_: SimpleNamespace(repo_id=repo_id)
+    )
+    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload)
+    model = HubClassifier.from_checkpoint(Shipped.FASHION_MNIST.path)
+    assert model.push_to_hub("somebody/clothes", model_card_kwargs=FACTS) == "commit"
+    assert set(uploaded) == {"model.safetensors", "config.json", "README.md"}
+
+
+def test_a_damaged_file_is_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
+        HubClassifier.from_pretrained(tmp_path)
+
+
+OFFLINE = """
+import sys
+from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+from wae.integrations.huggingface import HubClassifier
+assert HubClassifier.from_pretrained("somebody/clothes").described.classes == 10
+try:
+    HubClassifier.from_pretrained("somebody/other")
+except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+    print("refused", error)
+"""
+
+
+@pytest.mark.slow
+def test_offline_the_cache_is_used_and_nothing_else(folder: Path, tmp_path: Path) -> None:
+    repository = tmp_path / "hub" / "models--somebody--clothes"
+    commit = "0" * 40
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    snapshot = repository / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    for name in ("model.safetensors", "config.json"):
+        (snapshot / name).write_bytes((folder / name).read_bytes())
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", OFFLINE], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("refused")

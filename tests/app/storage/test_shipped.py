@@ -1,0 +1,48 @@
+"""The included weights in torchvision's form."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.models import WeightsEnum
+
+from wae.data.input import Input, Transforms, prepare
+from wae.storage.checkpoint import describe
+from wae.storage.shipped import Shipped
+
+
+@pytest.mark.parametrize("weights", Shipped)
+def test_a_member_is_as_torchvisions(weights: Shipped) -> None:
+    assert isinstance(weights, WeightsEnum)
+    assert copy.deepcopy(weights) is weights
+    assert Shipped.verify(weights.name) is weights
+    assert weights.path.is_file()
+    image = weights.transforms()(Image.new("RGB", (60, 40)))
+    assert image.dtype == torch.uint8
+    with torch.no_grad():
+        weights.model()(image[None])
+    assert weights.get_state_dict(progress=True).keys() == weights.model().state_dict().keys()
+
+
+def test_the_classes_and_accuracy_are_the_files() -> None:
+    meta = Shipped.FASHION_MNIST.meta
+    assert meta["categories"][9] == "Ankle boot"
+    assert meta["_metrics"]["Fashion-MNIST"]["acc@1"] == pytest.approx(92.93)
+
+
+@pytest.mark.parametrize("invert", [False, True])
+def test_transforms_are_what_predict_does(invert: bool) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 50, 3), dtype=np.uint8)
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+    wanted = prepare(tensor, Input(28, 28, grayscale=True), invert)
+    transforms = Shipped.FASHION_MNIST.transforms(invert=invert)
+    assert torch.equal(transforms(tensor), wanted)
+    assert torch.equal(transforms(Image.fromarray(pixels)), wanted)
+    assert torch.equal(describe(Shipped.FASHION_MNIST.path).transforms(invert)(tensor), wanted)
+
+
+def test_transforms_say_what_they_do() -> None:
+    assert "size=28" in repr(Shipped.FASHION_MNIST.transforms())
+    assert Transforms(Input())(Image.new("LA", (300, 300))).shape == (3, 224, 224)
