@@ -489,6 +489,7 @@ void run(Case c, int channels, int out_channels, bool with_bias) {
 #ifdef WAE_FUZZ  // make fuzz: libFuzzer chooses the cases
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  random_bits.seed(20260);  // the same numbers when a finding is replayed alone
   size_t next = 0;
   const auto below = [&](int most) { return next < size ? data[next++] % most : 0; };
   const char* capabilities[] = {"portable", "avx2", "avx512"};
@@ -496,7 +497,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (!wae_cpu_supports(capability)) return -1;
   wae_cpu_select(capability);
   const bool wide = below(8) == 0;  // more than one task beside another
-  const int height = 1 + below(wide ? 5 : 24), width = (wide ? 250 : 1) + below(wide ? 20 : 48);
+  // No larger: the definition under the sanitizers takes nearly all of the time.
+  const int height = 1 + below(wide ? 3 : 12), width = (wide ? 250 : 1) + below(wide ? 20 : 36);
   const int n = 1 + below(2), threads = 1 + below(9), layout = below(5), channels = 1 + below(40);
   const Element element = kElements[below(4)];
   run({wae::selected_kernels(), capability, n, height, width, threads, layout, element}, channels,

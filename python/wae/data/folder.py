@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .dataset import DatasetError, Draw, permuted, random_seed
 from .images import LONGEST, MAX_PIXELS, ImageError, read_image
-from .input import Input, prepare
+from .input import Input, luma, prepare
 from .walk import LeftOut, find, is_hidden
 
 OnCorrupt = Literal["error", "skip"]
@@ -28,7 +28,8 @@ class ImageFolder:
         labels: the names of the classes.
         size: height and width of what comes out, in pixels.
         resize: the shorter side's length before the centre is cut out, where nothing is augmented.
-        interpolation, squash: see :class:`wae.data.input.Input`; a random cut is scaled so as well.
+        interpolation, squash, grayscale: see :class:`wae.data.input.Input`; all but ``squash`` holds for a
+            random cut as well.
         augment: cut out 8 % to 100 % of the image at random, scale it to ``size``, and flip half of them.
         seed: of the augmentation.
         on_corrupt: see :data:`OnCorrupt`.
@@ -51,6 +52,7 @@ class ImageFolder:
         left_out: LeftOut | None = None,
         interpolation: str = "bilinear",
         squash: bool = False,
+        grayscale: bool = False,
     ) -> None:
         from torchvision.transforms import v2
 
@@ -62,10 +64,11 @@ class ImageFolder:
         self.size, self.seed, self.on_corrupt = size, seed, on_corrupt
         self.max_pixels, self.folder, self.left_out = max_pixels, folder, left_out or LeftOut()
         scaled = v2.InterpolationMode(interpolation)
+        augmentation = [v2.RandomResizedCrop(size, interpolation=scaled), v2.RandomHorizontalFlip()]
         self._transform: Callable[[Tensor], Tensor] = (
-            v2.Compose([v2.RandomResizedCrop(size, interpolation=scaled), v2.RandomHorizontalFlip()])
+            v2.Compose([*augmentation, *([luma] if grayscale else [])])
             if augment
-            else partial(prepare, input=Input(size, resize, interpolation=interpolation, squash=squash))
+            else partial(prepare, input=Input(size, resize, grayscale, interpolation, squash))
         )
 
     def __len__(self) -> int:
@@ -126,6 +129,7 @@ def image_folder(
     max_pixels: int = MAX_PIXELS,
     interpolation: str = "bilinear",
     squash: bool = False,
+    grayscale: bool = False,
 ) -> ImageFolder:
     """The images in ``folder/train/CLASS``, or in ``folder/val/CLASS`` (``test`` will do for ``val``).
 
@@ -135,7 +139,8 @@ def image_folder(
     Args:
         folder: holds the two.
         train: which of the two.
-        size, resize, seed, augment, on_corrupt, max_pixels, interpolation, squash: see :class:`ImageFolder`.
+        size, resize, seed, augment, on_corrupt, max_pixels, interpolation, squash, grayscale: see
+            :class:`ImageFolder`.
 
     Raises:
         DatasetError: a folder is missing or has no images, there are fewer than two classes, or the two
@@ -162,7 +167,7 @@ def image_folder(
     ]
     return ImageFolder(
         samples, labels, size, resize, augment, seed, on_corrupt, max_pixels, chosen, left_out,
-        interpolation, squash,
+        interpolation, squash, grayscale,
     )  # fmt: skip
 
 

@@ -102,10 +102,16 @@ def prepare(image: Tensor, input: Input, invert: bool = False) -> Tensor:
     image = transforms.resize(image, sides, InterpolationMode(input.interpolation), antialias=True)
     image = transforms.center_crop(image, [input.size])
     if input.grayscale:
-        # Not torchvision's: that rounds down, and makes 199 of a grey of 200.
-        luma = (image * torch.tensor(_LUMA).view(3, 1, 1)).sum(0).round().to(torch.uint8)
-        image = luma.expand(3, -1, -1)
+        image = luma(image)
     return 255 - image if invert else image
+
+
+def luma(image: Tensor) -> Tensor:
+    """The luma of ``image``, (3, H, W) uint8, three times.
+
+    Not torchvision's: that rounds down, and makes 199 of a grey of 200.
+    """
+    return (image * torch.tensor(_LUMA).view(3, 1, 1)).sum(0).round().to(torch.uint8).expand(3, -1, -1)
 
 
 def _shown(value: Any) -> str:

@@ -66,7 +66,7 @@ def open_dataset(
         size = Input(size, evaluation_resize(size))
     return image_folder(
         folder, train, size.size, size.resize, seed, augment, on_corrupt, max_pixels,
-        size.interpolation, size.squash,
+        size.interpolation, size.squash, size.grayscale,
     )  # fmt: skip
 
 

@@ -37,6 +37,7 @@ from .plan import Plan, Stage, changed, differences
 from .sparsity import Masks
 
 _SAMPLE = 2000  # training images that the linear start and fixed statistics are measured on
+_AT_ONCE = 64  # of them that are decomposed together, which bounds memory
 
 
 class TrainingError(WaeError, RuntimeError):
@@ -264,14 +265,14 @@ class _Run:
         model, plan = self.model, self.plan
         if not isinstance(model, WAEClassifier) or (number and plan.norm_statistics == "batch"):
             return
-        sample = _to(self.training.batch(_sample(self.training), 0)[0], self.device)
+        sample = self.training.batch(_sample(self.training), 0)[0]
         if not len(sample):
             raise TrainingError("none of the training images that are measured first can be read")
         if number == 0 and plan.start == "linear":
             if model.decoder is None or not isinstance(model.encoder, Encoder):
                 raise ValueError("start = linear needs a model with a learned encoder and a decoder")
-            scale, shift = model.image_scale.view(3, 1, 1), model.image_shift.view(3, 1, 1)
-            transform = best_linear((sample * scale + shift).cpu(), least_energy=True)
+            scale, shift = model.image_scale.view(3, 1, 1).cpu(), model.image_shift.view(3, 1, 1).cpu()
+            transform = best_linear((image * scale + shift for image in sample), least_energy=True)
             write_linear_start(model.encoder, model.decoder, transform)
         if plan.norm_statistics != "batch":
             _measure_norms(model, sample, low=plan.norm_statistics == "fixed")
@@ -462,13 +463,24 @@ def _average(model: nn.Module, stage: Stage) -> AveragedModel | None:
 
 @torch.no_grad()
 def _measure_norms(model: WAEClassifier, sample: Tensor, low: bool) -> None:
-    """Set the statistics of the two normalisations, ``low`` or of ``high`` alone, to those of ``sample``."""
-    for norm, part in zip((model.low_norm, model.high_norm), model.decompose(sample), strict=True):
+    """Set the statistics of the two normalisations, ``low`` or of ``high`` alone, to those of ``sample``.
+
+    Of ``sample``, which may lie on another device than ``model``, ``_AT_ONCE`` images are decomposed at once.
+    """
+    device, count = model.image_scale.device, 0
+    sums, squares = torch.zeros(2, 2, 3, dtype=torch.float64, device=device)
+    for part in sample.split(_AT_ONCE):
+        both = torch.stack(model.decompose(_to(part, device))).double()
+        sums += both.sum((1, 3, 4))
+        squares += both.square().sum((1, 3, 4))
+        count += both[0, :, 0].numel()
+    variances = (squares - sums.square() / count) / (count - 1)
+    for norm, mean, variance in zip((model.low_norm, model.high_norm), sums / count, variances, strict=True):
         if (low or norm is model.high_norm) and isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm)):
             assert norm.running_mean is not None
             assert norm.running_var is not None
-            norm.running_mean.copy_(part.mean((0, 2, 3)))
-            norm.running_var.copy_(part.var((0, 2, 3)))
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_(variance)
 
 
 def _state(

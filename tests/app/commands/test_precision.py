@@ -16,6 +16,7 @@ from wae.data.images import read_image
 from wae.experiments import evaluation
 from wae.inference import deployed
 from wae.inference.engines import ENGINES
+from wae.inference.export import metadata
 from wae.inference.predict import prepare
 from wae.storage import checkpoint
 from wae.storage.checkpoint import Input
@@ -200,7 +201,10 @@ def test_export_in_int8(weights, data, any_warnings, tmp_path, capsys):
     assert run(*arguments, "--calibrate", data / "train", *PATIENT) == 0
     assert re.search(r"names the model's class on \d+\.\d\d% of 101 images", capsys.readouterr().out)
     images = torch.randint(0, 256, (5, 3, SIZE, SIZE), dtype=torch.uint8)
-    scores = onnxruntime.InferenceSession(path).run(None, {"images": images.numpy()})[0]
+    session = onnxruntime.InferenceSession(path)
+    says = metadata(checkpoint.describe(weights), (SIZE, SIZE), torch.uint8)
+    assert says.items() <= session.get_modelmeta().custom_metadata_map.items()  # the quantizer adds its own
+    scores = session.run(None, {"images": images.numpy()})[0]
     with torch.no_grad():
         expected = checkpoint.load_classifier(weights)(images)
     assert 0 < (torch.from_numpy(scores) - expected).norm() <= 0.1 * expected.norm()

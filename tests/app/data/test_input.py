@@ -6,10 +6,16 @@ from PIL import Image
 from torchvision import models
 
 from wae.data import photos
-from wae.data.folder import image_folder
 from wae.data.input import Input, prepare
+from wae.data.loading import open_dataset
 
 PHOTOS = ("chelsea", "coffee", "rocket", "china")
+INPUTS = [
+    Input(20, 24),
+    Input(20, 24, interpolation="bicubic"),
+    Input(20, 24, squash=True),
+    Input(20, 24, grayscale=True),
+]
 
 
 def largest_and_mean(made, expected):
@@ -56,19 +62,20 @@ def test_timm_s_own_transforms(name, interpolation, crop_pct, mode):
 
 @pytest.mark.parametrize(
     "input",
-    [Input(20, 24), Input(20, 24, interpolation="bicubic"), Input(20, 24, squash=True)],
-    ids=["bilinear", "bicubic", "squash"],
+    INPUTS,
+    ids=["bilinear", "bicubic", "squash", "grayscale"],
 )
 def test_a_folder_s_images_are_made_so_too(tmp_path, input):
     for label in ("cat", "sky"):
         (tmp_path / "val" / label).mkdir(parents=True)
         opened("chelsea").save(tmp_path / "val" / label / "photo.png")
-    options = {"interpolation": input.interpolation, "squash": input.squash}
-    data = image_folder(tmp_path, False, input.size, input.resize, **options)
-    image = data.batch([0], 0)[0][0]
+    (tmp_path / "train").symlink_to("val")
+    image = open_dataset(tmp_path, False, False, 0, input).batch([0], 0)[0][0]
     assert torch.equal(image, prepare(photos.photo("chelsea"), input))
-    others = {Input(20, 24), Input(20, 24, interpolation="bicubic"), Input(20, 24, squash=True)} - {input}
+    others = [other for other in INPUTS if other != input]
     assert not any(torch.equal(image, prepare(photos.photo("chelsea"), other)) for other in others)
+    red, green, blue = open_dataset(tmp_path, True, True, 0, input).batch([0], 0)[0][0]  # augmented
+    assert (torch.equal(red, green) and torch.equal(green, blue)) == input.grayscale
 
 
 def test_another_size_cuts_off_as_much():

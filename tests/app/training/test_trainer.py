@@ -213,6 +213,24 @@ def test_a_folder_is_measured_in_all_its_classes(monkeypatch, start):
     assert taken[0] == list(range(0, 32, 4))
 
 
+@pytest.mark.parametrize("low", [True, False])
+def test_statistics_are_measured_a_few_images_at_a_time(monkeypatch, low):
+    monkeypatch.setattr(trainer, "_AT_ONCE", 5)
+    model, sample, counts = network(), image_set(augment=False).batch(range(32), 0)[0], []
+    before, decompose = state(model), model.decompose
+    wanted = {
+        f"{name}_norm.running_{of}": getattr(part, of)((0, 2, 3))
+        for name, part in zip(
+            ("low", "high") if low else ("high",), decompose(sample)[not low :], strict=True
+        )
+        for of in ("mean", "var")
+    }
+    monkeypatch.setattr(model, "decompose", lambda x: counts.append(len(x)) or decompose(x))
+    trainer._measure_norms(model, sample, low=low)
+    assert counts == [5] * 6 + [2]
+    torch.testing.assert_close(dict(model.state_dict()), before | wanted)
+
+
 def test_mixed_precision_trains_on_the_processor():
     history = run(only(JOINT, precision="bfloat16"))[1]
     exact = run(only(JOINT))[1]
