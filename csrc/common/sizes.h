@@ -1,12 +1,19 @@
-// Sizes that every backend shares. No torch, no CUDA.
+// Sizes that every backend shares, CUDA's kernels too. No torch.
 
 #pragma once
 
-#include <cstdint>
-
 namespace wae {
 
+#ifdef __CUDACC__
+#define WAE_HOST_DEVICE __host__ __device__
+#else
+#define WAE_HOST_DEVICE
+#endif
+
 // The rows or columns of low and high for an image with `size` of them.
-constexpr int64_t half_size(int64_t size) { return (size + 1) / 2; }
+template <typename Integer>
+WAE_HOST_DEVICE constexpr Integer half_size(Integer size) {
+  return (size + 1) / 2;
+}
 
 }  // namespace wae

@@ -594,15 +594,15 @@ struct Tile {
   }
   // The same of half-resolution rows and columns: an even size's last pixel pair, or an odd one's last pixel.
   __device__ __forceinline__ bool half_inside(int row, int k) const {
-    return inside(y / 2, row, (height + 1) / 2) && inside(x / 2, k, (width + 1) / 2);
+    return inside(y / 2, row, half_size(height)) && inside(x / 2, k, half_size(width));
   }
   __device__ __forceinline__ bool owns_half_row(int row) const {
     return static_cast<unsigned>(row - kBackwardHalo / 2) < static_cast<unsigned>(rows / 2) &&
-           inside(y / 2, row, (height + 1) / 2);
+           inside(y / 2, row, half_size(height));
   }
   __device__ __forceinline__ bool owns_half_column(int k) const {
     return static_cast<unsigned>(k - kBackwardHalo / 2) < static_cast<unsigned>(columns / 2) &&
-           inside(x / 2, k, (width + 1) / 2);
+           inside(x / 2, k, half_size(width));
   }
   // The owned pixels among 16 from `first`, as bits.
   __device__ __forceinline__ uint32_t owned_columns(int first) const {

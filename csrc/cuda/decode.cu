@@ -40,7 +40,7 @@ struct Reader {
   __device__ void begin_tile(const DecodeParameters& p, const Cursor& cursor) {
     const int x = cursor.x - 2 + column, y = cursor.y - 2;
     column_inside =
-        cursor.active(kHaloPairs) && column < p.tiling.tile_width + 4 && inside(x, 0, (p.width + 1) / 2);
+        cursor.active(kHaloPairs) && column < p.tiling.tile_width + 4 && inside(x, 0, half_size(p.width));
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const Images& from = i == 0 ? p.low : p.high;
@@ -52,7 +52,7 @@ struct Reader {
   __device__ void prefetch(const DecodeParameters& p, const Cursor& cursor) {
     if (column >= kHalfPixels) return;
     if (cursor.phase == 0) begin_tile(p, cursor);
-    const bool is_inside = column_inside && inside(cursor.y + cursor.phase - 2, 0, (p.height + 1) / 2);
+    const bool is_inside = column_inside && inside(cursor.y + cursor.phase - 2, 0, half_size(p.height));
 #pragma unroll
     for (int c = 0; c < 6; ++c) {
       const Images& from = c < 3 ? p.low : p.high;

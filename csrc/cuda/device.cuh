@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "common/sizes.h"
 #include "cuda/parameters.h"
 
 namespace wae::cuda {

@@ -342,7 +342,7 @@ struct Branches {
   __device__ void begin_tile(const ThreadCoordinates& thread, const EncodeParameters& p,
                              const Cursor& cursor) {
     const int column = strip * 16 + thread.group;
-    columns_left = min(p.tiling.tile_width, (p.width + 1) / 2 - cursor.x) - column;
+    columns_left = min(p.tiling.tile_width, half_size(p.width) - cursor.x) - column;
     const Images& to = thread.member < 2 ? p.low : p.high;
     at = static_cast<Number*>(to.data) + int64_t{cursor.image} * to.stride[0] +
          thread.member % 2 * 2 * to.stride[1] + (cursor.y + turn) * to.stride[2] +
@@ -352,7 +352,7 @@ struct Branches {
 
   __device__ void write_row(const ThreadCoordinates& thread, const EncodeParameters& p,
                             const Cursor& cursor) {
-    const bool row_inside = cursor.y + cursor.phase - 1 < (p.height + 1) / 2;
+    const bool row_inside = cursor.y + cursor.phase - 1 < half_size(p.height);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       if (!row_inside || columns_left <= 8 * half) continue;

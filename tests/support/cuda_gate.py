@@ -26,6 +26,8 @@ import machine_code
 from machine_code import Step
 from ptx_machine import find_nvcc
 
+from wae.storage import files
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "cuda.md"
 TABLES = ("compile gate", "steps")
@@ -205,17 +207,15 @@ def _compile(op: str, target: int) -> list[Row]:
 def rows(op: str, target: int) -> list[Row]:
     """The resources of an op's kernels on a target; kept in build/ until a source or the compiler changes."""
     sources = sorted((ROOT / "csrc" / "cuda").glob("*.[ch]u*")) + sorted((ROOT / "csrc" / "cuda").glob("*.h"))
-    sources += [Path(__file__), Path(machine_code.__file__)]
+    sources += [ROOT / "csrc" / "common" / "sizes.h", Path(__file__), Path(machine_code.__file__)]
     key = "\0".join([nvcc_version(), *(s.read_text() for s in sources)])
     kept = (
         ROOT / "build" / "cuda_gate" / f"{op}-{target}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
     )
     if not kept.exists():
         made = [asdict(row) for row in _compile(op, target)]
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        scratch = kept.with_suffix(f".{os.getpid()}")
-        scratch.write_text(json.dumps(made))
-        os.replace(scratch, kept)
+        with files.written(kept, force=True) as file:
+            file.write(json.dumps(made).encode())
     return [
         Row(**{**row, "roles": tuple(Step(**role) for role in row["roles"])})
         for row in json.loads(kept.read_text())
@@ -316,10 +316,9 @@ def main() -> None:
     for name in TABLES:
         made = table(name)
         if write:
-            text = PAGE.read_text(encoding="utf-8").replace(written(name), made)
-            scratch = PAGE.with_suffix(".tmp")
-            scratch.write_text(text, encoding="utf-8")
-            os.replace(scratch, PAGE)
+            page = PAGE.read_text(encoding="utf-8").replace(written(name), made)
+            with files.written(PAGE, force=True) as file:
+                file.write(page.encode())
         sys.stdout.write(made + "\n")
 
 

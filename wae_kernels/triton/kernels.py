@@ -28,11 +28,14 @@ import builtins
 import triton
 import triton.language as tl
 
+from wae_kernels import checks
+
 from . import plan
 
 CHANNELS = tl.constexpr(plan.CHANNELS)
 GUARD = tl.constexpr(plan.GUARD_PIXELS)
 STAGED_ROWS = tl.constexpr(4)  # of the image, read at a time
+half_of = triton.jit(checks.half_of)
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 if INTERPRETED:  # its scalars are arrays of one element, which in Triton 3.6 numpy 2.4 refuses to count with
@@ -287,8 +290,8 @@ def encode_kernel(
     region = slab + tl.program_id(0).to(tl.int64) * SLAB
     staged = region + TRUNK + GUARD * 4
     trunk = region + GUARD * CHANNELS + 2 * ROW
-    half_height = (height + 1) // 2
-    half_width = (width + 1) // 2
+    half_height = half_of(height)
+    half_width = half_of(width)
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         i0 = tile // tiles_across % tiles_down * HALF_ROWS
         j0 = tile % tiles_across * (PITCH // 2 - 4)
@@ -458,8 +461,8 @@ def decode_kernel(
     region = slab + tl.program_id(0).to(tl.int64) * SLAB
     staged = region + TRUNK + GUARD * 4
     trunk = region + GUARD * CHANNELS + 2 * ROW
-    half_height = (height + 1) // 2
-    half_width = (width + 1) // 2
+    half_height = half_of(height)
+    half_width = half_of(width)
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         i0 = tile // tiles_across % tiles_down * HALF_ROWS
         j0 = tile % tiles_across * (PITCH // 2 - 4)

@@ -122,7 +122,7 @@ inline void conv_row(const ByteRows& in, const ByteRows& out, int64_t y, const I
     const uint8_t* const inputs[3] = {rows[0] + block * kVector, rows[1] + block * kVector,
                                       rows[2] + block * kVector};
     const int64_t half = span.begin + block * kLanes;
-    const Mask masks[2] = {first_lanes((width + 1) / 2 - half), first_lanes(width / 2 - half)};
+    const Mask masks[2] = {first_lanes(half_size(width) - half), first_lanes(width / 2 - half)};
     for (int first = 0; first < kChannels; first += kOuts) {
       conv_block(inputs, in.plane, layer, first, to + block * kVector, out.plane, masks);
     }

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wae.difference import relative_difference
+from wae_kernels.checks import half_of
 from wae_kernels.nn import Decoder, Encoder
 
 from .around import PooledClassifier
@@ -44,7 +45,7 @@ class Form:
     @property
     def half(self) -> tuple[int, int]:
         """Height and width of ``low`` and ``high``."""
-        return ((self.size + 1) // 2,) * 2
+        return (half_of(self.size),) * 2
 
 
 def accelerated(network: nn.Module, form: Form) -> WAEClassifier:
