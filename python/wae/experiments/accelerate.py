@@ -6,6 +6,7 @@
           /plan.toml, state.safetensors, log.jsonl, tensorboard/, model.safetensors: as wae train's
           /deployed/         for wae.load_deployed
           /model.onnx        where ONNX Runtime is installed
+          /original.safetensors: its weights, where it was given a new head
           /report.md, report.html
 
 Nothing is chosen by the test images: what has to be chosen is tried on training images that are kept aside.
@@ -25,7 +26,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from wae.data.classes import class_order
+from wae.data.classes import ClassError, class_order
 from wae.data.dataset import DatasetError, InMemory
 from wae.data.folder import ImageFolder, OnCorrupt
 from wae.data.images import MAX_PIXELS
@@ -39,9 +40,10 @@ from wae.inference.export import export
 from wae.inference.precision import DTYPES
 from wae.inference.predict import filled
 from wae.inference.timing import interleaved
-from wae.models.accelerated import Form, accelerated, show_small_image
+from wae.models.accelerated import Form, accelerated, show_small_image, with_classes
 from wae.models.classifier import WAEClassifier
 from wae.models.counting import count
+from wae.storage import weights_file
 from wae.storage.checkpoint import load_classifier, save_classifier
 from wae.storage.files import sha256, written
 from wae.storage.weights_file import WEIGHTS, CheckpointError
@@ -59,6 +61,7 @@ from wae.training.trainer import Observer, evaluate, train
 from . import acceleration_report
 
 RECORD, DEPLOYED, ONNX, TRIALS = "accelerate.json", "deployed", "model.onnx", "trials"
+ORIGINAL = "original.safetensors"
 SHOWN = 4
 """Images of the report."""
 
@@ -66,6 +69,7 @@ _KEPT = 5  # every fifth training image is kept aside for what has to be chosen
 _TRIAL = 4  # a trial has one epoch of the plan's in so many
 _SAMPLE = 64  # training images that the start is fitted to
 _MIMIC = 1.0  # the weight that is tried
+_HEAD_RATE = 1e-2  # at which a new head is trained: higher than others, for nothing else changes
 _FACTORS = (2, 4, 8)
 _SCALES = (1.25, 1.0, 0.875, 0.75, 0.625, 0.5)  # of the original's size, that are measured for a target
 _STEP = 32  # sizes are multiples of it: halves of them are multiples of a patch
@@ -257,12 +261,12 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _clear(folder: Path) -> None:
-    """Remove what an acceleration left; what is not one's stays."""
+    """Remove what an acceleration left, the record last; what is not one's stays."""
     if not (folder / RECORD).exists():
         return
     for name in (TENSORBOARD, TRIALS, DEPLOYED):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in (STATE, MODEL, PLAN, LOG, ONNX, *acceleration_report.FILES, RECORD):  # the record last
+    for name in (STATE, MODEL, ORIGINAL, PLAN, LOG, ONNX, *acceleration_report.FILES, RECORD):
         (folder / name).unlink(missing_ok=True)
 
 
@@ -274,15 +278,30 @@ class _Acceleration:
         self._opened_sets: dict[int, Sets] = {}
         classes = len(self._opened(None)[0].labels)
         self.original = _overridden(open_original(settings.model, settings.weights, classes), settings)
-        self.order = class_order(
-            self.original.name, self.original.labels, self.original.classes, self._opened(None)[0].labels
-        )
+        self.new_head = ""
+        self._match_classes(self._opened(None)[0].labels)
         self.form = Form(settings.size or self.original.input.size, settings.factor)
         self.stock = self.original.classifier()
         self.sets = self._sets(self.form)
         self._network(self.form)  # what cannot be built, or does not take the images, is found out first
         with torch.no_grad():
             self.stock(self._sets(Form(self.original.input.size)).test.batch([0], 0)[0])
+
+    def _match_classes(self, labels: tuple[str, ...]) -> None:
+        """The order of the classes. Where the original has others it gets a new head, with random weights."""
+        original = self.original
+        try:
+            self.order = class_order(original.name, original.labels, original.classes, labels)
+        except ClassError as error:
+            self.new_head = f"{error}: it gets a new head, which is trained first"
+            torch.manual_seed(self.settings.seed)
+            network, head = with_classes(original.network, len(labels), (original.input.size,) * 2)
+            for parameter in network.parameters():
+                parameter.requires_grad_(False)
+            for parameter in head.parameters():
+                parameter.requires_grad_(True)
+            self.original = replace(original, network=network.eval(), classes=len(labels), labels=labels)
+            self.order = class_order(original.name, labels, len(labels), labels)
 
     # ---------------------------------------------------------------------------------------- data, networks
 
@@ -371,6 +390,11 @@ class _Acceleration:
         record = self._record()
         self._say(f"{self.original.name}: {len(self.sets.training):,} images to train on, "
                   f"{len(self.sets.test):,} to test, {self.original.classes} classes")  # fmt: skip
+        if self.new_head:
+            self._say(self.new_head)
+            record.once("head", self._train_head)
+            weights_file.load(settings.folder / ORIGINAL, self.original.network)
+            self.original.network.requires_grad_(True)
         found = record.once("original", self._measure_original)
         self._say(f"the original's top-1 accuracy: {100 * found['accuracy']:.2f} %")
         if settings.target is not None or settings.target_ms is not None:
@@ -451,6 +475,35 @@ class _Acceleration:
             "labels": list(data.labels),
             "size": self.original.input.size,
         }
+
+    def _train_head(self) -> dict[str, Any]:
+        """Train the original's new head alone; the network is kept in the folder."""
+        sets = self._sets(Form(self.original.input.size))
+        images = len(sets.training)
+        *_, joint = acceleration_plan(images, self._name()).stages
+        stage = replace(joint, kind="classifier", learning_rate=_HEAD_RATE)
+        plan = Plan(self._name(), (stage,), self._plan(images, 0.0).batch, seed=self.settings.seed)
+        state = self.settings.folder / TRIALS / "head.safetensors"
+        if is_first():
+            state.parent.mkdir(exist_ok=True)
+        with self._terminal() as observer:
+            history = train(
+                self.stock,
+                plan,
+                sets.training,
+                sets.test,
+                state=state,
+                resume=agreed(state.exists()),
+                observer=observer,
+                workers=self.settings.workers,
+                device=self.device,
+            )
+        self.stock.cpu().eval()
+        if is_first():
+            path = self.settings.folder / ORIGINAL
+            weights_file.save(path, self.original.network, {"plan": plan.as_dict()}, force=True)
+            state.unlink()
+        return agreed({"epochs": len(history)})  # the others wait for the file
 
     def _trial(self, record: _Record, form: Form, mimic: float) -> float:
         """The accuracy on kept-aside training images after a short training on the others."""

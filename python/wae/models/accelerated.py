@@ -97,6 +97,22 @@ def split(network: nn.Module, size: tuple[int, int]) -> tuple[nn.Module, nn.Line
     raise ValueError(f"{type(network).__name__} must end in a torch.nn.Linear, after pooled features (N, C)")
 
 
+def with_classes(network: nn.Module, classes: int, size: tuple[int, int]) -> tuple[nn.Module, nn.Linear]:
+    """A copy of ``network`` that ends in a random matrix for so many classes; and that matrix.
+
+    Raises ValueError as :func:`split` does.
+    """
+    body, matrix = split(copy.deepcopy(network), size)
+    (name,) = (
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear) and isinstance(body.get_submodule(name), nn.Identity)
+    )
+    new = nn.Linear(matrix.in_features, classes).to(matrix.weight)
+    body.set_submodule(name, new)
+    return body, new
+
+
 def _matrices(network: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
     """By their names, the last first."""
     named = list(network.named_modules())
