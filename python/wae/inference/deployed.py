@@ -30,10 +30,10 @@ from wae.models.classifier import WAEClassifier
 
 from . import precision as precisions
 from .calibration import STEP, Calibration, CalibrationError, Source, gather
-from .encoder_int8 import put_where_faster
+from .encoder_int8 import hand_bytes_over, put_where_faster
 from .engines import ENGINES, Engine, EngineError, Prepared, Run
 from .folding import fold
-from .front import Front, in_front, whole, without_numbers_of_nan
+from .front import Front, finite_by_numpy, in_front, whole, without_numbers_of_nan
 from .precision import DTYPES, NAMES, name_of
 from .saving import save
 from .timing import interleaved
@@ -118,7 +118,10 @@ class Deployed:
             scores: Tensor = self._runner(inputs)(*inputs)
             # the engine may write its next result to the same place
             scores = scores.to(self._scores_dtype, copy=True)
-            return without_numbers_of_nan(scores, inputs) if images.is_floating_point() else scores
+            if not images.is_floating_point():
+                return scores
+            numbers = inputs if inputs[0].is_floating_point() else [images]
+            return without_numbers_of_nan(scores, numbers, finite_by_numpy if self._engine.foreign else None)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -393,9 +396,10 @@ def _deploy_in(task: _Task, engine: Engine, name: str) -> Deployed:
         encoder = put_where_faster(front, task.images, parts)
         samples = [front(part) for part in parts]
         compared = front(task.calibration.held_out[:_COMPARED])
-    inputs = front(task.images)
-    prepared = engine.make(rest, inputs, name, samples, compared)
-    run = engine.open(prepared, len(task.images), inputs)
+    prepared = engine.make(rest, front(task.images), name, samples, compared)
+    with engine.errors():
+        hand_bytes_over(front, prepared)
+    run = engine.open(prepared, len(task.images), front(task.images))
     size = (task.images.shape[2], task.images.shape[3])
     deployed = Deployed(front, prepared, run, engine, name, size, len(task.images), own)
     what = f"the model in {engine.name}"

@@ -22,8 +22,10 @@ from wae_kernels.nn import Encoder
 from wae_kernels.parameters import KERNEL_WIDTH
 from wae_kernels.reference import normalize_image
 
+from .engines import Prepared
 from .front import Front
 from .precision import name_of
+from .quantization import ByteInput
 from .timing import interleaved
 
 _TIMED = 0.3  # seconds that the comparison with float32 takes
@@ -70,6 +72,55 @@ class Int8Encoder(nn.Module):
             low, high = self.exact(image, image_scale, image_shift)
             return low, high
         return wae_kernels.encode_int8(image, *self.buffers())
+
+
+class ByteEncoder(nn.Module):
+    """An :class:`Int8Encoder` that gives the bytes which an engine computes with.
+
+    Args:
+        encoder: gives float32.
+        inputs: what the engine takes for ``low`` and ``high``.
+    """
+
+    zero_point: Tensor
+    scale: Tensor
+    step: Tensor
+    signed: Tensor
+
+    def __init__(self, encoder: Int8Encoder, inputs: Sequence[ByteInput]) -> None:
+        super().__init__()
+        self.encoder = encoder
+        step = torch.tensor([[each.scale] for each in inputs])
+        self.register_buffer("step", step)
+        self.register_buffer("scale", encoder.scale / step)
+        zero_points = torch.tensor([[each.zero_point] for each in inputs], dtype=torch.int32)
+        self.register_buffer("zero_point", zero_points.expand(2, 3).contiguous())
+        self.register_buffer("signed", torch.tensor([each.dtype == torch.int8 for each in inputs]))
+
+    def forward(
+        self, image: Tensor, image_scale: Tensor | None = None, image_shift: Tensor | None = None
+    ) -> Sequence[Tensor]:
+        """``(low, high)``, each uint8 or int8, of a (N, 3, H, W) image; see :class:`Int8Encoder`."""
+        if image.dtype == torch.uint8 and backends.int8_runs(image.device):
+            numbers = [*self.encoder.buffers()][:-1]  # all but its scale
+            numbers += [self.scale, self.zero_point]
+            parts: Sequence[Tensor] = wae_kernels.encode_int8(image, *numbers)
+        else:
+            exact = self.encoder(image, image_scale, image_shift)
+            parts = [
+                ((x / step).round() + zero_point[0]).clamp(0, 255).to(torch.uint8)
+                for x, step, zero_point in zip(exact, self.step, self.zero_point, strict=True)
+            ]
+        return [
+            x.bitwise_xor_(128).view(torch.int8) if signed else x
+            for x, signed in zip(parts, self.signed.tolist(), strict=True)
+        ]
+
+
+def hand_bytes_over(front: Front, prepared: Prepared) -> None:
+    """Have an int8 encoder in ``front`` give the engine its bytes, where the engine can take them."""
+    if isinstance(front.encoder, Int8Encoder) and (inputs := prepared.take_bytes()):
+        front.encoder = ByteEncoder(front.encoder, inputs)
 
 
 def put_where_faster(front: Front, images: Tensor, samples: Sequence[Tensor]) -> dict[str, Any]:

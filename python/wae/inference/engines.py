@@ -33,7 +33,7 @@ from wae_kernels import backends
 
 from . import aoti, precision, quantization, signal_stack
 from .programs import exported
-from .quantization import Movement
+from .quantization import ByteInput, Movement
 from .winograd import replaced
 
 Run = Callable[..., Any]
@@ -56,6 +56,13 @@ class Prepared(ABC):
     @abstractmethod
     def for_batch(self, batch: int | None) -> Run:
         """Builds a runner for ``batch`` images; for any number of them with None."""
+
+    def take_bytes(self) -> Sequence[ByteInput]:
+        """From now on take bytes, and no float32 that the engine makes bytes of first.
+
+        To be called before :meth:`for_batch`. Returns what the inputs are then; nothing where it cannot be.
+        """
+        return ()
 
     @abstractmethod
     def save(self, folder: Path, inputs: Sequence[Tensor]) -> None:
@@ -430,6 +437,7 @@ class InFile(Prepared):
         folder: where the file is.
         open: takes the folder, the number of images (None for any), and whether the engine may keep what it
             compiles in the folder.
+        take_bytes: changes the file in the folder; see :meth:`Prepared.take_bytes`.
         movements: see :class:`Prepared`.
         temporary: whether the folder goes with this object.
     """
@@ -438,10 +446,12 @@ class InFile(Prepared):
         self,
         folder: Path,
         open: Callable[[Path, int | None, bool], Run],
+        take_bytes: Callable[[Path], Sequence[ByteInput]] = lambda folder: (),
         movements: Sequence[Movement] = (),
         temporary: bool = False,
     ) -> None:
         self._folder, self._open, self.movements = folder, open, movements
+        self._take_bytes = take_bytes
         self._temporary = temporary
         if temporary:
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
@@ -449,6 +459,10 @@ class InFile(Prepared):
     def for_batch(self, batch: int | None) -> Run:
         """See :class:`Prepared`."""
         return self._open(self._folder, batch, not self._temporary)
+
+    def take_bytes(self) -> Sequence[ByteInput]:
+        """See :class:`Prepared`."""
+        return self._take_bytes(self._folder)
 
     def save(self, folder: Path, inputs: Sequence[Tensor]) -> None:
         """Copy the file, and let the engine compile it once, so that it need not when it is loaded."""
@@ -466,7 +480,7 @@ def _prepare_onnxruntime(
         path = folder / "network.onnx"
         path.write_bytes(network)
         movements = quantization.by_onnxruntime(path, samples, compared) if wanted == "int8" else ()
-        return InFile(folder, _open_onnxruntime, movements, temporary=True)
+        return InFile(folder, _open_onnxruntime, _bytes_for_onnxruntime, movements, temporary=True)
 
 
 @contextmanager
@@ -478,6 +492,10 @@ def _kept_folder() -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def _bytes_for_onnxruntime(folder: Path) -> Sequence[ByteInput]:
+    return quantization.bytes_for_onnxruntime(folder / "network.onnx")
 
 
 def _open_onnxruntime(folder: Path, batch: int | None, keep: bool) -> Run:
@@ -517,7 +535,22 @@ def _prepare_openvino(
         model, movements = quantization.by_nncf(model, samples, compared)
     with _kept_folder() as folder:
         openvino.save_model(model, folder / "network.xml", compress_to_fp16=False)
-        return InFile(folder, partial(_open_openvino, wanted), movements, temporary=True)
+        opened = partial(_open_openvino, wanted)
+        return InFile(folder, opened, _bytes_for_openvino, movements, temporary=True)
+
+
+@signal_stack.kept()
+def _bytes_for_openvino(folder: Path) -> Sequence[ByteInput]:
+    import openvino
+
+    model = openvino.Core().read_model(folder / "network.xml")
+    inputs = quantization.bytes_for_openvino(model)
+    if inputs:
+        # beside the old one, whose weights the model reads from its file
+        openvino.save_model(model, folder / "bytes.xml", compress_to_fp16=False)
+        for kind in ("xml", "bin"):
+            (folder / f"bytes.{kind}").replace(folder / f"network.{kind}")
+    return inputs
 
 
 _HINTS = {"float32": "f32", "int8": "f32", "bfloat16": "bf16", "float16": "f16"}

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +23,7 @@ class Front:
             themselves.
         like: any tensor of the model's dtype and device.
         image_scale, image_shift: of the encoder.
-        dtype, memory_format: of the results.
+        dtype, memory_format: of the results; an encoder that makes integers keeps them.
         on_own_thread: whether to compute on a thread of its own, for an engine with threads of its own.
             PyTorch's threads wait for their next work in a loop, for milliseconds, on cores that the engine
             needs. Those of this thread are nobody else's, so they can be ended (docs/deploy.md).
@@ -66,10 +67,11 @@ class Front:
 
     def _inputs(self, images: Tensor) -> Sequence[Tensor]:
         images = self._images(images)
-        parts: Sequence[Tensor] = (images,)
+        parts: Sequence[Tensor] = (images.to(self.dtype),)
         if self.encoder is not None:
             parts = self.encoder(images, self.image_scale, self.image_shift)
-        return [x.to(self.dtype).contiguous(memory_format=self.memory_format) for x in parts]
+            parts = [x.to(self.dtype) if x.is_floating_point() else x for x in parts]
+        return [x.contiguous(memory_format=self.memory_format) for x in parts]
 
     def _images(self, images: Tensor) -> Tensor:
         return images if images.dtype == torch.uint8 else images.to(self.like.dtype)
@@ -105,13 +107,30 @@ def whole(
     return images, _Whole(front, behind).eval()
 
 
-def without_numbers_of_nan(scores: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+def without_numbers_of_nan(
+    scores: Tensor, inputs: Sequence[Tensor], finite: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
     """``scores``, (N, classes), with NaN for each image of which some ``inputs``, (N, ...), are not finite.
 
     The ReLU and the pooling of several engines make a number of NaN, and so plain scores of a broken image.
+
+    Args:
+        scores: see above.
+        inputs: see above.
+        finite: says of one of ``inputs`` which images are, (N,); None for PyTorch's operators.
     """
-    finite = torch.stack([x.flatten(1).isfinite().all(1, keepdim=True) for x in inputs]).all(0)
-    return torch.where(finite, scores, torch.nan)
+    found = [finite(x) if finite else x.flatten(1).isfinite().all(1) for x in inputs]
+    return torch.where(torch.stack(found).all(0)[:, None], scores, torch.nan)
+
+
+def finite_by_numpy(x: Tensor) -> Tensor:
+    """Which images of ``x``, (N, 3, H, W) on the processor, have finite numbers only, (N,).
+
+    On the calling thread alone: PyTorch's others would wait for their next work in a loop, on cores that an
+    engine needs for the next call.
+    """
+    numbers = x.float() if x.dtype == torch.bfloat16 else x  # which numpy does not have
+    return torch.from_numpy(np.isfinite(numbers.numpy()).all((1, 2, 3)))
 
 
 def in_front(

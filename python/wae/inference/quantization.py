@@ -41,6 +41,15 @@ class Movement(NamedTuple):
     """Relative, in the norm."""
 
 
+class ByteInput(NamedTuple):
+    """An input of bytes: the byte b, taken as 0..255, stands for (b - zero_point) * scale."""
+
+    scale: float
+    zero_point: int
+    dtype: torch.dtype
+    """uint8; or int8, whose -128..127 are 0..255 here."""
+
+
 def _movements(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[Movement]:
     """Of the layers that are in both, the one that moved most first."""
     found = [
@@ -67,6 +76,53 @@ def by_nncf(
         quantized = nncf.quantize(model, data, subset_size=len(samples))
     before, after = (_openvino_layers(network, compared) for network in (model, quantized))
     return quantized, _movements(before, after)
+
+
+_WHOLE = 1e-3  # how near to 128 a zero point is 128
+
+
+def bytes_for_openvino(model: Any) -> Sequence[ByteInput]:
+    """Have ``model``, of :func:`by_nncf`, take the bytes that its first step makes of its inputs.
+
+    Returns nothing, and changes nothing, unless every input has such a step.
+    """
+    import numpy as np
+    from openvino import opset13
+
+    found = []
+    for parameter in model.get_parameters():
+        steps = [x.get_node() for x in parameter.output(0).get_target_inputs()]
+        taken = _bytes_of(steps[0]) if len(steps) == 1 else None
+        if taken is None:
+            return ()
+        found.append((parameter, steps[0], taken))
+    for parameter, step, taken in found:
+        signed = taken.dtype == torch.int8
+        new = opset13.parameter(parameter.get_partial_shape(), np.int8 if signed else np.uint8)
+        new.set_friendly_name(parameter.get_friendly_name())
+        new.output(0).get_tensor().set_names(parameter.output(0).get_names())
+        numbers = opset13.multiply(opset13.convert(new, "f32"), np.float32(taken.scale))
+        for reader in step.output(0).get_target_inputs():
+            reader.replace_source_output(numbers.output(0))
+        model.replace_parameter(model.get_parameter_index(parameter), new)
+    model.validate_nodes_and_infer_types()
+    return [taken for _, _, taken in found]
+
+
+def _bytes_of(step: Any) -> ByteInput | None:
+    """The bytes that ``step`` makes; None if it is another kind of step, or they need a zero point."""
+    if step.get_type_name() != "FakeQuantize" or step.get_attributes()["levels"] != 256:
+        return None
+    limits = [step.input_value(i).get_node() for i in range(1, 5)]
+    if any(each.get_type_name() != "Constant" or each.data.size != 1 for each in limits):
+        return None
+    low, high, low_out, high_out = (float(each.data.item()) for each in limits)
+    scale = (high - low) / 255
+    if (low, high) != (low_out, high_out) or not scale > 0:
+        return None
+    if abs(low / scale + 128) < _WHOLE:
+        return ByteInput(scale, 128, torch.int8)
+    return ByteInput(scale, 0, torch.uint8) if low == 0 else None
 
 
 _OPENVINO_LAYERS = ("Convolution", "GroupConvolution", "MatMul")
@@ -145,6 +201,34 @@ def by_onnxruntime(
         moved = _onnx_movements(prepared, quantized, compared) if compared else []
         path.write_bytes(quantized.read_bytes())
     return moved
+
+
+def bytes_for_onnxruntime(path: Path) -> Sequence[ByteInput]:
+    """Have the file of :func:`by_onnxruntime` take the bytes that its first step makes of its inputs.
+
+    Returns nothing, and changes nothing, unless every input has such a step.
+    """
+    import onnx
+
+    model = onnx.load(path)
+    graph = model.graph
+    numbers = {each.name: each for each in graph.initializer}
+    found = []
+    for given in graph.input:
+        steps = [node for node in graph.node if given.name in node.input]
+        if len(steps) != 1 or steps[0].op_type != "QuantizeLinear":
+            return ()
+        scale, zero_point = (onnx.numpy_helper.to_array(numbers[name]) for name in steps[0].input[1:])
+        if scale.size != 1 or zero_point.dtype != "uint8":
+            return ()
+        found.append((given, steps[0], ByteInput(float(scale.item()), int(zero_point.item()), torch.uint8)))
+    for given, step, _ in found:
+        given.type.tensor_type.elem_type = onnx.TensorProto.UINT8
+        graph.node.remove(step)
+        for node in graph.node:
+            node.input[:] = [given.name if name == step.output[0] else name for name in node.input]
+    onnx.save(model, path)
+    return [each for _, _, each in found]
 
 
 _ONNX_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")

@@ -17,10 +17,11 @@ from wae.storage.files import sha256
 from wae_kernels.nn import Encoder
 
 from .deployed import Deployed
-from .encoder_int8 import Int8Encoder
+from .encoder_int8 import ByteEncoder, Int8Encoder
 from .engines import ENGINES, EngineError
 from .front import Front
 from .precision import DTYPES
+from .quantization import ByteInput
 from .saving import ABOUT, ENCODER, ENCODERS, FORMAT, SavedError, made_by
 
 _log = logging.getLogger(__name__)
@@ -117,7 +118,12 @@ def _encoder(kind: type[nn.Module], tensors: Mapping[str, Tensor]) -> nn.Module:
     """One of this kind, of the width that the tensors have."""
     if kind is Encoder:
         return Encoder(len(tensors["conv1.bias"]))
-    return Int8Encoder(Encoder(len(tensors["conv1_bias"]))) if kind is Int8Encoder else kind()
+    if kind is Int8Encoder:
+        return Int8Encoder(Encoder(len(tensors["conv1_bias"])))
+    if kind is ByteEncoder:
+        exact = Encoder(len(tensors["encoder.conv1_bias"]))
+        return ByteEncoder(Int8Encoder(exact), [ByteInput(1.0, 0, torch.uint8)] * 2)
+    return kind()
 
 
 def _front(folder: Path, about: Mapping[str, Any], dtype: torch.dtype, foreign: bool) -> Front:

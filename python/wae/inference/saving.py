@@ -30,14 +30,16 @@ from wae.models.haar import Haar
 from wae.storage.files import sha256
 from wae_kernels.nn import Encoder
 
-from .encoder_int8 import Int8Encoder
+from .encoder_int8 import ByteEncoder, Int8Encoder
 from .engines import ENGINES, EngineError, Prepared
 from .front import Front
 from .precision import name_of
 
 ABOUT, ENCODER = "deployed.json", "encoder.safetensors"
 FORMAT = 1
-ENCODERS: Mapping[str, type[nn.Module]] = {kind.__name__: kind for kind in (Encoder, Haar, Int8Encoder)}
+ENCODERS: Mapping[str, type[nn.Module]] = {
+    kind.__name__: kind for kind in (Encoder, Haar, Int8Encoder, ByteEncoder)
+}
 
 
 class SavedError(WaeError, RuntimeError):

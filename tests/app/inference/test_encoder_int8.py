@@ -6,8 +6,17 @@ import torch
 import wae_kernels
 from wae.data.photos import KEPT_OUT, photo
 from wae.inference import encoder_int8
-from wae.inference.encoder_int8 import Int8Encoder, largest_activations, put_where_faster, quantize
+from wae.inference.encoder_int8 import (
+    ByteEncoder,
+    Int8Encoder,
+    hand_bytes_over,
+    largest_activations,
+    put_where_faster,
+    quantize,
+)
+from wae.inference.engines import Prepared
 from wae.inference.front import Front
+from wae.inference.quantization import ByteInput
 from wae.inference.timing import Timing
 from wae.models.autoencoder import AutoEncoder, to_uint8
 from wae.storage import weights_file
@@ -30,6 +39,19 @@ def published():
     weights_file.load(WEIGHTS / "autoencoder.safetensors", model)
     affine = model.image_scale, model.image_shift
     return model, quantize(model.encoder, *affine, largest_activations(model.encoder, *affine, [photos()]))
+
+
+class Taking(Prepared):
+    """An engine's network with these inputs of bytes."""
+
+    def __init__(self, inputs):
+        self.take_bytes = lambda: inputs
+
+    def for_batch(self, batch):
+        raise NotImplementedError
+
+    def save(self, folder, inputs):
+        raise NotImplementedError
 
 
 def in_int8(encoder, image):
@@ -81,6 +103,30 @@ def test_bytes_go_to_the_kernel(published):
     image = photos(32)
     for got, wanted in zip(quantized(image), in_int8(quantized, image), strict=True):
         assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("dtype", [pytest.param("uint8", marks=needs_kernel), "float32"])
+@torch.no_grad()
+def test_an_engine_gets_its_bytes(published, dtype):
+    """Of a floating-point image too, which the encoder in float32 takes."""
+    image, front = photos(32).to(getattr(torch, dtype)), front_of(published[1])
+    numbers = front(image)
+    steps = [float(x.abs().max()) / 100 for x in numbers]
+    inputs = [ByteInput(steps[0], 120, torch.uint8), ByteInput(steps[1], 128, torch.int8)]
+    hand_bytes_over(front, Taking(inputs))
+    assert isinstance(front.encoder, ByteEncoder)
+    for got, wanted, each in zip(front(image), numbers, inputs, strict=True):
+        assert got.dtype == each.dtype
+        byte = got.int() + (128 if each.dtype == torch.int8 else 0)
+        assert ((byte - each.zero_point) * each.scale - wanted).abs().max() <= 0.5001 * each.scale
+
+
+def test_an_engine_that_takes_no_bytes_gets_numbers(published):
+    some = [ByteInput(1.0, 0, torch.uint8)] * 2
+    for encoder, inputs in ((published[1], ()), (Encoder(), some)):
+        front = front_of(encoder)
+        hand_bytes_over(front, Taking(inputs))
+        assert front.encoder is encoder
 
 
 @torch.no_grad()

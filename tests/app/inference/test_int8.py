@@ -7,11 +7,16 @@ import torch
 from test_deployed import SIZE, Body, needs, with_statistics
 from test_deployed import model as model
 
-from wae.inference import calibration, precision, quantization
+import wae
+from wae.difference import relative_difference
+from wae.inference import calibration, encoder_int8, precision, quantization
 from wae.inference.calibration import CalibrationError, gather
 from wae.inference.deployed import ENGINES, DisagreementError, EngineError, deploy
+from wae.inference.engines import InFile
 from wae.inference.export import export
+from wae.inference.timing import Timing
 from wae.models.classifier import FlatClassifier, WAEClassifier
+from wae_kernels import backends
 from wae_kernels.nn import Encoder
 
 INT8 = [
@@ -113,6 +118,31 @@ def test_an_onnx_file_in_int8_runs_without_us(apart, tmp_path):
     compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     scores = torch.from_numpy(next(iter(compiled([data[:5].numpy()]).values())))
     assert (scores - expected).norm() <= 0.2 * expected.norm()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not backends.int8_runs(), reason="this processor has no VNNI")
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_the_encoder_hands_bytes_over(engine, apart, tmp_path, monkeypatch):
+    found = {"float32": Timing(2, 2, 2, 3), "int8": Timing(1, 1, 1, 3)}
+    monkeypatch.setattr(encoder_int8, "interleaved", lambda functions, _: found)
+    data = images(48)
+    deployed = int8(apart, engine, data, max_drop=None)
+    assert {x.dtype for x in deployed._front(data[:2])} <= {torch.int8, torch.uint8}
+    expected = deployed(data[:2])
+    with monkeypatch.context() as patched:
+        patched.setattr(InFile, "take_bytes", lambda prepared: ())
+        by_numbers = int8(apart, engine, data, max_drop=None)
+    assert {x.dtype for x in by_numbers._front(data[:2])} == {torch.float32}
+    # both round the same numbers; one that is halfway between two bytes may come out as either
+    assert relative_difference(by_numbers(data[:2]), expected) < 0.02
+    deployed.save(tmp_path / "net")
+    again = wae.load_deployed(tmp_path / "net")
+    assert torch.equal(again(data[:2]), expected)
+    broken = data[:2].float()
+    assert relative_difference(again(broken), expected) < 0.1
+    broken[1, 0, 3, 3] = torch.nan
+    assert again(broken).isnan().all(1).tolist() == [False, True]
 
 
 def test_int8_without_images_is_refused(model, tmp_path):
