@@ -13,20 +13,25 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import Parameter
 from torch.nn.modules import module as torch_module
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass as is_wrapper
 
 from .ops import decode, encode
 from .parameters import KERNEL_WIDTH, DecoderParameters, EncoderParameters
 from .reference import format_of, laid_out, normalize_image
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_GLOBAL_HOOKS = tuple(getattr(torch_module, f"_global{hooks}") for hooks in _HOOKS)
+_GLOBAL_HOOKS = (
+    torch_module._global_forward_hooks,
+    torch_module._global_forward_pre_hooks,
+    torch_module._global_backward_hooks,
+    torch_module._global_backward_pre_hooks,
+)
 
 
 def _layer(kind: type[nn.Module], stride: int) -> tuple[type[nn.Module], tuple[Any, ...]]:
-    """A layer as it is made: its type and geometry."""
-    return kind, ((3, 3), (stride, stride), (1, 1), (1, 1), 1, "zeros", (0, 0))
+    """A layer as it is made: its type, and its geometry without hooks as :func:`_state` gives them."""
+    return kind, ((3, 3), (stride, stride), (1, 1), (1, 1), 1, "zeros", (0, 0), {}, {}, {}, {})
 
 
 _CONV, _BRANCH, _UPSAMPLING = _layer(nn.Conv2d, 1), _layer(nn.Conv2d, 2), _layer(nn.ConvTranspose2d, 2)
@@ -42,50 +47,41 @@ def _fusible(
         return None
     on_meta = image.is_meta is True  # of an image that torch.fx only traces, it is neither
     tensors: list[Tensor] = []
-    for name, (kind, geometry) in layers.items():
+    for name, (kind, as_made) in layers.items():
         layer = module._modules[name]
         if type(layer) is not kind:
             return None
-        state = vars(layer)
-        if "forward" in state or _has_hooks(state) or _geometry_of(state) != geometry:
+        variables = vars(layer)
+        if "forward" in variables or _state(variables) != as_made:
             return None
-        parameters = state["_parameters"]
+        parameters = variables["_parameters"]
         for parameter in (parameters.get("weight"), parameters.get("bias")):
-            if parameter is None or parameter.is_meta != on_meta or not _is_plain(parameter):
+            if type(parameter) is not Parameter and (parameter is None or is_wrapper(parameter)):
+                return None
+            if parameter.is_meta != on_meta:
                 return None
             tensors.append(parameter)
     return tensors
 
 
-# Spelled out, because a loop over the names takes three times as long, and every call of a module comes here.
+def _state(variables: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The geometry and the hooks of a layer with these ``vars``.
 
-
-def _has_hooks(state: Mapping[str, Any]) -> bool:
-    """Whether a layer, of which this is ``vars``, has hooks around its forward or backward pass."""
-    return bool(
-        state["_forward_hooks"]
-        or state["_forward_pre_hooks"]
-        or state["_backward_hooks"]
-        or state["_backward_pre_hooks"]
-    )
-
-
-def _geometry_of(state: Mapping[str, Any]) -> tuple[Any, ...]:
-    """As :func:`_layer` gives it, of a layer of which this is ``vars``."""
+    Spelled out, because every call of a module comes here: a loop over the names takes three times the time.
+    """
     return (
-        state["kernel_size"],
-        state["stride"],
-        state["padding"],
-        state["dilation"],
-        state["groups"],
-        state["padding_mode"],
-        state["output_padding"],
+        variables["kernel_size"],
+        variables["stride"],
+        variables["padding"],
+        variables["dilation"],
+        variables["groups"],
+        variables["padding_mode"],
+        variables["output_padding"],
+        variables["_forward_hooks"],
+        variables["_forward_pre_hooks"],
+        variables["_backward_hooks"],
+        variables["_backward_pre_hooks"],
     )
-
-
-def _is_plain(parameter: Tensor) -> bool:
-    """Whether an op can take it: no shard and no quantised tensor."""
-    return type(parameter) is nn.Parameter or not is_traceable_wrapper_subclass(parameter)
 
 
 class Encoder(nn.Module):
