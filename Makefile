@@ -91,12 +91,25 @@ lint: $(VENV)/.dev  ## formatting, lint and types; changes nothing
 	$(BIN)/ruff format --check
 	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 	$(BIN)/mypy
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 .PHONY: format
 format: $(VENV)/.dev  ## put all files into the form that `make lint` asks for
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 	$(BIN)/clang-format -i $(CXX_FILES)
+
+# The libraries of torch and CUDA come with torch: they are not put into the wheel.
+NOT_OURS := 'libtorch*' 'libc10*' 'libcudart*'
+
+.PHONY: dist
+dist: $(VENV)/.dist  ## an archive of the sources, and of it a wheel that needs no compiler, both checked: dist/
+	rm -rf dist build/wheel
+	$(BIN)/python -m build --sdist --no-isolation -o dist
+	$(BIN)/pip wheel --no-deps --no-build-isolation -w build/wheel dist/*.tar.gz
+	$(BIN)/auditwheel repair --strip $(addprefix --exclude ,$(NOT_OURS)) -w dist build/wheel/*.whl
+	$(BIN)/abi3audit --strict dist/*.whl
+	$(BIN)/twine check --strict dist/*
 
 .PHONY: clean
 clean:  ## remove what was built (not .venv: for that, rm -r .venv)
@@ -132,6 +145,9 @@ $(VENV)/.app: $(PACKAGING) | $(BIN)/pip
 
 $(VENV)/.dev: $(VENV)/.app
 	$(call install,dev$(if $(shell command -v nvcc),,$(comma)nvcc))
+
+$(VENV)/.dist: $(VENV)/.app
+	$(call install,app$(comma)build$(comma)dist)
 
 $(VENV)/.fuzz: $(VENV)/.dev
 	$(call install,dev$(comma)fuzz)

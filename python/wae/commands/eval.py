@@ -63,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="time to spend on the timings (default: 5)",
     )
+    shared.add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -109,6 +110,11 @@ def run(options: argparse.Namespace) -> int:
             evaluation.measure_deployed(deployed, options.seconds)
     except (CheckpointError, ImageError, EngineError, DisagreementError, ValueError) as error:
         raise shared.Failure(str(error)) from None
+    if options.json:
+        if first:
+            networks, found = evaluation.as_data(candidates), evaluation.deployed_as_data(deployed)
+            shared.print_json({"data": options.data, "networks": networks, "deployed": found})
+        return 0
     if first:
         shared.console().print(evaluation.table(candidates))
         print(f"Of {options.data}'s test images. {evaluation.HOW_TIMED}")

@@ -12,6 +12,7 @@ HELP = "print versions and backends, or the size of a network"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
     parser.add_argument("network", nargs="?", metavar="NETWORK", help="for example wae_vgg16")
+    shared.add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -19,11 +20,13 @@ def run(options: argparse.Namespace) -> int:
     from wae.experiments import info
     from wae.models.registry import NetworkError
 
-    if options.network is None:
-        info.show_machine(shared.console())
-        return 0
     try:
-        info.show_network(shared.console(), options.network)
+        if options.json:
+            shared.print_json(info.network(options.network) if options.network else info.machine())
+        elif options.network:
+            info.show_network(shared.console(), options.network)
+        else:
+            info.show_machine(shared.console())
     except NetworkError as error:
         return shared.complain(str(error), 2)
     return 0

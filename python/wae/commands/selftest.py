@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -28,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--first", type=shared.whole, default=0, metavar="N", help="number of the first problem (default: 0)"
     )
     parser.add_argument("--only", type=shared.whole, metavar="N", help="run problem N and no other")
-    parser.add_argument("--json", action="store_true", help="print the table as JSON")
+    shared.add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -40,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
         for rows in selftest.run(options.seconds, options.first, options.only):  # noqa: B007 (the last counts)
             advance()
     if options.json:
-        print(json.dumps([asdict(row) for row in rows], indent=1))
+        shared.print_json([asdict(row) for row in rows])
     else:
         shared.console().print(_table(rows))
     failed = [row for row in rows if row.failures]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import sys
 import tempfile
@@ -56,6 +57,16 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
 def add_force(parser: argparse.ArgumentParser) -> None:
     """The option ``--force`` of commands that write a file."""
     parser.add_argument("--force", action="store_true", help="replace a file that is there")
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """The option ``--json`` of commands that print a table: see :func:`print_json`."""
+    parser.add_argument("--json", action="store_true", help="print the table as JSON")
+
+
+def print_json(data: object) -> None:
+    """Print what a table would show as one JSON document."""
+    print(json.dumps(data, indent=1))
 
 
 def add_max_pixels(parser: argparse._ActionsContainer) -> None:

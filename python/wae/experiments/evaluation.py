@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.table import Table
@@ -71,6 +72,20 @@ def _timed(
 ) -> list[Timing]:
     synchronize = torch.cuda.synchronize if on_gpu else lambda: None
     return list(interleaved(functions, seconds, settle=settle, synchronize=synchronize).values())
+
+
+def as_data(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
+    """:func:`table` for programs; times in seconds."""
+    return [
+        {
+            "network": entry.described.network,
+            "path": str(entry.path),
+            **({} if entry.accuracy is None else entry.accuracy._asdict()),
+            "seconds_per_image": entry.seconds,
+            "multiply_adds": entry.multiply_adds,
+        }
+        for entry in candidates
+    ]
 
 
 def table(candidates: Sequence[Candidate]) -> Table:
@@ -144,6 +159,22 @@ def measure_deployed(entries: Sequence[DeployedCandidate], seconds: float) -> No
     on_gpu = any(next(entry.candidate.model.parameters()).is_cuda for entry in entries)
     for entry, timing in zip(entries, _timed(functions, seconds, on_gpu, settle=1), strict=True):
         entry.seconds = timing.median
+
+
+def deployed_as_data(entries: Sequence[DeployedCandidate]) -> list[dict[str, Any]]:
+    """:func:`deployed_table` for programs; times in seconds."""
+    return [
+        {
+            "network": entry.candidate.described.network,
+            "path": str(entry.candidate.path),
+            "precision": entry.deployed.precision,
+            "engine": entry.deployed.engine,
+            "batch": entry.deployed.batch,
+            **({} if entry.accuracy is None else entry.accuracy._asdict()),
+            "seconds_per_call": entry.seconds,
+        }
+        for entry in entries
+    ]
 
 
 def deployed_table(entries: Sequence[DeployedCandidate]) -> Table:

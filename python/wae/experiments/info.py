@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import asdict
 from functools import partial
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -15,29 +17,37 @@ from wae.models.registry import NetworkError, build, encoder_multiply_adds, imag
 from wae_kernels import backends
 
 
+def machine() -> dict[str, Any]:
+    """Versions, threads, and every backend with the reason why it can or cannot run here."""
+    return {
+        "wae_kernels": wae_kernels.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "GPU": backends.gpu(),
+        "backends": [asdict(backend) for backend in backends.available()],
+        "runs": backends.backend_for("cpu"),
+        "chosen": backends.selected(),
+    }
+
+
 def show_machine(console: Console) -> None:
-    """Print versions, threads, and every backend with the reason why it can or cannot run here."""
+    """Print :func:`machine`."""
+    found = machine()
     versions = Table(show_header=False, box=None)
-    for row in (
-        ("wae_kernels", wae_kernels.__version__),
-        ("torch", torch.__version__),
-        ("python", platform.python_version()),
-        ("machine", platform.machine()),
-        ("threads", str(torch.get_num_threads())),
-        ("GPU", backends.gpu() or "none"),
-    ):
-        versions.add_row(*row)
+    for name in ("wae_kernels", "torch", "python", "machine", "threads", "GPU"):
+        versions.add_row(name, str(found[name] or "none"))
     console.print(versions)
 
-    runs = backends.backend_for("cpu")
     table = Table(title="Backends", title_justify="left")
     for column in ("backend", "available", "why"):
         table.add_column(column)
-    for backend in backends.available():
-        name = f"{backend.name} (runs)" if backend.name == runs else backend.name
-        table.add_row(name, "yes" if backend.available else "no", backend.reason)
+    for backend in found["backends"]:
+        name = f"{backend['name']} (runs)" if backend["name"] == found["runs"] else backend["name"]
+        table.add_row(name, "yes" if backend["available"] else "no", backend["reason"])
     console.print(table)
-    console.print(f"float32 on the processor runs through {runs} (chosen: {backends.selected()}).")
+    console.print(f"float32 on the processor runs through {found['runs']} (chosen: {found['chosen']}).")
 
 
 def processor() -> str:
@@ -49,22 +59,34 @@ def processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def show_network(console: Console, name: str) -> None:
-    """Print the parameters and multiply-adds of the network ``name``: see :mod:`wae.models.registry`.
+def network(name: str) -> dict[str, Any]:
+    """The parameters and multiply-adds of the network ``name``: see :mod:`wae.models.registry`.
 
     Raises NetworkError where there is no such network, or it takes no images of that size.
     """
-    network, side = on_meta(partial(build, name)), image_side(name)
+    built, side = on_meta(partial(build, name)), image_side(name)
     try:
-        parameters, total = count(network, (side, side))
+        parameters, total = count(built, (side, side))
     except (AssertionError, RuntimeError, ValueError) as error:  # torchvision asserts sizes
         raise NetworkError(f"{name} takes no image of {side} x {side}: {error}") from error
-    encoder = encoder_multiply_adds(network, side)
-    console.print(f"{name}, one {side} x {side} image")
+    return {
+        "network": name,
+        "size": side,
+        "parameters": parameters,
+        "multiply_adds": total,
+        "of_these_the_encoder": encoder_multiply_adds(built, side),
+    }
+
+
+def show_network(console: Console, name: str) -> None:
+    """Print :func:`network`, which says what is raised."""
+    found = network(name)
+    total, encoder = found["multiply_adds"], found["of_these_the_encoder"]
+    console.print(f"{name}, one {found['size']} x {found['size']} image")
     table = Table(show_header=False)
     table.add_column()
     table.add_column(justify="right")
-    table.add_row("parameters", f"{parameters:,}")
+    table.add_row("parameters", f"{found['parameters']:,}")
     table.add_row("multiply-adds", _amount(total))
     if encoder and encoder != total:
         table.add_row("  of these, the encoder", _amount(encoder))

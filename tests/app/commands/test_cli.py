@@ -1,6 +1,7 @@
 """The command `wae`, as a user runs it: what it writes, says, refuses and returns."""
 
 import importlib.util
+import json
 import os
 import resource
 import signal
@@ -396,6 +397,20 @@ def test_info_tells_versions_and_every_backend(capsys):
     printed = capsys.readouterr().out
     for text in (torch.__version__, *(b.name for b in backends.available()), "runs through"):
         assert text in printed
+
+
+def test_info_as_json(capsys):
+    from wae_kernels import backends
+
+    assert run("info", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["torch"] == torch.__version__
+    assert [each["name"] for each in found["backends"]] == [each.name for each in backends.available()]
+    assert run("info", "wae_vgg16", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["parameters"] == 53_324_582
+    assert found["of_these_the_encoder"] < found["multiply_adds"]
+    assert run("info", "alexnot", "--json") == 2
 
 
 def test_info_counts_a_network(capsys):

@@ -105,6 +105,18 @@ def test_eval_of_the_deployed_network(weights, data, wide, capsys):
     assert found[1][3] == found[3][3] == f"{100 * right.double().mean():.2f} %"
 
 
+def test_eval_as_json(weights, data, capsys):
+    arguments = ("eval", weights, weights, "--data", data, "--batch", 4, "--seconds", 0.05, "--json")
+    assert run(*arguments, "--deployed", "float32", "--engine", "eager") == 0
+    found = json.loads(capsys.readouterr().out)
+    for entry in (*found["networks"], *found["deployed"]):
+        assert entry["network"] == "tiny"
+        assert 0 <= entry["top1"] <= entry["top5"] <= 1
+        assert entry["images"] == 9
+    assert [entry["engine"] for entry in found["deployed"]] == ["eager", "eager"]
+    assert all(entry["seconds_per_image"] > 0 for entry in found["networks"])
+
+
 @pytest.mark.slow
 def test_eval_in_int8_takes_its_scales_from_the_training_images(weights, data, wide, any_warnings, capsys):
     """The test images are too few for it, so they cannot be what it took."""
