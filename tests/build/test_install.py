@@ -6,6 +6,7 @@ import importlib.util
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from types import ModuleType
 
 import pytest
 import torch
+
+import wae_kernels
 
 ROOT = Path(__file__).resolve().parents[2]
 NOT_SOURCES = shutil.ignore_patterns(
@@ -122,6 +125,7 @@ def test_wheel_serves_every_python_from_3_10(wheel: Path, library: Path) -> None
         "wae/py.typed",
         "wae/models/__init__.py",
         "wae/training/__init__.py",
+        "wae/training/plans/wae_resnet50.toml",
     ],
 )
 def test_wheel_holds(unpacked: Path, file: str) -> None:
@@ -143,6 +147,49 @@ def test_wheel_runs_where_it_is_unpacked(unpacked: Path, tmp_path: Path) -> None
     result = run([sys.executable, "-W", "error", "-c", program], tmp_path, PYTHONPATH=str(unpacked))
     assert str(unpacked) in result.stdout
     assert "cpu:" in result.stdout
+
+
+@pytest.mark.slow
+def test_the_audits_of_make_dist_pass(wheel: Path, tmp_path: Path) -> None:
+    if sys.platform != "linux" or importlib.util.find_spec("auditwheel") is None:
+        pytest.skip("auditwheel, for Linux, is not installed")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (left_out,) = re.findall(r"^NOT_OURS := (.*)$", makefile, re.MULTILINE)
+    exclude = [word for name in shlex.split(left_out) for word in ("--exclude", name)]
+    for command in (
+        ["auditwheel", "repair", *exclude, "-w", str(tmp_path), str(wheel)],
+        ["abi3audit", "--strict", str(wheel)],
+        ["twine", "check", "--strict", str(wheel)],
+    ):
+        result = run(command, ROOT)
+        assert result.returncode == 0, result.stdout
+    (repaired,) = tmp_path.glob("*.whl")
+    assert "manylinux" in repaired.name
+    assert not [name for name in zipfile.ZipFile(repaired).namelist() if ".libs/" in name]
+
+
+@pytest.mark.slow
+def test_wheel_works_in_a_new_environment_without_a_compiler(wheel: Path) -> None:
+    """Beside the torch that runs this test: its packages are lent to the environment."""
+    result = run(["tools/try_wheel.sh", str(wheel)], ROOT, PYTHON=sys.executable, BESIDE=purelib())
+    assert result.returncode == 0, result.stdout
+    assert f"beside torch {torch.__version__} on Python" in result.stdout
+
+
+def purelib() -> str:
+    return str(Path(torch.__file__).parents[1])
+
+
+def test_the_version_stands_in_one_place() -> None:
+    places = [
+        path.relative_to(ROOT).as_posix()
+        for folder in ("wae_kernels", "python", "tools", "docs")
+        for path in (ROOT / folder).rglob("*.py")
+        if re.search(r"^(__)?version(__)? = ", path.read_text(encoding="utf-8"), re.MULTILINE)
+    ]
+    assert places == ["wae_kernels/__init__.py"]
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## \[(.+?)\]", changes, re.MULTILINE)[0] in ("Unreleased", wae_kernels.__version__)
 
 
 @pytest.mark.slow

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -39,8 +38,31 @@ def test_the_hosts_ci_runs_what_ours_does() -> None:
         assert target[1] is None or f"\n{target[1]}:" in makefile
 
 
-@pytest.mark.skipif(shutil.which("actionlint") is None, reason="actionlint is not installed")
-def test_workflows_are_well_formed() -> None:
-    command = ["actionlint", *map(str, (ROOT / ".github/workflows").glob("*.yml"))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
+
+
+def check(*workflows: Path) -> subprocess.CompletedProcess[str]:
+    command = [shutil.which("check-jsonschema") or "check-jsonschema", "--builtin-schema"]
+    return subprocess.run(
+        [*command, "vendor.github-workflows", *map(str, workflows)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_workflows_are_well_formed(tmp_path: Path) -> None:
+    assert [path.name for path in WORKFLOWS] == ["ci.yml", "release.yml"]
+    done = check(*WORKFLOWS)
     assert done.returncode == 0, done.stdout + done.stderr
+    wrong = tmp_path / "wrong.yml"
+    wrong.write_text(WORKFLOWS[0].read_text(encoding="utf-8").replace("runs-on:", "run-on:", 1))
+    assert check(wrong).returncode != 0  # so the schema is looked at
+
+
+def test_releases_are_what_make_dist_makes() -> None:
+    steps = re.findall(r"^      - run: (.*)$", WORKFLOWS[1].read_text(encoding="utf-8"), re.MULTILINE)
+    assert steps[0].startswith("make dist ")
+    program = ROOT / steps[1].split()[0]
+    assert program.is_file()
+    assert os.access(program, os.X_OK)
