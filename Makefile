@@ -82,7 +82,7 @@ fuzz: $(VENV)/.fuzz build $(if $(CLANGXX),build/fuzz/kernels)  ## coverage-guide
 
 build/fuzz/kernels: tests/cpp/sanitize.cpp $(shell find csrc/cpu csrc/common -type f)
 	@mkdir -p $(@D)
-	$(CLANGXX) -std=c++20 -O2 -g -pthread -Icsrc -DWAE_FUZZ -fsanitize=fuzzer,address,undefined \
+	$(CLANGXX) -std=c++20 -O1 -g -pthread -Icsrc -DWAE_FUZZ -fsanitize=fuzzer,address,undefined \
 		-fno-sanitize-recover=all $(filter-out csrc/cpu/ops.cpp,$(filter %.cpp,$^)) -o $@
 
 .PHONY: lint

@@ -187,7 +187,8 @@ class __attribute__((visibility("hidden"))) Checker {
   // The number that a size must be; kOpen where arguments before this one leave it open.
   int64_t known(int64_t size) const {
     if (size > 0) return size;
-    if (size == panels) return (sizes_[index_of(out_channels)] + 15) / 16;
+    if (size == panels)
+      return (sizes_[index_of(out_channels)] - 1) / 16 + 1;  // of 1 or more, without overflow
     if (size == half_height || size == half_width) {
       const int64_t whole = sizes_[index_of(size == half_height ? height : width)];
       if (whole != kOpen) return half_size(whole);

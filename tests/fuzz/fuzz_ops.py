@@ -35,16 +35,17 @@ class _Choices:
 
 def check(content: bytes) -> None:
     """Call an op twice, and compare."""
-    from cases import OPS, arguments_of, as_tuple
+    from cases import OPS, as_tuple
 
     choices = _Choices(content)
-    op = choices.of(sorted(OPS))
-    values = list(arguments_of(op, size=(1 + choices.below(20), 1 + choices.below(40))))
+    op = choices.of(sorted((*OPS, "conv3x3", "conv3x3_pack")))
+    values = _arguments(op, choices)
     for _ in range(choices.below(4)):
         number = choices.below(len(values))
         values[number] = _changed(values[number], choices)
     got, wanted = (_outcome(getattr(torch.ops.wae, name), values) for name in (op, f"_{op}_reference"))
     if isinstance(wanted, str) or isinstance(got, str):
+        wanted = str(wanted).replace(f"_{op}_reference", op)  # in what torch itself says
         assert got == wanted, (op, got, wanted)
         return
     lowest = min((x.dtype for x in values if isinstance(x, Tensor)), key=_digits)
@@ -55,6 +56,22 @@ def check(content: bytes) -> None:
         if one.numel():
             difference = (one.double() - other.double()).norm() / other.double().norm().clamp_min(1e-3)
             assert difference <= tolerance, (op, float(difference))
+
+
+def _arguments(op: str, choices: _Choices) -> list:
+    """What fits the op."""
+    from cases import arguments_of
+
+    size = (1 + choices.below(20), 1 + choices.below(40))
+    if not op.startswith("conv3x3"):
+        return list(arguments_of(op, size=size))
+    channels, out_channels = 1 + choices.below(70), 1 + choices.below(40)
+    weight = torch.randn(out_channels, channels, 3, 3) / (3 * channels**0.5)
+    if op == "conv3x3_pack":
+        return [weight]
+    packed = torch.ops.wae._conv3x3_pack_reference(weight)
+    bias = torch.randn(out_channels) if choices.below(2) else None
+    return [torch.randn(2, channels, *size), packed, bias, out_channels, choices.below(2) == 1]
 
 
 def _digits(dtype: torch.dtype) -> float:

@@ -250,6 +250,7 @@ BAD = {
         (lambda _: -3, "out_channels must be (out_channels >= 1), got (-3)"),
         (lambda _: 33, "packed must have shape (3, 5, 144), got (2, 5, 144)"),
         (lambda _: 2**62, f"packed must have shape ({2**58}, 5, 144), got (2, 5, 144)"),
+        (lambda _: 2**63 - 1, f"packed must have shape ({2**59}, 5, 144), got (2, 5, 144)"),
     ],
 }
 
