@@ -57,15 +57,22 @@ def read(folder: Path) -> list[Measured]:
 
 def bounds(measured: Sequence[Measured]) -> list[str]:
     """The table of what was asked for; in bold what is below that."""
-    lines = ["| how many times faster, batch 1 / 8 | at least | aim | measured |", "|---|---|---|---|"]
+    machines = list(dict.fromkeys(machine(m.about) for m in measured))
+    rows = []
     for bound in BOUNDS:
-        reached = []
-        for batch, least in zip(BATCHES, bound.least, strict=True):
-            found = [_ratio(m.comparison, bound) for m in measured if _fits(m.comparison, bound, batch)]
-            reached += [text if ratio >= least else f"**{text}**" for ratio, text in filter(None, found)]
         asked = (" / ".join(f"{x:g}x" for x in pair) for pair in (bound.least, bound.aim))
-        lines.append(f"| {bound.what} | {' | '.join(asked)} | {' / '.join(reached) or 'not measured'} |")
-    return lines
+        reached = ([m.comparison for m in measured if machine(m.about) == name] for name in machines)
+        rows.append([bound.what, *asked, *(_reached(bound, found) for found in reached)])
+    return _grid(["how many times faster, batch 1 / 8", "at least", "aim", *machines], rows)
+
+
+def _reached(bound: Bound, measured: Sequence[Comparison]) -> str:
+    """A cell of :func:`bounds`: 1 image / 8 images."""
+    reached = []
+    for batch, least in zip(BATCHES, bound.least, strict=True):
+        found = [_ratio(comparison, bound) for comparison in measured if _fits(comparison, bound, batch)]
+        reached += [text if ratio >= least else f"**{text}**" for ratio, text in filter(None, found)]
+    return " / ".join(reached) or "not measured"
 
 
 def _fits(comparison: Comparison, bound: Bound, batch: int) -> bool:
@@ -86,8 +93,12 @@ def _ratio(comparison: Comparison, bound: Bound) -> tuple[float, str] | None:
 def machine(about: dict[str, Any]) -> str:
     """The processor in few words."""
     known = about["machine"]
-    matrix = " with AMX" if any(name.startswith("amx") for name in known["instructions"]) else ""
-    return f"{known['processor']}{matrix}, {known['threads']} threads"
+    limits = ", ".join(f"`{name}={value}`" for name, value in known.get("limits", {}).items())
+    matrix = any(name.startswith("amx") for name in known["instructions"]) and not limits
+    return (
+        f"{known['processor']}{' with AMX' if matrix else ''}, {known['threads']} threads"
+        f"{f', limited by {limits}' if limits else ''}"
+    )
 
 
 def provenance(about: dict[str, Any]) -> str:

@@ -16,13 +16,9 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
-LIMITS = (
-    "WAE_BACKEND",
-    "ATEN_CPU_CAPABILITY",
-    "ONEDNN_MAX_CPU_ISA",
-    "WAE_BENCH_ONNXRUNTIME",
-    "OMP_NUM_THREADS",
-)
+from wae.experiments import bench
+
+LIMITS = (*bench.LIMITS, "WAE_BENCH_ONNXRUNTIME")
 """A result is worth little without them."""
 
 _ASK = bytes.fromhex("31c9 0f01d0")  # xor ecx, ecx; xgetbv: eax tells which registers are kept

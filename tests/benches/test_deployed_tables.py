@@ -6,6 +6,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from benches import deployed, report
 from wae.experiments import bench
 from wae.experiments.bench import Comparison, Row, Side
@@ -77,5 +79,18 @@ def test_a_quiet_run_is_not_called_anything_else(tmp_path: Path) -> None:
 def test_the_matrix_unit_is_named() -> None:
     about = {"machine": {"processor": "X", "threads": 2, "instructions": ["avx2", "amx_int8"]}}
     assert deployed.machine(about) == "X with AMX, 2 threads"
-    about["machine"]["instructions"] = ["avx2"]
+    about["machine"]["limits"] = {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+    assert deployed.machine(about) == "X, 2 threads, limited by `ONEDNN_MAX_CPU_ISA=AVX2`"
+    about["machine"] = {"processor": "X", "threads": 2, "instructions": ["avx2"]}
     assert deployed.machine(about) == "X, 2 threads"
+
+
+def test_a_limited_run_has_a_column_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept(tmp_path, comparison("vgg16", 8, 0.2, 0.1))
+    (tmp_path / "a.json").rename(tmp_path / "b.json")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
+    lines = deployed.bounds(kept(tmp_path, comparison("vgg16", 8, 0.4, 0.1)))
+    assert lines[0].count("limited by `ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16`") == 1
+    cells = row(lines, "WAE-VGG16 int8 against VGG16 int8, both openvino")
+    assert sorted(cells[2:]) == ["**2.00x, 67%**", "4.00x, 133%"]
+    assert "Limited by ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16." in bench.notes([comparison("vgg16", 8, 1, 1)])

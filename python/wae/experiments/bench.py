@@ -47,6 +47,9 @@ from .info import processor
 PHOTOS = "crops of the bundled photos"
 """Where int8's scales come from, unless a folder is given."""
 
+LIMITS = ("WAE_BACKEND", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "OMP_NUM_THREADS")
+"""Environment variables that keep libraries from some instructions or cores."""
+
 QUIET = 0.1
 """Cores that other programs may use while something is timed."""
 
@@ -332,6 +335,11 @@ def installed() -> list[str]:
     return [name for name, engine in ENGINES.items() if engine.why_not("cpu") is None]
 
 
+def limits() -> dict[str, str]:
+    """Those of :data:`LIMITS` that are set."""
+    return {name: os.environ[name] for name in LIMITS if name in os.environ}
+
+
 def machine() -> dict[str, Any]:
     """The machine and versions that the times depend on."""
     known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
@@ -340,6 +348,7 @@ def machine() -> dict[str, Any]:
         "instructions": [name for name in _INSTRUCTIONS if known.get(name)],
         "threads": torch.get_num_threads(),
         "backend": backends.backend_for("cpu"),
+        "limits": limits(),
         "versions": {"wae-kernels": wae_kernels.__version__}
         | {name: version(name) for name in _PACKAGES if find_spec(name)},
     }
@@ -429,6 +438,9 @@ def notes(comparisons: Sequence[Comparison]) -> list[str]:
         lines.append(f"int8's scales come from {comparisons[0].scales_from}.")
     if (busiest := max((c.others or 0.0 for c in comparisons), default=0.0)) > QUIET:
         lines.append(f"Other programs used {busiest:.1f} cores meanwhile: do not rely on these times.")
+    if set_here := limits():
+        settings = ", ".join(f"{name}={value}" for name, value in set_here.items())
+        lines.append(f"Limited by {settings}.")
     left_out = {(name, why): None for c in comparisons for name, why in c.left_out.items()}
     return lines + [f"left out: {name}: {why}" for name, why in left_out]
 
