@@ -163,6 +163,8 @@ def test_a_decision_needs_no_more_than_eight_rows() -> None:
         "8.0x, 4.0x",
     ]
     assert len(tables.decision([result(*runs)] * 10)) <= 10
+    only_ops = result(benchmark("int8, encode", ours="int8", images=1, timings={"int8": timing(1.0)}))
+    assert tables.decision([result(*runs), only_ops, only_ops]) == lines
 
 
 def test_the_fastest_of_the_other_peers_counts() -> None:
