@@ -1,0 +1,1 @@
+"""Networks that give each pixel of an image a score of each class, and WAE around any of them."""

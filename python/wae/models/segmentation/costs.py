@@ -1,0 +1,60 @@
+"""``python -m wae.models.segmentation.costs``: what scoring the pixels of one image costs, as Markdown."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+from torchvision.models import segmentation
+
+from wae.models.counting import count
+from wae.models.registry import on_meta
+
+from .enet import ENet
+from .mobilenet_deconv import MobileNetDeconv
+from .segmenter import HalfResolutionSegmenter, wae_segmenter
+
+SIZE = (360, 480)
+"""Height and width of CamVid's images."""
+CLASSES = 11
+
+_OF_TORCHVISION = ("deeplabv3_resnet50", "fcn_resnet50", "lraspp_mobilenet_v3_large")
+
+Builder = Callable[[], nn.Module]
+
+
+def compared() -> dict[str, Builder]:
+    """Our networks, and some of torchvision's."""
+    networks: dict[str, Builder] = {
+        "ENet": lambda: ENet(CLASSES),
+        "mobilenet_deconv": lambda: MobileNetDeconv(CLASSES),
+        "mobilenet_deconv, compensated": lambda: MobileNetDeconv(CLASSES, compensated=True),
+    }
+    for name in _OF_TORCHVISION:
+        make = getattr(segmentation, name)
+        networks[name] = partial(make, weights=None, weights_backbone=None, num_classes=CLASSES)
+    return networks
+
+
+def table() -> str:
+    """Multiply-adds at full resolution, at half of it, and with WAE."""
+    lines = [
+        "| network | parameters | multiply-adds | at half the resolution | WAE | fewer than the network's |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, make in compared().items():
+        parameters, full = count(on_meta(make), SIZE)
+        half, wae = (_multiply_adds(form, make) for form in (HalfResolutionSegmenter, wae_segmenter))
+        billions = " | ".join(f"{n / 1e9:.2f} G" for n in (full, half, wae))
+        lines.append(f"| {name} | {parameters:,} | {billions} | {full / wae:.1f}x |")
+    return "\n".join(lines)
+
+
+def _multiply_adds(form: Callable[[nn.Module], nn.Module], make: Builder) -> int:
+    return count(on_meta(lambda: form(make())), SIZE).multiply_adds
+
+
+if __name__ == "__main__":
+    sys.stdout.write(table() + "\n")

@@ -1,0 +1,170 @@
+"""Networks that score pixels, and WAE around them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.segmentation import lraspp_mobilenet_v3_large
+
+from wae.errors import WaeError
+from wae.models.counting import count
+from wae.models.registry import on_meta
+from wae.models.segmentation import costs
+from wae.models.segmentation.enet import Doubling, ENet, Halving
+from wae.models.segmentation.mobilenet_deconv import MobileNetDeconv, Pointwise
+from wae.models.segmentation.segmenter import (
+    HalfResolutionSegmenter,
+    SegmenterError,
+    WAESegmenter,
+    pixel_scores,
+    wae_segmenter,
+)
+from wae_kernels.nn import Decoder, Encoder
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "enet": lambda: ENet(5),
+    "mobilenet_deconv": lambda: MobileNetDeconv(5),
+    "mobilenet_deconv, compensated": lambda: MobileNetDeconv(5, compensated=True),
+}
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "segmentation.md"
+networks = pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS)
+
+
+@networks
+@pytest.mark.parametrize("size", [(1, 1), (33, 47), (64, 62), (70, 128)], ids=str)
+def test_each_pixel_has_its_scores(make: Callable[[], nn.Module], size: tuple[int, int]) -> None:
+    image = torch.randn(2, 3, *size)
+    network = make().eval()
+    for model in (network, wae_segmenter(network).eval(), HalfResolutionSegmenter(network).eval()):
+        scores = model(image)
+        assert scores.shape == (2, 5, *size)
+        assert scores.isfinite().all()
+
+
+@networks
+def test_every_weight_learns(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = wae_segmenter(make()).train()
+    F.cross_entropy(model(torch.randn(2, 3, 64, 96)), torch.randint(5, (2, 64, 96))).backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not without
+
+
+def test_enet_has_the_papers_size() -> None:
+    """Paszke et al. 2016, table 3: 0.37 M parameters; at 640 x 360, 3.83 GFLOPs, two a multiply-add."""
+    parameters, multiply_adds = count(on_meta(lambda: ENet(19)), (360, 640))
+    assert parameters == pytest.approx(0.37e6, rel=0.03)
+    assert 2 * multiply_adds == pytest.approx(3.83e9, rel=0.06)  # the paper counts more than multiply-adds
+
+
+def test_unpooling_returns_each_pixel_to_where_it_was() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1, 16, 7, 9)
+    pooled = Halving(16, 64, 0.0).eval()(x)
+    doubling = Doubling(64, 16, 0.0).eval()
+    kept = doubling.unpool(F.max_pool2d(x, 2, ceil_mode=True), pooled.indices, output_size=[7, 9])
+    assert torch.equal(kept[kept != 0], x[kept != 0])
+    assert (kept != 0).sum() == 16 * 4 * 5
+    assert doubling(pooled.features, pooled).shape == x.shape
+
+
+def test_the_body_is_mobilenets() -> None:
+    """Howard et al. 2017, table 8: 4.23 M parameters and 569 M multiply-adds, the classifier with 1.024 M."""
+    body = on_meta(lambda: nn.Sequential(*MobileNetDeconv(5).stages))
+    parameters, multiply_adds = count(body, (224, 224))
+    assert parameters == pytest.approx(4.23e6 - 1.025e6, rel=0.005)
+    assert multiply_adds == pytest.approx(569e6 - 1.024e6, rel=0.005)
+
+
+def test_compensation_halves_the_pointwise_multiply_adds() -> None:
+    plain, compensated = (on_meta(lambda c=c: Pointwise(3, 64, c)) for c in (False, True))
+    assert 2 * count(compensated, (32, 32)).multiply_adds == count(plain, (32, 32)).multiply_adds
+
+
+def test_compensation_appends_the_negatives() -> None:
+    torch.manual_seed(0)
+    layer = Pointwise(3, 8, compensated=True).eval()
+    x = torch.randn(2, 3, 5, 5)
+    positive, negative = layer(x).chunk(2, 1)
+    torch.testing.assert_close(positive - negative, layer.norm(layer.convolution(x)))
+    assert (positive * negative == 0).all()
+
+
+def test_another_librarys_network_computes_the_same_inside() -> None:
+    torch.manual_seed(0)
+    network = lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=4).eval()
+    model = wae_segmenter(network).eval()
+    image = torch.rand(2, 3, 65, 90) * 255
+    seen: list[tuple[Tensor, Tensor]] = []
+    network.register_forward_hook(lambda _, given, result: seen.append((given[0], result["out"])))
+    with torch.no_grad():
+        assert model(image).shape == (2, 4, 65, 90)
+        given, inside = seen[0]
+        assert given.shape == (2, 3, 33, 45)
+        assert torch.equal(network(given)["out"], inside)
+
+
+def test_it_is_the_sum_of_its_parts() -> None:
+    torch.manual_seed(0)
+    model = wae_segmenter(ENet(3)).eval()
+    image = torch.rand(1, 3, 34, 31)
+    low, high = model.decompose(image)
+    coarse, features = model.low_network(model.low_norm(low)), model.high_body(model.high_norm(high))
+    fusion = model.fusion
+    x = fusion.low(coarse, output_size=[34, 31]) + fusion.high(features, output_size=[34, 31])
+    wanted = fusion.conv2(fusion.conv1(x.relu()).relu())
+    torch.testing.assert_close(model(image), wanted)
+
+
+def test_bytes_are_images_too() -> None:
+    model = wae_segmenter(ENet(3), image_scale=[1 / 64] * 3, image_shift=[-2.0] * 3).eval()
+    image = torch.randint(256, (1, 3, 32, 48), dtype=torch.uint8)
+    torch.testing.assert_close(model(image), model(image.float()))
+
+
+def test_the_image_comes_back_with_a_decoder() -> None:
+    without = wae_segmenter(ENet(3))
+    low, high = without.decompose(torch.rand(1, 3, 33, 48))
+    with pytest.raises(RuntimeError, match="no decoder"):
+        without.reconstruct(low, high, (33, 48))
+    model = wae_segmenter(ENet(3), Encoder(), decoder=Decoder())
+    assert model.reconstruct(low, high, (33, 48)).shape == (1, 3, 33, 48)
+
+
+@pytest.mark.parametrize(
+    ("network", "got"),
+    [
+        (nn.Conv2d(3, 4, 3, stride=2, padding=1), r"got \(1, 4, 32, 32\)"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 4)), r"got \(1, 4\)"),
+    ],
+    ids=["half as large", "one score an image"],
+)
+def test_a_network_of_another_kind_is_refused(network: nn.Module, got: str) -> None:
+    with pytest.raises(SegmenterError, match=rf"must score each pixel of 64 x 64 images: .*{got}") as error:
+        wae_segmenter(network)
+    assert isinstance(error.value, WaeError)
+
+
+def test_the_network_stays_as_it_was() -> None:
+    network = ENet(3).train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    model = wae_segmenter(network)
+    assert isinstance(model, WAESegmenter)
+    assert network.training
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    with pytest.raises(SegmenterError, match="got list"):
+        pixel_scores(_Listing(), torch.zeros(1, 3, 8, 8))
+
+
+class _Listing(nn.Module):
+    def forward(self, image: Tensor) -> list[Tensor]:
+        return [image]
+
+
+def test_the_page_has_the_table_of_costs() -> None:
+    assert costs.table() in PAGE.read_text(), "put in what `python -m wae.models.segmentation.costs` prints"
