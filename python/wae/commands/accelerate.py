@@ -69,6 +69,11 @@ def _add_choices(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--target-ms", type=float, metavar="MS", help="milliseconds of a call, instead")
     group.add_argument(
+        "--compare",
+        action="store_true",
+        help="train and report rivals too: half the resolution, the same at equal cost, pruned to equal time",
+    )
+    group.add_argument(
         "--size", type=shared.positive, metavar="N", help="of the images (default: the original's)"
     )
     group.add_argument(
@@ -138,7 +143,9 @@ def run(options: argparse.Namespace) -> int:
     names = (
         "model data weights size factor target target_ms start mimic epochs learning_rate batch seed".split()
     )
-    names += "precision engine images max_drop on_corrupt workers device input_size interpolation".split()
+    names += (
+        "compare precision engine images max_drop on_corrupt workers device input_size interpolation".split()
+    )
     chosen: dict[str, Any] = {name: getattr(options, name) for name in names}
     try:
         settings = accelerate.Settings(

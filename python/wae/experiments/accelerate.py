@@ -14,11 +14,13 @@ Nothing is chosen by the test images: what has to be chosen is tried on training
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,7 +43,8 @@ from wae.inference.precision import DTYPES
 from wae.inference.predict import filled
 from wae.inference.timing import interleaved
 from wae.models.accelerated import Form, accelerated, show_small_image, with_classes
-from wae.models.classifier import WAEClassifier
+from wae.models.baselines import AtSize, FullResolution
+from wae.models.classifier import WAEClassifier, fold_normalization
 from wae.models.counting import count
 from wae.storage import weights_file
 from wae.storage.checkpoint import load_classifier, save_classifier
@@ -58,9 +61,9 @@ from wae.training.session import LOG, MODEL, PLAN, STATE, TENSORBOARD, observed
 from wae.training.small_data import acceleration_plan
 from wae.training.trainer import Observer, evaluate, train
 
-from . import acceleration_report
+from . import acceleration_report, rivals
 
-RECORD, DEPLOYED, ONNX, TRIALS = "accelerate.json", "deployed", "model.onnx", "trials"
+RECORD, DEPLOYED, ONNX, TRIALS, RIVALS = "accelerate.json", "deployed", "model.onnx", "trials", "rivals"
 ORIGINAL = "original.safetensors"
 SHOWN = 4
 """Images of the report."""
@@ -102,6 +105,8 @@ class Settings:
     seed: int = 0
     start: str = "included"
     """The auto-encoder to begin with: ``included``, ``linear`` (fitted to the images), or a file."""
+    compare: bool = False
+    """Train, deploy and report the rivals too: see :mod:`wae.experiments.rivals`."""
     mimic: float | None = None
     """How much the distance to the original's scores counts; None for 0 or 1, by a trial."""
     size: int | None = None
@@ -264,7 +269,7 @@ def _clear(folder: Path) -> None:
     """Remove what an acceleration left, the record last; what is not one's stays."""
     if not (folder / RECORD).exists():
         return
-    for name in (TENSORBOARD, TRIALS, DEPLOYED):
+    for name in (TENSORBOARD, TRIALS, DEPLOYED, RIVALS):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in (STATE, MODEL, ORIGINAL, PLAN, LOG, ONNX, *acceleration_report.FILES, RECORD):
         (folder / name).unlink(missing_ok=True)
@@ -412,12 +417,14 @@ class _Acceleration:
         record.once("training", lambda: self._train(mimic))
         if is_first():  # only now: until it is on the record, a stopped run goes on from there
             (settings.folder / STATE).unlink(missing_ok=True)
+        for name in rivals.NAMES if settings.compare else ():
+            record.once(f"rival: {name}", partial(self._train_rival, name, mimic, record))
         return record
 
     def finish(self, record: _Record) -> None:
         """Deploy, export and report what was trained."""
         folder, model = self.settings.folder, self._trained()
-        record.once("deployed", lambda: self._deploy(model))
+        record.once("deployed", lambda: self._deploy(model, record))
         record.once("onnx", lambda: self._export(model))
         images = self.sets.test.batch(spread(len(self.sets.test), SHOWN).tolist(), 0)[0]
         parts = shown(model, images)
@@ -555,9 +562,13 @@ class _Acceleration:
         return {"weight": best, "accuracies": {str(weight): x for weight, x in accuracies.items()}}
 
     def _teacher(self, form: Form) -> nn.Module:
-        stock: nn.Module = self.original.classifier()
+        stock = self.original.classifier()
         side = self.original.input.size
-        return stock if form.size == side else _Resized(stock, side)
+        return (
+            stock
+            if form.size == side
+            else AtSize(stock.network, side, stock.image_scale.tolist(), stock.image_shift.tolist())
+        )
 
     def _train(self, mimic: float) -> dict[str, Any]:
         folder, state = self.settings.folder, self.settings.folder / STATE
@@ -598,6 +609,73 @@ class _Acceleration:
             "high body": getattr(model.high_body, "reason", f"1/{self.form.factor} of the channels"),
         }
 
+    def _train_rival(self, name: str, mimic: float, record: _Record) -> dict[str, Any]:
+        """Train a rival as long as the accelerated network, at the same rates; or why there is none."""
+        found = record.once(f"chosen: {name}", lambda: agreed(self._find_rival(name) if is_first() else {}))
+        if "left out" in found:
+            return dict(found)
+        sets = self._sets(Form(self.original.input.size))
+        model = self._rival(name, found)
+        plan = self._plan(len(sets.training), mimic).without_encoder()
+        plan = replace(plan, stages=tuple(replace(stage, low_weight=0.0) for stage in plan.stages))
+        state, path = (self.settings.folder / part / f"{name}.safetensors" for part in (TRIALS, RIVALS))
+        if is_first():
+            state.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(exist_ok=True)
+        self._say(f"the rival: {name}")
+        with self._terminal() as observer:
+            history = train(
+                model,
+                plan,
+                sets.training,
+                sets.test,
+                state=state,
+                resume=agreed(state.exists()),
+                teacher=self.original.classifier() if mimic else None,
+                observer=observer,
+                workers=self.settings.workers,
+                device=self.device,
+            )
+        assert history[-1].accuracy is not None
+        if is_first():
+            weights_file.save(path, model.cpu(), {"plan": plan.as_dict()}, force=True)
+            state.unlink()
+        return {**found, "accuracy": history[-1].accuracy.top1}
+
+    def _find_rival(self, name: str) -> dict[str, Any]:
+        """See :func:`wae.experiments.rivals.find`; or the reason why there is no such rival."""
+        model = fold_normalization(self._trained().cpu())
+        size = self.original.input.size
+        images, ours = (
+            sets.test.batch([0] * self.settings.images, 0)[0] for sets in (self._sets(Form(size)), self.sets)
+        )
+
+        def share_of_time(network: nn.Module) -> float:
+            calls = {
+                "ours": _without_gradients(model, ours),
+                "other": _without_gradients(network, images),
+            }
+            times = interleaved(calls, _SECONDS / 3)
+            return times["other"].median / times["ours"].median
+
+        multiply_adds = count(model, (self.form.size,) * 2).multiply_adds
+        try:
+            return rivals.find(name, self._stock(), size, multiply_adds, self._batches(), share_of_time)
+        except (RuntimeError, ValueError) as error:
+            return {"left out": str(error).partition("\n")[0]}
+
+    def _stock(self) -> FullResolution:
+        """A copy of the original that shares nothing."""
+        return copy.deepcopy(self.original.classifier()).cpu()
+
+    def _batches(self) -> list[tuple[Tensor, Tensor]]:
+        """Training images, for the gradients that pruning goes by."""
+        plain = self._sets(Form(self.original.input.size)).plain
+        return [plain.batch(spread(len(plain), _SAMPLE).tolist(), 0)]
+
+    def _rival(self, name: str, found: Mapping[str, Any]) -> FullResolution:
+        return rivals.build(name, found, self._stock(), self._batches())
+
     def _trained(self) -> WAEClassifier:
         model = load_classifier(self.settings.folder / MODEL, self.original.network)
         assert isinstance(model, WAEClassifier)
@@ -614,10 +692,19 @@ class _Acceleration:
             calibration_images=images, max_drop=s.max_drop, seconds=_SECONDS,
         )  # fmt: skip
 
-    def _deploy(self, model: WAEClassifier) -> dict[str, Any]:
-        """Both networks in their fastest forms, timed in turns; the new one saved."""
+    def _deploy(self, model: WAEClassifier, record: _Record) -> dict[str, Any]:
+        """All networks in their fastest forms, timed in turns; the new one saved."""
         full = self._sets(Form(self.original.input.size))
-        sides = {"original": (self.stock.to(self.device), full), "accelerated": (model, self.sets)}
+        sides: dict[str, tuple[nn.Module, Sets]] = {
+            "original": (self.stock.to(self.device), full),
+            "accelerated": (model, self.sets),
+        }
+        for name in rivals.NAMES:
+            found_rival = record.found.get(f"rival: {name}", {"left out": ""})
+            if "left out" not in found_rival:
+                rival = self._rival(name, found_rival)
+                weights_file.load(self.settings.folder / RIVALS / f"{name}.safetensors", rival)
+                sides[name] = rival.eval().to(self.device), full
         forms = {name: self._deployed(network, data) for name, (network, data) in sides.items()}
         calls: dict[str, Callable[[], Tensor]] = {}
         for name, (network, data) in sides.items():
@@ -627,19 +714,20 @@ class _Acceleration:
         times = interleaved(calls, _SECONDS, settle=1, synchronize=self._synchronize())
         found: dict[str, Any] = {"images": self.settings.images}
         for name, deployed in forms.items():
+            network, data = sides[name]
+            size = data.test.batch([0], 0)[0].shape[2:]
             found[name] = {
                 "engine": deployed.engine,
                 "precision": deployed.precision,
-                "accuracy": evaluate(_Filled(deployed), sides[name][1].test, _AT_ONCE, self.device).top1,
+                "accuracy": evaluate(_Filled(deployed), data.test, _AT_ONCE, self.device).top1,
                 "seconds": times[f"{name}, deployed"].median,
                 "eager seconds": times[f"{name}, PyTorch"].median,
                 "drop": deployed.report["drop"],
+                "multiply_adds": count(network, size).multiply_adds,
             }
         found["accelerated"]["classes"] = _by_class(
             _Filled(forms["accelerated"]), self.sets.test, _AT_ONCE, self.device
         )
-        size = (self.form.size,) * 2
-        found["accelerated"]["multiply_adds"] = count(model, size).multiply_adds
         try:
             forms["accelerated"].save(self.settings.folder / DEPLOYED, force=True)
         except EngineError as error:  # as all on GPUs
@@ -730,21 +818,6 @@ def _overridden(original: Original, settings: Settings) -> Original:
     return replace(
         original, input=input, mean=settings.mean or original.mean, std=settings.std or original.std
     )
-
-
-class _Resized(nn.Module):
-    """A classifier on images that are scaled to ``side`` first."""
-
-    def __init__(self, network: nn.Module, side: int) -> None:
-        super().__init__()
-        self.network, self.side = network, side
-
-    def forward(self, images: Tensor) -> Tensor:
-        scaled = nn.functional.interpolate(
-            images.float(), size=(self.side,) * 2, mode="bilinear", antialias=True
-        )
-        scores: Tensor = self.network(scaled)
-        return scores
 
 
 class _Filled(nn.Module):

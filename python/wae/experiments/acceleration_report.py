@@ -44,17 +44,30 @@ def rows(found: Mapping[str, Any]) -> list[Row]:
         return f"{side['engine']}, {side['precision']}"
 
     adds = original["multiply_adds"], new["multiply_adds"]
-    return [
+    table = [
         Row("original", "PyTorch", original["accuracy"], old["eager seconds"], adds[0]),
         Row("original", how(old), old["accuracy"], old["seconds"], adds[0]),
         Row("accelerated", "PyTorch", training["accuracy"], new["eager seconds"], adds[1]),
         Row("accelerated", how(new), new["accuracy"], new["seconds"], adds[1]),
     ]
+    for name, trained in _rivals(found).items():
+        if side := deployed.get(name):
+            adds_here = side["multiply_adds"]
+            table += [
+                Row(name, "PyTorch", trained["accuracy"], side["eager seconds"], adds_here),
+                Row(name, how(side), side["accuracy"], side["seconds"], adds_here),
+            ]
+    return table
+
+
+def _rivals(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What was found of each rival, where they were asked for."""
+    return {key.removeprefix("rival: "): value for key, value in found.items() if key.startswith("rival: ")}
 
 
 def summary(found: Mapping[str, Any]) -> str:
     """The outcome in one line."""
-    first, old, _, new = rows(found)
+    first, old, _, new = rows(found)[:4]
     end = "" if new.seconds < old.seconds else ": WAE does not pay here"
     return (
         f"{first.seconds / new.seconds:.1f} times as fast as the original in PyTorch, "
@@ -138,6 +151,13 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
         outcome = "met" if new["seconds"] <= allowed else "missed"
         times = f"{1e3 * new['seconds']:.2f} ms, at most {1e3 * allowed:.2f} ms were asked for"
         notes.append(f"The deployed network {outcome} the target: {times}.")
+    for name, rival in _rivals(found).items():
+        if "left out" in rival:
+            notes.append(f"{name} is left out: {rival['left out']}.")
+        elif "ratio" in rival:
+            notes.append(f"{name}: {rival['ratio']:.0%} of the channels went.")
+        else:
+            notes.append(f"{name}: sees images of {rival['side']} x {rival['side']}.")
     if "not saved" in new:
         notes.append(f"There is no folder `deployed`: {new['not saved']}.")
     if "not written" in found["onnx"]:
@@ -214,7 +234,7 @@ def _plot(table: Sequence[Row]) -> str:
     figure = Figure(figsize=(7, 4), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     for row in table:
-        marker = "o" if row.name == "original" else "s"
+        marker = {"original": "o", "accelerated": "s"}.get(row.name, "^")
         axes.plot(1e3 * row.seconds, 100 * row.accuracy, marker, markersize=9, label=f"{row.name}, {row.how}")
     axes.set_xlabel("time of a call, ms")
     axes.set_ylabel("top-1 accuracy, %")

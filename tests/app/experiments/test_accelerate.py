@@ -21,11 +21,12 @@ from torch.utils.data import DataLoader, TensorDataset
 import wae
 from wae import cli
 from wae.data.folder import image_folder
-from wae.experiments import accelerate, acceleration_report
+from wae.experiments import accelerate, acceleration_report, rivals
 from wae.experiments.accelerate import Settings
 from wae.inference.engines import Engine
 from wae.inference.saved import load_deployed
 from wae.models.baselines import FullResolution
+from wae.models.counting import count
 from wae.storage.checkpoint import Input, describe, load_classifier
 from wae.storage.weights_file import CheckpointError
 from wae.training.plan import Plan, Stage
@@ -218,6 +219,40 @@ def test_loaders_of_other_classes_in_the_fastest_engine_and_precision(tmp_path, 
     stamp = (tmp_path / "out" / "original.safetensors").stat().st_mtime_ns
     wae.accelerate(build(), loaders, tmp_path / "out", **options)  # all is done, the head too
     assert (tmp_path / "out" / "original.safetensors").stat().st_mtime_ns == stamp
+
+
+@pytest.mark.slow
+def test_rivals_are_trained_and_reported(tmp_path):
+    loaders = tuple([of_two_classes(number, number)] for number in (64, 32))
+    options = {"input_size": SIDE, "epochs": 2, "mimic": 0.0, "engine": "eager", "precision": "float32"}
+    wae.accelerate(build(), loaders, tmp_path / "out", compare=True, console=Console(quiet=True), **options)
+    found = json.loads((tmp_path / "out" / "accelerate.json").read_text())["found"]
+    report = (tmp_path / "out" / "report.md").read_text()
+    for rival in rivals.NAMES:
+        if reason := found[f"rival: {rival}"].get("left out"):
+            assert "Torch-Pruning is not installed" in reason
+            assert f"- {rival} is left out: {reason}" in report
+        else:
+            assert found["deployed"][rival]["accuracy"] > 0.8
+            assert report.count(f"| {rival} |") == 2
+    assert found["rival: half resolution"]["side"] == SIDE // 2
+    adds = {name: side["multiply_adds"] for name, side in found["deployed"].items() if name != "images"}
+    assert adds["half resolution"] < 0.3 * adds["original"]
+    assert adds["half, equal cost"] <= min(adds["accelerated"], adds["original"])
+
+
+def test_the_rival_of_equal_cost_is_found():
+    stock = network()
+    size = (96, 96)
+    cost = count(stock, (72, 72)).multiply_adds
+    found = rivals.find(rivals.EQUAL_COST, stock, 96, cost, [], lambda network: 1.0)
+    assert found == {"side": 72}
+    model = rivals.build(rivals.EQUAL_COST, found, stock, [])
+    assert count(model, size).multiply_adds == cost
+    half = rivals.build(rivals.HALF, {"side": 48}, stock, [])
+    images = torch.randint(256, (2, 3, *size), dtype=torch.uint8)
+    small = torch.nn.functional.avg_pool2d(images.float(), 2)
+    torch.testing.assert_close(half.eval()(images), stock.eval()(small), atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.slow
