@@ -66,7 +66,8 @@ oldest: build $(OLDEST)/.ready  ## with the oldest torch and Triton: kernels, re
 nightly: oldest test fuzz  ## what is too long for CI: the oldest torch, fuzzing, and all tests with a seed of the day
 	WAE_TEST_SEED=$$(date +%Y%m%d) $(BIN)/python -m pytest
 
-# A minute for each target; what is found is kept in build/fuzz. The kernels need a clang with libFuzzer.
+# A minute for each target; what is found is kept in build/fuzz. The kernels need a clang with
+# libFuzzer (Debian's clang-19 and libclang-rt-19-dev: make fuzz CLANGXX=clang++-19).
 FUZZ_SECONDS ?= 60
 FUZZERS := $(patsubst tests/fuzz/fuzz_%.py,%,$(wildcard tests/fuzz/fuzz_*.py))
 CLANGXX ?= $(shell command -v clang++)
@@ -77,8 +78,8 @@ fuzz: $(VENV)/.fuzz build $(if $(CLANGXX),build/fuzz/kernels)  ## coverage-guide
 		$(BIN)/python tests/fuzz/fuzz_$$name.py build/fuzz/$$name tests/fuzz/corpus/$$name \
 			-artifact_prefix=build/fuzz/$$name- -max_total_time=$(FUZZ_SECONDS); \
 	done
-	$(if $(CLANGXX),mkdir -p build/fuzz/kernels-corpus && build/fuzz/kernels build/fuzz/kernels-corpus \
-		-artifact_prefix=build/fuzz/kernels- -max_len=16 -max_total_time=$(FUZZ_SECONDS))
+	$(if $(CLANGXX),mkdir -p build/fuzz/kernels-corpus && build/fuzz/kernels build/fuzz/kernels-corpus tests/cpp/corpus \
+		-artifact_prefix=build/fuzz/kernels- -max_len=11 -len_control=0 -max_total_time=$(FUZZ_SECONDS))
 
 build/fuzz/kernels: tests/cpp/sanitize.cpp $(shell find csrc/cpu csrc/common -type f)
 	@mkdir -p $(@D)
@@ -181,7 +182,7 @@ SANITIZE_FLAGS := -std=c++20 -O1 -g -Wall -Wextra -fno-omit-frame-pointer -pthre
 .PHONY: sanitize
 sanitize:  ## the C++ kernels under the address and undefined-behaviour sanitizers
 	@$(MAKE) --no-print-directory -j$$(getconf _NPROCESSORS_ONLN) $(SANITIZE)/kernels
-	$(SANITIZE)/kernels
+	$(SANITIZE)/kernels tests/cpp/corpus/*
 
 $(SANITIZE)/kernels: $(SANITIZE_OBJECTS)
 	$(CXX) $(SANITIZE_FLAGS) $^ -o $@

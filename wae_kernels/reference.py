@@ -362,7 +362,7 @@ def conv3x3_pack(weight: Tensor) -> Tensor:
     panels, channels, numbers = packed_shape(*weight.shape[:2])
     scaled = weight / _filter_scale(weight.device)
     filled = F.pad(scaled, (0, 0, 0, 0, 0, 0, 0, panels * PANEL - weight.shape[0]))
-    by_panel = filled.view(panels, PANEL, channels, 9).permute(0, 2, 3, 1)
+    by_panel = filled.reshape(panels, PANEL, channels, 9).permute(0, 2, 3, 1)
     return torch.cat([part.flatten() for part in by_panel.split(DEPTH, 1)]).view(panels, channels, numbers)
 
 

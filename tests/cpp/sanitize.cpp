@@ -9,6 +9,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
+#include <iterator>
 #include <memory>
 #include <random>
 #include <string>
@@ -486,29 +488,30 @@ void run(Case c, int channels, int out_channels, bool with_bias) {
 
 }  // namespace
 
-#ifdef WAE_FUZZ  // make fuzz: libFuzzer chooses the cases
-
+// A case of its choice; libFuzzer (make fuzz) searches for others than those in tests/cpp/corpus.
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   random_bits.seed(20260);  // the same numbers when a finding is replayed alone
   size_t next = 0;
   const auto below = [&](int most) { return next < size ? data[next++] % most : 0; };
   const char* capabilities[] = {"portable", "avx2", "avx512"};
   const char* capability = capabilities[below(3)];
-  if (!wae_cpu_supports(capability)) return -1;
+  if (!wae_cpu_supports(capability)) return -1;  // not for the corpus
   wae_cpu_select(capability);
   const bool wide = below(8) == 0;  // more than one task beside another
   // No larger: the definition under the sanitizers takes nearly all of the time.
   const int height = 1 + below(wide ? 3 : 12), width = (wide ? 250 : 1) + below(wide ? 20 : 36);
   const int n = 1 + below(2), threads = 1 + below(9), layout = below(5), channels = 1 + below(40);
   const Element element = kElements[below(4)];
+  const int out_channels = 1 + below(40);
   run({wae::selected_kernels(), capability, n, height, width, threads, layout, element}, channels,
-      1 + below(40), below(2) == 0);
+      out_channels, below(2) == 0);
   return 0;
 }
 
-#else
+#ifndef WAE_FUZZ
 
-int main() {
+// The sizes below, and the cases in the files that are named.
+int main(int count, char** files) {
   constexpr int kSizes[][2] = {{1, 1}, {2, 2},   {3, 5},   {5, 4},   {1, 9},
                                {9, 1}, {17, 30}, {33, 19}, {6, 300}, {70, 11}};
   int cases = 0;
@@ -528,6 +531,11 @@ int main() {
             channels, out_channels, variant % 2 == 0);
       }
     }
+  }
+  for (int i = 1; i < count; ++i, ++cases) {
+    std::ifstream file(files[i], std::ios::binary);
+    const std::string content(std::istreambuf_iterator<char>(file), {});
+    LLVMFuzzerTestOneInput(reinterpret_cast<const uint8_t*>(content.data()), content.size());
   }
   std::printf("%d passed, 0 failed\n", cases);
 }

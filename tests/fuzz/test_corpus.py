@@ -1,4 +1,6 @@
-"""The files of all corpora once more. A fuzzer is ``fuzz_NAME.py`` with ``check``; its files ``corpus/NAME``.
+"""The files of all corpora once more, and a moment of each fuzzer where atheris is installed.
+
+A fuzzer is ``fuzz_NAME.py`` with ``check``; its files are ``corpus/NAME``.
 
 To look for more (pip install "wae-kernels[fuzz]"), keeping what it finds elsewhere::
 
@@ -6,6 +8,8 @@ To look for more (pip install "wae-kernels[fuzz]"), keeping what it finds elsewh
 """
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,3 +36,16 @@ def test_a_file_that_a_fuzzer_kept(path):
 
 def test_every_fuzzer_has_a_corpus():
     assert FUZZERS.keys() == {path.parent.name for path in FILES}
+
+
+@pytest.mark.slow  # half a minute, most of it imports
+@pytest.mark.skipif(
+    importlib.util.find_spec("atheris") is None, reason="atheris is missing: pip install 'wae-kernels[fuzz]'"
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_fuzzer_finds_nothing_in_a_moment(name, tmp_path):
+    command = [sys.executable, HERE / f"fuzz_{name}.py", tmp_path, HERE / "corpus" / name]
+    options = ["-max_total_time=1", f"-artifact_prefix={tmp_path}/"]
+    made = subprocess.run([*command, *options], capture_output=True, text=True, timeout=600, check=False)
+    assert made.returncode == 0, made.stderr[-2000:]
+    assert "Done" in made.stderr
