@@ -181,7 +181,7 @@ def find(name: str) -> Plan:
 def listed() -> str:
     """The plans that come with the package, a line each: the name, and the file's first sentence."""
     lines = [
-        f"{name:16}{path.read_text(encoding='utf-8').partition('. ')[0].lstrip('# ')}"
+        f"{name:18}{path.read_text(encoding='utf-8').partition('. ')[0].lstrip('# ')}"
         for name, path in _shipped().items()
     ]
     return "\n".join(line.replace("\n# ", " ") for line in lines)
