@@ -9,28 +9,17 @@ copies of them, the engine's library and the space to work in count; building an
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import json
-import re
 import sys
 import warnings
-from pathlib import Path
 
 import torch
+
+from wae.inference.footprint import held, restart_peak
 
 from . import limits
 from .classifiers import RUNNERS, forms, make
 from .modules import images
-
-STATUS = Path("/proc/self/status")
-
-
-def held(field: str) -> float:
-    """Megabytes under ``field`` in Linux's account of this process."""
-    found = re.search(rf"^{field}:\s+(\d+) kB$", STATUS.read_text(), re.MULTILINE)
-    assert found is not None, f"{STATUS} has no {field}"
-    return int(found[1]) * 1024 / 1e6
 
 
 @torch.no_grad()
@@ -40,9 +29,7 @@ def peak(network: str, form: str, runner: str, batch: int) -> float:
     before = held("VmRSS")
     run = make(form, RUNNERS["cpu"][runner], forms(network)[form](), image)
     run(image)
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what building freed goes back to the system
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again
+    restart_peak()
     for _ in range(2):
         run(image)
     return held("VmHWM") - before

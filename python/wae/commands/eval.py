@@ -121,6 +121,7 @@ def run(options: argparse.Namespace) -> int:
     if deployed:
         shared.console().print(evaluation.deployed_table(deployed))
         print(f"Deployed by wae.deploy. Times: medians of calls with {options.batch} images, all in turns.")
+        print("MB: the most that a process takes for it alone, beyond torch; blank for what cannot be saved.")
     return 0
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from wae.data.dataset import Dataset
 from wae.inference.deployed import Deployed, deploy
+from wae.inference.footprint import footprint_of
 from wae.inference.predict import filled
 from wae.inference.timing import Timing, interleaved
 from wae.models.classifier import WAEClassifier, fold_normalization
@@ -143,6 +144,8 @@ class DeployedCandidate(nn.Module):
         self.accuracy: Accuracy | None = None
         self.seconds = 0.0
         """Of a call with ``batch`` images."""
+        self.megabytes: float | None = None
+        """The most that a process with nothing else holds for it; None where that is not known."""
 
     def forward(self, images: Tensor) -> Tensor:
         """See the class."""
@@ -150,7 +153,7 @@ class DeployedCandidate(nn.Module):
 
 
 def measure_deployed(entries: Sequence[DeployedCandidate], seconds: float) -> None:
-    """Fill in the times of full batches, taken in turns during about ``seconds``, all together."""
+    """Fill in the times of full batches, in turns during about ``seconds``, all together; and the memory."""
     functions = {}
     for number, entry in enumerate(entries):
         device = next(entry.candidate.model.parameters()).device
@@ -159,6 +162,8 @@ def measure_deployed(entries: Sequence[DeployedCandidate], seconds: float) -> No
     on_gpu = any(next(entry.candidate.model.parameters()).is_cuda for entry in entries)
     for entry, timing in zip(entries, _timed(functions, seconds, on_gpu, settle=1), strict=True):
         entry.seconds = timing.median
+        taken = footprint_of(entry.deployed)
+        entry.megabytes = taken.peak if taken else None
 
 
 def deployed_as_data(entries: Sequence[DeployedCandidate]) -> list[dict[str, Any]]:
@@ -172,15 +177,16 @@ def deployed_as_data(entries: Sequence[DeployedCandidate]) -> list[dict[str, Any
             "batch": entry.deployed.batch,
             **({} if entry.accuracy is None else entry.accuracy._asdict()),
             "seconds_per_call": entry.seconds,
+            "megabytes": entry.megabytes,
         }
         for entry in entries
     ]
 
 
 def deployed_table(entries: Sequence[DeployedCandidate]) -> Table:
-    """A row for each network and precision: accuracy, milliseconds of a call, images per second."""
+    """A row for each network and precision: accuracy, milliseconds of a call, images per second, memory."""
     result = Table()
-    columns = ("network", "precision", "engine", "top-1 accuracy", "ms per call", "images/s")
+    columns = ("network", "precision", "engine", "top-1 accuracy", "ms per call", "images/s", "MB")
     for number, column in enumerate(columns):
         result.add_column(column, justify="left" if number < 3 else "right")
     for entry in entries:
@@ -192,5 +198,6 @@ def deployed_table(entries: Sequence[DeployedCandidate]) -> Table:
             f"{100 * entry.accuracy.top1:.2f} %",
             f"{1e3 * entry.seconds:.2f}",
             f"{entry.deployed.batch / entry.seconds:.1f}",
+            "" if entry.megabytes is None else f"{entry.megabytes:.0f}",
         )
     return result

@@ -17,6 +17,7 @@ from wae.experiments import evaluation
 from wae.inference import deployed
 from wae.inference.engines import ENGINES
 from wae.inference.export import metadata
+from wae.inference.footprint import Footprint
 from wae.inference.predict import prepare
 from wae.storage import checkpoint
 from wae.storage.checkpoint import Input
@@ -83,7 +84,8 @@ def wide(monkeypatch):
 
 def deployed_rows(capsys, precisions):
     found = [row for row in rows(capsys.readouterr().out) if row[1] in precisions]
-    for network, _, _, accuracy, milliseconds, per_second in found:
+    for network, _, _, accuracy, milliseconds, per_second, megabytes in found:
+        assert not megabytes or 0 < float(megabytes) < 2_000
         assert network.startswith("tiny (")
         assert re.fullmatch(r"\d+\.\d\d %", accuracy)
         assert float(milliseconds) > 0
@@ -105,7 +107,8 @@ def test_eval_of_the_deployed_network(weights, data, wide, capsys):
     assert found[1][3] == found[3][3] == f"{100 * right.double().mean():.2f} %"
 
 
-def test_eval_as_json(weights, data, capsys):
+def test_eval_as_json(weights, data, capsys, monkeypatch):
+    monkeypatch.setattr(evaluation, "footprint_of", lambda deployed: Footprint(0.5, 20.0, 30.0))
     arguments = ("eval", weights, weights, "--data", data, "--batch", 4, "--seconds", 0.05, "--json")
     assert run(*arguments, "--deployed", "float32", "--engine", "eager") == 0
     found = json.loads(capsys.readouterr().out)
@@ -114,6 +117,7 @@ def test_eval_as_json(weights, data, capsys):
         assert 0 <= entry["top1"] <= entry["top5"] <= 1
         assert entry["images"] == 9
     assert [entry["engine"] for entry in found["deployed"]] == ["eager", "eager"]
+    assert [entry["megabytes"] for entry in found["deployed"]] == [30, 30]
     assert all(entry["seconds_per_image"] > 0 for entry in found["networks"])
 
 
