@@ -63,7 +63,7 @@ oldest: build $(OLDEST)/.ready  ## with the oldest torch and Triton: kernels, re
 		tests/app/inference/test_deployed.py
 
 .PHONY: nightly
-nightly: oldest test fuzz  ## what is too long for CI: the oldest torch, fuzzing, and all tests with a seed of the day
+nightly: oldest test fuzz docs dist  ## what is too long for CI: the oldest torch, fuzzing, all tests with a seed of the day
 	WAE_TEST_SEED=$$(date +%Y%m%d) $(BIN)/python -m pytest
 
 # A minute for each target; what is found is kept in build/fuzz. The kernels need a clang with
@@ -99,6 +99,11 @@ format: $(VENV)/.dev  ## put all files into the form that `make lint` asks for
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 	$(BIN)/clang-format -i $(CXX_FILES)
+
+.PHONY: docs
+docs: $(VENV)/.docs build  ## these pages and the reference of both packages as HTML: build/docs; a broken link is an error
+	rm -rf build/docs docs/api
+	$(BIN)/python -m sphinx -q -W --keep-going -c docs -b html . build/docs
 
 # The libraries of torch and CUDA come with torch: they are not put into the wheel.
 NOT_OURS := 'libtorch*' 'libc10*' 'libcudart*'
@@ -149,6 +154,9 @@ $(VENV)/.dev: $(VENV)/.app
 
 $(VENV)/.dist: $(VENV)/.app
 	$(call install,app$(comma)build$(comma)dist)
+
+$(VENV)/.docs: $(VENV)/.app
+	$(call install,app$(comma)build$(comma)docs$(comma)hub$(comma)timm)
 
 $(VENV)/.fuzz: $(VENV)/.dev
 	$(call install,dev$(comma)fuzz)

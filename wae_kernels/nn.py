@@ -130,7 +130,7 @@ class Decoder(nn.Module):
         self.conv3 = nn.Conv2d(width, 3, 3, padding=1)
 
     def forward(self, low: Tensor, high: Tensor, output_size: Sequence[int]) -> Tensor:
-        """The (N, 3, *output_size) image; see :func:`wae_kernels.decode`."""
+        """The (N, 3, H, W) image of ``output_size`` (H, W); see :func:`wae_kernels.decode`."""
         tensors = _fusible(self, _DECODER, low)
         if tensors is not None:
             return decode(low, high, *DecoderParameters(*tensors), output_size)

@@ -176,3 +176,10 @@ def test_what_the_other_examples_import_exists(name: str) -> None:
     imports = [statement for statement in body if isinstance(statement, (ast.Import, ast.ImportFrom))]
     assert imports
     exec(compile(ast.Module(imports, []), name, "exec"), {})
+
+
+def test_the_rendered_documentation_has_every_page() -> None:
+    """``make docs`` refuses broken links; a page that is in no menu it would leave out."""
+    menu = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    for page in sorted((ROOT / "docs").glob("*.md")):
+        assert page.stem == "index" or f"\n{page.stem}\n" in menu

@@ -508,7 +508,7 @@ def require_equal(what: str, scores: Tensor, expected: Tensor, dtype: torch.dtyp
 def example_images(
     model: nn.Module | Front, batch: int, size: tuple[int, int], dtype: torch.dtype | None = None
 ) -> Tensor:
-    """(batch, 3, *size), the same each time: smooth shapes with some noise, as photos are.
+    """(batch, 3, H, W), the same each time: smooth shapes with some noise, as photos are.
 
     They are 0..255 for a network that scales its images itself, and wherever they are uint8; else of about
     the mean and variance that networks are trained for.

@@ -18,7 +18,8 @@ _log = logging.getLogger(__name__)
 class LightCNN(nn.Sequential):
     """Four 3 x 3 convolutions of stride 2, each with BatchNorm and ReLU, and an average pool.
 
-    Takes (N, 3, h, w), and makes (N, 8 * channels), or (N, 8 * channels, *pooled). Weights are He's.
+    Takes (N, 3, h, w), and makes (N, C), or (N, C, ...) of the size ``pooled``; C is 8 * channels. Weights
+    are He's.
 
     Args:
         channels: of the first stage; each further one has twice as many.

@@ -50,7 +50,7 @@ def blocks(image: Tensor) -> Tensor:
 
 
 def unblock(rows: Tensor, size: tuple[int, int]) -> Tensor:
-    """The (3, *size) image of even size whose :func:`blocks` are ``rows``."""
+    """The (3, H, W) image of even ``size``, (H, W), whose :func:`blocks` are ``rows``."""
     height, width = size
     return rows.reshape(height // 2, width // 2, 2, 2, 3).permute(4, 0, 2, 1, 3).reshape(3, height, width)
 

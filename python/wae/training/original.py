@@ -26,7 +26,7 @@ from wae.storage.weights_file import CheckpointError
 from .pretrained import IMAGENET_DEVIATION, IMAGENET_MEAN, TORCHVISION, read_tensors
 
 TIMM = "timm"
-"""As a source of weights: timm's for that network, which may be downloaded."""
+"""The source of weights that is timm, for that network; they may be downloaded."""
 
 _IMAGENET_CLASSES = 1000
 

@@ -22,7 +22,7 @@ from wae.storage.weights_file import CheckpointError
 from wae_kernels.nn import Encoder
 
 TORCHVISION = "torchvision"
-"""As a source of weights: torchvision's best for that network, which may be downloaded."""
+"""The source of weights that is torchvision, its best for that network; they may be downloaded."""
 
 _PREFIXES = (
     *("", "features.", "network.", "network.0.", "network.features.", "body.", "low_body."),

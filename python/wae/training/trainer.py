@@ -128,7 +128,7 @@ def train(
             process; None for none.
         resume: go on from ``state``.
         sources: what else decides the outcome, such as the digest of a file of weights, by names that a user
-            knows: kept in ``state``, and compared where it ``resume``s.
+            knows: kept in ``state``, and compared with ``resume``.
         teacher: a classifier for stages with a ``mimic_weight``.
         observer: is told what happens.
         workers: processes that prepare data, per training process.

@@ -86,7 +86,7 @@ class Fusion(nn.Module):
         self.apply(initialize)
 
     def forward(self, scores: Tensor, features: Tensor, output_size: Sequence[int]) -> Tensor:
-        """(N, classes, h, w) and (N, features, h, w) to (N, classes, *output_size)."""
+        """(N, classes, h, w) and (N, features, h, w) to (N, classes, H, W); ``output_size`` is (H, W)."""
         size = list(output_size)
         x = F.relu(self.low(scores, output_size=size) + self.high(features, output_size=size))
         fused: Tensor = self.conv2(F.relu(self.conv1(x)))
@@ -142,7 +142,7 @@ class WAESegmenter(nn.Module):
         return low, high
 
     def scores(self, low: Tensor, high: Tensor, output_size: Sequence[int]) -> Tensor:
-        """The scores, (N, classes, *output_size), of what :meth:`decompose` gave."""
+        """The scores, (N, classes, H, W), of what :meth:`decompose` gave; ``output_size`` is (H, W)."""
         coarse = pixel_scores(self.low_network, self.low_norm(low))
         fused: Tensor = self.fusion(coarse, self.high_body(self.high_norm(high)), output_size)
         return fused
