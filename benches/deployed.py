@@ -93,8 +93,10 @@ def _ratio(comparison: Comparison, bound: Bound) -> tuple[float, str] | None:
 def machine(about: dict[str, Any]) -> str:
     """The processor in few words."""
     known = about["machine"]
-    limits = ", ".join(f"`{name}={value}`" for name, value in known.get("limits", {}).items())
-    matrix = any(name.startswith("amx") for name in known["instructions"]) and not limits
+    limited = known.get("limits", {})
+    limits = ", ".join(f"`{name}={value}`" for name, value in limited.items())
+    has_matrices = any(name.startswith("amx") for name in known["instructions"])
+    matrix = has_matrices and "ONEDNN_MAX_CPU_ISA" not in limited
     return (
         f"{known['processor']}{' with AMX' if matrix else ''}, {known['threads']} threads"
         f"{f', limited by {limits}' if limits else ''}"

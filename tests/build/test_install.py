@@ -161,7 +161,8 @@ def test_the_audits_of_make_dist_pass(wheel: Path, tmp_path: Path) -> None:
         ["abi3audit", "--strict", str(wheel)],
         ["twine", "check", "--strict", str(wheel)],
     ):
-        result = run(command, ROOT)
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        result = run(command, ROOT, PATH=path)
         assert result.returncode == 0, result.stdout
     (repaired,) = tmp_path.glob("*.whl")
     assert "manylinux" in repaired.name

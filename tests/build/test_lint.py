@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,7 +42,7 @@ WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 
 
 def check(*workflows: Path) -> subprocess.CompletedProcess[str]:
-    command = [shutil.which("check-jsonschema") or "check-jsonschema", "--builtin-schema"]
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema"]
     return subprocess.run(
         [*command, "vendor.github-workflows", *map(str, workflows)],
         capture_output=True,

@@ -62,7 +62,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--network",
         choices=("small_vgg", "resnet18", "resnet50"),
-        default="small_vgg",
         help="(default: small_vgg)",
     )
     group.add_argument(
@@ -101,8 +100,8 @@ def _claim(options: argparse.Namespace) -> Claim:
 
     times = 1 / 4 if options.quick else options.times
     if options.claim == "imagenette":
-        return imagenette.claim(options.network, options.size, options.kept_aside, times)
-    given = [name for name in ("download", "size", "kept_aside") if getattr(options, name)]
+        return imagenette.claim(options.network or "small_vgg", options.size, options.kept_aside, times)
+    given = [name for name in ("download", "network", "size", "kept_aside") if getattr(options, name)]
     if given:
         raise ValueError(f"--{given[0].replace('_', '-')}: is for imagenette alone")
     return fashion_mnist.claim(times)

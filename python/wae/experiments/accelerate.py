@@ -36,7 +36,7 @@ from wae.data.input import Input
 from wae.data.loading import batches, fingerprint, open_dataset
 from wae.errors import WaeError
 from wae.inference.calibration import spread
-from wae.inference.deployed import Deployed, deploy
+from wae.inference.deployed import Deployed, DisagreementError, deploy
 from wae.inference.engines import EngineError
 from wae.inference.export import export
 from wae.inference.precision import DTYPES
@@ -72,7 +72,7 @@ _KEPT = 5  # every fifth training image is kept aside for what has to be chosen
 _TRIAL = 4  # a trial has one epoch of the plan's in so many
 _SAMPLE = 64  # training images that the start is fitted to
 _MIMIC = 1.0  # the weight that is tried
-_HEAD_RATE = 1e-2  # at which a new head is trained: higher than others, for nothing else changes
+_HEAD_RATE = 1e-2  # at which a new head is trained: higher than others, for no other weight changes
 _FACTORS = (2, 4, 8)
 _SCALES = (1.25, 1.0, 0.875, 0.75, 0.625, 0.5)  # of the original's size, that are measured for a target
 _STEP = 32  # sizes are multiples of it: halves of them are multiples of a patch
@@ -644,24 +644,25 @@ class _Acceleration:
 
     def _find_rival(self, name: str) -> dict[str, Any]:
         """See :func:`wae.experiments.rivals.find`; or the reason why there is no such rival."""
-        model = fold_normalization(self._trained().cpu())
+        model = fold_normalization(self._trained())
         size = self.original.input.size
         images, ours = (
-            sets.test.batch([0] * self.settings.images, 0)[0] for sets in (self._sets(Form(size)), self.sets)
+            sets.test.batch([0] * self.settings.images, 0)[0].to(self.device)
+            for sets in (self._sets(Form(size)), self.sets)
         )
 
         def share_of_time(network: nn.Module) -> float:
             calls = {
                 "ours": _without_gradients(model, ours),
-                "other": _without_gradients(network, images),
+                "other": _without_gradients(network.to(self.device), images),
             }
-            times = interleaved(calls, _SECONDS / 3)
+            times = interleaved(calls, _SECONDS / 3, synchronize=self._synchronize())
             return times["other"].median / times["ours"].median
 
         multiply_adds = count(model, (self.form.size,) * 2).multiply_adds
         try:
             return rivals.find(name, self._stock(), size, multiply_adds, self._batches(), share_of_time)
-        except (RuntimeError, ValueError) as error:
+        except Exception as error:  # Torch-Pruning raises what it likes for what it does not know
             return {"left out": str(error).partition("\n")[0]}
 
     def _stock(self) -> FullResolution:
@@ -692,6 +693,13 @@ class _Acceleration:
             calibration_images=images, max_drop=s.max_drop, seconds=_SECONDS,
         )  # fmt: skip
 
+    def _deployed_rival(self, network: nn.Module, data: Sets) -> Deployed | str:
+        """As :meth:`_deployed`; or the reason why no engine runs it."""
+        try:
+            return self._deployed(network, data)
+        except (EngineError, DisagreementError) as error:
+            return str(error).partition("\n")[0]
+
     def _deploy(self, model: WAEClassifier, record: _Record) -> dict[str, Any]:
         """All networks in their fastest forms, timed in turns; the new one saved."""
         full = self._sets(Form(self.original.input.size))
@@ -705,7 +713,15 @@ class _Acceleration:
                 rival = self._rival(name, found_rival)
                 weights_file.load(self.settings.folder / RIVALS / f"{name}.safetensors", rival)
                 sides[name] = rival.eval().to(self.device), full
-        forms = {name: self._deployed(network, data) for name, (network, data) in sides.items()}
+        forms: dict[str, Deployed] = {}
+        for name, (network, data) in list(sides.items()):
+            deploy_it = self._deployed_rival if name in rivals.NAMES else self._deployed
+            made = deploy_it(network, data)
+            if isinstance(made, Deployed):
+                forms[name] = made
+            else:
+                del sides[name]
+                record.found[f"rival: {name}"]["left out"] = made
         calls: dict[str, Callable[[], Tensor]] = {}
         for name, (network, data) in sides.items():
             images = data.test.batch([0] * self.settings.images, 0)[0].to(self.device)

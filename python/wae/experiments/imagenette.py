@@ -141,7 +141,7 @@ class Imagenette(Claim):
         """See :meth:`Claim.start`: a network to be pruned is, to the time of WAE."""
         if job.network not in PRUNED:
             return super().start(job, folder, training)
-        path = folder / f"{job.stem}.start.json"  # the measurement is not to be made again by a resumed run
+        path = self.start_path(folder, job)  # the measurement is not to be made again by a resumed run
         model = load_classifier(weights_path(folder, Job(self.full, job.seed)))
         images, labels = training.batch(range(min(_MEASURED, len(training))), 0)
         batches = list(zip(images.split(_AT_ONCE), labels.split(_AT_ONCE), strict=True))
@@ -194,6 +194,7 @@ class Imagenette(Claim):
 
 
 _PARTS = ("train", "val")
+_PHOTOS = (9469, 3925)  # of the parts, in the published data set
 
 
 def _files(parts: Mapping[str, ImageFolder]) -> str:
@@ -218,4 +219,8 @@ def download(folder: Path, size: int) -> Path:
     version = "160px" if size <= _MOST else "320px"
     there = folder / f"imagenette2-{version.removesuffix('px')}"
     Downloaded(folder, size=version, download=not there.exists())
+    counts = tuple(sum(1 for _ in there.glob(f"{part}/*/*.JPEG")) for part in _PARTS)
+    if counts != _PHOTOS:
+        wanted, got = ("{} and {}".format(*numbers) for numbers in (_PHOTOS, counts))
+        raise DatasetError(f"{there}: has {got} photos, not {wanted}; remove it, and it is downloaded again")
     return there

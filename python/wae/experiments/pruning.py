@@ -42,7 +42,8 @@ def pruned(
     except ModuleNotFoundError:
         raise PruningError('Torch-Pruning is not installed: pip install "wae-kernels[reproduce]"') from None
     assert isinstance(model, FullResolution)
-    copied = copy.deepcopy(model).eval()
+    copied = copy.deepcopy(model).eval().requires_grad_(True)  # what is frozen would not be pruned
+    copied.zero_grad()
     taylor = method == "Taylor"
     importance = torch_pruning.importance
     if taylor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import multiprocessing
+import shutil
 import statistics
 import subprocess
 from abc import ABC, abstractmethod
@@ -148,6 +149,10 @@ class Claim(ABC):
         """The network whose trained weights, of the same seed, ``network`` needs."""
         return None
 
+    def start_path(self, folder: Path, job: Job) -> Path:
+        """Where :meth:`start` keeps what it measured, until the training has its result."""
+        return folder / f"{job.stem}.start.json"
+
     def start(self, job: Job, folder: Path, training: Dataset) -> tuple[nn.Module, dict[str, Any]]:
         """The network to train, and what was found out to make it."""
         torch.manual_seed(job.seed)
@@ -216,7 +221,8 @@ def run(
     for job in wanted:
         if (needed := _needed(claim, job)) and needed not in wanted:
             raise ValueError(
-                f"wanted must hold {needed.network} with seed {needed.seed} too: {job.network} begins with it"
+                f"{job.network} begins with the weights of {needed.network}, seed {needed.seed}: "
+                "that must be wanted too (--only)"
             )
     folder.mkdir(parents=True, exist_ok=True)
     prepared = claim.prepared(data, folder)
@@ -306,6 +312,7 @@ def _work(link: Connection, folder: Path, data: str | Path, claim: Claim, device
 
 def _train(job: Job, folder: Path, data: str | Path, claim: Claim, device: str, link: Connection) -> Result:
     """One training, from its last epoch or from the start; its weights and its result in ``folder``."""
+    commit = _commit()  # of the code that trains: at the end there may be another one
     chosen = claim.plan_of(job.network, job.seed)
     sets = claim.sets(data, job.seed)
     model, start = claim.start(job, folder, sets[0])
@@ -335,7 +342,7 @@ def _train(job: Job, folder: Path, data: str | Path, claim: Claim, device: str, 
         claim.settings(),
         count(model, (claim.input.size,) * 2).multiply_adds,
         start,
-        {"commit": _commit(), "date": datetime.now(timezone.utc).isoformat(timespec="seconds"), **machine()},
+        {"commit": commit, "date": datetime.now(timezone.utc).isoformat(timespec="seconds"), **machine()},
     )
     if registered := claim.registered[job.network]:
         made = {"plan": chosen.as_dict(), "accuracy": result.accuracy}
@@ -343,11 +350,14 @@ def _train(job: Job, folder: Path, data: str | Path, claim: Claim, device: str, 
         save_classifier(path, model, registered, sets[0].labels, claim.input, made, force=True)
     write_json(_result_path(folder, job), asdict(result))
     state.unlink()
+    claim.start_path(folder, job).unlink(missing_ok=True)  # it is in the result
     return result
 
 
 def _commit() -> str | None:
-    """The commit that this code is of, with "-dirty" where files were changed; None outside of a checkout."""
+    """The commit that this code is of, with "-dirty" where files were changed; None where git knows none."""
+    if shutil.which("git") is None:
+        return None
     here = Path(__file__)
     known = subprocess.run(
         ["git", "ls-files", "--error-unmatch", here.name], cwd=here.parent, capture_output=True
@@ -422,7 +432,7 @@ class Row:
     multiply_adds: int
     """On one image."""
     microseconds: float
-    """The median time of one image in a batch of 100, on the machine that made the table."""
+    """The median time of one image in a batch of :attr:`Claim.timed_images`, where the table was made."""
 
     @property
     def mean(self) -> float:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from wae.models.baselines import AtSize, FullResolution, HalfResolution
 from wae.models.counting import count
 from wae.models.positions import fit_to
+from wae_kernels.checks import half_of
 
 from .pruning import METHODS, pruned, ratio_for
 
@@ -46,16 +47,24 @@ def find(
     """
     if name in PRUNED:
         return ratio_for(lambda ratio: pruned(stock, batches, PRUNED[name], ratio), share_of_time)
+    half = half_of(size)
     if name == HALF:
-        return {"side": (size + 1) // 2}
-    costs: dict[int, int] = {}
-    for side in range((size + 1) // 2, size + 1, max(1, size // _STEPS)):
-        try:
-            network = fit_to(copy.deepcopy(stock.network), (side, side))
-        except ValueError:  # its table of positions cannot become one of that size
-            continue
-        costs[side] = count(network, (side, side)).multiply_adds
+        if _cost(stock, half) is None:
+            raise ValueError(f"the network takes no images of {half} x {half}")
+        return {"side": half}
+    sides = range(half, size + 1, max(1, size // _STEPS))
+    costs = {side: cost for side in sides if (cost := _cost(stock, side)) is not None}
+    if not costs:
+        raise ValueError("the network takes images of no other size")
     return {"side": min(costs, key=lambda side: abs(costs[side] - multiply_adds))}
+
+
+def _cost(stock: FullResolution, side: int) -> int | None:
+    """Multiply-adds on an image of ``side`` x ``side``; None where the network takes none."""
+    try:
+        return count(fit_to(copy.deepcopy(stock.network), (side, side)), (side, side)).multiply_adds
+    except (AssertionError, RuntimeError, ValueError):  # libraries assert sizes
+        return None
 
 
 def build(

@@ -53,14 +53,14 @@ def footprint(folder: Path) -> Footprint | None:
 
 
 def footprint_of(deployed: Deployed) -> Footprint | None:
-    """Of ``deployed``, saved for that; None also where its engine cannot be saved."""
+    """Of ``deployed``, saved for that; None also where its engine cannot be saved, or the process fails."""
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / "net"
         try:
             deployed.save(folder)
-        except EngineError:
+            return footprint(folder)
+        except (EngineError, subprocess.CalledProcessError):  # the process says why, on standard error
             return None
-        return footprint(folder)
 
 
 def held(field: str) -> float:

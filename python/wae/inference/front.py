@@ -130,7 +130,7 @@ def finite_by_numpy(x: Tensor) -> Tensor:
     engine needs for the next call.
     """
     numbers = x.float() if x.dtype == torch.bfloat16 else x  # which numpy does not have
-    return torch.from_numpy(np.isfinite(numbers.numpy()).all((1, 2, 3)))
+    return torch.from_numpy(np.isfinite(numbers.detach().numpy()).all((1, 2, 3)))
 
 
 def in_front(

@@ -111,6 +111,8 @@ class HubClassifier(
         """The card; see the class for what may be given."""
         described = self.described
         accuracy = self.made.get("accuracy")
+        if isinstance(accuracy, (list, tuple)):  # of wae train: top-1, top-5, loss and images
+            accuracy = accuracy[0]
         facts = {
             "model_id": "OWNER/NAME",
             "data": "not stated",

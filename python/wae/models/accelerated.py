@@ -21,6 +21,7 @@ from wae_kernels.nn import Decoder, Encoder
 from .around import PooledClassifier
 from .bodies import feature_channels
 from .classifier import WAEClassifier
+from .evaluating import evaluating
 from .light_cnn import high_body
 from .positions import fit_to
 
@@ -78,22 +79,19 @@ def split(network: nn.Module, size: tuple[int, int]) -> tuple[nn.Module, nn.Line
     Changes ``network``: it becomes the body. Raises ValueError where it takes no images of ``size`` (h, w),
     or does not end in a matrix.
     """
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
     image = _image(network, size)
-    try:
-        with torch.no_grad():
-            scores = network(image)
-    except (AssertionError, RuntimeError, ValueError) as error:
-        why = str(error).splitlines()[0]
-        raise ValueError(f"the network takes no images of {size[0]} x {size[1]}: {why}") from error
-    for name, matrix in _matrices(network):
-        network.set_submodule(name, nn.Identity())
-        if _is_rest(network, matrix, image, scores):
-            for module, mode in modes.items():
-                module.training = mode
-            return network, matrix
-        network.set_submodule(name, matrix)
+    with evaluating(network):
+        try:
+            with torch.no_grad():
+                scores = network(image)
+        except (AssertionError, RuntimeError, ValueError) as error:
+            why = str(error).splitlines()[0]
+            raise ValueError(f"the network takes no images of {size[0]} x {size[1]}: {why}") from error
+        for name, matrix in _matrices(network):
+            network.set_submodule(name, nn.Identity())
+            if _is_rest(network, matrix, image, scores):
+                return network, matrix
+            network.set_submodule(name, matrix)
     raise ValueError(f"{type(network).__name__} must end in a torch.nn.Linear, after pooled features (N, C)")
 
 

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from .evaluating import evaluating
+
 _CLASSIFIERS = ("fc", "classifier", "head", "heads")  # what torchvision's networks call theirs
 _AUXILIARY = {"googlenet": ("aux1", "aux2"), "inception_v3": ("AuxLogits",)}  # for training alone
 _IMAGE_CHANNELS = 3
@@ -186,19 +188,15 @@ def feature_shape(body: nn.Module, size: tuple[int, int] = _HALF) -> torch.Size:
         body = without_numbers(body)
     running = [("", body)]
     image = torch.zeros(1, _IMAGE_CHANNELS, *size, dtype=reference.dtype, device=reference.device)
-    training = {module: module.training for module in body.modules()}
-    with ExitStack() as hooks, torch.no_grad():
+    with ExitStack() as hooks, torch.no_grad(), evaluating(body):
         for name, module in body.named_modules():
             entry = name, module
             hooks.enter_context(module.register_forward_pre_hook(lambda *_, e=entry: running.append(e)))
             hooks.enter_context(module.register_forward_hook(lambda *_: running.__delitem__(-1)))
         try:
-            features = body.eval()(image)
+            features = body(image)
         except Exception as error:
             raise ValueError(f"{_called(*running[-1])}: {error}") from error
-        finally:
-            for module, mode in training.items():
-                module.training = mode
     if not isinstance(features, Tensor) or features.dim() < 2:
         raise ValueError(
             f"{_called('', body)} must make one tensor (N, C, ...), got {type(features).__name__}"

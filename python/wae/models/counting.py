@@ -18,6 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import wae_kernels.flops  # noqa: F401  (importing it has the ops counted)
 
+from .evaluating import evaluating
+
 Shape = Sequence[int]
 
 
@@ -43,10 +45,11 @@ class Count(NamedTuple):
 def count(network: nn.Module, size: Shape = (224, 224)) -> Count:
     """Count ``network``'s parameters, and its multiply-adds on one image of ``size`` (H, W).
 
-    The network runs once, on the device it is on. One that was made under ``torch.device("meta")`` neither
-    takes memory nor computes.
+    The network runs once, on the device it is on, in evaluation mode, and stays as it was. One that was made
+    under ``torch.device("meta")`` neither takes memory nor computes.
     """
     device = next(network.parameters()).device
-    with FlopCounterMode(display=False) as counter, torch.no_grad(), _plain_attention():
-        network(torch.empty(1, 3, *size, device=device))
+    image = torch.zeros(1, 3, *size, device=device)
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), _plain_attention(), evaluating(network):
+        network(image)
     return Count(sum(p.numel() for p in network.parameters()), counter.get_total_flops() // 2)

@@ -103,7 +103,7 @@ def builder(name: str) -> Builder | None:
         around = builder(f"wae_{base}")
         return None if around is None else partial(_wavelet, around)
     forms = [(name, _full), (name.removesuffix("_half"), _half), (name.removeprefix("wae_"), _wae)]
-    if sized := re.fullmatch(r"(\w+)_at_(\d{1,4})", name):
+    if sized := re.fullmatch(r"([\w.]+)_at_([1-9]\d{0,3})", name):
         stem, side = sized[1], int(sized[2])
         if stem == small_photo_vgg.__name__:
             return partial(small_photo_vgg_at, side)

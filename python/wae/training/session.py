@@ -28,6 +28,7 @@ from wae.data.folder import ImageFolder, OnCorrupt, evaluation_resize
 from wae.data.images import MAX_PIXELS
 from wae.data.loading import open_dataset
 from wae.models.classifier import WAEClassifier
+from wae.models.evaluating import evaluating
 from wae.models.registry import PARTS, NetworkError, build, on_meta
 from wae.storage.checkpoint import Input, describe, load_classifier, save_classifier
 from wae.storage.files import sha256, written
@@ -331,15 +332,13 @@ def _note(console: Console, note: str) -> None:
 
 def _try_out(network: nn.Module, name: str, images: Tensor) -> Tensor:
     """The scores of ``images``. Raises ValueError where the network does not take images of that size."""
-    was_training = network.training
     try:
-        with torch.no_grad():
-            scores: Tensor = network.eval()(images)
+        with torch.no_grad(), evaluating(network):
+            scores: Tensor = network(images)
     except (AssertionError, RuntimeError, ValueError) as error:  # torchvision asserts sizes
         height, width = images.shape[2:]
         why = str(error).splitlines()[0]
         raise ValueError(f"{name} takes no images of {height} x {width} ({why}){_sizes(name)}") from None
-    network.train(was_training)
     return scores
 
 

@@ -28,6 +28,7 @@ from wae.data.folder import ImageFolder
 from wae.data.loading import batches, fingerprint
 from wae.errors import WaeError
 from wae.models.classifier import WAEClassifier
+from wae.models.evaluating import evaluating
 from wae.storage import weights_file
 from wae_kernels.nn import Encoder
 
@@ -163,22 +164,20 @@ def evaluate(
     ``left_out`` gets a line for each image file that could not be read, those of all processes; ``advance``
     the number of images of each batch, those of all processes.
     """
-    was_training = model.training
-    model.eval()
     sums = torch.zeros(4, dtype=torch.float64)
     rank, world = _place()
     loader = batches(data, batch * world, 0, 0, False, rank, world, workers)
-    for images, labels in loader:
-        if advance is not None:
-            advance(batch * world)
-        if not len(labels):
-            continue
-        scores, labels = model(_to(images, device)).float(), labels.to(device)
-        best = scores.topk(min(5, scores.shape[1]), dim=1).indices == labels[:, None]
-        loss = F.cross_entropy(scores, labels, reduction="sum")
-        counts = best[:, 0].sum(), best.sum(), loss, labels.new_tensor(len(labels))
-        sums += torch.stack([count.double() for count in counts]).cpu()
-    model.train(was_training)
+    with evaluating(model):
+        for images, labels in loader:
+            if advance is not None:
+                advance(batch * world)
+            if not len(labels):
+                continue
+            scores, labels = model(_to(images, device)).float(), labels.to(device)
+            best = scores.topk(min(5, scores.shape[1]), dim=1).indices == labels[:, None]
+            loss = F.cross_entropy(scores, labels, reduction="sum")
+            counts = best[:, 0].sum(), best.sum(), loss, labels.new_tensor(len(labels))
+            sums += torch.stack([count.double() for count in counts]).cpu()
     failed = _of_all_processes(loader.failed)
     if left_out is not None:
         left_out(failed)

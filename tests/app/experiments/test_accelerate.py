@@ -23,9 +23,10 @@ from wae import cli
 from wae.data.folder import image_folder
 from wae.experiments import accelerate, acceleration_report, rivals
 from wae.experiments.accelerate import Settings
+from wae.inference.deployed import DisagreementError
 from wae.inference.engines import Engine
 from wae.inference.saved import load_deployed
-from wae.models.baselines import FullResolution
+from wae.models.baselines import AtSize, FullResolution
 from wae.models.counting import count
 from wae.storage.checkpoint import Input, describe, load_classifier
 from wae.storage.weights_file import CheckpointError
@@ -253,6 +254,30 @@ def test_the_rival_of_equal_cost_is_found():
     images = torch.randint(256, (2, 3, *size), dtype=torch.uint8)
     small = torch.nn.functional.avg_pool2d(images.float(), 2)
     torch.testing.assert_close(half.eval()(images), stock.eval()(small), atol=1e-3, rtol=1e-3)
+
+
+def test_a_network_of_one_size_has_no_rival_of_another():
+    stock = FullResolution(nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.Flatten(), nn.Linear(4 * 15 * 15, 2)))
+    with pytest.raises(ValueError, match="takes no images of 16 x 16"):
+        rivals.find(rivals.HALF, stock, 32, 1, [], lambda network: 1.0)
+    assert rivals.find(rivals.EQUAL_COST, stock, 32, 1, [], lambda network: 1.0) == {"side": 31}
+
+
+@pytest.mark.slow
+def test_a_rival_that_no_engine_runs_is_left_out(tmp_path, monkeypatch):
+    def deployed(self, network, data):
+        if isinstance(network, AtSize):
+            raise DisagreementError("eager is off by 1")
+        return whole(self, network, data)
+
+    whole = accelerate._Acceleration._deployed
+    monkeypatch.setattr(accelerate._Acceleration, "_deployed", deployed)
+    loaders = tuple([of_two_classes(number, number)] for number in (64, 32))
+    options = {"input_size": SIDE, "epochs": 1, "mimic": 0.0, "engine": "eager", "precision": "float32"}
+    wae.accelerate(build(), loaders, tmp_path / "out", compare=True, console=Console(quiet=True), **options)
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "- half, equal cost is left out: eager is off by 1" in report
+    assert report.count("| half resolution |") == 2
 
 
 @pytest.mark.slow

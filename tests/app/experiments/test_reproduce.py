@@ -191,7 +191,7 @@ def test_a_worker_ends_when_the_main_process_is_gone(tmp_path, monkeypatch, jobs
 
 
 def test_a_student_needs_its_teacher(tmp_path):
-    with pytest.raises(ValueError, match="28 x 28 with seed 1"):
+    with pytest.raises(ValueError, match="28 x 28, seed 1"):
         reproduce.run(tmp_path, "digits", [Job("WAE, mimic", 1), Job("28 x 28", 0)], DIGITS, 1)
 
 

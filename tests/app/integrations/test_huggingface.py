@@ -119,3 +119,10 @@ def test_offline_the_cache_is_used_and_nothing_else(folder: Path, tmp_path: Path
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("refused")
+
+
+@pytest.mark.parametrize("accuracy", [0.5, [0.5, 0.9, 1.0, 10]], ids=["reproduce", "train"])
+def test_the_card_has_the_accuracy_of_every_command(accuracy: object) -> None:
+    model = HubClassifier.from_checkpoint(Shipped.FASHION_MNIST.path)
+    card = HubClassifier(model.model, model.described, {"accuracy": accuracy}).generate_model_card()
+    assert "| accuracy | 50.00 % of" in card.content

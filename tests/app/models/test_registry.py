@@ -115,6 +115,15 @@ def test_resnet50():
     assert cost("wae_resnet50") == half.multiply_adds + quarter.multiply_adds + 1000 * (2048 + 2560)
 
 
+def test_counting_leaves_no_trace():
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.BatchNorm2d(4))
+    network[2].eval()  # frozen
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    count(network, (8, 8))
+    assert [module.training for module in network] == [True, True, False]
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
 def test_only_encoders_are_counted_as_such():
     assert encoder_multiply_adds(named("vgg16")) == 0
     assert encoder_multiply_adds(named("wavelet_vgg16")) == 0

@@ -152,10 +152,12 @@ def test_a_network_of_another_kind_is_refused(network: nn.Module, got: str) -> N
 
 def test_the_network_stays_as_it_was() -> None:
     network = ENet(3).train()
+    network.stage1.eval()  # frozen
     before = {name: value.clone() for name, value in network.state_dict().items()}
     model = wae_segmenter(network)
     assert isinstance(model, WAESegmenter)
     assert network.training
+    assert not network.stage1.training
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     with pytest.raises(SegmenterError, match="got list"):
         pixel_scores(_Listing(), torch.zeros(1, 3, 8, 8))

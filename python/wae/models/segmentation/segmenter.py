@@ -22,6 +22,7 @@ from wae.errors import WaeError
 from wae.models.autoencoder import reconstruct
 from wae.models.baselines import FullResolution
 from wae.models.bodies import initialize
+from wae.models.evaluating import evaluating
 from wae_kernels.nn import Decoder, Encoder
 
 _WIDTH = 16  # channels of the high body and of the fusion, as of the encoder's trunk
@@ -176,10 +177,9 @@ def wae_segmenter(
     Raises SegmenterError where it does not score each pixel.
     """
     like = next(network.parameters())
-    was_training = network.training
-    with torch.no_grad():
-        coarse = pixel_scores(network.eval(), torch.zeros(1, 3, *size, device=like.device, dtype=like.dtype))
-    network.train(was_training)
+    image = torch.zeros(1, 3, *size, device=like.device, dtype=like.dtype)
+    with torch.no_grad(), evaluating(network):
+        coarse = pixel_scores(network, image)
     return WAESegmenter(
         Encoder() if encoder is None else encoder,
         network,
