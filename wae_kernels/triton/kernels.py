@@ -28,14 +28,11 @@ import builtins
 import triton
 import triton.language as tl
 
-from wae_kernels import checks
-
 from . import plan
 
 CHANNELS = tl.constexpr(plan.CHANNELS)
 GUARD = tl.constexpr(plan.GUARD_PIXELS)
 STAGED_ROWS = tl.constexpr(4)  # of the image, read at a time
-half_of = triton.jit(checks.half_of)
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 if INTERPRETED:  # its scalars are arrays of one element, which in Triton 3.6 numpy 2.4 refuses to count with
@@ -43,6 +40,12 @@ if INTERPRETED:  # its scalars are arrays of one element, which in Triton 3.6 nu
     def range(*ends):
         """Python's own, for scalars of the interpreter too."""
         return builtins.range(*(e.handle.data.item() if isinstance(e, tl.tensor) else e for e in ends))
+
+
+@triton.jit
+def half_of(size):
+    """As :func:`wae_kernels.checks.half_of`, which the interpreter cannot run: it has no ``tl`` beside it."""
+    return (size + 1) // 2
 
 
 @triton.jit
