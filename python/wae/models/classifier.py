@@ -182,7 +182,7 @@ def fold_normalization(model: WAEClassifier) -> WAEClassifier:
         norm = getattr(folded, name)
         if isinstance(norm, nn.BatchNorm2d):
             _fold(norm, branch)
-            setattr(folded, name, nn.Identity())
+            setattr(folded, name, nn.Identity().eval())
     return folded
 
 

@@ -54,5 +54,7 @@ def test_without_a_decoder():
 def test_folding_drops_the_decoder():
     autoencoder = AutoEncoder()
     model = small(autoencoder, autoencoder.decoder)
-    assert fold_normalization(model).decoder is None
+    folded = fold_normalization(model)
+    assert folded.decoder is None
+    assert not any(module.training for module in folded.modules())
     assert model.decoder is autoencoder.decoder
