@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from wae.difference import relative_difference
 from wae.errors import WaeError
-from wae.models.classifier import WAEClassifier
+from wae.models.network import WAENetwork
 
 from . import precision as precisions
 from .calibration import STEP, Calibration, CalibrationError, Source, gather
@@ -44,7 +44,7 @@ MOST_PIXELS = 2**28
 """In a call: 5,000 images of 224 x 224. What is far beyond any memory is refused before memory is taken."""
 
 _COMPARED = 8  # images on which the layers of a network in int8 are compared
-_AT_ONCE = 32  # images that the model itself gets to be compared with
+_PIXELS_AT_ONCE = 32 * 224 * 224  # that the model itself gets to be compared with
 _NAMED = 3  # layers that an error names
 
 _log = logging.getLogger(__name__)
@@ -99,7 +99,9 @@ class Deployed:
         )
 
     def __call__(self, images: Tensor) -> Tensor:
-        """The scores, (N, classes), of ``images``, in the model's dtype (or that of a wider ``precision``).
+        """The model's scores of ``images``, (N, classes) or (N, classes, H, W).
+
+        They are in the model's dtype (or that of a wider ``precision``).
 
         They do not depend on autocast, inference mode, or torch's default dtype around the call. Those of an
         image with NaN or infinity are NaN in every engine.
@@ -199,7 +201,8 @@ class _Task(NamedTuple):
     expected: Tensor
     memory_format: torch.memory_format
     calibration: Calibration | None
-    expected_held_out: Tensor | None
+    named: Tensor | None
+    """The classes that the model names on what the calibration held back."""
     max_drop: float | None
 
 
@@ -224,13 +227,14 @@ def deploy(
 
     With ``calibration`` it is also checked on those of its images that no scale came from, and
     ``Deployed.report`` has, as data for JSON: ``calibration_images``, ``checked_images``, ``agreement`` (the
-    share of images on which it and the model name the same class), ``accuracy`` (``model`` and ``deployed``;
-    None without labels), ``drop`` (of accuracy; of agreement without labels), ``max_drop``, and for int8
-    ``encoder`` (its ``precision``, and ``seconds`` of both where they were timed) and ``layers``: (name,
-    relative difference) of each layer's results, the one that moved most first.
+    share of images, or of their pixels, of which it and the model name the same class), ``accuracy``
+    (``model`` and ``deployed``; None without labels), ``drop`` (of accuracy; of agreement without labels),
+    ``max_drop``, and for int8 ``encoder`` (its ``precision``, and ``seconds`` of both where they were timed)
+    and ``layers``: (name, relative difference) of each layer's results, the one that moved most first.
 
     Args:
-        model: a :class:`WAEClassifier`, or any other classifier of images, in evaluation mode. It is copied.
+        model: a :class:`WAENetwork`, or any other network that scores images or their pixels, in evaluation
+            mode. It is copied.
         size: (H, W) of the images.
         batch: how many images a call has, mostly.
         engine: a key of :data:`ENGINES`; or "auto", which builds all that are installed, times them for
@@ -327,18 +331,23 @@ def _task(
     data = held_out = None
     if calibration is not None:
         data = gather(calibration, size, count, hasattr(model, "image_scale"))
-        held_out = torch.cat(
-            [scores_of(model, part, "the images of calibration") for part in ready(model, data)]
-        )
+        held_out = named_by(model, data)
     return _Task(model, images, expected, memory_format, data, held_out, max_drop)
 
 
-def ready(model: nn.Module, data: Calibration) -> Iterator[Tensor]:
+def named_by(model: nn.Module, data: Calibration) -> Tensor:
+    """The classes that ``model`` names on the images that were held out, (N, ...), on the processor."""
+    scores = (scores_of(model, part, "the images of calibration") for part in _ready(model, data))
+    return torch.cat([part.argmax(1).cpu() for part in scores])
+
+
+def _ready(model: nn.Module, data: Calibration) -> Iterator[Tensor]:
     """The images that were held out, as ``model`` takes them, a few at a time."""
     images = data.held_out
+    at_once = max(1, _PIXELS_AT_ONCE // images[0, 0].numel())
     like = first_parameter(model)
-    keeps = images.dtype == torch.uint8 and isinstance(model, WAEClassifier)
-    for part in images.split(_AT_ONCE):
+    keeps = images.dtype == torch.uint8 and isinstance(model, WAENetwork)
+    for part in images.split(at_once):
         yield part.to(like.device) if keeps else part.to(like.device, like.dtype)
 
 
@@ -381,11 +390,12 @@ def _deploy_in(task: _Task, engine: Engine, name: str) -> Deployed:
         )
     dtype = engine.input_dtype(name)
     memory_format = torch.contiguous_format if engine.foreign else task.memory_format
+    size = (task.images.shape[2], task.images.shape[3])
     folded = fold(task.model)
     if engine.whole:
-        front, rest = whole(folded, dtype, memory_format)
+        front, rest = whole(folded, size, dtype, memory_format)
     else:
-        front, rest = in_front(folded, dtype, memory_format, on_own_thread=engine.foreign)
+        front, rest = in_front(folded, size, dtype, memory_format, on_own_thread=engine.foreign)
     rest = rest.to(dtype).to(memory_format=memory_format)
     samples: list[Sequence[Tensor]] = []
     compared: Sequence[Tensor] = ()
@@ -400,7 +410,6 @@ def _deploy_in(task: _Task, engine: Engine, name: str) -> Deployed:
     with engine.errors():
         hand_bytes_over(front, prepared)
     run = engine.open(prepared, len(task.images), front(task.images))
-    size = (task.images.shape[2], task.images.shape[3])
     deployed = Deployed(front, prepared, run, engine, name, size, len(task.images), own)
     what = f"the model in {engine.name}"
     scores = deployed(task.images)
@@ -409,12 +418,12 @@ def _deploy_in(task: _Task, engine: Engine, name: str) -> Deployed:
     else:
         deployed.difference = relative_difference(scores, task.expected)
     if task.calibration is not None:
-        assert task.expected_held_out is not None
-        found, wanted = classes_of(deployed, task.calibration.held_out), task.expected_held_out.argmax(1)
+        assert task.named is not None
+        found = classes_of(deployed, task.calibration.held_out)
         deployed.report = {
             "engine": engine.name,
             "precision": name,
-            **agreement(found, wanted, task.calibration),
+            **agreement(found, task.named, task.calibration),
             "max_drop": task.max_drop,
         }
         if name == "int8":
@@ -428,12 +437,15 @@ def _deploy_in(task: _Task, engine: Engine, name: str) -> Deployed:
 
 
 def agreement(found: Tensor, wanted: Tensor, data: Calibration) -> dict[str, Any]:
-    """The part of :func:`deploy`'s report about the classes ``found``, where the model names ``wanted``."""
-    found, wanted = found.cpu(), wanted.cpu()
+    """The part of :func:`deploy`'s report about the classes ``found``, where the model names ``wanted``.
+
+    Both are (N, ...) on the processor, as the labels are. Accuracy leaves out labels below 0.
+    """
     same = float((found == wanted).double().mean())
     accuracy, drop = None, 1 - same
     if data.labels is not None:
-        right = [float((classes == data.labels).double().mean()) for classes in (wanted, found)]
+        counted = data.labels >= 0
+        right = [float((classes == data.labels)[counted].double().mean()) for classes in (wanted, found)]
         accuracy, drop = dict(zip(("model", "deployed"), right, strict=True)), right[0] - right[1]
     return {
         "calibration_images": len(data.images),
@@ -445,7 +457,7 @@ def agreement(found: Tensor, wanted: Tensor, data: Calibration) -> dict[str, Any
 
 
 def classes_of(deployed: Deployed, images: Tensor) -> Tensor:
-    """The class that ``deployed`` names for each of ``images``, (N,), on the processor.
+    """The class that ``deployed`` names for each of ``images``, or of their pixels, on the processor.
 
     Fewer images than it was made for are filled up, so that it need not be prepared for other numbers.
     """

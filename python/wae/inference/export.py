@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from wae.difference import relative_difference
-from wae.models.classifier import WAEClassifier
+from wae.models.network import WAENetwork
 from wae.models.stock import StockEncoder
 from wae.progress import bar
 from wae.storage.checkpoint import Description
@@ -43,7 +43,7 @@ from .deployed import (
     check_arguments,
     example_images,
     fold,
-    ready,
+    named_by,
     require_equal,
     require_no_drop,
     scores_of,
@@ -86,7 +86,8 @@ def export(
     The file is loaded again and its scores are compared with the model's before it takes its place.
 
     Args:
-        model: a :class:`WAEClassifier`, or any other classifier of images, in evaluation mode.
+        model: a :class:`WAENetwork`, or any other network that scores images or their pixels, in evaluation
+            mode.
         path: of the file. Its folder is made if there is none.
         file_format: a key of :data:`FORMATS`.
         size: (H, W) of the images.
@@ -150,12 +151,12 @@ def _made(
     """The file, and what was found about it."""
     form, dtype = FORMATS[file_format], next(model.parameters()).dtype
     cases = [example_images(model, count, size, image_dtype) for count in ((batch,) if batch else (2, 1, 3))]
-    expected = [scores_of(model, x if isinstance(model, WAEClassifier) else x.to(dtype)) for x in cases]
+    expected = [scores_of(model, x if isinstance(model, WAENetwork) else x.to(dtype)) for x in cases]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporters' own parts
         try:
             with bar(f"exporting as {file_format}", None):
-                content = form.make(_FromImages(fold(model)).eval(), cases[0], batch is None, says)
+                content = form.make(_FromImages(fold(model), size).eval(), cases[0], batch is None, says)
             if precision == "int8":
                 assert data is not None
                 content, movements = _in_int8(content, data.images.to(image_dtype), batch or STEP)
@@ -173,11 +174,8 @@ def _made(
         differences = [require_equal(what, x, y, dtype) for x, y in zip(scores, expected, strict=True)]
     report: dict[str, Any] = {"difference": max(differences)}
     if data is not None:
-        wanted = torch.cat(
-            [scores_of(model, part, "the images of calibration") for part in ready(model, data)]
-        )
         run_all = in_turns(run, batch or STEP)
-        report |= agreement(run_all(data.held_out.to(image_dtype)).argmax(1), wanted.argmax(1), data)
+        report |= agreement(run_all(data.held_out.to(image_dtype)).argmax(1), named_by(model, data), data)
         if precision == "int8":
             report["layers"] = [list(movement) for movement in movements]
     return content, report
@@ -196,18 +194,25 @@ def _in_int8(content: bytes, images: Tensor, batch: int) -> tuple[bytes, list[qu
 class _FromImages(nn.Module):
     """The network, its one input called ``images``: uint8 even where it takes only floating point."""
 
-    def __init__(self, network: nn.Module) -> None:
+    image_scale: Tensor
+    image_shift: Tensor
+
+    def __init__(self, network: nn.Module, size: Sequence[int]) -> None:
         super().__init__()
+        self.encoder: nn.Module | None = None
         self.network = network
+        if isinstance(network, WAENetwork):
+            self.encoder, self.network = network.encoder, network.behind_encoder(size)
+            self.register_buffer("image_scale", network.image_scale)
+            self.register_buffer("image_shift", network.image_shift)
 
     def forward(self, images: Tensor) -> Tensor:
         inputs: Sequence[Tensor]
-        if isinstance(self.network, WAEClassifier):
-            inputs = self.network.decompose(images)
-            scores = self.network.scores(*inputs)
-        else:
+        if self.encoder is None:
             inputs = (images.to(next(self.network.parameters()).dtype),)
-            scores = self.network(*inputs)
+        else:
+            inputs = self.encoder(images, self.image_scale, self.image_shift)
+        scores: Tensor = self.network(*inputs)
         return without_numbers_of_nan(scores, inputs) if images.is_floating_point() else scores
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 from torch.nn.utils import fusion
 
-from wae.models.classifier import WAEClassifier, fold_normalization
+from wae.models.network import WAENetwork, fold_normalization
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _log = logging.getLogger(__name__)
@@ -21,10 +21,10 @@ def fold(model: nn.Module) -> nn.Module:
 
     In a network that torch.fx cannot trace they stay: compilers find most of them later.
     """
-    if not isinstance(model, WAEClassifier):
+    if not isinstance(model, WAENetwork):
         return _fold_layers(copy.deepcopy(model))
     folded = fold_normalization(model)
-    for name in ("low_body", "high_body"):
+    for name in folded.bodies:
         setattr(folded, name, _fold_layers(getattr(folded, name)))
     return folded
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wae.models.classifier import BehindEncoder, WAEClassifier
+from wae.models.network import WAENetwork
 
 
 class Front:
@@ -97,10 +97,10 @@ class _Whole(nn.Module):
 
 
 def whole(
-    model: nn.Module, dtype: torch.dtype, memory_format: torch.memory_format
+    model: nn.Module, size: Sequence[int], dtype: torch.dtype, memory_format: torch.memory_format
 ) -> tuple[Front, nn.Module]:
     """As :func:`in_front`, for an engine that runs the encoder too: its inputs are images of any dtype."""
-    front, behind = in_front(model, dtype, memory_format, on_own_thread=False)
+    front, behind = in_front(model, size, dtype, memory_format, on_own_thread=False)
     if front.encoder is None:
         return front, behind
     images = _Untouched(None, front.like, front.image_scale, front.image_shift, dtype, memory_format)
@@ -110,7 +110,7 @@ def whole(
 def without_numbers_of_nan(
     scores: Tensor, inputs: Sequence[Tensor], finite: Callable[[Tensor], Tensor] | None = None
 ) -> Tensor:
-    """``scores``, (N, classes), with NaN for each image of which some ``inputs``, (N, ...), are not finite.
+    """``scores``, (N, ...), with NaN for each image of which some ``inputs``, (N, ...), are not finite.
 
     The ReLU and the pooling of several engines make a number of NaN, and so plain scores of a broken image.
 
@@ -120,7 +120,8 @@ def without_numbers_of_nan(
         finite: says of one of ``inputs`` which images are, (N,); None for PyTorch's operators.
     """
     found = [finite(x) if finite else x.flatten(1).isfinite().all(1) for x in inputs]
-    return torch.where(torch.stack(found).all(0)[:, None], scores, torch.nan)
+    are_finite = torch.stack(found).all(0)
+    return torch.where(are_finite.view(-1, *[1] * (scores.dim() - 1)), scores, torch.nan)
 
 
 def finite_by_numpy(x: Tensor) -> Tensor:
@@ -134,14 +135,19 @@ def finite_by_numpy(x: Tensor) -> Tensor:
 
 
 def in_front(
-    model: nn.Module, dtype: torch.dtype, memory_format: torch.memory_format, on_own_thread: bool
+    model: nn.Module,
+    size: Sequence[int],
+    dtype: torch.dtype,
+    memory_format: torch.memory_format,
+    on_own_thread: bool,
 ) -> tuple[Front, nn.Module]:
     """``model``, folded, in two: what makes inputs of images, and what an engine makes scores of these with.
 
-    The first stays in the model's dtype on a processor; on a GPU its op computes in ``dtype`` as well.
+    The images are of ``size`` (H, W). The first part stays in the model's dtype on a processor; on a GPU its
+    op computes in ``dtype`` as well.
     """
     like = next(model.parameters())
-    if not isinstance(model, WAEClassifier):
+    if not isinstance(model, WAENetwork):
         scale, shift = getattr(model, "image_scale", None), getattr(model, "image_shift", None)
         return Front(None, like, scale, shift, dtype, memory_format), model
     if like.is_cuda:
@@ -150,7 +156,7 @@ def in_front(
     front = Front(
         model.encoder, like, model.image_scale, model.image_shift, dtype, memory_format, on_own_thread
     )
-    return front, BehindEncoder(model).eval()
+    return front, model.behind_encoder(size).eval()
 
 
 @functools.cache

@@ -1,8 +1,7 @@
-"""The classifier around two bodies, for any body; and its form for inference (docs/network.md)."""
+"""The classifier around two bodies, for any body (docs/network.md)."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import torch
@@ -10,8 +9,9 @@ from torch import Tensor, nn
 
 from wae_kernels.nn import Decoder, Encoder
 
-from .autoencoder import reconstruct
 from .haar import Haar
+from .network import WAENetwork
+from .network import fold_normalization as fold_normalization
 
 
 class _TwoBodies(nn.Module):
@@ -43,7 +43,7 @@ class _TwoBodies(nn.Module):
         return self.low_body(self.low_norm(low)), self.high_body(self.high_norm(high))
 
 
-class WAEClassifier(_TwoBodies):
+class WAEClassifier(_TwoBodies, WAENetwork):
     """A classifier of ``low`` and ``high`` instead of the image: scores are the sum of two classifiers.
 
     ::
@@ -53,17 +53,14 @@ class WAEClassifier(_TwoBodies):
                                                           (of both)
 
     Args:
-        encoder: splits the image. Its convolutions ``low`` and ``high`` make the two parts.
+        encoder, image_scale, image_shift, decoder: see :class:`WAENetwork`.
         low_body: an unchanged standard network without its classifier: (N, 3, h, w) to (N, C, ...).
         high_body: a light one: (N, 3, h, w) to (N, D, ...), the dots as for ``low_body``.
         low_classifier: (N, C, ...) to (N, classes).
         fusion_classifier: (N, C + D, ...) to (N, classes).
-        image_scale, image_shift: three numbers each; the image becomes ``image * scale + shift`` first.
-        decoder: the encoder's, for :meth:`reconstruct`; None where nothing is to be reconstructed.
     """
 
-    image_scale: Tensor
-    image_shift: Tensor
+    bodies = ("low_body", "high_body")
 
     def __init__(
         self,
@@ -76,44 +73,23 @@ class WAEClassifier(_TwoBodies):
         image_shift: Sequence[float] = (0.0, 0.0, 0.0),
         decoder: Decoder | None = None,
     ) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.decoder = decoder
-        self.low_norm = nn.BatchNorm2d(encoder.low.out_channels, affine=False)
-        self.high_norm = nn.BatchNorm2d(encoder.high.out_channels, affine=False)
+        super().__init__(encoder, image_scale, image_shift, decoder)
         self.low_body = low_body
         self.high_body = high_body
         self.low_classifier = low_classifier
         self.fusion_classifier = fusion_classifier
-        self.register_buffer("image_scale", torch.tensor(image_scale))
-        self.register_buffer("image_shift", torch.tensor(image_shift))
 
     def forward(self, image: Tensor) -> Tensor:
         """The scores, (N, classes), of ``image``: (N, 3, H, W), uint8 or the parameters' dtype."""
         return self.scores(*self.decompose(image))
 
-    def decompose(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """``(low, high)`` of ``image``, as the encoder makes them: before the two normalisations, unless
-        :func:`fold_normalization` has put these into the encoder.
-
-        Both are (N, 3, ceil(H/2), ceil(W/2)). Raises RuntimeError for anything that
-        :func:`wae_kernels.encode` refuses.
-        """
-        low, high = self.encoder(image, self.image_scale, self.image_shift)
-        return low, high
+    def behind_encoder(self, size: Sequence[int]) -> BehindEncoder:
+        """See :class:`WAENetwork`; ``size`` does not matter."""
+        return BehindEncoder(self)
 
     def features(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """``(low_features, high_features)`` of ``image``, (N, C, ...) and (N, D, ...)."""
         return self.features_of(*self.decompose(image))
-
-    def reconstruct(self, low: Tensor, high: Tensor, size: Sequence[int]) -> Tensor:
-        """The image of ``size`` (H, W) that ``low`` and ``high`` came from, with scale and shift undone.
-
-        Raises RuntimeError without a decoder, and for anything that :func:`wae_kernels.decode` refuses.
-        """
-        if self.decoder is None:
-            raise RuntimeError("the model has no decoder: give WAEClassifier one, or set model.decoder")
-        return reconstruct(self.decoder, low, high, size, self.image_scale, self.image_shift)
 
 
 class BehindEncoder(_TwoBodies):
@@ -168,30 +144,3 @@ class FlatClassifier(nn.Sequential):
             )
         scores: Tensor = super().forward(flat)
         return scores
-
-
-def fold_normalization(model: WAEClassifier) -> WAEClassifier:
-    """A copy of ``model`` for inference, its two normalisations folded into the encoder's branches.
-
-    The scores are those of ``model.eval()``, up to rounding; two passes over ``low`` and ``high`` are saved.
-    The copy has no decoder: one that was trained with the encoder reads them before the normalisation.
-    """
-    folded = copy.deepcopy(model).eval()
-    folded.decoder = None
-    for branch, name in ((folded.encoder.low, "low_norm"), (folded.encoder.high, "high_norm")):
-        norm = getattr(folded, name)
-        if isinstance(norm, nn.BatchNorm2d):
-            _fold(norm, branch)
-            setattr(folded, name, nn.Identity().eval())
-    return folded
-
-
-@torch.no_grad()
-def _fold(norm: nn.BatchNorm2d, branch: nn.Conv2d) -> None:
-    """Make ``branch`` compute ``norm(branch(x))``. In float64, so that only the result is rounded."""
-    assert branch.bias is not None
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    factor = (norm.running_var.double() + norm.eps).rsqrt()
-    branch.weight.copy_(branch.weight.double() * factor.view(-1, 1, 1, 1))
-    branch.bias.copy_((branch.bias.double() - norm.running_mean.double()) * factor)

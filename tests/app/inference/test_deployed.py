@@ -361,7 +361,7 @@ def test_the_encoder_s_own_threads_do_not_wait_beside_an_engine(model):
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        front, _ = front_module.in_front(fold(model), torch.float32, torch.contiguous_format, True)
+        front, _ = front_module.in_front(fold(model), SIZE, torch.float32, torch.contiguous_format, True)
         front(photos(1))
         before = len(os.listdir("/proc/self/task"))
         front._thread.submit(front._inputs, photos(8, (224, 224))).result()  # without the end of the threads

@@ -13,6 +13,8 @@ from wae.models.counting import count
 from wae.models.registry import on_meta
 
 from .enet import ENet
+from .icnet import ICNet
+from .libraries import pspnet
 from .mobilenet_deconv import MobileNetDeconv
 from .segmenter import HalfResolutionSegmenter, wae_segmenter
 
@@ -26,11 +28,13 @@ Builder = Callable[[], nn.Module]
 
 
 def compared() -> dict[str, Builder]:
-    """Our networks, and some of torchvision's."""
+    """Our networks, and some of the libraries'."""
     networks: dict[str, Builder] = {
         "ENet": lambda: ENet(CLASSES),
         "mobilenet_deconv": lambda: MobileNetDeconv(CLASSES),
         "mobilenet_deconv, compensated": lambda: MobileNetDeconv(CLASSES, compensated=True),
+        "ICNet": lambda: ICNet(CLASSES),
+        "pspnet_resnet18": lambda: pspnet(CLASSES),
     }
     for name in _OF_TORCHVISION:
         make = getattr(segmentation, name)

@@ -19,10 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wae.errors import WaeError
-from wae.models.autoencoder import reconstruct
 from wae.models.baselines import FullResolution
 from wae.models.bodies import initialize
 from wae.models.evaluating import evaluating
+from wae.models.haar import Haar
+from wae.models.network import WAENetwork
 from wae_kernels.nn import Decoder, Encoder
 
 _WIDTH = 16  # channels of the high body and of the fusion, as of the encoder's trunk
@@ -94,24 +95,40 @@ class Fusion(nn.Module):
         return fused
 
 
-class WAESegmenter(nn.Module):
+class _TwoResolutions(nn.Module):
+    """Everything behind the encoder, for the two modules below that have these parts."""
+
+    low_norm: nn.Module
+    high_norm: nn.Module
+    low_network: nn.Module
+    high_body: nn.Module
+    fusion: nn.Module
+
+    def scores(self, low: Tensor, high: Tensor, output_size: Sequence[int]) -> Tensor:
+        """The scores, (N, classes, H, W), of an image's ``low`` and ``high`` as the encoder gives them.
+
+        ``output_size`` is the image's (H, W).
+        """
+        coarse = pixel_scores(self.low_network, self.low_norm(low))
+        fused: Tensor = self.fusion(coarse, self.high_body(self.high_norm(high)), output_size)
+        return fused
+
+
+class WAESegmenter(_TwoResolutions, WAENetwork):
     """Scores of the pixels of an image of any size, from its ``low`` and ``high``.
 
     Args:
-        encoder: splits the image.
+        encoder, image_scale, image_shift, decoder: see :class:`wae.models.network.WAENetwork`.
         low_network: scores each pixel of ``low``: see :func:`pixel_scores`. Used as it is.
         high_body: (N, 3, h, w) to (N, D, h, w).
         fusion: brings both to full resolution.
-        image_scale, image_shift: three numbers each; the image becomes ``image * scale + shift`` first.
-        decoder: the encoder's, for :meth:`reconstruct`; None where nothing is to be reconstructed.
     """
 
-    image_scale: Tensor
-    image_shift: Tensor
+    bodies = ("low_network", "high_body")
 
     def __init__(
         self,
-        encoder: Encoder,
+        encoder: Encoder | Haar,
         low_network: nn.Module,
         high_body: nn.Module,
         fusion: Fusion,
@@ -119,16 +136,10 @@ class WAESegmenter(nn.Module):
         image_shift: Sequence[float] = (0.0, 0.0, 0.0),
         decoder: Decoder | None = None,
     ) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.decoder = decoder
-        self.low_norm = nn.BatchNorm2d(encoder.low.out_channels, affine=False)
-        self.high_norm = nn.BatchNorm2d(encoder.high.out_channels, affine=False)
+        super().__init__(encoder, image_scale, image_shift, decoder)
         self.low_network = low_network
         self.high_body = high_body
         self.fusion = fusion
-        self.register_buffer("image_scale", torch.tensor(image_scale))
-        self.register_buffer("image_shift", torch.tensor(image_shift))
 
     def forward(self, image: Tensor) -> Tensor:
         """The scores, (N, classes, H, W), of ``image``: (N, 3, H, W), uint8 or the parameters' dtype.
@@ -137,25 +148,28 @@ class WAESegmenter(nn.Module):
         """
         return self.scores(*self.decompose(image), image.shape[2:])
 
-    def decompose(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """``(low, high)`` of ``image``, both (N, 3, ceil(H/2), ceil(W/2)), before the normalisations."""
-        low, high = self.encoder(image, self.image_scale, self.image_shift)
-        return low, high
+    def behind_encoder(self, size: Sequence[int]) -> PixelsBehindEncoder:
+        """See :class:`wae.models.network.WAENetwork`."""
+        return PixelsBehindEncoder(self, size)
 
-    def scores(self, low: Tensor, high: Tensor, output_size: Sequence[int]) -> Tensor:
-        """The scores, (N, classes, H, W), of what :meth:`decompose` gave; ``output_size`` is (H, W)."""
-        coarse = pixel_scores(self.low_network, self.low_norm(low))
-        fused: Tensor = self.fusion(coarse, self.high_body(self.high_norm(high)), output_size)
-        return fused
 
-    def reconstruct(self, low: Tensor, high: Tensor, size: Sequence[int]) -> Tensor:
-        """The image of ``size`` (H, W) that ``low`` and ``high`` came from, with scale and shift undone.
+class PixelsBehindEncoder(_TwoResolutions):
+    """``model`` from ``low`` and ``high`` on, with the same modules: what an inference engine runs.
 
-        Raises RuntimeError without a decoder.
-        """
-        if self.decoder is None:
-            raise RuntimeError("the model has no decoder: give WAESegmenter one, or set model.decoder")
-        return reconstruct(self.decoder, low, high, size, self.image_scale, self.image_shift)
+    Args:
+        model: whose parts these are.
+        size: (H, W) of the images.
+    """
+
+    def __init__(self, model: WAESegmenter, size: Sequence[int]) -> None:
+        super().__init__()
+        self.low_norm, self.high_norm = model.low_norm, model.high_norm
+        self.low_network, self.high_body, self.fusion = model.low_network, model.high_body, model.fusion
+        self.size = tuple(size)
+
+    def forward(self, low: Tensor, high: Tensor) -> Tensor:
+        """The scores, (N, classes, H, W)."""
+        return self.scores(low, high, self.size)
 
 
 def wae_segmenter(
@@ -189,6 +203,17 @@ def wae_segmenter(
         image_shift,
         decoder,
     ).to(like)
+
+
+class FullResolutionSegmenter(FullResolution):
+    """The network itself, on the normalised image: a module that returns its scores alone.
+
+    Args: as for :class:`wae.models.baselines.FullResolution`; the network scores pixels.
+    """
+
+    def forward(self, image: Tensor) -> Tensor:
+        """The scores, (N, classes, H, W), of ``image``: (N, 3, H, W), uint8 or floating point."""
+        return pixel_scores(self.network, self._normalized(image))
 
 
 class HalfResolutionSegmenter(FullResolution):

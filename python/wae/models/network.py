@@ -1,0 +1,110 @@
+"""A network on an image's ``low`` and ``high``, whatever it makes of them; and its form for inference."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from wae_kernels.nn import Decoder, Encoder
+
+from .autoencoder import reconstruct
+from .haar import Haar
+
+
+class WAENetwork(nn.Module):
+    """The parts that every WAE network begins with. A subclass adds what works behind the normalisations.
+
+    ::
+
+        image -> encoder -> low  -> low_norm  -> ...
+                         -> high -> high_norm -> ...
+
+    Args:
+        encoder: splits the image. Its convolutions ``low`` and ``high`` make the two parts.
+        image_scale, image_shift: three numbers each; the image becomes ``image * scale + shift`` first.
+        decoder: the encoder's, for :meth:`reconstruct`; None where nothing is to be reconstructed.
+    """
+
+    bodies: ClassVar[tuple[str, ...]]
+    """The attributes that hold the networks on ``low`` and ``high``."""
+
+    low_norm: nn.Module
+    high_norm: nn.Module
+    image_scale: Tensor
+    image_shift: Tensor
+
+    def __init__(
+        self,
+        encoder: Encoder | Haar,
+        image_scale: Sequence[float] = (1.0, 1.0, 1.0),
+        image_shift: Sequence[float] = (0.0, 0.0, 0.0),
+        decoder: Decoder | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+        self.low_norm = nn.BatchNorm2d(encoder.low.out_channels, affine=False)
+        self.high_norm = nn.BatchNorm2d(encoder.high.out_channels, affine=False)
+        self.register_buffer("image_scale", torch.tensor(image_scale))
+        self.register_buffer("image_shift", torch.tensor(image_shift))
+
+    def behind_encoder(self, size: Sequence[int]) -> nn.Module:
+        """The same modules as a network from ``low`` and ``high`` of an image of ``size`` (H, W) to scores.
+
+        That is the part that an inference engine runs.
+        """
+        raise NotImplementedError
+
+    def decompose(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """``(low, high)`` of ``image``, as the encoder makes them: before the two normalisations, unless
+        :func:`fold_normalization` has put these into the encoder.
+
+        Both are (N, 3, ceil(H/2), ceil(W/2)). Raises RuntimeError for anything that
+        :func:`wae_kernels.encode` refuses.
+        """
+        low, high = self.encoder(image, self.image_scale, self.image_shift)
+        return low, high
+
+    def reconstruct(self, low: Tensor, high: Tensor, size: Sequence[int]) -> Tensor:
+        """The image of ``size`` (H, W) that ``low`` and ``high`` came from, with scale and shift undone.
+
+        Raises RuntimeError without a decoder, and for anything that :func:`wae_kernels.decode` refuses.
+        """
+        if self.decoder is None:
+            name = type(self).__name__
+            raise RuntimeError(f"the model has no decoder: give {name} one, or set model.decoder")
+        return reconstruct(self.decoder, low, high, size, self.image_scale, self.image_shift)
+
+
+_Network = TypeVar("_Network", bound=WAENetwork)
+
+
+def fold_normalization(model: _Network) -> _Network:
+    """A copy of ``model`` for inference, its two normalisations folded into the encoder's branches.
+
+    The scores are those of ``model.eval()``, up to rounding; two passes over ``low`` and ``high`` are saved.
+    The copy has no decoder: one that was trained with the encoder reads them before the normalisation.
+    """
+    folded = copy.deepcopy(model).eval()
+    folded.decoder = None
+    for branch, name in ((folded.encoder.low, "low_norm"), (folded.encoder.high, "high_norm")):
+        norm = getattr(folded, name)
+        if isinstance(norm, nn.BatchNorm2d):
+            _fold(norm, branch)
+            setattr(folded, name, nn.Identity().eval())
+    return folded
+
+
+@torch.no_grad()
+def _fold(norm: nn.BatchNorm2d, branch: nn.Conv2d) -> None:
+    """Make ``branch`` compute ``norm(branch(x))``. In float64, so that only the result is rounded."""
+    assert branch.bias is not None
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    factor = (norm.running_var.double() + norm.eps).rsqrt()
+    branch.weight.copy_(branch.weight.double() * factor.view(-1, 1, 1, 1))
+    branch.bias.copy_((branch.bias.double() - norm.running_mean.double()) * factor)

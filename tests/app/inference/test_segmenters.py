@@ -1,0 +1,130 @@
+"""Networks that score pixels, deployed, saved, exported and in int8: as classifiers are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from test_deployed import EACH, assert_close, needs, photos, with_statistics
+from test_int8 import INT8
+from torch import Tensor, nn
+
+import wae
+from wae.inference.calibration import Calibration
+from wae.inference.deployed import ENGINES, DisagreementError, agreement, deploy, fold
+from wae.inference.export import FORMATS, export
+from wae.models.segmentation.segmenter import WAESegmenter, wae_segmenter
+
+SIZE = (21, 34)
+
+
+class Pixels(nn.Sequential):
+    """A small network with BatchNorm that scores pixels."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(3, 8, 3, padding=1, bias=False),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Conv2d(8, 3, 3, padding=1),
+        )
+
+
+@pytest.fixture
+def model() -> WAESegmenter:
+    torch.manual_seed(0)
+    segmenter = wae_segmenter(Pixels(), image_scale=(1 / 64,) * 3, image_shift=(-2.0,) * 3)
+    with_statistics(segmenter)
+    return segmenter
+
+
+def images(count: int) -> Tensor:
+    """Dark and light halves, with noise."""
+    random = torch.Generator().manual_seed(3)
+    noise = torch.randint(0, 40, (count, 3, *SIZE), generator=random)
+    noise[:, :, :, SIZE[1] // 2 :] += 200
+    return noise.to(torch.uint8)
+
+
+@pytest.mark.parametrize("engine", EACH)
+def test_the_scores_are_the_model_s_for_any_batch(engine: str, model: WAESegmenter) -> None:
+    needs(engine)
+    deployed = deploy(model, SIZE, batch=2, engine=engine)
+    assert deployed.difference <= 1e-5
+    for batch in (2, 1, 3):
+        given = photos(batch, SIZE)
+        scores = deployed(given)
+        assert scores.shape == (batch, 3, *SIZE)
+        assert_close(scores, model(given))
+    with_nan = photos(2, SIZE).float()
+    with_nan[1, 0, 3, 4] = torch.nan
+    scores = deployed(with_nan)
+    assert scores[0].isfinite().all()
+    assert scores[1].isnan().all()
+
+
+def test_folding_leaves_no_normalisation_that_can_go(model: WAESegmenter) -> None:
+    folded = fold(model)
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in folded.modules())
+    given = photos(2, SIZE)
+    assert_close(folded(given), model(given))
+
+
+@pytest.mark.parametrize("engine", ["eager", "openvino", pytest.param("compile", marks=pytest.mark.slow)])
+def test_it_is_saved_and_loaded(engine: str, model: WAESegmenter, tmp_path: Path) -> None:
+    needs(engine)
+    deployed = deploy(model, SIZE, engine=engine)
+    deployed.save(tmp_path / "net")
+    loaded = wae.load_deployed(tmp_path / "net")
+    given = photos(1, SIZE)
+    assert_close(loaded(given), deployed(given))
+    assert_close(loaded(photos(2, SIZE).fill_(9)), model(photos(2, SIZE).fill_(9)))
+
+
+@pytest.mark.parametrize(
+    "file_format",
+    [pytest.param(name, marks=() if name == "onnx" else pytest.mark.slow) for name in FORMATS],
+)
+def test_it_is_exported(file_format: str, model: WAESegmenter, tmp_path: Path) -> None:
+    if file_format == "executorch":
+        pytest.importorskip("executorch")
+    if file_format == "onnx":
+        needs("onnxruntime")
+    path = tmp_path / f"net{FORMATS[file_format].suffix}"
+    report = export(model, path, file_format, SIZE)
+    assert report["difference"] <= 1e-4
+    run = FORMATS[file_format].load(path.read_bytes())
+    given = photos(1, SIZE)
+    assert_close(run(given), model(given), 1e-4)
+
+
+@pytest.mark.parametrize("engine", INT8)
+def test_int8_names_the_classes_of_most_pixels(engine: str, model: WAESegmenter) -> None:
+    if reason := ENGINES[engine].why_not("cpu", "int8"):
+        pytest.skip(reason)
+    data = images(48)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("warnings.filters", [])  # of the libraries' own parts
+        options = {"precision": "int8", "calibration": data, "calibration_images": 16}
+        deployed = deploy(model, SIZE, 2, engine, max_drop=0.2, **options)
+        with pytest.raises(DisagreementError, match=r"loses .* of agreement with it on 32 images"):
+            deploy(model, SIZE, 2, engine, max_drop=0.0, **options)
+    report = deployed.report
+    assert report["checked_images"] == 32
+    assert 0.8 <= report["agreement"] < 1
+    assert report["drop"] == pytest.approx(1 - report["agreement"])
+    with torch.no_grad():
+        share = (deployed(data[1::2][:2]).argmax(1) == model(data[1::2][:2]).argmax(1)).double().mean()
+    assert share >= 0.8
+
+
+def test_pixels_that_are_not_counted_have_no_part_in_accuracy() -> None:
+    wanted = torch.tensor([[[0, 1], [2, 2]]])
+    found = torch.tensor([[[0, 1], [2, 0]]])
+    labels = torch.tensor([[[0, 0], [-100, 2]]])
+    data = Calibration(torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 2, 2), labels)
+    report = agreement(found, wanted, data)
+    assert report["agreement"] == 0.75
+    assert report["accuracy"] == {"model": 2 / 3, "deployed": 1 / 3}
+    assert report["drop"] == pytest.approx(1 / 3)

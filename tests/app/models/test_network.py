@@ -1,0 +1,96 @@
+"""The parts that all WAE networks share: decomposition, reconstruction, folding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from wae.models.autoencoder import AutoEncoder
+from wae.models.classifier import FlatClassifier, WAEClassifier
+from wae.models.network import WAENetwork, fold_normalization
+from wae.models.segmentation.segmenter import Fusion, LightBody, WAESegmenter
+from wae_kernels.nn import Decoder
+
+Make = Callable[[AutoEncoder, Decoder | None], WAENetwork]
+
+
+def classifier(autoencoder: AutoEncoder, decoder: Decoder | None) -> WAENetwork:
+    bodies = [nn.Sequential(nn.Conv2d(3, c, 3), nn.AdaptiveAvgPool2d(1)) for c in (8, 2)]
+    scale, shift = autoencoder.image_scale.tolist(), autoencoder.image_shift.tolist()
+    classifiers = FlatClassifier(8, 6, 5), FlatClassifier(10, 6, 5)
+    return WAEClassifier(autoencoder.encoder, *bodies, *classifiers, scale, shift, decoder).eval()
+
+
+def segmenter(autoencoder: AutoEncoder, decoder: Decoder | None) -> WAENetwork:
+    low_network, fusion = nn.Conv2d(3, 5, 3, padding=1), Fusion(5, 16)
+    scale, shift = autoencoder.image_scale.tolist(), autoencoder.image_shift.tolist()
+    return WAESegmenter(autoencoder.encoder, low_network, LightBody(), fusion, scale, shift, decoder).eval()
+
+
+kinds = pytest.mark.parametrize("make", [classifier, segmenter])
+
+
+def image() -> Tensor:
+    return torch.randint(0, 256, (2, 3, 21, 30), dtype=torch.uint8)
+
+
+def set_statistics(model: WAENetwork) -> None:
+    for norm in (model.low_norm, model.high_norm):
+        assert isinstance(norm, nn.BatchNorm2d)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        norm.running_mean.fill_(0.5)
+        norm.running_var.fill_(4)
+
+
+@kinds
+def test_decompose_and_reconstruct_are_the_auto_encoder_s(make: Make) -> None:
+    autoencoder, photo = AutoEncoder(), image()
+    model = make(autoencoder, autoencoder.decoder)
+    set_statistics(model)  # a normalisation comes after
+    whole = autoencoder(photo)
+    low, high = model.decompose(photo)
+    assert torch.equal(low, whole.low)
+    assert torch.equal(high, whole.high)
+    assert torch.equal(model.reconstruct(low, high, (21, 30)), whole.image)
+
+
+@kinds
+def test_without_a_decoder(make: Make) -> None:
+    model = make(AutoEncoder(), None)
+    low, high = model.decompose(image())
+    with pytest.raises(RuntimeError, match=f"no decoder: give {type(model).__name__} one"):
+        model.reconstruct(low, high, (21, 30))
+    assert not any(name.startswith("decoder") for name in model.state_dict())
+    model.decoder = AutoEncoder().decoder
+    assert model.reconstruct(low, high, (21, 30)).shape == (2, 3, 21, 30)
+    assert any(name.startswith("decoder") for name in model.state_dict())
+
+
+@kinds
+def test_folding_keeps_the_scores_and_drops_the_decoder(make: Make) -> None:
+    autoencoder, photo = AutoEncoder(), image()
+    model = make(autoencoder, autoencoder.decoder)
+    set_statistics(model)
+    folded = fold_normalization(model)
+    assert type(folded) is type(model)
+    assert folded.decoder is None
+    assert isinstance(folded.low_norm, nn.Identity)
+    assert not any(module.training for module in folded.modules())
+    assert model.decoder is autoencoder.decoder
+    with torch.no_grad():
+        torch.testing.assert_close(folded(photo), model(photo), rtol=1e-4, atol=1e-4)
+
+
+@kinds
+def test_behind_the_encoder_are_the_same_modules(make: Make) -> None:
+    model, photo = make(AutoEncoder(), None), image()
+    behind = model.behind_encoder(photo.shape[2:])
+    with torch.no_grad():
+        assert torch.equal(behind(*model.decompose(photo)), model(photo))
+    names = {name for name, _ in model.named_parameters() if not name.startswith("encoder.")}
+    assert {name for name, _ in behind.named_parameters()} == names
+    assert set(model.bodies) <= {name for name, _ in behind.named_children()}
