@@ -10,11 +10,15 @@
 #include <array>
 #include <cstdint>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <utility>
 
 #include "common/checks.h"
+
+// In libtorch from 2.13 on, and null before.
+extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
 
 namespace wae {
 
@@ -27,7 +31,10 @@ Result call_reference(const char* op, const Args&... args) {
   constexpr size_t kSlots = std::max(sizeof...(Args), std::tuple_size_v<Result>);
   std::array<StableIValue, kSlots> stack{torch::stable::detail::from(args)...};
   const std::string name = std::string("wae::_") + op + "_reference";
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name.c_str(), "", stack.data(), TORCH_ABI_VERSION));
+  if (torch_call_dispatcher(name.c_str(), "", stack.data(), TORCH_ABI_VERSION) != TORCH_SUCCESS) {
+    const auto get_what = torch_exception_get_what_without_backtrace;
+    throw std::runtime_error(get_what != nullptr ? get_what() : name + " failed");
+  }
   return [&]<size_t... kI>(std::index_sequence<kI...>) {
     return Result{torch::stable::detail::to<Tensor>(stack[kI])...};
   }(std::make_index_sequence<std::tuple_size_v<Result>>{});

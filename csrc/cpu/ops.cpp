@@ -187,14 +187,28 @@ Tensor decode(Tensor low, Tensor high, Tensor low_weight, Tensor low_bias, Tenso
 
 // -------------------------------------------------------------------------------------------------- int8
 
-// Numbers that wae::encode_int8 computes with, as they are, each from `least` to `most`.
 template <class T>
-void copy_within(const char* name, const Tensor& tensor, T* to, int64_t least, int64_t most) {
-  copy_numbers<T>(tensor, to);
-  for (int64_t i = 0; i < tensor.numel(); ++i) {
-    checks::require(least <= to[i] && to[i] <= most, "encode_int8", name, " must have numbers from ", least,
-                    " to ", most, ", got ", to[i]);
+void require_within(const char* name, const Tensor& tensor, int64_t least, int64_t most) {
+  std::vector<T> numbers(tensor.numel());
+  copy_numbers<T>(tensor, numbers.data());
+  for (const T number : numbers) {
+    checks::require(least <= number && number <= most, "encode_int8", name, " must have numbers from ", least,
+                    " to ", most, ", got ", number);
   }
+}
+
+// wae_kernels/checks.py, check_int8_numbers.
+void check_int8_numbers(const Parameters& parameters, const Tensor& shift, const Tensor& multiplier,
+                        const std::optional<Tensor>& zero_point) {
+  constexpr std::array<const char*, 5> kBiases{"conv1_bias", "conv2_bias", "conv3_bias", "low_bias",
+                                               "high_bias"};
+  constexpr int64_t kMostBias = 1 << 30;
+  for (int layer = 0; layer < 5; ++layer) {
+    require_within<int32_t>(kBiases[layer], parameters[2 * layer + 1], -kMostBias, kMostBias);
+  }
+  require_within<int32_t>("shift", shift, 0, 30);
+  require_within<int16_t>("multiplier", multiplier, 0, INT16_MAX);
+  if (zero_point) require_within<int32_t>("zero_point", *zero_point, 0, UINT8_MAX);
 }
 
 EncoderInt8Numbers int8_numbers_of(const Parameters& parameters, const Tensor& image_padding,
@@ -206,18 +220,15 @@ EncoderInt8Numbers int8_numbers_of(const Parameters& parameters, const Tensor& i
                                        &numbers.branches_weight[3][0][0]};
   const std::array<int32_t*, 5> biases{numbers.bias[0], numbers.bias[1], numbers.bias[2],
                                        numbers.branches_bias, numbers.branches_bias + 3};
-  constexpr std::array<const char*, 5> kBiases{"conv1_bias", "conv2_bias", "conv3_bias", "low_bias",
-                                               "high_bias"};
-  constexpr int64_t kMostBias = 1 << 30;  // wae_kernels/checks.py, INT8_RANGES
   for (int layer = 0; layer < 5; ++layer) {
     copy_numbers<int8_t>(parameters[2 * layer], weights[layer]);
-    copy_within(kBiases[layer], parameters[2 * layer + 1], biases[layer], -kMostBias, kMostBias);
+    copy_numbers<int32_t>(parameters[2 * layer + 1], biases[layer]);
   }
   copy_numbers<uint8_t>(image_padding, numbers.padding);
-  copy_within("shift", shift, numbers.shift[0], 0, 30);
-  copy_within("multiplier", multiplier, numbers.multiplier[0], 0, INT16_MAX);
+  copy_numbers<int32_t>(shift, numbers.shift[0]);
+  copy_numbers<int16_t>(multiplier, numbers.multiplier[0]);
   copy_numbers<float>(scale, numbers.scale);
-  if (zero_point) copy_within("zero_point", *zero_point, numbers.zero_point, 0, UINT8_MAX);
+  if (zero_point) copy_numbers<int32_t>(*zero_point, numbers.zero_point);
   numbers.to_bytes = zero_point.has_value();
   return numbers;
 }
@@ -232,6 +243,7 @@ std::tuple<Tensor, Tensor> encode_int8(Tensor image, Tensor conv1_weight, Tensor
                               conv3_bias,   low_weight, low_bias,     high_weight, high_bias};
   Checker("encode_int8")
       .check(Table::encode_int8, image, parameters, image_padding, shift, multiplier, scale, zero_point);
+  check_int8_numbers(parameters, shift, multiplier, zero_point);
   EncodeInt8* const kernel = int8_encoder(kernels_for(conv1_weight));
   if (kernel == nullptr) {
     return call_reference<std::tuple<Tensor, Tensor>>(

@@ -38,7 +38,7 @@ def check(content: bytes) -> None:
     from cases import OPS, as_tuple
 
     choices = _Choices(content)
-    op = choices.of(sorted((*OPS, "conv3x3", "conv3x3_pack")))
+    op = choices.of(sorted((*OPS, "conv3x3", "conv3x3_pack", "encode_int8")))
     values = _arguments(op, choices)
     for _ in range(choices.below(4)):
         number = choices.below(len(values))
@@ -50,6 +50,8 @@ def check(content: bytes) -> None:
         return
     lowest = min((x.dtype for x in values if isinstance(x, Tensor)), key=_digits)
     tolerance = _KINKS if op.endswith("backward") else _TOLERANCES[lowest]
+    if op == "encode_int8":
+        tolerance = 0  # whole numbers
     for one, other in zip(as_tuple(got), as_tuple(wanted), strict=True):
         assert one.shape == other.shape, (op, one.shape, other.shape)
         assert one.dtype == other.dtype, (op, one.dtype, other.dtype)
@@ -60,9 +62,17 @@ def check(content: bytes) -> None:
 
 def _arguments(op: str, choices: _Choices) -> list:
     """What fits the op."""
-    from cases import arguments_of
+    from cases import arguments_of, image_of, int8_encoder
 
     size = (1 + choices.below(20), 1 + choices.below(40))
+    if op == "encode_int8":
+        image = image_of(choices.below(3), *size, torch.uint8)
+        values = [image, *int8_encoder(choices.of((16, 16, 16, 1, 17)), to_bytes=choices.below(2) == 1)]
+        if choices.below(2):
+            numbers = choices.of([v for v in values if isinstance(v, Tensor) and not v.is_floating_point()])
+            limits = torch.iinfo(numbers.dtype)
+            numbers.view(-1)[: 1 + choices.below(3)] = choices.of((limits.min, limits.max))
+        return values
     if not op.startswith("conv3x3"):
         return list(arguments_of(op, size=size))
     channels, out_channels = 1 + choices.below(70), 1 + choices.below(40)

@@ -362,6 +362,14 @@ def test_an_image_that_no_memory_holds(cell: Cell, shape: tuple[int, int]) -> No
         kernel("encode", [v.to(cell.device) for v in values])
 
 
+@pytest.mark.skipif(torch.__version__ < (2, 13), reason="torch does not tell C++ before 2.13")
+def test_what_goes_wrong_in_the_reference_is_told(cell: Cell) -> None:
+    """The kernels hand float64 over to it."""
+    image, *others = (v.to(cell.device, torch.float64) for v in arguments("encode"))
+    with pytest.raises(RuntimeError, match=r"allocate|out of memory"):
+        kernel("encode", [image[:1, :, :1, :1].expand(1, 3, 2**20, 2**20), *others])
+
+
 def test_what_is_not_a_tensor_is_refused_by_torch() -> None:
     for changes in ({"image": number(None)}, {"conv1_weight": number(None)}, {"low_bias": number(1.0)}):
         with pytest.raises((RuntimeError, TypeError)):

@@ -6,7 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CELLS, LARGE_SIZES, LAYOUTS, SIZES, Cell, image_of, is_laid_out_like, scattered, size_name
+from cases import (
+    CELLS,
+    LARGE_SIZES,
+    LAYOUTS,
+    SIZES,
+    Cell,
+    image_of,
+    int8_encoder,
+    is_laid_out_like,
+    scattered,
+    size_name,
+)
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -18,31 +29,6 @@ pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 encode_int8 = torch.ops.wae.encode_int8
 HAS_KERNEL = [cell for cell in CELLS if cell.name in ("cpu:avx512", "cpu:avx2") and not cell.why_not]
-
-
-def whole(least: int, most: int, *shape: int, dtype: torch.dtype) -> Tensor:
-    return torch.randint(least, most + 1, shape, dtype=dtype)
-
-
-def arguments(width: int = 16, to_bytes: bool = False) -> list[Any]:
-    """All arguments but the image: numbers of the whole range that leave bytes neither all 0 nor all 255."""
-    shapes = [(width, 3), (width, width), (width, width), (3, width), (3, width)]
-    layers = [
-        tensor
-        for shape in shapes
-        for tensor in (
-            whole(-128, 127, *shape, 3, 3, dtype=torch.int8),
-            whole(-20_000, 20_000, shape[0], dtype=torch.int32),
-        )
-    ]
-    return [
-        *layers,
-        torch.tensor([0, 255, 124], dtype=torch.uint8),
-        whole(0, 10, 3, width, dtype=torch.int32),
-        whole(0, 2**15 - 1, 3, width, dtype=torch.int16),
-        torch.rand(2, 3) / 3_000,
-        whole(0, 255, 2, 3, dtype=torch.int32) if to_bytes else None,
-    ]
 
 
 def by_definition(image: Tensor, *rest: Any) -> list[Tensor]:
@@ -100,7 +86,7 @@ def check(image: Tensor, rest: list[Any]) -> None:
 @pytest.mark.parametrize("to_bytes", [False, True])
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 4)], ids=size_name)
 def test_the_reference_is_the_definition(size: tuple[int, int], to_bytes: bool) -> None:
-    image, rest = image_of(2, *size, torch.uint8), arguments(to_bytes=to_bytes)
+    image, rest = image_of(2, *size, torch.uint8), int8_encoder(to_bytes=to_bytes)
     for got, wanted in zip(reference.encode_int8(image, *rest), by_definition(image, *rest), strict=True):
         assert torch.equal(got, wanted)
         assert got.float().std() > 0 or got.numel() < 10
@@ -109,20 +95,20 @@ def test_the_reference_is_the_definition(size: tuple[int, int], to_bytes: bool) 
 @pytest.mark.parametrize("size", SIZES, ids=size_name)
 def test_sizes(cell: Cell, size: tuple[int, int]) -> None:
     for batch, to_bytes in ((1, False), (3, True)):
-        check(image_of(batch, *size, torch.uint8), arguments(to_bytes=to_bytes))
+        check(image_of(batch, *size, torch.uint8), int8_encoder(to_bytes=to_bytes))
 
 
 @pytest.mark.parametrize("size", [*LARGE_SIZES[:5], (40, 247), (40, 249), (40, 496)], ids=size_name)
 @pytest.mark.parametrize("backend", HAS_KERNEL, ids=str)
 def test_large_sizes(backend: Cell, size: tuple[int, int]) -> None:
     with backends.use(backend.name):
-        check(image_of(1, *size, torch.uint8), arguments())
+        check(image_of(1, *size, torch.uint8), int8_encoder())
 
 
 @pytest.mark.parametrize("to_bytes", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(cell: Cell, layout: str, to_bytes: bool) -> None:
-    rest = [None if t is None else scattered(t) if t.is_floating_point() else t for t in arguments()]
+    rest = [None if t is None else scattered(t) if t.is_floating_point() else t for t in int8_encoder()]
     rest[0] = rest[0].permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
     if to_bytes:
         rest[-1] = torch.full((1, 1), 100, dtype=torch.int32).expand(2, 3)
@@ -130,17 +116,17 @@ def test_layouts(cell: Cell, layout: str, to_bytes: bool) -> None:
 
 
 def test_an_empty_batch(cell: Cell) -> None:
-    check(image_of(0, 5, 6, torch.uint8), arguments())
+    check(image_of(0, 5, 6, torch.uint8), int8_encoder())
 
 
 @pytest.mark.parametrize("width", [1, 8, 17])
 def test_other_widths_take_the_reference(width: int) -> None:
-    check(image_of(2, 9, 14, torch.uint8), arguments(width))
+    check(image_of(2, 9, 14, torch.uint8), int8_encoder(width))
 
 
 def test_nothing_overflows(cell: Cell) -> None:
     """The largest sums, biases and shifts there are, of both signs."""
-    rest = arguments(to_bytes=True)
+    rest = int8_encoder(to_bytes=True)
     for sign in (1, -1):
         for tensor in rest[:10:2]:
             tensor.fill_(127 if sign > 0 else -128)
@@ -157,12 +143,12 @@ def test_nothing_overflows(cell: Cell) -> None:
 def test_any_number_of_threads(backend: Cell, threads: int, size: tuple[int, int]) -> None:
     torch.set_num_threads(threads)
     with backends.use(backend.name):
-        check(image_of(2, *size, torch.uint8), arguments())
+        check(image_of(2, *size, torch.uint8), int8_encoder())
 
 
 def test_weights_are_found_by_their_values() -> None:
     """Writing through .data changes no version counter and no address."""
-    image, rest = image_of(1, 8, 9, torch.uint8), arguments()
+    image, rest = image_of(1, 8, 9, torch.uint8), int8_encoder()
     check(image, rest)
     for tensor in rest[:-1]:
         tensor.data.copy_(tensor.flip(0))
@@ -188,11 +174,11 @@ def test_where_the_kernel_runs() -> None:
 @pytest.mark.parametrize("layout", ["nchw", "channels_last", "sliced", "transposed", "batch_innermost"])
 def test_opcheck(layout: str, to_bytes: bool) -> None:
     image = LAYOUTS[layout](image_of(2, 6, 7, torch.uint8))
-    torch.library.opcheck(encode_int8.default, (image, *arguments(to_bytes=to_bytes)))
+    torch.library.opcheck(encode_int8.default, (image, *int8_encoder(to_bytes=to_bytes)))
 
 
 def test_compile_fullgraph_for_any_size() -> None:
-    rest = arguments()
+    rest = int8_encoder()
 
     def model(image: Tensor) -> Tensor:
         low, high = wae_kernels.encode_int8(image, *rest)
@@ -207,13 +193,13 @@ def test_compile_fullgraph_for_any_size() -> None:
 
 
 def test_autocast_leaves_it_alone() -> None:
-    image, rest = image_of(1, 8, 9, torch.uint8), arguments()
+    image, rest = image_of(1, 8, 9, torch.uint8), int8_encoder()
     with torch.autocast("cpu"):
         assert torch.equal(encode_int8(image, *rest)[0], reference.encode_int8(image, *rest)[0])
 
 
 def test_there_is_no_gradient() -> None:
-    rest = arguments()
+    rest = int8_encoder()
     rest[13].requires_grad_()
     with pytest.raises(RuntimeError, match=r"wae::encode_int8 has no derivative: .*torch\.no_grad"):
         encode_int8(image_of(1, 5, 5, torch.uint8), *rest)[0].sum().backward()
@@ -221,7 +207,7 @@ def test_there_is_no_gradient() -> None:
 
 def test_as_many_operations_as_the_encoder_in_float32() -> None:
     with FlopCounterMode(display=False) as counter:
-        encode_int8(image_of(1, 224, 224, torch.uint8), *arguments())
+        encode_int8(image_of(1, 224, 224, torch.uint8), *int8_encoder())
     assert counter.get_total_flops() == pytest.approx(2 * 263.7e6, rel=1e-3)
 
 
@@ -254,7 +240,7 @@ def refused(op: Any, values: list[Any], message: str) -> None:
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_what_does_not_fit_is_named(name: str) -> None:
-    values = [image_of(1, 5, 6, torch.uint8), *arguments(to_bytes=True)]
+    values = [image_of(1, 5, 6, torch.uint8), *int8_encoder(to_bytes=True)]
     change, text = SHAPES[name]
     values[NAMES.index(name)] = change(values[NAMES.index(name)])
     message = f"wae::encode_int8: {name} must {text}"
@@ -266,7 +252,7 @@ def test_what_does_not_fit_is_named(name: str) -> None:
 
 @pytest.mark.parametrize("name", NUMBERS)
 def test_numbers_out_of_range_are_named(name: str) -> None:
-    values = [image_of(1, 5, 6, torch.uint8), *arguments(to_bytes=True)]
+    values = [image_of(1, 5, 6, torch.uint8), *int8_encoder(to_bytes=True)]
     number, text = NUMBERS[name]
     values[NAMES.index(name)].view(-1)[-1] = number
     message = f"wae::encode_int8: {name} must {text}"

@@ -237,6 +237,31 @@ def is_laid_out_like(out: Tensor, like: Tensor) -> bool:
     return out.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
+def _whole(least: int, most: int, *shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.randint(least, most + 1, shape, dtype=dtype)
+
+
+def int8_encoder(width: int = 16, to_bytes: bool = False) -> list[Any]:
+    """All of ``encode_int8`` but the image: numbers of the whole range, yet bytes neither all 0 nor 255."""
+    shapes = [(width, 3), (width, width), (width, width), (3, width), (3, width)]
+    layers = [
+        tensor
+        for shape in shapes
+        for tensor in (
+            _whole(-128, 127, *shape, 3, 3, dtype=torch.int8),
+            _whole(-20_000, 20_000, shape[0], dtype=torch.int32),
+        )
+    ]
+    return [
+        *layers,
+        torch.tensor([0, 255, 124], dtype=torch.uint8),
+        _whole(0, 10, 3, width, dtype=torch.int32),
+        _whole(0, 2**15 - 1, 3, width, dtype=torch.int16),
+        torch.rand(2, 3) / 3_000,
+        _whole(0, 255, 2, 3, dtype=torch.int32) if to_bytes else None,
+    ]
+
+
 # --------------------------------------------------------------------------------------------- whole calls
 
 
