@@ -241,6 +241,7 @@ def _convolution(layer: Message) -> _Options:
         "pad": _two(param, "pad", 0),
         "dilation": _two(param, "dilation", 1),
         "group": param.group,
+        "axis": param.axis,
         "bias_term": param.bias_term,
     }
 
@@ -262,13 +263,14 @@ def _float32(number: float) -> float:
 
 def _pooling(layer: Message) -> _Options:
     param = layer.pooling_param
+    rounds_down = param.torch_pooling or not param.ceil_mode
     return {
         "pool": caffe_proto.word(param, "pool"),
         "kernel_size": _two(param, "kernel_size", 0, "kernel"),
         "stride": _two(param, "stride", 1),
         "pad": _two(param, "pad", 0),
         "global_pooling": param.global_pooling,
-        "round_mode": caffe_proto.word(param, "round_mode"),
+        "round_mode": "FLOOR" if rounds_down else caffe_proto.word(param, "round_mode"),
     }
 
 
@@ -286,6 +288,7 @@ def _needed(module: nn.Module) -> _Options:
             "pad": module.padding,
             "dilation": module.dilation,
             "group": module.groups,
+            "axis": 1,
             "bias_term": True,
         }
     if isinstance(module, nn.Linear):

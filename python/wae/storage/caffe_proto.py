@@ -77,6 +77,7 @@ def _described() -> descriptor_pb2.FileDescriptorProto:
         kernel_size=(4, _MANY, _UINT),
         group=(5, _ONE, _UINT, "1"),
         stride=(6, _MANY, _UINT),
+        axis=(16, _ONE, _INT, "1"),
         dilation=(18, _MANY, _UINT),
         **sizes,
     )
@@ -109,6 +110,9 @@ def _described() -> descriptor_pb2.FileDescriptorProto:
         pad_w=(10, _ONE, _UINT),
         global_pooling=(12, _ONE, _BOOL),
         round_mode=(13, _ONE, {"CEIL": 0, "FLOOR": 1}),
+        # Of other forms of Caffe, before it had round_mode. Their numbers differ: these are for texts alone.
+        ceil_mode=(1001, _ONE, _BOOL, "true"),
+        torch_pooling=(1002, _ONE, _BOOL),
     )
     _message(file, "ConcatParameter", axis=(2, _ONE, _INT, "1"), concat_dim=(1, _ONE, _UINT, "1"))
     _message(
