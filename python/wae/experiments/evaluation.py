@@ -93,17 +93,22 @@ def table(candidates: Sequence[Candidate]) -> Table:
     """The paper's columns; times and multiply-adds also as how many times less than the first network's."""
     result = Table()
     for column in ("network", "top-1 error", "top-5 error", "ms per image", "multiply-adds"):
-        result.add_column(column, justify="left" if column == "network" else "right")
+        result.add_column(column, justify="left" if column == "network" else "right", overflow="fold")
     first = candidates[0]
     for entry in candidates:
         assert entry.accuracy is not None
         result.add_row(
             f"{entry.described.network} ({entry.path})",
-            *(f"{100 * (1 - share):.2f} %" for share in (entry.accuracy.top1, entry.accuracy.top5)),
+            _error(entry.accuracy.top1),
+            _error(entry.accuracy.top5) if entry.described.classes > 5 else "",
             f"{1e3 * entry.seconds:.2f} ({first.seconds / entry.seconds:.2f}x)",
             f"{entry.multiply_adds / 1e9:.3f} G ({first.multiply_adds / entry.multiply_adds:.2f}x)",
         )
     return result
+
+
+def _error(share: float) -> str:
+    return f"{100 * (1 - share):.2f} %"
 
 
 # ------------------------------------------------------------------------------------------------ deployed
@@ -188,7 +193,7 @@ def deployed_table(entries: Sequence[DeployedCandidate]) -> Table:
     result = Table()
     columns = ("network", "precision", "engine", "top-1 accuracy", "ms per call", "images/s", "MB")
     for number, column in enumerate(columns):
-        result.add_column(column, justify="left" if number < 3 else "right")
+        result.add_column(column, justify="left" if number < 3 else "right", overflow="fold")
     for entry in entries:
         assert entry.accuracy is not None
         result.add_row(

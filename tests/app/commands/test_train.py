@@ -567,6 +567,18 @@ def test_only_the_first_process_prints_an_evaluation(images, tmp_path, capsys, m
         )
 
 
+def test_eval_prints_whole_paths_and_no_top_5_of_five_classes(images, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    model = tmp_path / ("long" * 20) / "model.safetensors"
+    save_classifier(model, tiny(3), "tiny", None, Input(14, 16, False))
+    assert run("eval", model, "--data", images, "--seconds", 0.05) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "│" in line]
+    assert max(map(len, lines)) <= 80
+    networks, _, top5, *_ = zip(*([c.strip() for c in line.split("│")[1:-1]] for line in lines), strict=True)
+    assert str(model) in "".join(networks)
+    assert set(top5) == {""}
+
+
 def test_eval_refuses_what_it_cannot_compare(images, tmp_path, capsys):
     four = weights(tmp_path / "four", 4)
     assert run("eval", four, "--data", images) == 1
