@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from wae.data.dataset import Dataset
-from wae.data.folder import evaluation_resize
+from wae.data.input import IMAGENET, Input
 from wae.data.walk import find
 from wae.errors import WaeError
 from wae.progress import track
-from wae.storage.checkpoint import Input
 
 from .reading import images
 
@@ -48,7 +47,9 @@ class Calibration(NamedTuple):
     """Of ``held_out``, (N,) int64, where the source had them."""
 
 
-def gather(source: Source, size: tuple[int, int], count: int, scales: bool) -> Calibration:
+def gather(
+    source: Source, size: tuple[int, int], count: int, scales: bool, input: Input = IMAGENET
+) -> Calibration:
     """Read what is needed of ``source``: every other image for each part, spread over all if possible.
 
     Args:
@@ -57,6 +58,7 @@ def gather(source: Source, size: tuple[int, int], count: int, scales: bool) -> C
         size: (H, W) of the network's images; files are resized and cut to it, which must be a square.
         count: images to calibrate on; as many are needed to check on, and up to :data:`CHECKED` are taken.
         scales: whether the network scales its images itself: only then can files be read for it.
+        input: how a file becomes an image of the network, brought to ``size``.
 
     Raises:
         CalibrationError: there are too few images, or they are not what the network takes.
@@ -67,7 +69,7 @@ def gather(source: Source, size: tuple[int, int], count: int, scales: bool) -> C
     parts: list[Tensor] = []
     labels: list[Tensor] = []
     total = 0
-    for part, targets in _parts(source, size, wanted, scales):
+    for part, targets in _parts(source, size, wanted, scales, input):
         if part.dim() != 4 or tuple(part.shape[1:]) != (3, *size):
             raise CalibrationError(
                 f"calibration: images must be (N, 3, {size[0]}, {size[1]}), got {tuple(part.shape)}"
@@ -90,11 +92,11 @@ def gather(source: Source, size: tuple[int, int], count: int, scales: bool) -> C
 
 
 def _parts(
-    source: Any, size: tuple[int, int], wanted: int, scales: bool
+    source: Any, size: tuple[int, int], wanted: int, scales: bool, input: Input
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """A few images at a time, with their labels where there are some."""
     if isinstance(source, (str, PathLike)):
-        yield from _files(Path(source), size, wanted, scales)
+        yield from _files(Path(source), size, wanted, scales, input)
     elif isinstance(source, Tensor):
         yield source[spread(len(source), wanted)] if source.dim() == 4 else source, None
     elif hasattr(source, "batch") and hasattr(source, "labels"):
@@ -120,7 +122,7 @@ def spread(total: int, wanted: int) -> Tensor:
 
 
 def _files(
-    folder: Path, size: tuple[int, int], wanted: int, scales: bool
+    folder: Path, size: tuple[int, int], wanted: int, scales: bool, input: Input
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     if not folder.is_dir():
         raise CalibrationError(f"calibration: {folder} is not a folder")
@@ -129,7 +131,7 @@ def _files(
             "calibration: files of a folder can be read for a network that scales its square images itself; "
             "give it prepared images instead"
         )
-    for part in in_folder(folder, Input(size[0], evaluation_resize(size[0])), wanted):
+    for part in in_folder(folder, input.of_size(size[0]), wanted):
         yield part, None
 
 

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wae.data.input import IMAGENET, Input
 from wae.difference import relative_difference
 from wae.errors import WaeError
 from wae.models.network import WAENetwork
@@ -216,6 +217,7 @@ def deploy(
     calibration: Source | None = None,
     calibration_images: int = 100,
     max_drop: float | None = 0.005,
+    input: Input = IMAGENET,
     dtype: torch.dtype | None = None,
     memory_format: torch.memory_format = torch.channels_last,
     seconds: float = 3.0,
@@ -246,6 +248,7 @@ def deploy(
         calibration: images for int8's scales, and to check on: see :data:`.calibration.Source`.
         calibration_images: how many to take scales from.
         max_drop: the largest drop that is accepted; None for any.
+        input: how files in the folder ``calibration`` become images: a checkpoint's ``describe(path).input``.
         dtype: the old name of ``precision``, as a dtype.
         memory_format: of what PyTorch's own engines compute on. Others choose for themselves.
         seconds: that "auto" spends on timing, all engines together.
@@ -276,7 +279,7 @@ def deploy(
         widest = max((DTYPES[name] for name in wanted if name in DTYPES), key=_bits, default=own)
         if _bits(widest) > _bits(own):
             model = copy.deepcopy(model).to(widest)
-        task = _task(model, size, batch, calibration, calibration_images, max_drop, memory_format)
+        task = _task(model, size, batch, calibration, calibration_images, input, max_drop, memory_format)
         if "auto" not in (engine, precision):
             return _deploy_in(task, ENGINES[engine], wanted[0])
         engines = list(ENGINES.values()) if engine == "auto" else [ENGINES[engine]]
@@ -323,6 +326,7 @@ def _task(
     batch: int,
     calibration: Source | None,
     count: int,
+    input: Input,
     max_drop: float | None,
     memory_format: torch.memory_format,
 ) -> _Task:
@@ -330,7 +334,7 @@ def _task(
     expected = scores_of(model, images)
     data = held_out = None
     if calibration is not None:
-        data = gather(calibration, size, count, hasattr(model, "image_scale"))
+        data = gather(calibration, size, count, hasattr(model, "image_scale"), input)
         held_out = named_by(model, data)
     return _Task(model, images, expected, memory_format, data, held_out, max_drop)
 

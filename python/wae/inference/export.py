@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wae.data.input import IMAGENET
 from wae.difference import relative_difference
 from wae.models.network import WAENetwork
 from wae.models.stock import StockEncoder
@@ -96,7 +97,8 @@ def export(
         force: replace the file that is there.
         precision: None for the model's own; "int8" in the format "onnx" for a file in the form QDQ.
         calibration, calibration_images, max_drop: see :func:`wae.deploy`.
-        described: the network's checkpoint: the file then says what :func:`metadata` gives.
+        described: the network's checkpoint: the file then says what :func:`metadata` gives, and files in the
+            folder ``calibration`` become images as it says.
 
     Returns:
         The report of :func:`wae.deploy`, if there is calibration; and ``difference``, how far the file's
@@ -127,7 +129,8 @@ def export(
     with undisturbed(next(model.parameters()).device):
         data = None
         if calibration is not None:
-            data = gather(calibration, size, calibration_images, hasattr(model, "image_scale"))
+            input = IMAGENET if described is None else described.input
+            data = gather(calibration, size, calibration_images, hasattr(model, "image_scale"), input)
         says = {} if described is None else metadata(described, size, image_dtype)
         content, report = _made(model, file_format, size, batch, image_dtype, precision, data, says)
         if data is not None:

@@ -22,11 +22,11 @@ def fold(model: nn.Module) -> nn.Module:
     In a network that torch.fx cannot trace they stay: compilers find most of them later.
     """
     if not isinstance(model, WAENetwork):
-        return _fold_layers(copy.deepcopy(model))
+        return _fold_layers(copy.deepcopy(model)).eval()
     folded = fold_normalization(model)
     for name in folded.bodies:
         setattr(folded, name, _fold_layers(getattr(folded, name)))
-    return folded
+    return folded.eval()  # what torch.fx makes is in training mode
 
 
 def _fold_layers(network: nn.Module) -> nn.Module:

@@ -43,7 +43,7 @@ def replaced(network: nn.Module) -> nn.Module:
     can trace the module that holds the two.
     """
     with torch.autocast("cpu", enabled=False):  # weights are packed as they are
-        return _replaced(copy.deepcopy(network))
+        return _replaced(copy.deepcopy(network)).eval()
 
 
 def _replaced(network: nn.Module) -> nn.Module:

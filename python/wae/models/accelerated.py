@@ -80,6 +80,7 @@ def split(network: nn.Module, size: tuple[int, int]) -> tuple[nn.Module, nn.Line
     or does not end in a matrix.
     """
     image = _image(network, size)
+    matrices = [(name, matrix, nn.Identity().train(matrix.training)) for name, matrix in _matrices(network)]
     with evaluating(network):
         try:
             with torch.no_grad():
@@ -87,8 +88,8 @@ def split(network: nn.Module, size: tuple[int, int]) -> tuple[nn.Module, nn.Line
         except (AssertionError, RuntimeError, ValueError) as error:
             why = str(error).splitlines()[0]
             raise ValueError(f"the network takes no images of {size[0]} x {size[1]}: {why}") from error
-        for name, matrix in _matrices(network):
-            network.set_submodule(name, nn.Identity())
+        for name, matrix, identity in matrices:
+            network.set_submodule(name, identity)
             if _is_rest(network, matrix, image, scores):
                 return network, matrix
             network.set_submodule(name, matrix)
@@ -106,7 +107,7 @@ def with_classes(network: nn.Module, classes: int, size: tuple[int, int]) -> tup
         for name, module in network.named_modules()
         if isinstance(module, nn.Linear) and isinstance(body.get_submodule(name), nn.Identity)
     )
-    new = nn.Linear(matrix.in_features, classes).to(matrix.weight)
+    new = nn.Linear(matrix.in_features, classes).to(matrix.weight).train(matrix.training)
     body.set_submodule(name, new)
     return body, new
 

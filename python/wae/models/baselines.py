@@ -119,7 +119,7 @@ def wavelet_cnn(model: WAEClassifier) -> WAEClassifier:
     say; this is our choice. Both normalisations start afresh.
     """
     like = next(model.low_body.parameters())
-    model.encoder, model.decoder = Haar().to(like), None
+    model.encoder, model.decoder = Haar().to(like).train(model.training), None
     for name, branch in (("low_norm", model.encoder.low), ("high_norm", model.encoder.high)):
         setattr(model, name, nn.BatchNorm2d(branch.out_channels, affine=False).to(like).train(model.training))
     widen_input(model.high_body, model.encoder.high.out_channels)

@@ -92,7 +92,7 @@ def without_classifier(network: nn.Module) -> nn.Module:
             f"{type(network).__name__} must have its classifier in one of {', '.join(_CLASSIFIERS)}"
         )
     for name in found:
-        setattr(network, name, nn.Identity())
+        setattr(network, name, nn.Identity().train(network.training))
     return network
 
 

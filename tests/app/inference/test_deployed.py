@@ -115,6 +115,19 @@ def test_scores_are_the_model_s_for_any_batch(engine, model):
         assert_close(deployed(images), model(images))
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process to processors")
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_on_one_processor_of_several(engine, model):
+    """As under Slurm, or in a container."""
+    needs(engine)
+    allowed, images = os.sched_getaffinity(0), photos(1)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        assert_close(deploy(model, SIZE, engine=engine)(images), model(images))
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
 @pytest.mark.parametrize("engine", QUICK)
 @pytest.mark.slow
 def test_any_strides_and_dtypes_of_images(engine, model):
@@ -402,6 +415,7 @@ def test_no_batchnorm_is_left(model):
     resnet = with_statistics(ResNet(BasicBlock, [1, 1, 1, 1], num_classes=7))
     for network, images in ((model, photos(2)), (resnet, torch.randn(2, 3, *SIZE))):
         assert not any(isinstance(part, nn.BatchNorm2d) for part in fold(network).modules())
+        assert not any(part.training for part in fold(network).modules())
         assert_close(fold(network)(images), network(images))
 
 

@@ -113,6 +113,11 @@ def test_loads_in_a_fresh_process(file_format, model, tmp_path):
     )
 
 
+def test_inside_autocast(model, tmp_path):
+    with torch.autocast("cpu", torch.bfloat16):
+        assert export.export(model, tmp_path / "model.pt2", "torch", SIZE)["difference"] <= 1e-5
+
+
 def test_metadata_is_how_images_are_prepared():
     says = export.metadata(DESCRIBED, (48, 48), torch.float32)
     assert json.loads(says["labels"]) == ["a", "b", "c", "d", "e"]

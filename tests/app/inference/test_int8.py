@@ -2,20 +2,25 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from test_deployed import SIZE, Body, needs, with_statistics
 from test_deployed import model as model
+from tiny_classifier import tiny
 
 import wae
+from wae.data.input import Input
 from wae.difference import relative_difference
-from wae.inference import calibration, encoder_int8, precision, quantization
+from wae.inference import calibration, deployed, encoder_int8, precision, quantization
+from wae.inference import export as exporting
 from wae.inference.calibration import CalibrationError, gather
 from wae.inference.deployed import ENGINES, DisagreementError, EngineError, deploy
 from wae.inference.engines import InFile
 from wae.inference.export import export
 from wae.inference.timing import Timing
 from wae.models.classifier import FlatClassifier, WAEClassifier
+from wae.storage.checkpoint import Description
 from wae_kernels import backends
 from wae_kernels.nn import Encoder
 
@@ -118,6 +123,31 @@ def test_an_onnx_file_in_int8_runs_without_us(apart, tmp_path):
     compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     scores = torch.from_numpy(next(iter(compiled([data[:5].numpy()]).values())))
     assert (scores - expected).norm() <= 0.2 * expected.norm()
+
+
+def test_weights_have_7_bits_where_sums_saturate(tmp_path, monkeypatch):
+    needs("onnxruntime")
+    onnx = pytest.importorskip("onnx")
+    weight = onnx.numpy_helper.from_array(
+        np.linspace(-1, 1, 24, dtype=np.float32).reshape(2, 3, 2, 2), "weight"
+    )
+    numbers = onnx.TensorProto.FLOAT
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Conv", ["image", "weight"], ["out"])],
+        "layer",
+        [onnx.helper.make_tensor_value_info("image", numbers, [1, 3, 4, 4])],
+        [onnx.helper.make_tensor_value_info("out", numbers, [1, 2, 3, 3])],
+        [weight],
+    )
+    network = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    monkeypatch.setattr("warnings.filters", [])  # of the libraries' own parts
+    for native, largest in ((True, 127), (False, 64)):
+        monkeypatch.setattr(precision, "native", lambda *_, native=native: native)
+        onnx.save(network, tmp_path / "layer.onnx")
+        quantization.by_onnxruntime(tmp_path / "layer.onnx", [[torch.rand(1, 3, 4, 4)]])
+        stored = map(onnx.numpy_helper.to_array, onnx.load(tmp_path / "layer.onnx").graph.initializer)
+        (quantized,) = (array for array in stored if array.shape == (2, 3, 2, 2))
+        assert (quantized.dtype, np.abs(quantized.astype(int)).max()) == (np.int8, largest)
 
 
 @pytest.mark.slow
@@ -226,6 +256,37 @@ def test_a_folder_of_files(tmp_path):
     assert found.labels is None
     with pytest.raises(CalibrationError, match="scales its square images itself"):
         gather(tmp_path, (16, 16), 5, False)
+
+
+def test_files_become_images_as_the_checkpoint_says(tmp_path, monkeypatch):
+    from PIL import Image
+
+    for n in range(12):
+        Image.new("RGB", (40, 30), (20 * n, 255 - 20 * n, 9)).save(tmp_path / f"{n:02}.png")
+    gathered = []
+
+    def spy(*arguments):
+        gathered.append(gather(*arguments))
+        return gathered[-1]
+
+    for module in (deployed, exporting):
+        monkeypatch.setattr(module, "gather", spy)
+    grey, size = Input(8, 9, grayscale=True), (16, 16)
+    options = {"calibration": tmp_path, "calibration_images": 5, "max_drop": None}
+    deploy(tiny(), size, engine="eager", input=grey, **options)
+    export(
+        tiny(),
+        tmp_path / "model.pt2",
+        "torch",
+        size,
+        described=Description("wae_vgg16", 3, input=grey),
+        **options,
+    )
+    for red, green, blue in (found.images.unbind(1) for found in gathered):
+        assert torch.equal(red, green)
+        assert torch.equal(red, blue)
+    deploy(tiny(), size, engine="eager", **options)
+    assert [found.images[0, :, 0, 0].tolist() for found in gathered] == [[151] * 3, [151] * 3, [0, 255, 9]]
 
 
 # ------------------------------------------------------------------------------------------- the processor

@@ -29,6 +29,7 @@ def same(module, image):
         torch.testing.assert_close(new(image), wanted, rtol=1e-4, atol=1e-4)
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     assert not relus(module)
+    assert not any(part.training for part in new.modules())
     return new
 
 
@@ -45,6 +46,14 @@ def test_a_relu_behind_a_convolution_becomes_part_of_it(image):
         nn.Conv2d(20, 17, 3, padding=1, bias=False),
     )
     assert relus(same(nn.Sequential(*layers).eval(), image)) == [True, False]
+
+
+def test_inside_autocast(image):
+    layer = nn.Conv2d(16, 20, 3, padding=1).eval()
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        new = replaced(layer)
+    with torch.no_grad():
+        torch.testing.assert_close(new(image), layer(image), rtol=1e-4, atol=1e-4)
 
 
 class Untraceable(nn.Module):

@@ -85,6 +85,11 @@ def test_wavelet_cnn_sees_the_approximation_and_nine_details():
         assert (fold_normalization(model)(image) - scores).norm() <= 1e-5 * scores.norm()
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_wavelet_cnn_stays_in_its_mode(training):
+    assert {module.training for module in wavelet_cnn(small().train(training)).modules()} == {training}
+
+
 @pytest.mark.parametrize("build", [wae_vgg16, wae_resnet50])
 def test_wavelet_cnn_of_the_published_networks(build):
     with torch.device("meta"):

@@ -1,12 +1,14 @@
 """The trained classifier that a user names: from which library, with which weights and preprocessing."""
 
+from functools import partial
+
 import pytest
 import torch
 import torchvision
 from tiny_original import build
 
 from wae.data.input import Input
-from wae.models.accelerated import Form, accelerated, show_small_image, split
+from wae.models.accelerated import Form, accelerated, show_small_image, split, with_classes
 from wae.models.baselines import FullResolution
 from wae.models.registry import build as named
 from wae.storage import weights_file
@@ -120,6 +122,13 @@ def test_the_start_is_the_original_at_half_the_resolution():
     body, matrix = split(build(), (24, 24))
     assert isinstance(matrix, torch.nn.Linear)
     assert body(torch.zeros(1, 3, 24, 24)).shape == (1, matrix.in_features)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_what_replaces_a_matrix_is_in_its_mode(training):
+    for part in (split, partial(with_classes, classes=2)):
+        body, _ = part(build().train(training), size=(24, 24))
+        assert {module.training for module in body.modules()} == {training}
 
 
 def test_the_low_body_sees_the_small_image_that_it_knows():
