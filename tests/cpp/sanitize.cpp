@@ -150,12 +150,22 @@ std::vector<float> random_floats(size_t count, float scale) {
   return numbers;
 }
 
-// Biases far from zero: no sum is near the kink of its ReLU, where float and double may disagree on the
-// gradient, and yet half of the channels are cut off.
-std::vector<float> kink_free(size_t count) {
-  std::vector<float> numbers(count);
-  for (size_t i = 0; i < count; ++i) numbers[i] = i % 2 ? 8.0f : -8.0f;
-  return numbers;
+// Biases for these sums. With them none is near the kink of its ReLU, where float and double may disagree on
+// the gradient, and yet many are cut off.
+std::vector<float> kink_free(const Maps& sums) {
+  std::vector<float> biases(sums.channels);
+  for (int c = 0; c < sums.channels; ++c) {
+    float& bias = biases[c] = c % 2 ? 8.0f : -8.0f;
+    const auto is_near = [&] {
+      for (int i = 0; i < sums.n; ++i)
+        for (int y = 0; y < sums.height; ++y)
+          for (int x = 0; x < sums.width; ++x)
+            if (std::abs(sums.get(i, c, y, x) + bias) < 1e-3) return true;
+      return false;
+    };
+    while (is_near()) bias += 1 / 64.0f;
+  }
+  return biases;
 }
 
 // ------------------------------------------------------------------------------------------ comparison
@@ -208,15 +218,7 @@ void run_encoder(const Case& c) {
   const int h = int(half_size(c.height)), w = int(half_size(c.width));
   const double tolerance = tolerance_of(c.element == Element::kUInt8 ? Element::kFloat32 : c.element);
   const auto w1 = random_floats(432, 0.2f), w2 = random_floats(2304, 0.1f), w3 = random_floats(2304, 0.1f);
-  const auto wl = random_floats(432, 0.1f), wh = random_floats(432, 0.1f), b3 = random_floats(3, 1);
-  const auto b16 = kink_free(16);
-  const EncoderWeights weights{w1.data(),  b16.data(), w2.data(), b16.data(), w3.data(),
-                               b16.data(), wl.data(),  b3.data(), wh.data(),  b3.data()};
-  auto pack = std::make_unique<EncoderPack>();
-  auto transposed = std::make_unique<EncoderBackwardPack>();
-  wae::pack(*pack, weights);
-  wae::pack(*transposed, weights);
-
+  const auto wl = random_floats(432, 0.1f), wh = random_floats(432, 0.1f), branch_bias = random_floats(3, 1);
   Batch image(c.n, c.height, c.width, c.element, c.layout);
   const Maps raw = image.fill();
   const float scale = c.element == Element::kUInt8 ? 1 / 64.0f : 0.5f;
@@ -226,11 +228,22 @@ void run_encoder(const Case& c) {
     x.data[j] = x.data[j] * scale + affine.shift[j / (size_t(c.height) * c.width) % 3];
   }
   Maps a1(c.n, 16, c.height, c.width), a2 = a1, a3 = a1, low(c.n, 3, h, w), high = low;
-  convolve(a1, x, w1.data(), 1), add_bias(a1, b16.data(), true);
-  convolve(a2, a1, w2.data(), 1), add_bias(a2, b16.data(), true);
-  convolve(a3, a2, w3.data(), 1), add_bias(a3, b16.data(), true);
-  convolve(low, a3, wl.data(), 2), add_bias(low, b3.data(), false);
-  convolve(high, a3, wh.data(), 2), add_bias(high, b3.data(), false);
+  convolve(a1, x, w1.data(), 1);
+  const auto b1 = kink_free(a1);
+  add_bias(a1, b1.data(), true), convolve(a2, a1, w2.data(), 1);
+  const auto b2 = kink_free(a2);
+  add_bias(a2, b2.data(), true), convolve(a3, a2, w3.data(), 1);
+  const auto b3 = kink_free(a3);
+  add_bias(a3, b3.data(), true);
+  convolve(low, a3, wl.data(), 2), add_bias(low, branch_bias.data(), false);
+  convolve(high, a3, wh.data(), 2), add_bias(high, branch_bias.data(), false);
+
+  const EncoderWeights weights{w1.data(), b1.data(), w2.data(),          b2.data(), w3.data(),
+                               b3.data(), wl.data(), branch_bias.data(), wh.data(), branch_bias.data()};
+  auto pack = std::make_unique<EncoderPack>();
+  auto transposed = std::make_unique<EncoderBackwardPack>();
+  wae::pack(*pack, weights);
+  wae::pack(*transposed, weights);
 
   const Element out_element = c.element == Element::kUInt8 ? Element::kFloat32 : c.element;
   Batch out_low(c.n, h, w, out_element, c.layout), out_high(c.n, h, w, out_element, c.layout);
@@ -284,24 +297,29 @@ void run_encoder(const Case& c) {
 void run_decoder(const Case& c) {
   const int h = int(half_size(c.height)), w = int(half_size(c.width));
   const double tolerance = tolerance_of(c.element);
-  const auto wl = random_floats(432, 0.2f), wh = random_floats(432, 0.2f), b3 = random_floats(3, 1);
+  const auto wl = random_floats(432, 0.2f), wh = random_floats(432, 0.2f), bh = random_floats(16, 1);
   const auto w1 = random_floats(2304, 0.1f), w2 = random_floats(2304, 0.1f), w3 = random_floats(432, 0.1f);
-  const auto b16 = kink_free(16);
-  const DecoderWeights weights{wl.data(),  b16.data(), wh.data(),  b16.data(), w1.data(),
-                               b16.data(), w2.data(),  b16.data(), w3.data(),  b3.data()};
-  auto pack = std::make_unique<DecoderPack>();
-  auto transposed = std::make_unique<DecoderBackwardPack>();
-  wae::pack(*pack, weights);
-  wae::pack(*transposed, weights);
+  const auto b3 = random_floats(3, 1);
 
   Batch low(c.n, h, w, c.element, c.layout), high(c.n, h, w, c.element, c.layout);
   const Maps l = low.fill(), r = high.fill();
   Maps up(c.n, 16, c.height, c.width), a1 = up, a2 = up, image(c.n, 3, c.height, c.width);
   convolve_transposed(l, up, wl.data(), 2), convolve_transposed(r, up, wh.data(), 2);
-  add_bias(up, b16.data(), false), add_bias(up, b16.data(), true);
-  convolve(a1, up, w1.data(), 1), add_bias(a1, b16.data(), true);
-  convolve(a2, a1, w2.data(), 1), add_bias(a2, b16.data(), true);
-  convolve(image, a2, w3.data(), 1), add_bias(image, b3.data(), false);
+  add_bias(up, bh.data(), false);
+  const auto bl = kink_free(up);
+  add_bias(up, bl.data(), true), convolve(a1, up, w1.data(), 1);
+  const auto b1 = kink_free(a1);
+  add_bias(a1, b1.data(), true), convolve(a2, a1, w2.data(), 1);
+  const auto b2 = kink_free(a2);
+  add_bias(a2, b2.data(), true), convolve(image, a2, w3.data(), 1);
+  add_bias(image, b3.data(), false);
+
+  const DecoderWeights weights{wl.data(), bl.data(), wh.data(), bh.data(), w1.data(),
+                               b1.data(), w2.data(), b2.data(), w3.data(), b3.data()};
+  auto pack = std::make_unique<DecoderPack>();
+  auto transposed = std::make_unique<DecoderBackwardPack>();
+  wae::pack(*pack, weights);
+  wae::pack(*transposed, weights);
 
   Batch out(c.n, c.height, c.width, c.element, c.layout);
   const DecodeArgs args{low.view, high.view, out.view, pack.get()};

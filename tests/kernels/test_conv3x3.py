@@ -77,6 +77,14 @@ def test_few_channels_in(cell: Cell, channels: int, size: tuple[int, int]) -> No
     check(maps(2, channels, *size), weight, bias, relu=True)
 
 
+def test_weights_in_channels_last(cell: Cell) -> None:
+    """With one channel, and in 1 x 1 layers, their strides are those of the other format too."""
+    for channels, out_channels in [(1, 64), (3, 1), (1, 1), (5, 7)]:
+        weight, bias = layer(channels, out_channels)
+        weight = weight.contiguous(memory_format=torch.channels_last)
+        check(maps(2, channels, 6, 9), weight, bias, relu=False)
+
+
 @pytest.mark.parametrize(("channels", "size", "batch"), [(512, 7, 1), (512, 7, 2), (64, 28, 1), (3, 112, 1)])
 def test_layers_of_vgg16(cell: Cell, channels: int, size: int, batch: int) -> None:
     weight, bias = layer(channels, max(channels, 64))

@@ -6,6 +6,7 @@ import copy
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -97,6 +98,20 @@ def test_fakes_have_the_strides_of_the_real_ones(
         assert a.stride() == b.stride()
 
 
+@on_hosts
+@pytest.mark.parametrize("size", [(1, 1), (4, 5)], ids=str)
+def test_one_of_several_channels_last_images(cell: Cell, size: tuple[int, int]) -> None:
+    """``images[0].unsqueeze(0)`` has a stride of the batch that no other image of its size has."""
+    image = LAYOUTS["channels_last"](image_of(2, *size, device=cell.device))[0].unsqueeze(0)
+    parameters = encoder(device=cell.device)
+    real = torch.ops.wae.encode(image, *parameters)
+    with FakeTensorMode() as mode:
+        fake = torch.ops.wae.encode(*map(mode.from_tensor, (image, *parameters)))
+    for a, b, expected in zip(real, fake, torch.ops.wae.encode(image.contiguous(), *parameters), strict=True):
+        assert a.stride() == b.stride()
+        assert_close(a, expected.double(), tolerance(torch.float32))
+
+
 def test_the_outputs_of_the_kernels_are_poisoned_before_they_are_written(cell: Cell) -> None:
     """The fixture that all op tests use reaches what the compiled library allocates."""
     if not cell.compiled:
@@ -153,6 +168,48 @@ def test_compiled_by_inductor_is_what_eager_is() -> None:
         limit = tolerance(torch.float32, backends.backend_for("cpu"))
         for a, b in zip(both_ways(model, model, image), both_ways(compiled, model, image), strict=True):
             assert_close(b, a.double(), limit)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.skipif(not shutil.which("c++"), reason="torch's compiler for processors needs a C++ compiler")
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+def test_inductor_knows_the_strides_around_an_op(layout: str) -> None:
+    """It pads what a matrix product gives to the op, and fuses views of what the op gives."""
+    model, mix = AutoEncoder(), nn.Linear(19, 19)
+
+    def function(image: Tensor) -> tuple[Tensor, ...]:
+        low, high = model.encoder(mix(image).contiguous())
+        back = model.decoder(low, high, image.shape[2:])
+        joined = torch.cat((low, high[:, :1].roll(1, 0)), 1)
+        return (
+            torch.pixel_shuffle(joined, 2),
+            low.unsqueeze(2).expand(-1, -1, 2, -1, -1) + 1,
+            back.permute(0, 2, 3, 1).reshape(len(image), -1, 3),
+        )
+
+    image = LAYOUTS[layout](image_of(2, 12, 19))
+    with torch.no_grad():
+        limit = tolerance(torch.float32, backends.backend_for("cpu"))
+        for a, b in zip(torch.compile(function, fullgraph=True)(image), function(image), strict=True):
+            assert a.stride() == b.stride()
+            assert_close(a, b.double(), limit)
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_a_gradient_that_was_not_wanted_when_it_was_compiled() -> None:
+    model, image = wae_nn.Encoder(), image_of(2, 6, 9)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert not compiled(image)[0].requires_grad
+    for wanting in (image.clone(), model.conv2.weight, model.low.bias):
+        wanting.requires_grad_()
+        out = compiled(wanting if wanting.shape == image.shape else image)
+        expected = model(wanting if wanting.shape == image.shape else image)
+        (got,) = torch.autograd.grad(out[0].square().sum(), wanting)
+        (want,) = torch.autograd.grad(expected[0].square().sum(), wanting)
+        assert_close(got, want.double(), tolerance(torch.float32))
 
 
 @pytest.mark.usefixtures("fresh_compiler")
@@ -271,6 +328,26 @@ def test_meta_tensors_give_shapes(cell: Cell, layout: str, op: str) -> None:
     for a, b in zip(as_tuple(real), as_tuple(meta), strict=True):
         assert b.is_meta
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_gradients_lie_as_distributed_training_expects(
+    cell: Cell, memory_format: torch.memory_format, tmp_path: Path
+) -> None:
+    """It warns where a gradient's strides are not its parameter's, and warnings are errors."""
+    if cell.device != "cpu":
+        pytest.skip("gloo")
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        model = AutoEncoder().to(memory_format=memory_format)
+        image = image_of(2, 6, 9).contiguous(memory_format=memory_format)
+        parallel = nn.parallel.DistributedDataParallel(model)
+        for _ in range(2):
+            parallel(image).square().mean().backward()
+        assert all(p.grad is not None and p.grad.stride() == p.stride() for p in model.parameters())
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_inference_mode_and_no_grad(cell: Cell) -> None:

@@ -5,9 +5,11 @@ import json
 import os
 import resource
 import signal
+import struct
 import subprocess
 import sys
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -204,6 +206,18 @@ def test_a_full_disk_is_told_with_the_file(tmp_path, weights, photo_file, capsys
     assert status == 1
     assert capsys.readouterr().err == f"wae: {tmp_path / 'm'}: File too large\n"
     assert sorted(os.listdir(tmp_path)) == ["photo.png"]
+
+
+def test_odd_metadata_is_not_mentioned(tmp_path, weights):
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x05\0" + struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)  # one entry of five
+    Image.new("RGB", (40, 20)).save(tmp_path / "a.jpg", exif=exif)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert read_image(tmp_path / "a.jpg").shape == (3, 40, 20)
+        assert "EXIF" in str(said[-1].message)
+        said.clear()
+        assert run("encode", tmp_path / "a.jpg", "-o", tmp_path / "m", "--weights", weights) == 0
+    assert said == []
 
 
 @pytest.mark.parametrize("content", [b"", b"text", None], ids=["empty", "text", "missing"])

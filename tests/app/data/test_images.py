@@ -247,6 +247,17 @@ def test_of_exif_the_orientation_alone_counts(tmp_path, cut):
     assert read_image(tmp_path / "a.jpg").shape == (3, 40, 20)
 
 
+def test_metadata_that_is_no_text(tmp_path):
+    """Pillow looks for an orientation in XMP too."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name, options, shape in (("a", {}, (3, 20, 40)), ("b", {"exif": exif}, (3, 40, 20))):
+        Image.new("RGB", (40, 20)).save(tmp_path / f"{name}.jpg", xmp=b"<x:xmpmeta>\xa8", **options)
+        with Image.open(tmp_path / f"{name}.jpg") as image:
+            assert image.info["xmp"].endswith(b"\xa8")
+        assert read_image(tmp_path / f"{name}.jpg").shape == shape
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_every_orientation(tmp_path, orientation):
     rgb = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
