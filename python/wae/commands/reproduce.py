@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import shared
 
 if TYPE_CHECKING:
     from wae.experiments.reproduce import Claim, Job, Result
 
-HELP = "train WAE and the networks it is compared with, and print the paper's table"
-CLAIMS = ("fashion-mnist", "imagenette")
+HELP = "train WAE and the networks it is compared with, and print the table"
+CLAIMS = ("fashion-mnist", "imagenette", "camvid")
+_OWN = {
+    "fashion-mnist": (),
+    "imagenette": ("download", "network", "size", "kept_aside"),
+    "camvid": ("network", "size"),
+}
+"""The options that are not every claim's."""
+_SIDES = (64, 96, 128, 224)  # of imagenette's images
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         metavar="DIR",
         help="fashion-mnist: folder of the four IDX files (default: that of Debian's dataset-fashion-mnist); "
-        "imagenette: folder with train/CLASS/IMAGE and val/CLASS/IMAGE",
+        "imagenette: folder with train/CLASS/IMAGE and val/CLASS/IMAGE; "
+        "camvid: folder with {train,val,test}/{images,labels}",
     )
     parser.add_argument(
         "--seeds", type=shared.processes, metavar="N", help="seeds of each network (default: 3)"
@@ -55,17 +64,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="trainings at a time, each on one core (default: as many as there are cores; on a GPU one)",
     )
     parser.add_argument("--device", default="cpu", metavar="NAME", help="where to train (default: cpu)")
+    group = parser.add_argument_group("imagenette and camvid")
+    group.add_argument(
+        "--network",
+        metavar="NAME",
+        help="imagenette: small_vgg (default), resnet18 or resnet50; "
+        "camvid: enet (default), mobilenet_deconv or mobilenet_deconv_compensated",
+    )
+    group.add_argument(
+        "--size",
+        type=shared.image_size,
+        metavar="N|HEIGHTxWIDTH",
+        help=f"imagenette: {', '.join(map(str, _SIDES))} (default: 64, for ResNets 128); "
+        "camvid: HEIGHTxWIDTH (default: 360x480)",
+    )
     group = parser.add_argument_group("imagenette")
     group.add_argument(
         "--download", action="store_true", help="have torchvision download the photos to --data, if needed"
-    )
-    group.add_argument(
-        "--network",
-        choices=("small_vgg", "resnet18", "resnet50"),
-        help="(default: small_vgg)",
-    )
-    group.add_argument(
-        "--size", type=int, choices=(64, 96, 128, 224), help="of the images (default: 64, for ResNets 128)"
     )
     group.add_argument(
         "--kept-aside",
@@ -96,15 +111,29 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _claim(options: argparse.Namespace) -> Claim:
-    from wae.experiments import fashion_mnist, imagenette
+    from wae.experiments import camvid, fashion_mnist, imagenette
 
     times = 1 / 4 if options.quick else options.times
+    for name in sorted({name for names in _OWN.values() for name in names} - set(_OWN[options.claim])):
+        if getattr(options, name):
+            claims = " and ".join(claim for claim, names in _OWN.items() if name in names)
+            raise ValueError(f"--{name.replace('_', '-')}: is for {claims} alone")
     if options.claim == "imagenette":
-        return imagenette.claim(options.network or "small_vgg", options.size, options.kept_aside, times)
-    given = [name for name in ("download", "network", "size", "kept_aside") if getattr(options, name)]
-    if given:
-        raise ValueError(f"--{given[0].replace('_', '-')}: is for imagenette alone")
+        network = _chosen("network", options.network, imagenette.NETWORKS) or "small_vgg"
+        return imagenette.claim(network, _chosen("size", options.size, _SIDES), options.kept_aside, times)
+    if options.claim == "camvid":
+        network = _chosen("network", options.network, camvid.NETWORKS) or camvid.NETWORKS[0]
+        if isinstance(options.size, int):
+            raise ValueError(f"--size: for camvid give HEIGHTxWIDTH, got {options.size}")
+        return camvid.claim(network, options.size, times)
     return fashion_mnist.claim(times)
+
+
+def _chosen(option: str, value: Any, allowed: Iterable[Any]) -> Any:
+    """``value``, after a check that it is one of those that the claim has."""
+    if value is not None and value not in allowed:
+        raise ValueError(f"--{option}: must be one of {', '.join(map(str, allowed))}, got {value}")
+    return value
 
 
 def _data(options: argparse.Namespace) -> str:
@@ -112,6 +141,8 @@ def _data(options: argparse.Namespace) -> str:
 
     if options.claim == "fashion-mnist":
         return options.data or "fashion-mnist"
+    if not options.data and options.claim == "camvid":
+        raise ValueError("--data: name the folder of CamVid's train, val and test")
     if not options.data:
         raise ValueError("--data: name the folder of Imagenette's train and val (--download fills it)")
     if options.download:
@@ -142,7 +173,8 @@ def _watch(options: argparse.Namespace, wanted: list[Job], claim: Claim) -> list
     from wae.experiments import reproduce
 
     def tell(progress: reproduce.Progress) -> None:
-        accuracy = "" if progress.accuracy is None else f", accuracy {100 * progress.accuracy:.2f} %"
+        score = progress.accuracy
+        accuracy = "" if score is None else f", {claim.measure} {100 * score:.2f} %"
         bar.console.print(
             f"{progress.job.network}, seed {progress.job.seed}: epoch {progress.done} of {progress.of} "
             f"({progress.kind}){accuracy}",

@@ -142,6 +142,12 @@ def size(text: str) -> int:
     return _number(int, text, 1, MAX_SIZE, f"a whole number from 1 to {MAX_SIZE}")
 
 
+def image_size(text: str) -> int | tuple[int, int]:
+    """An argparse type: pixels along a side of a network's images, or HEIGHTxWIDTH."""
+    height, by, width = text.partition("x")
+    return (size(height), size(width)) if by else size(text)
+
+
 def seconds(text: str) -> float:
     """An argparse type: a number of seconds, from 0 to an hour."""
     return _number(float, text, 0, 3600, "seconds from 0 to 3600")

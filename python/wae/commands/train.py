@@ -13,7 +13,7 @@ from . import shared
 if TYPE_CHECKING:
     from wae.training.plan import Plan
 
-HELP = "train a classifier, in the method's three stages"
+HELP = "train a network that scores images or pixels, in the method's three stages"
 
 _PRECISIONS = ("float32", "float16", "bfloat16")
 
@@ -21,13 +21,16 @@ _PRECISIONS = ("float32", "float16", "bfloat16")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
     parser.add_argument(
-        "--model", metavar="NAME", help="wae_vgg16, wae_resnet50, ..., resnet50, ... (default: the plan's)"
+        "--model",
+        metavar="NAME",
+        help="wae_vgg16, wae_resnet50, ..., resnet50, ...; of pixels wae_enet, ... (default: the plan's)",
     )
     parser.add_argument(
         "--data",
         required=True,
         metavar="DIR|NAME",
-        help="fashion-mnist, digits, or a folder with train/CLASS/IMAGE and val/CLASS/IMAGE",
+        help="fashion-mnist, digits, or a folder: train/CLASS/IMAGE and val/CLASS/IMAGE, or for a class of "
+        "each pixel classes.txt, {train,val}/images and {train,val}/labels",
     )
     parser.add_argument(
         "--plan",
@@ -74,7 +77,12 @@ def _add_overrides(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_machine(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--size", type=shared.size, metavar="N", help="of images from files (default: 224)")
+    group.add_argument(
+        "--size",
+        type=shared.image_size,
+        metavar="N|HEIGHTxWIDTH",
+        help="of images from files (default: 224; with a class for each pixel that of the first image)",
+    )
     group.add_argument(
         "--on-corrupt", choices=("error", "skip"), default="error", help="about images that cannot be read"
     )
@@ -165,13 +173,19 @@ def _default_plan(data: str, model: str | None) -> Plan | None:
 
 
 def _plan_for_folder(options: argparse.Namespace) -> Plan:
-    """One made for the images in the folder, whose size is chosen too. Raises PlanError where it has none."""
+    """One made for the images in the folder, whose size is chosen too; CamVid's for a class of each pixel.
+
+    Raises PlanError where it has none.
+    """
     from wae.data.folder import ImageFolder
     from wae.data.loading import open_dataset
+    from wae.data.segmentation import SegmentationFolder
     from wae.training import plan
     from wae.training.small_data import MODEL, fitting_size, small_data_plan
 
     data = open_dataset(options.data, train=True, augment=False, seed=0, on_corrupt=options.on_corrupt)
+    if isinstance(data, SegmentationFolder):
+        return plan.find("camvid")
     if not isinstance(data, ImageFolder):
         raise plan.PlanError(f"there is no plan for {options.data}: name one with --plan")
     if options.size is None:

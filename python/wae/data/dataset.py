@@ -18,6 +18,9 @@ from torch import Tensor
 
 from wae.errors import WaeError
 
+NOT_COUNTED = -100
+"""The label of a pixel that neither trains nor tests: PyTorch's own ``ignore_index``."""
+
 
 class DatasetError(WaeError, ValueError):
     """A data set that cannot be used. The message names the file or folder and says why."""
@@ -33,7 +36,8 @@ class Dataset(Protocol):
     def __len__(self) -> int: ...
 
     def batch(self, indices: Sequence[int], epoch: int) -> tuple[Tensor, Tensor]:
-        """Uint8 images (N, 3, H, W), contiguous, and int64 labels (N,).
+        """Uint8 images (N, 3, H, W), contiguous, and int64 labels (N,); or (N, H, W), a label for each pixel,
+        where :data:`NOT_COUNTED` is one that belongs to no class.
 
         A sample is the same in any batch of the epoch. It can be missing only where files that cannot be
         read are to be left out.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -20,7 +22,81 @@ OnCorrupt = Literal["error", "skip"]
 """The treatment of an image file that cannot be read: stop, or leave the sample out and report it."""
 
 
-class ImageFolder:
+class ImageFiles(ABC):
+    """Samples in files, which are read when they are asked for.
+
+    Args:
+        shape: height and width of what comes out, in pixels.
+        seed: of the augmentation.
+        on_corrupt: see :data:`OnCorrupt`.
+        max_pixels: see :func:`wae.data.images.read_image`.
+        folder: where the images were searched for.
+        left_out: what the search left out.
+    """
+
+    labels: tuple[str, ...]
+    """The names of the classes."""
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        seed: int,
+        on_corrupt: OnCorrupt,
+        max_pixels: int,
+        folder: Path | None,
+        left_out: LeftOut | None,
+    ) -> None:
+        if on_corrupt not in ("error", "skip"):
+            raise DatasetError(f"on_corrupt: need 'error' or 'skip', got {on_corrupt!r}")
+        self.shape, self.seed, self.on_corrupt = shape, seed, on_corrupt
+        self.max_pixels, self.folder, self.left_out = max_pixels, folder, left_out or LeftOut()
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def _sample(self, index: int, epoch: int) -> tuple[Tensor, Tensor]:
+        """The image, (3, H, W) uint8, and its int64 label or labels."""
+
+    def batch(self, indices: Sequence[int], epoch: int) -> tuple[Tensor, Tensor]:
+        """See :meth:`Dataset.batch`. It is empty, (0, 3, H, W) and (0,), where all files are left out.
+
+        Raises ImageError where a file cannot be used and ``on_corrupt`` is "error".
+        """
+        images, targets, _ = self.read(indices, epoch)
+        return images, targets
+
+    def read(self, indices: Sequence[int], epoch: int) -> tuple[Tensor, Tensor, list[str]]:
+        """As :meth:`batch`, and a line for each file that was left out, with its name and the reason."""
+        tried = [self._tried(index, epoch) for index in indices]
+        failed = [line for line in tried if isinstance(line, str)]
+        samples = [sample for sample in tried if not isinstance(sample, str)]
+        if not samples:
+            none = torch.empty(0, 3, *self.shape, dtype=torch.uint8)
+            return none, torch.empty(0, dtype=torch.int64), failed
+        images, targets = (torch.stack(part) for part in zip(*samples, strict=True))
+        return images, targets, failed
+
+    def _tried(self, index: int, epoch: int) -> tuple[Tensor, Tensor] | str:
+        """The sample, or a line on why it is left out."""
+        try:
+            return self._sample(index, epoch)
+        except ImageError as error:
+            if self.on_corrupt == "error":
+                raise
+            return str(error)
+
+
+@contextmanager
+def seeded(purpose: Draw, *numbers: int) -> Iterator[None]:
+    """Within it torch's own generator on the processor begins anew: see :func:`random_seed`."""
+    # Not torch.manual_seed: it would set the GPU's generator too, which fork_rng does not put back here.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(random_seed(purpose, *numbers))
+        yield
+
+
+class ImageFolder(ImageFiles):
     """Image files in one folder per class; made by :func:`image_folder`.
 
     Args:
@@ -58,11 +134,8 @@ class ImageFolder:
 
         if not 1 <= size <= resize:
             raise DatasetError(f"size and resize: need 1 <= size <= resize, got {size} and {resize}")
-        if on_corrupt not in ("error", "skip"):
-            raise DatasetError(f"on_corrupt: need 'error' or 'skip', got {on_corrupt!r}")
-        self.samples, self.labels = list(samples), tuple(labels)
-        self.size, self.seed, self.on_corrupt = size, seed, on_corrupt
-        self.max_pixels, self.folder, self.left_out = max_pixels, folder, left_out or LeftOut()
+        super().__init__((size, size), seed, on_corrupt, max_pixels, folder, left_out)
+        self.samples, self.labels, self.size = list(samples), tuple(labels), size
         scaled = v2.InterpolationMode(interpolation)
         augmentation = [v2.RandomResizedCrop(size, interpolation=scaled), v2.RandomHorizontalFlip()]
         self._transform: Callable[[Tensor], Tensor] = (
@@ -73,29 +146,6 @@ class ImageFolder:
 
     def __len__(self) -> int:
         return len(self.samples)
-
-    def batch(self, indices: Sequence[int], epoch: int) -> tuple[Tensor, Tensor]:
-        """See :meth:`Dataset.batch`. It is empty, (0, 3, size, size) and (0,), where all files are left out.
-
-        Raises ImageError where a file cannot be used and ``on_corrupt`` is "error".
-        """
-        images, targets, _ = self.read(indices, epoch)
-        return images, targets
-
-    def read(self, indices: Sequence[int], epoch: int) -> tuple[Tensor, Tensor, list[str]]:
-        """As :meth:`batch`, and a line for each file that was left out, with its name and the reason."""
-        images, targets, failed = [], [], []
-        for index in indices:
-            path, target = self.samples[index]
-            try:
-                images.append(self._image(path, index, epoch))
-                targets.append(target)
-            except ImageError as error:
-                if self.on_corrupt == "error":
-                    raise
-                failed.append(str(error))
-        none = torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
-        return torch.stack(images) if images else none, torch.tensor(targets, dtype=torch.int64), failed
 
     def renumbered(self, numbers: Sequence[int]) -> ImageFolder:
         """See :meth:`wae.data.dataset.Dataset.renumbered`."""
@@ -110,12 +160,11 @@ class ImageFolder:
         other.samples = [self.samples[index] for index in indices]
         return other
 
-    def _image(self, path: str, index: int, epoch: int) -> Tensor:
+    def _sample(self, index: int, epoch: int) -> tuple[Tensor, Tensor]:
+        path, target = self.samples[index]
         image = read_image(path, self.max_pixels, LONGEST)
-        # Not torch.manual_seed: it would set the GPU's generator too, which fork_rng does not put back here.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(random_seed(Draw.SAMPLE, self.seed, epoch, index))
-            return self._transform(image)
+        with seeded(Draw.SAMPLE, self.seed, epoch, index):
+            return self._transform(image), torch.tensor(target)
 
 
 def image_folder(

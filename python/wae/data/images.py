@@ -10,7 +10,8 @@ import ctypes
 import functools
 import os
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ BYTES_PER_PIXEL = 32
 LONGEST = 100
 """How many times longer than wide an image for a network may be: a longer one would be enlarged to no end."""
 
+_SCALED = {"L;2": 85, "L;4": 17}  # what Pillow multiplies grey of 2 and 4 bits with
 _STRIP = 1 << 20  # pixels that are converted at once
 
 _ORIENTATION = 0x0112  # in EXIF
@@ -87,9 +89,45 @@ def read_image(path: Path | str, max_pixels: int = MAX_PIXELS, longest: int | No
         ImageError: the file is missing, not a regular file, no image, broken or cut short, too large or too
             long, or holds 32-bit values of unknown range.
     """
+    with _named(path):
+        pixels, orientation = _read(path, max_pixels, longest)
+    if orientation in _TURNS:
+        pixels = _turned(pixels, *_TURNS[orientation])
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def read_numbers(path: Path | str, max_pixels: int = MAX_PIXELS) -> Tensor:
+    """The numbers in a PNG of numbers, not colours: (H, W) int32, 0..65535. Of a palette's, the entries'.
+
+    Args:
+        path: a regular file, grey of up to 16 bits or with a palette.
+        max_pixels: as for :func:`read_image`.
+
+    Raises ImageError where the file is missing, no PNG, damaged or too large, or holds colours.
+    """
+    with _named(path), _opened(path, max_pixels, ("PNG",)) as image:
+        scaled = _SCALED.get(str(image.tile[0][3]), 1) if image.tile else 1
+        if image.mode not in ("1", "L", "P", "I") and not image.mode.startswith("I;16"):
+            raise ImageError(
+                f"need a PNG of numbers, grey or with a palette; this one's mode is {image.mode}"
+            )
+        image.load()
+        return torch.from_numpy(np.asarray(image).astype(np.int32) // scaled)
+
+
+def check_length(height: int, width: int, longest: int = LONGEST) -> None:
+    """Raise ImageError where an image is more than ``longest`` times longer than wide, or the reverse."""
+    short, long = sorted((height, width))
+    if long > longest * short:
+        raise ImageError(f"{long} x {short} pixels is too long an image")
+
+
+@contextmanager
+def _named(path: Path | str) -> Iterator[None]:
+    """Within it, whatever is wrong with the image file at ``path`` becomes an ImageError that names it."""
     try:
         _check_regular(path)
-        pixels, orientation = _read(path, max_pixels, longest)
+        yield
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
@@ -102,16 +140,6 @@ def read_image(path: Path | str, max_pixels: int = MAX_PIXELS, longest: int | No
     # Pillow's decoders raise nearly anything on a damaged file (SyntaxError, struct.error, ...).
     except Exception as error:
         raise ImageError(f"{path}: the file cannot be read ({error})") from None
-    if orientation in _TURNS:
-        pixels = _turned(pixels, *_TURNS[orientation])
-    return torch.from_numpy(pixels).permute(2, 0, 1)
-
-
-def check_length(height: int, width: int, longest: int = LONGEST) -> None:
-    """Raise ImageError where an image is more than ``longest`` times longer than wide, or the reverse."""
-    short, long = sorted((height, width))
-    if long > longest * short:
-        raise ImageError(f"{long} x {short} pixels is too long an image")
 
 
 def _check_regular(path: Path | str) -> None:
@@ -123,13 +151,20 @@ def _check_regular(path: Path | str) -> None:
         raise ImageError("this is not a regular file")
 
 
-def _read(path: Path | str, max_pixels: int, longest: int | None) -> tuple[_Pixels, int]:
-    """(H, W, 3) as stored, and the orientation that EXIF tells."""
+@contextmanager
+def _opened(path: Path | str, max_pixels: int, formats: tuple[str, ...]) -> Iterator[Image.Image]:
+    """The file, its header read and judged, its pixels not decoded yet."""
     if max_pixels > MAX_PIXELS and Image.MAX_IMAGE_PIXELS is not None:
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
-    with Image.open(path, formats=FORMATS) as image:
+    with Image.open(path, formats=formats) as image:
         if image.width * image.height > max_pixels:
             raise ImageError(f"{image.width} x {image.height} pixels are more than {max_pixels:,}, the limit")
+        yield image
+
+
+def _read(path: Path | str, max_pixels: int, longest: int | None) -> tuple[_Pixels, int]:
+    """(H, W, 3) as stored, and the orientation that EXIF tells."""
+    with _opened(path, max_pixels, FORMATS) as image:
         if longest is not None:
             check_length(image.height, image.width, longest)
         if image.format == "TIFF":

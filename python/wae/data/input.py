@@ -39,6 +39,9 @@ class Input:
     """One of :data:`INTERPOLATIONS`."""
     squash: bool = False
     """Both sides are scaled to ``resize``, whatever their ratio."""
+    width: int | None = None
+    """Where the input is not square, its width; ``size`` is its height, and the whole image is scaled to
+    both: ``squash`` is true, and ``resize`` is ``size``. Inputs of networks that score pixels are such."""
 
     def __post_init__(self) -> None:
         for name, least, most in (("size", 1, MAX_SIZE), ("resize", self.size, 2 * MAX_SIZE)):
@@ -51,6 +54,16 @@ class Input:
         if self.interpolation not in INTERPOLATIONS:
             known = ", ".join(INTERPOLATIONS)
             raise ValueError(f"interpolation must be one of {known}, got {_shown(self.interpolation)}")
+        if self.width is not None:
+            if type(self.width) is not int or not 1 <= self.width <= MAX_SIZE:
+                raise ValueError(f"width must be an integer from 1 to {MAX_SIZE}, got {_shown(self.width)}")
+            if not self.squash or self.resize != self.size:
+                raise ValueError("width needs squash, and resize must be size")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.size, self.width or self.size
 
     def of_size(self, size: int) -> Input:
         """The same for images of ``size``: as much of the image is cut off."""
@@ -78,7 +91,7 @@ class Transforms(nn.Module):
         self.invert = invert
 
     def forward(self, image: Image.Image | Tensor) -> Tensor:
-        """(3, size, size) uint8, of an image of Pillow or (3, H, W) uint8. Raises as :func:`prepare`."""
+        """(3, *input.shape) uint8, of an image of Pillow or (3, H, W) uint8. Raises as :func:`prepare`."""
         pixels = image if isinstance(image, Tensor) else transforms.pil_to_tensor(image.convert("RGB"))
         return prepare(pixels, self.input, self.invert)
 
@@ -87,8 +100,13 @@ class Transforms(nn.Module):
         return f"{self.input}, invert={self.invert}"
 
 
+def whole(height: int, width: int) -> Input:
+    """The whole image scaled to ``height`` x ``width`` pixels, whatever its ratio."""
+    return Input(height, height, squash=True, width=width)
+
+
 def prepare(image: Tensor, input: Input, invert: bool = False) -> Tensor:
-    """The network's input, (3, size, size) uint8, of ``image``, (3, H, W) uint8.
+    """The network's input, (3, *input.shape) uint8, of ``image``, (3, H, W) uint8.
 
     Args:
         input: how the image is scaled and cut.
@@ -98,9 +116,9 @@ def prepare(image: Tensor, input: Input, invert: bool = False) -> Tensor:
         ImageError: the image is more than a hundred times longer than wide.
     """
     check_length(*image.shape[1:])
-    sides = [input.resize, input.resize] if input.squash else [input.resize]
+    sides = [input.resize, input.width or input.resize] if input.squash else [input.resize]
     image = transforms.resize(image, sides, InterpolationMode(input.interpolation), antialias=True)
-    image = transforms.center_crop(image, [input.size])
+    image = transforms.center_crop(image, list(input.shape))
     if input.grayscale:
         image = luma(image)
     return 255 - image if invert else image

@@ -19,11 +19,12 @@ from torch.utils.data import DataLoader
 
 from .crops import Crops
 from .dataset import Dataset, DatasetError, Draw, InMemory, random_seed
-from .folder import ImageFolder, OnCorrupt, evaluation_resize, image_folder
+from .folder import ImageFiles, ImageFolder, OnCorrupt, evaluation_resize, image_folder
 from .idx import fashion_mnist, holds_fashion_mnist
 from .images import MAX_PIXELS, ImageError
-from .input import Input
+from .input import Input, whole
 from .photos import digits
+from .segmentation import SegmentationFolder, held_out, holds_segmentation, segmentation_folder
 
 
 def open_dataset(
@@ -31,20 +32,22 @@ def open_dataset(
     train: bool,
     augment: bool,
     seed: int,
-    size: int | Input | None = None,
+    size: int | tuple[int, int] | Input | None = None,
     on_corrupt: OnCorrupt = "error",
     max_pixels: int = MAX_PIXELS,
 ) -> Dataset:
     """The data set that a user named.
 
     Args:
-        source: "fashion-mnist", "digits", or a folder: with Fashion-MNIST's IDX files, or with train/ and
-            val/ as for :func:`image_folder`.
+        source: "fashion-mnist", "digits", or a folder: with Fashion-MNIST's IDX files, with train/ and val/
+            as for :func:`image_folder`, or with a class for each pixel as in :mod:`wae.data.segmentation`.
         train: the part to train on, or the part to test.
-        augment, seed, on_corrupt, max_pixels: see :class:`InMemory` and :class:`ImageFolder`.
+        augment, seed, on_corrupt, max_pixels: see :class:`InMemory`, :class:`ImageFolder` and
+            :class:`SegmentationFolder`.
         size: of the images in pixels. None is 28 for the two named sets and 224 for a folder of images; these
-            are resized to 8/7 of it before the centre is cut out (256 for 224). An :class:`Input` says all
-            of how a file of a folder becomes an image.
+            are resized to 8/7 of it before the centre is cut out (256 for 224). Images with a class for each
+            pixel are scaled whole: to (height, width), to a square, or for None to the first one's size. An
+            :class:`Input` says all of how a file of a folder becomes an image.
 
     Raises:
         DatasetError: there is no such data set, or it cannot be used.
@@ -61,6 +64,13 @@ def open_dataset(
         return digits(train, augment, seed)
     if not folder.is_dir():
         raise DatasetError(f"{source}: is neither a folder nor one of fashion-mnist, digits")
+    if holds_segmentation(folder):
+        if size is not None and not isinstance(size, Input):
+            size = whole(*((size, size) if isinstance(size, int) else size))
+        part = "train" if train else held_out(folder)
+        return segmentation_folder(folder, part, size, seed, augment, on_corrupt, max_pixels)
+    if isinstance(size, tuple):
+        raise DatasetError(f"{source}: --size HEIGHTxWIDTH is for images with a class for each pixel")
     if not isinstance(size, Input):
         size = 224 if size is None else size
         size = Input(size, evaluation_resize(size))
@@ -76,6 +86,7 @@ def fingerprint(dataset: Dataset) -> dict[str, Any]:
     - :class:`InMemory`: the image size, and SHA-256 of pixels and targets;
     - :class:`ImageFolder`: the image size, and SHA-256 of the files' paths, from the folder that holds all,
       and of targets. No file is opened;
+    - :class:`SegmentationFolder`: the same without targets;
     - :class:`Crops`: the size of a crop, and SHA-256 of the images' pixels.
     """
     known: dict[str, Any] = {"number of images": len(dataset), "labels": list(dataset.labels)}
@@ -83,12 +94,13 @@ def fingerprint(dataset: Dataset) -> dict[str, Any]:
         known["image size"] = list(dataset.images.shape[2:])
         known["pixels"] = _sha256(dataset.images.numpy())
         known["targets"] = _sha256(dataset.targets.contiguous().numpy())
-    elif isinstance(dataset, ImageFolder):
+    elif isinstance(dataset, (ImageFolder, SegmentationFolder)):
         paths, targets = zip(*dataset.samples, strict=True)
         common = len(os.path.commonpath([min(paths), max(paths)]))
-        known["image size"] = [dataset.size, dataset.size]
+        known["image size"] = list(dataset.shape)
         known["file names"] = _sha256(os.fsencode("\0".join(path[common:] for path in paths)))
-        known["targets"] = _sha256(np.array(targets, np.int64))
+        if isinstance(dataset, ImageFolder):
+            known["targets"] = _sha256(np.array(targets, np.int64))
     elif isinstance(dataset, Crops):
         known["crop"] = dataset.crop
         known["pixels"] = [_sha256(image.contiguous().numpy()) for image in dataset.images]
@@ -209,7 +221,7 @@ class _Reader:
 
     def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor, list[str]] | Exception:
         try:
-            if isinstance(self.dataset, ImageFolder):
+            if isinstance(self.dataset, ImageFiles):
                 return self.dataset.read(indices, self.epoch)
             return *self.dataset.batch(indices, self.epoch), []
         except (ImageError, DatasetError) as error:

@@ -475,7 +475,7 @@ class _Acceleration:
         accuracy = evaluate(stock, data, batch, self.device, self.settings.workers)
         size = (self.original.input.size,) * 2
         return {
-            "accuracy": accuracy.top1,
+            "accuracy": accuracy.score,
             "top5": accuracy.top5,
             "multiply_adds": count(stock, size).multiply_adds,
             "classes": _by_class(stock, data, batch, self.device),
@@ -540,7 +540,7 @@ class _Acceleration:
                     device=self.device,
                 )
             assert history[-1].accuracy is not None
-            return history[-1].accuracy.top1
+            return history[-1].accuracy.score
 
         accuracy: float = record.once(f"trial: {name}", find)
         if is_first():
@@ -600,7 +600,7 @@ class _Acceleration:
                 folder / MODEL, model.cpu(), self._name(), labels, input, made, force=True, form=self.form
             )
         return {
-            "accuracy": accuracy.top1,
+            "accuracy": accuracy.score,
             "top5": accuracy.top5,
             "seconds": sum(epoch.seconds for epoch in history),
             "mimic": mimic,
@@ -640,7 +640,7 @@ class _Acceleration:
         if is_first():
             weights_file.save(path, model.cpu(), {"plan": plan.as_dict()}, force=True)
             state.unlink()
-        return {**found, "accuracy": history[-1].accuracy.top1}
+        return {**found, "accuracy": history[-1].accuracy.score}
 
     def _find_rival(self, name: str) -> dict[str, Any]:
         """See :func:`wae.experiments.rivals.find`; or the reason why there is no such rival."""
@@ -735,7 +735,7 @@ class _Acceleration:
             found[name] = {
                 "engine": deployed.engine,
                 "precision": deployed.precision,
-                "accuracy": evaluate(_Filled(deployed), data.test, _AT_ONCE, self.device).top1,
+                "accuracy": evaluate(_Filled(deployed), data.test, _AT_ONCE, self.device).score,
                 "seconds": times[f"{name}, deployed"].median,
                 "eager seconds": times[f"{name}, PyTorch"].median,
                 "drop": deployed.report["drop"],

@@ -22,7 +22,7 @@ from wae.inference.timing import Timing, interleaved
 from wae.models.classifier import WAEClassifier, fold_normalization
 from wae.models.counting import count
 from wae.storage.checkpoint import Description, describe, load_classifier
-from wae.training.trainer import Accuracy
+from wae.training.accuracy import Accuracy, PixelAccuracy
 
 HOW_TIMED = (
     "Time: of one image, medians of eager PyTorch on this machine, all networks in turns; "
@@ -38,7 +38,7 @@ class Candidate:
     described: Description
     model: nn.Module
     """As it is deployed: in evaluation mode, a WAE network with its normalisation folded."""
-    accuracy: Accuracy | None = None
+    accuracy: Accuracy | PixelAccuracy | None = None
     seconds: float = 0.0
     """Of one image."""
     multiply_adds: int = 0
@@ -92,23 +92,27 @@ def as_data(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
 def table(candidates: Sequence[Candidate]) -> Table:
     """The paper's columns; times and multiply-adds also as how many times less than the first network's."""
     result = Table()
-    for column in ("network", "top-1 error", "top-5 error", "ms per image", "multiply-adds"):
-        result.add_column(column, justify="left" if column == "network" else "right", overflow="fold")
     first = candidates[0]
+    measures = first.accuracy.columns() if first.accuracy else {}
+    for column in ("network", *measures, "ms per image", "multiply-adds"):
+        result.add_column(column, justify="left" if column == "network" else "right", overflow="fold")
     for entry in candidates:
-        assert entry.accuracy is not None
         result.add_row(
             f"{entry.described.network} ({entry.path})",
-            _error(entry.accuracy.top1),
-            _error(entry.accuracy.top5) if entry.described.classes > 5 else "",
+            *_measured(entry),
             f"{1e3 * entry.seconds:.2f} ({first.seconds / entry.seconds:.2f}x)",
             f"{entry.multiply_adds / 1e9:.3f} G ({first.multiply_adds / entry.multiply_adds:.2f}x)",
         )
     return result
 
 
-def _error(share: float) -> str:
-    return f"{100 * (1 - share):.2f} %"
+def _measured(entry: Candidate) -> list[str]:
+    """What was measured, in percent; of five classes or fewer the top-5 error says nothing."""
+    assert entry.accuracy is not None
+    found = entry.accuracy.columns()
+    if entry.described.classes <= 5 and "top-5 error" in found:
+        found["top-5 error"] = ""
+    return list(found.values())
 
 
 # ------------------------------------------------------------------------------------------------ deployed
@@ -146,7 +150,7 @@ class DeployedCandidate(nn.Module):
             calibration=calibration,
             max_drop=None,
         )
-        self.accuracy: Accuracy | None = None
+        self.accuracy: Accuracy | PixelAccuracy | None = None
         self.seconds = 0.0
         """Of a call with ``batch`` images."""
         self.megabytes: float | None = None
@@ -200,7 +204,7 @@ def deployed_table(entries: Sequence[DeployedCandidate]) -> Table:
             f"{entry.candidate.described.network} ({entry.candidate.path})",
             entry.deployed.precision,
             entry.deployed.engine,
-            f"{100 * entry.accuracy.top1:.2f} %",
+            f"{100 * entry.accuracy.score:.2f} %",
             f"{1e3 * entry.seconds:.2f}",
             f"{entry.deployed.batch / entry.seconds:.1f}",
             "" if entry.megabytes is None else f"{entry.megabytes:.0f}",

@@ -32,7 +32,7 @@ from wae.storage.files import written
 from wae.storage.weights_file import CheckpointError
 from wae.termination import end_with_parent, terminable
 from wae.training.plan import Plan, Stage, differences
-from wae.training.trainer import Epoch, Observer, TrainingError, train
+from wae.training.trainer import Epoch, Observer, TrainingError, evaluate, train
 
 from .bench import machine
 
@@ -42,7 +42,7 @@ WAVELET, DECOMPOSITION, WAE = "Wavelet+CNN", "Decomposition+CNN", "WAE"
 
 _SHARED = (
     *("learning_rate", "optimizer", "momentum", "weight_decay", "schedule", "warmup", "step_epochs"),
-    *("step_factor", "label_smoothing", "ema"),
+    *("step_factor", "label_smoothing", "class_balance", "ema"),
 )
 """Entries of WAE's last stage that the networks without an encoder share. What is WAE's own they have not:
 it can be chosen anew without training them again."""
@@ -68,7 +68,8 @@ class Result:
     network: str
     seed: int
     accuracy: float
-    """Share of the test images that are classified rightly after the last epoch."""
+    """Share of the test images that are classified rightly after the last epoch; of networks that score
+    pixels the mean intersection over union. See :meth:`Claim.kept_out`."""
     seconds: float
     """All epochs together, on one core of the machine that ran it."""
     epochs: list[float]
@@ -80,6 +81,8 @@ class Result:
     """On one image."""
     start: dict[str, Any] = field(default_factory=dict)
     """What was found out before the first epoch: see :meth:`Claim.start`."""
+    measured: dict[str, Any] = field(default_factory=dict)
+    """All that was measured beside ``accuracy``."""
     made: dict[str, Any] = field(default_factory=dict)
     """Commit, date, machine and versions."""
 
@@ -106,6 +109,9 @@ class Claim(ABC):
     timed_images: ClassVar[int] = 100
     """In a batch whose time is measured."""
 
+    measure: ClassVar[str] = "accuracy"
+    """What a result's ``accuracy`` is, for the table."""
+
     @property
     @abstractmethod
     def full(self) -> str:
@@ -128,7 +134,7 @@ class Claim(ABC):
 
     @abstractmethod
     def build(self, network: str) -> nn.Module:
-        """One of those that are registered, with random weights, for 10 classes."""
+        """One of those that are registered, with random weights, for the data's classes."""
 
     @abstractmethod
     def prepared(self, data: str | Path, folder: Path) -> str | Path:
@@ -140,6 +146,10 @@ class Claim(ABC):
     @abstractmethod
     def sets(self, data: str | Path, seed: int) -> tuple[Dataset, Dataset]:
         """The images to train on, and those to test with, of what :meth:`prepared` gave."""
+
+    def kept_out(self, data: str | Path) -> Dataset | None:
+        """Images that are looked at once, after the last epoch; None for those of every epoch's test."""
+        return None
 
     def settings(self) -> dict[str, Any]:
         """What decides the outcome of a training besides its plan, for JSON."""
@@ -331,17 +341,20 @@ def _train(job: Job, folder: Path, data: str | Path, claim: Claim, device: str, 
         device=device,
     )
     model = model.cpu().eval()
-    accuracies = [epoch.accuracy.top1 for epoch in history if epoch.accuracy]
+    accuracies = [epoch.accuracy for epoch in history if epoch.accuracy]
+    kept_out = claim.kept_out(data)
+    last = accuracies[-1] if kept_out is None else evaluate(model, kept_out, chosen.batch)
     result = Result(
         job.network,
         job.seed,
-        accuracies[-1],
+        last.score,
         sum(epoch.seconds for epoch in history),
-        accuracies,
+        [accuracy.score for accuracy in accuracies],
         chosen.as_dict(),
         claim.settings(),
-        count(model, (claim.input.size,) * 2).multiply_adds,
+        count(model, claim.input.shape).multiply_adds,
         start,
+        last._asdict(),
         {"commit": commit, "date": datetime.now(timezone.utc).isoformat(timespec="seconds"), **machine()},
     )
     if registered := claim.registered[job.network]:
@@ -381,8 +394,8 @@ class _Messenger(Observer):
 
     def end(self, epoch: Epoch, model: nn.Module) -> None:
         """See :class:`Observer`."""
-        top1 = epoch.accuracy.top1 if epoch.accuracy else None
-        self.link.send(Progress(self.job, epoch.kind, self.before + 1, self.epochs, top1))
+        score = epoch.accuracy.score if epoch.accuracy else None
+        self.link.send(Progress(self.job, epoch.kind, self.before + 1, self.epochs, score))
 
 
 # -------------------------------------------------------------------------------------------- results
@@ -472,7 +485,7 @@ def rows(results: Sequence[Result], claim: Claim, seconds: float = 10.0) -> list
 
 def timed(models: Mapping[str, nn.Module], claim: Claim, seconds: float) -> dict[str, float]:
     """Seconds that each network takes for an image, in a batch: medians of runs that took turns."""
-    size = claim.timed_images, 3, claim.input.size, claim.input.size
+    size = claim.timed_images, 3, *claim.input.shape
     images = torch.randint(0, 256, size, dtype=torch.uint8)
     calls = {name: _inference(model.eval(), images) for name, model in models.items()}
     with torch.no_grad():
@@ -503,7 +516,7 @@ def markdown(table: Sequence[Row], claim: Claim) -> str:
     """The table for people."""
     full = next((row.multiply_adds for row in table if row.network == claim.full), None)
     lines = [
-        "| network | accuracy, mean of seeds | spread | won back | multiply-adds | time per image |",
+        f"| network | {claim.measure}, mean of seeds | spread | won back | multiply-adds | time per image |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     for row in table:

@@ -10,6 +10,9 @@ Besides those in :data:`NETWORKS` there are five forms of each classifier NAME o
 
 ``python -m wae.models.registry`` prints what some of them cost; with names of torchvision or timm behind it,
 what WAE around those costs.
+
+Networks that score pixels (:mod:`wae.models.segmentation.networks`) have three: ``NAME``, ``NAME_half`` and
+``wae_NAME``.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ from .bodies import is_timm, is_torchvision, standard_body, standard_network
 from .classifier import WAEClassifier
 from .counting import count
 from .resnet50 import wae_resnet50
+from .segmentation import networks as segmentation
 from .small_vgg import (
     SmallVGG,
     small_photo_vgg,
@@ -89,19 +93,23 @@ _SMALL = {"small_vgg": (10, 28), "small_photo_vgg": (10, 64)}  # of the small VG
 def known() -> str:
     """The names there are, for a sentence."""
     own = ", ".join((*NETWORKS, *PARTS))
+    pixels = ", ".join(segmentation.NETWORKS)
     return (
-        f"{own}, or NAME, NAME_half, NAME_at_SIDE, wae_NAME or wavelet_NAME of a NAME in torchvision or timm"
+        f"{own}, or NAME, NAME_half, NAME_at_SIDE, wae_NAME or wavelet_NAME of a NAME in torchvision or "
+        f"timm; and to score pixels NAME, NAME_half or wae_NAME of {pixels}, or of one in torchvision"
     )
 
 
 def builder(name: str) -> Builder | None:
-    """The constructor of the classifier called ``name``; None where there is none."""
+    """The constructor of the network called ``name``; None where there is none."""
     if name in NETWORKS:
         return NETWORKS[name]
     kind, _, base = name.partition("_")
     if kind == "wavelet":
         around = builder(f"wae_{base}")
         return None if around is None else partial(_wavelet, around)
+    if of_pixels := segmentation.builder(name):
+        return of_pixels
     forms = [(name, _full), (name.removesuffix("_half"), _half), (name.removeprefix("wae_"), _wae)]
     if sized := re.fullmatch(r"([\w.]+)_at_([1-9]\d{0,3})", name):
         stem, side = sized[1], int(sized[2])
@@ -119,7 +127,7 @@ def build(name: str, classes: int | None = None, form: Form | None = None) -> nn
     """The network called ``name`` with random weights.
 
     Args:
-        name: of a classifier, or a key of :data:`PARTS`.
+        name: of a classifier or a network that scores pixels, or a key of :data:`PARTS`.
         classes: number of scores; None for that of the data the network was published for.
         form: of ``wae_NAME`` for an accelerated one: see :func:`wae.models.accelerated.accelerated`.
 
@@ -146,6 +154,8 @@ def image_side(name: str) -> int:
 
 def _standard(name: str) -> tuple[int, int]:
     """Number of classes and side of the images."""
+    if segmentation.builder(name):
+        return segmentation.CLASSES, segmentation.SIDE
     return next((standard for stem, standard in _SMALL.items() if stem in name), (_CLASSES, _SIDE))
 
 

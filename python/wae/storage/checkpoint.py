@@ -25,7 +25,7 @@ from wae.data.input import MAX_SIZE as MAX_SIZE
 from wae.data.input import Input as Input
 from wae.data.input import Transforms
 from wae.models.accelerated import Form, accelerated
-from wae.models.classifier import WAEClassifier
+from wae.models.network import WAENetwork
 from wae.models.registry import NETWORKS as _NETWORKS
 from wae.models.registry import build, builder, without_memory
 from wae_kernels.nn import Decoder
@@ -65,7 +65,7 @@ class Description:
             known = ", ".join(_NETWORKS)
             raise ValueError(
                 f"network must be one of {known}, or NAME, NAME_half, wae_NAME or wavelet_NAME of a NAME in "
-                f"torchvision or timm, got {_shown(self.network)}"
+                f"torchvision or timm, or one that scores pixels, got {_shown(self.network)}"
             )
         if type(self.classes) is not int or not 1 <= self.classes <= _MAX_CLASSES:
             raise ValueError(f"number of classes must be 1 or more, got {_shown(self.classes)}")
@@ -117,7 +117,7 @@ def save_classifier(
     recipe = {
         **(made or {}),
         "architecture": {"network": network, "classes": classes, **({"form": asdict(form)} if form else {})},
-        "input": asdict(input),
+        "input": {name: value for name, value in asdict(input).items() if value is not None},
     }
     if described.labels is not None:
         recipe["labels"] = list(described.labels)
@@ -189,15 +189,16 @@ def _without_memory(described: Description, decoder: bool) -> nn.Module:
 
 def _built(described: Description, decoder: bool) -> nn.Module:
     model = build(described.network, described.classes, described.form)
-    if isinstance(model, WAEClassifier):
+    if isinstance(model, WAENetwork):
         model.decoder = Decoder() if decoder else None
     return model
 
 
 def _classes(model: nn.Module) -> int:
     """The number of scores: what the last layer makes, in the order in which they are defined."""
-    model = getattr(model, "fusion_classifier", model)
-    layers = [layer for layer in model.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
+    model = getattr(model, "fusion_classifier", getattr(model, "fusion", model))
+    kinds = nn.Linear, nn.Conv2d, nn.ConvTranspose2d
+    layers = [layer for layer in model.modules() if isinstance(layer, kinds)]
     if not layers:
         raise ValueError("model must end in a Linear or a convolution, got none")
     last = layers[-1]

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wae.data.dataset import NOT_COUNTED
+
 
 class TransformLoss(NamedTuple):
     """``total = reconstruction + energy_weight * energy``, three scalars that carry gradients."""
@@ -28,6 +30,29 @@ def transform_loss(decoded: Tensor, image: Tensor, high: Tensor, energy_weight: 
     reconstruction = F.mse_loss(decoded, image)
     energy = high.square().mean()
     return TransformLoss(reconstruction + energy_weight * energy, reconstruction, energy)
+
+
+def class_weights(shares: Tensor, balance: float) -> Tensor:
+    """``1 / ln(balance + share)`` of each class, whose shares of the pixels are ``shares``; ``balance`` is
+    above 1. ENet's (Paszke et al. 2016, with 1.02)."""
+    return (balance + shares).log().reciprocal()
+
+
+def cross_entropy(
+    scores: Tensor, labels: Tensor, weights: Tensor | None = None, smoothing: float = 0.0
+) -> Tensor:
+    """The mean cross entropy of what is counted; zero where nothing is.
+
+    Args:
+        scores: (N, classes, ...).
+        labels: (N, ...) int64; :data:`wae.data.dataset.NOT_COUNTED` is not counted.
+        weights: how much each class counts, (classes,); None for all the same.
+        smoothing: of the labels.
+    """
+    total = F.cross_entropy(scores, labels, weights, reduction="sum", label_smoothing=smoothing)
+    counted = labels[labels != NOT_COUNTED]
+    count = counted.new_tensor(len(counted)) if weights is None else weights[counted].sum()
+    return total / count.clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def mimic_loss(scores: Tensor, wanted: Tensor, temperature: float = 1.0) -> Tensor:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +12,10 @@ from torch import Tensor, nn
 
 from wae.models.autoencoder import AutoEncoder
 from wae.models.classifier import WAEClassifier
+from wae.models.network import WAENetwork
+from wae.models.segmentation.segmenter import WAESegmenter, pixel_scores
 
-from .losses import mimic_loss, transform_loss
+from .losses import cross_entropy, mimic_loss, transform_loss
 from .plan import Stage
 
 
@@ -20,49 +23,70 @@ class Objective(nn.Module):
     """A model and the loss of one stage: the module that is trained, alone or on many processes.
 
     Args:
-        model: a :class:`WAEClassifier`; or any classifier, where the stage is ``classifier``; or an
-            :class:`AutoEncoder`, where it is ``transform``.
+        model: a :class:`WAENetwork`; or any that scores images or pixels, where the stage is ``classifier``;
+            or an :class:`AutoEncoder`, where it is ``transform``.
         stage: what to minimise.
         teacher: a classifier in evaluation mode, for ``stage.mimic_weight``.
+        weights: how much each class counts in the cross entropy, (classes,); None for all the same.
     """
 
-    def __init__(self, model: nn.Module, stage: Stage, teacher: nn.Module | None = None) -> None:
+    weights: Tensor | None
+
+    def __init__(
+        self,
+        model: nn.Module,
+        stage: Stage,
+        teacher: nn.Module | None = None,
+        weights: Tensor | None = None,
+    ) -> None:
         super().__init__()
         _check(model, stage, teacher)
         self.model = model
         self.stage = stage
         self.teacher = [teacher]  # in a list, for it is no part of what is trained
+        self.register_buffer("weights", weights, persistent=False)
 
     def forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The losses by name, scalars; ``loss`` is the one to minimise.
 
         Args:
             images: (N, 3, H, W), uint8 or floating point.
-            labels: (N,) int64.
+            labels: (N,) int64; (N, H, W) where the model scores pixels.
         """
         stage, model = self.stage, self.model
-        if not isinstance(model, (WAEClassifier, AutoEncoder)):
-            return self._classification(model(images), images, labels)
+        if not isinstance(model, (WAENetwork, AutoEncoder)):
+            with _others_caught(model) as others:
+                losses = self._classification(model(images), images, labels)
+            return self._with_others(losses, others, labels)
         low, high = model.decompose(images)
         transform = self._transform(model, images, low, high) if _transforms(stage) else {}
         if stage.kind == "transform":
             return {"loss": transform["transform"], **transform}
-        assert isinstance(model, WAEClassifier)
-        low_scores, fusion_scores = model.both_scores(*model.features_of(low, high))
-        losses = self._classification(low_scores + fusion_scores, images, labels)
+        with _others_caught(model) as others:
+            low_scores, scores = _both_scores(model, low, high, images.shape[2:])
+        losses = self._with_others(self._classification(scores, images, labels), others, labels)
         loss = losses.pop("loss")
         if stage.low_weight:
-            losses["low cross entropy"] = self._cross_entropy(low_scores, labels)
+            losses["low cross entropy"] = self._cross_entropy(_of_size(low_scores, labels), labels)
             loss = loss + stage.low_weight * losses["low cross entropy"]
         if transform:
             loss = loss + stage.transform_weight * transform["transform"]
         return {"loss": loss, **losses, **transform}
 
+    def _with_others(
+        self, losses: dict[str, Tensor], others: Mapping[str, tuple[float, Tensor]], labels: Tensor
+    ) -> dict[str, Tensor]:
+        """``losses`` and those of the auxiliary scores, which count by their weights."""
+        for name, (weight, scores) in others.items():
+            entropy = self._cross_entropy(_of_size(scores, labels), labels)
+            losses = {**losses, f"{name} cross entropy": entropy, "loss": losses["loss"] + weight * entropy}
+        return losses
+
     def _cross_entropy(self, scores: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(scores, labels, label_smoothing=self.stage.label_smoothing)
+        return cross_entropy(scores, labels, self.weights, self.stage.label_smoothing)
 
     def _transform(
-        self, model: WAEClassifier | AutoEncoder, images: Tensor, low: Tensor, high: Tensor
+        self, model: WAENetwork | AutoEncoder, images: Tensor, low: Tensor, high: Tensor
     ) -> dict[str, Tensor]:
         assert model.decoder is not None
         decoded = model.decoder(low, high, images.shape[2:])
@@ -81,6 +105,47 @@ class Objective(nn.Module):
         return {"loss": entropy + stage.mimic_weight * distance, "cross entropy": entropy, "mimic": distance}
 
 
+def _both_scores(model: nn.Module, low: Tensor, high: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The scores of the network on ``low`` alone, and the model's, of an image of ``size`` (H, W)."""
+    if isinstance(model, WAEClassifier):
+        low_scores, fusion_scores = model.both_scores(*model.features_of(low, high))
+        return low_scores, low_scores + fusion_scores
+    assert isinstance(model, WAESegmenter)  # there are no others
+    coarse = pixel_scores(model.low_network, model.low_norm(low))
+    return coarse, model.fusion(coarse, model.high_body(model.high_norm(high)), size)
+
+
+@contextmanager
+def _others_caught(model: nn.Module) -> Iterator[dict[str, tuple[float, Tensor]]]:
+    """Within it the auxiliary scores that a network in ``model`` gives in training are caught, with weights.
+
+    Such a network has the weights as its attribute ``auxiliary``, and gives a dictionary with those names.
+    """
+    caught: dict[str, tuple[float, Tensor]] = {}
+
+    def catch(network: nn.Module, _: Any, result: Any) -> None:
+        if isinstance(result, Mapping):
+            weights: Mapping[str, float] = network.auxiliary  # type: ignore[assignment]
+            caught.update({name: (weight, result[name]) for name, weight in weights.items()})
+
+    networks = [
+        module for module in model.modules() if isinstance(getattr(module, "auxiliary", None), Mapping)
+    ]
+    hooks = [network.register_forward_hook(catch) for network in networks]
+    try:
+        yield caught
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _of_size(scores: Tensor, labels: Tensor) -> Tensor:
+    """Scores of pixels in the resolution of their labels; those of whole images as they are."""
+    if labels.dim() == 1:
+        return scores
+    return F.interpolate(scores, labels.shape[1:], mode="bilinear", align_corners=False)
+
+
 @contextmanager
 def trained(model: nn.Module, stage: Stage) -> Iterator[dict[str, nn.Parameter]]:
     """Within it only what ``stage`` trains takes gradients; yields that, by name."""
@@ -96,12 +161,12 @@ def trained(model: nn.Module, stage: Stage) -> Iterator[dict[str, nn.Parameter]]
 
 
 def of_transform(name: str) -> bool:
-    """Whether a parameter of a WAEClassifier is one of encoder and decoder."""
+    """Whether a parameter of a WAENetwork is one of encoder and decoder."""
     return name.startswith(("encoder.", "decoder."))
 
 
 def _is_trained(name: str, model: nn.Module, stage: Stage) -> bool:
-    if not isinstance(model, WAEClassifier):
+    if not isinstance(model, WAENetwork):
         return True
     if stage.kind == "joint":
         return _transforms(stage) or not name.startswith("decoder.")
@@ -121,18 +186,18 @@ class InOrder(nn.Module):
         self.register_buffer("numbers", torch.tensor(numbers), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) to (N, classes)."""
+        """(N, 3, H, W) to (N, classes), or (N, classes, H, W)."""
         scores: Tensor = self.network(images)
         return scores[:, self.get_buffer("numbers")]
 
 
 def _check(model: nn.Module, stage: Stage, teacher: nn.Module | None) -> None:
     alone = stage.kind == "transform" and isinstance(model, AutoEncoder)
-    if stage.kind != "classifier" and not (alone or isinstance(model, WAEClassifier)):
-        raise ValueError(f"a stage of kind {stage.kind} needs a WAEClassifier, got {type(model).__name__}")
+    if stage.kind != "classifier" and not (alone or isinstance(model, WAENetwork)):
+        raise ValueError(f"a stage of kind {stage.kind} needs a WAE network, got {type(model).__name__}")
     if _transforms(stage) and getattr(model, "decoder", None) is None:
         raise ValueError(f"a stage of kind {stage.kind} needs a decoder, and the model has none")
-    if stage.low_weight and not isinstance(model, WAEClassifier):
-        raise ValueError(f"low_weight needs a WAEClassifier, got {type(model).__name__}")
+    if stage.low_weight and not isinstance(model, WAENetwork):
+        raise ValueError(f"low_weight needs a WAE network, got {type(model).__name__}")
     if stage.mimic_weight and teacher is None:
         raise ValueError("mimic_weight needs a teacher")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from wae.data.images import printable
 from wae.models.autoencoder import AutoEncoder, to_uint8
-from wae.models.classifier import WAEClassifier
+from wae.models.network import WAENetwork
 from wae.progress import progress
 from wae.storage.files import written
 
@@ -108,7 +108,7 @@ class Terminal(Observer):
         if self._task is not None:
             self._bar.remove_task(self._task)
         assert self._plan is not None
-        accuracy = f", top-1 accuracy {100 * epoch.accuracy.top1:.2f} %" if epoch.accuracy else ""
+        accuracy = f", {epoch.accuracy}" if epoch.accuracy else ""
         name = _name(self._plan, epoch.stage, epoch.epoch)
         left_out = f", {self._left_out:,} images left out" if self._left_out else ""
         self._print(f"{name}: {_losses(epoch.losses)}{accuracy}, {epoch.seconds:.1f} s{left_out}")
@@ -170,7 +170,7 @@ class TensorBoard(Observer):
         self._scalars("epoch", epoch.losses, now)
         if epoch.accuracy:
             self._scalars("test", epoch.accuracy._asdict(), now)
-        if isinstance(model, WAEClassifier) and model.decoder is not None:
+        if isinstance(model, WAENetwork) and model.decoder is not None:
             for name, images in shown(model, self._images).items():
                 self._writer.add_images(name, images, now)
         self._writer.flush()
@@ -181,7 +181,7 @@ class TensorBoard(Observer):
 
 
 @torch.no_grad()
-def shown(model: WAEClassifier, images: Tensor) -> dict[str, Tensor]:
+def shown(model: WAENetwork, images: Tensor) -> dict[str, Tensor]:
     """``image``, ``low``, ``high`` and ``reconstruction`` of ``images``, to look at: (N, 3, h, w) uint8.
 
     ``low`` fills the range from black to white; ``high`` is drawn around a middle grey.
@@ -204,18 +204,19 @@ def shown(model: WAEClassifier, images: Tensor) -> dict[str, Tensor]:
 def table(plan: Plan, history: Sequence[Epoch]) -> Table:
     """The outcome of each stage: its last losses and errors, and the time that it took."""
     result = Table(title=plan.model, title_justify="left")
-    for column in ("stage", "epochs", "last losses", "top-1 error", "top-5 error", "minutes"):
+    last = [epoch.accuracy.columns() for epoch in history if epoch.accuracy][-1:]
+    measures = list(last[0]) if last else []
+    for column in ("stage", "epochs", "last losses", *measures, "minutes"):
         result.add_column(column, justify="left" if column in ("stage", "last losses") else "right")
     for number, stage in enumerate(plan.stages):
         epochs = [epoch for epoch in history if epoch.stage == number]
         if not epochs:
             continue
         accuracy, minutes = epochs[-1].accuracy, sum(epoch.seconds for epoch in epochs) / 60
-        shares = (accuracy.top1, accuracy.top5) if accuracy else ()
-        errors = [f"{100 * (1 - share):.2f} %" for share in shares] or ["", ""]
+        measured = list(accuracy.columns().values()) if accuracy else [""] * len(measures)
         title = f"{number + 1} {stage.kind}"
         losses = _losses(epochs[-1].losses, "\n")
-        result.add_row(title, str(len(epochs)), losses, *errors, f"{minutes:.1f}")
+        result.add_row(title, str(len(epochs)), losses, *measured, f"{minutes:.1f}")
     return result
 
 

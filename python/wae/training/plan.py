@@ -57,12 +57,16 @@ class Stage:
     step_epochs: int = 30
     step_factor: float = 0.1
     label_smoothing: float = 0.0
+    class_balance: float = 0.0
+    """For labels of pixels: a class counts ``1 / ln(class_balance + its share of the training pixels)`` in
+    the cross entropy, a rare one more than others; above 1 (ENet's is 1.02), or 0 for all the same."""
     energy_weight: float = 1e-3
     """lambda of the transform loss: how much the energy of ``high`` counts."""
     transform_weight: float = 1e-3
     """gamma of the joint loss: how much the transform loss counts; at 0 the decoder is left alone."""
     low_weight: float = 0.0
-    """How much the cross entropy of the low classifier alone counts beside that of the summed scores."""
+    """How much the cross entropy of the low classifier alone, or of the scores that the network on ``low``
+    gives pixels, counts beside that of the model's scores."""
     sparsity: float = 0.0
     """The share of each weight's smallest numbers that are set to zero and kept there through the stage.
     Dense-sparse-dense training is three joint stages, the second with a sparsity."""
@@ -83,6 +87,9 @@ class Stage:
         )
         _numbers(self, float, 0, 1e6, "energy_weight", "transform_weight", "low_weight", "mimic_weight")
         _numbers(self, float, 1e-3, 1e6, "mimic_temperature")
+        _numbers(self, float, 0, 10, "class_balance")
+        if 0 < self.class_balance <= 1:  # a class of all pixels would count without end, or less than nothing
+            raise PlanError(f"class_balance must be 0 or a number above 1, got {self.class_balance!r}")
         _numbers(self, float, 0, 1, "momentum", "label_smoothing", "sparsity", "ema")
         for name in ("momentum", "sparsity", "ema"):  # at 1 nothing would be learnt
             if getattr(self, name) == 1:

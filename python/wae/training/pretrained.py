@@ -14,7 +14,7 @@ from torchvision import models
 
 from wae.models.autoencoder import AutoEncoder
 from wae.models.baselines import FullResolution
-from wae.models.classifier import WAEClassifier
+from wae.models.network import WAENetwork
 from wae.models.small_vgg import SmallVGG
 from wae.storage import weights_file
 from wae.storage.checkpoint import describe, load_classifier
@@ -76,7 +76,7 @@ def load_autoencoder(model: nn.Module, path: Path) -> None:
         CheckpointError: the file is missing, damaged, or no auto-encoder of the published width.
         ValueError: ``model`` has no encoder and decoder that could take it.
     """
-    if not (isinstance(model, WAEClassifier) and isinstance(model.encoder, Encoder) and model.decoder):
+    if not (isinstance(model, WAENetwork) and isinstance(model.encoder, Encoder) and model.decoder):
         raise ValueError("an auto-encoder can only start a WAE network with a learned encoder and a decoder")
     trained = AutoEncoder()
     weights_file.load(path, trained)
@@ -121,8 +121,9 @@ def load_body(model: nn.Module, name: str, source: str) -> None:
 
 
 def _body(model: nn.Module) -> nn.Module:
-    if isinstance(model, WAEClassifier):
-        return model.low_body
+    if isinstance(model, WAENetwork):
+        low: nn.Module = getattr(model, model.bodies[0])
+        return low
     if isinstance(model, SmallVGG):
         return model.body
     assert isinstance(model, FullResolution)  # there are no others

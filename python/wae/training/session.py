@@ -24,12 +24,14 @@ from torch import Tensor, nn
 
 from wae.data.classes import class_order
 from wae.data.dataset import Dataset, DatasetError, InMemory
-from wae.data.folder import ImageFolder, OnCorrupt, evaluation_resize
+from wae.data.folder import ImageFiles, ImageFolder, OnCorrupt, evaluation_resize
 from wae.data.images import MAX_PIXELS
 from wae.data.loading import open_dataset
-from wae.models.classifier import WAEClassifier
+from wae.data.segmentation import SegmentationFolder
 from wae.models.evaluating import evaluating
+from wae.models.network import WAENetwork
 from wae.models.registry import PARTS, NetworkError, build, on_meta
+from wae.models.segmentation import networks as segmentation
 from wae.storage.checkpoint import Input, describe, load_classifier, save_classifier
 from wae.storage.files import sha256, written
 from wae.storage.weights_file import CheckpointError
@@ -76,8 +78,8 @@ class Session:
     """See :func:`wae.data.loading.open_dataset`."""
     folder: Path
     """Of the results."""
-    size: int | None = None
-    """Of the images, in pixels; None for the data set's own."""
+    size: int | tuple[int, int] | None = None
+    """Of the images, in pixels: see :func:`wae.data.loading.open_dataset`."""
     on_corrupt: OnCorrupt = "error"
     max_pixels: int = MAX_PIXELS
     """Of an image file: see :func:`wae.data.images.read_image`."""
@@ -122,8 +124,9 @@ class Session:
             sets = [self._data(train, console) for train in (True, False)]
             sets = self._in_order_of_weights(sets, console)
             plan, model = self._model(sets[0], goes_on)
-            if isinstance(model, WAEClassifier):
-                _note(console, getattr(model.high_body, "reason", ""))
+            if isinstance(model, WAENetwork):
+                _note(console, getattr(getattr(model, model.bodies[1]), "reason", ""))
+            _check_kind(plan.model, sets[0])
             images = sets[1].batch(range(min(_IMAGES, len(sets[1]))), 0)[0]
             if not len(images):
                 raise DatasetError(f"{self.data}: none of the first {_IMAGES} test images can be read")
@@ -206,7 +209,7 @@ class Session:
         data = open_dataset(
             self.data, train, train, self.plan.seed, self.size, self.on_corrupt, self.max_pixels
         )
-        if isinstance(data, ImageFolder) and str(data.left_out):
+        if isinstance(data, ImageFiles) and str(data.left_out):
             _note(console, f"{data.folder}: {data.left_out}")
         return data
 
@@ -226,7 +229,7 @@ class Session:
             raise ValueError(f"model: {plan.model} classifies nothing; wae train-autoencoder trains it")
         torch.manual_seed(plan.seed)
         model = build(plan.model, classes)
-        if not (isinstance(model, WAEClassifier) and isinstance(model.encoder, Encoder)):
+        if not (isinstance(model, WAENetwork) and isinstance(model.encoder, Encoder)):
             plan = plan.without_encoder()
         elif model.decoder is None:
             model.decoder = Decoder()
@@ -330,6 +333,15 @@ def _note(console: Console, note: str) -> None:
         console.print(note, soft_wrap=True, highlight=False, markup=False)
 
 
+def _check_kind(name: str, data: Dataset) -> None:
+    """Raise ValueError where the network scores images and the data labels pixels, or the reverse."""
+    pixels = isinstance(data, SegmentationFolder)
+    if pixels != bool(segmentation.builder(name)):
+        whole, each = "an image as a whole", "each pixel"
+        scored, labelled = (whole, each) if pixels else (each, whole)
+        raise ValueError(f"{name} scores {scored}, and the data has a class for {labelled}")
+
+
 def _try_out(network: nn.Module, name: str, images: Tensor) -> Tensor:
     """The scores of ``images``. Raises ValueError where the network does not take images of that size."""
     try:
@@ -377,6 +389,8 @@ def _try_training(plan: Plan, classes: int, images: Tensor) -> None:
 
 def _input(data: Dataset, images: Tensor) -> Input:
     """How a photo becomes what the network was trained on."""
+    if isinstance(data, SegmentationFolder):
+        return data.input
     size = images.shape[3]
     grayscale = isinstance(data, InMemory) and data.images.shape[1] == 1
     return Input(size, evaluation_resize(size) if isinstance(data, ImageFolder) else size, grayscale)

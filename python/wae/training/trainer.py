@@ -14,25 +14,28 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from wae.data.dataset import Dataset
-from wae.data.folder import ImageFolder
+from wae.data.folder import ImageFiles
 from wae.data.loading import batches, fingerprint
+from wae.data.segmentation import SegmentationFolder
 from wae.errors import WaeError
-from wae.models.classifier import WAEClassifier
 from wae.models.evaluating import evaluating
+from wae.models.network import WAENetwork
 from wae.storage import weights_file
 from wae_kernels.nn import Encoder
 
+from .accuracy import Accuracy as Accuracy
+from .accuracy import PixelAccuracy, counts_for
 from .linear_start import best_linear, write_linear_start
+from .losses import class_weights
 from .objective import Objective, of_transform, trained
 from .plan import Plan, Stage, changed, differences
 from .sparsity import Masks
@@ -43,18 +46,6 @@ _AT_ONCE = 64  # of them that are decomposed together, which bounds memory
 
 class TrainingError(WaeError, RuntimeError):
     """A training that cannot go on. The message says where it stopped and why."""
-
-
-class Accuracy(NamedTuple):
-    """How a classifier does on a data set."""
-
-    top1: float
-    """Share of the images whose best score is the right class's, 0..1."""
-    top5: float
-    """Share of those for which it is among the five best."""
-    loss: float
-    """Mean cross entropy."""
-    images: int
 
 
 @dataclass(frozen=True)
@@ -68,7 +59,7 @@ class Epoch:
     """Counted from 0, within the stage."""
     losses: dict[str, float]
     """Means over the epoch's steps."""
-    accuracy: Accuracy | None
+    accuracy: Accuracy | PixelAccuracy | None
     """On the test set; None in a stage that trains no classifier."""
     seconds: float
 
@@ -122,8 +113,9 @@ def train(
     """Train ``model`` by ``plan``, in place. Where torch.distributed is set up, with all its processes.
 
     Args:
-        model: a :class:`WAEClassifier`; or any classifier for stages of kind ``classifier``, or an
-            :class:`AutoEncoder` for those of kind ``transform``. All processes must hand in the same weights.
+        model: a :class:`WAENetwork`; or any that scores images or pixels for stages of kind ``classifier``,
+            or an :class:`AutoEncoder` for those of kind ``transform``. All processes must hand in the same
+            weights.
         training, test: see :mod:`wae.data.loading`; ``test`` is None where no stage has labels.
         state: the checkpoint, written before the first epoch and replaced after every one by the first
             process; None for none.
@@ -158,13 +150,15 @@ def evaluate(
     workers: int = 0,
     left_out: Callable[[Sequence[str]], None] | None = None,
     advance: Callable[[int], None] | None = None,
-) -> Accuracy:
+) -> Accuracy | PixelAccuracy:
     """The accuracy of ``model`` on ``data``; where torch.distributed is set up, counted by all processes.
+
+    Of a network that scores pixels it is a :class:`PixelAccuracy`, where ``data`` has labels of pixels.
 
     ``left_out`` gets a line for each image file that could not be read, those of all processes; ``advance``
     the number of images of each batch, those of all processes.
     """
-    sums = torch.zeros(4, dtype=torch.float64)
+    counts = counts_for(data)
     rank, world = _place()
     loader = batches(data, batch * world, 0, 0, False, rank, world, workers)
     with evaluating(model):
@@ -173,18 +167,12 @@ def evaluate(
                 advance(batch * world)
             if not len(labels):
                 continue
-            scores, labels = model(_to(images, device)).float(), labels.to(device)
-            best = scores.topk(min(5, scores.shape[1]), dim=1).indices == labels[:, None]
-            loss = F.cross_entropy(scores, labels, reduction="sum")
-            counts = best[:, 0].sum(), best.sum(), loss, labels.new_tensor(len(labels))
-            sums += torch.stack([count.double() for count in counts]).cpu()
+            counts.add(model(_to(images, device)).float(), labels.to(device))
     failed = _of_all_processes(loader.failed)
     if left_out is not None:
         left_out(failed)
-    top1, top5, loss, images = _summed(sums).tolist()
-    if not images:
-        raise ValueError("the test set must hold at least one image")
-    return Accuracy(top1 / images, top5 / images, loss / images, int(images))
+    counts.total = _summed(counts.total)
+    return counts.result()
 
 
 class _Run:
@@ -238,7 +226,7 @@ class _Run:
         stage = self.plan.stages[number]
         if first == 0:
             self._prepare(number)
-        objective = Objective(self.model, stage, self.teacher)
+        objective = Objective(self.model, stage, self.teacher, self._class_weights(stage))
         with trained(self.model, stage) as parameters:
             optimizer = _optimizer(stage, parameters)
             average = _average(self.model, stage)
@@ -262,7 +250,7 @@ class _Run:
     def _prepare(self, number: int) -> None:
         """Measures on the data what a stage needs before it begins."""
         model, plan = self.model, self.plan
-        if not isinstance(model, WAEClassifier) or (number and plan.norm_statistics == "batch"):
+        if not isinstance(model, WAENetwork) or (number and plan.norm_statistics == "batch"):
             return
         sample = self.training.batch(_sample(self.training), 0)[0]
         if not len(sample):
@@ -275,6 +263,13 @@ class _Run:
             write_linear_start(model.encoder, model.decoder, transform)
         if plan.norm_statistics != "batch":
             _measure_norms(model, sample, low=plan.norm_statistics == "fixed")
+
+    def _class_weights(self, stage: Stage) -> Tensor | None:
+        if not stage.class_balance or stage.kind == "transform":
+            return None
+        if not isinstance(self.training, SegmentationFolder):
+            raise ValueError("class_balance: needs training images with a class for each pixel")
+        return class_weights(self.training.shares(), stage.class_balance).float().to(self.device)
 
     def _epoch(
         self,
@@ -364,11 +359,11 @@ class _Run:
 
     def _train_mode(self) -> None:
         self.model.train()
-        if self.plan.norm_statistics != "batch" and isinstance(self.model, WAEClassifier):
+        if self.plan.norm_statistics != "batch" and isinstance(self.model, WAENetwork):
             self.model.low_norm.eval()
             self.model.high_norm.eval()
 
-    def _evaluate(self, model: nn.Module) -> Accuracy:
+    def _evaluate(self, model: nn.Module) -> Accuracy | PixelAccuracy:
         """With the first process's buffers, which are saved; on processors, BatchNorm's differ in each."""
         if self.world > 1:
             for buffer in model.buffers():
@@ -461,7 +456,7 @@ def _average(model: nn.Module, stage: Stage) -> AveragedModel | None:
 
 
 @torch.no_grad()
-def _measure_norms(model: WAEClassifier, sample: Tensor, low: bool) -> None:
+def _measure_norms(model: WAENetwork, sample: Tensor, low: bool) -> None:
     """Set the statistics of the two normalisations, ``low`` or of ``high`` alone, to those of ``sample``.
 
     Of ``sample``, which may lie on another device than ``model``, ``_AT_ONCE`` images are decomposed at once.
@@ -519,7 +514,8 @@ def check_same(path: Path, made: Mapping[str, Any], plan: Plan, data: Mapping[st
 def _epoch(entry: Mapping[str, Any]) -> Epoch:
     """An entry of a checkpoint's history. Raises as :func:`_state`."""
     accuracy = entry["accuracy"]
-    epoch = Epoch(**{**entry, "accuracy": accuracy and Accuracy(*accuracy)})
+    kinds = {len(kind._fields): kind for kind in (Accuracy, PixelAccuracy)}
+    epoch = Epoch(**{**entry, "accuracy": accuracy and kinds[len(accuracy)](*accuracy)})
     numbers = (epoch.stage, epoch.epoch, epoch.seconds, *epoch.losses.values(), *(epoch.accuracy or ()))
     if type(epoch.kind) is not str or not all(type(number) in (int, float) for number in numbers):
         raise TypeError("history")
@@ -527,8 +523,8 @@ def _epoch(entry: Mapping[str, Any]) -> Epoch:
 
 
 def _sample(data: Dataset) -> range:
-    """Which images to measure: the first; in a folder, where class follows class, every so many."""
-    every = max(1, len(data) // _SAMPLE) if isinstance(data, ImageFolder) else 1
+    """Which images to measure: the first; of files, where like follows like, every so many."""
+    every = max(1, len(data) // _SAMPLE) if isinstance(data, ImageFiles) else 1
     return range(0, len(data), every)[:_SAMPLE]
 
 

@@ -215,7 +215,7 @@ def test_a_pruned_network_is_trained_after_the_one_that_it_is_made_of(photos, tm
             ("imagenette", "--data", "nowhere", "--only", "WAEE"),
             "there is no network WAEE; known are 64 x 64",
         ),
-        (("fashion-mnist", "--size", "64"), "--size: is for imagenette alone"),
+        (("fashion-mnist", "--size", "64"), "--size: is for imagenette and camvid alone"),
     ],
 )
 def test_wrong_arguments(arguments, message, tmp_path, capsys):

@@ -1,0 +1,273 @@
+"""Images whose pixels have a class each: folders of images, and of labels that are PNGs of numbers.
+
+::
+
+    folder/classes.txt              the names of the classes, a line each, in the order of their numbers
+          /train/images/NAME.jpg
+          /train/labels/NAME.png    the number of each pixel's class
+          /val/...                  or test
+
+A name in brackets, as ``(void)``, is of pixels that are not counted: they neither train nor test. Neither
+does the number 255, where it is no class's.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as transforms
+
+from .dataset import NOT_COUNTED, DatasetError, Draw, permuted
+from .folder import ImageFiles, OnCorrupt, seeded
+from .images import MAX_PIXELS, ImageError, read_image, read_numbers
+from .input import Input, prepare, whole
+from .walk import LeftOut, find
+
+CLASSES = "classes.txt"
+_PARTS = ("train", "val", "test")
+_NEVER = 255  # the number that is not counted, where it is no class's
+_UNKNOWN = -1
+_NUMBERS = 2**16  # that a PNG can hold
+_CUT = (0.5, 1.0)  # how much of the image an augmented one shows
+_STRETCH = 0.9  # and how much its ratio of width to height changes at most
+
+
+class SegmentationFolder(ImageFiles):
+    """Images and the classes of their pixels, in files; made by :func:`segmentation_folder`.
+
+    A batch is uint8 images (N, 3, H, W) and int64 labels (N, H, W), :data:`NOT_COUNTED` or an index into
+    ``labels``.
+
+    Args:
+        samples: of each image its path and that of its labels.
+        classes: the names by the numbers in the files; those in brackets are not counted.
+        input: the size to which images (antialiased) and labels (nearest) are scaled.
+        augment: show a half to all of the image, scaled to the same size, and flip half of them; labels too.
+        seed: of the augmentation.
+        on_corrupt: see :data:`OnCorrupt`. Labels that do not fit their image are an error in any case.
+        max_pixels: see :func:`wae.data.images.read_image`.
+        folder: where the images were searched for.
+        left_out: what the search left out.
+        keep: keep what was read and scaled in memory: an epoch then decodes nothing.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[tuple[str, str]],
+        classes: Sequence[str],
+        input: Input,
+        augment: bool,
+        seed: int,
+        on_corrupt: OnCorrupt = "error",
+        max_pixels: int = MAX_PIXELS,
+        folder: Path | None = None,
+        left_out: LeftOut | None = None,
+        keep: bool = False,
+    ) -> None:
+        super().__init__(input.shape, seed, on_corrupt, max_pixels, folder, left_out)
+        self.samples = list(samples)
+        self.labels = tuple(name for name in classes if not _is_bracketed(name))
+        self.input, self._table = input, _table(classes)
+        self._kept: dict[int, tuple[Tensor, Tensor]] | None = {} if keep else None
+        self._augmented = _augmentation(*input.shape) if augment else None
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def renumbered(self, numbers: Sequence[int]) -> SegmentationFolder:
+        """See :meth:`wae.data.dataset.Dataset.renumbered`."""
+        other = copy.copy(self)
+        counted = self._table >= 0
+        other._table = self._table.clone()
+        other._table[counted] = torch.tensor(numbers)[self._table[counted]]
+        other.labels = permuted(self.labels, numbers)
+        other._kept = None if self._kept is None else {}
+        return other
+
+    def subset(self, indices: Sequence[int]) -> SegmentationFolder:
+        """The samples with these numbers, with numbers of their own."""
+        other = copy.copy(self)
+        other.samples = [self.samples[index] for index in indices]
+        other._kept = None if self._kept is None else {}
+        return other
+
+    def shares(self) -> Tensor:
+        """The share of each class among all counted pixels, (classes,) float64. Reads every label once.
+
+        Raises DatasetError where no pixel is counted, and as :meth:`batch`.
+        """
+        counts = torch.zeros(len(self.labels), dtype=torch.float64)
+        for index in range(len(self)):
+            try:
+                label = self._classes_of(index)
+            except ImageError:
+                if self.on_corrupt == "error":
+                    raise
+                continue
+            counts += torch.bincount(label[label >= 0], minlength=len(counts))
+        if not counts.sum():
+            raise DatasetError(f"{self.folder}: no pixel of its labels is counted")
+        return counts / counts.sum()
+
+    def _sample(self, index: int, epoch: int) -> tuple[Tensor, Tensor]:
+        image, label = self._scaled(index)
+        if self._augmented is None:
+            return image, label
+        with seeded(Draw.SAMPLE, self.seed, epoch, index):
+            return self._augmented(image, label)
+
+    def _scaled(self, index: int) -> tuple[Tensor, Tensor]:
+        if self._kept is not None and index in self._kept:
+            return self._kept[index]
+        path, label_path = self.samples[index]
+        image, label = read_image(path, self.max_pixels), self._classes_of(index)
+        if label.shape != image.shape[1:]:
+            (h, w), (height, width) = label.shape, image.shape[1:]
+            raise DatasetError(
+                f"{label_path}: has {w} x {h} pixels, and its image, {path}, {width} x {height}"
+            )
+        nearest = v2.InterpolationMode.NEAREST_EXACT
+        scaled = prepare(image, self.input), transforms.resize(label[None], list(self.shape), nearest)[0]
+        if self._kept is not None:
+            self._kept[index] = scaled
+        return scaled
+
+    def _classes_of(self, index: int) -> Tensor:
+        """The classes of an image's pixels, (H, W) int64, in the file's own size."""
+        path = self.samples[index][1]
+        numbers = read_numbers(path, self.max_pixels)
+        classes = self._table[numbers]
+        if (unknown := classes == _UNKNOWN).any():
+            row, column = unknown.nonzero()[0].tolist()
+            raise DatasetError(
+                f"{path}: the pixel in row {row}, column {column} has the number {numbers[row, column]}, "
+                f"which is no class's: {self._known()}"
+            )
+        return classes
+
+    def _known(self) -> str:
+        numbers = (self._table != _UNKNOWN).nonzero().flatten().tolist()
+        return (
+            f"known are 0 to {numbers[-2]} and {_NEVER}" if numbers[-1] == _NEVER else f"0 to {numbers[-1]}"
+        )
+
+
+def segmentation_folder(
+    folder: Path,
+    part: str,
+    size: Input | None = None,
+    seed: int = 0,
+    augment: bool = False,
+    on_corrupt: OnCorrupt = "error",
+    max_pixels: int = MAX_PIXELS,
+    classes: Sequence[str] | None = None,
+    keep: bool = False,
+) -> SegmentationFolder:
+    """The images in ``folder/part/images`` and their labels, of the same names, in ``folder/part/labels``.
+
+    Images are searched for as :func:`wae.data.walk.find` does, also in folders of the folder.
+
+    Args:
+        folder: see the module.
+        part: ``train``, ``val`` or ``test``.
+        size: of what comes out (:func:`wae.data.input.whole`); None for that of the first image.
+        seed, augment, on_corrupt, max_pixels, keep: see :class:`SegmentationFolder`.
+        classes: the names by number; None for those in ``classes.txt``.
+
+    Raises:
+        DatasetError: a folder or ``classes.txt`` is missing or empty, or an image has no labels.
+        ImageError: the first image, whose size is taken, cannot be read.
+    """
+    classes = read_classes(folder) if classes is None else classes
+    images, labels, left_out = folder / part / "images", folder / part / "labels", LeftOut()
+    for needed in (images, labels):
+        if not needed.is_dir():
+            raise DatasetError(f"{needed}: there is no such folder")
+    samples = []
+    for path, error in find([images], left_out):
+        if error:
+            raise DatasetError(f"{path}: {error}")
+        label = (labels / path.relative_to(images)).with_suffix(".png")
+        if not label.exists():
+            raise DatasetError(f"{label}: there is no such file, and {path} needs its labels there")
+        samples.append((str(path), str(label)))
+    if not samples:
+        raise DatasetError(f"{images}: there are no images" + (f" ({left_out})" if str(left_out) else ""))
+    if size is None:
+        size = whole(*read_image(samples[0][0], max_pixels).shape[1:])
+    return SegmentationFolder(
+        samples, classes, size, augment, seed, on_corrupt, max_pixels, images, left_out, keep
+    )
+
+
+def held_out(folder: Path) -> str:
+    """The part that a training is tested on: ``val``, or ``test`` where there is no ``val``."""
+    return "val" if (folder / "val").is_dir() else "test"
+
+
+def holds_segmentation(folder: Path) -> bool:
+    """Whether this is a folder as the module describes it.
+
+    Raises DatasetError where it would be one with a ``classes.txt``.
+    """
+    if (folder / CLASSES).is_file():
+        return True
+    if any((folder / part / "images").is_dir() and (folder / part / "labels").is_dir() for part in _PARTS):
+        raise DatasetError(f"{folder / CLASSES}: is missing; need a line with the name of each class")
+    return False
+
+
+def read_classes(folder: Path) -> tuple[str, ...]:
+    """The names of the classes by their numbers, as ``classes.txt`` has them. Raises DatasetError."""
+    path = folder / CLASSES
+    try:
+        names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path}: cannot be read ({error})") from None
+    counted = [name for name in names if not _is_bracketed(name)]
+    if "" in names or len(set(names)) < len(names) or len(counted) < 2 or len(names) > _NUMBERS:
+        raise DatasetError(
+            f"{path}: needs a line with the name of each class, two or more, each once, none empty; "
+            "a name in brackets is not counted"
+        )
+    return names
+
+
+def _is_bracketed(name: str) -> bool:
+    return name.startswith("(") and name.endswith(")")
+
+
+def _table(classes: Sequence[str]) -> Tensor:
+    """The class of each number that a file can hold, as an index into those counted: (65536,) int64."""
+    table = torch.full((_NUMBERS,), _UNKNOWN)
+    table[_NEVER] = NOT_COUNTED
+    index = 0
+    for number, name in enumerate(classes):
+        table[number] = NOT_COUNTED if _is_bracketed(name) else index
+        index += not _is_bracketed(name)
+    return table
+
+
+def _augmentation(height: int, width: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Cuts, scales and flips an image and its labels at random, both alike."""
+    ratio = width / height
+    moved: Any = v2.Compose(
+        [
+            v2.RandomResizedCrop((height, width), _CUT, (ratio * _STRETCH, ratio / _STRETCH)),
+            v2.RandomHorizontalFlip(),
+        ]
+    )
+
+    def apply(image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        both = moved(tv_tensors.Image(image), tv_tensors.Mask(label))  # of a mask the nearest is taken
+        first, second = (part.as_subclass(Tensor).contiguous() for part in both)
+        return first, second
+
+    return apply

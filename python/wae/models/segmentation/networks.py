@@ -1,0 +1,68 @@
+"""The networks that score pixels, by their names, in three forms (:mod:`wae.models.registry`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torchvision
+from torch import Tensor, nn
+from torchvision.models import segmentation
+
+from wae.models.baselines import FullResolution
+
+from .enet import ENet
+from .mobilenet_deconv import MobileNetDeconv
+from .segmenter import HalfResolutionSegmenter, pixel_scores, wae_segmenter
+
+NETWORKS: dict[str, Callable[[int], nn.Module]] = {
+    "enet": ENet,
+    "mobilenet_deconv": MobileNetDeconv,
+    "mobilenet_deconv_compensated": partial(MobileNetDeconv, compensated=True),
+}
+"""Those that are not torchvision's: each makes a network with random weights for a number of classes."""
+
+CLASSES, SIDE = 21, 520
+"""What torchvision's were published for: Pascal VOC's classes, and the shorter side of its images."""
+
+
+class FullResolutionSegmenter(FullResolution):
+    """A network that scores pixels, on the image as it is, 0..255.
+
+    Args: as for :class:`wae.models.baselines.FullResolution`; the network scores pixels.
+    """
+
+    def forward(self, image: Tensor) -> Tensor:
+        """The scores, (N, classes, H, W), of ``image``: (N, 3, H, W), uint8 or floating point."""
+        return pixel_scores(self.network, self._normalized(image))
+
+
+def builder(name: str) -> Callable[[int], nn.Module] | None:
+    """The constructor of the network called ``name``, for a number of classes; None where there is none."""
+    forms = (name, _full), (name.removesuffix("_half"), _half), (name.removeprefix("wae_"), _wae)
+    for stem, form in forms:
+        if stem in NETWORKS or stem in torchvision.models.list_models(module=segmentation):
+            return partial(form, stem)
+    return None
+
+
+def network(name: str, classes: int) -> nn.Module:
+    """The network itself, ours or torchvision's, with random weights, for normalised images."""
+    if name in NETWORKS:
+        return NETWORKS[name](classes)
+    made: nn.Module = torchvision.models.get_model(
+        name, weights=None, weights_backbone=None, num_classes=classes
+    )
+    return made
+
+
+def _full(name: str, classes: int) -> nn.Module:
+    return FullResolutionSegmenter(network(name, classes))
+
+
+def _half(name: str, classes: int) -> nn.Module:
+    return HalfResolutionSegmenter(network(name, classes))
+
+
+def _wae(name: str, classes: int) -> nn.Module:
+    return wae_segmenter(network(name, classes))

@@ -1,0 +1,325 @@
+"""wae.data.segmentation: images with a class for each pixel; labels that do not fit are named."""
+
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from data_sets import same
+from PIL import Image
+from scenes import CLASSES, write_scenes
+
+from wae.data.dataset import NOT_COUNTED, DatasetError
+from wae.data.images import ImageError, read_image, read_numbers
+from wae.data.input import Input, prepare, whole
+from wae.data.loading import batches, fingerprint, open_dataset
+from wae.data.segmentation import segmentation_folder
+
+
+@pytest.fixture
+def scenes(tmp_path):
+    return write_scenes(tmp_path, (("train", 6), ("val", 2)))
+
+
+def small(folder, part="train", size=(36, 48), **options):
+    return segmentation_folder(folder, part, whole(*size), **options)
+
+
+def relabel(scenes, pixels, number=0, **options):
+    path = scenes / "train" / "labels" / f"{number:02}.png"
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    image.save(path, **options)
+    return path
+
+
+# ------------------------------------------------------------------------------------------------ the layout
+
+
+def test_a_folder_gives_images_and_the_classes_of_their_pixels(scenes):
+    data, held_out = open_dataset(scenes, True, False, 0), open_dataset(str(scenes), False, False, 0)
+    assert data.labels == held_out.labels == ("sky", "road", "car")
+    assert (len(data), len(held_out)) == (6, 2)
+    images, labels = data.batch([4, 1], 0)
+    assert (images.shape, images.dtype, labels.shape) == ((2, 3, 36, 48), torch.uint8, (2, 36, 48))
+    assert images.is_contiguous()
+    assert torch.equal(images[0], read_image(scenes / "train" / "images" / "04.jpg"))
+    numbers = read_numbers(scenes / "train" / "labels" / "04.png").long()
+    assert torch.equal(labels[0], numbers.where(numbers < 3, NOT_COUNTED))
+    assert (labels == NOT_COUNTED).any()
+
+
+def test_images_are_found_in_folders_too_and_test_will_do_for_val(scenes):
+    for kind in ("images", "labels"):
+        (scenes / "val" / kind / "city").mkdir()
+        for file in (scenes / "val" / kind).glob("00.*"):
+            file.rename(file.parent / "city" / file.name)
+    (scenes / "val").rename(scenes / "test")
+    assert [path[-11:] for path, _ in open_dataset(scenes, False, False, 0).samples] == [
+        "ages/01.jpg",
+        "city/00.jpg",
+    ]
+
+
+@pytest.mark.parametrize("size", [(18, 24), (20, 31), (72, 96)], ids=str)
+def test_both_are_scaled_the_images_smoothly_the_labels_by_the_nearest(scenes, size):
+    images, labels = small(scenes, size=size).batch(range(6), 0)
+    assert images.shape[2:] == labels.shape[1:] == size
+    assert set(labels.unique().tolist()) == {NOT_COUNTED, 0, 1, 2}  # none in between
+    image = read_image(scenes / "train" / "images" / "00.jpg")
+    assert torch.equal(images[0], prepare(image, Input(size[0], size[0], squash=True, width=size[1])))
+    flat = labels[:, size[0] // 10, : size[1] // 2]  # of the sky
+    assert (flat == 0).all()
+
+
+def test_the_size_is_that_of_the_first_image_where_none_is_given(scenes):
+    (scenes / "train" / "images" / "03.jpg").unlink()
+    Image.new("RGB", (20, 10)).save(scenes / "train" / "images" / "03.png")
+    relabel(scenes, np.ones((10, 20), np.uint8), 3)
+    data = open_dataset(scenes, True, False, 0)
+    assert data.batch([3], 0)[1].shape == (1, 36, 48)
+    assert open_dataset(scenes, True, False, 0, 16).shape == (16, 16)
+    assert open_dataset(scenes, True, False, 0, (16, 18)).shape == (16, 18)
+
+
+def test_classes_can_be_renumbered(scenes):
+    data = small(scenes, keep=True)
+    labels = data.batch([0], 0)[1]
+    other = data.renumbered([2, 0, 1])
+    assert other.labels == ("road", "car", "sky")
+    wanted = torch.full_like(labels, NOT_COUNTED)
+    for old, new in enumerate([2, 0, 1]):
+        wanted[labels == old] = new
+    assert torch.equal(other.batch([0], 0)[1], wanted)
+    assert torch.equal(data.batch([0], 0)[1], labels)
+
+
+def test_what_is_kept_in_memory_is_what_was_read(scenes):
+    kept, read_again = small(scenes, keep=True, augment=True), small(scenes, augment=True)
+    wanted = read_again.batch(range(6), 1)
+    first = kept.batch(range(6), 0)
+    for file in (scenes / "train" / "images").iterdir():
+        file.write_bytes(b"")
+    with pytest.raises(ImageError):
+        read_again.batch([0], 1)
+    assert same(kept.batch(range(6), 1), wanted)
+    assert not torch.equal(first[0], wanted[0])  # augmented afresh
+
+
+def test_the_shares_of_the_classes_leave_out_what_is_not_counted(scenes):
+    numbers = np.full((36, 48), 255, np.uint8)
+    numbers[:4] = 3
+    for number in range(6):
+        relabel(scenes, numbers, number)
+    with pytest.raises(DatasetError, match="no pixel of its labels is counted"):
+        small(scenes).shares()
+    numbers[20, :4], numbers[21, :12] = 0, 2
+    relabel(scenes, numbers, 5)
+    assert small(scenes).shares().tolist() == [0.25, 0, 0.75]
+
+
+def test_a_fingerprint_knows_the_files_and_the_size(scenes, tmp_path_factory):
+    known = fingerprint(small(scenes))
+    assert known["image size"] == [36, 48]
+    assert known == fingerprint(small(write_scenes(tmp_path_factory.mktemp("other"), (("train", 6),))))
+    assert known != fingerprint(small(scenes, size=(36, 47)))
+    assert known != fingerprint(small(scenes, "val"))
+
+
+# ---------------------------------------------------------------------------------------------- augmentation
+
+
+def test_augmentation_moves_image_and_label_alike(scenes):
+    """Each image's colours are those of its label's numbers: so they are after they were moved."""
+    random = np.random.default_rng(1)
+    for number in range(6):
+        numbers = np.kron(random.integers(0, 3, (4, 5)), np.ones((9, 9), int)).astype(np.uint8)[:, :48]
+        numbers = np.pad(numbers, ((0, 0), (0, 48 - numbers.shape[1])), mode="edge")
+        relabel(scenes, numbers, number)
+        Image.fromarray(100 * numbers).save(scenes / "train" / "images" / f"{number:02}.png")
+        (scenes / "train" / "images" / f"{number:02}.jpg").unlink()
+    data, plain = small(scenes, augment=True), small(scenes).batch(range(6), 0)
+    moved = [data.batch(range(6), epoch) for epoch in range(4)]
+    for images, labels in moved:
+        agree = (images[:, 0].float() / 100).round() == labels
+        assert agree.float().mean() > 0.93  # all but those on the edges, where colours are mixed
+        against = (images[:, 0].float() / 100).round() == plain[1]
+        assert against.float().mean() < 0.8  # and they did move
+
+
+def test_half_are_flipped_and_cuts_are_of_many_sizes(scenes):
+    ramp = np.tile(np.arange(48, dtype=np.uint8) * 5, (36, 1))
+    Image.fromarray(ramp).save(scenes / "train" / "images" / "00.jpg", quality=95)
+    data = small(scenes, augment=True)
+    rows = torch.cat([data.batch([0], epoch)[0][:, 0, 18] for epoch in range(100)]).float()
+    rise = rows[:, -1] - rows[:, 0]
+    assert 30 < int((rise < 0).sum()) < 70
+    assert rise.abs().min() < 195 < 215 < rise.abs().max() <= 240
+
+
+def test_augmentation_is_a_function_of_seed_epoch_and_sample(scenes):
+    data = small(scenes, augment=True, seed=4)
+    images, labels = data.batch(range(6), 2)
+    state = torch.get_rng_state()
+    for indices in ([5], [3, 0, 4]):
+        assert same(data.batch(indices, 2), (images[indices], labels[indices]))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert same(small(scenes, augment=True, seed=4).batch(range(6), 2), (images, labels))
+    for other in (data.batch(range(6), 3), small(scenes, augment=True, seed=5).batch(range(6), 2)):
+        assert not torch.equal(other[0], images)
+
+
+# ------------------------------------------------------------------------------------------------ label files
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_palettes_and_grey_of_few_bits_are_read_as_numbers(tmp_path, bits):
+    numbers = np.arange(48, dtype=np.uint8).reshape(6, 8) % 2 ** min(bits, 5)
+    palette = Image.fromarray(numbers, "P")
+    palette.putpalette([7 * i % 256 for i in range(3 * 2**bits)])
+    palette.save(tmp_path / "palette.png", bits=bits)
+    assert read_numbers(tmp_path / "palette.png").tolist() == numbers.tolist()
+    if bits in (2, 4):
+        (tmp_path / "grey.png").write_bytes(_grey_png(numbers, bits))
+    else:
+        Image.fromarray(numbers * 255 if bits == 1 else numbers).convert("1" if bits == 1 else "L").save(
+            tmp_path / "grey.png"
+        )
+    assert read_numbers(tmp_path / "grey.png").tolist() == numbers.tolist()
+
+
+def _grey_png(numbers, bits):
+    """A grey PNG of 2 or 4 bits, which Pillow does not write."""
+
+    def chunk(kind, content):
+        check = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + check
+
+    height, width = numbers.shape
+    each = 8 // bits
+    packed = sum(numbers[:, i::each] << (8 - bits * (i + 1)) for i in range(each)).astype(np.uint8)
+    rows = b"".join(b"\0" + row.tobytes() for row in packed)
+    header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
+    chunks = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def test_labels_of_16_bits_are_read_as_numbers(scenes):
+    names = [f"class {number}" for number in range(1001)]
+    (scenes / "classes.txt").write_text("\n".join(names))
+    path = relabel(scenes, np.full((36, 48), 1000, np.uint16))
+    assert read_numbers(path).unique().tolist() == [1000]
+    assert small(scenes).batch([0], 0)[1].unique().tolist() == [1000]
+    relabel(scenes, np.full((36, 48), 255, np.uint16))
+    assert small(scenes).batch([0], 0)[1].unique().tolist() == [255]  # a class, where there are so many
+
+
+def test_255_and_names_in_brackets_are_not_counted(scenes):
+    (scenes / "classes.txt").write_text("(void)\nsky\n(ego vehicle)\nroad\n")
+    numbers = np.zeros((36, 48), np.uint8)
+    numbers[10], numbers[11], numbers[12], numbers[13] = 1, 2, 3, 255
+    relabel(scenes, numbers)
+    data = small(scenes)
+    assert data.labels == ("sky", "road")
+    rows = data.batch([0], 0)[1][0, 9:14, 0].tolist()
+    assert rows == [NOT_COUNTED, 0, NOT_COUNTED, 1, NOT_COUNTED]
+
+
+# ----------------------------------------------------------------------------------------------------- errors
+
+
+def no_class(scenes):
+    numbers = np.zeros((36, 48), np.uint8)
+    numbers[7, 5] = 17
+    return relabel(scenes, numbers)
+
+
+MISFITS = {
+    "unknown number": (no_class, "row 7, column 5 has the number 17, .*known are 0 to 3 and 255"),
+    "size": (lambda scenes: relabel(scenes, np.zeros((36, 47), np.uint8)), "has 47 x 36 pixels, .* 48 x 36"),
+}
+UNREADABLE = {
+    "colours": (lambda scenes: relabel(scenes, Image.new("RGB", (48, 36))), "mode is RGB"),
+    "JPEG": (lambda scenes: relabel(scenes, np.zeros((36, 48), np.uint8), format="JPEG"), "is not read"),
+}
+
+
+@pytest.mark.parametrize("on_corrupt", ["error", "skip"])
+@pytest.mark.parametrize(("damage", "message"), MISFITS.values(), ids=MISFITS)
+def test_labels_that_do_not_fit_are_one_error_that_names_the_file(scenes, damage, message, on_corrupt):
+    path = damage(scenes)
+    with pytest.raises(DatasetError, match=f"{path}: .*{message}") as error:
+        list(batches(small(scenes, on_corrupt=on_corrupt), 2, 0, 0, False))
+    assert str(error.value).count(str(path)) == 1
+
+
+@pytest.mark.parametrize(("damage", "message"), UNREADABLE.values(), ids=UNREADABLE)
+def test_labels_that_cannot_be_read_are_errors_or_left_out(scenes, damage, message):
+    path = damage(scenes)
+    with pytest.raises(ImageError, match=f"{path}: .*{message}"):
+        small(scenes).batch([0], 0)
+    images, _, (failed,) = small(scenes, on_corrupt="skip").read(range(6), 0)
+    assert len(images) == 5
+    assert failed.startswith(f"{path}: ")
+
+
+def test_missing_labels_are_found_at_once(scenes):
+    path = scenes / "train" / "labels" / "02.png"
+    path.unlink()
+    with pytest.raises(DatasetError, match=f"{path}: there is no such file, and .*02.jpg needs its labels"):
+        small(scenes)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sky\n", "two or more"),
+        ("sky\n\nroad\n", "none empty"),
+        ("sky\nsky\n", "each once"),
+        (None, "missing"),
+    ],
+)
+def test_the_classes_must_be_named(scenes, text, message):
+    path = scenes / "classes.txt"
+    path.unlink()
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(DatasetError, match=f"{path}: .*{message}"):
+        open_dataset(scenes, True, False, 0)
+
+
+def test_folders_and_images_must_be_there(scenes):
+    with pytest.raises(DatasetError, match="test/images: there is no such folder"):
+        small(scenes, "test")
+    for file in (scenes / "val" / "images").iterdir():
+        file.rename(file.with_suffix(".txt"))
+    with pytest.raises(DatasetError, match=r"val/images: there are no images \(left out: 2 of other types"):
+        small(scenes, "val")
+
+
+def test_files_that_cannot_be_read_are_left_out_when_asked(scenes):
+    for path in (scenes / "train" / "images" / "01.jpg", scenes / "train" / "labels" / "03.png"):
+        path.write_bytes(path.read_bytes()[:60])
+    data = small(scenes, on_corrupt="skip")
+    images, labels, failed = data.read(range(6), 0)
+    assert (len(images), len(labels), len(failed)) == (4, 4, 2)
+    assert data.shares().sum() == pytest.approx(1)
+    images, labels = data.batch([1], 0)
+    assert images.shape == (0, 3, 36, 48)
+    with pytest.raises(ImageError, match=r"01\.jpg"):
+        small(scenes).batch(range(6), 0)
+
+
+def test_the_named_size_of_an_input_is_checked():
+    assert Input(30, 30, squash=True, width=40).shape == (30, 40)
+    assert Input(30, 40).shape == (30, 30)
+    for wrong in ({"width": 0}, {"width": True}, {"width": 40, "squash": False}, {"width": 40, "resize": 31}):
+        with pytest.raises(ValueError, match="width"):
+            Input(**{"size": 30, "resize": 30, "squash": True, **wrong})
+
+
+def test_one_layout_is_not_taken_for_the_other(scenes):
+    assert CLASSES[-1] == "(unlabelled)"
+    (scenes / "classes.txt").unlink()
+    with pytest.raises(DatasetError, match=r"classes.txt: is missing; need a line with the name of each"):
+        open_dataset(scenes, False, False, 0)

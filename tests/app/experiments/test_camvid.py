@@ -1,0 +1,139 @@
+"""``wae reproduce camvid``: on a few made up road scenes, in the folders that CamVid has."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from scenes import write_scenes
+
+from wae.cli import main
+from wae.data.dataset import DatasetError
+from wae.experiments import camvid, reproduce
+from wae.experiments.camvid import CLASSES, HALF, NETWORKS, CamVid
+from wae.experiments.reproduce import WAE, Job
+from wae.models.counting import count
+from wae.models.network import WAENetwork
+from wae.models.segmentation.networks import FullResolutionSegmenter
+from wae.models.segmentation.segmenter import HalfResolutionSegmenter
+from wae.storage.checkpoint import describe
+from wae.storage.weights_file import CheckpointError
+from wae.training import plan
+from wae.training.accuracy import PixelAccuracy
+from wae.training.trainer import evaluate
+
+TINY = plan.from_dict(
+    {
+        "model": "wae_enet",
+        "batch": 4,
+        "start": "linear",
+        "stages": [
+            {"kind": "transform", "epochs": 1, "learning_rate": 1e-3, "optimizer": "adam"},
+            {"kind": "joint", "epochs": 2, "learning_rate": 1e-3, "optimizer": "adam", "class_balance": 1.02},
+        ],
+    }
+)
+CLAIM = CamVid(TINY, "enet", (24, 32))
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    """As published: there is no classes.txt. The numbers of the made up classes are some of CamVid's."""
+    return write_scenes(
+        tmp_path_factory.mktemp("camvid"), (("train", 8), ("val", 2), ("test", 3)), classes=None
+    )
+
+
+def test_the_parts_are_what_they_are_for(scenes, tmp_path):
+    assert CLAIM.prepared(scenes, tmp_path) == scenes
+    training, chosen_by = CLAIM.sets(scenes, 3)
+    kept_out = CLAIM.kept_out(scenes)
+    assert [len(data) for data in (training, chosen_by, kept_out)] == [8, 2, 3]
+    assert [data.samples[0][0].split("/")[-3] for data in (training, chosen_by, kept_out)] == [
+        "train",
+        "val",
+        "test",
+    ]
+    assert (len(training.labels), training.shape, training.seed) == (11, (24, 32), 3)
+    images, again = (training.batch([0], epoch)[0] for epoch in (0, 1))
+    assert not torch.equal(images, again)  # augmented
+    assert torch.equal(*(chosen_by.batch([0], epoch)[0] for epoch in (0, 1)))
+
+
+def test_missing_parts_are_found_before_anything_is_trained(tmp_path):
+    with pytest.raises(DatasetError, match="nowhere: there is no such folder"):
+        CLAIM.prepared(tmp_path / "nowhere", tmp_path)
+    write_scenes(tmp_path / "data", (("train", 1), ("val", 1)), classes=None)
+    with pytest.raises(DatasetError, match="test/images: there is no such folder"):
+        CLAIM.prepared(tmp_path / "data", tmp_path)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_networks_are_what_they_are_called(network):
+    claim = camvid.claim(network)
+    kinds = {claim.full: FullResolutionSegmenter, HALF: HalfResolutionSegmenter, WAE: WAENetwork}
+    models = {name: claim.build(name) for name in claim.registered}
+    assert all(isinstance(models[name], kind) for name, kind in kinds.items())
+    assert models[WAE].decoder is not None
+    costs = {name: count(model, claim.input.shape).multiply_adds for name, model in models.items()}
+    assert costs[HALF] < 0.27 * costs[claim.full]
+    scale = claim.build(claim.full).image_scale
+    assert torch.allclose(scale * 255, 1 / torch.tensor([0.229, 0.224, 0.225]))
+
+
+def test_all_are_trained_for_as_many_epochs_with_labels_at_the_same_rates():
+    claim = camvid.claim(times=1 / 4)
+    labelled = {}
+    for network in claim.registered:
+        stages = [s for s in claim.plan_of(network, 1).stages if s.kind != "transform"]
+        labelled[network] = sum(stage.epochs for stage in stages)
+        assert {(s.learning_rate, s.weight_decay, s.class_balance, s.optimizer) for s in stages} == {
+            (s.learning_rate, s.weight_decay, s.class_balance, s.optimizer) for s in claim.wae.stages[1:]
+        }
+    assert len(set(labelled.values())) == 1
+    assert CLASSES[11] == "(unlabelled)"
+
+
+@pytest.mark.slow
+def test_each_epoch_is_tested_on_val_and_test_is_looked_at_once(scenes, tmp_path, monkeypatch):
+    wanted, told = [Job(WAE, 0), Job(HALF, 0)], []
+    results = reproduce.run(tmp_path, scenes, wanted, CLAIM, 2, tell=told.append)
+    assert [(r.network, len(r.epochs)) for r in results] == [(WAE, 2), (HALF, 2)]
+    assert len(told) == 3 + 2
+    for job, result in zip(wanted, results, strict=True):
+        weights = reproduce.weights_path(tmp_path, job)
+        model = reproduce.load_classifier(weights)
+        found = evaluate(model, CLAIM.kept_out(scenes))
+        assert result.accuracy == pytest.approx(found.mean_iou)
+        assert result.measured == pytest.approx(found._asdict())
+        assert set(result.measured) == set(PixelAccuracy._fields)
+        assert result.measured["images"] == 3
+        assert result.multiply_adds == count(model, (24, 32)).multiply_adds
+        assert describe(weights).input.shape == (24, 32)
+        assert json.loads((tmp_path / f"{job.stem}.json").read_text())["settings"]["size"] == [24, 32]
+    assert reproduce.run(tmp_path, scenes, wanted, CLAIM, 2, tell=told.append) == results
+    assert len(told) == 5
+    with pytest.raises(CheckpointError, match="is of other settings"):
+        reproduce.read_result(tmp_path, wanted[0], replace(CLAIM, size=(24, 40)))
+    table = reproduce.markdown(reproduce.rows(results, CLAIM, seconds=0), CLAIM)
+    assert "| network | mean IoU, mean of seeds |" in table
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("camvid",), "--data: name the folder of CamVid's train, val and test"),
+        (
+            ("camvid", "--data", "x", "--network", "vgg"),
+            "--network: must be one of enet, mobilenet_deconv, .*",
+        ),
+        (("camvid", "--data", "x", "--size", "64"), "--size: for camvid give HEIGHTxWIDTH, got 64"),
+        (("camvid", "--data", "x", "--kept-aside"), "--kept-aside: is for imagenette alone"),
+        (("imagenette", "--data", "x", "--size", "64x64"), "--size: must be one of 64, 96"),
+        (("imagenette", "--data", "x", "--network", "enet"), "--network: must be one of small_vgg"),
+    ],
+)
+def test_wrong_arguments(arguments, message, tmp_path, capsys):
+    assert main(["reproduce", *arguments, "-o", str(tmp_path / "out")]) == 1
+    printed = capsys.readouterr().err
+    assert message.removesuffix(".*") in printed

@@ -1,0 +1,281 @@
+"""Training networks that score pixels: the same loop, stages and checkpoints as for classifiers."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from scenes import small_network, small_segmenter, write_scenes
+
+from wae import cli
+from wae.data.dataset import NOT_COUNTED
+from wae.data.input import whole
+from wae.data.segmentation import segmentation_folder
+from wae.models.registry import build
+from wae.storage import weights_file
+from wae.storage.checkpoint import describe, load_classifier
+from wae.storage.weights_file import CheckpointError
+from wae.training.accuracy import Accuracy, PixelAccuracy, counts_for
+from wae.training.losses import class_weights, cross_entropy
+from wae.training.objective import Objective
+from wae.training.plan import Plan, PlanError, Stage
+from wae.training.session import rehearse
+from wae.training.trainer import Observer, evaluate, train
+
+LABELLED = Stage("classifier", 2, 0.02, "adam", class_balance=1.02)
+JOINT = replace(LABELLED, kind="joint", epochs=5, energy_weight=0.1, transform_weight=0.01)
+PLAN = Plan(
+    "small",
+    (Stage("transform", 1, 1e-3, "adam", energy_weight=0.1), LABELLED, JOINT),
+    batch=5,
+    start="linear",
+)
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    """20 images to train on."""
+    return write_scenes(tmp_path_factory.mktemp("scenes"))
+
+
+def data(folder, part="train", **options):
+    return segmentation_folder(folder, part, whole(36, 48), **options)
+
+
+def run(folder, plan=PLAN, model=None, **options):
+    model = small_segmenter() if model is None else model
+    sets = data(folder, augment=True, keep=True), data(folder, "val", keep=True)
+    return model, train(model, plan, *sets, **options)
+
+
+# ------------------------------------------------------------------------------------------------- the stages
+
+
+def test_a_segmenter_learns_in_three_stages(scenes):
+    model, history = run(scenes)
+    assert [epoch.kind for epoch in history] == ["transform", *["classifier"] * 2, *["joint"] * 5]
+    assert history[0].accuracy is None
+    last = history[-1].accuracy
+    assert isinstance(last, PixelAccuracy)
+    assert last.images == 4
+    assert last.mean_iou > 0.8
+    assert last.pixels > 0.9
+    assert set(history[-1].losses) == {"loss", "cross entropy", "transform", "reconstruction", "energy"}
+    assert evaluate(model, data(scenes, "val")) == pytest.approx(last)
+
+
+@pytest.mark.parametrize(
+    ("stage", "moved"),
+    [(PLAN.stages[0], "transform"), (LABELLED, "rest"), (replace(JOINT, transform_weight=0.0), "no decoder")],
+    ids=["transform", "classifier", "joint"],
+)
+def test_each_stage_trains_its_own_parts(scenes, stage, moved):
+    model = small_segmenter()
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    run(scenes, Plan("small", (replace(stage, epochs=1),), batch=5), model)
+    for name, parameter in model.named_parameters():
+        of_transform = name.startswith(("encoder.", "decoder."))
+        wanted = {
+            "transform": of_transform,
+            "rest": not of_transform,
+            "no decoder": not name.startswith("decoder."),
+        }[moved]
+        assert torch.equal(parameter, before[name]) != wanted, name
+
+
+def test_a_network_without_an_encoder_takes_the_stages_with_labels(scenes):
+    network = small_network()
+    model = build("enet", 3)
+    model.network = network
+    model.image_scale.fill_(1 / 64)
+    model.image_shift.fill_(-2)
+    _, history = run(scenes, PLAN.without_encoder(), model)
+    assert [epoch.kind for epoch in history] == ["classifier"] * 7
+    assert history[-1].accuracy.mean_iou > 0.8
+
+
+def test_the_scores_of_low_learn_by_themselves_where_they_have_a_weight(scenes):
+    model, (images, labels) = small_segmenter().eval(), data(scenes).batch(range(4), 0)
+    losses = Objective(model, replace(JOINT, low_weight=0.5, transform_weight=0.0))(images, labels)
+    coarse = model.low_network(model.low_norm(model.decompose(images)[0]))
+    expected = cross_entropy(F.interpolate(coarse, (36, 48), mode="bilinear"), labels)
+    torch.testing.assert_close(losses["low cross entropy"], expected)
+    torch.testing.assert_close(losses["loss"], losses["cross entropy"] + 0.5 * expected)
+    losses["low cross entropy"].backward()
+    assert all(p.grad is None for p in model.fusion.parameters())
+
+
+# ------------------------------------------------------------------------------------------- loss and measure
+
+
+def test_rare_classes_count_more_and_pixels_that_are_not_counted_nothing():
+    weights = class_weights(torch.tensor([0.9, 0.1, 0.0]), 1.02)
+    assert weights.tolist() == pytest.approx([1 / math.log(1.92), 1 / math.log(1.12), 1 / math.log(1.02)])
+    torch.manual_seed(0)
+    scores, labels = torch.randn(2, 3, 4, 5), torch.randint(3, (2, 4, 5))
+    torch.testing.assert_close(
+        cross_entropy(scores, labels, weights), F.cross_entropy(scores, labels, weights)
+    )
+    labels[0] = NOT_COUNTED
+    torch.testing.assert_close(
+        cross_entropy(scores, labels, weights, 0.1),
+        F.cross_entropy(scores[1:], labels[1:], weights, label_smoothing=0.1),
+    )
+    assert cross_entropy(scores, torch.full_like(labels, NOT_COUNTED), weights) == 0
+    torch.testing.assert_close(cross_entropy(scores[:, :, 0, 0], labels[:, 0, 0].clamp(min=0)),
+                               F.cross_entropy(scores[:, :, 0, 0], labels[:, 0, 0].clamp(min=0)))  # fmt: skip
+
+
+def test_the_weights_of_a_stage_are_those_of_the_training_labels(scenes):
+    shares = data(scenes).shares()
+    seen = []
+
+    class Watch(Observer):
+        def step(self, number, losses):
+            seen.append(losses["loss"].item())
+
+    model = small_segmenter().eval()
+    plan = Plan("small", (replace(LABELLED, epochs=1, learning_rate=0.0),), batch=20)
+    training = data(scenes)
+    train(model, plan, training, data(scenes, "val"), observer=Watch())
+    images, labels = training.batch(range(20), 0)
+    with torch.no_grad():
+        expected = cross_entropy(model.train()(images), labels, class_weights(shares, 1.02).float())
+    assert seen[0] == pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_class_balance_is_for_labels_of_pixels_and_above_one():
+    with pytest.raises(PlanError, match=r"must be 0 or a number above 1, got 0\.5"):
+        Stage("classifier", 1, 0.1, class_balance=0.5)
+    from trained import network
+    from trained import run as run_classifier
+
+    plan = Plan("tiny", (replace(LABELLED, epochs=1),), batch=8)
+    with pytest.raises(ValueError, match="class_balance: needs training images with a class for each pixel"):
+        run_classifier(plan, network())
+
+
+def test_the_measures_are_those_of_a_confusion_matrix(scenes):
+    counts = counts_for(data(scenes))  # three classes
+    right = torch.tensor([[0, 0, 0, 0, 1, 1, NOT_COUNTED, NOT_COUNTED]])
+    taken = torch.tensor([[0, 0, 0, 1, 1, 0, 1, 0]])
+    scores = F.one_hot(taken, 3).permute(0, 2, 1).float() * 50
+    counts.add(scores[..., None, :], right[:, None])
+    counts.add(scores[..., None, :], right[:, None])
+    found = counts.result()
+    assert found.pixels == pytest.approx(4 / 6)
+    assert found.mean_iou == pytest.approx((3 / 5 + 1 / 3) / 2)  # the third class does not occur
+    assert found.mean_class == pytest.approx((3 / 4 + 1 / 2) / 2)
+    assert found.loss == pytest.approx(2 * 50 / 6)
+    assert (found.images, found.score) == (2, found.mean_iou)
+    with pytest.raises(ValueError, match="at least one pixel that is counted"):
+        counts_for(data(scenes)).result()
+
+
+# ------------------------------------------------------------------------------------------------ checkpoints
+
+
+class StopAt(Observer):
+    def __init__(self, epochs):
+        self.left = epochs
+
+    def start(self, plan, stage, epoch, steps):
+        self.left -= 1
+
+    def step(self, number, losses):
+        if self.left == 0 and number == 2:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("epoch", [1, 3, 5])
+def test_a_stopped_training_goes_on_as_if_it_had_not_stopped(scenes, tmp_path, epoch):
+    whole_run, wanted = run(scenes)
+    with pytest.raises(KeyboardInterrupt):
+        run(scenes, state=tmp_path / "state", observer=StopAt(epoch))
+    model, history = run(scenes, model=small_segmenter(1), state=tmp_path / "state", resume=True)
+    assert [epoch.losses for epoch in history] == [epoch.losses for epoch in wanted]
+    assert [epoch.accuracy for epoch in history] == [epoch.accuracy for epoch in wanted]
+    for name, tensor in whole_run.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name]), name
+    with pytest.raises(CheckpointError, match="data that differs in file names"):
+        train(model, PLAN, data(scenes).subset(range(10)), None, state=tmp_path / "state", resume=True)
+
+
+@pytest.mark.parametrize(
+    "name", ["enet", "enet_half", "wae_enet", "wae_mobilenet_deconv_compensated", "lraspp_mobilenet_v3_large"]
+)
+def test_networks_come_back_from_files(tmp_path, name):
+    rehearse(tmp_path, build(name, 4), name, list("abcd"), whole(36, 48))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_history_of_both_kinds_of_measures_comes_back():
+    from wae.training.trainer import _epoch
+
+    for accuracy in (Accuracy(0.5, 0.6, 0.7, 8), PixelAccuracy(0.5, 0.6, 0.7, 0.8, 9), None):
+        entry = {"stage": 0, "kind": "joint", "epoch": 1, "losses": {}, "accuracy": accuracy, "seconds": 1.0}
+        found = _epoch(json.loads(json.dumps(entry))).accuracy
+        assert found == accuracy
+        assert type(found) is type(accuracy)
+
+
+# ----------------------------------------------------------------------------------------------- command line
+
+TINY = """
+model = "wae_enet"
+batch = 10
+start = "linear"
+[[stages]]
+kind = "transform"
+epochs = 1
+learning_rate = 1e-3
+optimizer = "adam"
+[[stages]]
+kind = "joint"
+epochs = 1
+learning_rate = 1e-3
+optimizer = "adam"
+class_balance = 1.02
+"""
+
+
+def test_wae_train_trains_a_segmenter_by_its_name(scenes, tmp_path, capsys):
+    (tmp_path / "tiny.toml").write_text(TINY)
+    out = tmp_path / "out"
+    arguments = ["train", "--data", scenes, "--plan", tmp_path / "tiny.toml", "--size", "36x40", "-o", out]
+    assert cli.main([str(argument) for argument in arguments]) == 0
+    printed = capsys.readouterr().out
+    assert "mean IoU" in printed
+    assert "of the pixels right" in printed
+    described = describe(out / "model.safetensors")
+    assert (described.network, described.labels) == ("wae_enet", ("sky", "road", "car"))
+    assert described.input.shape == (36, 40)
+    model = load_classifier(out / "model.safetensors")
+    assert model.decoder is not None
+    assert model(torch.zeros(1, 3, 36, 40, dtype=torch.uint8)).shape == (1, 3, 36, 40)
+    made = weights_file.read_recipe(out / "model.safetensors")
+    assert len(made["accuracy"]) == len(PixelAccuracy._fields)
+    line = json.loads((out / "log.jsonl").read_text().splitlines()[-1])
+    assert 0 <= line["accuracy"]["mean_iou"] <= 1
+    assert cli.main([*map(str, arguments), "--resume"]) == 0
+
+
+def test_a_classifier_is_refused_where_pixels_have_labels(scenes, tmp_path, capsys):
+    (tmp_path / "tiny.toml").write_text(TINY)
+    command = ["train", "--data", scenes, "--plan", tmp_path / "tiny.toml", "--model", "wae_resnet18"]
+    assert cli.main([*map(str, command), "-o", str(tmp_path / "out")]) == 1
+    wanted = "wae_resnet18 scores an image as a whole, and the data has a class for each pixel"
+    assert wanted in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main([*map(str, command), "--size", "36x", "-o", str(tmp_path / "out")])
+    assert "needs a whole number" in capsys.readouterr().err
+
+
+def test_a_segmenter_is_refused_where_images_have_one_label(tmp_path, capsys):
+    assert cli.main(["train", "--data", "digits", "--model", "wae_enet", "-o", str(tmp_path / "o")]) == 1
+    assert (
+        "wae_enet scores each pixel, and the data has a class for an image as a whole"
+        in capsys.readouterr().err
+    )
