@@ -153,10 +153,8 @@ class SegmentationFolder(ImageFiles):
         return classes
 
     def _known(self) -> str:
-        numbers = (self._table != _UNKNOWN).nonzero().flatten().tolist()
-        return (
-            f"known are 0 to {numbers[-2]} and {_NEVER}" if numbers[-1] == _NEVER else f"0 to {numbers[-1]}"
-        )
+        *numbers, last = (self._table != _UNKNOWN).nonzero().flatten().tolist()
+        return f"known are 0 to {numbers[-1]} and {last}"
 
 
 def segmentation_folder(

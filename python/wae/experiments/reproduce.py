@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from wae.data.dataset import Dataset
 from wae.inference.timing import interleaved
-from wae.models.classifier import WAEClassifier, fold_normalization
 from wae.models.counting import count
+from wae.models.network import WAENetwork, fold_normalization
 from wae.storage.checkpoint import Input, load_classifier, save_classifier
 from wae.storage.files import written
 from wae.storage.weights_file import CheckpointError
@@ -340,10 +340,10 @@ def _train(job: Job, folder: Path, data: str | Path, claim: Claim, device: str, 
         observer=observer,
         device=device,
     )
-    model = model.cpu().eval()
     accuracies = [epoch.accuracy for epoch in history if epoch.accuracy]
     kept_out = claim.kept_out(data)
-    last = accuracies[-1] if kept_out is None else evaluate(model, kept_out, chosen.batch)
+    last = accuracies[-1] if kept_out is None else evaluate(model, kept_out, chosen.batch, device)
+    model = model.cpu().eval()
     result = Result(
         job.network,
         job.seed,
@@ -494,7 +494,7 @@ def timed(models: Mapping[str, nn.Module], claim: Claim, seconds: float) -> dict
 
 
 def _inference(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
-    network = fold_normalization(model) if isinstance(model, WAEClassifier) else model
+    network = fold_normalization(model) if isinstance(model, WAENetwork) else model
     network = network.to(memory_format=torch.channels_last)
     images = images.contiguous(memory_format=torch.channels_last)
     return lambda: network(images)

@@ -3,17 +3,21 @@
 import json
 import math
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
 import torch.nn.functional as F
 from scenes import small_network, small_segmenter, write_scenes
+from torch import nn
 
 from wae import cli
 from wae.data.dataset import NOT_COUNTED
 from wae.data.input import whole
 from wae.data.segmentation import segmentation_folder
 from wae.models.registry import build
+from wae.models.segmentation.networks import FullResolutionSegmenter
+from wae.models.segmentation.segmenter import HalfResolutionSegmenter, wae_segmenter
 from wae.storage import weights_file
 from wae.storage.checkpoint import describe, load_classifier
 from wae.storage.weights_file import CheckpointError
@@ -105,6 +109,37 @@ def test_the_scores_of_low_learn_by_themselves_where_they_have_a_weight(scenes):
     torch.testing.assert_close(losses["loss"], losses["cross entropy"] + 0.5 * expected)
     losses["low cross entropy"].backward()
     assert all(p.grad is None for p in model.fusion.parameters())
+
+
+class Guided(nn.Module):
+    """Auxiliary scores beside those that count, in training."""
+
+    auxiliary: ClassVar[dict[str, float]] = {"coarse": 0.4}
+
+    def __init__(self):
+        super().__init__()
+        self.network, self.coarse = small_network(), nn.Conv2d(3, 3, 4, stride=4)
+
+    def forward(self, image):
+        scores = self.network(image)
+        return {"out": scores, "coarse": self.coarse(image)} if self.training else scores
+
+
+@pytest.mark.parametrize("form", [FullResolutionSegmenter, HalfResolutionSegmenter, wae_segmenter])
+def test_auxiliary_scores_count_by_the_weights_of_their_network(scenes, form):
+    torch.manual_seed(0)
+    model, seen = form(Guided()).train(), []
+    network = next(module for module in model.modules() if isinstance(module, Guided))
+    hook = network.register_forward_hook(lambda module, given, result: seen.append(result))
+    images, labels = data(scenes).batch(range(2), 0)
+    losses = Objective(model, LABELLED)(images, labels)
+    hook.remove()
+    coarse = F.interpolate(seen[0]["coarse"], (36, 48), mode="bilinear")
+    torch.testing.assert_close(losses["coarse cross entropy"], cross_entropy(coarse, labels))
+    wanted = losses["cross entropy"] + 0.4 * losses["coarse cross entropy"]
+    torch.testing.assert_close(losses["loss"], wanted)
+    assert "coarse cross entropy" not in Objective(model.eval(), LABELLED)(images, labels)
+    assert not network._forward_hooks
 
 
 # ------------------------------------------------------------------------------------------- loss and measure
