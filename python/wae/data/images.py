@@ -106,7 +106,8 @@ def read_numbers(path: Path | str, max_pixels: int = MAX_PIXELS) -> Tensor:
     Raises ImageError where the file is missing, no PNG, damaged or too large, or holds colours.
     """
     with _named(path), _opened(path, max_pixels, ("PNG",)) as image:
-        scaled = _SCALED.get(str(image.tile[0][3]), 1) if image.tile else 1
+        tiles: Any = getattr(image, "tile", ())
+        scaled = _SCALED.get(str(tiles[0][3]), 1) if tiles else 1
         if image.mode not in ("1", "L", "P", "I") and not image.mode.startswith("I;16"):
             raise ImageError(
                 f"need a PNG of numbers, grey or with a palette; this one's mode is {image.mode}"

@@ -50,6 +50,7 @@ from wae.storage import weights_file
 from wae.storage.checkpoint import load_classifier, save_classifier
 from wae.storage.files import sha256, written
 from wae.storage.weights_file import WEIGHTS, CheckpointError
+from wae.training.accuracy import Accuracy
 from wae.training.linear_start import best_linear, write_linear_start
 from wae.training.lock import alone_in
 from wae.training.observers import Terminal, shown
@@ -473,6 +474,7 @@ class _Acceleration:
         batch = 2 * self._plan(len(self.sets.training), 0.0).batch
         stock = self.stock.to(self.device)
         accuracy = evaluate(stock, data, batch, self.device, self.settings.workers)
+        assert isinstance(accuracy, Accuracy)  # classifiers alone are accelerated
         size = (self.original.input.size,) * 2
         return {
             "accuracy": accuracy.score,
@@ -591,7 +593,7 @@ class _Acceleration:
                 device=self.device,
             )
         accuracy = history[-1].accuracy
-        assert accuracy is not None
+        assert isinstance(accuracy, Accuracy)
         input = self.original.input.of_size(self.form.size)
         if is_first():
             made = {"plan": plan.as_dict(), "accuracy": accuracy}

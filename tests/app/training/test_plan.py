@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from wae.models.registry import NETWORKS, PARTS
+from wae.models.segmentation import networks as segmentation
 from wae.training import plan
 from wae.training.plan import KINDS, PLANS, Plan, PlanError, Stage
 
@@ -19,7 +20,8 @@ def test_there_are_plans():
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_plan_trains_a_network_of_ours_and_comes_back_from_toml(name, tmp_path):
     shipped = plan.find(name)
-    assert shipped.model in {*NETWORKS, *PARTS}
+    own = {*NETWORKS, *PARTS, *(f"wae_{name}" for name in segmentation.NETWORKS)}
+    assert shipped.model in own
     kinds = [KINDS.index(stage.kind) for stage in shipped.stages]
     assert kinds == sorted(kinds)
     (tmp_path / "again.toml").write_text(shipped.as_toml())
@@ -98,7 +100,9 @@ def test_an_error_in_a_file_names_it(tmp_path, content, message):
 
 @pytest.mark.parametrize("name", ["nothing", "../digits", "/etc/passwd.toml", ""])
 def test_a_plan_that_is_not_there(name):
-    with pytest.raises(PlanError, match="is neither a file nor one of the plans autoencoder, digits, "):
+    with pytest.raises(
+        PlanError, match="is neither a file nor one of the plans autoencoder, camvid, digits, "
+    ):
         plan.find(name)
 
 
