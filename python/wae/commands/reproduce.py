@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--network",
         metavar="NAME",
         help="imagenette: small_vgg (default), resnet18 or resnet50; "
-        "camvid: enet (default), mobilenet_deconv or mobilenet_deconv_compensated",
+        "camvid: enet (default), mobilenet_deconv, mobilenet_deconv_compensated or pspnet_resnet18",
     )
     group.add_argument(
         "--size",

@@ -28,7 +28,7 @@ from wae_kernels.nn import Decoder, Encoder
 
 from .reproduce import WAE, Claim, longer
 
-NETWORKS = ("enet", "mobilenet_deconv", "mobilenet_deconv_compensated")
+NETWORKS = ("enet", "mobilenet_deconv", "mobilenet_deconv_compensated", "pspnet_resnet18")
 """The networks that are compared, by their names in :mod:`wae.models.registry`."""
 
 CLASSES = tuple("sky building pole road pavement tree sign fence car pedestrian cyclist (unlabelled)".split())

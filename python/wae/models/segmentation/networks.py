@@ -12,6 +12,8 @@ from torchvision.models import segmentation
 from wae.models.baselines import FullResolution
 
 from .enet import ENet
+from .icnet import ICNet
+from .libraries import pspnet
 from .mobilenet_deconv import MobileNetDeconv
 from .segmenter import HalfResolutionSegmenter, pixel_scores, wae_segmenter
 
@@ -19,6 +21,8 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "enet": ENet,
     "mobilenet_deconv": MobileNetDeconv,
     "mobilenet_deconv_compensated": partial(MobileNetDeconv, compensated=True),
+    "icnet": ICNet,
+    "pspnet_resnet18": pspnet,
 }
 """Those that are not torchvision's: each makes a network with random weights for a number of classes."""
 
