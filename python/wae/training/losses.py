@@ -56,12 +56,13 @@ def cross_entropy(
 
 
 def mimic_loss(scores: Tensor, wanted: Tensor, temperature: float = 1.0) -> Tensor:
-    """How far ``scores`` are from a teacher's, (N, classes) both: the divergence of the two distributions
+    """How far ``scores`` are from a teacher's, (N, classes, ...) both: the divergence of the two distributions
     (Kullback and Leibler's), both scores divided by ``temperature``, times its square, which keeps the
-    gradients' size.
+    gradients' size. The mean of all images, or of all pixels.
     """
     ours, theirs = (F.log_softmax(x / temperature, dim=1) for x in (scores, wanted))
-    return F.kl_div(ours, theirs, reduction="batchmean", log_target=True) * temperature**2
+    total = F.kl_div(ours, theirs, reduction="sum", log_target=True)
+    return total / ours[:, 0].numel() * temperature**2
 
 
 def psnr(image: Tensor, reference: Tensor, peak: float = 255.0) -> float:

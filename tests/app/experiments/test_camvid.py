@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -117,6 +118,14 @@ def test_each_epoch_is_tested_on_val_and_test_is_looked_at_once(scenes, tmp_path
         reproduce.read_result(tmp_path, wanted[0], replace(CLAIM, size=(24, 40)))
     table = reproduce.markdown(reproduce.rows(results, CLAIM, seconds=0), CLAIM)
     assert "| network | mean IoU, mean of seeds |" in table
+
+
+def test_the_results_in_the_repository_are_those_of_the_plan():
+    """So that a run in a copy of the folder goes on from them."""
+    folder = Path(__file__).resolve().parents[3] / "docs" / "results" / "camvid-enet-90x120"
+    claim = camvid.claim(size=(90, 120), times=1 / 4)
+    wanted = [Job(network, 0) for network in claim.registered]
+    assert reproduce.open_jobs(folder, wanted, claim) == []
 
 
 @pytest.mark.parametrize(

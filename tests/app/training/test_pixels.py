@@ -22,7 +22,7 @@ from wae.storage import weights_file
 from wae.storage.checkpoint import describe, load_classifier
 from wae.storage.weights_file import CheckpointError
 from wae.training.accuracy import Accuracy, PixelAccuracy, counts_for
-from wae.training.losses import class_weights, cross_entropy
+from wae.training.losses import class_weights, cross_entropy, mimic_loss
 from wae.training.objective import Objective
 from wae.training.plan import Plan, PlanError, Stage
 from wae.training.session import rehearse
@@ -161,6 +161,13 @@ def test_rare_classes_count_more_and_pixels_that_are_not_counted_nothing():
     assert cross_entropy(scores, torch.full_like(labels, NOT_COUNTED), weights) == 0
     torch.testing.assert_close(cross_entropy(scores[:, :, 0, 0], labels[:, 0, 0].clamp(min=0)),
                                F.cross_entropy(scores[:, :, 0, 0], labels[:, 0, 0].clamp(min=0)))  # fmt: skip
+
+
+def test_a_teacher_of_pixels_is_mimicked_pixel_by_pixel():
+    torch.manual_seed(0)
+    scores, wanted = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
+    flat = (x.permute(0, 2, 3, 1).reshape(-1, 3) for x in (scores, wanted))
+    torch.testing.assert_close(mimic_loss(scores, wanted, 2.0), mimic_loss(*flat, 2.0))
 
 
 def test_the_weights_of_a_stage_are_those_of_the_training_labels(scenes):
