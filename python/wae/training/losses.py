@@ -56,7 +56,7 @@ def cross_entropy(
 
 
 def mimic_loss(scores: Tensor, wanted: Tensor, temperature: float = 1.0) -> Tensor:
-    """How far ``scores`` are from a teacher's, (N, classes, ...) both: the divergence of the two distributions
+    """How far ``scores`` are from a teacher's, (N, classes, ...) both: the two distributions' divergence
     (Kullback and Leibler's), both scores divided by ``temperature``, times its square, which keeps the
     gradients' size. The mean of all images, or of all pixels.
     """
