@@ -212,6 +212,7 @@ def test_a_gradient_that_was_not_wanted_when_it_was_compiled() -> None:
         assert_close(got, want.double(), tolerance(torch.float32))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fresh_compiler")
 def test_new_sizes_do_not_compile_again() -> None:
     model = AutoEncoder()

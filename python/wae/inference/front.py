@@ -24,9 +24,10 @@ class Front:
         like: any tensor of the model's dtype and device.
         image_scale, image_shift: of the encoder.
         dtype, memory_format: of the results; an encoder that makes integers keeps them.
-        on_own_thread: whether to compute on a thread of its own, for an engine with threads of its own.
-            PyTorch's threads wait for their next work in a loop, for milliseconds, on cores that the engine
-            needs. Those of this thread are nobody else's, so they can be ended (docs/deploy.md).
+        on_own_thread: whether to compute, be it a cast alone, on a thread of its own, for an engine with
+            threads of its own. PyTorch's threads wait for their next work in a loop, for milliseconds, on
+            cores that the engine needs. Those of this thread are nobody else's, so they can be ended
+            (docs/deploy.md).
     """
 
     def __init__(
@@ -43,8 +44,8 @@ class Front:
         self.dtype, self.memory_format = dtype, memory_format
         if image_scale is not None:  # where there is one, example images are 0..255
             self.image_scale, self.image_shift = image_scale, image_shift
-        own = on_own_thread and encoder is not None and self.device.type == "cpu"
-        self._thread = ThreadPoolExecutor(1, "wae-encoder") if own else None
+        own = on_own_thread and self.device.type == "cpu"
+        self._thread = ThreadPoolExecutor(1, "wae-front") if own else None
 
     @property
     def device(self) -> torch.device:
@@ -149,7 +150,8 @@ def in_front(
     like = next(model.parameters())
     if not isinstance(model, WAENetwork):
         scale, shift = getattr(model, "image_scale", None), getattr(model, "image_shift", None)
-        return Front(None, like, scale, shift, dtype, memory_format), model
+        front = Front(None, like, scale, shift, dtype, memory_format, on_own_thread)
+        return front, model
     if like.is_cuda:
         model = model.to(dtype)
         like = next(model.parameters())

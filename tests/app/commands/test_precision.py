@@ -94,6 +94,7 @@ def deployed_rows(capsys, precisions):
     return found
 
 
+@pytest.mark.slow
 def test_eval_of_the_deployed_network(weights, data, wide, capsys):
     arguments = ("eval", weights, weights, "--data", data, "--batch", 4, "--seconds", 0.05)
     assert run(*arguments, "--deployed", "bfloat16", "float32", "--engine", "eager") == 0

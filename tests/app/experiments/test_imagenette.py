@@ -78,7 +78,10 @@ def test_another_number_of_classes_is_refused(photos, tmp_path):
         CLAIM.prepared(tmp_path / "data", tmp_path)
 
 
-@pytest.mark.parametrize("network", imagenette.NETWORKS)
+@pytest.mark.parametrize(
+    "network",
+    ["small_vgg", *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet18", "resnet50"))],
+)
 def test_the_rival_costs_what_wae_costs_and_the_others_are_what_they_are_called(network):
     claim = imagenette.claim(network)
     size = (claim.size,) * 2

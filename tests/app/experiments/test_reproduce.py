@@ -41,9 +41,16 @@ CLAIMS = {
     "imagenette": imagenette.claim(),
     "resnet18": imagenette.claim("resnet18"),
 }
+SLOW = {"resnet18"}
 
 
-@pytest.mark.parametrize("claim", CLAIMS.values(), ids=CLAIMS)
+@pytest.mark.parametrize(
+    "claim",
+    [
+        pytest.param(claim, marks=pytest.mark.slow if name in SLOW else (), id=name)
+        for name, claim in CLAIMS.items()
+    ],
+)
 def test_every_network_is_trained_with_labels_for_as_many_epochs_at_the_same_rates(claim):
     labelled = {}
     for network in claim.registered:

@@ -222,6 +222,7 @@ def test_a_precision_that_is_emulated_is_logged(model, monkeypatch, caplog):
     assert "no instructions for bfloat16: eager emulates it" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", EACH)
 def test_a_broken_image_has_no_scores(engine, model):
     """ReLU and pooling of some engines make a number of NaN; the other images keep their scores."""
@@ -263,6 +264,7 @@ def test_what_is_around_a_call_does_not_change_it(engine, model):
         torch.set_default_dtype(torch.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", EACH)
 def test_calls_from_several_threads(engine, model):
     needs(engine)
@@ -281,6 +283,7 @@ def test_its_repr_says_what_it_is(model):
     assert re.fullmatch(shown, repr(deployed))
 
 
+@pytest.mark.slow
 def test_the_weights_are_held_once(model):
     """Beside an engine that packs them, the module's wait in a mapped file; one in a file needs no module."""
     module, inputs = nn.Linear(512, 512).eval(), [torch.randn(1, 512)]
@@ -368,13 +371,16 @@ assert os.sched_getaffinity(0) == cores
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's list of threads")
-def test_the_encoder_s_own_threads_do_not_wait_beside_an_engine(model):
+@pytest.mark.parametrize("network", ["wae", "other"])
+def test_the_front_s_own_threads_do_not_wait_beside_an_engine(network, model, stock):
+    """The cast of a network without an encoder wakes PyTorch's threads as well as the encoder does."""
     if front_module._openmp_pause() is None:
         pytest.skip("not GNU's OpenMP")
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        front, _ = front_module.in_front(fold(model), SIZE, torch.float32, torch.contiguous_format, True)
+        folded = fold(model if network == "wae" else stock)
+        front, _ = front_module.in_front(folded, SIZE, torch.float32, torch.contiguous_format, True)
         front(photos(1))
         before = len(os.listdir("/proc/self/task"))
         front._thread.submit(front._inputs, photos(8, (224, 224))).result()  # without the end of the threads

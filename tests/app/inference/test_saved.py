@@ -71,6 +71,7 @@ def test_int8_is_saved_with_its_report(engine, model, tmp_path, monkeypatch):
     assert torch.allclose(again(x), deployed(x), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
 def test_loading_runs_nothing(engine, model, tmp_path, monkeypatch):
     """The caller's first images are the first: their scores come as early as can be."""

@@ -110,6 +110,7 @@ def test_a_deployed_vgg_has_all_relus_in_its_convolutions():
     assert relus(replaced(body)) == [True] * 13
 
 
+@pytest.mark.slow
 def test_the_engine_takes_any_number_of_images():
     torch.manual_seed(0)
     layers = nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU()
