@@ -26,6 +26,7 @@ from wae.termination import terminable
 
 COMMANDS = (
     "demo",
+    "app",
     "encode",
     "decode",
     "predict",
@@ -42,11 +43,12 @@ COMMANDS = (
 )
 """In the order of ``wae --help``."""
 
-# The packages of the extra [app] are imported by the commands that need them: `wae --help` needs none, and
+# The packages of the extras are imported by the commands that need them: `wae --help` needs none, and
 # a missing one ends in a sentence (see `main`).
 _OPTIONAL = {
     "PIL": "Pillow",
     "google": "protobuf",
+    "gradio": "gradio",
     "rich": "rich",
     "shtab": "shtab",
     "safetensors": "safetensors",
@@ -54,6 +56,7 @@ _OPTIONAL = {
     "sklearn": "scikit-learn",
     "torchvision": "torchvision",
 }
+_EXTRAS = {"gradio": "app-web"}  # of those that are not in [app]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,10 +75,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         return complain(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except ModuleNotFoundError as error:
-        package = _OPTIONAL.get((error.name or "").partition(".")[0])
-        if package is None:
+        module = (error.name or "").partition(".")[0]
+        if module not in _OPTIONAL:
             raise
-        return complain(f'{package} is not installed; `pip install "wae-kernels[app]"` installs it.')
+        extra = _EXTRAS.get(module, "app")
+        return complain(
+            f'{_OPTIONAL[module]} is not installed; `pip install "wae-kernels[{extra}]"` installs it.'
+        )
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import shared
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from wae.experiments import comparison, demo
 
 HELP = "decompose photos, show what is lost, and how long it takes here"
 
@@ -33,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     shared.add_weights(parser)
     shared.add_force(parser)
+    shared.add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -42,10 +50,24 @@ def run(options: argparse.Namespace) -> int:
 
     inputs = shared.found_images(options.images or map(photos.photo_path, demo.BUNDLED))
     outputs = demo.targets(inputs, options.output, options.force)
-    console, model = shared.console(), shared.autoencoder(options.weights)
-    errors = demo.show(console, model, inputs, outputs)
+    console, model = shared.console(options.json), shared.autoencoder(options.weights)
+    rows, errors = demo.draw(console, model, inputs, outputs)
+    if rows and not options.json:
+        demo.show(console, rows, options.output)
     for message in errors:
         shared.complain(message)
-    if not options.no_timing:
-        comparison.show(console, model, options.seconds)
+    timings = None if options.no_timing else comparison.measure(console, model, options.seconds)
+    if timings and not options.json:
+        comparison.show(console, timings)
+    if options.json:
+        shared.print_json(_data(rows, timings))
     return 1 if errors else 0
+
+
+def _data(rows: Sequence[demo.Row], timings: comparison.Timings | None) -> dict[str, object]:
+    """Both tables; times in milliseconds."""
+    data: dict[str, object] = {"photos": [row._asdict() for row in rows]}
+    if timings:
+        ops, networks = ([row._asdict() for row in table] for table in (timings.ops, timings.networks))
+        data["timings"] = {**asdict(timings), "ops": ops, "networks": networks}
+    return data

@@ -9,6 +9,8 @@ from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
+from wae.errors import WaeError
+
 from . import shared
 
 HELP = "tell what a classifier sees in images"
@@ -66,17 +68,18 @@ def run(options: argparse.Namespace) -> int:
     from wae.data.images import MAX_PIXELS, is_image, printable
     from wae.data.walk import LeftOut, find
     from wae.inference import predict
-    from wae.inference.deployed import DisagreementError
-    from wae.inference.engines import ENGINES, EngineError
     from wae.progress import bar
     from wae.storage import checkpoint
-    from wae.storage.weights_file import WEIGHTS, CheckpointError
+    from wae.storage.weights_file import WEIGHTS
 
     if options.output == shared.STANDARD:
         options.output = None
-    if options.engine not in (None, "auto", *ENGINES):
-        known = ", ".join(ENGINES)
-        return shared.complain(f"--engine must be auto or one of {known}, got {options.engine}", 2)
+    if options.engine not in (None, "auto"):
+        from wae.inference.engines import ENGINES  # here, as it takes long
+
+        if options.engine not in ENGINES:
+            known = ", ".join(ENGINES)
+            return shared.complain(f"--engine must be auto or one of {known}, got {options.engine}", 2)
     weights = options.weights or WEIGHTS / "fashion-mnist.safetensors"
     if options.output is not None:
         if is_image(options.output.name):
@@ -102,7 +105,7 @@ def run(options: argparse.Namespace) -> int:
             calibration=data,
             max_drop=options.max_drop,
         )
-    except (CheckpointError, ValueError, EngineError, DisagreementError) as error:
+    except (WaeError, ValueError) as error:
         raise shared.Failure(str(error)) from None
 
     on_terminal = options.output is None and sys.stdout.isatty()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="trainings at a time, each on one core (default: as many as there are cores; on a GPU one)",
     )
+    shared.add_json(parser)
     parser.add_argument("--device", default="cpu", metavar="NAME", help="where to train (default: cpu)")
     group = parser.add_argument_group("imagenette and camvid")
     group.add_argument(
@@ -95,7 +97,7 @@ def run(options: argparse.Namespace) -> int:
     from wae.experiments import reproduce
     from wae.storage.files import written
 
-    console = shared.console()
+    console = shared.console(options.json)
     try:
         claim = _claim(options)
         wanted = _wanted(options, claim)
@@ -103,10 +105,16 @@ def run(options: argparse.Namespace) -> int:
     except (WaeError, ValueError) as error:
         raise shared.Failure(str(error)) from None
     console.print("All networks are trained. Timing them on this machine.")
-    table = reproduce.markdown(reproduce.rows(results, claim), claim)
+    rows = reproduce.rows(results, claim)
+    table = reproduce.markdown(rows, claim)
     with written(options.output / "table.md", force=True) as file:
         file.write(f"{table}\n".encode())
-    console.print(table, soft_wrap=True, markup=False, highlight=False)
+    if options.json:
+        shared.print_json(
+            [{**asdict(row), "won_back": reproduce.won_back(rows, claim, row.network)} for row in rows]
+        )
+    else:
+        console.print(table, soft_wrap=True, markup=False, highlight=False)
     return 0
 
 
@@ -192,6 +200,6 @@ def _watch(options: argparse.Namespace, wanted: list[Job], claim: Claim) -> list
         TimeRemainingColumn(),
     )
     processes = options.processes or (1 if options.device != "cpu" else os.cpu_count() or 1)
-    with Bar(*columns, console=shared.console()) as bar:
+    with Bar(*columns, console=shared.console(options.json)) as bar:
         task = bar.add_task("", total=epochs)
         return reproduce.run(options.output, _data(options), wanted, claim, processes, options.device, tell)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import sys
 import tempfile
@@ -65,8 +66,17 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def print_json(data: object) -> None:
-    """Print what a table would show as one JSON document."""
-    print(json.dumps(data, indent=1))
+    """Print what a table would show as one JSON document: null for a number that is not finite."""
+    print(json.dumps(_finite(data), indent=1, allow_nan=False))
+
+
+def _finite(data: object) -> object:
+    """``data`` with None for infinities and NaN, which JSON has no words for."""
+    if isinstance(data, float):
+        return data if math.isfinite(data) else None
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    return [_finite(value) for value in data] if isinstance(data, (list, tuple)) else data
 
 
 def add_max_pixels(parser: argparse._ActionsContainer) -> None:
@@ -100,10 +110,10 @@ def calibration(
     options: argparse.Namespace, described: Input, size: int | None = None
 ) -> Iterator[Tensor] | None:
     """The images of ``--calibrate`` as the network takes them, ``size`` pixels wide (None: as described)."""
-    from wae.inference.calibration import CHECKED, CalibrationError, in_folder
-
     if options.calibrate is None:
         return None
+    from wae.inference.calibration import CHECKED, CalibrationError, in_folder
+
     if not options.calibrate.is_dir():
         raise CalibrationError(f"--calibrate: {options.calibrate} is not a folder")
     described = described.of_size(size or described.size)
@@ -148,6 +158,11 @@ def image_size(text: str) -> int | tuple[int, int]:
     return (size(height), size(width)) if by else size(text)
 
 
+def port(text: str) -> int:
+    """An argparse type: a TCP port, or 0."""
+    return _number(int, text, 0, 65535, "a port from 0 to 65535")
+
+
 def seconds(text: str) -> float:
     """An argparse type: a number of seconds, from 0 to an hour."""
     return _number(float, text, 0, 3600, "seconds from 0 to 3600")
@@ -187,11 +202,11 @@ def seconds_bar(what: str, total: float) -> Iterator[Callable[[], None]]:
         yield tick
 
 
-def console() -> Console:
-    """The terminal, or what stands in its place."""
+def console(json: bool = False) -> Console:
+    """The terminal, or what stands in its place: standard error where standard output is for ``json``."""
     from rich.console import Console
 
-    return Console()
+    return Console(stderr=json)
 
 
 def check_target(target: Path, source: Path, force: bool) -> None:

@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 from . import shared
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from wae.training.plan import Plan
+    from wae.training.trainer import Epoch
 
 HELP = "train a network that scores images or pixels, in the method's three stages"
 
@@ -44,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--resume", action="store_true", help="go on with the training in DIR, or begin it")
     shared.add_force(parser)
+    shared.add_json(parser)
     _add_start(parser.add_argument_group("what to start from (default: random weights)"))
     _add_overrides(parser.add_argument_group("instead of what the plan says"))
     _add_machine(parser.add_argument_group("data and machine"))
@@ -123,7 +127,7 @@ def run(options: argparse.Namespace) -> int:
     except ValueError as error:
         raise shared.Failure(str(error)) from None
     try:
-        session.run(shared.console())
+        session.run(shared.console(options.json), _print_epochs if options.json else None)
     except KeyboardInterrupt as interrupt:
         return shared.interrupted(interrupt, f"; {_how_to_go_on(session.state)}")
     except TrainingError as error:
@@ -136,6 +140,10 @@ def run(options: argparse.Namespace) -> int:
         name = error.filename or options.output
         raise shared.Failure(f"{name}: {error.strerror}; {_how_to_go_on(session.state)}") from None
     return 0
+
+
+def _print_epochs(plan: Plan, history: Sequence[Epoch]) -> None:
+    shared.print_json({"plan": plan.as_dict(), "epochs": [epoch.as_data() for epoch in history]})
 
 
 def _how_to_go_on(state: Path) -> str:

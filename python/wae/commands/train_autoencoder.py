@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ):
         parser.add_argument(f"--{name}", type=kind, metavar="N", help=text)
     shared.add_force(parser)
+    shared.add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -45,12 +46,22 @@ def run(options: argparse.Namespace) -> int:
     sources = options.photos or map(photos.photo_path, photos.TRAINING)
     images = [shared.read_image(path) for path in shared.found_images(sources)]
     kept_out = {name: photos.photo(name) for name in photos.KEPT_OUT}
-    console = shared.console()
+    console = shared.console(options.json)
     given = {name: getattr(options, name) for name in _PLAN if getattr(options, name) is not None}
     schedule = stage1.schedule(options.steps, **given)
     crop = options.crop or stage1.CROP
     with Terminal(console) as terminal:
         model = stage1.train(images, schedule, crop, names, options.output, options.resume, terminal)
     start = stage1.initial_model(images, schedule.plan.seed)
-    console.print(quality_table({"linear start": start, "trained": model}, kept_out))
+    models = {"linear start": start, "trained": model}
+    if options.json:
+        shared.print_json(
+            [
+                {"model": label, "photo": name, **stage1.quality(model, photo)._asdict()}
+                for label, model in models.items()
+                for name, photo in kept_out.items()
+            ]
+        )
+    else:
+        console.print(quality_table(models, kept_out))
     return 0

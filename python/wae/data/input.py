@@ -1,15 +1,18 @@
-"""How an image becomes a network's input: the size, and how it is scaled and cut."""
+"""How an image becomes a network's input: the size, and how it is scaled and cut.
+
+With torchvision's results, but for rounding, and without importing it: that takes longer than one prediction.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as transforms
 
 from .images import check_length
 
@@ -92,8 +95,9 @@ class Transforms(nn.Module):
 
     def forward(self, image: Image.Image | Tensor) -> Tensor:
         """(3, *input.shape) uint8, of an image of Pillow or (3, H, W) uint8. Raises as :func:`prepare`."""
-        pixels = image if isinstance(image, Tensor) else transforms.pil_to_tensor(image.convert("RGB"))
-        return prepare(pixels, self.input, self.invert)
+        if isinstance(image, Image.Image):
+            image = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+        return prepare(image, self.input, self.invert)
 
     def extra_repr(self) -> str:
         """How the image is scaled and cut."""
@@ -116,18 +120,28 @@ def prepare(image: Tensor, input: Input, invert: bool = False) -> Tensor:
         ImageError: the image is more than a hundred times longer than wide.
     """
     check_length(*image.shape[1:])
-    sides = [input.resize, input.width or input.resize] if input.squash else [input.resize]
-    image = transforms.resize(image, sides, InterpolationMode(input.interpolation), antialias=True)
-    image = transforms.center_crop(image, list(input.shape))
+    image = _scaled(image, input)
+    top, left = (round((side - cut) / 2) for side, cut in zip(image.shape[1:], input.shape, strict=True))
+    image = image[:, top : top + input.shape[0], left : left + input.shape[1]]
     if input.grayscale:
         image = luma(image)
     return 255 - image if invert else image
 
 
+def _scaled(image: Tensor, input: Input) -> Tensor:
+    """``image``, whose shorter side, or with ``squash`` each side, becomes so many pixels long."""
+    shorter = min(image.shape[1:])
+    size = [input.resize * side // shorter for side in image.shape[1:]]
+    if input.squash:
+        size = [input.resize, input.width or input.resize]
+    antialias = input.interpolation != "nearest"
+    return F.interpolate(image[None], size, mode=input.interpolation, antialias=antialias)[0]
+
+
 def luma(image: Tensor) -> Tensor:
     """The luma of ``image``, (3, H, W) uint8, three times.
 
-    Not torchvision's: that rounds down, and makes 199 of a grey of 200.
+    torchvision's rounds down, and makes 199 of a grey of 200.
     """
     return (image * torch.tensor(_LUMA).view(3, 1, 1)).sum(0).round().to(torch.uint8).expand(3, -1, -1)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -31,26 +32,85 @@ _UNDISTURBED = 0.7  # on a quiet machine this thread has a core for at least thi
 _TOLERANCE = 1e-4  # float32 through layers of another order of arithmetic
 
 
+class OpRow(NamedTuple):
+    """One op in one layout, in milliseconds."""
+
+    op: str
+    layout: str
+    wae: float
+    stock: float
+
+
+class NetworkRow(NamedTuple):
+    """One classifier, in milliseconds."""
+
+    network: str
+    here: float
+    published: float
+    multiply_adds: int
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Of one 224 x 224 image in float32: medians."""
+
+    backend: str
+    threads: int
+    ops: list[OpRow]
+    networks: list[NetworkRow]
+    """The stock network first."""
+    core: float
+    """The share of the time for which this program had a core."""
+
+
 @torch.no_grad()
-def show(console: Console, model: AutoEncoder, seconds: float) -> None:
-    """Time, and print two tables.
+def measure(console: Console, model: AutoEncoder, seconds: float) -> Timings:
+    """Time the ops and the networks.
 
     Args:
+        console: where it says what it is doing.
         model: whose encoder and decoder are timed.
-        seconds: for each of the tables, warm-up not counted.
+        seconds: for ops and networks each, warm-up not counted.
 
     Raises:
         DisagreementError: two ways to compute the same thing do not agree; then they are not timed.
     """
     wall, computing = time.perf_counter(), time.thread_time()
-    for what, measure in (("encode and decode", _ops), ("VGG16", _networks)):
-        with console.status(f"timing {what}"):
-            table = measure(model, seconds)
-        console.print(table)
-    share = (time.thread_time() - computing) / (time.perf_counter() - wall)
-    if share < _UNDISTURBED:
+    with console.status("timing encode and decode"):
+        ops = _ops(model, seconds)
+    with console.status("timing VGG16"):
+        networks = _networks(model, seconds)
+    core = (time.thread_time() - computing) / (time.perf_counter() - wall)
+    return Timings(backends.backend_for("cpu"), torch.get_num_threads(), ops, networks, core)
+
+
+def show(console: Console, timings: Timings) -> None:
+    """Print two tables."""
+    threads = timings.threads
+    table = _table(
+        f"One 224 x 224 image, float32, {threads} thread{'s' if threads > 1 else ''}",
+        ("op", "layout"),
+        (f"wae, {timings.backend}\nms", "stock torch, eager\nms", "\nspeed-up"),
+    )
+    for op in timings.ops:
+        table.add_row(op.op, op.layout, f"{op.wae:.2f}", f"{op.stock:.2f}", _ratio(op.stock, op.wae))
+    console.print(table)
+
+    table = _table(
+        "One 224 x 224 image through a classifier, eager, NCHW",
+        ("network",),
+        ("here\nms", "here\nspeed-up", "\nGMAC", "published\nms", "published\nspeed-up"),
+    )
+    stock = timings.networks[0]
+    for row in timings.networks:
+        here = f"{row.here:.2f}", _ratio(stock.here, row.here)
+        published = f"{row.published:.0f}", _ratio(stock.published, row.published)
+        table.add_row(row.network, *here, f"{row.multiply_adds / 1e9:.2f}", *published)
+    console.print(table)
+
+    if timings.core < _UNDISTURBED:
         console.print(
-            f"The machine was busy: this program had a core for {share:.0%} of the time only. "
+            f"The machine was busy: this program had a core for {timings.core:.0%} of the time only. "
             "Do not rely on these times.",
             style="yellow",
         )
@@ -62,7 +122,7 @@ def show(console: Console, model: AutoEncoder, seconds: float) -> None:
     )
 
 
-def _ops(model: AutoEncoder, seconds: float) -> Table:
+def _ops(model: AutoEncoder, seconds: float) -> list[OpRow]:
     image = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0)) * 2 - 1
     low, high = model.encoder(image)
     calls: dict[tuple[str, str, str], Callable[[], Any]] = {}
@@ -77,21 +137,14 @@ def _ops(model: AutoEncoder, seconds: float) -> Table:
     for op in _KINDS:
         _require_equal(op, [call() for key, call in calls.items() if key[0] == op])
     timings = interleaved({" ".join(key): call for key, call in calls.items()}, seconds)
-
-    threads = torch.get_num_threads()
-    table = _table(
-        f"One 224 x 224 image, float32, {threads} thread{'s' if threads > 1 else ''}",
-        ("op", "layout"),
-        (f"wae, {backends.backend_for('cpu')}\nms", "stock torch, eager\nms", "\nspeed-up"),
-    )
-    for op in _KINDS:
-        for layout in _FORMATS:
-            ours, stock = (timings[f"{op} {layout} {which}"].median for which in ("wae", "stock"))
-            table.add_row(op, layout, _ms(ours), _ms(stock), _ratio(stock, ours))
-    return table
+    return [
+        OpRow(op, layout, *(1e3 * timings[f"{op} {layout} {which}"].median for which in ("wae", "stock")))
+        for op in _KINDS
+        for layout in _FORMATS
+    ]
 
 
-def _networks(model: AutoEncoder, seconds: float) -> Table:
+def _networks(model: AutoEncoder, seconds: float) -> list[NetworkRow]:
     wae = fold_normalization(wae_vgg16(encoder=model.encoder))
     image = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     with backends.use("reference"):
@@ -99,22 +152,10 @@ def _networks(model: AutoEncoder, seconds: float) -> Table:
     _require_equal("WAE-VGG16", [wae(image), expected])
     networks: dict[str, nn.Module] = {"VGG16": vgg16().eval(), "WAE-VGG16": wae}
     timings = interleaved({n: partial(m, image) for n, m in networks.items()}, seconds, warmup=1)
-
-    table = _table(
-        "One 224 x 224 image through a classifier, eager, NCHW",
-        ("network",),
-        ("here\nms", "here\nspeed-up", "\nGMAC", "published\nms", "published\nspeed-up"),
-    )
-    for name, network in networks.items():
-        table.add_row(
-            name,
-            _ms(timings[name].median),
-            _ratio(timings["VGG16"].median, timings[name].median),
-            f"{count(network).multiply_adds / 1e9:.2f}",
-            f"{_PUBLISHED[name]:.0f}",
-            _ratio(_PUBLISHED["VGG16"], _PUBLISHED[name]),
-        )
-    return table
+    return [
+        NetworkRow(name, 1e3 * timings[name].median, _PUBLISHED[name], count(network).multiply_adds)
+        for name, network in networks.items()
+    ]
 
 
 def _table(title: str, texts: Sequence[str], numbers: Sequence[str]) -> Table:
@@ -124,10 +165,6 @@ def _table(title: str, texts: Sequence[str], numbers: Sequence[str]) -> Table:
     for name in numbers:
         table.add_column(name, justify="right")
     return table
-
-
-def _ms(seconds: float) -> str:
-    return f"{1e3 * seconds:.2f}"
 
 
 def _ratio(slow: float, fast: float) -> str:

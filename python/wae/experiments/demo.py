@@ -6,8 +6,8 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -17,12 +17,28 @@ from wae.data.images import ImageError, read_image
 from wae.models.autoencoder import AutoEncoder, to_uint8
 from wae.storage.files import written
 from wae.training.linear_start import best_linear, linear_reconstruction
-from wae.training.losses import energy_ratio, psnr
+from wae.training.losses import psnr
 
 from . import panels
 
 BUNDLED = ("chelsea", "flower", "astronaut", "coffee")
 """The photos shown when none is given. The first two were kept out of training."""
+
+
+class Row(NamedTuple):
+    """One photo's line in the table."""
+
+    photo: str
+    width: int
+    height: int
+    psnr: float
+    """Of the reconstruction, in dB."""
+    best_linear_psnr: float
+    """See :func:`best_linear_psnr`."""
+    energy: float
+    """The mean square of high over the variance of low."""
+    picture: str
+    """The file's name."""
 
 
 def targets(inputs: Sequence[Path], folder: Path, force: bool) -> list[Path]:
@@ -50,52 +66,50 @@ def targets(inputs: Sequence[Path], folder: Path, force: bool) -> list[Path]:
     return found
 
 
-def show(console: Console, model: AutoEncoder, inputs: Sequence[Path], outputs: Sequence[Path]) -> list[str]:
-    """Decompose and reconstruct every input, write its picture to the output, and print a table.
+def draw(
+    console: Console, model: AutoEncoder, inputs: Sequence[Path], outputs: Sequence[Path]
+) -> tuple[list[Row], list[str]]:
+    """Decompose and reconstruct every input, and write its picture to the output.
 
-    Returns a message for every input that could not be shown.
+    Returns the table's rows, and a message for every input that could not be shown.
     """
-    table = Table(title="Decomposed and put back together", title_justify="left")
-    for name in ("photo", "size", "PSNR\ndB", "best linear\ndB", "energy\nhigh / low", "picture"):
-        table.add_column(name, justify="left" if name in ("photo", "picture") else "right")
-    errors = []
+    rows, errors = [], []
     for source, target in track(
         list(zip(inputs, outputs, strict=True)), "photos", console=console, transient=True
     ):
         try:
-            table.add_row(*_show_photo(model, source, target))
+            rows.append(_draw(model, source, target))
         except (ImageError, OSError) as error:  # noqa: PERF203 (the others shall be shown)
             errors.append(str(error))
-    if table.row_count:
-        console.print(table)
-        console.print(
-            f"The pictures are in the folder {outputs[0].parent}{os.sep}", markup=False, highlight=False
-        )
-        console.print(
-            "PSNR: peak 255, after rounding. Best linear: the best linear transform of 2x2 blocks "
-            "that keeps 6 of 12 numbers, fitted to this photo. Energy: mean square of high over "
-            "the variance of low.\n",
-            highlight=False,
-        )
-    return errors
+    return rows, errors
 
 
-@torch.no_grad()
-def _show_photo(model: AutoEncoder, source: Path, target: Path) -> list[str]:
+def _draw(model: AutoEncoder, source: Path, target: Path) -> Row:
     image = read_image(source)
-    decoded, low, high = (tensor[0] for tensor in model(image[None]))
-    reconstruction = to_uint8(decoded)
+    shown = panels.parts(model, image)
     with written(target, force=True) as file:
-        panels.save(panels.picture(model, image, reconstruction, low, high), file)
+        panels.save(panels.picture(shown), file)
     height, width = image.shape[1:]
-    return [
-        source.stem,
-        f"{width} x {height}",
-        f"{psnr(reconstruction, image):.2f}",
-        f"{best_linear_psnr(image):.2f}",
-        f"{100 * energy_ratio(low[None], high[None]):.1f} %",
-        target.name,
-    ]
+    return Row(source.stem, width, height, shown.psnr, best_linear_psnr(image), shown.energy, target.name)
+
+
+def show(console: Console, rows: Sequence[Row], folder: Path) -> None:
+    """Print the table of the pictures in ``folder``."""
+    table = Table(title="Decomposed and put back together", title_justify="left")
+    for name in ("photo", "size", "PSNR\ndB", "best linear\ndB", "energy\nhigh / low", "picture"):
+        table.add_column(name, justify="left" if name in ("photo", "picture") else "right")
+    for row in rows:
+        size = f"{row.width} x {row.height}"
+        quality = f"{row.psnr:.2f}", f"{row.best_linear_psnr:.2f}"
+        table.add_row(row.photo, size, *quality, f"{100 * row.energy:.1f} %", row.picture)
+    console.print(table)
+    console.print(f"The pictures are in the folder {folder}{os.sep}", markup=False, highlight=False)
+    console.print(
+        "PSNR: peak 255, after rounding. Best linear: the best linear transform of 2x2 blocks "
+        "that keeps 6 of 12 numbers, fitted to this photo. Energy: mean square of high over "
+        "the variance of low.\n",
+        highlight=False,
+    )
 
 
 def best_linear_psnr(image: Tensor) -> float:

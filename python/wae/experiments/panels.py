@@ -1,8 +1,9 @@
-"""The demo's pictures: what the auto-encoder made of one photo, side by side in one PNG."""
+"""Drawings of what the auto-encoder makes of one image: of each part, or all in one PNG for ``wae demo``."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -10,7 +11,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from torch import Tensor
 
-from wae.models.autoencoder import AutoEncoder
+from wae.models.autoencoder import AutoEncoder, to_uint8
+from wae.training.losses import energy_ratio, psnr
 
 _MARK = ("Software", "wae demo")  # in every picture's metadata: tells our files from a user's
 _STRIP = 22  # pixels for a line of text above a panel
@@ -35,34 +37,66 @@ def save(picture: Image.Image, file: IO[bytes]) -> None:
     picture.save(file, format="PNG", pnginfo=info)
 
 
-def picture(
-    model: AutoEncoder, image: Tensor, reconstruction: Tensor, low: Tensor, high: Tensor
-) -> Image.Image:
+@dataclass(frozen=True)
+class Parts:
+    """One image in parts, (3, H, W) each, in its own units: 0..255."""
+
+    image: Tensor
+    """uint8."""
+    low: Tensor
+    """Half as high and wide."""
+    high: Tensor
+    """Likewise; around zero."""
+    reconstruction: Tensor
+    """uint8."""
+    energy: float
+    """The mean square of high over the variance of low, as the encoder gave them."""
+
+    @property
+    def error(self) -> Tensor:
+        """The reconstruction less the image."""
+        return self.reconstruction.float() - self.image.float()
+
+    @property
+    def psnr(self) -> float:
+        """Of the reconstruction: peak 255, after rounding, in dB."""
+        return psnr(self.reconstruction, self.image)
+
+
+@torch.no_grad()
+def parts(model: AutoEncoder, image: Tensor) -> Parts:
+    """What ``model`` makes of ``image``, (3, H, W) uint8."""
+    decoded, low, high = (tensor[0].float() for tensor in model(image[None]))
+    scale, shift = model.image_scale.view(3, 1, 1), model.image_shift.view(3, 1, 1)
+    energy = energy_ratio(low[None], high[None])
+    return Parts(image, (low - shift) / scale, high / scale, to_uint8(decoded), energy)
+
+
+def picture(shown: Parts) -> Image.Image:
     """Input, ``low`` over ``high``, reconstruction and error of one photo, with labels.
 
-    ``high`` and the error are drawn around a middle grey, amplified by the power of two in their label.
-
-    Args:
-        image, reconstruction: (3, H, W) uint8.
-        low, high: (3, h, w), as ``model`` gave them.
+    ``high`` and the error are amplified by the power of two in their label.
     """
-    scale, shift = model.image_scale.view(3, 1, 1), model.image_shift.view(3, 1, 1)
-    error = reconstruction.float() - image.float()
-    details = high.float() / scale
-    error_factor, high_factor = amplification(error), amplification(details)
-    height, width = image.shape[1:]
-    zoom = _zoom(max(height, width))
-    shown = "" if zoom == 1 else f", drawn {zoom} x" if zoom > 1 else f", drawn 1/{round(1 / zoom)}"
+    error = shown.error
+    error_factor, high_factor = amplification(error), amplification(shown.high)
+    height, width = shown.image.shape[1:]
+    zoom = zoom_of(shown.image)
+    drawn = "" if zoom == 1 else f", drawn {zoom} x" if zoom > 1 else f", drawn 1/{round(1 / zoom)}"
     columns = [
-        [(f"input, {width} x {height}{shown}", image)],
+        [(f"input, {width} x {height}{drawn}", shown.image)],
         [
-            (f"low, {low.shape[2]} x {low.shape[1]}", (low.float() - shift) / scale),
-            (f"high x {high_factor}", details * high_factor + _GREY),
+            (f"low, {shown.low.shape[2]} x {shown.low.shape[1]}", shown.low),
+            (f"high x {high_factor}", amplified(shown.high, high_factor)),
         ],
-        [("reconstruction", reconstruction)],
-        [(f"error x {error_factor}", error * error_factor + _GREY)],
+        [("reconstruction", shown.reconstruction)],
+        [(f"error x {error_factor}", amplified(error, error_factor))],
     ]
-    return _join([[_panel(label, pixels, zoom) for label, pixels in column] for column in columns])
+    return _join([[_labelled(label, draw(pixels, zoom)) for label, pixels in column] for column in columns])
+
+
+def amplified(values: Tensor, factor: float) -> Tensor:
+    """``values``, which are around zero, around a middle grey and amplified."""
+    return values * factor + _GREY
 
 
 def amplification(values: Tensor) -> int:
@@ -73,19 +107,26 @@ def amplification(values: Tensor) -> int:
     return int(2 ** max(0, math.floor(math.log2(127 / max(typical, 0.1)))))
 
 
-def _zoom(longer: int) -> float:
+def zoom_of(image: Tensor) -> float:
+    """How much larger or smaller ``image``, (3, H, W), and its parts are drawn."""
+    longer = max(image.shape[1:])
     if longer > _LARGEST:
         return 1 / math.ceil(longer / _LARGEST)
     return max(1, round(_SMALLEST / longer))
 
 
-def _panel(label: str, pixels: Tensor, zoom: float) -> Image.Image:
-    """One image with its label above. Enlarged pixels stay square, made smaller they are averaged."""
-    data = pixels.round().clamp(0, 255).to(torch.uint8) if pixels.is_floating_point() else pixels
+def draw(pixels: Tensor, zoom: float = 1) -> Image.Image:
+    """(3, H, W) of 0..255 as an image. Enlarged pixels stay square, made smaller they are averaged."""
+    data = to_uint8(pixels) if pixels.is_floating_point() else pixels
     image = Image.fromarray(data.permute(1, 2, 0).contiguous().numpy())
-    if zoom != 1:
-        size = (max(1, round(image.width * zoom)), max(1, round(image.height * zoom)))
-        image = image.resize(size, Image.Resampling.NEAREST if zoom > 1 else Image.Resampling.BOX)
+    if zoom == 1:
+        return image
+    size = (max(1, round(image.width * zoom)), max(1, round(image.height * zoom)))
+    return image.resize(size, Image.Resampling.NEAREST if zoom > 1 else Image.Resampling.BOX)
+
+
+def _labelled(label: str, image: Image.Image) -> Image.Image:
+    """``image`` with its label above."""
     font = ImageFont.load_default(13)
     panel = Image.new(
         "RGB", (max(image.width, math.ceil(font.getlength(label))), image.height + _STRIP), "white"

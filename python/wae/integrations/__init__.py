@@ -1,1 +1,1 @@
-"""Where other libraries meet this one. Each module is imported by itself, and by nobody else here."""
+"""Where other libraries meet this one. Each module is imported by itself: by its users, or by its command."""

@@ -11,11 +11,10 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import resnet50
 
 from wae_kernels.reference import normalize_image
 
-from .bodies import initialize, widen_input
+from .bodies import initialize, torchvision_network, widen_input
 from .classifier import FlatClassifier, WAEClassifier
 from .haar import Haar
 from .vgg16 import vgg16_body
@@ -108,7 +107,7 @@ def vgg16_half(classes: int = 1000) -> HalfResolution:
 
 def resnet50_half(classes: int = 1000) -> HalfResolution:
     """torchvision's ResNet50 at half resolution, with random weights."""
-    return HalfResolution(resnet50(num_classes=classes))
+    return HalfResolution(torchvision_network("resnet50", num_classes=classes))
 
 
 def wavelet_cnn(model: WAEClassifier) -> WAEClassifier:

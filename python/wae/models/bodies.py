@@ -4,6 +4,8 @@ A body is any module that maps (N, 3, h, w) to features, (N, C, ...). :func:`lig
 of it without knowing its family: every number of channels is divided by the same rule, so that layers which
 fitted together still do. Where a network holds such a number out of the rule's reach, the light copy does not
 run: it is tried out, and refused with the name of the module.
+
+torchvision is imported where one of its networks is asked for: that takes longer than a prediction.
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ from math import gcd
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
@@ -69,7 +70,9 @@ def standard_network(name: str, **options: Any) -> nn.Module:
 
 def is_torchvision(name: str) -> bool:
     """Whether torchvision has a classifier of this name."""
-    return name in torchvision.models.list_models(module=torchvision.models)
+    from torchvision import models
+
+    return name in models.list_models(module=models)
 
 
 def is_timm(name: str) -> bool:
@@ -101,10 +104,12 @@ def torchvision_network(name: str, **options: Any) -> nn.Module:
 
     GoogLeNet and Inception v3 have others in training, which are left out.
     """
+    from torchvision import models
+
     auxiliary = _AUXILIARY.get(name, ())
     if auxiliary and not options.get("weights"):
         options = {"init_weights": True, **options}  # else torchvision warns
-    network: nn.Module = torchvision.models.get_model(name, **options)
+    network: nn.Module = models.get_model(name, **options)
     if auxiliary:
         network.aux_logits = False  # type: ignore[assignment]  # torch's stubs know only tensors and modules
     for child in auxiliary:
@@ -204,11 +209,11 @@ def feature_shape(body: nn.Module, size: tuple[int, int] = _HALF) -> torch.Size:
     return features.shape
 
 
-def without_numbers(body: nn.Module) -> nn.Module:
-    """A copy of ``body`` on "meta", which takes no memory."""
+def without_numbers(body: nn.Module, device: str = "meta") -> nn.Module:
+    """A copy of ``body`` whose tensors hold nothing yet; on "meta" they take no memory."""
     tensors: dict[int, Any] = {}  # taken by deepcopy where it would have copied the body's own
     for tensor in chain(body.parameters(), body.buffers()):
-        empty = torch.empty_like(tensor, device="meta")
+        empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
         tensors[id(tensor)] = nn.Parameter(empty) if isinstance(tensor, nn.Parameter) else empty
     return copy.deepcopy(body, tensors)
 

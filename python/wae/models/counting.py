@@ -14,9 +14,6 @@ from typing import NamedTuple
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
-
-import wae_kernels.flops  # noqa: F401  (importing it has the ops counted)
 
 from .evaluating import evaluating
 
@@ -48,6 +45,10 @@ def count(network: nn.Module, size: Shape = (224, 224)) -> Count:
     The network runs once, on the device it is on, in evaluation mode, and stays as it was. One that was made
     under ``torch.device("meta")`` neither takes memory nor computes.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # here, as it takes long: it imports Triton
+
+    import wae_kernels.flops  # noqa: F401  (importing it has the ops counted)
+
     device = next(network.parameters()).device
     image = torch.zeros(1, 3, *size, device=device)
     with FlopCounterMode(display=False) as counter, torch.no_grad(), _plain_attention(), evaluating(network):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from typing import TYPE_CHECKING
 
 from torch import nn
-from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
+
+if TYPE_CHECKING:
+    from torchvision.models import VisionTransformer
 
 
 def fit_to(network: nn.Module, size: tuple[int, int]) -> nn.Module:
@@ -17,6 +20,8 @@ def fit_to(network: nn.Module, size: tuple[int, int]) -> nn.Module:
 
     Changes ``network``, and returns it. Raises ValueError where the table cannot become one of that size.
     """
+    from torchvision.models import VisionTransformer  # here, as it takes long
+
     if isinstance(network, VisionTransformer):
         _fit_torchvision(network, size)
     elif callable(resize := getattr(network, "set_input_size", None)):
@@ -30,6 +35,8 @@ def fit_to(network: nn.Module, size: tuple[int, int]) -> nn.Module:
 
 
 def _fit_torchvision(network: VisionTransformer, size: tuple[int, int]) -> None:
+    from torchvision.models.vision_transformer import interpolate_embeddings
+
     patch = network.patch_size
     if size[0] != size[1] or size[0] % patch:
         raise ValueError(f"patches of {patch} need a square of their multiples, got {size[0]} x {size[1]}")

@@ -25,7 +25,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from wae.errors import WaeError
@@ -187,14 +187,19 @@ def _wavelet(around: Builder, classes: int) -> nn.Module:
 class _WithoutMemory(TorchFunctionMode):
     """Puts on "meta" what layers make their weights with, and unlike ``torch.device("meta")`` nothing else:
     RegNet's constructor computes its widths with ``torch.arange`` and ``tolist``.
+
+    There it draws no random numbers: PyTorch imports its compiler to do nothing, which takes a second.
     """
 
     _FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn)
+    _FILLS = (Tensor.normal_, Tensor.uniform_)
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         options = dict(kwargs or {})
+        if func in self._FILLS and args[0].is_meta:
+            return args[0]
         if func in self._FACTORIES and options.get("device") is None:
             options["device"] = "meta"
         return func(*args, **options)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.vgg import make_layers
 
 from wae_kernels.nn import Decoder, Encoder
 from wae_kernels.reference import normalize_image
@@ -13,6 +12,7 @@ from .around import PooledClassifier, wae_around
 from .baselines import AtSize, FullResolution, HalfResolution
 from .bodies import initialize
 from .classifier import WAEClassifier
+from .vgg16 import vgg_layers
 
 _PHOTO_LAYERS: tuple[str | int, ...] = (32, "M", 48, 48, "M", 64, 64, "M", 128, 128, "M")
 _PHOTO_SIDE = 64
@@ -56,13 +56,8 @@ def small_vgg_body(divisor: int = 1) -> nn.Sequential:
     Args:
         divisor: what the numbers of channels are divided by.
     """
-    layers = [layer if isinstance(layer, str) else layer // divisor for layer in _LAYERS]
-    body: nn.Sequential = make_layers(layers, batch_norm=True)
-    for layer in body:
-        if isinstance(layer, nn.MaxPool2d):
-            layer.ceil_mode = True
-    body.apply(initialize)
-    return body
+    widths = [width if isinstance(width, str) else width // divisor for width in _LAYERS]
+    return vgg_layers(widths, batch_norm=True, round_up=True).apply(initialize)
 
 
 def small_vgg_half(classes: int = 10) -> HalfResolution:
@@ -93,9 +88,7 @@ def _classifier(features: int, classes: int) -> nn.Sequential:
 
 def small_photo_vgg_body() -> nn.Sequential:
     """Seven convolutions with BatchNorm: (N, 3, h, w) to (N, 128, h // 16, w // 16), random weights."""
-    body: nn.Sequential = make_layers(list(_PHOTO_LAYERS), batch_norm=True)
-    body.apply(initialize)
-    return body
+    return vgg_layers(_PHOTO_LAYERS, batch_norm=True).apply(initialize)
 
 
 def small_photo_vgg(classes: int = 10) -> FullResolution:

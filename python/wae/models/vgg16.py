@@ -1,11 +1,13 @@
-"""WAE-VGG16 as published (docs/network.md), from torchvision's definition of VGG16."""
+"""WAE-VGG16 as published (docs/network.md). Its body's parameters are those of torchvision's VGG16.
+
+torchvision itself is not imported: that takes longer than to predict with a small network.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from torch import nn
-from torchvision.models.vgg import cfgs, make_layers
 
 from wae_kernels.nn import Encoder
 
@@ -13,6 +15,32 @@ from .bodies import initialize
 from .classifier import FlatClassifier, WAEClassifier
 
 _SIDE = 4  # of the features that the bodies make of a 112 x 112 image
+_WIDTHS = (64, 64, "M", 128, 128, "M", *(256,) * 3, "M", *(512,) * 3, "M", *(512,) * 3, "M")
+
+
+def vgg_layers(
+    widths: Sequence[int | str], batch_norm: bool = False, round_up: bool = False
+) -> nn.Sequential:
+    """VGG's 3 x 3 convolutions, each with ReLU, and max pools that halve: (N, 3, h, w) to features.
+
+    The parameters have the names of ``features`` in torchvision's VGGs, and PyTorch's own random weights.
+
+    Args:
+        widths: the channels of each convolution; "M" is a pool.
+        batch_norm: put BatchNorm behind every convolution.
+        round_up: pools keep an odd last row and column.
+    """
+    layers: list[nn.Module] = []
+    channels = 3
+    for width in widths:
+        if isinstance(width, str):
+            layers.append(nn.MaxPool2d(2, 2, ceil_mode=round_up))
+            continue
+        layers.append(nn.Conv2d(channels, width, 3, padding=1))
+        layers += [nn.BatchNorm2d(width)] if batch_norm else []
+        layers.append(nn.ReLU(inplace=True))
+        channels = width
+    return nn.Sequential(*layers)
 
 
 def vgg16_body(divisor: int = 1) -> nn.Sequential:
@@ -24,11 +52,7 @@ def vgg16_body(divisor: int = 1) -> nn.Sequential:
     Args:
         divisor: what the published numbers of channels are divided by.
     """
-    body: nn.Sequential = make_layers([c if isinstance(c, str) else c // divisor for c in cfgs["D"]])
-    for layer in body:
-        if isinstance(layer, nn.MaxPool2d):
-            layer.ceil_mode = True
-    return body
+    return vgg_layers([w if isinstance(w, str) else w // divisor for w in _WIDTHS], round_up=True)
 
 
 def wae_vgg16(

@@ -25,6 +25,7 @@ from wae.data.input import MAX_SIZE as MAX_SIZE
 from wae.data.input import Input as Input
 from wae.data.input import Transforms
 from wae.models.accelerated import Form, accelerated
+from wae.models.bodies import without_numbers
 from wae.models.network import WAENetwork
 from wae.models.registry import NETWORKS as _NETWORKS
 from wae.models.registry import build, builder, without_memory
@@ -146,7 +147,7 @@ def load_classifier(path: Path, original: nn.Module | None = None) -> nn.Module:
             f"{path}: its tensors are not those of {described.network} with {described.classes} classes"
         )
     if {name for name, _ in model.named_buffers()} <= shapes.keys():
-        model.to_empty(device="cpu")
+        model = without_numbers(model, "cpu")  # as model.to_empty, which imports a part of PyTorch's compiler
     else:  # buffers that no file holds have their numbers from the constructor
         model = _built(described, decoder)
     weights_file.load(path, model)

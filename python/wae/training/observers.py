@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -243,5 +242,4 @@ def _losses(losses: Mapping[str, float], between: str = ", ") -> str:
 
 
 def _json_line(epoch: Epoch) -> bytes:
-    accuracy = epoch.accuracy and epoch.accuracy._asdict()
-    return json.dumps({**asdict(epoch), "accuracy": accuracy}).encode() + b"\n"
+    return json.dumps(epoch.as_data()).encode() + b"\n"

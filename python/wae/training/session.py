@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -68,6 +68,9 @@ _SIDES = (
 _IMAGES = 8  # that TensorBoard shows
 _NO_TENSORBOARD = 'no TensorBoard files: it is not installed (pip install "wae-kernels[tensorboard]")'
 
+Show = Callable[[Plan, Sequence[Epoch]], None]
+"""Is given what was planned, and all epochs."""
+
 
 @dataclass(frozen=True)
 class Session:
@@ -105,10 +108,14 @@ class Session:
         """The checkpoint to go on from."""
         return self.folder / STATE
 
-    def run(self, console: Console) -> Path:
+    def run(self, console: Console, show: Show | None = None) -> Path:
         """Train, and return the path of the trained network.
 
         Before the first epoch the network is saved and loaded once, as it will be at the end.
+
+        Args:
+            console: where the epochs are shown.
+            show: is called at the end, in the first process alone; None prints a table on ``console``.
 
         Raises:
             FileExistsError: there is something in ``folder``, and neither ``resume`` nor ``force`` is given;
@@ -153,7 +160,10 @@ class Session:
                 if is_first():
                     made = {"plan": plan.as_dict(), "accuracy": history[-1].accuracy}
                     save_classifier(result, model, *described, made, force=True)
-                    console.print(table(plan, history))
+                    if show is None:
+                        console.print(table(plan, history))
+                    else:
+                        show(plan, history)
         return result
 
     def _check_folder(self) -> None:

@@ -63,6 +63,10 @@ class Epoch:
     """On the test set; None in a stage that trains no classifier."""
     seconds: float
 
+    def as_data(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "accuracy": self.accuracy and self.accuracy._asdict()}
+
 
 class Observer:
     """Receives the loop's reports, on the first process alone. Everything here does nothing."""

@@ -332,6 +332,22 @@ def test_demo_writes_a_picture_of_each_photo_and_a_table(tmp_path, weights, phot
     assert panels.is_demo_picture(out / "photo.png")
 
 
+def test_demo_s_tables_as_json(tmp_path, weights, capsys, monkeypatch):
+    grey = tmp_path / "grey.png"
+    Image.new("RGB", (1, 5), "grey").save(grey)  # no 2 x 2 block
+    timings = comparison.Timings("cpu:x", 2, [comparison.OpRow("encode", "NCHW", 1.0, 2.0)], [], 0.5)
+    monkeypatch.setattr(comparison, "measure", lambda *_: timings)
+    assert run("demo", grey, "-o", tmp_path / "out", "--weights", weights, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    (row,) = found["photos"]
+    assert (row["photo"], row["width"], row["height"], row["picture"]) == ("grey", 1, 5, "grey.png")
+    assert row["psnr"] > 20
+    assert row["best_linear_psnr"] is None  # JSON has no word for what is not a number
+    assert found["timings"]["ops"] == [{"op": "encode", "layout": "NCHW", "wae": 1.0, "stock": 2.0}]
+    assert run("demo", grey, "-o", tmp_path / "out", "--weights", weights, "--json", "--no-timing") == 0
+    assert set(json.loads(capsys.readouterr().out)) == {"photos"}
+
+
 def test_demo_replaces_its_own_pictures_and_nothing_else(tmp_path, weights, photo_file, capsys):
     out = tmp_path / "out"
     arguments = ("demo", photo_file, "-o", out, "--no-timing", "--weights", weights)
@@ -456,7 +472,13 @@ def test_train_writes_weights_that_encode_takes(tmp_path, photo_file, capsys):
 
     assert run("train-autoencoder", photo_file, "-o", weights, *options) == 1
     assert "--force" in capsys.readouterr().err
-    assert run("train-autoencoder", photo_file, "-o", weights, *options, "--resume") == 0  # nothing is left
+    again = ("--resume", "--json")  # nothing is left to train
+    assert run("train-autoencoder", photo_file, "-o", weights, *options, *again) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["model"], row["photo"]) for row in rows] == [
+        (model, photo) for model in ("linear start", "trained") for photo in photos.KEPT_OUT
+    ]
+    assert all(f"{row['psnr']:.2f}" in printed for row in rows)
     assert run("train-autoencoder", photo_file, "-o", weights, *options, "--resume", "--steps", 4) == 1
     assert "by a plan with another" not in (said := capsys.readouterr().err)
     assert "data that differs in number of images (6, not 8)" in said

@@ -361,11 +361,13 @@ def test_two_processes_share_one_training(train, plan_file, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     arguments = ["-m", "wae.cli", "train", "--data", "digits", "--plan", path, "-o", tmp_path / "out"]
     done = subprocess.run(
-        [*command, *arguments, "--device", "cpu"], capture_output=True, text=True, timeout=600,
+        [*command, *arguments, "--device", "cpu", "--json"], capture_output=True, text=True, timeout=600,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("epoch 1/1") == 1
+    assert done.stderr.count("epoch 1/1") == 1
+    (epoch,) = json.loads(done.stdout)["epochs"]  # of one process
+    assert epoch["accuracy"]["images"] == 297
     assert describe(tmp_path / "out" / "model.safetensors").network == "small_vgg_half"
     assert len((tmp_path / "out" / "log.jsonl").read_text().splitlines()) == 1
 

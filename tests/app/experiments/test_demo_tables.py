@@ -37,7 +37,7 @@ def test_the_timings_fit_80_columns_however_slow_the_machine(
     monkeypatch.setattr(comparison, "interleaved", lambda calls, *_, **__: dict.fromkeys(calls, slow))
     longest = SimpleNamespace(use=backends.use, backend_for=lambda device: "cpu:portable")
     monkeypatch.setattr(comparison, "backends", longest)
-    comparison.show(console, AutoEncoder().eval(), 0.0)
+    comparison.show(console, comparison.measure(console, AutoEncoder().eval(), 0.0))
     rows = lines(console)
     assert max(map(len, rows)) <= 80
     for cells in (
@@ -50,7 +50,9 @@ def test_the_timings_fit_80_columns_however_slow_the_machine(
 def test_the_photos_table_fits_80_columns(console: Console, tmp_path: Path) -> None:
     photo = tmp_path / "astronaut.png"
     Image.fromarray(np.zeros((61, 4096, 3), np.uint8)).save(photo)
-    assert demo.show(console, AutoEncoder().eval(), [photo], [tmp_path / "out.png"]) == []
+    found, errors = demo.draw(console, AutoEncoder().eval(), [photo], [tmp_path / "out.png"])
+    demo.show(console, found, tmp_path)
+    assert errors == []
     rows = lines(console)
     assert max(map(len, rows)) <= 80
     assert any("astronaut" in row and "4096 x 61" in row and "out.png" in row for row in rows)

@@ -1,0 +1,58 @@
+"""The part of the result files that is in the package: what ``wae app`` shows of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from . import tables
+from .result_files import Result, write
+
+FILE = "python/wae/integrations/measured.json"
+
+
+def keep(results: Sequence[Result], root: Path) -> None:
+    """Write it, of the benchmarks' ``results`` and of the trainings in ``docs/results``."""
+    data = {"speed": speed(results), "accuracy": accuracy(root / "docs" / "results")}
+    (root / FILE).parent.mkdir(parents=True, exist_ok=True)
+    write(root / FILE, json.dumps(data, indent=1) + "\n")
+
+
+def speed(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """Of whole networks on each machine: the median of every form in every engine, ``FORM | ENGINE``."""
+    return [
+        {
+            "machine": tables.name(result),
+            "threads": result["machine"]["threads"],
+            "network": b["network"],
+            "images": b["images"],
+            **_made(b["run"]["datetime"], b["run"]["commit"]),
+            "milliseconds": {
+                side: float(f"{1e3 * timing['median']:.4g}") for side, timing in b["timings"].items()
+            },
+        }
+        for result in results
+        for b in result["benchmarks"]
+        if tables.table_of(b) in ("end to end", "end to end, GPU")
+    ]
+
+
+def accuracy(folder: Path) -> list[dict[str, Any]]:
+    """Of every training that was kept: see :mod:`wae.experiments.reproduce`."""
+    found = []
+    for path in sorted(folder.glob("*/*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        found.append(
+            {
+                "data": path.parent.name,
+                **{key: result[key] for key in ("network", "seed", "accuracy", "multiply_adds")},
+                **_made(result["made"]["date"], result["made"]["commit"]),
+            }
+        )
+    return found
+
+
+def _made(time: str, commit: str | None) -> dict[str, str]:
+    return {"date": time[:10], "commit": str(commit)[:10]}

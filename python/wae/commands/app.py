@@ -1,0 +1,75 @@
+"""``wae app``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from . import shared
+
+HELP = "serve a page that shows what becomes of an image, to a browser on this machine"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command line."""
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="checkpoint of a classifier, whose answers are shown (default: none)",
+    )
+    parser.add_argument(
+        "--stock",
+        type=Path,
+        metavar="FILE",
+        help="checkpoint of the same network without WAE, to show beside it (default: random weights, "
+        "for its time alone)",
+    )
+    parser.add_argument(
+        "--autoencoder",
+        type=Path,
+        metavar="FILE",
+        help="weights of the auto-encoder (default: those included)",
+    )
+    parser.add_argument(
+        "--engine", default="eager", metavar="NAME", help="of wae.deploy, for both networks (default: eager)"
+    )
+    parser.add_argument(
+        "--host", default="127.0.0.1", metavar="ADDRESS", help="where it listens (default: 127.0.0.1)"
+    )
+    parser.add_argument(
+        "--port", type=shared.port, default=7860, metavar="N", help="0 for a free one (default: 7860)"
+    )
+    parser.add_argument(
+        "--max-pixels",
+        type=shared.positive,
+        metavar="N",
+        help="an image of more is refused (default: 25000000)",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Serve until Ctrl-C."""
+    from wae.experiments import answers
+    from wae.inference.deployed import DisagreementError
+    from wae.inference.engines import EngineError
+    from wae.integrations import page
+    from wae.storage.weights_file import CheckpointError
+
+    if options.stock is not None and options.weights is None:
+        return shared.complain("--stock: is beside --weights, which is missing", 2)
+    try:
+        asked = (
+            [] if options.weights is None else answers.sides(options.weights, options.stock, options.engine)
+        )
+    except (CheckpointError, ValueError, EngineError, DisagreementError) as error:
+        raise shared.Failure(str(error)) from None
+    page.serve(
+        shared.autoencoder(options.autoencoder),
+        asked,
+        options.host,
+        options.port,
+        options.max_pixels or page.MAX_PIXELS,
+        lambda address: print(f"{address} (Ctrl-C ends it)", flush=True),
+    )
+    return 0

@@ -1,0 +1,111 @@
+"""The answers of two networks to one image, with the time of each: WAE, and the network that it is around."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from wae.data.images import printable
+from wae.data.input import prepare
+from wae.inference.predict import Network, runner
+from wae.inference.timing import interleaved
+from wae.models.registry import build, builder
+from wae.storage.checkpoint import Description, describe, load_classifier
+
+TOP = 5
+"""Classes of an answer, at most."""
+
+_SECONDS = 0.5  # to time all networks for
+
+
+class Side(NamedTuple):
+    """A network that is asked, one image at a time."""
+
+    described: Description
+    network: Network
+    trained: bool
+    """False: its weights are random, and its time alone means something."""
+
+
+class Answer(NamedTuple):
+    """What one network says."""
+
+    network: str
+    shares: dict[str, float]
+    """Of the most probable classes, by name, the highest first; empty without trained weights."""
+    milliseconds: float
+    """Median of runs in which the networks took turns."""
+
+
+def sides(weights: Path, stock: Path | None = None, engine: str = "eager") -> list[Side]:
+    """The classifier in the checkpoint ``weights``, and the one beside it.
+
+    That is the one in ``stock``. Without it, it is the network that the first is WAE around, with random
+    weights; there is none where the first is another network.
+
+    Args:
+        weights, stock: see :func:`wae.storage.checkpoint.load_classifier`.
+        engine: of :func:`wae.deploy`, for both.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or no checkpoint of a classifier.
+        ValueError: there is no such engine.
+        EngineError, DisagreementError: see :func:`wae.deploy`.
+    """
+    first = _side(weights, engine)
+    if stock is not None:
+        return [first, _side(stock, engine)]
+    described = first.described
+    name = described.network.removeprefix("wae_")
+    if name == described.network or builder(name) is None:
+        return [first]
+    torch.manual_seed(0)
+    model = build(name, described.classes).eval()
+    beside = Description(name, described.classes, described.labels, described.input)
+    return [first, Side(beside, runner(model, beside.input, engine, 1), trained=False)]
+
+
+def _side(path: Path, engine: str) -> Side:
+    described = describe(path)
+    return Side(described, runner(load_classifier(path), described.input, engine, 1), trained=True)
+
+
+def answers(asked: Sequence[Side], image: Tensor, invert: bool = False) -> list[Answer]:
+    """Each side's answer to ``image``, (3, H, W) uint8.
+
+    Args:
+        asked: see :func:`sides`.
+        image: is scaled and cut as each network's checkpoint says.
+        invert: swap light and dark first.
+
+    Raises ImageError where the image is too long for a network.
+    """
+    images = [prepare(image, side.described.input, invert)[None] for side in asked]
+    calls = {str(n): partial(s.network, i) for n, (s, i) in enumerate(zip(asked, images, strict=True))}
+    timings = interleaved(calls, _SECONDS)
+    return [
+        Answer(
+            side.described.network,
+            _shares(calls[n](), side.described) if side.trained else {},
+            1e3 * timings[n].median,
+        )
+        for n, side in zip(calls, asked, strict=True)
+    ]
+
+
+def _shares(scores: Tensor, described: Description) -> dict[str, float]:
+    best = scores[0].double().softmax(0).topk(min(TOP, described.classes))
+    return {_name(n, described.labels): share for share, n in zip(*map(Tensor.tolist, best), strict=True)}
+
+
+def _name(number: int, labels: Sequence[str] | None) -> str:
+    """The class's label; with its number where that does not tell it from others."""
+    if labels is None:
+        return f"class {number}"
+    label = printable(labels[number])
+    return label if labels.count(labels[number]) == 1 else f"{label} ({number})"

@@ -1,0 +1,391 @@
+"""The page of ``wae app``: one image in parts, what two networks say of it, and what was measured.
+
+The browser is told to load nothing from another host, and nothing is sent to one: no fonts, no analytics.
+What is uploaded stays in a folder that is gone when the server has ended.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import ipaddress
+import json
+import os
+import socket
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import pandas as pd
+import uvicorn
+from fastapi import FastAPI
+from PIL import Image
+from starlette.datastructures import MutableHeaders
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from wae.data import photos
+from wae.data.images import LONGEST, ImageError, read_image
+from wae.experiments import answers, demo, panels
+from wae.models.autoencoder import AutoEncoder
+
+MAX_PIXELS = 25_000_000
+"""The default limit of pixels in an image. Taking it apart and drawing it takes about 60 bytes for each."""
+
+MAX_BYTES = 64 * 2**20
+"""Of a file that is uploaded."""
+
+_AMPLIFIED = 256  # at most
+_AGE = 3600  # seconds for which an upload is kept
+_FONTS = gr.themes.Font("system-ui"), gr.themes.Font("sans-serif")
+_FIXED_WIDTH = gr.themes.Font("ui-monospace"), gr.themes.Font("monospace")
+
+_ABOUT = """# Wavelet-like auto-encoder
+A small encoder splits an image into `low` and `high`, of half its height and width each. A network that works
+on them has about a quarter of the pixels to look at. The decoder puts the image together again."""
+
+_CSS = """
+.divided { position: relative; margin: 0; --at: 50% }
+.divided img { display: block; width: 100%; image-rendering: pixelated }
+.divided img + img { position: absolute; top: 0; clip-path: inset(0 0 0 var(--at)) }
+.divided input { width: 100% }
+"""
+
+
+def serve(
+    model: AutoEncoder,
+    asked: Sequence[answers.Side] = (),
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    max_pixels: int = MAX_PIXELS,
+    ready: Callable[[str], None] = lambda address: None,
+) -> None:
+    """Serve the page until the process is interrupted.
+
+    Args:
+        model: takes images apart.
+        asked: networks whose answers are shown: see :func:`wae.experiments.answers.sides`.
+        host, port: where it listens; port 0 for one that is free.
+        max_pixels: an image of more is refused.
+        ready: is called with the page's address when it listens there.
+
+    Raises OSError where it cannot listen there.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with (
+        socket.create_server((host, port), family=family) as listening,
+        tempfile.TemporaryDirectory(prefix="wae-app-") as folder,
+    ):
+        os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=folder)
+        app = gr.mount_gradio_app(
+            FastAPI(middleware=_middleware(host), openapi_url=None),
+            build(model, asked, max_pixels),
+            path="",
+            footer_links=[],
+            run_history=False,
+            show_error=False,
+            max_file_size=MAX_BYTES,
+            ssr_mode=False,
+            enable_monitoring=False,
+            pwa=False,
+            mcp_server=False,
+            theme=gr.themes.Default(font=_FONTS, font_mono=_FIXED_WIDTH),
+            css=_CSS,
+        )
+        shown = f"[{host}]" if family == socket.AF_INET6 else host
+        ready(f"http://{shown}:{listening.getsockname()[1]}/")
+        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listening])
+
+
+class _OwnHostOnly:
+    """Tells browsers to load nothing from other hosts, and to send nothing there."""
+
+    _POLICY = (
+        "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; "  # inline: Gradio's page, and ours
+        "base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
+    )
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_policy(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["Content-Security-Policy"] = self._POLICY
+                headers["Referrer-Policy"] = "no-referrer"
+            await send(message)
+
+        await self._app(scope, receive, send_with_policy)
+
+
+def _middleware(host: str) -> list[Middleware]:
+    """Where this machine alone may ask, its name is checked: else a web page could, by a DNS of its own."""
+    policy = Middleware(_OwnHostOnly)
+    if not _is_loopback(host):
+        return [policy]
+    return [policy, Middleware(TrustedHostMiddleware, allowed_hosts=[host, "localhost"], www_redirect=False)]
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def build(model: AutoEncoder, asked: Sequence[answers.Side] = (), max_pixels: int = MAX_PIXELS) -> gr.Blocks:
+    """The page. Arguments as for :func:`serve`."""
+    title = "Wavelet-like auto-encoder"
+    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(_AGE, _AGE)) as page:
+        gr.Markdown(_ABOUT)
+        with gr.Tab("An image"):
+            _ImageTab(model, asked, max_pixels)
+        with gr.Tab("Measured"):
+            _measured()
+    return page
+
+
+# ---------------------------------------------------------------------------------------------- an image
+
+
+class _ImageTab:
+    """Its components, and what they show of an uploaded file."""
+
+    def __init__(self, model: AutoEncoder, asked: Sequence[answers.Side], max_pixels: int) -> None:
+        self._asked = asked
+        self._parts = lru_cache(2)(lambda path: panels.parts(model, read_image(path, max_pixels, LONGEST)))
+        with gr.Row():
+            with gr.Column():
+                file = gr.File(label="Image: drop a file here, or choose one", file_types=["image"])
+                self._examples(file)
+            with gr.Column():
+                self._said = gr.HTML(_line("Choose an image."), label="Outcome")
+                invert = gr.Checkbox(
+                    label="Swap light and dark for the networks (dark clothes on white)", visible=bool(asked)
+                )
+                with gr.Row():
+                    self._answers = [
+                        gr.Label(label=f"{side.described.network} says", num_top_classes=answers.TOP)
+                        for side in asked
+                    ]
+                if not asked:
+                    gr.Markdown(
+                        "No network was given: `wae app --weights CHECKPOINT` shows what a classifier says, "
+                        "beside the same network without WAE, with the time of both."
+                    )
+        with gr.Row():
+            self._low = _image("low", "low: the image at half its height and width")
+            with gr.Column():
+                self._high = _image(
+                    "high, amplified", "high: what low leaves out, grey where that is nothing"
+                )
+                high_by = _amplification("high is amplified by")
+        with gr.Row():
+            self._divided = gr.HTML(label="The image, and its reconstruction", show_label=True)
+            with gr.Column():
+                self._error = _image(
+                    "error, amplified", "error: the reconstruction less the image, grey where that is nothing"
+                )
+                error_by = _amplification("the error is amplified by")
+        self._shown = (self._said, self._low, self._high, high_by, self._divided, self._error, error_by)
+        gr.on(
+            [file.change, invert.change],
+            self._show,
+            [file, invert],
+            [*self._shown, *self._answers],
+            api_visibility="private",
+        )
+        for slider, draw, image in (
+            (high_by, self._draw_high, self._high),
+            (error_by, self._draw_error, self._error),
+        ):
+            slider.input(
+                draw,
+                [file, slider],
+                image,
+                show_progress="hidden",
+                trigger_mode="always_last",
+                api_visibility="private",
+            )
+
+    @staticmethod
+    def _examples(file: gr.File) -> None:
+        """Those photos that are installed here."""
+        found = []
+        for name in demo.BUNDLED:
+            try:
+                found.append(str(photos.photo_path(name)))
+            except (ImageError, ModuleNotFoundError):
+                continue
+        if found:
+            gr.Examples(
+                [[path] for path in found], file, label="Or take one of these", api_visibility="private"
+            )
+
+    def _show(self, path: str | None, invert: bool) -> list[Any]:
+        """What each component shows of the file; if it cannot be used, a line with the reason and nothing."""
+        nothing = [None] * (len(self._shown) - 1 + len(self._answers))
+        if path is None:
+            return [_line("Choose an image."), *nothing]
+        try:
+            parts = self._parts(path)
+            said = answers.answers(self._asked, parts.image, invert)
+        except ImageError as error:
+            name = Path(path).name
+            return [_line(f"{name}: {str(error).removeprefix(f'{path}: ')}", wrong=True), *nothing]
+        height, width = parts.image.shape[1:]
+        high_by, error_by = (min(_AMPLIFIED, panels.amplification(x)) for x in (parts.high, parts.error))
+        return [
+            _line(
+                f"{width} x {height} pixels. Reconstructed with a PSNR of {parts.psnr:.2f} dB; the energy of "
+                f"high is {100 * parts.energy:.1f} % of low's."
+            ),
+            panels.draw(parts.low, panels.zoom_of(parts.image)),
+            self._draw_high(path, high_by),
+            high_by,
+            _divided(parts),
+            self._draw_error(path, error_by),
+            error_by,
+            *map(_label, said),
+        ]
+
+    def _draw_high(self, path: str, factor: float) -> Image.Image:
+        parts = self._parts(path)
+        return panels.draw(panels.amplified(parts.high, factor), panels.zoom_of(parts.image))
+
+    def _draw_error(self, path: str, factor: float) -> Image.Image:
+        parts = self._parts(path)
+        return panels.draw(panels.amplified(parts.error, factor), panels.zoom_of(parts.image))
+
+
+def _image(label: str, described: str) -> gr.Image:
+    return gr.Image(
+        label=label, alt_text=described, format="png", interactive=False, buttons=["download", "fullscreen"]
+    )
+
+
+def _amplification(label: str) -> gr.Slider:
+    return gr.Slider(1, _AMPLIFIED, value=1, step=1, label=label, interactive=True)
+
+
+def _line(text: str, wrong: bool = False) -> str:
+    """One that a screen reader says when it changes."""
+    return f'<p role="{"alert" if wrong else "status"}">{escape(text)}</p>'
+
+
+def _divided(parts: panels.Parts) -> str:
+    """Both images over each other, and a border that moves, unlike Gradio's ImageSlider's by keyboard too."""
+    zoom = panels.zoom_of(parts.image)
+    image, reconstruction = (_source(panels.draw(x, zoom)) for x in (parts.image, parts.reconstruction))
+    return (
+        '<figure class="divided">'
+        f'<img src="{image}" alt="the image, left of the border">'
+        f'<img src="{reconstruction}" alt="the reconstruction, right of the border">'
+        "<label>The image to the left, its reconstruction to the right of"
+        '<input type="range" min="0" max="100" value="50" '
+        "oninput=\"this.closest('figure').style.setProperty('--at', this.value + '%')\">"
+        "</label></figure>"
+    )
+
+
+def _source(image: Image.Image) -> str:
+    """A PNG as an address that holds it."""
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _label(answer: answers.Answer) -> dict[str, Any]:
+    label = f"{answer.network}, {answer.milliseconds:.2f} ms"
+    return gr.update(value=answer.shares or "no weights: its time alone counts", label=label)
+
+
+# ---------------------------------------------------------------------------------------------- measured
+
+_FORMS = {"at 224": "the network", "at 112": "at half the resolution", "deployed": "with WAE"}
+_COLOURS = dict(zip(_FORMS.values(), ("#7f7f7f", "#c7c7c7", "#1f77b4"), strict=True))
+
+
+def _measured() -> None:
+    """Figures of this project's own measurements, which come with the package."""
+    file = Path(__file__).with_name("measured.json")
+    found = json.loads(file.read_text(encoding="utf-8"))
+    gr.Markdown(
+        "Measured by the project on its own machines, not here: `wae bench resnet50` measures yours. Weights "
+        "are random for speed, which does not depend on them."
+    )
+    speed = {_title(entry): entry for entry in found["speed"]}
+    first = next(iter(speed))
+    chosen = gr.Dropdown(list(speed), value=first, label="Network, images at once, machine")
+    plot = gr.BarPlot(
+        _bars(speed[first]),
+        x="how",
+        y="ms",
+        color="form",
+        color_map=_COLOURS,
+        sort="y",
+        x_title="engine",
+        y_title="milliseconds, median",
+        x_label_angle=-40,
+        tooltip="all",
+        height=420,
+        label="Time of a call; less is better",
+        show_label=True,
+    )
+    origin = gr.Markdown(_origin(speed[first]))
+    chosen.change(
+        lambda title: (_bars(speed[title]), _origin(speed[title])),
+        chosen,
+        [plot, origin],
+        api_visibility="private",
+    )
+    if found["accuracy"]:
+        _accuracy(found["accuracy"])
+
+
+def _title(entry: dict[str, Any]) -> str:
+    return f"{entry['network']}, {entry['images']}, {entry['machine']}, {entry['threads']} threads"
+
+
+def _bars(entry: dict[str, Any]) -> pd.DataFrame:
+    rows = []
+    for side, milliseconds in entry["milliseconds"].items():
+        form, _, engine = side.partition(" | ")
+        for end, name in _FORMS.items():
+            if form.endswith(end):
+                rows.append({"how": f"{engine}, {name}", "form": name, "ms": milliseconds})
+    return pd.DataFrame(rows)
+
+
+def _origin(entry: dict[str, Any]) -> str:
+    return f"Of {entry['date']}, commit {entry['commit']}."
+
+
+def _accuracy(entries: list[dict[str, Any]]) -> None:
+    table = pd.DataFrame(
+        {
+            "network": f"{entry['network']} (seed {entry['seed']})",
+            "accuracy, %": round(100 * entry["accuracy"], 2),
+            "million multiply-adds": round(entry["multiply_adds"] / 1e6, 2),
+            "data": entry["data"],
+            "of": f"{entry['date']}, commit {entry['commit']}",
+        }
+        for entry in entries
+    )
+    gr.ScatterPlot(
+        table,
+        x="million multiply-adds",
+        y="accuracy, %",
+        color="network",
+        tooltip="all",
+        height=320,
+        label="Accuracy of trainings of the project, by what an image costs",
+        show_label=True,
+    )
+    gr.Dataframe(table, label="The same in numbers", interactive=False)

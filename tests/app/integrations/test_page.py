@@ -1,0 +1,282 @@
+"""The page of `wae app`: its server without a browser, and the page in a real headless Chromium."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benches import packaged, result_files
+from wae import cli
+from wae.data import photos
+from wae.storage.weights_file import WEIGHTS
+
+pytest.importorskip("gradio")
+ROOT = Path(__file__).resolve().parents[3]
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+WEB = 60_000  # ms that the browser waits, on a machine that may be busy
+
+# The command in a process that reports every address it connects to, but those of this machine.
+SERVER = """
+import socket, sys
+from wae import cli
+
+connect = socket.socket.connect
+
+def watched(self, address):
+    if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1", "localhost"):
+        print("connects to", address, file=sys.stderr, flush=True)
+    return connect(self, address)
+
+socket.socket.connect = watched
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+class Served:
+    """A running `wae app`."""
+
+    def __init__(self, *arguments: str | Path) -> None:
+        words = [sys.executable, "-c", SERVER, "app", "--port", "0", *map(str, arguments)]
+        self.process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        self.said = self.process.stdout.readline()
+        if not self.said:
+            raise AssertionError(self.process.communicate()[1])
+        self.address = self.said.split()[0]
+
+    def end(self) -> str:
+        """What it wrote to standard error."""
+        self.process.send_signal(signal.SIGINT)
+        try:
+            return self.process.communicate(timeout=60)[1]
+        finally:
+            self.process.kill()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Served]:
+    served = Served("--weights", WEIGHTS / "fashion-mnist.safetensors", "--max-pixels", "400000")
+    yield served
+    said = served.end()
+    assert "connects to" not in said
+    assert "Traceback" not in said
+    assert served.process.returncode == 130
+
+
+def fetched(address: str, **headers: str) -> tuple[str, Any]:
+    with urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=60) as answer:
+        return answer.read().decode(), answer.headers
+
+
+# ----------------------------------------------------------------------------------- without a browser
+
+
+@pytest.mark.slow
+def test_it_listens_on_this_machine_alone(server: Served) -> None:
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/ \(Ctrl-C ends it\)\n", server.said)
+    port = urlsplit(server.address).port
+    assert port is not None
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, local, _, state = line.split()[:4]
+        if state == "0A" and int(local.partition(":")[2], 16) == port:
+            assert local.partition(":")[0] == "0100007F"
+            break
+    else:
+        pytest.fail("it does not listen")
+
+
+@pytest.mark.slow
+def test_the_served_page_names_no_other_host(server: Served) -> None:
+    """In what a browser loads by itself. (In `og:` entries, for previews of links, Gradio names its own.)"""
+    page, headers = fetched(server.address)
+    style, _ = fetched(f"{server.address}theme.css")
+    loaded = re.findall(r"""<(?:script|link|img)[^>]*?(?:src|href)=["']([^"']+)""", page)
+    loaded += re.findall(r"""url\(["']?([^"')]+)|@import ["']([^"']+)""", style)
+    assert loaded
+    assert not [address for address in loaded if re.match(r"(?:https?:)?//", str(address))]
+    config = re.search(r"window\.gradio_config = (\{.*?\});</script>", page)
+    assert config is not None
+    assert json.loads(config[1])["analytics_enabled"] is False
+    assert "fonts.googleapis" not in page + style
+    assert headers["Content-Security-Policy"].startswith("default-src 'self' ")
+
+
+@pytest.mark.slow
+def test_a_page_of_another_name_may_not_ask(server: Served) -> None:
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        fetched(server.address, Host="evil.example")
+    assert refused.value.code == 400
+
+
+def test_what_is_refused_before_it_serves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["app", "--stock", "x"]) == 2
+    assert "--weights, which is missing" in capsys.readouterr().err
+    assert cli.main(["app", "--weights", str(tmp_path / "none")]) == 1
+    assert "none" in capsys.readouterr().err
+    assert cli.main(["app", "--weights", str(WEIGHTS / "autoencoder.safetensors")]) == 1
+    assert "no checkpoint of a classifier" in capsys.readouterr().err
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert cli.main(["app", "--port", str(taken.getsockname()[1])]) == 1
+    assert "in use" in capsys.readouterr().err
+
+
+def test_the_measurements_in_the_package_are_those_in_the_result_files(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "results").symlink_to(ROOT / "docs" / "results")
+    packaged.keep(result_files.shown(ROOT / "benches" / "results"), tmp_path)
+    kept = (ROOT / packaged.FILE).read_text(encoding="utf-8")
+    assert (tmp_path / packaged.FILE).read_text(encoding="utf-8") == kept, (
+        "python -m benches.report writes it"
+    )
+
+
+# ---------------------------------------------------------------------------------------- in a browser
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    api = pytest.importorskip("playwright.sync_api")
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if program is None:
+        pytest.skip("no Chromium is installed")
+    with api.sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def page(browser: Any, server: Served) -> Iterator[Any]:
+    """The page, freshly opened. What it asked for, and what it complained of, is looked at in the end."""
+    opened = browser.new_page(viewport={"width": 1200, "height": 1400})
+    opened.set_default_timeout(WEB)
+    asked, complaints = [], []
+    opened.on("request", lambda request: asked.append(request.url))
+    opened.on("pageerror", lambda error: complaints.append(str(error)))
+    opened.on(
+        "console",
+        lambda message: complaints.append(message.text) if "Content Security" in message.text else None,
+    )
+    opened.goto(server.address)
+    opened.get_by_text("Choose an image.").wait_for()
+    yield opened
+    opened.close()
+    hosts = {urlsplit(url).hostname for url in asked if not url.startswith(("data:", "blob:"))}
+    assert hosts == {"127.0.0.1"}
+    assert complaints == []
+
+
+def upload(page: Any, path: Path) -> None:
+    page.locator("input[type=file]").first.set_input_files(str(path))
+
+
+def pixels(page: Any, alt: str) -> str:
+    """The address of a picture, which changes with its pixels."""
+    image = page.locator(f'img[alt^="{alt}"]')
+    image.wait_for()
+    return str(image.get_attribute("src"))
+
+
+@pytest.mark.slow
+def test_a_photo_is_taken_apart_and_classified(page: Any, tmp_path: Path) -> None:
+    upload(page, photos.photo_path("chelsea"))
+    said = page.get_by_role("status").filter(has_text="451 x 300 pixels")
+    said.wait_for()
+    psnr = re.search(r"PSNR of (\d+\.\d+) dB", said.inner_text())
+    assert psnr is not None
+    assert float(psnr[1]) > 48
+    for network in ("wae_small_vgg", "small_vgg"):
+        page.get_by_text(re.compile(rf"^{network}, \d+\.\d\d ms$")).wait_for()
+    page.get_by_text("no weights: its time alone counts").wait_for()
+    assert page.get_by_text(re.compile(r"^\d+%$")).count() >= 2  # probabilities
+
+    before = {
+        alt: pixels(page, alt) for alt in ("low:", "high:", "error:", "the image,", "the reconstruction,")
+    }
+    assert len(set(before.values())) == 5
+    amplified = page.get_by_role("slider", name=re.compile("high is amplified by"))
+    amplified.focus()
+    for _ in range(3):
+        page.keyboard.press("ArrowLeft")
+    page.wait_for_function(
+        "([alt, old]) => document.querySelector(`img[alt^='${alt}']`).src != old",
+        arg=["high:", before["high:"]],
+    )
+    assert pixels(page, "error:") == before["error:"]
+
+    page.get_by_label("Swap light and dark").check()
+    second = tmp_path / "second.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(second)
+    page.get_by_label("Remove this file").or_(page.get_by_label("Clear")).first.click()
+    upload(page, second)
+    page.get_by_role("status").filter(has_text="60 x 40 pixels").wait_for()
+    assert pixels(page, "low:") != before["low:"]
+
+
+@pytest.mark.slow
+def test_the_border_moves_by_keyboard(page: Any) -> None:
+    upload(page, photos.photo_path("chelsea"))
+    border = page.get_by_role("slider", name=re.compile("reconstruction to the right"))
+    border.wait_for()
+    assert border.input_value() == "50"
+    shown = page.locator("figure.divided")
+    border.focus()
+    page.keyboard.press("End")
+    assert border.input_value() == "100"
+    assert shown.evaluate("figure => getComputedStyle(figure.querySelectorAll('img')[1]).clipPath").endswith(
+        "100%)"
+    )
+
+
+@pytest.mark.slow
+def test_what_cannot_be_used_is_a_line(page: Any, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(photos.photo_path("coffee").read_bytes()[:50_000])
+    upload(page, broken)
+    said = page.get_by_role("alert").filter(has_text="broken.png")
+    said.wait_for()
+    assert "broken.png: the file cannot be read" in said.inner_text()
+    assert str(tmp_path) not in said.inner_text()
+    assert "wae-app-" not in said.inner_text()
+
+    page.get_by_label("Remove this file").or_(page.get_by_label("Clear")).first.click()
+    large = tmp_path / "large.png"
+    Image.new("RGB", (2000, 1000)).save(large)
+    upload(page, large)
+    page.get_by_role("alert").filter(has_text="2000 x 1000 pixels are more than 400,000").wait_for()
+
+
+@pytest.mark.slow
+def test_the_measurements_are_plots_and_numbers(page: Any) -> None:
+    page.get_by_role("tab", name="Measured").click()
+    page.get_by_role("graphics-document").or_(page.locator("canvas, svg.marks")).first.wait_for()
+    page.get_by_text(re.compile(r"commit [0-9a-f]{10}")).first.wait_for()
+    page.get_by_label("Network, images at once, machine").wait_for()
+
+
+@pytest.mark.slow
+def test_everything_that_acts_has_a_name(page: Any) -> None:
+    upload(page, photos.photo_path("chelsea"))
+    page.get_by_role("status").filter(has_text="451 x 300 pixels").wait_for()
+    for role in ("slider", "checkbox", "tab", "button", "spinbutton"):
+        for element in page.get_by_role(role).all():
+            if element.is_visible():
+                assert element.evaluate(
+                    "e => e.ariaLabel || e.title || e.innerText.trim() || (e.labels && e.labels.length)"
+                    " || e.getAttribute('aria-labelledby')"
+                ), element.evaluate("e => e.outerHTML")
