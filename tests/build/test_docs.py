@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import ast
+import glob
 import importlib.util
+import os
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from wae import cli
+from wae.data import photos
 from wae_kernels import backends
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,9 +105,10 @@ def test_every_test_that_is_named_exists(page: Path) -> None:
 
 
 def commands(page: Path) -> Iterator[list[str]]:
-    """The words of each command in the page's code blocks: without prompt, comment and redirection."""
+    """The words of each command in the page's code blocks: without variables, comment and redirection."""
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
-    for line in re.findall(r"^ {4,}((?:wae|make|python|torchrun) .*)$", text, re.MULTILINE):
+    programs = "wae|make|python|torchrun|pip|tools/[\\w.]+"
+    for line in re.findall(rf"^ {{4,}}(?:[A-Z_]+=\S+ )*((?:{programs}) .*)$", text, re.MULTILINE):
         words = shlex.split(line, comments=True)
         yield words[: words.index(">")] if ">" in words else words
 
@@ -115,7 +120,7 @@ ALL_COMMANDS = [
 
 @pytest.mark.parametrize("words", ALL_COMMANDS)
 def test_every_command_exists(words: list[str]) -> None:
-    """``wae``'s with all their options."""
+    """``wae``'s with all their options, pip's with all extras."""
     program, *arguments = words
     if "wae.cli" in arguments:  # torchrun ... -m wae.cli
         program, arguments = "wae", arguments[arguments.index("wae.cli") + 1 :]
@@ -126,6 +131,12 @@ def test_every_command_exists(words: list[str]) -> None:
         assert importlib.util.find_spec(arguments[1])
     elif program == "wae":
         assert accepted(arguments)
+    elif program == "pip":
+        project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+        extras = re.findall(r"[\w-]+", "".join(re.findall(r"\[(.*)\]", arguments[-1])))
+        assert all(re.search(rf"^{extra} = \[", project, re.MULTILINE) for extra in extras)
+    elif "/" in program:
+        assert os.access(ROOT / program, os.X_OK)
 
 
 def accepted(arguments: list[str]) -> bool:
@@ -139,6 +150,40 @@ def accepted(arguments: list[str]) -> bool:
 def test_the_search_finds_commands() -> None:
     found = [" ".join(param.values[0][:2]) for param in ALL_COMMANDS]
     assert {"make run", "wae train", "wae bench", "python -m", "torchrun --nproc-per-node"} <= set(found)
+    assert {"pip install", "tools/try_wheel.sh dist/*.whl"} <= set(found)
+
+
+SHORT = (
+    "wae info",
+    "wae info wae_resnet50",
+    "wae selftest --only 17 --json",
+    "wae --print-completion bash",
+    "wae demo holiday.jpg -o out --no-timing",
+    "wae encode holiday.jpg -o holiday.safetensors",
+    "wae decode holiday.safetensors -o back.png",
+    "wae predict shop/*.jpg --invert",
+)
+"""Commands of the pages that take a moment, in the order in which they run.
+
+The others need a GPU, a data set or a checkpoint, download, or run for minutes: tests of each command run it
+on less."""
+
+
+@pytest.mark.slow
+def test_short_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("shop").mkdir()
+    for name in ("holiday.jpg", "shop/1.jpg", "shop/2.jpg"):
+        shutil.copy(photos.photo_path("chelsea"), name)
+    documented = [param.values[0] for param in ALL_COMMANDS]
+    for command in map(str.split, SHORT):
+        assert command in documented
+        words = [found for word in command[1:] for found in (glob.glob(word) or [word])]
+        try:
+            status = cli.main(words)
+        except SystemExit as end:
+            status = end.code or 0
+        assert status == 0, command
 
 
 # ----------------------------------------------------------------------------------------------- examples

@@ -14,7 +14,8 @@ import os
 import socket
 import tempfile
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from contextlib import suppress
+from functools import lru_cache, partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from torch import Tensor
 
 from wae.data import photos
 from wae.data.images import LONGEST, ImageError, read_image
@@ -35,7 +37,7 @@ from wae.experiments import answers, demo, panels
 from wae.models.autoencoder import AutoEncoder
 
 MAX_PIXELS = 25_000_000
-"""The default limit of pixels in an image. Taking it apart and drawing it takes about 60 bytes for each."""
+"""The default limit of pixels in an image."""
 
 MAX_BYTES = 64 * 2**20
 """Of a file that is uploaded."""
@@ -99,7 +101,9 @@ def serve(
         )
         shown = f"[{host}]" if family == socket.AF_INET6 else host
         ready(f"http://{shown}:{listening.getsockname()[1]}/")
-        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listening])
+        # An open page holds a connection, which is not waited for at the end.
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
+        uvicorn.Server(config).run(sockets=[listening])
 
 
 class _OwnHostOnly:
@@ -129,7 +133,8 @@ def _middleware(host: str) -> list[Middleware]:
     policy = Middleware(_OwnHostOnly)
     if not _is_loopback(host):
         return [policy]
-    return [policy, Middleware(TrustedHostMiddleware, allowed_hosts=[host, "localhost"], www_redirect=False)]
+    own = "[" if ":" in host else host  # Starlette cuts "[::1]:7860" at the first colon
+    return [policy, Middleware(TrustedHostMiddleware, allowed_hosts=[own, "localhost"], www_redirect=False)]
 
 
 def _is_loopback(host: str) -> bool:
@@ -201,12 +206,9 @@ class _ImageTab:
             [*self._shown, *self._answers],
             api_visibility="private",
         )
-        for slider, draw, image in (
-            (high_by, self._draw_high, self._high),
-            (error_by, self._draw_error, self._error),
-        ):
+        for part, slider, image in (("high", high_by, self._high), ("error", error_by, self._error)):
             slider.input(
-                draw,
+                partial(self._amplify, part),
                 [file, slider],
                 image,
                 show_progress="hidden",
@@ -219,14 +221,10 @@ class _ImageTab:
         """Those photos that are installed here."""
         found = []
         for name in demo.BUNDLED:
-            try:
-                found.append(str(photos.photo_path(name)))
-            except (ImageError, ModuleNotFoundError):
-                continue
+            with suppress(ImageError, ModuleNotFoundError):
+                found.append([str(photos.photo_path(name))])
         if found:
-            gr.Examples(
-                [[path] for path in found], file, label="Or take one of these", api_visibility="private"
-            )
+            gr.Examples(found, file, label="Or take one of these", api_visibility="private")
 
     def _show(self, path: str | None, invert: bool) -> list[Any]:
         """What each component shows of the file; if it cannot be used, a line with the reason and nothing."""
@@ -247,21 +245,25 @@ class _ImageTab:
                 f"high is {100 * parts.energy:.1f} % of low's."
             ),
             panels.draw(parts.low, panels.zoom_of(parts.image)),
-            self._draw_high(path, high_by),
+            _amplified(parts, parts.high, high_by),
             high_by,
             _divided(parts),
-            self._draw_error(path, error_by),
+            _amplified(parts, parts.error, error_by),
             error_by,
             *map(_label, said),
         ]
 
-    def _draw_high(self, path: str, factor: float) -> Image.Image:
-        parts = self._parts(path)
-        return panels.draw(panels.amplified(parts.high, factor), panels.zoom_of(parts.image))
+    def _amplify(self, part: str, path: str | None, factor: float) -> Image.Image | None:
+        """``high`` or ``error`` of the file; None where there is none."""
+        try:
+            parts = self._parts(path) if path else None
+        except ImageError:
+            parts = None
+        return None if parts is None else _amplified(parts, getattr(parts, part), factor)
 
-    def _draw_error(self, path: str, factor: float) -> Image.Image:
-        parts = self._parts(path)
-        return panels.draw(panels.amplified(parts.error, factor), panels.zoom_of(parts.image))
+
+def _amplified(parts: panels.Parts, values: Tensor, factor: float) -> Image.Image:
+    return panels.draw(panels.amplified(values, factor), panels.zoom_of(parts.image))
 
 
 def _image(label: str, described: str) -> gr.Image:
