@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from wae.errors import WaeError
+
 from . import shared
 
 HELP = "serve a page that shows what becomes of an image, to a browser on this machine"
@@ -51,10 +53,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Serve until Ctrl-C."""
     from wae.experiments import answers
-    from wae.inference.deployed import DisagreementError
-    from wae.inference.engines import EngineError
-    from wae.integrations import page
-    from wae.storage.weights_file import CheckpointError
 
     if options.stock is not None and options.weights is None:
         return shared.complain("--stock: is beside --weights, which is missing", 2)
@@ -62,10 +60,13 @@ def run(options: argparse.Namespace) -> int:
         asked = (
             [] if options.weights is None else answers.sides(options.weights, options.stock, options.engine)
         )
-    except (CheckpointError, ValueError, EngineError, DisagreementError) as error:
+    except (WaeError, ValueError) as error:
         raise shared.Failure(str(error)) from None
+    autoencoder = shared.autoencoder(options.autoencoder)
+    from wae.integrations import page  # last, as it takes long
+
     page.serve(
-        shared.autoencoder(options.autoencoder),
+        autoencoder,
         asked,
         options.host,
         options.port,

@@ -192,7 +192,7 @@ class _ImageTab:
                 )
                 high_by = _amplification("high is amplified by")
         with gr.Row():
-            self._divided = gr.HTML(label="The image, and its reconstruction", show_label=True)
+            self._divided = gr.HTML(label="the image, and its reconstruction", show_label=True, container=True)
             with gr.Column():
                 self._error = _image(
                     "error, amplified", "error: the reconstruction less the image, grey where that is nothing"
@@ -305,7 +305,7 @@ def _source(image: Image.Image) -> str:
 
 def _label(answer: answers.Answer) -> dict[str, Any]:
     label = f"{answer.network}, {answer.milliseconds:.2f} ms"
-    return gr.update(value=answer.shares or "no weights: its time alone counts", label=label)
+    return gr.update(value=answer.shares or "time only", label=label)
 
 
 # ---------------------------------------------------------------------------------------------- measured
