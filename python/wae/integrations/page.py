@@ -192,7 +192,9 @@ class _ImageTab:
                 )
                 high_by = _amplification("high is amplified by")
         with gr.Row():
-            self._divided = gr.HTML(label="the image, and its reconstruction", show_label=True, container=True)
+            self._divided = gr.HTML(
+                label="the image, and its reconstruction", show_label=True, container=True
+            )
             with gr.Column():
                 self._error = _image(
                     "error, amplified", "error: the reconstruction less the image, grey where that is nothing"

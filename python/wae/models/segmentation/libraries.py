@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.segmentation.fcn import FCNHead
 
 _STRIDE = 8  # of PSPNet's body, which is dilated
 
@@ -56,6 +55,7 @@ class PSPNet(nn.Module):
         super().__init__()
         # imported here: not everybody has it, and it takes a second
         import segmentation_models_pytorch as library
+        from torchvision.models.segmentation.fcn import FCNHead
 
         options = {"encoder_depth": 5, "output_stride": _STRIDE, "upsampling": _STRIDE}
         self.network = library.PSPNet(body, encoder_weights=None, classes=classes, **options)

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-import torchvision
 from torch import Tensor, nn
-from torchvision.models import segmentation
 
 from wae.models.baselines import FullResolution
 
@@ -43,9 +41,11 @@ class FullResolutionSegmenter(FullResolution):
 
 def builder(name: str) -> Callable[[int], nn.Module] | None:
     """The constructor of the network called ``name``, for a number of classes; None where there is none."""
+    from torchvision import models  # here, as it takes long
+
     forms = (name, _full), (name.removesuffix("_half"), _half), (name.removeprefix("wae_"), _wae)
     for stem, form in forms:
-        if stem in NETWORKS or stem in torchvision.models.list_models(module=segmentation):
+        if stem in NETWORKS or stem in models.list_models(module=models.segmentation):
             return partial(form, stem)
     return None
 
@@ -54,9 +54,9 @@ def network(name: str, classes: int) -> nn.Module:
     """The network itself, ours or torchvision's, with random weights, for normalised images."""
     if name in NETWORKS:
         return NETWORKS[name](classes)
-    made: nn.Module = torchvision.models.get_model(
-        name, weights=None, weights_backbone=None, num_classes=classes
-    )
+    from torchvision import models
+
+    made: nn.Module = models.get_model(name, weights=None, weights_backbone=None, num_classes=classes)
     return made
 
 
