@@ -147,7 +147,8 @@ def _is_loopback(host: str) -> bool:
 def build(model: AutoEncoder, asked: Sequence[answers.Side] = (), max_pixels: int = MAX_PIXELS) -> gr.Blocks:
     """The page. Arguments as for :func:`serve`."""
     title = "Wavelet-like auto-encoder"
-    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(_AGE, _AGE)) as page:
+    page = gr.Blocks(title=title, analytics_enabled=False, delete_cache=(_AGE, _AGE))
+    with page:
         gr.Markdown(_ABOUT)
         with gr.Tab("An image"):
             _ImageTab(model, asked, max_pixels)

@@ -120,6 +120,7 @@ def test_the_served_page_names_no_other_host(server: Served) -> None:
 def test_a_page_of_another_name_may_not_ask(server: Served) -> None:
     with pytest.raises(urllib.error.HTTPError) as refused:
         fetched(server.address, Host="evil.example")
+    refused.value.close()
     assert refused.value.code == 400
 
 
