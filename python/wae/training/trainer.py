@@ -527,9 +527,12 @@ def _epoch(entry: Mapping[str, Any]) -> Epoch:
 
 
 def _sample(data: Dataset) -> range:
-    """Which images to measure: the first; of files, where like follows like, every so many."""
-    every = max(1, len(data) // _SAMPLE) if isinstance(data, ImageFiles) else 1
-    return range(0, len(data), every)[:_SAMPLE]
+    """Which images to measure: the first; of files, where like follows like, every so many, and fewer of
+    those that are larger than 224 x 224, for all are in memory at once."""
+    if not isinstance(data, ImageFiles):
+        return range(len(data))[:_SAMPLE]
+    most = max(1, min(_SAMPLE, _SAMPLE * 224**2 // math.prod(data.shape)))
+    return range(0, len(data), max(1, len(data) // most))[:most]
 
 
 def _to(images: Tensor, device: torch.device | str) -> Tensor:

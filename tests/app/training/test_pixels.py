@@ -21,6 +21,7 @@ from wae.models.segmentation.segmenter import HalfResolutionSegmenter, wae_segme
 from wae.storage import weights_file
 from wae.storage.checkpoint import describe, load_classifier
 from wae.storage.weights_file import CheckpointError
+from wae.training import trainer
 from wae.training.accuracy import Accuracy, PixelAccuracy, counts_for
 from wae.training.losses import class_weights, cross_entropy, mimic_loss
 from wae.training.objective import Objective
@@ -216,6 +217,14 @@ def test_the_measures_are_those_of_a_confusion_matrix(scenes):
         counts_for(data(scenes)).result()
 
 
+def test_fewer_of_large_images_are_measured_first(scenes, monkeypatch):
+    monkeypatch.setattr(trainer, "_SAMPLE", 8)
+    assert trainer._sample(data(scenes)) == range(0, 20, 2)[:8]
+    large = segmentation_folder(scenes, "train", whole(448, 448))
+    assert trainer._sample(large) == range(0, 20, 10)
+    assert len(trainer._sample(segmentation_folder(scenes, "train", whole(2048, 2048)))) == 1
+
+
 # ------------------------------------------------------------------------------------------------ checkpoints
 
 
@@ -254,11 +263,9 @@ def test_networks_come_back_from_files(tmp_path, name):
 
 
 def test_a_history_of_both_kinds_of_measures_comes_back():
-    from wae.training.trainer import _epoch
-
     for accuracy in (Accuracy(0.5, 0.6, 0.7, 8), PixelAccuracy(0.5, 0.6, 0.7, 0.8, 9), None):
         entry = {"stage": 0, "kind": "joint", "epoch": 1, "losses": {}, "accuracy": accuracy, "seconds": 1.0}
-        found = _epoch(json.loads(json.dumps(entry))).accuracy
+        found = trainer._epoch(json.loads(json.dumps(entry))).accuracy
         assert found == accuracy
         assert type(found) is type(accuracy)
 
