@@ -290,6 +290,7 @@ class_balance = 1.02
 """
 
 
+@pytest.mark.slow
 def test_wae_train_trains_a_segmenter_by_its_name(scenes, tmp_path, capsys):
     (tmp_path / "tiny.toml").write_text(TINY)
     out = tmp_path / "out"
