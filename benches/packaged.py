@@ -47,6 +47,7 @@ def accuracy(folder: Path) -> list[dict[str, Any]]:
         found.append(
             {
                 "data": path.parent.name,
+                "measure": "mean IoU" if "mean_iou" in result.get("measured", {}) else "accuracy",
                 **{key: result[key] for key in ("network", "seed", "accuracy", "multiply_adds")},
                 **_made(result["made"]["date"], result["made"]["commit"]),
             }

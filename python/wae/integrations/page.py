@@ -350,8 +350,8 @@ def _measured() -> None:
         [plot, origin],
         api_visibility="private",
     )
-    if found["accuracy"]:
-        _accuracy(found["accuracy"])
+    for data in dict.fromkeys(entry["data"] for entry in found["accuracy"]):
+        _accuracy(data, [entry for entry in found["accuracy"] if entry["data"] == data])
 
 
 def _title(entry: dict[str, Any]) -> str:
@@ -372,13 +372,14 @@ def _origin(entry: dict[str, Any]) -> str:
     return f"Of {entry['date']}, commit {entry['commit']}."
 
 
-def _accuracy(entries: list[dict[str, Any]]) -> None:
+def _accuracy(data: str, entries: list[dict[str, Any]]) -> None:
+    """Of the trainings on one data set."""
+    measure = f"{entries[0]['measure']}, %"
     table = pd.DataFrame(
         {
             "network": f"{entry['network']} (seed {entry['seed']})",
-            "accuracy, %": round(100 * entry["accuracy"], 2),
+            measure: round(100 * entry["accuracy"], 2),
             "million multiply-adds": round(entry["multiply_adds"] / 1e6, 2),
-            "data": entry["data"],
             "of": f"{entry['date']}, commit {entry['commit']}",
         }
         for entry in entries
@@ -386,11 +387,11 @@ def _accuracy(entries: list[dict[str, Any]]) -> None:
     gr.ScatterPlot(
         table,
         x="million multiply-adds",
-        y="accuracy, %",
+        y=measure,
         color="network",
         tooltip="all",
         height=320,
-        label="Accuracy of trainings of the project, by what an image costs",
+        label=f"{data}: {measure} of trainings, by what an image costs",
         show_label=True,
     )
-    gr.Dataframe(table, label="The same in numbers", interactive=False)
+    gr.Dataframe(table, label=f"{data} in numbers", interactive=False)
