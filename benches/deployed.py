@@ -63,7 +63,7 @@ def bounds(measured: Sequence[Measured]) -> list[str]:
         asked = (" / ".join(f"{x:g}x" for x in pair) for pair in (bound.least, bound.aim))
         reached = ([m.comparison for m in measured if machine(m.about) == name] for name in machines)
         rows.append([bound.what, *asked, *(_reached(bound, found) for found in reached)])
-    return _grid(["how many times faster, batch 1 / 8", "at least", "aim", *machines], rows)
+    return grid(["how many times faster, batch 1 / 8", "at least", "aim", *machines], rows)
 
 
 def _reached(bound: Bound, measured: Sequence[Comparison]) -> str:
@@ -127,7 +127,7 @@ def tables(measured: Sequence[Measured]) -> list[str]:
     for entry in measured:
         comparison, about = entry
         lines += [f"**{title(comparison)}.** {provenance(about)}{_disturbed(entry)}", ""]
-        lines += _grid(heads(comparison), cells(comparison))
+        lines += grid(heads(comparison), cells(comparison))
         lines += [f"\nLeft out: {name}: {why}" for name, why in comparison.left_out.items()] + [""]
     return lines
 
@@ -159,10 +159,11 @@ def decision(measured: Sequence[Measured]) -> list[str]:
         "faster",
         "share",
     ]
-    return _grid(shown, rows)
+    return grid(shown, rows)
 
 
-def _grid(shown: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def grid(shown: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table of Markdown."""
     return [
         f"| {' | '.join(shown)} |",
         "|---" * len(shown) + "|",

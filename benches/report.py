@@ -1,5 +1,5 @@
-"""From result files to the tables of README.md and docs/benchmarks.md, the plots, and the figures of
-``wae app``. None is typed by hand.
+"""From result files to the tables of README.md, docs/benchmarks.md and docs/scale.md, the plots, and the
+figures of ``wae app``. None is typed by hand.
 
 python -m benches.report                 make tables and plots from benches/results
 """
@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from . import deployed, packaged, plots, tables
+from . import deployed, packaged, plots, sizing, tables
 from .result_files import Result, shown, write
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,8 +63,10 @@ def main() -> None:
     figures = plots.draw(results, root / "docs")
     write_between(root / "README.md", "\n".join(tables.decision(results)))
     write_between(root / "docs" / "benchmarks.md", everything(results, measured, figures))
+    write_between(root / "docs" / "scale.md", "\n".join(sizing.table(measured)))
     packaged.keep(results, root)
-    print(f"wrote README.md, docs/benchmarks.md, {packaged.FILE} and {', '.join(p.name for p in figures)}")
+    pages = "README.md, docs/benchmarks.md, docs/scale.md"
+    print(f"wrote {pages}, {packaged.FILE} and {', '.join(p.name for p in figures)}")
 
 
 if __name__ == "__main__":

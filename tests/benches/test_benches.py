@@ -345,7 +345,7 @@ def run_suite(*arguments: str) -> None:
 
 @pytest.mark.slow  # a second process imports everything, which collecting the suite does
 def test_a_benchmark_runs_and_its_tables_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for page in ("README.md", "docs/benchmarks.md"):
+    for page in ("README.md", "docs/benchmarks.md", "docs/scale.md"):
         (tmp_path / page).parent.mkdir(exist_ok=True)
         (tmp_path / page).write_text(f"kept\n{report.BEGIN}\nold\n{report.END}\nkept too\n")
     results = tmp_path / "benches" / "results"

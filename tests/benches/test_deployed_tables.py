@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benches import deployed, report
+from benches import deployed, report, sizing
 from wae.experiments import bench
 from wae.experiments.bench import Comparison, Row, Side
 from wae.inference.timing import Timing
@@ -43,6 +43,19 @@ def test_what_was_asked_for_and_the_share_of_the_multiply_adds(tmp_path: Path) -
     start = "WAE-VGG16, best precision, against VGG16 eager float32"
     assert row(lines, start)[-1] == "50.0x / **10.0x**"
     assert row(lines, start.replace("VGG16", "ResNet50"))[-1] == "not measured"
+
+
+def test_machines_for_a_billion_images_a_day(tmp_path: Path) -> None:
+    alone = replace(comparison("vgg16", 8, 0.2, 0.1), others=0.0)
+    measured = kept(tmp_path, alone, comparison("vgg16", 1, 0.2, 0.1))
+    threads = measured[0].about["machine"]["threads"]
+    per_core = [8 / seconds / threads for seconds in (0.2, 0.1)]
+    needed = [1e9 / 86_400 / rate / 64 for rate in per_core]
+    cells = row(sizing.table(measured), "vgg16, 8")
+    assert cells[1:4] == ["int8: openvino, openvino", *(f"{rate:.1f}" for rate in per_core)]
+    assert all(0 <= int(cell) - need < 1 for cell, need in zip(cells[4:], needed, strict=True))
+    assert "vgg16, 1" not in "".join(sizing.table(measured))  # it was disturbed
+    assert row(sizing.table(measured), "any") == ["a GPU", *["not measured"] * 5]
 
 
 def test_a_row_for_each_network_and_number_of_images(tmp_path: Path) -> None:

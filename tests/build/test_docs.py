@@ -24,6 +24,7 @@ READ = re.compile(r"""(?:environ(?:\.get\(|\[)|getenv\()\s*["'](\w+)["']""")
 SOURCES = ("wae_kernels", "python", "csrc", "tools", "benches", "tests/conftest.py", "setup.py")
 OTHERS = {
     *("RANK", "LOCAL_RANK", "TORCHELASTIC_RESTART_COUNT"),
+    "RAY_USAGE_STATS_ENABLED",
     *("XDG_CACHE_HOME", "CUDA_PATH", "PATH", "TORCHINDUCTOR_CACHE_DIR"),
 }
 """Variables that belong to torchrun, the system or a library, with the meaning they have everywhere."""

@@ -161,10 +161,12 @@ def _data(options: argparse.Namespace, candidate: Candidate, train: bool = False
     from wae.data.classes import class_order
     from wae.data.images import MAX_PIXELS
     from wae.data.loading import open_dataset
+    from wae.data.shards import is_sharded
     from wae.training.processes import is_first
 
     # Named sets have one size; a network that takes another one reports that itself.
-    size = candidate.described.input if Path(options.data).is_dir() else None
+    of_files = is_sharded(options.data) or Path(options.data).is_dir()
+    size = candidate.described.input if of_files else None
     max_pixels = options.max_pixels or MAX_PIXELS
     data = open_dataset(options.data, train, False, 0, size, options.on_corrupt, max_pixels)
     described = candidate.described

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -59,6 +59,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, metavar="FILE", help="write it there (default: standard output)"
     )
+    parser.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="have a Ray cluster do it, into a folder of Parquet files (docs/scale.md); default: the one "
+        "that was started here, else this machine",
+    )
     shared.add_max_pixels(parser)
     shared.add_force(parser)
 
@@ -81,6 +89,8 @@ def run(options: argparse.Namespace) -> int:
             known = ", ".join(ENGINES)
             return shared.complain(f"--engine must be auto or one of {known}, got {options.engine}", 2)
     weights = options.weights or WEIGHTS / "fashion-mnist.safetensors"
+    if options.ray is not None:
+        return _by_cluster(options, weights)
     if options.output is not None:
         if is_image(options.output.name):
             return shared.complain(f"{options.output}: -o writes text, and this is an image's name", 2)
@@ -91,8 +101,7 @@ def run(options: argparse.Namespace) -> int:
         return shared.complain("--calibrate: is for --engine or --precision, which are missing", 2)
     left_out = LeftOut()
     if next(find(options.sources, left_out), None) is None:
-        why = f" ({left_out})" if str(left_out) else ""
-        raise shared.Failure(f"no images found in {', '.join(map(str, options.sources))}{why}")
+        raise _none(options.sources, left_out)
     try:
         described, model = checkpoint.describe(weights), checkpoint.load_classifier(weights)
         data = shared.calibration(options, described.input)
@@ -135,6 +144,62 @@ def run(options: argparse.Namespace) -> int:
     if str(left_out):
         shared.complain(str(left_out))
     return int(failed)
+
+
+def _by_cluster(options: argparse.Namespace, weights: Path) -> int:
+    """As :func:`run`, by the cluster of ``--ray``."""
+    from wae.data.images import MAX_PIXELS, printable
+    from wae.data.walk import LeftOut, find
+    from wae.storage.weights_file import CheckpointError
+
+    if wrong := _not_for_clusters(options):
+        return shared.complain(wrong, 2)
+    try:
+        from wae.integrations import ray
+    except ModuleNotFoundError as error:
+        raise shared.Failure(f'--ray needs {error.name}: pip install "wae-kernels[ray]"') from None
+    left_out = LeftOut()
+    found = list(find([source.absolute() for source in options.sources], left_out))
+    if not found:
+        raise _none(options.sources, left_out)
+    try:
+        failed = ray.predict(
+            found,
+            weights,
+            options.output,
+            options.ray or None,
+            options.force,
+            options.batch,
+            top=options.top,
+            engine=options.engine,
+            invert=options.invert,
+            max_pixels=options.max_pixels or MAX_PIXELS,
+        )
+    except (CheckpointError, ray.ClusterError) as error:
+        raise shared.Failure(str(error)) from None
+    for path, why in failed:
+        shared.complain(printable(f"{path}: {why}"))
+    if str(left_out):
+        shared.complain(str(left_out))
+    return int(bool(failed))
+
+
+def _not_for_clusters(options: argparse.Namespace) -> str:
+    """The option that does not go together with ``--ray``, in a sentence; else empty."""
+    if options.ray and Path(options.ray).exists():
+        return f"--ray takes an address, got the path {options.ray}: name images before it"
+    if options.output is None:
+        return "--ray: needs -o FOLDER"
+    if options.format is not None:
+        return "--format: is not for --ray, which writes Parquet"
+    if options.engine == "auto" or options.precision or options.calibrate:
+        return "--ray: takes an --engine by its name, no auto, --precision or --calibrate"
+    return ""
+
+
+def _none(sources: Sequence[Path], left_out: object) -> shared.Failure:
+    why = f" ({left_out})" if str(left_out) else ""
+    return shared.Failure(f"no images found in {', '.join(map(str, sources))}{why}")
 
 
 @contextmanager

@@ -31,9 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
         required=True,
-        metavar="DIR|NAME",
-        help="fashion-mnist, digits, or a folder: train/CLASS/IMAGE and val/CLASS/IMAGE, or for a class of "
-        "each pixel classes.txt, {train,val}/images and {train,val}/labels",
+        metavar="DIR|NAME|SHARDS",
+        help="fashion-mnist, digits, a folder: train/CLASS/IMAGE and val/CLASS/IMAGE, or for a class of "
+        "each pixel classes.txt, {train,val}/images and {train,val}/labels; or WebDataset's shards, "
+        "'train-{000..127}.tar'",
     )
     parser.add_argument(
         "--plan",

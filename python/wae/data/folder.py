@@ -96,6 +96,23 @@ def seeded(purpose: Draw, *numbers: int) -> Iterator[None]:
         yield
 
 
+def transform(input: Input, augment: bool) -> Callable[[Tensor], Tensor]:
+    """Makes a sample of an image, both uint8.
+
+    Args:
+        input: how, where nothing is augmented; where it is, all but ``squash`` holds for a random cut too.
+        augment: cut out 8 % to 100 % of the image at random, scale it to ``input.size``, flip half of them.
+    """
+    from torchvision.transforms import v2
+
+    if not augment:
+        return partial(prepare, input=input)
+    scaled = v2.InterpolationMode(input.interpolation)
+    augmentation = [v2.RandomResizedCrop(input.size, interpolation=scaled), v2.RandomHorizontalFlip()]
+    made: Callable[[Tensor], Tensor] = v2.Compose([*augmentation, *([luma] if input.grayscale else [])])
+    return made
+
+
 class ImageFolder(ImageFiles):
     """Image files in one folder per class; made by :func:`image_folder`.
 
@@ -104,9 +121,8 @@ class ImageFolder(ImageFiles):
         labels: the names of the classes.
         size: height and width of what comes out, in pixels.
         resize: the shorter side's length before the centre is cut out, where nothing is augmented.
-        interpolation, squash, grayscale: see :class:`wae.data.input.Input`; all but ``squash`` holds for a
-            random cut as well.
-        augment: cut out 8 % to 100 % of the image at random, scale it to ``size``, and flip half of them.
+        interpolation, squash, grayscale: see :class:`wae.data.input.Input`.
+        augment: see :func:`transform`.
         seed: of the augmentation.
         on_corrupt: see :data:`OnCorrupt`.
         max_pixels: see :func:`wae.data.images.read_image`.
@@ -130,19 +146,11 @@ class ImageFolder(ImageFiles):
         squash: bool = False,
         grayscale: bool = False,
     ) -> None:
-        from torchvision.transforms import v2
-
         if not 1 <= size <= resize:
             raise DatasetError(f"size and resize: need 1 <= size <= resize, got {size} and {resize}")
         super().__init__((size, size), seed, on_corrupt, max_pixels, folder, left_out)
         self.samples, self.labels, self.size = list(samples), tuple(labels), size
-        scaled = v2.InterpolationMode(interpolation)
-        augmentation = [v2.RandomResizedCrop(size, interpolation=scaled), v2.RandomHorizontalFlip()]
-        self._transform: Callable[[Tensor], Tensor] = (
-            v2.Compose([*augmentation, *([luma] if grayscale else [])])
-            if augment
-            else partial(prepare, input=Input(size, resize, grayscale, interpolation, squash))
-        )
+        self._transform = transform(Input(size, resize, grayscale, interpolation, squash), augment)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -251,13 +259,13 @@ def _is_within(link: Path, folder: Path) -> bool:
 def _images(folder: Path, left_out: LeftOut, on_corrupt: OnCorrupt) -> list[str]:
     """The paths of a class's images."""
     before, found = str(left_out), list(find([folder], left_out))
-    for path, error in found:
-        if error and on_corrupt == "error":
-            raise DatasetError(f"{path}: {error}")
+    for file in found:
+        if file.error and on_corrupt == "error":
+            raise DatasetError(f"{file.path}: {file.error}")
     if not found:
         why = f" ({left_out} so far)" if str(left_out) != before else ""
         raise DatasetError(f"{folder}: there are no images in this class's folder{why}")
-    return [str(path) for path, _ in found]
+    return [str(file.path) for file in found]
 
 
 def evaluation_resize(size: int) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import io
 import os
 import stat
 from collections.abc import Iterator
@@ -90,10 +91,16 @@ def read_image(path: Path | str, max_pixels: int = MAX_PIXELS, longest: int | No
             long, or holds 32-bit values of unknown range.
     """
     with _named(path):
-        pixels, orientation = _read(path, max_pixels, longest)
-    if orientation in _TURNS:
-        pixels = _turned(pixels, *_TURNS[orientation])
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+        _check_regular(path)
+        return _read(path, max_pixels, longest)
+
+
+def decode_image(
+    content: bytes, name: object, max_pixels: int = MAX_PIXELS, longest: int | None = None
+) -> Tensor:
+    """As :func:`read_image`, of a file's ``content``; errors call it ``name``."""
+    with _named(name):
+        return _read(io.BytesIO(content), max_pixels, longest)
 
 
 def read_numbers(path: Path | str, max_pixels: int = MAX_PIXELS) -> Tensor:
@@ -105,15 +112,17 @@ def read_numbers(path: Path | str, max_pixels: int = MAX_PIXELS) -> Tensor:
 
     Raises ImageError where the file is missing, no PNG, damaged or too large, or holds colours.
     """
-    with _named(path), _opened(path, max_pixels, ("PNG",)) as image:
-        tiles: Any = getattr(image, "tile", ())
-        scaled = _SCALED.get(str(tiles[0][3]), 1) if tiles else 1
-        if image.mode not in ("1", "L", "P", "I") and not image.mode.startswith("I;16"):
-            raise ImageError(
-                f"need a PNG of numbers, grey or with a palette; this one's mode is {image.mode}"
-            )
-        image.load()
-        return torch.from_numpy(np.asarray(image).astype(np.int32) // scaled)
+    with _named(path):
+        _check_regular(path)
+        with _opened(path, max_pixels, ("PNG",)) as image:
+            tiles: Any = getattr(image, "tile", ())
+            scaled = _SCALED.get(str(tiles[0][3]), 1) if tiles else 1
+            if image.mode not in ("1", "L", "P", "I") and not image.mode.startswith("I;16"):
+                raise ImageError(
+                    f"need a PNG of numbers, grey or with a palette; this one's mode is {image.mode}"
+                )
+            image.load()
+            return torch.from_numpy(np.asarray(image).astype(np.int32) // scaled)
 
 
 def check_length(height: int, width: int, longest: int = LONGEST) -> None:
@@ -124,10 +133,9 @@ def check_length(height: int, width: int, longest: int = LONGEST) -> None:
 
 
 @contextmanager
-def _named(path: Path | str) -> Iterator[None]:
+def _named(path: object) -> Iterator[None]:
     """Within it, whatever is wrong with the image file at ``path`` becomes an ImageError that names it."""
     try:
-        _check_regular(path)
         yield
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from None
@@ -153,19 +161,29 @@ def _check_regular(path: Path | str) -> None:
 
 
 @contextmanager
-def _opened(path: Path | str, max_pixels: int, formats: tuple[str, ...]) -> Iterator[Image.Image]:
+def _opened(
+    file: Path | str | io.BytesIO, max_pixels: int, formats: tuple[str, ...]
+) -> Iterator[Image.Image]:
     """The file, its header read and judged, its pixels not decoded yet."""
     if max_pixels > MAX_PIXELS and Image.MAX_IMAGE_PIXELS is not None:
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
-    with Image.open(path, formats=formats) as image:
+    with Image.open(file, formats=formats) as image:
         if image.width * image.height > max_pixels:
             raise ImageError(f"{image.width} x {image.height} pixels are more than {max_pixels:,}, the limit")
         yield image
 
 
-def _read(path: Path | str, max_pixels: int, longest: int | None) -> tuple[_Pixels, int]:
+def _read(file: Path | str | io.BytesIO, max_pixels: int, longest: int | None) -> Tensor:
+    """See :func:`read_image`."""
+    pixels, orientation = _stored(file, max_pixels, longest)
+    if orientation in _TURNS:
+        pixels = _turned(pixels, *_TURNS[orientation])
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _stored(file: Path | str | io.BytesIO, max_pixels: int, longest: int | None) -> tuple[_Pixels, int]:
     """(H, W, 3) as stored, and the orientation that EXIF tells."""
-    with _opened(path, max_pixels, FORMATS) as image:
+    with _opened(file, max_pixels, FORMATS) as image:
         if longest is not None:
             check_length(image.height, image.width, longest)
         if image.format == "TIFF":

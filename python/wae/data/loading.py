@@ -25,6 +25,7 @@ from .images import MAX_PIXELS, ImageError
 from .input import Input, whole
 from .photos import digits
 from .segmentation import SegmentationFolder, held_out, holds_segmentation, segmentation_folder
+from .shards import Shards, is_sharded, shards
 
 
 def open_dataset(
@@ -40,7 +41,8 @@ def open_dataset(
 
     Args:
         source: "fashion-mnist", "digits", or a folder: with Fashion-MNIST's IDX files, with train/ and val/
-            as for :func:`image_folder`, or with a class for each pixel as in :mod:`wae.data.segmentation`.
+            as for :func:`image_folder`, or with a class for each pixel as in :mod:`wae.data.segmentation`;
+            or a pattern of shards, which ends with ".tar", as for :func:`wae.data.shards.shards`.
         train: the part to train on, or the part to test.
         augment, seed, on_corrupt, max_pixels: see :class:`InMemory`, :class:`ImageFolder` and
             :class:`SegmentationFolder`.
@@ -62,8 +64,8 @@ def open_dataset(
         return fashion_mnist(None if fashion else folder, train, augment, seed)
     if source == "digits":
         return digits(train, augment, seed)
-    if not folder.is_dir():
-        raise DatasetError(f"{source}: is neither a folder nor one of fashion-mnist, digits")
+    if not is_sharded(source) and not folder.is_dir():
+        raise DatasetError(f"{source}: is neither a folder, nor shards, nor one of fashion-mnist, digits")
     if holds_segmentation(folder):
         if size is not None and not isinstance(size, Input):
             size = whole(*((size, size) if isinstance(size, int) else size))
@@ -74,6 +76,8 @@ def open_dataset(
     if not isinstance(size, Input):
         size = 224 if size is None else size
         size = Input(size, evaluation_resize(size))
+    if is_sharded(source):
+        return shards(str(source), train, size, augment, seed, on_corrupt, max_pixels)
     return image_folder(
         folder, train, size.size, size.resize, seed, augment, on_corrupt, max_pixels,
         size.interpolation, size.squash, size.grayscale,
@@ -87,6 +91,8 @@ def fingerprint(dataset: Dataset) -> dict[str, Any]:
     - :class:`ImageFolder`: the image size, and SHA-256 of the files' paths, from the folder that holds all,
       and of targets. No file is opened;
     - :class:`SegmentationFolder`: the same without targets;
+    - :class:`Shards`: the image size, the shards' names, and SHA-256 of where the images lie in them and of
+      targets;
     - :class:`Crops`: the size of a crop, and SHA-256 of the images' pixels.
     """
     known: dict[str, Any] = {"number of images": len(dataset), "labels": list(dataset.labels)}
@@ -101,6 +107,11 @@ def fingerprint(dataset: Dataset) -> dict[str, Any]:
         known["file names"] = _sha256(os.fsencode("\0".join(path[common:] for path in paths)))
         if isinstance(dataset, ImageFolder):
             known["targets"] = _sha256(np.array(targets, np.int64))
+    elif isinstance(dataset, Shards):
+        known["image size"] = list(dataset.shape)
+        known["shards"] = [path.name for path in dataset.paths]
+        known["places in shards"] = _sha256(np.stack((dataset.shard, dataset.offset, dataset.bytes)))
+        known["targets"] = _sha256(dataset.targets)
     elif isinstance(dataset, Crops):
         known["crop"] = dataset.crop
         known["pixels"] = [_sha256(image.contiguous().numpy()) for image in dataset.images]

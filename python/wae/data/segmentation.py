@@ -189,7 +189,7 @@ def segmentation_folder(
         if not needed.is_dir():
             raise DatasetError(f"{needed}: there is no such folder")
     samples = []
-    for path, error in find([images], left_out):
+    for path, error, _ in find([images], left_out):
         if error:
             raise DatasetError(f"{path}: {error}")
         label = (labels / path.relative_to(images)).with_suffix(".png")

@@ -26,6 +26,8 @@ class Found(NamedTuple):
 
     path: Path
     error: str = ""
+    content: bytes | None = None
+    """The file's, where it was read already."""
 
 
 class LeftOut:

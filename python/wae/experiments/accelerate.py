@@ -34,6 +34,7 @@ from wae.data.folder import ImageFolder, OnCorrupt
 from wae.data.images import MAX_PIXELS
 from wae.data.input import Input
 from wae.data.loading import batches, fingerprint, open_dataset
+from wae.data.shards import Shards
 from wae.errors import WaeError
 from wae.inference.calibration import spread
 from wae.inference.deployed import Deployed, DisagreementError, deploy
@@ -163,11 +164,11 @@ class Settings:
 class Sets(NamedTuple):
     """The images in the size of a network."""
 
-    training: ImageFolder | InMemory
+    training: ImageFolder | Shards | InMemory
     """Augmented."""
-    plain: ImageFolder | InMemory
+    plain: ImageFolder | Shards | InMemory
     """The same images as for a test."""
-    test: ImageFolder | InMemory
+    test: ImageFolder | Shards | InMemory
 
 
 @dataclass
@@ -864,7 +865,7 @@ def _without_gradients(network: Callable[[Tensor], Tensor], images: Tensor) -> C
 
 @torch.no_grad()
 def _by_class(
-    model: nn.Module, data: ImageFolder | InMemory, batch: int, device: torch.device
+    model: nn.Module, data: ImageFolder | Shards | InMemory, batch: int, device: torch.device
 ) -> list[dict[str, int]]:
     """For each class of ``data`` its images, and those of them that are classified rightly."""
     right, of = (torch.zeros(len(data.labels), dtype=torch.int64) for _ in range(2))

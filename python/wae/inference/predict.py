@@ -120,11 +120,10 @@ def predict(
         while chunk := list(islice(loaded, batch)):
             images = [image for _, image in chunk if image is not None]
             ranked = iter(_ranked(network(torch.stack(images)), top) if images else ())
-            for (path, error), image in chunk:
+            for file, image in chunk:
                 ranking = () if image is None else next(ranked)
-                if not ranking:
-                    error = error or "the network's scores are not finite numbers"
-                yield Prediction(path, ranking, error)
+                error = "" if ranking else file.error or "the network's scores are not finite numbers"
+                yield Prediction(file.path, ranking, error)
 
 
 def _ranked(scores: Tensor, top: int) -> Iterator[tuple[tuple[int, float], ...]]:
@@ -159,8 +158,12 @@ class JsonLines:
         if prediction.error:
             told["error"] = prediction.error
         else:
-            told["classes"] = [self._entry(*entry) for entry in prediction.ranking]
+            told["classes"] = self.classes(prediction)
         yield json.dumps(told)
+
+    def classes(self, prediction: Prediction) -> list[dict[str, object]]:
+        """An entry for each class that was told of it."""
+        return [self._entry(*entry) for entry in prediction.ranking]
 
     def _entry(self, number: int, probability: float) -> dict[str, object]:
         label = {"label": self._labels[number]} if self._labels else {}

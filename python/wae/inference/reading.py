@@ -11,7 +11,7 @@ from functools import partial
 
 from torch import Tensor
 
-from wae.data.images import LONGEST, MAX_PIXELS, ImageError, read_image
+from wae.data.images import LONGEST, MAX_PIXELS, ImageError, decode_image, read_image
 from wae.data.input import Input
 from wae.data.input import prepare as prepare
 from wae.data.walk import Found
@@ -27,7 +27,11 @@ def load(found: Found, input: Input, invert: bool, max_pixels: int) -> tuple[Fou
     if found.error:
         return found, None
     try:
-        return found, prepare(read_image(found.path, max_pixels, LONGEST), input, invert)
+        if found.content is None:
+            image = read_image(found.path, max_pixels, LONGEST)
+        else:
+            image = decode_image(found.content, found.path, max_pixels, LONGEST)
+        return found, prepare(image, input, invert)
     except ImageError as error:
         return Found(found.path, str(error).removeprefix(f"{found.path}: ")), None
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import importlib
 import json
 import platform
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from torch import Tensor, nn
 import wae_kernels
 from wae.errors import WaeError
 from wae.models.haar import Haar
-from wae.storage.files import sha256
+from wae.storage.files import sha256, written_folder
 from wae_kernels.nn import Encoder
 
 from .encoder_int8 import ByteEncoder, Int8Encoder
@@ -59,12 +58,7 @@ def save(
     engine = ENGINES[about["engine"]]
     if engine.load is None or front.device.type != "cpu":
         raise EngineError(f"{engine.name} on {front.device.type} cannot be saved")
-    if folder.exists() and not (force and (folder / ABOUT).is_file()):
-        raise FileExistsError(f"{folder} is there already" + (": it is no deployed network" if force else ""))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
-        new = Path(beside) / "new"
-        new.mkdir()
+    with written_folder(folder, force, ABOUT) as new:
         with engine.errors():
             prepared.save(new, inputs)
         if front.encoder is not None:
@@ -85,15 +79,6 @@ def save(
             "files": {path.name: sha256(path) for path in sorted(new.iterdir()) if path.is_file()},
         }
         (new / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
-        old = Path(beside) / "old"
-        try:
-            if folder.exists():
-                folder.rename(old)
-            new.rename(folder)
-        except BaseException:  # an interruption too: the old network is not to go with the temporary folder
-            if old.exists() and not folder.exists():
-                old.rename(folder)
-            raise
 
 
 def made_by(engine: str) -> dict[str, str]:

@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,6 +64,36 @@ def refuse_existing(path: Path, force: bool = False) -> None:
         raise FileExistsError(f"{path} is {kind}, which is never replaced")
     if not force:
         raise FileExistsError(f"{path} exists; --force replaces it")
+
+
+@contextmanager
+def written_folder(folder: Path, force: bool, mark: str) -> Iterator[Path]:
+    """``with written_folder(folder, ...) as new: ...`` makes ``folder`` whole or not at all.
+
+    The files go into ``new`` first, a folder beside ``folder``, which takes its place at the end.
+
+    Args:
+        folder: to make; its parents are made too.
+        force: replace a folder that is there, if it holds what ``mark`` names.
+        mark: a pattern of files' names: what tells such a folder from any other.
+
+    Raises FileExistsError: something is at ``folder`` that may not be replaced.
+    """
+    if os.path.lexists(folder) and not (force and next(folder.glob(mark), None)):
+        raise FileExistsError(f"{folder} is there already" + (f": it has no {mark}" if force else ""))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
+        new, old = Path(beside, "new"), Path(beside, "old")
+        new.mkdir()
+        yield new
+        try:
+            if folder.exists():
+                folder.rename(old)
+            new.rename(folder)
+        except BaseException:  # an interruption too: what was there is not to go with the temporary folder
+            if old.exists() and not folder.exists():
+                old.rename(folder)
+            raise
 
 
 def sha256(path: Path) -> str:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from wae.data.classes import class_order
 from wae.data.dataset import Dataset, DatasetError, InMemory
-from wae.data.folder import ImageFiles, ImageFolder, OnCorrupt, evaluation_resize
+from wae.data.folder import ImageFiles, OnCorrupt, evaluation_resize
 from wae.data.images import MAX_PIXELS
 from wae.data.loading import open_dataset
 from wae.data.segmentation import SegmentationFolder
@@ -403,4 +403,4 @@ def _input(data: Dataset, images: Tensor) -> Input:
         return data.input
     size = images.shape[3]
     grayscale = isinstance(data, InMemory) and data.images.shape[1] == 1
-    return Input(size, evaluation_resize(size) if isinstance(data, ImageFolder) else size, grayscale)
+    return Input(size, evaluation_resize(size) if isinstance(data, ImageFiles) else size, grayscale)

@@ -27,7 +27,7 @@ def folder(tmp_path):
 
 def names(folder, *sources):
     left_out = LeftOut()
-    return [str(path.relative_to(folder)) for path, _ in find(sources or [folder], left_out)], str(left_out)
+    return [str(file.path.relative_to(folder)) for file in find(sources or [folder], left_out)], str(left_out)
 
 
 def test_folders_are_searched_in_order_and_the_rest_is_counted(folder):

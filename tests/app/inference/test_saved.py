@@ -103,7 +103,7 @@ def test_what_is_there_is_not_replaced_unasked(model, folder, tmp_path):
     deployed.save(folder, force=True)
     assert wae.load_deployed(folder).engine == "eager"
     (tmp_path / "else").mkdir()
-    with pytest.raises(FileExistsError, match="it is no deployed network"):
+    with pytest.raises(FileExistsError, match=r"it has no deployed\.json"):
         deployed.save(tmp_path / "else", force=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["else", "net"]  # nothing left beside them
 

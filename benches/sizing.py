@@ -1,0 +1,60 @@
+"""The table of docs/scale.md: how many machines a billion images a day need, by what `wae bench` measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from wae.experiments.bench import Comparison, Row
+
+from .deployed import Measured, grid, machine, quiet
+
+A_DAY = 1_000_000_000
+"""Images."""
+CORES = 64
+"""Of a machine that the table counts with."""
+
+_SECONDS = 24 * 60 * 60
+_HEADS = (
+    "network, images in a call",
+    "on",
+    "precision: engine of stock, of WAE",
+    "images/s per core: stock",
+    "WAE",
+    f"machines of {CORES} cores: stock",
+    "WAE",
+)
+
+
+def table(measured: Sequence[Measured]) -> list[str]:
+    """A row for each network, number of images, machine and precision, both in the engine fastest for them.
+
+    Comparisons that other programs disturbed are left out.
+    """
+    rows = []
+    for comparison, about in quiet(measured):
+        for precision, fastest in _fastest(comparison):
+            times = fastest[0].stock.median, fastest[1].wae.median
+            rates = [comparison.images / seconds / about["machine"]["threads"] for seconds in times]
+            rows.append(
+                [
+                    f"{comparison.network}, {comparison.images}",
+                    machine(about),
+                    f"{precision}: {fastest[0].engine}, {fastest[1].engine}",
+                    *(f"{rate:.1f}" for rate in rates),
+                    *(f"{machines(rate):,}" for rate in rates),
+                ]
+            )
+    return grid(_HEADS, [*rows, ["any", "a GPU", *["not measured"] * 5]])
+
+
+def machines(rate: float) -> int:
+    """How many a billion images a day need, at ``rate`` images per second and core."""
+    return math.ceil(A_DAY / _SECONDS / rate / CORES)
+
+
+def _fastest(comparison: Comparison) -> Iterator[tuple[str, tuple[Row, Row]]]:
+    """For each precision the rows in which the stock network and WAE are fastest."""
+    for precision in dict.fromkeys(row.precision for row in comparison.rows):
+        rows = [row for row in comparison.rows if row.precision == precision]
+        yield precision, (min(rows, key=lambda r: r.stock.median), min(rows, key=lambda r: r.wae.median))

@@ -1,0 +1,273 @@
+"""Images in WebDataset's shards: tar files, in which the names of what belongs together agree up to a dot.
+
+::
+
+    train-000.tar            train-000.index.npz    where its images are, once it was read
+        n01440764_10026.jpg
+        n01440764_10026.cls  the class's number
+        ...
+    classes.txt              the names of the classes, one a line
+
+A shard is read through once, for its index; afterwards an image is read where it lies. So shards are drawn
+from, divided and resumed as any data set is.
+"""
+
+from __future__ import annotations
+
+import copy
+import tarfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wae.storage.files import written
+
+from .dataset import DatasetError, Draw, permuted
+from .folder import ImageFiles, OnCorrupt, seeded, transform
+from .images import LONGEST, MAX_PIXELS, ImageError, decode_image, is_image
+from .input import Input
+
+CLASSES = "classes.txt"
+
+_BLOCK = tarfile.BLOCKSIZE
+_MOST = 1 << 30  # bytes of an image file: they are in memory together
+_DIGITS = 9  # of a class's number
+
+_Numbers = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+
+
+class _Index(NamedTuple):
+    """Where a shard's images are: (M,) int64 each."""
+
+    offset: _Numbers
+    size: _Numbers
+    target: _Numbers
+    """The class's number."""
+
+
+class Shards(ImageFiles):
+    """Images in tar files; made by :func:`shards`.
+
+    Args:
+        paths: the shards.
+        indices: of each.
+        labels: the names of the classes.
+        input, augment: see :func:`wae.data.folder.transform`.
+        seed, on_corrupt, max_pixels: see :class:`wae.data.folder.ImageFiles`.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        indices: Sequence[_Index],
+        labels: Sequence[str],
+        input: Input,
+        augment: bool,
+        seed: int,
+        on_corrupt: OnCorrupt = "error",
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        super().__init__(input.shape, seed, on_corrupt, max_pixels, None, None)
+        self.labels, self.size = tuple(labels), input.size
+        self.paths, self._transform = list(paths), transform(input, augment)
+        self.shard = np.repeat(np.arange(len(paths)), [len(index.target) for index in indices])
+        self.offset, self.bytes, self.targets = (
+            np.concatenate(column) for column in zip(*indices, strict=True)
+        )
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def renumbered(self, numbers: Sequence[int]) -> Shards:
+        """See :meth:`wae.data.dataset.Dataset.renumbered`."""
+        other = copy.copy(self)
+        other.targets = np.array(numbers)[self.targets]
+        other.labels = permuted(self.labels, numbers)
+        return other
+
+    def subset(self, indices: Sequence[int]) -> Shards:
+        """The samples with these numbers, with numbers of their own."""
+        other = copy.copy(self)
+        chosen = np.array(indices, np.int64)
+        for name in ("shard", "offset", "bytes", "targets"):
+            setattr(other, name, getattr(self, name)[chosen])
+        return other
+
+    def _sample(self, index: int, epoch: int) -> tuple[Tensor, Tensor]:
+        image = self._image(index)
+        with seeded(Draw.SAMPLE, self.seed, epoch, index):
+            return self._transform(image), torch.tensor(int(self.targets[index]))
+
+    def _image(self, index: int) -> Tensor:
+        path, offset, size = self.paths[self.shard[index]], int(self.offset[index]), int(self.bytes[index])
+        try:
+            with open(path, "rb") as shard:
+                shard.seek(offset)
+                content = shard.read(size)
+        except OSError as error:
+            raise ImageError(f"{path}: the shard cannot be read ({error.strerror})") from None
+        try:
+            return decode_image(content, path, self.max_pixels, LONGEST)
+        except ImageError as error:
+            why = str(error).removeprefix(f"{path}: ")
+            raise ImageError(f"{path}: {_name(path, offset)}: {why}") from None
+
+
+def is_sharded(source: str | Path) -> bool:
+    """Whether a data set's name is a pattern of shards: it ends with ``.tar``."""
+    return Path(source).suffix == ".tar"
+
+
+def shards(
+    pattern: str,
+    train: bool,
+    input: Input,
+    augment: bool = False,
+    seed: int = 0,
+    on_corrupt: OnCorrupt = "error",
+    max_pixels: int = MAX_PIXELS,
+) -> Shards:
+    """The images in the shards that ``pattern`` names.
+
+    Args:
+        pattern: of the shards to train on, such as ``shards/train-{000..127}.tar``. Those to test on are the
+            ones beside them that have ``val`` or ``test`` for ``train``, and any number.
+        train: which of the two.
+        input, augment: see :func:`wae.data.folder.transform`.
+        seed, on_corrupt, max_pixels: see :class:`wae.data.folder.ImageFiles`.
+
+    Raises:
+        DatasetError: a shard is missing, damaged, or no tar file; a sample in it has no image or no class, or
+            more than one; a class has no name; or webdataset is not installed.
+    """
+    paths = _expanded(pattern) if train else _held_out(pattern)
+    indices = [_index(path) for path in paths]
+    labels = _labels(paths[0].with_name(CLASSES), max(int(index.target.max()) for index in indices))
+    return Shards(paths, indices, labels, input, augment, seed, on_corrupt, max_pixels)
+
+
+def _expanded(pattern: str) -> list[Path]:
+    try:
+        from braceexpand import braceexpand
+    except ModuleNotFoundError:
+        raise DatasetError(f'{pattern}: shards need pip install "wae-kernels[webdataset]"') from None
+    try:
+        paths = [Path(name) for name in braceexpand(pattern)]
+    except ValueError as error:  # its UnbalancedBracesError
+        raise DatasetError(f"{pattern}: {error}") from None
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        more = f", nor {len(missing) - 1:,} others" if missing[1:] else ""
+        raise DatasetError(f"{missing[0]}: there is no such shard{more}")
+    return paths
+
+
+def _held_out(pattern: str) -> list[Path]:
+    first = _expanded(pattern)[0]
+    before, train, after = first.stem.rpartition("train")
+    if not train:
+        raise DatasetError(f"{pattern}: need a name with train in it; those with val are tested on")
+    number = after.strip("0123456789")
+    for part in ("val", "test"):
+        if found := sorted(first.parent.glob(f"{before}{part}{number}*.tar")):
+            return found
+    raise DatasetError(f"{first.parent}: there are no shards {before}val{number}*.tar to test on")
+
+
+def _labels(path: Path, highest: int) -> list[str]:
+    """The names of the classes, of which ``highest`` is the last number in use."""
+    try:
+        labels = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise DatasetError(f"{path}: is missing; it needs the names of the classes, one a line") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path}: cannot be read ({error})") from None
+    if len(labels) <= max(highest, 1):
+        raise DatasetError(f"{path}: names {len(labels)} classes, and an image is of class number {highest}")
+    return labels
+
+
+# -------------------------------------------------------------------------------------------------- indices
+
+
+def _index(path: Path) -> _Index:
+    """The shard's index: read, or made and kept beside it, where there is room and permission."""
+    kept, now = path.with_suffix(".index.npz"), path.stat()
+    version = np.array([now.st_size, now.st_mtime_ns])
+    with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile), np.load(kept) as known:
+        if np.array_equal(known["version"], version):
+            return _Index(*(known[name] for name in _Index._fields))
+    index = _made(path)
+    with suppress(OSError), written(kept, force=True) as file:
+        np.savez(file, version=version, **index._asdict())
+    return index
+
+
+def _made(path: Path) -> _Index:
+    samples: dict[str, dict[str, tuple[int, int]]] = {}
+    try:
+        with open(path, "rb") as file:
+            for key, kind, member in _members(path, file):
+                sample = samples.setdefault(key, {})
+                if kind in sample:
+                    raise DatasetError(f"{path}: sample {key} has more than one {kind}")
+                if kind == "cls":
+                    sample[kind] = member.offset_data, _class(path, member, file)
+                else:
+                    sample[kind] = member.offset_data, member.size
+    except OSError as error:
+        raise DatasetError(f"{path}: the shard cannot be read ({error.strerror})") from None
+    if not samples:
+        raise DatasetError(f"{path}: there are no images in this shard")
+    for key, sample in samples.items():
+        for kind, called in (("image", "image"), ("cls", "class (a member .cls)")):
+            if kind not in sample:
+                raise DatasetError(f"{path}: sample {key} has no {called}")
+    rows = [(*sample["image"], sample["cls"][1]) for sample in samples.values()]
+    return _Index(*np.array(rows, np.int64).T)
+
+
+def _members(path: Path, file: IO[bytes]) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+    """The sample, whether it is its ``image`` or ``cls``, and the entry, of those members that are either."""
+    from webdataset.tariterators import base_plus_ext
+
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as archive:
+            for member in archive:
+                key, ending = base_plus_ext(member.name)
+                kind = "image" if is_image(f"{key}.{ending}") else str(ending).lower()
+                if member.isreg() and kind in ("image", "cls"):
+                    if member.size > _MOST:
+                        raise DatasetError(f"{path}: {member.name} has more bytes than {_MOST:,}")
+                    yield key, kind, member
+            end = archive.offset
+    except tarfile.TarError as error:
+        raise DatasetError(f"{path}: this is not a tar file that can be read ({error})") from None
+    # tarfile takes a damaged entry for the end. The end is a block of zeros.
+    file.seek(end)
+    if file.read(_BLOCK) != bytes(_BLOCK):
+        raise DatasetError(f"{path}: the shard is damaged or cut short at byte {end:,}")
+
+
+def _class(path: Path, member: tarfile.TarInfo, file: IO[bytes]) -> int:
+    file.seek(member.offset_data)
+    text = file.read(member.size).strip() if member.size <= _DIGITS + 2 else b"more than a number"
+    if not text.isdigit():
+        raise DatasetError(
+            f"{path}: {member.name} needs a class's number, got {text.decode(errors='replace')!r}"
+        )
+    return int(text)
+
+
+def _name(path: Path, offset: int) -> str:
+    """Of the member whose content begins at ``offset``."""
+    with suppress(OSError, tarfile.TarError), open(path, "rb") as shard:
+        shard.seek(offset - _BLOCK)
+        return tarfile.TarInfo.frombuf(shard.read(_BLOCK), "utf-8", "replace").name
+    return f"the image at byte {offset:,}"

@@ -1,0 +1,294 @@
+"""Images in WebDataset's shards: the same as in a folder, each exactly once; damage is reported."""
+
+import gc
+import gzip
+import os
+import tarfile
+from io import BytesIO
+
+import numpy as np
+import pytest
+import torch
+from data_sets import same, small
+
+from wae import cli
+from wae.data import shards as module
+from wae.data.dataset import DatasetError
+from wae.data.images import ImageError
+from wae.data.input import Input
+from wae.data.loading import batches, fingerprint, open_dataset
+from wae.storage.checkpoint import load_classifier
+
+wds = pytest.importorskip("webdataset")
+
+CLASSES = ("cat", "dog")
+
+
+def write_shards(photos, folder):
+    """The images of ``photos``, three to a shard, written by webdataset; the keys of train, in order."""
+    folder.mkdir()
+    (folder / "classes.txt").write_text("\n".join(CLASSES) + "\n")
+    keys = []
+    for part in ("train", "val"):
+        images = [
+            (path, label) for label in range(2) for path in sorted((photos / part / CLASSES[label]).iterdir())
+        ]
+        for shard in range(0, len(images), 3):
+            with wds.TarWriter(str(folder / f"{part}-{shard // 3:03}.tar")) as tar:
+                for path, label in images[shard : shard + 3]:
+                    key = f"{CLASSES[label]}_{path.stem}"
+                    tar.write(
+                        {"__key__": key, "png": path.read_bytes(), "cls": label, "json": {"from": "here"}}
+                    )
+                    keys += [key] if part == "train" else []
+    return keys
+
+
+@pytest.fixture
+def pattern(photos):
+    write_shards(photos, photos / "shards")
+    return f"{photos}/shards/train-{{000..002}}.tar"
+
+
+def shards(pattern, train=True, **options):
+    return module.shards(pattern, train, Input(16, 20), **options)
+
+
+def add(path, name, content=b"", kind=tarfile.REGTYPE):
+    """Another member at the end of a shard."""
+    with tarfile.open(path, "a") as tar:
+        member = tarfile.TarInfo(name)
+        member.size, member.type = len(content), kind
+        tar.addfile(member, BytesIO(content))
+
+
+# ----------------------------------------------------------------------------------------- what is in them
+
+
+@pytest.mark.parametrize("augment", [False, True])
+@pytest.mark.parametrize("train", [True, False])
+def test_the_samples_are_those_of_the_folder(photos, pattern, train, augment):
+    ours, files = (
+        make(where, train, augment=augment, seed=3) for make, where in ((shards, pattern), (small, photos))
+    )
+    assert len(ours) == len(files)
+    assert ours.labels == files.labels
+    indices = [len(files) - 1, 0, 1]
+    assert same(ours.batch(indices, 2), files.batch(indices, 2))
+    assert same(ours.subset(indices).batch(range(3), 0), files.subset(indices).batch(range(3), 0))
+    assert ours.renumbered((1, 0)).labels == ("dog", "cat")
+    assert ours.renumbered((1, 0)).batch([0], 0)[1] == 1 - files.batch([0], 0)[1]
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # its own doing
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_webdataset_finds_the_same_samples(pattern):
+    """Its own reader, in its own order: the number of images, their bytes and classes."""
+    urls = [str(path) for path in shards(pattern).paths]
+    theirs = [
+        (sample["png"], int(sample["cls"]))
+        for sample in wds.WebDataset(urls, shardshuffle=False, empty_check=False)
+    ]
+    gc.collect()  # so that what it left open is closed here, and not in another test
+    ours = shards(pattern)
+    assert len(theirs) == len(ours) == 8
+    for index, (content, label) in enumerate(theirs):
+        with open(ours.paths[ours.shard[index]], "rb") as shard:
+            shard.seek(ours.offset[index])
+            assert shard.read(ours.bytes[index]) == content
+        assert ours.targets[index] == label
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_sample_is_read_by_one_process_in_an_order_of_the_seed(pattern, workers):
+    """By two ranks, which together take the batches of one."""
+    data = shards(pattern)
+    wanted = {seed: [images for images, _ in batches(data, 4, 1, seed, True)] for seed in (0, 1)}
+    parts = [batches(data, 4, 1, 0, True, rank, 2, workers) for rank in (0, 1)]
+    for step, (one, other) in enumerate(zip(*parts, strict=True)):
+        assert torch.equal(torch.stack((one[0], other[0]), 1).flatten(0, 1), wanted[0][step])
+    every = {image.numpy().tobytes() for images in wanted[0] for image in images}
+    assert len(every) == len(data) == 8
+    assert not all(map(torch.equal, wanted[0], wanted[1]))
+
+
+# ------------------------------------------------------------------------------------------------- indices
+
+
+def test_an_index_is_kept_and_made_again_where_the_shard_changed(pattern, monkeypatch):
+    whole = fingerprint(shards(pattern))
+    made = []
+    monkeypatch.setattr(module, "_made", lambda path, make=module._made: made.append(path.name) or make(path))
+    assert fingerprint(shards(pattern)) == whole
+    assert not made
+    first = shards(pattern).paths[0]
+    add(first, "new.png", b"x")
+    add(first, "new.cls", b"1\n")
+    assert len(shards(pattern)) == 9
+    assert made == ["train-000.tar"]
+    assert fingerprint(shards(pattern)) != whole
+    first.with_suffix(".index.npz").write_bytes(b"no index")
+    assert len(shards(pattern)) == 9
+    assert made == ["train-000.tar"] * 2
+
+
+def test_without_room_for_an_index_it_is_made_each_time(pattern, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "written", full)
+    assert len(shards(pattern)) == 8
+    assert not list(shards(pattern).paths[0].parent.glob("*.npz"))
+
+
+# ------------------------------------------------------------------------------------------------- damage
+
+
+def damage_a_header(path):
+    with tarfile.open(path) as tar:
+        second = tar.getmembers()[3].offset
+    with open(path, "r+b") as file:
+        file.seek(second)
+        file.write(b"\xff" * 200)
+
+
+def compress(path):
+    path.write_bytes(gzip.compress(path.read_bytes()))
+
+
+DAMAGE = {
+    r"train-001.tar: there is no such shard": lambda path: path.unlink(),
+    r"train-001.tar: there is no such shard, nor 1 others": lambda path: [
+        path.with_name(f"train-00{n}.tar").unlink() for n in (1, 2)
+    ],
+    r"train-001.tar: the shard is damaged or cut short at byte [\d,]+": damage_a_header,
+    r"train-001.tar: this is not a tar file that can be read \(": compress,
+    r"train-001.tar: (this is not a tar file|the shard is damaged or cut short)": lambda path: os.truncate(
+        path, 5000
+    ),
+    r"train-001.tar: there are no images in this shard": lambda path: tarfile.open(path, "w").close(),
+    r"sample one has no class \(a member .cls\)": lambda path: add(path, "one.jpg", b"x"),
+    r"sample one has no image": lambda path: add(path, "one.cls", b"0"),
+    r"sample dog_0 has more than one image": lambda path: add(path, "dog_0.jpg", b"x"),
+    r"one.cls needs a class's number, got 'dog'": lambda path: add(path, "one.cls", b"dog"),
+    r"one.cls needs a class's number, got 'more than a number'": lambda path: add(path, "one.cls", b"9" * 30),
+    r"classes.txt: names 2 classes, and an image is of class number 2": lambda path: [
+        add(path, "one.png", b"x"),
+        add(path, "one.cls", b"2"),
+    ],
+    r"classes.txt: is missing; it needs the names": lambda path: path.with_name("classes.txt").unlink(),
+    r"classes.txt: cannot be read": lambda path: path.with_name("classes.txt").write_bytes(b"\xff"),
+}
+
+
+@pytest.mark.parametrize("said", DAMAGE)
+def test_damage_is_one_line(pattern, said, photos):
+    DAMAGE[said](photos / "shards" / "train-001.tar")
+    with pytest.raises(DatasetError, match=said) as caught:
+        shards(pattern)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_cut_at_a_members_end_is_found(pattern, photos):
+    """tarfile takes it for the end of the shard, and images would be lost."""
+    path = photos / "shards" / "train-001.tar"
+    with tarfile.open(path) as tar:
+        os.truncate(path, tar.getmembers()[-3].offset)
+    with pytest.raises(DatasetError, match="the shard is damaged or cut short"):
+        shards(pattern)
+
+
+def test_what_is_neither_image_nor_class_is_left_alone(pattern, photos):
+    path = photos / "shards" / "train-001.tar"
+    add(path, "README")
+    add(path, "folder.png", kind=tarfile.DIRTYPE)
+    add(path, "link.png", kind=tarfile.SYMTYPE)
+    assert len(shards(pattern)) == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("train-{000..002.tar", "train-{000..002.tar: "),
+        ("images-{000..001}.tar", "there is no such shard"),
+        ("val-{000..001}.tar", "need a name with train in it"),
+    ],
+)
+def test_patterns_that_name_no_data_set(photos, pattern, name, said):
+    with pytest.raises(DatasetError, match=said):
+        shards(str(photos / "shards" / name), train=False)
+
+
+def test_shards_to_test_on_are_missing(photos, pattern):
+    for path in (photos / "shards").glob("val*"):
+        path.unlink()
+    with pytest.raises(DatasetError, match=r"there are no shards val-\*.tar to test on"):
+        shards(pattern, train=False)
+
+
+def test_a_broken_image_is_an_error_or_left_out(pattern, photos):
+    path = photos / "shards" / "train-001.tar"
+    add(path, "broken.png", b"no image")
+    add(path, "broken.cls", b"0")
+    index = int(np.flatnonzero(shards(pattern).bytes == len(b"no image"))[0])
+    with pytest.raises(ImageError, match=r"train-001.tar: broken.png: this is not an image file"):
+        shards(pattern).batch([index], 0)
+    images, targets, failed = shards(pattern, on_corrupt="skip").read([0, index], 0)
+    assert len(images) == len(targets) == 1
+    assert len(failed) == 1
+    assert "broken.png" in failed[0]
+
+
+# ---------------------------------------------------------------------------------------------- the command
+
+
+def test_a_stopped_training_goes_on_from_shards(pattern, tmp_path, capsys):
+    plan = tmp_path / "plan.toml"
+    stage = '[[stages]]\nkind = "classifier"\nepochs = 2\nlearning_rate = 0.01\n'
+    plan.write_text(f'model = "small_vgg_half"\nbatch = 4\n{stage}')
+    command = ["train", "--data", pattern, "--plan", str(plan), "--size", "28", "--device", "cpu"]
+    assert cli.main([*command, "-o", str(tmp_path / "whole")]) == 0
+    parts = [*command, "--workers", "1", "-o", str(tmp_path / "parts"), "--resume"]
+    stopped = stop_after_an_epoch(parts)
+    assert stopped == 130
+    assert cli.main(parts) == 0
+    whole, parts = (load_classifier(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
+    assert all(map(torch.equal, whole.state_dict().values(), parts.state_dict().values()))
+    capsys.readouterr()
+    assert (
+        cli.main(
+            ["eval", str(tmp_path / "whole" / "model.safetensors"), "--data", pattern, "--device", "cpu"]
+        )
+        == 0
+    )
+    assert "small_vgg_half" in capsys.readouterr().out
+
+
+def stop_after_an_epoch(command):
+    """Run it, and interrupt it when an epoch is written."""
+    from wae.training import observers
+
+    with pytest.MonkeyPatch.context() as patch:
+        end = observers.Together.end
+
+        def interrupted(self, epoch, model):
+            end(self, epoch, model)
+            raise KeyboardInterrupt
+
+        patch.setattr(observers.Together, "end", interrupted)
+        return cli.main(command)
+
+
+def test_another_set_of_shards_is_not_gone_on_with(pattern):
+    ours = open_dataset(pattern, True, False, 0)
+    assert fingerprint(ours)["number of images"] == 8
+    fewer = pattern.replace("002", "001")
+    assert (
+        fingerprint(open_dataset(fewer, True, False, 0))["places in shards"]
+        != fingerprint(ours)["places in shards"]
+    )
+
+
+def test_the_plan_is_named_for_shards(pattern, tmp_path, capsys):
+    assert cli.main(["train", "--data", pattern, "-o", str(tmp_path / "out")]) == 1
+    assert "name one with --plan" in capsys.readouterr().err
