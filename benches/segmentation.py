@@ -7,8 +7,8 @@
 ``prepare`` deploys each network of :data:`NETWORKS` for one image of 480 x 360 in each engine of
 :data:`ENGINES`, at full resolution and with WAE around it, checks both, and saves them and the parts of the
 latter into FOLDER; what is there it leaves. ``time`` runs what was saved in turns and keeps the medians in
-RESULTS, a file for each network and engine. ``table`` prints Markdown: of each network the engine in which
-WAE is fastest.
+RESULTS, a file for each network and engine. ``table`` prints them as Markdown, of each network the engine
+first in which WAE is fastest.
 """
 
 from __future__ import annotations
@@ -136,25 +136,26 @@ def _part(folder: Path, engine: str) -> Callable[[], Any]:
 
 
 def table(results: Path) -> str:
-    """Of each network the engine in which WAE is fastest, as Markdown."""
+    """See above."""
     lines = [
         "| network | engine | full resolution | WAE | faster | limit | reached | full-resolution end |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     found = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
     for name in NETWORKS:
-        case = min(
-            (case for case in found if case["network"] == name),
-            key=lambda case: float(case["milliseconds"][WHOLE]),
-        )
-        times, costs = case["milliseconds"], case["multiply_adds"]
-        faster, limit = times[FULL] / times[WHOLE], costs[FULL] / costs[WHOLE]
-        end = times[PARTS[-1]]
-        lines.append(
-            f"| {name} | {case['engine']} | {times[FULL]:.1f} ms | {times[WHOLE]:.1f} ms | {faster:.2f}x "
-            f"| {limit:.2f}x | {faster / limit:.0%} | {end:.1f} ms, {end / times[WHOLE]:.0%} |"
-        )
+        cases = [case for case in found if case["network"] == name]
+        lines += map(_row, sorted(cases, key=lambda case: float(case["milliseconds"][WHOLE])))
     return "\n".join(lines)
+
+
+def _row(case: dict[str, Any]) -> str:
+    times, costs = case["milliseconds"], case["multiply_adds"]
+    faster, limit = times[FULL] / times[WHOLE], costs[FULL] / costs[WHOLE]
+    end = times[PARTS[-1]]
+    return (
+        f"| {case['network']} | {case['engine']} | {times[FULL]:.1f} ms | {times[WHOLE]:.1f} ms "
+        f"| {faster:.2f}x | {limit:.2f}x | {faster / limit:.0%} | {end:.1f} ms, {end / times[WHOLE]:.0%} |"
+    )
 
 
 def main(task: str, folder: str, *others: str) -> None:

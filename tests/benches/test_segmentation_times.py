@@ -1,0 +1,13 @@
+"""The times of networks that score pixels: the page has what the results give."""
+
+from pathlib import Path
+
+from benches import segmentation
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_page_has_the_table_of_times() -> None:
+    table = segmentation.table(ROOT / "benches" / "results" / "segmentation")
+    page = (ROOT / "docs" / "segmentation.md").read_text()
+    assert table in page, "put in what `python -m benches.segmentation table` prints"
