@@ -16,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Tests compute on one thread each, unless they say otherwise: so as many run at once as there are cores.
 PARALLEL ?= -n auto --maxprocesses 8 --dist worksteal
 
-CXX_FILES = $(shell find csrc tests tools -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+CXX_FILES = $(shell find csrc examples tests tools -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: run
 run: $(VENV)/.app build  ## split the bundled photos and put them back together, with timings (`wae demo`)
