@@ -84,9 +84,11 @@ def serve(
         tempfile.TemporaryDirectory(prefix="wae-app-") as folder,
     ):
         os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=folder)
+        page = build(model, asked, max_pixels)
+        page.has_launched = True  # else Gradio takes any path that a request names for an uploaded file
         app = gr.mount_gradio_app(
             FastAPI(middleware=_middleware(host), openapi_url=None),
-            build(model, asked, max_pixels),
+            page,
             path="",
             footer_links=[],
             run_history=False,
@@ -227,6 +229,8 @@ class _ImageTab:
             with suppress(ImageError, ModuleNotFoundError):
                 found.append([str(photos.photo_path(name))])
         if found:
+            # Not copied: a copy would be deleted after a while, as uploads are.
+            gr.set_static_paths([path for (path,) in found])
             gr.Examples(found, file, label="Or take one of these", api_visibility="private")
 
     def _show(self, path: str | None, invert: bool) -> list[Any]:

@@ -140,7 +140,7 @@ def predict(
         folder: to make, where every worker can write.
         address: of the cluster, as for ``ray.init``: None is ``RAY_ADDRESS``, a cluster that was started on
             this machine, or a new one of this machine's cores.
-        force: replace a folder of Parquet files.
+        force: replace a folder of Parquet files and nothing else.
         batch, options: of :class:`Predictor`.
 
     Returns:
@@ -148,9 +148,11 @@ def predict(
 
     Raises:
         ClusterError: there is no such cluster, it could not do the work, or a row is missing or there twice.
-        FileExistsError: see :func:`wae.storage.files.written_folder`.
+        FileExistsError: something is at ``folder`` that may not be replaced.
         CheckpointError: as :func:`wae.storage.checkpoint.describe`.
     """
+    if force and folder.is_dir() and any(path.suffix != ".parquet" for path in folder.iterdir()):
+        raise FileExistsError(f"{folder} holds more than Parquet files: it is not replaced")
     labelled = describe(weights).labels is not None
     with written_folder(folder.absolute(), force, "*.parquet") as new, _cluster(address):
         size, count, gpus = _workers()

@@ -78,6 +78,19 @@ def server() -> Iterator[Served]:
     assert served.process.returncode == 130
 
 
+def answered(server: Served, path: Path) -> str:
+    """What the page's own script is sent when it asks for the parts of the file ``path``."""
+    config = json.loads(fetched(f"{server.address}config")[0])
+    show = next(found["id"] for found in config["dependencies"] if found["api_name"] == "_show")
+    file = {"path": str(path), "orig_name": path.name, "meta": {"_type": "gradio.FileData"}}
+    question = json.dumps({"data": [file, False], "fn_index": show, "session_hash": path.stem})
+    request = urllib.request.Request(
+        f"{server.address}gradio_api/queue/join", question.encode(), {"Content-Type": "application/json"}
+    )
+    urllib.request.urlopen(request, timeout=60).close()
+    return fetched(f"{server.address}gradio_api/queue/data?session_hash={path.stem}")[0]
+
+
 def fetched(address: str, **headers: str) -> tuple[str, Any]:
     with urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=60) as answer:
         return answer.read().decode(), answer.headers
@@ -122,6 +135,21 @@ def test_a_page_of_another_name_may_not_ask(server: Served) -> None:
         fetched(server.address, Host="evil.example")
     refused.value.close()
     assert refused.value.code == 400
+
+
+@pytest.mark.slow
+def test_a_file_that_was_not_uploaded_is_not_read(tmp_path: Path) -> None:
+    private = tmp_path / "private.png"
+    Image.new("RGB", (60, 40)).save(private)
+    server = Served()
+    try:
+        refused = answered(server, private)
+        example = answered(server, photos.photo_path("chelsea"))
+    finally:
+        said = server.end()
+    assert "60 x 40" not in refused
+    assert "InvalidPathError" in said
+    assert "451 x 300 pixels" in example
 
 
 def test_what_is_refused_before_it_serves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

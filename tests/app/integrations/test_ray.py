@@ -130,10 +130,11 @@ def test_a_result_that_is_there_stays(photos: Path, tmp_path: Path) -> None:
     """It is found out before a cluster is asked for."""
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").touch()
+    (tmp_path / "out" / "old.parquet").touch()
     for force in ([], ["--force"]):
         command = ["predict", str(photos), "--ray", "127.0.0.1:1", "-o", str(tmp_path / "out"), *force]
         assert cli.main(command) == 1
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["mine.txt", "old.parquet"]
 
 
 @NEEDED
