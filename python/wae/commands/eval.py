@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from wae.data.dataset import Dataset
     from wae.experiments.evaluation import Candidate, DeployedCandidate
 
-HELP = "print error, time and multiply-adds of trained classifiers, as the paper's table does"
+HELP = "print error, time and multiply-adds of trained networks, as the paper's table does"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         required=True,
         metavar="DIR|NAME",
-        help="fashion-mnist, digits, or a folder with val/CLASS/IMAGE (and for int8 train/CLASS/IMAGE)",
+        help="fashion-mnist, digits, or a folder with val/CLASS/IMAGE (and for int8 train/CLASS/IMAGE), or, "
+        "for networks that score pixels, as for wae train",
     )
     parser.add_argument(
         "--deployed",

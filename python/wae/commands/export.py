@@ -7,12 +7,12 @@ from pathlib import Path
 
 from . import shared
 
-HELP = "write a classifier as ONNX, a torch.export program, compiled by AOTInductor, or for ExecuTorch"
+HELP = "write a network as ONNX, a torch.export program, compiled by AOTInductor, or for ExecuTorch"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
-    parser.add_argument("weights", type=Path, metavar="WEIGHTS", help="checkpoint of a classifier")
+    parser.add_argument("weights", type=Path, metavar="WEIGHTS", help="checkpoint of a network")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
     parser.add_argument(
         "--format",
@@ -22,9 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--size",
-        type=shared.size,
-        metavar="N",
-        help="pixels along a side of the images (default: what the checkpoint says)",
+        type=shared.image_size,
+        metavar="N|HEIGHTxWIDTH",
+        help="pixels along a side of the images, or both (default: what the checkpoint says)",
     )
     parser.add_argument(
         "--batch",
@@ -61,17 +61,17 @@ def run(options: argparse.Namespace) -> int:
     shared.check_target(options.output, options.weights, options.force)
     try:
         described = checkpoint.describe(options.weights)
-        size = options.size or described.input.size
+        input = described.input.of_size(options.size or described.input.size)
         report = export(
             checkpoint.load_classifier(options.weights),
             options.output,
             options.format,
-            (size, size),
+            input.shape,
             options.batch,
             getattr(torch, options.images),
             options.force,
             precision=options.precision,
-            calibration=shared.calibration(options, described.input, options.size),
+            calibration=shared.calibration(options, input),
             max_drop=options.max_drop,
             described=described,
         )

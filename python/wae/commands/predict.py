@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from wae.errors import WaeError
 
 from . import shared
 
-HELP = "tell what a classifier sees in images"
+HELP = "tell what a network sees in images, or in their pixels"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights",
         type=Path,
         metavar="FILE",
-        help="checkpoint of a classifier (default: the one included, of Fashion-MNIST's clothes)",
+        help="checkpoint of a network (default: the classifier included, of Fashion-MNIST's clothes)",
     )
     parser.add_argument(
         "--top", type=shared.positive, default=3, metavar="K", help="classes of each image (default: 3)"
@@ -67,6 +67,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="have a Ray cluster do it, into a folder of Parquet files (docs/scale.md); default: the one "
         "that was started here, else this machine",
     )
+    parser.add_argument(
+        "--maps",
+        type=Path,
+        metavar="DIR",
+        help="of a network that scores pixels: write labels/NAME.png, a PNG of their classes, and "
+        "overlays/NAME.png, the image with their colours, into DIR",
+    )
     shared.add_max_pixels(parser)
     shared.add_force(parser)
 
@@ -76,6 +83,9 @@ def run(options: argparse.Namespace) -> int:
     from wae.data.images import MAX_PIXELS, is_image, printable
     from wae.data.walk import LeftOut, find
     from wae.inference import predict
+    from wae.inference.maps import Maps
+    from wae.models.registry import NETWORKS
+    from wae.models.segmentation.networks import builder
     from wae.progress import bar
     from wae.storage import checkpoint
     from wae.storage.weights_file import WEIGHTS
@@ -96,6 +106,8 @@ def run(options: argparse.Namespace) -> int:
             return shared.complain(f"{options.output}: -o writes text, and this is an image's name", 2)
         for source in (*options.sources, weights):
             shared.check_target(options.output, source, options.force)
+    if options.maps is not None:
+        _check_maps(options.maps, options.sources)
     engine = options.engine or ("auto" if options.precision else None)
     if options.calibrate is not None and engine is None:
         return shared.complain("--calibrate: is for --engine or --precision, which are missing", 2)
@@ -103,7 +115,12 @@ def run(options: argparse.Namespace) -> int:
     if next(find(options.sources, left_out), None) is None:
         raise _none(options.sources, left_out)
     try:
-        described, model = checkpoint.describe(weights), checkpoint.load_classifier(weights)
+        described = checkpoint.describe(weights)
+        of_pixels = described.network not in NETWORKS and builder(described.network) is not None
+        if options.maps is not None and not of_pixels:
+            name = described.network
+            return shared.complain(f"--maps: {weights} is of {name}, which scores no pixels", 2)
+        model = checkpoint.load_classifier(weights)
         data = shared.calibration(options, described.input)
         network = predict.runner(
             model,
@@ -118,15 +135,27 @@ def run(options: argparse.Namespace) -> int:
         raise shared.Failure(str(error)) from None
 
     on_terminal = options.output is None and sys.stdout.isatty()
-    form = predict.FORMATS[options.format or ("table" if on_terminal else "jsonl")](described.labels)
+    form = predict.FORMATS[options.format or ("table" if on_terminal else "jsonl")](
+        described.labels, of_pixels
+    )
     left_out = LeftOut()
     found = find(options.sources, left_out)
     max_pixels = options.max_pixels or MAX_PIXELS
+    maps = None
+    if options.maps is not None:
+        maps = Maps(options.maps, options.sources, described.input, options.force, max_pixels)
     failed = False
     with (
         closing(
             predict.predict(
-                network, found, described.input, options.top, options.batch, options.invert, max_pixels
+                network,
+                found,
+                described.input,
+                options.top,
+                options.batch,
+                options.invert,
+                max_pixels,
+                maps,
             )
         ) as predictions,
         _output(options.output, options.force) as write,
@@ -194,12 +223,21 @@ def _not_for_clusters(options: argparse.Namespace) -> str:
         return "--format: is not for --ray, which writes Parquet"
     if options.engine == "auto" or options.precision or options.calibrate:
         return "--ray: takes an --engine by its name, no auto, --precision or --calibrate"
+    if options.maps is not None:
+        return "--maps: is not for --ray, which writes Parquet"
     return ""
 
 
 def _none(sources: Sequence[Path], left_out: object) -> shared.Failure:
     why = f" ({left_out})" if str(left_out) else ""
     return shared.Failure(f"no images found in {', '.join(map(str, sources))}{why}")
+
+
+def _check_maps(folder: Path, sources: Iterable[Path]) -> None:
+    """Raise Failure where ``folder`` is in a source: what is written would be found there as an image."""
+    for source in sources:
+        if source.is_dir() and folder.resolve().is_relative_to(source.resolve()):
+            raise shared.Failure(f"--maps: {folder} is in {source}, where images are looked for")
 
 
 @contextmanager

@@ -106,18 +106,15 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def calibration(
-    options: argparse.Namespace, described: Input, size: int | None = None
-) -> Iterator[Tensor] | None:
-    """The images of ``--calibrate`` as the network takes them, ``size`` pixels wide (None: as described)."""
+def calibration(options: argparse.Namespace, input: Input) -> Iterator[Tensor] | None:
+    """The images of ``--calibrate`` as the network takes them."""
     if options.calibrate is None:
         return None
     from wae.inference.calibration import CHECKED, CalibrationError, in_folder
 
     if not options.calibrate.is_dir():
         raise CalibrationError(f"--calibrate: {options.calibrate} is not a folder")
-    described = described.of_size(size or described.size)
-    return in_folder(options.calibrate, described, 100 + CHECKED)
+    return in_folder(options.calibrate, input, 100 + CHECKED)
 
 
 def positive(text: str) -> int:

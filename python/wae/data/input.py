@@ -68,13 +68,23 @@ class Input:
         """Height and width in pixels."""
         return self.size, self.width or self.size
 
-    def of_size(self, size: int) -> Input:
-        """The same for images of ``size``: as much of the image is cut off."""
-        return (
-            self
-            if size == self.size
-            else replace(self, size=size, resize=round(size * self.resize / self.size))
-        )
+    @property
+    def is_whole(self) -> bool:
+        """Whether the whole image is seen: nothing of it is cut off."""
+        return self.squash and self.resize == self.size
+
+    def of_size(self, size: int | tuple[int, int]) -> Input:
+        """The same for images of ``size``, with the same part of the image cut off.
+
+        Of an input that is not square ``size`` is the height, and the ratio stays. To a (height, width) the
+        whole image is scaled.
+        """
+        if isinstance(size, tuple):
+            return replace(self, size=size[0], resize=size[0], squash=True, width=size[1])
+        if size == self.size:
+            return self
+        width = None if self.width is None else round(size * self.width / self.size)
+        return replace(self, size=size, resize=round(size * self.resize / self.size), width=width)
 
 
 IMAGENET = Input()

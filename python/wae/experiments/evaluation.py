@@ -1,4 +1,4 @@
-"""Trained classifiers side by side: error, time per image, multiply-adds (the table of docs/network.md).
+"""Trained networks side by side: error, time per image, multiply-adds (the table of docs/network.md).
 
 And what :func:`wae.deploy` makes of them, in several precisions: accuracy and speed.
 """
@@ -19,8 +19,8 @@ from wae.inference.deployed import Deployed, deploy
 from wae.inference.footprint import footprint_of
 from wae.inference.predict import filled
 from wae.inference.timing import Timing, interleaved
-from wae.models.classifier import WAEClassifier, fold_normalization
 from wae.models.counting import count
+from wae.models.network import WAENetwork, fold_normalization
 from wae.storage.checkpoint import Description, describe, load_classifier
 from wae.training.accuracy import Accuracy, PixelAccuracy
 
@@ -32,7 +32,7 @@ HOW_TIMED = (
 
 @dataclass
 class Candidate:
-    """One trained classifier, and what is found out about it."""
+    """One trained network, and what is found out about it."""
 
     path: Path
     described: Description
@@ -46,9 +46,9 @@ class Candidate:
 
 
 def candidate(path: Path, device: torch.device) -> Candidate:
-    """The classifier in the checkpoint at ``path``. Raises CheckpointError."""
+    """The network in the checkpoint at ``path``. Raises CheckpointError."""
     model = load_classifier(path)
-    if isinstance(model, WAEClassifier):
+    if isinstance(model, WAENetwork):
         model = fold_normalization(model)
     return Candidate(path, describe(path), model.to(device).to(memory_format=torch.channels_last))
 
@@ -58,9 +58,9 @@ def measure(candidates: Sequence[Candidate], seconds: float) -> None:
     """Fill in multiply-adds, and times taken in turns during about ``seconds``, all together."""
     functions = {}
     for number, entry in enumerate(candidates):
-        device, size = next(entry.model.parameters()).device, entry.described.input.size
-        entry.multiply_adds = count(entry.model, (size, size)).multiply_adds
-        image = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device)
+        device, size = next(entry.model.parameters()).device, entry.described.input.shape
+        entry.multiply_adds = count(entry.model, size).multiply_adds
+        image = torch.zeros(1, 3, *size, dtype=torch.uint8, device=device)
         image = image.contiguous(memory_format=torch.channels_last)
         functions[str(number)] = lambda model=entry.model, image=image: model(image)
     on_gpu = any(next(entry.model.parameters()).is_cuda for entry in candidates)
@@ -121,7 +121,7 @@ def _measured(entry: Candidate) -> list[str]:
 class DeployedCandidate(nn.Module):
     """A candidate as :func:`wae.deploy` makes it for ``batch`` images, and what is found out about it.
 
-    Called with that many images or fewer, (N, 3, H, W) uint8, it returns their scores, (N, classes).
+    Called with that many images or fewer, (N, 3, H, W) uint8, it returns their scores.
 
     Args:
         candidate: what to deploy; its model stays as it is.
@@ -140,7 +140,7 @@ class DeployedCandidate(nn.Module):
     ) -> None:
         super().__init__()
         self.candidate = candidate
-        size = (candidate.described.input.size,) * 2
+        size = candidate.described.input.shape
         self.deployed: Deployed = deploy(
             candidate.model,
             size,
@@ -193,9 +193,13 @@ def deployed_as_data(entries: Sequence[DeployedCandidate]) -> list[dict[str, Any
 
 
 def deployed_table(entries: Sequence[DeployedCandidate]) -> Table:
-    """A row for each network and precision: accuracy, milliseconds of a call, images per second, memory."""
+    """A row for each network and precision: accuracy, milliseconds of a call, images per second, memory.
+
+    There is at least one, and all were tested on the same images.
+    """
     result = Table()
-    columns = ("network", "precision", "engine", "top-1 accuracy", "ms per call", "images/s", "MB")
+    measure = "mean IoU" if isinstance(entries[0].accuracy, PixelAccuracy) else "top-1 accuracy"
+    columns = ("network", "precision", "engine", measure, "ms per call", "images/s", "MB")
     for number, column in enumerate(columns):
         result.add_column(column, justify="left" if number < 3 else "right", overflow="fold")
     for entry in entries:

@@ -226,9 +226,9 @@ def metadata(described: Description, size: tuple[int, int], image_dtype: torch.d
     it is a pair), ``crop`` (H, W) cut out of the middle, the order of the colours, the range of the numbers,
     and ``mean`` and ``std``: 0 and 1, because the network's own scale and shift are in the file.
     """
-    input = described.input.of_size(min(size))
+    input = described.input.of_size((size[0], size[1]) if described.input.is_whole else min(size))
     preprocessing = {
-        "resize": [input.resize] * 2 if input.squash else input.resize,
+        "resize": [input.resize, input.width or input.resize] if input.squash else input.resize,
         "interpolation": input.interpolation + (", antialiased" if input.interpolation != "nearest" else ""),
         "crop": list(size),
         "grayscale": input.grayscale,

@@ -1,4 +1,4 @@
-"""A classifier's predictions for image files, as a stream: memory does not grow with their number.
+"""A network's predictions for image files, as a stream: memory does not grow with their number.
 
 ::
 
@@ -9,6 +9,7 @@
 A few threads read images ahead of the network: they decode, scale the shorter side to ``Input.resize``
 (bilinear, antialiased), cut ``Input.size`` x ``Input.size`` out of the middle and, where asked, reduce it to
 its luma. All of that is uint8, which is what the network gets: its encoder applies scale and shift itself.
+Where the checkpoint says so, the whole image is scaled instead.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from wae.data.images import MAX_PIXELS, printable
+from wae.data.images import MAX_PIXELS, ImageError, printable
 from wae.data.images import is_image as is_image
 from wae.data.walk import Found
 from wae.data.walk import find as find
 from wae.storage.checkpoint import Input
 
+from .maps import Maps
 from .reading import ahead, load
 from .reading import prepare as prepare
 
@@ -42,13 +44,14 @@ class Prediction(NamedTuple):
 
     path: Path
     ranking: tuple[tuple[int, float], ...]
-    """Numbers of classes and their probabilities, 0..1, the highest first; none if there is an error."""
+    """Numbers of classes and their probabilities, 0..1, the highest first; none if there is an error. Of a
+    network that scores pixels: the classes' shares of these."""
     error: str = ""
     """Why there is none, without the file's name."""
 
 
 Network = Callable[[Tensor], Tensor]
-"""(N, 3, size, size) uint8 on the processor to (N, classes) scores."""
+"""(N, 3, *input.shape) uint8 on the processor to scores, (N, classes) or (N, classes, H, W)."""
 
 
 # -------------------------------------------------------------------------------------------------- network
@@ -71,7 +74,7 @@ def runner(
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = model.to(device)
-    size = (input.size, input.size)
+    size = input.shape
     if engine is not None:
         from .deployed import deploy
 
@@ -86,7 +89,7 @@ def runner(
     try:
         network(torch.zeros(1, 3, *size, dtype=torch.uint8))
     except (ValueError, RuntimeError) as error:
-        raise ValueError(f"the network takes no images of {input.size} x {input.size}: {error}") from None
+        raise ValueError(f"the network takes no images of {size[0]} x {size[1]}: {error}") from None
     return network
 
 
@@ -103,6 +106,7 @@ def predict(
     batch: int = BATCH,
     invert: bool = False,
     max_pixels: int = MAX_PIXELS,
+    maps: Maps | None = None,
 ) -> Generator[Prediction, None, None]:
     """A prediction of each file, in order; errors among them.
 
@@ -114,24 +118,44 @@ def predict(
         batch: images that the network gets at once.
         invert: see :func:`prepare`.
         max_pixels: an image of more is an error: see :func:`wae.data.images.read_image`.
+        maps: where the classes of the pixels are written; for a network that scores pixels.
     """
     prepared = partial(load, input=input, invert=invert, max_pixels=max_pixels)
     with closing(ahead(prepared, found, batch)) as loaded:
         while chunk := list(islice(loaded, batch)):
             images = [image for _, image in chunk if image is not None]
-            ranked = iter(_ranked(network(torch.stack(images)), top) if images else ())
+            scored = iter(network(torch.stack(images)) if images else ())
             for file, image in chunk:
-                ranking = () if image is None else next(ranked)
-                error = "" if ranking else file.error or "the network's scores are not finite numbers"
-                yield Prediction(file.path, ranking, error)
+                if image is None:
+                    yield Prediction(file.path, (), file.error)
+                else:
+                    yield _predicted(file.path, next(scored), top, maps)
 
 
-def _ranked(scores: Tensor, top: int) -> Iterator[tuple[tuple[int, float], ...]]:
-    """For each row its highest classes and their probabilities; nothing where these are no numbers."""
-    best = scores.double().softmax(1).topk(min(top, scores.shape[1]))
-    for values, numbers in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-        finite = all(0 <= value <= 1 for value in values)
-        yield tuple(zip(numbers, values, strict=True)) if finite else ()
+def _predicted(path: Path, scores: Tensor, top: int, maps: Maps | None) -> Prediction:
+    """What the image's scores say, (classes,) or (classes, H, W); these are written, too."""
+    if not (shares := _shares(scores)).isfinite().all():
+        return Prediction(path, (), "the network's scores are not finite numbers")
+    try:
+        if maps is not None:
+            maps.write(path, scores)
+    except ImageError as error:
+        return Prediction(path, (), str(error).removeprefix(f"{path}: "))
+    except FileExistsError as error:
+        return Prediction(path, (), str(error))
+    seen = len(shares) if scores.dim() == 1 else int(shares.count_nonzero())
+    best = shares.topk(min(top, seen))
+    return Prediction(path, tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True)))
+
+
+def _shares(scores: Tensor) -> Tensor:
+    """Of (classes,) scores the probabilities; of (classes, H, W) the classes' shares of the pixels; NaN where
+    the scores are not finite."""
+    if scores.dim() == 1:
+        return scores.double().softmax(0)
+    if not scores.isfinite().all():
+        return scores.new_full((len(scores),), torch.nan)
+    return torch.bincount(scores.argmax(0).flatten(), minlength=len(scores)).double() / scores[0].numel()
 
 
 # --------------------------------------------------------------------------------------------------- output
@@ -140,17 +164,19 @@ def _ranked(scores: Tensor, top: int) -> Iterator[tuple[tuple[int, float], ...]]
 class JsonLines:
     """A line of JSON for each image: ``path``, and ``error`` or ``classes``, the most probable first.
 
-    Each class has its number as ``class``, its ``label`` if it has one, and its ``probability``.
+    Each class has its number as ``class``, its ``label`` if it has one, and its ``probability``, or its
+    ``share`` of the pixels.
 
     Args:
         labels: the names of the classes; None if they have none.
+        of_pixels: whether the network scores pixels.
     """
 
     head: tuple[str, ...] = ()
     """The lines above all others."""
 
-    def __init__(self, labels: Sequence[str] | None) -> None:
-        self._labels = labels
+    def __init__(self, labels: Sequence[str] | None, of_pixels: bool = False) -> None:
+        self._labels, self._number = labels, "share" if of_pixels else "probability"
 
     def lines(self, prediction: Prediction) -> Iterator[str]:
         """The one of ``prediction``."""
@@ -165,9 +191,9 @@ class JsonLines:
         """An entry for each class that was told of it."""
         return [self._entry(*entry) for entry in prediction.ranking]
 
-    def _entry(self, number: int, probability: float) -> dict[str, object]:
+    def _entry(self, number: int, share: float) -> dict[str, object]:
         label = {"label": self._labels[number]} if self._labels else {}
-        return {"class": number, **label, "probability": probability}
+        return {"class": number, **label, self._number: share}
 
 
 class Table:
@@ -175,9 +201,10 @@ class Table:
 
     Args:
         labels: the names of the classes; None for their numbers.
+        of_pixels: is the same here: a share is of probability, or of the pixels.
     """
 
-    def __init__(self, labels: Sequence[str] | None) -> None:
+    def __init__(self, labels: Sequence[str] | None, of_pixels: bool = False) -> None:
         self._labels = None if labels is None else [printable(label) for label in labels]
         self._width = max(map(len, (*(self._labels or ()), "class")))
         self.head = (self._line("share", "class", "image"),)

@@ -15,8 +15,7 @@ from wae.experiments.camvid import CLASSES, HALF, NETWORKS, CamVid
 from wae.experiments.reproduce import WAE, Job
 from wae.models.counting import count
 from wae.models.network import WAENetwork
-from wae.models.segmentation.networks import FullResolutionSegmenter
-from wae.models.segmentation.segmenter import HalfResolutionSegmenter
+from wae.models.segmentation.segmenter import FullResolutionSegmenter, HalfResolutionSegmenter
 from wae.storage.checkpoint import describe
 from wae.storage.weights_file import CheckpointError
 from wae.training import plan

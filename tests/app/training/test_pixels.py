@@ -16,8 +16,11 @@ from wae.data.dataset import NOT_COUNTED
 from wae.data.input import whole
 from wae.data.segmentation import segmentation_folder
 from wae.models.registry import build
-from wae.models.segmentation.networks import FullResolutionSegmenter
-from wae.models.segmentation.segmenter import HalfResolutionSegmenter, wae_segmenter
+from wae.models.segmentation.segmenter import (
+    FullResolutionSegmenter,
+    HalfResolutionSegmenter,
+    wae_segmenter,
+)
 from wae.storage import weights_file
 from wae.storage.checkpoint import describe, load_classifier
 from wae.storage.weights_file import CheckpointError

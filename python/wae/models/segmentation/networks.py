@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from torch import Tensor, nn
-
-from wae.models.baselines import FullResolution
+from torch import nn
 
 from .enet import ENet
 from .icnet import ICNet
 from .libraries import pspnet
 from .mobilenet_deconv import MobileNetDeconv
-from .segmenter import HalfResolutionSegmenter, pixel_scores, wae_segmenter
+from .segmenter import FullResolutionSegmenter, HalfResolutionSegmenter, wae_segmenter
 
 NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "enet": ENet,
@@ -26,17 +24,6 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
 
 CLASSES, SIDE = 21, 520
 """What torchvision's were published for: Pascal VOC's classes, and the shorter side of its images."""
-
-
-class FullResolutionSegmenter(FullResolution):
-    """A network that scores pixels, on the image as it is, 0..255.
-
-    Args: as for :class:`wae.models.baselines.FullResolution`; the network scores pixels.
-    """
-
-    def forward(self, image: Tensor) -> Tensor:
-        """The scores, (N, classes, H, W), of ``image``: (N, 3, H, W), uint8 or floating point."""
-        return pixel_scores(self.network, self._normalized(image))
 
 
 def builder(name: str) -> Callable[[int], nn.Module] | None:

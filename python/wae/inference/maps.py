@@ -1,0 +1,112 @@
+"""The classes of an image's pixels as files: a PNG of their numbers, and their colours over the image."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from wae.data.images import LONGEST, MAX_PIXELS, read_image
+from wae.data.input import Input, prepare
+from wae.storage.files import written
+
+_IN_A_PALETTE = 256  # classes, at most
+_TURN = 0.618034  # of the circle of hues, from a class to the next: the golden ratio keeps all apart
+
+
+class Maps:
+    """Writes ``labels/NAME.png`` and ``overlays/NAME.png`` of images into a folder.
+
+    The first is a PNG of the classes' numbers, with a palette of their colours up to 256 classes, else of 16
+    bits: what the labels of a data set are. NAME is the image's path within the source where it was found,
+    without its extension.
+
+    Args:
+        folder: is made where there is none.
+        sources: the files and folders that the images are from.
+        input: how the network's input is made of an image. Where it shows the whole image, the files have the
+            image's own size, else that of the part which it shows.
+        force: replace files that were there before.
+        max_pixels: see :func:`wae.data.images.read_image`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        sources: Sequence[Path],
+        input: Input,
+        force: bool = False,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        self._folder, self._sources, self._input = folder, sources, input
+        self._force, self._max_pixels = force, max_pixels
+        self._written: set[Path] = set()
+
+    def write(self, path: Path, scores: Tensor) -> None:
+        """Write both files of the image at ``path``, whose scores are (classes, h, w).
+
+        Raises:
+            ImageError: the image cannot be read.
+            FileExistsError: one of the files is there; also where another image has the same NAME.
+        """
+        name = self._name(path)
+        force = self._force and name not in self._written
+        self._written.add(name)
+        image = read_image(path, self._max_pixels, LONGEST)
+        if not self._input.is_whole:
+            image = prepare(image, self._input)
+        classes = at_size(scores, image.shape[1:])
+        palette = colours(len(scores))
+        for kind, picture in (
+            ("labels", _numbers(classes, palette)),
+            ("overlays", Image.fromarray(_overlay(image, palette[classes.long()]))),
+        ):
+            with written(self._folder / kind / name, force) as file:
+                picture.save(file, "PNG")
+
+    def _name(self, path: Path) -> Path:
+        for source in self._sources:
+            if path != source and path.is_relative_to(source):
+                return path.relative_to(source).with_suffix(".png")
+        return Path(path.name).with_suffix(".png")
+
+
+def at_size(scores: Tensor, size: Sequence[int]) -> Tensor:
+    """The best class of each pixel at ``size`` (H, W), (H, W) int32: ``scores``, (classes, h, w), are scaled
+    bilinearly, one class after the other, because an image may be large."""
+    best = found = torch.empty(0)
+    for number, one in enumerate(scores.float()):
+        scaled = F.interpolate(one[None, None], list(size), mode="bilinear", align_corners=False)[0, 0]
+        if number == 0:
+            best, found = scaled, torch.zeros(scaled.shape, dtype=torch.int32, device=scaled.device)
+            continue
+        found[scaled > best] = number
+        best = torch.maximum(best, scaled)
+    return found.cpu()
+
+
+def colours(classes: int) -> Tensor:
+    """A colour for each of so many classes, (classes, 3) uint8, the same each time."""
+    hues = ((number * _TURN) % 1 for number in range(classes))
+    values = [colorsys.hsv_to_rgb(hue, 0.75, 1 - 0.3 * (i % 2)) for i, hue in enumerate(hues)]
+    return (255 * torch.tensor(values)).round().to(torch.uint8)
+
+
+def _numbers(classes: Tensor, palette: Tensor) -> Image.Image:
+    if len(palette) > _IN_A_PALETTE:
+        return Image.fromarray(classes.numpy().astype(np.uint16))
+    image = Image.fromarray(classes.numpy().astype(np.uint8), "P")
+    image.putpalette(palette.flatten().tolist())
+    return image
+
+
+def _overlay(image: Tensor, over: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    mixed = (image.permute(1, 2, 0).int() + over.int()) // 2
+    result: np.ndarray[tuple[int, ...], np.dtype[np.uint8]] = mixed.to(torch.uint8).numpy()
+    return result

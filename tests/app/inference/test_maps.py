@@ -1,0 +1,140 @@
+"""Maps of classes: label PNGs and overlays, and `wae predict --maps`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from wae import cli
+from wae.data.images import read_numbers
+from wae.data.input import whole
+from wae.inference.maps import Maps, at_size, colours
+from wae.models.registry import build
+from wae.storage.checkpoint import Input, save_classifier
+
+INPUT = whole(16, 24)
+
+
+def save_image(path: Path, size: tuple[int, int] = (24, 30)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    return path
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path / "net.safetensors"
+    save_classifier(path, build("wae_enet", 3), "wae_enet", ("road", "tree", "sky"), INPUT)
+    return path
+
+
+def run(*arguments: object) -> int:
+    return cli.main(["predict", *map(str, arguments)])
+
+
+def test_scores_are_scaled_and_the_best_taken() -> None:
+    torch.manual_seed(0)
+    scores = torch.randn(5, 7, 9)
+    wanted = F.interpolate(scores[None], [20, 31], mode="bilinear", align_corners=False)[0].argmax(0)
+    found = at_size(scores, (20, 31))
+    assert found.dtype == torch.int32
+    assert torch.equal(found.long(), wanted)
+
+
+def test_the_colours_are_all_different() -> None:
+    assert len({tuple(colour) for colour in colours(64).tolist()}) == 64
+    assert torch.equal(colours(64)[:11], colours(11))
+
+
+def test_the_files_have_the_image_s_size_its_numbers_and_colours(tmp_path: Path) -> None:
+    path = save_image(tmp_path / "in" / "deep" / "a.png", (20, 30))
+    scores = torch.zeros(3, 16, 24)
+    scores[1, :, 12:] = 1
+    Maps(tmp_path / "out", [tmp_path / "in"], INPUT).write(path, scores)
+    labels = tmp_path / "out" / "labels" / "deep" / "a.png"
+    numbers = read_numbers(labels)
+    assert torch.equal(numbers, at_size(scores, (20, 30)))
+    assert set(numbers[:, 0].tolist()) == {0}
+    assert set(numbers[:, -1].tolist()) == {1}
+    with Image.open(labels) as image:
+        assert np.array_equal(np.asarray(image.convert("RGB")), colours(3)[numbers.long()].numpy())
+    with Image.open(tmp_path / "out" / "overlays" / "deep" / "a.png") as image, Image.open(path) as photo:
+        mixed = (np.asarray(photo).astype(int) + colours(3)[numbers.long()].numpy()) // 2
+        assert np.array_equal(np.asarray(image), mixed)
+
+
+def test_many_classes_take_16_bits(tmp_path: Path) -> None:
+    path = save_image(tmp_path / "a.png", (16, 24))
+    scores = torch.zeros(300, 16, 24)
+    scores[299] = 1
+    Maps(tmp_path / "out", [path], INPUT).write(path, scores)
+    assert set(read_numbers(tmp_path / "out" / "labels" / "a.png").flatten().tolist()) == {299}
+
+
+def test_where_the_network_sees_a_part_the_files_show_that(tmp_path: Path) -> None:
+    path = save_image(tmp_path / "a.png", (40, 60))
+    Maps(tmp_path / "out", [path], Input(16, 20)).write(path, torch.zeros(2, 16, 16))
+    assert read_numbers(tmp_path / "out" / "labels" / "a.png").shape == (16, 16)
+
+
+def test_no_file_is_replaced_unasked(tmp_path: Path) -> None:
+    first, second = save_image(tmp_path / "a.png"), save_image(tmp_path / "a.jpg")
+    maps = Maps(tmp_path / "out", [first, second], INPUT)
+    maps.write(first, torch.zeros(2, 16, 24))
+    for refusing in (maps, Maps(tmp_path / "out", [first, second], INPUT)):
+        with pytest.raises(FileExistsError, match=r"a\.png"):
+            refusing.write(second, torch.zeros(2, 16, 24))
+    forced = Maps(tmp_path / "out", [first, second], INPUT, force=True)
+    forced.write(second, torch.zeros(2, 16, 24))
+    with pytest.raises(FileExistsError, match=r"a\.png"):  # of the same run
+        forced.write(first, torch.zeros(2, 16, 24))
+
+
+def test_predict_writes_the_maps(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("b.png", "c.png"):
+        save_image(tmp_path / "in" / name)
+    (tmp_path / "in" / "a.png").write_bytes(b"broken")
+    assert run(tmp_path / "in", "--weights", checkpoint, "--maps", tmp_path / "out", "--batch", 2) == 1
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [Path(entry["path"]).name for entry in told] == ["a.png", "b.png", "c.png"]
+    assert "error" in told[0]
+    for entry in told[1:]:
+        numbers = read_numbers(tmp_path / "out" / "labels" / Path(entry["path"]).name)
+        assert numbers.shape == (24, 30)
+        assert sum(each["share"] for each in entry["classes"]) == pytest.approx(1)
+        assert numbers.max() < 3
+        assert {each["label"] for each in entry["classes"]} <= {"road", "tree", "sky"}
+    assert len(list((tmp_path / "out" / "overlays").iterdir())) == 2
+    assert run(tmp_path / "in" / "b.png", "--weights", checkpoint, "--maps", tmp_path / "out") == 1
+    assert "b.png" in capsys.readouterr().err
+
+
+def test_an_engine_predicts_the_same(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = save_image(tmp_path / "a.png")
+    found = []
+    for options in ((), ("--engine", "eager", "--batch", 2)):
+        assert run(photo, "--weights", checkpoint, "--format", "jsonl", *options) == 0
+        classes = json.loads(capsys.readouterr().out)["classes"]
+        found.append({each["class"]: each["share"] for each in classes})
+    assert found[0] == pytest.approx(found[1], abs=0.01)
+
+
+def test_wrong_usage_of_maps(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photo = save_image(tmp_path / "in" / "a.png")
+    assert run(photo, "--maps", tmp_path / "out") == 2
+    assert "scores no pixels" in capsys.readouterr().err
+    assert run(tmp_path / "in", "--weights", checkpoint, "--maps", tmp_path / "in" / "out") == 1
+    assert "is in" in capsys.readouterr().err
+    assert not (tmp_path / "in" / "out").exists()
