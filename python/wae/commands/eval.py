@@ -148,10 +148,10 @@ def _deployed(
 
 def _report_left_out(data: Dataset, failed: set[str]) -> None:
     """One line on what the search for images left out, and one for each that could not be read."""
-    from wae.data.folder import ImageFolder
+    from wae.data.folder import ImageFiles
     from wae.data.images import printable
 
-    if isinstance(data, ImageFolder) and str(data.left_out):
+    if isinstance(data, ImageFiles) and str(data.left_out):
         shared.complain(f"{data.folder}: {data.left_out}")
     for line in sorted(failed):
         shared.complain(f"left out: {printable(line)}")
@@ -163,6 +163,7 @@ def _data(options: argparse.Namespace, candidate: Candidate, train: bool = False
     from wae.data.images import MAX_PIXELS
     from wae.data.loading import open_dataset
     from wae.data.shards import is_sharded
+    from wae.training.accuracy import check_kind
     from wae.training.processes import is_first
 
     # Named sets have one size; a network that takes another one reports that itself.
@@ -171,6 +172,7 @@ def _data(options: argparse.Namespace, candidate: Candidate, train: bool = False
     max_pixels = options.max_pixels or MAX_PIXELS
     data = open_dataset(options.data, train, False, 0, size, options.on_corrupt, max_pixels)
     described = candidate.described
+    check_kind(described.network, data)
     order = class_order(candidate.path, described.labels, described.classes, data.labels)
     if order.note and is_first() and not train:
         shared.complain(order.note)

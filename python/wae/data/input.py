@@ -83,7 +83,7 @@ class Input:
             return replace(self, size=size[0], resize=size[0], squash=True, width=size[1])
         if size == self.size:
             return self
-        width = None if self.width is None else round(size * self.width / self.size)
+        width = None if self.width is None else max(1, round(size * self.width / self.size))
         return replace(self, size=size, resize=round(size * self.resize / self.size), width=width)
 
 

@@ -14,7 +14,7 @@ does the number 255, where it is no class's.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from torchvision.transforms.v2 import functional as transforms
 from .dataset import NOT_COUNTED, DatasetError, Draw, permuted
 from .folder import ImageFiles, OnCorrupt, seeded
 from .images import MAX_PIXELS, ImageError, read_image, read_numbers
-from .input import Input, prepare, whole
+from .input import MAX_SIZE, Input, prepare, whole
 from .walk import LeftOut, find
 
 CLASSES = "classes.txt"
@@ -121,7 +121,9 @@ class SegmentationFolder(ImageFiles):
         if self._augmented is None:
             return image, label
         with seeded(Draw.SAMPLE, self.seed, epoch, index):
-            return self._augmented(image, label)
+            both = self._augmented(tv_tensors.Image(image), tv_tensors.Mask(label))  # masks: the nearest
+        image, label = (part.as_subclass(Tensor).contiguous() for part in both)
+        return image, label
 
     def _scaled(self, index: int) -> tuple[Tensor, Tensor]:
         if self._kept is not None and index in self._kept:
@@ -180,7 +182,8 @@ def segmentation_folder(
         classes: the names by number; None for those in ``classes.txt``.
 
     Raises:
-        DatasetError: a folder or ``classes.txt`` is missing or empty, or an image has no labels.
+        DatasetError: a folder or ``classes.txt`` is missing or empty, an image has no labels, or two have the
+            same.
         ImageError: the first image, whose size is taken, cannot be read.
     """
     classes = read_classes(folder) if classes is None else classes
@@ -188,21 +191,33 @@ def segmentation_folder(
     for needed in (images, labels):
         if not needed.is_dir():
             raise DatasetError(f"{needed}: there is no such folder")
-    samples = []
+    samples: dict[str, str] = {}  # of each file of labels its image
     for path, error, _ in find([images], left_out):
         if error:
             raise DatasetError(f"{path}: {error}")
         label = (labels / path.relative_to(images)).with_suffix(".png")
         if not label.exists():
             raise DatasetError(f"{label}: there is no such file, and {path} needs its labels there")
-        samples.append((str(path), str(label)))
+        if other := samples.get(str(label)):
+            raise DatasetError(f"{label}: has the labels of two images, {other} and {path}")
+        samples[str(label)] = str(path)
     if not samples:
         raise DatasetError(f"{images}: there are no images" + (f" ({left_out})" if str(left_out) else ""))
     if size is None:
-        size = whole(*read_image(samples[0][0], max_pixels).shape[1:])
+        size = _size_of(next(iter(samples.values())), max_pixels)
+    pairs = [(path, label) for label, path in samples.items()]
     return SegmentationFolder(
-        samples, classes, size, augment, seed, on_corrupt, max_pixels, images, left_out, keep
+        pairs, classes, size, augment, seed, on_corrupt, max_pixels, images, left_out, keep
     )
+
+
+def _size_of(path: str, max_pixels: int) -> Input:
+    height, width = read_image(path, max_pixels).shape[1:]
+    if max(height, width) > MAX_SIZE:
+        raise DatasetError(
+            f"{path}: has {width} x {height} pixels, more than {MAX_SIZE} along a side: give a --size"
+        )
+    return whole(height, width)
 
 
 def held_out(folder: Path) -> str:
@@ -211,13 +226,14 @@ def held_out(folder: Path) -> str:
 
 
 def holds_segmentation(folder: Path) -> bool:
-    """Whether this is a folder as the module describes it.
+    """Whether this is a folder as the module describes it. A ``classes.txt`` alone is not: others have one.
 
     Raises DatasetError where it would be one with a ``classes.txt``.
     """
+    found = [[(folder / part / name).is_dir() for name in ("images", "labels")] for part in _PARTS]
     if (folder / CLASSES).is_file():
-        return True
-    if any((folder / part / "images").is_dir() and (folder / part / "labels").is_dir() for part in _PARTS):
+        return any(map(any, found))
+    if any(map(all, found)):
         raise DatasetError(f"{folder / CLASSES}: is missing; need a line with the name of each class")
     return False
 
@@ -253,19 +269,12 @@ def _table(classes: Sequence[str]) -> Tensor:
     return table
 
 
-def _augmentation(height: int, width: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def _augmentation(height: int, width: int) -> Any:
     """Cuts, scales and flips an image and its labels at random, both alike."""
     ratio = width / height
-    moved: Any = v2.Compose(
+    return v2.Compose(
         [
             v2.RandomResizedCrop((height, width), _CUT, (ratio * _STRETCH, ratio / _STRETCH)),
             v2.RandomHorizontalFlip(),
         ]
     )
-
-    def apply(image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        both = moved(tv_tensors.Image(image), tv_tensors.Mask(label))  # of a mask the nearest is taken
-        first, second = (part.as_subclass(Tensor).contiguous() for part in both)
-        return first, second
-
-    return apply

@@ -121,7 +121,8 @@ def _measured(entry: Candidate) -> list[str]:
 class DeployedCandidate(nn.Module):
     """A candidate as :func:`wae.deploy` makes it for ``batch`` images, and what is found out about it.
 
-    Called with that many images or fewer, (N, 3, H, W) uint8, it returns their scores.
+    Called with that many images or fewer, (N, 3, H, W) uint8, it returns their scores, (N, classes) or
+    (N, classes, H, W).
 
     Args:
         candidate: what to deploy; its model stays as it is.
@@ -140,10 +141,9 @@ class DeployedCandidate(nn.Module):
     ) -> None:
         super().__init__()
         self.candidate = candidate
-        size = candidate.described.input.shape
         self.deployed: Deployed = deploy(
             candidate.model,
-            size,
+            candidate.described.input.shape,
             batch,
             engine,
             precision=precision,
@@ -198,7 +198,7 @@ def deployed_table(entries: Sequence[DeployedCandidate]) -> Table:
     There is at least one, and all were tested on the same images.
     """
     result = Table()
-    measure = "mean IoU" if isinstance(entries[0].accuracy, PixelAccuracy) else "top-1 accuracy"
+    measure = entries[0].accuracy.measure if entries[0].accuracy else ""
     columns = ("network", "precision", "engine", measure, "ms per call", "images/s", "MB")
     for number, column in enumerate(columns):
         result.add_column(column, justify="left" if number < 3 else "right", overflow="fold")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from wae.data.dataset import Dataset
 from wae.data.segmentation import SegmentationFolder
+from wae.models.segmentation import networks as segmentation
 
 
 class Accuracy(NamedTuple):
@@ -27,6 +28,11 @@ class Accuracy(NamedTuple):
     def score(self) -> float:
         """The number that networks are compared by: ``top1``."""
         return self.top1
+
+    @property
+    def measure(self) -> str:
+        """The name of :attr:`score`."""
+        return "top-1 accuracy"
 
     def columns(self) -> dict[str, str]:
         """For a table: the errors in percent, by the columns' titles."""
@@ -57,6 +63,11 @@ class PixelAccuracy(NamedTuple):
         """The number that networks are compared by: ``mean_iou``."""
         return self.mean_iou
 
+    @property
+    def measure(self) -> str:
+        """The name of :attr:`score`."""
+        return "mean IoU"
+
     def columns(self) -> dict[str, str]:
         """For a table: the shares in percent, by the columns' titles."""
         return {"mean IoU": f"{100 * self.mean_iou:.2f} %", "pixels right": f"{100 * self.pixels:.2f} %"}
@@ -81,6 +92,15 @@ class Counts(Protocol):
 def counts_for(data: Dataset) -> Counts:
     """Zeros, for the kind of labels that ``data`` has."""
     return _Pixels(len(data.labels)) if isinstance(data, SegmentationFolder) else _Images()
+
+
+def check_kind(name: str, data: Dataset) -> None:
+    """Raise ValueError where the network scores images and the data labels pixels, or the reverse."""
+    pixels = isinstance(data, SegmentationFolder)
+    if pixels != bool(segmentation.builder(name)):
+        whole, each = "an image as a whole", "each pixel"
+        scored, labelled = (whole, each) if pixels else (each, whole)
+        raise ValueError(f"{name} scores {scored}, and the data has a class for {labelled}")
 
 
 class _Images:

@@ -31,13 +31,13 @@ from wae.data.segmentation import SegmentationFolder
 from wae.models.evaluating import evaluating
 from wae.models.network import WAENetwork
 from wae.models.registry import PARTS, NetworkError, build, on_meta
-from wae.models.segmentation import networks as segmentation
 from wae.storage.checkpoint import Input, describe, load_classifier, save_classifier
 from wae.storage.files import sha256, written
 from wae.storage.weights_file import CheckpointError
 from wae_kernels.nn import Decoder, Encoder
 
 from . import pretrained
+from .accuracy import check_kind
 from .lock import alone_in
 from .objective import InOrder
 from .observers import JsonLines, TensorBoard, Terminal, Together, table
@@ -128,12 +128,11 @@ class Session:
         """
         with joined(self.device) as device, self._alone():
             goes_on = agreed(self.resume and self.state.exists())
-            sets = [self._data(train, console) for train in (True, False)]
-            sets = self._in_order_of_weights(sets, console)
+            sets = self._in_order_of_weights(self._sets(console), console)
             plan, model = self._model(sets[0], goes_on)
             if isinstance(model, WAENetwork):
                 _note(console, getattr(getattr(model, model.bodies[1]), "reason", ""))
-            _check_kind(plan.model, sets[0])
+            check_kind(plan.model, sets[0])
             images = sets[1].batch(range(min(_IMAGES, len(sets[1]))), 0)[0]
             if not len(images):
                 raise DatasetError(f"{self.data}: none of the first {_IMAGES} test images can be read")
@@ -215,10 +214,14 @@ class Session:
             sources["--body-weights"] = pretrained.TORCHVISION
         return {**sources, "--on-corrupt": self.on_corrupt}
 
-    def _data(self, train: bool, console: Console) -> Dataset:
-        data = open_dataset(
-            self.data, train, train, self.plan.seed, self.size, self.on_corrupt, self.max_pixels
-        )
+    def _sets(self, console: Console) -> list[Dataset]:
+        """The images to train on, and those to test with, in the same size."""
+        training = self._data(True, self.size, console)
+        size = training.input if isinstance(training, SegmentationFolder) else self.size
+        return [training, self._data(False, size, console)]
+
+    def _data(self, train: bool, size: int | tuple[int, int] | Input | None, console: Console) -> Dataset:
+        data = open_dataset(self.data, train, train, self.plan.seed, size, self.on_corrupt, self.max_pixels)
         if isinstance(data, ImageFiles) and str(data.left_out):
             _note(console, f"{data.folder}: {data.left_out}")
         return data
@@ -341,15 +344,6 @@ def _same(one: Tensor, other: Tensor) -> bool:
 def _note(console: Console, note: str) -> None:
     if note and is_first():
         console.print(note, soft_wrap=True, highlight=False, markup=False)
-
-
-def _check_kind(name: str, data: Dataset) -> None:
-    """Raise ValueError where the network scores images and the data labels pixels, or the reverse."""
-    pixels = isinstance(data, SegmentationFolder)
-    if pixels != bool(segmentation.builder(name)):
-        whole, each = "an image as a whole", "each pixel"
-        scored, labelled = (whole, each) if pixels else (each, whole)
-        raise ValueError(f"{name} scores {scored}, and the data has a class for {labelled}")
 
 
 def _try_out(network: nn.Module, name: str, images: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """wae.data.segmentation: images with a class for each pixel; labels that do not fit are named."""
 
+import pickle
 import struct
 import zlib
 
@@ -11,6 +12,7 @@ from PIL import Image
 from scenes import CLASSES, write_scenes
 
 from wae.data.dataset import NOT_COUNTED, DatasetError
+from wae.data.folder import ImageFolder
 from wae.data.images import ImageError, read_image, read_numbers
 from wae.data.input import Input, prepare, whole
 from wae.data.loading import batches, fingerprint, open_dataset
@@ -323,3 +325,39 @@ def test_one_layout_is_not_taken_for_the_other(scenes):
     (scenes / "classes.txt").unlink()
     with pytest.raises(DatasetError, match=r"classes.txt: is missing; need a line with the name of each"):
         open_dataset(scenes, False, False, 0)
+
+
+def test_a_list_of_classes_does_not_make_an_image_folder_one_of_labels(tmp_path):
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    for part in ("train", "val"):
+        for name in ("cat", "dog"):
+            (tmp_path / part / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / part / name / "0.png")
+    assert isinstance(open_dataset(tmp_path, True, False, 0), ImageFolder)
+
+
+def test_two_images_with_the_same_labels_are_refused(scenes):
+    images = scenes / "train" / "images"
+    Image.open(images / "01.jpg").save(images / "01.png")
+    with pytest.raises(DatasetError, match=r"01\.png: has the labels of two images, .*01\.jpg and .*01\.png"):
+        small(scenes)
+
+
+def test_a_first_image_that_is_too_large_needs_a_size(scenes):
+    for kind, mode in (("images", "RGB"), ("labels", "L")):
+        path = next((scenes / "train" / kind).glob("00.*"))
+        Image.new(mode, (2049, 40)).save(path)
+    with pytest.raises(
+        DatasetError, match=r"00\.jpg: has 2049 x 40 pixels, more than 2048 .*: give a --size"
+    ):
+        open_dataset(scenes, True, False, 0)
+    assert open_dataset(scenes, True, False, 0, (36, 48)).batch([0], 0)[0].shape == (1, 3, 36, 48)
+
+
+def test_it_can_be_sent_to_other_processes(scenes):
+    data = open_dataset(scenes, True, True, 0)
+    assert same(pickle.loads(pickle.dumps(data)).batch(range(3), 1), data.batch(range(3), 1))
+
+
+def test_an_input_of_another_height_keeps_its_ratio():
+    assert whole(360, 480).of_size(180) == whole(180, 240)

@@ -8,28 +8,26 @@ from typing import ClassVar
 import pytest
 import torch
 import torch.nn.functional as F
+from rich.console import Console
 from scenes import small_network, small_segmenter, write_scenes
 from torch import nn
 
 from wae import cli
 from wae.data.dataset import NOT_COUNTED
-from wae.data.input import whole
+from wae.data.input import Input, whole
 from wae.data.segmentation import segmentation_folder
+from wae.models.counting import count
 from wae.models.registry import build
-from wae.models.segmentation.segmenter import (
-    FullResolutionSegmenter,
-    HalfResolutionSegmenter,
-    wae_segmenter,
-)
+from wae.models.segmentation.segmenter import FullResolutionSegmenter, HalfResolutionSegmenter, wae_segmenter
 from wae.storage import weights_file
-from wae.storage.checkpoint import describe, load_classifier
+from wae.storage.checkpoint import describe, load_classifier, save_classifier
 from wae.storage.weights_file import CheckpointError
 from wae.training import trainer
 from wae.training.accuracy import Accuracy, PixelAccuracy, counts_for
 from wae.training.losses import class_weights, cross_entropy, mimic_loss
 from wae.training.objective import Objective
 from wae.training.plan import Plan, PlanError, Stage
-from wae.training.session import rehearse
+from wae.training.session import Session, rehearse
 from wae.training.trainer import Observer, evaluate, train
 
 LABELLED = Stage("classifier", 2, 0.02, "adam", class_balance=1.02)
@@ -332,3 +330,54 @@ def test_a_segmenter_is_refused_where_images_have_one_label(tmp_path, capsys):
         "wae_enet scores each pixel, and the data has a class for an image as a whole"
         in capsys.readouterr().err
     )
+
+
+def saved(path, name="enet", size=(40, 48)):
+    """A checkpoint of such a network with random weights, for the scenes' classes."""
+    save_classifier(path, build(name, 3), name, ("sky", "road", "car"), whole(*size))
+    return path
+
+
+def test_the_test_images_are_scaled_to_the_size_of_the_training_images(tmp_path):
+    write_scenes(tmp_path / "data", parts=(("train", 2),))
+    write_scenes(tmp_path / "other", parts=(("val", 1),), size=(60, 50))
+    (tmp_path / "other" / "val").rename(tmp_path / "data" / "val")
+    sets = Session(PLAN, str(tmp_path / "data"), tmp_path / "out")._sets(Console())
+    assert [part.shape for part in sets] == [(36, 48), (36, 48)]
+
+
+def test_wae_eval_measures_pixels_in_the_size_of_the_checkpoint(tmp_path, capsys):
+    path, folder = saved(tmp_path / "enet.safetensors"), write_scenes(tmp_path / "data")
+    (folder / "val" / "images" / ".hidden.png").touch()
+    assert cli.main(["eval", str(path), "--data", str(folder), "--seconds", "0", "--json"]) == 0
+    printed = capsys.readouterr()
+    (found,) = json.loads(printed.out)["networks"]
+    assert found["multiply_adds"] == count(build("enet", 3), (40, 48)).multiply_adds
+    assert 0 <= found["mean_iou"] <= 1
+    assert "left out: 1 hidden" in printed.err
+
+
+def test_wae_eval_refuses_data_of_the_other_kind(scenes, tmp_path, capsys):
+    path = tmp_path / "small.safetensors"
+    save_classifier(path, build("wae_small_vgg", 3), "wae_small_vgg", ("sky", "road", "car"), Input(28, 28))
+    assert cli.main(["eval", str(path), "--data", str(scenes)]) == 1
+    assert "wae_small_vgg scores an image as a whole, and the data has" in capsys.readouterr().err
+
+
+def test_deployed_segmenters_are_measured_in_their_size(scenes, tmp_path, capsys):
+    path = saved(tmp_path / "enet.safetensors")
+    options = ["--deployed", "float32", "--engine", "eager", "--batch", "2", "--seconds", "0"]
+    assert cli.main(["eval", str(path), "--data", str(scenes), *options]) == 0
+    printed = capsys.readouterr().out
+    assert "top-1" not in printed
+    assert printed.count("mean IoU") == 2
+
+
+def test_wae_export_takes_the_size_of_the_checkpoint(tmp_path):
+    path, file = saved(tmp_path / "enet.safetensors"), tmp_path / "enet.pt2"
+    assert cli.main(["export", str(path), "-o", str(file), "--format", "torch", "--batch", "1"]) == 0
+    extra = {"metadata.json": ""}
+    program = torch.export.load(file, extra_files=extra).module()
+    assert program(torch.zeros(1, 3, 40, 48, dtype=torch.uint8)).shape == (1, 3, 40, 48)
+    prepared = json.loads(json.loads(extra["metadata.json"])["input"])
+    assert (prepared["resize"], prepared["crop"]) == ([40, 48], [40, 48])
