@@ -364,6 +364,7 @@ def test_wae_eval_refuses_data_of_the_other_kind(scenes, tmp_path, capsys):
     assert "wae_small_vgg scores an image as a whole, and the data has" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_deployed_segmenters_are_measured_in_their_size(scenes, tmp_path, capsys):
     path = saved(tmp_path / "enet.safetensors")
     options = ["--deployed", "float32", "--engine", "eager", "--batch", "2", "--seconds", "0"]
@@ -373,6 +374,7 @@ def test_deployed_segmenters_are_measured_in_their_size(scenes, tmp_path, capsys
     assert printed.count("mean IoU") == 2
 
 
+@pytest.mark.slow
 def test_wae_export_takes_the_size_of_the_checkpoint(tmp_path):
     path, file = saved(tmp_path / "enet.safetensors"), tmp_path / "enet.pt2"
     assert cli.main(["export", str(path), "-o", str(file), "--format", "torch", "--batch", "1"]) == 0
