@@ -25,9 +25,10 @@ import pandas as pd
 import uvicorn
 from fastapi import FastAPI
 from PIL import Image
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from torch import Tensor
 
@@ -109,7 +110,11 @@ def serve(
 
 
 class _OwnHostOnly:
-    """Tells browsers to load nothing from other hosts, and to send nothing there."""
+    """Tells browsers to load nothing from other hosts, and to send nothing there.
+
+    What another host's page has a browser send here, a file to be kept for example, is refused (403):
+    browsers name the kind of page that asks. A link from there to this page works.
+    """
 
     _POLICY = (
         "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; "  # inline: Gradio's page, and ours
@@ -127,7 +132,12 @@ class _OwnHostOnly:
                 headers["Referrer-Policy"] = "no-referrer"
             await send(message)
 
-        await self._app(scope, receive, send_with_policy)
+        app: ASGIApp = self._app
+        if scope["type"] == "http" and scope["method"] not in ("GET", "HEAD"):
+            asked_by = Headers(scope=scope).get("sec-fetch-site", "none")  # not a browser, or an old one
+            if asked_by not in ("same-origin", "none"):
+                app = PlainTextResponse("only this page itself may send anything here", 403)
+        await app(scope, receive, send_with_policy)
 
 
 def _middleware(host: str) -> list[Middleware]:

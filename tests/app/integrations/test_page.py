@@ -138,6 +138,22 @@ def test_a_page_of_another_name_may_not_ask(server: Served) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("asked_by", ["cross-site", "same-site", "same-origin"])
+def test_another_host_s_page_may_send_nothing(server: Served, asked_by: str) -> None:
+    form = '--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\nbytes\r\n--x--\r\n'
+    headers = {"Content-Type": "multipart/form-data; boundary=x", "Sec-Fetch-Site": asked_by}
+    request = urllib.request.Request(f"{server.address}gradio_api/upload", form.encode(), headers)
+    if asked_by == "same-origin":
+        with urllib.request.urlopen(request) as answer:
+            assert answer.status == 200
+        return
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request)
+    refused.value.close()
+    assert refused.value.code == 403
+
+
+@pytest.mark.slow
 def test_a_file_that_was_not_uploaded_is_not_read(tmp_path: Path) -> None:
     private = tmp_path / "private.png"
     Image.new("RGB", (60, 40)).save(private)
