@@ -77,7 +77,7 @@ def serve(
         max_pixels: an image of more is refused.
         ready: is called with the page's address when it listens there.
 
-    Raises OSError where it cannot listen there.
+    Raises OSError where it cannot listen there, and KeyboardInterrupt when a signal has ended it.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with (
@@ -106,7 +106,10 @@ def serve(
         ready(f"http://{shown}:{listening.getsockname()[1]}/")
         # An open page holds a connection, which is not waited for at the end.
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
-        uvicorn.Server(config).run(sockets=[listening])
+        server = uvicorn.Server(config)
+        server.run(sockets=[listening])
+        if server.started:  # a signal has ended it; its exception was once lost on a busy machine
+            raise KeyboardInterrupt
 
 
 class _OwnHostOnly:

@@ -463,7 +463,7 @@ def weights(path, classes=3, network="tiny"):
         (lambda p: ["--learning-rate", -1], "learning_rate must be a number from 0"),
         (lambda p: ["--device", "abacus"], "device abacus cannot be used here"),
         (lambda p: ["--body-weights", "torchvision"], "torchvision has no weights for tiny"),
-        (lambda p: ["--data", "nowhere"], "nowhere: is neither a folder nor one of fashion-mnist, digits"),
+        (lambda p: ["--data", "nowhere"], "nowhere: is neither a folder, nor shards, nor one of"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
