@@ -84,8 +84,6 @@ def run(options: argparse.Namespace) -> int:
     from wae.data.walk import LeftOut, find
     from wae.inference import predict
     from wae.inference.maps import Maps
-    from wae.models.registry import NETWORKS
-    from wae.models.segmentation.networks import builder
     from wae.progress import bar
     from wae.storage import checkpoint
     from wae.storage.weights_file import WEIGHTS
@@ -116,8 +114,7 @@ def run(options: argparse.Namespace) -> int:
         raise _none(options.sources, left_out)
     try:
         described = checkpoint.describe(weights)
-        of_pixels = described.network not in NETWORKS and builder(described.network) is not None
-        if options.maps is not None and not of_pixels:
+        if options.maps is not None and not described.of_pixels:
             name = described.network
             return shared.complain(f"--maps: {weights} is of {name}, which scores no pixels", 2)
         model = checkpoint.load_classifier(weights)
@@ -136,7 +133,7 @@ def run(options: argparse.Namespace) -> int:
 
     on_terminal = options.output is None and sys.stdout.isatty()
     form = predict.FORMATS[options.format or ("table" if on_terminal else "jsonl")](
-        described.labels, of_pixels
+        described.labels, described.of_pixels
     )
     left_out = LeftOut()
     found = find(options.sources, left_out)
@@ -204,7 +201,7 @@ def _by_cluster(options: argparse.Namespace, weights: Path) -> int:
             invert=options.invert,
             max_pixels=options.max_pixels or MAX_PIXELS,
         )
-    except (CheckpointError, ray.ClusterError) as error:
+    except (CheckpointError, ValueError, ray.ClusterError) as error:
         raise shared.Failure(str(error)) from None
     for path, why in failed:
         shared.complain(printable(f"{path}: {why}"))

@@ -143,8 +143,8 @@ def shards(
         seed, on_corrupt, max_pixels: see :class:`wae.data.folder.ImageFiles`.
 
     Raises:
-        DatasetError: a shard is missing, damaged, or no tar file; a sample in it has no image or no class, or
-            more than one; a class has no name; or webdataset is not installed.
+        DatasetError: a shard is missing, named twice, damaged, or no tar file; a sample in it has no image or
+            no class, or more than one; a class has no name; or webdataset is not installed.
     """
     paths = _expanded(pattern) if train else _held_out(pattern)
     indices = [_index(path) for path in paths]
@@ -161,6 +161,8 @@ def _expanded(pattern: str) -> list[Path]:
         paths = [Path(name) for name in braceexpand(pattern)]
     except ValueError as error:  # its UnbalancedBracesError
         raise DatasetError(f"{pattern}: {error}") from None
+    if len(set(paths)) < len(paths):
+        raise DatasetError(f"{pattern}: names a shard more than once")
     missing = [path for path in paths if not path.is_file()]
     if missing:
         more = f", nor {len(missing) - 1:,} others" if missing[1:] else ""

@@ -34,7 +34,7 @@ from wae.data.images import MAX_PIXELS
 from wae.data.walk import Found
 from wae.errors import WaeError
 from wae.inference import predict as prediction
-from wae.storage.checkpoint import describe, load_classifier
+from wae.storage.checkpoint import Description, describe, load_classifier
 from wae.storage.files import written_folder
 
 CPUS = 2
@@ -63,7 +63,8 @@ class Predictor:
 
     Raises:
         CheckpointError: as :func:`wae.storage.checkpoint.load_classifier`.
-        ValueError, EngineError, DisagreementError: as :func:`wae.inference.predict.runner`.
+        ValueError: the network scores pixels, or as :func:`wae.inference.predict.runner`.
+        EngineError, DisagreementError: as there.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Predictor:
         max_pixels: int = MAX_PIXELS,
         **options: Any,
     ) -> None:
-        described = describe(Path(weights))
+        described = _described(Path(weights))
         model = load_classifier(Path(weights))
         self._predict = partial(
             prediction.predict,
@@ -111,6 +112,13 @@ class Predictor:
             "classes": _column(None if made.error else self._form.classes(made) for made in predictions),
             "error": _column(made.error or None for made in predictions),
         }
+
+
+def _described(weights: Path) -> Description:
+    described = describe(weights)
+    if described.of_pixels:
+        raise ValueError(f"{weights}: {described.network} scores pixels; a classifier is needed")
+    return described
 
 
 class Failed(NamedTuple):
@@ -150,10 +158,11 @@ def predict(
         ClusterError: there is no such cluster, it could not do the work, or a row is missing or there twice.
         FileExistsError: something is at ``folder`` that may not be replaced.
         CheckpointError: as :func:`wae.storage.checkpoint.describe`.
+        ValueError: the network scores pixels.
     """
     if force and folder.is_dir() and any(path.suffix != ".parquet" for path in folder.iterdir()):
         raise FileExistsError(f"{folder} holds more than Parquet files: it is not replaced")
-    labelled = describe(weights).labels is not None
+    labelled = _described(weights).labels is not None
     with written_folder(folder.absolute(), force, "*.parquet") as new, _cluster(address):
         size, count, gpus = _workers()
         files = ray.data.from_arrow(list(_tables(found, _BATCHES * batch)))

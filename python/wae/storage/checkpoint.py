@@ -29,6 +29,7 @@ from wae.models.bodies import without_numbers
 from wae.models.network import WAENetwork
 from wae.models.registry import NETWORKS as _NETWORKS
 from wae.models.registry import build, builder, without_memory
+from wae.models.segmentation import networks as segmentation
 from wae_kernels.nn import Decoder
 
 from . import weights_file
@@ -60,6 +61,11 @@ class Description:
     def is_own(self) -> bool:
         """Whether the network is around one that a user's function made, which a file cannot make."""
         return self.form is not None and ":" in self.network
+
+    @property
+    def of_pixels(self) -> bool:
+        """Whether the network scores each pixel, and not an image as a whole."""
+        return self.network not in _NETWORKS and segmentation.builder(self.network) is not None
 
     def __post_init__(self) -> None:
         if type(self.network) is not str or not (self.is_own or builder(self.network)):

@@ -211,6 +211,7 @@ def test_what_is_neither_image_nor_class_is_left_alone(pattern, photos):
     [
         ("train-{000..002.tar", "train-{000..002.tar: "),
         ("images-{000..001}.tar", "there is no such shard"),
+        ("train-{000,001,000}.tar", "names a shard more than once"),
         ("val-{000..001}.tar", "need a name with train in it"),
     ],
 )

@@ -19,7 +19,8 @@ import wae.integrations
 from wae import cli
 from wae.data.walk import find
 from wae.inference import predict
-from wae.storage.checkpoint import describe, load_classifier
+from wae.models.registry import build
+from wae.storage.checkpoint import describe, load_classifier, save_classifier
 from wae.storage.weights_file import WEIGHTS
 
 CLOTHES = WEIGHTS / "fashion-mnist.safetensors"
@@ -113,6 +114,17 @@ def test_options_that_do_not_go_together(
 ) -> None:
     assert cli.main(["predict", str(photos), *options]) == 2
     assert said in capsys.readouterr().err
+
+
+@NEEDED
+def test_a_network_of_pixels_is_refused(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights, out = tmp_path / "enet.safetensors", tmp_path / "out"
+    save_classifier(weights, build("enet", 3), "enet")
+    assert cli.main(["predict", str(photos), "--weights", str(weights), "--ray", "-o", str(out)]) == 1
+    assert "enet scores pixels; a classifier is needed" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_without_ray_the_command_says_what_to_install(
