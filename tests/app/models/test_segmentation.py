@@ -17,12 +17,13 @@ from torchvision.models import get_model
 from wae.errors import WaeError
 from wae.models.counting import count
 from wae.models.registry import on_meta
-from wae.models.segmentation import costs
+from wae.models.segmentation import costs, segmenter
 from wae.models.segmentation.enet import Doubling, ENet, Halving
 from wae.models.segmentation.icnet import ICNet
 from wae.models.segmentation.libraries import AnySize, pspnet
 from wae.models.segmentation.mobilenet_deconv import MobileNetDeconv, Pointwise
 from wae.models.segmentation.segmenter import (
+    Fusion,
     HalfResolutionSegmenter,
     SegmenterError,
     WAESegmenter,
@@ -60,6 +61,17 @@ def test_every_weight_learns(make: Callable[[], nn.Module]) -> None:
     F.cross_entropy(model(torch.randn(2, 3, 64, 96)), torch.randint(5, (2, 64, 96))).backward()
     without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert not [name for name in without if ".guidance" not in name and ".auxiliary_" not in name]
+
+
+def test_the_fusion_starts_as_bilinear_upsampling(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segmenter, "_RANDOM_SHARE", 0.0)
+    coarse = torch.randn(1, 5, 9, 12).clamp(-3, 3)
+    scores = Fusion(5, 16)(coarse, torch.zeros(1, 16, 9, 12), (17, 24))
+    expected = F.interpolate(coarse, (18, 24), mode="bilinear", align_corners=False)[:, :, :17]
+    inside = (..., slice(1, -2), slice(1, -1))  # the blur sees zeros outside of the image
+    torch.testing.assert_close(
+        (scores - scores.mean(1, keepdim=True))[inside], (expected - expected.mean(1, keepdim=True))[inside]
+    )
 
 
 @pytest.mark.parametrize(

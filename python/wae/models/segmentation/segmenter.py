@@ -27,6 +27,8 @@ from wae.models.network import WAENetwork
 from wae_kernels.nn import Decoder, Encoder
 
 _WIDTH = 16  # channels of the high body and of the fusion, as of the encoder's trunk
+_SHIFT = 4.0  # of the scores within the fusion at its start: an untrained network's are within it
+_RANDOM_SHARE = 0.1  # of the fusion's start
 
 
 class SegmenterError(WaeError, ValueError):
@@ -73,6 +75,9 @@ class LightBody(nn.Sequential):
 class Fusion(nn.Module):
     """Half-resolution scores and features to scores at full resolution, in the form of the decoder.
 
+    It starts close to bilinear upsampling of the scores, the baseline, and learns the edges: from a random
+    start, short trainings did not even reach the baseline (docs/reproduction.md).
+
     Args:
         classes: channels of the scores.
         features: channels of the features.
@@ -86,6 +91,25 @@ class Fusion(nn.Module):
         self.conv1 = nn.Conv2d(width, width, 3, padding=1)
         self.conv2 = nn.Conv2d(width, classes, 3, padding=1)
         self.apply(initialize)
+        self._start_bilinear()
+
+    @torch.no_grad()
+    def _start_bilinear(self) -> None:
+        """Give each class a channel of its own (as many as there are) that upsamples its scores bilinearly.
+
+        Each score is repeated over its 2 x 2 pixels, and blurring that by (1, 2, 1) / 4 each way is bilinear
+        (but at the border, beyond which a convolution sees zeros). The shift keeps scores above ReLU's zero,
+        and moves all classes alike. A share of the random start stays, so that every channel has a gradient.
+        """
+        for layer in (self.low, self.conv1, self.conv2):
+            layer.weight *= _RANDOM_SHARE
+        blur = torch.tensor([1.0, 2.0, 1.0]) / 4
+        repeat = torch.tensor([0.0, 1.0, 1.0])
+        for c in range(min(self.conv2.out_channels, self.conv2.in_channels)):
+            self.low.weight[c, c] += torch.outer(repeat, repeat)
+            self.conv1.weight[c, c] += torch.outer(blur, blur)
+            self.conv2.weight[c, c, 1, 1] += 1
+            self.low.bias[c] = _SHIFT
 
     def forward(self, scores: Tensor, features: Tensor, output_size: Sequence[int]) -> Tensor:
         """(N, classes, h, w) and (N, features, h, w) to (N, classes, H, W); ``output_size`` is (H, W)."""
