@@ -274,6 +274,7 @@ def test_all_of_wae_must_give_the_scores_of_pytorchs_operators() -> None:
     assert not torch.equal(scores[names[0]][0], scores[names[1]][0])
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("runner", ["eager", "channels_last"])
 def test_our_and_stock_ops_run_in_the_same_network(runner: str) -> None:

@@ -216,6 +216,7 @@ def built_before(tmp_path: Path) -> Path:
     return copy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "value", "left"),
     [

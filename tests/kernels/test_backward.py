@@ -235,6 +235,7 @@ def test_a_batch_of_none_has_zero_gradients(cell: Cell, op: str, layout: str) ->
 # -------------------------------------------------------------------------------------------- same bits
 
 
+@pytest.mark.slow
 @both
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_same_bits_on_any_number_of_threads(cell: Cell, op: str, dtype: torch.dtype) -> None:
@@ -252,6 +253,7 @@ def test_the_same_bits_on_any_number_of_threads(cell: Cell, op: str, dtype: torc
 # ------------------------------------------------------------------------------------------- many problems
 
 
+@pytest.mark.slow
 @both
 @given(
     batch=st.integers(1, 3),

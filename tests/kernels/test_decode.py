@@ -93,6 +93,7 @@ def large_case(size: tuple[int, int]) -> tuple[list[Tensor], list[Tensor], Tenso
     return inputs, parameters, reference.decode(*widened([*inputs, *parameters]), size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", LARGE_SIZES, ids=size_name)
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 def test_large_sizes(cell: Cell, layout: str, size: tuple[int, int]) -> None:

@@ -90,6 +90,7 @@ def large_case(size: tuple[int, int]) -> tuple[Tensor, list[Tensor], tuple[Tenso
     return image, parameters, reference.encode(*widened([image, *parameters]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", LARGE_SIZES, ids=size_name)
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 def test_large_sizes(cell: Cell, layout: str, size: tuple[int, int]) -> None:

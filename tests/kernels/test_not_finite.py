@@ -25,6 +25,10 @@ PLACES = [
     *(("decode", name) for name in ("low", "high", *PARAMETERS["decode"])),
 ]
 VALUES = [torch.nan, torch.inf, -torch.inf]
+QUICK_OR_SLOW = [
+    torch.nan,
+    *(pytest.param(value, marks=pytest.mark.slow) for value in (torch.inf, -torch.inf)),
+]
 
 
 def limit_for(cell: Cell, dtype: torch.dtype) -> float:
@@ -60,7 +64,7 @@ def dtypes_of(cell: Cell) -> Iterable[torch.dtype]:
     return [d for d in DTYPES if d != torch.float64] if cell.compiled else [torch.float64]
 
 
-@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("value", QUICK_OR_SLOW)
 @pytest.mark.parametrize(("op", "name"), PLACES)
 def test_in_an_input(cell: Cell, op: str, name: str, value: float) -> None:
     for dtype in dtypes_of(cell):

@@ -57,7 +57,14 @@ class AutoEncoder(nn.Module):
 
 @on_hosts
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("layout", ["nchw", "channels_last", "sliced", "transposed", "batch_innermost"])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        "nchw",
+        "channels_last",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("sliced", "transposed", "batch_innermost")),
+    ],
+)
 @pytest.mark.filterwarnings(
     "ignore:The .grad attribute of a Tensor that is not a leaf"
 )  # opcheck's own doing

@@ -292,6 +292,7 @@ TARGETS = [
 """All architectures, with different tiles of the short list; float32 on those that differ most from sm_80."""
 
 
+@pytest.mark.slow
 @compiled
 @pytest.mark.parametrize("op", ["encode", "decode"])
 @pytest.mark.parametrize(

@@ -72,6 +72,7 @@ def comparison(network="a", images=1, eager=0.4, rows=(("openvino", "int8", 0.2,
 # ------------------------------------------------------------------------------------------------ as a whole
 
 
+@pytest.mark.slow
 def test_tables_answer_report_and_data(network, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     report, data = tmp_path / "out" / "report.html", tmp_path / "data.json"

@@ -28,6 +28,7 @@ def checkpoints(tmp_path: Path) -> list[str]:
     return paths
 
 
+@pytest.mark.slow
 def test_eval_prints_their_measures(
     checkpoints: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -49,6 +50,7 @@ def test_eval_prints_their_measures(
     assert "pixels right" in printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "shape"), [([], (36, 48)), (["--size", "18"], (18, 24)), (["--size", "20x33"], (20, 33))]
 )

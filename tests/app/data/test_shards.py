@@ -243,6 +243,7 @@ def test_a_broken_image_is_an_error_or_left_out(pattern, photos):
 # ---------------------------------------------------------------------------------------------- the command
 
 
+@pytest.mark.slow
 def test_a_stopped_training_goes_on_from_shards(pattern, tmp_path, capsys):
     plan = tmp_path / "plan.toml"
     stage = '[[stages]]\nkind = "classifier"\nepochs = 2\nlearning_rate = 0.01\n'

@@ -68,6 +68,7 @@ def test_missing_parts_are_found_before_anything_is_trained(tmp_path):
         CLAIM.prepared(tmp_path / "data", tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 def test_the_networks_are_what_they_are_called(network):
     claim = camvid.claim(network)

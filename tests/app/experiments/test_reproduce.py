@@ -66,6 +66,7 @@ def test_every_network_is_trained_with_labels_for_as_many_epochs_at_the_same_rat
     assert (stage.kind, stage.transform_weight) == ("joint", 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("claim", CLAIMS.values(), ids=CLAIMS)
 def test_jobs_are_all_networks_with_all_seeds_and_of_those_that_are_pruned_one(claim):
     wanted = claim.jobs(range(3))

@@ -104,6 +104,7 @@ def assert_close(scores, expected, tolerance=1e-5):
 # ------------------------------------------------------------------------------------------ the same scores
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", EACH)
 def test_scores_are_the_model_s_for_any_batch(engine, model):
     needs(engine)
@@ -115,6 +116,7 @@ def test_scores_are_the_model_s_for_any_batch(engine, model):
         assert_close(deployed(images), model(images))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process to processors")
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 def test_on_one_processor_of_several(engine, model):

@@ -73,6 +73,7 @@ def test_folding_leaves_no_normalisation_that_can_go(model: WAESegmenter) -> Non
     assert_close(folded(given), model(given))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["eager", "openvino"])
 def test_it_is_saved_and_loaded(engine: str, model: WAESegmenter, tmp_path: Path) -> None:
     needs(engine)

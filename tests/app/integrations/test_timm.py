@@ -34,6 +34,7 @@ def test_every_network_of_timm_has_a_name_of_ours() -> None:
     assert "wae_resnet50" in registered.__all__
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["wae_resnet50", "wae_vgg16", "wae_mobilenetv3_small_050", "wae_deit_tiny_patch16_224"]
 )

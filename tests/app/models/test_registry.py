@@ -51,6 +51,7 @@ def cost(name):
 # ----------------------------------------------------------------------------------------------- by name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["wavelet_small_vgg", "wavelet_vgg16", *NETWORKS, *PARTS, *FAMILIES])
 def test_info_knows_every_network(name, capsys):
     assert cli.main(["info", name]) == 0
@@ -83,6 +84,7 @@ def test_info_of_a_network_that_takes_no_such_images(capsys):
     assert "vit_b_16_half takes no image of 224 x 224: Wrong image height" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
 def test_auxiliary_classifiers_are_left_out(name):
     """In training too there is one tensor of scores, and WAE goes around the network."""

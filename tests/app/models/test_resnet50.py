@@ -32,6 +32,7 @@ def test_layers(classes):
     assert shapes(model.fusion_classifier) == {"weight": (classes, 2560), "bias": (classes,)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(224, 224), (64, 97), (1, 1)], ids=str)
 def test_images_of_any_size(size):
     model = on_meta(wae_resnet50, 7)

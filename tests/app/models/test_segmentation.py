@@ -159,6 +159,7 @@ OF_LIBRARIES: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(33, 47), (66, 91), (512, 512)], ids=str)
 @pytest.mark.parametrize("make", OF_LIBRARIES.values(), ids=OF_LIBRARIES)
 def test_another_librarys_network_computes_the_same_inside(
@@ -250,5 +251,6 @@ class _Listing(nn.Module):
         return [image]
 
 
+@pytest.mark.slow
 def test_the_page_has_the_table_of_costs() -> None:
     assert costs.table() in PAGE.read_text(), "put in what `python -m wae.models.segmentation.costs` prints"

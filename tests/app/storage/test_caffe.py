@@ -561,6 +561,7 @@ def damaged(data, edits):
     return data
 
 
+@pytest.mark.slow
 @settings(max_examples=80)
 @given(
     edits=EDITS, which=st.sampled_from(["prototxt", "caffemodel"]), old=st.booleans(), packed=st.booleans()

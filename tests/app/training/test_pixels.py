@@ -241,6 +241,7 @@ class StopAt(Observer):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epoch", [1, 3, 5])
 def test_a_stopped_training_goes_on_as_if_it_had_not_stopped(scenes, tmp_path, epoch):
     whole_run, wanted = run(scenes)

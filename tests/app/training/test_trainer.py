@@ -327,6 +327,7 @@ VARIED = replace(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epoch", range(1, 8))
 def test_a_training_that_goes_on_ends_as_one_that_was_not_stopped(tmp_path, epoch):
     path = tmp_path / "state"
@@ -414,6 +415,7 @@ def replaced(value, path, new):
     return value
 
 
+@pytest.mark.slow
 def test_absurd_values_in_a_checkpoint_end_in_one_error(tmp_path):
     """Where they are noticed at all: an epoch's seconds, for example, may be any number."""
     path, good = tmp_path / "state", tmp_path / "good"
