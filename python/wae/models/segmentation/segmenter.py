@@ -105,11 +105,12 @@ class Fusion(nn.Module):
             layer.weight *= _RANDOM_SHARE
         blur = torch.tensor([1.0, 2.0, 1.0]) / 4
         repeat = torch.tensor([0.0, 1.0, 1.0])
-        for c in range(min(self.conv2.out_channels, self.conv2.in_channels)):
+        own_channels = min(self.conv2.out_channels, self.conv2.in_channels)
+        self.low.get_parameter("bias")[:own_channels] = _SHIFT
+        for c in range(own_channels):
             self.low.weight[c, c] += torch.outer(repeat, repeat)
             self.conv1.weight[c, c] += torch.outer(blur, blur)
             self.conv2.weight[c, c, 1, 1] += 1
-            self.low.bias[c] = _SHIFT
 
     def forward(self, scores: Tensor, features: Tensor, output_size: Sequence[int]) -> Tensor:
         """(N, classes, h, w) and (N, features, h, w) to (N, classes, H, W); ``output_size`` is (H, W)."""
