@@ -1,11 +1,11 @@
 """Fused kernels for a Wavelet-like Auto-Encoder, as torch ops.
 
-``import wae_kernels`` makes ``torch.ops.wae.encode`` and ``torch.ops.wae.decode`` exist, on every
+``import wae_kernels`` makes ``torch.ops.wae.encode``, ``torch.ops.wae.decode`` and their kin exist, on every
 machine; :mod:`wae_kernels.backends` tells which kernels run them.
 """
 
 from . import backends, nn, reference
-from .ops import decode, encode, encode_int8
+from .ops import decode, decode_scores, encode, encode_int8
 
 __version__ = "0.2.0.dev0"
-__all__ = ["__version__", "backends", "decode", "encode", "encode_int8", "nn", "reference"]
+__all__ = ["__version__", "backends", "decode", "decode_scores", "encode", "encode_int8", "nn", "reference"]

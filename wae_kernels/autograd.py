@@ -18,7 +18,7 @@ from torch._C._dynamo import eval_frame
 from torch.autograd import forward_ad
 
 from . import backends
-from .parameters import DecoderParameters, EncoderParameters, one_by_one
+from .parameters import DecoderParameters, EncoderParameters, ScoreDecoderParameters, one_by_one
 
 _Gradients = tuple[Tensor | None, ...]
 
@@ -61,6 +61,19 @@ def _decode_backward(inputs: Sequence[Any], needs: Sequence[bool], grad_image: T
     return (*_only(gradients, needs), None)
 
 
+@one_by_one
+def _decode_scores_groups(low: bool, high: bool, parameters: ScoreDecoderParameters) -> tuple[bool, bool]:
+    """The two flags of ``wae::decode_scores_backward``, from what each input needs."""
+    return low or high, any(parameters)
+
+
+def _decode_scores_backward(inputs: Sequence[Any], needs: Sequence[bool], grad_scores: Tensor) -> _Gradients:
+    *tensors, _output_size = inputs
+    needs = needs[: len(tensors)]
+    gradients = torch.ops.wae.decode_scores_backward(grad_scores, *tensors, *_decode_scores_groups(*needs))
+    return (*_only(gradients, needs), None)
+
+
 def _only(gradients: Sequence[Tensor], needs: Sequence[bool]) -> _Gradients:
     return tuple(g if need else None for g, need in zip(gradients, needs, strict=True))
 
@@ -79,8 +92,12 @@ _FLOAT = "it is for inference. Call it under torch.no_grad(); wae_kernels.encode
 _BACKWARD: dict[str, Callable[..., _Gradients]] = {
     "encode": _encode_backward,
     "decode": _decode_backward,
+    "decode_scores": _decode_scores_backward,
     "encode_backward": _without(f"wae::encode_backward has no derivative: {_SECOND}.encode for them."),
     "decode_backward": _without(f"wae::decode_backward has no derivative: {_SECOND}.decode for them."),
+    "decode_scores_backward": _without(
+        f"wae::decode_scores_backward has no derivative: {_SECOND}.decode_scores for them."
+    ),
     "encode_int8": _without(f"wae::encode_int8 has no derivative: {_FLOAT}"),
     "conv3x3_pack": _without(f"wae::conv3x3_pack has no derivative: {_INFERENCE}"),
     "conv3x3": _without(f"wae::conv3x3 has no derivative: {_INFERENCE}"),
@@ -145,5 +162,5 @@ def _refuse_tangents(name: str, inputs: Sequence[Any]) -> None:
     tensors = [value for value in inputs if isinstance(value, Tensor)]
     if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
         raise RuntimeError(
-            f"wae::{name} has no forward-mode derivative; wae_kernels.encode, decode and nn have one"
+            f"wae::{name} has no forward-mode derivative; those of wae_kernels and wae_kernels.nn have one"
         )

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .parameters import DecoderParameters, EncoderParameters
+from .parameters import DecoderParameters, EncoderParameters, ScoreDecoderParameters
 
 _OWN_NAMES = {
     "uint8": torch.uint8,
@@ -91,6 +91,9 @@ ANY_WIDTH = "ANY_WIDTH"
 
 ENCODER_SHAPES = {a.name: a.sizes for a in TABLES["encoder"] if a.name in EncoderParameters._fields}
 DECODER_SHAPES = {a.name: a.sizes for a in TABLES["decoder"] if a.name in DecoderParameters._fields}
+SCORE_DECODER_SHAPES = {
+    a.name: a.sizes for a in TABLES["score_decoder"] if a.name in ScoreDecoderParameters._fields
+}
 """The parameters' shapes by name, in the ops' order."""
 
 
@@ -256,6 +259,24 @@ def check_decode_backward(
     checker = _Checker("decode_backward")
     checker.check("decoder", low, high, *parameters)
     checker.check("decode_backward", grad_image)
+
+
+def check_decode_scores(
+    low: Tensor, high: Tensor, parameters: ScoreDecoderParameters, output_size: Sequence[int]
+) -> None:
+    """Check the arguments of ``wae::decode_scores``."""
+    checker = _Checker("decode_scores")
+    checker.check("score_decoder", low, high, *parameters)
+    checker.check("decode", output_size)
+
+
+def check_decode_scores_backward(
+    grad_scores: Tensor, low: Tensor, high: Tensor, parameters: ScoreDecoderParameters
+) -> None:
+    """Check the arguments of ``wae::decode_scores_backward``."""
+    checker = _Checker("decode_scores_backward")
+    checker.check("score_decoder", low, high, *parameters)
+    checker.check("decode_scores_backward", grad_scores)
 
 
 def check_conv3x3_pack(weight: Tensor) -> None:

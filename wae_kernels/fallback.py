@@ -53,8 +53,10 @@ def decode(low: Tensor, high: Tensor, parameters: DecoderParameters, output_size
 KERNELS: dict[str, Callable[..., Any]] = {
     "encode": encode,
     "decode": decode,
+    "decode_scores": reference.decode_scores,
     "encode_backward": reference.encode_backward,
     "decode_backward": reference.decode_backward,
+    "decode_scores_backward": reference.decode_scores_backward,
     "encode_int8": reference.encode_int8,
     "conv3x3_pack": reference.conv3x3_pack,
     "conv3x3": reference.conv3x3,

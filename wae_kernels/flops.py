@@ -17,7 +17,7 @@ import torch
 from torch.utils.flop_counter import register_flop_formula
 
 from .checks import half_of
-from .parameters import DecoderParameters, EncoderParameters, one_by_one
+from .parameters import DecoderParameters, EncoderParameters, ScoreDecoderParameters, one_by_one
 
 _Shape = Sequence[int]
 
@@ -43,6 +43,16 @@ def _decode(low: _Shape, high: _Shape, parameters: DecoderParameters, output_siz
     return full + _trunk((p.low_weight, p.high_weight), batch, half)
 
 
+@one_by_one
+def _decode_scores(
+    low: _Shape, high: _Shape, parameters: ScoreDecoderParameters, output_size: Sequence[int]
+) -> int:
+    p: Any = parameters
+    batch, _, *half = low
+    full = _trunk((p.conv1_weight, p.conv2_weight), batch, output_size)
+    return full + _trunk((p.low_weight, p.high_weight), batch, half)
+
+
 def _register() -> None:
     ops: Any = torch.ops.wae
 
@@ -58,6 +68,10 @@ def _register() -> None:
     def decode(*shapes: Any, out_shape: Any = None, **_: Any) -> int:
         return int(_decode(*shapes))
 
+    @register_flop_formula(ops.decode_scores)
+    def decode_scores(*shapes: Any, out_shape: Any = None, **_: Any) -> int:
+        return int(_decode_scores(*shapes))
+
     @register_flop_formula(ops.encode_backward)
     def encode_backward(low: _Shape, high: _Shape, *shapes: Any, out_shape: Any = None, **_: Any) -> int:
         *inputs, need_image, need_parameters, need_scale = shapes
@@ -69,6 +83,12 @@ def _register() -> None:
     def decode_backward(image: _Shape, *shapes: Any, out_shape: Any = None, **_: Any) -> int:
         *inputs, need_input, need_parameters = shapes
         return (int(need_input or need_parameters) + int(need_parameters)) * int(_decode(*inputs, image[2:]))
+
+    @register_flop_formula(ops.decode_scores_backward)
+    def decode_scores_backward(scores: _Shape, *shapes: Any, out_shape: Any = None, **_: Any) -> int:
+        *inputs, need_input, need_parameters = shapes
+        passes = int(need_input or need_parameters) + int(need_parameters)
+        return passes * int(_decode_scores(*inputs, scores[2:]))
 
     @register_flop_formula(ops.conv3x3)
     def conv3x3(

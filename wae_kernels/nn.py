@@ -1,4 +1,4 @@
-"""The encoder and the decoder as modules.
+"""The encoder and the decoders as modules.
 
 Their layers are ordinary ``torch.nn`` convolutions, so that ``state_dict``, initialisation and optimizers
 work as everywhere. The forward pass hands the layers' tensors to the fused ops. Layers that are pruned,
@@ -17,8 +17,8 @@ from torch.nn import Parameter
 from torch.nn.modules import module as torch_module
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass as is_wrapper
 
-from .ops import decode, encode
-from .parameters import KERNEL_WIDTH, DecoderParameters, EncoderParameters
+from .ops import decode, decode_scores, encode
+from .parameters import KERNEL_WIDTH, DecoderParameters, EncoderParameters, ScoreDecoderParameters
 from .reference import format_of, laid_out, normalize_image
 
 _GLOBAL_HOOKS = (
@@ -37,6 +37,7 @@ def _layer(kind: type[nn.Module], stride: int) -> tuple[type[nn.Module], tuple[A
 _CONV, _BRANCH, _UPSAMPLING = _layer(nn.Conv2d, 1), _layer(nn.Conv2d, 2), _layer(nn.ConvTranspose2d, 2)
 _ENCODER = {"conv1": _CONV, "conv2": _CONV, "conv3": _CONV, "low": _BRANCH, "high": _BRANCH}
 _DECODER = {"low": _UPSAMPLING, "high": _UPSAMPLING, "conv1": _CONV, "conv2": _CONV, "conv3": _CONV}
+_SCORE_DECODER = {"low": _UPSAMPLING, "high": _UPSAMPLING, "conv1": _CONV, "conv2": _CONV}
 
 
 def _fusible(
@@ -140,3 +141,30 @@ class Decoder(nn.Module):
             x = F.relu(layer(x))
         image: Tensor = self.conv3(x)
         return laid_out(image, format_of(low))
+
+
+class ScoreDecoder(nn.Module):
+    """Brings class scores to full resolution with the help of features (docs/network.md).
+
+    Args:
+        classes: channels of the scores.
+        features: channels of the features.
+        width: channels in between; 16 has the compiled kernels, with up to 32 classes and features.
+    """
+
+    def __init__(self, classes: int, features: int, width: int = KERNEL_WIDTH) -> None:
+        super().__init__()
+        self.low = nn.ConvTranspose2d(classes, width, 3, stride=2, padding=1)
+        self.high = nn.ConvTranspose2d(features, width, 3, stride=2, padding=1)
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, classes, 3, padding=1)
+
+    def forward(self, low: Tensor, high: Tensor, output_size: Sequence[int]) -> Tensor:
+        """The (N, classes, H, W) scores of ``output_size`` (H, W); see :func:`wae_kernels.decode_scores`."""
+        tensors = _fusible(self, _SCORE_DECODER, low)
+        if tensors is not None:
+            return decode_scores(low, high, *ScoreDecoderParameters(*tensors), output_size)
+        size = list(output_size)
+        x = F.relu(self.low(low, size) + self.high(high, size))
+        scores: Tensor = self.conv2(F.relu(self.conv1(x)))
+        return laid_out(scores, format_of(low))

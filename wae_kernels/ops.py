@@ -1,4 +1,4 @@
-"""``encode`` and ``decode``: the documented Python face of ``torch.ops.wae``.
+"""``encode``, ``decode`` and their kin: the documented Python face of ``torch.ops.wae``.
 
 Inside a torch.func transform (grad, jvp, jacrev, vmap, ...) and with dual numbers they run the
 reference, which every transform understands. The ops themselves raise there.
@@ -205,3 +205,60 @@ def decode(
         output_size,
     )
     return image
+
+
+def decode_scores(
+    low: Tensor,
+    high: Tensor,
+    low_weight: Tensor,
+    low_bias: Tensor,
+    high_weight: Tensor,
+    high_bias: Tensor,
+    conv1_weight: Tensor,
+    conv1_bias: Tensor,
+    conv2_weight: Tensor,
+    conv2_bias: Tensor,
+    output_size: Sequence[int],
+) -> Tensor:
+    """Bring class scores to full resolution with the help of features, in one pass (docs/network.md).
+
+    The form of :func:`decode`: two stride-2 transposed convolutions, summed, with ReLU; a 3x3 convolution
+    with ReLU; a last one to the classes. The compiled kernel runs on processors, for up to 32 classes and
+    features and width 16; whatever else, and all gradients, are the reference's.
+
+    Args:
+        low: (N, classes, h, w), the scores at half the resolution, float32, float16, bfloat16 or float64, any
+            strides.
+        high: (N, features, h, w) of the same dtype, any strides.
+        low_weight: (classes, width, 3, 3), laid out as ``torch.nn.ConvTranspose2d`` does; high_weight:
+            (features, width, 3, 3); their biases: (width,).
+        conv1_weight: (width, width, 3, 3); conv1_bias: (width,).
+        conv2_weight: (classes, width, 3, 3); conv2_bias: (classes,).
+        output_size: (H, W) with ceil(H/2) = h and ceil(W/2) = w.
+
+    Returns:
+        The scores, (N, classes, H, W), in the dtype and memory format of ``low``.
+
+    Raises:
+        RuntimeError: an argument does not fit; the message names it. Also on a second derivative, outside of
+            torch.func.
+    """
+    # No other device has a kernel: there torch fuses and differentiates the reference's operators itself.
+    # (A tensor that torch.fx only traces is on none.)
+    op = reference.decode_scores if low.is_cpu is False else torch.ops.wae.decode_scores.default
+    scores: Tensor = _call(
+        op,
+        reference.decode_scores,
+        low,
+        high,
+        low_weight,
+        low_bias,
+        high_weight,
+        high_bias,
+        conv1_weight,
+        conv1_bias,
+        conv2_weight,
+        conv2_bias,
+        output_size,
+    )
+    return scores

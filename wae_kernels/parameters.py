@@ -1,4 +1,4 @@
-"""The ten tensors of an encoder or a decoder as one value.
+"""The tensors of an encoder or a decoder as one value.
 
 The ops take them one by one, because a schema has no structures. :func:`one_by_one` is the door between the
 two: behind it, nobody counts arguments.
@@ -61,6 +61,34 @@ class DecoderParameters(NamedTuple):
         """Weight, bias, weight, ... of the layers with ReLU that follow the transposed ones."""
         return (self.conv1_weight, self.conv1_bias, self.conv2_weight, self.conv2_bias)
 
+    @property
+    def last(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the last layer, which has no ReLU."""
+        return self.conv3_weight, self.conv3_bias
+
+
+class ScoreDecoderParameters(NamedTuple):
+    """A score decoder's tensors, in the order of ``wae::decode_scores``. docs/network.md has the layers."""
+
+    low_weight: Tensor
+    low_bias: Tensor
+    high_weight: Tensor
+    high_bias: Tensor
+    conv1_weight: Tensor
+    conv1_bias: Tensor
+    conv2_weight: Tensor
+    conv2_bias: Tensor
+
+    @property
+    def trunk(self) -> tuple[Tensor, ...]:
+        """As :attr:`DecoderParameters.trunk`."""
+        return (self.conv1_weight, self.conv1_bias)
+
+    @property
+    def last(self) -> tuple[Tensor, Tensor]:
+        """As :attr:`DecoderParameters.last`."""
+        return self.conv2_weight, self.conv2_bias
+
 
 Parameters = EncoderParameters | DecoderParameters
 
@@ -74,7 +102,7 @@ def width_of(parameters: Parameters) -> int:
 def one_by_one(function: Callable[..., Any]) -> Callable[..., Any]:
     """``function``, which has an argument ``parameters``, with the op's flat argument list.
 
-    The ten tensors stand where ``parameters`` stood, in its type's order and under its fields' names. The
+    Its tensors stand where ``parameters`` stood, in its type's order and under its fields' names. The
     signature says so, too.
     """
     signature = inspect.signature(function)
@@ -86,7 +114,7 @@ def one_by_one(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def flat(*args: Any, **kwargs: Any) -> Any:
         named = {name: kwargs.pop(name) for name in kind._fields if name in kwargs} if kwargs else {}
-        if named and len(args) < at:  # everything is named, what stands before the ten as well
+        if named and len(args) < at:  # everything is named, what stands before the tensors as well
             args = (*args, *(kwargs.pop(name) for name in names[len(args) : at]))
         parameters = kind(*args[at : at + count], **named)
         return function(*args[:at], parameters, *args[at + count :], **kwargs)

@@ -21,13 +21,17 @@ from .checks import (
     check_conv3x3_pack,
     check_decode,
     check_decode_backward,
+    check_decode_scores,
+    check_decode_scores_backward,
     check_encode,
     check_encode_backward,
     check_encode_int8,
     check_int8_numbers,
     packed_shape,
 )
-from .parameters import DecoderParameters, EncoderParameters, one_by_one
+from .parameters import DecoderParameters, EncoderParameters, ScoreDecoderParameters, one_by_one
+
+_AnyDecoder = DecoderParameters | ScoreDecoderParameters
 
 _convolution_backward = torch.ops.aten.convolution_backward
 
@@ -147,7 +151,7 @@ def encode_int8(
     return results[0], results[1]
 
 
-def _upsample(low: Tensor, high: Tensor, p: DecoderParameters, output_size: Sequence[int]) -> Tensor:
+def _upsample(low: Tensor, high: Tensor, p: _AnyDecoder, output_size: Sequence[int]) -> Tensor:
     """The decoder's first layer: the sum of two transposed convolutions, then ReLU."""
     padding = _output_padding(low, output_size)
     up_low = F.conv_transpose2d(low, p.low_weight, p.low_bias, stride=2, padding=1, output_padding=padding)
@@ -170,9 +174,21 @@ def decode(
 ) -> Tensor:
     """The decoder: ``low`` and ``high`` back to an image. See :func:`wae_kernels.decode`."""
     check_decode(low, high, parameters, output_size)
-    features = _trunk(_upsample(low, high, parameters, output_size), parameters.trunk)[-1]
-    image = F.conv2d(features, parameters.conv3_weight, parameters.conv3_bias, padding=1)
-    return laid_out(image, format_of(low))
+    return _decoded(low, high, parameters, output_size)
+
+
+@one_by_one
+def decode_scores(
+    low: Tensor, high: Tensor, parameters: ScoreDecoderParameters, output_size: Sequence[int]
+) -> Tensor:
+    """The decoder of class scores. See :func:`wae_kernels.decode_scores`."""
+    check_decode_scores(low, high, parameters, output_size)
+    return _decoded(low, high, parameters, output_size)
+
+
+def _decoded(low: Tensor, high: Tensor, p: _AnyDecoder, output_size: Sequence[int]) -> Tensor:
+    features = _trunk(_upsample(low, high, p, output_size), p.trunk)[-1]
+    return laid_out(F.conv2d(features, *p.last, padding=1), format_of(low))
 
 
 def _conv_backward(
@@ -304,15 +320,36 @@ def decode_backward(
         12 tensors: of ``low`` and ``high``, of the ten parameters in order. Those not needed have no
         elements.
     """
-    p = parameters
-    check_decode_backward(grad_image, low, high, p)
-    output_size = grad_image.shape[2:]
+    check_decode_backward(grad_image, low, high, parameters)
+    return _decoded_backward(grad_image, low, high, parameters, need_input, need_parameters)
 
+
+@one_by_one
+def decode_scores_backward(
+    grad_scores: Tensor,
+    low: Tensor,
+    high: Tensor,
+    parameters: ScoreDecoderParameters,
+    need_input: bool,
+    need_parameters: bool,
+) -> tuple[Tensor, ...]:
+    """Gradients of :func:`decode_scores`, as :func:`decode_backward` gives those of :func:`decode`.
+
+    Returns:
+        10 tensors: of ``low`` and ``high``, of the eight parameters in order. Those not needed have no
+        elements.
+    """
+    check_decode_scores_backward(grad_scores, low, high, parameters)
+    return _decoded_backward(grad_scores, low, high, parameters, need_input, need_parameters)
+
+
+def _decoded_backward(
+    grad: Tensor, low: Tensor, high: Tensor, p: _AnyDecoder, need_input: bool, need_parameters: bool
+) -> tuple[Tensor, ...]:
+    output_size = grad.shape[2:]
     start = _upsample(low, high, p, output_size)
     outputs = _trunk(start, p.trunk)
-    grad, *d_conv3 = _conv_backward(
-        grad_image, outputs[-1], p.conv3_weight, need_x=True, need_parameters=need_parameters
-    )
+    grad, *d_last = _conv_backward(grad, outputs[-1], p.last[0], need_x=True, need_parameters=need_parameters)
     grad, d_layers = _trunk_backward(
         grad, [start, *outputs[:-1]], outputs, p.trunk, need_x=True, need_parameters=need_parameters
     )
@@ -332,7 +369,7 @@ def decode_backward(
     ]
     like = p.conv1_weight
     d_inputs = [_owned(d[0], like, format_of(low)) for d in branches]
-    d_parameters = (*branches[0][1:], *branches[1][1:], *d_layers, *d_conv3)
+    d_parameters = (*branches[0][1:], *branches[1][1:], *d_layers, *d_last)
     return (*d_inputs, *(_owned(g, like) for g in d_parameters))
 
 

@@ -20,13 +20,15 @@ from .checks import (
     check_conv3x3_pack,
     check_decode,
     check_decode_backward,
+    check_decode_scores,
+    check_decode_scores_backward,
     check_encode,
     check_encode_backward,
     check_encode_int8,
     half_size,
     packed_shape,
 )
-from .parameters import DecoderParameters, EncoderParameters, one_by_one
+from .parameters import DecoderParameters, EncoderParameters, ScoreDecoderParameters, one_by_one
 
 _library = torch.library.Library("wae", "FRAGMENT")
 
@@ -67,6 +69,14 @@ def _fake_decode(
 
 
 @one_by_one
+def _fake_decode_scores(
+    low: Tensor, high: Tensor, parameters: ScoreDecoderParameters, output_size: Sequence[int]
+) -> Tensor:
+    check_decode_scores(low, high, parameters, output_size)
+    return _empty(low, (*low.shape[:2], *output_size), low.dtype, reference.format_of(low))
+
+
+@one_by_one
 def _fake_encode_backward(
     grad_low: Tensor,
     grad_high: Tensor,
@@ -101,12 +111,26 @@ def _fake_decode_backward(
     need_parameters: bool,
 ) -> tuple[Tensor, ...]:
     check_decode_backward(grad_image, low, high, parameters)
-    if need_input:
-        memory_format = reference.format_of(low)
-        inputs = [_empty(low, tuple(low.shape), low.dtype, memory_format) for _ in range(2)]
-    else:
-        inputs = [low.new_empty(0) for _ in range(2)]
-    return (*inputs, *_gradients(need_parameters, parameters))
+    return (*_halves(need_input, low, high), *_gradients(need_parameters, parameters))
+
+
+@one_by_one
+def _fake_decode_scores_backward(
+    grad_scores: Tensor,
+    low: Tensor,
+    high: Tensor,
+    parameters: ScoreDecoderParameters,
+    need_input: bool,
+    need_parameters: bool,
+) -> tuple[Tensor, ...]:
+    check_decode_scores_backward(grad_scores, low, high, parameters)
+    return (*_halves(need_input, low, high), *_gradients(need_parameters, parameters))
+
+
+def _halves(wanted: bool, low: Tensor, high: Tensor) -> list[Tensor]:
+    if not wanted:
+        return [low.new_empty(0) for _ in range(2)]
+    return [_empty(t, tuple(t.shape), t.dtype, reference.format_of(low)) for t in (low, high)]
 
 
 @one_by_one
@@ -172,8 +196,10 @@ def _register() -> None:
     fakes: dict[str, Callable[..., Any]] = {
         "encode": _fake_encode,
         "decode": _fake_decode,
+        "decode_scores": _fake_decode_scores,
         "encode_backward": _fake_encode_backward,
         "decode_backward": _fake_decode_backward,
+        "decode_scores_backward": _fake_decode_scores_backward,
         "encode_int8": _fake_encode_int8,
         "conv3x3_pack": _fake_conv3x3_pack,
         "conv3x3": _fake_conv3x3,
@@ -182,7 +208,7 @@ def _register() -> None:
         torch.library.register_fake(f"wae::{name}", fake, lib=_library)
         torch.library.register_fake(f"wae::_{name}_reference", fake, lib=_library)
     autograd.register(_library)
-    for name, device_type in product(("encode", "decode"), ("cpu", "cuda")):
+    for name, device_type in product(("encode", "decode", "decode_scores"), ("cpu", "cuda")):
         _register_autocast(name, device_type)
     for name, device_type in product(("conv3x3_pack", "conv3x3"), ("cpu", "cuda")):
         _register_autocast(name, device_type, torch.float32)  # the only one that they have

@@ -38,24 +38,28 @@ enum class Table {
   decoder,
   decode,
   decode_backward,
+  score_decoder,
+  decode_scores_backward,
   conv3x3_pack,
   conv3x3
 };
 enum class Dtype { pixels, network, floating, uint8, int8, int16, int32, float32, numbers };
 enum Size : int64_t {  // a positive one is that number
-  batch = -9,
+  batch = -11,
   height,
   width,
   half_height,
   half_width,
   ANY_WIDTH,
+  classes,
+  features,
   out_channels,
   channels,
   panels
 };
-inline constexpr std::array<const char*, 9> kSizeNames{"batch",        "height",     "width",
-                                                       "half_height",  "half_width", "ANY_WIDTH",
-                                                       "out_channels", "channels",   "panels"};
+inline constexpr std::array<const char*, 11> kSizeNames{"batch",        "height",    "width",   "half_height",
+                                                        "half_width",   "ANY_WIDTH", "classes", "features",
+                                                        "out_channels", "channels",  "panels"};
 
 struct Argument {
   Table table;
@@ -138,7 +142,7 @@ class __attribute__((visibility("hidden"))) Checker {
  public:
   explicit Checker(const char* op) : op_(op) { sizes_.fill(kOpen); }
 
-  // The arguments of a table, in its order: tensors, optional tensors, Parameters, or numbers.
+  // The arguments of a table, in its order: tensors, optional tensors, arrays of tensors, or numbers.
   template <class... Values>
   void check(Table table, const Values&... values) {
     const auto is_row = [table](const Argument& row) { return row.table == table; };
@@ -149,7 +153,8 @@ class __attribute__((visibility("hidden"))) Checker {
  private:
   static constexpr int64_t kOpen = -1;
 
-  void next(const Parameters& parameters) {
+  template <size_t kCount>
+  void next(const std::array<Tensor, kCount>& parameters) {
     for (const Tensor& parameter : parameters) next(parameter);
   }
 

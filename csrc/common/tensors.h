@@ -47,9 +47,10 @@ inline torch::headeronly::MemoryFormat format_of(const Tensor& tensor) {
   return 0 < strides[1] && strides[1] < strides[3] ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
 }
 
-// A fresh (N, 3, height, width) tensor on the device and in the memory format of `like`.
-inline Tensor new_images(const Tensor& like, int64_t height, int64_t width, ScalarType dtype) {
-  const std::array<int64_t, 4> sizes{like.size(0), 3, height, width};
+// A fresh (N, channels, height, width) tensor on the device and in the memory format of `like`.
+inline Tensor new_images(const Tensor& like, int64_t height, int64_t width, ScalarType dtype,
+                         int64_t channels = 3) {
+  const std::array<int64_t, 4> sizes{like.size(0), channels, height, width};
   return torch::stable::empty({sizes.data(), sizes.size()}, dtype, std::nullopt, like.device(), std::nullopt,
                               format_of(like));
 }

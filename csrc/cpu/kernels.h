@@ -14,12 +14,13 @@ namespace wae {
 
 enum class Element : int { kFloat32, kFloat16, kBFloat16, kUInt8 };
 
-// A batch of 3-channel images of any strides (in elements).
+// A batch of images of any strides (in elements).
 struct Images {
   void* data = nullptr;
   Element element = Element::kFloat32;
   int64_t batch = 0, height = 0, width = 0;
   int64_t stride_n = 0, stride_c = 0, stride_h = 0, stride_w = 0;
+  int64_t channels = 3;
 };
 
 // image * scale + shift, per channel.
@@ -48,6 +49,11 @@ struct EncodeInt8Args {
 struct DecodeArgs {
   Images low, high, image;
   const DecoderPack* weights;
+};
+
+struct DecodeScoresArgs {
+  Images low, high, scores;
+  const ScoreDecoderPack* weights;
 };
 
 struct EncodeBackwardArgs {
@@ -88,6 +94,7 @@ struct Conv3x3Task {
 struct Kernels {
   void (*encode)(const EncodeArgs&, const Task&);
   void (*decode)(const DecodeArgs&, const Task&);
+  void (*decode_scores)(const DecodeScoresArgs&, const Task&);
   // These add the task's share of the parameters' gradients.
   void (*encode_backward)(const EncodeBackwardArgs&, const Task&, Collected<EncoderSums>&);
   void (*decode_backward)(const DecodeBackwardArgs&, const Task&, Collected<DecoderSums>&);

@@ -62,7 +62,8 @@ Images images_of(const Tensor& tensor) {
           strides[0],
           strides[1],
           strides[2],
-          strides[3]};
+          strides[3],
+          sizes[1]};
 }
 
 // The numbers of a tensor of any strides, in its logical order: of its own type T, or of a floating dtype.
@@ -183,6 +184,41 @@ Tensor decode(Tensor low, Tensor high, Tensor low_weight, Tensor low_bias, Tenso
       plan_tasks(low.size(0), low.size(2), low.size(3), torch::stable::get_num_threads(), kForwardWarmUp),
       [&](const Task& task) { kernels->decode(args, task); });
   return image;
+}
+
+ScoreDecoderNumbers score_numbers_of(const std::array<Tensor, 8>& parameters) {
+  ScoreDecoderNumbers numbers{};
+  numbers.classes = parameters[0].size(0);
+  numbers.features = parameters[2].size(0);
+  float* const to[] = {numbers.low_weight[0][0],   numbers.low_bias,           numbers.high_weight[0][0],
+                       numbers.high_bias,          numbers.conv1_weight[0][0], numbers.conv1_bias,
+                       numbers.conv2_weight[0][0], numbers.conv2_bias};
+  for (size_t i = 0; i < parameters.size(); ++i) copy_floats(parameters[i], to[i]);
+  return numbers;
+}
+
+Tensor decode_scores(Tensor low, Tensor high, Tensor low_weight, Tensor low_bias, Tensor high_weight,
+                     Tensor high_bias, Tensor conv1_weight, Tensor conv1_bias, Tensor conv2_weight,
+                     Tensor conv2_bias, std::vector<int64_t> output_size) {
+  const std::array parameters{low_weight,   low_bias,   high_weight,  high_bias,
+                              conv1_weight, conv1_bias, conv2_weight, conv2_bias};
+  Checker checker("decode_scores");
+  checker.check(Table::score_decoder, low, high, parameters);
+  checker.check(Table::decode, output_size);
+  const bool fits = low.size(1) <= kMaxScoreChannels && high.size(1) <= kMaxScoreChannels;
+  const Kernels* kernels = fits ? kernels_for(conv1_weight) : nullptr;
+  if (kernels == nullptr) {
+    return std::get<0>(call_reference<std::tuple<Tensor>>("decode_scores", low, high, low_weight, low_bias,
+                                                          high_weight, high_bias, conv1_weight, conv1_bias,
+                                                          conv2_weight, conv2_bias, output_size));
+  }
+  Tensor scores = new_images(low, output_size[0], output_size[1], low.scalar_type(), low.size(1));
+  const auto weights = packed<ScoreDecoderPack>(score_numbers_of(parameters));
+  const DecodeScoresArgs args{images_of(low), images_of(high), images_of(scores), weights.get()};
+  run_tasks(
+      plan_tasks(low.size(0), low.size(2), low.size(3), torch::stable::get_num_threads(), kScoresWarmUp),
+      [&](const Task& task) { kernels->decode_scores(args, task); });
+  return scores;
 }
 
 // -------------------------------------------------------------------------------------------------- int8
@@ -476,6 +512,7 @@ STABLE_TORCH_LIBRARY_IMPL(wae, CPU, library) {
   library.impl("encode", TORCH_BOX(&wae::encode));
   library.impl("encode_int8", TORCH_BOX(&wae::encode_int8));
   library.impl("decode", TORCH_BOX(&wae::decode));
+  library.impl("decode_scores", TORCH_BOX(&wae::decode_scores));
   library.impl("encode_backward", TORCH_BOX(&wae::encode_backward));
   library.impl("decode_backward", TORCH_BOX(&wae::decode_backward));
   library.impl("conv3x3_pack", TORCH_BOX(&wae::conv3x3_pack));

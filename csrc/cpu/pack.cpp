@@ -98,6 +98,23 @@ void pack(DecoderPack& packed, const DecoderWeights& w) {
   copy(packed.conv3_bias, w.conv3_bias);
 }
 
+void pack(ScoreDecoderPack& packed, const ScoreDecoderNumbers& n) {
+  float* up = packed.up.w;
+  for (int tap = 0; tap < 9; ++tap) {
+    for (int64_t c = 0; c < n.classes + n.features; ++c) {
+      const auto& filters = c < n.classes ? n.low_weight[c] : n.high_weight[c - n.classes];
+      for (int j = 0; j < 16; ++j) *up++ = filters[j][tap];
+    }
+  }
+  pack_conv16(packed.conv1, n.conv1_weight[0][0]);
+  for (int j = 0; j < 16; ++j) packed.up_bias.b[j] = n.low_bias[j] + n.high_bias[j];
+  copy(packed.conv1_bias.b, n.conv1_bias);
+  for (int panel = 0; panel < kMaxScoreChannels / 16; ++panel) {
+    pack_conv16(packed.conv2[panel], n.conv2_weight[16 * panel][0]);
+    copy(packed.conv2_bias[panel].b, n.conv2_bias + 16 * panel);
+  }
+}
+
 void pack(EncoderBackwardPack& packed, const EncoderWeights& w) {
   pack_direct3(packed.conv1, w.conv1_weight, 27, 9, true);
   pack_conv16_transposed(packed.conv2, w.conv2_weight);

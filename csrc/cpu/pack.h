@@ -25,6 +25,7 @@ struct alignas(64) Direct3 {  // between 3 and 16 channels, 3x3, stride 1
 };
 struct alignas(64) Direct6 {  // between 6 channels (3 of low, 3 of high) at half resolution and 16 at full
   float w[3][3][6][16];       // [ky][kx][the 6][the 16]
+  const float* numbers() const { return &w[0][0][0][0]; }
 };
 struct alignas(64) Bias16 {
   float b[16];
@@ -55,7 +56,30 @@ struct DecoderBackwardPack {
   Direct3 conv3;
 };
 
+// The decoder of scores. It has up to this many channels in each of low, high and the scores.
+inline constexpr int kMaxScoreChannels = 32;
+
+// Its raw weights, as they are in memory; beyond its own channels, zero.
+struct ScoreDecoderNumbers {
+  int64_t classes, features;  // channels of low, of high
+  float low_weight[kMaxScoreChannels][16][9], low_bias[16];
+  float high_weight[kMaxScoreChannels][16][9], high_bias[16];
+  float conv1_weight[16][16][9], conv1_bias[16];
+  float conv2_weight[kMaxScoreChannels][16][9], conv2_bias[kMaxScoreChannels];
+};
+struct alignas(64)
+    DirectScores {  // between the channels of low and of high at half resolution and 16 at full
+  float w[9 * 2 * kMaxScoreChannels * 16];  // [ky][kx][the classes, then the features][the 16]
+  const float* numbers() const { return w; }
+};
+struct ScoreDecoderPack {
+  DirectScores up;
+  Winograd16 conv1, conv2[kMaxScoreChannels / 16];
+  Bias16 up_bias, conv1_bias, conv2_bias[kMaxScoreChannels / 16];
+};
+
 void pack(EncoderPack& packed, const EncoderWeights& weights);
+void pack(ScoreDecoderPack& packed, const ScoreDecoderNumbers& numbers);
 void pack(DecoderPack& packed, const DecoderWeights& weights);
 void pack(EncoderBackwardPack& packed, const EncoderWeights& weights);
 void pack(DecoderBackwardPack& packed, const DecoderWeights& weights);

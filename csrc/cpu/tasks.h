@@ -12,7 +12,7 @@ namespace wae {
 
 // A task that does not begin at the top computes again, for its first rows, what the task above computed
 // last: about as much work as this many half-resolution rows.
-inline constexpr int64_t kForwardWarmUp = 4, kBackwardWarmUp = 6, kInt8WarmUp = 1;
+inline constexpr int64_t kForwardWarmUp = 4, kBackwardWarmUp = 6, kInt8WarmUp = 1, kScoresWarmUp = 2;
 
 // The number of pieces each column of images is cut into, so that the busiest thread is done earliest.
 inline int64_t best_pieces(int64_t columns, int64_t half_height, int64_t threads, int64_t warm_up) {

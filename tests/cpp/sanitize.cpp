@@ -97,24 +97,24 @@ void mask(Maps& gradient, const Maps& activation) {
 
 // --------------------------------------------------------------------------------------------- images
 
-// A batch of 3-channel images in one heap block, in some layout.
+// A batch of images in one heap block, in some layout.
 struct Batch {
   std::vector<unsigned char> memory;
   Images view;
 
-  Batch(int n, int height, int width, Element element, int layout) {
+  Batch(int n, int height, int width, Element element, int layout, int channels = 3) {
     const int64_t size = element == Element::kFloat32 ? 4 : element == Element::kUInt8 ? 1 : 2;
     const int64_t step = std::max(layout, 1);  // from 2 on: every so many pixels of a wider image
-    view = {nullptr, element, n, height, width, 0, 0, 0, 0};
+    view = {nullptr, element, n, height, width, 0, 0, 0, 0, channels};
     if (layout == 1) {
-      view.stride_c = 1, view.stride_w = 3, view.stride_h = 3 * width;
-      view.stride_n = 3 * width * height;
+      view.stride_c = 1, view.stride_w = channels, view.stride_h = channels * width;
+      view.stride_n = channels * width * height;
     } else {
       view.stride_w = step, view.stride_h = step * width, view.stride_c = view.stride_h * height;
-      view.stride_n = 3 * view.stride_c;
+      view.stride_n = channels * view.stride_c;
     }
-    const int64_t last = (n - 1) * view.stride_n + 2 * view.stride_c + (height - 1) * view.stride_h +
-                         (width - 1) * view.stride_w;
+    const int64_t last = (n - 1) * view.stride_n + (channels - 1) * view.stride_c +
+                         (height - 1) * view.stride_h + (width - 1) * view.stride_w;
     memory.assign((last + 1) * size, 0xFF);
     view.data = memory.data();
   }
@@ -127,9 +127,9 @@ struct Batch {
   // Random values, and the same in double.
   Maps fill() {
     std::normal_distribution<float> normal;
-    Maps maps(int(view.batch), 3, int(view.height), int(view.width));
+    Maps maps(int(view.batch), int(view.channels), int(view.height), int(view.width));
     for (int i = 0; i < maps.n; ++i)
-      for (int c = 0; c < 3; ++c)
+      for (int c = 0; c < maps.channels; ++c)
         for (int y = 0; y < maps.height; ++y)
           for (int x = 0; x < maps.width; ++x) {
             if (view.element == Element::kUInt8) {
@@ -188,7 +188,7 @@ void require_close(const Distance& distance, double tolerance, const std::string
 void require_close(const Batch& got, const Maps& want, double tolerance, const std::string& what) {
   Distance distance;
   for (int i = 0; i < want.n; ++i)
-    for (int c = 0; c < 3; ++c)
+    for (int c = 0; c < want.channels; ++c)
       for (int y = 0; y < want.height; ++y)
         for (int x = 0; x < want.width; ++x) distance.add(got.get(i, c, y, x), want.get(i, c, y, x));
   require_close(distance, tolerance, what);
@@ -359,6 +359,38 @@ void run_decoder(const Case& c) {
   require_close(got.conv3_bias, bias_gradient(g), tolerance, c.name + " grad_conv3_bias");
 }
 
+void run_score_decoder(const Case& c, int classes, int features) {
+  const int h = int(half_size(c.height)), w = int(half_size(c.width));
+  auto numbers = std::make_unique<ScoreDecoderNumbers>();
+  numbers->classes = classes, numbers->features = features;
+  const auto fill = [](float* to, size_t count, float scale) {
+    const auto values = random_floats(count, scale);
+    std::copy(values.begin(), values.end(), to);
+  };
+  fill(numbers->low_weight[0][0], 144 * classes, 0.2f), fill(numbers->low_bias, 16, 1);
+  fill(numbers->high_weight[0][0], 144 * features, 0.2f), fill(numbers->high_bias, 16, 1);
+  fill(numbers->conv1_weight[0][0], 2304, 0.1f), fill(numbers->conv1_bias, 16, 1);
+  fill(numbers->conv2_weight[0][0], 144 * classes, 0.1f), fill(numbers->conv2_bias, classes, 1);
+
+  Batch low(c.n, h, w, c.element, c.layout, classes), high(c.n, h, w, c.element, c.layout, features);
+  const Maps l = low.fill(), r = high.fill();
+  Maps up(c.n, 16, c.height, c.width), a1 = up, scores(c.n, classes, c.height, c.width);
+  convolve_transposed(l, up, numbers->low_weight[0][0], 2);
+  convolve_transposed(r, up, numbers->high_weight[0][0], 2);
+  add_bias(up, numbers->low_bias, false), add_bias(up, numbers->high_bias, true);
+  convolve(a1, up, numbers->conv1_weight[0][0], 1), add_bias(a1, numbers->conv1_bias, true);
+  convolve(scores, a1, numbers->conv2_weight[0][0], 1), add_bias(scores, numbers->conv2_bias, false);
+
+  auto pack = std::make_unique<ScoreDecoderPack>();
+  wae::pack(*pack, *numbers);
+  Batch out(c.n, c.height, c.width, c.element, c.layout, classes);
+  const DecodeScoresArgs args{low.view, high.view, out.view, pack.get()};
+  for (const Task& task : plan_tasks(c.n, h, w, c.threads, kScoresWarmUp))
+    c.kernels->decode_scores(args, task);
+  require_close(out, scores, tolerance_of(c.element),
+                c.name + " decode_scores " + std::to_string(classes) + " " + std::to_string(features));
+}
+
 // The int8 encoder against the definition (docs/network.md), number for number. The sums are small enough for
 // double to hold them exactly.
 void run_encoder_int8(const Case& c) {
@@ -499,7 +531,10 @@ void run(Case c, int channels, int out_channels, bool with_bias) {
             ", element type " + std::to_string(int(c.element)) + ", layout " + std::to_string(c.layout) +
             ", " + std::to_string(c.threads) + " threads:";
   run_encoder(c);
-  if (c.element != Element::kUInt8) run_decoder(c);
+  if (c.element != Element::kUInt8) {
+    run_decoder(c);
+    run_score_decoder(c, std::min(out_channels, kMaxScoreChannels), std::min(channels, kMaxScoreChannels));
+  }
   if (c.element == Element::kUInt8 && int8_encoder(c.kernels) != nullptr) run_encoder_int8(c);
   run_conv3x3(c, channels, out_channels, with_bias);
 }

@@ -1,4 +1,4 @@
-"""Gradients of wae::encode and wae::decode against float64 autograd through the reference (problems.py)."""
+"""Gradients of wae::encode and the decoders against float64 autograd through the reference (problems.py)."""
 
 from __future__ import annotations
 
@@ -52,9 +52,11 @@ def check(cell: Cell, problem: Problem, expected: dict[str, Tensor] | None = Non
 
 
 both = pytest.mark.parametrize("op", ["encode", "decode"])
+every = pytest.mark.parametrize("op", ["encode", "decode", "decode_scores"])
+"""With the one whose gradients are the reference's on every backend."""
 
 
-@both
+@every
 @pytest.mark.parametrize("size", BACKWARD_SIZES, ids=size_name)
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 def test_sizes(cell: Cell, op: str, layout: str, size: tuple[int, int]) -> None:
@@ -129,13 +131,13 @@ def test_scale_or_shift_left_out(cell: Cell, scale_shift: tuple[bool, bool]) -> 
     check(cell, make("encode", cell, scale_shift=scale_shift))
 
 
-@both
+@every
 @pytest.mark.parametrize("width", [4, 8, 24])
 def test_other_widths(cell: Cell, op: str, width: int) -> None:
     check(cell, make(op, cell, width=width))
 
 
-@both
+@every
 def test_parameters_of_any_strides(cell: Cell, op: str) -> None:
     problem = make(op, cell)
     inputs = {n: t if n in ("image", "low", "high") else scattered(t) for n, t in problem.inputs.items()}
@@ -162,7 +164,7 @@ def test_an_output_that_was_not_used(cell: Cell) -> None:
 # ----------------------------------------------------------------------------------- what is asked for
 
 
-@both
+@every
 @pytest.mark.parametrize(
     "places", [[0], [3], [4], [10], [11], [12], [0, 2]], ids=lambda p: "+".join(map(str, p))
 )
@@ -171,7 +173,7 @@ def test_only_what_is_asked_for(cell: Cell, op: str, places: list[int]) -> None:
     wanted = [name for i, name in enumerate(problem.inputs) if i in places]
     leaves = {n: t.detach().clone().requires_grad_(n in wanted) for n, t in problem.inputs.items()}
     outputs = problem.outputs(**leaves)
-    if not wanted:  # the decoder has no 13th input
+    if not wanted:  # the decoders have no 13th input
         assert not any(out.requires_grad for out in outputs)
         return
     torch.autograd.backward(outputs, problem.incoming)
@@ -183,32 +185,32 @@ def test_only_what_is_asked_for(cell: Cell, op: str, places: list[int]) -> None:
             assert leaf.grad is None, name
 
 
-@both
+@every
 def test_nothing_is_recorded_where_no_gradient_is_wanted(cell: Cell, op: str) -> None:
     assert not any(out.requires_grad for out in make(op, cell).outputs())
 
 
-@both
+@every
 @pytest.mark.parametrize("flags", list(itertools.product([False, True], repeat=3)), ids=str)
 def test_the_groups_of_gradients_that_the_op_is_told(cell: Cell, op: str, flags: tuple[bool, ...]) -> None:
     problem = make(op, cell)
     backward = getattr(torch.ops.wae, f"{op}_backward")
     flags = flags if op == "encode" else flags[:2]
-    counts = (1, 10, 2) if op == "encode" else (2, 10)
+    counts = {"encode": (1, 10, 2), "decode": (2, 10), "decode_scores": (2, 8)}[op]
     found = backward(*problem.incoming, *problem.inputs.values(), *flags)
     wanted = [flag for flag, count in zip(flags, counts, strict=True) for _ in range(count)]
     for gradient, is_wanted, ref in zip(found, wanted, problem.gradients().values(), strict=True):
         assert_close(gradient, ref.double() if is_wanted else ref.new_empty(0), tolerance(torch.float32))
 
 
-@both
+@every
 def test_gradients_do_not_alias_anything(cell: Cell, op: str) -> None:
     problem = make(op, cell)
     memory = [t.untyped_storage().data_ptr() for t in [*problem.tensors, *problem.gradients().values()]]
     assert len(set(memory)) == len(memory)
 
 
-@both
+@every
 def test_only_inputs_are_kept_for_the_backward_pass(cell: Cell, op: str) -> None:
     problem = make(op, cell, layout="channels_last")
     kept: list[Tensor] = []
@@ -223,7 +225,7 @@ def test_only_inputs_are_kept_for_the_backward_pass(cell: Cell, op: str) -> None
     assert [t.data_ptr() for t in kept] == [leaf.data_ptr() for leaf in leaves.values()]
 
 
-@both
+@every
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 def test_a_batch_of_none_has_zero_gradients(cell: Cell, op: str, layout: str) -> None:
     problem = make(op, cell, batch=0, layout=layout)
@@ -278,7 +280,7 @@ def test_random_problems(
     )
 
 
-@both
+@every
 def test_numerical_derivatives(op: str) -> None:
     """Against differences of the op itself, in float64, with margins that no step crosses."""
     problem = make(op, Cell("reference"), (3, 4), batch=1, dtype=torch.float64, width=3).settled(0.01)
@@ -289,7 +291,7 @@ def test_numerical_derivatives(op: str) -> None:
 # ------------------------------------------------------------------------------------- second derivatives
 
 
-@both
+@every
 def test_a_second_derivative_is_refused(cell: Cell, op: str) -> None:
     problem = make(op, cell)
     name = problem.differentiable[0]

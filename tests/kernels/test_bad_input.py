@@ -16,14 +16,14 @@ from typing import Any
 
 import pytest
 import torch
-from cases import OPS, Cell, arguments_of, as_tuple
+from cases import CLASSES, FEATURES, OPS, Cell, arguments_of, as_tuple
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from wae_kernels import backends
-from wae_kernels.checks import ANY_WIDTH, DECODER_SHAPES, ENCODER_SHAPES
+from wae_kernels.checks import ANY_WIDTH, DECODER_SHAPES, ENCODER_SHAPES, SCORE_DECODER_SHAPES
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -138,9 +138,12 @@ def number(value: Any) -> Change:
 IMAGES = {
     "encode": ["image"],
     "decode": ["low", "high"],
+    "decode_scores": ["low", "high"],
     "encode_backward": ["image"],
     "decode_backward": ["low", "high"],
+    "decode_scores_backward": ["low", "high"],
 }
+SCORES = ("decode_scores", "decode_scores_backward")
 SHAPES = {"low": "(batch, 3, half_height >= 1, half_width >= 1)", "high": "(2, 3, 7, 9)"}
 SHAPES["image"] = "(batch, 3, height >= 1, width >= 1)"
 IMAGE_CASES: list[tuple[Change, str]] = [
@@ -154,7 +157,7 @@ IMAGE_CASES: list[tuple[Change, str]] = [
     (lambda t: t[..., :0], "(2, 3, {h}, 0)"),
     (of_shape(0, 3, 0, 0), "(0, 3, 0, 0)"),
 ]
-OPS_AND_IMAGES = [(op, name) for op in OPS for name in IMAGES[op]]
+OPS_AND_IMAGES = [(op, name) for op in OPS if op not in SCORES for name in IMAGES[op]]
 
 
 @pytest.mark.parametrize(("change", "got"), IMAGE_CASES, ids=[got for _, got in IMAGE_CASES])
@@ -162,6 +165,33 @@ OPS_AND_IMAGES = [(op, name) for op in OPS for name in IMAGES[op]]
 def test_images_of_a_wrong_shape(op: str, name: str, change: Change, got: str) -> None:
     h, w = (HEIGHT, WIDTH) if name == "image" else (7, 9)
     check(op, {name: change}, f"{name} must have shape {SHAPES[name]}, got {got.format(h=h, w=w)}")
+
+
+ANY_SCORES = "(batch, classes >= 1, half_height >= 1, half_width >= 1)"
+
+
+@pytest.mark.parametrize("op", SCORES)
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("low", lambda t: t[0], f"{ANY_SCORES}, got (5, 7, 9)"),
+        ("low", lambda t: t.sum(), f"{ANY_SCORES}, got ()"),
+        ("low", lambda t: t[:, :0], f"{ANY_SCORES}, got (2, 0, 7, 9)"),
+        ("low", lambda t: t[..., :0], f"{ANY_SCORES}, got (2, 5, 7, 0)"),
+        ("high", lambda t: t[:1], "(2, features >= 1, 7, 9), got (1, 7, 7, 9)"),
+        ("high", lambda t: t[:, :0], "(2, features >= 1, 7, 9), got (2, 0, 7, 9)"),
+        ("high", lambda t: t[:, :, 1:], "(2, features >= 1, 7, 9), got (2, 7, 6, 9)"),
+    ],
+)
+def test_scores_and_features_of_a_wrong_shape(op: str, name: str, change: Change, message: str) -> None:
+    check(op, {name: change}, f"{name} must have shape {message}")
+
+
+@pytest.mark.parametrize("op", SCORES)
+def test_scores_and_features_decide_the_channels(op: str) -> None:
+    message = "low_weight must have shape (4, ANY_WIDTH >= 1, 3, 3), got (5, 16, 3, 3)"
+    check(op, {"low": lambda t: t[:, :4]}, message)
+    check(op, {"high": lambda t: t[:, :4]}, "high_weight must have shape (4, 16, 3, 3), got (7, 16, 3, 3)")
 
 
 INTEGERS = {torch.int64: "int64", torch.int8: "int8", torch.bool: "bool", torch.complex64: "complex64"}
@@ -178,7 +208,8 @@ def test_images_of_a_dtype_without_a_kernel(op: str, dtype: torch.dtype) -> None
 
 def test_only_the_encoder_takes_bytes() -> None:
     message = "low must be float32, float16, bfloat16 or float64, got uint8"
-    check("decode", {"low": to(torch.uint8)}, message)
+    for op in ("decode", "decode_scores"):
+        check(op, {"low": to(torch.uint8)}, message)
 
 
 @pytest.mark.parametrize("op", ["decode", "decode_backward"])
@@ -199,9 +230,16 @@ def test_a_high_that_is_not_like_low(op: str, change: Change, message: str) -> N
 # ------------------------------------------------------------------------------------------- parameters
 
 
+NETWORKS = {"encode": ENCODER_SHAPES, "decode": DECODER_SHAPES, "decode_scores": SCORE_DECODER_SHAPES}
+SIZES = {ANY_WIDTH: 16, "classes": CLASSES, "features": FEATURES}
+
+
+def shapes_of(op: str) -> dict[str, tuple[int | str, ...]]:
+    return NETWORKS[op.removesuffix("_backward")]
+
+
 def shape_of(op: str, name: str) -> tuple[int, ...]:
-    shapes = ENCODER_SHAPES if op.startswith("encode") else DECODER_SHAPES
-    return tuple(16 if size == ANY_WIDTH else size for size in shapes[name])
+    return tuple(SIZES.get(size, size) for size in shapes_of(op)[name])
 
 
 def wanted(op: str, name: str) -> str:
@@ -214,9 +252,7 @@ def text(shape: tuple[int, ...]) -> str:
     return "(" + ", ".join(map(str, shape)) + ")"
 
 
-OPS_AND_PARAMETERS = [
-    (op, name) for op in OPS for name in (ENCODER_SHAPES if op.startswith("encode") else DECODER_SHAPES)
-]
+OPS_AND_PARAMETERS = [(op, name) for op in OPS for name in shapes_of(op)]
 
 
 @pytest.mark.parametrize(("op", "name"), OPS_AND_PARAMETERS)
@@ -237,7 +273,7 @@ def test_a_network_of_no_width() -> None:
 def test_the_first_weight_decides_the_width() -> None:
     for op in ("encode", "encode_backward"):
         check(op, {"conv1_weight": lambda t: t[:8]}, "conv1_bias must have shape (8), got (16)")
-    for op in ("decode", "decode_backward"):
+    for op in ("decode", "decode_backward", *SCORES):
         check(op, {"low_weight": lambda t: t[:, :8]}, "low_bias must have shape (8), got (16)")
 
 
@@ -291,7 +327,8 @@ def test_scale_and_shift(op: str, name: str) -> None:
 )
 def test_output_size(size: list[int], got: str) -> None:
     message = f"output_size must be (13 or 14, 17 or 18), got {got}"
-    check("decode", {"output_size": number(size)}, message)
+    for op in ("decode", "decode_scores"):
+        check(op, {"output_size": number(size)}, message)
 
 
 def test_a_low_of_one_pixel_makes_no_empty_image() -> None:
@@ -309,6 +346,7 @@ def test_a_low_of_one_pixel_makes_no_empty_image() -> None:
         ("encode_backward", "grad_low", "(2, 3, 7, 9)"),
         ("encode_backward", "grad_high", "(2, 3, 7, 9)"),
         ("decode_backward", "grad_image", "(2, 3, 13 or 14, 17 or 18)"),
+        ("decode_scores_backward", "grad_scores", "(2, 5, 13 or 14, 17 or 18)"),
     ],
 )
 def test_gradients(op: str, name: str, wanted: str) -> None:

@@ -12,6 +12,7 @@ from wae_kernels.checks import (
     DECODER_SHAPES,
     ENCODER_SHAPES,
     FLOATING,
+    SCORE_DECODER_SHAPES,
     TABLES,
     check_decode,
     check_decode_backward,
@@ -23,7 +24,8 @@ from wae_kernels.parameters import DecoderParameters, EncoderParameters
 
 
 def test_the_tables_name_the_schemas_arguments_in_order() -> None:
-    for op, shapes in (("encode", ENCODER_SHAPES), ("decode", DECODER_SHAPES)):
+    of_ops = {"encode": ENCODER_SHAPES, "decode": DECODER_SHAPES, "decode_scores": SCORE_DECODER_SHAPES}
+    for op, shapes in of_ops.items():
         for schema in (f"{op}", f"{op}_backward"):
             arguments = [a.name for a in getattr(torch.ops.wae, schema).default._schema.arguments]
             first = arguments.index(next(iter(shapes)))
@@ -37,6 +39,8 @@ def test_the_rows_are_the_schemas_arguments() -> None:
         "encode_backward": ["encode_backward", "encoder"],
         "decode": ["decoder", "decode"],
         "decode_backward": ["decode_backward", "decoder"],
+        "decode_scores": ["score_decoder", "decode"],
+        "decode_scores_backward": ["decode_scores_backward", "score_decoder"],
         "encode_int8": ["encode_int8"],
         "conv3x3_pack": ["conv3x3_pack"],
         "conv3x3": ["conv3x3"],
@@ -65,6 +69,11 @@ def test_the_tables_are_the_shapes_of_the_modules(width: int) -> None:
             k: tuple(width if size == ANY_WIDTH else size for size in shape) for k, shape in shapes.items()
         }
         assert state == wanted
+    decoder = wae_nn.ScoreDecoder(5, 7, width)
+    sizes = {ANY_WIDTH: width, "classes": 5, "features": 7}
+    assert {k.replace(".", "_"): tuple(v.shape) for k, v in decoder.state_dict().items()} == {
+        k: tuple(sizes.get(size, size) for size in shape) for k, shape in SCORE_DECODER_SHAPES.items()
+    }
 
 
 def test_the_published_encoder_has_its_number_of_multiply_adds() -> None:

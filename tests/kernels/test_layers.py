@@ -11,7 +11,7 @@ from compare import PLAIN, WINOGRAD, assert_close
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
-from wae_kernels.nn import Decoder, Encoder
+from wae_kernels.nn import Decoder, Encoder, ScoreDecoder
 
 
 def encoded_by_layers(encoder: Encoder, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -24,6 +24,11 @@ def encoded_by_layers(encoder: Encoder, image: Tensor) -> tuple[Tensor, Tensor]:
 def decoded_by_layers(decoder: Decoder, low: Tensor, high: Tensor, size: list[int]) -> Tensor:
     x = F.relu(decoder.low(low, size) + decoder.high(high, size))
     return decoder.conv3(F.relu(decoder.conv2(F.relu(decoder.conv1(x)))))
+
+
+def scores_by_layers(decoder: ScoreDecoder, low: Tensor, high: Tensor, size: list[int]) -> Tensor:
+    x = F.relu(decoder.low(low, size) + decoder.high(high, size))
+    return decoder.conv2(F.relu(decoder.conv1(x)))
 
 
 class Adapter(nn.Module):
@@ -96,6 +101,17 @@ def test_a_changed_layer_of_the_decoder_counts(change: str, name: str) -> None:
         assert_close(decoder(low, high, size), ref.double(), PLAIN)
 
 
+@pytest.mark.parametrize("name", ["low", "high", "conv1", "conv2"])
+@pytest.mark.parametrize("change", list(CHANGES))
+def test_a_changed_layer_of_the_score_decoder_counts(change: str, name: str) -> None:
+    decoder, low, high = ScoreDecoder(5, 7), torch.randn(2, 5, 6, 7), torch.randn(2, 7, 6, 7)
+    CHANGES[change](decoder.get_submodule(name))
+    decoder.eval()
+    for size in ([12, 13], [11, 14]):
+        ref = scores_by_layers(decoder, low, high, size)
+        assert_close(decoder(low, high, size), ref.double(), PLAIN)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
 def test_a_wrapped_layer_trains(dtype: torch.dtype) -> None:
     encoder = Encoder()
@@ -149,12 +165,14 @@ def test_untouched_layers_are_fused(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a layer was called")
 
     encoder, decoder, image = Encoder(), Decoder(), torch.randn(1, 3, 8, 8)
+    score_decoder, scores, features = ScoreDecoder(5, 7), torch.randn(1, 5, 4, 4), torch.randn(1, 7, 4, 4)
     expected = encoded_by_layers(encoder, image)
     monkeypatch.setattr(nn.Conv2d, "forward", fail)
     monkeypatch.setattr(nn.ConvTranspose2d, "forward", fail)
     low, high = encoder(image)
     assert_close(low, expected[0].double(), WINOGRAD)
     decoder(low, high, (8, 8))
+    score_decoder(scores, features, (8, 8))
 
 
 @pytest.mark.slow

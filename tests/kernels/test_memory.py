@@ -22,6 +22,7 @@ CASES = {
     "encode_photo": ("encode", "channels_last", "uint8"),
     "decode": ("decode", "nchw", "float32"),
     "decode_photo": ("decode", "channels_last", "float32"),
+    "decode_scores": ("decode_scores", "nchw", "float32"),
     "encode_backward": ("encode_backward", "nchw", "float32"),
     "decode_backward": ("decode_backward", "channels_last", "float32"),
 }

@@ -17,7 +17,7 @@ def names_of(op: str) -> list[str]:
     return [argument.name for argument in getattr(torch.ops.wae, op).default._schema.arguments]
 
 
-@pytest.mark.parametrize("op", ["encode", "decode"])
+@pytest.mark.parametrize("op", ["encode", "decode", "decode_scores"])
 def test_the_functions_are_the_ops(op: str) -> None:
     function, arguments = getattr(wae_kernels, op), arguments_of(op)
     assert list(inspect.signature(function).parameters) == names_of(op)
@@ -27,7 +27,7 @@ def test_the_functions_are_the_ops(op: str) -> None:
         assert all(map(torch.equal, as_tuple(outputs), expected))
 
 
-@pytest.mark.parametrize("op", ["encode", "decode"])
+@pytest.mark.parametrize("op", ["encode", "decode", "decode_scores"])
 def test_gradients_flow(op: str) -> None:
     arguments = arguments_of(op, requires_grad=True)
     sum(out.square().mean() for out in as_tuple(getattr(wae_kernels, op)(*arguments))).backward()
@@ -59,7 +59,7 @@ def test_the_modules_call_the_functions(
     assert all(by_name[name] is tensor for name, tensor in layers.items())
 
 
-@pytest.mark.parametrize("op", ["encode", "decode"])
+@pytest.mark.parametrize("op", ["encode", "decode", "decode_scores"])
 def test_the_functions_compile(op: str) -> None:
     arguments = arguments_of(op)
     compiled = torch.compile(getattr(wae_kernels, op), fullgraph=True, backend="eager")

@@ -6,28 +6,48 @@ import inspect
 
 import pytest
 import torch
-from cases import decoder, encoder
+from cases import OPS, decoder, encoder
 from torch import Tensor
 
 from wae_kernels import nn, reference
-from wae_kernels.parameters import DecoderParameters, EncoderParameters, Parameters, one_by_one, width_of
+from wae_kernels.parameters import (
+    DecoderParameters,
+    EncoderParameters,
+    ScoreDecoderParameters,
+    one_by_one,
+    width_of,
+)
 
 
 def test_the_fields_are_the_schemas_arguments_in_order() -> None:
-    for op, kind in (("encode", EncoderParameters), ("decode", DecoderParameters)):
+    kinds = {
+        "encode": EncoderParameters,
+        "decode": DecoderParameters,
+        "decode_scores": ScoreDecoderParameters,
+    }
+    for op, kind in kinds.items():
         for schema in (op, f"{op}_backward"):
             names = [a.name for a in getattr(torch.ops.wae, schema).default._schema.arguments]
             first = names.index(kind._fields[0])
-            assert tuple(names[first : first + 10]) == kind._fields
+            assert tuple(names[first : first + len(kind._fields)]) == kind._fields
 
 
 def test_the_trunk_is_the_modules_consecutive_layers() -> None:
-    for module, kind in ((nn.Encoder(), EncoderParameters), (nn.Decoder(), DecoderParameters)):
-        state = {name.replace(".", "_"): tensor for name, tensor in module.named_parameters()}
-        parameters: Parameters = kind(**state)
-        layers = [module.conv1, module.conv2, module.conv3][: len(parameters.trunk) // 2]
-        tensors = [t for layer in layers for t in (layer.weight, layer.bias)]
+    kinds = {
+        EncoderParameters: (nn.Encoder(), ("conv1", "conv2", "conv3")),
+        DecoderParameters: (nn.Decoder(), ("conv1", "conv2")),
+        ScoreDecoderParameters: (nn.ScoreDecoder(5, 7), ("conv1",)),
+    }
+    for kind, (module, names) in kinds.items():
+        parameters = kind(**{name.replace(".", "_"): tensor for name, tensor in module.named_parameters()})
+        tensors = [t for name in names for t in module.get_submodule(name).parameters()]
         assert all(a is b for a, b in zip(parameters.trunk, tensors, strict=True))
+    for module, last in ((nn.Decoder(), "conv3"), (nn.ScoreDecoder(5, 7), "conv2")):
+        kind = DecoderParameters if last == "conv3" else ScoreDecoderParameters
+        parameters = kind(**{name.replace(".", "_"): tensor for name, tensor in module.named_parameters()})
+        layer = module.get_submodule(last)
+        assert parameters.last[0] is layer.weight
+        assert parameters.last[1] is layer.bias
 
 
 @pytest.mark.parametrize("width", [1, 16])
@@ -67,6 +87,6 @@ def test_a_tensor_too_few_is_an_error() -> None:
 def test_the_signature_names_the_ten() -> None:
     names = list(inspect.signature(example).parameters)
     assert names == ["image", *EncoderParameters._fields, "scale", "bias"]
-    for op in ("encode", "decode", "encode_backward", "decode_backward"):
+    for op in OPS:
         schema = [a.name for a in getattr(torch.ops.wae, op).default._schema.arguments]
         assert list(inspect.signature(getattr(reference, op)).parameters) == schema

@@ -124,13 +124,15 @@ def test_the_outputs_of_the_kernels_are_poisoned_before_they_are_written(cell: C
     if not cell.compiled:
         pytest.skip("PyTorch allocates")
     for op in OPS:
+        if op == "decode_scores_backward":
+            continue  # the reference's
         arguments = arguments_of(op)
         with recorded() as profile:
             getattr(torch.ops.wae, op)(*arguments)
         events = profile.events()
         allocated = [e for e in events if e.name in ("aten::empty", "aten::empty_strided")]
         filled = [e for e in events if e.name == "aten::fill_" and e.cpu_parent in allocated]
-        assert len(allocated) == len(filled) >= {"encode": 2, "decode": 1}.get(op, 12)
+        assert len(allocated) == len(filled) >= {"encode": 2, "decode": 1, "decode_scores": 1}.get(op, 12)
 
 
 # --------------------------------------------------------------------------------------------- compile
@@ -270,7 +272,7 @@ def test_export_survives_a_file(tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("op", ["encode", "decode"])
+@pytest.mark.parametrize("op", ["encode", "decode", "decode_scores"])
 def test_autocast_runs_in_its_dtype(cell: Cell, op: str, dtype: torch.dtype) -> None:
     arguments = arguments_of(op, device=cell.device)
     with torch.autocast(cell.device, dtype):
@@ -293,7 +295,7 @@ def test_autocast_gradients_have_the_dtype_of_their_tensors(cell: Cell) -> None:
 
 
 def test_autocast_leaves_float64_alone(cell: Cell) -> None:
-    for op in ("encode", "decode"):
+    for op in ("encode", "decode", "decode_scores"):
         arguments = arguments_of(op, device=cell.device, dtype=torch.float64)
         with torch.autocast(cell.device, torch.bfloat16):
             inside = getattr(torch.ops.wae, op)(*arguments)

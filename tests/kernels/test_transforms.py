@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import decoder, encoder
+from cases import CLASSES, FEATURES, decoder, encoder, score_decoder
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
@@ -26,6 +26,9 @@ def arguments(op: str, dtype: torch.dtype = torch.float64) -> tuple[Any, ...]:
     """All of the op's arguments, with a batch of two."""
     if op == "encode":
         return (torch.randn(2, 3, *SIZE, dtype=dtype), *encoder(dtype, "cpu", 16))
+    if op == "decode_scores":
+        inputs = (torch.randn(2, n, 3, 3, dtype=dtype) for n in (CLASSES, FEATURES))
+        return (*inputs, *score_decoder(dtype), SIZE)
     halves = (torch.randn(2, 3, 3, 3, dtype=dtype) for _ in range(2))
     return (*halves, *decoder(dtype, "cpu", 16), SIZE)
 
@@ -39,10 +42,10 @@ def first(outputs: Any) -> Tensor:
     return outputs[0] if isinstance(outputs, tuple) else outputs
 
 
-both = pytest.mark.parametrize("op", ["encode", "decode"])
+every = pytest.mark.parametrize("op", ["encode", "decode", "decode_scores"])
 
 
-@both
+@every
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_jvp_with_tangents_of_everything(op: str, dtype: torch.dtype) -> None:
     tensors, rest = split(op, arguments(op, dtype))
@@ -57,7 +60,7 @@ def test_jvp_with_tangents_of_everything(op: str, dtype: torch.dtype) -> None:
     assert (out - expected).norm() <= 1e-5 * expected.norm()
 
 
-@both
+@every
 def test_dual_numbers(op: str) -> None:
     tensors, rest = split(op, arguments(op))
     tangents = tuple(torch.randn_like(t) for t in tensors)
@@ -69,7 +72,7 @@ def test_dual_numbers(op: str) -> None:
     assert torch.equal(out, expected)
 
 
-@both
+@every
 def test_jacobians_forwards_and_backwards_agree(op: str) -> None:
     (x, *others), rest = split(op, arguments(op))
     face = getattr(wae_kernels, op)
@@ -118,7 +121,7 @@ def test_gradients_per_sample(memory_format: torch.memory_format) -> None:
             torch.testing.assert_close(found[name][number], p.grad, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["encode", "decode", "conv3x3_pack", "conv3x3"])
+@pytest.mark.parametrize("name", ["encode", "decode", "decode_scores", "conv3x3_pack", "conv3x3"])
 def test_the_bare_ops_refuse_tangents(name: str) -> None:
     """Before they came out as zeros."""
     op = getattr(torch.ops.wae, name)

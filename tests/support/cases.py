@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wae_kernels import backends
-from wae_kernels.checks import ANY_WIDTH, DECODER_SHAPES, ENCODER_SHAPES
+from wae_kernels.checks import ANY_WIDTH, DECODER_SHAPES, ENCODER_SHAPES, SCORE_DECODER_SHAPES
 
 T = TypeVar("T")
 
@@ -94,6 +94,25 @@ def decoder(dtype: torch.dtype = torch.float32, device: str = "cpu", width: int 
     return [t.to(device, dtype) for t in _network(fan_in, shapes)]
 
 
+CLASSES, FEATURES = 5, 7
+"""The channels of ``low`` and ``high`` for ``decode_scores``, where a test names no others."""
+
+
+def score_decoder(
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    width: int = 16,
+    classes: int = CLASSES,
+    features: int = FEATURES,
+) -> list[Tensor]:
+    """Eight random parameters in the order of ``wae::decode_scores``."""
+    sizes = {ANY_WIDTH: width, "classes": classes, "features": features}
+    shapes = {name: tuple(sizes.get(n, n) for n in s) for name, s in SCORE_DECODER_SHAPES.items()}
+    fan_in = {name: 9.0 * s[1] for name, s in shapes.items() if len(s) == 4}
+    fan_in["low_weight"] = fan_in["high_weight"] = (classes + features) * 9 / 4  # as in decoder()
+    return [t.to(device, dtype) for t in _network(fan_in, shapes)]
+
+
 def _out_of_doubt(z: Tensor, margin: float) -> Tensor:
     """The smallest number for each channel that, added to it, leaves no value within ``margin`` of 0."""
     shifts = []
@@ -129,7 +148,7 @@ def settled_encoder(parameters: Sequence[Tensor], normalized_image: Tensor, marg
 def settled_decoder(
     parameters: Sequence[Tensor], low: Tensor, high: Tensor, size: Sequence[int], margin: float
 ) -> list[Tensor]:
-    """A decoder away from its kinks on this low and high."""
+    """A decoder, of images or scores, away from its kinks on this low and high."""
     wide = [p.double().clone() for p in parameters]
 
     def start() -> Tensor:
@@ -139,7 +158,7 @@ def settled_decoder(
         return up_low + F.conv_transpose2d(high.double(), wide[2], wide[3], **options)
 
     wide[1] += _out_of_doubt(start(), margin)
-    _settle(F.relu(start()), wide[4:8], margin)
+    _settle(F.relu(start()), wide[4:-2], margin)
     return [w.to(p) for w, p in zip(wide, parameters, strict=True)]
 
 
@@ -147,12 +166,17 @@ def settled_decoder(
 
 
 def image_of(
-    batch: int, height: int, width: int, dtype: torch.dtype = torch.float32, device: str = "cpu"
+    batch: int,
+    height: int,
+    width: int,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    channels: int = 3,
 ) -> Tensor:
-    """A (batch, 3, height, width) image of noise: variance 1, or all of 0..255 for uint8."""
+    """A (batch, channels, height, width) image of noise: variance 1, or all of 0..255 for uint8."""
     if dtype == torch.uint8:
-        return torch.randint(0, 256, (batch, 3, height, width), dtype=dtype).to(device)
-    return _draw((batch, 3, height, width), 1).to(device, dtype)
+        return torch.randint(0, 256, (batch, channels, height, width), dtype=dtype).to(device)
+    return _draw((batch, channels, height, width), 1).to(device, dtype)
 
 
 def affine(
@@ -265,7 +289,7 @@ def int8_encoder(width: int = 16, to_bytes: bool = False) -> list[Any]:
 # --------------------------------------------------------------------------------------------- whole calls
 
 
-OPS = ("encode", "decode", "encode_backward", "decode_backward")
+OPS = ("encode", "decode", "decode_scores", "encode_backward", "decode_backward", "decode_scores_backward")
 
 
 def arguments_of(
@@ -281,6 +305,11 @@ def arguments_of(
     if op.startswith("encode"):
         outer, inner = [lay(image_of(2, *size, dtype, device))], [lay(image_of(2, *half, dtype, device))] * 2
         rest = [*encoder(dtype, device), *affine(device=device)]
+    elif op.startswith("decode_scores"):
+        channels = (CLASSES, FEATURES)
+        outer = [lay(image_of(2, *half, dtype, device, channels=n)) for n in channels]
+        inner = [lay(image_of(2, *size, dtype, device, channels=CLASSES))]
+        rest = score_decoder(dtype, device)
     else:
         outer, inner = (
             [lay(image_of(2, *half, dtype, device)) for _ in range(2)],
@@ -289,7 +318,7 @@ def arguments_of(
         inner, rest = [lay(t) for t in inner], decoder(dtype, device)
     if op == "encode_backward":
         return [*inner, *outer, *rest, True, True, True]
-    if op == "decode_backward":
+    if op in ("decode_backward", "decode_scores_backward"):
         return [*inner, *outer, *rest, True, True]
     tensors = [t.detach().requires_grad_(requires_grad) for t in [*outer, *rest]]
     return tensors if op == "encode" else [*tensors, list(size)]

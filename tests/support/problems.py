@@ -12,12 +12,15 @@ from typing import Any
 
 import torch
 from cases import (
+    CLASSES,
+    FEATURES,
     LAYOUTS,
     Cell,
     affine,
     decoder,
     encoder,
     image_of,
+    score_decoder,
     settled_decoder,
     settled_encoder,
     widened,
@@ -25,9 +28,13 @@ from cases import (
 from torch import Tensor
 
 from wae_kernels import reference
-from wae_kernels.checks import DECODER_SHAPES, ENCODER_SHAPES
+from wae_kernels.checks import DECODER_SHAPES, ENCODER_SHAPES, SCORE_DECODER_SHAPES
 
-REFERENCES: dict[str, Callable[..., Any]] = {"encode": reference.encode, "decode": reference.decode}
+REFERENCES: dict[str, Callable[..., Any]] = {
+    "encode": reference.encode,
+    "decode": reference.decode,
+    "decode_scores": reference.decode_scores,
+}
 MARGIN = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 0.1, torch.bfloat16: 0.5}
 """How far activations are from the ReLU's kink: far beyond the rounding of each dtype."""
 
@@ -86,9 +93,9 @@ class Problem:
         return replace(self, inputs=dict(zip(self.inputs, values, strict=True)))
 
 
-def noise(batch: int, size: Sequence[int], dtype: torch.dtype, device: str) -> Tensor:
-    """A image or gradient with mean 1, so that sums over its pixels do not cancel to nothing."""
-    x = image_of(batch, *size, dtype, device)
+def noise(batch: int, size: Sequence[int], dtype: torch.dtype, device: str, channels: int = 3) -> Tensor:
+    """An image or gradient with mean 1, so that sums over its pixels do not cancel to nothing."""
+    x = image_of(batch, *size, dtype, device, channels)
     return x if dtype == torch.uint8 else x + 1
 
 
@@ -110,9 +117,14 @@ def make(
     half = tuple((s + 1) // 2 for s in size)
     inner, outer = (half, size) if op == "encode" else (size, half)
     count, inputs = (2, ["image"]) if op == "encode" else (1, ["low", "high"])
-    images = [LAYOUTS[layout](noise(batch, outer, dtype, cell.device)) for _ in inputs]
+    channels = (CLASSES, FEATURES) if op == "decode_scores" else (3, 3)
+    images = [
+        LAYOUTS[layout](noise(batch, outer, dtype, cell.device, n))
+        for _, n in zip(inputs, channels, strict=False)
+    ]
     incoming = [
-        LAYOUTS[gradient_layout](noise(batch, inner, parameter_dtype, cell.device)) for _ in range(count)
+        LAYOUTS[gradient_layout](noise(batch, inner, parameter_dtype, cell.device, channels[0]))
+        for _ in range(count)
     ]
     named: dict[str, Tensor | None] = dict(zip(inputs, images, strict=True))
     if op == "encode":
@@ -123,6 +135,9 @@ def make(
             named[name] = tensor if is_given else None
         problem = Problem(op, named, [], incoming)
     else:
-        named.update(zip(DECODER_SHAPES, decoder(dtype, cell.device, width), strict=True))
+        names, network = (
+            (DECODER_SHAPES, decoder) if op == "decode" else (SCORE_DECODER_SHAPES, score_decoder)
+        )
+        named.update(zip(names, network(dtype, cell.device, width), strict=True))
         problem = Problem(op, named, [size], incoming)
     return problem.settled(MARGIN[parameter_dtype]) if batch else problem

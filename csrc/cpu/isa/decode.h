@@ -14,9 +14,85 @@
 
 namespace wae::WAE_ISA {
 
-// The rows that are kept of each layer; `branches` counts rows of half resolution.
+// The rows that are kept of the first two layers; `branches` counts rows of half resolution.
+struct DecoderStartWindows {
+  int branches, rows_up, rows1;
+};
+
+// What the first two layers need of a pack.
+struct DecoderStartWeights {
+  const float *up, *up_bias;
+  const Winograd16& conv1;
+  const float* conv1_bias;
+};
+template <class Pack>
+DecoderStartWeights start_of(const Pack& pack) {
+  return {pack.up.numbers(), pack.up_bias.b, pack.conv1, pack.conv1_bias.b};
+}
+
+// The outputs of the decoder's first two layers, computed when a row is asked for. low and high have any number
+// of channels.
+class DecoderStart {
+ public:
+  // [begin, end) are the columns of conv1 that are needed, first_row its first row.
+  DecoderStart(const Images& low, const Images& high, const DecoderStartWeights& weights, const Task& task,
+               int64_t height, int64_t width, Workspace& workspace, WinogradScratch& scratch,
+               const DecoderStartWindows& windows, int64_t begin, int64_t end, int64_t first_row)
+      : span1(tiled_span(begin, end, width)),
+        span_up(pixel_span(span1.begin - 1, span1.tiles_end() + 1, width)),
+        branches(workspace.half_planes(windows.branches, static_cast<int>(low.channels + high.channels))),
+        rows_up(workspace.rows(windows.rows_up)),
+        rows1(workspace.rows(windows.rows1)),
+        low_(low),
+        high_(high),
+        weights_(weights),
+        n_(task.n),
+        height_(height),
+        width_(width),
+        scratch_(scratch),
+        next1_(floor4(std::max<int64_t>(first_row, 0))),
+        next_up_(next1_ - 1),
+        next_half_(std::max<int64_t>(next_up_, 0) / 2) {
+    if (next1_ == 0) clear_row(rows1, -1, span1);
+  }
+
+  void conv1_until(int64_t end) {
+    for (; next1_ < end; next1_ += kTile) {
+      up_until(next1_ + kTile + 1);
+      conv16_rows(rows_up, rows1, next1_, span1, height_, width_, weights_.conv1, weights_.conv1_bias,
+                  scratch_, Relu{});
+    }
+  }
+
+  const Span span1, span_up;
+  const Planes branches;
+  const Rows rows_up, rows1;
+
+ private:
+  void up_until(int64_t end) {
+    const int64_t begin_half = span_up.begin / 2, end_half = half_size(span_up.end) + 1;
+    for (; next_up_ < end; ++next_up_) {
+      for (; next_half_ < half_size(next_up_) + 1; ++next_half_) {
+        load_planes(low_, nullptr, n_, next_half_, begin_half, end_half, branches);
+        load_planes(high_, nullptr, n_, next_half_, begin_half, end_half, branches,
+                    static_cast<int>(low_.channels));
+      }
+      upsample_row(branches, rows_up, next_up_, span_up, height_, width_, weights_.up, weights_.up_bias,
+                   Relu{});
+    }
+  }
+
+  const Images &low_, &high_;
+  const DecoderStartWeights weights_;
+  const int64_t n_, height_, width_;
+  WinogradScratch& scratch_;
+  int64_t next1_, next_up_, next_half_;
+};
+
+// The rows that are kept of each layer.
 struct DecoderWindows {
-  int branches, rows_up, rows1, rows2;
+  DecoderStartWindows start;
+  int rows2;
 };
 
 // The outputs of the decoder's first three layers, computed when a row is asked for.
@@ -27,64 +103,34 @@ class DecoderTrunk {
                int64_t height, int64_t width, Workspace& workspace, WinogradScratch& scratch,
                const DecoderWindows& windows, int64_t begin, int64_t end, int64_t first_row)
       : span2(tiled_span(begin, end, width)),
-        span1(tiled_span(span2.begin - 1, span2.tiles_end() + 1, width)),
-        span_up(pixel_span(span1.begin - 1, span1.tiles_end() + 1, width)),
-        branches(workspace.half_planes(windows.branches, 6)),
-        rows_up(workspace.rows(windows.rows_up)),
-        rows1(workspace.rows(windows.rows1)),
+        start(low, high, start_of(weights), task, height, width, workspace, scratch, windows.start,
+              span2.begin - 1, span2.tiles_end() + 1, floor4(std::max<int64_t>(first_row, 0)) - 1),
         rows2(workspace.rows(windows.rows2)),
-        low_(low),
-        high_(high),
         weights_(weights),
-        n_(task.n),
         height_(height),
         width_(width),
         scratch_(scratch),
-        next2_(floor4(std::max<int64_t>(first_row, 0))),
-        next1_(floor4(std::max<int64_t>(next2_ - 1, 0))),
-        next_up_(next1_ - 1),
-        next_half_(std::max<int64_t>(next_up_, 0) / 2) {
-    if (next1_ == 0) clear_row(rows1, -1, span1);
+        next2_(floor4(std::max<int64_t>(first_row, 0))) {
     if (next2_ == 0) clear_row(rows2, -1, span2);
   }
 
   void conv2_until(int64_t end) {
     for (; next2_ < end; next2_ += kTile) {
-      conv1_until(next2_ + kTile + 1);
-      conv16_rows(rows1, rows2, next2_, span2, height_, width_, weights_.conv2, weights_.conv2_bias.b,
+      start.conv1_until(next2_ + kTile + 1);
+      conv16_rows(start.rows1, rows2, next2_, span2, height_, width_, weights_.conv2, weights_.conv2_bias.b,
                   scratch_, Relu{});
     }
   }
 
-  const Span span2, span1, span_up;
-  const Planes branches;
-  const Rows rows_up, rows1, rows2;
+  const Span span2;
+  DecoderStart start;
+  const Rows rows2;
 
  private:
-  void conv1_until(int64_t end) {
-    for (; next1_ < end; next1_ += kTile) {
-      up_until(next1_ + kTile + 1);
-      conv16_rows(rows_up, rows1, next1_, span1, height_, width_, weights_.conv1, weights_.conv1_bias.b,
-                  scratch_, Relu{});
-    }
-  }
-  void up_until(int64_t end) {
-    const int64_t begin_half = span_up.begin / 2, end_half = half_size(span_up.end) + 1;
-    for (; next_up_ < end; ++next_up_) {
-      for (; next_half_ < half_size(next_up_) + 1; ++next_half_) {
-        load_planes(low_, {}, n_, next_half_, begin_half, end_half, branches);
-        load_planes(high_, {}, n_, next_half_, begin_half, end_half, branches, 3);
-      }
-      upsample_row(branches, rows_up, next_up_, span_up, height_, width_, weights_.up, weights_.up_bias.b,
-                   Relu{});
-    }
-  }
-
-  const Images &low_, &high_;
   const DecoderPack& weights_;
-  const int64_t n_, height_, width_;
+  const int64_t height_, width_;
   WinogradScratch& scratch_;
-  int64_t next2_, next1_, next_up_, next_half_;
+  int64_t next2_;
 };
 
 inline void decode(const DecodeArgs& args, const Task& task) {
@@ -93,7 +139,7 @@ inline void decode(const DecodeArgs& args, const Task& task) {
   Workspace workspace(task);
   const Planes image = workspace.planes(1, 3);
   DecoderTrunk trunk(args.low, args.high, *args.weights, task, height, width, workspace, workspace.winograd(),
-                     {3, 6, 9, 6}, begin - 1, end + 1, 2 * task.y0 - 1);
+                     {{3, 6, 9}, 6}, begin - 1, end + 1, 2 * task.y0 - 1);
   for (int64_t y = 2 * task.y0; y < std::min(2 * task.y1, height); ++y) {
     trunk.conv2_until(y + 2);
     conv16to3_row(trunk.rows2, image, y, begin, end, args.weights->conv3, args.weights->conv3_bias);

@@ -35,7 +35,7 @@ class DecodeBackward {
         scratch_(workspace_.winograd()),
         scratch_gradient_(workspace_.winograd()),
         trunk_(args.low, args.high, *args.weights, task, height_, width_, workspace_, scratch_,
-               {12, 18, 13, 8}, span2_.begin, span2_.end, std::max<int64_t>(next2_, 0)),
+               {{12, 18, 13}, 8}, span2_.begin, span2_.end, std::max<int64_t>(next2_, 0)),
         gradient_image_(workspace_.planes(3, 3)),
         gradient2_(workspace_.rows(6)),
         gradient1_(workspace_.rows(9)),
@@ -50,7 +50,7 @@ class DecodeBackward {
     for (int64_t y = task_.y0; y < task_.y1; ++y) {
       gradient_up_until(2 * y + 2);
       if (args_.need_parameters) {
-        conv6_weight_gradient(trunk_.branches, gradient_up_, y, task_, sums_.up);
+        conv6_weight_gradient(trunk_.start.branches, gradient_up_, y, task_, sums_.up);
         for (int64_t row = 2 * y; row < std::min(2 * y + 2, height_); ++row) {
           add_row(gradient_up_, row, begin_, end_, sums_.up_bias);
         }
@@ -72,9 +72,9 @@ class DecodeBackward {
     for (; next_up_ < end; next_up_ += kTile) {
       gradient1_until(next_up_ + kTile + 1);
       conv16_rows(gradient1_, gradient_up_, next_up_, span_up_, height_, width_, args_.transposed->conv1,
-                  nullptr, scratch_, mask(trunk_.rows_up, next_up_, span_up_.begin));
+                  nullptr, scratch_, mask(trunk_.start.rows_up, next_up_, span_up_.begin));
       if (!owns(next_up_)) continue;
-      conv16_weight_gradient(trunk_.rows_up, gradient1_, next_up_, begin_, end_, sums_.conv1,
+      conv16_weight_gradient(trunk_.start.rows_up, gradient1_, next_up_, begin_, end_, sums_.conv1,
                              sums_.conv1_bias, scratch_, scratch_gradient_);
     }
   }
@@ -82,17 +82,17 @@ class DecodeBackward {
     for (; next1_ < end; next1_ += kTile) {
       gradient2_until(next1_ + kTile + 1);
       conv16_rows(gradient2_, gradient1_, next1_, span1_, height_, width_, args_.transposed->conv2, nullptr,
-                  scratch_, mask(trunk_.rows1, next1_, span1_.begin));
+                  scratch_, mask(trunk_.start.rows1, next1_, span1_.begin));
       if (!owns(next1_)) continue;
-      conv16_weight_gradient(trunk_.rows1, gradient2_, next1_, begin_, end_, sums_.conv2, sums_.conv2_bias,
-                             scratch_, scratch_gradient_);
+      conv16_weight_gradient(trunk_.start.rows1, gradient2_, next1_, begin_, end_, sums_.conv2,
+                             sums_.conv2_bias, scratch_, scratch_gradient_);
     }
   }
   void gradient2_until(int64_t end) {
     for (; next2_ < end; ++next2_) {
       trunk_.conv2_until(next2_ + 1);
       for (; next_image_ < next2_ + 2; ++next_image_) {
-        load_planes(args_.grad_image, {}, task_.n, next_image_, span2_.begin - 1, span2_.end + 1,
+        load_planes(args_.grad_image, nullptr, task_.n, next_image_, span2_.begin - 1, span2_.end + 1,
                     gradient_image_);
       }
       conv3to16_row(gradient_image_, gradient2_, next2_, span2_, height_, width_, args_.transposed->conv3,

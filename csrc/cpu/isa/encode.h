@@ -81,7 +81,7 @@ class EncoderTrunk {
   void conv1_until(int64_t end) {
     for (; next1_ < end; ++next1_) {
       for (; next_image_ < next1_ + 2; ++next_image_) {
-        load_planes(image_, affine_, n_, next_image_, span1.begin - 1, span1.end + 1, planes);
+        load_planes(image_, &affine_, n_, next_image_, span1.begin - 1, span1.end + 1, planes);
       }
       conv3to16_row(planes, rows1, next1_, span1, image_.height, image_.width, weights_.conv1,
                     weights_.conv1_bias.b, Relu{});

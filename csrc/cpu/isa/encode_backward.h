@@ -98,11 +98,11 @@ class EncodeBackward {
     for (; next3_ < end; ++next3_) {
       trunk_.conv3_until(next3_ + 1);
       for (; next_half_ < half_size(next3_) + 1; ++next_half_) {
-        load_planes(args_.grad_low, {}, task_.n, next_half_, begin_half, end_half, branches_);
-        load_planes(args_.grad_high, {}, task_.n, next_half_, begin_half, end_half, branches_, 3);
+        load_planes(args_.grad_low, nullptr, task_.n, next_half_, begin_half, end_half, branches_);
+        load_planes(args_.grad_high, nullptr, task_.n, next_half_, begin_half, end_half, branches_, 3);
       }
-      upsample_row(branches_, gradient3_, next3_, span3_, height_, width_, args_.weights->branches, nullptr,
-                   mask(trunk_.rows3, next3_, span3_.begin / 2 * 2));
+      upsample_row(branches_, gradient3_, next3_, span3_, height_, width_, args_.weights->branches.numbers(),
+                   nullptr, mask(trunk_.rows3, next3_, span3_.begin / 2 * 2));
       // Half-resolution row y is complete once row 2y + 1, or the image's last, is there.
       if (owns(next3_) && (next3_ % 2 == 1 || next3_ + 1 == height_)) branches_row(next3_ / 2);
     }
@@ -115,7 +115,7 @@ class EncodeBackward {
   void image_row(int64_t y) {
     conv16to3_row(gradient1_, gradient_image_, y, begin_, end_, args_.transposed->conv1, nullptr);
     if (args_.need_scale) {
-      load_planes(args_.image, {}, task_.n, y, begin_, end_, image_);
+      load_planes(args_.image, nullptr, task_.n, y, begin_, end_, image_);
       add_planes<3>(gradient_image_, y, begin_, end_, sums_.image_shift);
       for (int c = 0; c < 3; ++c) {
         float* image = image_.at(y, c, begin_);

@@ -31,66 +31,69 @@ WAE_INLINE void with_element(Element element, const F& f) {
 template <bool kWrite, class T>
 WAE_INLINE void prefetch_below(const Images& images, const T* row, int64_t count) {
   const bool interleaved = images.stride_c == 1;
-  const int64_t elements =
-      interleaved ? (count - 1) * images.stride_w + 3 : (count - 1) * images.stride_w + 1;
-  for (int c = 0; c < (interleaved ? 1 : 3); ++c) {
+  const int64_t elements = (count - 1) * images.stride_w + (interleaved ? images.channels : 1);
+  for (int64_t c = 0; c < (interleaved ? 1 : images.channels); ++c) {
     const char* start = reinterpret_cast<const char*>(row + images.stride_h + c * images.stride_c);
     for (int64_t i = 0; i < elements * int64_t{sizeof(T)}; i += 64) __builtin_prefetch(start + i, kWrite);
   }
 }
 
-// Row y of image n, columns [begin, end), as three planes, zero outside the image.
-inline void load_row(const Images& images, const Affine& affine, int64_t n, int64_t y, int64_t begin,
-                     int64_t end, float* const planes[3]) {
+// Row y of image n, columns [begin, end), to a plane for each channel, zero outside the image. An affine, for
+// images of 3 channels, may be null.
+inline void load_row(const Images& images, const Affine* affine, int64_t n, int64_t y, int64_t begin,
+                     int64_t end, float* const* planes) {
   const int64_t first = std::max<int64_t>(begin, 0), last = std::min(end, images.width);
   if (y < 0 || y >= images.height || first >= last) {
-    for (int c = 0; c < 3; ++c) std::fill(planes[c], planes[c] + (end - begin), 0.0f);
+    for (int64_t c = 0; c < images.channels; ++c) std::fill(planes[c], planes[c] + (end - begin), 0.0f);
     return;
   }
-  for (int c = 0; c < 3; ++c) {
+  for (int64_t c = 0; c < images.channels; ++c) {
     std::fill(planes[c], planes[c] + (first - begin), 0.0f);
     std::fill(planes[c] + (last - begin), planes[c] + (end - begin), 0.0f);
   }
-  float* const out[3] = {planes[0] + (first - begin), planes[1] + (first - begin),
-                         planes[2] + (first - begin)};
   const int64_t count = last - first;
   with_element(images.element, [&]<class T>(T*) {
     const T* row = static_cast<const T*>(images.data) + n * images.stride_n + y * images.stride_h +
                    first * images.stride_w;
     if (y + 1 < images.height) prefetch_below<false>(images, row, count);
-    if (images.stride_c == 1 && images.stride_w == 3) {
+    if (images.channels == 3 && images.stride_c == 1 && images.stride_w == 3) {
+      const Affine of_all = affine != nullptr ? *affine : Affine{};
+      float* const out[3] = {planes[0] + (first - begin), planes[1] + (first - begin),
+                             planes[2] + (first - begin)};
       for (int64_t i = 0; i < count; ++i) {
-        for (int c = 0; c < 3; ++c) out[c][i] = to_float(row[3 * i + c]) * affine.scale[c] + affine.shift[c];
+        for (int c = 0; c < 3; ++c) out[c][i] = to_float(row[3 * i + c]) * of_all.scale[c] + of_all.shift[c];
       }
       return;
     }
-    for (int c = 0; c < 3; ++c) {
+    for (int64_t c = 0; c < images.channels; ++c) {
       const T* plane = row + c * images.stride_c;
-      const float scale = affine.scale[c], shift = affine.shift[c];
+      float* const out = planes[c] + (first - begin);
+      const float scale = affine != nullptr ? affine->scale[c] : 1.0f;
+      const float shift = affine != nullptr ? affine->shift[c] : 0.0f;
       if (images.stride_w == 1) {
-        for (int64_t i = 0; i < count; ++i) out[c][i] = to_float(plane[i]) * scale + shift;
+        for (int64_t i = 0; i < count; ++i) out[i] = to_float(plane[i]) * scale + shift;
       } else {
-        for (int64_t i = 0; i < count; ++i) out[c][i] = to_float(plane[i * images.stride_w]) * scale + shift;
+        for (int64_t i = 0; i < count; ++i) out[i] = to_float(plane[i * images.stride_w]) * scale + shift;
       }
     }
   });
 }
 
-// Three planes to row y of image n, columns [begin, end), all inside the image.
+// A plane for each channel to row y of image n, columns [begin, end), all inside the image.
 inline void store_row(const Images& images, int64_t n, int64_t y, int64_t begin, int64_t end,
-                      const float* const planes[3]) {
+                      const float* const* planes) {
   const int64_t count = end - begin;
   with_element(images.element, [&]<class T>(T*) {
     T* row =
         static_cast<T*>(images.data) + n * images.stride_n + y * images.stride_h + begin * images.stride_w;
     if (y + 1 < images.height) prefetch_below<true>(images, row, count);
-    if (images.stride_c == 1 && images.stride_w == 3) {
+    if (images.channels == 3 && images.stride_c == 1 && images.stride_w == 3) {
       for (int64_t i = 0; i < count; ++i) {
         for (int c = 0; c < 3; ++c) from_float(planes[c][i], row[3 * i + c]);
       }
       return;
     }
-    for (int c = 0; c < 3; ++c) {
+    for (int64_t c = 0; c < images.channels; ++c) {
       T* plane = row + c * images.stride_c;
       if (images.stride_w == 1) {
         for (int64_t i = 0; i < count; ++i) from_float(planes[c][i], plane[i]);

@@ -8,7 +8,7 @@
 //     its input transform       7.5       (144 direct), additions that run beside the multiplications
 //     its output transform      6.3
 //   conv 16 -> 6, stride 2      13.5      direct: the 16 inputs are the lanes, then a sum over lanes
-//   conv 6 -> 16, transposed    13.5      direct
+//   conv n -> 16, transposed    2.25 n    direct; 13.5 for low and high, 6 channels
 //   conv 16 -> 3                27        direct, sum over lanes
 
 #pragma once
@@ -178,9 +178,32 @@ struct ReluGradient {
   }
 };
 
+// Where a convolution's outputs go: put(y, row, x, k) has 4 neighbouring pixels of one of the 4 rows, x columns
+// from the first, and their channels from k on.
+
+// Rows of 16 channels per pixel, after an epilogue.
 template <class Epilogue>
-inline void winograd_output(float* const rows[kTile], int tiles, const WinogradScratch& scratch,
-                            int first_tile, const Epilogue& epilogue) {
+struct PutPixels {
+  float* const* rows;
+  const Epilogue& epilogue;
+  WAE_INLINE void operator()(const Vec y[kTile], int row, int64_t x, int k) const {
+    for (int j = 0; j < kTile; ++j) {
+      const int64_t offset = (x + j) * kChannels + k;
+      store(rows[row] + offset, epilogue(y[j], row, offset));
+    }
+  }
+};
+// A plane for each channel.
+struct PutPlanes {
+  float* const* rows;
+  int64_t plane_size;
+  WAE_INLINE void operator()(const Vec y[kTile], int row, int64_t x, int k) const {
+    store_transposed4(rows[row] + k * plane_size + x, plane_size, y);
+  }
+};
+
+template <class Put>
+inline void winograd_output(int tiles, const WinogradScratch& scratch, int first_tile, const Put& put) {
   for (int k = 0; k < kChannels; k += kLanes) {
     for (int t = 0; t < tiles; ++t) {
       Vec columns[kTile][kPatch];
@@ -193,21 +216,17 @@ inline void winograd_output(float* const rows[kTile], int tiles, const WinogradS
       for (int i = 0; i < kTile; ++i) {
         Vec y[kTile];
         transform_output(columns[i], y);
-        for (int j = 0; j < kTile; ++j) {
-          const int64_t offset = (int64_t{first_tile + t} * kTile + j) * kChannels + k;
-          store(rows[i] + offset, epilogue(y[j], i, offset));
-        }
+        put(y, i, int64_t{first_tile + t} * kTile, k);
       }
     }
   }
 }
 
 // Four rows of a 16 -> 16 convolution. inputs[0..5] are the rows y-1..y+4 at the column left of the first
-// tile; outputs[0..3] the rows y..y+3 at its first column.
-template <class Epilogue>
-inline void conv16(const float* const inputs[kPatch], float* const outputs[kTile], int tiles,
-                   const Winograd16& weights, const float* bias, WinogradScratch& scratch,
-                   const Epilogue& epilogue) {
+// tile; the rows that `put` has are y..y+3 at its first column.
+template <class Put>
+inline void conv16(const float* const inputs[kPatch], int tiles, const Winograd16& weights, const float* bias,
+                   WinogradScratch& scratch, const Put& put) {
   const int groups = (tiles + kGroup - 1) / kGroup;
   for (int g = 0, begin = 0; g < groups; ++g) {
     const int size = (tiles - begin + groups - g - 1) / (groups - g);
@@ -215,12 +234,12 @@ inline void conv16(const float* const inputs[kPatch], float* const outputs[kTile
     for (int i = 0; i < kPatch; ++i) rows[i] = inputs[i] + int64_t{begin} * kTile * kChannels;
     winograd_input(rows, size, scratch);
     winograd_multiply(weights, bias, size, scratch);
-    winograd_output(outputs, size, scratch, begin, epilogue);
+    winograd_output(size, scratch, begin, put);
     begin += size;
   }
 }
 
-// -------------------------------------------------------------------------- 3 or 6 channels in, 16 out
+// ------------------------------------------------------------------------------ few channels in, 16 out
 
 // One row of a 3 -> 16 convolution over columns [0, count): inputs[ky][c] point at the column left of the
 // first, output at the first.
@@ -265,13 +284,15 @@ inline void conv3to16(const float* const inputs[3][3], float* output, int64_t co
   });
 }
 
-// One row of the 6 -> 16 transposed convolution, `pairs` pairs of output columns (2x, 2x+1). An even row
-// has one input row (taps ky = 1), an odd row two (ky = 2 above, ky = 0 below). inputs[r][c] point at
-// column x = 0 of the pairs.
-template <class Epilogue>
-inline void upsample6to16(const float* const (*inputs)[6], const int* ky, int input_rows, float* output,
-                          int64_t pairs, const Direct6& weights, const float* bias,
-                          const Epilogue& epilogue) {
+// One row of a transposed convolution to 16 channels, `pairs` pairs of output columns (2x, 2x+1). An even row
+// has one input row (taps ky = 1), an odd row two (ky = 2 above, ky = 0 below). inputs[r] point at column
+// x = 0 of the pairs in the first of `planes` planes, or kPlanes where that is not 0. weights: [ky][kx][plane][16].
+template <int kPlanes, class Epilogue>
+inline void upsample_to16(const float* const inputs[2], int64_t plane_size, int planes, const int* ky,
+                          int input_rows, float* output, int64_t pairs, const float* weights,
+                          const float* bias, const Epilogue& epilogue) {
+  if constexpr (kPlanes > 0) planes = kPlanes;
+  const int64_t tap_size = int64_t{planes} * kChannels;
   for_blocks<kBlock / 2>(pairs, [&]<int kPairs>(int64_t begin) {
     Vec even[kPairs][kVecs], odd[kPairs][kVecs];
 #pragma GCC unroll 4
@@ -281,14 +302,15 @@ inline void upsample6to16(const float* const (*inputs)[6], const int* ky, int in
       for (int t = 0; t < kPairs; ++t) even[t][j] = odd[t][j] = start;
     }
     for (int r = 0; r < input_rows; ++r) {
+      const float* x = inputs[r] + begin;
+      const float* w = weights + 3 * ky[r] * tap_size;
 #pragma GCC unroll 6
-      for (int c = 0; c < 6; ++c) {
-        const float* x = inputs[r][c] + begin;
+      for (int c = 0; c < planes; ++c, x += plane_size, w += kChannels) {
 #pragma GCC unroll 4
         for (int j = 0; j < kVecs; ++j) {
-          const Vec left = load(&weights.w[ky[r]][2][c][j * kLanes]);
-          const Vec centre = load(&weights.w[ky[r]][1][c][j * kLanes]);
-          const Vec right = load(&weights.w[ky[r]][0][c][j * kLanes]);
+          const Vec right = load(w + j * kLanes);
+          const Vec centre = load(w + tap_size + j * kLanes);
+          const Vec left = load(w + 2 * tap_size + j * kLanes);
 #pragma GCC unroll 16
           for (int t = 0; t < kPairs; ++t) {
             even[t][j] = fma(broadcast(x[t]), centre, even[t][j]);

@@ -14,6 +14,7 @@
 #include <immintrin.h>
 #endif
 
+#include <cstdint>
 #include <cstring>
 
 #define WAE_INLINE inline __attribute__((always_inline))
@@ -45,6 +46,20 @@ WAE_INLINE void store_sums4(float* p, const Vec v[4]) {
   const __m256 half = _mm512_castps512_ps256(u) + _mm512_castps512_ps256(_mm512_shuffle_f32x4(u, u, 0x0E));
   _mm_storeu_ps(p, _mm256_castps256_ps128(half) + _mm256_extractf128_ps(half, 1));
 }
+// p[lane * stride + 0..3] = v[0..3][lane]
+WAE_INLINE void store_transposed4(float* p, int64_t stride, const Vec v[4]) {
+  const Vec lo01 = _mm512_unpacklo_ps(v[0], v[1]), hi01 = _mm512_unpackhi_ps(v[0], v[1]);
+  const Vec lo23 = _mm512_unpacklo_ps(v[2], v[3]), hi23 = _mm512_unpackhi_ps(v[2], v[3]);
+  const Vec t[4] = {_mm512_shuffle_ps(lo01, lo23, 0x44), _mm512_shuffle_ps(lo01, lo23, 0xEE),
+                    _mm512_shuffle_ps(hi01, hi23, 0x44), _mm512_shuffle_ps(hi01, hi23, 0xEE)};
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {  // every 128 bits of t[i] are lane i of theirs
+    _mm_storeu_ps(p + i * stride, _mm512_castps512_ps128(t[i]));
+    _mm_storeu_ps(p + (4 + i) * stride, _mm512_extractf32x4_ps(t[i], 1));
+    _mm_storeu_ps(p + (8 + i) * stride, _mm512_extractf32x4_ps(t[i], 2));
+    _mm_storeu_ps(p + (12 + i) * stride, _mm512_extractf32x4_ps(t[i], 3));
+  }
+}
 
 #elif defined(WAE_AVX2)
 
@@ -68,6 +83,17 @@ WAE_INLINE void store_sums4(float* p, const Vec v[4]) {
   const Vec t1 = _mm256_unpacklo_ps(v[2], v[3]) + _mm256_unpackhi_ps(v[2], v[3]);
   const Vec u = _mm256_shuffle_ps(t0, t1, 0x44) + _mm256_shuffle_ps(t0, t1, 0xEE);
   _mm_storeu_ps(p, _mm256_castps256_ps128(u) + _mm256_extractf128_ps(u, 1));
+}
+WAE_INLINE void store_transposed4(float* p, int64_t stride, const Vec v[4]) {
+  const Vec lo01 = _mm256_unpacklo_ps(v[0], v[1]), hi01 = _mm256_unpackhi_ps(v[0], v[1]);
+  const Vec lo23 = _mm256_unpacklo_ps(v[2], v[3]), hi23 = _mm256_unpackhi_ps(v[2], v[3]);
+  const Vec t[4] = {_mm256_shuffle_ps(lo01, lo23, 0x44), _mm256_shuffle_ps(lo01, lo23, 0xEE),
+                    _mm256_shuffle_ps(hi01, hi23, 0x44), _mm256_shuffle_ps(hi01, hi23, 0xEE)};
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    _mm_storeu_ps(p + i * stride, _mm256_castps256_ps128(t[i]));
+    _mm_storeu_ps(p + (4 + i) * stride, _mm256_extractf128_ps(t[i], 1));
+  }
 }
 
 #else  // compiler vectors of 16 bytes, which every current processor has
@@ -98,6 +124,9 @@ WAE_INLINE Vec relu_backward(Vec output, Vec gradient) {
 }
 WAE_INLINE void store_sums4(float* p, const Vec v[4]) {
   for (int i = 0; i < 4; ++i) p[i] = (v[i][0] + v[i][1]) + (v[i][2] + v[i][3]);
+}
+WAE_INLINE void store_transposed4(float* p, int64_t stride, const Vec v[4]) {
+  for (int i = 0; i < 4; ++i) store(p + i * stride, Vec{v[0][i], v[1][i], v[2][i], v[3][i]});
 }
 
 #endif

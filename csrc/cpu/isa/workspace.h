@@ -120,10 +120,10 @@ inline void finish_row(const Rows& rows, int64_t y, const Span& span, int64_t he
   if (span.end == width) std::fill(rows.at(y, width), rows.at(y, width + kOvershoot), 0.0f);
 }
 
-inline void load_planes(const Images& images, const Affine& affine, int64_t n, int64_t y, int64_t begin,
+inline void load_planes(const Images& images, const Affine* affine, int64_t n, int64_t y, int64_t begin,
                         int64_t end, const Planes& planes, int first = 0) {
-  float* const out[3] = {planes.at(y, first, begin), planes.at(y, first + 1, begin),
-                         planes.at(y, first + 2, begin)};
+  float* out[kMaxScoreChannels];
+  for (int c = 0; c < images.channels; ++c) out[c] = planes.at(y, first + c, begin);
   load_row(images, affine, n, y, begin, end, out);
 }
 
@@ -149,8 +149,18 @@ inline void conv16_rows(const Rows& in, const Rows& out, int64_t y, const Span& 
   float* outputs[kTile];
   for (int i = 0; i < kPatch; ++i) inputs[i] = in.at(y + i - 1, span.begin - 1);
   for (int i = 0; i < kTile; ++i) outputs[i] = out.at(y + i, span.begin);
-  conv16(inputs, outputs, span.tiles, weights, bias, scratch, epilogue);
+  conv16(inputs, span.tiles, weights, bias, scratch, PutPixels<Epilogue>{outputs, epilogue});
   for (int i = 0; i < kTile; ++i) finish_row(out, y + i, span, height, width);
+}
+
+// The same to 16 planes, from plane `first` on, without padding for a next layer.
+inline void conv16_planes(const Rows& in, const Planes& out, int first, int64_t y, const Span& span,
+                          const Winograd16& weights, const float* bias, WinogradScratch& scratch) {
+  const float* inputs[kPatch];
+  float* outputs[kTile];
+  for (int i = 0; i < kPatch; ++i) inputs[i] = in.at(y + i - 1, span.begin - 1);
+  for (int i = 0; i < kTile; ++i) outputs[i] = out.at(y + i, first, span.begin);
+  conv16(inputs, span.tiles, weights, bias, scratch, PutPlanes{outputs, out.plane_size});
 }
 
 // The derivative of the ReLU whose outputs are rows y..y+3, from column `begin` on.
@@ -170,8 +180,8 @@ inline void downsample_row(const Rows& in, const Planes& out, int64_t y, const T
 
 inline void store_planes(const Planes& planes, const Images& images, int64_t n, int64_t y, int64_t begin,
                          int64_t end, int first = 0) {
-  const float* const in[3] = {planes.at(y, first, begin), planes.at(y, first + 1, begin),
-                              planes.at(y, first + 2, begin)};
+  const float* in[kMaxScoreChannels];
+  for (int c = 0; c < images.channels; ++c) in[c] = planes.at(y, first + c, begin);
   store_row(images, n, y, begin, end, in);
 }
 
@@ -182,20 +192,25 @@ inline void store_branches(const Planes& branches, const Images& low, const Imag
   store_planes(branches, high, task.n, y, task.x0, task.x1, 3);
 }
 
-// Row y (full resolution) from rows of the 6 half-resolution planes of low and high.
+// Row y (full resolution) from rows of the half-resolution planes of low and high. weights: [ky][kx][plane][16].
 template <class Epilogue>
 inline void upsample_row(const Planes& in, const Rows& out, int64_t y, const Span& span, int64_t height,
-                         int64_t width, const Direct6& weights, const float* bias, const Epilogue& epilogue) {
+                         int64_t width, const float* weights, const float* bias, const Epilogue& epilogue) {
   if (y >= 0 && y < height) {
     static constexpr int kEvenTaps[2] = {1, 1}, kOddTaps[2] = {2, 0};
     const bool odd = y & 1;
     const int64_t first = span.begin / 2;  // pairs of columns begin at even ones
-    const float* inputs[2][6];
-    for (int r = 0; r < 1 + odd; ++r) {
-      for (int c = 0; c < 6; ++c) inputs[r][c] = in.at((y >> 1) + r, c, first);
+    const float* inputs[2];
+    for (int r = 0; r < 1 + odd; ++r) inputs[r] = in.at((y >> 1) + r, 0, first);
+    const auto upsample = [&]<int kPlanes>() {
+      upsample_to16<kPlanes>(inputs, in.plane_size, in.planes, odd ? kOddTaps : kEvenTaps, 1 + odd,
+                             out.at(y, 2 * first), half_size(span.end) - first, weights, bias, epilogue);
+    };
+    if (in.planes == 6) {  // those of images, in which a loop over any number takes 4 % longer
+      upsample.template operator()<6>();
+    } else {
+      upsample.template operator()<0>();
     }
-    upsample6to16(inputs, odd ? kOddTaps : kEvenTaps, 1 + odd, out.at(y, 2 * first),
-                  half_size(span.end) - first, weights, bias, epilogue);
   }
   finish_row(out, y, span, height, width);
 }

@@ -19,9 +19,17 @@ from torch import Tensor
 
 from wae_kernels import backends, reference
 from wae_kernels.checks import half_of
-from wae_kernels.nn import Decoder, Encoder
+from wae_kernels.nn import Decoder, Encoder, ScoreDecoder
 
-OPS = ("encode", "encode_int8", "decode", "encode_backward", "decode_backward", "conv3x3")
+OPS = (
+    "encode",
+    "encode_int8",
+    "decode",
+    "decode_scores",
+    "encode_backward",
+    "decode_backward",
+    "conv3x3",
+)
 LIMITS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
 """Of docs/network.md, for the arithmetic of the compiled kernels."""
 
@@ -81,12 +89,14 @@ def _images(batch: int, channels: int, height: int, width: int, layout: str) -> 
     return images.contiguous(memory_format=torch.channels_last) if layout == "channels_last" else images
 
 
-def _parameters(module: Encoder | Decoder) -> list[Tensor]:
+def _parameters(module: Encoder | Decoder | ScoreDecoder) -> list[Tensor]:
     """Random ones under which activations keep the variance of the input."""
     layers = [(module.get_parameter(f"{name}.weight"), name) for name, _ in module.named_children()]
     tensors: list[Tensor] = []
     for weight, name in layers:
-        fan_in = weight[0].numel() if name.startswith("conv") or isinstance(module, Encoder) else 6 * 9 / 4
+        fan_in: float = weight[0].numel()
+        if not isinstance(module, Encoder) and not name.startswith("conv"):
+            fan_in = (module.low.in_channels + module.high.in_channels) * 9 / 4
         tensors += [torch.randn_like(weight) * (2 / fan_in) ** 0.5]
         tensors += [0.5 * torch.randn_like(module.get_parameter(f"{name}.bias"))]
     return tensors
@@ -116,6 +126,12 @@ def _decode(batch: int, height: int, width: int, layout: str) -> tuple[Any, ...]
     return (*halves, *_parameters(Decoder()), (height, width))
 
 
+def _decode_scores(batch: int, height: int, width: int, layout: str) -> tuple[Any, ...]:
+    channels = [int(torch.randint(1, 34, ())) for _ in range(2)]
+    halves = [_images(batch, n, half_of(height), half_of(width), layout) for n in channels]
+    return (*halves, *_parameters(ScoreDecoder(*channels)), (height, width))
+
+
 def _encode_backward(batch: int, height: int, width: int, layout: str) -> tuple[Any, ...]:
     gradients = [_images(batch, 3, half_of(height), half_of(width), "contiguous") + 1 for _ in range(2)]
     return (*gradients, *_encode(batch, height, width, layout), True, True, True)
@@ -137,6 +153,7 @@ _ARGUMENTS: dict[str, Callable[[int, int, int, str], tuple[Any, ...]]] = {
     "encode": _encode,
     "encode_int8": _encode_int8,
     "decode": _decode,
+    "decode_scores": _decode_scores,
     "encode_backward": _encode_backward,
     "decode_backward": _decode_backward,
     "conv3x3": _conv3x3,
@@ -161,6 +178,7 @@ def _packed_convolution(image: Tensor, weight: Tensor, bias: Tensor, relu: bool)
 _REFERENCES: dict[str, Callable[..., Any]] = {
     "encode": reference.encode,
     "decode": reference.decode,
+    "decode_scores": reference.decode_scores,
     "encode_backward": reference.encode_backward,
     "decode_backward": reference.decode_backward,
     "conv3x3": _convolution,
