@@ -1,7 +1,16 @@
-"""``python -m wae`` is the command ``wae``."""
+"""The process of the command ``wae``, which is also ``python -m wae``. See :mod:`wae.cli`."""
 
 import sys
 
-from wae.cli import main
+from wae.termination import ended_at_once
 
-sys.exit(main())
+
+def main() -> int:
+    """Run the command with the process's arguments and return the exit status."""
+    with ended_at_once():
+        from wae.cli import main as command
+    return command()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

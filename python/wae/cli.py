@@ -22,7 +22,7 @@ from typing import Any
 
 from wae.commands.shared import complain, interrupted
 from wae.errors import WaeError
-from wae.termination import terminable
+from wae.termination import ended_at_once, terminable
 
 COMMANDS = (
     "demo",
@@ -62,9 +62,12 @@ _EXTRAS = {"gradio": "app-web"}  # of those that are not in [app]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with ``arguments`` (default: the process's) and return the exit status."""
     try:
-        options = build_parser().parse_args(arguments)
-        warnings.filterwarnings("ignore", module=r"PIL\b")  # of odd files; an unusable one is an error anyway
-        _check_backend()
+        with ended_at_once():
+            options = build_parser().parse_args(arguments)
+            warnings.filterwarnings(
+                "ignore", module=r"PIL\b"
+            )  # of odd files; an unusable one is an error anyway
+            _check_backend()
         with terminable():
             return int(options.run(options))
     except (WaeError, FileExistsError) as error:

@@ -1,14 +1,17 @@
-"""SIGTERM, by which schedulers and parents end a process, is handled as Ctrl-C is, cleaning up included."""
+"""How signals end a process. SIGTERM, by which schedulers and parents end it, is handled as Ctrl-C is."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+INTERRUPTED = 130
+"""The exit status after Ctrl-C."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -41,8 +44,33 @@ def terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+@contextmanager
+def ended_at_once() -> Iterator[None]:
+    """Within this block Ctrl-C ends the process at once, in one line. For the imports of a start.
+
+    There is nothing to clean up yet, and a KeyboardInterrupt within an import may abort a library's C++.
+    Without effect in another thread than the main one, and where SIGINT has a handler or is ignored.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        print("wae: interrupted", file=sys.stderr, flush=True)
+        os._exit(INTERRUPTED)
+
+    signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def end_with_parent() -> None:
     """Have this process, started by :mod:`multiprocessing`, terminated when its parent is gone."""
+    import multiprocessing  # not above: this module is the first that a command imports
+
     parent, process = multiprocessing.parent_process(), os.getpid()
     if parent is None:
         return

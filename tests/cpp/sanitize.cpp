@@ -36,44 +36,52 @@ struct Maps {
 
   Maps(int n, int channels, int height, int width)
       : n(n), channels(channels), height(height), width(width), data(size_t(n) * channels * height * width) {}
-  double& at(int i, int c, int y, int x) {
-    return data[((size_t(i) * channels + c) * height + y) * width + x];
+  size_t index(int i, int c, int y, int x) const {
+    return ((size_t(i) * channels + c) * height + y) * width + x;
   }
+  double& at(int i, int c, int y, int x) { return data[index(i, c, y, x)]; }
+  const double& at(int i, int c, int y, int x) const { return data[index(i, c, y, x)]; }
   double get(int i, int c, int y, int x) const {
     const bool inside = 0 <= y && y < height && 0 <= x && x < width;
-    return inside ? data[((size_t(i) * channels + c) * height + y) * width + x] : 0.0;
+    return inside ? data[index(i, c, y, x)] : 0.0;
   }
 };
 
-// For every triple (output pixel, input pixel, tap) of a layer that reads input (s*y + ky - 1, s*x + kx - 1).
-template <class F>
-void for_taps(const Maps& out, const Maps& in, int stride, const F& f) {
+// For each triple (output map, input map, tap) of a layer that reads input (s*y + ky - 1, s*x + kx - 1), and each
+// row: the weight's index, and the `count` pixels of both rows that the tap joins, the input's `stride` apart.
+// By rows, for this takes nearly all of the time under the sanitizers.
+template <class O, class I, class F>
+void for_taps(O& out, I& in, int stride, const F& f) {
   for (int i = 0; i < out.n; ++i)
     for (int o = 0; o < out.channels; ++o)
       for (int c = 0; c < in.channels; ++c)
-        for (int y = 0; y < out.height; ++y)
-          for (int x = 0; x < out.width; ++x)
-            for (int k = 0; k < 9; ++k) {
-              const int iy = stride * y + k / 3 - 1, ix = stride * x + k % 3 - 1;
-              if (0 <= iy && iy < in.height && 0 <= ix && ix < in.width) f(i, o, c, y, x, k, iy, ix);
-            }
+        for (int k = 0; k < 9; ++k) {
+          const int dy = k / 3 - 1, dx = k % 3 - 1;
+          const int first = dx < 0 ? 1 : 0, end = std::min(out.width, (in.width - dx + stride - 1) / stride);
+          for (int y = 0; y < out.height && first < end; ++y) {
+            const int iy = stride * y + dy;
+            if (0 <= iy && iy < in.height)
+              f((o * in.channels + c) * 9 + k, end - first, &out.at(i, o, y, first),
+                &in.at(i, c, iy, stride * first + dx));
+          }
+        }
 }
 
 // weight[o][c][k], as Conv2d; a transposed convolution is the same layer read backwards.
 void convolve(Maps& out, const Maps& in, const float* weight, int stride) {
-  for_taps(out, in, stride, [&](int i, int o, int c, int y, int x, int k, int iy, int ix) {
-    out.at(i, o, y, x) += weight[(o * in.channels + c) * 9 + k] * in.get(i, c, iy, ix);
+  for_taps(out, in, stride, [&](int tap, int count, double* to, const double* from) {
+    for (int x = 0; x < count; ++x) to[x] += weight[tap] * from[stride * x];
   });
 }
 void convolve_transposed(const Maps& out, Maps& in, const float* weight, int stride) {
-  for_taps(out, in, stride, [&](int i, int o, int c, int y, int x, int k, int iy, int ix) {
-    in.at(i, c, iy, ix) += weight[(o * in.channels + c) * 9 + k] * out.get(i, o, y, x);
+  for_taps(out, in, stride, [&](int tap, int count, const double* from, double* to) {
+    for (int x = 0; x < count; ++x) to[stride * x] += weight[tap] * from[x];
   });
 }
 std::vector<double> weight_gradient(const Maps& out, const Maps& in, int stride) {
   std::vector<double> gradient(size_t(out.channels) * in.channels * 9);
-  for_taps(out, in, stride, [&](int i, int o, int c, int y, int x, int k, int iy, int ix) {
-    gradient[(o * in.channels + c) * 9 + k] += out.get(i, o, y, x) * in.get(i, c, iy, ix);
+  for_taps(out, in, stride, [&](int tap, int count, const double* a, const double* b) {
+    for (int x = 0; x < count; ++x) gradient[tap] += a[x] * b[stride * x];
   });
   return gradient;
 }

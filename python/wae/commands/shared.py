@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeVar
 
 from wae.errors import WaeError
-from wae.termination import Terminated
+from wae.termination import INTERRUPTED, Terminated
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,7 +44,7 @@ def complain(message: str, status: int = 1) -> int:
 
 def interrupted(interrupt: KeyboardInterrupt, more: str = "") -> int:
     """Say that Ctrl-C or SIGTERM ended the command, and return its exit status."""
-    word, status = ("terminated", 143) if isinstance(interrupt, Terminated) else ("interrupted", 130)
+    word, status = ("terminated", 143) if isinstance(interrupt, Terminated) else ("interrupted", INTERRUPTED)
     return complain(f"{word}{more}", status)
 
 

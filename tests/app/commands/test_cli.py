@@ -489,6 +489,22 @@ def test_train_writes_weights_that_encode_takes(tmp_path, photo_file, capsys):
     assert "learning_rate must be a number from 0" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("module", ["argparse", "numpy"], ids=["of the command line", "of torch"])
+def test_ctrl_c_while_importing_is_one_line(tmp_path, module):
+    """An exception within an import may abort a library's C++, and is a long traceback."""
+    (tmp_path / f"{module}.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
+    here = os.pathsep.join([str(tmp_path), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-m", "wae", "info"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": here},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "wae: interrupted\n")
+
+
 def is_trained(path):
     """Whether an epoch is over; a checkpoint is there before the first one, too."""
     return path.exists() and weights_file.read_recipe(path)["epoch"] >= 1
