@@ -109,6 +109,9 @@ def run(options: argparse.Namespace) -> int:
     table = reproduce.markdown(rows, claim)
     with written(options.output / "table.md", force=True) as file:
         file.write(f"{table}\n".encode())
+    if picture := claim.picture(_data(options), options.output):
+        with written(options.output / "picture.png", force=True) as file:
+            picture.save(file, "PNG")
     if options.json:
         shared.print_json(
             [{**asdict(row), "won_back": reproduce.won_back(rows, claim, row.network)} for row in rows]

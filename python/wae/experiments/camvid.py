@@ -14,19 +14,24 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
+from PIL import Image
 from torch import nn
 
 from wae.data.dataset import Dataset, DatasetError
 from wae.data.input import Input, whole
 from wae.data.segmentation import SegmentationFolder, segmentation_folder
+from wae.inference.maps import colours
 from wae.models.bodies import initialize
 from wae.models.network import WAENetwork
 from wae.models.registry import build
+from wae.storage.checkpoint import load_classifier
 from wae.training.plan import find
 from wae.training.pretrained import scale_for_photos
 from wae_kernels.nn import Decoder, Encoder
 
-from .reproduce import WAE, Claim, longer
+from . import panels
+from .reproduce import WAE, Claim, Job, longer, weights_path
 
 NETWORKS = ("enet", "mobilenet_deconv", "mobilenet_deconv_compensated", "pspnet_resnet18")
 """The networks that are compared, by their names in :mod:`wae.models.registry`."""
@@ -36,6 +41,8 @@ CLASSES = tuple("sky building pole road pavement tree sign fence car pedestrian 
 
 SIZE = (360, 480)
 HALF = "half, bilinear"
+_SEEDS = 10  # of which a picture is looked for
+_SHOWN = 3  # images in it
 
 
 def claim(network: str = "enet", size: tuple[int, int] | None = None, times: float = 1.0) -> CamVid:
@@ -100,6 +107,31 @@ class CamVid(Claim):
     def kept_out(self, data: str | Path) -> Dataset:
         """See :meth:`Claim.kept_out`."""
         return self._part(data, "test")
+
+    @torch.no_grad()
+    def picture(self, data: str | Path, folder: Path) -> Image.Image | None:
+        """Test images, their true classes, and those that each network finds; None where one has no weights.
+
+        Of the first seed of which there are the weights of all.
+        """
+        seeds = ({n: weights_path(folder, Job(n, seed)) for n in self.registered} for seed in range(_SEEDS))
+        files = next((of for of in seeds if all(file.exists() for file in of.values())), None)
+        if files is None:
+            return None
+        test = self._part(data, "test")
+        images, labels = test.batch([len(test) * number // _SHOWN for number in range(_SHOWN)], epoch=0)
+        found = {name: load_classifier(file).eval()(images).argmax(1) for name, file in files.items()}
+        palette = torch.cat(
+            [colours(len(test.labels)), torch.zeros(1, 3, dtype=torch.uint8)]
+        )  # last: not counted
+        maps = {"truth": labels.clamp(min=-1), **found}
+        zoom = panels.zoom_of(images[0])
+        columns = [[panels.labelled("image", panels.draw(image, zoom)) for image in images]]
+        for name, classes in maps.items():
+            drawn = palette[classes].permute(0, 3, 1, 2)
+            columns.append([panels.labelled(name, panels.draw(image, zoom)) for image in drawn])
+        names = dict(zip((*test.labels, "not counted"), palette.tolist(), strict=True))
+        return panels.joined([*columns, [panels.legend(names)]])
 
     def _part(self, data: str | Path, part: str, seed: int = 0, augment: bool = False) -> SegmentationFolder:
         if not Path(data).is_dir():

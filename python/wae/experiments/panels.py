@@ -1,8 +1,9 @@
-"""Drawings of what the auto-encoder makes of one image: of each part, or all in one PNG for ``wae demo``."""
+"""Drawings: what the auto-encoder makes of one image (``wae demo``), and classes of pixels as colours."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -91,7 +92,7 @@ def picture(shown: Parts) -> Image.Image:
         [("reconstruction", shown.reconstruction)],
         [(f"error x {error_factor}", amplified(error, error_factor))],
     ]
-    return _join([[_labelled(label, draw(pixels, zoom)) for label, pixels in column] for column in columns])
+    return joined([[labelled(label, draw(pixels, zoom)) for label, pixels in column] for column in columns])
 
 
 def amplified(values: Tensor, factor: float) -> Tensor:
@@ -125,7 +126,19 @@ def draw(pixels: Tensor, zoom: float = 1) -> Image.Image:
     return image.resize(size, Image.Resampling.NEAREST if zoom > 1 else Image.Resampling.BOX)
 
 
-def _labelled(label: str, image: Image.Image) -> Image.Image:
+def legend(colours: Mapping[str, Sequence[int]]) -> Image.Image:
+    """Names beside squares of their colours, one below the other."""
+    font = ImageFont.load_default(13)
+    width = _STRIP + _GAP + math.ceil(max(font.getlength(name) for name in colours))
+    image = Image.new("RGB", (width, _STRIP * len(colours)), "white")
+    pen = ImageDraw.Draw(image)
+    for row, (name, colour) in enumerate(colours.items()):
+        pen.rectangle((0, row * _STRIP + 3, _STRIP - 6, (row + 1) * _STRIP - 3), fill=tuple(colour))
+        pen.text((_STRIP, row * _STRIP + 3), name, fill="black", font=font)
+    return image
+
+
+def labelled(label: str, image: Image.Image) -> Image.Image:
     """``image`` with its label above."""
     font = ImageFont.load_default(13)
     panel = Image.new(
@@ -136,7 +149,8 @@ def _labelled(label: str, image: Image.Image) -> Image.Image:
     return panel
 
 
-def _join(columns: list[list[Image.Image]]) -> Image.Image:
+def joined(columns: list[list[Image.Image]]) -> Image.Image:
+    """Columns of panels, side by side."""
     widths = [max(panel.width for panel in column) for column in columns]
     height = max(sum(panel.height + _GAP for panel in column) for column in columns) + _GAP
     canvas = Image.new("RGB", (sum(widths) + _GAP * (len(widths) + 1), height), "white")

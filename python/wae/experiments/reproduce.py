@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from wae.data.dataset import Dataset
@@ -149,6 +150,10 @@ class Claim(ABC):
 
     def kept_out(self, data: str | Path) -> Dataset | None:
         """Images that are looked at once, after the last epoch; None for those of every epoch's test."""
+        return None
+
+    def picture(self, data: str | Path, folder: Path) -> Image.Image | None:
+        """For people who would rather look: by the weights in ``folder``. None where there is none."""
         return None
 
     def settings(self) -> dict[str, Any]:

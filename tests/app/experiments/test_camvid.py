@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from scenes import write_scenes
@@ -13,10 +14,11 @@ from wae.data.dataset import DatasetError
 from wae.experiments import camvid, reproduce
 from wae.experiments.camvid import CLASSES, HALF, NETWORKS, CamVid
 from wae.experiments.reproduce import WAE, Job
+from wae.inference.maps import colours
 from wae.models.counting import count
 from wae.models.network import WAENetwork
 from wae.models.segmentation.segmenter import FullResolutionSegmenter, HalfResolutionSegmenter
-from wae.storage.checkpoint import describe
+from wae.storage.checkpoint import describe, save_classifier
 from wae.storage.weights_file import CheckpointError
 from wae.training import plan
 from wae.training.accuracy import PixelAccuracy
@@ -118,6 +120,22 @@ def test_each_epoch_is_tested_on_val_and_test_is_looked_at_once(scenes, tmp_path
         reproduce.read_result(tmp_path, wanted[0], replace(CLAIM, size=(24, 40)))
     table = reproduce.markdown(reproduce.rows(results, CLAIM, seconds=0), CLAIM)
     assert "| network | mean IoU, mean of seeds |" in table
+
+
+def test_a_picture_shows_the_truth_and_what_each_network_finds(scenes, tmp_path):
+    assert CLAIM.picture(scenes, tmp_path) is None
+    for name, registered in CLAIM.registered.items():
+        path = reproduce.weights_path(tmp_path, Job(name, 1))
+        save_classifier(path, CLAIM.build(name), registered, CLASSES[:-1], CLAIM.input)
+    picture = np.asarray(CLAIM.picture(scenes, tmp_path))
+    zoom = round(220 / 32)
+    height, width = 24 * zoom, 32 * zoom
+    assert picture.shape[1] > 5 * width
+    palette = np.concatenate([colours(11).numpy(), np.zeros((1, 3), np.uint8)])
+    _, labels = CLAIM.kept_out(scenes).batch([0], epoch=0)
+    truth = palette[labels[0].clamp(min=-1).numpy()]
+    x, y = 2 * 8 + width, 8 + 22  # the second panel
+    np.testing.assert_array_equal(picture[y : y + height : zoom, x : x + width : zoom], truth)
 
 
 def test_the_results_in_the_repository_are_those_of_the_plan():
