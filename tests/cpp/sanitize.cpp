@@ -180,9 +180,11 @@ std::vector<float> kink_free(const Maps& sums) {
 
 struct Distance {
   double difference = 0, norm = 0;
-  void add(double got, double want) {
+  void add(double got, double want) { add(got, want, want); }
+  // relative_to: the sum that was rounded, where nearly all of it may have been cancelled since.
+  void add(double got, double want, double relative_to) {
     difference += (got - want) * (got - want);
-    norm += want * want;
+    norm += relative_to * relative_to;
   }
 };
 
@@ -515,6 +517,7 @@ void run_conv3x3(const Case& c, int channels, int out_channels, bool with_bias) 
       for (int y = 0; y < c.height; ++y)
         for (int z = 0; z < c.width; ++z) x.at(i, k, y, z) = input[index(i, k, y, z)] = normal(random_bits);
   convolve(want, x, weight.data(), 1);
+  const Maps sums = want;
   if (with_bias) add_bias(want, bias.data(), true);
 
   args.input = input.data();
@@ -526,7 +529,7 @@ void run_conv3x3(const Case& c, int channels, int out_channels, bool with_bias) 
       for (int y = 0; y < c.height; ++y)
         for (int z = 0; z < c.width; ++z)
           distance.add(output[((size_t(i) * c.height + y) * c.width + z) * out_channels + k],
-                       want.at(i, k, y, z));
+                       want.at(i, k, y, z), sums.at(i, k, y, z));
   require_close(distance, 1e-5,
                 c.name + " conv3x3 " + std::to_string(channels) + " -> " + std::to_string(out_channels));
 }
