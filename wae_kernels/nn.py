@@ -100,6 +100,11 @@ class Encoder(nn.Module):
         self.low = nn.Conv2d(width, 3, 3, stride=2, padding=1)
         self.high = nn.Conv2d(width, 3, 3, stride=2, padding=1)
 
+    @property
+    def is_fused(self) -> bool:
+        """Whether a call runs the op, because every layer is as it was made; else it calls the layers."""
+        return _fusible(self, _ENCODER, next(self.parameters())) is not None
+
     def forward(
         self, image: Tensor, image_scale: Tensor | None = None, image_shift: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -158,6 +163,11 @@ class ScoreDecoder(nn.Module):
         self.high = nn.ConvTranspose2d(features, width, 3, stride=2, padding=1)
         self.conv1 = nn.Conv2d(width, width, 3, padding=1)
         self.conv2 = nn.Conv2d(width, classes, 3, padding=1)
+
+    @property
+    def is_fused(self) -> bool:
+        """See :attr:`Encoder.is_fused`."""
+        return _fusible(self, _SCORE_DECODER, next(self.parameters())) is not None
 
     def forward(self, low: Tensor, high: Tensor, output_size: Sequence[int]) -> Tensor:
         """The (N, classes, H, W) scores of ``output_size`` (H, W); see :func:`wae_kernels.decode_scores`."""

@@ -17,6 +17,9 @@ from torch import Tensor
 KERNEL_WIDTH = 16
 """The number of trunk channels that the compiled kernels are written for (the published one)."""
 
+KERNEL_CHANNELS = 32
+"""The most classes, and the most features, that the compiled kernel of ``decode_scores`` takes."""
+
 
 class EncoderParameters(NamedTuple):
     """An encoder's tensors, in the order of ``wae::encode``. docs/network.md has the layers."""

@@ -105,8 +105,10 @@ def test_a_changed_layer_of_the_decoder_counts(change: str, name: str) -> None:
 @pytest.mark.parametrize("change", list(CHANGES))
 def test_a_changed_layer_of_the_score_decoder_counts(change: str, name: str) -> None:
     decoder, low, high = ScoreDecoder(5, 7), torch.randn(2, 5, 6, 7), torch.randn(2, 7, 6, 7)
+    assert decoder.is_fused
     CHANGES[change](decoder.get_submodule(name))
     decoder.eval()
+    assert not decoder.is_fused
     for size in ([12, 13], [11, 14]):
         ref = scores_by_layers(decoder, low, high, size)
         assert_close(decoder(low, high, size), ref.double(), PLAIN)

@@ -34,7 +34,7 @@ from .calibration import STEP, Calibration, CalibrationError, Source, gather
 from .encoder_int8 import hand_bytes_over, put_where_faster
 from .engines import ENGINES, Engine, EngineError, Prepared, Run
 from .folding import fold
-from .front import Front, finite_by_numpy, in_front, whole, without_numbers_of_nan
+from .front import End, Front, before_end, finite_by_numpy, in_front, whole, without_numbers_of_nan
 from .precision import DTYPES, NAMES, name_of
 from .saving import save
 from .timing import interleaved
@@ -85,11 +85,12 @@ class Deployed:
         size: tuple[int, int],
         batch: int,
         scores_dtype: torch.dtype,
+        end: End | None = None,
     ) -> None:
         self.engine, self.precision, self.size, self.batch = engine.name, precision, size, batch
         self.difference, self.seconds, self.report = float("nan"), {}, {}
         self._engine, self._front, self._prepared = engine, front, prepared
-        self._scores_dtype = scores_dtype
+        self._scores_dtype, self._end = scores_dtype, end
         self._lock = threading.Lock()
         self._run, self._run_any = run, None
 
@@ -119,8 +120,10 @@ class Deployed:
         with self._lock, undisturbed(images.device):
             inputs = self._front(images)
             scores: Tensor = self._runner(inputs)(*inputs)
-            # the engine may write its next result to the same place
-            scores = scores.to(self._scores_dtype, copy=True)
+            if self._end is not None:
+                scores = self._end(scores).to(self._scores_dtype)
+            else:  # the engine may write its next result to the same place
+                scores = scores.to(self._scores_dtype, copy=True)
             if not images.is_floating_point():
                 return scores
             numbers = inputs if inputs[0].is_floating_point() else [images]
@@ -149,7 +152,8 @@ class Deployed:
                 "seconds": self.seconds,
                 "report": self.report,
             }
-            save(about, Path(folder), force, self._front, self._prepared, self._scores_dtype, inputs)
+            parts = self._front, self._prepared, self._end
+            save(about, Path(folder), force, *parts, self._scores_dtype, inputs)
 
     def _runner(self, inputs: Sequence[Tensor]) -> Run:
         if inputs[0].shape[0] == self.batch:
@@ -400,6 +404,9 @@ def _deploy_in(task: _Task, engine: Engine, name: str) -> Deployed:
         front, rest = whole(folded, size, dtype, memory_format)
     else:
         front, rest = in_front(folded, size, dtype, memory_format, on_own_thread=engine.foreign)
+    end = None
+    if engine.foreign:  # PyTorch's engines run our op themselves
+        rest, end = before_end(rest, front)
     rest = rest.to(dtype).to(memory_format=memory_format)
     samples: list[Sequence[Tensor]] = []
     compared: Sequence[Tensor] = ()
@@ -414,7 +421,7 @@ def _deploy_in(task: _Task, engine: Engine, name: str) -> Deployed:
     with engine.errors():
         hand_bytes_over(front, prepared)
     run = engine.open(prepared, len(task.images), front(task.images))
-    deployed = Deployed(front, prepared, run, engine, name, size, len(task.images), own)
+    deployed = Deployed(front, prepared, run, engine, name, size, len(task.images), own, end)
     what = f"the model in {engine.name}"
     scores = deployed(task.images)
     if name in DTYPES:

@@ -15,7 +15,6 @@ format         what the file holds                         what runs it
 
 from __future__ import annotations
 
-import copy
 import io
 import json
 import tempfile
@@ -31,11 +30,10 @@ from torch import Tensor, nn
 from wae.data.input import IMAGENET
 from wae.difference import relative_difference
 from wae.models.network import WAENetwork
-from wae.models.stock import StockEncoder
+from wae.models.stock import portable
 from wae.progress import bar
 from wae.storage.checkpoint import Description
 from wae.storage.files import refuse_existing, written
-from wae_kernels.nn import Encoder
 
 from . import aoti, phones, quantization
 from .calibration import STEP, Calibration, CalibrationError, Source, gather
@@ -278,29 +276,13 @@ def _make_onnx(network: nn.Module, images: Tensor, dynamic: bool, says: Mapping[
     if reason is not None:
         raise EngineError(reason)
     program = to_onnx(
-        _portable(network), (images.cpu(),), dynamic, input_names=["images"], output_names=["scores"]
+        portable(network), (images.cpu(),), dynamic, input_names=["images"], output_names=["scores"]
     )
     proto = program.model_proto
     for key, value in says.items():
         proto.metadata_props.add(key=key, value=value)
     content: bytes = proto.SerializeToString()
     return content
-
-
-def _portable(network: nn.Module) -> nn.Module:
-    """A copy on the processor, of PyTorch's operators alone."""
-    network = copy.deepcopy(network).cpu()
-    for name, part in list(network.named_modules()):
-        if isinstance(part, Encoder):
-            network.set_submodule(name, _standard(part))
-    return network
-
-
-def _standard(encoder: Encoder) -> StockEncoder:
-    """``encoder`` with convolutions where our op was."""
-    stock = StockEncoder(encoder.conv1.out_channels).to(encoder.conv1.weight)
-    stock.load_state_dict(encoder.state_dict())
-    return stock.eval()
 
 
 def _load_onnx(content: bytes) -> Run:
@@ -312,7 +294,7 @@ def _load_onnx(content: bytes) -> Run:
 
 
 def _make_executorch(network: nn.Module, images: Tensor, dynamic: bool, says: Mapping[str, str]) -> bytes:
-    return phones.package(_program(_portable(network), images.cpu(), dynamic), says)
+    return phones.package(_program(portable(network), images.cpu(), dynamic), says)
 
 
 def _load_executorch(content: bytes) -> Run:

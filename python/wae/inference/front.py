@@ -1,4 +1,4 @@
-"""The front of an engine: the encoder, as our op, or a cast; and the network behind it."""
+"""What is around an engine: the encoder, as our op, or a cast; and the end of what scores pixels."""
 
 from __future__ import annotations
 
@@ -6,13 +6,20 @@ import ctypes
 import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import cast
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from wae.models.network import WAENetwork
+from wae.models.segmentation.segmenter import BeforeFusion, PixelsBehindEncoder
+from wae.models.stock import portable
+from wae_kernels import backends
+from wae_kernels.nn import ScoreDecoder
+from wae_kernels.parameters import KERNEL_CHANNELS
+
+_Result = TypeVar("_Result")
 
 
 class Front:
@@ -54,17 +61,13 @@ class Front:
 
     def __call__(self, images: Tensor) -> Sequence[Tensor]:
         """The inputs of ``images``, (N, 3, H, W)."""
-        if self._thread is None:
-            return self._inputs(images)
-        return self._thread.submit(self._on_own_thread, images).result()
+        return self.beside_engine(self._inputs, images)
 
-    def _on_own_thread(self, images: Tensor) -> Sequence[Tensor]:
-        with torch.no_grad():  # the caller's holds for the caller's thread
-            inputs = self._inputs(images)
-        pause = _openmp_pause()
-        if pause is not None:
-            pause(1)  # omp_pause_soft: they start again in some 0.05 ms
-        return inputs
+    def beside_engine(self, function: Callable[[Tensor], _Result], tensor: Tensor) -> _Result:
+        """``function(tensor)``, on the thread of its own where there is one."""
+        if self._thread is None:
+            return function(tensor)
+        return self._thread.submit(_and_end_helpers, function, tensor).result()
 
     def _inputs(self, images: Tensor) -> Sequence[Tensor]:
         images = self._images(images)
@@ -76,6 +79,61 @@ class Front:
 
     def _images(self, images: Tensor) -> Tensor:
         return images if images.dtype == torch.uint8 else images.to(self.like.dtype)
+
+
+def _and_end_helpers(function: Callable[[Tensor], _Result], tensor: Tensor) -> _Result:
+    with torch.no_grad():  # the caller's holds for the caller's thread
+        result = function(tensor)
+    pause = _openmp_pause()
+    if pause is not None:
+        pause(1)  # omp_pause_soft: they start again in some 0.05 ms
+    return result
+
+
+class End:
+    """The full-resolution end of a network that scores pixels, as our op behind an engine.
+
+    Args:
+        decoder: the network's fusion. It stays in its own dtype.
+        size: (H, W) of the images.
+        front: on whose thread it runs.
+    """
+
+    def __init__(self, decoder: ScoreDecoder, size: Sequence[int], front: Front) -> None:
+        self.decoder, self._size, self._front = decoder, tuple(size), front
+
+    def __call__(self, halves: Tensor) -> Tensor:
+        """The scores, (N, classes, H, W), of what :class:`BeforeFusion` gives."""
+        return self._front.beside_engine(self._scores, halves)
+
+    def _scores(self, halves: Tensor) -> Tensor:
+        low, high = self.decoder.low, self.decoder.high
+        parts = halves.to(low.weight.dtype).split((low.in_channels, high.in_channels), 1)
+        scores: Tensor = self.decoder(*parts, self._size)
+        return scores
+
+
+def before_end(behind: nn.Module, front: Front) -> tuple[nn.Module, End | None]:
+    """``behind``, the network behind ``front``, in two: what an engine runs, and the end as our op.
+
+    The end is None, and ``behind`` whole in PyTorch's operators, where our op has no kernel for it.
+    """
+    if not isinstance(behind, PixelsBehindEncoder):
+        return behind, None
+    if not _has_kernel(behind.fusion, front.device):
+        return portable(behind), None
+    return BeforeFusion(behind).eval(), End(cast(ScoreDecoder, behind.fusion), behind.size, front)
+
+
+def _has_kernel(fusion: nn.Module, device: torch.device) -> bool:
+    if device.type != "cpu" or type(fusion).forward is not ScoreDecoder.forward:
+        return False
+    decoder = cast(ScoreDecoder, fusion)
+    if not decoder.is_fused:
+        return False
+    weight = decoder.conv1.weight
+    runs = backends.backend_for(device, weight.dtype, weight.shape[0]) != "reference"
+    return runs and max(decoder.low.in_channels, decoder.high.in_channels) <= KERNEL_CHANNELS
 
 
 class _Untouched(Front):

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from wae.storage.files import sha256
-from wae_kernels.nn import Encoder
+from wae_kernels.nn import Encoder, ScoreDecoder
 
 from .deployed import Deployed
 from .encoder_int8 import ByteEncoder, Int8Encoder
 from .engines import ENGINES, EngineError
-from .front import Front
+from .front import End, Front
 from .precision import DTYPES
 from .quantization import ByteInput
-from .saving import ABOUT, ENCODER, ENCODERS, FORMAT, SavedError, made_by
+from .saving import ABOUT, ENCODER, ENCODERS, END, FORMAT, SavedError, made_by
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +60,8 @@ def load_deployed(folder: Path | str, rebuild: bool = False) -> Deployed:
     dtypes = {key: DTYPES[name] for key, name in about["dtypes"].items()}
     front = _front(folder, about, dtypes["model"], engine.foreign)
     size = tuple(about["size"])
-    deployed = Deployed(front, prepared, run, engine, precision, size, batch, dtypes["scores"])
+    end = _end(folder, dtypes["model"], size, front) if about.get("end") else None  # older folders do not say
+    deployed = Deployed(front, prepared, run, engine, precision, size, batch, dtypes["scores"], end)
     deployed.difference, deployed.seconds = about["difference"], about["seconds"]
     deployed.report = about["report"]
     return deployed
@@ -126,13 +127,25 @@ def _encoder(kind: type[nn.Module], tensors: Mapping[str, Tensor]) -> nn.Module:
     return kind()
 
 
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise SavedError(f"{path} is damaged: {error}") from None
+
+
+def _end(folder: Path, dtype: torch.dtype, size: tuple[int, ...], front: Front) -> End:
+    tensors = _tensors(folder / END)
+    classes, width = tensors["low.weight"].shape[:2]
+    decoder = ScoreDecoder(classes, len(tensors["high.weight"]), width)
+    decoder.load_state_dict(tensors)
+    return End(decoder.to(dtype).eval(), size, front)
+
+
 def _front(folder: Path, about: Mapping[str, Any], dtype: torch.dtype, foreign: bool) -> Front:
     encoder = scale = shift = None
     if about["encoder"] is not None:
-        try:
-            tensors = safetensors.torch.load_file(folder / ENCODER)
-        except (OSError, safetensors.SafetensorError) as error:
-            raise SavedError(f"{folder / ENCODER} is damaged: {error}") from None
+        tensors = _tensors(folder / ENCODER)
         scale, shift = tensors.pop("image_scale"), tensors.pop("image_shift")
         encoder = _encoder(ENCODERS[about["encoder"]], tensors)
         encoder.load_state_dict(tensors)

@@ -3,6 +3,7 @@
 ======================= =========================================================================
 ``deployed.json``       sizes, precision, report, versions, and SHA-256 of every other file
 ``encoder.safetensors`` the encoder, with scale and shift; none where the network has no encoder
+``end.safetensors``     the full-resolution end of a network that scores pixels, where our op runs it
 ``network.*``           the engine's own file: OpenVINO's IR, an ONNX file, a package of AOTInductor,
                         or a torch.export program
 ``compiled/``           what OpenVINO compiled of it, for its own use
@@ -31,10 +32,10 @@ from wae_kernels.nn import Encoder
 
 from .encoder_int8 import ByteEncoder, Int8Encoder
 from .engines import ENGINES, EngineError, Prepared
-from .front import Front
+from .front import End, Front
 from .precision import name_of
 
-ABOUT, ENCODER = "deployed.json", "encoder.safetensors"
+ABOUT, ENCODER, END = "deployed.json", "encoder.safetensors", "end.safetensors"
 FORMAT = 1
 ENCODERS: Mapping[str, type[nn.Module]] = {
     kind.__name__: kind for kind in (Encoder, Haar, Int8Encoder, ByteEncoder)
@@ -51,6 +52,7 @@ def save(
     force: bool,
     front: Front,
     prepared: Prepared,
+    end: End | None,
     scores_dtype: torch.dtype,
     inputs: Sequence[Tensor],
 ) -> None:
@@ -64,12 +66,15 @@ def save(
         if front.encoder is not None:
             tensors = dict(front.encoder.state_dict())
             tensors |= {"image_scale": front.image_scale, "image_shift": front.image_shift}
-            safetensors.torch.save_file({k: v.contiguous() for k, v in tensors.items()}, new / ENCODER)
+            _write(tensors, new / ENCODER)
+        if end is not None:
+            _write(end.decoder.state_dict(), new / END)
         about = {
             "format": FORMAT,
             **about,
             "encoder": type(front.encoder).__name__ if front.encoder is not None else None,
             "scales": hasattr(front, "image_scale"),
+            "end": end is not None,
             "dtypes": {"model": name_of(front.like.dtype), "scores": name_of(scores_dtype)},
             "inputs": {
                 "dtype": name_of(front.dtype),
@@ -79,6 +84,10 @@ def save(
             "files": {path.name: sha256(path) for path in sorted(new.iterdir()) if path.is_file()},
         }
         (new / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
+
+
+def _write(tensors: Mapping[str, Tensor], path: Path) -> None:
+    safetensors.torch.save_file({k: v.contiguous() for k, v in tensors.items()}, path)
 
 
 def made_by(engine: str) -> dict[str, str]:

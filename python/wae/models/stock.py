@@ -1,13 +1,14 @@
-"""Encoder and decoder as a user of PyTorch would write them: what the fused ops are timed against."""
+"""Encoder and decoders as a user of PyTorch would write them: what the fused ops are timed against."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wae_kernels.nn import Decoder, Encoder
+from wae_kernels.nn import Decoder, Encoder, ScoreDecoder
 from wae_kernels.reference import normalize_image
 
 
@@ -34,7 +35,40 @@ class StockDecoder(Decoder):
         return image
 
 
+class StockScoreDecoder(ScoreDecoder):
+    """The same layers and weights, run one after the other by PyTorch. ReLU works in place."""
+
+    def forward(self, low: Tensor, high: Tensor, output_size: Sequence[int]) -> Tensor:
+        """As :meth:`wae_kernels.nn.ScoreDecoder.forward`."""
+        size = list(output_size)
+        x = self.low(low, output_size=size).add_(self.high(high, output_size=size)).relu_()
+        scores: Tensor = self.conv2(_trunk(x, self.conv1))
+        return scores
+
+
 def _trunk(x: Tensor, *layers: nn.Conv2d) -> Tensor:
     for layer in layers:
         x = F.relu(layer(x), inplace=True)
     return x
+
+
+def portable(network: nn.Module) -> nn.Module:
+    """A copy of ``network`` on the processor, with PyTorch's operators where our ops were.
+
+    A part with changed layers, hooked ones for example, calls these already, and stays.
+    """
+    network = copy.deepcopy(network).cpu()
+    for name, part in list(network.named_modules()):
+        if isinstance(part, (Encoder, ScoreDecoder)) and part.is_fused:
+            network.set_submodule(name, _stock(part))
+    return network
+
+
+def _stock(part: Encoder | ScoreDecoder) -> nn.Module:
+    stock: nn.Module
+    if isinstance(part, Encoder):
+        stock = StockEncoder(part.conv1.out_channels)
+    else:
+        stock = StockScoreDecoder(part.low.in_channels, part.high.in_channels, part.conv1.out_channels)
+    stock.load_state_dict(part.state_dict())
+    return stock.to(part.conv1.weight).eval()

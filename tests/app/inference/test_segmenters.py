@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,11 @@ from test_int8 import INT8
 from torch import Tensor, nn
 
 import wae
+import wae_kernels
 from wae.inference.calibration import Calibration
 from wae.inference.deployed import ENGINES, DisagreementError, agreement, deploy, fold
 from wae.inference.export import FORMATS, export
+from wae.inference.saving import ABOUT, END, SavedError
 from wae.models.segmentation.segmenter import WAESegmenter, wae_segmenter
 
 SIZE = (21, 34)
@@ -64,6 +67,56 @@ def test_the_scores_are_the_model_s_for_any_batch(engine: str, model: WAESegment
     scores = deployed(with_nan)
     assert scores[0].isfinite().all()
     assert scores[1].isnan().all()
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_the_full_resolution_end_is_our_op(
+    engine: str, model: WAESegmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind another's engine, which has the rest at half the resolution; saved and loaded too."""
+    needs(engine)
+    deployed = deploy(model, SIZE, engine=engine)
+    deployed.save(tmp_path / "net")
+    loaded = wae.load_deployed(tmp_path / "net")
+    given, calls = photos(2, SIZE), []
+    expected = model(given)
+    monkeypatch.setattr(
+        wae_kernels.nn, "decode_scores", lambda *args: calls.append(args) or wae_kernels.decode_scores(*args)
+    )
+    for ours in (deployed, loaded):
+        assert_close(ours(given), expected)
+    assert len(calls) == 2
+    assert [tuple(half.shape) for half in calls[1][:2]] == [(2, 3, 11, 17), (2, 16, 11, 17)]
+
+
+def test_an_end_without_a_kernel_stays_in_the_engine(model: WAESegmenter, tmp_path: Path) -> None:
+    """Of too many classes, or with a layer that was changed."""
+    needs("onnxruntime")
+    many = wae_segmenter(nn.Conv2d(3, 33, 3, padding=1)).eval()
+    model.fusion.conv1.register_forward_hook(lambda layer, args, output: 2 * output)
+    for network, classes in ((many, 33), (model, 3)):
+        deployed = deploy(network, SIZE, engine="onnxruntime")
+        deployed.save(tmp_path / "net", force=True)
+        assert not (tmp_path / "net" / END).exists()
+        given = photos(1, SIZE)
+        scores = wae.load_deployed(tmp_path / "net")(given)
+        assert scores.shape == (1, classes, *SIZE)
+        assert_close(scores, network(given))
+
+
+def test_a_folder_from_before_the_end_was_our_op_is_read(tmp_path: Path) -> None:
+    """It says nothing of an end; one that is damaged is an error."""
+    needs("onnxruntime")
+    many = wae_segmenter(nn.Conv2d(3, 33, 3, padding=1)).eval()
+    deploy(many, SIZE, engine="onnxruntime").save(tmp_path / "net")
+    about = json.loads((tmp_path / "net" / ABOUT).read_text())
+    assert about.pop("end") is False
+    (tmp_path / "net" / ABOUT).write_text(json.dumps(about))
+    given = photos(1, SIZE)
+    assert_close(wae.load_deployed(tmp_path / "net")(given), many(given))
+    (tmp_path / "net" / ABOUT).write_text(json.dumps({**about, "end": True}))
+    with pytest.raises(SavedError, match=f"{END} is damaged"):
+        wae.load_deployed(tmp_path / "net")
 
 
 def test_folding_leaves_no_normalisation_that_can_go(model: WAESegmenter) -> None:

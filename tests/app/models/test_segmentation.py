@@ -115,6 +115,21 @@ def test_enet_has_the_papers_size() -> None:
     assert 2 * multiply_adds == pytest.approx(3.83e9, rel=0.06)  # the paper counts more than multiply-adds
 
 
+def test_the_fusion_is_our_op(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the parameters' names of every checkpoint; layers that were changed are called."""
+    model = wae_segmenter(nn.Conv2d(3, 5, 3, padding=1)).eval()
+    names = [f"{layer}.{kind}" for layer in ("low", "high", "conv1", "conv2") for kind in ("weight", "bias")]
+    assert list(model.fusion.state_dict()) == names
+    image, calls = torch.randn(1, 3, 13, 18), []
+    expected = model(image)
+    monkeypatch.setattr(nn.ConvTranspose2d, "forward", lambda *args: calls.append(args))
+    assert torch.equal(model(image), expected)
+    assert not calls
+    monkeypatch.undo()
+    model.fusion.low.register_forward_hook(lambda layer, args, output: 2 * output)
+    assert not torch.allclose(model(image), expected, rtol=1e-2)
+
+
 def test_unpooling_returns_each_pixel_to_where_it_was() -> None:
     torch.manual_seed(0)
     x = torch.randn(1, 16, 7, 9)

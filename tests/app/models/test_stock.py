@@ -1,14 +1,15 @@
-"""The plain encoder and decoder, against the fused ops' modules with the same weights."""
+"""The plain encoder and decoders, against the fused ops' modules with the same weights."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from cases import affine, image_of, widened
+from cases import affine, image_of, recorded, widened
 from compare import assert_close, tolerance
+from torch import nn
 
 from wae.models.haar import Haar
-from wae.models.stock import StockDecoder, StockEncoder
+from wae.models.stock import StockDecoder, StockEncoder, StockScoreDecoder, portable
 from wae_kernels import nn as wae_nn
 from wae_kernels import reference
 
@@ -36,6 +37,29 @@ def test_the_decoder_is_the_ops() -> None:
     fused.load_state_dict(model.state_dict())
     low, high = image_of(2, 6, 5), image_of(2, 6, 5)
     assert_close(model(low, high, (11, 10)), fused(low, high, (11, 10)).double(), 1e-4)
+
+
+def test_the_score_decoder_is_the_ops() -> None:
+    model, fused = StockScoreDecoder(5, 7), wae_nn.ScoreDecoder(5, 7)
+    fused.load_state_dict(model.state_dict())
+    low, high = image_of(2, 6, 5, channels=5), image_of(2, 6, 5, channels=7)
+    assert_close(model(low, high, (11, 10)), fused(low, high, (11, 10)).double(), 1e-4)
+
+
+def test_a_portable_network_computes_the_same_without_our_ops() -> None:
+    network = nn.ModuleDict({"encoder": wae_nn.Encoder(), "end": wae_nn.ScoreDecoder(3, 3)})
+    image = image_of(1, 13, 18)
+    for changed in (False, True):
+        if changed:  # what is called in place of the op must not be lost
+            for layer in (network["encoder"].conv2, network["end"].conv1):
+                layer.register_forward_hook(lambda layer, args, output: 2 * output)
+        plain = portable(network)
+        halves = network["encoder"](image)
+        expected = network["end"](*halves, (13, 18))
+        with recorded() as profile:
+            scores = plain["end"](*plain["encoder"](image), (13, 18))
+        assert not [event.name for event in profile.events() if event.name.startswith("wae::")]
+        assert_close(scores, expected.double(), 1e-4)
 
 
 @pytest.mark.parametrize("given", GIVEN, ids=["both", "scale", "shift", "neither"])

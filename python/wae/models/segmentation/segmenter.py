@@ -24,7 +24,7 @@ from wae.models.bodies import initialize
 from wae.models.evaluating import evaluating
 from wae.models.haar import Haar
 from wae.models.network import WAENetwork
-from wae_kernels.nn import Decoder, Encoder
+from wae_kernels.nn import Decoder, Encoder, ScoreDecoder
 
 _WIDTH = 16  # channels of the high body and of the fusion, as of the encoder's trunk
 _SHIFT = 4.0  # of the scores within the fusion at its start: an untrained network's are within it
@@ -72,7 +72,7 @@ class LightBody(nn.Sequential):
         self.apply(initialize)
 
 
-class Fusion(nn.Module):
+class Fusion(ScoreDecoder):
     """Half-resolution scores and features to scores at full resolution, in the form of the decoder.
 
     It starts close to bilinear upsampling of the scores, the baseline, and learns the edges: from a random
@@ -85,11 +85,7 @@ class Fusion(nn.Module):
     """
 
     def __init__(self, classes: int, features: int, width: int = _WIDTH) -> None:
-        super().__init__()
-        self.low = nn.ConvTranspose2d(classes, width, 3, stride=2, padding=1)
-        self.high = nn.ConvTranspose2d(features, width, 3, stride=2, padding=1)
-        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
-        self.conv2 = nn.Conv2d(width, classes, 3, padding=1)
+        super().__init__(classes, features, width)
         self.apply(initialize)
         self._start_bilinear()
 
@@ -112,13 +108,6 @@ class Fusion(nn.Module):
             self.conv1.weight[c, c] += torch.outer(blur, blur)
             self.conv2.weight[c, c, 1, 1] += 1
 
-    def forward(self, scores: Tensor, features: Tensor, output_size: Sequence[int]) -> Tensor:
-        """(N, classes, h, w) and (N, features, h, w) to (N, classes, H, W); ``output_size`` is (H, W)."""
-        size = list(output_size)
-        x = F.relu(self.low(scores, output_size=size) + self.high(features, output_size=size))
-        fused: Tensor = self.conv2(F.relu(self.conv1(x)))
-        return fused
-
 
 class _TwoResolutions(nn.Module):
     """Everything behind the encoder, for the two modules below that have these parts."""
@@ -129,13 +118,16 @@ class _TwoResolutions(nn.Module):
     high_body: nn.Module
     fusion: nn.Module
 
+    def halves(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """What the fusion takes: scores, (N, classes, h, w), and features, (N, D, h, w)."""
+        return pixel_scores(self.low_network, self.low_norm(low)), self.high_body(self.high_norm(high))
+
     def scores(self, low: Tensor, high: Tensor, output_size: Sequence[int]) -> Tensor:
         """The scores, (N, classes, H, W), of an image's ``low`` and ``high`` as the encoder gives them.
 
         ``output_size`` is the image's (H, W).
         """
-        coarse = pixel_scores(self.low_network, self.low_norm(low))
-        fused: Tensor = self.fusion(coarse, self.high_body(self.high_norm(high)), output_size)
+        fused: Tensor = self.fusion(*self.halves(low, high), output_size)
         return fused
 
 
@@ -195,6 +187,23 @@ class PixelsBehindEncoder(_TwoResolutions):
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
         """The scores, (N, classes, H, W)."""
         return self.scores(low, high, self.size)
+
+
+class BeforeFusion(_TwoResolutions):
+    """``behind`` without its fusion: what another's engine runs where the fusion is our op.
+
+    Args:
+        behind: whose parts these are.
+    """
+
+    def __init__(self, behind: PixelsBehindEncoder) -> None:
+        super().__init__()
+        self.low_norm, self.high_norm = behind.low_norm, behind.high_norm
+        self.low_network, self.high_body = behind.low_network, behind.high_body
+
+    def forward(self, low: Tensor, high: Tensor) -> Tensor:
+        """Scores and features at half the resolution as one tensor, (N, classes + D, h, w)."""
+        return torch.cat(self.halves(low, high), 1)
 
 
 def wae_segmenter(
