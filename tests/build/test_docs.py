@@ -23,7 +23,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "pyt
 READ = re.compile(r"""(?:environ(?:\.get\(|\[)|getenv\()\s*["'](\w+)["']""")
 SOURCES = ("wae_kernels", "python", "csrc", "tools", "benches", "tests/conftest.py", "setup.py")
 OTHERS = {
-    *("RANK", "LOCAL_RANK", "TORCHELASTIC_RESTART_COUNT"),
+    *("RANK", "LOCAL_RANK"),
     "RAY_USAGE_STATS_ENABLED",
     *("XDG_CACHE_HOME", "CUDA_PATH", "PATH", "TORCHINDUCTOR_CACHE_DIR"),
 }

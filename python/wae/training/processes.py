@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -32,9 +33,9 @@ def joined(device: str | None = None) -> Iterator[torch.device]:
         torch.cuda.set_device(chosen)
     store, rank, world = next(rendezvous("env://"))
     # After a restart torchrun's store may still have the addresses of the processes that it has ended.
-    attempt = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    own = PrefixStore(_round(store, rank, world), store)
     backend = "nccl" if chosen.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=attempt, rank=rank, world_size=world)
+    dist.init_process_group(backend, store=own, rank=rank, world_size=world)
     try:
         yield chosen
     finally:
@@ -63,6 +64,29 @@ def agreed(value: _Value) -> _Value:
     shared = [value]
     dist.broadcast_object_list(shared)
     return shared[0]
+
+
+def _round(store: dist.Store, rank: int, world: int) -> str:
+    """A name that all processes of this round agree on, and none of an earlier round had.
+
+    torchrun tells of none: its count of restarts differs between machines when one of them was replaced. So
+    each process asks the first, which answers also what those of earlier rounds have asked, and goes on when
+    all of this round have said its name.
+    """
+    own = uuid4().hex
+    if rank > 0:
+        store.queue_push("round", own)
+        name = store.get(own).decode()
+        store.queue_push("round", name)
+        return name
+    missing = world - 1
+    while missing:
+        asked = store.queue_pop("round").decode()
+        if asked == own:
+            missing -= 1
+        else:
+            store.set(asked, own)
+    return own
 
 
 def _device(name: str | None) -> torch.device:

@@ -1,0 +1,163 @@
+"""Processes of one round find each other in torchrun's store, and a machine that was lost is replaced."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import pytest
+from torch import distributed as dist
+
+from wae.training.processes import _round
+
+PLAN = """
+model = "small_vgg_half"
+batch = 500
+[[stages]]
+kind = "classifier"
+epochs = 5
+learning_rate = 0.05
+"""
+ADDRESSES = "10.77.0.1", "10.77.0.2"
+INTO = "nsenter --user --net --preserve-credentials --target".split()
+
+
+def test_processes_of_a_round_agree_whatever_earlier_ones_left_in_the_store() -> None:
+    server = dist.TCPStore("127.0.0.1", 0, is_master=True)
+    stores = [server, *(dist.TCPStore("127.0.0.1", server.port, is_master=False) for _ in range(2))]
+    names = set()
+    with ThreadPoolExecutor(3) as threads:
+        for _ in range(3):
+            server.queue_push("round", "of one that was killed while it waited")
+            round = set(threads.map(_round, stores, range(3), [3] * 3))
+            assert len(round) == 1
+            names |= round
+    assert len(names) == 3
+
+
+# ----------------------------------------------------------------------------------------- two machines
+
+
+@pytest.fixture
+def machines() -> Iterator[list[int]]:
+    """Two networks of their own, with a cable between them: processes that hold them open."""
+    if missing := [program for program in ("ip", "nsenter", "unshare") if shutil.which(program) is None]:
+        pytest.skip(f"needs {', '.join(missing)} (util-linux, iproute2)")
+    held = [network("unshare", "--user", "--map-root-user")]
+    try:
+        held.append(network(*INTO, str(held[0].pid), "unshare"))
+        first, second = (process.pid for process in held)
+        on(first, f"ip link add eth0 type veth peer name eth0 netns {second}")
+        for machine, address in zip((first, second), ADDRESSES, strict=True):
+            on(machine, f"ip address add {address}/24 dev eth0")
+            on(machine, "ip link set eth0 up")
+        yield [first, second]
+    finally:
+        for process in held:
+            process.kill()
+            process.communicate()
+
+
+def network(*unshare: str) -> subprocess.Popen[str]:
+    """A process that holds a new network open."""
+    command = [*unshare, "--net", "sh", "-c", "ip link set lo up && echo up && exec sleep 1000"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    if process.stdout.readline() != "up\n":
+        pytest.skip(f"no network namespaces here: {process.communicate()[1].strip()}")
+    return process
+
+
+def on(machine: int, command: str) -> None:
+    done = subprocess.run(
+        [*INTO, str(machine), *command.split()], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"no network between namespaces here: {command}: {done.stderr.strip()}")
+
+
+class Node:
+    """torchrun on one of the machines. When it is killed, so are all of its processes."""
+
+    def __init__(self, machine: int, number: int, hosts: Path, training: list[str]) -> None:
+        torchrun = (
+            f"-m torch.distributed.run --nnodes 2 --nproc-per-node 1 --max-restarts 3 --rdzv-backend c10d "
+            f"--rdzv-endpoint {ADDRESSES[0]}:29400 --local-addr {ADDRESSES[number]} "
+            f"--rdzv-conf is_host={int(number == 0)},keep_alive_interval=1"
+        )
+        alone = "unshare --pid --fork --kill-child --mount sh -c".split()
+        names = (
+            f'mount --bind {hosts} /etc/hosts && exec "$0" "$@"'  # else they ask a server that is not there
+        )
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "GLOO_SOCKET_IFNAME": "eth0",
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        }
+        command = [*INTO, str(machine), *alone, names, sys.executable, *torchrun.split(), *training]
+        self.process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+    def ended(self) -> str:
+        """What it printed."""
+        said, _ = self.process.communicate(timeout=300)
+        assert self.process.returncode == 0
+        return said
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.mark.slow
+def test_a_machine_that_was_lost_is_replaced_and_the_losses_are_those_of_a_calm_training(
+    machines: list[int], tmp_path: Path
+) -> None:
+    (tmp_path / "plan.toml").write_text(PLAN)
+    hosts = tmp_path / "hosts"
+    own = f"127.0.0.1 localhost {socket.gethostname()}\n"
+    hosts.write_text(own + "".join(f"{address} {address}.example\n" for address in ADDRESSES))
+    options = f"-m wae.cli train --data digits --device cpu --resume --plan {tmp_path}/plan.toml -o"
+    out, calm = tmp_path / "out", tmp_path / "calm"
+    start = partial(Node, hosts=hosts, training=[*options.split(), str(out)])
+    nodes = [start(machine, number) for number, machine in enumerate(machines)]
+    try:
+        deadline = time.monotonic() + 300
+        while len(losses(out)) < 2:
+            assert all(node.process.poll() is None for node in nodes)
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        nodes[1].kill()
+        nodes[1] = start(machines[1], 1)
+        said = "".join(node.ended() for node in nodes)
+    finally:
+        for node in nodes:
+            node.kill()
+    assert said.count("going on after stage 1/1") == 1
+
+    one = "-m torch.distributed.run --standalone --nproc-per-node 2"
+    subprocess.run(
+        [sys.executable, *one.split(), *options.split(), str(calm)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=True,
+        timeout=300,
+    )
+    assert losses(out) == losses(calm)
+    assert len(losses(out)) == 5
+
+
+def losses(folder: Path) -> list[float]:
+    """Of the epochs that are done."""
+    log = folder / "log.jsonl"
+    return (
+        [json.loads(line)["losses"]["loss"] for line in log.read_text().splitlines()] if log.exists() else []
+    )
