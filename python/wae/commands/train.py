@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR|NAME|SHARDS",
         help="fashion-mnist, digits, a folder: train/CLASS/IMAGE and val/CLASS/IMAGE, or for a class of "
         "each pixel classes.txt, {train,val}/images and {train,val}/labels; or WebDataset's shards, "
-        "'train-{000..127}.tar'",
+        "'train-{000..127}.tar' or a folder of train/*.tar and val/*.tar",
     )
     parser.add_argument(
         "--plan",

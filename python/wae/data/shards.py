@@ -8,6 +8,8 @@
         ...
     classes.txt              the names of the classes, one a line
 
+Or the folders' names say which part is which: ``train/000.tar`` and ``val/000.tar``, beside ``classes.txt``.
+
 A shard is read through once, for its index; afterwards an image is read where it lies. So shards are drawn
 from, divided and resumed as any data set is.
 """
@@ -19,6 +21,7 @@ import tarfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from glob import escape
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -35,6 +38,7 @@ from .input import Input
 
 CLASSES = "classes.txt"
 
+_HELD_OUT = "val", "test"
 _BLOCK = tarfile.BLOCKSIZE
 _MOST = 1 << 30  # bytes of an image file: they are in memory together
 _DIGITS = 9  # of a class's number
@@ -120,8 +124,8 @@ class Shards(ImageFiles):
 
 
 def is_sharded(source: str | Path) -> bool:
-    """Whether a data set's name is a pattern of shards: it ends with ``.tar``."""
-    return Path(source).suffix == ".tar"
+    """Whether a data set's name is a pattern of shards, which ends with ``.tar``, or of a folder of them."""
+    return Path(source).suffix == ".tar" or any(Path(source).glob("train/*.tar"))
 
 
 def shards(
@@ -137,7 +141,9 @@ def shards(
 
     Args:
         pattern: of the shards to train on, such as ``shards/train-{000..127}.tar``. Those to test on are the
-            ones beside them that have ``val`` or ``test`` for ``train``, and any number.
+            ones beside them that have ``val`` or ``test`` for ``train``, and any number. Where no name has
+            ``train`` in it, the folder is named so: ``shards/train/{000..127}.tar`` and ``shards/val/*.tar``;
+            ``shards`` alone stands for all of them.
         train: which of the two.
         input, augment: see :func:`wae.data.folder.transform`.
         seed, on_corrupt, max_pixels: see :class:`wae.data.folder.ImageFiles`.
@@ -146,9 +152,12 @@ def shards(
         DatasetError: a shard is missing, named twice, damaged, or no tar file; a sample in it has no image or
             no class, or more than one; a class has no name; or webdataset is not installed.
     """
-    paths = _expanded(pattern) if train else _held_out(pattern)
+    paths = _expanded(pattern)
+    folder, others = _held_out(pattern, paths[0])
+    if not train:
+        paths = _first_there(folder, others)
     indices = [_index(path) for path in paths]
-    labels = _labels(paths[0].with_name(CLASSES), max(int(index.target.max()) for index in indices))
+    labels = _labels(folder / CLASSES, max(int(index.target.max()) for index in indices))
     return Shards(paths, indices, labels, input, augment, seed, on_corrupt, max_pixels)
 
 
@@ -158,7 +167,10 @@ def _expanded(pattern: str) -> list[Path]:
     except ModuleNotFoundError:
         raise DatasetError(f'{pattern}: shards need pip install "wae-kernels[webdataset]"') from None
     try:
-        paths = [Path(name) for name in braceexpand(pattern)]
+        names = (
+            braceexpand(pattern) if pattern.endswith(".tar") else sorted(Path(pattern).glob("train/*.tar"))
+        )
+        paths = [Path(name) for name in names]
     except ValueError as error:  # its UnbalancedBracesError
         raise DatasetError(f"{pattern}: {error}") from None
     if len(set(paths)) < len(paths):
@@ -170,16 +182,30 @@ def _expanded(pattern: str) -> list[Path]:
     return paths
 
 
-def _held_out(pattern: str) -> list[Path]:
-    first = _expanded(pattern)[0]
+def _held_out(pattern: str, first: Path) -> tuple[Path, list[str]]:
+    """The data set's folder, and in it the shards to test on, of which those that are there count.
+
+    Args:
+        pattern: for the error.
+        first: of the shards to train on.
+    """
     before, train, after = first.stem.rpartition("train")
-    if not train:
-        raise DatasetError(f"{pattern}: need a name with train in it; those with val are tested on")
-    number = after.strip("0123456789")
-    for part in ("val", "test"):
-        if found := sorted(first.parent.glob(f"{before}{part}{number}*.tar")):
+    if train:
+        before, after = escape(before), escape(after.strip("0123456789"))
+        return first.parent, [f"{before}{part}{after}*.tar" for part in _HELD_OUT]
+    if first.parent.name == "train":
+        return first.parent.parent, [f"{part}/*.tar" for part in _HELD_OUT]
+    raise DatasetError(
+        f"{pattern}: need train in the shards' names, as train-000.tar, or as that of their folder, as "
+        "train/000.tar; those with val are tested on"
+    )
+
+
+def _first_there(folder: Path, patterns: Sequence[str]) -> list[Path]:
+    for pattern in patterns:
+        if found := sorted(folder.glob(pattern)):
             return found
-    raise DatasetError(f"{first.parent}: there are no shards {before}val{number}*.tar to test on")
+    raise DatasetError(f"{folder}: there are no shards {patterns[0]} to test on")
 
 
 def _labels(path: Path, highest: int) -> list[str]:

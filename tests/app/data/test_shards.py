@@ -212,12 +212,26 @@ def test_what_is_neither_image_nor_class_is_left_alone(pattern, photos):
         ("train-{000..002.tar", "train-{000..002.tar: "),
         ("images-{000..001}.tar", "there is no such shard"),
         ("train-{000,001,000}.tar", "names a shard more than once"),
-        ("val-{000..001}.tar", "need a name with train in it"),
+        ("val-{000..001}.tar", "need train in the shards' names, as train-000.tar"),
     ],
 )
 def test_patterns_that_name_no_data_set(photos, pattern, name, said):
     with pytest.raises(DatasetError, match=said):
         shards(str(photos / "shards" / name), train=False)
+
+
+@pytest.mark.parametrize("name", ["train/{000..002}.tar", ""])
+def test_the_folder_may_say_which_part_it_is(photos, pattern, name):
+    folder = photos / "shards"
+    expected = [fingerprint(open_dataset(pattern, train, False, 0)) for train in (True, False)]
+    for path in sorted(folder.glob("*.tar")):
+        part, _, number = path.name.partition("-")
+        (folder / part).mkdir(exist_ok=True)
+        path.rename(folder / part / number)
+    for part, known in zip((True, False), expected, strict=True):
+        found = fingerprint(open_dataset(folder / name, part, False, 0))
+        assert found.pop("shards") == [name.partition("-")[2] for name in known.pop("shards")]
+        assert found == known
 
 
 def test_shards_to_test_on_are_missing(photos, pattern):
