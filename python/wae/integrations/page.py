@@ -18,10 +18,11 @@ from contextlib import suppress
 from functools import lru_cache, partial
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import gradio as gr
 import pandas as pd
+import safehttpx
 import uvicorn
 from fastapi import FastAPI
 from PIL import Image
@@ -85,6 +86,7 @@ def serve(
         tempfile.TemporaryDirectory(prefix="wae-app-") as folder,
     ):
         os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=folder)
+        safehttpx.get = safehttpx.async_validate_url = _fetch_nothing
         page = build(model, asked, max_pixels)
         page.has_launched = True  # else Gradio takes any path that a request names for an uploaded file
         app = gr.mount_gradio_app(
@@ -103,13 +105,29 @@ def serve(
             css=_CSS,
         )
         shown = f"[{host}]" if family == socket.AF_INET6 else host
-        ready(f"http://{shown}:{listening.getsockname()[1]}/")
         # An open page holds a connection, which is not waited for at the end.
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
-        server = uvicorn.Server(config)
+        server = _Server(config, partial(ready, f"http://{shown}:{listening.getsockname()[1]}/"))
         server.run(sockets=[listening])
         if server.started:  # a signal has ended it; its exception was once lost on a busy machine
             raise KeyboardInterrupt
+
+
+class _Server(uvicorn.Server):
+    """Calls ``ready`` when it listens, and signals have set a flag instead of raising wherever Python was."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready()
+
+
+async def _fetch_nothing(address: str, *options: object, **more: object) -> NoReturn:
+    """In place of the functions by which Gradio fetches what a request names instead of an uploaded file."""
+    raise PermissionError(f"{address}: nothing is fetched from other hosts")
 
 
 class _OwnHostOnly:
@@ -357,8 +375,8 @@ def _measured() -> None:
         x_label_angle=-40,
         tooltip="all",
         height=420,
-        label="Time of a call; less is better",
-        show_label=True,
+        title="Time of a call; less is better",
+        show_label=False,  # it would push the legend out of sight
     )
     origin = gr.Markdown(_origin(speed[first]))
     chosen.change(
@@ -408,7 +426,7 @@ def _accuracy(data: str, entries: list[dict[str, Any]]) -> None:
         color="network",
         tooltip="all",
         height=320,
-        label=f"{data}: {measure} of trainings, by what an image costs",
-        show_label=True,
+        title=f"{data}: {measure} of trainings, by what an image costs",
+        show_label=False,
     )
     gr.Dataframe(table, label=f"{data} in numbers", interactive=False)

@@ -30,19 +30,24 @@ ROOT = Path(__file__).resolve().parents[3]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 WEB = 60_000  # ms that the browser waits, on a machine that may be busy
 
-# The command in a process that reports every address it connects to, but those of this machine.
+# The command in a process that reports every address it connects to or looks up, but those of this machine.
 SERVER = """
 import socket, sys
 from wae import cli
 
-connect = socket.socket.connect
+connect, look_up = socket.socket.connect, socket.getaddrinfo
 
 def watched(self, address):
     if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1", "localhost"):
         print("connects to", address, file=sys.stderr, flush=True)
     return connect(self, address)
 
-socket.socket.connect = watched
+def watched_names(host, *options, **more):
+    if host not in ("127.0.0.1", "::1", "localhost"):
+        print("looks up", host, file=sys.stderr, flush=True)
+    return look_up(host, *options, **more)
+
+socket.socket.connect, socket.getaddrinfo = watched, watched_names
 sys.exit(cli.main(sys.argv[1:]))
 """
 
@@ -63,9 +68,11 @@ class Served:
         """What it wrote to standard error."""
         self.process.send_signal(signal.SIGINT)
         try:
-            return self.process.communicate(timeout=60)[1]
+            said = self.process.communicate(timeout=60)[1]
         finally:
             self.process.kill()
+        assert self.process.returncode == 130
+        return said
 
 
 @pytest.fixture(scope="module")
@@ -75,20 +82,20 @@ def server() -> Iterator[Served]:
     said = served.end()
     assert "connects to" not in said
     assert "Traceback" not in said
-    assert served.process.returncode == 130
 
 
-def answered(server: Served, path: Path) -> str:
+def answered(server: Served, path: str | Path) -> str:
     """What the page's own script is sent when it asks for the parts of the file ``path``."""
+    name = Path(path).stem
     config = json.loads(fetched(f"{server.address}config")[0])
     show = next(found["id"] for found in config["dependencies"] if found["api_name"] == "_show")
-    file = {"path": str(path), "orig_name": path.name, "meta": {"_type": "gradio.FileData"}}
-    question = json.dumps({"data": [file, False], "fn_index": show, "session_hash": path.stem})
+    file = {"path": str(path), "orig_name": name, "meta": {"_type": "gradio.FileData"}}
+    question = json.dumps({"data": [file, False], "fn_index": show, "session_hash": name})
     request = urllib.request.Request(
         f"{server.address}gradio_api/queue/join", question.encode(), {"Content-Type": "application/json"}
     )
     urllib.request.urlopen(request, timeout=60).close()
-    return fetched(f"{server.address}gradio_api/queue/data?session_hash={path.stem}")[0]
+    return fetched(f"{server.address}gradio_api/queue/data?session_hash={name}")[0]
 
 
 def fetched(address: str, **headers: str) -> tuple[str, Any]:
@@ -168,6 +175,24 @@ def test_a_file_that_was_not_uploaded_is_not_read(tmp_path: Path) -> None:
     assert "451 x 300 pixels" in example
 
 
+@pytest.mark.slow
+def test_an_address_in_place_of_a_file_is_not_fetched() -> None:
+    """Nor is its host's name looked up: Gradio would ask a server of its choice for it."""
+    server = Served()
+    try:
+        for address in ("http://93.184.215.14/one.png", "https://huggingface.co/two.png"):
+            assert "process_completed" in answered(server, address)
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                fetched(f"{server.address}gradio_api/file={address}")
+            refused.value.close()
+            assert refused.value.code == 403
+    finally:
+        said = server.end()
+    assert said.count("nothing is fetched from other hosts") >= 2
+    assert "connects to" not in said
+    assert "looks up" not in said
+
+
 def test_what_is_refused_before_it_serves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["app", "--stock", "x"]) == 2
     assert "--weights, which is missing" in capsys.readouterr().err
@@ -175,6 +200,28 @@ def test_what_is_refused_before_it_serves(tmp_path: Path, capsys: pytest.Capture
     assert "none" in capsys.readouterr().err
     assert cli.main(["app", "--weights", str(WEIGHTS / "autoencoder.safetensors")]) == 1
     assert "no checkpoint of a classifier" in capsys.readouterr().err
+
+
+# The command ended again and again, a little after it listens.
+ENDED = """
+import os, signal, sys, threading
+from wae import cli
+from wae.integrations import page
+
+serve = page.serve
+for sent in signal.SIGINT, signal.SIGTERM:
+    for pause in 0, 0.001, 0.01, 0.1, 0.5:
+        end = threading.Timer(pause, os.kill, (os.getpid(), sent))
+        page.serve = lambda *arguments: serve(*arguments[:-1], lambda address: end.start())
+        assert cli.main(["app", "--port", "0"]) == 128 + sent, (sent, pause)
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_at_any_time_ends_it_with_its_status() -> None:
+    done = subprocess.run([sys.executable, "-c", ENDED], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.slow
@@ -318,6 +365,10 @@ def test_the_measurements_are_plots_and_numbers(page: Any) -> None:
     page.get_by_role("graphics-document").or_(page.locator("canvas, svg.marks")).first.wait_for()
     page.get_by_text(re.compile(r"commit [0-9a-f]{10}")).first.wait_for()
     page.get_by_label("Network, images at once, machine").wait_for()
+    page.locator(".role-legend-label").first.wait_for(state="attached")
+    seen = """labels => labels.map(label => label.getBoundingClientRect().bottom
+        <= label.closest(".block").getBoundingClientRect().bottom)"""
+    assert set(page.locator(".role-legend-label").evaluate_all(seen)) == {True}
 
 
 @pytest.mark.slow
