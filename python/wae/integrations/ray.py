@@ -4,7 +4,7 @@
 
     files = ray.data.read_binary_files("s3://bucket/photos", include_paths=True)
     found = files.map_batches(
-        Predictor, fn_constructor_kwargs={"weights": "model.safetensors"}, batch_size=256, num_cpus=2
+        Predictor, fn_constructor_kwargs={"weights": "model.safetensors"}, batch_size=256, num_cpus=1
     )
     found.write_parquet("s3://bucket/classes")
 
@@ -37,10 +37,11 @@ from wae.inference import predict as prediction
 from wae.storage.checkpoint import Description, describe, load_classifier
 from wae.storage.files import written_folder
 
-CPUS = 2
-"""Cores of a worker, which has the network for itself."""
+CPUS = 1
+"""Cores of a worker, which has the network for itself. On more of them, its threads would all wait for the
+one whose core Ray's own processes are using."""
 
-_BATCHES = 8  # that a worker gets at once: while it computes one, it reads the next
+_BATCHES = 4  # that a worker gets at once: while it computes one, it reads the next
 _WORKERS_PER_WRITER = 64
 
 
@@ -152,7 +153,7 @@ def predict(
         batch, options: of :class:`Predictor`.
 
     Returns:
-        The files that could not be used; they have a row too.
+        The files that could not be used, by their paths; they have a row too.
 
     Raises:
         ClusterError: there is no such cluster, it could not do the work, or a row is missing or there twice.
@@ -187,7 +188,7 @@ def predict(
         if sorted(paths) != sorted(_text(file.path) for file in found):
             raise ClusterError(f"the {len(paths):,} rows written are not those of {len(found):,} images")
         failed = written.to_table(filter=~pyarrow.dataset.field("error").is_null())
-    return [Failed(row["path"], row["error"]) for row in failed.select(["path", "error"]).to_pylist()]
+    return sorted(Failed(row["path"], row["error"]) for row in failed.select(["path", "error"]).to_pylist())
 
 
 @contextmanager
