@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 _Value = TypeVar("_Value")
@@ -66,7 +66,7 @@ def agreed(value: _Value) -> _Value:
     return shared[0]
 
 
-def _round(store: dist.Store, rank: int, world: int) -> str:
+def _round(store: Store, rank: int, world: int) -> str:
     """A name that all processes of this round agree on, and none of an earlier round had.
 
     torchrun tells of none: its count of restarts differs between machines when one of them was replaced. So
@@ -76,7 +76,7 @@ def _round(store: dist.Store, rank: int, world: int) -> str:
     own = uuid4().hex
     if rank > 0:
         store.queue_push("round", own)
-        name = store.get(own).decode()
+        name: str = store.get(own).decode()
         store.queue_push("round", name)
         return name
     missing = world - 1
