@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -164,30 +165,48 @@ def bench_resolution(compare: Compare, setting: Setting) -> None:
 
 @pytest.mark.parametrize("setting", settings(cpu=(1,), cuda=(1,), precisions=("float16",)), indirect=True)
 def bench_calls(compare: Compare, setting: Setting) -> None:
-    """The time of a call itself: an image of 8 x 8, launched and not a graph."""
+    """The time of a call itself: an image of 8 x 8, not in a graph; beside an op that does nothing."""
     module, stock = pair("encode", setting)
     image = images(1, 8).to(setting.device.torch, setting.precision.dtype)
     weights = list(module.parameters())
     sets = [(image,)]
-
-    def op(x: Tensor) -> Any:
-        return torch.ops.wae.encode(x, *weights)
-
-    def autocast(x: Tensor) -> Any:
-        with torch.autocast(x.device.type, torch.bfloat16 if x.device.type == "cpu" else torch.float16):
-            return wide(x.float())
-
     wide = copy.deepcopy(module).float()
-    sides: dict[str, Side] = {
-        "module": lambda: peers.over(torch.no_grad()(module), sets),
-        "module, inference_mode": lambda: peers.over(torch.inference_mode()(module), sets),
-        "module, with gradients": lambda: peers.over(module, sets),
-        "module, autocast": lambda: peers.over(torch.no_grad()(autocast), sets),
-        "op": lambda: peers.over(torch.no_grad()(op), sets),
-        "PyTorch eager": lambda: peers.over(torch.no_grad()(stock), sets),
-    }
-    limit = PRECISIONS["bfloat16"].op  # of the least exact of them, autocast
-    compare("module", sides, results(stock, (image,)), setting, limit, burst=100, table="a call, encode")
+    half = torch.bfloat16 if image.device.type == "cpu" else torch.float16
+    right = [x.to(image) for x in results(stock, (image,))]
+    with _op_that_returns(right) as empty:
+
+        def side(function: Callable[..., Any], *modes: Any) -> Side:
+            def call(x: Tensor) -> Any:
+                with contextlib.ExitStack() as stack:
+                    for mode in modes:
+                        stack.enter_context(mode())
+                    return function(x)
+
+            return lambda: peers.over(call, sets)
+
+        autocast = partial(torch.autocast, image.device.type, half)
+        sides: dict[str, Side] = {
+            "module": side(module, torch.no_grad),
+            "module, inference_mode": side(module, torch.inference_mode),
+            "module, with gradients": side(module, torch.enable_grad),
+            "module, autocast": side(lambda x: wide(x.float()), torch.no_grad, autocast),
+            "op": side(lambda x: torch.ops.wae.encode(x, *weights), torch.no_grad),
+            "an empty op of the same schema": side(lambda x: empty(x, *weights), torch.no_grad),
+            "an empty op, autocast": side(lambda x: empty(x, *weights), torch.no_grad, autocast),
+            "PyTorch eager": side(stock, torch.no_grad),
+        }
+        limit = PRECISIONS["bfloat16"].op  # of the least exact of them, autocast
+        compare("module", sides, right, setting, limit, burst=100, table="a call, encode")
+
+
+@contextlib.contextmanager
+def _op_that_returns(results: Sequence[Tensor]) -> Iterator[Callable[..., Any]]:
+    """An op with the schema of ``wae::encode`` that does nothing: what any op of ten parameters takes."""
+    library = torch.library.Library("wae_bench", "DEF")
+    library.define(str(torch.ops.wae.encode.default._schema).replace("wae::encode", "empty"))
+    library.impl("empty", lambda *_: tuple(results), "CompositeExplicitAutograd")
+    yield torch.ops.wae_bench.empty.default
+    library._destroy()
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ import pytest
 import torch
 from cases import CELLS, Cell, as_params
 
-from wae_kernels import backends
+from wae_kernels import _load, backends
 
 SEED = int(os.environ.get("WAE_TEST_SEED", "0"))
 
@@ -76,7 +76,12 @@ def poisoned_memory() -> Iterator[None]:
     fill = torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
+    compiled = _load.CPU.library
+    if compiled is not None:
+        compiled.wae_cpu_poison(True)
     yield
+    if compiled is not None:
+        compiled.wae_cpu_poison(False)
     torch.utils.deterministic.fill_uninitialized_memory = fill
     torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
 

@@ -247,6 +247,11 @@ def backend_for(
     return next(f"cpu:{c}" for c in CPU_CAPABILITIES if _capability_works(c))
 
 
+def compiled_for_processor() -> bool:
+    """Whether tensors on the processor go to compiled kernels, where these take their dtypes and width."""
+    return _load.CPU.library is not None and selected() != "reference"
+
+
 def int8_runs(device: torch.device | str = "cpu") -> bool:
     """Whether ``wae::encode_int8`` has a kernel among those that run now; else the reference runs."""
     library = _load.CPU.library

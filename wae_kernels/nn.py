@@ -18,7 +18,7 @@ from torch.nn.modules import module as torch_module
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass as is_wrapper
 
 from .ops import decode, decode_scores, encode
-from .parameters import KERNEL_WIDTH, DecoderParameters, EncoderParameters, ScoreDecoderParameters
+from .parameters import KERNEL_WIDTH
 from .reference import format_of, laid_out, normalize_image
 
 _GLOBAL_HOOKS = (
@@ -29,46 +29,54 @@ _GLOBAL_HOOKS = (
 )
 
 
-def _layer(kind: type[nn.Module], stride: int) -> tuple[type[nn.Module], tuple[Any, ...]]:
-    """A layer as it is made: its type, and its geometry without hooks as :func:`_state` gives them."""
-    return kind, ((3, 3), (stride, stride), (1, 1), (1, 1), 1, "zeros", (0, 0), {}, {}, {}, {})
+_KERNEL, _PADDING = (3, 3), (1, 1)  # shared by all layers: one tuple is compared with itself at once
+_PARAMETER = {Parameter}
+
+_Layers = tuple[tuple[str, type[nn.Module], tuple[Any, ...]], ...]
+"""A module's layers as they are made: name, type, and what :func:`_state` gives."""
 
 
-_CONV, _BRANCH, _UPSAMPLING = _layer(nn.Conv2d, 1), _layer(nn.Conv2d, 2), _layer(nn.ConvTranspose2d, 2)
-_ENCODER = {"conv1": _CONV, "conv2": _CONV, "conv3": _CONV, "low": _BRANCH, "high": _BRANCH}
-_DECODER = {"low": _UPSAMPLING, "high": _UPSAMPLING, "conv1": _CONV, "conv2": _CONV, "conv3": _CONV}
-_SCORE_DECODER = {"low": _UPSAMPLING, "high": _UPSAMPLING, "conv1": _CONV, "conv2": _CONV}
+def _layers(**layers: tuple[type[nn.Module], int]) -> _Layers:
+    """3x3 layers with padding 1, without hooks, of these types and strides."""
+    return tuple(
+        (name, kind, (_KERNEL, (stride, stride), _PADDING, (1, 1), 1, "zeros", (0, 0), {}, {}, {}, {}))
+        for name, (kind, stride) in layers.items()
+    )
 
 
-def _fusible(
-    module: nn.Module, layers: Mapping[str, tuple[type[nn.Module], tuple[Any, ...]]], image: Tensor
-) -> list[Tensor] | None:
+_CONV, _BRANCH, _UPSAMPLING = (nn.Conv2d, 1), (nn.Conv2d, 2), (nn.ConvTranspose2d, 2)
+_ENCODER = _layers(conv1=_CONV, conv2=_CONV, conv3=_CONV, low=_BRANCH, high=_BRANCH)
+_DECODER = _layers(low=_UPSAMPLING, high=_UPSAMPLING, conv1=_CONV, conv2=_CONV, conv3=_CONV)
+_SCORE_DECODER = _layers(low=_UPSAMPLING, high=_UPSAMPLING, conv1=_CONV, conv2=_CONV)
+
+
+def _fusible(module: nn.Module, layers: _Layers, image: Tensor) -> list[Tensor] | None:
     """The layers' weights and biases in order, or None where the layers have to be called instead."""
     if any(_GLOBAL_HOOKS):
         return None
-    on_meta = image.is_meta is True  # of an image that torch.fx only traces, it is neither
-    tensors: list[Tensor] = []
-    for name, (kind, as_made) in layers.items():
-        layer = module._modules[name]
-        if type(layer) is not kind:
-            return None
-        variables = vars(layer)
-        if "forward" in variables or _state(variables) != as_made:
+    modules, tensors = module._modules, []
+    for name, kind, as_made in layers:
+        layer = modules[name]
+        variables = layer.__dict__
+        if type(layer) is not kind or "forward" in variables or _state(variables) != as_made:
             return None
         parameters = variables["_parameters"]
-        for parameter in (parameters.get("weight"), parameters.get("bias")):
-            if type(parameter) is not Parameter and (parameter is None or is_wrapper(parameter)):
-                return None
-            if parameter.is_meta != on_meta:
-                return None
-            tensors.append(parameter)
+        if "weight" not in parameters or "bias" not in parameters:  # pruned, or re-parametrised
+            return None
+        tensors += (parameters["weight"], parameters["bias"])
+    if {*map(type, tensors)} != _PARAMETER and any(t is None or is_wrapper(t) for t in tensors):
+        return None
+    # The op refuses meta parameters for a real image. Of one that torch.fx only traces, is_meta is no bool.
+    if image.is_meta is True and not all(t.is_meta for t in tensors):
+        return None
     return tensors
 
 
 def _state(variables: Mapping[str, Any]) -> tuple[Any, ...]:
     """The geometry and the hooks of a layer with these ``vars``.
 
-    Spelled out, because every call of a module comes here: a loop over the names takes three times the time.
+    Spelled out, because every call of a module comes here: a loop over the names takes three times the time,
+    and torch.compile does not take ``operator.itemgetter``.
     """
     return (
         variables["kernel_size"],
@@ -94,11 +102,11 @@ class Encoder(nn.Module):
 
     def __init__(self, width: int = KERNEL_WIDTH) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, width, 3, padding=1)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
-        self.conv3 = nn.Conv2d(width, width, 3, padding=1)
-        self.low = nn.Conv2d(width, 3, 3, stride=2, padding=1)
-        self.high = nn.Conv2d(width, 3, 3, stride=2, padding=1)
+        self.conv1 = nn.Conv2d(3, width, _KERNEL, padding=_PADDING)
+        self.conv2 = nn.Conv2d(width, width, _KERNEL, padding=_PADDING)
+        self.conv3 = nn.Conv2d(width, width, _KERNEL, padding=_PADDING)
+        self.low = nn.Conv2d(width, 3, _KERNEL, stride=2, padding=_PADDING)
+        self.high = nn.Conv2d(width, 3, _KERNEL, stride=2, padding=_PADDING)
 
     @property
     def is_fused(self) -> bool:
@@ -111,7 +119,7 @@ class Encoder(nn.Module):
         """``(low, high)`` of a (N, 3, H, W) image; see :func:`wae_kernels.encode`."""
         tensors = _fusible(self, _ENCODER, image)
         if tensors is not None:
-            return encode(image, *EncoderParameters(*tensors), image_scale, image_shift)
+            return encode(image, *tensors, image_scale, image_shift)
         dtype = next(self.parameters()).dtype
         x = normalize_image(image, dtype, image_scale, image_shift)
         for layer in (self.conv1, self.conv2, self.conv3):
@@ -129,17 +137,17 @@ class Decoder(nn.Module):
 
     def __init__(self, width: int = KERNEL_WIDTH) -> None:
         super().__init__()
-        self.low = nn.ConvTranspose2d(3, width, 3, stride=2, padding=1)
-        self.high = nn.ConvTranspose2d(3, width, 3, stride=2, padding=1)
-        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
-        self.conv3 = nn.Conv2d(width, 3, 3, padding=1)
+        self.low = nn.ConvTranspose2d(3, width, _KERNEL, stride=2, padding=_PADDING)
+        self.high = nn.ConvTranspose2d(3, width, _KERNEL, stride=2, padding=_PADDING)
+        self.conv1 = nn.Conv2d(width, width, _KERNEL, padding=_PADDING)
+        self.conv2 = nn.Conv2d(width, width, _KERNEL, padding=_PADDING)
+        self.conv3 = nn.Conv2d(width, 3, _KERNEL, padding=_PADDING)
 
     def forward(self, low: Tensor, high: Tensor, output_size: Sequence[int]) -> Tensor:
         """The (N, 3, H, W) image of ``output_size`` (H, W); see :func:`wae_kernels.decode`."""
         tensors = _fusible(self, _DECODER, low)
         if tensors is not None:
-            return decode(low, high, *DecoderParameters(*tensors), output_size)
+            return decode(low, high, *tensors, output_size)
         size = list(output_size)
         x = F.relu(self.low(low, size) + self.high(high, size))
         for layer in (self.conv1, self.conv2):
@@ -159,10 +167,10 @@ class ScoreDecoder(nn.Module):
 
     def __init__(self, classes: int, features: int, width: int = KERNEL_WIDTH) -> None:
         super().__init__()
-        self.low = nn.ConvTranspose2d(classes, width, 3, stride=2, padding=1)
-        self.high = nn.ConvTranspose2d(features, width, 3, stride=2, padding=1)
-        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
-        self.conv2 = nn.Conv2d(width, classes, 3, padding=1)
+        self.low = nn.ConvTranspose2d(classes, width, _KERNEL, stride=2, padding=_PADDING)
+        self.high = nn.ConvTranspose2d(features, width, _KERNEL, stride=2, padding=_PADDING)
+        self.conv1 = nn.Conv2d(width, width, _KERNEL, padding=_PADDING)
+        self.conv2 = nn.Conv2d(width, classes, _KERNEL, padding=_PADDING)
 
     @property
     def is_fused(self) -> bool:
@@ -173,7 +181,7 @@ class ScoreDecoder(nn.Module):
         """The (N, classes, H, W) scores of ``output_size`` (H, W); see :func:`wae_kernels.decode_scores`."""
         tensors = _fusible(self, _SCORE_DECODER, low)
         if tensors is not None:
-            return decode_scores(low, high, *ScoreDecoderParameters(*tensors), output_size)
+            return decode_scores(low, high, *tensors, output_size)
         size = list(output_size)
         x = F.relu(self.low(low, size) + self.high(high, size))
         scores: Tensor = self.conv2(F.relu(self.conv1(x)))

@@ -28,7 +28,13 @@ from .checks import (
     half_size,
     packed_shape,
 )
-from .parameters import DecoderParameters, EncoderParameters, ScoreDecoderParameters, one_by_one
+from .parameters import (
+    KERNEL_WIDTH,
+    DecoderParameters,
+    EncoderParameters,
+    ScoreDecoderParameters,
+    one_by_one,
+)
 
 _library = torch.library.Library("wae", "FRAGMENT")
 
@@ -167,26 +173,51 @@ def _fake_conv3x3(
 
 
 def _register_autocast(name: str, device_type: str, dtype: torch.dtype | None = None) -> None:
-    """Inside ``torch.autocast`` the op runs in autocast's dtype, as a convolution does, or in ``dtype``.
+    """Inside ``torch.autocast`` the results have autocast's dtype, as a convolution's do, or ``dtype``.
 
-    Scale and shift stay as they are: the kernels apply them in float32 at least, whatever the image is.
+    The tensors are cast to it, except where :func:`_computes_in_float32`: there the op reads them as they
+    are, and its results are cast. Scale and shift are never cast: kernels apply them in float32 at least.
     ``torch.library.register_autocast`` fixes the dtype when it is called; a user may choose another.
     """
     key = getattr(torch._C.DispatchKey, f"Autocast{device_type.upper()}")
     op = getattr(torch.ops.wae, name).default
     names = [argument.name for argument in op._schema.arguments]
+    weight = names.index("conv1_weight") if "conv1_weight" in names else None
+    casts = [argument not in ("image_scale", "image_shift") for argument in names]
+    within = torch._C.DispatchKeySet(key)
 
-    def kernel(keyset: Any, *args: Any, **kwargs: Any) -> Any:
+    def kernel(keyset: Any, *args: Any) -> Any:
         wanted = dtype or torch.get_autocast_dtype(device_type)
-
-        def cast(argument: str, value: Any) -> Any:
-            casts = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
-            return value.to(wanted) if casts and argument not in ("image_scale", "image_shift") else value
-
-        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
-            return op(*map(cast, names, args), **{k: cast(k, v) for k, v in kwargs.items()})
+        inside = torch.float32 if weight is not None and _computes_in_float32(args[weight]) else wanted
+        with torch._C._ExcludeDispatchKeyGuard(within):
+            inputs = [_cast(a, inside) if cast else a for a, cast in zip(args, casts, strict=False)]
+            outputs = op(*inputs)
+            if isinstance(outputs, Tensor):
+                return _cast(outputs, wanted)
+            return tuple(_cast(output, wanted) for output in outputs)
 
     _library.impl(name, kernel, key.name, with_keyset=True)
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    """A tensor of another floating dtype, float64 excepted, in this one; anything else as it is."""
+    if not isinstance(value, Tensor) or value.dtype in (dtype, torch.float64):
+        return value
+    return value.to(dtype) if value.is_floating_point() else value
+
+
+def _computes_in_float32(weight: Tensor) -> bool:
+    """Whether a compiled kernel for processors runs with parameters as this one, in float32.
+
+    It computes in float32 whatever it is given. To cast ten parameters would take most of a small call's
+    time, and casts that are kept would miss writes through ``.data``, as those of torch's own cache do.
+    """
+    return (
+        weight.dtype == torch.float32
+        and weight.is_cpu
+        and weight.shape[:1] == (KERNEL_WIDTH,)
+        and backends.compiled_for_processor()
+    )
 
 
 def _register() -> None:

@@ -8,8 +8,10 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstdint>
-#include <optional>
+#include <limits>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -47,12 +49,57 @@ inline torch::headeronly::MemoryFormat format_of(const Tensor& tensor) {
   return 0 < strides[1] && strides[1] < strides[3] ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
 }
 
+// Whether fresh tensors hold NaN (bytes: 255), so that tests see what a kernel forgets to write. On the processor
+// they do not come from an operator, and torch.utils.deterministic.fill_uninitialized_memory does not reach them.
+inline std::atomic<bool> poisons_fresh_tensors{false};
+
+// A fresh tensor of at most four dimensions on the device of `like`. Not torch::stable::empty: that looks its
+// operator up by name, which takes longer than everything else here.
+inline Tensor new_tensor(
+    const Tensor& like, std::span<const int64_t> sizes, ScalarType dtype,
+    torch::headeronly::MemoryFormat format = torch::headeronly::MemoryFormat::Contiguous) {
+  std::array<int64_t, 4> strides{};
+  int64_t next = 1;
+  const auto innermost = [&](size_t dim) {
+    strides[dim] = next;
+    next *= std::max<int64_t>(sizes[dim], 1);
+  };
+  if (format == torch::headeronly::MemoryFormat::ChannelsLast) {
+    for (const size_t dim : {1, 3, 2, 0}) innermost(dim);
+  } else {
+    for (size_t dim = sizes.size(); dim > 0; --dim) innermost(dim - 1);
+  }
+  int32_t device_type = 0, device_index = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  const int32_t dtype_number = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  AtenTensorHandle made = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
+                                                  strides.data(), dtype_number, device_type, device_index,
+                                                  &made));
+  if (poisons_fresh_tensors) {
+    const double poison = dtype == ScalarType::Byte ? 255 : std::numeric_limits<double>::quiet_NaN();
+    TORCH_ERROR_CODE_CHECK(aoti_torch_aten_fill__Scalar(made, poison));
+  }
+  return Tensor(made);
+}
+
+// A fresh tensor of the shape and dtype of `like`.
+inline Tensor new_like(const Tensor& like) {
+  return new_tensor(like, {like.sizes().data(), static_cast<size_t>(like.dim())}, like.scalar_type());
+}
+
+// What stands for a gradient that was not asked for.
+inline Tensor no_gradient(const Tensor& like) {
+  const int64_t none = 0;
+  return new_tensor(like, {&none, 1}, like.scalar_type());
+}
+
 // A fresh (N, channels, height, width) tensor on the device and in the memory format of `like`.
 inline Tensor new_images(const Tensor& like, int64_t height, int64_t width, ScalarType dtype,
                          int64_t channels = 3) {
   const std::array<int64_t, 4> sizes{like.size(0), channels, height, width};
-  return torch::stable::empty({sizes.data(), sizes.size()}, dtype, std::nullopt, like.device(), std::nullopt,
-                              format_of(like));
+  return new_tensor(like, sizes, dtype, format_of(like));
 }
 
 }  // namespace wae

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <optional>
 #include <tuple>
@@ -123,10 +124,34 @@ WeightNumbers<Weights> numbers_of(const Parameters& parameters) {
   return numbers;
 }
 
+// Whether the parameters are these numbers, to the bit. float32 is compared where it lies.
+template <class Weights>
+bool same_numbers(const WeightNumbers<Weights>& numbers, const Parameters& parameters) {
+  std::array<float, std::ranges::max(kWeightSizes<Weights>)> copy;
+  const float* known = numbers.data();
+  for (const Tensor& parameter : parameters) {
+    const bool in_place = parameter.scalar_type() == ScalarType::Float && parameter.is_contiguous();
+    if (!in_place) copy_floats(parameter, copy.data());
+    const void* own = in_place ? parameter.const_data_ptr() : copy.data();
+    if (std::memcmp(own, known, parameter.numel() * sizeof(float)) != 0) return false;
+    known += parameter.numel();
+  }
+  return true;
+}
+
 template <class Pack, class Numbers>
 std::shared_ptr<const Pack> packed(const Numbers& numbers) {
   static PackCache<Pack, Numbers> cache;
-  return cache.find(numbers);
+  return cache.find([&](const Numbers& known) { return std::memcmp(&known, &numbers, sizeof numbers) == 0; },
+                    [&] { return numbers; });
+}
+
+template <class Pack, class Weights>
+std::shared_ptr<const Pack> packed(const Parameters& parameters) {
+  using Numbers = WeightNumbers<Weights>;
+  static PackCache<Pack, Numbers> cache;
+  return cache.find([&](const Numbers& known) { return same_numbers<Weights>(known, parameters); },
+                    [&] { return numbers_of<Weights>(parameters); });
 }
 
 // ---------------------------------------------------------------------------------------------- forward
@@ -154,7 +179,7 @@ std::tuple<Tensor, Tensor> encode(Tensor image, Tensor conv1_weight, Tensor conv
   const int64_t half_height = half_size(image.size(2)), half_width = half_size(image.size(3));
   Tensor low = new_images(image, half_height, half_width, conv1_weight.scalar_type());
   Tensor high = new_images(image, half_height, half_width, conv1_weight.scalar_type());
-  const auto weights = packed<EncoderPack>(numbers_of<EncoderWeights>(parameters));
+  const auto weights = packed<EncoderPack, EncoderWeights>(parameters);
   const EncodeArgs args{images_of(image), images_of(low), images_of(high),
                         affine_of(image_scale, image_shift), weights.get()};
   run_tasks(
@@ -178,7 +203,7 @@ Tensor decode(Tensor low, Tensor high, Tensor low_weight, Tensor low_bias, Tenso
         conv2_weight, conv2_bias, conv3_weight, conv3_bias, output_size));
   }
   Tensor image = new_images(low, output_size[0], output_size[1], low.scalar_type());
-  const auto weights = packed<DecoderPack>(numbers_of<DecoderWeights>(parameters));
+  const auto weights = packed<DecoderPack, DecoderWeights>(parameters);
   const DecodeArgs args{images_of(low), images_of(high), images_of(image), weights.get()};
   run_tasks(
       plan_tasks(low.size(0), low.size(2), low.size(3), torch::stable::get_num_threads(), kForwardWarmUp),
@@ -319,18 +344,9 @@ std::unique_ptr<Collected<Sums>> run_summing_tasks(const std::vector<Task>& task
   return std::move(sums[0]);
 }
 
-Tensor new_tensor(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes) {
-  return torch::stable::empty(sizes, like.scalar_type(), std::nullopt, like.device());
-}
-
-Tensor no_gradient(const Tensor& like) {
-  const int64_t none = 0;
-  return new_tensor(like, {&none, 1});
-}
-
 // `count` numbers as a new tensor of the shape and dtype of `like`.
 Tensor tensor_of(const float* numbers, const Tensor& like) {
-  Tensor tensor = new_tensor(like, like.sizes());
+  Tensor tensor = new_like(like);
   void* data = tensor.mutable_data_ptr();
   for (int64_t i = 0; i < tensor.numel(); ++i) {
     if (like.scalar_type() == ScalarType::Double) {
@@ -384,9 +400,8 @@ Tensors13 encode_backward(Tensor grad_low, Tensor grad_high, Tensor image, Tenso
   need_image = need_image && image.scalar_type() != ScalarType::Byte;
   need_scale = need_scale && (image_scale || image_shift);
 
-  const auto numbers = numbers_of<EncoderWeights>(parameters);
-  const auto weights = packed<EncoderPack>(numbers);
-  const auto transposed = packed<EncoderBackwardPack>(numbers);
+  const auto weights = packed<EncoderPack, EncoderWeights>(parameters);
+  const auto transposed = packed<EncoderBackwardPack, EncoderWeights>(parameters);
   Tensor grad_image = need_image ? new_images(image, image.size(2), image.size(3), image.scalar_type())
                                  : no_gradient(conv1_weight);
   const EncodeBackwardArgs args{images_of(grad_low),
@@ -432,9 +447,8 @@ Tensors12 decode_backward(Tensor grad_image, Tensor low, Tensor high, Tensor low
                                      conv1_weight, conv1_bias, conv2_weight, conv2_bias, conv3_weight,
                                      conv3_bias, need_input, need_parameters);
   }
-  const auto numbers = numbers_of<DecoderWeights>(parameters);
-  const auto weights = packed<DecoderPack>(numbers);
-  const auto transposed = packed<DecoderBackwardPack>(numbers);
+  const auto weights = packed<DecoderPack, DecoderWeights>(parameters);
+  const auto transposed = packed<DecoderBackwardPack, DecoderWeights>(parameters);
   const auto input_gradient = [&] {
     return need_input ? new_images(low, low.size(2), low.size(3), low.scalar_type()) : no_gradient(low);
   };
@@ -462,8 +476,7 @@ Tensors12 decode_backward(Tensor grad_image, Tensor low, Tensor high, Tensor low
 Tensor conv3x3_pack(Tensor weight) {
   Checker("conv3x3_pack").check(Table::conv3x3_pack, weight);
   const std::array<int64_t, 3> sizes{panels_of(weight.size(0)), weight.size(1), kPackedFilter};
-  Tensor result =
-      torch::stable::empty({sizes.data(), sizes.size()}, weight.scalar_type(), std::nullopt, weight.device());
+  Tensor result = new_tensor(weight, sizes, weight.scalar_type());
   std::vector<float> numbers(weight.numel());
   copy_floats(weight, numbers.data());
   pack_conv3x3(static_cast<float*>(result.mutable_data_ptr()), numbers.data(), weight.size(0),
@@ -482,8 +495,7 @@ Tensor conv3x3(Tensor input, Tensor packed, std::optional<Tensor> bias, int64_t 
   }
   const std::array<int64_t, 4> sizes{input.size(0), out_channels, input.size(2), input.size(3)};
   Tensor output =
-      torch::stable::empty({sizes.data(), sizes.size()}, input.scalar_type(), std::nullopt, input.device(),
-                           std::nullopt, torch::headeronly::MemoryFormat::ChannelsLast);
+      new_tensor(input, sizes, input.scalar_type(), torch::headeronly::MemoryFormat::ChannelsLast);
   std::vector<float> bias_numbers(bias ? out_channels : 0);
   if (bias) copy_floats(*bias, bias_numbers.data());
   const Conv3x3Args args{static_cast<const float*>(input.const_data_ptr()),
@@ -518,3 +530,5 @@ STABLE_TORCH_LIBRARY_IMPL(wae, CPU, library) {
   library.impl("conv3x3_pack", TORCH_BOX(&wae::conv3x3_pack));
   library.impl("conv3x3", TORCH_BOX(&wae::conv3x3));
 }
+
+void wae_cpu_poison(int poisons) { wae::poisons_fresh_tensors = poisons != 0; }

@@ -65,18 +65,20 @@ void pack(Pack& packed, const WeightNumbers<Weights>& numbers) {
 template <class Pack, class Numbers>
 class PackCache {
  public:
+  // The pack of the numbers that `same` accepts; where none are known, of those that `make` makes. Both should
+  // compare and copy bytes: NaN equals itself then, and -0 is not 0.
+  //
   // Thread-safe. The result stays valid while it is held, whatever happens to the cache.
-  std::shared_ptr<const Pack> find(const Numbers& numbers) {
+  template <class Same, class Make>
+  std::shared_ptr<const Pack> find(const Same& same, const Make& make) {
     const std::lock_guard lock(mutex_);
-    // Compared as bytes: NaN equals itself, and -0 is not 0.
-    auto entry = std::find_if(entries_.begin(), entries_.end(), [&](const std::shared_ptr<Entry>& known) {
-      return std::memcmp(&known->numbers, &numbers, sizeof numbers) == 0;
-    });
+    auto entry = std::find_if(entries_.begin(), entries_.end(),
+                              [&](const std::shared_ptr<Entry>& known) { return same(known->numbers); });
     if (entry == entries_.end()) {
-      if (entries_.size() == kEntries) entries_.pop_back();
       auto fresh = std::make_shared<Entry>();
-      fresh->numbers = numbers;
-      pack(fresh->pack, numbers);
+      fresh->numbers = make();
+      pack(fresh->pack, fresh->numbers);
+      if (entries_.size() == kEntries) entries_.pop_back();
       entries_.push_front(std::move(fresh));
     } else {
       entries_.splice(entries_.begin(), entries_, entry);

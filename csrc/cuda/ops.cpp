@@ -238,16 +238,8 @@ using Tensors12 = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Ten
                              Tensor, Tensor>;
 using Tensors13 = decltype(std::tuple_cat(std::declval<Tensors12>(), std::tuple<Tensor>{}));
 
-Tensor no_gradient(const Tensor& like) {
-  const int64_t none = 0;
-  return torch::stable::empty({&none, 1}, like.scalar_type(), std::nullopt, like.device());
-}
-
 // Contiguous, as reduce.cu writes it.
-Tensor gradient_of(const Tensor& like, bool needed) {
-  if (!needed) return no_gradient(like);
-  return torch::stable::empty(like.sizes(), like.scalar_type(), std::nullopt, like.device());
-}
+Tensor gradient_of(const Tensor& like, bool needed) { return needed ? new_like(like) : no_gradient(like); }
 
 // The gradients that are sums over pixels: of the ten parameters, then of scale and shift.
 using Results = std::array<Tensor, kResults>;
@@ -281,7 +273,7 @@ void run_backward(const char* name, Op op, const Tensor& full, const Tensor& low
   params.need_input = need_input, params.need_parameters = need_parameters, params.need_scale = need_scale;
   const bool sums = need_parameters || need_scale;
   const int64_t floats = sums ? int64_t{planned.grid} * partial_floats(op) : 0;
-  Tensor partials = torch::stable::empty({&floats, 1}, ScalarType::Float, std::nullopt, full.device());
+  Tensor partials = new_tensor(full, {&floats, 1}, ScalarType::Float);
   params.partials = static_cast<float*>(partials.mutable_data_ptr());
   launch(name, kernel, planned, params, device);
   if (!sums) return;

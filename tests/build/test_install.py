@@ -274,6 +274,7 @@ def test_library_exports_only_what_python_calls(library: Path) -> None:
         "wae_cpu_ask",
         "wae_cpu_int8",
         "wae_cpu_kernels",
+        "wae_cpu_poison",
         "wae_cpu_select",
         "wae_cpu_supports",
     ]

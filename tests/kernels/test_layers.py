@@ -207,3 +207,39 @@ def test_meta_parameters_that_a_hook_fills() -> None:
         setattr(encoder.conv2, name, nn.Parameter(getattr(encoder.conv2, name).to("meta")))
     encoder.conv2.register_forward_pre_hook(fill)
     assert_close(encoder(image)[0], expected.double(), WINOGRAD)
+
+
+def test_meta_parameters_that_nothing_fills_are_refused() -> None:
+    """Called one by one, the layers would give a meta tensor for a real image, and no error."""
+    encoder, image = Encoder(), torch.randn(1, 3, 8, 8)
+    encoder.conv2.bias = nn.Parameter(encoder.conv2.bias.to("meta"))
+    with pytest.raises(RuntimeError, match="conv2_bias must be on image's device cpu"):
+        encoder(image)
+
+
+def test_a_meta_image_gives_shapes() -> None:
+    for encoder in (Encoder(), Encoder().to("meta")):
+        low, high = encoder(torch.empty(2, 3, 9, 8, device="meta"))
+        assert low.is_meta
+        assert low.shape == high.shape == (2, 3, 5, 4)
+
+
+@pytest.mark.parametrize("changed", ["conv1", "high"])
+def test_layers_that_change_between_calls_are_seen(changed: str) -> None:
+    """Nothing about a layer is remembered from the call before."""
+    encoder, image = Encoder(), torch.randn(1, 3, 8, 8)
+    plain, layer, calls = encoder(image), encoder.get_submodule(changed), []
+    handle = layer.register_forward_hook(lambda *_: calls.append(changed))
+    for out, ref in zip(encoder(image), plain, strict=True):
+        assert_close(out, ref.double(), WINOGRAD)
+    handle.remove()
+    encoder(image)
+    layer._forward_hooks = {1: lambda *_: calls.append("another dictionary")}
+    encoder(image)
+    layer._forward_hooks = {}
+    setattr(encoder, changed, Adapter(layer))
+    for out, ref in zip(encoder(image), encoded_by_layers(encoder, image), strict=True):
+        assert_close(out, ref.double(), PLAIN)
+    setattr(encoder, changed, layer)
+    assert torch.equal(encoder(image)[0], plain[0])
+    assert calls == [changed, "another dictionary"]

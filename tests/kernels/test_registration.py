@@ -30,6 +30,7 @@ from compare import assert_close, tolerance
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from wae_kernels import backends, flops, reference  # noqa: F401  (flops: importing it has the ops counted)
@@ -131,8 +132,9 @@ def test_the_outputs_of_the_kernels_are_poisoned_before_they_are_written(cell: C
             getattr(torch.ops.wae, op)(*arguments)
         events = profile.events()
         allocated = [e for e in events if e.name in ("aten::empty", "aten::empty_strided")]
-        filled = [e for e in events if e.name == "aten::fill_" and e.cpu_parent in allocated]
-        assert len(allocated) == len(filled) >= {"encode": 2, "decode": 1, "decode_scores": 1}.get(op, 12)
+        filled = [e for e in events if e.name == "aten::fill_"]
+        assert {e.cpu_parent for e in filled} >= set(allocated)
+        assert len(filled) >= {"encode": 2, "decode": 1, "decode_scores": 1}.get(op, 12)
 
 
 # --------------------------------------------------------------------------------------------- compile
@@ -316,6 +318,53 @@ def test_autocast_leaves_bytes_alone(cell: Cell) -> None:
     for out, ref in zip(outputs, reference.encode(image, *wide), strict=True):
         assert out.dtype == torch.bfloat16
         assert_close(out, ref, tolerance(torch.bfloat16))
+
+
+class Casts(TorchDispatchMode):
+    """Counts what is cast in its block, by shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.ops.aten._to_copy.default, torch.ops.aten.to.dtype):
+            self.shapes.append(tuple(args[0].shape))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "gradients"])
+def test_autocast_on_the_processor_casts_only_results(cell: Cell, grad: bool) -> None:
+    """And low and high, which come in autocast's dtype. No parameter, so that none can be an old one."""
+    if not (cell.compiled and cell.device == "cpu"):
+        pytest.skip("PyTorch's convolutions compute in autocast's dtype")
+    model, image = AutoEncoder(), image_of(2, 12, 17)
+    half = (2, 3, 6, 9)
+    with torch.set_grad_enabled(grad), torch.autocast("cpu", torch.bfloat16), Casts() as casts:
+        for _ in range(2):
+            low, high = model.encoder(image)
+            back = model.decoder(low, high, (12, 17))
+    assert casts.shapes == 2 * [half, half, half, half, (2, 3, 12, 17)]
+    assert {low.dtype, high.dtype, back.dtype} == {torch.bfloat16}
+    if grad:
+        back.float().square().sum().backward()
+        assert all(p.grad.dtype == torch.float32 and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+def test_autocast_sees_new_weights_and_ends_with_its_block(cell: Cell) -> None:
+    model, image = wae_nn.Encoder().to(cell.device), image_of(2, 12, 17, device=cell.device)
+    with torch.autocast(cell.device, torch.bfloat16):
+        for change in (
+            lambda weight: weight.mul_(2),
+            lambda weight: weight.data.mul_(2),  # which counts as no new version
+            lambda weight: weight.set_(weight * 2),
+        ):
+            before = model(image)[0]
+            with torch.no_grad():
+                change(model.low.weight)
+                model.low.bias.mul_(2)
+            assert torch.equal(model(image)[0], 2 * before)
+    assert model(image)[0].dtype == torch.float32
 
 
 def test_autocast_that_is_off_changes_nothing(cell: Cell) -> None:

@@ -145,11 +145,13 @@ template <class Epilogue>
 inline void conv16_rows(const Rows& in, const Rows& out, int64_t y, const Span& span, int64_t height,
                         int64_t width, const Winograd16& weights, const float* bias, WinogradScratch& scratch,
                         const Epilogue& epilogue) {
-  const float* inputs[kPatch];
-  float* outputs[kTile];
-  for (int i = 0; i < kPatch; ++i) inputs[i] = in.at(y + i - 1, span.begin - 1);
-  for (int i = 0; i < kTile; ++i) outputs[i] = out.at(y + i, span.begin);
-  conv16(inputs, span.tiles, weights, bias, scratch, PutPixels<Epilogue>{outputs, epilogue});
+  if (y < height) {  // the last tiles of a layer may read rows below the image
+    const float* inputs[kPatch];
+    float* outputs[kTile];
+    for (int i = 0; i < kPatch; ++i) inputs[i] = in.at(y + i - 1, span.begin - 1);
+    for (int i = 0; i < kTile; ++i) outputs[i] = out.at(y + i, span.begin);
+    conv16(inputs, span.tiles, weights, bias, scratch, PutPixels<Epilogue>{outputs, epilogue});
+  }
   for (int i = 0; i < kTile; ++i) finish_row(out, y + i, span, height, width);
 }
 
