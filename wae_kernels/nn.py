@@ -18,7 +18,7 @@ from torch.nn.modules import module as torch_module
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass as is_wrapper
 
 from .ops import decode, decode_scores, encode
-from .parameters import KERNEL_WIDTH
+from .parameters import KERNEL_WIDTH, DecoderParameters, EncoderParameters, ScoreDecoderParameters
 from .reference import format_of, laid_out, normalize_image
 
 _GLOBAL_HOOKS = (
@@ -54,7 +54,8 @@ def _fusible(module: nn.Module, layers: _Layers, image: Tensor) -> list[Tensor] 
     """The layers' weights and biases in order, or None where the layers have to be called instead."""
     if any(_GLOBAL_HOOKS):
         return None
-    modules, tensors = module._modules, []
+    modules = module._modules
+    tensors: list[Any] = []
     for name, kind, as_made in layers:
         layer = modules[name]
         variables = layer.__dict__
@@ -119,7 +120,7 @@ class Encoder(nn.Module):
         """``(low, high)`` of a (N, 3, H, W) image; see :func:`wae_kernels.encode`."""
         tensors = _fusible(self, _ENCODER, image)
         if tensors is not None:
-            return encode(image, *tensors, image_scale, image_shift)
+            return encode(image, *EncoderParameters(*tensors), image_scale, image_shift)
         dtype = next(self.parameters()).dtype
         x = normalize_image(image, dtype, image_scale, image_shift)
         for layer in (self.conv1, self.conv2, self.conv3):
@@ -147,7 +148,7 @@ class Decoder(nn.Module):
         """The (N, 3, H, W) image of ``output_size`` (H, W); see :func:`wae_kernels.decode`."""
         tensors = _fusible(self, _DECODER, low)
         if tensors is not None:
-            return decode(low, high, *tensors, output_size)
+            return decode(low, high, *DecoderParameters(*tensors), output_size)
         size = list(output_size)
         x = F.relu(self.low(low, size) + self.high(high, size))
         for layer in (self.conv1, self.conv2):
@@ -181,7 +182,7 @@ class ScoreDecoder(nn.Module):
         """The (N, classes, H, W) scores of ``output_size`` (H, W); see :func:`wae_kernels.decode_scores`."""
         tensors = _fusible(self, _SCORE_DECODER, low)
         if tensors is not None:
-            return decode_scores(low, high, *tensors, output_size)
+            return decode_scores(low, high, *ScoreDecoderParameters(*tensors), output_size)
         size = list(output_size)
         x = F.relu(self.low(low, size) + self.high(high, size))
         scores: Tensor = self.conv2(F.relu(self.conv1(x)))
