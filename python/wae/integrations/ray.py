@@ -42,7 +42,7 @@ CPUS = 1
 one whose core Ray's own processes are using."""
 
 _BATCHES = 4  # that a worker gets at once: while it computes one, it reads the next
-_WORKERS_PER_WRITER = 64
+_WORKERS_PER_WRITER = 128
 
 
 class ClusterError(WaeError, RuntimeError):
@@ -165,14 +165,14 @@ def predict(
         raise FileExistsError(f"{folder} holds more than Parquet files: it is not replaced")
     labelled = _described(weights).labels is not None
     with written_folder(folder.absolute(), force, "*.parquet") as new, _cluster(address):
-        size, count, gpus = _workers()
+        count, gpus = _workers()
         files = ray.data.from_arrow(list(_tables(found, _BATCHES * batch)))
         rows = files.map_batches(
             Predictor,
             fn_constructor_kwargs={"weights": weights.absolute(), "batch": batch, **options},
             batch_size=None,  # a table at a time
             compute=ActorPoolStrategy(min_size=1, max_size=count, initial_size=count),
-            num_cpus=size,
+            num_cpus=CPUS,
             num_gpus=gpus,
         )
         # No core is set aside for writing: workers have them all, and there would be none. It is little work,
@@ -210,15 +210,14 @@ def _cluster(address: str | None) -> Iterator[None]:
             ray.shutdown()
 
 
-def _workers() -> tuple[int, int, int]:
-    """The cores of a worker, how many workers the cluster has room for, and the GPUs of each."""
+def _workers() -> tuple[int, int]:
+    """How many workers the cluster has room for, and the GPUs of each."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = int(sum(node.get("GPU", 0) for node in nodes))
-    cores = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]
-    if not cores:
+    room = sum(int(node.get("CPU", 0)) // CPUS for node in nodes)
+    if not room:
         raise ClusterError("Ray: the cluster has no cores")
-    size = min(CPUS, *cores)
-    return size, gpus or sum(number // size for number in cores), int(gpus > 0)
+    return gpus or room, int(gpus > 0)
 
 
 def _tables(found: Sequence[Found], rows: int) -> Iterable[pa.Table]:
