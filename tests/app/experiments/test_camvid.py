@@ -142,7 +142,7 @@ def test_the_results_in_the_repository_are_those_of_the_plan():
     """So that a run in a copy of the folder goes on from them."""
     folder = Path(__file__).resolve().parents[3] / "docs" / "results" / "camvid-enet-90x120"
     claim = camvid.claim(size=(90, 120), times=1 / 4)
-    wanted = [Job(network, 0) for network in claim.registered]
+    wanted = [Job(network, seed) for network in claim.registered for seed in range(3)]
     assert reproduce.open_jobs(folder, wanted, claim) == []
 
 
