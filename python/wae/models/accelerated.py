@@ -21,7 +21,7 @@ from wae_kernels.nn import Decoder, Encoder
 from .around import PooledClassifier
 from .bodies import feature_channels
 from .classifier import WAEClassifier
-from .evaluating import evaluating
+from .evaluating import evaluating, in_the_mode_of
 from .light_cnn import high_body
 from .positions import fit_to
 
@@ -52,6 +52,8 @@ class Form:
 def accelerated(network: nn.Module, form: Form) -> WAEClassifier:
     """WAE around a copy of ``network``, (N, 3, H, W) to scores, with a decoder and a random encoder.
 
+    It is in the mode of ``network``, training or evaluation.
+
     Raises ValueError where the network takes no images of half the size, or does not end in a matrix.
     """
     body, matrix = split(fit_to(copy.deepcopy(network), form.half), form.half)
@@ -63,7 +65,7 @@ def accelerated(network: nn.Module, form: Form) -> WAEClassifier:
     nn.init.zeros_(fusion_classifier.weight)
     nn.init.zeros_(fusion_classifier.bias)
     like = matrix.weight
-    return WAEClassifier(
+    model = WAEClassifier(
         Encoder().to(like),
         body,
         light,
@@ -71,6 +73,7 @@ def accelerated(network: nn.Module, form: Form) -> WAEClassifier:
         fusion_classifier.to(like),
         decoder=Decoder().to(like),
     )
+    return in_the_mode_of(body, model)
 
 
 def split(network: nn.Module, size: tuple[int, int]) -> tuple[nn.Module, nn.Linear]:

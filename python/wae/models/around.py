@@ -10,6 +10,7 @@ from wae_kernels.nn import Decoder, Encoder
 
 from .bodies import feature_channels, standard_body
 from .classifier import WAEClassifier
+from .evaluating import in_the_mode_of
 from .haar import Haar
 from .light_cnn import high_body as light_beside
 from .positions import fit_to
@@ -43,6 +44,8 @@ def wae_around(
 ) -> WAEClassifier:
     """WAE around a body that makes features (N, C, ...) of images; for others: :class:`WAEClassifier` itself.
 
+    It is in the mode of ``low_body``, training or evaluation.
+
     Args:
         low_body: a standard network without its classifier, used as it is; or the name of one, with random
             weights: see :func:`standard_body`. Named ones with a table of positions get one of ``size``.
@@ -57,10 +60,11 @@ def wae_around(
     """
     if isinstance(low_body, str):
         low_body = fit_to(standard_body(low_body), size)
+    given = [] if high_body is None else [high_body]
     if high_body is None:
         high_body = light_beside(low_body, 4, size)
     low_features = feature_channels(low_body, size)
-    return WAEClassifier(
+    model = WAEClassifier(
         Encoder() if encoder is None else encoder,
         low_body,
         high_body,
@@ -70,3 +74,4 @@ def wae_around(
         image_shift,
         decoder,
     )
+    return in_the_mode_of(low_body, model, *given)

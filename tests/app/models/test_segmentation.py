@@ -63,6 +63,15 @@ def test_every_weight_learns(make: Callable[[], nn.Module]) -> None:
     assert not [name for name in without if ".guidance" not in name and ".auxiliary_" not in name]
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_what_is_around_a_network_is_in_its_mode(training: bool) -> None:
+    network = ENet(5).train(training)
+    frozen = next(module for module in network.modules() if isinstance(module, nn.BatchNorm2d)).eval()
+    others = [module for module in wae_segmenter(network).modules() if module is not frozen]
+    assert {module.training for module in others} == {training}
+    assert not frozen.training
+
+
 def test_the_fusion_starts_as_bilinear_upsampling(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(segmenter, "_RANDOM_SHARE", 0.0)
     coarse = torch.randn(1, 5, 9, 12).clamp(-3, 3)

@@ -131,6 +131,12 @@ def test_what_replaces_a_matrix_is_in_its_mode(training):
         assert {module.training for module in body.modules()} == {training}
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_what_is_around_a_network_is_in_its_mode(training):
+    network = build().train(training)
+    assert {module.training for module in accelerated(network, Form(48)).modules()} == {training}
+
+
 def test_the_low_body_sees_the_small_image_that_it_knows():
     from wae.data import photos
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from wae.errors import WaeError
 from wae.models.baselines import FullResolution
 from wae.models.bodies import initialize
-from wae.models.evaluating import evaluating
+from wae.models.evaluating import evaluating, in_the_mode_of
 from wae.models.haar import Haar
 from wae.models.network import WAENetwork
 from wae_kernels.nn import Decoder, Encoder, ScoreDecoder
@@ -214,7 +214,7 @@ def wae_segmenter(
     decoder: Decoder | None = None,
     size: tuple[int, int] = (64, 64),
 ) -> WAESegmenter:
-    """WAE around any network that scores pixels.
+    """WAE around any network that scores pixels. It is in the mode of ``network``, training or evaluation.
 
     Args:
         network: images to scores: see :func:`pixel_scores`. Used as it is; it sees a quarter of the pixels.
@@ -228,7 +228,7 @@ def wae_segmenter(
     image = torch.zeros(1, 3, *size, device=like.device, dtype=like.dtype)
     with torch.no_grad(), evaluating(network):
         coarse = pixel_scores(network, image)
-    return WAESegmenter(
+    model = WAESegmenter(
         Encoder() if encoder is None else encoder,
         network,
         LightBody(),
@@ -236,7 +236,8 @@ def wae_segmenter(
         image_scale,
         image_shift,
         decoder,
-    ).to(like)
+    )
+    return in_the_mode_of(network, model.to(like))
 
 
 class FullResolutionSegmenter(FullResolution):
