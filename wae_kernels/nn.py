@@ -29,7 +29,7 @@ _GLOBAL_HOOKS = (
 )
 
 
-_KERNEL, _PADDING = (3, 3), (1, 1)  # shared by all layers: one tuple is compared with itself at once
+_KERNEL, _PADDING = (3, 3), (1, 1)  # the same objects in all layers, which makes comparing them faster
 _PARAMETER = {Parameter}
 
 _Layers = tuple[tuple[str, type[nn.Module], tuple[Any, ...]], ...]

@@ -1,4 +1,4 @@
-"""``encode``, ``decode`` and their kin: the documented Python face of ``torch.ops.wae``.
+"""``encode``, ``encode_int8``, ``decode``, ``decode_scores``: the documented face of ``torch.ops.wae``.
 
 Inside a torch.func transform (grad, jvp, jacrev, vmap, ...) and with dual numbers they run the
 reference, which every transform understands. The ops themselves raise there.
@@ -224,7 +224,7 @@ def decode_scores(
 
     The form of :func:`decode`: two stride-2 transposed convolutions, summed, with ReLU; a 3x3 convolution
     with ReLU; a last one to the classes. The compiled kernel runs on processors, for up to 32 classes and
-    features and width 16; whatever else, and all gradients, are the reference's.
+    features and width 16. The reference runs for anything else, and for all gradients.
 
     Args:
         low: (N, classes, h, w), the scores at half the resolution, float32, float16, bfloat16 or float64, any

@@ -67,8 +67,8 @@ struct ScoreDecoderNumbers {
   float conv1_weight[16][16][9], conv1_bias[16];
   float conv2_weight[kMaxScoreChannels][16][9], conv2_bias[kMaxScoreChannels];
 };
-struct alignas(64)
-    DirectScores {  // between the channels of low and of high at half resolution and 16 at full
+// Between the channels of low and high at half resolution and 16 at full.
+struct alignas(64) DirectScores {
   float w[9 * 2 * kMaxScoreChannels * 16];  // [ky][kx][the classes, then the features][the 16]
   const float* numbers() const { return w; }
 };
@@ -79,8 +79,8 @@ struct ScoreDecoderPack {
 };
 
 void pack(EncoderPack& packed, const EncoderWeights& weights);
-void pack(ScoreDecoderPack& packed, const ScoreDecoderNumbers& numbers);
 void pack(DecoderPack& packed, const DecoderWeights& weights);
+void pack(ScoreDecoderPack& packed, const ScoreDecoderNumbers& numbers);
 void pack(EncoderBackwardPack& packed, const EncoderWeights& weights);
 void pack(DecoderBackwardPack& packed, const DecoderWeights& weights);
 

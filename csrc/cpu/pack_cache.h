@@ -65,8 +65,8 @@ void pack(Pack& packed, const WeightNumbers<Weights>& numbers) {
 template <class Pack, class Numbers>
 class PackCache {
  public:
-  // The pack of the numbers that `same` accepts; where none are known, of those that `make` makes. Both should
-  // compare and copy bytes: NaN equals itself then, and -0 is not 0.
+  // The pack of the numbers that `same` accepts; if there is none yet, a new one of those that `make` returns.
+  // `same` has to compare bytes: then NaN equals itself, and -0 is not 0.
   //
   // Thread-safe. The result stays valid while it is held, whatever happens to the cache.
   template <class Same, class Make>

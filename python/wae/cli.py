@@ -64,9 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with ended_at_once():
             options = build_parser().parse_args(arguments)
-            warnings.filterwarnings(
-                "ignore", module=r"PIL\b"
-            )  # of odd files; an unusable one is an error anyway
+            # PIL warns of odd files; an unusable one is an error anyway.
+            warnings.filterwarnings("ignore", module=r"PIL\b")
             _check_backend()
         with terminable():
             return int(options.run(options))

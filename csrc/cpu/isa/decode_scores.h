@@ -6,8 +6,8 @@
 //     y/2+1 ---  -> ...           -> ...        -> y   ......
 //                   y+4 ======       y+4 ======    y+3 ......
 //
-// The last layer is a Winograd layer, too, for 16 scores at a time, whose tiles leave it transposed: a plane for
-// each score. Its second 16 transform their inputs again, an eighth of their operations.
+// The last layer is a Winograd layer too, for 16 classes at a time. Its tiles are transposed as they are stored:
+// a plane for each class. The second 16 classes transform their inputs again, an eighth of their operations.
 //
 // Arithmetic per pixel, in vectors of 16: 2.25 a channel of low and high + 49.8 + 49.8 for every 16 scores + 6 to
 // transpose them.

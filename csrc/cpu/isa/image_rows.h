@@ -38,8 +38,8 @@ WAE_INLINE void prefetch_below(const Images& images, const T* row, int64_t count
   }
 }
 
-// Row y of image n, columns [begin, end), to a plane for each channel, zero outside the image. An affine, for
-// images of 3 channels, may be null.
+// Row y of image n, columns [begin, end), to a plane for each channel, zero outside the image. `affine` may be
+// null; only images of 3 channels have one.
 inline void load_row(const Images& images, const Affine* affine, int64_t n, int64_t y, int64_t begin,
                      int64_t end, float* const* planes) {
   const int64_t first = std::max<int64_t>(begin, 0), last = std::min(end, images.width);
@@ -57,11 +57,12 @@ inline void load_row(const Images& images, const Affine* affine, int64_t n, int6
                    first * images.stride_w;
     if (y + 1 < images.height) prefetch_below<false>(images, row, count);
     if (images.channels == 3 && images.stride_c == 1 && images.stride_w == 3) {
-      const Affine of_all = affine != nullptr ? *affine : Affine{};
+      const Affine applied = affine != nullptr ? *affine : Affine{};
       float* const out[3] = {planes[0] + (first - begin), planes[1] + (first - begin),
                              planes[2] + (first - begin)};
       for (int64_t i = 0; i < count; ++i) {
-        for (int c = 0; c < 3; ++c) out[c][i] = to_float(row[3 * i + c]) * of_all.scale[c] + of_all.shift[c];
+        for (int c = 0; c < 3; ++c)
+          out[c][i] = to_float(row[3 * i + c]) * applied.scale[c] + applied.shift[c];
       }
       return;
     }

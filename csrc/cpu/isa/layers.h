@@ -286,7 +286,8 @@ inline void conv3to16(const float* const inputs[3][3], float* output, int64_t co
 
 // One row of a transposed convolution to 16 channels, `pairs` pairs of output columns (2x, 2x+1). An even row
 // has one input row (taps ky = 1), an odd row two (ky = 2 above, ky = 0 below). inputs[r] point at column
-// x = 0 of the pairs in the first of `planes` planes, or kPlanes where that is not 0. weights: [ky][kx][plane][16].
+// x = 0 of the pairs, in the first plane. kPlanes is the number of planes where the compiler knows it; else it
+// is 0, and `planes` is the number. weights: [ky][kx][plane][16].
 template <int kPlanes, class Epilogue>
 inline void upsample_to16(const float* const inputs[2], int64_t plane_size, int planes, const int* ky,
                           int input_rows, float* output, int64_t pairs, const float* weights,

@@ -53,7 +53,7 @@ WAE_INLINE void store_transposed4(float* p, int64_t stride, const Vec v[4]) {
   const Vec t[4] = {_mm512_shuffle_ps(lo01, lo23, 0x44), _mm512_shuffle_ps(lo01, lo23, 0xEE),
                     _mm512_shuffle_ps(hi01, hi23, 0x44), _mm512_shuffle_ps(hi01, hi23, 0xEE)};
 #pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {  // every 128 bits of t[i] are lane i of theirs
+  for (int i = 0; i < 4; ++i) {  // t[i] has lanes i, 4 + i, 8 + i and 12 + i of v[0..3], 128 bits each
     _mm_storeu_ps(p + i * stride, _mm512_castps512_ps128(t[i]));
     _mm_storeu_ps(p + (4 + i) * stride, _mm512_extractf32x4_ps(t[i], 1));
     _mm_storeu_ps(p + (8 + i) * stride, _mm512_extractf32x4_ps(t[i], 2));

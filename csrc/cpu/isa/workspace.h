@@ -208,7 +208,7 @@ inline void upsample_row(const Planes& in, const Rows& out, int64_t y, const Spa
       upsample_to16<kPlanes>(inputs, in.plane_size, in.planes, odd ? kOddTaps : kEvenTaps, 1 + odd,
                              out.at(y, 2 * first), half_size(span.end) - first, weights, bias, epilogue);
     };
-    if (in.planes == 6) {  // those of images, in which a loop over any number takes 4 % longer
+    if (in.planes == 6) {  // low and high of images; a loop of any length would take 4 % longer
       upsample.template operator()<6>();
     } else {
       upsample.template operator()<0>();

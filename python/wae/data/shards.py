@@ -124,7 +124,7 @@ class Shards(ImageFiles):
 
 
 def is_sharded(source: str | Path) -> bool:
-    """Whether a data set's name is a pattern of shards, which ends with ``.tar``, or of a folder of them."""
+    """Whether a data set's name is a pattern of shards, which ends with ``.tar``, or a folder of them."""
     return Path(source).suffix == ".tar" or any(Path(source).glob("train/*.tar"))
 
 
@@ -183,7 +183,7 @@ def _expanded(pattern: str) -> list[Path]:
 
 
 def _held_out(pattern: str, first: Path) -> tuple[Path, list[str]]:
-    """The data set's folder, and in it the shards to test on, of which those that are there count.
+    """The data set's folder, and patterns in it for the shards to test on: the first that finds any counts.
 
     Args:
         pattern: for the error.

@@ -121,9 +121,8 @@ class CamVid(Claim):
         test = self._part(data, "test")
         images, labels = test.batch([len(test) * number // _SHOWN for number in range(_SHOWN)], epoch=0)
         found = {name: load_classifier(file).eval()(images).argmax(1) for name, file in files.items()}
-        palette = torch.cat(
-            [colours(len(test.labels)), torch.zeros(1, 3, dtype=torch.uint8)]
-        )  # last: not counted
+        not_counted = torch.zeros(1, 3, dtype=torch.uint8)  # last, where the label -1 finds it
+        palette = torch.cat([colours(len(test.labels)), not_counted])
         maps = {"truth": labels.clamp(min=-1), **found}
         zoom = panels.zoom_of(images[0])
         columns = [[panels.labelled("image", panels.draw(image, zoom)) for image in images]]

@@ -153,7 +153,7 @@ class Claim(ABC):
         return None
 
     def picture(self, data: str | Path, folder: Path) -> Image.Image | None:
-        """For people who would rather look: by the weights in ``folder``. None where there is none."""
+        """An image of the results, drawn with the weights in ``folder``; None for a claim without one."""
         return None
 
     def settings(self) -> dict[str, Any]:

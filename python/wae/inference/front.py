@@ -1,4 +1,4 @@
-"""What is around an engine: the encoder, as our op, or a cast; and the end of what scores pixels."""
+"""Before and behind an engine: the encoder as our op, or a cast; the end of networks that score pixels."""
 
 from __future__ import annotations
 

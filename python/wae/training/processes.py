@@ -67,11 +67,12 @@ def agreed(value: _Value) -> _Value:
 
 
 def _round(store: Store, rank: int, world: int) -> str:
-    """A name that all processes of this round agree on, and none of an earlier round had.
+    """A name on which all processes of this round agree, and which no earlier round had.
 
-    torchrun tells of none: its count of restarts differs between machines when one of them was replaced. So
-    each process asks the first, which answers also what those of earlier rounds have asked, and goes on when
-    all of this round have said its name.
+    torchrun has no such name: after a machine was replaced, its count of restarts differs between machines.
+    So the first process makes the name. Each of the others queues a question of its own, waits for the
+    answer, which is the name, and queues the name to confirm it. The first also answers what processes of
+    earlier rounds have left in the queue, so it goes on only when all others have confirmed.
     """
     own = uuid4().hex
     if rank > 0:

@@ -38,9 +38,9 @@ def test_processes_of_a_round_agree_whatever_earlier_ones_left_in_the_store() ->
     with ThreadPoolExecutor(3) as threads:
         for _ in range(3):
             server.queue_push("round", "of one that was killed while it waited")
-            round = set(threads.map(_round, stores, range(3), [3] * 3))
-            assert len(round) == 1
-            names |= round
+            agreed = set(threads.map(_round, stores, range(3), [3] * 3))
+            assert len(agreed) == 1
+            names |= agreed
     assert len(names) == 3
 
 
@@ -49,7 +49,7 @@ def test_processes_of_a_round_agree_whatever_earlier_ones_left_in_the_store() ->
 
 @pytest.fixture
 def machines() -> Iterator[list[int]]:
-    """Two networks of their own, with a cable between them: processes that hold them open."""
+    """Two network namespaces with a cable between them: the processes that hold them open."""
     if missing := [program for program in ("ip", "nsenter", "unshare") if shutil.which(program) is None]:
         pytest.skip(f"needs {', '.join(missing)} (util-linux, iproute2)")
     held = [network("unshare", "--user", "--map-root-user")]
@@ -68,7 +68,7 @@ def machines() -> Iterator[list[int]]:
 
 
 def network(*unshare: str) -> subprocess.Popen[str]:
-    """A process that holds a new network open."""
+    """A process that holds a new network namespace open."""
     command = [*unshare, "--net", "sh", "-c", "ip link set lo up && echo up && exec sleep 1000"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -95,16 +95,15 @@ class Node:
             f"--rdzv-conf is_host={int(number == 0)},keep_alive_interval=1"
         )
         alone = "unshare --pid --fork --kill-child --mount sh -c".split()
-        names = (
-            f'mount --bind {hosts} /etc/hosts && exec "$0" "$@"'  # else they ask a server that is not there
-        )
+        # With names for the addresses, else they ask a server that is not there.
+        run = f'mount --bind {hosts} /etc/hosts && exec "$0" "$@"'
         environment = {
             **os.environ,
             "OMP_NUM_THREADS": "1",
             "GLOO_SOCKET_IFNAME": "eth0",
             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         }
-        command = [*INTO, str(machine), *alone, names, sys.executable, *torchrun.split(), *training]
+        command = [*INTO, str(machine), *alone, run, sys.executable, *torchrun.split(), *training]
         self.process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
     def ended(self) -> str:

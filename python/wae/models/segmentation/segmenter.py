@@ -190,7 +190,7 @@ class PixelsBehindEncoder(_TwoResolutions):
 
 
 class BeforeFusion(_TwoResolutions):
-    """``behind`` without its fusion: what another's engine runs where the fusion is our op.
+    """``behind`` without its fusion, for engines other than PyTorch, where the fusion runs as our op.
 
     Args:
         behind: whose parts these are.
