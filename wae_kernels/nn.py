@@ -94,6 +94,20 @@ def _state(variables: Mapping[str, Any]) -> tuple[Any, ...]:
     )
 
 
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def _is_as_made(module: nn.Module, kind: type[nn.Module], layers: _Layers) -> bool:
+    """Whether ``module`` computes what its tensors say: as ``kind``, without hooks, by unchanged layers."""
+    variables = vars(module)
+    return (
+        type(module).forward is kind.forward
+        and "forward" not in variables
+        and not any(variables[hooks] for hooks in _HOOKS)
+        and _fusible(module, layers, next(module.parameters())) is not None
+    )
+
+
 class Encoder(nn.Module):
     """Splits an image into ``low`` and ``high`` of half its resolution (docs/network.md).
 
@@ -111,8 +125,11 @@ class Encoder(nn.Module):
 
     @property
     def is_fused(self) -> bool:
-        """Whether a call runs the op, because every layer is as it was made; else it calls the layers."""
-        return _fusible(self, _ENCODER, next(self.parameters())) is not None
+        """Whether a call is the op on the layers' tensors, and nothing else.
+
+        So it is where the module and every layer are as they were made: without hooks, for example.
+        """
+        return _is_as_made(self, Encoder, _ENCODER)
 
     def forward(
         self, image: Tensor, image_scale: Tensor | None = None, image_shift: Tensor | None = None
@@ -176,7 +193,7 @@ class ScoreDecoder(nn.Module):
     @property
     def is_fused(self) -> bool:
         """See :attr:`Encoder.is_fused`."""
-        return _fusible(self, _SCORE_DECODER, next(self.parameters())) is not None
+        return _is_as_made(self, ScoreDecoder, _SCORE_DECODER)
 
     def forward(self, low: Tensor, high: Tensor, output_size: Sequence[int]) -> Tensor:
         """The (N, classes, H, W) scores of ``output_size`` (H, W); see :func:`wae_kernels.decode_scores`."""

@@ -114,6 +114,27 @@ def test_a_changed_layer_of_the_score_decoder_counts(change: str, name: str) -> 
         assert_close(decoder(low, high, size), ref.double(), PLAIN)
 
 
+@pytest.mark.parametrize("change", ["forward hook", "forward pre-hook", "forward replaced"])
+def test_what_the_module_itself_was_given_counts(change: str) -> None:
+    """A call runs it, and whoever takes the tensors for the module is told not to."""
+    for module in (Encoder(), ScoreDecoder(5, 7)):
+        CHANGES[change](module)
+        assert not module.is_fused
+
+
+def test_a_forward_of_a_class_of_its_own_counts() -> None:
+    class Own(Encoder):
+        def forward(self, image: Tensor, *affine: Tensor | None) -> tuple[Tensor, Tensor]:
+            low, high = super().forward(image, *affine)
+            return low, 2 * high
+
+    class Same(Encoder):
+        pass
+
+    assert Same().is_fused
+    assert not Own().is_fused
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
 def test_a_wrapped_layer_trains(dtype: torch.dtype) -> None:
     encoder = Encoder()

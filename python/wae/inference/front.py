@@ -126,14 +126,11 @@ def before_end(behind: nn.Module, front: Front) -> tuple[nn.Module, End | None]:
 
 
 def _has_kernel(fusion: nn.Module, device: torch.device) -> bool:
-    if device.type != "cpu" or type(fusion).forward is not ScoreDecoder.forward:
+    if device.type != "cpu" or not isinstance(fusion, ScoreDecoder) or not fusion.is_fused:
         return False
-    decoder = cast(ScoreDecoder, fusion)
-    if not decoder.is_fused:
-        return False
-    weight = decoder.conv1.weight
+    weight = fusion.conv1.weight
     runs = backends.backend_for(device, weight.dtype, weight.shape[0]) != "reference"
-    return runs and max(decoder.low.in_channels, decoder.high.in_channels) <= KERNEL_CHANNELS
+    return runs and max(fusion.low.in_channels, fusion.high.in_channels) <= KERNEL_CHANNELS
 
 
 class _Untouched(Front):

@@ -60,6 +60,11 @@ def save(
     engine = ENGINES[about["engine"]]
     if engine.load is None or front.device.type != "cpu":
         raise EngineError(f"{engine.name} on {front.device.type} cannot be saved")
+    if front.encoder is not None and not _is_its_tensors(front.encoder):
+        raise EngineError(
+            "the encoder cannot be saved: it has hooks, or layers or a forward of its own, which a file of "
+            "tensors leaves out"
+        )
     with written_folder(folder, force, ABOUT) as new:
         with engine.errors():
             prepared.save(new, inputs)
@@ -84,6 +89,14 @@ def save(
             "files": {path.name: sha256(path) for path in sorted(new.iterdir()) if path.is_file()},
         }
         (new / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
+
+
+def _is_its_tensors(encoder: nn.Module) -> bool:
+    """Whether :func:`wae.load_deployed` gets the same encoder from its type's name and its tensors."""
+    return type(encoder) in ENCODERS.values() and not any(
+        part._forward_hooks or part._forward_pre_hooks or (isinstance(part, Encoder) and not part.is_fused)
+        for part in encoder.modules()
+    )
 
 
 def _write(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -55,13 +56,21 @@ def _trunk(x: Tensor, *layers: nn.Conv2d) -> Tensor:
 def portable(network: nn.Module) -> nn.Module:
     """A copy of ``network`` on the processor, with PyTorch's operators where our ops were.
 
-    A part with changed layers, hooked ones for example, calls these already, and stays.
+    A part that was changed, by a hook for example, stays, and calls its layers.
     """
     network = copy.deepcopy(network).cpu()
     for name, part in list(network.named_modules()):
-        if isinstance(part, (Encoder, ScoreDecoder)) and part.is_fused:
+        if not isinstance(part, (Encoder, ScoreDecoder)):
+            continue
+        if part.is_fused:
             network.set_submodule(name, _stock(part))
+        else:  # a part whose layers are hooked calls them
+            part.conv1.register_forward_hook(_unchanged)
     return network
+
+
+def _unchanged(layer: nn.Module, inputs: Any, output: Any) -> None:
+    """A hook that does nothing."""
 
 
 def _stock(part: Encoder | ScoreDecoder) -> nn.Module:

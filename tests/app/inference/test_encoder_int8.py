@@ -180,9 +180,11 @@ def test_the_faster_one_is_used(timed, float32, int8, faster):
 
 def test_float32_stays_where_int8_cannot_be(timed):
     timed(2.0, 1.0)
-    image = photos(32)
+    image, hooked = photos(32), Encoder()
+    hooked.conv1.register_forward_hook(lambda layer, args, output: 2 * output)
     cases = [
         (front_of(Encoder(8)), image),
+        (front_of(hooked), image),
         (front_of(Encoder()), image.float()),
         (front_of(Encoder(), shift=1.0), image),
     ]

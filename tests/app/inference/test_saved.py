@@ -90,6 +90,16 @@ def test_a_network_without_an_encoder(stock, tmp_path):
     assert not (tmp_path / "net" / "encoder.safetensors").exists()
 
 
+@pytest.mark.parametrize("part", ["", "conv1"])
+def test_an_encoder_that_is_more_than_its_tensors_is_not_saved(part, model, tmp_path):
+    """It runs; but the folder has its tensors alone, and a loaded one would give other scores."""
+    model.encoder.get_submodule(part).register_forward_hook(lambda module, args, output: output)
+    deployed = deploy(model, SIZE, engine="eager")
+    with pytest.raises(EngineError, match="the encoder cannot be saved: it has hooks"):
+        deployed.save(tmp_path / "net")
+    assert not (tmp_path / "net").exists()
+
+
 @pytest.fixture
 def folder(model, tmp_path):
     deploy(model, SIZE, engine="eager").save(tmp_path / "net")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -90,11 +91,13 @@ def test_the_full_resolution_end_is_our_op(
 
 
 def test_an_end_without_a_kernel_stays_in_the_engine(model: WAESegmenter, tmp_path: Path) -> None:
-    """Of too many classes, or with a layer that was changed."""
+    """Of too many classes, or with a hook or a layer that was changed: a file of tensors has neither."""
     needs("onnxruntime")
     many = wae_segmenter(nn.Conv2d(3, 33, 3, padding=1)).eval()
+    hooked = copy.deepcopy(model)
+    hooked.fusion.register_forward_hook(lambda fusion, args, output: 2 * output)
     model.fusion.conv1.register_forward_hook(lambda layer, args, output: 2 * output)
-    for network, classes in ((many, 33), (model, 3)):
+    for network, classes in ((many, 33), (hooked, 3), (model, 3)):
         deployed = deploy(network, SIZE, engine="onnxruntime")
         deployed.save(tmp_path / "net", force=True)
         assert not (tmp_path / "net" / END).exists()

@@ -48,11 +48,12 @@ def test_the_score_decoder_is_the_ops() -> None:
 
 def test_a_portable_network_computes_the_same_without_our_ops() -> None:
     network = nn.ModuleDict({"encoder": wae_nn.Encoder(), "end": wae_nn.ScoreDecoder(3, 3)})
+    encoder, end = network["encoder"], network["end"]
     image = image_of(1, 13, 18)
-    for changed in (False, True):
-        if changed:  # what is called in place of the op must not be lost
-            for layer in (network["encoder"].conv2, network["end"].conv1):
-                layer.register_forward_hook(lambda layer, args, output: 2 * output)
+    # What is called in place of the op must not be lost, nor what is called around it.
+    for changed in (), (end,), (encoder.conv2, end.conv1):
+        for part in changed:
+            part.register_forward_hook(lambda part, args, output: 2 * output)
         plain = portable(network)
         halves = network["encoder"](image)
         expected = network["end"](*halves, (13, 18))
