@@ -18,7 +18,7 @@ from torch._C._dynamo import eval_frame
 from torch.autograd import forward_ad
 
 from . import backends
-from .parameters import DecoderParameters, EncoderParameters, ScoreDecoderParameters, one_by_one
+from .parameters import EncoderParameters, one_by_one
 
 _Gradients = tuple[Tensor | None, ...]
 
@@ -48,30 +48,16 @@ def _encode_backward(inputs: Sequence[Any], needs: Sequence[bool], *grads: Tenso
     return _only(gradients, needs)
 
 
-@one_by_one
-def _decode_groups(low: bool, high: bool, parameters: DecoderParameters) -> tuple[bool, bool]:
-    """The two flags of ``wae::decode_backward``, from what each input needs."""
-    return low or high, any(parameters)
+def _decoder_backward(name: str) -> Callable[..., _Gradients]:
+    """The derivative of a decoder, by its backward op ``name``."""
 
+    def backward(inputs: Sequence[Any], needs: Sequence[bool], grad: Tensor) -> _Gradients:
+        *tensors, _output_size = inputs
+        low, high, *parameters = needs = needs[: len(tensors)]
+        op = getattr(torch.ops.wae, name)
+        return (*_only(op(grad, *tensors, low or high, any(parameters)), needs), None)
 
-def _decode_backward(inputs: Sequence[Any], needs: Sequence[bool], grad_image: Tensor) -> _Gradients:
-    *tensors, _output_size = inputs
-    needs = needs[: len(tensors)]
-    gradients = torch.ops.wae.decode_backward(grad_image, *tensors, *_decode_groups(*needs))
-    return (*_only(gradients, needs), None)
-
-
-@one_by_one
-def _decode_scores_groups(low: bool, high: bool, parameters: ScoreDecoderParameters) -> tuple[bool, bool]:
-    """The two flags of ``wae::decode_scores_backward``, from what each input needs."""
-    return low or high, any(parameters)
-
-
-def _decode_scores_backward(inputs: Sequence[Any], needs: Sequence[bool], grad_scores: Tensor) -> _Gradients:
-    *tensors, _output_size = inputs
-    needs = needs[: len(tensors)]
-    gradients = torch.ops.wae.decode_scores_backward(grad_scores, *tensors, *_decode_scores_groups(*needs))
-    return (*_only(gradients, needs), None)
+    return backward
 
 
 def _only(gradients: Sequence[Tensor], needs: Sequence[bool]) -> _Gradients:
@@ -91,8 +77,8 @@ _FLOAT = "it is for inference. Call it under torch.no_grad(); wae_kernels.encode
 
 _BACKWARD: dict[str, Callable[..., _Gradients]] = {
     "encode": _encode_backward,
-    "decode": _decode_backward,
-    "decode_scores": _decode_scores_backward,
+    "decode": _decoder_backward("decode_backward"),
+    "decode_scores": _decoder_backward("decode_scores_backward"),
     "encode_backward": _without(f"wae::encode_backward has no derivative: {_SECOND}.encode for them."),
     "decode_backward": _without(f"wae::decode_backward has no derivative: {_SECOND}.decode for them."),
     "decode_scores_backward": _without(

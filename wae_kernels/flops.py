@@ -37,20 +37,25 @@ def _encode(image: _Shape, parameters: EncoderParameters, *_others: object) -> i
 
 @one_by_one
 def _decode(low: _Shape, high: _Shape, parameters: DecoderParameters, output_size: Sequence[int]) -> int:
-    p: Any = parameters
-    batch, _, *half = low
-    full = _trunk((p.conv1_weight, p.conv2_weight, p.conv3_weight), batch, output_size)
-    return full + _trunk((p.low_weight, p.high_weight), batch, half)
+    return _decoded(low, parameters, output_size)
 
 
 @one_by_one
 def _decode_scores(
     low: _Shape, high: _Shape, parameters: ScoreDecoderParameters, output_size: Sequence[int]
 ) -> int:
-    p: Any = parameters
+    return _decoded(low, parameters, output_size)
+
+
+def _decoded(low: _Shape, p: Any, output_size: Sequence[int]) -> int:
     batch, _, *half = low
-    full = _trunk((p.conv1_weight, p.conv2_weight), batch, output_size)
+    full = _trunk((*p.trunk[::2], p.last[0]), batch, output_size)
     return full + _trunk((p.low_weight, p.high_weight), batch, half)
+
+
+def _passes(need_input: bool, need_parameters: bool) -> int:
+    """How often a backward pass goes through the layers: for gradients of activations, and of weights."""
+    return int(need_input or need_parameters) + int(need_parameters)
 
 
 def _register() -> None:
@@ -75,20 +80,17 @@ def _register() -> None:
     @register_flop_formula(ops.encode_backward)
     def encode_backward(low: _Shape, high: _Shape, *shapes: Any, out_shape: Any = None, **_: Any) -> int:
         *inputs, need_image, need_parameters, need_scale = shapes
-        return (int(need_image or need_scale or need_parameters) + int(need_parameters)) * int(
-            _encode(*inputs)
-        )
+        return _passes(need_image or need_scale, need_parameters) * int(_encode(*inputs))
 
     @register_flop_formula(ops.decode_backward)
     def decode_backward(image: _Shape, *shapes: Any, out_shape: Any = None, **_: Any) -> int:
         *inputs, need_input, need_parameters = shapes
-        return (int(need_input or need_parameters) + int(need_parameters)) * int(_decode(*inputs, image[2:]))
+        return _passes(need_input, need_parameters) * int(_decode(*inputs, image[2:]))
 
     @register_flop_formula(ops.decode_scores_backward)
     def decode_scores_backward(scores: _Shape, *shapes: Any, out_shape: Any = None, **_: Any) -> int:
         *inputs, need_input, need_parameters = shapes
-        passes = int(need_input or need_parameters) + int(need_parameters)
-        return passes * int(_decode_scores(*inputs, scores[2:]))
+        return _passes(need_input, need_parameters) * int(_decode_scores(*inputs, scores[2:]))
 
     @register_flop_formula(ops.conv3x3)
     def conv3x3(

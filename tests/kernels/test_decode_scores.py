@@ -16,6 +16,7 @@ from cases import (
     far_apart,
     image_of,
     is_laid_out_like,
+    recorded,
     scattered,
     score_decoder,
     size_name,
@@ -29,6 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from wae_kernels import backends, flops, reference  # noqa: F401  (flops: importing it has the ops counted)
 from wae_kernels.nn import ScoreDecoder
+from wae_kernels.parameters import KERNEL_CHANNELS
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -120,6 +122,19 @@ def test_three_classes_lie_like_images(cell: Cell, layout: str) -> None:
 def test_batches(cell: Cell, layout: str, batch: int) -> None:
     low, high = map(LAYOUTS[layout], halves(batch, (10, 37), device=cell.device))
     check(cell, low, high, score_decoder(device=cell.device), (10, 37))
+
+
+def test_the_kernel_takes_as_many_channels_as_python_says(cell: Cell) -> None:
+    """Deploying decides by this number; the kernel has its own."""
+    if not cell.compiled or cell.device != "cpu":
+        pytest.skip("only processors have a compiled kernel")
+    most = KERNEL_CHANNELS
+    for channels, is_fused in (((most, most), True), ((most + 1, 1), False), ((1, most + 1), False)):
+        parameters = score_decoder(classes=channels[0], features=channels[1])
+        with recorded() as profile:
+            bits(*halves(1, (4, 4), channels=channels), parameters, (4, 4))
+        called = [event.name for event in profile.events()]
+        assert ("aten::conv_transpose2d" not in called) == is_fused, channels
 
 
 @pytest.mark.parametrize("width", [1, 8, 24])
