@@ -190,7 +190,7 @@ def _held_out(pattern: str, first: Path) -> tuple[Path, list[str]]:
         first: of the shards to train on.
     """
     before, train, after = first.stem.rpartition("train")
-    if train:
+    if train and pattern.endswith(".tar"):
         before, after = escape(before), escape(after.strip("0123456789"))
         return first.parent, [f"{before}{part}{after}*.tar" for part in _HELD_OUT]
     if first.parent.name == "train":

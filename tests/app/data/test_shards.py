@@ -220,17 +220,19 @@ def test_patterns_that_name_no_data_set(photos, pattern, name, said):
         shards(str(photos / "shards" / name), train=False)
 
 
-@pytest.mark.parametrize("name", ["train/{000..002}.tar", ""])
-def test_the_folder_may_say_which_part_it_is(photos, pattern, name):
+@pytest.mark.parametrize(("name", "twice"), [("train/{000..002}.tar", False), ("", False), ("", True)])
+def test_the_folder_may_say_which_part_it_is(photos, pattern, name, twice):
+    """And of a folder of both, the shards' names may say it once more."""
     folder = photos / "shards"
     expected = [fingerprint(open_dataset(pattern, train, False, 0)) for train in (True, False)]
     for path in sorted(folder.glob("*.tar")):
         part, _, number = path.name.partition("-")
         (folder / part).mkdir(exist_ok=True)
-        path.rename(folder / part / number)
+        path.rename(folder / part / (path.name if twice else number))
     for part, known in zip((True, False), expected, strict=True):
         found = fingerprint(open_dataset(folder / name, part, False, 0))
-        assert found.pop("shards") == [name.partition("-")[2] for name in known.pop("shards")]
+        names = known.pop("shards")
+        assert found.pop("shards") == (names if twice else [name.partition("-")[2] for name in names])
         assert found == known
 
 
