@@ -138,7 +138,8 @@ class Encoder(nn.Module):
         tensors = _fusible(self, _ENCODER, image)
         if tensors is not None:
             return encode(image, *EncoderParameters(*tensors), image_scale, image_shift)
-        dtype = next(self.parameters()).dtype
+        # A replica of DataParallel has no parameters: its layers have plain tensors.
+        dtype = next(self.parameters(), getattr(self.conv1, "weight", image)).dtype
         x = normalize_image(image, dtype, image_scale, image_shift)
         for layer in (self.conv1, self.conv2, self.conv3):
             x = F.relu(layer(x))

@@ -264,3 +264,18 @@ def test_layers_that_change_between_calls_are_seen(changed: str) -> None:
     setattr(encoder, changed, layer)
     assert torch.equal(encoder(image)[0], plain[0])
     assert calls == [changed, "another dictionary"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
+def test_a_replica_of_data_parallel_computes_the_same(dtype: torch.dtype) -> None:
+    """Made by hand, as torch makes one on each GPU: its layers have plain tensors, not parameters."""
+    encoder = Encoder()
+    replica = encoder._replicate_for_data_parallel()
+    for name, layer in encoder.named_children():
+        copy = layer._replicate_for_data_parallel()
+        for key, tensor in layer.named_parameters():
+            setattr(copy, key, tensor.detach().clone())
+        setattr(replica, name, copy)
+    image = torch.randint(256, (1, 3, 8, 9)).to(dtype)
+    for out, expected in zip(replica(image), encoder(image), strict=True):
+        assert_close(out, expected, WINOGRAD)

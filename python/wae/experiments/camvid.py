@@ -42,7 +42,7 @@ CLASSES = tuple("sky building pole road pavement tree sign fence car pedestrian 
 SIZE = (360, 480)
 HALF = "half, bilinear"
 _SEEDS = 10  # of which a picture is looked for
-_SHOWN = 3  # images in it
+_SHOWN = 3  # images in it, where there are as many
 
 
 def claim(network: str = "enet", size: tuple[int, int] | None = None, times: float = 1.0) -> CamVid:
@@ -119,7 +119,8 @@ class CamVid(Claim):
         if files is None:
             return None
         test = self._part(data, "test")
-        images, labels = test.batch([len(test) * number // _SHOWN for number in range(_SHOWN)], epoch=0)
+        count = min(_SHOWN, len(test))
+        images, labels = test.batch([len(test) * number // count for number in range(count)], epoch=0)
         found = {name: load_classifier(file).eval()(images).argmax(1) for name, file in files.items()}
         not_counted = torch.zeros(1, 3, dtype=torch.uint8)  # last, where the label -1 finds it
         palette = torch.cat([colours(len(test.labels)), not_counted])
