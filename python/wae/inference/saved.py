@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -134,11 +135,21 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         raise SavedError(f"{path} is damaged: {error}") from None
 
 
+@contextmanager
+def _fitting(path: Path) -> Iterator[None]:
+    """Within it the tensors in ``path`` are put to use; others than those that are saved are a SavedError."""
+    try:
+        yield
+    except (LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise SavedError(f"{path} is damaged: its tensors are others: {error}") from None
+
+
 def _end(folder: Path, dtype: torch.dtype, size: tuple[int, ...], front: Front) -> End:
     tensors = _tensors(folder / END)
-    classes, width = tensors["low.weight"].shape[:2]
-    decoder = ScoreDecoder(classes, len(tensors["high.weight"]), width)
-    decoder.load_state_dict(tensors)
+    with _fitting(folder / END):
+        classes, width = tensors["low.weight"].shape[:2]
+        decoder = ScoreDecoder(classes, len(tensors["high.weight"]), width)
+        decoder.load_state_dict(tensors)
     return End(decoder.to(dtype).eval(), size, front)
 
 
@@ -146,9 +157,10 @@ def _front(folder: Path, about: Mapping[str, Any], dtype: torch.dtype, foreign: 
     encoder = scale = shift = None
     if about["encoder"] is not None:
         tensors = _tensors(folder / ENCODER)
-        scale, shift = tensors.pop("image_scale"), tensors.pop("image_shift")
-        encoder = _encoder(ENCODERS[about["encoder"]], tensors)
-        encoder.load_state_dict(tensors)
+        with _fitting(folder / ENCODER):
+            scale, shift = tensors.pop("image_scale"), tensors.pop("image_shift")
+            encoder = _encoder(ENCODERS[about["encoder"]], tensors)
+            encoder.load_state_dict(tensors)
         encoder = encoder.to(dtype).eval()
     elif about["scales"]:
         scale, shift = torch.ones(3), torch.zeros(3)  # the network has its own behind this

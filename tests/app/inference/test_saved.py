@@ -1,5 +1,6 @@
 """`Deployed.save` and `wae.load_deployed`: the same scores again; damage and other versions are refused."""
 
+import hashlib
 import json
 import logging
 import subprocess
@@ -8,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from test_deployed import SIZE, photos
 from test_deployed import model as model
@@ -143,6 +145,28 @@ def test_another_version_is_refused_or_rebuilt(key, folder, caplog):
     (folder / "deployed.json").write_text(json.dumps(about))
     with pytest.raises(SavedError, match="compiled code cannot be rebuilt"):
         wae.load_deployed(folder, rebuild=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors: tensors.pop("conv2.weight"),
+        lambda tensors: tensors.pop("conv1.bias"),
+        lambda tensors: tensors.update({"low.weight": torch.zeros(3, 16)}),
+        lambda tensors: tensors.update(another=torch.zeros(1)),
+        lambda tensors: tensors.clear(),
+    ],
+    ids=["without a weight", "without the width", "another shape", "one too many", "none"],
+)
+def test_tensors_that_were_exchanged_with_their_checksum_are_one_error(change, folder):
+    path, about = folder / saving.ENCODER, json.loads((folder / saving.ABOUT).read_text())
+    tensors = safetensors.torch.load_file(path)
+    change(tensors)
+    safetensors.torch.save_file(tensors, path)
+    about["files"][saving.ENCODER] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (folder / saving.ABOUT).write_text(json.dumps(about))
+    with pytest.raises(SavedError, match=r"encoder\.safetensors is damaged: its tensors are others"):
+        wae.load_deployed(folder)
 
 
 def test_a_later_format(folder):
