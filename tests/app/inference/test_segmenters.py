@@ -158,6 +158,11 @@ def test_int8_names_the_classes_of_most_pixels(engine: str, model: WAESegmenter)
     if reason := ENGINES[engine].why_not("cpu", "int8"):
         pytest.skip(reason)
     data = images(48)
+    torch.manual_seed(9)
+    for (
+        layer
+    ) in model.fusion.children():  # as it starts, it keeps the classes too far apart for int8 to matter
+        layer.reset_parameters()
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("warnings.filters", [])  # of the libraries' own parts
         options = {"precision": "int8", "calibration": data, "calibration_images": 16}
