@@ -93,6 +93,7 @@ def test_channels(cell: Cell, channels: tuple[int, int]) -> None:
         check(cell, *map(LAYOUTS["channels_last"], (low, high)), parameters, size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(225, 223), (3, 4096), (4097, 7)], ids=size_name)
 def test_large_sizes(cell: Cell, size: tuple[int, int]) -> None:
     torch.set_num_threads(2)

@@ -100,8 +100,8 @@ def run(options: argparse.Namespace) -> int:
     console = shared.console(options.json)
     try:
         claim = _claim(options)
-        wanted = _wanted(options, claim)
-        results = _watch(options, wanted, claim)
+        wanted, data = _wanted(options, claim), _data(options)
+        results = _watch(options, data, wanted, claim)
     except (WaeError, ValueError) as error:
         raise shared.Failure(str(error)) from None
     console.print("All networks are trained. Timing them on this machine.")
@@ -109,7 +109,7 @@ def run(options: argparse.Namespace) -> int:
     table = reproduce.markdown(rows, claim)
     with written(options.output / "table.md", force=True) as file:
         file.write(f"{table}\n".encode())
-    if picture := claim.picture(_data(options), options.output):
+    if picture := claim.picture(data, options.output):
         with written(options.output / "picture.png", force=True) as file:
             picture.save(file, "PNG")
     if options.json:
@@ -170,7 +170,7 @@ def _wanted(options: argparse.Namespace, claim: Claim) -> list[Job]:
     return [job for job in wanted if job.network in options.only]
 
 
-def _watch(options: argparse.Namespace, wanted: list[Job], claim: Claim) -> list[Result]:
+def _watch(options: argparse.Namespace, data: str, wanted: list[Job], claim: Claim) -> list[Result]:
     """Train, and show how far it is."""
     from rich.progress import (
         BarColumn,
@@ -205,4 +205,4 @@ def _watch(options: argparse.Namespace, wanted: list[Job], claim: Claim) -> list
     processes = options.processes or (1 if options.device != "cpu" else os.cpu_count() or 1)
     with Bar(*columns, console=shared.console(options.json)) as bar:
         task = bar.add_task("", total=epochs)
-        return reproduce.run(options.output, _data(options), wanted, claim, processes, options.device, tell)
+        return reproduce.run(options.output, data, wanted, claim, processes, options.device, tell)

@@ -94,8 +94,9 @@ class Fusion(ScoreDecoder):
         """Give each class a channel of its own (as many as there are) that upsamples its scores bilinearly.
 
         Each score is repeated over its 2 x 2 pixels, and blurring that by (1, 2, 1) / 4 each way is bilinear
-        (but at the border, beyond which a convolution sees zeros). The shift keeps scores above ReLU's zero,
-        and moves all classes alike. A share of the random start stays, so that every channel has a gradient.
+        (but at the border, beyond which a convolution sees zeros). The shift keeps scores above ReLU's zero.
+        A share of the random start stays, so that every channel has a gradient; by it the shift favours some
+        classes, which training has to undo.
         """
         for layer in (self.low, self.conv1, self.conv2):
             layer.weight *= _RANDOM_SHARE
