@@ -136,6 +136,7 @@ PACKAGING := pyproject.toml setup.py $(wildcard tools/*.py)
 comma := ,
 
 define install
+	@$(PYTHON) tools/toolchain.py $(VENV)
 	@echo "installing $(1) into $(VENV) (minutes, the first time)"
 	@set -o pipefail; WAE_NO_NATIVE=$(or $(WITHOUT_NATIVE),later) $(BIN)/pip install $(PIP_EXTRA) -e '.[$(1)]' \
 		| { grep -Ev '^(Requirement already|Looking in) ' || true; }

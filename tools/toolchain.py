@@ -10,6 +10,9 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 OLDEST_PYTHON = (3, 10)
@@ -17,6 +20,8 @@ OLDEST_TORCH = (2, 10)
 COMPILERS = "g++ 11, clang 14 or newer"
 CUDA_ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")  # the last two from CUDA 12.8 on
 USUAL_CUDA_HOME = "/usr/local/cuda"
+ENVIRONMENT_GB = 8.0  # `du -s --si` of the Makefile's .venv, with a PyTorch for CUDA
+DOWNLOADS = 0.4  # of that, in pip's temporary folder until all are there: the wheels, which are compressed
 CXX20_PROGRAM = "#include <concepts>\n#include <span>\ntemplate <std::integral T> T f(std::span<T>);\n"
 
 NATIVE = os.environ.get("WAE_NO_NATIVE", "0") in ("", "0")
@@ -53,6 +58,30 @@ def require_compiler() -> None:
             f"install another ({COMPILERS}), set CXX to its path, {WITHOUT_NATIVE}."
         )
     os.environ["CXX"] = found
+
+
+def _size_gb(folder: Path) -> float:
+    files = (Path(root, name) for root, _, names in os.walk(folder) for name in names)
+    return sum(file.lstat().st_size for file in files) / 1e9
+
+
+def space_warnings(environment: Path, temporary: Path) -> Iterator[str]:
+    """One sentence for each disk that may be too small for what ``environment`` does not hold yet.
+
+    No error: a PyTorch without CUDA takes much less, and only pip knows which one it will fetch.
+    """
+    wanted = max(ENVIRONMENT_GB - _size_gb(environment), 0)
+    disks: dict[int, dict[str, float]] = {}
+    for folder, needed in ((environment, wanted), (temporary, wanted * DOWNLOADS)):
+        disks.setdefault(folder.stat().st_dev, {})[str(folder.resolve())] = needed
+    for folders in disks.values():
+        free, needed = shutil.disk_usage(next(iter(folders))).free / 1e9, sum(folders.values())
+        if free < needed:
+            yield (
+                f"wae-kernels: warning: {free:.1f} GB are free for {' and '.join(folders)}, which may need "
+                f"{needed:.1f} GB more; make room, set TMPDIR to another disk, or take a PyTorch without "
+                "CUDA (docs/install.md)."
+            )
 
 
 def _is_toolkit(folder: str) -> bool:
@@ -103,3 +132,6 @@ if __name__ == "__main__":
         raise SystemExit(f"wae-kernels: Python {needed} or newer is needed, this is {found}; set PYTHON=...")
     if NATIVE:
         require_compiler()
+    for folder in sys.argv[1:]:
+        for warning in space_warnings(Path(folder), Path(tempfile.gettempdir())):
+            print(warning, flush=True)

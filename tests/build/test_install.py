@@ -13,9 +13,10 @@ import sys
 import sysconfig
 import zipfile
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
+import toolchain
 import torch
 
 import wae_kernels
@@ -367,12 +368,12 @@ def test_pip_says_that_the_compiler_is_missing(source: Path, tmp_path: Path) -> 
     assert "Traceback" not in result.stdout
 
 
-def toolchain(source: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def ask(source: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return run([sys.executable, "tools/toolchain.py"], source, **environment)
 
 
 def test_no_compiler_on_the_path(tmp_path: Path) -> None:
-    result = toolchain(ROOT, PATH=str(tmp_path), CXX="")
+    result = ask(ROOT, PATH=str(tmp_path), CXX="")
     assert result.returncode != 0
     assert result.stdout.count("\n") == 1
     assert "(looked for g++, clang++, c++)" in result.stdout
@@ -383,14 +384,54 @@ def test_a_compiler_without_cxx20(tmp_path: Path) -> None:
     old = tmp_path / "old-c++"
     old.write_text("#!/bin/sh\nexit 1\n")
     old.chmod(0o755)
-    result = toolchain(ROOT, CXX=str(old))
+    result = ask(ROOT, CXX=str(old))
     assert result.returncode != 0
     assert result.stdout.startswith(f"wae-kernels: the C++ compiler '{old}' cannot compile C++20; ")
     assert result.stdout.count("\n") == 1
 
 
 def test_no_compiler_is_asked_for_without_native(tmp_path: Path) -> None:
-    assert toolchain(ROOT, CXX="/nonexistent", WAE_NO_NATIVE="1").returncode == 0
+    assert ask(ROOT, CXX="/nonexistent", WAE_NO_NATIVE="1").returncode == 0
+
+
+GB = 10**9
+
+
+@pytest.mark.parametrize(
+    ("free", "installed", "is_said"),
+    [
+        (12 * GB, 0, False),
+        (11 * GB, 0, True),
+        (3 * GB, 6 * GB, False),
+        (2.5 * GB, 6 * GB, True),
+        (0, 9 * GB, False),
+    ],
+)
+def test_a_disk_that_is_too_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: float, installed: int, is_said: bool
+) -> None:
+    """One disk for both folders; files that are there already need no more room."""
+    environment, temporary = tmp_path / ".venv", tmp_path / "temporary"
+    for folder in (environment, temporary):
+        folder.mkdir()
+    with (environment / "libtorch_cuda.so").open("wb") as file:
+        file.truncate(installed)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    said = list(toolchain.space_warnings(environment, temporary))
+    assert len(said) == is_said
+    for line in said:
+        needed = (8 - installed / GB) * 1.4
+        assert f"{free / GB:.1f} GB are free for {environment} and {temporary}, which" in line
+        assert f"may need {needed:.1f} GB more" in line
+
+
+def test_each_disk_is_judged_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = Path("/dev/shm")
+    if not other.is_dir() or other.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is one disk only")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=4 * GB))
+    (line,) = toolchain.space_warnings(tmp_path, other)
+    assert f"4.0 GB are free for {tmp_path}, which may need 8.0 GB" in line
 
 
 WITHOUT_TORCH = """
