@@ -12,6 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+unexport PYTHONDONTWRITEBYTECODE  # each of the tests' many processes would compile all modules anew
 
 # Tests compute on one thread each, unless they say otherwise: so as many run at once as there are cores.
 PARALLEL ?= -n auto --maxprocesses 8 --dist worksteal

@@ -21,7 +21,7 @@ from wae_kernels import backends
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "python").rglob("*.md")])
 READ = re.compile(r"""(?:environ(?:\.get\(|\[)|getenv\()\s*["'](\w+)["']""")
-SOURCES = ("wae_kernels", "python", "csrc", "tools", "benches", "tests/conftest.py", "setup.py")
+SOURCES = ("wae_kernels", "python", "csrc", "tools", "benches", "tests/support/cases.py", "setup.py")
 OTHERS = {
     *("RANK", "LOCAL_RANK"),
     "RAY_USAGE_STATS_ENABLED",

@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from cases import DTYPES, LAYOUTS, Cell, is_laid_out_like, scattered, size_name
+from cases import DTYPES, LAYOUTS, Cell, is_laid_out_like, scattered, seed_of, size_name
 from compare import assert_close, tolerance
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,6 +37,16 @@ def limit_for(cell: Cell, problem: Problem) -> float:
     return tolerance(weight.dtype, backend, cell.device)
 
 
+@functools.cache
+def with_expected(
+    op: str, device: str, size: tuple[int, int] = (13, 18), **options: Any
+) -> tuple[Problem, dict[str, Tensor]]:
+    """A problem and its gradients, made once for a device's backends: the float64 oracle takes its time."""
+    torch.manual_seed(seed_of(f"{op} {size} {options}"))  # the same, whichever test comes first
+    problem = make(op, Cell("reference", device), size, **options)
+    return problem, problem.expected()
+
+
 def check(cell: Cell, problem: Problem, expected: dict[str, Tensor] | None = None) -> None:
     """Every gradient is right, looks like its argument, and nothing given was touched."""
     before = [t.clone() for t in problem.tensors]
@@ -60,17 +71,8 @@ every = pytest.mark.parametrize("op", ["encode", "decode", "decode_scores"])
 @pytest.mark.parametrize("size", BACKWARD_SIZES, ids=size_name)
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 def test_sizes(cell: Cell, op: str, layout: str, size: tuple[int, int]) -> None:
-    check(cell, make(op, cell, size, layout=layout, gradient_layout=layout, dtype=own_dtype(cell)))
-
-
-@functools.cache
-def large_problem(
-    op: str, size: tuple[int, int], gradient_layout: str = "nchw"
-) -> tuple[Problem, dict[str, Tensor]]:
-    """With what is expected; made once for all backends, because the float64 oracle takes seconds."""
-    torch.manual_seed(sum(size))  # the same, whichever test comes first
-    problem = make(op, Cell("reference"), size, batch=1, gradient_layout=gradient_layout)
-    return problem, problem.expected()
+    options = {"layout": layout, "gradient_layout": layout, "dtype": own_dtype(cell)}
+    check(cell, *with_expected(op, cell.device, size, **options))
 
 
 @pytest.mark.slow
@@ -80,7 +82,7 @@ def test_large_sizes(cell: Cell, op: str, size: tuple[int, int]) -> None:
     if not cell.compiled:
         pytest.skip("PyTorch's own float32 sums over this many pixels are beyond the limit")
     torch.set_num_threads(2)
-    check(cell, *large_problem(op, size))
+    check(cell, *with_expected(op, cell.device, size, batch=1))
 
 
 @both
@@ -91,7 +93,7 @@ def test_sums_of_equal_gradients_lose_no_digits(cell: Cell, op: str, size: tuple
     """Numbers that are equal are rounded the same way whenever they are added to one float."""
     if not cell.compiled:
         pytest.skip("PyTorch's own float32 sums over this many pixels are beyond the limit")
-    problem, expected = large_problem(op, size, "expanded_value")
+    problem, expected = with_expected(op, cell.device, size, batch=1, gradient_layout="expanded_value")
     check(cell, problem, expected)
     found = problem.gradients()
     for name, ref in expected.items():
@@ -105,7 +107,7 @@ def test_sums_of_equal_gradients_lose_no_digits(cell: Cell, op: str, size: tuple
 def test_layouts(cell: Cell, op: str, layout: str, dtype: torch.dtype) -> None:
     if cell.compiled and dtype == torch.float64:
         pytest.skip("the reference runs it")
-    check(cell, make(op, cell, layout=layout, dtype=dtype))
+    check(cell, *with_expected(op, cell.device, layout=layout, dtype=dtype))
 
 
 @both
@@ -113,8 +115,8 @@ def test_layouts(cell: Cell, op: str, layout: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("input_layout", ["nchw", "channels_last"])
 def test_layouts_of_incoming_gradients(cell: Cell, op: str, input_layout: str, layout: str) -> None:
     """``expanded_value`` is what the derivative of ``sum()`` looks like."""
-    dtype = own_dtype(cell)
-    check(cell, make(op, cell, layout=input_layout, gradient_layout=layout, dtype=dtype))
+    options = {"layout": input_layout, "gradient_layout": layout, "dtype": own_dtype(cell)}
+    check(cell, *with_expected(op, cell.device, **options))
 
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last", "second_pixels_channels_last"])

@@ -1,4 +1,4 @@
-"""wae::decode against the float64 reference: every backend, dtype, layout and kind of size."""
+"""wae::decode and wae::decode_scores against the float64 reference: backends, dtypes, layouts, sizes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import pytest
 import torch
 from cases import (
+    CLASSES,
     DTYPES,
+    FEATURES,
     LARGE_SIZES,
     LAYOUTS,
     SIZES,
@@ -18,7 +20,10 @@ from cases import (
     far_apart,
     image_of,
     is_laid_out_like,
+    recorded,
     scattered,
+    score_decoder,
+    seed_of,
     size_name,
     widened,
 )
@@ -26,20 +31,62 @@ from compare import assert_close, tolerance
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from wae_kernels import backends, reference
+from wae_kernels import backends, flops, reference  # noqa: F401  (flops: importing it has the ops counted)
+from wae_kernels.nn import ScoreDecoder
+from wae_kernels.parameters import KERNEL_CHANNELS
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
+both = pytest.mark.parametrize("op", ["decode", "decode_scores"])
+USUAL = {"decode": (3, 3), "decode_scores": (CLASSES, FEATURES)}
+"""The channels of ``low`` and ``high`` where a test names no others."""
+CHANNELS = [(1, 1), (3, 3), (3, 16), (15, 2), (16, 16), (17, 3), (21, 16), (32, 32)]
+BEYOND = [(33, 16), (2, 33)]
+"""More than any kernel takes: the reference runs."""
+
 
 def halves(
-    batch: int, size: Sequence[int], dtype: torch.dtype = torch.float32, device: str = "cpu"
+    op: str,
+    batch: int,
+    size: Sequence[int],
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    channels: tuple[int, int] | None = None,
 ) -> list[Tensor]:
     """A ``low`` and a ``high`` for an image of this size."""
-    return [image_of(batch, (size[0] + 1) // 2, (size[1] + 1) // 2, dtype, device) for _ in range(2)]
+    half = (size[0] + 1) // 2, (size[1] + 1) // 2
+    return [image_of(batch, *half, dtype, device, n) for n in channels or USUAL[op]]
+
+
+def parameters_of(
+    op: str,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    width: int = 16,
+    channels: tuple[int, int] | None = None,
+) -> list[Tensor]:
+    """Random parameters in the op's order."""
+    if op == "decode":
+        return decoder(dtype, device, width)
+    return score_decoder(dtype, device, width, *(channels or USUAL[op]))
+
+
+def run(op: str, low: Tensor, high: Tensor, parameters: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+    out: Tensor = getattr(torch.ops.wae, op)(low, high, *parameters, size)
+    return out
+
+
+def expected_of(
+    op: str, low: Tensor, high: Tensor, parameters: Sequence[Tensor], size: Sequence[int]
+) -> Tensor:
+    out: Tensor = getattr(reference, op)(*widened([low, high, *parameters]), size)
+    return out
 
 
 def check(
+    op: str,
     cell: Cell,
     low: Tensor,
     high: Tensor,
@@ -47,16 +94,16 @@ def check(
     size: Sequence[int],
     expected: Tensor | None = None,
 ) -> None:
-    """The op's image is right, laid out like ``low``, and nothing else was touched."""
+    """The op's result is right, laid out like ``low``, and nothing else was touched."""
     arguments = [low, high, *parameters]
     before = [a.clone() for a in arguments]
-    out = torch.ops.wae.decode(*arguments, size)
+    out = run(op, low, high, parameters, size)
     backend = backends.backend_for(cell.device, low.dtype, parameters[1].shape[0])
     assert out.dtype == low.dtype
     assert out.device == low.device
     assert is_laid_out_like(out, low), f"strides {out.stride()}, low {low.stride()}"
     if expected is None:
-        expected = reference.decode(*widened(arguments), size)
+        expected = expected_of(op, low, high, parameters, size)
     assert_close(out, expected, tolerance(low.dtype, backend, cell.device))
     assert all(map(torch.equal, arguments, before))
     memory = {t.untyped_storage().data_ptr() for t in arguments if t.numel()}
@@ -73,140 +120,231 @@ def test_the_reference_is_the_encoder_reversed(size: tuple[int, int]) -> None:
     for own, given_ in zip([p for m in layers for p in m.parameters()], parameters, strict=True):
         own.data = given_
     trunk = nn.Sequential(nn.ReLU(), convolutions[0], nn.ReLU(), convolutions[1], nn.ReLU(), convolutions[2])
-    x_low, x_high = halves(2, size, torch.float64)
+    x_low, x_high = halves("decode", 2, size, torch.float64)
     out = reference.decode(x_low, x_high, *parameters, size)
     assert_close(out, trunk(low(x_low, size) + high(x_high, size)), 1e-14)
 
 
+@pytest.mark.parametrize("size", [(12, 17), (11, 18)], ids=size_name)
+def test_the_reference_of_scores_is_its_layers(size: tuple[int, int]) -> None:
+    layers = ScoreDecoder(CLASSES, FEATURES).double()
+    trunk = nn.Sequential(nn.ReLU(), layers.conv1, nn.ReLU(), layers.conv2)
+    low, high = halves("decode_scores", 2, size, torch.float64)
+    out = reference.decode_scores(low, high, *layers.parameters(), size)
+    assert_close(out, trunk(layers.low(low, size) + layers.high(high, size)), 1e-14)
+
+
+@both
 @pytest.mark.parametrize("size", SIZES, ids=size_name)
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
-def test_sizes(cell: Cell, layout: str, size: tuple[int, int]) -> None:
-    low, high = map(LAYOUTS[layout], halves(2, size, device=cell.device))
-    check(cell, low, high, decoder(device=cell.device), size)
+def test_sizes(cell: Cell, layout: str, size: tuple[int, int], op: str) -> None:
+    low, high = map(LAYOUTS[layout], halves(op, 2, size, device=cell.device))
+    check(op, cell, low, high, parameters_of(op, device=cell.device), size)
+
+
+@pytest.mark.parametrize("channels", CHANNELS + BEYOND, ids=str)
+def test_channels(cell: Cell, channels: tuple[int, int]) -> None:
+    op = "decode_scores"
+    parameters = parameters_of(op, device=cell.device, channels=channels)
+    for size in ((13, 18), (35, 262)):
+        low, high = halves(op, 1, size, device=cell.device, channels=channels)
+        check(op, cell, low, high, parameters, size)
+        check(op, cell, *map(LAYOUTS["channels_last"], (low, high)), parameters, size)
 
 
 @functools.cache
-def large_case(size: tuple[int, int]) -> tuple[list[Tensor], list[Tensor], Tensor]:
+def large_case(op: str, size: tuple[int, int]) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """low and high, parameters and what is expected: made once, as the float64 oracle takes its time."""
-    torch.manual_seed(sum(size))  # the same, whichever test comes first
-    inputs, parameters = halves(1, size), decoder()
-    return inputs, parameters, reference.decode(*widened([*inputs, *parameters]), size)
+    torch.manual_seed(seed_of(f"{op} {size}"))  # the same, whichever test comes first
+    channels = None if op == "decode" else (21, 16)
+    inputs, parameters = halves(op, 1, size, channels=channels), parameters_of(op, channels=channels)
+    return inputs, parameters, expected_of(op, *inputs, parameters, size)
 
 
 @pytest.mark.slow
+@both
 @pytest.mark.parametrize("size", LARGE_SIZES, ids=size_name)
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
-def test_large_sizes(cell: Cell, layout: str, size: tuple[int, int]) -> None:
+def test_large_sizes(cell: Cell, layout: str, size: tuple[int, int], op: str) -> None:
     torch.set_num_threads(2)
-    inputs, parameters, expected = large_case(size)
+    inputs, parameters, expected = large_case(op, size)
     low, high = (LAYOUTS[layout](t.to(cell.device)) for t in inputs)
-    check(cell, low, high, [p.to(cell.device) for p in parameters], size, expected)
+    check(op, cell, low, high, [p.to(cell.device) for p in parameters], size, expected)
 
 
+@both
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_layouts(cell: Cell, dtype: torch.dtype, layout: str) -> None:
-    low, high = halves(3, (25, 36), dtype, cell.device)
-    parameters = decoder(dtype, cell.device)
-    check(cell, LAYOUTS[layout](low), LAYOUTS[layout](high), parameters, (25, 36))
-    check(cell, low, LAYOUTS[layout](high), parameters, (26, 35))  # the two need not lie alike
-    check(cell, LAYOUTS[layout](low), high, parameters, (26, 35))
+def test_layouts(cell: Cell, dtype: torch.dtype, layout: str, op: str) -> None:
+    low, high = halves(op, 3, (25, 36), dtype, cell.device)
+    parameters = parameters_of(op, dtype, cell.device)
+    check(op, cell, LAYOUTS[layout](low), LAYOUTS[layout](high), parameters, (25, 36))
+    check(op, cell, low, LAYOUTS[layout](high), parameters, (26, 35))  # the two need not lie alike
+    check(op, cell, LAYOUTS[layout](low), high, parameters, (26, 35))
 
 
+@both
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts_of_wide_images(cell: Cell, layout: str) -> None:
-    """Wide enough for every vector path, and its remainder."""
-    low, high = map(LAYOUTS[layout], halves(2, (7, 259), device=cell.device))
-    check(cell, low, high, decoder(device=cell.device), (7, 259))
+def test_layouts_of_wide_images(cell: Cell, layout: str, op: str) -> None:
+    """Wide enough for every vector path, and its remainder. Three channels in channels_last have one too."""
+    low, high = map(LAYOUTS[layout], halves(op, 2, (7, 259), device=cell.device, channels=(3, 3)))
+    check(op, cell, low, high, parameters_of(op, device=cell.device, channels=(3, 3)), (7, 259))
 
 
+@both
 @pytest.mark.parametrize("batch", [0, 1, 2, 3, 5])
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
-def test_batches(cell: Cell, layout: str, batch: int) -> None:
-    low, high = map(LAYOUTS[layout], halves(batch, (10, 37), device=cell.device))
-    check(cell, low, high, decoder(device=cell.device), (10, 37))
+def test_batches(cell: Cell, layout: str, batch: int, op: str) -> None:
+    low, high = map(LAYOUTS[layout], halves(op, batch, (10, 37), device=cell.device))
+    check(op, cell, low, high, parameters_of(op, device=cell.device), (10, 37))
 
 
+def test_the_kernel_takes_as_many_channels_as_python_says(cell: Cell) -> None:
+    """Deploying decides by this number; the kernel has its own."""
+    if not cell.compiled or cell.device != "cpu":
+        pytest.skip("only processors have a compiled kernel")
+    op, most = "decode_scores", KERNEL_CHANNELS
+    for channels, is_fused in (((most, most), True), ((most + 1, 1), False), ((1, most + 1), False)):
+        parameters = parameters_of(op, channels=channels)
+        with recorded() as profile:
+            run(op, *halves(op, 1, (4, 4), channels=channels), parameters, (4, 4))
+        called = [event.name for event in profile.events()]
+        assert ("aten::conv_transpose2d" not in called) == is_fused, channels
+
+
+@both
 @pytest.mark.parametrize("width", [1, 8, 24])
-def test_other_widths(cell: Cell, width: int) -> None:
-    parameters = decoder(device=cell.device, width=width)
-    check(cell, *halves(2, (9, 14), device=cell.device), parameters, (9, 14))
+def test_other_widths(cell: Cell, width: int, op: str) -> None:
+    parameters = parameters_of(op, device=cell.device, width=width)
+    check(op, cell, *halves(op, 2, (9, 14), device=cell.device), parameters, (9, 14))
 
 
-def test_parameters_of_any_strides(cell: Cell) -> None:
-    parameters = [scattered(p) for p in decoder(device=cell.device)]
-    check(cell, *halves(2, (9, 14), device=cell.device), parameters, (9, 14))
+@both
+def test_parameters_of_any_strides(cell: Cell, op: str) -> None:
+    parameters = [scattered(p) for p in parameters_of(op, device=cell.device)]
+    check(op, cell, *halves(op, 2, (9, 14), device=cell.device), parameters, (9, 14))
 
 
-def test_strides_beyond_32_bits(cell: Cell) -> None:
+@both
+def test_parts_of_one_tensor(cell: Cell, op: str) -> None:
+    """low and high as an engine hands them over, one after the other."""
+    joined = torch.cat(halves(op, 2, (25, 36), device=cell.device), 1)
+    low, high = joined.split(USUAL[op], 1)
+    check(op, cell, low, high, parameters_of(op, device=cell.device), (25, 36))
+
+
+@both
+def test_strides_beyond_32_bits(cell: Cell, op: str) -> None:
     if cell.device != "cpu":
         pytest.skip("only the processor's memory is lent without being there")
-    low, high = halves(2, (4, 40))
-    check(cell, far_apart(low), high, decoder(), (4, 40))
+    low, high = halves(op, 2, (4, 40), channels=(3, 3))
+    check(op, cell, far_apart(low), high, parameters_of(op, channels=(3, 3)), (4, 40))
 
 
 # -------------------------------------------------------------------------------------------- same bits
 
 
-def bits(low: Tensor, high: Tensor, parameters: Sequence[Tensor], size: Sequence[int] = (45, 50)) -> Tensor:
-    out: Tensor = torch.ops.wae.decode(low, high, *parameters, size)
-    return out
-
-
+@both
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", [(45, 50), (34, 300)], ids=size_name)
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
-def test_the_same_bits_on_any_number_of_threads(cell: Cell, layout: str, dtype: torch.dtype) -> None:
-    low, high = map(LAYOUTS[layout], halves(3, (45, 50), dtype, cell.device))
-    parameters = decoder(dtype, cell.device)
+def test_the_same_bits_on_any_number_of_threads(
+    cell: Cell, layout: str, size: tuple[int, int], dtype: torch.dtype, op: str
+) -> None:
+    channels = None if op == "decode" else (21, 16)
+    low, high = map(LAYOUTS[layout], halves(op, 3, size, dtype, cell.device, channels))
+    parameters = parameters_of(op, dtype, cell.device, channels=channels)
     torch.set_num_threads(1)
-    once = bits(low, high, parameters)
-    assert torch.equal(bits(low, high, parameters), once)
+    once = run(op, low, high, parameters, size)
+    assert torch.equal(run(op, low, high, parameters, size), once)
     if cell.name == "reference":
         return  # PyTorch's own convolutions do not promise more
     for threads in (2, 3, 7):
         torch.set_num_threads(threads)
         for n in (3, 1):
-            assert torch.equal(bits(low[:n], high[:n], parameters), once[:n]), f"{threads} threads"
+            found = run(op, low[:n], high[:n], parameters, size)
+            assert torch.equal(found, once[:n]), f"{threads} threads"
 
 
+@both
 @pytest.mark.parametrize("size", [(13, 18), (33, 40), (3, 300)], ids=size_name)
-def test_a_batch_is_its_images(cell: Cell, size: tuple[int, int]) -> None:
-    (low, high), parameters = halves(5, size, device=cell.device), decoder(device=cell.device)
-    together = bits(low, high, parameters, size)
-    one_by_one = torch.cat([bits(low[i : i + 1], high[i : i + 1], parameters, size) for i in range(5)])
+def test_a_batch_is_its_images(cell: Cell, size: tuple[int, int], op: str) -> None:
+    (low, high), parameters = halves(op, 5, size, device=cell.device), parameters_of(op, device=cell.device)
+    together = run(op, low, high, parameters, size)
+    one_by_one = torch.cat([run(op, low[i : i + 1], high[i : i + 1], parameters, size) for i in range(5)])
     if cell.compiled:
         assert torch.equal(together, one_by_one)
     else:
         assert_close(together, one_by_one, tolerance(torch.float32, device=cell.device))
 
 
-def test_layouts_give_the_same_bits(cell: Cell) -> None:
+@both
+def test_layouts_give_the_same_bits(cell: Cell, op: str) -> None:
     """A layout changes how an image is read, not what is computed."""
     if not cell.compiled:
         pytest.skip("PyTorch's own convolutions do not promise it")
-    (low, high), parameters = halves(2, (45, 50)), decoder()
-    once = bits(low, high, parameters)
+    (low, high), parameters = halves(op, 2, (45, 50)), parameters_of(op)
+    once = run(op, low, high, parameters, (45, 50))
     for name, layout in LAYOUTS.items():
         if not name.startswith("expanded"):
-            assert torch.equal(bits(layout(low), layout(high), parameters), once), name
+            assert torch.equal(run(op, layout(low), layout(high), parameters, (45, 50)), once), name
+
+
+def test_networks_in_turns_keep_their_own_weights(cell: Cell) -> None:
+    """More networks than packed weights are kept, and two that differ in their channels alone."""
+    op, size = "decode_scores", (9, 14)
+    low, high = halves(op, 1, size, device=cell.device)
+    networks = [parameters_of(op, device=cell.device) for _ in range(6)]
+    wider = [p.clone() for p in networks[0]]
+    wider[2] = torch.cat([wider[2], torch.zeros_like(wider[2][:1])])
+    once = [run(op, low, high, p, size) for p in networks]
+    for _ in range(2):
+        for parameters, expected in zip(networks, once, strict=True):
+            assert_close(run(op, low, high, parameters, size), expected.double(), 1e-6)
+    more = torch.cat([high, torch.randn_like(high[:, :1])], 1)
+    check(op, cell, low, more, wider, size)
+
+
+# --------------------------------------------------------------------------------------------- the count
+
+
+def test_floating_point_operations_of_scores_are_counted() -> None:
+    """Two for each multiply-add of the layers."""
+    (low, high), parameters = halves("decode_scores", 2, (13, 18)), score_decoder()
+    with FlopCounterMode(display=False) as fused:
+        torch.ops.wae.decode_scores(low, high, *parameters, (13, 18))
+    with FlopCounterMode(display=False) as layers:
+        reference.decode_scores(low, high, *parameters, (13, 18))
+    assert fused.get_total_flops() == layers.get_total_flops()
 
 
 # ------------------------------------------------------------------------------------------- many images
 
 
+@both
 @given(
     batch=st.integers(0, 3),
     size=st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    channels=st.tuples(st.integers(1, 34), st.integers(1, 34)),
     layout=st.sampled_from(list(LAYOUTS)),
     dtype=st.sampled_from([torch.float32, torch.float32, torch.float16, torch.bfloat16]),
     seed=st.integers(0, 2**32 - 1),
 )
 def test_random_cases(
-    cell: Cell, batch: int, size: tuple[int, int], layout: str, dtype: torch.dtype, seed: int
+    cell: Cell,
+    op: str,
+    batch: int,
+    size: tuple[int, int],
+    channels: tuple[int, int],
+    layout: str,
+    dtype: torch.dtype,
+    seed: int,
 ) -> None:
     torch.manual_seed(seed)
-    low, high = map(LAYOUTS[layout if batch else "nchw"], halves(batch, size, dtype, cell.device))
-    check(cell, low, high, decoder(dtype, cell.device), size)
+    wanted = None if op == "decode" else channels
+    lay = LAYOUTS[layout if batch else "nchw"]
+    low, high = map(lay, halves(op, batch, size, dtype, cell.device, wanted))
+    check(op, cell, low, high, parameters_of(op, dtype, cell.device, channels=wanted), size)
 
 
 @given(batch=st.integers(0, 2), size=st.tuples(st.integers(1, 70), st.integers(1, 70)))
