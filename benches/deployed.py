@@ -47,7 +47,7 @@ BATCHES = (1, 8)
 
 
 def read(folder: Path) -> list[Measured]:
-    """What is in ``folder``, ordered by network and number of images."""
+    """The comparisons kept in ``folder``, ordered by network and number of images."""
     found = []
     for path in sorted(folder.glob("*.json")):
         data = json.loads(path.read_text(encoding="utf-8"))

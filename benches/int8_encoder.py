@@ -1,4 +1,4 @@
-"""What the encoder alone loses in int8, everything else in float32.
+"""Accuracy that the encoder alone loses in int8, everything else in float32.
 
     python -m benches.int8_encoder
 

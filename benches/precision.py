@@ -1,4 +1,4 @@
-"""What int8 loses on Fashion-MNIST against float32. What it wins in time, `wae bench` measures.
+"""Accuracy that int8 loses on Fashion-MNIST against float32. `wae bench` measures the time that it saves.
 
     python -m benches.precision [ENGINE]
 

@@ -245,7 +245,7 @@ class __attribute__((visibility("hidden"))) Checker {
     return all + ")";
   }
 
-  // What a rule that is a dtype's own name takes.
+  // The only dtype that is accepted by a rule with a dtype's name.
   static ScalarType only_dtype(Dtype rule) {
     switch (rule) {
       case Dtype::uint8:

@@ -89,7 +89,7 @@ inline Tensor new_like(const Tensor& like) {
   return new_tensor(like, {like.sizes().data(), static_cast<size_t>(like.dim())}, like.scalar_type());
 }
 
-// What stands for a gradient that was not asked for.
+// An empty tensor in place of a gradient that was not asked for.
 inline Tensor no_gradient(const Tensor& like) {
   const int64_t none = 0;
   return new_tensor(like, {&none, 1}, like.scalar_type());

@@ -61,7 +61,7 @@ def check(content: bytes) -> None:
 
 
 def _arguments(op: str, choices: _Choices) -> list:
-    """What fits the op."""
+    """Arguments that fit the op."""
     from cases import arguments_of, image_of, int8_encoder
 
     size = (1 + choices.below(20), 1 + choices.below(40))

@@ -224,7 +224,7 @@ def rows(op: str, target: int) -> list[Row]:
 
 @dataclass(frozen=True)
 class Load:
-    """What a step of all warps costs a multiprocessor in cycles, one bound at a time."""
+    """Cycles of a multiprocessor for a step of all warps, one bound at a time."""
 
     ends: Step
     trunk: tuple[Step, Step]

@@ -1,4 +1,4 @@
-"""What the warps of a compiled kernel do in a step, read from its machine code (cuobjdump -sass)."""
+"""Instructions of a compiled kernel's warps in a step, read from its machine code (cuobjdump -sass)."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def functions(dump: str) -> dict[str, list[Instruction]]:
 
 @dataclass(frozen=True)
 class Step:
-    """What a warp does in one step of its main loop."""
+    """Instructions of a warp in one step of its main loop."""
 
     slots: int
     """Instructions: each takes a turn of the warp's scheduler."""

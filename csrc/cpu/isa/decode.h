@@ -19,7 +19,7 @@ struct DecoderStartWindows {
   int branches, rows_up, rows1;
 };
 
-// What the first two layers need of a pack.
+// The part of a pack that the first two layers read.
 struct DecoderStartWeights {
   const float *up, *up_bias;
   const Winograd16& conv1;

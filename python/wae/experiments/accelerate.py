@@ -89,7 +89,7 @@ class AccelerationError(WaeError, ValueError):
 
 @dataclass(frozen=True)
 class Settings:
-    """What to accelerate, and how. Everything but the first three has a default."""
+    """The network to accelerate, its data, and how. Everything but the first three has a default."""
 
     model: str | nn.Module
     """See :func:`wae.training.original.open_original`."""
@@ -155,7 +155,7 @@ class Settings:
                 raise AccelerationError(f"{name} must be 1 or more, got {value!r}")
 
     def as_dict(self) -> dict[str, Any]:
-        """What decides the outcome, for JSON."""
+        """The settings that decide the outcome, for JSON."""
         machine = ("folder", "workers", "device", "data", "model", "plan")
         entries = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in machine}
         return {**entries, "plan": None if self.plan is None else self.plan.as_dict()}
@@ -173,14 +173,14 @@ class Sets(NamedTuple):
 
 @dataclass
 class _Record:
-    """What was found so far, on disk after each step; the same in all processes."""
+    """The results so far, on disk after each step; the same in all processes."""
 
     path: Path
     settings: dict[str, Any]
     found: dict[str, Any] = field(default_factory=dict)
 
     def once(self, name: str, find: Callable[[], Any]) -> Any:
-        """What ``find`` gives; where it was found before, what it gave then."""
+        """The result of ``find``, which is called once; later calls and runs read it from the record."""
         if name not in self.found:
             self.found[name] = json.loads(json.dumps(find()))
             self.write()

@@ -61,7 +61,7 @@ def rows(found: Mapping[str, Any]) -> list[Row]:
 
 
 def _rivals(found: Mapping[str, Any]) -> dict[str, Any]:
-    """What was found of each rival, where they were asked for."""
+    """The results of each rival, where they were asked for."""
     return {key.removeprefix("rival: "): value for key, value in found.items() if key.startswith("rival: ")}
 
 

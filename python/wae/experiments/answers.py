@@ -33,7 +33,7 @@ class Side(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What one network says."""
+    """The classes that one network finds, and its time."""
 
     network: str
     shares: dict[str, float]

@@ -210,7 +210,7 @@ def compare(
 
 
 class _Others:
-    """What other programs compute, from now on."""
+    """Processor time that other programs take, from now on."""
 
     def __init__(self) -> None:
         self._start, self._before = time.perf_counter(), self._seconds()

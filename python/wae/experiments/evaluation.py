@@ -107,7 +107,7 @@ def table(candidates: Sequence[Candidate]) -> Table:
 
 
 def _measured(entry: Candidate) -> list[str]:
-    """What was measured, in percent; of five classes or fewer the top-5 error says nothing."""
+    """The measured columns, in percent; of five classes or fewer the top-5 error says nothing."""
     assert entry.accuracy is not None
     found = entry.accuracy.columns()
     if entry.described.classes <= 5 and "top-5 error" in found:

@@ -66,7 +66,7 @@ class Parts:
 
 @torch.no_grad()
 def parts(model: AutoEncoder, image: Tensor) -> Parts:
-    """What ``model`` makes of ``image``, (3, H, W) uint8."""
+    """``image``, (3, H, W) uint8, as ``model`` splits it and puts it back together."""
     decoded, low, high = (tensor[0].float() for tensor in model(image[None]))
     scale, shift = model.image_scale.view(3, 1, 1), model.image_shift.view(3, 1, 1)
     energy = energy_ratio(low[None], high[None])

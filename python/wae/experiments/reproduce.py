@@ -77,11 +77,11 @@ class Result:
     """The accuracy after each epoch with labels."""
     plan: dict[str, Any]
     settings: dict[str, Any] = field(default_factory=dict)
-    """What decides the outcome besides the plan: see :meth:`Claim.settings`."""
+    """Everything besides the plan that decides the outcome: see :meth:`Claim.settings`."""
     multiply_adds: int = 0
     """On one image."""
     start: dict[str, Any] = field(default_factory=dict)
-    """What was found out before the first epoch: see :meth:`Claim.start`."""
+    """Measured before the first epoch: see :meth:`Claim.start`."""
     measured: dict[str, Any] = field(default_factory=dict)
     """All that was measured beside ``accuracy``."""
     made: dict[str, Any] = field(default_factory=dict)
@@ -102,7 +102,7 @@ class Progress(NamedTuple):
 
 @dataclass(frozen=True)
 class Claim(ABC):
-    """What is to be reproduced: the networks, the images, the plan. Workers get a copy."""
+    """A claim to reproduce: the networks, the images, the plan. Workers get a copy."""
 
     wae: Plan
     """WAE's plan, from which the others follow."""
@@ -111,7 +111,7 @@ class Claim(ABC):
     """In a batch whose time is measured."""
 
     measure: ClassVar[str] = "accuracy"
-    """What a result's ``accuracy`` is, for the table."""
+    """The name of a result's ``accuracy`` in the table."""
 
     @property
     @abstractmethod
@@ -157,7 +157,7 @@ class Claim(ABC):
         return None
 
     def settings(self) -> dict[str, Any]:
-        """What decides the outcome of a training besides its plan, for JSON."""
+        """Everything besides its plan that decides the outcome of a training, for JSON."""
         return {}
 
     def needs(self, network: str) -> str | None:

@@ -33,7 +33,7 @@ def find(
     batches: Sequence[tuple[Tensor, Tensor]],
     share_of_time: Callable[[nn.Module], float],
 ) -> dict[str, Any]:
-    """What has to be known before a rival can be built.
+    """Facts that are needed before a rival can be built.
 
     Args:
         name: one of :data:`NAMES`.

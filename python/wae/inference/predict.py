@@ -133,7 +133,7 @@ def predict(
 
 
 def _predicted(path: Path, scores: Tensor, top: int, maps: Maps | None) -> Prediction:
-    """What the image's scores say, (classes,) or (classes, H, W); these are written, too."""
+    """The prediction from an image's scores, (classes,) or (classes, H, W); maps are written, too."""
     if not (shares := _shares(scores)).isfinite().all():
         return Prediction(path, (), "the network's scores are not finite numbers")
     try:
@@ -180,15 +180,15 @@ class JsonLines:
 
     def lines(self, prediction: Prediction) -> Iterator[str]:
         """The one of ``prediction``."""
-        told: dict[str, object] = {"path": str(prediction.path)}
+        entries: dict[str, object] = {"path": str(prediction.path)}
         if prediction.error:
-            told["error"] = prediction.error
+            entries["error"] = prediction.error
         else:
-            told["classes"] = self.classes(prediction)
-        yield json.dumps(told)
+            entries["classes"] = self.classes(prediction)
+        yield json.dumps(entries)
 
     def classes(self, prediction: Prediction) -> list[dict[str, object]]:
-        """An entry for each class that was told of it."""
+        """An entry for each class in its ranking."""
         return [self._entry(*entry) for entry in prediction.ranking]
 
     def _entry(self, number: int, share: float) -> dict[str, object]:

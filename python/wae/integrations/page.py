@@ -265,7 +265,7 @@ class _ImageTab:
             gr.Examples(found, file, label="Or take one of these", api_visibility="private")
 
     def _show(self, path: str | None, invert: bool) -> list[Any]:
-        """What each component shows of the file; if it cannot be used, a line with the reason and nothing."""
+        """The value of each component for the file; where it cannot be used, the reason and nothing."""
         nothing = [None] * (len(self._shown) - 1 + len(self._answers))
         if path is None:
             return [_line("Choose an image."), *nothing]

@@ -30,7 +30,7 @@ _EQUAL = 1e-4  # relative, of the scores of a network and of its two parts
 
 @dataclass(frozen=True)
 class Form:
-    """What an accelerated network's name does not say. Raises ValueError where an entry is not usable."""
+    """An accelerated network's form beyond its name. Raises ValueError where an entry is not usable."""
 
     size: int
     """Height and width of its images in pixels; the bodies see half."""

@@ -39,7 +39,7 @@ class _TwoBodies(nn.Module):
         return self.low_classifier(low_features), self.fusion_classifier(fused)
 
     def features_of(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        """What the two bodies make of an image's ``low`` and ``high`` as the encoder gives them."""
+        """The two bodies' features of an image's ``low`` and ``high`` as the encoder gives them."""
         return self.low_body(self.low_norm(low)), self.high_body(self.high_norm(high))
 
 
@@ -132,7 +132,7 @@ class FlatClassifier(nn.Sequential):
         self.features = features
 
     def forward(self, features: Tensor) -> Tensor:
-        """The scores, (N, classes), of features (N, C, h, w) with C * h * w as the constructor was told.
+        """The scores, (N, classes), of features (N, C, h, w) with C * h * w as given to the constructor.
 
         Raises ValueError where they are not: then the image has a size the classifier was not made for.
         """

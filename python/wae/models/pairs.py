@@ -68,7 +68,7 @@ def _named(name: str) -> tuple[nn.Module, WAEClassifier]:
 
 
 def own_network(source: str) -> nn.Module:
-    """What the function of ``module:function`` returns, called without arguments. Raises NetworkError."""
+    """The network that ``module:function`` returns, called without arguments. Raises NetworkError."""
     module, _, function = source.partition(":")
     if os.getcwd() not in sys.path:  # which a console script leaves out
         sys.path.append(os.getcwd())

@@ -77,7 +77,7 @@ class PixelAccuracy(NamedTuple):
 
 
 class Counts(Protocol):
-    """What is counted on batches of scores."""
+    """Counts over batches of scores."""
 
     total: Tensor
     """Float64 numbers, which may be summed over processes."""

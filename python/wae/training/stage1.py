@@ -100,7 +100,7 @@ def train(
         names: of the photos, for the record.
         path: the checkpoint, replaced after every epoch, and at the end by the weights alone.
         resume: go on from ``path``, where that exists. What comes out is what an uninterrupted run gives.
-        observer: is told what happens.
+        observer: its methods are called after each step.
 
     Raises:
         DatasetError: a photo is smaller than a crop, or there is none.

@@ -127,7 +127,7 @@ def train(
         sources: what else decides the outcome, such as the digest of a file of weights, by names that a user
             knows: kept in ``state``, and compared with ``resume``.
         teacher: a classifier for stages with a ``mimic_weight``.
-        observer: is told what happens.
+        observer: its methods are called after each step.
         workers: processes that prepare data, per training process.
         device: where to train.
 
@@ -140,8 +140,8 @@ def train(
         TrainingError: the loss or a gradient is not finite; the weights are those of before that step.
         ValueError: the plan does not fit the model, the data or the number of processes.
     """
-    told = observer or Observer()
-    run = _Run(model, plan, training, test, state, sources or {}, teacher, told, workers, device)
+    observer = observer or Observer()
+    run = _Run(model, plan, training, test, state, sources or {}, teacher, observer, workers, device)
     return run.all_stages(resume)
 
 

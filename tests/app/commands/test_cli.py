@@ -86,7 +86,7 @@ def test_the_shipped_weights_put_a_photo_back_together(tmp_path):
     ids=lambda value: value.partition(".")[0],
 )
 def test_images_of_every_kind_come_back(tmp_path, weights, name, mode):
-    """As well as the linear transform can: on a smooth picture, nearly as they were."""
+    """As well as the linear transform can: on a smooth image, nearly as they were."""
     y, x = np.mgrid[0:40, 0:60]
     ramp = (x + 2 * y).astype(np.uint8)
     if mode == "I;16":

@@ -65,7 +65,7 @@ class Served:
         self.address = self.said.split()[0]
 
     def end(self) -> str:
-        """What it wrote to standard error."""
+        """Stop it; returns what it wrote to standard error."""
         self.process.send_signal(signal.SIGINT)
         try:
             said = self.process.communicate(timeout=60)[1]
@@ -85,7 +85,7 @@ def server() -> Iterator[Served]:
 
 
 def answered(server: Served, path: str | Path) -> str:
-    """What the page's own script is sent when it asks for the parts of the file ``path``."""
+    """The answer to the page's own script when it asks for the parts of the file ``path``."""
     name = Path(path).stem
     config = json.loads(fetched(f"{server.address}config")[0])
     show = next(found["id"] for found in config["dependencies"] if found["api_name"] == "_show")

@@ -43,8 +43,8 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-def told(photos: Path) -> list[dict[str, object]]:
-    """What ``wae predict`` tells without a cluster, by path."""
+def without_cluster(photos: Path) -> list[dict[str, object]]:
+    """The output of ``wae predict``, by path."""
     described = describe(CLOTHES)
     network = predict.runner(load_classifier(CLOTHES), described.input)
     form = predict.JsonLines(described.labels)
@@ -75,7 +75,7 @@ def test_a_batch_of_columns_goes_in_and_comes_out(photos: Path, read: bool) -> N
         {"path": path, **({"error": error} if error else {"classes": classes})}
         for path, classes, error in zip(made["path"], made["classes"], made["error"], strict=True)
     ]
-    expected = told(photos)
+    expected = without_cluster(photos)
     assert [row["path"].replace(r"\xe9", "?") for row in rows] == [
         str(entry["path"]).replace("\udce9", "?") for entry in expected
     ]

@@ -50,7 +50,7 @@ def test_a_portable_network_computes_the_same_without_our_ops() -> None:
     network = nn.ModuleDict({"encoder": wae_nn.Encoder(), "end": wae_nn.ScoreDecoder(3, 3)})
     encoder, end = network["encoder"], network["end"]
     image = image_of(1, 13, 18)
-    # What is called in place of the op must not be lost, nor what is called around it.
+    # Calls in place of the op must not be lost, nor those around it.
     for changed in (), (end,), (encoder.conv2, end.conv1):
         for part in changed:
             part.register_forward_hook(lambda part, args, output: 2 * output)

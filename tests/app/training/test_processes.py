@@ -107,7 +107,7 @@ class Node:
         self.process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
     def ended(self) -> str:
-        """What it printed."""
+        """Wait for it; returns what it printed."""
         said, _ = self.process.communicate(timeout=300)
         assert self.process.returncode == 0
         return said

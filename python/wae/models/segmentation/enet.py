@@ -17,7 +17,7 @@ _DROPOUT = (0.01, 0.1)  # of whole channels: in the first stage, and after it
 
 
 def _after(channels: int) -> nn.Sequential:
-    """What follows every convolution inside a bottleneck."""
+    """The layers after every convolution inside a bottleneck."""
     return nn.Sequential(nn.BatchNorm2d(channels), nn.PReLU(channels))
 
 

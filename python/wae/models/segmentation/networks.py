@@ -23,7 +23,7 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
 """Those that are not torchvision's: each makes a network with random weights for a number of classes."""
 
 CLASSES, SIDE = 21, 520
-"""What torchvision's were published for: Pascal VOC's classes, and the shorter side of its images."""
+"""Pascal VOC's classes, and the shorter side of its images: torchvision's were published for these."""
 
 
 def builder(name: str) -> Callable[[int], nn.Module] | None:

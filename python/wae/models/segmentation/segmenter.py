@@ -120,7 +120,7 @@ class _TwoResolutions(nn.Module):
     fusion: nn.Module
 
     def halves(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        """What the fusion takes: scores, (N, classes, h, w), and features, (N, D, h, w)."""
+        """The inputs of the fusion: scores, (N, classes, h, w), and features, (N, D, h, w)."""
         return pixel_scores(self.low_network, self.low_norm(low)), self.high_body(self.high_norm(high))
 
     def scores(self, low: Tensor, high: Tensor, output_size: Sequence[int]) -> Tensor:
