@@ -100,11 +100,13 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 def _is_as_made(module: nn.Module, kind: type[nn.Module], layers: _Layers) -> bool:
     """Whether ``module`` computes what its tensors say: as ``kind``, without hooks, by unchanged layers."""
     variables = vars(module)
+    first = next(module.parameters(), None)  # a replica of DataParallel has none
     return (
-        type(module).forward is kind.forward
+        first is not None
+        and type(module).forward is kind.forward
         and "forward" not in variables
         and not any(variables[hooks] for hooks in _HOOKS)
-        and _fusible(module, layers, next(module.parameters())) is not None
+        and _fusible(module, layers, first) is not None
     )
 
 

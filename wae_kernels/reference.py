@@ -321,7 +321,7 @@ def decode_backward(
         elements.
     """
     check_decode_backward(grad_image, low, high, parameters)
-    return _decoded_backward(grad_image, low, high, parameters, need_input, need_parameters)
+    return _decoded_backward(grad_image, low, high, parameters, format_of(low), need_input, need_parameters)
 
 
 @one_by_one
@@ -335,16 +335,30 @@ def decode_scores_backward(
 ) -> tuple[Tensor, ...]:
     """Gradients of :func:`decode_scores`, as :func:`decode_backward` gives those of :func:`decode`.
 
+    Those in 16 bits are computed in float32 on a processor, as the compiled kernel computes the scores: an
+    activation that is rounded before ReLU may be on the other side of its kink.
+
     Returns:
         10 tensors: of ``low`` and ``high``, of the eight parameters in order. Those not needed have no
         elements.
     """
     check_decode_scores_backward(grad_scores, low, high, parameters)
-    return _decoded_backward(grad_scores, low, high, parameters, need_input, need_parameters)
+    dtype, layout = grad_scores.dtype, format_of(low)
+    if grad_scores.is_cpu and dtype in (torch.float16, torch.bfloat16):
+        grad_scores, low, high = grad_scores.float(), low.float(), high.float()
+        parameters = ScoreDecoderParameters(*(p.float() for p in parameters))
+    gradients = _decoded_backward(grad_scores, low, high, parameters, layout, need_input, need_parameters)
+    return tuple(g.to(dtype) for g in gradients)
 
 
 def _decoded_backward(
-    grad: Tensor, low: Tensor, high: Tensor, p: _AnyDecoder, need_input: bool, need_parameters: bool
+    grad: Tensor,
+    low: Tensor,
+    high: Tensor,
+    p: _AnyDecoder,
+    layout: torch.memory_format,
+    need_input: bool,
+    need_parameters: bool,
 ) -> tuple[Tensor, ...]:
     output_size = grad.shape[2:]
     start = _upsample(low, high, p, output_size)
@@ -368,7 +382,7 @@ def _decoded_backward(
         for x, weight in ((low, p.low_weight), (high, p.high_weight))
     ]
     like = p.conv1_weight
-    d_inputs = [_owned(d[0], like, format_of(low)) for d in branches]
+    d_inputs = [_owned(d[0], like, layout) for d in branches]
     d_parameters = (*branches[0][1:], *branches[1][1:], *d_layers, *d_last)
     return (*d_inputs, *(_owned(g, like) for g in d_parameters))
 

@@ -29,6 +29,7 @@ from .checks import (
     packed_shape,
 )
 from .parameters import (
+    KERNEL_CHANNELS,
     KERNEL_WIDTH,
     DecoderParameters,
     EncoderParameters,
@@ -188,7 +189,8 @@ def _register_autocast(name: str, device_type: str, dtype: torch.dtype | None = 
 
     def kernel(keyset: Any, *args: Any) -> Any:
         wanted = dtype or torch.get_autocast_dtype(device_type)
-        inside = torch.float32 if weight is not None and _computes_in_float32(args[weight]) else wanted
+        in_float32 = weight is not None and _computes_in_float32(args[weight], args[:2])
+        inside = torch.float32 if in_float32 else wanted
         with torch._C._ExcludeDispatchKeyGuard(within):
             inputs = [_cast(a, inside) if cast else a for a, cast in zip(args, casts, strict=False)]
             outputs = op(*inputs)
@@ -206,8 +208,10 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
     return value.to(dtype) if value.is_floating_point() else value
 
 
-def _computes_in_float32(weight: Tensor) -> bool:
+def _computes_in_float32(weight: Tensor, inputs: Sequence[Tensor]) -> bool:
     """Whether a compiled kernel for processors runs with parameters as this one, in float32.
+
+    ``decode_scores``'s takes so many channels of its first two ``inputs`` at most; other ops have three.
 
     It computes in float32 whatever it is given. To cast ten parameters would take most of a small call's
     time, and casts that are kept would miss writes through ``.data``, as those of torch's own cache do.
@@ -216,6 +220,7 @@ def _computes_in_float32(weight: Tensor) -> bool:
         weight.dtype == torch.float32
         and weight.is_cpu
         and weight.shape[:1] == (KERNEL_WIDTH,)
+        and all(x.shape[1:2] <= (KERNEL_CHANNELS,) for x in inputs)
         and backends.compiled_for_processor()
     )
 

@@ -9,7 +9,19 @@ from typing import Any
 
 import pytest
 import torch
-from cases import DTYPES, LAYOUTS, Cell, is_laid_out_like, scattered, seed_of, size_name
+from cases import (
+    CLASSES,
+    DTYPES,
+    FEATURES,
+    LAYOUTS,
+    Cell,
+    image_of,
+    is_laid_out_like,
+    scattered,
+    score_decoder,
+    seed_of,
+    size_name,
+)
 from compare import assert_close, tolerance
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +29,7 @@ from problems import Problem, make
 from torch import Tensor
 
 from wae_kernels import backends
+from wae_kernels.checks import SCORE_DECODER_SHAPES
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -302,3 +315,13 @@ def test_a_second_derivative_is_refused(cell: Cell, op: str) -> None:
     (gradient,) = torch.autograd.grad(outputs, leaf, problem.incoming, create_graph=True)
     with pytest.raises(RuntimeError, match=rf"wae::{op}_backward has no derivative.*second derivatives"):
         gradient.sum().backward()
+
+
+@pytest.mark.parametrize("layout", ["nchw", "sliced_channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_gradients_of_scores_in_16_bits_are_those_of_the_scores(dtype: torch.dtype, layout: str) -> None:
+    """Activations near ReLU's kink included, for both passes compute in float32 between their roundings."""
+    cell = Cell("auto")
+    halves = [LAYOUTS[layout](image_of(2, 31, 24, dtype, channels=n)) for n in (CLASSES, FEATURES)]
+    named = dict(zip(("low", "high", *SCORE_DECODER_SHAPES), (*halves, *score_decoder(dtype)), strict=True))
+    check(cell, Problem("decode_scores", named, [(62, 48)], [image_of(2, 62, 48, dtype, channels=CLASSES)]))

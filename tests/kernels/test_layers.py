@@ -266,16 +266,25 @@ def test_layers_that_change_between_calls_are_seen(changed: str) -> None:
     assert calls == [changed, "another dictionary"]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
-def test_a_replica_of_data_parallel_computes_the_same(dtype: torch.dtype) -> None:
+def replica_of(module: nn.Module) -> nn.Module:
     """Made by hand, as torch makes one on each GPU: its layers have plain tensors, not parameters."""
-    encoder = Encoder()
-    replica = encoder._replicate_for_data_parallel()
-    for name, layer in encoder.named_children():
+    replica = module._replicate_for_data_parallel()
+    for name, layer in module.named_children():
         copy = layer._replicate_for_data_parallel()
         for key, tensor in layer.named_parameters():
             setattr(copy, key, tensor.detach().clone())
         setattr(replica, name, copy)
-    image = torch.randint(256, (1, 3, 8, 9)).to(dtype)
-    for out, expected in zip(replica(image), encoder(image), strict=True):
+    return replica
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
+def test_a_replica_of_data_parallel_computes_the_same(dtype: torch.dtype) -> None:
+    encoder, image = Encoder(), torch.randint(256, (1, 3, 8, 9)).to(dtype)
+    for out, expected in zip(replica_of(encoder)(image), encoder(image), strict=True):
         assert_close(out, expected, WINOGRAD)
+
+
+def test_a_replica_of_data_parallel_is_not_fused() -> None:
+    """Its layers are called. Asking raised StopIteration."""
+    for module in (Encoder(), ScoreDecoder(5, 7)):
+        assert not replica_of(module).is_fused

@@ -35,6 +35,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from wae_kernels import backends, flops, reference  # noqa: F401  (flops: importing it has the ops counted)
 from wae_kernels import nn as wae_nn
+from wae_kernels.parameters import KERNEL_CHANNELS
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -349,6 +350,18 @@ def test_autocast_on_the_processor_casts_only_results(cell: Cell, grad: bool) ->
     if grad:
         back.float().square().sum().backward()
         assert all(p.grad.dtype == torch.float32 and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+def test_autocast_casts_where_no_kernel_takes_the_channels(cell: Cell) -> None:
+    """Then PyTorch's convolutions run, in autocast's dtype as everywhere inside it."""
+    most = KERNEL_CHANNELS
+    for classes, features in ((most + 1, 2), (2, most + 1)):
+        decoder = wae_nn.ScoreDecoder(classes, features).to(cell.device)
+        low, high = (image_of(1, 4, 4, device=cell.device, channels=n) for n in (classes, features))
+        with torch.no_grad(), torch.autocast(cell.device, torch.bfloat16), Casts() as casts:
+            scores = decoder(low, high, (8, 8))
+        assert scores.dtype == torch.bfloat16
+        assert tuple(decoder.conv1.weight.shape) in casts.shapes
 
 
 def test_autocast_sees_new_weights_and_ends_with_its_block(cell: Cell) -> None:
