@@ -9,9 +9,9 @@ import io
 import os
 import re
 import secrets
+import shutil
 import stat
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -33,7 +33,9 @@ def written(path: Path, force: bool = False) -> Iterator[IO[bytes]]:
     """
     refuse_existing(path, force)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(path)
+    for stale in _stale(path, os.O_RDWR):
+        with contextlib.suppress(OSError):
+            stale.unlink()
     temporary, raw = _part(path)
     try:
         with io.BufferedWriter(raw) as file:
@@ -43,7 +45,7 @@ def written(path: Path, force: bool = False) -> Iterator[IO[bytes]]:
                 os.fsync(file.fileno())
             refuse_existing(path, force)
             os.replace(temporary, path)
-        _sync_folder(path.parent)
+        _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -66,11 +68,20 @@ def refuse_existing(path: Path, force: bool = False) -> None:
         raise FileExistsError(f"{path} exists; --force replaces it")
 
 
+def refuse_within(folder: Path, files: Mapping[str, Path]) -> None:
+    """Raise FileExistsError where one of ``files``, by the options that name them, is in ``folder``."""
+    for option, path in files.items():
+        if folder.resolve() in path.resolve().parents:
+            raise FileExistsError(f"{option} {path} is in {folder}, whose files are replaced")
+
+
 @contextmanager
 def written_folder(folder: Path, force: bool, mark: str) -> Iterator[Path]:
     """``with written_folder(folder, ...) as new: ...`` makes ``folder`` whole or not at all.
 
-    The files go into ``new`` first, a folder beside ``folder``, which takes its place at the end.
+    The files go into ``new`` first, within a folder beside ``folder`` (``.NAME.xxxxxxxx.part``), and it takes
+    its place when they are on the disk. What killed processes left beside ``folder`` is removed; a folder
+    that one of them was replacing is put back first.
 
     Args:
         folder: to make; its parents are made too.
@@ -79,13 +90,19 @@ def written_folder(folder: Path, force: bool, mark: str) -> Iterator[Path]:
 
     Raises FileExistsError: something is at ``folder`` that may not be replaced.
     """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for stale in _stale(folder, os.O_RDONLY | os.O_DIRECTORY):
+        if Path(stale, "old").exists() and not os.path.lexists(folder):
+            with contextlib.suppress(OSError):
+                Path(stale, "old").rename(folder)
+        shutil.rmtree(stale, ignore_errors=True)
     if os.path.lexists(folder) and not (force and next(folder.glob(mark), None)):
         raise FileExistsError(f"{folder} is there already" + (f": it has no {mark}" if force else ""))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
-        new, old = Path(beside, "new"), Path(beside, "old")
+    with _part_folder(folder) as beside:
+        new, old = beside / "new", beside / "old"
         new.mkdir()
         yield new
+        _sync_all(new)
         try:
             if folder.exists():
                 folder.rename(old)
@@ -94,6 +111,7 @@ def written_folder(folder: Path, force: bool, mark: str) -> Iterator[Path]:
             if old.exists() and not folder.exists():
                 old.rename(folder)
             raise
+        _sync(folder.parent)
 
 
 def sha256(path: Path) -> str:
@@ -127,39 +145,75 @@ def _named(path: Path) -> Iterator[None]:
         raise
 
 
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name[:_NAME]}.{secrets.token_hex(4)}.part")
+
+
+def _lock(descriptor: int, path: Path) -> bool:
+    """Lock a new temporary file or folder as long as it is open, so that it is known not to be stale.
+
+    False where another process took it for stale before.
+    """
+    with contextlib.suppress(OSError):  # a file system without locks: then nothing is taken for stale
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return path.exists()
+
+
 def _part(path: Path) -> tuple[Path, _Raw]:
-    """A new temporary file for ``path``, locked as long as it is open: so it is known not to be stale."""
+    """A new temporary file for ``path``, locked."""
     while True:
-        temporary = path.with_name(f".{path.name[:_NAME]}.{secrets.token_hex(4)}.part")
+        temporary = _temporary(path)
         with _named(path):
             raw = _Raw(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), path)
-        with contextlib.suppress(OSError):  # a file system without locks: then nothing is taken for stale
-            fcntl.flock(raw, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if temporary.exists():  # else another process took it for stale before it was locked
+        if _lock(raw.fileno(), temporary):
             return temporary, raw
         raw.close()
 
 
-def _remove_stale(path: Path) -> None:
-    """Remove the temporary files for ``path`` that no process has open."""
+@contextmanager
+def _part_folder(path: Path) -> Iterator[Path]:
+    """A new temporary folder for ``path``, locked; it is removed at the end."""
+    while True:
+        temporary = _temporary(path)
+        with _named(path):
+            temporary.mkdir()
+        descriptor = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
+        if _lock(descriptor, temporary):
+            break
+        os.close(descriptor)
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _stale(path: Path, flags: int) -> Iterator[Path]:
+    """The temporary files or folders (which ``flags`` opens) for ``path`` that no process has open."""
     pattern = re.compile(rf"\.{re.escape(path.name[:_NAME])}\.[0-9a-f]{{8}}\.part")
     for name in os.listdir(path.parent):
         if pattern.fullmatch(name):
             stale = path.with_name(name)
             with contextlib.suppress(OSError):  # it is gone, not ours, or locked: somebody writes it
-                descriptor = os.open(stale, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+                descriptor = os.open(stale, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    stale.unlink()
+                    yield stale
                 finally:
                     os.close(descriptor)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Have the new name on the disk, too."""
+def _sync(path: Path) -> None:
+    """Have a file's content, or the new names in a folder, on the disk."""
     with contextlib.suppress(OSError):  # not every file system can
-        descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _sync_all(folder: Path) -> None:
+    """As :func:`_sync`, of a folder and all in it."""
+    for path in (folder, *folder.rglob("*")):
+        _sync(path)

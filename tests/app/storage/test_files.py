@@ -120,6 +120,58 @@ def test_what_a_killed_process_leaves_goes_at_the_next_writing(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"file", *others}
 
 
+KILLED_FOLDER = """
+import os, signal, sys
+from pathlib import Path
+from wae.storage.files import written_folder
+step = sys.argv[2]
+rename = Path.rename
+def renamed(self, target):
+    if step == "between" and self.name == "new":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rename(self, target)
+Path.rename = renamed
+with written_folder(Path(sys.argv[1]), True, "mark") as new:
+    (new / "mark").write_text("new")
+    if step == "within":
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("step", ["within", "between"])
+def test_a_killed_process_loses_no_folder_and_leaves_nothing_for_long(tmp_path, step):
+    """Between the two renamings there is no folder of that name; the next writing finds the old one."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "mark").write_text("old")
+    killed = subprocess.run([sys.executable, "-c", KILLED_FOLDER, str(folder), step], check=False)
+    assert killed.returncode == -9
+    assert folder.exists() == (step == "within")
+    with pytest.raises(FileExistsError), files.written_folder(folder, False, "mark"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    assert (folder / "mark").read_text() == "old"
+
+
+@pytest.mark.parametrize("name", ["n" * 255, "ü" * 127])
+def test_folders_may_have_the_longest_names_too(tmp_path, name):
+    for content in ("old", "new"):
+        with files.written_folder(tmp_path / name, True, "mark") as new:
+            (new / "mark").write_text(content)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name / "mark").read_text() == "new"
+
+
+def test_two_writers_of_one_folder_do_not_take_each_other_s_for_stale(tmp_path):
+    folder = tmp_path / "folder"
+    with files.written_folder(folder, True, "mark") as first:
+        (first / "mark").write_text("first")
+        with files.written_folder(folder, True, "mark") as second:
+            (second / "mark").write_text("second")
+    assert (folder / "mark").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
 def test_two_writers_of_one_file_do_not_take_each_other_s_for_stale(tmp_path):
     path = tmp_path / "file"
     with files.written(path, force=True) as first:
@@ -142,6 +194,15 @@ def test_file_and_folder_are_on_the_disk_before_and_after_the_renaming(tmp_path,
     with files.written(tmp_path / "f") as file:
         file.write(b"four")
     assert done == [("file", 4), ("folder", True)]
+
+
+def test_what_is_in_a_folder_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    folder, done = tmp_path / "folder", []
+    monkeypatch.setattr(os, "fsync", lambda d: done.append((os.fstat(d).st_ino, folder.exists())))
+    with files.written_folder(folder, False, "mark") as new:
+        (new / "mark").write_text("content")
+    assert {((folder / "mark").stat().st_ino, False), (folder.stat().st_ino, False)} <= set(done)
+    assert done[-1] == (tmp_path.stat().st_ino, True)
 
 
 def test_a_file_has_the_permissions_of_any_other(tmp_path):
