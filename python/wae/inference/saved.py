@@ -23,7 +23,7 @@ from .engines import ENGINES, EngineError
 from .front import End, Front
 from .precision import DTYPES
 from .quantization import ByteInput
-from .saving import ABOUT, ENCODER, ENCODERS, END, FORMAT, SavedError, made_by
+from .saving import ABOUT, ENCODER, ENCODERS, END, FORMATS, SavedError, made_by
 
 _log = logging.getLogger(__name__)
 
@@ -72,15 +72,16 @@ def _about(folder: Path) -> dict[str, Any]:
     try:
         about: dict[str, Any] = json.loads((folder / ABOUT).read_text())
         known = about["format"]
-        fits = known != FORMAT or _fits(about)
+        fits = known not in FORMATS or _fits(about)
     except OSError as error:
         raise SavedError(f"{folder} is no deployed network: {error.strerror or error}") from None
     except (ValueError, LookupError, TypeError, AttributeError):
-        fits, known = False, FORMAT
+        fits, known = False, FORMATS[0]
     if not fits:
         raise SavedError(f"{folder / ABOUT} is damaged: save the network again")
-    if known != FORMAT:
-        raise SavedError(f"{folder / ABOUT} has format {known}, this version reads {FORMAT}")
+    if known not in FORMATS:
+        reads = " and ".join(map(str, FORMATS))
+        raise SavedError(f"{folder / ABOUT} has format {known}, this version reads {reads}")
     return about
 
 

@@ -36,7 +36,8 @@ from .front import End, Front
 from .precision import name_of
 
 ABOUT, ENCODER, END = "deployed.json", "encoder.safetensors", "end.safetensors"
-FORMAT = 1
+FORMATS = (1, 2)
+"""That are read. Those with an end have the second: who knows the first alone would leave the end out."""
 ENCODERS: Mapping[str, type[nn.Module]] = {
     kind.__name__: kind for kind in (Encoder, Haar, Int8Encoder, ByteEncoder)
 }
@@ -75,7 +76,7 @@ def save(
         if end is not None:
             _write(end.decoder.state_dict(), new / END)
         about = {
-            "format": FORMAT,
+            "format": FORMATS[end is not None],
             **about,
             "encoder": type(front.encoder).__name__ if front.encoder is not None else None,
             "scales": hasattr(front, "image_scale"),

@@ -78,6 +78,8 @@ def test_the_full_resolution_end_is_our_op(
     needs(engine)
     deployed = deploy(model, SIZE, engine=engine)
     deployed.save(tmp_path / "net")
+    about = json.loads((tmp_path / "net" / ABOUT).read_text())
+    assert about["format"] == 2  # without the end its scores would be others, so older versions are to refuse
     loaded = wae.load_deployed(tmp_path / "net")
     given, calls = photos(2, SIZE), []
     expected = model(given)
@@ -114,6 +116,7 @@ def test_a_folder_from_before_the_end_was_our_op_is_read(tmp_path: Path) -> None
     deploy(many, SIZE, engine="onnxruntime").save(tmp_path / "net")
     about = json.loads((tmp_path / "net" / ABOUT).read_text())
     assert about.pop("end") is False
+    assert about["format"] == 1
     (tmp_path / "net" / ABOUT).write_text(json.dumps(about))
     given = photos(1, SIZE)
     assert_close(wae.load_deployed(tmp_path / "net")(given), many(given))
