@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar, cast
@@ -53,6 +54,7 @@ class Front:
             self.image_scale, self.image_shift = image_scale, image_shift
         own = on_own_thread and self.device.type == "cpu"
         self._thread = ThreadPoolExecutor(1, "wae-front") if own else None
+        self._process: int | None = None  # that has the thread
 
     @property
     def device(self) -> torch.device:
@@ -64,9 +66,18 @@ class Front:
         return self.beside_engine(self._inputs, images)
 
     def beside_engine(self, function: Callable[[Tensor], _Result], tensor: Tensor) -> _Result:
-        """``function(tensor)``, on the thread of its own where there is one."""
+        """``function(tensor)``, on the thread of its own where there is one.
+
+        Raises RuntimeError in a process that was forked after the first call: it has no such thread.
+        """
         if self._thread is None:
             return function(tensor)
+        if self._process not in (None, os.getpid()):
+            raise RuntimeError(
+                "this network was called before the process was forked, and threads do not survive that: "
+                "fork first, or start processes by spawn"
+            )
+        self._process = os.getpid()
         return self._thread.submit(_and_end_helpers, function, tensor).result()
 
     def _inputs(self, images: Tensor) -> Sequence[Tensor]:

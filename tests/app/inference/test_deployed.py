@@ -372,6 +372,25 @@ assert os.sched_getaffinity(0) == cores
     assert done.returncode == 0, done.stderr
 
 
+FORKED = """
+import os, torch
+from wae.inference.front import Front
+front = Front(None, torch.ones(1), None, None, torch.float32, torch.contiguous_format, on_own_thread=True)
+image = torch.zeros(1, 3, 4, 4)
+front(image)
+if child := os.fork():
+    os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+try:
+    front(image)
+except RuntimeError as error:
+    os._exit(7 * ("before the process was forked" in str(error)))
+"""
+
+
+def test_a_call_in_a_forked_process_does_not_wait_for_ever():
+    assert subprocess.run([sys.executable, "-c", FORKED], check=False, timeout=100).returncode == 7
+
+
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's list of threads")
 @pytest.mark.parametrize("network", ["wae", "other"])
 def test_the_front_s_own_threads_do_not_wait_beside_an_engine(network, model, stock):
