@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from enum import IntEnum
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -64,6 +65,18 @@ def random_seed(purpose: Draw, seed: int, *rest: int) -> int:
 def permuted(labels: Sequence[str], numbers: Sequence[int]) -> tuple[str, ...]:
     """``labels`` reordered: the one at ``i`` goes to ``numbers[i]``."""
     return tuple(label for _, label in sorted(zip(numbers, labels, strict=True)))
+
+
+def read_class_names(path: Path) -> tuple[str, ...]:
+    """The names of the classes by their numbers: the file's lines, empty ones at its end left out.
+
+    Raises DatasetError where it cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path}: cannot be read ({error})") from None
+    return tuple(line.strip() for line in text.rstrip().split("\n"))
 
 
 class InMemory:

@@ -24,7 +24,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as transforms
 
-from .dataset import NOT_COUNTED, DatasetError, Draw, permuted
+from .dataset import NOT_COUNTED, DatasetError, Draw, permuted, read_class_names
 from .folder import ImageFiles, OnCorrupt, seeded
 from .images import MAX_PIXELS, ImageError, read_image, read_numbers
 from .input import MAX_SIZE, Input, prepare, whole
@@ -241,10 +241,7 @@ def holds_segmentation(folder: Path) -> bool:
 def read_classes(folder: Path) -> tuple[str, ...]:
     """The names of the classes by their numbers, as ``classes.txt`` has them. Raises DatasetError."""
     path = folder / CLASSES
-    try:
-        names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines())
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path}: cannot be read ({error})") from None
+    names = read_class_names(path)
     counted = [name for name in names if not _is_bracketed(name)]
     if "" in names or len(set(names)) < len(names) or len(counted) < 2 or len(names) > _NUMBERS:
         raise DatasetError(

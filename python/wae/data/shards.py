@@ -31,10 +31,11 @@ from torch import Tensor
 
 from wae.storage.files import written
 
-from .dataset import DatasetError, Draw, permuted
+from .dataset import DatasetError, Draw, permuted, read_class_names
 from .folder import ImageFiles, OnCorrupt, seeded, transform
 from .images import LONGEST, MAX_PIXELS, ImageError, decode_image, is_image
 from .input import Input
+from .walk import is_hidden
 
 CLASSES = "classes.txt"
 
@@ -125,7 +126,15 @@ class Shards(ImageFiles):
 
 def is_sharded(source: str | Path) -> bool:
     """Whether a data set's name is a pattern of shards, which ends with ``.tar``, or a folder of them."""
-    return Path(source).suffix == ".tar" or any(Path(source).glob("train/*.tar"))
+    return Path(source).suffix == ".tar" or bool(_in_folder(Path(source, "train")))
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    """The shards in it; none where it has folders: these are classes, and files beside them are loose."""
+    if not folder.is_dir():
+        return []
+    visible = [path for path in sorted(folder.iterdir()) if not is_hidden(path.name)]
+    return [] if any(map(Path.is_dir, visible)) else [path for path in visible if path.suffix == ".tar"]
 
 
 def shards(
@@ -167,10 +176,8 @@ def _expanded(pattern: str) -> list[Path]:
     except ModuleNotFoundError:
         raise DatasetError(f'{pattern}: shards need pip install "wae-kernels[webdataset]"') from None
     try:
-        names = (
-            braceexpand(pattern) if pattern.endswith(".tar") else sorted(Path(pattern).glob("train/*.tar"))
-        )
-        paths = [Path(name) for name in names]
+        named = pattern.endswith(".tar")
+        paths = [Path(name) for name in braceexpand(pattern)] if named else _in_folder(Path(pattern, "train"))
     except ValueError as error:  # its UnbalancedBracesError
         raise DatasetError(f"{pattern}: {error}") from None
     if len(set(paths)) < len(paths):
@@ -203,19 +210,18 @@ def _held_out(pattern: str, first: Path) -> tuple[Path, list[str]]:
 
 def _first_there(folder: Path, patterns: Sequence[str]) -> list[Path]:
     for pattern in patterns:
-        if found := sorted(folder.glob(pattern)):
+        if found := [path for path in sorted(folder.glob(pattern)) if not is_hidden(path.name)]:
             return found
     raise DatasetError(f"{folder}: there are no shards {patterns[0]} to test on")
 
 
-def _labels(path: Path, highest: int) -> list[str]:
+def _labels(path: Path, highest: int) -> tuple[str, ...]:
     """The names of the classes, of which ``highest`` is the last number in use."""
-    try:
-        labels = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise DatasetError(f"{path}: is missing; it needs the names of the classes, one a line") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path}: cannot be read ({error})") from None
+    if not path.exists():
+        raise DatasetError(f"{path}: is missing; it needs the names of the classes, one a line")
+    labels = read_class_names(path)
+    if "" in labels:
+        raise DatasetError(f"{path}: line {labels.index('') + 1} is empty; need a name of a class in each")
     if len(labels) <= max(highest, 1):
         raise DatasetError(f"{path}: names {len(labels)} classes, and an image is of class number {highest}")
     return labels

@@ -236,6 +236,51 @@ def test_the_folder_may_say_which_part_it_is(photos, pattern, name, twice):
         assert found == known
 
 
+def in_folders(photos):
+    """The shards moved to a folder for each part."""
+    folder = photos / "shards"
+    for path in sorted(folder.glob("*.tar")):
+        (folder / path.name.partition("-")[0]).mkdir(exist_ok=True)
+        path.rename(folder / path.name.partition("-")[0] / path.name)
+    return folder
+
+
+def test_hidden_files_are_no_shards(photos, pattern):
+    """Systems put them beside others: ._train-000.tar."""
+    folder = in_folders(photos)
+    for path in [*folder.glob("*/*.tar")]:
+        path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7")
+    assert [len(open_dataset(folder, train, False, 0, 16)) for train in (True, False)] == [8, 4]
+
+
+def test_archives_beside_the_folders_of_classes_are_no_shards(photos):
+    """As ImageNet's, where they were unpacked."""
+    (photos / "train" / "cat.tar").write_bytes(b"an archive of the cats")
+    data = open_dataset(photos, True, False, 0, 16)
+    assert data.labels == CLASSES
+    assert str(data.left_out) == "left out: 1 beside the classes' folders"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("\ufeffcat\r\ndog\r\n\r\n", None),
+        ("cat\x85 \u2028s\ndog", None),
+        ("cat\n\ndog\n", "classes.txt: line 2 is empty"),
+        ("cat\n", "names 1 classes, and an image is of class number 1"),
+        (b"cat\n\xff\n", "classes.txt: cannot be read"),
+    ],
+)
+def test_the_names_of_the_classes(photos, pattern, text, said):
+    content = text if isinstance(text, bytes) else text.encode()
+    (photos / "shards" / "classes.txt").write_bytes(content)
+    if said:
+        with pytest.raises(DatasetError, match=said):
+            shards(pattern)
+    else:
+        assert shards(pattern).labels in (CLASSES, ("cat\x85 \u2028s", "dog"))
+
+
 def test_shards_to_test_on_are_missing(photos, pattern):
     for path in (photos / "shards").glob("val*"):
         path.unlink()
