@@ -15,7 +15,7 @@ from wae.data.input import prepare
 from wae.inference.predict import Network, runner
 from wae.inference.timing import interleaved
 from wae.models.registry import build, builder
-from wae.storage.checkpoint import Description, describe, load_classifier
+from wae.storage.checkpoint import Description, describe_classifier, load_classifier
 
 TOP = 5
 """Classes of an answer, at most."""
@@ -53,7 +53,7 @@ def sides(weights: Path, stock: Path | None = None, engine: str = "eager") -> li
         engine: of :func:`wae.deploy`, for both.
 
     Raises:
-        CheckpointError: a file is missing, damaged, or no checkpoint of a classifier.
+        CheckpointError: a file is missing, damaged, or no checkpoint of a classifier; or it scores pixels.
         ValueError: there is no such engine.
         EngineError, DisagreementError: see :func:`wae.deploy`.
     """
@@ -71,7 +71,7 @@ def sides(weights: Path, stock: Path | None = None, engine: str = "eager") -> li
 
 
 def _side(path: Path, engine: str) -> Side:
-    described = describe(path)
+    described = describe_classifier(path)
     return Side(described, runner(load_classifier(path), described.input, engine, 1), trained=True)
 
 

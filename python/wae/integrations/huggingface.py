@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from wae.data.input import Input, Transforms
 from wae.storage import weights_file
-from wae.storage.checkpoint import Description, describe, load_classifier, save_classifier
+from wae.storage.checkpoint import Description, describe_classifier, load_classifier, save_classifier
 
 _DESCRIBED = ("architecture", "input", "labels")  # of a checkpoint's recipe: what Description holds
 
@@ -90,13 +90,13 @@ class HubClassifier(
     def from_checkpoint(cls, path: Path | str) -> HubClassifier:
         """That in the file that ``wae train`` or ``wae accelerate`` wrote; in evaluation mode.
 
-        Raises CheckpointError as :func:`wae.storage.checkpoint.load_classifier`.
+        Raises CheckpointError as :func:`wae.storage.checkpoint.load_classifier`, and where it scores pixels.
         """
         path = Path(path)
-        model = load_classifier(path)
+        described, model = describe_classifier(path), load_classifier(path)
         recipe = weights_file.read_recipe(path)
         made = {name: value for name, value in recipe.items() if name not in _DESCRIBED}
-        return cls(model, describe(path), made).eval()
+        return cls(model, described, made).eval()
 
     def forward(self, image: Tensor) -> Tensor:
         """The scores, (N, classes), of ``image``: (N, 3, H, W), uint8 or floating point, 0..255."""

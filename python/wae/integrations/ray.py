@@ -34,7 +34,7 @@ from wae.data.images import MAX_PIXELS
 from wae.data.walk import Found
 from wae.errors import WaeError
 from wae.inference import predict as prediction
-from wae.storage.checkpoint import Description, describe, load_classifier
+from wae.storage.checkpoint import describe_classifier, load_classifier
 from wae.storage.files import written_folder
 
 CPUS = 1
@@ -63,8 +63,8 @@ class Predictor:
         options: of :func:`wae.deploy`.
 
     Raises:
-        CheckpointError: as :func:`wae.storage.checkpoint.load_classifier`.
-        ValueError: the network scores pixels, or as :func:`wae.inference.predict.runner`.
+        CheckpointError: as :func:`wae.storage.checkpoint.load_classifier`; also where it scores pixels.
+        ValueError: as :func:`wae.inference.predict.runner`.
         EngineError, DisagreementError: as there.
     """
 
@@ -78,7 +78,7 @@ class Predictor:
         max_pixels: int = MAX_PIXELS,
         **options: Any,
     ) -> None:
-        described = _described(Path(weights))
+        described = describe_classifier(Path(weights))
         model = load_classifier(Path(weights))
         self._predict = partial(
             prediction.predict,
@@ -113,13 +113,6 @@ class Predictor:
             "classes": _column(None if made.error else self._form.classes(made) for made in predictions),
             "error": _column(made.error or None for made in predictions),
         }
-
-
-def _described(weights: Path) -> Description:
-    described = describe(weights)
-    if described.of_pixels:
-        raise ValueError(f"{weights}: {described.network} scores pixels; a classifier is needed")
-    return described
 
 
 class Failed(NamedTuple):
@@ -158,12 +151,11 @@ def predict(
     Raises:
         ClusterError: there is no such cluster, it could not do the work, or a row is missing or there twice.
         FileExistsError: something is at ``folder`` that may not be replaced.
-        CheckpointError: as :func:`wae.storage.checkpoint.describe`.
-        ValueError: the network scores pixels.
+        CheckpointError: as :func:`wae.storage.checkpoint.describe_classifier`.
     """
     if force and folder.is_dir() and any(path.suffix != ".parquet" for path in folder.iterdir()):
         raise FileExistsError(f"{folder} holds more than Parquet files: it is not replaced")
-    labelled = _described(weights).labels is not None
+    labelled = describe_classifier(weights).labels is not None
     with written_folder(folder.absolute(), force, "*.parquet") as new, _cluster(address):
         count, gpus = _workers()
         files = ray.data.from_arrow(list(_tables(found, _BATCHES * batch)))

@@ -181,6 +181,14 @@ def describe(path: Path) -> Description:
     return _read(path)[0]
 
 
+def describe_classifier(path: Path) -> Description:
+    """As :func:`describe`; raises CheckpointError also where the network scores pixels."""
+    described = describe(path)
+    if described.of_pixels:
+        raise CheckpointError(f"{path}: {described.network} scores pixels; a classifier is needed")
+    return described
+
+
 _Shapes = dict[str, tuple[int, ...]]
 
 

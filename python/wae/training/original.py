@@ -19,7 +19,7 @@ from wae.models.bodies import is_timm, is_torchvision, torchvision_network
 from wae.models.pairs import own_network
 from wae.models.registry import NetworkError
 from wae.storage import weights_file
-from wae.storage.checkpoint import describe, load_classifier
+from wae.storage.checkpoint import describe_classifier, load_classifier
 from wae.storage.files import sha256
 from wae.storage.weights_file import CheckpointError
 
@@ -92,7 +92,7 @@ def open_original(model: str | nn.Module, weights: str | None, classes: int) -> 
 
 
 def _checkpoint(path: Path) -> Original:
-    described, model = describe(path), load_classifier(path)
+    described, model = describe_classifier(path), load_classifier(path)
     if not isinstance(model, FullResolution) or isinstance(model, HalfResolution):
         raise CheckpointError(f"{path}: holds {described.network}, which is not a NAME by itself")
     scale, shift = model.image_scale.double(), model.image_shift.double()

@@ -16,6 +16,8 @@ from PIL import Image
 
 from wae.cli import main
 from wae.integrations.huggingface import HubClassifier
+from wae.models.registry import build
+from wae.storage.checkpoint import save_classifier
 from wae.storage.shipped import Shipped
 from wae.storage.weights_file import CheckpointError
 
@@ -37,6 +39,14 @@ def test_a_folder_comes_back(folder: Path) -> None:
     assert again.described == original.described
     assert again.made == original.made
     assert not again.training
+
+
+def test_networks_that_score_pixels_are_refused(tmp_path: Path) -> None:
+    """The card would say that they classify images."""
+    path = tmp_path / "enet.safetensors"
+    save_classifier(path, build("enet", 3), "enet")
+    with pytest.raises(CheckpointError, match="enet scores pixels; a classifier is needed"):
+        HubClassifier.from_checkpoint(path)
 
 
 def test_its_file_is_a_checkpoint(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,11 +16,21 @@ from safetensors.torch import save_file
 from tiny_classifier import tiny
 
 from wae.data.folder import evaluation_resize
+from wae.experiments.answers import sides
+from wae.models import registry
 from wae.models.around import wae_around
 from wae.models.classifier import WAEClassifier
 from wae.storage import checkpoint, weights_file
-from wae.storage.checkpoint import Description, Input, describe, load_classifier, save_classifier
+from wae.storage.checkpoint import (
+    Description,
+    Input,
+    describe,
+    describe_classifier,
+    load_classifier,
+    save_classifier,
+)
 from wae.storage.weights_file import CheckpointError
+from wae.training.original import open_original
 from wae_kernels.nn import Decoder
 
 
@@ -254,6 +264,17 @@ def test_files_of_another_kind(tmp_path, content, message):
     for read in (load_classifier, describe):
         with pytest.raises(CheckpointError, match=message):
             read(tmp_path / "c")
+
+
+@pytest.mark.parametrize("use", [describe_classifier, sides, lambda path: open_original(str(path), None, 3)])
+def test_what_is_for_classifiers_refuses_networks_that_score_pixels(tmp_path, use):
+    """They can be loaded, and their scores would be taken for those of images."""
+    path = tmp_path / "enet.safetensors"
+    save_classifier(path, registry.build("enet", 3), "enet")
+    with pytest.raises(
+        CheckpointError, match=r"enet.safetensors: enet scores pixels; a classifier is needed"
+    ):
+        use(path)
 
 
 def test_a_folder_is_no_checkpoint(tmp_path):
