@@ -34,6 +34,7 @@ from wae.data.folder import ImageFolder, OnCorrupt
 from wae.data.images import MAX_PIXELS
 from wae.data.input import Input
 from wae.data.loading import batches, fingerprint, open_dataset
+from wae.data.segmentation import SegmentationFolder
 from wae.data.shards import Shards
 from wae.errors import WaeError
 from wae.inference.calibration import spread
@@ -49,15 +50,15 @@ from wae.models.classifier import WAEClassifier, fold_normalization
 from wae.models.counting import count
 from wae.storage import weights_file
 from wae.storage.checkpoint import load_classifier, save_classifier
-from wae.storage.files import sha256, written
+from wae.storage.files import refuse_within, sha256, written
 from wae.storage.weights_file import WEIGHTS, CheckpointError
 from wae.training.accuracy import Accuracy
 from wae.training.linear_start import best_linear, write_linear_start
 from wae.training.lock import alone_in
 from wae.training.observers import Terminal, shown
-from wae.training.original import Original, open_original
+from wae.training.original import TIMM, Original, open_original
 from wae.training.plan import Plan, Stage, changed
-from wae.training.pretrained import load_autoencoder
+from wae.training.pretrained import TORCHVISION, load_autoencoder
 from wae.training.processes import agreed, is_first, joined, processes
 from wae.training.session import LOG, MODEL, PLAN, STATE, TENSORBOARD, observed
 from wae.training.small_data import acceleration_plan
@@ -154,6 +155,16 @@ class Settings:
             if value is not None and (type(value) is not int or value < 1):
                 raise AccelerationError(f"{name} must be 1 or more, got {value!r}")
 
+    def files(self) -> dict[str, Path]:
+        """The files to begin with, by the options that name them."""
+        is_file = isinstance(self.model, str) and self.model.endswith(".safetensors")
+        given = {
+            "--model": str(self.model) if is_file else None,
+            "--weights": None if self.weights in (TORCHVISION, TIMM) else self.weights,
+            "--start": None if self.start in ("included", "linear") else self.start,
+        }
+        return {option: Path(path) for option, path in given.items() if path is not None}
+
     def as_dict(self) -> dict[str, Any]:
         """The settings that decide the outcome, for JSON."""
         machine = ("folder", "workers", "device", "data", "model", "plan")
@@ -239,13 +250,14 @@ def run(settings: Settings, console: Console, force: bool = False) -> Path:
         force: begin anew: what an acceleration left in the folder is removed.
 
     Raises:
-        FileExistsError: the folder holds something else.
+        FileExistsError: the folder holds something else, or a file to begin with.
         CheckpointError: a file of weights cannot be used, or the folder is that of other settings.
         DatasetError, ImageError, ClassError: the data cannot be used, or its classes are others.
         TrainingError: the loss is no longer a number.
         EngineError, DisagreementError: no engine runs the network, or none within ``max_drop``.
         ValueError: the network cannot be accelerated.
     """
+    refuse_within(settings.folder, settings.files())
     with ExitStack() as folder:
         with joined(settings.device) as device:
             steps, first = _Acceleration(settings, console, device), is_first()
@@ -292,7 +304,7 @@ class _Acceleration:
         self.sets = self._sets(self.form)
         self._network(self.form)  # what cannot be built, or does not take the images, is found out first
         with torch.no_grad():
-            self.stock(self._sets(Form(self.original.input.size)).test.batch([0], 0)[0])
+            self.stock(_readable(self._sets(Form(self.original.input.size)).test, 1))
 
     def _match_classes(self, labels: tuple[str, ...]) -> None:
         """The order of the classes. Where the original has others it gets a new head, with random weights."""
@@ -320,10 +332,13 @@ class _Acceleration:
             plain.augment = False
             return training, plain, test
         kinds = ((True, True), (True, False), (False, False))
-        return tuple(  # type: ignore[return-value]
+        found = [
             open_dataset(s.data, train, augment, s.seed, input, s.on_corrupt, s.max_pixels)
             for train, augment in kinds
-        )
+        ]
+        if isinstance(found[0], SegmentationFolder):
+            raise AccelerationError(f"{s.data}: has classes of pixels; classifiers alone are accelerated")
+        return tuple(found)  # type: ignore[return-value]
 
     def _sets(self, form: Form) -> Sets:
         """The images for a network of this form, their classes in the original's order."""
@@ -348,7 +363,7 @@ class _Acceleration:
         torch.manual_seed(self.settings.seed)
         model = accelerated(self.original.network, form)
         plain = self._sets(form).plain
-        sample = plain.batch(spread(len(plain), _SAMPLE).tolist(), 0)[0]
+        sample = _readable(plain, _SAMPLE)
         scale, shift = self.stock.image_scale, self.stock.image_shift
         if start == "linear":
             model.image_scale.copy_(scale)
@@ -428,7 +443,7 @@ class _Acceleration:
         folder, model = self.settings.folder, self._trained()
         record.once("deployed", lambda: self._deploy(model, record))
         record.once("onnx", lambda: self._export(model))
-        images = self.sets.test.batch(spread(len(self.sets.test), SHOWN).tolist(), 0)[0]
+        images = _readable(self.sets.test, SHOWN)
         parts = shown(model, images)
         acceleration_report.write(folder, self.original.name, record.found, parts)
         for path in (MODEL, DEPLOYED, ONNX, "report.html"):
@@ -579,7 +594,7 @@ class _Acceleration:
         model = self._network(self.form)
         self._say(getattr(model.high_body, "reason", ""))
         goes_on = agreed(state.exists())
-        images = self.sets.test.batch(spread(len(self.sets.test), SHOWN).tolist(), 0)[0]
+        images = _readable(self.sets.test, SHOWN)
         with observed(folder, self.console, images, goes_on) as observer:
             history = train(
                 model,
@@ -650,7 +665,7 @@ class _Acceleration:
         model = fold_normalization(self._trained())
         size = self.original.input.size
         images, ours = (
-            sets.test.batch([0] * self.settings.images, 0)[0].to(self.device)
+            _readable(sets.test, 1).repeat(self.settings.images, 1, 1, 1).to(self.device)
             for sets in (self._sets(Form(size)), self.sets)
         )
 
@@ -727,7 +742,7 @@ class _Acceleration:
                 record.found[f"rival: {name}"]["left out"] = made
         calls: dict[str, Callable[[], Tensor]] = {}
         for name, (network, data) in sides.items():
-            images = data.test.batch([0] * self.settings.images, 0)[0].to(self.device)
+            images = _readable(data.test, 1).repeat(self.settings.images, 1, 1, 1).to(self.device)
             calls[f"{name}, PyTorch"] = _without_gradients(network, images)
             calls[f"{name}, deployed"] = _without_gradients(forms[name], images)
         times = interleaved(calls, _SECONDS, settle=1, synchronize=self._synchronize())
@@ -849,6 +864,18 @@ class _Filled(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         parts = images.split(self.deployed.batch)
         return torch.cat([self.deployed(filled(part, self.deployed.batch))[: len(part)] for part in parts])
+
+
+def _readable(data: ImageFolder | Shards | InMemory, count: int) -> Tensor:
+    """``count`` images, or fewer, from all over ``data``; files that cannot be read may be left out.
+
+    Raises DatasetError where all that were tried are left out.
+    """
+    tried = spread(len(data), max(count, _SAMPLE))
+    images = data.batch(tried.tolist(), 0)[0]
+    if not len(images):
+        raise DatasetError(f"none of {len(tried)} images that were tried can be read")
+    return images[spread(len(images), count)]
 
 
 def _mimicking(stage: Stage, weight: float) -> Stage:

@@ -32,7 +32,7 @@ from wae.models.evaluating import evaluating
 from wae.models.network import WAENetwork
 from wae.models.registry import PARTS, NetworkError, build, on_meta
 from wae.storage.checkpoint import Input, describe, load_classifier, save_classifier
-from wae.storage.files import sha256, written
+from wae.storage.files import refuse_within, sha256, written
 from wae.storage.weights_file import CheckpointError
 from wae_kernels.nn import Decoder, Encoder
 
@@ -166,9 +166,7 @@ class Session:
         return result
 
     def _check_folder(self) -> None:
-        for option, path in self._files().items():
-            if self.folder.resolve() in path.resolve().parents:
-                raise FileExistsError(f"{option} {path} is in {self.folder}, whose files are replaced")
+        refuse_within(self.folder, self._files())
         names = {
             path.name for path in self.folder.iterdir() if path.name[0] != "."
         }  # those are of killed trainings

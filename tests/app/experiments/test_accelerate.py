@@ -14,12 +14,14 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
+from scenes import write_scenes
 from tiny_original import CLASSES, SIDE, build, write_crops
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import wae
 from wae import cli
+from wae.data.dataset import DatasetError
 from wae.data.folder import image_folder
 from wae.experiments import accelerate, acceleration_report, rivals
 from wae.experiments.accelerate import Settings
@@ -346,6 +348,71 @@ def test_a_folder_of_something_else_stays(tmp_path, capsys):
         assert cli.main([*line, "--input-size", "48", "-o", str(tmp_path / "out"), *more]) == 1
         assert "out is not empty, and holds no acceleration" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    ("option", "name"),
+    [
+        ("--weights", "original.safetensors"),
+        ("--model", "model.safetensors"),
+        ("--start", "model.safetensors"),
+    ],
+)
+def test_a_file_to_begin_with_is_not_in_the_folder_whose_files_are_replaced(tmp_path, option, name, capsys):
+    """--force removed it first, and then there was nothing to go on with after a stop."""
+    out = tmp_path / "out"
+    out.mkdir()
+    for made in ("accelerate.json", name):
+        (out / made).write_text("{}")
+    line = ["accelerate", "--model", "tiny_original:build", option, str(out / name), "--data", "digits"]
+    assert cli.main([*line, "-o", str(out), "--force"]) == 1
+    assert f"{option} {out / name} is in {out}, whose files are replaced" in capsys.readouterr().err
+    assert {path.name for path in out.iterdir()} == {"accelerate.json", name}
+
+
+def test_data_of_pixels_is_refused(tmp_path, capsys):
+    write_scenes(tmp_path / "data", (("train", 2), ("val", 1)))
+    line = ["accelerate", "--model", "tiny_original:build", "--data", str(tmp_path / "data")]
+    assert cli.main([*line, "-o", str(tmp_path / "out")]) == 1
+    assert "has classes of pixels; classifiers alone are accelerated" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_images_that_cannot_be_read_may_be_the_first(tmp_path):
+    """Each step takes some images as examples; with the first left out, deploying failed, after training."""
+    write_crops(tmp_path / "data", 8, 6)
+    for part in ("train", "val"):
+        for path in sorted((tmp_path / "data" / part / CLASSES[0]).iterdir())[:-1]:
+            path.write_bytes(b"no image")
+    wae.accelerate(
+        build(),
+        tmp_path / "data",
+        tmp_path / "out",
+        on_corrupt="skip",
+        input_size=SIDE,
+        epochs=1,
+        mimic=0.0,
+        engine="eager",
+        precision="float32",
+        console=Console(quiet=True),
+    )
+    assert (tmp_path / "out" / "report.md").exists()
+
+
+def test_where_no_image_can_be_read_nothing_begins(tmp_path):
+    write_crops(tmp_path / "data", 2, 1)
+    for path in (tmp_path / "data" / "val").rglob("*.png"):
+        path.write_bytes(b"no image")
+    with pytest.raises(DatasetError, match="none of 5 images that were tried can be read"):
+        wae.accelerate(
+            build(),
+            tmp_path / "data",
+            tmp_path / "out",
+            on_corrupt="skip",
+            input_size=SIDE,
+            console=Console(),
+        )
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_network_that_does_not_end_in_a_matrix(tmp_path):
