@@ -30,7 +30,8 @@ def run(options: argparse.Namespace) -> int:
 
     from wae.storage import decomposed
 
-    shared.check_target(options.output, options.image, options.force)
+    for source in filter(None, (options.image, options.weights)):
+        shared.check_target(options.output, source, options.force)
     with shared.input_file(options.image) as path:
         image = shared.read_image(path, options.max_pixels)
     model = shared.autoencoder(options.weights)

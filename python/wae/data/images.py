@@ -103,6 +103,17 @@ def decode_image(
         return _read(io.BytesIO(content), max_pixels, longest)
 
 
+def of_pillow(image: Image.Image) -> Tensor:
+    """As :func:`read_image`, of an image that Pillow opened or made.
+
+    Raises ImageError where it holds 32-bit values of unknown range.
+    """
+    pixels = np.broadcast_to(_to_rgb(image, image.format), (image.height, image.width, 3))
+    if (orientation := _orientation(image)) in _TURNS:
+        pixels = _turned(pixels, *_TURNS[orientation])
+    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
+
+
 def read_numbers(path: Path | str, max_pixels: int = MAX_PIXELS) -> Tensor:
     """The numbers in a PNG of numbers, not colours: (H, W) int32, 0..65535. Of a palette's, the entries'.
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from .images import check_length
+from .images import check_length, of_pillow
 
 MAX_SIZE = 2048
 """Pixels of a side of a network's input; more would be a way to make a small file take much memory."""
@@ -106,7 +105,7 @@ class Transforms(nn.Module):
     def forward(self, image: Image.Image | Tensor) -> Tensor:
         """(3, *input.shape) uint8, of an image of Pillow or (3, H, W) uint8. Raises as :func:`prepare`."""
         if isinstance(image, Image.Image):
-            image = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+            image = of_pillow(image)
         return prepare(image, self.input, self.invert)
 
     def extra_repr(self) -> str:

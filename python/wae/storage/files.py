@@ -85,7 +85,7 @@ def written_folder(folder: Path, force: bool, mark: str) -> Iterator[Path]:
 
     Args:
         folder: to make; its parents are made too.
-        force: replace a folder that is there, if it holds what ``mark`` names.
+        force: replace a folder that is there, if it is no link and holds what ``mark`` names.
         mark: a pattern of files' names: what tells such a folder from any other.
 
     Raises FileExistsError: something is at ``folder`` that may not be replaced.
@@ -96,6 +96,8 @@ def written_folder(folder: Path, force: bool, mark: str) -> Iterator[Path]:
             with contextlib.suppress(OSError):
                 Path(stale, "old").rename(folder)
         shutil.rmtree(stale, ignore_errors=True)
+    if folder.is_symlink():
+        raise FileExistsError(f"{folder} is a link, which is never replaced")
     if os.path.lexists(folder) and not (force and next(folder.glob(mark), None)):
         raise FileExistsError(f"{folder} is there already" + (f": it has no {mark}" if force else ""))
     with _part_folder(folder) as beside:

@@ -124,6 +124,10 @@ def test_an_input_is_never_its_own_output(photo_file, weights, capsys):
         assert run(command, photo_file, "-o", photo_file, "--weights", weights, "--force") == 1
         assert "is the input" in capsys.readouterr().err
     assert photo_file.read_bytes() == before
+    before = weights.read_bytes()
+    assert run("encode", photo_file, "-o", weights, "--weights", weights, "--force") == 1
+    assert "is the input" in capsys.readouterr().err
+    assert weights.read_bytes() == before
 
 
 def test_decode_refuses_what_it_cannot_do(tmp_path, weights, photo_file, capsys):

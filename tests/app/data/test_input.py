@@ -1,12 +1,14 @@
 """The input that an image becomes, against the pipelines of timm and torchvision themselves, on photos."""
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torchvision import models
 
 from wae.data import photos
-from wae.data.input import Input, prepare
+from wae.data.images import read_image
+from wae.data.input import Input, Transforms, prepare
 from wae.data.loading import open_dataset
 
 PHOTOS = ("chelsea", "coffee", "rocket", "china")
@@ -100,3 +102,27 @@ def test_another_size_cuts_off_as_much():
 def test_entries_that_make_no_sense(entries, message):
     with pytest.raises(ValueError, match=message):
         Input(**entries)
+
+
+def _images():
+    """Of Pillow, by what is easily read in another way than a file is."""
+    random = np.random.default_rng(0)
+    colours = Image.fromarray(random.integers(0, 256, (24, 30, 4), dtype=np.uint8))
+    yield "transparent", colours
+    yield "16 bits", Image.fromarray(random.integers(0, 65536, (24, 30), dtype=np.uint16))
+    yield "grey", colours.convert("L")
+    yield "palette", colours.convert("RGB").convert("P")
+    turned = colours.convert("RGB")
+    turned.getexif()[0x0112] = 6
+    yield "turned", turned
+
+
+@pytest.mark.parametrize(("kind", "image"), [pytest.param(*pair, id=pair[0]) for pair in _images()])
+def test_the_transform_reads_an_image_of_pillow_as_its_file_is_read(kind, image, tmp_path):
+    """`wae predict` and `model.transforms()(image)` are to see the same."""
+    path = tmp_path / "image.png"
+    image.save(path, **({"exif": image.getexif()} if kind == "turned" else {}))
+    expected = prepare(read_image(path), INPUTS[0])
+    with Image.open(path) as opened:
+        assert torch.equal(Transforms(INPUTS[0])(opened), expected)
+    assert torch.equal(Transforms(INPUTS[0])(image), expected)

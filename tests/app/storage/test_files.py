@@ -153,6 +153,20 @@ def test_a_killed_process_loses_no_folder_and_leaves_nothing_for_long(tmp_path, 
     assert (folder / "mark").read_text() == "old"
 
 
+def test_a_link_to_a_folder_is_not_replaced(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "mark").write_text("old")
+    link = tmp_path / "link"
+    link.symlink_to("real")
+    with (
+        pytest.raises(FileExistsError, match="link is a link, which is never replaced"),
+        files.written_folder(link, True, "mark"),
+    ):
+        pass
+    assert link.is_symlink()
+    assert (link / "mark").read_text() == "old"
+
+
 @pytest.mark.parametrize("name", ["n" * 255, "ü" * 127])
 def test_folders_may_have_the_longest_names_too(tmp_path, name):
     for content in ("old", "new"):
