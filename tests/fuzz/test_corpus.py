@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from wae_kernels._load import schemas
+
 HERE = Path(__file__).parent
 FILES = sorted((HERE / "corpus").glob("*/*"))
 
@@ -36,6 +38,13 @@ def test_a_file_that_a_fuzzer_kept(path):
 
 def test_every_fuzzer_has_a_corpus():
     assert FUZZERS.keys() == {path.parent.name for path in FILES}
+
+
+def test_every_op_is_in_the_corpus():
+    """Each was once moved to another's place in the list, and the files kept for it tried that one."""
+    ops = FUZZERS["ops"].OPS
+    kept = {ops[path.read_bytes()[0]] for path in FILES if path.parent.name == "ops"}
+    assert kept == set(ops) == {schema.partition("(")[0] for schema in schemas()}
 
 
 @pytest.mark.slow  # half a minute, most of it imports
