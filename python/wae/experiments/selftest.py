@@ -28,6 +28,7 @@ OPS = (
     "decode_scores",
     "encode_backward",
     "decode_backward",
+    "decode_scores_backward",
     "conv3x3",
 )
 LIMITS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
@@ -142,6 +143,12 @@ def _decode_backward(batch: int, height: int, width: int, layout: str) -> tuple[
     return (_images(batch, 3, height, width, "contiguous") + 1, *tensors, True, True)
 
 
+def _decode_scores_backward(batch: int, height: int, width: int, layout: str) -> tuple[Any, ...]:
+    *tensors, _ = _decode_scores(batch, height, width, layout)
+    classes = tensors[0].shape[1]
+    return (_images(batch, classes, height, width, "contiguous") + 1, *tensors, True, True)
+
+
 def _conv3x3(batch: int, height: int, width: int, layout: str) -> tuple[Any, ...]:
     channels, out_channels = (int(torch.randint(1, 70, ())) for _ in range(2))
     weight = torch.randn(out_channels, channels, 3, 3) * (2 / (9 * channels)) ** 0.5
@@ -156,6 +163,7 @@ _ARGUMENTS: dict[str, Callable[[int, int, int, str], tuple[Any, ...]]] = {
     "decode_scores": _decode_scores,
     "encode_backward": _encode_backward,
     "decode_backward": _decode_backward,
+    "decode_scores_backward": _decode_scores_backward,
     "conv3x3": _conv3x3,
 }
 
@@ -181,6 +189,7 @@ _REFERENCES: dict[str, Callable[..., Any]] = {
     "decode_scores": reference.decode_scores,
     "encode_backward": reference.encode_backward,
     "decode_backward": reference.decode_backward,
+    "decode_scores_backward": reference.decode_scores_backward,
     "conv3x3": _convolution,
 }
 

@@ -9,6 +9,7 @@ import torch
 
 from wae.cli import main
 from wae.experiments import selftest
+from wae_kernels._load import schemas
 
 
 def test_every_op_passes_on_every_backend(capsys):
@@ -19,6 +20,12 @@ def test_every_op_passes_on_every_backend(capsys):
     }
     assert all(row["calls"] == 1 and row["share"] <= 1 for row in rows)
     assert all((row["error"] == 0) == (row["op"] == "encode_int8") for row in rows)
+
+
+def test_it_leaves_out_no_op():
+    """``conv3x3_pack`` makes the weights of ``conv3x3``."""
+    ops = {schema.partition("(")[0] for schema in schemas()}
+    assert ops == {*selftest.OPS, "conv3x3_pack"}
 
 
 @pytest.mark.parametrize("wrong", ["one number", "NaN", "a shape"])
