@@ -53,13 +53,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Serve until Ctrl-C."""
     from wae.experiments import answers
+    from wae.progress import bar
 
     if options.stock is not None and options.weights is None:
         return shared.complain("--stock: is beside --weights, which is missing", 2)
     try:
-        asked = (
-            [] if options.weights is None else answers.sides(options.weights, options.stock, options.engine)
-        )
+        asked = []
+        if options.weights is not None:
+            with bar("preparing the networks", None):
+                asked = answers.sides(options.weights, options.stock, options.engine)
     except (WaeError, ValueError) as error:
         raise shared.Failure(str(error)) from None
     autoencoder = shared.autoencoder(options.autoencoder)

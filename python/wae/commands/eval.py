@@ -102,13 +102,15 @@ def run(options: argparse.Namespace) -> int:
                     )
             if first:
                 _report_left_out(data, failed)
-                evaluation.measure(candidates, options.seconds)
+                with bar("timing", None):
+                    evaluation.measure(candidates, options.seconds)
             deployed = [
                 entry
                 for each in zip(candidates, tests, calibration, strict=True)
                 for entry in _deployed(options, *each, device)
             ]
-            evaluation.measure_deployed(deployed, options.seconds)
+            with bar("timing", None, first and bool(deployed)):
+                evaluation.measure_deployed(deployed, options.seconds)
     except (CheckpointError, ImageError, EngineError, DisagreementError, ValueError) as error:
         raise shared.Failure(str(error)) from None
     if options.json:
@@ -140,8 +142,10 @@ def _deployed(
 
     for precision in options.deployed:
         images = calibration if precision == "int8" else None
-        entry = DeployedCandidate(candidate, precision, options.engine or "auto", options.batch, images)
-        with bar(f"{candidate.described.network} in {precision}", len(test)) as advance:
+        name = f"{candidate.described.network} in {precision}"
+        with bar(f"deploying {name}", None):
+            entry = DeployedCandidate(candidate, precision, options.engine or "auto", options.batch, images)
+        with bar(name, len(test)) as advance:
             entry.accuracy = evaluate(entry, test, options.batch, device, options.workers, advance=advance)
         yield entry
 

@@ -119,15 +119,16 @@ def run(options: argparse.Namespace) -> int:
             return shared.complain(f"--maps: {weights} is of {name}, which scores no pixels", 2)
         model = checkpoint.load_classifier(weights)
         data = shared.calibration(options, described.input)
-        network = predict.runner(
-            model,
-            described.input,
-            engine,
-            options.batch,
-            precision=options.precision,
-            calibration=data,
-            max_drop=options.max_drop,
-        )
+        with bar("preparing the network", None):
+            network = predict.runner(
+                model,
+                described.input,
+                engine,
+                options.batch,
+                precision=options.precision,
+                calibration=data,
+                max_drop=options.max_drop,
+            )
     except (WaeError, ValueError) as error:
         raise shared.Failure(str(error)) from None
 

@@ -48,6 +48,7 @@ from wae.models.accelerated import Form, accelerated, show_small_image, with_cla
 from wae.models.baselines import AtSize, FullResolution
 from wae.models.classifier import WAEClassifier, fold_normalization
 from wae.models.counting import count
+from wae.progress import bar
 from wae.storage import weights_file
 from wae.storage.checkpoint import load_classifier, save_classifier
 from wae.storage.files import refuse_within, sha256, written
@@ -441,7 +442,8 @@ class _Acceleration:
     def finish(self, record: _Record) -> None:
         """Deploy, export and report what was trained."""
         folder, model = self.settings.folder, self._trained()
-        record.once("deployed", lambda: self._deploy(model, record))
+        with bar("deploying, and measuring times", None):
+            record.once("deployed", lambda: self._deploy(model, record))
         record.once("onnx", lambda: self._export(model))
         images = _readable(self.sets.test, SHOWN)
         parts = shown(model, images)
@@ -489,7 +491,8 @@ class _Acceleration:
         data = self._sets(Form(self.original.input.size)).test
         batch = 2 * self._plan(len(self.sets.training), 0.0).batch
         stock = self.stock.to(self.device)
-        accuracy = evaluate(stock, data, batch, self.device, self.settings.workers)
+        with bar("testing the original", len(data), is_first()) as advance:
+            accuracy = evaluate(stock, data, batch, self.device, self.settings.workers, advance=advance)
         assert isinstance(accuracy, Accuracy)  # classifiers alone are accelerated
         size = (self.original.input.size,) * 2
         return {
@@ -787,7 +790,8 @@ class _Acceleration:
 
     def _meet_target(self, record: _Record) -> dict[str, Any]:
         """The form that meets the target with the least loss: measured times, then trials of a few."""
-        times = record.once("times", self._measure_forms)
+        with bar("measuring times", None, is_first()):
+            times = record.once("times", self._measure_forms)
         s = self.settings
         allowed = s.target_ms / 1e3 if s.target_ms is not None else times["original"] / (s.target or 1.0)
         curve = [entry for entry in times["curve"] if entry["seconds"] <= allowed]

@@ -402,6 +402,7 @@ def test_on_a_terminal_there_is_a_bar_and_stdout_stays_clean(photos, weights, mo
     assert status == 1
     told = lines(capsys.readouterr().out)
     assert [Path(entry["path"]) for entry in told] == [photos / name for name in ALL]
+    assert "preparing the network" in shown  # which takes minutes for some engines
     assert "0/7" in shown
     assert "broken.png" in shown
 
