@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from data_sets import same, small
+from PIL import Image
 
 from wae import cli
 from wae.data import shards as module
@@ -243,6 +244,28 @@ def in_folders(photos):
         (folder / path.name.partition("-")[0]).mkdir(exist_ok=True)
         path.rename(folder / path.name.partition("-")[0] / path.name)
     return folder
+
+
+def test_names_may_come_again_in_other_shards_and_files_of_a_sample_lie_apart(tmp_path):
+    content = BytesIO()
+    Image.new("RGB", (20, 20), (200, 0, 0)).save(content, "PNG")
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    for number in range(2):
+        path = tmp_path / f"train-{number}.tar"
+        tarfile.open(path, "w").close()
+        for name in ("a.png", "b.png", "a.cls", "b.cls"):
+            add(path, name, content.getvalue() if name.endswith("png") else str(number).encode())
+    data = shards(f"{tmp_path}/train-{{0..1}}.tar")
+    assert data.targets.tolist() == [0, 0, 1, 1]
+    assert len(data.batch(range(4), 0)[0]) == 4
+
+
+def test_a_dot_in_a_samples_name_is_refused(pattern, photos):
+    """As webdataset does, names are compared up to their first dot."""
+    for name in ("22.05.png", "22.06.png"):
+        add(photos / "shards" / "train-001.tar", name, b"image")
+    with pytest.raises(DatasetError, match="sample 22 has more than one image"):
+        shards(pattern)
 
 
 def test_hidden_files_are_no_shards(photos, pattern):
