@@ -103,10 +103,17 @@ class Transforms(nn.Module):
         self.invert = invert
 
     def forward(self, image: Image.Image | Tensor) -> Tensor:
-        """(3, *input.shape) uint8, of an image of Pillow or (3, H, W) uint8. Raises as :func:`prepare`."""
-        if isinstance(image, Image.Image):
-            image = of_pillow(image)
-        return prepare(image, self.input, self.invert)
+        """(3, *input.shape) uint8, of an image of Pillow or (3, H, W) uint8.
+
+        Raises TypeError for anything else, as numbers 0..1, and as :func:`prepare`.
+        """
+        given: Any = image
+        if isinstance(given, Image.Image):
+            given = of_pillow(given)
+        elif not isinstance(given, Tensor) or given.dtype != torch.uint8 or given.shape[:-2] != (3,):
+            got = f"{tuple(given.shape)} {given.dtype}" if isinstance(given, Tensor) else type(given).__name__
+            raise TypeError(f"image must be one of Pillow, or a tensor (3, H, W) of uint8, got {got}")
+        return prepare(given, self.input, self.invert)
 
     def extra_repr(self) -> str:
         """How the image is scaled and cut."""

@@ -126,3 +126,18 @@ def test_the_transform_reads_an_image_of_pillow_as_its_file_is_read(kind, image,
     with Image.open(path) as opened:
         assert torch.equal(Transforms(INPUTS[0])(opened), expected)
     assert torch.equal(Transforms(INPUTS[0])(image), expected)
+
+
+@pytest.mark.parametrize(
+    ("image", "got"),
+    [
+        (torch.rand(3, 24, 30), r"\(3, 24, 30\) torch.float32"),
+        (torch.zeros(1, 24, 30, dtype=torch.uint8), r"\(1, 24, 30\) torch.uint8"),
+        (torch.zeros(2, 3, 24, 30, dtype=torch.uint8), r"\(2, 3, 24, 30\)"),
+        (np.zeros((24, 30, 3), np.uint8), "ndarray"),
+    ],
+)
+def test_the_transform_refuses_what_it_does_not_know(image, got):
+    """Numbers from 0 to 1, as many transforms make them, are nearly black."""
+    with pytest.raises(TypeError, match=f"image must be one of Pillow, or a tensor .*, got {got}"):
+        Transforms(INPUTS[0])(image)
