@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 _Item = TypeVar("_Item")
 
+_open: list[Progress] = []  # the bars on the terminal, or none
+
 
 def progress(console: Console | None = None, *columns: ProgressColumn) -> Progress:
     """A bar on ``console`` (None: on stderr): the task, done of all, ``columns``, the time that is left.
@@ -40,14 +42,31 @@ def progress(console: Console | None = None, *columns: ProgressColumn) -> Progre
 def bar(what: str, total: float | None, first: bool = True) -> Iterator[Callable[[float], None]]:
     """A bar named ``what``, which the function that it yields advances. Without a ``total`` it only moves.
 
-    Of several processes only the ``first`` shows one.
+    Of several processes only the ``first`` shows one. Within another one it is a line below that.
     """
     if not (first and sys.stderr.isatty()):
         yield lambda _: None
         return
-    with progress() as shown:
-        task = shown.add_task(what, total=total)
-        yield lambda done: shown.advance(task, done)
+    with _shown() as bars:
+        task = bars.add_task(what, total=total)
+        try:
+            yield lambda done: bars.advance(task, done)
+        finally:
+            bars.remove_task(task)
+
+
+@contextmanager
+def _shown() -> Iterator[Progress]:
+    """The bars on the terminal, which takes one set of them at a time."""
+    if _open:
+        yield _open[0]
+        return
+    with progress() as bars:
+        _open.append(bars)
+        try:
+            yield bars
+        finally:
+            _open.clear()
 
 
 def track(items: Sequence[_Item], what: str) -> Iterator[_Item]:

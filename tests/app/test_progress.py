@@ -23,6 +23,17 @@ def test_a_bar_on_a_terminal(monkeypatch):
     assert "exporting" in sys.stderr.getvalue()
 
 
+def test_a_bar_within_another(monkeypatch):
+    """Rich showed one at a time, and raised an error for a second."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with progress.bar("deploying", None):
+        assert list(progress.track([1, 2, 3], "reading")) == [1, 2, 3]
+    with progress.bar("again", 1) as advance:
+        advance(1)
+    assert all(word in sys.stderr.getvalue() for word in ("deploying", "reading", "again"))
+
+
 @pytest.mark.parametrize("colours", ["", "1"], ids=["plain", "forced-colours"])
 def test_none_anywhere_else(monkeypatch, capsys, colours):
     monkeypatch.setenv("FORCE_COLOR", colours)

@@ -82,6 +82,7 @@ _SCALES = (1.25, 1.0, 0.875, 0.75, 0.625, 0.5)  # of the original's size, that a
 _STEP = 32  # sizes are multiples of it: halves of them are multiples of a patch
 _TRIED = 3  # of the networks that meet the target
 _SECONDS = 3.0  # of timing
+_CALIBRATED = 100  # images at most, and as many to check on
 _AT_ONCE = 64  # images that a deployed network is evaluated on
 
 
@@ -708,7 +709,8 @@ class _Acceleration:
     def _deployed(self, model: nn.Module, data: Sets) -> Deployed:
         s = self.settings
         size = (data.test.batch([0], 0)[0].shape[2],) * 2
-        images = min(100, len(data.plain) // 2)
+        readable = _readable(data.plain, 2 * _CALIBRATED)
+        images = min(_CALIBRATED, len(readable) // 2)
         return deploy(
             model, size, s.images, s.engine, precision=s.precision, calibration=data.plain,
             calibration_images=images, max_drop=s.max_drop, seconds=_SECONDS,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -104,6 +104,9 @@ def _parts(
         chunks = [numbers[start : start + _READ] for start in range(0, len(numbers), _READ)]
         for chunk in track(chunks, "reading images"):
             yield source.batch(chunk, 0)
+        others = _others(len(source), numbers)  # where files that cannot be read were left out
+        while chunk := list(islice(others, _READ)):
+            yield source.batch(chunk, 0)
     elif isinstance(source, Iterable):
         for part in source:
             pair = part if isinstance(part, (tuple, list)) else (part, None)
@@ -114,6 +117,12 @@ def _parts(
         raise CalibrationError(
             f"calibration: need images, a loader of images or a folder, got {type(source).__name__}"
         )
+
+
+def _others(total: int, numbers: Sequence[int]) -> Iterator[int]:
+    """The numbers below ``total`` that are not in ``numbers``."""
+    known = set(numbers)
+    return (number for number in range(total) if number not in known)
 
 
 def spread(total: int, wanted: int) -> Tensor:
@@ -136,9 +145,11 @@ def _files(
 
 
 def in_folder(folder: Path, input: Input, wanted: int) -> Iterator[Tensor]:
-    """The readable ones of up to ``wanted`` images in ``folder`` and its folders, a few at a time."""
+    """``wanted`` readable images in ``folder`` and its folders, or all, a few at a time."""
     found = list(find([folder]))
-    chosen = [found[number] for number in spread(len(found), wanted).tolist()]
-    prepared = images(track(chosen, "reading images"), input)
+    numbers = spread(len(found), wanted).tolist()
+    chosen = track([found[number] for number in numbers], "reading images")
+    others = (found[number] for number in _others(len(found), numbers))
+    prepared = islice(images(chain(chosen, others), input), wanted)
     while part := list(islice(prepared, _READ)):
         yield torch.stack(part)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 import shutil
 import tempfile
 import warnings
@@ -425,9 +426,15 @@ def to_onnx(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool = False, 
     """
     shapes = _any_batch(inputs) if dynamic else None
     inputs = _several(inputs) if dynamic else inputs
-    return torch.onnx.export(
-        exported(module, inputs, shapes), tuple(inputs), dynamo=True, verbose=False, **options
-    )
+    logger = logging.getLogger("onnx_ir")  # it warns of empty lists among an operator's attributes
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        return torch.onnx.export(
+            exported(module, inputs, shapes), tuple(inputs), dynamo=True, verbose=False, **options
+        )
+    finally:
+        logger.setLevel(level)
 
 
 class InFile(Prepared):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from torch import nn
 from wae import cli
 from wae.inference import export, phones
 from wae.inference.deployed import DisagreementError, EngineError
+from wae.inference.engines import to_onnx
 from wae.models.vgg16 import wae_vgg16
 from wae.storage.checkpoint import Description, Input, save_classifier
 
@@ -265,3 +267,12 @@ def test_command_with_wrong_options(wrong, tmp_path):
     with pytest.raises(SystemExit) as exit:
         run(tmp_path / "weights", "-o", tmp_path / "model", *wrong)
     assert exit.value.code == 2
+
+
+def test_the_exporters_own_warnings_do_not_reach_the_terminal(monkeypatch, capfd):
+    """onnx_ir warns of each empty list among the attributes of an ENet's operators."""
+    logger = logging.getLogger("onnx_ir.convenience")
+    monkeypatch.setattr(torch.onnx, "export", lambda *args, **options: logger.warning("ambiguous"))
+    to_onnx(nn.Identity().eval(), (torch.zeros(1, 3, 4, 4),))
+    assert capfd.readouterr().err == ""
+    assert logging.getLogger("onnx_ir").level == logging.NOTSET

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from test_deployed import SIZE, Body, needs, with_statistics
 from test_deployed import model as model
 from tiny_classifier import tiny
@@ -316,3 +317,27 @@ def test_the_layer_that_moved_most_comes_first():
     moved = quantization._movements(before, after)
     assert [name for name, _ in moved] == ["b", "a"]
     assert moved[0].difference == pytest.approx(0.5)
+
+
+class WithGaps:
+    """A data set of which every third image cannot be read, and is left out."""
+
+    labels = ("a", "b")
+
+    def __len__(self):
+        return 2000
+
+    def batch(self, indices, epoch):
+        kept = torch.tensor([i for i in indices if i % 3], dtype=torch.int64)
+        return kept.view(-1, 1, 1, 1).expand(-1, 3, 4, 4).to(torch.uint8), kept % 2
+
+
+def test_others_take_the_place_of_images_that_cannot_be_read(tmp_path):
+    found = calibration.gather(WithGaps(), (4, 4), 20, scales=True)
+    assert len(found.images) == 20
+    assert len(found.held_out) == calibration.CHECKED
+    for number in range(12):
+        path = tmp_path / f"{number:02}.png"
+        Image.new("L", (8, 8), number).save(path) if number % 3 else path.write_bytes(b"no image")
+    assert sum(map(len, calibration.in_folder(tmp_path, Input(8, 8), 6))) == 6
+    assert sum(map(len, calibration.in_folder(tmp_path, Input(8, 8), 100))) == 8
