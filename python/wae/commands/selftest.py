@@ -58,7 +58,7 @@ def _table(rows: Sequence[Row]) -> Table:
     from rich.table import Table
 
     title = "Largest ||out - ref|| / ||ref|| of all calls, ref in float64"
-    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1))
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for name in ("backend", "op", "dtype", "calls", "error", "of limit", ""):
         table.add_column(name, justify="right" if name in ("calls", "error", "of limit") else "left")
     before = rows[0].backend

@@ -48,6 +48,7 @@ def test_a_wrong_op_is_named(wrong, monkeypatch, capsys):
     assert printed.out.count("WRONG") == len(selftest.devices())
     assert "wae: decode in float32 on reference: problem 5 (" in printed.err
     assert all(len(line) <= 80 for line in printed.out.splitlines())
+    assert all(op in printed.out for op in selftest.OPS)  # none is cut off
 
 
 def test_encode_int8_may_not_be_wrong_at_all(monkeypatch, capsys):
