@@ -17,7 +17,8 @@ unexport PYTHONDONTWRITEBYTECODE  # each of the tests' many processes would comp
 # Tests compute on one thread each, unless they say otherwise: so as many run at once as there are cores.
 PARALLEL ?= -n auto --maxprocesses 8 --dist worksteal
 
-CXX_FILES = $(shell find csrc examples tests tools -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+CXX_FILES = $(shell find csrc examples tests tools -name '.*' -prune -o -name '*.cpp' -print -o -name '*.h' -print \
+	-o -name '*.cu' -print -o -name '*.cuh' -print)
 
 .PHONY: run
 run: $(VENV)/.app build  ## split the bundled photos and put them back together, with timings (`wae demo`)

@@ -49,10 +49,18 @@ def read_in_sources() -> set[str]:
     return found
 
 
+def documented_variables() -> set[str]:
+    first_column = " ".join(re.findall(r"^\| (`.*?) \|", table(), re.MULTILINE))
+    return set(re.findall(r"\b[A-Z][A-Z0-9_]+\b", first_column))
+
+
+def test_every_variable_of_the_makefile_is_explained() -> None:
+    found = re.findall(r"^(\w+) \?=", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert {"PYTHON", "FUZZ_SECONDS"} <= set(found) <= documented_variables()
+
+
 def test_every_environment_variable_is_explained() -> None:
-    documented = set(
-        re.findall(r"\b[A-Z][A-Z_]+\b", " ".join(re.findall(r"^\| (`.*?) \|", table(), re.MULTILINE)))
-    )
+    documented = documented_variables()
     found = read_in_sources()
     assert {
         "WAE_BACKEND",

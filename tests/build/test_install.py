@@ -338,6 +338,7 @@ def test_without_library_one_warning_at_first_use(without_library: Path) -> None
     assert "pip install -e ." in warnings[0]
 
 
+@pytest.mark.slow
 def test_with_a_damaged_library_one_warning_at_first_use(without_library: Path) -> None:
     (without_library / "wae_kernels" / "_C.abi3.so").write_bytes(b"not a library")
     result = run([sys.executable, "-c", FIRST_USE], without_library)

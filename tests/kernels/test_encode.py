@@ -73,22 +73,25 @@ def test_the_reference_is_the_published_network() -> None:
         assert_close(out, branch(trunk(image)), 1e-14)
 
 
+@functools.cache
+def case(
+    size: tuple[int, int], dtype: torch.dtype, device: str, *, batch: int = 2, normalized: bool = True
+) -> tuple[Tensor, list[Tensor], tuple[Tensor, Tensor]]:
+    """An image, the other arguments and what is expected, made once: the float64 oracle takes its time."""
+    torch.manual_seed(seed_of(f"{size} {dtype} {normalized}"))  # the same, whichever test comes first
+    image, of_bytes = image_of(batch, *size, dtype, device), dtype == torch.uint8
+    others = encoder(torch.float32 if of_bytes else dtype, device)
+    if normalized:
+        others += affine(device=device, of_bytes=of_bytes)
+    return image, others, reference.encode(*widened([image, *others]))
+
+
 @pytest.mark.parametrize("size", SIZES, ids=size_name)
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8], ids=["float32", "uint8"])
 def test_sizes(cell: Cell, dtype: torch.dtype, layout: str, size: tuple[int, int]) -> None:
-    image = LAYOUTS[layout](image_of(2, *size, dtype, cell.device))
-    check(
-        cell, image, encoder(device=cell.device), *affine(device=cell.device, of_bytes=dtype == torch.uint8)
-    )
-
-
-@functools.cache
-def large_case(size: tuple[int, int]) -> tuple[Tensor, list[Tensor], tuple[Tensor, Tensor]]:
-    """An image, parameters and what is expected: made once, because the float64 oracle takes its time."""
-    torch.manual_seed(seed_of(size_name(size)))  # the same, whichever test comes first
-    image, parameters = image_of(1, *size), encoder()
-    return image, parameters, reference.encode(*widened([image, *parameters]))
+    image, others, expected = case(size, dtype, cell.device)
+    check(cell, LAYOUTS[layout](image), others, expected=expected)
 
 
 @pytest.mark.slow
@@ -96,18 +99,17 @@ def large_case(size: tuple[int, int]) -> tuple[Tensor, list[Tensor], tuple[Tenso
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 def test_large_sizes(cell: Cell, layout: str, size: tuple[int, int]) -> None:
     torch.set_num_threads(2)
-    image, parameters, expected = large_case(size)
-    image = LAYOUTS[layout](image.to(cell.device))
-    check(cell, image, [p.to(cell.device) for p in parameters], expected=expected)
+    image, others, expected = case(size, torch.float32, cell.device, batch=1, normalized=False)
+    check(cell, LAYOUTS[layout](image), others, expected=expected)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.uint8], ids=str)
 def test_layouts(cell: Cell, dtype: torch.dtype, layout: str) -> None:
-    image = LAYOUTS[layout](image_of(3, 13, 18, dtype, cell.device))
-    parameters = encoder(torch.float32 if dtype == torch.uint8 else dtype, cell.device)
-    check(cell, image, parameters)
-    check(cell, image, parameters, *affine(device=cell.device, of_bytes=dtype == torch.uint8))
+    for normalized in (False, True):
+        image, others, expected = case((13, 18), dtype, cell.device, batch=3, normalized=normalized)
+        same = LAYOUTS[layout](image)
+        check(cell, same, others, expected=None if layout.startswith("expanded") else expected)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -54,10 +54,12 @@ def tiny_half(classes=3):
     return HalfResolution(torch.nn.Sequential(body, torch.nn.Linear(4, classes)))
 
 
-@pytest.fixture(autouse=True)
-def tiny_networks(monkeypatch):
-    for build in (tiny, tiny_half):
-        monkeypatch.setitem(registry.NETWORKS, build.__name__, build)
+@pytest.fixture(autouse=True, scope="module")
+def tiny_networks():
+    with pytest.MonkeyPatch.context() as patch:
+        for build in (tiny, tiny_half):
+            patch.setitem(registry.NETWORKS, build.__name__, build)
+        yield
 
 
 def run(*arguments):
@@ -595,15 +597,23 @@ def test_eval_refuses_what_it_cannot_compare(images, tmp_path, capsys):
 # --------------------------------------------------------------------------------------- the order of classes
 
 
+@pytest.fixture(scope="module")
+def trained_once(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    images, plan_file = folder_of_images(folder / "data"), folder / "tiny.toml"
+    plan_file.write_text(TINY)
+    options = ("--size", 14, "--epochs", 10)
+    assert run("train", "--data", images, "--plan", plan_file, "-o", folder / "out", *options) == 0
+    return load_classifier(folder / "out" / "model.safetensors")
+
+
 @pytest.fixture
-def trained(train, images, tmp_path):
+def trained(trained_once, images, tmp_path):
     """A network whose classes are blue, green, red; the first comes last in the images' folder since."""
-    assert train("--epochs", 10) == 0
     for part in ("train", "val"):
         (images / part / "blue").rename(images / part / "violet")
-    made = load_classifier(tmp_path / "out" / "model.safetensors")
     path = tmp_path / "trained.safetensors"
-    save_classifier(path, made, "tiny", ("violet", "green", "red"), Input(14, 16, False))
+    save_classifier(path, trained_once, "tiny", ("violet", "green", "red"), Input(14, 16, False))
     return path
 
 

@@ -1,7 +1,6 @@
 """`wae.deploy`: every engine gives the model's scores, for any batch; what does not agree is refused."""
 
 import copy
-import logging
 import os
 import pickle
 import re
@@ -10,6 +9,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import TestCase
 
 import pytest
 import torch
@@ -217,11 +217,11 @@ def test_a_precision_that_the_engine_does_not_have(model):
         deploy(model, SIZE, engine="onnxruntime", precision="bfloat16")
 
 
-def test_a_precision_that_is_emulated_is_logged(model, monkeypatch, caplog):
+def test_a_precision_that_is_emulated_is_logged(model, monkeypatch):
     monkeypatch.setattr(deployed_module.precisions, "native", lambda name, device: False)
-    caplog.set_level(logging.WARNING, "wae.inference.deployed")
-    deploy(model, SIZE, engine="eager", precision="bfloat16")
-    assert "no instructions for bfloat16: eager emulates it" in caplog.text
+    with TestCase().assertLogs("wae.inference.deployed", "WARNING") as log:
+        deploy(model, SIZE, engine="eager", precision="bfloat16")
+    assert "no instructions for bfloat16: eager emulates it" in log.output[0]
 
 
 @pytest.mark.slow
@@ -489,7 +489,7 @@ def scripted(monkeypatch, **engines):
     return made
 
 
-def test_auto_takes_the_fastest_that_agrees(model, monkeypatch, caplog):
+def test_auto_takes_the_fastest_that_agrees(model, monkeypatch):
     def slow(module):
         def run(*inputs):
             for _ in range(20):
@@ -508,12 +508,12 @@ def test_auto_takes_the_fastest_that_agrees(model, monkeypatch, caplog):
         good=lambda m: m,
         broken=broken,
     )
-    caplog.set_level(logging.INFO, "wae.inference.deployed")
-    deployed = deploy(model, SIZE, seconds=0.2)
+    with TestCase().assertLogs("wae.inference.deployed", "INFO") as log:
+        deployed = deploy(model, SIZE, seconds=0.2)
     assert deployed.engine == "good"
     assert deployed.seconds.keys() == {"slow", "good"}
-    assert "left out: the model in wrong gives scores that differ" in caplog.text
-    assert "no such instruction" in caplog.text
+    assert "left out: the model in wrong gives scores that differ" in "".join(log.output)
+    assert "no such instruction" in "".join(log.output)
 
 
 def test_auto_without_an_engine_that_works(model, monkeypatch):

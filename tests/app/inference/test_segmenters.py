@@ -92,6 +92,7 @@ def test_the_full_resolution_end_is_our_op(
     assert [tuple(half.shape) for half in calls[1][:2]] == [(2, 3, 11, 17), (2, 16, 11, 17)]
 
 
+@pytest.mark.slow
 def test_an_end_without_a_kernel_stays_in_the_engine(model: WAESegmenter, tmp_path: Path) -> None:
     """Of too many classes, or with a hook or a layer that was changed: a file of tensors has neither."""
     needs("onnxruntime")

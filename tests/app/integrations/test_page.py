@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shutil
@@ -25,7 +26,7 @@ from wae import cli
 from wae.data import photos
 from wae.storage.weights_file import WEIGHTS
 
-pytest.importorskip("gradio")
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="gradio is not installed")
 ROOT = Path(__file__).resolve().parents[3]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 WEB = 60_000  # ms that the browser waits, on a machine that may be busy

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torchvision
+from test_bodies import on_meta, shapes
 from torch import nn
 
 from wae.models.around import PooledClassifier, wae_around
@@ -10,15 +11,6 @@ from wae.models.bodies import light_body
 from wae.models.classifier import fold_normalization
 from wae.models.resnet50 import wae_resnet50
 from wae_kernels.nn import Encoder
-
-
-def on_meta(build, *args, **kwargs):
-    with torch.device("meta"):
-        return build(*args, **kwargs).eval()
-
-
-def shapes(module):
-    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
 @pytest.mark.parametrize("classes", [1, 10, 1000])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -172,14 +172,19 @@ def test_compensation_appends_the_negatives() -> None:
     assert (positive * negative == 0).all()
 
 
+def library() -> Any:
+    """Imported where a test runs, not where tests are collected: it takes seconds."""
+    return importlib.import_module("segmentation_models_pytorch")
+
+
 OF_LIBRARIES: dict[str, Callable[[], nn.Module]] = {
     **{
         name: partial(get_model, name, weights=None, weights_backbone=None, num_classes=4)
         for name in ("lraspp_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large")
     },
     "pspnet_resnet18": lambda: pspnet(4),
-    "unet": lambda: AnySize(smp.Unet("mobilenet_v2", encoder_weights=None, classes=4), 32),
-    "deeplabv3": lambda: AnySize(smp.DeepLabV3("resnet18", encoder_weights=None, classes=4), 8),
+    "unet": lambda: AnySize(library().Unet("mobilenet_v2", encoder_weights=None, classes=4), 32),
+    "deeplabv3": lambda: AnySize(library().DeepLabV3("resnet18", encoder_weights=None, classes=4), 8),
 }
 
 
@@ -207,7 +212,7 @@ def test_another_librarys_network_computes_the_same_inside(
 def test_any_size_is_the_librarys_own_network_where_that_runs() -> None:
     torch.manual_seed(0)
     image = torch.randn(1, 3, 64, 96)
-    network = smp.Unet("resnet18", encoder_weights=None, classes=4).eval()
+    network = library().Unet("resnet18", encoder_weights=None, classes=4).eval()
     ours = pspnet(4).eval()
     with torch.no_grad():
         assert torch.equal(AnySize(network, 32)(image), network(image))
