@@ -161,11 +161,10 @@ def test_sizes(cell: Cell, layout: str, size: tuple[int, int], op: str) -> None:
 @pytest.mark.parametrize("channels", CHANNELS + BEYOND, ids=str)
 def test_channels(cell: Cell, channels: tuple[int, int]) -> None:
     op = "decode_scores"
-    parameters = parameters_of(op, device=cell.device, channels=channels)
     for size in ((13, 18), (35, 262)):
-        low, high = halves(op, 1, size, device=cell.device, channels=channels)
-        check(op, cell, low, high, parameters, size)
-        check(op, cell, *map(LAYOUTS["channels_last"], (low, high)), parameters, size)
+        inputs, parameters, expected = case(op, size, cell.device, batch=1, channels=channels)
+        for layout in ("nchw", "channels_last"):
+            check(op, cell, *map(LAYOUTS[layout], inputs), parameters, size, expected)
 
 
 @pytest.mark.slow

@@ -6,12 +6,13 @@ finite results some may be missing, but none is added.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
 import torch
-from cases import DTYPES, Cell, decoder, encoder, image_of
+from cases import DTYPES, Cell, decoder, encoder, image_of, seed_of
 from compare import relative_error, tolerance
 from problems import REFERENCES, Problem, make
 from torch import Tensor
@@ -51,8 +52,9 @@ def check(problem: Problem, limit: float) -> None:
     dtype = problem.inputs["conv1_weight"].dtype
     if problem.op == "decode_scores" and dtype != torch.float64:
         return  # its gradients are those of PyTorch's own convolutions: see dtypes_of
+    found = problem.gradients()
     for name, ref in problem.expected().items():
-        assert_right_or_not_finite(problem.gradients()[name], ref, limit, f"gradient of {name}")
+        assert_right_or_not_finite(found[name], ref, limit, f"gradient of {name}")
 
 
 def poisoned(tensor: Tensor, value: float) -> Tensor:
@@ -67,11 +69,18 @@ def dtypes_of(cell: Cell) -> Iterable[torch.dtype]:
     return [d for d in DTYPES if d != torch.float64] if cell.compiled else [torch.float64]
 
 
+@functools.cache
+def finite(op: str, dtype: torch.dtype, device: str) -> Problem:
+    """A problem of numbers, made once: its biases are moved away from the kinks."""
+    torch.manual_seed(seed_of(f"{op} {dtype}"))  # the same, whichever test comes first
+    return make(op, Cell("reference", device), (22, 25), batch=1, dtype=dtype)
+
+
 @pytest.mark.parametrize("value", QUICK_OR_SLOW)
 @pytest.mark.parametrize(("op", "name"), PLACES)
 def test_in_an_input(cell: Cell, op: str, name: str, value: float) -> None:
     for dtype in dtypes_of(cell):
-        problem = make(op, cell, (22, 25), batch=1, dtype=dtype)
+        problem = finite(op, dtype, cell.device)
         inputs = {**problem.inputs, name: poisoned(problem.inputs[name], value)}
         check(replace(problem, inputs=inputs), limit_for(cell, dtype))
 
@@ -80,7 +89,7 @@ def test_in_an_input(cell: Cell, op: str, name: str, value: float) -> None:
 @pytest.mark.parametrize("op", ["encode", "decode"])
 def test_in_an_incoming_gradient(cell: Cell, op: str, value: float) -> None:
     for dtype in dtypes_of(cell):
-        problem = make(op, cell, (22, 25), batch=1, dtype=dtype)
+        problem = finite(op, dtype, cell.device)
         incoming = [poisoned(problem.incoming[0], value), *problem.incoming[1:]]
         check(replace(problem, incoming=incoming), limit_for(cell, dtype))
 

@@ -63,8 +63,10 @@ class AutoEncoder(nn.Module):
     "layout",
     [
         "nchw",
-        "channels_last",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("sliced", "transposed", "batch_innermost")),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("channels_last", "sliced", "transposed", "batch_innermost")
+        ),
     ],
 )
 @pytest.mark.filterwarnings(
