@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import LAYOUTS, Cell, scattered, size_name
+from cases import LAYOUTS, OPCHECK_LAYOUTS, Cell, scattered, size_name
 from compare import WINOGRAD, assert_close
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -140,7 +140,7 @@ def test_the_same_bits_on_any_number_of_threads_and_in_any_batch(
 # ------------------------------------------------------------------------------------- what torch is told
 
 
-@pytest.mark.parametrize("layout", ["nchw", "channels_last", "sliced", "transposed", "batch_innermost"])
+@pytest.mark.parametrize("layout", OPCHECK_LAYOUTS)
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_opcheck(layout: str, with_bias: bool) -> None:
     weight, bias = layer(5, 20)

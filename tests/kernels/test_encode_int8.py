@@ -10,6 +10,7 @@ from cases import (
     CELLS,
     LARGE_SIZES,
     LAYOUTS,
+    OPCHECK_LAYOUTS,
     SIZES,
     Cell,
     image_of,
@@ -167,11 +168,11 @@ def test_where_the_kernel_runs() -> None:
     assert not backends.int8_runs("meta")
 
 
-# ------------------------------------------------------------------------------------- what torch is told
+# ------------------------------------------------------------------------------------ registration with torch
 
 
 @pytest.mark.parametrize("to_bytes", [False, True])
-@pytest.mark.parametrize("layout", ["nchw", "channels_last", "sliced", "transposed", "batch_innermost"])
+@pytest.mark.parametrize("layout", OPCHECK_LAYOUTS)
 def test_opcheck(layout: str, to_bytes: bool) -> None:
     image = LAYOUTS[layout](image_of(2, 6, 7, torch.uint8))
     torch.library.opcheck(encode_int8.default, (image, *int8_encoder(to_bytes=to_bytes)))

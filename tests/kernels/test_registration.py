@@ -14,6 +14,7 @@ import torch
 from cases import (
     HOSTS,
     LAYOUTS,
+    OPCHECK_LAYOUTS,
     OPS,
     Cell,
     affine,
@@ -59,16 +60,7 @@ class AutoEncoder(nn.Module):
 
 @on_hosts
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize(
-    "layout",
-    [
-        "nchw",
-        *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in ("channels_last", "sliced", "transposed", "batch_innermost")
-        ),
-    ],
-)
+@pytest.mark.parametrize("layout", OPCHECK_LAYOUTS)
 @pytest.mark.filterwarnings(
     "ignore:The .grad attribute of a Tensor that is not a leaf"
 )  # opcheck's own doing

@@ -242,6 +242,15 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 """Functions that lay a (N, 3, H, W) tensor out otherwise; N and sizes at least 1 for the expanded ones."""
 
+OPCHECK_LAYOUTS = [
+    "nchw",
+    *(
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in ("channels_last", "sliced", "transposed", "batch_innermost")
+    ),
+]
+"""The kinds of layouts, for ``torch.library.opcheck``: each takes 0.2 s."""
+
 
 def scattered(tensor: Tensor) -> Tensor:
     """The same values with no stride as ``contiguous`` would have it, between NaNs."""
