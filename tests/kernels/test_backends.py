@@ -297,9 +297,12 @@ def test_the_environment_variable(name: str) -> None:
 
 
 def test_without_the_environment_variable_the_choice_is_automatic() -> None:
-    assert run_python("import wae_kernels; print(wae_kernels.backends.selected())", None).stdout == "auto\n"
+    """And Triton, which takes a second, is not imported for it."""
+    program = "import sys, wae_kernels; print(wae_kernels.backends.selected(), 'triton' in sys.modules)"
+    assert run_python(program, None).stdout == "auto False\n"
 
 
+@pytest.mark.slow
 def test_an_environment_variable_that_names_no_backend_is_refused() -> None:
     result = run_python("import wae_kernels", "fastest")
     assert result.returncode != 0

@@ -99,9 +99,9 @@ def outcome(way: Way, op: str, values: list[Any]) -> tuple[type[Exception], str]
 
 
 def check(op: str, changes: dict[str, Change], message: str, ways: Sequence[Way] = WAYS) -> None:
+    values, expected = arguments(op, **changes), (RuntimeError, f"wae::{op}: {message}")
     for way in ways:
-        expected = (RuntimeError, f"wae::{op}: {message}")
-        assert outcome(way, op, arguments(op, **changes)) == expected, way.__name__
+        assert outcome(way, op, values) == expected, way.__name__
 
 
 @pytest.mark.slow

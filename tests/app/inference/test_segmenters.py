@@ -70,7 +70,7 @@ def test_the_scores_are_the_model_s_for_any_batch(engine: str, model: WAESegment
     assert scores[1].isnan().all()
 
 
-@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("engine", [pytest.param("onnxruntime", marks=pytest.mark.slow), "openvino"])
 def test_the_full_resolution_end_is_our_op(
     engine: str, model: WAESegmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
