@@ -1,5 +1,6 @@
 """`wae train` and `wae eval`, as a user runs them: what comes of it, and everything that can go wrong."""
 
+import functools
 import json
 import os
 import pickle
@@ -7,8 +8,10 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
+from pathlib import Path
 from urllib.error import URLError
 
 import numpy as np
@@ -54,12 +57,10 @@ def tiny_half(classes=3):
     return HalfResolution(torch.nn.Sequential(body, torch.nn.Linear(4, classes)))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def tiny_networks():
-    with pytest.MonkeyPatch.context() as patch:
-        for build in (tiny, tiny_half):
-            patch.setitem(registry.NETWORKS, build.__name__, build)
-        yield
+@pytest.fixture(autouse=True)
+def tiny_networks(monkeypatch):
+    for build in (tiny, tiny_half):
+        monkeypatch.setitem(registry.NETWORKS, build.__name__, build)
 
 
 def run(*arguments):
@@ -597,23 +598,25 @@ def test_eval_refuses_what_it_cannot_compare(images, tmp_path, capsys):
 # --------------------------------------------------------------------------------------- the order of classes
 
 
-@pytest.fixture(scope="module")
-def trained_once(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("trained")
-    images, plan_file = folder_of_images(folder / "data"), folder / "tiny.toml"
-    plan_file.write_text(TINY)
-    options = ("--size", 14, "--epochs", 10)
-    assert run("train", "--data", images, "--plan", plan_file, "-o", folder / "out", *options) == 0
-    return load_classifier(folder / "out" / "model.safetensors")
+@functools.cache
+def network_of_colours():
+    """Trained once for all tests."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        images, plan_file = folder_of_images(folder / "data"), folder / "tiny.toml"
+        plan_file.write_text(TINY)
+        options = ("--size", 14, "--epochs", 10)
+        assert run("train", "--data", images, "--plan", plan_file, "-o", folder / "out", *options) == 0
+        return load_classifier(folder / "out" / "model.safetensors")
 
 
 @pytest.fixture
-def trained(trained_once, images, tmp_path):
+def trained(images, tmp_path):
     """A network whose classes are blue, green, red; the first comes last in the images' folder since."""
     for part in ("train", "val"):
         (images / part / "blue").rename(images / part / "violet")
     path = tmp_path / "trained.safetensors"
-    save_classifier(path, trained_once, "tiny", ("violet", "green", "red"), Input(14, 16, False))
+    save_classifier(path, network_of_colours(), "tiny", ("violet", "green", "red"), Input(14, 16, False))
     return path
 
 
