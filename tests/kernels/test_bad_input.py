@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CLASSES, FEATURES, OPS, Cell, arguments_of, as_tuple
+from cases import CLASSES, FEATURES, HOSTS, OPS, Cell, arguments_of, as_tuple
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -83,7 +83,7 @@ def by_triton(op: str, values: list[Any]) -> Any:
 
 
 IN_THE_INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1"
-REAL: list[Way] = [by_reference, *(by(b.name) for b in backends.available() if b.available)]
+REAL: list[Way] = [by_reference, *(by(host.name) for host in HOSTS if not host.why_not)]
 """The ways to call with tensors that lie somewhere."""
 if IN_THE_INTERPRETER:
     REAL.append(by_triton)

@@ -253,7 +253,7 @@ def test_strides_beyond_32_bits(cell: Cell, op: str) -> None:
 
 @both
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("size", [(45, 50), (34, 300)], ids=size_name)
+@pytest.mark.parametrize("size", [(45, 50), pytest.param((34, 300), marks=pytest.mark.slow)], ids=size_name)
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 def test_the_same_bits_on_any_number_of_threads(
     cell: Cell, layout: str, size: tuple[int, int], dtype: torch.dtype, op: str

@@ -1,6 +1,6 @@
 """WAE around networks of every kind: the high body that each gets; all computes, learns, is deployed."""
 
-import logging
+from unittest import TestCase
 
 import pytest
 import torch
@@ -109,10 +109,10 @@ def test_the_light_cnn_is_the_widest_that_is_allowed():
     assert costs[0] <= allowed < costs[1]
 
 
-def test_it_is_reported_in_one_line(caplog):
-    with caplog.at_level(logging.INFO, "wae"):
+def test_it_is_reported_in_one_line():
+    with TestCase().assertLogs("wae.models.light_cnn", "INFO") as log:
         model = on_meta(lambda: wae_around("swin_t", classes=3))
-    (record,) = [record for record in caplog.records if record.name == "wae.models.light_cnn"]
+    (record,) = log.records
     reason = model.high_body.reason
     assert record.getMessage() == reason
     assert reason.startswith("the high body is a light CNN of 4 convolutions and 192 features (26.4 M ")

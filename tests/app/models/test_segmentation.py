@@ -44,7 +44,9 @@ networks = pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS)
 
 
 @networks
-@pytest.mark.parametrize("size", [(1, 1), (33, 47), (64, 62), (70, 128)], ids=str)
+@pytest.mark.parametrize(
+    "size", [(1, 1), (33, 47), (64, 62), pytest.param((70, 128), marks=pytest.mark.slow)], ids=str
+)
 def test_each_pixel_has_its_scores(make: Callable[[], nn.Module], size: tuple[int, int]) -> None:
     image = torch.randn(2, 3, *size)
     network = make().eval()
