@@ -29,7 +29,7 @@ test: lint sanitize build  ## everything that must hold: lint, types, C++ under 
 	$(BIN)/python -m pytest $(PARALLEL)
 
 .PHONY: quick
-quick: $(VENV)/.dev build  ## the tests that are not slow, up to the first failure (3 to 4 minutes)
+quick: $(VENV)/.dev build  ## the tests that are not slow, up to the first failure (about 3 minutes)
 	$(BIN)/python -m pytest -m "not slow" -x $(PARALLEL)
 
 .PHONY: bench
