@@ -86,7 +86,7 @@ def _tables() -> dict[str, list[Argument]]:
 
 
 TABLES = _tables()
-ANY_WIDTH = "ANY_WIDTH"
+TRUNK_WIDTH = "trunk_width"
 """Stands for the network's width in the tables."""
 
 ENCODER_SHAPES = {a.name: a.sizes for a in TABLES["encoder"] if a.name in EncoderParameters._fields}

@@ -50,16 +50,16 @@ enum Size : int64_t {  // a positive one is that number
   width,
   half_height,
   half_width,
-  ANY_WIDTH,
+  trunk_width,
   classes,
   features,
   out_channels,
   channels,
   panels
 };
-inline constexpr std::array<const char*, 11> kSizeNames{"batch",        "height",    "width",   "half_height",
-                                                        "half_width",   "ANY_WIDTH", "classes", "features",
-                                                        "out_channels", "channels",  "panels"};
+inline constexpr std::array<const char*, 11> kSizeNames{
+    "batch",   "height",   "width",        "half_height", "half_width", "trunk_width",
+    "classes", "features", "out_channels", "channels",    "panels"};
 
 struct Argument {
   Table table;

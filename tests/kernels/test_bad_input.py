@@ -23,7 +23,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from wae_kernels import backends
-from wae_kernels.checks import ANY_WIDTH, DECODER_SHAPES, ENCODER_SHAPES, SCORE_DECODER_SHAPES
+from wae_kernels.checks import DECODER_SHAPES, ENCODER_SHAPES, SCORE_DECODER_SHAPES, TRUNK_WIDTH
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -189,7 +189,7 @@ def test_scores_and_features_of_a_wrong_shape(op: str, name: str, change: Change
 
 @pytest.mark.parametrize("op", SCORES)
 def test_scores_and_features_decide_the_channels(op: str) -> None:
-    message = "low_weight must have shape (4, ANY_WIDTH >= 1, 3, 3), got (5, 16, 3, 3)"
+    message = "low_weight must have shape (4, trunk_width >= 1, 3, 3), got (5, 16, 3, 3)"
     check(op, {"low": lambda t: t[:, :4]}, message)
     check(op, {"high": lambda t: t[:, :4]}, "high_weight must have shape (4, 16, 3, 3), got (7, 16, 3, 3)")
 
@@ -231,7 +231,7 @@ def test_a_high_that_is_not_like_low(op: str, change: Change, message: str) -> N
 
 
 NETWORKS = {"encode": ENCODER_SHAPES, "decode": DECODER_SHAPES, "decode_scores": SCORE_DECODER_SHAPES}
-SIZES = {ANY_WIDTH: 16, "classes": CLASSES, "features": FEATURES}
+SIZES = {TRUNK_WIDTH: 16, "classes": CLASSES, "features": FEATURES}
 
 
 def shapes_of(op: str) -> dict[str, tuple[int | str, ...]]:
@@ -245,7 +245,7 @@ def shape_of(op: str, name: str) -> tuple[int, ...]:
 def wanted(op: str, name: str) -> str:
     """The shape in an error's words: the first weight decides the width."""
     first = "conv1_weight" if op.startswith("encode") else "low_weight"
-    return text(shape_of(op, name)).replace("16", "ANY_WIDTH >= 1" if name == first else "16")
+    return text(shape_of(op, name)).replace("16", "trunk_width >= 1" if name == first else "16")
 
 
 def text(shape: tuple[int, ...]) -> str:
@@ -264,9 +264,9 @@ def test_parameters_of_a_wrong_shape(op: str, name: str) -> None:
 
 
 def test_a_network_of_no_width() -> None:
-    message = "conv1_weight must have shape (ANY_WIDTH >= 1, 3, 3, 3), got (0, 3, 3, 3)"
+    message = "conv1_weight must have shape (trunk_width >= 1, 3, 3, 3), got (0, 3, 3, 3)"
     check("encode", {"conv1_weight": of_shape(0, 3, 3, 3)}, message)
-    message = "low_weight must have shape (3, ANY_WIDTH >= 1, 3, 3), got (3, 0, 3, 3)"
+    message = "low_weight must have shape (3, trunk_width >= 1, 3, 3), got (3, 0, 3, 3)"
     check("decode", {"low_weight": of_shape(3, 0, 3, 3)}, message)
 
 

@@ -8,12 +8,12 @@ from cases import DTYPES, OPS, affine, arguments_of, decoder, encoder, image_of
 
 from wae_kernels import nn as wae_nn
 from wae_kernels.checks import (
-    ANY_WIDTH,
     DECODER_SHAPES,
     ENCODER_SHAPES,
     FLOATING,
     SCORE_DECODER_SHAPES,
     TABLES,
+    TRUNK_WIDTH,
     check_decode,
     check_decode_backward,
     check_encode,
@@ -66,11 +66,11 @@ def test_the_tables_are_the_shapes_of_the_modules(width: int) -> None:
     for module, shapes in tables.items():
         state = {k.replace(".", "_"): tuple(v.shape) for k, v in module(width).state_dict().items()}
         wanted = {
-            k: tuple(width if size == ANY_WIDTH else size for size in shape) for k, shape in shapes.items()
+            k: tuple(width if size == TRUNK_WIDTH else size for size in shape) for k, shape in shapes.items()
         }
         assert state == wanted
     decoder = wae_nn.ScoreDecoder(5, 7, width)
-    sizes = {ANY_WIDTH: width, "classes": 5, "features": 7}
+    sizes = {TRUNK_WIDTH: width, "classes": 5, "features": 7}
     assert {k.replace(".", "_"): tuple(v.shape) for k, v in decoder.state_dict().items()} == {
         k: tuple(sizes.get(size, size) for size in shape) for k, shape in SCORE_DECODER_SHAPES.items()
     }
@@ -79,7 +79,7 @@ def test_the_tables_are_the_shapes_of_the_modules(width: int) -> None:
 def test_the_published_encoder_has_its_number_of_multiply_adds() -> None:
     """docs/network.md: 263.7 million for an image of 224 x 224."""
     sizes = [
-        tuple(16 if s == ANY_WIDTH else s for s in shape)
+        tuple(16 if s == TRUNK_WIDTH else s for s in shape)
         for shape in ENCODER_SHAPES.values()
         if len(shape) == 4
     ]

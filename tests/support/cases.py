@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wae_kernels import backends
-from wae_kernels.checks import ANY_WIDTH, DECODER_SHAPES, ENCODER_SHAPES, SCORE_DECODER_SHAPES
+from wae_kernels.checks import DECODER_SHAPES, ENCODER_SHAPES, SCORE_DECODER_SHAPES, TRUNK_WIDTH
 
 T = TypeVar("T")
 
@@ -84,7 +84,7 @@ def _network(fan_in: dict[str, float], shapes: dict[str, tuple[int, ...]]) -> li
 
 
 def _shapes(shapes: dict[str, tuple[int | str, ...]], width: int) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(width if size == ANY_WIDTH else size for size in s) for name, s in shapes.items()}
+    return {name: tuple(width if size == TRUNK_WIDTH else size for size in s) for name, s in shapes.items()}
 
 
 def encoder(dtype: torch.dtype = torch.float32, device: str = "cpu", width: int = 16) -> list[Tensor]:
@@ -115,7 +115,7 @@ def score_decoder(
     features: int = FEATURES,
 ) -> list[Tensor]:
     """Eight random parameters in the order of ``wae::decode_scores``."""
-    sizes = {ANY_WIDTH: width, "classes": classes, "features": features}
+    sizes = {TRUNK_WIDTH: width, "classes": classes, "features": features}
     shapes = {name: tuple(sizes.get(n, n) for n in s) for name, s in SCORE_DECODER_SHAPES.items()}
     fan_in = {name: 9.0 * s[1] for name, s in shapes.items() if len(s) == 4}
     fan_in["low_weight"] = fan_in["high_weight"] = (classes + features) * 9 / 4  # as in decoder()

@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
@@ -43,6 +45,7 @@ one whose core Ray's own processes are using."""
 
 _BATCHES = 4  # that a worker gets at once: while it computes one, it reads the next
 _WORKERS_PER_WRITER = 128
+_ANSWERS_WITHIN = 10.0  # seconds that a cluster's address has to accept a connection
 
 
 class ClusterError(WaeError, RuntimeError):
@@ -190,6 +193,7 @@ def _cluster(address: str | None) -> Iterator[None]:
     own = not ray.is_initialized()
     try:
         if own:
+            _check_reachable(address)
             ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         DataContext.get_current().enable_progress_bars = sys.stderr.isatty()
@@ -200,6 +204,23 @@ def _cluster(address: str | None) -> Iterator[None]:
     finally:
         if own:
             ray.shutdown()
+
+
+def _check_reachable(address: str | None) -> None:
+    """Raise ConnectionError where nothing listens at ``address``: Ray itself would try for minutes.
+
+    Ray knows where to look for an ``address`` without a port.
+    """
+    if address is None or address == "auto":
+        address = os.environ.get("RAY_ADDRESS", "")
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    try:
+        if parts.hostname and parts.port:
+            socket.create_connection((parts.hostname, parts.port), _ANSWERS_WITHIN).close()
+    except OSError as error:
+        raise ConnectionError(f"nothing answers at {address}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise ConnectionError(f"{address} is no address: {error}") from None
 
 
 def _workers() -> tuple[int, int]:

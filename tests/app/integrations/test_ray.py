@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -147,6 +148,36 @@ def test_a_result_that_is_there_stays(photos: Path, tmp_path: Path) -> None:
         command = ["predict", str(photos), "--ray", "127.0.0.1:1", "-o", str(tmp_path / "out"), *force]
         assert cli.main(command) == 1
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["mine.txt", "old.parquet"]
+
+
+@NEEDED
+@pytest.mark.parametrize("way", ["--ray", "RAY_ADDRESS", "ray://"])
+def test_an_address_where_nothing_listens_is_an_error_at_once(
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    way: str,
+) -> None:
+    monkeypatch.setattr("ray.init", lambda *_, **__: pytest.fail("Ray was asked, which tries for minutes"))
+    with socket.socket() as taken:  # by us, who do not listen
+        taken.bind(("127.0.0.1", 0))
+        address = f"{'ray://' if way == 'ray://' else ''}127.0.0.1:{taken.getsockname()[1]}"
+        if way == "RAY_ADDRESS":
+            monkeypatch.setenv("RAY_ADDRESS", address)
+        options = ["--ray", *([] if way == "RAY_ADDRESS" else [address]), "-o", str(tmp_path / "out")]
+        assert cli.main(["predict", str(photos), *options]) == 1
+    said = capsys.readouterr().err
+    assert said == f"wae: Ray: nothing answers at {address}: Connection refused\n"
+    assert not (tmp_path / "out").exists()
+
+
+@NEEDED
+def test_an_address_with_a_port_that_is_no_number(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["predict", str(photos), "--ray", "here:x", "-o", str(tmp_path / "out")]) == 1
+    assert capsys.readouterr().err.startswith("wae: Ray: here:x is no address: ")
 
 
 @NEEDED
