@@ -69,13 +69,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _check_backend()
         with terminable():
             return int(options.run(options))
-    except (WaeError, FileExistsError) as error:
+    except WaeError as error:
         return complain(str(error))
     except BrokenPipeError:  # whoever read the output has left, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python's last flush works
         return 1
     except OSError as error:
-        return complain(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        why = error.strerror or str(error)
+        return complain(f"{error.filename}: {why}" if error.filename else why)
     except ModuleNotFoundError as error:
         module = (error.name or "").partition(".")[0]
         if module not in _OPTIONAL:

@@ -29,7 +29,7 @@ from wae.inference.timing import interleaved
 from wae.models.counting import count
 from wae.models.network import WAENetwork, fold_normalization
 from wae.storage.checkpoint import Input, load_classifier, save_classifier
-from wae.storage.files import written
+from wae.storage.files import make_folder, written
 from wae.storage.weights_file import CheckpointError
 from wae.termination import end_with_parent, terminable
 from wae.training.plan import Plan, Stage, differences
@@ -239,7 +239,7 @@ def run(
                 f"{job.network} begins with the weights of {needed.network}, seed {needed.seed}: "
                 "that must be wanted too (--only)"
             )
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     prepared = claim.prepared(data, folder)
     results = {job: read_result(folder, job, claim) for job in wanted}
     todo = open_jobs(folder, wanted, claim)

@@ -24,7 +24,7 @@ from wae_kernels.nn import Encoder
 
 from . import caffe_proto, checkpoint
 from .caffe_proto import Layer, Message, ProtoError
-from .files import refuse_existing
+from .files import no_file, refuse_existing
 from .signatures import recognised
 
 _MAX_PROTOTXT = 1 << 20  # bytes; the published one has 17,690
@@ -111,8 +111,8 @@ def load(prototxt: Path, caffemodel: Path, model: WAEClassifier) -> dict[str, An
 
 def _map(path: Path) -> mmap.mmap:
     """The file's bytes, which stay on disk until they are looked at."""
-    if not path.is_file():
-        raise CaffeError(f"{path}: this is a folder" if path.is_dir() else f"{path}: there is no such file")
+    if why := no_file(path):
+        raise CaffeError(f"{path}: {why}")
     if what := recognised(path):
         raise CaffeError(f"{path}: this is {what}")
     try:

@@ -244,7 +244,8 @@ def read_text(data: bytes) -> Message:
 def _decoded(data: bytes) -> str:
     """The text in ``data``. Comments and paths may be in any encoding; every byte is a Latin-1 character."""
     utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    for encoding in ("utf-16",) if utf16 else ("utf-8-sig", "gbk"):
+    data = data.removeprefix(codecs.BOM_UTF8)  # an editor's; the rest may be in another encoding all the same
+    for encoding in ("utf-16",) if utf16 else ("utf-8", "gbk"):
         with suppress(UnicodeDecodeError):
             return data.decode(encoding)
     return data.decode("latin-1")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from wae.errors import WaeError
 from wae_kernels.checks import half_of
 
-from .files import written
+from .files import no_file, written
 
 _FORMAT = "wae decomposed image 1"
 _DTYPES = (torch.float32, torch.float16)
@@ -74,6 +74,8 @@ def load(path: Path) -> Decomposition:
     Raises:
         ContainerError: the file is missing, damaged, or something else; the message says which.
     """
+    if why := no_file(path):
+        raise ContainerError(f"{path}: {why}")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -82,8 +84,6 @@ def load(path: Path) -> Decomposition:
             raise ContainerError(f"{path}: this file was not written by `wae encode`")
         size = (int(metadata["height"]), int(metadata["width"]))
         image = Decomposition(tensors["low"], tensors["high"], size, metadata["weights"])
-    except FileNotFoundError:
-        raise ContainerError(f"{path}: there is no such file") from None
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise ContainerError(f"{path}: the file cannot be read ({error})") from None
     _check(path, image)

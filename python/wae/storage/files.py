@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import io
@@ -32,7 +33,7 @@ def written(path: Path, force: bool = False) -> Iterator[IO[bytes]]:
         OSError: it cannot be written; ``filename`` says what.
     """
     refuse_existing(path, force)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     for stale in _stale(path, os.O_RDWR):
         with contextlib.suppress(OSError):
             stale.unlink()
@@ -68,6 +69,23 @@ def refuse_existing(path: Path, force: bool = False) -> None:
         raise FileExistsError(f"{path} exists; --force replaces it")
 
 
+def no_file(path: Path) -> str | None:
+    """Why nothing can be read from ``path``, for people; None where a regular file is there."""
+    if path.is_file():
+        return None
+    if path.is_dir():
+        return "this is a folder"
+    return "this is not a regular file" if path.exists() else "there is no such file"
+
+
+def make_folder(folder: Path) -> None:
+    """Make ``folder`` and its parents where they are missing. Raises OSError; ``filename`` says of what."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from None
+
+
 def refuse_within(folder: Path, files: Mapping[str, Path]) -> None:
     """Raise FileExistsError where one of ``files``, by the options that name them, is in ``folder``."""
     for option, path in files.items():
@@ -90,7 +108,7 @@ def written_folder(folder: Path, force: bool, mark: str) -> Iterator[Path]:
 
     Raises FileExistsError: something is at ``folder`` that may not be replaced.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     for stale in _stale(folder, os.O_RDONLY | os.O_DIRECTORY):
         if Path(stale, "old").exists() and not os.path.lexists(folder):
             with contextlib.suppress(OSError):

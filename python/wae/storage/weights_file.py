@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from wae.errors import WaeError
 
-from .files import written
+from .files import no_file, written
 from .signatures import recognised
 
 MAX_RECIPE = 1 << 22
@@ -152,8 +152,8 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.in
 
 def read_header(path: Path) -> Header:
     """The metadata of the file at ``path``. Raises CheckpointError where it is missing or damaged."""
-    if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such file")
+    if why := no_file(path):
+        raise CheckpointError(f"{path}: {why}")
     try:
         with safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from wae.errors import WaeError
+from wae.storage.files import make_folder
 
 PATIENCE = 10.0
 """Seconds: processes that read data for a training that was killed end within them, and hold its lock."""
@@ -29,7 +30,7 @@ def alone_in(folder: Path) -> Iterator[None]:
     Raises FolderInUseError where another process stays in for :data:`PATIENCE`.
     """
     is_new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     opened = os.open(folder, os.O_RDONLY)
     try:
         _lock(opened, folder)

@@ -18,6 +18,7 @@ from wae.models.network import WAENetwork
 from wae.models.small_vgg import SmallVGG
 from wae.storage import weights_file
 from wae.storage.checkpoint import describe, load_classifier
+from wae.storage.files import no_file
 from wae.storage.weights_file import CheckpointError
 from wae_kernels.nn import Encoder
 
@@ -149,8 +150,8 @@ def _from_torchvision(name: str) -> Mapping[str, Tensor]:
 
 def read_tensors(path: Path) -> Mapping[str, Tensor]:
     """The tensors, by name, in a file of safetensors or torch.save's. Raises CheckpointError."""
-    if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such file")
+    if why := no_file(path):
+        raise CheckpointError(f"{path}: {why}")
     try:
         if path.suffix == ".safetensors":
             return _unwrapped(load_file(path))

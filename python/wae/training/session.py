@@ -32,7 +32,7 @@ from wae.models.evaluating import evaluating
 from wae.models.network import WAENetwork
 from wae.models.registry import PARTS, NetworkError, build, on_meta
 from wae.storage.checkpoint import Input, describe, load_classifier, save_classifier
-from wae.storage.files import refuse_within, sha256, written
+from wae.storage.files import no_file, refuse_within, sha256, written
 from wae.storage.weights_file import CheckpointError
 from wae_kernels.nn import Decoder, Encoder
 
@@ -205,8 +205,8 @@ class Session:
     def _sources(self) -> dict[str, str]:
         """The settings besides plan and data that decide the outcome, which a resumed training must share."""
         for path in self._files().values():
-            if not path.is_file():
-                raise CheckpointError(f"{path}: there is no such file")
+            if why := no_file(path):
+                raise CheckpointError(f"{path}: {why}")
         sources = {option: sha256(path) for option, path in self._files().items()}
         if self.body_weights == pretrained.TORCHVISION:
             sources["--body-weights"] = pretrained.TORCHVISION

@@ -47,6 +47,24 @@ def run(*arguments):
     return cli.main([str(argument) for argument in arguments])
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (FileExistsError("out exists; --force replaces it"), "out exists; --force replaces it"),
+        (OSError(99, "Cannot assign requested address"), "Cannot assign requested address"),
+        (OSError(28, "No space left on device", "out"), "out: No space left on device"),
+    ],
+    ids=["ours", "without a file", "with one"],
+)
+def test_errors_of_the_system_are_one_line_without_their_number(monkeypatch, capsys, error, said):
+    def fails(_):
+        raise error
+
+    monkeypatch.setattr("wae.commands.info.run", fails)
+    assert run("info") == 1
+    assert capsys.readouterr().err == f"wae: {said}\n"
+
+
 # --------------------------------------------------------------------------------------- encode and decode
 
 

@@ -66,6 +66,11 @@ def test_encodings(encoding):
     assert (read.name, read.top[0].decode()) == (b"a", "数")
 
 
+@pytest.mark.parametrize("comment", ["训练".encode("gbk"), b"caf\xe9 \xff"], ids=["gbk", "latin-1"])
+def test_a_byte_order_mark_before_another_encoding(comment):
+    assert read_text(b"\xef\xbb\xbf# " + comment + b'\nlayer { name: "a" }').layer[0].name == b"a"
+
+
 def test_bytes_that_are_no_text_in_any_encoding_are_latin_1():
     read = read_text(b'# caf\xe9 \xff\nlayer { name: "a" data_param { source: "C:/caf\xe9" } }').layer[0]
     assert read.name == b"a"

@@ -278,7 +278,7 @@ def test_what_is_for_classifiers_refuses_networks_that_score_pixels(tmp_path, us
 
 
 def test_a_folder_is_no_checkpoint(tmp_path):
-    with pytest.raises(CheckpointError, match="there is no such file"):
+    with pytest.raises(CheckpointError, match="this is a folder"):
         load_classifier(tmp_path)
 
 

@@ -51,6 +51,33 @@ def test_an_existing_file_is_refused_unless_forced(tmp_path):
     assert path.read_bytes() == b"new"
 
 
+def test_a_parent_that_is_no_folder_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    for target in (tmp_path / "file" / "new", tmp_path / "file" / "folder" / "new"):
+        with pytest.raises(NotADirectoryError) as error, files.written(target):
+            pass
+        assert error.value.filename == str(target.parent)
+
+
+def test_why_nothing_can_be_read_is_said(tmp_path):
+    """A pipe is not opened, which would wait for ever."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to("nowhere")
+    said = {
+        "file": None,
+        ".": "this is a folder",
+        "pipe": "this is not a regular file",
+        "none": "there is no such file",
+        "dangling": "there is no such file",
+        "file/none": "there is no such file",
+    }
+    assert {name: files.no_file(tmp_path / name) for name in said} == said
+    for name in (name for name, why in said.items() if why):
+        with pytest.raises(decomposed.ContainerError, match=said[name]):
+            decomposed.load(tmp_path / name)
+
+
 @pytest.mark.parametrize("force", [False, True])
 def test_only_regular_files_are_replaced(tmp_path, force):
     """Also not by root, who may."""
