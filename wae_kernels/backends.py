@@ -1,7 +1,7 @@
 """Which backend runs, why, and how to choose.
 
 Selection is automatic. The environment variable ``WAE_BACKEND``, or :func:`select`, overrides it for the
-process, and :func:`use` for the current thread or task:
+process, and :func:`use` for the current thread or task. (``WAE_AMX=0`` also keeps ``encode_int8`` from AMX.)
 
 ========================  ==========================================================================
 ``auto``                  the best kernel for the tensor's device (the default)
@@ -297,4 +297,6 @@ def _callbacks() -> list[tuple[Callable[[object], object], object]]:
 
 
 _CALLBACKS = _callbacks()
+if _load.CPU.library is not None and os.environ.get("WAE_AMX") == "0":
+    _load.CPU.library.wae_cpu_amx(0)
 select(os.environ.get("WAE_BACKEND", "auto"))

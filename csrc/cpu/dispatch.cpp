@@ -3,8 +3,34 @@
 #include <atomic>
 #include <string_view>
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace wae {
 namespace {
+
+std::atomic<bool> uses_amx{true};
+
+// Whether the processor multiplies tiles of bytes, and Linux lets this process have their registers. They make a
+// signal's frame 8 KB larger, so a process has to ask, and may be refused where a thread's signal stack is too small.
+// Nobody asks before bytes are to be encoded.
+bool amx_works() {
+#if defined(__x86_64__) && defined(__linux__)
+  static const bool works = [] {
+    constexpr unsigned kTile = 1u << 24, kInt8 = 1u << 25;
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;
+    unsigned eax, ebx, ecx, edx;
+    const bool has = __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx & kTile) && (edx & kInt8);
+    return has && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  }();
+  return works;
+#else
+  return false;
+#endif
+}
 
 struct Capability {
   std::string_view name;
@@ -21,7 +47,11 @@ constexpr Capability kCapabilities[] = {
        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
      },
-     kernels_avx512, [] { return __builtin_cpu_supports("avx512vnni") ? avx512vnni::encode_int8 : nullptr; }},
+     kernels_avx512,
+     [] {
+       if (!__builtin_cpu_supports("avx512vnni")) return static_cast<EncodeInt8*>(nullptr);
+       return uses_amx && amx_works() ? avx512amx::encode_int8 : avx512vnni::encode_int8;
+     }},
     {"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }, kernels_avx2,
      [] { return __builtin_cpu_supports("avxvnni") ? avxvnni::encode_int8 : nullptr; }},
 #endif
@@ -70,6 +100,11 @@ int wae_cpu_supports(const char* capability) {
 const void* wae_cpu_kernels(const char* name) { return wae::kernels_named(name); }
 
 int wae_cpu_int8() { return wae::int8_encoder(wae::selected_kernels()) != nullptr; }
+
+int wae_cpu_amx(int use) {
+  wae::uses_amx = use != 0;
+  return use && wae_cpu_int8() && wae::selected_kernels() == wae::kernels_named("avx512") && wae::amx_works();
+}
 
 void wae_cpu_select(const char* name) { wae::selection() = wae::kernels_named(name); }
 

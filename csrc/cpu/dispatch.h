@@ -27,6 +27,9 @@ __attribute__((visibility("default"))) const void* wae_cpu_kernels(const char* n
 // Whether the kernels that run now have an int8 encoder.
 __attribute__((visibility("default"))) int wae_cpu_int8();
 
+// Whether that encoder may be AMX's, as at first. Returns whether it is.
+__attribute__((visibility("default"))) int wae_cpu_amx(int use);
+
 // The process's choice.
 __attribute__((visibility("default"))) void wae_cpu_select(const char* name);
 

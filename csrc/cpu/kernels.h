@@ -105,8 +105,11 @@ const Kernels& kernels_portable();
 const Kernels& kernels_avx2();
 const Kernels& kernels_avx512();
 
-// The int8 encoder, for processors that multiply bytes (VNNI): in vectors of 64 and of 32 bytes.
+// The int8 encoder, for processors that multiply bytes: in tiles (AMX), and in vectors of 64 and of 32 bytes (VNNI).
 using EncodeInt8 = void(const EncodeInt8Args&, const Task&);
+namespace avx512amx {
+EncodeInt8 encode_int8;
+}
 namespace avx512vnni {
 EncodeInt8 encode_int8;
 }

@@ -33,10 +33,27 @@ struct alignas(64) Int8Layer {
   int32_t shift[16];
 };
 
+// A row of weights for AMX (csrc/cpu/isa/encode_int8_amx.h). 4 taps are a tile: those from the second on, and those
+// from the first on, which are for the pixel to the right.
+struct alignas(64) Int8TileRow {
+  int8_t taps[5][4][16][4];  // [kx + 1, the first and the last zero][group][output][input channel]
+};
+
+// A layer for AMX. conv1 has a single row, whose groups of 4 inputs are the rows of its weights.
+template <int kRows>
+struct alignas(64) Int8Tiles {
+  Int8TileRow rows[kRows];
+  int32_t start[16];
+  int32_t shift[16];
+  int16_t multiplier[4][2][4];  // [4 outputs][twice][output]
+};
+
 struct alignas(64) EncoderInt8Pack {
   Int8Layer<1> conv1;  // the fourth input channel's weights are zero
   Int8Layer<4> conv2, conv3;
   int8_t branches[3][4][3][6][4];  // [ky][group][kx][output][input channel]
+  Int8Tiles<1> conv1_tiles;
+  Int8Tiles<3> conv2_tiles, conv3_tiles, branch_tiles;  // of the last rows and start
   int32_t branches_start[6];
   float scale[6], zero_point[6];
   uint32_t padding;  // a pixel's 4 bytes

@@ -272,6 +272,7 @@ def test_library_exports_only_what_python_calls(library: Path) -> None:
     output = subprocess.check_output([tool("nm"), "-D", "--defined-only", str(library)], text=True)
     strong = [name for _, kind, name in (line.split() for line in output.splitlines()) if kind in "TDB"]
     assert sorted(strong) == [
+        "wae_cpu_amx",
         "wae_cpu_ask",
         "wae_cpu_int8",
         "wae_cpu_kernels",
@@ -286,10 +287,10 @@ def test_library_exports_only_what_python_calls(library: Path) -> None:
 def test_vector_instructions_stay_in_the_kernels_chosen_at_run_time(library: Path) -> None:
     """An inline function compiled for AVX in one file would be shared with all, and stop older processors."""
     command = [tool("objdump"), "-dC", "--no-show-raw-insn", str(library)]
-    users = {"avx2": 0, "avx512": 0, "avxvnni": 0, "avx512vnni": 0}
+    users = {"avx2": 0, "avx512": 0, "avxvnni": 0, "avx512vnni": 0, "avx512amx": 0}
     strays = []
     for function in subprocess.check_output(command, text=True).split("\n\n"):
-        if not re.search(r"%[yz]mm|\tv[a-z]+", function):
+        if not re.search(r"%[tyz]mm|\t(v|tile|ldtile)[a-z]+", function):
             continue
         name = function.strip().splitlines()[0]
         variant = next((v for v in users if f"wae::{v}::" in name), None)

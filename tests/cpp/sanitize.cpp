@@ -546,7 +546,11 @@ void run(Case c, int channels, int out_channels, bool with_bias) {
     run_decoder(c);
     run_score_decoder(c, std::min(out_channels, kMaxScoreChannels), std::min(channels, kMaxScoreChannels));
   }
-  if (c.element == Element::kUInt8 && int8_encoder(c.kernels) != nullptr) run_encoder_int8(c);
+  if (c.element == Element::kUInt8 && int8_encoder(c.kernels) != nullptr) {
+    if (wae_cpu_amx(1)) run_encoder_int8(c);
+    wae_cpu_amx(0);
+    run_encoder_int8(c);
+  }
   run_conv3x3(c, channels, out_channels, with_bias);
 }
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -24,7 +28,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import wae_kernels
-from wae_kernels import backends, flops, reference  # noqa: F401  (flops: importing it registers the formulas)
+from wae_kernels import _load, backends, flops, reference  # noqa: F401  (flops: importing it registers the formulas)
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -74,13 +78,28 @@ def by_definition(image: Tensor, *rest: Any) -> list[Tensor]:
     return [torch.stack([result[k] for result in results]) for k in range(2)]
 
 
+def uses_amx(may: bool) -> bool:
+    """Whether AMX computes now, where it ``may`` and can."""
+    return _load.CPU.library is not None and bool(_load.CPU.library.wae_cpu_amx(int(may)))
+
+
+@pytest.fixture(autouse=True)
+def amx_put_back() -> Iterator[None]:
+    yield
+    uses_amx(os.environ.get("WAE_AMX") != "0")
+
+
 def check(image: Tensor, rest: list[Any]) -> None:
-    before = image.clone()
-    outputs = encode_int8(image, *rest)
-    for output, wanted in zip(outputs, reference.encode_int8(image, *rest), strict=True):
-        assert output.dtype == (torch.float32 if rest[-1] is None else torch.uint8)
-        assert is_laid_out_like(output, image)
-        assert torch.equal(output, wanted)
+    """With AMX, where it is, and without."""
+    before, expected = image.clone(), reference.encode_int8(image, *rest)
+    for may in (True, False):
+        if uses_amx(may) != may:
+            continue
+        outputs = encode_int8(image, *rest)
+        for output, wanted in zip(outputs, expected, strict=True):
+            assert output.dtype == (torch.float32 if rest[-1] is None else torch.uint8)
+            assert is_laid_out_like(output, image)
+            assert torch.equal(output, wanted)
     assert torch.equal(image, before)
 
 
@@ -166,6 +185,55 @@ def test_where_the_kernel_runs() -> None:
             with backends.use(name):
                 assert not backends.int8_runs()
     assert not backends.int8_runs("meta")
+
+
+IN_A_PROCESS = """
+import ctypes, os, sys
+import torch
+from cases import image_of, int8_encoder
+from wae_kernels import _load, backends, reference
+
+small = sys.argv[1] == "small signal stack"
+if small:  # as some libraries give their threads: too small for AMX's registers
+    class Stack(ctypes.Structure):
+        _fields_ = [("address", ctypes.c_void_p), ("flags", ctypes.c_int), ("bytes", ctypes.c_size_t)]
+    memory = ctypes.create_string_buffer(4096)
+    stack = Stack(ctypes.addressof(memory), 0, 4096)
+    if ctypes.CDLL(None).sigaltstack(ctypes.byref(stack), None) != 0:
+        print(0)  # a kernel that allows none so small
+        sys.exit()
+torch.set_num_threads(1)
+image, rest = image_of(1, 9, 70, torch.uint8), int8_encoder()
+expected = reference.encode_int8(image, *rest)
+
+def right():
+    return all(map(torch.equal, torch.ops.wae.encode_int8(image, *rest), expected))
+
+assert right()
+child = os.fork()
+if child == 0:
+    os._exit(0 if right() else 1)
+assert os.waitpid(child, 0)[1] == 0
+print(_load.CPU.library.wae_cpu_amx(os.environ.get("WAE_AMX") != "0"))
+"""
+
+
+def amx_in_a_process(case: str, **environment: str) -> str:
+    """Whether AMX computed in a process of its own, which was right, as was one that it forked."""
+    paths = os.pathsep.join(path for path in sys.path if path)
+    return subprocess.check_output(
+        [sys.executable, "-c", IN_A_PROCESS, case],
+        env={**os.environ, "PYTHONPATH": paths, **environment},
+        text=True,
+    ).strip()
+
+
+@pytest.mark.skipif(not uses_amx(True), reason="this processor has no AMX, or it is not permitted")
+def test_a_process_asks_for_amx_and_keeps_it_when_it_forks() -> None:
+    assert amx_in_a_process("as it is", WAE_AMX="1", WAE_BACKEND="cpu:avx512") == "1"
+    assert amx_in_a_process("small signal stack", WAE_AMX="1", WAE_BACKEND="cpu:avx512") == "0"
+    assert amx_in_a_process("as it is", WAE_AMX="0", WAE_BACKEND="cpu:avx512") == "0"
+    assert amx_in_a_process("as it is", WAE_AMX="1", WAE_BACKEND="cpu:avx2") == "0"
 
 
 # ------------------------------------------------------------------------------------ registration with torch

@@ -89,17 +89,19 @@ inline void store_row(const Images& images, int64_t n, int64_t y, int64_t begin,
         static_cast<T*>(images.data) + n * images.stride_n + y * images.stride_h + begin * images.stride_w;
     if (y + 1 < images.height) prefetch_below<true>(images, row, count);
     if (images.channels == 3 && images.stride_c == 1 && images.stride_w == 3) {
+      const float* const in[3] = {planes[0], planes[1], planes[2]};
       for (int64_t i = 0; i < count; ++i) {
-        for (int c = 0; c < 3; ++c) from_float(planes[c][i], row[3 * i + c]);
+        for (int c = 0; c < 3; ++c) from_float(in[c][i], row[3 * i + c]);
       }
       return;
     }
     for (int64_t c = 0; c < images.channels; ++c) {
+      const float* const in = planes[c];  // a byte that is written might be part of planes[c] itself
       T* plane = row + c * images.stride_c;
       if (images.stride_w == 1) {
-        for (int64_t i = 0; i < count; ++i) from_float(planes[c][i], plane[i]);
+        for (int64_t i = 0; i < count; ++i) from_float(in[i], plane[i]);
       } else {
-        for (int64_t i = 0; i < count; ++i) from_float(planes[c][i], plane[i * images.stride_w]);
+        for (int64_t i = 0; i < count; ++i) from_float(in[i], plane[i * images.stride_w]);
       }
     }
   });

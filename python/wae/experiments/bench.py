@@ -47,7 +47,7 @@ from .info import processor
 PHOTOS = "crops of the bundled photos"
 """Where int8's scales come from, unless a folder is given."""
 
-LIMITS = ("WAE_BACKEND", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "OMP_NUM_THREADS")
+LIMITS = ("WAE_BACKEND", "WAE_AMX", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "OMP_NUM_THREADS")
 """Environment variables that keep libraries from some instructions or cores."""
 
 QUIET = 0.1

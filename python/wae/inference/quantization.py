@@ -129,13 +129,12 @@ _OPENVINO_LAYERS = ("Convolution", "GroupConvolution", "MatMul")
 
 
 def _openvino_layers(model: Any, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
-    """The results of its convolutions and matrix products, by name."""
+    """The results of its convolutions and matrix products, bias included, by name."""
     import openvino
 
     model = model.clone()
     layers = [op for op in model.get_ops() if op.get_type_name() in _OPENVINO_LAYERS]
     ports = [_with_bias(op).output(0) for op in layers]
-    names = [port.get_node().get_friendly_name() for port in ports]
     model.add_outputs(ports)  # one that is an output already stays one
     settings = {"INFERENCE_PRECISION_HINT": "f32"}
     request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
@@ -144,17 +143,31 @@ def _openvino_layers(model: Any, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
         result.input_value(0).get_node().get_friendly_name(): request.get_output_tensor(number).data
         for number, result in enumerate(model.results)
     }
-    return {name: torch.from_numpy(results[name].copy()) for name in names}
+    return {
+        op.get_friendly_name().removesuffix("/WithoutBiases"): torch.from_numpy(
+            results[port.get_node().get_friendly_name()].copy()
+        )
+        for op, port in zip(layers, ports, strict=True)
+    }
 
 
 def _with_bias(op: Any) -> Any:
-    """The last factor or addition behind ``op``: NNCF moves numbers between a layer and its bias."""
+    """The last constant factor or addend behind ``op``: NNCF moves numbers between a layer and its bias."""
     while True:
         readers = [x.get_node() for x in op.output(0).get_target_inputs()]
         readers = [reader for reader in readers if reader.get_type_name() != "ShapeOf"]
         if len(readers) != 1 or readers[0].get_type_name() not in ("Multiply", "Add"):
             return op
+        others = [x.get_node() for x in readers[0].input_values() if x.get_node() != op]
+        if len(others) != 1 or not _is_constant(others[0]):  # a shortcut around the layer, say
+            return op
         op = readers[0]
+
+
+def _is_constant(op: Any) -> bool:
+    """Whether ``op`` is a constant, or made of constants alone."""
+    made_of = [x.get_node() for x in op.input_values()]
+    return all(map(_is_constant, made_of)) if made_of else op.get_type_name() == "Constant"
 
 
 # -------------------------------------------------------------------------------------------- ONNX Runtime

@@ -102,6 +102,27 @@ def test_too_large_a_drop_is_refused_and_the_layers_named(engine, apart):
         int8(apart, engine, data, max_drop=-1.0)
 
 
+def test_the_layers_of_openvino_end_before_a_shortcut():
+    """Two layers whose results are added: each has its own result, bias included, and its own name."""
+    openvino = pytest.importorskip("openvino")
+    from openvino import opset13
+
+    x = opset13.parameter([1, 1, 3, 3], np.float32)
+
+    def layer(factor, bias, name):
+        weight = np.full((1, 1, 1, 1), factor, dtype=np.float32)
+        product = opset13.convolution(x, weight, [1, 1], [0, 0], [0, 0], [1, 1])
+        product.set_friendly_name(f"{name}/WithoutBiases")
+        return opset13.add(product, np.full((1, 1, 1, 1), bias, dtype=np.float32))
+
+    model = openvino.Model([opset13.relu(opset13.add(layer(2, 1, "a"), layer(3, -1, "b")))], [x])
+    image = torch.arange(9.0).view(1, 1, 3, 3)
+    found = quantization._openvino_layers(model, [image])
+    assert set(found) == {"a", "b"}
+    torch.testing.assert_close(found["a"], 2 * image + 1)
+    torch.testing.assert_close(found["b"], 3 * image - 1)
+
+
 @pytest.mark.slow
 def test_an_onnx_file_in_int8_runs_without_us(apart, tmp_path):
     needs("onnxruntime")
