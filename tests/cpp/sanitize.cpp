@@ -547,7 +547,9 @@ void run(Case c, int channels, int out_channels, bool with_bias) {
     run_score_decoder(c, std::min(out_channels, kMaxScoreChannels), std::min(channels, kMaxScoreChannels));
   }
   if (c.element == Element::kUInt8 && int8_encoder(c.kernels) != nullptr) {
+    const std::mt19937 numbers = random_bits;  // the same with AMX and without
     if (wae_cpu_amx(1)) run_encoder_int8(c);
+    random_bits = numbers;
     wae_cpu_amx(0);
     run_encoder_int8(c);
   }

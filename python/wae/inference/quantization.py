@@ -165,9 +165,11 @@ def _with_bias(op: Any) -> Any:
 
 
 def _is_constant(op: Any) -> bool:
-    """Whether ``op`` is a constant, or made of constants alone."""
+    """Whether ``op`` is made of constants, and of shapes: one brings a bias to its layer's rank."""
+    if op.get_type_name() in ("Constant", "ShapeOf"):
+        return True
     made_of = [x.get_node() for x in op.input_values()]
-    return all(map(_is_constant, made_of)) if made_of else op.get_type_name() == "Constant"
+    return bool(made_of) and all(map(_is_constant, made_of))
 
 
 # -------------------------------------------------------------------------------------------- ONNX Runtime
