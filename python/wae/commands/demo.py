@@ -56,7 +56,8 @@ def run(options: argparse.Namespace) -> int:
         demo.show(console, rows, options.output)
     for message in errors:
         shared.complain(message)
-    timings = None if options.no_timing else comparison.measure(console, model, options.seconds)
+    wanted = rows and not options.no_timing  # who mistyped a name is to see the error at once
+    timings = comparison.measure(console, model, options.seconds) if wanted else None
     if timings and not options.json:
         comparison.show(console, timings)
     if options.json:

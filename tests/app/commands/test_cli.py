@@ -371,6 +371,12 @@ def test_demo_s_tables_as_json(tmp_path, weights, capsys, monkeypatch):
     assert set(json.loads(capsys.readouterr().out)) == {"photos"}
 
 
+def test_demo_of_no_image_is_an_error_at_once(tmp_path, weights, capsys, monkeypatch):
+    monkeypatch.setattr(comparison, "measure", lambda *_: pytest.fail("timed, though nothing was shown"))
+    assert run("demo", tmp_path / "nosuch.png", "-o", tmp_path / "out", "--weights", weights) == 1
+    assert "nosuch.png" in capsys.readouterr().err
+
+
 def test_demo_replaces_its_own_pictures_and_nothing_else(tmp_path, weights, photo_file, capsys):
     out = tmp_path / "out"
     arguments = ("demo", photo_file, "-o", out, "--no-timing", "--weights", weights)
