@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 from test_deployed import SIZE, Body, needs, with_statistics
 from test_deployed import model as model
@@ -125,6 +126,17 @@ def test_the_layers_of_openvino_end_before_a_shortcut():
     assert set(found) == {"a", "b"}
     torch.testing.assert_close(found["a"], 2 * image + 1)
     torch.testing.assert_close(found["b"], 3 * image - 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", INT8)
+def test_no_layer_of_a_resnet_is_far_off(engine):
+    torch.manual_seed(0)
+    network = torchvision.models.resnet.ResNet(torchvision.models.resnet.Bottleneck, [1, 1, 1, 1], 5)
+    deployed = int8(network.eval(), engine, images(48).float() / 255, max_drop=1.0)
+    differences = [difference for _, difference in deployed.report["layers"]]
+    assert len(differences) >= 17  # the convolutions, and the classifier where the engine names it
+    assert 0 < differences[-1] < differences[0] < 0.3
 
 
 @pytest.mark.slow
