@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wae.models.bodies import initialize
+from wae_kernels.checks import half_size
 
 _POOLS = (1, 2, 3, 6)  # pixels along a side, of the pyramid
 _FUSED = 128  # channels
@@ -41,7 +42,7 @@ def _scaled(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _halved(x: Tensor) -> Tensor:
-    return _scaled(x, [(side + 1) // 2 for side in x.shape[2:]])
+    return _scaled(x, half_size(x))
 
 
 class Bottleneck(nn.Module):
