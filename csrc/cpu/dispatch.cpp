@@ -16,7 +16,7 @@ std::atomic<bool> uses_amx{true};
 
 // Whether the processor multiplies tiles of bytes, and Linux lets this process have their registers. They make a
 // signal's frame 8 KB larger, so a process has to ask, and may be refused where a thread's signal stack is too small.
-// Nobody asks before bytes are to be encoded.
+// Nobody asks before an int8 encoder is looked for.
 bool amx_works() {
 #if defined(__x86_64__) && defined(__linux__)
   static const bool works = [] {
