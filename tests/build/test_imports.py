@@ -30,6 +30,7 @@ FOR_ALL = (
     "wae.difference",
     "wae.progress",
     "wae.termination",
+    "wae.wording",
     "wae._moved",
 )  # they import nothing of ours but each other
 

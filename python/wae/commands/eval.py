@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wae.wording import counted
+
 from . import shared
 
 if TYPE_CHECKING:
@@ -123,7 +125,8 @@ def run(options: argparse.Namespace) -> int:
         print(f"Of {options.data}'s test images. {evaluation.HOW_TIMED}")
     if deployed:
         shared.console().print(evaluation.deployed_table(deployed))
-        print(f"Deployed by wae.deploy. Times: medians of calls with {options.batch} images, all in turns.")
+        images = counted(options.batch, "image")
+        print(f"Deployed by wae.deploy. Times: medians of calls with {images}, all in turns.")
         print("MB: the most that a process takes for it alone, beyond torch; blank for what cannot be saved.")
     return 0
 

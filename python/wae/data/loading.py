@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from wae.wording import counted
+
 from .crops import Crops
 from .dataset import Dataset, DatasetError, Draw, InMemory, random_seed
 from .folder import ImageFiles, ImageFolder, OnCorrupt, evaluation_resize, image_folder
@@ -161,7 +163,7 @@ def batches(
     if workers < 0 or epoch < 0:
         raise ValueError(f"workers and epoch: need 0 or more, got {workers} and {epoch}")
     if drop_last and len(dataset) < batch:
-        raise DatasetError(f"{len(dataset)} images do not fill one batch of {batch}")
+        raise DatasetError(f"{counted(len(dataset), 'image')} cannot fill one batch of {batch}")
     if shuffle and not drop_last and len(dataset) % batch % world:
         raise ValueError(f"drop_last: needed here, {world} processes cannot share the last batch equally")
     if shuffle:

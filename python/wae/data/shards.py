@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from wae.storage.files import written
+from wae.wording import counted
 
 from .dataset import DatasetError, Draw, permuted, read_class_names
 from .folder import ImageFiles, OnCorrupt, seeded, transform
@@ -223,7 +224,9 @@ def _labels(path: Path, highest: int) -> tuple[str, ...]:
     if "" in labels:
         raise DatasetError(f"{path}: line {labels.index('') + 1} is empty; need a name of a class in each")
     if len(labels) <= max(highest, 1):
-        raise DatasetError(f"{path}: names {len(labels)} classes, and an image is of class number {highest}")
+        raise DatasetError(
+            f"{path}: names {counted(len(labels), 'class')}, and an image is of class number {highest}"
+        )
     return labels
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from wae.wording import counted
+
 from .images import is_image
 
 _SYSTEM = frozenset(
@@ -49,17 +51,14 @@ class LeftOut:
         endings = ", ".join(ending for ending, _ in self.types.most_common(_NAMED))
         more = ", ..." if len(self.types) > _NAMED else ""
         reasons = (
-            (self.hidden, "hidden"),
-            (
-                self.types.total(),
-                f"of other types ({endings}{more})",
-            ),
-            (self.links, "linked folders"),
-            (self.special, "not regular files"),
-            (self.loose, "beside the classes' folders"),
+            f"{self.hidden:,} hidden" if self.hidden else "",
+            f"{self.types.total():,} of other types ({endings}{more})" if self.types else "",
+            counted(self.links, "linked folder") if self.links else "",
+            counted(self.special, "special file") if self.special else "",
+            f"{self.loose:,} beside the classes' folders" if self.loose else "",
         )
-        counts = [f"{count:,} {reason}" for count, reason in reasons if count]
-        return f"left out: {', '.join(counts)}" if counts else ""
+        found = ", ".join(filter(None, reasons))
+        return f"left out: {found}" if found else ""
 
 
 def is_hidden(name: str) -> bool:

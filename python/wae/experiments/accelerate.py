@@ -64,6 +64,7 @@ from wae.training.processes import agreed, is_first, joined, processes
 from wae.training.session import LOG, MODEL, PLAN, STATE, TENSORBOARD, observed
 from wae.training.small_data import acceleration_plan
 from wae.training.trainer import Observer, evaluate, train
+from wae.wording import counted
 
 from . import acceleration_report, rivals
 
@@ -412,8 +413,8 @@ class _Acceleration:
         """Measure the original, choose what is to be chosen, and train: in all processes."""
         settings = self.settings
         record = self._record()
-        self._say(f"{self.original.name}: {len(self.sets.training):,} images to train on, "
-                  f"{len(self.sets.test):,} to test, {self.original.classes} classes")  # fmt: skip
+        self._say(f"{self.original.name}: {counted(len(self.sets.training), 'image')} to train on, "
+                  f"{len(self.sets.test):,} to test, {counted(self.original.classes, 'class')}")  # fmt: skip
         if self.new_head:
             self._say(self.new_head)
             record.once("head", self._train_head)

@@ -39,6 +39,7 @@ from wae.models.counting import count
 from wae.models.pairs import Pair
 from wae.storage.checkpoint import Input
 from wae.training.pretrained import scale_for_photos
+from wae.wording import counted
 from wae_kernels import backends
 from wae_kernels.reference import normalize_image
 
@@ -430,7 +431,7 @@ def table(comparison: Comparison) -> Table:
 def notes(comparisons: Sequence[Comparison]) -> list[str]:
     """Notes for the reader of the tables."""
     lines = [
-        f"Medians of calls in turns, each checked first; {torch.get_num_threads()} threads.",
+        f"Medians of calls in turns, each checked first; {counted(torch.get_num_threads(), 'thread')}.",
         "Column 6: the share of the ratio of multiply-adds that is reached.",
         "WAE's weights are random: no accuracy is claimed; `wae eval --deployed` measures it.",
     ]
@@ -484,7 +485,7 @@ def page(comparisons: Sequence[Comparison]) -> str:
     parts += [f"<p>{escaped(note)}</p>" for note in notes(comparisons)]
     parts.append(
         f"<p>{escaped(about['processor'])} ({', '.join(about['instructions'])}), "
-        f"{about['threads']} threads, {about['backend']}. {escaped(versions)}.</p>"
+        f"{counted(about['threads'], 'thread')}, {about['backend']}. {escaped(versions)}.</p>"
     )
     return _PAGE.replace("BODY", "\n".join(parts))
 

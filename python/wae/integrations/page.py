@@ -37,6 +37,7 @@ from wae.data import photos
 from wae.data.images import LONGEST, ImageError, read_image
 from wae.experiments import answers, demo, panels
 from wae.models.autoencoder import AutoEncoder
+from wae.wording import counted
 
 MAX_PIXELS = 25_000_000
 """The default limit of pixels in an image."""
@@ -390,7 +391,7 @@ def _measured() -> None:
 
 
 def _title(entry: dict[str, Any]) -> str:
-    return f"{entry['network']}, {entry['images']}, {entry['machine']}, {entry['threads']} threads"
+    return f"{entry['network']}, {entry['images']}, {entry['machine']}, {counted(entry['threads'], 'thread')}"
 
 
 def _bars(entry: dict[str, Any]) -> pd.DataFrame:

@@ -18,6 +18,7 @@ from wae.models.autoencoder import AutoEncoder, to_uint8
 from wae.models.network import WAENetwork
 from wae.progress import progress
 from wae.storage.files import written
+from wae.wording import counted
 
 from .plan import Plan
 from .stage1 import quality
@@ -109,7 +110,7 @@ class Terminal(Observer):
         assert self._plan is not None
         accuracy = f", {epoch.accuracy}" if epoch.accuracy else ""
         name = _name(self._plan, epoch.stage, epoch.epoch)
-        left_out = f", {self._left_out:,} images left out" if self._left_out else ""
+        left_out = f", {counted(self._left_out, 'image')} left out" if self._left_out else ""
         self._print(f"{name}: {_losses(epoch.losses)}{accuracy}, {epoch.seconds:.1f} s{left_out}")
 
     def _print(self, line: str) -> None:

@@ -30,6 +30,7 @@ from wae.errors import WaeError
 from wae.models.evaluating import evaluating
 from wae.models.network import WAENetwork
 from wae.storage import weights_file
+from wae.wording import counted
 from wae_kernels.nn import Encoder
 
 from .accuracy import Accuracy as Accuracy
@@ -205,8 +206,9 @@ class _Run:
         self.workers = workers
         if plan.batch % (self.world * plan.accumulate) or len(training) < plan.batch:
             raise ValueError(
-                f"batch must divide into {self.world} processes times {plan.accumulate} parts, and be at "
-                f"most the {len(training)} images of the training set, got {plan.batch}"
+                f"batch must divide into {counted(self.world, 'process')} times "
+                f"{counted(plan.accumulate, 'part')}, and be at most the "
+                f"{counted(len(training), 'image')} of the training set, got {plan.batch}"
             )
         self.history: list[Epoch] = []
         self.data = {} if state is None else fingerprint(training)

@@ -411,7 +411,7 @@ def test_corrupt_images(train, images, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     (reported,) = (line for line in lines if line.startswith("left out: "))  # once, not in every epoch
     assert "3.png: " in reported
-    assert sum(line.endswith(" s, 1 images left out") for line in lines) == 4
+    assert sum(line.endswith(" s, 1 image left out") for line in lines) == 4
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ def test_what_is_no_image_of_a_class_is_left_out_and_counted(photos):
     dataset = small(photos)
     assert [Path(path).name for path, _ in dataset.samples] == expected
     assert str(dataset.left_out) == (
-        "left out: 4 hidden, 1 of other types (.heic), 4 linked folders, 1 not regular files, "
+        "left out: 4 hidden, 1 of other types (.heic), 4 linked folders, 1 special file, "
         "1 beside the classes' folders"
     )
 

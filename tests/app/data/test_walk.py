@@ -60,7 +60,7 @@ def test_links_pipes_and_sockets(folder, monkeypatch):
         server.bind("socket.png")
         found, left_out = names(sub)
     assert found == ["d.webp", "link.png", "loop.png", "void.png", "deeper/e.avif"]
-    assert left_out == "left out: 1 hidden, 2 of other types (.heic), 2 linked folders, 2 not regular files"
+    assert left_out == "left out: 1 hidden, 2 of other types (.heic), 2 linked folders, 2 special files"
 
 
 def test_nothing_left_out_is_no_line(folder):

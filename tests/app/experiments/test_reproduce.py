@@ -106,7 +106,7 @@ def test_trainings_are_kept_and_not_done_again(tmp_path):
 
 @pytest.mark.slow
 def test_what_goes_wrong_in_a_training_is_told(tmp_path):
-    with pytest.raises(ValueError, match="the 1500 images of the training set, got 2000"):
+    with pytest.raises(ValueError, match="the 1,500 images of the training set, got 2000"):
         reproduce.run(tmp_path, "digits", [Job("14 x 14", 0)], FashionMnist(replace(TINY, batch=2000)), 1)
 
 

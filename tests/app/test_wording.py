@@ -1,0 +1,20 @@
+"""Numbers in sentences."""
+
+import pytest
+
+from wae.wording import counted
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "expected"),
+    [
+        (0, "image", "0 images"),
+        (1, "image", "1 image"),
+        (2, "linked folder", "2 linked folders"),
+        (1000, "process", "1,000 processes"),
+        (1, "class", "1 class"),
+        (10, "class", "10 classes"),
+    ],
+)
+def test_the_noun_agrees_with_its_number(number, noun, expected):
+    assert counted(number, noun) == expected
