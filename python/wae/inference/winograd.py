@@ -8,6 +8,7 @@ packed once.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections import Counter
 from collections.abc import Iterator
 
@@ -29,6 +30,12 @@ class Convolution(nn.Module):
         self.register_buffer("packed", torch.ops.wae.conv3x3_pack(convolution.weight.detach()))
         self.bias = None if convolution.bias is None else nn.Parameter(convolution.bias.detach(), False)
         self.out_channels, self.relu = convolution.out_channels, relu
+        self._shape = convolution.weight.shape
+
+    @property
+    def weight(self) -> Tensor:
+        """In its shape, dtype and device, which modules ask for, but of NaN: to compute with it shows."""
+        return self.packed.new_full((), torch.nan).expand(self._shape)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, h, w) float32 to (N, K, h, w), channels_last."""
@@ -80,9 +87,19 @@ def _traceable(module: nn.Module) -> Iterator[tuple[nn.Module | None, str, fx.Gr
         if isinstance(part, nn.Conv2d) or not any(isinstance(m, nn.Conv2d) for m in part.modules()):
             continue  # tracing a convolution itself would look into it
         try:
-            yield holder, name, fx.symbolic_trace(part)
+            traced = None if _has_optional_arguments(part) else fx.symbolic_trace(part)
         except Exception:  # any that the part's own code raises when it is traced
+            traced = None
+        if traced is None:
             parts += [(part, *child) for child in part.named_children()]
+        else:
+            yield holder, name, traced
+
+
+def _has_optional_arguments(part: nn.Module) -> bool:
+    """A trace would take them for tensors, and fail where they are None."""
+    parameters = inspect.signature(part.forward).parameters.values()
+    return any(parameter.default is not parameter.empty for parameter in parameters)
 
 
 def _joined(part: fx.GraphModule) -> fx.GraphModule:

@@ -5,11 +5,13 @@ import torch
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
-from wae.inference.deployed import deploy, fold
+from wae.inference.deployed import DisagreementError, deploy, fold
 from wae.inference.engines import ENGINES, EngineError
 from wae.inference.winograd import Convolution, replaced
+from wae.models.stock import StockEncoder
 from wae.models.vgg16 import vgg16_body
 from wae_kernels import backends
+from wae_kernels.nn import Encoder
 
 pytestmark = pytest.mark.skipif(
     not backends.backend_for("cpu").startswith("cpu"), reason="the compiled kernels are not here"
@@ -97,6 +99,46 @@ def test_a_convolution_that_runs_twice_has_no_relu(image):
     torch.manual_seed(0)
     shared = nn.Conv2d(16, 16, 3, padding=1)
     assert relus(same(nn.Sequential(shared, nn.ReLU(), shared).eval(), image)) == [False]
+
+
+class AsksForWeight(nn.Module):
+    """Looks at its convolution's weight beside calling it; ``if`` keeps torch.fx from tracing it."""
+
+    def __init__(self, read):
+        super().__init__()
+        self.convolution, self.read = nn.Conv2d(16, 16, 3, padding=1), read
+
+    def forward(self, x):
+        if x.sum() > 1e9:
+            return x
+        return self.read(x, self.convolution.weight) + self.convolution(x)
+
+
+def test_a_module_may_ask_for_the_dtype_of_a_weight(image):
+    def read(x, weight):
+        assert weight.shape == (16, 16, 3, 3)
+        return x.to(weight.device, weight.dtype)
+
+    assert relus(same(AsksForWeight(read).eval(), image)) == [False]
+
+
+def test_a_module_that_computes_with_a_weight_itself_is_refused():
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 1),
+        AsksForWeight(lambda x, weight: x * weight.mean()),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+    with pytest.raises((DisagreementError, EngineError)):
+        deploy(model.eval(), size=(8, 8), engine="winograd")
+
+
+@pytest.mark.parametrize("network", [StockEncoder, Encoder])
+def test_an_encoder_computes_the_same(network):
+    torch.manual_seed(0)
+    encoder, image = network().eval(), torch.rand(1, 3, 9, 11)
+    with torch.no_grad():
+        torch.testing.assert_close(replaced(encoder)(image), encoder(image), rtol=1e-4, atol=1e-4)
 
 
 def test_a_residual_block_takes_the_relu_in_it_alone(image):
