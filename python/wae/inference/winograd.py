@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from wae_kernels.nn import Encoder, ScoreDecoder
+
 _FEW_CHANNELS = 3  # so many the op convolves directly
 _LEAST_CHANNELS = 16  # what it works on at a time else; with fewer, most of its work would be on zeros
 
@@ -60,7 +62,7 @@ def _replaced(network: nn.Module) -> nn.Module:
             network = traced
         else:
             setattr(holder, name, traced)
-    for parent in list(network.modules()):
+    for parent in [module for module in network.modules() if not _is_an_op(module)]:
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Conv2d) and fits(child):
                 setattr(parent, name, Convolution(child, relu=False))
@@ -86,6 +88,8 @@ def _traceable(module: nn.Module) -> Iterator[tuple[nn.Module | None, str, fx.Gr
         holder, name, part = parts.pop()
         if isinstance(part, nn.Conv2d) or not any(isinstance(m, nn.Conv2d) for m in part.modules()):
             continue  # tracing a convolution itself would look into it
+        if _is_an_op(part):
+            continue
         try:
             traced = None if _has_optional_arguments(part) else fx.symbolic_trace(part)
         except Exception:  # any that the part's own code raises when it is traced
@@ -94,6 +98,11 @@ def _traceable(module: nn.Module) -> Iterator[tuple[nn.Module | None, str, fx.Gr
             parts += [(part, *child) for child in part.named_children()]
         else:
             yield holder, name, traced
+
+
+def _is_an_op(part: nn.Module) -> bool:
+    """Whether a call of ``part`` is one op of ours on its layers' weights: they stay as they are."""
+    return isinstance(part, (Encoder, ScoreDecoder)) and part.is_fused
 
 
 def _has_optional_arguments(part: nn.Module) -> bool:

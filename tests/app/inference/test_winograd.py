@@ -138,7 +138,10 @@ def test_an_encoder_computes_the_same(network):
     torch.manual_seed(0)
     encoder, image = network().eval(), torch.rand(1, 3, 9, 11)
     with torch.no_grad():
-        torch.testing.assert_close(replaced(encoder)(image), encoder(image), rtol=1e-4, atol=1e-4)
+        new = replaced(encoder)
+        torch.testing.assert_close(new(image), encoder(image), rtol=1e-4, atol=1e-4)
+    assert isinstance(new, Encoder)
+    assert new.is_fused == encoder.is_fused == (network is Encoder)
 
 
 def test_a_residual_block_takes_the_relu_in_it_alone(image):
