@@ -191,12 +191,24 @@ SANITIZE_FLAGS := -std=c++20 -O1 -g -Wall -Wextra -fno-omit-frame-pointer -pthre
 	-fsanitize=address,undefined -fno-sanitize-recover=all
 
 .PHONY: sanitize
-sanitize:  ## the C++ kernels under the address and undefined-behaviour sanitizers
-	@$(MAKE) --no-print-directory -j$$(getconf _NPROCESSORS_ONLN) $(SANITIZE)/kernels
+sanitize:  ## the C++ kernels under the address and undefined-behaviour sanitizers, their threads under the one for races
+	@$(MAKE) --no-print-directory -j$$(getconf _NPROCESSORS_ONLN) $(SANITIZE)/kernels $(SANITIZE)/helpers $(SANITIZE)/races
+	$(SANITIZE)/helpers
+	$(SANITIZE)/races
 	$(SANITIZE)/kernels tests/cpp/corpus/*
 
 $(SANITIZE)/kernels: $(SANITIZE_OBJECTS)
 	$(CXX) $(SANITIZE_FLAGS) $^ -o $@
+
+HELPERS := tests/cpp/races/helpers.cpp csrc/cpu/helpers.cpp
+
+$(SANITIZE)/helpers: $(HELPERS) csrc/cpu/helpers.h
+	@mkdir -p $(@D)
+	$(CXX) $(SANITIZE_FLAGS) $(HELPERS) -o $@
+
+$(SANITIZE)/races: $(HELPERS) csrc/cpu/helpers.h
+	@mkdir -p $(@D)
+	$(CXX) -std=c++20 -O1 -g -Wall -Wextra -pthread -Icsrc -fsanitize=thread $(HELPERS) -o $@
 
 $(SANITIZE)/%.o: %.cpp
 	@mkdir -p $(@D)

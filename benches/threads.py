@@ -1,10 +1,10 @@
-"""The gain of a thread of the encoder's own before an engine that has threads of its own.
+"""The gain of threads that sleep, for the encoder before an engine that has threads of its own.
 
-    python -m benches.threads [ENGINE] [BATCH]
+    python -m benches.threads [ENGINE] [BATCH] [PRECISION]
 
-Times WAE-ResNet50 in turns, by where the encoder runs: "own", a thread of its own whose helpers end after
-it; "own, spinning", the same without their end; "caller", the calling thread with all of PyTorch's; "one
-core" of the calling thread. Prints medians and deciles in milliseconds, as JSON.
+Times WAE-ResNet50 in turns, by the threads that the encoder has: "sleeping" helpers
+(wae_kernels.threads); PyTorch's, "waiting" in a loop after it; "one core", the calling thread alone; and the
+"engine" alone. Prints medians and deciles in milliseconds, as JSON.
 """
 
 from __future__ import annotations
@@ -24,14 +24,20 @@ from wae.models.resnet50 import wae_resnet50
 from .modules import images
 
 
-def sides(engine: str, batch: int) -> dict[str, Callable[[], Any]]:
+def sides(engine: str, batch: int, precision: str) -> dict[str, Callable[[], Any]]:
     """Each way to call the encoder and then the engine."""
     torch.manual_seed(0)
-    deployed = wae.deploy(wae_resnet50().eval(), batch=batch, engine=engine)
-    image, front = images(batch, 224), deployed._front
-    thread = front._thread
-    assert thread is not None
-    threads = torch.get_num_threads()
+    examples = images(200, 224)
+    deployed = wae.deploy(
+        wae_resnet50().eval(),
+        batch=batch,
+        engine=engine,
+        precision=precision,
+        calibration=examples if precision == "int8" else None,
+        max_drop=None,
+    )
+    image, front = examples[:batch], deployed._front
+    inputs, threads = front(image), torch.get_num_threads()
 
     def one_core() -> Any:
         torch.set_num_threads(1)
@@ -41,19 +47,19 @@ def sides(engine: str, batch: int) -> dict[str, Callable[[], Any]]:
             torch.set_num_threads(threads)
 
     ways: dict[str, Callable[[], Any]] = {
-        "own": lambda: front(image),
-        "own, spinning": lambda: thread.submit(torch.no_grad()(front._inputs), image).result(),
-        "caller": lambda: front._inputs(image),
+        "sleeping": lambda: front(image),
+        "waiting": lambda: front._inputs(image),
         "one core": one_core,
+        "engine": lambda: inputs,
     }
     return {name: lambda way=way: deployed._run(*way()) for name, way in ways.items()}
 
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    engine, batch = [*sys.argv[1:], *["openvino", "1"][len(sys.argv) - 1 :]]
+    engine, batch, precision = [*sys.argv[1:], *["openvino", "1", "float32"][len(sys.argv) - 1 :]]
     with torch.no_grad():
-        timings = interleaved(sides(engine, int(batch)), 20, settle=1, burst=2)
+        timings = interleaved(sides(engine, int(batch), precision), 20, settle=1, burst=2)
     print(
         json.dumps(
             {name: [round(1e3 * x, 2) for x in (t.median, t.p10, t.p90)] for name, t in timings.items()}

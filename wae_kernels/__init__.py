@@ -4,8 +4,18 @@
 every machine; :mod:`wae_kernels.backends` tells which kernels run them.
 """
 
-from . import backends, nn, reference
+from . import backends, nn, reference, threads
 from .ops import decode, decode_scores, encode, encode_int8
 
 __version__ = "0.2.0.dev0"
-__all__ = ["__version__", "backends", "decode", "decode_scores", "encode", "encode_int8", "nn", "reference"]
+__all__ = [
+    "__version__",
+    "backends",
+    "decode",
+    "decode_scores",
+    "encode",
+    "encode_int8",
+    "nn",
+    "reference",
+    "threads",
+]

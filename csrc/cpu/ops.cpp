@@ -23,6 +23,7 @@
 #include "common/tensors.h"
 #include "cpu/dispatch.h"
 #include "cpu/elements.h"
+#include "cpu/helpers.h"
 #include "cpu/kernels.h"
 #include "cpu/pack_cache.h"
 #include "cpu/tasks.h"
@@ -156,9 +157,16 @@ std::shared_ptr<const Pack> packed(const Parameters& parameters) {
 
 // ---------------------------------------------------------------------------------------------- forward
 
+int64_t threads_for_tasks() { return sleeping_threads ? sleeping_threads : torch::stable::get_num_threads(); }
+
 template <class Task, class F>
 void run_tasks(const std::vector<Task>& tasks, const F& run) {
-  torch::stable::parallel_for(0, static_cast<int64_t>(tasks.size()), 1, [&](int64_t begin, int64_t end) {
+  const int64_t count = static_cast<int64_t>(tasks.size());
+  if (sleeping_threads) {
+    run_with_helpers(sleeping_threads, count, [&](int64_t i) { run(tasks[i]); });
+    return;
+  }
+  torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) run(tasks[i]);
   });
 }
@@ -182,9 +190,8 @@ std::tuple<Tensor, Tensor> encode(Tensor image, Tensor conv1_weight, Tensor conv
   const auto weights = packed<EncoderPack, EncoderWeights>(parameters);
   const EncodeArgs args{images_of(image), images_of(low), images_of(high),
                         affine_of(image_scale, image_shift), weights.get()};
-  run_tasks(
-      plan_tasks(image.size(0), half_height, half_width, torch::stable::get_num_threads(), kForwardWarmUp),
-      [&](const Task& task) { kernels->encode(args, task); });
+  run_tasks(plan_tasks(image.size(0), half_height, half_width, threads_for_tasks(), kForwardWarmUp),
+            [&](const Task& task) { kernels->encode(args, task); });
   return {low, high};
 }
 
@@ -205,9 +212,8 @@ Tensor decode(Tensor low, Tensor high, Tensor low_weight, Tensor low_bias, Tenso
   Tensor image = new_images(low, output_size[0], output_size[1], low.scalar_type());
   const auto weights = packed<DecoderPack, DecoderWeights>(parameters);
   const DecodeArgs args{images_of(low), images_of(high), images_of(image), weights.get()};
-  run_tasks(
-      plan_tasks(low.size(0), low.size(2), low.size(3), torch::stable::get_num_threads(), kForwardWarmUp),
-      [&](const Task& task) { kernels->decode(args, task); });
+  run_tasks(plan_tasks(low.size(0), low.size(2), low.size(3), threads_for_tasks(), kForwardWarmUp),
+            [&](const Task& task) { kernels->decode(args, task); });
   return image;
 }
 
@@ -240,9 +246,8 @@ Tensor decode_scores(Tensor low, Tensor high, Tensor low_weight, Tensor low_bias
   Tensor scores = new_images(low, output_size[0], output_size[1], low.scalar_type(), low.size(1));
   const auto weights = packed<ScoreDecoderPack>(score_numbers_of(parameters));
   const DecodeScoresArgs args{images_of(low), images_of(high), images_of(scores), weights.get()};
-  run_tasks(
-      plan_tasks(low.size(0), low.size(2), low.size(3), torch::stable::get_num_threads(), kScoresWarmUp),
-      [&](const Task& task) { kernels->decode_scores(args, task); });
+  run_tasks(plan_tasks(low.size(0), low.size(2), low.size(3), threads_for_tasks(), kScoresWarmUp),
+            [&](const Task& task) { kernels->decode_scores(args, task); });
   return scores;
 }
 
@@ -318,9 +323,9 @@ std::tuple<Tensor, Tensor> encode_int8(Tensor image, Tensor conv1_weight, Tensor
   Tensor low = new_images(image, half_height, half_width, dtype);
   Tensor high = new_images(image, half_height, half_width, dtype);
   const EncodeInt8Args args{images_of(image), images_of(low), images_of(high), weights.get()};
-  run_tasks(plan_tasks(image.size(0), half_height, half_width, torch::stable::get_num_threads(), kInt8WarmUp,
-                       kMaxInt8TaskWidth),
-            [&](const Task& task) { kernel(args, task); });
+  run_tasks(
+      plan_tasks(image.size(0), half_height, half_width, threads_for_tasks(), kInt8WarmUp, kMaxInt8TaskWidth),
+      [&](const Task& task) { kernel(args, task); });
   return {low, high};
 }
 
@@ -512,7 +517,7 @@ Tensor conv3x3(Tensor input, Tensor packed, std::optional<Tensor> bias, int64_t 
                          static_cast<float*>(output.mutable_data_ptr()),
                          out_channels,
                          relu};
-  run_tasks(plan_conv3x3(args, torch::stable::get_num_threads()),
+  run_tasks(plan_conv3x3(args, threads_for_tasks()),
             [&](const Conv3x3Task& task) { kernels->conv3x3(args, task); });
   return output;
 }

@@ -403,7 +403,7 @@ def _deploy_in(task: _Task, engine: Engine, name: str) -> Deployed:
     if engine.whole:
         front, rest = whole(folded, size, dtype, memory_format)
     else:
-        front, rest = in_front(folded, size, dtype, memory_format, on_own_thread=engine.foreign)
+        front, rest = in_front(folded, size, dtype, memory_format, before_threads=engine.foreign)
     end = None
     if engine.foreign:  # PyTorch's engines run our op themselves
         rest, end = before_end(rest, front)

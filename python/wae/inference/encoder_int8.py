@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -71,7 +71,11 @@ class Int8Encoder(nn.Module):
         if image.dtype != torch.uint8 or not backends.int8_runs(image.device):
             low, high = self.exact(image, image_scale, image_shift)
             return low, high
-        return wae_kernels.encode_int8(image, *self.buffers())
+        return wae_kernels.encode_int8(image, *self.numbers())
+
+    def numbers(self) -> list[Tensor]:
+        """The op's arguments behind the image. (``buffers()`` walks through all modules, in 15 us.)"""
+        return cast(list[Tensor], [*self._buffers.values()])
 
 
 class ByteEncoder(nn.Module):
@@ -102,7 +106,7 @@ class ByteEncoder(nn.Module):
     ) -> Sequence[Tensor]:
         """``(low, high)``, each uint8 or int8, of a (N, 3, H, W) image; see :class:`Int8Encoder`."""
         if image.dtype == torch.uint8 and backends.int8_runs(image.device):
-            numbers = [*self.encoder.buffers()][:-1]  # all but its scale
+            numbers = self.encoder.numbers()[:-1]  # all but its scale
             numbers += [self.scale, self.zero_point]
             parts: Sequence[Tensor] = wae_kernels.encode_int8(image, *numbers)
         else:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar, cast
 
 import numpy as np
@@ -17,8 +14,9 @@ from wae.models.network import WAENetwork
 from wae.models.segmentation.segmenter import BeforeFusion, PixelsBehindEncoder
 from wae.models.stock import portable
 from wae_kernels import backends
-from wae_kernels.nn import ScoreDecoder
+from wae_kernels.nn import Encoder, ScoreDecoder
 from wae_kernels.parameters import KERNEL_CHANNELS
+from wae_kernels.threads import sleeping
 
 _Result = TypeVar("_Result")
 
@@ -32,10 +30,8 @@ class Front:
         like: any tensor of the model's dtype and device.
         image_scale, image_shift: of the encoder.
         dtype, memory_format: of the results; an encoder that makes integers keeps them.
-        on_own_thread: whether to compute, be it a cast alone, on a thread of its own, for an engine with
-            threads of its own. PyTorch's threads wait for their next work in a loop, for milliseconds, on
-            cores that the engine needs. Those of this thread are nobody else's, so they can be ended
-            (docs/deploy.md).
+        before_threads: whether the engine has threads of its own. Then none of ours may wait in a loop for
+            its next work, on the cores that they need (docs/deploy.md).
     """
 
     def __init__(
@@ -46,15 +42,14 @@ class Front:
         image_shift: Tensor | None,
         dtype: torch.dtype,
         memory_format: torch.memory_format,
-        on_own_thread: bool = False,
+        before_threads: bool = False,
     ) -> None:
         self.encoder, self.like = encoder, like.new_empty(0)
         self.dtype, self.memory_format = dtype, memory_format
         if image_scale is not None:  # where there is one, example images are 0..255
             self.image_scale, self.image_shift = image_scale, image_shift
-        own = on_own_thread and self.device.type == "cpu"
-        self._thread = ThreadPoolExecutor(1, "wae-front") if own else None
-        self._process: int | None = None  # that has the thread
+        self._before_threads = before_threads and self.device.type == "cpu" and _can_sleep(encoder)
+        self._process: int | None = None  # of the first call before such an engine
 
     @property
     def device(self) -> torch.device:
@@ -66,11 +61,12 @@ class Front:
         return self.beside_engine(self._inputs, images)
 
     def beside_engine(self, function: Callable[[Tensor], _Result], tensor: Tensor) -> _Result:
-        """``function(tensor)``, on the thread of its own where there is one.
+        """``function(tensor)``, after which none of our threads takes time that an engine's could have.
 
-        Raises RuntimeError in a process that was forked after the first call: it has no such thread.
+        Raises RuntimeError in a process that was forked after the first call: the engine's threads do not
+        live on in it.
         """
-        if self._thread is None:
+        if not self._before_threads:
             return function(tensor)
         if self._process not in (None, os.getpid()):
             raise RuntimeError(
@@ -78,7 +74,8 @@ class Front:
                 "fork first, or start processes by spawn"
             )
         self._process = os.getpid()
-        return self._thread.submit(_and_end_helpers, function, tensor).result()
+        with sleeping():
+            return function(tensor)
 
     def _inputs(self, images: Tensor) -> Sequence[Tensor]:
         images = self._images(images)
@@ -92,13 +89,15 @@ class Front:
         return images if images.dtype == torch.uint8 else images.to(self.like.dtype)
 
 
-def _and_end_helpers(function: Callable[[Tensor], _Result], tensor: Tensor) -> _Result:
-    with torch.no_grad():  # the caller's holds for the caller's thread
-        result = function(tensor)
-    pause = _openmp_pause()
-    if pause is not None:
-        pause(1)  # omp_pause_soft: they start again in some 0.05 ms
-    return result
+def _can_sleep(encoder: nn.Module | None) -> bool:
+    """Whether :func:`sleeping` leaves the encoder its threads: PyTorch's own operators lose theirs.
+
+    The cast of images, where there is no encoder, takes one thread little longer than many.
+    """
+    if encoder is None:
+        return True
+    ours = next((module for module in encoder.modules() if isinstance(module, Encoder)), None)
+    return ours is not None and ours.is_fused and _has_kernel(ours.conv1.weight)
 
 
 class End:
@@ -107,7 +106,7 @@ class End:
     Args:
         decoder: the network's fusion. It stays in its own dtype.
         size: (H, W) of the images.
-        front: on whose thread it runs.
+        front: that makes the inputs of the same engine.
     """
 
     def __init__(self, decoder: ScoreDecoder, size: Sequence[int], front: Front) -> None:
@@ -131,17 +130,22 @@ def before_end(behind: nn.Module, front: Front) -> tuple[nn.Module, End | None]:
     """
     if not isinstance(behind, PixelsBehindEncoder):
         return behind, None
-    if not _has_kernel(behind.fusion, front.device):
+    if not _can_end(behind.fusion):
         return portable(behind), None
     return BeforeFusion(behind).eval(), End(cast(ScoreDecoder, behind.fusion), behind.size, front)
 
 
-def _has_kernel(fusion: nn.Module, device: torch.device) -> bool:
-    if device.type != "cpu" or not isinstance(fusion, ScoreDecoder) or not fusion.is_fused:
+def _can_end(fusion: nn.Module) -> bool:
+    """Whether our op has a kernel for this fusion."""
+    if not isinstance(fusion, ScoreDecoder) or not fusion.is_fused or not _has_kernel(fusion.conv1.weight):
         return False
-    weight = fusion.conv1.weight
-    runs = backends.backend_for(device, weight.dtype, weight.shape[0]) != "reference"
-    return runs and max(fusion.low.in_channels, fusion.high.in_channels) <= KERNEL_CHANNELS
+    return max(fusion.low.in_channels, fusion.high.in_channels) <= KERNEL_CHANNELS
+
+
+def _has_kernel(weight: Tensor) -> bool:
+    """Whether the processor's compiled kernels take a network with this first convolution."""
+    on_processor = weight.device.type == "cpu"
+    return on_processor and backends.backend_for("cpu", weight.dtype, weight.shape[0]) != "reference"
 
 
 class _Untouched(Front):
@@ -167,7 +171,7 @@ def whole(
     model: nn.Module, size: Sequence[int], dtype: torch.dtype, memory_format: torch.memory_format
 ) -> tuple[Front, nn.Module]:
     """As :func:`in_front`, for an engine that runs the encoder too: its inputs are images of any dtype."""
-    front, behind = in_front(model, size, dtype, memory_format, on_own_thread=False)
+    front, behind = in_front(model, size, dtype, memory_format, before_threads=False)
     if front.encoder is None:
         return front, behind
     images = _Untouched(None, front.like, front.image_scale, front.image_shift, dtype, memory_format)
@@ -206,7 +210,7 @@ def in_front(
     size: Sequence[int],
     dtype: torch.dtype,
     memory_format: torch.memory_format,
-    on_own_thread: bool,
+    before_threads: bool,
 ) -> tuple[Front, nn.Module]:
     """``model``, folded, in two: what makes inputs of images, and what an engine makes scores of these with.
 
@@ -216,28 +220,12 @@ def in_front(
     like = next(model.parameters())
     if not isinstance(model, WAENetwork):
         scale, shift = getattr(model, "image_scale", None), getattr(model, "image_shift", None)
-        front = Front(None, like, scale, shift, dtype, memory_format, on_own_thread)
+        front = Front(None, like, scale, shift, dtype, memory_format, before_threads)
         return front, model
     if like.is_cuda:
         model = model.to(dtype)
         like = next(model.parameters())
     front = Front(
-        model.encoder, like, model.image_scale, model.image_shift, dtype, memory_format, on_own_thread
+        model.encoder, like, model.image_scale, model.image_shift, dtype, memory_format, before_threads
     )
     return front, model.behind_encoder(size).eval()
-
-
-@functools.cache
-def _openmp_pause() -> Callable[[int], int] | None:
-    """OpenMP 5.0's omp_pause_resource_all, where it ends the calling thread's helpers and no other's.
-
-    That is so in GNU's library, which PyTorch's builds for Linux have. LLVM's and Intel's end those of the
-    whole process: there they stay.
-    """
-    try:
-        library = ctypes.CDLL(None)
-        if hasattr(library, "__kmpc_fork_call"):
-            return None
-        return cast(Callable[[int], int], library.omp_pause_resource_all)
-    except (OSError, TypeError, AttributeError):  # TypeError: on Windows
-        return None

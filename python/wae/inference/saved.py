@@ -168,4 +168,4 @@ def _front(folder: Path, about: Mapping[str, Any], dtype: torch.dtype, foreign: 
     inputs = about["inputs"]
     memory_format = torch.channels_last if inputs["channels_last"] else torch.contiguous_format
     like = torch.empty(0, dtype=dtype)
-    return Front(encoder, like, scale, shift, DTYPES[inputs["dtype"]], memory_format, on_own_thread=foreign)
+    return Front(encoder, like, scale, shift, DTYPES[inputs["dtype"]], memory_format, before_threads=foreign)

@@ -6,6 +6,7 @@ import pickle
 import re
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from wae.inference import front as front_module
 from wae.inference import precision
 from wae.inference.deployed import ENGINES, DisagreementError, EngineError, deploy, example_images, fold
 from wae.inference.engines import Engine, InPyTorch
+from wae.inference.front import Front
 from wae.models.baselines import HalfResolution
 from wae.models.classifier import FlatClassifier, WAEClassifier
 from wae.models.haar import Haar
@@ -375,7 +377,7 @@ assert os.sched_getaffinity(0) == cores
 FORKED = """
 import os, torch
 from wae.inference.front import Front
-front = Front(None, torch.ones(1), None, None, torch.float32, torch.contiguous_format, on_own_thread=True)
+front = Front(None, torch.ones(1), None, None, torch.float32, torch.contiguous_format, before_threads=True)
 image = torch.zeros(1, 3, 4, 4)
 front(image)
 if child := os.fork():
@@ -391,25 +393,41 @@ def test_a_call_in_a_forked_process_does_not_wait_for_ever():
     assert subprocess.run([sys.executable, "-c", FORKED], check=False, timeout=100).returncode == 7
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's list of threads")
 @pytest.mark.parametrize("network", ["wae", "other"])
-def test_the_front_s_own_threads_do_not_wait_beside_an_engine(network, model, stock):
+def test_no_thread_of_ours_waits_in_a_loop_beside_an_engine(network, model, stock):
     """The cast of a network without an encoder wakes PyTorch's threads as well as the encoder does."""
-    if front_module._openmp_pause() is None:
-        pytest.skip("not GNU's OpenMP")
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
         folded = fold(model if network == "wae" else stock)
         front, _ = front_module.in_front(folded, SIZE, torch.float32, torch.contiguous_format, True)
-        front(photos(1))
-        before = len(os.listdir("/proc/self/task"))
-        front._thread.submit(front._inputs, photos(8, (224, 224))).result()  # without the end of the threads
-        assert len(os.listdir("/proc/self/task")) > before
-        front(photos(8, (224, 224)))
-        assert len(os.listdir("/proc/self/task")) == before
+        images, taken = photos(8, (224, 224)), []
+        for _ in range(10):
+            front(images)
+            before = time.process_time()
+            time.sleep(0.005)
+            taken.append(time.process_time() - before)
+        assert min(taken) < 0.002
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(("width", "threads"), [(16, 1), (8, 3)])
+def test_an_encoder_without_a_kernel_keeps_pytorch_s_threads(width, threads, monkeypatch):
+    """Its convolutions are PyTorch's own, and would have one thread where our helpers have the others."""
+    seen, forward = [], Encoder.forward
+    monkeypatch.setattr(
+        Encoder, "forward", lambda self, *args: seen.append(torch.get_num_threads()) or forward(self, *args)
+    )
+    affine = torch.ones(3), torch.zeros(3)
+    front = Front(Encoder(width), torch.ones(1), *affine, torch.float32, torch.contiguous_format, True)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        front(torch.rand(1, 3, *SIZE))
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [threads]
 
 
 @pytest.mark.slow

@@ -1,0 +1,138 @@
+"""Helpers that sleep between calls: the same bits, no time taken in between."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from cases import arguments_of, as_tuple, image_of, int8_encoder
+from torch import Tensor
+
+import wae_kernels  # noqa: F401  (the ops)
+from wae_kernels import backends
+from wae_kernels.threads import sleeping
+
+pytestmark = pytest.mark.skipif(not backends.compiled_for_processor(), reason="needs the compiled kernels")
+on_linux = pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="needs Linux's list of threads")
+
+
+def conv3x3() -> Tensor:
+    packed = torch.ops.wae.conv3x3_pack(torch.randn(100, 40, 3, 3))
+    result: Tensor = torch.ops.wae.conv3x3(torch.randn(2, 40, 30, 31), packed, None, 100)
+    return result
+
+
+CALLS: dict[str, Callable[[], Any]] = {
+    **{
+        op: lambda op=op: getattr(torch.ops.wae, op)(*arguments_of(op, size=(45, 50)))
+        for op in ("encode", "decode", "decode_scores")
+    },
+    "encode_int8": lambda: torch.ops.wae.encode_int8(image_of(3, 45, 50, torch.uint8), *int8_encoder()),
+    "conv3x3": conv3x3,
+}
+
+
+def drawn(call: Callable[[], Any]) -> Tensor:
+    """The results of ``call`` on the same random numbers as any time."""
+    torch.manual_seed(0)
+    return torch.cat([x.flatten() for x in as_tuple(call())])
+
+
+def threads_of_the_process() -> set[str]:
+    return set(os.listdir("/proc/self/task"))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+@pytest.mark.parametrize("op", CALLS)
+def test_the_same_bits(op: str, threads: int) -> None:
+    expected = drawn(CALLS[op])
+    torch.set_num_threads(threads)
+    for _ in range(3):
+        with sleeping():
+            assert torch.equal(drawn(CALLS[op]), expected)
+        assert torch.equal(drawn(CALLS[op]), expected)
+
+
+def test_many_callers_at_once() -> None:
+    expected = drawn(CALLS["encode"])
+    torch.manual_seed(0)
+    arguments = arguments_of("encode", size=(45, 50))
+    torch.set_num_threads(3)
+
+    def call(_: int) -> bool:
+        torch.set_num_threads(3)  # OpenMP's number is each thread's own
+        with sleeping():
+            low, high = torch.ops.wae.encode(*arguments)
+        return torch.equal(torch.cat([low.flatten(), high.flatten()]), expected)
+
+    with ThreadPoolExecutor(8) as callers:
+        assert all(callers.map(call, range(200)))
+
+
+def test_the_number_of_threads_is_put_back() -> None:
+    torch.set_num_threads(3)
+    with sleeping():
+        assert torch.get_num_threads() == 1
+        with sleeping():
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 3
+    with pytest.raises(KeyError), sleeping():
+        raise KeyError
+    assert torch.get_num_threads() == 3
+
+
+@on_linux
+def test_helpers_are_as_many_as_threads_less_one_and_end_with_their_caller() -> None:
+    """In the outer block, whatever an inner one was."""
+    found: dict[str, int] = {}
+
+    def caller() -> None:
+        torch.set_num_threads(3)
+        before = threads_of_the_process()
+        with sleeping():
+            with sleeping():
+                pass
+            torch.ops.wae.encode(*arguments_of("encode", size=(200, 50)))
+        found["helpers"] = len(threads_of_the_process() - before)
+
+    before = threads_of_the_process()
+    thread = threading.Thread(target=caller)
+    thread.start()
+    thread.join()
+    assert found["helpers"] == 2
+    ends = time.monotonic() + 10
+    while not threads_of_the_process() <= before and time.monotonic() < ends:
+        time.sleep(0.01)  # they are told to end, and nobody waits for that
+    assert threads_of_the_process() <= before
+
+
+@on_linux
+def test_helpers_take_no_time_between_calls() -> None:
+    torch.set_num_threads(4)
+    with sleeping():
+        drawn(CALLS["encode"])
+        times = []
+        for _ in range(5):
+            drawn(CALLS["encode"])
+            time.sleep(0.005)  # the last of them falls asleep
+            before = time.process_time()
+            time.sleep(0.05)
+            times.append(time.process_time() - before)
+    assert min(times) < 0.002
+
+
+@on_linux
+def test_a_forked_process_has_helpers_of_its_own() -> None:
+    torch.set_num_threads(3)
+    with sleeping():
+        expected = drawn(CALLS["encode"])
+        if not (child := os.fork()):
+            os._exit(7 * torch.equal(drawn(CALLS["encode"]), expected))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
