@@ -35,7 +35,14 @@ from wae.models.registry import on_meta
 from wae.models.segmentation.costs import CLASSES, SIZE, compared
 from wae.models.segmentation.segmenter import FullResolutionSegmenter, WAESegmenter, wae_segmenter
 
-NETWORKS = ("deeplabv3_resnet50", "pspnet_resnet18", "ENet")
+NETWORKS = (
+    "deeplabv3_resnet50",
+    "pspnet_resnet18",
+    "mobilenet_deconv",
+    "mobilenet_deconv, compensated",
+    "ICNet",
+    "ENet",
+)
 ENGINES = ("openvino", "onnxruntime")
 SECONDS = 10.0
 FULL, WHOLE = "full resolution", "WAE"
@@ -162,7 +169,8 @@ def main(task: str, folder: str, *others: str) -> None:
                 if not (Path(folder) / name / engine / "parts").exists():
                     continue
                 found = measure(Path(folder), name, engine)
-                (results / f"{name.lower()}-{engine}.json").write_text(json.dumps(found, indent=1) + "\n")
+                stem = name.lower().replace(", ", "-")
+                (results / f"{stem}-{engine}.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
