@@ -48,6 +48,7 @@ from wae.models.accelerated import Form, accelerated, show_small_image, with_cla
 from wae.models.baselines import AtSize, FullResolution
 from wae.models.classifier import WAEClassifier, fold_normalization
 from wae.models.counting import count
+from wae.models.registry import build, on_meta
 from wae.progress import bar
 from wae.storage import weights_file
 from wae.storage.checkpoint import load_classifier, save_classifier
@@ -306,6 +307,8 @@ class _Acceleration:
         self.stock = self.original.classifier()
         self.sets = self._sets(self.form)
         self._network(self.form)  # what cannot be built, or does not take the images, is found out first
+        if ":" not in self._name():  # nor loaded again by its name
+            on_meta(lambda: build(self._name(), self.original.classes, self.form))
         with torch.no_grad():
             self.stock(_readable(self._sets(Form(self.original.input.size)).test, 1))
 

@@ -139,12 +139,19 @@ def build(name: str, classes: int | None = None, form: Form | None = None) -> nn
     if make is None:
         raise NetworkError(f"there is no network {name}; known are {known()}")
     try:
-        if form is not None:
-            stem = name.removeprefix("wae_")
-            return accelerated(standard_network(stem, num_classes=classes or _standard(name)[0]), form)
-        return make(classes or _standard(name)[0])
+        number = classes or _standard(name)[0]
+        return make(number) if form is None else accelerated(_alone(name.removeprefix("wae_"), number), form)
     except ValueError as error:
         raise NetworkError(f"{name} cannot be built: {error}") from error
+
+
+def _alone(name: str, classes: int) -> nn.Module:
+    """The network of ``NAME`` itself, of images that are scaled and shifted already."""
+    make = builder(name)
+    stock = None if make is None else make(classes)
+    if type(stock) is not FullResolution:
+        raise ValueError(f"WAE around {name} is not known by its name")
+    return stock.network
 
 
 def image_side(name: str) -> int:

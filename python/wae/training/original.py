@@ -14,7 +14,7 @@ import torchvision
 from torch import nn
 
 from wae.data.input import INTERPOLATIONS, Input
-from wae.models.baselines import FullResolution, HalfResolution
+from wae.models.baselines import FullResolution
 from wae.models.bodies import is_timm, is_torchvision, torchvision_network
 from wae.models.pairs import own_network
 from wae.models.registry import NetworkError
@@ -93,7 +93,7 @@ def open_original(model: str | nn.Module, weights: str | None, classes: int) -> 
 
 def _checkpoint(path: Path) -> Original:
     described, model = describe_classifier(path), load_classifier(path)
-    if not isinstance(model, FullResolution) or isinstance(model, HalfResolution):
+    if type(model) is not FullResolution:  # of which there are kinds at other sizes
         raise CheckpointError(f"{path}: holds {described.network}, which is not a NAME by itself")
     scale, shift = model.image_scale.double(), model.image_shift.double()
     mean, std = -shift / scale / 255, 1 / (255 * scale)

@@ -10,6 +10,7 @@ from tiny_original import build
 from wae.data.input import Input
 from wae.models.accelerated import Form, accelerated, show_small_image, split, with_classes
 from wae.models.baselines import FullResolution
+from wae.models.registry import NetworkError
 from wae.models.registry import build as named
 from wae.storage import weights_file
 from wae.storage.checkpoint import load_classifier, save_classifier
@@ -103,9 +104,24 @@ def test_a_checkpoint_brings_its_preprocessing(tmp_path):
     assert (original.labels, original.input) == (("a", "b", "c"), Input(96, 100, interpolation="bicubic"))
     assert torch.allclose(original.classifier().image_scale, model.image_scale)
     assert torch.allclose(original.classifier().image_shift, model.image_shift)
-    save_classifier(tmp_path / "half.safetensors", named(f"{TINY}_half", 3), f"{TINY}_half", ["a", "b", "c"])
-    with pytest.raises(CheckpointError, match="which is not a NAME by itself"):
-        open_original(str(tmp_path / "half.safetensors"), None, 3)
+    for name in (f"{TINY}_half", f"{TINY}_at_64"):  # no names of WAE around them
+        save_classifier(tmp_path / "other.safetensors", named(name, 3), name, ["a", "b", "c"], force=True)
+        with pytest.raises(CheckpointError, match=f"holds {name}, which is not a NAME by itself"):
+            open_original(str(tmp_path / "other.safetensors"), None, 3)
+
+
+def test_an_accelerated_network_of_our_own_is_known_by_its_name(tmp_path):
+    """An acceleration of small_photo_vgg trained to its end, and then could not be written."""
+    path, form = tmp_path / "model.safetensors", Form(64)
+    original = named("small_photo_vgg", 3)
+    save_classifier(path, original, "small_photo_vgg", ["a", "b", "c"], Input(64))
+    network = accelerated(open_original(str(path), None, 3).network, form)
+    save_classifier(path, network, "wae_small_photo_vgg", ["a", "b", "c"], Input(64), force=True, form=form)
+    images = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        assert torch.equal(load_classifier(path)(images), network.eval()(images))
+    with pytest.raises(NetworkError, match="WAE around small_vgg is not known by its name"):
+        named("wae_small_vgg", 3, form)
 
 
 # ---------------------------------------------------------------------------------------- around the original
