@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from cases import arguments_of, as_tuple, image_of, int8_encoder
 from torch import Tensor
 
@@ -86,6 +87,36 @@ def test_the_number_of_threads_is_put_back() -> None:
     with pytest.raises(KeyError), sleeping():
         raise KeyError
     assert torch.get_num_threads() == 3
+    with sleeping():
+        torch.set_num_threads(2)
+    assert torch.get_num_threads() == 3
+
+
+@on_linux
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: x @ x,  # MKL's number of threads is another than OpenMP's
+        lambda x: F.conv2d(x[None, None], x[None, None, :3, :3]),
+        torch.sin,
+        torch.linalg.inv,
+    ],
+    ids=["matmul", "conv", "sin", "inv"],
+)
+def test_pytorch_s_operators_have_the_calling_thread_alone(call: Callable[[Tensor], Tensor]) -> None:
+    x, started = torch.eye(500), list[set[str]]()
+
+    def caller() -> None:
+        torch.set_num_threads(3)
+        before = threads_of_the_process()
+        with sleeping():
+            call(x)
+        started.append(threads_of_the_process() - before)
+
+    thread = threading.Thread(target=caller)  # OpenMP would start threads for it
+    thread.start()
+    thread.join()
+    assert started == [set()]
 
 
 @on_linux

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import TypeVar, cast
 
 import numpy as np
@@ -30,8 +31,8 @@ class Front:
         like: any tensor of the model's dtype and device.
         image_scale, image_shift: of the encoder.
         dtype, memory_format: of the results; an encoder that makes integers keeps them.
-        before_threads: whether the engine has threads of its own. Then none of ours may wait in a loop for
-            its next work, on the cores that they need (docs/deploy.md).
+        before_threads: whether the engine has threads of its own. Then none of ours should wait in a loop
+            for its next work, on the cores that they need (docs/deploy.md).
     """
 
     def __init__(
@@ -48,7 +49,8 @@ class Front:
         self.dtype, self.memory_format = dtype, memory_format
         if image_scale is not None:  # where there is one, example images are 0..255
             self.image_scale, self.image_shift = image_scale, image_shift
-        self._before_threads = before_threads and self.device.type == "cpu" and _can_sleep(encoder)
+        self._before_threads = before_threads and self.device.type == "cpu"
+        self._can_sleep = _can_sleep(encoder)
         self._process: int | None = None  # of the first call before such an engine
 
     @property
@@ -61,7 +63,7 @@ class Front:
         return self.beside_engine(self._inputs, images)
 
     def beside_engine(self, function: Callable[[Tensor], _Result], tensor: Tensor) -> _Result:
-        """``function(tensor)``, after which none of our threads takes time that an engine's could have.
+        """``function(tensor)``, after which no thread of ours takes an engine's time, where that can be.
 
         Raises RuntimeError in a process that was forked after the first call: the engine's threads do not
         live on in it.
@@ -74,7 +76,7 @@ class Front:
                 "fork first, or start processes by spawn"
             )
         self._process = os.getpid()
-        with sleeping():
+        with sleeping() if self._can_sleep else nullcontext():
             return function(tensor)
 
     def _inputs(self, images: Tensor) -> Sequence[Tensor]:

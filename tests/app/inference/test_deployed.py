@@ -377,20 +377,25 @@ assert os.sched_getaffinity(0) == cores
 FORKED = """
 import os, torch
 from wae.inference.front import Front
-front = Front(None, torch.ones(1), None, None, torch.float32, torch.contiguous_format, before_threads=True)
+from wae_kernels.nn import Encoder
+affine = torch.ones(3), torch.zeros(3)
+front = Front({encoder}, torch.ones(1), *affine, torch.float32, torch.contiguous_format, before_threads=True)
 image = torch.zeros(1, 3, 4, 4)
-front(image)
-if child := os.fork():
-    os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-try:
+with torch.no_grad():
     front(image)
-except RuntimeError as error:
-    os._exit(7 * ("before the process was forked" in str(error)))
+    if child := os.fork():
+        os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    try:
+        front(image)
+    except RuntimeError as error:
+        os._exit(7 * ("before the process was forked" in str(error)))
 """
 
 
-def test_a_call_in_a_forked_process_does_not_wait_for_ever():
-    assert subprocess.run([sys.executable, "-c", FORKED], check=False, timeout=100).returncode == 7
+@pytest.mark.parametrize("encoder", ["None", "Encoder()", "Encoder(8)"])  # no kernel takes a width of 8
+def test_a_call_in_a_forked_process_does_not_wait_for_ever(encoder):
+    code = FORKED.format(encoder=encoder)
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=100).returncode == 7
 
 
 @pytest.mark.parametrize("network", ["wae", "other"])
