@@ -27,7 +27,7 @@ class Shared {
     for (int64_t i = 0; i < helpers; ++i) begun_.notify_one();
     work();
     std::unique_lock lock(mutex_);
-    seats_ = 0;  // who wakes only now has nothing to do
+    seats_ = 0;  // a helper that wakes only now has nothing to do
     done_.wait(lock, [this] { return working_ == 0; });
     if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
   }
@@ -80,8 +80,7 @@ class Helpers {
   }
 
   void run(int64_t threads, int64_t count, const std::function<void(int64_t)>& task) {
-    if (forked()) {  // no helper came along, and one may have held the lock
-      new std::shared_ptr(std::move(shared_));
+    if (forked()) {  // no helper came along. What they share is theirs for ever: one may have held its lock
       shared_ = std::make_shared<Shared>(), helpers_ = 0, process_ = getpid();
     }
     const int64_t wanted = std::max<int64_t>(std::min(threads, count) - 1, 0);
