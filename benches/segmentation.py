@@ -106,9 +106,9 @@ def measure(folder: Path, name: str, engine: str) -> dict[str, Any]:
     for part in PARTS:
         sides[part] = _part(target / part, engine)
     assert whole._end is not None
-    halves = whole._run(*whole._front(images)).clone()
-    sides[END] = lambda: whole._end(halves)
     with undisturbed(images.device):
+        halves = whole._run(*whole._front(images)).clone()
+        sides[END] = lambda: whole._end(halves)
         timings = interleaved(sides, SECONDS, settle=1)
     make = compared()[name]
     costs = [count(on_meta(each), SIZE).multiply_adds for each in (make, lambda: wae_segmenter(make()))]
