@@ -12,7 +12,6 @@ namespace wae::cuda {
 
 // The two ops are mirror images: each has a first layer, two 16 -> 16 layers and a last layer; one of the
 // first and the last is 3 channels at full resolution, the other 2 * 3 channels at half resolution.
-enum class Op : int32_t { kEncode, kDecode };
 
 inline constexpr int kBackwardThreads = 256;  // two rows of up to four strips of 16 pixels, one for each warp
 inline constexpr int kMaxBackwardStrips = 4, kMinBackwardStrips = 2;

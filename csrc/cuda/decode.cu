@@ -82,6 +82,7 @@ struct Reader {
 template <Mode kMode>
 struct FirstLayer {
   static constexpr bool kNarrow = stored_bytes(kMode) == 2;
+  using Packed = PackedFilter<kMode, 16, 2 * stored_bytes(kMode)>;
   // Tap column by kind of product: even pixels; odd ones from input i; odd ones from input i + 1.
   static __device__ constexpr int tap_column(int kind) { return kind == 0 ? 1 : kind == 1 ? 2 : 0; }
 
@@ -97,8 +98,7 @@ struct FirstLayer {
   // The tap row by which input row `input` (0, or 1 below it) contributes to this warp's row.
   __device__ __forceinline__ int tap_row(int input) const { return row == 0 ? 1 : input == 0 ? 2 : 0; }
 
-  template <class Weight, class Bias>
-  __device__ FirstLayer(const ThreadCoordinates& thread, const Weight& weight, const Bias& bias_of,
+  __device__ FirstLayer(const ThreadCoordinates& thread, const Packed& filter, uint32_t biases,
                         uint32_t plain)
       : strip(thread.strip % 2), row(thread.strip / 2) {
     static_assert(kStrips == 4);
@@ -107,15 +107,14 @@ struct FirstLayer {
       for (int input = 0; input < 2; ++input) {
 #pragma unroll
         for (int kind = 0; kind < 3; ++kind) {
+          uint32_t words[2][kNarrow ? 1 : 2];
+          filter.load(words, thread.lane, 3 * tap_row(input) + tap_column(kind));
+          const bool shares =
+              kNarrow && kind == 2;  // odd pixels: tap 2 of input i, then tap 0 of input i + 1
 #pragma unroll
           for (int n = 0; n < 2; ++n) {
-            const int tap = 3 * tap_row(input) + tap_column(kind), out = 8 * n + thread.group;
-            weights[input][kind][n][0] = weight_word<kMode>(weight, out, thread.member, tap);
-            if constexpr (!kNarrow) {
-              weights[input][kind][n][1] = weight_word<kMode>(weight, out, thread.member + 4, tap);
-            } else {  // odd pixels: tap 2 of input i, then tap 0 of input i + 1
-              weights[input][kind][n][1] = weight_word<kMode>(weight, out, thread.member, 3 * tap_row(input));
-            }
+            weights[input][shares ? 1 : kind][n][shares ? 1 : 0] = words[n][0];
+            if constexpr (!kNarrow) weights[input][kind][n][1] = words[n][1];
           }
         }
       }
@@ -125,10 +124,7 @@ struct FirstLayer {
     }
     plain_weights = plain + thread.member * 16;
 #pragma unroll
-    for (int n = 0; n < 2; ++n) {
-      bias[n][0] = bias_of(8 * n + 2 * thread.member);
-      bias[n][1] = bias_of(8 * n + 2 * thread.member + 1);
-    }
+    for (int n = 0; n < 2; ++n) load_biases(bias[n], biases, 8 * n + 2 * thread.member);
   }
 
   __device__ void compute(uint32_t upper, uint32_t lower) {
@@ -306,58 +302,71 @@ template <Mode kMode>
 __device__ void decode(const DecodeParameters& p) {
   extern __shared__ __align__(16) unsigned char memory[];
   using Number = typename Arithmetic<kMode>::Number;
+  using Trunk = Layer<kMode, 2>;
+  using First = FirstLayer<kMode>;
+  using Last = Layer<kMode, 1>;
   constexpr SharedLayout kLayout = decode_layout(kMode);
   const ThreadCoordinates thread;
   const uint32_t shared = shared_address(memory);
 
-  // Stage the raw filters where the rows will be; each warp then loads its own weights from there.
-  Number* stage = reinterpret_cast<Number*>(memory);
-  static_assert(5904 * static_cast<int>(sizeof(Number)) <= kLayout.weights);
-  const StagedFilter<Number> low = stage_filter(stage, p.filters[0], 16, 3);
-  const StagedFilter<Number> high = stage_filter(stage + 432, p.filters[1], 16, 3);
-  const StagedFilter<Number> conv1 = stage_filter(stage + 864, p.filters[2], 16, 16);
-  const StagedFilter<Number> conv2 = stage_filter(stage + 3168, p.filters[3], 16, 16);
-  const StagedFilter<Number> conv3 = stage_filter(stage + 5472, p.filters[4], 3, 16);
+  // The parameters, where the rows will be.
+  const StagedBias bias([&](int layer, int channel) {
+    if (layer == 3 && channel >= 3) return 0.0f;
+    const float sum = bias_at<Number>(p.filters[layer == 0 ? 0 : layer + 1], channel);
+    return layer == 0 ? sum + bias_at<Number>(p.filters[1], channel) : sum;
+  });
+  const StagedFilters<Op::kDecode, Number> stage(reinterpret_cast<Number*>(memory), p.filters);
+  const uint32_t biases = shared + kFilterNumbers * sizeof(Number);
+  bias.store_to(biases);
   block_barrier();
+
+  const auto low = stage.template filter<0>(), high = stage.template filter<1>(),
+             conv1 = stage.template filter<2>(), conv2 = stage.template filter<3>(),
+             conv3 = stage.template filter<4>();
   const auto first_weight = [&](int out, int in, int tap) {
-    return in < 3 ? low.at(out, in, tap) : in < 6 ? high.at(out, in - 3, tap) : 0.0f;
+    return unless_padding(in < 6, chosen(in < 3, low, high).at(out, in % 3, tap));
   };
-  const auto last_weight = [&](int out, int in, int tap) { return out < 3 ? conv3.at(out, in, tap) : 0.0f; };
-  const auto trunk_weight = [&](int out, int in, int tap) {
-    return thread.role == kSecond ? conv1.at(out, in, tap) : conv2.at(out, in, tap);
+  const auto second_weight = [&](int out, int in, int tap) { return conv1.at(out, in, tap); };
+  const auto third_weight = [&](int out, int in, int tap) { return conv2.at(out, in, tap); };
+  const auto last_weight = [&](int out, int in, int tap) {
+    return unless_padding(out < 3, conv3.at(min(out, 2), in, tap));
   };
+  const typename Trunk::Packed second_filter{biases + StagedBias::kBytes},
+      third_filter{second_filter.at + second_filter.kBytes};
+  const typename First::Packed first_filter{third_filter.at + third_filter.kBytes};
+  const typename Last::Packed last_filter{first_filter.at + first_filter.kBytes};
+  constexpr int kStaged = kFilterNumbers * static_cast<int>(sizeof(Number)) + StagedBias::kBytes;
+  constexpr int kPacked =
+      second_filter.kBytes + third_filter.kBytes + first_filter.kBytes + last_filter.kBytes;
+  static_assert(kStaged + (is_plain(kMode) ? 0 : kPacked) <= kLayout.weights);
   const uint32_t plain_first = shared + kLayout.weights, plain_second = plain_first + 4 * kDecodeFirstWeights,
                  plain_third = plain_second + 4 * kTrunkWeights, plain_last = plain_third + 4 * kTrunkWeights;
   if constexpr (is_plain(kMode)) {
     float* plain = reinterpret_cast<float*>(memory + kLayout.weights);
     write_plain_weights(plain, first_weight, 6, 16);
-    write_plain_weights(
-        plain += kDecodeFirstWeights, [&](int o, int i, int t) { return conv1.at(o, i, t); }, 16, 16);
-    write_plain_weights(
-        plain += kTrunkWeights, [&](int o, int i, int t) { return conv2.at(o, i, t); }, 16, 16);
+    write_plain_weights(plain += kDecodeFirstWeights, second_weight, 16, 16);
+    write_plain_weights(plain += kTrunkWeights, third_weight, 16, 16);
     write_plain_weights(plain += kTrunkWeights, last_weight, 16, 8);
+  } else {
+    constexpr int kTrunkWriters = Trunk::Packed::kWriters, kFirstWriters = First::Packed::kWriters;
+    second_filter.write(second_weight, 0);
+    third_filter.write(third_weight, kTrunkWriters);
+    first_filter.write(first_weight, 2 * kTrunkWriters);
+    last_filter.write(last_weight, 2 * kTrunkWriters + kFirstWriters);
   }
+  block_barrier();
 
   const int64_t steps = steps_of_block(p.tiling, 2);
   if (thread.role == kEnds) {
-    FirstLayer<kMode> first(
-        thread, first_weight,
-        [&](int channel) {
-          return bias_at<Number>(p.filters[0], channel) + bias_at<Number>(p.filters[1], channel);
-        },
-        plain_first);
-    Layer<kMode, 1> last(
-        thread, last_weight,
-        [&](int channel) { return channel < 3 ? bias_at<Number>(p.filters[4], channel) : 0.0f; }, plain_last);
+    First first(thread, first_filter, biases, plain_first);
+    Last last(thread, last_filter, biases + 3 * 16 * 4, plain_last);
     clear_rows(shared, kLayout.weights);
     run_ends<kMode>(thread, first, last, p, shared, steps);
   } else {
-    const Filter& filter = p.filters[thread.role == kSecond ? 2 : 3];
-    Layer<kMode, 2> layer(
-        thread, trunk_weight, [&](int channel) { return bias_at<Number>(filter, channel); },
-        thread.role == kSecond ? plain_second : plain_third);
-    clear_rows(shared, kLayout.weights);
     const bool second = thread.role == kSecond;
+    Trunk layer(thread, second ? second_filter : third_filter, biases + (second ? 1 : 2) * 16 * 4,
+                second ? plain_second : plain_third);
+    clear_rows(shared, kLayout.weights);
     run_trunk<kMode, false>(thread, layer, p.tiling, p.height, p.width,
                             shared + (second ? kLayout.first : kLayout.second),
                             shared + (second ? kLayout.second : kLayout.last),

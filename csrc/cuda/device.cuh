@@ -43,9 +43,15 @@ __device__ __forceinline__ Float16 from_float<Float16>(float value) {
 }
 template <>
 __device__ __forceinline__ BFloat16 from_float<BFloat16>(float value) {
+#if __CUDA_ARCH__ >= 800
+  uint32_t packed;
+  asm("cvt.rn.bf16x2.f32 %0, 0f00000000, %1;" : "=r"(packed) : "f"(value));
+  return {static_cast<uint16_t>(packed)};
+#else
   const uint32_t bits = __float_as_uint(value);
   const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;  // to nearest, ties to even
   return {static_cast<uint16_t>(value != value ? 0x7fff : rounded)};
+#endif
 }
 
 template <class Number>

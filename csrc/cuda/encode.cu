@@ -92,13 +92,13 @@ struct Reader {
   }
 };
 
-// The image's scale and shift, in shared memory: in registers they would cost six for two loads a step.
-__device__ __forceinline__ void stage_affine(float* to, const EncodeParameters& p) {
-  if (threadIdx.x >= 8) return;
+// The image's scale and shift go to shared memory, 4 numbers each: in registers they would cost six for two
+// loads a step. The number of a thread below 8:
+__device__ __forceinline__ float affine_number(const EncodeParameters& p) {
   const int c = threadIdx.x % 4;
   const ChannelVector& vector = threadIdx.x < 4 ? p.scale : p.shift;
   const float none = threadIdx.x < 4 ? 1.0f : 0.0f;
-  to[threadIdx.x] = c == 3 || vector.type == NumberType::kNone ? none : number_at(vector, c);
+  return threadIdx.x >= 8 || c == 3 || vector.type == NumberType::kNone ? none : number_at(vector, c);
 }
 
 // --------------------------------------------------------------------------------------------------- conv1
@@ -107,8 +107,9 @@ __device__ __forceinline__ void stage_affine(float* to, const EncodeParameters& 
 // a tap, over the pixel's 4 channels.
 template <Mode kMode>
 struct FirstLayer {
-  static constexpr int kWords = stored_bytes(kMode);  // of 4 channels
-  static constexpr int kMmaSteps = 4 * kWords / 8;    // of a row of taps
+  using Packed =
+      PackedFilter<kMode, 16, 4 * stored_bytes(kMode), 3>;   // as if a row of taps were one of 16 channels
+  static constexpr int kMmaSteps = stored_bytes(kMode) / 2;  // of a row of taps
 
   uint32_t weights[3][kMmaSteps][2][2];  // [row of taps][step][block of 8 channels]
   uint32_t plain_weights;
@@ -116,32 +117,23 @@ struct FirstLayer {
   float sums[kPair][2][4];
   uint32_t pixels;
 
-  template <class Weight, class Bias>
-  __device__ FirstLayer(const ThreadCoordinates& thread, const Weight& weight, const Bias& bias_of,
+  __device__ FirstLayer(const ThreadCoordinates& thread, const Packed& filter, uint32_t biases,
                         uint32_t plain) {
     if constexpr (!is_plain(kMode)) {
 #pragma unroll
       for (int y = 0; y < 3; ++y) {
 #pragma unroll
-        for (int i = 0; i < 4 * kMmaSteps; ++i) {
-          const int step = i / 4, n = i / 2 % 2, half = i % 2;
-          const int x = (8 * step + 4 * half) / kWords + (kWords == 2 ? thread.member / 2 : 0);
-          weights[y][step][n][half] =
-              x < 3 ? weight_word<kMode>(weight, 8 * n + thread.group, thread.member % kWords, 3 * y + x) : 0;
-        }
+        for (int step = 0; step < kMmaSteps; ++step) filter.load(weights[y][step], thread.lane, y, step);
       }
       // The lane's row of an ldmatrix: lanes 16 to 31 have the words from 4 on.
       pixels = image_pixel(thread.strip * 16 + thread.lane % 16) +
-               thread.lane / 16 * (kWords == 2 ? kRowPlane + 2 * 16 : 16);
+               thread.lane / 16 * (stored_bytes(kMode) == 2 ? kRowPlane + 2 * 16 : 16);
     } else {
       pixels = image_pixel(thread.strip * 16 + thread.group);
     }
     plain_weights = plain + thread.member * 16;
 #pragma unroll
-    for (int n = 0; n < 2; ++n) {
-      bias[n][0] = bias_of(8 * n + 2 * thread.member);
-      bias[n][1] = bias_of(8 * n + 2 * thread.member + 1);
-    }
+    for (int n = 0; n < 2; ++n) load_biases(bias[n], biases, 8 * n + 2 * thread.member);
   }
 
   // From the pairs of image rows at `upper` and `lower`: image row r + y is tap row y of output row r.
@@ -247,8 +239,9 @@ struct Branches {
   static constexpr int kChannelSteps = stored_bytes(kMode) / 2;
   static constexpr int kRow = kRowBytes<kMode, kParityPlane>;
   using Number = typename Arithmetic<kMode>::Number;
+  using Packed = PackedFilter<kMode, 8, 4 * stored_bytes(kMode)>;
 
-  uint32_t weights[9][kChannelSteps][2];
+  uint32_t weights[9][kChannelSteps][1][2];
   uint32_t plain_weights;
   float bias[2];
   float sums[4];  // of the row that one pair begins and the next completes
@@ -258,30 +251,22 @@ struct Branches {
   int64_t channel_step, rows_step, eight_pixels;  // to the next channel, the warp's next row, 8 pixels on
   int columns_left;                               // of the tile and the image, from that pixel on
 
-  template <class Weight, class Bias>
-  __device__ Branches(const ThreadCoordinates& thread, const Weight& weight, const Bias& bias_of,
-                      uint32_t plain)
+  __device__ Branches(const ThreadCoordinates& thread, const Packed& filter, uint32_t biases, uint32_t plain)
       : strip(thread.strip % 2), turn(thread.strip / 2) {
     static_assert(kStrips == 4);
     if constexpr (!is_plain(kMode)) {
 #pragma unroll
       for (int tap = 0; tap < 9; ++tap) {
 #pragma unroll
-        for (int step = 0; step < kChannelSteps; ++step) {
-#pragma unroll
-          for (int half = 0; half < 2; ++half) {
-            weights[tap][step][half] =
-                weight_word<kMode>(weight, thread.group, 8 * step + 4 * half + thread.member, tap);
-          }
-        }
+        for (int step = 0; step < kChannelSteps; ++step)
+          filter.load(weights[tap][step], thread.lane, tap, step);
       }
       pixels = thread.lane / 16 * kParityPlane + (strip * 16 + thread.lane % 16) * 16;
     } else {
       pixels = (strip * 16 + thread.group) * 16;
     }
     plain_weights = plain + thread.member * 8;
-    bias[0] = bias_of(2 * thread.member);
-    bias[1] = bias_of(2 * thread.member + 1);
+    load_biases(bias, biases, 2 * thread.member);
   }
 
   // Column x of the 3 x 3 window: even pixel i, odd pixel i, even pixel i + 1.
@@ -316,7 +301,7 @@ struct Branches {
         for (int step = 0; step < kChannelSteps; ++step) {
           uint32_t words[4];
           load_matrices(words, address + step * 2 * kParityPlane);
-          mma<kMode>(sums, words, weights[3 * y + x][step]);
+          mma<kMode>(sums, words, weights[3 * y + x][step][0]);
         }
       }
     }
@@ -409,59 +394,75 @@ template <Mode kMode>
 __device__ void encode(const EncodeParameters& p) {
   extern __shared__ __align__(16) unsigned char memory[];
   using Number = typename Arithmetic<kMode>::Number;
+  using Trunk = Layer<kMode, 2>;
+  using First = FirstLayer<kMode>;
   constexpr SharedLayout kLayout = encode_layout(kMode);
   const ThreadCoordinates thread;
   const uint32_t shared = shared_address(memory);
 
-  // Stage the raw filters where the rows will be; each warp then loads its own weights from there.
-  Number* stage = reinterpret_cast<Number*>(memory);
-  static_assert(5904 * static_cast<int>(sizeof(Number)) <= kLayout.weights);
-  const StagedFilter<Number> conv1 = stage_filter(stage, p.filters[0], 16, 3);
-  const StagedFilter<Number> conv2 = stage_filter(stage + 432, p.filters[1], 16, 16);
-  const StagedFilter<Number> conv3 = stage_filter(stage + 2736, p.filters[2], 16, 16);
-  const StagedFilter<Number> low = stage_filter(stage + 5040, p.filters[3], 3, 16);
-  const StagedFilter<Number> high = stage_filter(stage + 5472, p.filters[4], 3, 16);
-  stage_affine(reinterpret_cast<float*>(memory + kLayout.affine), p);
+  // The parameters, where the rows will be.
+  const float affine = affine_number(p);
+  const StagedBias bias([&](int layer, int channel) {  // the branches' as the columns of their D fragment
+    const bool is_last = layer == 3, is_padding = is_last && (channel >= 8 || channel % 4 == 3);
+    if (is_padding) return 0.0f;
+    return bias_at<Number>(p.filters[layer + (is_last ? channel / 4 : 0)], is_last ? channel % 4 : channel);
+  });
+  const StagedFilters<Op::kEncode, Number> stage(reinterpret_cast<Number*>(memory), p.filters);
+  const uint32_t biases = shared + kFilterNumbers * sizeof(Number);
+  bias.store_to(biases);
+  if (threadIdx.x < 8) store(shared + kLayout.affine + threadIdx.x * 4, __float_as_uint(affine));
   block_barrier();
-  const auto first_weight = [&](int out, int in, int tap) { return in < 3 ? conv1.at(out, in, tap) : 0.0f; };
+
+  const auto conv1 = stage.template filter<0>(), conv2 = stage.template filter<1>(),
+             conv3 = stage.template filter<2>(), low = stage.template filter<3>(),
+             high = stage.template filter<4>();
+  const auto first_weight = [&](int out, int in, int tap) { return conv1.at(out, in, tap); };
+  const auto second_weight = [&](int out, int in, int tap) { return conv2.at(out, in, tap); };
+  const auto third_weight = [&](int out, int in, int tap) { return conv3.at(out, in, tap); };
   const auto branch_weight = [&](int out, int in, int tap) {
-    return out % 4 == 3 ? 0.0f : out < 4 ? low.at(out, in, tap) : high.at(out - 4, in, tap);
+    return unless_padding(out % 4 < 3, chosen(out < 4, low, high).at(min(out % 4, 2), in, tap));
   };
-  const auto trunk_weight = [&](int out, int in, int tap) {
-    return thread.role == kSecond ? conv2.at(out, in, tap) : conv3.at(out, in, tap);
-  };
+  const typename Trunk::Packed second_filter{biases + StagedBias::kBytes},
+      third_filter{second_filter.at + second_filter.kBytes};
+  const typename First::Packed first_filter{third_filter.at + third_filter.kBytes};
+  const typename Branches<kMode>::Packed branch_filter{first_filter.at + first_filter.kBytes};
+  constexpr int kStaged = kFilterNumbers * static_cast<int>(sizeof(Number)) + StagedBias::kBytes;
+  constexpr int kPacked =
+      second_filter.kBytes + third_filter.kBytes + first_filter.kBytes + branch_filter.kBytes;
+  static_assert(kStaged + (is_plain(kMode) ? 0 : kPacked) <= kLayout.weights);
   const uint32_t plain_first = shared + kLayout.weights, plain_second = plain_first + 4 * kEncodeFirstWeights,
                  plain_third = plain_second + 4 * kTrunkWeights, plain_last = plain_third + 4 * kTrunkWeights;
   if constexpr (is_plain(kMode)) {
     float* plain = reinterpret_cast<float*>(memory + kLayout.weights);
     write_plain_weights(plain, first_weight, 3, 16);
-    write_plain_weights(
-        plain += kEncodeFirstWeights, [&](int o, int i, int t) { return conv2.at(o, i, t); }, 16, 16);
-    write_plain_weights(
-        plain += kTrunkWeights, [&](int o, int i, int t) { return conv3.at(o, i, t); }, 16, 16);
+    write_plain_weights(plain += kEncodeFirstWeights, second_weight, 16, 16);
+    write_plain_weights(plain += kTrunkWeights, third_weight, 16, 16);
     write_plain_weights(plain += kTrunkWeights, branch_weight, 16, 8);
+  } else {
+    constexpr int kTrunkWriters = Trunk::Packed::kWriters, kFirstWriters = First::Packed::kWriters;
+    second_filter.write(second_weight, 0);
+    third_filter.write(third_weight, kTrunkWriters);
+    first_filter.write(
+        [&](int out, int in, int y) {  // in: 4 for each of four taps
+          return unless_padding(in < 12 && in % 4 < 3, conv1.at(out, min(in % 4, 2), 3 * y + min(in / 4, 2)));
+        },
+        2 * kTrunkWriters);
+    branch_filter.write(branch_weight, 2 * kTrunkWriters + kFirstWriters);
   }
+  block_barrier();
 
   const int64_t steps = steps_of_block(p.tiling, 1);
   if (thread.role == kEnds) {
-    FirstLayer<kMode> first(
-        thread, first_weight, [&](int channel) { return bias_at<Number>(p.filters[0], channel); },
-        plain_first);
-    Branches<kMode> branches(
-        thread, branch_weight,
-        [&](int channel) {
-          return channel % 4 < 3 ? bias_at<Number>(p.filters[3 + channel / 4], channel % 4) : 0.0f;
-        },
-        plain_last);
+    First first(thread, first_filter, biases, plain_first);
+    Branches<kMode> branches(thread, branch_filter, biases + 3 * 16 * 4, plain_last);
     clear_rows(shared, kLayout.weights);
     run_ends<kMode>(thread, first, branches, p, shared, steps);
   } else {
-    const Filter& filter = p.filters[thread.role == kSecond ? 1 : 2];
-    Layer<kMode, 2> layer(
-        thread, trunk_weight, [&](int channel) { return bias_at<Number>(filter, channel); },
-        thread.role == kSecond ? plain_second : plain_third);
+    const bool second = thread.role == kSecond;
+    Trunk layer(thread, second ? second_filter : third_filter, biases + (second ? 1 : 2) * 16 * 4,
+                second ? plain_second : plain_third);
     clear_rows(shared, kLayout.weights);
-    if (thread.role == kSecond) {
+    if (second) {
       run_trunk<kMode, false>(thread, layer, p.tiling, p.height, p.width, shared + kLayout.first,
                               shared + kLayout.second, {kSecondLag, 3, -2}, steps);
     } else {

@@ -38,8 +38,6 @@ struct ChannelVector {
   int32_t unused;
 };
 
-inline constexpr int kFilters = 5;
-
 struct EncodeParameters {
   Images image, low, high;
   Filter filters[kFilters];  // conv1, conv2, conv3, low, high

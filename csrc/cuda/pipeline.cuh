@@ -109,43 +109,117 @@ __device__ __forceinline__ int64_t steps_of_block(const Tiling& tiling, int last
   return mine * (tiling.tile_height + kHaloPairs) - kHaloPairs + last_more + kLastLag;
 }
 
-// ------------------------------------------------------------------------------------------- staged filters
+// -------------------------------------------------------------------------------------------------- filters
 
-// A 3x3 filter copied to shared memory: with its own strides if it is dense, else contiguous.
+// Parameters go to shared memory twice: as they lie in global memory, with all loads under way at once, for
+// at a batch of one image their latency counts; then as the layers read them, each word built by one thread.
+
+// All filters' elements, one filter after the other: of a dense one with its own strides, else contiguous.
 template <class Number>
 struct StagedFilter {
   const Number* data;
   int stride[4];
-  __device__ float at(int out, int in, int tap) const {
-    return to_float(data[out * stride[0] + in * stride[1] + tap / 3 * stride[2] + tap % 3 * stride[3]]);
+  __device__ Number at(int out, int in, int tap) const {
+    return data[out * stride[0] + in * stride[1] + tap / 3 * stride[2] + tap % 3 * stride[3]];
+  }
+};
+
+// One of two, and zero for padding channels: without branches, which would be there for each number.
+template <class Number>
+__device__ __forceinline__ StagedFilter<Number> chosen(bool is_first, const StagedFilter<Number>& first,
+                                                       const StagedFilter<Number>& second) {
+  StagedFilter<Number> one{is_first ? first.data : second.data, {}};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) one.stride[i] = is_first ? first.stride[i] : second.stride[i];
+  return one;
+}
+template <class Number>
+__device__ __forceinline__ Number unless_padding(bool is_channel, Number number) {
+  return is_channel ? number : Number{};
+}
+
+template <class Number>
+__device__ void copy_sparse_filter(Number* to, const Filter& filter, const FilterShape& shape) {
+  const Number* from = static_cast<const Number*>(filter.weight);
+#pragma unroll 1
+  for (int i = threadIdx.x; i < shape.count(); i += kThreads) {
+    const int tap = i % 9, rest = i / 9;
+    to[i] = from[rest / shape.in * filter.stride[0] + rest % shape.in * filter.stride[1] +
+                 tap / 3 * filter.stride[2] + tap % 3 * filter.stride[3]];
+  }
+}
+
+template <Op kOp, class Number>
+struct StagedFilters {
+  Number* numbers;
+  const Filter (&filters)[kFilters];
+
+  // A barrier has to follow.
+  __device__ StagedFilters(Number* to, const Filter (&from)[kFilters]) : numbers(to), filters(from) {
+    constexpr int kVector = 16 / sizeof(Number), kVectors = kFilterNumbers / kVector;
+    constexpr int kRounds = (kVectors + kThreads - 1) / kThreads;
+    uint4 vectors[kRounds];
+    bool has[kRounds];
+#pragma unroll
+    for (int round = 0; round < kRounds; ++round) {
+      const uint4* vector = nullptr;
+#pragma unroll
+      for (int f = 0; f < kFilters; ++f) {
+        const int i = threadIdx.x + round * kThreads - filter_offset(kOp, f) / kVector;
+        if (filters[f].is_dense && inside(i, 0, filter_shapes(kOp)[f].count() / kVector)) {
+          vector = static_cast<const uint4*>(filters[f].weight) + i;
+        }
+      }
+      has[round] = vector != nullptr;
+      if (has[round]) vectors[round] = *vector;
+    }
+#pragma unroll
+    for (int round = 0; round < kRounds; ++round) {
+      if (has[round]) reinterpret_cast<uint4*>(to)[threadIdx.x + round * kThreads] = vectors[round];
+    }
+#pragma unroll
+    for (int f = 0; f < kFilters; ++f) {
+      if (!filters[f].is_dense) {
+        copy_sparse_filter(to + filter_offset(kOp, f), filters[f], filter_shapes(kOp)[f]);
+      }
+    }
+  }
+
+  template <int kFilter>
+  __device__ StagedFilter<Number> filter() const {
+    constexpr FilterShape kShape = filter_shapes(kOp)[kFilter];
+    StagedFilter<Number> staged{numbers + filter_offset(kOp, kFilter), {kShape.in * 9, 9, 3, 1}};
+    if (filters[kFilter].is_dense) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) staged.stride[i] = static_cast<int>(filters[kFilter].stride[i]);
+    }
+    return staged;
   }
 };
 
 template <class Number>
-__device__ StagedFilter<Number> stage_filter(Number* to, const Filter& filter, int out, int in) {
-  const Number* from = static_cast<const Number*>(filter.weight);
-  const int count = out * in * 9;
-  if (filter.is_dense) {
-#pragma unroll 1
-    for (int i = threadIdx.x; i < count * static_cast<int>(sizeof(Number)) / 16; i += kThreads) {
-      reinterpret_cast<uint4*>(to)[i] = reinterpret_cast<const uint4*>(from)[i];
-    }
-    return {to,
-            {static_cast<int>(filter.stride[0]), static_cast<int>(filter.stride[1]),
-             static_cast<int>(filter.stride[2]), static_cast<int>(filter.stride[3])}};
-  }
-#pragma unroll 1
-  for (int i = threadIdx.x; i < count; i += kThreads) {
-    const int tap = i % 9, rest = i / 9;
-    to[i] = from[rest / in * filter.stride[0] + rest % in * filter.stride[1] + tap / 3 * filter.stride[2] +
-                 tap % 3 * filter.stride[3]];
-  }
-  return {to, {in * 9, 9, 3, 1}};
-}
-
-template <class Number>
 __device__ __forceinline__ float bias_at(const Filter& filter, int channel) {
   return to_float(static_cast<const Number*>(filter.bias)[channel * filter.bias_stride]);
+}
+
+// The biases of the four layers: floats [layer][16] in shared memory. `bias` returns a layer's and channel's,
+// 0 for padding channels. Loaded here, stored by the second call: nothing waits in between.
+struct StagedBias {
+  static constexpr int kBytes = 4 * 16 * 4;
+  float value = 0;
+
+  template <class Bias>
+  __device__ explicit StagedBias(const Bias& bias) {
+    if (threadIdx.x < 64) value = bias(threadIdx.x / 16, threadIdx.x % 16);
+  }
+  __device__ void store_to(uint32_t biases) const {
+    if (threadIdx.x < 64) store(biases + threadIdx.x * 4, __float_as_uint(value));
+  }
+};
+
+__device__ __forceinline__ void load_biases(float (&bias)[2], uint32_t biases, int channel) {
+  const float2 two = load_2(biases + channel * 4);
+  bias[0] = two.x, bias[1] = two.y;
 }
 
 // A word of mma's B fragment: output channel `out`, the word-th 4 bytes of a pixel's channels. `weight`
@@ -153,11 +227,47 @@ __device__ __forceinline__ float bias_at(const Filter& filter, int channel) {
 template <Mode kMode, class Weight>
 __device__ __forceinline__ uint32_t weight_word(const Weight& weight, int out, int word, int tap) {
   if constexpr (stored_bytes(kMode) == 2) {
-    return Arithmetic<kMode>::word(weight(out, 2 * word, tap), weight(out, 2 * word + 1, tap));
+    return bits_of(weight(out, 2 * word, tap)) | bits_of(weight(out, 2 * word + 1, tap)) << 16;
   } else {
-    return Arithmetic<kMode>::word(weight(out, word, tap));
+    return Arithmetic<kMode>::word(to_float(weight(out, word, tap)));
   }
 }
+
+// A filter in shared memory for the tensor cores: [tap][16 bytes of input channels][output channel].
+// kWords: of 4 bytes, a tap's input channels.
+template <Mode kMode, int kOuts, int kWords, int kTaps = 9>
+struct PackedFilter {
+  static constexpr int kBlocks = kOuts / 8, kHalves = kWords == 4 ? 1 : 2;
+  static constexpr int kRow = kOuts * 16, kTap = kWords / 4 * kRow, kBytes = kTaps * kTap;
+  static constexpr int kWriters = kOuts * kWords;  // threads that have something to write
+  uint32_t at;
+
+  // From thread `first` on, so that the filters of a kernel are written side by side.
+  template <class Weight>
+  __device__ void write(const Weight& weight, int first) const {
+#pragma unroll 1
+    for (int i = (threadIdx.x + kThreads - first % kThreads) % kThreads; i < kWriters; i += kThreads) {
+      const int out = i / 4 % kOuts, word = i / (4 * kOuts) * 4 + i % 4;  // no bank conflicts
+      uint32_t words[kTaps];                                              // all loaded before any is stored
+#pragma unroll
+      for (int tap = 0; tap < kTaps; ++tap) words[tap] = weight_word<kMode>(weight, out, word, tap);
+#pragma unroll
+      for (int tap = 0; tap < kTaps; ++tap) {
+        store(at + tap * kTap + word / 4 * kRow + out * 16 + word % 4 * 4, words[tap]);
+      }
+    }
+  }
+
+  // The lane's words of a tap, by block of 8 output channels and half of K; `step` counts mma along K.
+  __device__ __forceinline__ void load(uint32_t (&words)[kBlocks][kHalves], int lane, int tap,
+                                       int step = 0) const {
+    const int matrix = lane / 8 % (kBlocks * kHalves), block = matrix / kHalves, half = matrix % kHalves;
+    uint32_t matrices[kBlocks * kHalves];
+    load_matrices(matrices, at + half * kRow + (8 * block + lane % 8) * 16 + tap * kTap + 2 * step * kRow);
+#pragma unroll
+    for (int i = 0; i < kBlocks * kHalves; ++i) words[i / kHalves][i % kHalves] = matrices[i];
+  }
+};
 
 // Weights of the plain modes: float [tap][in][out]. 16 output channels are permuted so that one 16-byte load
 // brings a lane its four.
@@ -167,7 +277,7 @@ __device__ void write_plain_weights(float* to, const Weight& weight, int in, int
   for (int i = threadIdx.x; i < 9 * in * out; i += kThreads) {
     const int column = i % out, rest = i / out;
     const int channel = out == 16 ? column % 4 / 2 * 8 + column / 4 * 2 + column % 2 : column;
-    to[i] = weight(channel, rest % in, rest / in);
+    to[i] = to_float(weight(channel, rest % in, rest / in));
   }
 }
 
@@ -226,6 +336,7 @@ inline constexpr int kPair = 2;  // rows per step
 // conv3). sums[0..1] are the rows that the next pair completes, sums[2..3] those that it begins.
 template <Mode kMode, int kBlocks>
 struct Layer {
+  using Packed = PackedFilter<kMode, 8 * kBlocks, 4 * stored_bytes(kMode)>;
   static constexpr int kChannelSteps = stored_bytes(kMode) / 2;  // mma steps along K for a tap's 16 channels
   static constexpr int kRow = kRowBytes<kMode, kRowPlane>;
 
@@ -235,23 +346,13 @@ struct Layer {
   float sums[4][kBlocks][4];
   uint32_t pixels;  // byte offset of the lane's pixel in a pair of rows
 
-  template <class Weight, class Bias>
-  __device__ Layer(const ThreadCoordinates& thread, const Weight& weight, const Bias& bias_of,
-                   uint32_t plain) {
+  __device__ Layer(const ThreadCoordinates& thread, const Packed& filter, uint32_t biases, uint32_t plain) {
     if constexpr (!is_plain(kMode)) {
 #pragma unroll
       for (int tap = 0; tap < 9; ++tap) {
 #pragma unroll
-        for (int step = 0; step < kChannelSteps; ++step) {
-#pragma unroll
-          for (int n = 0; n < kBlocks; ++n) {
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-              weights[tap][step][n][half] =
-                  weight_word<kMode>(weight, 8 * n + thread.group, 8 * step + 4 * half + thread.member, tap);
-            }
-          }
-        }
+        for (int step = 0; step < kChannelSteps; ++step)
+          filter.load(weights[tap][step], thread.lane, tap, step);
       }
       pixels = thread.lane / 16 * kRowPlane + (thread.strip * 16 + thread.lane % 16) * 16;
     } else {
@@ -259,10 +360,7 @@ struct Layer {
     }
     plain_weights = plain + thread.member * 8 * kBlocks;
 #pragma unroll
-    for (int n = 0; n < kBlocks; ++n) {
-      bias[n][0] = bias_of(8 * n + 2 * thread.member);
-      bias[n][1] = bias_of(8 * n + 2 * thread.member + 1);
-    }
+    for (int n = 0; n < kBlocks; ++n) load_biases(bias[n], biases, 8 * n + 2 * thread.member);
     begin_rows(0);
     begin_rows(2);
   }

@@ -7,6 +7,7 @@
 
 #pragma once
 
+#include <array>
 #include <cstdint>
 
 namespace wae::cuda {
@@ -15,6 +16,7 @@ namespace wae::cuda {
 // cores lack bfloat16.
 enum class Mode : int32_t { kFloat16, kBFloat16, kTf32, kFloat32, kBFloat16Plain };
 inline constexpr int kModes = 5;
+enum class Op : int32_t { kEncode, kDecode };
 
 constexpr bool is_plain(Mode mode) { return mode == Mode::kFloat32 || mode == Mode::kBFloat16Plain; }
 // Bytes of an activation in shared memory.
@@ -41,6 +43,26 @@ inline constexpr int kThreads = 3 * 32 * kStrips;  // one group of warps per tru
 inline constexpr int kHaloPairs = 4;               // row pairs of halo that a tile reads
 inline constexpr int kPipelineSteps = 8;           // from reading a pair to the row that it completes
 static_assert(2 * kTileColumns + 2 <= kPixels - 6 + 1);
+
+// A 3x3 filter's output and input channels.
+struct FilterShape {
+  int32_t out, in;
+  constexpr int count() const { return out * in * 9; }
+};
+inline constexpr int kFilters = 5;
+// In the order of the op's parameters.
+constexpr std::array<FilterShape, kFilters> filter_shapes(Op op) {
+  if (op == Op::kEncode) return {{{16, 3}, {16, 16}, {16, 16}, {3, 16}, {3, 16}}};
+  return {{{16, 3}, {16, 3}, {16, 16}, {16, 16}, {3, 16}}};
+}
+// Of a filter's first number where all lie one after the other.
+constexpr int filter_offset(Op op, int filter) {
+  int offset = 0;
+  for (int i = 0; i < filter; ++i) offset += filter_shapes(op)[i].count();
+  return offset;
+}
+inline constexpr int kFilterNumbers = filter_offset(Op::kEncode, kFilters);
+static_assert(kFilterNumbers == filter_offset(Op::kDecode, kFilters));
 
 // How a batch is divided into tiles, in half-resolution pixels.
 struct Tiling {

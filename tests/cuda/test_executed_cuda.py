@@ -228,3 +228,21 @@ def test_weights_are_read_once_by_a_block() -> None:
     image, encoder = cases.image_of(3, 60, 56, dtype=torch.float16), cases.encoder(torch.float16)
     counts = check_encode("float16", image, encoder, chip=Chip(80, 1))
     assert counts.by_buffer["parameter 2"] == (16 * 16 * 9 * 2, 0)
+
+
+@pytest.mark.parametrize("mode", ["float16", "bfloat16", "tf32"])
+def test_a_block_begins_with_few_instructions(mode: str) -> None:
+    """What a launch costs besides its steps counts at a batch of one: docs/cuda.md."""
+    dtype, blocks = DTYPE[mode], Chip(90, 1)
+    encoder, decoder = cases.encoder(dtype), cases.decoder(dtype)
+
+    def instructions(rows: int) -> tuple[int, int]:
+        """Of a thread, for one tile of ``rows`` half-resolution rows: rows + 12 steps."""
+        half = cases.image_of(1, rows, 4, dtype=dtype)
+        *_, encode = runner.encode(mode, cases.image_of(1, 2 * rows, 8, dtype=dtype), encoder, chip=blocks)
+        _, decode = runner.decode(mode, half, half, decoder, (2 * rows, 8), chip=blocks)
+        return encode.instructions // 384, decode.instructions // 384
+
+    for op, few, many in zip(("encode", "decode"), instructions(16), instructions(32), strict=True):
+        besides = few - (many - few) / 16 * 20  # eight of the 28 steps only fill and drain the pipeline
+        assert besides < 700, op
