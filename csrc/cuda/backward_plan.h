@@ -13,8 +13,9 @@ namespace wae::cuda {
 // The two ops are mirror images: each has a first layer, two 16 -> 16 layers and a last layer; one of the
 // first and the last is 3 channels at full resolution, the other 2 * 3 channels at half resolution.
 
-inline constexpr int kBackwardThreads = 256;  // two rows of up to four strips of 16 pixels, one for each warp
-inline constexpr int kMaxBackwardStrips = 4, kMinBackwardStrips = 2;
+inline constexpr int kBackwardThreads = 256;  // a warp for each of up to eight strips of 16 pixels
+inline constexpr int kMaxBackwardStrips = 8, kMinBackwardStrips = 2;
+inline constexpr int kSchedulers = 4;    // of a multiprocessor; each has every fourth warp
 inline constexpr int kBackwardHalo = 6;  // pixels on every side: three layers forward and three back
 
 // Rows that are live at a time, by what they hold. Chosen so that a step of two rows never overwrites a row
@@ -26,21 +27,32 @@ constexpr int half_rows(Op op) { return op == Op::kEncode ? 4 : 6; }
 // The plain modes read their weights from global memory on chips with 64 KB of shared memory.
 constexpr bool weights_in_shared(Mode mode, int capability) { return !(is_plain(mode) && capability < 80); }
 
-// Bytes of a channel's weights in a layer of 3 or 6 channels: 9 taps of 4 or 8 words.
-inline constexpr int kFullFilterPitch = 9 * 16;
-constexpr int half_filter_pitch(Mode mode) { return stored_bytes(mode) == 2 ? 9 * 16 : 9 * 32 + 16; }
 constexpr int trunk_filter_bytes(Mode mode) { return 9 * 16 * 16 * stored_bytes(mode); }
+// The filters of the narrow layers; backward.cuh has their forms. In 32 bits, bytes of a wide channel's
+// weights: 9 taps of 4 or 8 words. In 16 bits the full-resolution filter has a form for each direction.
+inline constexpr int kFullFilterPitch = 9 * 16, kHalfFilterPitch = 9 * 32 + 16;
+constexpr int full_filter_bytes(Mode mode) {
+  return stored_bytes(mode) == 2 ? 3 * 16 * 16 * 2 : 16 * kFullFilterPitch;
+}
+constexpr int full_back_filter_bytes(Op op, Mode mode) {
+  return stored_bytes(mode) == 2 && op == Op::kEncode ? 9 * 4 * 16 * 2 : 0;
+}
+constexpr int half_filter_bytes(Mode mode) {
+  return stored_bytes(mode) == 2 ? 9 * 16 * 8 * 2 : 16 * kHalfFilterPitch;
+}
 
 // Offsets in shared memory, in bytes. The names are those of backward.cuh: activations, their gradients,
 // the inputs at full and half resolution.
 struct BackwardLayout {
   int32_t strips;                 // of 16 pixels in a row
   int32_t row_plane, half_plane;  // bytes of a plane: 16 a pixel, with padding at the ends
+  int32_t parity_plane;           // of two half_planes: a row's even pixels, then the odd ones
   int32_t first, second, third;
   int32_t first_gradient, second_gradient, third_gradient;
   int32_t full, half;
-  int32_t trunk_filters, full_filter, half_filter, biases;
-  int32_t bytes;  // total
+  int32_t trunk_filters, full_filter, full_back_filter, half_filter, biases;
+  int32_t affine;  // of encode: scale and shift, 4 floats each
+  int32_t bytes;   // total
 };
 
 constexpr BackwardLayout backward_layout(Op op, Mode mode, int strips, int capability) {
@@ -48,7 +60,8 @@ constexpr BackwardLayout backward_layout(Op op, Mode mode, int strips, int capab
   at.strips = strips;
   at.row_plane = (16 * strips + 4) * 16;
   at.half_plane = (8 * strips + 4) * 16;
-  const int row = planes(mode) * at.row_plane;
+  at.parity_plane = 2 * at.half_plane + 2 * 16;
+  const int row = planes(mode) * at.row_plane, parity_row = planes(mode) * at.parity_plane;
   int bytes = 0;
   const auto take = [&](int size) {
     const int begin = bytes;
@@ -57,33 +70,40 @@ constexpr BackwardLayout backward_layout(Op op, Mode mode, int strips, int capab
   };
   at.first = take(kFirstRows * row);
   at.second = take(kSecondRows * row);
-  at.third = take(kThirdRows * row);
-  at.first_gradient = take(kGradientRows * row);
+  at.third = take(kThirdRows * (op == Op::kEncode ? parity_row : row));
+  at.first_gradient = take(kGradientRows * (op == Op::kDecode ? parity_row : row));
   at.second_gradient = take(kGradientRows * row);
   at.third_gradient = take(kGradientRows * row);
   at.full = take(full_rows(op) * at.row_plane);
   at.half = take(half_rows(op) * half_planes(mode) * at.half_plane);
   const int copies = weights_in_shared(mode, capability) ? 1 : 0;
   at.trunk_filters = take(copies * 2 * trunk_filter_bytes(mode));
-  at.full_filter = take(copies * 16 * kFullFilterPitch);
-  at.half_filter = take(copies * 16 * half_filter_pitch(mode));
+  at.full_filter = take(copies * full_filter_bytes(mode));
+  at.full_back_filter = take(copies * full_back_filter_bytes(op, mode));
+  at.half_filter = take(copies * half_filter_bytes(mode));
   at.biases = take(3 * 16 * 4);
+  at.affine = take(op == Op::kEncode ? 2 * 4 * 4 : 0);
   at.bytes = bytes;
   return at;
-}
-
-// The widest row whose shared memory a block may have.
-constexpr int backward_strips(Op op, Mode mode, int capability, int shared_limit) {
-  int strips = kMaxBackwardStrips;
-  while (strips > kMinBackwardStrips && backward_layout(op, mode, strips, capability).bytes > shared_limit) {
-    --strips;
-  }
-  return strips;
 }
 
 // A tile of h half-resolution rows takes h + 6 steps; the first step waits for its own loads.
 constexpr TileShape backward_tile(int strips) {
   return {(16 * strips - 2 * kBackwardHalo) / 2, kBackwardHalo, 0};
+}
+
+// The strips of a row, of those that shared memory has room for: the fewest rounds of the schedulers to get
+// across an image, and then the fewest strips.
+constexpr int backward_strips(Op op, Mode mode, int capability, int shared_limit, int64_t half_width) {
+  const auto tiles = [&](int strips) { return ceil_div(half_width, backward_tile(strips).columns); };
+  const auto rounds = [&](int strips) { return tiles(strips) * ceil_div(strips, kSchedulers); };
+  int best = kMinBackwardStrips;
+  for (int strips = best + 1; strips <= kMaxBackwardStrips; ++strips) {
+    if (backward_layout(op, mode, strips, capability).bytes > shared_limit) break;
+    const int64_t fewer = rounds(best) - rounds(strips);
+    if (fewer > 0 || (fewer == 0 && tiles(strips) * strips < tiles(best) * best)) best = strips;
+  }
+  return best;
 }
 
 // ---------------------------------------------------------------------------------------------- partial sums

@@ -144,7 +144,7 @@ def launch_plan(op: str, mode: Any, target: int) -> Any:
     if not op.endswith("_backward"):
         return bindings.plan(op, mode, 1, 112, 112, multiprocessors=100)
     limit = 1024 * (SHARED[target] - (target != 75))  # a block's own, of a multiprocessor's
-    layout = bindings.backward_layout(op.removesuffix("_backward"), mode, target, limit)
+    layout = bindings.backward_layout(op.removesuffix("_backward"), mode, target, limit, 112)
     return bindings.backward_plan(layout, 1, 112, 112, 100, 1)
 
 

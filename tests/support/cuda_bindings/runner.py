@@ -172,7 +172,7 @@ def _backward(
     bindings, memory = load(), ptx_machine.Memory()
     which, (need_input, need_parameters, need_scale) = getattr(bindings.Mode, mode), needs
     limit = 1024 * SHARED_LIMIT[chip.capability] if shared_limit is None else shared_limit
-    layout = bindings.backward_layout(op, which, chip.capability, limit)
+    layout = bindings.backward_layout(op, which, chip.capability, limit, halves[0].shape[3])
     assert layout.bytes <= limit
     plan = bindings.backward_plan(layout, len(full), *halves[0].shape[2:], chip.multiprocessors, 1)
     nothing = (0, [0] * 4, [0] * 4)
