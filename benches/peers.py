@@ -101,7 +101,7 @@ def _onnxruntime_cuda(module: nn.Module, inputs: Inputs) -> Callable[..., Any]:
     """The module in ONNX Runtime on the GPU, which reads and writes PyTorch's memory."""
     import onnxruntime
 
-    model = to_onnx(module, inputs).model_proto.SerializeToString()
+    model = to_onnx(module, inputs).SerializeToString()
     session = onnxruntime.InferenceSession(model, providers=["CUDAExecutionProvider"])
     outputs = [torch.empty_like(x) for x in tensors(module(*inputs))]
 

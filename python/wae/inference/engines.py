@@ -420,7 +420,7 @@ def _tensorrt(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -> Run
 
 
 def to_onnx(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool = False, **options: Any) -> Any:
-    """``module`` as a ``torch.onnx.ONNXProgram``; with ``dynamic``, for any number of images.
+    """``module`` as an ``onnx.ModelProto``; with ``dynamic``, for any number of images.
 
     ``options`` go to :func:`torch.onnx.export`.
     """
@@ -430,9 +430,14 @@ def to_onnx(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool = False, 
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        return torch.onnx.export(
+        program = torch.onnx.export(
             exported(module, inputs, shapes), tuple(inputs), dynamo=True, verbose=False, **options
         )
+        assert program is not None  # with dynamo=True
+        proto = program.model_proto
+        for value in program.model.graph.initializers.values():
+            value.const_value = None  # onnxscript's global rules hold the last graph, and the weights with it
+        return proto
     finally:
         logger.setLevel(level)
 
@@ -482,7 +487,7 @@ class InFile(Prepared):
 def _prepare_onnxruntime(
     module: nn.Module, inputs: Sequence[Tensor], wanted: str, samples: Samples, compared: Sequence[Tensor]
 ) -> Prepared:
-    network = to_onnx(module, inputs, True).model_proto.SerializeToString()
+    network = to_onnx(module, inputs, True).SerializeToString()
     with _kept_folder() as folder:
         path = folder / "network.onnx"
         path.write_bytes(network)
@@ -536,7 +541,7 @@ def _prepare_openvino(
 ) -> Prepared:
     import openvino
 
-    model = openvino.Core().read_model(to_onnx(module, inputs, True).model_proto.SerializeToString())
+    model = openvino.Core().read_model(to_onnx(module, inputs, True).SerializeToString())
     movements: Sequence[Movement] = ()
     if wanted == "int8":
         model, movements = quantization.by_nncf(model, samples, compared)

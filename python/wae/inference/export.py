@@ -275,10 +275,9 @@ def _make_onnx(network: nn.Module, images: Tensor, dynamic: bool, says: Mapping[
     reason = ENGINES["onnxruntime"].why_not("cpu")
     if reason is not None:
         raise EngineError(reason)
-    program = to_onnx(
+    proto = to_onnx(
         portable(network), (images.cpu(),), dynamic, input_names=["images"], output_names=["scores"]
     )
-    proto = program.model_proto
     for key, value in says.items():
         proto.metadata_props.add(key=key, value=value)
     content: bytes = proto.SerializeToString()

@@ -1,6 +1,7 @@
 """`wae.deploy`: every engine gives the model's scores, for any batch; what does not agree is refused."""
 
 import copy
+import gc
 import os
 import pickle
 import re
@@ -298,6 +299,20 @@ def test_the_weights_are_held_once(model):
     assert torch.equal(module(*inputs), expected)
     deployed = deploy(model, SIZE, engine="openvino")
     assert not any(isinstance(x, nn.Module) for x in vars(deployed._prepared).values())
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_no_tensor_holds_the_weights_of_a_network_in_a_file(engine):
+    """The exporter keeps the graph of its last network, and would keep the weights with it."""
+    needs(engine)
+    size = 1013 * 3 * 8 * 8
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 1013)).eval()
+    deployed = deploy(network, (8, 8), engine=engine)
+    assert deployed(photos(1, (8, 8))).shape == (1, 1013)
+    del network
+    gc.collect()
+    tensors = [x for x in gc.get_objects() if type(x) in (torch.Tensor, nn.Parameter)]
+    assert not [x for x in tensors if x.device.type == "cpu" and x.numel() == size]
 
 
 def rounded_to_ten_bits(x):
