@@ -52,7 +52,7 @@ def cpu_library() -> Extension:
     """
     return Extension(
         "wae_kernels._C",
-        sources=paths("csrc/ops.cpp", "csrc/cpu/*.cpp"),
+        sources=paths("csrc/ops.cpp", "csrc/python.cpp", "csrc/cpu/*.cpp"),
         depends=paths("csrc/common/*", "csrc/cpu/**/*.h", "wae_kernels/*.inc"),
         include_dirs=[str(ROOT / "csrc"), str(ROOT / "wae_kernels")],  # absolute: ninja runs elsewhere
         extra_compile_args=["-std=c++20", "-O3", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden"],

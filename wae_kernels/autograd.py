@@ -23,11 +23,6 @@ from .parameters import EncoderParameters, one_by_one
 _Gradients = tuple[Tensor | None, ...]
 
 
-def is_transformed() -> bool:
-    """Whether a torch.func transform (grad, jvp, vmap, ...) or a level of dual numbers is active."""
-    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
-
-
 def _as_forward(backend: str) -> contextlib.AbstractContextManager[None]:
     """The forward pass's choice of a backend. Gradients on a GPU run in threads of autograd's own."""
     return contextlib.nullcontext() if backend == backends.selected() else backends.restored(backend)

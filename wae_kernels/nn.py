@@ -8,17 +8,22 @@ they compute.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import ctypes
+import sys
+import sysconfig
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn.modules import module as torch_module
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass as is_wrapper
 
-from .ops import decode, decode_scores, encode
-from .parameters import KERNEL_WIDTH, DecoderParameters, EncoderParameters, ScoreDecoderParameters
+from . import _load
+from .ops import run_decode, run_decode_scores, run_encode
+from .parameters import KERNEL_WIDTH
 from .reference import format_of, laid_out, normalize_image
 
 _GLOBAL_HOOKS = (
@@ -29,72 +34,100 @@ _GLOBAL_HOOKS = (
 )
 
 
-_KERNEL, _PADDING = (3, 3), (1, 1)  # the same objects in all layers, which makes comparing them faster
-_PARAMETER = {Parameter}
+# The same objects in all layers, which makes comparing them faster.
+_KERNEL, _PADDING, _DILATION, _FULL, _HALF = (3, 3), (1, 1), (1, 1), (1, 1), (2, 2)
+
+_GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 _Layers = tuple[tuple[str, type[nn.Module], tuple[Any, ...]], ...]
-"""A module's layers as they are made: name, type, and what :func:`_state` gives."""
+"""A module's layers as they are made: name, type, geometry."""
 
 
-def _layers(**layers: tuple[type[nn.Module], int]) -> _Layers:
-    """3x3 layers with padding 1, without hooks, of these types and strides."""
+def _layers(**layers: tuple[type[nn.Module], tuple[int, int]]) -> _Layers:
+    """3x3 layers with padding 1 of these types and strides."""
     return tuple(
-        (name, kind, (_KERNEL, (stride, stride), _PADDING, (1, 1), 1, "zeros", (0, 0), {}, {}, {}, {}))
+        (name, kind, (_KERNEL, stride, _PADDING, _DILATION, 1, "zeros"))
         for name, (kind, stride) in layers.items()
     )
 
 
-_CONV, _BRANCH, _UPSAMPLING = (nn.Conv2d, 1), (nn.Conv2d, 2), (nn.ConvTranspose2d, 2)
+_CONV, _BRANCH, _UPSAMPLING = (nn.Conv2d, _FULL), (nn.Conv2d, _HALF), (nn.ConvTranspose2d, _HALF)
 _ENCODER = _layers(conv1=_CONV, conv2=_CONV, conv3=_CONV, low=_BRANCH, high=_BRANCH)
 _DECODER = _layers(low=_UPSAMPLING, high=_UPSAMPLING, conv1=_CONV, conv2=_CONV, conv3=_CONV)
 _SCORE_DECODER = _layers(low=_UPSAMPLING, high=_UPSAMPLING, conv1=_CONV, conv2=_CONV)
 
 
-def _fusible(module: nn.Module, layers: _Layers, image: Tensor) -> list[Tensor] | None:
-    """The layers' weights and biases in order, or None where the layers have to be called instead."""
+def _conv(channels: int, out_channels: int, stride: tuple[int, int] = _FULL) -> nn.Conv2d:
+    return nn.Conv2d(channels, out_channels, _KERNEL, stride, _PADDING, _DILATION)
+
+
+def _upsampling(channels: int, out_channels: int) -> nn.ConvTranspose2d:
+    return nn.ConvTranspose2d(channels, out_channels, _KERNEL, _HALF, _PADDING, dilation=_DILATION)
+
+
+def _inputs(module: nn.Module, layers: _Layers, *images: Tensor) -> tuple[Any, ...] | None:
+    """``images``, then the layers' weights and biases; None where the layers have to be called instead."""
     if any(_GLOBAL_HOOKS):
         return None
     modules = module._modules
+    # torch.compile traces the look, to look again where a layer changes.
+    compiles = torch.compiler.is_dynamo_compiling()
+    inputs: tuple[Any, ...] = () if compiles else _compiled_look(modules, layers, Parameter, images)
+    if not inputs:
+        tensors = _look(modules, layers)
+        if tensors is None:
+            return None
+        inputs = (*images, *tensors)
+    # The op refuses meta parameters for a real image. Of one that torch.fx only traces, is_meta is no bool.
+    if images[0].is_meta is True and not all(t.is_meta for t in inputs):
+        return None
+    return inputs
+
+
+def _look(modules: Mapping[str, Any], layers: _Layers) -> list[Any] | None:
+    """The layers' weights and biases; None where a layer computes something else than they say."""
     tensors: list[Any] = []
-    for name, kind, as_made in layers:
+    for name, kind, geometry in layers:
         layer = modules[name]
         variables = layer.__dict__
-        if type(layer) is not kind or "forward" in variables or _state(variables) != as_made:
+        if (
+            type(layer) is not kind
+            or tuple([variables[key] for key in _GEOMETRY]) != geometry
+            or any(variables[key] for key in _HOOKS)
+            or "forward" in variables
+        ):
             return None
         parameters = variables["_parameters"]
         if "weight" not in parameters or "bias" not in parameters:  # pruned, or re-parametrised
             return None
-        tensors += (parameters["weight"], parameters["bias"])
-    if {*map(type, tensors)} != _PARAMETER and any(t is None or is_wrapper(t) for t in tensors):
-        return None
-    # The op refuses meta parameters for a real image. Of one that torch.fx only traces, is_meta is no bool.
-    if image.is_meta is True and not all(t.is_meta for t in tensors):
-        return None
+        weight, bias = parameters["weight"], parameters["bias"]
+        if not (_is_plain(weight) and _is_plain(bias)):
+            return None
+        tensors += (weight, bias)
     return tensors
 
 
-def _state(variables: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The geometry and the hooks of a layer with these ``vars``.
+def _load_look() -> Callable[..., Any]:
+    """The look of ``csrc/python.cpp``, at layers as they are made, which takes a fifth of the time.
 
-    Spelled out, because every call of a module comes here: a loop over the names takes three times the time,
-    and torch.compile does not take ``operator.itemgetter``.
+    Whatever else they are, it gives False, and :func:`_look` has the last word.
     """
-    return (
-        variables["kernel_size"],
-        variables["stride"],
-        variables["padding"],
-        variables["dilation"],
-        variables["groups"],
-        variables["padding_mode"],
-        variables["output_padding"],
-        variables["_forward_hooks"],
-        variables["_forward_pre_hooks"],
-        variables["_backward_hooks"],
-        variables["_backward_pre_hooks"],
-    )
+    library = _load.CPU.library
+    if library is None or sys.implementation.name != "cpython" or sysconfig.get_config_var("Py_GIL_DISABLED"):
+        return lambda *_: False
+    make = ctypes.PyDLL(library._name).wae_python_inputs_of
+    make.restype = ctypes.py_object
+    look: Callable[..., Any] = make()
+    return look
 
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_compiled_look = _load_look()
+
+
+def _is_plain(tensor: Tensor | None) -> bool:
+    """Whether the ops take the tensor itself: not a bias that is not there, not a tensor around others."""
+    return tensor is not None and not is_wrapper(tensor)
 
 
 def _is_as_made(module: nn.Module, kind: type[nn.Module], layers: _Layers) -> bool:
@@ -106,7 +139,7 @@ def _is_as_made(module: nn.Module, kind: type[nn.Module], layers: _Layers) -> bo
         and type(module).forward is kind.forward
         and "forward" not in variables
         and not any(variables[hooks] for hooks in _HOOKS)
-        and _fusible(module, layers, first) is not None
+        and _inputs(module, layers, first) is not None
     )
 
 
@@ -119,11 +152,11 @@ class Encoder(nn.Module):
 
     def __init__(self, width: int = KERNEL_WIDTH) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, width, _KERNEL, padding=_PADDING)
-        self.conv2 = nn.Conv2d(width, width, _KERNEL, padding=_PADDING)
-        self.conv3 = nn.Conv2d(width, width, _KERNEL, padding=_PADDING)
-        self.low = nn.Conv2d(width, 3, _KERNEL, stride=2, padding=_PADDING)
-        self.high = nn.Conv2d(width, 3, _KERNEL, stride=2, padding=_PADDING)
+        self.conv1 = _conv(3, width)
+        self.conv2 = _conv(width, width)
+        self.conv3 = _conv(width, width)
+        self.low = _conv(width, 3, _HALF)
+        self.high = _conv(width, 3, _HALF)
 
     @property
     def is_fused(self) -> bool:
@@ -137,9 +170,14 @@ class Encoder(nn.Module):
         self, image: Tensor, image_scale: Tensor | None = None, image_shift: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """``(low, high)`` of a (N, 3, H, W) image; see :func:`wae_kernels.encode`."""
-        tensors = _fusible(self, _ENCODER, image)
-        if tensors is not None:
-            return encode(image, *EncoderParameters(*tensors), image_scale, image_shift)
+        inputs = _inputs(self, _ENCODER, image)
+        if inputs is not None:
+            if (
+                image_scale is not None or image_shift is not None
+            ):  # to say that there are none takes time, too
+                inputs += (image_scale, image_shift)
+            results: tuple[Tensor, Tensor] = run_encode(inputs)
+            return results
         # A replica of DataParallel has no parameters: its layers have plain tensors.
         dtype = next(self.parameters(), getattr(self.conv1, "weight", image)).dtype
         x = normalize_image(image, dtype, image_scale, image_shift)
@@ -158,17 +196,18 @@ class Decoder(nn.Module):
 
     def __init__(self, width: int = KERNEL_WIDTH) -> None:
         super().__init__()
-        self.low = nn.ConvTranspose2d(3, width, _KERNEL, stride=2, padding=_PADDING)
-        self.high = nn.ConvTranspose2d(3, width, _KERNEL, stride=2, padding=_PADDING)
-        self.conv1 = nn.Conv2d(width, width, _KERNEL, padding=_PADDING)
-        self.conv2 = nn.Conv2d(width, width, _KERNEL, padding=_PADDING)
-        self.conv3 = nn.Conv2d(width, 3, _KERNEL, padding=_PADDING)
+        self.low = _upsampling(3, width)
+        self.high = _upsampling(3, width)
+        self.conv1 = _conv(width, width)
+        self.conv2 = _conv(width, width)
+        self.conv3 = _conv(width, 3)
 
     def forward(self, low: Tensor, high: Tensor, output_size: Sequence[int]) -> Tensor:
         """The (N, 3, H, W) image of ``output_size`` (H, W); see :func:`wae_kernels.decode`."""
-        tensors = _fusible(self, _DECODER, low)
-        if tensors is not None:
-            return decode(low, high, *DecoderParameters(*tensors), output_size)
+        inputs = _inputs(self, _DECODER, low, high)
+        if inputs is not None:
+            fused: Tensor = run_decode((*inputs, output_size))
+            return fused
         size = list(output_size)
         x = F.relu(self.low(low, size) + self.high(high, size))
         for layer in (self.conv1, self.conv2):
@@ -188,10 +227,10 @@ class ScoreDecoder(nn.Module):
 
     def __init__(self, classes: int, features: int, width: int = KERNEL_WIDTH) -> None:
         super().__init__()
-        self.low = nn.ConvTranspose2d(classes, width, _KERNEL, stride=2, padding=_PADDING)
-        self.high = nn.ConvTranspose2d(features, width, _KERNEL, stride=2, padding=_PADDING)
-        self.conv1 = nn.Conv2d(width, width, _KERNEL, padding=_PADDING)
-        self.conv2 = nn.Conv2d(width, classes, _KERNEL, padding=_PADDING)
+        self.low = _upsampling(classes, width)
+        self.high = _upsampling(features, width)
+        self.conv1 = _conv(width, width)
+        self.conv2 = _conv(width, classes)
 
     @property
     def is_fused(self) -> bool:
@@ -200,9 +239,10 @@ class ScoreDecoder(nn.Module):
 
     def forward(self, low: Tensor, high: Tensor, output_size: Sequence[int]) -> Tensor:
         """The (N, classes, H, W) scores of ``output_size`` (H, W); see :func:`wae_kernels.decode_scores`."""
-        tensors = _fusible(self, _SCORE_DECODER, low)
-        if tensors is not None:
-            return decode_scores(low, high, *ScoreDecoderParameters(*tensors), output_size)
+        inputs = _inputs(self, _SCORE_DECODER, low, high)
+        if inputs is not None:
+            fused: Tensor = run_decode_scores((*inputs, output_size))
+            return fused
         size = list(output_size)
         x = F.relu(self.low(low, size) + self.high(high, size))
         scores: Tensor = self.conv2(F.relu(self.conv1(x)))

@@ -6,32 +6,68 @@ reference, which every transform understands. The ops themselves raise there.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import (
     reference,
     registration,  # noqa: F401  (importing it registers the ops)
 )
-from .autograd import is_transformed
 
 
-def _call(op: Callable[..., Any], in_transform: Callable[..., Any], *inputs: Any) -> Any:
-    """``op``, or what takes its place inside a torch.func transform.
+class _Guards(threading.local):
+    """A thread's guard that leads around autograd: to make one takes longer than to enter it.
 
-    A call that records nothing goes around autograd's kernel, which is Python: that is a third of its time.
+    Calls do not nest. Where one does, because a dispatch mode of the user's calls an op, what is left of the
+    outer one loses its short cut, and nothing else.
     """
-    if torch.compiler.is_compiling():  # it takes the op, always, and leaves a transform to Python
-        return op(*inputs)
-    if is_transformed():
-        return in_transform(*inputs)
-    if torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs):
-        return op(*inputs)
-    with torch._C._AutoDispatchBelowAutograd():
-        return op(*inputs)
+
+    def __init__(self) -> None:
+        keys = (torch._C.DispatchKey.AutogradFunctionality, torch._C.DispatchKey.AutogradOther)
+        autograd = torch._C.DispatchKeySet(keys[0]) | torch._C.DispatchKeySet(keys[1])
+        self.around_autograd = torch._C._ExcludeDispatchKeyGuard(autograd)
+
+
+_guards = _Guards()
+
+
+def _runner(op: torch._ops.OpOverload, in_transform: Callable[..., Any]) -> Callable[[Sequence[Any]], Any]:
+    """A function that takes the inputs of ``op`` and runs it, or what takes its place in a transform.
+
+    A call that records nothing goes around autograd's kernel, which is Python: that is a fifth of its time.
+    """
+    run = op._op  # all that a call of ``op`` does
+
+    def call(inputs: Sequence[Any]) -> Any:
+        if torch.compiler.is_compiling():  # it takes the op, always, and leaves a transform to Python
+            return op(*inputs)
+        if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
+            return in_transform(*inputs)  # of torch.func, or a level of dual numbers
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs):
+            return run(*inputs)
+        with _guards.around_autograd:
+            return run(*inputs)
+
+    return call
+
+
+run_encode = _runner(torch.ops.wae.encode.default, reference.encode)
+run_decode = _runner(torch.ops.wae.decode.default, reference.decode)
+_run_decode_scores = _runner(torch.ops.wae.decode_scores.default, reference.decode_scores)
+
+
+def run_decode_scores(inputs: Sequence[Any]) -> Any:
+    """The same for ``decode_scores``.
+
+    Only processors have a kernel: elsewhere torch fuses and differentiates the reference's operators itself.
+    """
+    low = inputs[0]  # if torch.fx only traces it, it is on no device
+    return reference.decode_scores(*inputs) if low.is_cpu is False else _run_decode_scores(inputs)
 
 
 def encode(
@@ -71,9 +107,7 @@ def encode(
         RuntimeError: an argument does not fit; the message names it. Also on a second derivative, outside of
             torch.func.
     """
-    low, high = _call(
-        torch.ops.wae.encode.default,
-        reference.encode,
+    inputs = (
         image,
         conv1_weight,
         conv1_bias,
@@ -88,6 +122,7 @@ def encode(
         image_scale,
         image_shift,
     )
+    low, high = run_encode(inputs)
     return low, high
 
 
@@ -187,9 +222,7 @@ def decode(
         RuntimeError: an argument does not fit; the message names it. Also on a second derivative, outside of
             torch.func.
     """
-    image: Tensor = _call(
-        torch.ops.wae.decode.default,
-        reference.decode,
+    inputs = (
         low,
         high,
         low_weight,
@@ -204,6 +237,7 @@ def decode(
         conv3_bias,
         output_size,
     )
+    image: Tensor = run_decode(inputs)
     return image
 
 
@@ -243,12 +277,7 @@ def decode_scores(
         RuntimeError: an argument does not fit; the message names it. Also on a second derivative, outside of
             torch.func.
     """
-    # No other device has a kernel: there torch fuses and differentiates the reference's operators itself.
-    # (A tensor that torch.fx only traces is on none.)
-    op = reference.decode_scores if low.is_cpu is False else torch.ops.wae.decode_scores.default
-    scores: Tensor = _call(
-        op,
-        reference.decode_scores,
+    inputs = (
         low,
         high,
         low_weight,
@@ -261,4 +290,5 @@ def decode_scores(
         conv2_bias,
         output_size,
     )
+    scores: Tensor = run_decode_scores(inputs)
     return scores

@@ -125,9 +125,22 @@ inline std::string device_name(const Tensor& tensor) {
   return "another device";
 }
 
-inline bool same_device(const Tensor& a, const Tensor& b) {
-  return a.is_cpu() == b.is_cpu() && a.is_cuda() == b.is_cuda() &&
-         a.get_device_index() == b.get_device_index();
+// A tensor's device and dtype as torch numbers them: compared for every argument of every call, they must not take
+// a question for each dtype or device that it might be.
+struct DeviceNumber {
+  int32_t type = 0, index = 0;
+  bool operator==(const DeviceNumber&) const = default;
+};
+inline DeviceNumber device_number(const Tensor& tensor) {
+  DeviceNumber device;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &device.type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor.get(), &device.index));
+  return device;
+}
+inline int32_t dtype_number(const Tensor& tensor) {
+  int32_t number = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &number));
+  return number;
 }
 
 inline bool is_floating(ScalarType dtype) {
@@ -176,12 +189,15 @@ class __attribute__((visibility("hidden"))) Checker {
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(tensor.get(), &layout));
     if (layout != aoti_torch_layout_strided())
       fail("be a dense tensor", layout_name(static_cast<Layout>(layout)));
-    check_sizes({tensor.sizes().data(), static_cast<size_t>(tensor.dim())});
-    check_dtype(tensor.scalar_type());
+    const auto sizes = tensor.sizes();
+    check_sizes({sizes.data(), sizes.size()});
+    if (row_->dtype != Dtype::network || dtype_number(tensor) != network_number_) check_dtype(tensor);
+    const DeviceNumber device = device_number(tensor);
     if (first_ == nullptr) {
       first_ = &tensor;
       first_name_ = row_->name;
-    } else if (!same_device(tensor, *first_)) {
+      first_device_ = device;
+    } else if (device != first_device_) {
       fail(std::string("be on ") + first_name_ + "'s device " + device_name(*first_), device_name(tensor));
     }
     ++row_;
@@ -263,7 +279,8 @@ class __attribute__((visibility("hidden"))) Checker {
     }
   }
 
-  void check_dtype(ScalarType dtype) {
+  void check_dtype(const Tensor& tensor) {
+    const ScalarType dtype = tensor.scalar_type();
     const Dtype rule = row_->dtype;
     if (rule == Dtype::pixels && dtype == ScalarType::Byte) return;
     if (const ScalarType only = only_dtype(rule); only != ScalarType::Undefined) {
@@ -276,6 +293,7 @@ class __attribute__((visibility("hidden"))) Checker {
            dtype_name(dtype));
     } else if (rule != Dtype::floating) {
       network_ = dtype;
+      network_number_ = dtype_number(tensor);
       network_name_ = row_->name;
     }
   }
@@ -290,7 +308,9 @@ class __attribute__((visibility("hidden"))) Checker {
   std::array<int64_t, kSizeNames.size()> sizes_;
   const Tensor* first_ = nullptr;
   const char* first_name_ = nullptr;
+  DeviceNumber first_device_;
   ScalarType network_ = ScalarType::Undefined;
+  int32_t network_number_ = -1;  // no dtype's
   const char* network_name_ = nullptr;
 };
 

@@ -69,9 +69,7 @@ inline Tensor new_tensor(
   } else {
     for (size_t dim = sizes.size(); dim > 0; --dim) innermost(dim - 1);
   }
-  int32_t device_type = 0, device_index = 0;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  const auto [device_type, device_index] = checks::device_number(like);
   const int32_t dtype_number = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   AtenTensorHandle made = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),

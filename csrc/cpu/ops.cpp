@@ -129,13 +129,15 @@ WeightNumbers<Weights> numbers_of(const Parameters& parameters) {
 template <class Weights>
 bool same_numbers(const WeightNumbers<Weights>& numbers, const Parameters& parameters) {
   std::array<float, std::ranges::max(kWeightSizes<Weights>)> copy;
+  const bool is_float = parameters[0].scalar_type() == ScalarType::Float;  // all have the same
   const float* known = numbers.data();
-  for (const Tensor& parameter : parameters) {
-    const bool in_place = parameter.scalar_type() == ScalarType::Float && parameter.is_contiguous();
-    if (!in_place) copy_floats(parameter, copy.data());
-    const void* own = in_place ? parameter.const_data_ptr() : copy.data();
-    if (std::memcmp(own, known, parameter.numel() * sizeof(float)) != 0) return false;
-    known += parameter.numel();
+  for (int p = 0; p < kParameters; ++p) {
+    const bool in_place = is_float && parameters[p].is_contiguous();
+    if (!in_place) copy_floats(parameters[p], copy.data());
+    const void* own = in_place ? parameters[p].const_data_ptr() : copy.data();
+    const int size = kWeightSizes<Weights>[p];
+    if (std::memcmp(own, known, size * sizeof(float)) != 0) return false;
+    known += size;
   }
   return true;
 }
@@ -166,6 +168,7 @@ void run_tasks(const std::vector<Task>& tasks, const F& run) {
     run_with_helpers(sleeping_threads, count, [&](int64_t i) { run(tasks[i]); });
     return;
   }
+  if (count == 1) return run(tasks[0]);  // parallel_for would do the same, and take longer
   torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) run(tasks[i]);
   });

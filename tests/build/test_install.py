@@ -280,6 +280,7 @@ def test_library_exports_only_what_python_calls(library: Path) -> None:
         "wae_cpu_select",
         "wae_cpu_sleeping_threads",
         "wae_cpu_supports",
+        "wae_python_inputs_of",
     ]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,8 @@ from compare import PLAIN, WINOGRAD, assert_close
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
+from wae_kernels import _load
+from wae_kernels import nn as wae_nn
 from wae_kernels.nn import Decoder, Encoder, ScoreDecoder
 
 
@@ -181,6 +185,74 @@ def test_pruning_trains_the_weights_that_stay() -> None:
         encoder(image)[0].square().mean().backward()
         optimizer.step()
     assert encoder.conv2.weight_orig.grad[encoder.conv2.weight_mask == 0].abs().max() == 0
+
+
+class Other(nn.Conv2d):
+    """Another type of layer, if only by name."""
+
+
+def _set(name: str, value: object) -> Callable[[nn.Module], None]:
+    return lambda layer: setattr(layer, name, value)
+
+
+OTHERWISE_MADE: dict[str, Callable[[nn.Module], object]] = {
+    "kernel size": _set("kernel_size", (5, 5)),
+    "stride": _set("stride", (3, 3)),
+    "padding": _set("padding", "same"),
+    "dilation": _set("dilation", (2, 2)),
+    "groups": _set("groups", 2),
+    "padding mode": _set("padding_mode", "reflect"),
+    "forward hook": _set("_forward_hooks", {1: print}),
+    "forward pre-hook": _set("_forward_pre_hooks", {1: print}),
+    "backward hook": _set("_backward_hooks", {1: print}),
+    "backward pre-hook": _set("_backward_pre_hooks", {1: print}),
+    "forward": _set("forward", print),
+    "no bias": _set("bias", None),
+    "no weight": lambda layer: layer._parameters.pop("weight"),
+    "another type": _set("__class__", Other),
+}
+
+
+@pytest.mark.parametrize("name", ["conv1", "high"])
+@pytest.mark.parametrize("change", list(OTHERWISE_MADE))
+def test_both_looks_see_what_a_layer_is(change: str, name: str) -> None:
+    """The compiled one never says that a layer is as it was made where Python's does not."""
+    encoder, images = Encoder(), (torch.randn(1, 3, 4, 4),)
+
+    def compiled_look() -> Any:
+        return wae_nn._compiled_look(encoder._modules, wae_nn._ENCODER, nn.Parameter, images)
+
+    tensors = wae_nn._look(encoder._modules, wae_nn._ENCODER)
+    assert [*map(id, tensors)] == [*map(id, encoder.parameters())]
+    if _load.CPU.library is not None:
+        assert [*map(id, compiled_look())] == [*map(id, images), *map(id, tensors)]
+    OTHERWISE_MADE[change](encoder.get_submodule(name))
+    assert wae_nn._look(encoder._modules, wae_nn._ENCODER) is None
+    assert not compiled_look()
+
+
+@pytest.mark.skipif(_load.CPU.library is None, reason="the compiled library is missing")
+def test_the_compiled_look_survives_anything() -> None:
+    """What Python's look raises for is its business; and no reference is lost or kept."""
+    encoder, images = Encoder(), (torch.randn(1, 3, 4, 4),)
+    whole = dict(encoder._modules)
+
+    def compiled_look(modules: dict[str, Any]) -> Any:
+        return wae_nn._compiled_look(modules, wae_nn._ENCODER, nn.Parameter, images)
+
+    held = [images[0], encoder.conv1.weight, encoder.high.bias, encoder.high]
+    before = [*map(sys.getrefcount, held)]
+    stride = encoder.high.stride
+    for _ in range(100):
+        assert compiled_look(whole)
+        assert not compiled_look({})
+        assert not compiled_look({**whole, "high": 3})
+        encoder.high.stride = torch.ones(2)  # which compares to no bool
+        assert not compiled_look(whole)
+        del encoder.high.stride
+        assert not compiled_look(whole)
+        encoder.high.stride = stride
+    assert [*map(sys.getrefcount, held)] == before
 
 
 def test_untouched_layers_are_fused(monkeypatch: pytest.MonkeyPatch) -> None:

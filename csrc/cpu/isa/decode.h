@@ -58,7 +58,7 @@ class DecoderStart {
 
   void conv1_until(int64_t end) {
     for (; next1_ < end; next1_ += kTile) {
-      up_until(next1_ + kTile + 1);
+      if (next1_ < height_) up_until(next1_ + kTile + 1);
       conv16_rows(rows_up, rows1, next1_, span1, height_, width_, weights_.conv1, weights_.conv1_bias,
                   scratch_, Relu{});
     }

@@ -73,7 +73,7 @@ class EncoderTrunk {
  private:
   void conv2_until(int64_t end) {
     for (; next2_ < end; next2_ += kTile) {
-      conv1_until(next2_ + kTile + 1);
+      if (next2_ < image_.height) conv1_until(next2_ + kTile + 1);
       conv16_rows(rows1, rows2, next2_, span2, image_.height, image_.width, weights_.conv2,
                   weights_.conv2_bias.b, scratch_, Relu{});
     }

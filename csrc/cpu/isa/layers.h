@@ -32,6 +32,15 @@ struct Rows {
   float* at(int64_t y, int64_t x) const {
     return data + ((y + 64 * count) % count) * row_size + (x - origin) * kChannels;
   }
+  // The rows from y on, all at column x. One division, which takes as long as many additions, is enough for them.
+  template <class Float, int kRows>
+  void at(int64_t y, int64_t x, Float* (&rows)[kRows]) const {
+    int64_t slot = (y + 64 * count) % count;
+    for (int i = 0; i < kRows; ++i) {
+      rows[i] = data + slot * row_size + (x - origin) * kChannels;
+      if (++slot == count) slot = 0;
+    }
+  }
 };
 
 // The same for rows of `planes` separate planes: the images themselves, 3 (image) or 6 (low, high).
@@ -112,32 +121,6 @@ inline void winograd_input(const float* const rows[kPatch], int tiles, WinogradS
   }
 }
 
-// pixels [kPixels][16] times u [16][16], in place, plus `start`.
-template <int kPixels>
-inline void multiply_block(float* pixels, const float* u, const Vec start[kVecs]) {
-  Vec sum[kPixels][kVecs];
-#pragma GCC unroll 16
-  for (int t = 0; t < kPixels; ++t) {
-    for (int j = 0; j < kVecs; ++j) sum[t][j] = start[j];
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < kChannels; ++i) {
-    Vec w[kVecs];
-#pragma GCC unroll 4
-    for (int j = 0; j < kVecs; ++j) w[j] = load(u + i * kChannels + j * kLanes);
-#pragma GCC unroll 16
-    for (int t = 0; t < kPixels; ++t) {
-      const Vec x = broadcast(pixels[t * kChannels + i]);
-#pragma GCC unroll 4
-      for (int j = 0; j < kVecs; ++j) sum[t][j] = fma(x, w[j], sum[t][j]);
-    }
-  }
-#pragma GCC unroll 16
-  for (int t = 0; t < kPixels; ++t) {
-    for (int j = 0; j < kVecs; ++j) store(pixels + t * kChannels + j * kLanes, sum[t][j]);
-  }
-}
-
 // Calls f.template operator()<N>(begin) for blocks of N <= kBlock that cover [0, count), as even as can be.
 template <int kMax, class F>
 WAE_INLINE void for_blocks(int64_t count, const F& f) {
@@ -151,17 +134,65 @@ WAE_INLINE void for_blocks(int64_t count, const F& f) {
   }
 }
 
-// M = U * V at every position, in place of V. The bias enters at position (1, 1), which the output
-// transform hands to all 16 outputs of a tile with weight 1.
+// Positions whose weights stay in the first-level cache while all tiles are multiplied by them.
+inline constexpr int kPositionsInCache = 12;
+
+// Positions that are multiplied together: a few tiles of one position have too few sums to keep the multipliers
+// busy, because each sum waits for its last product.
+constexpr int positions_together(int tiles) {
+  int count = std::max(kBlock / tiles, 1);
+  while (kPositionsInCache % count != 0) --count;
+  return count;
+}
+
+// M = U * V for kTiles tiles at kCount positions from p on, in place of V. The bias enters at position (1, 1),
+// which the output transform hands to all 16 outputs of a tile with weight 1.
+template <int kCount, int kTiles>
+inline void multiply_block(const Winograd16& weights, const float* bias, int p, int64_t tile,
+                           WinogradScratch& scratch) {
+  Vec sum[kCount][kTiles][kVecs];
+#pragma GCC unroll 16
+  for (int q = 0; q < kCount; ++q) {
+    for (int j = 0; j < kVecs; ++j) {
+      const Vec start = bias != nullptr && p + q == kPatch + 1 ? load(bias + j * kLanes) : zero();
+      for (int t = 0; t < kTiles; ++t) sum[q][t][j] = start;
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kChannels; ++i) {
+#pragma GCC unroll 16
+    for (int q = 0; q < kCount; ++q) {
+      Vec w[kVecs];
+#pragma GCC unroll 4
+      for (int j = 0; j < kVecs; ++j) {
+        w[j] = load(&weights.u[p + q][i][j * kLanes]);
+        if constexpr (kCount > 1) keep(w[j]);
+      }
+#pragma GCC unroll 16
+      for (int t = 0; t < kTiles; ++t) {
+        const Vec x = broadcast(scratch.v[p + q][tile + t][i]);
+#pragma GCC unroll 4
+        for (int j = 0; j < kVecs; ++j) sum[q][t][j] = fma(x, w[j], sum[q][t][j]);
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int q = 0; q < kCount; ++q) {
+    for (int t = 0; t < kTiles; ++t) {
+      for (int j = 0; j < kVecs; ++j) store(&scratch.v[p + q][tile + t][j * kLanes], sum[q][t][j]);
+    }
+  }
+}
+
+// The same at every position.
 inline void winograd_multiply(const Winograd16& weights, const float* bias, int tiles,
                               WinogradScratch& scratch) {
-  for (int p = 0; p < kPositions; ++p) {
-    Vec start[kVecs];
-    for (int j = 0; j < kVecs; ++j) {
-      start[j] = bias != nullptr && p == kPatch + 1 ? load(bias + j * kLanes) : zero();
-    }
-    for_blocks<kBlock>(tiles, [&]<int kSize>(int64_t begin) {
-      multiply_block<kSize>(scratch.v[p][begin], &weights.u[p][0][0], start);
+  for (int first = 0; first < kPositions; first += kPositionsInCache) {
+    for_blocks<kBlock>(tiles, [&]<int kTiles>(int64_t tile) {
+      constexpr int kCount = positions_together(kTiles);
+      for (int p = first; p < first + kPositionsInCache; p += kCount) {
+        multiply_block<kCount, kTiles>(weights, bias, p, tile, scratch);
+      }
     });
   }
 }
@@ -344,7 +375,7 @@ inline void conv16to(const float* const inputs[3], float* const outputs[kOut], i
                      const float* bias) {
   constexpr int kPixels = 4;
   // Output channels whose sums fit the registers.
-  constexpr int kPass = kLanes == 16 ? (kOut < 6 ? kOut : 6) : 3;
+  constexpr int kPass = 3;
   static_assert(kOut % kPass == 0);
   for (int64_t begin = 0; begin < count; begin += kPixels) {
 #pragma GCC unroll 2

@@ -1,7 +1,8 @@
 // Vectors of float for one instruction set, chosen by the including file (WAE_AVX512, WAE_AVX2, or neither).
 //
 // `Vec` is a compiler vector type, so + - * work as they stand; this header adds what operators cannot say.
-// A pixel's 16 channels are kVecs vectors.
+// A pixel's 16 channels are kVecs vectors. keep(v) says that v stays in its register: of a vector that is used twice or
+// three times GCC makes as many loads.
 //
 // Nothing that is not finite becomes a number. A sum that overflowed may be infinite although the exact one is
 // not, so relu makes NaN of both infinities: v - v is 0, or NaN where v is not finite, and of a NaN and another
@@ -32,6 +33,7 @@ WAE_INLINE Vec load(const float* p) { return _mm512_loadu_ps(p); }
 WAE_INLINE void store(float* p, Vec v) { _mm512_storeu_ps(p, v); }
 WAE_INLINE Vec broadcast(float x) { return _mm512_set1_ps(x); }
 WAE_INLINE Vec zero() { return _mm512_setzero_ps(); }
+WAE_INLINE void keep(Vec& v) { __asm__("" : "+v"(v)); }
 WAE_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 WAE_INLINE Vec fnma(Vec a, Vec b, Vec c) { return _mm512_fnmadd_ps(a, b, c); }
 WAE_INLINE Vec relu(Vec v) { return _mm512_max_ps(v, v - v); }
@@ -72,6 +74,7 @@ WAE_INLINE Vec load(const float* p) { return _mm256_loadu_ps(p); }
 WAE_INLINE void store(float* p, Vec v) { _mm256_storeu_ps(p, v); }
 WAE_INLINE Vec broadcast(float x) { return _mm256_set1_ps(x); }
 WAE_INLINE Vec zero() { return _mm256_setzero_ps(); }
+WAE_INLINE void keep(Vec& v) { __asm__("" : "+x"(v)); }
 WAE_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
 WAE_INLINE Vec fnma(Vec a, Vec b, Vec c) { return _mm256_fnmadd_ps(a, b, c); }
 WAE_INLINE Vec relu(Vec v) { return _mm256_max_ps(v, v - v); }
@@ -112,6 +115,7 @@ WAE_INLINE Vec load(const float* p) {
 WAE_INLINE void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
 WAE_INLINE Vec broadcast(float x) { return Vec{x, x, x, x}; }
 WAE_INLINE Vec zero() { return Vec{}; }
+WAE_INLINE void keep(Vec&) {}
 WAE_INLINE Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
 WAE_INLINE Vec fnma(Vec a, Vec b, Vec c) { return c - a * b; }
 WAE_INLINE Vec relu(Vec v) {

@@ -108,16 +108,29 @@ class Workspace : public Scratch {
 // Tiles write, and read, up to this many columns beyond the image.
 inline constexpr int64_t kOvershoot = 8;
 
-// Row y is outside the image: padding for the next layer.
-inline void clear_row(const Rows& rows, int64_t y, const Span& span) {
-  std::fill(rows.at(y, span.begin - 1), rows.at(y, std::max(span.tiles_end(), span.end) + kOvershoot), 0.0f);
+// A few pixels. std::fill begins with an instruction that takes longer than these stores.
+template <int kCount>
+WAE_INLINE void clear_pixels(float* pixels) {
+#pragma GCC unroll 32
+  for (int i = 0; i < kCount * kVecs; ++i) store(pixels + i * kLanes, zero());
 }
 
-// Zero the part of a computed row that lies outside the image.
-inline void finish_row(const Rows& rows, int64_t y, const Span& span, int64_t height, int64_t width) {
-  if (y < 0 || y >= height) return clear_row(rows, y, span);
-  if (span.begin == 0) std::fill_n(rows.at(y, -1), kChannels, 0.0f);
-  if (span.end == width) std::fill(rows.at(y, width), rows.at(y, width + kOvershoot), 0.0f);
+// All that the next layer may read of a row; `row` is at the first computed column.
+inline void clear_row(float* row, const Span& span) {
+  const int64_t last = std::max(span.tiles_end(), span.end) + kOvershoot;
+  std::fill(row - kChannels, row + (last - span.begin) * kChannels, 0.0f);
+}
+
+// Row y is outside the image: padding for the next layer.
+inline void clear_row(const Rows& rows, int64_t y, const Span& span) {
+  clear_row(rows.at(y, span.begin), span);
+}
+
+// Zero the part of a computed row that lies outside the image. `row` is at the first computed column.
+inline void finish_row(float* row, int64_t y, const Span& span, int64_t height, int64_t width) {
+  if (y < 0 || y >= height) return clear_row(row, span);
+  if (span.begin == 0) clear_pixels<1>(row - kChannels);
+  if (span.end == width) clear_pixels<kOvershoot>(row + (width - span.begin) * kChannels);
 }
 
 inline void load_planes(const Images& images, const Affine* affine, int64_t n, int64_t y, int64_t begin,
@@ -131,28 +144,28 @@ template <class Epilogue>
 inline void conv3to16_row(const Planes& in, const Rows& out, int64_t y, const Span& span, int64_t height,
                           int64_t width, const Direct3& weights, const float* bias,
                           const Epilogue& epilogue) {
+  float* const row = out.at(y, span.begin);
   if (y >= 0 && y < height) {
     const float* inputs[3][3];
     for (int ky = 0; ky < 3; ++ky) {
       for (int c = 0; c < 3; ++c) inputs[ky][c] = in.at(y + ky - 1, c, span.begin - 1);
     }
-    conv3to16(inputs, out.at(y, span.begin), span.end - span.begin, weights, bias, epilogue);
+    conv3to16(inputs, row, span.end - span.begin, weights, bias, epilogue);
   }
-  finish_row(out, y, span, height, width);
+  finish_row(row, y, span, height, width);
 }
 
 template <class Epilogue>
 inline void conv16_rows(const Rows& in, const Rows& out, int64_t y, const Span& span, int64_t height,
                         int64_t width, const Winograd16& weights, const float* bias, WinogradScratch& scratch,
                         const Epilogue& epilogue) {
-  if (y < height) {  // the last tiles of a layer may read rows below the image
-    const float* inputs[kPatch];
-    float* outputs[kTile];
-    for (int i = 0; i < kPatch; ++i) inputs[i] = in.at(y + i - 1, span.begin - 1);
-    for (int i = 0; i < kTile; ++i) outputs[i] = out.at(y + i, span.begin);
-    conv16(inputs, span.tiles, weights, bias, scratch, PutPixels<Epilogue>{outputs, epilogue});
-  }
-  for (int i = 0; i < kTile; ++i) finish_row(out, y + i, span, height, width);
+  if (y >= height) return clear_row(out, y, span);  // the next layer's tiles read one row below the image
+  const float* inputs[kPatch];
+  float* outputs[kTile];
+  in.at(y - 1, span.begin - 1, inputs);
+  out.at(y, span.begin, outputs);
+  conv16(inputs, span.tiles, weights, bias, scratch, PutPixels<Epilogue>{outputs, epilogue});
+  for (int i = 0; i < kTile; ++i) finish_row(outputs[i], y + i, span, height, width);
 }
 
 // The same to 16 planes, from plane `first` on, without padding for a next layer.
@@ -160,7 +173,7 @@ inline void conv16_planes(const Rows& in, const Planes& out, int first, int64_t 
                           const Winograd16& weights, const float* bias, WinogradScratch& scratch) {
   const float* inputs[kPatch];
   float* outputs[kTile];
-  for (int i = 0; i < kPatch; ++i) inputs[i] = in.at(y + i - 1, span.begin - 1);
+  in.at(y - 1, span.begin - 1, inputs);
   for (int i = 0; i < kTile; ++i) outputs[i] = out.at(y + i, first, span.begin);
   conv16(inputs, span.tiles, weights, bias, scratch, PutPlanes{outputs, out.plane_size});
 }
@@ -175,7 +188,7 @@ inline void downsample_row(const Rows& in, const Planes& out, int64_t y, const T
                            const Direct6& weights, const float* bias) {
   const float* inputs[3];
   float* outputs[6];
-  for (int ky = 0; ky < 3; ++ky) inputs[ky] = in.at(2 * y + ky - 1, 2 * task.x0 - 1);
+  in.at(2 * y - 1, 2 * task.x0 - 1, inputs);
   for (int c = 0; c < 6; ++c) outputs[c] = out.at(y, c, task.x0);
   downsample16to6(inputs, outputs, task.x1 - task.x0, weights, bias);
 }
@@ -214,14 +227,14 @@ inline void upsample_row(const Planes& in, const Rows& out, int64_t y, const Spa
       upsample.template operator()<0>();
     }
   }
-  finish_row(out, y, span, height, width);
+  finish_row(out.at(y, span.begin), y, span, height, width);
 }
 
 inline void conv16to3_row(const Rows& in, const Planes& out, int64_t y, int64_t begin, int64_t end,
                           const Direct3& weights, const float* bias) {
   const float* inputs[3];
   float* outputs[3];
-  for (int ky = 0; ky < 3; ++ky) inputs[ky] = in.at(y + ky - 1, begin - 1);
+  in.at(y - 1, begin - 1, inputs);
   for (int c = 0; c < 3; ++c) outputs[c] = out.at(y, c, begin);
   conv16to3(inputs, outputs, end - begin, weights, bias);
 }
