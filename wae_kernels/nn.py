@@ -113,12 +113,13 @@ def _load_look() -> Callable[..., Any]:
 
     Whatever else they are, it gives False, and :func:`_look` has the last word.
     """
-    library = _load.CPU.library
-    if library is None or sys.implementation.name != "cpython" or sysconfig.get_config_var("Py_GIL_DISABLED"):
+    loaded = _load.CPU.library
+    with_lock = sys.implementation.name == "cpython" and not sysconfig.get_config_var("Py_GIL_DISABLED")
+    library = ctypes.PyDLL(loaded._name) if loaded is not None and with_lock else None
+    if library is None or not hasattr(library, "wae_python_inputs_of"):  # built before there was one
         return lambda *_: False
-    make = ctypes.PyDLL(library._name).wae_python_inputs_of
-    make.restype = ctypes.py_object
-    look: Callable[..., Any] = make()
+    library.wae_python_inputs_of.restype = ctypes.py_object
+    look: Callable[..., Any] = library.wae_python_inputs_of()
     return look
 
 
