@@ -64,16 +64,18 @@ int attribute(cudaDeviceAttr which, int device, const char* op) {
   return value;
 }
 
-// The chip's figures for a kernel's launch plan. The first call per device and kernel queries them and raises
-// the kernel's shared-memory limit. The device must be the current one.
+// The chip's figures for a kernel's launch plan. The first call per device, kernel and size of shared memory
+// queries them and raises the kernel's limit of shared memory, as far as it goes: a later call may need more.
+// The device must be the current one.
 const Chip& prepared_chip(const char* op, const void* kernel, int device, int threads, int shared_bytes) {
   static std::mutex mutex;
-  static std::map<std::pair<int, const void*>, Chip> chips;
+  static std::map<std::tuple<int, const void*, int>, Chip> chips;
   const std::lock_guard lock(mutex);
-  const auto [found, is_new] = chips.try_emplace({device, kernel});
+  const auto [found, is_new] = chips.try_emplace({device, kernel, shared_bytes});
   if (!is_new) return found->second;
   try {
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes), op,
+    const int limit = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device, op);
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limit), op,
                "preparing the kernel");
     int blocks_each = 0;
     check_cuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks_each, kernel, threads, shared_bytes), op,

@@ -135,6 +135,18 @@ def test_batch_of_any_size_gives_the_same_bits() -> None:
     assert encode(image[:0], *encoder)[0].shape == (0, 3, 30, 30)
 
 
+def test_backward_of_any_width_after_any_other() -> None:
+    """Wide images take more shared memory, whichever came first; and the same bits come every time."""
+    image, encoder = network(torch.float16, 2, (9, 224))
+    first: dict[int, tuple[Tensor, ...]] = {}
+    for width in (8, 224, 60, 8, 224):
+        leaves = [t.detach().requires_grad_() for t in (image[..., :width], *encoder)]
+        outputs = encode(*leaves)
+        gradients = torch.autograd.grad(outputs, leaves, [torch.ones_like(o) for o in outputs])
+        for got, expected in zip(gradients, first.setdefault(width, gradients), strict=True):
+            assert torch.equal(got, expected)
+
+
 def test_reference_can_be_selected() -> None:
     image, encoder = network(torch.float16)
     with backends.use("reference"):

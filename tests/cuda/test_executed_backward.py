@@ -171,7 +171,7 @@ def test_other_architectures(op: str, mode: str, capability: int) -> None:
 @pytest.mark.parametrize("mode", ["float16", "tf32"])
 @pytest.mark.parametrize("op", PROBLEMS)
 def test_narrow_tiles(op: str, mode: str) -> None:
-    """Two and three strips instead of four, as on chips with 99 or 64 KB of shared memory."""
+    """Two to six strips, as chips with less shared memory have room for."""
     for kilobytes in (64, 99, 115):
         if (mode, kilobytes) != ("tf32", 64):
             check(PROBLEMS[op](mode, (17, 75)), shared_limit=1024 * kilobytes)
