@@ -101,6 +101,8 @@ def test_the_matrix_unit_is_named() -> None:
 def test_a_limited_run_has_a_column_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept(tmp_path, comparison("vgg16", 8, 0.2, 0.1))
     (tmp_path / "a.json").rename(tmp_path / "b.json")
+    for limit in bench.LIMITS:  # those of whoever runs the tests
+        monkeypatch.delenv(limit, raising=False)
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
     lines = deployed.bounds(kept(tmp_path, comparison("vgg16", 8, 0.4, 0.1)))
     assert lines[0].count("limited by `ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16`") == 1
