@@ -6,7 +6,6 @@ reference, which every transform understands. The ops themselves raise there.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,21 +18,17 @@ from . import (
     registration,  # noqa: F401  (importing it registers the ops)
 )
 
+_idle_guards: list[Any] = []
+"""Guards that lead around autograd, kept because to make one takes longer than to enter it.
 
-class _Guards(threading.local):
-    """A thread's guard that leads around autograd: to make one takes longer than to enter it.
-
-    Calls do not nest. Where one does, because a dispatch mode of the user's calls an op, what is left of the
-    outer one loses its short cut, and nothing else.
-    """
-
-    def __init__(self) -> None:
-        keys = (torch._C.DispatchKey.AutogradFunctionality, torch._C.DispatchKey.AutogradOther)
-        autograd = torch._C.DispatchKeySet(keys[0]) | torch._C.DispatchKeySet(keys[1])
-        self.around_autograd = torch._C._ExcludeDispatchKeyGuard(autograd)
+Each is in use by one call at a time: threads call at once, and a dispatch mode may call an op inside a call.
+"""
 
 
-_guards = _Guards()
+def _new_guard() -> Any:
+    functionality, other = torch._C.DispatchKey.AutogradFunctionality, torch._C.DispatchKey.AutogradOther
+    autograd = torch._C.DispatchKeySet(functionality) | torch._C.DispatchKeySet(other)
+    return torch._C._ExcludeDispatchKeyGuard(autograd)
 
 
 def _runner(op: torch._ops.OpOverload, in_transform: Callable[..., Any]) -> Callable[[Sequence[Any]], Any]:
@@ -50,8 +45,15 @@ def _runner(op: torch._ops.OpOverload, in_transform: Callable[..., Any]) -> Call
             return in_transform(*inputs)  # of torch.func, or a level of dual numbers
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs):
             return run(*inputs)
-        with _guards.around_autograd:
-            return run(*inputs)
+        try:
+            guard = _idle_guards.pop()
+        except IndexError:
+            guard = _new_guard()
+        try:
+            with guard:
+                return run(*inputs)
+        finally:
+            _idle_guards.append(guard)
 
     return call
 

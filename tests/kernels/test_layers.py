@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from compare import PLAIN, WINOGRAD, assert_close
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from wae_kernels import _load
 from wae_kernels import nn as wae_nn
@@ -253,6 +255,27 @@ def test_the_compiled_look_survives_anything() -> None:
         assert not compiled_look(whole)
         encoder.high.stride = stride
     assert [*map(sys.getrefcount, held)] == before
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_call_inside_a_call_leaves_autograd_on(fails: bool) -> None:
+    """It was off for the thread from then on, while both calls shared one guard."""
+    encoder, image = Encoder(), torch.randn(1, 3, 6, 7)
+
+    class Calls(TorchDispatchMode):
+        nested = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if not self.nested:
+                self.nested = 1
+                encoder(image[:, :2] if fails else image)
+            return func(*args, **(kwargs or {}))
+
+    refused = pytest.raises(RuntimeError, match="wae::encode: image must")
+    with torch.no_grad(), refused if fails else contextlib.nullcontext(), Calls():
+        encoder(image)
+    sum(out.sum() for out in encoder(image)).backward()
+    assert all(p.grad is not None for p in encoder.parameters())
 
 
 def test_untouched_layers_are_fused(monkeypatch: pytest.MonkeyPatch) -> None:
