@@ -92,16 +92,37 @@ constexpr TileShape backward_tile(int strips) {
   return {(16 * strips - 2 * kBackwardHalo) / 2, kBackwardHalo, 0};
 }
 
-// The strips of a row, of those that shared memory has room for: the fewest rounds of the schedulers to get
-// across an image, and then the fewest strips.
-constexpr int backward_strips(Op op, Mode mode, int capability, int shared_limit, int64_t half_width) {
+// The fewest strips that get across an image in as many tiles as the widest row of at most `most` strips for
+// which shared memory has room.
+constexpr int strips_across(Op op, Mode mode, int capability, int shared_limit, int64_t half_width,
+                            int most) {
   const auto tiles = [&](int strips) { return ceil_div(half_width, backward_tile(strips).columns); };
-  const auto rounds = [&](int strips) { return tiles(strips) * ceil_div(strips, kSchedulers); };
-  int best = kMinBackwardStrips;
-  for (int strips = best + 1; strips <= kMaxBackwardStrips; ++strips) {
-    if (backward_layout(op, mode, strips, capability).bytes > shared_limit) break;
-    const int64_t fewer = rounds(best) - rounds(strips);
-    if (fewer > 0 || (fewer == 0 && tiles(strips) * strips < tiles(best) * best)) best = strips;
+  int widest = most;
+  while (widest > kMinBackwardStrips && backward_layout(op, mode, widest, capability).bytes > shared_limit) {
+    --widest;
+  }
+  int strips = widest;
+  while (strips > kMinBackwardStrips && tiles(strips - 1) == tiles(widest)) --strips;
+  return strips;
+}
+
+// The strips of a row for a batch: wide rows recompute fewer pixels, narrow ones spread a small batch over the
+// chip. A step takes a round or two of the schedulers; the busiest block is to have the fewest rounds, and the
+// whole batch, among equals, the fewest strips.
+constexpr int backward_strips(Op op, Mode mode, int capability, int shared_limit, int64_t batch,
+                              int64_t half_height, int64_t half_width, int multiprocessors) {
+  int best = 0;
+  int64_t fewest_rounds = 0, fewest_strips = 0;
+  for (int most = kSchedulers; most <= kMaxBackwardStrips; most += kSchedulers) {
+    const int strips = strips_across(op, mode, capability, shared_limit, half_width, most);
+    const TileShape shape = backward_tile(strips);
+    const Chip chip{multiprocessors, 1};  // registers allow one block for each
+    const Tiling tiling = plan(batch, half_height, half_width, chip, shape, kBackwardThreads, 0).tiling;
+    const int64_t rounds = steps_of(tiling, multiprocessors, shape) * ceil_div(strips, kSchedulers);
+    const int64_t all_strips = tiling.tiles * strips;
+    if (best == 0 || rounds < fewest_rounds || (rounds == fewest_rounds && all_strips < fewest_strips)) {
+      best = strips, fewest_rounds = rounds, fewest_strips = all_strips;
+    }
   }
   return best;
 }

@@ -259,7 +259,8 @@ void run_backward(const char* name, Op op, const Tensor& full, const Tensor& low
   const Mode mode = mode_of(dtype, device, name);
   const void* kernel = op == Op::kEncode ? encode_backward_kernel_of(mode) : decode_backward_kernel_of(mode);
   const int limit = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device, name);
-  const int strips = backward_strips(op, mode, chip_capability, limit, low.size(3));
+  const int strips = backward_strips(op, mode, chip_capability, limit, low.size(0), low.size(2), low.size(3),
+                                     attribute(cudaDevAttrMultiProcessorCount, device, name));
   const BackwardLayout layout = backward_layout(op, mode, strips, chip_capability);
   const LaunchPlan planned = plan(low.size(0), low.size(2), low.size(3),
                                   prepared_chip(name, kernel, device, kBackwardThreads, layout.bytes),

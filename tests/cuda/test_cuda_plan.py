@@ -98,7 +98,7 @@ def test_sizes_beyond_32_bits() -> None:
 def test_backward_fits_every_chip(op: str, mode: str, capability: int) -> None:
     which, limit = getattr(BINDINGS.Mode, mode), SHARED_BYTES[capability] * 1024
     if BINDINGS.runs_on(which, capability):
-        layout = BINDINGS.backward_layout(op, which, capability, limit, 112)
+        layout = BINDINGS.backward_layout(op, which, capability, limit, 256, 112, 112, 132)
         assert layout.bytes <= limit
         if limit >= 163 * 1024:
             assert layout.strips == (8 if mode in {"float16", "bfloat16"} else 4)
@@ -107,28 +107,34 @@ def test_backward_fits_every_chip(op: str, mode: str, capability: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kilobytes", "half_width", "strips"),
+    ("kilobytes", "batch", "half_width", "strips"),
     [
-        (163, 1, 2),
-        (163, 10, 2),
-        (163, 11, 3),
-        (163, 26, 4),
-        (163, 58, 8),
-        (163, 112, 8),
-        (99, 112, 4),
-        (64, 112, 3),
+        (163, 256, 1, 2),
+        (163, 256, 10, 2),
+        (163, 256, 11, 3),
+        (163, 256, 26, 4),
+        (163, 256, 58, 8),
+        (163, 256, 112, 8),
+        (163, 1, 112, 4),
+        (99, 256, 112, 4),
+        (64, 256, 112, 3),
     ],
 )
-def test_backward_rows_are_as_wide_as_the_image_needs(kilobytes: int, half_width: int, strips: int) -> None:
-    """Two rounds of the four schedulers get across 116 pixels, one across 52; fewer strips are less work."""
-    layout = BINDINGS.backward_layout("encode", BINDINGS.Mode.float16, 80, kilobytes * 1024, half_width)
+def test_backward_rows_are_as_wide_as_the_work_needs(
+    kilobytes: int, batch: int, half_width: int, strips: int
+) -> None:
+    """Two rounds of the four schedulers get across 116 pixels, one across 52; one image is cut finer."""
+    layout = BINDINGS.backward_layout(
+        "encode", BINDINGS.Mode.float16, 80, kilobytes * 1024, batch, 112, half_width, 132
+    )
     assert layout.strips == strips
 
 
 @given(st.integers(1, 300), SIDES, SIDES, st.sampled_from([64, 99, 163]))
 def test_backward_tiles_cover_every_image_once(batch: int, height: int, width: int, shared: int) -> None:
-    layout = BINDINGS.backward_layout("encode", BINDINGS.Mode.float16, 80, shared * 1024, width)
-    tiling = BINDINGS.backward_plan(layout, batch, height, width, 132, 1).tiling
+    size = batch, height, width, 132
+    layout = BINDINGS.backward_layout("encode", BINDINGS.Mode.float16, 80, shared * 1024, *size)
+    tiling = BINDINGS.backward_plan(layout, *size, 1).tiling
     assert tiling.tiles == batch * tiling.rows * tiling.columns
     assert 2 * tiling.tile_width + 12 <= 16 * layout.strips  # the halo has room
     for size, tiles, tile in (

@@ -139,13 +139,14 @@ def _machine_code(cubin: Path) -> dict[str, list[machine_code.Instruction]]:
 
 
 def launch_plan(op: str, mode: Any, target: int) -> Any:
-    """Of a 224 x 224 image on a chip of this kind."""
+    """Of 224 x 224 images on a chip of this kind: of one, the backward ops' of a large batch."""
     bindings = cuda_bindings.load()
     if not op.endswith("_backward"):
         return bindings.plan(op, mode, 1, 112, 112, multiprocessors=100)
     limit = 1024 * (SHARED[target] - (target != 75))  # a block's own, of a multiprocessor's
-    layout = bindings.backward_layout(op.removesuffix("_backward"), mode, target, limit, 112)
-    return bindings.backward_plan(layout, 1, 112, 112, 100, 1)
+    size = 256, 112, 112, 100
+    layout = bindings.backward_layout(op.removesuffix("_backward"), mode, target, limit, *size)
+    return bindings.backward_plan(layout, *size, 1)
 
 
 def _compile(op: str, target: int) -> list[Row]:

@@ -107,11 +107,12 @@ PYBIND11_MODULE(wae_cuda_bindings, m) {
   const auto op_of = [](const std::string& op) { return op == "encode" ? wc::Op::kEncode : wc::Op::kDecode; };
   m.def("partial_floats", [=](const std::string& op) { return wc::partial_floats(op_of(op)); });
   m.def("result_sizes", [=](const std::string& op) { return wc::result_sizes(op_of(op)); });
-  m.def("backward_layout",
-        [=](const std::string& op, wc::Mode mode, int capability, int shared_limit, int64_t half_width) {
-          const int strips = wc::backward_strips(op_of(op), mode, capability, shared_limit, half_width);
-          return wc::backward_layout(op_of(op), mode, strips, capability);
-        });
+  m.def("backward_layout", [=](const std::string& op, wc::Mode mode, int capability, int shared_limit,
+                               int64_t batch, int64_t half_height, int64_t half_width, int multiprocessors) {
+    const int strips = wc::backward_strips(op_of(op), mode, capability, shared_limit, batch, half_height,
+                                           half_width, multiprocessors);
+    return wc::backward_layout(op_of(op), mode, strips, capability);
+  });
   m.def("backward_plan", [](const wc::BackwardLayout& layout, int64_t batch, int64_t half_height,
                             int64_t half_width, int32_t multiprocessors, int32_t blocks_each) {
     return wc::plan(batch, half_height, half_width, {multiprocessors, blocks_each},

@@ -172,9 +172,10 @@ def _backward(
     bindings, memory = load(), ptx_machine.Memory()
     which, (need_input, need_parameters, need_scale) = getattr(bindings.Mode, mode), needs
     limit = 1024 * SHARED_LIMIT[chip.capability] if shared_limit is None else shared_limit
-    layout = bindings.backward_layout(op, which, chip.capability, limit, halves[0].shape[3])
+    size = len(full), *halves[0].shape[2:], chip.multiprocessors
+    layout = bindings.backward_layout(op, which, chip.capability, limit, *size)
     assert layout.bytes <= limit
-    plan = bindings.backward_plan(layout, len(full), *halves[0].shape[2:], chip.multiprocessors, 1)
+    plan = bindings.backward_plan(layout, *size, 1)
     nothing = (0, [0] * 4, [0] * 4)
     gradients = [_output(x, *x.shape[2:], parameters[0].dtype) if need_input else None for x in inputs]
     views = [nothing if g is None else _view(memory, g, f"gradient {i}") for i, g in enumerate(gradients)]
