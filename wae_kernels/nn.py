@@ -37,7 +37,6 @@ _GLOBAL_HOOKS = (
 # The same objects in all layers, which makes comparing them faster.
 _KERNEL, _PADDING, _DILATION, _FULL, _HALF = (3, 3), (1, 1), (1, 1), (1, 1), (2, 2)
 
-_GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 _Layers = tuple[tuple[str, type[nn.Module], tuple[Any, ...]], ...]
@@ -90,11 +89,23 @@ def _look(modules: Mapping[str, Any], layers: _Layers) -> list[Any] | None:
     tensors: list[Any] = []
     for name, kind, geometry in layers:
         layer = modules[name]
+        if type(layer) is not kind:
+            return None
         variables = layer.__dict__
+        now = (  # spelled out: a loop over the names takes several times as long
+            variables["kernel_size"],
+            variables["stride"],
+            variables["padding"],
+            variables["dilation"],
+            variables["groups"],
+            variables["padding_mode"],
+        )
         if (
-            type(layer) is not kind
-            or tuple([variables[key] for key in _GEOMETRY]) != geometry
-            or any(variables[key] for key in _HOOKS)
+            now != geometry
+            or variables["_forward_hooks"]
+            or variables["_forward_pre_hooks"]
+            or variables["_backward_hooks"]
+            or variables["_backward_pre_hooks"]
             or "forward" in variables
         ):
             return None
@@ -128,7 +139,7 @@ _compiled_look = _load_look()
 
 def _is_plain(tensor: Tensor | None) -> bool:
     """Whether the ops take the tensor itself: not a bias that is not there, not a tensor around others."""
-    return tensor is not None and not is_wrapper(tensor)
+    return type(tensor) is Parameter or (tensor is not None and not is_wrapper(tensor))
 
 
 def _is_as_made(module: nn.Module, kind: type[nn.Module], layers: _Layers) -> bool:
