@@ -19,6 +19,7 @@ struct PyMethodDef {
   const char* documentation;
 };
 #define WAE_PYTHON __attribute__((weak))
+extern WAE_PYTHON PyObject PyDict_Type;
 WAE_PYTHON void Py_DecRef(PyObject*);
 WAE_PYTHON void Py_IncRef(PyObject*);
 WAE_PYTHON PyObject* PyBool_FromLong(long);
@@ -61,10 +62,17 @@ std::array<PyObject*, kCount> names(const char* const (&texts)[kCount]) {
   return objects;
 }
 
+// The comparison may run code that drops `a` from where it was borrowed.
 bool equal(PyObject* a, PyObject* b) {
   constexpr int kEqual = 2;  // Py_EQ
-  return a == b || PyObject_RichCompareBool(a, b, kEqual) == 1;
+  if (a == b) return true;
+  Py_IncRef(a);
+  const Owned held(a);
+  return PyObject_RichCompareBool(a, b, kEqual) == 1;
 }
+
+// Whether this is a dictionary, of no type of its own that may look its items up otherwise.
+bool is_plain_dict(PyObject* object) { return object != nullptr && object->type == &PyDict_Type; }
 
 // Whether a layer with these variables is as it was made: its geometry, no hooks, no forward of its own.
 bool as_made(PyObject* variables, PyObject* geometry) {
@@ -72,7 +80,7 @@ bool as_made(PyObject* variables, PyObject* geometry) {
       names({"kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"});
   static const auto kHooks =
       names({"_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"});
-  static const auto kForward = names({"forward"});
+  static const auto kForwards = names({"forward", "_conv_forward"});
   for (size_t i = 0; i < kGeometry.size(); ++i) {
     PyObject* const now = PyDict_GetItemWithError(variables, kGeometry[i]);
     if (now == nullptr || !equal(now, PyTuple_GetItem(geometry, static_cast<std::ptrdiff_t>(i))))
@@ -82,14 +90,17 @@ bool as_made(PyObject* variables, PyObject* geometry) {
     PyObject* const hooks = PyDict_GetItemWithError(variables, name);
     if (hooks == nullptr || PyObject_IsTrue(hooks) != 0) return false;
   }
-  return PyDict_GetItemWithError(variables, kForward[0]) == nullptr;
+  for (PyObject* name : kForwards) {
+    if (PyDict_GetItemWithError(variables, name) != nullptr) return false;
+  }
+  return true;
 }
 
 // Puts the weight and the bias of a layer with these variables into a tuple, if both are of that type.
 bool put_tensors(PyObject* variables, PyObject* type, PyObject* tuple, std::ptrdiff_t at) {
   static const auto kNames = names({"_parameters", "weight", "bias"});
   PyObject* const parameters = PyDict_GetItemWithError(variables, kNames[0]);
-  if (parameters == nullptr) return false;
+  if (!is_plain_dict(parameters)) return false;
   for (std::ptrdiff_t i = 0; i < 2; ++i) {
     PyObject* const tensor = PyDict_GetItemWithError(parameters, kNames[1 + i]);
     if (tensor == nullptr || tensor->type != type) return false;
@@ -104,7 +115,7 @@ bool put_tensors(PyObject* variables, PyObject* type, PyObject* tuple, std::ptrd
 PyObject* inputs_of(PyObject* modules, PyObject* layers, PyObject* type, PyObject* images) {
   const std::ptrdiff_t first = PyTuple_Size(images), count = PyTuple_Size(layers);
   Owned inputs(PyTuple_New(first + 2 * count));
-  if (inputs.get() == nullptr) return nullptr;
+  if (inputs.get() == nullptr || !is_plain_dict(modules)) return nullptr;
   for (std::ptrdiff_t i = 0; i < first; ++i) {
     PyObject* const image = PyTuple_GetItem(images, i);
     Py_IncRef(image);

@@ -107,6 +107,7 @@ def _look(modules: Mapping[str, Any], layers: _Layers) -> list[Any] | None:
             or variables["_backward_hooks"]
             or variables["_backward_pre_hooks"]
             or "forward" in variables
+            or "_conv_forward" in variables
         ):
             return None
         parameters = variables["_parameters"]

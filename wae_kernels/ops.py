@@ -12,48 +12,31 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.overrides import has_torch_function
 
 from . import (
     reference,
     registration,  # noqa: F401  (importing it registers the ops)
 )
 
-_idle_guards: list[Any] = []
-"""Guards that lead around autograd, kept because to make one takes longer than to enter it.
-
-Each is in use by one call at a time: threads call at once, and a dispatch mode may call an op inside a call.
-"""
-
-
-def _new_guard() -> Any:
-    functionality, other = torch._C.DispatchKey.AutogradFunctionality, torch._C.DispatchKey.AutogradOther
-    autograd = torch._C.DispatchKeySet(functionality) | torch._C.DispatchKeySet(other)
-    return torch._C._ExcludeDispatchKeyGuard(autograd)
-
 
 def _runner(op: torch._ops.OpOverload, in_transform: Callable[..., Any]) -> Callable[[Sequence[Any]], Any]:
     """A function that takes the inputs of ``op`` and runs it, or what takes its place in a transform.
 
     A call that records nothing goes around autograd's kernel, which is Python: that is a fifth of its time.
+    Not so where code of others runs inside the call (a mode, a tensor's ``__torch_function__``): it may record.
     """
-    run = op._op  # all that a call of ``op`` does
 
     def call(inputs: Sequence[Any]) -> Any:
         if torch.compiler.is_compiling():  # it takes the op, always, and leaves a transform to Python
             return op(*inputs)
         if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
             return in_transform(*inputs)  # of torch.func, or a level of dual numbers
-        if torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs):
-            return run(*inputs)
-        try:
-            guard = _idle_guards.pop()
-        except IndexError:
-            guard = _new_guard()
-        try:
-            with guard:
-                return run(*inputs)
-        finally:
-            _idle_guards.append(guard)
+        records = torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs)
+        if records or has_torch_function(inputs):
+            return op(*inputs)
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*inputs)
 
     return call
 

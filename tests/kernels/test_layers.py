@@ -63,6 +63,15 @@ def _own_forward(layer: nn.Module) -> None:
     layer.forward = lambda *args: forward(*args) - 1  # as accelerate's offloading replaces it
 
 
+def _own_convolution(layer: nn.Module) -> None:
+    """As images that tile are made: what ``forward`` calls is replaced."""
+
+    def wrapped(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="circular"), weight, bias)
+
+    layer._conv_forward = wrapped
+
+
 def _without_bias(layer: nn.Module) -> None:
     layer.bias = None
 
@@ -164,6 +173,27 @@ def test_another_geometry_and_padding_count() -> None:
     assert encoder(image)[0].shape == (1, 3, 8, 8)
 
 
+def test_a_convolution_of_its_own_counts() -> None:
+    encoder, image = Encoder(), torch.randn(1, 3, 8, 8)
+    _own_convolution(encoder.conv2)
+    assert not encoder.is_fused
+    assert_close(encoder(image)[0], encoded_by_layers(encoder, image)[0].double(), PLAIN)
+
+
+class Doubled(dict[str, Any]):
+    """Parameters or layers that are brought when asked for, as sharding libraries do."""
+
+    def __getitem__(self, name: str) -> Any:
+        kept = super().__getitem__(name)
+        return 2 * kept if isinstance(kept, Tensor) else kept
+
+
+def test_dictionaries_that_bring_what_they_hold_are_asked() -> None:
+    encoder, image = Encoder(), torch.randn(1, 3, 8, 8)
+    encoder.conv2._parameters = Doubled(encoder.conv2._parameters)
+    assert_close(encoder(image)[0], encoded_by_layers(encoder, image)[0].double(), WINOGRAD)
+
+
 def test_backward_hooks_and_global_hooks_are_called() -> None:
     encoder, image, called = Encoder(), torch.randn(1, 3, 8, 8), []
     encoder.conv2.register_full_backward_hook(lambda module, *grads: called.append("backward"))
@@ -209,6 +239,7 @@ OTHERWISE_MADE: dict[str, Callable[[nn.Module], object]] = {
     "backward hook": _set("_backward_hooks", {1: print}),
     "backward pre-hook": _set("_backward_pre_hooks", {1: print}),
     "forward": _set("forward", print),
+    "convolution": _set("_conv_forward", print),
     "no bias": _set("bias", None),
     "no weight": lambda layer: layer._parameters.pop("weight"),
     "another type": _set("__class__", Other),

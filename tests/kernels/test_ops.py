@@ -10,6 +10,7 @@ import pytest
 import torch
 from cases import arguments_of, as_tuple, decoder, encoder, image_of
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 import wae_kernels
 
@@ -68,3 +69,50 @@ def test_the_functions_compile(op: str) -> None:
         as_tuple(compiled(*arguments)), as_tuple(getattr(wae_kernels, op)(*arguments)), strict=True
     ):
         assert torch.equal(out, ref)
+
+
+class Learns(TorchFunctionMode):
+    """Makes the image of every op depend on ``factor``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = torch.ones((), requires_grad=True)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if isinstance(func, torch._ops.OpOverload):
+            args = (self.factor * args[0], *args[1:])
+        return func(*args, **(kwargs or {}))
+
+
+class Holds(torch.Tensor):
+    """A tensor that hands another one to the ops."""
+
+    held: torch.Tensor
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*(a.held if isinstance(a, Holds) else a for a in args), **(kwargs or {}))
+
+
+@pytest.mark.parametrize("op", ["encode", "decode", "decode_scores"])
+def test_what_others_do_in_a_call_is_recorded(op: str) -> None:
+    """It ran with autograd off, where no input seemed to need a gradient: there was none, and no error."""
+    face, arguments = getattr(wae_kernels, op), arguments_of(op)
+    with Learns() as mode:
+        as_tuple(face(*arguments))[0].sum().backward()
+    assert mode.factor.grad is not None
+    image = arguments[0].clone().as_subclass(Holds)
+    image.held = arguments[0].clone().requires_grad_()
+    as_tuple(face(image, *arguments[1:]))[0].sum().backward()
+    assert image.held.grad is not None
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace` is:FutureWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace_method` is:FutureWarning")
+def test_torch_jit_traces_with_gradients() -> None:
+    """It traces a second time without them and compares, down to the lines that called each op."""
+    encoder, image = wae_kernels.nn.Encoder(), image_of(1, 5, 6)
+    traced = torch.jit.trace(encoder, image)
+    larger = image_of(2, 8, 7)
+    assert all(map(torch.equal, traced(larger), encoder(larger)))
