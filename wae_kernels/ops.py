@@ -24,7 +24,7 @@ def _runner(op: torch._ops.OpOverload, in_transform: Callable[..., Any]) -> Call
     """A function that takes the inputs of ``op`` and runs it, or what takes its place in a transform.
 
     A call that records nothing goes around autograd's kernel, which is Python: that is a fifth of its time.
-    Not so where code of others runs inside the call (a mode, a tensor's ``__torch_function__``): it may record.
+    Not so where others' code runs inside the call (a mode, a tensor's ``__torch_function__``): it may record.
     """
 
     def call(inputs: Sequence[Any]) -> Any:
