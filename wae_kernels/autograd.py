@@ -19,6 +19,7 @@ from torch.autograd import forward_ad
 
 from . import backends
 from .parameters import EncoderParameters, one_by_one
+from .reference import cast
 
 _Gradients = tuple[Tensor | None, ...]
 
@@ -37,10 +38,27 @@ def _encode_groups(
 
 
 def _encode_backward(inputs: Sequence[Any], needs: Sequence[bool], *grads: Tensor) -> _Gradients:
-    left_out = 3 + len(EncoderParameters._fields) - len(inputs)  # of scale and shift
-    inputs, needs = [*inputs, *[None] * left_out], [*needs, *[False] * left_out]
-    gradients = torch.ops.wae.encode_backward(*grads, *inputs, *_encode_groups(*needs))
-    return _only(gradients, needs)
+    count = 3 + len(EncoderParameters._fields)
+    left_out, others = max(0, count - len(inputs)), max(0, len(inputs) - count)
+    tensors = [*inputs[:count], *[None] * left_out]  # scale and shift may be left out
+    needs = [*needs[:count], *[False] * left_out]
+    image, *parameters = tensors[:-2]
+    inside = _dtype_inside(parameters[0], grads[0])
+    wanted = [cast(t, inside) for t in (image, *parameters)]
+    gradients = torch.ops.wae.encode_backward(
+        *(grad.to(inside) for grad in grads), *wanted, *tensors[-2:], *_encode_groups(*needs)
+    )
+    own = parameters[0].dtype  # the image's too, where it has a gradient
+    return (*_only([*(cast(g, own) for g in gradients[:-2]), *gradients[-2:]], needs), *[None] * others)
+
+
+def _dtype_inside(parameter: Tensor, grad: Tensor) -> torch.dtype:
+    """What ``wae::encode_backward`` computes in, where the results had another dtype than the parameters.
+
+    A GPU is asked for 16 bits as in the forward pass, a processor's kernels compute in float32 anyway.
+    """
+    in_16_bits = parameter.dtype == torch.float32 and grad.dtype in (torch.float16, torch.bfloat16)
+    return grad.dtype if parameter.is_cuda and in_16_bits else parameter.dtype
 
 
 def _decoder_backward(name: str) -> Callable[..., _Gradients]:

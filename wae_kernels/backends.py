@@ -247,9 +247,14 @@ def backend_for(
     return next(f"cpu:{c}" for c in CPU_CAPABILITIES if _capability_works(c))
 
 
-def compiled_for_processor() -> bool:
-    """Whether tensors on the processor go to compiled kernels, where these take their dtypes and width."""
-    return _load.CPU.library is not None and selected() != "reference"
+def compiled_for(*, on_processor: bool) -> bool:
+    """Whether tensors on the processor, or on a GPU, go to compiled kernels that take their dtypes and width.
+
+    Asked in every call inside autocast: so a GPU that is too old for ours is not looked for.
+    """
+    if on_processor:
+        return _load.CPU.library is not None and selected() != "reference"
+    return _load.CUDA.library is not None and _cuda_runs(selected())
 
 
 def int8_runs(device: torch.device | str = "cpu") -> bool:

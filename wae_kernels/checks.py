@@ -27,6 +27,7 @@ _OWN_NAMES = {
 """The rules of ``arguments.inc`` that are a dtype's own name."""
 
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_FLOATING_NAMES = "float32, float16, bfloat16 or float64"
 
 MOST_BIAS = 2**30
 INT8_RANGES = {
@@ -177,8 +178,7 @@ class _Checker:
             if dtype != self.network[1]:
                 self.fail(argument, f"be {_name(self.network[1])} like {self.network[0]}", _name(dtype))
         elif dtype not in FLOATING:
-            kinds = "float32, float16, bfloat16 or float64"
-            self.fail(argument, f"be {'uint8, ' if rule == 'pixels' else ''}{kinds}", _name(dtype))
+            self.fail(argument, f"be {'uint8, ' if rule == 'pixels' else ''}{_FLOATING_NAMES}", _name(dtype))
         elif rule != "floating":
             self.network = argument.name, dtype
 
@@ -196,10 +196,17 @@ def check_encode(
     parameters: EncoderParameters,
     image_scale: Tensor | None,
     image_shift: Tensor | None,
+    dtype: torch.dtype | None = None,
+    memory_format: torch.memory_format | None = None,
     op: str = "encode",
 ) -> None:
     """Check the arguments of ``wae::encode``."""
     _Checker(op).check("encoder", image, *parameters, image_scale, image_shift)
+    if dtype is not None and dtype not in FLOATING:
+        raise RuntimeError(f"wae::{op}: dtype must be {_FLOATING_NAMES}, got {_name(dtype)}")
+    if memory_format not in (None, torch.contiguous_format, torch.channels_last):
+        formats = "torch.contiguous_format or torch.channels_last"
+        raise RuntimeError(f"wae::{op}: memory_format must be {formats}, got {memory_format}")
 
 
 def check_encode_backward(

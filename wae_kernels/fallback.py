@@ -29,6 +29,8 @@ def encode(
     parameters: EncoderParameters,
     image_scale: Tensor | None = None,
     image_shift: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    memory_format: torch.memory_format | None = None,
 ) -> Any:
     """``wae::encode`` without a compiled kernel."""
     function = reference.encode
@@ -36,7 +38,7 @@ def encode(
         from . import triton
 
         function = triton.encode
-    return function(image, *parameters, image_scale, image_shift)
+    return function(image, *parameters, image_scale, image_shift, dtype, memory_format)
 
 
 @one_by_one

@@ -180,23 +180,30 @@ class Encoder(nn.Module):
         return _is_as_made(self, Encoder, _ENCODER)
 
     def forward(
-        self, image: Tensor, image_scale: Tensor | None = None, image_shift: Tensor | None = None
+        self,
+        image: Tensor,
+        image_scale: Tensor | None = None,
+        image_shift: Tensor | None = None,
+        dtype: torch.dtype | None = None,
+        memory_format: torch.memory_format | None = None,
     ) -> tuple[Tensor, Tensor]:
         """``(low, high)`` of a (N, 3, H, W) image; see :func:`wae_kernels.encode`."""
         inputs = _inputs(self, _ENCODER, image)
         if inputs is not None:
-            if (
-                image_scale is not None or image_shift is not None
-            ):  # to say that there are none takes time, too
-                inputs += (image_scale, image_shift)
+            if dtype is not None or memory_format is not None:
+                inputs += (image_scale, image_shift, dtype, memory_format)
+            elif image_scale is not None or image_shift is not None:
+                inputs += (image_scale, image_shift)  # to say that there are none takes time, too
             results: tuple[Tensor, Tensor] = run_encode(inputs)
             return results
         # A replica of DataParallel has no parameters: its layers have plain tensors.
-        dtype = next(self.parameters(), getattr(self.conv1, "weight", image)).dtype
-        x = normalize_image(image, dtype, image_scale, image_shift)
+        own = next(self.parameters(), getattr(self.conv1, "weight", image)).dtype
+        x = normalize_image(image, own, image_scale, image_shift)
         for layer in (self.conv1, self.conv2, self.conv3):
             x = F.relu(layer(x))
-        low, high = (laid_out(branch(x), format_of(image)) for branch in (self.low, self.high))
+        parts = [branch(x) for branch in (self.low, self.high)]
+        layout = memory_format or format_of(image)
+        low, high = (laid_out(part.to(dtype or part.dtype), layout) for part in parts)
         return low, high
 
 

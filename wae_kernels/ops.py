@@ -69,6 +69,8 @@ def encode(
     high_bias: Tensor,
     image_scale: Tensor | None = None,
     image_shift: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    memory_format: torch.memory_format | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Split an image into two half-resolution images, in one pass (docs/network.md).
 
@@ -83,10 +85,13 @@ def encode(
         low_weight, high_weight: (3, width, 3, 3); their biases: (3,).
         image_scale, image_shift: (3,) floating point, or None for 1 and 0. The image becomes
             ``image * image_scale + image_shift`` before conv1; the zero padding is added after that.
+        dtype: of the results, floating point; None for the parameters'. With float32 parameters and results
+            of 16 bits a GPU's compiled kernel computes as it does with parameters of 16 bits; otherwise the
+            results are those of the parameters' dtype, rounded once.
+        memory_format: of the results, contiguous or channels_last; None for the image's.
 
     Returns:
-        ``(low, high)``, each (N, 3, ceil(H/2), ceil(W/2)), in the parameters' dtype and the image's
-        memory format (contiguous or channels_last).
+        ``(low, high)``, each (N, 3, ceil(H/2), ceil(W/2)).
 
     Raises:
         RuntimeError: an argument does not fit; the message names it. Also on a second derivative, outside of
@@ -106,6 +111,8 @@ def encode(
         high_bias,
         image_scale,
         image_shift,
+        dtype,
+        memory_format,
     )
     low, high = run_encode(inputs)
     return low, high

@@ -9,6 +9,7 @@ because an op's kernel runs below autograd.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -61,6 +62,13 @@ def laid_out(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
     return tensor.clone(memory_format=memory_format)
 
 
+def cast(value: Any, dtype: torch.dtype) -> Any:
+    """A tensor of another floating dtype, float64 excepted, in this one; anything else as it is."""
+    if not isinstance(value, Tensor) or value.dtype in (dtype, torch.float64):
+        return value
+    return value.to(dtype) if value.is_floating_point() else value
+
+
 def normalize_image(
     image: Tensor, dtype: torch.dtype, image_scale: Tensor | None, image_shift: Tensor | None
 ) -> Tensor:
@@ -96,15 +104,18 @@ def encode(
     parameters: EncoderParameters,
     image_scale: Tensor | None = None,
     image_shift: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    memory_format: torch.memory_format | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The encoder: an image to its half-resolution ``low`` and ``high``. See :func:`wae_kernels.encode`."""
     p = parameters
-    check_encode(image, p, image_scale, image_shift)
+    check_encode(image, p, image_scale, image_shift, dtype, memory_format)
     x = normalize_image(image, p.conv1_weight.dtype, image_scale, image_shift)
     features = _trunk(x, p.trunk)[-1]
     low = F.conv2d(features, p.low_weight, p.low_bias, stride=2, padding=1)
     high = F.conv2d(features, p.high_weight, p.high_bias, stride=2, padding=1)
-    return laid_out(low, format_of(image)), laid_out(high, format_of(image))
+    layout = memory_format or format_of(image)
+    return laid_out(low.to(dtype or low.dtype), layout), laid_out(high.to(dtype or high.dtype), layout)
 
 
 def _requantized(sums: Tensor, shift: Tensor, multiplier: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ from .parameters import (
     ScoreDecoderParameters,
     one_by_one,
 )
+from .reference import cast
 
 _library = torch.library.Library("wae", "FRAGMENT")
 
@@ -59,11 +60,13 @@ def _fake_encode(
     parameters: EncoderParameters,
     image_scale: Tensor | None = None,
     image_shift: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    memory_format: torch.memory_format | None = None,
 ) -> tuple[Tensor, Tensor]:
-    check_encode(image, parameters, image_scale, image_shift)
+    check_encode(image, parameters, image_scale, image_shift, dtype, memory_format)
     shape = (image.shape[0], 3, *half_size(image))
-    memory_format = reference.format_of(image)
-    dtype = parameters.conv1_weight.dtype
+    memory_format = memory_format or reference.format_of(image)
+    dtype = dtype or parameters.conv1_weight.dtype
     return _empty(image, shape, dtype, memory_format), _empty(image, shape, dtype, memory_format)
 
 
@@ -176,52 +179,48 @@ def _fake_conv3x3(
 def _register_autocast(name: str, device_type: str, dtype: torch.dtype | None = None) -> None:
     """Inside ``torch.autocast`` the results have autocast's dtype, as a convolution's do, or ``dtype``.
 
-    The tensors are cast to it, except where :func:`_computes_in_float32`: there the op reads them as they
-    are, and its results are cast. Scale and shift are never cast: kernels apply them in float32 at least.
+    The tensors are cast to it, except where a compiled kernel reads float32: there the op reads them
+    as they are. Scale and shift are never cast: kernels apply them in float32 at least.
     ``torch.library.register_autocast`` fixes the dtype when it is called; a user may choose another.
     """
     key = getattr(torch._C.DispatchKey, f"Autocast{device_type.upper()}")
     op = getattr(torch.ops.wae, name).default
     names = [argument.name for argument in op._schema.arguments]
-    weight = names.index("conv1_weight") if "conv1_weight" in names else None
+    weight = next(i for i, argument in enumerate(names) if argument in ("conv1_weight", "weight", "packed"))
+    asked = names.index("dtype") if "dtype" in names else None
     casts = [argument not in ("image_scale", "image_shift") for argument in names]
     within = torch._C.DispatchKeySet(key)
 
     def kernel(keyset: Any, *args: Any) -> Any:
         wanted = dtype or torch.get_autocast_dtype(device_type)
-        in_float32 = weight is not None and _computes_in_float32(args[weight], args[:2])
+        in_float32 = dtype is None and _reads_float32(name, args[weight], args[:2])
         inside = torch.float32 if in_float32 else wanted
+        inputs = [cast(a, inside) if casts_it else a for a, casts_it in zip(args, casts, strict=False)]
+        if asked is not None:
+            inputs += [None] * (asked + 1 - len(inputs))  # what is left out
+            inputs[asked] = inputs[asked] or (None if inputs[weight].dtype == torch.float64 else wanted)
         with torch._C._ExcludeDispatchKeyGuard(within):
-            inputs = [_cast(a, inside) if cast else a for a, cast in zip(args, casts, strict=False)]
             outputs = op(*inputs)
-            if isinstance(outputs, Tensor):
-                return _cast(outputs, wanted)
-            return tuple(_cast(output, wanted) for output in outputs)
+            return outputs if asked is not None else cast(outputs, wanted)
 
     _library.impl(name, kernel, key.name, with_keyset=True)
 
 
-def _cast(value: Any, dtype: torch.dtype) -> Any:
-    """A tensor of another floating dtype, float64 excepted, in this one; anything else as it is."""
-    if not isinstance(value, Tensor) or value.dtype in (dtype, torch.float64):
-        return value
-    return value.to(dtype) if value.is_floating_point() else value
-
-
-def _computes_in_float32(weight: Tensor, inputs: Sequence[Tensor]) -> bool:
-    """Whether a compiled kernel for processors runs with parameters as this one, in float32.
+def _reads_float32(op: str, weight: Tensor, inputs: Sequence[Tensor]) -> bool:
+    """Whether the compiled kernel of ``op`` takes float32 parameters like this one, and gives 16 bits.
 
     ``decode_scores``'s takes so many channels of its first two ``inputs`` at most; other ops have three.
 
-    It computes in float32 whatever it is given. To cast ten parameters would take most of a small call's
-    time, and casts that are kept would miss writes through ``.data``, as those of torch's own cache do.
+    Processors' compute in float32 whatever they are given, and a GPU's ``encode`` rounds what it reads. To
+    cast ten parameters would take most of a small call's time, and casts that are kept would miss writes
+    through ``.data``, as those of torch's own cache do.
     """
     return (
         weight.dtype == torch.float32
-        and weight.is_cpu
         and weight.shape[:1] == (KERNEL_WIDTH,)
         and all(x.shape[1:2] <= (KERNEL_CHANNELS,) for x in inputs)
-        and backends.compiled_for_processor()
+        and (weight.is_cpu or op == "encode")
+        and backends.compiled_for(on_processor=weight.is_cpu)
     )
 
 

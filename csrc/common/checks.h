@@ -4,6 +4,7 @@
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/MemoryFormat.h>
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>
@@ -21,6 +22,7 @@
 namespace wae {
 
 using torch::headeronly::Layout;
+using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
@@ -119,6 +121,13 @@ inline std::string layout_name(Layout layout) {
   return name_in(kNames, layout, "another layout");
 }
 
+inline std::string memory_format_name(MemoryFormat format) {
+  constexpr std::pair<MemoryFormat, const char*> kNames[] = {
+      {MemoryFormat::Preserve, "torch.preserve_format"},
+      {MemoryFormat::ChannelsLast3d, "torch.channels_last_3d"}};
+  return name_in(kNames, format, "another one");
+}
+
 inline std::string device_name(const Tensor& tensor) {
   if (tensor.is_cpu()) return "cpu";
   if (tensor.is_cuda()) return "cuda:" + std::to_string(tensor.get_device_index());
@@ -146,6 +155,19 @@ inline int32_t dtype_number(const Tensor& tensor) {
 inline bool is_floating(ScalarType dtype) {
   return dtype == ScalarType::Float || dtype == ScalarType::Half || dtype == ScalarType::BFloat16 ||
          dtype == ScalarType::Double;
+}
+
+// What a caller may ask of results.
+inline void check_results(const char* op, std::optional<ScalarType> dtype,
+                          std::optional<MemoryFormat> memory_format) {
+  if (dtype && !is_floating(*dtype)) {
+    require(false, op, "dtype must be float32, float16, bfloat16 or float64, got ", dtype_name(*dtype));
+  }
+  if (memory_format && *memory_format != MemoryFormat::Contiguous &&
+      *memory_format != MemoryFormat::ChannelsLast) {
+    require(false, op, "memory_format must be torch.contiguous_format or torch.channels_last, got ",
+            memory_format_name(*memory_format));
+  }
 }
 
 // ------------------------------------------------------------------------------------------- the interpreter

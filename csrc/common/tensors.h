@@ -11,6 +11,7 @@
 #include <atomic>
 #include <cstdint>
 #include <limits>
+#include <optional>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -43,8 +44,7 @@ Result call_reference(const char* op, const Args&... args) {
 }
 
 // The rule of wae_kernels/reference.py, is_channels_last.
-inline torch::headeronly::MemoryFormat format_of(const Tensor& tensor) {
-  using torch::headeronly::MemoryFormat;
+inline MemoryFormat format_of(const Tensor& tensor) {
   const auto strides = tensor.strides();
   return 0 < strides[1] && strides[1] < strides[3] ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
 }
@@ -55,16 +55,15 @@ inline std::atomic<bool> poisons_fresh_tensors{false};
 
 // A fresh tensor of at most four dimensions on the device of `like`. Not torch::stable::empty: that looks its
 // operator up by name, which takes longer than everything else here.
-inline Tensor new_tensor(
-    const Tensor& like, std::span<const int64_t> sizes, ScalarType dtype,
-    torch::headeronly::MemoryFormat format = torch::headeronly::MemoryFormat::Contiguous) {
+inline Tensor new_tensor(const Tensor& like, std::span<const int64_t> sizes, ScalarType dtype,
+                         MemoryFormat format = MemoryFormat::Contiguous) {
   std::array<int64_t, 4> strides{};
   int64_t next = 1;
   const auto innermost = [&](size_t dim) {
     strides[dim] = next;
     next *= std::max<int64_t>(sizes[dim], 1);
   };
-  if (format == torch::headeronly::MemoryFormat::ChannelsLast) {
+  if (format == MemoryFormat::ChannelsLast) {
     for (const size_t dim : {1, 3, 2, 0}) innermost(dim);
   } else {
     for (size_t dim = sizes.size(); dim > 0; --dim) innermost(dim - 1);
@@ -93,11 +92,11 @@ inline Tensor no_gradient(const Tensor& like) {
   return new_tensor(like, {&none, 1}, like.scalar_type());
 }
 
-// A fresh (N, channels, height, width) tensor on the device and in the memory format of `like`.
+// A fresh (N, channels, height, width) tensor on the device of `like`, and in its memory format or another one.
 inline Tensor new_images(const Tensor& like, int64_t height, int64_t width, ScalarType dtype,
-                         int64_t channels = 3) {
+                         int64_t channels = 3, std::optional<MemoryFormat> format = std::nullopt) {
   const std::array<int64_t, 4> sizes{like.size(0), channels, height, width};
-  return new_tensor(like, sizes, dtype, format_of(like));
+  return new_tensor(like, sizes, dtype, format ? *format : format_of(like));
 }
 
 }  // namespace wae

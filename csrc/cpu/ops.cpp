@@ -177,19 +177,23 @@ void run_tasks(const std::vector<Task>& tasks, const F& run) {
 std::tuple<Tensor, Tensor> encode(Tensor image, Tensor conv1_weight, Tensor conv1_bias, Tensor conv2_weight,
                                   Tensor conv2_bias, Tensor conv3_weight, Tensor conv3_bias,
                                   Tensor low_weight, Tensor low_bias, Tensor high_weight, Tensor high_bias,
-                                  std::optional<Tensor> image_scale, std::optional<Tensor> image_shift) {
+                                  std::optional<Tensor> image_scale, std::optional<Tensor> image_shift,
+                                  std::optional<ScalarType> dtype,
+                                  std::optional<MemoryFormat> memory_format) {
   const Parameters parameters{conv1_weight, conv1_bias, conv2_weight, conv2_bias,  conv3_weight,
                               conv3_bias,   low_weight, low_bias,     high_weight, high_bias};
   Checker("encode").check(Table::encoder, image, parameters, image_scale, image_shift);
-  const Kernels* kernels = kernels_for(conv1_weight);
+  checks::check_results("encode", dtype, memory_format);
+  const ScalarType results = dtype ? *dtype : conv1_weight.scalar_type();
+  const Kernels* kernels = results == ScalarType::Double ? nullptr : kernels_for(conv1_weight);
   if (kernels == nullptr) {
     return call_reference<std::tuple<Tensor, Tensor>>(
         "encode", image, conv1_weight, conv1_bias, conv2_weight, conv2_bias, conv3_weight, conv3_bias,
-        low_weight, low_bias, high_weight, high_bias, image_scale, image_shift);
+        low_weight, low_bias, high_weight, high_bias, image_scale, image_shift, dtype, memory_format);
   }
   const int64_t half_height = half_size(image.size(2)), half_width = half_size(image.size(3));
-  Tensor low = new_images(image, half_height, half_width, conv1_weight.scalar_type());
-  Tensor high = new_images(image, half_height, half_width, conv1_weight.scalar_type());
+  Tensor low = new_images(image, half_height, half_width, results, 3, memory_format);
+  Tensor high = new_images(image, half_height, half_width, results, 3, memory_format);
   const auto weights = packed<EncoderPack, EncoderWeights>(parameters);
   const EncodeArgs args{images_of(image), images_of(low), images_of(high),
                         affine_of(image_scale, image_shift), weights.get()};

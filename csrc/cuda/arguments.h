@@ -49,7 +49,8 @@ inline Filter filter_of(const TensorView& weight, const TensorView& bias, int el
           0};
 }
 
-// weights and biases: the ten parameters of wae::encode, in its order (weight, bias, weight, ...).
+// weights and biases: the ten parameters of wae::encode, in its order (weight, bias, weight, ...); element_bytes: of
+// one of their numbers.
 inline EncodeParameters encode_parameters(const TensorView& image, bool image_is_bytes, const TensorView& low,
                                           const TensorView& high,
                                           const std::array<TensorView, 2 * kFilters>& parameters,
@@ -62,7 +63,7 @@ inline EncodeParameters encode_parameters(const TensorView& image, bool image_is
   }
   p.scale = scale, p.shift = shift, p.tiling = tiling;
   p.height = static_cast<int32_t>(image.sizes[2]), p.width = static_cast<int32_t>(image.sizes[3]);
-  p.image_is_bytes = image_is_bytes;
+  p.image_is_bytes = image_is_bytes, p.are_floats = element_bytes == sizeof(float);
   return p;
 }
 

@@ -315,7 +315,7 @@ __device__ void decode(const DecodeParameters& p) {
     const float sum = bias_at<Number>(p.filters[layer == 0 ? 0 : layer + 1], channel);
     return layer == 0 ? sum + bias_at<Number>(p.filters[1], channel) : sum;
   });
-  const StagedFilters<Op::kDecode, Number> stage(reinterpret_cast<Number*>(memory), p.filters);
+  const StagedFilters<Op::kDecode, Number> stage(reinterpret_cast<Number*>(memory), p.filters, false);
   const uint32_t biases = shared + kFilterNumbers * sizeof(Number);
   bias.store_to(biases);
   block_barrier();

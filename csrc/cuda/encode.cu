@@ -42,8 +42,12 @@ struct Reader {
 
   __device__ explicit Reader(const EncodeParameters& p) {
     static_assert(32 * kStrips == kPair * kPixels);
-    const int bytes = p.image_is_bytes ? 1 : sizeof(Number);
-    pair_step = kPair * bytes * p.image.stride[2], channel_step = bytes * p.image.stride[1];
+    pair_step = kPair * bytes(p) * p.image.stride[2], channel_step = bytes(p) * p.image.stride[1];
+  }
+
+  // Of a pixel's number in memory.
+  static __device__ __forceinline__ int bytes(const EncodeParameters& p) {
+    return p.image_is_bytes ? 1 : p.are_floats ? 4 : static_cast<int>(sizeof(Number));
   }
 
   __device__ void begin_tile(const EncodeParameters& p, const Cursor& cursor) {
@@ -52,8 +56,7 @@ struct Reader {
         cursor.active(kHaloPairs) && column < 2 * p.tiling.tile_width + 7 && inside(x, 0, p.width);
     const int64_t* stride = p.image.stride;
     const int64_t offset = int64_t{cursor.image} * stride[0] + y * stride[2] + x * stride[3];
-    at = static_cast<const unsigned char*>(p.image.data) +
-         offset * (p.image_is_bytes ? 1 : static_cast<int>(sizeof(Number)));
+    at = static_cast<const unsigned char*>(p.image.data) + offset * bytes(p);
   }
 
   __device__ void prefetch(const EncodeParameters& p, const Cursor& cursor) {
@@ -64,7 +67,13 @@ struct Reader {
 #pragma unroll
       for (int c = 0; c < 3; ++c) {
         const unsigned char* channel = at + c * channel_step;
-        raw[c] = p.image_is_bytes ? *channel : bits_of(*reinterpret_cast<const Number*>(channel));
+        if (p.image_is_bytes) {
+          raw[c] = *channel;
+        } else if (p.are_floats) {
+          raw[c] = *reinterpret_cast<const uint32_t*>(channel);
+        } else {
+          raw[c] = bits_of(*reinterpret_cast<const Number*>(channel));
+        }
       }
     }
     at += pair_step;
@@ -76,7 +85,9 @@ struct Reader {
     float value[3];
 #pragma unroll
     for (int c = 0; c < 3; ++c) {
-      const float number = p.image_is_bytes ? static_cast<float>(raw[c]) : float_of_bits<Number>(raw[c]);
+      const float number = p.image_is_bytes ? static_cast<float>(raw[c])
+                           : p.are_floats   ? __uint_as_float(raw[c])
+                                            : float_of_bits<Number>(raw[c]);
       value[c] = is_inside ? fmaf(number, scale[c], shift[c]) : 0.0f;
     }
     const uint32_t address = slot + row * image_pitch(kMode) + image_pixel(column);
@@ -401,13 +412,15 @@ __device__ void encode(const EncodeParameters& p) {
   const uint32_t shared = shared_address(memory);
 
   // The parameters, where the rows will be.
+  const bool are_floats = sizeof(Number) == 2 && p.are_floats;
   const float affine = affine_number(p);
   const StagedBias bias([&](int layer, int channel) {  // the branches' as the columns of their D fragment
     const bool is_last = layer == 3, is_padding = is_last && (channel >= 8 || channel % 4 == 3);
     if (is_padding) return 0.0f;
-    return bias_at<Number>(p.filters[layer + (is_last ? channel / 4 : 0)], is_last ? channel % 4 : channel);
+    return bias_at<Number>(p.filters[layer + (is_last ? channel / 4 : 0)], is_last ? channel % 4 : channel,
+                           are_floats);
   });
-  const StagedFilters<Op::kEncode, Number> stage(reinterpret_cast<Number*>(memory), p.filters);
+  const StagedFilters<Op::kEncode, Number> stage(reinterpret_cast<Number*>(memory), p.filters, are_floats);
   const uint32_t biases = shared + kFilterNumbers * sizeof(Number);
   bias.store_to(biases);
   if (threadIdx.x < 8) store(shared + kLayout.affine + threadIdx.x * 4, __float_as_uint(affine));

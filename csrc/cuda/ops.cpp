@@ -168,27 +168,37 @@ void launch(const char* op, const void* kernel, const LaunchPlan& plan, Struct& 
   launch(op, kernel, plan.grid, plan.block, plan.shared_bytes, parameters, device);
 }
 
+// Whether the encoder's kernels give results of this dtype with parameters of their `own`.
+bool gives(ScalarType results, ScalarType own) {
+  const bool is_narrow = results == ScalarType::Half || results == ScalarType::BFloat16;
+  return results == own || (own == ScalarType::Float && is_narrow);
+}
+
 std::tuple<Tensor, Tensor> encode(Tensor image, Tensor conv1_weight, Tensor conv1_bias, Tensor conv2_weight,
                                   Tensor conv2_bias, Tensor conv3_weight, Tensor conv3_bias,
                                   Tensor low_weight, Tensor low_bias, Tensor high_weight, Tensor high_bias,
-                                  std::optional<Tensor> image_scale, std::optional<Tensor> image_shift) {
+                                  std::optional<Tensor> image_scale, std::optional<Tensor> image_shift,
+                                  std::optional<ScalarType> dtype,
+                                  std::optional<MemoryFormat> memory_format) {
   constexpr const char* kOp = "encode";
   const Parameters parameters{conv1_weight, conv1_bias, conv2_weight, conv2_bias,  conv3_weight,
                               conv3_bias,   low_weight, low_bias,     high_weight, high_bias};
   Checker(kOp).check(Table::encoder, image, parameters, image_scale, image_shift);
-  if (!has_kernel(kOp, conv1_weight, image.size(0), image.size(2), image.size(3))) {
+  checks::check_results(kOp, dtype, memory_format);
+  const ScalarType own = conv1_weight.scalar_type(), results = dtype ? *dtype : own;
+  if (!gives(results, own) || !has_kernel(kOp, conv1_weight, image.size(0), image.size(2), image.size(3))) {
     return call_reference<std::tuple<Tensor, Tensor>>(
         kOp, image, conv1_weight, conv1_bias, conv2_weight, conv2_bias, conv3_weight, conv3_bias, low_weight,
-        low_bias, high_weight, high_bias, image_scale, image_shift);
+        low_bias, high_weight, high_bias, image_scale, image_shift, dtype, memory_format);
   }
   const int device = image.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
   const int64_t height = half_size(image.size(2)), width = half_size(image.size(3));
-  Tensor low = new_images(image, height, width, conv1_weight.scalar_type());
-  Tensor high = new_images(image, height, width, conv1_weight.scalar_type());
+  Tensor low = new_images(image, height, width, results, 3, memory_format);
+  Tensor high = new_images(image, height, width, results, 3, memory_format);
   if (image.size(0) == 0) return {low, high};
 
-  const Mode mode = mode_of(conv1_weight.scalar_type(), device, kOp);
+  const Mode mode = mode_of(results, device, kOp);
   const void* kernel = encode_kernel_of(mode);
   const SharedLayout layout = encode_layout(mode);
   const LaunchPlan planned =
@@ -196,7 +206,7 @@ std::tuple<Tensor, Tensor> encode(Tensor image, Tensor conv1_weight, Tensor conv
            kForwardTile, kThreads, layout.bytes);
   EncodeParameters params =
       encode_parameters(view_of(image), image.scalar_type() == ScalarType::Byte, view_of(low), view_of(high),
-                        views_of(parameters), bytes_of(conv1_weight.scalar_type()),
+                        views_of(parameters), bytes_of(own),
                         channel_vector_of(image_scale), channel_vector_of(image_shift), planned.tiling);
   launch(kOp, kernel, planned, params, device);
   return {low, high};

@@ -28,6 +28,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "cuda/device.cuh"
 #include "cuda/parameters.h"
@@ -138,14 +139,24 @@ __device__ __forceinline__ Number unless_padding(bool is_channel, Number number)
   return is_channel ? number : Number{};
 }
 
-template <class Number>
+// A parameter's number as the mode has it.
+template <class Number, class From>
+__device__ __forceinline__ Number converted(From number) {
+  if constexpr (std::is_same_v<From, Number>) {
+    return number;
+  } else {
+    return from_float<Number>(number);
+  }
+}
+
+template <class From, class Number>
 __device__ void copy_sparse_filter(Number* to, const Filter& filter, const FilterShape& shape) {
-  const Number* from = static_cast<const Number*>(filter.weight);
+  const From* from = static_cast<const From*>(filter.weight);
 #pragma unroll 1
   for (int i = threadIdx.x; i < shape.count(); i += kThreads) {
     const int tap = i % 9, rest = i / 9;
-    to[i] = from[rest / shape.in * filter.stride[0] + rest % shape.in * filter.stride[1] +
-                 tap / 3 * filter.stride[2] + tap % 3 * filter.stride[3]];
+    to[i] = converted<Number>(from[rest / shape.in * filter.stride[0] + rest % shape.in * filter.stride[1] +
+                                   tap / 3 * filter.stride[2] + tap % 3 * filter.stride[3]]);
   }
 }
 
@@ -154,10 +165,21 @@ struct StagedFilters {
   Number* numbers;
   const Filter (&filters)[kFilters];
 
-  // A barrier has to follow.
-  __device__ StagedFilters(Number* to, const Filter (&from)[kFilters]) : numbers(to), filters(from) {
-    constexpr int kVector = 16 / sizeof(Number), kVectors = kFilterNumbers / kVector;
+  // A barrier has to follow. are_floats: in memory, whatever Number is.
+  __device__ StagedFilters(Number* to, const Filter (&from)[kFilters], bool are_floats)
+      : numbers(to), filters(from) {
+    if (are_floats) {
+      copy<float>();
+    } else {
+      copy<Number>();
+    }
+  }
+
+  template <class From>
+  __device__ __forceinline__ void copy() const {
+    constexpr int kVector = 16 / sizeof(From), kVectors = kFilterNumbers / kVector;
     constexpr int kRounds = (kVectors + kThreads - 1) / kThreads;
+    Number* const to = numbers;
     uint4 vectors[kRounds];
     bool has[kRounds];
 #pragma unroll
@@ -175,13 +197,26 @@ struct StagedFilters {
     }
 #pragma unroll
     for (int round = 0; round < kRounds; ++round) {
-      if (has[round]) reinterpret_cast<uint4*>(to)[threadIdx.x + round * kThreads] = vectors[round];
+      if (has[round]) store_vector<From>(to + (threadIdx.x + round * kThreads) * kVector, vectors[round]);
     }
 #pragma unroll
     for (int f = 0; f < kFilters; ++f) {
       if (!filters[f].is_dense) {
-        copy_sparse_filter(to + filter_offset(kOp, f), filters[f], filter_shapes(kOp)[f]);
+        copy_sparse_filter<From>(to + filter_offset(kOp, f), filters[f], filter_shapes(kOp)[f]);
       }
+    }
+  }
+
+  template <class From>
+  static __device__ __forceinline__ void store_vector(Number* to, const uint4& vector) {
+    if constexpr (std::is_same_v<From, Number>) {
+      *reinterpret_cast<uint4*>(to) = vector;
+    } else {
+      const auto two = [](uint32_t a, uint32_t b) {
+        return bits_of(converted<Number>(__uint_as_float(a))) |
+               bits_of(converted<Number>(__uint_as_float(b))) << 16;
+      };
+      *reinterpret_cast<uint2*>(to) = {two(vector.x, vector.y), two(vector.z, vector.w)};
     }
   }
 
@@ -198,8 +233,10 @@ struct StagedFilters {
 };
 
 template <class Number>
-__device__ __forceinline__ float bias_at(const Filter& filter, int channel) {
-  return to_float(static_cast<const Number*>(filter.bias)[channel * filter.bias_stride]);
+__device__ __forceinline__ float bias_at(const Filter& filter, int channel, bool are_floats = false) {
+  const int64_t at = channel * filter.bias_stride;
+  if (are_floats) return static_cast<const float*>(filter.bias)[at];
+  return to_float(static_cast<const Number*>(filter.bias)[at]);
 }
 
 // The biases of the four layers: floats [layer][16] in shared memory. `bias` returns a layer's and channel's,

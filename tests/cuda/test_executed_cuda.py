@@ -88,6 +88,19 @@ def test_other_architectures(mode: str, capability: int) -> None:
     check_decode(mode, low, high, cases.decoder(dtype), size, chip=Chip(capability, 2))
 
 
+@pytest.mark.parametrize("pixels", [torch.float32, torch.uint8], ids=str)
+@pytest.mark.parametrize(
+    ("mode", "capability"), [("float16", 80), ("bfloat16", 80), ("float16", 75), ("bfloat16_plain", 75)]
+)
+def test_float32_parameters_and_results_of_16_bits(mode: str, capability: int, pixels: torch.dtype) -> None:
+    """As inside autocast; also parameters that are not dense, and so are copied one by one."""
+    image, normalized = cases.image_of(2, 13, 61, dtype=pixels), cases.affine(of_bytes=pixels == torch.uint8)
+    dense = cases.encoder()
+    for parameters in (dense, [cases.scattered(p) for p in dense]):
+        chip = Chip(capability, 2)
+        check_encode(mode, image, parameters, *normalized, dtype=DTYPE[mode], chip=chip)
+
+
 @pytest.mark.parametrize("seed", range(1, 5))
 @pytest.mark.parametrize("mode", ["float16", "tf32", "float32"])
 def test_order_of_threads_does_not_matter(mode: str, seed: int) -> None:

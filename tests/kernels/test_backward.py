@@ -15,6 +15,7 @@ from cases import (
     FEATURES,
     LAYOUTS,
     Cell,
+    arguments_of,
     image_of,
     is_laid_out_like,
     scattered,
@@ -28,6 +29,7 @@ from hypothesis import strategies as st
 from problems import Problem, make
 from torch import Tensor
 
+import wae_kernels
 from wae_kernels import backends
 from wae_kernels.checks import SCORE_DECODER_SHAPES
 
@@ -325,3 +327,26 @@ def test_gradients_of_scores_in_16_bits_are_those_of_the_scores(dtype: torch.dty
     halves = [LAYOUTS[layout](image_of(2, 31, 24, dtype, channels=n)) for n in (CLASSES, FEATURES)]
     named = dict(zip(("low", "high", *SCORE_DECODER_SHAPES), (*halves, *score_decoder(dtype)), strict=True))
     check(cell, Problem("decode_scores", named, [(62, 48)], [image_of(2, 62, 48, dtype, channels=CLASSES)]))
+
+
+# ------------------------------------------------------------------------------- results of another dtype
+
+
+@pytest.mark.parametrize("wanted", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("own", [torch.float32, torch.bfloat16], ids=str)
+def test_gradients_of_results_of_another_dtype(cell: Cell, own: torch.dtype, wanted: torch.dtype) -> None:
+    """They are those of a cast behind the op, and have their tensors' dtypes."""
+    arguments = arguments_of("encode", device=cell.device, dtype=own, requires_grad=True)
+    tensors = [a for a in arguments if isinstance(a, Tensor)]
+
+    def gradients(low: Tensor, high: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad((low * low).sum() + high.sum(), tensors)
+
+    asked = gradients(*wae_kernels.encode(*arguments, dtype=wanted, memory_format=torch.channels_last))
+    cast = gradients(*(part.to(wanted) for part in wae_kernels.encode(*arguments)))
+    limit = max(
+        tolerance(dtype, backends.backend_for(cell.device, own), cell.device) for dtype in (own, wanted)
+    )
+    for tensor, out, ref in zip(tensors, asked, cast, strict=True):
+        assert out.dtype == tensor.dtype
+        assert_close(out, ref.double(), 4 * limit)

@@ -31,8 +31,12 @@ Change = Callable[[Any], Any]
 HEIGHT, WIDTH = 13, 18
 
 
+OPTIONS = ("dtype", "memory_format")
+
+
 def names_of(op: str) -> list[str]:
-    return [argument.name for argument in getattr(torch.ops.wae, op).default._schema.arguments]
+    schema = getattr(torch.ops.wae, op).default._schema
+    return [argument.name for argument in schema.arguments if argument.name not in OPTIONS]
 
 
 def arguments(op: str, **changes: Change) -> list[Any]:
@@ -465,3 +469,33 @@ def test_any_faults_are_judged_alike(op: str, faults: list[tuple[int, str, int]]
     assert len({str(j) for j in judged.values()}) == 1, judged
     said = judged["by_reference"]
     assert isinstance(said, list) or (said[0] is RuntimeError and said[1].startswith(f"wae::{op}: "))
+
+
+# ------------------------------------------------------------------------------- what is asked of results
+
+
+FORMATS = "memory_format must be torch.contiguous_format or torch.channels_last"
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+@pytest.mark.parametrize(
+    ("dtype", "memory_format", "message"),
+    [
+        *(
+            (wrong, None, f"dtype must be float32, float16, bfloat16 or float64, got {name}")
+            for wrong, name in (
+                (torch.int32, "int32"),
+                (torch.uint8, "uint8"),
+                (torch.complex64, "complex64"),
+            )
+        ),
+        (None, torch.preserve_format, f"{FORMATS}, got torch.preserve_format"),
+        (None, torch.channels_last_3d, f"{FORMATS}, got torch.channels_last_3d"),
+    ],
+    ids=str,
+)
+def test_results_that_cannot_be_asked_for(
+    way: Way, dtype: torch.dtype | None, memory_format: torch.memory_format | None, message: str
+) -> None:
+    refusal = RuntimeError, f"wae::encode: {message}"
+    assert outcome(way, "encode", [*arguments("encode"), dtype, memory_format]) == refusal

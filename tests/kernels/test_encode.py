@@ -28,6 +28,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import wae_kernels
 from wae_kernels import backends, reference
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -150,6 +151,37 @@ def test_strides_beyond_32_bits(cell: Cell, dtype: torch.dtype) -> None:
     if cell.device != "cpu":
         pytest.skip("only the processor's memory is lent without being there")
     check(cell, far_apart(image_of(2, 2, 40, dtype)), encoder(), *affine(of_bytes=dtype == torch.uint8))
+
+
+# ------------------------------------------------------------------------------- what is asked of results
+
+
+@pytest.mark.parametrize("memory_format", [None, torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("wanted", [None, *DTYPES], ids=str)
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.uint8], ids=str)
+def test_results_of_another_dtype_and_memory_format(
+    cell: Cell, dtype: torch.dtype, wanted: torch.dtype | None, memory_format: torch.memory_format | None
+) -> None:
+    image, others, expected = case((13, 18), dtype, cell.device, batch=3)
+    own = others[0].dtype
+    backend = backends.backend_for(cell.device, own)
+    limit = max(tolerance(one, backend, cell.device) for one in (own, wanted or own))
+    for layout in ("nchw", "second_pixels_channels_last"):
+        same = LAYOUTS[layout](image)
+        outputs = torch.ops.wae.encode(same, *others, wanted, memory_format)
+        like = same if memory_format is None else image.contiguous(memory_format=memory_format)
+        for name, out, ref in zip(("low", "high"), outputs, expected, strict=True):
+            assert out.dtype == (wanted or own)
+            assert is_laid_out_like(out, like), f"{name} has strides {out.stride()}"
+            assert_close(out, ref, limit, name)
+
+
+def test_an_empty_batch_of_another_dtype_and_memory_format(cell: Cell) -> None:
+    image, parameters = image_of(0, 5, 4, device=cell.device), encoder(device=cell.device)
+    for out in wae_kernels.encode(
+        image, *parameters, dtype=torch.bfloat16, memory_format=torch.channels_last
+    ):
+        assert (out.dtype, out.shape) == (torch.bfloat16, (0, 3, 3, 2))
 
 
 # --------------------------------------------------------------------------------------- scale and shift

@@ -34,6 +34,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+import wae_kernels
 from wae_kernels import backends, flops, reference  # noqa: F401  (flops: importing it has the ops counted)
 from wae_kernels import nn as wae_nn
 from wae_kernels.parameters import KERNEL_CHANNELS
@@ -80,6 +81,42 @@ def test_opcheck_of_bytes_and_of_what_is_left_out(cell: Cell, op: str) -> None:
     if op.endswith("backward"):
         arguments[-1] = False
     torch.library.opcheck(getattr(torch.ops.wae, op).default, arguments)
+
+
+RESULTS = [(torch.bfloat16, torch.channels_last), (torch.float64, torch.contiguous_format)]
+
+
+@on_hosts
+@pytest.mark.parametrize(("dtype", "memory_format"), RESULTS, ids=str)
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_opcheck_of_results_that_are_asked_for(
+    cell: Cell, dtype: torch.dtype, memory_format: torch.memory_format
+) -> None:
+    arguments = arguments_of("encode", device=cell.device, requires_grad=True)
+    torch.library.opcheck(torch.ops.wae.encode.default, [*arguments, dtype, memory_format])
+
+
+@on_hosts
+@pytest.mark.parametrize(("dtype", "memory_format"), RESULTS, ids=str)
+def test_results_that_are_asked_for_are_compiled_and_exported(
+    cell: Cell, dtype: torch.dtype, memory_format: torch.memory_format
+) -> None:
+    class Asking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = wae_nn.Encoder().to(cell.device)
+
+        def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+            return self.encoder(image, dtype=dtype, memory_format=memory_format)
+
+    model, image = Asking(), image_of(2, 12, 17, device=cell.device)
+    plain = model(image)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)(image)
+    exported = torch.export.export(model, (image,)).module()(image)
+    for outputs in (compiled, exported):
+        for out, ref in zip(outputs, plain, strict=True):
+            assert (out.dtype, out.stride()) == (dtype, ref.stride())
+            assert torch.equal(out, ref)
 
 
 @on_hosts
@@ -292,8 +329,10 @@ def test_autocast_gradients_have_the_dtype_of_their_tensors(cell: Cell) -> None:
 
 
 def test_autocast_leaves_float64_alone(cell: Cell) -> None:
-    for op in ("encode", "decode", "decode_scores"):
+    bytes_ = image_of(2, 13, 18, torch.uint8, cell.device)
+    for op, *image in (("encode",), ("encode", bytes_), ("decode",), ("decode_scores",)):
         arguments = arguments_of(op, device=cell.device, dtype=torch.float64)
+        arguments[: len(image)] = image
         with torch.autocast(cell.device, torch.bfloat16):
             inside = getattr(torch.ops.wae, op)(*arguments)
         outside = getattr(torch.ops.wae, op)(*arguments)
@@ -329,8 +368,8 @@ class Casts(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "gradients"])
-def test_autocast_on_the_processor_casts_only_results(cell: Cell, grad: bool) -> None:
-    """And low and high, which come in autocast's dtype. No parameter, so that none can be an old one."""
+def test_autocast_on_the_processor_casts_no_parameter(cell: Cell, grad: bool) -> None:
+    """So none can be an old one: only what the decoder takes, in autocast's dtype, and what it gives."""
     if not (cell.compiled and cell.device == "cpu"):
         pytest.skip("PyTorch's convolutions compute in autocast's dtype")
     model, image = AutoEncoder(), image_of(2, 12, 17)
@@ -339,11 +378,21 @@ def test_autocast_on_the_processor_casts_only_results(cell: Cell, grad: bool) ->
         for _ in range(2):
             low, high = model.encoder(image)
             back = model.decoder(low, high, (12, 17))
-    assert casts.shapes == 2 * [half, half, half, half, (2, 3, 12, 17)]
+    assert casts.shapes == 2 * [half, half, (2, 3, 12, 17)]
     assert {low.dtype, high.dtype, back.dtype} == {torch.bfloat16}
     if grad:
         back.float().square().sum().backward()
         assert all(p.grad.dtype == torch.float32 and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+def test_autocast_leaves_a_dtype_that_is_asked_for(cell: Cell) -> None:
+    arguments = arguments_of("encode", device=cell.device)
+    plain = wae_kernels.encode(*arguments, dtype=torch.float32)
+    with torch.autocast(cell.device, torch.bfloat16):
+        inside = wae_kernels.encode(*arguments, dtype=torch.float32)
+    for out, ref in zip(inside, plain, strict=True):
+        assert out.dtype == torch.float32
+        assert_close(out, ref.double(), tolerance(torch.bfloat16))
 
 
 def test_autocast_casts_where_no_kernel_takes_the_channels(cell: Cell) -> None:

@@ -112,6 +112,8 @@ def launch_encode(
     parameters: EncoderParameters,
     image_scale: Tensor | None = None,
     image_shift: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    memory_format: torch.memory_format | None = None,
     device: Device | None = None,
     tile: Tile | None = None,
 ) -> Launch:
@@ -126,7 +128,7 @@ def launch_encode(
         [image],
         parameters,
         affine,
-        halves(image, parameters.conv1_weight),
+        halves(image, dtype or parameters.conv1_weight.dtype, memory_format),
         image.shape,
         device,
         tile,
@@ -146,11 +148,14 @@ def launch_decode(
     return _launch("decode", [low, high], parameters, [], (out,), out.shape, device, tile)
 
 
-def halves(image: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Empty ``low`` and ``high`` of an image, in the dtype of ``like`` and the image's memory format."""
+def halves(
+    image: Tensor, dtype: torch.dtype, memory_format: torch.memory_format | None = None
+) -> tuple[Tensor, Tensor]:
+    """Empty ``low`` and ``high`` of an image, in its memory format or another one."""
     shape = (image.shape[0], 3, *half_size(image))
-    low = torch.empty(shape, dtype=like.dtype, device=image.device, memory_format=format_of(image))
-    return low, torch.empty_like(low)
+    layout = memory_format or format_of(image)
+    low = torch.empty(shape, dtype=dtype, device=image.device, memory_format=layout)
+    return low, torch.empty(shape, dtype=dtype, device=image.device, memory_format=layout)
 
 
 def new_image(low: Tensor, output_size: Sequence[int]) -> Tensor:

@@ -8,7 +8,6 @@ GPU, are what has gradients and autocast.
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,12 +15,12 @@ import torch
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
-from wae_kernels import reference
+from wae_kernels import _load, reference
 from wae_kernels.checks import check_decode, check_encode
 from wae_kernels.parameters import DecoderParameters, EncoderParameters, one_by_one, width_of
 
 from .kernels import decode_kernel, encode_kernel
-from .launch import INTERPRETED, Launch, halves, has_kernel, launch_decode, launch_encode, new_image
+from .launch import DTYPES, INTERPRETED, Launch, halves, has_kernel, launch_decode, launch_encode, new_image
 from .plan import Tile
 
 
@@ -38,6 +37,8 @@ def encode(
     parameters: EncoderParameters,
     image_scale: Tensor | None = None,
     image_shift: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    memory_format: torch.memory_format | None = None,
     *,
     op: str = "encode",
     kernel: Any = encode_kernel,
@@ -48,13 +49,16 @@ def encode(
     ``op`` is the name that errors begin with, ``kernel`` what is launched, for tracers, and ``tile``
     overrides the plan's, for tests and for tuning.
     """
-    weight = parameters.conv1_weight
-    check_encode(image, parameters, image_scale, image_shift, op=op)
-    if not has_kernel(image.device, weight.dtype, width_of(parameters)):
-        return reference.encode(image, *parameters, image_scale, image_shift)  # type: ignore[no-any-return]
+    check_encode(image, parameters, image_scale, image_shift, dtype, memory_format, op)
+    own = parameters.conv1_weight.dtype
+    dtype = dtype or own
+    if not has_kernel(image.device, own, width_of(parameters)) or dtype not in DTYPES:
+        return reference.encode(  # type: ignore[no-any-return]
+            image, *parameters, image_scale, image_shift, dtype, memory_format
+        )
     if image.shape[0] == 0:
-        return halves(image, weight)
-    launch = launch_encode(image, parameters, image_scale, image_shift, tile=tile)
+        return halves(image, dtype, memory_format)
+    launch = launch_encode(image, parameters, image_scale, image_shift, dtype, memory_format, tile=tile)
     _start(kernel, launch, image.device)
     low, high = launch.outputs
     return low, high
@@ -105,9 +109,11 @@ def _fake_encode(
     parameters: EncoderParameters,
     image_scale: Tensor | None = None,
     image_shift: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    memory_format: torch.memory_format | None = None,
 ) -> tuple[Tensor, Tensor]:
-    check_encode(image, parameters, image_scale, image_shift, op="encode_triton")
-    return halves(image, parameters.conv1_weight)
+    check_encode(image, parameters, image_scale, image_shift, dtype, memory_format, "encode_triton")
+    return halves(image, dtype or parameters.conv1_weight.dtype, memory_format)
 
 
 @one_by_one
@@ -119,14 +125,15 @@ def _fake_decode(
 
 
 def _register() -> None:
-    """Define the ops, with the schemas that the fakes' signatures say."""
+    """Define the ops, with the schemas of ``wae::encode`` and ``wae::decode``."""
+    schemas = {schema.partition("(")[0]: schema for schema in _load.schemas()}
     ops: list[tuple[str, Any, Any]] = [
         ("encode", _encode_op, _fake_encode),
         ("decode", _decode_op, _fake_decode),
     ]
     for name, function, fake in ops:
-        function.__signature__ = inspect.signature(fake)
-        op: Any = triton_op(f"wae::{name}_triton", function, mutates_args=())
+        schema = schemas[name].removeprefix(name)
+        op: Any = triton_op(f"wae::{name}_triton", function, mutates_args=(), schema=schema)
         op.register_fake(fake)
 
 

@@ -49,6 +49,7 @@ class Front:
         self.dtype, self.memory_format = dtype, memory_format
         if image_scale is not None:  # where there is one, example images are 0..255
             self.image_scale, self.image_shift = image_scale, image_shift
+        self._options = (dtype, memory_format) if type(encoder) is Encoder else ()
         self._before_threads = before_threads and self.device.type == "cpu"
         self._can_sleep = _can_sleep(encoder)
         self._process: int | None = None  # of the first call before such an engine
@@ -81,9 +82,10 @@ class Front:
 
     def _inputs(self, images: Tensor) -> Sequence[Tensor]:
         images = self._images(images)
-        parts: Sequence[Tensor] = (images.to(self.dtype),)
-        if self.encoder is not None:
-            parts = self.encoder(images, self.image_scale, self.image_shift)
+        if self.encoder is None:
+            parts: Sequence[Tensor] = (images.to(self.dtype),)
+        else:
+            parts = self.encoder(images, self.image_scale, self.image_shift, *self._options)
             parts = [x.to(self.dtype) if x.is_floating_point() else x for x in parts]
         return [x.contiguous(memory_format=self.memory_format) for x in parts]
 

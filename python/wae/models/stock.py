@@ -6,6 +6,7 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -17,12 +18,22 @@ class StockEncoder(Encoder):
     """The same layers and weights, run one after the other by PyTorch. ReLU works in place."""
 
     def forward(
-        self, image: Tensor, image_scale: Tensor | None = None, image_shift: Tensor | None = None
+        self,
+        image: Tensor,
+        image_scale: Tensor | None = None,
+        image_shift: Tensor | None = None,
+        dtype: torch.dtype | None = None,
+        memory_format: torch.memory_format | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """As :meth:`wae_kernels.nn.Encoder.forward`."""
+        """As :meth:`wae_kernels.nn.Encoder.forward`, in PyTorch's memory format where none is asked for."""
         x = normalize_image(image, self.conv1.weight.dtype, image_scale, image_shift)
         x = _trunk(x, self.conv1, self.conv2, self.conv3)
-        return self.low(x), self.high(x)
+        kept = torch.preserve_format
+        low, high = (
+            part.to(dtype or part.dtype, memory_format=memory_format or kept)
+            for part in (self.low(x), self.high(x))
+        )
+        return low, high
 
 
 class StockDecoder(Decoder):

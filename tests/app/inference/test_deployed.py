@@ -17,6 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.resnet import BasicBlock, ResNet
 
 import wae
@@ -448,6 +449,30 @@ def test_an_encoder_without_a_kernel_keeps_pytorch_s_threads(width, threads, mon
     finally:
         torch.set_num_threads(before)
     assert seen == [threads]
+
+
+def test_the_encoder_gives_what_the_engine_wants():
+    """In its dtype and memory format: nothing is cast or copied between the two."""
+    affine, images = (torch.ones(3), torch.zeros(3)), photos(2)
+    front = Front(Encoder(), torch.ones(1), *affine, torch.bfloat16, torch.channels_last)
+    with torch.no_grad(), Operators() as seen:
+        parts = front(images)
+    assert seen.names == ["wae::encode"]
+    for part in parts:
+        assert part.dtype == torch.bfloat16
+        assert part.is_contiguous(memory_format=torch.channels_last)
+
+
+class Operators(TorchDispatchMode):
+    """The names of the operators that run in its block."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.name())
+        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.slow

@@ -87,16 +87,17 @@ def encode(
     scale: Tensor | None = None,
     shift: Tensor | None = None,
     *,
+    dtype: torch.dtype | None = None,
     chip: Chip = Chip(),
     seed: int = 0,
 ) -> tuple[Tensor, Tensor, ptx_machine.Counts]:
-    """low, high and what the launch did."""
+    """low and high, of the parameters' dtype or another one, and what the launch did."""
     bindings, memory = load(), ptx_machine.Memory()
     height, width = (image.shape[2] + 1) // 2, (image.shape[3] + 1) // 2
     plan = bindings.plan(
         "encode", getattr(bindings.Mode, mode), len(image), height, width, chip.multiprocessors
     )
-    low, high = (_output(image, height, width, parameters[0].dtype) for _ in range(2))
+    low, high = (_output(image, height, width, dtype or parameters[0].dtype) for _ in range(2))
     params = bindings.encode_parameters(
         _view(memory, image, "image"),
         image.dtype == torch.uint8,
