@@ -7,7 +7,7 @@ student of the network at 28 x 28.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,9 +19,9 @@ from wae.models.registry import build
 from wae.storage.checkpoint import Input
 from wae.training.plan import Plan, find
 
-from .reproduce import DECOMPOSITION, WAE, WAVELET, Claim, longer
+from .reproduce import DECOMPOSITION, MIMIC, WAE, WAVELET, Claim, longer, student
 
-FULL, HALF, MIMIC = "28 x 28", "14 x 14", "WAE, mimic"
+FULL, HALF = "28 x 28", "14 x 14"
 _MIMIC_WEIGHT, _MIMIC_TEMPERATURE = 1.0, 2.0
 
 
@@ -70,6 +70,4 @@ class FashionMnist(Claim):
         """See :meth:`Claim.plan_of`."""
         if network != MIMIC:
             return super().plan_of(network, seed)
-        *others, joint = self.wae.stages
-        joint = replace(joint, mimic_weight=_MIMIC_WEIGHT, mimic_temperature=_MIMIC_TEMPERATURE)
-        return replace(self.wae, seed=seed, stages=(*others, joint))
+        return student(super().plan_of(WAE, seed), _MIMIC_WEIGHT, _MIMIC_TEMPERATURE)

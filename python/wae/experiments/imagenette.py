@@ -27,12 +27,24 @@ from wae.models.counting import count
 from wae.models.registry import build, on_meta
 from wae.storage.checkpoint import Input, load_classifier
 from wae.storage.files import written
-from wae.training.plan import find
+from wae.training.plan import Plan, find
 from wae.training.pretrained import scale_for_photos
 from wae_kernels.nn import Decoder, Encoder
 
 from .pruning import METHODS, pruned, ratio_for
-from .reproduce import DECOMPOSITION, WAE, WAVELET, Claim, Job, longer, timed, weights_path, write_json
+from .reproduce import (
+    DECOMPOSITION,
+    MIMIC,
+    WAE,
+    WAVELET,
+    Claim,
+    Job,
+    longer,
+    student,
+    timed,
+    weights_path,
+    write_json,
+)
 
 NETWORKS = {"small_vgg": "small_photo_vgg", "resnet18": "resnet18", "resnet50": "resnet50"}
 """The networks that there is a recipe for, and their names in :mod:`wae.models.registry`."""
@@ -45,6 +57,7 @@ _SHIFTED = 1 / 16  # of the side: how far images are shifted at most, to either 
 _MOST = 160  # pixels of a side of torchvision's smaller version
 _MEASURED, _AT_ONCE = 640, 64  # training images that an importance is measured on, and in a batch of them
 _SECONDS = 2.0  # of timing, for each ratio
+_MIMIC_WEIGHT, _MIMIC_TEMPERATURE = 1.0, 4.0
 
 
 def claim(
@@ -87,6 +100,11 @@ class Imagenette(Claim):
         return f"{self.size // 2} x {self.size // 2}"
 
     @property
+    def half_mimic(self) -> str:
+        """The network at half the resolution, as a student of the one at full resolution: MIMIC's rival."""
+        return f"{self.half}, mimic"
+
+    @property
     def input(self) -> Input:
         """See :attr:`Claim.input`."""
         return Input(self.size, self.size)
@@ -102,6 +120,8 @@ class Imagenette(Claim):
             WAVELET: f"wavelet_{stem}",
             DECOMPOSITION: f"wae_{stem}",
             WAE: f"wae_{stem}",
+            self.half_mimic: f"{stem}_half",
+            MIMIC: f"wae_{stem}",
             **dict.fromkeys(PRUNED),
         }
 
@@ -130,8 +150,16 @@ class Imagenette(Claim):
         return model
 
     def needs(self, network: str) -> str | None:
-        """See :meth:`Claim.needs`: what is pruned was trained before."""
-        return self.full if network in PRUNED else None
+        """See :meth:`Claim.needs`: what is pruned was trained before, and a student needs its teacher."""
+        return self.full if network in (MIMIC, self.half_mimic, *PRUNED) else None
+
+    def plan_of(self, network: str, seed: int) -> Plan:
+        """See :meth:`Claim.plan_of`."""
+        teaches = {MIMIC: WAE, self.half_mimic: self.half}
+        plan = super().plan_of(teaches.get(network, network), seed)
+        if network in teaches:
+            plan = student(plan, _MIMIC_WEIGHT, _MIMIC_TEMPERATURE)
+        return plan
 
     def jobs(self, seeds: Sequence[int]) -> list[Job]:
         """See :meth:`Claim.jobs`; of the pruned networks one seed."""

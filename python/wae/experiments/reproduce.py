@@ -40,6 +40,9 @@ from .bench import machine
 WAVELET, DECOMPOSITION, WAE = "Wavelet+CNN", "Decomposition+CNN", "WAE"
 """Networks that every claim has, in the paper's words."""
 
+MIMIC = "WAE, mimic"
+"""WAE as a student of the network at full resolution."""
+
 
 _SHARED = (
     *("learning_rate", "optimizer", "momentum", "weight_decay", "schedule", "warmup", "step_epochs"),
@@ -195,6 +198,12 @@ class Claim(ABC):
         return [Job(name, seed) for seed in seeds for name in free] + [
             Job(name, seed) for name in networks if self.needs(name) for seed in seeds
         ]
+
+
+def student(plan: Plan, weight: float, temperature: float) -> Plan:
+    """``plan`` with a teacher in its last stage, whose scores count ``weight`` at ``temperature``."""
+    *others, last = plan.stages
+    return replace(plan, stages=(*others, replace(last, mimic_weight=weight, mimic_temperature=temperature)))
 
 
 def longer(plan: Plan, times: float) -> Plan:
