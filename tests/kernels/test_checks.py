@@ -118,7 +118,7 @@ def test_the_message_begins_with_the_op() -> None:
 @pytest.mark.parametrize("op", OPS)
 def test_arguments_may_be_named(op: str) -> None:
     names = [a.name for a in getattr(torch.ops.wae, op).default._schema.arguments]
-    named = dict(zip(names, arguments_of(op), strict=True))
+    named = dict(zip(names, arguments_of(op), strict=False))  # without what is asked of results
     positional = getattr(torch.ops.wae, op)(*named.values())
     for a, b in zip(positional, getattr(torch.ops.wae, op)(**named), strict=True):
         assert torch.equal(a, b)
