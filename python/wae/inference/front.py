@@ -49,7 +49,6 @@ class Front:
         self.dtype, self.memory_format = dtype, memory_format
         if image_scale is not None:  # where there is one, example images are 0..255
             self.image_scale, self.image_shift = image_scale, image_shift
-        self._options = (dtype, memory_format) if type(encoder) is Encoder else ()
         self._before_threads = before_threads and self.device.type == "cpu"
         self._can_sleep = _can_sleep(encoder)
         self._process: int | None = None  # of the first call before such an engine
@@ -85,7 +84,9 @@ class Front:
         if self.encoder is None:
             parts: Sequence[Tensor] = (images.to(self.dtype),)
         else:
-            parts = self.encoder(images, self.image_scale, self.image_shift, *self._options)
+            # Encoders in int8, which can take its place, know what the engine wants.
+            wanted = (self.dtype, self.memory_format) if type(self.encoder) is Encoder else ()
+            parts = self.encoder(images, self.image_scale, self.image_shift, *wanted)
             parts = [x.to(self.dtype) if x.is_floating_point() else x for x in parts]
         return [x.contiguous(memory_format=self.memory_format) for x in parts]
 
