@@ -13,7 +13,7 @@ from wae.cli import main
 from wae.data.dataset import DatasetError
 from wae.experiments import imagenette, pruning, reproduce
 from wae.experiments.imagenette import EQUAL_COST, Imagenette
-from wae.experiments.reproduce import Job, Result
+from wae.experiments.reproduce import MIMIC, Job, Result
 from wae.models.baselines import AtSize, FullResolution, HalfResolution
 from wae.models.counting import count
 from wae.models.registry import on_meta
@@ -151,6 +151,30 @@ def test_the_table_has_the_pruned_networks_at_their_share_of_waes_time():
     assert [row.network for row in table] == [CLAIM.full, CLAIM.half, "WAE", "pruned, Taylor"]
     assert table[3].microseconds == 0.5 * table[2].microseconds
     assert reproduce.won_back(table, CLAIM, "WAE") == pytest.approx(0.9)
+
+
+# --------------------------------------------------------------------------------------------------- students
+
+
+@pytest.mark.parametrize(("name", "own"), [(MIMIC, "WAE"), (CLAIM.half_mimic, CLAIM.half)])
+def test_a_student_is_trained_as_without_its_teacher(name, own):
+    *others, last = CLAIM.plan_of(name, 1).stages
+    *same, alone = CLAIM.plan_of(own, 1).stages
+    assert others == same
+    assert last.mimic_weight > 0
+    assert replace(last, mimic_weight=0.0, mimic_temperature=1.0) == alone
+    assert CLAIM.needs(name) == CLAIM.full
+    assert CLAIM.registered[name] == CLAIM.registered[own]
+
+
+@pytest.mark.slow
+def test_students_are_trained_after_their_teacher(photos, tmp_path):
+    wanted = [Job(MIMIC, 0), Job(CLAIM.half_mimic, 0), Job(CLAIM.full, 0)]
+    told = []
+    results = reproduce.run(tmp_path, photos, wanted, CLAIM, 1, tell=told.append)
+    assert told[0].job == Job(CLAIM.full, 0)
+    assert [(r.network, r.seed) for r in results] == wanted
+    assert all(r.epochs for r in results)
 
 
 # ---------------------------------------------------------------------------------------------------- pruning
