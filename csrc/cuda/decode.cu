@@ -7,7 +7,7 @@
 //     arithmetic   per step, 64 x 2 pixels, of which 56 x 2 are output
 //                  conv1, conv2: 9 * 256 multiply-adds per pixel
 //                  transposed convolutions: 9 * 128 per half-resolution pixel (6 channels, padded to 8)
-//                  conv3: 9 * 128 per pixel (3 channels, padded to 8)
+//                  conv3: 12 * 128 for two pixels (3 channels of both, padded to 8; 6 of 8 rows of taps count)
 //     memory       32 half-resolution pixels read for 28, times (h + 4) / h for tiles of h rows
 //     bound        docs/cuda.md, for each chip
 //
@@ -213,11 +213,136 @@ struct FirstLayer {
 
 // --------------------------------------------------------------------------------------------------- conv3
 
-// Where a lane writes its pixels of conv3: columns 0 to 2 of the D fragment are the image's channels.
+// conv3, a pair of rows at a time: columns 0 to 2 of the D fragment are the channels of the upper row, columns 4 to
+// 6 those of the lower one. Most input rows belong to both; of two, one of the rows sees nothing, and its
+// columns, products with zeros, are dropped: a NaN among the pixels would count.
+template <Mode kMode>
+struct LastLayer {
+  static constexpr int kChannelSteps = stored_bytes(kMode) / 2;
+  static constexpr int kRow = kRowBytes<kMode, kRowPlane>;
+  using Packed = PackedFilter<kMode, 8, 4 * stored_bytes(kMode), kDecodeLastTaps>;
+
+  uint32_t weights[kDecodeLastTaps][kChannelSteps][1][2];
+  uint32_t plain_weights;
+  float bias[2];
+  float sums[2][4];  // of the pair of rows that the next pair completes, and of the one that it begins
+  uint32_t pixels;
+  bool is_lower;  // the lane's columns are those of the lower row
+
+  // The filter's tap for row `input` of a pair, which completes (0) or begins (1) one, and a column of taps.
+  static __device__ constexpr int tap_of(int begins, int input, int x) {
+    return (2 * begins + input) * 3 + x;
+  }
+  // The weight of column `out` there; zero where that row does not see the input.
+  template <class Number>
+  static __device__ __forceinline__ Number weight(const StagedFilter<Number>& conv3, int out, int in,
+                                                  int tap) {
+    const int y = tap / 3 % 2 + 2 - (tap / 6 * 2 + out / 4);
+    return unless_padding(out % 4 < 3 && inside(y, 0, 3),
+                          conv3.at(min(out % 4, 2), in, 3 * min(max(y, 0), 2) + tap % 3));
+  }
+
+  __device__ LastLayer(const ThreadCoordinates& thread, const Packed& filter, uint32_t biases, uint32_t plain)
+      : is_lower(thread.member >= 2) {
+    if constexpr (!is_plain(kMode)) {
+#pragma unroll
+      for (int tap = 0; tap < kDecodeLastTaps; ++tap) {
+#pragma unroll
+        for (int step = 0; step < kChannelSteps; ++step)
+          filter.load(weights[tap][step], thread.lane, tap, step);
+      }
+      pixels = thread.lane / 16 * kRowPlane + (thread.strip * 16 + thread.lane % 16) * 16;
+    } else {
+      pixels = (thread.strip * 16 + thread.group) * 16;
+    }
+    plain_weights = plain + thread.member * 8;
+    load_biases(bias, biases, 2 * thread.member);
+    begin(sums[0]);
+    begin(sums[1]);
+  }
+
+  __device__ __forceinline__ void begin(float (&pair)[4]) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) pair[i] = bias[i % 2];
+  }
+
+  // Accumulates the pair of rows at `pair`. Of a tile's last pair only the upper row is needed.
+  __device__ void add(uint32_t pair, bool is_last) {
+    float one[4];
+    take(one, sums[1], true);
+    add_row<0>(sums[0], one, pair);
+    take(sums[1], one, !is_lower);
+    if (is_last) return;
+    take(one, sums[0], true);
+    add_row<1>(one, sums[1], pair + kRow);
+    take(sums[0], one, is_lower);
+  }
+
+  static __device__ __forceinline__ void take(float (&to)[4], const float (&from)[4], bool takes) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) to[i] = takes ? from[i] : to[i];
+  }
+
+  template <int kInput>
+  __device__ __forceinline__ void add_row(float (&completed)[4], float (&begun)[4], uint32_t row) {
+    if constexpr (is_plain(kMode)) {
+      add_plain<kInput>(completed, begun, row);
+    } else {
+      add_mma<kInput>(completed, begun, row);
+    }
+  }
+
+  template <int kInput>
+  __device__ __forceinline__ void add_mma(float (&completed)[4], float (&begun)[4], uint32_t row) {
+#pragma unroll
+    for (int x = 0; x < 3; ++x) {
+#pragma unroll
+      for (int step = 0; step < kChannelSteps; ++step) {
+        uint32_t words[4];
+        load_matrices(words, row + pixels + x * 16 + step * 2 * kRowPlane);
+        mma<kMode>(completed, words, weights[tap_of(0, kInput, x)][step][0]);
+        mma<kMode>(begun, words, weights[tap_of(1, kInput, x)][step][0]);
+      }
+    }
+  }
+
+  template <int kInput>
+  __device__ __forceinline__ void add_plain(float (&completed)[4], float (&begun)[4], uint32_t row) {
+#pragma unroll 1
+    for (int x = 0; x < 3; ++x) {
+#pragma unroll 1
+      for (int plane = 0; plane < 4; ++plane) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const float4 four = load_4(row + pixels + (x + 8 * half) * 16 + plane * kRowPlane);
+          const float value[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const uint32_t at = plain_weights + (4 * plane + i) * 32;
+            const float2 a = load_2(at + tap_of(0, kInput, x) * 512);
+            const float2 b = load_2(at + tap_of(1, kInput, x) * 512);
+            completed[2 * half] = fmaf(value[i], a.x, completed[2 * half]);
+            completed[2 * half + 1] = fmaf(value[i], a.y, completed[2 * half + 1]);
+            begun[2 * half] = fmaf(value[i], b.x, begun[2 * half]);
+            begun[2 * half + 1] = fmaf(value[i], b.y, begun[2 * half + 1]);
+          }
+        }
+      }
+    }
+  }
+
+  // After the completed pair has been written.
+  __device__ void next_pair() {
+    take(sums[0], sums[1], true);
+    begin(sums[1]);
+  }
+};
+
+// Where a lane writes its pixels of conv3: two channels, or one, of one row.
 template <Mode kMode>
 struct Writer {
   using Number = typename Arithmetic<kMode>::Number;
-  Number* at[2];  // the lane's two channels of its first pixel, in the upper row of the current pair
+  Number* at[2];  // the lane's two channels of its first pixel, in its row of the current pair
   bool column_inside[2];
 
   // Pair 0 is above the tile: its lower row is the tile's first.
@@ -228,31 +353,29 @@ struct Writer {
 #pragma unroll
     for (int half = 0; half < 2; ++half) column_inside[half] = inside(column, 8 * half, columns);
     const int64_t* stride = p.image.stride;
+    const int64_t y = int64_t{2 * cursor.y - 1} + thread.member / 2;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       at[i] = static_cast<Number*>(p.image.data) + int64_t{cursor.image} * stride[0] +
-              (2 * thread.member + i) * stride[1] + int64_t{2 * cursor.y - 1} * stride[2] + x * stride[3];
+              (thread.member % 2 * 2 + i) * stride[1] + y * stride[2] + x * stride[3];
     }
   }
 
-  __device__ void write_rows(const ThreadCoordinates& thread, const Layer<kMode, 1>& layer,
+  __device__ void write_rows(const ThreadCoordinates& thread, const LastLayer<kMode>& layer,
                              const DecodeParameters& p, const Cursor& cursor) {
     const int64_t* stride = p.image.stride;
     const int rows = min(2 * p.tiling.tile_height, p.height - 2 * cursor.y);
+    const bool row_inside = inside(2 * (cursor.phase - 1) - 1, thread.member / 2, rows);
 #pragma unroll
-    for (int row = 0; row < kPair; ++row) {
-      const bool row_inside = inside(2 * (cursor.phase - 1) - 1, row, rows);
+    for (int i = 0; i < 2; ++i) {
+      const bool writes = row_inside && (i == 0 || thread.member % 2 == 0);
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const bool writes = row_inside && 2 * thread.member + i < 3;
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          if (writes && column_inside[half]) {
-            at[i][8 * half * stride[3]] = from_float<Number>(layer.sums[row][0][2 * half + i]);
-          }
+      for (int half = 0; half < 2; ++half) {
+        if (writes && column_inside[half]) {
+          at[i][8 * half * stride[3]] = from_float<Number>(layer.sums[0][2 * half + i]);
         }
-        at[i] += stride[2];
       }
+      at[i] += kPair * stride[2];
     }
   }
 };
@@ -260,7 +383,7 @@ struct Writer {
 // --------------------------------------------------------------------------------------------------- block
 
 template <Mode kMode>
-__device__ void run_ends(const ThreadCoordinates& thread, FirstLayer<kMode>& first, Layer<kMode, 1>& last,
+__device__ void run_ends(const ThreadCoordinates& thread, FirstLayer<kMode>& first, LastLayer<kMode>& last,
                          const DecodeParameters& p, uint32_t shared, int64_t steps) {
   constexpr SharedLayout kLayout = decode_layout(kMode);
   constexpr int kHalfRow = half_planes(kMode) * kHalfPlane;
@@ -302,17 +425,18 @@ template <Mode kMode>
 __device__ void decode(const DecodeParameters& p) {
   extern __shared__ __align__(16) unsigned char memory[];
   using Number = typename Arithmetic<kMode>::Number;
-  using Trunk = Layer<kMode, 2>;
+  using Trunk = Layer<kMode>;
   using First = FirstLayer<kMode>;
-  using Last = Layer<kMode, 1>;
+  using Last = LastLayer<kMode>;
   constexpr SharedLayout kLayout = decode_layout(kMode);
   const ThreadCoordinates thread;
   const uint32_t shared = shared_address(memory);
 
   // The parameters, where the rows will be.
-  const StagedBias bias([&](int layer, int channel) {
-    if (layer == 3 && channel >= 3) return 0.0f;
-    const float sum = bias_at<Number>(p.filters[layer == 0 ? 0 : layer + 1], channel);
+  const StagedBias bias([&](int layer, int channel) {  // conv3's as the columns of its D fragment
+    const bool is_last = layer == 3;
+    if (is_last && (channel >= 8 || channel % 4 == 3)) return 0.0f;
+    const float sum = bias_at<Number>(p.filters[layer == 0 ? 0 : layer + 1], is_last ? channel % 4 : channel);
     return layer == 0 ? sum + bias_at<Number>(p.filters[1], channel) : sum;
   });
   const StagedFilters<Op::kDecode, Number> stage(reinterpret_cast<Number*>(memory), p.filters, false);
@@ -328,9 +452,7 @@ __device__ void decode(const DecodeParameters& p) {
   };
   const auto second_weight = [&](int out, int in, int tap) { return conv1.at(out, in, tap); };
   const auto third_weight = [&](int out, int in, int tap) { return conv2.at(out, in, tap); };
-  const auto last_weight = [&](int out, int in, int tap) {
-    return unless_padding(out < 3, conv3.at(min(out, 2), in, tap));
-  };
+  const auto last_weight = [&](int out, int in, int tap) { return Last::weight(conv3, out, in, tap); };
   const typename Trunk::Packed second_filter{biases + StagedBias::kBytes},
       third_filter{second_filter.at + second_filter.kBytes};
   const typename First::Packed first_filter{third_filter.at + third_filter.kBytes};
@@ -346,7 +468,7 @@ __device__ void decode(const DecodeParameters& p) {
     write_plain_weights(plain, first_weight, 6, 16);
     write_plain_weights(plain += kDecodeFirstWeights, second_weight, 16, 16);
     write_plain_weights(plain += kTrunkWeights, third_weight, 16, 16);
-    write_plain_weights(plain += kTrunkWeights, last_weight, 16, 8);
+    write_plain_weights(plain += kTrunkWeights, last_weight, 16, 8, kDecodeLastTaps);
   } else {
     constexpr int kTrunkWriters = Trunk::Packed::kWriters, kFirstWriters = First::Packed::kWriters;
     second_filter.write(second_weight, 0);

@@ -405,7 +405,7 @@ template <Mode kMode>
 __device__ void encode(const EncodeParameters& p) {
   extern __shared__ __align__(16) unsigned char memory[];
   using Number = typename Arithmetic<kMode>::Number;
-  using Trunk = Layer<kMode, 2>;
+  using Trunk = Layer<kMode>;
   using First = FirstLayer<kMode>;
   constexpr SharedLayout kLayout = encode_layout(kMode);
   const ThreadCoordinates thread;

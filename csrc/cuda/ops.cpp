@@ -206,8 +206,8 @@ std::tuple<Tensor, Tensor> encode(Tensor image, Tensor conv1_weight, Tensor conv
            kForwardTile, kThreads, layout.bytes);
   EncodeParameters params =
       encode_parameters(view_of(image), image.scalar_type() == ScalarType::Byte, view_of(low), view_of(high),
-                        views_of(parameters), bytes_of(own),
-                        channel_vector_of(image_scale), channel_vector_of(image_shift), planned.tiling);
+                        views_of(parameters), bytes_of(own), channel_vector_of(image_scale),
+                        channel_vector_of(image_shift), planned.tiling);
   launch(kOp, kernel, planned, params, device);
   return {low, high};
 }

@@ -213,8 +213,8 @@ struct StagedFilters {
       *reinterpret_cast<uint4*>(to) = vector;
     } else {
       const auto two = [](uint32_t a, uint32_t b) {
-        return bits_of(converted<Number>(__uint_as_float(a))) |
-               bits_of(converted<Number>(__uint_as_float(b))) << 16;
+        return bits_of(converted<Number>(__uint_as_float(a))) | bits_of(converted<Number>(__uint_as_float(b)))
+                                                                    << 16;
       };
       *reinterpret_cast<uint2*>(to) = {two(vector.x, vector.y), two(vector.z, vector.w)};
     }
@@ -309,9 +309,9 @@ struct PackedFilter {
 // Weights of the plain modes: float [tap][in][out]. 16 output channels are permuted so that one 16-byte load
 // brings a lane its four.
 template <class Weight>
-__device__ void write_plain_weights(float* to, const Weight& weight, int in, int out) {
+__device__ void write_plain_weights(float* to, const Weight& weight, int in, int out, int taps = 9) {
 #pragma unroll 1
-  for (int i = threadIdx.x; i < 9 * in * out; i += kThreads) {
+  for (int i = threadIdx.x; i < taps * in * out; i += kThreads) {
     const int column = i % out, rest = i / out;
     const int channel = out == 16 ? column % 4 / 2 * 8 + column / 4 * 2 + column % 2 : column;
     to[i] = to_float(weight(channel, rest % in, rest / in));
@@ -369,10 +369,11 @@ __device__ __forceinline__ int pixel_offset(int x) {
 
 inline constexpr int kPair = 2;  // rows per step
 
-// One warp's strip of a conv k3 s1 p1 from 16 channels to 8 * kBlocks (2 in the trunk, 1 in the decoder's
-// conv3). sums[0..1] are the rows that the next pair completes, sums[2..3] those that it begins.
-template <Mode kMode, int kBlocks>
+// One warp's strip of a conv k3 s1 p1 from 16 channels to 16. sums[0..1] are the rows that the next pair
+// completes, sums[2..3] those that it begins.
+template <Mode kMode>
 struct Layer {
+  static constexpr int kBlocks = 2;  // of 8 channels
   using Packed = PackedFilter<kMode, 8 * kBlocks, 4 * stored_bytes(kMode)>;
   static constexpr int kChannelSteps = stored_bytes(kMode) / 2;  // mma steps along K for a tap's 16 channels
   static constexpr int kRow = kRowBytes<kMode, kRowPlane>;
@@ -475,8 +476,8 @@ struct Layer {
         for (int y = 2; y >= 0; --y) {
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
-            float weight[2 * kBlocks];
-            load_weights(weight, plain_weights + ((3 * y + x) * 16 + 4 * plane + i) * 32 * kBlocks);
+            const float4 four = load_4(plain_weights + ((3 * y + x) * 16 + 4 * plane + i) * 32 * kBlocks);
+            const float weight[2 * kBlocks] = {four.x, four.y, four.z, four.w};
 #pragma unroll
             for (int row = 0; row < kRows; ++row) {
 #pragma unroll
@@ -491,16 +492,6 @@ struct Layer {
           }
         }
       }
-    }
-  }
-
-  static __device__ __forceinline__ void load_weights(float (&weight)[2 * kBlocks], uint32_t address) {
-    if constexpr (kBlocks == 2) {
-      const float4 four = load_4(address);
-      weight[0] = four.x, weight[1] = four.y, weight[2] = four.z, weight[3] = four.w;
-    } else {
-      const float2 two = load_2(address);
-      weight[0] = two.x, weight[1] = two.y;
     }
   }
 
@@ -532,7 +523,7 @@ struct Stage {
 
 // Main loop of a trunk warp.
 template <Mode kMode, bool kByParity>
-__device__ void run_trunk(const ThreadCoordinates& thread, Layer<kMode, 2>& layer, const Tiling& tiling,
+__device__ void run_trunk(const ThreadCoordinates& thread, Layer<kMode>& layer, const Tiling& tiling,
                           int height, int width, uint32_t from, uint32_t to, const Stage& stage,
                           int64_t steps) {
   constexpr int kPlane = kByParity ? kParityPlane : kRowPlane;

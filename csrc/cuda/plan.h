@@ -105,9 +105,12 @@ struct SharedLayout {
 };
 
 inline constexpr int kTrunkWeights = 9 * 16 * 16;
-inline constexpr int kLastWeights = 9 * 16 * 8;  // at most 6 output channels, in 8 columns
+inline constexpr int kEncodeLastWeights = 9 * 16 * 8;  // 6 output channels, in 8 columns
+// Of conv3: a pair of rows has 3 channels of each in 8 columns; two pairs, two input rows, three columns of taps.
+inline constexpr int kDecodeLastTaps = 2 * 2 * 3, kDecodeLastWeights = kDecodeLastTaps * 16 * 8;
 
-constexpr SharedLayout shared_layout(Mode mode, int input_bytes, int last_plane, int first_weights) {
+constexpr SharedLayout shared_layout(Mode mode, int input_bytes, int last_plane, int first_weights,
+                                     int last_weights) {
   const int pair = 2 * planes(mode) * kRowPlane * row_slots(mode);
   SharedLayout layout{};
   layout.first = input_bytes;
@@ -115,19 +118,21 @@ constexpr SharedLayout shared_layout(Mode mode, int input_bytes, int last_plane,
   layout.last = layout.second + pair;
   layout.weights = layout.last + 2 * planes(mode) * last_plane * row_slots(mode);
   layout.bytes =
-      layout.weights + (is_plain(mode) ? 4 * (first_weights + 2 * kTrunkWeights + kLastWeights) : 0);
+      layout.weights + (is_plain(mode) ? 4 * (first_weights + 2 * kTrunkWeights + last_weights) : 0);
   return layout;
 }
 inline constexpr int kEncodeFirstWeights = 9 * 3 * 16;
 inline constexpr int kDecodeFirstWeights = 9 * 6 * 16;
 constexpr SharedLayout encode_layout(Mode mode) {
-  SharedLayout layout = shared_layout(mode, 3 * 2 * image_pitch(mode), kParityPlane, kEncodeFirstWeights);
+  SharedLayout layout =
+      shared_layout(mode, 3 * 2 * image_pitch(mode), kParityPlane, kEncodeFirstWeights, kEncodeLastWeights);
   layout.affine = layout.bytes;
   layout.bytes += 2 * 4 * 4;
   return layout;
 }
 constexpr SharedLayout decode_layout(Mode mode) {
-  return shared_layout(mode, 3 * half_planes(mode) * kHalfPlane, kRowPlane, kDecodeFirstWeights);
+  return shared_layout(mode, 3 * half_planes(mode) * kHalfPlane, kRowPlane, kDecodeFirstWeights,
+                       kDecodeLastWeights);
 }
 
 // --------------------------------------------------------------------------------------------------- plans

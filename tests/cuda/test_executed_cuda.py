@@ -206,12 +206,40 @@ def test_nan_stays_where_it_can_be_seen() -> None:
         assert torch.equal(out.isnan(), ref.isnan())
 
 
+@pytest.mark.parametrize("mode", ["float16", "tf32", "float32"])
+def test_nan_in_low_or_high_stays_where_it_can_be_seen(mode: str) -> None:
+    dtype, size = DTYPE[mode], (31, 33)
+    low, high = (cases.image_of(1, *half(size), dtype=dtype) for _ in range(2))
+    decoder = cases.decoder(dtype)
+    high[0, 2, 6, 9] = torch.nan
+    got, _ = runner.decode(mode, low, high, decoder, size)
+    ref = reference.decode(*cases.widened([low, high, *decoder]), size)
+    assert torch.equal(got.isnan(), ref.isnan())
+
+
+@pytest.mark.parametrize("row", [12, 13])
+@pytest.mark.parametrize(("mode", "large"), [("float16", 6e4), ("bfloat16", 1e38), ("float32", 1e38)])
+def test_an_overflow_reaches_the_rows_that_see_it(mode: str, large: float, row: int) -> None:
+    """conv3 computes two rows in one product, where infinity times a zero of the other row's would count."""
+    dtype, size = DTYPE[mode], (31, 33)
+    low, high = (torch.zeros(1, 3, *half(size), dtype=dtype) for _ in range(2))
+    low[0, 0, 6, 8] = 1000
+    decoder = [torch.zeros_like(p) for p in cases.decoder(dtype)]
+    transposed, conv1, conv2, conv3 = decoder[0], decoder[4], decoder[6], decoder[8]
+    transposed[0, 0, row - 11, 1] = conv1[0, 0, 1, 1] = 1  # low's pixel in that row alone
+    conv2[0, 0, 1, 1] = large  # infinity there
+    conv3.fill_(1)
+    got, _ = runner.decode(mode, low, high, decoder, size)
+    found = (~got.isfinite()).any(3).any(1).nonzero()[:, 1].tolist()
+    assert found == [row - 1, row, row + 1]
+
+
 # ----------------------------------------------------------------------------------------------------- counts
 
 
 def expect(counts: Counts, mode: str, inputs: int, outputs: int) -> None:
     """The promises of docs/cuda.md. Multiply-adds count those of idle columns too."""
-    assert counts.multiply_adds <= 1.35 * MINIMUM
+    assert counts.multiply_adds <= 1.27 * MINIMUM
     assert counts.read_bytes <= 1.7 * inputs
     assert counts.written_bytes == outputs
     assert counts.shared_wavefronts <= 1.15 * counts.shared_ideal_wavefronts
