@@ -157,7 +157,7 @@ inline bool is_floating(ScalarType dtype) {
          dtype == ScalarType::Double;
 }
 
-// What a caller may ask of results.
+// The dtype and memory format of results, where the caller asks for any; as check_encode of checks.py.
 inline void check_results(const char* op, std::optional<ScalarType> dtype,
                           std::optional<MemoryFormat> memory_format) {
   if (dtype && !is_floating(*dtype)) {

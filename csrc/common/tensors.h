@@ -92,7 +92,7 @@ inline Tensor no_gradient(const Tensor& like) {
   return new_tensor(like, {&none, 1}, like.scalar_type());
 }
 
-// A fresh (N, channels, height, width) tensor on the device of `like`, and in its memory format or another one.
+// A fresh (N, channels, height, width) tensor on the device of `like`, in `format` or else its memory format.
 inline Tensor new_images(const Tensor& like, int64_t height, int64_t width, ScalarType dtype,
                          int64_t channels = 3, std::optional<MemoryFormat> format = std::nullopt) {
   const std::array<int64_t, 4> sizes{like.size(0), channels, height, width};

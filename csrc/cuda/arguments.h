@@ -49,7 +49,7 @@ inline Filter filter_of(const TensorView& weight, const TensorView& bias, int el
           0};
 }
 
-// weights and biases: the ten parameters of wae::encode, in its order (weight, bias, weight, ...); element_bytes: of
+// parameters: the ten of wae::encode, in its order (weight, bias, weight, ...); element_bytes: of
 // one of their numbers.
 inline EncodeParameters encode_parameters(const TensorView& image, bool image_is_bytes, const TensorView& low,
                                           const TensorView& high,

@@ -7,7 +7,7 @@
 //     arithmetic   per step, 64 x 2 pixels, of which 56 x 2 are output
 //                  conv1, conv2: 9 * 256 multiply-adds per pixel
 //                  transposed convolutions: 9 * 128 per half-resolution pixel (6 channels, padded to 8)
-//                  conv3: 12 * 128 for two pixels (3 channels of both, padded to 8; 6 of 8 rows of taps count)
+//                  conv3: 12 * 128 for two pixels, one above the other (LastLayer says how)
 //     memory       32 half-resolution pixels read for 28, times (h + 4) / h for tiles of h rows
 //     bound        docs/cuda.md, for each chip
 //
@@ -213,9 +213,19 @@ struct FirstLayer {
 
 // --------------------------------------------------------------------------------------------------- conv3
 
-// conv3, a pair of rows at a time: columns 0 to 2 of the D fragment are the channels of the upper row, columns 4 to
-// 6 those of the lower one. Most input rows belong to both; of two, one of the rows sees nothing, and its
-// columns, products with zeros, are dropped: a NaN among the pixels would count.
+// conv3 has 3 output channels, the D fragment 8 columns: so one product computes a pair of output rows.
+// Columns 0 to 2 are the upper row's channels, columns 4 to 6 the lower one's, 3 and 7 padding. A pair of
+// input rows completes one pair of output rows and begins the next, each with these rows of conv3's taps:
+//
+//                          completed pair       begun pair
+//                          upper    lower       upper    lower
+//     upper input row        2        1           0        -
+//     lower input row        -        2           1        0
+//
+// So an input row is in two products for each of the three columns of taps: 12 products for a pair of rows,
+// where one for each tap and output row would make 18. Where the table has no tap the weights are zeros,
+// which is not enough: infinity or NaN times zero is NaN. So these columns of the product are dropped; a lane
+// has columns of one output row alone, and selects the old sums or the new ones.
 template <Mode kMode>
 struct LastLayer {
   static constexpr int kChannelSteps = stored_bytes(kMode) / 2;
@@ -229,11 +239,12 @@ struct LastLayer {
   uint32_t pixels;
   bool is_lower;  // the lane's columns are those of the lower row
 
-  // The filter's tap for row `input` of a pair, which completes (0) or begins (1) one, and a column of taps.
+  // A tap of the packed filter: a pair of the table's entries (begins: 0 for the completed pair, 1 for the
+  // begun one; input: the row of the table) and a column of conv3's taps.
   static __device__ constexpr int tap_of(int begins, int input, int x) {
     return (2 * begins + input) * 3 + x;
   }
-  // The weight of column `out` there; zero where that row does not see the input.
+  // The weight of such a tap for column `out` of the D fragment; zero where the table has no tap.
   template <class Number>
   static __device__ __forceinline__ Number weight(const StagedFilter<Number>& conv3, int out, int in,
                                                   int tap) {
@@ -266,7 +277,8 @@ struct LastLayer {
     for (int i = 0; i < 4; ++i) pair[i] = bias[i % 2];
   }
 
-  // Accumulates the pair of rows at `pair`. Of a tile's last pair only the upper row is needed.
+  // Accumulates the pair of rows at `pair`. Of a tile's last pair only the upper row is needed: the tile ends
+  // with the upper row of the pair that it completes.
   __device__ void add(uint32_t pair, bool is_last) {
     float one[4];
     take(one, sums[1], true);
@@ -278,6 +290,7 @@ struct LastLayer {
     take(sums[0], one, is_lower);
   }
 
+  // A select and not a branch: the lanes of a warp differ, and mma needs all of them.
   static __device__ __forceinline__ void take(float (&to)[4], const float (&from)[4], bool takes) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) to[i] = takes ? from[i] : to[i];
@@ -306,6 +319,7 @@ struct LastLayer {
     }
   }
 
+  // A lane computes the elements of mma's D fragment.
   template <int kInput>
   __device__ __forceinline__ void add_plain(float (&completed)[4], float (&begun)[4], uint32_t row) {
 #pragma unroll 1

@@ -45,7 +45,7 @@ struct Reader {
     pair_step = kPair * bytes(p) * p.image.stride[2], channel_step = bytes(p) * p.image.stride[1];
   }
 
-  // Of a pixel's number in memory.
+  // Of one channel of a pixel in memory.
   static __device__ __forceinline__ int bytes(const EncodeParameters& p) {
     return p.image_is_bytes ? 1 : p.are_floats ? 4 : static_cast<int>(sizeof(Number));
   }
@@ -412,7 +412,7 @@ __device__ void encode(const EncodeParameters& p) {
   const uint32_t shared = shared_address(memory);
 
   // The parameters, where the rows will be.
-  const bool are_floats = sizeof(Number) == 2 && p.are_floats;
+  const bool are_floats = sizeof(Number) == 2 && p.are_floats;  // else Number is float, and one copy suffices
   const float affine = affine_number(p);
   const StagedBias bias([&](int layer, int channel) {  // the branches' as the columns of their D fragment
     const bool is_last = layer == 3, is_padding = is_last && (channel >= 8 || channel % 4 == 3);

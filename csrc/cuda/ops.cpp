@@ -168,7 +168,7 @@ void launch(const char* op, const void* kernel, const LaunchPlan& plan, Struct& 
   launch(op, kernel, plan.grid, plan.block, plan.shared_bytes, parameters, device);
 }
 
-// Whether the encoder's kernels give results of this dtype with parameters of their `own`.
+// Whether the encoder's kernels write results of this dtype where the parameters have dtype `own`.
 bool gives(ScalarType results, ScalarType own) {
   const bool is_narrow = results == ScalarType::Half || results == ScalarType::BFloat16;
   return results == own || (own == ScalarType::Float && is_narrow);

@@ -45,7 +45,7 @@ struct EncodeParameters {
   Tiling tiling;
   int32_t height, width;  // of the image
   int32_t image_is_bytes;
-  int32_t are_floats;  // filters, and pixels that are no bytes: float32, whatever the mode's numbers are
+  int32_t are_floats;  // filters, and pixels that are not bytes, are float32 whatever the mode's numbers are
 };
 
 struct DecodeParameters {

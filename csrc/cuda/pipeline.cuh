@@ -139,7 +139,7 @@ __device__ __forceinline__ Number unless_padding(bool is_channel, Number number)
   return is_channel ? number : Number{};
 }
 
-// A parameter's number as the mode has it.
+// A parameter's number, rounded to the mode's type.
 template <class Number, class From>
 __device__ __forceinline__ Number converted(From number) {
   if constexpr (std::is_same_v<From, Number>) {
@@ -165,7 +165,7 @@ struct StagedFilters {
   Number* numbers;
   const Filter (&filters)[kFilters];
 
-  // A barrier has to follow. are_floats: in memory, whatever Number is.
+  // A barrier has to follow. are_floats: the filters are float32 in memory, whatever Number is.
   __device__ StagedFilters(Number* to, const Filter (&from)[kFilters], bool are_floats)
       : numbers(to), filters(from) {
     if (are_floats) {

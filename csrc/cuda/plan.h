@@ -106,7 +106,8 @@ struct SharedLayout {
 
 inline constexpr int kTrunkWeights = 9 * 16 * 16;
 inline constexpr int kEncodeLastWeights = 9 * 16 * 8;  // 6 output channels, in 8 columns
-// Of conv3: a pair of rows has 3 channels of each in 8 columns; two pairs, two input rows, three columns of taps.
+// conv3's columns are 3 channels of each of two output rows. Taps: of two pairs of output rows, two input
+// rows, three columns; see LastLayer in decode.cu.
 inline constexpr int kDecodeLastTaps = 2 * 2 * 3, kDecodeLastWeights = kDecodeLastTaps * 16 * 8;
 
 constexpr SharedLayout shared_layout(Mode mode, int input_bytes, int last_plane, int first_weights,
