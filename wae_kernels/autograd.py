@@ -38,24 +38,25 @@ def _encode_groups(
 
 
 def _encode_backward(inputs: Sequence[Any], needs: Sequence[bool], *grads: Tensor) -> _Gradients:
-    count = 3 + len(EncoderParameters._fields)
-    left_out, others = max(0, count - len(inputs)), max(0, len(inputs) - count)
-    tensors = [*inputs[:count], *[None] * left_out]  # scale and shift may be left out
-    needs = [*needs[:count], *[False] * left_out]
-    image, *parameters = tensors[:-2]
-    inside = _dtype_inside(parameters[0], grads[0])
-    wanted = [cast(t, inside) for t in (image, *parameters)]
-    gradients = torch.ops.wae.encode_backward(
-        *(grad.to(inside) for grad in grads), *wanted, *tensors[-2:], *_encode_groups(*needs)
+    count = 3 + len(EncoderParameters._fields)  # of the tensors; dtype and memory_format follow
+    *tensors, scale, shift = [*inputs, None, None][:count]  # scale and shift may be left out
+    needs = [*needs, False, False][:count]
+    own = tensors[1].dtype  # the image's too, where it has a gradient
+    inside = _dtype_inside(tensors[1], grads[0])
+    *gradients, grad_scale, grad_shift = torch.ops.wae.encode_backward(
+        *(grad.to(inside) for grad in grads),
+        *(cast(tensor, inside) for tensor in tensors),
+        *(scale, shift),
+        *_encode_groups(*needs),
     )
-    own = parameters[0].dtype  # the image's too, where it has a gradient
-    return (*_only([*(cast(g, own) for g in gradients[:-2]), *gradients[-2:]], needs), *[None] * others)
+    gradients = [cast(gradient, own) for gradient in gradients]
+    return (*_only([*gradients, grad_scale, grad_shift], needs), None, None)
 
 
 def _dtype_inside(parameter: Tensor, grad: Tensor) -> torch.dtype:
     """What ``wae::encode_backward`` computes in, where the results had another dtype than the parameters.
 
-    A GPU is asked for 16 bits as in the forward pass, a processor's kernels compute in float32 anyway.
+    On a GPU in 16 bits, as the forward pass did; a processor's kernels compute in float32 anyway.
     """
     in_16_bits = parameter.dtype == torch.float32 and grad.dtype in (torch.float16, torch.bfloat16)
     return grad.dtype if parameter.is_cuda and in_16_bits else parameter.dtype

@@ -250,7 +250,8 @@ def backend_for(
 def compiled_for(*, on_processor: bool) -> bool:
     """Whether tensors on the processor, or on a GPU, go to compiled kernels that take their dtypes and width.
 
-    Asked in every call inside autocast: so a GPU that is too old for ours is not looked for.
+    Every call inside autocast asks this, so it looks at no device: of a GPU that is too old for our kernels
+    it is true as well, and the op runs the reference there.
     """
     if on_processor:
         return _load.CPU.library is not None and selected() != "reference"

@@ -85,9 +85,9 @@ def encode(
         low_weight, high_weight: (3, width, 3, 3); their biases: (3,).
         image_scale, image_shift: (3,) floating point, or None for 1 and 0. The image becomes
             ``image * image_scale + image_shift`` before conv1; the zero padding is added after that.
-        dtype: of the results, floating point; None for the parameters'. With float32 parameters and results
-            of 16 bits a GPU's compiled kernel computes as it does with parameters of 16 bits; otherwise the
-            results are those of the parameters' dtype, rounded once.
+        dtype: of the results, floating point; None for the parameters'. They are as accurate as the coarser
+            of the two dtypes allows: with float32 parameters and results of 16 bits a GPU's compiled kernel
+            computes as it does with parameters of 16 bits.
         memory_format: of the results, contiguous or channels_last; None for the image's.
 
     Returns:

@@ -186,34 +186,39 @@ def _register_autocast(name: str, device_type: str, dtype: torch.dtype | None = 
     key = getattr(torch._C.DispatchKey, f"Autocast{device_type.upper()}")
     op = getattr(torch.ops.wae, name).default
     names = [argument.name for argument in op._schema.arguments]
-    weight = next(i for i, argument in enumerate(names) if argument in ("conv1_weight", "weight", "packed"))
-    asked = names.index("dtype") if "dtype" in names else None
-    casts = [argument not in ("image_scale", "image_shift") for argument in names]
+    weight_at = next(i for i, name in enumerate(names) if name in ("conv1_weight", "weight", "packed"))
+    dtype_at = names.index("dtype") if "dtype" in names else None  # where the op casts its results itself
+    is_cast = [argument not in ("image_scale", "image_shift") for argument in names]
     within = torch._C.DispatchKeySet(key)
 
     def kernel(keyset: Any, *args: Any) -> Any:
         wanted = dtype or torch.get_autocast_dtype(device_type)
-        in_float32 = dtype is None and _reads_float32(name, args[weight], args[:2])
+        in_float32 = dtype is None and _reads_float32(name, args[weight_at], args[:2])
         inside = torch.float32 if in_float32 else wanted
-        inputs = [cast(a, inside) if casts_it else a for a, casts_it in zip(args, casts, strict=False)]
-        if asked is not None:
-            inputs += [None] * (asked + 1 - len(inputs))  # what is left out
-            inputs[asked] = inputs[asked] or (None if inputs[weight].dtype == torch.float64 else wanted)
+        inputs = [cast(a, inside) if casts else a for a, casts in zip(args, is_cast, strict=False)]
+        if dtype_at is not None:
+            inputs += [None] * (dtype_at + 1 - len(inputs))  # arguments that are left out
+            if inputs[dtype_at] is None and inputs[weight_at].dtype != torch.float64:
+                inputs[dtype_at] = wanted
         with torch._C._ExcludeDispatchKeyGuard(within):
             outputs = op(*inputs)
-            return outputs if asked is not None else cast(outputs, wanted)
+            return outputs if dtype_at is not None else cast(outputs, wanted)
 
     _library.impl(name, kernel, key.name, with_keyset=True)
 
 
 def _reads_float32(op: str, weight: Tensor, inputs: Sequence[Tensor]) -> bool:
-    """Whether the compiled kernel of ``op`` takes float32 parameters like this one, and gives 16 bits.
+    """Whether ``op`` runs a compiled kernel that needs no cast of float32 parameters to autocast's dtype.
 
-    ``decode_scores``'s takes so many channels of its first two ``inputs`` at most; other ops have three.
+    A processor's kernels compute in float32 whatever they are given, and a GPU's ``encode`` rounds what it
+    reads. To cast ten parameters would take most of a small call's time, and casts that are kept would miss
+    writes through ``.data``, as those of torch's own cache do.
 
-    Processors' compute in float32 whatever they are given, and a GPU's ``encode`` rounds what it reads. To
-    cast ten parameters would take most of a small call's time, and casts that are kept would miss writes
-    through ``.data``, as those of torch's own cache do.
+    Args:
+        op: its name.
+        weight: conv1's.
+        inputs: the op's first two arguments. ``decode_scores`` has a kernel for so many of their channels at
+            most; other ops have three.
     """
     return (
         weight.dtype == torch.float32

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from compare import PLAIN, WINOGRAD, assert_close
+from compare import PLAIN, WINOGRAD, assert_close, tolerance
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -103,6 +103,18 @@ def test_a_changed_layer_of_the_encoder_counts(change: str, name: str) -> None:
         assert_close(out, ref.double(), PLAIN)
     if not change.endswith("norm"):  # these begin with the same, or nearly the same, weights
         assert (encoder(image)[0] - before).norm() > 1e-3 * before.norm()
+
+
+def test_called_layers_give_the_dtype_and_memory_format_that_are_asked_for() -> None:
+    encoder, image = Encoder(), torch.randn(2, 3, 12, 13)
+    expected = encoder(image)
+    encoder.conv2.register_forward_hook(lambda module, args, output: output)
+    assert not encoder.is_fused
+    outputs = encoder(image, dtype=torch.bfloat16, memory_format=torch.channels_last)
+    for out, ref in zip(outputs, expected, strict=True):
+        assert out.dtype == torch.bfloat16
+        assert out.is_contiguous(memory_format=torch.channels_last)
+        assert_close(out, ref.double(), tolerance(torch.bfloat16))
 
 
 @pytest.mark.parametrize("name", ["low", "high", "conv1", "conv3"])

@@ -155,11 +155,10 @@ class Imagenette(Claim):
 
     def plan_of(self, network: str, seed: int) -> Plan:
         """See :meth:`Claim.plan_of`."""
-        teaches = {MIMIC: WAE, self.half_mimic: self.half}
-        plan = super().plan_of(teaches.get(network, network), seed)
-        if network in teaches:
-            plan = student(plan, _MIMIC_WEIGHT, _MIMIC_TEMPERATURE)
-        return plan
+        students = {MIMIC: WAE, self.half_mimic: self.half}
+        if network not in students:
+            return super().plan_of(network, seed)
+        return student(super().plan_of(students[network], seed), _MIMIC_WEIGHT, _MIMIC_TEMPERATURE)
 
     def jobs(self, seeds: Sequence[int]) -> list[Job]:
         """See :meth:`Claim.jobs`; of the pruned networks one seed."""

@@ -84,7 +84,7 @@ class Front:
         if self.encoder is None:
             parts: Sequence[Tensor] = (images.to(self.dtype),)
         else:
-            # Encoders in int8, which can take its place, know what the engine wants.
+            # Others need not take them: one in int8 has its own dtype, a subclass may have its own forward.
             wanted = (self.dtype, self.memory_format) if type(self.encoder) is Encoder else ()
             parts = self.encoder(images, self.image_scale, self.image_shift, *wanted)
             parts = [x.to(self.dtype) if x.is_floating_point() else x for x in parts]

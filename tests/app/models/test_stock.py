@@ -32,6 +32,14 @@ def test_the_encoder_takes_scale_and_shift_as_the_op_does(
         assert_close(out, ref, tolerance(torch.float32))
 
 
+def test_the_encoder_gives_the_dtype_and_memory_format_that_are_asked_for() -> None:
+    model, image = StockEncoder(), image_of(2, 9, 12)
+    outputs = model(image, dtype=torch.bfloat16, memory_format=torch.channels_last)
+    for out, ref in zip(outputs, model(image), strict=True):
+        assert torch.equal(out, ref.bfloat16())
+        assert out.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_the_decoder_is_the_ops() -> None:
     model, fused = StockDecoder(), wae_nn.Decoder()
     fused.load_state_dict(model.state_dict())
