@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CLASSES, FEATURES, HOSTS, OPS, Cell, arguments_of, as_tuple
+from cases import CLASSES, FEATURES, HOSTS, OPS, Cell, arguments_of, as_tuple, names_of
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -29,14 +29,6 @@ pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 Change = Callable[[Any], Any]
 HEIGHT, WIDTH = 13, 18
-
-
-OPTIONS = ("dtype", "memory_format")
-
-
-def names_of(op: str) -> list[str]:
-    schema = getattr(torch.ops.wae, op).default._schema
-    return [argument.name for argument in schema.arguments if argument.name not in OPTIONS]
 
 
 def arguments(op: str, **changes: Change) -> list[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import DTYPES, OPS, affine, arguments_of, decoder, encoder, image_of
+from cases import DTYPES, OPS, RESULT_OPTIONS, affine, arguments_of, decoder, encoder, image_of, names_of
 
 from wae_kernels import nn as wae_nn
 from wae_kernels.checks import (
@@ -49,10 +49,8 @@ def test_the_rows_are_the_schemas_arguments() -> None:
     for op, tables in of_ops.items():
         schema = getattr(torch.ops.wae, op).default._schema.arguments
         rows = [row.name for table in tables for row in TABLES[table]]
-        options = ("dtype", "memory_format")
-        assert sorted(rows) == sorted(
-            a.name for a in schema if str(a.type) != "bool" and a.name not in options
-        )
+        expected = (a.name for a in schema if str(a.type) != "bool" and a.name not in RESULT_OPTIONS)
+        assert sorted(rows) == sorted(expected)
 
 
 def test_a_packed_weight_has_the_tables_shape() -> None:
@@ -117,8 +115,7 @@ def test_the_message_begins_with_the_op() -> None:
 
 @pytest.mark.parametrize("op", OPS)
 def test_arguments_may_be_named(op: str) -> None:
-    names = [a.name for a in getattr(torch.ops.wae, op).default._schema.arguments]
-    named = dict(zip(names, arguments_of(op), strict=False))  # without what is asked of results
+    named = dict(zip(names_of(op), arguments_of(op), strict=True))
     positional = getattr(torch.ops.wae, op)(*named.values())
     for a, b in zip(positional, getattr(torch.ops.wae, op)(**named), strict=True):
         assert torch.equal(a, b)

@@ -8,23 +8,20 @@ from typing import Any
 
 import pytest
 import torch
-from cases import arguments_of, as_tuple, decoder, encoder, image_of
+from cases import arguments_of, as_tuple, decoder, encoder, image_of, names_of
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
 import wae_kernels
 
 
-def names_of(op: str) -> list[str]:
-    return [argument.name for argument in getattr(torch.ops.wae, op).default._schema.arguments]
-
-
 @pytest.mark.parametrize("op", ["encode", "decode", "decode_scores"])
 def test_the_functions_are_the_ops(op: str) -> None:
     function, arguments = getattr(wae_kernels, op), arguments_of(op)
-    assert list(inspect.signature(function).parameters) == names_of(op)
+    schema = getattr(torch.ops.wae, op).default._schema
+    assert list(inspect.signature(function).parameters) == [argument.name for argument in schema.arguments]
     expected = as_tuple(getattr(torch.ops.wae, op)(*arguments))
-    named = dict(zip(names_of(op), arguments, strict=False))  # without what is asked of results
+    named = dict(zip(names_of(op), arguments, strict=True))
     for outputs in (function(*arguments), function(**named)):
         assert all(map(torch.equal, as_tuple(outputs), expected))
 
@@ -57,7 +54,7 @@ def test_the_modules_run_the_ops_with_their_layers_tensors(
     model(*arguments[:outer], *arguments[outer + 10 :])
     (given,) = calls
     layers = {name.replace(".", "_"): t for name, t in model.named_parameters()}
-    by_name = dict(zip(names_of(op), given, strict=False))
+    by_name = dict(zip(names_of(op), given, strict=True))
     assert all(by_name[name] is tensor for name, tensor in layers.items())
 
 

@@ -310,6 +310,16 @@ def int8_encoder(width: int = 16, to_bytes: bool = False) -> list[Any]:
 OPS = ("encode", "decode", "decode_scores", "encode_backward", "decode_backward", "decode_scores_backward")
 
 
+RESULT_OPTIONS = ("dtype", "memory_format")
+"""What ``encode`` can be asked of its results; :func:`arguments_of` asks for nothing."""
+
+
+def names_of(op: str) -> list[str]:
+    """The names of the arguments that :func:`arguments_of` gives."""
+    schema = getattr(torch.ops.wae, op).default._schema
+    return [argument.name for argument in schema.arguments if argument.name not in RESULT_OPTIONS]
+
+
 def arguments_of(
     op: str,
     layout: str = "nchw",
