@@ -45,13 +45,25 @@ class Front:
         memory_format: torch.memory_format,
         before_threads: bool = False,
     ) -> None:
-        self.encoder, self.like = encoder, like.new_empty(0)
         self.dtype, self.memory_format = dtype, memory_format
+        self.encoder, self.like = encoder, like.new_empty(0)
         if image_scale is not None:  # where there is one, example images are 0..255
             self.image_scale, self.image_shift = image_scale, image_shift
         self._before_threads = before_threads and self.device.type == "cpu"
         self._can_sleep = _can_sleep(encoder)
         self._process: int | None = None  # of the first call before such an engine
+
+    @property
+    def encoder(self) -> nn.Module | None:
+        """See above; one in int8 can take its place."""
+        return self._encoder
+
+    @encoder.setter
+    def encoder(self, encoder: nn.Module | None) -> None:
+        self._encoder = encoder
+        # Others need not take them: one in int8 has its own dtype, a forward or hook may know three.
+        is_ours = type(encoder) is Encoder and encoder.is_fused
+        self._wanted = (self.dtype, self.memory_format) if is_ours else ()
 
     @property
     def device(self) -> torch.device:
@@ -84,9 +96,7 @@ class Front:
         if self.encoder is None:
             parts: Sequence[Tensor] = (images.to(self.dtype),)
         else:
-            # Others need not take them: one in int8 has its own dtype, a subclass may have its own forward.
-            wanted = (self.dtype, self.memory_format) if type(self.encoder) is Encoder else ()
-            parts = self.encoder(images, self.image_scale, self.image_shift, *wanted)
+            parts = self.encoder(images, self.image_scale, self.image_shift, *self._wanted)
             parts = [x.to(self.dtype) if x.is_floating_point() else x for x in parts]
         return [x.contiguous(memory_format=self.memory_format) for x in parts]
 

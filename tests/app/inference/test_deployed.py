@@ -463,6 +463,29 @@ def test_the_encoder_gives_what_the_engine_wants():
         assert part.is_contiguous(memory_format=torch.channels_last)
 
 
+def own_forward(encoder):
+    encoder.forward = lambda image, scale, shift: Encoder.forward(encoder, image, scale, shift)[::-1]
+
+
+def hooked(encoder):
+    def doubled(_, arguments):
+        image, scale, shift = arguments
+        return image, 2 * scale, shift
+
+    encoder.register_forward_pre_hook(doubled)
+
+
+@pytest.mark.parametrize("change", [own_forward, hooked])
+def test_an_encoder_that_was_changed_gets_the_model_s_arguments(change):
+    encoder, affine, images = Encoder(), (torch.ones(3), torch.zeros(3)), photos(2)
+    change(encoder)
+    front = Front(encoder, torch.ones(1), *affine, torch.bfloat16, torch.channels_last)
+    with torch.no_grad():
+        for part, expected in zip(front(images), encoder(images, *affine), strict=True):
+            assert part.is_contiguous(memory_format=torch.channels_last)
+            assert torch.equal(part, expected.to(torch.bfloat16))
+
+
 class Operators(TorchDispatchMode):
     """The names of the operators that run in its block."""
 
