@@ -61,7 +61,8 @@ class Front:
     @encoder.setter
     def encoder(self, encoder: nn.Module | None) -> None:
         self._encoder = encoder
-        # Others need not take them: one in int8 has its own dtype, a forward or hook may know three.
+        # Others need not take them: one in int8 has its own dtype, a forward or a hook of the user's may know
+        # only the model's three arguments.
         is_ours = type(encoder) is Encoder and encoder.is_fused
         self._wanted = (self.dtype, self.memory_format) if is_ours else ()
 

@@ -28,10 +28,8 @@ class StockEncoder(Encoder):
         """As :meth:`wae_kernels.nn.Encoder.forward`, in PyTorch's memory format where none is asked for."""
         x = normalize_image(image, self.conv1.weight.dtype, image_scale, image_shift)
         x = _trunk(x, self.conv1, self.conv2, self.conv3)
-        kept = torch.preserve_format
         low, high = (
-            part.to(dtype or part.dtype, memory_format=memory_format or kept)
-            for part in (self.low(x), self.high(x))
+            part.to(dtype=dtype, memory_format=memory_format) for part in (self.low(x), self.high(x))
         )
         return low, high
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from cases import affine, image_of, recorded, widened
 from compare import assert_close, tolerance
-from torch import nn
+from torch import fx, nn
 
 from wae.models.haar import Haar
 from wae.models.stock import StockDecoder, StockEncoder, StockScoreDecoder, portable
@@ -38,6 +38,16 @@ def test_the_encoder_gives_the_dtype_and_memory_format_that_are_asked_for() -> N
     for out, ref in zip(outputs, model(image), strict=True):
         assert torch.equal(out, ref.bfloat16())
         assert out.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_torch_fx_traces_the_encoder() -> None:
+    """Its parts in PyTorch's operators, with arguments that may be None: a trace cannot branch on them."""
+    model, image = StockEncoder(), image_of(2, 9, 12)
+    traced = fx.symbolic_trace(model, {"image_scale": None, "image_shift": None})
+    for asked in ((), (None, None, torch.bfloat16, torch.channels_last)):
+        for out, ref in zip(traced(image, *asked), model(image, *asked), strict=True):
+            assert torch.equal(out, ref)
+            assert (out.dtype, out.stride()) == (ref.dtype, ref.stride())
 
 
 def test_the_decoder_is_the_ops() -> None:
