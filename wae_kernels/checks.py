@@ -202,6 +202,13 @@ def check_encode(
 ) -> None:
     """Check the arguments of ``wae::encode``."""
     _Checker(op).check("encoder", image, *parameters, image_scale, image_shift)
+    check_results(dtype, memory_format, op)
+
+
+def check_results(
+    dtype: torch.dtype | None, memory_format: torch.memory_format | None, op: str = "encode"
+) -> None:
+    """Check what a caller asks of the results of ``wae::encode``."""
     if dtype is not None and dtype not in FLOATING:
         raise RuntimeError(f"wae::{op}: dtype must be {_FLOATING_NAMES}, got {_name(dtype)}")
     if memory_format not in (None, torch.contiguous_format, torch.channels_last):

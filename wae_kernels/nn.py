@@ -22,6 +22,7 @@ from torch.nn.modules import module as torch_module
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass as is_wrapper
 
 from . import _load
+from .checks import check_results
 from .ops import run_decode, run_decode_scores, run_encode
 from .parameters import KERNEL_WIDTH
 from .reference import format_of, laid_out, normalize_image
@@ -196,6 +197,7 @@ class Encoder(nn.Module):
                 inputs += (image_scale, image_shift)  # to say that there are none takes time, too
             results: tuple[Tensor, Tensor] = run_encode(inputs)
             return results
+        check_results(dtype, memory_format)
         # A replica of DataParallel has no parameters: its layers have plain tensors.
         own = next(self.parameters(), getattr(self.conv1, "weight", image)).dtype
         x = normalize_image(image, own, image_scale, image_shift)

@@ -117,6 +117,16 @@ def test_called_layers_give_the_dtype_and_memory_format_that_are_asked_for() -> 
         assert_close(out, ref.double(), tolerance(torch.bfloat16))
 
 
+@pytest.mark.parametrize("is_fused", [True, False])
+@pytest.mark.parametrize("wrong", [{"dtype": torch.int32}, {"memory_format": torch.preserve_format}], ids=str)
+def test_called_layers_refuse_what_the_op_refuses(wrong: dict[str, Any], is_fused: bool) -> None:
+    encoder, image = Encoder(), torch.randn(2, 3, 12, 13)
+    if not is_fused:
+        encoder.conv2.register_forward_hook(lambda module, args, output: output)
+    with pytest.raises(RuntimeError, match=f"wae::encode: {next(iter(wrong))} must be"):
+        encoder(image, **wrong)
+
+
 @pytest.mark.parametrize("name", ["low", "high", "conv1", "conv3"])
 @pytest.mark.parametrize("change", list(CHANGES))
 def test_a_changed_layer_of_the_decoder_counts(change: str, name: str) -> None:
