@@ -57,8 +57,11 @@ def laid_out(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
     ``contiguous`` would not do: where sizes of 1 leave strides open it keeps them, and the next op
     would tell another format from them.
     """
-    if memory_format == torch.channels_last and torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-        return tensor.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # vmap cannot clone to this format
+    if memory_format == torch.channels_last and (
+        torch.compiler.is_dynamo_compiling()  # which cannot ask the question that follows
+        or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    ):  # vmap cannot clone to this format
+        return tensor.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
     return tensor.clone(memory_format=memory_format)
 
 

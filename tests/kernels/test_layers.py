@@ -117,6 +117,17 @@ def test_called_layers_give_the_dtype_and_memory_format_that_are_asked_for() -> 
         assert_close(out, ref.double(), tolerance(torch.bfloat16))
 
 
+@pytest.mark.parametrize("size", [(12, 13), (1, 1)], ids=str)
+@pytest.mark.parametrize("asked", [(), (None, None, torch.bfloat16, torch.channels_last)], ids=str)
+def test_called_layers_are_compiled_to_channels_last(asked: tuple[Any, ...], size: tuple[int, int]) -> None:
+    encoder, image = Encoder(), torch.randn(2, 3, *size).to(memory_format=torch.channels_last)
+    parametrizations.weight_norm(encoder.conv2)
+    compiled = torch.compile(encoder, backend="aot_eager", fullgraph=True)(image, *asked)
+    for out, ref in zip(compiled, encoder(image, *asked), strict=True):
+        assert (out.dtype, out.stride()) == (ref.dtype, ref.stride())
+        assert_close(out, ref.double(), tolerance(out.dtype))
+
+
 @pytest.mark.parametrize("is_fused", [True, False])
 @pytest.mark.parametrize("wrong", [{"dtype": torch.int32}, {"memory_format": torch.preserve_format}], ids=str)
 def test_called_layers_refuse_what_the_op_refuses(wrong: dict[str, Any], is_fused: bool) -> None:
