@@ -55,7 +55,7 @@ from wae.storage.checkpoint import load_classifier, save_classifier
 from wae.storage.files import refuse_within, sha256, written
 from wae.storage.weights_file import WEIGHTS, CheckpointError
 from wae.training.accuracy import Accuracy
-from wae.training.linear_start import best_linear, write_linear_start
+from wae.training.linear_start import start_as_small_image
 from wae.training.lock import alone_in
 from wae.training.observers import Terminal, shown
 from wae.training.original import TIMM, Original, open_original
@@ -372,16 +372,12 @@ class _Acceleration:
         sample = _readable(plain, _SAMPLE)
         scale, shift = self.stock.image_scale, self.stock.image_shift
         if start == "linear":
-            model.image_scale.copy_(scale)
-            model.image_shift.copy_(shift)
-            units = (image * scale.view(3, 1, 1) + shift.view(3, 1, 1) for image in sample)
-            assert model.decoder is not None
-            write_linear_start(model.encoder, model.decoder, best_linear(units))  # type: ignore[arg-type]
+            start_as_small_image(model, sample, scale, shift)
         else:
             load_autoencoder(
                 model, WEIGHTS / "autoencoder.safetensors" if start == "included" else Path(start)
             )
-        show_small_image(model, sample, scale, shift)
+            show_small_image(model, sample, scale, shift)
         return model
 
     def _plan(self, images: int, mimic: float) -> Plan:

@@ -19,9 +19,9 @@ from wae.models.registry import build
 from wae.storage.checkpoint import Input
 from wae.training.plan import Plan, find
 
-from .reproduce import DECOMPOSITION, MIMIC, WAE, WAVELET, Claim, longer, student
+from .reproduce import DECOMPOSITION, WAE, WAVELET, Claim, longer, student
 
-FULL, HALF = "28 x 28", "14 x 14"
+FULL, HALF, MIMIC = "28 x 28", "14 x 14", "WAE, mimic"
 _MIMIC_WEIGHT, _MIMIC_TEMPERATURE = 1.0, 2.0
 
 

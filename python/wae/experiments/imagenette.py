@@ -2,11 +2,13 @@
 
 The photos are decoded once, to a file of uint8 images of the training's size in the folder of results: an
 epoch then is arithmetic alone. Besides the paper's networks there are those that a sceptic would try first:
-half the resolution at WAE's multiply-adds, and the trained full network pruned to WAE's measured time.
+half the resolution at WAE's multiply-adds, and the trained full network pruned to WAE's measured time. WAE
+and half the resolution are made of the trained full network, too, with it as their teacher.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -17,16 +19,20 @@ from typing import Any, ClassVar
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 
 from wae.data.dataset import Dataset, DatasetError, InMemory
 from wae.data.folder import ImageFolder, image_folder
+from wae.models.accelerated import split
+from wae.models.baselines import FullResolution
 from wae.models.bodies import initialize
 from wae.models.classifier import WAEClassifier
 from wae.models.counting import count
 from wae.models.registry import build, on_meta
 from wae.storage.checkpoint import Input, load_classifier
 from wae.storage.files import written
+from wae.training.linear_start import start_as_small_image
 from wae.training.plan import Plan, find
 from wae.training.pretrained import scale_for_photos
 from wae_kernels.nn import Decoder, Encoder
@@ -34,7 +40,6 @@ from wae_kernels.nn import Decoder, Encoder
 from .pruning import METHODS, pruned, ratio_for
 from .reproduce import (
     DECOMPOSITION,
-    MIMIC,
     WAE,
     WAVELET,
     Claim,
@@ -50,6 +55,8 @@ NETWORKS = {"small_vgg": "small_photo_vgg", "resnet18": "resnet18", "resnet50": 
 """The networks that there is a recipe for, and their names in :mod:`wae.models.registry`."""
 
 EQUAL_COST = "half, equal cost"
+FINE_TUNED = "WAE, fine-tuned"
+"""WAE made of the trained network at full resolution, as by ``wae accelerate``, and taught by it."""
 PRUNED = {f"pruned, {method}": method for method in METHODS}
 CLASSES = 10
 _KEPT_EVERY = 5  # every fifth training image is kept aside, where something has to be chosen
@@ -58,6 +65,8 @@ _MOST = 160  # pixels of a side of torchvision's smaller version
 _MEASURED, _AT_ONCE = 640, 64  # training images that an importance is measured on, and in a batch of them
 _SECONDS = 2.0  # of timing, for each ratio
 _MIMIC_WEIGHT, _MIMIC_TEMPERATURE = 1.0, 4.0
+_CAREFUL = 3e-4  # rate of stage 1, where ``low`` is a small image already
+_SAMPLE = 2000  # training images that it is made one on
 
 
 def claim(
@@ -100,9 +109,9 @@ class Imagenette(Claim):
         return f"{self.size // 2} x {self.size // 2}"
 
     @property
-    def half_mimic(self) -> str:
-        """The network at half the resolution, as a student of the one at full resolution: MIMIC's rival."""
-        return f"{self.half}, mimic"
+    def half_fine_tuned(self) -> str:
+        """The network at half the resolution, begun and taught as :data:`FINE_TUNED` is: its rival."""
+        return f"{self.half}, fine-tuned"
 
     @property
     def input(self) -> Input:
@@ -120,8 +129,8 @@ class Imagenette(Claim):
             WAVELET: f"wavelet_{stem}",
             DECOMPOSITION: f"wae_{stem}",
             WAE: f"wae_{stem}",
-            self.half_mimic: f"{stem}_half",
-            MIMIC: f"wae_{stem}",
+            self.half_fine_tuned: f"{stem}_half",
+            FINE_TUNED: f"wae_{stem}",
             **dict.fromkeys(PRUNED),
         }
 
@@ -150,15 +159,19 @@ class Imagenette(Claim):
         return model
 
     def needs(self, network: str) -> str | None:
-        """See :meth:`Claim.needs`: what is pruned was trained before, and a student needs its teacher."""
-        return self.full if network in (MIMIC, self.half_mimic, *PRUNED) else None
+        """See :meth:`Claim.needs`: what is pruned or fine-tuned was trained before."""
+        return self.full if network in (FINE_TUNED, self.half_fine_tuned, *PRUNED) else None
 
     def plan_of(self, network: str, seed: int) -> Plan:
-        """See :meth:`Claim.plan_of`."""
-        students = {MIMIC: WAE, self.half_mimic: self.half}
-        if network not in students:
+        """See :meth:`Claim.plan_of`: what is fine-tuned has the plan of what it is, and a teacher."""
+        if network == self.half_fine_tuned:
+            return student(super().plan_of(self.half, seed), _MIMIC_WEIGHT, _MIMIC_TEMPERATURE)
+        if network != FINE_TUNED:
             return super().plan_of(network, seed)
-        return student(super().plan_of(students[network], seed), _MIMIC_WEIGHT, _MIMIC_TEMPERATURE)
+        plan = student(super().plan_of(WAE, seed), _MIMIC_WEIGHT, _MIMIC_TEMPERATURE)
+        first, *others = plan.stages
+        stages = replace(first, learning_rate=_CAREFUL), *others
+        return replace(plan, start="random", norm_statistics="kept", stages=stages)
 
     def jobs(self, seeds: Sequence[int]) -> list[Job]:
         """See :meth:`Claim.jobs`; of the pruned networks one seed."""
@@ -166,10 +179,13 @@ class Imagenette(Claim):
 
     def start(self, job: Job, folder: Path, training: Dataset) -> tuple[nn.Module, dict[str, Any]]:
         """See :meth:`Claim.start`: a network to be pruned is, to the time of WAE."""
-        if job.network not in PRUNED:
+        if self.needs(job.network) is None:
             return super().start(job, folder, training)
-        path = self.start_path(folder, job)  # the measurement is not to be made again by a resumed run
         model = load_classifier(weights_path(folder, Job(self.full, job.seed)))
+        if job.network not in PRUNED:
+            torch.manual_seed(job.seed)
+            return self._of_trained(model, job.network, training), {}
+        path = self.start_path(folder, job)  # the measurement is not to be made again by a resumed run
         images, labels = training.batch(range(min(_MEASURED, len(training))), 0)
         batches = list(zip(images.split(_AT_ONCE), labels.split(_AT_ONCE), strict=True))
         method = PRUNED[job.network]
@@ -179,6 +195,24 @@ class Imagenette(Claim):
             found = ratio_for(lambda ratio: pruned(model, batches, method, ratio), self._share_of_time)
             write_json(path, found)
         return pruned(model, batches, method, found["ratio"]), found
+
+    def _of_trained(self, full: nn.Module, network: str, training: Dataset) -> nn.Module:
+        """What is to be fine-tuned, with the weights of the trained ``full`` network."""
+        assert isinstance(full, FullResolution)
+        model = self.build(network)
+        if not isinstance(model, WAEClassifier):
+            model.load_state_dict(full.state_dict())
+            return model
+        half = (self.size // 2,) * 2
+        body, matrix = split(copy.deepcopy(full.network), half)
+        named = zip(model.low_body.state_dict(), body.state_dict().values(), strict=True)
+        model.low_body.load_state_dict(dict(named))  # the same body, by names of its own
+        model.low_classifier.load_state_dict(matrix.state_dict())
+        for parameter in model.fusion_classifier.parameters():
+            nn.init.zeros_(parameter)
+        sample = training.batch(range(min(_SAMPLE, len(training))), 0)[0]
+        start_as_small_image(model, sample, full.image_scale, full.image_shift)
+        return model
 
     def _share_of_time(self, network: nn.Module) -> float:
         """The time of ``network`` as a share of WAE's."""

@@ -40,9 +40,6 @@ from .bench import machine
 WAVELET, DECOMPOSITION, WAE = "Wavelet+CNN", "Decomposition+CNN", "WAE"
 """Networks that every claim has, in the paper's words."""
 
-MIMIC = "WAE, mimic"
-"""WAE as a student of the network at full resolution."""
-
 
 _SHARED = (
     *("learning_rate", "optimizer", "momentum", "weight_decay", "schedule", "warmup", "step_epochs"),

@@ -25,6 +25,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from wae.models.accelerated import show_small_image
+from wae.models.classifier import WAEClassifier
 from wae_kernels.nn import Decoder, Encoder
 
 _NO_ENERGY = 1e-9  # as a share of the leading direction's
@@ -155,3 +157,21 @@ def _write_blocks(layer: nn.ConvTranspose2d, taps: Tensor) -> None:
 def _zero_bias(layer: nn.Conv2d | nn.ConvTranspose2d, channels: int) -> None:
     assert layer.bias is not None  # every layer of the networks has one
     layer.bias[:channels] = 0
+
+
+def start_as_small_image(model: WAEClassifier, images: Tensor, scale: Tensor, shift: Tensor) -> None:
+    """Begin with the best linear transform of ``images`` whose ``low`` is a small image, in the units that a
+    trained low body knows: see :func:`wae.models.accelerated.show_small_image`.
+
+    Args:
+        model: with a learned encoder and a decoder; its scale and shift become these.
+        images: (N, 3, H, W) uint8.
+        scale, shift: of the network that the low body comes from, (3,) each.
+    """
+    assert isinstance(model.encoder, Encoder)
+    assert model.decoder is not None
+    model.image_scale.copy_(scale)
+    model.image_shift.copy_(shift)
+    units = (image * scale.view(3, 1, 1) + shift.view(3, 1, 1) for image in images)
+    write_linear_start(model.encoder, model.decoder, best_linear(units))
+    show_small_image(model, images, scale, shift)

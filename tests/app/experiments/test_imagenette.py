@@ -11,12 +11,14 @@ from torch import nn
 
 from wae.cli import main
 from wae.data.dataset import DatasetError
+from wae.difference import relative_difference
 from wae.experiments import imagenette, pruning, reproduce
-from wae.experiments.imagenette import EQUAL_COST, Imagenette
-from wae.experiments.reproduce import MIMIC, Job, Result
+from wae.experiments.imagenette import EQUAL_COST, FINE_TUNED, Imagenette
+from wae.experiments.reproduce import Job, Result
 from wae.models.baselines import AtSize, FullResolution, HalfResolution
 from wae.models.counting import count
 from wae.models.registry import on_meta
+from wae.storage.checkpoint import save_classifier
 from wae.storage.weights_file import CheckpointError
 from wae.training import plan
 
@@ -153,23 +155,48 @@ def test_the_table_has_the_pruned_networks_at_their_share_of_waes_time():
     assert reproduce.won_back(table, CLAIM, "WAE") == pytest.approx(0.9)
 
 
-# --------------------------------------------------------------------------------------------------- students
+# ------------------------------------------------------------------------------------------------- fine-tuned
 
 
-@pytest.mark.parametrize(("name", "own"), [(MIMIC, "WAE"), (CLAIM.half_mimic, CLAIM.half)])
-def test_a_student_is_trained_as_without_its_teacher(name, own):
-    *others, last = CLAIM.plan_of(name, 1).stages
-    *same, alone = CLAIM.plan_of(own, 1).stages
-    assert others == same
+@pytest.mark.parametrize(("name", "own"), [(FINE_TUNED, "WAE"), (CLAIM.half_fine_tuned, CLAIM.half)])
+def test_what_is_fine_tuned_is_trained_as_from_scratch_but_has_a_teacher(name, own):
+    last, alone = CLAIM.plan_of(name, 1).stages[-1], CLAIM.plan_of(own, 1).stages[-1]
     assert last.mimic_weight > 0
     assert replace(last, mimic_weight=0.0, mimic_temperature=1.0) == alone
     assert CLAIM.needs(name) == CLAIM.full
     assert CLAIM.registered[name] == CLAIM.registered[own]
 
 
+@pytest.mark.parametrize("network", ["small_vgg", "resnet18"])
+def test_what_is_fine_tuned_begins_as_the_trained_network_on_a_small_image(network, photos, tmp_path):
+    """WAE's scores are those of half the resolution, nearly: its small image is no plain mean."""
+    claim = replace(CLAIM, network=network)
+    job = Job(claim.full, 3)
+    torch.manual_seed(1)
+    full = claim.build(claim.full)
+    training, _ = claim.sets(claim.prepared(photos, tmp_path), 0)
+    save_classifier(
+        reproduce.weights_path(tmp_path, job),
+        full,
+        claim.registered[claim.full],
+        training.labels,
+        claim.input,
+        {},
+    )
+    models = [
+        claim.start(Job(name, 3), tmp_path, training)[0].eval()
+        for name in (FINE_TUNED, claim.half_fine_tuned)
+    ]
+    with torch.no_grad():
+        wae, half = (model(training.images) for model in models)
+        same = HalfResolution(full.network, full.image_scale.tolist(), full.image_shift.tolist()).eval()
+        assert torch.equal(half, same(training.images))
+    assert relative_difference(wae, half) < 0.05
+
+
 @pytest.mark.slow
-def test_students_are_trained_after_their_teacher(photos, tmp_path):
-    wanted = [Job(MIMIC, 0), Job(CLAIM.half_mimic, 0), Job(CLAIM.full, 0)]
+def test_what_is_fine_tuned_is_trained_after_the_network_that_it_comes_of(photos, tmp_path):
+    wanted = [Job(FINE_TUNED, 0), Job(CLAIM.half_fine_tuned, 0), Job(CLAIM.full, 0)]
     told = []
     results = reproduce.run(tmp_path, photos, wanted, CLAIM, 1, tell=told.append)
     assert told[0].job == Job(CLAIM.full, 0)
