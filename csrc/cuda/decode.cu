@@ -249,7 +249,7 @@ struct LastLayer {
   static __device__ __forceinline__ Number weight(const StagedFilter<Number>& conv3, int out, int in,
                                                   int tap) {
     const int y = tap / 3 % 2 + 2 - (tap / 6 * 2 + out / 4);
-    return unless_padding(out % 4 < 3 && inside(y, 0, 3),
+    return unless_padding(is_of_two_triples(out) && inside(y, 0, 3),
                           conv3.at(min(out % 4, 2), in, 3 * min(max(y, 0), 2) + tap % 3));
   }
 
@@ -281,19 +281,23 @@ struct LastLayer {
   // with the upper row of the pair that it completes.
   __device__ void add(uint32_t pair, bool is_last) {
     float one[4];
-    take(one, sums[1], true);
+    copy(one, sums[1]);
     add_row<0>(sums[0], one, pair);
-    take(sums[1], one, !is_lower);
+    copy_if(!is_lower, sums[1], one);
     if (is_last) return;
-    take(one, sums[0], true);
+    copy(one, sums[0]);
     add_row<1>(one, sums[1], pair + kRow);
-    take(sums[0], one, is_lower);
+    copy_if(is_lower, sums[0], one);
   }
 
-  // A select and not a branch: the lanes of a warp differ, and mma needs all of them.
-  static __device__ __forceinline__ void take(float (&to)[4], const float (&from)[4], bool takes) {
+  static __device__ __forceinline__ void copy(float (&to)[4], const float (&from)[4]) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) to[i] = takes ? from[i] : to[i];
+    for (int i = 0; i < 4; ++i) to[i] = from[i];
+  }
+  // A select and not a branch: the lanes of a warp differ, and mma needs all of them.
+  static __device__ __forceinline__ void copy_if(bool copies, float (&to)[4], const float (&from)[4]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) to[i] = copies ? from[i] : to[i];
   }
 
   template <int kInput>
@@ -326,19 +330,20 @@ struct LastLayer {
     for (int x = 0; x < 3; ++x) {
 #pragma unroll 1
       for (int plane = 0; plane < 4; ++plane) {
+        const float4 left = load_4(row + pixels + x * 16 + plane * kRowPlane),
+                     right = load_4(row + pixels + (x + 8) * 16 + plane * kRowPlane);
+        const float value[2][4] = {{left.x, left.y, left.z, left.w}, {right.x, right.y, right.z, right.w}};
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const float4 four = load_4(row + pixels + (x + 8 * half) * 16 + plane * kRowPlane);
-          const float value[4] = {four.x, four.y, four.z, four.w};
+        for (int i = 0; i < 4; ++i) {
+          const uint32_t at = plain_weights + (4 * plane + i) * 32;
+          const float2 a = load_2(at + tap_of(0, kInput, x) * 512);
+          const float2 b = load_2(at + tap_of(1, kInput, x) * 512);
 #pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            const uint32_t at = plain_weights + (4 * plane + i) * 32;
-            const float2 a = load_2(at + tap_of(0, kInput, x) * 512);
-            const float2 b = load_2(at + tap_of(1, kInput, x) * 512);
-            completed[2 * half] = fmaf(value[i], a.x, completed[2 * half]);
-            completed[2 * half + 1] = fmaf(value[i], a.y, completed[2 * half + 1]);
-            begun[2 * half] = fmaf(value[i], b.x, begun[2 * half]);
-            begun[2 * half + 1] = fmaf(value[i], b.y, begun[2 * half + 1]);
+          for (int half = 0; half < 2; ++half) {
+            completed[2 * half] = fmaf(value[half][i], a.x, completed[2 * half]);
+            completed[2 * half + 1] = fmaf(value[half][i], a.y, completed[2 * half + 1]);
+            begun[2 * half] = fmaf(value[half][i], b.x, begun[2 * half]);
+            begun[2 * half + 1] = fmaf(value[half][i], b.y, begun[2 * half + 1]);
           }
         }
       }
@@ -347,7 +352,7 @@ struct LastLayer {
 
   // After the completed pair has been written.
   __device__ void next_pair() {
-    take(sums[0], sums[1], true);
+    copy(sums[0], sums[1]);
     begin(sums[1]);
   }
 };
@@ -449,11 +454,11 @@ __device__ void decode(const DecodeParameters& p) {
   // The parameters, where the rows will be.
   const StagedBias bias([&](int layer, int channel) {  // conv3's as the columns of its D fragment
     const bool is_last = layer == 3;
-    if (is_last && (channel >= 8 || channel % 4 == 3)) return 0.0f;
+    if (is_last && !is_of_two_triples(channel)) return 0.0f;
     const float sum = bias_at<Number>(p.filters[layer == 0 ? 0 : layer + 1], is_last ? channel % 4 : channel);
     return layer == 0 ? sum + bias_at<Number>(p.filters[1], channel) : sum;
   });
-  const StagedFilters<Op::kDecode, Number> stage(reinterpret_cast<Number*>(memory), p.filters, false);
+  const StagedFilters<Op::kDecode, Number> stage(reinterpret_cast<Number*>(memory), p.filters);
   const uint32_t biases = shared + kFilterNumbers * sizeof(Number);
   bias.store_to(biases);
   block_barrier();

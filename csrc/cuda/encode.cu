@@ -415,8 +415,8 @@ __device__ void encode(const EncodeParameters& p) {
   const bool are_floats = sizeof(Number) == 2 && p.are_floats;  // else Number is float, and one copy suffices
   const float affine = affine_number(p);
   const StagedBias bias([&](int layer, int channel) {  // the branches' as the columns of their D fragment
-    const bool is_last = layer == 3, is_padding = is_last && (channel >= 8 || channel % 4 == 3);
-    if (is_padding) return 0.0f;
+    const bool is_last = layer == 3;
+    if (is_last && !is_of_two_triples(channel)) return 0.0f;
     return bias_at<Number>(p.filters[layer + (is_last ? channel / 4 : 0)], is_last ? channel % 4 : channel,
                            are_floats);
   });
@@ -433,7 +433,7 @@ __device__ void encode(const EncodeParameters& p) {
   const auto second_weight = [&](int out, int in, int tap) { return conv2.at(out, in, tap); };
   const auto third_weight = [&](int out, int in, int tap) { return conv3.at(out, in, tap); };
   const auto branch_weight = [&](int out, int in, int tap) {
-    return unless_padding(out % 4 < 3, chosen(out < 4, low, high).at(min(out % 4, 2), in, tap));
+    return unless_padding(is_of_two_triples(out), chosen(out < 4, low, high).at(min(out % 4, 2), in, tap));
   };
   const typename Trunk::Packed second_filter{biases + StagedBias::kBytes},
       third_filter{second_filter.at + second_filter.kBytes};

@@ -166,7 +166,7 @@ struct StagedFilters {
   const Filter (&filters)[kFilters];
 
   // A barrier has to follow. are_floats: the filters are float32 in memory, whatever Number is.
-  __device__ StagedFilters(Number* to, const Filter (&from)[kFilters], bool are_floats)
+  __device__ StagedFilters(Number* to, const Filter (&from)[kFilters], bool are_floats = false)
       : numbers(to), filters(from) {
     if (are_floats) {
       copy<float>();
@@ -179,7 +179,6 @@ struct StagedFilters {
   __device__ __forceinline__ void copy() const {
     constexpr int kVector = 16 / sizeof(From), kVectors = kFilterNumbers / kVector;
     constexpr int kRounds = (kVectors + kThreads - 1) / kThreads;
-    Number* const to = numbers;
     uint4 vectors[kRounds];
     bool has[kRounds];
 #pragma unroll
@@ -197,12 +196,13 @@ struct StagedFilters {
     }
 #pragma unroll
     for (int round = 0; round < kRounds; ++round) {
-      if (has[round]) store_vector<From>(to + (threadIdx.x + round * kThreads) * kVector, vectors[round]);
+      if (has[round])
+        store_vector<From>(numbers + (threadIdx.x + round * kThreads) * kVector, vectors[round]);
     }
 #pragma unroll
     for (int f = 0; f < kFilters; ++f) {
       if (!filters[f].is_dense) {
-        copy_sparse_filter<From>(to + filter_offset(kOp, f), filters[f], filter_shapes(kOp)[f]);
+        copy_sparse_filter<From>(numbers + filter_offset(kOp, f), filters[f], filter_shapes(kOp)[f]);
       }
     }
   }
@@ -231,6 +231,10 @@ struct StagedFilters {
     return staged;
   }
 };
+
+// Last layers have 3 channels twice in the 8 columns of a D fragment, 0 to 2 and 4 to 6, so that a lane has
+// columns of one of the two.
+__device__ __forceinline__ bool is_of_two_triples(int column) { return column < 8 && column % 4 < 3; }
 
 template <class Number>
 __device__ __forceinline__ float bias_at(const Filter& filter, int channel, bool are_floats = false) {
