@@ -32,11 +32,6 @@ def test_the_encoder_takes_scale_and_shift_as_the_op_does(
         assert_close(out, ref, tolerance(torch.float32))
 
 
-def test_the_stock_encoder_refuses_what_the_fused_one_refuses():
-    with pytest.raises(RuntimeError, match="wae::encode: dtype must be float32"):
-        StockEncoder()(image_of(1, 4, 4), dtype=torch.int32)
-
-
 def test_the_encoder_gives_the_dtype_and_memory_format_that_are_asked_for() -> None:
     model, image = StockEncoder(), image_of(2, 9, 12)
     outputs = model(image, dtype=torch.bfloat16, memory_format=torch.channels_last)
