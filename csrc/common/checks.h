@@ -107,6 +107,13 @@ inline std::string dtype_name(ScalarType dtype) {
                                                            {ScalarType::Double, "float64"},
                                                            {ScalarType::BFloat16, "bfloat16"},
                                                            {ScalarType::Bool, "bool"},
+                                                           {ScalarType::UInt16, "uint16"},
+                                                           {ScalarType::UInt32, "uint32"},
+                                                           {ScalarType::UInt64, "uint64"},
+                                                           {ScalarType::Float8_e5m2, "float8_e5m2"},
+                                                           {ScalarType::Float8_e4m3fn, "float8_e4m3fn"},
+                                                           {ScalarType::Float8_e5m2fnuz, "float8_e5m2fnuz"},
+                                                           {ScalarType::Float8_e4m3fnuz, "float8_e4m3fnuz"},
                                                            {ScalarType::ComplexHalf, "complex32"},
                                                            {ScalarType::ComplexFloat, "complex64"},
                                                            {ScalarType::ComplexDouble, "complex128"}};

@@ -190,16 +190,17 @@ def test_scores_and_features_decide_the_channels(op: str) -> None:
     check(op, {"high": lambda t: t[:, :4]}, "high_weight must have shape (4, 16, 3, 3), got (7, 16, 3, 3)")
 
 
-INTEGERS = {torch.int64: "int64", torch.int8: "int8", torch.bool: "bool", torch.complex64: "complex64"}
+OTHERS = {torch.int64: "int64", torch.int8: "int8", torch.bool: "bool", torch.complex64: "complex64"}
+OTHERS |= {torch.uint16: "uint16", torch.uint64: "uint64", torch.float8_e5m2: "float8_e5m2"}
 
 
-@pytest.mark.parametrize("dtype", INTEGERS, ids=str)
+@pytest.mark.parametrize("dtype", OTHERS, ids=str)
 @pytest.mark.parametrize("op", OPS)
 def test_images_of_a_dtype_without_a_kernel(op: str, dtype: torch.dtype) -> None:
     name = IMAGES[op][0]
     kinds = "uint8, float32, float16, bfloat16 or float64"
     wanted = f"{name} must be {kinds if name == 'image' else kinds.removeprefix('uint8, ')}"
-    check(op, {name: to(dtype)}, f"{wanted}, got {INTEGERS[dtype]}")
+    check(op, {name: to(dtype)}, f"{wanted}, got {OTHERS[dtype]}")
 
 
 def test_only_the_encoder_takes_bytes() -> None:
@@ -475,11 +476,7 @@ FORMATS = "memory_format must be torch.contiguous_format or torch.channels_last"
     [
         *(
             (wrong, None, f"dtype must be float32, float16, bfloat16 or float64, got {name}")
-            for wrong, name in (
-                (torch.int32, "int32"),
-                (torch.uint8, "uint8"),
-                (torch.complex64, "complex64"),
-            )
+            for wrong, name in {**OTHERS, torch.uint8: "uint8"}.items()
         ),
         (None, torch.preserve_format, f"{FORMATS}, got torch.preserve_format"),
         (None, torch.channels_last_3d, f"{FORMATS}, got torch.channels_last_3d"),
