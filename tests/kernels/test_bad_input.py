@@ -277,7 +277,7 @@ def test_the_first_weight_decides_the_width() -> None:
 @pytest.mark.parametrize(("op", "name"), OPS_AND_PARAMETERS)
 def test_parameters_of_another_dtype(op: str, name: str) -> None:
     image = IMAGES[op][0]
-    for dtype, dtype_name in {torch.float64: "float64", torch.bfloat16: "bfloat16", **INTEGERS}.items():
+    for dtype, dtype_name in {torch.float64: "float64", torch.bfloat16: "bfloat16", **OTHERS}.items():
         message = f"{name} must be float32 like {image}, got {dtype_name}"
         check(op, {name: to(dtype)}, message)
 
@@ -296,7 +296,7 @@ def test_parameters_beside_bytes(op: str) -> None:
 def test_scale_and_shift(op: str, name: str) -> None:
     for wrong in ((), (1,), (4,), (0,), (3, 1), (1, 3, 1, 1)):
         check(op, {name: of_shape(*wrong)}, f"{name} must have shape (3), got {text(wrong)}")
-    for dtype, dtype_name in INTEGERS.items():
+    for dtype, dtype_name in OTHERS.items():
         message = f"{name} must be float32, float16, bfloat16 or float64, got {dtype_name}"
         check(op, {name: to(dtype)}, message)
 
@@ -353,7 +353,7 @@ def test_gradients(op: str, name: str, wanted: str) -> None:
         got = text(tuple(change(gradient).shape))
         check(op, {name: change}, f"{name} must have shape {wanted}, got {got}")
     first = IMAGES[op][0]
-    for dtype, dtype_name in {torch.float64: "float64", **INTEGERS}.items():
+    for dtype, dtype_name in {torch.float64: "float64", **OTHERS}.items():
         check(op, {name: to(dtype)}, f"{name} must be float32 like {first}, got {dtype_name}")
 
 
