@@ -1,6 +1,6 @@
 """``wae::encode_triton`` and ``wae::decode_triton``: the kernels as ops that torch.compile sees through.
 
-They take the arguments of ``wae::encode`` and ``wae::decode``, check them alike and give the same results.
+They take the tensors of ``wae::encode`` and ``wae::decode``, check them alike and give the same results.
 They are forward passes and nothing else. ``wae::encode`` and ``wae::decode``, which run the same kernels on a
 GPU, are what has gradients and autocast.
 """
@@ -8,6 +8,7 @@ GPU, are what has gradients and autocast.
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
-from wae_kernels import _load, reference
+from wae_kernels import reference
 from wae_kernels.checks import check_decode, check_encode
 from wae_kernels.parameters import DecoderParameters, EncoderParameters, one_by_one, width_of
 
@@ -109,11 +110,9 @@ def _fake_encode(
     parameters: EncoderParameters,
     image_scale: Tensor | None = None,
     image_shift: Tensor | None = None,
-    dtype: torch.dtype | None = None,
-    memory_format: torch.memory_format | None = None,
 ) -> tuple[Tensor, Tensor]:
-    check_encode(image, parameters, image_scale, image_shift, dtype, memory_format, "encode_triton")
-    return halves(image, dtype or parameters.conv1_weight.dtype, memory_format)
+    check_encode(image, parameters, image_scale, image_shift, op="encode_triton")
+    return halves(image, parameters.conv1_weight.dtype)
 
 
 @one_by_one
@@ -125,15 +124,14 @@ def _fake_decode(
 
 
 def _register() -> None:
-    """Define the ops, with the schemas of ``wae::encode`` and ``wae::decode``."""
-    schemas = {schema.partition("(")[0]: schema for schema in _load.schemas()}
+    """Define the ops, with the schemas that the fakes' signatures say."""
     ops: list[tuple[str, Any, Any]] = [
         ("encode", _encode_op, _fake_encode),
         ("decode", _decode_op, _fake_decode),
     ]
     for name, function, fake in ops:
-        schema = schemas[name].removeprefix(name)
-        op: Any = triton_op(f"wae::{name}_triton", function, mutates_args=(), schema=schema)
+        function.__signature__ = inspect.signature(fake)
+        op: Any = triton_op(f"wae::{name}_triton", function, mutates_args=())
         op.register_fake(fake)
 
 
