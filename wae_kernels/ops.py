@@ -27,15 +27,17 @@ def _runner(op: torch._ops.OpOverload, in_transform: Callable[..., Any]) -> Call
     Not so where others' code runs inside the call (a mode, a tensor's ``__torch_function__``): it may record.
     """
 
+    peek, guard = torch._C._functorch.peek_interpreter_stack, torch._C._AutoDispatchBelowAutograd
+
     def call(inputs: Sequence[Any]) -> Any:
         if torch.compiler.is_compiling():  # it takes the op, always, and leaves a transform to Python
             return op(*inputs)
-        if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
+        if peek() is not None or forward_ad._current_level >= 0:
             return in_transform(*inputs)  # of torch.func, or a level of dual numbers
         records = torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs)
         if records or has_torch_function(inputs):
             return op(*inputs)
-        with torch._C._AutoDispatchBelowAutograd():
+        with guard():
             return op(*inputs)
 
     return call

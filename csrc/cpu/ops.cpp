@@ -180,16 +180,21 @@ std::tuple<Tensor, Tensor> encode(Tensor image, Tensor conv1_weight, Tensor conv
                                   std::optional<Tensor> image_scale, std::optional<Tensor> image_shift,
                                   std::optional<ScalarType> dtype,
                                   std::optional<MemoryFormat> memory_format) {
-  const Parameters parameters{conv1_weight, conv1_bias, conv2_weight, conv2_bias,  conv3_weight,
-                              conv3_bias,   low_weight, low_bias,     high_weight, high_bias};
+  const Parameters parameters{std::move(conv1_weight), std::move(conv1_bias),   std::move(conv2_weight),
+                              std::move(conv2_bias),   std::move(conv3_weight), std::move(conv3_bias),
+                              std::move(low_weight),   std::move(low_bias),     std::move(high_weight),
+                              std::move(high_bias)};
   Checker("encode").check(Table::encoder, image, parameters, image_scale, image_shift);
   checks::check_results("encode", dtype, memory_format);
-  const ScalarType results = dtype ? *dtype : conv1_weight.scalar_type();
-  const Kernels* kernels = results == ScalarType::Double ? nullptr : kernels_for(conv1_weight);
+  const ScalarType results = dtype ? *dtype : parameters[0].scalar_type();
+  const Kernels* kernels = results == ScalarType::Double ? nullptr : kernels_for(parameters[0]);
   if (kernels == nullptr) {
-    return call_reference<std::tuple<Tensor, Tensor>>(
-        "encode", image, conv1_weight, conv1_bias, conv2_weight, conv2_bias, conv3_weight, conv3_bias,
-        low_weight, low_bias, high_weight, high_bias, image_scale, image_shift, dtype, memory_format);
+    return std::apply(
+        [&](const auto&... each) {
+          return call_reference<std::tuple<Tensor, Tensor>>("encode", image, each..., image_scale,
+                                                            image_shift, dtype, memory_format);
+        },
+        parameters);
   }
   const int64_t half_height = half_size(image.size(2)), half_width = half_size(image.size(3));
   Tensor low = new_images(image, half_height, half_width, results, 3, memory_format);
@@ -199,7 +204,7 @@ std::tuple<Tensor, Tensor> encode(Tensor image, Tensor conv1_weight, Tensor conv
                         affine_of(image_scale, image_shift), weights.get()};
   run_tasks(plan_tasks(image.size(0), half_height, half_width, threads_for_tasks(), kForwardWarmUp),
             [&](const Task& task) { kernels->encode(args, task); });
-  return {low, high};
+  return {std::move(low), std::move(high)};
 }
 
 Tensor decode(Tensor low, Tensor high, Tensor low_weight, Tensor low_bias, Tensor high_weight,
