@@ -164,7 +164,7 @@ inline bool is_floating(ScalarType dtype) {
          dtype == ScalarType::Double;
 }
 
-// The dtype and memory format of results, where the caller asks for any; as check_encode of checks.py.
+// The dtype and memory format of results, where the caller asks for any; as check_results of checks.py.
 inline void check_results(const char* op, std::optional<ScalarType> dtype,
                           std::optional<MemoryFormat> memory_format) {
   if (dtype && !is_floating(*dtype)) {
