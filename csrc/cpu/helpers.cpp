@@ -1,5 +1,7 @@
 #include "cpu/helpers.h"
 
+#include <pthread.h>
+#include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -11,6 +13,7 @@
 #include <system_error>
 #include <thread>
 #include <utility>
+#include <vector>
 
 namespace wae {
 namespace {
@@ -72,6 +75,41 @@ class Shared {
   bool over_ = false;
 };
 
+#ifdef __linux__
+// The cores that a helper may run on.
+//
+// Where an engine's threads wait in loops on all other cores, the system may wake a helper on its caller's core, call
+// after call: there it gets to run only when the caller waits for it.
+class Cores {
+ public:
+  explicit Cores(pthread_t helper) : helper_(helper) {}
+
+  // All that it was allowed but the caller's; that one too, where the others are fewer than there are helpers.
+  void keep_off(int callers, int64_t helpers) {
+    cpu_set_t now;
+    if (pthread_getaffinity_np(helper_, sizeof now, &now) != 0) return;  // more cores than it can tell
+    if (!CPU_EQUAL(&now, &set_)) allowed_ = now;  // as it began, or as somebody else has set it since
+    set_ = allowed_;
+    CPU_CLR(callers, &set_);
+    if (CPU_COUNT(&set_) < helpers) set_ = allowed_;
+    pthread_setaffinity_np(helper_, sizeof set_, &set_);
+  }
+
+ private:
+  pthread_t helper_;
+  cpu_set_t allowed_{}, set_{};
+};
+
+int this_core() { return sched_getcpu(); }
+#else
+struct Cores {  // other systems let nobody choose
+  explicit Cores(pthread_t) {}
+  void keep_off(int, int64_t) {}
+};
+
+int this_core() { return 0; }
+#endif
+
 // A thread's helpers. They are detached: each keeps what it shares alive until it has seen that this ended.
 class Helpers {
  public:
@@ -81,11 +119,12 @@ class Helpers {
 
   void run(int64_t threads, int64_t count, const std::function<void(int64_t)>& task) {
     if (forked()) {  // no helper came along. What they share is theirs for ever: one may have held its lock
-      shared_ = std::make_shared<Shared>(), helpers_ = 0, process_ = getpid();
+      shared_ = std::make_shared<Shared>(), helpers_.clear(), process_ = getpid();
     }
     const int64_t wanted = std::max<int64_t>(std::min(threads, count) - 1, 0);
     start(wanted);
-    shared_->run(std::min(wanted, helpers_), count, task);
+    if (const int core = this_core(); core != core_) keep_off(core);
+    shared_->run(std::min<int64_t>(wanted, helpers_.size()), count, task);
   }
 
  private:
@@ -93,13 +132,26 @@ class Helpers {
 
   void start(int64_t wanted) {
     try {
-      for (; helpers_ < wanted; ++helpers_) std::thread([shared = shared_] { shared->help(); }).detach();
+      helpers_.reserve(wanted);  // what can fail, before there is a thread
+      while (static_cast<int64_t>(helpers_.size()) < wanted) {
+        std::thread helper([shared = shared_] { shared->help(); });
+        helpers_.emplace_back(helper.native_handle());
+        helper.detach();
+        core_ = kNone;
+      }
     } catch (const std::system_error&) {  // no more threads are to be had: then with fewer
     }
   }
 
+  void keep_off(int core) {
+    core_ = core;
+    for (Cores& cores : helpers_) cores.keep_off(core, helpers_.size());
+  }
+
+  static constexpr int kNone = -1;
   std::shared_ptr<Shared> shared_ = std::make_shared<Shared>();
-  int64_t helpers_ = 0;
+  std::vector<Cores> helpers_;  // where each may run
+  int core_ = kNone;            // the one that they keep off
   pid_t process_ = getpid();
 };
 

@@ -162,6 +162,35 @@ def test_helpers_take_no_time_between_calls() -> None:
 
 
 @on_linux
+def test_helpers_keep_off_the_core_that_their_caller_runs_on() -> None:
+    cores = os.sched_getaffinity(0)
+    if len(cores) < 2:
+        pytest.skip("needs two cores")
+    first, second = sorted(cores)[:2]
+
+    def calls() -> list[set[int]]:
+        """The cores that a new helper may run on, after calls on these."""
+        before = threads_of_the_process()
+        torch.set_num_threads(2)
+        with sleeping():
+            drawn(CALLS["encode"])
+            (helper,) = map(int, threads_of_the_process() - before)
+            found = []
+            for core, somebody in ((first, None), (second, None), (second, second), (first, None)):
+                if somebody is not None:
+                    os.sched_setaffinity(helper, {somebody})
+                os.sched_setaffinity(0, {core})
+                drawn(CALLS["encode"])
+                found.append(os.sched_getaffinity(helper))
+        return found
+
+    with ThreadPoolExecutor(1) as caller:
+        found = caller.submit(calls).result()
+    # what somebody else decides holds
+    assert found == [cores - {first}, cores - {second}, {second}, {second}]
+
+
+@on_linux
 def test_a_forked_process_has_helpers_of_its_own() -> None:
     torch.set_num_threads(3)
     with sleeping():
