@@ -188,9 +188,18 @@ class Deployed:
             raise ValueError(f"images must be on {self._front.device}, got {images.device}")
 
 
+def undisturbed(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Within it the caller's autocast, inference mode and gradients are off.
+
+    Only what is on is switched off: behind a network, that all takes 0.1 ms.
+    """
+    if torch.is_inference_mode_enabled() or torch.is_autocast_enabled(device.type):
+        return _all_off(device)
+    return torch.no_grad() if torch.is_grad_enabled() else contextlib.nullcontext()
+
+
 @contextlib.contextmanager
-def undisturbed(device: torch.device) -> Iterator[None]:
-    """Within it the caller's autocast, inference mode and gradients are off."""
+def _all_off(device: torch.device) -> Iterator[None]:
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
         yield
 

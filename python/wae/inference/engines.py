@@ -530,7 +530,8 @@ def onnx_session(path: Path, batch: int | None = None) -> Run:
 
     def run(*tensors: Tensor) -> Any:
         arrays = (x.contiguous().numpy() for x in tensors)
-        return _as_tensors(session.run(None, dict(zip(names, arrays, strict=True))))
+        results = session.run(None, dict(zip(names, arrays, strict=True)))
+        return _one_or_more([torch.from_numpy(x) for x in results])
 
     return run
 
@@ -583,19 +584,27 @@ def _open_openvino(wanted: str, folder: Path, batch: int | None, keep: bool) -> 
     model = core.read_model(folder / "network.xml")
     if batch is not None:
         model.reshape({x.get_any_name(): [batch, *list(x.partial_shape)[1:]] for x in model.inputs})
-    request = core.compile_model(model, "CPU", settings).create_infer_request()
+    compiled = core.compile_model(model, "CPU", settings)
+    request = compiled.create_infer_request()
+    # Where their sizes are known, the results get their place once. Making arrays and dictionaries in each
+    # call takes 0.2 ms more, for the network has left no Python in the caches.
+    outputs = compiled.outputs if batch is not None else ()
+    results = [torch.empty(tuple(x.shape), dtype=torch.float32) for x in outputs]
+    for number, result in enumerate(results):
+        request.set_output_tensor(number, openvino.Tensor(result.numpy(), shared_memory=True))
 
     def run(*tensors: Tensor) -> Any:
-        arrays = [x.contiguous().numpy() for x in tensors]
-        outputs = request.infer(arrays, share_inputs=True, share_outputs=True)
-        return _as_tensors(list(outputs.values()))
+        arrays = [x.contiguous().numpy() for x in tensors]  # which OpenVINO does not keep alive
+        for number, array in enumerate(arrays):
+            request.set_input_tensor(number, openvino.Tensor(array, shared_memory=True))
+        found = request.infer(share_outputs=True)
+        return _one_or_more(results or [torch.from_numpy(x) for x in found.values()])
 
     return run
 
 
-def _as_tensors(arrays: Sequence[Any]) -> Tensor | list[Tensor]:
-    tensors = [torch.from_numpy(array) for array in arrays]
-    return tensors if len(tensors) > 1 else tensors[0]
+def _one_or_more(results: Sequence[Tensor]) -> Tensor | Sequence[Tensor]:
+    return results if len(results) > 1 else results[0]
 
 
 def _load_file(open: Callable[..., Run]) -> Callable[[Path, int, str], Prepared]:
