@@ -34,7 +34,6 @@ INT8_RANGES = {
     **{f"{layer}_bias": (-MOST_BIAS, MOST_BIAS) for layer in ("conv1", "conv2", "conv3", "low", "high")},
     "shift": (0, 30),
     "multiplier": (0, 2**15 - 1),
-    "zero_point": (0, 255),
 }
 """The least and the largest numbers that ``wae::encode_int8`` takes, in the order in which it looks."""
 
@@ -171,7 +170,10 @@ class _Checker:
         rule = argument.dtype
         if rule == "pixels" and dtype == torch.uint8:
             return
-        if rule in _OWN_NAMES:
+        if rule == "bytes":
+            if dtype not in (torch.uint8, torch.int8):
+                self.fail(argument, "be uint8 or int8", _name(dtype))
+        elif rule in _OWN_NAMES:
             if dtype != _OWN_NAMES[rule]:
                 self.fail(argument, f"be {rule}", _name(dtype))
         elif rule != "floating" and self.network is not None:
@@ -237,21 +239,21 @@ def check_encode_int8(
     shift: Tensor,
     multiplier: Tensor,
     scale: Tensor,
-    zero_point: Tensor | None,
+    low_zero_point: Tensor | None,
+    high_zero_point: Tensor | None,
 ) -> None:
     """Check the arguments of ``wae::encode_int8``, but for :func:`check_int8_numbers`."""
     checker = _Checker("encode_int8")
-    checker.check("encode_int8", image, *parameters, image_padding, shift, multiplier, scale, zero_point)
+    rest = image_padding, shift, multiplier, scale, low_zero_point, high_zero_point
+    checker.check("encode_int8", image, *parameters, *rest)
 
 
-def check_int8_numbers(
-    parameters: EncoderParameters, shift: Tensor, multiplier: Tensor, zero_point: Tensor | None
-) -> None:
+def check_int8_numbers(parameters: EncoderParameters, shift: Tensor, multiplier: Tensor) -> None:
     """Check the numbers that ``wae::encode_int8`` computes with; no sum overflows with these."""
-    named = {**parameters._asdict(), "shift": shift, "multiplier": multiplier, "zero_point": zero_point}
+    named = {**parameters._asdict(), "shift": shift, "multiplier": multiplier}
     for name, (least, most) in INT8_RANGES.items():
         numbers = named[name]
-        wrong = [] if numbers is None else numbers[(numbers < least) | (numbers > most)].tolist()
+        wrong = numbers[(numbers < least) | (numbers > most)].tolist()
         if wrong:
             message = f"{name} must have numbers from {least} to {most}, got {wrong[0]}"
             raise RuntimeError(f"wae::encode_int8: {message}")

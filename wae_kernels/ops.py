@@ -136,7 +136,8 @@ def encode_int8(
     shift: Tensor,
     multiplier: Tensor,
     scale: Tensor,
-    zero_point: Tensor | None = None,
+    low_zero_point: Tensor | None = None,
+    high_zero_point: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """:func:`encode` in integers: bytes for pixels and activations, int8 for weights (docs/network.md).
 
@@ -151,11 +152,12 @@ def encode_int8(
         shift, multiplier: (3, width), int32 from 0 to 30 and int16 from 0: take the sums of conv1, conv2 and
             conv3 to bytes.
         scale: (2, 3), float32, finite: takes the sums of ``low`` and ``high`` to the results.
-        zero_point: (2, 3), int32 from 0 to 255: the bytes that stand for 0 in the results; None for float32.
+        low_zero_point, high_zero_point: (3,), uint8 or int8 each: the bytes that stand for 0 in this result;
+            None for float32.
 
     Returns:
-        ``(low, high)``, each (N, 3, ceil(H/2), ceil(W/2)), in the image's memory format: float32, or uint8
-        with a ``zero_point``.
+        ``(low, high)``, each (N, 3, ceil(H/2), ceil(W/2)), in the image's memory format: each in the
+        dtype of its zero point, or float32 without.
 
     Raises:
         RuntimeError: an argument does not fit; the message names it.
@@ -176,7 +178,8 @@ def encode_int8(
         shift,
         multiplier,
         scale,
-        zero_point,
+        low_zero_point,
+        high_zero_point,
     )
     return low, high
 

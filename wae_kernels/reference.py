@@ -136,15 +136,17 @@ def encode_int8(
     shift: Tensor,
     multiplier: Tensor,
     scale: Tensor,
-    zero_point: Tensor | None = None,
+    low_zero_point: Tensor | None = None,
+    high_zero_point: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The encoder in int8. See :func:`wae_kernels.encode_int8`.
 
     float64 holds every sum exactly, and PyTorch has convolutions of it everywhere.
     """
     p = parameters
-    check_encode_int8(image, p, image_padding, shift, multiplier, scale, zero_point)
-    check_int8_numbers(p, shift, multiplier, zero_point)
+    zero_points = low_zero_point, high_zero_point
+    check_encode_int8(image, p, image_padding, shift, multiplier, scale, *zero_points)
+    check_int8_numbers(p, shift, multiplier)
 
     def sums(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
         return F.conv2d(x.double(), weight.double(), bias.double(), stride, padding).long()
@@ -158,9 +160,10 @@ def encode_int8(
     branches = ((p.low_weight, p.low_bias), (p.high_weight, p.high_bias))
     for branch, (weight, bias) in enumerate(branches):
         result = sums(x, weight, bias, 2, 1).float() * scale[branch].view(1, 3, 1, 1)
-        if zero_point is not None:
-            shifted = result.round() + zero_point[branch].view(1, 3, 1, 1)
-            result = shifted.clamp(0, 255).to(torch.uint8)
+        if (zero_point := zero_points[branch]) is not None:
+            shifted = result.round() + zero_point.view(1, 3, 1, 1)
+            bytes = torch.iinfo(zero_point.dtype)
+            result = shifted.clamp(bytes.min, bytes.max).to(zero_point.dtype)
         results.append(laid_out(result, format_of(image)))
     return results[0], results[1]
 

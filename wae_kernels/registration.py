@@ -151,13 +151,18 @@ def _fake_encode_int8(
     shift: Tensor,
     multiplier: Tensor,
     scale: Tensor,
-    zero_point: Tensor | None = None,
+    low_zero_point: Tensor | None = None,
+    high_zero_point: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    check_encode_int8(image, parameters, image_padding, shift, multiplier, scale, zero_point)
+    zero_points = low_zero_point, high_zero_point
+    check_encode_int8(image, parameters, image_padding, shift, multiplier, scale, *zero_points)
     shape = (image.shape[0], 3, *half_size(image))
     memory_format = reference.format_of(image)
-    dtype = torch.float32 if zero_point is None else torch.uint8
-    return _empty(image, shape, dtype, memory_format), _empty(image, shape, dtype, memory_format)
+    low, high = (
+        _empty(image, shape, torch.float32 if zero is None else zero.dtype, memory_format)
+        for zero in zero_points
+    )
+    return low, high
 
 
 def _fake_conv3x3_pack(weight: Tensor) -> Tensor:

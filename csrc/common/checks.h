@@ -45,7 +45,7 @@ enum class Table {
   conv3x3_pack,
   conv3x3
 };
-enum class Dtype { pixels, network, floating, uint8, int8, int16, int32, float32, numbers };
+enum class Dtype { pixels, network, floating, bytes, uint8, int8, int16, int32, float32, numbers };
 enum Size : int64_t {  // a positive one is that number
   batch = -11,
   height,
@@ -312,6 +312,10 @@ class __attribute__((visibility("hidden"))) Checker {
     const ScalarType dtype = tensor.scalar_type();
     const Dtype rule = row_->dtype;
     if (rule == Dtype::pixels && dtype == ScalarType::Byte) return;
+    if (rule == Dtype::bytes) {
+      if (dtype != ScalarType::Byte && dtype != ScalarType::Char) fail("be uint8 or int8", dtype_name(dtype));
+      return;
+    }
     if (const ScalarType only = only_dtype(rule); only != ScalarType::Undefined) {
       if (dtype != only) fail("be " + dtype_name(only), dtype_name(dtype));
     } else if (rule != Dtype::floating && network_name_ != nullptr) {

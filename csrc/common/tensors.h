@@ -75,7 +75,8 @@ inline Tensor new_tensor(const Tensor& like, std::span<const int64_t> sizes, Sca
                                                   strides.data(), dtype_number, device_type, device_index,
                                                   &made));
   if (poisons_fresh_tensors) {
-    const double poison = dtype == ScalarType::Byte ? 255 : std::numeric_limits<double>::quiet_NaN();
+    const bool is_byte = dtype == ScalarType::Byte || dtype == ScalarType::Char;
+    const double poison = is_byte ? 85 : std::numeric_limits<double>::quiet_NaN();
     TORCH_ERROR_CODE_CHECK(aoti_torch_aten_fill__Scalar(made, poison));
   }
   return Tensor(made);

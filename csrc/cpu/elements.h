@@ -22,6 +22,7 @@ struct BFloat16 {
 
 inline float to_float(float x) { return x; }
 inline float to_float(uint8_t x) { return x; }
+inline float to_float(int8_t x) { return x; }
 inline float to_float(BFloat16 x) { return std::bit_cast<float>(uint32_t{x.bits} << 16); }
 inline float to_float(Half x) {
   // Shift exponent and mantissa into place; the multiplication mends the exponent's bias, and subnormals.
@@ -33,6 +34,7 @@ inline float to_float(Half x) {
 
 inline void from_float(float x, float& out) { out = x; }
 inline void from_float(float x, uint8_t& out) { out = static_cast<uint8_t>(x); }  // of 0..255
+inline void from_float(float x, int8_t& out) { out = static_cast<int8_t>(x); }    // of -128..127
 inline void from_float(float x, BFloat16& out) {
   const uint32_t bits = std::bit_cast<uint32_t>(x);
   const uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
@@ -64,6 +66,8 @@ inline float read_float(const void* data, Element element, int64_t index) {
       return to_float(static_cast<const BFloat16*>(data)[index]);
     case Element::kUInt8:
       return to_float(static_cast<const uint8_t*>(data)[index]);
+    case Element::kInt8:
+      return to_float(static_cast<const int8_t*>(data)[index]);
     default:
       return static_cast<const float*>(data)[index];
   }
@@ -77,6 +81,8 @@ inline void write_float(void* data, Element element, int64_t index, float x) {
       return from_float(x, static_cast<BFloat16*>(data)[index]);
     case Element::kUInt8:
       return from_float(x, static_cast<uint8_t*>(data)[index]);
+    case Element::kInt8:
+      return from_float(x, static_cast<int8_t*>(data)[index]);
     default:
       return from_float(x, static_cast<float*>(data)[index]);
   }

@@ -12,7 +12,7 @@
 
 namespace wae {
 
-enum class Element : int { kFloat32, kFloat16, kBFloat16, kUInt8 };
+enum class Element : int { kFloat32, kFloat16, kBFloat16, kUInt8, kInt8 };
 
 // A batch of images of any strides (in elements).
 struct Images {

@@ -49,6 +49,8 @@ Element element_of(ScalarType dtype) {
       return Element::kBFloat16;
     case ScalarType::Byte:
       return Element::kUInt8;
+    case ScalarType::Char:
+      return Element::kInt8;
     default:
       return Element::kFloat32;  // the checks let nothing else through
   }
@@ -276,8 +278,7 @@ void require_within(const char* name, const Tensor& tensor, int64_t least, int64
 }
 
 // wae_kernels/checks.py, check_int8_numbers.
-void check_int8_numbers(const Parameters& parameters, const Tensor& shift, const Tensor& multiplier,
-                        const std::optional<Tensor>& zero_point) {
+void check_int8_numbers(const Parameters& parameters, const Tensor& shift, const Tensor& multiplier) {
   constexpr std::array<const char*, 5> kBiases{"conv1_bias", "conv2_bias", "conv3_bias", "low_bias",
                                                "high_bias"};
   constexpr int64_t kMostBias = 1 << 30;
@@ -286,12 +287,19 @@ void check_int8_numbers(const Parameters& parameters, const Tensor& shift, const
   }
   require_within<int32_t>("shift", shift, 0, 30);
   require_within<int16_t>("multiplier", multiplier, 0, INT16_MAX);
-  if (zero_point) require_within<int32_t>("zero_point", *zero_point, 0, UINT8_MAX);
+}
+
+// Copies a branch's zero points; the least number that its results can be.
+int32_t copy_zero_point(const std::optional<Tensor>& from, int32_t* to) {
+  if (!from) return kNoByte;
+  if (from->scalar_type() == ScalarType::Byte) return copy_numbers<uint8_t>(*from, to), 0;
+  return copy_numbers<int8_t>(*from, to), INT8_MIN;
 }
 
 EncoderInt8Numbers int8_numbers_of(const Parameters& parameters, const Tensor& image_padding,
                                    const Tensor& shift, const Tensor& multiplier, const Tensor& scale,
-                                   const std::optional<Tensor>& zero_point) {
+                                   const std::optional<Tensor>& low_zero_point,
+                                   const std::optional<Tensor>& high_zero_point) {
   EncoderInt8Numbers numbers{};
   const std::array<int8_t*, 5> weights{&numbers.conv1_weight[0][0][0], &numbers.conv2_weight[0][0][0],
                                        &numbers.conv3_weight[0][0][0], &numbers.branches_weight[0][0][0],
@@ -306,8 +314,8 @@ EncoderInt8Numbers int8_numbers_of(const Parameters& parameters, const Tensor& i
   copy_numbers<int32_t>(shift, numbers.shift[0]);
   copy_numbers<int16_t>(multiplier, numbers.multiplier[0]);
   copy_numbers<float>(scale, numbers.scale);
-  if (zero_point) copy_numbers<int32_t>(*zero_point, numbers.zero_point);
-  numbers.to_bytes = zero_point.has_value();
+  numbers.least_byte[0] = copy_zero_point(low_zero_point, numbers.zero_point);
+  numbers.least_byte[1] = copy_zero_point(high_zero_point, numbers.zero_point + 3);
   return numbers;
 }
 
@@ -316,24 +324,27 @@ std::tuple<Tensor, Tensor> encode_int8(Tensor image, Tensor conv1_weight, Tensor
                                        Tensor conv3_bias, Tensor low_weight, Tensor low_bias,
                                        Tensor high_weight, Tensor high_bias, Tensor image_padding,
                                        Tensor shift, Tensor multiplier, Tensor scale,
-                                       std::optional<Tensor> zero_point) {
+                                       std::optional<Tensor> low_zero_point,
+                                       std::optional<Tensor> high_zero_point) {
   const Parameters parameters{conv1_weight, conv1_bias, conv2_weight, conv2_bias,  conv3_weight,
                               conv3_bias,   low_weight, low_bias,     high_weight, high_bias};
   Checker("encode_int8")
-      .check(Table::encode_int8, image, parameters, image_padding, shift, multiplier, scale, zero_point);
-  check_int8_numbers(parameters, shift, multiplier, zero_point);
+      .check(Table::encode_int8, image, parameters, image_padding, shift, multiplier, scale, low_zero_point,
+             high_zero_point);
+  check_int8_numbers(parameters, shift, multiplier);
   EncodeInt8* const kernel = int8_encoder(kernels_for(conv1_weight));
   if (kernel == nullptr) {
     return call_reference<std::tuple<Tensor, Tensor>>(
         "encode_int8", image, conv1_weight, conv1_bias, conv2_weight, conv2_bias, conv3_weight, conv3_bias,
-        low_weight, low_bias, high_weight, high_bias, image_padding, shift, multiplier, scale, zero_point);
+        low_weight, low_bias, high_weight, high_bias, image_padding, shift, multiplier, scale, low_zero_point,
+        high_zero_point);
   }
   const auto weights = packed<EncoderInt8Pack>(
-      int8_numbers_of(parameters, image_padding, shift, multiplier, scale, zero_point));
+      int8_numbers_of(parameters, image_padding, shift, multiplier, scale, low_zero_point, high_zero_point));
   const int64_t half_height = half_size(image.size(2)), half_width = half_size(image.size(3));
-  const ScalarType dtype = zero_point ? ScalarType::Byte : ScalarType::Float;
-  Tensor low = new_images(image, half_height, half_width, dtype);
-  Tensor high = new_images(image, half_height, half_width, dtype);
+  const auto dtype_of = [](const auto& zero) { return zero ? zero->scalar_type() : ScalarType::Float; };
+  Tensor low = new_images(image, half_height, half_width, dtype_of(low_zero_point));
+  Tensor high = new_images(image, half_height, half_width, dtype_of(high_zero_point));
   const EncodeInt8Args args{images_of(image), images_of(low), images_of(high), weights.get()};
   run_tasks(
       plan_tasks(image.size(0), half_height, half_width, threads_for_tasks(), kInt8WarmUp, kMaxInt8TaskWidth),

@@ -66,9 +66,9 @@ void pack(EncoderInt8Pack& packed, const EncoderInt8Numbers& n) {
     packed.branches_start[o] = n.branches_bias[o];
     packed.scale[o] = n.scale[o];
     packed.zero_point[o] = static_cast<float>(n.zero_point[o]);
+    packed.least_byte[o] = static_cast<float>(n.least_byte[o / 3]);
   }
   packed.padding = n.padding[0] | n.padding[1] << 8 | n.padding[2] << 16;
-  packed.to_bytes = n.to_bytes;
 }
 
 }  // namespace wae

@@ -6,6 +6,8 @@
 
 namespace wae {
 
+inline constexpr int32_t kNoByte = 1;
+
 // The arguments of wae::encode_int8 besides the image, as they come. Nothing between the members, so that two
 // of them can be compared as bytes.
 struct EncoderInt8Numbers {
@@ -18,9 +20,9 @@ struct EncoderInt8Numbers {
   int32_t shift[3][16];
   float scale[6];
   int32_t zero_point[6];
+  int32_t least_byte[2];  // of low and high: -128, 0, or kNoByte for results in float32
   int16_t multiplier[3][16];
-  uint8_t padding[3];
-  bool to_bytes;
+  uint8_t padding[4];  // the fourth is 0
 };
 
 // A layer of the trunk, kGroups groups of 4 input channels. A group's 4 weights are what one lane of a dot
@@ -56,8 +58,8 @@ struct alignas(64) EncoderInt8Pack {
   Int8Tiles<3> conv2_tiles, conv3_tiles, branch_tiles;  // of the last rows and start
   int32_t branches_start[6];
   float scale[6], zero_point[6];
-  uint32_t padding;  // a pixel's 4 bytes
-  bool to_bytes;
+  float least_byte[6];  // -128 or 0, and 255 more is the largest; kNoByte for results in float32
+  uint32_t padding;     // a pixel's 4 bytes
 };
 
 void pack(EncoderInt8Pack& packed, const EncoderInt8Numbers& numbers);

@@ -111,7 +111,8 @@ struct Batch {
   Images view;
 
   Batch(int n, int height, int width, Element element, int layout, int channels = 3) {
-    const int64_t size = element == Element::kFloat32 ? 4 : element == Element::kUInt8 ? 1 : 2;
+    const bool is_byte = element == Element::kUInt8 || element == Element::kInt8;
+    const int64_t size = element == Element::kFloat32 ? 4 : is_byte ? 1 : 2;
     const int64_t step = std::max(layout, 1);  // from 2 on: every so many pixels of a wider image
     view = {nullptr, element, n, height, width, 0, 0, 0, 0, channels};
     if (layout == 1) {
@@ -415,9 +416,11 @@ void run_encoder_int8(const Case& c) {
   fill(numbers.conv3_weight, -128, 127), fill(numbers.branches_weight, -128, 127);
   fill(numbers.bias, -20000, 20000), fill(numbers.branches_bias, -20000, 20000);
   fill(numbers.shift, 0, 10), fill(numbers.multiplier, 0, 32767);
-  fill(numbers.zero_point, 0, 255), fill(numbers.padding, 0, 255);
+  fill(numbers.padding, 0, 255);
   std::fill_n(numbers.scale, 6, 1 / 4096.0f);
-  numbers.to_bytes = c.n == 2;
+  const bool to_bytes = c.n == 2;
+  fill(numbers.zero_point, 0, 127);
+  numbers.least_byte[0] = to_bytes ? 0 : kNoByte, numbers.least_byte[1] = to_bytes ? -128 : kNoByte;
   auto pack = std::make_unique<EncoderInt8Pack>();
   wae::pack(*pack, numbers);
 
@@ -459,8 +462,8 @@ void run_encoder_int8(const Case& c) {
   }
   convolve(branches, activations, weights_of(numbers.branches_weight).data(), 2);
 
-  const Element element = numbers.to_bytes ? Element::kUInt8 : Element::kFloat32;
-  Batch low(c.n, h, w, element, c.layout), high(c.n, h, w, element, c.layout);
+  Batch low(c.n, h, w, to_bytes ? Element::kUInt8 : Element::kFloat32, c.layout);
+  Batch high(c.n, h, w, to_bytes ? Element::kInt8 : Element::kFloat32, c.layout);
   const EncodeInt8Args args{image.view, low.view, high.view, pack.get()};
   for (const Task& task : plan_tasks(c.n, h, w, c.threads, kInt8WarmUp, kMaxInt8TaskWidth)) {
     int8_encoder(c.kernels)(args, task);
@@ -471,8 +474,9 @@ void run_encoder_int8(const Case& c) {
       for (int y = 0; y < h; ++y)
         for (int z = 0; z < w; ++z) {
           const float value = float(branches.at(i, o, y, z) + numbers.branches_bias[o]) * numbers.scale[o];
-          const float byte = std::clamp(std::nearbyint(value) + float(numbers.zero_point[o]), 0.0f, 255.0f);
-          want.at(i, 0, y, z) = numbers.to_bytes ? byte : value;
+          const float rounded = std::nearbyint(value) + float(numbers.zero_point[o]);
+          const float least = float(numbers.least_byte[o / 3]);
+          want.at(i, 0, y, z) = to_bytes ? std::clamp(rounded, least, least + 255) : value;
           got.at(i, 0, y, z) = (o < 3 ? low : high).get(i, o % 3, y, z);
         }
     if (got.data == want.data) continue;

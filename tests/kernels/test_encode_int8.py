@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 import torch
 from cases import (
+    BYTES,
     CELLS,
     LARGE_SIZES,
     LAYOUTS,
@@ -38,7 +39,7 @@ HAS_KERNEL = [cell for cell in CELLS if cell.name in ("cpu:avx512", "cpu:avx2") 
 
 def by_definition(image: Tensor, *rest: Any) -> list[Tensor]:
     """docs/network.md in Python's integers: one number after the other."""
-    *layers, padding, shift, multiplier, scale, zero_point = [None if t is None else t.tolist() for t in rest]
+    *layers, padding, shift, multiplier, scale, _, _ = [None if t is None else t.tolist() for t in rest]
     height, width = image.shape[2:]
 
     def convolve(x: Any, layer: int, stride: int, outside: list[int]) -> Any:
@@ -64,9 +65,10 @@ def by_definition(image: Tensor, *rest: Any) -> list[Tensor]:
     def branch(x: Any, number: int) -> Tensor:
         sums = torch.tensor(convolve(x, 3 + number, 2, [0] * 16))
         result = sums.float() * torch.tensor(scale[number]).view(3, 1, 1)
-        if zero_point is None:
+        if (zero_point := rest[number - 2]) is None:
             return result
-        return (result.round() + torch.tensor(zero_point[number]).view(3, 1, 1)).clamp(0, 255).byte()
+        least = -128 if zero_point.dtype == torch.int8 else 0
+        return (result.round() + zero_point.view(3, 1, 1)).clamp(least, least + 255).to(zero_point.dtype)
 
     results = []
     for one in image:
@@ -96,17 +98,17 @@ def check(image: Tensor, rest: list[Any]) -> None:
         if uses_amx(may) != may:
             continue
         outputs = encode_int8(image, *rest)
-        for output, wanted in zip(outputs, expected, strict=True):
-            assert output.dtype == (torch.float32 if rest[-1] is None else torch.uint8)
+        for output, wanted, zero_point in zip(outputs, expected, rest[-2:], strict=True):
+            assert output.dtype == (torch.float32 if zero_point is None else zero_point.dtype)
             assert is_laid_out_like(output, image)
             assert torch.equal(output, wanted)
     assert torch.equal(image, before)
 
 
-@pytest.mark.parametrize("to_bytes", [False, True])
+@pytest.mark.parametrize("results", BYTES, ids=str)
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 4)], ids=size_name)
-def test_the_reference_is_the_definition(size: tuple[int, int], to_bytes: bool) -> None:
-    image, rest = image_of(2, *size, torch.uint8), int8_encoder(to_bytes=to_bytes)
+def test_the_reference_is_the_definition(size: tuple[int, int], results: Sequence[Any]) -> None:
+    image, rest = image_of(2, *size, torch.uint8), int8_encoder(bytes=results)
     for got, wanted in zip(reference.encode_int8(image, *rest), by_definition(image, *rest), strict=True):
         assert torch.equal(got, wanted)
         assert got.float().std() > 0 or got.numel() < 10
@@ -114,8 +116,8 @@ def test_the_reference_is_the_definition(size: tuple[int, int], to_bytes: bool) 
 
 @pytest.mark.parametrize("size", SIZES, ids=size_name)
 def test_sizes(cell: Cell, size: tuple[int, int]) -> None:
-    for batch, to_bytes in ((1, False), (3, True)):
-        check(image_of(batch, *size, torch.uint8), int8_encoder(to_bytes=to_bytes))
+    for batch, results in enumerate(BYTES, 1):
+        check(image_of(batch, *size, torch.uint8), int8_encoder(bytes=results))
 
 
 @pytest.mark.parametrize("size", [*LARGE_SIZES[:5], (40, 247), (40, 249), (40, 496)], ids=size_name)
@@ -125,13 +127,14 @@ def test_large_sizes(backend: Cell, size: tuple[int, int]) -> None:
         check(image_of(1, *size, torch.uint8), int8_encoder())
 
 
-@pytest.mark.parametrize("to_bytes", [False, True])
+@pytest.mark.parametrize("results", BYTES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts(cell: Cell, layout: str, to_bytes: bool) -> None:
-    rest = [None if t is None else scattered(t) if t.is_floating_point() else t for t in int8_encoder()]
+def test_layouts(cell: Cell, layout: str, results: Sequence[Any]) -> None:
+    numbers = int8_encoder(bytes=results)
+    rest = [None if t is None else scattered(t) if t.is_floating_point() else t for t in numbers]
     rest[0] = rest[0].permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
-    if to_bytes:
-        rest[-1] = torch.full((1, 1), 100, dtype=torch.int32).expand(2, 3)
+    if results[0] is not None:
+        rest[-2] = torch.full((1,), 100, dtype=results[0]).expand(3)
     check(LAYOUTS[layout](image_of(3, 9, 37, torch.uint8)), rest)
 
 
@@ -146,7 +149,7 @@ def test_other_widths_take_the_reference(width: int) -> None:
 
 def test_nothing_overflows(cell: Cell) -> None:
     """The largest sums, biases and shifts there are, of both signs."""
-    rest = int8_encoder(to_bytes=True)
+    rest = int8_encoder(bytes=BYTES[1])
     for sign in (1, -1):
         for tensor in rest[:10:2]:
             tensor.fill_(127 if sign > 0 else -128)
@@ -168,9 +171,9 @@ def test_any_number_of_threads(backend: Cell, threads: int, size: tuple[int, int
 
 def test_weights_are_found_by_their_values() -> None:
     """Writing through .data changes no version counter and no address."""
-    image, rest = image_of(1, 8, 9, torch.uint8), int8_encoder()
+    image, rest = image_of(1, 8, 9, torch.uint8), int8_encoder(bytes=BYTES[1])
     check(image, rest)
-    for tensor in rest[:-1]:
+    for tensor in rest:
         tensor.data.copy_(tensor.flip(0))
         check(image, rest)
 
@@ -239,11 +242,11 @@ def test_a_process_asks_for_amx_and_keeps_it_when_it_forks() -> None:
 # ------------------------------------------------------------------------------------ registration with torch
 
 
-@pytest.mark.parametrize("to_bytes", [False, True])
+@pytest.mark.parametrize("results", BYTES, ids=str)
 @pytest.mark.parametrize("layout", OPCHECK_LAYOUTS)
-def test_opcheck(layout: str, to_bytes: bool) -> None:
+def test_opcheck(layout: str, results: Sequence[Any]) -> None:
     image = LAYOUTS[layout](image_of(2, 6, 7, torch.uint8))
-    torch.library.opcheck(encode_int8.default, (image, *int8_encoder(to_bytes=to_bytes)))
+    torch.library.opcheck(encode_int8.default, (image, *int8_encoder(bytes=results)))
 
 
 def test_compile_fullgraph_for_any_size() -> None:
@@ -292,13 +295,13 @@ SHAPES = {
     "shift": (lambda t: t[0], r"have shape \(3, 16\), got \(16\)"),
     "multiplier": (lambda t: t.int(), "be int16, got int32"),
     "scale": (lambda t: t.double(), "be float32, got float64"),
-    "zero_point": (lambda t: t.byte(), "be int32, got uint8"),
+    "low_zero_point": (lambda t: t.int(), "be uint8 or int8, got int32"),
+    "high_zero_point": (lambda t: t.view(1, 3), r"have shape \(3\), got \(1, 3\)"),
 }
 NUMBERS = {
     "low_bias": (2**30 + 1, f"have numbers from {-(2**30)} to {2**30}, got {2**30 + 1}"),
     "shift": (31, "have numbers from 0 to 30, got 31"),
     "multiplier": (-1, "have numbers from 0 to 32767, got -1"),
-    "zero_point": (256, "have numbers from 0 to 255, got 256"),
 }
 
 
@@ -309,7 +312,7 @@ def refused(op: Any, values: list[Any], message: str) -> None:
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_what_does_not_fit_is_named(name: str) -> None:
-    values = [image_of(1, 5, 6, torch.uint8), *int8_encoder(to_bytes=True)]
+    values = [image_of(1, 5, 6, torch.uint8), *int8_encoder(bytes=BYTES[1])]
     change, text = SHAPES[name]
     values[NAMES.index(name)] = change(values[NAMES.index(name)])
     message = f"wae::encode_int8: {name} must {text}"
@@ -321,7 +324,7 @@ def test_what_does_not_fit_is_named(name: str) -> None:
 
 @pytest.mark.parametrize("name", NUMBERS)
 def test_numbers_out_of_range_are_named(name: str) -> None:
-    values = [image_of(1, 5, 6, torch.uint8), *int8_encoder(to_bytes=True)]
+    values = [image_of(1, 5, 6, torch.uint8), *int8_encoder(bytes=BYTES[1])]
     number, text = NUMBERS[name]
     values[NAMES.index(name)].view(-1)[-1] = number
     message = f"wae::encode_int8: {name} must {text}"

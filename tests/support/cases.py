@@ -283,7 +283,20 @@ def _whole(least: int, most: int, *shape: int, dtype: torch.dtype) -> Tensor:
     return torch.randint(least, most + 1, shape, dtype=dtype)
 
 
-def int8_encoder(width: int = 16, to_bytes: bool = False) -> list[Any]:
+def _zero_point(dtype: torch.dtype) -> Tensor:
+    return _whole(torch.iinfo(dtype).min, torch.iinfo(dtype).max, 3, dtype=dtype)
+
+
+BYTES: tuple[tuple[torch.dtype | None, torch.dtype | None], ...] = (
+    (None, None),
+    (torch.uint8, torch.int8),
+    (torch.int8, torch.uint8),
+    (torch.int8, None),
+)
+"""Dtypes of the zero points of ``low`` and ``high``; None for none."""
+
+
+def int8_encoder(width: int = 16, bytes: Sequence[torch.dtype | None] = (None, None)) -> list[Any]:
     """All of ``encode_int8`` but the image: numbers of the whole range, yet bytes neither all 0 nor 255."""
     shapes = [(width, 3), (width, width), (width, width), (3, width), (3, width)]
     layers = [
@@ -300,7 +313,7 @@ def int8_encoder(width: int = 16, to_bytes: bool = False) -> list[Any]:
         _whole(0, 10, 3, width, dtype=torch.int32),
         _whole(0, 2**15 - 1, 3, width, dtype=torch.int16),
         torch.rand(2, 3) / 3_000,
-        _whole(0, 255, 2, 3, dtype=torch.int32) if to_bytes else None,
+        *(None if dtype is None else _zero_point(dtype) for dtype in bytes),
     ]
 
 

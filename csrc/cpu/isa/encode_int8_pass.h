@@ -71,7 +71,8 @@ WAE_INLINE uint32_t pixel_at(const uint8_t* p, int64_t stride_c) {
 // The 6 sums of a vector of half-resolution columns, as floats or as numbers of bytes.
 WAE_INLINE Vec branch_value(Bytes sum, const EncoderInt8Pack& pack, int output) {
   const Vec value = to_floats(sum) * broadcast(pack.scale[output]);
-  return pack.to_bytes ? to_byte_range(value, broadcast(pack.zero_point[output])) : value;
+  const float least = pack.least_byte[output];
+  return least == kNoByte ? value : to_bytes(value, pack.zero_point[output], least);
 }
 
 // Asks `layers` for their rows in the order in which each has its inputs: image(y), conv1(y), conv2(y), conv3(y)

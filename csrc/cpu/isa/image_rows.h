@@ -23,6 +23,8 @@ WAE_INLINE void with_element(Element element, const F& f) {
       return f(static_cast<BFloat16*>(nullptr));
     case Element::kUInt8:
       return f(static_cast<uint8_t*>(nullptr));
+    case Element::kInt8:
+      return f(static_cast<int8_t*>(nullptr));
   }
 }
 

@@ -54,10 +54,11 @@ WAE_INLINE Bytes requantize(const Bytes sum[4], const int32_t shift[4], const in
 }
 
 WAE_INLINE Vec to_floats(Bytes sum) { return _mm512_cvtepi32_ps(sum); }
-// To the nearest integer, ties to even, of 0..255 after `zero_point` is added.
-WAE_INLINE Vec to_byte_range(Vec v, Vec zero_point) {
-  const Vec rounded = _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC) + zero_point;
-  return _mm512_min_ps(_mm512_max_ps(rounded, zero()), broadcast(255));
+// To the nearest integer, ties to even, of the 256 from `least` on after `zero_point` is added.
+WAE_INLINE Vec to_bytes(Vec v, float zero_point, float least) {
+  const Vec rounded =
+      _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC) + broadcast(zero_point);
+  return _mm512_min_ps(_mm512_max_ps(rounded, broadcast(least)), broadcast(least + 255));
 }
 
 #else
@@ -91,9 +92,10 @@ WAE_INLINE Bytes requantize(const Bytes sum[4], const int32_t shift[4], const in
 }
 
 WAE_INLINE Vec to_floats(Bytes sum) { return _mm256_cvtepi32_ps(sum); }
-WAE_INLINE Vec to_byte_range(Vec v, Vec zero_point) {
-  const Vec rounded = _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC) + zero_point;
-  return _mm256_min_ps(_mm256_max_ps(rounded, zero()), broadcast(255));
+WAE_INLINE Vec to_bytes(Vec v, float zero_point, float least) {
+  const Vec rounded =
+      _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC) + broadcast(zero_point);
+  return _mm256_min_ps(_mm256_max_ps(rounded, broadcast(least)), broadcast(least + 255));
 }
 
 #endif

@@ -86,10 +86,10 @@ class ByteEncoder(nn.Module):
         inputs: what the engine takes for ``low`` and ``high``.
     """
 
-    zero_point: Tensor
+    low_zero_point: Tensor
+    high_zero_point: Tensor
     scale: Tensor
     step: Tensor
-    signed: Tensor
 
     def __init__(self, encoder: Int8Encoder, inputs: Sequence[ByteInput]) -> None:
         super().__init__()
@@ -97,28 +97,30 @@ class ByteEncoder(nn.Module):
         step = torch.tensor([[each.scale] for each in inputs])
         self.register_buffer("step", step)
         self.register_buffer("scale", encoder.scale / step)
-        zero_points = torch.tensor([[each.zero_point] for each in inputs], dtype=torch.int32)
-        self.register_buffer("zero_point", zero_points.expand(2, 3).contiguous())
-        self.register_buffer("signed", torch.tensor([each.dtype == torch.int8 for each in inputs]))
+        for name, each in zip(("low", "high"), inputs, strict=True):
+            zero_point = torch.full((3,), each.zero_point, dtype=each.dtype)
+            self.register_buffer(f"{name}_zero_point", zero_point)
 
     def forward(
         self, image: Tensor, image_scale: Tensor | None = None, image_shift: Tensor | None = None
     ) -> Sequence[Tensor]:
         """``(low, high)``, each uint8 or int8, of a (N, 3, H, W) image; see :class:`Int8Encoder`."""
+        zero_points = self.low_zero_point, self.high_zero_point
         if image.dtype == torch.uint8 and backends.int8_runs(image.device):
             numbers = self.encoder.numbers()[:-1]  # all but its scale
-            numbers += [self.scale, self.zero_point]
-            parts: Sequence[Tensor] = wae_kernels.encode_int8(image, *numbers)
-        else:
-            exact = self.encoder(image, image_scale, image_shift)
-            parts = [
-                ((x / step).round() + zero_point[0]).clamp(0, 255).to(torch.uint8)
-                for x, step, zero_point in zip(exact, self.step, self.zero_point, strict=True)
-            ]
+            numbers += [self.scale, *zero_points]
+            return wae_kernels.encode_int8(image, *numbers)
+        exact = self.encoder(image, image_scale, image_shift)
         return [
-            x.bitwise_xor_(128).view(torch.int8) if signed else x
-            for x, signed in zip(parts, self.signed.tolist(), strict=True)
+            _as_bytes(x / step, zero_point)
+            for x, step, zero_point in zip(exact, self.step, zero_points, strict=True)
         ]
+
+
+def _as_bytes(steps: Tensor, zero_point: Tensor) -> Tensor:
+    bytes = torch.iinfo(zero_point.dtype)
+    shifted = steps.round() + zero_point.view(3, 1, 1)
+    return shifted.clamp(bytes.min, bytes.max).to(zero_point.dtype)
 
 
 def hand_bytes_over(front: Front, prepared: Prepared) -> None:

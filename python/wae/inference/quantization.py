@@ -42,12 +42,12 @@ class Movement(NamedTuple):
 
 
 class ByteInput(NamedTuple):
-    """An input of bytes: the byte b, taken as 0..255, stands for (b - zero_point) * scale."""
+    """An input of bytes: the byte b stands for (b - zero_point) * scale."""
 
     scale: float
     zero_point: int
     dtype: torch.dtype
-    """uint8; or int8, whose -128..127 are 0..255 here."""
+    """uint8 or int8."""
 
 
 def _movements(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[Movement]:
@@ -97,8 +97,9 @@ def bytes_for_openvino(model: Any) -> Sequence[ByteInput]:
             return ()
         found.append((parameter, steps[0], taken))
     for parameter, step, taken in found:
-        signed = taken.dtype == torch.int8
-        new = opset13.parameter(parameter.get_partial_shape(), np.int8 if signed else np.uint8)
+        new = opset13.parameter(
+            parameter.get_partial_shape(), np.int8 if taken.dtype == torch.int8 else np.uint8
+        )
         new.set_friendly_name(parameter.get_friendly_name())
         new.output(0).get_tensor().set_names(parameter.output(0).get_names())
         numbers = opset13.multiply(opset13.convert(new, "f32"), np.float32(taken.scale))
@@ -121,7 +122,7 @@ def _bytes_of(step: Any) -> ByteInput | None:
     if (low, high) != (low_out, high_out) or not scale > 0:
         return None
     if abs(low / scale + 128) < _WHOLE:
-        return ByteInput(scale, 128, torch.int8)
+        return ByteInput(scale, 0, torch.int8)
     return ByteInput(scale, 0, torch.uint8) if low == 0 else None
 
 

@@ -125,8 +125,22 @@ def _encoder(kind: type[nn.Module], tensors: Mapping[str, Tensor]) -> nn.Module:
         return Int8Encoder(Encoder(len(tensors["conv1_bias"])))
     if kind is ByteEncoder:
         exact = Encoder(len(tensors["encoder.conv1_bias"]))
-        return ByteEncoder(Int8Encoder(exact), [ByteInput(1.0, 0, torch.uint8)] * 2)
+        dtypes = [tensors[f"{name}_zero_point"].dtype for name in ("low", "high")]
+        return ByteEncoder(Int8Encoder(exact), [ByteInput(1.0, 0, dtype) for dtype in dtypes])
     return kind()
+
+
+def _typed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``tensors`` of an encoder, with zero points in the dtype of the bytes.
+
+    In older folders they are of 0..255, and ``signed`` says of ``low`` and ``high`` whether -128 is 0 there.
+    """
+    if "signed" in tensors:
+        older = zip(("low", "high"), tensors.pop("signed"), tensors.pop("zero_point"), strict=True)
+        for name, signed, zero_point in older:
+            typed = (zero_point - 128).to(torch.int8) if signed else zero_point.to(torch.uint8)
+            tensors[f"{name}_zero_point"] = typed
+    return tensors
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
@@ -160,6 +174,7 @@ def _front(folder: Path, about: Mapping[str, Any], dtype: torch.dtype, foreign: 
         tensors = _tensors(folder / ENCODER)
         with _fitting(folder / ENCODER):
             scale, shift = tensors.pop("image_scale"), tensors.pop("image_shift")
+            tensors = _typed(tensors)
             encoder = _encoder(ENCODERS[about["encoder"]], tensors)
             encoder.load_state_dict(tensors)
         encoder = encoder.to(dtype).eval()

@@ -18,7 +18,7 @@ from test_export import foreign_paths
 from test_int8 import images, int8
 
 import wae
-from wae.inference import quantization, saving
+from wae.inference import quantization, saved, saving
 from wae.inference.deployed import ENGINES, EngineError, deploy
 from wae.inference.front import Front
 from wae.inference.saving import SavedError
@@ -223,3 +223,14 @@ def test_the_old_network_stays_where_the_new_one_cannot_be_put(stock, tmp_path, 
     monkeypatch.undo()
     wae.load_deployed(folder)
     assert [path.name for path in tmp_path.iterdir()] == ["net"]
+
+
+def test_bytes_of_older_folders() -> None:
+    """Their zero points are int32, of 0..255, beside whether -128 is 0."""
+    older = torch.tensor([[0, 128, 255], [1, 2, 3]], dtype=torch.int32)
+    now = saved._typed({"zero_point": older, "signed": torch.tensor([True, False])})
+    assert {name: (x.dtype, x.tolist()) for name, x in now.items()} == {
+        "low_zero_point": (torch.int8, [-128, 0, 127]),
+        "high_zero_point": (torch.uint8, [1, 2, 3]),
+    }
+    assert saved._typed(now) == now
