@@ -588,7 +588,8 @@ def _open_openvino(wanted: str, folder: Path, batch: int | None, keep: bool) -> 
     request = compiled.create_infer_request()
     # Where their sizes are known, the results get their place once. Making arrays and dictionaries in each
     # call takes 0.2 ms more, for the network has left no Python in the caches.
-    outputs = compiled.outputs if batch is not None else ()
+    known = all(x.partial_shape.is_static and x.element_type == openvino.Type.f32 for x in compiled.outputs)
+    outputs = compiled.outputs if known else ()
     results = [torch.empty(tuple(x.shape), dtype=torch.float32) for x in outputs]
     for number, result in enumerate(results):
         request.set_output_tensor(number, openvino.Tensor(result.numpy(), shared_memory=True))

@@ -155,6 +155,31 @@ def test_a_network_that_is_no_wae(engine, stock):
     assert_close(deployed(as_photos), stock(as_photos.float()))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [torch.Tensor.double, torch.Tensor.half, lambda x: x[x > -torch.inf].view(x.shape[0], -1)],
+    ids=["float64", "float16", "any number"],
+)
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_results_in_another_dtype_or_of_a_size_that_only_a_call_tells(engine, change, stock):
+    class Changed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = stock
+
+        def forward(self, images):
+            return change(self.network(images))
+
+    needs(engine)
+    deployed, images = deploy(Changed().eval(), SIZE, engine=engine), torch.randn(1, 3, *SIZE)
+    scores = deployed(images)
+    assert scores.dtype == torch.float32  # the parameters'
+    kept = scores.clone()
+    assert_close(scores, change(stock(images)).float(), 1e-3)
+    deployed(-images)
+    assert torch.equal(scores, kept)
+
+
 def test_another_decomposition(model):
     model.encoder, model.decoder = Haar(), None
     model.high_norm, model.high_body = nn.BatchNorm2d(9, affine=False), Body(2, image_channels=9)
