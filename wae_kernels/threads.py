@@ -20,8 +20,9 @@ def sleeping() -> Iterator[None]:
     PyTorch's threads (OpenMP's) wait for their next work in a loop, for milliseconds, on cores that somebody
     else may need meanwhile: another engine, say. In this block the forward ops' compiled kernels share their
     work with helpers instead that sleep in between, together as many threads as :func:`torch.get_num_threads`
-    said before. The helpers start when they are first needed, and end with the calling thread. All other
-    operators, PyTorch's too, run on the calling thread alone.
+    said before. The helpers start when they are first needed, and end with the calling thread. On Linux they
+    keep off the core that it runs on, where enough others are left. All other operators, PyTorch's too, run
+    on the calling thread alone.
 
     The block holds for the calling thread only, which has as many threads after it as before, also if
     :func:`torch.set_num_threads` was called inside. So do not suspend a generator or a coroutine in it. A
