@@ -152,12 +152,12 @@ def encode_int8(
         shift, multiplier: (3, width), int32 from 0 to 30 and int16 from 0: take the sums of conv1, conv2 and
             conv3 to bytes.
         scale: (2, 3), float32, finite: takes the sums of ``low`` and ``high`` to the results.
-        low_zero_point, high_zero_point: (3,), uint8 or int8 each: the bytes that stand for 0 in this result;
-            None for float32.
+        low_zero_point, high_zero_point: (3,), uint8 or int8: the bytes that stand for 0 in ``low`` and in
+            ``high``, by channel; None for a result in float32.
 
     Returns:
-        ``(low, high)``, each (N, 3, ceil(H/2), ceil(W/2)), in the image's memory format: each in the
-        dtype of its zero point, or float32 without.
+        ``(low, high)``, each (N, 3, ceil(H/2), ceil(W/2)), in the image's memory format and in the dtype of
+        its zero point, or float32 where that is None.
 
     Raises:
         RuntimeError: an argument does not fit; the message names it.

@@ -128,6 +128,18 @@ def _requantized(sums: Tensor, shift: Tensor, multiplier: Tensor) -> Tensor:
     return ((short * multiplier + 2**14) >> 15).clamp(0, 255)
 
 
+def to_bytes(steps: Tensor, zero_point: Tensor) -> Tensor:
+    """``round(steps) + zero_point``, ties to even, or the nearest number that the zero point's dtype has.
+
+    Args:
+        steps: (N, C, H, W), floating point.
+        zero_point: (C,), uint8 or int8.
+    """
+    limits = torch.iinfo(zero_point.dtype)
+    shifted = steps.round() + zero_point.view(1, -1, 1, 1)
+    return shifted.clamp(limits.min, limits.max).to(zero_point.dtype)
+
+
 @one_by_one
 def encode_int8(
     image: Tensor,
@@ -161,9 +173,7 @@ def encode_int8(
     for branch, (weight, bias) in enumerate(branches):
         result = sums(x, weight, bias, 2, 1).float() * scale[branch].view(1, 3, 1, 1)
         if (zero_point := zero_points[branch]) is not None:
-            shifted = result.round() + zero_point.view(1, 3, 1, 1)
-            bytes = torch.iinfo(zero_point.dtype)
-            result = shifted.clamp(bytes.min, bytes.max).to(zero_point.dtype)
+            result = to_bytes(result, zero_point)
         results.append(laid_out(result, format_of(image)))
     return results[0], results[1]
 

@@ -20,7 +20,7 @@ from wae_kernels import backends
 from wae_kernels.checks import MOST_BIAS
 from wae_kernels.nn import Encoder
 from wae_kernels.parameters import KERNEL_WIDTH
-from wae_kernels.reference import normalize_image
+from wae_kernels.reference import normalize_image, to_bytes
 
 from .engines import Prepared
 from .front import Front
@@ -112,15 +112,9 @@ class ByteEncoder(nn.Module):
             return wae_kernels.encode_int8(image, *numbers)
         exact = self.encoder(image, image_scale, image_shift)
         return [
-            _as_bytes(x / step, zero_point)
+            to_bytes(x / step, zero_point)
             for x, step, zero_point in zip(exact, self.step, zero_points, strict=True)
         ]
-
-
-def _as_bytes(steps: Tensor, zero_point: Tensor) -> Tensor:
-    bytes = torch.iinfo(zero_point.dtype)
-    shifted = steps.round() + zero_point.view(3, 1, 1)
-    return shifted.clamp(bytes.min, bytes.max).to(zero_point.dtype)
 
 
 def hand_bytes_over(front: Front, prepared: Prepared) -> None:
@@ -220,7 +214,7 @@ def quantize(
     inputs, offset = scale.double(), shift.double()  # a byte stands for byte * inputs + offset
     for number, layer in enumerate(_trunk(encoder)):
         sums = _round(result, f"conv{number + 1}", layer, inputs, offset)
-        result.shift[number], result.multiplier[number], inputs = _to_bytes(sums, largest[number])
+        result.shift[number], result.multiplier[number], inputs = _requantization(sums, largest[number])
         offset = torch.zeros_like(inputs)
     for number, name in enumerate(("low", "high")):
         result.scale[number] = _round(result, name, encoder.get_submodule(name), inputs, offset)
@@ -238,7 +232,7 @@ def _round(result: Int8Encoder, name: str, layer: Any, inputs: Tensor, offset: T
     return scale
 
 
-def _to_bytes(scale: Tensor, largest: float) -> tuple[Tensor, Tensor, Tensor]:
+def _requantization(scale: Tensor, largest: float) -> tuple[Tensor, Tensor, Tensor]:
     """Shift and multiplier that make about 255 of what stands for ``largest``; what a byte then stands for.
 
     The multiplier is rounded down, and the byte's scale is the exact one that follows: nothing is lost.
