@@ -191,7 +191,8 @@ class Deployed:
 def undisturbed(device: torch.device) -> contextlib.AbstractContextManager[None]:
     """Within it the caller's autocast, inference mode and gradients are off.
 
-    Only what is on is switched off: behind a network, that all takes 0.1 ms.
+    Only what is on is switched off: to enter all three contexts takes 0.1 ms once a network has run, which
+    leaves no Python in the processor's caches.
     """
     if torch.is_inference_mode_enabled() or torch.is_autocast_enabled(device.type):
         return _all_off(device)

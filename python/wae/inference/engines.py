@@ -443,7 +443,7 @@ def to_onnx(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool = False, 
 
 
 class InFile(Prepared):
-    """A network in a file, from which another's engine reads it for the number of images that is wanted.
+    """A network in a file, which a foreign engine reads for the number of images that is wanted.
 
     Args:
         folder: where the file is.
@@ -521,7 +521,7 @@ def onnx_session(path: Path, batch: int | None = None) -> Run:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors
-    # after a run its idle threads would keep the cores from our op, which runs on PyTorch's
+    # after a run its idle threads would keep the cores from our op
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if batch is not None:
         options.add_free_dimension_override_by_name("batch", batch)
@@ -586,8 +586,8 @@ def _open_openvino(wanted: str, folder: Path, batch: int | None, keep: bool) -> 
         model.reshape({x.get_any_name(): [batch, *list(x.partial_shape)[1:]] for x in model.inputs})
     compiled = core.compile_model(model, "CPU", settings)
     request = compiled.create_infer_request()
-    # Where their sizes are known, the results get their place once. Making arrays and dictionaries in each
-    # call takes 0.2 ms more, for the network has left no Python in the caches.
+    # Where their sizes are known, the results get their place once. To make arrays and dictionaries of them
+    # in each call takes 0.2 ms more: the network has left no Python in the processor's caches.
     known = all(x.partial_shape.is_static and x.element_type == openvino.Type.f32 for x in compiled.outputs)
     outputs = compiled.outputs if known else ()
     results = [torch.empty(tuple(x.shape), dtype=torch.float32) for x in outputs]
@@ -595,7 +595,7 @@ def _open_openvino(wanted: str, folder: Path, batch: int | None, keep: bool) -> 
         request.set_output_tensor(number, openvino.Tensor(result.numpy(), shared_memory=True))
 
     def run(*tensors: Tensor) -> Any:
-        arrays = [x.contiguous().numpy() for x in tensors]  # which OpenVINO does not keep alive
+        arrays = [x.contiguous().numpy() for x in tensors]  # held here: OpenVINO does not keep them alive
         for number, array in enumerate(arrays):
             request.set_input_tensor(number, openvino.Tensor(array, shared_memory=True))
         found = request.infer(share_outputs=True)

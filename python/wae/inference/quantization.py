@@ -78,7 +78,7 @@ def by_nncf(
     return quantized, _movements(before, after)
 
 
-_WHOLE = 1e-3  # how near to 128 a zero point is 128
+_WHOLE = 1e-3  # of a step: so near to the byte -128 the lower limit is taken for it
 
 
 def bytes_for_openvino(model: Any) -> Sequence[ByteInput]:
