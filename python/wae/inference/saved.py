@@ -130,17 +130,18 @@ def _encoder(kind: type[nn.Module], tensors: Mapping[str, Tensor]) -> nn.Module:
     return kind()
 
 
-def _typed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """``tensors`` of an encoder, with zero points in the dtype of the bytes.
+def _upgrade(tensors: dict[str, Tensor]) -> None:
+    """Give an encoder's ``tensors`` from an older folder the form of today.
 
-    In older folders they are of 0..255, and ``signed`` says of ``low`` and ``high`` whether -128 is 0 there.
+    Zero points have the dtype of the bytes. In older folders they are of 0..255 for both dtypes, and
+    ``signed`` says of ``low`` and ``high`` whether the bytes are int8, 128 less.
     """
-    if "signed" in tensors:
-        older = zip(("low", "high"), tensors.pop("signed"), tensors.pop("zero_point"), strict=True)
-        for name, signed, zero_point in older:
-            typed = (zero_point - 128).to(torch.int8) if signed else zero_point.to(torch.uint8)
-            tensors[f"{name}_zero_point"] = typed
-    return tensors
+    if "signed" not in tensors:
+        return
+    older = zip(("low", "high"), tensors.pop("signed"), tensors.pop("zero_point"), strict=True)
+    for name, signed, zero_point in older:
+        typed = (zero_point - 128).to(torch.int8) if signed else zero_point.to(torch.uint8)
+        tensors[f"{name}_zero_point"] = typed
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
@@ -174,7 +175,7 @@ def _front(folder: Path, about: Mapping[str, Any], dtype: torch.dtype, foreign: 
         tensors = _tensors(folder / ENCODER)
         with _fitting(folder / ENCODER):
             scale, shift = tensors.pop("image_scale"), tensors.pop("image_shift")
-            tensors = _typed(tensors)
+            _upgrade(tensors)
             encoder = _encoder(ENCODERS[about["encoder"]], tensors)
             encoder.load_state_dict(tensors)
         encoder = encoder.to(dtype).eval()

@@ -18,9 +18,10 @@ from test_export import foreign_paths
 from test_int8 import images, int8
 
 import wae
-from wae.inference import quantization, saved, saving
+from wae.inference import encoder_int8, quantization, saving
 from wae.inference.deployed import ENGINES, EngineError, deploy
 from wae.inference.front import Front
+from wae.inference.quantization import ByteInput
 from wae.inference.saving import SavedError
 
 ENGINES_SAVED = [
@@ -147,6 +148,14 @@ def test_another_version_is_refused_or_rebuilt(key, folder):
         wae.load_deployed(folder, rebuild=True)
 
 
+def exchange(folder, tensors, **entries):
+    """Put others in the place of the encoder's tensors, with their checksum, and ``entries`` beside it."""
+    path, about = folder / saving.ENCODER, json.loads((folder / saving.ABOUT).read_text())
+    safetensors.torch.save_file(tensors, path)
+    about["files"][saving.ENCODER] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (folder / saving.ABOUT).write_text(json.dumps(about | entries))
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -159,12 +168,9 @@ def test_another_version_is_refused_or_rebuilt(key, folder):
     ids=["without a weight", "without the width", "another shape", "one too many", "none"],
 )
 def test_tensors_that_were_exchanged_with_their_checksum_are_one_error(change, folder):
-    path, about = folder / saving.ENCODER, json.loads((folder / saving.ABOUT).read_text())
-    tensors = safetensors.torch.load_file(path)
+    tensors = safetensors.torch.load_file(folder / saving.ENCODER)
     change(tensors)
-    safetensors.torch.save_file(tensors, path)
-    about["files"][saving.ENCODER] = hashlib.sha256(path.read_bytes()).hexdigest()
-    (folder / saving.ABOUT).write_text(json.dumps(about))
+    exchange(folder, tensors)
     with pytest.raises(SavedError, match=r"encoder\.safetensors is damaged: its tensors are others"):
         wae.load_deployed(folder)
 
@@ -225,12 +231,25 @@ def test_the_old_network_stays_where_the_new_one_cannot_be_put(stock, tmp_path, 
     assert [path.name for path in tmp_path.iterdir()] == ["net"]
 
 
-def test_bytes_of_older_folders() -> None:
-    """Their zero points are int32, of 0..255, beside whether -128 is 0."""
-    older = torch.tensor([[0, 128, 255], [1, 2, 3]], dtype=torch.int32)
-    now = saved._typed({"zero_point": older, "signed": torch.tensor([True, False])})
-    assert {name: (x.dtype, x.tolist()) for name, x in now.items()} == {
-        "low_zero_point": (torch.int8, [-128, 0, 127]),
-        "high_zero_point": (torch.uint8, [1, 2, 3]),
-    }
-    assert saved._typed(now) == now
+@torch.no_grad()
+def test_bytes_of_older_folders(model, folder):
+    """Their zero points are int32, of 0..255 for int8 too, and ``signed`` says for which part that is so."""
+    affine, image = (model.image_scale, model.image_shift), photos(2)
+    exact = encoder_int8.quantize(
+        model.encoder, *affine, encoder_int8.largest_activations(model.encoder, *affine, [image])
+    )
+    inputs = [ByteInput(0.01, -3, torch.int8), ByteInput(0.02, 120, torch.uint8)]
+    encoder = encoder_int8.ByteEncoder(exact, inputs)
+    tensors = dict(encoder.state_dict()) | {"image_scale": affine[0], "image_shift": affine[1]}
+    del tensors["low_zero_point"], tensors["high_zero_point"]
+    zero_point = torch.tensor([[125] * 3, [120] * 3], dtype=torch.int32)
+    exchange(
+        folder,
+        tensors | {"zero_point": zero_point, "signed": torch.tensor([True, False])},
+        encoder="ByteEncoder",
+    )
+    front = wae.load_deployed(folder)._front
+    for got, wanted in zip(front(image), encoder(image, *affine), strict=True):
+        assert got.dtype == wanted.dtype
+        assert torch.equal(got, wanted)
+        assert wanted.float().std() > 0
