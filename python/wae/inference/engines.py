@@ -33,7 +33,7 @@ from wae.errors import WaeError
 from wae_kernels import backends
 
 from . import aoti, precision, quantization, signal_stack
-from .programs import exported
+from .programs import any_batch, exported, several
 from .quantization import ByteInput, Movement
 from .winograd import replaced
 
@@ -215,8 +215,8 @@ class InPyTorch(Prepared):
     def save(self, folder: Path, inputs: Sequence[Tensor]) -> None:
         """Compiled by AOTInductor where the engine compiles; else a torch.export program."""
         if not self._packs:
-            shapes = _any_batch(inputs)
-            program = exported(self._module, _several(inputs), shapes)
+            shapes = any_batch(inputs)
+            program = exported(self._module, several(inputs), shapes)
             torch.export.save(program, folder / "network.pt2")
             return
         module = replaced(self._module) if self._compile is _winograd else self._module
@@ -362,22 +362,11 @@ def _torch_compile(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -
     if not dynamic:
         run(*inputs)
         return compiled
-    inputs = _several(inputs)
+    inputs = several(inputs)
     for x in inputs:
         torch._dynamo.mark_dynamic(x, 0)
     run(*inputs)
     return run  # one image is compiled for by itself, when it comes
-
-
-def _several(inputs: Sequence[Tensor]) -> list[Tensor]:
-    """``inputs`` of at least two images: exporters take a first dimension of 1 for a constant."""
-    return [x if x.shape[0] > 1 else torch.cat((x, x)) for x in inputs]
-
-
-def _any_batch(inputs: Sequence[Tensor]) -> tuple[dict[int, Any], ...]:
-    """For exporters: the first dimension, the same for all inputs, may be another at each call."""
-    batch = torch.export.Dim("batch")
-    return tuple({0: batch} for _ in inputs)
 
 
 def _winograd(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -> Run:
@@ -424,8 +413,8 @@ def to_onnx(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool = False, 
 
     ``options`` go to :func:`torch.onnx.export`.
     """
-    shapes = _any_batch(inputs) if dynamic else None
-    inputs = _several(inputs) if dynamic else inputs
+    shapes = any_batch(inputs) if dynamic else None
+    inputs = several(inputs) if dynamic else inputs
     logger = logging.getLogger("onnx_ir")  # it warns of empty lists among an operator's attributes
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -50,7 +50,7 @@ from .deployed import (
 )
 from .engines import ENGINES, EngineError, Run, in_turns, onnx_session, to_onnx
 from .front import without_numbers_of_nan
-from .programs import exported
+from .programs import any_batch, exported
 
 
 @dataclass(frozen=True)
@@ -248,7 +248,7 @@ METADATA = "metadata.json"
 
 
 def _program(network: nn.Module, images: Tensor, dynamic: bool) -> torch.export.ExportedProgram:
-    return exported(network, (images,), ({0: torch.export.Dim("batch")},) if dynamic else None)
+    return exported(network, [images], any_batch([images]) if dynamic else None)
 
 
 def _make_torch(network: nn.Module, images: Tensor, dynamic: bool, says: Mapping[str, str]) -> bytes:

@@ -1,4 +1,4 @@
-"""torch.export programs that say nothing about the machine that they were made on."""
+"""torch.export programs, for any number of images, that say nothing about the machine that made them."""
 
 from __future__ import annotations
 
@@ -19,3 +19,14 @@ def exported(
             for node in part.graph.nodes:
                 node.meta.pop("stack_trace", None)
     return program
+
+
+def any_batch(inputs: Sequence[Tensor]) -> tuple[dict[int, Any], ...]:
+    """The dynamic shapes of ``inputs``: the first dimension, the same for all, may change between calls."""
+    batch = torch.export.Dim("batch")
+    return tuple({0: batch} for _ in inputs)
+
+
+def several(inputs: Sequence[Tensor]) -> list[Tensor]:
+    """``inputs`` of at least two images: exporters take a first dimension of 1 for a constant."""
+    return [x if x.shape[0] > 1 else torch.cat((x, x)) for x in inputs]

@@ -23,7 +23,7 @@ from wae.difference import relative_difference
 from wae.progress import track
 
 from . import precision
-from .programs import exported
+from .programs import any_batch, exported, several
 
 PACKAGES = {
     "openvino": {"nncf": "nncf"},
@@ -314,11 +314,9 @@ def by_torchao(
     """``module`` in int8 for Inductor's x86 kernels, for any number of images, by torchao's PT2E."""
     pt2e = import_torchao()
     x86 = pt2e.quantizer.x86_inductor_quantizer
-    batch = torch.export.Dim("batch")
-    shapes = tuple({0: batch} for _ in inputs)
-    two = tuple(torch.cat((x, x)) for x in inputs)
+    shapes, inputs = any_batch(inputs), several(inputs)
     # strict: the quantizer finds a layer's parts by where they stood in Python, which only that way tells
-    traced = torch.export.export(module, two, dynamic_shapes=shapes, strict=True).module()
+    traced = torch.export.export(module, tuple(inputs), dynamic_shapes=shapes, strict=True).module()
     before = _torch_layers(traced, compared)
     quantizer = x86.X86InductorQuantizer()
     quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
@@ -327,7 +325,7 @@ def by_torchao(
         observed(*sample)
     quantized = pt2e.quantize_pt2e.convert_pt2e(observed)
     moved = _movements(before, _torch_layers(quantized, compared))
-    return exported(quantized, two, shapes, strict=True), moved
+    return exported(quantized, inputs, shapes, strict=True), moved
 
 
 def lowered(program: torch.export.ExportedProgram, batch: int) -> Callable[..., Any]:
