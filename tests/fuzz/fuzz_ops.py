@@ -68,12 +68,12 @@ def check(content: bytes) -> None:
 
 def _arguments(op: str, choices: _Choices) -> list:
     """Arguments that fit the op."""
-    from cases import BYTES, arguments_of, image_of, int8_encoder
+    from cases import ZERO_POINTS, arguments_of, image_of, int8_encoder
 
     size = (1 + choices.below(20), 1 + choices.below(40))
     if op == "encode_int8":
         image = image_of(choices.below(3), *size, torch.uint8)
-        values = [image, *int8_encoder(choices.of((16, 16, 16, 1, 17)), choices.of(BYTES))]
+        values = [image, *int8_encoder(choices.of((16, 16, 16, 1, 17)), choices.of(ZERO_POINTS))]
         if choices.below(2):
             numbers = choices.of([v for v in values if isinstance(v, Tensor) and not v.is_floating_point()])
             limits = torch.iinfo(numbers.dtype)

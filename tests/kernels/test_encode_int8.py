@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 from cases import (
-    BYTES,
     CELLS,
     LARGE_SIZES,
     LAYOUTS,
     OPCHECK_LAYOUTS,
     SIZES,
+    ZERO_POINTS,
     Cell,
     image_of,
     int8_encoder,
@@ -105,10 +105,10 @@ def check(image: Tensor, rest: list[Any]) -> None:
     assert torch.equal(image, before)
 
 
-@pytest.mark.parametrize("results", BYTES, ids=str)
+@pytest.mark.parametrize("zero_points", ZERO_POINTS, ids=str)
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 4)], ids=size_name)
-def test_the_reference_is_the_definition(size: tuple[int, int], results: Sequence[Any]) -> None:
-    image, rest = image_of(2, *size, torch.uint8), int8_encoder(bytes=results)
+def test_the_reference_is_the_definition(size: tuple[int, int], zero_points: Sequence[Any]) -> None:
+    image, rest = image_of(2, *size, torch.uint8), int8_encoder(zero_points=zero_points)
     for got, wanted in zip(reference.encode_int8(image, *rest), by_definition(image, *rest), strict=True):
         assert torch.equal(got, wanted)
         assert got.float().std() > 0 or got.numel() < 10
@@ -116,8 +116,8 @@ def test_the_reference_is_the_definition(size: tuple[int, int], results: Sequenc
 
 @pytest.mark.parametrize("size", SIZES, ids=size_name)
 def test_sizes(cell: Cell, size: tuple[int, int]) -> None:
-    for batch, results in enumerate(BYTES, 1):
-        check(image_of(batch, *size, torch.uint8), int8_encoder(bytes=results))
+    for batch, zero_points in enumerate(ZERO_POINTS, 1):
+        check(image_of(batch, *size, torch.uint8), int8_encoder(zero_points=zero_points))
 
 
 @pytest.mark.parametrize("size", [*LARGE_SIZES[:5], (40, 247), (40, 249), (40, 496)], ids=size_name)
@@ -127,14 +127,14 @@ def test_large_sizes(backend: Cell, size: tuple[int, int]) -> None:
         check(image_of(1, *size, torch.uint8), int8_encoder())
 
 
-@pytest.mark.parametrize("results", BYTES, ids=str)
+@pytest.mark.parametrize("zero_points", ZERO_POINTS, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts(cell: Cell, layout: str, results: Sequence[Any]) -> None:
-    numbers = int8_encoder(bytes=results)
+def test_layouts(cell: Cell, layout: str, zero_points: Sequence[Any]) -> None:
+    numbers = int8_encoder(zero_points=zero_points)
     rest = [None if t is None else scattered(t) if t.is_floating_point() else t for t in numbers]
     rest[0] = rest[0].permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
-    if results[0] is not None:
-        rest[-2] = torch.full((1,), 100, dtype=results[0]).expand(3)
+    if zero_points[0] is not None:
+        rest[-2] = torch.full((1,), 100, dtype=zero_points[0]).expand(3)
     check(LAYOUTS[layout](image_of(3, 9, 37, torch.uint8)), rest)
 
 
@@ -149,7 +149,7 @@ def test_other_widths_take_the_reference(width: int) -> None:
 
 def test_nothing_overflows(cell: Cell) -> None:
     """The largest sums, biases and shifts there are, of both signs."""
-    rest = int8_encoder(bytes=BYTES[1])
+    rest = int8_encoder(zero_points=ZERO_POINTS[1])
     for sign in (1, -1):
         for tensor in rest[:10:2]:
             tensor.fill_(127 if sign > 0 else -128)
@@ -171,7 +171,7 @@ def test_any_number_of_threads(backend: Cell, threads: int, size: tuple[int, int
 
 def test_weights_are_found_by_their_values() -> None:
     """Writing through .data changes no version counter and no address."""
-    image, rest = image_of(1, 8, 9, torch.uint8), int8_encoder(bytes=BYTES[1])
+    image, rest = image_of(1, 8, 9, torch.uint8), int8_encoder(zero_points=ZERO_POINTS[1])
     check(image, rest)
     for tensor in rest:
         tensor.data.copy_(tensor.flip(0))
@@ -242,11 +242,11 @@ def test_a_process_asks_for_amx_and_keeps_it_when_it_forks() -> None:
 # ------------------------------------------------------------------------------------ registration with torch
 
 
-@pytest.mark.parametrize("results", BYTES, ids=str)
+@pytest.mark.parametrize("zero_points", ZERO_POINTS, ids=str)
 @pytest.mark.parametrize("layout", OPCHECK_LAYOUTS)
-def test_opcheck(layout: str, results: Sequence[Any]) -> None:
+def test_opcheck(layout: str, zero_points: Sequence[Any]) -> None:
     image = LAYOUTS[layout](image_of(2, 6, 7, torch.uint8))
-    torch.library.opcheck(encode_int8.default, (image, *int8_encoder(bytes=results)))
+    torch.library.opcheck(encode_int8.default, (image, *int8_encoder(zero_points=zero_points)))
 
 
 def test_compile_fullgraph_for_any_size() -> None:
@@ -312,7 +312,7 @@ def refused(op: Any, values: list[Any], message: str) -> None:
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_what_does_not_fit_is_named(name: str) -> None:
-    values = [image_of(1, 5, 6, torch.uint8), *int8_encoder(bytes=BYTES[1])]
+    values = [image_of(1, 5, 6, torch.uint8), *int8_encoder(zero_points=ZERO_POINTS[1])]
     change, text = SHAPES[name]
     values[NAMES.index(name)] = change(values[NAMES.index(name)])
     message = f"wae::encode_int8: {name} must {text}"
@@ -324,7 +324,7 @@ def test_what_does_not_fit_is_named(name: str) -> None:
 
 @pytest.mark.parametrize("name", NUMBERS)
 def test_numbers_out_of_range_are_named(name: str) -> None:
-    values = [image_of(1, 5, 6, torch.uint8), *int8_encoder(bytes=BYTES[1])]
+    values = [image_of(1, 5, 6, torch.uint8), *int8_encoder(zero_points=ZERO_POINTS[1])]
     number, text = NUMBERS[name]
     values[NAMES.index(name)].view(-1)[-1] = number
     message = f"wae::encode_int8: {name} must {text}"

@@ -287,7 +287,7 @@ def _zero_point(dtype: torch.dtype) -> Tensor:
     return _whole(torch.iinfo(dtype).min, torch.iinfo(dtype).max, 3, dtype=dtype)
 
 
-BYTES: tuple[tuple[torch.dtype | None, torch.dtype | None], ...] = (
+ZERO_POINTS: tuple[tuple[torch.dtype | None, torch.dtype | None], ...] = (
     (None, None),
     (torch.uint8, torch.int8),
     (torch.int8, torch.uint8),
@@ -296,8 +296,11 @@ BYTES: tuple[tuple[torch.dtype | None, torch.dtype | None], ...] = (
 """Dtypes of the zero points of ``low`` and ``high``; None for none."""
 
 
-def int8_encoder(width: int = 16, bytes: Sequence[torch.dtype | None] = (None, None)) -> list[Any]:
-    """All of ``encode_int8`` but the image: numbers of the whole range, yet bytes neither all 0 nor 255."""
+def int8_encoder(width: int = 16, zero_points: Sequence[torch.dtype | None] = (None, None)) -> list[Any]:
+    """All of ``encode_int8`` but the image: numbers of the whole range, yet bytes neither all 0 nor 255.
+
+    ``zero_points`` are the dtypes of low's and high's: one of :data:`ZERO_POINTS`.
+    """
     shapes = [(width, 3), (width, width), (width, width), (3, width), (3, width)]
     layers = [
         tensor
@@ -313,7 +316,7 @@ def int8_encoder(width: int = 16, bytes: Sequence[torch.dtype | None] = (None, N
         _whole(0, 10, 3, width, dtype=torch.int32),
         _whole(0, 2**15 - 1, 3, width, dtype=torch.int16),
         torch.rand(2, 3) / 3_000,
-        *(None if dtype is None else _zero_point(dtype) for dtype in bytes),
+        *(None if dtype is None else _zero_point(dtype) for dtype in zero_points),
     ]
 
 
