@@ -467,9 +467,8 @@ class InFile(Prepared):
 
     def save(self, folder: Path, inputs: Sequence[Tensor]) -> None:
         """Copy the file, and let the engine compile it once, so that it need not when it is loaded."""
-        for path in self._folder.iterdir():
-            if path.is_file():
-                (folder / path.name).write_bytes(path.read_bytes())
+        for path in self._folder.glob("network.*"):  # beside them a loaded one's folder has other files
+            (folder / path.name).write_bytes(path.read_bytes())
         self._open(folder, inputs[0].shape[0], True)
 
 

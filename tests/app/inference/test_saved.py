@@ -93,6 +93,23 @@ def test_a_network_without_an_encoder(stock, tmp_path):
     assert not (tmp_path / "net" / "encoder.safetensors").exists()
 
 
+@pytest.mark.parametrize("engine", ["eager", "openvino", "onnxruntime"])
+def test_a_loaded_network_is_saved_again(engine, model, tmp_path):
+    if reason := ENGINES[engine].why_not("cpu"):
+        pytest.skip(reason)
+    deploy(model, SIZE, engine=engine).save(tmp_path / "first")
+    loaded = wae.load_deployed(tmp_path / "first")
+    x = photos(1)
+    expected = loaded(x)
+    loaded.save(tmp_path / "second")
+    loaded.save(tmp_path / "first", force=True)  # where its own files are
+    for name in ("first", "second"):
+        assert torch.allclose(wae.load_deployed(tmp_path / name)(x), expected, rtol=1e-5, atol=1e-5)
+    assert {path.name for path in (tmp_path / "first").iterdir()} == {
+        path.name for path in (tmp_path / "second").iterdir()
+    }
+
+
 @pytest.mark.parametrize("part", ["", "conv1"])
 def test_an_encoder_that_is_more_than_its_tensors_is_not_saved(part, model, tmp_path):
     """It runs; but the folder has its tensors alone, and a loaded one would give other scores."""
