@@ -248,8 +248,13 @@ def check_encode_int8(
     checker.check("encode_int8", image, *parameters, *rest)
 
 
-def check_int8_numbers(parameters: EncoderParameters, shift: Tensor, multiplier: Tensor) -> None:
-    """Check the numbers that ``wae::encode_int8`` computes with; no sum overflows with these."""
+def check_int8_numbers(
+    parameters: EncoderParameters, shift: Tensor, multiplier: Tensor, scale: Tensor
+) -> None:
+    """Check the numbers that ``wae::encode_int8`` computes with.
+
+    No sum overflows with these, and no result is NaN, of which each processor makes another byte.
+    """
     named = {**parameters._asdict(), "shift": shift, "multiplier": multiplier}
     for name, (least, most) in INT8_RANGES.items():
         numbers = named[name]
@@ -257,6 +262,8 @@ def check_int8_numbers(parameters: EncoderParameters, shift: Tensor, multiplier:
         if wrong:
             message = f"{name} must have numbers from {least} to {most}, got {wrong[0]}"
             raise RuntimeError(f"wae::encode_int8: {message}")
+    if not_finite := scale[~scale.isfinite()].tolist():
+        raise RuntimeError(f"wae::encode_int8: scale must have finite numbers, got {not_finite[0]}")
 
 
 def check_decode(

@@ -158,7 +158,7 @@ def encode_int8(
     p = parameters
     zero_points = low_zero_point, high_zero_point
     check_encode_int8(image, p, image_padding, shift, multiplier, scale, *zero_points)
-    check_int8_numbers(p, shift, multiplier)
+    check_int8_numbers(p, shift, multiplier, scale)
 
     def sums(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
         return F.conv2d(x.double(), weight.double(), bias.double(), stride, padding).long()

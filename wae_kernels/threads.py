@@ -21,7 +21,7 @@ def sleeping() -> Iterator[None]:
     else may need meanwhile: another engine, say. In this block the forward ops' compiled kernels share their
     work with helpers instead that sleep in between, together as many threads as :func:`torch.get_num_threads`
     said before. The helpers start when they are first needed, and end with the calling thread. On Linux they
-    keep off the core that it runs on, where enough others are left. All other operators, PyTorch's too, run
+    keep off the core that it runs on, where they need all the others. All other operators, PyTorch's too, run
     on the calling thread alone.
 
     The block holds for the calling thread only, which has as many threads after it as before, also if

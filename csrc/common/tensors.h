@@ -76,6 +76,7 @@ inline Tensor new_tensor(const Tensor& like, std::span<const int64_t> sizes, Sca
                                                   &made));
   if (poisons_fresh_tensors) {
     const bool is_byte = dtype == ScalarType::Byte || dtype == ScalarType::Char;
+    // of bytes a number that uint8 and int8 have, and that is neither 0 nor a limit, as results often are
     const double poison = is_byte ? 85 : std::numeric_limits<double>::quiet_NaN();
     TORCH_ERROR_CODE_CHECK(aoti_torch_aten_fill__Scalar(made, poison));
   }

@@ -79,20 +79,21 @@ class Shared {
 // The cores that a helper may run on.
 //
 // Where an engine's threads wait in loops on all other cores, the system may wake a helper on its caller's core, call
-// after call: there it gets to run only when the caller waits for it.
-class Cores {
+// after call: there it gets to run only when the caller waits for it. Where more cores are allowed than there are
+// threads, the system finds a free one.
+class Affinity {
  public:
-  explicit Cores(pthread_t helper) : helper_(helper) {}
+  explicit Affinity(pthread_t helper) : helper_(helper) {}
 
-  // All that it was allowed but the caller's; that one too, where the others are fewer than there are helpers.
-  void keep_off(int callers, int64_t helpers) {
+  // All cores that the helper was allowed but this one, where the helpers need all the others.
+  void keep_off(int core, int64_t helpers) {
     cpu_set_t now;
     if (pthread_getaffinity_np(helper_, sizeof now, &now) != 0) return;  // more cores than it can tell
     if (!CPU_EQUAL(&now, &set_)) allowed_ = now;  // as it began, or as somebody else has set it since
     set_ = allowed_;
-    CPU_CLR(callers, &set_);
-    if (CPU_COUNT(&set_) < helpers) set_ = allowed_;
-    pthread_setaffinity_np(helper_, sizeof set_, &set_);
+    CPU_CLR(core, &set_);
+    if (CPU_COUNT(&set_) != helpers) set_ = allowed_;
+    if (!CPU_EQUAL(&now, &set_)) pthread_setaffinity_np(helper_, sizeof set_, &set_);
   }
 
  private:
@@ -102,8 +103,8 @@ class Cores {
 
 int this_core() { return sched_getcpu(); }
 #else
-struct Cores {  // other systems let nobody choose
-  explicit Cores(pthread_t) {}
+struct Affinity {  // other systems let nobody choose
+  explicit Affinity(pthread_t) {}
   void keep_off(int, int64_t) {}
 };
 
@@ -145,13 +146,13 @@ class Helpers {
 
   void keep_off(int core) {
     core_ = core;
-    for (Cores& cores : helpers_) cores.keep_off(core, helpers_.size());
+    for (Affinity& helper : helpers_) helper.keep_off(core, helpers_.size());
   }
 
   static constexpr int kNone = -1;
   std::shared_ptr<Shared> shared_ = std::make_shared<Shared>();
-  std::vector<Cores> helpers_;  // where each may run
-  int core_ = kNone;            // the one that they keep off
+  std::vector<Affinity> helpers_;
+  int core_ = kNone;  // the one that they keep off
   pid_t process_ = getpid();
 };
 

@@ -13,7 +13,8 @@ inline thread_local int64_t sleeping_threads = 0;
 
 // Runs task(0) to task(count - 1), each once, on this thread and at most `threads` - 1 helpers of its own, which start
 // when they are first needed and end with this thread: with fewer, where the system allows no more threads. An
-// exception of a task goes to the caller; other tasks may not run then.
+// exception of a task goes to the caller; other tasks may not run then. On Linux helpers that need all other cores keep off
+// the one that this thread runs on.
 void run_with_helpers(int64_t threads, int64_t count, const std::function<void(int64_t)>& task);
 
 }  // namespace wae

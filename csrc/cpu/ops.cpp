@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -278,7 +279,8 @@ void require_within(const char* name, const Tensor& tensor, int64_t least, int64
 }
 
 // wae_kernels/checks.py, check_int8_numbers.
-void check_int8_numbers(const Parameters& parameters, const Tensor& shift, const Tensor& multiplier) {
+void check_int8_numbers(const Parameters& parameters, const Tensor& shift, const Tensor& multiplier,
+                        const Tensor& scale) {
   constexpr std::array<const char*, 5> kBiases{"conv1_bias", "conv2_bias", "conv3_bias", "low_bias",
                                                "high_bias"};
   constexpr int64_t kMostBias = 1 << 30;
@@ -287,13 +289,22 @@ void check_int8_numbers(const Parameters& parameters, const Tensor& shift, const
   }
   require_within<int32_t>("shift", shift, 0, 30);
   require_within<int16_t>("multiplier", multiplier, 0, INT16_MAX);
+  std::array<float, 6> scales;
+  copy_numbers<float>(scale, scales.data());
+  for (const float number : scales) {
+    checks::require(std::isfinite(number), "encode_int8", "scale must have finite numbers, got ", number);
+  }
 }
 
-// Copies a branch's zero points; the least number that its results can be.
-int32_t copy_zero_point(const std::optional<Tensor>& from, int32_t* to) {
+// Copies a branch's zero points. Returns the least number that its results can be, or kNoByte.
+int32_t copy_zero_points(const std::optional<Tensor>& from, int32_t* to) {
   if (!from) return kNoByte;
-  if (from->scalar_type() == ScalarType::Byte) return copy_numbers<uint8_t>(*from, to), 0;
-  return copy_numbers<int8_t>(*from, to), INT8_MIN;
+  if (from->scalar_type() == ScalarType::Byte) {
+    copy_numbers<uint8_t>(*from, to);
+    return 0;
+  }
+  copy_numbers<int8_t>(*from, to);
+  return INT8_MIN;
 }
 
 EncoderInt8Numbers int8_numbers_of(const Parameters& parameters, const Tensor& image_padding,
@@ -314,8 +325,8 @@ EncoderInt8Numbers int8_numbers_of(const Parameters& parameters, const Tensor& i
   copy_numbers<int32_t>(shift, numbers.shift[0]);
   copy_numbers<int16_t>(multiplier, numbers.multiplier[0]);
   copy_numbers<float>(scale, numbers.scale);
-  numbers.least_byte[0] = copy_zero_point(low_zero_point, numbers.zero_point);
-  numbers.least_byte[1] = copy_zero_point(high_zero_point, numbers.zero_point + 3);
+  numbers.least_byte[0] = copy_zero_points(low_zero_point, numbers.zero_point);
+  numbers.least_byte[1] = copy_zero_points(high_zero_point, numbers.zero_point + 3);
   return numbers;
 }
 
@@ -331,7 +342,7 @@ std::tuple<Tensor, Tensor> encode_int8(Tensor image, Tensor conv1_weight, Tensor
   Checker("encode_int8")
       .check(Table::encode_int8, image, parameters, image_padding, shift, multiplier, scale, low_zero_point,
              high_zero_point);
-  check_int8_numbers(parameters, shift, multiplier);
+  check_int8_numbers(parameters, shift, multiplier, scale);
   EncodeInt8* const kernel = int8_encoder(kernels_for(conv1_weight));
   if (kernel == nullptr) {
     return call_reference<std::tuple<Tensor, Tensor>>(

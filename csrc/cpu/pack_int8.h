@@ -6,6 +6,7 @@
 
 namespace wae {
 
+// In place of the least byte that a result can be, which is 0 or -128: the results are float32.
 inline constexpr int32_t kNoByte = 1;
 
 // The arguments of wae::encode_int8 besides the image, as they come. Nothing between the members, so that two
@@ -22,7 +23,7 @@ struct EncoderInt8Numbers {
   int32_t zero_point[6];
   int32_t least_byte[2];  // of low and high: -128, 0, or kNoByte for results in float32
   int16_t multiplier[3][16];
-  uint8_t padding[4];  // the fourth is 0
+  uint8_t padding[4];  // the fourth is 0: no gap that a comparison of bytes would see
 };
 
 // A layer of the trunk, kGroups groups of 4 input channels. A group's 4 weights are what one lane of a dot

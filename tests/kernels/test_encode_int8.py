@@ -302,6 +302,7 @@ NUMBERS = {
     "low_bias": (2**30 + 1, f"have numbers from {-(2**30)} to {2**30}, got {2**30 + 1}"),
     "shift": (31, "have numbers from 0 to 30, got 31"),
     "multiplier": (-1, "have numbers from 0 to 32767, got -1"),
+    "scale": (float("nan"), "have finite numbers, got nan"),
 }
 
 
