@@ -85,20 +85,25 @@ class Affinity {
  public:
   explicit Affinity(pthread_t helper) : helper_(helper) {}
 
-  // All cores that the helper was allowed but this one, where the helpers need all the others.
+  // The cores of the calling thread, a helper's of its own, but this one, where the helpers need all the others.
   void keep_off(int core, int64_t helpers) {
-    cpu_set_t now;
-    if (pthread_getaffinity_np(helper_, sizeof now, &now) != 0) return;  // more cores than it can tell
-    if (!CPU_EQUAL(&now, &set_)) allowed_ = now;  // as it began, or as somebody else has set it since
-    set_ = allowed_;
+    cpu_set_t now, callers;
+    if (!read(helper_, now) || !read(pthread_self(), callers)) return;
+    if (!CPU_EQUAL(&now, &set_) && !CPU_EQUAL(&now, &callers)) return;  // somebody else has set it
+    set_ = callers;
     CPU_CLR(core, &set_);
-    if (CPU_COUNT(&set_) != helpers) set_ = allowed_;
+    if (CPU_COUNT(&set_) != helpers) set_ = callers;
     if (!CPU_EQUAL(&now, &set_)) pthread_setaffinity_np(helper_, sizeof set_, &set_);
   }
 
  private:
+  // False where there are more cores than it can tell.
+  static bool read(pthread_t thread, cpu_set_t& set) {
+    return pthread_getaffinity_np(thread, sizeof set, &set) == 0;
+  }
+
   pthread_t helper_;
-  cpu_set_t allowed_{}, set_{};
+  cpu_set_t set_{};
 };
 
 int this_core() { return sched_getcpu(); }
