@@ -439,19 +439,26 @@ def _deploy_in(task: _Task, engine: Engine, name: str) -> Deployed:
     else:
         deployed.difference = relative_difference(scores, task.expected)
     if task.calibration is not None:
-        assert task.named is not None
-        found = classes_of(deployed, task.calibration.held_out)
-        deployed.report = {
-            "engine": engine.name,
-            "precision": name,
-            **agreement(found, task.named, task.calibration),
-            "max_drop": task.max_drop,
-        }
-        if name == "int8":
-            deployed.report["encoder"] = encoder
-            deployed.report["layers"] = [list(movement) for movement in prepared.movements]
+        deployed.report = _report(task, deployed, encoder)
         require_no_drop(f"{what} in {name}", deployed.report)
     return deployed
+
+
+def _report(task: _Task, deployed: Deployed, encoder: dict[str, Any]) -> dict[str, Any]:
+    """See :func:`deploy`; ``encoder`` is what :func:`put_where_faster` found."""
+    assert task.calibration is not None
+    assert task.named is not None
+    found = classes_of(deployed, task.calibration.held_out)
+    report = {
+        "engine": deployed.engine,
+        "precision": deployed.precision,
+        **agreement(found, task.named, task.calibration),
+        "max_drop": task.max_drop,
+    }
+    if deployed.precision == "int8":
+        report["encoder"] = encoder
+        report["layers"] = [list(movement) for movement in deployed._prepared.movements]
+    return report
 
 
 # -------------------------------------------------------------------------------------------------- checks
