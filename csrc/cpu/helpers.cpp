@@ -76,6 +76,13 @@ class Shared {
 };
 
 #ifdef __linux__
+using Cores = cpu_set_t;
+
+// Those that a thread may run on; false where there are more than a set holds.
+bool read(pthread_t thread, Cores& cores) {
+  return pthread_getaffinity_np(thread, sizeof cores, &cores) == 0;
+}
+
 // The cores that a helper may run on.
 //
 // Where an engine's threads wait in loops on all other cores, the system may wake a helper on its caller's core, call
@@ -85,10 +92,10 @@ class Affinity {
  public:
   explicit Affinity(pthread_t helper) : helper_(helper) {}
 
-  // The cores of the calling thread, a helper's of its own, but this one, where the helpers need all the others.
-  void keep_off(int core, int64_t helpers) {
-    cpu_set_t now, callers;
-    if (!read(helper_, now) || !read(pthread_self(), callers)) return;
+  // The `callers` cores but this one, where the helpers need all the others.
+  void keep_off(int core, const Cores& callers, int64_t helpers) {
+    Cores now;
+    if (!read(helper_, now)) return;
     if (!CPU_EQUAL(&now, &set_) && !CPU_EQUAL(&now, &callers)) return;  // somebody else has set it
     set_ = callers;
     CPU_CLR(core, &set_);
@@ -97,20 +104,19 @@ class Affinity {
   }
 
  private:
-  // False where there are more cores than it can tell.
-  static bool read(pthread_t thread, cpu_set_t& set) {
-    return pthread_getaffinity_np(thread, sizeof set, &set) == 0;
-  }
-
   pthread_t helper_;
-  cpu_set_t set_{};
+  Cores set_{};
 };
 
 int this_core() { return sched_getcpu(); }
 #else
+struct Cores {};
+
+bool read(pthread_t, Cores&) { return false; }
+
 struct Affinity {  // other systems let nobody choose
   explicit Affinity(pthread_t) {}
-  void keep_off(int, int64_t) {}
+  void keep_off(int, const Cores&, int64_t) {}
 };
 
 int this_core() { return 0; }
@@ -151,7 +157,9 @@ class Helpers {
 
   void keep_off(int core) {
     core_ = core;
-    for (Affinity& helper : helpers_) helper.keep_off(core, helpers_.size());
+    Cores callers;
+    if (helpers_.empty() || !read(pthread_self(), callers)) return;
+    for (Affinity& helper : helpers_) helper.keep_off(core, callers, helpers_.size());
   }
 
   static constexpr int kNone = -1;
