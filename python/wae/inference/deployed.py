@@ -220,6 +220,11 @@ class _Task(NamedTuple):
     """The classes that the model names on what the calibration held back."""
     max_drop: float | None
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        return self.images.shape[2], self.images.shape[3]
+
 
 def deploy(
     model: nn.Module,
@@ -406,18 +411,7 @@ def _deploy_in(task: _Task, engine: Engine, name: str) -> Deployed:
         _log.warning(
             "this processor has no instructions for %s: %s emulates it with others", name, engine.name
         )
-    dtype = engine.input_dtype(name)
-    memory_format = torch.contiguous_format if engine.foreign else task.memory_format
-    size = (task.images.shape[2], task.images.shape[3])
-    folded = fold(task.model)
-    if engine.whole:
-        front, rest = whole(folded, size, dtype, memory_format)
-    else:
-        front, rest = in_front(folded, size, dtype, memory_format, before_threads=engine.foreign)
-    end = None
-    if engine.foreign:  # PyTorch's engines run our op themselves
-        rest, end = before_end(rest, front)
-    rest = rest.to(dtype).to(memory_format=memory_format)
+    front, rest, end = _divided(task, engine, name)
     samples: list[Sequence[Tensor]] = []
     compared: Sequence[Tensor] = ()
     encoder: dict[str, Any] = {}
@@ -431,17 +425,40 @@ def _deploy_in(task: _Task, engine: Engine, name: str) -> Deployed:
     with engine.errors():
         hand_bytes_over(front, prepared)
     run = engine.open(prepared, len(task.images), front(task.images))
-    deployed = Deployed(front, prepared, run, engine, name, size, len(task.images), own, end)
-    what = f"the model in {engine.name}"
+    deployed = Deployed(front, prepared, run, engine, name, task.size, len(task.images), own, end)
+    _check(task, deployed, encoder)
+    return deployed
+
+
+def _divided(task: _Task, engine: Engine, name: str) -> tuple[Front, nn.Module, End | None]:
+    """What runs in front of the engine, what the engine runs, and what runs behind it."""
+    dtype = engine.input_dtype(name)
+    memory_format = torch.contiguous_format if engine.foreign else task.memory_format
+    folded = fold(task.model)
+    if engine.whole:
+        front, rest = whole(folded, task.size, dtype, memory_format)
+    else:
+        front, rest = in_front(folded, task.size, dtype, memory_format, before_threads=engine.foreign)
+    end = None
+    if engine.foreign:  # PyTorch's engines run our op themselves
+        rest, end = before_end(rest, front)
+    return front, rest.to(dtype).to(memory_format=memory_format), end
+
+
+def _check(task: _Task, deployed: Deployed, encoder: dict[str, Any]) -> None:
+    """Note how far the scores and classes are from the model's; raises DisagreementError where too far.
+
+    ``encoder`` is as for :func:`_report`.
+    """
+    what, precision = f"the model in {deployed.engine}", deployed.precision
     scores = deployed(task.images)
-    if name in DTYPES:
-        deployed.difference = require_equal(what, scores, task.expected, DTYPES[name])
+    if precision in DTYPES:
+        deployed.difference = require_equal(what, scores, task.expected, DTYPES[precision])
     else:
         deployed.difference = relative_difference(scores, task.expected)
     if task.calibration is not None:
         deployed.report = _report(task, deployed, encoder)
-        require_no_drop(f"{what} in {name}", deployed.report)
-    return deployed
+        require_no_drop(f"{what} in {precision}", deployed.report)
 
 
 def _report(task: _Task, deployed: Deployed, encoder: dict[str, Any]) -> dict[str, Any]:
