@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from wae.errors import WaeError
+from wae.models.network import on_two_streams
 from wae_kernels import backends
 
 from . import aoti, precision, quantization, signal_stack
@@ -379,13 +380,14 @@ def _cudagraphs(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -> R
     held = [x.clone() for x in inputs]
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):  # libraries choose their algorithms before the capture
-            module(*held)
-    torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = module(*held)
+    with on_two_streams(module):
+        with torch.cuda.stream(stream):
+            for _ in range(3):  # libraries choose their algorithms before the capture
+                module(*held)
+        torch.cuda.current_stream().wait_stream(stream)
+        with torch.cuda.graph(graph):
+            outputs = module(*held)
 
     def run(*tensors: Tensor) -> Any:
         if any(mine.dtype != given.dtype for mine, given in zip(held, tensors, strict=True)):

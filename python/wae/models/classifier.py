@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from wae_kernels.nn import Decoder, Encoder
 
 from .haar import Haar
-from .network import WAENetwork
+from .network import SideBySide, WAENetwork
 from .network import fold_normalization as fold_normalization
 
 
-class _TwoBodies(nn.Module):
+class _TwoBodies(SideBySide):
     """Everything behind the encoder, for the two modules below that have these parts."""
 
     low_norm: nn.Module
@@ -40,7 +40,9 @@ class _TwoBodies(nn.Module):
 
     def features_of(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """The two bodies' features of an image's ``low`` and ``high`` as the encoder gives them."""
-        return self.low_body(self.low_norm(low)), self.high_body(self.high_norm(high))
+        return self.both(
+            lambda: self.low_body(self.low_norm(low)), lambda: self.high_body(self.high_norm(high))
+        )
 
 
 class WAEClassifier(_TwoBodies, WAENetwork):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import ClassVar, TypeVar
 
 import torch
@@ -78,6 +79,47 @@ class WAENetwork(nn.Module):
             name = type(self).__name__
             raise RuntimeError(f"the model has no decoder: give {name} one, or set model.decoder")
         return reconstruct(self.decoder, low, high, size, self.image_scale, self.image_shift)
+
+
+_Low = TypeVar("_Low")
+_High = TypeVar("_High")
+
+
+class SideBySide(nn.Module):
+    """Two networks, of which the one on ``low`` does not need what the one on ``high`` makes."""
+
+    side_stream: torch.cuda.Stream | None = None
+    """For the network on ``high``, within :func:`on_two_streams`."""
+
+    def both(self, low: Callable[[], _Low], high: Callable[[], _High]) -> tuple[_Low, _High]:
+        """What both give; on two streams of a GPU, if so wanted."""
+        side = self.side_stream
+        if side is None:
+            return low(), high()
+        main = torch.cuda.current_stream()
+        side.wait_stream(main)
+        with torch.cuda.stream(side):
+            of_high = high()
+        of_low = low()
+        main.wait_stream(side)
+        return of_low, of_high
+
+
+@contextmanager
+def on_two_streams(module: nn.Module) -> Iterator[None]:
+    """Within it the two bodies of a network in ``module`` run on two streams, for a CUDA graph to capture.
+
+    One image gives neither body work for a whole GPU. Outside of a graph launching takes longer than running,
+    and the second stream would gain nothing.
+    """
+    pairs = [part for part in module.modules() if isinstance(part, SideBySide)]
+    for pair in pairs:
+        pair.side_stream = torch.cuda.Stream()
+    try:
+        yield
+    finally:
+        for pair in pairs:
+            pair.side_stream = None
 
 
 _Network = TypeVar("_Network", bound=WAENetwork)

@@ -11,6 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import TestCase
 
 import pytest
@@ -25,11 +26,12 @@ from wae.inference import deployed as deployed_module
 from wae.inference import front as front_module
 from wae.inference import precision
 from wae.inference.deployed import ENGINES, DisagreementError, EngineError, deploy, example_images, fold
-from wae.inference.engines import Engine, InPyTorch
-from wae.inference.front import Front
+from wae.inference.engines import Engine, InPyTorch, _cudagraphs
+from wae.inference.front import Front, whole
 from wae.models.baselines import HalfResolution
 from wae.models.classifier import FlatClassifier, WAEClassifier
 from wae.models.haar import Haar
+from wae.models.segmentation.segmenter import Fusion, LightBody, WAESegmenter
 from wae_kernels.nn import Encoder
 
 SIZE = (20, 33)
@@ -682,6 +684,73 @@ def test_an_engine_that_runs_the_encoder_too(model, monkeypatch):
         taken.clear()
         assert_close(deployed(images), model(images), 1e-4)
         assert taken[-1] == [images.dtype]
+
+
+class Streams:
+    """Stands in for torch's streams and graphs: notes what waits for what, and the stream of every module."""
+
+    def __init__(self, monkeypatch, modules):
+        self.current, self.events = "main", []
+        for name in ("Stream", "CUDAGraph", "graph", "stream", "current_stream"):
+            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+        for name, module in modules.items():
+            module.register_forward_pre_hook(lambda *_, name=name: self.events.append((name, self.current)))
+
+    def Stream(self):
+        return self.of(f"stream {len(self.events)}")
+
+    def of(self, name):
+        waits = lambda other: self.events.append((name, "waits for", other.name))  # noqa: E731
+        return SimpleNamespace(name=name, wait_stream=waits)
+
+    def current_stream(self):
+        return self.of(self.current)
+
+    @contextmanager
+    def stream(self, stream):
+        before, self.current = self.current, stream.name
+        yield
+        self.current = before
+
+    def CUDAGraph(self):
+        return SimpleNamespace(replay=lambda: self.events.append("replayed"))
+
+    @contextmanager
+    def graph(self, graph):
+        self.events.clear()
+        yield
+        self.captured = list(self.events)
+
+
+def segmenter():
+    return WAESegmenter(Encoder(), nn.Conv2d(3, 5, 3, padding=1), LightBody(), Fusion(5, 16)).eval()
+
+
+@pytest.mark.parametrize("kind", ["classifier", "segmenter"])
+def test_a_graph_has_the_two_bodies_on_two_streams(kind, model, monkeypatch):
+    """As far as it can be seen without a GPU: what is captured, on which stream, and that the rest waits."""
+    network = fold(model if kind == "classifier" else segmenter())
+    front, module = whole(network, SIZE, torch.float32, torch.contiguous_format)
+    low, high = (getattr(module.behind, name) for name in network.bodies)
+    last = module.behind.fusion_classifier if kind == "classifier" else module.behind.fusion
+    streams = Streams(monkeypatch, {"encoder": module.encoder, "low": low, "high": high, "last": last})
+    images = photos(2)
+    run = _cudagraphs(module, front(images), False)
+    side = streams.captured[1][0]
+    assert streams.captured == [
+        ("encoder", "main"),
+        (side, "waits for", "main"),
+        ("high", side),
+        ("low", "main"),
+        ("main", "waits for", side),
+        ("last", "main"),
+    ]
+    scores = run(images)
+    assert streams.events[-1] == "replayed"
+    streams.events.clear()
+    assert_close(module(images), scores)
+    assert streams.events == [(name, "main") for name in ("encoder", "low", "high", "last")]  # outside of it
+    assert_close(scores, network(images))
 
 
 @pytest.mark.gpu

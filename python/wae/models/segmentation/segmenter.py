@@ -23,7 +23,7 @@ from wae.models.baselines import FullResolution
 from wae.models.bodies import initialize
 from wae.models.evaluating import evaluating, in_the_mode_of
 from wae.models.haar import Haar
-from wae.models.network import WAENetwork
+from wae.models.network import SideBySide, WAENetwork
 from wae_kernels.nn import Decoder, Encoder, ScoreDecoder
 
 _WIDTH = 16  # channels of the high body and of the fusion, as of the encoder's trunk
@@ -110,7 +110,7 @@ class Fusion(ScoreDecoder):
             self.conv2.weight[c, c, 1, 1] += 1
 
 
-class _TwoResolutions(nn.Module):
+class _TwoResolutions(SideBySide):
     """Everything behind the encoder, for the two modules below that have these parts."""
 
     low_norm: nn.Module
@@ -121,7 +121,10 @@ class _TwoResolutions(nn.Module):
 
     def halves(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """The inputs of the fusion: scores, (N, classes, h, w), and features, (N, D, h, w)."""
-        return pixel_scores(self.low_network, self.low_norm(low)), self.high_body(self.high_norm(high))
+        return self.both(
+            lambda: pixel_scores(self.low_network, self.low_norm(low)),
+            lambda: self.high_body(self.high_norm(high)),
+        )
 
     def scores(self, low: Tensor, high: Tensor, output_size: Sequence[int]) -> Tensor:
         """The scores, (N, classes, H, W), of an image's ``low`` and ``high`` as the encoder gives them.
