@@ -18,6 +18,7 @@ from torch._C._dynamo import eval_frame
 from torch.autograd import forward_ad
 
 from . import backends
+from .checks import IN_16_BITS
 from .parameters import EncoderParameters, one_by_one
 from .reference import cast
 
@@ -58,18 +59,23 @@ def _dtype_inside(parameter: Tensor, grad: Tensor) -> torch.dtype:
 
     On a GPU in 16 bits, as the forward pass did; a processor's kernels compute in float32 anyway.
     """
-    in_16_bits = parameter.dtype == torch.float32 and grad.dtype in (torch.float16, torch.bfloat16)
+    in_16_bits = parameter.dtype == torch.float32 and grad.dtype in IN_16_BITS
     return grad.dtype if parameter.is_cuda and in_16_bits else parameter.dtype
 
 
 def _decoder_backward(name: str) -> Callable[..., _Gradients]:
-    """The derivative of a decoder, by its backward op ``name``."""
+    """The derivative of a decoder, by its backward op ``name``.
+
+    On a GPU float32 parameters beside images in 16 bits are cast: its backward kernels read one dtype.
+    """
 
     def backward(inputs: Sequence[Any], needs: Sequence[bool], grad: Tensor) -> _Gradients:
         *tensors, _output_size = inputs
         low, high, *parameters = needs = needs[: len(tensors)]
-        op = getattr(torch.ops.wae, name)
-        return (*_only(op(grad, *tensors, low or high, any(parameters)), needs), None)
+        read = [cast(t, grad.dtype) for t in tensors] if grad.is_cuda else tensors
+        gradients = getattr(torch.ops.wae, name)(grad, *read, low or high, any(parameters))
+        gradients = [cast(g, t.dtype) for g, t in zip(gradients, tensors, strict=True)]
+        return (*_only(gradients, needs), None)
 
     return backward
 

@@ -27,6 +27,7 @@ _OWN_NAMES = {
 """The rules of ``arguments.inc`` that are a dtype's own name."""
 
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+IN_16_BITS = (torch.float16, torch.bfloat16)
 _FLOATING_NAMES = "float32, float16, bfloat16 or float64"
 
 MOST_BIAS = 2**30
@@ -116,6 +117,7 @@ class _Checker:
         self.sizes: dict[str, int] = {}
         self.first: tuple[str, torch.device] | None = None
         self.network: tuple[str, torch.dtype] | None = None
+        self.parameter: tuple[str, torch.dtype] | None = None
 
     def check(self, table: str, *values: Tensor | Sequence[int] | None) -> None:
         """Raise RuntimeError for the first of ``values`` that its row of ``table`` does not take."""
@@ -176,6 +178,8 @@ class _Checker:
         elif rule in _OWN_NAMES:
             if dtype != _OWN_NAMES[rule]:
                 self.fail(argument, f"be {rule}", _name(dtype))
+        elif rule == "parameter":
+            self.check_parameter(argument, dtype)
         elif rule != "floating" and self.network is not None:
             if dtype != self.network[1]:
                 self.fail(argument, f"be {_name(self.network[1])} like {self.network[0]}", _name(dtype))
@@ -183,6 +187,15 @@ class _Checker:
             self.fail(argument, f"be {'uint8, ' if rule == 'pixels' else ''}{_FLOATING_NAMES}", _name(dtype))
         elif rule != "floating":
             self.network = argument.name, dtype
+
+    def check_parameter(self, argument: Argument, dtype: torch.dtype) -> None:
+        like = self.parameter or self.network
+        assert like is not None  # the tables have an image before the parameters
+        or_float32 = self.parameter is None and like[1] in IN_16_BITS
+        if dtype != like[1] and not (or_float32 and dtype == torch.float32):
+            must = f"be {_name(like[1])} like {like[0]}{', or float32' if or_float32 else ''}"
+            self.fail(argument, must, _name(dtype))
+        self.parameter = self.parameter or (argument.name, dtype)
 
     def fail(self, argument: Argument, must: str, got: object) -> None:
         raise RuntimeError(f"wae::{self.op}: {argument.name} must {must}, got {got}")

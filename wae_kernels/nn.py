@@ -25,7 +25,7 @@ from . import _load
 from .checks import check_results
 from .ops import run_decode, run_decode_scores, run_encode
 from .parameters import KERNEL_WIDTH
-from .reference import format_of, laid_out, normalize_image
+from .reference import format_of, given_as, laid_out, normalize_image, read_by
 
 _GLOBAL_HOOKS = (
     torch_module._global_forward_hooks,
@@ -157,6 +157,26 @@ def _is_as_made(module: nn.Module, kind: type[nn.Module], layers: _Layers) -> bo
     )
 
 
+def _dtype_of(module: Any, image: Tensor) -> torch.dtype:
+    """Of an encoder's or a decoder's parameters; where it has none, of its ``image``."""
+    # A replica of DataParallel has no parameters: its layers have plain tensors.
+    dtype: torch.dtype = next(module.parameters(), getattr(module.conv1, "weight", image)).dtype
+    return dtype
+
+
+def _decoded(
+    module: Any, low: Tensor, high: Tensor, output_size: Sequence[int], *convolutions: nn.Module
+) -> Tensor:
+    """A decoder's result where its layers have to be called."""
+    size = list(output_size)
+    wide_low, wide_high = read_by(_dtype_of(module, low), low, high)
+    x = F.relu(module.low(wide_low, size) + module.high(wide_high, size))
+    *trunk, last = convolutions
+    for layer in trunk:
+        x = F.relu(layer(x))
+    return given_as(low, last(x))
+
+
 class Encoder(nn.Module):
     """Splits an image into ``low`` and ``high`` of half its resolution (docs/network.md).
 
@@ -198,9 +218,7 @@ class Encoder(nn.Module):
             results: tuple[Tensor, Tensor] = run_encode(inputs)
             return results
         check_results(dtype, memory_format)
-        # A replica of DataParallel has no parameters: its layers have plain tensors.
-        own = next(self.parameters(), getattr(self.conv1, "weight", image)).dtype
-        x = normalize_image(image, own, image_scale, image_shift)
+        x = normalize_image(image, _dtype_of(self, image), image_scale, image_shift)
         for layer in (self.conv1, self.conv2, self.conv3):
             x = F.relu(layer(x))
         parts = [branch(x) for branch in (self.low, self.high)]
@@ -230,12 +248,7 @@ class Decoder(nn.Module):
         if inputs is not None:
             fused: Tensor = run_decode((*inputs, output_size))
             return fused
-        size = list(output_size)
-        x = F.relu(self.low(low, size) + self.high(high, size))
-        for layer in (self.conv1, self.conv2):
-            x = F.relu(layer(x))
-        image: Tensor = self.conv3(x)
-        return laid_out(image, format_of(low))
+        return _decoded(self, low, high, output_size, self.conv1, self.conv2, self.conv3)
 
 
 class ScoreDecoder(nn.Module):
@@ -265,7 +278,4 @@ class ScoreDecoder(nn.Module):
         if inputs is not None:
             fused: Tensor = run_decode_scores((*inputs, output_size))
             return fused
-        size = list(output_size)
-        x = F.relu(self.low(low, size) + self.high(high, size))
-        scores: Tensor = self.conv2(F.relu(self.conv1(x)))
-        return laid_out(scores, format_of(low))
+        return _decoded(self, low, high, output_size, self.conv1, self.conv2)

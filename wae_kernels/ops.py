@@ -207,7 +207,8 @@ def decode(
     Args:
         low, high: (N, 3, h, w) of one dtype (float32, float16, bfloat16, float64), any strides.
         low_weight, high_weight: (3, width, 3, 3), laid out as ``torch.nn.ConvTranspose2d`` does; their
-            biases: (width,).
+            biases: (width,). All parameters have the dtype of ``low``; beside float16 and bfloat16 they may
+            be float32, where a GPU's compiled kernel computes as it does with parameters of 16 bits.
         conv1_weight, conv2_weight: (width, width, 3, 3); their biases: (width,).
         conv3_weight: (3, width, 3, 3); conv3_bias: (3,).
         output_size: (H, W) with ceil(H/2) = h and ceil(W/2) = w.
@@ -262,7 +263,8 @@ def decode_scores(
             strides.
         high: (N, features, h, w) of the same dtype, any strides.
         low_weight: (classes, width, 3, 3), laid out as ``torch.nn.ConvTranspose2d`` does; high_weight:
-            (features, width, 3, 3); their biases: (width,).
+            (features, width, 3, 3); their biases: (width,). All parameters have the dtype of ``low``; beside
+            float16 and bfloat16 they may be float32.
         conv1_weight: (width, width, 3, 3); conv1_bias: (width,).
         conv2_weight: (classes, width, 3, 3); conv2_bias: (classes,).
         output_size: (H, W) with ceil(H/2) = h and ceil(W/2) = w.

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .checks import (
     DEPTH,
+    IN_16_BITS,
     PANEL,
     check_conv3x3,
     check_conv3x3_pack,
@@ -70,6 +71,20 @@ def cast(value: Any, dtype: torch.dtype) -> Any:
     if not isinstance(value, Tensor) or value.dtype in (dtype, torch.float64):
         return value
     return value.to(dtype) if value.is_floating_point() else value
+
+
+def read_by(own: torch.dtype, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """``low`` and ``high`` as a decoder with parameters of dtype ``own`` computes with them."""
+    if own == torch.float32 and low.dtype in IN_16_BITS:
+        return low.float(), high.float()
+    return low, high
+
+
+def given_as(low: Tensor, decoded: Tensor) -> Tensor:
+    """A decoder's result in the memory format of ``low`` and, unless autocast chose one, in its dtype."""
+    if decoded.dtype == torch.float32 and low.dtype in IN_16_BITS:
+        decoded = decoded.to(low.dtype)
+    return laid_out(decoded, format_of(low))
 
 
 def normalize_image(
@@ -214,8 +229,9 @@ def decode_scores(
 
 
 def _decoded(low: Tensor, high: Tensor, p: _AnyDecoder, output_size: Sequence[int]) -> Tensor:
-    features = _trunk(_upsample(low, high, p, output_size), p.trunk)[-1]
-    return laid_out(F.conv2d(features, *p.last, padding=1), format_of(low))
+    wide_low, wide_high = read_by(p.conv1_weight.dtype, low, high)
+    features = _trunk(_upsample(wide_low, wide_high, p, output_size), p.trunk)[-1]
+    return given_as(low, F.conv2d(features, *p.last, padding=1))
 
 
 def _conv_backward(
@@ -348,7 +364,8 @@ def decode_backward(
         elements.
     """
     check_decode_backward(grad_image, low, high, parameters)
-    return _decoded_backward(grad_image, low, high, parameters, format_of(low), need_input, need_parameters)
+    inside = parameters.conv1_weight.dtype
+    return _decoded_backward(grad_image, low, high, parameters, inside, need_input, need_parameters)
 
 
 @one_by_one
@@ -370,25 +387,27 @@ def decode_scores_backward(
         elements.
     """
     check_decode_scores_backward(grad_scores, low, high, parameters)
-    dtype, layout = grad_scores.dtype, format_of(low)
-    if grad_scores.is_cpu and dtype in (torch.float16, torch.bfloat16):
-        grad_scores, low, high = grad_scores.float(), low.float(), high.float()
-        parameters = ScoreDecoderParameters(*(p.float() for p in parameters))
-    gradients = _decoded_backward(grad_scores, low, high, parameters, layout, need_input, need_parameters)
-    return tuple(g.to(dtype) for g in gradients)
+    inside = parameters.conv1_weight.dtype
+    if low.is_cpu and inside in IN_16_BITS:
+        inside = torch.float32
+    return _decoded_backward(grad_scores, low, high, parameters, inside, need_input, need_parameters)
 
 
 def _decoded_backward(
     grad: Tensor,
     low: Tensor,
     high: Tensor,
-    p: _AnyDecoder,
-    layout: torch.memory_format,
+    parameters: _AnyDecoder,
+    inside: torch.dtype,
     need_input: bool,
     need_parameters: bool,
 ) -> tuple[Tensor, ...]:
-    output_size = grad.shape[2:]
-    start = _upsample(low, high, p, output_size)
+    """A decoder's gradients, computed in the dtype ``inside``; each has the dtype of its tensor."""
+    output_size, layout = grad.shape[2:], format_of(low)
+    wide_low, wide_high = cast(low, inside), cast(high, inside)
+    p = type(parameters)(*(cast(t, inside) for t in parameters))
+    grad = cast(grad, inside)
+    start = _upsample(wide_low, wide_high, p, output_size)
     outputs = _trunk(start, p.trunk)
     grad, *d_last = _conv_backward(grad, outputs[-1], p.last[0], need_x=True, need_parameters=need_parameters)
     grad, d_layers = _trunk_backward(
@@ -406,12 +425,12 @@ def _decoded_backward(
             transposed=True,
             output_padding=_output_padding(low, output_size),
         )
-        for x, weight in ((low, p.low_weight), (high, p.high_weight))
+        for x, weight in ((wide_low, p.low_weight), (wide_high, p.high_weight))
     ]
-    like = p.conv1_weight
-    d_inputs = [_owned(d[0], like, layout) for d in branches]
+    d_inputs = [_owned(cast(d[0], low.dtype), low, layout) for d in branches]
+    own = parameters.conv1_weight
     d_parameters = (*branches[0][1:], *branches[1][1:], *d_layers, *d_last)
-    return (*d_inputs, *(_owned(g, like) for g in d_parameters))
+    return (*d_inputs, *(_owned(cast(g, own.dtype), own) for g in d_parameters))
 
 
 # ------------------------------------------------------------------------------------------ a 3x3 layer

@@ -45,7 +45,7 @@ enum class Table {
   conv3x3_pack,
   conv3x3
 };
-enum class Dtype { pixels, network, floating, bytes, uint8, int8, int16, int32, float32, numbers };
+enum class Dtype { pixels, network, parameter, floating, bytes, uint8, int8, int16, int32, float32, numbers };
 enum Size : int64_t {  // a positive one is that number
   batch = -11,
   height,
@@ -159,9 +159,11 @@ inline int32_t dtype_number(const Tensor& tensor) {
   return number;
 }
 
+inline bool is_in_16_bits(ScalarType dtype) {
+  return dtype == ScalarType::Half || dtype == ScalarType::BFloat16;
+}
 inline bool is_floating(ScalarType dtype) {
-  return dtype == ScalarType::Float || dtype == ScalarType::Half || dtype == ScalarType::BFloat16 ||
-         dtype == ScalarType::Double;
+  return dtype == ScalarType::Float || dtype == ScalarType::Double || is_in_16_bits(dtype);
 }
 
 // The dtype and memory format of results, where the caller asks for any; as check_results of checks.py.
@@ -194,6 +196,14 @@ class __attribute__((visibility("hidden"))) Checker {
 
  private:
   static constexpr int64_t kOpen = -1;
+  static constexpr int32_t kNoDtype = -1;
+
+  // By the first argument of a kind, for the others.
+  struct Decided {
+    const char* name = nullptr;
+    ScalarType dtype = ScalarType::Undefined;
+    int32_t number = kNoDtype;
+  };
 
   template <size_t kCount>
   void next(const std::array<Tensor, kCount>& parameters) {
@@ -220,7 +230,7 @@ class __attribute__((visibility("hidden"))) Checker {
       fail("be a dense tensor", layout_name(static_cast<Layout>(layout)));
     const auto sizes = tensor.sizes();
     check_sizes({sizes.data(), sizes.size()});
-    if (row_->dtype != Dtype::network || dtype_number(tensor) != network_number_) check_dtype(tensor);
+    if (dtype_number(tensor) != decided_number()) check_dtype(tensor);
     const DeviceNumber device = device_number(tensor);
     if (first_ == nullptr) {
       first_ = &tensor;
@@ -230,6 +240,13 @@ class __attribute__((visibility("hidden"))) Checker {
       fail(std::string("be on ") + first_name_ + "'s device " + device_name(*first_), device_name(tensor));
     }
     ++row_;
+  }
+
+  // The dtype's number that a tensor of this row must have, where the arguments before it have decided that.
+  int32_t decided_number() const {
+    return row_->dtype == Dtype::network     ? network_.number
+           : row_->dtype == Dtype::parameter ? parameter_.number
+                                             : kNoDtype;
   }
 
   static int index_of(int64_t size) { return static_cast<int>(size - batch); }
@@ -318,17 +335,29 @@ class __attribute__((visibility("hidden"))) Checker {
     }
     if (const ScalarType only = only_dtype(rule); only != ScalarType::Undefined) {
       if (dtype != only) fail("be " + dtype_name(only), dtype_name(dtype));
-    } else if (rule != Dtype::floating && network_name_ != nullptr) {
-      if (dtype != network_) fail("be " + dtype_name(network_) + " like " + network_name_, dtype_name(dtype));
+    } else if (rule == Dtype::parameter) {
+      check_parameter(tensor, dtype);
+    } else if (rule != Dtype::floating && network_.name != nullptr) {
+      if (dtype != network_.dtype) {
+        fail("be " + dtype_name(network_.dtype) + " like " + network_.name, dtype_name(dtype));
+      }
     } else if (!is_floating(dtype)) {
       fail(std::string("be ") + (rule == Dtype::pixels ? "uint8, " : "") +
                "float32, float16, bfloat16 or float64",
            dtype_name(dtype));
     } else if (rule != Dtype::floating) {
-      network_ = dtype;
-      network_number_ = dtype_number(tensor);
-      network_name_ = row_->name;
+      network_ = {row_->name, dtype, dtype_number(tensor)};
     }
+  }
+
+  void check_parameter(const Tensor& tensor, ScalarType dtype) {
+    const Decided& like = parameter_.name != nullptr ? parameter_ : network_;
+    const bool or_float32 = parameter_.name == nullptr && is_in_16_bits(like.dtype);
+    if (dtype != like.dtype && !(or_float32 && dtype == ScalarType::Float)) {
+      fail("be " + dtype_name(like.dtype) + " like " + like.name + (or_float32 ? ", or float32" : ""),
+           dtype_name(dtype));
+    }
+    parameter_ = {row_->name, dtype, dtype_number(tensor)};
   }
 
   [[noreturn]] void fail(const std::string& must, const std::string& got) const {
@@ -342,9 +371,7 @@ class __attribute__((visibility("hidden"))) Checker {
   const Tensor* first_ = nullptr;
   const char* first_name_ = nullptr;
   DeviceNumber first_device_;
-  ScalarType network_ = ScalarType::Undefined;
-  int32_t network_number_ = -1;  // no dtype's
-  const char* network_name_ = nullptr;
+  Decided network_, parameter_;
 };
 
 }  // namespace checks

@@ -67,7 +67,7 @@ inline EncodeParameters encode_parameters(const TensorView& image, bool image_is
   return p;
 }
 
-// parameters: the ten of wae::decode, in its order.
+// parameters: the ten of wae::decode, in its order; element_bytes: of one of their numbers.
 inline DecodeParameters decode_parameters(const TensorView& low, const TensorView& high,
                                           const TensorView& image,
                                           const std::array<TensorView, 2 * kFilters>& parameters,
@@ -79,6 +79,7 @@ inline DecodeParameters decode_parameters(const TensorView& low, const TensorVie
   }
   p.tiling = tiling;
   p.height = static_cast<int32_t>(image.sizes[2]), p.width = static_cast<int32_t>(image.sizes[3]);
+  p.are_floats = element_bytes == sizeof(float);
   return p;
 }
 

@@ -452,13 +452,15 @@ __device__ void decode(const DecodeParameters& p) {
   const uint32_t shared = shared_address(memory);
 
   // The parameters, where the rows will be.
+  const bool are_floats = sizeof(Number) == 2 && p.are_floats;
   const StagedBias bias([&](int layer, int channel) {  // conv3's as the columns of its D fragment
     const bool is_last = layer == 3;
     if (is_last && !is_of_two_triples(channel)) return 0.0f;
-    const float sum = bias_at<Number>(p.filters[layer == 0 ? 0 : layer + 1], is_last ? channel % 4 : channel);
-    return layer == 0 ? sum + bias_at<Number>(p.filters[1], channel) : sum;
+    const float sum =
+        bias_at<Number>(p.filters[layer == 0 ? 0 : layer + 1], is_last ? channel % 4 : channel, are_floats);
+    return layer == 0 ? sum + bias_at<Number>(p.filters[1], channel, are_floats) : sum;
   });
-  const StagedFilters<Op::kDecode, Number> stage(reinterpret_cast<Number*>(memory), p.filters);
+  const StagedFilters<Op::kDecode, Number> stage(reinterpret_cast<Number*>(memory), p.filters, are_floats);
   const uint32_t biases = shared + kFilterNumbers * sizeof(Number);
   bias.store_to(biases);
   block_barrier();

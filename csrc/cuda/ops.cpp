@@ -170,8 +170,7 @@ void launch(const char* op, const void* kernel, const LaunchPlan& plan, Struct& 
 
 // Whether the encoder's kernels write results of this dtype where the parameters have dtype `own`.
 bool gives(ScalarType results, ScalarType own) {
-  const bool is_narrow = results == ScalarType::Half || results == ScalarType::BFloat16;
-  return results == own || (own == ScalarType::Float && is_narrow);
+  return results == own || (own == ScalarType::Float && checks::is_in_16_bits(results));
 }
 
 std::tuple<Tensor, Tensor> encode(Tensor image, Tensor conv1_weight, Tensor conv1_bias, Tensor conv2_weight,
@@ -239,7 +238,7 @@ Tensor decode(Tensor low, Tensor high, Tensor low_weight, Tensor low_bias, Tenso
            kForwardTile, kThreads, layout.bytes);
   DecodeParameters params =
       decode_parameters(view_of(low), view_of(high), view_of(image), views_of(parameters),
-                        bytes_of(low.scalar_type()), planned.tiling);
+                        bytes_of(conv1_weight.scalar_type()), planned.tiling);
   launch(kOp, kernel, planned, params, device);
   return image;
 }
@@ -355,7 +354,8 @@ Tensors12 decode_backward(Tensor grad_image, Tensor low, Tensor high, Tensor low
   checker.check(Table::decoder, low, high, parameters);
   checker.check(Table::decode_backward, grad_image);
   const int64_t batch = low.size(0), height = grad_image.size(2), width = grad_image.size(3);
-  if (!has_kernel(kOp, conv1_weight, batch, height, width)) {
+  const bool of_one_dtype = conv1_weight.scalar_type() == low.scalar_type();  // the kernel takes no others
+  if (!of_one_dtype || !has_kernel(kOp, conv1_weight, batch, height, width)) {
     return call_reference<Tensors12>(kOp, grad_image, low, high, low_weight, low_bias, high_weight, high_bias,
                                      conv1_weight, conv1_bias, conv2_weight, conv2_bias, conv3_weight,
                                      conv3_bias, need_input, need_parameters);

@@ -53,6 +53,8 @@ struct DecodeParameters {
   Filter filters[kFilters];  // low, high, conv1, conv2, conv3
   Tiling tiling;
   int32_t height, width;  // of the image
+  int32_t are_floats;     // filters are float32 whatever the mode's numbers are
+  int32_t unused;
 };
 
 // Of both backward kernels; backward_plan.h says how the two ops correspond.

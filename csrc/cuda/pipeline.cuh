@@ -166,7 +166,7 @@ struct StagedFilters {
   const Filter (&filters)[kFilters];
 
   // A barrier has to follow. are_floats: the filters are float32 in memory, whatever Number is.
-  __device__ StagedFilters(Number* to, const Filter (&from)[kFilters], bool are_floats = false)
+  __device__ StagedFilters(Number* to, const Filter (&from)[kFilters], bool are_floats)
       : numbers(to), filters(from) {
     if (are_floats) {
       copy<float>();

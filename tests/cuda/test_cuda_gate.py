@@ -29,8 +29,8 @@ def test_compiled_as_meant(op: str, target: int) -> None:
         assert row.stack_bytes == 0, row
         assert row.blocks >= 1, row
         if not op.endswith("_backward"):  # which reads its filters number by number, once a block
-            # All 5,904 weights at once, by 384 threads of 16 bytes; encode takes float32 ones in any mode.
-            sizes = {runner.DTYPE[row.mode].itemsize} | ({4} if op == "encode" else set())
+            # All 5,904 weights at once, by 384 threads of 16 bytes; float32 ones in any mode.
+            sizes = {runner.DTYPE[row.mode].itemsize, 4}
             assert row.wide_loads == sum(math.ceil(5904 * size / (384 * 16)) for size in sizes), row
         if row.mode in cuda_gate.TENSOR_MODES:
             # Two trunk layers of 9 taps, 2 rows and 2 blocks of channels are in the code once or twice.

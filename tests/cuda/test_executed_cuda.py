@@ -89,10 +89,13 @@ def test_other_architectures(mode: str, capability: int) -> None:
     check_decode(mode, low, high, cases.decoder(dtype), size, chip=Chip(capability, 2))
 
 
+IN_16_BITS = [("float16", 75), ("bfloat16_plain", 75)]
+IN_16_BITS += [(mode, capability) for capability in (80, 90) for mode in ("float16", "bfloat16")]
+in_16_bits = pytest.mark.parametrize(("mode", "capability"), IN_16_BITS, ids=_names(IN_16_BITS))
+
+
 @pytest.mark.parametrize("pixels", [torch.float32, torch.uint8], ids=str)
-@pytest.mark.parametrize(
-    ("mode", "capability"), [("float16", 80), ("bfloat16", 80), ("float16", 75), ("bfloat16_plain", 75)]
-)
+@in_16_bits
 def test_float32_parameters_and_results_of_16_bits(mode: str, capability: int, pixels: torch.dtype) -> None:
     """As inside autocast; also parameters that are not dense, and so are copied one by one."""
     image, normalized = cases.image_of(2, 13, 61, dtype=pixels), cases.affine(of_bytes=pixels == torch.uint8)
@@ -100,6 +103,23 @@ def test_float32_parameters_and_results_of_16_bits(mode: str, capability: int, p
     for parameters in (dense, [cases.scattered(p) for p in dense]):
         chip = Chip(capability, 2)
         check_encode(mode, image, parameters, *normalized, dtype=DTYPE[mode], chip=chip)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (13, 61), (58, 57)], ids=cases.size_name)
+@in_16_bits
+def test_float32_parameters_beside_images_of_16_bits(
+    mode: str, capability: int, size: tuple[int, int]
+) -> None:
+    """As inside autocast; the same bits as with parameters in 16 bits, where these hold the numbers."""
+    low, high = (cases.image_of(2, *half(size), dtype=DTYPE[mode]) for _ in range(2))
+    high, chip = cases.LAYOUTS["second_pixels_channels_last"](high), Chip(capability, 2)
+    dense = cases.decoder()
+    for parameters in (dense, [cases.scattered(p) for p in dense]):
+        check_decode(mode, low, high, parameters, size, chip=chip)
+    rounded = [p.to(DTYPE[mode]) for p in dense]
+    cast, _ = runner.decode(mode, low, high, rounded, size, chip=chip)
+    read, _ = runner.decode(mode, low, high, [p.float() for p in rounded], size, chip=chip)
+    assert torch.equal(read, cast)
 
 
 @pytest.mark.parametrize("seed", range(1, 5))
@@ -173,9 +193,11 @@ def test_scale_and_shift(dtype: torch.dtype) -> None:
     check_encode("float32", image, encoder, None, cases.scattered(shift))
 
 
-@pytest.mark.parametrize("mode", ["float16", "float32"])
+@pytest.mark.parametrize(
+    ("mode", "own"), [("float16", torch.float16), ("float16", torch.float32), ("float32", torch.float32)]
+)
 @pytest.mark.parametrize("laid", ["channels_last", "scattered", "misaligned"])
-def test_parameters_of_any_strides(mode: str, laid: str) -> None:
+def test_parameters_of_any_strides(laid: str, mode: str, own: torch.dtype) -> None:
     def lay(p: Tensor) -> Tensor:
         if laid == "scattered":
             return cases.scattered(p)
@@ -184,8 +206,8 @@ def test_parameters_of_any_strides(mode: str, laid: str) -> None:
         return p.contiguous(memory_format=torch.channels_last) if p.dim() == 4 else p
 
     dtype, size = DTYPE[mode], (5, 7)
-    encoder, decoder = ([lay(p) for p in ps] for ps in (cases.encoder(dtype), cases.decoder(dtype)))
-    check_encode(mode, cases.image_of(1, *size, dtype=dtype), encoder)
+    encoder, decoder = ([lay(p) for p in ps] for ps in (cases.encoder(own), cases.decoder(own)))
+    check_encode(mode, cases.image_of(1, *size, dtype=own), encoder, dtype=dtype)
     low, high = (cases.image_of(1, *half(size), dtype=dtype) for _ in range(2))
     check_decode(mode, low, high, decoder, size)
 
@@ -207,12 +229,17 @@ def test_nan_stays_where_it_can_be_seen() -> None:
         assert torch.equal(out.isnan(), ref.isnan())
 
 
-@pytest.mark.parametrize("mode", ["float16", "tf32", "float32"])
-def test_nan_in_low_or_high_stays_where_it_can_be_seen(mode: str) -> None:
+@pytest.mark.parametrize(
+    ("mode", "own"),
+    [("float16", torch.float16), *((mode, torch.float32) for mode in ("float16", "tf32", "float32"))],
+)
+@pytest.mark.parametrize("place", ["high", "conv1_weight", "conv3_bias"])
+def test_nan_stays_where_it_can_be_seen_by_decode(place: str, mode: str, own: torch.dtype) -> None:
     dtype, size = DTYPE[mode], (31, 33)
     low, high = (cases.image_of(1, *half(size), dtype=dtype) for _ in range(2))
-    decoder = cases.decoder(dtype)
-    high[0, 2, 6, 9] = torch.nan
+    decoder = cases.decoder(own)
+    element = {"high": high[0, 2, 6], "conv1_weight": decoder[4][3, 5, 0], "conv3_bias": decoder[9]}[place]
+    element[1] = torch.nan
     got, _ = runner.decode(mode, low, high, decoder, size)
     ref = reference.decode(*cases.widened([low, high, *decoder]), size)
     assert torch.equal(got.isnan(), ref.isnan())
@@ -296,16 +323,22 @@ def test_weights_are_read_once_by_a_block() -> None:
     assert counts.by_buffer["parameter 2"] == (16 * 16 * 9 * 2, 0)
 
 
-@pytest.mark.parametrize("mode", ["float16", "bfloat16", "tf32"])
-def test_a_block_begins_with_few_instructions(mode: str) -> None:
+@pytest.mark.parametrize(
+    ("mode", "own"),
+    [
+        *((mode, DTYPE[mode]) for mode in ("float16", "bfloat16", "tf32")),
+        *((mode, torch.float32) for mode in ("float16", "bfloat16")),
+    ],
+)
+def test_a_block_begins_with_few_instructions(mode: str, own: torch.dtype) -> None:
     """What a launch costs besides its steps counts at a batch of one: docs/cuda.md."""
     dtype, blocks = DTYPE[mode], Chip(90, 1)
-    encoder, decoder = cases.encoder(dtype), cases.decoder(dtype)
+    encoder, decoder = cases.encoder(own), cases.decoder(own)
 
     def instructions(rows: int) -> tuple[int, int]:
         """Of a thread, for one tile of ``rows`` half-resolution rows: rows + 12 steps."""
-        half = cases.image_of(1, rows, 4, dtype=dtype)
-        *_, encode = runner.encode(mode, cases.image_of(1, 2 * rows, 8, dtype=dtype), encoder, chip=blocks)
+        image, half = cases.image_of(1, 2 * rows, 8, dtype=own), cases.image_of(1, rows, 4, dtype=dtype)
+        *_, encode = runner.encode(mode, image, encoder, dtype=dtype, chip=blocks)
         _, decode = runner.decode(mode, half, half, decoder, (2 * rows, 8), chip=blocks)
         return encode.instructions // 384, decode.instructions // 384
 

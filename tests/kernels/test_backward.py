@@ -26,12 +26,12 @@ from cases import (
 from compare import assert_close, tolerance
 from hypothesis import given
 from hypothesis import strategies as st
-from problems import Problem, make
+from problems import Problem, make, with_float32_parameters
 from torch import Tensor
 
 import wae_kernels
 from wae_kernels import backends
-from wae_kernels.checks import SCORE_DECODER_SHAPES
+from wae_kernels.checks import IN_16_BITS, SCORE_DECODER_SHAPES
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -62,12 +62,14 @@ def with_expected(
     return problem, problem.expected()
 
 
-def check(cell: Cell, problem: Problem, expected: dict[str, Tensor] | None = None) -> None:
+def check(
+    cell: Cell, problem: Problem, expected: dict[str, Tensor] | None = None, limit: float | None = None
+) -> None:
     """Every gradient is right, looks like its argument, and nothing given was touched."""
     before = [t.clone() for t in problem.tensors]
     found = problem.gradients()
     assert all(map(torch.equal, problem.tensors, before))
-    limit = limit_for(cell, problem)
+    limit = limit_for(cell, problem) if limit is None else limit
     for name, ref in (expected or problem.expected()).items():
         out, argument = found[name], problem.inputs[name]
         assert out.dtype == argument.dtype
@@ -327,6 +329,35 @@ def test_gradients_of_scores_in_16_bits_are_those_of_the_scores(dtype: torch.dty
     halves = [LAYOUTS[layout](image_of(2, 31, 24, dtype, channels=n)) for n in (CLASSES, FEATURES)]
     named = dict(zip(("low", "high", *SCORE_DECODER_SHAPES), (*halves, *score_decoder(dtype)), strict=True))
     check(cell, Problem("decode_scores", named, [(62, 48)], [image_of(2, 62, 48, dtype, channels=CLASSES)]))
+
+
+@pytest.mark.parametrize("op", ["decode", "decode_scores"])
+@pytest.mark.parametrize("dtype", IN_16_BITS, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradients_of_float32_parameters_beside_images_in_16_bits(
+    cell: Cell, layout: str, dtype: torch.dtype, op: str
+) -> None:
+    """They are in float32, those of the images in 16 bits; both as exact as the images' dtype allows."""
+    problem, expected = with_expected(op, cell.device, layout=layout, dtype=dtype)
+    limit = tolerance(dtype, backends.backend_for(cell.device, dtype), cell.device)
+    check(cell, with_float32_parameters(problem), expected, limit)
+
+
+@pytest.mark.parametrize("op", ["decode", "decode_scores"])
+@pytest.mark.parametrize("needs", [(False, True), (True, False), (False, False)], ids=str)
+def test_gradients_that_are_not_wanted_have_their_tensors_dtypes(
+    cell: Cell, needs: tuple[bool, bool], op: str
+) -> None:
+    name = f"{op}_backward"
+    *tensors, _, _ = arguments_of(
+        name, device=cell.device, dtype=torch.bfloat16, parameter_dtype=torch.float32
+    )
+    gradients = getattr(torch.ops.wae, name)(*tensors, *needs)
+    for gradient, tensor, needed in zip(
+        gradients, tensors[1:], [needs[0]] * 2 + [needs[1]] * (len(tensors) - 3), strict=True
+    ):
+        assert gradient.dtype == tensor.dtype
+        assert gradient.shape == (tensor.shape if needed else (0,))
 
 
 # ------------------------------------------------------------------------------- results of another dtype

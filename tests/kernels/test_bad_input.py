@@ -140,6 +140,7 @@ IMAGES = {
     "decode_scores_backward": ["low", "high"],
 }
 SCORES = ("decode_scores", "decode_scores_backward")
+DECODERS = ("decode", "decode_backward", *SCORES)
 SHAPES = {"low": "(batch, 3, half_height >= 1, half_width >= 1)", "high": "(2, 3, 7, 9)"}
 SHAPES["image"] = "(batch, 3, height >= 1, width >= 1)"
 IMAGE_CASES: list[tuple[Change, str]] = [
@@ -276,10 +277,44 @@ def test_the_first_weight_decides_the_width() -> None:
 
 @pytest.mark.parametrize(("op", "name"), OPS_AND_PARAMETERS)
 def test_parameters_of_another_dtype(op: str, name: str) -> None:
-    image = IMAGES[op][0]
+    first = "low_weight" if op.startswith("decode") and name != "low_weight" else IMAGES[op][0]
     for dtype, dtype_name in {torch.float64: "float64", torch.bfloat16: "bfloat16", **OTHERS}.items():
-        message = f"{name} must be float32 like {image}, got {dtype_name}"
+        message = f"{name} must be float32 like {first}, got {dtype_name}"
         check(op, {name: to(dtype)}, message)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("op", DECODERS)
+def test_parameters_beside_images_in_16_bits(op: str, dtype: torch.dtype) -> None:
+    """They are all in float32, or all in the images' dtype."""
+    images = {name: to(dtype) for name in names_of(op) if name.startswith(("low", "high", "grad"))}
+    images = {name: change for name, change in images.items() if name not in shapes_of(op)}
+    in_16_bits = str(dtype).removeprefix("torch.")
+    other = torch.bfloat16 if dtype == torch.float16 else torch.float16
+    for wrong, name in {torch.float64: "float64", other: str(other)[6:], **OTHERS}.items():
+        message = f"low_weight must be {in_16_bits} like low, or float32, got {name}"
+        check(op, {**images, "low_weight": to(wrong)}, message)
+        check(op, {**images, "low_bias": to(wrong)}, f"low_bias must be float32 like low_weight, got {name}")
+    for name in shapes_of(op):
+        if name != "low_weight":
+            message = f"{name} must be float32 like low_weight, got {in_16_bits}"
+            check(op, {**images, name: to(dtype)}, message)
+    message = f"low_bias must be {in_16_bits} like low_weight, got float32"
+    check(op, {**images, "low_weight": to(dtype)}, message)
+    message = f"high must be {in_16_bits} like low, got float32"
+    check(op, {**images, "high": lambda t: t}, message)
+
+
+@pytest.mark.parametrize("op", DECODERS)
+def test_float32_parameters_beside_images_in_float64(op: str) -> None:
+    images = {"low": to(torch.float64), "high": to(torch.float64)}
+    check(op, images, "low_weight must be float64 like low, got float32")
+
+
+@pytest.mark.parametrize("op", [op for op in DECODERS if op.endswith("backward")])
+def test_a_gradient_beside_images_in_16_bits(op: str) -> None:
+    images = {"low": to(torch.float16), "high": to(torch.float16)}
+    check(op, images, f"{names_of(op)[0]} must be float16 like low, got float32")
 
 
 @pytest.mark.parametrize("op", ["encode", "encode_backward"])
@@ -448,12 +483,19 @@ FAULTS: dict[str, Callable[[Tensor, int], Tensor]] = {
         min_size=1,
         max_size=3,
     ),
+    in_16_bits=st.booleans(),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_any_faults_are_judged_alike(op: str, faults: list[tuple[int, str, int]], seed: int) -> None:
-    """Of several faults, all ways to call name the same; and what one takes, all take."""
+def test_any_faults_are_judged_alike(
+    op: str, faults: list[tuple[int, str, int]], in_16_bits: bool, seed: int
+) -> None:
+    """Of several faults, all ways to call name the same; and what one takes, all take.
+
+    ``in_16_bits``: images and gradients are, beside parameters in float32.
+    """
     torch.manual_seed(seed)
-    values = arguments(op)
+    images = [name for name in names_of(op) if name in ("image", "low", "high") or name.startswith("grad")]
+    values = arguments(op, **({name: to(torch.float16) for name in images} if in_16_bits else {}))
     tensors = [i for i, value in enumerate(values) if isinstance(value, Tensor)]
     for place, fault, at in faults:
         i = tensors[place % len(tensors)]

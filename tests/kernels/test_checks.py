@@ -11,6 +11,7 @@ from wae_kernels.checks import (
     DECODER_SHAPES,
     ENCODER_SHAPES,
     FLOATING,
+    IN_16_BITS,
     SCORE_DECODER_SHAPES,
     TABLES,
     TRUNK_WIDTH,
@@ -102,6 +103,9 @@ def test_what_fits_is_accepted(batch: int, dtype: torch.dtype) -> None:
         check_encode_backward(low, low, image, parameters, None, None)
         check_decode(low, low, DecoderParameters(*decoder(dtype)), (height, width))
         check_decode_backward(image, low, low, DecoderParameters(*decoder(dtype)))
+        if dtype in IN_16_BITS:
+            check_decode(low, low, DecoderParameters(*decoder()), (height, width))
+            check_decode_backward(image, low, low, DecoderParameters(*decoder()))
 
 
 def test_the_message_begins_with_the_op() -> None:

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from wae_kernels import backends, flops, reference  # noqa: F401  (flops: importing it has the ops counted)
+from wae_kernels.checks import IN_16_BITS
 from wae_kernels.nn import ScoreDecoder
 from wae_kernels.parameters import KERNEL_CHANNELS
 
@@ -227,6 +228,41 @@ def test_other_widths(cell: Cell, width: int, op: str) -> None:
 
 
 @both
+@pytest.mark.parametrize("dtype", IN_16_BITS, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_float32_parameters_beside_images_in_16_bits(
+    cell: Cell, layout: str, dtype: torch.dtype, op: str
+) -> None:
+    lay, size = LAYOUTS[layout], (10, 35)
+    low, high = halves(op, 2, size, dtype, cell.device)
+    parameters = parameters_of(op, device=cell.device)
+    for pair in ((lay(low), lay(high)), (low, lay(high))):
+        check(op, cell, *pair, parameters, size)
+        check(op, cell, *pair, [scattered(p) for p in parameters], size)
+
+
+@both
+@pytest.mark.parametrize("width", [8, 16])
+@pytest.mark.parametrize("batch", [0, 1, 3])
+@pytest.mark.parametrize("size", [(1, 1), (2, 1), (3, 5), (16, 17), (65, 63)], ids=size_name)
+def test_sizes_of_images_in_16_bits_beside_float32_parameters(
+    cell: Cell, size: tuple[int, int], batch: int, width: int, op: str
+) -> None:
+    inputs = halves(op, batch, size, torch.bfloat16, cell.device)
+    check(op, cell, *inputs, parameters_of(op, device=cell.device, width=width), size)
+
+
+@both
+def test_a_processor_s_kernel_computes_in_float32_beside_float32_parameters(cell: Cell, op: str) -> None:
+    """The only rounding is that of the results."""
+    if not (cell.compiled and cell.device == "cpu"):
+        pytest.skip("other kernels may round what they read")
+    inputs, parameters = halves(op, 2, (13, 18), torch.bfloat16), parameters_of(op)
+    wide = run(op, *(x.float() for x in inputs), parameters, (13, 18))
+    assert torch.equal(run(op, *inputs, parameters, (13, 18)), wide.bfloat16())
+
+
+@both
 def test_parameters_of_any_strides(cell: Cell, op: str) -> None:
     parameters = [scattered(p) for p in parameters_of(op, device=cell.device)]
     check(op, cell, *halves(op, 2, (9, 14), device=cell.device), parameters, (9, 14))
@@ -335,6 +371,7 @@ def test_floating_point_operations_of_scores_are_counted() -> None:
     channels=st.tuples(st.integers(1, 34), st.integers(1, 34)),
     layout=st.sampled_from(list(LAYOUTS)),
     dtype=st.sampled_from([torch.float32, torch.float32, torch.float16, torch.bfloat16]),
+    in_float32=st.booleans(),
     seed=st.integers(0, 2**32 - 1),
 )
 def test_random_cases(
@@ -345,13 +382,16 @@ def test_random_cases(
     channels: tuple[int, int],
     layout: str,
     dtype: torch.dtype,
+    in_float32: bool,
     seed: int,
 ) -> None:
+    """``in_float32``: the parameters, whatever the images' dtype."""
     torch.manual_seed(seed)
+    own = torch.float32 if in_float32 else dtype
     wanted = None if op == "decode" else channels
     lay = LAYOUTS[layout if batch else "nchw"]
     low, high = map(lay, halves(op, batch, size, dtype, cell.device, wanted))
-    check(op, cell, low, high, parameters_of(op, dtype, cell.device, channels=wanted), size)
+    check(op, cell, low, high, parameters_of(op, own, cell.device, channels=wanted), size)
 
 
 @given(batch=st.integers(0, 2), size=st.tuples(st.integers(1, 70), st.integers(1, 70)))

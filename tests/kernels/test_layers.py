@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from wae_kernels import _load
 from wae_kernels import nn as wae_nn
+from wae_kernels.checks import IN_16_BITS
 from wae_kernels.nn import Decoder, Encoder, ScoreDecoder
 
 
@@ -115,6 +116,29 @@ def test_called_layers_give_the_dtype_and_memory_format_that_are_asked_for() -> 
         assert out.dtype == torch.bfloat16
         assert out.is_contiguous(memory_format=torch.channels_last)
         assert_close(out, ref.double(), tolerance(torch.bfloat16))
+
+
+@pytest.mark.parametrize("dtype", IN_16_BITS, ids=str)
+def test_called_layers_take_images_in_16_bits(dtype: torch.dtype) -> None:
+    """Beside float32 parameters, as the ops do."""
+    for module, channels in ((Decoder(), (3, 3)), (ScoreDecoder(5, 7), (5, 7))):
+        low, high = (torch.randn(2, n, 6, 7).to(dtype) for n in channels)
+        low = low.contiguous(memory_format=torch.channels_last)
+        expected = module(low, high, [12, 13])
+        module.conv1.register_forward_hook(lambda module, args, output: output)
+        called = module(low, high, [12, 13])
+        assert (called.dtype, called.stride()) == (dtype, expected.stride())
+        assert_close(called, expected.double(), tolerance(dtype))
+
+
+def test_called_layers_give_autocast_s_dtype() -> None:
+    """Whatever the images' dtype, as the op does."""
+    decoder = Decoder()
+    decoder.conv1.register_forward_hook(lambda module, args, output: output)
+    for dtype in (torch.float32, *IN_16_BITS):
+        low, high = (torch.randn(1, 3, 4, 4).to(dtype) for _ in range(2))
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            assert decoder(low, high, (8, 8)).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("size", [(12, 13), (1, 1)], ids=str)

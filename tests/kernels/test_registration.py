@@ -83,6 +83,35 @@ def test_opcheck_of_bytes_and_of_what_is_left_out(cell: Cell, op: str) -> None:
     torch.library.opcheck(getattr(torch.ops.wae, op).default, arguments)
 
 
+DECODERS = [op for op in OPS if op.startswith("decode")]
+
+
+@on_hosts
+@pytest.mark.parametrize("op", DECODERS)
+@pytest.mark.parametrize("layout", OPCHECK_LAYOUTS)
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_opcheck_of_float32_parameters_beside_images_in_16_bits(cell: Cell, layout: str, op: str) -> None:
+    dtypes = {"dtype": torch.bfloat16, "parameter_dtype": torch.float32}
+    arguments = arguments_of(op, layout, cell.device, requires_grad=True, **dtypes)
+    torch.library.opcheck(getattr(torch.ops.wae, op).default, arguments)
+
+
+@on_hosts
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+def test_images_in_16_bits_beside_float32_parameters_are_compiled_and_exported(
+    cell: Cell, layout: str
+) -> None:
+    model = wae_nn.Decoder().to(cell.device)
+    low, high = (LAYOUTS[layout](image_of(2, 6, 9, torch.bfloat16, cell.device)) for _ in range(2))
+    plain = model(low, high, (12, 17))
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)(low, high, (12, 17))
+    exported = torch.export.export(model, (low, high, (12, 17))).module()(low, high, (12, 17))
+    for out in (compiled, exported):
+        assert (out.dtype, out.stride()) == (torch.bfloat16, plain.stride())
+        assert torch.equal(out, plain)
+
+
 RESULTS = [(torch.bfloat16, torch.channels_last), (torch.float64, torch.contiguous_format)]
 
 

@@ -178,6 +178,11 @@ class TestInterpreted:
     def test_decode(self, dtype: torch.dtype) -> None:
         check_decode(image_of(1, 6, 5, dtype), image_of(1, 6, 5, dtype), decoder(dtype), (11, 10))
 
+    @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+    def test_decode_with_float32_parameters(self, dtype: torch.dtype) -> None:
+        low, high = (image_of(1, 6, 5, dtype) for _ in range(2))
+        check_decode(low, LAYOUTS["sliced_channels_last"](high), decoder(), (11, 10))
+
     def test_tf32(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The interpreter multiplies in float32; what it shows is that operands are rounded, and not cut."""
         monkeypatch.setattr(launch, "tf32_allowed", lambda: True)

@@ -343,23 +343,25 @@ def arguments_of(
     dtype: torch.dtype = torch.float32,
     size: tuple[int, int] = (13, 18),
     requires_grad: bool = False,
+    parameter_dtype: torch.dtype | None = None,
 ) -> list[Any]:
-    """Arguments that fit the op, its images in this layout."""
+    """Arguments that fit the op, its images in this layout; parameters of ``dtype`` too, or of their own."""
+    own = parameter_dtype or dtype
     lay, half = LAYOUTS[layout], ((size[0] + 1) // 2, (size[1] + 1) // 2)
     if op.startswith("encode"):
         outer, inner = [lay(image_of(2, *size, dtype, device))], [lay(image_of(2, *half, dtype, device))] * 2
-        rest = [*encoder(dtype, device), *affine(device=device)]
+        rest = [*encoder(own, device), *affine(device=device)]
     elif op.startswith("decode_scores"):
         channels = (CLASSES, FEATURES)
         outer = [lay(image_of(2, *half, dtype, device, channels=n)) for n in channels]
         inner = [lay(image_of(2, *size, dtype, device, channels=CLASSES))]
-        rest = score_decoder(dtype, device)
+        rest = score_decoder(own, device)
     else:
         outer, inner = (
             [lay(image_of(2, *half, dtype, device)) for _ in range(2)],
             [image_of(2, *size, dtype, device)],
         )
-        inner, rest = [lay(t) for t in inner], decoder(dtype, device)
+        inner, rest = [lay(t) for t in inner], decoder(own, device)
     if op == "encode_backward":
         return [*inner, *outer, *rest, True, True, True]
     if op in ("decode_backward", "decode_scores_backward"):

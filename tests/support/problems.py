@@ -93,6 +93,13 @@ class Problem:
         return replace(self, inputs=dict(zip(self.inputs, values, strict=True)))
 
 
+def with_float32_parameters(problem: Problem) -> Problem:
+    """A decoder's problem with the same numbers as parameters, in float32."""
+    images = ("low", "high")
+    inputs = {name: t if name in images else t.float() for name, t in problem.inputs.items()}
+    return replace(problem, inputs=inputs)
+
+
 def noise(batch: int, size: Sequence[int], dtype: torch.dtype, device: str, channels: int = 3) -> Tensor:
     """An image or gradient with mean 1, so that sums over its pixels do not cancel to nothing."""
     x = image_of(batch, *size, dtype, device, channels)

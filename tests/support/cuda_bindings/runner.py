@@ -133,7 +133,7 @@ def decode(
         _view(memory, high, "high"),
         _view(memory, image, "image"),
         [_view(memory, p, f"parameter {i}") for i, p in enumerate(parameters)],
-        low.element_size(),
+        parameters[0].element_size(),
         plan,
     )
     return image, _launch("decode", mode, chip, plan, params, memory, seed)
