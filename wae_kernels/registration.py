@@ -184,8 +184,9 @@ def _fake_conv3x3(
 def _register_autocast(name: str, device_type: str, dtype: torch.dtype | None = None) -> None:
     """Inside ``torch.autocast`` the results have autocast's dtype, as a convolution's do, or ``dtype``.
 
-    The tensors are cast to it, except where a compiled kernel reads float32: there the op reads them
-    as they are. Scale and shift are never cast: kernels apply them in float32 at least.
+    The tensors are cast to it. Where a compiled kernel reads float32, only ``low`` and ``high`` are, whose
+    dtype a decoder's result has, or that result. Scale and shift are never cast: kernels apply them in
+    float32 at least.
     ``torch.library.register_autocast`` fixes the dtype when it is called; a user may choose another.
     """
     key = getattr(torch._C.DispatchKey, f"Autocast{device_type.upper()}")
@@ -193,21 +194,27 @@ def _register_autocast(name: str, device_type: str, dtype: torch.dtype | None = 
     names = [argument.name for argument in op._schema.arguments]
     weight_at = next(i for i, name in enumerate(names) if name in ("conv1_weight", "weight", "packed"))
     dtype_at = names.index("dtype") if "dtype" in names else None  # where the op casts its results itself
-    is_cast = [argument not in ("image_scale", "image_shift") for argument in names]
+    kinds = {"low": "part", "high": "part", "image_scale": "affine", "image_shift": "affine"}
+    kind_at = [kinds.get(name, "other") for name in names]
     within = torch._C.DispatchKeySet(key)
 
     def kernel(keyset: Any, *args: Any) -> Any:
         wanted = dtype or torch.get_autocast_dtype(device_type)
         in_float32 = dtype is None and _reads_float32(name, args[weight_at], args[:2])
         inside = torch.float32 if in_float32 else wanted
-        inputs = [cast(a, inside) if casts else a for a, casts in zip(args, is_cast, strict=False)]
+        # On a processor one cast of a decoder's result takes less time than two, of low and high.
+        stay = in_float32 and args[0].is_cpu and args[0].dtype == args[1].dtype == torch.float32
+        dtypes = {"part": inside if stay else wanted, "other": inside}
+        inputs = [
+            a if kind == "affine" else cast(a, dtypes[kind]) for a, kind in zip(args, kind_at, strict=False)
+        ]
         if dtype_at is not None:
             inputs += [None] * (dtype_at + 1 - len(inputs))  # arguments that are left out
             if inputs[dtype_at] is None and inputs[weight_at].dtype != torch.float64:
                 inputs[dtype_at] = wanted
         with torch._C._ExcludeDispatchKeyGuard(within):
             outputs = op(*inputs)
-            return outputs if dtype_at is not None else cast(outputs, wanted)
+            return cast(outputs, wanted) if stay and dtype_at is None else outputs
 
     _library.impl(name, kernel, key.name, with_keyset=True)
 
@@ -215,9 +222,9 @@ def _register_autocast(name: str, device_type: str, dtype: torch.dtype | None = 
 def _reads_float32(op: str, weight: Tensor, inputs: Sequence[Tensor]) -> bool:
     """Whether ``op`` runs a compiled kernel that needs no cast of float32 parameters to autocast's dtype.
 
-    A processor's kernels compute in float32 whatever they are given, and a GPU's ``encode`` rounds what it
-    reads. To cast ten parameters would take most of a small call's time, and casts that are kept would miss
-    writes through ``.data``, as those of torch's own cache do.
+    A processor's kernels compute in float32 whatever they are given, and a GPU's, of ``encode`` and
+    ``decode``, round what they read. To cast ten parameters would take most of a small call's time, and
+    casts that are kept would miss writes through ``.data``, as those of torch's own cache do.
 
     Args:
         op: its name.
@@ -229,7 +236,7 @@ def _reads_float32(op: str, weight: Tensor, inputs: Sequence[Tensor]) -> bool:
         weight.dtype == torch.float32
         and weight.shape[:1] == (KERNEL_WIDTH,)
         and all(x.shape[1:2] <= (KERNEL_CHANNELS,) for x in inputs)
-        and (weight.is_cpu or op == "encode")
+        and (weight.is_cpu or op in ("encode", "decode"))
         and backends.compiled_for(on_processor=weight.is_cpu)
     )
 

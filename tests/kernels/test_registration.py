@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -35,7 +36,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import wae_kernels
-from wae_kernels import backends, flops, reference  # noqa: F401  (flops: importing it has the ops counted)
+from wae_kernels import autograd, backends, flops, reference  # noqa: F401  (flops: importing it has the ops counted)
 from wae_kernels import nn as wae_nn
 from wae_kernels.parameters import KERNEL_CHANNELS
 
@@ -408,21 +409,101 @@ class Casts(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "gradients"])
-def test_autocast_on_the_processor_casts_no_parameter(cell: Cell, grad: bool) -> None:
-    """So none can be an old one: only what the decoder takes, in autocast's dtype, and what it gives."""
-    if not (cell.compiled and cell.device == "cpu"):
-        pytest.skip("PyTorch's convolutions compute in autocast's dtype")
-    model, image = AutoEncoder(), image_of(2, 12, 17)
-    half = (2, 3, 6, 9)
-    with torch.set_grad_enabled(grad), torch.autocast("cpu", torch.bfloat16), Casts() as casts:
+def test_autocast_casts_nothing_for_a_compiled_kernel(cell: Cell, grad: bool) -> None:
+    """No parameter, so none can be an old one; and nothing between the encoder and the decoder."""
+    if not backends.compiled_for(on_processor=cell.device == "cpu"):
+        pytest.skip("others compute in autocast's dtype")
+    model, image = AutoEncoder().to(cell.device), image_of(2, 12, 17, device=cell.device)
+    with torch.set_grad_enabled(grad), torch.autocast(cell.device, torch.bfloat16), Casts() as casts:
         for _ in range(2):
             low, high = model.encoder(image)
             back = model.decoder(low, high, (12, 17))
-    assert casts.shapes == 2 * [half, half, (2, 3, 12, 17)]
+    assert casts.shapes == []
     assert {low.dtype, high.dtype, back.dtype} == {torch.bfloat16}
     if grad:
         back.float().square().sum().backward()
         assert all(p.grad.dtype == torch.float32 and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+def test_autocast_casts_only_images_for_a_compiled_decoder(cell: Cell) -> None:
+    if not backends.compiled_for(on_processor=cell.device == "cpu"):
+        pytest.skip("others compute in autocast's dtype")
+    for op in ("decode", "decode_scores") if cell.device == "cpu" else ("decode",):
+        low, high, *others = arguments_of(op, device=cell.device)
+        half, parts = high.half(), [tuple(low.shape), tuple(high.shape)]
+        with torch.autocast(cell.device, torch.bfloat16):
+            with Casts() as casts:
+                mixed = getattr(torch.ops.wae, op)(low, half, *others)
+            assert casts.shapes == parts
+            with Casts() as casts:
+                out = getattr(torch.ops.wae, op)(low, high, *others)
+            assert casts.shapes == ([tuple(out.shape)] if cell.device == "cpu" else parts)
+        assert mixed.dtype == out.dtype == torch.bfloat16
+
+
+def on_a_gpu(arguments: Sequence[Any]) -> list[Any]:
+    """Tensors that only say that they lie there; inside ``FakeTensorMode``."""
+    return [
+        torch.empty(a.shape, dtype=a.dtype, device="cuda") if isinstance(a, Tensor) else a for a in arguments
+    ]
+
+
+@contextlib.contextmanager
+def autocast_on_a_gpu(dtype: torch.dtype) -> Iterator[None]:
+    """``torch.autocast`` would look for one."""
+    before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    torch.set_autocast_enabled("cuda", True)
+    torch.set_autocast_dtype("cuda", dtype)
+    try:
+        yield
+    finally:
+        torch.set_autocast_enabled("cuda", before[0])
+        torch.set_autocast_dtype("cuda", before[1])
+
+
+@pytest.mark.parametrize("op", ["encode", "decode"])
+@pytest.mark.parametrize("has_kernels", [True, False], ids=["kernels", "no_kernels"])
+def test_autocast_on_a_gpu_casts_no_parameter(
+    op: str, has_kernels: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rule itself, which needs no GPU."""
+    monkeypatch.setattr(backends, "compiled_for", lambda *, on_processor: has_kernels and not on_processor)
+    image, *others = (tuple(a.shape) for a in arguments_of(op) if isinstance(a, Tensor))
+    with FakeTensorMode():
+        arguments = on_a_gpu(arguments_of(op))
+        with autocast_on_a_gpu(torch.float16), Casts() as casts:
+            outputs = as_tuple(getattr(torch.ops.wae, op)(*arguments))
+    images, parameters = ([image], others[:-2]) if op == "encode" else ([image, others[0]], others[1:])
+    if not has_kernels:
+        assert casts.shapes == [*images, *parameters]
+    else:
+        assert casts.shapes == ([] if op == "encode" else images)
+    assert {(out.dtype, out.device.type) for out in outputs} == {(torch.float16, "cuda")}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_autocast_of_scores_on_a_gpu(dtype: torch.dtype) -> None:
+    """Where the reference runs instead of the op, in autocast's dtype, whatever that of the scores is."""
+    with FakeTensorMode():
+        low, high, *others = on_a_gpu(arguments_of("decode_scores"))
+        with autocast_on_a_gpu(torch.float16):
+            scores = wae_kernels.decode_scores(low.to(dtype), high.to(dtype), *others)
+    assert scores.dtype == torch.float16
+
+
+def test_gradients_of_decode_on_a_gpu_cast_each_parameter_once() -> None:
+    """For a backward kernel in the images' dtype. torch's engine needs a GPU: its function is called here."""
+    with FakeTensorMode():
+        low, high, *parameters, size = on_a_gpu(arguments_of("decode"))
+        low, high, grad = low.half(), high.half(), torch.empty(2, 3, *size, device="cuda").half()
+        needs = [True] * (2 + len(parameters))
+        with Casts() as casts:
+            *gradients, none = autograd._BACKWARD["decode"](
+                [low, high, *parameters, size], [*needs, False], grad
+            )
+    assert none is None
+    assert [g.dtype for g in gradients] == [t.dtype for t in (low, high, *parameters)]
+    assert casts.shapes == 2 * [tuple(p.shape) for p in parameters]  # and each gradient comes back
 
 
 def test_autocast_leaves_a_dtype_that_is_asked_for(cell: Cell) -> None:
