@@ -8,18 +8,21 @@ from collections import Counter
 
 import torch
 from torch import fx, nn
-from torch.nn.utils import fusion
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from wae.models.network import WAENetwork, fold_normalization
+from wae.models.plain import is_plain
 
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _log = logging.getLogger(__name__)
 
 
 def fold(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` for inference, its BatchNorms folded into the layers before them.
+    """A copy of ``model`` for inference, its BatchNorms folded into the convolutions before them.
 
-    In a network that torch.fx cannot trace they stay: compilers find most of them later.
+    In a network that torch.fx cannot trace they stay, as do those that are hooked, pruned or the like, or
+    behind such a convolution: compilers find most of them later.
     """
     if not isinstance(model, WAENetwork):
         return _fold_layers(copy.deepcopy(model)).eval()
@@ -29,40 +32,42 @@ def fold(model: nn.Module) -> nn.Module:
     return folded.eval()  # what torch.fx makes is in training mode
 
 
+@torch.no_grad()
 def _fold_layers(network: nn.Module) -> nn.Module:
+    if not is_plain(network):  # torch.fx traces its class's own forward, and no hooks around that
+        return network
     try:
         traced = fx.symbolic_trace(network)
     except Exception as error:  # any that the network's own code raises when it is traced
         _log.debug("BatchNorm stays in %s: %s", type(network).__name__, error)
         return network
-    modules = dict(traced.named_modules(remove_duplicate=False))
-    calls = Counter(id(modules[str(node.target)]) for node in traced.graph.nodes if node.op == "call_module")
-    for node in list(traced.graph.nodes):
-        layer, before = modules.get(str(node.target)), node.args[0] if node.args else None
-        if node.op != "call_module" or not isinstance(layer, _NORMS) or not isinstance(before, fx.Node):
+    called = {x: traced.get_submodule(str(x.target)) for x in traced.graph.nodes if x.op == "call_module"}
+    calls = Counter(map(id, called.values()))
+    for node, norm in called.items():
+        before = node.args[0] if node.args else None
+        if not isinstance(before, fx.Node) or before not in called:
             continue
-        convolution = modules.get(str(before.target)) if before.op == "call_module" else None
         # one that runs twice, or whose result something else reads, must stay as it is
-        if convolution is None or calls[id(convolution)] > 1 or len(before.users) > 1:
+        if calls[id(called[before])] > 1 or len(before.users) > 1:
             continue
-        fused = _fused(convolution, layer)
-        if fused is not None:
-            traced.set_submodule(str(before.target), fused)
-            modules[str(before.target)] = fused
-            node.replace_all_uses_with(before)
-            traced.graph.erase_node(node)
+        fused = _fused(called[before], norm)
+        if fused is None:
+            continue
+        called[before] = fused
+        traced.set_submodule(str(before.target), fused)
+        node.replace_all_uses_with(before)
+        traced.graph.erase_node(node)
     traced.delete_all_unused_submodules()
     traced.recompile()
     return traced
 
 
-@torch.no_grad()
-def _fused(layer: nn.Module, norm: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) -> nn.Module | None:
-    """``norm`` after ``layer`` as one layer; None where that cannot be."""
+def _fused(convolution: nn.Module, norm: nn.Module) -> nn.Module | None:
+    """``norm`` after ``convolution`` as one layer; None where that cannot be."""
+    if not isinstance(convolution, _CONVOLUTIONS) or not isinstance(norm, _NORMS):
+        return None
     if norm.running_mean is None:  # it normalises by the batch's own statistics
         return None
-    if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-        return fusion.fuse_conv_bn_eval(layer, norm)
-    if isinstance(layer, nn.Linear):
-        return fusion.fuse_linear_bn_eval(layer, norm)
-    return None
+    if not is_plain(convolution) or not is_plain(norm):
+        return None
+    return fuse_conv_bn_eval(convolution, norm)

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 import wae_kernels
 from wae.errors import WaeError
 from wae.models.haar import Haar
+from wae.models.plain import is_plain
 from wae.storage.files import sha256, written_folder
 from wae_kernels.nn import Encoder
 
@@ -94,9 +95,8 @@ def save(
 
 def _is_its_tensors(encoder: nn.Module) -> bool:
     """Whether :func:`wae.load_deployed` gets the same encoder from its type's name and its tensors."""
-    return type(encoder) in ENCODERS.values() and not any(
-        part._forward_hooks or part._forward_pre_hooks or (isinstance(part, Encoder) and not part.is_fused)
-        for part in encoder.modules()
+    return type(encoder) in ENCODERS.values() and all(
+        is_plain(part) and (not isinstance(part, Encoder) or part.is_fused) for part in encoder.modules()
     )
 
 

@@ -11,11 +11,13 @@ import copy
 import inspect
 from collections import Counter
 from collections.abc import Iterator
+from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from wae.models.plain import is_plain
 from wae_kernels.nn import Encoder, ScoreDecoder
 
 _FEW_CHANNELS = 3  # so many the op convolves directly
@@ -64,20 +66,22 @@ def _replaced(network: nn.Module) -> nn.Module:
             setattr(holder, name, traced)
     for parent in [module for module in network.modules() if not _is_an_op(module)]:
         for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Conv2d) and fits(child):
+            if fits(child):
                 setattr(parent, name, Convolution(child, relu=False))
     return network
 
 
-def fits(convolution: nn.Conv2d) -> bool:
-    """Whether ``wae::conv3x3`` can compute ``convolution``, and is fast at its number of input channels."""
+def fits(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Whether ``wae::conv3x3`` can compute ``layer``, and is fast at its number of input channels."""
     return (
-        convolution.kernel_size == (3, 3)
-        and convolution.stride == convolution.padding == convolution.dilation == (1, 1)
-        and convolution.groups == 1
-        and convolution.padding_mode == "zeros"
-        and convolution.weight.dtype == torch.float32
-        and not _FEW_CHANNELS < convolution.in_channels < _LEAST_CHANNELS
+        type(layer) is nn.Conv2d
+        and is_plain(layer)
+        and layer.kernel_size == (3, 3)
+        and layer.stride == layer.padding == layer.dilation == (1, 1)
+        and layer.groups == 1
+        and layer.padding_mode == "zeros"
+        and layer.weight.dtype == torch.float32
+        and not _FEW_CHANNELS < layer.in_channels < _LEAST_CHANNELS
     )
 
 
@@ -91,7 +95,7 @@ def _traceable(module: nn.Module) -> Iterator[tuple[nn.Module | None, str, fx.Gr
         if _is_an_op(part):
             continue
         try:
-            traced = None if _has_optional_arguments(part) else fx.symbolic_trace(part)
+            traced = fx.symbolic_trace(part) if is_plain(part) and not _has_optional_arguments(part) else None
         except Exception:  # any that the part's own code raises when it is traced
             traced = None
         if traced is None:
@@ -118,7 +122,7 @@ def _joined(part: fx.GraphModule) -> fx.GraphModule:
         if node.op != "call_module" or calls[node.target] > 1 or len(node.users) != 1:
             continue
         convolution, after = part.get_submodule(node.target), next(iter(node.users))
-        if isinstance(convolution, nn.Conv2d) and fits(convolution) and _is_relu(part, after):
+        if fits(convolution) and _is_relu(part, after):
             holder, _, name = node.target.rpartition(".")
             setattr(part.get_submodule(holder), name, Convolution(convolution, relu=True))
             after.replace_all_uses_with(node)
@@ -129,5 +133,6 @@ def _joined(part: fx.GraphModule) -> fx.GraphModule:
 
 def _is_relu(part: fx.GraphModule, node: fx.Node) -> bool:
     if node.op == "call_module":
-        return isinstance(part.get_submodule(str(node.target)), nn.ReLU)
+        relu = part.get_submodule(str(node.target))
+        return type(relu) is nn.ReLU and is_plain(relu)
     return node.target in (F.relu, torch.relu, "relu", "relu_")

@@ -14,6 +14,7 @@ from wae_kernels.nn import Decoder, Encoder
 
 from .autoencoder import reconstruct
 from .haar import Haar
+from .plain import is_plain
 
 
 class WAENetwork(nn.Module):
@@ -130,12 +131,15 @@ def fold_normalization(model: _Network) -> _Network:
 
     The scores are those of ``model.eval()``, up to rounding; two passes over ``low`` and ``high`` are saved.
     The copy has no decoder: one that was trained with the encoder reads them before the normalisation.
+
+    A normalisation stays where it, the branch or the encoder is more than its tensors: hooked or pruned, say.
     """
     folded = copy.deepcopy(model).eval()
     folded.decoder = None
     for branch, name in ((folded.encoder.low, "low_norm"), (folded.encoder.high, "high_norm")):
         norm = getattr(folded, name)
-        if isinstance(norm, nn.BatchNorm2d):
+        layers = type(branch) is nn.Conv2d and type(norm) is nn.BatchNorm2d
+        if layers and all(map(is_plain, (folded.encoder, branch, norm))):
             _fold(norm, branch)
             setattr(folded, name, nn.Identity().eval())
     return folded

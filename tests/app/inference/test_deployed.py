@@ -18,6 +18,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.resnet import BasicBlock, ResNet
 
@@ -582,6 +583,47 @@ def test_a_convolution_used_twice_is_not_folded(model):
     model.low_body = with_statistics(Twice())
     images = photos(2)
     assert_close(deploy(model, SIZE, engine="eager")(images), model(images))
+
+
+class Tokens(nn.Sequential):
+    """A BatchNorm over tokens, behind a matrix over their channels: as many, so that shapes do not tell."""
+
+    def __init__(self):
+        super().__init__(nn.Flatten(2), nn.Linear(SIZE[0] * SIZE[1], 3), nn.BatchNorm1d(3), nn.Flatten())
+
+
+def with_own_forward(network):
+    network.forward = lambda x: 2 * type(network).forward(network, x)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda network: network[0].register_forward_hook(lambda layer, given, result: 2 * result),
+        lambda network: network[1].register_forward_hook(lambda layer, given, result: 2 * result),
+        lambda network: network.register_forward_hook(lambda layer, given, result: 2 * result),
+        lambda network: prune.l1_unstructured(network[0], "weight", 0.5),
+        lambda network: parametrizations.weight_norm(network[0]),
+        with_own_forward,
+    ],
+    ids=["convolution", "norm", "network", "pruned", "weight norm", "forward"],
+)
+@pytest.mark.parametrize("part", ["low_body", "of its own"])
+def test_what_is_more_than_its_tensors_is_not_folded(change, part, model):
+    network = model if part == "low_body" else with_statistics(Body(8))
+    change(getattr(network, part, network))
+    images = photos(2)
+    with torch.no_grad():
+        expected = network.eval()(images if network is model else images.float())
+    assert_close(deploy(network, SIZE, engine="eager")(images), expected)
+
+
+def test_a_norm_behind_a_matrix_is_not_folded():
+    network, images = with_statistics(Tokens()), torch.randn(2, 3, *SIZE)
+    with torch.no_grad():
+        network[2].running_mean.uniform_(1, 2)
+        network[2].running_var.uniform_(2, 9)
+    assert_close(deploy(network, SIZE, engine="eager")(images), network(images))
 
 
 # ---------------------------------------------------------------------------------------- which engine runs

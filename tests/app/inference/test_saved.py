@@ -23,6 +23,8 @@ from wae.inference.deployed import ENGINES, EngineError, deploy
 from wae.inference.front import Front
 from wae.inference.quantization import ByteInput
 from wae.inference.saving import SavedError
+from wae.models.baselines import wavelet_cnn
+from wae.models.haar import Haar
 
 ENGINES_SAVED = [
     pytest.param(name, marks=pytest.mark.slow) for name, engine in ENGINES.items() if engine.load is not None
@@ -118,6 +120,13 @@ def test_an_encoder_that_is_more_than_its_tensors_is_not_saved(part, model, tmp_
     with pytest.raises(EngineError, match="the encoder cannot be saved: it has hooks"):
         deployed.save(tmp_path / "net")
     assert not (tmp_path / "net").exists()
+
+
+def test_a_decomposition_with_a_forward_of_its_own_is_not_saved(model, tmp_path):
+    haar = wavelet_cnn(model).eval().encoder
+    haar.forward = lambda *given: tuple(2 * part for part in Haar.forward(haar, *given))
+    with pytest.raises(EngineError, match=r"the encoder cannot be saved: it has .* a forward of its own"):
+        deploy(model, SIZE, engine="eager").save(tmp_path / "net")
 
 
 @pytest.fixture

@@ -95,6 +95,28 @@ def test_other_convolutions_stay(image):
     assert kinds == [nn.Conv2d] * 6 + [Convolution, nn.Conv2d, Convolution]
 
 
+class Halved(nn.Conv2d):
+    """A convolution with a forward of its own."""
+
+    def forward(self, x):
+        return super().forward(x) / 2
+
+
+@pytest.mark.parametrize("kind", [Untraceable, nn.Sequential])
+@pytest.mark.parametrize("which", ["convolution", "relu", "both", "own"])
+def test_what_is_more_than_its_tensors_stays(which, kind, image):
+    torch.manual_seed(0)
+    if which == "own":
+        inner = Halved(16, 16, 3, padding=1)
+    else:
+        inner = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU())
+        hooked = {"convolution": inner[0], "relu": inner[1], "both": inner}[which]
+        hooked.register_forward_hook(lambda layer, given, result: 2 * result)
+    new = same(kind(inner).eval(), image)
+    joined = kind is nn.Sequential  # traced with the hook around both
+    assert relus(new) == {"relu": [False], "both": [joined]}.get(which, [])
+
+
 def test_a_convolution_that_runs_twice_has_no_relu(image):
     torch.manual_seed(0)
     shared = nn.Conv2d(16, 16, 3, padding=1)

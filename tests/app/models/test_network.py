@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from wae.models.autoencoder import AutoEncoder
 from wae.models.classifier import FlatClassifier, WAEClassifier
@@ -83,6 +84,35 @@ def test_folding_keeps_the_scores_and_drops_the_decoder(make: Make) -> None:
     assert model.decoder is autoencoder.decoder
     with torch.no_grad():
         torch.testing.assert_close(folded(photo), model(photo), rtol=1e-4, atol=1e-4)
+
+
+def doubled(_: nn.Module, __: object, result: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
+    return 2 * result if isinstance(result, Tensor) else tuple(2 * part for part in result)
+
+
+@kinds
+@pytest.mark.parametrize(
+    ("change", "both"),
+    [
+        (lambda model: model.encoder.register_forward_hook(doubled), True),
+        (lambda model: model.encoder.low.register_forward_hook(doubled), False),
+        (lambda model: model.low_norm.register_forward_hook(doubled), False),
+        (lambda model: prune.l1_unstructured(model.encoder.low, "weight", 0.5), False),
+    ],
+    ids=["encoder", "branch", "norm", "pruned branch"],
+)
+def test_what_is_more_than_its_tensors_is_not_folded(
+    make: Make, change: Callable[[WAENetwork], object], both: bool
+) -> None:
+    model, photo = make(AutoEncoder(), None), image()
+    set_statistics(model)
+    change(model)
+    with torch.no_grad():
+        expected = model(photo)
+        folded = fold_normalization(model)
+        torch.testing.assert_close(folded(photo), expected, rtol=1e-4, atol=1e-4)
+    assert isinstance(folded.low_norm, nn.BatchNorm2d)
+    assert isinstance(folded.high_norm, nn.BatchNorm2d) == both
 
 
 @kinds
