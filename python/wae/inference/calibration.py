@@ -16,6 +16,7 @@ from wae.data.input import IMAGENET, Input
 from wae.data.walk import find
 from wae.errors import WaeError
 from wae.progress import track
+from wae.wording import counted
 
 from .reading import images
 
@@ -109,14 +110,25 @@ def _parts(
             yield source.batch(chunk, 0)
     elif isinstance(source, Iterable):
         for part in source:
-            pair = part if isinstance(part, (tuple, list)) else (part, None)
-            if not isinstance(pair[0], Tensor):
-                raise CalibrationError(f"calibration: need tensors of images, got {type(pair[0]).__name__}")
-            yield pair[0], None if pair[1] is None else torch.as_tensor(pair[1])
+            yield _pair(part)
     else:
         raise CalibrationError(
             f"calibration: need images, a loader of images or a folder, got {type(source).__name__}"
         )
+
+
+def _pair(part: Any) -> tuple[Tensor, Tensor | None]:
+    """A few images, and their labels where there are some, of what a loader gives."""
+    images, *rest = part if isinstance(part, (tuple, list)) and part else (part,)
+    if not isinstance(images, Tensor):
+        raise CalibrationError(f"calibration: need tensors of images, got {type(images).__name__}")
+    if not rest or rest[0] is None:
+        return images, None
+    labels = torch.as_tensor(rest[0], device="cpu")
+    if labels.shape[:1] != images.shape[:1]:
+        shape, images_given = tuple(labels.shape), counted(len(images), "image")
+        raise CalibrationError(f"calibration: need a label for each image, got {shape} for {images_given}")
+    return images, labels
 
 
 def _others(total: int, numbers: Sequence[int]) -> Iterator[int]:

@@ -10,6 +10,7 @@ from PIL import Image
 from test_deployed import SIZE, Body, needs, with_statistics
 from test_deployed import model as model
 from tiny_classifier import tiny
+from torch.utils.data import DataLoader, TensorDataset
 
 import wae
 from wae.data.input import Input
@@ -265,6 +266,14 @@ def test_labels_stay_with_their_images():
     assert torch.equal(found.held_out[:, 0, 0, 0], found.labels)
 
 
+def test_a_loader_without_labels_may_give_lists_of_one():
+    """As a DataLoader of a TensorDataset does."""
+    data = torch.arange(20).view(20, 1, 1, 1).expand(20, 3, *SIZE)
+    found = gather(DataLoader(TensorDataset(data), 5), SIZE, 10, True)
+    assert found.images[:, 0, 0, 0].tolist() == list(range(0, 20, 2))
+    assert found.labels is None
+
+
 @pytest.mark.parametrize(
     ("source", "told"),
     [
@@ -272,6 +281,9 @@ def test_labels_stay_with_their_images():
         (torch.zeros(20, 3, 5, 5), r"images must be \(N, 3, 20, 33\), got \(20, 3, 5, 5\)"),
         (torch.zeros(3, *SIZE), "images must be"),
         (["a.png"], "need tensors of images, got str"),
+        ([()], "need tensors of images, got tuple"),
+        ([(torch.zeros(20, 3, *SIZE), torch.zeros(19))], r"label for each image, got \(19,\) for 20 images"),
+        ([(torch.zeros(1, 3, *SIZE), 7)], r"label for each image, got \(\) for 1 image$"),
         (7, "need images, a loader of images or a folder, got int"),
         ("/nowhere/at/all", "is not a folder"),
     ],
