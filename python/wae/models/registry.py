@@ -106,7 +106,7 @@ def builder(name: str) -> Builder | None:
         return NETWORKS[name]
     kind, _, base = name.partition("_")
     if kind == "wavelet":
-        around = builder(f"wae_{base}")
+        around = None if segmentation.builder(f"wae_{base}") else builder(f"wae_{base}")
         return None if around is None else partial(_wavelet, around)
     if of_pixels := segmentation.builder(name):
         return of_pixels

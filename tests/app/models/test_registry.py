@@ -72,7 +72,9 @@ def test_every_network_of_torchvision_is_built_without_memory(name):
     assert all(parameter.is_meta for parameter in network.parameters())
 
 
-@pytest.mark.parametrize("name", ["", "vgg99", "wae_", "_half", "wae_wae_resnet18", "wavelet_x", "x" * 9])
+@pytest.mark.parametrize(
+    "name", ["", "vgg99", "wae_", "_half", "wae_wae_resnet18", "wavelet_x", "wavelet_enet", "x" * 9]
+)
 def test_names_of_no_network(name):
     assert builder(name) is None
     with pytest.raises(NetworkError, match=f"there is no network {name}; known are wae_vgg16, "):
