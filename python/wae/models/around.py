@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from wae_kernels.nn import Decoder, Encoder
@@ -44,7 +45,8 @@ def wae_around(
 ) -> WAEClassifier:
     """WAE around a body that makes features (N, C, ...) of images; for others: :class:`WAEClassifier` itself.
 
-    It is in the mode of ``low_body``, training or evaluation.
+    It is in the mode of ``low_body``, training or evaluation, and what is made beside that has its dtype and
+    is on its device.
 
     Args:
         low_body: a standard network without its classifier, used as it is; or the name of one, with random
@@ -64,12 +66,13 @@ def wae_around(
     if high_body is None:
         high_body = light_beside(low_body, 4, size)
     low_features = feature_channels(low_body, size)
+    like = next(low_body.parameters(), torch.empty(0))
     model = WAEClassifier(
-        Encoder() if encoder is None else encoder,
+        Encoder().to(like) if encoder is None else encoder,
         low_body,
         high_body,
-        PooledClassifier(low_features, classes),
-        PooledClassifier(low_features + feature_channels(high_body, size), classes),
+        PooledClassifier(low_features, classes).to(like),
+        PooledClassifier(low_features + feature_channels(high_body, size), classes).to(like),
         image_scale,
         image_shift,
         decoder,

@@ -49,10 +49,11 @@ class WAENetwork(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
-        self.low_norm = nn.BatchNorm2d(encoder.low.out_channels, affine=False)
-        self.high_norm = nn.BatchNorm2d(encoder.high.out_channels, affine=False)
-        self.register_buffer("image_scale", torch.tensor(image_scale))
-        self.register_buffer("image_shift", torch.tensor(image_shift))
+        like = encoder.low.weight
+        self.low_norm = nn.BatchNorm2d(encoder.low.out_channels, affine=False).to(like)
+        self.high_norm = nn.BatchNorm2d(encoder.high.out_channels, affine=False).to(like)
+        self.register_buffer("image_scale", torch.tensor(image_scale).to(like))
+        self.register_buffer("image_shift", torch.tensor(image_shift).to(like))
 
     def behind_encoder(self, size: Sequence[int]) -> nn.Module:
         """The same modules as a network from ``low`` and ``high`` of an image of ``size`` (H, W) to scores.

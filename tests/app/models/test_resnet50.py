@@ -72,6 +72,12 @@ def test_features_that_are_not_pooled_are_averaged():
     assert torch.equal(classifier(pooled), nn.functional.linear(pooled, classifier.weight, classifier.bias))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_what_is_around_a_body_has_its_dtype(dtype):
+    model = wae_around(nn.Conv2d(3, 8, 3).to(dtype), classes=2)
+    assert model(torch.zeros(1, 3, 20, 30, dtype=torch.uint8)).dtype == dtype
+
+
 def test_given_bodies_are_used_as_they_are():
     low, high = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 5, 3)
     model = wae_around(low, high, classes=2)
