@@ -1,4 +1,4 @@
-"""Numbers in sentences."""
+"""Numbers and errors in sentences."""
 
 from __future__ import annotations
 
@@ -8,3 +8,8 @@ def counted(number: int, noun: str) -> str:
     if number == 1:
         return f"1 {noun}"
     return f"{number:,} {noun}{'es' if noun.endswith('s') else 's'}"
+
+
+def first_line(error: Exception) -> str:
+    """Of what ``error`` says; its kind where it says nothing, as an ``assert`` without a message does."""
+    return (str(error) or type(error).__name__).splitlines()[0]

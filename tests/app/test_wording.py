@@ -1,8 +1,8 @@
-"""Numbers in sentences."""
+"""Numbers and errors in sentences."""
 
 import pytest
 
-from wae.wording import counted
+from wae.wording import counted, first_line
 
 
 @pytest.mark.parametrize(
@@ -18,3 +18,11 @@ from wae.wording import counted
 )
 def test_the_noun_agrees_with_its_number(number, noun, expected):
     assert counted(number, noun) == expected
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [(ValueError("no\nsuch"), "no"), (AssertionError(), "AssertionError"), (OSError("gone"), "gone")],
+)
+def test_the_first_line_of_an_error(error, expected):
+    assert first_line(error) == expected

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wae.difference import relative_difference
+from wae.wording import first_line
 from wae_kernels.checks import half_of
 from wae_kernels.nn import Decoder, Encoder
 
@@ -88,8 +89,8 @@ def split(network: nn.Module, size: tuple[int, int]) -> tuple[nn.Module, nn.Line
         try:
             with torch.no_grad():
                 scores = network(image)
-        except (AssertionError, RuntimeError, ValueError) as error:
-            why = str(error).splitlines()[0]
+        except Exception as error:  # any that the network's own code raises
+            why = first_line(error)
             raise ValueError(f"the network takes no images of {size[0]} x {size[1]}: {why}") from error
         for name, matrix, identity in matrices:
             network.set_submodule(name, identity)
@@ -126,7 +127,7 @@ def _is_rest(body: nn.Module, matrix: nn.Linear, image: Tensor, scores: Tensor) 
     try:
         with torch.no_grad():
             found = matrix(body(image))
-    except (AttributeError, RuntimeError, TypeError, ValueError):
+    except Exception:  # any that the network's own code raises where a matrix in its middle is gone
         return False
     if not isinstance(found, Tensor) or found.dim() != 2 or found.shape != scores.shape:
         return False
