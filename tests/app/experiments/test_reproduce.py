@@ -12,15 +12,20 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from wae.cli import main
 from wae.experiments import fashion_mnist, imagenette, reproduce
 from wae.experiments.fashion_mnist import FashionMnist
 from wae.experiments.reproduce import Job, Progress, Result, Row
-from wae.storage.checkpoint import describe, load_classifier
+from wae.inference.timing import Timing
+from wae.models.counting import count
+from wae.storage.checkpoint import describe, load_classifier, save_classifier
 from wae.storage.weights_file import CheckpointError
 from wae.training import plan
-from wae.training.trainer import TrainingError
+from wae.training.accuracy import Accuracy
+from wae.training.plan import Plan, Stage
+from wae.training.trainer import Epoch, TrainingError
 
 TINY = plan.from_dict(
     {
@@ -66,6 +71,40 @@ def test_every_network_is_trained_with_labels_for_as_many_epochs_at_the_same_rat
     assert (stage.kind, stage.transform_weight) == ("joint", 0)
 
 
+def test_plans_share_all_of_waes_last_stage_but_what_is_waes_own():
+    """Each entry has a value that no default is, so that one that is left out shows."""
+    plain = Stage(
+        "classifier", 5, 0.1, "adamw", momentum=0.8, weight_decay=0.01, schedule="step", warmup=0.5,
+        step_epochs=2, step_factor=0.3, label_smoothing=0.1, class_balance=1.5, ema=0.9,
+    )  # fmt: skip
+    own = {"encoder_rate": 0.2, "energy_weight": 0.3, "transform_weight": 0.4}
+    last = replace(plain, kind="joint", epochs=3, low_weight=0.5, **own)
+    first = Stage("transform", 7, 1e-4), Stage("classifier", 2, 0.2)
+    wae = Plan("wae_small_vgg", (*first, last), batch=50, precision="bfloat16", start="linear", seed=3)
+    claim = FashionMnist(wae)
+    for network, stage in (
+        ("28 x 28", plain),
+        ("14 x 14", plain),
+        ("Wavelet+CNN", replace(plain, low_weight=0.5)),
+        ("Decomposition+CNN", replace(last, epochs=5, transform_weight=0.0, encoder_rate=1.0)),
+    ):
+        assert claim.plan_of(network, 9) == Plan(network, (stage,), batch=50, precision="bfloat16", seed=9)
+    assert claim.plan_of("WAE", 9) == replace(wae, seed=9)
+    taught = replace(last, mimic_weight=1.0, mimic_temperature=2.0)
+    assert claim.plan_of("WAE, mimic", 9) == replace(wae, seed=9, stages=(*first, taught))
+
+
+def test_a_network_begins_with_the_weights_of_its_seed(tmp_path):
+    def begun(seed):
+        torch.rand(2)
+        return torch.cat(
+            [p.flatten() for p in DIGITS.start(Job("WAE", seed), tmp_path, None)[0].parameters()]
+        )
+
+    assert torch.equal(begun(3), begun(3))
+    assert not torch.equal(begun(3), begun(4))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("claim", CLAIMS.values(), ids=CLAIMS)
 def test_jobs_are_all_networks_with_all_seeds_and_of_those_that_are_pruned_one(claim):
@@ -102,6 +141,37 @@ def test_trainings_are_kept_and_not_done_again(tmp_path):
     assert not list(tmp_path.glob("*.state.*"))
     with pytest.raises(CheckpointError, match="another plan"):
         reproduce.run(tmp_path, "digits", wanted, FashionMnist(replace(TINY, batch=250)), 2)
+
+
+def test_a_result_is_that_of_the_last_epoch_and_of_its_seed(tmp_path, monkeypatch):
+    """Not of the best epoch; the images, the order and the teacher are those of the job's seed."""
+    asked = {}
+    job = Job("WAE, mimic", 2)
+    for seed in (0, 2):
+        torch.manual_seed(seed)
+        teacher = DIGITS.build("28 x 28")
+        save_classifier(reproduce.weights_path(tmp_path, Job("28 x 28", seed)), teacher, "small_vgg")
+
+    def train(model, plan, training, test, **options):
+        asked.update(options, plan=plan, seed=training.seed, augment=(training.augment, test.augment))
+        asked["images"] = len(training), len(test)
+        options["state"].write_bytes(b"")
+        kinds = ("transform", None), ("joint", 0.3), ("joint", 0.9), ("joint", 0.8)
+        return [
+            Epoch(kind == "joint", kind, 0, {}, score and Accuracy(score, 1.0, 0.5, 297), 10.0)
+            for kind, score in kinds
+        ]
+
+    monkeypatch.setattr(reproduce, "train", train)
+    result = reproduce._train(job, tmp_path, "digits", DIGITS, "cpu", None)
+    assert (result.accuracy, result.epochs, result.seconds) == (0.8, [0.3, 0.9, 0.8], 40.0)
+    assert result.measured == {"top1": 0.8, "top5": 1.0, "loss": 0.5, "images": 297}
+    assert result.multiply_adds == count(DIGITS.build("WAE"), (28, 28)).multiply_adds
+    assert (asked["seed"], asked["plan"].seed) == (2, 2)
+    assert (asked["augment"], asked["images"]) == ((True, False), (1500, 297))
+    assert torch.equal(asked["teacher"].body[0].weight, teacher.body[0].weight)
+    assert reproduce.read_result(tmp_path, job, DIGITS) == result
+    assert not list(tmp_path.glob("*.state.*"))
 
 
 @pytest.mark.slow
@@ -252,6 +322,25 @@ def test_rows_are_the_networks_that_have_results_timed_here():
     assert [row.network for row in table] == ["28 x 28", "WAE"]
     assert [row.multiply_adds for row in table] == [22, 11]
     assert all(row.microseconds > 0 for row in table)
+
+
+def test_networks_are_timed_as_they_are_used_and_by_their_names(monkeypatch):
+    """In evaluation mode, without gradients, WAE's normalisation folded; a batch's time is its images'."""
+    models, scores = {name: DIGITS.build(name).train() for name in ("28 x 28", "WAE")}, {}
+    with torch.no_grad():
+        models["WAE"].low_norm.running_mean.fill_(9.0)
+
+    def interleaved(calls, seconds):
+        scores.update({name: call() for name, call in calls.items()})
+        return {"WAE": Timing(50.0, 1, 1, 1), "28 x 28": Timing(200.0, 1, 1, 1)}
+
+    monkeypatch.setattr(reproduce, "interleaved", interleaved)
+    monkeypatch.setattr(torch, "randint", lambda *_, dtype: torch.full((100, 3, 28, 28), 7, dtype=dtype))
+    assert reproduce.timed(models, DIGITS, 1.0) == {"WAE": 0.5, "28 x 28": 2.0}
+    images = torch.full((100, 3, 28, 28), 7, dtype=torch.uint8)
+    for name, model in models.items():
+        assert not scores[name].requires_grad
+        torch.testing.assert_close(scores[name], model.eval()(images), rtol=1e-3, atol=1e-3)
 
 
 def test_a_result_survives_json(tmp_path):

@@ -18,6 +18,7 @@ from safetensors.torch import save as to_bytes
 from tiny_classifier import tiny
 from trained import FIXED, JOINT, PLAN, SHARED, image_set, network, run, with_gaps
 
+from wae.data.dataset import InMemory
 from wae.data.folder import ImageFolder
 from wae.models.stock import StockDecoder, StockEncoder
 from wae.storage import weights_file
@@ -101,6 +102,44 @@ def test_learning_rates():
     assert learning_rate(replace(cosine, schedule="constant"), 9.0) == 0.4
 
 
+def one_step(kind="joint", optimizer="sgd", **options):
+    """The change of each parameter of the network, and the parameters before it."""
+    model = network()
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    stage = Stage(kind, 1, 0.01, optimizer, **{"momentum": 0.0, **options})
+    run(only(stage, batch=32), model)
+    return {name: p.detach() - before[name] for name, p in model.named_parameters()}, before
+
+
+@pytest.mark.parametrize("kind", ["transform", "joint"])
+def test_encoder_and_decoder_learn_at_a_rate_of_their_own_beside_others(kind):
+    (same, _), (slow, _) = one_step(kind), one_step(kind, encoder_rate=0.25)
+    for name, change in slow.items():
+        share = 0.25 if kind == "joint" and name.startswith(("encoder.", "decoder.")) else 1.0
+        torch.testing.assert_close(change, share * same[name], rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_weights_decay_and_biases_encoder_and_decoder_do_not(optimizer):
+    (free, before), (decayed, _) = (
+        one_step(optimizer=optimizer),
+        one_step(optimizer=optimizer, weight_decay=0.5),
+    )
+    for name, change in decayed.items():
+        decays = (
+            name.endswith("weight") and before[name].dim() > 1 and not name.startswith(("encoder", "decoder"))
+        )
+        torch.testing.assert_close(
+            change - free[name], -0.01 * 0.5 * before[name] * decays, rtol=1e-3, atol=1e-7
+        )
+
+
+def test_momentum_is_nesterovs():
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    (group,) = trainer._optimizer(Stage("classifier", 1, 0.1, momentum=0.5), {"weight": weight}).param_groups
+    assert (group["momentum"], group["nesterov"]) == (0.5, True)
+
+
 def test_the_low_classifier_learns_by_itself_where_it_has_a_weight():
     stage = replace(JOINT, low_weight=0.5, transform_weight=0.0)
     model, images, labels = network(), *image_set().batch(range(4), 0)
@@ -151,6 +190,14 @@ def test_training_lowers_every_loss_and_raises_the_accuracy():
     assert last.accuracy.images == 32
 
 
+def test_the_losses_of_an_epoch_are_the_means_of_its_steps():
+    steps = Steps()
+    history = run(only(JOINT), observer=steps)[1]
+    for number, epoch in enumerate(history):
+        four = steps.losses[4 * number : 4 * number + 4]
+        assert epoch.losses == pytest.approx({name: sum(s[name] for s in four) / 4 for name in NAMES})
+
+
 def test_parts_of_a_batch_give_the_whole_batchs_gradient():
     plan = only(JOINT, norm_statistics="fixed")
     (whole, _), (parts, _) = run(plan), run(replace(plan, accumulate=4))
@@ -197,6 +244,42 @@ def test_a_large_seed_trains():
     assert math.isfinite(history[0].losses["loss"])
 
 
+class Watched(torch.nn.Sequential):
+    """What it is given and what it draws in training: the first pixel of each image, and a random number."""
+
+    def __init__(self):
+        super().__init__(torch.nn.Flatten(), torch.nn.Linear(12, 2))
+        self.seen, self.drawn = [], []
+
+    def forward(self, images):
+        if self.training:
+            self.seen += images[:, 0, 0, 0].tolist()
+            self.drawn.append(torch.rand(()).item())
+        return super().forward(images.float() / 255)
+
+
+def test_every_epoch_has_an_order_and_random_numbers_of_its_own():
+    """They are those of seed, stage and epoch, whatever was drawn before: a training can go on from any.
+
+    Of 19 images each epoch leaves out the three that make no whole batch.
+    """
+    numbers = torch.arange(19, dtype=torch.uint8)
+    data = InMemory(numbers.view(-1, 1, 1, 1).expand(-1, 3, 2, 2).clone(), numbers.long() % 2, "ab", False, 0)
+    stage = Stage("classifier", 2, 1e-3)
+
+    def watched(seed):
+        model = Watched()
+        torch.rand(3)
+        train(model, Plan("watched", (stage, stage), batch=8, seed=seed), data, data)
+        return [tuple(model.seen[at : at + 16]) for at in range(0, 64, 16)], model.drawn
+
+    (orders, drawn), (other_orders, other_drawn) = watched(0), watched(1)
+    assert all(len(set(order)) == 16 for order in orders)
+    assert len({*orders, *other_orders, tuple(range(16))}) == 4 + 4 + 1
+    assert len({*drawn, *other_drawn}) == 8 + 8
+    assert watched(0) == (orders, drawn)
+
+
 @pytest.mark.parametrize("start", [{"start": "linear"}, {"norm_statistics": "fixed"}], ids=str)
 def test_a_folder_is_measured_in_all_its_classes(monkeypatch, start):
     samples = [(f"{number}.png", number // 16) for number in range(32)]
@@ -229,6 +312,36 @@ def test_statistics_are_measured_a_few_images_at_a_time(monkeypatch, low):
     trainer._measure_norms(model, sample, low=low)
     assert counts == [5] * 6 + [2]
     torch.testing.assert_close(dict(model.state_dict()), before | wanted)
+
+
+@pytest.mark.parametrize("statistics", ["fixed", "kept"])
+def test_statistics_are_those_of_before_the_stage_and_stay_through_it(statistics):
+    """Of what the encoder gives then: a first stage has changed it. Those of ``low`` may be kept."""
+    model = network()
+    before = state(model)
+    stages = PLAN.stages[0], replace(PLAN.stages[1], learning_rate=0.0)
+    run(replace(PLAN, stages=stages, norm_statistics=statistics), model)
+    parts = model.decompose(image_set().batch(range(32), 0)[0])
+    for name, part in zip(("low_norm", "high_norm"), parts, strict=True):
+        norm = model.get_submodule(name)
+        wanted = part.mean((0, 2, 3)), part.var((0, 2, 3))
+        if (statistics, name) == ("kept", "low_norm"):
+            wanted = before["low_norm.running_mean"], before["low_norm.running_var"]
+        torch.testing.assert_close((norm.running_mean, norm.running_var), wanted)
+
+
+def test_a_linear_start_has_the_most_energy_in_low_that_a_linear_transform_can_have():
+    """The eigenvalues of the second moments of 2 x 2 blocks, in the model's units: three, then three more."""
+    model = network()
+    model.image_scale.copy_(torch.tensor([1.0, 2.0, 3.0]) / 128)
+    model.image_shift.copy_(torch.tensor([-1.0, 0.5, -2.0]))
+    run(only(Stage("transform", 1, 0.0), start="linear"), model)
+    images = image_set().batch(range(32), 0)[0]
+    units = images * model.image_scale.view(3, 1, 1) + model.image_shift.view(3, 1, 1)
+    blocks = torch.nn.functional.unfold(units, 2, stride=2).double().transpose(1, 2).flatten(0, 1)
+    energies = torch.linalg.eigvalsh(blocks.T @ blocks / len(blocks)).flip(0)
+    for part, wanted in zip(model.decompose(images), (energies[:3], energies[3:6]), strict=True):
+        assert 4 * part.square().mean((0, 2, 3)).sum().item() == pytest.approx(wanted.sum().item(), rel=1e-3)
 
 
 def test_mixed_precision_trains_on_the_processor():
@@ -311,6 +424,26 @@ def test_a_student_comes_nearer_to_its_teacher():
     before = state(teacher)
     assert distance(2.0) < 0.7 * distance(0.0)
     assert_same(state(teacher), before)
+
+
+def test_a_moving_average_is_evaluated_and_kept():
+    """0.75 of the average and 0.25 of the weights and statistics after each step; at first these alone."""
+    model, averages, told = network(), [], []
+
+    class Watch(Observer):
+        def step(self, number, losses):
+            now = state(model)
+            last = averages[-1] if averages else now
+            averages.append({n: 0.75 * last[n] + 0.25 * t for n, t in now.items() if t.is_floating_point()})
+
+        def end(self, epoch, evaluated):
+            told.append((epoch.accuracy.loss, evaluate(evaluated, image_set(augment=False)).loss))
+            torch.testing.assert_close({n: evaluated.state_dict()[n] for n in averages[-1]}, averages[-1])
+
+    run(only(replace(JOINT, ema=0.75)), model, observer=Watch())
+    assert len(averages) == 2 * 4
+    torch.testing.assert_close({name: state(model)[name] for name in averages[-1]}, averages[-1])
+    assert [one for one, _ in told] == pytest.approx([other for _, other in told])
 
 
 # ----------------------------------------------------------------------------------------------- going on
@@ -588,6 +721,20 @@ def test_accuracy_is_counted_over_all_images():
     assert accuracy.top1 == pytest.approx(7 / 20)
     losses = torch.tensor([0.0, 2.0, 1.0]).log_softmax(0).neg()[torch.arange(20) % 3]
     assert accuracy.loss == pytest.approx(losses.mean().item())
+
+
+def test_accuracy_is_that_of_evaluation_mode_and_leaves_the_mode():
+    class Mode(torch.nn.Module):
+        """Right about every image in evaluation mode alone, in which it is here by no other hand."""
+
+        def forward(self, images):
+            right = images.float().mean((2, 3)).argmax(1) + self.training
+            return torch.nn.functional.one_hot(right % 3, 3).float()
+
+    for mode in (True, False):
+        model = Mode().train(mode)
+        assert evaluate(model, image_set(augment=False)).top1 == 1.0
+        assert model.training == mode
 
 
 # ------------------------------------------------------------------------------------------ many processes
