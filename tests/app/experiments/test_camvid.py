@@ -18,7 +18,7 @@ from wae.inference.maps import colours
 from wae.models.counting import count
 from wae.models.network import WAENetwork
 from wae.models.segmentation.segmenter import FullResolutionSegmenter, HalfResolutionSegmenter
-from wae.storage.checkpoint import describe, save_classifier
+from wae.storage.checkpoint import describe, load_classifier, save_classifier
 from wae.storage.weights_file import CheckpointError
 from wae.training import plan
 from wae.training.accuracy import PixelAccuracy
@@ -94,7 +94,10 @@ def test_all_are_trained_for_as_many_epochs_with_labels_at_the_same_rates():
             (s.learning_rate, s.weight_decay, s.class_balance, s.optimizer) for s in claim.wae.stages[1:]
         }
     assert len(set(labelled.values())) == 1
-    assert CLASSES[11] == "(unlabelled)"
+    segnets = "sky building pole road pavement tree sign fence car pedestrian cyclist".split()
+    assert (*segnets, "(unlabelled)") == CLASSES
+    assert claim.size == (360, 480)
+    assert claim.wae.stages[-1].epochs == max(1, plan.find("camvid").stages[-1].epochs // 4)
 
 
 @pytest.mark.slow
@@ -136,6 +139,12 @@ def test_a_picture_shows_the_truth_and_what_each_network_finds(scenes, tmp_path)
     truth = palette[labels[0].clamp(min=-1).numpy()]
     x, y = 2 * 8 + width, 8 + 22  # the second panel
     np.testing.assert_array_equal(picture[y : y + height : zoom, x : x + width : zoom], truth)
+    images, _ = CLAIM.kept_out(scenes).batch([0], epoch=0)
+    for name in CLAIM.registered:
+        x += width + 8
+        model = load_classifier(reproduce.weights_path(tmp_path, Job(name, 1)))
+        found = palette[model(images)[0].argmax(0).numpy()]
+        np.testing.assert_array_equal(picture[y : y + height : zoom, x : x + width : zoom], found, name)
 
 
 def test_the_results_in_the_repository_are_those_of_the_plan():

@@ -62,6 +62,22 @@ def test_photos_are_decoded_once_and_again_where_they_changed(photos, tmp_path, 
     (tmp_path / "data" / "train" / "n3" / "4.jpeg").unlink()
     CLAIM.prepared(tmp_path / "data", tmp_path)
     assert len(CLAIM.sets(path, 0)[0]) == 49
+    Image.new("RGB", (48, 48), (1, 2, 3)).save(tmp_path / "data" / "val" / "n0" / "0.jpeg")  # by its old name
+    assert CLAIM.sets(CLAIM.prepared(tmp_path / "data", tmp_path), 0)[1].images[0, 0, 0, 0] == 1
+    assert CLAIM.sets(path, 5)[0].seed == 5
+
+
+def test_a_photo_is_scaled_to_its_shorter_side_and_nothing_more_is_cut(photos, tmp_path):
+    """A white frame of an eighth of the height, which a margin for a crop would cut away, stays."""
+    shutil.copytree(photos, tmp_path / "data")
+    image = Image.new("RGB", (56, 40), "white")
+    image.paste("black", (0, 5, 56, 35))
+    for part, kept in (("train", 0), ("val", 1)):
+        image.save(tmp_path / "data" / part / "n0" / "0.jpeg", quality=100)
+        pixels = CLAIM.sets(CLAIM.prepared(tmp_path / "data", tmp_path), 0)[kept].images[0]
+        assert (pixels[:, :2] > 250).all()
+        assert (pixels[:, 6:26] < 5).all()
+        assert (pixels[:, 30:] > 250).all()
 
 
 def test_a_fifth_of_the_training_images_is_kept_aside_and_the_test_images_are_left_alone(photos, tmp_path):
@@ -71,6 +87,8 @@ def test_a_fifth_of_the_training_images_is_kept_aside_and_the_test_images_are_le
     assert (training.augment, kept.augment) == (True, False)
     everything = CLAIM.sets(path, 0)[0].images
     assert torch.equal(kept.images, everything[4::5])
+    rest = [number for number in range(50) if number % 5 != 4]
+    assert torch.equal(training.images, everything[rest])
     assert replace(CLAIM, kept_aside=True).settings() != CLAIM.settings()
 
 
@@ -78,6 +96,20 @@ def test_another_number_of_classes_is_refused(photos, tmp_path):
     shutil.copytree(photos, tmp_path / "data", ignore=shutil.ignore_patterns("n7"))
     with pytest.raises(DatasetError, match="has 10 classes, here are 9"):
         CLAIM.prepared(tmp_path / "data", tmp_path)
+
+
+@pytest.mark.parametrize(("network", "size"), [("small_vgg", 64), ("resnet18", 128), ("resnet50", 128)])
+def test_a_claim_is_what_was_asked_for(network, size):
+    claim, other = imagenette.claim(network), imagenette.claim(network, 96, kept_aside=True, times=2)
+    assert (claim.size, claim.full, claim.half) == (size, f"{size} x {size}", f"{size // 2} x {size // 2}")
+    assert claim.input.shape == (size, size)
+    assert other.settings() == {"network": network, "size": 96, "kept aside": True}
+    assert claim.wae.model == other.wae.model == f"wae_{imagenette.NETWORKS[network]}"
+    shipped = plan.find("imagenette" if network == "small_vgg" else "imagenette_resnet")
+    assert claim.wae == replace(shipped, model=claim.wae.model)
+    assert [stage.epochs for stage in other.wae.stages] == [
+        stage.epochs * (1 if stage.kind == "transform" else 2) for stage in shipped.stages
+    ]
 
 
 @pytest.mark.parametrize(
@@ -163,26 +195,39 @@ def test_what_is_fine_tuned_is_trained_as_from_scratch_but_has_a_teacher(name, o
     last, alone = CLAIM.plan_of(name, 1).stages[-1], CLAIM.plan_of(own, 1).stages[-1]
     assert last.mimic_weight > 0
     assert replace(last, mimic_weight=0.0, mimic_temperature=1.0) == alone
+    assert (last.mimic_weight, last.mimic_temperature) == (1.0, 4.0)
+    assert CLAIM.plan_of(name, 1).seed == 1
     assert CLAIM.needs(name) == CLAIM.full
     assert CLAIM.registered[name] == CLAIM.registered[own]
+
+
+def test_what_is_fine_tuned_keeps_what_the_trained_network_knows():
+    """No start of its own, the low body's statistics, and a low rate for the encoder; all else as WAE's."""
+    made, own = CLAIM.plan_of(FINE_TUNED, 1), CLAIM.plan_of("WAE", 1)
+    first, last = own.stages
+    stages = (
+        replace(first, learning_rate=3e-4),
+        replace(last, mimic_weight=1.0, mimic_temperature=4.0),
+    )
+    assert own.start == "linear"
+    assert made == replace(own, start="random", norm_statistics="kept", stages=stages)
+
+
+def trained_full(claim, photos, folder):
+    """The network at full resolution, saved as that of seed 3, and the images to train on."""
+    torch.manual_seed(1)
+    full = claim.build(claim.full)
+    training, _ = claim.sets(claim.prepared(photos, folder), 0)
+    path = reproduce.weights_path(folder, Job(claim.full, 3))
+    save_classifier(path, full, claim.registered[claim.full], training.labels, claim.input, {})
+    return full, training
 
 
 @pytest.mark.parametrize("network", ["small_vgg", "resnet18"])
 def test_what_is_fine_tuned_begins_as_the_trained_network_on_a_small_image(network, photos, tmp_path):
     """WAE's scores are those of half the resolution, nearly: its small image is no plain mean."""
     claim = replace(CLAIM, network=network)
-    job = Job(claim.full, 3)
-    torch.manual_seed(1)
-    full = claim.build(claim.full)
-    training, _ = claim.sets(claim.prepared(photos, tmp_path), 0)
-    save_classifier(
-        reproduce.weights_path(tmp_path, job),
-        full,
-        claim.registered[claim.full],
-        training.labels,
-        claim.input,
-        {},
-    )
+    full, training = trained_full(claim, photos, tmp_path)
     models = [
         claim.start(Job(name, 3), tmp_path, training)[0].eval()
         for name in (FINE_TUNED, claim.half_fine_tuned)
@@ -192,6 +237,12 @@ def test_what_is_fine_tuned_begins_as_the_trained_network_on_a_small_image(netwo
         same = HalfResolution(full.network, full.image_scale.tolist(), full.image_shift.tolist()).eval()
         assert torch.equal(half, same(training.images))
     assert relative_difference(wae, half) < 0.05
+
+
+def test_the_light_body_of_what_is_fine_tuned_is_that_of_the_seed(photos, tmp_path):
+    _, training = trained_full(CLAIM, photos, tmp_path)
+    one, other = (CLAIM.start(Job(FINE_TUNED, 3), tmp_path, training)[0].high_body for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
 @pytest.mark.slow
@@ -205,6 +256,25 @@ def test_what_is_fine_tuned_is_trained_after_the_network_that_it_comes_of(photos
 
 
 # ---------------------------------------------------------------------------------------------------- pruning
+
+
+def test_a_resumed_run_prunes_as_was_measured_and_measures_no_more(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(imagenette, "pruned", lambda model, batches, method, ratio: (method, ratio))
+    monkeypatch.setattr(Imagenette, "_share_of_time", lambda claim, network: 2 - 2 * network[1])
+    training, _ = CLAIM.sets(CLAIM.prepared(photos, tmp_path), 0)
+    path = reproduce.weights_path(tmp_path, Job(CLAIM.full, 0))
+    save_classifier(path, CLAIM.build(CLAIM.full), "small_photo_vgg", training.labels, CLAIM.input)
+    job = Job("pruned, Taylor", 0)
+    made, found = CLAIM.start(job, tmp_path, training)
+    assert made == ("Taylor", found["ratio"])
+    assert 0.5 <= found["ratio"] < 0.515
+    monkeypatch.setattr(imagenette, "ratio_for", lambda *_: pytest.fail("was measured again"))
+    assert CLAIM.start(job, tmp_path, training) == (made, found)
+
+
+def test_a_rivals_time_is_a_share_of_waes(monkeypatch):
+    monkeypatch.setattr(imagenette, "timed", lambda *_: {"WAE": 2.0, "other": 3.0})
+    assert CLAIM._share_of_time(nn.Identity()) == 1.5
 
 
 def test_the_smallest_ratio_that_is_fast_enough_is_found():

@@ -24,8 +24,8 @@ from wae.models.stock import StockDecoder, StockEncoder
 from wae.storage import weights_file
 from wae.storage.weights_file import CheckpointError
 from wae.training import trainer
-from wae.training.losses import mimic_loss, transform_loss
-from wae.training.objective import Objective
+from wae.training.losses import energy_ratio, mimic_loss, transform_loss
+from wae.training.objective import Objective, trained
 from wae.training.plan import Plan, Stage
 from wae.training.sparsity import Masks
 from wae.training.trainer import Observer, TrainingError, evaluate, learning_rate, train
@@ -79,6 +79,48 @@ def test_the_transform_loss_is_the_papers():
         torch.full((1, 3, 1, 1), 2.0),
     )
     assert transform_loss(decoded, image, high, 0.5) == (6.0, 4.0, 4.0)
+
+
+def test_the_energy_of_low_is_about_its_mean_over_all_images():
+    low = torch.tensor([0.0, 2.0]).view(2, 1, 1, 1).expand(2, 3, 1, 1) + torch.tensor([0.0, 50, 9]).view(
+        3, 1, 1
+    )
+    assert energy_ratio(low, torch.full((2, 3, 1, 1), 3.0)) == pytest.approx(9 / 1)
+
+
+def test_the_loss_of_a_joint_stage_is_the_sum_of_all_its_parts():
+    """Each with a weight that no other has."""
+    parts = {"energy_weight": 0.2, "transform_weight": 0.3, "low_weight": 0.4, "mimic_weight": 0.5}
+    stage = Stage("joint", 1, 0.1, label_smoothing=0.1, mimic_temperature=2.0, **parts)
+    torch.manual_seed(5)
+    teacher, model, (images, labels) = tiny(), network().eval(), image_set().batch(range(6), 0)
+    model.image_shift.copy_(torch.tensor([-1.0, 0.5, -2.0]))
+    weights = torch.tensor([1.0, 2.0, 4.0])
+    losses = Objective(model, stage, teacher, weights)(images, labels)
+    low, high = model.decompose(images)
+    units = images * model.image_scale.view(3, 1, 1) + model.image_shift.view(3, 1, 1)
+    error, energy = ((model.decoder(low, high, (8, 8)) - units) ** 2).mean(), (high**2).mean()
+    low_scores, more = model.both_scores(*model.features_of(low, high))
+    entropy, low_entropy = (
+        torch.nn.functional.cross_entropy(scores, labels, weights, label_smoothing=0.1)
+        for scores in (low_scores + more, low_scores)
+    )
+    wanted, given = ((scores / 2).softmax(1) for scores in (teacher(images), low_scores + more))
+    distance = 4 * (wanted * (wanted / given).log()).sum(1).mean()
+    transform = error + 0.2 * energy
+    total = entropy + 0.3 * transform + 0.4 * low_entropy + 0.5 * distance
+    expected = {
+        "loss": total,
+        "cross entropy": entropy,
+        "mimic": distance,
+        "low cross entropy": low_entropy,
+        "transform": transform,
+        "reconstruction": error,
+        "energy": energy,
+    }
+    torch.testing.assert_close(losses, expected)
+    losses["loss"].backward()
+    assert all(parameter.grad is None for parameter in teacher.parameters())
 
 
 def test_the_mimic_loss_is_a_divergence():
@@ -181,6 +223,19 @@ def test_what_a_stage_trains(stage, changed):
     assert all(p.requires_grad for p in model.parameters())
 
 
+@pytest.mark.parametrize("weight", [0.1, 0.0])
+def test_what_was_frozen_stays_and_a_decoder_without_a_loss_is_left_alone(weight):
+    model, stage = network(), replace(JOINT, transform_weight=weight)
+    frozen = model.low_body[0].weight.requires_grad_(False)
+    before, names = frozen.clone(), {name for name, _ in model.named_parameters()} - {"low_body.0.weight"}
+    with trained(model, stage) as parameters:
+        assert parameters.keys() == {name for name in names if weight or not name.startswith("decoder.")}
+    history = run(only(stage), model)[1]
+    assert ("transform" in history[0].losses) == (weight > 0)
+    assert torch.equal(frozen, before)
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == names
+
+
 def test_training_lowers_every_loss_and_raises_the_accuracy():
     first, last = run(replace(PLAN, stages=(PLAN.stages[0], replace(JOINT, epochs=30))))[1][2:][::29]
     assert last.losses["cross entropy"] < 0.5 * first.losses["cross entropy"]
@@ -200,7 +255,9 @@ def test_the_losses_of_an_epoch_are_the_means_of_its_steps():
 
 def test_parts_of_a_batch_give_the_whole_batchs_gradient():
     plan = only(JOINT, norm_statistics="fixed")
-    (whole, _), (parts, _) = run(plan), run(replace(plan, accumulate=4))
+    (whole, history), (parts, other) = run(plan), run(replace(plan, accumulate=4))
+    for epoch, same in zip(history, other, strict=True):
+        assert same.losses == pytest.approx(epoch.losses, rel=1e-4)
     for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
@@ -349,6 +406,16 @@ def test_mixed_precision_trains_on_the_processor():
     exact = run(only(JOINT))[1]
     assert history[-1].losses["loss"] == pytest.approx(exact[-1].losses["loss"], rel=0.05)
     assert history[-1].losses != exact[-1].losses
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
+def test_a_matrix_is_multiplied_in_the_precision_of_the_plan(precision):
+    model, seen = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 3)), set()
+    model[1].register_forward_hook(lambda matrix, given, scores: seen.add(scores.dtype))
+    images = image_set()
+    images.batch = lambda indices, epoch: (images.images[list(indices)] / 99, images.targets[list(indices)])
+    train(model, only(replace(PLAN.stages[1], epochs=1), precision=precision), images, images)
+    assert seen == {torch.float32, getattr(torch, precision)}  # an evaluation is in float32
 
 
 @pytest.mark.slow
@@ -671,6 +738,16 @@ def test_an_image_that_is_not_finite_ends_the_training_before_it_changes_a_weigh
     assert taken == []
     trained = dict(model.named_parameters())  # the statistics of the two normalisations have seen it
     assert all(torch.equal(parameter, before[name]) for name, parameter in trained.items())
+
+
+def test_a_gradient_that_is_not_finite_ends_the_training_before_it_changes_a_weight():
+    """Though the loss is: a root, say, has no derivative at zero."""
+    model = network()
+    before = state(model)
+    model.low_body[0].weight.register_hook(lambda gradient: gradient * math.nan)
+    with pytest.raises(TrainingError, match=r"gradients are not finite, and the loss is [0-9.]+, in step 1 "):
+        run(only(JOINT), model)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
 
 
 def test_a_full_disk_keeps_the_old_checkpoint(tmp_path):
