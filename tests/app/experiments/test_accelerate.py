@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -21,19 +22,22 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import wae
 from wae import cli
-from wae.data.dataset import DatasetError
+from wae.data.dataset import DatasetError, InMemory
 from wae.data.folder import image_folder
 from wae.experiments import accelerate, acceleration_report, rivals
 from wae.experiments.accelerate import Settings
 from wae.inference.deployed import DisagreementError
 from wae.inference.engines import Engine
 from wae.inference.saved import load_deployed
+from wae.inference.timing import Timing
+from wae.models.accelerated import Form
 from wae.models.baselines import AtSize, FullResolution
 from wae.models.counting import count
 from wae.storage.checkpoint import Input, describe, load_classifier
 from wae.storage.weights_file import CheckpointError
+from wae.training.accuracy import Accuracy
 from wae.training.plan import Plan, Stage
-from wae.training.trainer import evaluate, train
+from wae.training.trainer import Epoch, evaluate, train
 
 SUPPORT = Path(__file__).resolve().parents[2] / "support"
 MEAN, STD = (0.5, 0.45, 0.4), (0.25, 0.24, 0.23)
@@ -438,6 +442,153 @@ def test_a_network_that_does_not_end_in_a_matrix(tmp_path):
 def test_settings_that_make_no_sense(entry, value):
     with pytest.raises(ValueError, match=f"{entry} must be"):
         Settings("resnet18", "digits", Path("out"), **{entry: value})
+
+
+# ---------------------------------------------------------------------------------------- steps by themselves
+
+
+def steps_of(tmp_path, training=20, test=7, **options):
+    """Of an acceleration of the network of five classes, on noise in memory; and its images to train on."""
+    sets = [
+        InMemory(
+            torch.randint(256, (number, 3, SIDE, SIDE), dtype=torch.uint8),
+            torch.arange(number) % 5,
+            CLASSES,
+            augment,
+            seed=0,
+        )
+        for number, augment in ((training, True), (test, False))
+    ]
+    settings = Settings(build(), tuple(sets), tmp_path, input_size=SIDE, **options)
+    return accelerate._Acceleration(settings, Console(quiet=True), torch.device("cpu")), sets[0]
+
+
+def test_a_trial_is_trained_and_tested_on_training_images_alone(tmp_path, monkeypatch):
+    """Each fifth is kept aside, and not augmented; the test images are not looked at."""
+    steps, images = steps_of(tmp_path)
+    seen = []
+
+    def train(model, plan, training, test, *, teacher, **options):
+        seen.append((plan, training, test, teacher))
+        return [Epoch(0, "joint", 0, {}, Accuracy(0.25, 1.0, 1.0, 4), 1.0)]
+
+    monkeypatch.setattr(accelerate, "train", train)
+    record = accelerate._Record(tmp_path / "record.json", {})
+    assert [steps._trial(record, steps.form, mimic) for mimic in (0.0, 1.0, 1.0)] == [0.25] * 3
+    (_, _, _, none), (plan, training, kept, teacher) = seen  # the second trial with 1 is read from the record
+    rest = [number for number in range(20) if number % 5]
+    assert torch.equal(kept.images, images.images[::5])
+    assert torch.equal(training.images, images.images[rest])
+    assert (training.augment, kept.augment) == (True, False)
+    whole = steps._plan(16, 1.0)
+    assert [s.epochs for s in plan.stages] == [max(1, round(s.epochs / 4)) for s in whole.stages]
+    assert plan.stages[-1].mimic_weight == 1.0
+    assert none is None
+    with torch.no_grad():
+        assert torch.equal(teacher(kept.images), steps.stock(kept.images))
+
+
+@pytest.mark.parametrize(("without", "taught", "best"), [(0.5, 0.6, 1.0), (0.6, 0.5, 0.0)])
+def test_the_better_of_two_trials_says_whether_the_original_teaches(
+    tmp_path, monkeypatch, without, taught, best
+):
+    steps, _ = steps_of(tmp_path)
+    monkeypatch.setattr(steps, "_trial", lambda record, form, mimic: taught if mimic else without)
+    assert steps._try_mimic(None) == {"weight": best, "accuracies": {"0.0": without, "1.0": taught}}
+
+
+def test_the_plan_keeps_what_the_original_knows_and_takes_what_a_user_asks_for(tmp_path):
+    steps, _ = steps_of(tmp_path, epochs=6, seed=3)
+    labelled = {"optimizer": "adamw", "weight_decay": 0.05, "mimic_weight": 0.5, "mimic_temperature": 2.0}
+    # 2000 steps of 32 images were 64 epochs, of which 30 are enough; 3, 10 and 30 become 1, 2 and 6
+    stages = (
+        Stage("transform", 1, 3e-4, "adam", warmup=0.1),
+        Stage("classifier", 2, 1e-3, warmup=1.5, **labelled),
+        Stage("joint", 6, 3e-4, warmup=1.5, encoder_rate=0.1, **labelled),
+    )
+    name = "sequential:given"
+    assert steps._plan(1000, 0.5) == Plan(name, stages, batch=32, norm_statistics="kept", seed=3)
+    own = Plan(
+        "x", (Stage("transform", 1, 0.1), Stage("joint", 4, 0.2, mimic_weight=3.0)), 64, start="linear"
+    )
+    steps, _ = steps_of(tmp_path, plan=own, learning_rate=0.5, batch=10)
+    given = steps._plan(1000, 0.0)
+    assert (given.model, given.batch, given.start) == (name, 10, "random")
+    assert [(s.epochs, s.learning_rate, s.mimic_weight) for s in given.stages] == [(1, 0.5, 0), (4, 0.5, 3)]
+    assert steps_of(tmp_path, plan=own, mimic=0.0)[0]._plan(1000, 0.0).stages[1].mimic_weight == 0.0
+
+
+def test_a_teacher_sees_images_of_its_own_size(tmp_path):
+    steps, _ = steps_of(tmp_path)
+    images = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
+    small = torch.nn.functional.interpolate(images.float(), (SIDE, SIDE), mode="bilinear", antialias=True)
+    with torch.no_grad():
+        found, wanted = steps._teacher(Form(64)).eval()(images), steps.stock(small)
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_a_network_begins_with_the_same_weights_each_time(tmp_path):
+    steps, _ = steps_of(tmp_path)
+    one, other = (steps._network(steps.form).state_dict() for _ in range(2))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_preprocessing_that_is_asked_for_is_taken(tmp_path):
+    steps, images = steps_of(tmp_path, mean=MEAN, std=STD, interpolation="bicubic")
+    assert steps.original.input.interpolation == "bicubic"
+    with torch.no_grad():
+        assert torch.allclose(steps.stock(images.images), network().eval()(images.images), atol=1e-4)
+
+
+def test_a_rivals_time_is_a_share_of_the_accelerated_networks(tmp_path, monkeypatch):
+    """Each on images of its own size, as many as a call has."""
+    steps, _ = steps_of(tmp_path, images=2)
+    seen, asked = [], {}
+
+    def interleaved(calls, seconds, **options):
+        for call in calls.values():
+            call()
+        return {"other": Timing(3.0, 1, 1, 1), "ours": Timing(2.0, 1, 1, 1)}
+
+    def find(name, stock, size, multiply_adds, batches, share_of_time):
+        asked.update(size=size, multiply_adds=multiply_adds)
+        other = nn.Identity()
+        other.register_forward_hook(lambda module, given, result: seen.append(tuple(result.shape)))
+        return {"time": share_of_time(other)}
+
+    ours = steps._network(steps.form).eval()
+    monkeypatch.setattr(accelerate, "interleaved", interleaved)
+    monkeypatch.setattr(accelerate.rivals, "find", find)
+    monkeypatch.setattr(steps, "_trained", lambda: ours)
+    assert steps._find_rival(rivals.EQUAL_COST) == {"time": 1.5}
+    assert seen == [(2, 3, SIDE, SIDE)]
+    cost = count(ours, (SIDE, SIDE)).multiply_adds
+    assert asked == {"size": SIDE, "multiply_adds": pytest.approx(cost, rel=0.01)}
+
+
+def test_images_are_counted_by_class_and_those_that_fill_a_batch_are_not():
+    class Deployed(nn.Module):
+        """Of three images, no more and no fewer: the class that the first pixel names."""
+
+        batch = 3
+
+        def forward(self, images):
+            assert len(images) == 3
+            return torch.nn.functional.one_hot(images[:, 0, 0, 0].long(), 5).float()
+
+    images = torch.tensor([0, 1, 1, 0, 0, 3, 3], dtype=torch.uint8).view(7, 1, 1, 1).expand(7, 3, 2, 2)
+    data = InMemory(images.clone(), torch.tensor([0, 0, 1, 1, 0, 3, 2]), CLASSES, False, 0)
+    filled = accelerate._Filled(Deployed())
+    found = accelerate._by_class(filled, data, 5, torch.device("cpu"))
+    pairs = [(entry["right"], entry["of"]) for entry in found]
+    assert pairs == [(2, 3), (1, 2), (0, 1), (1, 1), (0, 0)]
+    assert evaluate(filled, data, 5).top1 == pytest.approx(4 / 7)
+
+
+def test_all_settings_but_those_of_the_machine_decide_whether_a_run_goes_on():
+    entries = Settings("resnet18", "digits", Path("out")).as_dict().keys()
+    machines = {"model", "data", "folder", "workers", "device"}  # of the first two there are fingerprints
+    assert entries == {entry.name for entry in fields(Settings)} - machines
 
 
 # ------------------------------------------------------------------------------------------------- the report

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import io
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from rich.console import Console
 
 from wae.experiments import comparison, demo
+from wae.inference.deployed import DisagreementError
 from wae.inference.timing import Timing
 from wae.models.autoencoder import AutoEncoder
+from wae.models.stock import StockDecoder, StockEncoder
 from wae_kernels import backends
+from wae_kernels.nn import Decoder, Encoder
 
 
 @pytest.fixture
@@ -45,6 +50,55 @@ def test_the_timings_fit_80_columns_however_slow_the_machine(
         ["WAE-VGG16", "12345.67", "4.38", "3.13x"],
     ):
         assert any(all(cell in row for cell in cells) for row in rows), cells
+
+
+def test_each_op_has_its_own_times_in_both_layouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told by the modules that are called, and by the layout of what they get."""
+
+    def interleaved(calls: dict[str, partial[object]], *_: object) -> dict[str, Timing]:
+        kinds = {Encoder: 1e-3, StockEncoder: 2e-3, Decoder: 3e-3, StockDecoder: 4e-3}
+        found = {}
+        for name, call in calls.items():
+            last = call.args[0].is_contiguous(memory_format=torch.channels_last)
+            found[name] = Timing(kinds[type(call.func)] * (10 if last else 1), 0, 0, 1)
+        return found
+
+    monkeypatch.setattr(comparison, "interleaved", interleaved)
+    with torch.no_grad():
+        found = comparison._ops(AutoEncoder().eval(), 0.0)
+    assert [(row.op, row.layout) for row in found] == [
+        (op, layout) for op in ("encode", "decode") for layout in ("NCHW", "channels_last")
+    ]
+    assert [(row.wae, row.stock) for row in found] == [
+        pytest.approx(times) for times in ((1, 2), (10, 20), (3, 4), (30, 40))
+    ]
+
+
+@pytest.mark.parametrize(("core", "busy"), [(0.99, False), (0.42, True)])
+def test_speed_ups_are_of_the_stock_sides_and_a_busy_machine_is_told(
+    console: Console, core: float, busy: bool
+) -> None:
+    networks = [
+        comparison.NetworkRow("VGG16", 90.0, 1289.28, 15_500_000_000),
+        comparison.NetworkRow("WAE-VGG16", 20.0, 411.63, 4_400_000_000),
+    ]
+    ops = [comparison.OpRow("encode", "NCHW", 2.0, 5.0)]
+    comparison.show(console, comparison.Timings("cpu:avx2", 2, ops, networks, core))
+    rows = lines(console)
+    for cells in (
+        ["encode", "2.00", "5.00", "2.50x"],
+        ["WAE-VGG16", "20.00", "4.50x", "4.40", "412", "3.13x"],
+    ):
+        assert any(all(cell in row for cell in cells) for row in rows), cells
+    assert any("had a core for 42% of the time only" in row for row in rows) == busy
+
+
+def test_what_is_not_a_number_agrees_with_nothing() -> None:
+    one = torch.ones(3)
+    comparison._require_equal("encode", [one, one.clone()])
+    for other in (one * float("nan"), one * 1.01):
+        with pytest.raises(DisagreementError, match="encode: two ways to compute it disagree"):
+            comparison._require_equal("encode", [one, other])
 
 
 def test_the_photos_table_fits_80_columns(console: Console, tmp_path: Path) -> None:

@@ -165,13 +165,21 @@ def test_what_is_pruned_has_the_trained_network_made_again_where_only_its_result
     assert reproduce.open_jobs(tmp_path, [full, pruned], CLAIM) == []
 
 
+def test_of_the_pruned_networks_there_is_the_first_seed_alone():
+    wanted = CLAIM.jobs([4, 2])
+    assert {job.seed for job in wanted if job.network in imagenette.PRUNED} == {2}
+    assert len(wanted) == 2 * len(CLAIM.registered) - len(imagenette.PRUNED)
+
+
 def test_results_of_other_settings_are_refused(tmp_path):
     job = write_result(tmp_path, CLAIM, "WAE", 0)
     with pytest.raises(CheckpointError, match="is of other settings"):
         reproduce.read_result(tmp_path, job, replace(CLAIM, kept_aside=True))
+    with pytest.raises(CheckpointError, match=r"was made by another plan: batch \(20, not 10\); use another"):
+        reproduce.read_result(tmp_path, job, replace(CLAIM, wae=replace(TINY, batch=10)))
 
 
-def test_the_table_has_the_pruned_networks_at_their_share_of_waes_time():
+def test_the_table_has_the_pruned_networks_at_their_share_of_waes_time(monkeypatch):
     def result(network, accuracy, **more):
         return Result(network, 0, accuracy, 1.0, [accuracy], {}, {}, 10, **more)
 
@@ -181,9 +189,11 @@ def test_the_table_has_the_pruned_networks_at_their_share_of_waes_time():
         result(CLAIM.half, 0.7),
         result("pruned, Taylor", 0.75, start={"ratio": 0.3, "time": 0.5}),
     ]
+    seconds = {CLAIM.full: 4e-6, CLAIM.half: 1e-6, "WAE": 3e-6}
+    monkeypatch.setattr(reproduce, "timed", lambda models, claim, _: {name: seconds[name] for name in models})
     table = reproduce.rows(results, CLAIM, seconds=0)
     assert [row.network for row in table] == [CLAIM.full, CLAIM.half, "WAE", "pruned, Taylor"]
-    assert table[3].microseconds == 0.5 * table[2].microseconds
+    assert [row.microseconds for row in table] == pytest.approx([4, 1, 3, 0.5 * 3])
     assert reproduce.won_back(table, CLAIM, "WAE") == pytest.approx(0.9)
 
 
@@ -273,7 +283,10 @@ def test_a_resumed_run_prunes_as_was_measured_and_measures_no_more(photos, tmp_p
 
 
 def test_a_rivals_time_is_a_share_of_waes(monkeypatch):
-    monkeypatch.setattr(imagenette, "timed", lambda *_: {"WAE": 2.0, "other": 3.0})
+    def timed(models, *_):
+        return {name: 3.0 if isinstance(model, nn.Identity) else 2.0 for name, model in models.items()}
+
+    monkeypatch.setattr(imagenette, "timed", timed)
     assert CLAIM._share_of_time(nn.Identity()) == 1.5
 
 

@@ -1,0 +1,114 @@
+"""What `wae eval` measures and prints, by networks whose times are known."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from wae.data.input import whole
+from wae.experiments import evaluation
+from wae.experiments.evaluation import Candidate, DeployedCandidate
+from wae.inference.timing import Timing
+from wae.models.registry import build
+from wae.storage.checkpoint import Description, load_classifier, save_classifier
+from wae.training.accuracy import Accuracy
+
+
+def candidate(number, height, width, classes=10):
+    """A convolution of ``number`` channels, for images of that size."""
+    described = Description("small_vgg", classes, input=whole(height, width))
+    model = nn.Sequential(nn.Conv2d(3, number, 1, bias=False)).eval()
+    model.register_forward_pre_hook(lambda module, given: (given[0].float(),))
+    return Candidate(Path(f"{number}.st"), described, model)
+
+
+def interleaved(seen, *seconds):
+    """In place of the real one: calls all once, and says that they took ``seconds``."""
+
+    def timed(calls, *_, **__):
+        seen.extend(tuple(call().shape) for call in calls.values())
+        return {name: Timing(t, t, t, 1) for name, t in zip(calls, seconds, strict=True)}
+
+    return timed
+
+
+def rows(table):
+    console = Console(width=200, file=io.StringIO())
+    console.print(table)
+    lines = console.file.getvalue().splitlines()
+    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if "│" in line]
+
+
+def test_each_network_has_its_own_time_and_cost_and_the_first_is_compared_with(monkeypatch):
+    one, other, seen = candidate(8, 20, 30), candidate(2, 40, 10, classes=5), []
+    monkeypatch.setattr(evaluation, "interleaved", interleaved(seen, 0.008, 0.002))
+    evaluation.measure([one, other], 1.0)
+    assert seen == [(1, 8, 20, 30), (1, 2, 40, 10)]
+    assert (one.seconds, other.seconds) == (0.008, 0.002)
+    assert (one.multiply_adds, other.multiply_adds) == (8 * 3 * 600, 2 * 3 * 400)
+    one.multiply_adds, other.multiply_adds = 3 * 10**9, 10**9
+    one.accuracy, other.accuracy = Accuracy(0.75, 0.9, 1.0, 8), Accuracy(0.5, 1.0, 1.0, 8)
+    assert rows(evaluation.table([one, other])) == [
+        ["small_vgg (8.st)", "25.00 %", "10.00 %", "8.00 (1.00x)", "3.000 G (1.00x)"],
+        ["small_vgg (2.st)", "50.00 %", "", "2.00 (4.00x)", "1.000 G (3.00x)"],
+    ]
+    data = evaluation.as_data([one, other])
+    assert [(d["path"], d["top1"], d["seconds_per_image"]) for d in data] == [
+        ("8.st", 0.75, 0.008),
+        ("2.st", 0.5, 0.002),
+    ]
+
+
+def test_deployed_networks_are_timed_with_full_batches_and_tested_with_any(monkeypatch):
+    asked, seen = [], []
+
+    class Deployed:
+        """Of four images: the sums of their pixels."""
+
+        batch, size, engine, precision = 4, (20, 30), "eager", "int8"
+
+        def __call__(self, images):
+            assert len(images) == 4
+            return images.double().sum((1, 2, 3))[:, None]
+
+    def deploy(model, size, batch, engine, **options):
+        asked.append((size, batch, engine, options))
+        return Deployed()
+
+    monkeypatch.setattr(evaluation, "deploy", deploy)
+    monkeypatch.setattr(evaluation, "interleaved", interleaved(seen, 0.008, 0.002))
+    monkeypatch.setattr(evaluation, "footprint_of", lambda deployed: SimpleNamespace(peak=12.0))
+    entries = [DeployedCandidate(candidate(n, 20, 30), "int8", "eager", 4, "images") for n in (8, 2)]
+    options = {"precision": "int8", "calibration": "images", "max_drop": None}
+    assert asked == [((20, 30), 4, "eager", options)] * 2
+    images = torch.ones(3, 3, 20, 30, dtype=torch.uint8) * torch.tensor([[[[1]]], [[[2]]], [[[3]]]]).byte()
+    assert entries[0](images).flatten().tolist() == [1800, 3600, 5400]
+    evaluation.measure_deployed(entries, 1.0)
+    assert seen == [(4, 1), (4, 1)]
+    assert [entry.seconds for entry in entries] == [0.008, 0.002]
+    for entry, top1 in zip(entries, (0.75, 0.5), strict=True):
+        entry.accuracy = Accuracy(top1, 1.0, 1.0, 8)
+    assert rows(evaluation.deployed_table(entries)) == [
+        ["small_vgg (8.st)", "int8", "eager", "75.00 %", "8.00", "500.0", "12"],
+        ["small_vgg (2.st)", "int8", "eager", "50.00 %", "2.00", "2000.0", "12"],
+    ]
+    data = evaluation.deployed_as_data(entries)
+    assert [(d["path"], d["top1"], d["seconds_per_call"]) for d in data] == [
+        ("8.st", 0.75, 0.008),
+        ("2.st", 0.5, 0.002),
+    ]
+
+
+def test_a_wae_network_is_timed_with_its_normalisation_folded(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_classifier(path, build("wae_small_vgg", 3), "wae_small_vgg")
+    found, images = evaluation.candidate(path, torch.device("cpu")), torch.full((2, 3, 28, 28), 9.0)
+    assert isinstance(found.model.low_norm, nn.Identity)
+    with torch.no_grad():
+        wanted = load_classifier(path)(images)
+        torch.testing.assert_close(found.model(images), wanted, rtol=1e-3, atol=1e-4)
