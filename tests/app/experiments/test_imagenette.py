@@ -18,7 +18,7 @@ from wae.experiments.reproduce import Job, Result
 from wae.models.baselines import AtSize, FullResolution, HalfResolution
 from wae.models.counting import count
 from wae.models.registry import on_meta
-from wae.storage.checkpoint import save_classifier
+from wae.storage.checkpoint import Input, save_classifier
 from wae.storage.weights_file import CheckpointError
 from wae.training import plan
 
@@ -102,7 +102,7 @@ def test_another_number_of_classes_is_refused(photos, tmp_path):
 def test_a_claim_is_what_was_asked_for(network, size):
     claim, other = imagenette.claim(network), imagenette.claim(network, 96, kept_aside=True, times=2)
     assert (claim.size, claim.full, claim.half) == (size, f"{size} x {size}", f"{size // 2} x {size // 2}")
-    assert claim.input.shape == (size, size)
+    assert claim.input == Input(size, size)
     assert other.settings() == {"network": network, "size": 96, "kept aside": True}
     assert claim.wae.model == other.wae.model == f"wae_{imagenette.NETWORKS[network]}"
     shipped = plan.find("imagenette" if network == "small_vgg" else "imagenette_resnet")
@@ -163,6 +163,17 @@ def test_what_is_pruned_has_the_trained_network_made_again_where_only_its_result
     write_result(tmp_path, CLAIM, *pruned)
     reproduce.weights_path(tmp_path, full).unlink()
     assert reproduce.open_jobs(tmp_path, [full, pruned], CLAIM) == []
+
+
+@pytest.mark.parametrize(("size", "version"), [(64, "160px"), (160, "160px"), (161, "320px")])
+def test_photos_that_are_as_large_as_needed_are_downloaded(tmp_path, monkeypatch, size, version):
+    from torchvision import datasets
+
+    asked = []
+    monkeypatch.setattr(datasets, "Imagenette", lambda folder, **options: asked.append((folder, options)))
+    with pytest.raises(DatasetError, match="has 0 and 0 photos, not 9469 and 3925"):
+        imagenette.download(tmp_path, size)
+    assert asked == [(tmp_path, {"size": version, "download": True})]
 
 
 def test_of_the_pruned_networks_there_is_the_first_seed_alone():
