@@ -30,7 +30,9 @@ def accuracy(engine: str = "openvino") -> dict[str, Any]:
         deployed = wae.deploy(
             model, (28, 28), 50, engine, precision=precision, calibration=train, max_drop=None
         )
-        found[precision] = float((classes_of(deployed, given) == targets).double().mean())
+        found[precision] = float(
+            (classes_of(deployed, given, deployed.batch, given.device) == targets).double().mean()
+        )
     lost = found["float32"] - found["int8"]
     encoder = deployed.report["encoder"]["precision"]
     return {"engine": engine, "images": len(test), "encoder": encoder, **found, "lost": lost}

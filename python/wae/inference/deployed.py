@@ -32,7 +32,7 @@ from wae.models.network import WAENetwork
 from . import precision as precisions
 from .calibration import STEP, Calibration, CalibrationError, Source, gather
 from .encoder_int8 import hand_bytes_over, put_where_faster
-from .engines import ENGINES, Engine, EngineError, Prepared, Run
+from .engines import ENGINES, Engine, EngineError, Prepared, Run, filled
 from .folding import fold
 from .front import End, Front, before_end, finite_by_numpy, in_front, whole, without_numbers_of_nan
 from .precision import DTYPES, NAMES, name_of
@@ -465,7 +465,7 @@ def _report(task: _Task, deployed: Deployed, encoder: dict[str, Any]) -> dict[st
     """See :func:`deploy`; ``encoder`` is what :func:`put_where_faster` found."""
     assert task.calibration is not None
     assert task.named is not None
-    found = classes_of(deployed, task.calibration.held_out)
+    found = classes_of(deployed, task.calibration.held_out, deployed.batch, task.images.device)
     report = {
         "engine": deployed.engine,
         "precision": deployed.precision,
@@ -501,17 +501,13 @@ def agreement(found: Tensor, wanted: Tensor, data: Calibration) -> dict[str, Any
     }
 
 
-def classes_of(deployed: Deployed, images: Tensor) -> Tensor:
-    """The class that ``deployed`` names for each of ``images``, or of their pixels, on the processor.
+def classes_of(run: Run, images: Tensor, batch: int, device: torch.device) -> Tensor:
+    """The class that ``run`` names for each of ``images``, (M, ...), or of their pixels, on the processor.
 
-    Fewer images than it was made for are filled up, so that it need not be prepared for other numbers.
+    It gets ``batch`` of them at a time, on ``device``; fewer are filled up.
     """
-    found = []
-    for part in images.split(deployed.batch):
-        missing = deployed.batch - len(part)
-        full = torch.cat((part, part.new_zeros(missing, *part.shape[1:]))) if missing else part
-        found.append(deployed(full.to(deployed._front.device))[: len(part)].argmax(1).cpu())
-    return torch.cat(found)
+    scores = (run(filled(part, batch).to(device))[: len(part)] for part in images.split(batch))
+    return torch.cat([part.argmax(1).cpu() for part in scores])
 
 
 def require_no_drop(what: str, report: dict[str, Any]) -> None:

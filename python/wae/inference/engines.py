@@ -158,7 +158,6 @@ class Engine:
 
         Raises EngineError where the engine refuses it.
         """
-
         with self.errors():
             run = prepared.for_batch(batch)
             run(*inputs)  # some prepare more at the first call
@@ -284,18 +283,20 @@ def in_turns(run: Run, size: int) -> Run:
     """``run``, which takes ``size`` images, for any number: in turns, the last filled up."""
 
     def any_number(*inputs: Tensor) -> Tensor:
-        count = inputs[0].shape[0]
+        formats = [_format(x) for x in inputs]
         parts = []
-        for start in range(0, count, size):
-            turn = [x[start : start + size] for x in inputs]
-            missing = size - turn[0].shape[0]
-            if missing:
-                turn = [torch.cat((x, x.new_zeros(missing, *x.shape[1:]))) for x in turn]
-            turn = [x.clone(memory_format=_format(y)) for x, y in zip(turn, inputs, strict=True)]
-            parts.append(run(*turn).clone())
-        return torch.cat(parts)[:count]
+        for turn in zip(*(x.split(size) for x in inputs), strict=True):
+            full = [filled(x, size).clone(memory_format=y) for x, y in zip(turn, formats, strict=True)]
+            parts.append(run(*full)[: len(turn[0])].clone())
+        return torch.cat(parts)
 
     return any_number
+
+
+def filled(images: Tensor, batch: int) -> Tensor:
+    """``images``, and up to ``batch`` black ones: an engine would be prepared anew for fewer."""
+    missing = batch - len(images)
+    return torch.cat((images, images.new_zeros(missing, *images.shape[1:]))) if missing else images
 
 
 def _format(x: Tensor) -> torch.memory_format:

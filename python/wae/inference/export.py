@@ -40,6 +40,7 @@ from .calibration import STEP, Calibration, CalibrationError, Source, gather
 from .deployed import (
     agreement,
     check_arguments,
+    classes_of,
     example_images,
     fold,
     named_by,
@@ -48,7 +49,7 @@ from .deployed import (
     scores_of,
     undisturbed,
 )
-from .engines import ENGINES, EngineError, Run, in_turns, onnx_session, to_onnx
+from .engines import ENGINES, EngineError, Run, onnx_session, to_onnx
 from .front import without_numbers_of_nan
 from .programs import any_batch, exported
 
@@ -129,6 +130,8 @@ def export(
         if calibration is not None:
             input = IMAGENET if described is None else described.input
             data = gather(calibration, size, calibration_images, hasattr(model, "image_scale"), input)
+            images, held_out = (_as(image_dtype, part) for part in (data.images, data.held_out))
+            data = Calibration(images, held_out, data.labels)
         says = {} if described is None else metadata(described, size, image_dtype)
         content, report = _made(model, file_format, size, batch, image_dtype, precision, data, says)
         if data is not None:
@@ -160,7 +163,7 @@ def _made(
                 content = form.make(_FromImages(fold(model), size).eval(), cases[0], batch is None, says)
             if precision == "int8":
                 assert data is not None
-                content, movements = _in_int8(content, data.images.to(image_dtype), batch or STEP)
+                content, movements = _in_int8(content, data.images, batch or STEP)
             with bar("comparing it with the model", None):
                 run = form.load(content)
                 scores = [run(x) for x in cases]
@@ -175,11 +178,22 @@ def _made(
         differences = [require_equal(what, x, y, dtype) for x, y in zip(scores, expected, strict=True)]
     report: dict[str, Any] = {"difference": max(differences)}
     if data is not None:
-        run_all = in_turns(run, batch or STEP)
-        report |= agreement(run_all(data.held_out.to(image_dtype)).argmax(1), named_by(model, data), data)
+        found = classes_of(run, data.held_out, batch or STEP, cases[0].device)
+        report |= agreement(found, named_by(model, data), data)
         if precision == "int8":
             report["layers"] = [list(movement) for movement in movements]
     return content, report
+
+
+def _as(dtype: torch.dtype, images: Tensor) -> Tensor:
+    """``images`` in the file's ``dtype``. Raises CalibrationError where bytes would be other numbers."""
+    converted = images.to(dtype)
+    if dtype == torch.uint8 and not torch.equal(converted.to(images.dtype), images):
+        raise CalibrationError(
+            "calibration: the file takes uint8 images, and these are no whole numbers of 0 to 255: name "
+            "their dtype as image_dtype"
+        )
+    return converted
 
 
 def _in_int8(content: bytes, images: Tensor, batch: int) -> tuple[bytes, list[quantization.Movement]]:

@@ -27,10 +27,11 @@ from torch import Tensor, nn
 
 from wae.data.images import MAX_PIXELS, ImageError, printable
 from wae.data.images import is_image as is_image
+from wae.data.input import Input
 from wae.data.walk import Found
 from wae.data.walk import find as find
-from wae.storage.checkpoint import Input
 
+from .engines import filled as filled
 from .maps import Maps
 from .reading import ahead, load
 from .reading import prepare as prepare
@@ -91,11 +92,6 @@ def runner(
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"the network takes no images of {size[0]} x {size[1]}: {error}") from None
     return network
-
-
-def filled(images: Tensor, batch: int) -> Tensor:
-    """``images``, and up to ``batch`` black ones: an engine would be prepared anew for fewer."""
-    return torch.cat((images, images.new_zeros(batch - len(images), *images.shape[1:])))
 
 
 def predict(

@@ -27,7 +27,7 @@ from wae.inference import deployed as deployed_module
 from wae.inference import front as front_module
 from wae.inference import precision
 from wae.inference.deployed import ENGINES, DisagreementError, EngineError, deploy, example_images, fold
-from wae.inference.engines import Engine, InPyTorch, _cudagraphs
+from wae.inference.engines import Engine, InPyTorch, _cudagraphs, in_turns
 from wae.inference.front import Front, whole
 from wae.models.baselines import HalfResolution
 from wae.models.classifier import FlatClassifier, WAEClassifier
@@ -201,6 +201,22 @@ def test_the_result_is_the_caller_s(model):
             kept = first.clone()
             deployed(photos(1))
             assert torch.equal(first, kept)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_what_runs_for_one_number_of_images_takes_any_in_turns(memory_format):
+    """Packages of AOTInductor want the strides they were made for; a run may write to the same place."""
+    place = torch.empty(4, 3)
+
+    def run(x, y):
+        assert len(x) == len(y) == 4
+        assert x.is_contiguous(memory_format=memory_format)
+        return place.copy_((x + y).sum((2, 3)))
+
+    any_number = in_turns(run, 4)
+    for count in (4, 1, 10):
+        x, y = (torch.randn(count, 3, 2, 5).to(memory_format=memory_format) for _ in range(2))
+        assert_close(any_number(x, y), (x + y).sum((2, 3)))
 
 
 def test_inside_inference_mode(model):

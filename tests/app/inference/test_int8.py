@@ -9,6 +9,7 @@ import torchvision
 from PIL import Image
 from test_deployed import SIZE, Body, needs, with_statistics
 from test_deployed import model as model
+from test_deployed import stock as stock
 from tiny_classifier import tiny
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -223,6 +224,17 @@ def test_int8_without_images_is_refused(model, tmp_path):
         export(model, tmp_path / "m.pt2", "torch", SIZE, precision="int8", calibration=images(4))
     with pytest.raises(EngineError, match=r"eager computes in .*, not in int8"):
         deploy(model, SIZE, engine="eager", precision="int8", calibration=images(200))
+
+
+def test_images_that_are_no_bytes_are_not_made_bytes_of(stock, tmp_path):
+    """Numbers around 0, which a network without a scale of its own takes, would be 0, 1 and 255."""
+    path, options = tmp_path / "model.pt2", {"calibration_images": 10, "max_drop": None}
+    data = torch.randn(20, 3, *SIZE)
+    with pytest.raises(CalibrationError, match="uint8 images, and these are no whole numbers of 0 to 255"):
+        export(stock, path, "torch", SIZE, calibration=data, **options)
+    for dtype, same in ((torch.float32, data), (torch.uint8, images(20).float())):
+        report = export(stock, path, "torch", SIZE, None, dtype, True, calibration=same, **options)
+        assert report["agreement"] == 1
 
 
 def test_any_precision_is_checked_on_images(model):
