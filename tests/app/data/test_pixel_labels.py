@@ -1,8 +1,6 @@
 """wae.data.segmentation: images with a class for each pixel; labels that do not fit are named."""
 
 import pickle
-import struct
-import zlib
 
 import numpy as np
 import pytest
@@ -10,6 +8,7 @@ import torch
 from data_sets import same
 from PIL import Image
 from scenes import CLASSES, write_scenes
+from test_images import png
 
 from wae.data.dataset import NOT_COUNTED, DatasetError
 from wae.data.folder import ImageFolder
@@ -192,18 +191,10 @@ def test_palettes_and_grey_of_few_bits_are_read_as_numbers(tmp_path, bits):
 
 def _grey_png(numbers, bits):
     """A grey PNG of 2 or 4 bits, which Pillow does not write."""
-
-    def chunk(kind, content):
-        check = struct.pack(">I", zlib.crc32(kind + content))
-        return struct.pack(">I", len(content)) + kind + content + check
-
     height, width = numbers.shape
     each = 8 // bits
     packed = sum(numbers[:, i::each] << (8 - bits * (i + 1)) for i in range(each)).astype(np.uint8)
-    rows = b"".join(b"\0" + row.tobytes() for row in packed)
-    header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
-    chunks = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+    return png(width, height, bits, 0, [row.tobytes() for row in packed])
 
 
 def test_labels_of_16_bits_are_read_as_numbers(scenes):

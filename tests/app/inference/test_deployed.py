@@ -72,8 +72,7 @@ def with_statistics(model):
     return model.eval()
 
 
-@pytest.fixture
-def model():
+def small_wae():
     return with_statistics(
         WAEClassifier(
             Encoder(),
@@ -85,6 +84,11 @@ def model():
             (-2.0,) * 3,
         )
     )
+
+
+@pytest.fixture
+def model():
+    return small_wae()
 
 
 @pytest.fixture

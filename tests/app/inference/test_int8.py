@@ -7,7 +7,7 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
-from test_deployed import SIZE, Body, needs, with_statistics
+from test_deployed import SIZE, needs, small_wae
 from test_deployed import model as model
 from test_deployed import stock as stock
 from tiny_classifier import tiny
@@ -23,10 +23,8 @@ from wae.inference.deployed import ENGINES, DisagreementError, EngineError, depl
 from wae.inference.engines import InFile
 from wae.inference.export import export
 from wae.inference.timing import Timing
-from wae.models.classifier import FlatClassifier, WAEClassifier
 from wae.storage.checkpoint import Description
 from wae_kernels import backends
-from wae_kernels.nn import Encoder
 
 INT8 = [
     pytest.param(name, marks=pytest.mark.slow)
@@ -39,16 +37,7 @@ INT8 = [
 def apart():
     """A network whose classes are far apart for half of the images each."""
     torch.manual_seed(0)
-    network = WAEClassifier(
-        Encoder(),
-        Body(8),
-        Body(2),
-        FlatClassifier(16, 12, 5),
-        FlatClassifier(20, 12, 5),
-        (1 / 64,) * 3,
-        (-2.0,) * 3,
-    )
-    return with_statistics(network)
+    return small_wae()
 
 
 def images(count):
@@ -308,8 +297,6 @@ def test_wrong_images_for_calibration(source, told):
 
 
 def test_a_folder_of_files(tmp_path):
-    from PIL import Image
-
     for n in range(12):
         Image.new("RGB", (40, 30), (n, n, n)).save(tmp_path / f"{n:02}.png")
     (tmp_path / "notes.txt").write_text("no image")
@@ -321,8 +308,6 @@ def test_a_folder_of_files(tmp_path):
 
 
 def test_files_become_images_as_the_checkpoint_says(tmp_path, monkeypatch):
-    from PIL import Image
-
     for n in range(12):
         Image.new("RGB", (40, 30), (20 * n, 255 - 20 * n, 9)).save(tmp_path / f"{n:02}.png")
     gathered = []
@@ -365,9 +350,7 @@ def test_what_the_processor_has_and_emulates(monkeypatch):
     assert precision.native("bfloat16", torch.device("cuda"))
 
 
-def test_auto_takes_int8_only_with_images(monkeypatch):
-    from wae.inference import deployed
-
+def test_auto_takes_int8_only_with_images():
     assert deployed._precisions("auto", torch.float32, False) == ["float32", "bfloat16", "float16"]
     assert deployed._precisions("auto", torch.float32, True)[-1] == "int8"
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from test_bodies import on_meta
 from torch import nn
 
 from wae.models.baselines import HalfResolution, resnet50_half, vgg16_half, wavelet_cnn
@@ -11,12 +12,6 @@ from wae.models.haar import Haar
 from wae.models.resnet50 import wae_resnet50
 from wae.models.vgg16 import wae_vgg16
 from wae_kernels.nn import Encoder
-
-
-def on_meta(build, *args, **kwargs):
-    with torch.device("meta"):
-        return build(*args, **kwargs).eval()
-
 
 # ------------------------------------------------------------------------------------------------- Haar
 
@@ -92,8 +87,7 @@ def test_wavelet_cnn_stays_in_its_mode(training):
 
 @pytest.mark.parametrize("build", [wae_vgg16, wae_resnet50])
 def test_wavelet_cnn_of_the_published_networks(build):
-    with torch.device("meta"):
-        model = wavelet_cnn(build(7)).eval()
+    model = on_meta(lambda: wavelet_cnn(build(7)))
     assert model(torch.empty(2, 3, 224, 224, device="meta")).shape == (2, 7)
 
 

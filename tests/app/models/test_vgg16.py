@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torchvision
+from test_bodies import on_meta
 from torch import nn
 
 from wae.models.classifier import FlatClassifier, WAEClassifier, fold_normalization
@@ -10,11 +11,6 @@ from wae.models.counting import count
 from wae.models.stock import StockDecoder, StockEncoder
 from wae.models.vgg16 import vgg16_body, wae_vgg16
 from wae_kernels.nn import Decoder, Encoder
-
-
-def on_meta(build, *args, **kwargs):
-    with torch.device("meta"):
-        return build(*args, **kwargs).eval()
 
 
 def close(one, other, tolerance=1e-5):
@@ -184,19 +180,3 @@ def test_counts_are_the_published_ones():
     wae = count(on_meta(wae_vgg16))
     assert wae.multiply_adds - encoder == pytest.approx(4.11e9, rel=0.03)  # published without the encoder
     assert wae.parameters == sum(p.numel() for p in on_meta(wae_vgg16).parameters()) == 53_324_582
-
-
-# ------------------------------------------------------------------------------------ what we time against
-
-
-@pytest.mark.parametrize("size", [(8, 8), (7, 9)], ids=str)
-def test_stock_modules_compute_the_same(size):
-    encoder, decoder = Encoder(), Decoder()
-    stock_encoder, stock_decoder = StockEncoder(), StockDecoder()
-    stock_encoder.load_state_dict(encoder.state_dict())
-    stock_decoder.load_state_dict(decoder.state_dict())
-    image, scale, shift = torch.rand(2, 3, *size) * 255, torch.rand(3), torch.rand(3)
-    parts = encoder(image, scale, shift)
-    for one, other in zip(stock_encoder(image, scale, shift), parts, strict=True):
-        assert close(one, other)
-    assert close(stock_decoder(*parts, size), decoder(*parts, size))
