@@ -45,7 +45,7 @@ class Calibration(NamedTuple):
     held_out: Tensor
     """To check on."""
     labels: Tensor | None
-    """Of ``held_out``, (N,) int64, where the source had them."""
+    """Of ``held_out``, (N,), or (N, H, W) of pixels, on the processor; None where the source had none."""
 
 
 def gather(

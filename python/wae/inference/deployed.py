@@ -359,9 +359,18 @@ def _task(
 
 
 def named_by(model: nn.Module, data: Calibration) -> Tensor:
-    """The classes that ``model`` names on the images that were held out, (N, ...), on the processor."""
+    """The classes that ``model`` names on the images that were held out, (N, ...), on the processor.
+
+    Raises CalibrationError where there are labels, and of another shape.
+    """
     scores = (scores_of(model, part, "the images of calibration") for part in _ready(model, data))
-    return torch.cat([part.argmax(1).cpu() for part in scores])
+    named = torch.cat([part.argmax(1).cpu() for part in scores])
+    if data.labels is not None and data.labels.shape != named.shape:
+        wanted, got = (", ".join(("N", *map(str, x.shape[1:]))) for x in (named, data.labels))
+        raise CalibrationError(
+            f"calibration: need the numbers of classes, ({wanted}), as labels, got ({got})"
+        )
+    return named
 
 
 def _ready(model: nn.Module, data: Calibration) -> Iterator[Tensor]:

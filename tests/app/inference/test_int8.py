@@ -1,6 +1,7 @@
 """`wae.deploy(precision=...)` with calibration: scales from images, a report from others, a limit."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -213,6 +214,17 @@ def test_int8_without_images_is_refused(model, tmp_path):
         export(model, tmp_path / "m.pt2", "torch", SIZE, precision="int8", calibration=images(4))
     with pytest.raises(EngineError, match=r"eager computes in .*, not in int8"):
         deploy(model, SIZE, engine="eager", precision="int8", calibration=images(200))
+
+
+def test_labels_of_another_shape_are_refused(model, tmp_path):
+    """One-hot ones, say. Where the shapes agree by chance, a comparison would go through."""
+    data = [(images(20), torch.eye(5).repeat(4, 1))]
+    for make in (
+        partial(deploy, engine="eager"),
+        partial(export, path=tmp_path / "net", file_format="torch"),
+    ):
+        with pytest.raises(CalibrationError, match=r"classes, \(N\), as labels, got \(N, 5\)"):
+            make(model, size=SIZE, calibration=data, calibration_images=10)
 
 
 def test_images_that_are_no_bytes_are_not_made_bytes_of(stock, tmp_path):
