@@ -28,6 +28,7 @@ from wae.data.input import IMAGENET, Input
 from wae.difference import relative_difference
 from wae.errors import WaeError
 from wae.models.network import WAENetwork
+from wae.wording import first_line
 
 from . import precision as precisions
 from .calibration import STEP, Calibration, CalibrationError, Source, gather
@@ -540,8 +541,8 @@ def scores_of(model: nn.Module, images: Tensor, what: str = "an image") -> Tenso
     with undisturbed(images.device):
         try:
             scores: Tensor = model(images)
-        except (RuntimeError, ValueError) as error:
-            raise ValueError(f"the model takes no images of {size}: {error}") from error
+        except Exception as error:  # any that the model's own code raises
+            raise ValueError(f"the model takes no images of {size}: {first_line(error)}") from error
         if not isinstance(scores, Tensor):
             raise ValueError(f"the model must return its scores as one tensor, got {type(scores).__name__}")
         if not scores.isfinite().all():

@@ -30,6 +30,7 @@ from wae.data.images import is_image as is_image
 from wae.data.input import Input
 from wae.data.walk import Found
 from wae.data.walk import find as find
+from wae.wording import first_line
 
 from .engines import filled as filled
 from .maps import Maps
@@ -89,8 +90,10 @@ def runner(
 
     try:
         network(torch.zeros(1, 3, *size, dtype=torch.uint8))
-    except (ValueError, RuntimeError) as error:
-        raise ValueError(f"the network takes no images of {size[0]} x {size[1]}: {error}") from None
+    except Exception as error:  # any that the network's own code raises
+        raise ValueError(
+            f"the network takes no images of {size[0]} x {size[1]}: {first_line(error)}"
+        ) from error
     return network
 
 

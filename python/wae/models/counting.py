@@ -42,15 +42,15 @@ class Count(NamedTuple):
 def count(network: nn.Module, size: Shape = (224, 224)) -> Count:
     """Count ``network``'s parameters, and its multiply-adds on one image of ``size`` (H, W).
 
-    The network runs once, on the device it is on, in evaluation mode, and stays as it was. One that was made
-    under ``torch.device("meta")`` neither takes memory nor computes.
+    The network runs once, in its dtype, on the device it is on, in evaluation mode, and stays as it was. One
+    that was made under ``torch.device("meta")`` neither takes memory nor computes.
     """
     from torch.utils.flop_counter import FlopCounterMode  # here, as it takes long: it imports Triton
 
     import wae_kernels.flops  # noqa: F401  (importing it has the ops counted)
 
-    device = next(network.parameters()).device
-    image = torch.zeros(1, 3, *size, device=device)
+    like = next(network.parameters())
+    image = torch.zeros(1, 3, *size, dtype=like.dtype, device=like.device)
     with FlopCounterMode(display=False) as counter, torch.no_grad(), _plain_attention(), evaluating(network):
         network(image)
     return Count(sum(p.numel() for p in network.parameters()), counter.get_total_flops() // 2)

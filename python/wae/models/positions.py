@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from wae.wording import first_line
+
 if TYPE_CHECKING:
     from torchvision.models import VisionTransformer
 
@@ -29,8 +31,9 @@ def fit_to(network: nn.Module, size: tuple[int, int]) -> nn.Module:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 resize(img_size=size)
-        except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(f"its positions do not fit images of {size[0]} x {size[1]}: {error}") from error
+        except Exception as error:  # any that timm's code raises
+            why = first_line(error)
+            raise ValueError(f"its positions do not fit images of {size[0]} x {size[1]}: {why}") from error
     return network
 
 

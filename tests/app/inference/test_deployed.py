@@ -878,6 +878,13 @@ def test_a_size_that_does_not_fit_the_model(model):
         deploy(model, (3, 3), engine="eager")
 
 
+def test_a_size_that_the_model_asserts(stock):
+    """As torchvision's ViT and timm's networks do."""
+    stock[0].forward = lambda x: torch._assert(x.shape[2] == 224, "Wrong image height!")
+    with pytest.raises(ValueError, match="the model takes no images of 20 x 33: Wrong image height!"):
+        deploy(stock, SIZE, engine="eager")
+
+
 def test_a_model_that_returns_no_tensor(stock):
     class Named(nn.Module):
         def __init__(self):

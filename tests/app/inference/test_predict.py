@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from tiny_classifier import tiny
 from torch import nn
+from torchvision.models import VisionTransformer
 from torchvision.transforms import v2
 
 from wae import cli
@@ -189,6 +190,8 @@ def test_a_network_for_other_images_is_refused():
     predict.runner(model.eval(), Input(16, 16))
     with pytest.raises(ValueError, match=r"the network takes no images of 20 x 20: .*128 features"):
         predict.runner(model, Input(20, 20))
+    with pytest.raises(ValueError, match=r"the network takes no images of 20 x 20: Wrong image height"):
+        predict.runner(VisionTransformer(32, 16, 1, 2, 64, 64).eval(), Input(20, 20))
 
 
 def test_an_engine_gets_batches_that_are_always_full(monkeypatch):

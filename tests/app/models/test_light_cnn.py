@@ -128,6 +128,11 @@ def test_features_of_two_dimensions_are_pooled_to_their_size():
     assert light(torch.zeros(2, 3, 20, 12)).shape[2:] == body(torch.zeros(2, 3, 20, 12)).shape[2:] == (5, 3)
 
 
+def test_it_has_the_low_body_s_dtype():
+    body = nn.Sequential(nn.Conv2d(3, 64, 3, stride=4, padding=1), nn.Conv2d(64, 64, 3, padding=1)).double()
+    assert {parameter.dtype for parameter in light_cnn(body, (20, 12)).parameters()} == {torch.float64}
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [

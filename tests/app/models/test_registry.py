@@ -128,6 +128,12 @@ def test_counting_leaves_no_trace():
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_a_network_of_any_dtype_is_counted(dtype):
+    network = torch.nn.Conv2d(3, 4, 3)
+    assert count(network.to(dtype), (8, 8)) == count(torch.nn.Conv2d(3, 4, 3), (8, 8))
+
+
 def test_only_encoders_are_counted_as_such():
     assert encoder_multiply_adds(named("vgg16")) == 0
     assert encoder_multiply_adds(named("wavelet_vgg16")) == 0

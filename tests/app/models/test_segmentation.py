@@ -273,13 +273,28 @@ def test_the_network_stays_as_it_was() -> None:
     assert network.training
     assert not network.stage1.training
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
-    with pytest.raises(SegmenterError, match="got list"):
-        pixel_scores(_Listing(), torch.zeros(1, 3, 8, 8))
 
 
-class _Listing(nn.Module):
-    def forward(self, image: Tensor) -> list[Tensor]:
-        return [image]
+class Giving(nn.Module):
+    def __init__(self, make: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.make = make
+
+    def forward(self, image: Tensor) -> Any:
+        return self.make(image)
+
+
+@pytest.mark.parametrize(
+    ("make", "got"),
+    [
+        (lambda image: [image], "list"),
+        (lambda image: {"scores": image}, "dict"),
+        (lambda image: {"out": None}, "NoneType"),
+    ],
+)
+def test_what_is_no_tensor_of_scores_is_refused(make: Callable[[Tensor], Any], got: str) -> None:
+    with pytest.raises(SegmenterError, match=f"got {got}$"):
+        pixel_scores(Giving(make), torch.zeros(1, 3, 8, 8))
 
 
 @pytest.mark.slow

@@ -38,11 +38,11 @@ class SegmenterError(WaeError, ValueError):
 def pixel_scores(network: nn.Module, image: Tensor) -> Tensor:
     """The scores, (N, classes, H, W), that ``network`` gives the pixels of ``image``, (N, 3, H, W).
 
-    A dictionary, which torchvision's networks return, has them as ``out``. Raises SegmenterError for another
-    shape.
+    A dictionary, which torchvision's networks return, has them as ``out``. Raises SegmenterError for anything
+    else.
     """
     result: Any = network(image)
-    scores = result["out"] if isinstance(result, Mapping) else result
+    scores = result.get("out", result) if isinstance(result, Mapping) else result
     if not isinstance(scores, Tensor) or scores.dim() != 4 or scores.shape[2:] != image.shape[2:]:
         got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         height, width = image.shape[2:]
