@@ -106,7 +106,7 @@ class Settings:
     plan: Plan | None = None
     """None for one that fits the number of images."""
     epochs: int | None = None
-    """Of the last stage; the others' keep their share."""
+    """Of the longest stage; the others' keep their share."""
     learning_rate: float | None = None
     batch: int | None = None
     seed: int = 0

@@ -260,6 +260,13 @@ def test_the_rival_of_equal_cost_is_found():
     images = torch.randint(256, (2, 3, *size), dtype=torch.uint8)
     small = torch.nn.functional.avg_pool2d(images.float(), 2)
     torch.testing.assert_close(half.eval()(images), stock.eval()(small), atol=1e-3, rtol=1e-3)
+    assert rivals.find(rivals.HALF, stock, 96, cost, [], lambda network: 1.0) == {"side": 48}
+    own = count(stock, size).multiply_adds
+    assert rivals.find(rivals.EQUAL_COST, stock, 96, own, [], lambda network: 1.0) == {"side": 96}
+    same = rivals.build(rivals.EQUAL_COST, {"side": 96}, stock, [])
+    torch.testing.assert_close(same.eval()(images), stock(images), atol=1e-3, rtol=1e-3)
+    for rival in (half, same):  # which is trained, and the original not with it
+        assert rival.network[0].weight.data_ptr() != stock.network[0].weight.data_ptr()
 
 
 def test_a_network_of_one_size_has_no_rival_of_another():
@@ -641,6 +648,59 @@ def test_the_classes_that_lost():
     assert "top-1 accuracy 92.00 % to 90.00 %: WAE does not pay here." in acceleration_report.markdown(
         "net", slow
     )
+
+
+def deployed_side(name, accuracy, seconds, eager, multiply_adds=0):
+    return {
+        "engine": name, "precision": "int8", "accuracy": accuracy, "seconds": seconds, "eager seconds": eager,
+        "multiply_adds": multiply_adds,
+    }  # fmt: skip
+
+
+def test_every_row_has_the_numbers_of_its_side():
+    """No two of which are the same."""
+    of = found(
+        **{"rival: half": {"accuracy": 0.5, "side": 112}, "rival: pruned": {"accuracy": 0.4, "ratio": 0.3}}
+    )
+    of["original"]["accuracy"], of["training"]["accuracy"] = 0.9, 0.8
+    of["deployed"] = {
+        "images": 1,
+        "original": deployed_side("a", 0.89, 0.004, 0.008),
+        "accelerated": deployed_side("b", 0.79, 0.001, 0.002, 10**9),
+        "half": deployed_side("c", 0.49, 0.0005, 0.016, 2 * 10**9),
+    }
+    of["deployed"]["accelerated"]["classes"] = found()["deployed"]["accelerated"]["classes"]
+    assert acceleration_report.rows(of) == [
+        ("original", "PyTorch", 0.9, 0.008, 4 * 10**9),
+        ("original", "a, int8", 0.89, 0.004, 4 * 10**9),
+        ("accelerated", "PyTorch", 0.8, 0.002, 10**9),
+        ("accelerated", "b, int8", 0.79, 0.001, 10**9),
+        ("half", "PyTorch", 0.5, 0.016, 2 * 10**9),
+        ("half", "c, int8", 0.49, 0.0005, 2 * 10**9),
+    ]
+    text = acceleration_report.markdown("net", of)
+    assert "| original | PyTorch | 90.00 % | 8.00 ms | 1.0x | 4.000 G |" in text
+    assert "| half | c, int8 | 49.00 % | 0.50 ms | 16.0x | 2.000 G |" in text
+    assert "- half: sees images of 112 x 112." in text
+    assert "- pruned: 30% of the channels went." in text
+    assert "- The original teaches" in text
+    of["training"]["mimic"] = 0.0
+    assert "- The original's scores are no part of the loss." in acceleration_report.markdown("net", of)
+    for allowed, outcome in ((1.0, "met"), (0.9, "missed")):
+        of["target"] = {"allowed": allowed / 1e3, "original": 0.004, "curve": []}
+        wanted = (
+            f"The deployed network {outcome} the target: 1.00 ms, at most {allowed:.2f} ms were asked for."
+        )
+        assert wanted in acceleration_report.markdown("net", of)
+
+
+def test_the_classes_that_lost_most_come_first_and_each_share_is_of_the_images_that_were_read():
+    of = found()
+    of["original"]["labels"] = ["little", "much", "same", "more"]
+    of["original"]["classes"] = [{"right": right, "of": 10} for right in (9, 8, 5, 5)]
+    now = [(8, 10), (2, 8), (5, 10), (6, 10)]
+    of["deployed"]["accelerated"]["classes"] = [{"right": right, "of": all_} for right, all_ in now]
+    assert acceleration_report.lost(of) == [("much", 0.8, 0.25, 10), ("little", 0.9, 0.8, 10)]
 
 
 def test_the_page_escapes_and_shows_the_curve():

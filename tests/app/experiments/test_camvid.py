@@ -1,17 +1,19 @@
 """``wae reproduce camvid``: on a few made up road scenes, in the folders that CamVid has."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scenes import write_scenes
 
 from wae.cli import main
 from wae.data.dataset import DatasetError
-from wae.experiments import camvid, reproduce
+from wae.experiments import camvid, panels, reproduce
 from wae.experiments.camvid import CLASSES, HALF, NETWORKS, CamVid
 from wae.experiments.reproduce import WAE, Job
 from wae.inference.maps import colours
@@ -125,7 +127,13 @@ def test_each_epoch_is_tested_on_val_and_test_is_looked_at_once(scenes, tmp_path
     assert "| network | mean IoU, mean of seeds |" in table
 
 
-def test_a_picture_shows_the_truth_and_what_each_network_finds(scenes, tmp_path):
+def test_a_picture_shows_the_truth_and_what_each_network_finds(scenes, tmp_path, monkeypatch):
+    scenes, labelled, names = shutil.copytree(scenes, tmp_path / "data"), panels.labelled, []
+    monkeypatch.setattr(panels, "labelled", lambda name, image: names.append(name) or labelled(name, image))
+    path = scenes / "test" / "labels" / "00.png"
+    numbers = np.array(Image.open(path))
+    numbers[:2] = CLASSES.index("(unlabelled)")
+    Image.fromarray(numbers).save(path)
     assert CLAIM.picture(scenes, tmp_path) is None
     for name, registered in CLAIM.registered.items():
         path = reproduce.weights_path(tmp_path, Job(name, 1))
@@ -134,8 +142,10 @@ def test_a_picture_shows_the_truth_and_what_each_network_finds(scenes, tmp_path)
     zoom = round(220 / 32)
     height, width = 24 * zoom, 32 * zoom
     assert picture.shape[1] > 5 * width
+    assert list(dict.fromkeys(names)) == ["image", "truth", *CLAIM.registered]
     palette = np.concatenate([colours(11).numpy(), np.zeros((1, 3), np.uint8)])
     _, labels = CLAIM.kept_out(scenes).batch([0], epoch=0)
+    assert (labels < 0).any()
     truth = palette[labels[0].clamp(min=-1).numpy()]
     x, y = 2 * 8 + width, 8 + 22  # the second panel
     np.testing.assert_array_equal(picture[y : y + height : zoom, x : x + width : zoom], truth)

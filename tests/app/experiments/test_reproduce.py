@@ -20,7 +20,7 @@ from wae.experiments.fashion_mnist import FashionMnist
 from wae.experiments.reproduce import Job, Progress, Result, Row
 from wae.inference.timing import Timing
 from wae.models.counting import count
-from wae.storage.checkpoint import describe, load_classifier, save_classifier
+from wae.storage.checkpoint import Input, describe, load_classifier, save_classifier
 from wae.storage.weights_file import CheckpointError
 from wae.training import plan
 from wae.training.accuracy import Accuracy
@@ -92,6 +92,15 @@ def test_plans_share_all_of_waes_last_stage_but_what_is_waes_own():
     assert claim.plan_of("WAE", 9) == replace(wae, seed=9)
     taught = replace(last, mimic_weight=1.0, mimic_temperature=2.0)
     assert claim.plan_of("WAE, mimic", 9) == replace(wae, seed=9, stages=(*first, taught))
+
+
+def test_the_networks_of_fashion_mnist_are_what_they_are_called():
+    """By what they cost: half is a quarter, the wavelets cost no multiply-adds, WAE's encoder does."""
+    cost = {name: count(DIGITS.build(name), DIGITS.input.shape).multiply_adds for name in DIGITS.registered}
+    assert cost["14 x 14"] < 0.3 * cost["28 x 28"]
+    assert cost["14 x 14"] < cost["Wavelet+CNN"] < cost["WAE"] < cost["28 x 28"]
+    assert cost["Decomposition+CNN"] == cost["WAE"] == cost["WAE, mimic"]
+    assert DIGITS.input == Input(28, 28, grayscale=True)
 
 
 def test_a_network_begins_with_the_weights_of_its_seed(tmp_path):
