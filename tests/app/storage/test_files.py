@@ -1,5 +1,6 @@
 """wae.storage.files and wae.storage.decomposed: nothing is lost, and no damaged file is believed."""
 
+import hashlib
 import os
 import socket
 import stat
@@ -178,6 +179,52 @@ def test_a_killed_process_loses_no_folder_and_leaves_nothing_for_long(tmp_path, 
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
     assert (folder / "mark").read_text() == "old"
+
+
+def test_a_folder_that_is_not_replaced_after_all_is_put_back(tmp_path, monkeypatch):
+    folder, rename = tmp_path / "folder", Path.rename
+    with files.written_folder(folder, False, "mark") as new:
+        (new / "mark").write_text("old")
+
+    def interrupted(path, target):
+        if path.name == "new":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), files.written_folder(folder, True, "mark") as new:
+        (new / "mark").write_text("new")
+    assert (folder / "mark").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_folder_of_something_else_is_not_replaced(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("precious")
+    for force, message in ((True, "folder is there already: it has no mark"), (False, "is there already$")):
+        with pytest.raises(FileExistsError, match=message), files.written_folder(folder, force, "mark"):
+            pytest.fail("it was begun")
+    assert (folder / "thesis.txt").read_text() == "precious"
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_files_in_a_folder_are_known_however_their_paths_are_written(tmp_path, monkeypatch):
+    folder, beside = tmp_path / "out", tmp_path / "beside"
+    for made in (folder, beside):
+        made.mkdir()
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.chdir(folder)
+    for path in (folder / "w", beside / ".." / "out" / "deep" / "w", tmp_path / "link" / "w", Path("w")):
+        with pytest.raises(FileExistsError, match=f"--weights {path} is in .*, whose files are replaced"):
+            files.refuse_within(folder, {"--weights": path})
+    files.refuse_within(folder, {"--weights": beside / "w", "--teacher": tmp_path / "out.safetensors"})
+
+
+def test_a_digest_is_of_all_parts_of_a_file(tmp_path):
+    content = bytes(range(256)) * 20_000  # more than is read at a time
+    (tmp_path / "file").write_bytes(content)
+    assert files.sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()
 
 
 def test_a_link_to_a_folder_is_not_replaced(tmp_path):

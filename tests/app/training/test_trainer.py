@@ -665,6 +665,17 @@ def test_absurd_tensors_of_an_optimizer_end_in_one_error(tmp_path):
         assert_same(state(model), before)
 
 
+def test_weights_and_average_of_other_shapes_end_in_one_error(tmp_path):
+    path, model, other = tmp_path / "state", torch.nn.Linear(2, 2), torch.nn.Linear(2, 3)
+    weights_file.save(path, model, {}, average=model)
+    message = r"not those of the network: weight is \(2, 2\), not \(3, 2\), bias is \(2,\), not \(3,\)$"
+    before = state(model)
+    for given in ({"model": other}, {"model": model, "average": other}):
+        with pytest.raises(CheckpointError, match=message):
+            weights_file.load(path, **given)
+    assert_same(state(model), before)
+
+
 def test_only_a_checkpoint_of_the_same_training_is_gone_on_with(tmp_path):
     path = tmp_path / "state"
     with pytest.raises(CheckpointError, match="there is no such file"):
