@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import tiny_original
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ from tiny_classifier import tiny
 from wae.data.folder import evaluation_resize
 from wae.experiments.answers import sides
 from wae.models import registry
+from wae.models.accelerated import Form, accelerated
 from wae.models.around import wae_around
 from wae.models.classifier import WAEClassifier
 from wae.storage import checkpoint, weights_file
@@ -52,6 +54,27 @@ def recipe_of(path):
 
 
 # ------------------------------------------------------------------------------------------- there and back
+
+
+def test_what_no_file_holds_is_as_it_was_made_and_all_is_in_evaluation_mode(tmp_path, monkeypatch):
+    def buffered(classes=3):
+        model = tiny(classes).train()
+        model.register_buffer("offset", torch.tensor([5.0]), persistent=False)
+        return model
+
+    monkeypatch.setitem(checkpoint._NETWORKS, "buffered", buffered)
+    save_classifier(tmp_path / "c", buffered(), "buffered")
+    loaded = load_classifier(tmp_path / "c")
+    assert loaded.offset.tolist() == [5.0]
+    assert not any(module.training for module in loaded.modules())
+
+
+def test_a_network_around_ones_own_is_in_evaluation_mode(tmp_path):
+    form = Form(tiny_original.SIDE)
+    made = accelerated(tiny_original.build().eval(), form)
+    save_classifier(tmp_path / "c", made, "tiny_original:build", form=form)
+    loaded = load_classifier(tmp_path / "c", tiny_original.build().train())
+    assert not any(module.training for module in loaded.modules())
 
 
 @pytest.mark.parametrize("decoder", [True, False], ids=["decoder", "no decoder"])

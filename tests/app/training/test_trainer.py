@@ -667,7 +667,7 @@ def test_absurd_tensors_of_an_optimizer_end_in_one_error(tmp_path):
 
 def test_weights_and_average_of_other_shapes_end_in_one_error(tmp_path):
     path, model, other = tmp_path / "state", torch.nn.Linear(2, 2), torch.nn.Linear(2, 3)
-    weights_file.save(path, model, {}, average=model)
+    weights_file.save(path, model, {}, average=torch.nn.Linear(2, 2))
     message = r"not those of the network: weight is \(2, 2\), not \(3, 2\), bias is \(2,\), not \(3,\)$"
     before = state(model)
     for given in ({"model": other}, {"model": model, "average": other}):
