@@ -314,6 +314,7 @@ def test_the_command_writes_a_checkpoint_that_knows_its_network(tmp_path, thin_n
         ("num_output: 2", "num_output: 7", r"conv1_1_CA: num_output must be 2, got 7"),
         ("stride: 2", "stride: 1", r"decom_conv_CA: stride must be \(2, 2\), got \(1, 1\)"),
         ("stride: 1", "stride_h: 1 stride_w: 3", r"decom_conv1: stride must be \(1, 1\), got \(1, 3\)"),
+        ("stride: 1", "stride: 1 stride: 3", r"decom_conv1: stride must be \(1, 1\), got \(1, 3\)"),
         ("pad: 1", "pad: 0", r"decom_conv1: pad must be \(1, 1\), got \(0, 0\)"),
         ("pad: 1", "pad: 1 bias_term: false", r"decom_conv1: bias_term must be True, got False"),
         ("pad: 1", "pad: 1 group: 2", r"decom_conv1: group must be 1, got 2"),
@@ -391,10 +392,23 @@ def test_a_prototxt_in_another_encoding(files, encoding):
     files.load(one_block())
 
 
-def test_layers_of_the_training_are_not_looked_at(files):
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "include { phase: TRAIN }",
+        "exclude { phase: TEST }",
+        "exclude { }",
+        'include { stage: "deploy" }',
+        "include { min_level: 1 }",
+        "include { max_level: -1 }",
+    ],
+)
+def test_layers_that_are_not_of_the_test_are_not_looked_at(files, rule):
+    """Which is of phase TEST, level 0 and no stage."""
     text = files.prototxt.read_text()
-    extra = """layer { name: "bn_CA" type: "BatchNorm" bottom: "decom_conv_CA" top: "x"
-        include { phase: TRAIN } batch_norm_param { use_global_stats: false } }
+    extra = f"""layer {{ name: "bn_CA" type: "BatchNorm" bottom: "decom_conv_CA" top: "x"
+        {rule} batch_norm_param {{ use_global_stats: false }} }}"""
+    extra += """
         layer { name: "recon" type: "Deconvolution" bottom: "decom_conv_CA" top: "image2" }"""
     files.prototxt.write_text(text + extra)
     files.load(one_block())
