@@ -490,7 +490,7 @@ def test_a_folder_without_a_plan_gets_one(images, tmp_path):
 
 
 def test_the_size_of_the_plan_for_a_folder(tmp_path):
-    for side, size in ((20, 64), (100, 96), (130, 128), (900, 224)):
+    for side, size in ((20, 64), (100, 96), (120, 128), (130, 128), (900, 224)):
         folder = tmp_path / str(side)
         for part in ("train", "val"):
             for label in "ab":
@@ -507,6 +507,20 @@ def test_the_size_of_the_plan_for_a_folder(tmp_path):
         made = small_data.small_data_plan(images)
         assert (made.batch, made.stages[1].epochs) == (batch, epochs)
     assert small_data.small_data_plan(4).batch == 4
+    stages = (
+        plan.Stage("transform", 1, 1e-3, "adam", warmup=0.1),
+        plan.Stage("joint", 13, 1e-3, "adamw", weight_decay=0.05, encoder_rate=0.1, warmup=13 / 20),
+    )
+    wanted = plan.Plan("wae_resnet18", stages, batch=64, start="linear")
+    assert small_data.small_data_plan(10_000) == wanted
+
+
+def test_the_size_is_that_of_most_images_that_can_be_read(tmp_path):
+    for number, side in enumerate((70, 200, 200, None, None)):
+        path = tmp_path / "train" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (side, side)).save(path) if side else path.write_bytes(b"no image")
+    assert small_data.fitting_size(image_folder(tmp_path, train=True)) == 192
 
 
 def test_the_plans_are_listed(capsys):

@@ -23,6 +23,7 @@ def test_a_member_is_as_torchvisions(weights: Shipped) -> None:
     assert image.dtype == torch.uint8
     with torch.no_grad():
         weights.model()(image[None])
+    assert not any(module.training for module in weights.model().modules())
     assert weights.get_state_dict(progress=True).keys() == weights.model().state_dict().keys()
 
 
