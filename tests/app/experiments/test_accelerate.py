@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -33,7 +33,8 @@ from wae.inference.timing import Timing
 from wae.models.accelerated import Form
 from wae.models.baselines import AtSize, FullResolution
 from wae.models.counting import count
-from wae.storage.checkpoint import Input, describe, load_classifier
+from wae.models.registry import build as named
+from wae.storage.checkpoint import Input, describe, load_classifier, save_classifier
 from wae.storage.weights_file import CheckpointError
 from wae.training.accuracy import Accuracy
 from wae.training.plan import Plan, Stage
@@ -477,7 +478,7 @@ def test_a_trial_is_trained_and_tested_on_training_images_alone(tmp_path, monkey
 
     def train(model, plan, training, test, *, teacher, **options):
         seen.append((plan, training, test, teacher))
-        return [Epoch(0, "joint", 0, {}, Accuracy(0.25, 1.0, 1.0, 4), 1.0)]
+        return [Epoch(0, "joint", 0, {}, Accuracy(top1, 1.0, 1.0, 4), 1.0) for top1 in (0.5, 0.75, 0.25)]
 
     monkeypatch.setattr(accelerate, "train", train)
     record = accelerate._Record(tmp_path / "record.json", {})
@@ -493,6 +494,81 @@ def test_a_trial_is_trained_and_tested_on_training_images_alone(tmp_path, monkey
     assert none is None
     with torch.no_grad():
         assert torch.equal(teacher(kept.images), steps.stock(kept.images))
+
+
+def test_a_folder_is_trained_on_augmented_and_tested_on_its_other_part(tmp_path):
+    write_crops(tmp_path / "data", 2, 1)
+    settings = Settings(build(), tmp_path / "data", tmp_path / "out", input_size=SIDE, seed=4)
+    sets = accelerate._Acceleration(settings, Console(quiet=True), torch.device("cpu")).sets
+    parts = [(Path(data.samples[0][0]).parts[-3], len(data)) for data in sets]
+    assert parts == [("train", 10), ("train", 10), ("val", 5)]
+    changes = [not torch.equal(*(data.batch([0], epoch)[0] for epoch in (0, 1))) for data in sets]
+    assert changes == [True, False, False]
+    assert sets.training.seed == 4
+
+
+def test_classes_are_in_the_order_of_the_original(tmp_path):
+    path = tmp_path / "original.safetensors"
+    save_classifier(path, named("small_photo_vgg", 3), "small_photo_vgg", ("c", "a", "b"), Input(SIDE))
+    images = torch.randint(256, (6, 3, SIDE, SIDE), dtype=torch.uint8)
+    held = InMemory(images, torch.tensor([0, 0, 1, 1, 2, 2]), ("a", "b", "c"), False, 0)
+    settings = Settings(str(path), (held, held), tmp_path / "out")
+    steps = accelerate._Acceleration(settings, Console(quiet=True), torch.device("cpu"))
+    for data in steps.sets:
+        assert data.labels == ("c", "a", "b")
+        assert data.batch(range(6), 0)[1].tolist() == [1, 1, 2, 2, 0, 0]
+
+
+def test_the_original_is_measured_on_the_test_images(tmp_path):
+    """Which are labelled here as it finds, those to train on as it does not."""
+    steps, images = steps_of(tmp_path)
+    held = (images, steps.sets.test)
+    with torch.no_grad():
+        found = [steps.stock(data.images).argmax(1) for data in held]
+    labelled = [
+        InMemory(data.images, (classes + wrong) % 5, CLASSES, False, 0)
+        for data, classes, wrong in zip(held, found, (1, 0), strict=True)
+    ]
+    settings = Settings(build(), tuple(labelled), tmp_path, input_size=SIDE)
+    measured = accelerate._Acceleration(
+        settings, Console(quiet=True), torch.device("cpu")
+    )._measure_original()
+    assert measured["accuracy"] == 1.0
+    assert [entry["right"] for entry in measured["classes"]] == torch.bincount(found[1], minlength=5).tolist()
+    assert measured["multiply_adds"] == count(network(), (SIDE, SIDE)).multiply_adds
+
+
+@pytest.mark.parametrize("mimic", [0.0, 1.0])
+@pytest.mark.parametrize("step", ["_train", "_train_rival"])
+def test_the_network_and_its_rivals_see_the_same_images_and_teacher(tmp_path, monkeypatch, step, mimic):
+    steps, _ = steps_of(tmp_path)
+    seen = []
+
+    def train(model, plan, *sets, teacher, **options):
+        seen.append((plan, sets, teacher))
+        raise InterruptedError
+
+    monkeypatch.setattr(accelerate, "train", train)
+    record = accelerate._Record(tmp_path / "record.json", {}, {f"chosen: {rivals.HALF}": {"side": SIDE // 2}})
+    with pytest.raises(InterruptedError):
+        steps._train(mimic) if step == "_train" else steps._train_rival(rivals.HALF, mimic, record)
+    (plan, sets, teacher), whole = seen[0], steps._plan(20, mimic)
+    assert sets == (steps.sets.training, steps.sets.test)
+    assert (teacher is not None) == bool(mimic)
+    if step == "_train":
+        assert plan == whole
+    else:  # as many epochs with labels
+        assert plan.stages == tuple(replace(stage, kind="classifier") for stage in whole.stages[1:])
+
+
+def test_of_a_network_with_a_new_head_that_alone_is_trained_first(tmp_path):
+    images, labels = of_two_classes(8, 0)
+    held = InMemory(images, labels, ("dark", "light"), False, 0)
+    settings = Settings(build(), (held, held), tmp_path, input_size=SIDE)
+    steps = accelerate._Acceleration(settings, Console(quiet=True), torch.device("cpu"))
+    free = {name: p.shape[0] for name, p in steps.original.network.named_parameters() if p.requires_grad}
+    assert set(free.values()) == {2}  # classes
+    assert len(free) == 2
 
 
 @pytest.mark.parametrize(("without", "taught", "best"), [(0.5, 0.6, 1.0), (0.6, 0.5, 0.0)])
@@ -550,7 +626,7 @@ def test_the_preprocessing_that_is_asked_for_is_taken(tmp_path):
 def test_a_rivals_time_is_a_share_of_the_accelerated_networks(tmp_path, monkeypatch):
     """Each on images of its own size, as many as a call has."""
     steps, _ = steps_of(tmp_path, images=2)
-    seen, asked = [], {}
+    seen, sizes, asked = [], [], {}
 
     def interleaved(calls, seconds, **options):
         for call in calls.values():
@@ -564,13 +640,16 @@ def test_a_rivals_time_is_a_share_of_the_accelerated_networks(tmp_path, monkeypa
         return {"time": share_of_time(other)}
 
     ours = steps._network(steps.form).eval()
+    ours.register_forward_pre_hook(lambda module, given: sizes.append(tuple(given[0].shape)))
+    steps.form = Form(64)
+    large = InMemory(torch.zeros(5, 3, 64, 64, dtype=torch.uint8), torch.arange(5), CLASSES, False, 0)
+    steps.sets = accelerate.Sets(large, large, large)
     monkeypatch.setattr(accelerate, "interleaved", interleaved)
     monkeypatch.setattr(accelerate.rivals, "find", find)
     monkeypatch.setattr(steps, "_trained", lambda: ours)
     assert steps._find_rival(rivals.EQUAL_COST) == {"time": 1.5}
-    assert seen == [(2, 3, SIDE, SIDE)]
-    cost = count(ours, (SIDE, SIDE)).multiply_adds
-    assert asked == {"size": SIDE, "multiply_adds": pytest.approx(cost, rel=0.01)}
+    assert (seen, sizes[-1]) == ([(2, 3, SIDE, SIDE)], (2, 3, 64, 64))
+    assert asked == {"size": SIDE, "multiply_adds": count(ours, (64, 64)).multiply_adds}
 
 
 def test_images_are_counted_by_class_and_those_that_fill_a_batch_are_not():

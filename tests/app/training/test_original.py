@@ -15,6 +15,7 @@ from wae.models.registry import build as named
 from wae.storage import weights_file
 from wae.storage.checkpoint import load_classifier, save_classifier
 from wae.storage.weights_file import CheckpointError
+from wae.training.linear_start import best_linear, linear_reconstruction, start_as_small_image
 from wae.training.original import open_original
 from wae.training.pretrained import load_autoencoder
 
@@ -166,6 +167,27 @@ def test_the_low_body_sees_the_small_image_that_it_knows():
     with torch.no_grad():
         assert (model.eval().low_norm(low) - wanted).norm() <= 0.1 * wanted.norm()
         assert model.high_norm(high).std((0, 2, 3)).allclose(torch.ones(3), atol=1e-2)
+
+
+def test_a_linear_start_is_fitted_to_the_images_in_the_units_of_the_low_body():
+    from wae.data import photos
+
+    model = accelerated(build(), Form(64))
+    sample = torch.stack([photos.photo(name)[:, 40:168, 40:168] for name in ("chelsea", "coffee", "rocket")])
+    scale, shift = torch.tensor([1 / 60, 1 / 30, 1 / 90]), torch.tensor([-2.1, -0.5, 1.8])
+    start_as_small_image(model, sample, scale, shift)
+    assert torch.equal(model.image_scale, scale)
+    assert torch.equal(model.image_shift, shift)
+    units = sample * scale.view(1, 3, 1, 1) + shift.view(1, 3, 1, 1)
+    low, high = model.decompose(sample)
+    with torch.no_grad():
+        small = torch.nn.functional.avg_pool2d(units, 2)
+        assert (model.eval().low_norm(low) - small).norm() <= 0.1 * small.norm()
+        assert model.high_norm(high).std((0, 2, 3)).allclose(torch.ones(3), atol=1e-2)
+        decoded = model.decoder(low, high, (128, 128))
+    transform = best_linear(units)
+    wanted = torch.stack([linear_reconstruction(image, transform) for image in units])
+    assert (decoded - wanted).norm() <= 1e-5 * wanted.norm()
 
 
 def test_an_auto_encoder_whose_low_is_no_image_is_refused():
