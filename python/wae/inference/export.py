@@ -197,8 +197,12 @@ def _as(dtype: torch.dtype, images: Tensor) -> Tensor:
 
 
 def _in_int8(content: bytes, images: Tensor, batch: int) -> tuple[bytes, list[quantization.Movement]]:
-    """The ONNX file with its scales, and how far its layers moved."""
-    samples = [(part,) for part in images.split(batch) if len(part) == batch]
+    """The ONNX file with its scales, and how far its layers moved.
+
+    It may be for ``batch`` images alone: the last ones are filled up with the first.
+    """
+    numbers = torch.arange(len(images) + -len(images) % batch) % len(images)
+    samples = [(part,) for part in images[numbers].split(batch)]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.onnx"
         path.write_bytes(content)

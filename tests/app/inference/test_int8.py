@@ -155,6 +155,17 @@ def test_an_onnx_file_in_int8_runs_without_us(apart, tmp_path):
     assert (scores - expected).norm() <= 0.2 * expected.norm()
 
 
+@pytest.mark.parametrize(("count", "batch"), [(8, 4), (10, 4), (3, 8)])
+def test_a_file_gets_its_scales_from_every_image(count, batch, monkeypatch):
+    """Also one for more images in a call than there are."""
+    given = []
+    monkeypatch.setattr(quantization, "by_onnxruntime", lambda path, samples, _: given.extend(samples) or [])
+    data = torch.arange(count).view(count, 1, 1, 1)
+    exporting._in_int8(b"", data, batch)
+    assert {len(part) for (part,) in given} == {batch}
+    assert torch.cat([part for (part,) in given]).unique().tolist() == list(range(count))
+
+
 def test_weights_have_7_bits_where_sums_saturate(tmp_path, monkeypatch):
     needs("onnxruntime")
     onnx = pytest.importorskip("onnx")
