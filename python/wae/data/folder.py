@@ -202,6 +202,7 @@ def image_folder(
     Raises:
         DatasetError: a folder is missing or has no images, there are fewer than two classes, or the two
             do not have the same classes.
+        ValueError: no input can have this ``size``, ``resize`` or ``interpolation``.
     """
     if not folder.is_dir():
         raise DatasetError(f"{folder}: there is no such folder")

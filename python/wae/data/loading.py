@@ -55,6 +55,7 @@ def open_dataset(
 
     Raises:
         DatasetError: there is no such data set, or it cannot be used.
+        ValueError: no input can have this ``size``: see :class:`wae.data.input.Input`.
     """
     folder = Path(source)
     fashion = source == "fashion-mnist"

@@ -62,7 +62,7 @@ class Int8Encoder(nn.Module):
         self.register_buffer("image_padding", torch.zeros(3, dtype=torch.uint8))
         self.register_buffer("shift", torch.zeros(3, width, dtype=torch.int32))
         self.register_buffer("multiplier", torch.zeros(3, width, dtype=torch.int16))
-        self.register_buffer("scale", torch.zeros(2, 3))
+        self.register_buffer("scale", torch.zeros(2, 3, dtype=torch.float32))
 
     def forward(
         self, image: Tensor, image_scale: Tensor | None = None, image_shift: Tensor | None = None
@@ -94,7 +94,7 @@ class ByteEncoder(nn.Module):
     def __init__(self, encoder: Int8Encoder, inputs: Sequence[ByteInput]) -> None:
         super().__init__()
         self.encoder = encoder
-        step = torch.tensor([[each.scale] for each in inputs])
+        step = torch.tensor([[each.scale] for each in inputs], dtype=torch.float32)
         self.register_buffer("step", step)
         self.register_buffer("scale", encoder.scale / step)
         for name, each in zip(("low", "high"), inputs, strict=True):

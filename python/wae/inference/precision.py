@@ -47,7 +47,7 @@ def tolerance(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def _allowed(device: torch.device) -> set[str]:
-    """The format to which float32 may be rounded in convolutions and matrix products."""
+    """The formats to which float32 may be rounded, in convolutions and in matrix products."""
     backends: Any = torch.backends
     if device.type == "cuda":
         return {backends.cudnn.conv.fp32_precision, backends.cuda.matmul.fp32_precision}

@@ -332,7 +332,7 @@ def lowered(program: torch.export.ExportedProgram, batch: int) -> Callable[..., 
     """``program``, of :func:`by_torchao`, as calls of oneDNN's int8 kernels, for ``batch`` images."""
     pt2e = import_torchao()
     examples = [
-        torch.zeros(batch, *node.meta["val"].shape[1:])
+        torch.zeros(batch, *node.meta["val"].shape[1:], dtype=node.meta["val"].dtype)
         for node in program.graph.nodes
         if node.op == "placeholder" and node.name in program.graph_signature.user_inputs
     ]

@@ -142,6 +142,22 @@ def test_channels_without_weights_are_their_bias():
         assert torch.allclose(got[:, 2], wanted[:, 2], atol=1e-5)
 
 
+def test_the_default_dtype_does_not_change_it(published):
+    model, quantized = published
+    affine, inputs = (model.image_scale, model.image_shift), [ByteInput(0.1, 0, torch.uint8)] * 2
+    wanted = ByteEncoder(quantized, inputs).state_dict()
+    torch.set_default_dtype(torch.float64)
+    try:
+        again = quantize(model.encoder, *affine, largest_activations(model.encoder, *affine, [photos()]))
+        found = ByteEncoder(again, inputs).state_dict()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor)
+
+
 def test_an_edge_that_is_no_byte_is_refused():
     with pytest.raises(encoder_int8.QuantizationError, match=r"no byte stands for 0 with image_scale \[1\.0"):
         quantize(Encoder(), None, torch.ones(3), [1.0, 1.0, 1.0])
