@@ -17,6 +17,7 @@ from wae_kernels.reference import normalize_image
 from .bodies import initialize, torchvision_network, widen_input
 from .classifier import FlatClassifier, WAEClassifier
 from .haar import Haar
+from .network import numbers_like
 from .vgg16 import vgg16_body
 
 
@@ -39,8 +40,9 @@ class FullResolution(nn.Module):
     ) -> None:
         super().__init__()
         self.network = network
-        self.register_buffer("image_scale", torch.tensor(image_scale))
-        self.register_buffer("image_shift", torch.tensor(image_shift))
+        like = next(network.parameters(), torch.empty(0))
+        self.register_buffer("image_scale", numbers_like(image_scale, like))
+        self.register_buffer("image_shift", numbers_like(image_shift, like))
 
     def forward(self, image: Tensor) -> Tensor:
         """The scores of ``image``: (N, 3, H, W), uint8 or floating point."""

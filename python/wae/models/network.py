@@ -52,8 +52,8 @@ class WAENetwork(nn.Module):
         like = encoder.low.weight
         self.low_norm = nn.BatchNorm2d(encoder.low.out_channels, affine=False).to(like)
         self.high_norm = nn.BatchNorm2d(encoder.high.out_channels, affine=False).to(like)
-        self.register_buffer("image_scale", torch.tensor(image_scale).to(like))
-        self.register_buffer("image_shift", torch.tensor(image_shift).to(like))
+        self.register_buffer("image_scale", numbers_like(image_scale, like))
+        self.register_buffer("image_shift", numbers_like(image_shift, like))
 
     def behind_encoder(self, size: Sequence[int]) -> nn.Module:
         """The same modules as a network from ``low`` and ``high`` of an image of ``size`` (H, W) to scores.
@@ -81,6 +81,11 @@ class WAENetwork(nn.Module):
             name = type(self).__name__
             raise RuntimeError(f"the model has no decoder: give {name} one, or set model.decoder")
         return reconstruct(self.decoder, low, high, size, self.image_scale, self.image_shift)
+
+
+def numbers_like(values: Sequence[float], like: Tensor) -> Tensor:
+    """``values`` in the dtype of ``like`` and on its device; where that is "meta", they are numbers still."""
+    return torch.tensor(values, dtype=like.dtype, device=None if like.is_meta else like.device)
 
 
 _Low = TypeVar("_Low")

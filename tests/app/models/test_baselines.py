@@ -1,12 +1,21 @@
 """The networks of the paper's comparison: half resolution, Haar wavelet."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from test_bodies import on_meta
 from torch import nn
 
-from wae.models.baselines import HalfResolution, resnet50_half, vgg16_half, wavelet_cnn
+from wae.models.baselines import (
+    AtSize,
+    FullResolution,
+    HalfResolution,
+    resnet50_half,
+    vgg16_half,
+    wavelet_cnn,
+)
 from wae.models.classifier import FlatClassifier, WAEClassifier, fold_normalization
 from wae.models.haar import Haar
 from wae.models.resnet50 import wae_resnet50
@@ -104,6 +113,13 @@ def test_half_resolution_is_the_mean_of_the_blocks(size):
         for x in range(seen.shape[3]):
             block = scaled[:, :, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2]
             assert torch.allclose(seen[:, :, y, x].double(), block.mean((2, 3)))
+
+
+@pytest.mark.parametrize("form", [FullResolution, HalfResolution, partial(AtSize, side=8)])
+@pytest.mark.parametrize("scale", [(0.5,) * 3, (1, 2, 3)], ids=str)
+def test_the_image_has_the_network_s_dtype(scale, form):
+    model = form(nn.Conv2d(3, 4, 3).double(), image_scale=scale)
+    assert model(torch.zeros(1, 3, 9, 12, dtype=torch.uint8)).dtype == torch.float64
 
 
 @pytest.mark.parametrize("build", [vgg16_half, resnet50_half])

@@ -72,6 +72,13 @@ def test_every_network_of_torchvision_is_built_without_memory(name):
     assert all(parameter.is_meta for parameter in network.parameters())
 
 
+@pytest.mark.parametrize("name", ["wae_small_vgg", "wae_resnet18", "small_photo_vgg"])
+def test_without_memory_the_scale_of_the_image_is_known(name):
+    """Trainings set it where it is 1."""
+    with without_memory():
+        assert build(name).image_scale.unique().numel() == 1
+
+
 @pytest.mark.parametrize(
     "name", ["", "vgg99", "wae_", "_half", "wae_wae_resnet18", "wavelet_x", "wavelet_enet", "x" * 9]
 )
