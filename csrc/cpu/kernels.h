@@ -71,6 +71,13 @@ struct DecodeBackwardArgs {
   bool need_input, need_parameters;
 };
 
+struct DecodeScoresBackwardArgs {
+  Images grad_scores, low, high, grad_low, grad_high;  // the last two are only used when they are needed
+  const ScoreDecoderPack* weights;
+  const ScoreDecoderBackwardPack* transposed;
+  bool need_input, need_parameters;
+};
+
 // A batch of maps of any strides (in elements), and a 3x3 layer with padding 1 over it.
 struct Conv3x3Args {
   const float* input;
@@ -98,6 +105,7 @@ struct Kernels {
   // These add the task's share of the parameters' gradients.
   void (*encode_backward)(const EncodeBackwardArgs&, const Task&, Collected<EncoderSums>&);
   void (*decode_backward)(const DecodeBackwardArgs&, const Task&, Collected<DecoderSums>&);
+  void (*decode_scores_backward)(const DecodeScoresBackwardArgs&, const Task&, Collected<ScoreDecoderSums>&);
   void (*conv3x3)(const Conv3x3Args&, const Conv3x3Task&);
 };
 

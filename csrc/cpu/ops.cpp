@@ -232,27 +232,39 @@ Tensor decode(Tensor low, Tensor high, Tensor low_weight, Tensor low_bias, Tenso
   return image;
 }
 
-ScoreDecoderNumbers score_numbers_of(const std::array<Tensor, 8>& parameters) {
+inline constexpr int kScoreParameters = 8;
+using ScoreParameters = std::array<Tensor, kScoreParameters>;
+
+// Where the numbers of each parameter are.
+std::array<float*, kScoreParameters> parts_of(ScoreDecoderNumbers& numbers) {
+  return {numbers.low_weight[0][0],   numbers.low_bias,   numbers.high_weight[0][0],  numbers.high_bias,
+          numbers.conv1_weight[0][0], numbers.conv1_bias, numbers.conv2_weight[0][0], numbers.conv2_bias};
+}
+
+ScoreDecoderNumbers score_numbers_of(const ScoreParameters& parameters) {
   ScoreDecoderNumbers numbers{};
   numbers.classes = parameters[0].size(0);
   numbers.features = parameters[2].size(0);
-  float* const to[] = {numbers.low_weight[0][0],   numbers.low_bias,           numbers.high_weight[0][0],
-                       numbers.high_bias,          numbers.conv1_weight[0][0], numbers.conv1_bias,
-                       numbers.conv2_weight[0][0], numbers.conv2_bias};
-  for (size_t i = 0; i < parameters.size(); ++i) copy_floats(parameters[i], to[i]);
+  const auto parts = parts_of(numbers);
+  for (int p = 0; p < kScoreParameters; ++p) copy_floats(parameters[p], parts[p]);
   return numbers;
+}
+
+// The kernels for such low, high and parameters; null where the reference runs.
+const Kernels* score_kernels_for(const Tensor& low, const Tensor& high, const Tensor& conv1_weight) {
+  const bool fits = low.size(1) <= kMaxScoreChannels && high.size(1) <= kMaxScoreChannels;
+  return fits ? kernels_for(conv1_weight) : nullptr;
 }
 
 Tensor decode_scores(Tensor low, Tensor high, Tensor low_weight, Tensor low_bias, Tensor high_weight,
                      Tensor high_bias, Tensor conv1_weight, Tensor conv1_bias, Tensor conv2_weight,
                      Tensor conv2_bias, std::vector<int64_t> output_size) {
-  const std::array parameters{low_weight,   low_bias,   high_weight,  high_bias,
-                              conv1_weight, conv1_bias, conv2_weight, conv2_bias};
+  const ScoreParameters parameters{low_weight,   low_bias,   high_weight,  high_bias,
+                                   conv1_weight, conv1_bias, conv2_weight, conv2_bias};
   Checker checker("decode_scores");
   checker.check(Table::score_decoder, low, high, parameters);
   checker.check(Table::decode, output_size);
-  const bool fits = low.size(1) <= kMaxScoreChannels && high.size(1) <= kMaxScoreChannels;
-  const Kernels* kernels = fits ? kernels_for(conv1_weight) : nullptr;
+  const Kernels* kernels = score_kernels_for(low, high, conv1_weight);
   if (kernels == nullptr) {
     return std::get<0>(call_reference<std::tuple<Tensor>>("decode_scores", low, high, low_weight, low_bias,
                                                           high_weight, high_bias, conv1_weight, conv1_bias,
@@ -510,6 +522,56 @@ Tensors12 decode_backward(Tensor grad_image, Tensor low, Tensor high, Tensor low
       parameter_gradients<DecoderWeights, DecoderGradients>(sums->result(), parameters, need_parameters));
 }
 
+using Tensors10 = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+Tensors10 decode_scores_backward(Tensor grad_scores, Tensor low, Tensor high, Tensor low_weight,
+                                 Tensor low_bias, Tensor high_weight, Tensor high_bias, Tensor conv1_weight,
+                                 Tensor conv1_bias, Tensor conv2_weight, Tensor conv2_bias, bool need_input,
+                                 bool need_parameters) {
+  const char* op = "decode_scores_backward";
+  const ScoreParameters parameters{low_weight,   low_bias,   high_weight,  high_bias,
+                                   conv1_weight, conv1_bias, conv2_weight, conv2_bias};
+  Checker checker(op);
+  checker.check(Table::score_decoder, low, high, parameters);
+  checker.check(Table::decode_scores_backward, grad_scores);
+  const Kernels* kernels = score_kernels_for(low, high, conv1_weight);
+  if (kernels == nullptr) {
+    return call_reference<Tensors10>(op, grad_scores, low, high, low_weight, low_bias, high_weight, high_bias,
+                                     conv1_weight, conv1_bias, conv2_weight, conv2_bias, need_input,
+                                     need_parameters);
+  }
+  ScoreDecoderNumbers numbers = score_numbers_of(parameters);
+  const auto weights = packed<ScoreDecoderPack>(numbers);
+  const auto transposed = packed<ScoreDecoderBackwardPack>(numbers);
+  const auto input_gradient = [&](const Tensor& input) {
+    return need_input ? new_images(low, low.size(2), low.size(3), low.scalar_type(), input.size(1))
+                      : no_gradient(input);
+  };
+  Tensor grad_low = input_gradient(low), grad_high = input_gradient(high);
+  const DecodeScoresBackwardArgs args{images_of(grad_scores),
+                                      images_of(low),
+                                      images_of(high),
+                                      need_input ? images_of(grad_low) : Images{},
+                                      need_input ? images_of(grad_high) : Images{},
+                                      weights.get(),
+                                      transposed.get(),
+                                      need_input,
+                                      need_parameters};
+  const int64_t threads = torch::stable::get_num_threads();
+  const auto sums = run_summing_tasks<ScoreDecoderSums>(
+      plan_tasks(low.size(0), low.size(2), low.size(3), threads, kBackwardWarmUp), threads,
+      [&](const Task& task, Collected<ScoreDecoderSums>& to) {
+        kernels->decode_scores_backward(args, task, to);
+      });
+  if (need_parameters) unpack(sums->result(), numbers);
+  const auto parts = parts_of(numbers);
+  const auto gradient = [&](int p) {
+    return need_parameters ? tensor_of(parts[p], parameters[p]) : no_gradient(parameters[p]);
+  };
+  return {grad_low,    grad_high,   gradient(0), gradient(1), gradient(2),
+          gradient(3), gradient(4), gradient(5), gradient(6), gradient(7)};
+}
+
 // ------------------------------------------------------------------------------------------ a 3x3 layer
 
 Tensor conv3x3_pack(Tensor weight) {
@@ -566,6 +628,7 @@ STABLE_TORCH_LIBRARY_IMPL(wae, CPU, library) {
   library.impl("decode_scores", TORCH_BOX(&wae::decode_scores));
   library.impl("encode_backward", TORCH_BOX(&wae::encode_backward));
   library.impl("decode_backward", TORCH_BOX(&wae::decode_backward));
+  library.impl("decode_scores_backward", TORCH_BOX(&wae::decode_scores_backward));
   library.impl("conv3x3_pack", TORCH_BOX(&wae::conv3x3_pack));
   library.impl("conv3x3", TORCH_BOX(&wae::conv3x3));
 }

@@ -127,6 +127,13 @@ void pack(DecoderBackwardPack& packed, const DecoderWeights& w) {
   pack_direct3(packed.conv3, w.conv3_weight, 9, 144, true);
 }
 
+void pack(ScoreDecoderBackwardPack& packed, const ScoreDecoderNumbers& n) {
+  pack_conv16_transposed(packed.conv1, n.conv1_weight[0][0]);
+  for (int panel = 0; panel < kMaxScoreChannels / 16; ++panel) {
+    pack_conv16_transposed(packed.conv2[panel], n.conv2_weight[16 * panel][0]);
+  }
+}
+
 void pack_conv3x3(float* packed, const float* weight, int64_t out_channels, int64_t channels) {
   for (int64_t first = 0; first < channels; first += kPackedDepth) {
     for (int64_t panel = 0; panel < panels_of(out_channels); ++panel) {

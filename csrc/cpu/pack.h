@@ -26,6 +26,7 @@ struct alignas(64) Direct3 {  // between 3 and 16 channels, 3x3, stride 1
 struct alignas(64) Direct6 {  // between 6 channels (3 of low, 3 of high) at half resolution and 16 at full
   float w[3][3][6][16];       // [ky][kx][the 6][the 16]
   const float* numbers() const { return &w[0][0][0][0]; }
+  float* numbers() { return &w[0][0][0][0]; }
 };
 struct alignas(64) Bias16 {
   float b[16];
@@ -71,11 +72,15 @@ struct ScoreDecoderNumbers {
 struct alignas(64) DirectScores {
   float w[9 * 2 * kMaxScoreChannels * 16];  // [ky][kx][the classes, then the features][the 16]
   const float* numbers() const { return w; }
+  float* numbers() { return w; }
 };
 struct ScoreDecoderPack {
   DirectScores up;
   Winograd16 conv1, conv2[kMaxScoreChannels / 16];
   Bias16 up_bias, conv1_bias, conv2_bias[kMaxScoreChannels / 16];
+};
+struct ScoreDecoderBackwardPack {
+  Winograd16 conv1, conv2[kMaxScoreChannels / 16];  // conv2: of 16 classes each
 };
 
 void pack(EncoderPack& packed, const EncoderWeights& weights);
@@ -83,6 +88,7 @@ void pack(DecoderPack& packed, const DecoderWeights& weights);
 void pack(ScoreDecoderPack& packed, const ScoreDecoderNumbers& numbers);
 void pack(EncoderBackwardPack& packed, const EncoderWeights& weights);
 void pack(DecoderBackwardPack& packed, const DecoderWeights& weights);
+void pack(ScoreDecoderBackwardPack& packed, const ScoreDecoderNumbers& numbers);
 
 // ------------------------------------------------------------------------- a 3x3 layer of any channels
 

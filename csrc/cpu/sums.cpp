@@ -77,7 +77,26 @@ void unpack(const DecoderSums& sums, const DecoderGradients& to) {
   copy(sums.conv3_bias, to.conv3_bias);
 }
 
+void unpack(const ScoreDecoderSums& sums, ScoreDecoderNumbers& to) {
+  const float* up = sums.up.numbers();
+  for (int tap = 0; tap < 9; ++tap) {
+    for (int64_t c = 0; c < to.classes + to.features; ++c) {
+      auto& filters = c < to.classes ? to.low_weight[c] : to.high_weight[c - to.classes];
+      for (int j = 0; j < 16; ++j) filters[j][tap] = *up++;
+    }
+  }
+  unpack_conv16(sums.conv1, to.conv1_weight[0][0]);
+  copy(sums.up_bias.b, to.low_bias);  // both biases are added to every pixel
+  copy(sums.up_bias.b, to.high_bias);
+  copy(sums.conv1_bias.b, to.conv1_bias);
+  for (int panel = 0; panel < kMaxScoreChannels / 16; ++panel) {
+    unpack_conv16(sums.conv2[panel], to.conv2_weight[16 * panel][0]);
+    copy(sums.conv2_bias[panel].b, to.conv2_bias + 16 * panel);
+  }
+}
+
 template class Collected<EncoderSums>;
 template class Collected<DecoderSums>;
+template class Collected<ScoreDecoderSums>;
 
 }  // namespace wae

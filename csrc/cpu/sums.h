@@ -29,7 +29,13 @@ struct DecoderSums {
   float conv3_bias[3];
 };
 
-// Floats to add to, and the doubles they are collected in. Both kinds of Sums are nothing but floats.
+struct ScoreDecoderSums {
+  Winograd16 conv1, conv2[kMaxScoreChannels / 16];  // conv2: of 16 classes each
+  DirectScores up;
+  Bias16 up_bias, conv1_bias, conv2_bias[kMaxScoreChannels / 16];
+};
+
+// Floats to add to, and the doubles they are collected in. All kinds of Sums are nothing but floats.
 template <class Sums>
 class Collected {
  public:
@@ -61,6 +67,7 @@ class Collected {
 
 extern template class Collected<EncoderSums>;  // never instantiated with a kernel file's instructions
 extern template class Collected<DecoderSums>;
+extern template class Collected<ScoreDecoderSums>;
 
 // Gradients laid out as the raw weights (float32, contiguous).
 struct EncoderGradients {
@@ -74,5 +81,7 @@ struct DecoderGradients {
 
 void unpack(const EncoderSums& sums, const EncoderGradients& gradients);
 void unpack(const DecoderSums& sums, const DecoderGradients& gradients);
+// The gradients take the place of the weights; `gradients` has its classes and features already.
+void unpack(const ScoreDecoderSums& sums, ScoreDecoderNumbers& gradients);
 
 }  // namespace wae

@@ -372,34 +372,67 @@ void run_decoder(const Case& c) {
 
 void run_score_decoder(const Case& c, int classes, int features) {
   const int h = int(half_size(c.height)), w = int(half_size(c.width));
+  const double tolerance = tolerance_of(c.element);
+  const std::string name = c.name + " " + std::to_string(classes) + " " + std::to_string(features);
   auto numbers = std::make_unique<ScoreDecoderNumbers>();
   numbers->classes = classes, numbers->features = features;
-  const auto fill = [](float* to, size_t count, float scale) {
-    const auto values = random_floats(count, scale);
+  const auto fill = [](float* to, const std::vector<float>& values) {
     std::copy(values.begin(), values.end(), to);
   };
-  fill(numbers->low_weight[0][0], 144 * classes, 0.2f), fill(numbers->low_bias, 16, 1);
-  fill(numbers->high_weight[0][0], 144 * features, 0.2f), fill(numbers->high_bias, 16, 1);
-  fill(numbers->conv1_weight[0][0], 2304, 0.1f), fill(numbers->conv1_bias, 16, 1);
-  fill(numbers->conv2_weight[0][0], 144 * classes, 0.1f), fill(numbers->conv2_bias, classes, 1);
+  float *const wl = numbers->low_weight[0][0], *const wh = numbers->high_weight[0][0];
+  float *const w1 = numbers->conv1_weight[0][0], *const w2 = numbers->conv2_weight[0][0];
+  fill(wl, random_floats(144 * classes, 0.2f)), fill(wh, random_floats(144 * features, 0.2f));
+  fill(w1, random_floats(2304, 0.1f)), fill(w2, random_floats(144 * classes, 0.1f));
+  fill(numbers->high_bias, random_floats(16, 1)), fill(numbers->conv2_bias, random_floats(classes, 1));
 
   Batch low(c.n, h, w, c.element, c.layout, classes), high(c.n, h, w, c.element, c.layout, features);
   const Maps l = low.fill(), r = high.fill();
   Maps up(c.n, 16, c.height, c.width), a1 = up, scores(c.n, classes, c.height, c.width);
-  convolve_transposed(l, up, numbers->low_weight[0][0], 2);
-  convolve_transposed(r, up, numbers->high_weight[0][0], 2);
-  add_bias(up, numbers->low_bias, false), add_bias(up, numbers->high_bias, true);
-  convolve(a1, up, numbers->conv1_weight[0][0], 1), add_bias(a1, numbers->conv1_bias, true);
-  convolve(scores, a1, numbers->conv2_weight[0][0], 1), add_bias(scores, numbers->conv2_bias, false);
+  convolve_transposed(l, up, wl, 2), convolve_transposed(r, up, wh, 2);
+  add_bias(up, numbers->high_bias, false);
+  fill(numbers->low_bias, kink_free(up));
+  add_bias(up, numbers->low_bias, true), convolve(a1, up, w1, 1);
+  fill(numbers->conv1_bias, kink_free(a1));
+  add_bias(a1, numbers->conv1_bias, true), convolve(scores, a1, w2, 1);
+  add_bias(scores, numbers->conv2_bias, false);
 
   auto pack = std::make_unique<ScoreDecoderPack>();
+  auto transposed = std::make_unique<ScoreDecoderBackwardPack>();
   wae::pack(*pack, *numbers);
+  wae::pack(*transposed, *numbers);
   Batch out(c.n, c.height, c.width, c.element, c.layout, classes);
   const DecodeScoresArgs args{low.view, high.view, out.view, pack.get()};
   for (const Task& task : plan_tasks(c.n, h, w, c.threads, kScoresWarmUp))
     c.kernels->decode_scores(args, task);
-  require_close(out, scores, tolerance_of(c.element),
-                c.name + " decode_scores " + std::to_string(classes) + " " + std::to_string(features));
+  require_close(out, scores, tolerance, name + " decode_scores");
+
+  Batch grad_scores(c.n, c.height, c.width, c.element, c.layout, classes);
+  const Maps g = grad_scores.fill();
+  Maps g1(c.n, 16, c.height, c.width), gu = g1, g_low(c.n, classes, h, w), g_high(c.n, features, h, w);
+  convolve_transposed(g, g1, w2, 1), mask(g1, a1);
+  convolve_transposed(g1, gu, w1, 1), mask(gu, up);
+  convolve(g_low, gu, wl, 2), convolve(g_high, gu, wh, 2);
+
+  Batch grad_low(c.n, h, w, c.element, c.layout, classes),
+      grad_high(c.n, h, w, c.element, c.layout, features);
+  const DecodeScoresBackwardArgs backward{grad_scores.view, low.view,       high.view,
+                                          grad_low.view,    grad_high.view, pack.get(),
+                                          transposed.get(), true,           true};
+  const auto collected = std::make_unique<Collected<ScoreDecoderSums>>();
+  for (const Task& task : plan_tasks(c.n, h, w, c.threads, kBackwardWarmUp)) {
+    c.kernels->decode_scores_backward(backward, task, *collected);
+  }
+  unpack(collected->result(), *numbers);  // in place of the weights
+  require_close(grad_low, g_low, tolerance, name + " grad_low");
+  require_close(grad_high, g_high, tolerance, name + " grad_high");
+  require_close(wl, weight_gradient(l, gu, 2), tolerance, name + " grad_low_weight");
+  require_close(wh, weight_gradient(r, gu, 2), tolerance, name + " grad_high_weight");
+  require_close(w1, weight_gradient(g1, up, 1), tolerance, name + " grad_conv1_weight");
+  require_close(w2, weight_gradient(g, a1, 1), tolerance, name + " grad_conv2_weight");
+  require_close(numbers->low_bias, bias_gradient(gu), tolerance, name + " grad_low_bias");
+  require_close(numbers->high_bias, bias_gradient(gu), tolerance, name + " grad_high_bias");
+  require_close(numbers->conv1_bias, bias_gradient(g1), tolerance, name + " grad_conv1_bias");
+  require_close(numbers->conv2_bias, bias_gradient(g), tolerance, name + " grad_conv2_bias");
 }
 
 // The int8 encoder against the definition (docs/network.md), number for number. The sums are small enough for

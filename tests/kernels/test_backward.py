@@ -79,9 +79,12 @@ def check(
         assert_close(out, ref, limit, f"gradient of {name}")
 
 
-both = pytest.mark.parametrize("op", ["encode", "decode"])
 every = pytest.mark.parametrize("op", ["encode", "decode", "decode_scores"])
-"""With the one whose gradients are the reference's on every backend."""
+
+
+def has_kernel(cell: Cell, op: str) -> bool:
+    """Whether our own kernels compute the gradients of ``op``: those of scores on processors alone."""
+    return cell.compiled and (op != "decode_scores" or cell.device == "cpu")
 
 
 @every
@@ -93,22 +96,22 @@ def test_sizes(cell: Cell, op: str, layout: str, size: tuple[int, int]) -> None:
 
 
 @pytest.mark.slow
-@both
+@every
 @pytest.mark.parametrize("size", [(225, 223), (5, 4099), (4097, 3)], ids=size_name)
 def test_large_sizes(cell: Cell, op: str, size: tuple[int, int]) -> None:
-    if not cell.compiled:
+    if not has_kernel(cell, op):
         pytest.skip("PyTorch's own float32 sums over this many pixels are beyond the limit")
     torch.set_num_threads(2)
     check(cell, *with_expected(op, cell.device, size, batch=1))
 
 
-@both
+@every
 @pytest.mark.parametrize(
     "size", [(31, 31), (80, 300), pytest.param((1024, 1024), marks=pytest.mark.slow)], ids=size_name
 )
 def test_sums_of_equal_gradients_lose_no_digits(cell: Cell, op: str, size: tuple[int, int]) -> None:
     """Numbers that are equal are rounded the same way whenever they are added to one float."""
-    if not cell.compiled:
+    if not has_kernel(cell, op):
         pytest.skip("PyTorch's own float32 sums over this many pixels are beyond the limit")
     problem, expected = with_expected(op, cell.device, size, batch=1, gradient_layout="expanded_value")
     check(cell, problem, expected)
@@ -118,7 +121,7 @@ def test_sums_of_equal_gradients_lose_no_digits(cell: Cell, op: str, size: tuple
             assert_close(found[name], ref, 2e-6, f"gradient of {name}")
 
 
-@both
+@every
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(cell: Cell, op: str, layout: str, dtype: torch.dtype) -> None:
@@ -127,7 +130,7 @@ def test_layouts(cell: Cell, op: str, layout: str, dtype: torch.dtype) -> None:
     check(cell, *with_expected(op, cell.device, layout=layout, dtype=dtype))
 
 
-@both
+@every
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("input_layout", ["nchw", "channels_last"])
 def test_layouts_of_incoming_gradients(cell: Cell, op: str, input_layout: str, layout: str) -> None:
@@ -156,6 +159,13 @@ def test_other_widths(cell: Cell, op: str, width: int) -> None:
     check(cell, make(op, cell, width=width))
 
 
+@pytest.mark.parametrize("channels", [(1, 1), (16, 3), (17, 16), (32, 32), (3, 33), (33, 3)], ids=str)
+def test_any_number_of_classes_and_features(cell: Cell, channels: tuple[int, int]) -> None:
+    """Scores come 16 at a time, inputs in threes and sixes; beyond 32 the reference computes them."""
+    options = {"channels": channels, "dtype": own_dtype(cell) if max(channels) <= 32 else torch.float64}
+    check(cell, *with_expected("decode_scores", cell.device, (21, 34), **options))
+
+
 @every
 def test_parameters_of_any_strides(cell: Cell, op: str) -> None:
     problem = make(op, cell)
@@ -163,7 +173,7 @@ def test_parameters_of_any_strides(cell: Cell, op: str) -> None:
     check(cell, replace(problem, inputs=inputs))
 
 
-@both
+@every
 def test_outputs_that_do_not_count(cell: Cell, op: str) -> None:
     """A loss that looks at low alone, or at a part of the image: the other gradients are zero."""
     problem = make(op, cell)
@@ -257,14 +267,13 @@ def test_a_batch_of_none_has_zero_gradients(cell: Cell, op: str, layout: str) ->
 
 
 @pytest.mark.slow
-@both
+@every
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_same_bits_on_any_number_of_threads(cell: Cell, op: str, dtype: torch.dtype) -> None:
     problem = make(op, cell, (45, 50), batch=3, dtype=dtype)
     torch.set_num_threads(1)
     once = problem.gradients()
-    promised = backends.backend_for(cell.device, dtype) != "reference"
-    for threads in (1, 2, 3, 7) if promised else (1,):
+    for threads in (1, 2, 3, 7) if has_kernel(cell, op) else (1,):
         torch.set_num_threads(threads)
         for _ in range(2):
             for name, gradient in problem.gradients().items():
@@ -275,7 +284,7 @@ def test_the_same_bits_on_any_number_of_threads(cell: Cell, op: str, dtype: torc
 
 
 @pytest.mark.slow
-@both
+@every
 @given(
     batch=st.integers(1, 3),
     size=st.tuples(st.integers(1, 40), st.integers(1, 40)),

@@ -25,6 +25,7 @@ CASES = {
     "decode_scores": ("decode_scores", "nchw", "float32"),
     "encode_backward": ("encode_backward", "nchw", "float32"),
     "decode_backward": ("decode_backward", "channels_last", "float32"),
+    "decode_scores_backward": ("decode_scores_backward", "nchw", "float32"),
 }
 
 PROGRAM = """

@@ -117,14 +117,15 @@ def make(
     gradient_layout: str = "nchw",
     width: int = 16,
     scale_shift: tuple[bool, bool] = (True, True),
+    channels: tuple[int, int] = (CLASSES, FEATURES),
 ) -> Problem:
-    """A random problem, with no activation near a ReLU's kink."""
+    """A random problem, with no activation near a ReLU's kink; ``channels`` are for ``decode_scores``."""
     of_bytes = dtype == torch.uint8
     parameter_dtype = torch.float32 if of_bytes else dtype
     half = tuple((s + 1) // 2 for s in size)
     inner, outer = (half, size) if op == "encode" else (size, half)
     count, inputs = (2, ["image"]) if op == "encode" else (1, ["low", "high"])
-    channels = (CLASSES, FEATURES) if op == "decode_scores" else (3, 3)
+    channels = channels if op == "decode_scores" else (3, 3)
     images = [
         LAYOUTS[layout](noise(batch, outer, dtype, cell.device, n))
         for _, n in zip(inputs, channels, strict=False)
@@ -142,9 +143,10 @@ def make(
             named[name] = tensor if is_given else None
         problem = Problem(op, named, [], incoming)
     else:
-        names, network = (
-            (DECODER_SHAPES, decoder) if op == "decode" else (SCORE_DECODER_SHAPES, score_decoder)
-        )
-        named.update(zip(names, network(dtype, cell.device, width), strict=True))
+        if op == "decode":
+            named.update(zip(DECODER_SHAPES, decoder(dtype, cell.device, width), strict=True))
+        else:
+            parameters = score_decoder(dtype, cell.device, width, *channels)
+            named.update(zip(SCORE_DECODER_SHAPES, parameters, strict=True))
         problem = Problem(op, named, [size], incoming)
     return problem.settled(MARGIN[parameter_dtype]) if batch else problem

@@ -50,13 +50,13 @@ class DecodeBackward {
     for (int64_t y = task_.y0; y < task_.y1; ++y) {
       gradient_up_until(2 * y + 2);
       if (args_.need_parameters) {
-        conv6_weight_gradient(trunk_.start.branches, gradient_up_, y, task_, sums_.up);
+        half_weight_gradient(trunk_.start.branches, gradient_up_, y, task_, sums_.up.numbers());
         for (int64_t row = 2 * y; row < std::min(2 * y + 2, height_); ++row) {
           add_row(gradient_up_, row, begin_, end_, sums_.up_bias);
         }
       }
       if (args_.need_input) {
-        downsample_row(gradient_up_, gradient_branches_, y, task_, args_.weights->up, nullptr);
+        downsample_row(gradient_up_, gradient_branches_, y, task_, args_.weights->up.numbers(), nullptr);
         store_branches(gradient_branches_, args_.grad_low, args_.grad_high, task_, y);
       }
       if (2 * (y + 1) % collect_rows == 0) collected_.collect();

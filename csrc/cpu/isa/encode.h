@@ -103,7 +103,8 @@ inline void encode(const EncodeArgs& args, const Task& task) {
                      {3, 6, 9, 5}, 2 * task.x0 - 1, 2 * task.x1, 2 * task.y0 - 1);
   for (int64_t y = task.y0; y < task.y1; ++y) {
     trunk.conv3_until(2 * y + 2);
-    downsample_row(trunk.rows3, branches, y, task, args.weights->branches, args.weights->branches_bias);
+    downsample_row(trunk.rows3, branches, y, task, args.weights->branches.numbers(),
+                   args.weights->branches_bias);
     store_branches(branches, args.low, args.high, task, y);
   }
 }

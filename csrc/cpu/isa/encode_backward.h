@@ -109,7 +109,7 @@ class EncodeBackward {
   }
   void branches_row(int64_t y) {
     trunk_.conv3_until(2 * y + 2);
-    conv6_weight_gradient(branches_, trunk_.rows3, y, task_, sums_.branches);
+    half_weight_gradient(branches_, trunk_.rows3, y, task_, sums_.branches.numbers());
     add_planes<6>(branches_, y, task_.x0, task_.x1, sums_.branches_bias);
   }
   void image_row(int64_t y) {

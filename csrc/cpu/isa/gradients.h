@@ -156,28 +156,28 @@ inline void conv3_weight_gradient(const Planes& planes, const Rows& rows, int64_
   });
 }
 
-// sums.w[ky][kx][c] += over the half-resolution pixels of row y: planes(y, x)[c] * rows(2y + ky - 1, 2x + kx
-// - 1).
-inline void conv6_weight_gradient(const Planes& planes, const Rows& rows, int64_t y, const Task& task,
-                                  Direct6& sums) {
+// sums[ky][kx][plane][16] += over the half-resolution pixels of row y: planes(y, x) * rows(2y + ky - 1, 2x + kx - 1).
+inline void half_weight_gradient(const Planes& planes, const Rows& rows, int64_t y, const Task& task,
+                                 float* sums) {
   for_runs(task.x0, task.x1, [&](int64_t first, int64_t last) {
-    const float* x[6];
-    for (int c = 0; c < 6; ++c) x[c] = planes.at(y, c, first);
-    for (int ky = 0; ky < 3; ++ky) {
-      for (int kx = 0; kx < 3; ++kx) {
-        for (int k = 0; k < kChannels; k += kLanes) {
-          const float* in = rows.at(2 * y + ky - 1, 2 * first + kx - 1) + k;
-          Vec sum[6];
+    const float* x[2 * kMaxScoreChannels];
+    for (int c = 0; c < planes.planes; ++c) x[c] = planes.at(y, c, first);
+    for (int tap = 0; tap < 9; ++tap) {
+      for (int k = 0; k < kChannels; k += kLanes) {
+        const float* in = rows.at(2 * y + tap / 3 - 1, 2 * first + tap % 3 - 1) + k;
+        for_blocks<6>(planes.planes, [&]<int kCount>(int64_t plane) {
+          Vec sum[kCount];
 #pragma GCC unroll 6
-          for (int c = 0; c < 6; ++c) sum[c] = zero();
+          for (int c = 0; c < kCount; ++c) sum[c] = zero();
           for (int64_t i = 0; i < last - first; ++i) {
             const Vec value = load(in + 2 * i * kChannels);
 #pragma GCC unroll 6
-            for (int c = 0; c < 6; ++c) sum[c] = fma(broadcast(x[c][i]), value, sum[c]);
+            for (int c = 0; c < kCount; ++c) sum[c] = fma(broadcast(x[plane + c][i]), value, sum[c]);
           }
+          float* const to = sums + (tap * planes.planes + plane) * kChannels + k;
 #pragma GCC unroll 6
-          for (int c = 0; c < 6; ++c) add_to(&sums.w[ky][kx][c][k], sum[c]);
-        }
+          for (int c = 0; c < kCount; ++c) add_to(to + c * kChannels, sum[c]);
+        });
       }
     }
   });

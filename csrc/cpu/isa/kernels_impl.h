@@ -7,14 +7,15 @@
 #include "cpu/isa/decode.h"
 #include "cpu/isa/decode_backward.h"
 #include "cpu/isa/decode_scores.h"
+#include "cpu/isa/decode_scores_backward.h"
 #include "cpu/isa/encode.h"
 #include "cpu/isa/encode_backward.h"
 
 namespace wae::WAE_ISA {
 
 const Kernels& kernels() {
-  static constexpr Kernels functions{encode,          decode,          decode_scores,
-                                     encode_backward, decode_backward, conv3x3};
+  static constexpr Kernels functions{
+      encode, decode, decode_scores, encode_backward, decode_backward, decode_scores_backward, conv3x3};
   return functions;
 }
 

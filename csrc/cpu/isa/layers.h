@@ -366,20 +366,18 @@ inline void upsample_to16(const float* const inputs[2], int64_t plane_size, int 
 
 // ------------------------------------------------------------------------------ 16 channels in, few out
 
-// One row of a convolution from 16 to kOut channels, 4 pixels at a time; the lanes hold input channels
-// and are summed at the end. inputs[ky] point at the column left of the first pixel's centre; `outputs`
-// get count pixels (rounded up to 4: their rows have room). weights: [ky][...] through the two strides.
+// One row of a convolution from 16 channels to few, 4 pixels at a time; the lanes hold input channels and are
+// summed at the end. inputs[ky] point at the column left of the first pixel's centre; `outputs` get count pixels
+// (rounded up to 4: their rows have room). kOut is the number of outputs where the compiler knows it; else it is
+// 0, and `outs` is the number. weights: [ky][...] through the two strides.
 template <int kOut, int kStride>
-inline void conv16to(const float* const inputs[3], float* const outputs[kOut], int64_t count,
+inline void conv16to(const float* const inputs[3], float* const* outputs, int outs, int64_t count,
                      const float* weights, int64_t out_stride, int64_t kx_stride, int64_t ky_stride,
                      const float* bias) {
   constexpr int kPixels = 4;
-  // Output channels whose sums fit the registers.
-  constexpr int kPass = 3;
-  static_assert(kOut % kPass == 0);
+  if constexpr (kOut > 0) outs = kOut;
   for (int64_t begin = 0; begin < count; begin += kPixels) {
-#pragma GCC unroll 2
-    for (int first = 0; first < kOut; first += kPass) {
+    for_blocks<3>(outs, [&]<int kPass>(int64_t first) {  // 3: their sums fit the registers
       Vec sum[kPass][kPixels];
 #pragma GCC unroll 6
       for (int o = 0; o < kPass; ++o) {
@@ -414,18 +412,23 @@ inline void conv16to(const float* const inputs[3], float* const outputs[kOut], i
 #pragma GCC unroll 4
         for (int t = 0; t < kPixels; ++t) out[t] += b;
       }
-    }
+    });
   }
 }
 
-// 16 -> 6 at stride 2 (the encoder's branches) and 16 -> 3 at stride 1 (the decoder's last layer).
-inline void downsample16to6(const float* const inputs[3], float* const outputs[6], int64_t count,
-                            const Direct6& weights, const float* bias) {
-  conv16to<6, 2>(inputs, outputs, count, &weights.w[0][0][0][0], 16, 6 * 16, 3 * 6 * 16, bias);
+// To planes of half the resolution: the encoder's branches, and the way back from upsample_to16.
+// weights: [ky][kx][plane][16].
+template <int kPlanes>
+inline void downsample16(const float* const inputs[3], float* const* outputs, int planes, int64_t count,
+                         const float* weights, const float* bias) {
+  if constexpr (kPlanes > 0) planes = kPlanes;
+  const int64_t tap_size = int64_t{planes} * kChannels;
+  conv16to<kPlanes, 2>(inputs, outputs, planes, count, weights, kChannels, tap_size, 3 * tap_size, bias);
 }
+// The decoder's last layer.
 inline void conv16to3(const float* const inputs[3], float* const outputs[3], int64_t count,
                       const Direct3& weights, const float* bias) {
-  conv16to<3, 1>(inputs, outputs, count, &weights.w[0][0][0][0], 3 * 16, 16, 3 * 3 * 16, bias);
+  conv16to<3, 1>(inputs, outputs, 3, count, &weights.w[0][0][0][0], 3 * 16, 16, 3 * 3 * 16, bias);
 }
 
 }  // namespace wae::WAE_ISA

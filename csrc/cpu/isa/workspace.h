@@ -60,7 +60,7 @@ class Scratch {
   }
 
  private:
-  static constexpr int64_t kBytes = 3 << 19;  // the backward passes at kMaxTaskWidth need 1.3 MB
+  static constexpr int64_t kBytes = 7 << 18;  // decode_scores_backward at kMaxTaskWidth needs 1.74 MB
 
   struct Free {
     void operator()(float* p) const { std::free(p); }
@@ -183,14 +183,32 @@ inline ReluGradient mask(const Rows& rows, int64_t y, int64_t begin) {
   return {{rows.at(y, begin), rows.at(y + 1, begin), rows.at(y + 2, begin), rows.at(y + 3, begin)}};
 }
 
-// Row y (half resolution) of the 6 branch planes, columns of the task.
+// Row y (half resolution) of the planes of low and high, columns of the task. weights: [ky][kx][plane][16].
 inline void downsample_row(const Rows& in, const Planes& out, int64_t y, const Task& task,
-                           const Direct6& weights, const float* bias) {
+                           const float* weights, const float* bias) {
   const float* inputs[3];
-  float* outputs[6];
+  float* outputs[2 * kMaxScoreChannels];
   in.at(2 * y - 1, 2 * task.x0 - 1, inputs);
-  for (int c = 0; c < 6; ++c) outputs[c] = out.at(y, c, task.x0);
-  downsample16to6(inputs, outputs, task.x1 - task.x0, weights, bias);
+  for (int c = 0; c < out.planes; ++c) outputs[c] = out.at(y, c, task.x0);
+  const auto downsample = [&]<int kPlanes>() {
+    downsample16<kPlanes>(inputs, outputs, out.planes, task.x1 - task.x0, weights, bias);
+  };
+  if (out.planes == 6) {
+    downsample.template operator()<6>();
+  } else {
+    downsample.template operator()<0>();
+  }
+}
+
+// 16 planes, from plane `first` on, to the channels of pixels: row y, columns [begin, end).
+inline void planes_to_pixels(const Planes& planes, int first, const Rows& rows, int64_t y, int64_t begin,
+                             int64_t end) {
+  const float* in[kChannels];
+  for (int c = 0; c < kChannels; ++c) in[c] = planes.at(y, first + c, begin);
+  float* pixel = rows.at(y, begin);
+  for (int64_t i = 0; i < end - begin; ++i, pixel += kChannels) {
+    for (int c = 0; c < kChannels; ++c) pixel[c] = in[c][i];
+  }
 }
 
 inline void store_planes(const Planes& planes, const Images& images, int64_t n, int64_t y, int64_t begin,
@@ -200,11 +218,11 @@ inline void store_planes(const Planes& planes, const Images& images, int64_t n, 
   store_row(images, n, y, begin, end, in);
 }
 
-// The 6 branch planes that downsample_row wrote, to low and high.
+// The planes that downsample_row wrote, to low and high.
 inline void store_branches(const Planes& branches, const Images& low, const Images& high, const Task& task,
                            int64_t y) {
   store_planes(branches, low, task.n, y, task.x0, task.x1);
-  store_planes(branches, high, task.n, y, task.x0, task.x1, 3);
+  store_planes(branches, high, task.n, y, task.x0, task.x1, static_cast<int>(low.channels));
 }
 
 // Row y (full resolution) from rows of the half-resolution planes of low and high. weights: [ky][kx][plane][16].
