@@ -1,7 +1,7 @@
-"""wae::decode_scores against whatever else could run it, at sizes and classes of road scenes and objects.
+"""wae::decode_scores and its gradients against whatever else could run them, at sizes of road scenes and objects.
 
 OMP_NUM_THREADS=2 python -m pytest benches/bench_scores.py --keep FOLDER
-python -m benches.bench_scores FOLDER      # the table of docs/kernels.md
+python -m benches.bench_scores FOLDER      # the tables of docs/kernels.md
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from wae_kernels.nn import ScoreDecoder
 from . import peers, result_files
 from .comparison import Side
 from .devices import EXACT, Setting
-from .modules import OURS
+from .modules import OURS, gradients, wide_gradients
 
 CASES = [(360, 480, 11), (512, 512, 21)]
 """Height, width and classes."""
 FEATURES = 16
-TABLE = "decode_scores"
+TABLES = "decode_scores", "decode_scores + backward"
 
 
 class ToSize(nn.Module):
@@ -41,14 +41,23 @@ class ToSize(nn.Module):
         return scores
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("case", CASES, ids=lambda case: "{}x{}-{}".format(*case))
-def bench_scores(compare: Callable[..., None], case: tuple[int, int, int]) -> None:
+Case = tuple[int, int, int]
+EACH = pytest.mark.parametrize("case", CASES, ids=lambda case: "{}x{}-{}".format(*case))
+
+
+def _pair(case: Case) -> tuple[nn.Module, nn.Module, tuple[Tensor, ...]]:
+    """Ours, PyTorch's with the same weights, and inputs."""
     height, width, classes = case
     stock = ToSize(StockScoreDecoder(classes, FEATURES), (height, width)).eval()
     ours = ToSize(ScoreDecoder(classes, FEATURES), (height, width)).eval()
     ours.load_state_dict(stock.state_dict())
-    given = tuple(torch.randn(1, n, height // 2, width // 2) for n in (classes, FEATURES))
+    return ours, stock, tuple(torch.randn(1, n, height // 2, width // 2) for n in (classes, FEATURES))
+
+
+@EACH
+@torch.no_grad()
+def bench_scores(compare: Callable[..., None], case: Case) -> None:
+    ours, stock, given = _pair(case)
     sides: dict[str, Side] = {
         OURS: lambda: peers.over(ours, [given]),
         f"{OURS}, channels_last": lambda: peers.over(ours, peers.channels_last([given])),
@@ -56,17 +65,40 @@ def bench_scores(compare: Callable[..., None], case: tuple[int, int, int]) -> No
         **peers.engines(stock, [given]),
     }
     wide = [t.double() for t in (*given, *ours.parameters())]
-    wanted = [reference.decode_scores(*wide, (height, width))]
+    wanted = [reference.decode_scores(*wide, case[:2])]
     setting = Setting("cpu", EXACT, 1)
-    compare(OURS, sides, wanted, setting, setting.precision.op, table=TABLE, case=case)
+    compare(OURS, sides, wanted, setting, setting.precision.op, table=TABLES[0], case=case)
 
 
-def markdown(folder: Path) -> str:
-    """The medians in ms, a row for each side."""
-    (result,) = result_files.shown(folder)
-    found = {tuple(b["case"]): b["timings"] for b in result["benchmarks"] if b["table"] == TABLE}
+@EACH
+def bench_scores_and_gradients(compare: Callable[..., None], case: Case) -> None:
+    """Forward, and the gradients of all weights and of both inputs."""
+    ours, stock, given = _pair(case)
+    with torch.no_grad():
+        upstream = [torch.randn_like(stock(*given))]
+
+    def side(module: nn.Module, inputs: tuple[Tensor, ...]) -> Side:
+        return lambda: peers.over(lambda *x: gradients(module, x, upstream), [inputs])
+
+    (last,) = peers.channels_last([given])
+    sides = {
+        OURS: side(ours, given),
+        f"{OURS}, channels_last": side(ours, last),
+        "PyTorch eager": side(stock, given),
+        "PyTorch eager, channels_last": side(stock, last),
+    }
+    setting = Setting("cpu", EXACT, 1)
+    wanted = wide_gradients(stock, given, upstream)
+    compare(OURS, sides, wanted, setting, setting.precision.gradient, table=TABLES[1], case=case)
+
+
+def markdown(result: result_files.Result, table: str) -> str:
+    """The medians in ms, a row for each side; empty where the result has none of this table."""
+    found = {tuple(b["case"]): b["timings"] for b in result["benchmarks"] if b["table"] == table}
     cases = [case for case in CASES if case in found]
-    lines = ["| | " + " | ".join("{} x {}, {} classes".format(*case) for case in cases) + " |"]
+    if not cases:
+        return ""
+    lines = [f"| {table} | " + " | ".join("{} x {}, {} classes".format(*case) for case in cases) + " |"]
     lines += ["|---|" + "---|" * len(cases)]
     for side in found[cases[0]]:
         times = [f"{1e3 * found[case][side]['median']:.3g}" for case in cases]
@@ -75,4 +107,5 @@ def markdown(folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    print(markdown(Path(sys.argv[1])))
+    for result in result_files.shown(Path(sys.argv[1])):
+        print(result["machine"]["processor"], *(markdown(result, table) for table in TABLES), sep="\n\n")
