@@ -1,4 +1,4 @@
-"""wae::decode_scores and its gradients against whatever else could run them, at sizes of road scenes and objects.
+"""wae::decode_scores and its gradients against whatever else could run them, at sizes of road scenes.
 
 OMP_NUM_THREADS=2 python -m pytest benches/bench_scores.py --keep FOLDER
 python -m benches.bench_scores FOLDER      # the tables of docs/kernels.md
