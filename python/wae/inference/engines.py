@@ -379,10 +379,10 @@ def _cudagraphs(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -> R
     if dynamic:
         return module  # a graph holds one shape
     held = [x.clone() for x in inputs]
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
     graph = torch.cuda.CUDAGraph()
-    with on_two_streams(module):
+    with torch.cuda.device_of(held[0]), on_two_streams(module):  # streams are of the current device
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(3):  # libraries choose their algorithms before the capture
                 module(*held)

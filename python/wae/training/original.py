@@ -22,6 +22,7 @@ from wae.storage import weights_file
 from wae.storage.checkpoint import describe_classifier, load_classifier
 from wae.storage.files import sha256
 from wae.storage.weights_file import CheckpointError
+from wae.wording import first_line
 
 from .pretrained import IMAGENET_DEVIATION, IMAGENET_MEAN, TORCHVISION, read_tensors
 
@@ -197,7 +198,7 @@ def _downloaded(library: str, name: str, make: Callable[[], nn.Module]) -> nn.Mo
     try:
         return make()
     except (OSError, RuntimeError) as error:  # no network, or a file that is not what its name says
-        why = str(error).splitlines()[0]
+        why = first_line(error)
         raise ValueError(f"{library}'s weights for {name} could not be downloaded: {why}") from None
 
 

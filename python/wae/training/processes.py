@@ -13,6 +13,8 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from wae.wording import first_line
+
 _Value = TypeVar("_Value")
 
 
@@ -99,5 +101,5 @@ def _device(name: str | None) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device).item()  # which "meta" has none of
     except (AssertionError, NotImplementedError, RuntimeError) as error:
-        raise ValueError(f"device {name} cannot be used here: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"device {name} cannot be used here: {first_line(error)}") from None
     return device

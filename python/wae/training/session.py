@@ -34,6 +34,7 @@ from wae.models.registry import PARTS, NetworkError, build, on_meta
 from wae.storage.checkpoint import Input, describe, load_classifier, save_classifier
 from wae.storage.files import no_file, refuse_within, sha256, written
 from wae.storage.weights_file import CheckpointError
+from wae.wording import first_line
 from wae_kernels.nn import Decoder, Encoder
 
 from . import pretrained
@@ -351,7 +352,7 @@ def _try_out(network: nn.Module, name: str, images: Tensor) -> Tensor:
             scores: Tensor = network(images)
     except (AssertionError, RuntimeError, ValueError) as error:  # torchvision asserts sizes
         height, width = images.shape[2:]
-        why = str(error).splitlines()[0]
+        why = first_line(error)
         raise ValueError(f"{name} takes no images of {height} x {width} ({why}){_sizes(name)}") from None
     return scores
 
@@ -372,7 +373,7 @@ def _runs(network: nn.Module, shape: Sequence[int]) -> str | None:
         with torch.no_grad():
             network(torch.empty(shape, device="meta"))
     except (AssertionError, RuntimeError, ValueError) as error:
-        return str(error).splitlines()[0]
+        return first_line(error)
     return None
 
 

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from wae import cli
 from wae.models.registry import build
 from wae.storage.checkpoint import Input, load_classifier
 from wae.training import lock, session
 from wae.training.lock import FolderInUseError, alone_in
-from wae.training.session import rehearse
+from wae.training.session import _try_out, rehearse
 
 SMALL = """
 model = "small_vgg_half"
@@ -199,3 +200,12 @@ def test_one_line_begins_and_goes_on(train, tmp_path):
     assert train("--resume", "--epochs", 1) == 0
     assert train("--resume", "--epochs", 1) == 0
     assert len((tmp_path / "out" / "log.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_network_that_refuses_a_size_without_a_word():
+    class Silent(nn.Module):
+        def forward(self, images):
+            assert not len(images)
+
+    with pytest.raises(ValueError, match=r"silent takes no images of 4 x 5 \(AssertionError\)"):
+        _try_out(Silent(), "silent", torch.zeros(1, 3, 4, 5))
