@@ -99,10 +99,19 @@ class Objective(nn.Module):
         entropy = self._cross_entropy(scores, labels)
         if teacher is None or not stage.mimic_weight:
             return {"loss": entropy, "cross entropy": entropy}
-        with torch.no_grad():
-            wanted = teacher(images)
+        wanted = _taught(teacher, images, stage.mimic_mirrored)
         distance = mimic_loss(scores, wanted, stage.mimic_temperature)
         return {"loss": entropy + stage.mimic_weight * distance, "cross entropy": entropy, "mimic": distance}
+
+
+@torch.no_grad()
+def _taught(teacher: nn.Module, images: Tensor, mirrored: bool) -> Tensor:
+    """The teacher's scores; with ``mirrored`` the mean of those of the images and of their mirror images."""
+    scores: Tensor = teacher(images)
+    if not mirrored:
+        return scores
+    others: Tensor = teacher(images.flip(3))
+    return (scores + (others.flip(3) if others.dim() == 4 else others)) / 2
 
 
 def _both_scores(model: nn.Module, low: Tensor, high: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -74,6 +74,9 @@ class Stage:
     """How much the distance to a teacher's scores counts beside the cross entropy."""
     mimic_temperature: float = 1.0
     """The divisor of both scores in that distance."""
+    mimic_mirrored: bool = False
+    """Whether the teacher's scores are the mean of those of the image and of its mirror image: a better
+    teacher, where left and right do not matter, for one pass of it more."""
     ema: float = 0.0
     """Decay, per step, of the moving average of the weights that is evaluated and kept; 0 for none."""
 
@@ -87,6 +90,8 @@ class Stage:
         )
         _numbers(self, float, 0, 1e6, "energy_weight", "transform_weight", "low_weight", "mimic_weight")
         _numbers(self, float, 1e-3, 1e6, "mimic_temperature")
+        if type(self.mimic_mirrored) is not bool:
+            raise PlanError(f"mimic_mirrored must be true or false, got {_shown(self.mimic_mirrored)}")
         _numbers(self, float, 0, 10, "class_balance")
         if 0 < self.class_balance <= 1:  # a class of all pixels would count without end, or less than nothing
             raise PlanError(f"class_balance must be 0 or a number above 1, got {self.class_balance!r}")

@@ -69,6 +69,7 @@ def test_a_plan_for_some_stages_or_for_a_network_without_an_encoder():
         ({"stages": [{**STAGE, "sparsity": 1}]}, "stage 1: sparsity must be a number below 1, got 1"),
         ({"stages": [{**STAGE, "ema": 1.0}]}, "stage 1: ema must be a number below 1, got 1.0"),
         ({"stages": [{**STAGE, "momentum": 1}]}, "stage 1: momentum must be a number below 1, got 1"),
+        ({"stages": [{**STAGE, "mimic_mirrored": 1}]}, "mimic_mirrored must be true or false, got 1"),
         ({"stages": [{**STAGE, "lr": 1}]}, "stage 1: there is no entry 'lr'"),
     ],
     ids=str,

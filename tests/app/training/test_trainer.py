@@ -493,6 +493,27 @@ def test_a_student_comes_nearer_to_its_teacher():
     assert_same(state(teacher), before)
 
 
+@pytest.mark.parametrize("pixels", [False, True], ids=["images", "pixels"])
+def test_a_teacher_that_sees_the_mirror_images_too(pixels):
+    """The mean of both scores; those of pixels come back to their places."""
+    torch.manual_seed(5)
+    student, teacher = (
+        torch.nn.Conv2d(3, 3, 3, padding=1)
+        if pixels
+        else torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 3))
+        for _ in range(2)
+    )
+    images, shape = torch.randn(4, 3, 8, 8), (4, 8, 8) if pixels else (4,)
+    labels = torch.randint(3, shape)
+    stage = Stage("classifier", 1, 0.1, mimic_weight=1.0, mimic_temperature=2.0)
+    mirrored = teacher(images.flip(3))
+    both = (teacher(images) + (mirrored.flip(3) if pixels else mirrored)) / 2
+    for is_mirrored, wanted in ((False, teacher(images)), (True, both)):
+        losses = Objective(student, replace(stage, mimic_mirrored=is_mirrored), teacher)(images, labels)
+        expected = mimic_loss(student(images), wanted, 2.0)
+        torch.testing.assert_close(losses["mimic"], expected)
+
+
 def test_a_moving_average_is_evaluated_and_kept():
     """0.75 of the average and 0.25 of the weights and statistics after each step; at first these alone."""
     model, averages, told = network(), [], []
