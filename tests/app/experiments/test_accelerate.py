@@ -354,12 +354,13 @@ def test_wrong_usage(tmp_path, arguments, capsys):
 def test_a_folder_of_something_else_stays(tmp_path, capsys):
     write_crops(tmp_path / "data", 2, 1)
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "thesis.txt").write_text("precious")
+    for name in ("model.safetensors", "thesis.txt"):  # one might be of a training
+        (tmp_path / "out" / name).write_text("precious")
     for more in ((), ("--force",)):
         line = ["accelerate", "--model", "tiny_original:build", "--data", str(tmp_path / "data")]
         assert cli.main([*line, "--input-size", "48", "-o", str(tmp_path / "out"), *more]) == 1
         assert "out is not empty, and holds no acceleration" in capsys.readouterr().err
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.txt"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"model.safetensors", "thesis.txt"}
 
 
 @pytest.mark.parametrize(
@@ -650,6 +651,54 @@ def test_a_rivals_time_is_a_share_of_the_accelerated_networks(tmp_path, monkeypa
     assert steps._find_rival(rivals.EQUAL_COST) == {"time": 1.5}
     assert (seen, sizes[-1]) == ([(2, 3, SIDE, SIDE)], (2, 3, 64, 64))
     assert asked == {"size": SIDE, "multiply_adds": count(ours, (64, 64)).multiply_adds}
+
+
+def test_each_side_is_deployed_timed_and_tested_by_itself(tmp_path, monkeypatch):
+    """On test images that are labelled as the original finds; those to train on are not."""
+    steps, images = steps_of(tmp_path, engine="eager", precision="float32", images=2)
+    test = steps.sets.test
+    with torch.no_grad():
+        test.targets[:] = steps.stock(test.images).argmax(1)
+        images.targets[:] = (steps.stock(images.images).argmax(1) + 1) % 5
+    ours = steps._network(steps.form).eval()
+    with torch.no_grad():
+        share = (ours(test.images).argmax(1) == test.targets).float().mean().item()
+    names = ("original, PyTorch", "original, deployed", "accelerated, PyTorch", "accelerated, deployed")
+    shapes = []
+
+    def interleaved(calls, *_, **__):
+        assert tuple(calls) == names
+        shapes.extend(len(call()) for call in calls.values())
+        return {
+            name: Timing(seconds, 0, 0, 1) for name, seconds in zip(names, (4.0, 3.0, 2.0, 1.0), strict=True)
+        }
+
+    monkeypatch.setattr(accelerate, "interleaved", interleaved)
+    found = steps._deploy(ours, accelerate._Record(tmp_path / "record.json", {}))
+    assert shapes == [2] * 4
+    sides = [found[name] for name in ("original", "accelerated")]
+    assert [(side["eager seconds"], side["seconds"]) for side in sides] == [(4.0, 3.0), (2.0, 1.0)]
+    assert [side["accuracy"] for side in sides] == [1.0, pytest.approx(share)]
+    costs = [count(network, (SIDE, SIDE)).multiply_adds for network in (steps.stock, ours)]
+    assert [side["multiply_adds"] for side in sides] == costs
+    assert sum(entry["right"] for entry in sides[1]["classes"]) == round(share * len(test))
+    assert load_deployed(tmp_path / "deployed").size == (SIDE, SIDE)
+
+
+def test_images_are_taken_from_all_over_a_set(tmp_path):
+    numbers = torch.arange(200, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 2, 2).clone()
+    data = InMemory(numbers, torch.zeros(200, dtype=torch.int64), ("a",), False, 0)
+    taken = accelerate._readable(data, 4)[:, 0, 0, 0].tolist()
+    assert taken == [0, 50, 100, 150]
+
+
+def test_loaders_become_images_as_they_are():
+    images, labels = of_two_classes(8, 0)
+    held = accelerate._in_memory([(images[:5], labels[:5]), (images[5:], labels[5:])])
+    for epoch in (0, 1):
+        found = held.batch(range(8), epoch)
+        assert torch.equal(found[0], images)
+        assert torch.equal(found[1], labels)
 
 
 def test_images_are_counted_by_class_and_those_that_fill_a_batch_are_not():

@@ -68,17 +68,20 @@ def test_deployed_networks_are_timed_with_full_batches_and_tested_with_any(monke
     asked, seen = [], []
 
     class Deployed:
-        """Of four images: the sums of their pixels."""
+        """Of four images: the sums of their pixels, once for each channel of the candidate."""
 
         batch, size, engine, precision = 4, (20, 30), "eager", "int8"
 
+        def __init__(self, model):
+            self.channels = model[0].out_channels
+
         def __call__(self, images):
             assert len(images) == 4
-            return images.double().sum((1, 2, 3))[:, None]
+            return images.double().sum((1, 2, 3))[:, None].expand(4, self.channels)
 
     def deploy(model, size, batch, engine, **options):
         asked.append((size, batch, engine, options))
-        return Deployed()
+        return Deployed(model)
 
     monkeypatch.setattr(evaluation, "deploy", deploy)
     monkeypatch.setattr(evaluation, "interleaved", interleaved(seen, 0.008, 0.002))
@@ -87,9 +90,9 @@ def test_deployed_networks_are_timed_with_full_batches_and_tested_with_any(monke
     options = {"precision": "int8", "calibration": "images", "max_drop": None}
     assert asked == [((20, 30), 4, "eager", options)] * 2
     images = torch.ones(3, 3, 20, 30, dtype=torch.uint8) * torch.tensor([[[[1]]], [[[2]]], [[[3]]]]).byte()
-    assert entries[0](images).flatten().tolist() == [1800, 3600, 5400]
+    assert entries[0](images)[:, 0].tolist() == [1800, 3600, 5400]
     evaluation.measure_deployed(entries, 1.0)
-    assert seen == [(4, 1), (4, 1)]
+    assert seen == [(4, 8), (4, 2)]
     assert [entry.seconds for entry in entries] == [0.008, 0.002]
     for entry, top1 in zip(entries, (0.75, 0.5), strict=True):
         entry.accuracy = Accuracy(top1, 1.0, 1.0, 8)
