@@ -158,6 +158,9 @@ def test_what_is_pruned_has_the_trained_network_made_again_where_only_its_result
     full = write_result(tmp_path, CLAIM, CLAIM.full, 0)
     pruned = Job("pruned, Taylor", 0)
     assert reproduce.open_jobs(tmp_path, [full, pruned], CLAIM) == [full, pruned]
+    assert reproduce._ready([pruned, full], {full: None, pruned: None}, CLAIM) == [full]
+    result = reproduce.read_result(tmp_path, full, CLAIM)
+    assert reproduce._ready([pruned], {full: result, pruned: None}, CLAIM) == [pruned]
     reproduce.weights_path(tmp_path, full).touch()
     assert reproduce.open_jobs(tmp_path, [full, pruned], CLAIM) == [pruned]
     write_result(tmp_path, CLAIM, *pruned)
