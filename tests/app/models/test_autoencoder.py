@@ -93,6 +93,13 @@ def test_the_linear_transform_is_the_best_one():
     assert error < (rows @ other @ other.T - rows).square().mean()
 
 
+def test_every_image_counts_the_same_whatever_its_size():
+    """A small image as much as itself, repeated to the size of the other."""
+    small, large = torch.randn(3, 8, 8), torch.randn(3, 64, 64).cumsum(2)
+    one, other = (torch.cat(best_linear([image, large]), dim=1) for image in (small, small.repeat(1, 8, 8)))
+    torch.testing.assert_close(one @ one.T, other @ other.T)
+
+
 def test_low_is_nearly_the_mean_colour():
     transform = best_linear([scaled(photos.photo("coffee"))])
     means = torch.eye(3, dtype=torch.float64).repeat(4, 1) / 2
