@@ -667,6 +667,24 @@ def test_the_included_auto_encoder_starts_a_training(train, tmp_path):
     assert plan.read(tmp_path / "out" / "plan.toml").start == "random"
 
 
+def test_a_session_has_the_seed_and_the_start_of_its_plan_but_keeps_weights_that_are_given(images, tmp_path):
+    linear = plan.Plan("tiny", (plan.Stage("joint", 1, 0.1),), start="linear", seed=5)
+    included = weights_file.WEIGHTS / "autoencoder.safetensors"
+
+    def session_of(plan=linear, **options):
+        made = session.Session(plan, str(images), tmp_path / "out", size=14, **options)
+        sets = made._sets(Console())
+        return sets, *made._model(sets[0], False)
+
+    sets, made, _ = session_of()
+    assert [data.seed for data in sets] == [5, 5]
+    assert made == linear
+    given = {"weights": weights(tmp_path / "w")}, {"autoencoder": included}
+    assert [session_of(**option)[1].start for option in given] == ["random"] * 2
+    _, _, half = session_of(replace(linear, model="tiny_half"))
+    assert torch.allclose(255 * half.image_scale, 1 / torch.tensor([0.229, 0.224, 0.225]))
+
+
 @pytest.mark.parametrize("wrapper", ["state_dict", "model"])
 @pytest.mark.parametrize(
     "prefix", ["", "module.", "_orig_mod.", "model.", "backbone.", "module._orig_mod.model.backbone."]

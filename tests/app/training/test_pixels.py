@@ -203,15 +203,15 @@ def test_class_balance_is_for_labels_of_pixels_and_above_one():
 
 def test_the_measures_are_those_of_a_confusion_matrix(scenes):
     counts = counts_for(data(scenes))  # three classes
-    right = torch.tensor([[0, 0, 0, 0, 1, 1, NOT_COUNTED, NOT_COUNTED]])
-    taken = torch.tensor([[0, 0, 0, 1, 1, 0, 1, 0]])
+    right = torch.tensor([[0, 0, 0, 0, 0, 1, NOT_COUNTED, NOT_COUNTED]])
+    taken = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 0]])
     scores = F.one_hot(taken, 3).permute(0, 2, 1).float() * 50
     counts.add(scores[..., None, :], right[:, None])
     counts.add(scores[..., None, :], right[:, None])
     found = counts.result()
     assert found.pixels == pytest.approx(4 / 6)
     assert found.mean_iou == pytest.approx((3 / 5 + 1 / 3) / 2)  # the third class does not occur
-    assert found.mean_class == pytest.approx((3 / 4 + 1 / 2) / 2)
+    assert found.mean_class == pytest.approx((3 / 5 + 1 / 1) / 2)  # of the pixels that are of the class
     assert found.loss == pytest.approx(2 * 50 / 6)
     assert (found.images, found.score) == (2, found.mean_iou)
     with pytest.raises(ValueError, match="at least one pixel that is counted"):

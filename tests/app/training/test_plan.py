@@ -118,3 +118,15 @@ def test_an_entry_that_an_older_plan_did_not_have_had_its_default():
     assert plan.differences(made, one) == ""
     other = replace(one, stages=(replace(one.stages[0], low_weight=0.5),))
     assert plan.differences(made, other) == "low_weight (0.0, not 0.5)"
+
+
+def test_the_weights_of_the_losses_are_the_papers_where_a_plan_says_nothing():
+    stage = Stage("joint", 1, 0.1)
+    assert (stage.energy_weight, stage.transform_weight) == (1e-3, 1e-3)  # lambda and gamma
+
+
+def test_plans_of_other_numbers_of_stages_differ_in_that():
+    stage = Stage("joint", 1, 0.1)
+    made = Plan("m", (stage,)).as_dict()
+    assert plan.differences(made, Plan("m", (stage,))) == ""
+    assert plan.differences(made, Plan("m", (stage, stage))) == "number of stages (1, not 2)"
