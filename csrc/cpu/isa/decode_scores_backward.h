@@ -12,8 +12,7 @@
 
 #pragma once
 
-#include "cpu/isa/decode.h"
-#include "cpu/isa/gradients.h"
+#include "cpu/isa/decode_backward.h"
 
 namespace wae::WAE_ISA {
 
@@ -25,74 +24,23 @@ struct AddedReluGradient {
   }
 };
 
-class DecodeScoresBackward {
+class DecodeScoresBackward
+    : public DecoderBackward<DecodeScoresBackward, DecodeScoresBackwardArgs, ScoreDecoderSums> {
  public:
   DecodeScoresBackward(const DecodeScoresBackwardArgs& args, const Task& task,
                        Collected<ScoreDecoderSums>& collected)
-      : args_(args),
-        task_(task),
-        collected_(collected),
-        sums_(collected.floats()),
-        height_(args.grad_scores.height),
-        width_(args.grad_scores.width),
-        begin_(2 * task.x0),
-        end_(std::min(2 * task.x1, width_)),
-        top_(2 * task.y0),
-        bottom_(std::min(2 * task.y1, height_)),
+      : DecoderBackward(args, args.grad_scores, task, collected),
         panels_(static_cast<int>(panels_of(args.grad_scores.channels))),
-        span_up_(tiled_span(begin_ - 1, end_, width_)),
-        span1_(tiled_span(span_up_.begin - 1, span_up_.tiles_end() + 1, width_)),
-        next_up_(floor4(std::max<int64_t>(top_ - 1, 0))),
-        next1_(floor4(std::max<int64_t>(next_up_ - 1, 0))),
         next_scores_(next1_ - 1),
-        workspace_(task),
-        scratch_(workspace_.winograd()),
-        scratch_gradient_(workspace_.winograd()),
         start_(args.low, args.high, start_of(*args.weights), task, height_, width_, workspace_, scratch_,
                {7, 14, 9}, span1_.begin, span1_.tiles_end(), next1_ - 1),
-        planes_(workspace_.planes(1, panels_ * kChannels)),
-        gradient1_(workspace_.rows(9)),
-        gradient_up_(workspace_.rows(6)),
-        gradient_branches_(workspace_.half_planes(1, start_.branches.planes)) {
+        planes_(workspace_.planes(1, panels_ * kChannels)) {
     for (int panel = 0; panel < panels_; ++panel) gradient_scores_[panel] = workspace_.rows(6);
     std::fill_n(planes_.data, planes_.planes * planes_.plane_size, 0.0f);  // those beyond the classes stay so
-    if (next_up_ == 0) clear_row(gradient_up_, -1, span_up_);
-    if (next1_ == 0) clear_row(gradient1_, -1, span1_);
   }
 
-  void run() {
-    const int64_t collect_rows = rows_until_collected(end_ - begin_);
-    for (int64_t y = task_.y0; y < task_.y1; ++y) {
-      gradient_up_until(2 * y + 2);
-      if (args_.need_parameters) {
-        half_weight_gradient(start_.branches, gradient_up_, y, task_, sums_.up.numbers());
-        for (int64_t row = 2 * y; row < std::min(2 * y + 2, height_); ++row) {
-          add_row(gradient_up_, row, begin_, end_, sums_.up_bias);
-        }
-      }
-      if (args_.need_input) {
-        downsample_row(gradient_up_, gradient_branches_, y, task_, args_.weights->up.numbers(), nullptr);
-        store_branches(gradient_branches_, args_.grad_low, args_.grad_high, task_, y);
-      }
-      if (2 * (y + 1) % collect_rows == 0) collected_.collect();
-    }
-    collected_.collect();
-  }
+  const DecoderStart& start() const { return start_; }
 
- private:
-  bool owns(int64_t y) const { return args_.need_parameters && top_ <= y && y < bottom_; }
-
-  // gradient<l>_: of the sums of trunk layer l, before its ReLU.
-  void gradient_up_until(int64_t end) {
-    for (; next_up_ < end; next_up_ += kTile) {
-      gradient1_until(next_up_ + kTile + 1);
-      conv16_rows(gradient1_, gradient_up_, next_up_, span_up_, height_, width_, args_.transposed->conv1,
-                  nullptr, scratch_, mask(start_.rows_up, next_up_, span_up_.begin));
-      if (!owns(next_up_)) continue;
-      conv16_weight_gradient(start_.rows_up, gradient1_, next_up_, begin_, end_, sums_.conv1,
-                             sums_.conv1_bias, scratch_, scratch_gradient_);
-    }
-  }
   void gradient1_until(int64_t end) {
     for (; next1_ < end; next1_ += kTile) {
       gradient_scores_until(next1_ + kTile + 1);
@@ -107,6 +55,8 @@ class DecodeScoresBackward {
       }
     }
   }
+
+ private:
   template <class Epilogue>
   void gradient1_rows(int panel, const Epilogue& epilogue) {
     conv16_rows(gradient_scores_[panel], gradient1_, next1_, span1_, height_, width_,
@@ -124,21 +74,11 @@ class DecodeScoresBackward {
   }
 
   static_assert(kMaxScoreChannels == 2 * kChannels);  // at most two panels
-  const DecodeScoresBackwardArgs& args_;
-  const Task& task_;
-  Collected<ScoreDecoderSums>& collected_;
-  ScoreDecoderSums& sums_;
-  const int64_t height_, width_, begin_, end_, top_, bottom_;
   const int panels_;
-  const Span span_up_, span1_;
-  int64_t next_up_, next1_, next_scores_;
-  Workspace workspace_;
-  WinogradScratch &scratch_, &scratch_gradient_;
+  int64_t next_scores_;
   DecoderStart start_;
   const Planes planes_;  // of a row of grad_scores
   Rows gradient_scores_[2];
-  const Rows gradient1_, gradient_up_;
-  const Planes gradient_branches_;
 };
 
 inline void decode_scores_backward(const DecodeScoresBackwardArgs& args, const Task& task,
