@@ -37,12 +37,12 @@ from wae.data.loading import batches, fingerprint, open_dataset
 from wae.data.segmentation import SegmentationFolder
 from wae.data.shards import Shards
 from wae.errors import WaeError
+from wae.inference.batches import filled
 from wae.inference.calibration import spread
 from wae.inference.deployed import Deployed, DisagreementError, deploy
 from wae.inference.engines import EngineError
 from wae.inference.export import export
 from wae.inference.precision import DTYPES
-from wae.inference.predict import filled
 from wae.inference.timing import interleaved
 from wae.models.accelerated import Form, accelerated, show_small_image, with_classes
 from wae.models.baselines import AtSize, FullResolution

@@ -15,9 +15,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from wae.data.dataset import Dataset
+from wae.inference.batches import filled
 from wae.inference.deployed import Deployed, deploy
 from wae.inference.footprint import footprint_of
-from wae.inference.predict import filled
 from wae.inference.timing import Timing, interleaved
 from wae.models.counting import count
 from wae.models.network import WAENetwork, fold_normalization

@@ -31,9 +31,10 @@ from wae.models.network import WAENetwork
 from wae.wording import first_line
 
 from . import precision as precisions
+from .batches import filled
 from .calibration import STEP, Calibration, CalibrationError, Source, gather
 from .encoder_int8 import hand_bytes_over, put_where_faster
-from .engines import ENGINES, Engine, EngineError, Prepared, Run, filled
+from .engines import ENGINES, Engine, EngineError, Prepared, Run
 from .folding import fold
 from .front import End, Front, before_end, finite_by_numpy, in_front, whole, without_numbers_of_nan
 from .precision import DTYPES, NAMES, name_of

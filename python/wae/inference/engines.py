@@ -34,6 +34,7 @@ from wae.models.network import on_two_streams
 from wae_kernels import backends
 
 from . import aoti, precision, quantization, signal_stack
+from .batches import filled
 from .programs import any_batch, exported, several
 from .quantization import ByteInput, Movement
 from .winograd import replaced
@@ -291,12 +292,6 @@ def in_turns(run: Run, size: int) -> Run:
         return torch.cat(parts)
 
     return any_number
-
-
-def filled(images: Tensor, batch: int) -> Tensor:
-    """``images``, and up to ``batch`` black ones: an engine would be prepared anew for fewer."""
-    missing = batch - len(images)
-    return torch.cat((images, images.new_zeros(missing, *images.shape[1:]))) if missing else images
 
 
 def _format(x: Tensor) -> torch.memory_format:

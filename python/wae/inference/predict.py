@@ -32,7 +32,7 @@ from wae.data.walk import Found
 from wae.data.walk import find as find
 from wae.wording import first_line
 
-from .engines import filled as filled
+from .batches import filled
 from .maps import Maps
 from .reading import ahead, load
 from .reading import prepare as prepare
