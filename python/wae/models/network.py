@@ -120,13 +120,14 @@ def on_two_streams(module: nn.Module) -> Iterator[None]:
     and the second stream would gain nothing.
     """
     pairs = [part for part in module.modules() if isinstance(part, SideBySide)]
-    for pair in pairs:
-        pair.side_stream = torch.cuda.Stream()
+    before = [pair.side_stream for pair in pairs]
     try:
+        for pair in pairs:
+            pair.side_stream = torch.cuda.Stream()
         yield
     finally:
-        for pair in pairs:
-            pair.side_stream = None
+        for pair, stream in zip(pairs, before, strict=True):
+            pair.side_stream = stream
 
 
 _Network = TypeVar("_Network", bound=WAENetwork)

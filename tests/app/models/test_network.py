@@ -11,7 +11,7 @@ from torch.nn.utils import prune
 
 from wae.models.autoencoder import AutoEncoder
 from wae.models.classifier import FlatClassifier, WAEClassifier
-from wae.models.network import WAENetwork, fold_normalization
+from wae.models.network import WAENetwork, fold_normalization, on_two_streams
 from wae.models.segmentation.segmenter import Fusion, LightBody, WAESegmenter
 from wae_kernels.nn import Decoder
 
@@ -124,3 +124,34 @@ def test_behind_the_encoder_are_the_same_modules(make: Make) -> None:
     names = {name for name, _ in model.named_parameters() if not name.startswith("encoder.")}
     assert {name for name, _ in behind.named_parameters()} == names
     assert set(model.bodies) <= {name for name, _ in behind.named_children()}
+
+
+def made_as(monkeypatch: pytest.MonkeyPatch, *streams: str) -> None:
+    """Let torch make these streams, and then no more."""
+    left = list(streams)
+
+    def make() -> str:
+        if not left:
+            raise RuntimeError("no stream left")
+        return left.pop(0)
+
+    monkeypatch.setattr(torch.cuda, "Stream", make)
+
+
+def test_a_stream_that_cannot_be_made_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the first network would go on with two streams where no graph is captured."""
+    networks = [classifier(AutoEncoder(), None), segmenter(AutoEncoder(), None)]
+    made_as(monkeypatch, "first")
+    with pytest.raises(RuntimeError, match="no stream left"), on_two_streams(nn.ModuleList(networks)):
+        pytest.fail("it has but one stream")
+    assert [network.side_stream for network in networks] == [None, None]
+
+
+def test_two_streams_within_two_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = segmenter(AutoEncoder(), None)
+    made_as(monkeypatch, "outer", "inner")
+    with on_two_streams(network):
+        with on_two_streams(network):
+            assert network.side_stream == "inner"
+        assert network.side_stream == "outer"
+    assert network.side_stream is None
