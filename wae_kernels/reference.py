@@ -75,7 +75,7 @@ def cast(value: Any, dtype: torch.dtype) -> Any:
 
 def read_by(own: torch.dtype, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     """``low`` and ``high`` as a decoder with parameters of dtype ``own`` computes with them."""
-    if own == torch.float32 and low.dtype in IN_16_BITS:
+    if own == torch.float32 and low.dtype in IN_16_BITS and high.dtype == low.dtype:
         return low.float(), high.float()
     return low, high
 

@@ -131,6 +131,18 @@ def test_called_layers_take_images_in_16_bits(dtype: torch.dtype) -> None:
         assert_close(called, expected.double(), tolerance(dtype))
 
 
+@pytest.mark.parametrize("other", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_called_layers_refuse_images_of_two_dtypes(other: torch.dtype) -> None:
+    """As the ops do: whether a layer is hooked decides nothing."""
+    decoder = Decoder()
+    low, high = torch.randn(1, 3, 4, 4).half(), torch.randn(1, 3, 4, 4).to(other)
+    for _ in range(2):
+        for parts in ((low, high), (high, low)):
+            with pytest.raises(RuntimeError):
+                decoder(*parts, (8, 8))
+        decoder.conv1.register_forward_hook(lambda module, args, output: output)
+
+
 def test_called_layers_give_autocast_s_dtype() -> None:
     """Whatever the images' dtype, as the op does."""
     decoder = Decoder()
