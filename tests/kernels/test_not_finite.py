@@ -98,7 +98,7 @@ def test_in_an_input_beside_float32_parameters(cell: Cell, op: str, name: str, v
 
 
 @pytest.mark.parametrize("value", VALUES)
-@pytest.mark.parametrize("op", ["encode", "decode"])
+@pytest.mark.parametrize("op", ["encode", "decode", "decode_scores"])
 def test_in_an_incoming_gradient(cell: Cell, op: str, value: float) -> None:
     for dtype in dtypes_of(cell):
         problem = finite(op, dtype, cell.device)
