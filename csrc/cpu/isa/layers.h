@@ -7,8 +7,8 @@
 //   conv 16 -> 16               36        Winograd F(4x4, 3x3): 36 products for 16 pixels x 16 inputs
 //     its input transform       7.5       (144 direct), additions that run beside the multiplications
 //     its output transform      6.3
-//   conv 16 -> 6, stride 2      13.5      direct: the 16 inputs are the lanes, then a sum over lanes
-//   conv n -> 16, transposed    2.25 n    direct; 13.5 for low and high, 6 channels
+//   conv 16 -> n, stride 2      2.25 n    direct: the 16 inputs are the lanes, then a sum over lanes
+//   conv n -> 16, transposed    2.25 n    direct; either is 13.5 for low and high of images, n = 6
 //   conv 16 -> 3                27        direct, sum over lanes
 
 #pragma once
@@ -43,7 +43,7 @@ struct Rows {
   }
 };
 
-// The same for rows of `planes` separate planes: the images themselves, 3 (image) or 6 (low, high).
+// The same for rows of `planes` separate planes: 3 of an image, 6 of its low and high, any number of scores.
 struct Planes {
   float* data;
   int count, planes;
@@ -121,7 +121,7 @@ inline void winograd_input(const float* const rows[kPatch], int tiles, WinogradS
   }
 }
 
-// Calls f.template operator()<N>(begin) for blocks of N <= kBlock that cover [0, count), as even as can be.
+// Calls f.template operator()<N>(begin) for blocks of N <= kMax that cover [0, count), as even as can be.
 template <int kMax, class F>
 WAE_INLINE void for_blocks(int64_t count, const F& f) {
   int64_t blocks = (count + kMax - 1) / kMax;
