@@ -184,9 +184,9 @@ def _fake_conv3x3(
 def _register_autocast(name: str, device_type: str, dtype: torch.dtype | None = None) -> None:
     """Inside ``torch.autocast`` the results have autocast's dtype, as a convolution's do, or ``dtype``.
 
-    The tensors are cast to it. Where a compiled kernel reads float32, only ``low`` and ``high`` are, whose
-    dtype a decoder's result has, or that result. Scale and shift are never cast: kernels apply them in
-    float32 at least.
+    The tensors are cast to it. Where a compiled kernel reads float32, only a decoder's ``low`` and ``high``
+    are, because its result has their dtype, or that result instead of them. Scale and shift are never cast:
+    kernels apply them in float32 at least.
     ``torch.library.register_autocast`` fixes the dtype when it is called; a user may choose another.
     """
     key = getattr(torch._C.DispatchKey, f"Autocast{device_type.upper()}")
