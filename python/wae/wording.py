@@ -12,4 +12,4 @@ def counted(number: int, noun: str) -> str:
 
 def first_line(error: Exception) -> str:
     """Of what ``error`` says; its kind where it says nothing, as an ``assert`` without a message does."""
-    return (str(error) or type(error).__name__).splitlines()[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -22,7 +22,13 @@ def test_the_noun_agrees_with_its_number(number, noun, expected):
 
 @pytest.mark.parametrize(
     ("error", "expected"),
-    [(ValueError("no\nsuch"), "no"), (AssertionError(), "AssertionError"), (OSError("gone"), "gone")],
+    [
+        (ValueError("no\nsuch"), "no"),
+        (ValueError("\n  no\nsuch"), "no"),
+        (AssertionError(), "AssertionError"),
+        (AssertionError("\n"), "AssertionError"),
+        (OSError("gone"), "gone"),
+    ],
 )
 def test_the_first_line_of_an_error(error, expected):
     assert first_line(error) == expected
