@@ -482,6 +482,33 @@ Tensors13 encode_backward(Tensor grad_low, Tensor grad_high, Tensor image, Tenso
                  affine_gradient(image_shift, total.image_shift)});
 }
 
+// A decoder's gradients by `kernel`: of low and high, empty where not needed, and the parameters' sums.
+template <class Args, class Sums, class Weights, class Transposed>
+std::tuple<Tensor, Tensor, std::unique_ptr<Collected<Sums>>> decoder_gradients(
+    void (*kernel)(const Args&, const Task&, Collected<Sums>&), const Tensor& grad, const Tensor& low,
+    const Tensor& high, const Weights* weights, const Transposed* transposed, bool need_input,
+    bool need_parameters) {
+  const auto input_gradient = [&](const Tensor& input) {
+    return need_input ? new_images(low, low.size(2), low.size(3), low.scalar_type(), input.size(1))
+                      : no_gradient(input);
+  };
+  Tensor grad_low = input_gradient(low), grad_high = input_gradient(high);
+  const Args args{images_of(grad),
+                  images_of(low),
+                  images_of(high),
+                  need_input ? images_of(grad_low) : Images{},
+                  need_input ? images_of(grad_high) : Images{},
+                  weights,
+                  transposed,
+                  need_input,
+                  need_parameters};
+  const int64_t threads = torch::stable::get_num_threads();
+  auto sums = run_summing_tasks<Sums>(
+      plan_tasks(low.size(0), low.size(2), low.size(3), threads, kBackwardWarmUp), threads,
+      [&](const Task& task, Collected<Sums>& to) { kernel(args, task, to); });
+  return {std::move(grad_low), std::move(grad_high), std::move(sums)};
+}
+
 Tensors12 decode_backward(Tensor grad_image, Tensor low, Tensor high, Tensor low_weight, Tensor low_bias,
                           Tensor high_weight, Tensor high_bias, Tensor conv1_weight, Tensor conv1_bias,
                           Tensor conv2_weight, Tensor conv2_bias, Tensor conv3_weight, Tensor conv3_bias,
@@ -500,23 +527,9 @@ Tensors12 decode_backward(Tensor grad_image, Tensor low, Tensor high, Tensor low
   }
   const auto weights = packed<DecoderPack, DecoderWeights>(parameters);
   const auto transposed = packed<DecoderBackwardPack, DecoderWeights>(parameters);
-  const auto input_gradient = [&] {
-    return need_input ? new_images(low, low.size(2), low.size(3), low.scalar_type()) : no_gradient(low);
-  };
-  Tensor grad_low = input_gradient(), grad_high = input_gradient();
-  const DecodeBackwardArgs args{images_of(grad_image),
-                                images_of(low),
-                                images_of(high),
-                                need_input ? images_of(grad_low) : Images{},
-                                need_input ? images_of(grad_high) : Images{},
-                                weights.get(),
-                                transposed.get(),
-                                need_input,
-                                need_parameters};
-  const int64_t threads = torch::stable::get_num_threads();
-  const auto sums = run_summing_tasks<DecoderSums>(
-      plan_tasks(low.size(0), low.size(2), low.size(3), threads, kBackwardWarmUp), threads,
-      [&](const Task& task, Collected<DecoderSums>& to) { kernels->decode_backward(args, task, to); });
+  const auto [grad_low, grad_high, sums] =
+      decoder_gradients(kernels->decode_backward, grad_image, low, high, weights.get(), transposed.get(),
+                        need_input, need_parameters);
   return std::tuple_cat(
       std::tuple{grad_low, grad_high},
       parameter_gradients<DecoderWeights, DecoderGradients>(sums->result(), parameters, need_parameters));
@@ -543,26 +556,9 @@ Tensors10 decode_scores_backward(Tensor grad_scores, Tensor low, Tensor high, Te
   ScoreDecoderNumbers numbers = score_numbers_of(parameters);
   const auto weights = packed<ScoreDecoderPack>(numbers);
   const auto transposed = packed<ScoreDecoderBackwardPack>(numbers);
-  const auto input_gradient = [&](const Tensor& input) {
-    return need_input ? new_images(low, low.size(2), low.size(3), low.scalar_type(), input.size(1))
-                      : no_gradient(input);
-  };
-  Tensor grad_low = input_gradient(low), grad_high = input_gradient(high);
-  const DecodeScoresBackwardArgs args{images_of(grad_scores),
-                                      images_of(low),
-                                      images_of(high),
-                                      need_input ? images_of(grad_low) : Images{},
-                                      need_input ? images_of(grad_high) : Images{},
-                                      weights.get(),
-                                      transposed.get(),
-                                      need_input,
-                                      need_parameters};
-  const int64_t threads = torch::stable::get_num_threads();
-  const auto sums = run_summing_tasks<ScoreDecoderSums>(
-      plan_tasks(low.size(0), low.size(2), low.size(3), threads, kBackwardWarmUp), threads,
-      [&](const Task& task, Collected<ScoreDecoderSums>& to) {
-        kernels->decode_scores_backward(args, task, to);
-      });
+  const auto [grad_low, grad_high, sums] =
+      decoder_gradients(kernels->decode_scores_backward, grad_scores, low, high, weights.get(),
+                        transposed.get(), need_input, need_parameters);
   if (need_parameters) unpack(sums->result(), numbers);
   const auto parts = parts_of(numbers);
   const auto gradient = [&](int p) {

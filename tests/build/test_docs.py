@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 import glob
 import importlib.util
+import json
 import os
 import re
 import shlex
 import shutil
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -243,3 +245,44 @@ def test_the_rendered_documentation_has_every_page() -> None:
     menu = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     for page in sorted((ROOT / "docs").glob("*.md")):
         assert page.stem == "index" or f"\n{page.stem}\n" in menu
+
+
+SMALL_VGG = ("imagenette-small_vgg-64", "64 x 64", "32 x 32")
+CAMVID = ("camvid-enet-90x120", "full resolution", "half, bilinear")
+LONGER = ("fashion-mnist-4-times", "28 x 28", "14 x 14")
+
+
+def accuracies(folder: str, network: str) -> list[float]:
+    """Of the network's trainings that are kept in docs/results, by seed."""
+    kept = [json.loads(path.read_bytes()) for path in sorted((ROOT / "docs/results" / folder).glob("*.json"))]
+    return [
+        result["accuracy"] for result in sorted(kept, key=lambda r: r["seed"]) if result["network"] == network
+    ]
+
+
+def won_back(folder: str, full: str, half: str, network: str) -> list[int]:
+    """Per cent of what half the resolution loses: of the seeds' means, then of each seed."""
+    columns = [accuracies(folder, name) for name in (full, half, network)]
+    means = [[statistics.fmean(column)] for column in columns]
+    rows = [*zip(*means, strict=True), *zip(*columns, strict=True)]
+    return [round(100 * (mine - lost) / (whole - lost)) for whole, lost, mine in rows]
+
+
+@pytest.mark.parametrize(
+    ("claim", "network", "sentence"),
+    [
+        (SMALL_VGG, "WAE", "{} % ({}, {}, {})"),
+        (SMALL_VGG, "WAE, fine-tuned", "{} % ({}, {}, {})"),
+        (SMALL_VGG, "Decomposition+CNN", "without the reconstruction {} %, larger"),
+        (SMALL_VGG, "half, equal cost", "larger images at WAE's cost {} %"),
+        (SMALL_VGG, "Wavelet+CNN", "Haar transform {} % |"),
+        (SMALL_VGG, "32 x 32, fine-tuned", "half the resolution, made so, {} %"),
+        (CAMVID, "WAE", "| ENet, three seeds | {} % |"),
+        (LONGER, "WAE", "four times the epochs {} % (one seed)"),
+    ],
+)
+def test_the_readme_s_accuracies_are_those_of_the_kept_trainings(
+    claim: tuple[str, str, str], network: str, sentence: str
+) -> None:
+    shares = won_back(*claim, network)
+    assert sentence.format(*shares) in (ROOT / "README.md").read_text(encoding="utf-8")
