@@ -202,10 +202,11 @@ def test_one_line_begins_and_goes_on(train, tmp_path):
     assert len((tmp_path / "out" / "log.jsonl").read_text().splitlines()) == 1
 
 
-def test_a_network_that_refuses_a_size_without_a_word():
+@pytest.mark.parametrize("error", [AssertionError, IndexError])
+def test_a_network_that_refuses_a_size_without_a_word(error):
     class Silent(nn.Module):
         def forward(self, images):
-            raise AssertionError
+            raise error
 
-    with pytest.raises(ValueError, match=r"silent takes no images of 4 x 5 \(AssertionError\)"):
+    with pytest.raises(ValueError, match=rf"silent takes no images of 4 x 5 \({error.__name__}\)"):
         _try_out(Silent(), "silent", torch.zeros(1, 3, 4, 5))
