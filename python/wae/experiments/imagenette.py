@@ -165,10 +165,10 @@ class Imagenette(Claim):
     def plan_of(self, network: str, seed: int) -> Plan:
         """See :meth:`Claim.plan_of`: what is fine-tuned has the plan of what it is, and a teacher."""
         if network == self.half_fine_tuned:
-            return student(super().plan_of(self.half, seed), _MIMIC_WEIGHT, _MIMIC_TEMPERATURE)
+            return _with_teacher(super().plan_of(self.half, seed))
         if network != FINE_TUNED:
             return super().plan_of(network, seed)
-        plan = student(super().plan_of(WAE, seed), _MIMIC_WEIGHT, _MIMIC_TEMPERATURE)
+        plan = _with_teacher(super().plan_of(WAE, seed))
         first, *others = plan.stages
         stages = replace(first, learning_rate=_CAREFUL), *others
         return replace(plan, start="random", norm_statistics="kept", stages=stages)
@@ -252,6 +252,11 @@ class Imagenette(Claim):
         kept = training.subset(numbers[_KEPT_EVERY - 1 :: _KEPT_EVERY])
         kept.augment = False
         return training.subset([i for i in numbers if i % _KEPT_EVERY != _KEPT_EVERY - 1]), kept
+
+
+def _with_teacher(plan: Plan) -> Plan:
+    """``plan`` with the trained full network as its teacher."""
+    return student(plan, _MIMIC_WEIGHT, _MIMIC_TEMPERATURE, mirrored=True)
 
 
 _PARTS = ("train", "val")

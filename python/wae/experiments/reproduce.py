@@ -197,10 +197,16 @@ class Claim(ABC):
         ]
 
 
-def student(plan: Plan, weight: float, temperature: float) -> Plan:
-    """``plan`` with a teacher in its last stage, whose scores count ``weight`` at ``temperature``."""
+def student(plan: Plan, weight: float, temperature: float, mirrored: bool = False) -> Plan:
+    """``plan`` with a teacher in its last stage.
+
+    Args:
+        plan: of the network that is taught.
+        weight, temperature, mirrored: see the entries of :class:`Stage` that begin with ``mimic_``.
+    """
     *others, last = plan.stages
-    return replace(plan, stages=(*others, replace(last, mimic_weight=weight, mimic_temperature=temperature)))
+    taught = replace(last, mimic_weight=weight, mimic_temperature=temperature, mimic_mirrored=mirrored)
+    return replace(plan, stages=(*others, taught))
 
 
 def longer(plan: Plan, times: float) -> Plan:

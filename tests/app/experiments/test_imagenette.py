@@ -218,8 +218,8 @@ def test_the_table_has_the_pruned_networks_at_their_share_of_waes_time(monkeypat
 def test_what_is_fine_tuned_is_trained_as_from_scratch_but_has_a_teacher(name, own):
     last, alone = CLAIM.plan_of(name, 1).stages[-1], CLAIM.plan_of(own, 1).stages[-1]
     assert last.mimic_weight > 0
-    assert replace(last, mimic_weight=0.0, mimic_temperature=1.0) == alone
-    assert (last.mimic_weight, last.mimic_temperature) == (1.0, 4.0)
+    assert replace(last, mimic_weight=0.0, mimic_temperature=1.0, mimic_mirrored=False) == alone
+    assert (last.mimic_weight, last.mimic_temperature, last.mimic_mirrored) == (1.0, 4.0, True)
     assert CLAIM.plan_of(name, 1).seed == 1
     assert CLAIM.needs(name) == CLAIM.full
     assert CLAIM.registered[name] == CLAIM.registered[own]
@@ -231,7 +231,7 @@ def test_what_is_fine_tuned_keeps_what_the_trained_network_knows():
     first, last = own.stages
     stages = (
         replace(first, learning_rate=3e-4),
-        replace(last, mimic_weight=1.0, mimic_temperature=4.0),
+        replace(last, mimic_weight=1.0, mimic_temperature=4.0, mimic_mirrored=True),
     )
     assert own.start == "linear"
     assert made == replace(own, start="random", norm_statistics="kept", stages=stages)
