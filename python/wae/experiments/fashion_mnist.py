@@ -22,7 +22,6 @@ from wae.training.plan import Plan, find
 from .reproduce import DECOMPOSITION, WAE, WAVELET, Claim, longer, student
 
 FULL, HALF, MIMIC = "28 x 28", "14 x 14", "WAE, mimic"
-_MIMIC_WEIGHT, _MIMIC_TEMPERATURE = 1.0, 2.0
 
 
 def claim(times: float = 1.0) -> FashionMnist:
@@ -70,4 +69,4 @@ class FashionMnist(Claim):
         """See :meth:`Claim.plan_of`."""
         if network != MIMIC:
             return super().plan_of(network, seed)
-        return student(super().plan_of(WAE, seed), _MIMIC_WEIGHT, _MIMIC_TEMPERATURE)
+        return student(super().plan_of(WAE, seed))

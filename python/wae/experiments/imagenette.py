@@ -64,7 +64,6 @@ _SHIFTED = 1 / 16  # of the side: how far images are shifted at most, to either 
 _MOST = 160  # pixels of a side of torchvision's smaller version
 _MEASURED, _AT_ONCE = 640, 64  # training images that an importance is measured on, and in a batch of them
 _SECONDS = 2.0  # of timing, for each ratio
-_MIMIC_WEIGHT, _MIMIC_TEMPERATURE = 1.0, 4.0
 _CAREFUL = 3e-4  # rate of stage 1, where ``low`` is a small image already
 _SAMPLE = 2000  # training images that it is made one on
 
@@ -165,10 +164,10 @@ class Imagenette(Claim):
     def plan_of(self, network: str, seed: int) -> Plan:
         """See :meth:`Claim.plan_of`: what is fine-tuned has the plan of what it is, and a teacher."""
         if network == self.half_fine_tuned:
-            return _with_teacher(super().plan_of(self.half, seed))
+            return student(super().plan_of(self.half, seed))
         if network != FINE_TUNED:
             return super().plan_of(network, seed)
-        plan = _with_teacher(super().plan_of(WAE, seed))
+        plan = student(super().plan_of(WAE, seed))
         first, *others = plan.stages
         stages = replace(first, learning_rate=_CAREFUL), *others
         return replace(plan, start="random", norm_statistics="kept", stages=stages)
@@ -252,11 +251,6 @@ class Imagenette(Claim):
         kept = training.subset(numbers[_KEPT_EVERY - 1 :: _KEPT_EVERY])
         kept.augment = False
         return training.subset([i for i in numbers if i % _KEPT_EVERY != _KEPT_EVERY - 1]), kept
-
-
-def _with_teacher(plan: Plan) -> Plan:
-    """``plan`` with the trained full network as its teacher."""
-    return student(plan, _MIMIC_WEIGHT, _MIMIC_TEMPERATURE, mirrored=True)
 
 
 _PARTS = ("train", "val")

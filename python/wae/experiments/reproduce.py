@@ -49,6 +49,10 @@ _SHARED = (
 it can be chosen anew without training them again."""
 
 
+_TAUGHT: dict[str, Any] = {"mimic_weight": 1.0, "mimic_temperature": 4.0, "mimic_mirrored": True}
+"""Entries of a student's last stage, chosen on photos kept aside (docs/reproduction.md)."""
+
+
 class Job(NamedTuple):
     """One training."""
 
@@ -197,16 +201,10 @@ class Claim(ABC):
         ]
 
 
-def student(plan: Plan, weight: float, temperature: float, mirrored: bool = False) -> Plan:
-    """``plan`` with a teacher in its last stage.
-
-    Args:
-        plan: of the network that is taught.
-        weight, temperature, mirrored: see the entries of :class:`Stage` that begin with ``mimic_``.
-    """
+def student(plan: Plan) -> Plan:
+    """``plan`` with the trained full network as its teacher in its last stage."""
     *others, last = plan.stages
-    taught = replace(last, mimic_weight=weight, mimic_temperature=temperature, mimic_mirrored=mirrored)
-    return replace(plan, stages=(*others, taught))
+    return replace(plan, stages=(*others, replace(last, **_TAUGHT)))
 
 
 def longer(plan: Plan, times: float) -> Plan:
