@@ -91,6 +91,11 @@ def _add_choices(group: argparse._ArgumentGroup) -> None:
         metavar="X",
         help="weight of the distance to the original's scores (default: 0 or 1, by a trial)",
     )
+    group.add_argument(
+        "--mimic-mirrored",
+        action="store_true",
+        help="the original, where it teaches, sees the mirror images too: better, and takes longer",
+    )
 
 
 def _add_training(group: argparse._ArgumentGroup) -> None:
@@ -141,10 +146,9 @@ def run(options: argparse.Namespace) -> int:
         known = ", ".join(ENGINES)
         return shared.complain(f"--engine must be auto or one of {known}, got {options.engine}", 2)
     names = (
-        "model data weights size factor target target_ms start mimic epochs learning_rate batch seed".split()
-    )
-    names += (
-        "compare precision engine images max_drop on_corrupt workers device input_size interpolation".split()
+        *"model data weights size factor target target_ms start mimic mimic_mirrored epochs".split(),
+        *"learning_rate batch seed compare precision engine images max_drop on_corrupt workers".split(),
+        *"device input_size interpolation".split(),
     )
     chosen: dict[str, Any] = {name: getattr(options, name) for name in names}
     try:

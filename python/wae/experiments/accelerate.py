@@ -116,6 +116,8 @@ class Settings:
     """Train, deploy and report the rivals too: see :mod:`wae.experiments.rivals`."""
     mimic: float | None = None
     """How much the distance to the original's scores counts; None for 0 or 1, by a trial."""
+    mimic_mirrored: bool = False
+    """Whether the original, where it teaches, sees the mirror images too: see :class:`Stage`."""
     size: int | None = None
     """Of the accelerated network's images; None for the original's."""
     factor: int = 4
@@ -148,6 +150,8 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1e6:
                 raise AccelerationError(f"{name} must be a number of 0 or more, got {value!r}")
+        if self.mimic_mirrored and self.mimic == 0:
+            raise AccelerationError("mimic_mirrored needs a mimic above 0, got 0: nobody teaches")
         if not 0 <= self.max_drop <= 1:
             raise AccelerationError(f"max_drop must be a number from 0 to 1, got {self.max_drop!r}")
         for name, least in (("mean", -1e6), ("std", 1e-6)):
@@ -174,6 +178,10 @@ class Settings:
         machine = ("folder", "workers", "device", "data", "model", "plan")
         entries = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in machine}
         return {**entries, "plan": None if self.plan is None else self.plan.as_dict()}
+
+
+_DEFAULTS = Settings("", "", Path()).as_dict()
+"""A setting that there was not yet, when a folder was begun, had its default."""
 
 
 class Sets(NamedTuple):
@@ -388,6 +396,8 @@ class _Acceleration:
             if s.mimic is not None:
                 stages_given = tuple(_mimicking(stage, mimic) for stage in plan.stages)
             plan = replace(plan, model=self._name(), stages=stages_given, start="random")
+        if s.mimic_mirrored:
+            plan = replace(plan, stages=tuple(replace(stage, mimic_mirrored=True) for stage in plan.stages))
         longest = max(stage.epochs for stage in plan.stages)
         stages = [
             replace(
@@ -470,7 +480,7 @@ class _Acceleration:
         if agreed(path.exists()):
             try:
                 made: Any = agreed(json.loads(path.read_bytes()) if is_first() else None)
-                before, record.found = made["settings"], dict(made["found"])
+                before, record.found = {**_DEFAULTS, **made["settings"]}, dict(made["found"])
             except (ValueError, LookupError, TypeError):
                 raise CheckpointError(f"{path}: is damaged; --force begins anew") from None
             if different := ", ".join(changed(before, settings)):

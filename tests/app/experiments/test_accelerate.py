@@ -453,6 +453,11 @@ def test_settings_that_make_no_sense(entry, value):
         Settings("resnet18", "digits", Path("out"), **{entry: value})
 
 
+def test_nobody_teaches_by_mirror_images_where_nobody_teaches():
+    with pytest.raises(ValueError, match=r"mimic_mirrored needs a mimic above 0, got 0"):
+        Settings("resnet18", "digits", Path("out"), mimic=0.0, mimic_mirrored=True)
+
+
 # ---------------------------------------------------------------------------------------- steps by themselves
 
 
@@ -600,6 +605,9 @@ def test_the_plan_keeps_what_the_original_knows_and_takes_what_a_user_asks_for(t
     assert (given.model, given.batch, given.start) == (name, 10, "random")
     assert [(s.epochs, s.learning_rate, s.mimic_weight) for s in given.stages] == [(1, 0.5, 0), (4, 0.5, 3)]
     assert steps_of(tmp_path, plan=own, mimic=0.0)[0]._plan(1000, 0.0).stages[1].mimic_weight == 0.0
+    assert not any(stage.mimic_mirrored for stage in given.stages)
+    steps, _ = steps_of(tmp_path, plan=own, mimic_mirrored=True)
+    assert steps._plan(1000, 3.0).stages[1] == replace(own.stages[1], mimic_mirrored=True)
 
 
 def test_a_teacher_sees_images_of_its_own_size(tmp_path):
@@ -724,6 +732,18 @@ def test_all_settings_but_those_of_the_machine_decide_whether_a_run_goes_on():
     entries = Settings("resnet18", "digits", Path("out")).as_dict().keys()
     machines = {"model", "data", "folder", "workers", "device"}  # of the first two there are fingerprints
     assert entries == {entry.name for entry in fields(Settings)} - machines
+
+
+def test_a_folder_of_before_there_was_a_setting_had_its_default(tmp_path):
+    (steps, other) = (steps_of(tmp_path, mimic_mirrored=mirrored)[0] for mirrored in (False, True))
+    begun = steps._record()
+    del begun.settings["mimic_mirrored"]
+    begun.found["head"] = 1
+    begun.write()
+    assert steps._record().found == {"head": 1}
+    other._opened_sets = steps._opened_sets  # the same images
+    with pytest.raises(CheckpointError, match=r"another mimic_mirrored \(False, not True\)"):
+        other._record()
 
 
 # ------------------------------------------------------------------------------------------------- the report
