@@ -649,7 +649,6 @@ class _Acceleration:
         sets = self._sets(Form(self.original.input.size))
         model = self._rival(name, found)
         plan = self._plan(len(sets.training), mimic).without_encoder()
-        plan = replace(plan, stages=tuple(replace(stage, low_weight=0.0) for stage in plan.stages))
         state, path = (self.settings.folder / part / f"{name}.safetensors" for part in (TRIALS, RIVALS))
         if is_first():
             state.parent.mkdir(exist_ok=True)

@@ -135,18 +135,37 @@ class Plan:
             raise PlanError(f"model must be a name, got {_shown(self.model)}")
 
     def only(self, *kinds: str) -> Plan:
-        """The plan with its stages of these kinds alone."""
-        return replace(self, stages=tuple(stage for stage in self.stages if stage.kind in kinds))
+        """The plan with its stages of these kinds alone. Raises PlanError where it has none."""
+        stages = tuple(stage for stage in self.stages if stage.kind in kinds)
+        if not stages:
+            got = ", ".join(stage.kind for stage in self.stages)
+            raise PlanError(f"stages must hold at least one stage of kind {' or '.join(kinds)}, got {got}")
+        return replace(self, stages=stages)
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as JSON can hold it."""
         return {**asdict(self), "stages": [asdict(stage) for stage in self.stages]}
 
-    def without_encoder(self) -> Plan:
-        """The plan for a network that has no encoder to train: its stages with labels, for the classifier."""
-        stages = (stage for stage in self.stages if stage.kind != "transform")
-        stages_left = tuple(replace(stage, kind="classifier") for stage in stages)
-        return replace(self, stages=stages_left, start="random")
+    def without_encoder(self, low: bool = False) -> Plan:
+        """The plan for a network that has no encoder to train: its stages with labels, for the classifier.
+
+        Args:
+            low: whether a part of it works on ``low`` all the same, the Haar transform's: else there is
+                nothing that could have a ``low_weight``.
+
+        Raises PlanError where it has no stage with labels.
+        """
+        if all(stage.kind == "transform" for stage in self.stages):
+            raise PlanError(
+                f"stages must hold at least one stage with labels, for {self.model} has no encoder to train; "
+                "got transform"
+            )
+        stages = tuple(
+            replace(stage, kind="classifier", low_weight=stage.low_weight if low else 0.0)
+            for stage in self.stages
+            if stage.kind != "transform"
+        )
+        return replace(self, stages=stages, start="random")
 
     def as_toml(self) -> str:
         """The plan as :func:`read` reads it."""

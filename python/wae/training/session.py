@@ -242,7 +242,7 @@ class Session:
         torch.manual_seed(plan.seed)
         model = build(plan.model, classes)
         if not (isinstance(model, WAENetwork) and isinstance(model.encoder, Encoder)):
-            plan = plan.without_encoder()
+            plan = plan.without_encoder(low=isinstance(model, WAENetwork))
         elif model.decoder is None:
             model.decoder = Decoder()
         pretrained.scale_for_photos(model)

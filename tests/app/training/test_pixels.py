@@ -26,7 +26,7 @@ from wae.training import trainer
 from wae.training.accuracy import Accuracy, PixelAccuracy, counts_for
 from wae.training.losses import class_weights, cross_entropy, mimic_loss
 from wae.training.objective import Objective
-from wae.training.plan import Plan, PlanError, Stage
+from wae.training.plan import Plan, PlanError, Stage, read
 from wae.training.session import Session, rehearse
 from wae.training.trainer import Observer, evaluate, train
 
@@ -290,6 +290,16 @@ learning_rate = 1e-3
 optimizer = "adam"
 class_balance = 1.02
 """
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["enet", "enet_half"])
+def test_a_network_without_wae_is_trained_by_the_plan_for_pixels(scenes, tmp_path, name):
+    """Which weighs the scores of the network on ``low``, that it has not."""
+    out = tmp_path / "out"
+    arguments = ["train", "--data", scenes, "--model", name, "--epochs", 1, "--batch", 10, "-o", out]
+    assert cli.main([str(argument) for argument in arguments]) == 0
+    assert {stage.kind for stage in read(out / "plan.toml").stages} == {"classifier"}
 
 
 @pytest.mark.slow

@@ -43,8 +43,18 @@ def test_a_plan_for_some_stages_or_for_a_network_without_an_encoder():
     assert [stage.kind for stage in plain.stages] == ["classifier", "classifier"]
     assert plain.stages[1] == replace(whole.stages[2], kind="classifier")
     assert plain.start == "random"
-    with pytest.raises(PlanError, match="at least one stage"):
+    with pytest.raises(PlanError, match="at least one stage with labels, for wae_small_vgg has no encoder"):
         whole.only("transform").without_encoder()
+    with pytest.raises(PlanError, match="at least one stage of kind transform, got classifier, classifier"):
+        plain.only("transform")
+
+
+def test_what_has_no_part_that_works_on_low_has_no_weight_for_it():
+    whole = plan.find("camvid")
+    weights = [stage.low_weight for stage in whole.stages if stage.kind != "transform"]
+    assert any(weights)
+    assert not any(stage.low_weight for stage in whole.without_encoder().stages)
+    assert [stage.low_weight for stage in whole.without_encoder(low=True).stages] == weights
 
 
 @pytest.mark.parametrize(
