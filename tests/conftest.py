@@ -82,7 +82,7 @@ def settings_put_back() -> Iterator[None]:
 
 @pytest.fixture
 def poisoned_memory() -> Iterator[None]:
-    """Fresh tensors hold NaN (bytes: 255) until written, so that an element a kernel forgets shows."""
+    """Fresh tensors hold NaN (bytes: 85) until written, so that an element a kernel forgets shows."""
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     fill = torch.utils.deterministic.fill_uninitialized_memory

@@ -7,6 +7,7 @@ device that has no compiled one.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -52,13 +53,24 @@ def decode(low: Tensor, high: Tensor, parameters: DecoderParameters, output_size
     return function(low, high, *parameters, output_size)
 
 
+def _without_autocast(gradients: Callable[..., Any]) -> Callable[..., Any]:
+    """``gradients``, whose convolutions autocast leaves alone, as it does torch's own gradients."""
+
+    @functools.wraps(gradients)
+    def computed(*args: Any) -> Any:
+        with torch._C._DisableAutocast():
+            return gradients(*args)
+
+    return computed
+
+
 KERNELS: dict[str, Callable[..., Any]] = {
     "encode": encode,
     "decode": decode,
     "decode_scores": reference.decode_scores,
-    "encode_backward": reference.encode_backward,
-    "decode_backward": reference.decode_backward,
-    "decode_scores_backward": reference.decode_scores_backward,
+    "encode_backward": _without_autocast(reference.encode_backward),
+    "decode_backward": _without_autocast(reference.decode_backward),
+    "decode_scores_backward": _without_autocast(reference.decode_scores_backward),
     "encode_int8": reference.encode_int8,
     "conv3x3_pack": reference.conv3x3_pack,
     "conv3x3": reference.conv3x3,

@@ -49,7 +49,7 @@ inline MemoryFormat format_of(const Tensor& tensor) {
   return 0 < strides[1] && strides[1] < strides[3] ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
 }
 
-// Whether fresh tensors hold NaN (bytes: 255), so that tests see what a kernel forgets to write. On the processor
+// Whether fresh tensors hold NaN (bytes: 85), so that tests see what a kernel forgets to write. On the processor
 // they do not come from an operator, and torch.utils.deterministic.fill_uninitialized_memory does not reach them.
 inline std::atomic<bool> poisons_fresh_tensors{false};
 

@@ -29,8 +29,8 @@ struct Affine {
   float shift[3] = {0, 0, 0};
 };
 
-// One piece of work: a rectangle of one image, in half-resolution pixels. The rows y0 of all tasks
-// but the last end at even numbers, so that tiles of 4 full-resolution rows never straddle two tasks.
+// One piece of work: a rectangle of one image, in half-resolution pixels. x0 and y0 are even, so that tiles of 4 x 4
+// full-resolution pixels never straddle two tasks.
 struct Task {
   int64_t n, y0, y1, x0, x1;
 };

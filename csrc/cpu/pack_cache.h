@@ -6,6 +6,8 @@
 
 #pragma once
 
+#include <pthread.h>
+
 #include <algorithm>
 #include <array>
 #include <cstring>
@@ -62,6 +64,14 @@ void pack(Pack& packed, const WeightNumbers<Weights>& numbers) {
   pack(packed, weights_in<Weights>(numbers.data()));
 }
 
+// The lock of all caches. It is free where a process forks: nobody in the new one could give it back.
+inline std::mutex& cache_lock() {
+  static std::mutex lock;
+  [[maybe_unused]] static const int registered =
+      pthread_atfork([] { lock.lock(); }, [] { lock.unlock(); }, [] { lock.unlock(); });
+  return lock;
+}
+
 template <class Pack, class Numbers>
 class PackCache {
  public:
@@ -71,7 +81,7 @@ class PackCache {
   // Thread-safe. The result stays valid while it is held, whatever happens to the cache.
   template <class Same, class Make>
   std::shared_ptr<const Pack> find(const Same& same, const Make& make) {
-    const std::lock_guard lock(mutex_);
+    const std::lock_guard lock(cache_lock());
     auto entry = std::find_if(entries_.begin(), entries_.end(),
                               [&](const std::shared_ptr<Entry>& known) { return same(known->numbers); });
     if (entry == entries_.end()) {
@@ -92,7 +102,6 @@ class PackCache {
     Pack pack;
     Numbers numbers;
   };
-  std::mutex mutex_;
   std::list<std::shared_ptr<Entry>> entries_;  // most recently used first
 };
 

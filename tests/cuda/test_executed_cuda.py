@@ -89,9 +89,9 @@ def test_other_architectures(mode: str, capability: int) -> None:
     check_decode(mode, low, high, cases.decoder(dtype), size, chip=Chip(capability, 2))
 
 
-IN_16_BITS = [("float16", 75), ("bfloat16_plain", 75)]
-IN_16_BITS += [(mode, capability) for capability in (80, 90) for mode in ("float16", "bfloat16")]
-in_16_bits = pytest.mark.parametrize(("mode", "capability"), IN_16_BITS, ids=_names(IN_16_BITS))
+CELLS_IN_16_BITS = [("float16", 75), ("bfloat16_plain", 75)]
+CELLS_IN_16_BITS += [(mode, capability) for capability in (80, 90) for mode in ("float16", "bfloat16")]
+in_16_bits = pytest.mark.parametrize(("mode", "capability"), CELLS_IN_16_BITS, ids=_names(CELLS_IN_16_BITS))
 
 
 @pytest.mark.parametrize("pixels", [torch.float32, torch.uint8], ids=str)

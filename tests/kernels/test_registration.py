@@ -369,6 +369,20 @@ def test_autocast_gradients_have_the_dtype_of_their_tensors(cell: Cell) -> None:
     assert all(a.grad.dtype == torch.float32 and a.grad.isfinite().all() for a in arguments)
 
 
+@pytest.mark.parametrize("op", ["encode", "decode", "decode_scores"])
+def test_autocast_leaves_gradients_alone(cell: Cell, op: str) -> None:
+    """Those of a backward pass in its block, too, as torch's own convolutions do."""
+    found = []
+    for inside in (False, True):
+        torch.manual_seed(0)
+        arguments = arguments_of(op, device=cell.device, requires_grad=True)
+        outputs = as_tuple(getattr(torch.ops.wae, op)(*arguments))
+        with torch.autocast(cell.device, torch.bfloat16, enabled=inside):
+            torch.autograd.backward(outputs, [torch.ones_like(out) for out in outputs])
+        found.append([a.grad for a in arguments if isinstance(a, Tensor)])
+    assert all(map(torch.equal, *found))
+
+
 def test_autocast_leaves_float64_alone(cell: Cell) -> None:
     bytes_ = image_of(2, 13, 18, torch.uint8, cell.device)
     for op, *image in (("encode",), ("encode", bytes_), ("decode",), ("decode_scores",)):

@@ -16,11 +16,12 @@
 
 namespace wae::WAE_ISA {
 
-// A sum of what the rows hold and the convolution's sums, through a ReLU's derivative.
+// The convolution's sums and what these rows hold, added, through a ReLU's derivative.
 struct AddedReluGradient {
-  ReluGradient there, masked;
+  const float* rows[kTile];
+  ReluGradient masked;
   WAE_INLINE Vec operator()(Vec sum, int row, int64_t offset) const {
-    return masked(load(there.rows[row] + offset) + sum, row, offset);
+    return masked(load(rows[row] + offset) + sum, row, offset);
   }
 };
 
@@ -47,7 +48,11 @@ class DecodeScoresBackward
       start_.conv1_until(next1_ + kTile + 1);
       const ReluGradient masked = mask(start_.rows1, next1_, span1_.begin);
       gradient1_rows(0, masked);
-      if (panels_ == 2) gradient1_rows(1, AddedReluGradient{mask(gradient1_, next1_, span1_.begin), masked});
+      if (panels_ == 2) {
+        AddedReluGradient added{{}, masked};
+        gradient1_.at(next1_, span1_.begin, added.rows);
+        gradient1_rows(1, added);
+      }
       if (!owns(next1_)) continue;
       for (int panel = 0; panel < panels_; ++panel) {
         conv16_weight_gradient(start_.rows1, gradient_scores_[panel], next1_, begin_, end_,

@@ -180,7 +180,9 @@ inline void conv16_planes(const Rows& in, const Planes& out, int first, int64_t 
 
 // The derivative of the ReLU whose outputs are rows y..y+3, from column `begin` on.
 inline ReluGradient mask(const Rows& rows, int64_t y, int64_t begin) {
-  return {{rows.at(y, begin), rows.at(y + 1, begin), rows.at(y + 2, begin), rows.at(y + 3, begin)}};
+  ReluGradient gradient;
+  rows.at(y, begin, gradient.rows);
+  return gradient;
 }
 
 // Row y (half resolution) of the planes of low and high, columns of the task. weights: [ky][kx][plane][16].

@@ -1,0 +1,80 @@
+"""Processes that fork while other threads are in the middle of a call: no lock stays locked in them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+from cases import arguments_of
+
+import wae_kernels  # noqa: F401  (the ops)
+from wae_kernels import backends
+
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork"),
+    pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning"),
+]
+
+
+def ends_in_a_forked_process(call: Callable[[], object]) -> bool:
+    """Whether ``call`` returns there. It is ended where it waits for ever."""
+    if not (child := os.fork()):
+        try:
+            call()
+            os._exit(7)
+        finally:
+            os._exit(1)
+    stop = threading.Timer(20, os.kill, (child, signal.SIGKILL))
+    stop.start()
+    status = os.waitpid(child, 0)[1]
+    stop.cancel()
+    return os.waitstatus_to_exitcode(status) == 7
+
+
+def choose() -> None:
+    with backends.use("reference"):
+        pass
+
+
+def test_a_choice_of_a_backend() -> None:
+    held = threading.Event()
+
+    def other_thread() -> None:
+        with backends._lock:
+            held.set()
+            time.sleep(0.2)
+
+    thread = threading.Thread(target=other_thread)
+    thread.start()
+    held.wait()
+    assert ends_in_a_forked_process(choose)
+    thread.join()
+    choose()
+
+
+@pytest.mark.skipif(not backends.compiled_for(on_processor=True), reason="needs the compiled kernels")
+def test_a_call() -> None:
+    """Of more networks than are kept packed: to pack one, a thread has the lock for most of its call."""
+    calls = [arguments_of("encode", size=(2, 2)) for _ in range(6)]
+    over = threading.Event()
+
+    def other_thread() -> None:
+        while not over.is_set():
+            for arguments in calls:
+                torch.ops.wae.encode(*arguments)
+
+    threads = [threading.Thread(target=other_thread) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(5):
+            assert ends_in_a_forked_process(lambda: torch.ops.wae.encode(*calls[0]))
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
