@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torchvision
 from torch import nn
 
 from wae.data.input import INTERPOLATIONS, Input
@@ -22,9 +21,15 @@ from wae.storage import weights_file
 from wae.storage.checkpoint import describe_classifier, load_classifier
 from wae.storage.files import sha256
 from wae.storage.weights_file import CheckpointError
-from wae.wording import first_line
 
-from .pretrained import IMAGENET_DEVIATION, IMAGENET_MEAN, TORCHVISION, read_tensors
+from .pretrained import (
+    IMAGENET_DEVIATION,
+    IMAGENET_MEAN,
+    TORCHVISION,
+    downloaded,
+    read_tensors,
+    torchvision_weights,
+)
 
 TIMM = "timm"
 """The source of weights that is timm, for that network; they may be downloaded."""
@@ -123,14 +128,11 @@ def _given(name: str, network: nn.Module, weights: str | None) -> Original:
 
 
 def _of_torchvision(name: str, weights: str, classes: int) -> Original:
-    try:
-        best = torchvision.models.get_model_weights(name)["DEFAULT"]
-    except (ValueError, KeyError):
-        raise ValueError(f"torchvision has no weights for {name}") from None
+    best = torchvision_weights(name)
     preset = best.transforms()
     make = partial(torchvision_network, name)
     if weights == TORCHVISION:
-        network = _downloaded(TORCHVISION, name, partial(make, weights=best))
+        network = downloaded(TORCHVISION, name, partial(make, weights=best))
         sources = {"--weights": f"{TORCHVISION} {best}"}
     else:
         network, sources = _from_file(weights, make, classes)
@@ -151,7 +153,7 @@ def _of_timm(name: str, weights: str, classes: int) -> Original:
 
     make = partial(timm.create_model, name)
     if weights == TIMM:
-        network = _downloaded(TIMM, name, partial(make, pretrained=True))
+        network = downloaded(TIMM, name, partial(make, pretrained=True))
         sources = {"--weights": f"{TIMM} {_configuration(network)['tag']}"}
     else:
         network, sources = _from_file(weights, make, classes)
@@ -194,14 +196,6 @@ def _scores(network: nn.Module) -> int:
     return last.out_features if isinstance(last, nn.Linear) else last.out_channels
 
 
-def _downloaded(library: str, name: str, make: Callable[[], nn.Module]) -> nn.Module:
-    try:
-        return make()
-    except (OSError, RuntimeError) as error:  # no network, or a file that is not what its name says
-        why = first_line(error)
-        raise ValueError(f"{library}'s weights for {name} could not be downloaded: {why}") from None
-
-
 def _from_file(path: str, make: Callable[..., nn.Module], classes: int) -> tuple[nn.Module, dict[str, str]]:
     """The network that the file's tensors fit: for the data's classes, else for ImageNet's."""
     tensors = read_tensors(Path(path))
@@ -222,8 +216,8 @@ def _digest(network: nn.Module) -> str:
 
 def _put(path: str, network: nn.Module) -> None:
     """The file's tensors into ``network``: all of them, and no others."""
-    tensors = read_tensors(Path(path))
     wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    tensors = read_tensors(Path(path), wanted.keys())
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     counters = {name for name in wanted.keys() - found.keys() if name.endswith("num_batches_tracked")}
     wrong = [f"{name} is missing" for name in wanted if name not in found and name not in counters]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Set
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from wae.storage import weights_file
 from wae.storage.checkpoint import describe, load_classifier
 from wae.storage.files import no_file
 from wae.storage.weights_file import CheckpointError
+from wae.wording import first_line
 from wae_kernels.nn import Encoder
 
 TORCHVISION = "torchvision"
@@ -139,22 +141,41 @@ def _is_classifiers(name: str) -> bool:
 
 def _from_torchvision(name: str) -> Mapping[str, Tensor]:
     stem = name.removeprefix("wae_").removeprefix("wavelet_").removesuffix("_half")
+    torchvision_weights(stem)
+    make = partial(models.get_model, stem, weights="DEFAULT")
+    return downloaded(TORCHVISION, stem, make).state_dict()
+
+
+def torchvision_weights(name: str) -> Any:
+    """The best that torchvision has for its network ``name``. Raises ValueError where it has none."""
     try:
-        network: nn.Module = models.get_model(stem, weights="DEFAULT")
+        return models.get_model_weights(name)["DEFAULT"]
     except (ValueError, KeyError):
-        raise ValueError(f"torchvision has no weights for {stem}") from None
-    except (OSError, RuntimeError) as error:  # no network, or a file that is not what its name says
-        raise ValueError(f"torchvision's weights for {stem} could not be downloaded: {error}") from None
-    return network.state_dict()
+        raise ValueError(f"torchvision has no weights for {name}") from None
 
 
-def read_tensors(path: Path) -> Mapping[str, Tensor]:
-    """The tensors, by name, in a file of safetensors or torch.save's. Raises CheckpointError."""
+def downloaded(library: str, name: str, make: Callable[[], nn.Module]) -> nn.Module:
+    """What ``make`` makes, with weights that it may download. Raises ValueError where that fails."""
+    try:
+        return make()
+    except Exception as error:  # no network, or a file that is not what its name says; of any kind
+        why = first_line(error)
+        raise ValueError(f"{library}'s weights for {name} could not be downloaded: {why}") from None
+
+
+def read_tensors(path: Path, known: Set[str] = frozenset()) -> Mapping[str, Tensor]:
+    """The tensors, by name, in a file of safetensors or torch.save's, as a network was saved.
+
+    What is around it is taken off: a dictionary, and prefixes that all names have, unless names are ``known``
+    with them.
+
+    Raises CheckpointError.
+    """
     if why := no_file(path):
         raise CheckpointError(f"{path}: {why}")
     try:
         if path.suffix == ".safetensors":
-            return _unwrapped(load_file(path))
+            return _unwrapped(load_file(path), known)
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise CheckpointError(
@@ -162,19 +183,20 @@ def read_tensors(path: Path) -> Mapping[str, Tensor]:
             "state_dict() alone, as safetensors or with torch.save"
         ) from None
     except Exception as error:  # torch's reader raises nearly anything on a file that is none
-        raise CheckpointError(f"{path}: this is no file of weights ({error})") from None
+        raise CheckpointError(f"{path}: this is no file of weights ({first_line(error)})") from None
     for wrapper in ("state_dict", "model"):  # as training scripts save it
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     if not isinstance(content, Mapping) or not all(isinstance(t, Tensor) for t in content.values()):
         raise CheckpointError(f"{path}: must hold a state_dict, tensors by name")
-    return _unwrapped(content)
+    return _unwrapped(content, known)
 
 
-def _unwrapped(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def _unwrapped(tensors: Mapping[str, Tensor], known: Set[str]) -> Mapping[str, Tensor]:
     """``tensors`` without what DataParallel, torch.compile and training scripts put before every name."""
-    for _ in range(len(_WRAPPERS)):
-        for prefix in _WRAPPERS:
-            if tensors and all(name.startswith(prefix) for name in tensors):
-                tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    while tensors and not tensors.keys() & known:
+        prefix = next((p for p in _WRAPPERS if all(name.startswith(p) for name in tensors)), None)
+        if prefix is None:
+            break
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors

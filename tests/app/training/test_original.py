@@ -1,11 +1,14 @@
 """The trained classifier that a user names: from which library, with which weights and preprocessing."""
 
+import http.client
 from functools import partial
 
 import pytest
 import torch
 import torchvision
+from safetensors.torch import save_file
 from tiny_original import build
+from torch import nn
 
 from wae.data.input import Input
 from wae.models.accelerated import Form, accelerated, show_small_image, split, with_classes
@@ -47,8 +50,6 @@ def test_torchvision_s_weights_come_from_its_cache(tmp_path, monkeypatch):
 
 def test_timm_s_weights_come_from_its_cache(tmp_path, monkeypatch):
     timm = pytest.importorskip("timm")
-    from safetensors.torch import save_file
-
     name, commit = "test_resnet", "0" * 40
     network = timm.create_model(name)
     configuration = network.pretrained_cfg
@@ -78,14 +79,44 @@ def test_a_file_says_for_how_many_classes_it_is(tmp_path, classes, suffix):
     if suffix == "pth":
         torch.save({"state_dict": {f"module.{n}": t for n, t in network.state_dict().items()}}, path)
     else:
-        from safetensors.torch import save_file
-
         save_file(network.state_dict(), path)
     original = open_original(TINY, str(path), 7)
     assert original.classes == classes
     assert equal(network.state_dict(), original.network.state_dict())
     assert not original.network.training
     assert list(original.sources) == ["--weights"]
+
+
+class Wrapped(nn.Module):
+    """A network of one's own, all of it under a name that scripts put around others."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = build()
+
+    def forward(self, image):
+        return self.model(image)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "model."])
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_a_network_whose_own_names_begin_as_a_wrappers_do(tmp_path, monkeypatch, prefix, suffix):
+    source, path = Wrapped(), tmp_path / f"w.{suffix}"
+    nn.init.normal_(source.model[-1].weight)
+    tensors = {prefix + name: tensor for name, tensor in source.state_dict().items()}
+    torch.save(tensors, path) if suffix == "pth" else save_file(tensors, path)
+    monkeypatch.setattr("wae.training.original.own_network", lambda name: Wrapped())
+    original = open_original("mine:build", str(path), 5)
+    assert equal(source.state_dict(), original.network.state_dict())
+
+
+def test_whatever_a_download_fails_by_is_told(monkeypatch):
+    def make(*arguments, **options):
+        raise http.client.IncompleteRead(b"")  # neither an OSError nor a RuntimeError
+
+    monkeypatch.setattr(torchvision.models, "get_model", make)
+    with pytest.raises(ValueError, match=f"torchvision's weights for {TINY} could not be downloaded: Incom"):
+        open_original(TINY, "torchvision", 10)
 
 
 def test_weights_of_another_network_are_named(tmp_path):
