@@ -2,8 +2,9 @@
 
 As SegNet's authors published it: 367 images to train on, 101 to choose by, 233 to test, 480 x 360.
 
-A network at full resolution, at half of it with its scores brought back bilinearly, and with WAE around it.
-All are trained by one plan; every epoch is tested on ``val``, and ``test`` is looked at once, after the last.
+A network at full resolution, at half of it with its scores brought back bilinearly, and with WAE around it;
+the two last also made of the first, and taught by it. All are trained by one plan; every epoch is tested on
+``val``, and ``test`` is looked at once, after the last.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from wae.training.pretrained import scale_for_photos
 from wae_kernels.nn import Decoder, Encoder
 
 from . import panels
-from .reproduce import WAE, Claim, Job, longer, weights_path
+from .fine_tuned import FINE_TUNED, FineTuned
+from .reproduce import WAE, Job, longer, weights_path
 
 NETWORKS = ("enet", "mobilenet_deconv", "mobilenet_deconv_compensated", "pspnet_resnet18")
 """The networks that are compared, by their names in :mod:`wae.models.registry`."""
@@ -57,7 +59,7 @@ def claim(network: str = "enet", size: tuple[int, int] | None = None, times: flo
 
 
 @dataclass(frozen=True)
-class CamVid(Claim):
+class CamVid(FineTuned):
     """See the module."""
 
     network: str
@@ -73,7 +75,8 @@ class CamVid(Claim):
     @cached_property
     def registered(self) -> Mapping[str, str]:
         """See :attr:`Claim.registered`."""
-        return {self.full: self.network, HALF: f"{self.network}_half", WAE: f"wae_{self.network}"}
+        full, half, wae = self.network, f"{self.network}_half", f"wae_{self.network}"
+        return {self.full: full, HALF: half, WAE: wae, self.half_fine_tuned: half, FINE_TUNED: wae}
 
     @property
     def input(self) -> Input:
@@ -110,11 +113,12 @@ class CamVid(Claim):
 
     @torch.no_grad()
     def picture(self, data: str | Path, folder: Path) -> Image.Image | None:
-        """Test images, their true classes, and those that each network finds; None where one has no weights.
+        """Test images, their true classes, and those that the networks trained from scratch find.
 
-        Of the first seed of which there are the weights of all.
+        Of the first seed of which there are all their weights; None where there is none.
         """
-        seeds = ({n: weights_path(folder, Job(n, seed)) for n in self.registered} for seed in range(_SEEDS))
+        alone = [name for name in self.registered if self.needs(name) is None]
+        seeds = ({name: weights_path(folder, Job(name, seed)) for name in alone} for seed in range(_SEEDS))
         files = next((of for of in seeds if all(file.exists() for file in of.values())), None)
         if files is None:
             return None

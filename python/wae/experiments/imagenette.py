@@ -8,7 +8,6 @@ and half the resolution are made of the trained full network, too, with it as th
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -19,33 +18,28 @@ from typing import Any, ClassVar
 
 import safetensors
 import safetensors.torch
-import torch
 from torch import Tensor, nn
 
 from wae.data.dataset import Dataset, DatasetError, InMemory
 from wae.data.folder import ImageFolder, image_folder
-from wae.models.accelerated import split
-from wae.models.baselines import FullResolution
 from wae.models.bodies import initialize
 from wae.models.classifier import WAEClassifier
 from wae.models.counting import count
 from wae.models.registry import build, on_meta
 from wae.storage.checkpoint import Input, load_classifier
 from wae.storage.files import written
-from wae.training.linear_start import start_as_small_image
-from wae.training.plan import Plan, find
+from wae.training.plan import find
 from wae.training.pretrained import scale_for_photos
 from wae_kernels.nn import Decoder, Encoder
 
+from .fine_tuned import FINE_TUNED, FineTuned
 from .pruning import METHODS, pruned, ratio_for
 from .reproduce import (
     DECOMPOSITION,
     WAE,
     WAVELET,
-    Claim,
     Job,
     longer,
-    student,
     timed,
     weights_path,
     write_json,
@@ -55,8 +49,6 @@ NETWORKS = {"small_vgg": "small_photo_vgg", "resnet18": "resnet18", "resnet50": 
 """The networks that there is a recipe for, and their names in :mod:`wae.models.registry`."""
 
 EQUAL_COST = "half, equal cost"
-FINE_TUNED = "WAE, fine-tuned"
-"""WAE made of the trained network at full resolution, as by ``wae accelerate``, and taught by it."""
 PRUNED = {f"pruned, {method}": method for method in METHODS}
 CLASSES = 10
 _KEPT_EVERY = 5  # every fifth training image is kept aside, where something has to be chosen
@@ -64,8 +56,6 @@ _SHIFTED = 1 / 16  # of the side: how far images are shifted at most, to either 
 _MOST = 160  # pixels of a side of torchvision's smaller version
 _MEASURED, _AT_ONCE = 640, 64  # training images that an importance is measured on, and in a batch of them
 _SECONDS = 2.0  # of timing, for each ratio
-_CAREFUL = 3e-4  # rate of stage 1, where ``low`` is a small image already
-_SAMPLE = 2000  # training images that it is made one on
 
 
 def claim(
@@ -85,7 +75,7 @@ def claim(
 
 
 @dataclass(frozen=True)
-class Imagenette(Claim):
+class Imagenette(FineTuned):
     """See the module."""
 
     network: str
@@ -106,11 +96,6 @@ class Imagenette(Claim):
     def half(self) -> str:
         """See :attr:`Claim.half`."""
         return f"{self.size // 2} x {self.size // 2}"
-
-    @property
-    def half_fine_tuned(self) -> str:
-        """The network at half the resolution, begun and taught as :data:`FINE_TUNED` is: its rival."""
-        return f"{self.half}, fine-tuned"
 
     @property
     def input(self) -> Input:
@@ -158,19 +143,8 @@ class Imagenette(Claim):
         return model
 
     def needs(self, network: str) -> str | None:
-        """See :meth:`Claim.needs`: what is pruned or fine-tuned was trained before."""
-        return self.full if network in (FINE_TUNED, self.half_fine_tuned, *PRUNED) else None
-
-    def plan_of(self, network: str, seed: int) -> Plan:
-        """See :meth:`Claim.plan_of`: what is fine-tuned has the plan of what it is, and a teacher."""
-        if network == self.half_fine_tuned:
-            return student(super().plan_of(self.half, seed))
-        if network != FINE_TUNED:
-            return super().plan_of(network, seed)
-        plan = student(super().plan_of(WAE, seed))
-        first, *others = plan.stages
-        stages = replace(first, learning_rate=_CAREFUL), *others
-        return replace(plan, start="random", norm_statistics="kept", stages=stages)
+        """See :meth:`Claim.needs`: what is pruned was trained before."""
+        return self.full if network in PRUNED else super().needs(network)
 
     def jobs(self, seeds: Sequence[int]) -> list[Job]:
         """See :meth:`Claim.jobs`; of the pruned networks one seed."""
@@ -178,12 +152,9 @@ class Imagenette(Claim):
 
     def start(self, job: Job, folder: Path, training: Dataset) -> tuple[nn.Module, dict[str, Any]]:
         """See :meth:`Claim.start`: a network to be pruned is, to the time of WAE."""
-        if self.needs(job.network) is None:
+        if job.network not in PRUNED:
             return super().start(job, folder, training)
         model = load_classifier(weights_path(folder, Job(self.full, job.seed)))
-        if job.network not in PRUNED:
-            torch.manual_seed(job.seed)
-            return self._of_trained(model, job.network, training), {}
         path = self.start_path(folder, job)  # the measurement is not to be made again by a resumed run
         images, labels = training.batch(range(min(_MEASURED, len(training))), 0)
         batches = list(zip(images.split(_AT_ONCE), labels.split(_AT_ONCE), strict=True))
@@ -194,24 +165,6 @@ class Imagenette(Claim):
             found = ratio_for(lambda ratio: pruned(model, batches, method, ratio), self._share_of_time)
             write_json(path, found)
         return pruned(model, batches, method, found["ratio"]), found
-
-    def _of_trained(self, full: nn.Module, network: str, training: Dataset) -> nn.Module:
-        """What is to be fine-tuned, with the weights of the trained ``full`` network."""
-        assert isinstance(full, FullResolution)
-        model = self.build(network)
-        if not isinstance(model, WAEClassifier):
-            model.load_state_dict(full.state_dict())
-            return model
-        half = (self.size // 2,) * 2
-        body, matrix = split(copy.deepcopy(full.network), half)
-        named = zip(model.low_body.state_dict(), body.state_dict().values(), strict=True)
-        model.low_body.load_state_dict(dict(named))  # the same body, by names of its own
-        model.low_classifier.load_state_dict(matrix.state_dict())
-        for parameter in model.fusion_classifier.parameters():
-            nn.init.zeros_(parameter)
-        sample = training.batch(range(min(_SAMPLE, len(training))), 0)[0]
-        start_as_small_image(model, sample, full.image_scale, full.image_shift)
-        return model
 
     def _share_of_time(self, network: nn.Module) -> float:
         """The time of ``network`` as a share of WAE's."""

@@ -50,7 +50,7 @@ it can be chosen anew without training them again."""
 
 
 _TAUGHT: dict[str, Any] = {"mimic_weight": 1.0, "mimic_temperature": 4.0, "mimic_mirrored": True}
-"""Entries of a student's last stage, chosen on photos kept aside (docs/reproduction.md)."""
+"""Entries of a student's stages with labels, chosen on photos kept aside (docs/reproduction.md)."""
 
 
 class Job(NamedTuple):
@@ -202,9 +202,9 @@ class Claim(ABC):
 
 
 def student(plan: Plan) -> Plan:
-    """``plan`` with the trained full network as its teacher in its last stage."""
-    *others, last = plan.stages
-    return replace(plan, stages=(*others, replace(last, **_TAUGHT)))
+    """``plan`` with the trained full network as the teacher of its stages with labels."""
+    stages = (stage if stage.kind == "transform" else replace(stage, **_TAUGHT) for stage in plan.stages)
+    return replace(plan, stages=tuple(stages))
 
 
 def longer(plan: Plan, times: float) -> Plan:

@@ -24,6 +24,7 @@ from .bodies import feature_channels
 from .classifier import WAEClassifier
 from .evaluating import evaluating, in_the_mode_of
 from .light_cnn import high_body
+from .network import WAENetwork
 from .positions import fit_to
 
 _EQUAL = 1e-4  # relative, of the scores of a network and of its two parts
@@ -147,8 +148,8 @@ def _with_bias(matrix: nn.Linear) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def show_small_image(model: WAEClassifier, images: Tensor, scale: Tensor, shift: Tensor) -> None:
-    """Set the normalisation of ``low`` so that the low body gets the small image that it was trained on.
+def show_small_image(model: WAENetwork, images: Tensor, scale: Tensor, shift: Tensor) -> None:
+    """Set the normalisation of ``low`` so that the network on it gets the small image that it was trained on.
 
     ``low`` is taken to be a small image in other units: of each colour the gain and offset are those that
     make it, in the least squares, the mean of each 2 x 2 block of ``images * scale + shift``. That of

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from wae.models.accelerated import show_small_image
-from wae.models.classifier import WAEClassifier
+from wae.models.network import WAENetwork
 from wae_kernels.nn import Decoder, Encoder
 
 _NO_ENERGY = 1e-9  # as a share of the leading direction's
@@ -159,14 +159,14 @@ def _zero_bias(layer: nn.Conv2d | nn.ConvTranspose2d, channels: int) -> None:
     layer.bias[:channels] = 0
 
 
-def start_as_small_image(model: WAEClassifier, images: Tensor, scale: Tensor, shift: Tensor) -> None:
+def start_as_small_image(model: WAENetwork, images: Tensor, scale: Tensor, shift: Tensor) -> None:
     """Begin with the best linear transform of ``images`` whose ``low`` is a small image, in the units that a
-    trained low body knows: see :func:`wae.models.accelerated.show_small_image`.
+    trained network on ``low`` knows: see :func:`wae.models.accelerated.show_small_image`.
 
     Args:
         model: with a learned encoder and a decoder; its scale and shift become these.
         images: (N, 3, H, W) uint8.
-        scale, shift: of the network that the low body comes from, (3,) each.
+        scale, shift: of the network that the one on ``low`` comes from, (3,) each.
     """
     assert isinstance(model.encoder, Encoder)
     assert model.decoder is not None

@@ -13,8 +13,10 @@ from scenes import write_scenes
 
 from wae.cli import main
 from wae.data.dataset import DatasetError
+from wae.difference import relative_difference
 from wae.experiments import camvid, panels, reproduce
 from wae.experiments.camvid import CLASSES, HALF, NETWORKS, CamVid
+from wae.experiments.fine_tuned import FINE_TUNED
 from wae.experiments.reproduce import WAE, Job
 from wae.inference.maps import colours
 from wae.models.counting import count
@@ -102,6 +104,38 @@ def test_all_are_trained_for_as_many_epochs_with_labels_at_the_same_rates():
     assert claim.wae.stages[-1].epochs == max(1, plan.find("camvid").stages[-1].epochs // 4)
 
 
+def test_what_is_fine_tuned_begins_as_the_trained_network_on_a_small_image(scenes, tmp_path):
+    torch.manual_seed(1)
+    full = CLAIM.build(CLAIM.full)
+    training, _ = CLAIM.sets(scenes, 0)
+    path = reproduce.weights_path(tmp_path, Job(CLAIM.full, 3))
+    save_classifier(path, full, CLAIM.registered[CLAIM.full], training.labels, CLAIM.input)
+    half, wae = (
+        CLAIM.start(Job(name, 3), tmp_path, training)[0].eval()
+        for name in (CLAIM.half_fine_tuned, FINE_TUNED)
+    )
+    images, _ = CLAIM.kept_out(scenes).batch(range(3), epoch=0)
+    with torch.no_grad():
+        same = HalfResolutionSegmenter(full.network, full.image_scale.tolist(), full.image_shift.tolist())
+        assert torch.equal(half(images), same.eval()(images))
+        small = full._normalized(images).unfold(2, 2, 2).unfold(3, 2, 2).mean((4, 5))
+        low, _ = wae.decompose(images)
+        assert relative_difference(wae.low_norm(low), small) < 0.05
+        assert relative_difference(wae.low_network(small), full.network.eval()(small)) < 1e-5
+
+
+@pytest.mark.parametrize(("name", "own"), [("half, bilinear, fine-tuned", HALF), (FINE_TUNED, WAE)])
+def test_what_is_fine_tuned_is_taught_wherever_there_are_labels(name, own):
+    claim = camvid.claim()
+    made, alone = (claim.plan_of(network, 2) for network in (name, own))
+    assert claim.needs(name) == claim.full
+    assert len(made.stages) == len(alone.stages)
+    for stage, plain in zip(made.stages, alone.stages, strict=True):
+        taught = {"mimic_weight": 1.0, "mimic_temperature": 4.0, "mimic_mirrored": True}
+        first = {"learning_rate": 3e-4}
+        assert stage == replace(plain, **(first if plain.kind == "transform" else taught))
+
+
 @pytest.mark.slow
 def test_each_epoch_is_tested_on_val_and_test_is_looked_at_once(scenes, tmp_path, monkeypatch):
     wanted, told = [Job(WAE, 0), Job(HALF, 0)], []
@@ -142,7 +176,7 @@ def test_a_picture_shows_the_truth_and_what_each_network_finds(scenes, tmp_path,
     zoom = round(220 / 32)
     height, width = 24 * zoom, 32 * zoom
     assert picture.shape[1] > 5 * width
-    assert list(dict.fromkeys(names)) == ["image", "truth", *CLAIM.registered]
+    assert list(dict.fromkeys(names)) == ["image", "truth", CLAIM.full, HALF, WAE]
     palette = np.concatenate([colours(11).numpy(), np.zeros((1, 3), np.uint8)])
     _, labels = CLAIM.kept_out(scenes).batch([0], epoch=0)
     assert (labels < 0).any()
@@ -150,7 +184,7 @@ def test_a_picture_shows_the_truth_and_what_each_network_finds(scenes, tmp_path,
     x, y = 2 * 8 + width, 8 + 22  # the second panel
     np.testing.assert_array_equal(picture[y : y + height : zoom, x : x + width : zoom], truth)
     images, _ = CLAIM.kept_out(scenes).batch([0], epoch=0)
-    for name in CLAIM.registered:
+    for name in (CLAIM.full, HALF, WAE):
         x += width + 8
         model = load_classifier(reproduce.weights_path(tmp_path, Job(name, 1)))
         found = palette[model(images)[0].argmax(0).numpy()]
@@ -161,7 +195,7 @@ def test_the_results_in_the_repository_are_those_of_the_plan():
     """So that a run in a copy of the folder goes on from them."""
     folder = Path(__file__).resolve().parents[3] / "docs" / "results" / "camvid-enet-90x120"
     claim = camvid.claim(size=(90, 120), times=1 / 4)
-    wanted = [Job(network, seed) for network in claim.registered for seed in range(3)]
+    wanted = [Job(network, seed) for network in (claim.full, HALF, WAE) for seed in range(3)]
     assert reproduce.open_jobs(folder, wanted, claim) == []
 
 

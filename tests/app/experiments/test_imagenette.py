@@ -13,7 +13,8 @@ from wae.cli import main
 from wae.data.dataset import DatasetError
 from wae.difference import relative_difference
 from wae.experiments import imagenette, pruning, reproduce
-from wae.experiments.imagenette import EQUAL_COST, FINE_TUNED, Imagenette
+from wae.experiments.fine_tuned import FINE_TUNED
+from wae.experiments.imagenette import EQUAL_COST, Imagenette
 from wae.experiments.reproduce import Job, Result
 from wae.models.baselines import AtSize, FullResolution, HalfResolution
 from wae.models.counting import count

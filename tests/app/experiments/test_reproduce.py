@@ -90,8 +90,9 @@ def test_plans_share_all_of_waes_last_stage_but_what_is_waes_own():
     ):
         assert claim.plan_of(network, 9) == Plan(network, (stage,), batch=50, precision="bfloat16", seed=9)
     assert claim.plan_of("WAE", 9) == replace(wae, seed=9)
-    taught = replace(last, mimic_weight=1.0, mimic_temperature=4.0, mimic_mirrored=True)
-    assert claim.plan_of("WAE, mimic", 9) == replace(wae, seed=9, stages=(*first, taught))
+    taught = {"mimic_weight": 1.0, "mimic_temperature": 4.0, "mimic_mirrored": True}
+    stages = first[0], replace(first[1], **taught), replace(last, **taught)
+    assert claim.plan_of("WAE, mimic", 9) == replace(wae, seed=9, stages=stages)
 
 
 def test_the_networks_of_fashion_mnist_are_what_they_are_called():
