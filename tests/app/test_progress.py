@@ -34,6 +34,33 @@ def test_a_bar_within_another(monkeypatch):
     assert all(word in sys.stderr.getvalue() for word in ("deploying", "reading", "again"))
 
 
+def test_a_bar_tells_how_many_are_done_and_goes_with_its_work(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with progress.bar("all", None):
+        (bars,) = progress._open
+        done = [(bars.tasks[1].completed, bars.tasks[1].total) for _ in progress.track("abc", "letters")]
+        assert done == [(0, 3), (1, 3), (2, 3)]
+        with progress.bar("bytes", 10) as advance:
+            advance(4)
+            assert bars.tasks[-1].completed == 4
+        assert [task.description for task in bars.tasks] == ["all"]
+
+
+def test_what_is_printed_into_a_file_gets_there_while_a_bar_is_shown(monkeypatch, capsys):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    for line in progress.track(["one", "two"], "printing"):
+        print(line)
+    assert capsys.readouterr().out == "one\ntwo\n"
+
+
+def test_without_a_terminal_rich_is_not_needed(monkeypatch):
+    for name in ("rich", "rich.console", "rich.progress"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert list(progress.track([1, 2], "counting")) == [1, 2]
+
+
 @pytest.mark.parametrize("colours", ["", "1"], ids=["plain", "forced-colours"])
 def test_none_anywhere_else(monkeypatch, capsys, colours):
     monkeypatch.setenv("FORCE_COLOR", colours)

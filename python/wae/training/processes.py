@@ -100,6 +100,6 @@ def _device(name: str | None) -> torch.device:
             name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
         device = torch.device(name)
         torch.empty(1, device=device).item()  # which "meta" has none of
-    except (AssertionError, NotImplementedError, RuntimeError) as error:
+    except (AssertionError, RuntimeError) as error:
         raise ValueError(f"device {name} cannot be used here: {first_line(error)}") from None
     return device

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from torch import distributed as dist
 
-from wae.training.processes import _round
+from wae.training.processes import _round, agreed, is_alone, is_first, joined, processes
 
 PLAN = """
 model = "small_vgg_half"
@@ -42,6 +42,53 @@ def test_processes_of_a_round_agree_whatever_earlier_ones_left_in_the_store() ->
             assert len(agreed) == 1
             names |= agreed
     assert len(names) == 3
+
+
+@pytest.mark.parametrize("missing", [None, "WORLD_SIZE", "MASTER_ADDR"])
+def test_a_process_joins_the_others_where_torchrun_says_who_they_are(
+    monkeypatch: pytest.MonkeyPatch, missing: str | None
+) -> None:
+    """Schedulers set some of these variables too. Afterwards all is as before."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    start = {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name, value in start.items():
+        monkeypatch.setenv(name, str(value))
+    if missing:
+        monkeypatch.delenv(missing)
+    with joined("cpu") as device:
+        assert dist.is_initialized() == (missing is None)
+        assert (device.type, is_first(), is_alone(), processes(), agreed("own")) == (
+            "cpu",
+            True,
+            True,
+            1,
+            "own",
+        )
+    assert not dist.is_initialized()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_all_go_by_what_the_first_of_several_processes_says(
+    monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "get_rank", lambda: rank)
+    monkeypatch.setattr(dist, "broadcast_object_list", lambda shared: shared.__setitem__(0, "the first's"))
+    assert (is_first(), is_alone(), processes(), agreed("own")) == (rank == 0, False, 2, "the first's")
+
+
+@pytest.mark.parametrize("name", [None, "cuda"])
+def test_each_process_of_a_machine_has_a_gpu_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, name: str | None
+) -> None:
+    """Told by the error, as no machine has so many."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "120")
+    with pytest.raises(ValueError, match="device cuda:120 cannot be used here"), joined(name):
+        pass
 
 
 # ----------------------------------------------------------------------------------------- two machines

@@ -1,10 +1,13 @@
 """A training's folder: one at a time, nothing lost, begun or gone on with; networks come back from files."""
 
 import contextlib
+import errno
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -136,6 +139,41 @@ def test_two_trainings_do_not_share_a_folder(train, tmp_path, monkeypatch, capsy
     with alone_in(out), alone_in(tmp_path / "other"):
         pass
     with pytest.raises(FolderInUseError), alone_in(tmp_path), alone_in(tmp_path):
+        pass
+
+
+def test_a_training_waits_for_what_a_killed_one_left_running(tmp_path):
+    """Its processes that read data hold the folder a little longer."""
+    left = threading.Event()
+
+    def reader():
+        with alone_in(tmp_path):
+            left.set()
+            time.sleep(0.15)
+
+    thread = threading.Thread(target=reader)
+    thread.start()
+    assert left.wait(10)
+    with alone_in(tmp_path):
+        pass
+    thread.join()
+
+
+def test_a_folder_that_was_there_stays_though_nothing_came_into_it(tmp_path):
+    with alone_in(tmp_path / "made"):
+        pass
+    with alone_in(tmp_path):
+        pass
+    assert tmp_path.exists()
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_file_system_without_locks_keeps_no_training_out(tmp_path, monkeypatch):
+    def flock(*arguments):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with alone_in(tmp_path):
         pass
 
 

@@ -470,6 +470,21 @@ def test_a_share_that_is_a_whole_number_is_no_count():
     assert set(zeros(model).values()) == {1.0}
 
 
+def test_the_smallest_weights_become_zero_and_what_is_frozen_and_biases_stay():
+    model = network()
+    frozen = model.low_body[0].weight.requires_grad_(False)
+    before = state(model)
+    Masks(model, 0.25)
+    assert torch.equal(frozen, before["low_body.0.weight"])
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.dim() > 1:
+            sizes = before[name].abs()
+            kept = sizes > sizes.flatten().sort()[0][round(sizes.numel() / 4) - 1]
+            assert torch.equal(parameter, before[name] * kept)
+        else:
+            assert torch.equal(parameter, before[name])
+
+
 def test_dense_sparse_dense():
     (sparse, _), (dense, _) = run(replace(PLAN, stages=DSD[:2])), run(replace(PLAN, stages=DSD))
     assert zeros(sparse) == pytest.approx(dict.fromkeys(zeros(sparse), 0.5), abs=0.05)
