@@ -685,6 +685,23 @@ def test_a_session_has_the_seed_and_the_start_of_its_plan_but_keeps_weights_that
     assert torch.allclose(255 * half.image_scale, 1 / torch.tensor([0.229, 0.224, 0.225]))
 
 
+def test_a_body_and_an_auto_encoder_replace_those_of_the_weights(images, tmp_path):
+    files = {"weights": tmp_path / "whole", "body_weights": tmp_path / "body.safetensors"}
+    for name, path in zip(("wae_small_vgg", "small_vgg"), files.values(), strict=True):
+        save_classifier(path, builder(name)(3), name)
+    files["autoencoder"] = weights_file.WEIGHTS / "autoencoder.safetensors"
+    own = plan.Plan("wae_small_vgg", (plan.Stage("joint", 1, 0.1),))
+    made = session.Session(own, str(images), tmp_path / "out", size=28, **files)
+    training, _ = made._sets(Console())
+    whole, body, autoencoder = map(load_file, files.values())
+    body = {name.replace("body.", "low_body.", 1): t for name, t in body.items() if name.startswith("body.")}
+    for goes_on in (False, True):  # with a checkpoint, which has it all
+        loaded = made._model(training, goes_on)[1].state_dict()
+        wanted = {**whole, **body, **autoencoder}
+        assert all(torch.equal(loaded[name], tensor) for name, tensor in wanted.items()) == (not goes_on)
+        assert loaded.keys() == wanted.keys()
+
+
 @pytest.mark.parametrize("wrapper", ["state_dict", "model"])
 @pytest.mark.parametrize(
     "prefix", ["", "module.", "_orig_mod.", "model.", "backbone.", "module._orig_mod.model.backbone."]

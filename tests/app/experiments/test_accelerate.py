@@ -577,6 +577,33 @@ def test_of_a_network_with_a_new_head_that_alone_is_trained_first(tmp_path):
     assert len(free) == 2
 
 
+def test_a_new_head_is_trained_as_long_as_the_network_at_a_higher_rate(tmp_path, monkeypatch):
+    images, labels = of_two_classes(8, 0)
+    held = InMemory(images, labels, ("dark", "light"), False, 0)
+    settings = Settings(build(), (held, held), tmp_path, input_size=SIDE, epochs=6, seed=3)
+    steps = accelerate._Acceleration(settings, Console(quiet=True), torch.device("cpu"))
+    seen = []
+
+    def train(model, plan, *sets, state, **options):
+        seen.append((model, plan, sets, options["resume"], options.get("teacher")))
+        state.touch()
+        model.train()
+        return [Epoch(0, "classifier", 0, {}, None, 1.0)] * 5
+
+    monkeypatch.setattr(accelerate, "train", train)
+    assert steps._train_head() == {"epochs": 5}
+    ((model, plan, *others),) = seen
+    assert model is steps.stock
+    assert not model.training
+    assert others == [(steps.sets.training, steps.sets.test), False, None]
+    *_, joint = steps._plan(8, 0.0).stages
+    (stage,) = plan.stages
+    assert (stage.kind, stage.learning_rate, plan.batch, plan.seed) == ("classifier", 1e-2, 8, 3)
+    assert joint.learning_rate < 1e-3
+    assert (tmp_path / accelerate.ORIGINAL).is_file()
+    assert not list((tmp_path / accelerate.TRIALS).iterdir())
+
+
 @pytest.mark.parametrize(("without", "taught", "best"), [(0.5, 0.6, 1.0), (0.6, 0.5, 0.0)])
 def test_the_better_of_two_trials_says_whether_the_original_teaches(
     tmp_path, monkeypatch, without, taught, best
