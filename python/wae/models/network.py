@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import ClassVar, TypeVar
@@ -17,7 +18,7 @@ from .haar import Haar
 from .plain import is_plain
 
 
-class WAENetwork(nn.Module):
+class WAENetwork(nn.Module, ABC):
     """The parts that every WAE network begins with. A subclass adds what works behind the normalisations.
 
     ::
@@ -55,12 +56,12 @@ class WAENetwork(nn.Module):
         self.register_buffer("image_scale", numbers_like(image_scale, like))
         self.register_buffer("image_shift", numbers_like(image_shift, like))
 
+    @abstractmethod
     def behind_encoder(self, size: Sequence[int]) -> nn.Module:
         """The same modules as a network from ``low`` and ``high`` of an image of ``size`` (H, W) to scores.
 
         That is the part that an inference engine runs.
         """
-        raise NotImplementedError
 
     def decompose(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """``(low, high)`` of ``image``, as the encoder makes them: before the two normalisations, unless
