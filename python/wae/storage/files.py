@@ -184,7 +184,7 @@ def _part(path: Path) -> tuple[Path, _Raw]:
     while True:
         temporary = _temporary(path)
         with _named(path):
-            raw = _Raw(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), path)
+            raw = _Raw(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), path)
         if _lock(raw.fileno(), temporary):
             return temporary, raw
         raw.close()
@@ -197,7 +197,7 @@ def _part_folder(path: Path) -> Iterator[Path]:
         temporary = _temporary(path)
         with _named(path):
             temporary.mkdir()
-        descriptor = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(temporary, os.O_RDONLY)
         if _lock(descriptor, temporary):
             break
         os.close(descriptor)
@@ -215,7 +215,7 @@ def _stale(path: Path, flags: int) -> Iterator[Path]:
         if pattern.fullmatch(name):
             stale = path.with_name(name)
             with contextlib.suppress(OSError):  # it is gone, not ours, or locked: somebody writes it
-                descriptor = os.open(stale, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+                descriptor = os.open(stale, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     yield stale
@@ -226,7 +226,7 @@ def _stale(path: Path, flags: int) -> Iterator[Path]:
 def _sync(path: Path) -> None:
     """Have a file's content, or the new names in a folder, on the disk."""
     with contextlib.suppress(OSError):  # not every file system can
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:

@@ -1,7 +1,10 @@
 """wae.storage.files and wae.storage.decomposed: nothing is lost, and no damaged file is believed."""
 
+import errno
+import fcntl
 import hashlib
 import os
+import resource
 import socket
 import stat
 import subprocess
@@ -117,7 +120,7 @@ def test_what_appears_meanwhile_is_not_replaced(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.parametrize("name", ["n" * 255, "é" * 127, "図" * 85, "[*]?" * 60], ids=["n", "é", "図", "*"])
+@pytest.mark.parametrize("name", ["n" * 255, "é" * 127, "図" * 85, "[*]?(" * 50], ids=["n", "é", "図", "*"])
 def test_the_longest_names_can_be_written(tmp_path, name):
     for content in (b"old", b"new"):
         with files.written(tmp_path / name, force=True) as file:
@@ -138,6 +141,7 @@ with written(Path(sys.argv[1])) as file:
 
 def test_what_a_killed_process_leaves_goes_at_the_next_writing(tmp_path):
     path, others = tmp_path / "file", [".file.part", ".file.notes.part", ".file2.0123abcd.part", "file.part"]
+    others += [".file.cafe.part", "a.file.0123abcd.part", ".file.0123abcd.part.txt"]
     assert subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False).returncode == -9
     assert len(list(tmp_path.glob(".file.*.part"))) == 1
     for name in others:
@@ -271,6 +275,95 @@ def test_two_writers_of_one_file_do_not_take_each_other_s_for_stale(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize("write", ["file", "folder"])
+def test_what_another_takes_for_stale_before_it_is_locked_is_made_again(tmp_path, monkeypatch, write):
+    """And no descriptor stays open."""
+    lock, taken = fcntl.flock, []
+
+    def flock(descriptor, how):
+        if not taken:
+            (part,) = tmp_path.glob(".it.*.part")
+            taken.append(part)
+            part.unlink() if write == "file" else part.rmdir()
+        lock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    before = os.listdir("/dev/fd")
+    for content in ("old", "new"):
+        if write == "file":
+            with files.written(tmp_path / "it", force=True) as file:
+                file.write(content.encode())
+        else:
+            with files.written_folder(tmp_path / "it", True, "mark") as new:
+                (new / "mark").write_text(content)
+        made = tmp_path / "it" if write == "file" else tmp_path / "it" / "mark"
+        assert made.read_text() == content
+        (tmp_path / ".it.0123abcd.part").touch()  # which the next one looks at
+    assert len(os.listdir("/dev/fd")) == len(before)
+    assert len(taken) == 1
+
+
+def test_a_file_system_that_locks_nothing_and_syncs_no_folders(tmp_path, monkeypatch):
+    """Then nothing is taken for stale."""
+    sync = os.fsync
+
+    def fsync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        sync(descriptor)
+
+    def flock(descriptor, how):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(fcntl, "flock", flock)
+    (tmp_path / ".file.0123abcd.part").touch()
+    with files.written(tmp_path / "file") as file:
+        file.write(b"all")
+    with files.written_folder(tmp_path / "new" / "folder", False, "mark") as new:
+        (new / "mark").touch()
+    assert {path.name for path in tmp_path.iterdir()} == {"file", ".file.0123abcd.part", "new"}
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["folder"]
+
+
+def too_large(path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with files.written(path) as file:
+            file.write(b"x" * 2000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def written(path):
+    with files.written(path):
+        pass
+
+
+def written_folder(path):
+    with files.written_folder(path, False, "mark"):
+        pass
+
+
+def test_an_error_names_the_file_that_is_meant_and_not_the_temporary_one(tmp_path, monkeypatch):
+    nowhere = Path("/dev/fd/new")  # nobody can make a file there
+    for write, path in ((too_large, tmp_path / "file"), (written, nowhere), (written_folder, nowhere)):
+        with pytest.raises(OSError, match=r"^\[Errno") as error:
+            write(path)
+        assert error.value.filename == str(path)
+    assert not list(tmp_path.iterdir())
+
+    def fsync(descriptor):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="Input/output error") as error:
+        written(tmp_path / "file")
+    assert error.value.filename == str(tmp_path / "file")
+    assert not list(tmp_path.iterdir())
+
+
 def test_file_and_folder_are_on_the_disk_before_and_after_the_renaming(tmp_path, monkeypatch):
     done = []
 
@@ -288,8 +381,10 @@ def test_what_is_in_a_folder_is_on_the_disk_before_it_has_its_name(tmp_path, mon
     folder, done = tmp_path / "folder", []
     monkeypatch.setattr(os, "fsync", lambda d: done.append((os.fstat(d).st_ino, folder.exists())))
     with files.written_folder(folder, False, "mark") as new:
-        (new / "mark").write_text("content")
-    assert {((folder / "mark").stat().st_ino, False), (folder.stat().st_ino, False)} <= set(done)
+        (new / "deep").mkdir()
+        (new / "deep" / "mark").write_text("content")
+    for path in (folder, folder / "deep", folder / "deep" / "mark"):
+        assert (path.stat().st_ino, False) in done
     assert done[-1] == (tmp_path.stat().st_ino, True)
 
 
