@@ -50,7 +50,8 @@ def run(options: argparse.Namespace) -> int:
         return shared.complain(f"{options.output}: Pillow writes no file of this name; use .png", 2)
     if options.quality is not None and file_format not in _QUALITIES:
         return shared.complain(f"--quality is for {', '.join(_QUALITIES)}, got {file_format}", 2)
-    shared.check_target(options.output, options.file, options.force)
+    for source in filter(None, (options.file, options.weights)):
+        shared.check_target(options.output, source, options.force)
     model = shared.autoencoder(options.weights)
     try:
         with shared.input_file(options.file) as path:

@@ -187,12 +187,14 @@ def _plan_for_folder(options: argparse.Namespace) -> Plan:
     Raises PlanError where it has none.
     """
     from wae.data.folder import ImageFolder
+    from wae.data.images import MAX_PIXELS
     from wae.data.loading import open_dataset
     from wae.data.segmentation import SegmentationFolder
     from wae.training import plan
     from wae.training.small_data import MODEL, fitting_size, small_data_plan
 
-    data = open_dataset(options.data, train=True, augment=False, seed=0, on_corrupt=options.on_corrupt)
+    max_pixels = options.max_pixels or MAX_PIXELS
+    data = open_dataset(options.data, True, False, 0, options.size, options.on_corrupt, max_pixels)
     if isinstance(data, SegmentationFolder):
         return plan.find("camvid")
     if not isinstance(data, ImageFolder):

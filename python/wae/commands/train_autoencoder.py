@@ -43,8 +43,10 @@ def run(options: argparse.Namespace) -> int:
 
     refuse_existing(options.output, options.force or options.resume)
     names = tuple(map(str, options.photos)) or photos.TRAINING
-    sources = options.photos or map(photos.photo_path, photos.TRAINING)
-    images = [shared.read_image(path) for path in shared.found_images(sources)]
+    paths = shared.found_images(options.photos or map(photos.photo_path, photos.TRAINING))
+    for path in paths:
+        shared.check_target(options.output, path, options.force or options.resume)
+    images = [shared.read_image(path) for path in paths]
     kept_out = {name: photos.photo(name) for name in photos.KEPT_OUT}
     console = shared.console(options.json)
     given = {name: getattr(options, name) for name in _PLAN if getattr(options, name) is not None}

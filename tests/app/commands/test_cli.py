@@ -148,6 +148,22 @@ def test_an_input_is_never_its_own_output(photo_file, weights, capsys):
     assert weights.read_bytes() == before
 
 
+def test_weights_and_photos_to_train_on_are_inputs_too(tmp_path, photo_file, weights, capsys):
+    named = tmp_path / "weights.png"
+    named.write_bytes(weights.read_bytes())
+    assert run("encode", photo_file, "-o", tmp_path / "m", "--weights", named) == 0
+    assert run("decode", tmp_path / "m", "-o", named, "--weights", named, "--force") == 1
+    assert "weights.png is the input" in capsys.readouterr().err
+    assert named.read_bytes() == weights.read_bytes()
+    named.unlink()
+    before = photo_file.read_bytes()
+    for source in (photo_file, tmp_path):
+        options = ("--force", "--steps", 1, "--batch", 1, "--crop", 8)
+        assert run("train-autoencoder", source, "-o", photo_file, *options) == 1
+        assert "photo.png is the input" in capsys.readouterr().err
+    assert photo_file.read_bytes() == before
+
+
 def test_decode_refuses_what_it_cannot_do(tmp_path, weights, photo_file, capsys):
     assert run("encode", photo_file, "-o", tmp_path / "m", "--weights", weights) == 0
     assert run("decode", tmp_path / "m", "-o", tmp_path / "x.unknown", "--weights", weights) == 2

@@ -13,7 +13,9 @@ from scenes import small_network, small_segmenter, write_scenes
 from torch import nn
 
 from wae import cli
+from wae.commands import train as command
 from wae.data.dataset import NOT_COUNTED
+from wae.data.images import ImageError
 from wae.data.input import Input, whole
 from wae.data.segmentation import segmentation_folder
 from wae.models.counting import count
@@ -26,7 +28,7 @@ from wae.training import trainer
 from wae.training.accuracy import Accuracy, PixelAccuracy, counts_for
 from wae.training.losses import class_weights, cross_entropy, mimic_loss
 from wae.training.objective import Objective
-from wae.training.plan import Plan, PlanError, Stage, read
+from wae.training.plan import Plan, PlanError, Stage, find, read
 from wae.training.session import Session, rehearse
 from wae.training.trainer import Observer, evaluate, train
 
@@ -341,6 +343,19 @@ def test_a_segmenter_is_refused_where_images_have_one_label(tmp_path, capsys):
         "wae_enet scores each pixel, and the data has a class for an image as a whole"
         in capsys.readouterr().err
     )
+
+
+def test_size_and_limit_that_are_given_hold_where_a_plan_is_looked_for_too(tmp_path):
+    """Of images that are too large to be taken as they are."""
+    folder = write_scenes(tmp_path / "large", (("train", 1), ("val", 1)), (16, 2064))
+    line = ["train", "--data", str(folder), "-o", str(tmp_path / "out")]
+
+    def chosen(*more):
+        return command._plan(cli.build_parser().parse_args([*line, *more]))
+
+    assert chosen("--size", "16x32") == find("camvid")
+    with pytest.raises(ImageError, match="2064 x 16 pixels are more than 100, the limit"):
+        chosen("--max-pixels", "100")
 
 
 def saved(path, name="enet", size=(40, 48)):
