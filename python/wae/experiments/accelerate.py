@@ -29,7 +29,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from wae.data.classes import ClassError, class_order
-from wae.data.dataset import DatasetError, InMemory
+from wae.data.dataset import Dataset, DatasetError, InMemory
 from wae.data.folder import ImageFolder, OnCorrupt
 from wae.data.images import MAX_PIXELS
 from wae.data.input import Input
@@ -37,12 +37,11 @@ from wae.data.loading import batches, fingerprint, open_dataset
 from wae.data.segmentation import SegmentationFolder
 from wae.data.shards import Shards
 from wae.errors import WaeError
-from wae.inference.batches import filled
 from wae.inference.calibration import spread
 from wae.inference.deployed import Deployed, DisagreementError, deploy
-from wae.inference.engines import EngineError
+from wae.inference.engines import ENGINES, EngineError, in_turns
 from wae.inference.export import export
-from wae.inference.precision import DTYPES
+from wae.inference.precision import DTYPES, NAMES
 from wae.inference.timing import interleaved
 from wae.models.accelerated import Form, accelerated, show_small_image, with_classes
 from wae.models.baselines import AtSize, FullResolution
@@ -62,10 +61,10 @@ from wae.training.original import TIMM, Original, open_original
 from wae.training.plan import Plan, Stage, changed
 from wae.training.pretrained import TORCHVISION, load_autoencoder
 from wae.training.processes import agreed, is_first, joined, processes
-from wae.training.session import LOG, MODEL, PLAN, STATE, TENSORBOARD, observed
+from wae.training.session import LOG, MODEL, PLAN, STATE, TENSORBOARD, observed, rehearse
 from wae.training.small_data import acceleration_plan
-from wae.training.trainer import Observer, evaluate, train
-from wae.wording import counted
+from wae.training.trainer import Epoch, Observer, evaluate, train
+from wae.wording import counted, first_line
 
 from . import acceleration_report, rivals
 
@@ -150,6 +149,11 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1e6:
                 raise AccelerationError(f"{name} must be a number of 0 or more, got {value!r}")
+        for name, known in (("engine", ("auto", *ENGINES)), ("precision", ("auto", *NAMES))):
+            if getattr(self, name) not in known:
+                raise AccelerationError(
+                    f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
+                )
         if self.mimic_mirrored and self.mimic == 0:
             raise AccelerationError("mimic_mirrored needs a mimic above 0, got 0: nobody teaches")
         if not 0 <= self.max_drop <= 1:
@@ -241,14 +245,19 @@ def accelerate(
 
     Returns the path of the checkpoint. Raises as :func:`run`.
     """
-    held = tuple(map(_in_memory, data)) if isinstance(data, tuple) else data
-    settings = Settings(model, held, Path(folder), **options)  # type: ignore[arg-type]
+    held = _in_memory(*data) if isinstance(data, tuple) else data
+    settings = Settings(model, held, Path(folder), **options)
     return run(settings, console or Console(), force)
 
 
-def _in_memory(loader: Loader) -> InMemory:
-    images, labels = (torch.cat(parts) for parts in zip(*loader, strict=True))
-    return InMemory(images, labels, [str(number) for number in range(int(labels.max()) + 1)], False, 0)
+def _in_memory(training: Loader, test: Loader) -> tuple[InMemory, InMemory]:
+    """What the loaders give, of the same classes: those that either has. Raises DatasetError."""
+    read = [tuple(map(torch.cat, zip(*loader, strict=True))) for loader in (training, test)]
+    if not all(read):
+        raise DatasetError("data: a loader must give images and labels, got one that gives nothing")
+    classes = [str(number) for number in range(1 + max(int(labels.max()) for _, labels in read))]
+    one, other = (InMemory(images, labels, classes, False, 0) for images, labels in read)
+    return one, other
 
 
 def run(settings: Settings, console: Console, force: bool = False) -> Path:
@@ -306,6 +315,7 @@ class _Acceleration:
 
     def __init__(self, settings: Settings, console: Console, device: torch.device) -> None:
         self.settings, self.console, self.device = settings, console, device
+        _check_engine(settings, device)
         self._opened_sets: dict[int, Sets] = {}
         classes = len(self._opened(None)[0].labels)
         self.original = _overridden(open_original(settings.model, settings.weights, classes), settings)
@@ -375,10 +385,10 @@ class _Acceleration:
         """The network to begin with."""
         start = self.settings.start
         torch.manual_seed(self.settings.seed)
-        model = accelerated(self.original.network, form)
+        model = accelerated(self.original.network, form).cpu().requires_grad_(True)  # what was frozen too
         plain = self._sets(form).plain
         sample = _readable(plain, _SAMPLE)
-        scale, shift = self.stock.image_scale, self.stock.image_shift
+        scale, shift = self.stock.image_scale.cpu(), self.stock.image_shift.cpu()
         if start == "linear":
             start_as_small_image(model, sample, scale, shift)
         else:
@@ -411,6 +421,17 @@ class _Acceleration:
         shared = processes() if s.batch is None else 1  # what a user asks for is checked by the training
         return replace(plan, stages=tuple(stages), batch=batch - batch % shared or batch, seed=s.seed)
 
+    def _described(self) -> tuple[str, tuple[str, ...], Input]:
+        """In the checkpoint: the network's name, the classes' names, and what an image becomes."""
+        return self._name(), self.sets.test.labels, self.original.input.of_size(self.form.size)
+
+    def _asked_mimic(self) -> float | None:
+        """The weight that the settings, or their plan, give the original's scores; None for a trial's."""
+        s = self.settings
+        if s.mimic is None and s.plan is not None:
+            return max(stage.mimic_weight for stage in s.plan.stages)
+        return s.mimic
+
     def _name(self) -> str:
         """In the checkpoint."""
         name = self.original.name
@@ -422,13 +443,16 @@ class _Acceleration:
         """Measure the original, choose what is to be chosen, and train: in all processes."""
         settings = self.settings
         record = self._record()
+        if is_first() and "training" not in record.found:
+            model = self._network(self.form)
+            rehearse(settings.folder, model, *self._described(), self.form, self.original.network)
         self._say(f"{self.original.name}: {counted(len(self.sets.training), 'image')} to train on, "
                   f"{len(self.sets.test):,} to test, {counted(self.original.classes, 'class')}")  # fmt: skip
         if self.new_head:
             self._say(self.new_head)
             record.once("head", self._train_head)
+            self._forget("head")
             weights_file.load(settings.folder / ORIGINAL, self.original.network)
-            self.original.network.requires_grad_(True)
         found = record.once("original", self._measure_original)
         self._say(f"the original's top-1 accuracy: {100 * found['accuracy']:.2f} %")
         if settings.target is not None or settings.target_ms is not None:
@@ -438,9 +462,7 @@ class _Acceleration:
             self._say(
                 f"images of {self.form.size}, the light body's factor {self.form.factor}: {chosen['why']}"
             )
-        mimic = settings.mimic
-        if mimic is None and settings.plan is not None:
-            mimic = max(stage.mimic_weight for stage in settings.plan.stages)
+        mimic = self._asked_mimic()
         if mimic is None:
             mimic = record.once("mimic", lambda: self._try_mimic(record))["weight"]
         record.once("training", lambda: self._train(mimic))
@@ -448,6 +470,7 @@ class _Acceleration:
             (settings.folder / STATE).unlink(missing_ok=True)
         for name in rivals.NAMES if settings.compare else ():
             record.once(f"rival: {name}", partial(self._train_rival, name, mimic, record))
+            self._forget(name)
         return record
 
     def finish(self, record: _Record) -> None:
@@ -489,7 +512,7 @@ class _Acceleration:
                 )
         elif entries:
             raise FileExistsError(f"{self.settings.folder} is not empty, and holds no acceleration; "
-                                  "name another folder, or --force")  # fmt: skip
+                                  "name another folder")  # fmt: skip
         else:
             record.write()
         return record
@@ -522,26 +545,11 @@ class _Acceleration:
         *_, joint = acceleration_plan(images, self._name()).stages
         stage = replace(joint, kind="classifier", learning_rate=_HEAD_RATE)
         plan = Plan(self._name(), (stage,), self._plan(images, 0.0).batch, seed=self.settings.seed)
-        state = self.settings.folder / TRIALS / "head.safetensors"
-        if is_first():
-            state.parent.mkdir(exist_ok=True)
-        with self._terminal() as observer:
-            history = train(
-                self.stock,
-                plan,
-                sets.training,
-                sets.test,
-                state=state,
-                resume=agreed(state.exists()),
-                observer=observer,
-                workers=self.settings.workers,
-                device=self.device,
-            )
+        history = self._fit("head", self.stock, plan, sets.training, sets.test)
         self.stock.cpu().eval()
         if is_first():
             path = self.settings.folder / ORIGINAL
             weights_file.save(path, self.original.network, {"plan": plan.as_dict()}, force=True)
-            state.unlink()
         return agreed({"epochs": len(history)})  # the others wait for the file
 
     def _trial(self, record: _Record, form: Form, mimic: float) -> float:
@@ -555,30 +563,51 @@ class _Acceleration:
             plan = self._plan(len(rest), mimic)
             stages = (replace(stage, epochs=max(1, round(stage.epochs / _TRIAL))) for stage in plan.stages)
             plan = replace(plan, stages=tuple(stages))
-            state = self.settings.folder / TRIALS / f"{name}.safetensors"
-            if is_first():
-                state.parent.mkdir(exist_ok=True)
-            with self._terminal() as observer:
-                history = train(
-                    self._network(form),
-                    plan,
-                    sets.training.subset(rest),
-                    sets.plain.subset(kept),
-                    state=state,
-                    resume=agreed(state.exists()),
-                    teacher=self._teacher(form) if mimic else None,
-                    observer=observer,
-                    workers=self.settings.workers,
-                    device=self.device,
-                )
+            training, test = sets.training.subset(rest), sets.plain.subset(kept)
+            teacher = self._teacher(form) if mimic else None
+            history = self._fit(name, self._network(form), plan, training, test, teacher)
             assert history[-1].accuracy is not None
             return history[-1].accuracy.score
 
         accuracy: float = record.once(f"trial: {name}", find)
-        if is_first():
-            (self.settings.folder / TRIALS / f"{name}.safetensors").unlink(missing_ok=True)
+        self._forget(name)
         self._say(f"trial, {name}: {100 * accuracy:.2f} % of the images kept aside")
         return accuracy
+
+    def _fit(
+        self,
+        name: str,
+        model: nn.Module,
+        plan: Plan,
+        training: Dataset,
+        test: Dataset,
+        teacher: nn.Module | None = None,
+    ) -> list[Epoch]:
+        """Train. A stopped run goes on from the checkpoint called ``name``, until that is forgotten."""
+        state = self._checkpoint(name)
+        if is_first():
+            state.parent.mkdir(exist_ok=True)
+        with self._terminal() as observer:
+            return train(
+                model,
+                plan,
+                training,
+                test,
+                state=state,
+                resume=agreed(state.exists()),
+                teacher=teacher,
+                observer=observer,
+                workers=self.settings.workers,
+                device=self.device,
+            )
+
+    def _checkpoint(self, name: str) -> Path:
+        return self.settings.folder / TRIALS / f"{name}.safetensors"
+
+    def _forget(self, name: str) -> None:
+        """Remove the checkpoint of a training that is on the record."""
+        if is_first():
+            self._checkpoint(name).unlink(missing_ok=True)
 
     @contextmanager
     def _terminal(self) -> Iterator[Observer]:
@@ -607,16 +636,15 @@ class _Acceleration:
         plan = self._plan(len(self.sets.training), mimic)
         model = self._network(self.form)
         self._say(getattr(model.high_body, "reason", ""))
-        goes_on = agreed(state.exists())
         images = _readable(self.sets.test, SHOWN)
-        with observed(folder, self.console, images, goes_on) as observer:
+        with observed(folder, self.console, images) as observer:
             history = train(
                 model,
                 plan,
                 self.sets.training,
                 self.sets.test,
                 state=state,
-                resume=goes_on,
+                resume=agreed(state.exists()),
                 teacher=self._teacher(self.form) if mimic else None,
                 observer=observer,
                 workers=self.settings.workers,
@@ -624,13 +652,9 @@ class _Acceleration:
             )
         accuracy = history[-1].accuracy
         assert isinstance(accuracy, Accuracy)
-        input = self.original.input.of_size(self.form.size)
         if is_first():
             made = {"plan": plan.as_dict(), "accuracy": accuracy}
-            labels = self.sets.test.labels
-            save_classifier(
-                folder / MODEL, model.cpu(), self._name(), labels, input, made, force=True, form=self.form
-            )
+            save_classifier(folder / MODEL, model.cpu(), *self._described(), made, force=True, form=self.form)
         return {
             "accuracy": accuracy.score,
             "top5": accuracy.top5,
@@ -649,28 +673,13 @@ class _Acceleration:
         sets = self._sets(Form(self.original.input.size))
         model = self._rival(name, found)
         plan = self._plan(len(sets.training), mimic).without_encoder()
-        state, path = (self.settings.folder / part / f"{name}.safetensors" for part in (TRIALS, RIVALS))
-        if is_first():
-            state.parent.mkdir(exist_ok=True)
-            path.parent.mkdir(exist_ok=True)
         self._say(f"the rival: {name}")
-        with self._terminal() as observer:
-            history = train(
-                model,
-                plan,
-                sets.training,
-                sets.test,
-                state=state,
-                resume=agreed(state.exists()),
-                teacher=self.original.classifier() if mimic else None,
-                observer=observer,
-                workers=self.settings.workers,
-                device=self.device,
-            )
+        teacher = self.original.classifier() if mimic else None
+        history = self._fit(name, model, plan, sets.training, sets.test, teacher)
         assert history[-1].accuracy is not None
         if is_first():
+            path = self.settings.folder / RIVALS / f"{name}.safetensors"
             weights_file.save(path, model.cpu(), {"plan": plan.as_dict()}, force=True)
-            state.unlink()
         return {**found, "accuracy": history[-1].accuracy.score}
 
     def _find_rival(self, name: str) -> dict[str, Any]:
@@ -694,11 +703,11 @@ class _Acceleration:
         try:
             return rivals.find(name, self._stock(), size, multiply_adds, self._batches(), share_of_time)
         except Exception as error:  # Torch-Pruning raises what it likes for what it does not know
-            return {"left out": str(error).partition("\n")[0]}
+            return {"left out": first_line(error)}
 
     def _stock(self) -> FullResolution:
         """A copy of the original that shares nothing."""
-        return copy.deepcopy(self.original.classifier()).cpu()
+        return copy.deepcopy(self.original.classifier()).cpu().requires_grad_(True)
 
     def _batches(self) -> list[tuple[Tensor, Tensor]]:
         """Training images, for the gradients that pruning goes by."""
@@ -730,7 +739,7 @@ class _Acceleration:
         try:
             return self._deployed(network, data)
         except (EngineError, DisagreementError) as error:
-            return str(error).partition("\n")[0]
+            return first_line(error)
 
     def _deploy(self, model: WAEClassifier, record: _Record) -> dict[str, Any]:
         """All networks in their fastest forms, timed in turns; the new one saved."""
@@ -779,7 +788,7 @@ class _Acceleration:
         try:
             forms["accelerated"].save(self.settings.folder / DEPLOYED, force=True)
         except EngineError as error:  # as all on GPUs
-            found["accelerated"]["not saved"] = str(error)
+            found["accelerated"]["not saved"] = first_line(error)
         return found
 
     def _synchronize(self) -> Callable[[], None]:
@@ -791,8 +800,8 @@ class _Acceleration:
             report = export(
                 model.cpu(), self.settings.folder / ONNX, "onnx", (self.form.size,) * 2, force=True
             )
-        except EngineError as error:
-            return {"not written": str(error)}
+        except (EngineError, DisagreementError) as error:
+            return {"not written": first_line(error)}
         finally:
             model.to(self.device)
         return {"difference": report["difference"]}
@@ -812,10 +821,11 @@ class _Acceleration:
                 f"target: needs at most {1e3 * allowed:.2f} ms, the fastest form that was measured takes "
                 f"{1e3 * fastest['seconds']:.2f} ms (images of {fastest['size']}, factor {fastest['factor']})"
             )
+        mimic = self._asked_mimic() or 0.0
         # of those that meet it the slowest have the most to compute with
         tried = sorted(curve, key=lambda entry: -entry["seconds"])[:_TRIED]
         for entry in tried:
-            entry["kept"] = self._trial(record, Form(entry["size"], entry["factor"]), s.mimic or 0.0)
+            entry["kept"] = self._trial(record, Form(entry["size"], entry["factor"]), mimic)
         best = max(tried, key=lambda entry: entry["kept"])
         trial = f"{100 * best['kept']:.2f} % in a trial, the best of {len(tried)}"
         return {
@@ -839,13 +849,13 @@ class _Acceleration:
         forms: dict[str, Form] = {}
         calls: dict[str, Callable[[], Tensor]] = {}
         for form in (Form(size, factor) for size in sizes for factor in _FACTORS):
+            name = f"{form.size} {form.factor}"
             try:
                 model = self._network(form).eval().to(self.device)
-            except (ValueError, DatasetError):  # images in memory have one size, and positions theirs
-                continue
-            name = f"{form.size} {form.factor}"
+                calls[name] = self._timed(model, form.size, options)
+            except (ValueError, EngineError, DisagreementError):
+                continue  # images in memory have one size, positions theirs, and engines what they run
             forms[name] = form
-            calls[name] = self._timed(model, form.size, options)
         calls["original"] = self._timed(self.stock.to(self.device), side, options)
         times = interleaved(calls, _SECONDS * 2, settle=1, synchronize=self._synchronize())
         curve = [
@@ -860,6 +870,15 @@ class _Acceleration:
         return lambda: deployed(images)
 
 
+def _check_engine(settings: Settings, device: torch.device) -> None:
+    """Raise AccelerationError where no engine that may be taken can run here, or in this precision."""
+    engines = ENGINES.values() if settings.engine == "auto" else [ENGINES[settings.engine]]
+    wanted = None if settings.precision == "auto" else settings.precision
+    reasons = [engine.why_not(device, wanted) for engine in engines]
+    if None not in reasons:
+        raise AccelerationError(f"engine: {'; '.join(map(str, reasons))}")
+
+
 def _overridden(original: Original, settings: Settings) -> Original:
     """``original`` with the preprocessing that the settings ask for."""
     input = original.input.of_size(settings.input_size or original.input.size)
@@ -870,15 +889,11 @@ def _overridden(original: Original, settings: Settings) -> Original:
 
 
 class _Filled(nn.Module):
-    """A deployed network that takes any number of images: a part at a time, the last filled up."""
+    """A deployed network as a module that takes any number of images."""
 
     def __init__(self, deployed: Deployed) -> None:
         super().__init__()
-        self.deployed = deployed
-
-    def forward(self, images: Tensor) -> Tensor:
-        parts = images.split(self.deployed.batch)
-        return torch.cat([self.deployed(filled(part, self.deployed.batch))[: len(part)] for part in parts])
+        self.forward = in_turns(deployed, deployed.batch)
 
 
 def _readable(data: ImageFolder | Shards | InMemory, count: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -67,8 +68,8 @@ def open_original(model: str | nn.Module, weights: str | None, classes: int) -> 
 
     Args:
         model: a name of torchvision or timm; a checkpoint of ours, ``FILE.safetensors``; ``module:function``,
-            which is imported and called; or the network itself. The preprocessing of one of your own is that
-            of its timm configuration (``pretrained_cfg``), if it has one, else ImageNet's.
+            which is imported and called; or the network itself, which is copied. The preprocessing of one of
+            your own is that of its timm configuration (``pretrained_cfg``), if it has one, else ImageNet's.
         weights: a file of the network's ``state_dict``; ``torchvision`` or ``timm`` for the library's own,
             which may be downloaded; None for those that the network has.
         classes: of the data: what a file of weights may be for, besides ImageNet's 1000.
@@ -78,7 +79,7 @@ def open_original(model: str | nn.Module, weights: str | None, classes: int) -> 
         NetworkError, ValueError: there is no such network, or it has no weights.
     """
     if isinstance(model, nn.Module):
-        return _given(type(model).__name__.lower() + ":given", model, weights)
+        return _given(type(model).__name__.lower() + ":given", copy.deepcopy(model).cpu(), weights)
     if model.endswith(".safetensors"):
         if weights is not None:
             raise ValueError(f"weights: {model} holds its own; leave --weights away")

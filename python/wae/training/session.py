@@ -28,6 +28,7 @@ from wae.data.folder import ImageFiles, OnCorrupt, evaluation_resize
 from wae.data.images import MAX_PIXELS
 from wae.data.loading import open_dataset
 from wae.data.segmentation import SegmentationFolder
+from wae.models.accelerated import Form
 from wae.models.evaluating import evaluating
 from wae.models.network import WAENetwork
 from wae.models.registry import PARTS, NetworkError, build, on_meta
@@ -141,7 +142,7 @@ class Session:
             _try_training(plan, len(sets[0].labels), images)
             teacher = self._teacher(images, sets[1].labels, console)
             described = plan.model, sets[0].labels, _input(sets[1], images)
-            with observed(self.folder, console, images, goes_on) as observer:
+            with observed(self.folder, console, images) as observer:
                 if is_first():
                     rehearse(self.folder, model, *described)
                 history = train(
@@ -211,6 +212,8 @@ class Session:
         sources = {option: sha256(path) for option, path in self._files().items()}
         if self.body_weights == pretrained.TORCHVISION:
             sources["--body-weights"] = pretrained.TORCHVISION
+        if self.on_corrupt != "error" and self.max_pixels != MAX_PIXELS:  # more or fewer are left out
+            sources["--max-pixels"] = str(self.max_pixels)
         return {**sources, "--on-corrupt": self.on_corrupt}
 
     def _sets(self, console: Console) -> list[Dataset]:
@@ -277,21 +280,19 @@ class Session:
 
 
 @contextmanager
-def observed(folder: Path, console: Console, images: Tensor, goes_on: bool) -> Iterator[Observer]:
+def observed(folder: Path, console: Console, images: Tensor) -> Iterator[Observer]:
     """The observers of a training that writes to ``folder``; on other processes than the first, none.
 
     Args:
         folder: of the plan, the log and TensorBoard's files.
         console: where the epochs are shown.
         images: that TensorBoard shows.
-        goes_on: whether the training began before: then the plan is there.
     """
     if not is_first():
         yield Observer()
         return
     with ExitStack() as stack:
-        observers: list[Observer] = [] if goes_on else [_NewFolder(folder)]
-        observers.append(JsonLines(folder / LOG))
+        observers: list[Observer] = [_PlanFile(folder / PLAN), JsonLines(folder / LOG)]
         try:
             observers.append(TensorBoard(folder / TENSORBOARD, images))
         except ModuleNotFoundError:
@@ -300,24 +301,36 @@ def observed(folder: Path, console: Console, images: Tensor, goes_on: bool) -> I
         yield Together(observers)
 
 
-class _NewFolder(Observer):
-    """Writes the plan, when all is checked that can be checked before the first step."""
+class _PlanFile(Observer):
+    """Writes the plan, when all is checked that can be checked before the first step.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    Also where a training goes on: it may have been killed between its first checkpoint and this.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
 
     def begin(self, plan: Plan, history: list[Epoch]) -> None:
         """See :class:`Observer`."""
-        with written(self._folder / PLAN, force=True) as file:
+        with written(self._path, force=True) as file:
             file.write(plan.as_toml().encode())
 
 
-def rehearse(folder: Path, model: nn.Module, network: str, labels: Sequence[str], input: Input) -> None:
+def rehearse(
+    folder: Path,
+    model: nn.Module,
+    network: str,
+    labels: Sequence[str],
+    input: Input,
+    form: Form | None = None,
+    original: nn.Module | None = None,
+) -> None:
     """Save ``model`` and load it again, as at the end of a training, so that nothing is found out only then.
 
     Args:
         folder: where it will be kept; the file goes away again.
-        model, network, labels, input: as for :func:`wae.storage.checkpoint.save_classifier`.
+        model, network, labels, input, form: as for :func:`wae.storage.checkpoint.save_classifier`.
+        original: as for :func:`wae.storage.checkpoint.load_classifier`.
 
     Raises:
         OSError: there is no room, or no permission to write.
@@ -325,8 +338,8 @@ def rehearse(folder: Path, model: nn.Module, network: str, labels: Sequence[str]
     """
     path = folder / ".rehearsal"
     try:
-        save_classifier(path, model, network, labels, input, force=True)
-        loaded = load_classifier(path).state_dict()
+        save_classifier(path, model, network, labels, input, force=True, form=form)
+        loaded = load_classifier(path, original).state_dict()
         if describe(path).labels != tuple(labels):
             raise CheckpointError(f"{network}: the names of its classes do not come back from a file")
         different = [name for name, tensor in model.state_dict().items() if not _same(tensor, loaded[name])]

@@ -403,6 +403,17 @@ def test_a_limit_of_pixels(train, images, tmp_path, capsys):
     assert "18 x 20 pixels are more than 359, the limit" in errors(capsys)
 
 
+def test_a_training_that_leaves_images_out_goes_on_with_the_same_limit_of_pixels(
+    train, images, tmp_path, capsys
+):
+    Image.new("RGB", (40, 40)).save(next((images / "train").rglob("*.png")))
+    options = "--on-corrupt", "skip", "--epochs", 1
+    assert train("--max-pixels", 1000, *options) == 0
+    assert train("--resume", *options) == 1
+    assert "was begun with another --max-pixels ('1000', not None)" in errors(capsys)
+    assert train("--resume", "--max-pixels", 1000, *options) == 0
+
+
 def test_corrupt_images(train, images, tmp_path, capsys):
     broken(images)
     assert train() == 1

@@ -27,7 +27,7 @@ from wae.data.folder import image_folder
 from wae.experiments import accelerate, acceleration_report, rivals
 from wae.experiments.accelerate import Settings
 from wae.inference.deployed import DisagreementError
-from wae.inference.engines import Engine
+from wae.inference.engines import Engine, EngineError
 from wae.inference.saved import load_deployed
 from wae.inference.timing import Timing
 from wae.models.accelerated import Form
@@ -277,6 +277,19 @@ def test_a_network_of_one_size_has_no_rival_of_another():
     assert rivals.find(rivals.EQUAL_COST, stock, 32, 1, [], lambda network: 1.0) == {"side": 31}
 
 
+def test_a_network_that_raises_what_it_likes_has_no_rival_of_another_size():
+    class One(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = build()
+
+        def forward(self, image):
+            return {SIDE: self.network}[image.shape[-1]](image)  # KeyError
+
+    with pytest.raises(ValueError, match=r"the network takes no images of 24 x 24"):
+        rivals.find(rivals.HALF, FullResolution(One()), SIDE, 1000, [], lambda network: 1.0)
+
+
 @pytest.mark.slow
 def test_a_rival_that_no_engine_runs_is_left_out(tmp_path, monkeypatch):
     def deployed(self, network, data):
@@ -359,7 +372,7 @@ def test_a_folder_of_something_else_stays(tmp_path, capsys):
     for more in ((), ("--force",)):
         line = ["accelerate", "--model", "tiny_original:build", "--data", str(tmp_path / "data")]
         assert cli.main([*line, "--input-size", "48", "-o", str(tmp_path / "out"), *more]) == 1
-        assert "out is not empty, and holds no acceleration" in capsys.readouterr().err
+        assert "holds no acceleration; name another folder\n" in capsys.readouterr().err
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"model.safetensors", "thesis.txt"}
 
 
@@ -446,11 +459,47 @@ def test_a_network_that_does_not_end_in_a_matrix(tmp_path):
         ("max_drop", float("nan")),
         ("mean", (0.5, float("inf"), 0.5)),
         ("std", (0.2, 0.0, 0.2)),
+        ("engine", "warp"),
+        ("precision", "int9"),
     ],
 )
 def test_settings_that_make_no_sense(entry, value):
     with pytest.raises(ValueError, match=f"{entry} must be"):
         Settings("resnet18", "digits", Path("out"), **{entry: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"engine": "tensorrt"}, "engine: tensorrt runs on cuda, not on cpu"),
+        ({"engine": "winograd", "precision": "bfloat16"}, "engine: winograd computes in float32, not in bfl"),
+    ],
+)
+def test_an_engine_that_cannot_run_is_found_out_before_the_training(tmp_path, options, message):
+    with pytest.raises(accelerate.AccelerationError, match=message):
+        steps_of(tmp_path, **options)
+
+
+class Masked(nn.Module):
+    """A network with a buffer of a kind that no checkpoint may hold."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = build()
+        self.register_buffer("mask", torch.ones(3, 1, 1, dtype=torch.bool))
+
+    def forward(self, image):
+        return self.network(image * self.mask)
+
+
+def test_what_does_not_come_back_from_a_file_is_found_out_before_the_training(tmp_path):
+    images, labels = of_two_classes(8, 0)
+    loader = [(images, labels)]
+    with pytest.raises(CheckpointError, match=r"its tensors must be of .*, got BOOL"):
+        wae.accelerate(
+            Masked(), (loader, loader), tmp_path, input_size=SIDE, epochs=1, console=Console(quiet=True)
+        )
+    assert {path.name for path in tmp_path.iterdir()} == {"accelerate.json"}
 
 
 def test_nobody_teaches_by_mirror_images_where_nobody_teaches():
@@ -601,7 +650,47 @@ def test_a_new_head_is_trained_as_long_as_the_network_at_a_higher_rate(tmp_path,
     assert (stage.kind, stage.learning_rate, plan.batch, plan.seed) == ("classifier", 1e-2, 8, 3)
     assert joint.learning_rate < 1e-3
     assert (tmp_path / accelerate.ORIGINAL).is_file()
+    assert [path.stem for path in (tmp_path / accelerate.TRIALS).iterdir()] == ["head"]
+    steps._forget("head")  # when it is on the record
     assert not list((tmp_path / accelerate.TRIALS).iterdir())
+
+
+def test_a_rivals_checkpoint_stays_until_its_result_is_on_the_record(tmp_path, monkeypatch):
+    """A run that was stopped in between trained the rival again, from its first epoch."""
+    steps, _ = steps_of(tmp_path, plan=Plan("x", (Stage("joint", 1, 1e-3),), batch=10), compare=True)
+    monkeypatch.setattr(rivals, "NAMES", (rivals.HALF,))
+    monkeypatch.setattr(rivals, "find", lambda *arguments: {"side": SIDE // 2})
+    recorded, write = [], accelerate._Record.write
+
+    def write_it(record):
+        recorded.append((set(record.found), {path.stem for path in (tmp_path / "trials").glob("*.saf*")}))
+        write(record)
+
+    monkeypatch.setattr(accelerate._Record, "write", write_it)
+    steps.train()
+    assert recorded[-1] == (recorded[-2][0] | {f"rival: {rivals.HALF}"}, {rivals.HALF})
+    assert not list((tmp_path / "trials").iterdir())
+
+
+def test_all_is_trained_of_a_network_that_was_frozen_and_the_users_own_stays(tmp_path):
+    original = build().train().requires_grad_(False)
+    images, labels = of_two_classes(8, 0)
+    sets = tuple(InMemory(images, labels + shift, CLASSES, False, 0) for shift in (0, 1))
+    settings = Settings(original, sets, tmp_path, input_size=SIDE)
+    steps = accelerate._Acceleration(settings, Console(quiet=True), torch.device("cpu"))
+    for network in (steps._network(steps.form), steps._rival(rivals.HALF, {"side": SIDE // 2})):
+        assert all(parameter.requires_grad for parameter in network.parameters())
+    assert original.training
+    assert not any(parameter.requires_grad for parameter in original.parameters())
+
+
+def test_an_onnx_file_that_disagrees_is_left_out_with_the_reason(tmp_path, monkeypatch):
+    def export(*arguments, **options):
+        raise DisagreementError("the onnx file is off by 1\nand more")
+
+    monkeypatch.setattr(accelerate, "export", export)
+    steps, _ = steps_of(tmp_path)
+    assert steps._export(steps._network(steps.form)) == {"not written": "the onnx file is off by 1"}
 
 
 @pytest.mark.parametrize(("without", "taught", "best"), [(0.5, 0.6, 1.0), (0.6, 0.5, 0.0)])
@@ -727,13 +816,21 @@ def test_images_are_taken_from_all_over_a_set(tmp_path):
     assert taken == [0, 50, 100, 150]
 
 
-def test_loaders_become_images_as_they_are():
+@pytest.mark.parametrize("has_all", [0, 1])
+def test_loaders_become_images_as_they_are(has_all):
+    """Of the same classes, though one of them has not images of all."""
     images, labels = of_two_classes(8, 0)
-    held = accelerate._in_memory([(images[:5], labels[:5]), (images[5:], labels[5:])])
-    for epoch in (0, 1):
-        found = held.batch(range(8), epoch)
-        assert torch.equal(found[0], images)
-        assert torch.equal(found[1], labels)
+    loaders = [[(images[:5], labels[:5]), (images[5:], labels[5:])] for _ in range(2)]
+    loaders[1 - has_all] = [(images[::2], labels[::2])]
+    held = accelerate._in_memory(*loaders)
+    for data, step in zip(held, (1, 2) if has_all == 0 else (2, 1), strict=True):
+        for epoch in (0, 1):
+            found = data.batch(range(len(data)), epoch)
+            assert torch.equal(found[0], images[::step])
+            assert torch.equal(found[1], labels[::step])
+        assert data.labels == ("0", "1")
+    with pytest.raises(DatasetError, match="a loader must give images and labels, got one that gives noth"):
+        accelerate._in_memory(loaders[0], [])
 
 
 def test_images_are_counted_by_class_and_those_that_fill_a_batch_are_not():
@@ -907,8 +1004,10 @@ def met(monkeypatch, tmp_path, **target):
 
     def trial(self, record, form, mimic):
         tried.append((form.size, form.factor))
+        weights.append(mimic)
         return KEPT[form.size, form.factor]
 
+    weights = []
     times = {"original": 1.2, "engine": "eager", "curve": curve}
     monkeypatch.setattr(accelerate._Acceleration, "_timed_forms", lambda self: times)
     monkeypatch.setattr(accelerate._Acceleration, "_trial", trial)
@@ -916,16 +1015,41 @@ def met(monkeypatch, tmp_path, **target):
     settings = Settings("tiny_original:build", tmp_path / "data", tmp_path / "out", input_size=48, **target)
     steps = accelerate._Acceleration(settings, Console(quiet=True), torch.device("cpu"))
     record = accelerate._Record(tmp_path / "record.json", {})
-    return steps._meet_target(record), tried
+    return steps._meet_target(record), tried, weights
 
 
 @pytest.mark.parametrize("target", [{"target": 2.0}, {"target_ms": 600.0}], ids=str)
 def test_of_the_slowest_that_meet_the_target_the_best_is_taken(monkeypatch, tmp_path, target):
-    outcome, tried = met(monkeypatch, tmp_path, **target)
+    outcome, tried, weights = met(monkeypatch, tmp_path, **target)
     assert tried == [(96, 4), (64, 2), (64, 4)]
     assert outcome["form"] == {"size": 64, "factor": 2}
     assert outcome["allowed"] == pytest.approx(0.6)
     assert [entry.get("kept") for entry in outcome["curve"]] == [None, 0.7, 0.9, 0.8, None]
+    assert weights == [0.0] * 3
+
+
+@pytest.mark.parametrize(("options", "weight"), [({}, 0.5), ({"mimic": 0.25}, 0.25)], ids=str)
+def test_the_original_teaches_in_a_targets_trials_as_the_plan_says(monkeypatch, tmp_path, options, weight):
+    plan = Plan("x", (Stage("joint", 1, 1e-3, mimic_weight=0.5),), batch=10)
+    assert met(monkeypatch, tmp_path, target=2.0, plan=plan, **options)[2] == [weight] * 3
+
+
+def test_a_form_that_the_engine_does_not_run_is_no_choice(monkeypatch, tmp_path):
+    deploy = accelerate.deploy
+
+    def some(model, size, *arguments, **options):
+        if size[0] == 32:
+            raise EngineError("not this one")
+        return deploy(model, size, *arguments, **options)
+
+    monkeypatch.setattr(accelerate, "deploy", some)
+    monkeypatch.setattr(accelerate, "_SECONDS", 0.01)
+    monkeypatch.setattr(accelerate, "_FACTORS", (4,))
+    write_crops(tmp_path / "data", 2, 1)
+    options = {"input_size": 64, "engine": "eager", "precision": "float32"}
+    settings = Settings("tiny_original:build", tmp_path / "data", tmp_path / "out", **options)
+    times = accelerate._Acceleration(settings, Console(quiet=True), torch.device("cpu"))._timed_forms()
+    assert [(entry["size"], entry["factor"]) for entry in times["curve"]] == [(64, 4)]
 
 
 def test_a_target_that_nothing_meets(monkeypatch, tmp_path):

@@ -240,6 +240,16 @@ def test_one_line_begins_and_goes_on(train, tmp_path):
     assert len((tmp_path / "out" / "log.jsonl").read_text().splitlines()) == 1
 
 
+def test_a_training_that_was_killed_before_its_plan_was_written_has_it_when_it_goes_on(train, tmp_path):
+    assert train("--epochs", 1) == 0
+    plan = tmp_path / "out" / "plan.toml"
+    wanted = plan.read_text()
+    for left in (None, "# of the training that --force replaces\n"):
+        plan.unlink() if left is None else plan.write_text(left)
+        assert train("--resume", "--epochs", 1) == 0
+        assert plan.read_text() == wanted
+
+
 @pytest.mark.parametrize("error", [AssertionError, IndexError])
 def test_a_network_that_refuses_a_size_without_a_word(error):
     class Silent(nn.Module):
