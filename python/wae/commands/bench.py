@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Compare every network at every number of images, print the tables and the answer."""
+    """Compare every network at every number of images; print the tables and the answer, then write files."""
     from wae.experiments import bench
     from wae.inference.calibration import CalibrationError
     from wae.inference.engines import ENGINES, EngineError
@@ -103,21 +103,23 @@ def run(options: argparse.Namespace) -> int:
             ]
     except (CalibrationError, EngineError, ValueError) as error:
         raise shared.Failure(str(error)) from None
-    _write(options.json, json.dumps(bench.as_data(found, options.seconds), indent=1) + "\n", options.force)
-    _write(options.output, bench.page(found), options.force)
     for comparison in found:
         shared.console().print(bench.table(comparison))
     for line in (*bench.notes(found), bench.verdict(found)):
         print(line)
+    if options.json is not None:
+        data = bench.as_data(found, options.seconds)
+        _write(options.json, json.dumps(data, indent=1) + "\n", options.force)
+    if options.output is not None:
+        _write(options.output, bench.page(found), options.force)
     return 0
 
 
-def _write(path: Path | None, text: str, force: bool) -> None:
+def _write(path: Path, text: str, force: bool) -> None:
     from wae.storage.files import written
 
-    if path is not None:
-        with written(path, force) as file:
-            file.write(text.encode())
+    with written(path, force) as file:
+        file.write(text.encode())
 
 
 @contextmanager

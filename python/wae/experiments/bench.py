@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from wae.models.counting import count
 from wae.models.pairs import Pair
 from wae.storage.checkpoint import Input
 from wae.training.pretrained import scale_for_photos
-from wae.wording import counted
+from wae.wording import counted, first_line
 from wae_kernels import backends
 from wae_kernels.reference import normalize_image
 
@@ -266,7 +266,7 @@ def _both(
             step(f"{name}, {batch} at once: {engine.name} {precision}")
             made[kind] = _deployed(network, images[kind], size, batch, engine, precision)
     except (EngineError, DisagreementError) as error:
-        return str(error).partition("\n")[0]
+        return first_line(error)
     return made
 
 
@@ -351,8 +351,17 @@ def machine() -> dict[str, Any]:
         "backend": backends.backend_for("cpu"),
         "limits": limits(),
         "versions": {"wae-kernels": wae_kernels.__version__}
-        | {name: version(name) for name in _PACKAGES if find_spec(name)},
+        | {name: _version(name) for name in _PACKAGES if find_spec(name)},
     }
+
+
+def _version(package: str) -> str:
+    """Of what is imported as ``package``; onnxruntime, say, may have come as onnxruntime-gpu."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        others = packages_distributions().get(package, ())
+        return ", ".join(f"{name} {version(name)}" for name in others) or "not known"
 
 
 # ---------------------------------------------------------------------------------------------- as data

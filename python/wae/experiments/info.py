@@ -14,6 +14,7 @@ from rich.table import Table
 import wae_kernels
 from wae.models.counting import count
 from wae.models.registry import NetworkError, build, encoder_multiply_adds, image_side, on_meta
+from wae.wording import first_line
 from wae_kernels import backends
 
 
@@ -67,8 +68,8 @@ def network(name: str) -> dict[str, Any]:
     built, side = on_meta(partial(build, name)), image_side(name)
     try:
         parameters, total = count(built, (side, side))
-    except (AssertionError, RuntimeError, ValueError) as error:  # torchvision asserts sizes
-        raise NetworkError(f"{name} takes no image of {side} x {side}: {error}") from error
+    except Exception as error:  # any that the network's own code raises
+        raise NetworkError(f"{name} takes no image of {side} x {side}: {first_line(error)}") from error
     return {
         "network": name,
         "size": side,

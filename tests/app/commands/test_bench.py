@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -148,6 +149,34 @@ def test_a_side_that_is_wrong_is_not_timed(network, monkeypatch, capsys):
     assert "│ openvino" not in printed
     assert run("bench", network, *QUICK[:-1], "openvino", "--batch", 1) == 1
     assert "nothing can be timed: openvino float32: scores differ" in capsys.readouterr().err
+
+
+def test_what_was_measured_is_printed_whether_or_not_it_can_be_kept(network, monkeypatch, tmp_path, capsys):
+    def written(*arguments):
+        raise OSError(28, "No space left on device", "report.html")
+
+    monkeypatch.setattr("wae.storage.files.written", written)
+    monkeypatch.setattr(bench, "page", lambda found: "made")
+    assert run("bench", network, *QUICK, "--batch", 1, "-o", tmp_path / "report.html") == 1
+    printed = capsys.readouterr()
+    assert "Is WAE worth it here? " in printed.out
+    assert "report.html: No space left on device" in printed.err
+    monkeypatch.setattr(bench, "page", None)  # which draws a figure: made where it is asked for
+    assert run("bench", network, *QUICK, "--batch", 1) == 0
+
+
+def test_a_package_of_another_name_has_a_version(monkeypatch):
+    def version(name):
+        if name == "onnxruntime":
+            raise PackageNotFoundError(name)
+        return "1.2"
+
+    monkeypatch.setattr(bench, "version", version)
+    monkeypatch.setattr(bench, "packages_distributions", lambda: {"onnxruntime": ["onnxruntime-gpu"]})
+    assert bench._version("onnxruntime") == "onnxruntime-gpu 1.2"
+    assert bench._version("torch") == "1.2"
+    monkeypatch.setattr(bench, "packages_distributions", dict)
+    assert bench._version("onnxruntime") == "not known"
 
 
 @pytest.mark.parametrize("difference", [0.9, float("nan")])

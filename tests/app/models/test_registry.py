@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torchvision import models
 
 from wae import cli
@@ -91,6 +92,17 @@ def test_names_of_no_network(name):
 def test_info_of_a_network_that_takes_no_such_images(capsys):
     assert cli.main(["info", "vit_b_16_half"]) == 2
     assert "vit_b_16_half takes no image of 224 x 224: Wrong image height" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [IndexError("out of range\nhere"), ZeroDivisionError("out of range")])
+def test_info_of_a_network_whose_own_code_raises_what_it_likes(monkeypatch, capsys, error):
+    class Raises(nn.Linear):
+        def forward(self, image):
+            raise error
+
+    monkeypatch.setattr("wae.experiments.info.build", lambda name: Raises(1, 1))
+    assert cli.main(["info", "resnet18"]) == 2
+    assert capsys.readouterr().err == "wae: resnet18 takes no image of 224 x 224: out of range\n"
 
 
 @pytest.mark.slow
