@@ -43,7 +43,6 @@ def pruned(
         raise PruningError('Torch-Pruning is not installed: pip install "wae-kernels[reproduce]"') from None
     assert isinstance(model, FullResolution)
     copied = copy.deepcopy(model).eval().requires_grad_(True)  # what is frozen would not be pruned
-    copied.zero_grad()
     taylor = method == "Taylor"
     importance = torch_pruning.importance
     if taylor:
