@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch",
         type=_batch,
-        metavar="N",
+        metavar="N|dynamic",
         help="images in a call, or `dynamic` for any number (default: dynamic; 1 with executorch)",
     )
     parser.add_argument(
@@ -58,6 +58,8 @@ def run(options: argparse.Namespace) -> int:
     from wae.storage import checkpoint
     from wae.storage.weights_file import CheckpointError
 
+    if options.batch == _ANY and options.format == "executorch":
+        return shared.complain("--batch: an executorch file is for one number of images, got dynamic", 2)
     shared.check_target(options.output, options.weights, options.force)
     try:
         described = checkpoint.describe(options.weights)
@@ -67,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
             options.output,
             options.format,
             input.shape,
-            options.batch,
+            options.batch or None,
             getattr(torch, options.images),
             options.force,
             precision=options.precision,
@@ -85,6 +87,9 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _batch(text: str) -> int | None:
-    """An argparse type: images at once, or None for `dynamic`."""
-    return None if text == "dynamic" else shared.batch(text)
+_ANY = 0  # images in a call
+
+
+def _batch(text: str) -> int:
+    """An argparse type: images at once, or :data:`_ANY` for `dynamic`."""
+    return _ANY if text == "dynamic" else shared.batch(text)

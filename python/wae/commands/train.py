@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wae.wording import first_line
+
 from . import shared
 
 if TYPE_CHECKING:
@@ -131,15 +133,14 @@ def run(options: argparse.Namespace) -> int:
         session.run(shared.console(options.json), _print_epochs if options.json else None)
     except KeyboardInterrupt as interrupt:
         return shared.interrupted(interrupt, f"; {_how_to_go_on(session.state)}")
-    except TrainingError as error:
-        raise shared.Failure(str(error)) from None
-    except (CheckpointError, ImageError, ValueError) as error:
+    except (TrainingError, CheckpointError, ImageError, ValueError) as error:
         raise shared.Failure(str(error)) from None
     except FileExistsError:
         raise
     except OSError as error:
         name = error.filename or options.output
-        raise shared.Failure(f"{name}: {error.strerror}; {_how_to_go_on(session.state)}") from None
+        why = error.strerror or first_line(error)
+        raise shared.Failure(f"{name}: {why}; {_how_to_go_on(session.state)}") from None
     return 0
 
 

@@ -72,9 +72,8 @@ def save(
         tensors |= _prefixed(_OPTIMIZER, _optimizer_tensors(model, optimizer))
     if average is not None:
         tensors |= _prefixed(_AVERAGE, average.state_dict())
-    tensors = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     with written(path, force) as file:
-        file.write(to_bytes(tensors, {"recipe": text}))
+        file.write(to_bytes(_apart(tensors), {"recipe": text}))
 
 
 def load(
@@ -181,6 +180,20 @@ def _recipe(text: str) -> dict[str, Any]:
     if not isinstance(recipe, dict):
         raise ValueError(f"recipe must be a JSON object, got {recipe!r:.80}")
     return recipe
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``tensors``, contiguous, none of which shares memory with another, as those of a layer that is used
+    twice do: safetensors refuses these."""
+    memory: set[int] = set()
+    apart = {}
+    for name, tensor in tensors.items():
+        own = tensor.detach().contiguous()
+        if own.untyped_storage().data_ptr() in memory:
+            own = own.clone()
+        memory.add(own.untyped_storage().data_ptr())
+        apart[name] = own
+    return apart
 
 
 def _prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -301,6 +301,15 @@ def test_a_full_disk_keeps_what_there_is(train, monkeypatch, tmp_path, capsys):
     assert train("--resume") == 0
 
 
+def test_an_error_of_the_system_in_a_librarys_own_words(train, monkeypatch, tmp_path, capsys):
+    def fail(*arguments, **options):
+        raise OSError("no such lake\nor river")  # without a number, and so without the system's words
+
+    monkeypatch.setattr("wae.training.session.train", fail)
+    assert train() == 1
+    assert errors(capsys) == f"wae: {tmp_path / 'out'}: no such lake; nothing was trained yet\n"
+
+
 KILLED = """
 model = "wae_small_vgg"
 batch = 100

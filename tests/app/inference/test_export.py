@@ -253,6 +253,12 @@ def test_command(checkpoint, tmp_path, capsys):
     assert path.read_bytes() == before
 
 
+def test_a_file_of_one_number_of_images_is_for_no_other(tmp_path, capsys):
+    options = "--format", "executorch", "--batch", "dynamic"
+    assert run(tmp_path / "missing", "-o", tmp_path / "model.pte", *options) == 2
+    assert "--batch: an executorch file is for one number of images, got dynamic" in capsys.readouterr().err
+
+
 def test_command_with_files_that_are_no_checkpoints(tmp_path, capsys):
     (tmp_path / "rubbish").write_bytes(b"rubbish")
     for name in ("rubbish", "missing"):

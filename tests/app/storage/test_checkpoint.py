@@ -161,6 +161,19 @@ def test_float16_weights_are_computed_with_in_float32(tmp_path):
     assert {p.dtype for p in loaded.parameters()} == {torch.float32}
 
 
+def test_a_layer_that_is_used_twice_is_kept_by_both_names(tmp_path):
+    def network():
+        layer = torch.nn.Linear(2, 2)
+        return torch.nn.Sequential(layer, torch.nn.ReLU(), layer)
+
+    saved, loaded, path = network(), network(), tmp_path / "w"
+    weights_file.save(path, saved, {}, torch.optim.Adam(saved.parameters()))
+    weights_file.load(path, loaded)
+    for name, tensor in saved.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[name]), name
+    assert loaded[0] is loaded[2]
+
+
 def test_nothing_is_replaced_without_force(tmp_path):
     path = tmp_path / "c"
     path.write_bytes(b"precious")
