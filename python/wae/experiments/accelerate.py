@@ -490,11 +490,13 @@ class _Acceleration:
     def _record(self) -> _Record:
         """The folder's, after a check that it is this run's; or a new one."""
         path = self.settings.folder / RECORD
+        sets = self._sets(Form(self.original.input.size))
         settings = json.loads(json.dumps({
             **self.settings.as_dict(),
             "name": self.original.name,
             "sources": dict(self.original.sources),
-            "data": fingerprint(self._sets(Form(self.original.input.size)).plain),
+            "data": fingerprint(sets.plain),
+            "test data": fingerprint(sets.test),
         }))  # fmt: skip
         if self.settings.start not in ("included", "linear"):
             settings["start"] = sha256(Path(self.settings.start))
@@ -503,7 +505,8 @@ class _Acceleration:
         if agreed(path.exists()):
             try:
                 made: Any = agreed(json.loads(path.read_bytes()) if is_first() else None)
-                before, record.found = {**_DEFAULTS, **made["settings"]}, dict(made["found"])
+                known_later = {**_DEFAULTS, "test data": settings["test data"]}
+                before, record.found = {**known_later, **made["settings"]}, dict(made["found"])
             except (ValueError, LookupError, TypeError):
                 raise CheckpointError(f"{path}: is damaged; --force begins anew") from None
             if different := ", ".join(changed(before, settings)):

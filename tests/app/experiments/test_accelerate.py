@@ -858,6 +858,19 @@ def test_all_settings_but_those_of_the_machine_decide_whether_a_run_goes_on():
     assert entries == {entry.name for entry in fields(Settings)} - machines
 
 
+def test_a_run_goes_on_with_its_own_test_images_alone(tmp_path):
+    """Else the report would compare a network's accuracy on some with the other's on others."""
+    steps, _ = steps_of(tmp_path)
+    begun = steps._record()
+    other = steps.sets._replace(test=steps.sets.test.subset(range(6)))
+    steps._opened_sets = {SIDE: other}
+    with pytest.raises(CheckpointError, match="was begun with another test data; --force begins anew"):
+        steps._record()
+    del begun.settings["test data"]  # a folder of before it was known
+    begun.write()
+    assert steps._record().settings["test data"]["number of images"] == 6
+
+
 def test_a_folder_of_before_there_was_a_setting_had_its_default(tmp_path):
     (steps, other) = (steps_of(tmp_path, mimic_mirrored=mirrored)[0] for mirrored in (False, True))
     begun = steps._record()
