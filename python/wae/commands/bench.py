@@ -42,7 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--engine", nargs="+", metavar="NAME", help="of wae.deploy (default: all that are installed)"
     )
     parser.add_argument(
-        "--size", type=shared.positive, metavar="N", help="pixels along a side (default: the network's own, mostly 224)"
+        "--size",
+        type=shared.positive,
+        metavar="N",
+        help="pixels along a side (default: the network's own, mostly 224)",
     )
     parser.add_argument(
         "--seconds",

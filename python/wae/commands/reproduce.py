@@ -51,7 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     length = parser.add_mutually_exclusive_group()
     length.add_argument(
-        "--times", type=shared.positive, default=1, metavar="N", help="so many times the plan's epochs with labels"
+        "--times",
+        type=shared.positive,
+        default=1,
+        metavar="N",
+        help="so many times the plan's epochs with labels",
     )
     length.add_argument(
         "--quick",
