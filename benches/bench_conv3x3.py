@@ -1,5 +1,8 @@
 """wae::conv3x3 against oneDNN on the 3x3 layers of VGG16 at 112 x 112.
 
+oneDNN as PyTorch calls it, which lays the weights out anew in each call, and as torch.compile has it: with
+weights that were laid out before, as ours were, and ReLU in the same pass.
+
 OMP_NUM_THREADS=1 python -m pytest benches/bench_conv3x3.py --keep FOLDER
 python -m benches.bench_conv3x3 FOLDER      # the table of docs/kernels.md
 """
@@ -18,7 +21,7 @@ from torch import Tensor
 
 from . import result_files
 from .comparison import Side
-from .devices import EXACT, Setting
+from .devices import EXACT, Calls, Setting
 from .modules import OURS
 
 LAYERS = [
@@ -27,7 +30,7 @@ LAYERS = [
 ]  # fmt: skip
 """Input channels, output channels, height and width."""
 BATCHES = (1, 8)
-PEER = "oneDNN"
+PEER, PACKED = "oneDNN", "oneDNN, packed"
 TABLE = "conv3x3"
 
 
@@ -48,20 +51,28 @@ def bench_layer(compare: Callable[..., None], layer: tuple[int, int, int], batch
     sides: dict[str, Side] = {
         OURS: lambda: [partial(torch.ops.wae.conv3x3, x, packed, bias, out_channels, True)],
         PEER: lambda: [partial(peer, x)],
+        PACKED: partial(_packed_peer, weight, bias, x),
     }
     wanted = [F.conv2d(x.double(), weight.double(), bias.double(), padding=1).relu()]
     setting = Setting("cpu", EXACT, batch)
     compare(OURS, sides, wanted, setting, setting.precision.op, table=TABLE, layer=layer)
 
 
+def _packed_peer(weight: Tensor, bias: Tensor, x: Tensor) -> Calls:
+    one, onednn = [1, 1], torch.ops.mkldnn  # stride, padding and dilation
+    laid_out = onednn._reorder_convolution_weight(weight, one, one, one, 1, list(x.shape))
+    return [partial(onednn._convolution_pointwise, x, laid_out, bias, one, one, one, 1, "relu", [], "")]
+
+
 def markdown(folder: Path) -> str:
     """The medians in ms, a row for each layer."""
     (result,) = result_files.shown(folder)
     cases = {(tuple(b["layer"]), b["images"]): b for b in result["benchmarks"] if b["table"] == TABLE}
-    lines = ["| layer | " + " | ".join(f"batch {n} | {PEER}" for n in BATCHES) + " |"]
-    lines.append("|---" * (1 + 2 * len(BATCHES)) + "|")
+    sides = OURS, PEER, PACKED
+    lines = ["| layer | " + " | ".join(f"batch {n} | {PEER} | {PACKED}" for n in BATCHES) + " |"]
+    lines.append("|---" * (1 + len(sides) * len(BATCHES)) + "|")
     for layer in LAYERS:
-        timings = [cases[layer, n]["timings"][side] for n in BATCHES for side in (OURS, PEER)]
+        timings = [cases[layer, n]["timings"][side] for n in BATCHES for side in sides]
         title = "{0} -> {1}, {2} x {2}".format(*layer)
         lines.append(f"| {title} | " + " | ".join(f"{1e3 * t['median']:.3g}" for t in timings) + " |")
     return "\n".join(lines)
