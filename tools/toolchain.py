@@ -22,6 +22,7 @@ CUDA_ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")  # the 
 USUAL_CUDA_HOME = "/usr/local/cuda"
 ENVIRONMENT_GB = 8.0  # `du -s --si` of the Makefile's .venv, with a PyTorch for CUDA
 DOWNLOADS = 0.4  # of that, in pip's temporary folder until all are there: the wheels, which are compressed
+CACHES = ("ccache", "sccache")
 CXX20_PROGRAM = "#include <concepts>\n#include <span>\ntemplate <std::integral T> T f(std::span<T>);\n"
 
 NATIVE = os.environ.get("WAE_NO_NATIVE", "0") in ("", "0")
@@ -35,6 +36,21 @@ def version(text: str) -> tuple[int, int]:
     return int(major), int(minor)
 
 
+def compiler_of(cxx: str) -> str:
+    """The program that ``CXX`` names.
+
+    torch takes all of ``CXX`` for the name of one, and puts a cache before it by itself.
+    """
+    words = shlex.split(cxx)
+    if len(words) > 1 and Path(words[0]).name in CACHES:
+        del words[0]
+    if len(words) != 1:
+        raise SystemExit(
+            f"wae-kernels: CXX must name one program, got {cxx!r}; put options into CFLAGS, {WITHOUT_NATIVE}."
+        )
+    return words[0]
+
+
 def require_compiler() -> None:
     """Leave with one sentence where no C++20 compiler works; else let ``CXX`` name the one to use.
 
@@ -44,14 +60,15 @@ def require_compiler() -> None:
     Raises:
         SystemExit: unlike any other exception, setuptools and pip show it without pages of traceback.
     """
-    candidates = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++"]
-    found = next((c for c in candidates if shutil.which(shlex.split(c)[0])), None)
+    cxx = os.environ.get("CXX")
+    candidates = [compiler_of(cxx)] if cxx else ["g++", "clang++", "c++"]
+    found = next(filter(shutil.which, candidates), None)
     if found is None:
         raise SystemExit(
             f"wae-kernels: no C++ compiler found (looked for {', '.join(candidates)}); "
             f"install one ({COMPILERS}), set CXX to its path, {WITHOUT_NATIVE}."
         )
-    test = [*shlex.split(found), "-std=c++20", "-fsyntax-only", "-x", "c++", "-"]
+    test = [found, "-std=c++20", "-fsyntax-only", "-x", "c++", "-"]
     if subprocess.run(test, input=CXX20_PROGRAM, text=True, capture_output=True, check=False).returncode:
         raise SystemExit(
             f"wae-kernels: the C++ compiler {found!r} cannot compile C++20; "

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import zipfile
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -192,6 +193,26 @@ def test_the_version_stands_in_one_place() -> None:
     assert places == ["wae_kernels/__init__.py"]
     changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert re.findall(r"^## \[(.+?)\]", changes, re.MULTILINE)[0] in ("Unreleased", wae_kernels.__version__)
+
+
+@pytest.mark.slow
+def test_archive_of_the_sources_holds_every_file(tmp_path: Path) -> None:
+    """Those that begin with a dot as well: the Makefile and the tests read them."""
+    listed = run(["git", "ls-files"], ROOT)
+    if listed.returncode:
+        pytest.skip("there is no git repository here")
+    files, source = set(listed.stdout.splitlines()), tmp_path / "source"
+    for file in files:
+        (source / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / file, source / file)
+    made = run(
+        [sys.executable, "-c", "import build_backend; build_backend.build_sdist('..')"],
+        source,
+        PYTHONPATH="tools",
+    )
+    assert made.returncode == 0, made.stdout
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        assert files <= {name.partition("/")[2] for name in archive.getnames()}
 
 
 @pytest.mark.slow
@@ -391,6 +412,21 @@ def test_a_compiler_without_cxx20(tmp_path: Path) -> None:
     result = ask(ROOT, CXX=str(old))
     assert result.returncode != 0
     assert result.stdout.startswith(f"wae-kernels: the C++ compiler '{old}' cannot compile C++20; ")
+    assert result.stdout.count("\n") == 1
+
+
+def test_a_compiler_behind_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch would look for a program of the name "ccache c++"."""
+    compiler = next(filter(shutil.which, ("g++", "clang++")))
+    monkeypatch.setenv("CXX", f"/usr/bin/ccache {compiler}")
+    toolchain.require_compiler()
+    assert os.environ["CXX"] == compiler
+
+
+def test_a_compiler_with_options() -> None:
+    result = ask(ROOT, CXX="g++ -m32")
+    assert result.returncode != 0
+    assert result.stdout.startswith("wae-kernels: CXX must name one program, got 'g++ -m32'; ")
     assert result.stdout.count("\n") == 1
 
 
