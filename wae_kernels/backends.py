@@ -78,10 +78,10 @@ def _sees_gpu() -> bool:
     return any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd"))
 
 
-def _too_old(oldest: tuple[int, int]) -> bool:
-    """Whether the current GPU is known to be older than this compute capability."""
+def _too_old(oldest: tuple[int, int], device: torch.device | None) -> bool:
+    """Whether the GPU, the current one or ``device``, is known to be older than this compute capability."""
     known = torch.cuda.is_initialized() and torch.version.hip is None
-    return known and torch.cuda.get_device_capability() < oldest
+    return known and torch.cuda.get_device_capability(device) < oldest
 
 
 def gpu() -> str | None:
@@ -96,12 +96,12 @@ def gpu() -> str | None:
     return "the GPU"
 
 
-def _cuda() -> Backend:
+def _cuda(device: torch.device | None = None) -> Backend:
     if _load.CUDA.library is None:
         return Backend("cuda", False, f"the compiled library is missing: {_load.CUDA.why_not}")
     if not _sees_gpu():
         return Backend("cuda", False, "there is no GPU here")
-    if _too_old(OLDEST_GPU):
+    if _too_old(OLDEST_GPU, device):
         return Backend("cuda", False, "the GPU is older than compute capability 7.5")
     return Backend("cuda", True, f"built, and {gpu()} runs it")
 
@@ -111,13 +111,13 @@ def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def _triton() -> Backend:
+def _triton(device: torch.device | None = None) -> Backend:
     if not _has_triton():
         return Backend("triton", False, "the package triton is not installed")
     if not _sees_gpu():
         why = "there is no GPU here; TRITON_INTERPRET=1 runs torch.ops.wae.encode_triton on the processor"
         return Backend("triton", False, why)
-    if _too_old(OLDEST_TRITON_GPU):
+    if _too_old(OLDEST_TRITON_GPU, device):
         return Backend("triton", False, "the GPU is older than compute capability 8.0")
     return Backend("triton", True, f"compiled at first use for {gpu()}")
 
@@ -238,9 +238,9 @@ def backend_for(
     name = selected()
     if name == "reference" or dtype not in _KERNEL_DTYPES or width != KERNEL_WIDTH:
         return "reference"
-    if device.type == "cuda" and name != "triton" and _cuda().available:
+    if device.type == "cuda" and name != "triton" and _cuda(device).available:
         return "cuda"
-    if device.type == "cuda" and _triton().available:
+    if device.type == "cuda" and _triton(device).available:
         return "triton"
     if device.type != "cpu" or _load.CPU.library is None:
         return "reference"
@@ -250,14 +250,17 @@ def backend_for(
 
 
 def compiled_for(*, on_processor: bool) -> bool:
-    """Whether tensors on the processor, or on a GPU, go to compiled kernels that take their dtypes and width.
+    """Whether tensors on the processor, or on a GPU, go to kernels that take their dtypes and width.
 
-    Every call inside autocast asks this, so it looks at no device: of a GPU that is too old for our kernels
-    it is true as well, and the op runs the reference there.
+    Triton's count, too. Every call inside autocast asks this, so where the library for GPUs runs it looks at
+    no device: of one that is too old for our kernels it is true as well, and the op runs the reference there.
     """
+    name = selected()
     if on_processor:
-        return _load.CPU.library is not None and selected() != "reference"
-    return _load.CUDA.library is not None and _cuda_runs(selected())
+        return _load.CPU.library is not None and name != "reference"
+    if _load.CUDA.library is not None and _cuda_runs(name):
+        return True
+    return name != "reference" and _triton().available
 
 
 def int8_runs(device: torch.device | str = "cpu") -> bool:

@@ -88,8 +88,8 @@ def encode(
         image_scale, image_shift: (3,) floating point, or None for 1 and 0. The image becomes
             ``image * image_scale + image_shift`` before conv1; the zero padding is added after that.
         dtype: of the results, floating point; None for the parameters'. They are as accurate as the coarser
-            of the two dtypes allows: with float32 parameters and results of 16 bits a GPU's compiled kernel
-            computes as it does with parameters of 16 bits.
+            of the two dtypes allows: with float32 parameters and results of 16 bits a GPU's kernels compute
+            as they do with parameters of 16 bits.
         memory_format: of the results, contiguous or channels_last; None for the image's.
 
     Returns:
@@ -208,7 +208,7 @@ def decode(
         low, high: (N, 3, h, w) of one dtype (float32, float16, bfloat16, float64), any strides.
         low_weight, high_weight: (3, width, 3, 3), laid out as ``torch.nn.ConvTranspose2d`` does; their
             biases: (width,). All parameters have the dtype of ``low``; beside float16 and bfloat16 they may
-            be float32, where a GPU's compiled kernel computes as it does with parameters of 16 bits.
+            be float32, where a GPU's kernels compute as they do with parameters of 16 bits.
         conv1_weight, conv2_weight: (width, width, 3, 3); their biases: (width,).
         conv3_weight: (3, width, 3, 3); conv3_bias: (3,).
         output_size: (H, W) with ceil(H/2) = h and ceil(W/2) = w.

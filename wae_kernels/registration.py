@@ -184,7 +184,7 @@ def _fake_conv3x3(
 def _register_autocast(name: str, device_type: str, dtype: torch.dtype | None = None) -> None:
     """Inside ``torch.autocast`` the results have autocast's dtype, as a convolution's do, or ``dtype``.
 
-    The tensors are cast to it. Where a compiled kernel reads float32, only a decoder's ``low`` and ``high``
+    The tensors are cast to it. Where a kernel reads float32, only a decoder's ``low`` and ``high``
     are, because its result has their dtype, or that result instead of them. Scale and shift are never cast:
     kernels apply them in float32 at least.
     ``torch.library.register_autocast`` fixes the dtype when it is called; a user may choose another.
@@ -220,7 +220,7 @@ def _register_autocast(name: str, device_type: str, dtype: torch.dtype | None = 
 
 
 def _reads_float32(op: str, weight: Tensor, inputs: Sequence[Tensor]) -> bool:
-    """Whether ``op`` runs a compiled kernel that needs no cast of float32 parameters to autocast's dtype.
+    """Whether ``op`` runs a kernel that needs no cast of float32 parameters to autocast's dtype.
 
     A processor's kernels compute in float32 whatever they are given, and a GPU's, of ``encode`` and
     ``decode``, round what they read. To cast ten parameters would take most of a small call's time, and

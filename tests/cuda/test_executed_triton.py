@@ -68,22 +68,31 @@ def execute(compiled: Compiled, launch: Launch, seed: int = 0, ptx: str = "") ->
 
 
 def encode_case(
-    dtype: torch.dtype, arch: int = 80, layout: str = "nchw", of_bytes: bool = False, tile: Tile | None = None
+    dtype: torch.dtype,
+    arch: int = 80,
+    layout: str = "nchw",
+    of_bytes: bool = False,
+    tile: Tile | None = None,
+    parameter_dtype: torch.dtype | None = None,
 ) -> tuple[Launch, tuple[Tensor, ...]]:
-    """The launch for a small image, and what it must give."""
-    image = LAYOUTS[layout](image_of(1, 21, 70, torch.uint8 if of_bytes else dtype))
-    parameters, scale_shift = encoder(dtype), affine(of_bytes=of_bytes) if of_bytes else (None, None)
+    """The launch for a small image and results of ``dtype``, and what it must give."""
+    own = parameter_dtype or dtype
+    image = LAYOUTS[layout](image_of(1, 21, 70, torch.uint8 if of_bytes else own))
+    parameters, scale_shift = encoder(own), affine(of_bytes=of_bytes) if of_bytes else (None, None)
     launch = launch_encode(
-        image, EncoderParameters(*parameters), *scale_shift, device=device(arch), tile=tile
+        image, EncoderParameters(*parameters), *scale_shift, dtype, device=device(arch), tile=tile
     )
     return launch, reference.encode(*widened([image, *parameters, *scale_shift]))
 
 
 def decode_case(
-    dtype: torch.dtype, arch: int = 80, layout: str = "nchw"
+    dtype: torch.dtype,
+    arch: int = 80,
+    layout: str = "nchw",
+    parameter_dtype: torch.dtype | None = None,
 ) -> tuple[Launch, tuple[Tensor, ...]]:
     low, high = (LAYOUTS[layout](image_of(1, 11, 35, dtype)) for _ in range(2))
-    parameters = decoder(dtype)
+    parameters = decoder(parameter_dtype or dtype)
     launch = launch_decode(low, high, DecoderParameters(*parameters), (21, 70), device=device(arch))
     return launch, (reference.decode(*widened([low, high, *parameters]), (21, 70)),)
 
@@ -109,6 +118,19 @@ def test_launch(op: str, arithmetic: str) -> None:
         names = list(compiled.arguments)
         for name, out in zip(("low", "high") if op == "encode" else ("image",), launch.outputs, strict=True):
             assert counts.by_buffer[f"arg {names.index(name)}"] == (0, out.numel() * out.element_size())
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_float32_parameters(op: str) -> None:
+    """Beside results of 16 bits, as inside autocast: the products are those of 16 bits."""
+    dtype, _, limit, instruction = ARITHMETIC["float16"]
+    make, kernel = OPS[op]
+    launch, expected = make(dtype, parameter_dtype=torch.float32)
+    counts = execute(compile_launch(kernel, launch, 80), launch)
+    for out, ref in zip(launch.outputs, expected, strict=True):
+        assert out.dtype == dtype
+        assert_close(out, ref, limit)
+    assert set(counts.tensor) == {instruction}
 
 
 @pytest.mark.parametrize("layout", ["sliced", "sliced_channels_last"])
@@ -156,7 +178,7 @@ def test_the_page_has_these_plans() -> None:
     from triton_counts import PAGE, plans_table
 
     assert plans_table() in PAGE.read_text(encoding="utf-8"), (
-        "run python -m ptx.triton_counts --write in tests/"
+        "run python tests/support/triton_counts.py --write"
     )
 
 

@@ -2,7 +2,7 @@
 
 The interpreter must be chosen before the kernels are imported: `TRITON_INTERPRET=1 pytest` on this file runs
 the tests marked `interpreted`; an ordinary run starts that in a process of its own. What the compiled code
-computes is the subject of ptx/test_kernels_triton.py.
+computes is the subject of cuda/test_executed_triton.py.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -40,6 +40,9 @@ from wae_kernels.parameters import DecoderParameters, EncoderParameters
 from wae_kernels.triton import launch, stored
 from wae_kernels.triton.kernels import decode_kernel, encode_kernel
 from wae_kernels.triton.plan import PRECISIONS, Device, Tile, plan, tiles_for
+
+if TYPE_CHECKING:
+    from ahead_of_time import Compiled
 
 interpreted = pytest.mark.skipif(not launch.INTERPRETED, reason="run by test_in_the_interpreter")
 compiled = pytest.mark.skipif(launch.INTERPRETED, reason="needs the compiler")
@@ -179,6 +182,17 @@ class TestInterpreted:
         check_decode(image_of(1, 6, 5, dtype), image_of(1, 6, 5, dtype), decoder(dtype), (11, 10))
 
     @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+    @pytest.mark.parametrize("of_bytes", [False, True], ids=["numbers", "bytes"])
+    def test_encode_with_float32_parameters(self, dtype: torch.dtype, of_bytes: bool) -> None:
+        """As inside autocast: they and the image are read in float32, and meet in the results' dtype."""
+        arguments = [image_of(1, 11, 10, torch.uint8 if of_bytes else torch.float32), *encoder()]
+        arguments += affine(of_bytes=of_bytes)
+        outputs = wae_triton.encode(*arguments, dtype=dtype)
+        for out, ref in zip(outputs, reference.encode(*widened(arguments)), strict=True):
+            assert out.dtype == dtype
+            assert_close(out, ref, tolerance(dtype))
+
+    @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
     def test_decode_with_float32_parameters(self, dtype: torch.dtype) -> None:
         low, high = (image_of(1, 6, 5, dtype) for _ in range(2))
         check_decode(low, LAYOUTS["sliced_channels_last"](high), decoder(), (11, 10))
@@ -298,6 +312,21 @@ TARGETS = [
 """All architectures, with different tiles of the short list; float32 on those that differ most from sm_80."""
 
 
+def compiled_for(
+    arch: int, tile: Tile, op: str, dtype: torch.dtype, parameter_dtype: torch.dtype
+) -> Compiled:
+    """The op's kernel for results of ``dtype``."""
+    from ahead_of_time import compile_launch
+
+    if op == "encode":
+        image, own = image_of(1, 8, 8, parameter_dtype), EncoderParameters(*encoder(parameter_dtype))
+        start = launch.launch_encode(image, own, dtype=dtype, tile=tile)
+        return compile_launch(encode_kernel, start, arch)
+    halves = [image_of(1, 4, 4, dtype) for _ in range(2)]
+    start = launch.launch_decode(*halves, DecoderParameters(*decoder(parameter_dtype)), (8, 8), tile=tile)
+    return compile_launch(decode_kernel, start, arch)
+
+
 @pytest.mark.slow
 @compiled
 @pytest.mark.parametrize("op", ["encode", "decode"])
@@ -305,22 +334,28 @@ TARGETS = [
     ("precision", "arch", "tile"), TARGETS, ids=lambda x: x if isinstance(x, str) else None
 )
 def test_compiled(precision: str, arch: int, tile: Tile, op: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ahead_of_time import compile_launch
-
     monkeypatch.setattr(launch, "tf32_allowed", lambda: precision == "tf32")
     dtype = torch.float16 if precision == "half" else torch.float32
-    if op == "encode":
-        parameters = EncoderParameters(*encoder(dtype))
-        start = launch.launch_encode(image_of(1, 8, 8, dtype), parameters, tile=tile)
-        made = compile_launch(encode_kernel, start, arch)
-    else:
-        halves = [image_of(1, 4, 4, dtype) for _ in range(2)]
-        start = launch.launch_decode(*halves, DecoderParameters(*decoder(dtype)), (8, 8), tile=tile)
-        made = compile_launch(decode_kernel, start, arch)
+    made = compiled_for(arch, tile, op, dtype, dtype)
     made.assert_within(tile, arch, dtype.itemsize)
     # mma.sync on every architecture, for it is what these small products want; float32 alone does without.
     assert bool(made.instructions["HMMA"]) == (precision != "ieee")
     assert not made.instructions.keys() & {"HGMMA", "UTCHMMA"}
+
+
+@pytest.mark.slow
+@compiled
+@pytest.mark.parametrize("op", ["encode", "decode"])
+@pytest.mark.parametrize(
+    "tile", tiles_for("half", 80)[::2], ids=lambda tile: f"{tile.half_rows}x{tile.pitch}"
+)
+def test_compiled_for_float32_parameters(tile: Tile, op: str) -> None:
+    """Beside results of 16 bits: as the kernel for parameters of 16 bits."""
+    for arch in (80, 90) if tile in tiles_for("half", 90) else (80,):
+        made = compiled_for(arch, tile, op, torch.float16, torch.float32)
+        made.assert_within(tile, arch, torch.float16.itemsize)
+        assert made.arguments["slab"].dtype == torch.float16
+        assert made.instructions["HMMA"]
 
 
 # ------------------------------------------------------------------------------------- ops and the registry
@@ -439,17 +474,30 @@ def test_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     """The choice on a GPU, from what a machine with one reports."""
     names = [b.name for b in backends.available()]
     assert names.index("cuda") < names.index("triton") < names.index("reference")
-    monkeypatch.setattr(backends, "_triton", lambda: backends.Backend("triton", True, ""))
-    monkeypatch.setattr(backends, "_cuda", lambda: backends.Backend("cuda", False, "not built"))
+    monkeypatch.setattr(backends, "_triton", lambda *_: backends.Backend("triton", True, ""))
+    monkeypatch.setattr(backends, "_cuda", lambda *_: backends.Backend("cuda", False, "not built"))
     assert backends.backend_for("cuda") == "triton"
     assert backends.backend_for("cuda", torch.float64) == backends.backend_for("cuda", width=8) == "reference"
-    monkeypatch.setattr(backends, "_cuda", lambda: backends.Backend("cuda", True, ""))
+    monkeypatch.setattr(backends, "_cuda", lambda *_: backends.Backend("cuda", True, ""))
     assert backends.backend_for("cuda") == "cuda"
     monkeypatch.setattr(backends, "_default", "triton")
     assert backends.backend_for("cuda") == "triton"
     assert backends.backend_for("cpu") in ("reference", *(f"cpu:{c}" for c in backends.CPU_CAPABILITIES))
+    assert backends.compiled_for(on_processor=False)
     monkeypatch.setattr(backends, "_default", "reference")
     assert backends.backend_for("cuda") == "reference"
+    assert not backends.compiled_for(on_processor=False)
+
+
+def test_backend_of_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that is too old, beside one that is not, which is the current one."""
+    old = torch.device("cuda:1")
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda d=None: (7, 0) if d == old else (9, 0))
+    with backends.use("triton"):
+        assert backends.backend_for("cuda") == backends.backend_for("cuda:0") == "triton"
+        assert backends.backend_for(old) == "reference"
 
 
 # --------------------------------------------------------------------------------------------- stored tiles

@@ -82,14 +82,19 @@ def _in_image(y, x, height, width):
 
 
 @triton.jit
-def _filter(weight, k, n, ky, kx, mask, CIN: tl.constexpr, CHANNELS_LAST: tl.constexpr, TF32: tl.constexpr):
-    """Elements [n, k, ky, kx] of a (., CIN, 3, 3) weight, contiguous or channels_last; zeros off ``mask``."""
+def _filter(
+    weight, region, k, n, ky, kx, mask, CIN: tl.constexpr, CHANNELS_LAST: tl.constexpr, TF32: tl.constexpr
+):  # fmt: skip
+    """Elements [n, k, ky, kx] of a (., CIN, 3, 3) weight, contiguous or channels_last; zeros off ``mask``.
+
+    As numbers of the kind that ``region`` has: what they are multiplied with.
+    """
     if CHANNELS_LAST:
         offset = (n * 9 + ky * 3 + kx) * CIN + k
     else:
         offset = (n * CIN + k) * 9 + ky * 3 + kx
     value = tl.load(weight + offset, mask=mask, other=0.0)
-    return _round(value.to(tl.float32), weight.dtype.element_ty, TF32)
+    return _round(value.to(tl.float32), region.dtype.element_ty, TF32)
 
 
 @triton.jit
@@ -143,13 +148,13 @@ def _trunk_blocks(region, row, PITCH: tl.constexpr, GROUP: tl.constexpr):
 
 
 @triton.jit
-def _trunk_filters(weight, CHANNELS_LAST: tl.constexpr, TF32: tl.constexpr):
+def _trunk_filters(weight, region, CHANNELS_LAST: tl.constexpr, TF32: tl.constexpr):
     k = tl.arange(0, CHANNELS)[:, None]
     n = tl.arange(0, CHANNELS)[None, :]
     filters = ()
     for tap in tl.static_range(9):
         filters = filters + (
-            _filter(weight, k, n, tap // 3, tap % 3, (k < 16) & (n < 16), 16, CHANNELS_LAST, TF32),
+            _filter(weight, region, k, n, tap // 3, tap % 3, (k < 16) & (n < 16), 16, CHANNELS_LAST, TF32),
         )
     return filters
 
@@ -164,7 +169,7 @@ def _trunk_layer(
     A group writes over rows that the groups after it do not read; the barrier is for warps that still read.
     """
     target = source - PITCH * CHANNELS
-    filters = _trunk_filters(weight, CHANNELS_LAST, TF32)
+    filters = _trunk_filters(weight, source, CHANNELS_LAST, TF32)
     start = _bias(bias, PITCH)
     x = x0 + tl.arange(0, PITCH)
     for row in range(FIRST, FIRST + ROWS, GROUP):
@@ -219,7 +224,7 @@ def _first_layer(
     for ky in tl.static_range(3):
         column, channel = (k // 4)[:, None], (k % 4)[:, None]
         used = (channel < 3) & (column < 3) & (n < CHANNELS)
-        filters = filters + (_filter(weight, channel, n, ky, column, used, 3, CHANNELS_LAST, TF32),)
+        filters = filters + (_filter(weight, source, channel, n, ky, column, used, 3, CHANNELS_LAST, TF32),)
     start = _bias(bias, PITCH)
     for row in range(1, 1 + ROWS, GROUP):
         blocks = ()
@@ -247,9 +252,11 @@ def _branches(
     for tap in tl.static_range(9):
         of_low = (c < 3) & (k[:, None] < CHANNELS)
         of_high = (c >= 3) & (c < 6) & (k[:, None] < CHANNELS)
-        tap_low = _filter(low_weight, k[:, None], c, tap // 3, tap % 3, of_low, 16, CHANNELS_LAST, TF32)
+        tap_low = _filter(
+            low_weight, source, k[:, None], c, tap // 3, tap % 3, of_low, 16, CHANNELS_LAST, TF32
+        )
         tap_high = _filter(
-            high_weight, k[:, None], c - 3, tap // 3, tap % 3, of_high, 16, CHANNELS_LAST, TF32
+            high_weight, source, k[:, None], c - 3, tap // 3, tap % 3, of_high, 16, CHANNELS_LAST, TF32
         )
         filters = filters + (tap_low + tap_high,)
     start = tl.broadcast_to(_paired(low_bias, high_bias, c), (PITCH, CHANNELS))
@@ -356,7 +363,7 @@ def _stage_halves(
 
 @triton.jit
 def _up_filter(
-    low_weight, high_weight, ky: tl.constexpr, right: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    low_weight, high_weight, region, ky: tl.constexpr, right: tl.constexpr, CHANNELS_LAST: tl.constexpr,
     TF32: tl.constexpr,
 ):  # fmt: skip
     """The (16, 16) filter of the transposed layer for a block of two half-resolution pixels of 8 channels.
@@ -370,8 +377,10 @@ def _up_filter(
     kx = tl.where(second == 1, 0, 1 + right)
     used = (second <= right) & (n < CHANNELS)
     # A transposed convolution's weight is (3, 16, 3, 3): the roles of the first two dimensions are exchanged.
-    of_low = _filter(low_weight, n, c, ky, kx, used & (c < 3), CHANNELS, CHANNELS_LAST, TF32)
-    of_high = _filter(high_weight, n, c - 3, ky, kx, used & (c >= 3) & (c < 6), CHANNELS, CHANNELS_LAST, TF32)
+    of_low = _filter(low_weight, region, n, c, ky, kx, used & (c < 3), CHANNELS, CHANNELS_LAST, TF32)
+    of_high = _filter(
+        high_weight, region, n, c - 3, ky, kx, used & (c >= 3) & (c < 6), CHANNELS, CHANNELS_LAST, TF32
+    )
     return of_low + of_high
 
 
@@ -391,9 +400,9 @@ def _up_layer(
     n = tl.arange(0, CHANNELS)
     start = _bias(low_bias, PITCH) + _bias(high_bias, PITCH)
     for right in tl.static_range(2):
-        here = _up_filter(low_weight, high_weight, 1, right, CHANNELS_LAST, TF32)
-        above = _up_filter(low_weight, high_weight, 2, right, CHANNELS_LAST, TF32)
-        below = _up_filter(low_weight, high_weight, 0, right, CHANNELS_LAST, TF32)
+        here = _up_filter(low_weight, high_weight, source, 1, right, CHANNELS_LAST, TF32)
+        above = _up_filter(low_weight, high_weight, source, 2, right, CHANNELS_LAST, TF32)
+        below = _up_filter(low_weight, high_weight, source, 0, right, CHANNELS_LAST, TF32)
         x = 2 * (m % HALF_PITCH) + right
         for row in range(0, ROWS, 2):
             used = (k < 8 + 8 * right)[None, :]
@@ -426,7 +435,7 @@ def _last_layer(
     filters = ()
     for tap in tl.static_range(9):
         used = (c < 3) & (k < CHANNELS)
-        filters = filters + (_filter(weight, k, c, tap // 3, tap % 3, used, 16, CHANNELS_LAST, TF32),)
+        filters = filters + (_filter(weight, source, k, c, tap // 3, tap % 3, used, 16, CHANNELS_LAST, TF32),)
     start = tl.broadcast_to(tl.load(bias + c, mask=c < 3, other=0.0).to(tl.float32), (PITCH, CHANNELS))
     x = x0 + m
     in_columns = (m >= 4) & (m < PITCH - 4) & (x < width)

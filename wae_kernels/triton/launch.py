@@ -53,6 +53,14 @@ class Launch:
     options: dict[str, Any]
 
 
+def dtype_inside(own: torch.dtype, results: torch.dtype) -> torch.dtype:
+    """What the kernels compute in, by parameters of dtype ``own``.
+
+    Beside results of 16 bits, as inside autocast, they read float32 ones: ten casts would be ten launches.
+    """
+    return results if own == torch.float32 else own
+
+
 def precision_of(dtype: torch.dtype) -> str:
     """How products are computed: "half" for 16 bits; "tf32" where torch's convolutions may, else "ieee"."""
     if dtype != torch.float32:
@@ -86,10 +94,11 @@ def _launch(
     dense, channels_last = _dense(parameters)
     like = dense[0]
     device = device or device_of(like.device)
-    precision = precision_of(like.dtype)
+    inside = dtype_inside(like.dtype, outputs[0].dtype)
+    precision = precision_of(inside)
     tile = tile or stored.choice(op, device, precision, shape)
     chosen = plan(shape[0], shape[2], shape[3], precision, device, [tile] if tile else ())
-    slab = like.new_empty(chosen.slab_elements)
+    slab = like.new_empty(chosen.slab_elements, dtype=inside)
     strides = [stride for tensor in (*inputs, outputs[0]) for stride in tensor.stride()]
     options = {
         "HALF_ROWS": chosen.tile.half_rows,

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import triton
 
 from wae_kernels.parameters import DecoderParameters, EncoderParameters, Parameters, one_by_one, width_of
@@ -17,16 +18,16 @@ from .plan import Tile
 @one_by_one
 def _encode_subject(
     image: Any, parameters: EncoderParameters, image_scale: Any = None, image_shift: Any = None
-) -> tuple[Any, Parameters]:
-    """The shape at full resolution, and the parameters, of a call of ``wae::encode``."""
-    return image.shape, parameters
+) -> tuple[Any, Parameters, torch.dtype]:
+    """The shape at full resolution, the parameters and the results' dtype, of a call of ``wae::encode``."""
+    return image.shape, parameters, parameters.conv1_weight.dtype
 
 
 @one_by_one
 def _decode_subject(
     low: Any, high: Any, parameters: DecoderParameters, output_size: Any
-) -> tuple[Any, Parameters]:
-    return (low.shape[0], 3, *output_size), parameters
+) -> tuple[Any, Parameters, torch.dtype]:
+    return (low.shape[0], 3, *output_size), parameters, low.dtype
 
 
 _OPS = {"encode": (ops.encode, _encode_subject), "decode": (ops.decode, _decode_subject)}
@@ -50,7 +51,7 @@ def tune(op: str, *args: Any, measure: Callable[[Callable[[], object]], float] |
         raise ValueError(f"op must be encode or decode, got {op!r}")
     function, subject = _OPS[op]
     function(*args)  # checks them
-    shape, parameters = subject(*args)
+    shape, parameters, results = subject(*args)
     weight, width = parameters.conv1_weight, width_of(parameters)
     if shape[0] == 0 or not launch.has_kernel(weight.device, weight.dtype, width):
         raise ValueError(
@@ -58,7 +59,7 @@ def tune(op: str, *args: Any, measure: Callable[[Callable[[], object]], float] |
             f"images and {weight.dtype} of width {width} on {weight.device}"
         )
     time = measure or triton.testing.do_bench
-    precision = launch.precision_of(weight.dtype)
+    precision = launch.precision_of(launch.dtype_inside(weight.dtype, results))
     best = min(
         stored.candidates(precision), key=lambda tile: time(functools.partial(function, *args, tile=tile))
     )
