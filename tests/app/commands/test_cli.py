@@ -1,5 +1,6 @@
 """The command `wae`, as a user runs it: what it writes, says, refuses and returns."""
 
+import argparse
 import importlib.util
 import json
 import os
@@ -17,7 +18,7 @@ import torch
 from PIL import Image
 
 from wae import cli
-from wae.commands import decode
+from wae.commands import decode, shared
 from wae.data import photos
 from wae.data.images import read_image
 from wae.experiments import comparison, demo, panels
@@ -319,6 +320,34 @@ def test_a_value_out_of_all_range_is_one_line_before_anything_is_done(arguments,
     assert "needs" in error
     assert len(error) < 160
     assert usage[0].startswith("usage: wae")
+
+
+@pytest.mark.parametrize(
+    ("kind", "least", "most"),
+    [
+        ("positive", 1, 2**63 - 1),
+        ("whole", 0, 2**63 - 1),
+        ("batch", 1, 4096),
+        ("workers", 0, 256),
+        ("processes", 1, 256),
+        ("size", 1, 2048),
+        ("image_size", 1, 2048),
+        ("port", 0, 65535),
+        ("seconds", 0, 3600),
+        ("percent", 1, 100),
+        ("share", 0, 1),
+    ],
+)
+def test_numbers_of_options_are_taken_up_to_their_limits(kind, least, most):
+    taken = getattr(shared, kind)
+    assert (taken(str(least)), taken(str(most))) == (least, most)
+    for text in (str(least - 1), str(most + 1), "", "many", "nan", "1e99"):
+        with pytest.raises(argparse.ArgumentTypeError, match=f"needs .*, got {text}$"):
+            taken(text)
+    if kind == "image_size":
+        assert taken("20x30") == (20, 30)
+        with pytest.raises(argparse.ArgumentTypeError, match=r"got 0$"):
+            taken("20x0")
 
 
 def test_too_little_memory_is_one_line(monkeypatch, capsys):

@@ -155,9 +155,10 @@ def test_resnet50_has_the_tensors_that_its_checkpoint_is_compared_with(tmp_path)
     assert checkpoint._shapes(checkpoint._without_memory(described, False)) == checkpoint._shapes(model)
 
 
-def test_float16_weights_are_computed_with_in_float32(tmp_path):
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_weights_of_another_dtype_are_computed_with_in_float32(tmp_path, dtype):
     recipe = {"architecture": {"network": "tiny", "classes": 3}}
-    loaded = load_classifier(write(tmp_path / "c", recipe, tiny().half()))
+    loaded = load_classifier(write(tmp_path / "c", recipe, tiny().to(dtype)))
     assert {p.dtype for p in loaded.parameters()} == {torch.float32}
 
 
@@ -242,6 +243,7 @@ def architecture(network="tiny", classes=3):
         (" " * (1 << 22) + "{}", "its recipe must have at most 4194304 characters, got 4194306"),
         (architecture(["tiny"]), r"network must be one of wae_vgg16, .*, got \['tiny'\]"),
         (architecture(None), "network must be one of .*, got None"),
+        (architecture("os:getcwd"), "network must be one of .*, got 'os:getcwd'"),
         (architecture(classes=-1), "number of classes must be 1 or more, got -1"),
         (architecture(classes="3"), "number of classes must be 1 or more, got '3'"),
         (architecture(classes=True), "number of classes must be 1 or more, got True"),
@@ -290,9 +292,21 @@ def a_torch_file():
         (b"version https://git-lfs.github.com/spec/v1\n", "it is a Git LFS pointer"),
         (b"<!doctype html>", "it is a web page"),
         (a_torch_file(), "it is a pickle, which can run code and is never read"),
-        (pickle.dumps(Runs()), "it is a pickle, which can run code and is never read"),
+        *(
+            (pickle.dumps(Runs(), n), "it is a pickle, which can run code and is never read")
+            for n in range(2, 6)
+        ),
     ],
-    ids=["missing", "empty", "text", "bytes", "LFS", "HTML", "torch.save", "pickle"],
+    ids=[
+        "missing",
+        "empty",
+        "text",
+        "bytes",
+        "LFS",
+        "HTML",
+        "torch.save",
+        *(f"pickle {n}" for n in range(2, 6)),
+    ],
 )
 def test_files_of_another_kind(tmp_path, content, message):
     if content is not None:
