@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -233,7 +233,7 @@ class _Run:
         if first == 0:
             self._prepare(number)
         objective = Objective(self.model, stage, self.teacher, self._class_weights(stage))
-        with trained(self.model, stage) as parameters:
+        with trained(self.model, stage) as parameters, self._synchronized():
             optimizer = _optimizer(stage, parameters)
             average = _average(self.model, stage)
             if first and self.state:
@@ -379,13 +379,17 @@ class _Run:
         return evaluate(model, self.test, batch, self.device, self.workers, self.observer.left_out)
 
     def _distributed(self, objective: Objective) -> nn.Module:
-        """``objective`` with gradients averaged over all processes, and on GPUs BatchNorm's statistics."""
+        """``objective`` with gradients averaged over all processes."""
         if self.world == 1:
             return objective
-        if self.device.type == "cuda":
-            objective = nn.SyncBatchNorm.convert_sync_batchnorm(objective)
-            return DistributedDataParallel(objective, device_ids=[self.device])
-        return DistributedDataParallel(objective)
+        return DistributedDataParallel(
+            objective, device_ids=[self.device] if self.device.type == "cuda" else None
+        )
+
+    def _synchronized(self) -> AbstractContextManager[None]:
+        """Within it BatchNorm takes its statistics from the images of all processes, on GPUs."""
+        several = self.world > 1 and self.device.type == "cuda"
+        return synchronized(self.model) if several else nullcontext()
 
     # ------------------------------------------------------------------------------------- checkpoints
 
@@ -422,6 +426,24 @@ class _Run:
         weights_file.load(path, self.model, optimizer, None if average is None else average.module)
         if average is not None:
             average.n_averaged.fill_(1)  # any number but 0: the average has begun
+
+
+@contextmanager
+def synchronized(model: nn.Module) -> Iterator[None]:
+    """Within it the BatchNorms in ``model`` are SyncBatchNorms. Behind it they are what they were, with what
+    they have learnt: a SyncBatchNorm is not folded when the network is deployed."""
+    norms = [
+        (name, module)
+        for name, module in model.named_modules()
+        if name and isinstance(module, nn.modules.batchnorm._BatchNorm)
+    ]
+    nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place, around the same tensors
+    try:
+        yield
+    finally:
+        for name, norm in norms:
+            norm.train(model.get_submodule(name).training)
+            model.set_submodule(name, norm)
 
 
 def learning_rate(stage: Stage, epoch: float) -> float:
@@ -476,7 +498,7 @@ def _measure_norms(model: WAENetwork, sample: Tensor, low: bool) -> None:
         count += both[0, :, 0].numel()
     variances = (squares - sums.square() / count) / (count - 1)
     for norm, mean, variance in zip((model.low_norm, model.high_norm), sums / count, variances, strict=True):
-        if (low or norm is model.high_norm) and isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm)):
+        if (low or norm is model.high_norm) and isinstance(norm, nn.BatchNorm2d):
             assert norm.running_mean is not None
             assert norm.running_var is not None
             norm.running_mean.copy_(mean)

@@ -16,6 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save as to_bytes
 from tiny_classifier import tiny
+from torch import nn
 from trained import FIXED, JOINT, PLAN, SHARED, image_set, network, run, with_gaps
 
 from wae.data.dataset import InMemory
@@ -875,6 +876,22 @@ def shared(tmp_path_factory):
     program = [str(support / "trained.py"), str(folder)]
     subprocess.run([*command, *program], check=True, env=environment, timeout=600, capture_output=True)
     return folder
+
+
+def test_after_a_training_on_several_gpus_a_network_has_its_own_normalisations():
+    """In training they are SyncBatchNorms, which would not be folded when it is deployed."""
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Sequential(nn.BatchNorm2d(3), nn.ReLU())).eval()
+    before = [model[0], model[1][0]]
+    images = torch.rand(4, 3, 2, 2)
+    with trainer.synchronized(model):
+        model.train()
+        assert all(isinstance(norm, nn.SyncBatchNorm) for norm in (model[0], model[1][0]))
+        model(images)
+    after = [model[0], model[1][0]]
+    assert all(one is other for one, other in zip(before, after, strict=True))
+    assert all(norm.training and norm.num_batches_tracked > 0 for norm in after)
+    assert model[0].running_mean.norm() > 0
+    assert not any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
 
 
 @pytest.mark.slow  # three processes that import torch
