@@ -208,6 +208,27 @@ def test_predict_calibrates_only_an_engine(weights, data, monkeypatch, capsys):
     assert run(*arguments, "--engine", "eager", "--max-drop", 0.02) == 0
 
 
+def test_every_option_of_export_arrives(weights, data, tmp_path, monkeypatch, capsys):
+    from wae.inference import export
+
+    seen = []
+
+    def exported(model, *arguments, calibration, **options):
+        seen.append((arguments, sum(map(len, calibration)), options))
+        return {"difference": 0.0, "agreement": 0.5, "checked_images": 4}
+
+    monkeypatch.setattr(export, "export", exported)
+    line = "--format torch --size 20x30 --batch 3 --images float32 --precision int8 --max-drop 0.1 --force"
+    target = tmp_path / "out"
+    assert run("export", weights, "-o", target, *line.split(), "--calibrate", data / "train") == 0
+    ((arguments, images, options),) = seen
+    assert arguments == (target, "torch", (20, 30), 3, torch.float32, True)
+    assert images == len(list((data / "train").glob("*/*.png")))
+    described = checkpoint.describe(weights)
+    assert options == {"precision": "int8", "max_drop": 0.1, "described": described}
+    assert "It names the model's class on 50.00% of 4 images." in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_export_in_int8(weights, data, any_warnings, tmp_path, capsys):
     needs_int8("onnxruntime")

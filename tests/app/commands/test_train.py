@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from urllib.error import URLError
 
@@ -541,6 +541,27 @@ def test_the_size_is_that_of_most_images_that_can_be_read(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (side, side)).save(path) if side else path.write_bytes(b"no image")
     assert small_data.fitting_size(image_folder(tmp_path, train=True)) == 192
+
+
+def test_every_option_arrives(monkeypatch):
+    seen = []
+    monkeypatch.setattr(session.Session, "run", lambda made, console, show: seen.append((made, show)))
+    line = (
+        "train --data d -o o --plan digits --model tiny --stage 2 3 --epochs 9 --learning-rate 0.2 --batch 6 "
+        "--accumulate 2 --precision bfloat16 --seed 7 --weights w --body-weights b --autoencoder a "
+        "--teacher t --resume --force --size 20x30 --on-corrupt skip --max-pixels 99 --workers 8 --device cpu --json"
+    )
+    assert run(*line.split()) == 0
+    ((made, show),) = seen
+    digits = plan.find("digits")
+    stages = tuple(replace(stage, epochs=9, learning_rate=0.2) for stage in digits.stages[1:])
+    changed = {"model": "tiny", "batch": 6, "accumulate": 2, "precision": "bfloat16", "seed": 7}
+    files = {"weights": Path("w"), "body_weights": "b", "autoencoder": Path("a"), "teacher": Path("t")}
+    others = {"size": (20, 30), "on_corrupt": "skip", "max_pixels": 99, "workers": 8, "device": "cpu"}
+    wanted = replace(digits, stages=stages, **changed)
+    assert made == session.Session(wanted, "d", Path("o"), resume=True, force=True, **files, **others)
+    assert [f.name for f in fields(made) if getattr(made, f.name) == f.default] == []
+    assert show is not None
 
 
 def test_the_plans_are_listed(capsys):
