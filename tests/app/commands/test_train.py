@@ -549,7 +549,8 @@ def test_every_option_arrives(monkeypatch):
     line = (
         "train --data d -o o --plan digits --model tiny --stage 2 3 --epochs 9 --learning-rate 0.2 --batch 6 "
         "--accumulate 2 --precision bfloat16 --seed 7 --weights w --body-weights b --autoencoder a "
-        "--teacher t --resume --force --size 20x30 --on-corrupt skip --max-pixels 99 --workers 8 --device cpu --json"
+        "--teacher t --resume --force --size 20x30 --on-corrupt skip --max-pixels 99 "
+        "--workers 8 --device cpu --json"
     )
     assert run(*line.split()) == 0
     ((made, show),) = seen

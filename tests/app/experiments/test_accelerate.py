@@ -363,7 +363,8 @@ def test_every_option_arrives(tmp_path, monkeypatch):
         "--model m --data d --weights w --plan digits --epochs 3 --learning-rate 0.2 --batch 5 --seed 7 "
         "--start linear --compare --mimic 0.5 --mimic-mirrored --size 96 --factor 2 --target-ms 3.5 "
         "--precision bfloat16 --engine eager --images 2 --max-drop 0.02 --input-size 64 "
-        "--interpolation bicubic --mean 1 2 3 --std 4 5 6 --on-corrupt skip --max-pixels 99 --workers 8 --device cpu --force"
+        "--interpolation bicubic --mean 1 2 3 --std 4 5 6 --on-corrupt skip --max-pixels 99 "
+        "--workers 8 --device cpu --force"
     )
     assert cli.main(["accelerate", "-o", str(tmp_path / "out"), *line.split()]) == 0
     options = {"epochs": 3, "learning_rate": 0.2, "batch": 5, "seed": 7, "start": "linear", "compare": True}
