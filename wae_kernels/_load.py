@@ -47,5 +47,11 @@ def schemas() -> list[str]:
     return [" ".join(schema.split()) for schema in re.findall(r'R"\((.*?)\)"', text, re.DOTALL)]
 
 
+def defines(schema: str) -> bool:
+    """Whether the loaded library has an op of just this schema; if not, it was built from other sources."""
+    op = getattr(torch.ops.wae, schema.partition("(")[0], None)
+    return op is not None and op.default._schema == torch._C.parse_schema(f"wae::{schema}")
+
+
 CPU = load("_C", "a C++20 compiler")
 CUDA = load("_C_cuda", "a CUDA toolkit of PyTorch's version, on a machine with a GPU or with FORCE_CUDA=1")

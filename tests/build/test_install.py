@@ -373,6 +373,25 @@ def test_with_a_damaged_library_one_warning_at_first_use(without_library: Path) 
     assert "build it again" in warnings[0]
 
 
+@pytest.mark.skipif(wae_kernels._load.CPU.library is None, reason="needs the compiled library")
+@pytest.mark.parametrize("change", ["an argument more", "an op more"])
+def test_a_library_of_other_sources_is_refused(without_library: Path, change: str) -> None:
+    """As after a pull without a build. It would take what lies behind its arguments for one more."""
+    package = without_library / "wae_kernels"
+    shutil.copy(wae_kernels._load.CPU.library._name, package)
+    schemas = package / "schemas.inc"
+    text = schemas.read_text()
+    if change == "an argument more":
+        schemas.write_text(text.replace("bool relu=False", "bool relu=False, int stride=1"))
+    else:
+        schemas.write_text(text + 'WAE_SCHEMA(R"(one_more(Tensor x) -> Tensor y)")\n')
+    result = run([sys.executable, "-c", "import wae_kernels"], without_library)
+    assert result.returncode != 0
+    op = "conv3x3" if change == "an argument more" else "one_more"
+    said = f"ImportError: the compiled library of wae_kernels was built from other sources: its wae::{op} is"
+    assert said in result.stdout
+
+
 @pytest.mark.slow
 def test_no_native_gives_a_wheel_for_every_platform(source: Path, tmp_path: Path) -> None:
     result = build_wheel(source, tmp_path, WAE_NO_NATIVE="1", CXX="/nonexistent")
