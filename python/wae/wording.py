@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 
 def counted(number: int, noun: str) -> str:
     """``number`` of what ``noun``, in the singular, names: "1 image", "1,000 images", "2 classes"."""
     if number == 1:
         return f"1 {noun}"
     return f"{number:,} {noun}{'es' if noun.endswith('s') else 's'}"
+
+
+def shown(value: object) -> str:
+    """``value``, which comes from a file and may be anything, for people to read."""
+    with suppress(ValueError):
+        return f"{value!r:.80}"
+    return "a number that is too long to print"
 
 
 def first_line(error: Exception) -> str:

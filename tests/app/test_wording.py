@@ -2,7 +2,7 @@
 
 import pytest
 
-from wae.wording import counted, first_line
+from wae.wording import counted, first_line, shown
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,17 @@ def test_the_noun_agrees_with_its_number(number, noun, expected):
 )
 def test_the_first_line_of_an_error(error, expected):
     assert first_line(error) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("a", "'a'"),
+        ("x" * 100, "'" + "x" * 79),
+        ([3, None], "[3, None]"),
+        ([10**5000], "a number that is too long to print"),  # Python refuses to
+    ],
+    ids=["text", "long text", "list", "long number"],
+)
+def test_a_value_of_a_file_is_shown(value, expected):
+    assert shown(value) == expected

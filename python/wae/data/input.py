@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from wae.wording import shown
+
 from .images import check_length, of_pillow
 
 MAX_SIZE = 2048
@@ -49,16 +51,16 @@ class Input:
         for name, least, most in (("size", 1, MAX_SIZE), ("resize", self.size, 2 * MAX_SIZE)):
             value = getattr(self, name)
             if type(value) is not int or not least <= value <= most:
-                raise ValueError(f"{name} must be an integer from {least} to {most}, got {_shown(value)}")
+                raise ValueError(f"{name} must be an integer from {least} to {most}, got {shown(value)}")
         for name in ("grayscale", "squash"):
             if type(getattr(self, name)) is not bool:
-                raise ValueError(f"{name} must be true or false, got {_shown(getattr(self, name))}")
+                raise ValueError(f"{name} must be true or false, got {shown(getattr(self, name))}")
         if self.interpolation not in INTERPOLATIONS:
             known = ", ".join(INTERPOLATIONS)
-            raise ValueError(f"interpolation must be one of {known}, got {_shown(self.interpolation)}")
+            raise ValueError(f"interpolation must be one of {known}, got {shown(self.interpolation)}")
         if self.width is not None:
             if type(self.width) is not int or not 1 <= self.width <= MAX_SIZE:
-                raise ValueError(f"width must be an integer from 1 to {MAX_SIZE}, got {_shown(self.width)}")
+                raise ValueError(f"width must be an integer from 1 to {MAX_SIZE}, got {shown(self.width)}")
             if not self.squash or self.resize != self.size:
                 raise ValueError("width needs squash, and resize must be size")
 
@@ -160,8 +162,3 @@ def luma(image: Tensor) -> Tensor:
     torchvision's rounds down, and makes 199 of a grey of 200.
     """
     return (image * torch.tensor(_LUMA).view(3, 1, 1)).sum(0).round().to(torch.uint8).expand(3, -1, -1)
-
-
-def _shown(value: Any) -> str:
-    """``value``, which comes from a file and may be anything, for people to read."""
-    return f"{value!r:.80}"

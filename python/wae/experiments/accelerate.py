@@ -42,7 +42,7 @@ from wae.inference.deployed import Deployed, DisagreementError, deploy
 from wae.inference.engines import ENGINES, EngineError, in_turns
 from wae.inference.export import export
 from wae.inference.precision import DTYPES, NAMES
-from wae.inference.timing import interleaved
+from wae.inference.timing import Timing, interleaved
 from wae.models.accelerated import Form, accelerated, show_small_image, with_classes
 from wae.models.baselines import AtSize, FullResolution
 from wae.models.classifier import WAEClassifier, fold_normalization
@@ -196,6 +196,14 @@ class Sets(NamedTuple):
     plain: ImageFolder | Shards | InMemory
     """The same images as for a test."""
     test: ImageFolder | Shards | InMemory
+
+
+class _Side(NamedTuple):
+    """A network, with the images that are of its size, and its fastest form."""
+
+    network: nn.Module
+    data: Sets
+    deployed: Deployed
 
 
 @dataclass
@@ -737,44 +745,42 @@ class _Acceleration:
             calibration_images=images, max_drop=s.max_drop, seconds=_SECONDS,
         )  # fmt: skip
 
-    def _deployed_rival(self, network: nn.Module, data: Sets) -> Deployed | str:
-        """As :meth:`_deployed`; or the reason why no engine runs it."""
-        try:
-            return self._deployed(network, data)
-        except (EngineError, DisagreementError) as error:
-            return first_line(error)
+    def _sides(self, model: WAEClassifier, record: _Record) -> dict[str, _Side]:
+        """Each network in its fastest form; a rival that no engine runs is left out, on the record too."""
+        full = self._sets(Form(self.original.input.size))
+        stock = self.stock.to(self.device)
+        sides = {
+            "original": _Side(stock, full, self._deployed(stock, full)),
+            "accelerated": _Side(model, self.sets, self._deployed(model, self.sets)),
+        }
+        for name in rivals.NAMES:
+            found = record.found.get(f"rival: {name}", {"left out": ""})
+            if "left out" in found:
+                continue
+            rival = self._rival(name, found)
+            weights_file.load(self.settings.folder / RIVALS / f"{name}.safetensors", rival)
+            rival = rival.eval().to(self.device)
+            try:
+                sides[name] = _Side(rival, full, self._deployed(rival, full))
+            except (EngineError, DisagreementError) as error:
+                found["left out"] = first_line(error)
+        return sides
+
+    def _timed_sides(self, sides: Mapping[str, _Side]) -> Mapping[str, Timing]:
+        """The times of a call of each, in PyTorch and deployed, in turns."""
+        calls: dict[str, Callable[[], Tensor]] = {}
+        for name, side in sides.items():
+            images = _readable(side.data.test, 1).repeat(self.settings.images, 1, 1, 1).to(self.device)
+            calls[f"{name}, PyTorch"] = _without_gradients(side.network, images)
+            calls[f"{name}, deployed"] = _without_gradients(side.deployed, images)
+        return interleaved(calls, _SECONDS, settle=1, synchronize=self._synchronize())
 
     def _deploy(self, model: WAEClassifier, record: _Record) -> dict[str, Any]:
         """All networks in their fastest forms, timed in turns; the new one saved."""
-        full = self._sets(Form(self.original.input.size))
-        sides: dict[str, tuple[nn.Module, Sets]] = {
-            "original": (self.stock.to(self.device), full),
-            "accelerated": (model, self.sets),
-        }
-        for name in rivals.NAMES:
-            found_rival = record.found.get(f"rival: {name}", {"left out": ""})
-            if "left out" not in found_rival:
-                rival = self._rival(name, found_rival)
-                weights_file.load(self.settings.folder / RIVALS / f"{name}.safetensors", rival)
-                sides[name] = rival.eval().to(self.device), full
-        forms: dict[str, Deployed] = {}
-        for name, (network, data) in list(sides.items()):
-            deploy_it = self._deployed_rival if name in rivals.NAMES else self._deployed
-            made = deploy_it(network, data)
-            if isinstance(made, Deployed):
-                forms[name] = made
-            else:
-                del sides[name]
-                record.found[f"rival: {name}"]["left out"] = made
-        calls: dict[str, Callable[[], Tensor]] = {}
-        for name, (network, data) in sides.items():
-            images = _readable(data.test, 1).repeat(self.settings.images, 1, 1, 1).to(self.device)
-            calls[f"{name}, PyTorch"] = _without_gradients(network, images)
-            calls[f"{name}, deployed"] = _without_gradients(forms[name], images)
-        times = interleaved(calls, _SECONDS, settle=1, synchronize=self._synchronize())
+        sides = self._sides(model, record)
+        times = self._timed_sides(sides)
         found: dict[str, Any] = {"images": self.settings.images}
-        for name, deployed in forms.items():
-            network, data = sides[name]
+        for name, (network, data, deployed) in sides.items():
             size = data.test.batch([0], 0)[0].shape[2:]
             found[name] = {
                 "engine": deployed.engine,
@@ -785,11 +791,10 @@ class _Acceleration:
                 "drop": deployed.report["drop"],
                 "multiply_adds": count(network, size).multiply_adds,
             }
-        found["accelerated"]["classes"] = _by_class(
-            _Filled(forms["accelerated"]), self.sets.test, _AT_ONCE, self.device
-        )
+        deployed = sides["accelerated"].deployed
+        found["accelerated"]["classes"] = _by_class(_Filled(deployed), self.sets.test, _AT_ONCE, self.device)
         try:
-            forms["accelerated"].save(self.settings.folder / DEPLOYED, force=True)
+            deployed.save(self.settings.folder / DEPLOYED, force=True)
         except EngineError as error:  # as all on GPUs
             found["accelerated"]["not saved"] = first_line(error)
         return found

@@ -30,6 +30,7 @@ from wae.models.network import WAENetwork
 from wae.models.registry import NETWORKS as _NETWORKS
 from wae.models.registry import build, builder, without_memory
 from wae.models.segmentation import networks as segmentation
+from wae.wording import shown
 from wae_kernels.nn import Decoder
 
 from . import weights_file
@@ -72,17 +73,17 @@ class Description:
             known = ", ".join(_NETWORKS)
             raise ValueError(
                 f"network must be one of {known}, or NAME, NAME_half, wae_NAME or wavelet_NAME of a NAME in "
-                f"torchvision or timm, or one that scores pixels, got {_shown(self.network)}"
+                f"torchvision or timm, or one that scores pixels, got {shown(self.network)}"
             )
         if type(self.classes) is not int or not 1 <= self.classes <= _MAX_CLASSES:
-            raise ValueError(f"number of classes must be 1 or more, got {_shown(self.classes)}")
+            raise ValueError(f"number of classes must be 1 or more, got {shown(self.classes)}")
         if self.labels is None:
             return
         if len(self.labels) != self.classes:
             raise ValueError(f"labels must be {self.classes}, one for each class, got {len(self.labels)}")
         for label in self.labels:
             if type(label) is not str or not 1 <= len(label) <= _MAX_LABEL or not _is_unicode(label):
-                raise ValueError(f"labels must be texts of 1 to {_MAX_LABEL} characters, got {_shown(label)}")
+                raise ValueError(f"labels must be texts of 1 to {_MAX_LABEL} characters, got {shown(label)}")
 
 
 def _is_unicode(text: str) -> bool:
@@ -116,7 +117,7 @@ def save_classifier(
         ValueError: ``model`` is not a ``network``, or the labels are not one text for each class.
         FileExistsError: there is a file at ``path`` and ``force`` is false.
     """
-    classes = _classes(model)
+    classes = number_of_scores(model)
     described = Description(network, classes, None if labels is None else tuple(labels), input, form)
     decoder = getattr(model, "decoder", None) is not None
     if not described.is_own and _shapes(model) != _shapes(_without_memory(described, decoder)):
@@ -209,8 +210,8 @@ def _built(described: Description, decoder: bool) -> nn.Module:
     return model
 
 
-def _classes(model: nn.Module) -> int:
-    """The number of scores: what the last layer makes, in the order in which they are defined."""
+def number_of_scores(model: nn.Module) -> int:
+    """What the last layer makes, in the order in which they are defined. Raises ValueError without one."""
     model = getattr(model, "fusion_classifier", getattr(model, "fusion", model))
     kinds = nn.Linear, nn.Conv2d, nn.ConvTranspose2d
     layers = [layer for layer in model.modules() if isinstance(layer, kinds)]
@@ -244,12 +245,12 @@ def _parsed(recipe: dict[str, Any]) -> Description:
     labels, given = recipe.get("labels"), _object("input", recipe.get("input", {}))
     form = _object("form", architecture["form"]) if "form" in architecture else None
     if labels is not None and not isinstance(labels, list):
-        raise ValueError(f"labels must be a list, got {_shown(labels)}")
+        raise ValueError(f"labels must be a list, got {shown(labels)}")
     if unknown := sorted(set(given) - {field.name for field in fields(Input)}):
-        raise ValueError(f"input has an entry that is not known: {_shown(unknown[0])}")
+        raise ValueError(f"input has an entry that is not known: {shown(unknown[0])}")
     if form is not None and set(form) != {field.name for field in fields(Form)}:
         raise ValueError(
-            f"form must have {', '.join(field.name for field in fields(Form))}, got {_shown(form)}"
+            f"form must have {', '.join(field.name for field in fields(Form))}, got {shown(form)}"
         )
     return Description(
         architecture["network"],
@@ -262,13 +263,8 @@ def _parsed(recipe: dict[str, Any]) -> Description:
 
 def _object(name: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError(f"{name} must be a JSON object, got {_shown(value)}")
+        raise ValueError(f"{name} must be a JSON object, got {shown(value)}")
     return value
-
-
-def _shown(value: Any) -> str:
-    """``value``, which comes from a file and may be anything, for people to read."""
-    return f"{value!r:.80}"
 
 
 def _listed(names: set[str]) -> str:

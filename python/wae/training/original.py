@@ -19,7 +19,7 @@ from wae.models.bodies import is_timm, is_torchvision, torchvision_network
 from wae.models.pairs import own_network
 from wae.models.registry import NetworkError
 from wae.storage import weights_file
-from wae.storage.checkpoint import describe_classifier, load_classifier
+from wae.storage.checkpoint import describe_classifier, load_classifier, number_of_scores
 from wae.storage.files import sha256
 from wae.storage.weights_file import CheckpointError
 
@@ -141,7 +141,7 @@ def _of_torchvision(name: str, weights: str, classes: int) -> Original:
     return Original(
         name,
         network.eval(),
-        _scores(network),
+        number_of_scores(network),
         Input(size, resize, interpolation=preset.interpolation.value),
         _three(preset.mean),
         _three(preset.std),
@@ -160,7 +160,7 @@ def _of_timm(name: str, weights: str, classes: int) -> Original:
         network, sources = _from_file(weights, make, classes)
     if is_torchvision(name):  # with its tag it is timm's everywhere
         name = f"{name}.{_configuration(network)['tag']}"
-    made = Original(name, network.eval(), _scores(network), Input())
+    made = Original(name, network.eval(), number_of_scores(network), Input())
     return _as_timm_says(replace(made, sources=sources))
 
 
@@ -188,13 +188,6 @@ def _as_timm_says(made: Original) -> Original:
         squash=says["crop_mode"] == "squash",
     )
     return replace(made, input=input, mean=_three(says["mean"]), std=_three(says["std"]))
-
-
-def _scores(network: nn.Module) -> int:
-    """How many classes the network tells apart: the size of its last layer."""
-    layers = [layer for layer in network.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
-    last = layers[-1]
-    return last.out_features if isinstance(last, nn.Linear) else last.out_channels
 
 
 def _from_file(path: str, make: Callable[..., nn.Module], classes: int) -> tuple[nn.Module, dict[str, str]]:

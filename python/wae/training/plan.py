@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from wae.errors import WaeError
+from wae.wording import shown
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -91,7 +92,7 @@ class Stage:
         _numbers(self, float, 0, 1e6, "energy_weight", "transform_weight", "low_weight", "mimic_weight")
         _numbers(self, float, 1e-3, 1e6, "mimic_temperature")
         if type(self.mimic_mirrored) is not bool:
-            raise PlanError(f"mimic_mirrored must be true or false, got {_shown(self.mimic_mirrored)}")
+            raise PlanError(f"mimic_mirrored must be true or false, got {shown(self.mimic_mirrored)}")
         _numbers(self, float, 0, 10, "class_balance")
         if 0 < self.class_balance <= 1:  # a class of all pixels would count without end, or less than nothing
             raise PlanError(f"class_balance must be 0 or a number above 1, got {self.class_balance!r}")
@@ -132,7 +133,7 @@ class Plan:
         _numbers(self, int, 1, 10**7, "batch", "accumulate")
         _numbers(self, int, 0, 2**31, "seed")
         if type(self.model) is not str:
-            raise PlanError(f"model must be a name, got {_shown(self.model)}")
+            raise PlanError(f"model must be a name, got {shown(self.model)}")
 
     def only(self, *kinds: str) -> Plan:
         """The plan with its stages of these kinds alone. Raises PlanError where it has none."""
@@ -240,7 +241,7 @@ def from_dict(entries: Mapping[str, Any]) -> Plan:
     """The plan with these entries; ``stages`` is a list of tables. Raises PlanError."""
     tables = entries.get("stages", ())
     if not isinstance(tables, (list, tuple)) or not all(isinstance(table, Mapping) for table in tables):
-        raise PlanError(f"stages must be tables, [[stages]], got {_shown(tables)}")
+        raise PlanError(f"stages must be tables, [[stages]], got {shown(tables)}")
     stages = tuple(_stage(number, table) for number, table in enumerate(tables, 1))
     return Plan(**{**_known(Plan, entries), "stages": stages})
 
@@ -256,7 +257,7 @@ def _known(kind: type[Stage] | type[Plan], entries: Mapping[str, Any]) -> dict[s
     """``entries``, after a check that there are no others than ``kind`` has, and those it must have."""
     names = [field.name for field in fields(kind)]
     if unknown := sorted(set(entries) - set(names)):
-        raise PlanError(f"there is no entry {_shown(unknown[0])}; known are {', '.join(names)}")
+        raise PlanError(f"there is no entry {shown(unknown[0])}; known are {', '.join(names)}")
     needed = {"kind", "epochs", "learning_rate", "model"} & set(names)
     if missing := sorted(needed - set(entries)):
         raise PlanError(f"{missing[0]} is missing")
@@ -265,7 +266,7 @@ def _known(kind: type[Stage] | type[Plan], entries: Mapping[str, Any]) -> dict[s
 
 def _choice(owner: Stage | Plan, name: str, values: tuple[str, ...]) -> None:
     if getattr(owner, name) not in values:
-        raise PlanError(f"{name} must be one of {', '.join(values)}, got {_shown(getattr(owner, name))}")
+        raise PlanError(f"{name} must be one of {', '.join(values)}, got {shown(getattr(owner, name))}")
 
 
 def _numbers(owner: Stage | Plan, kind: type, least: float, most: float, *names: str) -> None:
@@ -274,14 +275,7 @@ def _numbers(owner: Stage | Plan, kind: type, least: float, most: float, *names:
         whole = type(value) is int
         if not (whole or (kind is float and type(value) is float)) or not least <= value <= most:
             what = "an integer" if kind is int else "a number"
-            raise PlanError(f"{name} must be {what} from {least:g} to {most:g}, got {_shown(value)}")
-
-
-def _shown(value: Any) -> str:
-    """``value``, which comes from a file and may be anything, for people to read."""
-    with suppress(ValueError):
-        return f"{value!r:.80}"
-    return "a number that is too long to print"
+            raise PlanError(f"{name} must be {what} from {least:g} to {most:g}, got {shown(value)}")
 
 
 def _toml(value: Any) -> str:
