@@ -226,6 +226,7 @@ def test_helpers_keep_to_the_cores_that_the_whole_process_is_given() -> None:
 
 
 @on_linux
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")  # from Python 3.12 on
 def test_a_forked_process_has_helpers_of_its_own() -> None:
     torch.set_num_threads(3)
     with sleeping():
