@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from wae.inference.calibration import CalibrationError
 from wae.inference.deployed import DisagreementError
 from wae.inference.engines import ENGINES
 from wae.inference.timing import Timing
+from wae.models.counting import count
 from wae.models.pairs import pair
 
 NETWORK = """
@@ -179,6 +181,45 @@ def test_a_package_of_another_name_has_a_version(monkeypatch):
     assert bench._version("onnxruntime") == "not known"
 
 
+def test_each_side_has_its_own_images_and_time(network, monkeypatch):
+    asked, shapes = [], {}
+
+    class Deployed:
+        def __init__(self, model, *arguments, **options):
+            self.difference = 0.2 if hasattr(model, "image_scale") else 0.1
+            asked.append((*arguments, options["precision"], options["max_drop"], options["calibration"]))
+
+        def __call__(self, images):
+            return images
+
+    def interleaved(calls, seconds, **options):
+        assert seconds == 0.5
+        given = {name: call() for name, call in calls.items()}
+        shapes.update({name: (*result.shape, result.dtype) for name, result in given.items()})
+        scaled = given["stock eager float32"]
+        assert scaled.abs().max() < 3  # for the network, as photos are
+        assert torch.equal(given["eager"], made.stock(scaled))
+        times = {"stock eager float32": 0.4, "wae eager float32": 0.1, "eager": 0.8}
+        return {name: Timing(times[name], 0.9 * times[name], 1.1 * times[name], 3) for name in calls}
+
+    monkeypatch.setattr(bench, "deploy", Deployed)
+    monkeypatch.setattr(bench, "interleaved", interleaved)
+    made = pair(network)
+    found = bench.compare(made, 16, 3, ["eager"], ["float32"], 0.5)
+    assert asked == [((16, 16), 3, "eager", "float32", None, None)] * 2
+    assert shapes == {
+        "stock eager float32": (3, 3, 16, 16, torch.float32),
+        "wae eager float32": (3, 3, 16, 16, torch.uint8),
+        "eager": (3, 5, torch.float32),
+    }
+    (row,) = found.rows
+    assert row.stock == Side(0.4, 0.9 * 0.4, 1.1 * 0.4, 0.1)
+    assert row.wae == Side(0.1, 0.9 * 0.1, 1.1 * 0.1, 0.2)
+    assert (found.eager.median, found.size, found.images) == (0.8, 16, 3)
+    wae = count(made.wae, (16, 16)).multiply_adds
+    assert found.multiply_adds == {"stock": 3 * 9 * 8 * 16 * 16 + 8 * 5, "wae": wae}
+
+
 @pytest.mark.parametrize("difference", [0.9, float("nan")])
 def test_int8_that_is_far_off_is_wrong(difference, monkeypatch):
     monkeypatch.setattr(bench, "deploy", lambda *_, **__: SimpleNamespace(difference=difference))
@@ -243,6 +284,28 @@ def test_what_others_compute_is_counted():
     others = bench._Others()
     subprocess.run([sys.executable, "-c", "for _ in range(10 ** 7): pass"], check=True)
     assert others.cores() > 0.1
+
+
+def test_others_are_all_who_compute_but_this_program(monkeypatch):
+    """Of /proc/stat's columns the fourth and fifth are of cores that wait, and guests are among the first."""
+    second = os.sysconf("SC_CLK_TCK")
+    before = [100, 200, 300, 400, 500, 600, 700, 800, 900, 1000]
+    more = [1, 1, 1, 50, 50, 0.5, 0.5, 50, 50, 50]
+    stats = [before, [b + round(m * second) for b, m in zip(before, more, strict=True)]]
+    texts = [f"cpu  {' '.join(map(str, stat))}\ncpu0 1 2 3\n" for stat in stats]
+    used = [SimpleNamespace(user=user, system=system) for user, system in ((10.0, 3.0), (11.0, 3.5))]
+    clock = [5.0, 7.0]
+    monkeypatch.setattr(bench.Path, "read_text", lambda path, encoding: texts.pop(0))
+    monkeypatch.setattr(bench.os, "times", lambda: used.pop(0))
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: clock.pop(0))
+    assert bench._Others().cores() == pytest.approx((4 - 1.5) / 2)
+
+    def missing(path, encoding):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(bench.Path, "read_text", missing)
+    clock.append(0.0)
+    assert bench._Others().cores() is None
 
 
 def test_the_share_is_of_the_ratio_of_multiply_adds():

@@ -244,6 +244,7 @@ def architecture(network="tiny", classes=3):
         (architecture(["tiny"]), r"network must be one of wae_vgg16, .*, got \['tiny'\]"),
         (architecture(None), "network must be one of .*, got None"),
         (architecture("os:getcwd"), "network must be one of .*, got 'os:getcwd'"),
+        (architecture(classes=0), "number of classes must be 1 or more, got 0"),
         (architecture(classes=-1), "number of classes must be 1 or more, got -1"),
         (architecture(classes="3"), "number of classes must be 1 or more, got '3'"),
         (architecture(classes=True), "number of classes must be 1 or more, got True"),
@@ -254,6 +255,10 @@ def architecture(network="tiny", classes=3):
         (architecture(classes=4), "its tensors are not those of tiny with 4 classes"),
         ({**architecture(), "labels": "abc"}, "its labels must be a list, got 'abc'"),
         ({**architecture(), "labels": ["a", "b"]}, "its labels must be 3, one for each class, got 2"),
+        (
+            {**architecture(), "labels": ["a", "b", "c", "d"]},
+            "its labels must be 3, one for each class, got 4",
+        ),
         ({**architecture(), "labels": ["a", "b", 3]}, "its labels must be texts of .*, got 3"),
         ({**architecture(), "labels": ["a", "b", ""]}, "its labels must be texts of"),
         ({**architecture(), "labels": ["a", "b", "\ud800"]}, "its labels must be texts of"),
