@@ -84,8 +84,8 @@ def test_a_network_of_a_family_that_was_not_loaded_is_trained_evaluated_and_used
 
 
 def test_what_does_not_come_back_ends_the_training_before_it_begins(train, monkeypatch, tmp_path, capsys):
-    def other(path):
-        model = load_classifier(path)
+    def other(path, original):
+        model = load_classifier(path, original)
         next(model.parameters()).data[0] += 1
         return model
 
