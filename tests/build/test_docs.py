@@ -249,6 +249,7 @@ def test_the_rendered_documentation_has_every_page() -> None:
 
 SMALL_VGG = ("imagenette-small_vgg-64", "64 x 64", "32 x 32")
 CAMVID = ("camvid-enet-90x120", "full resolution", "half, bilinear")
+COMPENSATED = ("camvid-mobilenet_deconv_compensated-90x120", "full resolution", "half, bilinear")
 LONGER = ("fashion-mnist-4-times", "28 x 28", "14 x 14")
 
 
@@ -278,6 +279,9 @@ def won_back(folder: str, full: str, half: str, network: str) -> list[int]:
         (SMALL_VGG, "Wavelet+CNN", "Haar transform {} % |"),
         (SMALL_VGG, "32 x 32, fine-tuned", "half the resolution, made so, {} %"),
         (CAMVID, "WAE", "| ENet, three seeds | {} % |"),
+        (COMPENSATED, "WAE", "compensated channels, one seed | {} % |"),
+        (COMPENSATED, "WAE, fine-tuned", "taught by it | {} % | half"),
+        (COMPENSATED, "half, bilinear, fine-tuned", "half the resolution, made so, {} % |"),
         (LONGER, "WAE", "four times the epochs {} % (one seed)"),
     ],
 )
