@@ -434,7 +434,7 @@ def synchronized(model: nn.Module) -> Iterator[None]:
     they have learnt: a SyncBatchNorm is not folded when the network is deployed."""
     norms = [
         (name, module)
-        for name, module in model.named_modules()
+        for name, module in model.named_modules(remove_duplicate=False)  # a layer may be used twice
         if name and isinstance(module, nn.modules.batchnorm._BatchNorm)
     ]
     nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place, around the same tensors

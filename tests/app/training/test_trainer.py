@@ -880,14 +880,15 @@ def shared(tmp_path_factory):
 
 def test_after_a_training_on_several_gpus_a_network_has_its_own_normalisations():
     """In training they are SyncBatchNorms, which would not be folded when it is deployed."""
-    model = nn.Sequential(nn.BatchNorm2d(3), nn.Sequential(nn.BatchNorm2d(3), nn.ReLU())).eval()
-    before = [model[0], model[1][0]]
+    twice = nn.BatchNorm2d(3)
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Sequential(twice, nn.ReLU()), twice).eval()
+    before = [model[0], model[1][0], model[2]]
     images = torch.rand(4, 3, 2, 2)
     with trainer.synchronized(model):
         model.train()
-        assert all(isinstance(norm, nn.SyncBatchNorm) for norm in (model[0], model[1][0]))
+        assert all(isinstance(norm, nn.SyncBatchNorm) for norm in (model[0], model[1][0], model[2]))
         model(images)
-    after = [model[0], model[1][0]]
+    after = [model[0], model[1][0], model[2]]
     assert all(one is other for one, other in zip(before, after, strict=True))
     assert all(norm.training and norm.num_batches_tracked > 0 for norm in after)
     assert model[0].running_mean.norm() > 0
