@@ -154,7 +154,9 @@ class Settings:
                 raise AccelerationError(
                     f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
                 )
-        if self.mimic_mirrored and self.mimic == 0:
+        if self.plan is not None:
+            self.plan.only("classifier", "joint")  # what has labels: there is something to test
+        if self.mimic_mirrored and self.asked_mimic == 0:
             raise AccelerationError("mimic_mirrored needs a mimic above 0, got 0: nobody teaches")
         if not 0 <= self.max_drop <= 1:
             raise AccelerationError(f"max_drop must be a number from 0 to 1, got {self.max_drop!r}")
@@ -166,6 +168,13 @@ class Settings:
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
                 raise AccelerationError(f"{name} must be 1 or more, got {value!r}")
+
+    @property
+    def asked_mimic(self) -> float | None:
+        """``mimic``, or the largest of the plan's stages; None for a trial's."""
+        if self.mimic is None and self.plan is not None:
+            return max(stage.mimic_weight for stage in self.plan.stages)
+        return self.mimic
 
     def files(self) -> dict[str, Path]:
         """The files to begin with, by the options that name them."""
@@ -433,13 +442,6 @@ class _Acceleration:
         """In the checkpoint: the network's name, the classes' names, and what an image becomes."""
         return self._name(), self.sets.test.labels, self.original.input.of_size(self.form.size)
 
-    def _asked_mimic(self) -> float | None:
-        """The weight that the settings, or their plan, give the original's scores; None for a trial's."""
-        s = self.settings
-        if s.mimic is None and s.plan is not None:
-            return max(stage.mimic_weight for stage in s.plan.stages)
-        return s.mimic
-
     def _name(self) -> str:
         """In the checkpoint."""
         name = self.original.name
@@ -470,7 +472,7 @@ class _Acceleration:
             self._say(
                 f"images of {self.form.size}, the light body's factor {self.form.factor}: {chosen['why']}"
             )
-        mimic = self._asked_mimic()
+        mimic = settings.asked_mimic
         if mimic is None:
             mimic = record.once("mimic", lambda: self._try_mimic(record))["weight"]
         record.once("training", lambda: self._train(mimic))
@@ -820,6 +822,10 @@ class _Acceleration:
         """The form that meets the target with the least loss: measured times, then trials of a few."""
         with bar("measuring times", None, is_first()):
             times = record.once("times", self._measure_forms)
+        if not times["curve"]:
+            raise AccelerationError(
+                f"target: needs a form that takes these images and runs in {times['engine']}, got none"
+            )
         s = self.settings
         allowed = s.target_ms / 1e3 if s.target_ms is not None else times["original"] / (s.target or 1.0)
         curve = [entry for entry in times["curve"] if entry["seconds"] <= allowed]
@@ -829,7 +835,7 @@ class _Acceleration:
                 f"target: needs at most {1e3 * allowed:.2f} ms, the fastest form that was measured takes "
                 f"{1e3 * fastest['seconds']:.2f} ms (images of {fastest['size']}, factor {fastest['factor']})"
             )
-        mimic = self._asked_mimic() or 0.0
+        mimic = s.asked_mimic or 0.0
         # of those that meet it the slowest have the most to compute with
         tried = sorted(curve, key=lambda entry: -entry["seconds"])[:_TRIED]
         for entry in tried:

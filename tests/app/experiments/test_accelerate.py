@@ -525,9 +525,15 @@ def test_what_does_not_come_back_from_a_file_is_found_out_before_the_training(tm
     assert {path.name for path in tmp_path.iterdir()} == {"accelerate.json"}
 
 
-def test_nobody_teaches_by_mirror_images_where_nobody_teaches():
+@pytest.mark.parametrize("options", [{"mimic": 0.0}, {"plan": find("digits")}], ids=["mimic", "plan"])
+def test_nobody_teaches_by_mirror_images_where_nobody_teaches(options):
     with pytest.raises(ValueError, match=r"mimic_mirrored needs a mimic above 0, got 0"):
-        Settings("resnet18", "digits", Path("out"), mimic=0.0, mimic_mirrored=True)
+        Settings("resnet18", "digits", Path("out"), mimic_mirrored=True, **options)
+
+
+def test_a_plan_without_labels_is_found_out_before_the_training():
+    with pytest.raises(ValueError, match=r"at least one stage of kind classifier or joint, got transform"):
+        Settings("resnet18", "digits", Path("out"), plan=Plan("x", (Stage("transform", 1, 0.1),)))
 
 
 # ---------------------------------------------------------------------------------------- steps by themselves
@@ -1033,9 +1039,9 @@ CURVE = [(96, 2, 0.9), (96, 4, 0.6), (64, 2, 0.5), (64, 4, 0.4), (32, 8, 0.1)]
 KEPT = {(96, 2): 0.99, (96, 4): 0.7, (64, 2): 0.9, (64, 4): 0.8, (32, 8): 0.95}
 
 
-def met(monkeypatch, tmp_path, **target):
+def met(monkeypatch, tmp_path, curve=CURVE, **target):
     """The target's outcome where these are the times and the trials' accuracies."""
-    curve = [{"size": size, "factor": factor, "seconds": seconds} for size, factor, seconds in CURVE]
+    curve = [{"size": size, "factor": factor, "seconds": seconds} for size, factor, seconds in curve]
     tried = []
 
     def trial(self, record, form, mimic):
@@ -1086,6 +1092,11 @@ def test_a_form_that_the_engine_does_not_run_is_no_choice(monkeypatch, tmp_path)
     settings = Settings("tiny_original:build", tmp_path / "data", tmp_path / "out", **options)
     times = accelerate._Acceleration(settings, Console(quiet=True), torch.device("cpu"))._timed_forms()
     assert [(entry["size"], entry["factor"]) for entry in times["curve"]] == [(64, 4)]
+
+
+def test_a_target_that_has_no_form(monkeypatch, tmp_path):
+    with pytest.raises(ValueError, match=r"needs a form that takes these images and runs in eager, got none"):
+        met(monkeypatch, tmp_path, (), target=2.0)
 
 
 def test_a_target_that_nothing_meets(monkeypatch, tmp_path):
