@@ -94,7 +94,7 @@ def _add_choices(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--mimic-mirrored",
         action="store_true",
-        help="the original, where it teaches, sees the mirror images too: better, and takes longer",
+        help="the original, where it teaches, sees the mirror images too: for photos, not for letters",
     )
 
 
