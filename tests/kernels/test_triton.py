@@ -292,6 +292,9 @@ class TestInterpreted:
         assert wae_triton.tune("encode", *arguments, measure=measure) == seen[-1] == Tile(64, 8, 1, 2)
         chosen = launch.launch_encode(arguments[0], EncoderParameters(*arguments[1:])).plan.tile
         assert chosen == seen[-1]
+        halves = [image_of(1, 1, 1, torch.float16) for _ in range(2)]  # beside float32 parameters
+        wae_triton.tune("decode", *halves, *decoder(), (2, 2), measure=measure)
+        assert launch.launch_decode(*halves, DecoderParameters(*decoder()), (2, 2)).plan.tile == seen[-1]
 
     def test_tune_says_what_it_cannot(self) -> None:
         with pytest.raises(ValueError, match="op must be encode or decode, got 'encoder'"):
