@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wae.difference import relative_difference
-from wae.wording import first_line
+from wae.wording import first_line, shown
 from wae_kernels.checks import half_of
 from wae_kernels.nn import Decoder, Encoder
 
@@ -43,7 +43,7 @@ class Form:
         for name, least, most in (("size", 2, 2048), ("factor", 1, 64)):
             value = getattr(self, name)
             if type(value) is not int or not least <= value <= most:
-                raise ValueError(f"{name} must be an integer from {least} to {most}, got {value!r:.80}")
+                raise ValueError(f"{name} must be an integer from {least} to {most}, got {shown(value)}")
 
     @property
     def half(self) -> tuple[int, int]:

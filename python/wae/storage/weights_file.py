@@ -21,6 +21,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from wae.errors import WaeError
+from wae.wording import shown
 
 from .files import no_file, written
 from .signatures import recognised
@@ -178,7 +179,7 @@ def _recipe(text: str) -> dict[str, Any]:
     except ValueError as error:  # no JSON, or a number of too many digits
         raise ValueError(f"recipe is no JSON ({error})") from None
     if not isinstance(recipe, dict):
-        raise ValueError(f"recipe must be a JSON object, got {recipe!r:.80}")
+        raise ValueError(f"recipe must be a JSON object, got {shown(recipe)}")
     return recipe
 
 
