@@ -3,12 +3,15 @@
 A library is loaded for its side effect: it registers kernels with torch's dispatcher. Where the
 processor's library cannot be loaded, the schemas are defined from Python, so that ``torch.ops.wae.*``
 exists in every installation.
+
+A library of other ops than these sources have is an ImportError: it would read arguments that are not there.
 """
 
 from __future__ import annotations
 
 import ctypes
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,16 +45,40 @@ def load(name: str, needs: str) -> Loaded:
 
 
 def schemas() -> list[str]:
-    """The schemas of ``wae::*``, from the file that the C++ library includes."""
+    """The schemas of ``wae::*``, from the file that the C++ libraries include."""
     text = (_FOLDER / "schemas.inc").read_text(encoding="utf-8")
     return [" ".join(schema.split()) for schema in re.findall(r'R"\((.*?)\)"', text, re.DOTALL)]
 
 
-def defines(schema: str) -> bool:
-    """Whether the loaded library has an op of just this schema; if not, it was built from other sources."""
+def _defined(schema: str) -> bool:
+    """Whether there is an op of just this schema: the processor's library defines them."""
     op = getattr(torch.ops.wae, schema.partition("(")[0], None)
     return op is not None and op.default._schema == torch._C.parse_schema(f"wae::{schema}")
 
 
+def _schemas_of(cuda: ctypes.CDLL) -> list[str]:
+    """The schemas that the library for GPUs was compiled for; no op tells, for it defines none."""
+    try:
+        compiled_for = cuda.wae_cuda_schemas
+    except AttributeError:  # it is older than this function
+        return []
+    compiled_for.restype = ctypes.c_char_p
+    return [" ".join(schema.split()) for schema in compiled_for().decode().split(";")]
+
+
+def _refuse_other_sources(library: str, has: Callable[[str], bool]) -> None:
+    for schema in schemas():
+        if not has(schema):
+            raise ImportError(
+                f"the compiled library of wae_kernels{library} was built from other sources: its "
+                f"wae::{schema.partition('(')[0]} is another op; build it again with `pip install -e .` "
+                "(or `make build`)"
+            )
+
+
 CPU = load("_C", "a C++20 compiler")
 CUDA = load("_C_cuda", "a CUDA toolkit of PyTorch's version, on a machine with a GPU or with FORCE_CUDA=1")
+if CPU.library is not None:
+    _refuse_other_sources("", _defined)
+if CUDA.library is not None:
+    _refuse_other_sources(" for GPUs", _schemas_of(CUDA.library).__contains__)

@@ -389,6 +389,16 @@ Tensors12 decode_backward(Tensor grad_image, Tensor low, Tensor high, Tensor low
 extern "C" {
 __attribute__((visibility("default"))) void wae_cuda_select(int runs) { wae::cuda::selected = runs != 0; }
 __attribute__((visibility("default"))) void wae_cuda_ask(int (*ask)()) { wae::cuda::callback = ask; }
+
+// For wae_kernels/_load.py: the ops' schemas, each with a semicolon behind it, as they were when this was compiled. The
+// kernels are registered without them, and would read the arguments of another schema wrongly.
+__attribute__((visibility("default"))) const char* wae_cuda_schemas() {
+#define WAE_SCHEMA(schema) schema ";"
+  return
+#include "schemas.inc"
+      ;
+#undef WAE_SCHEMA
+}
 }
 
 STABLE_TORCH_LIBRARY_IMPL(wae, CUDA, library) {

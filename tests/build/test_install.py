@@ -53,7 +53,7 @@ def build_wheel(source: Path, target: Path, **environment: str) -> subprocess.Co
 def tool(name: str) -> str:
     path = shutil.which(name)
     if path is None:
-        pytest.skip(f"{name} (binutils) is not installed")
+        pytest.skip(f"{name} is not installed")
     return path
 
 
@@ -390,6 +390,42 @@ def test_a_library_of_other_sources_is_refused(without_library: Path, change: st
     op = "conv3x3" if change == "an argument more" else "one_more"
     said = f"ImportError: the compiled library of wae_kernels was built from other sources: its wae::{op} is"
     assert said in result.stdout
+
+
+CUDA_LIBRARY = """
+extern "C" {
+void wae_cuda_select(int) {}
+void wae_cuda_ask(int (*)()) {}
+#ifndef WITHOUT_SCHEMAS
+const char* wae_cuda_schemas() {
+#define WAE_SCHEMA(schema) schema ";"
+  return
+#include "schemas.inc"
+      ;
+}
+#endif
+}
+"""
+
+
+@pytest.mark.parametrize("change", ["none", "an argument more", "without schemas"])
+def test_a_library_for_gpus_of_other_sources_is_refused(without_library: Path, change: str) -> None:
+    """It defines no op that could be asked: it says itself which schemas it was compiled for."""
+    package, source = without_library / "wae_kernels", without_library / "cuda.cpp"
+    source.write_text(CUDA_LIBRARY)
+    flags = ["-shared", "-fPIC", f"-I{package}", *(["-DWITHOUT_SCHEMAS"] if "without" in change else [])]
+    built = run([tool("c++"), *flags, str(source), "-o", str(package / EARLIER)], without_library)
+    assert built.returncode == 0, built.stdout
+    if change == "an argument more":
+        schemas = package / "schemas.inc"
+        schemas.write_text(schemas.read_text().replace("bool relu=False", "bool relu=False, int stride=1"))
+    program = "import wae_kernels; assert wae_kernels._load.CUDA.library"
+    result = run([sys.executable, "-c", program], without_library)
+    assert (result.returncode == 0) == (change == "none"), result.stdout
+    if change != "none":
+        op = "encode" if change == "without schemas" else "conv3x3"
+        assert "ImportError: the compiled library of wae_kernels for GPUs was built from" in result.stdout
+        assert f"its wae::{op} is another op; build it again" in result.stdout
 
 
 @pytest.mark.slow
