@@ -90,8 +90,11 @@ def load(
             optimizer that keeps a state, or an average, was given and the file holds none.
     """
     recipe = read_header(path).recipe
-    with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:  # numbers of a kind that torch does not have
+        raise CheckpointError(f"{path}: its tensors cannot be read ({error})") from None
     parts: dict[str, dict[str, Tensor]] = {"": {}, _OPTIMIZER: {}, _AVERAGE: {}}
     for name, tensor in tensors.items():
         prefix = next((p for p in (_OPTIMIZER, _AVERAGE) if name.startswith(p)), "")
@@ -225,7 +228,9 @@ def _optimizer_state(
         name, _, key = full_name.rpartition(".")
         if name not in parameters:
             raise ValueError(f"trained '{name:.200}', which the model has not")
-        if tensor.dtype not in _DTYPES or tensor.shape not in (parameters[name].shape, ()):
+        shapes = [() if key == "step" else parameters[name].shape]
+        shapes += [()] if wanted is None else []
+        if tensor.dtype not in _DTYPES or not tensor.is_floating_point() or tensor.shape not in shapes:
             raise ValueError(f"has for {name} a {key:.40} of {tensor.dtype} and shape {tuple(tensor.shape)}")
         # Adam counts its steps on the processor, wherever the parameter is.
         place = tensor if key == "step" else tensor.to(parameters[name].device)

@@ -355,6 +355,16 @@ def test_tensors_that_are_missing_or_of_another_kind(tmp_path):
             load_classifier(tmp_path / name)
 
 
+@pytest.mark.parametrize("kind", ["F6_E2M3", "F6_E3M2"])
+def test_numbers_that_torch_does_not_have(tmp_path, kind):
+    """What reads the file's header takes them."""
+    header = {"weight": {"dtype": kind, "shape": [2, 2], "data_offsets": [0, 3]}}
+    text = json.dumps(header).encode()
+    (tmp_path / "c").write_bytes(len(text).to_bytes(8, "little") + text + bytes(3))
+    with pytest.raises(CheckpointError, match=f"c: its tensors cannot be read .*{kind}"):
+        weights_file.load(tmp_path / "c", torch.nn.Linear(2, 2))
+
+
 def test_a_checkpoint_of_the_auto_encoder_says_what_is_missing():
     with pytest.raises(CheckpointError, match="without 'architecture'"):
         load_classifier(weights_file.WEIGHTS / "autoencoder.safetensors")

@@ -453,3 +453,4 @@ def test_a_fingerprint_changes_with_any_weight():
     with torch.no_grad():
         model.decoder.conv3.bias[0] += 1
     assert decomposed.fingerprint(model) != before
+    assert decomposed.fingerprint(model.bfloat16()) != before  # a dtype that numpy does not have

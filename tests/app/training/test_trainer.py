@@ -689,7 +689,10 @@ def test_absurd_tensors_of_an_optimizer_end_in_one_error(tmp_path):
     name = "optimizer.weight.exp_avg"
     for changed, message in (
         ({name: torch.zeros(3, 3)}, r"its optimizer has for weight a exp_avg of .* shape \(3, 3\)"),
+        ({name: torch.zeros(())}, r"a exp_avg of torch.float32 and shape \(\)"),
         ({name: torch.zeros(2, 2, dtype=torch.complex64)}, "a exp_avg of torch.complex64"),
+        ({name: torch.zeros(2, 2, dtype=torch.int64)}, "a exp_avg of torch.int64"),
+        ({"optimizer.weight.step": torch.zeros(2, 2)}, r"a step of torch.float32 and shape \(2, 2\)"),
         ({name: None}, "its optimizer is not a Adam: for weight it kept exp_avg_sq, step"),
         ({"optimizer.other.exp_avg": torch.zeros(1)}, "trained 'other', which the model has not"),
         ({"weight": torch.zeros(2, 2, dtype=torch.complex64)}, "weight is of torch.complex64"),
