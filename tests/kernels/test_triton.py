@@ -12,7 +12,9 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -529,6 +531,38 @@ def test_stored_choices(file: Path) -> None:
     assert [p.name for p in file.parent.iterdir()] == ["tiles.json"]
 
 
+def test_choices_stored_at_once_are_all_kept(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of processes that tune at once: each adds to what the others wrote while it waited."""
+    read = stored._read
+
+    def slowly(file: Path) -> dict[str, dict[str, int]]:
+        entries = read(file)
+        time.sleep(0.05)
+        return entries
+
+    monkeypatch.setattr(stored, "_read", slowly)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(stored.store, "abcd", [Tile(64, 8, 4)] * 4))
+    assert sorted(read(file)) == ["a", "b", "c", "d"]
+    assert [p.name for p in file.parent.iterdir()] == ["tiles.json"]
+
+
+def test_the_file_of_choices_can_be_read_by_whom_the_umask_says(file: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        stored.store("name", Tile(64, 8, 4))
+    finally:
+        os.umask(before)
+    assert file.stat().st_mode & 0o777 == 0o640
+
+
+def test_what_a_killed_process_left_of_the_file_of_choices_is_gone(file: Path) -> None:
+    file.with_name("tiles.json.tmp").write_text('{"half of a')
+    stored.store("name", Tile(64, 8, 4))
+    assert list(stored._read(file)) == ["name"]
+    assert [p.name for p in file.parent.iterdir()] == ["tiles.json"]
+
+
 def test_stored_choices_of_another_version_are_kept_and_not_used(file: Path) -> None:
     gpu, shape = GPUS[0], (1, 3, 8, 8)
     name = stored.key("encode", gpu, "half", shape)
@@ -546,3 +580,4 @@ def test_a_file_of_something_else_is_left_alone(file: Path, text: str) -> None:
     with pytest.raises(ValueError, match="does not hold tiles"):
         stored.store("name", Tile(64, 8, 4))
     assert file.read_text() == text
+    assert [p.name for p in file.parent.iterdir()] == ["tiles.json"]

@@ -6,14 +6,16 @@ Nothing is ever measured at a first use; without a stored choice the plan decide
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import json
 import os
-import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import IO
 
 from .plan import PRECISIONS, Device, Tile, tiles_for
 
@@ -74,16 +76,46 @@ def _tiles(file: Path) -> dict[str, Tile]:
     return {name: tile for name, tile in tiles.items() if tile is not None}
 
 
+@contextmanager
+def _replacing(file: Path) -> Iterator[IO[str]]:
+    """What is written takes the place of ``file`` in one step, so that no reader sees half of it.
+
+    No other process or thread is within it meanwhile: the temporary file is the lock. Who has waited for one
+    that took the place of ``file`` begins again with a new one. On file systems without locks nobody waits.
+    """
+    temporary = file.with_name(f"{file.name}.tmp")
+    while True:
+        with temporary.open("a", encoding="utf-8") as opened:
+            with suppress(OSError):
+                fcntl.flock(opened, fcntl.LOCK_EX)
+            if not _is_at(temporary, opened):
+                continue
+            try:
+                opened.truncate(0)  # a killed process may have left it
+                yield opened
+                opened.flush()
+                os.replace(temporary, file)
+            except BaseException:
+                temporary.unlink()
+                raise
+            return
+
+
+def _is_at(path: Path, opened: IO[str]) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(opened.fileno()))
+    except FileNotFoundError:
+        return False
+
+
 def store(name: str, tile: Tile) -> None:
-    """Add one choice to the file, which is replaced in one step, so that no reader sees half of it.
+    """Add one choice to the file. Those that other processes add at the same time are kept.
 
     Raises:
         ValueError: the file holds something else, which is left as it is.
     """
     file = path()
-    entries = _read(file) | {name: asdict(tile)}
     file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".tmp", delete=False) as temporary:
-        json.dump(entries, temporary, indent=1)
-    os.replace(temporary.name, file)
+    with _replacing(file) as replacement:
+        json.dump(_read(file) | {name: asdict(tile)}, replacement, indent=1)
     _tiles.cache_clear()
