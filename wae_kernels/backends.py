@@ -249,11 +249,11 @@ def backend_for(
     return next(f"cpu:{c}" for c in CPU_CAPABILITIES if _capability_works(c))
 
 
-def compiled_for(*, on_processor: bool) -> bool:
+def kernels_run(*, on_processor: bool) -> bool:
     """Whether tensors on the processor, or on a GPU, go to kernels that take their dtypes and width.
 
-    Triton's count, too. Every call inside autocast asks this, so where the library for GPUs runs it looks at
-    no device: of one that is too old for our kernels it is true as well, and the op runs the reference there.
+    To compiled ones or, on a GPU, to Triton's. Every call inside autocast asks this, so where the library for
+    GPUs runs it looks at no device: of one that is too old it is true as well, and the reference runs there.
     """
     name = selected()
     if on_processor:

@@ -237,7 +237,7 @@ def _reads_float32(op: str, weight: Tensor, inputs: Sequence[Tensor]) -> bool:
         and weight.shape[:1] == (KERNEL_WIDTH,)
         and all(x.shape[1:2] <= (KERNEL_CHANNELS,) for x in inputs)
         and (weight.is_cpu or op in ("encode", "decode"))
-        and backends.compiled_for(on_processor=weight.is_cpu)
+        and backends.kernels_run(on_processor=weight.is_cpu)
     )
 
 

@@ -57,7 +57,7 @@ def test_a_choice_of_a_backend() -> None:
     choose()
 
 
-@pytest.mark.skipif(not backends.compiled_for(on_processor=True), reason="needs the compiled kernels")
+@pytest.mark.skipif(not backends.kernels_run(on_processor=True), reason="needs the compiled kernels")
 def test_a_call() -> None:
     """Of more networks than are kept packed: to pack one, a thread has the lock for most of its call."""
     calls = [arguments_of("encode", size=(2, 2)) for _ in range(6)]

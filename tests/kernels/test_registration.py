@@ -425,7 +425,7 @@ class Casts(TorchDispatchMode):
 @pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "gradients"])
 def test_autocast_casts_nothing_for_a_compiled_kernel(cell: Cell, grad: bool) -> None:
     """No parameter, so none can be an old one; and nothing between the encoder and the decoder."""
-    if not backends.compiled_for(on_processor=cell.device == "cpu"):
+    if not backends.kernels_run(on_processor=cell.device == "cpu"):
         pytest.skip("others compute in autocast's dtype")
     model, image = AutoEncoder().to(cell.device), image_of(2, 12, 17, device=cell.device)
     with torch.set_grad_enabled(grad), torch.autocast(cell.device, torch.bfloat16), Casts() as casts:
@@ -440,7 +440,7 @@ def test_autocast_casts_nothing_for_a_compiled_kernel(cell: Cell, grad: bool) ->
 
 
 def test_autocast_casts_only_images_for_a_compiled_decoder(cell: Cell) -> None:
-    if not backends.compiled_for(on_processor=cell.device == "cpu"):
+    if not backends.kernels_run(on_processor=cell.device == "cpu"):
         pytest.skip("others compute in autocast's dtype")
     for op in ("decode", "decode_scores") if cell.device == "cpu" else ("decode",):
         low, high, *others = arguments_of(op, device=cell.device)
@@ -481,7 +481,7 @@ def test_autocast_on_a_gpu_casts_no_parameter(
     op: str, has_kernels: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The rule itself, which needs no GPU."""
-    monkeypatch.setattr(backends, "compiled_for", lambda *, on_processor: has_kernels and not on_processor)
+    monkeypatch.setattr(backends, "kernels_run", lambda *, on_processor: has_kernels and not on_processor)
     image, *others = (tuple(a.shape) for a in arguments_of(op) if isinstance(a, Tensor))
     with FakeTensorMode():
         arguments = on_a_gpu(arguments_of(op))

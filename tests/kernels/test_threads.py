@@ -21,7 +21,7 @@ from wae_kernels import backends
 from wae_kernels.threads import sleeping
 
 pytestmark = pytest.mark.skipif(
-    not backends.compiled_for(on_processor=True), reason="needs the compiled kernels"
+    not backends.kernels_run(on_processor=True), reason="needs the compiled kernels"
 )
 on_linux = pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="needs Linux's list of threads")
 

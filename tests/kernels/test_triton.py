@@ -488,10 +488,10 @@ def test_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "_default", "triton")
     assert backends.backend_for("cuda") == "triton"
     assert backends.backend_for("cpu") in ("reference", *(f"cpu:{c}" for c in backends.CPU_CAPABILITIES))
-    assert backends.compiled_for(on_processor=False)
+    assert backends.kernels_run(on_processor=False)
     monkeypatch.setattr(backends, "_default", "reference")
     assert backends.backend_for("cuda") == "reference"
-    assert not backends.compiled_for(on_processor=False)
+    assert not backends.kernels_run(on_processor=False)
 
 
 def test_backend_of_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
