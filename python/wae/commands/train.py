@@ -68,6 +68,13 @@ def _add_start(group: argparse._ArgumentGroup) -> None:
         metavar="FILE|included",
         help="for encoder and decoder: what wae train-autoencoder wrote, or the weights included",
     )
+    group.add_argument(
+        "--original",
+        type=Path,
+        metavar="FILE",
+        help="for wae_NAME or NAME_half of pixels: the checkpoint of the trained NAME, whose weights it "
+        "begins with, and which teaches it",
+    )
     group.add_argument("--teacher", type=Path, metavar="FILE", help="for stages with a mimic_weight")
 
 
@@ -107,6 +114,7 @@ def run(options: argparse.Namespace) -> int:
     from wae.training.session import Session
     from wae.training.trainer import TrainingError
 
+    _check_start(options)
     included = options.autoencoder == "included"
     autoencoder = WEIGHTS / "autoencoder.safetensors" if included else options.autoencoder
     try:
@@ -121,13 +129,14 @@ def run(options: argparse.Namespace) -> int:
             weights=options.weights,
             body_weights=options.body_weights,
             autoencoder=autoencoder and Path(autoencoder),
+            original=options.original,
             teacher=options.teacher,
             resume=options.resume,
             force=options.force,
             workers=options.workers,
             device=options.device,
         )
-    except ValueError as error:
+    except (CheckpointError, ValueError) as error:
         raise shared.Failure(str(error)) from None
     try:
         session.run(shared.console(options.json), _print_epochs if options.json else None)
@@ -144,6 +153,13 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _check_start(options: argparse.Namespace) -> None:
+    """Raise Failure where what ``--original`` begins would begin in another way too."""
+    for name in ("weights", "body_weights", "autoencoder"):
+        if options.original and getattr(options, name):
+            raise shared.Failure(f"--original and --{name.replace('_', '-')}: give one of them")
+
+
 def _print_epochs(plan: Plan, history: Sequence[Epoch]) -> None:
     shared.print_json({"plan": plan.as_dict(), "epochs": [epoch.as_data() for epoch in history]})
 
@@ -155,8 +171,10 @@ def _how_to_go_on(state: Path) -> str:
 
 
 def _plan(options: argparse.Namespace) -> Plan:
-    """The plan that the command line asks for. Raises PlanError."""
+    """The plan that the command line asks for. Raises PlanError; CheckpointError about the original."""
+    from wae.storage.checkpoint import describe
     from wae.training import plan
+    from wae.training.original_start import made_of_original
 
     if options.plan:
         chosen = plan.find(options.plan)
@@ -164,6 +182,10 @@ def _plan(options: argparse.Namespace) -> Plan:
         chosen = _default_plan(options.data, options.model) or _plan_for_folder(options)
     if options.model:
         chosen = replace(chosen, model=options.model)
+    elif options.original:
+        chosen = replace(chosen, model=f"wae_{describe(options.original).network}")
+    if options.original:
+        chosen = made_of_original(chosen)
     if options.stage:
         chosen = chosen.only(*(plan.KINDS[number - 1] for number in options.stage))
     of_stages = _given(options, "epochs", "learning_rate")

@@ -62,6 +62,11 @@ def random_seed(purpose: Draw, seed: int, *rest: int) -> int:
     return int(np.random.SeedSequence([purpose, seed % 2**64, *rest]).generate_state(1)[0])
 
 
+def spread(total: int, wanted: int) -> Tensor:
+    """``wanted`` numbers below ``total``, or all, evenly spaced."""
+    return torch.arange(total) if total <= wanted else torch.arange(wanted) * total // wanted
+
+
 def permuted(labels: Sequence[str], numbers: Sequence[int]) -> tuple[str, ...]:
     """``labels`` reordered: the one at ``i`` goes to ``numbers[i]``."""
     return tuple(label for _, label in sorted(zip(numbers, labels, strict=True)))

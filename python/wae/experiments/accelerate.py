@@ -29,7 +29,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from wae.data.classes import ClassError, class_order
-from wae.data.dataset import Dataset, DatasetError, InMemory
+from wae.data.dataset import Dataset, DatasetError, InMemory, spread
 from wae.data.folder import ImageFolder, OnCorrupt
 from wae.data.images import MAX_PIXELS
 from wae.data.input import Input
@@ -37,7 +37,6 @@ from wae.data.loading import batches, fingerprint, open_dataset
 from wae.data.segmentation import SegmentationFolder
 from wae.data.shards import Shards
 from wae.errors import WaeError
-from wae.inference.calibration import spread
 from wae.inference.deployed import Deployed, DisagreementError, deploy
 from wae.inference.engines import ENGINES, EngineError, in_turns
 from wae.inference.export import export

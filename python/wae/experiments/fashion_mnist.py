@@ -17,9 +17,10 @@ from wae.data.dataset import Dataset
 from wae.data.loading import open_dataset
 from wae.models.registry import build
 from wae.storage.checkpoint import Input
+from wae.training.original_start import student
 from wae.training.plan import Plan, find
 
-from .reproduce import DECOMPOSITION, WAE, WAVELET, Claim, longer, student
+from .reproduce import DECOMPOSITION, WAE, WAVELET, Claim, longer
 
 FULL, HALF, MIMIC = "28 x 28", "14 x 14", "WAE, mimic"
 

@@ -40,17 +40,12 @@ from .bench import machine
 WAVELET, DECOMPOSITION, WAE = "Wavelet+CNN", "Decomposition+CNN", "WAE"
 """Networks that every claim has, in the paper's words."""
 
-
 _SHARED = (
     *("learning_rate", "optimizer", "momentum", "weight_decay", "schedule", "warmup", "step_epochs"),
     *("step_factor", "label_smoothing", "class_balance", "ema"),
 )
 """Entries of WAE's last stage that the networks without an encoder share. What is WAE's own they have not:
 it can be chosen anew without training them again."""
-
-
-_TAUGHT: dict[str, Any] = {"mimic_weight": 1.0, "mimic_temperature": 4.0, "mimic_mirrored": True}
-"""Entries of a student's stages with labels, chosen on photos kept aside (docs/reproduction.md)."""
 
 
 class Job(NamedTuple):
@@ -199,12 +194,6 @@ class Claim(ABC):
         return [Job(name, seed) for seed in seeds for name in free] + [
             Job(name, seed) for name in networks if self.needs(name) for seed in seeds
         ]
-
-
-def student(plan: Plan) -> Plan:
-    """``plan`` with the trained full network as the teacher of its stages with labels."""
-    stages = (stage if stage.kind == "transform" else replace(stage, **_TAUGHT) for stage in plan.stages)
-    return replace(plan, stages=tuple(stages))
 
 
 def longer(plan: Plan, times: float) -> Plan:

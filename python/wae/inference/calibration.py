@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from wae.data.dataset import Dataset
+from wae.data.dataset import Dataset, spread
 from wae.data.input import IMAGENET, Input
 from wae.data.walk import find
 from wae.errors import WaeError
@@ -135,11 +135,6 @@ def _others(total: int, numbers: Sequence[int]) -> Iterator[int]:
     """The numbers below ``total`` that are not in ``numbers``."""
     known = set(numbers)
     return (number for number in range(total) if number not in known)
-
-
-def spread(total: int, wanted: int) -> Tensor:
-    """``wanted`` numbers below ``total``, or all, evenly spaced."""
-    return torch.arange(total) if total <= wanted else torch.arange(wanted) * total // wanted
 
 
 def _files(

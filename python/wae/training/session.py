@@ -43,6 +43,7 @@ from .accuracy import check_kind
 from .lock import alone_in
 from .objective import InOrder
 from .observers import JsonLines, TensorBoard, Terminal, Together, table
+from .original_start import read_original, start_as_original
 from .plan import Plan
 from .processes import agreed, is_first, joined
 from .trainer import Epoch, Observer, train
@@ -94,6 +95,9 @@ class Session:
     """Of the standard body: see :func:`wae.training.pretrained.load_body`."""
     autoencoder: Path | None = None
     """Trained encoder and decoder to start from."""
+    original: Path | None = None
+    """A checkpoint of the same network at full resolution, which scores pixels, to start from: see
+    :mod:`wae.training.original_start`, also for the plan. The teacher too, where there is no other."""
     teacher: Path | None = None
     """A checkpoint of a classifier, for stages with a ``mimic_weight``."""
     resume: bool = False
@@ -200,6 +204,7 @@ class Session:
             "--weights": self.weights,
             "--body-weights": None if self.body_weights == pretrained.TORCHVISION else body,
             "--autoencoder": self.autoencoder,
+            "--original": self.original,
             "--teacher": self.teacher,
         }
         return {option: path for option, path in given.items() if path is not None}
@@ -229,11 +234,12 @@ class Session:
         return data
 
     def _in_order_of_weights(self, sets: list[Dataset], console: Console) -> list[Dataset]:
-        """``sets`` with their classes in the order of the network that ``weights`` holds."""
-        if self.weights is None:
+        """``sets`` with their classes in the order of the network that ``weights`` or ``original`` holds."""
+        source = self.weights or self.original
+        if source is None:
             return sets
-        described = describe(self.weights)
-        order = class_order(self.weights, described.labels, described.classes, sets[0].labels)
+        described = describe(source)
+        order = class_order(source, described.labels, described.classes, sets[0].labels)
         _note(console, order.note)
         return [data.renumbered(order.numbers) for data in sets]
 
@@ -249,13 +255,18 @@ class Session:
         elif model.decoder is None:
             model.decoder = Decoder()
         pretrained.scale_for_photos(model)
-        if self.weights or self.autoencoder:
+        if self.weights or self.autoencoder or self.original:
             plan = replace(plan, start="random")  # not the linear one: it would replace what is loaded here
+        if self.original:
+            plan = replace(plan, norm_statistics="kept")  # those that the network on ``low`` knows
         if not goes_on:
-            self._load(model, plan.model, classes)
+            self._load(model, plan.model, data)
         return plan, model
 
-    def _load(self, model: nn.Module, name: str, classes: int) -> None:
+    def _load(self, model: nn.Module, name: str, data: Dataset) -> None:
+        classes = len(data.labels)
+        if self.original:
+            start_as_original(model, read_original(self.original, name), data)
         if self.weights:
             pretrained.load_weights(model, name, classes, self.weights)
         if self.body_weights:
@@ -266,13 +277,14 @@ class Session:
     def _teacher(self, images: Tensor, labels: Sequence[str], console: Console) -> nn.Module | None:
         """The teacher, whose scores are in the order of ``labels``."""
         mimics = any(stage.mimic_weight for stage in self.plan.stages)
-        if self.teacher is None:
+        path = self.teacher or (self.original if mimics else None)
+        if path is None:
             if mimics:  # else it would be found out when that stage begins
                 raise ValueError("the plan has a mimic_weight, which needs a teacher (--teacher)")
             return None
-        teacher, known = load_classifier(self.teacher), describe(self.teacher).labels
-        count = _try_out(teacher, str(self.teacher), images).shape[1]
-        order = class_order(f"the teacher, {self.teacher}", known, count, labels)
+        teacher, known = load_classifier(path), describe(path).labels
+        count = _try_out(teacher, str(path), images).shape[1]
+        order = class_order(f"the teacher, {path}", known, count, labels)
         if not mimics:
             raise ValueError("a teacher is given, and no stage of the plan has a mimic_weight")
         _note(console, order.note)

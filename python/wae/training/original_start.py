@@ -1,0 +1,109 @@
+"""The start of a training from the trained network at full resolution, which teaches as well.
+
+Its weights go where the same network works on ``low``, and ``low`` becomes the small image that they know.
+``wae train --original`` begins so, and ``wae accelerate`` alike.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from wae.data.dataset import Dataset, DatasetError, spread
+from wae.models.accelerated import split
+from wae.models.baselines import FullResolution
+from wae.models.classifier import WAEClassifier
+from wae.models.network import WAENetwork
+from wae.models.segmentation.segmenter import FullResolutionSegmenter, WAESegmenter
+from wae.storage.checkpoint import describe, load_classifier
+from wae.storage.weights_file import CheckpointError
+from wae_kernels.checks import half_of
+
+from .linear_start import start_as_small_image
+from .plan import Plan
+
+_TAUGHT: dict[str, Any] = {"mimic_weight": 1.0, "mimic_temperature": 4.0, "mimic_mirrored": True}
+"""Entries of a student's stages with labels, chosen on photos kept aside (docs/reproduction.md)."""
+
+_CAREFUL = 3e-4  # rate of stage 1, where ``low`` is a small image already
+_SAMPLE = 2000 * 64 * 64  # pixels of the training images that it is made one on
+_FEW = 8  # images at least
+
+
+def student(plan: Plan) -> Plan:
+    """``plan`` with the trained full network as the teacher of its stages with labels."""
+    stages = (stage if stage.kind == "transform" else replace(stage, **_TAUGHT) for stage in plan.stages)
+    return replace(plan, stages=tuple(stages))
+
+
+def made_of_original(plan: Plan) -> Plan:
+    """``plan`` for a network that begins with the weights of the trained full network.
+
+    That teaches its stages with labels, unless one of them has a ``mimic_weight`` already.
+    """
+    taught = any(stage.mimic_weight for stage in plan.stages)
+    stages = (
+        replace(stage, learning_rate=_CAREFUL) if stage.kind == "transform" else stage
+        for stage in (plan if taught else student(plan)).stages
+    )
+    return replace(plan, start="random", norm_statistics="kept", stages=tuple(stages))
+
+
+def read_original(path: Path, model: str) -> FullResolutionSegmenter:
+    """The network at full resolution, in a checkpoint, that the one called ``model`` can be made of.
+
+    Raises CheckpointError where the file is missing or damaged, or holds another.
+    """
+    original, name = load_classifier(path), describe(path).network
+    if not isinstance(original, FullResolutionSegmenter) or model not in (f"wae_{name}", f"{name}_half"):
+        raise CheckpointError(
+            f"{path}: holds {name}, of which {model} cannot be made; that needs a network NAME that scores "
+            "pixels, for wae_NAME or NAME_half (wae accelerate makes a classifier faster)"
+        )
+    return original
+
+
+def start_as_original(model: nn.Module, original: FullResolution, training: Dataset) -> None:
+    """Put the weights of ``original`` into the same network at half the resolution, or into WAE around it.
+
+    Args:
+        model: the one or the other; ``low`` of WAE becomes a small image.
+        original: the network at full resolution.
+        training: images that ``low`` is made a small image on.
+
+    Raises DatasetError where none of the images can be read.
+    """
+    if not isinstance(model, WAENetwork):
+        model.load_state_dict(original.state_dict())
+        return
+    few = _sample(training, _FEW)
+    height, width = few.shape[2:]
+    _give_weights(model, original, (half_of(height), half_of(width)))
+    images = _sample(training, max(_FEW, _SAMPLE // (height * width)))
+    start_as_small_image(model, images, original.image_scale, original.image_shift)
+
+
+def _give_weights(model: WAENetwork, original: FullResolution, size: tuple[int, int]) -> None:
+    """Give the network on ``low``, of ``size`` (h, w), the weights of that in ``original``."""
+    if isinstance(model, WAESegmenter):
+        model.low_network.load_state_dict(original.network.state_dict())
+        return
+    assert isinstance(model, WAEClassifier)
+    body, matrix = split(copy.deepcopy(original.network), size)
+    named = zip(model.low_body.state_dict(), body.state_dict().values(), strict=True)
+    model.low_body.load_state_dict(dict(named))  # the same body, by names of its own
+    model.low_classifier.load_state_dict(matrix.state_dict())
+    for parameter in model.fusion_classifier.parameters():
+        nn.init.zeros_(parameter)
+
+
+def _sample(training: Dataset, count: int) -> Tensor:
+    """So many images from all over ``training``, or all."""
+    images = training.batch(spread(len(training), count).tolist(), 0)[0]
+    if not len(images):
+        raise DatasetError(f"none of {count} training images that were tried can be read")
+    return images

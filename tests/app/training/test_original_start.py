@@ -1,0 +1,162 @@
+"""``wae train --original``: WAE made of the trained network at full resolution, and taught by it."""
+
+import pytest
+import torch
+from scenes import CLASSES, write_scenes
+
+from wae import cli
+from wae.data.input import whole
+from wae.models.registry import build
+from wae.storage.checkpoint import describe, load_classifier, save_classifier
+from wae.training import original_start
+from wae.training.objective import Objective
+from wae.training.original_start import made_of_original
+from wae.training.plan import Plan, Stage, find, read
+from wae.training.pretrained import scale_for_photos
+
+PLAN = """
+batch = 10
+model = "wae_icnet"
+start = "linear"
+[[stages]]
+kind = "transform"
+epochs = 1
+learning_rate = 1e-3
+optimizer = "adam"
+[[stages]]
+kind = "joint"
+epochs = 1
+learning_rate = 1e-3
+optimizer = "adam"
+"""
+TAUGHT = {"mimic_weight": 1.0, "mimic_temperature": 4.0, "mimic_mirrored": True}
+ORDER = ("road", "car", "sky")  # not that of the data
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    return write_scenes(tmp_path_factory.mktemp("scenes"))
+
+
+def checkpoint(path, name="enet", labels=ORDER):
+    torch.manual_seed(3)
+    model = build(name, len(labels))
+    scale_for_photos(model)
+    save_classifier(path, model, name, labels, whole(36, 48))
+    return path
+
+
+@pytest.fixture
+def original(tmp_path):
+    return checkpoint(tmp_path / "enet.safetensors")
+
+
+@pytest.fixture
+def train(scenes, original, tmp_path):
+    """Run ``wae train`` by the tiny plan with the arguments."""
+    (tmp_path / "tiny.toml").write_text(PLAN)
+
+    def run(*arguments):
+        given = ["--data", scenes, "--plan", tmp_path / "tiny.toml", "-o", tmp_path / "out", *arguments]
+        return cli.main(["train", *map(str, given)])
+
+    return run
+
+
+@pytest.fixture
+def teachers(monkeypatch):
+    """The teacher of each stage that is trained."""
+    found, init = [], Objective.__init__
+
+    def seen(self, model, stage, teacher=None, *rest):
+        found.append(teacher)
+        init(self, model, stage, teacher, *rest)
+
+    monkeypatch.setattr(Objective, "__init__", seen)
+    return found
+
+
+def assert_parameters_of(model, expected):
+    for name, parameter in expected.named_parameters():
+        assert torch.equal(model.get_parameter(name), parameter), name
+
+
+def test_wae_begins_with_the_networks_weights_and_is_taught_by_it(train, original, tmp_path, teachers):
+    assert train("--original", original, "--learning-rate", 0) == 0
+    made = tmp_path / "out" / "model.safetensors"
+    model, network = load_classifier(made), load_classifier(original)
+    assert (describe(made).network, describe(made).labels) == ("wae_enet", ORDER)
+    assert_parameters_of(model.low_network, network.network)
+    assert torch.equal(model.image_scale, network.image_scale)
+    images = torch.randint(256, (2, 3, 36, 48), dtype=torch.uint8)
+    torch.testing.assert_close(teachers[-1].eval()(images), network.eval()(images))
+    plan = read(tmp_path / "out" / "plan.toml")
+    assert (plan.model, plan.start, plan.norm_statistics) == ("wae_enet", "random", "kept")
+    assert [stage.learning_rate for stage in plan.stages] == [0, 0]  # as asked
+    assert {name: getattr(plan.stages[1], name) for name in TAUGHT} == TAUGHT
+    assert train("--original", original, "--learning-rate", 0, "--resume") == 0
+
+
+def test_half_the_resolution_is_made_of_it_too(train, original, tmp_path):
+    assert train("--original", original, "--model", "enet_half", "--learning-rate", 0) == 0
+    made = load_classifier(tmp_path / "out" / "model.safetensors")
+    assert_parameters_of(made, load_classifier(original))
+
+
+def test_a_teacher_of_ones_own_teaches_instead(train, original, tmp_path, teachers):
+    other = checkpoint(tmp_path / "other.safetensors", "enet_half", CLASSES[:3])
+    assert train("--original", original, "--teacher", other) == 0
+    images = torch.randint(256, (2, 3, 36, 48), dtype=torch.uint8)
+    scores = load_classifier(other).eval()(images)
+    in_order = scores[:, [CLASSES.index(label) for label in ORDER]]
+    torch.testing.assert_close(teachers[-1].eval()(images), in_order)
+
+
+def test_a_training_of_another_original_does_not_go_on(train, original, tmp_path, capsys):
+    assert train("--original", original) == 0
+    torch.manual_seed(4)
+    save_classifier(original, build("enet", 3), "enet", ORDER, whole(36, 48), force=True)
+    assert train("--original", original, "--resume") == 1
+    assert "--original" in capsys.readouterr().err
+
+
+def test_the_plan_keeps_its_entries_but_for_the_start():
+    plan = find("camvid")
+    made = made_of_original(plan)
+    assert (made.start, made.norm_statistics, made.batch) == ("random", "kept", plan.batch)
+    assert [stage.learning_rate for stage in made.stages] == [3e-4, 2e-3, 2e-3]
+    own = Plan("wae_enet", (Stage("classifier", 1, 0.1, mimic_weight=0.5), Stage("joint", 1, 0.1)))
+    assert made_of_original(own).stages == own.stages  # who teaches by a recipe of his own keeps it
+
+
+def test_what_cannot_be_begun_with_is_said(train, original, tmp_path, capsys):
+    def refused(*arguments):
+        assert train(*arguments) == 1
+        assert not (tmp_path / "out").exists()
+        return capsys.readouterr().err
+
+    name = str(original)
+    assert f"{name}: holds enet, of which wae_icnet cannot be made" in refused(
+        "--original", original, "--model", "wae_icnet"
+    )
+    assert "holds enet, of which enet cannot be made" in refused("--original", original, "--model", "enet")
+    small = checkpoint(tmp_path / "small.safetensors", "small_photo_vgg")
+    assert "wae accelerate makes a classifier faster" in refused("--original", small)
+    for option in ("--weights", "--body-weights", "--autoencoder"):
+        printed = refused("--original", original, option, original)
+        assert f"--original and {option}: give one of them" in printed
+    assert "there is no such file" in refused("--original", tmp_path / "missing.safetensors")
+    strangers = checkpoint(tmp_path / "strangers.safetensors", labels=("cat", "dog", "sky"))
+    assert "its classes are not those of the data" in refused("--original", strangers)
+
+
+def test_images_that_cannot_be_read_are_no_start(scenes):
+    class Unreadable:
+        def __len__(self):
+            return 20
+
+        def batch(self, indices, epoch):
+            return torch.empty(0, 3, 36, 48, dtype=torch.uint8), torch.empty(0, 36, 48)
+
+    with pytest.raises(ValueError, match="none of 8 training images that were tried can be read"):
+        original_start.start_as_original(build("wae_enet", 3), build("enet", 3), Unreadable())
