@@ -32,7 +32,7 @@ from wae.training.pretrained import scale_for_photos
 from wae_kernels.nn import Decoder, Encoder
 
 from . import panels
-from .fine_tuned import FINE_TUNED, FineTuned
+from .fine_tuned import FINE_TUNED, FineTuned, fine_tuned
 from .reproduce import WAE, Job, longer, weights_path
 
 NETWORKS = ("enet", "mobilenet_deconv", "mobilenet_deconv_compensated", "pspnet_resnet18")
@@ -76,7 +76,7 @@ class CamVid(FineTuned):
     def registered(self) -> Mapping[str, str]:
         """See :attr:`Claim.registered`."""
         full, half, wae = self.network, f"{self.network}_half", f"wae_{self.network}"
-        return {self.full: full, HALF: half, WAE: wae, self.half_fine_tuned: half, FINE_TUNED: wae}
+        return {self.full: full, HALF: half, WAE: wae, fine_tuned(HALF): half, FINE_TUNED: wae}
 
     @property
     def input(self) -> Input:

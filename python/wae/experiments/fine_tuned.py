@@ -1,6 +1,6 @@
 """What a claim makes of its trained full network, with that as the teacher.
 
-WAE, begun as ``wae accelerate`` begins it, and its rival: half the resolution with the same weights.
+WAE, begun as ``wae accelerate`` begins it, and its rivals: the full network on smaller images.
 """
 
 from __future__ import annotations
@@ -20,33 +20,35 @@ from wae.training.plan import Plan
 
 from .reproduce import WAE, Claim, Job, weights_path
 
-FINE_TUNED = "WAE, fine-tuned"
+_SUFFIX = ", fine-tuned"
+
+
+def fine_tuned(network: str) -> str:
+    """The name of ``network`` begun with the trained full network's weights, and taught by it."""
+    return network + _SUFFIX
+
+
+FINE_TUNED = fine_tuned(WAE)
 
 
 @dataclass(frozen=True)
 class FineTuned(Claim):
-    """A claim that has the two networks, by :data:`FINE_TUNED` and :attr:`half_fine_tuned`."""
-
-    @property
-    def half_fine_tuned(self) -> str:
-        """The network at half the resolution, begun and taught as :data:`FINE_TUNED` is: its rival."""
-        return f"{self.half}, fine-tuned"
+    """A claim with networks called :func:`fine_tuned`: WAE, and such as have the full one's parameters."""
 
     def needs(self, network: str) -> str | None:
         """See :meth:`Claim.needs`."""
-        return self.full if network in (FINE_TUNED, self.half_fine_tuned) else super().needs(network)
+        return self.full if network.endswith(_SUFFIX) else super().needs(network)
 
     def plan_of(self, network: str, seed: int) -> Plan:
         """See :meth:`Claim.plan_of`: what is fine-tuned has the plan of what it is, and a teacher."""
+        plan = super().plan_of(network.removesuffix(_SUFFIX), seed)
         if network == FINE_TUNED:
-            return made_of_original(super().plan_of(WAE, seed))
-        if network == self.half_fine_tuned:
-            return student(super().plan_of(self.half, seed))
-        return super().plan_of(network, seed)
+            return made_of_original(plan)
+        return student(plan) if network.endswith(_SUFFIX) else plan
 
     def start(self, job: Job, folder: Path, training: Dataset) -> tuple[nn.Module, dict[str, Any]]:
         """See :meth:`Claim.start`: with the weights of the trained full network."""
-        if job.network not in (FINE_TUNED, self.half_fine_tuned):
+        if not job.network.endswith(_SUFFIX):
             return super().start(job, folder, training)
         full = load_classifier(weights_path(folder, Job(self.full, job.seed)))
         assert isinstance(full, FullResolution)

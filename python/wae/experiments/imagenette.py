@@ -3,7 +3,7 @@
 The photos are decoded once, to a file of uint8 images of the training's size in the folder of results: an
 epoch then is arithmetic alone. Besides the paper's networks there are those that a sceptic would try first:
 half the resolution at WAE's multiply-adds, and the trained full network pruned to WAE's measured time. WAE
-and half the resolution are made of the trained full network, too, with it as their teacher.
+and both at half the resolution are made of the trained full network, too, with it as their teacher.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from wae.training.plan import find
 from wae.training.pretrained import scale_for_photos
 from wae_kernels.nn import Decoder, Encoder
 
-from .fine_tuned import FINE_TUNED, FineTuned
+from .fine_tuned import FINE_TUNED, FineTuned, fine_tuned
 from .pruning import METHODS, pruned, ratio_for
 from .reproduce import (
     DECOMPOSITION,
@@ -106,14 +106,16 @@ class Imagenette(FineTuned):
     def registered(self) -> Mapping[str, str | None]:
         """See :attr:`Claim.registered`."""
         stem = NETWORKS[self.network]
+        half, equal_cost = f"{stem}_half", f"{stem}_at_{self._equal_side()}"
         return {
             self.full: stem,
-            self.half: f"{stem}_half",
-            EQUAL_COST: f"{stem}_at_{self._equal_side()}",
+            self.half: half,
+            EQUAL_COST: equal_cost,
             WAVELET: f"wavelet_{stem}",
             DECOMPOSITION: f"wae_{stem}",
             WAE: f"wae_{stem}",
-            self.half_fine_tuned: f"{stem}_half",
+            fine_tuned(self.half): half,
+            fine_tuned(EQUAL_COST): equal_cost,
             FINE_TUNED: f"wae_{stem}",
             **dict.fromkeys(PRUNED),
         }

@@ -16,7 +16,7 @@ from wae.data.dataset import DatasetError
 from wae.difference import relative_difference
 from wae.experiments import camvid, panels, reproduce
 from wae.experiments.camvid import CLASSES, HALF, NETWORKS, CamVid
-from wae.experiments.fine_tuned import FINE_TUNED
+from wae.experiments.fine_tuned import FINE_TUNED, fine_tuned
 from wae.experiments.reproduce import WAE, Job
 from wae.inference.maps import colours
 from wae.models.counting import count
@@ -111,8 +111,7 @@ def test_what_is_fine_tuned_begins_as_the_trained_network_on_a_small_image(scene
     path = reproduce.weights_path(tmp_path, Job(CLAIM.full, 3))
     save_classifier(path, full, CLAIM.registered[CLAIM.full], training.labels, CLAIM.input)
     half, wae = (
-        CLAIM.start(Job(name, 3), tmp_path, training)[0].eval()
-        for name in (CLAIM.half_fine_tuned, FINE_TUNED)
+        CLAIM.start(Job(name, 3), tmp_path, training)[0].eval() for name in (fine_tuned(HALF), FINE_TUNED)
     )
     images, _ = CLAIM.kept_out(scenes).batch(range(3), epoch=0)
     with torch.no_grad():

@@ -13,7 +13,7 @@ from wae.cli import main
 from wae.data.dataset import DatasetError
 from wae.difference import relative_difference
 from wae.experiments import imagenette, pruning, reproduce
-from wae.experiments.fine_tuned import FINE_TUNED
+from wae.experiments.fine_tuned import FINE_TUNED, fine_tuned
 from wae.experiments.imagenette import EQUAL_COST, Imagenette
 from wae.experiments.reproduce import Job, Result
 from wae.models.baselines import AtSize, FullResolution, HalfResolution
@@ -215,8 +215,9 @@ def test_the_table_has_the_pruned_networks_at_their_share_of_waes_time(monkeypat
 # ------------------------------------------------------------------------------------------------- fine-tuned
 
 
-@pytest.mark.parametrize(("name", "own"), [(FINE_TUNED, "WAE"), (CLAIM.half_fine_tuned, CLAIM.half)])
-def test_what_is_fine_tuned_is_trained_as_from_scratch_but_has_a_teacher(name, own):
+@pytest.mark.parametrize("own", ["WAE", CLAIM.half, EQUAL_COST])
+def test_what_is_fine_tuned_is_trained_as_from_scratch_but_has_a_teacher(own):
+    name = fine_tuned(own)
     last, alone = CLAIM.plan_of(name, 1).stages[-1], CLAIM.plan_of(own, 1).stages[-1]
     assert replace(last, mimic_weight=0.0, mimic_temperature=1.0, mimic_mirrored=False) == alone
     assert (last.mimic_weight, last.mimic_temperature, last.mimic_mirrored) == (1.0, 4.0, True)
@@ -254,12 +255,14 @@ def test_what_is_fine_tuned_begins_as_the_trained_network_on_a_small_image(netwo
     full, training = trained_full(claim, photos, tmp_path)
     models = [
         claim.start(Job(name, 3), tmp_path, training)[0].eval()
-        for name in (FINE_TUNED, claim.half_fine_tuned)
+        for name in (FINE_TUNED, fine_tuned(claim.half), fine_tuned(EQUAL_COST))
     ]
     with torch.no_grad():
-        wae, half = (model(training.images) for model in models)
+        wae, half, equal = (model(training.images) for model in models)
         same = HalfResolution(full.network, full.image_scale.tolist(), full.image_shift.tolist()).eval()
         assert torch.equal(half, same(training.images))
+        same = AtSize(full.network, models[2].side, full.image_scale.tolist(), full.image_shift.tolist())
+        assert torch.equal(equal, same.eval()(training.images))
     assert relative_difference(wae, half) < 0.05
 
 
@@ -271,7 +274,7 @@ def test_the_light_body_of_what_is_fine_tuned_is_that_of_the_seed(photos, tmp_pa
 
 @pytest.mark.slow
 def test_what_is_fine_tuned_is_trained_after_the_network_that_it_comes_of(photos, tmp_path):
-    wanted = [Job(FINE_TUNED, 0), Job(CLAIM.half_fine_tuned, 0), Job(CLAIM.full, 0)]
+    wanted = [Job(FINE_TUNED, 0), Job(fine_tuned(CLAIM.half), 0), Job(CLAIM.full, 0)]
     told = []
     results = reproduce.run(tmp_path, photos, wanted, CLAIM, 1, tell=told.append)
     assert told[0].job == Job(CLAIM.full, 0)
