@@ -165,11 +165,12 @@ def evaluate(
     """
     counts = counts_for(data)
     rank, world = _place()
-    loader = batches(data, batch * world, 0, 0, False, rank, world, workers)
+    together = batch * world
+    loader = batches(data, together, 0, 0, False, rank, world, workers)
     with evaluating(model):
-        for images, labels in loader:
+        for step, (images, labels) in enumerate(loader):
             if advance is not None:
-                advance(batch * world)
+                advance(min(together, len(data) - step * together))
             if not len(labels):
                 continue
             counts.add(model(_to(images, device)).float(), labels.to(device))

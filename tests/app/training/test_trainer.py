@@ -851,6 +851,17 @@ def test_accuracy_is_counted_over_all_images():
     assert accuracy.loss == pytest.approx(losses.mean().item())
 
 
+@pytest.mark.parametrize(("processes", "steps"), [(1, [7, 7, 6]), (2, [14, 6])])
+def test_an_evaluation_tells_how_many_images_each_batch_has(monkeypatch, processes, steps):
+    """The last one is not full; images of the other processes count."""
+    monkeypatch.setattr(trainer, "_place", lambda: (0, processes))
+    monkeypatch.setattr(trainer, "_of_all_processes", lambda failed: failed)
+    monkeypatch.setattr(trainer, "_summed", lambda total: total)
+    told = []
+    evaluate(network(), image_set(20, augment=False), batch=7, advance=told.append)
+    assert told == steps
+
+
 def test_accuracy_is_that_of_evaluation_mode_and_leaves_the_mode():
     class Mode(torch.nn.Module):
         """Right about every image in evaluation mode alone, in which it is here by no other hand."""
