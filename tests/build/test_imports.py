@@ -26,6 +26,7 @@ LEVELS = (
     ("wae_kernels",),
 )
 FOR_ALL = (
+    "wae.cores",
     "wae.errors",
     "wae.difference",
     "wae.progress",

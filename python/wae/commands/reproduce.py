@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from wae.cores import usable_cores
 
 from . import shared
 
@@ -66,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--processes",
         type=shared.processes,
         metavar="N",
-        help="trainings at a time, each on one core (default: as many as there are cores; on a GPU one)",
+        help="trainings at a time, each on one core (default: as many as it may use; on a GPU one)",
     )
     shared.add_json(parser)
     parser.add_argument("--device", default="cpu", metavar="NAME", help="where to train (default: cpu)")
@@ -206,7 +207,7 @@ def _watch(options: argparse.Namespace, data: str, wanted: list[Job], claim: Cla
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    processes = options.processes or (1 if options.device != "cpu" else os.cpu_count() or 1)
+    processes = options.processes or (1 if options.device != "cpu" else usable_cores())
     with Bar(*columns, console=shared.console(options.json)) as bar:
         task = bar.add_task("", total=epochs)
         return reproduce.run(options.output, data, wanted, claim, processes, options.device, tell)

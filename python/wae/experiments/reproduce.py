@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import multiprocessing
+import pickle
 import shutil
 import statistics
 import subprocess
@@ -29,9 +30,10 @@ from wae.inference.timing import interleaved
 from wae.models.counting import count
 from wae.models.network import WAENetwork, fold_normalization
 from wae.storage.checkpoint import Input, load_classifier, save_classifier
-from wae.storage.files import make_folder, written
+from wae.storage.files import written
 from wae.storage.weights_file import CheckpointError
 from wae.termination import end_with_parent, terminable
+from wae.training.lock import alone_in
 from wae.training.plan import Plan, Stage, differences
 from wae.training.trainer import Epoch, Observer, TrainingError, evaluate, train
 
@@ -229,6 +231,7 @@ def run(
     Raises:
         DatasetError: the data is missing or not what was published.
         CheckpointError: ``folder`` is one of another plan or claim, or damaged.
+        FolderInUseError: another training writes to ``folder``.
         TrainingError: a training ended without a result.
         ValueError: among the ``wanted`` there is not one whose weights another needs.
     """
@@ -238,8 +241,20 @@ def run(
                 f"{job.network} begins with the weights of {needed.network}, seed {needed.seed}: "
                 "that must be wanted too (--only)"
             )
-    make_folder(folder)
-    prepared = claim.prepared(data, folder)
+    with alone_in(folder):
+        return _results(folder, claim.prepared(data, folder), wanted, claim, processes, device, tell)
+
+
+def _results(
+    folder: Path,
+    prepared: str | Path,
+    wanted: Sequence[Job],
+    claim: Claim,
+    processes: int,
+    device: str,
+    tell: Callable[[Progress], None],
+) -> list[Result]:
+    """As :func:`run`, which has checked its arguments and has ``folder`` for itself."""
     results = {job: read_result(folder, job, claim) for job in wanted}
     todo = open_jobs(folder, wanted, claim)
     results |= dict.fromkeys(todo)
@@ -320,8 +335,17 @@ def _work(link: Connection, folder: Path, data: str | Path, claim: Claim, device
             try:
                 message: Result | Exception = _train(job, folder, data, claim, device, link)
             except Exception as error:
-                message = error
+                message = _as_sent(job, error)
             link.send(message)
+
+
+def _as_sent(job: Job, error: Exception) -> Exception:
+    """``error``; where it would not come out of the pipe as it went in, one that says the same."""
+    with contextlib.suppress(Exception):  # any that its class raises
+        found = pickle.loads(pickle.dumps(error))
+        if (type(found), str(found)) == (type(error), str(error)):
+            return error
+    return TrainingError(f"{job.network}, seed {job.seed}: {type(error).__name__}: {error}")
 
 
 def _train(job: Job, folder: Path, data: str | Path, claim: Claim, device: str, link: Connection) -> Result:

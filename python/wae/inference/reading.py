@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,12 +10,13 @@ from functools import partial
 
 from torch import Tensor
 
+from wae.cores import usable_cores
 from wae.data.images import LONGEST, MAX_PIXELS, ImageError, decode_image, read_image
 from wae.data.input import Input
 from wae.data.input import prepare as prepare
 from wae.data.walk import Found
 
-WORKERS = min(8, os.cpu_count() or 1)
+WORKERS = min(8, usable_cores())
 """Threads that decode."""
 
 _BATCH = 32  # images read ahead where nobody says how many

@@ -7,6 +7,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from wae.inference.timing import Timing
 from wae.models.counting import count
 from wae.storage.checkpoint import Input, describe, load_classifier, save_classifier
 from wae.storage.weights_file import CheckpointError
-from wae.training import plan
+from wae.training import lock, plan
 from wae.training.accuracy import Accuracy
 from wae.training.plan import Plan, Stage
 from wae.training.trainer import Epoch, TrainingError
@@ -281,6 +282,72 @@ def test_a_worker_ends_when_the_main_process_is_gone(tmp_path, monkeypatch, jobs
         link.send(job)
     link.close()
     reproduce._work(its_end, tmp_path, "digits", DIGITS, "cpu")
+
+
+class OddError(Exception):
+    """It comes out of no pipe: pickle would call it with its text alone."""
+
+    def __init__(self, what, where):
+        super().__init__(f"{what} in {where}")
+
+
+class WordyError(Exception):
+    """It comes out with its text doubled."""
+
+    def __init__(self, what):
+        super().__init__(f"no {what}")
+
+
+class LocalError(Exception):
+    """It goes into none."""
+
+    def __init__(self):
+        super().__init__("no room", lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ValueError("bad images"), "ValueError: bad images"),
+        (OddError("noise", "epoch 3"), "TrainingError: WAE, seed 4: OddError: noise in epoch 3"),
+        (WordyError("room"), "TrainingError: WAE, seed 4: WordyError: no room"),
+        (LocalError(), "TrainingError: WAE, seed 4: LocalError: ('no room', <function"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_whatever_error_ends_a_training_is_told(tmp_path, monkeypatch, error, told):
+    def train(*arguments):
+        raise error
+
+    monkeypatch.setattr(reproduce, "_train", train)
+    link, its_end = multiprocessing.Pipe()
+    worker = threading.Thread(target=reproduce._work, args=(its_end, tmp_path, "digits", DIGITS, "cpu"))
+    worker.start()
+    link.send(Job("WAE", 4))
+    assert link.poll(10)
+    found = reproduce._next(link)
+    link.close()
+    worker.join(10)
+    assert f"{type(found).__name__}: {found}".startswith(told)
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(lock, "PATIENCE", 0.1)
+    with lock.alone_in(tmp_path):
+        assert main(["reproduce", "fashion-mnist", "--data", "digits", "-o", str(tmp_path)]) == 1
+    assert f"{tmp_path}: another training is writing to this folder" in capsys.readouterr().err
+
+
+def test_as_many_trainings_at_a_time_as_the_process_has_cores(tmp_path, monkeypatch):
+    """Not as the machine has: within taskset, say."""
+    asked = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5, 6}, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(reproduce, "run", lambda *arguments: asked.append(arguments[4]) or [])
+    monkeypatch.setattr(reproduce, "rows", lambda *_: [])
+    for more in ([], ["--processes", "2"], ["--device", "cuda"]):
+        assert main(["reproduce", "fashion-mnist", "-o", str(tmp_path), *more]) == 0
+    assert asked == [3, 2, 1]
 
 
 def test_a_student_needs_its_teacher(tmp_path):
