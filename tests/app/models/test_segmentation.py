@@ -275,6 +275,35 @@ def test_the_network_stays_as_it_was() -> None:
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
+def test_the_network_keeps_its_dtypes_and_what_is_made_beside_it_has_the_first() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), ToFloat(), nn.Conv2d(8, 4, 1)).bfloat16()
+    network[2].float()
+    model = wae_segmenter(network)
+    assert [p.dtype for p in network.parameters()] == [torch.bfloat16] * 2 + [torch.float32] * 2
+    assert model.low_network is network
+    made = (model.encoder, model.high_body, model.fusion)
+    assert {p.dtype for part in made for p in part.parameters()} == {torch.bfloat16}
+
+
+class ToFloat(nn.Module):
+    def forward(self, features: Tensor) -> Tensor:
+        return features.float()
+
+
+@pytest.mark.parametrize(("name", "make"), [("encoder", Encoder), ("decoder", Decoder)])
+def test_what_is_not_of_the_networks_dtype_is_refused_and_not_changed(
+    name: str, make: Callable[[], nn.Module]
+) -> None:
+    given: Any = {name: make()}
+    wanted = rf"{name} is torch.float32 on cpu and the network torch.float64 on cpu; .* {name}.to\('cpu', "
+    with pytest.raises(ValueError, match=wanted):
+        wae_segmenter(ENet(3).double(), **given)
+    assert next(given[name].parameters()).dtype == torch.float32
+    given[name].double()
+    model = wae_segmenter(ENet(3).double(), **given).eval()
+    assert getattr(model, name) is given[name]
+
+
 class Giving(nn.Module):
     def __init__(self, make: Callable[[Tensor], Any]) -> None:
         super().__init__()

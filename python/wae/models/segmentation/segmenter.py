@@ -218,30 +218,46 @@ def wae_segmenter(
     decoder: Decoder | None = None,
     size: tuple[int, int] = (64, 64),
 ) -> WAESegmenter:
-    """WAE around any network that scores pixels. It is in the mode of ``network``, training or evaluation.
+    """WAE around any network that scores pixels.
+
+    It is in the mode of ``network``, training or evaluation, and what is made beside that has its dtype (that
+    of its first parameter) and is on its device. What is given is used as it is, no copy, and stays as it is.
 
     Args:
-        network: images to scores: see :func:`pixel_scores`. Used as it is; it sees a quarter of the pixels.
+        network: images to scores: see :func:`pixel_scores`. It sees a quarter of the pixels.
         encoder: a trained one; None for a random one.
         image_scale, image_shift, decoder: see :class:`WAESegmenter`.
         size: (h, w) of the image that ``network`` runs on once, so that its classes are known.
 
-    Raises SegmenterError where it does not score each pixel.
+    Raises:
+        SegmenterError: ``network`` does not score each pixel.
+        ValueError: ``encoder`` or ``decoder`` is not of its dtype or not on its device.
     """
     like = next(network.parameters())
+    for name, given in (("encoder", encoder), ("decoder", decoder)):
+        _check_is_like(name, given, like)
     image = torch.zeros(1, 3, *size, device=like.device, dtype=like.dtype)
     with torch.no_grad(), evaluating(network):
         coarse = pixel_scores(network, image)
     model = WAESegmenter(
-        Encoder() if encoder is None else encoder,
+        Encoder().to(like) if encoder is None else encoder,
         network,
-        LightBody(),
-        Fusion(coarse.shape[1], _WIDTH),
+        LightBody().to(like),
+        Fusion(coarse.shape[1], _WIDTH).to(like),
         image_scale,
         image_shift,
         decoder,
     )
-    return in_the_mode_of(network, model.to(like))
+    return in_the_mode_of(network, model)
+
+
+def _check_is_like(name: str, given: nn.Module | None, network: Tensor) -> None:
+    own = network if given is None else next(given.parameters(), network)
+    if (own.dtype, own.device) != (network.dtype, network.device):
+        raise ValueError(
+            f"{name} is {own.dtype} on {own.device} and the network {network.dtype} on {network.device}; "
+            f"bring it there first: {name}.to({str(network.device)!r}, {network.dtype})"
+        )
 
 
 class FullResolutionSegmenter(FullResolution):
