@@ -28,6 +28,7 @@ from wae.data.input import IMAGENET, Input
 from wae.difference import relative_difference
 from wae.errors import WaeError
 from wae.models.network import WAENetwork
+from wae.models.plain import is_plain
 from wae.wording import first_line
 
 from . import precision as precisions
@@ -278,7 +279,7 @@ def deploy(
         TypeError, ValueError: an argument does not fit.
         CalibrationError: int8 without images to calibrate on, or with too few or wrong ones.
         EngineError: the engine is not installed, does not run on the model's device or in this precision, or
-            refuses the model.
+            refuses the model; or a hook on the whole of a WAE network changes its scores.
         DisagreementError: the result does not compute what ``model`` does; or its drop is too large, and the
             message names the layers that moved most.
     """
@@ -353,6 +354,7 @@ def _task(
 ) -> _Task:
     images = example_images(model, batch, size)
     expected = scores_of(model, images)
+    check_parts(model, images, expected)
     data = held_out = None
     if calibration is not None:
         data = gather(calibration, size, count, hasattr(model, "image_scale"), input)
@@ -549,6 +551,24 @@ def scores_of(model: nn.Module, images: Tensor, what: str = "an image") -> Tenso
         if not scores.isfinite().all():
             raise ValueError(f"the model's scores of {what} of {size} are not finite")
         return scores
+
+
+def check_parts(model: nn.Module, images: Tensor, expected: Tensor) -> None:
+    """Raise EngineError where a hook on the whole of a WAE network makes its scores, ``expected``.
+
+    Its parts are what is deployed or exported. A hook that only looks on is left out there, without a word.
+    """
+    if not isinstance(model, WAENetwork) or is_plain(model):
+        return
+    with undisturbed(images.device):
+        scores = model.behind_encoder(images.shape[2:])(*model.decompose(images))
+    most = precisions.tolerance(expected.dtype, expected.device)
+    if scores.shape != expected.shape or not relative_difference(scores, expected) <= most:
+        raise EngineError(
+            f"{type(model).__name__} has a hook, or a forward of its own, that changes its scores: only its "
+            f"parts run in an engine or a file. Put it on a part, such as {model.bodies[0]}, or do what it "
+            "does before and after the call"
+        )
 
 
 def require_equal(what: str, scores: Tensor, expected: Tensor, dtype: torch.dtype) -> float:

@@ -40,6 +40,7 @@ from .calibration import STEP, Calibration, CalibrationError, Source, gather
 from .deployed import (
     agreement,
     check_arguments,
+    check_parts,
     classes_of,
     example_images,
     fold,
@@ -156,6 +157,7 @@ def _made(
     form, dtype = FORMATS[file_format], next(model.parameters()).dtype
     cases = [example_images(model, count, size, image_dtype) for count in ((batch,) if batch else (2, 1, 3))]
     expected = [scores_of(model, x if isinstance(model, WAENetwork) else x.to(dtype)) for x in cases]
+    check_parts(model, cases[0], expected[0])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporters' own parts
         try:

@@ -28,6 +28,7 @@ from wae.inference import front as front_module
 from wae.inference import precision
 from wae.inference.deployed import ENGINES, DisagreementError, EngineError, deploy, example_images, fold
 from wae.inference.engines import Engine, InPyTorch, _cudagraphs, in_turns
+from wae.inference.export import export
 from wae.inference.front import Front, whole
 from wae.models.baselines import HalfResolution
 from wae.models.classifier import FlatClassifier, WAEClassifier
@@ -636,6 +637,37 @@ def test_what_is_more_than_its_tensors_is_not_folded(change, part, model):
     with torch.no_grad():
         expected = network.eval()(images if network is model else images.float())
     assert_close(deploy(network, SIZE, engine="eager")(images), expected)
+
+
+def hook_of_scores(network):
+    network.register_forward_hook(lambda network, given, scores: 2 * scores)
+
+
+def hook_of_images(network):
+    network.register_forward_pre_hook(lambda network, given: (255 - given[0],))
+
+
+@pytest.mark.parametrize("change", [hook_of_scores, hook_of_images, with_own_forward])
+def test_a_hook_on_a_whole_wae_network_that_would_be_lost_is_refused(change, model, tmp_path):
+    """Its parts are what runs. The message says what to do. In int8 nothing else told."""
+    change(model)
+    said = (
+        r"WAEClassifier has a hook, .* changes its scores.* on a part, such as low_body, or do what it does"
+    )
+    for options in ({"engine": "eager"}, {"precision": "int8", "calibration": photos(40)}):
+        with pytest.raises(EngineError, match=said):
+            deploy(model, SIZE, **options)
+    with pytest.raises(EngineError, match=said):
+        export(model, tmp_path / "model.onnx", "onnx", SIZE)
+
+
+def test_a_hook_on_a_whole_wae_network_that_looks_on_is_left_out(model):
+    seen = []
+    model.register_forward_hook(lambda network, given, scores: seen.append(len(scores)))
+    deployed, images = deploy(model, SIZE, engine="eager"), photos(2)
+    seen.clear()
+    assert_close(deployed(images), model(images))
+    assert seen == [2]
 
 
 def test_a_norm_behind_a_matrix_is_not_folded():
