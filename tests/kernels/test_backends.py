@@ -11,14 +11,16 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from textwrap import dedent
+from types import SimpleNamespace
 
 import pytest
 import torch
 from cases import Cell, arguments_of, as_tuple, recorded
 from torch import Tensor
 
-from wae_kernels import backends
+from wae_kernels import _load, backends
 from wae_kernels.parameters import KERNEL_WIDTH
 
 USABLE = [b.name for b in backends.available() if b.available]
@@ -77,9 +79,16 @@ def test_what_has_no_kernel_runs_the_reference(name: str) -> None:
         assert backends.backend_for("meta") == "reference"
 
 
+@pytest.mark.parametrize("allowed", [True, False])
+def test_tf32_is_used_where_torch_uses_it(allowed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+    assert backends.tf32_allowed() == allowed
+
+
 def test_the_former_name_of_the_kernels_width_warns() -> None:
-    with pytest.warns(DeprecationWarning, match="WIDTH is wae_kernels.parameters.KERNEL_WIDTH now"):
+    with pytest.warns(DeprecationWarning, match="WIDTH is .*parameters.KERNEL_WIDTH now") as warned:
         assert backends.WIDTH == KERNEL_WIDTH
+    assert warned[0].filename == __file__
     with pytest.raises(AttributeError, match="has no attribute 'HEIGHT'"):
         _ = backends.HEIGHT
 
@@ -274,6 +283,112 @@ def test_a_gpu_is_chosen_in_the_environment_without_the_driver() -> None:
     assert "backend must be one of auto" in run_python(NO_DRIVER + "import wae_kernels", "triton").stderr
 
 
+# ------------------------------------------------------------------------------------------ other machines
+
+
+@pytest.mark.parametrize(
+    ("counted", "file", "seen"),
+    [
+        (2, "", True),
+        (0, "/dev/nvidiactl", False),
+        (-1, "/dev/nvidiactl", True),
+        (-1, "/dev/dxg", True),
+        (-1, "/dev/kfd", True),
+        (-1, "", False),
+    ],
+)
+@pytest.mark.parametrize("amd", [False, True], ids=["NVIDIA", "AMD"])
+def test_a_gpu_is_seen_without_the_driver(
+    counted: int, file: str, seen: bool, amd: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what the management library counts; where that cannot tell, by the files of a driver."""
+    monkeypatch.setattr(torch.version, "hip", "6.0" if amd else None)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    monkeypatch.setattr(torch.cuda, f"_device_count_{'amdsmi' if amd else 'nvml'}", lambda: counted)
+    monkeypatch.setattr(torch.cuda, f"_device_count_{'nvml' if amd else 'amdsmi'}", pytest.fail)
+    monkeypatch.setattr(Path, "exists", lambda path: str(path) == file)
+    for built in (True, False):
+        monkeypatch.setattr(torch.backends.cuda, "is_built", lambda built=built: built)
+        assert (backends.gpu() is not None) == (seen and built)
+
+
+def test_a_gpu_has_the_name_that_its_driver_gives_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "_sees_gpu", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    files: list[Path] = []
+    monkeypatch.setattr(Path, "glob", lambda path, pattern: iter(files))
+    assert backends.gpu() == "the GPU"  # on Windows, say
+    for name in ("b", "a"):
+        (tmp_path / name).write_text(f"Model: \t\t NVIDIA {name}\nIRQ:   \t\t 7\n", encoding="utf-8")
+        files.append(tmp_path / name)
+    assert backends.gpu() == "NVIDIA a"
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "the current one")
+    assert backends.gpu() == "the current one"
+
+
+@pytest.mark.parametrize(
+    ("capability", "hip", "runs"),
+    [
+        ((7, 0), None, []),
+        ((7, 5), None, ["cuda"]),
+        ((8, 0), None, ["cuda", "triton"]),
+        ((7, 0), "6.0", ["cuda", "triton"]),  # AMD counts otherwise
+        (None, None, []),
+    ],
+    ids=["7.0", "7.5", "8.0", "AMD", "no GPU"],
+)
+def test_what_runs_on_a_gpu(
+    capability: tuple[int, int] | None, hip: str | None, runs: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_load, "CUDA", _load.Loaded(SimpleNamespace(), ""))
+    monkeypatch.setattr(backends, "_has_triton", lambda: True)
+    monkeypatch.setattr(backends, "_sees_gpu", lambda: capability is not None)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU of theirs")
+    found = {b.name: b for b in backends.available() if b.name in ("cuda", "triton")}
+    assert [name for name, backend in found.items() if backend.available] == runs
+    for name, oldest in (("cuda", "7.5"), ("triton", "8.0")):
+        why = "a GPU of theirs" if name in runs else f"older than compute capability {oldest}"
+        assert (why if capability else "there is no GPU here") in found[name].reason
+
+
+def test_each_library_is_told_what_it_is_to_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[object] = []
+    cpu = SimpleNamespace(wae_cpu_supports=lambda name: True, wae_cpu_select=told.append)
+    cuda = SimpleNamespace(wae_cuda_select=told.append)
+    monkeypatch.setattr(_load, "CPU", _load.Loaded(cpu, ""))
+    monkeypatch.setattr(_load, "CUDA", _load.Loaded(cuda, ""))
+    monkeypatch.setattr(backends, "_sees_gpu", lambda: True)
+    monkeypatch.setattr(backends, "_has_triton", lambda: True)
+    wanted = {
+        "auto": [b"auto", True],
+        "cpu": [b"cpu", True],
+        "cpu:avx2": [b"avx2", True],
+        "cuda": [b"auto", True],
+        "triton": [b"auto", False],
+        "reference": [b"reference", False],
+    }
+    for name, words in wanted.items():
+        told.clear()
+        backends.select(name)
+        assert told == words, name
+        for on_processor in (True, False):
+            assert backends.compiled_for(on_processor=on_processor) == (name != "reference")
+
+
+def test_without_the_compiled_library_the_reference_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_load, "CPU", _load.Loaded(None, "it is not here"))
+    assert backends.backend_for("cpu") == "reference"
+    assert not backends.compiled_for(on_processor=True)
+    assert not backends.int8_runs()
+    assert backends.available()[0].reason == "the compiled library is missing: it is not here"
+    with pytest.raises(ValueError, match=r"backend must be one of auto, .*reference on .*, got 'cpu'"):
+        backends.select("cpu")
+
+
 # ------------------------------------------------------------------------------------------------ refusals
 
 
@@ -284,6 +399,8 @@ def test_what_cannot_be_used_is_refused_with_what_can(name: str) -> None:
         backends.select(name)
     assert all(usable in str(refusal.value) for usable in USABLE)
     assert str(refusal.value).endswith(f"got {name!r}")
+    with pytest.raises(ValueError, match="backend must be one of auto,"), backends.use(name):
+        pytest.fail("it was chosen")
     assert backends.selected() == before
 
 

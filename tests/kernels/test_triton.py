@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -36,7 +37,7 @@ from cases import (
 from compare import assert_close, relative_error, tolerance
 from torch import Tensor
 
-from wae_kernels import backends, reference
+from wae_kernels import _load, backends, reference
 from wae_kernels import triton as wae_triton
 from wae_kernels.parameters import DecoderParameters, EncoderParameters
 from wae_kernels.triton import launch, stored
@@ -502,6 +503,10 @@ def test_backend_of_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda d=None: (7, 0) if d == old else (9, 0))
     with backends.use("triton"):
         assert backends.backend_for("cuda") == backends.backend_for("cuda:0") == "triton"
+        assert backends.backend_for(old) == "reference"
+    monkeypatch.setattr(_load, "CUDA", _load.Loaded(SimpleNamespace(), ""))
+    with backends.use("auto"):
+        assert backends.backend_for("cuda:0") == "cuda"
         assert backends.backend_for(old) == "reference"
 
 
