@@ -144,7 +144,7 @@ def _check(path: Path, model: nn.Module, tensors: dict[str, Tensor]) -> None:
         f"{name} is of {tensor.dtype}" for name, tensor in tensors.items() if tensor.dtype not in _DTYPES
     ]
     if wrong:
-        more = f" (and {len(wrong) - 3} others)" if len(wrong) > 3 else ""
+        more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
         raise CheckpointError(
             f"{path}: its tensors are not those of the network: {', '.join(wrong[:3])}{more}"
         )

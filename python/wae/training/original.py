@@ -218,7 +218,7 @@ def _put(path: str, network: nn.Module) -> None:
     wrong += [f"{name} is unexpected" for name in found if name not in wanted]
     wrong += [f"{n} is {found[n]}, not {wanted[n]}" for n in wanted if n in found and found[n] != wanted[n]]
     if wrong:
-        more = f" (and {len(wrong) - 1} others)" if len(wrong) > 1 else ""
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise CheckpointError(f"{path}: these are not the network's weights: {wrong[0]}{more}")
     weights_file.put(network, tensors, strict=False)
 

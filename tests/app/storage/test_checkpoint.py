@@ -175,6 +175,17 @@ def test_a_layer_that_is_used_twice_is_kept_by_both_names(tmp_path):
     assert loaded[0] is loaded[2]
 
 
+def test_the_longest_recipe_is_read_again_and_a_longer_one_is_not_written(tmp_path):
+    model, path = torch.nn.Linear(1, 1), tmp_path / "w"
+    around = len(json.dumps({"": ""}, indent=1))
+    recipe = {"": "x" * (weights_file.MAX_RECIPE - around)}
+    weights_file.save(path, model, recipe)
+    assert weights_file.load(path, model) == recipe
+    with pytest.raises(ValueError, match="recipe must have at most 4194304 characters as JSON, got 4194305"):
+        weights_file.save(tmp_path / "other", model, {"": recipe[""] + "x"})
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_nothing_is_replaced_without_force(tmp_path):
     path = tmp_path / "c"
     path.write_bytes(b"precious")
@@ -353,6 +364,17 @@ def test_tensors_that_are_missing_or_of_another_kind(tmp_path):
         save_file(changed, tmp_path / name, {"recipe": json.dumps(architecture())})
         with pytest.raises(CheckpointError, match=message):
             load_classifier(tmp_path / name)
+
+
+def test_of_many_wrong_tensors_three_are_named(tmp_path):
+    weights_file.save(tmp_path / "w", torch.nn.Sequential(), {})
+    for layers, said in (
+        (1, "0.weight is missing, 0.bias is missing"),
+        (2, r"1.weight is missing \(and 1 more\)"),
+    ):
+        network = torch.nn.Sequential(*(torch.nn.Linear(1, 1) for _ in range(layers)))
+        with pytest.raises(CheckpointError, match=f"{said}$"):
+            weights_file.load(tmp_path / "w", network)
 
 
 @pytest.mark.parametrize("kind", ["F6_E2M3", "F6_E3M2"])

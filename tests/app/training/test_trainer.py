@@ -705,6 +705,17 @@ def test_absurd_tensors_of_an_optimizer_end_in_one_error(tmp_path):
         assert_same(state(model), before)
 
 
+def test_a_moving_average_comes_back(tmp_path):
+    path, (model, average, one, other) = tmp_path / "state", (torch.nn.Linear(2, 2) for _ in range(4))
+    weights_file.save(path, model, {}, average=average)
+    weights_file.load(path, one, average=other)
+    assert_same(state(one), state(model))
+    assert_same(state(other), state(average))
+    weights_file.save(path, model, {}, force=True)
+    with pytest.raises(CheckpointError, match="cannot go on from here: there is no average state"):
+        weights_file.load(path, one, average=other)
+
+
 def test_weights_and_average_of_other_shapes_end_in_one_error(tmp_path):
     path, model, other = tmp_path / "state", torch.nn.Linear(2, 2), torch.nn.Linear(2, 3)
     weights_file.save(path, model, {}, average=torch.nn.Linear(2, 2))
