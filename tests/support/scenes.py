@@ -14,6 +14,25 @@ CLASSES = ("sky", "road", "car", "(unlabelled)")
 _COLOURS = np.array([(90, 140, 220), (110, 110, 110), (200, 60, 50), (20, 200, 20)])
 
 
+TINY_PLAN = """
+model = "wae_enet"
+batch = 10
+start = "linear"
+[[stages]]
+kind = "transform"
+epochs = 1
+learning_rate = 1e-3
+optimizer = "adam"
+[[stages]]
+kind = "joint"
+epochs = 1
+learning_rate = 1e-3
+optimizer = "adam"
+class_balance = 1.02
+"""
+"""A training of two epochs, as a plan's file has it."""
+
+
 def scene(random, height, width):
     """An image, (height, width, 3) uint8, and its classes: sky, road, a car, and an edge without labels."""
     numbers = np.zeros((height, width), np.uint8)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from scenes import CLASSES, write_scenes
+from scenes import CLASSES, TINY_PLAN, write_scenes
 
 from wae import cli
 from wae.data.input import whole
@@ -14,21 +14,6 @@ from wae.training.original_start import made_of_original
 from wae.training.plan import Plan, Stage, find, read
 from wae.training.pretrained import scale_for_photos
 
-PLAN = """
-batch = 10
-model = "wae_icnet"
-start = "linear"
-[[stages]]
-kind = "transform"
-epochs = 1
-learning_rate = 1e-3
-optimizer = "adam"
-[[stages]]
-kind = "joint"
-epochs = 1
-learning_rate = 1e-3
-optimizer = "adam"
-"""
 TAUGHT = {"mimic_weight": 1.0, "mimic_temperature": 4.0, "mimic_mirrored": True}
 ORDER = ("road", "car", "sky")  # not that of the data
 
@@ -54,7 +39,7 @@ def original(tmp_path):
 @pytest.fixture
 def train(scenes, original, tmp_path):
     """Run ``wae train`` by the tiny plan with the arguments."""
-    (tmp_path / "tiny.toml").write_text(PLAN)
+    (tmp_path / "tiny.toml").write_text(TINY_PLAN.replace("wae_enet", "wae_icnet"))
 
     def run(*arguments):
         given = ["--data", scenes, "--plan", tmp_path / "tiny.toml", "-o", tmp_path / "out", *arguments]

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from scenes import small_network, small_segmenter, write_scenes
+from scenes import TINY_PLAN, small_network, small_segmenter, write_scenes
 from torch import nn
 
 from wae import cli
@@ -276,23 +276,6 @@ def test_a_history_of_both_kinds_of_measures_comes_back():
 
 # ----------------------------------------------------------------------------------------------- command line
 
-TINY = """
-model = "wae_enet"
-batch = 10
-start = "linear"
-[[stages]]
-kind = "transform"
-epochs = 1
-learning_rate = 1e-3
-optimizer = "adam"
-[[stages]]
-kind = "joint"
-epochs = 1
-learning_rate = 1e-3
-optimizer = "adam"
-class_balance = 1.02
-"""
-
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["enet", "enet_half"])
@@ -306,7 +289,7 @@ def test_a_network_without_wae_is_trained_by_the_plan_for_pixels(scenes, tmp_pat
 
 @pytest.mark.slow
 def test_wae_train_trains_a_segmenter_by_its_name(scenes, tmp_path, capsys):
-    (tmp_path / "tiny.toml").write_text(TINY)
+    (tmp_path / "tiny.toml").write_text(TINY_PLAN)
     out = tmp_path / "out"
     arguments = ["train", "--data", scenes, "--plan", tmp_path / "tiny.toml", "--size", "36x40", "-o", out]
     assert cli.main([str(argument) for argument in arguments]) == 0
@@ -327,7 +310,7 @@ def test_wae_train_trains_a_segmenter_by_its_name(scenes, tmp_path, capsys):
 
 
 def test_a_classifier_is_refused_where_pixels_have_labels(scenes, tmp_path, capsys):
-    (tmp_path / "tiny.toml").write_text(TINY)
+    (tmp_path / "tiny.toml").write_text(TINY_PLAN)
     command = ["train", "--data", scenes, "--plan", tmp_path / "tiny.toml", "--model", "wae_resnet18"]
     assert cli.main([*map(str, command), "-o", str(tmp_path / "out")]) == 1
     wanted = "wae_resnet18 scores an image as a whole, and the data has a class for each pixel"
