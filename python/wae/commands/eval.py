@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,63 +72,106 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Evaluate every checkpoint, on all processes; the first times them in turns and prints the table."""
     from wae.data.images import ImageError
-    from wae.experiments import evaluation
     from wae.inference.deployed import DisagreementError, EngineError
-    from wae.inference.engines import ENGINES
-    from wae.progress import bar
     from wae.storage.weights_file import CheckpointError
-    from wae.training.processes import is_alone, is_first, joined
-    from wae.training.trainer import evaluate
+    from wae.training.processes import is_first, joined
 
-    if options.engine is not None and not options.deployed:
-        return shared.complain("--engine: is for --deployed, which is missing", 2)
-    if options.engine not in (None, "auto", *ENGINES):
-        known = ", ".join(ENGINES)
-        return shared.complain(f"--engine must be auto or one of {known}, got {options.engine}", 2)
-    failed: set[str] = set()
+    if wrong := _wrong_engine(options):
+        return shared.complain(wrong, 2)
     try:
         with joined(options.device) as device:
-            candidates = [evaluation.candidate(path, device) for path in options.weights]
-            if options.deployed and not is_alone():
-                raise ValueError("--deployed: is for a single process, and torchrun started several")
-            calibration = [
-                _data(options, candidate, train=True) if "int8" in options.deployed else None
-                for candidate in candidates
-            ]
-            tests = [_data(options, candidate) for candidate in candidates]
             first = is_first()
-            for candidate, data in zip(candidates, tests, strict=True):
-                with bar(candidate.described.network, len(data), first) as advance:
-                    candidate.accuracy = evaluate(
-                        candidate.model, data, options.batch, device, options.workers, failed.update, advance
-                    )
-            if first:
-                _report_left_out(data, failed)
-                with bar("timing", None):
-                    evaluation.measure(candidates, options.seconds)
-            deployed = [
-                entry
-                for each in zip(candidates, tests, calibration, strict=True)
-                for entry in _deployed(options, *each, device)
-            ]
-            with bar("timing", None, first and bool(deployed)):
-                evaluation.measure_deployed(deployed, options.seconds)
+            candidates, deployed = _measured(options, device)
     except (CheckpointError, ImageError, EngineError, DisagreementError, ValueError) as error:
         raise shared.Failure(str(error)) from None
-    if options.json:
-        if first:
-            networks, found = evaluation.as_data(candidates), evaluation.deployed_as_data(deployed)
-            shared.print_json({"data": options.data, "networks": networks, "deployed": found})
-        return 0
     if first:
-        shared.console().print(evaluation.table(candidates))
-        print(f"Of {options.data}'s test images. {evaluation.HOW_TIMED}")
+        (_print_json if options.json else _print_tables)(options, candidates, deployed)
+    return 0
+
+
+def _wrong_engine(options: argparse.Namespace) -> str:
+    """What is wrong with ``--engine``, in a sentence; else empty."""
+    from wae.inference.engines import ENGINES
+
+    if options.engine is not None and not options.deployed:
+        return "--engine: is for --deployed, which is missing"
+    if options.engine not in (None, "auto", *ENGINES):
+        return f"--engine must be auto or one of {', '.join(ENGINES)}, got {options.engine}"
+    return ""
+
+
+def _measured(
+    options: argparse.Namespace, device: torch.device
+) -> tuple[list[Candidate], list[DeployedCandidate]]:
+    """Every checkpoint, and its deployed forms, evaluated; timed on the first process."""
+    from wae.experiments import evaluation
+    from wae.progress import bar
+    from wae.training.processes import is_alone, is_first
+
+    candidates = [evaluation.candidate(path, device) for path in options.weights]
+    if options.deployed and not is_alone():
+        raise ValueError("--deployed: is for a single process, and torchrun started several")
+    calibration = [
+        _data(options, candidate, train=True) if "int8" in options.deployed else None
+        for candidate in candidates
+    ]
+    tests = [_data(options, candidate) for candidate in candidates]
+    _evaluate(options, candidates, tests, device)
+    if is_first():
+        with bar("timing", None):
+            evaluation.measure(candidates, options.seconds)
+    deployed = [
+        entry
+        for each in zip(candidates, tests, calibration, strict=True)
+        for entry in _deployed(options, *each, device)
+    ]
+    with bar("timing", None, is_first() and bool(deployed)):
+        evaluation.measure_deployed(deployed, options.seconds)
+    return candidates, deployed
+
+
+def _evaluate(
+    options: argparse.Namespace,
+    candidates: Sequence[Candidate],
+    tests: Sequence[Dataset],
+    device: torch.device,
+) -> None:
+    """Give each candidate its accuracy; the first process tells which images were left out."""
+    from wae.progress import bar
+    from wae.training.processes import is_first
+    from wae.training.trainer import evaluate
+
+    failed: set[str] = set()
+    for candidate, data in zip(candidates, tests, strict=True):
+        with bar(candidate.described.network, len(data), is_first()) as advance:
+            candidate.accuracy = evaluate(
+                candidate.model, data, options.batch, device, options.workers, failed.update, advance
+            )
+    if is_first():
+        _report_left_out(tests[-1], failed)
+
+
+def _print_json(
+    options: argparse.Namespace, candidates: Sequence[Candidate], deployed: Sequence[DeployedCandidate]
+) -> None:
+    from wae.experiments import evaluation
+
+    networks, found = evaluation.as_data(candidates), evaluation.deployed_as_data(deployed)
+    shared.print_json({"data": options.data, "networks": networks, "deployed": found})
+
+
+def _print_tables(
+    options: argparse.Namespace, candidates: Sequence[Candidate], deployed: Sequence[DeployedCandidate]
+) -> None:
+    from wae.experiments import evaluation
+
+    shared.console().print(evaluation.table(candidates))
+    print(f"Of {options.data}'s test images. {evaluation.HOW_TIMED}")
     if deployed:
         shared.console().print(evaluation.deployed_table(deployed))
         images = counted(options.batch, "image")
         print(f"Deployed by wae.deploy. Times: medians of calls with {images}, all in turns.")
         print("MB: the most that a process takes for it alone, beyond torch; blank for what cannot be saved.")
-    return 0
 
 
 def _deployed(

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wae.errors import WaeError
 
 from . import shared
+
+if TYPE_CHECKING:
+    from wae.data.input import Input
+    from wae.data.walk import LeftOut
+    from wae.inference import predict
+    from wae.storage.checkpoint import Description
 
 HELP = "tell what a network sees in images, or in their pixels"
 
@@ -80,82 +87,102 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print what is seen in each image; 1 if one could not be used."""
-    from wae.data.images import MAX_PIXELS, is_image, printable
-    from wae.data.walk import LeftOut, find
-    from wae.inference import predict
-    from wae.inference.maps import Maps
-    from wae.progress import bar
     from wae.storage import checkpoint
     from wae.storage.weights_file import WEIGHTS
 
     if options.output == shared.STANDARD:
         options.output = None
-    if options.engine not in (None, "auto"):
-        from wae.inference.engines import ENGINES  # here, as it takes long
-
-        if options.engine not in ENGINES:
-            known = ", ".join(ENGINES)
-            return shared.complain(f"--engine must be auto or one of {known}, got {options.engine}", 2)
+    if wrong := _wrong_engine(options.engine):
+        return shared.complain(wrong, 2)
     weights = options.weights or WEIGHTS / "fashion-mnist.safetensors"
     if options.ray is not None:
         return _by_cluster(options, weights)
-    if options.output is not None:
-        if is_image(options.output.name):
-            return shared.complain(f"{options.output}: -o writes text, and this is an image's name", 2)
-        for source in (*options.sources, weights):
-            shared.check_target(options.output, source, options.force)
-    if options.maps is not None:
-        _check_maps(options.maps, options.sources)
-    engine = options.engine or ("auto" if options.precision else None)
-    if options.calibrate is not None and engine is None:
-        return shared.complain("--calibrate: is for --engine or --precision, which are missing", 2)
-    left_out = LeftOut()
-    if next(find(options.sources, left_out), None) is None:
-        raise _none(options.sources, left_out)
+    if wrong := _wrong_outputs(options, weights) or _wrong_calibration(options):
+        return shared.complain(wrong, 2)
+    _check_sources(options.sources)
     try:
         described = checkpoint.describe(weights)
         if options.maps is not None and not described.of_pixels:
             name = described.network
             return shared.complain(f"--maps: {weights} is of {name}, which scores no pixels", 2)
-        model = checkpoint.load_classifier(weights)
-        data = shared.calibration(options, described.input)
-        with bar("preparing the network", None):
-            network = predict.runner(
-                model,
-                described.input,
-                engine,
-                options.batch,
-                precision=options.precision,
-                calibration=data,
-                max_drop=options.max_drop,
-            )
+        network = _network(options, weights, described.input)
     except (WaeError, ValueError) as error:
         raise shared.Failure(str(error)) from None
+    return _write_predictions(options, described, network)
 
-    on_terminal = options.output is None and sys.stdout.isatty()
-    form = predict.FORMATS[options.format or ("table" if on_terminal else "jsonl")](
-        described.labels, described.of_pixels
-    )
-    left_out = LeftOut()
-    found = find(options.sources, left_out)
-    max_pixels = options.max_pixels or MAX_PIXELS
-    maps = None
+
+def _wrong_engine(engine: str | None) -> str:
+    """What is wrong with ``--engine``, in a sentence; else empty."""
+    if engine in (None, "auto"):
+        return ""
+    from wae.inference.engines import ENGINES  # here, as it takes long
+
+    return "" if engine in ENGINES else f"--engine must be auto or one of {', '.join(ENGINES)}, got {engine}"
+
+
+def _wrong_outputs(options: argparse.Namespace, weights: Path) -> str:
+    """What is wrong with ``-o``, in a sentence; else empty. Raises where something would be written over."""
+    from wae.data.images import is_image
+
+    if options.output is not None:
+        if is_image(options.output.name):
+            return f"{options.output}: -o writes text, and this is an image's name"
+        for source in (*options.sources, weights):
+            shared.check_target(options.output, source, options.force)
     if options.maps is not None:
-        maps = Maps(options.maps, options.sources, described.input, options.force, max_pixels)
-    failed = False
+        _check_maps(options.maps, options.sources)
+    return ""
+
+
+def _engine(options: argparse.Namespace) -> str | None:
+    """The engine to predict with; None for the network as it is."""
+    return options.engine or ("auto" if options.precision else None)
+
+
+def _wrong_calibration(options: argparse.Namespace) -> str:
+    if options.calibrate is not None and _engine(options) is None:
+        return "--calibrate: is for --engine or --precision, which are missing"
+    return ""
+
+
+def _check_sources(sources: Sequence[Path]) -> None:
+    """Raise Failure where there are no images."""
+    from wae.data.walk import LeftOut, find
+
+    left_out = LeftOut()
+    if next(find(sources, left_out), None) is None:
+        raise _none(sources, left_out)
+
+
+def _network(options: argparse.Namespace, weights: Path, input: Input) -> predict.Network:
+    """What scores the images: the checkpoint's network, in an engine if so wanted."""
+    from wae.inference import predict
+    from wae.progress import bar
+    from wae.storage import checkpoint
+
+    model = checkpoint.load_classifier(weights)
+    data = shared.calibration(options, input)
+    with bar("preparing the network", None):
+        return predict.runner(
+            model,
+            input,
+            _engine(options),
+            options.batch,
+            precision=options.precision,
+            calibration=data,
+            max_drop=options.max_drop,
+        )
+
+
+def _write_predictions(options: argparse.Namespace, described: Description, network: predict.Network) -> int:
+    """Write a line, or more, for each image; 1 if one could not be used."""
+    from wae.data.images import printable
+    from wae.data.walk import LeftOut, find
+    from wae.progress import bar
+
+    form, left_out, failed = _form(options, described), LeftOut(), False
     with (
-        closing(
-            predict.predict(
-                network,
-                found,
-                described.input,
-                options.top,
-                options.batch,
-                options.invert,
-                max_pixels,
-                maps,
-            )
-        ) as predictions,
+        closing(_predictions(options, described.input, network, left_out)) as predictions,
         _output(options.output, options.force) as write,
         bar("images", sum(1 for _ in find(options.sources)) if sys.stderr.isatty() else None) as advance,
     ):
@@ -171,6 +198,34 @@ def run(options: argparse.Namespace) -> int:
     if str(left_out):
         shared.complain(str(left_out))
     return int(failed)
+
+
+def _form(options: argparse.Namespace, described: Description) -> predict.JsonLines | predict.Table:
+    """How predictions are written."""
+    from wae.inference import predict
+
+    on_terminal = options.output is None and sys.stdout.isatty()
+    name = options.format or ("table" if on_terminal else "jsonl")
+    return predict.FORMATS[name](described.labels, described.of_pixels)
+
+
+def _predictions(
+    options: argparse.Namespace, input: Input, network: predict.Network, left_out: LeftOut
+) -> Generator[predict.Prediction, None, None]:
+    """Of each image, in order; maps of the pixels are written meanwhile."""
+    from wae.data.images import MAX_PIXELS
+    from wae.data.walk import find
+    from wae.inference import predict
+    from wae.inference.maps import Maps
+
+    max_pixels = options.max_pixels or MAX_PIXELS
+    maps = None
+    if options.maps is not None:
+        maps = Maps(options.maps, options.sources, input, options.force, max_pixels)
+    found = find(options.sources, left_out)
+    return predict.predict(
+        network, found, input, options.top, options.batch, options.invert, max_pixels, maps
+    )
 
 
 def _by_cluster(options: argparse.Namespace, weights: Path) -> int:

@@ -13,14 +13,14 @@ import html
 import io
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from functools import partial
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -170,44 +170,78 @@ def compare(
     gc.collect()
     scale_for_photos(pair.wae)
     crops = _images(calibrate, size) if "int8" in precisions else _crops(size, batch)
-    networks = {"stock": pair.stock, "wae": pair.wae}
-    images = {kind: _as_taken(network, pair.wae, crops) for kind, network in networks.items()}
-    calls = {kind: given[torch.arange(batch) % len(given)] for kind, given in images.items()}
-    sides: dict[tuple[str, str, str], Deployed] = {}
+    images = {kind: _as_taken(network, pair.wae, crops) for kind, network in pair.networks.items()}
     left_out: dict[str, str] = {}
-    for engine, precision in _combinations(engines, precisions, left_out):
-        made = _both(pair.name, networks, images, size, batch, engine, precision, step)
+    sides = _sides(pair, images, size, batch, _combinations(engines, precisions, left_out), left_out, step)
+    step(f"{pair.name}, {batch} at once: timing")
+    calls = {kind: given[torch.arange(batch) % len(given)] for kind, given in images.items()}
+    timings, others = _timed(sides, pair.stock, calls, seconds)
+    costs = {kind: count(network, (size, size)).multiply_adds for kind, network in pair.networks.items()}
+    source = str(calibrate.name) if calibrate else PHOTOS
+    rows = _rows(sides, timings)
+    return Comparison(pair.name, size, batch, costs, source, timings["eager"], rows, left_out, others)
+
+
+class _Key(NamedTuple):
+    """Of a side."""
+
+    kind: str
+    """Of the network: see :attr:`Pair.networks`."""
+    engine: str
+    precision: str
+
+
+def _sides(
+    pair: Pair,
+    images: Mapping[str, Tensor],
+    size: int,
+    batch: int,
+    combinations: Iterable[tuple[Engine, str]],
+    left_out: dict[str, str],
+    step: Callable[[str], None],
+) -> dict[_Key, Deployed]:
+    """Both networks in each engine and precision; why some are not, goes into ``left_out``.
+
+    Raises EngineError where none is.
+    """
+    sides: dict[_Key, Deployed] = {}
+    for engine, precision in combinations:
+        made = _both(pair, images, size, batch, engine, precision, step)
         if isinstance(made, str):
             left_out[f"{engine.name} {precision}"] = made
         else:
-            sides |= {(kind, engine.name, precision): side for kind, side in made.items()}
+            sides |= {_Key(kind, engine.name, precision): side for kind, side in made.items()}
     if not sides:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
         raise EngineError(f"nothing can be timed: {reasons or 'no engine computes in this precision'}")
-    step(f"{pair.name}, {batch} at once: timing")
+    return sides
+
+
+def _timed(
+    sides: Mapping[_Key, Deployed], stock: nn.Module, calls: Mapping[str, Tensor], seconds: float
+) -> tuple[dict[str, Timing], float | None]:
+    """The times of each side, and of ``stock`` as "eager"; and the cores that others used meanwhile.
+
+    All take turns. ``calls`` has the images of a call, for each kind of network.
+    """
     functions: dict[str, Callable[[], Any]] = {
-        " ".join(key): partial(side, calls[key[0]]) for key, side in sides.items()
+        " ".join(key): partial(side, calls[key.kind]) for key, side in sides.items()
     }
+    functions["eager"] = partial(stock, calls["stock"])
     with torch.no_grad():
-        functions["eager"] = partial(pair.stock, calls["stock"])
         others = _Others()
         timings = interleaved(functions, seconds, settle=1)
-        cores = others.cores()
-    rows = [
-        Row(
-            engine,
-            precision,
-            *(
-                _side(timings[f"{kind} {engine} {precision}"], sides[kind, engine, precision])
-                for kind in networks
-            ),
-        )
-        for kind, engine, precision in sides
-        if kind == "stock"
+        return timings, others.cores()
+
+
+def _rows(sides: Mapping[_Key, Deployed], timings: Mapping[str, Timing]) -> list[Row]:
+    """A row of both networks for each engine and precision."""
+    made = {key: _side(timings[" ".join(key)], side) for key, side in sides.items()}
+    return [
+        Row(key.engine, key.precision, made[key], made[key._replace(kind="wae")])
+        for key in made
+        if key.kind == "stock"
     ]
-    counted = {kind: count(network, (size, size)).multiply_adds for kind, network in networks.items()}
-    source = str(calibrate.name) if calibrate else PHOTOS
-    return Comparison(pair.name, size, batch, counted, source, timings["eager"], rows, left_out, cores)
 
 
 class _Others:
@@ -250,8 +284,7 @@ def _combinations(
 
 
 def _both(
-    name: str,
-    networks: Mapping[str, nn.Module],
+    pair: Pair,
     images: Mapping[str, Tensor],
     size: int,
     batch: int,
@@ -262,8 +295,8 @@ def _both(
     """Both networks deployed; or the reason why one cannot be."""
     made = {}
     try:
-        for kind, network in networks.items():
-            step(f"{name}, {batch} at once: {engine.name} {precision}")
+        for kind, network in pair.networks.items():
+            step(f"{pair.name}, {batch} at once: {engine.name} {precision}")
             made[kind] = _deployed(network, images[kind], size, batch, engine, precision)
     except (EngineError, DisagreementError) as error:
         return first_line(error)

@@ -30,6 +30,11 @@ class Pair(NamedTuple):
     stock: nn.Module
     wae: WAEClassifier
 
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """Both, by their kinds: "stock" and "wae"."""
+        return {"stock": self.stock, "wae": self.wae}
+
 
 def pair(source: str) -> Pair:
     """The network that ``source`` names, and WAE around it, both with random weights.
