@@ -127,7 +127,7 @@ def train(
         resume: go on from ``state``.
         sources: what else decides the outcome, such as the digest of a file of weights, by names that a user
             knows: kept in ``state``, and compared with ``resume``.
-        teacher: a classifier for stages with a ``mimic_weight``.
+        teacher: a classifier for stages with a ``mimic_weight``; it is moved to ``device``.
         observer: its methods are called after each step.
         workers: processes that prepare data, per training process.
         device: where to train.
@@ -143,7 +143,8 @@ def train(
     """
     observer = observer or Observer()
     run = _Run(model, plan, training, test, state, sources or {}, teacher, observer, workers, device)
-    return run.all_stages(resume)
+    with nullcontext() if teacher is None else evaluating(teacher):
+        return run.all_stages(resume)
 
 
 @torch.no_grad()
@@ -201,7 +202,7 @@ class _Run:
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
         self.plan, self.training, self.test = plan, training, test
         self.state, self.sources = state, dict(sources)
-        self.teacher = None if teacher is None else teacher.to(self.device).eval()
+        self.teacher = None if teacher is None else teacher.to(self.device)
         self.rank, self.world = _place()
         self.observer = observer if self.rank == 0 else Observer()
         self.workers = workers

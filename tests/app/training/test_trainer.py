@@ -873,6 +873,19 @@ def test_an_evaluation_tells_how_many_images_each_batch_has(monkeypatch, process
     assert told == steps
 
 
+def test_a_teacher_teaches_in_evaluation_mode_and_is_in_its_own_behind_the_training():
+    """Each of its modules: a frozen normalisation, say, stays frozen."""
+    modes = []
+    teacher = tiny().train()
+    teacher.low_norm.eval()
+    teacher.low_norm.register_forward_hook(lambda *_: modes.append({m.training for m in teacher.modules()}))
+    stage = Stage("classifier", 1, 0.01, mimic_weight=1.0)
+    run(only(stage, batch=32), teacher=teacher)
+    assert modes == [{False}]
+    assert teacher.training
+    assert not teacher.low_norm.training
+
+
 def test_accuracy_is_that_of_evaluation_mode_and_leaves_the_mode():
     class Mode(torch.nn.Module):
         """Right about every image in evaluation mode alone, in which it is here by no other hand."""
