@@ -217,18 +217,16 @@ def check_encode(
 ) -> None:
     """Check the arguments of ``wae::encode``."""
     _Checker(op).check("encoder", image, *parameters, image_scale, image_shift)
-    check_results(dtype, memory_format, op)
+    check_results(dtype, memory_format)
 
 
-def check_results(
-    dtype: torch.dtype | None, memory_format: torch.memory_format | None, op: str = "encode"
-) -> None:
+def check_results(dtype: torch.dtype | None, memory_format: torch.memory_format | None) -> None:
     """Check what a caller asks of the results of ``wae::encode``."""
     if dtype is not None and dtype not in FLOATING:
-        raise RuntimeError(f"wae::{op}: dtype must be {_FLOATING_NAMES}, got {_name(dtype)}")
+        raise RuntimeError(f"wae::encode: dtype must be {_FLOATING_NAMES}, got {_name(dtype)}")
     if memory_format not in (None, torch.contiguous_format, torch.channels_last):
         formats = "torch.contiguous_format or torch.channels_last"
-        raise RuntimeError(f"wae::{op}: memory_format must be {formats}, got {memory_format}")
+        raise RuntimeError(f"wae::encode: memory_format must be {formats}, got {memory_format}")
 
 
 def check_encode_backward(

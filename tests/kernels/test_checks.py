@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import DTYPES, OPS, RESULT_OPTIONS, affine, arguments_of, decoder, encoder, image_of, names_of
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from wae_kernels import nn as wae_nn
 from wae_kernels.checks import (
@@ -106,6 +107,14 @@ def test_what_fits_is_accepted(batch: int, dtype: torch.dtype) -> None:
         if dtype in IN_16_BITS:
             check_decode(low, low, DecoderParameters(*decoder()), (height, width))
             check_decode_backward(image, low, low, DecoderParameters(*decoder()))
+
+
+def test_tensors_of_two_gpus_do_not_fit() -> None:
+    with FakeTensorMode():
+        image = torch.empty(1, 3, 4, 4, device="cuda:0")
+        parameters = EncoderParameters(*(torch.empty(p.shape, device="cuda:1") for p in encoder()))
+        with pytest.raises(RuntimeError, match="conv1_weight must be on image's device cuda:0, got cuda:1"):
+            check_encode(image, parameters, None, None)
 
 
 def test_the_message_begins_with_the_op() -> None:

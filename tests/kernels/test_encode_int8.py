@@ -298,12 +298,15 @@ SHAPES = {
     "low_zero_point": (lambda t: t.int(), "be uint8 or int8, got int32"),
     "high_zero_point": (lambda t: t.view(1, 3), r"have shape \(3\), got \(1, 3\)"),
 }
-NUMBERS = {
-    "low_bias": (2**30 + 1, f"have numbers from {-(2**30)} to {2**30}, got {2**30 + 1}"),
-    "shift": (31, "have numbers from 0 to 30, got 31"),
-    "multiplier": (-1, "have numbers from 0 to 32767, got -1"),
-    "scale": (float("nan"), "have finite numbers, got nan"),
-}
+NUMBERS = [
+    ("low_bias", 2**30 + 1, f"have numbers from {-(2**30)} to {2**30}, got {2**30 + 1}"),
+    ("conv1_bias", -(2**30) - 1, f"have numbers from {-(2**30)} to {2**30}, got {-(2**30) - 1}"),
+    ("shift", 31, "have numbers from 0 to 30, got 31"),
+    ("shift", -1, "have numbers from 0 to 30, got -1"),
+    ("multiplier", -1, "have numbers from 0 to 32767, got -1"),
+    ("scale", float("nan"), "have finite numbers, got nan"),
+    ("scale", float("-inf"), "have finite numbers, got -inf"),
+]
 
 
 def refused(op: Any, values: list[Any], message: str) -> None:
@@ -323,11 +326,13 @@ def test_what_does_not_fit_is_named(name: str) -> None:
         refused(encode_int8, [mode.from_tensor(value) for value in values], message)
 
 
-@pytest.mark.parametrize("name", NUMBERS)
-def test_numbers_out_of_range_are_named(name: str) -> None:
+@pytest.mark.parametrize(("name", "number", "text"), NUMBERS)
+def test_numbers_out_of_range_are_named(name: str, number: float, text: str) -> None:
+    """The first of several."""
     values = [image_of(1, 5, 6, torch.uint8), *int8_encoder(zero_points=ZERO_POINTS[1])]
-    number, text = NUMBERS[name]
-    values[NAMES.index(name)].view(-1)[-1] = number
+    numbers = values[NAMES.index(name)].view(-1)
+    numbers[-1] = float("inf") if numbers.is_floating_point() else torch.iinfo(numbers.dtype).min
+    numbers[-2] = number
     message = f"wae::encode_int8: {name} must {text}"
     refused(encode_int8, values, message)
     refused(torch.ops.wae._encode_int8_reference, values, message)
