@@ -5,11 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import shared
+
+if TYPE_CHECKING:
+    from wae.experiments import bench
+    from wae.models.pairs import Pair
 
 HELP = "measure whether WAE is worth it for a network on this machine, in every engine installed"
 
@@ -71,51 +76,76 @@ def run(options: argparse.Namespace) -> int:
     """Compare every network at every number of images; print the tables and the answer, then write files."""
     from wae.experiments import bench
     from wae.inference.calibration import CalibrationError
-    from wae.inference.engines import ENGINES, EngineError
+    from wae.inference.engines import EngineError
     from wae.models.pairs import pair
-    from wae.models.registry import NetworkError, image_side
+    from wae.models.registry import NetworkError
     from wae.storage.files import refuse_existing
 
     engines = options.engine or bench.installed()
-    for name in engines:
-        if name not in ENGINES:
-            return shared.complain(f"--engine must be of {', '.join(ENGINES)}, got {name}", 2)
-        if (reason := ENGINES[name].why_not("cpu")) is not None:
-            return shared.complain(f"--engine: {reason}")
+    if status := _refuse_engines(engines):
+        return status
     for target in filter(None, (options.output, options.json)):
         refuse_existing(target, options.force)
     try:
         pairs = [pair(name) for name in options.networks]
     except NetworkError as error:
         return shared.complain(str(error), 2)
-    pairs_and_batches = [(each, batch) for each in pairs for batch in options.batch]
     try:
-        with _progress(2 * len(engines) * len(options.precision) * len(pairs_and_batches)) as step:
-            found = [
-                bench.compare(
-                    each,
-                    options.size or image_side(each.name),
-                    batch,
-                    engines,
-                    options.precision,
-                    options.seconds,
-                    options.calibrate,
-                    step,
-                )
-                for each, batch in pairs_and_batches
-            ]
+        found = _compared(options, pairs, engines)
     except (CalibrationError, EngineError, ValueError) as error:
         raise shared.Failure(str(error)) from None
-    for comparison in found:
-        shared.console().print(bench.table(comparison))
-    for line in (*bench.notes(found), bench.verdict(found)):
-        print(line)
+    _print(found)
     if options.json is not None:
         data = bench.as_data(found, options.seconds)
         _write(options.json, json.dumps(data, indent=1) + "\n", options.force)
     if options.output is not None:
         _write(options.output, bench.page(found), options.force)
     return 0
+
+
+def _refuse_engines(names: Sequence[str]) -> int:
+    """Complain of the first that is not known or does not run here: the exit status; 0 where all do."""
+    from wae.inference.engines import ENGINES
+
+    for name in names:
+        if name not in ENGINES:
+            return shared.complain(f"--engine must be of {', '.join(ENGINES)}, got {name}", 2)
+        if (reason := ENGINES[name].why_not("cpu")) is not None:
+            return shared.complain(f"--engine: {reason}")
+    return 0
+
+
+def _compared(
+    options: argparse.Namespace, pairs: Sequence[Pair], engines: Sequence[str]
+) -> list[bench.Comparison]:
+    """Every pair at every number of images."""
+    from wae.experiments import bench
+    from wae.models.registry import image_side
+
+    pairs_and_batches = [(each, batch) for each in pairs for batch in options.batch]
+    with _progress(2 * len(engines) * len(options.precision) * len(pairs_and_batches)) as step:
+        return [
+            bench.compare(
+                each,
+                options.size or image_side(each.name),
+                batch,
+                engines,
+                options.precision,
+                options.seconds,
+                options.calibrate,
+                step,
+            )
+            for each, batch in pairs_and_batches
+        ]
+
+
+def _print(found: Sequence[bench.Comparison]) -> None:
+    from wae.experiments import bench
+
+    for comparison in found:
+        shared.console().print(bench.table(comparison))
+    for line in (*bench.notes(found), bench.verdict(found)):
+        print(line)
 
 
 def _write(path: Path, text: str, force: bool) -> None:

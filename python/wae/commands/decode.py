@@ -6,9 +6,12 @@ import argparse
 import io
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import shared
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 HELP = "put the image back together that `wae encode` wrote to a file"
 
@@ -38,11 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Reconstruct the image and write it; 2 for a name that says no format, or a format without quality."""
-    import torch
     from PIL import Image
-
-    from wae.models.autoencoder import to_uint8
-    from wae.storage import decomposed
 
     suffix = ".png" if options.output == shared.STANDARD else options.output.suffix.lower()
     file_format = Image.registered_extensions().get(suffix)
@@ -52,6 +51,24 @@ def run(options: argparse.Namespace) -> int:
         return shared.complain(f"--quality is for {', '.join(_QUALITIES)}, got {file_format}", 2)
     for source in filter(None, (options.file, options.weights)):
         shared.check_target(options.output, source, options.force)
+    encoded = _encoded(_decoded(options), file_format, options)
+    with shared.output(options.output, options.force) as file:
+        file.write(encoded)
+    if file_format not in _EXACT and not (file_format == "WEBP" and options.quality is None):
+        print(
+            f"wae: {options.output}: {file_format} loses some of the pixels; .png does not", file=sys.stderr
+        )
+    return 0
+
+
+def _decoded(options: argparse.Namespace) -> Image.Image:
+    """The image of the file. Raises Failure where it is none of ours, or of other weights."""
+    import torch
+    from PIL import Image
+
+    from wae.models.autoencoder import to_uint8
+    from wae.storage import decomposed
+
     model = shared.autoencoder(options.weights)
     try:
         with shared.input_file(options.file) as path:
@@ -64,21 +81,19 @@ def run(options: argparse.Namespace) -> int:
         )
     with torch.no_grad():
         image = model.reconstruct(made.low[None].float(), made.high[None].float(), made.size)
-    pixels = to_uint8(image[0]).permute(1, 2, 0).contiguous().numpy()
-    encoded = io.BytesIO()  # Pillow would write past the file object, and not say which disk is full
+    return Image.fromarray(to_uint8(image[0]).permute(1, 2, 0).contiguous().numpy())
+
+
+def _encoded(image: Image.Image, file_format: str, options: argparse.Namespace) -> memoryview:
+    """The bytes of its file. Pillow would write past the file object, and not say which disk is full."""
+    encoded = io.BytesIO()
     try:
-        Image.fromarray(pixels).save(encoded, format=file_format, **_how(file_format, options.quality))
+        image.save(encoded, format=file_format, **_how(file_format, options.quality))
     except (OSError, ValueError) as error:
         raise shared.Failure(
             f"{options.output}: Pillow cannot write this as {file_format}: {error}"
         ) from None
-    with shared.output(options.output, options.force) as file:
-        file.write(encoded.getbuffer())
-    if file_format not in _EXACT and not (file_format == "WEBP" and options.quality is None):
-        print(
-            f"wae: {options.output}: {file_format} loses some of the pixels; .png does not", file=sys.stderr
-        )
-    return 0
+    return encoded.getbuffer()
 
 
 _QUALITIES = ("JPEG", "WEBP", "AVIF")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from wae.data.images import printable
 from wae.storage.files import written
+from wae.wording import counted
 
 FILES = ("report.md", "report.html")
 
@@ -87,53 +88,71 @@ def lost(found: Mapping[str, Any]) -> list[tuple[str, float, float, int]]:
     return sorted((entry for entry in entries if entry[2] < entry[1]), key=lambda e: e[2] - e[1])[:LOST]
 
 
-def _tables(name: str, found: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Of each table its title, columns and cells."""
+class _Table(NamedTuple):
+    """A table of texts."""
+
+    title: str
+    columns: list[str]
+    cells: list[list[str]]
+
+
+def _tables(name: str, found: Mapping[str, Any]) -> list[_Table]:
+    """Those that have a line; the first always has."""
+    tables = _of_sides(name, found), _of_target(found), _of_trials(found), _of_lost(found)
+    return [table for table in tables if table.cells]
+
+
+def _of_sides(name: str, found: Mapping[str, Any]) -> _Table:
     table = rows(found)
-    first = table[0]
-    sides = [
+    cells = [
         [
             row.name,
             row.how,
             f"{100 * row.accuracy:.2f} %",
             f"{1e3 * row.seconds:.2f} ms",
-            f"{first.seconds / row.seconds:.1f}x",
+            f"{table[0].seconds / row.seconds:.1f}x",
             f"{row.multiply_adds / 1e9:.3f} G",
         ]
         for row in table
     ]
-    images = found["deployed"]["images"]
-    columns = ["network", "run by", "top-1 accuracy", f"time of {images} image(s)", "faster", "multiply-adds"]
-    tables = [(f"{name}: accuracy and time", columns, sides)]
-    if "target" in found:
-        target = found["target"]
-        curve = [
-            [
-                str(entry["size"]),
-                str(entry["factor"]),
-                f"{1e3 * entry['seconds']:.2f} ms",
-                f"{target['original'] / entry['seconds']:.2f}x",
-                "yes" if entry["seconds"] <= target["allowed"] else "",
-                f"{100 * entry['kept']:.2f} %" if "kept" in entry else "",
-            ]
-            for entry in sorted(target["curve"], key=lambda entry: -entry["seconds"])
+    time = f"time of {counted(found['deployed']['images'], 'image')}"
+    columns = ["network", "run by", "top-1 accuracy", time, "faster", "multiply-adds"]
+    return _Table(f"{name}: accuracy and time", columns, cells)
+
+
+def _of_target(found: Mapping[str, Any]) -> _Table:
+    target = found.get("target", {"curve": []})
+    cells = [
+        [
+            str(entry["size"]),
+            str(entry["factor"]),
+            f"{1e3 * entry['seconds']:.2f} ms",
+            f"{target['original'] / entry['seconds']:.2f}x",
+            "yes" if entry["seconds"] <= target["allowed"] else "",
+            f"{100 * entry['kept']:.2f} %" if "kept" in entry else "",
         ]
-        columns = ["images of", "light body's factor", "time", "faster", "meets the target", "short trial"]
-        tables.append(("What was measured for the target", columns, curve))
-    trials = [
+        for entry in sorted(target["curve"], key=lambda entry: -entry["seconds"])
+    ]
+    columns = ["images of", "light body's factor", "time", "faster", "meets the target", "short trial"]
+    return _Table("What was measured for the target", columns, cells)
+
+
+def _of_trials(found: Mapping[str, Any]) -> _Table:
+    cells = [
         [key.removeprefix("trial: "), f"{100 * value:.2f} %"]
         for key, value in found.items()
         if key.startswith("trial: ")
     ]
-    if trials:
-        tables.append(("Short trials, on training images kept aside", ["trial", "top-1 accuracy"], trials))
-    worst = [
+    return _Table("Short trials, on training images kept aside", ["trial", "top-1 accuracy"], cells)
+
+
+def _of_lost(found: Mapping[str, Any]) -> _Table:
+    cells = [
         [printable(label), f"{100 * old:.1f} %", f"{100 * new:.1f} %", str(of)]
         for label, old, new, of in lost(found)
     ]
-    if worst:
-        tables.append(("The classes that lost most", ["class", "original", "accelerated", "images"], worst))
-    return tables
+    columns = ["class", "original", "accelerated", "images"]
+    return _Table("The classes that lost most", columns, cells)
 
 
 def _notes(found: Mapping[str, Any]) -> list[str]:

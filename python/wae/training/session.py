@@ -35,7 +35,7 @@ from wae.models.registry import PARTS, NetworkError, build, on_meta
 from wae.storage.checkpoint import Input, describe, load_classifier, save_classifier
 from wae.storage.files import no_file, refuse_within, sha256, written
 from wae.storage.weights_file import CheckpointError
-from wae.wording import first_line
+from wae.wording import counted, first_line
 from wae_kernels.nn import Decoder, Encoder
 
 from . import pretrained
@@ -408,10 +408,10 @@ def _try_training(plan: Plan, classes: int, images: Tensor) -> None:
     part = max(1, plan.batch // (world * plan.accumulate))
     network = on_meta(partial(build, plan.model, classes)).train()
     if why := _runs(network, (part, *images.shape[1:])):
-        size = " x ".join(map(str, images.shape[2:]))
+        each = f"{counted(part, 'image')} of {' x '.join(map(str, images.shape[2:]))}"
         raise ValueError(
-            f"{plan.model} cannot be trained on parts of {part} image(s) of {size}: {why}; take a larger "
-            "--batch (or --size, or fewer processes or --accumulate)"
+            f"{plan.model} cannot be trained on parts of {each}: {why}; take a larger --batch "
+            "(or --size, or fewer processes or --accumulate)"
         )
 
 

@@ -478,7 +478,7 @@ def weights(path, classes=3, network="tiny"):
         (lambda p: ["--model", "autoencoder"], "wae train-autoencoder trains it"),
         (
             lambda p: ["--model", "resnet18", "--batch", 1],
-            "cannot be trained on parts of 1 image(s) of 14 x 14: ",
+            "cannot be trained on parts of 1 image of 14 x 14: ",
         ),
         (lambda p: ["--device", "meta"], "device meta cannot be used here"),
         (lambda p: ["--plan", "none"], "none: is neither a file nor one of the plans"),

@@ -993,6 +993,7 @@ def test_every_row_has_the_numbers_of_its_side():
         ("half", "c, int8", 0.49, 0.0005, 2 * 10**9),
     ]
     text = acceleration_report.markdown("net", of)
+    assert "| top-1 accuracy | time of 1 image | faster |" in text
     assert "| original | PyTorch | 90.00 % | 8.00 ms | 1.0x | 4.000 G |" in text
     assert "| half | c, int8 | 49.00 % | 0.50 ms | 16.0x | 2.000 G |" in text
     assert "- half: sees images of 112 x 112." in text
