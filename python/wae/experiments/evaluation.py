@@ -93,26 +93,25 @@ def table(candidates: Sequence[Candidate]) -> Table:
     """The paper's columns; times and multiply-adds also as how many times less than the first network's."""
     result = Table()
     first = candidates[0]
-    measures = first.accuracy.columns() if first.accuracy else {}
-    for column in ("network", *measures, "ms per image", "multiply-adds"):
+    for column in ("network", *_measured(first), "ms per image", "multiply-adds"):
         result.add_column(column, justify="left" if column == "network" else "right", overflow="fold")
     for entry in candidates:
         result.add_row(
             f"{entry.described.network} ({entry.path})",
-            *_measured(entry),
+            *_measured(entry).values(),
             f"{1e3 * entry.seconds:.2f} ({first.seconds / entry.seconds:.2f}x)",
             f"{entry.multiply_adds / 1e9:.3f} G ({first.multiply_adds / entry.multiply_adds:.2f}x)",
         )
     return result
 
 
-def _measured(entry: Candidate) -> list[str]:
-    """The measured columns, in percent; of five classes or fewer the top-5 error says nothing."""
+def _measured(entry: Candidate) -> dict[str, str]:
+    """The measured columns, in percent, by title; of five classes or fewer the top-5 error says nothing."""
     assert entry.accuracy is not None
     found = entry.accuracy.columns()
     if entry.described.classes <= 5 and "top-5 error" in found:
         found["top-5 error"] = ""
-    return list(found.values())
+    return found
 
 
 # ------------------------------------------------------------------------------------------------ deployed

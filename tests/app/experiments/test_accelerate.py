@@ -1,6 +1,7 @@
 """`wae accelerate`: a real run that is killed and goes on, and everything that is refused before one."""
 
 import base64
+import copy
 import io
 import json
 import os
@@ -19,6 +20,7 @@ from scenes import write_scenes
 from tiny_original import CLASSES, SIDE, build, write_crops
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from torchvision.models import VisionTransformer
 
 import wae
 from wae import cli
@@ -33,6 +35,7 @@ from wae.inference.timing import Timing
 from wae.models.accelerated import Form
 from wae.models.baselines import AtSize, FullResolution
 from wae.models.counting import count
+from wae.models.positions import fit_to
 from wae.models.registry import build as named
 from wae.storage.checkpoint import Input, describe, load_classifier, save_classifier
 from wae.storage.weights_file import CheckpointError
@@ -262,6 +265,8 @@ def test_the_rival_of_equal_cost_is_found():
     small = torch.nn.functional.avg_pool2d(images.float(), 2)
     torch.testing.assert_close(half.eval()(images), stock.eval()(small), atol=1e-3, rtol=1e-3)
     assert rivals.find(rivals.HALF, stock, 96, cost, [], lambda network: 1.0) == {"side": 48}
+    assert rivals.find(rivals.HALF, stock, 97, cost, [], lambda network: 1.0) == {"side": 49}
+    assert rivals.find(rivals.EQUAL_COST, stock, 9, 1, [], lambda network: 1.0) == {"side": 5}
     own = count(stock, size).multiply_adds
     assert rivals.find(rivals.EQUAL_COST, stock, 96, own, [], lambda network: 1.0) == {"side": 96}
     same = rivals.build(rivals.EQUAL_COST, {"side": 96}, stock, [])
@@ -288,6 +293,28 @@ def test_a_network_that_raises_what_it_likes_has_no_rival_of_another_size():
 
     with pytest.raises(ValueError, match=r"the network takes no images of 24 x 24"):
         rivals.find(rivals.HALF, FullResolution(One()), SIDE, 1000, [], lambda network: 1.0)
+    with pytest.raises(ValueError, match=r"the network takes images of no other size"):
+        rivals.find(rivals.EQUAL_COST, FullResolution(One()), SIDE - 1, 1000, [], lambda network: 1.0)
+
+
+def test_a_rival_has_positions_of_its_own_size():
+    transformer = VisionTransformer(32, 8, num_layers=1, num_heads=1, hidden_dim=8, mlp_dim=8, num_classes=2)
+    stock, images = FullResolution(transformer), torch.zeros(1, 3, 32, 32)
+    for name, side in ((rivals.HALF, 16), (rivals.EQUAL_COST, 24)):
+        cost = count(fit_to(copy.deepcopy(transformer), (side, side)), (side, side)).multiply_adds
+        found = rivals.find(name, stock, 32, cost, [], lambda network: 1.0)
+        assert found == {"side": side}
+        assert rivals.build(name, found, stock, [])(images).shape == (1, 2)
+    assert stock(images).shape == (1, 2)
+
+
+def test_a_pruned_rival_is_made_by_its_own_method(monkeypatch):
+    stock, batches, asked = network(), [(torch.zeros(1), torch.zeros(1))], []
+    monkeypatch.setattr(rivals, "pruned", lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr(rivals, "ratio_for", lambda prune, share: {"ratio": 0.5, "made": prune(0.25)})
+    for name, method in rivals.PRUNED.items():
+        rivals.build(name, rivals.find(name, stock, 32, 1, batches, lambda network: 1.0), stock, batches)
+        assert asked[-2:] == [(stock, batches, method, 0.25), (stock, batches, method, 0.5)]
 
 
 @pytest.mark.slow

@@ -16,21 +16,29 @@ from wae.experiments.evaluation import Candidate, DeployedCandidate
 from wae.inference.timing import Timing
 from wae.models.registry import build
 from wae.storage.checkpoint import Description, load_classifier, save_classifier
-from wae.training.accuracy import Accuracy
+from wae.training.accuracy import Accuracy, PixelAccuracy
 
 
 def candidate(number, height, width, classes=10):
     """A convolution of ``number`` channels, for images of that size."""
     described = Description("small_vgg", classes, input=whole(height, width))
     model = nn.Sequential(nn.Conv2d(3, number, 1, bias=False)).eval()
-    model.register_forward_pre_hook(lambda module, given: (given[0].float(),))
+    model.register_forward_pre_hook(_floating)
     return Candidate(Path(f"{number}.st"), described, model)
+
+
+def _floating(module, given):
+    """And in the layout that the fast networks want."""
+    (image,) = given
+    assert image.dtype == torch.float32 or image.is_contiguous(memory_format=torch.channels_last)
+    return (image.float(),)
 
 
 def interleaved(seen, *seconds):
     """In place of the real one: calls all once, and says that they took ``seconds``."""
 
-    def timed(calls, *_, **__):
+    def timed(calls, *_, settle, **__):
+        timed.settle = settle
         seen.extend(tuple(call().shape) for call in calls.values())
         return {name: Timing(t, t, t, 1) for name, t in zip(calls, seconds, strict=True)}
 
@@ -58,9 +66,18 @@ def test_each_network_has_its_own_time_and_cost_and_the_first_is_compared_with(m
         ["small_vgg (2.st)", "50.00 %", "", "2.00 (4.00x)", "1.000 G (3.00x)"],
     ]
     data = evaluation.as_data([one, other])
-    assert [(d["path"], d["top1"], d["seconds_per_image"]) for d in data] == [
-        ("8.st", 0.75, 0.008),
-        ("2.st", 0.5, 0.002),
+    assert [(d["path"], d["top1"], d["seconds_per_image"], d["multiply_adds"]) for d in data] == [
+        ("8.st", 0.75, 0.008, 3 * 10**9),
+        ("2.st", 0.5, 0.002, 10**9),
+    ]
+
+
+def test_a_network_that_scores_pixels_has_its_own_columns_for_few_classes_too():
+    entry = candidate(1, 8, 8, classes=5)
+    entry.accuracy, entry.seconds, entry.multiply_adds = PixelAccuracy(0.5, 0.75, 0.6, 1.0, 8), 0.001, 10**9
+    measured = ["50.00 %", "75.00 %"]
+    assert rows(evaluation.table([entry])) == [
+        ["small_vgg (1.st)", *measured, "1.00 (1.00x)", "1.000 G (1.00x)"]
     ]
 
 
@@ -79,13 +96,16 @@ def test_deployed_networks_are_timed_with_full_batches_and_tested_with_any(monke
             assert len(images) == 4
             return images.double().sum((1, 2, 3))[:, None].expand(4, self.channels)
 
+    def footprint_of(deployed):
+        return SimpleNamespace(peak=12.0) if deployed.channels == 8 else None
+
     def deploy(model, size, batch, engine, **options):
         asked.append((size, batch, engine, options))
         return Deployed(model)
 
     monkeypatch.setattr(evaluation, "deploy", deploy)
     monkeypatch.setattr(evaluation, "interleaved", interleaved(seen, 0.008, 0.002))
-    monkeypatch.setattr(evaluation, "footprint_of", lambda deployed: SimpleNamespace(peak=12.0))
+    monkeypatch.setattr(evaluation, "footprint_of", footprint_of)
     entries = [DeployedCandidate(candidate(n, 20, 30), "int8", "eager", 4, "images") for n in (8, 2)]
     options = {"precision": "int8", "calibration": "images", "max_drop": None}
     assert asked == [((20, 30), 4, "eager", options)] * 2
@@ -93,17 +113,18 @@ def test_deployed_networks_are_timed_with_full_batches_and_tested_with_any(monke
     assert entries[0](images)[:, 0].tolist() == [1800, 3600, 5400]
     evaluation.measure_deployed(entries, 1.0)
     assert seen == [(4, 8), (4, 2)]
+    assert evaluation.interleaved.settle == 1  # a first call may take seconds
     assert [entry.seconds for entry in entries] == [0.008, 0.002]
     for entry, top1 in zip(entries, (0.75, 0.5), strict=True):
         entry.accuracy = Accuracy(top1, 1.0, 1.0, 8)
     assert rows(evaluation.deployed_table(entries)) == [
         ["small_vgg (8.st)", "int8", "eager", "75.00 %", "8.00", "500.0", "12"],
-        ["small_vgg (2.st)", "int8", "eager", "50.00 %", "2.00", "2000.0", "12"],
+        ["small_vgg (2.st)", "int8", "eager", "50.00 %", "2.00", "2000.0", ""],
     ]
     data = evaluation.deployed_as_data(entries)
-    assert [(d["path"], d["top1"], d["seconds_per_call"]) for d in data] == [
-        ("8.st", 0.75, 0.008),
-        ("2.st", 0.5, 0.002),
+    assert [(d["path"], d["batch"], d["top1"], d["seconds_per_call"], d["megabytes"]) for d in data] == [
+        ("8.st", 4, 0.75, 0.008, 12.0),
+        ("2.st", 4, 0.5, 0.002, None),
     ]
 
 
@@ -112,6 +133,7 @@ def test_a_wae_network_is_timed_with_its_normalisation_folded(tmp_path):
     save_classifier(path, build("wae_small_vgg", 3), "wae_small_vgg")
     found, images = evaluation.candidate(path, torch.device("cpu")), torch.full((2, 3, 28, 28), 9.0)
     assert isinstance(found.model.low_norm, nn.Identity)
+    assert found.model.encoder.conv2.weight.is_contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         wanted = load_classifier(path)(images)
         torch.testing.assert_close(found.model(images), wanted, rtol=1e-3, atol=1e-4)
