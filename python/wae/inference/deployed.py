@@ -27,8 +27,10 @@ from torch import Tensor, nn
 from wae.data.input import IMAGENET, Input
 from wae.difference import relative_difference
 from wae.errors import WaeError
+from wae.models.classifier import WAEClassifier
 from wae.models.network import WAENetwork
 from wae.models.plain import is_plain
+from wae.models.segmentation.segmenter import WAESegmenter
 from wae.wording import first_line
 
 from . import precision as precisions
@@ -556,9 +558,11 @@ def scores_of(model: nn.Module, images: Tensor, what: str = "an image") -> Tenso
 def check_parts(model: nn.Module, images: Tensor, expected: Tensor) -> None:
     """Raise EngineError where a hook on the whole of a WAE network makes its scores, ``expected``.
 
-    Its parts are what is deployed or exported. A hook that only looks on is left out there, without a word.
+    So may a ``forward`` of its own, or of its class. Its parts are what is deployed or exported. A hook that
+    only looks on is left out there, without a word.
     """
-    if not isinstance(model, WAENetwork) or is_plain(model):
+    is_sum_of_parts = is_plain(model) and type(model).forward in (WAEClassifier.forward, WAESegmenter.forward)
+    if is_sum_of_parts or not isinstance(model, WAENetwork):
         return
     with undisturbed(images.device):
         scores = model.behind_encoder(images.shape[2:])(*model.decompose(images))

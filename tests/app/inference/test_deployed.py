@@ -647,13 +647,20 @@ def hook_of_images(network):
     network.register_forward_pre_hook(lambda network, given: (255 - given[0],))
 
 
-@pytest.mark.parametrize("change", [hook_of_scores, hook_of_images, with_own_forward])
+class Doubled(WAEClassifier):
+    def forward(self, image):
+        return 2 * super().forward(image)
+
+
+def of_another_class(network):
+    network.__class__ = Doubled
+
+
+@pytest.mark.parametrize("change", [hook_of_scores, hook_of_images, with_own_forward, of_another_class])
 def test_a_hook_on_a_whole_wae_network_that_would_be_lost_is_refused(change, model, tmp_path):
     """Its parts are what runs. The message says what to do. In int8 nothing else told."""
     change(model)
-    said = (
-        r"WAEClassifier has a hook, .* changes its scores.* on a part, such as low_body, or do what it does"
-    )
+    said = rf"{type(model).__name__} has a hook, .* changes its scores.* on a part, such as low_body, or"
     for options in ({"engine": "eager"}, {"precision": "int8", "calibration": photos(40)}):
         with pytest.raises(EngineError, match=said):
             deploy(model, SIZE, **options)
