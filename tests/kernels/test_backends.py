@@ -376,13 +376,13 @@ def test_each_library_is_told_what_it_is_to_run(monkeypatch: pytest.MonkeyPatch)
         backends.select(name)
         assert told == words, name
         for on_processor in (True, False):
-            assert backends.compiled_for(on_processor=on_processor) == (name != "reference")
+            assert backends.kernels_run(on_processor=on_processor) == (name != "reference")
 
 
 def test_without_the_compiled_library_the_reference_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_load, "CPU", _load.Loaded(None, "it is not here"))
     assert backends.backend_for("cpu") == "reference"
-    assert not backends.compiled_for(on_processor=True)
+    assert not backends.kernels_run(on_processor=True)
     assert not backends.int8_runs()
     assert backends.available()[0].reason == "the compiled library is missing: it is not here"
     with pytest.raises(ValueError, match=r"backend must be one of auto, .*reference on .*, got 'cpu'"):
