@@ -8,7 +8,7 @@
 #   ops        the benchmarks of single ops, one arithmetic after the other
 #   networks   those of whole networks, one process for each network and batch, and of training steps
 #   report     docs/benchmarks.md's tables out of benches/results
-#   sanitize   compute-sanitizer's four tools over small launches of both kernels
+#   sanitize   compute-sanitizer's four tools over small launches of all kernels
 #   triton     the Triton backend: its op tests, and tune() on two shapes
 #   profile    Nsight Compute over one launch of each kernel, and the compiler's report of resources
 #
@@ -87,8 +87,9 @@ tests() {
   shift 3
   # Warnings are no errors here: another torch warns of other things, which says nothing about the kernels.
   local options=(-m pytest -p no:cacheprovider -W default --continue-on-collection-errors --tb=short -rfE -m gpu)
+  options+=(-o faulthandler_timeout=$((limit / 2))) # where a test hangs is in the log before the step's time is over
   # a kernel that hangs cannot be interrupted: only this method ends its process
-  has pytest_timeout && options+=(--timeout=400 --timeout-method=thread)
+  has pytest_timeout && options+=(--timeout=$((limit * 3 / 4)) --timeout-method=thread)
   if [ "$workers" -gt 1 ] && has xdist; then options+=(-n "$workers" --dist worksteal); fi
   step "$name" "$limit" "$PYTHON" "${options[@]}" "$@"
 }
@@ -135,15 +136,18 @@ networks() {
 report() { step report 60 "$PYTHON" -m benches.report; }
 
 sanitize() {
-  local tool
+  local tool options
   if ! command -v compute-sanitizer >/dev/null; then
     say "----  sanitize: no compute-sanitizer"
     return
   fi
   for tool in memcheck racecheck synccheck initcheck; do
+    options=(--tool "$tool" --error-exitcode 9)
+    # our kernels alone; but initcheck takes what an unwatched kernel writes, such as torch's noise, for never written
+    [ "$tool" = initcheck ] || options+=(--kernel-name kns=wae)
     # without torch's cache every tensor is an allocation of its own, with an end that memcheck sees
-    step "sanitize_$tool" 120 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 9 \
-      --kernel-name kns=_kernel --kernel-name kns=reduce_partials "$PYTHON" tools/gpu/small_launches.py
+    step "sanitize_$tool" 240 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer "${options[@]}" \
+      "$PYTHON" tools/gpu/small_launches.py
     grep -hE 'ERROR SUMMARY|RACECHECK SUMMARY' "$OUT/sanitize_$tool.log" | indented
   done
 }
@@ -161,10 +165,10 @@ profile() {
     say "----  profile: no ncu"
     return
   fi
-  # clocks stay as they are
-  step profile 120 ncu --set full --clock-control none --import-source no -k 'regex:encode_kernel|decode_kernel|backward_kernel|reduce_partials' \
-    --launch-count 4 "$PYTHON" tools/gpu/one_launch.py
-  grep -hE '^ +(encode|decode|void)|Duration|Throughput|Achieved Occupancy|Registers Per|Executed Ipc Active' \
+  # clocks stay as they are; of each batch two forward launches, and two for each of two backward passes
+  step profile 240 ncu --set full --clock-control none --import-source no -k 'regex:encode_kernel|decode_kernel|backward_kernel|reduce_partials' \
+    --launch-count 12 "$PYTHON" tools/gpu/one_launch.py
+  grep -hE ', Context [0-9]+, Stream|Duration|Throughput|Achieved Occupancy|Registers Per|Executed Ipc Active' \
     "$OUT/profile.log" | indented
 }
 

@@ -1,0 +1,95 @@
+"""What tools/gpu.sh runs: Python and CUDA's tools are programs here that only note how they were called."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = """#!/bin/sh
+echo "$(basename "$0") $*" >> "$CALLS"
+case "$*" in *"${FAILS:-nothing at all}"*) exit 3 ;; esac
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """calls: command lines; summary: what the script wrote about its steps."""
+
+    status: int
+    calls: list[str]
+    summary: str
+
+    def call(self, *parts: str) -> str:
+        """The one call with all of these parts."""
+        (found,) = (call for call in self.calls if all(part in call for part in parts))
+        return found
+
+
+def run(folder: Path, *stages: str, **variables: str) -> Run:
+    programs, calls = folder / "programs", folder / "calls"
+    programs.mkdir()
+    for name in ("python", "compute-sanitizer", "ncu", "cuobjdump"):
+        (programs / name).write_text(PROGRAM)
+        (programs / name).chmod(0o755)
+    environment = {
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "PYTHON": str(programs / "python"),
+        "OUT": str(folder / "out"),
+        "CALLS": str(calls),
+        **variables,
+    }
+    done = subprocess.run([ROOT / "tools/gpu.sh", *stages], env=environment, capture_output=True, text=True)
+    summary = folder / "out/summary.txt"
+    return Run(
+        done.returncode,
+        calls.read_text().splitlines(),
+        summary.read_text() if summary.exists() else done.stderr,
+    )
+
+
+def test_a_step_that_fails_stops_no_other(tmp_path: Path) -> None:
+    done = run(tmp_path, FAILS="first_calls.py")
+    assert done.status == 1
+    steps = re.findall(r"^(ok|FAIL|TIME) +(\w+)", done.summary, re.MULTILINE)
+    assert steps[:3] == [("ok", "build"), ("FAIL", "first_calls"), ("ok", "test_cuda")]
+    assert steps[-1] == ("ok", "profile")
+    assert [result for result, _ in steps].count("ok") == len(steps) - 1 > 20
+
+
+def test_every_file_that_it_names_is_there(tmp_path: Path) -> None:
+    named = re.findall(r" ((?:tools|tests|benches)/[\w/.]+)", "\n".join(run(tmp_path).calls))
+    assert {"tests/cuda", "tools/gpu/tune.py", "benches/bench_classifiers.py"} < set(named)
+    assert all((ROOT / name).exists() for name in named)
+
+
+def test_a_test_that_hangs_is_in_the_log(tmp_path: Path) -> None:
+    """Before the step's own limit, 120 seconds, ends everything without a word."""
+    call = run(tmp_path, "test").call("tests/cuda")
+    dumps, ends = (int(n) for n in re.findall(r"(?:faulthandler_|--)timeout=(\d+)", call))
+    assert dumps < ends < 120
+
+
+def test_sanitizers_look_at_our_kernels(tmp_path: Path) -> None:
+    """But initcheck at all, or what torch's kernels write would be memory that nobody wrote."""
+    done = run(tmp_path, "sanitize")
+    for tool in ("memcheck", "racecheck", "synccheck"):
+        assert "--kernel-name kns=wae " in done.call("compute-sanitizer", tool)
+    assert "--kernel-name" not in done.call("compute-sanitizer", "initcheck")
+
+
+def test_every_launch_of_the_profiled_program_is_profiled(tmp_path: Path) -> None:
+    """For one image and for 256: two forward kernels, two backward kernels with a reduction each."""
+    assert f"--launch-count {2 * (2 + 2 * 2)} " in run(tmp_path, "profile").call("ncu")
+
+
+@pytest.mark.parametrize("stage", ["nothing", "build-test"])
+def test_unknown_stage(tmp_path: Path, stage: str) -> None:
+    done = run(tmp_path, "build", stage)
+    assert done.status == 99
+    assert f"no stage {stage}; there are: build test" in done.summary
