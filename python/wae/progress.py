@@ -26,7 +26,7 @@ def progress(console: Console | None = None, *columns: ProgressColumn) -> Progre
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = console or Console(stderr=True, force_terminal=sys.stderr.isatty())
-    left = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    left = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
     return Progress(
         *left,
         *columns,

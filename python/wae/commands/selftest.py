@@ -56,6 +56,7 @@ def run(options: argparse.Namespace) -> int:
 def _table(rows: Sequence[Row]) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
+    from rich.text import Text
 
     title = "Largest ||out - ref|| / ||ref|| of all calls, ref in float64"
     table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
@@ -66,7 +67,7 @@ def _table(rows: Sequence[Row]) -> Table:
         if row.backend != before:
             table.add_section()
         before = row.backend
-        verdict = "[bold red]WRONG[/]" if row.failures else "ok"
+        verdict = Text("WRONG", "bold red") if row.failures else "ok"
         numbers = (str(row.calls), f"{row.error:.1e}", f"{row.share:.0%}")
         table.add_row(row.backend, row.op, row.dtype, *numbers, verdict)
     return table

@@ -200,10 +200,13 @@ def seconds_bar(what: str, total: float) -> Iterator[Callable[[], None]]:
 
 
 def console(json: bool = False) -> Console:
-    """The terminal, or what stands in its place: standard error where standard output is for ``json``."""
+    """The terminal, or what stands in its place: standard error where standard output is for ``json``.
+
+    It prints text as it is: in rich's own language ``[a]`` in the name of a file would be a style.
+    """
     from rich.console import Console
 
-    return Console(stderr=json)
+    return Console(stderr=json, markup=False, emoji=False)
 
 
 def check_target(target: Path, source: Path, force: bool) -> None:

@@ -399,6 +399,18 @@ def test_demo_writes_a_picture_of_each_photo_and_a_table(tmp_path, weights, phot
     assert panels.is_demo_picture(out / "photo.png")
 
 
+def test_names_in_tables_are_printed_as_they_are(tmp_path, weights, capsys):
+    """In rich's own language they would be a style, an end of one, and a picture."""
+    name = "[red]a[b]:cat:"
+    Image.new("RGB", (2, 2)).save(tmp_path / f"{name}.png")
+    assert (
+        run("demo", tmp_path / f"{name}.png", "-o", tmp_path / "o", "--no-timing", "--weights", weights) == 0
+    )
+    assert f"│ {name} │ 2 x 2 │" in capsys.readouterr().out
+    shared.console().print("[/red]")
+    assert capsys.readouterr().out == "[/red]\n"
+
+
 def test_demo_s_tables_as_json(tmp_path, weights, capsys, monkeypatch):
     narrow = tmp_path / "narrow.png"
     pixels = np.random.default_rng(0).integers(0, 256, (5, 1, 3), dtype=np.uint8)  # no 2 x 2 block
@@ -442,6 +454,12 @@ def test_demo_never_replaces_an_input(photo_file, weights, capsys):
     assert run(*arguments, "--force") == 1
     assert "is one of the inputs" in capsys.readouterr().err
     assert photo_file.read_bytes() == before
+
+
+def test_demo_knows_its_inputs_by_any_path(tmp_path, photo_file):
+    (tmp_path / "link").symlink_to(photo_file.parent)
+    with pytest.raises(FileExistsError, match="is one of the inputs"):
+        demo.targets([tmp_path / "link" / "photo.png"], photo_file.parent, force=True)
 
 
 def test_demo_goes_on_after_a_broken_file_and_says_so(tmp_path, weights, photo_file, capsys):
