@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -110,3 +111,28 @@ def test_the_photos_table_fits_80_columns(console: Console, tmp_path: Path) -> N
     rows = lines(console)
     assert max(map(len, rows)) <= 80
     assert any("astronaut" in row and "4096 x 61" in row and "out.png" in row for row in rows)
+
+
+def test_a_picture_that_cannot_be_written_keeps_no_other_from_being_shown(
+    console: Console, tmp_path: Path
+) -> None:
+    photo = tmp_path / "photo.png"
+    Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(photo)
+    targets = [photo / "under.png", tmp_path / "out" / "fine.png"]
+    found, errors = demo.draw(console, AutoEncoder().eval(), [photo, photo], targets)
+    assert [(row.photo, row.width, row.height, row.picture) for row in found] == [("photo", 6, 4, "fine.png")]
+    assert len(errors) == 1
+    assert str(photo) in errors[0]
+
+
+def test_what_the_photos_table_says(console: Console, tmp_path: Path) -> None:
+    demo.show(console, [demo.Row("astronaut", 512, 480, 41.257, 33.104, 0.0456, "out.png")], tmp_path)
+    cells = ["astronaut", "512 x 480", "41.26", "33.10", "4.6 %", "out.png"]
+    assert any([cell.strip() for cell in row.split("│")[1:-1]] == cells for row in lines(console))
+
+
+def test_the_best_linear_transform_keeps_six_numbers_of_each_whole_block() -> None:
+    grey = torch.randint(0, 256, (1, 8, 12), dtype=torch.uint8).expand(3, 8, 12)  # four numbers
+    noise = torch.randint(0, 256, (3, 9, 13), dtype=torch.uint8)
+    assert demo.best_linear_psnr(grey) == math.inf
+    assert demo.best_linear_psnr(noise) == demo.best_linear_psnr(noise[:, :8, :12]) < 40

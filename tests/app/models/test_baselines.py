@@ -7,6 +7,7 @@ import pytest
 import torch
 from test_bodies import on_meta
 from torch import nn
+from torchvision.transforms.v2.functional import resize
 
 from wae.models.baselines import (
     AtSize,
@@ -17,10 +18,11 @@ from wae.models.baselines import (
     wavelet_cnn,
 )
 from wae.models.classifier import FlatClassifier, WAEClassifier, fold_normalization
+from wae.models.counting import count
 from wae.models.haar import Haar
 from wae.models.resnet50 import wae_resnet50
 from wae.models.vgg16 import wae_vgg16
-from wae_kernels.nn import Encoder
+from wae_kernels.nn import Decoder, Encoder
 
 # ------------------------------------------------------------------------------------------------- Haar
 
@@ -94,6 +96,15 @@ def test_wavelet_cnn_stays_in_its_mode(training):
     assert {module.training for module in wavelet_cnn(small().train(training)).modules()} == {training}
 
 
+def test_wavelet_cnn_has_the_dtype_of_the_model_and_neither_decoder_nor_trained_normalisations():
+    model = small().double()
+    model.decoder = Decoder().double()
+    wavelet_cnn(model)
+    assert model.decoder is None
+    assert {t.dtype for t in model.state_dict().values() if t.is_floating_point()} == {torch.float64}
+    assert not any("norm" in name for name, _ in model.named_parameters())
+
+
 @pytest.mark.parametrize("build", [wae_vgg16, wae_resnet50])
 def test_wavelet_cnn_of_the_published_networks(build):
     model = on_meta(lambda: wavelet_cnn(build(7)))
@@ -115,6 +126,12 @@ def test_half_resolution_is_the_mean_of_the_blocks(size):
             assert torch.allclose(seen[:, :, y, x].double(), block.mean((2, 3)))
 
 
+def test_at_another_size_the_network_sees_the_image_as_torchvision_scales_it():
+    image = torch.randint(0, 256, (2, 3, 20, 30), dtype=torch.uint8)
+    seen = AtSize(nn.Identity(), 8, (0.5,) * 3, (1.0,) * 3)(image)
+    assert torch.allclose(seen, resize(image.float(), [8, 8]) * 0.5 + 1, atol=1e-4)
+
+
 @pytest.mark.parametrize("form", [FullResolution, HalfResolution, partial(AtSize, side=8)])
 @pytest.mark.parametrize("scale", [(0.5,) * 3, (1, 2, 3)], ids=str)
 def test_the_image_has_the_network_s_dtype(scale, form):
@@ -125,3 +142,8 @@ def test_the_image_has_the_network_s_dtype(scale, form):
 @pytest.mark.parametrize("build", [vgg16_half, resnet50_half])
 def test_the_networks_at_half_resolution(build):
     assert on_meta(build, 7)(torch.empty(2, 3, 224, 224, device="meta")).shape == (2, 7)
+
+
+def test_vgg16_at_half_resolution_has_the_published_number_of_multiply_adds():
+    """docs/network.md."""
+    assert round(count(on_meta(vgg16_half)).multiply_adds / 1e9, 2) == 3.89

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torchvision.models import WeightsEnum
 
 from wae.data.input import Input, Transforms, prepare
@@ -24,7 +25,10 @@ def test_a_member_is_as_torchvisions(weights: Shipped) -> None:
     with torch.no_grad():
         weights.model()(image[None])
     assert not any(module.training for module in weights.model().modules())
-    assert weights.get_state_dict(progress=True).keys() == weights.model().state_dict().keys()
+    state = weights.get_state_dict(progress=True)
+    assert state.keys() == weights.model().state_dict().keys()
+    for name, tensor in load_file(weights.path).items():
+        assert torch.equal(state[name], tensor), name
 
 
 def test_the_classes_and_accuracy_are_the_files() -> None:

@@ -1,0 +1,62 @@
+"""What `wae info` tells of a machine and of a network."""
+
+from __future__ import annotations
+
+import io
+import platform
+
+import pytest
+import torch
+from rich.console import Console
+
+from wae.experiments import info
+from wae.models.counting import count
+from wae_kernels import backends
+from wae_kernels.nn import Encoder
+
+
+def printed(show, *arguments) -> str:
+    console = Console(width=200, file=io.StringIO())
+    show(console, *arguments)
+    return console.file.getvalue()
+
+
+def test_a_machine_says_what_runs_and_what_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "gpu", lambda: None)
+    torch.set_num_threads(2)
+    runs = backends.backend_for("cpu")
+    for chosen, runs_then in (("auto", runs), ("reference", "reference")):
+        with backends.use(chosen):
+            found, text = info.machine(), printed(info.show_machine)
+        assert (found["runs"], found["chosen"], found["threads"]) == (runs_then, chosen, 2)
+        assert f"runs through {runs_then} (chosen: {chosen})" in text
+        assert [line.split()[1] for line in text.splitlines() if "(runs)" in line] == [runs_then]
+        assert ["GPU", "none"] in [line.split() for line in text.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        ("processor\t: 0\nmodel name\t: AMD EPYC 7763: 64 cores\n", "AMD EPYC 7763: 64 cores"),
+        ("processor\t: 0\nBogoMIPS\t: 50.00\n", "of its kind"),  # as on an ARM
+        (None, "of its kind"),  # as on another system
+    ],
+)
+def test_a_processor_has_a_name(content: str | None, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def opened(*_, **__) -> io.StringIO:
+        if content is None:
+            raise FileNotFoundError
+        return io.StringIO(content)
+
+    monkeypatch.setattr(info, "open", opened, raising=False)
+    monkeypatch.setattr(platform, "processor", lambda: "")
+    monkeypatch.setattr(platform, "machine", lambda: "of its kind")
+    assert info.processor() == name
+
+
+def test_an_encoder_is_counted_at_its_networks_size() -> None:
+    found = info.network("wae_small_vgg")
+    assert (found["size"], found["of_these_the_encoder"]) == (28, count(Encoder(), (28, 28)).multiply_adds)
+    text = printed(info.show_network, "wae_small_vgg")
+    assert "wae_small_vgg, one 28 x 28 image" in text
+    assert "4.12 M" in text
