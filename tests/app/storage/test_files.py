@@ -403,7 +403,9 @@ def decomposition(dtype=torch.float32, size=(5, 8), shape=(3, 3, 4)):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_a_decomposition_comes_back_as_it_went(tmp_path, dtype):
     made = decomposition(dtype)
-    decomposed.save(tmp_path / "a", made)
+    decomposed.save(tmp_path / "a", made._replace(low=made.low.mT.contiguous().mT))  # in any layout
+    with pytest.raises(FileExistsError, match="--force"):
+        decomposed.save(tmp_path / "a", decomposition())
     read = decomposed.load(tmp_path / "a")
     assert torch.equal(read.low, made.low)
     assert torch.equal(read.high, made.high)
@@ -441,9 +443,10 @@ def test_other_files_are_refused(tmp_path):
     save_file({"low": torch.zeros(1)}, path)
     with pytest.raises(decomposed.ContainerError, match="not written by `wae encode`"):
         decomposed.load(path)
-    save_file({"low": torch.zeros(1)}, path, {"format": "wae decomposed image 1"})
-    with pytest.raises(decomposed.ContainerError, match="cannot be read"):
-        decomposed.load(path)
+    for more in ({}, {"height": "four", "width": "4", "weights": ""}):
+        save_file({"low": torch.zeros(1)}, path, {"format": "wae decomposed image 1", **more})
+        with pytest.raises(decomposed.ContainerError, match="cannot be read"):
+            decomposed.load(path)
 
 
 def test_a_fingerprint_changes_with_any_weight():

@@ -12,6 +12,7 @@ from torchvision.models import WeightsEnum
 from wae.data.input import Input, Transforms, prepare
 from wae.storage.checkpoint import describe
 from wae.storage.shipped import Shipped
+from wae.storage.weights_file import read_recipe
 
 
 @pytest.mark.parametrize("weights", Shipped)
@@ -19,7 +20,8 @@ def test_a_member_is_as_torchvisions(weights: Shipped) -> None:
     assert isinstance(weights, WeightsEnum)
     assert copy.deepcopy(weights) is weights
     assert Shipped.verify(weights.name) is weights
-    assert weights.path.is_file()
+    assert weights.url == weights.path.as_uri()
+    assert weights.meta["recipe"] == read_recipe(weights.path)
     image = weights.transforms()(Image.new("RGB", (60, 40)))
     assert image.dtype == torch.uint8
     with torch.no_grad():
