@@ -93,7 +93,7 @@ def caffemodel(blobs: Blobs, old: bool = False, **options: bool) -> bytes:
 # --------------------------------------------------------------------------------------------------- prototxt
 
 
-_DATA = """layer {
+DATA = """layer {
   name: "data"
   type: "Data"
   top: "data"
@@ -111,7 +111,7 @@ _DATA = """layer {
 
 def prototxt(blobs: Blobs, old: bool = False) -> str:
     """The net of ``blobs`` in the ways of writing that the published file has."""
-    layers = [_DATA]
+    layers = [DATA]
 
     def add(name: str, type_: str, bottoms: str, tops: str, more: str = "") -> None:
         if old:

@@ -1,5 +1,6 @@
 """The importer of the published Caffe net: what it reads, computes, and refuses."""
 
+import hashlib
 import json
 import os
 import time
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from caffe_files import blob, caffemodel, delimited, integer, layer, prototxt, varint
+from caffe_files import DATA, blob, caffemodel, delimited, integer, layer, prototxt, varint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -289,8 +290,9 @@ def test_the_command_writes_a_checkpoint_that_knows_its_network(tmp_path, thin_n
     with safe_open(out, framework="pt") as file:
         recipe = json.loads(file.metadata()["recipe"])
     assert recipe["architecture"] == {"network": "wae_vgg16", "classes": 5}
-    assert recipe["origin"]["caffemodel"]["name"] == "net.caffemodel"
-    assert len(recipe["origin"]["prototxt"]["sha256"]) == 64
+    for kind in ("prototxt", "caffemodel"):
+        digest = hashlib.sha256((tmp_path / f"net.{kind}").read_bytes()).hexdigest()
+        assert recipe["origin"][kind] == {"name": f"net.{kind}", "sha256": digest}
     assert recipe["origin"]["unused"] == "recon_conv1"
     assert recipe["origin"]["input"].startswith("red, green, blue")
 
@@ -299,6 +301,9 @@ def test_the_command_writes_a_checkpoint_that_knows_its_network(tmp_path, thin_n
     assert "--force" in capsys.readouterr().err
     assert run("import-caffe", files.prototxt, files.caffemodel, "-o", files.caffemodel, "--force") == 1
     assert "is the input" in capsys.readouterr().err
+    out.write_bytes(b"old")
+    assert run("import-caffe", files.prototxt, files.caffemodel, "-o", out, "--force") == 0
+    assert out.read_bytes() == before
     files.edit("num_output: 5", "num_output: 4", 1)
     assert run("import-caffe", files.prototxt, files.caffemodel, "-o", out, "--force") == 1
     assert "net.prototxt: fc8_fusion: num_output must be" in capsys.readouterr().err
@@ -315,6 +320,8 @@ def test_the_command_writes_a_checkpoint_that_knows_its_network(tmp_path, thin_n
         ("stride: 2", "stride: 1", r"decom_conv_CA: stride must be \(2, 2\), got \(1, 1\)"),
         ("stride: 1", "stride_h: 1 stride_w: 3", r"decom_conv1: stride must be \(1, 1\), got \(1, 3\)"),
         ("stride: 1", "stride: 1 stride: 3", r"decom_conv1: stride must be \(1, 1\), got \(1, 3\)"),
+        ("stride: 1", "stride: 1 stride: 1 stride: 3", r"decom_conv1: stride must be .*, got \(1, 1, 3\)"),
+        ("pad: 1", "", r"decom_conv1: pad must be \(1, 1\), got \(0, 0\)"),
         ("pad: 1", "pad: 0", r"decom_conv1: pad must be \(1, 1\), got \(0, 0\)"),
         ("pad: 1", "pad: 1 bias_term: false", r"decom_conv1: bias_term must be True, got False"),
         ("pad: 1", "pad: 1 group: 2", r"decom_conv1: group must be 1, got 2"),
@@ -329,6 +336,12 @@ def test_the_command_writes_a_checkpoint_that_knows_its_network(tmp_path, thin_n
         ("global_stats: true", "global_stats: false", r"bn_CA: use_global_stats must be True, got False"),
         ("batch_norm_param {", "batch_norm_param { eps: 0.1", r"bn_CA: eps must be .*, got 0.1"),
         ("num_output: 4\n  }", "num_output: 4 transpose: true }", r"transpose must be False, got True"),
+        ("num_output: 4\n  }", "num_output: 4 axis: 2 }", r"fc6_fusion: axis must be 1, got 2"),
+        ("num_output: 4\n  }", "num_output: 4 bias_term: false }", r"bias_term must be True, got False"),
+        ('type: "Convolution"', "", r"decom_conv1 must be of type convolution, got none"),
+        ('"Convolution"', f'"{"x" * 500}"', r"decom_conv1 must be of type convolution, got x{40}$"),
+        ('bottom: "data"', 'bottom: "label"', r"decom_conv1 must take image, got another input"),
+        ('bottom: "data"', 'bottom: "data" bottom: "label"', r"must take image, got image, another input"),
         ('name: "fc7_CA"', 'name: "fc7_XY"', r"missing here: fc7_CA; .*not part of it: fc7_XY"),
         ('"ReLU"', '"Sigmoid"', r"decom_conv2 must take relu\(decom_conv1\), got sigmoid\(decom_conv1\)"),
         (
@@ -337,6 +350,9 @@ def test_the_command_writes_a_checkpoint_that_knows_its_network(tmp_path, thin_n
             r"got relu\[negative_slope 0.5\]\(decom_conv1\)",
         ),
         ("pool: MAX", "pool: AVE", r"must take pool\(.*got pool\[pool 'AVE'\]\(relu\(conv1_1_CA\)\)"),
+        ("pool: MAX", "pad: 1", r"got pool\[pad \(1, 1\)\]"),
+        ("pool: MAX", "global_pooling: true", r"got pool\[global_pooling True\]"),
+        ("kernel_size: 2", "kernel_h: 2 kernel_w: 3", r"got pool\[kernel_size \(2, 3\)\]"),
         ("pool: MAX", "round_mode: FLOOR", r"got pool\[round_mode 'FLOOR'\]"),
         ("pool: MAX", "ceil_mode: false", r"got pool\[round_mode 'FLOOR'\]"),
         ("pool: MAX", "torch_pooling: true", r"got pool\[round_mode 'FLOOR'\]"),
@@ -348,6 +364,9 @@ def test_the_command_writes_a_checkpoint_that_knows_its_network(tmp_path, thin_n
         ('bottom: "fc6_CA"', 'bottom: "nowhere"', r"no layer before it gives 'nowhere'"),
         ("mirror: false", "mean_value: 104", r"mean_value must not be given: pixels are 0..255"),
         ("mirror: false", "scale: 0.017", r"scale must be 1"),
+        ("mirror: false", 'mean_file: "mean"', r"data: mean_file must not be given"),
+        ("mirror: false", "force_gray: true", r"data: force_gray must not be given"),
+        ("batch_size", "scale: 0.5 batch_size", r"data: scale must be 1, got 0.5"),
         ("phase: TEST", "phase: TRAIN", r"decom_conv1: no layer before it gives 'data'"),
         ("kernel_size: 3", "kernel_size: three", r"line \d+: .*: Couldn't parse integer: three"),
         ("{", "{ {", r"line \d+: .*: Expected identifier"),
@@ -372,10 +391,15 @@ def test_high_before_low_is_another_network(files):
     ("old", "new"),
     [
         ('type: "Data"', 'type: "Input"'),
+        (DATA, 'input: "data" input_dim: 1 input: "label"'),
         ("kernel_size: 3", "kernel_h: 3 kernel_w: 3"),
+        ("kernel_size: 2", "kernel_h: 2 kernel_w: 2"),
+        ("stride: 1", "stride_h: 1"),
         ("operation: SUM", ""),
         ('bottom: "fc8_CA_1"\n  bottom: "fc8_fusion_1"', 'bottom: "fc8_fusion_1"\n  bottom: "fc8_CA_1"'),
         ("include {\n    phase: TEST", "exclude {\n    phase: TRAIN"),
+        ("include {\n    phase: TEST", "include { phase: TRAIN } include {\n    phase: TEST"),
+        ("include {\n    phase: TEST", "exclude { max_level: -1 } exclude {\n    phase: TRAIN"),
         ("batch_norm_param {", "batch_norm_param { eps: 0.00001"),
         ("batch_norm_param {", "batch_norm_param { eps: 9.99999975e-06"),
         ("pool: MAX", "pool: 0 round_mode: 0"),
@@ -403,6 +427,7 @@ def test_a_prototxt_in_another_encoding(files, encoding):
     [
         "include { phase: TRAIN }",
         "exclude { phase: TEST }",
+        "exclude { phase: TRAIN } exclude { phase: TEST }",
         "exclude { }",
         'include { stage: "deploy" }',
         "include { min_level: 1 }",
@@ -543,6 +568,13 @@ def test_a_net_that_grows_when_written_out(files):
     text = files.prototxt.read_text()
     files.prototxt.write_text(text + 'layer { name: "c" type: "Data" top: "c0" }' + "\n".join(layers))
     files.load(one_block())
+
+
+def test_eight_names_are_listed_whole(files):
+    names = {f"x{i}": numbers((2, 2)) for i in range(8)}
+    files.caffemodel.write_bytes(caffemodel(with_blobs(fc7_CA=None, **names)))
+    with pytest.raises(CaffeError, match=r"x0, x1, x2, x3, x4, x5, x6, x7$"):
+        files.load(one_block())
 
 
 def test_names_of_any_kind_are_cut_in_errors(files):
