@@ -163,10 +163,11 @@ def _print_json(
 def _print_tables(
     options: argparse.Namespace, candidates: Sequence[Candidate], deployed: Sequence[DeployedCandidate]
 ) -> None:
+    from wae.data.images import printable
     from wae.experiments import evaluation
 
     shared.console().print(evaluation.table(candidates))
-    print(f"Of {options.data}'s test images. {evaluation.HOW_TIMED}")
+    print(f"Of {printable(options.data)}'s test images. {evaluation.HOW_TIMED}")
     if deployed:
         shared.console().print(evaluation.deployed_table(deployed))
         images = counted(options.batch, "image")

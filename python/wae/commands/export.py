@@ -52,6 +52,7 @@ def run(options: argparse.Namespace) -> int:
     """Export, compare with the model, and write the file."""
     import torch
 
+    from wae.data.images import printable
     from wae.inference.calibration import CalibrationError
     from wae.inference.deployed import DisagreementError, EngineError
     from wae.inference.export import export
@@ -79,7 +80,8 @@ def run(options: argparse.Namespace) -> int:
         )
     except (CheckpointError, EngineError, DisagreementError, CalibrationError, ValueError) as error:
         raise shared.Failure(str(error)) from None
-    print(f"{options.output}: its scores differ from the model's by {report['difference']:.1e} of their norm")
+    name = printable(str(options.output))
+    print(f"{name}: its scores differ from the model's by {report['difference']:.1e} of their norm")
     if "agreement" in report:
         print(
             f"It names the model's class on {report['agreement']:.2%} of {report['checked_images']} images."

@@ -13,7 +13,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from wae.data.images import ImageError, read_image
+from wae.data.images import ImageError, printable, read_image
 from wae.models.autoencoder import AutoEncoder, to_uint8
 from wae.storage.files import written
 from wae.training.linear_start import best_linear, linear_reconstruction
@@ -101,9 +101,11 @@ def show(console: Console, rows: Sequence[Row], folder: Path) -> None:
     for row in rows:
         size = f"{row.width} x {row.height}"
         quality = f"{row.psnr:.2f}", f"{row.best_linear_psnr:.2f}"
-        table.add_row(row.photo, size, *quality, f"{100 * row.energy:.1f} %", row.picture)
+        energy = f"{100 * row.energy:.1f} %"
+        table.add_row(printable(row.photo), size, *quality, energy, printable(row.picture))
     console.print(table)
-    console.print(f"The pictures are in the folder {folder}{os.sep}", markup=False, highlight=False)
+    where = printable(f"{folder}{os.sep}")
+    console.print(f"The pictures are in the folder {where}", markup=False, highlight=False)
     console.print(
         "PSNR: peak 255, after rounding. Best linear: the best linear transform of 2x2 blocks "
         "that keeps 6 of 12 numbers, fitted to this photo. Energy: mean square of high over "

@@ -15,6 +15,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from wae.data.dataset import Dataset
+from wae.data.images import printable
 from wae.inference.batches import filled
 from wae.inference.deployed import Deployed, deploy
 from wae.inference.footprint import footprint_of
@@ -97,12 +98,16 @@ def table(candidates: Sequence[Candidate]) -> Table:
         result.add_column(column, justify="left" if column == "network" else "right", overflow="fold")
     for entry in candidates:
         result.add_row(
-            f"{entry.described.network} ({entry.path})",
+            _title(entry),
             *_measured(entry).values(),
             f"{1e3 * entry.seconds:.2f} ({first.seconds / entry.seconds:.2f}x)",
             f"{entry.multiply_adds / 1e9:.3f} G ({first.multiply_adds / entry.multiply_adds:.2f}x)",
         )
     return result
+
+
+def _title(entry: Candidate) -> str:
+    return printable(f"{entry.described.network} ({entry.path})")
 
 
 def _measured(entry: Candidate) -> dict[str, str]:
@@ -204,7 +209,7 @@ def deployed_table(entries: Sequence[DeployedCandidate]) -> Table:
     for entry in entries:
         assert entry.accuracy is not None
         result.add_row(
-            f"{entry.candidate.described.network} ({entry.candidate.path})",
+            _title(entry.candidate),
             entry.deployed.precision,
             entry.deployed.engine,
             f"{100 * entry.accuracy.score:.2f} %",

@@ -400,13 +400,13 @@ def test_demo_writes_a_picture_of_each_photo_and_a_table(tmp_path, weights, phot
 
 
 def test_names_in_tables_are_printed_as_they_are(tmp_path, weights, capsys):
-    """In rich's own language they would be a style, an end of one, and a picture."""
-    name = "[red]a[b]:cat:"
+    """In rich's own language they would be a style and a picture, and in a terminal's a command."""
+    name = "[b]:cat:\x1b"
     Image.new("RGB", (2, 2)).save(tmp_path / f"{name}.png")
     assert (
         run("demo", tmp_path / f"{name}.png", "-o", tmp_path / "o", "--no-timing", "--weights", weights) == 0
     )
-    assert f"│ {name} │ 2 x 2 │" in capsys.readouterr().out
+    assert r"│ [b]:cat:\x1b │ 2 x 2 │" in capsys.readouterr().out
     shared.console().print("[/red]")
     assert capsys.readouterr().out == "[/red]\n"
 

@@ -74,10 +74,11 @@ def test_each_network_has_its_own_time_and_cost_and_the_first_is_compared_with(m
 
 def test_a_network_that_scores_pixels_has_its_own_columns_for_few_classes_too():
     entry = candidate(1, 8, 8, classes=5)
+    entry.path = Path("\x1b[2J.st")
     entry.accuracy, entry.seconds, entry.multiply_adds = PixelAccuracy(0.5, 0.75, 0.6, 1.0, 8), 0.001, 10**9
     measured = ["50.00 %", "75.00 %"]
     assert rows(evaluation.table([entry])) == [
-        ["small_vgg (1.st)", *measured, "1.00 (1.00x)", "1.000 G (1.00x)"]
+        [r"small_vgg (\x1b[2J.st)", *measured, "1.00 (1.00x)", "1.000 G (1.00x)"]
     ]
 
 
