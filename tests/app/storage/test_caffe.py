@@ -470,6 +470,7 @@ def numbers(*shapes, value=1.0):
         ({"bn_CA": numbers(3, 3, 3)}, r"bn_CA: scale factor must have the shape \(1,\), got \(3,\)"),
         ({"bn_CA": numbers(3, 3, 1, value=-1.0)[:2] + numbers(1)}, r"bn_CA: .*variance is below 0"),
         ({"bn_CA": numbers(3, 3) + numbers(1, value=1e-45)}, r"bn_CA: .*not finite"),
+        ({"bn_CA": numbers(3, value=3e38) + numbers(3) + numbers(1, value=0.5)}, r"bn_CA: .*not finite"),
         ({"fc8_CA": numbers((3, 3), 3, value=np.nan)}, r"fc8_CA: weight has numbers that are not finite"),
         ({"fc8_CA": [np.full((3, 3), 1e300), np.ones(3)]}, r"fc8_CA: weight has numbers that are not finite"),
         ({"decom_conv2": numbers((4, 4), 4)}, r"decom_conv2 must be of type convolution, got innerproduct"),
@@ -482,12 +483,27 @@ def test_weights_that_do_not_fit(files, changed, message):
         files.load(one_block())
 
 
-def test_fewer_numbers_than_the_shape_says(files):
+@pytest.mark.parametrize("count", [23, 25])
+def test_another_number_of_numbers_than_the_shape_says(files, count):
     values = np.ones((3, 8), np.float32)
-    lying = blob(values).replace(varint(96) + values.tobytes(), varint(92) + values.tobytes()[4:])
+    others = np.ones(count, np.float32)
+    lying = blob(values).replace(varint(96) + values.tobytes(), varint(4 * count) + others.tobytes())
     fields = delimited(1, b"fc6_CA") + delimited(7, lying) + delimited(7, blob(np.ones(3, np.float32)))
     files.caffemodel.write_bytes(caffemodel(with_blobs(fc6_CA=None)) + delimited(100, fields))
-    with pytest.raises(CaffeError, match="fc6_CA: weight needs 24 numbers, got 23"):
+    with pytest.raises(CaffeError, match=f"fc6_CA: weight needs 24 numbers, got {count}"):
+        files.load(one_block())
+
+
+def test_what_a_caffemodel_says_of_its_training_must_agree(files):
+    """It need not say more than the type."""
+    others, weights = caffemodel(with_blobs(fc7_CA=None)), numbers((3, 3), 3)
+    named = delimited(1, b"fc7_CA") + delimited(2, b"InnerProduct")
+    bare = named + b"".join(delimited(7, blob(values)) for values in weights)
+    files.caffemodel.write_bytes(others + delimited(100, bare))
+    files.load(one_block())
+    transposed = layer("fc7_CA", weights) + delimited(117, integer(6, 1))
+    files.caffemodel.write_bytes(others + delimited(100, transposed))
+    with pytest.raises(CaffeError, match="fc7_CA: transpose must be False, got True"):
         files.load(one_block())
 
 
