@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,8 +27,14 @@ import wae
 from wae import cli
 from wae.data.dataset import DatasetError, InMemory
 from wae.data.folder import image_folder
-from wae.experiments import accelerate, acceleration_report, rivals
-from wae.experiments.accelerate import Settings
+from wae.experiments import accelerate
+from wae.experiments.accelerate import AccelerationError, Settings
+from wae.experiments.acceleration import deployment, measuring, report, rivals, target, training, trials
+from wae.experiments.acceleration.data import Sets, in_memory, readable
+from wae.experiments.acceleration.folder import ORIGINAL, TRIALS, Record, open_record
+from wae.experiments.acceleration.networks import begun, teacher
+from wae.experiments.acceleration.plans import plan_for
+from wae.experiments.acceleration.task import open_task
 from wae.inference.deployed import DisagreementError
 from wae.inference.engines import Engine, EngineError
 from wae.inference.saved import load_deployed
@@ -238,14 +245,14 @@ def test_rivals_are_trained_and_reported(tmp_path):
     options = {"input_size": SIDE, "epochs": 2, "mimic": 0.0, "engine": "eager", "precision": "float32"}
     wae.accelerate(build(), loaders, tmp_path / "out", compare=True, console=Console(quiet=True), **options)
     found = json.loads((tmp_path / "out" / "accelerate.json").read_text())["found"]
-    report = (tmp_path / "out" / "report.md").read_text()
+    text = (tmp_path / "out" / "report.md").read_text()
     for rival in rivals.NAMES:
         if reason := found[f"rival: {rival}"].get("left out"):
             assert "Torch-Pruning is not installed" in reason
-            assert f"- {rival} is left out: {reason}" in report
+            assert f"- {rival} is left out: {reason}" in text
         else:
             assert found["deployed"][rival]["accuracy"] > 0.8
-            assert report.count(f"| {rival} |") == 2
+            assert text.count(f"| {rival} |") == 2
     assert found["rival: half resolution"]["side"] == SIDE // 2
     adds = {name: side["multiply_adds"] for name, side in found["deployed"].items() if name != "images"}
     assert adds["half resolution"] < 0.3 * adds["original"]
@@ -319,19 +326,19 @@ def test_a_pruned_rival_is_made_by_its_own_method(monkeypatch):
 
 @pytest.mark.slow
 def test_a_rival_that_no_engine_runs_is_left_out(tmp_path, monkeypatch):
-    def deployed(self, network, data):
+    def fastest(task, network, size):
         if isinstance(network, AtSize):
             raise DisagreementError("eager is off by 1")
-        return whole(self, network, data)
+        return whole(task, network, size)
 
-    whole = accelerate._Acceleration._deployed
-    monkeypatch.setattr(accelerate._Acceleration, "_deployed", deployed)
+    whole = deployment.fastest
+    monkeypatch.setattr(deployment, "fastest", fastest)
     loaders = tuple([of_two_classes(number, number)] for number in (64, 32))
     options = {"input_size": SIDE, "epochs": 1, "mimic": 0.0, "engine": "eager", "precision": "float32"}
     wae.accelerate(build(), loaders, tmp_path / "out", compare=True, console=Console(quiet=True), **options)
-    report = (tmp_path / "out" / "report.md").read_text()
-    assert "- half, equal cost is left out: eager is off by 1" in report
-    assert report.count("| half resolution |") == 2
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "- half, equal cost is left out: eager is off by 1" in text
+    assert text.count("| half resolution |") == 2
 
 
 @pytest.mark.slow
@@ -526,8 +533,8 @@ def test_settings_that_make_no_sense(entry, value):
     ],
 )
 def test_an_engine_that_cannot_run_is_found_out_before_the_training(tmp_path, options, message):
-    with pytest.raises(accelerate.AccelerationError, match=message):
-        steps_of(tmp_path, **options)
+    with pytest.raises(AccelerationError, match=message):
+        task_of(tmp_path, **options)
 
 
 class Masked(nn.Module):
@@ -566,8 +573,12 @@ def test_a_plan_without_labels_is_found_out_before_the_training():
 # ---------------------------------------------------------------------------------------- steps by themselves
 
 
-def steps_of(tmp_path, training=20, test=7, **options):
-    """Of an acceleration of the network of five classes, on noise in memory; and its images to train on."""
+def opened(settings):
+    return open_task(settings, Console(quiet=True), torch.device("cpu"))
+
+
+def task_of(tmp_path, training=20, test=7, **options):
+    """To accelerate the network of five classes, on noise in memory; and its images to train on."""
     sets = [
         InMemory(
             torch.randint(256, (number, 3, SIDE, SIDE), dtype=torch.uint8),
@@ -578,39 +589,38 @@ def steps_of(tmp_path, training=20, test=7, **options):
         )
         for number, augment in ((training, True), (test, False))
     ]
-    settings = Settings(build(), tuple(sets), tmp_path, input_size=SIDE, **options)
-    return accelerate._Acceleration(settings, Console(quiet=True), torch.device("cpu")), sets[0]
+    return opened(Settings(build(), tuple(sets), tmp_path, input_size=SIDE, **options)), sets[0]
 
 
 def test_a_trial_is_trained_and_tested_on_training_images_alone(tmp_path, monkeypatch):
     """Each fifth is kept aside, and not augmented; the test images are not looked at."""
-    steps, images = steps_of(tmp_path)
+    task, images = task_of(tmp_path)
     seen = []
 
     def train(model, plan, training, test, *, teacher, **options):
         seen.append((plan, training, test, teacher))
         return [Epoch(0, "joint", 0, {}, Accuracy(top1, 1.0, 1.0, 4), 1.0) for top1 in (0.5, 0.75, 0.25)]
 
-    monkeypatch.setattr(accelerate, "train", train)
-    record = accelerate._Record(tmp_path / "record.json", {})
-    assert [steps._trial(record, steps.form, mimic) for mimic in (0.0, 1.0, 1.0)] == [0.25] * 3
-    (_, _, _, none), (plan, training, kept, teacher) = seen  # the second trial with 1 is read from the record
+    monkeypatch.setattr(training, "train", train)
+    record = Record(tmp_path / "record.json", {})
+    assert [trials.trial(task, record, task.form, mimic) for mimic in (0.0, 1.0, 1.0)] == [0.25] * 3
+    (_, _, _, none), (plan, others, kept, taught_by) = seen  # the second trial with 1 is read from the record
     rest = [number for number in range(20) if number % 5]
     assert torch.equal(kept.images, images.images[::5])
-    assert torch.equal(training.images, images.images[rest])
-    assert (training.augment, kept.augment) == (True, False)
-    whole = steps._plan(16, 1.0)
+    assert torch.equal(others.images, images.images[rest])
+    assert (others.augment, kept.augment) == (True, False)
+    whole = plan_for(task, 16, 1.0)
     assert [s.epochs for s in plan.stages] == [max(1, round(s.epochs / 4)) for s in whole.stages]
     assert plan.stages[-1].mimic_weight == 1.0
     assert none is None
     with torch.no_grad():
-        assert torch.equal(teacher(kept.images), steps.stock(kept.images))
+        assert torch.equal(taught_by(kept.images), task.original.classifier()(kept.images))
 
 
 def test_a_folder_is_trained_on_augmented_and_tested_on_its_other_part(tmp_path):
     write_crops(tmp_path / "data", 2, 1)
     settings = Settings(build(), tmp_path / "data", tmp_path / "out", input_size=SIDE, seed=4)
-    sets = accelerate._Acceleration(settings, Console(quiet=True), torch.device("cpu")).sets
+    sets = opened(settings).sets(SIDE)
     parts = [(Path(data.samples[0][0]).parts[-3], len(data)) for data in sets]
     assert parts == [("train", 10), ("train", 10), ("val", 5)]
     changes = [not torch.equal(*(data.batch([0], epoch)[0] for epoch in (0, 1))) for data in sets]
@@ -623,50 +633,51 @@ def test_classes_are_in_the_order_of_the_original(tmp_path):
     save_classifier(path, named("small_photo_vgg", 3), "small_photo_vgg", ("c", "a", "b"), Input(SIDE))
     images = torch.randint(256, (6, 3, SIDE, SIDE), dtype=torch.uint8)
     held = InMemory(images, torch.tensor([0, 0, 1, 1, 2, 2]), ("a", "b", "c"), False, 0)
-    settings = Settings(str(path), (held, held), tmp_path / "out")
-    steps = accelerate._Acceleration(settings, Console(quiet=True), torch.device("cpu"))
-    for data in steps.sets:
+    for data in opened(Settings(str(path), (held, held), tmp_path / "out")).sets(SIDE):
         assert data.labels == ("c", "a", "b")
         assert data.batch(range(6), 0)[1].tolist() == [1, 1, 2, 2, 0, 0]
 
 
 def test_the_original_is_measured_on_the_test_images(tmp_path):
     """Which are labelled here as it finds, those to train on as it does not."""
-    steps, images = steps_of(tmp_path)
-    held = (images, steps.sets.test)
+    task, images = task_of(tmp_path)
+    held = (images, task.sets(SIDE).test)
     with torch.no_grad():
-        found = [steps.stock(data.images).argmax(1) for data in held]
+        found = [task.original.classifier()(data.images).argmax(1) for data in held]
     labelled = [
         InMemory(data.images, (classes + wrong) % 5, CLASSES, False, 0)
         for data, classes, wrong in zip(held, found, (1, 0), strict=True)
     ]
     settings = Settings(build(), tuple(labelled), tmp_path, input_size=SIDE)
-    measured = accelerate._Acceleration(
-        settings, Console(quiet=True), torch.device("cpu")
-    )._measure_original()
+    measured = measuring.measure_original(opened(settings))
     assert measured["accuracy"] == 1.0
     assert [entry["right"] for entry in measured["classes"]] == torch.bincount(found[1], minlength=5).tolist()
     assert measured["multiply_adds"] == count(network(), (SIDE, SIDE)).multiply_adds
 
 
 @pytest.mark.parametrize("mimic", [0.0, 1.0])
-@pytest.mark.parametrize("step", ["_train", "_train_rival"])
-def test_the_network_and_its_rivals_see_the_same_images_and_teacher(tmp_path, monkeypatch, step, mimic):
-    steps, _ = steps_of(tmp_path)
+@pytest.mark.parametrize("who", ["accelerated", rivals.HALF])
+def test_the_network_and_its_rivals_see_the_same_images_and_teacher(tmp_path, monkeypatch, who, mimic):
+    task, _ = task_of(tmp_path)
     seen = []
 
     def train(model, plan, *sets, teacher, **options):
         seen.append((plan, sets, teacher))
         raise InterruptedError
 
-    monkeypatch.setattr(accelerate, "train", train)
-    record = accelerate._Record(tmp_path / "record.json", {}, {f"chosen: {rivals.HALF}": {"side": SIDE // 2}})
+    monkeypatch.setattr(training, "train", train)
+    record = Record(tmp_path / "record.json", {}, {f"chosen: {rivals.HALF}": {"side": SIDE // 2}})
+    step = (
+        training.train_accelerated
+        if who == "accelerated"
+        else partial(rivals.train_rival, record=record, name=who)
+    )
     with pytest.raises(InterruptedError):
-        steps._train(mimic) if step == "_train" else steps._train_rival(rivals.HALF, mimic, record)
-    (plan, sets, teacher), whole = seen[0], steps._plan(20, mimic)
-    assert sets == (steps.sets.training, steps.sets.test)
-    assert (teacher is not None) == bool(mimic)
-    if step == "_train":
+        step(task, form=task.form, mimic=mimic)
+    (plan, sets, taught_by), whole = seen[0], plan_for(task, 20, mimic)
+    assert sets == (task.sets(SIDE).training, task.sets(SIDE).test)
+    assert (taught_by is not None) == bool(mimic)
+    if who == "accelerated":
         assert plan == whole
     else:  # as many epochs with labels
         assert plan.stages == tuple(replace(stage, kind="classifier") for stage in whole.stages[1:])
@@ -675,9 +686,8 @@ def test_the_network_and_its_rivals_see_the_same_images_and_teacher(tmp_path, mo
 def test_of_a_network_with_a_new_head_that_alone_is_trained_first(tmp_path):
     images, labels = of_two_classes(8, 0)
     held = InMemory(images, labels, ("dark", "light"), False, 0)
-    settings = Settings(build(), (held, held), tmp_path, input_size=SIDE)
-    steps = accelerate._Acceleration(settings, Console(quiet=True), torch.device("cpu"))
-    free = {name: p.shape[0] for name, p in steps.original.network.named_parameters() if p.requires_grad}
+    task = opened(Settings(build(), (held, held), tmp_path, input_size=SIDE))
+    free = {name: p.shape[0] for name, p in task.original.network.named_parameters() if p.requires_grad}
     assert set(free.values()) == {2}  # classes
     assert len(free) == 2
 
@@ -685,8 +695,7 @@ def test_of_a_network_with_a_new_head_that_alone_is_trained_first(tmp_path):
 def test_a_new_head_is_trained_as_long_as_the_network_at_a_higher_rate(tmp_path, monkeypatch):
     images, labels = of_two_classes(8, 0)
     held = InMemory(images, labels, ("dark", "light"), False, 0)
-    settings = Settings(build(), (held, held), tmp_path, input_size=SIDE, epochs=6, seed=3)
-    steps = accelerate._Acceleration(settings, Console(quiet=True), torch.device("cpu"))
+    task = opened(Settings(build(), (held, held), tmp_path, input_size=SIDE, epochs=6, seed=3))
     seen = []
 
     def train(model, plan, *sets, state, **options):
@@ -695,35 +704,35 @@ def test_a_new_head_is_trained_as_long_as_the_network_at_a_higher_rate(tmp_path,
         model.train()
         return [Epoch(0, "classifier", 0, {}, None, 1.0)] * 5
 
-    monkeypatch.setattr(accelerate, "train", train)
-    assert steps._train_head() == {"epochs": 5}
+    monkeypatch.setattr(training, "train", train)
+    assert training.train_head(task) == {"epochs": 5}
     ((model, plan, *others),) = seen
-    assert model is steps.stock
+    assert model.network is task.original.network
     assert not model.training
-    assert others == [(steps.sets.training, steps.sets.test), False, None]
-    *_, joint = steps._plan(8, 0.0).stages
+    assert others == [(task.sets(SIDE).training, task.sets(SIDE).test), False, None]
+    *_, joint = plan_for(task, 8, 0.0).stages
     (stage,) = plan.stages
     assert (stage.kind, stage.learning_rate, plan.batch, plan.seed) == ("classifier", 1e-2, 8, 3)
     assert joint.learning_rate < 1e-3
-    assert (tmp_path / accelerate.ORIGINAL).is_file()
-    assert [path.stem for path in (tmp_path / accelerate.TRIALS).iterdir()] == ["head"]
-    steps._forget("head")  # when it is on the record
-    assert not list((tmp_path / accelerate.TRIALS).iterdir())
+    assert (tmp_path / ORIGINAL).is_file()
+    assert [path.stem for path in (tmp_path / TRIALS).iterdir()] == ["head"]
+    training.forget(task, "head")  # when it is on the record
+    assert not list((tmp_path / TRIALS).iterdir())
 
 
 def test_a_rivals_checkpoint_stays_until_its_result_is_on_the_record(tmp_path, monkeypatch):
     """A run that was stopped in between trained the rival again, from its first epoch."""
-    steps, _ = steps_of(tmp_path, plan=Plan("x", (Stage("joint", 1, 1e-3),), batch=10), compare=True)
+    task, _ = task_of(tmp_path, plan=Plan("x", (Stage("joint", 1, 1e-3),), batch=10), compare=True)
     monkeypatch.setattr(rivals, "NAMES", (rivals.HALF,))
     monkeypatch.setattr(rivals, "find", lambda *arguments: {"side": SIDE // 2})
-    recorded, write = [], accelerate._Record.write
+    recorded, write = [], Record.write
 
     def write_it(record):
         recorded.append((set(record.found), {path.stem for path in (tmp_path / "trials").glob("*.saf*")}))
         write(record)
 
-    monkeypatch.setattr(accelerate._Record, "write", write_it)
-    steps.train()
+    monkeypatch.setattr(Record, "write", write_it)
+    accelerate.train_all(task, open_record(tmp_path, task.as_dict()))
     assert recorded[-1] == (recorded[-2][0] | {f"rival: {rivals.HALF}"}, {rivals.HALF})
     assert not list((tmp_path / "trials").iterdir())
 
@@ -732,9 +741,8 @@ def test_all_is_trained_of_a_network_that_was_frozen_and_the_users_own_stays(tmp
     original = build().train().requires_grad_(False)
     images, labels = of_two_classes(8, 0)
     sets = tuple(InMemory(images, labels + shift, CLASSES, False, 0) for shift in (0, 1))
-    settings = Settings(original, sets, tmp_path, input_size=SIDE)
-    steps = accelerate._Acceleration(settings, Console(quiet=True), torch.device("cpu"))
-    for network in (steps._network(steps.form), steps._rival(rivals.HALF, {"side": SIDE // 2})):
+    task = opened(Settings(original, sets, tmp_path, input_size=SIDE))
+    for network in (begun(task, task.form), rivals.made(task, rivals.HALF, {"side": SIDE // 2})):
         assert all(parameter.requires_grad for parameter in network.parameters())
     assert original.training
     assert not any(parameter.requires_grad for parameter in original.parameters())
@@ -744,22 +752,27 @@ def test_an_onnx_file_that_disagrees_is_left_out_with_the_reason(tmp_path, monke
     def export(*arguments, **options):
         raise DisagreementError("the onnx file is off by 1\nand more")
 
-    monkeypatch.setattr(accelerate, "export", export)
-    steps, _ = steps_of(tmp_path)
-    assert steps._export(steps._network(steps.form)) == {"not written": "the onnx file is off by 1"}
+    monkeypatch.setattr(deployment, "export", export)
+    task, _ = task_of(tmp_path)
+    assert deployment.write_onnx(task, begun(task, task.form), SIDE) == {
+        "not written": "the onnx file is off by 1"
+    }
 
 
 @pytest.mark.parametrize(("without", "taught", "best"), [(0.5, 0.6, 1.0), (0.6, 0.5, 0.0)])
 def test_the_better_of_two_trials_says_whether_the_original_teaches(
     tmp_path, monkeypatch, without, taught, best
 ):
-    steps, _ = steps_of(tmp_path)
-    monkeypatch.setattr(steps, "_trial", lambda record, form, mimic: taught if mimic else without)
-    assert steps._try_mimic(None) == {"weight": best, "accuracies": {"0.0": without, "1.0": taught}}
+    task, _ = task_of(tmp_path)
+    monkeypatch.setattr(trials, "trial", lambda task, record, form, mimic: taught if mimic else without)
+    assert trials.better_mimic(task, None, task.form) == {
+        "weight": best,
+        "accuracies": {"0.0": without, "1.0": taught},
+    }
 
 
 def test_the_plan_keeps_what_the_original_knows_and_takes_what_a_user_asks_for(tmp_path):
-    steps, _ = steps_of(tmp_path, epochs=6, seed=3)
+    task, _ = task_of(tmp_path, epochs=6, seed=3)
     labelled = {"optimizer": "adamw", "weight_decay": 0.05, "mimic_weight": 0.5, "mimic_temperature": 2.0}
     # 2000 steps of 32 images were 64 epochs, of which 30 are enough; 3, 10 and 30 become 1, 2 and 6
     stages = (
@@ -768,45 +781,47 @@ def test_the_plan_keeps_what_the_original_knows_and_takes_what_a_user_asks_for(t
         Stage("joint", 6, 3e-4, warmup=1.5, encoder_rate=0.1, **labelled),
     )
     name = "sequential:given"
-    assert steps._plan(1000, 0.5) == Plan(name, stages, batch=32, norm_statistics="kept", seed=3)
+    assert plan_for(task, 1000, 0.5) == Plan(name, stages, batch=32, norm_statistics="kept", seed=3)
     own = Plan(
         "x", (Stage("transform", 1, 0.1), Stage("joint", 4, 0.2, mimic_weight=3.0)), 64, start="linear"
     )
-    steps, _ = steps_of(tmp_path, plan=own, learning_rate=0.5, batch=10)
-    given = steps._plan(1000, 0.0)
+    task, _ = task_of(tmp_path, plan=own, learning_rate=0.5, batch=10)
+    given = plan_for(task, 1000, 0.0)
     assert (given.model, given.batch, given.start) == (name, 10, "random")
     assert [(s.epochs, s.learning_rate, s.mimic_weight) for s in given.stages] == [(1, 0.5, 0), (4, 0.5, 3)]
-    assert steps_of(tmp_path, plan=own, mimic=0.0)[0]._plan(1000, 0.0).stages[1].mimic_weight == 0.0
+    task, _ = task_of(tmp_path, plan=own, mimic=0.0)
+    assert plan_for(task, 1000, 0.0).stages[1].mimic_weight == 0.0
     assert not any(stage.mimic_mirrored for stage in given.stages)
-    steps, _ = steps_of(tmp_path, plan=own, mimic_mirrored=True)
-    assert steps._plan(1000, 3.0).stages[1] == replace(own.stages[1], mimic_mirrored=True)
+    task, _ = task_of(tmp_path, plan=own, mimic_mirrored=True)
+    assert plan_for(task, 1000, 3.0).stages[1] == replace(own.stages[1], mimic_mirrored=True)
 
 
 def test_a_teacher_sees_images_of_its_own_size(tmp_path):
-    steps, _ = steps_of(tmp_path)
+    task, _ = task_of(tmp_path)
     images = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
     small = torch.nn.functional.interpolate(images.float(), (SIDE, SIDE), mode="bilinear", antialias=True)
     with torch.no_grad():
-        found, wanted = steps._teacher(Form(64)).eval()(images), steps.stock(small)
+        found, wanted = teacher(task, 64, 1.0).eval()(images), task.original.classifier()(small)
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
 
 
 def test_a_network_begins_with_the_same_weights_each_time(tmp_path):
-    steps, _ = steps_of(tmp_path)
-    one, other = (steps._network(steps.form).state_dict() for _ in range(2))
+    task, _ = task_of(tmp_path)
+    one, other = (begun(task, task.form).state_dict() for _ in range(2))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_the_preprocessing_that_is_asked_for_is_taken(tmp_path):
-    steps, images = steps_of(tmp_path, mean=MEAN, std=STD, interpolation="bicubic")
-    assert steps.original.input.interpolation == "bicubic"
+    task, images = task_of(tmp_path, mean=MEAN, std=STD, interpolation="bicubic")
+    assert task.original.input.interpolation == "bicubic"
     with torch.no_grad():
-        assert torch.allclose(steps.stock(images.images), network().eval()(images.images), atol=1e-4)
+        found, wanted = (one.eval()(images.images) for one in (task.original.classifier(), network()))
+    assert torch.allclose(found, wanted, atol=1e-4)
 
 
 def test_a_rivals_time_is_a_share_of_the_accelerated_networks(tmp_path, monkeypatch):
     """Each on images of its own size, as many as a call has."""
-    steps, _ = steps_of(tmp_path, images=2)
+    task, _ = task_of(tmp_path, images=2)
     seen, sizes, asked = [], [], {}
 
     def interleaved(calls, seconds, **options):
@@ -820,27 +835,26 @@ def test_a_rivals_time_is_a_share_of_the_accelerated_networks(tmp_path, monkeypa
         other.register_forward_hook(lambda module, given, result: seen.append(tuple(result.shape)))
         return {"time": share_of_time(other)}
 
-    ours = steps._network(steps.form).eval()
+    ours = begun(task, task.form).eval()
     ours.register_forward_pre_hook(lambda module, given: sizes.append(tuple(given[0].shape)))
-    steps.form = Form(64)
     large = InMemory(torch.zeros(5, 3, 64, 64, dtype=torch.uint8), torch.arange(5), CLASSES, False, 0)
-    steps.sets = accelerate.Sets(large, large, large)
-    monkeypatch.setattr(accelerate, "interleaved", interleaved)
-    monkeypatch.setattr(accelerate.rivals, "find", find)
-    monkeypatch.setattr(steps, "_trained", lambda: ours)
-    assert steps._find_rival(rivals.EQUAL_COST) == {"time": 1.5}
+    task.opened[64] = Sets(large, large, large)
+    monkeypatch.setattr(measuring, "interleaved", interleaved)
+    monkeypatch.setattr(rivals, "find", find)
+    monkeypatch.setattr(rivals, "trained", lambda task: ours)
+    assert rivals.find_for(task, rivals.EQUAL_COST, Form(64)) == {"time": 1.5}
     assert (seen, sizes[-1]) == ([(2, 3, SIDE, SIDE)], (2, 3, 64, 64))
     assert asked == {"size": SIDE, "multiply_adds": count(ours, (64, 64)).multiply_adds}
 
 
 def test_each_side_is_deployed_timed_and_tested_by_itself(tmp_path, monkeypatch):
     """On test images that are labelled as the original finds; those to train on are not."""
-    steps, images = steps_of(tmp_path, engine="eager", precision="float32", images=2)
-    test = steps.sets.test
+    task, images = task_of(tmp_path, engine="eager", precision="float32", images=2)
+    test, stock = task.sets(SIDE).test, task.original.classifier()
     with torch.no_grad():
-        test.targets[:] = steps.stock(test.images).argmax(1)
-        images.targets[:] = (steps.stock(images.images).argmax(1) + 1) % 5
-    ours = steps._network(steps.form).eval()
+        test.targets[:] = stock(test.images).argmax(1)
+        images.targets[:] = (stock(images.images).argmax(1) + 1) % 5
+    ours = begun(task, task.form).eval()
     with torch.no_grad():
         share = (ours(test.images).argmax(1) == test.targets).float().mean().item()
     names = ("original, PyTorch", "original, deployed", "accelerated, PyTorch", "accelerated, deployed")
@@ -853,13 +867,13 @@ def test_each_side_is_deployed_timed_and_tested_by_itself(tmp_path, monkeypatch)
             name: Timing(seconds, 0, 0, 1) for name, seconds in zip(names, (4.0, 3.0, 2.0, 1.0), strict=True)
         }
 
-    monkeypatch.setattr(accelerate, "interleaved", interleaved)
-    found = steps._deploy(ours, accelerate._Record(tmp_path / "record.json", {}))
+    monkeypatch.setattr(measuring, "interleaved", interleaved)
+    found = deployment.deploy_all(task, Record(tmp_path / "record.json", {}), ours, SIDE)
     assert shapes == [2] * 4
     sides = [found[name] for name in ("original", "accelerated")]
     assert [(side["eager seconds"], side["seconds"]) for side in sides] == [(4.0, 3.0), (2.0, 1.0)]
     assert [side["accuracy"] for side in sides] == [1.0, pytest.approx(share)]
-    costs = [count(network, (SIDE, SIDE)).multiply_adds for network in (steps.stock, ours)]
+    costs = [count(network, (SIDE, SIDE)).multiply_adds for network in (stock, ours)]
     assert [side["multiply_adds"] for side in sides] == costs
     assert sum(entry["right"] for entry in sides[1]["classes"]) == round(share * len(test))
     assert load_deployed(tmp_path / "deployed").size == (SIDE, SIDE)
@@ -868,7 +882,7 @@ def test_each_side_is_deployed_timed_and_tested_by_itself(tmp_path, monkeypatch)
 def test_images_are_taken_from_all_over_a_set(tmp_path):
     numbers = torch.arange(200, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 2, 2).clone()
     data = InMemory(numbers, torch.zeros(200, dtype=torch.int64), ("a",), False, 0)
-    taken = accelerate._readable(data, 4)[:, 0, 0, 0].tolist()
+    taken = readable(data, 4)[:, 0, 0, 0].tolist()
     assert taken == [0, 50, 100, 150]
 
 
@@ -878,7 +892,7 @@ def test_loaders_become_images_as_they_are(has_all):
     images, labels = of_two_classes(8, 0)
     loaders = [[(images[:5], labels[:5]), (images[5:], labels[5:])] for _ in range(2)]
     loaders[1 - has_all] = [(images[::2], labels[::2])]
-    held = accelerate._in_memory(*loaders)
+    held = in_memory(*loaders)
     for data, step in zip(held, (1, 2) if has_all == 0 else (2, 1), strict=True):
         for epoch in (0, 1):
             found = data.batch(range(len(data)), epoch)
@@ -886,7 +900,7 @@ def test_loaders_become_images_as_they_are(has_all):
             assert torch.equal(found[1], labels[::step])
         assert data.labels == ("0", "1")
     with pytest.raises(DatasetError, match="a loader must give images and labels, got one that gives noth"):
-        accelerate._in_memory(loaders[0], [])
+        in_memory(loaders[0], [])
 
 
 def test_images_are_counted_by_class_and_those_that_fill_a_batch_are_not():
@@ -901,8 +915,8 @@ def test_images_are_counted_by_class_and_those_that_fill_a_batch_are_not():
 
     images = torch.tensor([0, 1, 1, 0, 0, 3, 3], dtype=torch.uint8).view(7, 1, 1, 1).expand(7, 3, 2, 2)
     data = InMemory(images.clone(), torch.tensor([0, 0, 1, 1, 0, 3, 2]), CLASSES, False, 0)
-    filled = accelerate._Filled(Deployed())
-    found = accelerate._by_class(filled, data, 5, torch.device("cpu"))
+    filled = deployment.Filled(Deployed())
+    found = measuring.by_class(filled, data, 5, torch.device("cpu"))
     pairs = [(entry["right"], entry["of"]) for entry in found]
     assert pairs == [(2, 3), (1, 2), (0, 1), (1, 1), (0, 0)]
     assert evaluate(filled, data, 5).top1 == pytest.approx(4 / 7)
@@ -916,27 +930,26 @@ def test_all_settings_but_those_of_the_machine_decide_whether_a_run_goes_on():
 
 def test_a_run_goes_on_with_its_own_test_images_alone(tmp_path):
     """Else the report would compare a network's accuracy on some with the other's on others."""
-    steps, _ = steps_of(tmp_path)
-    begun = steps._record()
-    other = steps.sets._replace(test=steps.sets.test.subset(range(6)))
-    steps._opened_sets = {SIDE: other}
+    task, _ = task_of(tmp_path)
+    record = open_record(tmp_path, task.as_dict())
+    task.opened[SIDE] = task.sets(SIDE)._replace(test=task.sets(SIDE).test.subset(range(6)))
     with pytest.raises(CheckpointError, match="was begun with another test data; --force begins anew"):
-        steps._record()
-    del begun.settings["test data"]  # a folder of before it was known
-    begun.write()
-    assert steps._record().settings["test data"]["number of images"] == 6
+        open_record(tmp_path, task.as_dict())
+    del record.settings["test data"]  # a folder of before it was known
+    record.write()
+    assert open_record(tmp_path, task.as_dict()).settings["test data"]["number of images"] == 6
 
 
 def test_a_folder_of_before_there_was_a_setting_had_its_default(tmp_path):
-    (steps, other) = (steps_of(tmp_path, mimic_mirrored=mirrored)[0] for mirrored in (False, True))
-    begun = steps._record()
-    del begun.settings["mimic_mirrored"]
-    begun.found["head"] = 1
-    begun.write()
-    assert steps._record().found == {"head": 1}
-    other._opened_sets = steps._opened_sets  # the same images
+    (task, other) = (task_of(tmp_path, mimic_mirrored=mirrored)[0] for mirrored in (False, True))
+    record = open_record(tmp_path, task.as_dict())
+    del record.settings["mimic_mirrored"]
+    record.found["head"] = 1
+    record.write()
+    assert open_record(tmp_path, task.as_dict()).found == {"head": 1}
+    other.opened.update(task.opened)  # the same images
     with pytest.raises(CheckpointError, match=r"another mimic_mirrored \(False, not True\)"):
-        other._record()
+        open_record(tmp_path, other.as_dict())
 
 
 # ------------------------------------------------------------------------------------------------- the report
@@ -978,17 +991,15 @@ def found(**more):
 
 
 def test_the_classes_that_lost():
-    assert acceleration_report.lost(found()) == [("<a>", 0.9, 0.8, 10)]
-    text = acceleration_report.markdown("net", found())
+    assert report.lost(found()) == [("<a>", 0.9, 0.8, 10)]
+    text = report.markdown("net", found())
     assert "| <a> | 90.0 % | 80.0 % | 10 |" in text
     assert "4.0 times as fast as the original in PyTorch, 2.0 times as fast as in its fastest engine" in text
     assert "There is no ONNX file: no ONNX Runtime." in text
     assert "does not pay" not in text
     slow = found()
     slow["deployed"]["accelerated"]["seconds"] = 0.003
-    assert "top-1 accuracy 92.00 % to 90.00 %: WAE does not pay here." in acceleration_report.markdown(
-        "net", slow
-    )
+    assert "top-1 accuracy 92.00 % to 90.00 %: WAE does not pay here." in report.markdown("net", slow)
 
 
 def deployed_side(name, accuracy, seconds, eager, multiply_adds=0):
@@ -1011,7 +1022,7 @@ def test_every_row_has_the_numbers_of_its_side():
         "half": deployed_side("c", 0.49, 0.0005, 0.016, 2 * 10**9),
     }
     of["deployed"]["accelerated"]["classes"] = found()["deployed"]["accelerated"]["classes"]
-    assert acceleration_report.rows(of) == [
+    assert report.rows(of) == [
         ("original", "PyTorch", 0.9, 0.008, 4 * 10**9),
         ("original", "a, int8", 0.89, 0.004, 4 * 10**9),
         ("accelerated", "PyTorch", 0.8, 0.002, 10**9),
@@ -1019,7 +1030,7 @@ def test_every_row_has_the_numbers_of_its_side():
         ("half", "PyTorch", 0.5, 0.016, 2 * 10**9),
         ("half", "c, int8", 0.49, 0.0005, 2 * 10**9),
     ]
-    text = acceleration_report.markdown("net", of)
+    text = report.markdown("net", of)
     assert "| top-1 accuracy | time of 1 image | faster |" in text
     assert "| original | PyTorch | 90.00 % | 8.00 ms | 1.0x | 4.000 G |" in text
     assert "| half | c, int8 | 49.00 % | 0.50 ms | 16.0x | 2.000 G |" in text
@@ -1027,13 +1038,13 @@ def test_every_row_has_the_numbers_of_its_side():
     assert "- pruned: 30% of the channels went." in text
     assert "- The original teaches" in text
     of["training"]["mimic"] = 0.0
-    assert "- The original's scores are no part of the loss." in acceleration_report.markdown("net", of)
+    assert "- The original's scores are no part of the loss." in report.markdown("net", of)
     for allowed, outcome in ((1.0, "met"), (0.9, "missed")):
         of["target"] = {"allowed": allowed / 1e3, "original": 0.004, "curve": []}
         wanted = (
             f"The deployed network {outcome} the target: 1.00 ms, at most {allowed:.2f} ms were asked for."
         )
-        assert wanted in acceleration_report.markdown("net", of)
+        assert wanted in report.markdown("net", of)
 
 
 def test_the_classes_that_lost_most_come_first_and_each_share_is_of_the_images_that_were_read():
@@ -1042,7 +1053,7 @@ def test_the_classes_that_lost_most_come_first_and_each_share_is_of_the_images_t
     of["original"]["classes"] = [{"right": right, "of": 10} for right in (9, 8, 5, 5)]
     now = [(8, 10), (2, 8), (5, 10), (6, 10)]
     of["deployed"]["accelerated"]["classes"] = [{"right": right, "of": all_} for right, all_ in now]
-    assert acceleration_report.lost(of) == [("much", 0.8, 0.25, 10), ("little", 0.9, 0.8, 10)]
+    assert report.lost(of) == [("much", 0.8, 0.25, 10), ("little", 0.9, 0.8, 10)]
 
 
 def test_the_page_escapes_and_shows_the_curve():
@@ -1051,9 +1062,7 @@ def test_the_page_escapes_and_shows_the_curve():
         {"size": 96, "factor": 2, "seconds": 2.0},
     ]
     parts = {name: torch.zeros(1, 3, 4, 4, dtype=torch.uint8) for name in ("image", "low", "high")}
-    page = acceleration_report.page(
-        "<net>", found(target={"curve": curve, "allowed": 1.0, "original": 2.0}), parts
-    )
+    page = report.page("<net>", found(target={"curve": curve, "allowed": 1.0, "original": 2.0}), parts)
     assert "<h1>&lt;net&gt;, accelerated</h1>" in page
     assert "<td>&lt;a&gt;</td>" in page
     assert "<td>64</td><td>4</td><td>500.00 ms</td><td>4.00x</td><td>yes</td><td>80.00 %</td>" in page
@@ -1067,30 +1076,29 @@ CURVE = [(96, 2, 0.9), (96, 4, 0.6), (64, 2, 0.5), (64, 4, 0.4), (32, 8, 0.1)]
 KEPT = {(96, 2): 0.99, (96, 4): 0.7, (64, 2): 0.9, (64, 4): 0.8, (32, 8): 0.95}
 
 
-def met(monkeypatch, tmp_path, curve=CURVE, **target):
+def met(monkeypatch, tmp_path, curve=CURVE, **options):
     """The target's outcome where these are the times and the trials' accuracies."""
     curve = [{"size": size, "factor": factor, "seconds": seconds} for size, factor, seconds in curve]
     tried = []
 
-    def trial(self, record, form, mimic):
+    def trial(task, record, form, mimic):
         tried.append((form.size, form.factor))
         weights.append(mimic)
         return KEPT[form.size, form.factor]
 
     weights = []
     times = {"original": 1.2, "engine": "eager", "curve": curve}
-    monkeypatch.setattr(accelerate._Acceleration, "_timed_forms", lambda self: times)
-    monkeypatch.setattr(accelerate._Acceleration, "_trial", trial)
+    monkeypatch.setattr(target, "timed_forms", lambda task: times)
+    monkeypatch.setattr(target, "trial", trial)
     write_crops(tmp_path / "data", 2, 1)
-    settings = Settings("tiny_original:build", tmp_path / "data", tmp_path / "out", input_size=48, **target)
-    steps = accelerate._Acceleration(settings, Console(quiet=True), torch.device("cpu"))
-    record = accelerate._Record(tmp_path / "record.json", {})
-    return steps._meet_target(record), tried, weights
+    settings = Settings("tiny_original:build", tmp_path / "data", tmp_path / "out", input_size=48, **options)
+    record = Record(tmp_path / "record.json", {})
+    return target.meet_target(opened(settings), record), tried, weights
 
 
-@pytest.mark.parametrize("target", [{"target": 2.0}, {"target_ms": 600.0}], ids=str)
-def test_of_the_slowest_that_meet_the_target_the_best_is_taken(monkeypatch, tmp_path, target):
-    outcome, tried, weights = met(monkeypatch, tmp_path, **target)
+@pytest.mark.parametrize("asked", [{"target": 2.0}, {"target_ms": 600.0}], ids=str)
+def test_of_the_slowest_that_meet_the_target_the_best_is_taken(monkeypatch, tmp_path, asked):
+    outcome, tried, weights = met(monkeypatch, tmp_path, **asked)
     assert tried == [(96, 4), (64, 2), (64, 4)]
     assert outcome["form"] == {"size": 64, "factor": 2}
     assert outcome["allowed"] == pytest.approx(0.6)
@@ -1105,20 +1113,20 @@ def test_the_original_teaches_in_a_targets_trials_as_the_plan_says(monkeypatch, 
 
 
 def test_a_form_that_the_engine_does_not_run_is_no_choice(monkeypatch, tmp_path):
-    deploy = accelerate.deploy
+    deploy = target.deploy
 
     def some(model, size, *arguments, **options):
         if size[0] == 32:
             raise EngineError("not this one")
         return deploy(model, size, *arguments, **options)
 
-    monkeypatch.setattr(accelerate, "deploy", some)
-    monkeypatch.setattr(accelerate, "_SECONDS", 0.01)
-    monkeypatch.setattr(accelerate, "_FACTORS", (4,))
+    monkeypatch.setattr(target, "deploy", some)
+    monkeypatch.setattr(target, "SECONDS", 0.01)
+    monkeypatch.setattr(target, "_FACTORS", (4,))
     write_crops(tmp_path / "data", 2, 1)
     options = {"input_size": 64, "engine": "eager", "precision": "float32"}
     settings = Settings("tiny_original:build", tmp_path / "data", tmp_path / "out", **options)
-    times = accelerate._Acceleration(settings, Console(quiet=True), torch.device("cpu"))._timed_forms()
+    times = target.timed_forms(opened(settings))
     assert [(entry["size"], entry["factor"]) for entry in times["curve"]] == [(64, 4)]
 
 
@@ -1145,8 +1153,7 @@ def test_the_forms_of_a_target_are_measured(tmp_path):
         engine="eager",
         precision="float32",
     )
-    steps = accelerate._Acceleration(settings, Console(quiet=True), torch.device("cpu"))
-    times = steps._timed_forms()
+    times = target.timed_forms(opened(settings))
     assert {(e["size"], e["factor"]) for e in times["curve"]} == {(s, f) for s in (64, 32) for f in (2, 4, 8)}
     assert all(entry["seconds"] > 0 for entry in times["curve"])
     assert times["original"] > 0

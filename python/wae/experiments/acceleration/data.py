@@ -1,0 +1,86 @@
+"""The images of an acceleration, in the size of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from wae.data.dataset import DatasetError, InMemory, spread
+from wae.data.folder import ImageFolder
+from wae.data.input import Input
+from wae.data.loading import open_dataset
+from wae.data.segmentation import SegmentationFolder
+from wae.data.shards import Shards
+
+from .settings import AccelerationError, Settings
+
+SAMPLE = 64
+"""Training images that are looked at where a few are enough."""
+
+Images: TypeAlias = ImageFolder | Shards | InMemory
+Loader: TypeAlias = Iterable[tuple[Tensor, Tensor]]
+"""Images, (N, 3, H, W) uint8, and labels, (N,) int64: a DataLoader, say."""
+
+
+class Sets(NamedTuple):
+    """The images in the size of a network."""
+
+    training: Images
+    """Augmented."""
+    plain: Images
+    """The same images as for a test."""
+    test: Images
+
+
+def in_memory(training: Loader, test: Loader) -> tuple[InMemory, InMemory]:
+    """What the loaders give, of the same classes: those that either has. Raises DatasetError."""
+    read = [tuple(map(torch.cat, zip(*loader, strict=True))) for loader in (training, test)]
+    if not all(read):
+        raise DatasetError("data: a loader must give images and labels, got one that gives nothing")
+    classes = [str(number) for number in range(1 + max(int(labels.max()) for _, labels in read))]
+    one, other = (InMemory(images, labels, classes, False, 0) for images, labels in read)
+    return one, other
+
+
+def open_sets(settings: Settings, input: Input | None) -> Sets:
+    """The images as ``input`` says, their classes in the data's order."""
+    s = settings
+    if isinstance(s.data, tuple):
+        training, test = s.data
+        plain = training.subset(range(len(training)))
+        plain.augment = False
+        return Sets(training, plain, test)
+    found = [
+        open_dataset(s.data, train, augment, s.seed, input, s.on_corrupt, s.max_pixels)
+        for train, augment in ((True, True), (True, False), (False, False))
+    ]
+    if isinstance(found[0], SegmentationFolder):
+        raise AccelerationError(f"{s.data}: has classes of pixels; classifiers alone are accelerated")
+    return Sets(*found)  # type: ignore[arg-type]  # all of one kind
+
+
+def sets_for(settings: Settings, input: Input, numbers: Sequence[int]) -> Sets:
+    """As :func:`open_sets`; class ``i`` becomes ``numbers[i]``. Raises DatasetError for another size."""
+    sets = Sets(*(data.renumbered(numbers) for data in open_sets(settings, input)))
+    for data in sets:
+        if isinstance(data, InMemory) and set(data.images.shape[2:]) != {input.size}:
+            height, width = data.images.shape[2:]
+            raise DatasetError(
+                f"images of {height} x {width} are not of the network's {input.size}: see size"
+            )
+    return sets
+
+
+def readable(data: Images, count: int) -> Tensor:
+    """``count`` images, or fewer, from all over ``data``; files that cannot be read may be left out.
+
+    Raises DatasetError where all that were tried are left out.
+    """
+    tried = spread(len(data), max(count, SAMPLE))
+    images = data.batch(tried.tolist(), 0)[0]
+    if not len(images):
+        raise DatasetError(f"none of {len(tried)} images that were tried can be read")
+    return images[spread(len(images), count)]

@@ -1,0 +1,117 @@
+"""All networks of an acceleration in their fastest forms; the new one, written for other programs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from wae.inference.deployed import Deployed, DisagreementError, deploy
+from wae.inference.engines import EngineError, in_turns
+from wae.inference.export import export
+from wae.inference.timing import Timing
+from wae.models.classifier import WAEClassifier
+from wae.models.counting import count
+from wae.training.trainer import evaluate
+from wae.wording import first_line
+
+from . import rivals
+from .data import readable
+from .folder import DEPLOYED, ONNX, Record
+from .measuring import SECONDS, by_class, call, images_of_a_call, timed
+from .task import Task
+
+_CALIBRATED = 100  # images at most, and as many to check on
+_AT_ONCE = 64  # images that a deployed network is evaluated on
+
+
+class _Side(NamedTuple):
+    """A network, the size of its images, and its fastest form."""
+
+    network: nn.Module
+    size: int
+    deployed: Deployed
+
+
+class Filled(nn.Module):
+    """A deployed network as a module that takes any number of images."""
+
+    def __init__(self, deployed: Deployed) -> None:
+        super().__init__()
+        self.forward = in_turns(deployed, deployed.batch)
+
+
+def deploy_all(task: Task, record: Record, model: WAEClassifier, size: int) -> dict[str, Any]:
+    """All networks in their fastest forms, timed in turns; the new one, for images of ``size``, saved."""
+    sides = _sides(task, record, model, size)
+    times = _timed_sides(task, sides)
+    found: dict[str, Any] = {"images": task.settings.images}
+    for name, side in sides.items():
+        deployed, test = side.deployed, task.sets(side.size).test
+        found[name] = {
+            "engine": deployed.engine,
+            "precision": deployed.precision,
+            "accuracy": evaluate(Filled(deployed), test, _AT_ONCE, task.device).score,
+            "seconds": times[f"{name}, deployed"].median,
+            "eager seconds": times[f"{name}, PyTorch"].median,
+            "drop": deployed.report["drop"],
+            "multiply_adds": count(side.network, (side.size, side.size)).multiply_adds,
+        }
+    ours, deployed = found["accelerated"], sides["accelerated"].deployed
+    ours["classes"] = by_class(Filled(deployed), task.sets(size).test, _AT_ONCE, task.device)
+    try:
+        deployed.save(task.settings.folder / DEPLOYED, force=True)
+    except EngineError as error:  # as all on GPUs
+        ours["not saved"] = first_line(error)
+    return found
+
+
+def fastest(task: Task, model: nn.Module, size: int) -> Deployed:
+    """The fastest form of ``model``, of those that the settings allow, for images of ``size``."""
+    s, plain = task.settings, task.sets(size).plain
+    images = min(_CALIBRATED, len(readable(plain, 2 * _CALIBRATED)) // 2)
+    return deploy(
+        model, (size, size), s.images, s.engine, precision=s.precision, calibration=plain,
+        calibration_images=images, max_drop=s.max_drop, seconds=SECONDS,
+    )  # fmt: skip
+
+
+def write_onnx(task: Task, model: WAEClassifier, size: int) -> dict[str, Any]:
+    """Write the ONNX file, or say why there is none."""
+    try:
+        report = export(model.cpu(), task.settings.folder / ONNX, "onnx", (size, size), force=True)
+    except (EngineError, DisagreementError) as error:
+        return {"not written": first_line(error)}
+    finally:
+        model.to(task.device)
+    return {"difference": report["difference"]}
+
+
+def _sides(task: Task, record: Record, model: WAEClassifier, size: int) -> dict[str, _Side]:
+    """Each network in its fastest form; a rival that no engine runs is left out, on the record too."""
+    stock = task.original.classifier().to(task.device)
+    sides = {
+        "original": _Side(stock, task.side, fastest(task, stock, task.side)),
+        "accelerated": _Side(model, size, fastest(task, model, size)),
+    }
+    for name in rivals.NAMES:
+        found = record.found.get(f"rival: {name}", {"left out": ""})
+        if "left out" in found:
+            continue
+        rival = rivals.trained_rival(task, name, found)
+        try:
+            sides[name] = _Side(rival, task.side, fastest(task, rival, task.side))
+        except (EngineError, DisagreementError) as error:
+            found["left out"] = first_line(error)
+    return sides
+
+
+def _timed_sides(task: Task, sides: Mapping[str, _Side]) -> Mapping[str, Timing]:
+    """The times of a call of each, in PyTorch and deployed, in turns."""
+    calls: dict[str, Callable[[], Tensor]] = {}
+    for name, side in sides.items():
+        images = images_of_a_call(task, side.size)
+        calls[f"{name}, PyTorch"] = call(side.network, images)
+        calls[f"{name}, deployed"] = call(side.deployed, images)
+    return timed(task, calls)

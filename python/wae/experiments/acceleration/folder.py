@@ -1,0 +1,97 @@
+"""The folder of an acceleration.
+
+::
+
+    folder/accelerate.json   the settings, and what each step found: what a stopped run goes on from
+          /plan.toml, state.safetensors, log.jsonl, tensorboard/, model.safetensors: as wae train's
+          /trials/, rivals/  checkpoints of the other trainings, until they are done; and the trained rivals
+          /deployed/         for wae.load_deployed
+          /model.onnx        where ONNX Runtime is installed
+          /original.safetensors: its weights, where it was given a new head
+          /report.md, report.html
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wae.storage.files import written
+from wae.storage.weights_file import CheckpointError
+from wae.training.lock import alone_in
+from wae.training.plan import changed
+from wae.training.processes import agreed, is_first
+from wae.training.session import LOG, MODEL, PLAN, STATE, TENSORBOARD
+
+from . import report
+from .settings import DEFAULTS
+
+RECORD, DEPLOYED, ONNX, TRIALS, RIVALS = "accelerate.json", "deployed", "model.onnx", "trials", "rivals"
+ORIGINAL = "original.safetensors"
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Within it no other process writes to the folder, which is made."""
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is no folder")
+    with alone_in(folder):
+        yield
+
+
+def clear(folder: Path) -> None:
+    """Remove what an acceleration left, the record last; what is not one's stays."""
+    if not (folder / RECORD).exists():
+        return
+    for name in (TENSORBOARD, TRIALS, DEPLOYED, RIVALS):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in (STATE, MODEL, ORIGINAL, PLAN, LOG, ONNX, *report.FILES, RECORD):
+        (folder / name).unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Record:
+    """The results so far, on disk after each step; the same in all processes."""
+
+    path: Path
+    settings: dict[str, Any]
+    found: dict[str, Any] = field(default_factory=dict)
+
+    def once(self, name: str, find: Callable[[], Any]) -> Any:
+        """The result of ``find``, which is called once; later calls and runs read it from the record."""
+        if name not in self.found:
+            self.found[name] = json.loads(json.dumps(find()))
+            self.write()
+        return self.found[name]
+
+    def write(self) -> None:
+        """Replace the file, in the first process."""
+        if is_first():
+            with written(self.path, force=True) as file:
+                file.write(json.dumps({"settings": self.settings, "found": self.found}, indent=1).encode())
+
+
+def open_record(folder: Path, settings: dict[str, Any]) -> Record:
+    """The folder's, after a check that it was begun with these ``settings``; or a new one."""
+    path = folder / RECORD
+    entries = list(folder.glob("[!.]*")) if is_first() else []
+    if not agreed(path.exists()):
+        if entries:
+            raise FileExistsError(f"{folder} is not empty, and holds no acceleration; name another folder")
+        record = Record(path, settings)
+        record.write()
+        return record
+    try:
+        made: Any = agreed(json.loads(path.read_bytes()) if is_first() else None)
+        known_later = {**DEFAULTS, "test data": settings["test data"]}
+        before, found = {**known_later, **made["settings"]}, dict(made["found"])
+    except (ValueError, LookupError, TypeError):
+        raise CheckpointError(f"{path}: is damaged; --force begins anew") from None
+    if different := ", ".join(changed(before, settings)):
+        raise CheckpointError(f"{folder}: was begun with another {different}; --force begins anew")
+    return Record(path, settings, found)

@@ -1,0 +1,78 @@
+"""What is measured of a network: its accuracy, class by class, and the time of a call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wae.data.loading import batches
+from wae.inference.timing import Timing, interleaved
+from wae.models.counting import count
+from wae.progress import bar
+from wae.training.accuracy import Accuracy
+from wae.training.processes import is_first
+from wae.training.trainer import evaluate
+
+from .data import Images, readable
+from .plans import plan_for
+from .task import Task
+
+SECONDS = 3.0
+"""Of timing."""
+
+
+def measure_original(task: Task) -> dict[str, Any]:
+    """Its accuracy on the test images, and its cost."""
+    sets, side = task.sets(task.side), task.side
+    data, batch = sets.test, 2 * plan_for(task, len(sets.training), 0.0).batch
+    stock = task.original.classifier().to(task.device)
+    with bar("testing the original", len(data), is_first()) as advance:
+        accuracy = evaluate(stock, data, batch, task.device, task.settings.workers, advance=advance)
+    assert isinstance(accuracy, Accuracy)  # classifiers alone are accelerated
+    return {
+        "accuracy": accuracy.score,
+        "top5": accuracy.top5,
+        "multiply_adds": count(stock, (side, side)).multiply_adds,
+        "classes": by_class(stock, data, batch, task.device),
+        "labels": list(data.labels),
+        "size": side,
+    }
+
+
+@torch.no_grad()
+def by_class(model: nn.Module, data: Images, batch: int, device: torch.device) -> list[dict[str, int]]:
+    """For each class of ``data`` its images, and those of them that are classified rightly."""
+    right, of = (torch.zeros(len(data.labels), dtype=torch.int64) for _ in range(2))
+    model.eval()
+    for images, labels in batches(data, batch, 0, 0, False):
+        if len(labels):
+            found = model(images.to(device)).argmax(1).cpu()
+            of += torch.bincount(labels, minlength=len(of))
+            right += torch.bincount(labels[found == labels], minlength=len(of))
+    return [{"right": int(a), "of": int(b)} for a, b in zip(right, of, strict=True)]
+
+
+def images_of_a_call(task: Task, size: int) -> Tensor:
+    """As many as a call has: one of the test images of ``size``, again and again."""
+    return readable(task.sets(size).test, 1).repeat(task.settings.images, 1, 1, 1).to(task.device)
+
+
+def call(network: Callable[[Tensor], Tensor], images: Tensor) -> Callable[[], Tensor]:
+    """``network`` on ``images``, without gradients."""
+
+    def without_gradients() -> Tensor:
+        with torch.no_grad():
+            return network(images)
+
+    return without_gradients
+
+
+def timed(
+    task: Task, calls: Mapping[str, Callable[[], Tensor]], seconds: float = SECONDS, settle: int = 1
+) -> Mapping[str, Timing]:
+    """The times of ``calls``, which take turns."""
+    synchronize = torch.cuda.synchronize if task.device.type == "cuda" else lambda: None
+    return interleaved(calls, seconds, settle=settle, synchronize=synchronize)

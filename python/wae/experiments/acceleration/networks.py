@@ -1,0 +1,69 @@
+"""The networks of an acceleration: the one to begin with, the one that came of it, and the teacher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from wae.data.input import Input
+from wae.models.accelerated import Form, accelerated, show_small_image
+from wae.models.baselines import AtSize
+from wae.models.classifier import WAEClassifier
+from wae.models.registry import build, on_meta
+from wae.storage.checkpoint import load_classifier
+from wae.storage.weights_file import WEIGHTS
+from wae.training.linear_start import start_as_small_image
+from wae.training.pretrained import load_autoencoder
+from wae.training.session import MODEL
+
+from .data import SAMPLE, readable
+from .task import Task
+
+
+def begun(task: Task, form: Form) -> WAEClassifier:
+    """The network to begin with, on the processor."""
+    original, start = task.original, task.settings.start
+    torch.manual_seed(task.settings.seed)
+    model = accelerated(original.network, form).cpu().requires_grad_(True)  # what was frozen too
+    sample, stock = readable(task.sets(form.size).plain, SAMPLE), original.classifier()
+    scale, shift = stock.image_scale.cpu(), stock.image_shift.cpu()
+    if start == "linear":
+        start_as_small_image(model, sample, scale, shift)
+    else:
+        load_autoencoder(model, WEIGHTS / "autoencoder.safetensors" if start == "included" else Path(start))
+        show_small_image(model, sample, scale, shift)
+    return model
+
+
+def try_out(task: Task) -> None:
+    """Find out first what cannot be built, or does not take the images. Raises what that raises."""
+    task.sets(task.form.size)
+    begun(task, task.form)
+    if ":" not in task.name:  # nor loaded again by its name
+        on_meta(lambda: build(task.name, task.original.classes, task.form))
+    with torch.no_grad():
+        task.original.classifier()(readable(task.sets(task.side).test, 1))
+
+
+def described(task: Task, form: Form) -> tuple[str, tuple[str, ...], Input]:
+    """In the checkpoint: the network's name, the classes' names, and what an image becomes."""
+    return task.name, task.sets(form.size).test.labels, task.original.input.of_size(form.size)
+
+
+def trained(task: Task) -> WAEClassifier:
+    """The accelerated network, when it is trained."""
+    model = load_classifier(task.settings.folder / MODEL, task.original.network)
+    assert isinstance(model, WAEClassifier)
+    return model.to(task.device)
+
+
+def teacher(task: Task, size: int, mimic: float) -> nn.Module | None:
+    """The original, on images of ``size``; None where nobody teaches."""
+    if not mimic:
+        return None
+    stock = task.original.classifier()
+    if size == task.side:
+        return stock
+    return AtSize(stock.network, task.side, stock.image_scale.tolist(), stock.image_shift.tolist())

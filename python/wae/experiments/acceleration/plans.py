@@ -1,0 +1,48 @@
+"""What a training of an acceleration does: a plan that fits the images, or the user's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from wae.training.plan import Plan, Stage
+from wae.training.processes import processes
+from wae.training.small_data import acceleration_plan
+
+from .task import Task
+
+
+def plan_for(task: Task, images: int, mimic: float) -> Plan:
+    """The plan for so many ``images``.
+
+    Args:
+        task: whose settings replace what the plan says.
+        images: to train on.
+        mimic: how much the distance to the original's scores counts; a plan of the user's has its own.
+    """
+    s = task.settings
+    plan = acceleration_plan(images, task.name, mimic) if s.plan is None else _own(s.plan, task, mimic)
+    longest = max(stage.epochs for stage in plan.stages)
+    stages = tuple(
+        replace(
+            stage,
+            epochs=max(1, round(stage.epochs * (s.epochs or longest) / longest)),
+            learning_rate=stage.learning_rate if s.learning_rate is None else s.learning_rate,
+            mimic_mirrored=stage.mimic_mirrored or s.mimic_mirrored,
+        )
+        for stage in plan.stages
+    )
+    batch = s.batch or min(plan.batch, images)
+    shared = processes() if s.batch is None else 1  # what a user asks for is checked by the training
+    return replace(plan, stages=stages, batch=batch - batch % shared or batch, seed=s.seed)
+
+
+def _own(plan: Plan, task: Task, mimic: float) -> Plan:
+    """The user's ``plan``, for a network that is trained already."""
+    stages = plan.stages
+    if task.settings.mimic is not None:
+        stages = tuple(_mimicking(stage, mimic) for stage in stages)
+    return replace(plan, model=task.name, stages=stages, start="random")
+
+
+def _mimicking(stage: Stage, weight: float) -> Stage:
+    return stage if stage.kind == "transform" else replace(stage, mimic_weight=weight)

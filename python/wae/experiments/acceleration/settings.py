@@ -1,0 +1,129 @@
+"""What a user asks of an acceleration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from wae.data.dataset import InMemory
+from wae.data.folder import OnCorrupt
+from wae.data.images import MAX_PIXELS
+from wae.errors import WaeError
+from wae.inference.engines import ENGINES
+from wae.inference.precision import NAMES
+from wae.training.original import TIMM
+from wae.training.plan import Plan
+from wae.training.pretrained import TORCHVISION
+
+
+class AccelerationError(WaeError, ValueError):
+    """A network that cannot be accelerated as asked. The message says why."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The network to accelerate, its data, and how. Everything but the first three has a default."""
+
+    model: str | nn.Module
+    """See :func:`wae.training.original.open_original`."""
+    data: str | Path | tuple[InMemory, InMemory]
+    """See :func:`wae.data.loading.open_dataset`; or images to train on and to test, in memory."""
+    folder: Path
+    """Of the results."""
+    weights: str | None = None
+    plan: Plan | None = None
+    """None for one that fits the number of images."""
+    epochs: int | None = None
+    """Of the longest stage; the others' keep their share."""
+    learning_rate: float | None = None
+    batch: int | None = None
+    seed: int = 0
+    start: str = "included"
+    """The auto-encoder to begin with: ``included``, ``linear`` (fitted to the images), or a file."""
+    compare: bool = False
+    """Train, deploy and report the rivals too: see :mod:`wae.experiments.acceleration.rivals`."""
+    mimic: float | None = None
+    """How much the distance to the original's scores counts; None for 0 or 1, by a trial."""
+    mimic_mirrored: bool = False
+    """Whether the original, where it teaches, sees the mirror images too: see :class:`Stage`."""
+    size: int | None = None
+    """Of the accelerated network's images; None for the original's."""
+    factor: int = 4
+    """Of the light body."""
+    target: float | None = None
+    """How many times faster than the original in the same engine: chooses ``size`` and ``factor``."""
+    target_ms: float | None = None
+    """Milliseconds of a call, instead of ``target``."""
+    precision: str = "auto"
+    engine: str = "auto"
+    images: int = 1
+    """In a call of the deployed network."""
+    max_drop: float = 0.01
+    """Of accuracy, that a precision may cost."""
+    input_size: int | None = None
+    """Of the original's images; this and the next three: None for its library's, else ImageNet's."""
+    interpolation: str | None = None
+    mean: tuple[float, float, float] | None = None
+    """Of red, green and blue, 0..1, as the original takes them."""
+    std: tuple[float, float, float] | None = None
+    on_corrupt: OnCorrupt = "error"
+    max_pixels: int = MAX_PIXELS
+    workers: int = 0
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.target is not None and self.target_ms is not None:
+            raise AccelerationError("target and target_ms: give one of them")
+        for name in ("target", "target_ms", "mimic", "learning_rate"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1e6:
+                raise AccelerationError(f"{name} must be a number of 0 or more, got {value!r}")
+        for name, known in (("engine", ("auto", *ENGINES)), ("precision", ("auto", *NAMES))):
+            if getattr(self, name) not in known:
+                raise AccelerationError(
+                    f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
+                )
+        if self.plan is not None:
+            self.plan.only("classifier", "joint")  # what has labels: there is something to test
+        if self.mimic_mirrored and self.asked_mimic == 0:
+            raise AccelerationError("mimic_mirrored needs a mimic above 0, got 0: nobody teaches")
+        if not 0 <= self.max_drop <= 1:
+            raise AccelerationError(f"max_drop must be a number from 0 to 1, got {self.max_drop!r}")
+        for name, least in (("mean", -1e6), ("std", 1e-6)):
+            value = getattr(self, name)
+            if value is not None and not all(least <= x <= 1e6 for x in value):  # NaN neither
+                raise AccelerationError(f"{name} must be numbers from {least:g} to 1e+06, got {value!r}")
+        for name in ("images", "epochs", "batch"):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 1):
+                raise AccelerationError(f"{name} must be 1 or more, got {value!r}")
+
+    @property
+    def asked_mimic(self) -> float | None:
+        """``mimic``, or the largest of the plan's stages; None for a trial's."""
+        if self.mimic is None and self.plan is not None:
+            return max(stage.mimic_weight for stage in self.plan.stages)
+        return self.mimic
+
+    def files(self) -> dict[str, Path]:
+        """The files to begin with, by the options that name them."""
+        is_file = isinstance(self.model, str) and self.model.endswith(".safetensors")
+        given = {
+            "--model": str(self.model) if is_file else None,
+            "--weights": None if self.weights in (TORCHVISION, TIMM) else self.weights,
+            "--start": None if self.start in ("included", "linear") else self.start,
+        }
+        return {option: Path(path) for option, path in given.items() if path is not None}
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings that decide the outcome, for JSON."""
+        machine = ("folder", "workers", "device", "data", "model", "plan")
+        entries = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in machine}
+        return {**entries, "plan": None if self.plan is None else self.plan.as_dict()}
+
+
+DEFAULTS = Settings("", "", Path()).as_dict()
+"""A setting that there was not yet, when a folder was begun, had its default."""

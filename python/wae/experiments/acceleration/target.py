@@ -1,0 +1,104 @@
+"""The size of the images and the light body with which a network is as fast as it shall be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wae.inference.deployed import DisagreementError, deploy
+from wae.inference.engines import EngineError
+from wae.inference.precision import DTYPES
+from wae.models.accelerated import Form
+from wae.progress import bar
+from wae.training.processes import agreed, is_first
+
+from .deployment import fastest
+from .folder import Record
+from .measuring import SECONDS, timed
+from .networks import begun
+from .settings import AccelerationError, Settings
+from .task import Task
+from .trials import trial
+
+_FACTORS = (2, 4, 8)
+_SCALES = (1.25, 1.0, 0.875, 0.75, 0.625, 0.5)  # of the original's size, that are measured for a target
+_STEP = 32  # sizes are multiples of it: halves of them are multiples of a patch
+_TRIED = 3  # of the networks that meet the target
+
+
+def meet_target(task: Task, record: Record) -> dict[str, Any]:
+    """The form that meets the target with the least loss: measured times, then trials of a few."""
+    with bar("measuring times", None, is_first()):
+        times = record.once("times", lambda: agreed(timed_forms(task) if is_first() else {}))
+    allowed = _allowed(task.settings, times["original"])
+    # of those that meet it the slowest have the most to compute with
+    tried = sorted(_that_meet(allowed, times), key=lambda entry: -entry["seconds"])[:_TRIED]
+    for entry in tried:
+        form = Form(entry["size"], entry["factor"])
+        entry["kept"] = trial(task, record, form, task.settings.asked_mimic or 0.0)
+    best = max(tried, key=lambda entry: entry["kept"])
+    outcome = f"{100 * best['kept']:.2f} % in a trial, the best of {len(tried)}"
+    return {
+        "form": {"size": best["size"], "factor": best["factor"]},
+        "why": f"{1e3 * best['seconds']:.2f} ms, {outcome}",
+        "allowed": allowed,
+        "original": times["original"],
+        "curve": times["curve"],
+    }
+
+
+def _allowed(settings: Settings, original: float) -> float:
+    """Seconds of a call."""
+    if settings.target_ms is not None:
+        return settings.target_ms / 1e3
+    return original / (settings.target or 1.0)
+
+
+def _that_meet(allowed: float, times: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The forms, of those that were measured. Raises AccelerationError where there is none."""
+    curve: list[dict[str, Any]] = times["curve"]
+    if not curve:
+        raise AccelerationError(
+            f"target: needs a form that takes these images and runs in {times['engine']}, got none"
+        )
+    if found := [entry for entry in curve if entry["seconds"] <= allowed]:
+        return found
+    best = min(curve, key=lambda entry: entry["seconds"])
+    raise AccelerationError(
+        f"target: needs at most {1e3 * allowed:.2f} ms, the fastest form that was measured takes "
+        f"{1e3 * best['seconds']:.2f} ms (images of {best['size']}, factor {best['factor']})"
+    )
+
+
+def timed_forms(task: Task) -> dict[str, Any]:
+    """The time of a call of the original and of each form, in one engine and precision, in turns."""
+    sizes = sorted({max(_STEP, round(task.side * scale / _STEP) * _STEP) for scale in _SCALES}, reverse=True)
+    first = fastest(task, begun(task, task.form).eval().to(task.device), task.form.size)
+    precision = first.precision if first.precision in DTYPES else "float32"  # int8 needs images for each
+    options = {"engine": first.engine, "precision": precision, "batch": task.settings.images}
+    forms: dict[str, Form] = {}
+    calls: dict[str, Callable[[], Tensor]] = {}
+    for form in (Form(size, factor) for size in sizes for factor in _FACTORS):
+        name = f"{form.size} {form.factor}"
+        try:
+            calls[name] = _call(begun(task, form).eval().to(task.device), form.size, options)
+        except (ValueError, EngineError, DisagreementError):
+            continue  # images in memory have one size, positions theirs, and engines what they run
+        forms[name] = form
+    calls["original"] = _call(task.original.classifier().to(task.device), task.side, options)
+    times = timed(task, calls, SECONDS * 2)
+    curve = [
+        {"size": form.size, "factor": form.factor, "seconds": times[name].median}
+        for name, form in forms.items()
+    ]
+    return {"original": times["original"].median, "engine": first.engine, "curve": curve}
+
+
+def _call(model: nn.Module, side: int, options: Mapping[str, Any]) -> Callable[[], Tensor]:
+    deployed = deploy(model, (side, side), **options)
+    device = next(model.parameters()).device
+    images = torch.zeros(options["batch"], 3, side, side, dtype=torch.uint8, device=device)
+    return lambda: deployed(images)

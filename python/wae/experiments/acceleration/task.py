@@ -1,0 +1,122 @@
+"""The trained network that is accelerated and its images, opened."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from wae.data.classes import ClassError, ClassOrder, class_order
+from wae.data.loading import fingerprint
+from wae.inference.engines import ENGINES
+from wae.models.accelerated import Form, with_classes
+from wae.storage.files import sha256
+from wae.training.original import Original, open_original
+from wae.training.processes import is_first
+
+from .data import Sets, open_sets, sets_for
+from .settings import AccelerationError, Settings
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is accelerated, by which settings, and where."""
+
+    settings: Settings
+    console: Console
+    device: torch.device
+    original: Original
+    """With the preprocessing that the settings ask for."""
+    order: ClassOrder
+    new_head: str = ""
+    """Why the original's last matrix is a random one; empty where it is its own."""
+    opened: dict[int, Sets] = field(default_factory=dict)
+    """The images, by their size."""
+
+    @property
+    def name(self) -> str:
+        """Of the accelerated network, in the checkpoint."""
+        name = self.original.name
+        return name if ":" in name else f"wae_{name}"
+
+    @property
+    def side(self) -> int:
+        """Height and width of the original's images."""
+        return self.original.input.size
+
+    @property
+    def form(self) -> Form:
+        """That the settings ask for, where they have no target."""
+        return Form(self.settings.size or self.side, self.settings.factor)
+
+    def sets(self, size: int) -> Sets:
+        """The images for a network that takes this size, their classes in the original's order."""
+        if size not in self.opened:
+            input = self.original.input.of_size(size)
+            self.opened[size] = sets_for(self.settings, input, self.order.numbers)
+        return self.opened[size]
+
+    def say(self, line: str) -> None:
+        """Print it, in the first process."""
+        if line and is_first():
+            self.console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """What decides the outcome, as JSON gives it back: the settings, and digests of what they name."""
+        sets = self.sets(self.side)
+        entries = {
+            **self.settings.as_dict(),
+            "name": self.original.name,
+            "sources": dict(self.original.sources),
+            "data": fingerprint(sets.plain),
+            "test data": fingerprint(sets.test),
+        }
+        if self.settings.start not in ("included", "linear"):
+            entries["start"] = sha256(Path(self.settings.start))
+        found: dict[str, Any] = json.loads(json.dumps(entries))
+        return found
+
+
+def open_task(settings: Settings, console: Console, device: torch.device) -> Task:
+    """Open what the settings name. Where the original has other classes than the data it gets a new head."""
+    _check_engine(settings, device)
+    labels = open_sets(settings, None).training.labels
+    original = _overridden(open_original(settings.model, settings.weights, len(labels)), settings)
+    try:
+        order = class_order(original.name, original.labels, original.classes, labels)
+        return Task(settings, console, device, original, order)
+    except ClassError as error:
+        new_head = f"{error}: it gets a new head, which is trained first"
+    order = class_order(original.name, labels, len(labels), labels)
+    return Task(settings, console, device, _with_head(original, labels, settings.seed), order, new_head)
+
+
+def _check_engine(settings: Settings, device: torch.device) -> None:
+    """Raise AccelerationError where no engine that may be taken can run here, or in this precision."""
+    engines = ENGINES.values() if settings.engine == "auto" else [ENGINES[settings.engine]]
+    wanted = None if settings.precision == "auto" else settings.precision
+    reasons = [engine.why_not(device, wanted) for engine in engines]
+    if None not in reasons:
+        raise AccelerationError(f"engine: {'; '.join(map(str, reasons))}")
+
+
+def _overridden(original: Original, settings: Settings) -> Original:
+    """``original`` with the preprocessing that the settings ask for."""
+    input = original.input.of_size(settings.input_size or original.input.size)
+    input = replace(input, interpolation=settings.interpolation or input.interpolation)
+    return replace(
+        original, input=input, mean=settings.mean or original.mean, std=settings.std or original.std
+    )
+
+
+def _with_head(original: Original, labels: tuple[str, ...], seed: int) -> Original:
+    """``original`` with random weights for other classes; they alone are to be trained."""
+    torch.manual_seed(seed)
+    network, head = with_classes(original.network, len(labels), (original.input.size,) * 2)
+    network.requires_grad_(False)
+    head.requires_grad_(True)
+    return replace(original, network=network.eval(), classes=len(labels), labels=labels)

@@ -1,0 +1,135 @@
+"""The trainings of an acceleration. One that was stopped goes on after its last epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from torch import nn
+
+from wae.data.dataset import Dataset
+from wae.models.accelerated import Form
+from wae.storage import weights_file
+from wae.storage.checkpoint import save_classifier
+from wae.training.accuracy import Accuracy
+from wae.training.observers import Terminal
+from wae.training.plan import Plan
+from wae.training.processes import agreed, is_first
+from wae.training.session import MODEL, STATE, observed
+from wae.training.small_data import acceleration_plan
+from wae.training.trainer import Epoch, Observer, train
+
+from .data import readable
+from .folder import ORIGINAL, TRIALS
+from .networks import begun, described, teacher
+from .plans import plan_for
+from .task import Task
+
+SHOWN = 4
+"""Images of the report."""
+
+_HEAD_RATE = 1e-2  # at which a new head is trained: higher than others, for no other weight changes
+
+
+def train_accelerated(task: Task, form: Form, mimic: float) -> dict[str, Any]:
+    """Train the accelerated network, and write its checkpoint."""
+    folder, sets = task.settings.folder, task.sets(form.size)
+    plan = plan_for(task, len(sets.training), mimic)
+    model = begun(task, form)
+    task.say(getattr(model.high_body, "reason", ""))
+    taught_by = teacher(task, form.size, mimic)
+    with observed(folder, task.console, readable(sets.test, SHOWN)) as observer:
+        history = _fit(task, folder / STATE, model, plan, sets.training, sets.test, taught_by, observer)
+    accuracy = history[-1].accuracy
+    assert isinstance(accuracy, Accuracy)
+    if is_first():
+        made = {"plan": plan.as_dict(), "accuracy": accuracy}
+        save_classifier(folder / MODEL, model.cpu(), *described(task, form), made, force=True, form=form)
+    return {
+        "accuracy": accuracy.score,
+        "top5": accuracy.top5,
+        "seconds": sum(epoch.seconds for epoch in history),
+        "mimic": mimic,
+        "size": form.size,
+        "factor": form.factor,
+        "high body": getattr(model.high_body, "reason", f"1/{form.factor} of the channels"),
+    }
+
+
+def train_head(task: Task) -> dict[str, Any]:
+    """Train the original's new head alone; the network is kept in the folder."""
+    sets, stock = task.sets(task.side), task.original.classifier()
+    images = len(sets.training)
+    *_, joint = acceleration_plan(images, task.name).stages
+    stage = replace(joint, kind="classifier", learning_rate=_HEAD_RATE)
+    plan = Plan(task.name, (stage,), plan_for(task, images, 0.0).batch, seed=task.settings.seed)
+    history = fit(task, "head", stock, plan, sets.training, sets.test)
+    stock.cpu().eval()
+    if is_first():
+        path = task.settings.folder / ORIGINAL
+        weights_file.save(path, stock.network, {"plan": plan.as_dict()}, force=True)
+    return agreed({"epochs": len(history)})  # the others wait for the file
+
+
+def fit(
+    task: Task,
+    name: str,
+    model: nn.Module,
+    plan: Plan,
+    training: Dataset,
+    test: Dataset,
+    teacher: nn.Module | None = None,
+) -> list[Epoch]:
+    """Train. A stopped run goes on from the checkpoint called ``name``, until :func:`forget`."""
+    state = _checkpoint(task, name)
+    if is_first():
+        state.parent.mkdir(exist_ok=True)
+    with _terminal(task.console) as observer:
+        return _fit(task, state, model, plan, training, test, teacher, observer)
+
+
+def forget(task: Task, name: str) -> None:
+    """Remove the checkpoint of a training that is on the record."""
+    if is_first():
+        _checkpoint(task, name).unlink(missing_ok=True)
+
+
+def _checkpoint(task: Task, name: str) -> Path:
+    return task.settings.folder / TRIALS / f"{name}.safetensors"
+
+
+def _fit(
+    task: Task,
+    state: Path,
+    model: nn.Module,
+    plan: Plan,
+    training: Dataset,
+    test: Dataset,
+    teacher: nn.Module | None,
+    observer: Observer,
+) -> list[Epoch]:
+    return train(
+        model,
+        plan,
+        training,
+        test,
+        state=state,
+        resume=agreed(state.exists()),
+        teacher=teacher,
+        observer=observer,
+        workers=task.settings.workers,
+        device=task.device,
+    )
+
+
+@contextmanager
+def _terminal(console: Console) -> Iterator[Observer]:
+    if not is_first():
+        yield Observer()
+        return
+    with Terminal(console) as observer:
+        yield observer

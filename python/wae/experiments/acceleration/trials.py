@@ -1,0 +1,47 @@
+"""What is chosen by short trainings: on training images, a part of which is kept aside to test with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from wae.models.accelerated import Form
+
+from .folder import Record
+from .networks import begun, teacher
+from .plans import plan_for
+from .task import Task
+from .training import fit, forget
+
+_KEPT = 5  # every fifth training image is kept aside for what has to be chosen
+_TRIAL = 4  # a trial has one epoch of the plan's in so many
+_MIMIC = 1.0  # the weight that is tried
+
+
+def trial(task: Task, record: Record, form: Form, mimic: float) -> float:
+    """The accuracy on kept-aside training images after a short training on the others."""
+    name = f"size {form.size}, factor {form.factor}, mimic {mimic:g}"
+    accuracy: float = record.once(f"trial: {name}", lambda: _tried(task, name, form, mimic))
+    forget(task, name)
+    task.say(f"trial, {name}: {100 * accuracy:.2f} % of the images kept aside")
+    return accuracy
+
+
+def _tried(task: Task, name: str, form: Form, mimic: float) -> float:
+    sets = task.sets(form.size)
+    kept = range(0, len(sets.plain), _KEPT)
+    rest = [number for number in range(len(sets.plain)) if number % _KEPT]
+    plan = plan_for(task, len(rest), mimic)
+    stages = (replace(stage, epochs=max(1, round(stage.epochs / _TRIAL))) for stage in plan.stages)
+    plan = replace(plan, stages=tuple(stages))
+    training, test = sets.training.subset(rest), sets.plain.subset(kept)
+    history = fit(task, name, begun(task, form), plan, training, test, teacher(task, form.size, mimic))
+    assert history[-1].accuracy is not None
+    return history[-1].accuracy.score
+
+
+def better_mimic(task: Task, record: Record, form: Form) -> dict[str, Any]:
+    """Whether the original is to teach: the weight of the better of two trials."""
+    accuracies = {weight: trial(task, record, form, weight) for weight in (0.0, _MIMIC)}
+    best = max(accuracies, key=lambda weight: accuracies[weight])
+    return {"weight": best, "accuracies": {str(weight): x for weight, x in accuracies.items()}}
