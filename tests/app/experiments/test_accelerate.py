@@ -1130,6 +1130,23 @@ def test_a_form_that_the_engine_does_not_run_is_no_choice(monkeypatch, tmp_path)
     assert [(entry["size"], entry["factor"]) for entry in times["curve"]] == [(64, 4)]
 
 
+def test_images_in_memory_have_forms_of_their_own_size(monkeypatch, tmp_path):
+    """Sizes were multiples of 32 alone, so digits, of 28 x 28, never met a target."""
+    monkeypatch.setattr(target, "SECONDS", 0.01)
+    monkeypatch.setattr(target, "_FACTORS", (2, 4))
+    times = target.timed_forms(task_of(tmp_path, engine="eager", precision="float32")[0])
+    assert [(entry["size"], entry["factor"]) for entry in times["curve"]] == [(SIDE, 2), (SIDE, 4)]
+
+
+def test_images_that_are_larger_than_any_may_be_are_no_choice(monkeypatch, tmp_path):
+    """1.25 times 1792 pixels, say."""
+    monkeypatch.setattr(target, "SECONDS", 0.01)
+    monkeypatch.setattr(target, "_FACTORS", (4,))
+    monkeypatch.setattr(target, "_SCALES", (64.0,))
+    times = target.timed_forms(task_of(tmp_path, engine="eager", precision="float32")[0])
+    assert [entry["size"] for entry in times["curve"]] == [SIDE]
+
+
 def test_a_target_that_has_no_form(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match=r"needs a form that takes these images and runs in eager, got none"):
         met(monkeypatch, tmp_path, (), target=2.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import product
 from typing import Any
 
 import torch
@@ -24,8 +25,8 @@ from .task import Task
 from .trials import trial
 
 _FACTORS = (2, 4, 8)
-_SCALES = (1.25, 1.0, 0.875, 0.75, 0.625, 0.5)  # of the original's size, that are measured for a target
-_STEP = 32  # sizes are multiples of it: halves of them are multiples of a patch
+_SCALES = (1.25, 0.875, 0.75, 0.625, 0.5)  # of the original's size, that are measured besides it
+_STEP = 32  # other sizes are multiples of it: halves of them are multiples of a patch
 _TRIED = 3  # of the networks that meet the target
 
 
@@ -73,17 +74,23 @@ def _that_meet(allowed: float, times: Mapping[str, Any]) -> list[dict[str, Any]]
     )
 
 
+def _sizes(side: int) -> list[int]:
+    """That are measured, the largest first: the original's own, for images in memory have no other."""
+    scaled = {max(_STEP, round(side * scale / _STEP) * _STEP) for scale in _SCALES}
+    return sorted({side, *scaled}, reverse=True)
+
+
 def timed_forms(task: Task) -> dict[str, Any]:
     """The time of a call of the original and of each form, in one engine and precision, in turns."""
-    sizes = sorted({max(_STEP, round(task.side * scale / _STEP) * _STEP) for scale in _SCALES}, reverse=True)
     first = fastest(task, begun(task, task.form).eval().to(task.device), task.form.size)
     precision = first.precision if first.precision in DTYPES else "float32"  # int8 needs images for each
     options = {"engine": first.engine, "precision": precision, "batch": task.settings.images}
     forms: dict[str, Form] = {}
     calls: dict[str, Callable[[], Tensor]] = {}
-    for form in (Form(size, factor) for size in sizes for factor in _FACTORS):
-        name = f"{form.size} {form.factor}"
+    for size, factor in product(_sizes(task.side), _FACTORS):
+        name = f"{size} {factor}"
         try:
+            form = Form(size, factor)
             calls[name] = _call(begun(task, form).eval().to(task.device), form.size, options)
         except (ValueError, EngineError, DisagreementError):
             continue  # images in memory have one size, positions theirs, and engines what they run
