@@ -108,6 +108,7 @@ def train_all(task: Task, record: Record) -> Form:
     sets = task.sets(task.form.size)
     task.say(f"{task.original.name}: {counted(len(sets.training), 'image')} to train on, "
              f"{len(sets.test):,} to test, {counted(task.original.classes, 'class')}")  # fmt: skip
+    task.say(task.order.note)
     if task.new_head:
         _put_head(task, record)
     found = record.once("original", lambda: measure_original(task))

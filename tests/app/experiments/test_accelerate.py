@@ -638,6 +638,16 @@ def test_classes_are_in_the_order_of_the_original(tmp_path):
         assert data.batch(range(6), 0)[1].tolist() == [1, 1, 2, 2, 0, 0]
 
 
+def test_a_line_says_that_classes_without_names_are_taken_by_number(tmp_path):
+    task, _ = task_of(tmp_path, mimic=0.0)
+    printed = io.StringIO()
+    task = replace(task, console=Console(file=printed))
+    done = {"original": {"accuracy": 0.5}, "training": {}}
+    accelerate.train_all(task, Record(tmp_path / "record.json", {}, done))
+    line = "sequential:given: has no names of classes; they are taken by number\n"
+    assert line in printed.getvalue()
+
+
 def test_the_original_is_measured_on_the_test_images(tmp_path):
     """Which are labelled here as it finds, those to train on as it does not."""
     task, images = task_of(tmp_path)
