@@ -38,7 +38,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import wae_kernels
 from wae_kernels import autograd, backends, flops, reference  # noqa: F401  (flops: importing it has the ops counted)
 from wae_kernels import nn as wae_nn
-from wae_kernels.parameters import KERNEL_CHANNELS
+from wae_kernels.parameters import KERNEL_CHANNELS, KERNEL_WIDTH
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -475,7 +475,7 @@ def autocast_on_a_gpu(dtype: torch.dtype) -> Iterator[None]:
         torch.set_autocast_dtype("cuda", before[1])
 
 
-@pytest.mark.parametrize("op", ["encode", "decode"])
+@pytest.mark.parametrize("op", ["encode", "decode", "decode_scores"])
 @pytest.mark.parametrize("has_kernels", [True, False], ids=["kernels", "no_kernels"])
 def test_autocast_on_a_gpu_casts_no_parameter(
     op: str, has_kernels: bool, monkeypatch: pytest.MonkeyPatch
@@ -488,7 +488,7 @@ def test_autocast_on_a_gpu_casts_no_parameter(
         with autocast_on_a_gpu(torch.float16), Casts() as casts:
             outputs = as_tuple(getattr(torch.ops.wae, op)(*arguments))
     images, parameters = ([image], others[:-2]) if op == "encode" else ([image, others[0]], others[1:])
-    if not has_kernels:
+    if not has_kernels or op == "decode_scores":  # which has none for GPUs
         assert casts.shapes == [*images, *parameters]
     else:
         assert casts.shapes == ([] if op == "encode" else images)
@@ -530,16 +530,21 @@ def test_autocast_leaves_a_dtype_that_is_asked_for(cell: Cell) -> None:
         assert_close(out, ref.double(), tolerance(torch.bfloat16))
 
 
-def test_autocast_casts_where_no_kernel_takes_the_channels(cell: Cell) -> None:
+def test_autocast_casts_where_no_kernel_takes_the_channels_or_the_width(cell: Cell) -> None:
     """Then PyTorch's convolutions run, in autocast's dtype as everywhere inside it."""
-    most = KERNEL_CHANNELS
-    for classes, features in ((most + 1, 2), (2, most + 1)):
-        decoder = wae_nn.ScoreDecoder(classes, features).to(cell.device)
+    most, wide = KERNEL_CHANNELS, KERNEL_WIDTH
+    for classes, features, width in ((most + 1, 2, wide), (2, most + 1, wide), (2, 2, wide // 2)):
+        decoder = wae_nn.ScoreDecoder(classes, features, width).to(cell.device)
         low, high = (image_of(1, 4, 4, device=cell.device, channels=n) for n in (classes, features))
         with torch.no_grad(), torch.autocast(cell.device, torch.bfloat16), Casts() as casts:
             scores = decoder(low, high, (8, 8))
         assert scores.dtype == torch.bfloat16
         assert tuple(decoder.conv1.weight.shape) in casts.shapes
+    if cell.device == "cpu" and backends.kernels_run(on_processor=True):
+        decoder, both = wae_nn.ScoreDecoder(most, most), [image_of(1, 4, 4, channels=most) for _ in range(2)]
+        with torch.no_grad(), torch.autocast(cell.device, torch.bfloat16), Casts() as casts:
+            scores = decoder(*both, (8, 8))
+        assert casts.shapes == [tuple(scores.shape)]
 
 
 def test_autocast_sees_new_weights_and_ends_with_its_block(cell: Cell) -> None:
@@ -772,13 +777,14 @@ def test_flops_are_counted() -> None:
     assert counter.get_total_flops() == 2 * 2 * 6 * 7 * 9 * 5 * 20
 
 
-def test_conv3x3_stays_in_float32_inside_autocast() -> None:
-    image, weight = torch.randn(1, 4, 6, 6), torch.randn(8, 4, 3, 3)
-    expected = torch.ops.wae.conv3x3(image, torch.ops.wae.conv3x3_pack(weight), None, 8)
+@pytest.mark.parametrize("width", [8, KERNEL_WIDTH])  # as wide as an encoder, whose rules are others
+def test_conv3x3_stays_in_float32_inside_autocast(width: int) -> None:
+    image, weight = torch.randn(1, 4, 6, 6), torch.randn(width, 4, 3, 3)
+    expected = torch.ops.wae.conv3x3(image, torch.ops.wae.conv3x3_pack(weight), None, width)
     with torch.autocast("cpu", torch.bfloat16):
-        packed = torch.ops.wae.conv3x3_pack(weight.bfloat16().float())
-        out = torch.ops.wae.conv3x3(image.bfloat16(), packed, None, 8)
+        packed = torch.ops.wae.conv3x3_pack(weight.bfloat16())
+        out = torch.ops.wae.conv3x3(image.bfloat16(), packed, None, width)
         assert torch.equal(
-            torch.ops.wae.conv3x3(image, torch.ops.wae.conv3x3_pack(weight), None, 8), expected
+            torch.ops.wae.conv3x3(image, torch.ops.wae.conv3x3_pack(weight), None, width), expected
         )
     assert out.dtype == torch.float32
