@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
@@ -281,6 +282,18 @@ def test_as_many_operations_as_the_encoder_in_float32() -> None:
     with FlopCounterMode(display=False) as counter:
         encode_int8(image_of(1, 224, 224, torch.uint8), *int8_encoder())
     assert counter.get_total_flops() == pytest.approx(2 * 263.7e6, rel=1e-3)
+
+
+def test_the_function_is_the_op() -> None:
+    values = [image_of(1, 5, 6, torch.uint8), *int8_encoder(zero_points=ZERO_POINTS[1])]
+    values[-2:] = torch.tensor([1, 2, 3], dtype=torch.uint8), torch.tensor([-1, 0, 1], dtype=torch.int8)
+    assert list(inspect.signature(wae_kernels.encode_int8).parameters) == NAMES
+    expected = encode_int8(*values)
+    named = dict(zip(NAMES, values, strict=True))
+    for results in (wae_kernels.encode_int8(*values), wae_kernels.encode_int8(**named)):
+        for result, wanted in zip(results, expected, strict=True):
+            assert torch.equal(result, wanted)
+            assert result.dtype == wanted.dtype
 
 
 # ---------------------------------------------------------------------------------------------- bad input

@@ -264,16 +264,19 @@ def test_dictionaries_that_bring_what_they_hold_are_asked() -> None:
 
 
 def test_backward_hooks_and_global_hooks_are_called() -> None:
-    encoder, image, called = Encoder(), torch.randn(1, 3, 8, 8), []
+    encoder, image, called = Encoder(), torch.randn(1, 3, 8, 8, requires_grad=True), []
     encoder.conv2.register_full_backward_hook(lambda module, *grads: called.append("backward"))
     encoder(image)[0].sum().backward()
-    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: called.append(type(module)))
-    try:
-        Encoder()(image)
-    finally:
-        handle.remove()
-    assert called[0] == "backward"
-    assert called.count(nn.Conv2d) == 5
+    assert called == ["backward"]
+    for kind in ("forward", "forward_pre", "full_backward", "full_backward_pre"):
+        called.clear()
+        register = getattr(nn.modules.module, f"register_module_{kind}_hook")
+        handle = register(lambda module, *_: called.append(type(module)))
+        try:
+            sum(part.sum() for part in Encoder()(image)).backward()
+        finally:
+            handle.remove()
+        assert called.count(nn.Conv2d) == 5, kind
 
 
 def test_pruning_trains_the_weights_that_stay() -> None:

@@ -105,6 +105,24 @@ def test_what_others_do_in_a_call_is_recorded(op: str) -> None:
     assert image.held.grad is not None
 
 
+class Sized(nn.Module):
+    """A decoder of scores for images of one size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decoder = wae_kernels.nn.ScoreDecoder(5, 7)
+
+    def forward(self, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = self.decoder(low, high, (5, 6))
+        return scores
+
+
+def test_torch_fx_traces_a_decoder_of_scores() -> None:
+    """What it traces with is on no device."""
+    model, images = Sized(), [image_of(1, 3, 3, channels=n) for n in (5, 7)]
+    assert torch.equal(torch.fx.symbolic_trace(model)(*images), model(*images))
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace")  # of a kind that differs between torch's versions
 def test_torch_jit_traces_with_gradients() -> None:
     """It traces a second time without them and compares, down to the lines that called each op."""
