@@ -515,6 +515,7 @@ def test_a_network_that_does_not_end_in_a_matrix(tmp_path):
         ("target", float("nan")),
         ("max_drop", float("nan")),
         ("mean", (0.5, float("inf"), 0.5)),
+        ("mean", (0.5,)),
         ("std", (0.2, 0.0, 0.2)),
         ("engine", "warp"),
         ("precision", "int9"),
