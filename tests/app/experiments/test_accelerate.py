@@ -498,6 +498,16 @@ def test_where_no_image_can_be_read_nothing_begins(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_one_image_to_train_on_is_found_out_before_the_training(tmp_path):
+    """Of which none can be kept aside: a trial divided by zero, and without one the deployment failed."""
+    loader = [of_two_classes(1, 0)]
+    with pytest.raises(DatasetError, match=r"the images to train on: needs 2 or more, .* got 1"):
+        wae.accelerate(
+            build(), (loader, loader), tmp_path / "out", input_size=SIDE, console=Console(quiet=True)
+        )
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_network_that_does_not_end_in_a_matrix(tmp_path):
     images = torch.zeros(8, 3, 8, 8, dtype=torch.uint8)
     loader = [(images, torch.arange(8) % 2)]

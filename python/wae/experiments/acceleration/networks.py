@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from wae.data.dataset import DatasetError
 from wae.data.input import Input
 from wae.models.accelerated import Form, accelerated, show_small_image
 from wae.models.baselines import AtSize
@@ -39,7 +40,8 @@ def begun(task: Task, form: Form) -> WAEClassifier:
 
 def try_out(task: Task) -> None:
     """Find out first what cannot be built, or does not take the images. Raises what that raises."""
-    task.sets(task.form.size)
+    if len(readable(task.sets(task.form.size).plain, 2)) < 2:
+        raise DatasetError("the images to train on: needs 2 or more, of which some are kept aside, got 1")
     begun(task, task.form)
     if ":" not in task.name:  # nor loaded again by its name
         on_meta(lambda: build(task.name, task.original.classes, task.form))
