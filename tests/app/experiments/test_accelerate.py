@@ -29,7 +29,7 @@ from wae.data.dataset import DatasetError, InMemory
 from wae.data.folder import image_folder
 from wae.experiments import accelerate
 from wae.experiments.accelerate import AccelerationError, Settings
-from wae.experiments.acceleration import deployment, measuring, report, rivals, target, training, trials
+from wae.experiments.acceleration import deployment, measuring, rivals, target, training, trials
 from wae.experiments.acceleration.data import Sets, in_memory, readable
 from wae.experiments.acceleration.folder import ORIGINAL, TRIALS, Record, open_record
 from wae.experiments.acceleration.networks import begun, teacher
@@ -971,123 +971,6 @@ def test_a_folder_of_before_there_was_a_setting_had_its_default(tmp_path):
     other.opened.update(task.opened)  # the same images
     with pytest.raises(CheckpointError, match=r"another mimic_mirrored \(False, not True\)"):
         open_record(tmp_path, other.as_dict())
-
-
-# ------------------------------------------------------------------------------------------------- the report
-
-
-def found(**more):
-    side = {
-        "engine": "winograd",
-        "precision": "float32",
-        "accuracy": 0.9,
-        "seconds": 0.002,
-        "eager seconds": 0.004,
-    }
-    classes = [{"right": 9, "of": 10}, {"right": 5, "of": 10}, {"right": 0, "of": 0}]
-    worse = [{"right": 8, "of": 10}, {"right": 6, "of": 10}, {"right": 0, "of": 0}]
-    training = {
-        "accuracy": 0.9,
-        "size": 224,
-        "seconds": 60.0,
-        "mimic": 1.0,
-        "high body": "1/4 of the channels",
-    }
-    return {
-        "original": {
-            "accuracy": 0.92,
-            "multiply_adds": 4e9,
-            "classes": classes,
-            "labels": ["<a>", "b|c", "d"],
-        },
-        "training": training,
-        "deployed": {
-            "images": 1,
-            "original": side,
-            "accelerated": {**side, "seconds": 0.001, "multiply_adds": 1e9, "classes": worse},
-        },
-        "onnx": {"not written": "no ONNX Runtime"},
-        **more,
-    }
-
-
-def test_the_classes_that_lost():
-    assert report.lost(found()) == [("<a>", 0.9, 0.8, 10)]
-    text = report.markdown("net", found())
-    assert "| <a> | 90.0 % | 80.0 % | 10 |" in text
-    assert "4.0 times as fast as the original in PyTorch, 2.0 times as fast as in its fastest engine" in text
-    assert "There is no ONNX file: no ONNX Runtime." in text
-    assert "does not pay" not in text
-    slow = found()
-    slow["deployed"]["accelerated"]["seconds"] = 0.003
-    assert "top-1 accuracy 92.00 % to 90.00 %: WAE does not pay here." in report.markdown("net", slow)
-
-
-def deployed_side(name, accuracy, seconds, eager, multiply_adds=0):
-    return {
-        "engine": name, "precision": "int8", "accuracy": accuracy, "seconds": seconds, "eager seconds": eager,
-        "multiply_adds": multiply_adds,
-    }  # fmt: skip
-
-
-def test_every_row_has_the_numbers_of_its_side():
-    """No two of which are the same."""
-    of = found(
-        **{"rival: half": {"accuracy": 0.5, "side": 112}, "rival: pruned": {"accuracy": 0.4, "ratio": 0.3}}
-    )
-    of["original"]["accuracy"], of["training"]["accuracy"] = 0.9, 0.8
-    of["deployed"] = {
-        "images": 1,
-        "original": deployed_side("a", 0.89, 0.004, 0.008),
-        "accelerated": deployed_side("b", 0.79, 0.001, 0.002, 10**9),
-        "half": deployed_side("c", 0.49, 0.0005, 0.016, 2 * 10**9),
-    }
-    of["deployed"]["accelerated"]["classes"] = found()["deployed"]["accelerated"]["classes"]
-    assert report.rows(of) == [
-        ("original", "PyTorch", 0.9, 0.008, 4 * 10**9),
-        ("original", "a, int8", 0.89, 0.004, 4 * 10**9),
-        ("accelerated", "PyTorch", 0.8, 0.002, 10**9),
-        ("accelerated", "b, int8", 0.79, 0.001, 10**9),
-        ("half", "PyTorch", 0.5, 0.016, 2 * 10**9),
-        ("half", "c, int8", 0.49, 0.0005, 2 * 10**9),
-    ]
-    text = report.markdown("net", of)
-    assert "| top-1 accuracy | time of 1 image | faster |" in text
-    assert "| original | PyTorch | 90.00 % | 8.00 ms | 1.0x | 4.000 G |" in text
-    assert "| half | c, int8 | 49.00 % | 0.50 ms | 16.0x | 2.000 G |" in text
-    assert "- half: sees images of 112 x 112." in text
-    assert "- pruned: 30% of the channels went." in text
-    assert "- The original teaches" in text
-    of["training"]["mimic"] = 0.0
-    assert "- The original's scores are no part of the loss." in report.markdown("net", of)
-    for allowed, outcome in ((1.0, "met"), (0.9, "missed")):
-        of["target"] = {"allowed": allowed / 1e3, "original": 0.004, "curve": []}
-        wanted = (
-            f"The deployed network {outcome} the target: 1.00 ms, at most {allowed:.2f} ms were asked for."
-        )
-        assert wanted in report.markdown("net", of)
-
-
-def test_the_classes_that_lost_most_come_first_and_each_share_is_of_the_images_that_were_read():
-    of = found()
-    of["original"]["labels"] = ["little", "much", "same", "more"]
-    of["original"]["classes"] = [{"right": right, "of": 10} for right in (9, 8, 5, 5)]
-    now = [(8, 10), (2, 8), (5, 10), (6, 10)]
-    of["deployed"]["accelerated"]["classes"] = [{"right": right, "of": all_} for right, all_ in now]
-    assert report.lost(of) == [("much", 0.8, 0.25, 10), ("little", 0.9, 0.8, 10)]
-
-
-def test_the_page_escapes_and_shows_the_curve():
-    curve = [
-        {"size": 64, "factor": 4, "seconds": 0.5, "kept": 0.8},
-        {"size": 96, "factor": 2, "seconds": 2.0},
-    ]
-    parts = {name: torch.zeros(1, 3, 4, 4, dtype=torch.uint8) for name in ("image", "low", "high")}
-    page = report.page("<net>", found(target={"curve": curve, "allowed": 1.0, "original": 2.0}), parts)
-    assert "<h1>&lt;net&gt;, accelerated</h1>" in page
-    assert "<td>&lt;a&gt;</td>" in page
-    assert "<td>64</td><td>4</td><td>500.00 ms</td><td>4.00x</td><td>yes</td><td>80.00 %</td>" in page
-    assert "<td>96</td><td>2</td><td>2000.00 ms</td><td>1.00x</td><td></td><td></td>" in page
 
 
 # ------------------------------------------------------------------------------------------------- the target
