@@ -4,7 +4,7 @@
 #   usage: [VARIABLE=...] tools/gpu.sh [stage ...]          no stage: all of them, in this order
 #
 #   build      the compiled libraries in place, for this GPU; then a first call of every mode, with its error
-#   test       pytest -m gpu: tests/cuda first and alone, then the ops on half of the cores, then wae.deploy
+#   test       pytest -m gpu: tests/cuda/test_cuda.py first and alone, then the ops on half of the cores, then wae.deploy
 #   ops        the benchmarks of single ops, one arithmetic after the other
 #   networks   those of whole networks, one process for each network and batch, and of training steps
 #   report     docs/benchmarks.md's tables out of benches/results
@@ -13,7 +13,7 @@
 #   profile    Nsight Compute over one launch of each kernel, and the compiler's report of resources
 #
 #   OUT        folder for summary.txt and a log of each step (gpu-results)
-#   PYTHON     the interpreter that has torch and pytest (python3)
+#   PYTHON     the interpreter that has torch, torchvision and the tests' packages (python3); it says first which it lacks
 #   LIMIT      seconds for everything together (0: as long as it takes); each step has a limit of its own
 #   WORKERS    processes for the op tests (half of the cores, at most 8), where pytest-xdist is installed
 #   NETWORKS   what "networks" runs, in order
@@ -111,7 +111,7 @@ build() {
 }
 
 run_tests() {
-  tests test_cuda 120 1 tests/cuda
+  tests test_cuda 120 1 tests/cuda/test_cuda.py
   tests test_ops 200 "$WORKERS" -k "not triton" tests/kernels
   tests test_deployed 120 1 tests/app/inference/test_deployed.py
 }
@@ -190,6 +190,9 @@ for stage; do
 done
 say "$(date -u +%FT%TZ) $*; $CORES cores; $("$PYTHON" -c 'import sys, torch; print("Python", sys.version.split()[0], "torch", torch.__version__)')"
 command -v nvidia-smi >/dev/null && nvidia-smi 2>&1 | indented
+lacks=$("$PYTHON" -c 'import sys; from importlib.util import find_spec; print(*(m for m in sys.argv[1:] if not find_spec(m)))' \
+  torchvision pytest hypothesis pytest_benchmark matplotlib)
+[ -z "$lacks" ] || say "----  $PYTHON lacks $lacks: the tests and benchmarks that import them will fail"
 for stage; do
   case $stage in
     build) build ;;

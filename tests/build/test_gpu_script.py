@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """#!/bin/sh
 echo "$(basename "$0") $*" >> "$CALLS"
-case "$*" in *"${FAILS:-nothing at all}"*) exit 3 ;; esac
+case "$*" in *find_spec*) echo "${LACKS:-}" ;; *"${FAILS:-nothing at all}"*) exit 3 ;; esac
 """
 
 
@@ -62,15 +62,21 @@ def test_a_step_that_fails_stops_no_other(tmp_path: Path) -> None:
     assert [result for result, _ in steps].count("ok") == len(steps) - 1 > 20
 
 
+def test_what_the_interpreter_lacks_is_said_first(tmp_path: Path) -> None:
+    """Without a word, every test would fail at the same import."""
+    done = run(tmp_path, "test", LACKS="hypothesis pytest_benchmark")
+    assert "lacks hypothesis pytest_benchmark:" in done.summary.partition("test_cuda")[0]
+
+
 def test_every_file_that_it_names_is_there(tmp_path: Path) -> None:
     named = re.findall(r" ((?:tools|tests|benches)/[\w/.]+)", "\n".join(run(tmp_path).calls))
-    assert {"tests/cuda", "tools/gpu/tune.py", "benches/bench_classifiers.py"} < set(named)
+    assert {"tests/cuda/test_cuda.py", "tools/gpu/tune.py", "benches/bench_classifiers.py"} < set(named)
     assert all((ROOT / name).exists() for name in named)
 
 
 def test_a_test_that_hangs_is_in_the_log(tmp_path: Path) -> None:
     """Before the step's own limit, 120 seconds, ends everything without a word."""
-    call = run(tmp_path, "test").call("tests/cuda")
+    call = run(tmp_path, "test").call("tests/cuda/test_cuda.py")
     dumps, ends = (int(n) for n in re.findall(r"(?:faulthandler_|--)timeout=(\d+)", call))
     assert dumps < ends < 120
 

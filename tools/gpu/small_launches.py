@@ -19,7 +19,11 @@ def main() -> None:
                 x = x.detach().requires_grad_()
                 decoder(*encoder(x), x.shape[2:]).float().square().mean().backward()
         raw = torch.randint(0, 256, (2, 3, 37, 61), device="cuda").byte()
-        encoder(raw, *(torch.full((3,), x, device="cuda") for x in (1 / 64, -2.0)))
+        affine = [torch.full((3,), x, device="cuda", requires_grad=True) for x in (1 / 64, -2.0)]
+        torch.cat(encoder(raw, *affine)).float().square().mean().backward()
+        if dtype == torch.float32:  # float32 parameters, results of 16 bits
+            with torch.no_grad(), torch.autocast("cuda", torch.float16):
+                decoder(*encoder(raw, *affine), raw.shape[2:])
     torch.cuda.synchronize()
 
 
