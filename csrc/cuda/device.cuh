@@ -208,18 +208,21 @@ __device__ __forceinline__ void block_barrier() { asm volatile("bar.sync 0;" :::
 
 // D += A * B: sums (16 pixels x 8 channels) += pixels (16 x 8 words) * weights (8 words x 8 channels).
 // Fragments, with g = lane / 4 and t = lane % 4: A holds words t of rows g and g + 8, then words t + 4 of
-// both; B words t and t + 4 of column g; D columns 2t and 2t + 1 of row g, then of row g + 8.
+// both; B words t and t + 4 of column g; D columns 2t and 2t + 1 of row g, then of row g + 8. All lanes of a
+// warp must execute it: volatile, so that the compiler never moves it into a branch of which only some need
+// the sums.
 template <Mode kMode>
 __device__ __forceinline__ void mma(float (&sums)[4], const uint32_t (&pixels)[4],
                                     const uint32_t (&weights)[2]) {
 #define WAE_MMA(shape_and_types)                                                                             \
-  asm("mma.sync.aligned." shape_and_types " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
+  asm volatile(                                                                                              \
+      "mma.sync.aligned." shape_and_types " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
       : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])                                           \
       : "r"(pixels[0]), "r"(pixels[1]), "r"(pixels[2]), "r"(pixels[3]), "r"(weights[0]), "r"(weights[1]))
-#define WAE_MMA_HALF(shape_and_types, first)                                                     \
-  asm("mma.sync.aligned." shape_and_types " {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};" \
-      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])                               \
-      : "r"(pixels[first]), "r"(pixels[first + 1]), "r"(weights[first / 2]))
+#define WAE_MMA_HALF(shape_and_types, first)                                                              \
+  asm volatile("mma.sync.aligned." shape_and_types " {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};" \
+               : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])                               \
+               : "r"(pixels[first]), "r"(pixels[first + 1]), "r"(weights[first / 2]))
 #if __CUDA_ARCH__ >= 800
   if constexpr (kMode == Mode::kFloat16) WAE_MMA("m16n8k16.row.col.f32.f16.f16.f32");
   if constexpr (kMode == Mode::kBFloat16) WAE_MMA("m16n8k16.row.col.f32.bf16.bf16.f32");

@@ -50,10 +50,11 @@ bool runs() {
 void check_cuda(cudaError_t error, const char* op, const char* doing) {
   if (error == cudaSuccess) return;
   (void)cudaGetLastError();  // it is reported here; the next call starts clean
-  checks::require(false, op, doing, " failed: ", cudaGetErrorString(error),
-                  error == cudaErrorNoKernelImageForDevice
-                      ? "; build wae-kernels with this GPU's architecture in TORCH_CUDA_ARCH_LIST"
-                      : "");
+  const bool other_chips =
+      error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction;
+  checks::require(
+      false, op, doing, " failed: ", cudaGetErrorString(error),
+      other_chips ? "; build wae-kernels with this GPU's architecture in TORCH_CUDA_ARCH_LIST" : "");
 }
 
 // ------------------------------------------------------------------------------------------ device and mode
@@ -102,9 +103,23 @@ int capability(int device, const char* op) {
          attribute(cudaDevAttrComputeCapabilityMinor, device, op);
 }
 
+// The compute capability that the kernels on this device were compiled for: a lower one than its own where the
+// driver compiles their PTX, and then the modes of newer chips are empty kernels (WAE_RUNS_HERE in pipeline.cuh).
+// The device must be the current one.
+int compiled_capability(int device, const char* op) {
+  static std::mutex mutex;
+  static std::map<int, int> capabilities;
+  const std::lock_guard lock(mutex);
+  if (const auto found = capabilities.find(device); found != capabilities.end()) return found->second;
+  cudaFuncAttributes attributes{};  // of one kernel: all are compiled for the same chips
+  check_cuda(cudaFuncGetAttributes(&attributes, encode_kernel_of(Mode::kFloat16)), op,
+             "reading the kernels' properties");
+  return capabilities[device] = attributes.ptxVersion;
+}
+
 Mode mode_of(ScalarType dtype, int device, const char* op) {
   if (dtype == ScalarType::Half) return Mode::kFloat16;
-  const bool ampere = capability(device, op) >= 80;
+  const bool ampere = compiled_capability(device, op) >= 80;
   if (dtype == ScalarType::BFloat16) return ampere ? Mode::kBFloat16 : Mode::kBFloat16Plain;
   return ampere && tf32_allowed() ? Mode::kTf32 : Mode::kFloat32;
 }
@@ -263,14 +278,14 @@ void run_backward(const char* name, Op op, const Tensor& full, const Tensor& low
                   const Results& results, const std::optional<Tensor>& scale,
                   const std::optional<Tensor>& shift, bool need_input, bool need_parameters,
                   bool need_scale) {
-  const int device = full.get_device_index(), chip_capability = capability(device, name);
+  const int device = full.get_device_index(), compiled_for = compiled_capability(device, name);
   const ScalarType dtype = parameters[0].scalar_type();
   const Mode mode = mode_of(dtype, device, name);
   const void* kernel = op == Op::kEncode ? encode_backward_kernel_of(mode) : decode_backward_kernel_of(mode);
   const int limit = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device, name);
-  const int strips = backward_strips(op, mode, chip_capability, limit, low.size(0), low.size(2), low.size(3),
+  const int strips = backward_strips(op, mode, compiled_for, limit, low.size(0), low.size(2), low.size(3),
                                      attribute(cudaDevAttrMultiProcessorCount, device, name));
-  const BackwardLayout layout = backward_layout(op, mode, strips, chip_capability);
+  const BackwardLayout layout = backward_layout(op, mode, strips, compiled_for);
   const LaunchPlan planned = plan(low.size(0), low.size(2), low.size(3),
                                   prepared_chip(name, kernel, device, kBackwardThreads, layout.bytes),
                                   backward_tile(layout.strips), kBackwardThreads, layout.bytes);

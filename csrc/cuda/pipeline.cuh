@@ -559,7 +559,7 @@ __device__ void run_trunk(const ThreadCoordinates& thread, Layer<kMode>& layer, 
 }
 
 // Whether a mode's kernel is compiled for this target: chips whose tensor cores lack its number type get an
-// empty kernel, which the host never launches.
+// empty kernel, which the host never launches (compiled_capability in ops.cpp).
 #ifdef __CUDA_ARCH__
 #define WAE_RUNS_HERE(mode) runs_on(mode, __CUDA_ARCH__ / 10)
 #else
