@@ -1,10 +1,12 @@
 """The CUDA library on a GPU: what the PTX machine cannot see: torch's and the driver's side of a launch.
 
-The op tests (test_encode.py and the like) run on the GPU too, through their cell auto@cuda.
+The op tests (test_encode.py and the like) run on the GPU too, through their cell cuda@cuda.
 """
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import cases
@@ -78,7 +80,7 @@ def test_torch_s_setting_chooses_tf32() -> None:
 def test_one_launch() -> None:
     image, encoder = network(torch.float16)
     encode(image, *encoder)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+    with cases.recorded(torch.profiler.ProfilerActivity.CUDA) as profile:
         low, high = encode(image, *encoder)
         decode(low, high, *cases.decoder(torch.float16, "cuda"), image.shape[2:])
         torch.cuda.synchronize()
@@ -113,6 +115,24 @@ def test_graph() -> None:
     encoder[0].mul_(0.5)
     graph.replay()
     assert all(torch.equal(a, b) for a, b in zip(got, encode(image, *encoder), strict=True))
+
+
+FIRST_CALL_IN_A_GRAPH = """
+import torch
+from wae_kernels import nn
+encoder, image = nn.Encoder().cuda(), torch.randn(2, 3, 61, 125, device="cuda")
+graph = torch.cuda.CUDAGraph()
+with torch.no_grad(), torch.cuda.graph(graph):
+    captured = encoder(image)
+graph.replay()
+with torch.no_grad():
+    assert all(map(torch.equal, captured, encoder(image)))
+"""
+
+
+def test_first_call_in_a_graph() -> None:
+    """What it asks of the driver, once for each kernel, a capture allows. In a process of its own."""
+    subprocess.run([sys.executable, "-c", FIRST_CALL_IN_A_GRAPH], check=True)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU here")

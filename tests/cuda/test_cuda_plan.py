@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import chips
 import cuda_bindings
 import pytest
 from hypothesis import given
@@ -13,8 +14,6 @@ from wae_kernels.checks import DECODER_SHAPES, ENCODER_SHAPES
 
 BINDINGS = cuda_bindings.load()
 MODES = ["float16", "bfloat16", "tf32", "float32", "bfloat16_plain"]
-SHARED_BYTES = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
-"""Kilobytes that one block may have, by compute capability (CUDA's programming guide)."""
 MULTIPROCESSORS = {"RTX 2080 Ti": 68, "A100": 108, "RTX 4090": 128, "H100": 132}
 
 
@@ -27,15 +26,15 @@ def plan(batch: int, height: int, width: int, multiprocessors: int = 132, **opti
 
 @pytest.mark.parametrize("op", ["encode", "decode"])
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("capability", SHARED_BYTES)
+@pytest.mark.parametrize("capability", chips.OF_BLOCK)
 def test_shared_memory_suffices(op: str, mode: str, capability: int) -> None:
     which = getattr(BINDINGS.Mode, mode)
     if BINDINGS.runs_on(which, capability):
         made = BINDINGS.plan(op, which, 1, 112, 112, multiprocessors=10)
-        assert 0 < made.shared_bytes <= SHARED_BYTES[capability] * 1024
+        assert 0 < made.shared_bytes <= chips.OF_BLOCK[capability] * 1024
 
 
-@pytest.mark.parametrize("capability", SHARED_BYTES)
+@pytest.mark.parametrize("capability", chips.OF_BLOCK)
 def test_every_dtype_has_a_mode(capability: int) -> None:
     runs = {mode for mode in MODES if BINDINGS.runs_on(getattr(BINDINGS.Mode, mode), capability)}
     assert {"float16", "float32"} <= runs
@@ -94,9 +93,9 @@ def test_sizes_beyond_32_bits() -> None:
 
 @pytest.mark.parametrize("op", ["encode", "decode"])
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("capability", SHARED_BYTES)
+@pytest.mark.parametrize("capability", chips.OF_BLOCK)
 def test_backward_fits_every_chip(op: str, mode: str, capability: int) -> None:
-    which, limit = getattr(BINDINGS.Mode, mode), SHARED_BYTES[capability] * 1024
+    which, limit = getattr(BINDINGS.Mode, mode), chips.OF_BLOCK[capability] * 1024
     if BINDINGS.runs_on(which, capability):
         layout = BINDINGS.backward_layout(op, which, capability, limit, 256, 112, 112, 132)
         assert layout.bytes <= limit

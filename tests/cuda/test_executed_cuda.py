@@ -59,10 +59,6 @@ def check_decode(
     return counts
 
 
-def half(size: tuple[int, int]) -> tuple[int, int]:
-    return (size[0] + 1) // 2, (size[1] + 1) // 2
-
-
 # ------------------------------------------------------------------------------------------- shapes and modes
 
 
@@ -76,7 +72,7 @@ def test_encode_sizes(mode: str, capability: int, size: tuple[int, int]) -> None
 @pytest.mark.parametrize("size", SIZES, ids=cases.size_name)
 @pytest.mark.parametrize(("mode", "capability"), CELLS, ids=_names(CELLS))
 def test_decode_sizes(mode: str, capability: int, size: tuple[int, int]) -> None:
-    low, high = (cases.image_of(2, *half(size), dtype=DTYPE[mode]) for _ in range(2))
+    low, high = (cases.image_of(2, *cases.halved(size), dtype=DTYPE[mode]) for _ in range(2))
     check_decode(mode, low, high, cases.decoder(DTYPE[mode]), size, chip=Chip(capability, 3))
 
 
@@ -85,7 +81,7 @@ def test_other_architectures(mode: str, capability: int) -> None:
     """Several tiles for each block, odd sizes."""
     dtype, size = DTYPE[mode], (31, 61)
     check_encode(mode, cases.image_of(2, *size, dtype=dtype), cases.encoder(dtype), chip=Chip(capability, 2))
-    low, high = (cases.image_of(2, *half(size), dtype=dtype) for _ in range(2))
+    low, high = (cases.image_of(2, *cases.halved(size), dtype=dtype) for _ in range(2))
     check_decode(mode, low, high, cases.decoder(dtype), size, chip=Chip(capability, 2))
 
 
@@ -111,7 +107,7 @@ def test_float32_parameters_beside_images_of_16_bits(
     mode: str, capability: int, size: tuple[int, int]
 ) -> None:
     """As inside autocast; the same bits as with parameters in 16 bits, where these hold the numbers."""
-    low, high = (cases.image_of(2, *half(size), dtype=DTYPE[mode]) for _ in range(2))
+    low, high = (cases.image_of(2, *cases.halved(size), dtype=DTYPE[mode]) for _ in range(2))
     high, chip = cases.LAYOUTS["second_pixels_channels_last"](high), Chip(capability, 2)
     dense = cases.decoder()
     for parameters in (dense, [cases.scattered(p) for p in dense]):
@@ -135,7 +131,7 @@ def test_order_of_threads_does_not_matter(mode: str, seed: int) -> None:
         strict=True,
     ):
         assert torch.equal(got, expected)
-    low, high = (cases.image_of(1, *half(size), dtype=dtype) for _ in range(2))
+    low, high = (cases.image_of(1, *cases.halved(size), dtype=dtype) for _ in range(2))
     decoder = cases.decoder(dtype)
     got, _ = runner.decode(mode, low, high, decoder, size, seed=seed)
     assert torch.equal(got, runner.decode(mode, low, high, decoder, size)[0])
@@ -148,7 +144,7 @@ def test_same_bits_on_any_chip(mode: str) -> None:
     image, encoder = cases.image_of(2, *size, dtype=dtype), cases.encoder(dtype)
     few, many = (runner.encode(mode, image, encoder, chip=Chip(80, n))[:2] for n in (1, 40))
     assert all(torch.equal(a, b) for a, b in zip(few, many, strict=True))
-    low, high = (cases.image_of(2, *half(size), dtype=dtype) for _ in range(2))
+    low, high = (cases.image_of(2, *cases.halved(size), dtype=dtype) for _ in range(2))
     decoder = cases.decoder(dtype)
     a, b = (runner.decode(mode, low, high, decoder, size, chip=Chip(80, n))[0] for n in (1, 40))
     assert torch.equal(a, b)
@@ -163,13 +159,13 @@ def test_layouts(layout: str) -> None:
     size, lay = (9, 61), cases.LAYOUTS[layout]
     image = lay(cases.image_of(2, *size, dtype=torch.float16))
     check_encode("float16", image, cases.encoder(torch.float16))
-    low, high = (lay(cases.image_of(2, *half(size), dtype=torch.float16)) for _ in range(2))
+    low, high = (lay(cases.image_of(2, *cases.halved(size), dtype=torch.float16)) for _ in range(2))
     check_decode("float16", low, high, cases.decoder(torch.float16), size)
 
 
 def test_low_and_high_in_different_layouts() -> None:
     size = (9, 61)
-    low, high = (cases.image_of(2, *half(size), dtype=torch.float16) for _ in range(2))
+    low, high = (cases.image_of(2, *cases.halved(size), dtype=torch.float16) for _ in range(2))
     high = cases.LAYOUTS["second_pixels_channels_last"](high)
     check_decode("float16", low, high, cases.decoder(torch.float16), size)
 
@@ -208,7 +204,7 @@ def test_parameters_of_any_strides(laid: str, mode: str, own: torch.dtype) -> No
     dtype, size = DTYPE[mode], (5, 7)
     encoder, decoder = ([lay(p) for p in ps] for ps in (cases.encoder(own), cases.decoder(own)))
     check_encode(mode, cases.image_of(1, *size, dtype=own), encoder, dtype=dtype)
-    low, high = (cases.image_of(1, *half(size), dtype=dtype) for _ in range(2))
+    low, high = (cases.image_of(1, *cases.halved(size), dtype=dtype) for _ in range(2))
     check_decode(mode, low, high, decoder, size)
 
 
@@ -216,7 +212,9 @@ def test_offsets_beyond_32_bits() -> None:
     size = (5, 7)
     image = cases.far_apart(cases.image_of(2, *size, dtype=torch.float16))
     check_encode("float16", image, cases.encoder(torch.float16))
-    low, high = (cases.far_apart(cases.image_of(2, *half(size), dtype=torch.float16)) for _ in range(2))
+    low, high = (
+        cases.far_apart(cases.image_of(2, *cases.halved(size), dtype=torch.float16)) for _ in range(2)
+    )
     check_decode("float16", low, high, cases.decoder(torch.float16), size)
 
 
@@ -236,7 +234,7 @@ def test_nan_stays_where_it_can_be_seen() -> None:
 @pytest.mark.parametrize("place", ["high", "conv1_weight", "conv3_bias"])
 def test_nan_stays_where_it_can_be_seen_by_decode(place: str, mode: str, own: torch.dtype) -> None:
     dtype, size = DTYPE[mode], (31, 33)
-    low, high = (cases.image_of(1, *half(size), dtype=dtype) for _ in range(2))
+    low, high = (cases.image_of(1, *cases.halved(size), dtype=dtype) for _ in range(2))
     decoder = cases.decoder(own)
     element = {"high": high[0, 2, 6], "conv1_weight": decoder[4][3, 5, 0], "conv3_bias": decoder[9]}[place]
     element[1] = torch.nan
@@ -250,7 +248,7 @@ def test_nan_stays_where_it_can_be_seen_by_decode(place: str, mode: str, own: to
 def test_an_overflow_reaches_the_rows_that_see_it(mode: str, large: float, row: int) -> None:
     """conv3 computes two rows in one product, where infinity times a zero of the other row's would count."""
     dtype, size = DTYPE[mode], (31, 33)
-    low, high = (torch.zeros(1, 3, *half(size), dtype=dtype) for _ in range(2))
+    low, high = (torch.zeros(1, 3, *cases.halved(size), dtype=dtype) for _ in range(2))
     low[0, 0, 6, 8] = 1000
     decoder = [torch.zeros_like(p) for p in cases.decoder(dtype)]
     transposed, conv1, conv2, conv3 = decoder[0], decoder[4], decoder[6], decoder[8]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import chips
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile, make_backend
@@ -20,8 +21,6 @@ from wae_kernels.triton.launch import THREAD_REGISTERS, Launch
 from wae_kernels.triton.plan import Tile
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-SHARED_LIMIT = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
-"""KiB of shared memory that one block may have, by compute capability (CUDA C++ Programming Guide)."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Compiled:
         assert THREAD_REGISTERS or not self.instructions.keys() & {"LDL", "STL"}
         assert self.resources["REG"] <= max(tile.registers, THREAD_REGISTERS), self.resources
         shared = self.kernel.metadata.shared
-        assert shared <= min(tile.shared_bytes(element_bytes), 1024 * SHARED_LIMIT[arch])
+        assert shared <= min(tile.shared_bytes(element_bytes), 1024 * chips.OF_BLOCK[arch])
 
     def _inspect(self, tool: str, option: str) -> str:
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wae_kernels import backends
-from wae_kernels.checks import DECODER_SHAPES, ENCODER_SHAPES, SCORE_DECODER_SHAPES, TRUNK_WIDTH
+from wae_kernels.checks import DECODER_SHAPES, ENCODER_SHAPES, SCORE_DECODER_SHAPES, TRUNK_WIDTH, half_of
 
 T = TypeVar("T")
 
@@ -64,6 +64,12 @@ SIZES = [
 ]  # fmt: skip
 LARGE_SIZES = [(224, 224), (225, 223), (3, 4096), (6, 4099), (9, 4096), (4096, 4), (4097, 7)]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def halved(size: Sequence[int]) -> tuple[int, int]:
+    """The size of ``low`` and ``high`` for an image of this one."""
+    height, width = size
+    return half_of(height), half_of(width)
 
 
 def size_name(size: tuple[int, int]) -> str:
@@ -347,7 +353,7 @@ def arguments_of(
 ) -> list[Any]:
     """Arguments that fit the op, its images in this layout; parameters of ``dtype`` too, or of their own."""
     own = parameter_dtype or dtype
-    lay, half = LAYOUTS[layout], ((size[0] + 1) // 2, (size[1] + 1) // 2)
+    lay, half = LAYOUTS[layout], halved(size)
     if op.startswith("encode"):
         outer, inner = [lay(image_of(2, *size, dtype, device))], [lay(image_of(2, *half, dtype, device))] * 2
         rest = [*encoder(own, device), *affine(device=device)]
@@ -375,6 +381,8 @@ def as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
-def recorded() -> torch.profiler.profile:
+def recorded(
+    activity: torch.profiler.ProfilerActivity = torch.profiler.ProfilerActivity.CPU,
+) -> torch.profiler.profile:
     """A profiler of the operators that run; it keeps events over cycles, without which torch 2.10 warns."""
-    return torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True)
+    return torch.profiler.profile(activities=[activity], acc_events=True)

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import chips
 import cuda_bindings
 import machine_code
 from machine_code import Step
@@ -38,8 +39,6 @@ BACKWARD_OPS = ("encode_backward", "decode_backward")
 MODES = ("float16", "bfloat16", "tf32", "float32", "bfloat16_plain")
 REGISTERS = 65536
 """Of a multiprocessor, on every target."""
-SHARED = {75: 64, 80: 164, 86: 100, 89: 100, 90: 228, 100: 228, 120: 100}
-"""Kilobytes of shared memory of a multiprocessor (CUDA's programming guide)."""
 THREADS = {75: 1024, 80: 2048, 86: 1536, 89: 1536, 90: 2048, 100: 2048, 120: 1536}
 """Resident threads of a multiprocessor."""
 
@@ -121,11 +120,11 @@ def _mode_of(symbol: str) -> str:
 def blocks_each(target: int, registers: int, shared_bytes: int, threads: int) -> int:
     """Blocks that a multiprocessor holds at a time.
 
-    Registers are given out by 256 a warp; from 8.0 on a block takes 1 KB of shared memory beyond its own.
+    Registers are given out by 256 a warp.
     """
     by_registers = REGISTERS // (-(-registers * 32 // 256) * 256 * (threads // 32))
-    reserved = 0 if target == 75 else 1024
-    return min(by_registers, SHARED[target] * 1024 // (shared_bytes + reserved), THREADS[target] // threads)
+    by_shared = 1024 * chips.OF_MULTIPROCESSOR[target] // (shared_bytes + 1024 * chips.RESERVED[target])
+    return min(by_registers, by_shared, THREADS[target] // threads)
 
 
 def _machine_code(cubin: Path) -> dict[str, list[machine_code.Instruction]]:
@@ -143,8 +142,7 @@ def launch_plan(op: str, mode: Any, target: int) -> Any:
     bindings = cuda_bindings.load()
     if not op.endswith("_backward"):
         return bindings.plan(op, mode, 1, 112, 112, multiprocessors=100)
-    limit = 1024 * (SHARED[target] - (target != 75))  # a block's own, of a multiprocessor's
-    size = 256, 112, 112, 100
+    limit, size = 1024 * chips.OF_BLOCK[target], (256, 112, 112, 100)
     layout = bindings.backward_layout(op.removesuffix("_backward"), mode, target, limit, *size)
     return bindings.backward_plan(layout, *size, 1)
 

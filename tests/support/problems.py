@@ -19,6 +19,7 @@ from cases import (
     affine,
     decoder,
     encoder,
+    halved,
     image_of,
     score_decoder,
     settled_decoder,
@@ -122,7 +123,7 @@ def make(
     """A random problem, with no activation near a ReLU's kink; ``channels`` are for ``decode_scores``."""
     of_bytes = dtype == torch.uint8
     parameter_dtype = torch.float32 if of_bytes else dtype
-    half = tuple((s + 1) // 2 for s in size)
+    half = halved(size)
     inner, outer = (half, size) if op == "encode" else (size, half)
     count, inputs = (2, ["image"]) if op == "encode" else (1, ["low", "high"])
     channels = channels if op == "decode_scores" else (3, 3)

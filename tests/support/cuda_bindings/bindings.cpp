@@ -30,6 +30,13 @@ std::array<wc::TensorView, 2 * wc::kFilters> views_of(const std::array<View, 2 *
   return out;
 }
 
+// Device address, stride and type of an image's scale or shift.
+using Vector = std::tuple<uint64_t, int64_t, wc::NumberType>;
+
+wc::ChannelVector channel_vector_of(const Vector& vector) {
+  return {reinterpret_cast<const void*>(std::get<0>(vector)), std::get<1>(vector), std::get<2>(vector), 0};
+}
+
 template <class Struct>
 py::bytes bytes_of(const Struct& value) {
   return {reinterpret_cast<const char*>(&value), sizeof(value)};
@@ -79,19 +86,13 @@ PYBIND11_MODULE(wae_cuda_bindings, m) {
       },
       py::arg("op"), py::arg("mode"), py::arg("batch"), py::arg("half_height"), py::arg("half_width"),
       py::arg("multiprocessors"), py::arg("blocks_each") = 1);
-  m.def("encode_parameters",
-        [](const View& image, bool image_is_bytes, const View& low, const View& high,
-           const std::array<View, 2 * wc::kFilters>& parameters, int element_bytes,
-           std::tuple<uint64_t, int64_t, wc::NumberType> scale,
-           std::tuple<uint64_t, int64_t, wc::NumberType> shift, const wc::LaunchPlan& plan) {
-          const auto vector = [](const auto& t) {
-            return wc::ChannelVector{reinterpret_cast<const void*>(std::get<0>(t)), std::get<1>(t),
-                                     std::get<2>(t), 0};
-          };
-          return bytes_of(wc::encode_parameters(view_of(image), image_is_bytes, view_of(low), view_of(high),
-                                                views_of(parameters), element_bytes, vector(scale),
-                                                vector(shift), plan.tiling));
-        });
+  m.def("encode_parameters", [](const View& image, bool image_is_bytes, const View& low, const View& high,
+                                const std::array<View, 2 * wc::kFilters>& parameters, int element_bytes,
+                                const Vector& scale, const Vector& shift, const wc::LaunchPlan& plan) {
+    return bytes_of(wc::encode_parameters(view_of(image), image_is_bytes, view_of(low), view_of(high),
+                                          views_of(parameters), element_bytes, channel_vector_of(scale),
+                                          channel_vector_of(shift), plan.tiling));
+  });
   m.def("decode_parameters", [](const View& low, const View& high, const View& image,
                                 const std::array<View, 2 * wc::kFilters>& parameters, int element_bytes,
                                 const wc::LaunchPlan& plan) {
@@ -122,19 +123,14 @@ PYBIND11_MODULE(wae_cuda_bindings, m) {
         [=](const std::string& op, const View& full, bool image_is_bytes, const View& low, const View& high,
             const std::array<View, 2 * wc::kFilters>& parameters, int element_bytes,
             const wc::LaunchPlan& plan, const wc::BackwardLayout& layout, const View& grad_full,
-            const View& grad_low, const View& grad_high, std::tuple<uint64_t, int64_t, wc::NumberType> scale,
-            std::tuple<uint64_t, int64_t, wc::NumberType> shift, uint64_t partials, bool need_input,
-            bool need_parameters, bool need_scale) {
+            const View& grad_low, const View& grad_high, const Vector& scale, const Vector& shift,
+            uint64_t partials, bool need_input, bool need_parameters, bool need_scale) {
           auto p =
               wc::backward_parameters(op_of(op), view_of(full), image_is_bytes, view_of(low), view_of(high),
                                       views_of(parameters), element_bytes, plan.tiling, layout);
-          const auto vector = [](const auto& t) {
-            return wc::ChannelVector{reinterpret_cast<const void*>(std::get<0>(t)), std::get<1>(t),
-                                     std::get<2>(t), 0};
-          };
           p.grad_full = wc::images_of(view_of(grad_full)), p.grad_low = wc::images_of(view_of(grad_low));
           p.grad_high = wc::images_of(view_of(grad_high));
-          p.scale = vector(scale), p.shift = vector(shift);
+          p.scale = channel_vector_of(scale), p.shift = channel_vector_of(shift);
           p.partials = reinterpret_cast<float*>(partials);
           p.need_input = need_input, p.need_parameters = need_parameters, p.need_scale = need_scale;
           return bytes_of(p);

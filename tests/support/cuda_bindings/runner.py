@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import chips
 import ptx_machine
 import torch
 from torch import Tensor
@@ -141,9 +142,6 @@ def decode(
 
 # --------------------------------------------------------------------------------------------------- backward
 
-SHARED_LIMIT = {75: 64, 80: 163, 90: 227}
-"""Kilobytes of shared memory that a block may have (CUDA's programming guide)."""
-
 
 @dataclass(frozen=True)
 class Backward:
@@ -172,7 +170,7 @@ def _backward(
 ) -> Backward:
     bindings, memory = load(), ptx_machine.Memory()
     which, (need_input, need_parameters, need_scale) = getattr(bindings.Mode, mode), needs
-    limit = 1024 * SHARED_LIMIT[chip.capability] if shared_limit is None else shared_limit
+    limit = 1024 * chips.OF_BLOCK[chip.capability] if shared_limit is None else shared_limit
     size = len(full), *halves[0].shape[2:], chip.multiprocessors
     layout = bindings.backward_layout(op, which, chip.capability, limit, *size)
     assert layout.bytes <= limit
