@@ -279,6 +279,13 @@ def test_backward_hooks_and_global_hooks_are_called() -> None:
         assert called.count(nn.Conv2d) == 5, kind
 
 
+def test_scale_and_shift_count_without_each_other() -> None:
+    encoder, image = Encoder(), torch.randn(1, 3, 8, 8)
+    tensors, some = list(encoder.parameters()), torch.tensor([0.5, 1.5, 2.0])
+    for given in ((some, None), (None, some)):
+        assert torch.equal(encoder(image, *given)[0], torch.ops.wae.encode(image, *tensors, *given)[0])
+
+
 def test_pruning_trains_the_weights_that_stay() -> None:
     """Two steps: with the fused op alone the second one raised, or trained pruned weights."""
     encoder, image = Encoder(), torch.randn(2, 3, 8, 8)
