@@ -311,17 +311,17 @@ def test_a_rival_has_positions_of_its_own_size():
         cost = count(fit_to(copy.deepcopy(transformer), (side, side)), (side, side)).multiply_adds
         found = rivals.find(name, stock, 32, cost, [], lambda network: 1.0)
         assert found == {"side": side}
+        assert stock(images).shape == (1, 2)
         assert rivals.build(name, found, stock, [])(images).shape == (1, 2)
-    assert stock(images).shape == (1, 2)
 
 
 def test_a_pruned_rival_is_made_by_its_own_method(monkeypatch):
     stock, batches, asked = network(), [(torch.zeros(1), torch.zeros(1))], []
     monkeypatch.setattr(rivals, "pruned", lambda *arguments: asked.append(arguments))
-    monkeypatch.setattr(rivals, "ratio_for", lambda prune, share: {"ratio": 0.5, "made": prune(0.25)})
+    monkeypatch.setattr(rivals, "ratio_for", lambda prune, share: {"ratio": 0.75, "made": prune(0.25)})
     for name, method in rivals.PRUNED.items():
         rivals.build(name, rivals.find(name, stock, 32, 1, batches, lambda network: 1.0), stock, batches)
-        assert asked[-2:] == [(stock, batches, method, 0.25), (stock, batches, method, 0.5)]
+        assert asked[-2:] == [(stock, batches, method, 0.25), (stock, batches, method, 0.75)]
 
 
 @pytest.mark.slow

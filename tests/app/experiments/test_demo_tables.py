@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -125,10 +126,12 @@ def test_a_picture_that_cannot_be_written_keeps_no_other_from_being_shown(
     assert str(photo) in errors[0]
 
 
-def test_what_the_photos_table_says(console: Console, tmp_path: Path) -> None:
-    demo.show(console, [demo.Row("astronaut", 512, 480, 41.257, 33.104, 0.0456, "out.png")], tmp_path)
+def test_what_the_photos_table_says(console: Console) -> None:
+    demo.show(console, [demo.Row("astronaut", 512, 480, 41.257, 33.104, 0.0456, "out.png")], Path("out[b]"))
     cells = ["astronaut", "512 x 480", "41.26", "33.10", "4.6 %", "out.png"]
-    assert any([cell.strip() for cell in row.split("│")[1:-1]] == cells for row in lines(console))
+    rows = lines(console)
+    assert any([cell.strip() for cell in row.split("│")[1:-1]] == cells for row in rows)
+    assert f"The pictures are in the folder out[b]{os.sep}" in rows
 
 
 def test_the_best_linear_transform_keeps_six_numbers_of_each_whole_block() -> None:
@@ -136,3 +139,4 @@ def test_the_best_linear_transform_keeps_six_numbers_of_each_whole_block() -> No
     noise = torch.randint(0, 256, (3, 9, 13), dtype=torch.uint8)
     assert demo.best_linear_psnr(grey) == math.inf
     assert demo.best_linear_psnr(noise) == demo.best_linear_psnr(noise[:, :8, :12]) < 40
+    assert demo.best_linear_psnr(noise) != demo.best_linear_psnr(noise[:, :4, :12])
