@@ -139,12 +139,10 @@ def run(options: argparse.Namespace) -> int:
     """Accelerate, or go on with it."""
     from wae.data.images import MAX_PIXELS
     from wae.experiments import accelerate
-    from wae.inference.engines import ENGINES
     from wae.training import plan
 
-    if options.engine not in ("auto", *ENGINES):
-        known = ", ".join(ENGINES)
-        return shared.complain(f"--engine must be auto or one of {known}, got {options.engine}", 2)
+    if wrong := shared.wrong_engine(options.engine):
+        return shared.complain(wrong, 2)
     names = (
         *"model data weights size factor target target_ms start mimic mimic_mirrored epochs".split(),
         *"learning_rate batch seed compare precision engine images max_drop on_corrupt workers".split(),

@@ -76,7 +76,9 @@ def run(options: argparse.Namespace) -> int:
     from wae.storage.weights_file import CheckpointError
     from wae.training.processes import is_first, joined
 
-    if wrong := _wrong_engine(options):
+    if options.engine is not None and not options.deployed:
+        return shared.complain("--engine: is for --deployed, which is missing", 2)
+    if wrong := shared.wrong_engine(options.engine):
         return shared.complain(wrong, 2)
     try:
         with joined(options.device) as device:
@@ -87,17 +89,6 @@ def run(options: argparse.Namespace) -> int:
     if first:
         (_print_json if options.json else _print_tables)(options, candidates, deployed)
     return 0
-
-
-def _wrong_engine(options: argparse.Namespace) -> str:
-    """What is wrong with ``--engine``, in a sentence; else empty."""
-    from wae.inference.engines import ENGINES
-
-    if options.engine is not None and not options.deployed:
-        return "--engine: is for --deployed, which is missing"
-    if options.engine not in (None, "auto", *ENGINES):
-        return f"--engine must be auto or one of {', '.join(ENGINES)}, got {options.engine}"
-    return ""
 
 
 def _measured(

@@ -92,7 +92,7 @@ def run(options: argparse.Namespace) -> int:
 
     if options.output == shared.STANDARD:
         options.output = None
-    if wrong := _wrong_engine(options.engine):
+    if wrong := shared.wrong_engine(options.engine):
         return shared.complain(wrong, 2)
     weights = options.weights or WEIGHTS / "fashion-mnist.safetensors"
     if options.ray is not None:
@@ -111,17 +111,11 @@ def run(options: argparse.Namespace) -> int:
     return _write_predictions(options, described, network)
 
 
-def _wrong_engine(engine: str | None) -> str:
-    """What is wrong with ``--engine``, in a sentence; else empty."""
-    if engine in (None, "auto"):
-        return ""
-    from wae.inference.engines import ENGINES  # here, as it takes long
-
-    return "" if engine in ENGINES else f"--engine must be auto or one of {', '.join(ENGINES)}, got {engine}"
-
-
 def _wrong_outputs(options: argparse.Namespace, weights: Path) -> str:
-    """What is wrong with ``-o``, in a sentence; else empty. Raises where something would be written over."""
+    """What is wrong with ``-o``, in a sentence; else empty.
+
+    Raises Failure or FileExistsError where it or ``--maps`` may not be written.
+    """
     from wae.data.images import is_image
 
     if options.output is not None:
@@ -140,6 +134,7 @@ def _engine(options: argparse.Namespace) -> str | None:
 
 
 def _wrong_calibration(options: argparse.Namespace) -> str:
+    """What is wrong with ``--calibrate``, in a sentence; else empty."""
     if options.calibrate is not None and _engine(options) is None:
         return "--calibrate: is for --engine or --precision, which are missing"
     return ""

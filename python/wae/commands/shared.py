@@ -106,6 +106,15 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def wrong_engine(name: str | None) -> str:
+    """What is wrong with an ``--engine`` that may be ``auto``, in a sentence; empty where nothing is."""
+    if name in (None, "auto"):
+        return ""
+    from wae.inference.engines import ENGINES  # here, as it takes long
+
+    return "" if name in ENGINES else f"--engine must be auto or one of {', '.join(ENGINES)}, got {name}"
+
+
 def calibration(options: argparse.Namespace, input: Input) -> Iterator[Tensor] | None:
     """The images of ``--calibrate`` as the network takes them."""
     if options.calibrate is None:

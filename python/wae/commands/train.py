@@ -28,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         metavar="NAME",
-        help="wae_vgg16, wae_resnet50, ..., resnet50, ...; of pixels wae_enet, ... (default: the plan's)",
+        help="wae_vgg16, wae_resnet50, ..., resnet50, ...; of pixels wae_enet, ... (default: the plan's; "
+        "with --original wae_NAME)",
     )
     parser.add_argument(
         "--data",
@@ -154,7 +155,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _check_start(options: argparse.Namespace) -> None:
-    """Raise Failure where what ``--original`` begins would begin in another way too."""
+    """Raise Failure where another option names weights to start from beside ``--original``."""
     for name in ("weights", "body_weights", "autoencoder"):
         if options.original and getattr(options, name):
             raise shared.Failure(f"--original and --{name.replace('_', '-')}: give one of them")

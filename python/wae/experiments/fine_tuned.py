@@ -15,7 +15,7 @@ from torch import nn
 from wae.data.dataset import Dataset
 from wae.models.baselines import FullResolution
 from wae.storage.checkpoint import load_classifier
-from wae.training.original_start import made_of_original, start_as_original, student
+from wae.training.original_start import made_of_original, start_as_original, taught
 from wae.training.plan import Plan
 
 from .reproduce import WAE, Claim, Job, weights_path
@@ -44,7 +44,7 @@ class FineTuned(Claim):
         plan = super().plan_of(network.removesuffix(_SUFFIX), seed)
         if network == FINE_TUNED:
             return made_of_original(plan)
-        return student(plan) if network.endswith(_SUFFIX) else plan
+        return taught(plan) if network.endswith(_SUFFIX) else plan
 
     def start(self, job: Job, folder: Path, training: Dataset) -> tuple[nn.Module, dict[str, Any]]:
         """See :meth:`Claim.start`: with the weights of the trained full network."""

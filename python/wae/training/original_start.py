@@ -27,14 +27,14 @@ from .linear_start import start_as_small_image
 from .plan import Plan
 
 _TAUGHT: dict[str, Any] = {"mimic_weight": 1.0, "mimic_temperature": 4.0, "mimic_mirrored": True}
-"""Entries of a student's stages with labels, chosen on photos kept aside (docs/reproduction.md)."""
+"""Entries of the stages in which it teaches, chosen on photos kept aside (docs/reproduction.md)."""
 
 _CAREFUL = 3e-4  # rate of stage 1, where ``low`` is a small image already
 _SAMPLE = 2000 * 64 * 64  # pixels of the training images that it is made one on
 _FEW = 8  # images at least
 
 
-def student(plan: Plan) -> Plan:
+def taught(plan: Plan) -> Plan:
     """``plan`` with the trained full network as the teacher of its stages with labels."""
     stages = (stage if stage.kind == "transform" else replace(stage, **_TAUGHT) for stage in plan.stages)
     return replace(plan, stages=tuple(stages))
@@ -43,12 +43,12 @@ def student(plan: Plan) -> Plan:
 def made_of_original(plan: Plan) -> Plan:
     """``plan`` for a network that begins with the weights of the trained full network.
 
-    That teaches its stages with labels, unless one of them has a ``mimic_weight`` already.
+    The full network also teaches, unless a stage of ``plan`` has a ``mimic_weight`` already.
     """
-    taught = any(stage.mimic_weight for stage in plan.stages)
+    has_teacher = any(stage.mimic_weight for stage in plan.stages)
     stages = (
         replace(stage, learning_rate=_CAREFUL) if stage.kind == "transform" else stage
-        for stage in (plan if taught else student(plan)).stages
+        for stage in (plan if has_teacher else taught(plan)).stages
     )
     return replace(plan, start="random", norm_statistics="kept", stages=tuple(stages))
 
@@ -103,7 +103,8 @@ def _give_weights(model: WAENetwork, original: FullResolution, size: tuple[int, 
 
 def _sample(training: Dataset, count: int) -> Tensor:
     """So many images from all over ``training``, or all."""
-    images = training.batch(spread(len(training), count).tolist(), 0)[0]
+    tried = spread(len(training), count)
+    images = training.batch(tried.tolist(), 0)[0]
     if not len(images):
-        raise DatasetError(f"none of {count} training images that were tried can be read")
+        raise DatasetError(f"none of {len(tried)} training images that were tried can be read")
     return images

@@ -96,8 +96,8 @@ class Session:
     autoencoder: Path | None = None
     """Trained encoder and decoder to start from."""
     original: Path | None = None
-    """A checkpoint of the same network at full resolution, which scores pixels, to start from: see
-    :mod:`wae.training.original_start`, also for the plan. The teacher too, where there is no other."""
+    """A checkpoint of the same network at full resolution, which scores pixels, to start from. The teacher
+    too, where there is no other. See :func:`wae.training.original_start.made_of_original` for the plan."""
     teacher: Path | None = None
     """A checkpoint of a classifier, for stages with a ``mimic_weight``."""
     resume: bool = False
@@ -257,8 +257,6 @@ class Session:
         pretrained.scale_for_photos(model)
         if self.weights or self.autoencoder or self.original:
             plan = replace(plan, start="random")  # not the linear one: it would replace what is loaded here
-        if self.original:
-            plan = replace(plan, norm_statistics="kept")  # those that the network on ``low`` knows
         if not goes_on:
             self._load(model, plan.model, data)
         return plan, model

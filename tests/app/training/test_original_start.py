@@ -111,7 +111,7 @@ def test_the_plan_keeps_its_entries_but_for_the_start():
     assert (made.start, made.norm_statistics, made.batch) == ("random", "kept", plan.batch)
     assert [stage.learning_rate for stage in made.stages] == [3e-4, 2e-3, 2e-3]
     own = Plan("wae_enet", (Stage("classifier", 1, 0.1, mimic_weight=0.5), Stage("joint", 1, 0.1)))
-    assert made_of_original(own).stages == own.stages  # who teaches by a recipe of his own keeps it
+    assert made_of_original(own).stages == own.stages  # a recipe of one's own is kept
 
 
 def test_what_cannot_be_begun_with_is_said(train, original, tmp_path, capsys):
@@ -135,13 +135,14 @@ def test_what_cannot_be_begun_with_is_said(train, original, tmp_path, capsys):
     assert "its classes are not those of the data" in refused("--original", strangers)
 
 
-def test_images_that_cannot_be_read_are_no_start(scenes):
+@pytest.mark.parametrize(("number", "tried"), [(20, 8), (3, 3)])
+def test_images_that_cannot_be_read_are_no_start(number, tried):
     class Unreadable:
         def __len__(self):
-            return 20
+            return number
 
         def batch(self, indices, epoch):
             return torch.empty(0, 3, 36, 48, dtype=torch.uint8), torch.empty(0, 36, 48)
 
-    with pytest.raises(ValueError, match="none of 8 training images that were tried can be read"):
+    with pytest.raises(ValueError, match=f"none of {tried} training images that were tried can be read"):
         original_start.start_as_original(build("wae_enet", 3), build("enet", 3), Unreadable())
