@@ -50,11 +50,11 @@ bool runs() {
 void check_cuda(cudaError_t error, const char* op, const char* doing) {
   if (error == cudaSuccess) return;
   (void)cudaGetLastError();  // it is reported here; the next call starts clean
-  const bool other_chips =
+  const bool is_for_other_chips =
       error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction;
   checks::require(
       false, op, doing, " failed: ", cudaGetErrorString(error),
-      other_chips ? "; build wae-kernels with this GPU's architecture in TORCH_CUDA_ARCH_LIST" : "");
+      is_for_other_chips ? "; build wae-kernels with this GPU's architecture in TORCH_CUDA_ARCH_LIST" : "");
 }
 
 // ------------------------------------------------------------------------------------------ device and mode
@@ -405,8 +405,8 @@ extern "C" {
 __attribute__((visibility("default"))) void wae_cuda_select(int runs) { wae::cuda::selected = runs != 0; }
 __attribute__((visibility("default"))) void wae_cuda_ask(int (*ask)()) { wae::cuda::callback = ask; }
 
-// For wae_kernels/_load.py: the ops' schemas, each with a semicolon behind it, as they were when this was compiled. The
-// kernels are registered without them, and would read the arguments of another schema wrongly.
+// For wae_kernels/_load.py: the ops' schemas, each with a semicolon behind it, as they were when this was
+// compiled. The kernels are registered without them, and would read the arguments of another schema wrongly.
 __attribute__((visibility("default"))) const char* wae_cuda_schemas() {
 #define WAE_SCHEMA(schema) schema ";"
   return

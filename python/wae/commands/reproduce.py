@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--processes",
         type=shared.processes,
         metavar="N",
-        help="trainings at a time, each on one core (default: as many as it may use; on a GPU one)",
+        help="trainings at a time, each on one core (default: one per core that it may use; on a GPU one)",
     )
     shared.add_json(parser)
     parser.add_argument("--device", default="cpu", metavar="NAME", help="where to train (default: cpu)")

@@ -135,7 +135,7 @@ def _put_head(task: Task, record: Record) -> None:
 
 
 def _form(task: Task, record: Record) -> Form:
-    """That meets the target, where there is one."""
+    """The form to train: the one that meets the target, or without a target that of the settings."""
     if task.settings.target is None and task.settings.target_ms is None:
         return task.form
     chosen = record.once("target", lambda: meet_target(task, record))

@@ -556,10 +556,10 @@ def scores_of(model: nn.Module, images: Tensor, what: str = "an image") -> Tenso
 
 
 def check_parts(model: nn.Module, images: Tensor, expected: Tensor) -> None:
-    """Raise EngineError where a hook on the whole of a WAE network makes its scores, ``expected``.
+    """Raise EngineError where the parts of a WAE network do not give its scores, ``expected``.
 
-    So may a ``forward`` of its own, or of its class. Its parts are what is deployed or exported. A hook that
-    only looks on is left out there, without a word.
+    They are what is deployed or exported. What changes the scores beside them is a hook on the whole network,
+    or a ``forward`` of its own or of its class. A hook that only looks on is left out without a word.
     """
     is_sum_of_parts = is_plain(model) and type(model).forward in (WAEClassifier.forward, WAESegmenter.forward)
     if is_sum_of_parts or not isinstance(model, WAENetwork):

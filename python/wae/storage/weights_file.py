@@ -228,8 +228,8 @@ def _optimizer_state(
         name, _, key = full_name.rpartition(".")
         if name not in parameters:
             raise ValueError(f"trained '{name:.200}', which the model has not")
-        shapes = [() if key == "step" else parameters[name].shape]
-        shapes += [()] if wanted is None else []
+        shape = () if key == "step" else parameters[name].shape
+        shapes = (shape,) if wanted else (shape, ())  # of an optimizer that is not known any may be a number
         if tensor.dtype not in _DTYPES or not tensor.is_floating_point() or tensor.shape not in shapes:
             raise ValueError(f"has for {name} a {key:.40} of {tensor.dtype} and shape {tuple(tensor.shape)}")
         # Adam counts its steps on the processor, wherever the parameter is.

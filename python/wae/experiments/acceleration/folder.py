@@ -7,7 +7,7 @@
           /trials/, rivals/  checkpoints of the other trainings, until they are done; and the trained rivals
           /deployed/         for wae.load_deployed
           /model.onnx        where ONNX Runtime is installed
-          /original.safetensors: its weights, where it was given a new head
+          /original.safetensors  the original's weights, where it was given a new head
           /report.md, report.html
 """
 

@@ -21,7 +21,7 @@ from .plans import plan_for
 from .task import Task
 
 SECONDS = 3.0
-"""Of timing."""
+"""That a measurement of times takes."""
 
 
 def measure_original(task: Task) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def images_of_a_call(task: Task, size: int) -> Tensor:
 
 
 def call(network: Callable[[Tensor], Tensor], images: Tensor) -> Callable[[], Tensor]:
-    """``network`` on ``images``, without gradients."""
+    """A call of ``network`` with ``images``, without gradients, for :func:`timed`."""
 
     def without_gradients() -> Tensor:
         with torch.no_grad():

@@ -24,7 +24,7 @@ from .task import Task
 
 
 def begun(task: Task, form: Form) -> WAEClassifier:
-    """The network to begin with, on the processor."""
+    """WAE around the original before its training, on the processor."""
     original, start = task.original, task.settings.start
     torch.manual_seed(task.settings.seed)
     model = accelerated(original.network, form).cpu().requires_grad_(True)  # what was frozen too

@@ -94,9 +94,8 @@ class Settings:
             raise AccelerationError(f"max_drop must be a number from 0 to 1, got {self.max_drop!r}")
         for name, least in (("mean", -1e6), ("std", 1e-6)):
             value = getattr(self, name)
-            if value is not None and not (
-                len(value) == 3 and all(least <= x <= 1e6 for x in value)
-            ):  # no NaN
+            are_three = value is None or len(value) == 3
+            if not are_three or not all(least <= x <= 1e6 for x in value or ()):  # NaN neither
                 raise AccelerationError(f"{name} must be 3 numbers from {least:g} to 1e+06, got {value!r}")
         for name in ("images", "epochs", "batch"):
             value = getattr(self, name)

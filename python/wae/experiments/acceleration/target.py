@@ -52,14 +52,14 @@ def meet_target(task: Task, record: Record) -> dict[str, Any]:
 
 
 def _allowed(settings: Settings, original: float) -> float:
-    """Seconds of a call."""
+    """Seconds that a call may take, where the original's takes ``original``."""
     if settings.target_ms is not None:
         return settings.target_ms / 1e3
     return original / (settings.target or 1.0)
 
 
 def _that_meet(allowed: float, times: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The forms, of those that were measured. Raises AccelerationError where there is none."""
+    """The measured forms that take no longer than ``allowed``. Raises AccelerationError where none does."""
     curve: list[dict[str, Any]] = times["curve"]
     if not curve:
         raise AccelerationError(
@@ -75,7 +75,7 @@ def _that_meet(allowed: float, times: Mapping[str, Any]) -> list[dict[str, Any]]
 
 
 def _sizes(side: int) -> list[int]:
-    """That are measured, the largest first: the original's own, for images in memory have no other."""
+    """Those that are measured, the largest first, the original's own too: images in memory have no other."""
     scaled = {max(_STEP, round(side * scale / _STEP) * _STEP) for scale in _SCALES}
     return sorted({side, *scaled}, reverse=True)
 
