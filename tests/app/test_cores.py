@@ -8,7 +8,7 @@ import pytest
 
 from wae.cores import usable_cores
 
-WORKERS = """
+PROGRAM = """
 import os
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 from wae.inference.reading import WORKERS
@@ -31,4 +31,4 @@ def test_where_the_system_does_not_tell_cores_are_all_that_there_are(monkeypatch
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs a choice of cores")
 def test_images_are_read_by_as_many_threads_as_may_run():
-    subprocess.run([sys.executable, "-c", WORKERS], check=True)
+    subprocess.run([sys.executable, "-c", PROGRAM], check=True)

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NOT_SOURCES = shutil.ignore_patterns(
     ".*", "build", "dist", "out", "tests", "benches", "docs", "__pycache__", "*.so", "*.egg-info"
 )
-EARLIER = "_C_cuda.abi3.so"
+CUDA_FILE = "_C_cuda.abi3.so"
 ALLOWED_LIBRARIES = {"libtorch_cpu.so", "libstdc++.so.6", "libgcc_s.so.1", "libm.so.6", "libc.so.6"}
 
 
@@ -75,7 +75,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     platform_name = sysconfig.get_platform()
     for root in (copy, copy / "build" / f"lib.{platform_name}-{sys.implementation.cache_tag}"):
         (root / "wae_kernels").mkdir(parents=True, exist_ok=True)
-        (root / "wae_kernels" / EARLIER).write_bytes(b"of an earlier build")
+        (root / "wae_kernels" / CUDA_FILE).write_bytes(b"of an earlier build")
     return copy
 
 
@@ -217,7 +217,7 @@ def test_archive_of_the_sources_holds_every_file(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_wheel_holds_no_library_of_an_earlier_build(wheel: Path) -> None:
-    assert not [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(EARLIER)]
+    assert not [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(CUDA_FILE)]
 
 
 # ------------------------------------------------------------------------- in place, over an earlier build
@@ -232,7 +232,7 @@ def built_before(tmp_path: Path) -> Path:
     """A copy of the sources with libraries in place, of every kind that a build makes."""
     copy = tmp_path / "source"
     shutil.copytree(ROOT, copy, ignore=NOT_SOURCES)
-    for name in ("_C.abi3.so", "_C.cpython-313t-x86_64-linux-gnu.so", EARLIER):
+    for name in ("_C.abi3.so", "_C.cpython-313t-x86_64-linux-gnu.so", CUDA_FILE):
         (copy / "wae_kernels" / name).write_bytes(b"of an earlier build")
     (copy / "dist").mkdir()
     return copy
@@ -392,7 +392,7 @@ def test_a_library_of_other_sources_is_refused(without_library: Path, change: st
     assert said in result.stdout
 
 
-CUDA_LIBRARY = """
+CUDA_SOURCE = """
 extern "C" {
 void wae_cuda_select(int) {}
 void wae_cuda_ask(int (*)()) {}
@@ -412,9 +412,9 @@ const char* wae_cuda_schemas() {
 def test_a_library_for_gpus_of_other_sources_is_refused(without_library: Path, change: str) -> None:
     """It defines no op that could be asked: it says itself which schemas it was compiled for."""
     package, source = without_library / "wae_kernels", without_library / "cuda.cpp"
-    source.write_text(CUDA_LIBRARY)
+    source.write_text(CUDA_SOURCE)
     flags = ["-shared", "-fPIC", f"-I{package}", *(["-DWITHOUT_SCHEMAS"] if "without" in change else [])]
-    built = run([tool("c++"), *flags, str(source), "-o", str(package / EARLIER)], without_library)
+    built = run([tool("c++"), *flags, str(source), "-o", str(package / CUDA_FILE)], without_library)
     assert built.returncode == 0, built.stdout
     if change == "an argument more":
         schemas = package / "schemas.inc"
