@@ -13,7 +13,7 @@
 #   profile    Nsight Compute over one launch of each kernel, and the compiler's report of resources
 #
 #   OUT        folder for summary.txt and a log of each step (gpu-results)
-#   PYTHON     the interpreter that has torch, torchvision and the tests' packages (python3); it says first which it lacks
+#   PYTHON     the interpreter that has torch, torchvision and the tests' packages (python3); what it lacks is said first
 #   LIMIT      seconds for everything together (0: as long as it takes); each step has a limit of its own
 #   WORKERS    processes for the op tests (half of the cores, at most 8), where pytest-xdist is installed
 #   NETWORKS   what "networks" runs, in order
@@ -191,7 +191,7 @@ done
 say "$(date -u +%FT%TZ) $*; $CORES cores; $("$PYTHON" -c 'import sys, torch; print("Python", sys.version.split()[0], "torch", torch.__version__)')"
 command -v nvidia-smi >/dev/null && nvidia-smi 2>&1 | indented
 lacks=$("$PYTHON" -c 'import sys; from importlib.util import find_spec; print(*(m for m in sys.argv[1:] if not find_spec(m)))' \
-  torchvision pytest hypothesis pytest_benchmark matplotlib)
+  torchvision safetensors rich pytest hypothesis pytest_benchmark matplotlib)
 [ -z "$lacks" ] || say "----  $PYTHON lacks $lacks: the tests and benchmarks that import them will fail"
 for stage; do
   case $stage in

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,9 +54,7 @@ def run(options: argparse.Namespace) -> int:
     with shared.output(options.output, options.force) as file:
         file.write(encoded)
     if file_format not in _EXACT and not (file_format == "WEBP" and options.quality is None):
-        print(
-            f"wae: {options.output}: {file_format} loses some of the pixels; .png does not", file=sys.stderr
-        )
+        shared.complain(f"{options.output}: {file_format} loses some of the pixels; .png does not")
     return 0
 
 
