@@ -1,7 +1,7 @@
 """The start of a training from the trained network at full resolution, which teaches as well.
 
 Its weights go where the same network works on ``low``, and ``low`` becomes the small image that they know.
-``wae train --original`` begins so, and ``wae accelerate`` alike.
+``wae train --original`` and what ``wae reproduce`` fine-tunes begin so; ``wae accelerate`` begins alike.
 """
 
 from __future__ import annotations
