@@ -68,11 +68,20 @@ def best_linear(images: Iterable[Tensor], least_energy: bool = False) -> LinearT
             colours. ``high`` then has as little energy as it can have, and ``low`` is no small image: for
             bodies that are trained from scratch. Of grey images, whose blocks are 4 numbers, ``low`` then
             keeps 3 and ``high`` 1; its two directions without energy are zero.
+
+    Raises ValueError where an image has no block, or numbers that are not finite.
     """
     moments = torch.zeros(12, 12, dtype=torch.float64)
     for image in images:
         rows = blocks(image.double())
+        if not len(rows):
+            height, width = image.shape[1:]
+            raise ValueError(
+                f"the linear start needs images of at least 2 x 2 pixels, got {height} x {width}"
+            )
         moments += rows.T @ rows / len(rows)
+    if not moments.isfinite().all():
+        raise ValueError("the linear start needs images whose numbers are finite in the network's units")
     energies, directions = torch.linalg.eigh(moments)
     kept = directions[:, -6:]
     if least_energy:

@@ -114,6 +114,16 @@ def test_the_plan_keeps_its_entries_but_for_the_start():
     assert made_of_original(own).stages == own.stages  # a recipe of one's own is kept
 
 
+def test_what_has_no_blocks_of_2x2_pixels_is_no_start(train, original, capsys):
+    assert train("--original", original, "--size", "1x3") == 1
+    assert "needs images of at least 2 x 2 pixels, got 1 x 3" in capsys.readouterr().err
+    network = load_classifier(original)
+    network.image_shift.fill_(torch.inf)
+    save_classifier(original, network, "enet", ORDER, whole(36, 48), force=True)
+    assert train("--original", original) == 1
+    assert "numbers are finite in the network's units" in capsys.readouterr().err
+
+
 def test_what_cannot_be_begun_with_is_said(train, original, tmp_path, capsys):
     def refused(*arguments):
         assert train(*arguments) == 1
