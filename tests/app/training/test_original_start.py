@@ -114,6 +114,11 @@ def test_the_plan_keeps_its_entries_but_for_the_start():
     assert made_of_original(own).stages == own.stages  # a recipe of one's own is kept
 
 
+def test_the_plan_that_a_training_wrote_does_it_again(train, original, tmp_path):
+    assert train("--original", original, "--learning-rate", 0) == 0
+    assert train("--original", original, "--plan", tmp_path / "out" / "plan.toml", "--resume") == 0
+
+
 def test_what_has_no_blocks_of_2x2_pixels_is_no_start(train, original, capsys):
     assert train("--original", original, "--size", "1x3") == 1
     assert "needs images of at least 2 x 2 pixels, got 1 x 3" in capsys.readouterr().err
