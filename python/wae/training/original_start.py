@@ -43,8 +43,8 @@ def taught(plan: Plan) -> Plan:
 def made_of_original(plan: Plan) -> Plan:
     """``plan`` for a network that begins with the weights of the trained full network.
 
-    The full network also teaches, unless a stage of ``plan`` has a ``mimic_weight`` already. Plans that keep the
-    statistics of ``low`` were made for such a network: their rates stay.
+    The full network also teaches, unless a stage of ``plan`` has a ``mimic_weight`` already. Plans that keep
+    the statistics of ``low`` were made for such a network: their rates stay.
     """
     has_teacher = any(stage.mimic_weight for stage in plan.stages)
     is_made = plan.norm_statistics == "kept"

@@ -29,6 +29,7 @@ from wae.data.images import MAX_PIXELS
 from wae.data.loading import open_dataset
 from wae.data.segmentation import SegmentationFolder
 from wae.models.accelerated import Form
+from wae.models.baselines import FullResolution
 from wae.models.evaluating import evaluating
 from wae.models.network import WAENetwork
 from wae.models.registry import PARTS, NetworkError, build, on_meta
@@ -139,6 +140,8 @@ class Session:
             if isinstance(model, WAENetwork):
                 _note(console, getattr(getattr(model, model.bodies[1]), "reason", ""))
             check_kind(plan.model, sets[0])
+            if self.teacher:
+                check_kind(describe(self.teacher).network, sets[0])
             images = sets[1].batch(range(min(_IMAGES, len(sets[1]))), 0)[0]
             if not len(images):
                 raise DatasetError(f"{self.data}: none of the first {_IMAGES} test images can be read")
@@ -248,6 +251,7 @@ class Session:
         plan, classes = self.plan, len(data.labels)
         if plan.model in PARTS:
             raise ValueError(f"model: {plan.model} classifies nothing; wae train-autoencoder trains it")
+        original = read_original(self.original, plan.model) if self.original else None
         torch.manual_seed(plan.seed)
         model = build(plan.model, classes)
         if not (isinstance(model, WAENetwork) and isinstance(model.encoder, Encoder)):
@@ -258,13 +262,13 @@ class Session:
         if self.weights or self.autoencoder or self.original:
             plan = replace(plan, start="random")  # not the linear one: it would replace what is loaded here
         if not goes_on:
-            self._load(model, plan.model, data)
+            self._load(model, plan.model, data, original)
         return plan, model
 
-    def _load(self, model: nn.Module, name: str, data: Dataset) -> None:
+    def _load(self, model: nn.Module, name: str, data: Dataset, original: FullResolution | None) -> None:
         classes = len(data.labels)
-        if self.original:
-            start_as_original(model, read_original(self.original, name), data)
+        if original:
+            start_as_original(model, original, data)
         if self.weights:
             pretrained.load_weights(model, name, classes, self.weights)
         if self.body_weights:
@@ -281,8 +285,10 @@ class Session:
                 raise ValueError("the plan has a mimic_weight, which needs a teacher (--teacher)")
             return None
         teacher, known = load_classifier(path), describe(path).labels
-        count = _try_out(teacher, str(path), images).shape[1]
-        order = class_order(f"the teacher, {path}", known, count, labels)
+        scores = _try_out(teacher, str(path), images)
+        order = class_order(f"the teacher, {path}", known, scores.shape[1], labels)
+        if not scores.isfinite().all():
+            raise ValueError(f"the teacher, {path}: its scores of the test images are not finite")
         if not mimics:
             raise ValueError("a teacher is given, and no stage of the plan has a mimic_weight")
         _note(console, order.note)

@@ -119,6 +119,23 @@ def test_the_plan_that_a_training_wrote_does_it_again(train, original, tmp_path)
     assert train("--original", original, "--plan", tmp_path / "out" / "plan.toml", "--resume") == 0
 
 
+def test_a_teacher_whose_scores_teach_nothing_is_refused_before_the_first_step(
+    train, original, tmp_path, capsys
+):
+    whole_images = checkpoint(tmp_path / "small.safetensors", "small_photo_vgg")
+    assert train("--original", original, "--teacher", whole_images) == 1
+    assert "small_photo_vgg scores an image as a whole, and the data has a class for each pixel" in (
+        capsys.readouterr().err
+    )
+    network = load_classifier(original)
+    next(network.parameters()).data.fill_(torch.nan)
+    save_classifier(original, network, "enet", ORDER, whole(36, 48), force=True)
+    assert train("--original", original, "--resume") == 1
+    printed = capsys.readouterr().err
+    assert f"the teacher, {original}: its scores of the test images are not finite" in printed
+    assert not (tmp_path / "out" / "state.safetensors").exists()
+
+
 def test_what_has_no_blocks_of_2x2_pixels_is_no_start(train, original, capsys):
     assert train("--original", original, "--size", "1x3") == 1
     assert "needs images of at least 2 x 2 pixels, got 1 x 3" in capsys.readouterr().err
@@ -140,6 +157,8 @@ def test_what_cannot_be_begun_with_is_said(train, original, tmp_path, capsys):
         "--original", original, "--model", "wae_icnet"
     )
     assert "holds enet, of which enet cannot be made" in refused("--original", original, "--model", "enet")
+    half = checkpoint(tmp_path / "half.safetensors", "enet_half")
+    assert "holds enet_half, of which wae_enet_half cannot be made" in refused("--original", half)
     small = checkpoint(tmp_path / "small.safetensors", "small_photo_vgg")
     assert "wae accelerate makes a classifier faster" in refused("--original", small)
     for option in ("--weights", "--body-weights", "--autoencoder"):
