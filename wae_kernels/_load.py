@@ -67,18 +67,20 @@ def _schemas_of(cuda: ctypes.CDLL) -> list[str]:
 
 
 def _refuse_other_sources(library: str, has: Callable[[str], bool]) -> None:
+    """Raise ImportError where ``library`` was compiled without one of the schemas, as ``has`` tells."""
     for schema in schemas():
         if not has(schema):
             raise ImportError(
-                f"the compiled library of wae_kernels{library} was built from other sources: its "
-                f"wae::{schema.partition('(')[0]} is another op; build it again with `pip install -e .` "
-                "(or `make build`)"
+                f"{library} was built from other sources: its wae::{schema.partition('(')[0]} is another op; "
+                "build it again with `pip install -e .` (or `make build`)"
             )
 
 
 CPU = load("_C", "a C++20 compiler")
 CUDA = load("_C_cuda", "a CUDA toolkit of PyTorch's version, on a machine with a GPU or with FORCE_CUDA=1")
 if CPU.library is not None:
-    _refuse_other_sources("", _defined)
+    _refuse_other_sources("the compiled library of wae_kernels", _defined)
 if CUDA.library is not None:
-    _refuse_other_sources(" for GPUs", _schemas_of(CUDA.library).__contains__)
+    _refuse_other_sources(
+        "the compiled library of wae_kernels for GPUs", _schemas_of(CUDA.library).__contains__
+    )

@@ -1,6 +1,6 @@
 """A trained classifier made faster: WAE around it, trained, deployed, exported (docs/accelerate.md).
 
-Here are the steps, one behind the other; what each does is in :mod:`wae.experiments.acceleration`. Nothing is
+Here are the steps, one after the other; what each does is in :mod:`wae.experiments.acceleration`. Nothing is
 chosen by the test images: what has to be chosen is tried on training images that are kept aside.
 """
 

@@ -1,4 +1,4 @@
-"""``wae accelerate``'s parts; :mod:`wae.experiments.accelerate` puts them one behind the other.
+"""``wae accelerate``'s parts; :mod:`wae.experiments.accelerate` runs them one after the other.
 
 ::
 

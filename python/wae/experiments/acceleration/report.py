@@ -53,10 +53,9 @@ def rows(found: Mapping[str, Any]) -> list[Row]:
     ]
     for name, trained in _rivals(found).items():
         if side := deployed.get(name):
-            adds_here = side["multiply_adds"]
             table += [
-                Row(name, "PyTorch", trained["accuracy"], side["eager seconds"], adds_here),
-                Row(name, how(side), side["accuracy"], side["seconds"], adds_here),
+                Row(name, "PyTorch", trained["accuracy"], side["eager seconds"], side["multiply_adds"]),
+                Row(name, how(side), side["accuracy"], side["seconds"], side["multiply_adds"]),
             ]
     return table
 
