@@ -23,17 +23,12 @@ from wae.data.dataset import Dataset, DatasetError
 from wae.data.input import Input, whole
 from wae.data.segmentation import SegmentationFolder, segmentation_folder
 from wae.inference.maps import colours
-from wae.models.bodies import initialize
-from wae.models.network import WAENetwork
-from wae.models.registry import build
 from wae.storage.checkpoint import load_classifier
 from wae.training.plan import find
-from wae.training.pretrained import scale_for_photos
-from wae_kernels.nn import Decoder, Encoder
 
 from . import panels
 from .fine_tuned import FINE_TUNED, FineTuned, fine_tuned
-from .reproduce import WAE, Job, longer, weights_path
+from .reproduce import WAE, Job, built_for_photos, longer, weights_path
 
 NETWORKS = ("enet", "mobilenet_deconv", "mobilenet_deconv_compensated", "pspnet_resnet18")
 """The networks that are compared, by their names in :mod:`wae.models.registry`."""
@@ -89,13 +84,7 @@ class CamVid(FineTuned):
 
     def build(self, network: str) -> nn.Module:
         """See :meth:`Claim.build`."""
-        model = build(self.registered[network], len(CLASSES) - 1)
-        if isinstance(model, WAENetwork) and isinstance(model.encoder, Encoder):
-            model.decoder = Decoder()
-            model.encoder.apply(initialize)
-            model.decoder.apply(initialize)
-        scale_for_photos(model)
-        return model
+        return built_for_photos(self.registered[network], len(CLASSES) - 1)
 
     def prepared(self, data: str | Path, folder: Path) -> str | Path:
         """See :meth:`Claim.prepared`: ``data`` holds {train,val,test}/{images,labels}."""

@@ -22,15 +22,11 @@ from torch import Tensor, nn
 
 from wae.data.dataset import Dataset, DatasetError, InMemory
 from wae.data.folder import ImageFolder, image_folder
-from wae.models.bodies import initialize
-from wae.models.classifier import WAEClassifier
 from wae.models.counting import count
 from wae.models.registry import build, on_meta
 from wae.storage.checkpoint import Input, load_classifier
 from wae.storage.files import written
 from wae.training.plan import find
-from wae.training.pretrained import scale_for_photos
-from wae_kernels.nn import Decoder, Encoder
 
 from .fine_tuned import FINE_TUNED, FineTuned, fine_tuned
 from .pruning import METHODS, pruned, ratio_for
@@ -39,6 +35,7 @@ from .reproduce import (
     WAE,
     WAVELET,
     Job,
+    built_for_photos,
     longer,
     timed,
     weights_path,
@@ -136,13 +133,7 @@ class Imagenette(FineTuned):
         """See :meth:`Claim.build`."""
         name = self.registered[network]
         assert name is not None
-        model = build(name, CLASSES)
-        if isinstance(model, WAEClassifier) and isinstance(model.encoder, Encoder):
-            model.decoder = model.decoder or Decoder()
-            model.encoder.apply(initialize)
-            model.decoder.apply(initialize)
-        scale_for_photos(model)
-        return model
+        return built_for_photos(name, CLASSES)
 
     def needs(self, network: str) -> str | None:
         """See :meth:`Claim.needs`: what is pruned was trained before."""

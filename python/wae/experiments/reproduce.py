@@ -27,15 +27,19 @@ from torch import Tensor, nn
 
 from wae.data.dataset import Dataset
 from wae.inference.timing import interleaved
+from wae.models.bodies import initialize
 from wae.models.counting import count
 from wae.models.network import WAENetwork, fold_normalization
+from wae.models.registry import build
 from wae.storage.checkpoint import Input, load_classifier, save_classifier
 from wae.storage.files import written
 from wae.storage.weights_file import CheckpointError
 from wae.termination import end_with_parent, terminable
 from wae.training.lock import alone_in
 from wae.training.plan import Plan, Stage, differences
+from wae.training.pretrained import scale_for_photos
 from wae.training.trainer import Epoch, Observer, TrainingError, evaluate, train
+from wae_kernels.nn import Decoder, Encoder
 
 from .bench import machine
 
@@ -196,6 +200,20 @@ class Claim(ABC):
         return [Job(name, seed) for seed in seeds for name in free] + [
             Job(name, seed) for name in networks if self.needs(name) for seed in seeds
         ]
+
+
+def built_for_photos(name: str, classes: int) -> nn.Module:
+    """The registered network ``name`` with random weights, for photos of 0..255; WAE with a decoder.
+
+    Encoder and decoder begin as the bodies' convolutions do, unless the plan's start replaces them.
+    """
+    model = build(name, classes)
+    if isinstance(model, WAENetwork) and isinstance(model.encoder, Encoder):
+        model.decoder = model.decoder or Decoder()
+        model.encoder.apply(initialize)
+        model.decoder.apply(initialize)
+    scale_for_photos(model)
+    return model
 
 
 def longer(plan: Plan, times: float) -> Plan:
