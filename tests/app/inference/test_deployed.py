@@ -643,6 +643,10 @@ def hook_of_scores(network):
     network.register_forward_hook(lambda network, given, scores: 2 * scores)
 
 
+def hook_of_classes(network):
+    network.register_forward_hook(lambda network, given, scores: scores.argsort())
+
+
 def hook_of_images(network):
     network.register_forward_pre_hook(lambda network, given: (255 - given[0],))
 
@@ -656,7 +660,9 @@ def of_another_class(network):
     network.__class__ = Doubled
 
 
-@pytest.mark.parametrize("change", [hook_of_scores, hook_of_images, with_own_forward, of_another_class])
+@pytest.mark.parametrize(
+    "change", [hook_of_scores, hook_of_classes, hook_of_images, with_own_forward, of_another_class]
+)
 def test_a_hook_on_a_whole_wae_network_that_would_be_lost_is_refused(change, model, tmp_path):
     """Its parts are what runs. The message says what to do. In int8 nothing else told."""
     change(model)
