@@ -96,7 +96,8 @@ def _add_machine(group: argparse._ArgumentGroup) -> None:
         "--size",
         type=shared.image_size,
         metavar="N|HEIGHTxWIDTH",
-        help="of images from files (default: 224; with a class for each pixel that of the first image)",
+        help="of images from files (default: the original's, else 224; with a class for each pixel the first "
+        "image's)",
     )
     group.add_argument(
         "--on-corrupt", choices=("error", "skip"), default="error", help="about images that cannot be read"

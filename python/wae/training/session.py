@@ -225,8 +225,9 @@ class Session:
         return {**sources, "--on-corrupt": self.on_corrupt}
 
     def _sets(self, console: Console) -> list[Dataset]:
-        """The images to train on, and those to test with, in the same size."""
-        training = self._data(True, self.size, console)
+        """The images to train on, and those to test with, in the same size; without one in the original's."""
+        of_original = describe(self.original).input.shape if self.original else None
+        training = self._data(True, self.size or of_original, console)
         size = training.input if isinstance(training, SegmentationFolder) else self.size
         return [training, self._data(False, size, console)]
 

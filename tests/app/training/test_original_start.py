@@ -27,7 +27,7 @@ def checkpoint(path, name="enet", labels=ORDER):
     torch.manual_seed(3)
     model = build(name, len(labels))
     scale_for_photos(model)
-    save_classifier(path, model, name, labels, whole(36, 48))
+    save_classifier(path, model, name, labels, whole(24, 32))
     return path
 
 
@@ -71,6 +71,7 @@ def test_wae_begins_with_the_networks_weights_and_is_taught_by_it(train, origina
     made = tmp_path / "out" / "model.safetensors"
     model, network = load_classifier(made), load_classifier(original)
     assert (describe(made).network, describe(made).labels) == ("wae_enet", ORDER)
+    assert describe(made).input.shape == (24, 32)  # the original's, which is not that of the data
     assert_parameters_of(model.low_network, network.network)
     assert torch.equal(model.image_scale, network.image_scale)
     images = torch.randint(256, (2, 3, 36, 48), dtype=torch.uint8)
