@@ -249,21 +249,21 @@ def test_the_rendered_documentation_has_every_page() -> None:
 
 SMALL_VGG = ("imagenette-small_vgg-64", "64 x 64", "32 x 32")
 CAMVID = ("camvid-enet-90x120", "full resolution", "half, bilinear")
+DECONV = ("camvid-mobilenet_deconv-90x120", "full resolution", "half, bilinear")
 COMPENSATED = ("camvid-mobilenet_deconv_compensated-90x120", "full resolution", "half, bilinear")
 LONGER = ("fashion-mnist-4-times", "28 x 28", "14 x 14")
 
 
-def accuracies(folder: str, network: str) -> list[float]:
+def accuracies(folder: str, network: str) -> dict[int, float]:
     """Of the network's trainings that are kept in docs/results, by seed."""
-    kept = [json.loads(path.read_bytes()) for path in sorted((ROOT / "docs/results" / folder).glob("*.json"))]
-    return [
-        result["accuracy"] for result in sorted(kept, key=lambda r: r["seed"]) if result["network"] == network
-    ]
+    kept = [json.loads(path.read_bytes()) for path in (ROOT / "docs/results" / folder).glob("*.json")]
+    return {result["seed"]: result["accuracy"] for result in kept if result["network"] == network}
 
 
 def won_back(folder: str, full: str, half: str, network: str) -> list[int]:
-    """Per cent of what half the resolution loses: of the seeds' means, then of each seed."""
-    columns = [accuracies(folder, name) for name in (full, half, network)]
+    """Per cent of what half the resolution loses: of the means of the network's seeds, then of each seed."""
+    found = [accuracies(folder, name) for name in (full, half, network)]
+    columns = [[of[seed] for seed in sorted(found[-1])] for of in found]
     means = [[statistics.fmean(column)] for column in columns]
     rows = [*zip(*means, strict=True), *zip(*columns, strict=True)]
     return [round(100 * (mine - lost) / (whole - lost)) for whole, lost, mine in rows]
@@ -279,6 +279,9 @@ def won_back(folder: str, full: str, half: str, network: str) -> list[int]:
         (SMALL_VGG, "Wavelet+CNN", "Haar transform {} % |"),
         (SMALL_VGG, "32 x 32, fine-tuned", "half the resolution, made so, {} %"),
         (CAMVID, "WAE", "| ENet, three seeds | {} % |"),
+        (DECONV, "WAE", "a light MobileNet, one seed | {} % |"),
+        (DECONV, "WAE, fine-tuned", "taught by it | {} % | half"),
+        (DECONV, "half, bilinear, fine-tuned", "half the resolution, made so, {} % |"),
         (COMPENSATED, "WAE", "compensated channels, three seeds | {} % ({}, {}, {}) |"),
         (COMPENSATED, "WAE, fine-tuned", "taught by it | {} % ({}, {}, {}) | half"),
         (COMPENSATED, "half, bilinear, fine-tuned", "half the resolution, made so, {} % |"),
