@@ -285,8 +285,8 @@ def won_back(folder: str, full: str, half: str, network: str) -> list[int]:
         (COMPENSATED, "WAE", "compensated channels, three seeds | {} % ({}, {}, {}) |"),
         (COMPENSATED, "WAE, fine-tuned", "taught by it | {} % ({}, {}, {}) | half"),
         (COMPENSATED, "half, bilinear, fine-tuned", "half the resolution, made so, {} % |"),
-        (LONGER, "WAE", "four times the epochs {} %, taught"),
-        (LONGER, "WAE, mimic", "taught by the full network {} % (one seed)"),
+        (LONGER, "WAE", "four times the epochs {} % (one seed), taught"),
+        (LONGER, "WAE, mimic", "taught by the full network {} % ({}, {}, {}) |"),
     ],
 )
 def test_the_readme_s_accuracies_are_those_of_the_kept_trainings(
