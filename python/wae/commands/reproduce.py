@@ -13,6 +13,8 @@ from wae.cores import usable_cores
 from . import shared
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from wae.experiments.reproduce import Claim, Job, Result
 
 HELP = "train WAE and the networks it is compared with, and print the table"
@@ -100,23 +102,20 @@ def run(options: argparse.Namespace) -> int:
     """Train what is missing, with a progress bar; then print the table, and keep it in the folder."""
     from wae.errors import WaeError
     from wae.experiments import reproduce
-    from wae.storage.files import written
+    from wae.training.lock import alone_in
 
     console = shared.console(options.json)
     try:
         claim = _claim(options)
         wanted, data = _wanted(options, claim), _data(options)
-        results = _watch(options, data, wanted, claim)
+        with alone_in(options.output):  # until its last file is written
+            results = _watch(options, data, wanted, claim)
+            console.print("All networks are trained. Timing them on this machine.")
+            rows = reproduce.rows(results, claim)
+            table = reproduce.markdown(rows, claim)
+            _keep(options.output, table, claim.picture(data, options.output))
     except (WaeError, ValueError) as error:
         raise shared.Failure(str(error)) from None
-    console.print("All networks are trained. Timing them on this machine.")
-    rows = reproduce.rows(results, claim)
-    table = reproduce.markdown(rows, claim)
-    with written(options.output / "table.md", force=True) as file:
-        file.write(f"{table}\n".encode())
-    if picture := claim.picture(data, options.output):
-        with written(options.output / "picture.png", force=True) as file:
-            picture.save(file, "PNG")
     if options.json:
         shared.print_json(
             [{**asdict(row), "won_back": reproduce.won_back(rows, claim, row.network)} for row in rows]
@@ -124,6 +123,16 @@ def run(options: argparse.Namespace) -> int:
     else:
         console.print(table, soft_wrap=True, markup=False, highlight=False)
     return 0
+
+
+def _keep(folder: Path, table: str, picture: Image | None) -> None:
+    from wae.storage.files import written
+
+    with written(folder / "table.md", force=True) as file:
+        file.write(f"{table}\n".encode())
+    if picture:
+        with written(folder / "picture.png", force=True) as file:
+            picture.save(file, "PNG")
 
 
 def _claim(options: argparse.Namespace) -> Claim:

@@ -35,7 +35,6 @@ from wae.storage.checkpoint import Input, load_classifier, save_classifier
 from wae.storage.files import written
 from wae.storage.weights_file import CheckpointError
 from wae.termination import end_with_parent, terminable
-from wae.training.lock import alone_in
 from wae.training.plan import Plan, Stage, differences
 from wae.training.pretrained import scale_for_photos
 from wae.training.trainer import Epoch, Observer, TrainingError, evaluate, train
@@ -239,7 +238,8 @@ def run(
     A finished training whose weights are needed, and are no longer there, is done again.
 
     Args:
-        folder: where results, weights and checkpoints are kept.
+        folder: where results, weights and checkpoints are kept. The caller has it to itself
+            (:func:`wae.training.lock.alone_in`), and keeps it so while it writes files of its own there.
         data: see :meth:`Claim.prepared`.
         claim: what is compared.
         processes: how many trainings at a time, each on one core.
@@ -249,7 +249,6 @@ def run(
     Raises:
         DatasetError: the data is missing or not what was published.
         CheckpointError: ``folder`` is one of another plan or claim, or damaged.
-        FolderInUseError: another training writes to ``folder``.
         TrainingError: a training ended without a result.
         ValueError: among the ``wanted`` there is not one whose weights another needs.
     """
@@ -259,20 +258,7 @@ def run(
                 f"{job.network} begins with the weights of {needed.network}, seed {needed.seed}: "
                 "that must be wanted too (--only)"
             )
-    with alone_in(folder):
-        return _results(folder, claim.prepared(data, folder), wanted, claim, processes, device, tell)
-
-
-def _results(
-    folder: Path,
-    prepared: str | Path,
-    wanted: Sequence[Job],
-    claim: Claim,
-    processes: int,
-    device: str,
-    tell: Callable[[Progress], None],
-) -> list[Result]:
-    """As :func:`run`, which has checked its arguments and has ``folder`` for itself."""
+    prepared = claim.prepared(data, folder)
     results = {job: read_result(folder, job, claim) for job in wanted}
     todo = open_jobs(folder, wanted, claim)
     results |= dict.fromkeys(todo)

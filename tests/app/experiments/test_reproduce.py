@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from wae.cli import main
 from wae.experiments import fashion_mnist, imagenette, reproduce
@@ -336,6 +337,27 @@ def test_two_runs_do_not_share_a_folder(tmp_path, monkeypatch, capsys):
     with lock.alone_in(tmp_path):
         assert main(["reproduce", "fashion-mnist", "--data", "digits", "-o", str(tmp_path)]) == 1
     assert f"{tmp_path}: another training is writing to this folder" in capsys.readouterr().err
+
+
+def test_the_folder_is_locked_until_its_last_file_is_written(tmp_path, monkeypatch):
+    asked = []
+
+    def is_locked(what):
+        with pytest.raises(lock.FolderInUseError), lock.alone_in(tmp_path):
+            pass
+        asked.append(what)
+
+    picture = Image.new("RGB", (1, 1))
+    monkeypatch.setattr(lock, "PATIENCE", 0)
+    monkeypatch.setattr(reproduce, "run", lambda *_: is_locked("trained") or [])
+    monkeypatch.setattr(reproduce, "rows", lambda *_: is_locked("timed") or [])
+    monkeypatch.setattr(FashionMnist, "picture", lambda *_: picture)
+    monkeypatch.setattr(picture, "save", lambda *_: is_locked("written"))
+    assert main(["reproduce", "fashion-mnist", "-o", str(tmp_path)]) == 0
+    assert asked == ["trained", "timed", "written"]
+    assert {file.name for file in tmp_path.iterdir()} == {"table.md", "picture.png"}
+    with lock.alone_in(tmp_path):
+        pass
 
 
 def test_as_many_trainings_at_a_time_as_the_process_has_cores(tmp_path, monkeypatch):
