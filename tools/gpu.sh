@@ -36,6 +36,14 @@ LIMIT=${LIMIT:-0}
 CORES=$(getconf _NPROCESSORS_ONLN)
 half=$(((CORES + 1) / 2))
 WORKERS=${WORKERS:-$((half > 8 ? 8 : half))}
+for name in LIMIT WORKERS; do
+  case ${!name} in
+    *[!0-9]*)
+      echo "$name must be a whole number, got ${!name}" >&2
+      exit 99
+      ;;
+  esac
+done
 NETWORKS=${NETWORKS:-"VGG16-1 ResNet50-1 VGG16-32 ResNet50-32 VGG16-256 ResNet50-256 VGG16-8 ResNet50-8 VGG16-128 ResNet50-128"}
 STAGES=(build test ops networks report sanitize triton profile)
 FAILED=0
@@ -175,7 +183,7 @@ profile() {
 # ------------------------------------------------------------------------------------------------------ main
 
 if ! "$PYTHON" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
-  echo "torch sees no GPU here ($PYTHON)" >&2
+  echo "torch sees no GPU here (PYTHON=$PYTHON)" >&2
   [ -n "${WITHOUT_GPU:-}" ] || exit 99
 fi
 [ $# -gt 0 ] || set -- "${STAGES[@]}"

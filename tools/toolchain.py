@@ -25,8 +25,21 @@ DOWNLOADS = 0.4  # of that, in pip's temporary folder until all are there: the w
 CACHES = ("ccache", "sccache")
 CXX20_PROGRAM = "#include <concepts>\n#include <span>\ntemplate <std::integral T> T f(std::span<T>);\n"
 
-NATIVE = os.environ.get("WAE_NO_NATIVE", "0") in ("", "0")
-KEEP_LIBRARIES = os.environ.get("WAE_NO_NATIVE") == "later"  # the Makefile's: `build_ext` follows when needed
+
+def switch(name: str, *others: str) -> str:
+    """What the environment variable ``name`` says: 0 (also where it is empty or unset), 1 or another.
+
+    Raises SystemExit where it is neither 0, 1 nor one of ``others``.
+    """
+    value = os.environ.get(name) or "0"
+    if value not in ("0", "1", *others):
+        raise SystemExit(f"wae-kernels: {name} must be 0 or 1, got {value!r}.")
+    return value
+
+
+_NO_NATIVE = switch("WAE_NO_NATIVE", "later")
+NATIVE = _NO_NATIVE == "0"
+KEEP_LIBRARIES = _NO_NATIVE == "later"  # the Makefile's: `build_ext` follows when needed
 WITHOUT_NATIVE = "or set WAE_NO_NATIVE=1 to install without the compiled kernels"
 
 
@@ -113,10 +126,11 @@ def wants_cuda(torch: Any, cpp_extension: Any) -> bool:
     all of ours that nvcc knows. ``WAE_NO_CUDA=1`` leaves it out.
 
     Raises:
-        SystemExit: it is forced and cannot be built, or nvcc and torch are of different CUDA majors.
+        SystemExit: it is forced and cannot be built, nvcc and torch are of different CUDA majors, or one of
+            these variables is neither 0 nor 1.
     """
-    forced = os.environ.get("FORCE_CUDA", "0") not in ("", "0")
-    if os.environ.get("WAE_NO_CUDA", "0") not in ("", "0"):
+    forced, left_out = switch("FORCE_CUDA") == "1", switch("WAE_NO_CUDA") == "1"
+    if left_out:
         return False
     toolkit = next((f for f in (cpp_extension.CUDA_HOME, USUAL_CUDA_HOME) if f and _is_toolkit(f)), None)
     if torch.version.cuda is None or toolkit is None:

@@ -307,7 +307,18 @@ def _callbacks() -> list[tuple[Callable[[object], object], object]]:
     return found
 
 
+def _select_from_environment() -> None:
+    """Choose as ``WAE_AMX`` and ``WAE_BACKEND`` say. Raises ValueError, which names the variable."""
+    amx = os.environ.get("WAE_AMX") or "1"
+    if amx not in ("0", "1"):
+        raise ValueError(f"WAE_AMX must be 0 or 1, got {amx!r}")
+    if _load.CPU.library is not None and amx == "0":
+        _load.CPU.library.wae_cpu_amx(0)
+    try:
+        select(os.environ.get("WAE_BACKEND") or "auto")
+    except ValueError as error:
+        raise ValueError(f"WAE_BACKEND: {error}") from None
+
+
 _CALLBACKS = _callbacks()
-if _load.CPU.library is not None and os.environ.get("WAE_AMX") == "0":
-    _load.CPU.library.wae_cpu_amx(0)
-select(os.environ.get("WAE_BACKEND", "auto"))
+_select_from_environment()

@@ -101,11 +101,11 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _check_backend() -> None:
-    """Import the ops, so that a wrong ``WAE_BACKEND`` is one line and not a traceback."""
+    """Import the ops, so that a wrong ``WAE_BACKEND`` or ``WAE_AMX`` is one line and not a traceback."""
     try:
         import wae_kernels  # noqa: F401
     except ValueError as error:
-        raise WaeError(f"WAE_BACKEND: {error}") from None
+        raise WaeError(str(error)) from None
 
 
 class _Completion(argparse.Action):

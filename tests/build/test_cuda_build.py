@@ -51,6 +51,13 @@ def test_where_a_toolkit_and_a_gpu_are(toolkit: Path, monkeypatch: pytest.Monkey
     assert not wants(toolkit, gpu=True)
 
 
+@pytest.mark.parametrize("name", ["FORCE_CUDA", "WAE_NO_CUDA"])
+def test_a_wrong_switch_is_refused(toolkit: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "no")
+    with pytest.raises(SystemExit, match=f"{name} must be 0 or 1, got 'no'"):
+        wants(toolkit)
+
+
 @pytest.mark.parametrize(
     ("release", "last"), [("13.0", "12.0+PTX"), ("12.8", "12.0+PTX"), ("12.4", "9.0+PTX")]
 )

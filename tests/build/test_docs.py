@@ -11,6 +11,8 @@ import re
 import shlex
 import shutil
 import statistics
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from wae_kernels import backends
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "python").rglob("*.md")])
-READ = re.compile(r"""(?:environ(?:\.get\(|\[)|getenv\()\s*["'](\w+)["']""")
+READ = re.compile(r"""(?:environ(?:\.get\(|\[)|getenv\(|switch\()\s*["'](\w+)["']""")
 SOURCES = ("wae_kernels", "python", "csrc", "tools", "benches", "tests/support/cases.py", "setup.py")
 OTHERS = {
     *("RANK", "LOCAL_RANK"),
@@ -72,6 +74,13 @@ def test_every_environment_variable_is_explained() -> None:
     } <= found  # the search finds them
     assert found - OTHERS <= documented
     assert {name for name in documented if name.startswith("WAE_")} <= found
+
+
+def test_a_seed_that_is_no_number_is_named() -> None:
+    command = [sys.executable, "-c", "import cases"]
+    environment = {**os.environ, "WAE_TEST_SEED": "today", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert "UsageError: WAE_TEST_SEED must be a whole number, got 'today'" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["auto", "cpu", *(b.name for b in backends.available())])

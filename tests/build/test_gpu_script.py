@@ -48,7 +48,7 @@ def run(folder: Path, *stages: str, **variables: str) -> Run:
     summary = folder / "out/summary.txt"
     return Run(
         done.returncode,
-        calls.read_text().splitlines(),
+        calls.read_text().splitlines() if calls.exists() else [],
         summary.read_text() if summary.exists() else done.stderr,
     )
 
@@ -92,6 +92,13 @@ def test_sanitizers_look_at_our_kernels(tmp_path: Path) -> None:
 def test_every_launch_of_the_profiled_program_is_profiled(tmp_path: Path) -> None:
     """For one image and for 256: two forward kernels, two backward kernels with a reduction each."""
     assert f"--launch-count {2 * (2 + 2 * 2)} " in run(tmp_path, "profile").call("ncu")
+
+
+@pytest.mark.parametrize("name", ["LIMIT", "WORKERS"])
+def test_a_variable_that_is_no_number(tmp_path: Path, name: str) -> None:
+    done = run(tmp_path, "report", **{name: "2h"})
+    assert (done.status, done.calls) == (99, [])
+    assert done.summary == f"{name} must be a whole number, got 2h\n"
 
 
 @pytest.mark.parametrize("stage", ["nothing", "build-test"])

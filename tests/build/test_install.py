@@ -485,6 +485,12 @@ def test_a_compiler_with_options() -> None:
     assert result.stdout.count("\n") == 1
 
 
+def test_a_wrong_switch_is_refused() -> None:
+    result = ask(ROOT, WAE_NO_NATIVE="yes")
+    assert result.returncode != 0
+    assert result.stdout == "wae-kernels: WAE_NO_NATIVE must be 0 or 1, got 'yes'.\n"
+
+
 def test_no_compiler_is_asked_for_without_native(tmp_path: Path) -> None:
     assert ask(ROOT, CXX="/nonexistent", WAE_NO_NATIVE="1").returncode == 0
 

@@ -423,5 +423,25 @@ def test_without_the_environment_variable_the_choice_is_automatic() -> None:
 def test_an_environment_variable_that_names_no_backend_is_refused() -> None:
     result = run_python("import wae_kernels", "fastest")
     assert result.returncode != 0
-    assert "backend must be one of auto" in result.stderr
+    assert "ValueError: WAE_BACKEND: backend must be one of auto" in result.stderr
     assert "'fastest'" in result.stderr
+
+
+@pytest.mark.parametrize("value", ["off", "2", "00"])
+def test_a_wrong_switch_of_amx_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WAE_AMX", value)
+    with pytest.raises(ValueError, match=f"^WAE_AMX must be 0 or 1, got '{value}'$"):
+        backends._select_from_environment()
+
+
+@pytest.mark.parametrize(("name", "chosen"), [("", "auto"), ("reference", "reference")])
+def test_the_environment_is_read(name: str, chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty variable is as none."""
+    before = backends.selected()
+    monkeypatch.setenv("WAE_AMX", "")
+    monkeypatch.setenv("WAE_BACKEND", name)
+    try:
+        backends._select_from_environment()
+        assert backends.selected() == chosen
+    finally:
+        backends.select(before)

@@ -582,7 +582,17 @@ def test_a_file_of_something_else_is_left_alone(file: Path, text: str) -> None:
     file.write_text(text)
     with pytest.warns(RuntimeWarning, match=r"without the stored ones: .*tiles\.json does not hold tiles"):
         assert stored.choice("encode", GPUS[0], "half", (1, 3, 8, 8)) is None
-    with pytest.raises(ValueError, match="does not hold tiles"):
+    with pytest.raises(ValueError, match=r"does not hold tiles: .*; WAE_TRITON_TILES names another$"):
         stored.store("name", Tile(64, 8, 4))
     assert file.read_text() == text
+    assert [p.name for p in file.parent.iterdir()] == ["tiles.json"]
+
+
+def test_a_folder_in_place_of_the_file_is_left_alone(file: Path) -> None:
+    file.mkdir()
+    wrong = r"tiles\.json does not hold tiles: Is a directory; WAE_TRITON_TILES names another$"
+    with pytest.warns(RuntimeWarning, match=wrong):
+        assert stored.choice("encode", GPUS[0], "half", (1, 3, 8, 8)) is None
+    with pytest.raises(ValueError, match=wrong):
+        stored.store("name", Tile(64, 8, 4))
     assert [p.name for p in file.parent.iterdir()] == ["tiles.json"]

@@ -18,7 +18,10 @@ from wae_kernels.checks import DECODER_SHAPES, ENCODER_SHAPES, SCORE_DECODER_SHA
 
 T = TypeVar("T")
 
-SEED = int(os.environ.get("WAE_TEST_SEED", "0"))
+_SEED = os.environ.get("WAE_TEST_SEED") or "0"
+if not _SEED.isdecimal():
+    raise pytest.UsageError(f"WAE_TEST_SEED must be a whole number, got {_SEED!r}")
+SEED = int(_SEED)
 
 
 def seed_of(name: str) -> int:

@@ -25,7 +25,7 @@ from .translate import SLOT_SHIFT, Translation, translate
 
 MODULE_SLOTS = 64  # address slots before those of the launch, for a module's own variables
 _HERE = Path(__file__).parent
-CACHE = Path(os.environ.get("PTX_MACHINE_CACHE", _HERE / ".cache"))
+CACHE = Path(os.environ.get("PTX_MACHINE_CACHE") or _HERE / ".cache")
 _FLAGS = [
     "-std=c++20",
     "-march=native",

@@ -49,15 +49,16 @@ def choice(op: str, device: Device, precision: str, shape: Sequence[int]) -> Til
 
 
 def _read(file: Path) -> dict[str, dict[str, int]]:
-    """The file's entries; ValueError if it is not one of ours."""
+    """The file's entries; ValueError if it cannot be read or is not one of ours."""
     try:
         entries = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(entries, dict) or not all(isinstance(e, dict) for e in entries.values()):
+            raise ValueError("it must be an object of objects")
     except FileNotFoundError:
         return {}
-    except ValueError as error:
-        raise ValueError(f"{file} does not hold tiles: {error}") from error
-    if not isinstance(entries, dict) or not all(isinstance(e, dict) for e in entries.values()):
-        raise ValueError(f"{file} does not hold tiles: it must be an object of objects")
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"{file} does not hold tiles: {why}; WAE_TRITON_TILES names another") from error
     return entries
 
 
@@ -66,7 +67,7 @@ def _tiles(file: Path) -> dict[str, Tile]:
     """The stored choices that this version knows. A file that cannot be read is reported once."""
     try:
         entries = _read(file)
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         warnings.warn(
             f"wae_kernels chooses tiles without the stored ones: {error}", RuntimeWarning, stacklevel=2
         )
@@ -112,7 +113,8 @@ def store(name: str, tile: Tile) -> None:
     """Add one choice to the file. Those that other processes add at the same time are kept.
 
     Raises:
-        ValueError: the file holds something else, which is left as it is.
+        ValueError: the file cannot be read or holds something else, and is left as it is.
+        OSError: it cannot be written.
     """
     file = path()
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -211,16 +211,17 @@ def _check_reachable(address: str | None) -> None:
 
     Ray knows where to look for an ``address`` without a port.
     """
+    source = ""
     if address is None or address == "auto":
-        address = os.environ.get("RAY_ADDRESS", "")
+        address, source = os.environ.get("RAY_ADDRESS", ""), "RAY_ADDRESS: "
     parts = urlsplit(address if "://" in address else f"//{address}")
     try:
         if parts.hostname and parts.port:
             socket.create_connection((parts.hostname, parts.port), _ANSWERS_WITHIN).close()
     except OSError as error:
-        raise ConnectionError(f"nothing answers at {address}: {error.strerror or error}") from None
+        raise ConnectionError(f"{source}nothing answers at {address}: {error.strerror or error}") from None
     except ValueError as error:
-        raise ConnectionError(f"{address} is no address: {error}") from None
+        raise ConnectionError(f"{source}{address} is no address: {error}") from None
 
 
 def _workers() -> tuple[int, int]:

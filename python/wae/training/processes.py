@@ -25,8 +25,9 @@ def joined(device: str | None = None) -> Iterator[torch.device]:
     Args:
         device: None for a GPU if there is one (for each process its own), else the processor.
 
-    Raises ValueError where there is no such device.
+    Raises ValueError where there is no such device, or torchrun's variables are no numbers.
     """
+    _check_environment()
     chosen = _device(device)
     if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys():
         yield chosen
@@ -90,6 +91,14 @@ def _round(store: Store, rank: int, world: int) -> str:
         else:
             store.set(asked, own)
     return own
+
+
+def _check_environment() -> None:
+    """Raise ValueError where a number of ``torchrun`` is none: torch would not say which."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"):
+        text = os.environ.get(name, "0")
+        if not text.isdecimal():
+            raise ValueError(f"{name} must be a whole number, got {text!r}; torchrun sets it")
 
 
 def _device(name: str | None) -> torch.device:

@@ -168,16 +168,24 @@ def test_an_address_where_nothing_listens_is_an_error_at_once(
         options = ["--ray", *([] if way == "RAY_ADDRESS" else [address]), "-o", str(tmp_path / "out")]
         assert cli.main(["predict", str(photos), *options]) == 1
     said = capsys.readouterr().err
-    assert said == f"wae: Ray: nothing answers at {address}: Connection refused\n"
+    named = "RAY_ADDRESS: " if way == "RAY_ADDRESS" else ""
+    assert said == f"wae: Ray: {named}nothing answers at {address}: Connection refused\n"
     assert not (tmp_path / "out").exists()
 
 
 @NEEDED
+@pytest.mark.parametrize(("given", "named"), [(["here:x"], ""), ([], "RAY_ADDRESS: ")])
 def test_an_address_with_a_port_that_is_no_number(
-    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    given: list[str],
+    named: str,
 ) -> None:
-    assert cli.main(["predict", str(photos), "--ray", "here:x", "-o", str(tmp_path / "out")]) == 1
-    assert capsys.readouterr().err.startswith("wae: Ray: here:x is no address: ")
+    monkeypatch.setenv("RAY_ADDRESS", "here:x")
+    assert cli.main(["predict", str(photos), "--ray", *given, "-o", str(tmp_path / "out")]) == 1
+    assert capsys.readouterr().err.startswith(f"wae: Ray: {named}here:x is no address: ")
 
 
 @NEEDED

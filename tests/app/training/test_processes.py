@@ -91,6 +91,13 @@ def test_each_process_of_a_machine_has_a_gpu_of_its_own(
         pass
 
 
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"])
+def test_a_number_of_torchrun_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "-1")
+    with pytest.raises(ValueError, match=f"^{name} must be a whole number, got '-1'"), joined("cpu"):
+        pass
+
+
 # ----------------------------------------------------------------------------------------- two machines
 
 
