@@ -89,12 +89,12 @@ def _add_choices(group: argparse._ArgumentGroup) -> None:
         "--mimic",
         type=float,
         metavar="X",
-        help="weight of the distance to the original's scores (default: 0 or 1, by a trial)",
+        help="weight of the distance to the original's scores, instead of a trial of 0 and 1",
     )
     group.add_argument(
         "--mimic-mirrored",
         action="store_true",
-        help="the original, where it teaches, sees the mirror images too: for photos, not for letters",
+        help="the original, where it teaches, sees the mirror images too (default: a trial decides)",
     )
 
 

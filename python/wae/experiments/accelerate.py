@@ -29,11 +29,11 @@ from .acceleration.deployment import deploy_all, write_onnx
 from .acceleration.folder import DEPLOYED, ONNX, ORIGINAL, Record, alone, clear, open_record
 from .acceleration.measuring import measure_original
 from .acceleration.networks import begun, described, trained, try_out
-from .acceleration.settings import AccelerationError, Settings
+from .acceleration.settings import AccelerationError, Mimic, Settings
 from .acceleration.target import meet_target
 from .acceleration.task import Task, open_task
 from .acceleration.training import SHOWN, forget, train_accelerated, train_head
-from .acceleration.trials import better_mimic
+from .acceleration.trials import best_mimic
 
 __all__ = ["AccelerationError", "Settings", "accelerate", "run"]
 
@@ -116,7 +116,7 @@ def train_all(task: Task, record: Record) -> Form:
     form = _form(task, record)
     mimic = settings.asked_mimic
     if mimic is None:
-        mimic = record.once("mimic", lambda: better_mimic(task, record, form))["weight"]
+        mimic = _chosen_mimic(task, record, form)
     record.once("training", lambda: train_accelerated(task, form, mimic))
     if is_first():  # only now: until it is on the record, a stopped run goes on from there
         (settings.folder / STATE).unlink(missing_ok=True)
@@ -142,6 +142,15 @@ def _form(task: Task, record: Record) -> Form:
     form = Form(**chosen["form"])
     task.say(f"images of {form.size}, the light body's factor {form.factor}: {chosen['why']}")
     return form
+
+
+def _chosen_mimic(task: Task, record: Record, form: Form) -> Mimic:
+    """How the original teaches, by trials."""
+    found = record.once("mimic", lambda: best_mimic(task, record, form))
+    # a folder of before the mirrored teacher was tried goes on without that trial
+    mimic = Mimic(found["weight"], found.get("mirrored", task.settings.mimic_mirrored))
+    task.say(f"chosen by the trials: {mimic}")
+    return mimic
 
 
 def _finish(task: Task, record: Record, form: Form) -> None:

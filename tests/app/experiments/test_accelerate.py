@@ -34,6 +34,7 @@ from wae.experiments.acceleration.data import Sets, in_memory, readable
 from wae.experiments.acceleration.folder import ORIGINAL, TRIALS, Record, open_record
 from wae.experiments.acceleration.networks import begun, teacher
 from wae.experiments.acceleration.plans import plan_for
+from wae.experiments.acceleration.settings import NOBODY, Mimic
 from wae.experiments.acceleration.task import open_task
 from wae.inference.deployed import DisagreementError
 from wae.inference.engines import Engine, EngineError
@@ -51,6 +52,7 @@ from wae.training.plan import Plan, Stage, find
 from wae.training.trainer import Epoch, evaluate, train
 
 SUPPORT = Path(__file__).resolve().parents[2] / "support"
+PLAIN, MIRRORED = Mimic(1.0), Mimic(1.0, mirrored=True)
 MEAN, STD = (0.5, 0.45, 0.4), (0.25, 0.24, 0.23)
 
 
@@ -614,13 +616,15 @@ def test_a_trial_is_trained_and_tested_on_training_images_alone(tmp_path, monkey
 
     monkeypatch.setattr(training, "train", train)
     record = Record(tmp_path / "record.json", {})
-    assert [trials.trial(task, record, task.form, mimic) for mimic in (0.0, 1.0, 1.0)] == [0.25] * 3
+    assert [trials.trial(task, record, task.form, mimic) for mimic in (NOBODY, PLAIN, PLAIN)] == [0.25] * 3
+    names = [f"trial: size 48, factor 4, mimic {weight}" for weight in (0, 1)]
+    assert list(record.found) == names  # as in folders of every version, which go on
     (_, _, _, none), (plan, others, kept, taught_by) = seen  # the second trial with 1 is read from the record
     rest = [number for number in range(20) if number % 5]
     assert torch.equal(kept.images, images.images[::5])
     assert torch.equal(others.images, images.images[rest])
     assert (others.augment, kept.augment) == (True, False)
-    whole = plan_for(task, 16, 1.0)
+    whole = plan_for(task, 16, PLAIN)
     assert [s.epochs for s in plan.stages] == [max(1, round(s.epochs / 4)) for s in whole.stages]
     assert plan.stages[-1].mimic_weight == 1.0
     assert none is None
@@ -676,7 +680,7 @@ def test_the_original_is_measured_on_the_test_images(tmp_path):
     assert measured["multiply_adds"] == count(network(), (SIDE, SIDE)).multiply_adds
 
 
-@pytest.mark.parametrize("mimic", [0.0, 1.0])
+@pytest.mark.parametrize("mimic", [NOBODY, PLAIN, MIRRORED], ids=str)
 @pytest.mark.parametrize("who", ["accelerated", rivals.HALF])
 def test_the_network_and_its_rivals_see_the_same_images_and_teacher(tmp_path, monkeypatch, who, mimic):
     task, _ = task_of(tmp_path)
@@ -697,7 +701,8 @@ def test_the_network_and_its_rivals_see_the_same_images_and_teacher(tmp_path, mo
         step(task, form=task.form, mimic=mimic)
     (plan, sets, taught_by), whole = seen[0], plan_for(task, 20, mimic)
     assert sets == (task.sets(SIDE).training, task.sets(SIDE).test)
-    assert (taught_by is not None) == bool(mimic)
+    assert (taught_by is not None) == bool(mimic.weight)
+    assert all(stage.mimic_mirrored == mimic.mirrored for stage in plan.stages)
     if who == "accelerated":
         assert plan == whole
     else:  # as many epochs with labels
@@ -731,7 +736,7 @@ def test_a_new_head_is_trained_as_long_as_the_network_at_a_higher_rate(tmp_path,
     assert model.network is task.original.network
     assert not model.training
     assert others == [(task.sets(SIDE).training, task.sets(SIDE).test), False, None]
-    *_, joint = plan_for(task, 8, 0.0).stages
+    *_, joint = plan_for(task, 8).stages
     (stage,) = plan.stages
     assert (stage.kind, stage.learning_rate, plan.batch, plan.seed) == ("classifier", 1e-2, 8, 3)
     assert joint.learning_rate < 1e-3
@@ -780,16 +785,68 @@ def test_an_onnx_file_that_disagrees_is_left_out_with_the_reason(tmp_path, monke
     }
 
 
-@pytest.mark.parametrize(("without", "taught", "best"), [(0.5, 0.6, 1.0), (0.6, 0.5, 0.0)])
-def test_the_better_of_two_trials_says_whether_the_original_teaches(
-    tmp_path, monkeypatch, without, taught, best
+@pytest.mark.parametrize(
+    ("of_nobody", "of_plain", "of_mirrored", "best"),
+    [
+        (0.5, 0.6, 0.7, MIRRORED),
+        (0.5, 0.6, 0.6, PLAIN),  # for one pass of the original less
+        (0.5, 0.6, 0.4, PLAIN),
+        (0.6, 0.5, None, NOBODY),  # a teacher that does not help is not asked twice
+        (0.5, 0.5, None, NOBODY),
+    ],
+)
+def test_the_best_of_the_trials_says_how_the_original_teaches(
+    tmp_path, monkeypatch, of_nobody, of_plain, of_mirrored, best
 ):
     task, _ = task_of(tmp_path)
-    monkeypatch.setattr(trials, "trial", lambda task, record, form, mimic: taught if mimic else without)
-    assert trials.better_mimic(task, None, task.form) == {
-        "weight": best,
-        "accuracies": {"0.0": without, "1.0": taught},
+    kept = {NOBODY: of_nobody, PLAIN: of_plain, MIRRORED: of_mirrored}
+    monkeypatch.setattr(trials, "trial", lambda task, record, form, mimic: kept[mimic])
+    assert trials.best_mimic(task, None, task.form) == {
+        "weight": best.weight,
+        "mirrored": best.mirrored,
+        "accuracies": {str(mimic): accuracy for mimic, accuracy in kept.items() if accuracy is not None},
     }
+
+
+@pytest.mark.parametrize("entries", [{"flip": False}, {"augment": False}], ids=str)
+def test_what_is_not_flipped_to_train_on_has_no_mirrored_teacher(tmp_path, monkeypatch, entries):
+    task, images = task_of(tmp_path)
+    for name, value in entries.items():
+        setattr(images, name, value)
+    monkeypatch.setattr(trials, "trial", lambda task, record, form, mimic: {NOBODY: 0.5, PLAIN: 0.6}[mimic])
+    assert not trials.best_mimic(task, None, task.form)["mirrored"]
+
+
+def test_a_mirrored_teacher_that_is_asked_for_is_the_one_that_is_tried(tmp_path, monkeypatch):
+    task, _ = task_of(tmp_path, mimic_mirrored=True)
+    kept = {Mimic(0.0, mirrored=True): 0.5, MIRRORED: 0.6}
+    monkeypatch.setattr(trials, "trial", lambda task, record, form, mimic: kept[mimic])
+    found = trials.best_mimic(task, None, task.form)
+    assert (found["weight"], found["mirrored"]) == MIRRORED
+    assert list(found["accuracies"]) == ["mimic 0", "mimic 1, mirrored"]
+
+
+@pytest.mark.parametrize(
+    ("options", "found", "taken"),
+    [
+        ({}, {"weight": 1.0, "mirrored": True}, MIRRORED),
+        ({}, {"weight": 1.0}, PLAIN),  # of before the mirrored teacher was tried
+        ({"mimic_mirrored": True}, {"weight": 1.0}, MIRRORED),
+        ({"mimic": 1.0}, None, PLAIN),
+        ({"mimic": 1.0, "mimic_mirrored": True}, None, MIRRORED),
+    ],
+    ids=str,
+)
+def test_the_original_teaches_as_was_asked_for_or_found(tmp_path, monkeypatch, options, found, taken):
+    task, _ = task_of(tmp_path, **options)
+    printed, seen = io.StringIO(), []
+    task = replace(task, console=Console(file=printed))
+    monkeypatch.setattr(accelerate, "train_accelerated", lambda task, form, mimic: seen.append(mimic))
+    monkeypatch.setattr(accelerate, "rehearse", lambda *arguments: None)
+    done = {"original": {"accuracy": 0.5}, **({} if found is None else {"mimic": found})}
+    accelerate.train_all(task, Record(tmp_path / "record.json", {}, done))
+    assert seen == [taken]
+    assert (f"chosen by the trials: {taken}\n" in printed.getvalue()) == (found is not None)
 
 
 def test_the_plan_keeps_what_the_original_knows_and_takes_what_a_user_asks_for(tmp_path):
@@ -802,19 +859,21 @@ def test_the_plan_keeps_what_the_original_knows_and_takes_what_a_user_asks_for(t
         Stage("joint", 6, 3e-4, warmup=1.5, encoder_rate=0.1, **labelled),
     )
     name = "sequential:given"
-    assert plan_for(task, 1000, 0.5) == Plan(name, stages, batch=32, norm_statistics="kept", seed=3)
+    assert plan_for(task, 1000, Mimic(0.5)) == Plan(name, stages, batch=32, norm_statistics="kept", seed=3)
     own = Plan(
         "x", (Stage("transform", 1, 0.1), Stage("joint", 4, 0.2, mimic_weight=3.0)), 64, start="linear"
     )
     task, _ = task_of(tmp_path, plan=own, learning_rate=0.5, batch=10)
-    given = plan_for(task, 1000, 0.0)
+    given = plan_for(task, 1000)
     assert (given.model, given.batch, given.start) == (name, 10, "random")
     assert [(s.epochs, s.learning_rate, s.mimic_weight) for s in given.stages] == [(1, 0.5, 0), (4, 0.5, 3)]
     task, _ = task_of(tmp_path, plan=own, mimic=0.0)
-    assert plan_for(task, 1000, 0.0).stages[1].mimic_weight == 0.0
+    assert plan_for(task, 1000).stages[1].mimic_weight == 0.0
     assert not any(stage.mimic_mirrored for stage in given.stages)
     task, _ = task_of(tmp_path, plan=own, mimic_mirrored=True)
-    assert plan_for(task, 1000, 3.0).stages[1] == replace(own.stages[1], mimic_mirrored=True)
+    assert plan_for(task, 1000, task.settings.asked_mimic).stages[1] == replace(
+        own.stages[1], mimic_mirrored=True
+    )
 
 
 def test_a_teacher_sees_images_of_its_own_size(tmp_path):
@@ -822,7 +881,7 @@ def test_a_teacher_sees_images_of_its_own_size(tmp_path):
     images = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
     small = torch.nn.functional.interpolate(images.float(), (SIDE, SIDE), mode="bilinear", antialias=True)
     with torch.no_grad():
-        found, wanted = teacher(task, 64, 1.0).eval()(images), task.original.classifier()(small)
+        found, wanted = teacher(task, 64, PLAIN).eval()(images), task.original.classifier()(small)
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
 
 
@@ -987,33 +1046,33 @@ def met(monkeypatch, tmp_path, curve=CURVE, **options):
 
     def trial(task, record, form, mimic):
         tried.append((form.size, form.factor))
-        weights.append(mimic)
+        mimics.append(mimic)
         return KEPT[form.size, form.factor]
 
-    weights = []
+    mimics = []
     times = {"original": 1.2, "engine": "eager", "curve": curve}
     monkeypatch.setattr(target, "timed_forms", lambda task: times)
     monkeypatch.setattr(target, "trial", trial)
     write_crops(tmp_path / "data", 2, 1)
     settings = Settings("tiny_original:build", tmp_path / "data", tmp_path / "out", input_size=48, **options)
     record = Record(tmp_path / "record.json", {})
-    return target.meet_target(opened(settings), record), tried, weights
+    return target.meet_target(opened(settings), record), tried, mimics
 
 
 @pytest.mark.parametrize("asked", [{"target": 2.0}, {"target_ms": 600.0}], ids=str)
 def test_of_the_slowest_that_meet_the_target_the_best_is_taken(monkeypatch, tmp_path, asked):
-    outcome, tried, weights = met(monkeypatch, tmp_path, **asked)
+    outcome, tried, mimics = met(monkeypatch, tmp_path, **asked)
     assert tried == [(96, 4), (64, 2), (64, 4)]
     assert outcome["form"] == {"size": 64, "factor": 2}
     assert outcome["allowed"] == pytest.approx(0.6)
     assert [entry.get("kept") for entry in outcome["curve"]] == [None, 0.7, 0.9, 0.8, None]
-    assert weights == [0.0] * 3
+    assert mimics == [NOBODY] * 3
 
 
 @pytest.mark.parametrize(("options", "weight"), [({}, 0.5), ({"mimic": 0.25}, 0.25)], ids=str)
 def test_the_original_teaches_in_a_targets_trials_as_the_plan_says(monkeypatch, tmp_path, options, weight):
     plan = Plan("x", (Stage("joint", 1, 1e-3, mimic_weight=0.5),), batch=10)
-    assert met(monkeypatch, tmp_path, target=2.0, plan=plan, **options)[2] == [weight] * 3
+    assert met(monkeypatch, tmp_path, target=2.0, plan=plan, **options)[2] == [Mimic(weight)] * 3
 
 
 def test_a_form_that_the_engine_does_not_run_is_no_choice(monkeypatch, tmp_path):

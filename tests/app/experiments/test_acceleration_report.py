@@ -86,7 +86,11 @@ def test_every_row_has_the_numbers_of_its_side():
     assert "| half | c, int8 | 49.00 % | 0.50 ms | 16.0x | 2.000 G |" in text
     assert "- half: sees images of 112 x 112." in text
     assert "- pruned: 30% of the channels went." in text
-    assert "- The original teaches" in text
+    taught = "- The original teaches: the distance to {} is a part of the loss."
+    assert taught.format("its scores") in text
+    of["training"]["mirrored"] = True
+    mean = "the mean of its scores for an image and for the mirror image"
+    assert taught.format(mean) in report.markdown("net", of)
     of["training"]["mimic"] = 0.0
     assert "- The original's scores are no part of the loss." in report.markdown("net", of)
     for allowed, outcome in ((1.0, "met"), (0.9, "missed")):

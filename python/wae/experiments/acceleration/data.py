@@ -34,6 +34,12 @@ class Sets(NamedTuple):
     """The same images as for a test."""
     test: Images
 
+    @property
+    def flips(self) -> bool:
+        """Whether images are flipped to train on, so that one and its mirror image show the same."""
+        data = self.training
+        return not isinstance(data, InMemory) or (data.augment and data.flip)  # files always are
+
 
 def in_memory(training: Loader, test: Loader) -> tuple[InMemory, InMemory]:
     """What the loaders give, of the same classes: those that either has. Raises DatasetError."""

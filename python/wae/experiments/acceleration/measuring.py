@@ -27,7 +27,7 @@ SECONDS = 3.0
 def measure_original(task: Task) -> dict[str, Any]:
     """Its accuracy on the test images, and its cost."""
     sets, side = task.sets(task.side), task.side
-    data, batch = sets.test, 2 * plan_for(task, len(sets.training), 0.0).batch
+    data, batch = sets.test, 2 * plan_for(task, len(sets.training)).batch
     stock = task.original.classifier().to(task.device)
     with bar("testing the original", len(data), is_first()) as advance:
         accuracy = evaluate(stock, data, batch, task.device, task.settings.workers, advance=advance)

@@ -20,6 +20,7 @@ from wae.training.pretrained import load_autoencoder
 from wae.training.session import MODEL
 
 from .data import SAMPLE, readable
+from .settings import Mimic
 from .task import Task
 
 
@@ -61,9 +62,9 @@ def trained(task: Task) -> WAEClassifier:
     return model.to(task.device)
 
 
-def teacher(task: Task, size: int, mimic: float) -> nn.Module | None:
+def teacher(task: Task, size: int, mimic: Mimic) -> nn.Module | None:
     """The original, on images of ``size``; None where nobody teaches."""
-    if not mimic:
+    if not mimic.weight:
         return None
     stock = task.original.classifier()
     if size == task.side:

@@ -8,26 +8,27 @@ from wae.training.plan import Plan, Stage
 from wae.training.processes import processes
 from wae.training.small_data import acceleration_plan
 
+from .settings import NOBODY, Mimic
 from .task import Task
 
 
-def plan_for(task: Task, images: int, mimic: float) -> Plan:
+def plan_for(task: Task, images: int, mimic: Mimic = NOBODY) -> Plan:
     """The plan for so many ``images``.
 
     Args:
         task: whose settings replace what the plan says.
         images: to train on.
-        mimic: how much the distance to the original's scores counts; a plan of the user's has its own.
+        mimic: how the original teaches; a plan of the user's may have it already.
     """
     s = task.settings
-    plan = acceleration_plan(images, task.name, mimic) if s.plan is None else _own(s.plan, task, mimic)
+    plan = acceleration_plan(images, task.name, mimic.weight) if s.plan is None else _own(task, s.plan)
     longest = max(stage.epochs for stage in plan.stages)
     stages = tuple(
         replace(
             stage,
             epochs=max(1, round(stage.epochs * (s.epochs or longest) / longest)),
             learning_rate=stage.learning_rate if s.learning_rate is None else s.learning_rate,
-            mimic_mirrored=stage.mimic_mirrored or s.mimic_mirrored,
+            mimic_mirrored=stage.mimic_mirrored or mimic.mirrored,
         )
         for stage in plan.stages
     )
@@ -36,11 +37,11 @@ def plan_for(task: Task, images: int, mimic: float) -> Plan:
     return replace(plan, stages=stages, batch=batch - batch % shared or batch, seed=s.seed)
 
 
-def _own(plan: Plan, task: Task, mimic: float) -> Plan:
+def _own(task: Task, plan: Plan) -> Plan:
     """The user's ``plan``, for a network that is trained already."""
-    stages = plan.stages
-    if task.settings.mimic is not None:
-        stages = tuple(_mimicking(stage, mimic) for stage in stages)
+    stages, weight = plan.stages, task.settings.mimic
+    if weight is not None:
+        stages = tuple(_mimicking(stage, weight) for stage in stages)
     return replace(plan, model=task.name, stages=stages, start="random")
 
 

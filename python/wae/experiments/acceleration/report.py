@@ -159,9 +159,7 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
     notes = [
         f"The high body: {training['high body']}.",
         f"Images of {training['size']} x {training['size']}; training took {training['seconds']:.0f} s.",
-        "The original teaches: the distance to its scores is a part of the loss."
-        if training["mimic"]
-        else "The original's scores are no part of the loss.",
+        _teaching(training),
         "Times: medians of calls that took turns on this machine.",
     ]
     if "target" in found:
@@ -181,6 +179,16 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
     if "not written" in found["onnx"]:
         notes.append(f"There is no ONNX file: {found['onnx']['not written']}.")
     return notes
+
+
+def _teaching(training: Mapping[str, Any]) -> str:
+    """How the original teaches."""
+    if not training["mimic"]:
+        return "The original's scores are no part of the loss."
+    scores = "its scores"
+    if training.get("mirrored"):  # not in records of before it was tried
+        scores = "the mean of its scores for an image and for the mirror image"
+    return f"The original teaches: the distance to {scores} is a part of the loss."
 
 
 def markdown(name: str, found: Mapping[str, Any]) -> str:

@@ -29,6 +29,7 @@ from .folder import RIVALS, Record
 from .measuring import SECONDS, call, images_of_a_call, timed
 from .networks import teacher, trained
 from .plans import plan_for
+from .settings import Mimic
 from .task import Task
 from .training import fit
 
@@ -39,7 +40,7 @@ NAMES = (HALF, EQUAL_COST, *PRUNED)
 _STEPS = 28  # in which the size of the images is searched
 
 
-def train_rival(task: Task, record: Record, name: str, form: Form, mimic: float) -> dict[str, Any]:
+def train_rival(task: Task, record: Record, name: str, form: Form, mimic: Mimic) -> dict[str, Any]:
     """Train a rival as long as the accelerated network, at the same rates; or why there is none."""
     found = record.once(f"chosen: {name}", lambda: agreed(find_for(task, name, form) if is_first() else {}))
     if "left out" in found:

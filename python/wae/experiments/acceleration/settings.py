@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -21,6 +21,22 @@ from wae.training.pretrained import TORCHVISION
 
 class AccelerationError(WaeError, ValueError):
     """A network that cannot be accelerated as asked. The message says why."""
+
+
+class Mimic(NamedTuple):
+    """How the original teaches: by the distance to its scores, in the loss of the stages with labels."""
+
+    weight: float = 0.0
+    """Of the distance; at 0 nobody teaches."""
+    mirrored: bool = False
+    """Whether its scores are the mean of those of the image and of its mirror image."""
+
+    def __str__(self) -> str:
+        return f"mimic {self.weight:g}" + (", mirrored" if self.weight and self.mirrored else "")
+
+
+NOBODY = Mimic()
+"""No teacher."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +62,11 @@ class Settings:
     compare: bool = False
     """Train, deploy and report the rivals too: see :mod:`wae.experiments.acceleration.rivals`."""
     mimic: float | None = None
-    """How much the distance to the original's scores counts; None for 0 or 1, by a trial."""
+    """How much the distance to the original's scores counts; None for what a trial finds: see
+    :func:`wae.experiments.acceleration.trials.best_mimic`."""
     mimic_mirrored: bool = False
-    """Whether the original, where it teaches, sees the mirror images too: see :class:`Stage`."""
+    """Whether the original, where it teaches, sees the mirror images too: see :class:`Stage`. Without
+    ``mimic`` a trial may find that it shall."""
     size: int | None = None
     """Of the accelerated network's images; None for the original's."""
     factor: int = 4
@@ -88,7 +106,7 @@ class Settings:
                 )
         if self.plan is not None:
             self.plan.only("classifier", "joint")  # what has labels: there is something to test
-        if self.mimic_mirrored and self.asked_mimic == 0:
+        if self.asked_mimic == Mimic(0.0, mirrored=True):
             raise AccelerationError("mimic_mirrored needs a mimic above 0, got 0: nobody teaches")
         if not 0 <= self.max_drop <= 1:
             raise AccelerationError(f"max_drop must be a number from 0 to 1, got {self.max_drop!r}")
@@ -103,11 +121,12 @@ class Settings:
                 raise AccelerationError(f"{name} must be 1 or more, got {value!r}")
 
     @property
-    def asked_mimic(self) -> float | None:
-        """``mimic``, or the largest of the plan's stages; None for a trial's."""
-        if self.mimic is None and self.plan is not None:
-            return max(stage.mimic_weight for stage in self.plan.stages)
-        return self.mimic
+    def asked_mimic(self) -> Mimic | None:
+        """Of the weight ``mimic``, or the largest of the plan's stages; None for what a trial finds."""
+        weight = self.mimic
+        if weight is None and self.plan is not None:
+            weight = max(stage.mimic_weight for stage in self.plan.stages)
+        return None if weight is None else Mimic(weight, self.mimic_mirrored)
 
     def files(self) -> dict[str, Path]:
         """The files to begin with, by the options that name them."""

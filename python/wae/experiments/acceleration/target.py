@@ -20,7 +20,7 @@ from .deployment import fastest
 from .folder import Record
 from .measuring import SECONDS, timed
 from .networks import begun
-from .settings import AccelerationError, Settings
+from .settings import NOBODY, AccelerationError, Settings
 from .task import Task
 from .trials import trial
 
@@ -39,7 +39,7 @@ def meet_target(task: Task, record: Record) -> dict[str, Any]:
     tried = sorted(_that_meet(allowed, times), key=lambda entry: -entry["seconds"])[:_TRIED]
     for entry in tried:
         form = Form(entry["size"], entry["factor"])
-        entry["kept"] = trial(task, record, form, task.settings.asked_mimic or 0.0)
+        entry["kept"] = trial(task, record, form, task.settings.asked_mimic or NOBODY)
     best = max(tried, key=lambda entry: entry["kept"])
     outcome = f"{100 * best['kept']:.2f} % in a trial, the best of {len(tried)}"
     return {

@@ -27,6 +27,7 @@ from .data import readable
 from .folder import ORIGINAL, TRIALS
 from .networks import begun, described, teacher
 from .plans import plan_for
+from .settings import Mimic
 from .task import Task
 
 SHOWN = 4
@@ -35,7 +36,7 @@ SHOWN = 4
 _HEAD_RATE = 1e-2  # at which a new head is trained: higher than others, for no other weight changes
 
 
-def train_accelerated(task: Task, form: Form, mimic: float) -> dict[str, Any]:
+def train_accelerated(task: Task, form: Form, mimic: Mimic) -> dict[str, Any]:
     """Train the accelerated network, and write its checkpoint."""
     folder, sets = task.settings.folder, task.sets(form.size)
     plan = plan_for(task, len(sets.training), mimic)
@@ -53,7 +54,8 @@ def train_accelerated(task: Task, form: Form, mimic: float) -> dict[str, Any]:
         "accuracy": accuracy.score,
         "top5": accuracy.top5,
         "seconds": sum(epoch.seconds for epoch in history),
-        "mimic": mimic,
+        "mimic": mimic.weight,
+        "mirrored": any(stage.mimic_weight and stage.mimic_mirrored for stage in plan.stages),
         "size": form.size,
         "factor": form.factor,
         "high body": getattr(model.high_body, "reason", f"1/{form.factor} of the channels"),
@@ -66,7 +68,7 @@ def train_head(task: Task) -> dict[str, Any]:
     images = len(sets.training)
     *_, joint = acceleration_plan(images, task.name).stages
     stage = replace(joint, kind="classifier", learning_rate=_HEAD_RATE)
-    plan = Plan(task.name, (stage,), plan_for(task, images, 0.0).batch, seed=task.settings.seed)
+    plan = Plan(task.name, (stage,), plan_for(task, images).batch, seed=task.settings.seed)
     history = fit(task, "head", stock, plan, sets.training, sets.test)
     stock.cpu().eval()
     if is_first():

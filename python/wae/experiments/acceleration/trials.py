@@ -10,24 +10,25 @@ from wae.models.accelerated import Form
 from .folder import Record
 from .networks import begun, teacher
 from .plans import plan_for
+from .settings import Mimic
 from .task import Task
 from .training import fit, forget
 
 _KEPT = 5  # every fifth training image is kept aside for what has to be chosen
 _TRIAL = 4  # a trial has one epoch of the plan's in so many
-_MIMIC = 1.0  # the weight that is tried
+_WEIGHT = 1.0  # of the distance to the original's scores, that is tried
 
 
-def trial(task: Task, record: Record, form: Form, mimic: float) -> float:
+def trial(task: Task, record: Record, form: Form, mimic: Mimic) -> float:
     """The accuracy on kept-aside training images after a short training on the others."""
-    name = f"size {form.size}, factor {form.factor}, mimic {mimic:g}"
+    name = f"size {form.size}, factor {form.factor}, {mimic}"
     accuracy: float = record.once(f"trial: {name}", lambda: _tried(task, name, form, mimic))
     forget(task, name)
     task.say(f"trial, {name}: {100 * accuracy:.2f} % of the images kept aside")
     return accuracy
 
 
-def _tried(task: Task, name: str, form: Form, mimic: float) -> float:
+def _tried(task: Task, name: str, form: Form, mimic: Mimic) -> float:
     sets = task.sets(form.size)
     kept = range(0, len(sets.plain), _KEPT)
     rest = [number for number in range(len(sets.plain)) if number % _KEPT]
@@ -40,8 +41,18 @@ def _tried(task: Task, name: str, form: Form, mimic: float) -> float:
     return history[-1].accuracy.score
 
 
-def better_mimic(task: Task, record: Record, form: Form) -> dict[str, Any]:
-    """Whether the original is to teach: the weight of the better of two trials."""
-    accuracies = {weight: trial(task, record, form, weight) for weight in (0.0, _MIMIC)}
-    best = max(accuracies, key=lambda weight: accuracies[weight])
-    return {"weight": best, "accuracies": {str(weight): x for weight, x in accuracies.items()}}
+def best_mimic(task: Task, record: Record, form: Form) -> dict[str, Any]:
+    """How the original is to teach: the best of two trials, without and with it, or of three.
+
+    The third is of its mirrored scores, where images are flipped to train on. They cost a pass of it more in
+    each step, and are tried only where it helped.
+    """
+    asked = task.settings.mimic_mirrored
+    found = {mimic: trial(task, record, form, mimic) for mimic in (Mimic(0.0, asked), Mimic(_WEIGHT, asked))}
+    helped = max(found, key=found.__getitem__).weight > 0
+    if helped and not asked and task.sets(form.size).flips:
+        mirrored = Mimic(_WEIGHT, mirrored=True)
+        found[mirrored] = trial(task, record, form, mirrored)
+    best = max(found, key=found.__getitem__)
+    accuracies = {str(mimic): accuracy for mimic, accuracy in found.items()}
+    return {"weight": best.weight, "mirrored": best.mirrored, "accuracies": accuracies}
