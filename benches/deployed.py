@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from wae.experiments.bench import QUIET, Comparison, cells, from_data, heads, milliseconds, title
+from wae.wording import counted
 
 FOLDER = "deployed"
 """Below benches/results."""
@@ -98,7 +99,7 @@ def machine(about: dict[str, Any]) -> str:
     has_matrices = any(name.startswith("amx") for name in known["instructions"])
     matrix = has_matrices and "ONEDNN_MAX_CPU_ISA" not in limited
     return (
-        f"{known['processor']}{' with AMX' if matrix else ''}, {known['threads']} threads"
+        f"{known['processor']}{' with AMX' if matrix else ''}, {counted(known['threads'], 'thread')}"
         f"{f', limited by {limits}' if limits else ''}"
     )
 

@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib
 
 from wae.storage.files import written
+from wae.wording import counted
 
 from .result_files import Benchmark, Result
 from .tables import fastest, name, table_of
@@ -95,8 +96,8 @@ def _throughput(results: Sequence[Result], path: Path) -> list[Path]:
         axis.margins(x=0.15)
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(labelsize=9)
-    threads = result["machine"]["threads"]
-    figure.suptitle(f"Images a second, {SHOWN_BATCH} at once, {name(result)}, {threads} threads", fontsize=10)
+    threads = counted(result["machine"]["threads"], "thread")
+    figure.suptitle(f"Images a second, {SHOWN_BATCH} at once, {name(result)}, {threads}", fontsize=10)
     _write(figure, path)
     return [path]
 

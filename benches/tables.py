@@ -10,6 +10,7 @@ from typing import NamedTuple
 from wae.experiments.bench import milliseconds
 from wae.models.counting import count
 from wae.models.registry import build, on_meta
+from wae.wording import counted
 
 from .result_files import Benchmark, Result
 
@@ -290,7 +291,7 @@ def provenance(result: Result) -> str:
     )
     versions = dict.fromkeys(f"{package} {v}" for run in runs for package, v in run["versions"].items() if v)
     return (
-        f"{machine['threads']} threads"
+        f"{counted(machine['threads'], 'thread')}"
         + (f", limited by {limits(result)}" if machine["limits"] else "")
         + f". {'; '.join(commits)}. {', '.join(versions)}."
     )

@@ -213,5 +213,5 @@ for stage; do
     profile) profile ;;
   esac
 done
-say "$FAILED steps failed; $SECONDS s; logs in $OUT"
+say "failed steps: $FAILED; $SECONDS s; logs in $OUT"
 exit $((FAILED > 98 ? 98 : FAILED))

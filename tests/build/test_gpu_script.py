@@ -59,6 +59,7 @@ def test_a_step_that_fails_stops_no_other(tmp_path: Path) -> None:
     steps = re.findall(r"^(ok|FAIL|TIME) +(\w+)", done.summary, re.MULTILINE)
     assert steps[:3] == [("ok", "build"), ("FAIL", "first_calls"), ("ok", "test_cuda")]
     assert steps[-1] == ("ok", "profile")
+    assert "\nfailed steps: 1; " in done.summary
     assert [result for result, _ in steps].count("ok") == len(steps) - 1 > 20
 
 

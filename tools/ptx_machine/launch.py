@@ -278,7 +278,7 @@ class LaunchableKernel:
 
     def _arguments(self, args: Sequence[Any], memory: Memory) -> bytes:
         if len(args) != len(self.params):
-            raise ValueError(f"{self.name} takes {len(self.params)} arguments, got {len(args)}")
+            raise ValueError(f"arguments of {self.name} must be {len(self.params)}, got {len(args)}")
         data = bytearray()
         for number, (param, value) in enumerate(zip(self.params, args, strict=True)):
             if isinstance(value, np.ndarray) or hasattr(value, "untyped_storage"):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from wae.wording import counted
+
 from . import shared
 
 HELP = "write a network as ONNX, a torch.export program, compiled by AOTInductor, or for ExecuTorch"
@@ -83,9 +85,8 @@ def run(options: argparse.Namespace) -> int:
     name = printable(str(options.output))
     print(f"{name}: its scores differ from the model's by {report['difference']:.1e} of their norm")
     if "agreement" in report:
-        print(
-            f"It names the model's class on {report['agreement']:.2%} of {report['checked_images']} images."
-        )
+        images = counted(report["checked_images"], "image")
+        print(f"It names the model's class on {report['agreement']:.2%} of {images}.")
     return 0
 
 

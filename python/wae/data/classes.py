@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from wae.errors import WaeError
+from wae.wording import counted
 
 _NAMED = 10  # classes that an error lists
 
@@ -37,7 +38,7 @@ def class_order(source: object, known: Sequence[str] | None, count: int, labels:
     if known is None and count == len(labels):
         return ClassOrder(tuple(range(count)), f"{source}: has no names of classes; they are taken by number")
     if known is None:
-        raise ClassError(f"{source}: knows {count} classes, the data has {len(labels)}")
+        raise ClassError(f"{source}: knows {counted(count, 'class')}, the data has {len(labels)}")
     if sorted(known) != sorted(labels):
         raise ClassError(f"{source}: its classes are not those of the data: {_differences(known, labels)}")
     if tuple(known) == tuple(labels):  # also where a name comes twice

@@ -185,7 +185,7 @@ def _expanded(pattern: str) -> list[Path]:
         raise DatasetError(f"{pattern}: names a shard more than once")
     missing = [path for path in paths if not path.is_file()]
     if missing:
-        more = f", nor {len(missing) - 1:,} others" if missing[1:] else ""
+        more = f", nor {counted(len(missing) - 1, 'other')}" if missing[1:] else ""
         raise DatasetError(f"{missing[0]}: there is no such shard{more}")
     return paths
 

@@ -31,7 +31,7 @@ from wae.models.classifier import WAEClassifier
 from wae.models.network import WAENetwork
 from wae.models.plain import is_plain
 from wae.models.segmentation.segmenter import WAESegmenter
-from wae.wording import first_line
+from wae.wording import counted, first_line
 
 from . import precision as precisions
 from .batches import filled
@@ -531,8 +531,8 @@ def require_no_drop(what: str, report: dict[str, Any]) -> None:
         return
     of = "agreement with it" if report["accuracy"] is None else "accuracy"
     message = (
-        f"{what} loses {report['drop']:.2%} of {of} on {report['checked_images']} images, more than "
-        f"max_drop={report['max_drop']:g}"
+        f"{what} loses {report['drop']:.2%} of {of} on {counted(report['checked_images'], 'image')}, "
+        f"more than max_drop={report['max_drop']:g}"
     )
     if report.get("layers"):
         worst = ", ".join(f"{name} ({difference:.1%})" for name, difference in report["layers"][:_NAMED])

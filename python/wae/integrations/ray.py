@@ -181,7 +181,8 @@ def predict(
         written = pyarrow.dataset.dataset(new, format="parquet")
         paths = written.to_table(columns=["path"])["path"].to_pylist()
         if sorted(paths) != sorted(_text(file.path) for file in found):
-            raise ClusterError(f"the {len(paths):,} rows written are not those of {len(found):,} images")
+            wrong = f"the rows written ({len(paths):,}) are not those of the images ({len(found):,})"
+            raise ClusterError(wrong)
         failed = written.to_table(filter=~pyarrow.dataset.field("error").is_null())
     return sorted(Failed(row["path"], row["error"]) for row in failed.select(["path", "error"]).to_pylist())
 

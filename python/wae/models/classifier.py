@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from wae.wording import counted
 from wae_kernels.nn import Decoder, Encoder
 
 from .haar import Haar
@@ -141,7 +142,7 @@ class FlatClassifier(nn.Sequential):
         flat = features.flatten(1)
         if flat.shape[1] != self.features:
             raise ValueError(
-                f"the classifier takes {self.features} features per image, got {flat.shape[1]} "
+                f"the classifier takes {counted(self.features, 'feature')} per image, got {flat.shape[1]} "
                 f"({' x '.join(str(size) for size in features.shape[1:])}): the image's size does not fit"
             )
         scores: Tensor = super().forward(flat)

@@ -7,6 +7,8 @@ from itertools import count, pairwise
 
 from torch import nn
 
+from wae.wording import counted
+
 from . import counting
 from .bodies import IndivisibleError, feature_shape, initialize, light_body, without_numbers
 
@@ -84,7 +86,7 @@ def light_cnn(low_body: nn.Module, size: tuple[int, int], factor: int = 4, why: 
             break
         widest = channels
     if not widest:
-        raise ValueError(f"the low body is too small for a lighter one: {features} features")
+        raise ValueError(f"the low body is too small for a lighter one: {counted(features, 'feature')}")
     used = _multiply_adds(LightCNN(widest), size)
     reason = (
         f"the high body is a light CNN of {_STAGES} convolutions and {widest << (_STAGES - 1)} features "

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from wae.errors import WaeError
 from wae.models.classifier import WAEClassifier
 from wae.models.vgg16 import wae_vgg16
+from wae.wording import counted
 from wae_kernels.nn import Encoder
 
 from . import caffe_proto, checkpoint
@@ -490,7 +491,7 @@ def _tensors(path: Path, name: str, blobs: Sequence[memoryview], module: nn.Modu
         shapes = {key: tuple(tensor.shape) for key, tensor in module.named_parameters()}
     if len(blobs) != len(shapes):
         wanted = ", ".join(shapes)
-        raise CaffeError(f"{path}: {name} must have {wanted}, got {len(blobs)} blobs")
+        raise CaffeError(f"{path}: {name} must have {wanted}, got {counted(len(blobs), 'blob')}")
     tensors = {
         key: _tensor(f"{path}: {name}: {key}", blob, shape)
         for blob, (key, shape) in zip(blobs, shapes.items(), strict=True)
@@ -519,7 +520,7 @@ def _tensor(where: str, data: memoryview, shape: tuple[int, ...]) -> Tensor:
         raise CaffeError(f"{where} must have the shape {shape}, got {found}"[:500])
     values = blob.double_data or blob.data
     if len(values) != math.prod(shape):
-        raise CaffeError(f"{where} needs {math.prod(shape)} numbers, got {len(values)}")
+        raise CaffeError(f"{where} needs {counted(math.prod(shape), 'number')}, got {len(values)}")
     with np.errstate(over="ignore"):  # reported below
         numbers = np.array(values).astype(np.float32, copy=False)
     if not np.isfinite(numbers).all():

@@ -20,6 +20,7 @@ from google.protobuf.descriptor_pb2 import FieldDescriptorProto as _Field
 from google.protobuf.message import DecodeError
 
 from wae.errors import WaeError
+from wae.wording import counted
 
 MAX_FIELDS = 50_000
 """Of a caffemodel, outside its blobs. 100 layers have some 2000."""
@@ -335,9 +336,7 @@ def _fields(
         if size is None or number == 0:
             _fail(offset + start, f"there is no field {number} of wire type {kind}")
         if size > len(data) - at:
-            _fail(
-                offset + start, f"field {number} says that it has {size} bytes, but {len(data) - at} are left"
-            )
+            _fail(offset + start, f"field {number} needs {counted(size, 'byte')}, got {len(data) - at}")
         at += size
         payload = data[at - size : at] if kind == _DELIMITED else None
         yield number, offset + at - size, payload, data[start:at]

@@ -30,7 +30,7 @@ from wae.models.network import WAENetwork
 from wae.models.registry import NETWORKS as _NETWORKS
 from wae.models.registry import build, builder, without_memory
 from wae.models.segmentation import networks as segmentation
-from wae.wording import shown
+from wae.wording import counted, shown
 from wae_kernels.nn import Decoder
 
 from . import weights_file
@@ -121,7 +121,7 @@ def save_classifier(
     described = Description(network, classes, None if labels is None else tuple(labels), input, form)
     decoder = getattr(model, "decoder", None) is not None
     if not described.is_own and _shapes(model) != _shapes(_without_memory(described, decoder)):
-        raise ValueError(f"model must be a {network} with {classes} classes, got other parameters")
+        raise ValueError(f"model must be a {network} with {counted(classes, 'class')}, got other parameters")
     recipe = {
         **(made or {}),
         "architecture": {"network": network, "classes": classes, **({"form": asdict(form)} if form else {})},
@@ -151,7 +151,8 @@ def load_classifier(path: Path, original: nn.Module | None = None) -> nn.Module:
     model = _without_memory(described, decoder)
     if shapes != _shapes(model):
         raise CheckpointError(
-            f"{path}: its tensors are not those of {described.network} with {described.classes} classes"
+            f"{path}: its tensors are not those of {described.network} "
+            f"with {counted(described.classes, 'class')}"
         )
     if {name for name, _ in model.named_buffers()} <= shapes.keys():
         model = without_numbers(model, "cpu")  # as model.to_empty, which imports a part of PyTorch's compiler

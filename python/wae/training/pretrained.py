@@ -21,7 +21,7 @@ from wae.storage import weights_file
 from wae.storage.checkpoint import describe, load_classifier
 from wae.storage.files import no_file
 from wae.storage.weights_file import CheckpointError
-from wae.wording import first_line
+from wae.wording import counted, first_line
 from wae_kernels.nn import Encoder
 
 TORCHVISION = "torchvision"
@@ -65,7 +65,7 @@ def load_weights(model: nn.Module, name: str, classes: int, path: Path) -> None:
     described = describe(path)
     if (described.network, described.classes) != (name, classes):
         raise CheckpointError(
-            f"{path}: holds {described.network} for {described.classes} classes, "
+            f"{path}: holds {described.network} for {counted(described.classes, 'class')}, "
             f"needed is {name} for {classes}"
         )
     model.load_state_dict(load_classifier(path).state_dict(), strict=False)

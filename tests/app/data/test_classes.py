@@ -29,6 +29,7 @@ def test_without_names_numbers_decide_and_a_note_says_so():
 @pytest.mark.parametrize(
     ("known", "count", "labels", "said"),
     [
+        (None, 1, "ab", "net: knows 1 class, the data has 2"),
         (None, 3, "ab", "net: knows 3 classes, the data has 2"),
         ("abx", 3, "abc", "only the network has x; only the data has c"),
         ("abc", 3, "ab", "only the network has c$"),

@@ -159,7 +159,7 @@ def compress(path):
 
 DAMAGE = {
     r"train-001.tar: there is no such shard": lambda path: path.unlink(),
-    r"train-001.tar: there is no such shard, nor 1 others": lambda path: [
+    r"train-001.tar: there is no such shard, nor 1 other$": lambda path: [
         path.with_name(f"train-00{n}.tar").unlink() for n in (1, 2)
     ],
     r"train-001.tar: the shard is damaged or cut short at byte [\d,]+": damage_a_header,
