@@ -561,6 +561,20 @@ def test_the_file_of_choices_can_be_read_by_whom_the_umask_says(file: Path) -> N
     assert file.stat().st_mode & 0o777 == 0o640
 
 
+@pytest.mark.parametrize("there", [True, False], ids=["to a file", "to nothing yet"])
+def test_a_link_to_the_file_of_choices_stays(file: Path, tmp_path: Path, there: bool) -> None:
+    target = tmp_path / "elsewhere" / "tiles.json"
+    if there:
+        target.parent.mkdir()
+        target.write_text('{"old": {}}')
+    file.symlink_to(Path("elsewhere", "tiles.json"))
+    stored.store("name", Tile(64, 8, 4))
+    assert file.is_symlink()
+    assert list(stored._read(target)) == ["old", "name"][not there :]
+    assert [p.name for p in target.parent.iterdir()] == ["tiles.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["elsewhere", "tiles.json"]
+
+
 def test_what_a_killed_process_left_of_the_file_of_choices_is_gone(file: Path) -> None:
     file.with_name("tiles.json.tmp").write_text('{"half of a')
     stored.store("name", Tile(64, 8, 4))
