@@ -1,0 +1,42 @@
+"""The command line of `wae accelerate`."""
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from wae import cli
+from wae.experiments import accelerate
+from wae.experiments.accelerate import Settings
+from wae.training.plan import find
+
+
+def test_every_option_arrives(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(accelerate, "run", lambda settings, console, force: seen.append((settings, force)))
+    line = (
+        "--model m --data d --weights w --plan digits --epochs 3 --learning-rate 0.2 --batch 5 --seed 7 "
+        "--start linear --compare --mimic 0.5 --mimic-mirrored --size 96 --factor 2 --target-ms 3.5 "
+        "--precision bfloat16 --engine eager --images 2 --max-drop 0.02 --input-size 64 "
+        "--interpolation bicubic --mean 1 2 3 --std 4 5 6 --on-corrupt skip --max-pixels 99 "
+        "--workers 8 --device cpu --force"
+    )
+    assert cli.main(["accelerate", "-o", str(tmp_path / "out"), *line.split()]) == 0
+    options = {"epochs": 3, "learning_rate": 0.2, "batch": 5, "seed": 7, "start": "linear", "compare": True}
+    options |= {"mimic": 0.5, "mimic_mirrored": True, "size": 96, "factor": 2, "target_ms": 3.5}
+    options |= {"precision": "bfloat16", "engine": "eager", "images": 2, "max_drop": 0.02, "input_size": 64}
+    options |= {"interpolation": "bicubic", "mean": (1, 2, 3), "std": (4, 5, 6), "on_corrupt": "skip"}
+    options |= {"max_pixels": 99, "workers": 8, "device": "cpu"}
+    wanted = Settings("m", "d", tmp_path / "out", "w", find("digits"), **options)
+    assert seen == [(wanted, True)]
+    assert [f.name for f in fields(Settings) if getattr(wanted, f.name) == f.default] == ["target"]
+    assert cli.main("accelerate -o o --model m --data d --target 2.5x".split()) == 0
+    assert seen[1] == (Settings("m", "d", Path("o"), target=2.5), False)
+
+
+@pytest.mark.parametrize("arguments", [("--target", "1x"), ("--target", "fast"), ("--engine", "warp")])
+def test_wrong_usage(tmp_path, arguments, capsys):
+    line = ["accelerate", "--model", "resnet18", "--data", "digits", "-o", str(tmp_path / "out"), *arguments]
+    with pytest.raises(SystemExit, match="2") if arguments[0] == "--target" else pytest.MonkeyPatch.context():
+        assert cli.main(line) == 2
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,47 @@
+"""The images of an acceleration."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from accelerations import of_two_classes, opened
+from tiny_original import SIDE, build, write_crops
+
+from wae.data.dataset import DatasetError, InMemory
+from wae.experiments.acceleration.data import in_memory, readable
+from wae.experiments.acceleration.settings import Settings
+
+
+def test_a_folder_is_trained_on_augmented_and_tested_on_its_other_part(tmp_path):
+    write_crops(tmp_path / "data", 2, 1)
+    settings = Settings(build(), tmp_path / "data", tmp_path / "out", input_size=SIDE, seed=4)
+    sets = opened(settings).sets(SIDE)
+    parts = [(Path(data.samples[0][0]).parts[-3], len(data)) for data in sets]
+    assert parts == [("train", 10), ("train", 10), ("val", 5)]
+    changes = [not torch.equal(*(data.batch([0], epoch)[0] for epoch in (0, 1))) for data in sets]
+    assert changes == [True, False, False]
+    assert sets.training.seed == 4
+
+
+def test_images_are_taken_from_all_over_a_set(tmp_path):
+    numbers = torch.arange(200, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 2, 2).clone()
+    data = InMemory(numbers, torch.zeros(200, dtype=torch.int64), ("a",), False, 0)
+    taken = readable(data, 4)[:, 0, 0, 0].tolist()
+    assert taken == [0, 50, 100, 150]
+
+
+@pytest.mark.parametrize("has_all", [0, 1])
+def test_loaders_become_images_as_they_are(has_all):
+    """Of the same classes, though one of them has not images of all."""
+    images, labels = of_two_classes(8, 0)
+    loaders = [[(images[:5], labels[:5]), (images[5:], labels[5:])] for _ in range(2)]
+    loaders[1 - has_all] = [(images[::2], labels[::2])]
+    held = in_memory(*loaders)
+    for data, step in zip(held, (1, 2) if has_all == 0 else (2, 1), strict=True):
+        for epoch in (0, 1):
+            found = data.batch(range(len(data)), epoch)
+            assert torch.equal(found[0], images[::step])
+            assert torch.equal(found[1], labels[::step])
+        assert data.labels == ("0", "1")
+    with pytest.raises(DatasetError, match="a loader must give images and labels, got one that gives noth"):
+        in_memory(loaders[0], [])

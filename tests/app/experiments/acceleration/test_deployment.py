@@ -1,0 +1,79 @@
+"""All networks in their fastest forms; the ONNX file."""
+
+import pytest
+import torch
+from accelerations import task_of
+from tiny_original import CLASSES, SIDE
+from torch import nn
+
+from wae.data.dataset import InMemory
+from wae.experiments.acceleration import deployment, measuring
+from wae.experiments.acceleration.folder import Record
+from wae.experiments.acceleration.networks import begun
+from wae.inference.deployed import DisagreementError
+from wae.inference.saved import load_deployed
+from wae.inference.timing import Timing
+from wae.models.counting import count
+from wae.training.trainer import evaluate
+
+
+def test_an_onnx_file_that_disagrees_is_left_out_with_the_reason(tmp_path, monkeypatch):
+    def export(*arguments, **options):
+        raise DisagreementError("the onnx file is off by 1\nand more")
+
+    monkeypatch.setattr(deployment, "export", export)
+    task, _ = task_of(tmp_path)
+    assert deployment.write_onnx(task, begun(task, task.form), SIDE) == {
+        "not written": "the onnx file is off by 1"
+    }
+
+
+def test_each_side_is_deployed_timed_and_tested_by_itself(tmp_path, monkeypatch):
+    """On test images that are labelled as the original finds; those to train on are not."""
+    task, images = task_of(tmp_path, engine="eager", precision="float32", images=2)
+    test, stock = task.sets(SIDE).test, task.original.classifier()
+    with torch.no_grad():
+        test.targets[:] = stock(test.images).argmax(1)
+        images.targets[:] = (stock(images.images).argmax(1) + 1) % 5
+    ours = begun(task, task.form).eval()
+    with torch.no_grad():
+        share = (ours(test.images).argmax(1) == test.targets).float().mean().item()
+    names = ("original, PyTorch", "original, deployed", "accelerated, PyTorch", "accelerated, deployed")
+    shapes = []
+
+    def interleaved(calls, *_, **__):
+        assert tuple(calls) == names
+        shapes.extend(len(call()) for call in calls.values())
+        return {
+            name: Timing(seconds, 0, 0, 1) for name, seconds in zip(names, (4.0, 3.0, 2.0, 1.0), strict=True)
+        }
+
+    monkeypatch.setattr(measuring, "interleaved", interleaved)
+    found = deployment.deploy_all(task, Record(tmp_path / "record.json", {}), ours, SIDE)
+    assert shapes == [2] * 4
+    sides = [found[name] for name in ("original", "accelerated")]
+    assert [(side["eager seconds"], side["seconds"]) for side in sides] == [(4.0, 3.0), (2.0, 1.0)]
+    assert [side["accuracy"] for side in sides] == [1.0, pytest.approx(share)]
+    costs = [count(network, (SIDE, SIDE)).multiply_adds for network in (stock, ours)]
+    assert [side["multiply_adds"] for side in sides] == costs
+    assert sum(entry["right"] for entry in sides[1]["classes"]) == round(share * len(test))
+    assert load_deployed(tmp_path / "deployed").size == (SIDE, SIDE)
+
+
+def test_images_are_counted_by_class_and_those_that_fill_a_batch_are_not():
+    class Deployed(nn.Module):
+        """Of three images, no more and no fewer: the class that the first pixel names."""
+
+        batch = 3
+
+        def forward(self, images):
+            assert len(images) == 3
+            return torch.nn.functional.one_hot(images[:, 0, 0, 0].long(), 5).float()
+
+    images = torch.tensor([0, 1, 1, 0, 0, 3, 3], dtype=torch.uint8).view(7, 1, 1, 1).expand(7, 3, 2, 2)
+    data = InMemory(images.clone(), torch.tensor([0, 0, 1, 1, 0, 3, 2]), CLASSES, False, 0)
+    filled = deployment.Filled(Deployed())
+    found = measuring.by_class(filled, data, 5, torch.device("cpu"))
+    pairs = [(entry["right"], entry["of"]) for entry in found]
+    assert pairs == [(2, 3), (1, 2), (0, 1), (1, 1), (0, 0)]
+    assert evaluate(filled, data, 5).top1 == pytest.approx(4 / 7)

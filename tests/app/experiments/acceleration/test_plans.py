@@ -1,0 +1,36 @@
+"""What a training of an acceleration does."""
+
+from dataclasses import replace
+
+from accelerations import task_of
+
+from wae.experiments.acceleration.plans import plan_for
+from wae.experiments.acceleration.settings import Mimic
+from wae.training.plan import Plan, Stage
+
+
+def test_the_plan_keeps_what_the_original_knows_and_takes_what_a_user_asks_for(tmp_path):
+    task, _ = task_of(tmp_path, epochs=6, seed=3)
+    labelled = {"optimizer": "adamw", "weight_decay": 0.05, "mimic_weight": 0.5, "mimic_temperature": 2.0}
+    # 2000 steps of 32 images were 64 epochs, of which 30 are enough; 3, 10 and 30 become 1, 2 and 6
+    stages = (
+        Stage("transform", 1, 3e-4, "adam", warmup=0.1),
+        Stage("classifier", 2, 1e-3, warmup=1.5, **labelled),
+        Stage("joint", 6, 3e-4, warmup=1.5, encoder_rate=0.1, **labelled),
+    )
+    name = "sequential:given"
+    assert plan_for(task, 1000, Mimic(0.5)) == Plan(name, stages, batch=32, norm_statistics="kept", seed=3)
+    own = Plan(
+        "x", (Stage("transform", 1, 0.1), Stage("joint", 4, 0.2, mimic_weight=3.0)), 64, start="linear"
+    )
+    task, _ = task_of(tmp_path, plan=own, learning_rate=0.5, batch=10)
+    given = plan_for(task, 1000)
+    assert (given.model, given.batch, given.start) == (name, 10, "random")
+    assert [(s.epochs, s.learning_rate, s.mimic_weight) for s in given.stages] == [(1, 0.5, 0), (4, 0.5, 3)]
+    task, _ = task_of(tmp_path, plan=own, mimic=0.0)
+    assert plan_for(task, 1000).stages[1].mimic_weight == 0.0
+    assert not any(stage.mimic_mirrored for stage in given.stages)
+    task, _ = task_of(tmp_path, plan=own, mimic_mirrored=True)
+    assert plan_for(task, 1000, task.settings.asked_mimic).stages[1] == replace(
+        own.stages[1], mimic_mirrored=True
+    )

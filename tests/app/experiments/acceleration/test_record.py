@@ -1,0 +1,32 @@
+"""The record of an acceleration: which folder a run goes on with."""
+
+import pytest
+from accelerations import task_of
+from tiny_original import SIDE
+
+from wae.experiments.acceleration.folder import open_record
+from wae.storage.weights_file import CheckpointError
+
+
+def test_a_run_goes_on_with_its_own_test_images_alone(tmp_path):
+    """Else the report would compare a network's accuracy on some with the other's on others."""
+    task, _ = task_of(tmp_path)
+    record = open_record(tmp_path, task.as_dict())
+    task.opened[SIDE] = task.sets(SIDE)._replace(test=task.sets(SIDE).test.subset(range(6)))
+    with pytest.raises(CheckpointError, match="was begun with another test data; --force begins anew"):
+        open_record(tmp_path, task.as_dict())
+    del record.settings["test data"]  # a folder of before it was known
+    record.write()
+    assert open_record(tmp_path, task.as_dict()).settings["test data"]["number of images"] == 6
+
+
+def test_a_folder_of_before_there_was_a_setting_had_its_default(tmp_path):
+    (task, other) = (task_of(tmp_path, mimic_mirrored=mirrored)[0] for mirrored in (False, True))
+    record = open_record(tmp_path, task.as_dict())
+    del record.settings["mimic_mirrored"]
+    record.found["head"] = 1
+    record.write()
+    assert open_record(tmp_path, task.as_dict()).found == {"head": 1}
+    other.opened.update(task.opened)  # the same images
+    with pytest.raises(CheckpointError, match=r"another mimic_mirrored \(False, not True\)"):
+        open_record(tmp_path, other.as_dict())

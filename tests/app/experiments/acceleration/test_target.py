@@ -1,0 +1,116 @@
+"""The size and the light body that are fast enough."""
+
+import pytest
+from accelerations import opened, task_of
+from tiny_original import SIDE, write_crops
+
+from wae.experiments.acceleration import target
+from wae.experiments.acceleration.folder import Record
+from wae.experiments.acceleration.settings import NOBODY, Mimic, Settings
+from wae.inference.engines import EngineError
+from wae.training.plan import Plan, Stage
+
+CURVE = [(96, 2, 0.9), (96, 4, 0.6), (64, 2, 0.5), (64, 4, 0.4), (32, 8, 0.1)]
+
+
+KEPT = {(96, 2): 0.99, (96, 4): 0.7, (64, 2): 0.9, (64, 4): 0.8, (32, 8): 0.95}
+
+
+def met(monkeypatch, tmp_path, curve=CURVE, **options):
+    """The target's outcome where these are the times and the trials' accuracies."""
+    curve = [{"size": size, "factor": factor, "seconds": seconds} for size, factor, seconds in curve]
+    tried = []
+
+    def trial(task, record, form, mimic):
+        tried.append((form.size, form.factor))
+        mimics.append(mimic)
+        return KEPT[form.size, form.factor]
+
+    mimics = []
+    times = {"original": 1.2, "engine": "eager", "curve": curve}
+    monkeypatch.setattr(target, "timed_forms", lambda task: times)
+    monkeypatch.setattr(target, "trial", trial)
+    write_crops(tmp_path / "data", 2, 1)
+    settings = Settings("tiny_original:build", tmp_path / "data", tmp_path / "out", input_size=48, **options)
+    record = Record(tmp_path / "record.json", {})
+    return target.meet_target(opened(settings), record), tried, mimics
+
+
+@pytest.mark.parametrize("asked", [{"target": 2.0}, {"target_ms": 600.0}], ids=str)
+def test_of_the_slowest_that_meet_the_target_the_best_is_taken(monkeypatch, tmp_path, asked):
+    outcome, tried, mimics = met(monkeypatch, tmp_path, **asked)
+    assert tried == [(96, 4), (64, 2), (64, 4)]
+    assert outcome["form"] == {"size": 64, "factor": 2}
+    assert outcome["allowed"] == pytest.approx(0.6)
+    assert [entry.get("kept") for entry in outcome["curve"]] == [None, 0.7, 0.9, 0.8, None]
+    assert mimics == [NOBODY] * 3
+
+
+@pytest.mark.parametrize(("options", "weight"), [({}, 0.5), ({"mimic": 0.25}, 0.25)], ids=str)
+def test_the_original_teaches_in_a_targets_trials_as_the_plan_says(monkeypatch, tmp_path, options, weight):
+    plan = Plan("x", (Stage("joint", 1, 1e-3, mimic_weight=0.5),), batch=10)
+    assert met(monkeypatch, tmp_path, target=2.0, plan=plan, **options)[2] == [Mimic(weight)] * 3
+
+
+def test_a_form_that_the_engine_does_not_run_is_no_choice(monkeypatch, tmp_path):
+    deploy = target.deploy
+
+    def some(model, size, *arguments, **options):
+        if size[0] == 32:
+            raise EngineError("not this one")
+        return deploy(model, size, *arguments, **options)
+
+    monkeypatch.setattr(target, "deploy", some)
+    monkeypatch.setattr(target, "SECONDS", 0.01)
+    monkeypatch.setattr(target, "_FACTORS", (4,))
+    write_crops(tmp_path / "data", 2, 1)
+    options = {"input_size": 64, "engine": "eager", "precision": "float32"}
+    settings = Settings("tiny_original:build", tmp_path / "data", tmp_path / "out", **options)
+    times = target.timed_forms(opened(settings))
+    assert [(entry["size"], entry["factor"]) for entry in times["curve"]] == [(64, 4)]
+
+
+def test_images_in_memory_have_forms_of_their_own_size(monkeypatch, tmp_path):
+    """Sizes were multiples of 32 alone, so digits, of 28 x 28, never met a target."""
+    monkeypatch.setattr(target, "SECONDS", 0.01)
+    monkeypatch.setattr(target, "_FACTORS", (2, 4))
+    times = target.timed_forms(task_of(tmp_path, engine="eager", precision="float32")[0])
+    assert [(entry["size"], entry["factor"]) for entry in times["curve"]] == [(SIDE, 2), (SIDE, 4)]
+
+
+def test_images_that_are_larger_than_any_may_be_are_no_choice(monkeypatch, tmp_path):
+    """1.25 times 1792 pixels, say."""
+    monkeypatch.setattr(target, "SECONDS", 0.01)
+    monkeypatch.setattr(target, "_FACTORS", (4,))
+    monkeypatch.setattr(target, "_SCALES", (64.0,))
+    times = target.timed_forms(task_of(tmp_path, engine="eager", precision="float32")[0])
+    assert [entry["size"] for entry in times["curve"]] == [SIDE]
+
+
+def test_a_target_that_has_no_form(monkeypatch, tmp_path):
+    with pytest.raises(ValueError, match=r"needs a form that takes these images and runs in eager, got none"):
+        met(monkeypatch, tmp_path, (), target=2.0)
+
+
+def test_a_target_that_nothing_meets(monkeypatch, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"at most 1.00 ms, the fastest form .* takes 100.00 ms \(images of 32"
+    ):
+        met(monkeypatch, tmp_path, target_ms=1.0)
+
+
+@pytest.mark.slow
+def test_the_forms_of_a_target_are_measured(tmp_path):
+    write_crops(tmp_path / "data", 2, 1)
+    settings = Settings(
+        "tiny_original:build",
+        tmp_path / "data",
+        tmp_path / "out",
+        input_size=64,
+        engine="eager",
+        precision="float32",
+    )
+    times = target.timed_forms(opened(settings))
+    assert {(e["size"], e["factor"]) for e in times["curve"]} == {(s, f) for s in (64, 32) for f in (2, 4, 8)}
+    assert all(entry["seconds"] > 0 for entry in times["curve"])
+    assert times["original"] > 0

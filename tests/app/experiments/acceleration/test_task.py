@@ -1,0 +1,50 @@
+"""The trained network and its images, opened."""
+
+import pytest
+import torch
+from accelerations import MEAN, STD, network, of_two_classes, opened, task_of
+from tiny_original import SIDE, build
+
+from wae.data.dataset import InMemory
+from wae.experiments.acceleration.settings import AccelerationError, Settings
+from wae.models.registry import build as named
+from wae.storage.checkpoint import Input, save_classifier
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"engine": "tensorrt"}, "engine: tensorrt runs on cuda, not on cpu"),
+        ({"engine": "winograd", "precision": "bfloat16"}, "engine: winograd computes in float32, not in bfl"),
+    ],
+)
+def test_an_engine_that_cannot_run_is_found_out_before_the_training(tmp_path, options, message):
+    with pytest.raises(AccelerationError, match=message):
+        task_of(tmp_path, **options)
+
+
+def test_classes_are_in_the_order_of_the_original(tmp_path):
+    path = tmp_path / "original.safetensors"
+    save_classifier(path, named("small_photo_vgg", 3), "small_photo_vgg", ("c", "a", "b"), Input(SIDE))
+    images = torch.randint(256, (6, 3, SIDE, SIDE), dtype=torch.uint8)
+    held = InMemory(images, torch.tensor([0, 0, 1, 1, 2, 2]), ("a", "b", "c"), False, 0)
+    for data in opened(Settings(str(path), (held, held), tmp_path / "out")).sets(SIDE):
+        assert data.labels == ("c", "a", "b")
+        assert data.batch(range(6), 0)[1].tolist() == [1, 1, 2, 2, 0, 0]
+
+
+def test_of_a_network_with_a_new_head_that_alone_is_trained_first(tmp_path):
+    images, labels = of_two_classes(8, 0)
+    held = InMemory(images, labels, ("dark", "light"), False, 0)
+    task = opened(Settings(build(), (held, held), tmp_path, input_size=SIDE))
+    free = {name: p.shape[0] for name, p in task.original.network.named_parameters() if p.requires_grad}
+    assert set(free.values()) == {2}  # classes
+    assert len(free) == 2
+
+
+def test_the_preprocessing_that_is_asked_for_is_taken(tmp_path):
+    task, images = task_of(tmp_path, mean=MEAN, std=STD, interpolation="bicubic")
+    assert task.original.input.interpolation == "bicubic"
+    with torch.no_grad():
+        found, wanted = (one.eval()(images.images) for one in (task.original.classifier(), network()))
+    assert torch.allclose(found, wanted, atol=1e-4)

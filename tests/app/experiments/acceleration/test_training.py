@@ -1,0 +1,72 @@
+"""The trainings of an acceleration."""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+from accelerations import MIRRORED, PLAIN, of_two_classes, opened, task_of
+from tiny_original import SIDE, build
+
+from wae.data.dataset import InMemory
+from wae.experiments.acceleration import rivals, training
+from wae.experiments.acceleration.folder import ORIGINAL, TRIALS, Record
+from wae.experiments.acceleration.plans import plan_for
+from wae.experiments.acceleration.settings import NOBODY, Settings
+from wae.training.trainer import Epoch
+
+
+@pytest.mark.parametrize("mimic", [NOBODY, PLAIN, MIRRORED], ids=str)
+@pytest.mark.parametrize("who", ["accelerated", rivals.HALF])
+def test_the_network_and_its_rivals_see_the_same_images_and_teacher(tmp_path, monkeypatch, who, mimic):
+    task, _ = task_of(tmp_path)
+    seen = []
+
+    def train(model, plan, *sets, teacher, **options):
+        seen.append((plan, sets, teacher))
+        raise InterruptedError
+
+    monkeypatch.setattr(training, "train", train)
+    record = Record(tmp_path / "record.json", {}, {f"chosen: {rivals.HALF}": {"side": SIDE // 2}})
+    step = (
+        training.train_accelerated
+        if who == "accelerated"
+        else partial(rivals.train_rival, record=record, name=who)
+    )
+    with pytest.raises(InterruptedError):
+        step(task, form=task.form, mimic=mimic)
+    (plan, sets, taught_by), whole = seen[0], plan_for(task, 20, mimic)
+    assert sets == (task.sets(SIDE).training, task.sets(SIDE).test)
+    assert (taught_by is not None) == bool(mimic.weight)
+    assert all(stage.mimic_mirrored == mimic.mirrored for stage in plan.stages)
+    if who == "accelerated":
+        assert plan == whole
+    else:  # as many epochs with labels
+        assert plan.stages == tuple(replace(stage, kind="classifier") for stage in whole.stages[1:])
+
+
+def test_a_new_head_is_trained_as_long_as_the_network_at_a_higher_rate(tmp_path, monkeypatch):
+    images, labels = of_two_classes(8, 0)
+    held = InMemory(images, labels, ("dark", "light"), False, 0)
+    task = opened(Settings(build(), (held, held), tmp_path, input_size=SIDE, epochs=6, seed=3))
+    seen = []
+
+    def train(model, plan, *sets, state, **options):
+        seen.append((model, plan, sets, options["resume"], options.get("teacher")))
+        state.touch()
+        model.train()
+        return [Epoch(0, "classifier", 0, {}, None, 1.0)] * 5
+
+    monkeypatch.setattr(training, "train", train)
+    assert training.train_head(task) == {"epochs": 5}
+    ((model, plan, *others),) = seen
+    assert model.network is task.original.network
+    assert not model.training
+    assert others == [(task.sets(SIDE).training, task.sets(SIDE).test), False, None]
+    *_, joint = plan_for(task, 8).stages
+    (stage,) = plan.stages
+    assert (stage.kind, stage.learning_rate, plan.batch, plan.seed) == ("classifier", 1e-2, 8, 3)
+    assert joint.learning_rate < 1e-3
+    assert (tmp_path / ORIGINAL).is_file()
+    assert [path.stem for path in (tmp_path / TRIALS).iterdir()] == ["head"]
+    training.forget(task, "head")  # when it is on the record
+    assert not list((tmp_path / TRIALS).iterdir())

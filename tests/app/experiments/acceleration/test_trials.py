@@ -1,0 +1,80 @@
+"""What is chosen by short trainings."""
+
+import pytest
+import torch
+from accelerations import MIRRORED, PLAIN, task_of
+
+from wae.experiments.acceleration import training, trials
+from wae.experiments.acceleration.folder import Record
+from wae.experiments.acceleration.plans import plan_for
+from wae.experiments.acceleration.settings import NOBODY, Mimic
+from wae.training.accuracy import Accuracy
+from wae.training.trainer import Epoch
+
+
+def test_a_trial_is_trained_and_tested_on_training_images_alone(tmp_path, monkeypatch):
+    """Each fifth is kept aside, and not augmented; the test images are not looked at."""
+    task, images = task_of(tmp_path)
+    seen = []
+
+    def train(model, plan, training, test, *, teacher, **options):
+        seen.append((plan, training, test, teacher))
+        return [Epoch(0, "joint", 0, {}, Accuracy(top1, 1.0, 1.0, 4), 1.0) for top1 in (0.5, 0.75, 0.25)]
+
+    monkeypatch.setattr(training, "train", train)
+    record = Record(tmp_path / "record.json", {})
+    assert [trials.trial(task, record, task.form, mimic) for mimic in (NOBODY, PLAIN, PLAIN)] == [0.25] * 3
+    names = [f"trial: size 48, factor 4, mimic {weight}" for weight in (0, 1)]
+    assert list(record.found) == names  # as in folders of every version, which go on
+    (_, _, _, none), (plan, others, kept, taught_by) = seen  # the second trial with 1 is read from the record
+    rest = [number for number in range(20) if number % 5]
+    assert torch.equal(kept.images, images.images[::5])
+    assert torch.equal(others.images, images.images[rest])
+    assert (others.augment, kept.augment) == (True, False)
+    whole = plan_for(task, 16, PLAIN)
+    assert [s.epochs for s in plan.stages] == [max(1, round(s.epochs / 4)) for s in whole.stages]
+    assert plan.stages[-1].mimic_weight == 1.0
+    assert none is None
+    with torch.no_grad():
+        assert torch.equal(taught_by(kept.images), task.original.classifier()(kept.images))
+
+
+@pytest.mark.parametrize(
+    ("of_nobody", "of_plain", "of_mirrored", "best"),
+    [
+        (0.5, 0.6, 0.7, MIRRORED),
+        (0.5, 0.6, 0.6, PLAIN),  # for one pass of the original less
+        (0.5, 0.6, 0.4, PLAIN),
+        (0.6, 0.5, None, NOBODY),  # a teacher that does not help is not asked twice
+        (0.5, 0.5, None, NOBODY),
+    ],
+)
+def test_the_best_of_the_trials_says_how_the_original_teaches(
+    tmp_path, monkeypatch, of_nobody, of_plain, of_mirrored, best
+):
+    task, _ = task_of(tmp_path)
+    kept = {NOBODY: of_nobody, PLAIN: of_plain, MIRRORED: of_mirrored}
+    monkeypatch.setattr(trials, "trial", lambda task, record, form, mimic: kept[mimic])
+    assert trials.best_mimic(task, None, task.form) == {
+        "weight": best.weight,
+        "mirrored": best.mirrored,
+        "accuracies": {str(mimic): accuracy for mimic, accuracy in kept.items() if accuracy is not None},
+    }
+
+
+@pytest.mark.parametrize("entries", [{"flip": False}, {"augment": False}], ids=str)
+def test_what_is_not_flipped_to_train_on_has_no_mirrored_teacher(tmp_path, monkeypatch, entries):
+    task, images = task_of(tmp_path)
+    for name, value in entries.items():
+        setattr(images, name, value)
+    monkeypatch.setattr(trials, "trial", lambda task, record, form, mimic: {NOBODY: 0.5, PLAIN: 0.6}[mimic])
+    assert not trials.best_mimic(task, None, task.form)["mirrored"]
+
+
+def test_a_mirrored_teacher_that_is_asked_for_is_the_one_that_is_tried(tmp_path, monkeypatch):
+    task, _ = task_of(tmp_path, mimic_mirrored=True)
+    kept = {Mimic(0.0, mirrored=True): 0.5, MIRRORED: 0.6}
+    monkeypatch.setattr(trials, "trial", lambda task, record, form, mimic: kept[mimic])
+    found = trials.best_mimic(task, None, task.form)
+    assert (found["weight"], found["mirrored"]) == MIRRORED
+    assert list(found["accuracies"]) == ["mimic 0", "mimic 1, mirrored"]
