@@ -68,7 +68,7 @@ def cuda_library() -> Extension:
     return Extension(
         "wae_kernels._C_cuda",
         sources=paths("csrc/cuda/*.cpp", "csrc/cuda/*.cu"),
-        depends=paths("csrc/common/*", "csrc/cuda/*.h", "csrc/cuda/*.cuh", "wae_kernels/*.inc"),
+        depends=paths("csrc/common/*", "csrc/cuda/*.h", "csrc/cuda/**/*.cuh", "wae_kernels/*.inc"),
         include_dirs=[str(ROOT / "csrc"), str(ROOT / "wae_kernels")],
         define_macros=[("USE_CUDA", None)],
         extra_compile_args={

@@ -28,7 +28,7 @@ constexpr int half_rows(Op op) { return op == Op::kEncode ? 4 : 6; }
 constexpr bool weights_in_shared(Mode mode, int capability) { return !(is_plain(mode) && capability < 80); }
 
 constexpr int trunk_filter_bytes(Mode mode) { return 9 * 16 * 16 * stored_bytes(mode); }
-// The filters of the narrow layers; backward.cuh has their forms. In 32 bits, bytes of a wide channel's
+// The filters of the narrow layers; backward/filters.cuh has their forms. In 32 bits, bytes of a wide channel's
 // weights: 9 taps of 4 or 8 words. In 16 bits the full-resolution filter has a form for each direction.
 inline constexpr int kFullFilterPitch = 9 * 16, kHalfFilterPitch = 9 * 32 + 16;
 constexpr int full_filter_bytes(Mode mode) {

@@ -205,7 +205,7 @@ def _compile(op: str, target: int) -> list[Row]:
 
 def rows(op: str, target: int) -> list[Row]:
     """The resources of an op's kernels on a target; kept in build/ until a source or the compiler changes."""
-    sources = sorted((ROOT / "csrc" / "cuda").glob("*.[ch]u*")) + sorted((ROOT / "csrc" / "cuda").glob("*.h"))
+    sources = sorted(p for p in (ROOT / "csrc" / "cuda").rglob("*") if p.suffix in (".cu", ".cuh", ".h"))
     sources += [ROOT / "csrc" / "common" / "sizes.h", Path(__file__), Path(machine_code.__file__)]
     key = "\0".join([nvcc_version(), *(s.read_text() for s in sources)])
     kept = (
