@@ -59,8 +59,8 @@ def _defined(schema: str) -> bool:
 def _schemas_of(cuda: ctypes.CDLL) -> list[str]:
     """The schemas that the library for GPUs was compiled for; no op tells, for it defines none."""
     try:
-        compiled_for = cuda.wae_cuda_schemas
-    except AttributeError:  # it is older than this function
+        compiled_for, _ = cuda.wae_cuda_schemas, cuda.wae_cuda_ask_tf32
+    except AttributeError:  # it is older than one of these functions
         return []
     compiled_for.restype = ctypes.c_char_p
     return [" ".join(schema.split()) for schema in compiled_for().decode().split(";")]

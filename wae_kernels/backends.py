@@ -321,4 +321,7 @@ def _select_from_environment() -> None:
 
 
 _CALLBACKS = _callbacks()
+_TF32_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int)(tf32_allowed)  # the library keeps its address
+if _load.CUDA.library is not None:
+    _load.CUDA.library.wae_cuda_ask_tf32(_TF32_CALLBACK)
 _select_from_environment()

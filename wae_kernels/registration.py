@@ -243,8 +243,6 @@ def _reads_float32(op: str, weight: Tensor, inputs: Sequence[Tensor]) -> bool:
 
 def _register() -> None:
     fallback.define(_library)
-    _library.define("_tf32_allowed() -> bool")  # which the CUDA kernels ask
-    _library.impl("_tf32_allowed", backends.tf32_allowed, "CompositeExplicitAutograd")
     fakes: dict[str, Callable[..., Any]] = {
         "encode": _fake_encode,
         "decode": _fake_decode,

@@ -40,6 +40,7 @@ constexpr int kOldestChip = 75;
 
 std::atomic<bool> selected{true};
 std::atomic<int (*)()> callback{nullptr};
+std::atomic<int (*)()> tf32_callback{nullptr};
 
 // Whether the kernels here run, and not the reference (or Triton).
 bool runs() {
@@ -90,11 +91,11 @@ const Chip& prepared_chip(const char* op, const void* kernel, int device, int th
   return found->second;
 }
 
-// Whether torch's settings allow float32 convolutions to round their operands to tf32.
+// Whether torch's settings allow float32 convolutions to round their operands to tf32. Its stable ABI does not tell, so
+// that without Python, or another who does, they do not.
 bool tf32_allowed() {
-  std::array<StableIValue, 1> stack{};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("wae::_tf32_allowed", "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<bool>(stack[0]);
+  const auto ask = tf32_callback.load();
+  return ask != nullptr && ask() != 0;
 }
 
 // Compute capability: 75 is 7.5.
@@ -404,6 +405,11 @@ Tensors12 decode_backward(Tensor grad_image, Tensor low, Tensor high, Tensor low
 extern "C" {
 __attribute__((visibility("default"))) void wae_cuda_select(int runs) { wae::cuda::selected = runs != 0; }
 __attribute__((visibility("default"))) void wae_cuda_ask(int (*ask)()) { wae::cuda::callback = ask; }
+
+// Sets a function that is asked at each op in float32 whether tf32 is allowed; null, as at first: it is not.
+__attribute__((visibility("default"))) void wae_cuda_ask_tf32(int (*ask)()) {
+  wae::cuda::tf32_callback = ask;
+}
 
 // For wae_kernels/_load.py: the ops' schemas, each with a semicolon behind it, as they were when this was
 // compiled. The kernels are registered without them, and would read the arguments of another schema wrongly.

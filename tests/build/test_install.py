@@ -396,6 +396,11 @@ CUDA_SOURCE = """
 extern "C" {
 void wae_cuda_select(int) {}
 void wae_cuda_ask(int (*)()) {}
+int (*asked)();
+int tf32() { return asked(); }
+#ifndef WITHOUT_TF32
+void wae_cuda_ask_tf32(int (*ask)()) { asked = ask; }
+#endif
 #ifndef WITHOUT_SCHEMAS
 const char* wae_cuda_schemas() {
 #define WAE_SCHEMA(schema) schema ";"
@@ -408,22 +413,29 @@ const char* wae_cuda_schemas() {
 """
 
 
-@pytest.mark.parametrize("change", ["none", "an argument more", "without schemas"])
+ASKS_FOR_TF32 = """
+import torch, wae_kernels
+for allowed in (True, False):
+    torch.backends.cudnn.allow_tf32 = allowed
+    assert wae_kernels._load.CUDA.library.tf32() == allowed
+"""
+
+
+@pytest.mark.parametrize("change", ["none", "an argument more", "without schemas", "without tf32"])
 def test_a_library_for_gpus_of_other_sources_is_refused(without_library: Path, change: str) -> None:
     """It defines no op that could be asked: it says itself which schemas it was compiled for."""
     package, source = without_library / "wae_kernels", without_library / "cuda.cpp"
     source.write_text(CUDA_SOURCE)
-    flags = ["-shared", "-fPIC", f"-I{package}", *(["-DWITHOUT_SCHEMAS"] if "without" in change else [])]
+    flags = ["-shared", "-fPIC", f"-I{package}", f"-D{change.upper().replace(' ', '_')}"]
     built = run([tool("c++"), *flags, str(source), "-o", str(package / CUDA_FILE)], without_library)
     assert built.returncode == 0, built.stdout
     if change == "an argument more":
         schemas = package / "schemas.inc"
         schemas.write_text(schemas.read_text().replace("bool relu=False", "bool relu=False, int stride=1"))
-    program = "import wae_kernels; assert wae_kernels._load.CUDA.library"
-    result = run([sys.executable, "-c", program], without_library)
+    result = run([sys.executable, "-c", ASKS_FOR_TF32], without_library)
     assert (result.returncode == 0) == (change == "none"), result.stdout
     if change != "none":
-        op = "encode" if change == "without schemas" else "conv3x3"
+        op = "conv3x3" if change == "an argument more" else "encode"
         assert "ImportError: the compiled library of wae_kernels for GPUs was built from" in result.stdout
         assert f"its wae::{op} is another op; build it again" in result.stdout
 
