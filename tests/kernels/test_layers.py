@@ -206,6 +206,14 @@ def test_what_the_module_itself_was_given_counts(change: str) -> None:
         assert not module.is_fused
 
 
+@pytest.mark.parametrize("register", ["register_full_backward_hook", "register_full_backward_pre_hook"])
+@pytest.mark.parametrize("where", ["", "conv2"], ids=["module", "layer"])
+def test_hooks_of_the_backward_pass_count(where: str, register: str) -> None:
+    encoder = Encoder()
+    getattr(encoder.get_submodule(where), register)(lambda *_: None)
+    assert not encoder.is_fused
+
+
 def test_a_forward_of_a_class_of_its_own_counts() -> None:
     class Own(Encoder):
         def forward(self, image: Tensor, *affine: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -115,7 +115,7 @@ def _described() -> descriptor_pb2.FileDescriptorProto:
         ceil_mode=(1001, _ONE, _BOOL, "true"),
         torch_pooling=(1002, _ONE, _BOOL),
     )
-    _message(file, "ConcatParameter", axis=(2, _ONE, _INT, "1"), concat_dim=(1, _ONE, _UINT, "1"))
+    _message(file, "ConcatParameter", axis=(2, _ONE, _INT), concat_dim=(1, _ONE, _UINT, "1"))
     _message(
         file,
         "EltwiseParameter",

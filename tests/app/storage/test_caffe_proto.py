@@ -51,12 +51,45 @@ def test_older_layers_have_a_word_as_their_type():
     assert [word(layer, "type") for layer in read] == ["INNER_PRODUCT", "CONVOLUTION", "NONE"]
 
 
+@pytest.mark.parametrize(
+    ("number", "name"),
+    {4: "CONVOLUTION", 14: "INNER_PRODUCT", 17: "POOLING", 18: "RELU", 3: "CONCAT", 25: "ELTWISE",
+     22: "SPLIT", 6: "DROPOUT", 5: "DATA", 12: "IMAGE_DATA", 24: "WINDOW_DATA"}.items(),
+)  # fmt: skip
+def test_older_types_by_their_numbers(number, name):
+    """Of the layers that the importer knows."""
+    assert word(read_text(b"layers { type: %d }" % number).layers[0], "type") == name
+
+
+def test_what_is_left_out_is_as_caffe_has_it():
+    read = only_layer("layer { }")
+    convolution, product = read.convolution_param, read.inner_product_param
+    assert (convolution.bias_term, convolution.group, convolution.axis) == (True, 1, 1)
+    assert (product.bias_term, product.axis, product.transpose) == (True, 1, False)
+    assert (read.batch_norm_param.use_global_stats, read.batch_norm_param.eps) == (True, pytest.approx(1e-5))
+    assert (word(read.pooling_param, "pool"), word(read.pooling_param, "round_mode")) == ("MAX", "CEIL")
+    assert (read.pooling_param.ceil_mode, read.concat_param.concat_dim) == (True, 1)
+    assert word(read.eltwise_param, "operation") == "SUM"
+    assert (read.transform_param.scale, read.relu_param.negative_slope) == (1, 0)
+
+
 def test_fields_that_are_not_known_are_skipped():
     read = only_layer(
         'layer { param { lr_mult: +2 decay_mult: -1 } name: "a" blobs_lr: [1, 2] phase: TEST '
         'python_param { module: "x\\"y" inner < a: b > } loss_weight: 1e-3 include { not_stage: "s" } }'
     )
     assert read.name == b"a"
+
+
+def test_a_text_that_is_also_gbk_is_utf_8():
+    text = 'layer { name: "数据" }'.encode()
+    assert text.decode("gbk")
+    assert read_text(text).layer[0].name.decode() == "数据"
+
+
+def test_utf_16_in_the_other_order():
+    read = read_text(b"\xfe\xff" + 'layer { name: "数" }'.encode("utf-16-be"))
+    assert read.layer[0].name.decode() == "数"
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "gbk"])
@@ -92,6 +125,8 @@ def test_bytes_that_are_no_text_in_any_encoding_are_latin_1():
         ("a {" * 300_000, "nested too deeply"),
         ("layer { x: 1.5.2 }", "Invalid field value"),
         ("[x.y]: 1", "line 1: "),
+        (f"layer {{ pooling_param {{ pool: {'A' * 300} }} }}", "line 1: "),
+        (f"layer {{ x: {'1.5.2' * 100} }}", "Invalid field value"),
     ],
 )
 def test_malformed_text(text, message):
@@ -145,12 +180,40 @@ def test_both_forms_of_layer_and_what_is_not_known():
     assert list(read_layers(others)) == []
 
 
+_CONVOLUTION = {
+    "num_output": 1, "bias_term": 2, "pad": 3, "kernel_size": 4, "group": 5, "stride": 6, "pad_h": 9,
+    "pad_w": 10, "kernel_h": 11, "kernel_w": 12, "stride_h": 13, "stride_w": 14, "axis": 16, "dilation": 18,
+}  # fmt: skip
+_INNER_PRODUCT = {"num_output": 1, "bias_term": 2, "axis": 5, "transpose": 6}
+
+
+@pytest.mark.parametrize(
+    ("form", "name", "number", "fields"),
+    [
+        (100, "convolution_param", 106, _CONVOLUTION),
+        (2, "convolution_param", 10, _CONVOLUTION),
+        (100, "inner_product_param", 117, _INNER_PRODUCT),
+        (2, "inner_product_param", 17, _INNER_PRODUCT),
+    ],
+)
+def test_options_by_the_numbers_of_caffe_s_own_description(form, name, number, fields):
+    """A caffemodel's options are compared with the prototxt's; one of another number would be skipped."""
+    options = b"".join(integer(field, 1) for field in fields.values())
+    (read,) = read_layers(delimited(form, delimited(number, options)))
+    found = getattr(read.parameters, name).ListFields()
+    assert {option.name: option.number for option, _ in found} == fields
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
         (b"\x80", "byte 0: an integer does not end"),
         (integer(9, 1)[:1], "byte 1: an integer does not end"),
         (b"\x48" + b"\xff" * 11, "byte 1: an integer does not end"),
+        (b"\x48" + b"\xff" * 10 + b"\0", "byte 1: an integer does not end"),
+        (net(b"\x48\x80"), "byte 4: an integer does not end"),
+        (net(b"\x4a\x80"), "byte 4: an integer does not end"),
+        (net(b"\x80"), "byte 3: an integer does not end"),
         (b"\x4a\x05abc", "byte 0: field 9 needs 5 bytes, got 3"),
         (b"\x4a" + varint(2**63), "field 9 needs 9,223,372,036,854,775,808 bytes, got 0"),
         (b"\x4a\x01", "byte 0: field 9 needs 1 byte, got 0"),
@@ -167,6 +230,19 @@ def test_both_forms_of_layer_and_what_is_not_known():
 def test_malformed_bytes(data, message):
     with pytest.raises(ProtoError, match=message):
         list(read_layers(data))
+
+
+def test_a_layer_may_have_its_most_bytes_and_what_is_no_blob_in_a_blob_s_place():
+    name = b"x" * ((1 << 16) - 6)
+    (read,) = read_layers(net(delimited(1, name) + integer(7, 1)))
+    assert (read.parameters.name, read.blobs) == (name, [])
+
+
+def test_a_shape_may_have_32_sizes():
+    longest = integer(1, -1)  # of eleven bytes
+    assert read_shape(longest * 32) == (-1,) * 32
+    with pytest.raises(ProtoError, match="a shape has more than 352 bytes"):
+        read_shape(longest * 32 + b"\1")
 
 
 def test_malformed_blobs():
