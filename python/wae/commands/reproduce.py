@@ -21,7 +21,7 @@ HELP = "train WAE and the networks it is compared with, and print the table"
 CLAIMS = ("fashion-mnist", "imagenette", "camvid")
 _OWN = {
     "fashion-mnist": (),
-    "imagenette": ("download", "network", "size", "kept_aside"),
+    "imagenette": ("download", "network", "size", "kept_aside", "also_at"),
     "camvid": ("network", "size"),
 }
 """The options that are not every claim's."""
@@ -96,6 +96,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="test on a fifth of the training images, train on the others: to choose a recipe by",
     )
+    group.add_argument(
+        "--also-at",
+        nargs="+",
+        type=shared.size,
+        metavar="N",
+        help="more rivals: the full network on images of N x N (those that take WAE's time, say)",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -145,7 +152,8 @@ def _claim(options: argparse.Namespace) -> Claim:
             raise ValueError(f"--{name.replace('_', '-')}: is for {claims} alone")
     if options.claim == "imagenette":
         network = _chosen("network", options.network, imagenette.NETWORKS) or "small_vgg"
-        return imagenette.claim(network, _chosen("size", options.size, _SIDES), options.kept_aside, times)
+        size = _chosen("size", options.size, _SIDES)
+        return imagenette.claim(network, size, options.kept_aside, times, options.also_at or ())
     if options.claim == "camvid":
         network = _chosen("network", options.network, camvid.NETWORKS) or camvid.NETWORKS[0]
         if isinstance(options.size, int):

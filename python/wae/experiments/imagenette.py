@@ -56,19 +56,29 @@ _SECONDS = 2.0  # of timing, for each ratio
 
 
 def claim(
-    network: str = "small_vgg", size: int | None = None, kept_aside: bool = False, times: float = 1.0
+    network: str = "small_vgg",
+    size: int | None = None,
+    kept_aside: bool = False,
+    times: float = 1.0,
+    also_at: Sequence[int] = (),
 ) -> Imagenette:
     """With the network's own plan.
 
     Args:
-        network, kept_aside: see :class:`Imagenette`.
+        network, kept_aside, also_at: see :class:`Imagenette`.
         size: of the images; None for the network's own.
         times: so many times the plan's epochs with labels.
+
+    Raises:
+        ValueError: a side of ``also_at`` is not between half of the size and all of it.
     """
     small = network == "small_vgg"
     plan = longer(find("imagenette" if small else "imagenette_resnet"), times)
     plan = replace(plan, model=f"wae_{NETWORKS[network]}")
-    return Imagenette(plan, network, size or (64 if small else 128), kept_aside)
+    size = size or (64 if small else 128)
+    if wrong := [side for side in also_at if not size // 2 < side < size]:
+        raise ValueError(f"also_at: must be between {size // 2} and {size}, both left out, got {wrong[0]}")
+    return Imagenette(plan, network, size, kept_aside, tuple(sorted(set(also_at))))
 
 
 @dataclass(frozen=True)
@@ -81,6 +91,8 @@ class Imagenette(FineTuned):
     """Of the images in pixels."""
     kept_aside: bool
     """Test on a fifth of the training images, and train on the others: to choose a recipe by."""
+    also_at: tuple[int, ...] = ()
+    """Sides in pixels: the full network on images of these sizes is a rival too (WAE's time, say)."""
 
     timed_images: ClassVar[int] = 32
 
@@ -103,16 +115,15 @@ class Imagenette(FineTuned):
     def registered(self) -> Mapping[str, str | None]:
         """See :attr:`Claim.registered`."""
         stem = NETWORKS[self.network]
-        half, equal_cost = f"{stem}_half", f"{stem}_at_{self._equal_side()}"
+        smaller = {self.half: f"{stem}_half", EQUAL_COST: f"{stem}_at_{self._equal_side()}"}
+        smaller |= {f"{side} x {side}": f"{stem}_at_{side}" for side in self.also_at}
         return {
             self.full: stem,
-            self.half: half,
-            EQUAL_COST: equal_cost,
+            **smaller,
             WAVELET: f"wavelet_{stem}",
             DECOMPOSITION: f"wae_{stem}",
             WAE: f"wae_{stem}",
-            fine_tuned(self.half): half,
-            fine_tuned(EQUAL_COST): equal_cost,
+            **{fine_tuned(name): registered for name, registered in smaller.items()},
             FINE_TUNED: f"wae_{stem}",
             **dict.fromkeys(PRUNED),
         }

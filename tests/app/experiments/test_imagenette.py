@@ -132,6 +132,19 @@ def test_the_rival_costs_what_wae_costs_and_the_others_are_what_they_are_called(
     assert models["WAE"].decoder is not None
 
 
+def test_a_rival_of_any_size_between_half_and_full_can_be_had():
+    claim, without = imagenette.claim(also_at=(48, 40, 48)), imagenette.claim()
+    assert claim.registered.keys() - without.registered.keys() == {
+        *("40 x 40", "48 x 48", "40 x 40, fine-tuned", "48 x 48, fine-tuned")
+    }
+    assert claim.build("40 x 40").side == claim.build("40 x 40, fine-tuned").side == 40
+    assert claim.needs("40 x 40, fine-tuned") == claim.full
+    assert claim.settings() == without.settings()  # what has been trained without them stays
+    for side in (32, 64):  # those are there already
+        with pytest.raises(ValueError, match=f"also_at: must be between 32 and 64, .* got {side}"):
+            imagenette.claim(also_at=(40, side))
+
+
 def test_colours_come_in_units_that_a_network_can_learn_from():
     model = CLAIM.build("WAE")
     assert torch.allclose(model.image_scale * 255, 1 / torch.tensor([0.229, 0.224, 0.225]))
