@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -10,12 +12,14 @@ from uuid import uuid4
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_store
 from torch.distributed.rendezvous import rendezvous
 
 from wae.wording import first_line
 
 _Value = TypeVar("_Value")
+
+_PAUSE = 0.1  # seconds after which a process asks again
 
 
 @contextmanager
@@ -61,12 +65,21 @@ def processes() -> int:
 
 
 def agreed(value: _Value) -> _Value:
-    """The first process's ``value``, in all of them."""
+    """The first process's ``value``, in all of them: as JSON gives it back.
+
+    The first may measure for an hour before it comes to this, and NCCL would give up on the others, waiting
+    in a broadcast, after 10 minutes. So it goes through the store, which they ask for as long as it takes.
+    """
     if not dist.is_initialized():
         return value
-    shared = [value]
-    dist.broadcast_object_list(shared)
-    return shared[0]
+    store = _get_default_store()
+    answer = f"answer {store.add(f'questions of {dist.get_rank()}', 1)}"
+    if is_first():
+        store.set(answer, json.dumps(value))
+    while not store.check([answer]):
+        time.sleep(_PAUSE)
+    agreed_value: _Value = json.loads(store.get(answer))
+    return agreed_value
 
 
 def _round(store: Store, rank: int, world: int) -> str:

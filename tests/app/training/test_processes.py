@@ -76,8 +76,33 @@ def test_all_go_by_what_the_first_of_several_processes_says(
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
     monkeypatch.setattr(dist, "get_rank", lambda: rank)
-    monkeypatch.setattr(dist, "broadcast_object_list", lambda shared: shared.__setitem__(0, "the first's"))
-    assert (is_first(), is_alone(), processes(), agreed("own")) == (rank == 0, False, 2, "the first's")
+    store, values = dist.HashStore(), ["the first's", "the second's"]
+    monkeypatch.setattr("wae.training.processes._get_default_store", lambda: store)
+    if rank:
+        store.set("answer 1", '"the first\'s"')
+    assert (is_first(), is_alone(), processes()) == (rank == 0, False, 2)
+    assert agreed(values[rank]) == "the first's"
+
+
+LATE = """
+import time
+from datetime import timedelta
+from torch import distributed as dist
+from wae.training.processes import agreed, is_first
+dist.init_process_group("gloo", timeout=timedelta(seconds=1))
+for value in ("one", ["another"]):
+    time.sleep(3 if is_first() else 0)
+    assert agreed(value if is_first() else None) == value
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_the_others_wait_for_the_first_longer_than_a_collective_would(tmp_path: Path) -> None:
+    """NCCL's limit is 10 minutes, and the first process measures for as long as it takes."""
+    (tmp_path / "late.py").write_text(LATE)
+    torchrun = "-m torch.distributed.run --standalone --nproc-per-node 2"
+    subprocess.run([sys.executable, *torchrun.split(), str(tmp_path / "late.py")], check=True, timeout=300)
 
 
 @pytest.mark.parametrize("name", [None, "cuda"])
