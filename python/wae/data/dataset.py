@@ -7,7 +7,7 @@ depend on the size of its batches, the number of its processes, or where it was 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import Protocol
@@ -65,6 +65,34 @@ def random_seed(purpose: Draw, seed: int, *rest: int) -> int:
 def spread(total: int, wanted: int) -> Tensor:
     """``wanted`` numbers below ``total``, or all, evenly spaced."""
     return torch.arange(total) if total <= wanted else torch.arange(wanted) * total // wanted
+
+
+def _rounds(total: int, count: int) -> Iterator[list[int]]:
+    """All numbers below ``total``, each once: those of :func:`spread`, then what follows on each of them."""
+    first = spread(total, count)
+    ends = torch.cat((first[1:], torch.tensor([total])))
+    for shift in range(int((ends - first).max())):
+        yield (first + shift)[first + shift < ends].tolist()
+
+
+def sample(data: Dataset, count: int) -> tuple[Tensor, Tensor]:
+    """``count`` samples from all over ``data``, or all of them: see :meth:`Dataset.batch`.
+
+    In the place of files that cannot be read, where these are to be left out, others are tried: there are
+    fewer samples only where no more can be read. Raises DatasetError where none can.
+    """
+    found: list[tuple[Tensor, Tensor]] = []
+    for numbers in _rounds(len(data), count):
+        found.append(data.batch(numbers, 0))
+        if sum(len(images) for images, _ in found) >= count:
+            break
+    readable = [batch for batch in found if len(batch[0])]  # an empty one has no shape of labels
+    if not readable:
+        where = getattr(data, "folder", None) or "data"
+        raise DatasetError(f"{where}: none of {len(data)} images that were tried can be read")
+    images, labels = (torch.cat(part) for part in zip(*readable, strict=True))
+    taken = spread(len(images), count)
+    return images[taken], labels[taken]
 
 
 def permuted(labels: Sequence[str], numbers: Sequence[int]) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from torch import nn
 
+from wae.data.dataset import sample
 from wae.models.accelerated import Form
 from wae.progress import bar
 from wae.storage import weights_file
@@ -24,7 +25,7 @@ from wae.training.session import MODEL, STATE, rehearse
 from wae.wording import counted
 
 from .acceleration import report, rivals
-from .acceleration.data import Loader, in_memory, readable
+from .acceleration.data import Loader, in_memory
 from .acceleration.deployment import deploy_all, write_onnx
 from .acceleration.folder import DEPLOYED, ONNX, ORIGINAL, Record, alone, clear, open_record
 from .acceleration.measuring import measure_original
@@ -159,7 +160,7 @@ def _finish(task: Task, record: Record, form: Form) -> None:
     with bar("deploying, and measuring times", None):
         record.once("deployed", lambda: deploy_all(task, record, model, form.size))
     record.once("onnx", lambda: write_onnx(task, model, form.size))
-    parts = shown(model, readable(task.sets(form.size).test, SHOWN))
+    parts = shown(model, sample(task.sets(form.size).test, SHOWN)[0])
     report.write(folder, task.original.name, record.found, parts)
     for path in (MODEL, DEPLOYED, ONNX, "report.html"):
         if (folder / path).exists():

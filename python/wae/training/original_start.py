@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from wae.data.dataset import Dataset, DatasetError, spread
+from wae.data.dataset import Dataset, sample
 from wae.models.accelerated import split
 from wae.models.baselines import FullResolution
 from wae.models.classifier import WAEClassifier
@@ -82,10 +82,9 @@ def start_as_original(model: nn.Module, original: FullResolution, training: Data
     if not isinstance(model, WAENetwork):
         model.load_state_dict(original.state_dict())
         return
-    few = _sample(training, _FEW)
-    height, width = few.shape[2:]
+    height, width = sample(training, 1)[0].shape[2:]
     _give_weights(model, original, (half_of(height), half_of(width)))
-    images = _sample(training, max(_FEW, _SAMPLE // (height * width)))
+    images, _ = sample(training, max(_FEW, _SAMPLE // (height * width)))
     start_as_small_image(model, images, original.image_scale, original.image_shift)
 
 
@@ -101,12 +100,3 @@ def _give_weights(model: WAENetwork, original: FullResolution, size: tuple[int, 
     model.low_classifier.load_state_dict(matrix.state_dict())
     for parameter in model.fusion_classifier.parameters():
         nn.init.zeros_(parameter)
-
-
-def _sample(training: Dataset, count: int) -> Tensor:
-    """So many images from all over ``training``, or all."""
-    tried = spread(len(training), count)
-    images = training.batch(tried.tolist(), 0)[0]
-    if not len(images):
-        raise DatasetError(f"none of {len(tried)} training images that were tried can be read")
-    return images

@@ -23,7 +23,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from wae.data.classes import class_order
-from wae.data.dataset import Dataset, DatasetError, InMemory
+from wae.data.dataset import Dataset, InMemory, sample
 from wae.data.folder import ImageFiles, OnCorrupt, evaluation_resize
 from wae.data.images import MAX_PIXELS
 from wae.data.loading import open_dataset
@@ -142,9 +142,7 @@ class Session:
             check_kind(plan.model, sets[0])
             if self.teacher:
                 check_kind(describe(self.teacher).network, sets[0])
-            images = sets[1].batch(range(min(_IMAGES, len(sets[1]))), 0)[0]
-            if not len(images):
-                raise DatasetError(f"{self.data}: none of the first {_IMAGES} test images can be read")
+            images, _ = sample(sets[1], _IMAGES)
             _try_out(model, plan.model, images)
             _try_training(plan, len(sets[0].labels), images)
             teacher = self._teacher(images, sets[1].labels, console)

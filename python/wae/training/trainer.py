@@ -206,12 +206,7 @@ class _Run:
         self.rank, self.world = _place()
         self.observer = observer if self.rank == 0 else Observer()
         self.workers = workers
-        if plan.batch % (self.world * plan.accumulate) or len(training) < plan.batch:
-            raise ValueError(
-                f"batch must divide into {counted(self.world, 'process')} times "
-                f"{counted(plan.accumulate, 'part')}, and be at most the "
-                f"{counted(len(training), 'image')} of the training set, got {plan.batch}"
-            )
+        check_batch(plan, len(training))
         self.history: list[Epoch] = []
         self.data = {} if state is None else fingerprint(training)
         self.scaler = torch.amp.GradScaler(
@@ -428,6 +423,16 @@ class _Run:
         weights_file.load(path, self.model, optimizer, None if average is None else average.module)
         if average is not None:
             average.n_averaged.fill_(1)  # any number but 0: the average has begun
+
+
+def check_batch(plan: Plan, images: int) -> None:
+    """Raise ValueError where the plan's batch does not fit ``images`` to train on, or the processes."""
+    _, world = _place()
+    if plan.batch % (world * plan.accumulate) or images < plan.batch:
+        raise ValueError(
+            f"batch must divide into {counted(world, 'process')} times {counted(plan.accumulate, 'part')}, "
+            f"and be at most the {counted(images, 'image')} of the training set, got {plan.batch}"
+        )
 
 
 @contextmanager

@@ -34,9 +34,31 @@ def test_every_option_arrives(tmp_path, monkeypatch):
     assert seen[1] == (Settings("m", "d", Path("o"), target=2.5), False)
 
 
-@pytest.mark.parametrize("arguments", [("--target", "1x"), ("--target", "fast"), ("--engine", "warp")])
+@pytest.mark.parametrize(
+    "arguments",
+    [("--target", "1x"), ("--target", "0"), ("--target", "nan"), ("--target", "fast"), ("--engine", "warp")],
+)
 def test_wrong_usage(tmp_path, arguments, capsys):
     line = ["accelerate", "--model", "resnet18", "--data", "digits", "-o", str(tmp_path / "out"), *arguments]
     with pytest.raises(SystemExit, match="2") if arguments[0] == "--target" else pytest.MonkeyPatch.context():
         assert cli.main(line) == 2
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-1", "-inf"])
+@pytest.mark.parametrize("option", ["--target-ms", "--mimic", "--learning-rate"])
+def test_numbers_that_make_no_sense(tmp_path, option, value, capsys):
+    line = [
+        "accelerate",
+        "--model",
+        "m",
+        "--data",
+        "digits",
+        "-o",
+        str(tmp_path / "out"),
+        f"{option}={value}",
+    ]
+    assert cli.main(line) == 1
+    name = option.strip("-").replace("-", "_")
+    assert f"wae: {name} must be a number " in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

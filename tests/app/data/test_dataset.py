@@ -7,7 +7,7 @@ import pytest
 import torch
 from data_sets import noise
 
-from wae.data.dataset import DatasetError, InMemory
+from wae.data.dataset import DatasetError, InMemory, sample
 
 
 def test_every_shift_and_flip_comes_equally_often():
@@ -82,3 +82,41 @@ def test_without_padding_and_flips_nothing_moves():
 def test_tensors_that_make_no_data_set(images, targets, options, named):
     with pytest.raises(DatasetError, match=named):
         InMemory(images, targets, ("a", "b"), True, 0, **options)
+
+
+def test_a_sample_is_taken_from_all_over_a_set():
+    numbers = torch.arange(200, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 2, 2).clone()
+    data = InMemory(numbers, torch.arange(200), [str(number) for number in range(200)], False, 0)
+    images, labels = sample(data, 4)
+    assert images[:, 0, 0, 0].tolist() == labels.tolist() == [0, 50, 100, 150]
+    assert sample(data, 200)[1].tolist() == sample(data, 999)[1].tolist() == list(range(200))
+
+
+class WithGaps:
+    """Twenty images, of which some files cannot be read; it keeps which were asked for."""
+
+    def __init__(self, *readable):
+        self.readable, self.asked = readable, []
+
+    def __len__(self):
+        return 20
+
+    def batch(self, indices, epoch):
+        self.asked += indices
+        found = [index for index in indices if index in self.readable]
+        return torch.zeros(len(found), 3, 2, 2, dtype=torch.uint8), torch.tensor(found, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("readable", "taken"),
+    [((0, 5, 10, 15), [0, 5, 10, 15]), ((0, 10, 11, 12, 16), [0, 10, 11, 16]), ((3, 13), [3, 13])],
+)
+def test_others_are_tried_in_the_place_of_files_that_cannot_be_read(readable, taken):
+    assert sorted(sample(WithGaps(*readable), 4)[1].tolist()) == taken
+
+
+def test_each_file_is_tried_once_before_none_can_be_read():
+    data = WithGaps()
+    with pytest.raises(DatasetError, match="none of 20 images that were tried can be read"):
+        sample(data, 6)
+    assert sorted(data.asked) == list(range(20))

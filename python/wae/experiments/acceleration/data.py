@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from wae.data.dataset import DatasetError, InMemory, spread
+from wae.data.dataset import DatasetError, InMemory
 from wae.data.folder import ImageFolder
 from wae.data.input import Input
 from wae.data.loading import open_dataset
@@ -78,15 +78,3 @@ def sets_for(settings: Settings, input: Input, numbers: Sequence[int]) -> Sets:
                 f"images of {height} x {width} are not of the network's {input.size}: see size"
             )
     return sets
-
-
-def readable(data: Images, count: int) -> Tensor:
-    """``count`` images, or fewer, from all over ``data``; files that cannot be read may be left out.
-
-    Raises DatasetError where all that were tried are left out.
-    """
-    tried = spread(len(data), max(count, SAMPLE))
-    images = data.batch(tried.tolist(), 0)[0]
-    if not len(images):
-        raise DatasetError(f"none of {len(tried)} images that were tried can be read")
-    return images[spread(len(images), count)]

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from wae.data.dataset import sample
 from wae.inference.deployed import Deployed, DisagreementError, deploy
 from wae.inference.engines import EngineError, in_turns
 from wae.inference.export import export
@@ -17,7 +18,6 @@ from wae.training.trainer import evaluate
 from wae.wording import first_line
 
 from . import rivals
-from .data import readable
 from .folder import DEPLOYED, ONNX, Record
 from .measuring import SECONDS, by_class, call, images_of_a_call, timed
 from .task import Task
@@ -70,7 +70,7 @@ def deploy_all(task: Task, record: Record, model: WAEClassifier, size: int) -> d
 def fastest(task: Task, model: nn.Module, size: int) -> Deployed:
     """The fastest form of ``model``, of those that the settings allow, for images of ``size``."""
     s, plain = task.settings, task.sets(size).plain
-    images = min(_CALIBRATED, len(readable(plain, 2 * _CALIBRATED)) // 2)
+    images = min(_CALIBRATED, len(sample(plain, 2 * _CALIBRATED)[0]) // 2)
     return deploy(
         model, (size, size), s.images, s.engine, precision=s.precision, calibration=plain,
         calibration_images=images, max_drop=s.max_drop, seconds=SECONDS,

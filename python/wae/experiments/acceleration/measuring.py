@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wae.data.dataset import sample
 from wae.data.loading import batches
 from wae.inference.timing import Timing, interleaved
 from wae.models.counting import count
@@ -16,7 +17,7 @@ from wae.training.accuracy import Accuracy
 from wae.training.processes import is_first
 from wae.training.trainer import evaluate
 
-from .data import Images, readable
+from .data import Images
 from .plans import plan_for
 from .task import Task
 
@@ -57,7 +58,8 @@ def by_class(model: nn.Module, data: Images, batch: int, device: torch.device) -
 
 def images_of_a_call(task: Task, size: int) -> Tensor:
     """As many as a call has: one of the test images of ``size``, again and again."""
-    return readable(task.sets(size).test, 1).repeat(task.settings.images, 1, 1, 1).to(task.device)
+    image, _ = sample(task.sets(size).test, 1)
+    return image.repeat(task.settings.images, 1, 1, 1).to(task.device)
 
 
 def call(network: Callable[[Tensor], Tensor], images: Tensor) -> Callable[[], Tensor]:

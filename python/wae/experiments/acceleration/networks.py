@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from wae.data.dataset import DatasetError
+from wae.data.dataset import DatasetError, sample
 from wae.data.input import Input
 from wae.models.accelerated import Form, accelerated, show_small_image
 from wae.models.baselines import AtSize
@@ -18,8 +19,10 @@ from wae.storage.weights_file import WEIGHTS
 from wae.training.linear_start import start_as_small_image
 from wae.training.pretrained import load_autoencoder
 from wae.training.session import MODEL
+from wae.training.trainer import check_batch
 
-from .data import SAMPLE, readable
+from .data import SAMPLE
+from .plans import plan_for
 from .settings import Mimic
 from .task import Task
 
@@ -29,25 +32,33 @@ def begun(task: Task, form: Form) -> WAEClassifier:
     original, start = task.original, task.settings.start
     torch.manual_seed(task.settings.seed)
     model = accelerated(original.network, form).cpu().requires_grad_(True)  # what was frozen too
-    sample, stock = readable(task.sets(form.size).plain, SAMPLE), original.classifier()
+    (images, _), stock = sample(task.sets(form.size).plain, SAMPLE), original.classifier()
     scale, shift = stock.image_scale.cpu(), stock.image_shift.cpu()
     if start == "linear":
-        start_as_small_image(model, sample, scale, shift)
+        start_as_small_image(model, images, scale, shift)
     else:
         load_autoencoder(model, WEIGHTS / "autoencoder.safetensors" if start == "included" else Path(start))
-        show_small_image(model, sample, scale, shift)
+        show_small_image(model, images, scale, shift)
     return model
 
 
 def try_out(task: Task) -> None:
     """Find out first what cannot be built, or does not take the images. Raises what that raises."""
-    if len(readable(task.sets(task.form.size).plain, 2)) < 2:
+    if len(sample(task.sets(task.form.size).plain, 2)[0]) < 2:
         raise DatasetError("the images to train on: needs 2 or more, of which some are kept aside, got 1")
+    _check_plan(task)
     begun(task, task.form)
     if ":" not in task.name:  # nor loaded again by its name
         on_meta(lambda: build(task.name, task.original.classes, task.form))
     with torch.no_grad():
-        task.original.classifier()(readable(task.sets(task.side).test, 1))
+        task.original.classifier()(sample(task.sets(task.side).test, 1)[0])
+
+
+def _check_plan(task: Task) -> None:
+    """Raise ValueError where there is no plan as the settings ask for, or their batch does not fit."""
+    images, batch = len(task.sets(task.form.size).training), task.settings.batch
+    plan = plan_for(task, images)
+    check_batch(plan if batch is None else replace(plan, batch=batch), images)
 
 
 def described(task: Task, form: Form) -> tuple[str, tuple[str, ...], Input]:

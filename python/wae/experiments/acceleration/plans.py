@@ -13,7 +13,7 @@ from .task import Task
 
 
 def plan_for(task: Task, images: int, mimic: Mimic = NOBODY) -> Plan:
-    """The plan for so many ``images``.
+    """The plan for so many ``images``. Its batch is no larger, and divides into the processes.
 
     Args:
         task: whose settings replace what the plan says.
@@ -32,9 +32,8 @@ def plan_for(task: Task, images: int, mimic: Mimic = NOBODY) -> Plan:
         )
         for stage in plan.stages
     )
-    batch = s.batch or min(plan.batch, images)
-    shared = processes() if s.batch is None else 1  # what a user asks for is checked by the training
-    return replace(plan, stages=stages, batch=batch - batch % shared or batch, seed=s.seed)
+    batch, parts = min(s.batch or plan.batch, images), processes() * plan.accumulate
+    return replace(plan, stages=stages, batch=batch - batch % parts or batch, seed=s.seed)
 
 
 def _own(task: Task, plan: Plan) -> Plan:

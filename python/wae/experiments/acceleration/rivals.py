@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from wae.data.dataset import spread
+from wae.data.dataset import sample
 from wae.experiments.pruning import METHODS, pruned, ratio_for
 from wae.models.accelerated import Form
 from wae.models.baselines import AtSize, FullResolution, HalfResolution
@@ -96,8 +96,7 @@ def _stock(task: Task) -> FullResolution:
 
 def _examples(task: Task) -> list[tuple[Tensor, Tensor]]:
     """Training images, for the gradients that pruning goes by."""
-    plain = task.sets(task.side).plain
-    return [plain.batch(spread(len(plain), SAMPLE).tolist(), 0)]
+    return [sample(task.sets(task.side).plain, SAMPLE)]
 
 
 def find(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +38,33 @@ class Mimic(NamedTuple):
 
 NOBODY = Mimic()
 """No teacher."""
+
+
+class _Numbers(NamedTuple):
+    """Settings that are numbers, if they are given, and which numbers."""
+
+    names: str
+    needs: str
+    are_whole: bool
+    fits: Callable[[float], bool]
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise AccelerationError where ``value`` is no such number."""
+        kinds = (int,) if self.are_whole else (int, float)
+        is_number = isinstance(value, kinds) and type(value) is not bool
+        if value is not None and not (is_number and self.fits(value)):
+            raise AccelerationError(f"{name} must be {self.needs}, got {value!r}")
+
+
+_MOST = 1e6  # which no infinity passes, and NaN nothing
+_NUMBERS = (
+    _Numbers("target", "a number above 1", False, lambda value: 1 < value <= _MOST),
+    _Numbers("target_ms", "a number above 0", False, lambda value: 0 < value <= _MOST),
+    _Numbers("mimic learning_rate", "a number from 0", False, lambda value: 0 <= value <= _MOST),
+    _Numbers("max_drop", "a number from 0 to 1", False, lambda value: 0 <= value <= 1),
+    _Numbers("images epochs batch max_pixels", "a whole number from 1", True, lambda value: value >= 1),
+    _Numbers("workers", "a whole number from 0", True, lambda value: value >= 0),
+)
 
 
 @dataclass(frozen=True)
@@ -95,10 +123,9 @@ class Settings:
     def __post_init__(self) -> None:
         if self.target is not None and self.target_ms is not None:
             raise AccelerationError("target and target_ms: give one of them")
-        for name in ("target", "target_ms", "mimic", "learning_rate"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < 1e6:
-                raise AccelerationError(f"{name} must be a number of 0 or more, got {value!r}")
+        for rule in _NUMBERS:
+            for name in rule.names.split():
+                rule.check(name, getattr(self, name))
         for name, known in (("engine", ("auto", *ENGINES)), ("precision", ("auto", *NAMES))):
             if getattr(self, name) not in known:
                 raise AccelerationError(
@@ -108,17 +135,11 @@ class Settings:
             self.plan.only("classifier", "joint")  # what has labels: there is something to test
         if self.asked_mimic == Mimic(0.0, mirrored=True):
             raise AccelerationError("mimic_mirrored needs a mimic above 0, got 0: nobody teaches")
-        if not 0 <= self.max_drop <= 1:
-            raise AccelerationError(f"max_drop must be a number from 0 to 1, got {self.max_drop!r}")
         for name, least in (("mean", -1e6), ("std", 1e-6)):
             value = getattr(self, name)
             are_three = value is None or len(value) == 3
             if not are_three or not all(least <= x <= 1e6 for x in value or ()):  # NaN neither
                 raise AccelerationError(f"{name} must be 3 numbers from {least:g} to 1e+06, got {value!r}")
-        for name in ("images", "epochs", "batch"):
-            value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < 1):
-                raise AccelerationError(f"{name} must be 1 or more, got {value!r}")
 
     @property
     def asked_mimic(self) -> Mimic | None:

@@ -55,7 +55,8 @@ def _allowed(settings: Settings, original: float) -> float:
     """Seconds that a call may take, where the original's takes ``original``."""
     if settings.target_ms is not None:
         return settings.target_ms / 1e3
-    return original / (settings.target or 1.0)
+    assert settings.target is not None
+    return original / settings.target
 
 
 def _that_meet(allowed: float, times: Mapping[str, Any]) -> list[dict[str, Any]]:

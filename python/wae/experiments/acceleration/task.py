@@ -51,7 +51,8 @@ class Task:
     @property
     def form(self) -> Form:
         """That the settings ask for, where they have no target."""
-        return Form(self.settings.size or self.side, self.settings.factor)
+        size = self.settings.size
+        return Form(self.side if size is None else size, self.settings.factor)
 
     def sets(self, size: int) -> Sets:
         """The images for a network that takes this size, their classes in the original's order."""
@@ -106,11 +107,12 @@ def _check_engine(settings: Settings, device: torch.device) -> None:
 
 def _overridden(original: Original, settings: Settings) -> Original:
     """``original`` with the preprocessing that the settings ask for."""
-    input = original.input.of_size(settings.input_size or original.input.size)
-    input = replace(input, interpolation=settings.interpolation or input.interpolation)
-    return replace(
-        original, input=input, mean=settings.mean or original.mean, std=settings.std or original.std
-    )
+    s, input = settings, original.input
+    if s.input_size is not None:
+        input = input.of_size(s.input_size)
+    if s.interpolation is not None:
+        input = replace(input, interpolation=s.interpolation)
+    return replace(original, input=input, mean=s.mean or original.mean, std=s.std or original.std)
 
 
 def _with_head(original: Original, labels: tuple[str, ...], seed: int) -> Original:

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from torch import nn
 
-from wae.data.dataset import Dataset
+from wae.data.dataset import Dataset, sample
 from wae.models.accelerated import Form
 from wae.storage import weights_file
 from wae.storage.checkpoint import save_classifier
@@ -23,7 +23,6 @@ from wae.training.session import MODEL, STATE, observed
 from wae.training.small_data import acceleration_plan
 from wae.training.trainer import Epoch, Observer, train
 
-from .data import readable
 from .folder import ORIGINAL, TRIALS
 from .networks import begun, described, teacher
 from .plans import plan_for
@@ -43,7 +42,7 @@ def train_accelerated(task: Task, form: Form, mimic: Mimic) -> dict[str, Any]:
     model = begun(task, form)
     task.say(getattr(model.high_body, "reason", ""))
     taught_by = teacher(task, form.size, mimic)
-    with observed(folder, task.console, readable(sets.test, SHOWN)) as observer:
+    with observed(folder, task.console, sample(sets.test, SHOWN)[0]) as observer:
         history = _fit(task, folder / STATE, model, plan, sets.training, sets.test, taught_by, observer)
     accuracy = history[-1].accuracy
     assert isinstance(accuracy, Accuracy)
@@ -63,11 +62,13 @@ def train_accelerated(task: Task, form: Form, mimic: Mimic) -> dict[str, Any]:
 
 
 def train_head(task: Task) -> dict[str, Any]:
-    """Train the original's new head alone; the network is kept in the folder."""
+    """Train the original's new head alone, as long as the longest stage; it is kept in the folder."""
     sets, stock = task.sets(task.side), task.original.classifier()
     images = len(sets.training)
     *_, joint = acceleration_plan(images, task.name).stages
-    stage = replace(joint, kind="classifier", learning_rate=_HEAD_RATE)
+    epochs = task.settings.epochs or joint.epochs
+    warmup = joint.warmup * epochs / joint.epochs
+    stage = replace(joint, kind="classifier", epochs=epochs, warmup=warmup, learning_rate=_HEAD_RATE)
     plan = Plan(task.name, (stage,), plan_for(task, images).batch, seed=task.settings.seed)
     history = fit(task, "head", stock, plan, sets.training, sets.test)
     stock.cpu().eval()

@@ -7,8 +7,8 @@ import torch
 from accelerations import of_two_classes, opened
 from tiny_original import SIDE, build, write_crops
 
-from wae.data.dataset import DatasetError, InMemory
-from wae.experiments.acceleration.data import in_memory, readable
+from wae.data.dataset import DatasetError
+from wae.experiments.acceleration.data import in_memory
 from wae.experiments.acceleration.settings import Settings
 
 
@@ -21,13 +21,6 @@ def test_a_folder_is_trained_on_augmented_and_tested_on_its_other_part(tmp_path)
     changes = [not torch.equal(*(data.batch([0], epoch)[0] for epoch in (0, 1))) for data in sets]
     assert changes == [True, False, False]
     assert sets.training.seed == 4
-
-
-def test_images_are_taken_from_all_over_a_set(tmp_path):
-    numbers = torch.arange(200, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 2, 2).clone()
-    data = InMemory(numbers, torch.zeros(200, dtype=torch.int64), ("a",), False, 0)
-    taken = readable(data, 4)[:, 0, 0, 0].tolist()
-    assert taken == [0, 50, 100, 150]
 
 
 @pytest.mark.parametrize("has_all", [0, 1])

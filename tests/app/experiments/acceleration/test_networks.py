@@ -1,13 +1,32 @@
 """The networks to begin with, and the teacher."""
 
+import pytest
 import torch
 from accelerations import PLAIN, of_two_classes, opened, task_of
 from tiny_original import CLASSES, SIDE, build
 
 from wae.data.dataset import InMemory
 from wae.experiments.acceleration import rivals
-from wae.experiments.acceleration.networks import begun, teacher
+from wae.experiments.acceleration.networks import begun, teacher, try_out
 from wae.experiments.acceleration.settings import Settings
+from wae.training.plan import Plan, Stage
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch": 21}, "be at most the 20 images of the training set, got 21"),
+        ({"batch": 7, "plan": Plan("x", (Stage("joint", 1, 0.1),), accumulate=2)}, "2 parts, .* got 7"),
+        ({"seed": -1}, "seed must be an integer from 0 to"),
+        ({"size": 0}, "size must be an integer from 2 to 2048, got 0"),  # 0 was taken as the original's
+        ({"factor": 0}, "factor must be an integer from 1 to 64, got 0"),
+    ],
+    ids=str,
+)
+def test_a_plan_that_does_not_fit_is_found_out_first(tmp_path, options, message):
+    task, _ = task_of(tmp_path, **options)
+    with pytest.raises(ValueError, match=message):
+        try_out(task)
 
 
 def test_all_is_trained_of_a_network_that_was_frozen_and_the_users_own_stays(tmp_path):

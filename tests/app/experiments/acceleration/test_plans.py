@@ -2,11 +2,24 @@
 
 from dataclasses import replace
 
+import pytest
 from accelerations import task_of
 
+from wae.experiments.acceleration import plans
 from wae.experiments.acceleration.plans import plan_for
 from wae.experiments.acceleration.settings import Mimic
 from wae.training.plan import Plan, Stage
+
+
+@pytest.mark.parametrize(
+    ("images", "batch"),
+    [(1000, 30), (30, 30), (29, 24), (6, 6), (5, 5)],  # of which none divides
+)
+def test_a_batch_fits_the_images_and_the_processes(tmp_path, monkeypatch, images, batch):
+    plan = Plan("x", (Stage("joint", 1, 0.1),), batch=128, accumulate=3)
+    task, _ = task_of(tmp_path, plan=plan, batch=30)
+    monkeypatch.setattr(plans, "processes", lambda: 2)
+    assert plan_for(task, images).batch == batch
 
 
 def test_the_plan_keeps_what_the_original_knows_and_takes_what_a_user_asks_for(tmp_path):

@@ -8,16 +8,24 @@ import pytest
 from wae.experiments.acceleration.settings import Settings
 from wae.training.plan import Plan, Stage, find
 
+NAN, INF = float("nan"), float("inf")
+NO_NUMBERS = [NAN, INF, -INF, -1.0, "2", True]
+
 
 @pytest.mark.parametrize(
     ("entry", "value"),
     [
-        ("mimic", -1.0),
-        ("images", 0),
-        ("epochs", 0),
-        ("target", float("nan")),
-        ("max_drop", float("nan")),
-        ("mean", (0.5, float("inf"), 0.5)),
+        *(("target", value) for value in (*NO_NUMBERS, 0, 0.0, 1.0)),  # 0 was taken as 1
+        *(("target_ms", value) for value in (*NO_NUMBERS, 0)),
+        *(("mimic", value) for value in NO_NUMBERS),
+        *(("learning_rate", value) for value in NO_NUMBERS),
+        *(("max_drop", value) for value in (*NO_NUMBERS, 1.5)),
+        *(("images", value) for value in (*NO_NUMBERS, 0, 2.0)),
+        *(("epochs", value) for value in (*NO_NUMBERS, 0, 2.0)),
+        *(("batch", value) for value in (*NO_NUMBERS, 0, 2.0)),
+        *(("max_pixels", value) for value in (*NO_NUMBERS, 0, 2.0)),
+        *(("workers", value) for value in (*NO_NUMBERS, 2.0)),
+        ("mean", (0.5, INF, 0.5)),
         ("mean", (0.5,)),
         ("std", (0.2, 0.0, 0.2)),
         ("engine", "warp"),

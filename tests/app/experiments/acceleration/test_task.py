@@ -3,12 +3,13 @@
 import pytest
 import torch
 from accelerations import MEAN, STD, network, of_two_classes, opened, task_of
-from tiny_original import SIDE, build
+from tiny_original import CLASSES, SIDE, build
 
 from wae.data.dataset import InMemory
 from wae.experiments.acceleration.settings import AccelerationError, Settings
 from wae.models.registry import build as named
 from wae.storage.checkpoint import Input, save_classifier
+from wae.wording import shown
 
 
 @pytest.mark.parametrize(
@@ -21,6 +22,13 @@ from wae.storage.checkpoint import Input, save_classifier
 def test_an_engine_that_cannot_run_is_found_out_before_the_training(tmp_path, options, message):
     with pytest.raises(AccelerationError, match=message):
         task_of(tmp_path, **options)
+
+
+@pytest.mark.parametrize(("entry", "value"), [("input_size", 0), ("interpolation", "")])
+def test_a_preprocessing_that_makes_no_sense(tmp_path, entry, value):
+    data = InMemory(torch.zeros(5, 3, SIDE, SIDE, dtype=torch.uint8), torch.arange(5), CLASSES, False, 0)
+    with pytest.raises(ValueError, match=f"{entry.removeprefix('input_')} must be .*, got {shown(value)}"):
+        opened(Settings(build(), (data, data), tmp_path, **{entry: value}))
 
 
 def test_classes_are_in_the_order_of_the_original(tmp_path):

@@ -65,6 +65,7 @@ def test_a_new_head_is_trained_as_long_as_the_network_at_a_higher_rate(tmp_path,
     *_, joint = plan_for(task, 8).stages
     (stage,) = plan.stages
     assert (stage.kind, stage.learning_rate, plan.batch, plan.seed) == ("classifier", 1e-2, 8, 3)
+    assert (stage.epochs, stage.warmup) == (6, 0.3)  # of 30 and 1.5
     assert joint.learning_rate < 1e-3
     assert (tmp_path / ORIGINAL).is_file()
     assert [path.stem for path in (tmp_path / TRIALS).iterdir()] == ["head"]

@@ -39,6 +39,12 @@ def test_a_trial_is_trained_and_tested_on_training_images_alone(tmp_path, monkey
         assert torch.equal(taught_by(kept.images), task.original.classifier()(kept.images))
 
 
+def test_a_trial_of_fewer_images_than_a_batch_takes_smaller_ones(tmp_path):
+    """A batch of more than four fifths of the images was refused."""
+    task, _ = task_of(tmp_path, batch=18, epochs=1)
+    assert 0 <= trials.trial(task, Record(tmp_path / "record.json", {}), task.form, NOBODY) <= 1
+
+
 @pytest.mark.parametrize(
     ("of_nobody", "of_plain", "of_mirrored", "best"),
     [
