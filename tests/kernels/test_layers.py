@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ import torch.nn.functional as F
 from compare import PLAIN, WINOGRAD, assert_close, tolerance
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
+from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from wae_kernels import _load
@@ -77,12 +80,20 @@ def _without_bias(layer: nn.Module) -> None:
     layer.bias = None
 
 
+def _tensor_as_bias(layer: nn.Module) -> None:
+    """As networks that make another's weights set them."""
+    bias = layer.bias.detach()
+    del layer.bias
+    layer.bias = 2 * bias
+
+
 def _other_padding(layer: nn.Module) -> None:
     layer.padding_mode, layer._reversed_padding_repeated_twice = "reflect", [1, 1, 1, 1]
 
 
 CHANGES: dict[str, Callable[[nn.Module], object]] = {
     "pruned": lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+    "bias no parameter": _tensor_as_bias,
     "weight_norm": parametrizations.weight_norm,
     "spectral_norm": parametrizations.spectral_norm,
     "forward hook": _hooked,
@@ -106,13 +117,15 @@ def test_a_changed_layer_of_the_encoder_counts(change: str, name: str) -> None:
         assert (encoder(image)[0] - before).norm() > 1e-3 * before.norm()
 
 
-def test_called_layers_give_the_dtype_and_memory_format_that_are_asked_for() -> None:
+def test_called_layers_and_the_op_give_the_dtype_and_memory_format_that_are_asked_for() -> None:
     encoder, image = Encoder(), torch.randn(2, 3, 12, 13)
-    expected = encoder(image)
+    affine = torch.tensor([2.0, 0.5, 1.0]), torch.tensor([0.0, 1.0, -1.0])
+    asked = {"dtype": torch.bfloat16, "memory_format": torch.channels_last}
+    expected, fused = encoder(image, *affine), encoder(image, *affine, **asked)
     encoder.conv2.register_forward_hook(lambda module, args, output: output)
     assert not encoder.is_fused
-    outputs = encoder(image, dtype=torch.bfloat16, memory_format=torch.channels_last)
-    for out, ref in zip(outputs, expected, strict=True):
+    called = encoder(image, *affine, **asked)
+    for out, ref in zip((*called, *fused), expected * 2, strict=True):
         assert out.dtype == torch.bfloat16
         assert out.is_contiguous(memory_format=torch.channels_last)
         assert_close(out, ref.double(), tolerance(torch.bfloat16))
@@ -214,6 +227,15 @@ def test_hooks_of_the_backward_pass_count(where: str, register: str) -> None:
     assert not encoder.is_fused
 
 
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_a_tensor_around_others_counts(name: str) -> None:
+    """As sharded ones are: the ops would look through it."""
+    encoder = Encoder()
+    tensor = getattr(encoder.conv2, name).detach()
+    setattr(encoder.conv2, name, nn.Parameter(TwoTensor(tensor, tensor)))
+    assert not encoder.is_fused
+
+
 def test_a_forward_of_a_class_of_its_own_counts() -> None:
     class Own(Encoder):
         def forward(self, image: Tensor, *affine: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -227,10 +249,11 @@ def test_a_forward_of_a_class_of_its_own_counts() -> None:
     assert not Own().is_fused
 
 
+@pytest.mark.parametrize("name", ["conv1", "conv2"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
-def test_a_wrapped_layer_trains(dtype: torch.dtype) -> None:
+def test_a_wrapped_layer_trains(dtype: torch.dtype, name: str) -> None:
     encoder = Encoder()
-    encoder.conv2 = Adapter(encoder.conv2)
+    setattr(encoder, name, Adapter(getattr(encoder, name)))
     image = torch.randint(256, (1, 3, 9, 10), dtype=torch.uint8).to(dtype)
     scale, shift = torch.full((3,), 1 / 127.5), torch.full((3,), -1.0)
     low, high = encoder(image.contiguous(memory_format=torch.channels_last), scale, shift)
@@ -238,7 +261,7 @@ def test_a_wrapped_layer_trains(dtype: torch.dtype) -> None:
     assert_close(low, expected[0].double(), PLAIN)
     assert low.is_contiguous(memory_format=torch.channels_last)
     (low.square().mean() + high.mean()).backward()
-    assert encoder.conv2.up.weight.grad.abs().max() > 0
+    assert getattr(encoder, name).up.weight.grad.abs().max() > 0
 
 
 def test_another_geometry_and_padding_count() -> None:
@@ -373,6 +396,24 @@ def test_the_compiled_look_survives_anything() -> None:
         assert not compiled_look(whole)
         encoder.high.stride = stride
     assert [*map(sys.getrefcount, held)] == before
+
+
+@pytest.mark.parametrize(
+    ("what", "is_so"),
+    [
+        ("wae_kernels._load.CPU", _load.Loaded(None, "")),
+        ("sys.implementation", SimpleNamespace(name="pypy")),
+        ("sysconfig.get_config_var", lambda name: 1),
+        ("ctypes.PyDLL", lambda name: SimpleNamespace()),
+    ],
+    ids=["no library", "no CPython", "no lock", "a library without it"],
+)
+def test_where_there_is_no_compiled_look(what: str, is_so: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(what, is_so)
+        look = wae_nn._load_look()
+    assert not inspect.isbuiltin(look)
+    assert look() is False
 
 
 @pytest.mark.parametrize("fails", [False, True])
