@@ -28,6 +28,15 @@ namespace wae {
 // The trunk channels that the compiled kernels are written for (the published number).
 inline constexpr int64_t kKernelWidth = 16;
 
+// Why the call of wae::_<op>_reference failed.
+inline std::string why_failed(const char* op) {
+  const auto get_what = torch_exception_get_what_without_backtrace;
+  const std::string what = get_what != nullptr ? get_what() : "the reference failed";
+  if (what.find("Could not find schema") == std::string::npos) return what;
+  return std::string("wae::") + op +
+         ": without wae_kernels in Python only what has a compiled kernel runs (width 16, not float64)";
+}
+
 // Calls wae::_<op>_reference, which wae_kernels/fallback.py implements, with the same arguments.
 template <class Result, class... Args>
 Result call_reference(const char* op, const Args&... args) {
@@ -35,8 +44,7 @@ Result call_reference(const char* op, const Args&... args) {
   std::array<StableIValue, kSlots> stack{torch::stable::detail::from(args)...};
   const std::string name = std::string("wae::_") + op + "_reference";
   if (torch_call_dispatcher(name.c_str(), "", stack.data(), TORCH_ABI_VERSION) != TORCH_SUCCESS) {
-    const auto get_what = torch_exception_get_what_without_backtrace;
-    throw std::runtime_error(get_what != nullptr ? get_what() : name + " failed");
+    throw std::runtime_error(why_failed(op));
   }
   return [&]<size_t... kI>(std::index_sequence<kI...>) {
     return Result{torch::stable::detail::to<Tensor>(stack[kI])...};

@@ -419,6 +419,22 @@ def test_without_the_environment_variable_the_choice_is_automatic() -> None:
     assert run_python(program, None).stdout == "auto False\n"
 
 
+@pytest.mark.skipif(_load.CPU.library is None, reason="the compiled library is missing")
+def test_without_python_s_part_what_has_no_kernel_is_refused_in_words() -> None:
+    """As in a program in C++, which loads the library alone."""
+    assert _load.CPU.library is not None
+    program = (
+        f"import torch; torch.ops.load_library({_load.CPU.library._name!r})\n"
+        "weight = [torch.randn(16, n, 3, 3) for n in (3, 16, 16)] + [torch.randn(3, 16, 3, 3)] * 2\n"
+        "parameters = [t for w in weight for t in (w, w[:, 0, 0, 0])]\n"
+        "low, _ = torch.ops.wae.encode(torch.randn(1, 3, 8, 9), *parameters)\n"
+        "assert low.shape == (1, 3, 4, 5)\n"
+        "torch.ops.wae.encode(torch.randn(1, 3, 8, 9).double(), *(p.double() for p in parameters))\n"
+    )
+    said = run_python(program, None).stderr
+    assert "wae::encode: without wae_kernels in Python only what has a compiled kernel runs" in said
+
+
 @pytest.mark.slow
 def test_an_environment_variable_that_names_no_backend_is_refused() -> None:
     result = run_python("import wae_kernels", "fastest")

@@ -374,6 +374,18 @@ def test_both_looks_see_what_a_layer_is(change: str, name: str) -> None:
     assert not compiled_look()
 
 
+class Neither:
+    """Neither true nor false, nor equal to anything or not."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __bool__(self) -> bool:
+        raise ValueError("neither")
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self)
+
+
 @pytest.mark.skipif(_load.CPU.library is None, reason="the compiled library is missing")
 def test_the_compiled_look_survives_anything() -> None:
     """What Python's look raises for is its business; and no reference is lost or kept."""
@@ -383,18 +395,20 @@ def test_the_compiled_look_survives_anything() -> None:
     def compiled_look(modules: dict[str, Any]) -> Any:
         return wae_nn._compiled_look(modules, wae_nn._ENCODER, nn.Parameter, images)
 
-    held = [images[0], encoder.conv1.weight, encoder.high.bias, encoder.high]
+    neither, variables = Neither(), vars(encoder.high)
+    held = [images[0], encoder.conv1.weight, encoder.high.bias, encoder.high, neither]
     before = [*map(sys.getrefcount, held)]
-    stride = encoder.high.stride
     for _ in range(100):
         assert compiled_look(whole)
         assert not compiled_look({})
         assert not compiled_look({**whole, "high": 3})
-        encoder.high.stride = torch.ones(2)  # which compares to no bool
-        assert not compiled_look(whole)
-        del encoder.high.stride
-        assert not compiled_look(whole)
-        encoder.high.stride = stride
+        assert not compiled_look(Doubled(whole))
+        for name in ("stride", "_backward_hooks"):
+            kept, variables[name] = variables[name], neither
+            assert not compiled_look(whole)
+            del variables[name]
+            assert not compiled_look(whole)
+            variables[name] = kept
     assert [*map(sys.getrefcount, held)] == before
 
 
