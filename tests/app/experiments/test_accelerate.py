@@ -418,7 +418,7 @@ def test_a_rivals_checkpoint_stays_until_its_result_is_on_the_record(tmp_path, m
     """A run that was stopped in between trained the rival again, from its first epoch."""
     task, _ = task_of(tmp_path, plan=Plan("x", (Stage("joint", 1, 1e-3),), batch=10), compare=True)
     monkeypatch.setattr(rivals, "NAMES", (rivals.HALF,))
-    monkeypatch.setattr(rivals, "find", lambda *arguments: {"side": SIDE // 2})
+    monkeypatch.setattr(rivals, "size_or_ratio", lambda *arguments: {"side": SIDE // 2})
     recorded, write = [], Record.write
 
     def write_it(record):

@@ -96,14 +96,14 @@ def _sides(task: Task, record: Record, model: WAEClassifier, size: int) -> dict[
         "accelerated": _Side(model, size, fastest(task, model, size)),
     }
     for name in rivals.NAMES:
-        found = record.found.get(f"rival: {name}", {"left out": ""})
-        if "left out" in found:
+        result = record.found.get(f"rival: {name}", {"left out": ""})
+        if "left out" in result:
             continue
-        rival = rivals.trained_rival(task, name, found)
+        rival = rivals.trained_rival(task, name, result)
         try:
             sides[name] = _Side(rival, task.side, fastest(task, rival, task.side))
         except (EngineError, DisagreementError) as error:
-            found["left out"] = first_line(error)
+            result["left out"] = first_line(error)
     return sides
 
 

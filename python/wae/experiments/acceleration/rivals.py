@@ -37,33 +37,33 @@ HALF, EQUAL_COST = "half resolution", "half, equal cost"
 PRUNED = {f"pruned, {method}": method for method in METHODS}
 NAMES = (HALF, EQUAL_COST, *PRUNED)
 
-_STEPS = 28  # in which the size of the images is searched
+_PARTS = 28  # of the original's size: that of equal cost is searched in steps of one of them
 
 
 def train_rival(task: Task, record: Record, name: str, form: Form, mimic: Mimic) -> dict[str, Any]:
     """Train a rival as long as the accelerated network, at the same rates; or why there is none."""
-    found = record.once(f"chosen: {name}", lambda: agreed(find_for(task, name, form) if is_first() else {}))
-    if "left out" in found:
-        return dict(found)
+    chosen = record.once(f"chosen: {name}", lambda: agreed(choose(task, name, form) if is_first() else {}))
+    if "left out" in chosen:
+        return dict(chosen)
     sets = task.sets(task.side)
-    model = made(task, name, found)
+    rival = untrained_rival(task, name, chosen)
     plan = plan_for(task, len(sets.training), mimic).without_encoder()
     task.say(f"the rival: {name}")
-    history = fit(task, name, model, plan, sets.training, sets.test, teacher(task, task.side, mimic))
+    history = fit(task, name, rival, plan, sets.training, sets.test, teacher(task, task.side, mimic))
     assert history[-1].accuracy is not None
     if is_first():
-        weights_file.save(_weights(task, name), model.cpu(), {"plan": plan.as_dict()}, force=True)
-    return {**found, "accuracy": history[-1].accuracy.score}
+        weights_file.save(_weights(task, name), rival.cpu(), {"plan": plan.as_dict()}, force=True)
+    return {**chosen, "accuracy": history[-1].accuracy.score}
 
 
-def made(task: Task, name: str, found: Mapping[str, Any]) -> FullResolution:
+def untrained_rival(task: Task, name: str, chosen: Mapping[str, Any]) -> FullResolution:
     """The rival to begin with: see :func:`build`."""
-    return build(name, found, _stock(task), _examples(task))
+    return build(name, chosen, _copy_of_original(task), _pruning_batches(task))
 
 
-def trained_rival(task: Task, name: str, found: Mapping[str, Any]) -> FullResolution:
+def trained_rival(task: Task, name: str, chosen: Mapping[str, Any]) -> FullResolution:
     """The rival, when it is trained."""
-    rival = made(task, name, found)
+    rival = untrained_rival(task, name, chosen)
     weights_file.load(_weights(task, name), rival)
     return rival.eval().to(task.device)
 
@@ -72,47 +72,49 @@ def _weights(task: Task, name: str) -> Path:
     return task.settings.folder / RIVALS / f"{name}.safetensors"
 
 
-def find_for(task: Task, name: str, form: Form) -> dict[str, Any]:
-    """See :func:`find`; or the reason why there is no such rival."""
-    model, side = fold_normalization(trained(task)), task.side
-    images, ours = images_of_a_call(task, side), call(model, images_of_a_call(task, form.size))
+def _copy_of_original(task: Task) -> FullResolution:
+    """That shares nothing with it, on the processor."""
+    return copy.deepcopy(task.original.classifier()).cpu().requires_grad_(True)
 
-    def share_of_time(network: nn.Module) -> float:
-        calls = {"ours": ours, "other": call(network.to(task.device), images)}
-        times = timed(task, calls, SECONDS / 3, settle=0)
-        return times["other"].median / times["ours"].median
 
-    multiply_adds = count(model, (form.size,) * 2).multiply_adds
+def _pruning_batches(task: Task) -> list[tuple[Tensor, Tensor]]:
+    """Training images and labels, for the gradients that pruning goes by."""
+    return [sample(task.sets(task.side).plain, SAMPLE)]
+
+
+def choose(task: Task, name: str, form: Form) -> dict[str, Any]:
+    """See :func:`size_or_ratio`; or, as ``left out``, the reason why there is no such rival."""
+    accelerated = fold_normalization(trained(task))
+    calls = {"accelerated": call(accelerated, images_of_a_call(task, form.size))}
+    images = images_of_a_call(task, task.side)
+
+    def share_of_time(rival: nn.Module) -> float:
+        both = {**calls, "rival": call(rival.to(task.device), images)}
+        times = timed(task, both, SECONDS / 3, settle=0)
+        return times["rival"].median / times["accelerated"].median
+
+    original, batches = _copy_of_original(task), _pruning_batches(task)
+    multiply_adds = count(accelerated, (form.size,) * 2).multiply_adds
     try:
-        return find(name, _stock(task), side, multiply_adds, _examples(task), share_of_time)
+        return size_or_ratio(name, original, task.side, multiply_adds, batches, share_of_time)
     except Exception as error:  # Torch-Pruning raises what it likes for what it does not know
         return {"left out": first_line(error)}
 
 
-def _stock(task: Task) -> FullResolution:
-    """A copy of the original that shares nothing."""
-    return copy.deepcopy(task.original.classifier()).cpu().requires_grad_(True)
-
-
-def _examples(task: Task) -> list[tuple[Tensor, Tensor]]:
-    """Training images, for the gradients that pruning goes by."""
-    return [sample(task.sets(task.side).plain, SAMPLE)]
-
-
-def find(
+def size_or_ratio(
     name: str,
-    stock: FullResolution,
-    size: int,
+    original: FullResolution,
+    side: int,
     multiply_adds: int,
     batches: Sequence[tuple[Tensor, Tensor]],
     share_of_time: Callable[[nn.Module], float],
 ) -> dict[str, Any]:
-    """Facts that are needed before a rival can be built.
+    """By what the rival differs from the original: ``side``, of its images, or ``ratio``, of pruned channels.
 
     Args:
         name: one of :data:`NAMES`.
-        stock: the trained original.
-        size: of its images in pixels.
+        original: the trained network.
+        side: height and width of its images.
         multiply_adds: of the accelerated network.
         batches: training images and labels.
         share_of_time: the time of a network as a share of the accelerated one's.
@@ -120,38 +122,40 @@ def find(
     Raises ValueError or RuntimeError where there is no such rival of this network.
     """
     if name in PRUNED:
-        return ratio_for(lambda ratio: pruned(stock, batches, PRUNED[name], ratio), share_of_time)
-    half = half_of(size)
+        return ratio_for(lambda ratio: pruned(original, batches, PRUNED[name], ratio), share_of_time)
+    half = half_of(side)
     if name == HALF:
-        if _cost(stock, half) is None:
+        if _multiply_adds(original, half) is None:
             raise ValueError(f"the network takes no images of {half} x {half}")
         return {"side": half}
-    sides = range(half, size + 1, max(1, size // _STEPS))
-    costs = {side: cost for side in sides if (cost := _cost(stock, side)) is not None}
+    sides = range(half, side + 1, max(1, side // _PARTS))
+    costs = {side: cost for side in sides if (cost := _multiply_adds(original, side)) is not None}
     if not costs:
         raise ValueError("the network takes images of no other size")
     return {"side": min(costs, key=lambda side: abs(costs[side] - multiply_adds))}
 
 
-def _cost(stock: FullResolution, side: int) -> int | None:
-    """Multiply-adds on an image of ``side`` x ``side``; None where the network takes none."""
+def _multiply_adds(original: FullResolution, side: int) -> int | None:
+    """For an image of ``side`` x ``side``; None where the network takes none."""
     try:
-        return count(fit_to(copy.deepcopy(stock.network), (side, side)), (side, side)).multiply_adds
+        network = fit_to(copy.deepcopy(original.network), (side, side))
+        return count(network, (side, side)).multiply_adds
     except Exception:  # any that the network's own code raises
         return None
 
 
 def build(
     name: str,
-    found: Mapping[str, Any],
-    stock: FullResolution,
+    chosen: Mapping[str, Any],
+    original: FullResolution,
     batches: Sequence[tuple[Tensor, Tensor]],
 ) -> FullResolution:
-    """The rival with the original's weights. The arguments are those of :func:`find`, and its result."""
+    """The rival with the original's weights, by what :func:`size_or_ratio` has ``chosen`` for it."""
     if name in PRUNED:
-        return pruned(stock, batches, PRUNED[name], found["ratio"])
-    network = fit_to(copy.deepcopy(stock.network), (found["side"],) * 2)
-    scale, shift = stock.image_scale.tolist(), stock.image_shift.tolist()
+        return pruned(original, batches, PRUNED[name], chosen["ratio"])
+    side = chosen["side"]
+    network = fit_to(copy.deepcopy(original.network), (side, side))
+    scale, shift = original.image_scale.tolist(), original.image_shift.tolist()
     if name == HALF:
         return HalfResolution(network, scale, shift)
-    return AtSize(network, found["side"], scale, shift)
+    return AtSize(network, side, scale, shift)

@@ -34,7 +34,7 @@ def test_all_is_trained_of_a_network_that_was_frozen_and_the_users_own_stays(tmp
     images, labels = of_two_classes(8, 0)
     sets = tuple(InMemory(images, labels + shift, CLASSES, False, 0) for shift in (0, 1))
     task = opened(Settings(original, sets, tmp_path, input_size=SIDE))
-    for network in (begun(task, task.form), rivals.made(task, rivals.HALF, {"side": SIDE // 2})):
+    for network in (begun(task, task.form), rivals.untrained_rival(task, rivals.HALF, {"side": SIDE // 2})):
         assert all(parameter.requires_grad for parameter in network.parameters())
     assert original.training
     assert not any(parameter.requires_grad for parameter in original.parameters())
