@@ -95,7 +95,10 @@ class _Launch(ctypes.Structure):  # machine_state.h: Launch
 
 
 def _array(buffer: Any) -> tuple[int, int, int, bool]:
-    """Host address of the allocation, first and past-the-last byte of the array in it, whether writable."""
+    """A host address, first and past-the-last byte of the array from there, and whether it is writable.
+
+    The address is that of the allocation, or of the array's first byte where that lies before.
+    """
     if hasattr(buffer, "untyped_storage"):  # torch.Tensor
         if buffer.device.type != "cpu":
             raise ValueError(f"a buffer must be on the CPU, got one on {buffer.device}")
@@ -107,14 +110,13 @@ def _array(buffer: Any) -> tuple[int, int, int, bool]:
             owner = owner.base
         base, start, width = owner.ctypes.data, buffer.ctypes.data, buffer.itemsize
         shape, strides, writable = buffer.shape, list(buffer.strides), buffer.flags.writeable
-        base = start if not base <= start < base + max(owner.nbytes, 1) else base
     else:
         raise TypeError(f"a buffer must be a numpy array or a torch tensor, got {type(buffer).__name__}")
-    if 0 in shape:
-        return base, start - base, start - base, writable
-    reach = [(n - 1) * s for n, s in zip(shape, strides, strict=True)]
-    low = start - base + sum(r for r in reach if r < 0)
-    return base, low, start - base + sum(r for r in reach if r > 0) + width, writable
+    reach = [] if 0 in shape else [(n - 1) * s for n, s in zip(shape, strides, strict=True)]
+    first = start + sum(r for r in reach if r < 0)
+    end = start + sum(r for r in reach if r > 0) + (0 if 0 in shape else width)
+    base = min(base, first)
+    return base, first - base, end - base, writable
 
 
 def _start(buffer: Any) -> int:

@@ -136,11 +136,7 @@ class _Parser:
                     self.scopes.append({})
                 else:
                     self.scopes.pop()
-                    if not self.scopes:
-                        self.kernel = None
-                        skipping = False
             elif not self.scopes:
-                skipping = False
                 if what == "text":
                     self.module_variable(text)
             elif what in ("label", "text") and text and not skipping:

@@ -26,6 +26,7 @@ from ptx_machine import (
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 SEEDS = (0, 1, 2)
+HEAD = ".version 8.6\n.target sm_90\n.address_size 64\n"
 
 
 def rng(seed: int = 7) -> np.random.Generator:
@@ -597,6 +598,15 @@ def test_misaligned_vector_is_caught() -> None:
     caught("read_misaligned", "misaligned global read of 16 bytes", 32, [x, y])
 
 
+def test_an_asynchronous_copy_of_more_than_its_size_is_caught() -> None:
+    kernel = load(
+        f"{HEAD}.visible .entry k(.param .u64 in) {{ .reg .b64 %in; .shared .align 4 .b8 s[16]; "
+        "ld.param.u64 %in, [in]; cp.async.ca.shared.global [s], [%in], 4, 8; ret; }"
+    )["k"]
+    with pytest.raises(KernelError, match=r"cp\.async of 4 bytes from 8"):
+        kernel.launch(1, 1, [np.zeros(4, F32)])
+
+
 def test_uninitialised_shared_memory_is_caught() -> None:
     y = poisoned(64, F32)
     text = caught("read_uninitialized", "shared byte 252 is read but was never written", 64, [y])
@@ -643,6 +653,107 @@ def test_wrong_launches_are_refused() -> None:
         shared_module()["product"].launch(1, 32, [])
 
 
+@pytest.mark.parametrize(("limit", "least"), [(".reqntid 8, 4", 32), (".maxntid 8, 4", 1)])
+def test_a_block_has_as_many_threads_as_the_kernel_says(limit: str, least: int) -> None:
+    kernel = load(f"{HEAD}.visible .entry k() {limit} {{ ret; }}")["k"]
+    assert kernel.kernel.threads == (least, 32)
+    with pytest.raises(ValueError, match=f"block must have {least} to 32 threads, got 33"):
+        kernel.launch(1, 33, [])
+    if least > 1:
+        with pytest.raises(ValueError, match="block must have 32 to 32 threads, got 31"):
+            kernel.launch(1, 31, [])
+
+
+@pytest.mark.parametrize("size", [0, (1, 0), (1, 1, 1, 1), ()])
+def test_sizes_that_are_none_are_refused(size: Any) -> None:
+    kernel = load(f"{HEAD}.visible .entry k() {{ ret; }}")["k"]
+    with pytest.raises(ValueError, match=re.escape(f"grid must be one to three positive sizes, got {size}")):
+        kernel.launch(size, 1, [])
+
+
+DEFINED = {
+    "sad.s32 %r, -3, 5, 10": 18,
+    "sad.u32 %r, 5, 3, 1": 3,
+    "cnot.b32 %r, 0": 1,
+    "cnot.b32 %r, 7": 0,
+    "div.u32 %r, 7, 0": 2**32 - 1,  # as GPUs do
+    "rem.u32 %r, 7, 0": 7,
+    "rem.u32 %r, 7, 4": 3,
+    "copysign.f32 %f, 0f40000000, 0fBF800000; mov.b32 %r, %f": 0x3F800000,  # of 2, into -1
+    "copysign.f32 %f, 0fC0000000, 0f3F800000; mov.b32 %r, %f": 0xBF800000,
+    **{
+        f"st.global.u32 [%at], {before}; atom.global.{op}.u32 %r, [%at], 5; ld.global.u32 %r, [%at]": after
+        for op, before, after in (
+            *(("inc", 4, 5), ("inc", 5, 0), ("inc", 6, 0)),
+            *(("dec", 3, 2), ("dec", 5, 4), ("dec", 9, 5), ("dec", 0, 5)),
+        )
+    },
+}
+"""Statements that the compilers' kernels here do not have, and what the PTX manual has them put into %r."""
+
+
+def test_instructions_do_what_the_manual_says() -> None:
+    body = " ".join(f"{text}; st.global.u32 [%out+{4 * n}], %r;" for n, text in enumerate(DEFINED))
+    kernel = load(
+        f"{HEAD}.visible .entry k(.param .u64 out, .param .u64 at) {{ .reg .b32 %r; .reg .f32 %f;"
+        f" .reg .b64 %out, %at; ld.param.u64 %out, [out]; ld.param.u64 %at, [at]; {body} ret; }}"
+    )["k"]
+    out = poisoned(len(DEFINED), np.uint32)
+    kernel.launch(1, 1, [out, np.zeros(1, np.uint32)])
+    assert dict(zip(DEFINED, out.tolist(), strict=True)) == DEFINED
+
+
+def test_numbers_fit_their_parameters() -> None:
+    kernel = load(f"{HEAD}.visible .entry k(.param .u32 n) {{ ret; }}")["k"]
+    for number in (2**32, -(2**31) - 1):
+        with pytest.raises(ValueError, match=f"argument 0 of k: {number} does not fit 4 bytes"):
+            kernel.launch(1, 1, [number])
+    for number in (2**32 - 1, -(2**31)):
+        kernel.launch(1, 1, [number])
+
+
+def test_variables_and_the_functions_between_kernels() -> None:
+    """Functions are skipped, with labels and scopes; what follows them is not."""
+    module = load(
+        f"""{HEAD}
+        .global .align 4 .u32 numbers[4] = {{5U, 0x10, -1}};
+        .extern .func outside(.param .b32 x);
+        .visible .func inside() {{ {{ .reg .b32 %a; mov.u32 %a, 1; }} here: ret; }}
+        .const .f32 floats[3] = {{0f3F800000, 0F40000000}};
+        .visible .entry k() {{ .local .align 8 .b8 own[12]; .shared .align 4 .b8 both[20]; ret; }}
+        .visible .func after() {{ ret; }}
+        .global .u16 last;
+        """
+    )
+    assert module.data["numbers"].view(np.uint32).tolist() == [5, 16, 2**32 - 1, 0]
+    assert module.data["floats"].view(F32).tolist() == [1, 2, 0]
+    assert module.data["last"].tolist() == [0, 0]
+    kernel = module["k"].kernel
+    assert (kernel.local_bytes, kernel.static_shared) == (12, 20)
+    assert [statement.opcode for statement in kernel.body] == ["ret"]
+
+
+def test_an_array_is_where_its_bytes_are() -> None:
+    x = np.arange(64, dtype=F32)
+    backwards = np.lib.stride_tricks.as_strided(x[63:], (64,), (-4,))
+    for array, low, high, first in (
+        (x, 0, 256, 0),
+        (x[3:5], 12, 20, 12),
+        (x[::-1], 0, 256, 252),
+        (x[::-2][1:], 4, 248, 244),
+        (x.reshape(8, 8)[:, 1:3], 4, 236, 4),
+        (backwards, 0, 256, 252),  # of which numpy knows the last element alone
+        (backwards[1:], 0, 252, 248),
+        (np.empty((0, 4), F32), 0, 0, 0),
+    ):
+        memory = Memory()
+        address = memory.address_of(array)
+        (entry,) = memory.entries
+        assert (entry.low, entry.high, address & 2**40 - 1) == (low, high, first)
+    memory = Memory()
+    assert len({memory.address_of(part) for part in (x, x[:32], x[:32])}) == 2
+
+
 def test_stored_ptx_is_of_this_source() -> None:
     """examples.ptx is what its compiler makes of examples.cu; another nvcc would write other text."""
     try:
@@ -664,3 +775,7 @@ def test_torch_tensors_are_arrays_too() -> None:
     x, y = torch.randn(64), poisoned((64,), torch.float32)
     shared_module()["reverse"].launch(1, 32, [x, y])
     assert torch.equal(y[:32], x[:32].flip(0))
+    with pytest.raises(ValueError, match="a buffer must be on the CPU, got one on meta"):
+        Memory().address_of(torch.empty(1, device="meta"))
+    assert poisoned((2, 3), torch.float16).shape == (2, 3)
+    assert poisoned(2, torch.uint8).tolist() == [255, 255]
