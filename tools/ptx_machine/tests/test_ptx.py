@@ -627,6 +627,33 @@ def test_deadlocks_end(seed: int) -> None:
     caught("half_warp_shuffle", "deadlock", 32, [y], seed)
 
 
+def diverging(barrier: str) -> Any:
+    """A kernel whose warp waits at two statements of that kind, one for each half."""
+    return load(
+        f"{HEAD}.visible .entry k() {{ .reg .b32 %t; .reg .pred %p; mov.u32 %t, %tid.x; "
+        f"setp.lt.u32 %p, %t, 16; @%p bra L; {barrier}; bra M; L: {barrier}; M: ret; }}"
+    )["k"]
+
+
+def test_a_barrier_that_need_not_be_aligned_may_diverge() -> None:
+    diverging("barrier.sync 0").launch(1, 32, [])
+    with pytest.raises(KernelError, match="divergent barrier"):
+        diverging("bar.sync 0").launch(1, 32, [])
+
+
+@pytest.mark.parametrize(
+    ("barrier", "message"),
+    [
+        ("bar.sync 16", "barrier 16: there are 16"),
+        ("bar.sync 0, 31", "barrier count 31 is no multiple of 32"),
+    ],
+)
+def test_barriers_that_no_gpu_has_are_caught(barrier: str, message: str) -> None:
+    kernel = load(f"{HEAD}.visible .entry k() {{ {barrier}; ret; }}")["k"]
+    with pytest.raises(KernelError, match=message):
+        kernel.launch(1, 32, [])
+
+
 def test_endless_loop_ends() -> None:
     caught("endless", "no end after 100000 loop steps", 32, [np.zeros(1, np.int32)], loop_limit=100_000)
 
@@ -701,6 +728,32 @@ def test_instructions_do_what_the_manual_says() -> None:
     out = poisoned(len(DEFINED), np.uint32)
     kernel.launch(1, 1, [out, np.zeros(1, np.uint32)])
     assert dict(zip(DEFINED, out.tolist(), strict=True)) == DEFINED
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("max.s32", 11), ("min.s32", 2**32 - 20), ("max.u32", 2**32 - 1), ("min.u32", 0)]
+)
+def test_reductions_of_a_warp_know_signs(kind: str, expected: int) -> None:
+    kernel = load(
+        f"{HEAD}.visible .entry k(.param .u64 out) {{ .reg .b32 %t, %r; .reg .b64 %out; mov.u32 %t, %tid.x; "
+        f"sub.u32 %t, %t, 20; redux.sync.{kind} %r, %t, 0xffffffff; "
+        "ld.param.u64 %out, [out]; st.global.u32 [%out], %r; ret; }"
+    )["k"]
+    out = poisoned(1, np.uint32)
+    kernel.launch(1, 32, [out])
+    assert out.tolist() == [expected]
+
+
+@pytest.mark.parametrize(("least", "same"), [(0, 1), (5, 0), (32, 1)])
+def test_a_vote_is_uniform_where_all_say_the_same(least: int, same: int) -> None:
+    kernel = load(
+        f"{HEAD}.visible .entry k(.param .u64 out) {{ .reg .b32 %t, %r; .reg .pred %p, %q; .reg .b64 %out; "
+        f"mov.u32 %t, %tid.x; setp.lt.u32 %p, %t, {least}; vote.sync.uni.pred %q, %p, 0xffffffff; "
+        "selp.u32 %r, 1, 0, %q; ld.param.u64 %out, [out]; st.global.u32 [%out], %r; ret; }"
+    )["k"]
+    out = poisoned(1, np.uint32)
+    kernel.launch(1, 32, [out])
+    assert out.tolist() == [same]
 
 
 def test_numbers_fit_their_parameters() -> None:
