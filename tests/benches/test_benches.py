@@ -128,6 +128,35 @@ def test_text_without_the_marks_stays_as_it_is(tmp_path: Path) -> None:
     assert page.read_text() == f"{report.BEGIN} without an end"
 
 
+def test_text_around_the_marks_stays(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{report.BEGIN} old {report.END}\nafter\n")
+    report.write_between(page, "body")
+    assert page.read_text() == f"before\n{report.BEGIN}\n\nbody\n\n{report.END}\nafter\n"
+
+
+def test_no_pages_are_written_without_result_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "benches" / "results").mkdir(parents=True)
+    monkeypatch.setattr(sys, "argv", ["report", "--root", str(tmp_path)])
+    with pytest.raises(SystemExit, match="no result files in .*results: run `make bench` first"):
+        report.main()
+
+
+def test_the_page_has_of_each_file_what_it_holds() -> None:
+    encode = benchmark("encode", images=1, ours="A", timings={"A": timing(1.0)})
+    on_gpu = result(encode) | {"machine": MACHINE | {"gpu": "H100"}}
+    asked = "encode float16 against the fastest peer"  # of a GPU
+    plain = report.everything([result(encode)], [], [Path("docs/two_words.png")])
+    assert plain.startswith("![two words](two_words.png)\n\n## What was asked for\n\n| how many")
+    assert asked not in plain
+    assert "In fewer bits" not in plain
+    assert "Not timed" not in plain
+    assert "\n\n\n" not in plain  # no empty part
+    assert asked in report.everything([on_gpu], [], [])
+    encode["left_out"] = {"B": "it is not installed"}
+    assert "Not timed:\n\n- encode" in report.everything([result(encode)], [], [])
+
+
 # ------------------------------------------------------------------------------------------------ tables
 
 
@@ -147,6 +176,34 @@ def test_bounds_give_the_ratio_by_batch_and_mark_what_falls_short() -> None:
     assert row(lines, "WAE-VGG16, deployed, against VGG16, both ONNX Runtime")[2] == "not measured"
 
 
+def test_a_bound_that_is_just_reached_holds() -> None:
+    least = tables.Bound("", "", "", "", least=2)
+    assert (least.cell(2.0), least.cell(1.99)) == ("2.00x", "**1.99x**")
+    most = tables.Bound("", "", "", "", most=2)
+    assert (most.cell(2.0), most.cell(2.01)) == ("2.00x", "**2.01x**")
+    share = tables.Bound("", "", "", "", aim=1.0, network="VGG16")
+    assert share.cell(tables.multiply_adds("VGG16")) == "3.53x, 100%"
+
+
+def test_a_side_is_known_by_its_whole_name() -> None:
+    timings = {"A": timing(3.0), "A, fast": timing(1.0), "B": timing(1.5), "B, fast": timing(1.0)}
+    sides = benchmark("encode", ours="A", timings=timings)
+    assert (tables.fastest(sides, "A"), tables.ratio(sides, "A", "B")) == ("A", 2.0)
+
+
+def test_when_and_of_what_a_file_was_measured() -> None:
+    first = benchmark("encode", ours="A", timings={})
+    first["run"] |= {"commit": "0123456789abcdef", "versions": {"torch": "2.10", "openvino": None}}
+    second = benchmark("decode", ours="A", timings={})
+    second["run"] |= {"dirty": False, "full": False, "seconds": 0.5, "versions": {"torch": "2.10"}}
+    assert tables.provenance(result(first, second)) == (
+        "2 threads, limited by `OMP_NUM_THREADS=2`. 2001-02-03, commit 0123456789 with changes, 1 s for a "
+        "comparison; 2001-02-03, commit abc, a short run, 0.5 s for a comparison. torch 2.10."
+    )
+    alone = {"machine": MACHINE | {"threads": 1, "limits": {}}, "benchmarks": [second]}
+    assert tables.provenance(alone).startswith("1 thread. 2001-02-03")
+
+
 def test_ratios_of_multiply_adds_are_counted() -> None:
     assert round(tables.multiply_adds("VGG16"), 2) == 3.53
     assert round(tables.multiply_adds("ResNet50"), 2) == 2.89
@@ -162,7 +219,14 @@ def test_a_decision_needs_no_more_than_eight_rows() -> None:
         "200 ms (OpenVINO)",
         "8.0x, 4.0x",
     ]
-    assert len(tables.decision([result(*runs)] * 10)) <= 10
+    two, three = (tables.decision([result(*runs)] * n)[2:] for n in (2, 3))
+    assert [line.split(" | ")[0] for line in two] == ["| VGG16, 1"] * 2 + ["| VGG16, 8"] * 2
+    assert [line.split(" | ")[0] for line in three] == ["| VGG16, 8"] * 3
+    assert len(tables.decision([result(*runs)] * 10)) == 10
+    other = {side.replace("VGG16", "ResNet50"): seconds for side, seconds in runs[1]["timings"].items()}
+    both = tables.decision([result(runs[1] | {"network": "ResNet50", "timings": other}, runs[1])])
+    assert [line.split(" | ")[0] for line in both[2:]] == ["| VGG16, 8", "| ResNet50, 8"]
+    assert tables.decision([result(end_to_end(8, eager=1.6, openvino=0.8))]) == lines[:2]  # cut off
     only_ops = result(benchmark("int8, encode", ours="int8", images=1, timings={"int8": timing(1.0)}))
     assert tables.decision([result(*runs), only_ops, only_ops]) == lines
 
@@ -188,6 +252,8 @@ def test_the_short_table_names_the_fastest_engine() -> None:
     lines = tables.short(result(end_to_end(8, eager=1.6, openvino=0.8, ours=0.4, deployed=0.2)))
     assert row(lines, "VGG16 at 224, eager") == ["1600 ms, 5/s, 1.00x"]
     assert row(lines, "WAE-VGG16, deployed") == ["200 ms, 40/s, 8.00x (OpenVINO)"]
+    some = tables.short(result(end_to_end(1, eager=1.6), end_to_end(8, eager=1.6, deployed=0.2)))
+    assert row(some, "WAE-VGG16, deployed") == ["", "200 ms, 40/s, 8.00x (OpenVINO)"]
     assert tables.short(result()) == []
 
 
@@ -214,10 +280,24 @@ def test_the_full_tables_hold_everything() -> None:
         "| parts | WAE-VGG16, batch 1 |",
         "| one image, pixels a side, eager | 1 | 2 |",
     ]
+    assert lines[0] == heads[0]
     assert row(lines, "WAE-VGG16, our ops") == ["400 (360-440), 4.00x", ""]
     assert "| VGG16 at 224 | 902 |" in lines
     assert row(lines, "low body") == ["60 (54-66), 75.0%"]
+    assert row(lines, "whole") == ["100 (90-110)"]
     assert row(lines, "A") == ["1000 (900-1100)", "4000 (3600-4400)"]
+
+
+def test_networks_are_in_the_same_order_everywhere() -> None:
+    vgg, small = end_to_end(8, eager=1.6), end_to_end(1, eager=0.2)
+    resnet = end_to_end(1, eager=0.1) | {
+        "network": "ResNet50",
+        "timings": {"ResNet50 at 224 | eager": timing(1)},
+    }
+    lines = tables.full(result(resnet, vgg, small))
+    names = [line.split(" | ")[0] for line in lines if " at 224 |" in line]
+    assert names == ["| VGG16 at 224", "| VGG16 at 224", "| ResNet50 at 224"]
+    assert lines[0] == "| end to end, batch 1 | eager |"
 
 
 def test_a_gpu_has_tables_of_its_own_and_no_share_in_the_processors_bounds() -> None:
@@ -245,6 +325,11 @@ def test_a_gpu_has_tables_of_its_own_and_no_share_in_the_processors_bounds() -> 
     ]
     assert row(tables.bounds([both], tables.BOUNDS), "encode against PyTorch eager")[2] == "20.00x / 20.00x"
     assert tables.short(both) == []
+    ops[1]["timings"] = {"wae-kernels": timing(0.001)}
+    on_processor = tables.full(result(*ops[:2]))
+    assert row(on_processor, "wae-kernels") == ["1 (0.9-1.1)"] * 2
+    assert row(on_processor, "PyTorch eager") == ["20 (18-22), 20.00x", ""]
+    assert tables.table_of({"table": "encode"}) == "encode"  # of a file that names no device
 
 
 # -------------------------------------------------------------------------------------------- the suite
