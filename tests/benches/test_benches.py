@@ -138,7 +138,7 @@ def test_text_around_the_marks_stays(tmp_path: Path) -> None:
 def test_no_pages_are_written_without_result_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "benches" / "results").mkdir(parents=True)
     monkeypatch.setattr(sys, "argv", ["report", "--root", str(tmp_path)])
-    with pytest.raises(SystemExit, match="no result files in .*results: run `make bench` first"):
+    with pytest.raises(SystemExit, match=r"no result files in .*results: run `make bench` first"):
         report.main()
 
 
