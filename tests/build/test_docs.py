@@ -286,6 +286,7 @@ def won_back(folder: str, full: str, half: str, network: str) -> list[int]:
         (SMALL_VGG, "Decomposition+CNN", "without the reconstruction {} %, larger"),
         (SMALL_VGG, "half, equal cost", "larger images at WAE's cost {} %"),
         (SMALL_VGG, "Wavelet+CNN", "Haar transform {} % |"),
+        (SMALL_VGG, "half, equal cost, fine-tuned", "larger images at WAE's cost, made so, **{} %** ({}, {}, {})"),
         (SMALL_VGG, "32 x 32, fine-tuned", "half the resolution, made so, {} %"),
         (CAMVID, "WAE", "| ENet, three seeds | {} % |"),
         (DECONV, "WAE", "a light MobileNet, one seed | {} % |"),
