@@ -561,7 +561,7 @@ def test_compiled_networks_are_frozen_and_not_counted_together():
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning")  # torch 2.10's inductor to itself
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning")  # by torch 2.10 itself
 def test_fc_layers_of_many_weights(monkeypatch, capfd):
     """They are generated and chosen by timing, which must not print."""
     monkeypatch.setattr("wae.inference.engines._MANY_WEIGHTS", 1)
