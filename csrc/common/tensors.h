@@ -28,10 +28,12 @@ namespace wae {
 // The trunk channels that the compiled kernels are written for (the published number).
 inline constexpr int64_t kKernelWidth = 16;
 
-// Why the call of wae::_<op>_reference failed.
+// Why the call of wae::_<op>_reference failed. Python defines that op; a program without Python, to which its
+// name says nothing, is told what it lacks.
 inline std::string why_failed(const char* op) {
   const auto get_what = torch_exception_get_what_without_backtrace;
-  const std::string what = get_what != nullptr ? get_what() : "the reference failed";
+  const std::string what =
+      get_what != nullptr ? get_what() : std::string("wae::_") + op + "_reference failed";
   if (what.find("Could not find schema") == std::string::npos) return what;
   return std::string("wae::") + op +
          ": without wae_kernels in Python only what has a compiled kernel runs (width 16, not float64)";

@@ -91,8 +91,8 @@ const Chip& prepared_chip(const char* op, const void* kernel, int device, int th
   return found->second;
 }
 
-// Whether torch's settings allow float32 convolutions to round their operands to tf32. Its stable ABI does not tell, so
-// that without Python, or another who does, they do not.
+// Whether torch's settings allow float32 convolutions to round their operands to tf32. Its stable ABI does not
+// tell: the function that Python sets does, and without one they do not.
 bool tf32_allowed() {
   const auto ask = tf32_callback.load();
   return ask != nullptr && ask() != 0;
@@ -406,7 +406,7 @@ extern "C" {
 __attribute__((visibility("default"))) void wae_cuda_select(int runs) { wae::cuda::selected = runs != 0; }
 __attribute__((visibility("default"))) void wae_cuda_ask(int (*ask)()) { wae::cuda::callback = ask; }
 
-// Sets a function that is asked at each op in float32 whether tf32 is allowed; null, as at first: it is not.
+// Sets a function that each op in float32 asks whether tf32 is allowed. With none, as at first, it is not.
 __attribute__((visibility("default"))) void wae_cuda_ask_tf32(int (*ask)()) {
   wae::cuda::tf32_callback = ask;
 }
