@@ -32,7 +32,7 @@ def apply() -> None:
         RuntimeError: it cannot be limited here.
     """
     wanted = os.environ.get("WAE_BENCH_ONNXRUNTIME")
-    if wanted is None or find_spec("onnxruntime") is None:
+    if not wanted or find_spec("onnxruntime") is None:
         return
     if wanted != "avx2":
         raise RuntimeError(f"WAE_BENCH_ONNXRUNTIME must be avx2, got {wanted!r}")

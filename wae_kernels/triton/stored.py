@@ -116,7 +116,7 @@ def store(name: str, tile: Tile) -> None:
         ValueError: the file cannot be read or holds something else, and is left as it is.
         OSError: it cannot be written.
     """
-    file = Path(os.path.realpath(path()))  # not a link to it, which stays
+    file = Path(os.path.realpath(path()))  # a link to it stays one
     file.parent.mkdir(parents=True, exist_ok=True)
     with _replacing(file) as replacement:
         json.dump(_read(file) | {name: asdict(tile)}, replacement, indent=1)

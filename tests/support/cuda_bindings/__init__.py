@@ -35,7 +35,7 @@ def load() -> ModuleType:
                 f"-I{ROOT / 'csrc'}",
             ]
             flags = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-fPIC", "-shared", "-fvisibility=hidden"]
-            command = [os.environ.get("CXX", "c++"), *flags, *includes, str(sources[0]), "-o", str(made)]
+            command = [os.environ.get("CXX") or "c++", *flags, *includes, str(sources[0]), "-o", str(made)]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 raise RuntimeError(f"the test bindings do not compile:\n{done.stderr[:3000]}")
