@@ -41,10 +41,9 @@ NOBODY = Mimic()
 
 
 class _Numbers(NamedTuple):
-    """Settings that are numbers, if they are given, and which numbers."""
+    """The numbers that a setting takes, if it is given."""
 
-    names: str
-    needs: str
+    described: str
     are_whole: bool
     fits: Callable[[float], bool]
 
@@ -53,18 +52,24 @@ class _Numbers(NamedTuple):
         kinds = (int,) if self.are_whole else (int, float)
         is_number = isinstance(value, kinds) and type(value) is not bool
         if value is not None and not (is_number and self.fits(value)):
-            raise AccelerationError(f"{name} must be {self.needs}, got {value!r}")
+            raise AccelerationError(f"{name} must be {self.described}, got {value!r}")
 
 
-_MOST = 1e6  # which no infinity passes, and NaN nothing
-_NUMBERS = (
-    _Numbers("target", "a number above 1", False, lambda value: 1 < value <= _MOST),
-    _Numbers("target_ms", "a number above 0", False, lambda value: 0 < value <= _MOST),
-    _Numbers("mimic learning_rate", "a number from 0", False, lambda value: 0 <= value <= _MOST),
-    _Numbers("max_drop", "a number from 0 to 1", False, lambda value: 0 <= value <= 1),
-    _Numbers("images epochs batch max_pixels", "a whole number from 1", True, lambda value: value >= 1),
-    _Numbers("workers", "a whole number from 0", True, lambda value: value >= 0),
-)
+_MOST = 1e6  # infinity is above it; NaN fails every comparison
+_FROM_0 = _Numbers(f"a number from 0 to {_MOST:g}", False, lambda value: 0 <= value <= _MOST)
+_WHOLE_FROM_1 = _Numbers("a whole number from 1", True, lambda value: value >= 1)
+_NUMBERS = {
+    "target": _Numbers(f"a number above 1, up to {_MOST:g}", False, lambda value: 1 < value <= _MOST),
+    "target_ms": _Numbers(f"a number above 0, up to {_MOST:g}", False, lambda value: 0 < value <= _MOST),
+    "mimic": _FROM_0,
+    "learning_rate": _FROM_0,
+    "max_drop": _Numbers("a number from 0 to 1", False, lambda value: 0 <= value <= 1),
+    "images": _WHOLE_FROM_1,
+    "epochs": _WHOLE_FROM_1,
+    "batch": _WHOLE_FROM_1,
+    "max_pixels": _WHOLE_FROM_1,
+    "workers": _Numbers("a whole number from 0", True, lambda value: value >= 0),
+}
 
 
 @dataclass(frozen=True)
@@ -93,8 +98,8 @@ class Settings:
     """How much the distance to the original's scores counts; None for what a trial finds: see
     :func:`wae.experiments.acceleration.trials.best_mimic`."""
     mimic_mirrored: bool = False
-    """Whether the original, where it teaches, sees the mirror images too: see :class:`Stage`. Without
-    ``mimic`` a trial may find that it shall."""
+    """Whether the original, where it teaches, sees the mirror images too: see :class:`Stage`. If it is
+    False, and there is no ``mimic``, a trial decides."""
     size: int | None = None
     """Of the accelerated network's images; None for the original's."""
     factor: int = 4
@@ -123,9 +128,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.target is not None and self.target_ms is not None:
             raise AccelerationError("target and target_ms: give one of them")
-        for rule in _NUMBERS:
-            for name in rule.names.split():
-                rule.check(name, getattr(self, name))
+        for name, numbers in _NUMBERS.items():
+            numbers.check(name, getattr(self, name))
         for name, known in (("engine", ("auto", *ENGINES)), ("precision", ("auto", *NAMES))):
             if getattr(self, name) not in known:
                 raise AccelerationError(

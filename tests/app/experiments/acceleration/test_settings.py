@@ -10,6 +10,7 @@ from wae.training.plan import Plan, Stage, find
 
 NAN, INF = float("nan"), float("inf")
 NO_NUMBERS = [NAN, INF, -INF, -1.0, "2", True]
+COUNTS = ("images", "epochs", "batch", "max_pixels")
 
 
 @pytest.mark.parametrize(
@@ -17,13 +18,9 @@ NO_NUMBERS = [NAN, INF, -INF, -1.0, "2", True]
     [
         *(("target", value) for value in (*NO_NUMBERS, 0, 0.0, 1.0)),  # 0 was taken as 1
         *(("target_ms", value) for value in (*NO_NUMBERS, 0)),
-        *(("mimic", value) for value in NO_NUMBERS),
-        *(("learning_rate", value) for value in NO_NUMBERS),
         *(("max_drop", value) for value in (*NO_NUMBERS, 1.5)),
-        *(("images", value) for value in (*NO_NUMBERS, 0, 2.0)),
-        *(("epochs", value) for value in (*NO_NUMBERS, 0, 2.0)),
-        *(("batch", value) for value in (*NO_NUMBERS, 0, 2.0)),
-        *(("max_pixels", value) for value in (*NO_NUMBERS, 0, 2.0)),
+        *((entry, value) for entry in ("mimic", "learning_rate") for value in NO_NUMBERS),
+        *((entry, value) for entry in COUNTS for value in (*NO_NUMBERS, 0, 2.0)),
         *(("workers", value) for value in (*NO_NUMBERS, 2.0)),
         ("mean", (0.5, INF, 0.5)),
         ("mean", (0.5,)),
@@ -35,6 +32,19 @@ NO_NUMBERS = [NAN, INF, -INF, -1.0, "2", True]
 def test_settings_that_make_no_sense(entry, value):
     with pytest.raises(ValueError, match=f"{entry} must be"):
         Settings("resnet18", "digits", Path("out"), **{entry: value})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target": 1.001, "mimic": 0, "learning_rate": 0.0, "max_drop": 1, "workers": 0},
+        {"target_ms": 1e-3, "max_drop": 0.0, **dict.fromkeys(COUNTS, 1)},
+        {"target": 1e6, "mimic": 1e6, "learning_rate": 1e6},
+    ],
+)
+def test_the_least_and_the_most_that_a_setting_takes(options):
+    settings = Settings("resnet18", "digits", Path("out"), **options)
+    assert {name: getattr(settings, name) for name in options} == options
 
 
 @pytest.mark.parametrize("options", [{"mimic": 0.0}, {"plan": find("digits")}], ids=["mimic", "plan"])
