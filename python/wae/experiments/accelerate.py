@@ -148,7 +148,7 @@ def _form(task: Task, record: Record) -> Form:
 def _chosen_mimic(task: Task, record: Record, form: Form) -> Mimic:
     """How the original teaches, by trials."""
     found = record.once("mimic", lambda: best_mimic(task, record, form))
-    # a folder of before the mirrored teacher was tried goes on without that trial
+    # a record from before mirrored scores were tried lacks the entry, and is gone on with as it is
     mimic = Mimic(found["weight"], found.get("mirrored", task.settings.mimic_mirrored))
     task.say(f"chosen by the trials: {mimic}")
     return mimic

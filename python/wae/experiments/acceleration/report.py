@@ -186,7 +186,7 @@ def _teaching(training: Mapping[str, Any]) -> str:
     if not training["mimic"]:
         return "The original's scores are no part of the loss."
     scores = "its scores"
-    if training.get("mirrored"):  # not in records of before it was tried
+    if training.get("mirrored"):  # records from before it was tried lack it
         scores = "the mean of its scores for an image and for the mirror image"
     return f"The original teaches: the distance to {scores} is a part of the loss."
 

@@ -62,7 +62,10 @@ def train_accelerated(task: Task, form: Form, mimic: Mimic) -> dict[str, Any]:
 
 
 def train_head(task: Task) -> dict[str, Any]:
-    """Train the original's new head alone, as long as the longest stage; it is kept in the folder."""
+    """Train the original's new head alone; the network is kept in the folder.
+
+    It takes as many epochs as the settings ask for, else as the longest stage has by default.
+    """
     sets, stock = task.sets(task.side), task.original.classifier()
     images = len(sets.training)
     *_, joint = acceleration_plan(images, task.name).stages

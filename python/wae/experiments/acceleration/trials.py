@@ -10,13 +10,13 @@ from wae.models.accelerated import Form
 from .folder import Record
 from .networks import begun, teacher
 from .plans import plan_for
-from .settings import Mimic
+from .settings import NOBODY, Mimic
 from .task import Task
 from .training import fit, forget
 
 _KEPT = 5  # every fifth training image is kept aside for what has to be chosen
 _TRIAL = 4  # a trial has one epoch of the plan's in so many
-_WEIGHT = 1.0  # of the distance to the original's scores, that is tried
+_WEIGHT = 1.0  # that is tried, of the distance to the original's scores
 
 
 def trial(task: Task, record: Record, form: Form, mimic: Mimic) -> float:
@@ -42,13 +42,13 @@ def _tried(task: Task, name: str, form: Form, mimic: Mimic) -> float:
 
 
 def best_mimic(task: Task, record: Record, form: Form) -> dict[str, Any]:
-    """How the original is to teach: the best of two trials, without and with it, or of three.
+    """How the original is to teach, by trials: not at all, by its scores, or by its mirrored scores.
 
-    The third is of its mirrored scores, where images are flipped to train on. They cost a pass of it more in
-    each step, and are tried only where it helped.
+    The last are tried only where teaching helped and images are flipped to train on, for they cost one more
+    pass of the original in each step; or in place of the plain scores, where the settings ask for them.
     """
     asked = task.settings.mimic_mirrored
-    found = {mimic: trial(task, record, form, mimic) for mimic in (Mimic(0.0, asked), Mimic(_WEIGHT, asked))}
+    found = {mimic: trial(task, record, form, mimic) for mimic in (NOBODY, Mimic(_WEIGHT, asked))}
     helped = max(found, key=found.__getitem__).weight > 0
     if helped and not asked and task.sets(form.size).flips:
         mirrored = Mimic(_WEIGHT, mirrored=True)
