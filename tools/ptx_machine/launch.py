@@ -279,8 +279,9 @@ class LaunchableKernel:
         return self._counts(record, list(hits), dict(zip(names, table, strict=True)))
 
     def _arguments(self, args: Sequence[Any], memory: Memory) -> bytes:
-        if len(args) != len(self.params):
-            raise ValueError(f"arguments of {self.name} must be {len(self.params)}, got {len(args)}")
+        needed = len(self.params)
+        if len(args) != needed:
+            raise ValueError(f"{self.name}: the number of arguments must be {needed}, got {len(args)}")
         data = bytearray()
         for number, (param, value) in enumerate(zip(self.params, args, strict=True)):
             if isinstance(value, np.ndarray) or hasattr(value, "untyped_storage"):

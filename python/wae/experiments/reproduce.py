@@ -238,8 +238,8 @@ def run(
     A finished training whose weights are needed, and are no longer there, is done again.
 
     Args:
-        folder: where results, weights and checkpoints are kept. The caller has it to itself
-            (:func:`wae.training.lock.alone_in`), and keeps it so while it writes files of its own there.
+        folder: where results, weights and checkpoints are kept. The caller has locked it, with
+            :func:`wae.training.lock.alone_in`, until its own last file is written there too.
         data: see :meth:`Claim.prepared`.
         claim: what is compared.
         processes: how many trainings at a time, each on one core.

@@ -29,7 +29,7 @@ def joined(device: str | None = None) -> Iterator[torch.device]:
     Args:
         device: None for a GPU if there is one (for each process its own), else the processor.
 
-    Raises ValueError where there is no such device, or torchrun's variables are no numbers.
+    Raises ValueError where there is no such device, or a variable of torchrun's is no number.
     """
     _check_environment()
     chosen = _device(device)
@@ -107,7 +107,7 @@ def _round(store: Store, rank: int, world: int) -> str:
 
 
 def _check_environment() -> None:
-    """Raise ValueError where a number of ``torchrun`` is none: torch would not say which."""
+    """Raise ValueError for a variable of ``torchrun``'s that is no number: torch would not say which."""
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"):
         text = os.environ.get(name, "0")
         if not text.isdecimal():

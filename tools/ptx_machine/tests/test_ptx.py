@@ -668,7 +668,7 @@ def test_unknown_instruction_is_named() -> None:
 
 def test_wrong_launches_are_refused() -> None:
     kernel, x = shared_module()["read_past_the_end"], np.ones(65, F32)
-    with pytest.raises(ValueError, match=r"arguments of .* must be 2, got 1"):
+    with pytest.raises(ValueError, match="the number of arguments must be 2, got 1"):
         kernel.launch(1, 64, [x])
     with pytest.raises(TypeError, match="cannot pass a str"):
         kernel.launch(1, 64, [x, "y"])
