@@ -106,10 +106,7 @@ def train_all(task: Task, record: Record) -> Form:
     if is_first() and "training" not in record.found:
         model = begun(task, task.form)
         rehearse(settings.folder, model, *described(task, task.form), task.form, task.original.network)
-    sets = task.sets(task.form.size)
-    task.say(f"{task.original.name}: {counted(len(sets.training), 'image')} to train on, "
-             f"{len(sets.test):,} to test, {counted(task.original.classes, 'class')}")  # fmt: skip
-    task.say(task.order.note)
+    _say_what_is_there(task)
     if task.new_head:
         _put_head(task, record)
     found = record.once("original", lambda: measure_original(task))
@@ -125,6 +122,15 @@ def train_all(task: Task, record: Record) -> Form:
         record.once(f"rival: {name}", partial(rivals.train_rival, task, record, name, form, mimic))
         forget(task, name)
     return form
+
+
+def _say_what_is_there(task: Task) -> None:
+    sets = task.sets(task.form.size)
+    task.say(
+        f"{task.original.name}: {counted(len(sets.training), 'image')} to train on, "
+        f"{len(sets.test):,} to test, {counted(task.original.classes, 'class')}"
+    )
+    task.say(task.order.note)
 
 
 def _put_head(task: Task, record: Record) -> None:

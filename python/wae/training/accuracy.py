@@ -113,13 +113,34 @@ class _Images:
         best = scores.topk(min(5, scores.shape[1]), dim=1).indices == labels[:, None]
         loss = F.cross_entropy(scores, labels, reduction="sum")
         counts = best[:, 0].sum(), best.sum(), loss, labels.new_tensor(len(labels))
-        self.total += torch.stack([count.double() for count in counts]).cpu()
+        self.total[:4] += torch.stack([count.double() for count in counts]).cpu()
+        self._add_best(best[:, 0], labels)
+
+    def _add_best(self, right: Tensor, labels: Tensor) -> None:
+        """Count further: which images are right, (N,) bool, and their labels."""
 
     def result(self) -> Accuracy:
-        top1, top5, loss, images = self.total.tolist()
+        top1, top5, loss, images = self.total[:4].tolist()
         if not images:
             raise ValueError("the test set must hold at least one image")
         return Accuracy(top1 / images, top5 / images, loss / images, int(images))
+
+
+class ByClass(_Images):
+    """As for an accuracy; behind that the right ones of each class, and all of each."""
+
+    def __init__(self, classes: int) -> None:
+        self.classes = classes
+        self.total = torch.zeros(4 + 2 * classes, dtype=torch.float64)
+
+    def _add_best(self, right: Tensor, labels: Tensor) -> None:
+        counts = [torch.bincount(some, minlength=self.classes) for some in (labels[right], labels)]
+        self.total[4:] += torch.cat(counts).cpu()
+
+    def by_class(self) -> list[dict[str, int]]:
+        """For each class its images, ``of``, and those of them that are classified rightly, ``right``."""
+        counts = self.total[4:].long().view(2, self.classes)
+        return [{"right": right, "of": of} for right, of in counts.T.tolist()]
 
 
 class _Pixels:

@@ -34,7 +34,7 @@ from wae.wording import counted
 from wae_kernels.nn import Encoder
 
 from .accuracy import Accuracy as Accuracy
-from .accuracy import PixelAccuracy, counts_for
+from .accuracy import Counts, PixelAccuracy, counts_for
 from .linear_start import best_linear, write_linear_start
 from .losses import class_weights
 from .objective import Objective, of_transform, trained
@@ -156,15 +156,17 @@ def evaluate(
     workers: int = 0,
     left_out: Callable[[Sequence[str]], None] | None = None,
     advance: Callable[[int], None] | None = None,
+    counts: Counts | None = None,
 ) -> Accuracy | PixelAccuracy:
     """The accuracy of ``model`` on ``data``; where torch.distributed is set up, counted by all processes.
 
     Of a network that scores pixels it is a :class:`PixelAccuracy`, where ``data`` has labels of pixels.
 
     ``left_out`` gets a line for each image file that could not be read, those of all processes; ``advance``
-    the number of images of each batch, those of all processes.
+    the number of images of each batch, those of all processes; ``counts`` are those to count with, if they
+    are to tell more than the accuracy.
     """
-    counts = counts_for(data)
+    counts = counts_for(data) if counts is None else counts
     rank, world = _place()
     together = batch * world
     loader = batches(data, together, 0, 0, False, rank, world, workers)

@@ -14,23 +14,22 @@ from wae.inference.export import export
 from wae.inference.timing import Timing
 from wae.models.classifier import WAEClassifier
 from wae.models.counting import count
-from wae.training.trainer import evaluate
 from wae.wording import first_line
 
 from . import rivals
 from .folder import DEPLOYED, ONNX, Record
-from .measuring import SECONDS, by_class, call, images_of_a_call, timed
+from .measuring import SECONDS, accuracies, call, images_of_a_call, timed
 from .task import Task
 
 _CALIBRATED = 100  # images at most, and as many to check on
 _AT_ONCE = 64  # images that a deployed network is evaluated on
 
 
-class _Side(NamedTuple):
-    """A network, the size of its images, and its fastest form."""
+class _Contender(NamedTuple):
+    """A network, the height and width of its images, and its fastest form."""
 
     network: nn.Module
-    size: int
+    side: int
     deployed: Deployed
 
 
@@ -44,26 +43,25 @@ class Filled(nn.Module):
 
 def deploy_all(task: Task, record: Record, model: WAEClassifier, size: int) -> dict[str, Any]:
     """All networks in their fastest forms, timed in turns; the new one, for images of ``size``, saved."""
-    sides = _sides(task, record, model, size)
-    times = _timed_sides(task, sides)
+    contenders = _contenders(task, record, model, size)
+    times = _times(task, contenders)
     found: dict[str, Any] = {"images": task.settings.images}
-    for name, side in sides.items():
-        deployed, test = side.deployed, task.sets(side.size).test
+    for name, (network, side, deployed) in contenders.items():
+        accuracy, classes = accuracies(task, Filled(deployed), task.sets(side).test, _AT_ONCE)
         found[name] = {
             "engine": deployed.engine,
             "precision": deployed.precision,
-            "accuracy": evaluate(Filled(deployed), test, _AT_ONCE, task.device).score,
+            "accuracy": accuracy.score,
+            "classes": classes,
             "seconds": times[f"{name}, deployed"].median,
             "eager seconds": times[f"{name}, PyTorch"].median,
             "drop": deployed.report["drop"],
-            "multiply_adds": count(side.network, (side.size, side.size)).multiply_adds,
+            "multiply_adds": count(network, (side, side)).multiply_adds,
         }
-    ours, deployed = found["accelerated"], sides["accelerated"].deployed
-    ours["classes"] = by_class(Filled(deployed), task.sets(size).test, _AT_ONCE, task.device)
     try:
-        deployed.save(task.settings.folder / DEPLOYED, force=True)
+        contenders["accelerated"].deployed.save(task.settings.folder / DEPLOYED, force=True)
     except EngineError as error:  # as all on GPUs
-        ours["not saved"] = first_line(error)
+        found["accelerated"]["not saved"] = first_line(error)
     return found
 
 
@@ -88,12 +86,12 @@ def write_onnx(task: Task, model: WAEClassifier, size: int) -> dict[str, Any]:
     return {"difference": report["difference"]}
 
 
-def _sides(task: Task, record: Record, model: WAEClassifier, size: int) -> dict[str, _Side]:
+def _contenders(task: Task, record: Record, model: WAEClassifier, size: int) -> dict[str, _Contender]:
     """Each network in its fastest form; a rival that no engine runs is left out, on the record too."""
     stock = task.original.classifier().to(task.device)
-    sides = {
-        "original": _Side(stock, task.side, fastest(task, stock, task.side)),
-        "accelerated": _Side(model, size, fastest(task, model, size)),
+    contenders = {
+        "original": _Contender(stock, task.side, fastest(task, stock, task.side)),
+        "accelerated": _Contender(model, size, fastest(task, model, size)),
     }
     for name in rivals.NAMES:
         result = record.found.get(f"rival: {name}", {"left out": ""})
@@ -101,17 +99,17 @@ def _sides(task: Task, record: Record, model: WAEClassifier, size: int) -> dict[
             continue
         rival = rivals.trained_rival(task, name, result)
         try:
-            sides[name] = _Side(rival, task.side, fastest(task, rival, task.side))
+            contenders[name] = _Contender(rival, task.side, fastest(task, rival, task.side))
         except (EngineError, DisagreementError) as error:
             result["left out"] = first_line(error)
-    return sides
+    return contenders
 
 
-def _timed_sides(task: Task, sides: Mapping[str, _Side]) -> Mapping[str, Timing]:
+def _times(task: Task, contenders: Mapping[str, _Contender]) -> Mapping[str, Timing]:
     """The times of a call of each, in PyTorch and deployed, in turns."""
     calls: dict[str, Callable[[], Tensor]] = {}
-    for name, side in sides.items():
-        images = images_of_a_call(task, side.size)
-        calls[f"{name}, PyTorch"] = call(side.network, images)
-        calls[f"{name}, deployed"] = call(side.deployed, images)
+    for name, (network, side, deployed) in contenders.items():
+        images = images_of_a_call(task, side)
+        calls[f"{name}, PyTorch"] = call(network, images)
+        calls[f"{name}, deployed"] = call(deployed, images)
     return timed(task, calls)

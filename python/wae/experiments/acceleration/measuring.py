@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from wae.data.dataset import sample
-from wae.data.loading import batches
 from wae.inference.timing import Timing, interleaved
 from wae.models.counting import count
 from wae.progress import bar
-from wae.training.accuracy import Accuracy
+from wae.training.accuracy import Accuracy, ByClass
 from wae.training.processes import is_first
 from wae.training.trainer import evaluate
 
@@ -31,29 +30,26 @@ def measure_original(task: Task) -> dict[str, Any]:
     data, batch = sets.test, 2 * plan_for(task, len(sets.training)).batch
     stock = task.original.classifier().to(task.device)
     with bar("testing the original", len(data), is_first()) as advance:
-        accuracy = evaluate(stock, data, batch, task.device, task.settings.workers, advance=advance)
-    assert isinstance(accuracy, Accuracy)  # classifiers alone are accelerated
+        accuracy, classes = accuracies(task, stock, data, batch, advance)
     return {
         "accuracy": accuracy.score,
         "top5": accuracy.top5,
         "multiply_adds": count(stock, (side, side)).multiply_adds,
-        "classes": by_class(stock, data, batch, task.device),
+        "classes": classes,
         "labels": list(data.labels),
         "size": side,
     }
 
 
-@torch.no_grad()
-def by_class(model: nn.Module, data: Images, batch: int, device: torch.device) -> list[dict[str, int]]:
-    """For each class of ``data`` its images, and those of them that are classified rightly."""
-    right, of = (torch.zeros(len(data.labels), dtype=torch.int64) for _ in range(2))
-    model.eval()
-    for images, labels in batches(data, batch, 0, 0, False):
-        if len(labels):
-            found = model(images.to(device)).argmax(1).cpu()
-            of += torch.bincount(labels, minlength=len(of))
-            right += torch.bincount(labels[found == labels], minlength=len(of))
-    return [{"right": int(a), "of": int(b)} for a, b in zip(right, of, strict=True)]
+def accuracies(
+    task: Task, model: nn.Module, data: Images, batch: int, advance: Callable[[int], None] | None = None
+) -> tuple[Accuracy, list[dict[str, int]]]:
+    """The accuracy of ``model`` on ``data``, and that of each class: see :meth:`ByClass.by_class`."""
+    counts = ByClass(len(data.labels))
+    workers = task.settings.workers
+    accuracy = evaluate(model, data, batch, task.device, workers, advance=advance, counts=counts)
+    assert isinstance(accuracy, Accuracy)  # classifiers alone are accelerated
+    return accuracy, counts.by_class()
 
 
 def images_of_a_call(task: Task, size: int) -> Tensor:

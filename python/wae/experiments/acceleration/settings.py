@@ -41,7 +41,7 @@ NOBODY = Mimic()
 
 
 class _Numbers(NamedTuple):
-    """The numbers that a setting takes, if it is given."""
+    """The numbers that a setting takes."""
 
     described: str
     are_whole: bool
@@ -51,7 +51,7 @@ class _Numbers(NamedTuple):
         """Raise AccelerationError where ``value`` is no such number."""
         kinds = (int,) if self.are_whole else (int, float)
         is_number = isinstance(value, kinds) and type(value) is not bool
-        if value is not None and not (is_number and self.fits(value)):
+        if not (is_number and self.fits(value)):
             raise AccelerationError(f"{name} must be {self.described}, got {value!r}")
 
 
@@ -128,8 +128,10 @@ class Settings:
     def __post_init__(self) -> None:
         if self.target is not None and self.target_ms is not None:
             raise AccelerationError("target and target_ms: give one of them")
+        optional = {entry.name for entry in fields(self) if entry.default is None}
         for name, numbers in _NUMBERS.items():
-            numbers.check(name, getattr(self, name))
+            if (value := getattr(self, name)) is not None or name not in optional:
+                numbers.check(name, value)
         for name, known in (("engine", ("auto", *ENGINES)), ("precision", ("auto", *NAMES))):
             if getattr(self, name) not in known:
                 raise AccelerationError(

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from itertools import product
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from wae.inference.deployed import DisagreementError, deploy
@@ -18,7 +17,7 @@ from wae.training.processes import agreed, is_first
 
 from .deployment import fastest
 from .folder import Record
-from .measuring import SECONDS, timed
+from .measuring import SECONDS, call, images_of_a_call, timed
 from .networks import begun
 from .settings import NOBODY, AccelerationError, Settings
 from .task import Task
@@ -92,11 +91,11 @@ def timed_forms(task: Task) -> dict[str, Any]:
         name = f"{size} {factor}"
         try:
             form = Form(size, factor)
-            calls[name] = _call(begun(task, form).eval().to(task.device), form.size, options)
+            calls[name] = _deployed_call(task, begun(task, form).eval(), form.size, options)
         except (ValueError, EngineError, DisagreementError):
             continue  # images in memory have one size, positions theirs, and engines what they run
         forms[name] = form
-    calls["original"] = _call(task.original.classifier().to(task.device), task.side, options)
+    calls["original"] = _deployed_call(task, task.original.classifier(), task.side, options)
     times = timed(task, calls, SECONDS * 2)
     curve = [
         {"size": form.size, "factor": form.factor, "seconds": times[name].median}
@@ -105,8 +104,8 @@ def timed_forms(task: Task) -> dict[str, Any]:
     return {"original": times["original"].median, "engine": first.engine, "curve": curve}
 
 
-def _call(model: nn.Module, side: int, options: Mapping[str, Any]) -> Callable[[], Tensor]:
-    deployed = deploy(model, (side, side), **options)
-    device = next(model.parameters()).device
-    images = torch.zeros(options["batch"], 3, side, side, dtype=torch.uint8, device=device)
-    return lambda: deployed(images)
+def _deployed_call(
+    task: Task, model: nn.Module, side: int, options: Mapping[str, Any]
+) -> Callable[[], Tensor]:
+    deployed = deploy(model.to(task.device), (side, side), **options)
+    return call(deployed, images_of_a_call(task, side))

@@ -60,7 +60,7 @@ def test_each_side_is_deployed_timed_and_tested_by_itself(tmp_path, monkeypatch)
     assert load_deployed(tmp_path / "deployed").size == (SIDE, SIDE)
 
 
-def test_images_are_counted_by_class_and_those_that_fill_a_batch_are_not():
+def test_images_are_counted_by_class_and_those_that_fill_a_batch_are_not(tmp_path):
     class Deployed(nn.Module):
         """Of three images, no more and no fewer: the class that the first pixel names."""
 
@@ -73,7 +73,9 @@ def test_images_are_counted_by_class_and_those_that_fill_a_batch_are_not():
     images = torch.tensor([0, 1, 1, 0, 0, 3, 3], dtype=torch.uint8).view(7, 1, 1, 1).expand(7, 3, 2, 2)
     data = InMemory(images.clone(), torch.tensor([0, 0, 1, 1, 0, 3, 2]), CLASSES, False, 0)
     filled = deployment.Filled(Deployed())
-    found = measuring.by_class(filled, data, 5, torch.device("cpu"))
-    pairs = [(entry["right"], entry["of"]) for entry in found]
+    task, _ = task_of(tmp_path)
+    accuracy, classes = measuring.accuracies(task, filled, data, 5)
+    pairs = [(entry["right"], entry["of"]) for entry in classes]
     assert pairs == [(2, 3), (1, 2), (0, 1), (1, 1), (0, 0)]
-    assert evaluate(filled, data, 5).top1 == pytest.approx(4 / 7)
+    assert accuracy == evaluate(filled, data, 5)
+    assert accuracy.top1 == pytest.approx(4 / 7)

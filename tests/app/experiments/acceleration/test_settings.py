@@ -22,6 +22,7 @@ COUNTS = ("images", "epochs", "batch", "max_pixels")
         *((entry, value) for entry in ("mimic", "learning_rate") for value in NO_NUMBERS),
         *((entry, value) for entry in COUNTS for value in (*NO_NUMBERS, 0, 2.0)),
         *(("workers", value) for value in (*NO_NUMBERS, 2.0)),
+        *((entry, None) for entry in ("max_drop", "images", "max_pixels", "workers")),
         ("mean", (0.5, INF, 0.5)),
         ("mean", (0.5,)),
         ("std", (0.2, 0.0, 0.2)),
