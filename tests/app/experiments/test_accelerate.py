@@ -38,6 +38,7 @@ from wae.training.plan import Plan, Stage
 from wae.training.trainer import evaluate, train
 
 SUPPORT = Path(__file__).resolve().parents[2] / "support"
+ENOUGH = 5  # epochs: a new head takes as many, and with 2 it knows nothing yet
 
 
 @pytest.fixture
@@ -178,17 +179,27 @@ def test_a_run_that_is_killed_and_goes_on(crops, capsys):
         check(crops, run, capsys)
 
 
+def loaders():
+    """One batch to train on and one to test."""
+    return tuple([of_two_classes(number, number)] for number in (64, 32))
+
+
 @pytest.mark.slow
 def test_loaders_of_other_classes_in_the_fastest_engine_and_precision(tmp_path, monkeypatch):
     """From Python: DataLoaders; a network of five classes, which gets a head for two; everything "auto"."""
     few, why_not = ("eager", "onnxruntime"), Engine.why_not  # to build all takes minutes
     monkeypatch.setattr(Engine, "why_not", lambda e, *a: why_not(e, *a) if e.name in few else "left out")
-    loaders = tuple(
+    data = tuple(
         DataLoader(TensorDataset(*of_two_classes(number, number)), batch_size=16) for number in (64, 32)
     )
     printed = io.StringIO()
-    options = {"input_size": SIDE, "epochs": 2, "mimic": 0.0, "console": Console(file=printed, width=200)}
-    path = wae.accelerate(build(), loaders, tmp_path / "out", **options)
+    options = {
+        "input_size": SIDE,
+        "epochs": ENOUGH,
+        "mimic": 0.0,
+        "console": Console(file=printed, width=200),
+    }
+    path = wae.accelerate(build(), data, tmp_path / "out", **options)
     text = " ".join(printed.getvalue().split())
     assert "knows 5 classes, the data has 2: it gets a new head, which is trained first" in text
     found = json.loads((tmp_path / "out" / "accelerate.json").read_text())["found"]
@@ -200,15 +211,14 @@ def test_loaders_of_other_classes_in_the_fastest_engine_and_precision(tmp_path, 
     scores = torch.cat([deployed(image[None]) for image in images])
     assert (scores.argmax(1) == labels).float().mean() > 0.8
     stamp = (tmp_path / "out" / "original.safetensors").stat().st_mtime_ns
-    wae.accelerate(build(), loaders, tmp_path / "out", **options)  # all is done, the head too
+    wae.accelerate(build(), data, tmp_path / "out", **options)  # all is done, the head too
     assert (tmp_path / "out" / "original.safetensors").stat().st_mtime_ns == stamp
 
 
 @pytest.mark.slow
 def test_rivals_are_trained_and_reported(tmp_path):
-    loaders = tuple([of_two_classes(number, number)] for number in (64, 32))
-    options = {"input_size": SIDE, "epochs": 2, "mimic": 0.0, "engine": "eager", "precision": "float32"}
-    wae.accelerate(build(), loaders, tmp_path / "out", compare=True, console=Console(quiet=True), **options)
+    options = {"input_size": SIDE, "epochs": ENOUGH, "mimic": 0.0, "engine": "eager", "precision": "float32"}
+    wae.accelerate(build(), loaders(), tmp_path / "out", compare=True, console=Console(quiet=True), **options)
     found = json.loads((tmp_path / "out" / "accelerate.json").read_text())["found"]
     text = (tmp_path / "out" / "report.md").read_text()
     for rival in rivals.NAMES:
@@ -233,9 +243,8 @@ def test_a_rival_that_no_engine_runs_is_left_out(tmp_path, monkeypatch):
 
     whole = deployment.fastest
     monkeypatch.setattr(deployment, "fastest", fastest)
-    loaders = tuple([of_two_classes(number, number)] for number in (64, 32))
     options = {"input_size": SIDE, "epochs": 1, "mimic": 0.0, "engine": "eager", "precision": "float32"}
-    wae.accelerate(build(), loaders, tmp_path / "out", compare=True, console=Console(quiet=True), **options)
+    wae.accelerate(build(), loaders(), tmp_path / "out", compare=True, console=Console(quiet=True), **options)
     text = (tmp_path / "out" / "report.md").read_text()
     assert "- half, equal cost is left out: eager is off by 1" in text
     assert text.count("| half resolution |") == 2
@@ -244,9 +253,14 @@ def test_a_rival_that_no_engine_runs_is_left_out(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_int8_from_end_to_end(tmp_path):
     pytest.importorskip("onnxruntime")
-    loaders = tuple([of_two_classes(number, number)] for number in (64, 32))
-    options = {"input_size": SIDE, "epochs": 2, "mimic": 0.0, "precision": "int8", "engine": "onnxruntime"}
-    wae.accelerate(build(), loaders, tmp_path / "out", console=Console(quiet=True), max_drop=0.1, **options)
+    options = {
+        "input_size": SIDE,
+        "epochs": ENOUGH,
+        "mimic": 0.0,
+        "precision": "int8",
+        "engine": "onnxruntime",
+    }
+    wae.accelerate(build(), loaders(), tmp_path / "out", console=Console(quiet=True), max_drop=0.1, **options)
     found = json.loads((tmp_path / "out" / "accelerate.json").read_text())["found"]
     assert found["deployed"]["accelerated"]["precision"] == "int8"
     assert found["deployed"]["accelerated"]["accuracy"] > 0.9
