@@ -465,7 +465,7 @@ def numbers(*shapes, value=1.0):
         ({"conv1_1_CA": numbers((2, 4, 3, 3), 2)}, r"conv1_1_CA: .* \(2, 3, 3, 3\), got \(2, 4, 3, 3\)"),
         ({"fc6_CA": numbers((3, 9), (3,))}, r"fc6_CA: weight must have the shape \(3, 8\), got \(3, 9\)"),
         ({"fc6_CA": numbers((3, 8), (1,))}, r"fc6_CA: bias must have the shape \(3,\), got \(1,\)"),
-        ({"fc6_CA": numbers((3, 8))}, r"fc6_CA must have weight, bias, got 1 blob"),
+        ({"fc6_CA": numbers((3, 8))}, r"fc6_CA must have weight, bias, got 1 blob$"),
         ({"bn_CA": numbers(3, 3)}, r"bn_CA must have mean, variance, scale factor, got 2 blobs"),
         ({"bn_CA": numbers(3, 3, 3)}, r"bn_CA: scale factor must have the shape \(1,\), got \(3,\)"),
         ({"bn_CA": numbers(3, 3, 1, value=-1.0)[:2] + numbers(1)}, r"bn_CA: .*variance is below 0"),

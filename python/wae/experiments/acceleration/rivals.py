@@ -73,7 +73,7 @@ def _weights(task: Task, name: str) -> Path:
 
 
 def _copy_of_original(task: Task) -> FullResolution:
-    """That shares nothing with it, on the processor."""
+    """A copy that shares nothing with the original, on the processor."""
     return copy.deepcopy(task.original.classifier()).cpu().requires_grad_(True)
 
 

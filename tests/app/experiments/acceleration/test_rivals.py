@@ -20,11 +20,16 @@ from wae.models.counting import count
 from wae.models.positions import fit_to
 
 
+def chosen(name, stock, side, multiply_adds, batches=()):
+    """The rival's size or ratio, where every network takes the accelerated one's time."""
+    return rivals.size_or_ratio(name, stock, side, multiply_adds, batches, lambda network: 1.0)
+
+
 def test_the_rival_of_equal_cost_is_found():
     stock = network()
     size = (96, 96)
     cost = count(stock, (72, 72)).multiply_adds
-    found = rivals.size_or_ratio(rivals.EQUAL_COST, stock, 96, cost, [], lambda network: 1.0)
+    found = chosen(rivals.EQUAL_COST, stock, 96, cost)
     assert found == {"side": 72}
     model = rivals.build(rivals.EQUAL_COST, found, stock, [])
     assert count(model, size).multiply_adds == cost
@@ -32,11 +37,11 @@ def test_the_rival_of_equal_cost_is_found():
     images = torch.randint(256, (2, 3, *size), dtype=torch.uint8)
     small = torch.nn.functional.avg_pool2d(images.float(), 2)
     torch.testing.assert_close(half.eval()(images), stock.eval()(small), atol=1e-3, rtol=1e-3)
-    assert rivals.size_or_ratio(rivals.HALF, stock, 96, cost, [], lambda network: 1.0) == {"side": 48}
-    assert rivals.size_or_ratio(rivals.HALF, stock, 97, cost, [], lambda network: 1.0) == {"side": 49}
-    assert rivals.size_or_ratio(rivals.EQUAL_COST, stock, 9, 1, [], lambda network: 1.0) == {"side": 5}
+    assert chosen(rivals.HALF, stock, 96, cost) == {"side": 48}
+    assert chosen(rivals.HALF, stock, 97, cost) == {"side": 49}
+    assert chosen(rivals.EQUAL_COST, stock, 9, 1) == {"side": 5}
     own = count(stock, size).multiply_adds
-    assert rivals.size_or_ratio(rivals.EQUAL_COST, stock, 96, own, [], lambda network: 1.0) == {"side": 96}
+    assert chosen(rivals.EQUAL_COST, stock, 96, own) == {"side": 96}
     same = rivals.build(rivals.EQUAL_COST, {"side": 96}, stock, [])
     torch.testing.assert_close(same.eval()(images), stock(images), atol=1e-3, rtol=1e-3)
     for rival in (half, same):  # which is trained, and the original not with it
@@ -46,8 +51,8 @@ def test_the_rival_of_equal_cost_is_found():
 def test_a_network_of_one_size_has_no_rival_of_another():
     stock = FullResolution(nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.Flatten(), nn.Linear(4 * 15 * 15, 2)))
     with pytest.raises(ValueError, match="takes no images of 16 x 16"):
-        rivals.size_or_ratio(rivals.HALF, stock, 32, 1, [], lambda network: 1.0)
-    assert rivals.size_or_ratio(rivals.EQUAL_COST, stock, 32, 1, [], lambda network: 1.0) == {"side": 31}
+        chosen(rivals.HALF, stock, 32, 1)
+    assert chosen(rivals.EQUAL_COST, stock, 32, 1) == {"side": 31}
 
 
 def test_a_network_that_raises_what_it_likes_has_no_rival_of_another_size():
@@ -60,11 +65,9 @@ def test_a_network_that_raises_what_it_likes_has_no_rival_of_another_size():
             return {SIDE: self.network}[image.shape[-1]](image)  # KeyError
 
     with pytest.raises(ValueError, match=r"the network takes no images of 24 x 24"):
-        rivals.size_or_ratio(rivals.HALF, FullResolution(One()), SIDE, 1000, [], lambda network: 1.0)
+        chosen(rivals.HALF, FullResolution(One()), SIDE, 1000)
     with pytest.raises(ValueError, match=r"the network takes images of no other size"):
-        rivals.size_or_ratio(
-            rivals.EQUAL_COST, FullResolution(One()), SIDE - 1, 1000, [], lambda network: 1.0
-        )
+        chosen(rivals.EQUAL_COST, FullResolution(One()), SIDE - 1, 1000)
 
 
 def test_a_rival_has_positions_of_its_own_size():
@@ -72,7 +75,7 @@ def test_a_rival_has_positions_of_its_own_size():
     stock, images = FullResolution(transformer), torch.zeros(1, 3, 32, 32)
     for name, side in ((rivals.HALF, 16), (rivals.EQUAL_COST, 24)):
         cost = count(fit_to(copy.deepcopy(transformer), (side, side)), (side, side)).multiply_adds
-        found = rivals.size_or_ratio(name, stock, 32, cost, [], lambda network: 1.0)
+        found = chosen(name, stock, 32, cost)
         assert found == {"side": side}
         assert stock(images).shape == (1, 2)
         assert rivals.build(name, found, stock, [])(images).shape == (1, 2)
@@ -83,9 +86,7 @@ def test_a_pruned_rival_is_made_by_its_own_method(monkeypatch):
     monkeypatch.setattr(rivals, "pruned", lambda *arguments: asked.append(arguments))
     monkeypatch.setattr(rivals, "ratio_for", lambda prune, share: {"ratio": 0.75, "made": prune(0.25)})
     for name, method in rivals.PRUNED.items():
-        rivals.build(
-            name, rivals.size_or_ratio(name, stock, 32, 1, batches, lambda network: 1.0), stock, batches
-        )
+        rivals.build(name, chosen(name, stock, 32, 1, batches), stock, batches)
         assert asked[-2:] == [(stock, batches, method, 0.25), (stock, batches, method, 0.75)]
 
 

@@ -11,22 +11,19 @@ from wae.inference.engines import EngineError
 from wae.training.plan import Plan, Stage
 
 CURVE = [(96, 2, 0.9), (96, 4, 0.6), (64, 2, 0.5), (64, 4, 0.4), (32, 8, 0.1)]
-
-
 KEPT = {(96, 2): 0.99, (96, 4): 0.7, (64, 2): 0.9, (64, 4): 0.8, (32, 8): 0.95}
 
 
 def met(monkeypatch, tmp_path, curve=CURVE, **options):
-    """The target's outcome where these are the times and the trials' accuracies."""
+    """The outcome, the forms that were tried, and how the original taught, of these times and accuracies."""
     curve = [{"size": size, "factor": factor, "seconds": seconds} for size, factor, seconds in curve]
-    tried = []
+    tried, mimics = [], []
 
     def trial(task, record, form, mimic):
         tried.append((form.size, form.factor))
         mimics.append(mimic)
         return KEPT[form.size, form.factor]
 
-    mimics = []
     times = {"original": 1.2, "engine": "eager", "curve": curve}
     monkeypatch.setattr(target, "timed_forms", lambda task: times)
     monkeypatch.setattr(target, "trial", trial)

@@ -4,14 +4,13 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
-from accelerations import MIRRORED, PLAIN, of_two_classes, opened, task_of
-from tiny_original import SIDE, build
+from accelerations import MIRRORED, PLAIN, task_of, with_new_head
+from tiny_original import SIDE
 
-from wae.data.dataset import InMemory
 from wae.experiments.acceleration import rivals, training
 from wae.experiments.acceleration.folder import ORIGINAL, TRIALS, Record
 from wae.experiments.acceleration.plans import plan_for
-from wae.experiments.acceleration.settings import NOBODY, Settings
+from wae.experiments.acceleration.settings import NOBODY
 from wae.training.trainer import Epoch
 
 
@@ -45,9 +44,7 @@ def test_the_network_and_its_rivals_see_the_same_images_and_teacher(tmp_path, mo
 
 
 def test_a_new_head_is_trained_as_long_as_the_network_at_a_higher_rate(tmp_path, monkeypatch):
-    images, labels = of_two_classes(8, 0)
-    held = InMemory(images, labels, ("dark", "light"), False, 0)
-    task = opened(Settings(build(), (held, held), tmp_path, input_size=SIDE, epochs=6, seed=3))
+    task = with_new_head(tmp_path, epochs=6, seed=3)
     seen = []
 
     def train(model, plan, *sets, state, **options):
