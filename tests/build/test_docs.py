@@ -256,6 +256,7 @@ def test_the_rendered_documentation_has_every_page() -> None:
         assert page.stem == "index" or f"\n{page.stem}\n" in menu
 
 
+FASHION = ("fashion-mnist", "28 x 28", "14 x 14")
 SMALL_VGG = ("imagenette-small_vgg-64", "64 x 64", "32 x 32")
 CAMVID = ("camvid-enet-90x120", "full resolution", "half, bilinear")
 DECONV = ("camvid-mobilenet_deconv-90x120", "full resolution", "half, bilinear")
@@ -281,6 +282,9 @@ def won_back(folder: str, full: str, half: str, network: str) -> list[int]:
 @pytest.mark.parametrize(
     ("claim", "network", "sentence"),
     [
+        (FASHION, "WAE", "a small VGG, three seeds | {} % ({}, {}, {}); after"),
+        (FASHION, "Decomposition+CNN", "without the reconstruction {} %, Haar"),
+        (FASHION, "Wavelet+CNN", "Haar transform {} % |"),
         (SMALL_VGG, "WAE", "{} % ({}, {}, {})"),
         (SMALL_VGG, "WAE, fine-tuned", "{} % ({}, {}, {})"),
         (SMALL_VGG, "Decomposition+CNN", "without the reconstruction {} %, larger"),
