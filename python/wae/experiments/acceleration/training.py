@@ -118,18 +118,21 @@ def _fit(
     teacher: nn.Module | None,
     observer: Observer,
 ) -> list[Epoch]:
-    return train(
-        model,
-        plan,
-        training,
-        test,
-        state=state,
-        resume=agreed(state.exists()),
-        teacher=teacher,
-        observer=observer,
-        workers=task.settings.workers,
-        device=task.device,
-    )
+    try:
+        return train(
+            model,
+            plan,
+            training,
+            test,
+            state=state,
+            resume=agreed(state.exists()),
+            teacher=teacher,
+            observer=observer,
+            workers=task.settings.workers,
+            device=task.device,
+        )
+    except weights_file.CheckpointError as error:  # damaged, or made by another version's plan
+        raise weights_file.CheckpointError(f"{error}; --force begins anew") from None
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from wae.experiments.acceleration import rivals, training
 from wae.experiments.acceleration.folder import ORIGINAL, TRIALS, Record
 from wae.experiments.acceleration.plans import plan_for
 from wae.experiments.acceleration.settings import NOBODY
+from wae.storage import weights_file
 from wae.training.trainer import Epoch
 
 
@@ -41,6 +42,17 @@ def test_the_network_and_its_rivals_see_the_same_images_and_teacher(tmp_path, mo
         assert plan == whole
     else:  # as many epochs with labels
         assert plan.stages == tuple(replace(stage, kind="classifier") for stage in whole.stages[1:])
+
+
+def test_a_checkpoint_that_another_version_s_plan_made_is_refused_with_the_way_out(tmp_path):
+    task = task_of(tmp_path)[0]
+    plan = plan_for(task, 20, NOBODY)
+    state = tmp_path / TRIALS / "head.safetensors"
+    state.parent.mkdir()
+    weights_file.save(state, task.original.network, {"plan": replace(plan, batch=plan.batch + 1).as_dict()})
+    sets = task.sets(SIDE)
+    with pytest.raises(weights_file.CheckpointError, match=r"head\.safetensors: .*; --force begins anew"):
+        training.fit(task, "head", task.original.network, plan, sets.training, sets.test)
 
 
 def test_a_new_head_is_trained_as_long_as_the_network_at_a_higher_rate(tmp_path, monkeypatch):
