@@ -88,20 +88,6 @@ __device__ __forceinline__ float (&one_row(float (&sums)[kBlocks][4]))[1][kBlock
 template <Mode kMode>
 inline constexpr int kUnrolled = is_plain(kMode) ? 1 : 8;
 
-// As load_matrices, with each matrix transposed (16-bit numbers only).
-__device__ __forceinline__ void load_matrices_transposed(uint32_t (&words)[4], uint32_t address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
-               : "r"(address)
-               : "memory");
-}
-__device__ __forceinline__ void load_matrices_transposed(uint32_t (&words)[2], uint32_t address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
-               : "=r"(words[0]), "=r"(words[1])
-               : "r"(address)
-               : "memory");
-}
-
 // sums += A * B for kBlocks blocks of 8 columns, whose fragments lie one after the other.
 template <Mode kMode, int kBlocks>
 __device__ __forceinline__ void mma_blocks(float (&sums)[kBlocks][4], const uint32_t (&a)[4],

@@ -730,30 +730,29 @@ def test_instructions_do_what_the_manual_says() -> None:
     assert dict(zip(DEFINED, out.tolist(), strict=True)) == DEFINED
 
 
+def result_of_a_warp(body: str) -> int:
+    """%r, a .b32, after ``body``; %t is the thread's number, a .b32, and %p and %q are predicates."""
+    kernel = load(
+        f"{HEAD}.visible .entry k(.param .u64 out) {{ .reg .b32 %t, %r; .reg .pred %p, %q; .reg .b64 %out; "
+        f"mov.u32 %t, %tid.x; {body} ld.param.u64 %out, [out]; st.global.u32 [%out], %r; ret; }}"
+    )["k"]
+    out = poisoned(1, np.uint32)
+    kernel.launch(1, 32, [out])
+    return int(out[0])
+
+
 @pytest.mark.parametrize(
     ("kind", "expected"), [("max.s32", 11), ("min.s32", 2**32 - 20), ("max.u32", 2**32 - 1), ("min.u32", 0)]
 )
 def test_reductions_of_a_warp_know_signs(kind: str, expected: int) -> None:
-    kernel = load(
-        f"{HEAD}.visible .entry k(.param .u64 out) {{ .reg .b32 %t, %r; .reg .b64 %out; mov.u32 %t, %tid.x; "
-        f"sub.u32 %t, %t, 20; redux.sync.{kind} %r, %t, 0xffffffff; "
-        "ld.param.u64 %out, [out]; st.global.u32 [%out], %r; ret; }"
-    )["k"]
-    out = poisoned(1, np.uint32)
-    kernel.launch(1, 32, [out])
-    assert out.tolist() == [expected]
+    body = f"sub.u32 %t, %t, 20; redux.sync.{kind} %r, %t, 0xffffffff;"
+    assert result_of_a_warp(body) == expected
 
 
 @pytest.mark.parametrize(("least", "same"), [(0, 1), (5, 0), (32, 1)])
 def test_a_vote_is_uniform_where_all_say_the_same(least: int, same: int) -> None:
-    kernel = load(
-        f"{HEAD}.visible .entry k(.param .u64 out) {{ .reg .b32 %t, %r; .reg .pred %p, %q; .reg .b64 %out; "
-        f"mov.u32 %t, %tid.x; setp.lt.u32 %p, %t, {least}; vote.sync.uni.pred %q, %p, 0xffffffff; "
-        "selp.u32 %r, 1, 0, %q; ld.param.u64 %out, [out]; st.global.u32 [%out], %r; ret; }"
-    )["k"]
-    out = poisoned(1, np.uint32)
-    kernel.launch(1, 32, [out])
-    assert out.tolist() == [same]
+    body = f"setp.lt.u32 %p, %t, {least}; vote.sync.uni.pred %q, %p, 0xffffffff; selp.u32 %r, 1, 0, %q;"
+    assert result_of_a_warp(body) == same
 
 
 def test_numbers_fit_their_parameters() -> None:
