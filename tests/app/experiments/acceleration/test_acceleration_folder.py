@@ -1,4 +1,4 @@
-"""The record of an acceleration: which folder a run goes on with."""
+"""The folder of an acceleration, and its record: which folder a run goes on with."""
 
 import pytest
 from accelerations import task_of
