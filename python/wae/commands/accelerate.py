@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,6 @@ def _times(text: str) -> float:
         value = float(text.removesuffix("x"))
     except ValueError:
         raise argparse.ArgumentTypeError(f"needs a number such as 2.0x, got {text!r}") from None
-    if not 1 < value < 1e6:
-        raise argparse.ArgumentTypeError(f"needs more than 1x, got {text}")
+    if not 1 < value < math.inf:  # NaN neither
+        raise argparse.ArgumentTypeError(f"needs a finite number above 1, got {text}")
     return value

@@ -35,17 +35,23 @@ def test_every_option_arrives(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [("--target", "1x"), ("--target", "0"), ("--target", "nan"), ("--target", "fast"), ("--engine", "warp")],
+    ("arguments", "needed"),
+    [
+        *((("--target", value), "needs a finite number above 1, got") for value in ("1x", "0", "nan", "inf")),
+        (("--target", "fast"), "needs a number such as 2.0x, got 'fast'"),
+        (("--engine", "warp"), "must be auto or one of"),
+    ],
 )
-def test_wrong_usage(tmp_path, arguments, capsys):
+def test_wrong_usage(tmp_path, arguments, needed, capsys):
     line = ["accelerate", "--model", "resnet18", "--data", "digits", "-o", str(tmp_path / "out"), *arguments]
     try:
         status = cli.main(line)
     except SystemExit as end:  # argparse's
         status = end.code
     assert status == 2
-    assert arguments[0] in capsys.readouterr().err.splitlines()[-1]
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert arguments[0] in said
+    assert needed in said
     assert not (tmp_path / "out").exists()
 
 
