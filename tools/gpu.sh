@@ -16,7 +16,7 @@
 #   PYTHON     the interpreter that has torch, torchvision and the tests' packages (python3); what it lacks is said first
 #   LIMIT      seconds for everything together (0: as long as it takes); each step has a limit of its own
 #   WORKERS    processes for the op tests (half of the cores, at most 8), where pytest-xdist is installed
-#   NETWORKS   what "networks" runs, in order
+#   NETWORKS   what "networks" runs, in order ("ResNet50-1 VGG16-32", say): by default, all with each batch
 #   WITHOUT_GPU=1  goes on where torch sees no GPU: to try this script
 #
 # A step that fails or runs out of time is noted, and the next one starts. Benchmarks are kept case by case in
@@ -30,22 +30,41 @@
 set -u -o pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 99
 
+STAGES=(build test ops networks report sanitize triton profile)
+ALL_NETWORKS=(VGG16-1 ResNet50-1 VGG16-32 ResNet50-32 VGG16-256 ResNet50-256 VGG16-8 ResNet50-8 VGG16-128 ResNet50-128)
+
+refuse() {
+  echo "$1" >&2
+  exit 99
+}
+
+# one_of WHAT NAME KNOWN...: refuses a NAME that is none of them
+one_of() {
+  local what=$1 name=$2 known
+  shift 2
+  for known; do
+    [ "$name" != "$known" ] || return 0
+  done
+  refuse "no $what $name; there are: $*"
+}
+
+# What was asked for is checked before anything is made or run.
 PYTHON=${PYTHON:-python3}
-OUT=$(mkdir -p "${OUT:-gpu-results}" && cd "${OUT:-gpu-results}" && pwd) || exit 99
 LIMIT=${LIMIT:-0}
 CORES=$(getconf _NPROCESSORS_ONLN)
 half=$(((CORES + 1) / 2))
 WORKERS=${WORKERS:-$((half > 8 ? 8 : half))}
+NETWORKS=${NETWORKS:-${ALL_NETWORKS[*]}}
+[ $# -gt 0 ] || set -- "${STAGES[@]}"
+for stage; do one_of stage "$stage" "${STAGES[@]}"; done
+for network in $NETWORKS; do one_of network "$network" "${ALL_NETWORKS[@]}"; done
 for name in LIMIT WORKERS; do
   case ${!name} in
-    *[!0-9]*)
-      echo "$name must be a whole number, got ${!name}" >&2
-      exit 99
-      ;;
+    *[!0-9]*) refuse "$name must be a whole number, got ${!name}" ;;
   esac
 done
-NETWORKS=${NETWORKS:-"VGG16-1 ResNet50-1 VGG16-32 ResNet50-32 VGG16-256 ResNet50-256 VGG16-8 ResNet50-8 VGG16-128 ResNet50-128"}
-STAGES=(build test ops networks report sanitize triton profile)
+command -v "$PYTHON" >/dev/null || refuse "PYTHON: there is no program $PYTHON"
+OUT=$(mkdir -p "${OUT:-gpu-results}" && cd "${OUT:-gpu-results}" && pwd) || exit 99
 FAILED=0
 SECONDS=0 # bash counts it up
 
@@ -186,16 +205,6 @@ if ! "$PYTHON" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2
   echo "torch sees no GPU here (PYTHON=$PYTHON)" >&2
   [ -n "${WITHOUT_GPU:-}" ] || exit 99
 fi
-[ $# -gt 0 ] || set -- "${STAGES[@]}"
-for stage; do
-  case " ${STAGES[*]} " in
-    *" $stage "*) ;;
-    *)
-      echo "no stage $stage; there are: ${STAGES[*]}" >&2
-      exit 99
-      ;;
-  esac
-done
 say "$(date -u +%FT%TZ) $*; $CORES cores; $("$PYTHON" -c 'import sys, torch; print("Python", sys.version.split()[0], "torch", torch.__version__)')"
 command -v nvidia-smi >/dev/null && nvidia-smi 2>&1 | indented
 lacks=$("$PYTHON" -c 'import sys; from importlib.util import find_spec; print(*(m for m in sys.argv[1:] if not find_spec(m)))' \

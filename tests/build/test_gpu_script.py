@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from benches import bench_classifiers
+
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """#!/bin/sh
 echo "$(basename "$0") $*" >> "$CALLS"
@@ -102,8 +104,28 @@ def test_a_variable_that_is_no_number(tmp_path: Path, name: str) -> None:
     assert done.summary == f"{name} must be a whole number, got 2h\n"
 
 
-@pytest.mark.parametrize("stage", ["nothing", "build-test"])
+@pytest.mark.parametrize("stage", ["nothing", "build-test", "build test"])
 def test_unknown_stage(tmp_path: Path, stage: str) -> None:
     done = run(tmp_path, "build", stage)
-    assert done.status == 99
+    assert (done.status, done.calls) == (99, [])
     assert f"no stage {stage}; there are: build test" in done.summary
+
+
+def test_an_unknown_network_is_found_out_before_any_step(tmp_path: Path) -> None:
+    """It was a step that failed late, with "not found" in its log."""
+    done = run(tmp_path, NETWORKS="ResNet50-1 VGG19-1")
+    assert (done.status, done.calls) == (99, [])
+    assert done.summary.startswith("no network VGG19-1; there are: VGG16-1 ResNet50-1 ")
+
+
+def test_an_interpreter_that_is_not_there(tmp_path: Path) -> None:
+    done = run(tmp_path, "report", PYTHON="python9")
+    assert (done.status, done.summary) == (99, "PYTHON: there is no program python9\n")
+
+
+def test_its_networks_are_all_that_the_benchmark_has(tmp_path: Path) -> None:
+    calls = "\n".join(run(tmp_path, "networks").calls)
+    values = {mark.args[0]: mark.args[1] for mark in bench_classifiers.bench_end_to_end.pytestmark}
+    settings = [case.id for case in values["setting"] if case.id.startswith("cuda")]
+    wanted = {f"{network}-{setting}" for network in values["network"] for setting in settings}
+    assert set(re.findall(r"bench_end_to_end\[(.*?)\]", calls)) == wanted
