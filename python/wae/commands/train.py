@@ -190,8 +190,8 @@ def _plan(options: argparse.Namespace) -> Plan:
         chosen = made_of_original(chosen)
     if options.stage:
         chosen = chosen.only(*(plan.KINDS[number - 1] for number in options.stage))
-    of_stages = _given(options, "epochs", "learning_rate")
-    stages = tuple(replace(stage, **of_stages) for stage in chosen.stages)
+    rate = _given(options, "learning_rate")
+    stages = tuple(replace(s.lasting(options.epochs or s.epochs), **rate) for s in chosen.stages)
     return replace(chosen, **_given(options, "batch", "accumulate", "precision", "seed"), stages=stages)
 
 

@@ -101,6 +101,15 @@ class Stage:
             if getattr(self, name) == 1:
                 raise PlanError(f"{name} must be a number below 1, got {getattr(self, name)!r}")
 
+    def lasting(self, epochs: int) -> Stage:
+        """The stage with so many epochs, of which warm-up and, where it has any, steps keep their share."""
+        if epochs == self.epochs:
+            return self
+        longer = replace(self, epochs=epochs, warmup=self.warmup * epochs / self.epochs)
+        if self.schedule != "step":
+            return longer
+        return replace(longer, step_epochs=max(1, round(self.step_epochs * epochs / self.epochs)))
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -555,7 +555,9 @@ def test_every_option_arrives(monkeypatch):
     assert run(*line.split()) == 0
     ((made, show),) = seen
     digits = plan.find("digits")
-    stages = tuple(replace(stage, epochs=9, learning_rate=0.2) for stage in digits.stages[1:])
+    lengths = {"epochs": 9, "learning_rate": 0.2}
+    labelled, joint = digits.stages[1:]
+    stages = replace(labelled, warmup=0.5 * 9 / 4, **lengths), replace(joint, **lengths)  # 0.5 of 4 epochs
     changed = {"model": "tiny", "batch": 6, "accumulate": 2, "precision": "bfloat16", "seed": 7}
     files = {"weights": Path("w"), "body_weights": "b", "autoencoder": Path("a"), "teacher": Path("t")}
     others = {"size": (20, 30), "on_corrupt": "skip", "max_pixels": 99, "workers": 8, "device": "cpu"}

@@ -36,6 +36,16 @@ def test_the_papers_plans_have_its_stages_and_its_gamma(name):
     assert papers.stages[2].transform_weight == 1e-3
 
 
+def test_a_stage_that_lasts_longer_or_shorter_keeps_the_shares_of_its_warm_up_and_its_steps():
+    """With fewer epochs the warm-up was longer than the training, and the rate never reached its height."""
+    cosine = Stage("joint", 20, 0.1, warmup=3.0)
+    assert cosine.lasting(5) == replace(cosine, epochs=5, warmup=0.75)
+    assert cosine.lasting(40) == replace(cosine, epochs=40, warmup=6.0)
+    assert cosine.lasting(20) == cosine
+    stepped = replace(cosine, schedule="step", step_epochs=8)
+    assert [stepped.lasting(epochs).step_epochs for epochs in (5, 40, 1)] == [2, 16, 1]
+
+
 def test_a_plan_for_some_stages_or_for_a_network_without_an_encoder():
     whole = plan.find("digits")
     assert [stage.kind for stage in whole.only("transform", "joint").stages] == ["transform", "joint"]

@@ -25,8 +25,7 @@ def plan_for(task: Task, images: int, mimic: Mimic = NOBODY) -> Plan:
     longest = max(stage.epochs for stage in plan.stages)
     stages = tuple(
         replace(
-            stage,
-            epochs=max(1, round(stage.epochs * (s.epochs or longest) / longest)),
+            stage.lasting(max(1, round(stage.epochs * (s.epochs or longest) / longest))),
             learning_rate=stage.learning_rate if s.learning_rate is None else s.learning_rate,
             mimic_mirrored=stage.mimic_mirrored or mimic.mirrored,
         )

@@ -69,9 +69,8 @@ def train_head(task: Task) -> dict[str, Any]:
     sets, stock = task.sets(task.side), task.original.classifier()
     images = len(sets.training)
     *_, joint = acceleration_plan(images, task.name).stages
-    epochs = task.settings.epochs or joint.epochs
-    warmup = joint.warmup * epochs / joint.epochs
-    stage = replace(joint, kind="classifier", epochs=epochs, warmup=warmup, learning_rate=_HEAD_RATE)
+    longest = joint.lasting(task.settings.epochs or joint.epochs)
+    stage = replace(longest, kind="classifier", learning_rate=_HEAD_RATE)
     plan = Plan(task.name, (stage,), plan_for(task, images).batch, seed=task.settings.seed)
     history = fit(task, "head", stock, plan, sets.training, sets.test)
     stock.cpu().eval()

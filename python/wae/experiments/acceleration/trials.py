@@ -33,7 +33,7 @@ def _tried(task: Task, name: str, form: Form, mimic: Mimic) -> float:
     kept = range(0, len(sets.plain), _KEPT)
     rest = [number for number in range(len(sets.plain)) if number % _KEPT]
     plan = plan_for(task, len(rest), mimic)
-    stages = (replace(stage, epochs=max(1, round(stage.epochs / _TRIAL))) for stage in plan.stages)
+    stages = (stage.lasting(max(1, round(stage.epochs / _TRIAL))) for stage in plan.stages)
     plan = replace(plan, stages=tuple(stages))
     training, test = sets.training.subset(rest), sets.plain.subset(kept)
     history = fit(task, name, begun(task, form), plan, training, test, teacher(task, form.size, mimic))

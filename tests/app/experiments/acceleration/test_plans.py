@@ -27,9 +27,9 @@ def test_the_plan_keeps_what_the_original_knows_and_takes_what_a_user_asks_for(t
     labelled = {"optimizer": "adamw", "weight_decay": 0.05, "mimic_weight": 0.5, "mimic_temperature": 2.0}
     # 2000 steps of 32 images were 64 epochs, of which 30 are enough; 3, 10 and 30 become 1, 2 and 6
     stages = (
-        Stage("transform", 1, 3e-4, "adam", warmup=0.1),
-        Stage("classifier", 2, 1e-3, warmup=1.5, **labelled),
-        Stage("joint", 6, 3e-4, warmup=1.5, encoder_rate=0.1, **labelled),
+        Stage("transform", 1, 3e-4, "adam", warmup=0.1 / 3),
+        Stage("classifier", 2, 1e-3, warmup=1.5 * 2 / 10, **labelled),
+        Stage("joint", 6, 3e-4, warmup=1.5 * 6 / 30, encoder_rate=0.1, **labelled),
     )
     name = "sequential:given"
     assert plan_for(task, 1000, Mimic(0.5)) == Plan(name, stages, batch=32, norm_statistics="kept", seed=3)

@@ -33,6 +33,8 @@ def test_a_trial_is_trained_and_tested_on_training_images_alone(tmp_path, monkey
     assert (others.augment, kept.augment) == (True, False)
     whole = plan_for(task, 16, PLAIN)
     assert [s.epochs for s in plan.stages] == [max(1, round(s.epochs / 4)) for s in whole.stages]
+    for one, other in zip(plan.stages, whole.stages, strict=True):
+        assert one.warmup / one.epochs == pytest.approx(other.warmup / other.epochs)
     assert plan.stages[-1].mimic_weight == 1.0
     assert none is None
     with torch.no_grad():
