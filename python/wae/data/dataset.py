@@ -89,10 +89,18 @@ def sample(data: Dataset, count: int) -> tuple[Tensor, Tensor]:
     readable = [batch for batch in found if len(batch[0])]  # an empty one has no shape of labels
     if not readable:
         where = getattr(data, "folder", None) or "data"
-        raise DatasetError(f"{where}: none of {len(data)} images that were tried can be read")
+        raise DatasetError(
+            f"{where}: none of {len(data)} images that were tried can be read{_first_failure(data)}"
+        )
     images, labels = (torch.cat(part) for part in zip(*readable, strict=True))
     taken = spread(len(images), count)
     return images[taken], labels[taken]
+
+
+def _first_failure(data: Dataset) -> str:
+    """Of files: what is wrong with the first, for the end of a sentence."""
+    read = getattr(data, "read", None)
+    return f"; the first: {read([0], 0)[2][0]}" if read else ""
 
 
 def permuted(labels: Sequence[str], numbers: Sequence[int]) -> tuple[str, ...]:

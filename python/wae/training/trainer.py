@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from wae.data.dataset import Dataset
+from wae.data.dataset import Dataset, sample
 from wae.data.folder import ImageFiles
 from wae.data.loading import batches, fingerprint
 from wae.data.segmentation import SegmentationFolder
@@ -257,17 +257,21 @@ class _Run:
         model, plan = self.model, self.plan
         if not isinstance(model, WAENetwork) or (number and plan.norm_statistics == "batch"):
             return
-        sample = self.training.batch(_sample(self.training), 0)[0]
-        if not len(sample):
-            raise TrainingError("none of the training images that are measured first can be read")
+        images = self._measured()
         if number == 0 and plan.start == "linear":
             if model.decoder is None or not isinstance(model.encoder, Encoder):
                 raise ValueError("start = linear needs a model with a learned encoder and a decoder")
             scale, shift = model.image_scale.view(3, 1, 1).cpu(), model.image_shift.view(3, 1, 1).cpu()
-            transform = best_linear((image * scale + shift for image in sample), least_energy=True)
+            transform = best_linear((image * scale + shift for image in images), least_energy=True)
             write_linear_start(model.encoder, model.decoder, transform)
         if plan.norm_statistics != "batch":
-            _measure_norms(model, sample, low=plan.norm_statistics == "fixed")
+            _measure_norms(model, images, low=plan.norm_statistics == "fixed")
+
+    def _measured(self) -> Tensor:
+        """The training images that a stage is prepared with. Raises DatasetError where none can be read."""
+        numbers = _sample(self.training)
+        images, _ = self.training.batch(numbers, 0)
+        return images if len(images) else sample(self.training, len(numbers))[0]
 
     def _class_weights(self, stage: Stage) -> Tensor | None:
         if not stage.class_balance or stage.kind == "transform":

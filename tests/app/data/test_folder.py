@@ -11,7 +11,7 @@ import torch
 from data_sets import corrupt, noise, same, small
 from PIL import Image
 
-from wae.data.dataset import DatasetError
+from wae.data.dataset import DatasetError, sample
 from wae.data.folder import image_folder
 from wae.data.images import ImageError, read_image
 from wae.data.loading import batches, open_dataset
@@ -101,6 +101,15 @@ def test_a_batch_of_nothing_but_corrupt_images_is_empty(photos):
     assert images.shape == (0, 3, 16, 16)
     assert labels.shape == (0,)
     assert (images.dtype, labels.dtype) == (whole[0].dtype, whole[1].dtype)
+
+
+def test_where_no_image_can_be_read_the_first_is_named(photos):
+    for path in (photos / "train").rglob("*.png"):
+        path.write_bytes(b"no image")
+    data = small(photos, on_corrupt="skip")
+    first = f"the first: {data.samples[0][0]}: this is not an image file"
+    with pytest.raises(DatasetError, match=f"train: none of 8 images that were tried can be read; {first}"):
+        sample(data, 2)
 
 
 def test_an_image_far_longer_than_wide_is_refused(photos):

@@ -19,7 +19,7 @@ from tiny_classifier import tiny
 from torch import nn
 from trained import FIXED, JOINT, PLAN, SHARED, image_set, network, run, with_gaps
 
-from wae.data.dataset import InMemory
+from wae.data.dataset import DatasetError, InMemory
 from wae.data.folder import ImageFolder
 from wae.models.stock import StockDecoder, StockEncoder
 from wae.storage import weights_file
@@ -293,8 +293,22 @@ def test_a_batch_without_images_ends_a_training_and_not_an_evaluation():
     flat, stage = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 3)), PLAN.stages[1]
     with pytest.raises(TrainingError, match=r"of step 1 in epoch 1 of stage 1 \(classifier\) can be read"):
         train(flat, only(stage), some_of(image_set(), 0), data)
-    with pytest.raises(TrainingError, match="none of the training images that are measured first"):
+    with pytest.raises(DatasetError, match="none of 32 images that were tried can be read"):
         train(network(), only(JOINT, start="linear"), some_of(image_set(), 0), data)
+
+
+def test_where_none_of_the_images_that_are_measured_first_can_be_read_others_are(monkeypatch):
+    """The training ended, though it could have gone on."""
+    monkeypatch.setattr(trainer, "_SAMPLE", 4)
+    data = image_set(augment=False)
+    images, _ = data.batch(range(4, 8), 0)
+    whole = data.batch
+    data.batch = lambda indices, epoch: whole([i for i in indices if 4 <= i < 8], epoch)
+    seen = []
+    monkeypatch.setattr(trainer, "_measure_norms", lambda model, images, low: seen.append(images))
+    with pytest.raises(TrainingError, match="of step"):
+        train(network(), only(JOINT, norm_statistics="kept"), data, data)
+    assert torch.equal(seen[0], images)
 
 
 def test_a_large_seed_trains():
