@@ -111,6 +111,7 @@ def train_all(task: Task, record: Record) -> Form:
         _put_head(task, record)
     found = record.once("original", lambda: measure_original(task))
     task.say(f"the original's top-1 accuracy: {100 * found['accuracy']:.2f} %")
+    task.say(report.doubt(record.found))
     form = _form(task, record)
     mimic = settings.asked_mimic
     if mimic is None:

@@ -418,11 +418,29 @@ def test_what_does_not_come_back_from_a_file_is_found_out_before_the_training(tm
     assert {path.name for path in tmp_path.iterdir()} == {"accelerate.json"}
 
 
+def measured(accuracy):
+    """The original, on ten images of each of two classes."""
+    return {"accuracy": accuracy, "classes": [{"right": round(10 * accuracy), "of": 10}] * 2}
+
+
+@pytest.mark.parametrize(("accuracy", "is_said"), [(0.5, True), (0.9, False)])
+def test_an_original_that_only_guesses_is_told_of(tmp_path, accuracy, is_said):
+    """A new head after too few epochs: the table compared with chance, and nothing said so."""
+    task, _ = task_of(tmp_path, mimic=0.0)
+    printed = io.StringIO()
+    task = replace(task, console=Console(file=printed))
+    accelerate.train_all(
+        task, Record(tmp_path / "record.json", {}, {"original": measured(accuracy), "training": {}})
+    )
+    line = f"top-1 accuracy: {100 * accuracy:.2f} %\nthe original is hardly better than guessing: 50.00 %"
+    assert (line in printed.getvalue()) == is_said
+
+
 def test_a_line_says_that_classes_without_names_are_taken_by_number(tmp_path):
     task, _ = task_of(tmp_path, mimic=0.0)
     printed = io.StringIO()
     task = replace(task, console=Console(file=printed))
-    done = {"original": {"accuracy": 0.5}, "training": {}}
+    done = {"original": measured(0.5), "training": {}}
     accelerate.train_all(task, Record(tmp_path / "record.json", {}, done))
     line = "sequential:given: has no names of classes; they are taken by number\n"
     assert line in printed.getvalue()
@@ -462,7 +480,7 @@ def test_the_original_teaches_as_was_asked_for_or_found(tmp_path, monkeypatch, o
     task = replace(task, console=Console(file=printed))
     monkeypatch.setattr(accelerate, "train_accelerated", lambda task, form, mimic: seen.append(mimic))
     monkeypatch.setattr(accelerate, "rehearse", lambda *arguments: None)
-    done = {"original": {"accuracy": 0.5}, **({} if found is None else {"mimic": found})}
+    done = {"original": measured(0.5), **({} if found is None else {"mimic": found})}
     accelerate.train_all(task, Record(tmp_path / "record.json", {}, done))
     assert seen == [taken]
     assert (f"chosen by the trials: {taken}\n" in printed.getvalue()) == (found is not None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,6 +74,24 @@ def summary(found: Mapping[str, Any]) -> str:
         f"{first.seconds / new.seconds:.1f} times as fast as the original in PyTorch, "
         f"{old.seconds / new.seconds:.1f} times as fast as in its fastest engine; top-1 accuracy "
         f"{100 * first.accuracy:.2f} % to {100 * new.accuracy:.2f} %{end}"
+    )
+
+
+def doubt(found: Mapping[str, Any]) -> str:
+    """That the original is hardly better than guessing, and what to do about it; "" where it is better.
+
+    Guessing is to name the most frequent class each time; better is what two standard errors do not explain.
+    """
+    accuracy, of = found["original"]["accuracy"], [entry["of"] for entry in found["original"]["classes"]]
+    guessed = max(of) / sum(of)
+    if accuracy == 1 or accuracy > guessed + 2 * math.sqrt(guessed * (1 - guessed) / sum(of)):
+        return ""
+    to_do = "see whether its weights, the order of its classes, --mean, --std and --input-size are right"
+    if "head" in found:
+        to_do = "its new head needs more --epochs (and --force, to begin anew)"
+    return (
+        f"the original is hardly better than guessing: {100 * accuracy:.2f} % of the test images are right, "
+        f"and the most frequent class is {100 * guessed:.2f} % of them; {to_do}"
     )
 
 
@@ -194,6 +213,8 @@ def _teaching(training: Mapping[str, Any]) -> str:
 def markdown(name: str, found: Mapping[str, Any]) -> str:
     """The report without images."""
     lines = [f"# {name}, accelerated", "", f"{summary(found)}.", ""]
+    if doubtful := doubt(found):
+        lines += [f"**Mind**: {doubtful}.", ""]
     for title, columns, cells in _tables(name, found):
         lines += [f"## {title}", "", _row(columns), "|" + "---|" * len(columns), *map(_row, cells), ""]
     return "\n".join([*lines, *(f"- {note}" for note in _notes(found)), ""])
@@ -225,6 +246,8 @@ def page(name: str, found: Mapping[str, Any], parts: Mapping[str, Tensor]) -> st
         f"<body><h1>{title}</h1><p>{html.escape(summary(found))}.</p>",
         f'<p><img alt="accuracy against time" src="{_plot(rows(found))}"></p>',
     ]
+    if doubtful := doubt(found):
+        lines.insert(-1, f"<p><b>Mind</b>: {html.escape(doubtful)}.</p>")
     for heading, columns, cells in _tables(name, found):
         lines.append(f"<h2>{html.escape(heading)}</h2><table>")
         for tag, row in (("th", columns), *(("td", row) for row in cells)):

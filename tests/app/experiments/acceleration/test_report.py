@@ -1,5 +1,6 @@
 """The report of an acceleration: its tables, its notes and its page."""
 
+import pytest
 import torch
 
 from wae.experiments.acceleration import report
@@ -50,6 +51,35 @@ def test_the_classes_that_lost():
     slow = found()
     slow["deployed"]["accelerated"]["seconds"] = 0.003
     assert "top-1 accuracy 92.00 % to 90.00 %: WAE does not pay here." in report.markdown("net", slow)
+
+
+@pytest.mark.parametrize(
+    ("right", "of", "doubtful"),
+    [
+        ((5, 5), (10, 10), True),
+        ((10, 4), (10, 10), True),  # 70 %: of 20 guesses at 50 % 6 % are as good
+        ((10, 5), (10, 10), False),
+        ((0, 88), (10, 90), True),  # it names the one class alone
+        ((9, 88), (10, 90), False),
+        ((2, 2), (2, 2), False),  # all there are
+    ],
+)
+def test_an_original_that_only_guesses(right, of, doubtful):
+    classes = [{"right": a, "of": b} for a, b in zip(right, of, strict=True)]
+    measured = {**found()["original"], "accuracy": sum(right) / sum(of), "classes": classes, "labels": "ab"}
+    said = report.doubt({"original": measured})
+    assert bool(said) == doubtful
+    assert ("see whether its weights, the order of its classes, --mean" in said) == doubtful
+
+
+def test_the_report_says_of_an_original_that_only_guesses_what_to_do():
+    of = found(head={"epochs": 1})
+    parts = {"image": torch.zeros(0, 3, 4, 4, dtype=torch.uint8)}
+    for accuracy, times in ((0.55, 1), (0.92, 0)):
+        of["original"]["accuracy"] = accuracy
+        for text in (report.markdown("net", of), report.page("net", of, parts)):
+            assert text.count("hardly better than guessing: 55.00 % of the test images are right") == times
+            assert text.count("its new head needs more --epochs (and --force, to begin anew)") == times
 
 
 def deployed_side(name, accuracy, seconds, eager, multiply_adds=0):
