@@ -33,7 +33,7 @@ from .acceleration.networks import begun, described, trained, try_out
 from .acceleration.settings import AccelerationError, Mimic, Settings
 from .acceleration.target import meet_target
 from .acceleration.task import Task, open_task
-from .acceleration.training import SHOWN, forget, train_accelerated, train_head
+from .acceleration.training import SHOWN, forget, forget_all, train_accelerated, train_head
 from .acceleration.trials import best_mimic
 
 __all__ = ["AccelerationError", "Settings", "accelerate", "run"]
@@ -122,6 +122,7 @@ def train_all(task: Task, record: Record) -> Form:
     for name in rivals.NAMES if settings.compare else ():
         record.once(f"rival: {name}", partial(rivals.train_rival, task, record, name, form, mimic))
         forget(task, name)
+    forget_all(task)
     return form
 
 

@@ -463,6 +463,18 @@ def test_a_rivals_checkpoint_stays_until_its_result_is_on_the_record(tmp_path, m
     assert not list((tmp_path / "trials").iterdir())
 
 
+def test_where_all_is_trained_no_checkpoint_is_left(tmp_path):
+    """An earlier version called the trial of a mirrored teacher otherwise: nothing went on from its file."""
+    task, _ = task_of(tmp_path, mimic=0.0)
+    stale = tmp_path / "trials" / "size 48, factor 4, mimic 1.safetensors"
+    stale.parent.mkdir()
+    stale.touch()
+    accelerate.train_all(
+        task, Record(tmp_path / "record.json", {}, {"original": measured(0.9), "training": {}})
+    )
+    assert not stale.exists()
+
+
 @pytest.mark.parametrize(
     ("options", "found", "taken"),
     [

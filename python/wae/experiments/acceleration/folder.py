@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,10 +30,12 @@ from wae.training.processes import agreed, is_first
 from wae.training.session import LOG, MODEL, PLAN, STATE, TENSORBOARD
 
 from . import report
-from .settings import DEFAULTS
+from .settings import DEFAULTS, MIRRORED
 
 RECORD, DEPLOYED, ONNX, TRIALS, RIVALS = "accelerate.json", "deployed", "model.onnx", "trials", "rivals"
 ORIGINAL = "original.safetensors"
+
+_PLAIN_TEACHER = re.compile(r"trial: .*, mimic (?!0$)[^ ,]+")
 
 
 @contextmanager
@@ -89,9 +92,18 @@ def open_record(folder: Path, settings: dict[str, Any]) -> Record:
     try:
         made: Any = agreed(json.loads(path.read_bytes()) if is_first() else None)
         known_later = {**DEFAULTS, "test data": settings["test data"]}
-        before, found = {**known_later, **made["settings"]}, dict(made["found"])
+        before, found = {**known_later, **made["settings"]}, _as_called_now(made)
     except (ValueError, LookupError, TypeError):
         raise CheckpointError(f"{path}: is damaged; --force begins anew") from None
     if different := ", ".join(changed(before, settings)):
         raise CheckpointError(f"{folder}: was begun with another {different}; --force begins anew")
     return Record(path, settings, found)
+
+
+def _as_called_now(made: dict[str, Any]) -> dict[str, Any]:
+    """What a record found. A mirrored teacher's trial was once called as that of a plain one is."""
+    found = dict(made["found"])
+    if not made["settings"].get("mimic_mirrored"):
+        return found
+    called = {name: f"{name}, {MIRRORED}" for name in found if _PLAIN_TEACHER.fullmatch(name)}
+    return {called.get(name, name): value for name, value in found.items()}

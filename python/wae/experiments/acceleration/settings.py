@@ -24,6 +24,9 @@ class AccelerationError(WaeError, ValueError):
     """A network that cannot be accelerated as asked. The message says why."""
 
 
+MIRRORED = "mirrored"
+
+
 class Mimic(NamedTuple):
     """How the original teaches: by the distance to its scores, in the loss of the stages with labels."""
 
@@ -33,7 +36,7 @@ class Mimic(NamedTuple):
     """Whether its scores are the mean of those of the image and of its mirror image."""
 
     def __str__(self) -> str:
-        return f"mimic {self.weight:g}" + (", mirrored" if self.weight and self.mirrored else "")
+        return f"mimic {self.weight:g}" + (f", {MIRRORED}" if self.weight and self.mirrored else "")
 
 
 NOBODY = Mimic()

@@ -103,6 +103,13 @@ def forget(task: Task, name: str) -> None:
         _checkpoint(task, name).unlink(missing_ok=True)
 
 
+def forget_all(task: Task) -> None:
+    """Remove what is left when all trainings are on the record: an earlier version had other names."""
+    if is_first():
+        for checkpoint in (task.settings.folder / TRIALS).glob("*.safetensors"):
+            checkpoint.unlink()
+
+
 def _checkpoint(task: Task, name: str) -> Path:
     return task.settings.folder / TRIALS / f"{name}.safetensors"
 
@@ -131,7 +138,8 @@ def _fit(
             device=task.device,
         )
     except weights_file.CheckpointError as error:  # damaged, or made by another version's plan
-        raise weights_file.CheckpointError(f"{error}; --force begins anew") from None
+        way = "without this file that training begins anew, with --force everything"
+        raise weights_file.CheckpointError(f"{error}; {way}") from None
 
 
 @contextmanager

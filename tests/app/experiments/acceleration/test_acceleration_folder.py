@@ -4,7 +4,7 @@ import pytest
 from accelerations import task_of
 from tiny_original import SIDE
 
-from wae.experiments.acceleration.folder import open_record
+from wae.experiments.acceleration.folder import RECORD, Record, open_record
 from wae.storage.weights_file import CheckpointError
 
 
@@ -18,6 +18,19 @@ def test_a_run_goes_on_with_its_own_test_images_alone(tmp_path):
     del record.settings["test data"]  # a folder of before it was known
     record.write()
     assert open_record(tmp_path, task.as_dict()).settings["test data"]["number of images"] == 6
+
+
+def test_the_trial_of_a_mirrored_teacher_was_called_as_that_of_a_plain_one(tmp_path):
+    """The report had it beside the same trial under its own name."""
+    names = [f"trial: size 48, factor 4, mimic {weight}" for weight in ("0", "1", "0.5", "2, mirrored")]
+    task, _ = task_of(tmp_path, mimic_mirrored=True)
+    Record(tmp_path / RECORD, task.as_dict(), dict.fromkeys([*names, "mimic"], 1)).write()
+    now = [names[0], f"{names[1]}, mirrored", f"{names[2]}, mirrored", names[3], "mimic"]
+    assert list(open_record(tmp_path, task.as_dict()).found) == now
+    plain, _ = task_of(tmp_path)
+    plain.opened.update(task.opened)  # the same images
+    Record(tmp_path / RECORD, plain.as_dict(), dict.fromkeys(names, 1)).write()
+    assert list(open_record(tmp_path, plain.as_dict()).found) == names
 
 
 def test_a_folder_of_before_there_was_a_setting_had_its_default(tmp_path):

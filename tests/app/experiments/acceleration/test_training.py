@@ -51,7 +51,9 @@ def test_a_checkpoint_that_another_version_s_plan_made_is_refused_with_the_way_o
     state.parent.mkdir()
     weights_file.save(state, task.original.network, {"plan": replace(plan, batch=plan.batch + 1).as_dict()})
     sets = task.sets(SIDE)
-    with pytest.raises(weights_file.CheckpointError, match=r"head\.safetensors: .*; --force begins anew"):
+    with pytest.raises(
+        weights_file.CheckpointError, match=r"head\.safetensors: .* batch .*; without this file that training"
+    ):
         training.fit(task, "head", task.original.network, plan, sets.training, sets.test)
 
 
