@@ -102,7 +102,7 @@ def open_record(folder: Path, settings: dict[str, Any]) -> Record:
 
 def _as_called_now(made: dict[str, Any]) -> dict[str, Any]:
     """What a record found. A mirrored teacher's trial was once called as that of a plain one is."""
-    found = dict(made["found"])
+    found: dict[str, Any] = dict(made["found"])
     if not made["settings"].get("mimic_mirrored"):
         return found
     called = {name: f"{name}, {MIRRORED}" for name in found if _PLAIN_TEACHER.fullmatch(name)}
