@@ -62,7 +62,7 @@ OLDEST_TORCH := torch==2.10.0 torchvision==0.25.0
 .PHONY: oldest
 oldest: build $(OLDEST)/.ready  ## with the oldest torch and Triton: kernels, registration, deployment (half an hour)
 	PATH=$(CURDIR)/$(OLDEST)/bin:$$PATH $(OLDEST)/bin/python -m pytest tests/kernels tests/build/test_imports.py \
-		tests/app/inference/test_deployed.py
+		tests/app/inference/engines tests/app/inference/test_{agreement,arguments,batches,deploy,deployed,folding,front}.py
 
 .PHONY: nightly
 nightly: oldest test fuzz docs dist  ## what is too long for CI: the oldest torch, fuzzing, all tests with a seed of the day

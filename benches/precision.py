@@ -15,7 +15,7 @@ from typing import Any
 
 import wae
 from wae.data.idx import fashion_mnist
-from wae.inference.deployed import classes_of
+from wae.inference.agreement import classes_of
 from wae.storage.checkpoint import load_classifier
 from wae.storage.weights_file import WEIGHTS
 

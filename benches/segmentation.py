@@ -25,11 +25,12 @@ from torch import Tensor, nn
 
 import wae
 from wae.experiments import bench
-from wae.inference.deployed import example_images, undisturbed
+from wae.inference.arguments import example_images
 from wae.inference.engines import ENGINES as KNOWN
 from wae.inference.engines import EngineError, Run
 from wae.inference.folding import fold
 from wae.inference.timing import interleaved
+from wae.inference.undisturbed import undisturbed
 from wae.models.counting import count
 from wae.models.registry import on_meta
 from wae.models.segmentation.costs import CLASSES, SIZE, compared

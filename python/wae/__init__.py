@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from wae_kernels import __version__
 
     from .experiments.accelerate import accelerate
-    from .inference.deployed import deploy
+    from .inference.deploy import deploy
     from .inference.saved import load_deployed
 
 __all__ = ["__version__", "accelerate", "deploy", "load_deployed"]
@@ -26,7 +26,7 @@ def __getattr__(name: str) -> Any:
 
         return accelerate
     if name == "deploy":
-        from .inference.deployed import deploy
+        from .inference.deploy import deploy
 
         return deploy
     if name == "__version__":

@@ -22,7 +22,7 @@ MOVED = {
     "wae.container": "wae.storage.decomposed",
     "wae.datasets": "wae.data",
     "wae.demo": "wae.experiments.demo",
-    "wae.deploy": "wae.inference.deployed",
+    "wae.deploy": "wae.inference.deploy",
     "wae.engines": "wae.inference.engines",
     "wae.evaluation": "wae.experiments.evaluation",
     "wae.export": "wae.inference.export",

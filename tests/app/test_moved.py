@@ -49,14 +49,14 @@ def test_every_old_module_is_the_new_one(tmp_path):
         ),
         (
             "from wae.deploy import deploy\nprint(deploy.__name__)",
-            ["wae.deploy is now wae.inference.deployed"],
+            ["wae.deploy is now wae.inference.deploy"],
         ),
         (
             "import wae\nfrom wae.deploy import Deployed, deploy\nprint(wae.deploy is deploy)",
-            ["wae.deploy is now wae.inference.deployed"],
+            ["wae.deploy is now wae.inference.deploy"],
         ),
         ("import wae\nprint(wae.deploy.__name__, callable(wae.deploy))", []),
-        ("import wae\nimport wae.storage.checkpoint, wae.data.images, wae.inference.deployed", []),
+        ("import wae\nimport wae.storage.checkpoint, wae.data.images, wae.inference.deploy", []),
     ],
 )
 @pytest.mark.slow

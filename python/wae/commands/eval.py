@@ -72,7 +72,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Evaluate every checkpoint, on all processes; the first times them in turns and prints the table."""
     from wae.data.images import ImageError
-    from wae.inference.deployed import DisagreementError, EngineError
+    from wae.inference.agreement import DisagreementError
+    from wae.inference.engines import EngineError
     from wae.storage.weights_file import CheckpointError
     from wae.training.processes import is_first, joined
 

@@ -55,8 +55,9 @@ def run(options: argparse.Namespace) -> int:
     import torch
 
     from wae.data.images import printable
+    from wae.inference.agreement import DisagreementError
     from wae.inference.calibration import CalibrationError
-    from wae.inference.deployed import DisagreementError, EngineError
+    from wae.inference.engines import EngineError
     from wae.inference.export import export
     from wae.storage import checkpoint
     from wae.storage.weights_file import CheckpointError

@@ -31,8 +31,10 @@ import wae_kernels
 from wae.data.crops import Crops
 from wae.data.folder import evaluation_resize
 from wae.data.photos import TRAINING, photo
+from wae.inference.agreement import DisagreementError
 from wae.inference.calibration import CalibrationError, in_folder
-from wae.inference.deployed import Deployed, DisagreementError, deploy
+from wae.inference.deploy import deploy
+from wae.inference.deployed import Deployed
 from wae.inference.engines import ENGINES, Engine, EngineError
 from wae.inference.timing import Timing, interleaved
 from wae.models.counting import count

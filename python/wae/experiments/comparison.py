@@ -15,7 +15,7 @@ from torch import nn
 from torchvision.models import vgg16
 
 from wae.difference import largest_difference
-from wae.inference.deployed import DisagreementError
+from wae.inference.agreement import DisagreementError
 from wae.inference.timing import interleaved
 from wae.models.autoencoder import AutoEncoder
 from wae.models.classifier import fold_normalization

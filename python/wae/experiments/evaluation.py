@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from wae.data.dataset import Dataset
 from wae.data.images import printable
 from wae.inference.batches import filled
-from wae.inference.deployed import Deployed, deploy
+from wae.inference.deploy import deploy
+from wae.inference.deployed import Deployed
 from wae.inference.footprint import footprint_of
 from wae.inference.timing import Timing, interleaved
 from wae.models.counting import count

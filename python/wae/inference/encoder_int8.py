@@ -23,9 +23,9 @@ from wae_kernels.parameters import KERNEL_WIDTH
 from wae_kernels.reference import normalize_image, to_bytes
 
 from .engines import Prepared
+from .engines.int8 import ByteInput
 from .front import Front
 from .precision import name_of
-from .quantization import ByteInput
 from .timing import interleaved
 
 _TIMED = 0.3  # seconds that the comparison with float32 takes

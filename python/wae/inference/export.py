@@ -35,24 +35,24 @@ from wae.progress import bar
 from wae.storage.checkpoint import Description
 from wae.storage.files import refuse_existing, written
 
-from . import aoti, phones, quantization
-from .calibration import STEP, Calibration, CalibrationError, Source, gather
-from .deployed import (
+from . import aoti, phones
+from .agreement import (
     agreement,
-    check_arguments,
     check_parts,
     classes_of,
-    example_images,
-    fold,
     named_by,
     require_equal,
     require_no_drop,
     scores_of,
-    undisturbed,
 )
-from .engines import ENGINES, EngineError, Run, onnx_session, to_onnx
+from .arguments import check_arguments, example_images
+from .calibration import STEP, Calibration, CalibrationError, Source, gather
+from .engines import ENGINES, EngineError, Run, in_onnxruntime, onnx_session, to_onnx
+from .engines.int8 import Movement
+from .folding import fold
 from .front import without_numbers_of_nan
 from .programs import any_batch, exported
+from .undisturbed import undisturbed
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def _as(dtype: torch.dtype, images: Tensor) -> Tensor:
     return converted
 
 
-def _in_int8(content: bytes, images: Tensor, batch: int) -> tuple[bytes, list[quantization.Movement]]:
+def _in_int8(content: bytes, images: Tensor, batch: int) -> tuple[bytes, list[Movement]]:
     """The ONNX file with its scales, and how far its layers moved.
 
     It may be for ``batch`` images alone: the last ones are filled up with the first.
@@ -208,7 +208,7 @@ def _in_int8(content: bytes, images: Tensor, batch: int) -> tuple[bytes, list[qu
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.onnx"
         path.write_bytes(content)
-        movements = quantization.by_onnxruntime(path, samples, samples[0])
+        movements = in_onnxruntime.quantize(path, samples, samples[0])
         return path.read_bytes(), movements
 
 

@@ -78,7 +78,7 @@ def runner(
     model = model.to(device)
     size = input.shape
     if engine is not None:
-        from .deployed import deploy
+        from .deploy import deploy
 
         deployed = deploy(model, size, batch, engine, **options)
         return lambda images: deployed(filled(images, batch).to(device))[: len(images)]

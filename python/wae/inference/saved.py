@@ -20,9 +20,9 @@ from wae_kernels.nn import Encoder, ScoreDecoder
 from .deployed import Deployed
 from .encoder_int8 import ByteEncoder, Int8Encoder
 from .engines import ENGINES, EngineError
+from .engines.int8 import ByteInput
 from .front import End, Front
 from .precision import DTYPES
-from .quantization import ByteInput
 from .saving import ABOUT, ENCODER, ENCODERS, END, FORMATS, SavedError, made_by
 
 _log = logging.getLogger(__name__)

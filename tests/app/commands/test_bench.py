@@ -19,8 +19,8 @@ from rich.console import Console
 from wae import cli
 from wae.experiments import bench
 from wae.experiments.bench import Comparison, Row, Side
+from wae.inference.agreement import DisagreementError
 from wae.inference.calibration import CalibrationError
-from wae.inference.deployed import DisagreementError
 from wae.inference.engines import ENGINES
 from wae.inference.timing import Timing
 from wae.models.counting import count

@@ -22,7 +22,7 @@ from wae.commands import decode, shared
 from wae.data import photos
 from wae.data.images import read_image
 from wae.experiments import comparison, demo, panels
-from wae.inference.deployed import DisagreementError
+from wae.inference.agreement import DisagreementError
 from wae.models.autoencoder import AutoEncoder, to_uint8
 from wae.storage import decomposed, weights_file
 from wae.training import stage1

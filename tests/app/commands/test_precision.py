@@ -14,7 +14,7 @@ from wae import cli
 from wae.data.folder import evaluation_resize
 from wae.data.images import read_image
 from wae.experiments import evaluation
-from wae.inference import deployed
+from wae.inference import deploy as deploying
 from wae.inference.engines import ENGINES
 from wae.inference.export import metadata
 from wae.inference.footprint import Footprint
@@ -201,8 +201,8 @@ def test_predict_calibrates_only_an_engine(weights, data, monkeypatch, capsys):
     arguments = ("predict", data / "val", "--weights", weights, "--calibrate", data / "train")
     assert run(*arguments) == 2
     assert "--calibrate: is for --engine or --precision" in capsys.readouterr().err
-    real = deployed.agreement
-    monkeypatch.setattr(deployed, "agreement", lambda *given: real(*given) | {"drop": 0.02})
+    real = deploying.agreement
+    monkeypatch.setattr(deploying, "agreement", lambda *given: real(*given) | {"drop": 0.02})
     assert run(*arguments, "--engine", "eager", "--max-drop", 0.01) == 1
     assert "loses 2.00% of agreement with it on 101 images" in capsys.readouterr().err
     assert run(*arguments, "--engine", "eager", "--max-drop", 0.02) == 0

@@ -61,4 +61,4 @@ def test_predicting_imports_what_it_uses(tmp_path: Path) -> None:
         "timm",
     )
     assert not [name for name in own for start in unneeded if name == start or name.startswith(f"{start}.")]
-    assert not {"wae.inference.engines", "wae.inference.deployed", "scipy", "matplotlib", "sklearn"} & own
+    assert not {"wae.inference.engines", "wae.inference.deploy", "scipy", "matplotlib", "sklearn"} & own

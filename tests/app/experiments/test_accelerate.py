@@ -28,7 +28,7 @@ from wae.data.folder import image_folder
 from wae.experiments import accelerate
 from wae.experiments.acceleration import deployment, rivals
 from wae.experiments.acceleration.folder import Record, open_record
-from wae.inference.deployed import DisagreementError
+from wae.inference.agreement import DisagreementError
 from wae.inference.engines import Engine
 from wae.inference.saved import load_deployed
 from wae.models.baselines import AtSize

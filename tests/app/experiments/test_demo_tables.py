@@ -16,7 +16,7 @@ from PIL import Image
 from rich.console import Console
 
 from wae.experiments import comparison, demo
-from wae.inference.deployed import DisagreementError
+from wae.inference.agreement import DisagreementError
 from wae.inference.timing import Timing
 from wae.models.autoencoder import AutoEncoder
 from wae.models.stock import StockDecoder, StockEncoder

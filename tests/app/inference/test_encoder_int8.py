@@ -15,8 +15,8 @@ from wae.inference.encoder_int8 import (
     quantize,
 )
 from wae.inference.engines import Prepared
+from wae.inference.engines.int8 import ByteInput
 from wae.inference.front import Front
-from wae.inference.quantization import ByteInput
 from wae.inference.timing import Timing
 from wae.models.autoencoder import AutoEncoder, to_uint8
 from wae.storage import weights_file

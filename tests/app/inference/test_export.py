@@ -12,15 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_deployed import SIZE, photos
-from test_deployed import model as model
-from test_deployed import stock as stock
+from small_networks import SIZE, photos
 from torch import nn
 
 from wae import cli
 from wae.inference import export, phones
-from wae.inference.deployed import DisagreementError, EngineError
-from wae.inference.engines import to_onnx
+from wae.inference.agreement import DisagreementError
+from wae.inference.engines import EngineError, to_onnx
 from wae.models.vgg16 import wae_vgg16
 from wae.storage.checkpoint import Description, Input, save_classifier
 

@@ -3,25 +3,25 @@
 import json
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
 import torchvision
 from PIL import Image
-from test_deployed import SIZE, needs, small_wae
-from test_deployed import model as model
-from test_deployed import stock as stock
+from small_networks import SIZE, needs, small_wae
 from tiny_classifier import tiny
-from torch.utils.data import DataLoader, TensorDataset
 
 import wae
 from wae.data.input import Input
 from wae.difference import relative_difference
-from wae.inference import calibration, deployed, encoder_int8, precision, quantization
+from wae.inference import deploy as deploying
+from wae.inference import encoder_int8, precision
 from wae.inference import export as exporting
+from wae.inference.agreement import DisagreementError
 from wae.inference.calibration import CalibrationError, gather
-from wae.inference.deployed import ENGINES, DisagreementError, EngineError, deploy
-from wae.inference.engines import InFile
+from wae.inference.deploy import deploy
+from wae.inference.engines import ENGINES, EngineError, in_onnxruntime
+from wae.inference.engines.in_file import InFile
+from wae.inference.engines.int8 import movements_between
 from wae.inference.export import export
 from wae.inference.timing import Timing
 from wae.storage.checkpoint import Description
@@ -95,31 +95,6 @@ def test_too_large_a_drop_is_refused_and_the_layers_named(engine, apart):
         int8(apart, engine, data, max_drop=-1.0)
 
 
-def test_the_layers_of_openvino_end_before_a_shortcut():
-    """Two layers whose results are added: each has its own result, bias included, and its own name."""
-    openvino = pytest.importorskip("openvino")
-    from openvino import opset13
-
-    x = opset13.parameter([1, 1, 3, 3], np.float32)
-
-    def layer(factor, bias, name):
-        weight = np.full((1, 1, 1, 1), factor, dtype=np.float32)
-        product = opset13.convolution(x, weight, [1, 1], [0, 0], [0, 0], [1, 1])
-        product.set_friendly_name(f"{name}/WithoutBiases")
-        shape = opset13.concat([[1], [-1], [1], [1]], 0)
-        if name == "b":  # as the exporter brings a bias to its layer's rank
-            shape = opset13.broadcast(opset13.constant(1), opset13.shape_of(opset13.shape_of(product)))
-        bias = opset13.reshape(np.array([bias], dtype=np.float32), shape, special_zero=False)
-        return opset13.add(product, bias)
-
-    model = openvino.Model([opset13.relu(opset13.add(layer(2, 1, "a"), layer(3, -1, "b")))], [x])
-    image = torch.arange(9.0).view(1, 1, 3, 3)
-    found = quantization._openvino_layers(model, [image])
-    assert set(found) == {"a", "b"}
-    torch.testing.assert_close(found["a"], 2 * image + 1)
-    torch.testing.assert_close(found["b"], 3 * image - 1)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", INT8)
 def test_no_layer_of_a_resnet_is_far_off(engine):
@@ -159,36 +134,11 @@ def test_an_onnx_file_in_int8_runs_without_us(apart, tmp_path):
 def test_a_file_gets_its_scales_from_every_image(count, batch, monkeypatch):
     """Also one for more images in a call than there are."""
     given = []
-    monkeypatch.setattr(quantization, "by_onnxruntime", lambda path, samples, _: given.extend(samples) or [])
+    monkeypatch.setattr(in_onnxruntime, "quantize", lambda path, samples, _: given.extend(samples) or [])
     data = torch.arange(count).view(count, 1, 1, 1)
     exporting._in_int8(b"", data, batch)
     assert {len(part) for (part,) in given} == {batch}
     assert torch.cat([part for (part,) in given]).unique().tolist() == list(range(count))
-
-
-def test_weights_have_7_bits_where_sums_saturate(tmp_path, monkeypatch):
-    needs("onnxruntime")
-    onnx = pytest.importorskip("onnx")
-    weight = onnx.numpy_helper.from_array(
-        np.linspace(-1, 1, 24, dtype=np.float32).reshape(2, 3, 2, 2), "weight"
-    )
-    numbers = onnx.TensorProto.FLOAT
-    graph = onnx.helper.make_graph(
-        [onnx.helper.make_node("Conv", ["image", "weight"], ["out"])],
-        "layer",
-        [onnx.helper.make_tensor_value_info("image", numbers, [1, 3, 4, 4])],
-        [onnx.helper.make_tensor_value_info("out", numbers, [1, 2, 3, 3])],
-        [weight],
-    )
-    network = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
-    monkeypatch.setattr("warnings.filters", [])  # of the libraries' own parts
-    for native, largest in ((True, 127), (False, 64)):
-        monkeypatch.setattr(precision, "native", lambda *_, native=native: native)
-        onnx.save(network, tmp_path / "layer.onnx")
-        quantization.by_onnxruntime(tmp_path / "layer.onnx", [[torch.rand(1, 3, 4, 4)]])
-        stored = map(onnx.numpy_helper.to_array, onnx.load(tmp_path / "layer.onnx").graph.initializer)
-        (quantized,) = (array for array in stored if array.shape == (2, 3, 2, 2))
-        assert (quantized.dtype, np.abs(quantized.astype(int)).max()) == (np.int8, largest)
 
 
 @pytest.mark.slow
@@ -265,71 +215,6 @@ def test_any_precision_is_checked_on_images(model):
     assert "layers" not in report
 
 
-# ---------------------------------------------------------------------------------------------- the images
-
-
-def test_calibration_and_check_share_no_image():
-    data = torch.arange(50).view(50, 1, 1, 1).expand(50, 3, *SIZE)
-    found = gather(data, SIZE, 10, True)
-    mine, theirs = (set(part[:, 0, 0, 0].tolist()) for part in (found.images, found.held_out))
-    assert len(mine) == 10
-    assert mine | theirs == set(range(50))
-    assert not mine & theirs
-
-
-def test_many_images_are_taken_evenly(monkeypatch):
-    monkeypatch.setattr(calibration, "CHECKED", 10)
-    data = torch.arange(1000).view(1000, 1, 1, 1).expand(1000, 3, *SIZE)
-    found = gather(data, SIZE, 10, True)
-    assert found.images[:, 0, 0, 0].tolist() == list(range(0, 1000, 100))
-
-
-def test_labels_stay_with_their_images():
-    batches = [(torch.full((2, 3, *SIZE), n), torch.tensor([n, n])) for n in range(10)]
-    found = gather(iter(batches), SIZE, 10, True)
-    assert torch.equal(found.held_out[:, 0, 0, 0], found.labels)
-
-
-def test_a_loader_without_labels_may_give_lists_of_one():
-    """As a DataLoader of a TensorDataset does."""
-    data = torch.arange(20).view(20, 1, 1, 1).expand(20, 3, *SIZE)
-    found = gather(DataLoader(TensorDataset(data), 5), SIZE, 10, True)
-    assert found.images[:, 0, 0, 0].tolist() == list(range(0, 20, 2))
-    assert found.labels is None
-
-
-@pytest.mark.parametrize(
-    ("source", "told"),
-    [
-        (torch.zeros(19, 3, *SIZE), "need at least 20 images, 10 to calibrate .*, got 19"),
-        (torch.zeros(20, 3, 5, 5), r"images must be \(N, 3, 20, 33\), got \(20, 3, 5, 5\)"),
-        (torch.zeros(3, *SIZE), "images must be"),
-        (["a.png"], "need tensors of images, got str"),
-        ([()], "need tensors of images, got tuple"),
-        ([(torch.zeros(20, 3, *SIZE), torch.zeros(19))], r"label for each image, got \(19,\) for 20 images"),
-        ([(torch.zeros(1, 3, *SIZE), 7)], r"label for each image, got \(\) for 1 image$"),
-        (7, "need images, a loader of images or a folder, got int"),
-        ("/nowhere/at/all", "is not a folder"),
-    ],
-)
-def test_wrong_images_for_calibration(source, told):
-    with pytest.raises(CalibrationError, match=told):
-        gather(source, SIZE, 10, True)
-    with pytest.raises(CalibrationError, match="calibration_images: need an integer"):
-        gather(source, SIZE, 0, True)
-
-
-def test_a_folder_of_files(tmp_path):
-    for n in range(12):
-        Image.new("RGB", (40, 30), (n, n, n)).save(tmp_path / f"{n:02}.png")
-    (tmp_path / "notes.txt").write_text("no image")
-    found = gather(tmp_path, (16, 16), 5, True)
-    assert found.images[:, 0, 0, 0].tolist() == [0, 2, 4, 6, 8]
-    assert found.labels is None
-    with pytest.raises(CalibrationError, match="scales its square images itself"):
-        gather(tmp_path, (16, 16), 5, False)
-
-
 def test_files_become_images_as_the_checkpoint_says(tmp_path, monkeypatch):
     for n in range(12):
         Image.new("RGB", (40, 30), (20 * n, 255 - 20 * n, 9)).save(tmp_path / f"{n:02}.png")
@@ -339,7 +224,7 @@ def test_files_become_images_as_the_checkpoint_says(tmp_path, monkeypatch):
         gathered.append(gather(*arguments))
         return gathered[-1]
 
-    for module in (deployed, exporting):
+    for module in (deploying, exporting):
         monkeypatch.setattr(module, "gather", spy)
     grey, size = Input(8, 9, grayscale=True), (16, 16)
     options = {"calibration": tmp_path, "calibration_images": 5, "max_drop": None}
@@ -374,37 +259,13 @@ def test_what_the_processor_has_and_emulates(monkeypatch):
 
 
 def test_auto_takes_int8_only_with_images():
-    assert deployed._precisions("auto", torch.float32, False) == ["float32", "bfloat16", "float16"]
-    assert deployed._precisions("auto", torch.float32, True)[-1] == "int8"
+    assert deploying._precisions("auto", torch.float32, False) == ["float32", "bfloat16", "float16"]
+    assert deploying._precisions("auto", torch.float32, True)[-1] == "int8"
 
 
 def test_the_layer_that_moved_most_comes_first():
     before = {name: torch.ones(4) for name in "abc"}
     after = {"a": torch.full((4,), 1.1), "b": torch.full((4,), 1.5), "d": torch.ones(4)}
-    moved = quantization._movements(before, after)
+    moved = movements_between(before, after)
     assert [name for name, _ in moved] == ["b", "a"]
     assert moved[0].difference == pytest.approx(0.5)
-
-
-class WithGaps:
-    """A data set of which every third image cannot be read, and is left out."""
-
-    labels = ("a", "b")
-
-    def __len__(self):
-        return 2000
-
-    def batch(self, indices, epoch):
-        kept = torch.tensor([i for i in indices if i % 3], dtype=torch.int64)
-        return kept.view(-1, 1, 1, 1).expand(-1, 3, 4, 4).to(torch.uint8), kept % 2
-
-
-def test_others_take_the_place_of_images_that_cannot_be_read(tmp_path):
-    found = calibration.gather(WithGaps(), (4, 4), 20, scales=True)
-    assert len(found.images) == 20
-    assert len(found.held_out) == calibration.CHECKED
-    for number in range(12):
-        path = tmp_path / f"{number:02}.png"
-        Image.new("L", (8, 8), number).save(path) if number % 3 else path.write_bytes(b"no image")
-    assert sum(map(len, calibration.in_folder(tmp_path, Input(8, 8), 6))) == 6
-    assert sum(map(len, calibration.in_folder(tmp_path, Input(8, 8), 100))) == 8

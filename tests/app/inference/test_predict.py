@@ -201,7 +201,7 @@ def test_an_engine_gets_batches_that_are_always_full(monkeypatch):
         seen.append((size, batch, engine))
         return lambda images: (seen.append(tuple(images.shape)), model(images).detach())[1]
 
-    monkeypatch.setattr("wae.inference.deployed.deploy", deploy)
+    monkeypatch.setattr("wae.inference.deploy.deploy", deploy)
     images = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8)
     network = predict.runner(model, SMALL, "openvino", batch=4)
     for some in images.split(4):

@@ -11,17 +11,16 @@ from unittest import TestCase
 import pytest
 import safetensors.torch
 import torch
-from test_deployed import SIZE, photos
-from test_deployed import model as model
-from test_deployed import stock as stock
+from small_networks import SIZE, photos
 from test_export import foreign_paths
 from test_int8 import images, int8
 
 import wae
-from wae.inference import encoder_int8, quantization, saving
-from wae.inference.deployed import ENGINES, EngineError, deploy
+from wae.inference import encoder_int8, saving
+from wae.inference.deploy import deploy
+from wae.inference.engines import ENGINES, EngineError, in_torchao
+from wae.inference.engines.int8 import ByteInput
 from wae.inference.front import Front
-from wae.inference.quantization import ByteInput
 from wae.inference.saving import SavedError
 from wae.models.baselines import wavelet_cnn
 from wae.models.haar import Haar
@@ -65,8 +64,8 @@ def test_a_new_process_gives_the_same_scores(engine, model, tmp_path):
 def test_int8_is_saved_with_its_report(engine, model, tmp_path, monkeypatch):
     deployed = int8(model, engine, images(48), max_drop=None)
     deployed.save(tmp_path / "net")
-    lower, calls = quantization.lowered, []
-    monkeypatch.setattr(quantization, "lowered", lambda *given: calls.append(given) or lower(*given))
+    lower, calls = in_torchao.lowered, []
+    monkeypatch.setattr(in_torchao, "lowered", lambda *given: calls.append(given) or lower(*given))
     again = wae.load_deployed(tmp_path / "net")
     assert len(calls) == (engine == "compile")  # which takes seconds
     assert again.precision == "int8"

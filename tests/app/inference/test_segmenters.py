@@ -8,15 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_deployed import assert_close, needs, photos, with_statistics
+from small_networks import assert_close, needs, photos, with_statistics
 from test_int8 import INT8
 from torch import Tensor, nn
 
 import wae
 import wae_kernels
+from wae.inference.agreement import DisagreementError, agreement
 from wae.inference.calibration import Calibration
-from wae.inference.deployed import ENGINES, DisagreementError, agreement, deploy, fold
+from wae.inference.deploy import deploy
+from wae.inference.engines import ENGINES
 from wae.inference.export import FORMATS, export
+from wae.inference.folding import fold
 from wae.inference.saving import ABOUT, END, SavedError
 from wae.models.segmentation.segmenter import WAESegmenter, wae_segmenter
 

@@ -5,8 +5,10 @@ import torch
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
-from wae.inference.deployed import DisagreementError, deploy, fold
+from wae.inference.agreement import DisagreementError
+from wae.inference.deploy import deploy
 from wae.inference.engines import ENGINES, EngineError
+from wae.inference.folding import fold
 from wae.inference.winograd import Convolution, replaced
 from wae.models.stock import StockEncoder
 from wae.models.vgg16 import vgg16_body

@@ -8,8 +8,11 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from wae.data.dataset import sample
-from wae.inference.deployed import Deployed, DisagreementError, deploy
-from wae.inference.engines import EngineError, in_turns
+from wae.inference.agreement import DisagreementError
+from wae.inference.batches import in_turns
+from wae.inference.deploy import deploy
+from wae.inference.deployed import Deployed
+from wae.inference.engines import EngineError
 from wae.inference.export import export
 from wae.inference.timing import Timing
 from wae.models.classifier import WAEClassifier

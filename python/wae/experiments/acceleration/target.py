@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from wae.inference.deployed import DisagreementError, deploy
+from wae.inference.agreement import DisagreementError
+from wae.inference.deploy import deploy
 from wae.inference.engines import EngineError
 from wae.inference.precision import DTYPES
 from wae.models.accelerated import Form

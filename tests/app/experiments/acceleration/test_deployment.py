@@ -10,7 +10,7 @@ from wae.data.dataset import InMemory
 from wae.experiments.acceleration import deployment, measuring
 from wae.experiments.acceleration.folder import Record
 from wae.experiments.acceleration.networks import begun
-from wae.inference.deployed import DisagreementError
+from wae.inference.agreement import DisagreementError
 from wae.inference.saved import load_deployed
 from wae.inference.timing import Timing
 from wae.models.counting import count

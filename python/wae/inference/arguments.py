@@ -1,0 +1,83 @@
+"""Models, sizes and batches that are asked for: what is taken, and example images to try it on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .front import Front
+from .precision import DTYPES
+
+MOST_PIXELS = 2**28
+"""In a call: 5,000 images of 224 x 224. What is far beyond any memory is refused before memory is taken."""
+
+
+def example_images(
+    model: nn.Module | Front, batch: int, size: tuple[int, int], dtype: torch.dtype | None = None
+) -> Tensor:
+    """(batch, 3, H, W), the same each time: smooth shapes with some noise, as photos are.
+
+    They are 0..255 for a network that scales its images itself, and wherever they are uint8; else of about
+    the mean and variance that networks are trained for.
+
+    Args:
+        model: whose images they are.
+        batch: how many.
+        size: their (H, W).
+        dtype: None for uint8 where the model scales its images itself, else for the dtype of its parameters.
+    """
+    random = torch.Generator().manual_seed(0)
+    shapes = F.interpolate(_normal(random, batch, 3, 5, 5), size, mode="bicubic")
+    photos = (128 + 50 * shapes + 10 * _normal(random, batch, 3, *size)).clamp(0, 255)
+    like = first_parameter(model)
+    scales = hasattr(model, "image_scale")
+    if dtype is None:
+        dtype = torch.uint8 if scales else like.dtype
+    return (photos if scales or dtype == torch.uint8 else photos / 64 - 2).to(like.device, dtype)
+
+
+def _normal(random: torch.Generator, *size: int) -> Tensor:
+    return torch.randn(size, generator=random, dtype=torch.float32)  # whatever the default dtype is
+
+
+def first_parameter(model: nn.Module | Front) -> Tensor:
+    """It has the dtype and the device of the whole model."""
+    return model.like if isinstance(model, Front) else next(model.parameters())
+
+
+def check_arguments(model: Any, size: Any, batch: Any) -> None:
+    """Raise TypeError or ValueError unless ``model`` can be run on ``batch`` images of ``size``.
+
+    It must be a module in evaluation mode, with all its parameters finite, on one device, and of a dtype that
+    is in :data:`.precision.DTYPES`.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    training = [name or "the model" for name, module in model.named_modules() if module.training]
+    if training:
+        raise ValueError(
+            f"model must be in evaluation mode, but {training[0]} is in training mode: call model.eval()"
+        )
+    devices = {str(tensor.device) for tensor in model.parameters()}
+    if len(devices) != 1 or devices == {"meta"}:
+        raise ValueError(
+            f"model must have its parameters on one device, got {', '.join(sorted(devices)) or 'none'}"
+        )
+    dtype = first_parameter(model).dtype
+    if dtype not in DTYPES.values():
+        raise ValueError(f"model must compute in one of {', '.join(map(str, DTYPES.values()))}, got {dtype}")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f"model must have finite numbers only, but {name} has some that are not finite")
+    if not isinstance(size, Sequence) or len(size) != 2 or any(type(n) is not int or n < 1 for n in size):
+        raise ValueError(f"size must be (H, W), two integers of at least 1, got {size}")
+    if type(batch) is not int or batch < 1:
+        raise ValueError(f"batch must be an integer of at least 1, got {batch!r}")
+    if batch * size[0] * size[1] > MOST_PIXELS:
+        raise ValueError(
+            f"batch times size must be at most {MOST_PIXELS} pixels, got {batch} x {size[0]} x {size[1]}"
+        )

@@ -1,0 +1,169 @@
+"""ONNX Runtime on the processor, and its static quantization."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wae.inference import precision
+from wae.progress import track
+
+from .engine import Engine, Prepared, Run, Samples
+from .in_file import PACKAGES, InFile, kept_folder, one_or_more, to_onnx
+from .int8 import ByteInput, Movement, errors_only, movements_between
+
+
+def _prepare(
+    module: nn.Module, inputs: Sequence[Tensor], wanted: str, samples: Samples, compared: Sequence[Tensor]
+) -> Prepared:
+    network = to_onnx(module, inputs, True).SerializeToString()
+    with kept_folder() as folder:
+        path = folder / "network.onnx"
+        path.write_bytes(network)
+        movements = quantize(path, samples, compared) if wanted == "int8" else ()
+        return InFile(folder, _open, _take_bytes, movements, temporary=True)
+
+
+def _open(folder: Path, batch: int | None, keep: bool) -> Run:
+    return onnx_session(folder / "network.onnx", batch)
+
+
+def onnx_session(path: Path, batch: int | None = None) -> Run:
+    """The ONNX model at ``path`` in ONNX Runtime on the processor, for ``batch`` images; None for any."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors
+    # after a run its idle threads would keep the cores from our op
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if batch is not None:
+        options.add_free_dimension_override_by_name("batch", batch)
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    names = [node.name for node in session.get_inputs()]
+
+    def run(*tensors: Tensor) -> Any:
+        arrays = (x.contiguous().numpy() for x in tensors)
+        results = session.run(None, dict(zip(names, arrays, strict=True)))
+        return one_or_more([torch.from_numpy(x) for x in results])
+
+    return run
+
+
+class _Reader:
+    """Samples as ONNX Runtime asks for them; shows how far it is."""
+
+    def __init__(self, names: Sequence[str], samples: Sequence[Sequence[Tensor]]) -> None:
+        self._samples = iter(track(samples, "calibrating"))
+        self._names = names
+
+    def get_next(self) -> dict[str, Any] | None:
+        sample = next(self._samples, None)
+        if sample is None:
+            return None
+        arrays = (x.contiguous().numpy() for x in sample)
+        return dict(zip(self._names, arrays, strict=True))
+
+
+def quantize(
+    path: Path, samples: Sequence[Sequence[Tensor]], compared: Sequence[Tensor] = ()
+) -> list[Movement]:
+    """Make the ONNX file at ``path`` one in int8, in the form QDQ, by ONNX Runtime's static quantization."""
+    import onnx
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    names = [node.name for node in onnx.load(path).graph.input]
+    with tempfile.TemporaryDirectory() as folder, errors_only():
+        prepared, quantized = Path(folder) / "prepared.onnx", Path(folder) / "quantized.onnx"
+        quant_pre_process(path, prepared, skip_symbolic_shape=True)
+        quantize_static(
+            prepared,
+            quantized,
+            _Reader(names, samples),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            # without VNNI the processor's sums of two products are of 16 bits
+            reduce_range=not precision.native("int8", torch.device("cpu")),
+        )
+        moved = _moved(prepared, quantized, compared) if compared else []
+        path.write_bytes(quantized.read_bytes())
+    return moved
+
+
+def _take_bytes(folder: Path) -> Sequence[ByteInput]:
+    """Have the network in ``folder`` take the bytes that its first step makes of its inputs.
+
+    Returns nothing, and changes nothing, unless every input has such a step.
+    """
+    import onnx
+
+    path = folder / "network.onnx"
+    model = onnx.load(path)
+    graph = model.graph
+    numbers = {each.name: each for each in graph.initializer}
+    found = []
+    for given in graph.input:
+        steps = [node for node in graph.node if given.name in node.input]
+        if len(steps) != 1 or steps[0].op_type != "QuantizeLinear":
+            return ()
+        scale, zero_point = (onnx.numpy_helper.to_array(numbers[name]) for name in steps[0].input[1:])
+        if scale.size != 1 or zero_point.dtype != "uint8":
+            return ()
+        found.append((given, steps[0], ByteInput(float(scale.item()), int(zero_point.item()), torch.uint8)))
+    for given, step, _ in found:
+        given.type.tensor_type.elem_type = onnx.TensorProto.UINT8
+        graph.node.remove(step)
+        for node in graph.node:
+            node.input[:] = [given.name if name == step.output[0] else name for name in node.input]
+    onnx.save(model, path)
+    return [each for _, _, each in found]
+
+
+_ONNX_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+def _moved(prepared: Path, quantized: Path, inputs: Sequence[Tensor]) -> list[Movement]:
+    # in int8 a layer with a ReLU behind it has the name of that one's result, and negative numbers end later
+    before = _onnx_results(prepared, inputs, _ONNX_LAYERS)
+    rectified = _onnx_results(prepared, inputs, ("Relu",))
+    after = _onnx_results(quantized, inputs, _ONNX_LAYERS)
+    after = {name: x.relu() if name in rectified else x for name, x in after.items()}
+    return movements_between(before | rectified, after)
+
+
+def _onnx_results(path: Path, inputs: Sequence[Tensor], kinds: Sequence[str]) -> dict[str, Tensor]:
+    """The results of nodes of these kinds, by their names."""
+    import onnx
+    import onnxruntime
+
+    model = onnx.load(path)
+    names = [node.output[0] for node in model.graph.node if node.op_type in kinds]
+    known = {output.name for output in model.graph.output}
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    arrays = [x.contiguous().numpy() for x in inputs]
+    feeds = dict(zip((node.name for node in session.get_inputs()), arrays, strict=True))
+    return {name: torch.from_numpy(x) for name, x in zip(names, session.run(names, feeds), strict=True)}
+
+
+ONNXRUNTIME = Engine(
+    "onnxruntime",
+    ("cpu",),
+    {**PACKAGES, "onnxruntime": "onnxruntime"},
+    _prepare,
+    lambda folder, batch, computed: InFile(folder, _open),
+    ("float32", "int8"),
+    foreign=True,
+)

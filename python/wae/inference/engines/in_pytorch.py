@@ -1,0 +1,230 @@
+"""PyTorch itself, and its compilers."""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wae.inference import aoti, precision
+from wae.inference.batches import in_turns
+from wae.inference.programs import any_batch, exported, several
+from wae.inference.winograd import replaced
+from wae.models.network import on_two_streams
+
+from . import in_torchao
+from .engine import Engine, Prepared, Run, Samples
+
+
+class InPyTorch(Prepared):
+    """A module, and how PyTorch makes something fast of it.
+
+    Args:
+        module: in evaluation mode.
+        inputs: see :meth:`Engine.make`.
+        compile: takes the module, inputs, and whether any number of images is to be possible.
+        packs: whether what ``compile`` makes has weights of its own: then the module's wait in a file.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        inputs: Sequence[Tensor],
+        compile: Callable[[nn.Module, Sequence[Tensor], bool], Run],
+        packs: bool = False,
+    ) -> None:
+        self._module, self._compile, self._packs = module, compile, packs
+        self._inputs = [torch.empty_like(x) for x in inputs]
+
+    def for_batch(self, batch: int | None) -> Run:
+        """See :class:`Prepared`."""
+        inputs = [torch.zeros_like(x) for x in self._inputs]  # of these only the form counts
+        run = self._compile(self._module, inputs, batch is None)
+        if self._packs:
+            run(*inputs)
+            _leave_in_file(self._module)
+        return run
+
+    def save(self, folder: Path, inputs: Sequence[Tensor]) -> None:
+        """Compiled by AOTInductor where the engine compiles; else a torch.export program."""
+        if not self._packs:
+            shapes = any_batch(inputs)
+            program = exported(self._module, several(inputs), shapes)
+            torch.export.save(program, folder / "network.pt2")
+            return
+        module = replaced(self._module) if self._compile is _winograd else self._module
+        program = exported(module, inputs)
+        (folder / "network.pt2").write_bytes(aoti.package(program))
+
+
+class _Package(Prepared):
+    """A network from :meth:`InPyTorch.save`: for one number of images, of which it takes others in turns."""
+
+    def __init__(self, folder: Path, batch: int, computed: str) -> None:
+        self._run: Run = torch._inductor.aoti_load_package(str(folder / "network.pt2"))
+        self._batch, self._folder = batch, folder
+
+    def for_batch(self, batch: int | None) -> Run:
+        return self._run if batch == self._batch else in_turns(self._run, self._batch)
+
+    def save(self, folder: Path, inputs: Sequence[Tensor]) -> None:
+        (folder / "network.pt2").write_bytes((self._folder / "network.pt2").read_bytes())
+
+
+class _Program(Prepared):
+    """The torch.export program that :meth:`InPyTorch.save` wrote."""
+
+    def __init__(self, folder: Path, batch: int, computed: str) -> None:
+        self._program = torch.export.load(folder / "network.pt2")
+        self._module = self._program.module()
+
+    def for_batch(self, batch: int | None) -> Run:
+        return self._module
+
+    def save(self, folder: Path, inputs: Sequence[Tensor]) -> None:
+        torch.export.save(self._program, folder / "network.pt2")
+
+
+def _leave_in_file(module: nn.Module) -> None:
+    """Let the weights of ``module`` be a mapped file, which takes no memory until somebody reads them."""
+    tensors = [*module.parameters(), *module.buffers()]
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        path = Path(folder) / "weights.pt"
+        torch.save([tensor.detach() for tensor in tensors], path)
+        # on Linux the mapped file stays until nobody has it open
+        for tensor, mapped in zip(tensors, torch.load(path, mmap=True), strict=True):
+            tensor.data = mapped
+
+
+def _prepared_by(
+    compile: Callable[[nn.Module, Sequence[Tensor], bool], Run], packs: bool = False
+) -> Callable[..., Prepared]:
+    """The :attr:`Engine.prepare` of an engine of PyTorch's."""
+
+    def prepare(
+        module: nn.Module, inputs: Sequence[Tensor], wanted: str, samples: Samples, compared: Sequence[Tensor]
+    ) -> Prepared:
+        if wanted == "int8":
+            program, movements = in_torchao.quantized(module, inputs, samples, compared)
+            return in_torchao.InTorchAO(program, movements)
+        return InPyTorch(module, inputs, compile, packs)
+
+    return prepare
+
+
+def _eager(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -> Run:
+    return module
+
+
+_MANY_WEIGHTS = 2**20  # of one layer: about what the second-level cache holds
+_QUIET = {"autotune_num_choices_displayed": 0, "max_autotune_report_choices_stats": False}
+
+
+def _compile(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -> Run:
+    def forward(*tensors: Tensor) -> Any:
+        return module(*tensors)
+
+    # PyTorch allows a code object some recompilations only: so each module gets one of its own.
+    forward.__code__ = forward.__code__.replace()
+    options: dict[str, Any] = {}
+    if inputs[0].is_cuda:
+        options = {"max_autotune": True, "triton.cudagraphs": not dynamic}
+    elif any(isinstance(m, nn.Linear) and m.weight.numel() >= _MANY_WEIGHTS for m in module.modules()):
+        # for few images a generated FC layer reads its weights from memory at twice the speed of MKL's
+        options = {"max_autotune": True, "max_autotune_gemm_backends": "CPP,ATEN", **_QUIET}
+    compiled: Run = torch.compile(
+        forward, fullgraph=True, dynamic=None if dynamic else False, options=options
+    )
+
+    def run(*tensors: Tensor) -> Any:
+        # Freezing makes constants of the weights, folds and packs them. As one of the options it would come
+        # too late: tracing must know of it, whenever it happens.
+        with torch._inductor.config.patch(freezing=True):
+            return compiled(*tensors)
+
+    if not dynamic:
+        run(*inputs)
+        return compiled
+    inputs = several(inputs)
+    for x in inputs:
+        torch._dynamo.mark_dynamic(x, 0)
+    run(*inputs)
+    return run  # one image is compiled for by itself, when it comes
+
+
+def _winograd(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -> Run:
+    return _compile(replaced(module), inputs, dynamic)
+
+
+def _cudagraphs(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -> Run:
+    if dynamic:
+        return module  # a graph holds one shape
+    held = [x.clone() for x in inputs]
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.device_of(held[0]), on_two_streams(module):  # streams are of the current device
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):  # libraries choose their algorithms before the capture
+                module(*held)
+        torch.cuda.current_stream().wait_stream(stream)
+        with torch.cuda.graph(graph):
+            outputs = module(*held)
+
+    def run(*tensors: Tensor) -> Any:
+        if any(mine.dtype != given.dtype for mine, given in zip(held, tensors, strict=True)):
+            return module(*tensors)  # images in another dtype than the graph was made for
+        for mine, given in zip(held, tensors, strict=True):
+            mine.copy_(given)
+        graph.replay()
+        return outputs
+
+    return run
+
+
+def _tensorrt(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -> Run:
+    importlib.import_module("torch_tensorrt")  # registers the backend
+    options: Any = {"enabled_precisions": {inputs[0].dtype}}
+    compiled: Run = torch.compile(module, backend="torch_tensorrt", dynamic=dynamic, options=options)
+    return compiled
+
+
+def _load_compiled(folder: Path, batch: int, computed: str) -> Prepared:
+    load = in_torchao.load if computed == "int8" else _Package
+    return load(folder, batch, computed)
+
+
+_FLOATS = tuple(precision.DTYPES)
+
+EAGER = Engine("eager", ("cpu", "cuda"), {}, _prepared_by(_eager), _Program)
+COMPILE = Engine(
+    "compile",
+    ("cpu", "cuda"),
+    {},
+    _prepared_by(_compile, packs=True),
+    _load_compiled,
+    (*_FLOATS, "int8"),
+    int8_packages={"torchao": "torchao"},
+)
+WINOGRAD = Engine(
+    "winograd",
+    ("cpu",),
+    {},
+    _prepared_by(_winograd, packs=True),
+    _load_compiled,
+    ("float32",),
+    kernels=True,
+)
+CUDAGRAPHS = Engine("cudagraphs", ("cuda",), {}, _prepared_by(_cudagraphs), precisions=_FLOATS, whole=True)
+TENSORRT = Engine(
+    "tensorrt",
+    ("cuda",),
+    {"torch_tensorrt": "torch-tensorrt"},
+    _prepared_by(_tensorrt),
+    precisions=("float32", "bfloat16", "float16"),
+)

@@ -1,0 +1,116 @@
+"""int8 in PyTorch: torchao's quantization, for Inductor's x86 kernels."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from wae.inference.batches import in_turns
+from wae.inference.programs import any_batch, exported, several
+from wae.progress import track
+
+from .engine import Prepared, Run
+from .int8 import Movement, errors_only, movements_between
+
+
+class InTorchAO(Prepared):
+    """An int8 network of torchao's; its lowered form is for one number of images."""
+
+    def __init__(self, program: torch.export.ExportedProgram, movements: Sequence[Movement]) -> None:
+        self._program, self.movements = program, movements
+        self._batch: int = 0
+        self._run: Run | None = None
+
+    def for_batch(self, batch: int | None) -> Run:
+        """See :class:`Prepared`."""
+        if batch is None:
+            assert self._run is not None, "prepared for one number of images first"
+            return in_turns(self._run, self._batch)
+        self._batch = batch
+        self._run = lowered(self._program, batch)
+        return self._run
+
+    def save(self, folder: Path, inputs: Sequence[Tensor]) -> None:
+        """The quantized program: it is lowered when it is loaded."""
+        torch.export.save(self._program, folder / "network.pt2")
+
+
+def load(folder: Path, batch: int, computed: str) -> Prepared:
+    """What :meth:`InTorchAO.save` wrote."""
+    _import()  # registers its operators
+    return InTorchAO(torch.export.load(folder / "network.pt2"), ())
+
+
+def _import() -> Any:
+    """torchao's module of post-training quantization."""
+    with warnings.catch_warnings(), errors_only():
+        warnings.simplefilter("ignore")
+        import torchao.quantization.pt2e.lowering
+        import torchao.quantization.pt2e.quantize_pt2e
+        import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer
+    return torchao.quantization.pt2e
+
+
+def quantized(
+    module: nn.Module,
+    inputs: Sequence[Tensor],
+    samples: Sequence[Sequence[Tensor]],
+    compared: Sequence[Tensor],
+) -> tuple[torch.export.ExportedProgram, list[Movement]]:
+    """``module`` in int8 for Inductor's x86 kernels, for any number of images, by torchao's PT2E."""
+    pt2e = _import()
+    x86 = pt2e.quantizer.x86_inductor_quantizer
+    shapes, inputs = any_batch(inputs), several(inputs)
+    # strict: the quantizer finds a layer's parts by where they stood in Python, which only that way tells
+    traced = torch.export.export(module, tuple(inputs), dynamic_shapes=shapes, strict=True).module()
+    before = _torch_layers(traced, compared)
+    quantizer = x86.X86InductorQuantizer()
+    quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
+    observed = pt2e.quantize_pt2e.prepare_pt2e(traced, quantizer)
+    for sample in track(samples, "calibrating"):
+        observed(*sample)
+    quantized = pt2e.quantize_pt2e.convert_pt2e(observed)
+    moved = movements_between(before, _torch_layers(quantized, compared))
+    return exported(quantized, inputs, shapes, strict=True), moved
+
+
+def lowered(program: torch.export.ExportedProgram, batch: int) -> Callable[..., Any]:
+    """``program``, of :func:`quantized`, as calls of oneDNN's int8 kernels, for ``batch`` images."""
+    pt2e = _import()
+    examples = [
+        torch.zeros(batch, *node.meta["val"].shape[1:], dtype=node.meta["val"].dtype)
+        for node in program.graph.nodes
+        if node.op == "placeholder" and node.name in program.graph_signature.user_inputs
+    ]
+    module: Callable[..., Any] = pt2e.lowering.lower_pt2e_quantized_to_x86(program.module(), tuple(examples))
+    module(*examples)  # compiles, and warns
+    return module
+
+
+class _Layers(fx.Interpreter):
+    """Runs a graph and keeps the results of its convolutions and matrix products."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.kept: dict[str, Tensor] = {}
+
+    def run_node(self, node: fx.Node) -> Any:
+        result = super().run_node(node)
+        if node.target in (
+            torch.ops.aten.conv2d.default,
+            torch.ops.aten.conv_transpose2d.input,
+            torch.ops.aten.linear.default,
+        ):
+            self.kept[node.name] = result
+        return result
+
+
+def _torch_layers(module: fx.GraphModule, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+    layers = _Layers(module)
+    layers.run(*inputs)
+    return layers.kept

@@ -1,0 +1,14 @@
+"""The two networks that most tests here deploy."""
+
+import pytest
+from small_networks import small_stock, small_wae
+
+
+@pytest.fixture
+def model():
+    return small_wae()
+
+
+@pytest.fixture
+def stock():
+    return small_stock()

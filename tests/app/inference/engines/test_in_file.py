@@ -1,0 +1,24 @@
+"""Networks in a file."""
+
+import gc
+
+import pytest
+import torch
+from small_networks import needs, photos
+from torch import nn
+
+from wae.inference.deploy import deploy
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_no_tensor_holds_the_weights_of_a_network_in_a_file(engine):
+    """The exporter keeps the graph of its last network, and would keep the weights with it."""
+    needs(engine)
+    size = 1013 * 3 * 8 * 8
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 1013)).eval()
+    deployed = deploy(network, (8, 8), engine=engine)
+    assert deployed(photos(1, (8, 8))).shape == (1, 1013)
+    del network
+    gc.collect()
+    tensors = [x for x in gc.get_objects() if type(x) in (torch.Tensor, nn.Parameter)]
+    assert not [x for x in tensors if x.device.type == "cpu" and x.numel() == size]

@@ -1,0 +1,123 @@
+"""PyTorch's own engines: what is compiled, held and captured."""
+
+import copy
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from small_networks import SIZE, assert_close, photos
+from torch import nn
+
+from wae.inference.deploy import deploy
+from wae.inference.engines import ENGINES
+from wae.inference.engines.in_pytorch import InPyTorch, _cudagraphs
+from wae.inference.folding import fold
+from wae.inference.front import whole
+from wae.models.segmentation.segmenter import Fusion, LightBody, WAESegmenter
+from wae_kernels.nn import Encoder
+
+
+@pytest.mark.slow
+def test_the_weights_are_held_once(model):
+    """Beside an engine that packs them, the module's wait in a mapped file; one in a file needs no module."""
+    module, inputs = nn.Linear(512, 512).eval(), [torch.randn(1, 512)]
+    expected = module(*inputs)
+    prepared = InPyTorch(module, inputs, lambda m, *_: copy.deepcopy(m), packs=True)
+    prepared.for_batch(1)
+    assert "weights.pt" in Path("/proc/self/maps").read_text()
+    assert torch.equal(module(*inputs), expected)
+    deployed = deploy(model, SIZE, engine="openvino")
+    assert not any(isinstance(x, nn.Module) for x in vars(deployed._prepared).values())
+
+
+@pytest.mark.slow
+def test_compiled_networks_are_frozen_and_not_counted_together():
+    """PyTorch gives up on a function it has compiled too often; weights that are inputs are not packed."""
+    inputs = [torch.randn(2, 4)]
+    with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=1):
+        for _ in range(3):
+            network = nn.Linear(4, 4).eval()
+            run = ENGINES["compile"].build(network, inputs)
+            expected = network(*inputs)
+            network.weight.zero_()
+            assert_close(run(*inputs), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning")  # by torch 2.10 itself
+def test_fc_layers_of_many_weights(monkeypatch, capfd):
+    """They are generated and chosen by timing, which must not print."""
+    monkeypatch.setattr("wae.inference.engines.in_pytorch._MANY_WEIGHTS", 1)
+    network, inputs = nn.Linear(64, 48).eval(), [torch.randn(1, 64)]
+    run = ENGINES["compile"].build(network, inputs)
+    assert_close(run(*inputs), network(*inputs))
+    assert "AUTOTUNE" not in capfd.readouterr().err
+
+
+class Streams:
+    """Stands in for torch's streams and graphs: notes what waits for what, and the stream of every module."""
+
+    def __init__(self, monkeypatch, modules):
+        self.current, self.events = "main", []
+        for name in ("Stream", "CUDAGraph", "graph", "stream", "current_stream"):
+            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+        for name, module in modules.items():
+            module.register_forward_pre_hook(lambda *_, name=name: self.events.append((name, self.current)))
+
+    def Stream(self):
+        return self.of(f"stream {len(self.events)}")
+
+    def of(self, name):
+        waits = lambda other: self.events.append((name, "waits for", other.name))  # noqa: E731
+        return SimpleNamespace(name=name, wait_stream=waits)
+
+    def current_stream(self):
+        return self.of(self.current)
+
+    @contextmanager
+    def stream(self, stream):
+        before, self.current = self.current, stream.name
+        yield
+        self.current = before
+
+    def CUDAGraph(self):
+        return SimpleNamespace(replay=lambda: self.events.append("replayed"))
+
+    @contextmanager
+    def graph(self, graph):
+        self.events.clear()
+        yield
+        self.captured = list(self.events)
+
+
+def segmenter():
+    return WAESegmenter(Encoder(), nn.Conv2d(3, 5, 3, padding=1), LightBody(), Fusion(5, 16)).eval()
+
+
+@pytest.mark.parametrize("kind", ["classifier", "segmenter"])
+def test_a_graph_has_the_two_bodies_on_two_streams(kind, model, monkeypatch):
+    """As far as it can be seen without a GPU: what is captured, on which stream, and that the rest waits."""
+    network = fold(model if kind == "classifier" else segmenter())
+    front, module = whole(network, SIZE, torch.float32, torch.contiguous_format)
+    low, high = (getattr(module.behind, name) for name in network.bodies)
+    last = module.behind.fusion_classifier if kind == "classifier" else module.behind.fusion
+    streams = Streams(monkeypatch, {"encoder": module.encoder, "low": low, "high": high, "last": last})
+    images = photos(2)
+    run = _cudagraphs(module, front(images), False)
+    side = streams.captured[1][0]
+    assert streams.captured == [
+        ("encoder", "main"),
+        (side, "waits for", "main"),
+        ("high", side),
+        ("low", "main"),
+        ("main", "waits for", side),
+        ("last", "main"),
+    ]
+    scores = run(images)
+    assert streams.events[-1] == "replayed"
+    streams.events.clear()
+    assert_close(module(images), scores)
+    assert streams.events == [(name, "main") for name in ("encoder", "low", "high", "last")]  # outside of it
+    assert_close(scores, network(images))

@@ -1,0 +1,125 @@
+"""Whether a deployed network computes what the model does: tolerances, hooks that would be lost, scores."""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_networks import SIZE, assert_close, photos, with_own_forward, with_statistics
+from torch import nn
+from torchvision.models.resnet import BasicBlock, ResNet
+
+from wae.inference import precision
+from wae.inference.agreement import DisagreementError
+from wae.inference.deploy import deploy
+from wae.inference.engines import EngineError
+from wae.inference.export import export
+from wae.models.classifier import WAEClassifier
+
+
+def rounded_to_ten_bits(x):
+    """As tf32 rounds: 10 bits of mantissa."""
+    mantissa, exponent = torch.frexp(x)
+    return torch.ldexp((mantissa * 2**11).round() / 2**11, exponent)
+
+
+@contextmanager
+def allowed(backend, setting):
+    """Within it ``backend`` may round float32 as ``setting`` says."""
+    before = backend.fp32_precision
+    backend.fp32_precision = setting
+    try:
+        yield
+    finally:
+        backend.fp32_precision = before
+
+
+def test_the_tolerance_follows_the_arithmetic_that_torch_allows(monkeypatch):
+    """tf32, torch's default on a GPU, emulated: folding changes what is rounded."""
+    monkeypatch.setattr(
+        nn.Conv2d,
+        "_conv_forward",
+        lambda self, x, weight, bias: F.conv2d(
+            rounded_to_ten_bits(x), rounded_to_ten_bits(weight), bias, self.stride, self.padding
+        ),
+    )
+    torch.manual_seed(0)
+    network = with_statistics(ResNet(BasicBlock, [2, 2, 2, 2], num_classes=7))
+    with pytest.raises(DisagreementError, match=r"more than 0\.0001"):
+        deploy(network, (64, 64), engine="eager")
+    with monkeypatch.context() as patched:
+        patched.setattr(precision, "_allowed", lambda device: {"tf32"})
+        difference = deploy(network, (64, 64), engine="eager").difference
+    assert 1e-4 < difference <= 2e-3
+    for setting, most in (("ieee", 1e-4), ("tf32", 2e-3)):
+        with allowed(torch.backends.cudnn.conv, setting):
+            assert precision.tolerance(torch.float32, torch.device("cuda")) == most
+
+
+def hook_of_scores(network):
+    network.register_forward_hook(lambda network, given, scores: 2 * scores)
+
+
+def hook_of_classes(network):
+    network.register_forward_hook(lambda network, given, scores: scores.argsort())
+
+
+def hook_of_images(network):
+    network.register_forward_pre_hook(lambda network, given: (255 - given[0],))
+
+
+class Doubled(WAEClassifier):
+    def forward(self, image):
+        return 2 * super().forward(image)
+
+
+def of_another_class(network):
+    network.__class__ = Doubled
+
+
+@pytest.mark.parametrize(
+    "change", [hook_of_scores, hook_of_classes, hook_of_images, with_own_forward, of_another_class]
+)
+def test_a_hook_on_a_whole_wae_network_that_would_be_lost_is_refused(change, model, tmp_path):
+    """Its parts are what runs. The message says what to do. In int8 nothing else told."""
+    change(model)
+    said = rf"{type(model).__name__} has a hook, .* changes its scores.* on a part, such as low_body, or"
+    for options in ({"engine": "eager"}, {"precision": "int8", "calibration": photos(40)}):
+        with pytest.raises(EngineError, match=said):
+            deploy(model, SIZE, **options)
+    with pytest.raises(EngineError, match=said):
+        export(model, tmp_path / "model.onnx", "onnx", SIZE)
+
+
+def test_a_hook_on_a_whole_wae_network_that_looks_on_is_left_out(model):
+    seen = []
+    model.register_forward_hook(lambda network, given, scores: seen.append(len(scores)))
+    deployed, images = deploy(model, SIZE, engine="eager"), photos(2)
+    seen.clear()
+    assert_close(deployed(images), model(images))
+    assert seen == [2]
+
+
+def test_a_size_that_does_not_fit_the_model(model):
+    with pytest.raises(ValueError, match="the model takes no images of 3 x 3"):
+        deploy(model, (3, 3), engine="eager")
+
+
+def test_a_size_that_the_model_asserts(stock):
+    """As torchvision's ViT and timm's networks do."""
+    stock[0].forward = lambda x: torch._assert(x.shape[2] == 224, "Wrong image height!")
+    with pytest.raises(ValueError, match="the model takes no images of 20 x 33: Wrong image height!"):
+        deploy(stock, SIZE, engine="eager")
+
+
+def test_a_model_that_returns_no_tensor(stock):
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = stock
+
+        def forward(self, images):
+            return {"scores": self.network(images)}
+
+    with pytest.raises(ValueError, match="its scores as one tensor, got dict"):
+        deploy(Named().eval(), SIZE, engine="eager")

@@ -1,0 +1,49 @@
+"""Models, sizes and batches that cannot be deployed; example images."""
+
+import pytest
+import torch
+from small_networks import SIZE
+from torch import nn
+
+from wae.inference.arguments import example_images
+from wae.inference.deploy import deploy
+from wae.inference.engines import ENGINES
+from wae.models.baselines import HalfResolution
+
+
+def test_a_model_in_training_mode(model):
+    model.low_body[1].train()
+    with pytest.raises(ValueError, match=r"low_body\.1 is in training mode: call model\.eval\(\)"):
+        deploy(model, SIZE)
+
+
+def test_a_model_without_memory_or_parameters(model):
+    for wrong in (model.to("meta"), nn.ReLU().eval()):
+        with pytest.raises(ValueError, match="parameters on one device"):
+            deploy(wrong, SIZE)
+
+
+@pytest.mark.parametrize("name", ["low_classifier.0.weight", "encoder.conv2.bias", "high_norm.running_var"])
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize("engine", ["auto", *ENGINES])
+def test_a_model_with_broken_weights(name, value, engine, model):
+    """By name, also where a ReLU behind them would make finite scores of them."""
+    model.state_dict()[name].view(-1)[0] = value
+    with pytest.raises(ValueError, match=f"finite numbers only, but {name} has"):
+        deploy(model, SIZE, engine=engine)
+
+
+def test_more_pixels_than_memory_has(model):
+    for size, batch in (((100_000, 100_000), 1), (SIZE, 10**12)):
+        with pytest.raises(ValueError, match="batch times size must be at most 268435456 pixels, got"):
+            deploy(model, size, batch)
+
+
+def test_the_example_images_are_as_the_network_wants_them(model, stock):
+    assert example_images(model, 2, SIZE).dtype == torch.uint8
+    assert example_images(stock, 2, SIZE).abs().mean() < 2
+    assert torch.equal(example_images(stock, 2, SIZE), example_images(stock, 2, SIZE))
+    for network, dtype in ((model, torch.float32), (stock, torch.uint8), (HalfResolution(stock), None)):
+        images = example_images(network, 2, SIZE, dtype).float()
+        assert 100 < images.mean() < 156
+        assert 30 < images.std() < 70

@@ -1,0 +1,97 @@
+"""Images for calibration: which are taken, and which are held back to check on."""
+
+import pytest
+import torch
+from PIL import Image
+from small_networks import SIZE
+from torch.utils.data import DataLoader, TensorDataset
+
+from wae.data.input import Input
+from wae.inference import calibration
+from wae.inference.calibration import CalibrationError, gather
+
+
+def test_calibration_and_check_share_no_image():
+    data = torch.arange(50).view(50, 1, 1, 1).expand(50, 3, *SIZE)
+    found = gather(data, SIZE, 10, True)
+    mine, theirs = (set(part[:, 0, 0, 0].tolist()) for part in (found.images, found.held_out))
+    assert len(mine) == 10
+    assert mine | theirs == set(range(50))
+    assert not mine & theirs
+
+
+def test_many_images_are_taken_evenly(monkeypatch):
+    monkeypatch.setattr(calibration, "CHECKED", 10)
+    data = torch.arange(1000).view(1000, 1, 1, 1).expand(1000, 3, *SIZE)
+    found = gather(data, SIZE, 10, True)
+    assert found.images[:, 0, 0, 0].tolist() == list(range(0, 1000, 100))
+
+
+def test_labels_stay_with_their_images():
+    batches = [(torch.full((2, 3, *SIZE), n), torch.tensor([n, n])) for n in range(10)]
+    found = gather(iter(batches), SIZE, 10, True)
+    assert torch.equal(found.held_out[:, 0, 0, 0], found.labels)
+
+
+def test_a_loader_without_labels_may_give_lists_of_one():
+    """As a DataLoader of a TensorDataset does."""
+    data = torch.arange(20).view(20, 1, 1, 1).expand(20, 3, *SIZE)
+    found = gather(DataLoader(TensorDataset(data), 5), SIZE, 10, True)
+    assert found.images[:, 0, 0, 0].tolist() == list(range(0, 20, 2))
+    assert found.labels is None
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        (torch.zeros(19, 3, *SIZE), "need at least 20 images, 10 to calibrate .*, got 19"),
+        (torch.zeros(20, 3, 5, 5), r"images must be \(N, 3, 20, 33\), got \(20, 3, 5, 5\)"),
+        (torch.zeros(3, *SIZE), "images must be"),
+        (["a.png"], "need tensors of images, got str"),
+        ([()], "need tensors of images, got tuple"),
+        ([(torch.zeros(20, 3, *SIZE), torch.zeros(19))], r"label for each image, got \(19,\) for 20 images"),
+        ([(torch.zeros(1, 3, *SIZE), 7)], r"label for each image, got \(\) for 1 image$"),
+        (7, "need images, a loader of images or a folder, got int"),
+        ("/nowhere/at/all", "is not a folder"),
+    ],
+)
+def test_wrong_images_for_calibration(source, told):
+    with pytest.raises(CalibrationError, match=told):
+        gather(source, SIZE, 10, True)
+    with pytest.raises(CalibrationError, match="calibration_images: need an integer"):
+        gather(source, SIZE, 0, True)
+
+
+def test_a_folder_of_files(tmp_path):
+    for n in range(12):
+        Image.new("RGB", (40, 30), (n, n, n)).save(tmp_path / f"{n:02}.png")
+    (tmp_path / "notes.txt").write_text("no image")
+    found = gather(tmp_path, (16, 16), 5, True)
+    assert found.images[:, 0, 0, 0].tolist() == [0, 2, 4, 6, 8]
+    assert found.labels is None
+    with pytest.raises(CalibrationError, match="scales its square images itself"):
+        gather(tmp_path, (16, 16), 5, False)
+
+
+class WithGaps:
+    """A data set of which every third image cannot be read, and is left out."""
+
+    labels = ("a", "b")
+
+    def __len__(self):
+        return 2000
+
+    def batch(self, indices, epoch):
+        kept = torch.tensor([i for i in indices if i % 3], dtype=torch.int64)
+        return kept.view(-1, 1, 1, 1).expand(-1, 3, 4, 4).to(torch.uint8), kept % 2
+
+
+def test_others_take_the_place_of_images_that_cannot_be_read(tmp_path):
+    found = calibration.gather(WithGaps(), (4, 4), 20, scales=True)
+    assert len(found.images) == 20
+    assert len(found.held_out) == calibration.CHECKED
+    for number in range(12):
+        path = tmp_path / f"{number:02}.png"
+        Image.new("L", (8, 8), number).save(path) if number % 3 else path.write_bytes(b"no image")
+    assert sum(map(len, calibration.in_folder(tmp_path, Input(8, 8), 6))) == 6
+    assert sum(map(len, calibration.in_folder(tmp_path, Input(8, 8), 100))) == 8

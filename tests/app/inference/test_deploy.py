@@ -1,0 +1,182 @@
+"""`wae.deploy`: which engine runs, and in which precision; what does not agree is refused."""
+
+import copy
+import re
+import subprocess
+import sys
+from pathlib import Path
+from unittest import TestCase
+
+import pytest
+import torch
+from small_networks import SIZE, assert_close, needs, photos
+
+import wae
+from wae.inference import deploy as deploying
+from wae.inference.agreement import DisagreementError
+from wae.inference.deploy import deploy
+from wae.inference.engines import ENGINES, Engine, EngineError
+from wae.inference.engines.in_pytorch import InPyTorch
+
+
+def test_the_model_stays_as_it_was(model):
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    deploy(model, SIZE, engine="eager")
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("engine", ["eager", "openvino", pytest.param("compile", marks=pytest.mark.slow)])
+def test_half_precision(engine, model):
+    needs(engine)
+    deployed = deploy(model, SIZE, engine=engine, precision="bfloat16")
+    for batch in (1, 2):
+        images = photos(batch)
+        assert deployed(images).dtype == torch.float32  # the model's
+        assert_close(deployed(images), model(images), 5e-2)
+
+
+def test_a_wider_precision_than_the_model_s(model):
+    """The expected scores are computed as widely."""
+    narrow = copy.deepcopy(model).bfloat16()
+    deployed = deploy(narrow, SIZE, engine="eager", precision="float32")
+    assert deployed.difference <= 1e-5
+    images = photos(2)
+    assert deployed(images).dtype == torch.float32
+    assert_close(deployed(images), copy.deepcopy(narrow).float()(images))
+    assert deploy(model, SIZE, engine="eager", precision="float64").difference <= 1e-12
+
+
+def test_dtype_is_the_old_name_of_precision(model):
+    with pytest.warns(DeprecationWarning, match="precision="):
+        deployed = deploy(model, SIZE, engine="eager", dtype=torch.bfloat16)
+    assert deployed.precision == "bfloat16"
+
+
+def test_a_precision_that_is_emulated_is_logged(model, monkeypatch):
+    monkeypatch.setattr(deploying.precisions, "native", lambda name, device: False)
+    with TestCase().assertLogs("wae.inference.deploy", "WARNING") as log:
+        deploy(model, SIZE, engine="eager", precision="bfloat16")
+    assert "no instructions for bfloat16: eager emulates it" in log.output[0]
+
+
+def scripted(monkeypatch, **engines):
+    """Engines in place of the real ones: name -> a function of the module that gives what runs."""
+    made = {
+        name: Engine(
+            name,
+            ("cpu",),
+            {},
+            lambda module, inputs, *_, make=make: InPyTorch(module, inputs, lambda m, *_: make(m)),
+        )
+        for name, make in engines.items()
+    }
+    monkeypatch.setattr(deploying, "ENGINES", made)
+    return made
+
+
+def test_auto_takes_the_fastest_that_agrees(model, monkeypatch):
+    def slow(module):
+        def run(*inputs):
+            for _ in range(20):
+                module(*inputs)
+            return module(*inputs)
+
+        return run
+
+    def broken(module):
+        raise OSError("no such instruction")
+
+    scripted(
+        monkeypatch,
+        slow=slow,
+        wrong=lambda module: lambda *x: module(*x) + 1,
+        good=lambda m: m,
+        broken=broken,
+    )
+    with TestCase().assertLogs("wae.inference.deploy", "INFO") as log:
+        deployed = deploy(model, SIZE, seconds=0.2)
+    assert deployed.engine == "good"
+    assert deployed.seconds.keys() == {"slow", "good"}
+    assert "left out: the model in wrong gives scores that differ" in "".join(log.output)
+    assert "no such instruction" in "".join(log.output)
+
+
+def test_auto_without_an_engine_that_works(model, monkeypatch):
+    scripted(monkeypatch, wrong=lambda module: lambda *x: module(*x) + 1)
+    with pytest.raises(EngineError, match="no engine runs the model"):
+        deploy(model, SIZE)
+
+
+@pytest.mark.parametrize("by", [1e-3, float("nan")])
+def test_disagreement_is_refused(model, monkeypatch, by):
+    scripted(monkeypatch, wrong=lambda module: lambda *x: module(*x) * (1 + by))
+    with pytest.raises(DisagreementError, match="wrong gives scores that differ"):
+        deploy(model, SIZE, engine="wrong")
+
+
+def test_an_engine_that_runs_the_encoder_too(model, monkeypatch):
+    """As CUDA graphs do, tried on the processor: images of any dtype, and no op outside of the engine."""
+    taken = []
+
+    def compile(module, inputs, dynamic):
+        def run(*images):
+            taken.append([image.dtype for image in images])
+            return module(*images)
+
+        return run
+
+    engine = Engine(
+        "whole", ("cpu",), {}, lambda module, inputs, *_: InPyTorch(module, inputs, compile), whole=True
+    )
+    monkeypatch.setitem(ENGINES, "whole", engine)
+    deployed = deploy(model, SIZE, engine="whole")
+    assert deployed._front.encoder is None
+    for images in (photos(1), photos(2), photos(1).float()):
+        taken.clear()
+        assert_close(deployed(images), model(images), 1e-4)
+        assert taken[-1] == [images.dtype]
+
+
+def test_wrong_arguments(model):
+    with pytest.raises(TypeError, match=r"torch\.nn\.Module, got str"):
+        deploy("model.pt")
+    for wrong in ({"size": (0, 5)}, {"size": 224}, {"batch": 0}, {"batch": 1.5}, {"engine": "tvm"}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            deploy(model, **{"size": SIZE, "engine": "eager", **wrong})
+    with (
+        pytest.warns(DeprecationWarning, match="precision="),
+        pytest.raises(ValueError, match=r"dtype must be one of .*got torch\.int8"),
+    ):
+        deploy(model, SIZE, dtype=torch.int8)
+    with pytest.raises(ValueError, match=r"precision must be one of auto, .*got 'int4'"):
+        deploy(model, SIZE, precision="int4")
+
+
+@pytest.mark.slow
+def test_wae_deploy_is_a_function_and_import_wae_stays_light(model):
+    assert wae.deploy(model, SIZE, engine="eager").engine == "eager"
+    code = """
+import sys, wae
+assert not {"torchvision", "wae.inference", "onnx"} & set(sys.modules)
+assert wae.deploy.__name__ == "deploy"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.slow
+def test_the_page_s_examples_run(monkeypatch, tmp_path):
+    page = (Path(__file__).resolve().parents[3] / "docs" / "deploy.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    # for time: it tells as much about the page
+    monkeypatch.setattr(deploying, "ENGINES", {"eager": ENGINES["eager"]})
+    names = {}
+    for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(code, "deploy.md", "exec"), names)
+    assert_close(names["scores"], names["again"](names["images"]))
+    assert_close(names["scores"], names["same"])
+
+
+def test_the_page_names_every_engine():
+    page = (Path(__file__).resolve().parents[3] / "docs" / "deploy.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(\w+)` \| (?:processor|GPU)", page, re.MULTILINE)) == set(ENGINES)

@@ -1,0 +1,84 @@
+"""Small networks with BatchNorm, WAE's and another, and what tests of their deployed forms share."""
+
+import pytest
+import torch
+from torch import nn
+
+from wae.inference.engines import ENGINES
+from wae.models.classifier import FlatClassifier, WAEClassifier
+from wae_kernels.nn import Encoder
+
+SIZE = (20, 33)
+SLOW = ("compile", "winograd")  # those that compile
+EACH = [
+    pytest.param(name, marks=pytest.mark.slow if name in SLOW else ())
+    for name in ENGINES
+    if name != "tensorrt"
+]
+QUICK = [name for name in ENGINES if name not in ("compile", "tensorrt")]
+
+
+class Body(nn.Sequential):
+    """A small body with BatchNorm: two pooled features per channel."""
+
+    def __init__(self, channels, image_channels=3):
+        super().__init__(
+            nn.Conv2d(image_channels, channels, 3, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels, channels, 3),
+            nn.BatchNorm2d(channels),
+            nn.AdaptiveAvgPool2d((1, 2)),
+        )
+
+
+def with_statistics(model):
+    """BatchNorms as after a training, so that leaving one out shows."""
+    with torch.no_grad():
+        for norm in model.modules():
+            if isinstance(norm, nn.BatchNorm2d):
+                norm.running_mean.normal_()
+                norm.running_var.uniform_(0.1, 3)
+                if norm.affine:
+                    norm.weight.normal_()
+                    norm.bias.normal_()
+    return model.eval()
+
+
+def small_wae():
+    return with_statistics(
+        WAEClassifier(
+            Encoder(),
+            Body(8),
+            Body(2),
+            FlatClassifier(16, 12, 5),
+            FlatClassifier(20, 12, 5),
+            (1 / 64,) * 3,
+            (-2.0,) * 3,
+        )
+    )
+
+
+def small_stock():
+    """A network that is not a WAE's."""
+    return with_statistics(nn.Sequential(Body(8), nn.Flatten(), nn.Linear(16, 7)))
+
+
+def photos(batch, size=SIZE):
+    return torch.randint(0, 256, (batch, 3, *size), dtype=torch.uint8)
+
+
+def needs(engine, device="cpu"):
+    reason = ENGINES[engine].why_not(device)
+    if reason:
+        pytest.skip(reason)
+
+
+def assert_close(scores, expected, tolerance=1e-5):
+    assert scores.shape == expected.shape
+    assert (scores - expected).norm() <= tolerance * expected.norm()
+
+
+def with_own_forward(network):
+    """Twice the scores of ``network``, by a ``forward`` that is the object's own."""
+    network.forward = lambda x: 2 * type(network).forward(network, x)
