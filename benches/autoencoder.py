@@ -27,7 +27,7 @@ from torch import Tensor
 
 from wae.data.images import read_image
 from wae.data.walk import LeftOut, find
-from wae.experiments import bench
+from wae.experiments.machine import machine
 from wae.models.autoencoder import AutoEncoder, to_uint8
 from wae.storage import weights_file
 from wae.training import stage1
@@ -82,7 +82,7 @@ if __name__ == "__main__":
     weights, folder, training, *file = map(Path, sys.argv[1:])
     with torch.inference_mode():
         found = measure(weights, folder, training)
-    text = json.dumps({"machine": bench.machine(), **found}, indent=1) + "\n"
+    text = json.dumps({"machine": machine(), **found}, indent=1) + "\n"
     print(text)
     if file:
         file[0].write_text(text)

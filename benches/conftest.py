@@ -25,7 +25,7 @@ from pytest_benchmark.logger import PytestBenchmarkWarning
 from pytest_benchmark.utils import get_commit_info
 from torch import Tensor
 
-from wae.experiments.info import processor
+from wae.experiments.machine import processor
 from wae_kernels import backends
 
 from . import limits, result_files

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from wae.experiments.bench import QUIET, Comparison, cells, from_data, heads, milliseconds, title
+from wae.experiments.bench import Comparison, from_data
+from wae.experiments.bench_report import QUIET, cells, heads, milliseconds, title
 from wae.wording import counted
 
 FOLDER = "deployed"

@@ -16,9 +16,9 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
-from wae.experiments import bench
+from wae.experiments import machine
 
-LIMITS = (*bench.LIMITS, "WAE_BENCH_ONNXRUNTIME")
+LIMITS = (*machine.LIMITS, "WAE_BENCH_ONNXRUNTIME")
 """A result is worth little without them."""
 
 _ASK = bytes.fromhex("31c9 0f01d0")  # xor ecx, ecx; xgetbv: eax tells which registers are kept

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import wae
-from wae.experiments import bench
+from wae.experiments.bench import crops
+from wae.experiments.machine import machine
 from wae.inference.footprint import Footprint, footprint
 from wae.models.pairs import pair
 
@@ -29,7 +30,7 @@ PROCESSES = 5
 def measure(network: str, engine: str, precision: str, batch: int) -> dict[str, Any]:
     """See above."""
     model = pair(network).wae
-    images = bench._crops(224, 40)
+    images = crops(224, 40)
     deployed = wae.deploy(
         model,
         batch=batch,
@@ -61,7 +62,7 @@ def keep(folder: Path, found: dict[str, Any]) -> None:
     """Write one case into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     name = "-".join(str(found[key]) for key in ("network", "engine", "precision", "images"))
-    text = json.dumps({"machine": bench.machine(), **found}, indent=1) + "\n"
+    text = json.dumps({"machine": machine(), **found}, indent=1) + "\n"
     (folder / f"{name}.json").write_text(text)
 
 

@@ -22,7 +22,8 @@ from PIL import Image
 
 from wae.data.input import IMAGENET
 from wae.data.walk import Found, find
-from wae.experiments import bench
+from wae.experiments.bench import crops
+from wae.experiments.machine import machine
 from wae.inference import predict
 from wae.integrations import ray
 from wae.models.pairs import pair
@@ -54,7 +55,7 @@ def measure(number: int, folder: Path) -> dict[str, Any]:
 def _files(number: int, folder: Path) -> list[Found]:
     """``number`` JPEG files: a few, under many names."""
     folder.mkdir()
-    for index, photo in enumerate(bench._crops(320, _PHOTOS)):
+    for index, photo in enumerate(crops(320, _PHOTOS)):
         Image.fromarray(photo.permute(1, 2, 0).numpy()).save(folder / f"{index:06}.jpg", quality=90)
     for index in range(_PHOTOS, number):
         os.link(folder / f"{index % _PHOTOS:06}.jpg", folder / f"{index:06}.jpg")
@@ -74,7 +75,7 @@ def _timed(work: Callable[[Sequence[Found]], None], found: Sequence[Found]) -> d
 if __name__ == "__main__":
     number = int(sys.argv[1]) if sys.argv[1:] else IMAGES
     with tempfile.TemporaryDirectory() as made:
-        result = {"machine": bench.machine(), **measure(number, Path(made))}
+        result = {"machine": machine(), **measure(number, Path(made))}
     text = json.dumps(result, indent=1) + "\n"
     print(text)
     if sys.argv[2:]:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 import wae
-from wae.experiments import bench
+from wae.experiments.machine import machine
 from wae.inference.arguments import example_images
 from wae.inference.engines import ENGINES as KNOWN
 from wae.inference.engines import EngineError, Run
@@ -114,7 +114,7 @@ def measure(folder: Path, name: str, engine: str) -> dict[str, Any]:
     make = compared()[name]
     costs = [count(on_meta(each), SIZE).multiply_adds for each in (make, lambda: wae_segmenter(make()))]
     return {
-        "machine": bench.machine(),
+        "machine": machine(),
         "network": name,
         "engine": engine,
         "size": list(SIZE),

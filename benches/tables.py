@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from wae.experiments.bench import milliseconds
+from wae.experiments.bench_report import milliseconds
 from wae.models.counting import count
 from wae.models.registry import build, on_meta
 from wae.wording import counted

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benches import deployed, report, sizing
-from wae.experiments import bench
+from wae.experiments import bench, bench_report, machine
 from wae.experiments.bench import Comparison, Row, Side
 from wae.inference.timing import Timing
 
@@ -101,11 +101,13 @@ def test_the_matrix_unit_is_named() -> None:
 def test_a_limited_run_has_a_column_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept(tmp_path, comparison("vgg16", 8, 0.2, 0.1))
     (tmp_path / "a.json").rename(tmp_path / "b.json")
-    for limit in bench.LIMITS:  # those of whoever runs the tests
+    for limit in machine.LIMITS:  # those of whoever runs the tests
         monkeypatch.delenv(limit, raising=False)
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
     lines = deployed.bounds(kept(tmp_path, comparison("vgg16", 8, 0.4, 0.1)))
     assert lines[0].count("limited by `ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16`") == 1
     cells = row(lines, "WAE-VGG16 int8 against VGG16 int8, both openvino")
     assert sorted(cells[2:]) == ["**2.00x, 67%**", "4.00x, 133%"]
-    assert "Limited by ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16." in bench.notes([comparison("vgg16", 8, 1, 1)])
+    assert "Limited by ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16." in bench_report.notes(
+        [comparison("vgg16", 8, 1, 1)]
+    )

@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Compare every network at every number of images; print the tables and the answer, then write files."""
-    from wae.experiments import bench
+    from wae.experiments import bench, bench_report
     from wae.inference.calibration import CalibrationError
     from wae.inference.engines import EngineError
     from wae.models.pairs import pair
@@ -99,7 +99,7 @@ def run(options: argparse.Namespace) -> int:
         data = bench.as_data(found, options.seconds)
         _write(options.json, json.dumps(data, indent=1) + "\n", options.force)
     if options.output is not None:
-        _write(options.output, bench.page(found), options.force)
+        _write(options.output, bench_report.page(found), options.force)
     return 0
 
 
@@ -140,11 +140,11 @@ def _compared(
 
 
 def _print(found: Sequence[bench.Comparison]) -> None:
-    from wae.experiments import bench
+    from wae.experiments import bench_report
 
     for comparison in found:
-        shared.console().print(bench.table(comparison))
-    for line in (*bench.notes(found), bench.verdict(found)):
+        shared.console().print(bench_report.table(comparison))
+    for line in (*bench_report.notes(found), bench_report.verdict(found)):
         print(line)
 
 

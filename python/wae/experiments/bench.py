@@ -7,27 +7,18 @@ same functions make the tables of docs/benchmarks.md.
 
 from __future__ import annotations
 
-import base64
 import gc
-import html
-import io
-import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from functools import partial
-from importlib.metadata import PackageNotFoundError, packages_distributions, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from rich.table import Table
 from torch import Tensor, nn
 
-import wae_kernels
 from wae.data.crops import Crops
 from wae.data.folder import evaluation_resize
 from wae.data.photos import TRAINING, photo
@@ -41,26 +32,16 @@ from wae.models.counting import count
 from wae.models.pairs import Pair
 from wae.storage.checkpoint import Input
 from wae.training.pretrained import scale_for_photos
-from wae.wording import counted, first_line
-from wae_kernels import backends
+from wae.wording import first_line
 from wae_kernels.reference import normalize_image
 
-from .info import processor
+from .machine import Others, machine
 
 PHOTOS = "crops of the bundled photos"
 """Where int8's scales come from, unless a folder is given."""
 
-LIMITS = ("WAE_BACKEND", "WAE_AMX", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "OMP_NUM_THREADS")
-"""Environment variables that keep libraries from some instructions or cores."""
-
-QUIET = 0.1
-"""Cores that other programs may use while something is timed."""
-
 _SCALES_FROM = 20  # images: enough for a time, too few for an accuracy
-_WORTH = 1.1  # times faster; less is not worth a training
 _MOST_WRONG = 0.5  # of int8's scores of random weights, relative: a network that is wired wrongly has 1
-_PACKAGES = ("torch", "torchvision", "onnxruntime", "openvino", "nncf", "torchao")
-_INSTRUCTIONS = ("avx2", "avx512_f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "avx512_fp16")
 
 
 @dataclass(frozen=True)
@@ -83,6 +64,11 @@ class Row:
     precision: str
     stock: Side
     wae: Side
+
+    @property
+    def name(self) -> str:
+        """Engine and precision."""
+        return f"{self.engine} {self.precision}"
 
     @property
     def ratio(self) -> float:
@@ -120,22 +106,18 @@ class Comparison:
     def stock(self) -> tuple[float, str]:
         """Its fastest time, and in what."""
         return min(
-            [(row.stock.median, _in(row)) for row in self.rows] + [(self.eager.median, "PyTorch eager")]
+            [(row.stock.median, row.name) for row in self.rows] + [(self.eager.median, "PyTorch eager")]
         )
 
     @property
     def wae(self) -> tuple[float, str]:
         """Its fastest time, and in what."""
-        return min((row.wae.median, _in(row)) for row in self.rows)
+        return min((row.wae.median, row.name) for row in self.rows)
 
     @property
     def ratio(self) -> float:
         """How many times faster WAE is, both in the engine and precision that is fastest for them."""
         return self.stock[0] / self.wae[0]
-
-
-def _in(row: Row) -> str:
-    return f"{row.engine} {row.precision}"
 
 
 # --------------------------------------------------------------------------------------------- measuring
@@ -171,8 +153,8 @@ def compare(
     torch._dynamo.reset()  # a comparison before this one has left gigabytes
     gc.collect()
     scale_for_photos(pair.wae)
-    crops = _images(calibrate, size) if "int8" in precisions else _crops(size, batch)
-    images = {kind: _as_taken(network, pair.wae, crops) for kind, network in pair.networks.items()}
+    given = _images(calibrate, size) if "int8" in precisions else crops(size, batch)
+    images = {kind: _as_taken(network, pair.wae, given) for kind, network in pair.networks.items()}
     left_out: dict[str, str] = {}
     sides = _sides(pair, images, size, batch, _combinations(engines, precisions, left_out), left_out, step)
     step(f"{pair.name}, {batch} at once: timing")
@@ -231,7 +213,7 @@ def _timed(
     }
     functions["eager"] = partial(stock, calls["stock"])
     with torch.no_grad():
-        others = _Others()
+        others = Others()
         timings = interleaved(functions, seconds, settle=1)
         return timings, others.cores()
 
@@ -244,31 +226,6 @@ def _rows(sides: Mapping[_Key, Deployed], timings: Mapping[str, Timing]) -> list
         for key in made
         if key.kind == "stock"
     ]
-
-
-class _Others:
-    """Processor time that other programs take, from now on."""
-
-    def __init__(self) -> None:
-        self._start, self._before = time.perf_counter(), self._seconds()
-
-    def cores(self) -> float | None:
-        """How many cores they have used; None where that is not known."""
-        now = self._seconds()
-        if now is None or self._before is None:
-            return None
-        return (now - self._before) / (time.perf_counter() - self._start)
-
-    def _seconds(self) -> float | None:
-        """Of a core, since the system started."""
-        try:
-            first = Path("/proc/stat").read_text(encoding="utf-8").partition("\n")[0]
-        except OSError:  # only Linux has it
-            return None
-        user, nice, system, _, _, interrupts, soft = map(int, first.split()[1:8])
-        mine = os.times()
-        every = (user + nice + system + interrupts + soft) / os.sysconf("SC_CLK_TCK")
-        return every - mine.user - mine.system
 
 
 def _combinations(
@@ -329,7 +286,7 @@ def _side(timing: Timing, deployed: Deployed) -> Side:
     return Side(timing.median, timing.p10, timing.p90, deployed.difference)
 
 
-def _crops(size: int, count: int) -> Tensor:
+def crops(size: int, count: int) -> Tensor:
     """(count, 3, size, size) uint8, out of the bundled photos."""
     side = size + 1  # Crops' own are a pixel smaller at times
     crops = Crops([_at_least(side, photo(name)) for name in TRAINING], side, count, seed=0)
@@ -347,7 +304,7 @@ def _at_least(side: int, image: Tensor) -> Tensor:
 
 def _images(folder: Path | None, size: int) -> Tensor:
     if folder is None:
-        return _crops(size, 2 * _SCALES_FROM)
+        return crops(size, 2 * _SCALES_FROM)
     described = Input(size, evaluation_resize(size))
     found = list(in_folder(folder, described, 400)) if folder.is_dir() else []
     images = torch.cat(found) if found else torch.empty(0)
@@ -369,34 +326,6 @@ def _as_taken(network: nn.Module, wae: nn.Module, crops: Tensor) -> Tensor:
 def installed() -> list[str]:
     """The engines that run on this processor."""
     return [name for name, engine in ENGINES.items() if engine.why_not("cpu") is None]
-
-
-def limits() -> dict[str, str]:
-    """Those of :data:`LIMITS` that are set."""
-    return {name: os.environ[name] for name in LIMITS if name in os.environ}
-
-
-def machine() -> dict[str, Any]:
-    """The machine and versions that the times depend on."""
-    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return {
-        "processor": processor(),
-        "instructions": [name for name in _INSTRUCTIONS if known.get(name)],
-        "threads": torch.get_num_threads(),
-        "backend": backends.backend_for("cpu"),
-        "limits": limits(),
-        "versions": {"wae-kernels": wae_kernels.__version__}
-        | {name: _version(name) for name in _PACKAGES if find_spec(name)},
-    }
-
-
-def _version(package: str) -> str:
-    """Of what is imported as ``package``; onnxruntime, say, may have come as onnxruntime-gpu."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        others = packages_distributions().get(package, ())
-        return ", ".join(f"{name} {version(name)}" for name in others) or "not known"
 
 
 # ---------------------------------------------------------------------------------------------- as data
@@ -427,153 +356,3 @@ def from_data(data: Mapping[str, Any]) -> list[Comparison]:
         )
         for entry in data["comparisons"]
     ]
-
-
-# --------------------------------------------------------------------------------------------- for people
-
-
-def heads(comparison: Comparison) -> list[str]:
-    """Of the columns of :func:`cells`."""
-    promised = f"of {comparison.promised:.2f}x"
-    return ["engine", "precision", "stock ms", "WAE ms", "faster", promised, "images/s"]
-
-
-def cells(comparison: Comparison) -> list[list[str]]:
-    """A row for each engine and precision: how many times faster, and which share of the promised ratio."""
-    return [
-        [
-            row.engine,
-            row.precision,
-            milliseconds(row.stock.median),
-            milliseconds(row.wae.median),
-            f"{row.ratio:.2f}x",
-            f"{row.ratio / comparison.promised:.0%}",
-            f"{comparison.images / row.wae.median:.4g}",
-        ]
-        for row in comparison.rows
-    ]
-
-
-def title(comparison: Comparison) -> str:
-    """Of its table."""
-    return (
-        f"{comparison.network}, {comparison.size} x {comparison.size}, {comparison.images} at once; "
-        f"PyTorch eager: {milliseconds(comparison.eager.median)} ms"
-    )
-
-
-def table(comparison: Comparison) -> Table:
-    """For a terminal of 80 columns."""
-    result = Table(title=title(comparison), title_justify="left")
-    for number, head in enumerate(heads(comparison)):
-        result.add_column(head, justify="left" if number < 2 else "right", no_wrap=True)
-    for row in cells(comparison):
-        result.add_row(*row)
-    return result
-
-
-def notes(comparisons: Sequence[Comparison]) -> list[str]:
-    """Notes for the reader of the tables."""
-    lines = [
-        f"Medians of calls in turns, each checked first; {counted(torch.get_num_threads(), 'thread')}.",
-        "Column 6: the share of the ratio of multiply-adds that is reached.",
-        "WAE's weights are random: no accuracy is claimed; `wae eval --deployed` measures it.",
-    ]
-    if any(row.precision == "int8" for c in comparisons for row in c.rows):
-        lines.append(f"int8's scales come from {comparisons[0].scales_from}.")
-    if (busiest := max((c.others or 0.0 for c in comparisons), default=0.0)) > QUIET:
-        lines.append(f"Other programs used {busiest:.1f} cores meanwhile: do not rely on these times.")
-    if set_here := limits():
-        settings = ", ".join(f"{name}={value}" for name, value in set_here.items())
-        lines.append(f"Limited by {settings}.")
-    left_out = {(name, why): None for c in comparisons for name, why in c.left_out.items()}
-    return lines + [f"left out: {name}: {why}" for name, why in left_out]
-
-
-def verdict(comparisons: Sequence[Comparison]) -> str:
-    """The answer, in one sentence: whether WAE is worth it, each network in its own fastest form."""
-    answers = []
-    for network in dict.fromkeys(c.network for c in comparisons):
-        found = [c for c in comparisons if c.network == network]
-        worth = [c for c in found if c.ratio >= _WORTH]
-        word = "yes" if len(worth) == len(found) else "no" if not worth else "in part"
-        ratios = ", ".join(f"{c.ratio:.2f}x at batch {c.images}" for c in found)
-        shares = ", ".join(f"{c.ratio / c.promised:.0%}" for c in found)
-        answers.append(
-            f"{word} for {network}: {ratios}, against its fastest form today "
-            f"({shares} of {found[0].promised:.2f}x, the ratio of multiply-adds)"
-        )
-    return f"Is WAE worth it here? {'; '.join(answers)}."
-
-
-def milliseconds(seconds: float) -> str:
-    """Three digits, and all before the point."""
-    return f"{1e3 * seconds:.0f}" if seconds >= 0.1 else f"{1e3 * seconds:.3g}"
-
-
-def page(comparisons: Sequence[Comparison]) -> str:
-    """A page of HTML that needs nothing beside it: the answer, a figure, the tables."""
-    figure = base64.b64encode(_figure(comparisons)).decode()
-    about = machine()
-    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
-    escaped = html.escape
-    parts = [
-        f"<p><strong>{escaped(verdict(comparisons))}</strong></p>",
-        f'<img alt="images a second by engine and precision" src="data:image/png;base64,{figure}">',
-    ]
-    for comparison in comparisons:
-        rows = [f"<tr><td>{'<td>'.join(map(escaped, row))}</tr>" for row in cells(comparison)]
-        head = "<th>".join(map(escaped, heads(comparison)))
-        parts.append(f"<h2>{escaped(title(comparison))}</h2>\n<table><tr><th>{head}</tr>")
-        parts += [*rows, "</table>"]
-    parts += [f"<p>{escaped(note)}</p>" for note in notes(comparisons)]
-    parts.append(
-        f"<p>{escaped(about['processor'])} ({', '.join(about['instructions'])}), "
-        f"{counted(about['threads'], 'thread')}, {about['backend']}. {escaped(versions)}.</p>"
-    )
-    return _PAGE.replace("BODY", "\n".join(parts))
-
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<title>wae bench</title>
-<style>
-body { font-family: sans-serif; margin: 2em auto; max-width: 60em; }
-img { max-width: 100%; }
-td, th { padding: .2em .8em; text-align: right; }
-td:nth-child(-n+2), th:nth-child(-n+2) { text-align: left; }
-</style>
-<h1>wae bench</h1>
-BODY
-</html>
-"""
-
-
-def _figure(comparisons: Sequence[Comparison]) -> bytes:
-    """A PNG: images a second of every engine and precision, a panel for each comparison."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    most = max(len(c.rows) for c in comparisons)
-    figure = Figure(figsize=(9, len(comparisons) * (1 + 0.4 * most)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(len(comparisons), squeeze=False)[:, 0]
-    for axis, comparison in zip(axes, comparisons, strict=True):
-        places = range(len(comparison.rows))
-        for offset, label, color in ((-0.2, "stock", "#7f7f7f"), (0.2, "WAE", "#1f77b4")):
-            rates = [comparison.images / getattr(row, label.lower()).median for row in comparison.rows]
-            bars = axis.barh([y + offset for y in places], rates, 0.38, label=label, color=color)
-            axis.bar_label(bars, fmt="%.4g", padding=3, fontsize=8)
-        axis.axvline(
-            comparison.images / comparison.eager.median, color="black", lw=0.8, label="PyTorch eager"
-        )
-        axis.set_yticks(places, [_in(row) for row in comparison.rows])
-        axis.invert_yaxis()
-        axis.margins(x=0.12)
-        axis.set_title(f"{comparison.network}, {comparison.images} at once: images a second", fontsize=10)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(fontsize=8)
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=110)
-    return file.getvalue()

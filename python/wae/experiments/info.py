@@ -51,15 +51,6 @@ def show_machine(console: Console) -> None:
     console.print(f"float32 on the processor runs through {found['runs']} (chosen: {found['chosen']}).")
 
 
-def processor() -> str:
-    """The name of the processor's model, as Linux knows it; elsewhere that of its kind."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
 def network(name: str) -> dict[str, Any]:
     """The parameters and multiply-adds of the network ``name``: see :mod:`wae.models.registry`.
 

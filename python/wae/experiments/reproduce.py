@@ -40,7 +40,7 @@ from wae.training.pretrained import scale_for_photos
 from wae.training.trainer import Epoch, Observer, TrainingError, evaluate, train
 from wae_kernels.nn import Decoder, Encoder
 
-from .bench import machine
+from .machine import machine
 
 WAVELET, DECOMPOSITION, WAE = "Wavelet+CNN", "Decomposition+CNN", "WAE"
 """Networks that every claim has, in the paper's words."""

@@ -2,13 +2,8 @@
 
 import base64
 import json
-import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,7 +12,7 @@ from PIL import Image
 from rich.console import Console
 
 from wae import cli
-from wae.experiments import bench
+from wae.experiments import bench, bench_report
 from wae.experiments.bench import Comparison, Row, Side
 from wae.inference.agreement import DisagreementError
 from wae.inference.calibration import CalibrationError
@@ -97,7 +92,7 @@ def test_tables_answer_report_and_data(network, tmp_path, monkeypatch, capsys):
         assert 0 < row.wae.p10 <= row.wae.median <= row.wae.p90
         assert 0 <= row.wae.difference < 1e-4
         assert f"{row.ratio:.2f}x" in "\n".join(lines)
-    assert bench.verdict(found) == answer
+    assert bench_report.verdict(found) == answer
     page = report.read_text()
     assert "http" not in page
     assert answer in page
@@ -123,7 +118,7 @@ def test_int8_with_the_bundled_photos(network, monkeypatch, capsys):
 def test_scales_from_a_folder(tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()
-    for number, pixels in enumerate(bench._crops(20, 40).permute(0, 2, 3, 1).numpy()):
+    for number, pixels in enumerate(bench.crops(20, 40).permute(0, 2, 3, 1).numpy()):
         Image.fromarray(pixels).save(folder / f"{number}.png")
     assert bench._images(folder, 16).shape == (40, 3, 16, 16)
     (folder / "0.png").unlink()
@@ -158,27 +153,13 @@ def test_what_was_measured_is_printed_whether_or_not_it_can_be_kept(network, mon
         raise OSError(28, "No space left on device", "report.html")
 
     monkeypatch.setattr("wae.storage.files.written", written)
-    monkeypatch.setattr(bench, "page", lambda found: "made")
+    monkeypatch.setattr(bench_report, "page", lambda found: "made")
     assert run("bench", network, *QUICK, "--batch", 1, "-o", tmp_path / "report.html") == 1
     printed = capsys.readouterr()
     assert "Is WAE worth it here? " in printed.out
     assert "report.html: No space left on device" in printed.err
-    monkeypatch.setattr(bench, "page", None)  # which draws a figure: made where it is asked for
+    monkeypatch.setattr(bench_report, "page", None)  # which draws a figure: made where it is asked for
     assert run("bench", network, *QUICK, "--batch", 1) == 0
-
-
-def test_a_package_of_another_name_has_a_version(monkeypatch):
-    def version(name):
-        if name == "onnxruntime":
-            raise PackageNotFoundError(name)
-        return "1.2"
-
-    monkeypatch.setattr(bench, "version", version)
-    monkeypatch.setattr(bench, "packages_distributions", lambda: {"onnxruntime": ["onnxruntime-gpu"]})
-    assert bench._version("onnxruntime") == "onnxruntime-gpu 1.2"
-    assert bench._version("torch") == "1.2"
-    monkeypatch.setattr(bench, "packages_distributions", dict)
-    assert bench._version("onnxruntime") == "not known"
 
 
 def test_each_side_has_its_own_images_and_time(network, monkeypatch):
@@ -230,9 +211,9 @@ def test_int8_that_is_far_off_is_wrong(difference, monkeypatch):
 def test_the_stock_network_gets_the_same_images_scaled(network):
     made = pair(network)
     bench.scale_for_photos(made.wae)
-    crops = bench._crops(16, 3)
+    crops = bench.crops(16, 3)
     assert crops.shape == (3, 3, 16, 16)
-    assert bench._crops(700, 1).shape == (1, 3, 700, 700)  # larger than the photos
+    assert bench.crops(700, 1).shape == (1, 3, 700, 700)  # larger than the photos
     assert len({tuple(crop.flatten().tolist()) for crop in crops}) == 3
     assert bench._as_taken(made.wae, made.wae, crops) is crops
     scaled = bench._as_taken(made.stock, made.wae, crops)
@@ -263,7 +244,7 @@ def test_the_answer(times, word):
         comparison(images=batch, rows=(("openvino", "int8", *each),))
         for batch, each in zip((1, 8), times, strict=True)
     ]
-    answer = bench.verdict([*found, comparison("b")])
+    answer = bench_report.verdict([*found, comparison("b")])
     one, eight = (each.ratio for each in found)
     assert f"worth it here? {word} for a: {one:.2f}x at batch 1, {eight:.2f}x at batch 8" in answer
     assert (
@@ -273,46 +254,17 @@ def test_the_answer(times, word):
 
 
 def test_a_busy_machine_is_reported():
-    assert not any("Other programs" in note for note in bench.notes([comparison(others=0.01)]))
-    assert "Other programs used 1.5 cores meanwhile: do not rely on these times." in bench.notes(
+    assert not any("Other programs" in note for note in bench_report.notes([comparison(others=0.01)]))
+    assert "Other programs used 1.5 cores meanwhile: do not rely on these times." in bench_report.notes(
         [comparison(others=1.5), comparison(others=None)]
     )
 
 
-@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="needs Linux's account of processor time")
-def test_what_others_compute_is_counted():
-    others = bench._Others()
-    subprocess.run([sys.executable, "-c", "for _ in range(10 ** 7): pass"], check=True)
-    assert others.cores() > 0.1
-
-
-def test_others_are_all_who_compute_but_this_program(monkeypatch):
-    """Of /proc/stat's columns the fourth and fifth are of cores that wait, and guests are among the first."""
-    second = os.sysconf("SC_CLK_TCK")
-    before = [100, 200, 300, 400, 500, 600, 700, 800, 900, 1000]
-    more = [1, 1, 1, 50, 50, 0.5, 0.5, 50, 50, 50]
-    stats = [before, [b + round(m * second) for b, m in zip(before, more, strict=True)]]
-    texts = [f"cpu  {' '.join(map(str, stat))}\ncpu0 1 2 3\n" for stat in stats]
-    used = [SimpleNamespace(user=user, system=system) for user, system in ((10.0, 3.0), (11.0, 3.5))]
-    clock = [5.0, 7.0]
-    monkeypatch.setattr(bench.Path, "read_text", lambda path, encoding: texts.pop(0))
-    monkeypatch.setattr(bench.os, "times", lambda: used.pop(0))
-    monkeypatch.setattr(bench.time, "perf_counter", lambda: clock.pop(0))
-    assert bench._Others().cores() == pytest.approx((4 - 1.5) / 2)
-
-    def missing(path, encoding):
-        raise FileNotFoundError
-
-    monkeypatch.setattr(bench.Path, "read_text", missing)
-    clock.append(0.0)
-    assert bench._Others().cores() is None
-
-
 def test_the_share_is_of_the_ratio_of_multiply_adds():
     shown = comparison(images=8)
-    assert bench.cells(shown) == [["openvino", "int8", "200", "100", "2.00x", "50%", "80"]]
+    assert bench_report.cells(shown) == [["openvino", "int8", "200", "100", "2.00x", "50%", "80"]]
     console = Console(width=80, record=True)
-    console.print(bench.table(shown))
+    console.print(bench_report.table(shown))
     assert "of 4.00x" in console.export_text()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import platform
 
 import pytest
 import torch
@@ -32,26 +31,6 @@ def test_a_machine_says_what_runs_and_what_was_chosen(monkeypatch: pytest.Monkey
         assert f"runs through {runs_then} (chosen: {chosen})" in text
         assert [line.split()[1] for line in text.splitlines() if "(runs)" in line] == [runs_then]
         assert ["GPU", "none"] in [line.split() for line in text.splitlines()]
-
-
-@pytest.mark.parametrize(
-    ("content", "name"),
-    [
-        ("processor\t: 0\nmodel name\t: AMD EPYC 7763: 64 cores\n", "AMD EPYC 7763: 64 cores"),
-        ("processor\t: 0\nBogoMIPS\t: 50.00\n", "of its kind"),  # as on an ARM
-        (None, "of its kind"),  # as on another system
-    ],
-)
-def test_a_processor_has_a_name(content: str | None, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def opened(*_, **__) -> io.StringIO:
-        if content is None:
-            raise FileNotFoundError
-        return io.StringIO(content)
-
-    monkeypatch.setattr(info, "open", opened, raising=False)
-    monkeypatch.setattr(platform, "processor", lambda: "")
-    monkeypatch.setattr(platform, "machine", lambda: "of its kind")
-    assert info.processor() == name
 
 
 def test_an_encoder_is_counted_at_its_networks_size() -> None:

@@ -1,0 +1,168 @@
+"""What ``wae bench`` tells: tables, a verdict, notes, and a page of HTML with a figure."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+
+import torch
+from rich.table import Table
+
+from wae.wording import counted
+
+from .bench import Comparison
+from .machine import limits, machine
+
+QUIET = 0.1
+"""Cores that other programs may use while something is timed."""
+
+_WORTH = 1.1  # times faster; less is not worth a training
+
+
+def heads(comparison: Comparison) -> list[str]:
+    """Of the columns of :func:`cells`."""
+    promised = f"of {comparison.promised:.2f}x"
+    return ["engine", "precision", "stock ms", "WAE ms", "faster", promised, "images/s"]
+
+
+def cells(comparison: Comparison) -> list[list[str]]:
+    """A row for each engine and precision: how many times faster, and which share of the promised ratio."""
+    return [
+        [
+            row.engine,
+            row.precision,
+            milliseconds(row.stock.median),
+            milliseconds(row.wae.median),
+            f"{row.ratio:.2f}x",
+            f"{row.ratio / comparison.promised:.0%}",
+            f"{comparison.images / row.wae.median:.4g}",
+        ]
+        for row in comparison.rows
+    ]
+
+
+def title(comparison: Comparison) -> str:
+    """Of its table."""
+    return (
+        f"{comparison.network}, {comparison.size} x {comparison.size}, {comparison.images} at once; "
+        f"PyTorch eager: {milliseconds(comparison.eager.median)} ms"
+    )
+
+
+def table(comparison: Comparison) -> Table:
+    """For a terminal of 80 columns."""
+    result = Table(title=title(comparison), title_justify="left")
+    for number, head in enumerate(heads(comparison)):
+        result.add_column(head, justify="left" if number < 2 else "right", no_wrap=True)
+    for row in cells(comparison):
+        result.add_row(*row)
+    return result
+
+
+def notes(comparisons: Sequence[Comparison]) -> list[str]:
+    """Notes for the reader of the tables."""
+    lines = [
+        f"Medians of calls in turns, each checked first; {counted(torch.get_num_threads(), 'thread')}.",
+        "Column 6: the share of the ratio of multiply-adds that is reached.",
+        "WAE's weights are random: no accuracy is claimed; `wae eval --deployed` measures it.",
+    ]
+    if any(row.precision == "int8" for c in comparisons for row in c.rows):
+        lines.append(f"int8's scales come from {comparisons[0].scales_from}.")
+    if (busiest := max((c.others or 0.0 for c in comparisons), default=0.0)) > QUIET:
+        lines.append(f"Other programs used {busiest:.1f} cores meanwhile: do not rely on these times.")
+    if set_here := limits():
+        settings = ", ".join(f"{name}={value}" for name, value in set_here.items())
+        lines.append(f"Limited by {settings}.")
+    left_out = {(name, why): None for c in comparisons for name, why in c.left_out.items()}
+    return lines + [f"left out: {name}: {why}" for name, why in left_out]
+
+
+def verdict(comparisons: Sequence[Comparison]) -> str:
+    """The answer, in one sentence: whether WAE is worth it, each network in its own fastest form."""
+    answers = []
+    for network in dict.fromkeys(c.network for c in comparisons):
+        found = [c for c in comparisons if c.network == network]
+        worth = [c for c in found if c.ratio >= _WORTH]
+        word = "yes" if len(worth) == len(found) else "no" if not worth else "in part"
+        ratios = ", ".join(f"{c.ratio:.2f}x at batch {c.images}" for c in found)
+        shares = ", ".join(f"{c.ratio / c.promised:.0%}" for c in found)
+        answers.append(
+            f"{word} for {network}: {ratios}, against its fastest form today "
+            f"({shares} of {found[0].promised:.2f}x, the ratio of multiply-adds)"
+        )
+    return f"Is WAE worth it here? {'; '.join(answers)}."
+
+
+def milliseconds(seconds: float) -> str:
+    """Three digits, and all before the point."""
+    return f"{1e3 * seconds:.0f}" if seconds >= 0.1 else f"{1e3 * seconds:.3g}"
+
+
+def page(comparisons: Sequence[Comparison]) -> str:
+    """A page of HTML that needs nothing beside it: the answer, a figure, the tables."""
+    figure = base64.b64encode(_figure(comparisons)).decode()
+    about = machine()
+    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
+    escaped = html.escape
+    parts = [
+        f"<p><strong>{escaped(verdict(comparisons))}</strong></p>",
+        f'<img alt="images a second by engine and precision" src="data:image/png;base64,{figure}">',
+    ]
+    for comparison in comparisons:
+        rows = [f"<tr><td>{'<td>'.join(map(escaped, row))}</tr>" for row in cells(comparison)]
+        head = "<th>".join(map(escaped, heads(comparison)))
+        parts.append(f"<h2>{escaped(title(comparison))}</h2>\n<table><tr><th>{head}</tr>")
+        parts += [*rows, "</table>"]
+    parts += [f"<p>{escaped(note)}</p>" for note in notes(comparisons)]
+    parts.append(
+        f"<p>{escaped(about['processor'])} ({', '.join(about['instructions'])}), "
+        f"{counted(about['threads'], 'thread')}, {about['backend']}. {escaped(versions)}.</p>"
+    )
+    return _PAGE.replace("BODY", "\n".join(parts))
+
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<title>wae bench</title>
+<style>
+body { font-family: sans-serif; margin: 2em auto; max-width: 60em; }
+img { max-width: 100%; }
+td, th { padding: .2em .8em; text-align: right; }
+td:nth-child(-n+2), th:nth-child(-n+2) { text-align: left; }
+</style>
+<h1>wae bench</h1>
+BODY
+</html>
+"""
+
+
+def _figure(comparisons: Sequence[Comparison]) -> bytes:
+    """A PNG: images a second of every engine and precision, a panel for each comparison."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    most = max(len(c.rows) for c in comparisons)
+    figure = Figure(figsize=(9, len(comparisons) * (1 + 0.4 * most)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(comparisons), squeeze=False)[:, 0]
+    for axis, comparison in zip(axes, comparisons, strict=True):
+        places = range(len(comparison.rows))
+        for offset, label, color in ((-0.2, "stock", "#7f7f7f"), (0.2, "WAE", "#1f77b4")):
+            rates = [comparison.images / getattr(row, label.lower()).median for row in comparison.rows]
+            bars = axis.barh([y + offset for y in places], rates, 0.38, label=label, color=color)
+            axis.bar_label(bars, fmt="%.4g", padding=3, fontsize=8)
+        axis.axvline(
+            comparison.images / comparison.eager.median, color="black", lw=0.8, label="PyTorch eager"
+        )
+        axis.set_yticks(places, [row.name for row in comparison.rows])
+        axis.invert_yaxis()
+        axis.margins(x=0.12)
+        axis.set_title(f"{comparison.network}, {comparison.images} at once: images a second", fontsize=10)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(fontsize=8)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=110)
+    return file.getvalue()

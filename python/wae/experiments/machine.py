@@ -1,0 +1,84 @@
+"""The machine that a time was taken on: its processor, the versions installed, what else ran meanwhile."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import wae_kernels
+from wae_kernels import backends
+
+LIMITS = ("WAE_BACKEND", "WAE_AMX", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "OMP_NUM_THREADS")
+"""Environment variables that keep libraries from some instructions or cores."""
+
+_PACKAGES = ("torch", "torchvision", "onnxruntime", "openvino", "nncf", "torchao")
+_INSTRUCTIONS = ("avx2", "avx512_f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "avx512_fp16")
+
+
+def limits() -> dict[str, str]:
+    """Those of :data:`LIMITS` that are set."""
+    return {name: os.environ[name] for name in LIMITS if name in os.environ}
+
+
+def machine() -> dict[str, Any]:
+    """The machine and versions that the times depend on."""
+    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return {
+        "processor": processor(),
+        "instructions": [name for name in _INSTRUCTIONS if known.get(name)],
+        "threads": torch.get_num_threads(),
+        "backend": backends.backend_for("cpu"),
+        "limits": limits(),
+        "versions": {"wae-kernels": wae_kernels.__version__}
+        | {name: _version(name) for name in _PACKAGES if find_spec(name)},
+    }
+
+
+def _version(package: str) -> str:
+    """Of what is imported as ``package``; onnxruntime, say, may have come as onnxruntime-gpu."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        others = packages_distributions().get(package, ())
+        return ", ".join(f"{name} {version(name)}" for name in others) or "not known"
+
+
+def processor() -> str:
+    """The name of the processor's model, as Linux knows it; elsewhere that of its kind."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+class Others:
+    """Processor time that other programs take, from now on."""
+
+    def __init__(self) -> None:
+        self._start, self._before = time.perf_counter(), self._seconds()
+
+    def cores(self) -> float | None:
+        """How many cores they have used; None where that is not known."""
+        now = self._seconds()
+        if now is None or self._before is None:
+            return None
+        return (now - self._before) / (time.perf_counter() - self._start)
+
+    def _seconds(self) -> float | None:
+        """Of a core, since the system started."""
+        try:
+            first = Path("/proc/stat").read_text(encoding="utf-8").partition("\n")[0]
+        except OSError:  # only Linux has it
+            return None
+        user, nice, system, _, _, interrupts, soft = map(int, first.split()[1:8])
+        mine = os.times()
+        every = (user + nice + system + interrupts + soft) / os.sysconf("SC_CLK_TCK")
+        return every - mine.user - mine.system
