@@ -15,7 +15,9 @@ from . import shared
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from wae.experiments.reproduce import Claim, Job, Result
+    from wae.experiments.reproduction.claim import Claim, Job
+    from wae.experiments.reproduction.results import Result
+    from wae.experiments.reproduction.worker import Progress
 
 HELP = "train WAE and the networks it is compared with, and print the table"
 CLAIMS = ("fashion-mnist", "imagenette", "camvid")
@@ -108,7 +110,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Train what is missing, with a progress bar; then print the table, and keep it in the folder."""
     from wae.errors import WaeError
-    from wae.experiments import reproduce
+    from wae.experiments.reproduction.table import markdown, rows, won_back
     from wae.training.lock import alone_in
 
     console = shared.console(options.json)
@@ -118,17 +120,15 @@ def run(options: argparse.Namespace) -> int:
         with alone_in(options.output):  # until its last file is written
             results = _watch(options, data, wanted, claim)
             console.print("All networks are trained. Timing them on this machine.")
-            rows = reproduce.rows(results, claim)
-            table = reproduce.markdown(rows, claim)
-            _keep(options.output, table, claim.picture(data, options.output))
+            table = rows(results, claim)
+            text = markdown(table, claim)
+            _keep(options.output, text, claim.picture(data, options.output))
     except (WaeError, ValueError) as error:
         raise shared.Failure(str(error)) from None
     if options.json:
-        shared.print_json(
-            [{**asdict(row), "won_back": reproduce.won_back(rows, claim, row.network)} for row in rows]
-        )
+        shared.print_json([{**asdict(row), "won_back": won_back(table, claim, row.network)} for row in table])
     else:
-        console.print(table, soft_wrap=True, markup=False, highlight=False)
+        console.print(text, soft_wrap=True, markup=False, highlight=False)
     return 0
 
 
@@ -143,7 +143,7 @@ def _keep(folder: Path, table: str, picture: Image | None) -> None:
 
 
 def _claim(options: argparse.Namespace) -> Claim:
-    from wae.experiments import camvid, fashion_mnist, imagenette
+    from wae.experiments.reproduction import camvid, fashion_mnist, imagenette
 
     times = 1 / 4 if options.quick else options.times
     for name in sorted({name for names in _OWN.values() for name in names} - set(_OWN[options.claim])):
@@ -170,7 +170,7 @@ def _chosen(option: str, value: Any, allowed: Iterable[Any]) -> Any:
 
 
 def _data(options: argparse.Namespace) -> str:
-    from wae.experiments import imagenette
+    from wae.experiments.reproduction import imagenette
 
     if options.claim == "fashion-mnist":
         return options.data or "fashion-mnist"
@@ -205,7 +205,7 @@ def _watch(options: argparse.Namespace, data: str, wanted: list[Job], claim: Cla
 
     from wae.experiments import reproduce
 
-    def tell(progress: reproduce.Progress) -> None:
+    def tell(progress: Progress) -> None:
         score = progress.accuracy
         accuracy = "" if score is None else f", {claim.measure} {100 * score:.2f} %"
         bar.console.print(

@@ -17,9 +17,13 @@ import torch
 from PIL import Image
 
 from wae.cli import main
-from wae.experiments import fashion_mnist, imagenette, reproduce
-from wae.experiments.fashion_mnist import FashionMnist
-from wae.experiments.reproduce import Job, Progress, Result, Row
+from wae.experiments import reproduce
+from wae.experiments.reproduction import fashion_mnist, imagenette, worker
+from wae.experiments.reproduction.claim import Job
+from wae.experiments.reproduction.fashion_mnist import FashionMnist
+from wae.experiments.reproduction.results import Result, read_result, weights_path
+from wae.experiments.reproduction.table import Row, markdown, rows, timed, won_back
+from wae.experiments.reproduction.worker import Progress
 from wae.inference.timing import Timing
 from wae.models.counting import count
 from wae.storage.checkpoint import Input, describe, load_classifier, save_classifier
@@ -147,7 +151,7 @@ def test_trainings_are_kept_and_not_done_again(tmp_path):
     ]
     assert reproduce.run(tmp_path, "digits", wanted, DIGITS, 2, tell=told.append) == results
     assert len(told) == 3
-    weights = reproduce.weights_path(tmp_path, wanted[0])
+    weights = weights_path(tmp_path, wanted[0])
     assert describe(weights).labels == tuple("0123456789")
     assert load_classifier(weights).decoder is not None
     assert not list(tmp_path.glob("*.state.*"))
@@ -162,7 +166,7 @@ def test_a_result_is_that_of_the_last_epoch_and_of_its_seed(tmp_path, monkeypatc
     for seed in (0, 2):
         torch.manual_seed(seed)
         teacher = DIGITS.build("28 x 28")
-        save_classifier(reproduce.weights_path(tmp_path, Job("28 x 28", seed)), teacher, "small_vgg")
+        save_classifier(weights_path(tmp_path, Job("28 x 28", seed)), teacher, "small_vgg")
 
     def train(model, plan, training, test, **options):
         asked.update(options, plan=plan, seed=training.seed, augment=(training.augment, test.augment))
@@ -174,20 +178,20 @@ def test_a_result_is_that_of_the_last_epoch_and_of_its_seed(tmp_path, monkeypatc
             for kind, score in kinds
         ]
 
-    monkeypatch.setattr(reproduce, "train", train)
+    monkeypatch.setattr(worker, "train", train)
     with monkeypatch.context() as patch:  # a full disk: what there is to go on from is there still
-        patch.setattr(reproduce, "write_json", lambda *_: 1 / 0)
+        patch.setattr(worker, "write_json", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            reproduce._train(job, tmp_path, "digits", DIGITS, "cpu", None)
+            worker._train(job, tmp_path, "digits", DIGITS, "cpu", None)
     assert list(tmp_path.glob("*.state.*"))
-    result = reproduce._train(job, tmp_path, "digits", DIGITS, "cpu", None)
+    result = worker._train(job, tmp_path, "digits", DIGITS, "cpu", None)
     assert (result.accuracy, result.epochs, result.seconds) == (0.8, [0.3, 0.9, 0.8], 40.0)
     assert result.measured == {"top1": 0.8, "top5": 1.0, "loss": 0.5, "images": 297}
     assert result.multiply_adds == count(DIGITS.build("WAE"), (28, 28)).multiply_adds
     assert (asked["seed"], asked["plan"].seed) == (2, 2)
     assert (asked["augment"], asked["images"]) == ((True, False), (1500, 297))
     assert torch.equal(asked["teacher"].body[0].weight, teacher.body[0].weight)
-    assert reproduce.read_result(tmp_path, job, DIGITS) == result
+    assert read_result(tmp_path, job, DIGITS) == result
     assert not list(tmp_path.glob("*.state.*"))
 
 
@@ -227,7 +231,7 @@ def killed_while_it_writes(link, folder, data, claim, device):
 
 @pytest.mark.slow
 def test_a_worker_killed_while_it_writes_ends_the_run_after_what_was_said(tmp_path, monkeypatch):
-    monkeypatch.setattr(reproduce, "_work", killed_while_it_writes)
+    monkeypatch.setattr(worker, "_work", killed_while_it_writes)
     wanted, told = [Job("WAE", 0), Job("14 x 14", 0)], []
     with pytest.raises(TrainingError, match="ended without a result: was it out of memory"):
         reproduce.run(tmp_path, "digits", wanted, DIGITS, 2, tell=told.append)
@@ -240,9 +244,9 @@ def test_a_worker_killed_while_it_writes_ends_the_run_after_what_was_said(tmp_pa
 WATCHED = """
 import multiprocessing, sys
 from pathlib import Path
-from wae.experiments import fashion_mnist, reproduce
+from wae.experiments.reproduction import fashion_mnist, worker
 if __name__ == "__main__":
-    workers = [reproduce._Worker(Path(sys.argv[1]), "digits", fashion_mnist.claim(), "cpu") for _ in range(2)]
+    workers = [worker.Worker(Path(sys.argv[1]), "digits", fashion_mnist.claim(), "cpu") for _ in range(2)]
     print(*[worker.process.pid for worker in workers], flush=True)
     input()
 """
@@ -277,12 +281,12 @@ def test_a_worker_ends_when_the_main_process_is_gone(tmp_path, monkeypatch, jobs
         link.send("an epoch has ended")
         pytest.fail("the message has no reader")
 
-    monkeypatch.setattr(reproduce, "_train", train)
+    monkeypatch.setattr(worker, "_train", train)
     link, its_end = multiprocessing.Pipe()
     for job in jobs:
         link.send(job)
     link.close()
-    reproduce._work(its_end, tmp_path, "digits", DIGITS, "cpu")
+    worker._work(its_end, tmp_path, "digits", DIGITS, "cpu")
 
 
 class OddError(Exception):
@@ -320,15 +324,15 @@ def test_whatever_error_ends_a_training_is_told(tmp_path, monkeypatch, error, to
     def train(*arguments):
         raise error
 
-    monkeypatch.setattr(reproduce, "_train", train)
+    monkeypatch.setattr(worker, "_train", train)
     link, its_end = multiprocessing.Pipe()
-    worker = threading.Thread(target=reproduce._work, args=(its_end, tmp_path, "digits", DIGITS, "cpu"))
-    worker.start()
+    thread = threading.Thread(target=worker._work, args=(its_end, tmp_path, "digits", DIGITS, "cpu"))
+    thread.start()
     link.send(Job("WAE", 4))
     assert link.poll(10)
-    found = reproduce._next(link)
+    found = worker.next_message(link)
     link.close()
-    worker.join(10)
+    thread.join(10)
     assert f"{type(found).__name__}: {found}".startswith(told)
 
 
@@ -350,7 +354,7 @@ def test_the_folder_is_locked_until_its_last_file_is_written(tmp_path, monkeypat
     picture = Image.new("RGB", (1, 1))
     monkeypatch.setattr(lock, "PATIENCE", 0)
     monkeypatch.setattr(reproduce, "run", lambda *_: is_locked("trained") or [])
-    monkeypatch.setattr(reproduce, "rows", lambda *_: is_locked("timed") or [])
+    monkeypatch.setattr("wae.experiments.reproduction.table.rows", lambda *_: is_locked("timed") or [])
     monkeypatch.setattr(FashionMnist, "picture", lambda *_: picture)
     monkeypatch.setattr(picture, "save", lambda *_: is_locked("written"))
     assert main(["reproduce", "fashion-mnist", "-o", str(tmp_path)]) == 0
@@ -366,7 +370,7 @@ def test_as_many_trainings_at_a_time_as_the_process_has_cores(tmp_path, monkeypa
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5, 6}, raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(reproduce, "run", lambda *arguments: asked.append(arguments[4]) or [])
-    monkeypatch.setattr(reproduce, "rows", lambda *_: [])
+    monkeypatch.setattr("wae.experiments.reproduction.table.rows", lambda *_: [])
     for more in ([], ["--processes", "2"], ["--device", "cuda"]):
         assert main(["reproduce", "fashion-mnist", "-o", str(tmp_path), *more]) == 0
     assert asked == [3, 2, 1]
@@ -381,7 +385,7 @@ def test_a_damaged_result_is_refused(tmp_path):
     job = Job("WAE", 0)
     (tmp_path / f"{job.stem}.json").write_text("{")
     with pytest.raises(CheckpointError, match="no result"):
-        reproduce.read_result(tmp_path, job, DIGITS)
+        read_result(tmp_path, job, DIGITS)
 
 
 def test_a_folder_without_the_data_is_a_clear_error(tmp_path, capsys):
@@ -393,7 +397,7 @@ def test_the_table_as_json(tmp_path, capsys, monkeypatch):
     accuracies = {"28 x 28": 0.9, "14 x 14": 0.8, "WAE": 0.89}
     rows = [Row(network, [accuracy], 10, 5.0) for network, accuracy in accuracies.items()]
     monkeypatch.setattr("wae.commands.reproduce._watch", lambda *_: [])
-    monkeypatch.setattr(reproduce, "rows", lambda *_: rows)
+    monkeypatch.setattr("wae.experiments.reproduction.table.rows", lambda *_: rows)
     assert main(["reproduce", "fashion-mnist", "-o", str(tmp_path), "--json"]) == 0
     printed = capsys.readouterr()
     found = {row.pop("network"): row for row in json.loads(printed.out)}
@@ -409,16 +413,16 @@ def test_the_share_won_back_and_the_table():
         return Row(network, list(accuracies), 10_000_000, 5.0)
 
     table = [row("28 x 28", 0.90, 0.92), row("14 x 14", 0.80, 0.82), row("WAE", 0.89, 0.91)]
-    assert reproduce.won_back(table, DIGITS, "WAE") == pytest.approx(0.9)
-    assert reproduce.won_back(table[1:], DIGITS, "WAE") is None
-    lines = reproduce.markdown(table, DIGITS).splitlines()
-    alone = reproduce.markdown([row("WAE", 0.9)], DIGITS).splitlines()
+    assert won_back(table, DIGITS, "WAE") == pytest.approx(0.9)
+    assert won_back(table[1:], DIGITS, "WAE") is None
+    lines = markdown(table, DIGITS).splitlines()
+    alone = markdown([row("WAE", 0.9)], DIGITS).splitlines()
     assert alone[2] == "| WAE | 90.00 % |  |  | 10.00 M | 5 us |"  # one seed has no spread
     assert "| WAE | 90.00 % | 1.41 | 90 % | 10.00 M (100%) | 5 us |" in lines
-    lighter = reproduce.markdown([table[0], replace(table[1], multiply_adds=2_500_000)], DIGITS)
+    lighter = markdown([table[0], replace(table[1], multiply_adds=2_500_000)], DIGITS)
     assert "| 14 x 14 | 81.00 % | 1.41 |  | 2.50 M (25%) | 5 us |" in lighter
     nothing_lost = [row("28 x 28", 0.80), row("14 x 14", 0.82), row("WAE", 0.81)]
-    assert reproduce.won_back(nothing_lost, DIGITS, "WAE") is None
+    assert won_back(nothing_lost, DIGITS, "WAE") is None
 
 
 def test_rows_are_the_networks_that_have_results_timed_here():
@@ -426,7 +430,7 @@ def test_rows_are_the_networks_that_have_results_timed_here():
         Result(network, 0, 0.5, 1.0, [0.5], {}, {}, number)
         for network, number in (("WAE", 11), ("28 x 28", 22))
     ]
-    table = reproduce.rows(results, DIGITS, seconds=0)
+    table = rows(results, DIGITS, seconds=0)
     assert [row.network for row in table] == ["28 x 28", "WAE"]
     assert [row.multiply_adds for row in table] == [22, 11]
     assert all(row.microseconds > 0 for row in table)
@@ -451,11 +455,11 @@ def test_networks_are_timed_as_they_are_used_and_by_their_names(monkeypatch):
         scores.update({name: call() for name, call in calls.items()})
         return {"WAE": Timing(50.0, 1, 1, 1), "28 x 28": Timing(200.0, 1, 1, 1)}
 
-    monkeypatch.setattr(reproduce, "interleaved", interleaved)
+    monkeypatch.setattr("wae.experiments.reproduction.table.interleaved", interleaved)
     monkeypatch.setattr(torch, "randint", lambda low, high, size, dtype: images.reshape(size))
     for model in models.values():
         model.train()
-    assert reproduce.timed(models, DIGITS, 1.0) == {"WAE": 0.5, "28 x 28": 2.0}
+    assert timed(models, DIGITS, 1.0) == {"WAE": 0.5, "28 x 28": 2.0}
     for name, wanted in expected.items():
         assert not scores[name].requires_grad
         torch.testing.assert_close(scores[name], wanted, rtol=1e-3, atol=1e-3, check_stride=False)
@@ -467,4 +471,4 @@ def test_a_result_survives_json(tmp_path):
     job = Job("WAE", 0)
     result = Result("WAE", 0, 0.5, 1.0, [0.5], DIGITS.plan_of("WAE", 0).as_dict())
     (tmp_path / f"{job.stem}.json").write_text(json.dumps(asdict(result)))
-    assert reproduce.read_result(tmp_path, job, DIGITS).accuracy == 0.5
+    assert read_result(tmp_path, job, DIGITS).accuracy == 0.5

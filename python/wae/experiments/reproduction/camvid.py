@@ -22,13 +22,14 @@ from torch import nn
 from wae.data.dataset import Dataset, DatasetError
 from wae.data.input import Input, whole
 from wae.data.segmentation import SegmentationFolder, segmentation_folder
+from wae.experiments import panels
 from wae.inference.maps import colours
 from wae.storage.checkpoint import load_classifier
 from wae.training.plan import find
 
-from . import panels
+from .claim import WAE, Job, built_for_photos, longer
 from .fine_tuned import FINE_TUNED, FineTuned, fine_tuned
-from .reproduce import WAE, Job, built_for_photos, longer, weights_path
+from .results import weights_path
 
 NETWORKS = ("enet", "mobilenet_deconv", "mobilenet_deconv_compensated", "pspnet_resnet18")
 """The networks that are compared, by their names in :mod:`wae.models.registry`."""

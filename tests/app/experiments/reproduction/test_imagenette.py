@@ -12,10 +12,13 @@ from torch import nn
 from wae.cli import main
 from wae.data.dataset import DatasetError
 from wae.difference import relative_difference
-from wae.experiments import imagenette, pruning, reproduce
-from wae.experiments.fine_tuned import FINE_TUNED, fine_tuned
-from wae.experiments.imagenette import EQUAL_COST, Imagenette
-from wae.experiments.reproduce import Job, Result
+from wae.experiments import pruning, reproduce
+from wae.experiments.reproduction import imagenette
+from wae.experiments.reproduction.claim import Job
+from wae.experiments.reproduction.fine_tuned import FINE_TUNED, fine_tuned
+from wae.experiments.reproduction.imagenette import EQUAL_COST, Imagenette
+from wae.experiments.reproduction.results import Result, read_result, weights_path
+from wae.experiments.reproduction.table import rows, won_back
 from wae.models.baselines import AtSize, FullResolution, HalfResolution
 from wae.models.counting import count
 from wae.models.registry import on_meta
@@ -173,12 +176,12 @@ def test_what_is_pruned_has_the_trained_network_made_again_where_only_its_result
     pruned = Job("pruned, Taylor", 0)
     assert reproduce.open_jobs(tmp_path, [full, pruned], CLAIM) == [full, pruned]
     assert reproduce._ready([pruned, full], {full: None, pruned: None}, CLAIM) == [full]
-    result = reproduce.read_result(tmp_path, full, CLAIM)
+    result = read_result(tmp_path, full, CLAIM)
     assert reproduce._ready([pruned], {full: result, pruned: None}, CLAIM) == [pruned]
-    reproduce.weights_path(tmp_path, full).touch()
+    weights_path(tmp_path, full).touch()
     assert reproduce.open_jobs(tmp_path, [full, pruned], CLAIM) == [pruned]
     write_result(tmp_path, CLAIM, *pruned)
-    reproduce.weights_path(tmp_path, full).unlink()
+    weights_path(tmp_path, full).unlink()
     assert reproduce.open_jobs(tmp_path, [full, pruned], CLAIM) == []
 
 
@@ -202,9 +205,9 @@ def test_of_the_pruned_networks_there_is_the_first_seed_alone():
 def test_results_of_other_settings_are_refused(tmp_path):
     job = write_result(tmp_path, CLAIM, "WAE", 0)
     with pytest.raises(CheckpointError, match="is of other settings"):
-        reproduce.read_result(tmp_path, job, replace(CLAIM, kept_aside=True))
+        read_result(tmp_path, job, replace(CLAIM, kept_aside=True))
     with pytest.raises(CheckpointError, match=r"was made by another plan: batch \(20, not 10\); use another"):
-        reproduce.read_result(tmp_path, job, replace(CLAIM, wae=replace(TINY, batch=10)))
+        read_result(tmp_path, job, replace(CLAIM, wae=replace(TINY, batch=10)))
 
 
 def test_the_table_has_the_pruned_networks_at_their_share_of_waes_time(monkeypatch):
@@ -218,11 +221,14 @@ def test_the_table_has_the_pruned_networks_at_their_share_of_waes_time(monkeypat
         result("pruned, Taylor", 0.75, start={"ratio": 0.3, "time": 0.5}),
     ]
     seconds = {CLAIM.full: 4e-6, CLAIM.half: 1e-6, "WAE": 3e-6}
-    monkeypatch.setattr(reproduce, "timed", lambda models, claim, _: {name: seconds[name] for name in models})
-    table = reproduce.rows(results, CLAIM, seconds=0)
+    monkeypatch.setattr(
+        "wae.experiments.reproduction.table.timed",
+        lambda models, claim, _: {name: seconds[name] for name in models},
+    )
+    table = rows(results, CLAIM, seconds=0)
     assert [row.network for row in table] == [CLAIM.full, CLAIM.half, "WAE", "pruned, Taylor"]
     assert [row.microseconds for row in table] == pytest.approx([4, 1, 3, 0.5 * 3])
-    assert reproduce.won_back(table, CLAIM, "WAE") == pytest.approx(0.9)
+    assert won_back(table, CLAIM, "WAE") == pytest.approx(0.9)
 
 
 # ------------------------------------------------------------------------------------------------- fine-tuned
@@ -256,7 +262,7 @@ def trained_full(claim, photos, folder):
     torch.manual_seed(1)
     full = claim.build(claim.full)
     training, _ = claim.sets(claim.prepared(photos, folder), 0)
-    path = reproduce.weights_path(folder, Job(claim.full, 3))
+    path = weights_path(folder, Job(claim.full, 3))
     save_classifier(path, full, claim.registered[claim.full], training.labels, claim.input, {})
     return full, training
 
@@ -302,7 +308,7 @@ def test_a_resumed_run_prunes_as_was_measured_and_measures_no_more(photos, tmp_p
     monkeypatch.setattr(imagenette, "pruned", lambda model, batches, method, ratio: (method, ratio))
     monkeypatch.setattr(Imagenette, "_share_of_time", lambda claim, network: 2 - 2 * network[1])
     training, _ = CLAIM.sets(CLAIM.prepared(photos, tmp_path), 0)
-    path = reproduce.weights_path(tmp_path, Job(CLAIM.full, 0))
+    path = weights_path(tmp_path, Job(CLAIM.full, 0))
     save_classifier(path, CLAIM.build(CLAIM.full), "small_photo_vgg", training.labels, CLAIM.input)
     job = Job("pruned, Taylor", 0)
     made, found = CLAIM.start(job, tmp_path, training)

@@ -20,7 +20,7 @@ from wae.storage.checkpoint import Input
 from wae.training.original_start import taught
 from wae.training.plan import Plan, find
 
-from .reproduce import DECOMPOSITION, WAE, WAVELET, Claim, longer
+from .claim import DECOMPOSITION, WAE, WAVELET, Claim, longer
 
 FULL, HALF, MIMIC = "28 x 28", "14 x 14", "WAE, mimic"
 

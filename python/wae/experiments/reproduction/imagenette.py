@@ -22,25 +22,17 @@ from torch import Tensor, nn
 
 from wae.data.dataset import Dataset, DatasetError, InMemory
 from wae.data.folder import ImageFolder, image_folder
+from wae.experiments.pruning import METHODS, pruned, ratio_for
 from wae.models.counting import count
 from wae.models.registry import build, on_meta
 from wae.storage.checkpoint import Input, load_classifier
 from wae.storage.files import written
 from wae.training.plan import find
 
+from .claim import DECOMPOSITION, WAE, WAVELET, Job, built_for_photos, longer
 from .fine_tuned import FINE_TUNED, FineTuned, fine_tuned
-from .pruning import METHODS, pruned, ratio_for
-from .reproduce import (
-    DECOMPOSITION,
-    WAE,
-    WAVELET,
-    Job,
-    built_for_photos,
-    longer,
-    timed,
-    weights_path,
-    write_json,
-)
+from .results import weights_path, write_json
+from .table import timed
 
 NETWORKS = {"small_vgg": "small_photo_vgg", "resnet18": "resnet18", "resnet50": "resnet50"}
 """The networks that there is a recipe for, and their names in :mod:`wae.models.registry`."""

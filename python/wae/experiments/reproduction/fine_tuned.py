@@ -18,7 +18,8 @@ from wae.storage.checkpoint import load_classifier
 from wae.training.original_start import made_of_original, start_as_original, taught
 from wae.training.plan import Plan
 
-from .reproduce import WAE, Claim, Job, weights_path
+from .claim import WAE, Claim, Job
+from .results import weights_path
 
 _SUFFIX = ", fine-tuned"
 

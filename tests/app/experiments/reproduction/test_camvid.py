@@ -14,10 +14,13 @@ from scenes import write_scenes
 from wae.cli import main
 from wae.data.dataset import DatasetError
 from wae.difference import relative_difference
-from wae.experiments import camvid, panels, reproduce
-from wae.experiments.camvid import CLASSES, HALF, NETWORKS, CamVid
-from wae.experiments.fine_tuned import FINE_TUNED, fine_tuned
-from wae.experiments.reproduce import WAE, Job
+from wae.experiments import panels, reproduce
+from wae.experiments.reproduction import camvid
+from wae.experiments.reproduction.camvid import CLASSES, HALF, NETWORKS, CamVid
+from wae.experiments.reproduction.claim import WAE, Job
+from wae.experiments.reproduction.fine_tuned import FINE_TUNED, fine_tuned
+from wae.experiments.reproduction.results import read_result, weights_path
+from wae.experiments.reproduction.table import markdown, rows
 from wae.inference.maps import colours
 from wae.models.counting import count
 from wae.models.network import WAENetwork
@@ -108,7 +111,7 @@ def test_what_is_fine_tuned_begins_as_the_trained_network_on_a_small_image(scene
     torch.manual_seed(1)
     full = CLAIM.build(CLAIM.full)
     training, _ = CLAIM.sets(scenes, 0)
-    path = reproduce.weights_path(tmp_path, Job(CLAIM.full, 3))
+    path = weights_path(tmp_path, Job(CLAIM.full, 3))
     save_classifier(path, full, CLAIM.registered[CLAIM.full], training.labels, CLAIM.input)
     half, wae = (
         CLAIM.start(Job(name, 3), tmp_path, training)[0].eval() for name in (fine_tuned(HALF), FINE_TUNED)
@@ -142,8 +145,8 @@ def test_each_epoch_is_tested_on_val_and_test_is_looked_at_once(scenes, tmp_path
     assert [(r.network, len(r.epochs)) for r in results] == [(WAE, 2), (HALF, 2)]
     assert len(told) == 3 + 2
     for job, result in zip(wanted, results, strict=True):
-        weights = reproduce.weights_path(tmp_path, job)
-        model = reproduce.load_classifier(weights)
+        weights = weights_path(tmp_path, job)
+        model = load_classifier(weights)
         found = evaluate(model, CLAIM.kept_out(scenes))
         assert result.accuracy == pytest.approx(found.mean_iou)
         assert result.measured == pytest.approx(found._asdict())
@@ -155,8 +158,8 @@ def test_each_epoch_is_tested_on_val_and_test_is_looked_at_once(scenes, tmp_path
     assert reproduce.run(tmp_path, scenes, wanted, CLAIM, 2, tell=told.append) == results
     assert len(told) == 5
     with pytest.raises(CheckpointError, match="is of other settings"):
-        reproduce.read_result(tmp_path, wanted[0], replace(CLAIM, size=(24, 40)))
-    table = reproduce.markdown(reproduce.rows(results, CLAIM, seconds=0), CLAIM)
+        read_result(tmp_path, wanted[0], replace(CLAIM, size=(24, 40)))
+    table = markdown(rows(results, CLAIM, seconds=0), CLAIM)
     assert "| network | mean IoU, mean of seeds |" in table
 
 
@@ -169,7 +172,7 @@ def test_a_picture_shows_the_truth_and_what_each_network_finds(scenes, tmp_path,
     Image.fromarray(numbers).save(path)
     assert CLAIM.picture(scenes, tmp_path) is None
     for name, registered in CLAIM.registered.items():
-        path = reproduce.weights_path(tmp_path, Job(name, 1))
+        path = weights_path(tmp_path, Job(name, 1))
         save_classifier(path, CLAIM.build(name), registered, CLASSES[:-1], CLAIM.input)
     picture = np.asarray(CLAIM.picture(scenes, tmp_path))
     zoom = round(220 / 32)
@@ -185,14 +188,14 @@ def test_a_picture_shows_the_truth_and_what_each_network_finds(scenes, tmp_path,
     images, _ = CLAIM.kept_out(scenes).batch([0], epoch=0)
     for name in (CLAIM.full, HALF, WAE):
         x += width + 8
-        model = load_classifier(reproduce.weights_path(tmp_path, Job(name, 1)))
+        model = load_classifier(weights_path(tmp_path, Job(name, 1)))
         found = palette[model(images)[0].argmax(0).numpy()]
         np.testing.assert_array_equal(picture[y : y + height : zoom, x : x + width : zoom], found, name)
 
 
 def test_the_results_in_the_repository_are_those_of_the_plan():
     """So that a run in a copy of the folder goes on from them."""
-    folder = Path(__file__).resolve().parents[3] / "docs" / "results" / "camvid-enet-90x120"
+    folder = Path(__file__).resolve().parents[4] / "docs" / "results" / "camvid-enet-90x120"
     claim = camvid.claim(size=(90, 120), times=1 / 4)
     wanted = [Job(network, seed) for network in (claim.full, HALF, WAE) for seed in range(3)]
     assert reproduce.open_jobs(folder, wanted, claim) == []

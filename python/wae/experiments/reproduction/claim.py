@@ -1,0 +1,165 @@
+"""A claim to reproduce: which networks are compared, on which images, by which plan."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from PIL import Image
+from torch import nn
+
+from wae.data.dataset import Dataset
+from wae.models.bodies import initialize
+from wae.models.network import WAENetwork
+from wae.models.registry import build
+from wae.storage.checkpoint import Input
+from wae.training.plan import Plan, Stage
+from wae.training.pretrained import scale_for_photos
+from wae_kernels.nn import Decoder, Encoder
+
+WAVELET, DECOMPOSITION, WAE = "Wavelet+CNN", "Decomposition+CNN", "WAE"
+"""Networks that every claim has, in the paper's words."""
+
+_SHARED = (
+    *("learning_rate", "optimizer", "momentum", "weight_decay", "schedule", "warmup", "step_epochs"),
+    *("step_factor", "label_smoothing", "class_balance", "ema"),
+)
+"""Entries of WAE's last stage that the networks without an encoder share. What is WAE's own they have not:
+it can be chosen anew without training them again."""
+
+
+class Job(NamedTuple):
+    """One training."""
+
+    network: str
+    seed: int
+
+    @property
+    def stem(self) -> str:
+        """The name of its files."""
+        letters = "".join(c if c.isalnum() else "-" for c in self.network.lower())
+        return f"{letters}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Claim(ABC):
+    """A claim to reproduce: the networks, the images, the plan. Workers get a copy."""
+
+    wae: Plan
+    """WAE's plan, from which the others follow."""
+
+    timed_images: ClassVar[int] = 100
+    """In a batch whose time is measured."""
+
+    measure: ClassVar[str] = "accuracy"
+    """The name of a result's ``accuracy`` in the table."""
+
+    @property
+    @abstractmethod
+    def full(self) -> str:
+        """The network at full resolution."""
+
+    @property
+    @abstractmethod
+    def half(self) -> str:
+        """The network at half the resolution."""
+
+    @property
+    @abstractmethod
+    def registered(self) -> Mapping[str, str | None]:
+        """The networks, in the table's order: each one's name in :mod:`wae.models.registry`, if any."""
+
+    @property
+    @abstractmethod
+    def input(self) -> Input:
+        """How a photo becomes an image of the data."""
+
+    @abstractmethod
+    def build(self, network: str) -> nn.Module:
+        """One of those that are registered, with random weights, for the data's classes."""
+
+    @abstractmethod
+    def prepared(self, data: str | Path, folder: Path) -> str | Path:
+        """Check ``data`` before any process is started, and return what workers open; ``folder`` may hold it.
+
+        Raises DatasetError.
+        """
+
+    @abstractmethod
+    def sets(self, data: str | Path, seed: int) -> tuple[Dataset, Dataset]:
+        """The images to train on, and those to test with, of what :meth:`prepared` gave."""
+
+    def kept_out(self, data: str | Path) -> Dataset | None:
+        """Images that are looked at once, after the last epoch; None for those of every epoch's test."""
+        return None
+
+    def picture(self, data: str | Path, folder: Path) -> Image.Image | None:
+        """An image of the results, drawn with the weights in ``folder``; None for a claim without one."""
+        return None
+
+    def settings(self) -> dict[str, Any]:
+        """Everything besides its plan that decides the outcome of a training, for JSON."""
+        return {}
+
+    def needs(self, network: str) -> str | None:
+        """The network whose trained weights, of the same seed, ``network`` needs."""
+        return None
+
+    def start_path(self, folder: Path, job: Job) -> Path:
+        """Where :meth:`start` keeps what it measured, until the training has its result."""
+        return folder / f"{job.stem}.start.json"
+
+    def start(self, job: Job, folder: Path, training: Dataset) -> tuple[nn.Module, dict[str, Any]]:
+        """The network to train, and what was found out to make it."""
+        torch.manual_seed(job.seed)
+        return self.build(job.network), {}
+
+    def plan_of(self, network: str, seed: int) -> Plan:
+        """WAE's plan as it is for ``network``: as many epochs with labels, at the same rates."""
+        if network == WAE:
+            return replace(self.wae, seed=seed)
+        joint = self.wae.stages[-1]
+        epochs = sum(stage.epochs for stage in self.wae.stages if stage.kind != "transform")
+        if network == DECOMPOSITION:  # as WAE, without the reconstruction constraint
+            stage = replace(joint, epochs=epochs, transform_weight=0.0, encoder_rate=1.0)
+        else:
+            kept = {entry: getattr(joint, entry) for entry in _SHARED}
+            low_weight = joint.low_weight if network == WAVELET else 0.0  # the others have no low classifier
+            stage = Stage("classifier", epochs, low_weight=low_weight, **kept)
+        return replace(self.wae, seed=seed, start="random", stages=(stage,), model=network)
+
+    def jobs(self, seeds: Sequence[int]) -> list[Job]:
+        """All trainings: seed by seed, those that the claim rests on first; last those that need weights."""
+        first = (self.full, WAE, self.half)
+        networks = sorted(self.registered, key=lambda name: (name not in first, bool(self.needs(name))))
+        free = [name for name in networks if not self.needs(name)]
+        return [Job(name, seed) for seed in seeds for name in free] + [
+            Job(name, seed) for name in networks if self.needs(name) for seed in seeds
+        ]
+
+
+def built_for_photos(name: str, classes: int) -> nn.Module:
+    """The registered network ``name`` with random weights, for photos of 0..255; WAE with a decoder.
+
+    Encoder and decoder begin as the bodies' convolutions do, unless the plan's start replaces them.
+    """
+    model = build(name, classes)
+    if isinstance(model, WAENetwork) and isinstance(model.encoder, Encoder):
+        model.decoder = model.decoder or Decoder()
+        model.encoder.apply(initialize)
+        model.decoder.apply(initialize)
+    scale_for_photos(model)
+    return model
+
+
+def longer(plan: Plan, times: float) -> Plan:
+    """``plan`` with so many times the epochs with labels, or a part of them, at least one."""
+    stages = (
+        stage if stage.kind == "transform" else replace(stage, epochs=max(1, int(stage.epochs * times)))
+        for stage in plan.stages
+    )
+    return replace(plan, stages=tuple(stages))

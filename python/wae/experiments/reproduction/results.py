@@ -1,0 +1,76 @@
+"""What trainings leave in a folder: a file of JSON each, and weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wae.storage.files import written
+from wae.storage.weights_file import CheckpointError
+from wae.training.plan import differences
+
+from .claim import Claim, Job
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outcome of one training."""
+
+    network: str
+    seed: int
+    accuracy: float
+    """Share of the test images that are classified rightly after the last epoch; of networks that score
+    pixels the mean intersection over union. See :meth:`Claim.kept_out`."""
+    seconds: float
+    """All epochs together, on one core of the machine that ran it."""
+    epochs: list[float]
+    """The accuracy after each epoch with labels."""
+    plan: dict[str, Any]
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Everything besides the plan that decides the outcome: see :meth:`Claim.settings`."""
+    multiply_adds: int = 0
+    """On one image."""
+    start: dict[str, Any] = field(default_factory=dict)
+    """Measured before the first epoch: see :meth:`Claim.start`."""
+    measured: dict[str, Any] = field(default_factory=dict)
+    """All that was measured beside ``accuracy``."""
+    made: dict[str, Any] = field(default_factory=dict)
+    """Commit, date, machine and versions."""
+
+
+def weights_path(folder: Path, job: Job) -> Path:
+    """Where a training's weights are kept."""
+    return folder / f"{job.stem}.safetensors"
+
+
+def result_path(folder: Path, job: Job) -> Path:
+    """Where a training's result is kept."""
+    return folder / f"{job.stem}.json"
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write ``content``, or leave what was there."""
+    with written(path, force=True) as file:
+        file.write(f"{json.dumps(content, indent=1)}\n".encode())
+
+
+def read_result(folder: Path, job: Job, claim: Claim) -> Result | None:
+    """The result of ``job`` in ``folder``, if it has one.
+
+    Raises CheckpointError where that is of another plan or claim, or is damaged.
+    """
+    path = result_path(folder, job)
+    if not path.exists():
+        return None
+    try:
+        result = Result(**json.loads(path.read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: this is no result of a training ({error})") from None
+    if made := differences(result.plan, claim.plan_of(job.network, job.seed)):
+        raise CheckpointError(f"{path}: was made by another plan: {made}; use another folder")
+    if result.settings != json.loads(json.dumps(claim.settings())):
+        raise CheckpointError(f"{path}: is of other settings: {result.settings}; use another folder")
+    return result

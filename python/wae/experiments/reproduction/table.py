@@ -1,0 +1,112 @@
+"""The table of a claim's results: accuracy, what is won back, cost and time."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from wae.inference.timing import interleaved
+from wae.models.network import WAENetwork, fold_normalization
+
+from .claim import WAE, Claim
+from .results import Result
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network's line in the table."""
+
+    network: str
+    accuracies: list[float]
+    """Of each seed."""
+    multiply_adds: int
+    """On one image."""
+    microseconds: float
+    """The median time of one image in a batch of :attr:`Claim.timed_images`, where the table was made."""
+
+    @property
+    def mean(self) -> float:
+        """The mean accuracy."""
+        return statistics.fmean(self.accuracies)
+
+    @property
+    def spread(self) -> float | None:
+        """The standard deviation of a seed's accuracy; None where there is one seed."""
+        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
+
+
+def rows(results: Sequence[Result], claim: Claim, seconds: float = 10.0) -> list[Row]:
+    """The table of ``results``, in the claim's order; the networks are timed here, taking turns.
+
+    One without a name of its own was pruned to a measured share of WAE's time, and has that share of it here.
+
+    Args:
+        results: of any number of seeds.
+        claim: what they are of.
+        seconds: how long to time.
+    """
+    of = {name: [r for r in results if r.network == name] for name in claim.registered}
+    names = [name for name in claim.registered if of[name]]
+    models = {name: claim.build(name) for name in {*names, WAE} if claim.registered[name]}
+    times = timed(models, claim, seconds)
+    return [
+        Row(
+            name,
+            [result.accuracy for result in of[name]],
+            of[name][0].multiply_adds,
+            1e6 * times[name] if name in times else 1e6 * times[WAE] * of[name][0].start["time"],
+        )
+        for name in names
+    ]
+
+
+def timed(models: Mapping[str, nn.Module], claim: Claim, seconds: float) -> dict[str, float]:
+    """Seconds that each network takes for an image, in a batch: medians of runs that took turns."""
+    size = claim.timed_images, 3, *claim.input.shape
+    images = torch.randint(0, 256, size, dtype=torch.uint8)
+    calls = {name: _inference(model.eval(), images) for name, model in models.items()}
+    with torch.no_grad():
+        timings = interleaved(calls, seconds)
+    return {name: timing.median / len(images) for name, timing in timings.items()}
+
+
+def _inference(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
+    network = fold_normalization(model) if isinstance(model, WAENetwork) else model
+    network = network.to(memory_format=torch.channels_last)
+    images = images.contiguous(memory_format=torch.channels_last)
+    return lambda: network(images)
+
+
+def won_back(table: Sequence[Row], claim: Claim, network: str) -> float | None:
+    """The share of the accuracy lost by halving the resolution that ``network`` wins back.
+
+    None where the table has not all three networks, or nothing was lost.
+    """
+    means = {row.network: row.mean for row in table}
+    full, half = means.get(claim.full), means.get(claim.half)
+    if full is None or half is None or network not in means or full <= half:
+        return None
+    return (means[network] - half) / (full - half)
+
+
+def markdown(table: Sequence[Row], claim: Claim) -> str:
+    """The table for people."""
+    full = next((row.multiply_adds for row in table if row.network == claim.full), None)
+    lines = [
+        f"| network | {claim.measure}, mean of seeds | spread | won back | multiply-adds | time per image |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in table:
+        share = won_back(table, claim, row.network)
+        won = "" if share is None or row.network in (claim.full, claim.half) else f"{100 * share:.0f} %"
+        spread = "" if row.spread is None else f"{100 * row.spread:.2f}"
+        cost = f"{row.multiply_adds / 1e6:.2f} M" + (f" ({row.multiply_adds / full:.0%})" if full else "")
+        lines.append(
+            f"| {row.network} | {100 * row.mean:.2f} % | {spread} | {won} | {cost} "
+            f"| {row.microseconds:.0f} us |"
+        )
+    return "\n".join(lines)

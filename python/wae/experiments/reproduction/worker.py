@@ -1,0 +1,163 @@
+"""A process that does one training after another, each on one core."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import pickle
+import shutil
+import subprocess
+from dataclasses import asdict
+from datetime import datetime, timezone
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from wae.experiments.machine import machine
+from wae.models.counting import count
+from wae.storage.checkpoint import load_classifier, save_classifier
+from wae.termination import end_with_parent, terminable
+from wae.training.plan import Plan
+from wae.training.trainer import Epoch, Observer, TrainingError, evaluate, train
+
+from .claim import Claim, Job
+from .results import Result, result_path, weights_path, write_json
+
+
+class Progress(NamedTuple):
+    """An epoch of a job has ended."""
+
+    job: Job
+    kind: str
+    """Of the stage."""
+    done: int
+    """Epochs of the whole job."""
+    of: int
+    accuracy: float | None
+
+
+class Worker:
+    """A process that trains, and the main process's end of a pipe to it alone.
+
+    Nothing is shared with other workers: one that is killed, even while it writes, closes its pipe, and holds
+    nothing that somebody waits for.
+    """
+
+    def __init__(self, folder: Path, data: str | Path, claim: Claim, device: str) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.link, its_end = context.Pipe()
+        self.process = context.Process(target=_work, args=(its_end, folder, data, claim, device), daemon=True)
+        self.process.start()
+        its_end.close()  # else the pipe would outlive the worker
+
+
+def next_message(link: Connection) -> Any:
+    """The next message of a worker. Raises TrainingError where it was killed."""
+    try:
+        return link.recv()
+    except (EOFError, OSError):
+        raise TrainingError("a training ended without a result: was it out of memory?") from None
+
+
+def _work(link: Connection, folder: Path, data: str | Path, claim: Claim, device: str) -> None:
+    """A worker: do one training after another, until the main process is gone."""
+    torch.set_num_threads(1)
+    end_with_parent()  # at once: it can be killed in the middle of an epoch
+    with contextlib.suppress(EOFError, ConnectionError, KeyboardInterrupt), terminable():
+        while True:
+            job = link.recv()
+            try:
+                message: Result | Exception = _train(job, folder, data, claim, device, link)
+            except Exception as error:
+                message = _as_sent(job, error)
+            link.send(message)
+
+
+def _as_sent(job: Job, error: Exception) -> Exception:
+    """``error``; where it would not come out of the pipe as it went in, one that says the same."""
+    with contextlib.suppress(Exception):  # any that its class raises
+        found = pickle.loads(pickle.dumps(error))
+        if (type(found), str(found)) == (type(error), str(error)):
+            return error
+    return TrainingError(f"{job.network}, seed {job.seed}: {type(error).__name__}: {error}")
+
+
+def _train(job: Job, folder: Path, data: str | Path, claim: Claim, device: str, link: Connection) -> Result:
+    """One training, from its last epoch or from the start; its weights and its result in ``folder``."""
+    commit = _commit()  # of the code that trains: at the end there may be another one
+    chosen = claim.plan_of(job.network, job.seed)
+    sets = claim.sets(data, job.seed)
+    model, start = claim.start(job, folder, sets[0])
+    mimics = any(stage.mimic_weight for stage in chosen.stages)
+    teacher = load_classifier(weights_path(folder, Job(claim.full, job.seed))) if mimics else None
+    state = folder / f"{job.stem}.state.safetensors"
+    observer = _Messenger(job, sum(stage.epochs for stage in chosen.stages), link)
+    history = train(
+        model,
+        chosen,
+        *sets,
+        state=state,
+        resume=state.exists(),
+        teacher=teacher,
+        observer=observer,
+        device=device,
+    )
+    accuracies = [epoch.accuracy for epoch in history if epoch.accuracy]
+    kept_out = claim.kept_out(data)
+    last = accuracies[-1] if kept_out is None else evaluate(model, kept_out, chosen.batch, device)
+    model = model.cpu().eval()
+    result = Result(
+        job.network,
+        job.seed,
+        last.score,
+        sum(epoch.seconds for epoch in history),
+        [accuracy.score for accuracy in accuracies],
+        chosen.as_dict(),
+        claim.settings(),
+        count(model, claim.input.shape).multiply_adds,
+        start,
+        last._asdict(),
+        {"commit": commit, "date": datetime.now(timezone.utc).isoformat(timespec="seconds"), **machine()},
+    )
+    if registered := claim.registered[job.network]:
+        made = {"plan": chosen.as_dict(), "accuracy": result.accuracy}
+        path = weights_path(folder, job)
+        save_classifier(path, model, registered, sets[0].labels, claim.input, made, force=True)
+    write_json(result_path(folder, job), asdict(result))
+    state.unlink()
+    claim.start_path(folder, job).unlink(missing_ok=True)  # it is in the result
+    return result
+
+
+def _commit() -> str | None:
+    """The commit that this code is of, with "-dirty" where files were changed; None where git knows none."""
+    if shutil.which("git") is None:
+        return None
+    here = Path(__file__)
+    known = subprocess.run(
+        ["git", "ls-files", "--error-unmatch", here.name], cwd=here.parent, capture_output=True
+    )
+    if known.returncode:
+        return None
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    return subprocess.run(command, cwd=here.parent, capture_output=True, text=True).stdout.strip()
+
+
+class _Messenger(Observer):
+    """Tells the main process of each epoch. Raises ConnectionError where that is gone."""
+
+    def __init__(self, job: Job, epochs: int, link: Connection) -> None:
+        self.job, self.epochs, self.link = job, epochs, link
+        self.before = 0
+
+    def start(self, plan: Plan, stage: int, epoch: int, steps: int) -> None:
+        """See :class:`Observer`."""
+        self.before = sum(s.epochs for s in plan.stages[:stage]) + epoch
+
+    def end(self, epoch: Epoch, model: nn.Module) -> None:
+        """See :class:`Observer`."""
+        score = epoch.accuracy.score if epoch.accuracy else None
+        self.link.send(Progress(self.job, epoch.kind, self.before + 1, self.epochs, score))
