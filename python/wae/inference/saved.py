@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from wae.storage.files import sha256
+from wae.storage.files import read_json, sha256
 from wae_kernels.nn import Encoder, ScoreDecoder
 
 from .deployed import Deployed
@@ -70,7 +69,7 @@ def load_deployed(folder: Path | str, rebuild: bool = False) -> Deployed:
 
 def _about(folder: Path) -> dict[str, Any]:
     try:
-        about: dict[str, Any] = json.loads((folder / ABOUT).read_text())
+        about: dict[str, Any] = read_json(folder / ABOUT)
         known = about["format"]
         fits = known not in FORMATS or _fits(about)
     except OSError as error:

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import hashlib
 import io
+import json
 import os
 import re
 import secrets
@@ -76,6 +77,14 @@ def no_file(path: Path) -> str | None:
     if path.is_dir():
         return "this is a folder"
     return "this is not a regular file" if path.exists() else "there is no such file"
+
+
+def read_json(path: Path) -> Any:
+    """What is in a file of JSON. Raises OSError; ValueError where it is none, or too deep to be read."""
+    try:
+        return json.loads(path.read_bytes())
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def make_folder(folder: Path) -> None:

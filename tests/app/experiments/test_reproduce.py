@@ -381,10 +381,25 @@ def test_a_student_needs_its_teacher(tmp_path):
         reproduce.run(tmp_path, "digits", [Job("WAE, mimic", 1), Job("28 x 28", 0)], DIGITS, 1)
 
 
-def test_a_damaged_result_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("{", "Expecting"),
+        ("[1]", "must be a mapping"),
+        ("[" * 200_000, "nested too deeply"),
+        ({"plan": 3}, r"plan must be of kind dict\[str, Any\], got 3"),
+        ({"accuracy": "0.9"}, "accuracy must be of kind float, got '0.9'"),
+        ({"network": "28 x 28"}, "it is of 28 x 28, seed 0"),
+    ],
+    ids=["cut", "list", "deep", "plan", "accuracy", "another"],
+)
+def test_a_damaged_result_is_refused(tmp_path, text, why):
     job = Job("WAE", 0)
-    (tmp_path / f"{job.stem}.json").write_text("{")
-    with pytest.raises(CheckpointError, match="no result"):
+    if isinstance(text, dict):
+        result = Result("WAE", 0, 0.5, 1.0, [0.5], DIGITS.plan_of("WAE", 0).as_dict())
+        text = json.dumps({**asdict(result), **text})
+    (tmp_path / f"{job.stem}.json").write_text(text)
+    with pytest.raises(CheckpointError, match=f"no result of a training .*{why}.*; without it that training"):
         read_result(tmp_path, job, DIGITS)
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wae.storage.files import written
+from wae.storage.files import read_json, written
 from wae.storage.weights_file import CheckpointError
 from wae.training.lock import alone_in
 from wae.training.plan import changed
@@ -90,7 +90,7 @@ def open_record(folder: Path, settings: dict[str, Any]) -> Record:
         record.write()
         return record
     try:
-        made: Any = agreed(json.loads(path.read_bytes()) if is_first() else None)
+        made: Any = agreed(read_json(path) if is_first() else None)
         known_later = {**DEFAULTS, "test data": settings["test data"]}
         before, found = {**known_later, **made["settings"]}, _as_called_now(made)
     except (ValueError, LookupError, TypeError):

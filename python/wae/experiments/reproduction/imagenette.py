@@ -26,7 +26,8 @@ from wae.experiments.pruning import METHODS, pruned, ratio_for
 from wae.models.counting import count
 from wae.models.registry import build, on_meta
 from wae.storage.checkpoint import Input, load_classifier
-from wae.storage.files import written
+from wae.storage.files import read_json, written
+from wae.storage.weights_file import CheckpointError
 from wae.training.plan import find
 
 from .claim import DECOMPOSITION, WAE, WAVELET, Job, built_for_photos, longer
@@ -156,7 +157,7 @@ class Imagenette(FineTuned):
         batches = list(zip(images.split(_AT_ONCE), labels.split(_AT_ONCE), strict=True))
         method = PRUNED[job.network]
         if path.exists():
-            found = json.loads(path.read_bytes())
+            found = _read_start(path)
         else:
             found = ratio_for(lambda ratio: pruned(model, batches, method, ratio), self._share_of_time)
             write_json(path, found)
@@ -217,8 +218,22 @@ def _files(parts: Mapping[str, ImageFolder]) -> str:
 
 
 def _metadata(path: Path) -> dict[str, str]:
-    with safetensors.safe_open(path, "pt") as file:
-        return dict(file.metadata())
+    """Empty where the file is damaged: it is made again."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            return dict(file.metadata() or {})
+    except safetensors.SafetensorError:
+        return {}
+
+
+def _read_start(path: Path) -> dict[str, float]:
+    """What was measured for a network to be pruned. Raises CheckpointError."""
+    try:
+        found = read_json(path)
+        return {name: float(found[name]) for name in found.keys() | {"ratio", "time"}}
+    except (ValueError, LookupError, TypeError, AttributeError):
+        way = "without it, and the checkpoint beside it, that training begins anew"
+        raise CheckpointError(f"{path}: is damaged; {way}") from None
 
 
 def download(folder: Path, size: int) -> Path:

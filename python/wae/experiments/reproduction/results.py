@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from wae.storage.files import written
+from wae.storage.files import read_json, written
 from wae.storage.weights_file import CheckpointError
 from wae.training.plan import differences
+from wae.wording import shown
 
 from .claim import Claim, Job
+
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "str": str,
+    "int": int,
+    "float": (int, float),
+    "list[float]": list,
+    "dict[str, Any]": dict,
+}
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,12 @@ class Result:
     made: dict[str, Any] = field(default_factory=dict)
     """Commit, date, machine and versions."""
 
+    def __post_init__(self) -> None:
+        """Raise TypeError where an entry, which may come from a file, is of another kind."""
+        for entry in fields(self):
+            if not isinstance(value := getattr(self, entry.name), _KINDS[str(entry.type)]):
+                raise TypeError(f"{entry.name} must be of kind {entry.type}, got {shown(value)}")
+
 
 def weights_path(folder: Path, job: Job) -> Path:
     """Where a training's weights are kept."""
@@ -66,9 +81,12 @@ def read_result(folder: Path, job: Job, claim: Claim) -> Result | None:
     if not path.exists():
         return None
     try:
-        result = Result(**json.loads(path.read_bytes()))
+        result = Result(**read_json(path))
+        if (result.network, result.seed) != job:
+            raise ValueError(f"it is of {result.network}, seed {result.seed}")
     except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: this is no result of a training ({error})") from None
+        way = "without it that training is done again"
+        raise CheckpointError(f"{path}: this is no result of a training ({error}); {way}") from None
     if made := differences(result.plan, claim.plan_of(job.network, job.seed)):
         raise CheckpointError(f"{path}: was made by another plan: {made}; use another folder")
     if result.settings != json.loads(json.dumps(claim.settings())):

@@ -33,6 +33,14 @@ def test_the_trial_of_a_mirrored_teacher_was_called_as_that_of_a_plain_one(tmp_p
     assert list(open_record(tmp_path, plain.as_dict()).found) == names
 
 
+@pytest.mark.parametrize("text", ["", "{}", "[" * 200_000, '{"settings": {}, "found": 3}'], ids=range(4))
+def test_a_damaged_record_is_refused(tmp_path, text):
+    task, _ = task_of(tmp_path)
+    (tmp_path / RECORD).write_text(text)
+    with pytest.raises(CheckpointError, match=r"accelerate\.json: is damaged; --force begins anew"):
+        open_record(tmp_path, task.as_dict())
+
+
 def test_a_folder_of_before_there_was_a_setting_had_its_default(tmp_path):
     (task, other) = (task_of(tmp_path, mimic_mirrored=mirrored)[0] for mirrored in (False, True))
     record = open_record(tmp_path, task.as_dict())

@@ -69,6 +69,24 @@ def test_photos_are_decoded_once_and_again_where_they_changed(photos, tmp_path, 
     Image.new("RGB", (48, 48), (1, 2, 3)).save(tmp_path / "data" / "val" / "n0" / "0.jpeg")  # by its old name
     assert CLAIM.sets(CLAIM.prepared(tmp_path / "data", tmp_path), 0)[1].images[0, 0, 0, 0] == 1
     assert CLAIM.sets(path, 5)[0].seed == 5
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:1000]):  # made again: it was a traceback
+        path.write_bytes(damaged)
+        CLAIM.prepared(tmp_path / "data", tmp_path)
+        assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("content", ["", "3", '{"ratio": 0.5}', '{"ratio": 0.5, "time": "a second"}'])
+def test_a_damaged_measurement_is_refused(tmp_path, content):
+    """A checkpoint may be of the ratio that it had, so it is not made again by itself."""
+    path = tmp_path / "pruned.start.json"
+    path.write_text(content)
+    with pytest.raises(
+        CheckpointError, match=r"pruned.start.json: is damaged; without it, and the checkpoint"
+    ):
+        imagenette._read_start(path)
+    path.write_text('{"ratio": 0.5, "time": 1}')
+    assert imagenette._read_start(path) == {"ratio": 0.5, "time": 1.0}
 
 
 def test_a_photo_is_scaled_to_its_shorter_side_and_nothing_more_is_cut(photos, tmp_path):
