@@ -139,13 +139,13 @@ def _kernel(name: str, backward: Callable[..., _Gradients]) -> Callable[..., Any
                 gradients = backward(inputs, ctx.needs_input_grad[1:], *grads)
             return (None, *gradients[: len(inputs)])
 
-    Function.__name__ = Function.__qualname__ = f"wae_{name}"  # what grad_fn shows
+    named: Any = type(f"wae_{name}", (Function,), {})  # what grad_fn shows is made of a class's first name
 
     def kernel(keyset: Any, *inputs: Any) -> Any:
         if forward_ad._current_level >= 0:
             _refuse_tangents(name, inputs)
         if torch._C.is_grad_enabled() and torch._C._any_requires_grad(*inputs):
-            return Function.apply(keyset, *inputs)
+            return named.apply(keyset, *inputs)
         with torch._C._AutoDispatchBelowAutograd():
             return op.redispatch(keyset & below, *inputs)
 

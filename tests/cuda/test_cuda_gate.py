@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import cuda_gate
 import pytest
 from cuda_bindings import runner
+from machine_code import Step
 from ptx_machine import CompilerMissing, find_nvcc
 
 try:
@@ -64,3 +66,57 @@ def test_page_shows_this_table(name: str) -> None:
     if f"nvcc {cuda_gate.nvcc_version()}." not in written:
         pytest.skip(f"the table was made by another nvcc than {cuda_gate.nvcc_version()}")
     assert cuda_gate.table(name) == written
+
+
+@pytest.mark.parametrize(
+    ("target", "registers", "shared_bytes", "threads", "blocks"),
+    [
+        (75, 32, 1024, 256, 4),
+        (80, 32, 1024, 256, 8),
+        (86, 32, 1024, 256, 6),
+        (80, 33, 1024, 256, 6),  # 1,280 registers a warp
+        (80, 121, 1024, 384, 1),
+        (75, 32, 32 * 1024, 256, 2),
+        (80, 32, 40 * 1024, 256, 4),  # 41 of 164 KiB each
+        (80, 32, 40 * 1024 + 1, 256, 3),
+        (90, 32, 227 * 1024, 256, 1),
+        (90, 32, 227 * 1024 + 1, 256, 0),
+    ],
+)
+def test_blocks_that_a_multiprocessor_holds(
+    target: int, registers: int, shared_bytes: int, threads: int, blocks: int
+) -> None:
+    """By the limit that is reached first: threads, registers or shared memory."""
+    assert cuda_gate.blocks_each(target, registers, shared_bytes, threads) == blocks
+
+
+REPORT = """
+ptxas info    : Compiling entry function 'one' for 'sm_80'
+ptxas info    : Function properties for one
+    16 bytes stack frame, 4 bytes spill stores, 8 bytes spill loads
+ptxas info    : Used 40 registers, used 1 barriers, 400 bytes cmem[0]
+ptxas info    : Compiling entry function 'two' for 'sm_80'
+ptxas info    : Function properties for two
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 121 registers
+"""
+
+
+def test_what_the_compiler_reports() -> None:
+    assert cuda_gate.reported(REPORT) == [("one", 16, 12, 40), ("two", 0, 0, 121)]
+
+
+def test_a_step_takes_as_long_as_its_worst_bound() -> None:
+    """Issue slots and the tensor core are a scheduler's; all four schedulers share the shared memory."""
+    chip = replace(cuda_gate.CHIPS[0], tensor=10)
+    (row, *_) = cuda_gate.rows("encode", chip.target)
+
+    def microseconds(slots: int, tensor: int, wavefronts: int) -> float:
+        roles = tuple(Step(slots, tensor, wavefronts, 0) for _ in range(3))
+        return cuda_gate.load(replace(row, roles=roles), chip).microseconds
+
+    one = microseconds(100, 0, 0)
+    assert one > 0
+    assert microseconds(100, 9, 24) == one
+    assert microseconds(100, 20, 0) == pytest.approx(2 * one)
+    assert microseconds(100, 9, 75) == pytest.approx(3 * one)

@@ -195,7 +195,7 @@ def test_an_output_that_was_not_used(cell: Cell) -> None:
 
 @every
 @pytest.mark.parametrize(
-    "places", [[0], [3], [4], [10], [11], [12], [0, 2]], ids=lambda p: "+".join(map(str, p))
+    "places", [[0], [1], [3], [4], [10], [11], [12], [0, 2]], ids=lambda p: "+".join(map(str, p))
 )
 def test_only_what_is_asked_for(cell: Cell, op: str, places: list[int]) -> None:
     problem, _ = with_expected(op, cell.device)
@@ -217,6 +217,14 @@ def test_only_what_is_asked_for(cell: Cell, op: str, places: list[int]) -> None:
 @every
 def test_nothing_is_recorded_where_no_gradient_is_wanted(cell: Cell, op: str) -> None:
     assert not any(out.requires_grad for out in make(op, cell).outputs())
+
+
+@every
+def test_a_result_tells_which_op_made_it(op: str) -> None:
+    problem = make(op, Cell("auto"))
+    (leaf, *_) = (t.detach().requires_grad_() for t in problem.inputs.values())
+    for out in problem.outputs(**{next(iter(problem.inputs)): leaf}):
+        assert out.grad_fn.name() == f"wae_{op}Backward"
 
 
 @every

@@ -157,7 +157,19 @@ def test_fakes_have_the_strides_of_the_real_ones(
     cell: Cell, layout: str, size: tuple[int, int], op: str
 ) -> None:
     """Sizes of 1, where strides are ambiguous and opcheck does not compare them."""
-    arguments = arguments_of(op, layout, cell.device, size=size)
+    assert_fakes_are_like_the_real_ones(op, arguments_of(op, layout, cell.device, size=size))
+
+
+@on_hosts
+@pytest.mark.parametrize("op", DECODERS)
+@pytest.mark.parametrize("layouts", [("nchw", "channels_last"), ("channels_last", "nchw")], ids=str)
+def test_fakes_of_halves_that_are_laid_out_differently(cell: Cell, layouts: tuple[str, str], op: str) -> None:
+    arguments, at = arguments_of(op, device=cell.device), int(op.endswith("backward"))
+    arguments[at : at + 2] = [LAYOUTS[name](arguments[at + i]) for i, name in enumerate(layouts)]
+    assert_fakes_are_like_the_real_ones(op, arguments)
+
+
+def assert_fakes_are_like_the_real_ones(op: str, arguments: Sequence[Any]) -> None:
     real = getattr(torch.ops.wae, op)(*arguments)
     with FakeTensorMode() as mode:
         fake = getattr(torch.ops.wae, op)(
@@ -294,6 +306,22 @@ def _is_compiled_again_for_a_parameter(layer: nn.Conv2d, image: Tensor) -> bool:
     layer.weight.requires_grad_()
     wants: bool = compiled(image).requires_grad
     return wants
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_the_compiler_does_not_look_into_an_op_that_an_uncompiled_function_calls() -> None:
+    """It would warn of what it does not know there."""
+    image, parameters = image_of(1, 6, 9), encoder()
+
+    def function(image: Tensor) -> list[Tensor]:
+        results = []
+        for _ in range(2):
+            torch._dynamo.graph_break()  # in a loop, for which the whole function is left as it is
+            results += torch.ops.wae.encode(image, *parameters)
+        return results
+
+    low, high, *again = torch.compile(lambda image: function(image), backend="eager")(image)
+    assert all(map(torch.equal, again, (low, high)))
 
 
 @pytest.mark.slow

@@ -147,6 +147,20 @@ def launch_plan(op: str, mode: Any, target: int) -> Any:
     return bindings.backward_plan(layout, *size, 1)
 
 
+def reported(text: str) -> list[tuple[str, int, int, int]]:
+    """Of each kernel in what ``ptxas -v`` says: its symbol, bytes of stack and of spills, and registers."""
+    found = re.findall(
+        r"Function properties for (\S+).*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
+        r"(\d+) bytes spill loads.*?Used (\d+) registers",
+        text,
+        re.DOTALL,
+    )
+    return [
+        (symbol, int(stack), int(stores) + int(loads), int(registers))
+        for symbol, stack, stores, loads, registers in found
+    ]
+
+
 def _compile(op: str, target: int) -> list[Row]:
     bindings = cuda_bindings.load()
     with tempfile.TemporaryDirectory() as folder:
@@ -164,14 +178,8 @@ def _compile(op: str, target: int) -> list[Row]:
         if done.returncode:
             raise RuntimeError(f"nvcc failed on {op}.cu for sm_{target}:\n{done.stderr[:3000]}")
         kernels = _machine_code(cubin)
-    report = re.findall(
-        r"Function properties for (\S+).*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
-        r"(\d+) bytes spill loads.*?Used (\d+) registers",
-        done.stderr,
-        re.DOTALL,
-    )
     rows = []
-    for symbol, stack, stores, loads, registers in report:
+    for symbol, stack, spilled, registers in reported(done.stderr):
         mode = getattr(bindings.Mode, _mode_of(symbol))
         if not bindings.runs_on(mode, target):
             continue
@@ -187,11 +195,11 @@ def _compile(op: str, target: int) -> list[Row]:
                 op=op,
                 mode=_mode_of(symbol),
                 target=target,
-                registers=int(registers),
+                registers=registers,
                 shared_bytes=plan.shared_bytes,
-                spill_bytes=int(stores) + int(loads),
-                stack_bytes=int(stack),
-                blocks=blocks_each(target, int(registers), plan.shared_bytes, plan.block),
+                spill_bytes=spilled,
+                stack_bytes=stack,
+                blocks=blocks_each(target, registers, plan.shared_bytes, plan.block),
                 tensor=having("HMMA"),
                 matrix_loads=having("LDSM"),
                 fma=having("FFMA"),
