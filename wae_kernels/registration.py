@@ -256,7 +256,6 @@ def _register() -> None:
     }
     for name, fake in fakes.items():
         torch.library.register_fake(f"wae::{name}", fake, lib=_library)
-        torch.library.register_fake(f"wae::_{name}_reference", fake, lib=_library)
     autograd.register(_library)
     for name, device_type in product(("encode", "decode", "decode_scores"), ("cpu", "cuda")):
         _register_autocast(name, device_type)

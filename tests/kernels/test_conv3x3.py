@@ -57,6 +57,15 @@ def test_sizes(cell: Cell, batch: int, size: tuple[int, int]) -> None:
     check(maps(batch, 17, *size), weight, bias, relu=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_gives_it_float32(cell: Cell, dtype: torch.dtype) -> None:
+    (weight, bias), x = (t.to(dtype) for t in layer(5, 33)), maps(2, 5, 6, 7).to(dtype)
+    with torch.autocast("cpu", dtype):
+        out = conv3x3(x, conv3x3_pack(weight), bias, 33)
+    assert out.dtype == torch.float32
+    assert_close(out, expected(x, weight, bias, relu=False), WINOGRAD)
+
+
 @pytest.mark.parametrize("channels", CHANNELS)
 def test_channels_in(cell: Cell, channels: int) -> None:
     weight, bias = layer(channels, 5)

@@ -51,9 +51,17 @@ def test_the_tolerance_follows_the_arithmetic_that_torch_allows(monkeypatch):
         patched.setattr(precision, "_allowed", lambda device: {"tf32"})
         difference = deploy(network, (64, 64), engine="eager").difference
     assert 1e-4 < difference <= 2e-3
-    for setting, most in (("ieee", 1e-4), ("tf32", 2e-3)):
-        with allowed(torch.backends.cudnn.conv, setting):
-            assert precision.tolerance(torch.float32, torch.device("cuda")) == most
+    cudnn, mkldnn = torch.backends.cudnn, torch.backends.mkldnn
+    for device, layers, setting, most in (
+        ("cuda", cudnn.conv, "ieee", 1e-4),
+        ("cuda", cudnn.conv, "tf32", 2e-3),
+        ("cuda", torch.backends.cuda.matmul, "tf32", 2e-3),
+        ("cpu", mkldnn.conv, "bf16", 1e-1),
+        ("cpu", mkldnn.matmul, "bf16", 1e-1),
+        ("cpu", mkldnn.matmul, "tf32", 2e-3),
+    ):
+        with allowed(cudnn.conv, "ieee"), allowed(layers, setting):
+            assert precision.tolerance(torch.float32, torch.device(device)) == most
 
 
 def hook_of_scores(network):

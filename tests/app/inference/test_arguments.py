@@ -12,13 +12,15 @@ from wae.models.baselines import HalfResolution
 
 
 def test_a_model_in_training_mode(model):
-    model.low_body[1].train()
-    with pytest.raises(ValueError, match=r"low_body\.1 is in training mode: call model\.eval\(\)"):
-        deploy(model, SIZE)
+    for part, name in ((model.low_body[1], r"low_body\.1"), (model, "the model")):
+        part.train()
+        with pytest.raises(ValueError, match=rf"{name} is in training mode: call model\.eval\(\)"):
+            deploy(model, SIZE)
 
 
 def test_a_model_without_memory_or_parameters(model):
-    for wrong in (model.to("meta"), nn.ReLU().eval()):
+    half = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, device="meta")).eval()
+    for wrong in (half, model.to("meta"), nn.ReLU().eval()):
         with pytest.raises(ValueError, match="parameters on one device"):
             deploy(wrong, SIZE)
 
@@ -47,3 +49,4 @@ def test_the_example_images_are_as_the_network_wants_them(model, stock):
         images = example_images(network, 2, SIZE, dtype).float()
         assert 100 < images.mean() < 156
         assert 30 < images.std() < 70
+        assert (images.min(), images.max()) == (0, 255)

@@ -45,6 +45,15 @@ def test_a_wider_precision_than_the_model_s(model):
     assert deployed(images).dtype == torch.float32
     assert_close(deployed(images), copy.deepcopy(narrow).float()(images))
     assert deploy(model, SIZE, engine="eager", precision="float64").difference <= 1e-12
+    assert deploy(narrow, SIZE, engine="eager")(images).dtype == torch.bfloat16
+
+
+def test_auto_precision_takes_the_fastest_that_is_as_exact_as_its_name(model):
+    """What is expected of them is computed in the widest."""
+    narrow = copy.deepcopy(model).bfloat16()
+    deployed = deploy(narrow, SIZE, engine="eager", precision="auto", seconds=0.1)
+    assert deployed.seconds.keys() == {"eager float32", "eager bfloat16", "eager float16"}
+    assert deployed.seconds[f"eager {deployed.precision}"] == min(deployed.seconds.values())
 
 
 def test_dtype_is_the_old_name_of_precision(model):
@@ -108,18 +117,23 @@ def test_auto_without_an_engine_that_works(model, monkeypatch):
         deploy(model, SIZE)
 
 
-@pytest.mark.parametrize("by", [1e-3, float("nan")])
-def test_disagreement_is_refused(model, monkeypatch, by):
+@pytest.mark.parametrize(
+    ("computed", "by"),
+    [("float64", 1e-8), ("float32", 1e-3), ("float16", 3e-2), ("bfloat16", 0.15), ("float32", float("nan"))],
+)
+def test_disagreement_is_refused(model, monkeypatch, computed, by):
     scripted(monkeypatch, wrong=lambda module: lambda *x: module(*x) * (1 + by))
     with pytest.raises(DisagreementError, match="wrong gives scores that differ"):
-        deploy(model, SIZE, engine="wrong")
+        deploy(model, SIZE, engine="wrong", precision=computed)
 
 
 def test_an_engine_that_runs_the_encoder_too(model, monkeypatch):
     """As CUDA graphs do, tried on the processor: images of any dtype, and no op outside of the engine."""
-    taken = []
+    taken, prepared = [], []
 
     def compile(module, inputs, dynamic):
+        prepared.append(dynamic)
+
         def run(*images):
             taken.append([image.dtype for image in images])
             return module(*images)
@@ -136,12 +150,15 @@ def test_an_engine_that_runs_the_encoder_too(model, monkeypatch):
         taken.clear()
         assert_close(deployed(images), model(images), 1e-4)
         assert taken[-1] == [images.dtype]
+    deployed(photos(4))
+    assert prepared == [False, True]  # the second once, for any number
 
 
 def test_wrong_arguments(model):
     with pytest.raises(TypeError, match=r"torch\.nn\.Module, got str"):
         deploy("model.pt")
-    for wrong in ({"size": (0, 5)}, {"size": 224}, {"batch": 0}, {"batch": 1.5}, {"engine": "tvm"}):
+    sizes = [{"size": size} for size in ((0, 5), 224, (5,), (5, 5, 5), (True, 5))]
+    for wrong in (*sizes, {"batch": 0}, {"batch": 1.5}, {"engine": "tvm"}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             deploy(model, **{"size": SIZE, "engine": "eager", **wrong})
     with (
@@ -151,6 +168,11 @@ def test_wrong_arguments(model):
         deploy(model, SIZE, dtype=torch.int8)
     with pytest.raises(ValueError, match=r"precision must be one of auto, .*got 'int4'"):
         deploy(model, SIZE, precision="int4")
+    with (
+        pytest.warns(DeprecationWarning, match="precision="),
+        pytest.raises(ValueError, match="dtype is the old name of precision: give one of them"),
+    ):
+        deploy(model, SIZE, precision="float32", dtype=torch.float32)
 
 
 @pytest.mark.slow

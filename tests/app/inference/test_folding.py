@@ -17,6 +17,8 @@ def test_no_batchnorm_is_left(model):
         assert not any(isinstance(part, nn.BatchNorm2d) for part in fold(network).modules())
         assert not any(part.training for part in fold(network).modules())
         assert_close(fold(network)(images), network(images))
+    behind = deploy(model, SIZE, engine="eager")._prepared._module
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in behind.modules())
 
 
 def test_what_cannot_be_traced_keeps_its_batchnorm(model):

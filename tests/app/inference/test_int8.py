@@ -13,8 +13,8 @@ from tiny_classifier import tiny
 import wae
 from wae.data.input import Input
 from wae.difference import relative_difference
+from wae.inference import agreement, encoder_int8, precision
 from wae.inference import deploy as deploying
-from wae.inference import encoder_int8, precision
 from wae.inference import export as exporting
 from wae.inference.agreement import DisagreementError
 from wae.inference.calibration import CalibrationError, gather
@@ -199,7 +199,8 @@ def test_images_that_are_no_bytes_are_not_made_bytes_of(stock, tmp_path):
         assert report["agreement"] == 1
 
 
-def test_any_precision_is_checked_on_images(model):
+def test_any_precision_is_checked_on_images(model, monkeypatch):
+    monkeypatch.setattr(agreement, "_PIXELS_AT_ONCE", 1)  # fewer than an image has: they come one by one
     report = deploy(
         model,
         SIZE,

@@ -94,7 +94,9 @@ def test_a_network_without_an_encoder(stock, tmp_path):
     assert not (tmp_path / "net" / "encoder.safetensors").exists()
 
 
-@pytest.mark.parametrize("engine", ["eager", "openvino", "onnxruntime"])
+@pytest.mark.parametrize(
+    "engine", ["eager", "openvino", "onnxruntime", pytest.param("compile", marks=pytest.mark.slow)]
+)
 def test_a_loaded_network_is_saved_again(engine, model, tmp_path):
     if reason := ENGINES[engine].why_not("cpu"):
         pytest.skip(reason)

@@ -1,10 +1,15 @@
 """Engines that cannot be used here say why."""
 
+from dataclasses import replace
+
 import pytest
+import torch
 from small_networks import SIZE
+from torch import nn
 
 from wae.inference.deploy import deploy
 from wae.inference.engines import ENGINES, Engine, EngineError
+from wae_kernels import backends
 
 
 def test_a_precision_that_the_engine_does_not_have(model):
@@ -23,3 +28,25 @@ def test_a_missing_engine_says_what_to_install(model, monkeypatch):
 def test_an_engine_for_another_device(engine, model):
     with pytest.raises(EngineError, match=f"{engine} runs on cuda, not on cpu"):
         deploy(model, SIZE, engine=engine)
+
+
+def test_why_an_engine_does_not_run_here():
+    compile = replace(ENGINES["compile"], int8_packages={"no_such_module": "no-such-package"})
+    assert "pip install no-such-package" in compile.why_not("cpu", "int8")
+    assert compile.why_not("cuda", "int8") == "compile computes in int8 on cpu only, not on cuda"
+    assert compile.why_not("cuda", "float32") is None
+    with backends.use("reference"):
+        assert ENGINES["winograd"].why_not("cpu").startswith("winograd needs the compiled kernels")
+        assert compile.why_not("cpu", "float32") is None
+
+
+def test_what_an_engine_says_is_told_once():
+    with pytest.raises(EngineError, match=r"^eager computes in .*, not in int8"):
+        ENGINES["eager"].make(nn.Identity(), [torch.zeros(1)], "int8")
+    with (
+        pytest.raises(EngineError, match=r"^eager does not run this network: other$"),
+        ENGINES["eager"].errors(),
+    ):
+        raise OSError("other")
+    with pytest.raises(EngineError, match=r"^its own$"), ENGINES["eager"].errors():
+        raise EngineError("its own")

@@ -1,6 +1,7 @@
 """Networks in a file."""
 
 import gc
+import tempfile
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ from small_networks import needs, photos
 from torch import nn
 
 from wae.inference.deploy import deploy
+from wae.inference.engines import ENGINES, EngineError
+from wae.inference.engines.in_file import InFile
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
@@ -22,3 +25,19 @@ def test_no_tensor_holds_the_weights_of_a_network_in_a_file(engine):
     gc.collect()
     tensors = [x for x in gc.get_objects() if type(x) in (torch.Tensor, nn.Parameter)]
     assert not [x for x in tensors if x.device.type == "cpu" and x.numel() == size]
+
+
+@pytest.mark.parametrize("engine", [name for name in ENGINES if ENGINES[name].foreign])
+def test_no_temporary_folder_is_left(engine, tmp_path, monkeypatch):
+    needs(engine)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    network, inputs = nn.Flatten().eval(), [torch.zeros(1, 3, 4, 4)]
+    prepared = ENGINES[engine].make(network, inputs)
+    assert len(list(tmp_path.iterdir())) == 1
+    del prepared
+    gc.collect()
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(InFile, "__init__", lambda *_, **__: 1 / 0)  # when the file is there
+    with pytest.raises(EngineError, match="division by zero"):
+        ENGINES[engine].make(network, inputs)
+    assert not list(tmp_path.iterdir())
