@@ -193,6 +193,11 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
             notes.append(f"{name}: {rival['ratio']:.0%} of the channels went.")
         else:
             notes.append(f"{name}: sees images of {rival['side']} x {rival['side']}.")
+    original = found["original"]
+    classes = zip(original["labels"], original["classes"], strict=True)
+    if untested := [printable(label) for label, counts in classes if not counts["of"]]:
+        others = " and others" if len(untested) > LOST else ""
+        notes.append(f"No test image was read of {', '.join(untested[:LOST])}{others}.")
     if "not saved" in new:
         notes.append(f"There is no folder `deployed`: {new['not saved']}.")
     if "not written" in found["onnx"]:

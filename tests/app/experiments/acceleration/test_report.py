@@ -82,6 +82,22 @@ def test_the_report_says_of_an_original_that_only_guesses_what_to_do():
             assert text.count("its new head needs more --epochs (and --force, to begin anew)") == times
 
 
+def test_classes_without_a_test_image_are_named():
+    """Where their files cannot be read, say: the accuracy is that of the others."""
+    of = found()
+    assert "- No test image was read of d.\n" in report.markdown("net", of)
+    of["original"]["classes"] = [{"right": 9, "of": 10}] * 3
+    assert "No test image" not in report.markdown("net", of)
+    of["original"]["classes"], of["original"]["labels"] = (
+        [{"right": 0, "of": 0}] * 11 + [{"right": 1, "of": 1}],
+        "abcdefghijkl",
+    )
+    of["deployed"]["accelerated"]["classes"] = of["original"]["classes"]
+    assert "- No test image was read of a, b, c, d, e, f, g, h, i, j and others.\n" in report.markdown(
+        "net", of
+    )
+
+
 def deployed_side(name, accuracy, seconds, eager, multiply_adds=0):
     return {
         "engine": name, "precision": "int8", "accuracy": accuracy, "seconds": seconds, "eager seconds": eager,
