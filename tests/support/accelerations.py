@@ -5,12 +5,12 @@ from rich.console import Console
 from tiny_original import CLASSES, SIDE, build
 
 from wae.data.dataset import InMemory
-from wae.experiments.acceleration.settings import Mimic, Settings
+from wae.experiments.acceleration.settings import Recipe, Settings
 from wae.experiments.acceleration.task import open_task
 from wae.models.baselines import FullResolution
 
 MEAN, STD = (0.5, 0.45, 0.4), (0.25, 0.24, 0.23)
-PLAIN, MIRRORED = Mimic(1.0), Mimic(1.0, mirrored=True)
+PLAIN, MIRRORED = Recipe(1.0), Recipe(1.0, mirrored=True)
 
 
 def network():

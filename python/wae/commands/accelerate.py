@@ -103,6 +103,11 @@ def _add_training(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--plan", metavar="FILE|NAME", help="what each stage does")
     group.add_argument("--epochs", type=shared.positive, metavar="N", help="of the longest stage")
     group.add_argument("--learning-rate", type=float, metavar="X", help="of every stage, at its highest")
+    group.add_argument(
+        "--optimizer",
+        choices=("adamw", "sgd"),
+        help="of the stages with labels (default: a trial decides; adamw with --learning-rate)",
+    )
     group.add_argument("--batch", type=shared.positive, metavar="N", help="of all processes together")
     group.add_argument("--seed", type=int, default=0, metavar="N")
 
@@ -146,8 +151,8 @@ def run(options: argparse.Namespace) -> int:
         return shared.complain(wrong, 2)
     names = (
         *"model data weights size factor target target_ms start mimic mimic_mirrored epochs".split(),
-        *"learning_rate batch seed compare precision engine images max_drop on_corrupt workers".split(),
-        *"device input_size interpolation".split(),
+        *"learning_rate optimizer batch seed compare precision engine images max_drop on_corrupt".split(),
+        *"workers device input_size interpolation".split(),
     )
     chosen: dict[str, Any] = {name: getattr(options, name) for name in names}
     try:

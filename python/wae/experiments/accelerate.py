@@ -30,11 +30,11 @@ from .acceleration.deployment import deploy_all, write_onnx
 from .acceleration.folder import DEPLOYED, ONNX, ORIGINAL, Record, alone, clear, open_record
 from .acceleration.measuring import measure_original
 from .acceleration.networks import begun, described, trained, try_out
-from .acceleration.settings import AccelerationError, Mimic, Settings
+from .acceleration.settings import AccelerationError, Recipe, Settings
 from .acceleration.target import meet_target
 from .acceleration.task import Task, open_task
 from .acceleration.training import SHOWN, forget, forget_all, train_accelerated, train_head
-from .acceleration.trials import best_mimic
+from .acceleration.trials import best_mimic, best_optimizer
 
 __all__ = ["AccelerationError", "Settings", "accelerate", "run"]
 
@@ -113,14 +113,12 @@ def train_all(task: Task, record: Record) -> Form:
     task.say(f"the original's top-1 accuracy: {100 * found['accuracy']:.2f} %")
     task.say(report.doubt(record.found))
     form = _form(task, record)
-    mimic = settings.asked_mimic
-    if mimic is None:
-        mimic = _chosen_mimic(task, record, form)
-    record.once("training", lambda: train_accelerated(task, form, mimic))
+    recipe = _recipe(task, record, form)
+    record.once("training", lambda: train_accelerated(task, form, recipe))
     if is_first():  # only now: until it is on the record, a stopped run goes on from there
         (settings.folder / STATE).unlink(missing_ok=True)
     for name in rivals.NAMES if settings.compare else ():
-        record.once(f"rival: {name}", partial(rivals.train_rival, task, record, name, form, mimic))
+        record.once(f"rival: {name}", partial(rivals.train_rival, task, record, name, form, recipe))
         forget(task, name)
     forget_all(task)
     return form
@@ -153,13 +151,20 @@ def _form(task: Task, record: Record) -> Form:
     return form
 
 
-def _chosen_mimic(task: Task, record: Record, form: Form) -> Mimic:
-    """How the original teaches, by trials."""
-    found = record.once("mimic", lambda: best_mimic(task, record, form))
-    # a record from before mirrored scores were tried lacks the entry, and is gone on with as it is
-    mimic = Mimic(found["weight"], found.get("mirrored", task.settings.mimic_mirrored))
-    task.say(f"chosen by the trials: {mimic}")
-    return mimic
+def _recipe(task: Task, record: Record, form: Form) -> Recipe:
+    """How the stages with labels train: as the settings ask, and what they leave open by trials."""
+    optimizer, mimic = task.settings.asked_optimizer, task.settings.asked_mimic
+    chosen = optimizer is None or mimic is None
+    if optimizer is None:
+        optimizer = record.once("optimizer", lambda: best_optimizer(task, record, form))["name"]
+    if mimic is None:
+        found = record.once("mimic", lambda: best_mimic(task, record, form, optimizer))
+        # a record from before mirrored scores were tried lacks the entry, and is gone on with as it is
+        mimic = Recipe(found["weight"], found.get("mirrored", task.settings.mimic_mirrored))
+    recipe = mimic._replace(optimizer=optimizer)
+    if chosen:
+        task.say(f"chosen by the trials: {recipe}")
+    return recipe
 
 
 def _finish(task: Task, record: Record, form: Form) -> None:

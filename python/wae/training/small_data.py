@@ -21,6 +21,11 @@ MODEL = "wae_resnet18"
 _STEPS = 2000  # of the optimizer, where that makes a reasonable number of epochs
 _EPOCHS = range(5, 61)
 _FINE_TUNED = range(2, 31)  # epochs with labels of a network that is trained already
+_SGD_RATE = 0.05  # for a batch of 64, as on the photos of docs/reproduction.md
+
+ADAMW, SGD = OPTIMIZERS = ("adamw", "sgd")
+"""Of an acceleration: see :func:`acceleration_plan`."""
+
 _BATCH = range(8, 65)
 _SIDE = range(64, 225)
 _LOOKED_AT = 100  # images whose sizes are read
@@ -35,23 +40,36 @@ def small_data_plan(images: int, model: str = MODEL) -> Plan:
     return Plan(model, (transform, joint), batch=batch, start="linear")
 
 
-def acceleration_plan(images: int, model: str, mimic: float = 0.0) -> Plan:
-    """The plan for WAE around a trained network: low rates, for what is there is to be kept.
+def acceleration_plan(images: int, model: str, mimic: float = 0.0, optimizer: str = ADAMW) -> Plan:
+    """The plan for WAE around a trained network.
+
+    With AdamW the rates are low, for what is there is to be kept: bodies and classifiers first, then
+    everything. With SGD everything is trained from the beginning, for as many epochs, by the rate and the
+    teacher of what ``wae reproduce`` makes of a trained network.
 
     Args:
         images: to train on.
         model: the network's name, for the record.
         mimic: how much the distance to the network's scores counts.
+        optimizer: of :data:`OPTIMIZERS`.
     """
     small = small_data_plan(images, model)
     epochs = _clamped(round(_STEPS * small.batch / images), _FINE_TUNED)
+    transform = Stage("transform", max(1, epochs // 10), 3e-4, "adam", warmup=0.1)
+    plan = replace(small, start="random", norm_statistics="kept")
+    if optimizer == SGD:
+        rate = _SGD_RATE * small.batch / _BATCH[-1]
+        everything = Stage(
+            "joint", epochs + max(1, epochs // 3), rate, SGD, weight_decay=5e-4, encoder_rate=0.1,
+            warmup=epochs / 20, mimic_weight=mimic, mimic_temperature=4.0,
+        )  # fmt: skip
+        return replace(plan, stages=(transform, everything))
     labelled = Stage(
-        "classifier", max(1, epochs // 3), 1e-3, "adamw",
+        "classifier", max(1, epochs // 3), 1e-3, ADAMW,
         weight_decay=0.05, warmup=epochs / 20, mimic_weight=mimic, mimic_temperature=2.0,
     )  # fmt: skip
     joint = replace(labelled, kind="joint", epochs=epochs, learning_rate=3e-4, encoder_rate=0.1)
-    stages = Stage("transform", max(1, epochs // 10), 3e-4, "adam", warmup=0.1), labelled, joint
-    return replace(small, stages=stages, start="random", norm_statistics="kept")
+    return replace(plan, stages=(transform, labelled, joint))
 
 
 def fitting_size(data: ImageFolder) -> int:

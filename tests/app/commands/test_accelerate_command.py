@@ -29,9 +29,10 @@ def test_every_option_arrives(tmp_path, monkeypatch):
     options |= {"max_pixels": 99, "workers": 8, "device": "cpu"}
     wanted = Settings("m", "d", tmp_path / "out", "w", find("digits"), **options)
     assert seen == [(wanted, True)]
-    assert [f.name for f in fields(Settings) if getattr(wanted, f.name) == f.default] == ["target"]
-    assert cli.main("accelerate -o o --model m --data d --target 2.5x".split()) == 0
-    assert seen[1] == (Settings("m", "d", Path("o"), target=2.5), False)
+    left = [f.name for f in fields(Settings) if getattr(wanted, f.name) == f.default]
+    assert left == ["optimizer", "target"]
+    assert cli.main("accelerate -o o --model m --data d --target 2.5x --optimizer sgd".split()) == 0
+    assert seen[1] == (Settings("m", "d", Path("o"), target=2.5, optimizer="sgd"), False)
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def log_of(folder):
 def killed_and_gone_on(crops):
     """The folder of a run that was killed (-9) while it trained; its log then; what the second printed."""
     folder = crops / "out"
-    line = command(crops, folder, "--epochs", "4")
+    line = command(crops, folder, "--optimizer", "adamw", "--epochs", "4")
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(SUPPORT), os.environ.get("PYTHONPATH", "")]),
@@ -121,7 +121,7 @@ def goes_on_after_kill_9_and_loses_nothing(crops, accelerated, capsys):
     assert "stage 1/3" not in printed
     assert not list((folder / "trials").iterdir())
     stamps = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
-    assert cli.main(command(crops, folder, "--epochs", "4")) == 0  # all is done
+    assert cli.main(command(crops, folder, "--optimizer", "adamw", "--epochs", "4")) == 0  # all is done
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")} == stamps
 
 
@@ -161,7 +161,7 @@ def has_a_report(crops, accelerated, capsys):
 
 def is_not_that_of_other_settings(crops, accelerated, capsys):
     folder, _, _ = accelerated
-    assert cli.main(command(crops, folder, "--epochs", "5")) == 1
+    assert cli.main(command(crops, folder, "--optimizer", "adamw", "--epochs", "5")) == 1
     assert "was begun with another epochs (4, not 5); --force begins anew" in capsys.readouterr().err
 
 
@@ -218,6 +218,7 @@ def test_loaders_of_other_classes_in_the_fastest_engine_and_precision(tmp_path, 
 @pytest.mark.slow
 def test_rivals_are_trained_and_reported(tmp_path):
     options = {"input_size": SIDE, "epochs": ENOUGH, "mimic": 0.0, "engine": "eager", "precision": "float32"}
+    options["optimizer"] = "sgd"
     wae.accelerate(build(), loaders(), tmp_path / "out", compare=True, console=Console(quiet=True), **options)
     found = json.loads((tmp_path / "out" / "accelerate.json").read_text())["found"]
     text = (tmp_path / "out" / "report.md").read_text()
@@ -244,6 +245,7 @@ def test_a_rival_that_no_engine_runs_is_left_out(tmp_path, monkeypatch):
     whole = deployment.fastest
     monkeypatch.setattr(deployment, "fastest", fastest)
     options = {"input_size": SIDE, "epochs": 1, "mimic": 0.0, "engine": "eager", "precision": "float32"}
+    options["optimizer"] = "adamw"
     wae.accelerate(build(), loaders(), tmp_path / "out", compare=True, console=Console(quiet=True), **options)
     text = (tmp_path / "out" / "report.md").read_text()
     assert "- half, equal cost is left out: eager is off by 1" in text
@@ -257,6 +259,7 @@ def test_int8_from_end_to_end(tmp_path):
         "input_size": SIDE,
         "epochs": ENOUGH,
         "mimic": 0.0,
+        "optimizer": "adamw",
         "precision": "int8",
         "engine": "onnxruntime",
     }
@@ -486,13 +489,31 @@ def test_where_all_is_trained_no_checkpoint_is_left(tmp_path):
     ],
     ids=str,
 )
-def test_the_original_teaches_as_was_asked_for_or_found(tmp_path, monkeypatch, options, found, taken):
-    task, _ = task_of(tmp_path, **options)
+@pytest.mark.parametrize(
+    ("asked", "tried", "optimizer"),
+    [
+        ({"optimizer": "sgd"}, False, "sgd"),
+        ({}, True, "sgd"),
+        ({"learning_rate": 0.1}, False, "adamw"),
+        ({"learning_rate": 0.1, "optimizer": "sgd"}, False, "sgd"),
+    ],
+    ids=str,
+)
+def test_what_is_asked_for_or_found_by_trials_is_trained(
+    tmp_path, monkeypatch, options, found, taken, asked, tried, optimizer
+):
+    task, _ = task_of(tmp_path, **options, **asked)
     printed, seen = io.StringIO(), []
     task = replace(task, console=Console(file=printed))
-    monkeypatch.setattr(accelerate, "train_accelerated", lambda task, form, mimic: seen.append(mimic))
+    monkeypatch.setattr(accelerate, "train_accelerated", lambda task, form, recipe: seen.append(recipe))
     monkeypatch.setattr(accelerate, "rehearse", lambda *arguments: None)
-    done = {"original": measured(0.5), **({} if found is None else {"mimic": found})}
+    done = {"original": measured(0.5)}
+    if tried:
+        done["optimizer"] = {"name": "sgd"}
+    if found is not None:
+        done["mimic"] = found
     accelerate.train_all(task, Record(tmp_path / "record.json", {}, done))
-    assert seen == [taken]
-    assert (f"chosen by the trials: {taken}\n" in printed.getvalue()) == (found is not None)
+    recipe = taken._replace(optimizer=optimizer)
+    assert seen == [recipe]
+    chosen = f"chosen by the trials: {recipe}\n" in printed.getvalue()
+    assert chosen == (tried or found is not None)

@@ -28,6 +28,7 @@ from wae.training.lock import alone_in
 from wae.training.plan import changed
 from wae.training.processes import agreed, is_first
 from wae.training.session import LOG, MODEL, PLAN, STATE, TENSORBOARD
+from wae.training.small_data import ADAMW
 
 from . import report
 from .settings import DEFAULTS, MIRRORED
@@ -101,8 +102,10 @@ def open_record(folder: Path, settings: dict[str, Any]) -> Record:
 
 
 def _as_called_now(made: dict[str, Any]) -> dict[str, Any]:
-    """What a record found. A mirrored teacher's trial was once called as that of a plain one is."""
+    """What a record found. Before optimizers were tried it was AdamW, and a mirrored teacher had no name."""
     found: dict[str, Any] = dict(made["found"])
+    if "optimizer" not in made["settings"]:
+        found.setdefault("optimizer", {"name": ADAMW})
     if not made["settings"].get("mimic_mirrored"):
         return found
     called = {name: f"{name}, {MIRRORED}" for name in found if _PLAIN_TEACHER.fullmatch(name)}

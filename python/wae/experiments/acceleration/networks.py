@@ -23,7 +23,7 @@ from wae.training.trainer import check_batch
 
 from .data import SAMPLE
 from .plans import plan_for
-from .settings import Mimic
+from .settings import Recipe
 from .task import Task
 
 
@@ -73,9 +73,9 @@ def trained(task: Task) -> WAEClassifier:
     return model.to(task.device)
 
 
-def teacher(task: Task, size: int, mimic: Mimic) -> nn.Module | None:
+def teacher(task: Task, size: int, recipe: Recipe) -> nn.Module | None:
     """The original, on images of ``size``; None where nobody teaches."""
-    if not mimic.weight:
+    if not recipe.weight:
         return None
     stock = task.original.classifier()
     if size == task.side:

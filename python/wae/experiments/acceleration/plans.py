@@ -8,31 +8,35 @@ from wae.training.plan import Plan, Stage
 from wae.training.processes import processes
 from wae.training.small_data import acceleration_plan
 
-from .settings import NOBODY, Mimic
+from .settings import NOBODY, Recipe
 from .task import Task
 
 
-def plan_for(task: Task, images: int, mimic: Mimic = NOBODY) -> Plan:
+def plan_for(task: Task, images: int, recipe: Recipe = NOBODY) -> Plan:
     """The plan for so many ``images``. Its batch is no larger, and divides into the processes.
 
     Args:
         task: whose settings replace what the plan says.
         images: to train on.
-        mimic: how the original teaches; a plan of the user's may have it already.
+        recipe: of the stages with labels; a plan of the user's has its own.
     """
     s = task.settings
-    plan = acceleration_plan(images, task.name, mimic.weight) if s.plan is None else _own(task, s.plan)
+    plan = _fitting(task, images, recipe) if s.plan is None else _own(task, s.plan)
     longest = max(stage.epochs for stage in plan.stages)
     stages = tuple(
         replace(
             stage.lasting(max(1, round(stage.epochs * (s.epochs or longest) / longest))),
             learning_rate=stage.learning_rate if s.learning_rate is None else s.learning_rate,
-            mimic_mirrored=stage.mimic_mirrored or mimic.mirrored,
+            mimic_mirrored=stage.mimic_mirrored or recipe.mirrored,
         )
         for stage in plan.stages
     )
     batch, parts = min(s.batch or plan.batch, images), processes() * plan.accumulate
     return replace(plan, stages=stages, batch=batch - batch % parts or batch, seed=s.seed)
+
+
+def _fitting(task: Task, images: int, recipe: Recipe) -> Plan:
+    return acceleration_plan(images, task.name, recipe.weight, recipe.optimizer)
 
 
 def _own(task: Task, plan: Plan) -> Plan:

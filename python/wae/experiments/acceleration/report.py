@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 from PIL import Image
 from torch import Tensor
 
+from wae.data.images import printable
 from wae.storage.files import written
-from wae.wording import counted, printable
+from wae.wording import counted
 
 FILES = ("report.md", "report.html")
 

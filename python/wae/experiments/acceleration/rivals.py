@@ -29,7 +29,7 @@ from .folder import RIVALS, Record
 from .measuring import SECONDS, call, images_of_a_call, timed
 from .networks import teacher, trained
 from .plans import plan_for
-from .settings import Mimic
+from .settings import Recipe
 from .task import Task
 from .training import fit
 
@@ -40,16 +40,16 @@ NAMES = (HALF, EQUAL_COST, *PRUNED)
 _PARTS = 28  # of the original's size: that of equal cost is searched in steps of one of them
 
 
-def train_rival(task: Task, record: Record, name: str, form: Form, mimic: Mimic) -> dict[str, Any]:
+def train_rival(task: Task, record: Record, name: str, form: Form, recipe: Recipe) -> dict[str, Any]:
     """Train a rival as long as the accelerated network, at the same rates; or why there is none."""
     chosen = record.once(f"chosen: {name}", lambda: agreed(choose(task, name, form) if is_first() else {}))
     if "left out" in chosen:
         return dict(chosen)
     sets = task.sets(task.side)
     rival = untrained_rival(task, name, chosen)
-    plan = plan_for(task, len(sets.training), mimic).without_encoder()
+    plan = plan_for(task, len(sets.training), recipe).without_encoder()
     task.say(f"the rival: {name}")
-    history = fit(task, name, rival, plan, sets.training, sets.test, teacher(task, task.side, mimic))
+    history = fit(task, name, rival, plan, sets.training, sets.test, teacher(task, task.side, recipe))
     assert history[-1].accuracy is not None
     if is_first():
         weights_file.save(_weights(task, name), rival.cpu(), {"plan": plan.as_dict()}, force=True)

@@ -18,6 +18,7 @@ from wae.inference.precision import NAMES
 from wae.training.original import TIMM
 from wae.training.plan import Plan
 from wae.training.pretrained import TORCHVISION
+from wae.training.small_data import ADAMW, OPTIMIZERS, SGD
 
 
 class AccelerationError(WaeError, ValueError):
@@ -27,19 +28,25 @@ class AccelerationError(WaeError, ValueError):
 MIRRORED = "mirrored"
 
 
-class Mimic(NamedTuple):
-    """How the original teaches: by the distance to its scores, in the loss of the stages with labels."""
+class Recipe(NamedTuple):
+    """What trials choose: how the original teaches, and the optimizer, in the stages with labels.
+
+    It teaches by the distance to its scores in the loss.
+    """
 
     weight: float = 0.0
     """Of the distance; at 0 nobody teaches."""
     mirrored: bool = False
     """Whether its scores are the mean of those of the image and of its mirror image."""
+    optimizer: str = ADAMW
+    """See :func:`acceleration_plan`."""
 
     def __str__(self) -> str:
-        return f"mimic {self.weight:g}" + (f", {MIRRORED}" if self.weight and self.mirrored else "")
+        mirrored = f", {MIRRORED}" if self.weight and self.mirrored else ""
+        return f"mimic {self.weight:g}{mirrored}" + (f", {SGD}" if self.optimizer == SGD else "")
 
 
-NOBODY = Mimic()
+NOBODY = Recipe()
 """No teacher."""
 
 
@@ -91,6 +98,8 @@ class Settings:
     epochs: int | None = None
     """Of the longest stage; the others' keep their share."""
     learning_rate: float | None = None
+    optimizer: str | None = None
+    """Of :data:`OPTIMIZERS`; None for what a trial finds, or AdamW where there is a ``learning_rate``."""
     batch: int | None = None
     seed: int = 0
     start: str = "included"
@@ -135,14 +144,21 @@ class Settings:
         for name, numbers in _NUMBERS.items():
             if (value := getattr(self, name)) is not None or name not in optional:
                 numbers.check(name, value)
-        for name, known in (("engine", ("auto", *ENGINES)), ("precision", ("auto", *NAMES))):
+        names = {
+            "engine": ("auto", *ENGINES),
+            "precision": ("auto", *NAMES),
+            "optimizer": (None, *OPTIMIZERS),
+        }
+        for name, known in names.items():
             if getattr(self, name) not in known:
                 raise AccelerationError(
-                    f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
+                    f"{name} must be one of {', '.join(filter(None, known))}, got {getattr(self, name)!r}"
                 )
         if self.plan is not None:
             self.plan.only("classifier", "joint")  # what has labels: there is something to test
-        if self.asked_mimic == Mimic(0.0, mirrored=True):
+        if self.plan is not None and self.optimizer is not None:
+            raise AccelerationError("optimizer: the plan names those of its stages; give one of them")
+        if self.asked_mimic == Recipe(0.0, mirrored=True):
             raise AccelerationError("mimic_mirrored needs a mimic above 0, got 0: nobody teaches")
         for name, least in (("mean", -1e6), ("std", 1e-6)):
             value = getattr(self, name)
@@ -151,12 +167,19 @@ class Settings:
                 raise AccelerationError(f"{name} must be 3 numbers from {least:g} to 1e+06, got {value!r}")
 
     @property
-    def asked_mimic(self) -> Mimic | None:
+    def asked_optimizer(self) -> str | None:
+        """None for what a trial finds. A rate that is asked for is AdamW's, unless SGD is asked for too."""
+        if self.optimizer is None and (self.plan is not None or self.learning_rate is not None):
+            return ADAMW
+        return self.optimizer
+
+    @property
+    def asked_mimic(self) -> Recipe | None:
         """Of the weight ``mimic``, or the largest of the plan's stages; None for what a trial finds."""
         weight = self.mimic
         if weight is None and self.plan is not None:
             weight = max(stage.mimic_weight for stage in self.plan.stages)
-        return None if weight is None else Mimic(weight, self.mimic_mirrored)
+        return None if weight is None else Recipe(weight, self.mimic_mirrored)
 
     def files(self) -> dict[str, Path]:
         """The files to begin with, by the options that name them."""

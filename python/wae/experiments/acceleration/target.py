@@ -20,7 +20,7 @@ from .deployment import fastest
 from .folder import Record
 from .measuring import SECONDS, call, images_of_a_call, timed
 from .networks import begun
-from .settings import NOBODY, AccelerationError, Settings
+from .settings import NOBODY, AccelerationError, Recipe, Settings
 from .task import Task
 from .trials import trial
 
@@ -37,9 +37,10 @@ def meet_target(task: Task, record: Record) -> dict[str, Any]:
     allowed = _allowed(task.settings, times["original"])
     # of those that meet it the slowest have the most to compute with
     tried = sorted(_that_meet(allowed, times), key=lambda entry: -entry["seconds"])[:_TRIED]
+    recipe = _tried_with(task.settings)
     for entry in tried:
         form = Form(entry["size"], entry["factor"])
-        entry["kept"] = trial(task, record, form, task.settings.asked_mimic or NOBODY)
+        entry["kept"] = trial(task, record, form, recipe)
     best = max(tried, key=lambda entry: entry["kept"])
     outcome = f"{100 * best['kept']:.2f} % in a trial, the best of {len(tried)}"
     return {
@@ -49,6 +50,12 @@ def meet_target(task: Task, record: Record) -> dict[str, Any]:
         "original": times["original"],
         "curve": times["curve"],
     }
+
+
+def _tried_with(settings: Settings) -> Recipe:
+    """What the settings ask for; what they leave open is chosen for the form that is taken."""
+    recipe = settings.asked_mimic or NOBODY
+    return recipe._replace(optimizer=settings.asked_optimizer or recipe.optimizer)
 
 
 def _allowed(settings: Settings, original: float) -> float:

@@ -26,7 +26,7 @@ from wae.training.trainer import Epoch, Observer, train
 from .folder import ORIGINAL, TRIALS
 from .networks import begun, described, teacher
 from .plans import plan_for
-from .settings import Mimic
+from .settings import Recipe
 from .task import Task
 
 SHOWN = 4
@@ -35,13 +35,13 @@ SHOWN = 4
 _HEAD_RATE = 1e-2  # at which a new head is trained: higher than others, for no other weight changes
 
 
-def train_accelerated(task: Task, form: Form, mimic: Mimic) -> dict[str, Any]:
+def train_accelerated(task: Task, form: Form, recipe: Recipe) -> dict[str, Any]:
     """Train the accelerated network, and write its checkpoint."""
     folder, sets = task.settings.folder, task.sets(form.size)
-    plan = plan_for(task, len(sets.training), mimic)
+    plan = plan_for(task, len(sets.training), recipe)
     model = begun(task, form)
     task.say(getattr(model.high_body, "reason", ""))
-    taught_by = teacher(task, form.size, mimic)
+    taught_by = teacher(task, form.size, recipe)
     with observed(folder, task.console, sample(sets.test, SHOWN)[0]) as observer:
         history = _fit(task, folder / STATE, model, plan, sets.training, sets.test, taught_by, observer)
     accuracy = history[-1].accuracy
@@ -53,8 +53,9 @@ def train_accelerated(task: Task, form: Form, mimic: Mimic) -> dict[str, Any]:
         "accuracy": accuracy.score,
         "top5": accuracy.top5,
         "seconds": sum(epoch.seconds for epoch in history),
-        "mimic": mimic.weight,
+        "mimic": recipe.weight,
         "mirrored": any(stage.mimic_weight and stage.mimic_mirrored for stage in plan.stages),
+        "optimizer": plan.stages[-1].optimizer,
         "size": form.size,
         "factor": form.factor,
         "high body": getattr(model.high_body, "reason", f"1/{form.factor} of the channels"),

@@ -6,11 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 from wae.models.accelerated import Form
+from wae.training.small_data import OPTIMIZERS
+from wae.training.trainer import TrainingError
 
 from .folder import Record
 from .networks import begun, teacher
 from .plans import plan_for
-from .settings import NOBODY, Mimic
+from .settings import NOBODY, Recipe
 from .task import Task
 from .training import fit, forget
 
@@ -19,40 +21,54 @@ _TRIAL = 4  # a trial has one epoch of the plan's in so many
 _WEIGHT = 1.0  # that is tried, of the distance to the original's scores
 
 
-def trial(task: Task, record: Record, form: Form, mimic: Mimic) -> float:
+def trial(task: Task, record: Record, form: Form, recipe: Recipe) -> float:
     """The accuracy on kept-aside training images after a short training on the others."""
-    name = f"size {form.size}, factor {form.factor}, {mimic}"
-    accuracy: float = record.once(f"trial: {name}", lambda: _tried(task, name, form, mimic))
+    name = f"size {form.size}, factor {form.factor}, {recipe}"
+    accuracy: float = record.once(f"trial: {name}", lambda: _tried(task, name, form, recipe))
     forget(task, name)
     task.say(f"trial, {name}: {100 * accuracy:.2f} % of the images kept aside")
     return accuracy
 
 
-def _tried(task: Task, name: str, form: Form, mimic: Mimic) -> float:
+def _tried(task: Task, name: str, form: Form, recipe: Recipe) -> float:
     sets = task.sets(form.size)
     kept = range(0, len(sets.plain), _KEPT)
     rest = [number for number in range(len(sets.plain)) if number % _KEPT]
-    plan = plan_for(task, len(rest), mimic)
+    plan = plan_for(task, len(rest), recipe)
     stages = (stage.lasting(max(1, round(stage.epochs / _TRIAL))) for stage in plan.stages)
     plan = replace(plan, stages=tuple(stages))
     training, test = sets.training.subset(rest), sets.plain.subset(kept)
-    history = fit(task, name, begun(task, form), plan, training, test, teacher(task, form.size, mimic))
+    taught_by = teacher(task, form.size, recipe)
+    try:
+        history = fit(task, name, begun(task, form), plan, training, test, taught_by)
+    except TrainingError as error:  # the loss is no number: too high a rate for this network
+        task.say(f"trial, {name}: {error}")
+        return 0.0
     assert history[-1].accuracy is not None
     return history[-1].accuracy.score
 
 
-def best_mimic(task: Task, record: Record, form: Form) -> dict[str, Any]:
+def best_optimizer(task: Task, record: Record, form: Form) -> dict[str, Any]:
+    """The optimizer, by trials in which the original teaches, unless the settings forbid it."""
+    asked = task.settings.asked_mimic
+    taught = Recipe(_WEIGHT, task.settings.mimic_mirrored) if asked is None else asked
+    found = {name: trial(task, record, form, taught._replace(optimizer=name)) for name in OPTIMIZERS}
+    return {"name": max(found, key=found.__getitem__), "accuracies": found}
+
+
+def best_mimic(task: Task, record: Record, form: Form, optimizer: str) -> dict[str, Any]:
     """How the original is to teach, by trials: not at all, by its scores, or by its mirrored scores.
 
     The last are tried only where teaching helped and images are flipped to train on, for they cost one more
     pass of the original in each step; or in place of the plain scores, where the settings ask for them.
     """
     asked = task.settings.mimic_mirrored
-    found = {mimic: trial(task, record, form, mimic) for mimic in (NOBODY, Mimic(_WEIGHT, asked))}
+    taught = Recipe(_WEIGHT, asked, optimizer)
+    found = {r: trial(task, record, form, r) for r in (NOBODY._replace(optimizer=optimizer), taught)}
     helped = max(found, key=found.__getitem__).weight > 0
     if helped and not asked and task.sets(form.size).flips:
-        mirrored = Mimic(_WEIGHT, mirrored=True)
+        mirrored = taught._replace(mirrored=True)
         found[mirrored] = trial(task, record, form, mirrored)
     best = max(found, key=found.__getitem__)
-    accuracies = {str(mimic): accuracy for mimic, accuracy in found.items()}
+    accuracies = {str(recipe): accuracy for recipe, accuracy in found.items()}
     return {"weight": best.weight, "mirrored": best.mirrored, "accuracies": accuracies}

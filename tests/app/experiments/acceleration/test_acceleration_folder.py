@@ -51,3 +51,12 @@ def test_a_folder_of_before_there_was_a_setting_had_its_default(tmp_path):
     other.opened.update(task.opened)  # the same images
     with pytest.raises(CheckpointError, match=r"another mimic_mirrored \(False, not True\)"):
         open_record(tmp_path, other.as_dict())
+
+
+def test_a_folder_of_before_there_was_a_choice_of_optimizers_goes_on_with_the_one_there_was(tmp_path):
+    task, _ = task_of(tmp_path)
+    record = open_record(tmp_path, task.as_dict())
+    assert record.found == {}
+    del record.settings["optimizer"]
+    record.write()
+    assert open_record(tmp_path, task.as_dict()).found == {"optimizer": {"name": "adamw"}}

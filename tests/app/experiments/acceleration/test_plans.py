@@ -7,8 +7,10 @@ from accelerations import task_of
 
 from wae.experiments.acceleration import plans
 from wae.experiments.acceleration.plans import plan_for
-from wae.experiments.acceleration.settings import Mimic
-from wae.training.plan import Plan, Stage
+from wae.experiments.acceleration.settings import Recipe
+from wae.training.original_start import taught
+from wae.training.plan import Plan, Stage, find
+from wae.training.small_data import OPTIMIZERS
 
 
 @pytest.mark.parametrize(
@@ -32,7 +34,7 @@ def test_the_plan_keeps_what_the_original_knows_and_takes_what_a_user_asks_for(t
         Stage("joint", 6, 3e-4, warmup=1.5 * 6 / 30, encoder_rate=0.1, **labelled),
     )
     name = "sequential:given"
-    assert plan_for(task, 1000, Mimic(0.5)) == Plan(name, stages, batch=32, norm_statistics="kept", seed=3)
+    assert plan_for(task, 1000, Recipe(0.5)) == Plan(name, stages, batch=32, norm_statistics="kept", seed=3)
     own = Plan(
         "x", (Stage("transform", 1, 0.1), Stage("joint", 4, 0.2, mimic_weight=3.0)), 64, start="linear"
     )
@@ -47,3 +49,17 @@ def test_the_plan_keeps_what_the_original_knows_and_takes_what_a_user_asks_for(t
     assert plan_for(task, 1000, task.settings.asked_mimic).stages[1] == replace(
         own.stages[1], mimic_mirrored=True
     )
+
+
+def test_with_sgd_everything_is_trained_from_the_beginning_for_as_many_epochs(tmp_path):
+    """The rate, weight decay and teacher of what `wae reproduce imagenette` makes of a trained network."""
+    task, _ = task_of(tmp_path)
+    (transform, *labelled), (same, joint) = (
+        plan_for(task, 1000, Recipe(1.0, optimizer=name)).stages for name in OPTIMIZERS
+    )
+    assert same == transform
+    assert joint.epochs == sum(stage.epochs for stage in labelled)
+    (published,) = taught(find("imagenette")).only("joint").stages
+    shared = ("kind", "optimizer", "weight_decay", "encoder_rate", "mimic_weight", "mimic_temperature")
+    assert [getattr(joint, name) for name in shared] == [getattr(published, name) for name in shared]
+    assert joint.learning_rate == published.learning_rate * 32 / 64  # by the batch

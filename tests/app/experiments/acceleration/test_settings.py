@@ -28,6 +28,7 @@ COUNTS = ("images", "epochs", "batch", "max_pixels")
         ("std", (0.2, 0.0, 0.2)),
         ("engine", "warp"),
         ("precision", "int9"),
+        ("optimizer", "adam"),
     ],
 )
 def test_settings_that_make_no_sense(entry, value):
@@ -52,6 +53,11 @@ def test_the_least_and_the_most_that_a_setting_takes(options):
 def test_nobody_teaches_by_mirror_images_where_nobody_teaches(options):
     with pytest.raises(ValueError, match=r"mimic_mirrored needs a mimic above 0, got 0"):
         Settings("resnet18", "digits", Path("out"), mimic_mirrored=True, **options)
+
+
+def test_a_plan_has_its_own_optimizers():
+    with pytest.raises(ValueError, match="optimizer: the plan names those of its stages; give one of them"):
+        Settings("resnet18", "digits", Path("out"), plan=find("digits"), optimizer="sgd")
 
 
 def test_a_plan_without_labels_is_found_out_before_the_training():

@@ -6,7 +6,7 @@ from tiny_original import SIDE, write_crops
 
 from wae.experiments.acceleration import target
 from wae.experiments.acceleration.folder import Record
-from wae.experiments.acceleration.settings import NOBODY, Mimic, Settings
+from wae.experiments.acceleration.settings import NOBODY, Recipe, Settings
 from wae.inference.engines import EngineError
 from wae.training.plan import Plan, Stage
 
@@ -46,7 +46,12 @@ def test_of_the_slowest_that_meet_the_target_the_best_is_taken(monkeypatch, tmp_
 @pytest.mark.parametrize(("options", "weight"), [({}, 0.5), ({"mimic": 0.25}, 0.25)], ids=str)
 def test_the_original_teaches_in_a_targets_trials_as_the_plan_says(monkeypatch, tmp_path, options, weight):
     plan = Plan("x", (Stage("joint", 1, 1e-3, mimic_weight=0.5),), batch=10)
-    assert met(monkeypatch, tmp_path, target=2.0, plan=plan, **options)[2] == [Mimic(weight)] * 3
+    assert met(monkeypatch, tmp_path, target=2.0, plan=plan, **options)[2] == [Recipe(weight)] * 3
+
+
+def test_a_targets_trials_have_the_optimizer_that_is_asked_for(monkeypatch, tmp_path):
+    recipes = met(monkeypatch, tmp_path, target=2.0, optimizer="sgd")[2]
+    assert recipes == [NOBODY._replace(optimizer="sgd")] * 3
 
 
 def test_a_form_that_the_engine_does_not_run_is_no_choice(monkeypatch, tmp_path):

@@ -33,7 +33,7 @@ def test_the_network_and_its_rivals_see_the_same_images_and_teacher(tmp_path, mo
         else partial(rivals.train_rival, record=record, name=who)
     )
     with pytest.raises(InterruptedError):
-        step(task, form=task.form, mimic=mimic)
+        step(task, form=task.form, recipe=mimic)
     (plan, sets, taught_by), whole = seen[0], plan_for(task, 20, mimic)
     assert sets == (task.sets(SIDE).training, task.sets(SIDE).test)
     assert (taught_by is not None) == bool(mimic.weight)

@@ -1,15 +1,20 @@
 """What is chosen by short trainings."""
 
+import io
+from dataclasses import replace
+
 import pytest
 import torch
 from accelerations import MIRRORED, PLAIN, task_of
+from rich.console import Console
 
 from wae.experiments.acceleration import training, trials
 from wae.experiments.acceleration.folder import Record
 from wae.experiments.acceleration.plans import plan_for
-from wae.experiments.acceleration.settings import NOBODY
+from wae.experiments.acceleration.settings import NOBODY, Recipe
 from wae.training.accuracy import Accuracy
-from wae.training.trainer import Epoch
+from wae.training.small_data import ADAMW, OPTIMIZERS, SGD
+from wae.training.trainer import Epoch, TrainingError
 
 
 def test_a_trial_is_trained_and_tested_on_training_images_alone(tmp_path, monkeypatch):
@@ -62,8 +67,8 @@ def test_the_best_of_the_trials_says_how_the_original_teaches(
 ):
     task, _ = task_of(tmp_path)
     kept = {NOBODY: of_nobody, PLAIN: of_plain, MIRRORED: of_mirrored}
-    monkeypatch.setattr(trials, "trial", lambda task, record, form, mimic: kept[mimic])
-    assert trials.best_mimic(task, None, task.form) == {
+    monkeypatch.setattr(trials, "trial", lambda task, record, form, recipe: kept[recipe])
+    assert trials.best_mimic(task, None, task.form, ADAMW) == {
         "weight": best.weight,
         "mirrored": best.mirrored,
         "accuracies": {str(mimic): accuracy for mimic, accuracy in kept.items() if accuracy is not None},
@@ -75,14 +80,53 @@ def test_what_is_not_flipped_to_train_on_has_no_mirrored_teacher(tmp_path, monke
     task, images = task_of(tmp_path)
     for name, value in entries.items():
         setattr(images, name, value)
-    monkeypatch.setattr(trials, "trial", lambda task, record, form, mimic: {NOBODY: 0.5, PLAIN: 0.6}[mimic])
-    assert not trials.best_mimic(task, None, task.form)["mirrored"]
+    monkeypatch.setattr(trials, "trial", lambda task, record, form, recipe: {NOBODY: 0.5, PLAIN: 0.6}[recipe])
+    assert not trials.best_mimic(task, None, task.form, ADAMW)["mirrored"]
 
 
 def test_a_mirrored_teacher_that_is_asked_for_is_the_one_that_is_tried(tmp_path, monkeypatch):
     task, _ = task_of(tmp_path, mimic_mirrored=True)
     kept = {NOBODY: 0.5, MIRRORED: 0.6}
-    monkeypatch.setattr(trials, "trial", lambda task, record, form, mimic: kept[mimic])
-    found = trials.best_mimic(task, None, task.form)
-    assert (found["weight"], found["mirrored"]) == MIRRORED
+    monkeypatch.setattr(trials, "trial", lambda task, record, form, recipe: kept[recipe])
+    found = trials.best_mimic(task, None, task.form, ADAMW)
+    assert (found["weight"], found["mirrored"]) == MIRRORED[:2]
     assert list(found["accuracies"]) == ["mimic 0", "mimic 1, mirrored"]
+
+
+@pytest.mark.parametrize(("options", "weight"), [({}, 1.0), ({"mimic": 0.25, "mimic_mirrored": True}, 0.25)])
+@pytest.mark.parametrize("best", OPTIMIZERS)
+def test_the_optimizer_is_tried_with_the_teacher_that_there_may_be(
+    tmp_path, monkeypatch, options, weight, best
+):
+    task, _ = task_of(tmp_path, **options)
+    tried = []
+
+    def trial(task, record, form, recipe):
+        tried.append(recipe)
+        return 0.6 if recipe.optimizer == best else 0.5
+
+    monkeypatch.setattr(trials, "trial", trial)
+    assert trials.best_optimizer(task, None, task.form)["name"] == best
+    assert tried == [Recipe(weight, bool(options), name) for name in OPTIMIZERS]
+    monkeypatch.setattr(trials, "trial", lambda *_: 0.5)
+    assert trials.best_optimizer(task, None, task.form)["name"] == ADAMW  # careful, where it does not matter
+
+
+def test_how_the_original_teaches_is_tried_with_the_optimizer_that_was_chosen(tmp_path, monkeypatch):
+    task, _ = task_of(tmp_path)
+    tried = []
+    monkeypatch.setattr(trials, "trial", lambda *given: tried.append(given[-1]) or len(tried))
+    assert trials.best_mimic(task, None, task.form, SGD)["mirrored"]
+    assert tried == [recipe._replace(optimizer=SGD) for recipe in (NOBODY, PLAIN, MIRRORED)]
+
+
+def test_a_trial_whose_loss_is_no_number_is_the_worst(tmp_path, monkeypatch):
+    def train(*_, **__):
+        raise TrainingError("the loss is nan in epoch 1")
+
+    printed = io.StringIO()
+    task = replace(task_of(tmp_path)[0], console=Console(file=printed, width=200))
+    monkeypatch.setattr(training, "train", train)
+    record = Record(tmp_path / "record.json", {})
+    assert trials.trial(task, record, task.form, Recipe(1.0, optimizer=SGD)) == 0
+    assert "trial, size 48, factor 4, mimic 1, sgd: the loss is nan in epoch 1" in printed.getvalue()
