@@ -22,3 +22,8 @@ def shown(value: object) -> str:
 def first_line(error: Exception) -> str:
     """Of what ``error`` says; its kind where it says nothing, as an ``assert`` without a message does."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def printable(text: str) -> str:
+    """``text``, maybe a file's name, with escapes for what a terminal would act on or could not show."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

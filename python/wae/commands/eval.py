@@ -155,8 +155,8 @@ def _print_json(
 def _print_tables(
     options: argparse.Namespace, candidates: Sequence[Candidate], deployed: Sequence[DeployedCandidate]
 ) -> None:
-    from wae.data.images import printable
     from wae.experiments import evaluation
+    from wae.wording import printable
 
     shared.console().print(evaluation.table(candidates))
     print(f"Of {printable(options.data)}'s test images. {evaluation.HOW_TIMED}")
@@ -192,12 +192,11 @@ def _deployed(
 def _report_left_out(data: Dataset, failed: set[str]) -> None:
     """One line on what the search for images left out, and one for each that could not be read."""
     from wae.data.folder import ImageFiles
-    from wae.data.images import printable
 
     if isinstance(data, ImageFiles) and str(data.left_out):
         shared.complain(f"{data.folder}: {data.left_out}")
     for line in sorted(failed):
-        shared.complain(f"left out: {printable(line)}")
+        shared.complain(f"left out: {line}")
 
 
 def _data(options: argparse.Namespace, candidate: Candidate, train: bool = False) -> Dataset:

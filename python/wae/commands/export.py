@@ -54,13 +54,13 @@ def run(options: argparse.Namespace) -> int:
     """Export, compare with the model, and write the file."""
     import torch
 
-    from wae.data.images import printable
     from wae.inference.agreement import DisagreementError
     from wae.inference.calibration import CalibrationError
     from wae.inference.engines import EngineError
     from wae.inference.export import export
     from wae.storage import checkpoint
     from wae.storage.weights_file import CheckpointError
+    from wae.wording import printable
 
     if options.batch == _ANY and options.format == "executorch":
         return shared.complain("--batch: an executorch file is for one number of images, got dynamic", 2)

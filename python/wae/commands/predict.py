@@ -171,7 +171,6 @@ def _network(options: argparse.Namespace, weights: Path, input: Input) -> predic
 
 def _write_predictions(options: argparse.Namespace, described: Description, network: predict.Network) -> int:
     """Write a line, or more, for each image; 1 if one could not be used."""
-    from wae.data.images import printable
     from wae.data.walk import LeftOut, find
     from wae.progress import bar
 
@@ -186,7 +185,7 @@ def _write_predictions(options: argparse.Namespace, described: Description, netw
         for prediction in predictions:
             if prediction.error:
                 failed = True
-                shared.complain(printable(f"{prediction.path}: {prediction.error}"))
+                shared.complain(f"{prediction.path}: {prediction.error}")
             for line in form.lines(prediction):
                 write(line)
             advance(1)
@@ -225,7 +224,7 @@ def _predictions(
 
 def _by_cluster(options: argparse.Namespace, weights: Path) -> int:
     """As :func:`run`, by the cluster of ``--ray``."""
-    from wae.data.images import MAX_PIXELS, printable
+    from wae.data.images import MAX_PIXELS
     from wae.data.walk import LeftOut, find
     from wae.storage.weights_file import CheckpointError
 
@@ -255,7 +254,7 @@ def _by_cluster(options: argparse.Namespace, weights: Path) -> int:
     except (CheckpointError, ValueError, ray.ClusterError) as error:
         raise shared.Failure(str(error)) from None
     for path, why in failed:
-        shared.complain(printable(f"{path}: {why}"))
+        shared.complain(f"{path}: {why}")
     if str(left_out):
         shared.complain(str(left_out))
     return int(bool(failed))

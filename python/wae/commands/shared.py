@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, TypeVar
 
 from wae.errors import WaeError
 from wae.termination import INTERRUPTED, Terminated
+from wae.wording import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,8 +38,8 @@ class Failure(WaeError):
 
 
 def complain(message: str, status: int = 1) -> int:
-    """Print ``message`` on stderr under the command's name, and return ``status``."""
-    print(f"wae: {message}", file=sys.stderr)
+    """Print ``message``, which may name a file, on stderr under the command's name; return ``status``."""
+    print(f"wae: {printable(message)}", file=sys.stderr)
     return status
 
 

@@ -68,11 +68,6 @@ def is_image(name: str | Path) -> bool:
     return os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
-def printable(text: str) -> str:
-    """``text``, maybe a file's name, with escapes for what a terminal would act on or could not show."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def read_image(path: Path | str, max_pixels: int = MAX_PIXELS, longest: int | None = None) -> Tensor:
     """The image in ``path`` as a (3, H, W) uint8 tensor, colours innermost in memory (channels_last).
 

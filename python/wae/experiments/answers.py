@@ -10,12 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from wae.data.images import printable
 from wae.data.input import prepare
 from wae.inference.predict import Network, runner
 from wae.inference.timing import interleaved
 from wae.models.registry import build, builder
 from wae.storage.checkpoint import Description, describe_classifier, load_classifier
+from wae.wording import printable
 
 TOP = 5
 """Classes of an answer, at most."""

@@ -13,11 +13,12 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from wae.data.images import ImageError, printable, read_image
+from wae.data.images import ImageError, read_image
 from wae.models.autoencoder import AutoEncoder, to_uint8
 from wae.storage.files import written
 from wae.training.linear_start import best_linear, linear_reconstruction
 from wae.training.losses import psnr
+from wae.wording import printable
 
 from . import panels
 

@@ -15,7 +15,6 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from wae.data.dataset import Dataset
-from wae.data.images import printable
 from wae.inference.batches import filled
 from wae.inference.deploy import deploy
 from wae.inference.deployed import Deployed
@@ -25,6 +24,7 @@ from wae.models.counting import count
 from wae.models.network import WAENetwork, fold_normalization
 from wae.storage.checkpoint import Description, describe, load_classifier
 from wae.training.accuracy import Accuracy, PixelAccuracy
+from wae.wording import printable
 
 HOW_TIMED = (
     "Time: of one image, medians of eager PyTorch on this machine, all networks in turns; "

@@ -25,12 +25,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from wae.data.images import MAX_PIXELS, ImageError, printable
+from wae.data.images import MAX_PIXELS, ImageError
 from wae.data.images import is_image as is_image
 from wae.data.input import Input
 from wae.data.walk import Found
 from wae.data.walk import find as find
-from wae.wording import first_line
+from wae.wording import first_line, printable
 
 from .batches import filled
 from .maps import Maps

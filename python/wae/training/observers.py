@@ -13,12 +13,11 @@ from rich.progress import TaskID, TextColumn
 from rich.table import Table
 from torch import Tensor, nn
 
-from wae.data.images import printable
 from wae.models.autoencoder import AutoEncoder, to_uint8
 from wae.models.network import WAENetwork
 from wae.progress import progress
 from wae.storage.files import written
-from wae.wording import counted
+from wae.wording import counted, printable
 
 from .plan import Plan
 from .stage1 import quality

@@ -644,3 +644,10 @@ def test_a_signal_ends_a_training_cleanly(tmp_path, sent, status, message):
     assert "Traceback" not in errors
     assert [p.name for p in tmp_path.iterdir()] == ["w"]
     assert weights_file.load(tmp_path / "w", AutoEncoder())["epoch"] >= 1
+
+
+def test_what_a_terminal_would_act_on_is_escaped_in_errors(tmp_path, capsys):
+    assert run("encode", tmp_path / "a\nb\x1b[31m.png", "-o", tmp_path / "out") == 1
+    error = capsys.readouterr().err
+    assert r"a\nb\x1b[31m.png" in error
+    assert error.count("\n") == 1

@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 from PIL import Image
 from torch import Tensor
 
-from wae.data.images import printable
 from wae.storage.files import written
-from wae.wording import counted
+from wae.wording import counted, printable
 
 FILES = ("report.md", "report.html")
 
