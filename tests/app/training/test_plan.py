@@ -1,6 +1,6 @@
 """Plans: what a file may say, what is refused, and those that come with the package."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 
@@ -90,6 +90,9 @@ def test_what_has_no_part_that_works_on_low_has_no_weight_for_it():
         ({"stages": [{**STAGE, "ema": 1.0}]}, "stage 1: ema must be a number below 1, got 1.0"),
         ({"stages": [{**STAGE, "momentum": 1}]}, "stage 1: momentum must be a number below 1, got 1"),
         ({"stages": [{**STAGE, "mimic_mirrored": 1}]}, "mimic_mirrored must be true or false, got 1"),
+        ({"stages": [{**STAGE, "mimic_temperature": 0}]}, "mimic_temperature must be a number from 0.001"),
+        ({"stages": [{**STAGE, "step_epochs": 0}]}, "step_epochs must be an integer from 1"),
+        ({"stages": [{**STAGE, "class_balance": 1}]}, "class_balance must be 0 or a number above 1, got 1"),
         ({"stages": [{**STAGE, "lr": 1}]}, "stage 1: there is no entry 'lr'"),
     ],
     ids=str,
@@ -98,6 +101,13 @@ def test_plans_that_are_refused(entries, message):
     whole = entries if "model" in entries or not entries else {"model": "m", "stages": [STAGE], **entries}
     with pytest.raises(PlanError, match=message):
         plan.from_dict(whole)
+
+
+@pytest.mark.parametrize("name", [f.name for f in fields(Stage) if f.type in ("int", "float")])
+@pytest.mark.parametrize("number", [-1, 1e9])
+def test_every_number_of_a_stage_has_limits(name, number):
+    with pytest.raises(PlanError, match=f"^{name} must be "):
+        Stage(**{**STAGE, name: number})
 
 
 @pytest.mark.parametrize(
@@ -150,3 +160,5 @@ def test_plans_of_other_numbers_of_stages_differ_in_that():
     made = Plan("m", (stage,)).as_dict()
     assert plan.differences(made, Plan("m", (stage,))) == ""
     assert plan.differences(made, Plan("m", (stage, stage))) == "number of stages (1, not 2)"
+    two, longer = Plan("m", (stage, stage)), Plan("m", (stage, replace(stage, epochs=3)))
+    assert plan.differences(two.as_dict(), longer) == "epochs (1, not 3) of stage 2"

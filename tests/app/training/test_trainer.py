@@ -368,6 +368,13 @@ def test_a_folder_is_measured_in_all_its_classes(monkeypatch, start):
     assert taken[0] == list(range(0, 32, 4))
 
 
+@pytest.mark.parametrize(("side", "count"), [(8, 8), (224, 8), (448, 2), (2048, 1)])
+def test_fewer_of_large_images_are_measured(monkeypatch, side, count):
+    monkeypatch.setattr(trainer, "_SAMPLE", 8)
+    folder = ImageFolder([("a.png", 0)] * 32, "a", side, side, augment=False, seed=0)
+    assert len(trainer._sample(folder)) == count
+
+
 @pytest.mark.parametrize("low", [True, False])
 def test_statistics_are_measured_a_few_images_at_a_time(monkeypatch, low):
     monkeypatch.setattr(trainer, "_AT_ONCE", 5)
