@@ -154,17 +154,18 @@ def _form(task: Task, record: Record) -> Form:
 def _recipe(task: Task, record: Record, form: Form) -> Recipe:
     """How the stages with labels train: as the settings ask, and what they leave open by trials."""
     optimizer, mimic = task.settings.asked_optimizer, task.settings.asked_mimic
-    chosen = optimizer is None or mimic is None
+    chosen = []
     if optimizer is None:
         optimizer = record.once("optimizer", lambda: best_optimizer(task, record, form))["name"]
+        chosen.append(optimizer)
     if mimic is None:
         found = record.once("mimic", lambda: best_mimic(task, record, form, optimizer))
         # a record from before mirrored scores were tried lacks the entry, and is gone on with as it is
         mimic = Recipe(found["weight"], found.get("mirrored", task.settings.mimic_mirrored))
-    recipe = mimic._replace(optimizer=optimizer)
+        chosen.append(str(mimic))
     if chosen:
-        task.say(f"chosen by the trials: {recipe}")
-    return recipe
+        task.say(f"chosen by the trials: {', '.join(chosen)}")
+    return mimic._replace(optimizer=optimizer)
 
 
 def _finish(task: Task, record: Record, form: Form) -> None:

@@ -49,6 +49,20 @@ class TrainingError(WaeError, RuntimeError):
     """A training that cannot go on. The message says where it stopped and why."""
 
 
+class DivergedError(TrainingError):
+    """A loss or a gradient is not finite. It is found by all processes alike, which may go on with
+    something else.
+
+    Args:
+        what: happened, and why it may have.
+        kept: which weights there still are, as the end of a sentence.
+    """
+
+    def __init__(self, what: str, kept: str = "") -> None:
+        super().__init__(what + kept)
+        self.what = what
+
+
 @dataclass(frozen=True)
 class Epoch:
     """The record of one epoch."""
@@ -138,7 +152,9 @@ def train(
     Raises:
         CheckpointError: there is nothing to go on from, or it was made by another plan, on other data or
             from other ``sources``.
-        TrainingError: the loss or a gradient is not finite; the weights are those of before that step.
+        DivergedError: the loss or a gradient is not finite, and the weights are those of before that step; or
+            the loss of the test images is not, after an epoch.
+        TrainingError: of a step's images none can be read.
         ValueError: the plan does not fit the model, the data or the number of processes.
     """
     observer = observer or Observer()
@@ -244,6 +260,9 @@ class _Run:
                 losses = self._epoch(module, number, epoch, optimizer, average, masks)
                 kept = self.model if average is None else average.module
                 accuracy = None if stage.kind == "transform" else self._evaluate(kept)
+                if accuracy and not math.isfinite(accuracy.loss):  # no loss saw the last step's weights
+                    where = f"after epoch {epoch + 1} of stage {number + 1} ({stage.kind})"
+                    raise self._diverged(f"the loss of the test images is {accuracy.loss:g} {where}")
                 record = Epoch(number, stage.kind, epoch, losses, accuracy, time.monotonic() - started)
                 self.history.append(record)
                 last = epoch + 1 == stage.epochs
@@ -349,17 +368,21 @@ class _Run:
         return total
 
     def _finite(self, optimizer: torch.optim.Optimizer, losses: Mapping[str, Tensor]) -> bool:
-        """Whether a step may be taken. Where losses are scaled, the scaler leaves out steps by itself."""
+        """Whether a step may be taken. Where losses are scaled, the scaler leaves out steps by itself.
+
+        The gradients are the same in all processes, and a loss is each one's own: none goes on by itself.
+        """
         if self.scaler.is_enabled():
             return True
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norms = torch._foreach_norm([p.grad for p in parameters if p.grad is not None])
-        return bool(torch.stack([losses["loss"].float(), *(norm.float() for norm in norms)]).isfinite().all())
+        finite = torch.stack([losses["loss"].float(), *(norm.float() for norm in norms)]).isfinite().all()
+        return not _summed((~finite).int()).item()
 
-    def _diverged(self, what: str) -> TrainingError:
+    def _diverged(self, what: str) -> DivergedError:
         """The error that says ``what`` happened, why it may have, and which weights there still are."""
         kept = f"; {self.state} is the checkpoint of the epoch before" if self.history and self.state else ""
-        return TrainingError(f"{what}: images that are not finite, or a learning_rate that is too high{kept}")
+        return DivergedError(f"{what}: images that are not finite, or a learning_rate that is too high", kept)
 
     def _autocast(self) -> torch.autocast:
         precision = self.plan.precision

@@ -101,6 +101,42 @@ def test_the_others_wait_for_the_first_longer_than_a_collective_would(tmp_path: 
     subprocess.run([sys.executable, *torchrun.split(), str(tmp_path / "late.py")], check=True, timeout=300)
 
 
+INFINITE = """
+import pytest, torch
+from torch import distributed as dist, nn
+from wae.data.dataset import InMemory
+from wae.training.plan import Plan, Stage
+from wae.training.processes import is_first, joined
+from wae.training.trainer import DivergedError, train
+
+class Infinite(torch.autograd.Function):
+    forward = staticmethod(lambda context, scores: scores.clone() if is_first() else scores * torch.inf)
+    backward = staticmethod(lambda context, gradient: torch.ones_like(gradient))
+
+class Network(nn.Sequential):
+    def forward(self, images):
+        return Infinite.apply(super().forward(images.float()))
+
+with joined("cpu"):
+    images = torch.ones(8, 3, 4, 4, dtype=torch.uint8)
+    data = InMemory(images, torch.arange(8) % 2, ("a", "b"), False, 0)
+    with pytest.raises(DivergedError):
+        plan = Plan("x", (Stage("classifier", 1, 0.1),), 8)
+        train(Network(nn.Flatten(), nn.Linear(48, 2)), plan, data, data)
+    both = torch.ones(())
+    dist.all_reduce(both)
+    assert both == 2
+"""
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_no_number_in_one_process_ends_the_training_in_all(tmp_path: Path) -> None:
+    """A trial of wae accelerate is followed by the next; half of them were still in the first."""
+    (tmp_path / "infinite.py").write_text(INFINITE)
+    torchrun = [sys.executable, *"-m torch.distributed.run --standalone --nproc-per-node 2".split()]
+    subprocess.run([*torchrun, str(tmp_path / "infinite.py")], check=True, timeout=300)
+
+
 @pytest.mark.parametrize("name", [None, "cuda"])
 def test_each_process_of_a_machine_has_a_gpu_of_its_own(
     monkeypatch: pytest.MonkeyPatch, name: str | None

@@ -29,7 +29,7 @@ from wae.training.losses import energy_ratio, mimic_loss, transform_loss
 from wae.training.objective import Objective, trained
 from wae.training.plan import Plan, Stage
 from wae.training.sparsity import Masks
-from wae.training.trainer import Observer, TrainingError, evaluate, learning_rate, train
+from wae.training.trainer import DivergedError, Observer, TrainingError, evaluate, learning_rate, train
 from wae_kernels.nn import Decoder, Encoder
 
 
@@ -831,6 +831,23 @@ def test_a_gradient_that_is_not_finite_ends_the_training_before_it_changes_a_wei
     with pytest.raises(TrainingError, match=r"gradients are not finite, and the loss is [0-9.]+, in step 1 "):
         run(only(JOINT), model)
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+
+
+def test_weights_that_the_last_step_has_spoilt_are_not_kept(tmp_path):
+    """No loss saw them, and scores that are no numbers have an accuracy all the same."""
+    path, spoilt = tmp_path / "state", network()
+
+    class Spoil(Observer):
+        def step(self, number, losses):
+            if number == self.steps and self.epoch == 1:
+                spoilt.low_body[0].weight.data.fill_(math.nan)
+
+        def start(self, plan, stage, epoch, steps):
+            self.epoch, self.steps = epoch, steps
+
+    with pytest.raises(DivergedError, match=r"test images is nan after epoch 2 of stage 1 .*epoch before$"):
+        run(only(replace(JOINT, epochs=3)), spoilt, state=path, observer=Spoil())
+    assert weights_file.read_recipe(path)["epoch"] == 1
 
 
 def test_a_full_disk_keeps_the_old_checkpoint(tmp_path):

@@ -94,6 +94,11 @@ def doubt(found: Mapping[str, Any]) -> str:
     )
 
 
+def outcome(accuracy: float | None) -> str:
+    """Of a trial."""
+    return "the loss was no longer a number" if accuracy is None else f"{100 * accuracy:.2f} %"
+
+
 def lost(found: Mapping[str, Any]) -> list[tuple[str, float, float, int]]:
     """Of the classes that lost most: label, accuracy before, after, number of test images."""
     labels, before = found["original"]["labels"], found["original"]["classes"]
@@ -146,7 +151,7 @@ def _of_target(found: Mapping[str, Any]) -> _Table:
             f"{1e3 * entry['seconds']:.2f} ms",
             f"{target['original'] / entry['seconds']:.2f}x",
             "yes" if entry["seconds"] <= target["allowed"] else "",
-            f"{100 * entry['kept']:.2f} %" if "kept" in entry else "",
+            outcome(entry["kept"]) if "kept" in entry else "",
         ]
         for entry in sorted(target["curve"], key=lambda entry: -entry["seconds"])
     ]
@@ -156,7 +161,7 @@ def _of_target(found: Mapping[str, Any]) -> _Table:
 
 def _of_trials(found: Mapping[str, Any]) -> _Table:
     cells = [
-        [key.removeprefix("trial: "), f"{100 * value:.2f} %"]
+        [key.removeprefix("trial: "), outcome(value)]
         for key, value in found.items()
         if key.startswith("trial: ")
     ]
@@ -180,6 +185,8 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
         _teaching(training),
         "Times: medians of calls that took turns on this machine.",
     ]
+    if "optimizer" in training:  # records from before it was tried lack it
+        notes.append(f"The optimizer (of the last stage): {training['optimizer']}.")
     if "target" in found:
         allowed = found["target"]["allowed"]
         outcome = "met" if new["seconds"] <= allowed else "missed"

@@ -20,9 +20,10 @@ from .deployment import fastest
 from .folder import Record
 from .measuring import SECONDS, call, images_of_a_call, timed
 from .networks import begun
+from .report import outcome
 from .settings import NOBODY, AccelerationError, Recipe, Settings
 from .task import Task
-from .trials import trial
+from .trials import best, trial
 
 _FACTORS = (2, 4, 8)
 _SCALES = (1.25, 0.875, 0.75, 0.625, 0.5)  # of the original's size, that are measured besides it
@@ -41,11 +42,11 @@ def meet_target(task: Task, record: Record) -> dict[str, Any]:
     for entry in tried:
         form = Form(entry["size"], entry["factor"])
         entry["kept"] = trial(task, record, form, recipe)
-    best = max(tried, key=lambda entry: entry["kept"])
-    outcome = f"{100 * best['kept']:.2f} % in a trial, the best of {len(tried)}"
+    chosen = tried[best({number: entry["kept"] for number, entry in enumerate(tried)})]
+    kept = f"{outcome(chosen['kept'])} in a trial, the best of {len(tried)}"
     return {
-        "form": {"size": best["size"], "factor": best["factor"]},
-        "why": f"{1e3 * best['seconds']:.2f} ms, {outcome}",
+        "form": {"size": chosen["size"], "factor": chosen["factor"]},
+        "why": f"{1e3 * chosen['seconds']:.2f} ms, {kept}",
         "allowed": allowed,
         "original": times["original"],
         "curve": times["curve"],

@@ -2,35 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from wae.models.accelerated import Form
 from wae.training.small_data import OPTIMIZERS
-from wae.training.trainer import TrainingError
+from wae.training.trainer import DivergedError
 
 from .folder import Record
 from .networks import begun, teacher
 from .plans import plan_for
+from .report import outcome
 from .settings import NOBODY, Recipe
 from .task import Task
 from .training import fit, forget
+
+_Key = TypeVar("_Key", bound=Hashable)
 
 _KEPT = 5  # every fifth training image is kept aside for what has to be chosen
 _TRIAL = 4  # a trial has one epoch of the plan's in so many
 _WEIGHT = 1.0  # that is tried, of the distance to the original's scores
 
 
-def trial(task: Task, record: Record, form: Form, recipe: Recipe) -> float:
-    """The accuracy on kept-aside training images after a short training on the others."""
+def trial(task: Task, record: Record, form: Form, recipe: Recipe) -> float | None:
+    """The accuracy on kept-aside training images after a short training on the others.
+
+    None where its loss was no longer a number.
+    """
     name = f"size {form.size}, factor {form.factor}, {recipe}"
-    accuracy: float = record.once(f"trial: {name}", lambda: _tried(task, name, form, recipe))
+    accuracy: float | None = record.once(f"trial: {name}", lambda: _tried(task, name, form, recipe))
     forget(task, name)
-    task.say(f"trial, {name}: {100 * accuracy:.2f} % of the images kept aside")
+    of = "" if accuracy is None else " of the images kept aside"
+    task.say(f"trial, {name}: {outcome(accuracy)}{of}")
     return accuracy
 
 
-def _tried(task: Task, name: str, form: Form, recipe: Recipe) -> float:
+def best(tried: Mapping[_Key, float | None]) -> _Key:
+    """What has the highest accuracy, the first of equals; what has none loses to one that is 0."""
+    accuracies = {key: -1.0 if accuracy is None else accuracy for key, accuracy in tried.items()}
+    return max(accuracies, key=accuracies.__getitem__)
+
+
+def _tried(task: Task, name: str, form: Form, recipe: Recipe) -> float | None:
     sets = task.sets(form.size)
     kept = range(0, len(sets.plain), _KEPT)
     rest = [number for number in range(len(sets.plain)) if number % _KEPT]
@@ -41,9 +55,9 @@ def _tried(task: Task, name: str, form: Form, recipe: Recipe) -> float:
     taught_by = teacher(task, form.size, recipe)
     try:
         history = fit(task, name, begun(task, form), plan, training, test, taught_by)
-    except TrainingError as error:  # the loss is no number: too high a rate for this network
-        task.say(f"trial, {name}: {error}")
-        return 0.0
+    except DivergedError as error:  # too high a rate for this network
+        task.say(f"trial, {name}: {error.what}")
+        return None
     assert history[-1].accuracy is not None
     return history[-1].accuracy.score
 
@@ -53,7 +67,7 @@ def best_optimizer(task: Task, record: Record, form: Form) -> dict[str, Any]:
     asked = task.settings.asked_mimic
     taught = Recipe(_WEIGHT, task.settings.mimic_mirrored) if asked is None else asked
     found = {name: trial(task, record, form, taught._replace(optimizer=name)) for name in OPTIMIZERS}
-    return {"name": max(found, key=found.__getitem__), "accuracies": found}
+    return {"name": best(found), "accuracies": found}
 
 
 def best_mimic(task: Task, record: Record, form: Form, optimizer: str) -> dict[str, Any]:
@@ -65,10 +79,10 @@ def best_mimic(task: Task, record: Record, form: Form, optimizer: str) -> dict[s
     asked = task.settings.mimic_mirrored
     taught = Recipe(_WEIGHT, asked, optimizer)
     found = {r: trial(task, record, form, r) for r in (NOBODY._replace(optimizer=optimizer), taught)}
-    helped = max(found, key=found.__getitem__).weight > 0
+    helped = best(found).weight > 0
     if helped and not asked and task.sets(form.size).flips:
         mirrored = taught._replace(mirrored=True)
         found[mirrored] = trial(task, record, form, mirrored)
-    best = max(found, key=found.__getitem__)
+    chosen = best(found)
     accuracies = {str(recipe): accuracy for recipe, accuracy in found.items()}
-    return {"weight": best.weight, "mirrored": best.mirrored, "accuracies": accuracies}
+    return {"weight": chosen.weight, "mirrored": chosen.mirrored, "accuracies": accuracies}

@@ -167,3 +167,14 @@ def test_the_page_escapes_and_shows_the_curve():
     assert "<td>&lt;a&gt;</td>" in page
     assert "<td>64</td><td>4</td><td>500.00 ms</td><td>4.00x</td><td>yes</td><td>80.00 %</td>" in page
     assert "<td>96</td><td>2</td><td>2000.00 ms</td><td>1.00x</td><td></td><td></td>" in page
+
+
+def test_a_trial_whose_loss_was_no_number_has_no_accuracy_and_the_optimizer_is_named():
+    target = {"curve": [{"size": 48, "factor": 4, "seconds": 0.5, "kept": None}], "original": 1, "allowed": 1}
+    measured = found(**{"trial: mimic 1": None, "trial: mimic 1, sgd": 0.0}, target=target)
+    assert "The optimizer" not in report.markdown("net", measured)  # a record of before there was a choice
+    measured["training"]["optimizer"] = "sgd"
+    text = report.markdown("net", measured)
+    assert "| mimic 1 | the loss was no longer a number |\n| mimic 1, sgd | 0.00 % |" in text
+    assert "| yes | the loss was no longer a number |" in text
+    assert "- The optimizer (of the last stage): sgd." in text

@@ -14,7 +14,7 @@ from wae.experiments.acceleration.plans import plan_for
 from wae.experiments.acceleration.settings import NOBODY, Recipe
 from wae.training.accuracy import Accuracy
 from wae.training.small_data import ADAMW, OPTIMIZERS, SGD
-from wae.training.trainer import Epoch, TrainingError
+from wae.training.trainer import DivergedError, Epoch, TrainingError
 
 
 def test_a_trial_is_trained_and_tested_on_training_images_alone(tmp_path, monkeypatch):
@@ -120,13 +120,31 @@ def test_how_the_original_teaches_is_tried_with_the_optimizer_that_was_chosen(tm
     assert tried == [recipe._replace(optimizer=SGD) for recipe in (NOBODY, PLAIN, MIRRORED)]
 
 
-def test_a_trial_whose_loss_is_no_number_is_the_worst(tmp_path, monkeypatch):
-    def train(*_, **__):
-        raise TrainingError("the loss is nan in epoch 1")
+def test_a_trial_whose_loss_is_no_number_is_worse_than_one_that_has_nothing_right(tmp_path, monkeypatch):
+    def train(model, plan, *_, **__):
+        if plan.stages[-1].optimizer == ADAMW:
+            raise DivergedError("the loss is nan in epoch 1", "; a file that goes away is the checkpoint")
+        return [Epoch(0, "joint", 0, {}, Accuracy(0.0, 1.0, 1.0, 4), 1.0)]
 
     printed = io.StringIO()
     task = replace(task_of(tmp_path)[0], console=Console(file=printed, width=200))
     monkeypatch.setattr(training, "train", train)
+    found = trials.best_optimizer(task, Record(tmp_path / "record.json", {}), task.form)
+    assert found == {"name": SGD, "accuracies": {ADAMW: None, SGD: 0.0}}
+    assert printed.getvalue().splitlines() == [
+        "trial, size 48, factor 4, mimic 1: the loss is nan in epoch 1",
+        "trial, size 48, factor 4, mimic 1: the loss was no longer a number",
+        "trial, size 48, factor 4, mimic 1, sgd: 0.00 % of the images kept aside",
+    ]
+
+
+def test_images_that_cannot_be_read_end_a_trial_and_are_not_taken_for_a_loss(tmp_path, monkeypatch):
+    def train(*_, **__):
+        raise TrainingError("none of the images of step 1 can be read")
+
+    task, _ = task_of(tmp_path)
+    monkeypatch.setattr(training, "train", train)
     record = Record(tmp_path / "record.json", {})
-    assert trials.trial(task, record, task.form, Recipe(1.0, optimizer=SGD)) == 0
-    assert "trial, size 48, factor 4, mimic 1, sgd: the loss is nan in epoch 1" in printed.getvalue()
+    with pytest.raises(TrainingError, match="can be read"):
+        trials.trial(task, record, task.form, NOBODY)
+    assert record.found == {}
