@@ -21,6 +21,7 @@ from wae.models.counting import count
 from wae.models.positions import fit_to
 from wae.storage import weights_file
 from wae.training.processes import agreed, is_first
+from wae.training.trainer import DivergedError
 from wae.wording import first_line
 from wae_kernels.checks import half_of
 
@@ -49,7 +50,11 @@ def train_rival(task: Task, record: Record, name: str, form: Form, recipe: Recip
     rival = untrained_rival(task, name, chosen)
     plan = plan_for(task, len(sets.training), recipe).without_encoder()
     task.say(f"the rival: {name}")
-    history = fit(task, name, rival, plan, sets.training, sets.test, teacher(task, task.side, recipe))
+    taught_by = teacher(task, task.side, recipe)
+    try:
+        history = fit(task, name, rival, plan, sets.training, sets.test, taught_by)
+    except DivergedError as error:  # at rates that were chosen for another network
+        return {**chosen, "left out": error.what}
     assert history[-1].accuracy is not None
     if is_first():
         weights_file.save(_weights(task, name), rival.cpu(), {"plan": plan.as_dict()}, force=True)

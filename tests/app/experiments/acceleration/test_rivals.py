@@ -12,12 +12,16 @@ from torchvision.models import VisionTransformer
 from wae.data.dataset import InMemory
 from wae.experiments.acceleration import measuring, rivals
 from wae.experiments.acceleration.data import Sets
+from wae.experiments.acceleration.folder import Record
 from wae.experiments.acceleration.networks import begun
+from wae.experiments.acceleration.settings import Recipe
 from wae.inference.timing import Timing
 from wae.models.accelerated import Form
 from wae.models.baselines import FullResolution
 from wae.models.counting import count
 from wae.models.positions import fit_to
+from wae.training.small_data import SGD
+from wae.training.trainer import DivergedError
 
 
 def chosen(name, stock, side, multiply_adds, batches=()):
@@ -116,3 +120,16 @@ def test_a_rivals_time_is_a_share_of_the_accelerated_networks(tmp_path, monkeypa
     assert rivals.choose(task, rivals.EQUAL_COST, Form(64)) == {"time": 1.5}
     assert (seen, sizes[-1]) == ([(2, 3, SIDE, SIDE)], (2, 3, 64, 64))
     assert asked == {"side": SIDE, "multiply_adds": count(ours, (64, 64)).multiply_adds}
+
+
+def test_a_rival_whose_loss_is_no_number_is_left_out(tmp_path, monkeypatch):
+    """The accelerated network was trained by then, and the same line ended there each time."""
+
+    def fit(*_):
+        raise DivergedError("the loss is nan", "; a file that goes away is the checkpoint")
+
+    task, _ = task_of(tmp_path, compare=True)
+    monkeypatch.setattr(rivals, "fit", fit)
+    record = Record(tmp_path / "record.json", {}, {f"chosen: {rivals.HALF}": {"side": 24}})
+    rival = rivals.train_rival(task, record, rivals.HALF, task.form, Recipe(optimizer=SGD))
+    assert rival == {"side": 24, "left out": "the loss is nan"}
