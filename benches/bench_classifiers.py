@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wae.inference.deploy import ENGINES, deploy
+from wae.inference.deploy import deploy
+from wae.inference.engines import ENGINES
 from wae.models.classifier import WAEClassifier, fold_normalization
 
 from .classifiers import NETWORKS, cells, forms, limits, side, sides, wanted

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import resnet50, vgg16
 
-from wae.inference.deploy import ENGINES, deploy
+from wae.inference.deploy import deploy
+from wae.inference.engines import ENGINES
 from wae.inference.winograd import replaced
 from wae.models.baselines import resnet50_half, vgg16_half
 from wae.models.classifier import WAEClassifier, fold_normalization

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .front import Front
 from .precision import DTYPES
 
-MOST_PIXELS = 2**28
+_MOST_PIXELS = 2**28
 """In a call: 5,000 images of 224 x 224. What is far beyond any memory is refused before memory is taken."""
 
 
@@ -77,7 +77,7 @@ def check_arguments(model: Any, size: Any, batch: Any) -> None:
         raise ValueError(f"size must be (H, W), two integers of at least 1, got {size}")
     if type(batch) is not int or batch < 1:
         raise ValueError(f"batch must be an integer of at least 1, got {batch!r}")
-    if batch * size[0] * size[1] > MOST_PIXELS:
+    if batch * size[0] * size[1] > _MOST_PIXELS:
         raise ValueError(
-            f"batch times size must be at most {MOST_PIXELS} pixels, got {batch} x {size[0]} x {size[1]}"
+            f"batch times size must be at most {_MOST_PIXELS} pixels, got {batch} x {size[0]} x {size[1]}"
         )

@@ -1,4 +1,4 @@
-"""What `wae.deploy` makes: it is called with images, from any thread, and gives the model's scores."""
+"""What ``wae.deploy`` makes: it is called with images, from any thread, and gives the model's scores."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def _open(wanted: str, folder: Path, batch: int | None, keep: bool) -> Run:
 def _quantized(
     model: Any, samples: Sequence[Sequence[Tensor]], compared: Sequence[Tensor]
 ) -> tuple[Any, list[Movement]]:
-    """An ``openvino.Model`` in int8, by NNCF's post-training"""
+    """An ``openvino.Model`` in int8, by NNCF's post-training quantization."""
     terminal = sys.stderr if sys.stderr.isatty() else io.StringIO()
     with contextlib.redirect_stdout(terminal):  # where its progress bars belong
         import nncf
