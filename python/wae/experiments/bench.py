@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from wae.data.crops import Crops
 from wae.data.folder import evaluation_resize
+from wae.data.input import Input
 from wae.data.photos import TRAINING, photo
 from wae.inference.agreement import DisagreementError
 from wae.inference.calibration import CalibrationError, in_folder
@@ -30,7 +31,6 @@ from wae.inference.engines import ENGINES, Engine, EngineError
 from wae.inference.timing import Timing, interleaved
 from wae.models.counting import count
 from wae.models.pairs import Pair
-from wae.storage.checkpoint import Input
 from wae.training.pretrained import scale_for_photos
 from wae.wording import first_line
 from wae_kernels.reference import normalize_image

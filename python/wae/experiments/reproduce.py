@@ -1,4 +1,4 @@
-"""The paper's claim, tried on images that a processor can train on: what the trainings of each claim share.
+"""The trainings that a claim of the paper needs, several at a time, on images that a processor can train on.
 
 A claim (:mod:`.reproduction.claim`) says which networks are compared, on which images, by which plan. Every
 training has one core to itself; what is finished is kept, a file of JSON each, and what is not goes on from

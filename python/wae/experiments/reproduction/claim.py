@@ -13,16 +13,16 @@ from PIL import Image
 from torch import nn
 
 from wae.data.dataset import Dataset
+from wae.data.input import Input
 from wae.models.bodies import initialize
 from wae.models.network import WAENetwork
 from wae.models.registry import build
-from wae.storage.checkpoint import Input
 from wae.training.plan import Plan, Stage
 from wae.training.pretrained import scale_for_photos
 from wae_kernels.nn import Decoder, Encoder
 
 WAVELET, DECOMPOSITION, WAE = "Wavelet+CNN", "Decomposition+CNN", "WAE"
-"""Networks that every claim has, in the paper's words."""
+"""Networks of more than one claim, in the paper's words; every claim has the last."""
 
 _SHARED = (
     *("learning_rate", "optimizer", "momentum", "weight_decay", "schedule", "warmup", "step_epochs"),

@@ -14,9 +14,9 @@ from typing import ClassVar
 from torch import nn
 
 from wae.data.dataset import Dataset
+from wae.data.input import Input
 from wae.data.loading import open_dataset
 from wae.models.registry import build
-from wae.storage.checkpoint import Input
 from wae.training.original_start import taught
 from wae.training.plan import Plan, find
 

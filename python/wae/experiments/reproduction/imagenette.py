@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 from wae.data.dataset import Dataset, DatasetError, InMemory
 from wae.data.folder import ImageFolder, image_folder
+from wae.data.input import Input
 from wae.experiments.pruning import METHODS, pruned, ratio_for
 from wae.models.counting import count
 from wae.models.registry import build, on_meta
-from wae.storage.checkpoint import Input, load_classifier
+from wae.storage.checkpoint import load_classifier
 from wae.storage.files import read_json, written
 from wae.storage.weights_file import CheckpointError
 from wae.training.plan import find
