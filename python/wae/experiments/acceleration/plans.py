@@ -18,7 +18,7 @@ def plan_for(task: Task, images: int, recipe: Recipe = NOBODY) -> Plan:
     Args:
         task: whose settings replace what the plan says.
         images: to train on.
-        recipe: of the stages with labels; a plan of the user's has its own.
+        recipe: of the stages with labels; a plan of the user's has its own weights and optimizers.
     """
     s = task.settings
     plan = _fitting(task, images, recipe) if s.plan is None else _own(task, s.plan)

@@ -99,7 +99,8 @@ class Settings:
     """Of the longest stage; the others' keep their share."""
     learning_rate: float | None = None
     optimizer: str | None = None
-    """Of :data:`OPTIMIZERS`; None for what a trial finds, or AdamW where there is a ``learning_rate``."""
+    """Of :data:`OPTIMIZERS`; None for what a trial finds, AdamW where there is a ``learning_rate``, or the
+    ``plan``'s."""
     batch: int | None = None
     seed: int = 0
     start: str = "included"

@@ -17,11 +17,11 @@ KEPT = {(96, 2): 0.99, (96, 4): 0.7, (64, 2): 0.9, (64, 4): 0.8, (32, 8): 0.95}
 def met(monkeypatch, tmp_path, curve=CURVE, **options):
     """The outcome, the forms that were tried, and how the original taught, of these times and accuracies."""
     curve = [{"size": size, "factor": factor, "seconds": seconds} for size, factor, seconds in curve]
-    tried, mimics = [], []
+    tried, recipes = [], []
 
-    def trial(task, record, form, mimic):
+    def trial(task, record, form, recipe):
         tried.append((form.size, form.factor))
-        mimics.append(mimic)
+        recipes.append(recipe)
         return KEPT[form.size, form.factor]
 
     times = {"original": 1.2, "engine": "eager", "curve": curve}
@@ -30,17 +30,17 @@ def met(monkeypatch, tmp_path, curve=CURVE, **options):
     write_crops(tmp_path / "data", 2, 1)
     settings = Settings("tiny_original:build", tmp_path / "data", tmp_path / "out", input_size=48, **options)
     record = Record(tmp_path / "record.json", {})
-    return target.meet_target(opened(settings), record), tried, mimics
+    return target.meet_target(opened(settings), record), tried, recipes
 
 
 @pytest.mark.parametrize("asked", [{"target": 2.0}, {"target_ms": 600.0}], ids=str)
 def test_of_the_slowest_that_meet_the_target_the_best_is_taken(monkeypatch, tmp_path, asked):
-    outcome, tried, mimics = met(monkeypatch, tmp_path, **asked)
+    outcome, tried, recipes = met(monkeypatch, tmp_path, **asked)
     assert tried == [(96, 4), (64, 2), (64, 4)]
     assert outcome["form"] == {"size": 64, "factor": 2}
     assert outcome["allowed"] == pytest.approx(0.6)
     assert [entry.get("kept") for entry in outcome["curve"]] == [None, 0.7, 0.9, 0.8, None]
-    assert mimics == [NOBODY] * 3
+    assert recipes == [NOBODY] * 3
 
 
 @pytest.mark.parametrize(("options", "weight"), [({}, 0.5), ({"mimic": 0.25}, 0.25)], ids=str)

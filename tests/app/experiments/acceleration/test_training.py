@@ -15,9 +15,9 @@ from wae.storage import weights_file
 from wae.training.trainer import Epoch
 
 
-@pytest.mark.parametrize("mimic", [NOBODY, PLAIN, MIRRORED], ids=str)
+@pytest.mark.parametrize("recipe", [NOBODY, PLAIN, MIRRORED], ids=str)
 @pytest.mark.parametrize("who", ["accelerated", rivals.HALF])
-def test_the_network_and_its_rivals_see_the_same_images_and_teacher(tmp_path, monkeypatch, who, mimic):
+def test_the_network_and_its_rivals_see_the_same_images_and_teacher(tmp_path, monkeypatch, who, recipe):
     task, _ = task_of(tmp_path)
     seen = []
 
@@ -33,11 +33,11 @@ def test_the_network_and_its_rivals_see_the_same_images_and_teacher(tmp_path, mo
         else partial(rivals.train_rival, record=record, name=who)
     )
     with pytest.raises(InterruptedError):
-        step(task, form=task.form, recipe=mimic)
-    (plan, sets, taught_by), whole = seen[0], plan_for(task, 20, mimic)
+        step(task, form=task.form, recipe=recipe)
+    (plan, sets, taught_by), whole = seen[0], plan_for(task, 20, recipe)
     assert sets == (task.sets(SIDE).training, task.sets(SIDE).test)
-    assert (taught_by is not None) == bool(mimic.weight)
-    assert all(stage.mimic_mirrored == mimic.mirrored for stage in plan.stages)
+    assert (taught_by is not None) == bool(recipe.weight)
+    assert all(stage.mimic_mirrored == recipe.mirrored for stage in plan.stages)
     if who == "accelerated":
         assert plan == whole
     else:  # as many epochs with labels

@@ -28,7 +28,7 @@ def test_a_trial_is_trained_and_tested_on_training_images_alone(tmp_path, monkey
 
     monkeypatch.setattr(training, "train", train)
     record = Record(tmp_path / "record.json", {})
-    assert [trials.trial(task, record, task.form, mimic) for mimic in (NOBODY, PLAIN, PLAIN)] == [0.25] * 3
+    assert [trials.trial(task, record, task.form, recipe) for recipe in (NOBODY, PLAIN, PLAIN)] == [0.25] * 3
     names = [f"trial: size 48, factor 4, mimic {weight}" for weight in (0, 1)]
     assert list(record.found) == names  # as in folders of every version, which go on
     (_, _, _, none), (plan, others, kept, taught_by) = seen  # the second trial with 1 is read from the record
@@ -71,7 +71,7 @@ def test_the_best_of_the_trials_says_how_the_original_teaches(
     assert trials.best_mimic(task, None, task.form, ADAMW) == {
         "weight": best.weight,
         "mirrored": best.mirrored,
-        "accuracies": {str(mimic): accuracy for mimic, accuracy in kept.items() if accuracy is not None},
+        "accuracies": {str(recipe): accuracy for recipe, accuracy in kept.items() if accuracy is not None},
     }
 
 
