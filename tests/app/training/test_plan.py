@@ -41,9 +41,10 @@ def test_a_stage_that_lasts_longer_or_shorter_keeps_the_shares_of_its_warm_up_an
     cosine = Stage("joint", 20, 0.1, warmup=3.0)
     assert cosine.lasting(5) == replace(cosine, epochs=5, warmup=0.75)
     assert cosine.lasting(40) == replace(cosine, epochs=40, warmup=6.0)
-    assert cosine.lasting(20) == cosine
+    uneven = replace(cosine, epochs=3, warmup=0.1)  # of which 0.1 * 3 / 3 is not 0.1
+    assert uneven.lasting(3) == uneven
     stepped = replace(cosine, schedule="step", step_epochs=8)
-    assert [stepped.lasting(epochs).step_epochs for epochs in (5, 40, 1)] == [2, 16, 1]
+    assert [stepped.lasting(epochs).step_epochs for epochs in (5, 7, 40, 1)] == [2, 3, 16, 1]
 
 
 def test_a_plan_for_some_stages_or_for_a_network_without_an_encoder():
@@ -148,6 +149,11 @@ def test_an_entry_that_an_older_plan_did_not_have_had_its_default():
     assert plan.differences(made, one) == ""
     other = replace(one, stages=(replace(one.stages[0], low_weight=0.5),))
     assert plan.differences(made, other) == "low_weight (0.0, not 0.5)"
+    assert plan.differences({**made, "later": 1}, one) == "later (1, not None), low_weight (None, not 0.0)"
+
+
+def test_what_changed_is_named_in_order_and_with_short_values_alone():
+    assert plan.changed(dict.fromkeys("hgfedcba", "x" * 60), {}) == [*"abcdefgh"]
 
 
 def test_the_weights_of_the_losses_are_the_papers_where_a_plan_says_nothing():
