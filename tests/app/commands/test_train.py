@@ -472,6 +472,7 @@ def weights(path, classes=3, network="tiny"):
         (lambda p: ["--weights", weights(p / "w", network="tiny_half")], "holds tiny_half for 3 classes"),
         (lambda p: ["--autoencoder", weights(p / "w")], "its tensors are not those of the network"),
         (lambda p: ["--teacher", weights(p / "w", 4)], "/w: knows 4 classes, the data has 3"),
+        (lambda p: ["--teacher", weights(p / "w")], "is given, and no stage of the plan has a mimic_weight"),
         (lambda p: ["--teacher", p / "none"], "none: there is no such file"),
         (lambda p: ["--model", "vgg99"], "there is no network vgg99"),
         (lambda p: ["--model", "small_vgg"], "448, 512 these work: 28, 32"),
@@ -480,6 +481,8 @@ def weights(path, classes=3, network="tiny"):
             lambda p: ["--model", "resnet18", "--batch", 1],
             "cannot be trained on parts of 1 image of 14 x 14: ",
         ),
+        (lambda p: ["--model", "resnet18", "--accumulate", 8], "on parts of 1 image of 14 x 14: "),
+        (lambda p: ["--model", "resnet18", "--accumulate", 16], "on parts of 1 image of 14 x 14: "),
         (lambda p: ["--device", "meta"], "device meta cannot be used here"),
         (lambda p: ["--plan", "none"], "none: is neither a file nor one of the plans"),
         (lambda p: ["--batch", 100], "at most the 24 images of the training set, got 100"),
@@ -702,6 +705,12 @@ def test_a_teacher_is_asked_in_the_order_of_the_data(trained, images, tmp_path):
     assert torch.equal(asked(images), load_classifier(trained)(images)[:, [1, 2, 0]])
 
 
+def test_a_plan_that_needs_a_teacher_says_so(train, plan_file, capsys):
+    plan_file.write_text(TINY + "mimic_weight = 1.0\n")
+    assert train() == 1
+    assert "the plan has a mimic_weight, which needs a teacher (--teacher)" in errors(capsys)
+
+
 # -------------------------------------------------------------------------------------- where weights start
 
 
@@ -729,6 +738,9 @@ def test_a_session_has_the_seed_and_the_start_of_its_plan_but_keeps_weights_that
     assert [session_of(**option)[1].start for option in given] == ["random"] * 2
     _, _, half = session_of(replace(linear, model="tiny_half"))
     assert torch.allclose(255 * half.image_scale, 1 / torch.tensor([0.229, 0.224, 0.225]))
+    weighted = replace(linear, stages=(replace(linear.stages[0], low_weight=0.5),))
+    for model, weight in (("wavelet_small_vgg", 0.5), ("tiny_half", 0)):
+        assert session_of(replace(weighted, model=model))[1].stages[0].low_weight == weight
 
 
 def test_a_body_and_an_auto_encoder_replace_those_of_the_weights(images, tmp_path):

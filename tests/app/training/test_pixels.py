@@ -320,8 +320,10 @@ def test_a_classifier_is_refused_where_pixels_have_labels(scenes, tmp_path, caps
     assert "needs a whole number" in capsys.readouterr().err
 
 
-def test_a_segmenter_is_refused_where_images_have_one_label(tmp_path, capsys):
-    assert cli.main(["train", "--data", "digits", "--model", "wae_enet", "-o", str(tmp_path / "o")]) == 1
+@pytest.mark.parametrize("option", ["--model", "--teacher"])
+def test_a_segmenter_is_refused_where_images_have_one_label(tmp_path, capsys, option):
+    wrong = "wae_enet" if option == "--model" else str(saved(tmp_path / "teacher", "wae_enet"))
+    assert cli.main(["train", "--data", "digits", option, wrong, "-o", str(tmp_path / "o")]) == 1
     assert (
         "wae_enet scores each pixel, and the data has a class for an image as a whole"
         in capsys.readouterr().err

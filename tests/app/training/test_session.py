@@ -16,10 +16,12 @@ import torch
 from torch import nn
 
 from wae import cli
+from wae.data.dataset import InMemory
 from wae.models.registry import build
 from wae.storage.checkpoint import Input, load_classifier
 from wae.training import lock, session
 from wae.training.lock import FolderInUseError, alone_in
+from wae.training.plan import find
 from wae.training.session import _try_out, rehearse
 
 SMALL = """
@@ -60,6 +62,19 @@ def train(small_plan, tmp_path):
 def test_a_network_is_saved_and_loaded_before_it_is_trained(tmp_path, name):
     rehearse(tmp_path, build(name, 4), name, LABELS, Input(900, 1029, False))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_are_no_numbers_come_back_too(tmp_path):
+    model = build("small_vgg_half", 4)
+    next(model.parameters()).data[0] = torch.nan
+    rehearse(tmp_path, model, "small_vgg_half", LABELS, Input())
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_whether_images_are_gray_is_known_by_the_data(channels):
+    images = torch.zeros(2, channels, 28, 28, dtype=torch.uint8)
+    data = InMemory(images, torch.zeros(2, dtype=torch.long), ("a", "b"), augment=False, seed=0)
+    assert session._input(data, data.batch([0], 0)[0]) == Input(28, 28, grayscale=channels == 1)
 
 
 @pytest.mark.slow
@@ -248,6 +263,18 @@ def test_a_training_that_was_killed_before_its_plan_was_written_has_it_when_it_g
         plan.unlink() if left is None else plan.write_text(left)
         assert train("--resume", "--epochs", 1) == 0
         assert plan.read_text() == wanted
+
+
+@pytest.mark.parametrize("left", [".rehearsal", "plan.toml"])
+def test_a_folder_without_a_checkpoint_is_begun_in(tmp_path, left):
+    (tmp_path / left).touch()
+    session.Session(find("digits"), "digits", tmp_path, resume=True)._check_folder()
+
+
+def test_what_a_training_must_go_on_with(tmp_path):
+    """No limit of pixels, where none is left out by it."""
+    begun = session.Session(find("digits"), "digits", tmp_path, body_weights="torchvision", max_pixels=9)
+    assert begun._sources() == {"--body-weights": "torchvision", "--on-corrupt": "error"}
 
 
 @pytest.mark.parametrize("error", [AssertionError, IndexError])
