@@ -311,3 +311,19 @@ def test_the_readme_s_accuracies_are_those_of_the_kept_trainings(
 ) -> None:
     shares = won_back(*claim, network)
     assert sentence.format(*shares) in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_what_an_acceleration_kept_is_what_it_recorded() -> None:
+    path = ROOT / "docs/results/accelerate/imagenette-small_vgg-64/accelerate.json"
+    found = json.loads(path.read_bytes())["found"]
+    page = (ROOT / "docs/accelerate.md").read_text(encoding="utf-8")
+    name = "trial: size 64, factor 4, mimic"
+    for row, accuracy in (
+        ("the original, on the 3,925 test photos | {} |", found["original"]["accuracy"]),
+        ("accelerated, on the same | **{}** |", found["deployed"]["accelerated"]["accuracy"]),
+        ("AdamW, taught | {} |", found[f"{name} 1"]),
+        ("SGD, taught | {} |", found[f"{name} 1, sgd"]),
+        ("SGD, without a teacher | {} |", found[f"{name} 0, sgd"]),
+        ("mirror images: chosen | {} |", found[f"{name} 1, mirrored, sgd"]),
+    ):
+        assert row.format(f"{100 * accuracy:.2f} %") in page
