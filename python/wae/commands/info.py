@@ -22,11 +22,11 @@ def run(options: argparse.Namespace) -> int:
 
     try:
         if options.json:
-            shared.print_json(info.network(options.network) if options.network else info.machine())
+            shared.print_json(info.network(options.network) if options.network else info.installation())
         elif options.network:
             info.show_network(shared.console(), options.network)
         else:
-            info.show_machine(shared.console())
+            info.show_installation(shared.console())
     except NetworkError as error:
         return shared.complain(str(error), 2)
     return 0

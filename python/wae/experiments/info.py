@@ -18,7 +18,7 @@ from wae.wording import first_line
 from wae_kernels import backends
 
 
-def machine() -> dict[str, Any]:
+def installation() -> dict[str, Any]:
     """Versions, threads, and every backend with the reason why it can or cannot run here."""
     return {
         "wae_kernels": wae_kernels.__version__,
@@ -33,9 +33,9 @@ def machine() -> dict[str, Any]:
     }
 
 
-def show_machine(console: Console) -> None:
-    """Print :func:`machine`."""
-    found = machine()
+def show_installation(console: Console) -> None:
+    """Print :func:`installation`."""
+    found = installation()
     versions = Table(show_header=False, box=None)
     for name in ("wae_kernels", "torch", "python", "machine", "threads", "GPU"):
         versions.add_row(name, str(found[name] or "none"))

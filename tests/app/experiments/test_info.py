@@ -26,7 +26,7 @@ def test_a_machine_says_what_runs_and_what_was_chosen(monkeypatch: pytest.Monkey
     runs = backends.backend_for("cpu")
     for chosen, runs_then in (("auto", runs), ("reference", "reference")):
         with backends.use(chosen):
-            found, text = info.machine(), printed(info.show_machine)
+            found, text = info.installation(), printed(info.show_installation)
         assert (found["runs"], found["chosen"], found["threads"]) == (runs_then, chosen, 2)
         assert f"runs through {runs_then} (chosen: {chosen})" in text
         assert [line.split()[1] for line in text.splitlines() if "(runs)" in line] == [runs_then]

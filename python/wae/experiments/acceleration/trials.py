@@ -31,8 +31,11 @@ def trial(task: Task, record: Record, form: Form, recipe: Recipe) -> float | Non
     None where its loss was no longer a number.
     """
     name = f"size {form.size}, factor {form.factor}, {recipe}"
+    is_new = f"trial: {name}" not in record.found
     accuracy: float | None = record.once(f"trial: {name}", lambda: _tried(task, name, form, recipe))
     forget(task, name)
+    if not is_new:  # two choices may share a trial
+        return accuracy
     of = "" if accuracy is None else " of the images kept aside"
     task.say(f"trial, {name}: {outcome(accuracy)}{of}")
     return accuracy

@@ -20,7 +20,8 @@ from wae.training.trainer import DivergedError, Epoch, TrainingError
 def test_a_trial_is_trained_and_tested_on_training_images_alone(tmp_path, monkeypatch):
     """Each fifth is kept aside, and not augmented; the test images are not looked at."""
     task, images = task_of(tmp_path)
-    seen = []
+    seen, printed = [], io.StringIO()
+    task = replace(task, console=Console(file=printed, width=200))
 
     def train(model, plan, training, test, *, teacher, **options):
         seen.append((plan, training, test, teacher))
@@ -32,6 +33,7 @@ def test_a_trial_is_trained_and_tested_on_training_images_alone(tmp_path, monkey
     names = [f"trial: size 48, factor 4, mimic {weight}" for weight in (0, 1)]
     assert list(record.found) == names  # as in folders of every version, which go on
     (_, _, _, none), (plan, others, kept, taught_by) = seen  # the second trial with 1 is read from the record
+    assert printed.getvalue().count("trial, size 48, factor 4, mimic 1: 25.00 %") == 1
     rest = [number for number in range(20) if number % 5]
     assert torch.equal(kept.images, images.images[::5])
     assert torch.equal(others.images, images.images[rest])
