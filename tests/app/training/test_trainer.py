@@ -7,8 +7,8 @@ import os
 import resource
 import subprocess
 import sys
-from contextlib import suppress
-from dataclasses import replace
+from contextlib import nullcontext, suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -699,6 +699,35 @@ def test_absurd_values_in_a_checkpoint_end_in_one_error(tmp_path):
     assert all(str(path) in message and len(message) < 1000 for message in refused)
 
 
+@pytest.mark.parametrize(
+    ("stage", "epoch", "fits"),
+    [
+        *((0, 0, True), (0, 1, True), (2, 1, True), (3, 0, True)),
+        *((0, 2, False), (3, 1, False), (4, 0, False), (-1, 0, False), (0, -1, False)),
+    ],
+)
+def test_a_checkpoint_is_of_an_epoch_of_the_plan_or_of_its_end(stage, epoch, fits):
+    made = {"plan": PLAN.as_dict(), "stage": stage, "epoch": epoch}
+    with nullcontext() if fits else pytest.raises(ValueError, match=r"^(stage|epoch)$"):
+        trainer._state(Path("state"), made, PLAN, {}, {})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"stage": "0"}, {"kind": 1}, {"epoch": None}, {"losses": {"loss": "0.5"}}),
+        *({"accuracy": ["1", 1.0, 0.5, 4]}, {"seconds": True}),
+    ],
+    ids=str,
+)
+def test_an_epoch_in_a_checkpoint_is_of_numbers(wrong):
+    epoch = trainer.Epoch(0, "joint", 0, {"loss": 0.5}, trainer.Accuracy(1.0, 1.0, 0.5, 4), 1.0)
+    entry = json.loads(json.dumps(asdict(epoch)))
+    assert trainer._epoch(entry) == epoch
+    with pytest.raises(TypeError, match=r"^history$"):
+        trainer._epoch(entry | wrong)
+
+
 def test_absurd_tensors_of_an_optimizer_end_in_one_error(tmp_path):
     path, model = tmp_path / "state", torch.nn.Linear(2, 2)
     optimizer = torch.optim.Adam(model.parameters())
@@ -779,7 +808,8 @@ def test_a_training_goes_on_with_its_own_data_alone(tmp_path):
     recipe = weights_file.read_recipe(path)  # as they were before they knew their data
     del recipe["data"]
     weights_file.save(path, network(), recipe, force=True)
-    assert len(train(network(), only(JOINT), changed, test, state=path, resume=True)) == 2
+    known = {"--weights": "a digest"}
+    assert len(train(network(), only(JOINT), changed, test, state=path, resume=True, sources=known)) == 2
 
 
 def test_a_loss_that_is_no_number_ends_the_training_and_keeps_the_checkpoint(tmp_path):
@@ -802,7 +832,7 @@ def test_a_loss_that_is_no_number_ends_the_training_and_keeps_the_checkpoint(tmp
 
 @pytest.mark.parametrize("stage", PLAN.stages, ids=lambda stage: stage.kind)
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_an_image_that_is_not_finite_ends_the_training_before_it_changes_a_weight(stage, bad):
+def test_an_image_that_is_not_finite_ends_the_training_before_it_changes_a_weight(tmp_path, stage, bad):
     data, model, taken = image_set(), network(), []
 
     def batch(indices, epoch):
@@ -816,8 +846,9 @@ def test_an_image_that_is_not_finite_ends_the_training_before_it_changes_a_weigh
 
     data.batch = batch
     before = state(model)
+    kept, test = tmp_path / "state", image_set(augment=False)
     with pytest.raises(TrainingError, match=r"not finite.* in step 1 of epoch 1 of stage 1 .*too high$"):
-        train(model, only(stage), data, image_set(augment=False), observer=Count())
+        train(model, only(stage), data, test, state=kept, observer=Count())
     assert taken == []
     trained = dict(model.named_parameters())  # the statistics of the two normalisations have seen it
     assert all(torch.equal(parameter, before[name]) for name, parameter in trained.items())
