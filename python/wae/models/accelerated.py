@@ -93,12 +93,23 @@ def split(network: nn.Module, size: tuple[int, int]) -> tuple[nn.Module, nn.Line
         except Exception as error:  # any that the network's own code raises
             why = first_line(error)
             raise ValueError(f"the network takes no images of {size[0]} x {size[1]}: {why}") from error
+        _check_scores(network, scores)
         for name, matrix, identity in matrices:
             network.set_submodule(name, identity)
             if _is_rest(network, matrix, image, scores):
                 return network, matrix
             network.set_submodule(name, matrix)
     raise ValueError(f"{type(network).__name__} must end in a torch.nn.Linear, after pooled features (N, C)")
+
+
+def _check_scores(network: nn.Module, scores: object) -> None:
+    """Raise ValueError unless ``scores`` of an image are (1, classes), finite."""
+    name = type(network).__name__
+    if not isinstance(scores, Tensor) or scores.dim() != 2:
+        got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise ValueError(f"{name} must give scores (N, classes) of images, got {got}")
+    if not (scores.is_meta or bool(scores.isfinite().all())):
+        raise ValueError(f"{name} must give finite scores, got some of an image that are not")
 
 
 def with_classes(network: nn.Module, classes: int, size: tuple[int, int]) -> tuple[nn.Module, nn.Linear]:
@@ -143,8 +154,8 @@ def _image(network: nn.Module, size: tuple[int, int]) -> Tensor:
 
 
 def _with_bias(matrix: nn.Linear) -> dict[str, Tensor]:
-    known = matrix.state_dict()
-    return {"bias": matrix.weight.new_zeros(len(matrix.weight)), **known}
+    weight = matrix.weight  # not from its state, where a parametrised one is in parts
+    return {"weight": weight, "bias": weight.new_zeros(len(weight)) if matrix.bias is None else matrix.bias}
 
 
 @torch.no_grad()

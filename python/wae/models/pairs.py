@@ -9,7 +9,9 @@ import sys
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from wae.wording import first_line
 
 from .around import wae_around
 from .baselines import FullResolution
@@ -73,17 +75,34 @@ def _named(name: str) -> tuple[nn.Module, WAEClassifier]:
 
 
 def own_network(source: str) -> nn.Module:
-    """The network that ``module:function`` returns, called without arguments. Raises NetworkError."""
+    """The network that ``module:function`` returns, called without arguments: see :func:`own_copy`."""
     module, _, function = source.partition(":")
     if os.getcwd() not in sys.path:  # which a console script leaves out
         sys.path.append(os.getcwd())
     try:
         stock = getattr(importlib.import_module(module), function)()
-    except (ImportError, AttributeError, TypeError) as error:
-        raise NetworkError(f"{source} cannot be called: {error}") from error
+    except Exception as error:  # any that the user's own code raises
+        kind = "" if isinstance(error, (ImportError, AttributeError)) else f"{type(error).__name__}: "
+        raise NetworkError(f"{source} cannot be called: {kind}{first_line(error)}") from error
     if not isinstance(stock, nn.Module):
         raise NetworkError(f"{source} must return a torch.nn.Module, got {type(stock).__name__}")
-    return stock
+    return own_copy(source, stock)
+
+
+def own_copy(name: str, network: nn.Module) -> nn.Module:
+    """A copy of a user's ``network`` to work with: float32, on the processor, without torch.compile around.
+
+    Raises NetworkError, which begins with ``name``, where there can be none, or no file could hold it.
+    """
+    plain = getattr(network, "_orig_mod", network)
+    try:
+        copied = copy.deepcopy(plain).cpu().float()
+    except Exception as error:  # of pruned weights, which are results of others; of tensors without numbers
+        raise NetworkError(f"{name} cannot be copied: {first_line(error)}") from error
+    for key, value in copied.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise NetworkError(f"{name} must have a state of tensors, got {key} of {type(value).__name__}")
+    return copied
 
 
 def _own(source: str) -> tuple[nn.Module, WAEClassifier]:

@@ -27,6 +27,7 @@ from wae.data.input import Transforms
 from wae.models.accelerated import Form, accelerated
 from wae.models.bodies import without_numbers
 from wae.models.network import WAENetwork
+from wae.models.pairs import own_copy
 from wae.models.registry import NETWORKS as _NETWORKS
 from wae.models.registry import build, builder, without_memory
 from wae.models.segmentation import networks as segmentation
@@ -39,6 +40,7 @@ from .weights_file import CheckpointError
 _MAX_CLASSES = 2**31 - 1
 _MAX_LABEL = 1000  # characters; a folder's name has at most 255
 _DTYPES = {"F16", "BF16", "F32", "F64", "I64"}  # the last for BatchNorm's count of batches
+_OWN_DTYPES = _DTYPES | {"BOOL", "U8", "I8", "I16", "I32"}  # buffers of a user's network: a mask, say
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,7 @@ def _around_own(path: Path, described: Description, original: nn.Module | None) 
             "load_classifier(path, original), or use the deployed form or the ONNX file"
         )
     assert described.form is not None
-    model = accelerated(original, described.form)
+    model = accelerated(own_copy(described.network, original), described.form)
     weights_file.load(path, model)
     return model.eval()
 
@@ -234,9 +236,11 @@ def _read(path: Path) -> tuple[Description, _Shapes]:
         raise CheckpointError(f"{path}: this is no checkpoint of a classifier (without {error})") from None
     except ValueError as error:
         raise CheckpointError(f"{path}: its {error}") from None
-    if header.dtypes - _DTYPES:
-        allowed, got = _listed(_DTYPES), _listed(header.dtypes)
-        raise CheckpointError(f"{path}: its tensors must be of {allowed}, got {got}")
+    allowed = _OWN_DTYPES if described.is_own else _DTYPES
+    if header.dtypes - allowed:
+        raise CheckpointError(
+            f"{path}: its tensors must be of {_listed(allowed)}, got {_listed(header.dtypes)}"
+        )
     return described, header.shapes
 
 

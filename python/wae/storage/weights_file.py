@@ -140,8 +140,11 @@ def _check(path: Path, model: nn.Module, tensors: dict[str, Tensor]) -> None:
     wrong = [f"{name} is missing" for name in need if name not in have]
     wrong += [f"{name} is unexpected" for name in have if name not in need]
     wrong += [f"{n} is {have[n]}, not {need[n]}" for n in need if n in have and have[n] != need[n]]
+    kinds = {name: tensor.dtype for name, tensor in model.state_dict().items()}
     wrong += [
-        f"{name} is of {tensor.dtype}" for name, tensor in tensors.items() if tensor.dtype not in _DTYPES
+        f"{name} is of {tensor.dtype}, not {kinds[name]}"
+        for name, tensor in tensors.items()
+        if name in kinds and not _fits(tensor.dtype, kinds[name])
     ]
     if wrong:
         more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
@@ -150,7 +153,11 @@ def _check(path: Path, model: nn.Module, tensors: dict[str, Tensor]) -> None:
         )
 
 
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)
+def _fits(dtype: torch.dtype, wanted: torch.dtype) -> bool:
+    return dtype == wanted or (dtype in _FLOATS and wanted.is_floating_point)
+
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def read_header(path: Path) -> Header:
@@ -230,7 +237,7 @@ def _optimizer_state(
             raise ValueError(f"trained '{name:.200}', which the model has not")
         shape = () if key == "step" else parameters[name].shape
         shapes = (shape,) if wanted else (shape, ())  # of an optimizer that is not known any may be a number
-        if tensor.dtype not in _DTYPES or not tensor.is_floating_point() or tensor.shape not in shapes:
+        if tensor.dtype not in _FLOATS or tensor.shape not in shapes:
             raise ValueError(f"has for {name} a {key:.40} of {tensor.dtype} and shape {tuple(tensor.shape)}")
         # Adam counts its steps on the processor, wherever the parameter is.
         place = tensor if key == "step" else tensor.to(parameters[name].device)

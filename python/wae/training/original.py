@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,7 @@ from torch import nn
 from wae.data.input import INTERPOLATIONS, Input
 from wae.models.baselines import FullResolution
 from wae.models.bodies import is_timm, is_torchvision, torchvision_network
-from wae.models.pairs import own_network
+from wae.models.pairs import own_copy, own_network
 from wae.models.registry import NetworkError
 from wae.storage import weights_file
 from wae.storage.checkpoint import describe_classifier, load_classifier, number_of_scores
@@ -79,7 +78,8 @@ def open_original(model: str | nn.Module, weights: str | None, classes: int) -> 
         NetworkError, ValueError: there is no such network, or it has no weights.
     """
     if isinstance(model, nn.Module):
-        return _given(type(model).__name__.lower() + ":given", copy.deepcopy(model).cpu(), weights)
+        name = type(model).__name__.lower() + ":given"
+        return _given(name, own_copy(name, model), weights)
     if model.endswith(".safetensors"):
         if weights is not None:
             raise ValueError(f"weights: {model} holds its own; leave --weights away")

@@ -56,6 +56,40 @@ def test_the_matrix_that_a_network_ends_in_is_found():
     assert isinstance(network.embedding, nn.Linear)
 
 
+class Giving(nn.Module):
+    """Gives what ``make`` makes of the scores."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.matrix, self.make = nn.Linear(3, 2), make
+
+    def forward(self, image):
+        return self.make(self.matrix(image.mean((2, 3))))
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda scores: {"logits": scores}, r"scores \(N, classes\) of images, got dict"),
+        (lambda scores: scores[:, :, None], r"scores \(N, classes\) of images, got \(1, 2, 1\)"),
+        (lambda scores: scores / 0, "finite scores, got some"),
+    ],
+)
+def test_scores_of_another_kind_are_what_is_refused(make, why):
+    with pytest.raises(ValueError, match=f"Giving must give {why}"):
+        split(Giving(make).eval(), SIZE)
+
+
+def test_a_last_matrix_that_is_made_of_parts():
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)).eval()
+    torch.nn.utils.parametrizations.weight_norm(network[-1])
+    image = torch.randn(1, 3, *SIZE)
+    body, matrix = split(network, SIZE)
+    made = accelerated(nn.Sequential(body, matrix), Form(2 * SIZE[0])).low_classifier
+    with torch.no_grad():
+        assert torch.allclose(made(body(image)), matrix(body(image)))
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 def test_all_of_it_has_the_network_s_dtype(dtype):
     layers = nn.Conv2d(3, 64, 3, 2), nn.BatchNorm2d(64), nn.ReLU(), nn.Conv2d(64, 64, 3, 2)

@@ -77,6 +77,28 @@ def test_a_network_around_ones_own_is_in_evaluation_mode(tmp_path):
     assert not any(module.training for module in loaded.modules())
 
 
+def test_a_network_around_ones_own_has_its_masks_and_is_float32(tmp_path):
+    def original():
+        network = tiny_original.build().eval()
+        network.register_buffer("mask", torch.tensor([True, False]))
+        network.register_buffer("index", torch.tensor([1, 2], dtype=torch.int32))
+        return network
+
+    form = Form(tiny_original.SIDE)
+    made = accelerated(original(), form)
+    save_classifier(tmp_path / "c", made, "tiny_original:build", form=form)
+    given = original().half()
+    given.mask.fill_(False)
+    loaded = load_classifier(tmp_path / "c", given).state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in made.state_dict().items())
+    assert {tensor.dtype for tensor in loaded.values()} == {
+        torch.float32,
+        torch.int64,
+        torch.int32,
+        torch.bool,
+    }
+
+
 @pytest.mark.parametrize("decoder", [True, False], ids=["decoder", "no decoder"])
 def test_a_classifier_comes_back(tmp_path, decoder):
     path, model, labels, made = tmp_path / "c", tiny(), ["cat", "Tee", "T-shirt/top é"], {"epochs": 3}
@@ -358,6 +380,11 @@ def test_tensors_that_are_missing_or_of_another_kind(tmp_path):
         ),
         ("more", {**state, "more": torch.zeros(1)}, "its tensors are not those"),
         ("shape", {**state, "low_body.0.bias": torch.zeros(5)}, "its tensors are not those"),
+        (
+            "numbers",
+            {**state, "low_body.0.bias": state["low_body.0.bias"].long()},
+            "low_body.0.bias is of torch.int64, not torch.float32",
+        ),
         ("dtype", {k: v.to(torch.complex64) for k, v in state.items()}, "must be of BF16, .*, got C64"),
         ("half a decoder", {**state, "decoder.low.weight": torch.zeros(1)}, "its tensors are not those"),
     ):

@@ -9,6 +9,7 @@ import torchvision
 from safetensors.torch import save_file
 from tiny_original import build
 from torch import nn
+from torch.nn.utils.prune import l1_unstructured
 
 from wae.data.input import Input
 from wae.models.accelerated import Form, accelerated, show_small_image, split, with_classes
@@ -108,6 +109,50 @@ def test_a_network_whose_own_names_begin_as_a_wrappers_do(tmp_path, monkeypatch,
     monkeypatch.setattr("wae.training.original.own_network", lambda name: Wrapped())
     original = open_original("mine:build", str(path), 5)
     assert equal(source.state_dict(), original.network.state_dict())
+
+
+@pytest.mark.parametrize("change", [nn.Module.double, nn.Module.half, torch.compile])
+def test_a_network_of_ones_own_is_computed_in_float32_as_it_is(change):
+    wanted, given = build().state_dict(), change(build())
+    network = open_original(given, None, 5).network
+    assert network.state_dict().keys() == wanted.keys()
+    assert {number.dtype for number in network.parameters()} == {torch.float32}
+    assert all(
+        torch.allclose(tensor, wanted[name], atol=1e-3) for name, tensor in network.state_dict().items()
+    )
+    assert (
+        next(given.parameters()).dtype == next(change(build()).parameters()).dtype
+    )  # the user's is left alone
+
+
+class WithState(Wrapped):
+    def get_extra_state(self):
+        return {"epoch": 3}
+
+
+def pruned():
+    network = build()
+    l1_unstructured(network[0], "weight", 0.5)
+    return network
+
+
+def raising():
+    raise KeyError("best.pt")
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (WithState, "must have a state of tensors, got _extra_state of dict"),
+        (pruned, "cannot be copied: Only Tensors created explicitly by the user"),
+        (lambda: build().to("meta"), "cannot be copied: Cannot copy out of meta tensor"),
+        (raising, "cannot be called: KeyError: 'best.pt'"),
+    ],
+)
+def test_a_network_of_ones_own_that_cannot_be_worked_with(monkeypatch, make, why):
+    monkeypatch.setattr("tiny_original.build", make)
+    with pytest.raises(NetworkError, match=f"^tiny_original:build {why}"):
+        open_original("tiny_original:build", None, 5)
 
 
 def test_whatever_a_download_fails_by_is_told(monkeypatch):
