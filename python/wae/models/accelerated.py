@@ -154,8 +154,8 @@ def _image(network: nn.Module, size: tuple[int, int]) -> Tensor:
 
 
 def _with_bias(matrix: nn.Linear) -> dict[str, Tensor]:
-    weight = matrix.weight  # not from its state, where a parametrised one is in parts
-    return {"weight": weight, "bias": weight.new_zeros(len(weight)) if matrix.bias is None else matrix.bias}
+    weight, bias = matrix.weight, getattr(matrix, "bias", None)  # in a state parametrised ones are in parts
+    return {"weight": weight, "bias": weight.new_zeros(len(weight)) if bias is None else bias}
 
 
 @torch.no_grad()
