@@ -262,6 +262,7 @@ CAMVID = ("camvid-enet-180x240", "full resolution", "half, bilinear")
 SMALLER = ("camvid-enet-90x120", "full resolution", "half, bilinear")
 DECONV = ("camvid-mobilenet_deconv-90x120", "full resolution", "half, bilinear")
 COMPENSATED = ("camvid-mobilenet_deconv_compensated-90x120", "full resolution", "half, bilinear")
+LARGER = ("camvid-mobilenet_deconv_compensated-180x240", "full resolution", "half, bilinear")
 LONGER = ("fashion-mnist-4-times", "28 x 28", "14 x 14")
 
 
@@ -295,7 +296,9 @@ def won_back(folder: str, full: str, half: str, network: str) -> list[int]:
         (SMALL_VGG, "40 x 40, fine-tuned", "), at its time {} % (one seed)"),
         (SMALL_VGG, "32 x 32, fine-tuned", "half the resolution, made so, {} %"),
         (CAMVID, "WAE", "| ENet, three seeds | {} % ({}, {}, {}) |"),
-        (SMALLER, "WAE", "| the same | {} % |"),
+        (LARGER, "WAE, fine-tuned", "taught by it, one seed | {} % | half"),
+        (LARGER, "half, bilinear, fine-tuned", "half the resolution, made so, **{} %** |"),
+        (SMALLER, "WAE", "90 x 120 | ENet, three seeds | {} % |"),
         (DECONV, "WAE", "a light MobileNet, one seed | {} % |"),
         (DECONV, "WAE, fine-tuned", "taught by it | {} % | half"),
         (DECONV, "half, bilinear, fine-tuned", "half the resolution, made so, {} % |"),
