@@ -1,4 +1,4 @@
-"""Progress bars. They are shown on a terminal only."""
+"""How far a command is: lines, and progress bars, which are shown on a terminal only."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
+from wae.wording import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, ProgressColumn
@@ -14,6 +16,11 @@ if TYPE_CHECKING:
 _Item = TypeVar("_Item")
 
 _open: list[Progress] = []  # the bars on the terminal, or none
+
+
+def say(console: Console, line: str) -> None:
+    """Print ``line``, which may name files and classes: one line, whatever their names are."""
+    console.print(printable(line), soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 def progress(console: Console | None = None, *columns: ProgressColumn) -> Progress:

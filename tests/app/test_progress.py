@@ -1,9 +1,10 @@
-"""The bar of commands that take a while: on a terminal, and nowhere else."""
+"""What commands that take a while print: lines, and a bar on a terminal and nowhere else."""
 
 import io
 import sys
 
 import pytest
+from rich.console import Console
 
 from wae import progress
 
@@ -11,6 +12,12 @@ from wae import progress
 class Terminal(io.StringIO):
     def isatty(self):
         return True
+
+
+def test_a_line_is_one_line_whatever_the_names_in_it():
+    console = Console(file=io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True), width=20)
+    progress.say(console, "a [red] :cat: of\nbytes \udcff that are no UTF-8")
+    assert console.file.buffer.getvalue() == b"a [red] :cat: of\\nbytes \\udcff that are no UTF-8\n"
 
 
 def test_a_bar_on_a_terminal(monkeypatch):

@@ -191,10 +191,10 @@ def _deployed(
 
 def _report_left_out(data: Dataset, failed: set[str]) -> None:
     """One line on what the search for images left out, and one for each that could not be read."""
-    from wae.data.folder import ImageFiles
+    from wae.data.folder import left_out_of
 
-    if isinstance(data, ImageFiles) and str(data.left_out):
-        shared.complain(f"{data.folder}: {data.left_out}")
+    if line := left_out_of(data):
+        shared.complain(line)
     for line in sorted(failed):
         shared.complain(f"left out: {line}")
 

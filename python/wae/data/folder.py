@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .dataset import DatasetError, Draw, permuted, random_seed
+from .dataset import Dataset, DatasetError, Draw, permuted, random_seed
 from .images import LONGEST, MAX_PIXELS, ImageError, read_image
 from .input import Input, luma, prepare
 from .walk import LeftOut, find, is_hidden
@@ -85,6 +85,11 @@ class ImageFiles(ABC):
             if self.on_corrupt == "error":
                 raise
             return str(error)
+
+
+def left_out_of(data: Dataset) -> str:
+    """One line on what the search for the files of ``data`` left out; empty if that is nothing."""
+    return f"{data.folder}: {data.left_out}" if isinstance(data, ImageFiles) and str(data.left_out) else ""
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from rich.console import Console
 from torch import nn
 
 from wae.data.dataset import sample
+from wae.data.folder import left_out_of
 from wae.models.accelerated import Form
 from wae.progress import bar
 from wae.storage import weights_file
@@ -131,6 +132,8 @@ def _say_what_is_there(task: Task) -> None:
         f"{len(sets.test):,} to test, {counted(task.original.classes, 'class')}"
     )
     task.say(task.order.note)
+    for data in (sets.training, sets.test):
+        task.say(left_out_of(data))
 
 
 def _put_head(task: Task, record: Record) -> None:

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from wae.models.autoencoder import AutoEncoder, to_uint8
 from wae.models.network import WAENetwork
-from wae.progress import progress
+from wae.progress import progress, say
 from wae.storage.files import written
-from wae.wording import counted, printable
+from wae.wording import counted
 
 from .plan import Plan
 from .stage1 import quality
@@ -80,7 +80,7 @@ class Terminal(Observer):
         """See :class:`Observer`."""
         self._plan = plan
         if history:
-            self._print(f"going on after {_name(plan, history[-1].stage, history[-1].epoch)}")
+            say(self._console, f"going on after {_name(plan, history[-1].stage, history[-1].epoch)}")
 
     def start(self, plan: Plan, stage: int, epoch: int, steps: int) -> None:
         """See :class:`Observer`."""
@@ -99,7 +99,7 @@ class Terminal(Observer):
         """See :class:`Observer`. Each file is reported once, in one line."""
         self._left_out += len(messages)
         for message in sorted(set(messages) - self._reported):
-            self._print(f"left out: {printable(message)}")
+            say(self._console, f"left out: {message}")
         self._reported.update(messages)
 
     def end(self, epoch: Epoch, model: nn.Module) -> None:
@@ -110,10 +110,7 @@ class Terminal(Observer):
         accuracy = f", {epoch.accuracy}" if epoch.accuracy else ""
         name = _name(self._plan, epoch.stage, epoch.epoch)
         left_out = f", {counted(self._left_out, 'image')} left out" if self._left_out else ""
-        self._print(f"{name}: {_losses(epoch.losses)}{accuracy}, {epoch.seconds:.1f} s{left_out}")
-
-    def _print(self, line: str) -> None:
-        self._console.print(line, highlight=False, soft_wrap=True, markup=False)
+        say(self._console, f"{name}: {_losses(epoch.losses)}{accuracy}, {epoch.seconds:.1f} s{left_out}")
 
 
 class JsonLines(Observer):

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from wae.data.classes import class_order
 from wae.data.dataset import Dataset, InMemory, sample
-from wae.data.folder import ImageFiles, OnCorrupt, evaluation_resize
+from wae.data.folder import ImageFiles, OnCorrupt, evaluation_resize, left_out_of
 from wae.data.images import MAX_PIXELS
 from wae.data.loading import open_dataset
 from wae.data.segmentation import SegmentationFolder
@@ -33,6 +33,7 @@ from wae.models.baselines import FullResolution
 from wae.models.evaluating import evaluating
 from wae.models.network import WAENetwork
 from wae.models.registry import PARTS, NetworkError, build, on_meta
+from wae.progress import say
 from wae.storage.checkpoint import Input, describe, load_classifier, save_classifier
 from wae.storage.files import no_file, refuse_within, sha256, written
 from wae.storage.weights_file import CheckpointError
@@ -231,8 +232,7 @@ class Session:
 
     def _data(self, train: bool, size: int | tuple[int, int] | Input | None, console: Console) -> Dataset:
         data = open_dataset(self.data, train, train, self.plan.seed, size, self.on_corrupt, self.max_pixels)
-        if isinstance(data, ImageFiles) and str(data.left_out):
-            _note(console, f"{data.folder}: {data.left_out}")
+        _note(console, left_out_of(data))
         return data
 
     def _in_order_of_weights(self, sets: list[Dataset], console: Console) -> list[Dataset]:
@@ -311,7 +311,7 @@ def observed(folder: Path, console: Console, images: Tensor) -> Iterator[Observe
         try:
             observers.append(TensorBoard(folder / TENSORBOARD, images))
         except ModuleNotFoundError:
-            console.print(_NO_TENSORBOARD, soft_wrap=True, highlight=False, markup=False)
+            say(console, _NO_TENSORBOARD)
         observers.append(stack.enter_context(Terminal(console)))
         yield Together(observers)
 
@@ -370,7 +370,7 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 def _note(console: Console, note: str) -> None:
     if note and is_first():
-        console.print(note, soft_wrap=True, highlight=False, markup=False)
+        say(console, note)
 
 
 def _try_out(network: nn.Module, name: str, images: Tensor) -> Tensor:

@@ -403,6 +403,16 @@ def test_what_is_left_out_of_a_folder_is_reported(train, images, tmp_path, capsy
     assert f"{images}/val: left out: 1 of other types (.heic)" in errors(capsys)
 
 
+def test_a_folder_whose_name_no_terminal_can_show(train, images, tmp_path, capsys):
+    """Bytes that are no UTF-8 ended the training, and a line feed made two lines of one."""
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/d\xff\n[red]")
+    os.rename(images, odd)
+    Path(odd, "train", "new.heic").touch()
+    assert train("--epochs", 1, data=odd) == 0
+    left_out = rf"{tmp_path}/d\udcff\n[red]/train: left out: 1 beside the classes' folders"
+    assert left_out in capsys.readouterr().out.splitlines()
+
+
 def test_a_limit_of_pixels(train, images, tmp_path, capsys):
     assert train("--max-pixels", 359) == 1
     assert "18 x 20 pixels are more than 359, the limit" in errors(capsys)

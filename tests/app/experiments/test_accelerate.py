@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerations import MEAN, MIRRORED, PLAIN, STD, network, of_two_classes, task_of
+from accelerations import MEAN, MIRRORED, PLAIN, STD, network, of_two_classes, opened, task_of
 from rich.console import Console
 from scenes import write_scenes
 from tiny_original import CLASSES, SIDE, build, write_crops
@@ -28,6 +28,7 @@ from wae.data.folder import image_folder
 from wae.experiments import accelerate
 from wae.experiments.acceleration import deployment, rivals
 from wae.experiments.acceleration.folder import Record, open_record
+from wae.experiments.acceleration.settings import Settings
 from wae.inference.agreement import DisagreementError
 from wae.inference.engines import Engine
 from wae.inference.saved import load_deployed
@@ -447,6 +448,17 @@ def test_a_line_says_that_classes_without_names_are_taken_by_number(tmp_path):
     accelerate.train_all(task, Record(tmp_path / "record.json", {}, done))
     line = "sequential:given: has no names of classes; they are taken by number\n"
     assert line in printed.getvalue()
+
+
+def test_a_line_says_what_is_left_out_of_a_folder(tmp_path):
+    write_crops(tmp_path / "data", 2, 1)
+    (tmp_path / "data" / "val" / "retina" / "new.heic").touch()
+    chosen = {"input_size": SIDE, "mimic": 0.0, "optimizer": "adamw"}  # nothing to try
+    task = opened(Settings(build(), tmp_path / "data", tmp_path, **chosen))
+    task = replace(task, console=Console(file=(printed := io.StringIO())))
+    done = {"original": measured(0.5), "training": {}}
+    accelerate.train_all(task, Record(tmp_path / "record.json", {}, done))
+    assert f"{tmp_path}/data/val: left out: 1 of other types (.heic)\n" in printed.getvalue()
 
 
 def test_a_rivals_checkpoint_stays_until_its_result_is_on_the_record(tmp_path, monkeypatch):

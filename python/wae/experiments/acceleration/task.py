@@ -14,6 +14,7 @@ from wae.data.classes import ClassError, ClassOrder, class_order
 from wae.data.loading import fingerprint
 from wae.inference.engines import ENGINES
 from wae.models.accelerated import Form, with_classes
+from wae.progress import say
 from wae.storage.files import sha256
 from wae.training.original import Original, open_original
 from wae.training.processes import is_first
@@ -64,7 +65,7 @@ class Task:
     def say(self, line: str) -> None:
         """Print it, in the first process."""
         if line and is_first():
-            self.console.print(line, soft_wrap=True, highlight=False, markup=False)
+            say(self.console, line)
 
     def as_dict(self) -> dict[str, Any]:
         """What decides the outcome, as JSON gives it back: the settings, and digests of what they name."""
