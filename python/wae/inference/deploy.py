@@ -206,7 +206,7 @@ def _attempt(task: _Task, engine: Engine, name: str) -> Deployed | None:
     _log.info("building %s in %s", engine.name, name)
     try:
         return _deploy_in(task, engine, name)
-    except (EngineError, DisagreementError) as error:
+    except (EngineError, DisagreementError, OSError) as error:  # the last of a full disk
         _log.info("left out: %s", error)
         return None
 

@@ -107,6 +107,7 @@ class Deployed:
         Raises:
             FileExistsError: there is something at ``folder``, and ``force`` is false or it is no such folder.
             EngineError: the engine cannot be saved, or an encoder with hooks or changed layers.
+            OSError: the disk is full, say.
         """
         with self._lock, undisturbed(self._front.device):
             inputs = self._front(example_images(self._front, self.batch, self.size))

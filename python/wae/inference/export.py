@@ -33,7 +33,7 @@ from wae.models.network import WAENetwork
 from wae.models.stock import portable
 from wae.progress import bar
 from wae.storage.checkpoint import Description
-from wae.storage.files import refuse_existing, written
+from wae.storage.files import full_disk, refuse_existing, written
 
 from . import aoti, phones
 from .agreement import (
@@ -51,7 +51,7 @@ from .engines import ENGINES, EngineError, Run, in_onnxruntime, onnx_session, to
 from .engines.int8 import Movement
 from .folding import fold
 from .front import without_numbers_of_nan
-from .programs import any_batch, exported
+from .programs import any_batch, as_bytes, exported
 from .undisturbed import undisturbed
 
 
@@ -172,6 +172,8 @@ def _made(
         except EngineError:
             raise
         except Exception as error:  # whatever kind the exporter has
+            if full := full_disk(error):  # which no network is to blame for
+                raise full from None
             raise EngineError(f"{file_format} does not take this network: {error}") from error
     if precision == "int8":
         differences = [relative_difference(x, y) for x, y in zip(scores, expected, strict=True)]
@@ -272,10 +274,7 @@ def _program(network: nn.Module, images: Tensor, dynamic: bool) -> torch.export.
 
 
 def _make_torch(network: nn.Module, images: Tensor, dynamic: bool, says: Mapping[str, str]) -> bytes:
-    file = io.BytesIO()
-    extra = {METADATA: json.dumps(says)}
-    torch.export.save(_program(network, images, dynamic), file, extra_files=extra)
-    return file.getvalue()
+    return as_bytes(_program(network, images, dynamic), {METADATA: json.dumps(says)})
 
 
 def _load_torch(content: bytes) -> Run:

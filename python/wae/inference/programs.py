@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +20,16 @@ def exported(
             for node in part.graph.nodes:
                 node.meta.pop("stack_trace", None)
     return program
+
+
+def as_bytes(program: torch.export.ExportedProgram, extra: Mapping[str, str] | None = None) -> bytes:
+    """The file of ``program``, with ``extra`` files in it by their names.
+
+    PyTorch, which would write it itself, ends the whole process where the disk is full.
+    """
+    file = io.BytesIO()
+    torch.export.save(program, file, extra_files=dict(extra or {}))
+    return file.getvalue()
 
 
 def any_batch(inputs: Sequence[Tensor]) -> tuple[dict[int, Any], ...]:

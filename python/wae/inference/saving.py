@@ -101,7 +101,7 @@ def _is_its_tensors(encoder: nn.Module) -> bool:
 
 
 def _write(tensors: Mapping[str, Tensor], path: Path) -> None:
-    safetensors.torch.save_file({k: v.contiguous() for k, v in tensors.items()}, path)
+    path.write_bytes(safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()}))
 
 
 def made_by(engine: str) -> dict[str, str]:

@@ -143,6 +143,15 @@ def written_folder(folder: Path, force: bool, mark: str) -> Iterator[Path]:
         _sync(folder.parent)
 
 
+def full_disk(error: BaseException | None) -> OSError | None:
+    """What ``error`` came of, where that is a full disk, or a user's full share of one."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
 def sha256(path: Path) -> str:
     """Of a file, in hexadecimal digits."""
     digest = hashlib.sha256()

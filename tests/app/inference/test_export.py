@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -196,6 +197,18 @@ def test_what_does_not_agree_is_not_written(model, tmp_path, monkeypatch):
     with pytest.raises(DisagreementError, match="the torch file gives scores that differ"):
         export.export(model, tmp_path / "model.pt2", "torch", SIZE)
     assert not os.listdir(tmp_path)
+
+
+def test_a_full_disk_is_not_the_network_s_fault(model, tmp_path, monkeypatch):
+    def full(*arguments):
+        try:
+            raise OSError(28, "No space left on device")
+        except OSError as error:
+            raise RuntimeError("of the exporter's own") from error
+
+    monkeypatch.setitem(export.FORMATS, "torch", replace(export.FORMATS["torch"], make=full))
+    with pytest.raises(OSError, match="No space"):
+        export.export(model, tmp_path / "model.pt2", "torch", SIZE)
 
 
 def test_a_network_that_cannot_be_exported(model, tmp_path):

@@ -11,7 +11,7 @@ from unittest import TestCase
 import pytest
 import safetensors.torch
 import torch
-from small_networks import SIZE, photos
+from small_networks import SIZE, needs, photos
 from test_export import foreign_paths
 from test_int8 import images, int8
 
@@ -237,6 +237,23 @@ def test_a_missing_engine_is_named(stock, tmp_path, monkeypatch):
     monkeypatch.setitem(ENGINES, "eager", gone)
     with pytest.raises(EngineError, match="no_such_engine"):
         wae.load_deployed(tmp_path / "net")
+
+
+@pytest.mark.parametrize("fails", ["network", "encoder"])
+@pytest.mark.parametrize("engine", ["eager", "onnxruntime"])
+def test_a_full_disk_is_not_the_network_s_fault(engine, fails, model, tmp_path, monkeypatch):
+    needs(engine)
+    deployed, write = deploy(model, SIZE, engine=engine), Path.write_bytes
+
+    def full(path, content):
+        if path.stem == fails:
+            raise OSError(28, "No space left on device")
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space"):
+        deployed.save(tmp_path / "net")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_old_network_stays_where_the_new_one_cannot_be_put(stock, tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from wae.errors import WaeError
 from wae.inference import precision
+from wae.storage.files import full_disk
 from wae_kernels import backends
 
 from .int8 import ByteInput, Movement
@@ -153,7 +154,7 @@ class Engine:
 
     @contextmanager
     def errors(self) -> Iterator[None]:
-        """Whatever fails within it is an EngineError."""
+        """Whatever fails within it is an EngineError, but for a full disk."""
         try:
             with torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of the engines' own parts
@@ -161,4 +162,6 @@ class Engine:
         except EngineError:
             raise
         except Exception as error:  # whatever kind the engine has
+            if full := full_disk(error):  # which no network is to blame for
+                raise full from None
             raise EngineError(f"{self.name} does not run this network: {error}") from error

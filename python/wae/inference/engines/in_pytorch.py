@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from wae.inference import aoti, precision
 from wae.inference.batches import in_turns
-from wae.inference.programs import any_batch, exported, several
+from wae.inference.programs import any_batch, as_bytes, exported, several
 from wae.inference.winograd import replaced
 from wae.models.network import on_two_streams
 
@@ -55,7 +55,7 @@ class InPyTorch(Prepared):
         if not self._packs:
             shapes = any_batch(inputs)
             program = exported(self._module, several(inputs), shapes)
-            torch.export.save(program, folder / "network.pt2")
+            (folder / "network.pt2").write_bytes(as_bytes(program))
             return
         module = replaced(self._module) if self._compile is _winograd else self._module
         program = exported(module, inputs)
@@ -87,7 +87,7 @@ class _Program(Prepared):
         return self._module
 
     def save(self, folder: Path, inputs: Sequence[Tensor]) -> None:
-        torch.export.save(self._program, folder / "network.pt2")
+        (folder / "network.pt2").write_bytes(as_bytes(self._program))
 
 
 def _leave_in_file(module: nn.Module) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from wae.inference.batches import in_turns
-from wae.inference.programs import any_batch, exported, several
+from wae.inference.programs import any_batch, as_bytes, exported, several
 from wae.progress import track
 
 from .engine import Prepared, Run
@@ -37,7 +37,7 @@ class InTorchAO(Prepared):
 
     def save(self, folder: Path, inputs: Sequence[Tensor]) -> None:
         """The quantized program: it is lowered when it is loaded."""
-        torch.export.save(self._program, folder / "network.pt2")
+        (folder / "network.pt2").write_bytes(as_bytes(self._program))
 
 
 def load(folder: Path, batch: int, computed: str) -> Prepared:
