@@ -1,0 +1,58 @@
+"""What a claim trains: which networks, with which seeds, by which plans."""
+
+import pytest
+import torch
+from reproductions import DIGITS
+
+from wae.experiments.reproduction import fashion_mnist, imagenette
+from wae.experiments.reproduction.claim import Job
+
+CLAIMS = {
+    "fashion-mnist": fashion_mnist.claim(),
+    "imagenette": imagenette.claim(),
+    "resnet18": imagenette.claim("resnet18"),
+}
+SLOW = {"resnet18"}
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        pytest.param(claim, marks=pytest.mark.slow if name in SLOW else (), id=name)
+        for name, claim in CLAIMS.items()
+    ],
+)
+def test_every_network_is_trained_with_labels_for_as_many_epochs_at_the_same_rates(claim):
+    labelled = {}
+    for network in claim.registered:
+        stages = [s for s in claim.plan_of(network, 1).stages if s.kind != "transform"]
+        labelled[network] = sum(stage.epochs for stage in stages)
+        assert {(s.learning_rate, s.weight_decay, s.label_smoothing, s.ema) for s in stages} == {
+            (s.learning_rate, s.weight_decay, s.label_smoothing, s.ema)
+            for s in claim.wae.stages
+            if s.kind != "transform"
+        }
+    assert len(set(labelled.values())) == 1
+    stage = claim.plan_of("Decomposition+CNN", 0).stages[0]
+    assert (stage.kind, stage.transform_weight) == ("joint", 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("claim", CLAIMS.values(), ids=CLAIMS)
+def test_jobs_are_all_networks_with_all_seeds_and_of_those_that_are_pruned_one(claim):
+    wanted = claim.jobs(range(3))
+    pruned = sum(name is None for name in claim.registered.values())
+    assert len(wanted) == len(set(wanted)) == 3 * len(claim.registered) - 2 * pruned
+    assert len({job.stem for job in wanted}) == len(wanted)
+    assert {job.network for job in wanted[:3]} == {claim.full, claim.half, "WAE"}
+
+
+def test_a_network_begins_with_the_weights_of_its_seed(tmp_path):
+    def begun(seed):
+        torch.rand(2)
+        return torch.cat(
+            [p.flatten() for p in DIGITS.start(Job("WAE", seed), tmp_path, None)[0].parameters()]
+        )
+
+    assert torch.equal(begun(3), begun(3))
+    assert not torch.equal(begun(3), begun(4))

@@ -1,0 +1,70 @@
+"""The table of a claim's results: the share won back, cost, and times."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from reproductions import DIGITS
+
+from wae.experiments.reproduction.results import Result
+from wae.experiments.reproduction.table import Row, markdown, rows, timed, won_back
+from wae.inference.timing import Timing
+
+
+def test_the_share_won_back_and_the_table():
+    def row(network, *accuracies):
+        return Row(network, list(accuracies), 10_000_000, 5.0)
+
+    table = [row("28 x 28", 0.90, 0.92), row("14 x 14", 0.80, 0.82), row("WAE", 0.89, 0.91)]
+    assert won_back(table, DIGITS, "WAE") == pytest.approx(0.9)
+    assert won_back(table[1:], DIGITS, "WAE") is None
+    lines = markdown(table, DIGITS).splitlines()
+    alone = markdown([row("WAE", 0.9)], DIGITS).splitlines()
+    assert alone[2] == "| WAE | 90.00 % |  |  | 10.00 M | 5 us |"  # one seed has no spread
+    assert "| WAE | 90.00 % | 1.41 | 90 % | 10.00 M (100%) | 5 us |" in lines
+    lighter = markdown([table[0], replace(table[1], multiply_adds=2_500_000)], DIGITS)
+    assert "| 14 x 14 | 81.00 % | 1.41 |  | 2.50 M (25%) | 5 us |" in lighter
+    nothing_lost = [row("28 x 28", 0.80), row("14 x 14", 0.82), row("WAE", 0.81)]
+    assert won_back(nothing_lost, DIGITS, "WAE") is None
+
+
+def test_rows_are_the_networks_that_have_results_timed_here():
+    results = [
+        Result(network, 0, 0.5, 1.0, [0.5], {}, {}, number)
+        for network, number in (("WAE", 11), ("28 x 28", 22))
+    ]
+    table = rows(results, DIGITS, seconds=0)
+    assert [row.network for row in table] == ["28 x 28", "WAE"]
+    assert [row.multiply_adds for row in table] == [22, 11]
+    assert all(row.microseconds > 0 for row in table)
+
+
+def test_networks_are_timed_as_they_are_used_and_by_their_names(monkeypatch):
+    """In evaluation mode, without gradients, WAE's normalisation folded; a batch's time is its images'."""
+    models, scores = {name: DIGITS.build(name) for name in ("28 x 28", "WAE")}, {}
+    with torch.no_grad():
+        models["WAE"].low_norm.running_mean.fill_(9.0)
+
+    images = torch.full((100, 3, 28, 28), 7, dtype=torch.uint8)
+    expected = {name: model.eval()(images) for name, model in models.items()}
+    normalised, forward = set(), torch.nn.BatchNorm2d.forward
+    monkeypatch.setattr(
+        torch.nn.BatchNorm2d,
+        "forward",
+        lambda norm, x: normalised.add(norm.num_features) or forward(norm, x),
+    )
+
+    def interleaved(calls, seconds):
+        scores.update({name: call() for name, call in calls.items()})
+        return {"WAE": Timing(50.0, 1, 1, 1), "28 x 28": Timing(200.0, 1, 1, 1)}
+
+    monkeypatch.setattr("wae.experiments.reproduction.table.interleaved", interleaved)
+    monkeypatch.setattr(torch, "randint", lambda low, high, size, dtype: images.reshape(size))
+    for model in models.values():
+        model.train()
+    assert timed(models, DIGITS, 1.0) == {"WAE": 0.5, "28 x 28": 2.0}
+    for name, wanted in expected.items():
+        assert not scores[name].requires_grad
+        torch.testing.assert_close(scores[name], wanted, rtol=1e-3, atol=1e-3, check_stride=False)
+    assert normalised
+    assert 3 not in normalised  # low and high
