@@ -13,7 +13,7 @@ from tiny_classifier import tiny
 import wae
 from wae.data.input import Input
 from wae.difference import relative_difference
-from wae.inference import agreement, encoder_int8, precision
+from wae.inference import agreement, encoder_int8
 from wae.inference import deploy as deploying
 from wae.inference import export as exporting
 from wae.inference.agreement import DisagreementError
@@ -243,20 +243,6 @@ def test_files_become_images_as_the_checkpoint_says(tmp_path, monkeypatch):
         assert torch.equal(red, blue)
     deploy(tiny(), size, engine="eager", **options)
     assert [found.images[0, :, 0, 0].tolist() for found in gathered] == [[151] * 3, [151] * 3, [0, 255, 9]]
-
-
-# ------------------------------------------------------------------------------------------- the processor
-
-
-def test_what_the_processor_has_and_emulates(monkeypatch):
-    cpu = torch.device("cpu")
-    assert precision.native("float32", cpu)
-    monkeypatch.setattr(precision, "_capabilities", lambda: {"avx2": True})
-    assert not any(precision.native(name, cpu) for name in ("bfloat16", "float16", "int8"))
-    monkeypatch.setattr(precision, "_capabilities", lambda: {"avx_vnni": True, "avx512_bf16": False})
-    assert precision.native("int8", cpu)
-    assert not precision.native("bfloat16", cpu)
-    assert precision.native("bfloat16", torch.device("cuda"))
 
 
 def test_auto_takes_int8_only_with_images():

@@ -1,0 +1,16 @@
+"""In which precisions a processor computes, and which it emulates."""
+
+import torch
+
+from wae.inference import precision
+
+
+def test_what_the_processor_has_and_emulates(monkeypatch):
+    cpu = torch.device("cpu")
+    assert precision.native("float32", cpu)
+    monkeypatch.setattr(precision, "_capabilities", lambda: {"avx2": True})
+    assert not any(precision.native(name, cpu) for name in ("bfloat16", "float16", "int8"))
+    monkeypatch.setattr(precision, "_capabilities", lambda: {"avx_vnni": True, "avx512_bf16": False})
+    assert precision.native("int8", cpu)
+    assert not precision.native("bfloat16", cpu)
+    assert precision.native("bfloat16", torch.device("cuda"))
