@@ -35,7 +35,7 @@ from .acceleration.settings import AccelerationError, Recipe, Settings
 from .acceleration.target import meet_target
 from .acceleration.task import Task, open_task
 from .acceleration.training import SHOWN, forget, forget_all, train_accelerated, train_head
-from .acceleration.trials import best_mimic, best_optimizer
+from .acceleration.trials import best_optimizer, best_teaching
 
 __all__ = ["AccelerationError", "Settings", "accelerate", "run"]
 
@@ -156,19 +156,19 @@ def _form(task: Task, record: Record) -> Form:
 
 def _recipe(task: Task, record: Record, form: Form) -> Recipe:
     """How the stages with labels train: as the settings ask, and what they leave open by trials."""
-    optimizer, mimic = task.settings.asked_optimizer, task.settings.asked_mimic
+    optimizer, teaching = task.settings.asked_optimizer, task.settings.asked_teaching
     chosen = []
     if optimizer is None:
         optimizer = record.once("optimizer", lambda: best_optimizer(task, record, form))["name"]
         chosen.append(optimizer)
-    if mimic is None:
-        found = record.once("mimic", lambda: best_mimic(task, record, form, optimizer))
+    if teaching is None:
+        found = record.once("mimic", lambda: best_teaching(task, record, form, optimizer))
         # a record from before mirrored scores were tried lacks the entry, and is gone on with as it is
-        mimic = Recipe(found["weight"], found.get("mirrored", task.settings.mimic_mirrored))
-        chosen.append(str(mimic))
+        teaching = Recipe(found["weight"], found.get("mirrored", task.settings.mimic_mirrored))
+        chosen.append(str(teaching))
     if chosen:
         task.say(f"chosen by the trials: {', '.join(chosen)}")
-    return mimic._replace(optimizer=optimizer)
+    return teaching._replace(optimizer=optimizer)
 
 
 def _finish(task: Task, record: Record, form: Form) -> None:

@@ -109,7 +109,7 @@ class Settings:
     """Train, deploy and report the rivals too: see :mod:`wae.experiments.acceleration.rivals`."""
     mimic: float | None = None
     """How much the distance to the original's scores counts; None for what a trial finds: see
-    :func:`wae.experiments.acceleration.trials.best_mimic`."""
+    :func:`wae.experiments.acceleration.trials.best_teaching`."""
     mimic_mirrored: bool = False
     """Whether the original, where it teaches, sees the mirror images too: see :class:`Stage`. If it is
     False, and there is no ``mimic``, a trial decides."""
@@ -159,7 +159,7 @@ class Settings:
             self.plan.only("classifier", "joint")  # what has labels: there is something to test
         if self.plan is not None and self.optimizer is not None:
             raise AccelerationError("optimizer: the plan names those of its stages; give one of them")
-        if self.asked_mimic == Recipe(0.0, mirrored=True):
+        if self.asked_teaching == Recipe(0.0, mirrored=True):
             raise AccelerationError("mimic_mirrored needs a mimic above 0, got 0: nobody teaches")
         for name, least in (("mean", -1e6), ("std", 1e-6)):
             value = getattr(self, name)
@@ -175,8 +175,9 @@ class Settings:
         return self.optimizer
 
     @property
-    def asked_mimic(self) -> Recipe | None:
-        """Of the weight ``mimic``, or the largest of the plan's stages; None for what a trial finds."""
+    def asked_teaching(self) -> Recipe | None:
+        """How the original teaches: with the weight ``mimic``, or the largest of the plan's stages; None for
+        what a trial finds."""
         weight = self.mimic
         if weight is None and self.plan is not None:
             weight = max(stage.mimic_weight for stage in self.plan.stages)

@@ -55,7 +55,7 @@ def meet_target(task: Task, record: Record) -> dict[str, Any]:
 
 def _tried_with(settings: Settings) -> Recipe:
     """What the settings ask for; what they leave open is chosen for the form that is taken."""
-    recipe = settings.asked_mimic or NOBODY
+    recipe = settings.asked_teaching or NOBODY
     return recipe._replace(optimizer=settings.asked_optimizer or recipe.optimizer)
 
 

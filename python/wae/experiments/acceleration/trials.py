@@ -67,13 +67,13 @@ def _tried(task: Task, name: str, form: Form, recipe: Recipe) -> float | None:
 
 def best_optimizer(task: Task, record: Record, form: Form) -> dict[str, Any]:
     """The optimizer, by trials in which the original teaches, unless the settings forbid it."""
-    asked = task.settings.asked_mimic
+    asked = task.settings.asked_teaching
     taught = Recipe(_WEIGHT, task.settings.mimic_mirrored) if asked is None else asked
     found = {name: trial(task, record, form, taught._replace(optimizer=name)) for name in OPTIMIZERS}
     return {"name": best(found), "accuracies": found}
 
 
-def best_mimic(task: Task, record: Record, form: Form, optimizer: str) -> dict[str, Any]:
+def best_teaching(task: Task, record: Record, form: Form, optimizer: str) -> dict[str, Any]:
     """How the original is to teach, by trials: not at all, by its scores, or by its mirrored scores.
 
     The last are tried only where teaching helped and images are flipped to train on, for they cost one more

@@ -70,7 +70,7 @@ def test_the_best_of_the_trials_says_how_the_original_teaches(
     task, _ = task_of(tmp_path)
     kept = {NOBODY: of_nobody, PLAIN: of_plain, MIRRORED: of_mirrored}
     monkeypatch.setattr(trials, "trial", lambda task, record, form, recipe: kept[recipe])
-    assert trials.best_mimic(task, None, task.form, ADAMW) == {
+    assert trials.best_teaching(task, None, task.form, ADAMW) == {
         "weight": best.weight,
         "mirrored": best.mirrored,
         "accuracies": {str(recipe): accuracy for recipe, accuracy in kept.items() if accuracy is not None},
@@ -83,14 +83,14 @@ def test_what_is_not_flipped_to_train_on_has_no_mirrored_teacher(tmp_path, monke
     for name, value in entries.items():
         setattr(images, name, value)
     monkeypatch.setattr(trials, "trial", lambda task, record, form, recipe: {NOBODY: 0.5, PLAIN: 0.6}[recipe])
-    assert not trials.best_mimic(task, None, task.form, ADAMW)["mirrored"]
+    assert not trials.best_teaching(task, None, task.form, ADAMW)["mirrored"]
 
 
 def test_a_mirrored_teacher_that_is_asked_for_is_the_one_that_is_tried(tmp_path, monkeypatch):
     task, _ = task_of(tmp_path, mimic_mirrored=True)
     kept = {NOBODY: 0.5, MIRRORED: 0.6}
     monkeypatch.setattr(trials, "trial", lambda task, record, form, recipe: kept[recipe])
-    found = trials.best_mimic(task, None, task.form, ADAMW)
+    found = trials.best_teaching(task, None, task.form, ADAMW)
     assert (found["weight"], found["mirrored"]) == MIRRORED[:2]
     assert list(found["accuracies"]) == ["mimic 0", "mimic 1, mirrored"]
 
@@ -118,7 +118,7 @@ def test_how_the_original_teaches_is_tried_with_the_optimizer_that_was_chosen(tm
     task, _ = task_of(tmp_path)
     tried = []
     monkeypatch.setattr(trials, "trial", lambda *given: tried.append(given[-1]) or len(tried))
-    assert trials.best_mimic(task, None, task.form, SGD)["mirrored"]
+    assert trials.best_teaching(task, None, task.form, SGD)["mirrored"]
     assert tried == [recipe._replace(optimizer=SGD) for recipe in (NOBODY, PLAIN, MIRRORED)]
 
 
