@@ -42,7 +42,8 @@ def meet_target(task: Task, record: Record) -> dict[str, Any]:
     for entry in tried:
         form = Form(entry["size"], entry["factor"])
         entry["kept"] = trial(task, record, form, recipe)
-    chosen = tried[best({number: entry["kept"] for number, entry in enumerate(tried)})]
+    accuracies = {number: entry["kept"] for number, entry in enumerate(tried)}
+    chosen = tried[best(accuracies, task.settings)]
     kept = f"{outcome(chosen['kept'])} in a trial, the best of {len(tried)}"
     return {
         "form": {"size": chosen["size"], "factor": chosen["factor"]},

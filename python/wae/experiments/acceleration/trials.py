@@ -8,13 +8,13 @@ from typing import Any, TypeVar
 
 from wae.models.accelerated import Form
 from wae.training.small_data import OPTIMIZERS
-from wae.training.trainer import DivergedError
+from wae.training.trainer import DivergedError, TrainingError
 
 from .folder import Record
 from .networks import begun, teacher
 from .plans import plan_for
 from .report import outcome
-from .settings import NOBODY, Recipe
+from .settings import NOBODY, Recipe, Settings
 from .task import Task
 from .training import fit, forget
 
@@ -41,8 +41,18 @@ def trial(task: Task, record: Record, form: Form, recipe: Recipe) -> float | Non
     return accuracy
 
 
-def best(tried: Mapping[_Key, float | None]) -> _Key:
-    """What has the highest accuracy, the first of equals; what has none loses to one that is 0."""
+def best(tried: Mapping[_Key, float | None], settings: Settings) -> _Key:
+    """What has the highest accuracy, the first of equals; what has none loses to one that is 0.
+
+    Raises TrainingError where nothing has one: by the same ``settings`` the training would end so, too.
+    """
+    if all(accuracy is None for accuracy in tried.values()):
+        rate = settings.learning_rate
+        got = "those of the plan" if rate is None else f"{rate:g}"
+        raise TrainingError(
+            f"learning_rate must be lower, got {got}: in each of the trials the loss was no longer a number; "
+            "begin anew with a lower --learning-rate and --force"
+        )
     accuracies = {key: -1.0 if accuracy is None else accuracy for key, accuracy in tried.items()}
     return max(accuracies, key=accuracies.__getitem__)
 
@@ -70,7 +80,7 @@ def best_optimizer(task: Task, record: Record, form: Form) -> dict[str, Any]:
     asked = task.settings.asked_teaching
     taught = Recipe(_WEIGHT, task.settings.mimic_mirrored) if asked is None else asked
     found = {name: trial(task, record, form, taught._replace(optimizer=name)) for name in OPTIMIZERS}
-    return {"name": best(found), "accuracies": found}
+    return {"name": best(found, task.settings), "accuracies": found}
 
 
 def best_teaching(task: Task, record: Record, form: Form, optimizer: str) -> dict[str, Any]:
@@ -82,10 +92,10 @@ def best_teaching(task: Task, record: Record, form: Form, optimizer: str) -> dic
     asked = task.settings.mimic_mirrored
     taught = Recipe(_WEIGHT, asked, optimizer)
     found = {r: trial(task, record, form, r) for r in (NOBODY._replace(optimizer=optimizer), taught)}
-    helped = best(found).weight > 0
+    helped = best(found, task.settings).weight > 0
     if helped and not asked and task.sets(form.size).flips:
         mirrored = taught._replace(mirrored=True)
         found[mirrored] = trial(task, record, form, mirrored)
-    chosen = best(found)
+    chosen = best(found, task.settings)
     accuracies = {str(recipe): accuracy for recipe, accuracy in found.items()}
     return {"weight": chosen.weight, "mirrored": chosen.mirrored, "accuracies": accuracies}

@@ -9,6 +9,7 @@ from wae.experiments.acceleration.folder import Record
 from wae.experiments.acceleration.settings import NOBODY, Recipe, Settings
 from wae.inference.engines import EngineError
 from wae.training.plan import Plan, Stage
+from wae.training.trainer import TrainingError
 
 CURVE = [(96, 2, 0.9), (96, 4, 0.6), (64, 2, 0.5), (64, 4, 0.4), (32, 8, 0.1)]
 KEPT = {(96, 2): 0.99, (96, 4): 0.7, (64, 2): 0.9, (64, 4): 0.8, (32, 8): 0.95}
@@ -52,6 +53,12 @@ def test_the_original_teaches_in_a_targets_trials_as_the_plan_says(monkeypatch, 
 def test_a_targets_trials_have_the_optimizer_that_is_asked_for(monkeypatch, tmp_path):
     recipes = met(monkeypatch, tmp_path, target=2.0, optimizer="sgd")[2]
     assert recipes == [NOBODY._replace(optimizer="sgd")] * 3
+
+
+def test_where_the_loss_of_no_form_stays_a_number_none_is_taken(monkeypatch, tmp_path):
+    monkeypatch.setitem(globals(), "KEPT", dict.fromkeys(KEPT))
+    with pytest.raises(TrainingError, match="learning_rate must be lower, got those of the plan"):
+        met(monkeypatch, tmp_path, target=2.0)
 
 
 def test_a_form_that_the_engine_does_not_run_is_no_choice(monkeypatch, tmp_path):

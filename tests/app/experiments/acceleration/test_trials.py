@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -138,6 +139,17 @@ def test_a_trial_whose_loss_is_no_number_is_worse_than_one_that_has_nothing_righ
         "trial, size 48, factor 4, mimic 1: the loss was no longer a number",
         "trial, size 48, factor 4, mimic 1, sgd: 0.00 % of the images kept aside",
     ]
+
+
+@pytest.mark.parametrize(("options", "got"), [({}, "those of the plan"), ({"learning_rate": 0.5}, "0.5")])
+def test_where_no_trial_has_an_outcome_nothing_is_chosen(tmp_path, monkeypatch, options, got):
+    """The first was called the best, and the training went on with it to the same end."""
+    task, _ = task_of(tmp_path, **options)
+    monkeypatch.setattr(trials, "trial", lambda *_: None)
+    wanted = rf"^learning_rate must be lower, got {got}: .* with a lower --learning-rate and --force$"
+    for choose in (trials.best_optimizer, partial(trials.best_teaching, optimizer=ADAMW)):
+        with pytest.raises(TrainingError, match=wanted):
+            choose(task, None, task.form)
 
 
 def test_images_that_cannot_be_read_end_a_trial_and_are_not_taken_for_a_loss(tmp_path, monkeypatch):
