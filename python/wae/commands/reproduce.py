@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +28,7 @@ _OWN = {
     "camvid": ("network", "size"),
 }
 """The options that are not every claim's."""
+_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 _SIDES = (64, 96, 128, 224)  # of imagenette's images
 
 
@@ -108,7 +110,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Train what is missing, with a progress bar; then print the table, and keep it in the folder."""
+    """Train what is missing, with a progress bar; then print the table, and keep it in the folder.
+
+    A folder that has all results, and may not be written to, is enough for the table.
+    """
     from wae.errors import WaeError
     from wae.experiments.reproduction.table import markdown, rows, won_back
     from wae.training.lock import alone_in
@@ -122,7 +127,13 @@ def run(options: argparse.Namespace) -> int:
             console.print("All networks are trained. Timing them on this machine.")
             table = rows(results, claim)
             text = markdown(table, claim)
-            _keep(options.output, text, claim.picture(data, options.output))
+            picture = claim.picture(data, options.output)
+            try:
+                _keep(options.output, text, picture)
+            except OSError as error:
+                if error.errno not in _READ_ONLY:
+                    raise
+                shared.complain(f"{options.output}: {error.strerror}; the table is printed, and not kept")
     except (WaeError, ValueError) as error:
         raise shared.Failure(str(error)) from None
     if options.json:

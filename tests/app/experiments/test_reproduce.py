@@ -1,5 +1,6 @@
 """``wae reproduce``: the trainings, that nothing is done twice, and the table. On digits, which are small."""
 
+import errno
 import json
 import os
 from dataclasses import replace
@@ -84,6 +85,22 @@ def test_as_many_trainings_at_a_time_as_the_process_has_cores(tmp_path, monkeypa
     for more in ([], ["--processes", "2"], ["--device", "cuda"]):
         assert main(["reproduce", "fashion-mnist", "-o", str(tmp_path), *more]) == 0
     assert asked == [3, 2, 1]
+
+
+@pytest.mark.parametrize(("number", "status"), [(errno.EROFS, 0), (errno.EACCES, 0), (errno.ENOSPC, 1)])
+def test_the_table_of_a_folder_that_is_read_only_is_printed(tmp_path, monkeypatch, capsys, number, status):
+    """It was refused after the timing, though there was nothing left to train."""
+
+    def written(path, force):
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr("wae.storage.files.written", written)
+    monkeypatch.setattr(reproduce, "run", lambda *_: [])
+    monkeypatch.setattr("wae.experiments.reproduction.table.rows", lambda *_: [Row("WAE", [0.5], 10, 5.0)])
+    assert main(["reproduce", "fashion-mnist", "-o", str(tmp_path)]) == status
+    printed = capsys.readouterr()
+    said = f"wae: {tmp_path}: {os.strerror(number)}; the table is printed, and not kept\n"
+    assert (printed.err == said) == ("| WAE | 50.00 %" in printed.out) == (not status)
 
 
 def test_a_student_needs_its_teacher(tmp_path):
