@@ -20,6 +20,8 @@ from .settings import AccelerationError, Settings
 SAMPLE = 64
 """Training images that are looked at where a few are enough."""
 
+_MOST_CLASSES = 1_000_000
+
 Images: TypeAlias = ImageFolder | Shards | InMemory
 Loader: TypeAlias = Iterable[tuple[Tensor, Tensor]]
 """Images, (N, 3, H, W) uint8, and labels, (N,) int64: a DataLoader, say."""
@@ -44,9 +46,12 @@ class Sets(NamedTuple):
 def in_memory(training: Loader, test: Loader) -> tuple[InMemory, InMemory]:
     """What the loaders give, of the same classes: those that either has. Raises DatasetError."""
     read = [tuple(map(torch.cat, zip(*loader, strict=True))) for loader in (training, test)]
-    if not all(read):
+    if not all(parts and len(parts[-1]) for parts in read):
         raise DatasetError("data: a loader must give images and labels, got one that gives nothing")
-    classes = [str(number) for number in range(1 + max(int(labels.max()) for _, labels in read))]
+    largest = max(int(labels.max()) for _, labels in read)
+    if largest >= _MOST_CLASSES:  # a name is made for each
+        raise DatasetError(f"data: labels must be below {_MOST_CLASSES:,}, got {largest:,}")
+    classes = [str(number) for number in range(1 + largest)]
     one, other = (InMemory(images, labels, classes, False, 0) for images, labels in read)
     return one, other
 

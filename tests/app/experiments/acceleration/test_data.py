@@ -36,5 +36,8 @@ def test_loaders_become_images_as_they_are(has_all):
             assert torch.equal(found[0], images[::step])
             assert torch.equal(found[1], labels[::step])
         assert data.labels == ("0", "1")
-    with pytest.raises(DatasetError, match="a loader must give images and labels, got one that gives noth"):
-        in_memory(loaders[0], [])
+    for nothing in ([], [(images[:0], labels[:0])]):
+        with pytest.raises(DatasetError, match="a loader must give images and labels, got one that gives no"):
+            in_memory(loaders[0], nothing)
+    with pytest.raises(DatasetError, match="labels must be below 1,000,000, got 1,000,001"):
+        in_memory(loaders[0], [(images, labels + 10**6)])
