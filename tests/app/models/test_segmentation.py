@@ -65,6 +65,41 @@ def test_every_weight_learns(make: Callable[[], nn.Module]) -> None:
     assert not [name for name in without if ".guidance" not in name and ".auxiliary_" not in name]
 
 
+SCORED = {
+    "enet": 0.17261492783606183,
+    "mobilenet_deconv": 0.004989512734644869,
+    "mobilenet_deconv, compensated": -0.0027760665607713545,
+    "icnet": 0.010348006425063627,
+    "pspnet": 0.001682876627927459,
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_checkpoint_scores_as_it_always_did(name: str) -> None:
+    """One number of all scores, with weights that a formula gives: a change of any layer changes it."""
+    network = NETWORKS[name]().double().eval()
+    for number, tensor in enumerate(network.state_dict().values()):
+        if tensor.is_floating_point():
+            waves = torch.arange(tensor.numel(), dtype=torch.float64).add(number).sin().view(tensor.shape)
+            tensor.copy_(1 + waves / 2 if tensor.dim() == 1 else 3 * waves / tensor[0].numel() ** 0.5)
+    image = torch.arange(3 * 75 * 91, dtype=torch.float64).mul(0.7).cos().view(1, 3, 75, 91)
+    scores = network(image).flatten()
+    found = scores @ torch.arange(len(scores), dtype=torch.float64).sin() / scores.norm()
+    assert found.item() == pytest.approx(SCORED[name], rel=1e-6)
+
+
+def test_half_the_resolution_is_the_means_and_comes_back_bilinearly() -> None:
+    image = torch.tensor([1.0, 3.0, 7.0, 9.0]).expand(1, 3, 1, 4)
+    wanted = torch.tensor([2.0, 3.5, 6.5, 8.0]).expand(1, 3, 1, 4)
+    torch.testing.assert_close(HalfResolutionSegmenter(nn.Identity())(image), wanted)
+
+
+def test_enets_dropout_is_less_in_its_first_stage() -> None:
+    """Paszke et al. 2016: 0.01 before bottleneck 2.0, and 0.1 from there on."""
+    found = [module.p for module in ENet(5).modules() if isinstance(module, nn.Dropout2d)]
+    assert found == [0.01] * 5 + [0.1] * 22
+
+
 @pytest.mark.parametrize("training", [False, True])
 def test_what_is_around_a_network_is_in_its_mode(training: bool) -> None:
     network = ENet(5).train(training)
@@ -83,6 +118,11 @@ def test_the_fusion_starts_as_bilinear_upsampling(monkeypatch: pytest.MonkeyPatc
     torch.testing.assert_close(
         (scores - scores.mean(1, keepdim=True))[inside], (expected - expected.mean(1, keepdim=True))[inside]
     )
+
+
+def test_a_fusion_has_more_classes_than_channels_too() -> None:
+    scores = Fusion(21, 16)(torch.randn(1, 21, 9, 12), torch.zeros(1, 16, 9, 12), (17, 24))
+    assert scores.shape == (1, 21, 17, 24)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +144,7 @@ def test_in_training_there_are_more_scores_to_learn_from(
         name: (2, 5, *size) for name, size in sizes.items()
     }
     kind = getattr(network, "network", network)
-    assert set(kind.auxiliary) == set(sizes) - {"out"}
+    assert kind.auxiliary == dict.fromkeys(set(sizes) - {"out"}, 0.4)  # as published
     sum(kind.auxiliary.get(name, 1.0) * scores.square().mean() for name, scores in found.items()).backward()
     assert all(p.grad is not None and p.grad.any() for p in network.parameters())
     assert network.eval()(image).shape == (2, 5, 70, 95)
