@@ -741,8 +741,13 @@ def test_a_session_has_the_seed_and_the_start_of_its_plan_but_keeps_weights_that
         sets = made._sets(Console())
         return sets, *made._model(sets[0], False)
 
-    sets, made, _ = session_of()
+    sets, made, model = session_of()
     assert [data.seed for data in sets] == [5, 5]
+    augmented = [not torch.equal(*(data.batch(range(8), epoch)[0] for epoch in (0, 1))) for data in sets]
+    assert augmented == [True, False]
+    same, other = (next(session_of(replace(linear, seed=seed))[2].parameters()) for seed in (5, 6))
+    assert torch.equal(same, next(model.parameters()))
+    assert not torch.equal(other, same)
     assert made == linear
     given = {"weights": weights(tmp_path / "w")}, {"autoencoder": included}
     assert [session_of(**option)[1].start for option in given] == ["random"] * 2

@@ -136,10 +136,11 @@ def test_auxiliary_scores_count_by_the_weights_of_their_network(scenes, form):
     network = next(module for module in model.modules() if isinstance(module, Guided))
     hook = network.register_forward_hook(lambda module, given, result: seen.append(result))
     images, labels = data(scenes).batch(range(2), 0)
-    losses = Objective(model, LABELLED)(images, labels)
+    weights = torch.tensor([1.0, 2.0, 4.0])
+    losses = Objective(model, LABELLED, weights=weights)(images, labels)
     hook.remove()
     coarse = F.interpolate(seen[0]["coarse"], (36, 48), mode="bilinear")
-    torch.testing.assert_close(losses["coarse cross entropy"], cross_entropy(coarse, labels))
+    torch.testing.assert_close(losses["coarse cross entropy"], cross_entropy(coarse, labels, weights))
     wanted = losses["cross entropy"] + 0.4 * losses["coarse cross entropy"]
     torch.testing.assert_close(losses["loss"], wanted)
     assert "coarse cross entropy" not in Objective(model.eval(), LABELLED)(images, labels)
@@ -201,6 +202,7 @@ def test_class_balance_is_for_labels_of_pixels_and_above_one():
     plan = Plan("tiny", (replace(LABELLED, epochs=1),), batch=8)
     with pytest.raises(ValueError, match="class_balance: needs training images with a class for each pixel"):
         run_classifier(plan, network())
+    run_classifier(replace(plan, stages=(replace(plan.stages[0], kind="transform"),)), network())  # no labels
 
 
 def test_the_measures_are_those_of_a_confusion_matrix(scenes):

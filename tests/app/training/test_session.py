@@ -141,6 +141,18 @@ def test_old_files_stay_until_new_ones_replace_them(train, tmp_path, monkeypatch
     assert model.read_bytes() != kept
 
 
+def test_workers_and_device_are_those_that_are_asked_for(train, monkeypatch):
+    seen = {}
+
+    def stop(*_, **options):
+        seen.update(options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(session, "train", stop)
+    assert train("--workers", 3, "--device", "cpu") == 130
+    assert (seen["workers"], seen["device"]) == (3, torch.device("cpu"))
+
+
 # ------------------------------------------------------------------------------------------ one at a time
 
 

@@ -423,6 +423,28 @@ def test_a_linear_start_has_the_most_energy_in_low_that_a_linear_transform_can_h
         assert 4 * part.square().mean((0, 2, 3)).sum().item() == pytest.approx(wanted.sum().item(), rel=1e-3)
 
 
+def test_a_linear_start_is_the_first_stages_alone(monkeypatch):
+    """Another stage, whose statistics are measured too, keeps what was learnt."""
+    fitted, best_linear = [], trainer.best_linear
+    monkeypatch.setattr(trainer, "best_linear", lambda *a, **k: fitted.append(1) or best_linear(*a, **k))
+    stage = replace(JOINT, epochs=1)
+    run(Plan("tiny", (stage, stage), batch=32, start="linear", norm_statistics="fixed"))
+    assert fitted == [1]
+
+
+def test_workers_prepare_what_is_trained_on_and_what_is_tested_with(monkeypatch):
+    asked, batches = [], trainer.batches
+
+    def spy(*arguments, **options):
+        *others, workers = arguments
+        asked.append((arguments[4], workers))
+        return batches(*others, 0, **options)
+
+    monkeypatch.setattr(trainer, "batches", spy)
+    run(only(replace(JOINT, epochs=1)), workers=3)
+    assert asked == [(True, 3), (False, 3)]
+
+
 def test_mixed_precision_trains_on_the_processor():
     history = run(only(JOINT, precision="bfloat16"))[1]
     exact = run(only(JOINT))[1]
@@ -922,10 +944,16 @@ def test_a_plan_that_does_not_fit(plan, model, message):
 
 def test_accuracy_is_counted_over_all_images():
     class Always(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("scores", torch.tensor([0.0, 2.0, 1.0]))
+
         def forward(self, images):
-            return torch.tensor([0.0, 2.0, 1.0]).expand(len(images), 3)
+            return self.scores.expand(len(images), 3)
 
     accuracy = evaluate(Always(), image_set(20, augment=False), batch=7)
+    in_16_bits = evaluate(Always().bfloat16(), image_set(20, augment=False), batch=7)
+    assert in_16_bits == pytest.approx(accuracy)
     assert accuracy.top1 == pytest.approx(7 / 20)
     losses = torch.tensor([0.0, 2.0, 1.0]).log_softmax(0).neg()[torch.arange(20) % 3]
     assert accuracy.loss == pytest.approx(losses.mean().item())
