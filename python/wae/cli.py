@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import os
 import sys
 import warnings
@@ -64,8 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with ended_at_once():
             options = build_parser().parse_args(arguments)
-            # PIL warns of odd files; an unusable one is an error anyway.
+            # PIL warns of odd files, and logs; an unusable one is an error anyway.
             warnings.filterwarnings("ignore", module=r"PIL\b")
+            logging.getLogger("PIL").setLevel(logging.CRITICAL)
             _check_backend()
         with terminable():
             return int(options.run(options))

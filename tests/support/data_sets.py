@@ -6,7 +6,7 @@ from PIL import Image
 
 from wae.data.dataset import InMemory
 from wae.data.folder import image_folder
-from wae.data.loading import batches
+from wae.data.loading import batches, open_dataset
 
 
 def noise(count, colours=1, height=8, width=6, **options):
@@ -22,6 +22,15 @@ def taken(dataset, *arguments, **options):
 
 def same(a, b):
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def check_options_arrive(source):
+    """What is asked of a data set of files of more than 1199 pixels holds for it."""
+    data = open_dataset(source, True, True, 3, 16, "skip", 1199)
+    assert (data.seed, data.shape, data.on_corrupt) == (3, (16, 16), "skip")
+    assert "more than 1,199, the limit" in data.read([0], 0)[2][0]
+    augmented = open_dataset(source, True, True, 3, 16)
+    assert not torch.equal(augmented.batch([0], 0)[0], augmented.batch([0], 1)[0])
 
 
 def write_images(folder, per_class=4, classes=("cat", "dog"), size=(40, 30)):

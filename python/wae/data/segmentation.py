@@ -26,7 +26,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 from .dataset import NOT_COUNTED, DatasetError, Draw, permuted, read_class_names
 from .folder import ImageFiles, OnCorrupt, seeded
-from .images import MAX_PIXELS, ImageError, read_image, read_numbers
+from .images import LONGEST, MAX_PIXELS, ImageError, read_image, read_numbers
 from .input import MAX_SIZE, Input, prepare, whole
 from .walk import LeftOut, find
 
@@ -129,7 +129,7 @@ class SegmentationFolder(ImageFiles):
         if self._kept is not None and index in self._kept:
             return self._kept[index]
         path, label_path = self.samples[index]
-        image, label = read_image(path, self.max_pixels), self._classes_of(index)
+        image, label = read_image(path, self.max_pixels, LONGEST), self._classes_of(index)
         if label.shape != image.shape[1:]:
             (h, w), (height, width) = label.shape, image.shape[1:]
             raise DatasetError(
@@ -212,7 +212,7 @@ def segmentation_folder(
 
 
 def _size_of(path: str, max_pixels: int) -> Input:
-    height, width = read_image(path, max_pixels).shape[1:]
+    height, width = read_image(path, max_pixels, LONGEST).shape[1:]
     if max(height, width) > MAX_SIZE:
         raise DatasetError(
             f"{path}: has {width} x {height} pixels, more than {MAX_SIZE} along a side: give a --size"

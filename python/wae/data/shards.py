@@ -127,7 +127,11 @@ class Shards(ImageFiles):
 
 def is_sharded(source: str | Path) -> bool:
     """Whether a data set's name is a pattern of shards, which ends with ``.tar``, or a folder of them."""
-    return Path(source).suffix == ".tar" or bool(_in_folder(Path(source, "train")))
+    return _is_pattern(source) or bool(_in_folder(Path(source, "train")))
+
+
+def _is_pattern(source: str | Path) -> bool:
+    return Path(source).suffix == ".tar" and not Path(source).is_dir()  # a folder's name may end so too
 
 
 def _in_folder(folder: Path) -> list[Path]:
@@ -177,8 +181,8 @@ def _expanded(pattern: str) -> list[Path]:
     except ModuleNotFoundError:
         raise DatasetError(f'{pattern}: shards need pip install "wae-kernels[webdataset]"') from None
     try:
-        named = pattern.endswith(".tar")
-        paths = [Path(name) for name in braceexpand(pattern)] if named else _in_folder(Path(pattern, "train"))
+        folder = Path(pattern, "train")
+        paths = [*map(Path, braceexpand(pattern))] if _is_pattern(pattern) else _in_folder(folder)
     except ValueError as error:  # its UnbalancedBracesError
         raise DatasetError(f"{pattern}: {error}") from None
     if len(set(paths)) < len(paths):
@@ -198,7 +202,7 @@ def _held_out(pattern: str, first: Path) -> tuple[Path, list[str]]:
         first: of the shards to train on.
     """
     before, train, after = first.stem.rpartition("train")
-    if train and pattern.endswith(".tar"):
+    if train and _is_pattern(pattern):
         before, after = escape(before), escape(after.strip("0123456789"))
         return first.parent, [f"{before}{part}{after}*.tar" for part in _HELD_OUT]
     if first.parent.name == "train":
@@ -224,9 +228,10 @@ def _labels(path: Path, highest: int) -> tuple[str, ...]:
     if "" in labels:
         raise DatasetError(f"{path}: line {labels.index('') + 1} is empty; need a name of a class in each")
     if len(labels) <= max(highest, 1):
-        raise DatasetError(
-            f"{path}: names {counted(len(labels), 'class')}, and an image is of class number {highest}"
+        why = (
+            f", and an image is of class number {highest}" if highest else "; need at least two to tell apart"
         )
+        raise DatasetError(f"{path}: names {counted(len(labels), 'class')}{why}")
     return labels
 
 
@@ -284,7 +289,9 @@ def _members(path: Path, file: IO[bytes]) -> Iterator[tuple[str, str, tarfile.Ta
                         raise DatasetError(f"{path}: {member.name} has more bytes than {_MOST:,}")
                     yield key, kind, member
             end = archive.offset
-    except tarfile.TarError as error:
+    except DatasetError:
+        raise
+    except (tarfile.TarError, OverflowError, ValueError) as error:  # the last two: of sizes that no file has
         raise DatasetError(f"{path}: this is not a tar file that can be read ({error})") from None
     # tarfile takes a damaged entry for the end. The end is a block of zeros.
     file.seek(end)

@@ -272,6 +272,15 @@ def test_a_broken_image_is_named_and_fails(tmp_path, weights, content, capsys):
     assert not (tmp_path / "m").exists()
 
 
+def test_what_pillow_logs_of_a_broken_file_is_not_mentioned(tmp_path, weights, capsys):
+    path = tmp_path / "a.tif"
+    Image.new("RGB", (8, 8)).save(path)
+    colours = b"\x15\x01\3\0\1\0\0\0"  # their number is one entry
+    path.write_bytes(path.read_bytes().replace(colours + b"\3", colours + b"\x7a"))
+    assert run("encode", path, "-o", tmp_path / "a.safetensors", "--weights", weights) == 1
+    assert capsys.readouterr().err.startswith(f"wae: {path}: ")
+
+
 def test_broken_weights_are_named(tmp_path, photo_file, capsys):
     (tmp_path / "w").write_bytes(b"nothing")
     assert run("encode", photo_file, "-o", tmp_path / "m", "--weights", tmp_path / "w") == 1

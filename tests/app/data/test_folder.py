@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data_sets import corrupt, noise, same, small
+from data_sets import check_options_arrive, corrupt, noise, same, small
 from PIL import Image
 
 from wae.data.dataset import DatasetError, sample
@@ -27,6 +27,12 @@ def test_the_layout_gives_samples_and_labels(photos):
     assert images.shape == (2, 3, 224, 224)
     assert train.batch([0], 0)[0].shape == (1, 3, 224, 224)
     assert open_dataset(photos, False, False, 0, size=16).batch([0], 0)[0].shape == (1, 3, 16, 16)
+
+
+def test_what_is_asked_for_arrives(photos):
+    check_options_arrive(photos)
+    images = open_dataset(photos, False, False, 0, size=20).batch([0, 3], 0)[0]
+    assert torch.equal(images, image_folder(photos, False, 20, 23).batch([0, 3], 0)[0])  # 8/7 of it
 
 
 def test_a_class_whose_name_is_no_utf_8_is_refused_at_once(photos):

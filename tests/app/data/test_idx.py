@@ -21,10 +21,11 @@ needs_fashion_mnist = pytest.mark.skipif(
 @needs_fashion_mnist
 def test_fashion_mnist_as_installed():
     train, held_out = (
-        open_dataset("fashion-mnist", True, True, 0),
+        open_dataset("fashion-mnist", True, True, 4),
         fashion_mnist(None, False, False, 0),
     )
     assert (len(train), len(held_out)) == (60_000, 10_000)
+    assert (train.augment, train.seed, train.pad, train.flip) == (True, 4, 0, True)
     assert torch.bincount(train.targets).tolist() == [6000] * 10
     assert torch.bincount(held_out.targets).tolist() == [1000] * 10
     assert train.labels[9] == "Ankle boot"

@@ -126,6 +126,7 @@ def test_the_transform_reads_an_image_of_pillow_as_its_file_is_read(kind, image,
     with Image.open(path) as opened:
         assert torch.equal(Transforms(INPUTS[0])(opened), expected)
     assert torch.equal(Transforms(INPUTS[0])(image), expected)
+    assert torch.equal(Transforms(INPUTS[0], invert=True)(image), 255 - expected)
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ class Numbers:
     shuffle=st.booleans(),
     drop_last=st.booleans(),
 )
+@example(length=6, share=2, world=3, shuffle=False, drop_last=True)  # just one batch
 @example(length=9, share=2, world=4, shuffle=False, drop_last=False)  # one sample is left for four ranks
 def test_the_ranks_together_take_the_batches_of_one_process(length, share, world, shuffle, drop_last):
     batch = share * world
@@ -152,6 +153,7 @@ def test_a_folder_is_known_by_its_files_names_and_none_is_read(photos):
     known = fingerprint(small(photos))
     assert known["number of images"] == 8
     assert known["image size"] == [16, 16]
+    assert fingerprint(small(photos).renumbered([1, 0]))["targets"] != known["targets"]
     (photos / "train" / "cat" / "0.png").write_bytes(b"never read")
     moved = photos.rename(photos.with_name("moved"))
     assert fingerprint(small(moved, seed=1, augment=True)) == known

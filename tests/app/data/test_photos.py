@@ -33,8 +33,9 @@ def test_unknown_photo_and_missing_package(monkeypatch):
 
 
 def test_digits():
-    train, held_out = open_dataset("digits", True, True, 0), open_dataset("digits", False, False, 0)
+    train, held_out = open_dataset("digits", True, True, 4), open_dataset("digits", False, False, 0)
     assert (len(train), len(held_out)) == (1500, 297)
+    assert (train.augment, train.seed, train.pad, train.flip) == (True, 4, 2, False)
     assert train.labels == held_out.labels == tuple("0123456789")
     images, labels = held_out.batch(range(297), 0)
     assert images.shape == (297, 3, 28, 28)

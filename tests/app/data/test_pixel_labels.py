@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from data_sets import same
+from data_sets import check_options_arrive, same
 from PIL import Image
 from scenes import CLASSES, write_scenes
 from test_images import png
@@ -48,6 +48,18 @@ def test_a_folder_gives_images_and_the_classes_of_their_pixels(scenes):
     numbers = read_numbers(scenes / "train" / "labels" / "04.png").long()
     assert torch.equal(labels[0], numbers.where(numbers < 3, NOT_COUNTED))
     assert (labels == NOT_COUNTED).any()
+
+
+def test_what_is_asked_for_arrives(scenes):
+    check_options_arrive(scenes)
+
+
+@pytest.mark.parametrize("size", [None, 16])
+def test_an_image_far_longer_than_wide_is_named(scenes, size):
+    Image.new("L", (2000, 1)).save(scenes / "train" / "images" / "00.jpg")
+    relabel(scenes, np.zeros((1, 2000), np.uint8))
+    with pytest.raises(ImageError, match=r"00\.jpg: 2000 x 1 pixels is too long"):
+        open_dataset(scenes, True, False, 0, size).batch([0], 0)
 
 
 def test_images_are_found_in_folders_too_and_test_will_do_for_val(scenes):

@@ -9,7 +9,7 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
-from data_sets import same, small
+from data_sets import check_options_arrive, same, small
 from PIL import Image
 
 from wae import cli
@@ -79,6 +79,22 @@ def test_the_samples_are_those_of_the_folder(photos, pattern, train, augment):
     assert same(ours.subset(indices).batch(range(3), 0), files.subset(indices).batch(range(3), 0))
     assert ours.renumbered((1, 0)).labels == ("dog", "cat")
     assert ours.renumbered((1, 0)).batch([0], 0)[1] == 1 - files.batch([0], 0)[1]
+
+
+def test_what_is_asked_for_arrives(pattern):
+    check_options_arrive(pattern)
+    known, other = (fingerprint(data) for data in (shards(pattern), shards(pattern).renumbered((1, 0))))
+    assert known["image size"] == [16, 16]
+    assert known["targets"] != other["targets"]
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_a_folder_whose_name_ends_as_a_shards(photos, slash):
+    folder = photos / "photos.tar"
+    folder.mkdir()
+    for part in ("train", "val"):
+        (photos / part).rename(folder / part)
+    assert open_dataset(f"{folder}{slash}", True, False, 0).labels == CLASSES
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # its own doing
@@ -157,6 +173,13 @@ def compress(path):
     path.write_bytes(gzip.compress(path.read_bytes()))
 
 
+def endless(path):
+    """With a member of more bytes than any file has."""
+    member = tarfile.TarInfo("notes.json")
+    member.size = 2**70
+    path.write_bytes(member.tobuf(tarfile.GNU_FORMAT) + path.read_bytes())
+
+
 DAMAGE = {
     r"train-001.tar: there is no such shard": lambda path: path.unlink(),
     r"train-001.tar: there is no such shard, nor 1 other$": lambda path: [
@@ -177,6 +200,7 @@ DAMAGE = {
         add(path, "one.png", b"x"),
         add(path, "one.cls", b"2"),
     ],
+    r"train-001.tar: this is not a tar file that can be read \(.*integer": endless,
     r"classes.txt: is missing; it needs the names": lambda path: path.with_name("classes.txt").unlink(),
     r"classes.txt: cannot be read": lambda path: path.with_name("classes.txt").write_bytes(b"\xff"),
 }
@@ -302,6 +326,15 @@ def test_the_names_of_the_classes(photos, pattern, text, said):
             shards(pattern)
     else:
         assert shards(pattern).labels in (CLASSES, ("cat\x85 \u2028s", "dog"))
+
+
+def test_a_single_class_is_too_few(tmp_path):
+    (tmp_path / "classes.txt").write_text("cat\n")
+    tarfile.open(tmp_path / "train.tar", "w").close()
+    add(tmp_path / "train.tar", "a.png", b"x")
+    add(tmp_path / "train.tar", "a.cls", b"0")
+    with pytest.raises(DatasetError, match=r"classes.txt: names 1 class; need at least two"):
+        shards(str(tmp_path / "train.tar"))
 
 
 def test_shards_to_test_on_are_missing(photos, pattern):
