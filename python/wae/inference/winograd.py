@@ -117,10 +117,6 @@ def _has_optional_arguments(part: nn.Module) -> bool:
 
 def _joined(part: fx.GraphModule) -> fx.GraphModule:
     """``part``, changed: its convolutions that run once, and the ReLUs behind them, are one module."""
-    for node in part.graph.find_nodes(op="call_module"):
-        if type(part.get_submodule(node.target)) is nn.Identity:  # a norm that was folded, between the two
-            node.replace_all_uses_with(node.args[0])
-            part.graph.erase_node(node)
     calls = Counter(node.target for node in part.graph.nodes if node.op == "call_module")
     for node in list(part.graph.nodes):
         if node.op != "call_module" or calls[node.target] > 1 or len(node.users) != 1:

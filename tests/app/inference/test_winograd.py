@@ -97,12 +97,6 @@ def test_other_convolutions_stay(image):
     assert kinds == [nn.Conv2d] * 6 + [Convolution, nn.Conv2d, Convolution]
 
 
-def test_a_folded_norm_does_not_part_the_two(image):
-    torch.manual_seed(0)
-    block = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU())
-    assert relus(same(fold(Untraceable(block).eval()), image)) == [True]
-
-
 class Halved(nn.Conv2d):
     """A convolution with a forward of its own."""
 
