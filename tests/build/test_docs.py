@@ -258,6 +258,7 @@ def test_the_rendered_documentation_has_every_page() -> None:
 
 FASHION = ("fashion-mnist", "28 x 28", "14 x 14")
 SMALL_VGG = ("imagenette-small_vgg-64", "64 x 64", "32 x 32")
+LONGER_VGG = ("imagenette-small_vgg-64-4-times", "64 x 64", "32 x 32")
 CAMVID = ("camvid-enet-180x240", "full resolution", "half, bilinear")
 SMALLER = ("camvid-enet-90x120", "full resolution", "half, bilinear")
 DECONV = ("camvid-mobilenet_deconv-90x120", "full resolution", "half, bilinear")
@@ -288,6 +289,7 @@ def won_back(folder: str, full: str, half: str, network: str) -> list[int]:
         (FASHION, "Decomposition+CNN", "without the reconstruction {} %, Haar"),
         (FASHION, "Wavelet+CNN", "Haar transform {} % |"),
         (SMALL_VGG, "WAE", "{} % ({}, {}, {})"),
+        (LONGER_VGG, "WAE", "after four times the epochs {} % (one seed) |"),
         (SMALL_VGG, "WAE, fine-tuned", "{} % ({}, {}, {})"),
         (SMALL_VGG, "Decomposition+CNN", "without the reconstruction {} %, larger"),
         (SMALL_VGG, "half, equal cost", "larger images at WAE's cost {} %"),
