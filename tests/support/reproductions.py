@@ -1,18 +1,14 @@
-"""A claim that is small enough for tests of `wae reproduce`: on digits, by a plan of two epochs."""
+"""Plans and a claim, on digits, that are small enough for tests of `wae reproduce`."""
 
 from wae.experiments.reproduction.fashion_mnist import FashionMnist
-from wae.training import plan
+from wae.training.plan import Plan, Stage
 
-TINY = plan.from_dict(
-    {
-        "model": "wae_small_vgg",
-        "batch": 500,
-        "start": "linear",
-        "stages": [
-            {"kind": "transform", "epochs": 1, "learning_rate": 1e-3, "optimizer": "adam"},
-            {"kind": "joint", "epochs": 1, "learning_rate": 0.05},
-        ],
-    }
-)
 
+def tiny_plan(model, batch, **joint):
+    """An epoch of stage 1, and then the epochs and entries of ``joint``."""
+    stages = (Stage("transform", 1, 1e-3, optimizer="adam"), Stage("joint", **joint))
+    return Plan(model, stages, batch=batch, start="linear")
+
+
+TINY = tiny_plan("wae_small_vgg", 500, epochs=1, learning_rate=0.05)
 DIGITS = FashionMnist(TINY)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections import Counter
 
 import torch
@@ -13,9 +12,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from wae.models.network import WAENetwork, fold_normalization
 from wae.models.plain import is_plain
 
+from .tracing import traced
+
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_log = logging.getLogger(__name__)
 
 
 def fold(model: nn.Module) -> nn.Module:
@@ -34,14 +34,10 @@ def fold(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def _fold_layers(network: nn.Module) -> nn.Module:
-    if not is_plain(network):  # torch.fx traces its class's own forward, and no hooks around that
+    trace = traced(network)
+    if trace is None:
         return network
-    try:
-        traced = fx.symbolic_trace(network)
-    except Exception as error:  # any that the network's own code raises when it is traced
-        _log.debug("BatchNorm stays in %s: %s", type(network).__name__, error)
-        return network
-    called = {x: traced.get_submodule(str(x.target)) for x in traced.graph.nodes if x.op == "call_module"}
+    called = {x: trace.get_submodule(str(x.target)) for x in trace.graph.nodes if x.op == "call_module"}
     calls = Counter(map(id, called.values()))
     for node, norm in called.items():
         before = node.args[0] if node.args else None
@@ -54,12 +50,12 @@ def _fold_layers(network: nn.Module) -> nn.Module:
         if fused is None:
             continue
         called[before] = fused
-        traced.set_submodule(str(before.target), fused)
+        trace.set_submodule(str(before.target), fused)
         node.replace_all_uses_with(before)
-        traced.graph.erase_node(node)
-    traced.delete_all_unused_submodules()
-    traced.recompile()
-    return traced
+        trace.graph.erase_node(node)
+    trace.delete_all_unused_submodules()
+    trace.recompile()
+    return trace
 
 
 def _fused(convolution: nn.Module, norm: nn.Module) -> nn.Module | None:

@@ -8,7 +8,6 @@ packed once.
 from __future__ import annotations
 
 import copy
-import inspect
 from collections import Counter
 from collections.abc import Iterator
 from typing import TypeGuard
@@ -19,6 +18,8 @@ from torch import Tensor, fx, nn
 
 from wae.models.plain import is_plain
 from wae_kernels.nn import Encoder, ScoreDecoder
+
+from .tracing import traced
 
 _FEW_CHANNELS = 3  # so many the op convolves directly
 _LEAST_CHANNELS = 16  # what it works on at a time else; with fewer, most of its work would be on zeros
@@ -59,11 +60,11 @@ def replaced(network: nn.Module) -> nn.Module:
 
 def _replaced(network: nn.Module) -> nn.Module:
     for holder, name, part in list(_traceable(network)):
-        traced = _joined(part)
+        joined = _joined(part)
         if holder is None:
-            network = traced
+            network = joined
         else:
-            setattr(holder, name, traced)
+            setattr(holder, name, joined)
     for parent in [module for module in network.modules() if not _is_an_op(module)]:
         for name, child in list(parent.named_children()):
             if fits(child):
@@ -94,25 +95,16 @@ def _traceable(module: nn.Module) -> Iterator[tuple[nn.Module | None, str, fx.Gr
             continue  # tracing a convolution itself would look into it
         if _is_an_op(part):
             continue
-        try:
-            traced = fx.symbolic_trace(part) if is_plain(part) and not _has_optional_arguments(part) else None
-        except Exception:  # any that the part's own code raises when it is traced
-            traced = None
-        if traced is None:
+        trace = traced(part)
+        if trace is None:
             parts += [(part, *child) for child in part.named_children()]
         else:
-            yield holder, name, traced
+            yield holder, name, trace
 
 
 def _is_an_op(part: nn.Module) -> bool:
     """Whether a call of ``part`` is one op of ours on its layers' weights: they stay as they are."""
     return isinstance(part, (Encoder, ScoreDecoder)) and part.is_fused
-
-
-def _has_optional_arguments(part: nn.Module) -> bool:
-    """A trace would take them for tensors, and fail where they are None."""
-    parameters = inspect.signature(part.forward).parameters.values()
-    return any(parameter.default is not parameter.empty for parameter in parameters)
 
 
 def _joined(part: fx.GraphModule) -> fx.GraphModule:

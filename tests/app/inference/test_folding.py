@@ -31,6 +31,18 @@ def test_what_cannot_be_traced_keeps_its_batchnorm(model):
     assert_close(deploy(model, SIZE, engine="eager")(images), model(images))
 
 
+def test_what_is_done_without_an_optional_argument_stays_done():
+    """torch.fx would take it for given."""
+
+    class Optional(Body):
+        def forward(self, x, mask=None):
+            return super().forward(x.relu() if mask is None else x * mask)
+
+    network, images = with_statistics(Optional(8)), torch.randn(2, 3, *SIZE)
+    with torch.no_grad():
+        assert_close(fold(network)(images), network(images))
+
+
 def test_a_convolution_used_twice_is_not_folded(model):
     class Twice(nn.Module):
         def __init__(self):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from reproductions import tiny_plan
 from scenes import write_scenes
 
 from wae.cli import main
@@ -31,17 +32,7 @@ from wae.training import plan
 from wae.training.accuracy import PixelAccuracy
 from wae.training.trainer import evaluate
 
-TINY = plan.from_dict(
-    {
-        "model": "wae_enet",
-        "batch": 4,
-        "start": "linear",
-        "stages": [
-            {"kind": "transform", "epochs": 1, "learning_rate": 1e-3, "optimizer": "adam"},
-            {"kind": "joint", "epochs": 2, "learning_rate": 1e-3, "optimizer": "adam", "class_balance": 1.02},
-        ],
-    }
-)
+TINY = tiny_plan("wae_enet", 4, epochs=2, learning_rate=1e-3, optimizer="adam", class_balance=1.02)
 CLAIM = CamVid(TINY, "enet", (24, 32))
 
 

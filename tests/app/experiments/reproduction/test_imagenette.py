@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 from PIL import Image
+from reproductions import tiny_plan
 from torch import nn
 
 from wae.cli import main
@@ -26,17 +27,7 @@ from wae.storage.checkpoint import Input, save_classifier
 from wae.storage.weights_file import CheckpointError
 from wae.training import plan
 
-TINY = plan.from_dict(
-    {
-        "model": "wae_small_photo_vgg",
-        "batch": 20,
-        "start": "linear",
-        "stages": [
-            {"kind": "transform", "epochs": 1, "learning_rate": 1e-3, "optimizer": "adam"},
-            {"kind": "joint", "epochs": 1, "learning_rate": 0.01},
-        ],
-    }
-)
+TINY = tiny_plan("wae_small_photo_vgg", 20, epochs=1, learning_rate=0.01)
 CLAIM = Imagenette(TINY, "small_vgg", 32, False)
 
 
