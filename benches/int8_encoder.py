@@ -32,9 +32,9 @@ def measure() -> dict[str, Any]:
     """Shares that are named rightly with the encoder in float32 and in int8, and all else in float32; and the
     PSNR of decoded photos in dB, between the two and against the photo.
     """
-    model = fold(load_classifier(WEIGHTS / "fashion-mnist.safetensors"))
     train, test = (fashion_mnist(None, train, False, 0) for train in (True, False))
     given, targets = test.batch(range(len(test)), 0)
+    model = fold(load_classifier(WEIGHTS / "fashion-mnist.safetensors"), given[:1])
     some, _ = train.batch(range(0, len(train), len(train) // 100), 0)
     right = {}
     for precision, run in _in_both(model, [some]).items():

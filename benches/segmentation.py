@@ -76,9 +76,10 @@ def prepare(folder: Path, networks: Sequence[str]) -> None:
 
 def _parts(model: WAESegmenter) -> Iterator[tuple[str, nn.Module, Sequence[Tensor]]]:
     """Each of :data:`PARTS` as a module with its inputs."""
-    folded = fold(model)
+    images = example_images(model, 1, SIZE)
+    folded = fold(model, images)
     assert isinstance(folded, WAESegmenter)
-    low, high = folded.decompose(example_images(model, 1, SIZE))
+    low, high = folded.decompose(images)
     modules = folded.low_network, folded.high_body
     yield from zip(PARTS, modules, ((low,), (high,)), strict=True)
 

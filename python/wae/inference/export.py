@@ -156,13 +156,15 @@ def _made(
     """The file, and what was found about it."""
     form, dtype = FORMATS[file_format], next(model.parameters()).dtype
     cases = [example_images(model, count, size, image_dtype) for count in ((batch,) if batch else (2, 1, 3))]
-    expected = [scores_of(model, x if isinstance(model, WAENetwork) else x.to(dtype)) for x in cases]
-    check_parts(model, cases[0], expected[0])
+    given = cases if isinstance(model, WAENetwork) else [x.to(dtype) for x in cases]
+    expected = [scores_of(model, x) for x in given]
+    check_parts(model, given[0], expected[0])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporters' own parts
         try:
             with bar(f"exporting as {file_format}", None):
-                content = form.make(_FromImages(fold(model), size).eval(), cases[0], batch is None, says)
+                network = _FromImages(fold(model, given[0]), size).eval()
+                content = form.make(network, cases[0], batch is None, says)
             if precision == "int8":
                 assert data is not None
                 content, movements = _in_int8(content, data.images, batch or STEP)

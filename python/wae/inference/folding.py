@@ -3,67 +3,187 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import logging
 from collections import Counter
+from typing import Any, NamedTuple
 
 import torch
-from torch import fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from wae.difference import relative_difference
 from wae.models.network import WAENetwork, fold_normalization
 from wae.models.plain import is_plain
 
+from .precision import tolerance
 from .tracing import traced
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_OF_THE_FORM = ("ndim", "shape", "dtype", "device")  # attributes that folding leaves as they are
+_log = logging.getLogger(__name__)
 
 
-def fold(model: nn.Module) -> nn.Module:
+def fold(model: nn.Module, images: Tensor) -> nn.Module:
     """A copy of ``model`` for inference, its BatchNorms folded into the convolutions before them.
 
-    In a network that torch.fx cannot trace they stay, as do those that are hooked, pruned or the like, or
-    behind such a convolution: compilers find most of them later.
+    Of a network that torch.fx cannot trace the parts are folded, each by itself, where the scores of
+    ``images`` stay the same; else it keeps its norms. What is hooked, pruned or the like stays, too, as does
+    a norm behind such a convolution. Compilers find most of them later.
     """
+    folded = _folded(model, by_part=True)
+    if _is_whole(folded) or _has_the_scores_of(model, folded, images):
+        return folded
+    return _folded(model, by_part=False)
+
+
+def _folded(model: nn.Module, by_part: bool) -> nn.Module:
     if not isinstance(model, WAENetwork):
-        return _fold_layers(copy.deepcopy(model)).eval()
+        return _fold_layers(copy.deepcopy(model).eval(), by_part).eval()
     folded = fold_normalization(model)
     for name in folded.bodies:
-        setattr(folded, name, _fold_layers(getattr(folded, name)))
+        setattr(folded, name, _fold_layers(getattr(folded, name), by_part))
     return folded.eval()  # what torch.fx makes is in training mode
 
 
+def _is_whole(folded: nn.Module) -> bool:
+    """Whether it was folded as a whole, or its two bodies were."""
+    bodies = [getattr(folded, name) for name in folded.bodies] if isinstance(folded, WAENetwork) else [folded]
+    return all(isinstance(body, fx.GraphModule) for body in bodies)
+
+
 @torch.no_grad()
-def _fold_layers(network: nn.Module) -> nn.Module:
+def _has_the_scores_of(model: nn.Module, folded: nn.Module, images: Tensor) -> bool:
+    try:
+        scores = folded(images)
+    except Exception as error:  # of a network that does more with a part than call it
+        _log.debug("%s is not folded part by part: %s", type(model).__name__, error)
+        return False
+    expected = model(images)
+    return relative_difference(scores, expected) <= tolerance(expected.dtype, expected.device)
+
+
+@torch.no_grad()
+def _fold_layers(network: nn.Module, by_part: bool) -> nn.Module:
+    """The graph of ``network``, folded; where there is none, ``network``, with ``by_part`` changed."""
     trace = traced(network)
+    if trace is not None:
+        _fold_graph(trace)
+        return trace
+    for name, part in list(network.named_children()) if by_part else ():
+        setattr(network, name, _fold_part(part))
+    return network
+
+
+def _fold_part(part: nn.Module) -> nn.Module:
+    """``part``, folded: if possible of its own class, whose attributes the network around it may read."""
+    trace = traced(part)
     if trace is None:
-        return network
+        return _fold_layers(part, by_part=True)
+    for name, layer in _fold_graph(trace).items():
+        if layer is None:
+            return trace
+        part.set_submodule(name, layer)
+    return part
+
+
+def _fold_graph(trace: fx.GraphModule) -> dict[str, nn.Module | None]:
+    """Fold ``trace``, in which no folded norm is left. The result has the layers that do so in the network.
+
+    One is None where no layer does: for a norm that is a function, or runs elsewhere too.
+    """
     called = {x: trace.get_submodule(str(x.target)) for x in trace.graph.nodes if x.op == "call_module"}
     calls = Counter(map(id, called.values()))
-    for node, norm in called.items():
+    read = {id(_holder(trace, x)) for x in trace.graph.nodes if x.op == "get_attr"}
+    layers: dict[str, nn.Module | None] = {}
+    for node in list(trace.graph.nodes):
         before = node.args[0] if node.args else None
         if not isinstance(before, fx.Node) or before not in called:
             continue
-        # one that runs twice, or whose result something else reads, must stay as it is
-        if calls[id(called[before])] > 1 or len(before.users) > 1:
+        # one that runs twice, or whose result or weights something else reads, must stay as it is
+        if calls[id(called[before])] > 1 or _readers(before) > 1 or id(called[before]) in read:
             continue
-        fused = _fused(called[before], norm)
+        norm = _norm(trace, node)
+        fused = None if norm is None else _fused(called[before], norm)
         if fused is None:
             continue
+        once = node in called and calls[id(called[node])] == 1
+        layers |= {str(before.target): fused, str(node.target): nn.Identity().eval() if once else None}
         called[before] = fused
         trace.set_submodule(str(before.target), fused)
         node.replace_all_uses_with(before)
         trace.graph.erase_node(node)
     trace.delete_all_unused_submodules()
     trace.recompile()
-    return trace
+    return layers
 
 
-def _fused(convolution: nn.Module, norm: nn.Module) -> nn.Module | None:
-    """``norm`` after ``convolution`` as one layer; None where that cannot be."""
-    if not isinstance(convolution, _CONVOLUTIONS) or not isinstance(norm, _NORMS):
+def _readers(node: fx.Node) -> int:
+    """How many read the numbers of ``node``: timm's norms look at their images' dimensions besides."""
+    return sum(not (user.target is getattr and user.args[1] in _OF_THE_FORM) for user in node.users)
+
+
+class _Norm(NamedTuple):
+    """What :func:`torch.nn.functional.batch_norm` normalises by."""
+
+    running_mean: Tensor
+    running_var: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    eps: float
+
+
+def _norm(trace: fx.GraphModule, node: fx.Node) -> _Norm | None:
+    """What ``node`` normalises by, where it is such a layer or function and does nothing besides."""
+    if node.op == "call_module":
+        layer = trace.get_submodule(str(node.target))
+        if not isinstance(layer, _NORMS) or not is_plain(layer):
+            return None
+        given = {name: getattr(layer, name) for name in _Norm._fields}
+    elif node.target is F.batch_norm:  # timm's layers call it
+        bound = inspect.signature(F.batch_norm).bind(*node.args, **node.kwargs)
+        bound.apply_defaults()
+        if bound.arguments["training"] is not False:
+            return None
+        given = {name: _constant(trace, bound.arguments[name]) for name in _Norm._fields}
+    else:
         return None
-    if norm.running_mean is None:  # it normalises by the batch's own statistics
+    if given["running_mean"] is None:  # it normalises by the batch's own statistics
         return None
-    if not is_plain(convolution) or not is_plain(norm):
+    return None if any(isinstance(x, fx.Node) for x in given.values()) else _Norm(**given)
+
+
+def _constant(trace: fx.GraphModule, argument: Any) -> Any:
+    """The tensor that ``argument`` names, where it does; else ``argument``."""
+    if not isinstance(argument, fx.Node) or argument.op != "get_attr":
+        return argument
+    return getattr(_holder(trace, argument), str(argument.target).rpartition(".")[2])
+
+
+def _holder(trace: fx.GraphModule, tensor: fx.Node) -> nn.Module:
+    """The module that has the parameter or buffer ``tensor``."""
+    return trace.get_submodule(str(tensor.target).rpartition(".")[0])
+
+
+def _fused(convolution: nn.Module, norm: _Norm) -> nn.Module | None:
+    """``convolution`` with ``norm`` in its weights; None where that cannot be."""
+    if not isinstance(convolution, _CONVOLUTIONS + _TRANSPOSED) or not is_plain(convolution):
         return None
-    return fuse_conv_bn_eval(convolution, norm)
+    transposed = isinstance(convolution, _TRANSPOSED)
+    if transposed and convolution.groups > 1:  # PyTorch's function takes all results for those of one group
+        return None
+    fused = copy.deepcopy(convolution)
+    fused.weight, fused.bias = fuse_conv_bn_weights(
+        fused.weight,
+        fused.bias,
+        norm.running_mean,
+        norm.running_var,
+        norm.eps,
+        norm.weight,
+        norm.bias,
+        transposed,
+    )
+    return fused

@@ -109,6 +109,10 @@ def _is_an_op(part: nn.Module) -> bool:
 
 def _joined(part: fx.GraphModule) -> fx.GraphModule:
     """``part``, changed: its convolutions that run once, and the ReLUs behind them, are one module."""
+    for node in part.graph.find_nodes(op="call_module"):
+        if type(part.get_submodule(str(node.target))) is nn.Identity:  # where a norm was folded
+            node.replace_all_uses_with(node.args[0])
+            part.graph.erase_node(node)
     calls = Counter(node.target for node in part.graph.nodes if node.op == "call_module")
     for node in list(part.graph.nodes):
         if node.op != "call_module" or calls[node.target] > 1 or len(node.users) != 1:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from small_networks import SIZE, Body, assert_close, photos, with_own_forward, with_statistics
 from torch import nn
 from torch.nn.utils import parametrizations, prune
@@ -14,9 +15,9 @@ from wae.inference.folding import fold
 def test_no_batchnorm_is_left(model):
     resnet = with_statistics(ResNet(BasicBlock, [1, 1, 1, 1], num_classes=7))
     for network, images in ((model, photos(2)), (resnet, torch.randn(2, 3, *SIZE))):
-        assert not any(isinstance(part, nn.BatchNorm2d) for part in fold(network).modules())
-        assert not any(part.training for part in fold(network).modules())
-        assert_close(fold(network)(images), network(images))
+        folded = fold(network, images)
+        assert not any(isinstance(part, nn.BatchNorm2d) or part.training for part in folded.modules())
+        assert_close(folded(images), network(images))
     behind = deploy(model, SIZE, engine="eager")._prepared._module
     assert not any(isinstance(part, nn.BatchNorm2d) for part in behind.modules())
 
@@ -31,6 +32,132 @@ def test_what_cannot_be_traced_keeps_its_batchnorm(model):
     assert_close(deploy(model, SIZE, engine="eager")(images), model(images))
 
 
+class Untraceable(nn.Module):
+    """Around parts that torch.fx can trace; ``call`` says what it does with them."""
+
+    def __init__(self, call, *parts):
+        super().__init__()
+        self.parts, self.call = nn.ModuleList(parts), call
+
+    def forward(self, x):
+        if x.mean() > 1e9:
+            raise ValueError
+        return self.call(self.parts, x)
+
+
+def norms(network):
+    return sum(isinstance(part, nn.BatchNorm2d) for part in network.modules())
+
+
+def folded_alike(network, images):
+    """``network`` folded, which must compute the same, of other images too."""
+    with torch.no_grad():
+        folded = fold(network, images[:2])
+        assert_close(folded(images), network(images))
+    return folded
+
+
+def test_parts_of_what_cannot_be_traced_are_folded(model):
+    torch.manual_seed(0)
+    parts = nn.Conv2d(3, 3, 1), nn.Sequential(nn.ConvTranspose2d(3, 3, 2), nn.BatchNorm2d(3)), Body(8)
+    model.low_body = Untraceable(lambda p, x: p[2](p[1](p[0](x)).relu()), *parts)
+    assert norms(folded_alike(with_statistics(model), photos(3))) == 0
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda parts, x: parts[0](x) + parts[0][0](x).mean(),
+        lambda parts, x: parts[0](x) + parts[0][1](x[:, :1]).mean(),
+    ],
+    ids=["its convolution", "its norm"],
+)
+def test_a_part_of_which_a_part_is_called_keeps_its_norm(call):
+    torch.manual_seed(0)
+    part = nn.Sequential(nn.Conv2d(3, 1, 1), nn.BatchNorm2d(1))
+    assert norms(folded_alike(with_statistics(Untraceable(call, part)), torch.randn(3, 3, *SIZE))) == 1
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, "with an activation"])
+def test_a_part_may_be_asked_for_its_attributes(kind):
+    """One whose norms are functions becomes a graph, which has none: then they stay."""
+    torch.manual_seed(0)
+    part = nn.Sequential(nn.Conv2d(3, 1, 1), nn.BatchNorm2d(1) if kind is nn.BatchNorm2d else NormAct(1))
+    part.scale = 0.5
+    network = Untraceable(lambda parts, x: parts[0].scale * parts[0](x), part)
+    folded = folded_alike(with_statistics(network), torch.randn(3, 3, *SIZE))
+    assert norms(folded) == (0 if kind is nn.BatchNorm2d else 1)
+
+
+def test_a_norm_that_runs_elsewhere_too_is_folded_in_the_graph_alone():
+    torch.manual_seed(0)
+    shared = nn.BatchNorm2d(3)
+    part = nn.Sequential(nn.Conv2d(3, 3, 1), shared, nn.ReLU(), shared)
+    network = Untraceable(lambda parts, x: parts[0](x), part)
+    assert norms(folded_alike(with_statistics(network), torch.randn(3, 3, *SIZE))) == 1
+
+
+def test_a_convolution_with_two_names_is_folded_where_its_norm_is():
+    torch.manual_seed(0)
+    shared = nn.Conv2d(3, 3, 1)
+    parts = nn.Sequential(nn.ReLU(), shared), nn.Sequential(shared, nn.BatchNorm2d(3))
+    network = Untraceable(lambda p, x: p[1](x) + p[0](x), *parts)
+    assert norms(folded_alike(with_statistics(network), torch.randn(3, 3, *SIZE))) == 0
+
+
+class NormAct(nn.BatchNorm2d):
+    """As timm's: it looks at its images' dimensions, and has an activation. And numbers of its own."""
+
+    def forward(self, x):
+        torch._assert(x.ndim == 4, "four dimensions")
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=0.5).relu()
+
+
+def test_a_norm_with_an_activation_is_folded_by_its_own_numbers():
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 5, 3, bias=False), NormAct(5), nn.ConvTranspose2d(5, 4, 3, stride=2), NormAct(4)
+    folded = folded_alike(with_statistics(nn.Sequential(*layers)), torch.randn(3, 3, *SIZE))
+    assert not folded.graph.find_nodes(op="call_function", target=F.batch_norm)
+
+
+class Normalising(nn.Module):
+    """A convolution, and what ``call`` does with it."""
+
+    def __init__(self, call):
+        super().__init__()
+        self.call, self.conv = call, nn.Conv2d(3, 3, 1)
+        self.register_buffer("mean", torch.randn(3))
+        self.register_buffer("variance", torch.rand(3) + 0.5)
+
+    def forward(self, x):
+        return self.call(self, x)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda own, x: F.batch_norm(own.conv(x), own.mean, own.variance, training=True),
+        lambda own, x: F.batch_norm(own.conv(x), None, None, training=True),
+        lambda own, x: F.batch_norm(own.conv(x), own.mean + x.mean(), own.variance),
+        lambda own, x: F.batch_norm(own.conv(x), own.mean, own.variance) + F.conv2d(x, own.conv.weight),
+        lambda own, x: F.batch_norm(y := own.conv(x), own.mean, own.variance) + y,
+        lambda own, x: F.instance_norm(own.conv(x), own.mean, own.variance),
+    ],
+    ids=["training", "of the batch", "computed", "weight", "result", "another"],
+)
+def test_a_function_that_is_more_than_a_norm_behind_its_convolution_stays(call):
+    torch.manual_seed(0)
+    network = Normalising(call).eval()
+    folded = folded_alike(network, torch.randn(2, 3, *SIZE))
+    assert torch.equal(folded.conv.weight, network.conv.weight)
+
+
+def test_a_norm_behind_a_grouped_transposed_convolution_stays():
+    torch.manual_seed(0)
+    layers = nn.ConvTranspose2d(4, 4, 3, groups=2), nn.BatchNorm2d(4)
+    assert norms(folded_alike(with_statistics(nn.Sequential(*layers)), torch.randn(3, 4, *SIZE))) == 1
+
+
 def test_what_is_done_without_an_optional_argument_stays_done():
     """torch.fx would take it for given."""
 
@@ -40,7 +167,7 @@ def test_what_is_done_without_an_optional_argument_stays_done():
 
     network, images = with_statistics(Optional(8)), torch.randn(2, 3, *SIZE)
     with torch.no_grad():
-        assert_close(fold(network)(images), network(images))
+        assert_close(fold(network, images)(images), network(images))
 
 
 def test_a_convolution_used_twice_is_not_folded(model):

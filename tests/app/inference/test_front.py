@@ -44,7 +44,7 @@ def test_no_thread_of_ours_waits_in_a_loop_beside_an_engine(network, model, stoc
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        folded = fold(model if network == "wae" else stock)
+        folded = fold(*((model, photos(1)) if network == "wae" else (stock, photos(1).float())))
         front, _ = front_module.in_front(folded, SIZE, torch.float32, torch.contiguous_format, True)
         images, taken = photos(8, (224, 224)), []
         for _ in range(10):

@@ -171,11 +171,17 @@ def test_an_encoder_computes_the_same(network):
 def test_a_residual_block_takes_the_relu_in_it_alone(image):
     """The first convolution's is its own, once BatchNorm is folded; the second's comes after the sum."""
     torch.manual_seed(0)
-    assert relus(same(fold(BasicBlock(16, 16).eval()), image)) == [True, False]
+    assert relus(same(fold(BasicBlock(16, 16).eval(), image), image)) == [True, False]
+
+
+def test_a_part_whose_norm_was_folded_takes_the_relu_behind_it(image):
+    torch.manual_seed(0)
+    inner = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU())
+    assert relus(same(fold(Untraceable(inner).eval(), image), image)) == [True]
 
 
 def test_a_deployed_vgg_has_all_relus_in_its_convolutions():
-    body = fold(vgg16_body(divisor=4).eval())
+    body = fold(vgg16_body(divisor=4).eval(), torch.randn(1, 3, 32, 32))
     assert relus(replaced(body)) == [True] * 13
 
 

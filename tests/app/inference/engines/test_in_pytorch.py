@@ -99,12 +99,12 @@ def segmenter():
 @pytest.mark.parametrize("kind", ["classifier", "segmenter"])
 def test_a_graph_has_the_two_bodies_on_two_streams(kind, model, monkeypatch):
     """As far as it can be seen without a GPU: what is captured, on which stream, and that the rest waits."""
-    network = fold(model if kind == "classifier" else segmenter())
+    images = photos(2)
+    network = fold(model if kind == "classifier" else segmenter(), images)
     front, module = whole(network, SIZE, torch.float32, torch.contiguous_format)
     low, high = (getattr(module.behind, name) for name in network.bodies)
     last = module.behind.fusion_classifier if kind == "classifier" else module.behind.fusion
     streams = Streams(monkeypatch, {"encoder": module.encoder, "low": low, "high": high, "last": last})
-    images = photos(2)
     run = _cudagraphs(module, front(images), False)
     side = streams.captured[1][0]
     assert streams.captured == [
