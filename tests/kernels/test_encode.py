@@ -266,7 +266,7 @@ def test_layouts_give_the_same_bits(cell: Cell) -> None:
     """A layout changes how an image is read, not what is computed."""
     if not cell.compiled:
         pytest.skip("PyTorch's own convolutions do not promise it")
-    image, parameters = image_of(2, 21, 50), encoder()
+    image, parameters = image_of(2, 21, 50, device=cell.device), encoder(device=cell.device)
     once = bits(cell, image, parameters)
     for name, layout in LAYOUTS.items():
         if not name.startswith("expanded"):

@@ -196,11 +196,9 @@ def test_one_of_several_channels_last_images(cell: Cell, size: tuple[int, int]) 
 
 def test_the_outputs_of_the_kernels_are_poisoned_before_they_are_written(cell: Cell) -> None:
     """The fixture that all op tests use reaches what the compiled library allocates."""
-    if not cell.compiled:
-        pytest.skip("PyTorch allocates")
+    if not cell.compiled or cell.device != "cpu":
+        pytest.skip("PyTorch allocates; for a GPU's kernels by an operator, which it poisons")
     for op in OPS:
-        if op == "decode_scores_backward":
-            continue  # the reference's
         arguments = arguments_of(op)
         with recorded() as profile:
             getattr(torch.ops.wae, op)(*arguments)
@@ -208,7 +206,8 @@ def test_the_outputs_of_the_kernels_are_poisoned_before_they_are_written(cell: C
         allocated = [e for e in events if e.name in ("aten::empty", "aten::empty_strided")]
         filled = [e for e in events if e.name == "aten::fill_"]
         assert {e.cpu_parent for e in filled} >= set(allocated)
-        assert len(filled) >= {"encode": 2, "decode": 1, "decode_scores": 1}.get(op, 12)
+        outputs = len(getattr(torch.ops.wae, op).default._schema.returns)
+        assert len(filled) >= outputs
 
 
 # --------------------------------------------------------------------------------------------- compile

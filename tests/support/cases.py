@@ -42,6 +42,14 @@ class Cell:
         """Whether our own kernels run, once selected: they promise more than PyTorch's do."""
         return backends.backend_for(self.device) != "reference"
 
+    def has_kernel(self, op: str) -> bool:
+        """The same of one op: on a GPU scores have no kernel, and gradients have CUDA's alone."""
+        if self.device == "cuda" and op.startswith("decode_scores"):
+            return False
+        if self.device == "cuda" and op.endswith("_backward"):
+            return backends.backend_for(self.device) == "cuda"
+        return self.compiled
+
     def __str__(self) -> str:
         return self.name if self.device == "cpu" else f"{self.name}@{self.device}"
 
