@@ -255,8 +255,8 @@ def decode_scores(
     """Bring class scores to full resolution with the help of features, in one pass (docs/network.md).
 
     The form of :func:`decode`: two stride-2 transposed convolutions, summed, with ReLU; a 3x3 convolution
-    with ReLU; a last one to the classes. The compiled kernel runs on processors, for up to 32 classes and
-    features and width 16. The reference runs for anything else, and for all gradients.
+    with ReLU; a last one to the classes. The compiled kernels, of gradients too, run on processors, for up to
+    32 classes and features and width 16. The reference runs for anything else.
 
     Args:
         low: (N, classes, h, w), the scores at half the resolution, float32, float16, bfloat16 or float64, any

@@ -15,7 +15,7 @@
 // every layer (not the convolution of zeros), as padding is.
 //
 // Arithmetic per pixel: 27 + 2 * (36 + 7.5 + 6.3) + 13.5 + the sums of the last layer over lanes (~5), in
-// vectors of 16: about 145, against 342 by the definition. Bound by multiplications and additions, not by
+// vectors of 16: about 145, against 328.5 by the definition. Bound by multiplications and additions, not by
 // memory: a pixel is 12 bytes read and 6 written.
 
 #pragma once
