@@ -31,12 +31,15 @@ inline constexpr int64_t kKernelWidth = 16;
 // Why the call of wae::_<op>_reference failed. Python defines that op; a program without Python, to which its
 // name says nothing, is told what it lacks.
 inline std::string why_failed(const char* op) {
+  const std::string lacking =
+      "without wae_kernels in Python only what has a compiled kernel runs (width 16, not float64)";
+  const std::string name = std::string("wae::") + op + ": ";
   const auto get_what = torch_exception_get_what_without_backtrace;
-  const std::string what =
-      get_what != nullptr ? get_what() : std::string("wae::_") + op + "_reference failed";
-  if (what.find("Could not find schema") == std::string::npos) return what;
-  return std::string("wae::") + op +
-         ": without wae_kernels in Python only what has a compiled kernel runs (width 16, not float64)";
+  if (get_what == nullptr) {
+    return name + "its fallback failed, and this version of torch says why on stderr alone; " + lacking;
+  }
+  const std::string what = get_what();
+  return what.find("Could not find schema") == std::string::npos ? what : name + lacking;
 }
 
 // Calls wae::_<op>_reference, which wae_kernels/fallback.py implements, with the same arguments.
