@@ -17,7 +17,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from cases import OPS, Cell, arguments_of, as_tuple, recorded
+from cases import Cell, arguments_of, as_tuple, recorded
 from torch import Tensor
 
 from wae_kernels import _load, backends
@@ -353,15 +353,6 @@ def test_what_runs_on_a_gpu(
     for name, oldest in (("cuda", "7.5"), ("triton", "8.0")):
         why = "a GPU of theirs" if name in runs else f"older than compute capability {oldest}"
         assert (why if capability else "there is no GPU here") in found[name].reason
-
-
-def test_the_op_tests_know_which_ops_have_a_kernel_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The others are PyTorch's convolutions, of which the tests ask for less."""
-    both = {"encode", "decode"}
-    gradients = {"encode_backward", "decode_backward"}
-    for backend, wanted in (("cuda", both | gradients), ("triton", both), ("reference", set())):
-        monkeypatch.setattr(backends, "backend_for", lambda *_, backend=backend: backend)
-        assert {op for op in OPS if Cell(backend, "cuda").has_kernel(op)} == wanted
 
 
 def test_each_library_is_told_what_it_is_to_run(monkeypatch: pytest.MonkeyPatch) -> None:

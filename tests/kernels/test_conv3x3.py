@@ -32,8 +32,8 @@ def layer(channels: int, out_channels: int) -> tuple[Tensor, Tensor]:
     return weight, torch.randn(out_channels, generator=generator)
 
 
-def maps(batch: int, channels: int, height: int, width: int) -> Tensor:
-    return torch.randn(batch, channels, height, width).to(memory_format=torch.channels_last)
+def maps(batch: int, channels: int, height: int, width: int, device: str = "cpu") -> Tensor:
+    return torch.randn(batch, channels, height, width).to(device, memory_format=torch.channels_last)
 
 
 def expected(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
@@ -42,7 +42,8 @@ def expected(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tens
 
 
 def check(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> None:
-    before = x.clone()
+    before, weight = x.clone(), weight.to(x.device)
+    bias = None if bias is None else bias.to(x.device)
     out = conv3x3(x, conv3x3_pack(weight), bias, len(weight), relu)
     assert out.dtype == torch.float32
     assert out.is_contiguous(memory_format=torch.channels_last)
@@ -54,13 +55,14 @@ def check(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> None:
 @pytest.mark.parametrize("batch", [0, 1, 3])
 def test_sizes(cell: Cell, batch: int, size: tuple[int, int]) -> None:
     weight, bias = layer(17, 33)
-    check(maps(batch, 17, *size), weight, bias, relu=True)
+    check(maps(batch, 17, *size, cell.device), weight, bias, relu=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast_gives_it_float32(cell: Cell, dtype: torch.dtype) -> None:
-    (weight, bias), x = (t.to(dtype) for t in layer(5, 33)), maps(2, 5, 6, 7).to(dtype)
-    with torch.autocast("cpu", dtype):
+    weight, bias = (t.to(cell.device, dtype) for t in layer(5, 33))
+    x = maps(2, 5, 6, 7, cell.device).to(dtype)
+    with torch.autocast(cell.device, dtype):
         out = conv3x3(x, conv3x3_pack(weight), bias, 33)
     assert out.dtype == torch.float32
     assert_close(out, expected(x, weight, bias, relu=False), WINOGRAD)
@@ -69,13 +71,13 @@ def test_autocast_gives_it_float32(cell: Cell, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("channels", CHANNELS)
 def test_channels_in(cell: Cell, channels: int) -> None:
     weight, bias = layer(channels, 5)
-    check(maps(2, channels, 5, 7), weight, bias, relu=False)
+    check(maps(2, channels, 5, 7, cell.device), weight, bias, relu=False)
 
 
 @pytest.mark.parametrize("out_channels", CHANNELS)
 def test_channels_out(cell: Cell, out_channels: int) -> None:
     weight, bias = layer(5, out_channels)
-    check(maps(2, 5, 5, 7), weight, bias, relu=True)
+    check(maps(2, 5, 5, 7, cell.device), weight, bias, relu=True)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 7), (9, 300)], ids=size_name)
@@ -83,7 +85,7 @@ def test_channels_out(cell: Cell, out_channels: int) -> None:
 def test_few_channels_in(cell: Cell, channels: int, size: tuple[int, int]) -> None:
     """They are convolved directly, in runs of up to 224 columns; 40 output channels are no whole panels."""
     weight, bias = layer(channels, 40)
-    check(maps(2, channels, *size), weight, bias, relu=True)
+    check(maps(2, channels, *size, cell.device), weight, bias, relu=True)
 
 
 def test_weights_in_channels_last(cell: Cell) -> None:
@@ -91,38 +93,40 @@ def test_weights_in_channels_last(cell: Cell) -> None:
     for channels, out_channels in [(1, 64), (3, 1), (1, 1), (5, 7)]:
         weight, bias = layer(channels, out_channels)
         weight = weight.contiguous(memory_format=torch.channels_last)
-        check(maps(2, channels, 6, 9), weight, bias, relu=False)
+        check(maps(2, channels, 6, 9, cell.device), weight, bias, relu=False)
 
 
 @pytest.mark.parametrize(("channels", "size", "batch"), [(512, 7, 1), (512, 7, 2), (64, 28, 1), (3, 112, 1)])
 def test_layers_of_vgg16(cell: Cell, channels: int, size: int, batch: int) -> None:
     weight, bias = layer(channels, max(channels, 64))
-    check(maps(batch, channels, size, size), weight, bias, relu=True)
+    check(maps(batch, channels, size, size, cell.device), weight, bias, relu=True)
 
 
 @pytest.mark.parametrize("channels", [3, 32])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(cell: Cell, layout: str, channels: int) -> None:
     weight, bias = layer(channels, 20)
-    check(LAYOUTS[layout](maps(3, channels, 9, 14)), scattered(weight), scattered(bias), relu=False)
+    x = LAYOUTS[layout](maps(3, channels, 9, 14, cell.device))
+    check(x, scattered(weight.to(cell.device)), scattered(bias.to(cell.device)), relu=False)
 
 
 @pytest.mark.parametrize("relu", [False, True])
 def test_without_a_bias(cell: Cell, relu: bool) -> None:
-    check(maps(2, 16, 6, 9), layer(16, 32)[0], None, relu)
+    check(maps(2, 16, 6, 9, cell.device), layer(16, 32)[0], None, relu)
 
 
 def test_packing_is_that_of_the_reference(cell: Cell) -> None:
     for channels, out_channels in [(1, 1), (5, 16), (3, 37), (77, 40)]:
-        for weight in (layer(channels, out_channels)[0], layer(channels, out_channels)[0].mT):
+        made = layer(channels, out_channels)[0].to(cell.device)
+        for weight in (made, made.mT):
             assert torch.equal(conv3x3_pack(weight), reference.conv3x3_pack(weight))
 
 
 @pytest.mark.parametrize("channels", [3, 20])
 def test_nan_stays_in_its_image_and_shows(cell: Cell, channels: int) -> None:
     """A NaN reaches every output that it is an input of, ReLU or not, and no other image."""
-    weight, bias = layer(channels, 24)
-    x = maps(3, channels, 6, 6)  # 4 tiles an image: several images share a block of tiles
+    weight, bias = (t.to(cell.device) for t in layer(channels, 24))
+    x = maps(3, channels, 6, 6, cell.device)  # 4 tiles an image: several images share a block of tiles
     clean = conv3x3(x, conv3x3_pack(weight), bias, 24, True)
     x[1, 2, 2, 3] = torch.nan
     out = conv3x3(x, conv3x3_pack(weight), bias, 24, True)
@@ -135,7 +139,7 @@ def test_nan_stays_in_its_image_and_shows(cell: Cell, channels: int) -> None:
 def test_the_same_bits_on_any_number_of_threads_and_in_any_batch(
     cell: Cell, size: tuple[int, int], channels: int
 ) -> None:
-    if not cell.compiled:
+    if not cell.has_kernel("conv3x3"):
         pytest.skip("PyTorch's own convolutions do not promise it")
     weight, bias = layer(channels, 100)
     x, packed = maps(3, channels, *size), conv3x3_pack(weight)
@@ -164,8 +168,8 @@ def test_opcheck(layout: str, with_bias: bool) -> None:
 @pytest.mark.parametrize("channels", [1, 4])
 def test_fakes_have_the_strides_of_the_real_ones(cell: Cell, channels: int, size: tuple[int, int]) -> None:
     """Sizes of 1, where strides are ambiguous and opcheck does not compare them."""
-    weight, bias = layer(channels, channels)
-    arguments = (torch.randn(1, channels, *size), conv3x3_pack(weight), bias)
+    weight, bias = (t.to(cell.device) for t in layer(channels, channels))
+    arguments = (torch.randn(1, channels, *size, device=cell.device), conv3x3_pack(weight), bias)
     real = conv3x3(*arguments, channels)
     with FakeTensorMode() as mode:
         fake = conv3x3(*map(mode.from_tensor, arguments), channels)

@@ -93,8 +93,9 @@ def amx_put_back() -> Iterator[None]:
 
 
 def check(image: Tensor, rest: list[Any]) -> None:
-    """With AMX, where it is, and without."""
-    before, expected = image.clone(), reference.encode_int8(image, *rest)
+    """With AMX, where it is, and without; on the image's device as on the processor."""
+    before, expected = image.clone(), reference.encode_int8(image.cpu(), *rest)
+    rest = [None if t is None else t.to(image.device) for t in rest]
     for may in (True, False):
         if uses_amx(may) != may:
             continue
@@ -102,7 +103,7 @@ def check(image: Tensor, rest: list[Any]) -> None:
         for output, wanted, zero_point in zip(outputs, expected, rest[-2:], strict=True):
             assert output.dtype == (torch.float32 if zero_point is None else zero_point.dtype)
             assert is_laid_out_like(output, image)
-            assert torch.equal(output, wanted)
+            assert torch.equal(output.cpu(), wanted)
     assert torch.equal(image, before)
 
 
@@ -118,7 +119,7 @@ def test_the_reference_is_the_definition(size: tuple[int, int], zero_points: Seq
 @pytest.mark.parametrize("size", SIZES, ids=size_name)
 def test_sizes(cell: Cell, size: tuple[int, int]) -> None:
     for batch, zero_points in enumerate(ZERO_POINTS, 1):
-        check(image_of(batch, *size, torch.uint8), int8_encoder(zero_points=zero_points))
+        check(image_of(batch, *size, torch.uint8, cell.device), int8_encoder(zero_points=zero_points))
 
 
 @pytest.mark.parametrize("size", [*LARGE_SIZES[:5], (40, 247), (40, 249), (40, 496)], ids=size_name)
@@ -136,11 +137,11 @@ def test_layouts(cell: Cell, layout: str, zero_points: Sequence[Any]) -> None:
     rest[0] = rest[0].permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
     if zero_points[0] is not None:
         rest[-2] = torch.full((1,), 100, dtype=zero_points[0]).expand(3)
-    check(LAYOUTS[layout](image_of(3, 9, 37, torch.uint8)), rest)
+    check(LAYOUTS[layout](image_of(3, 9, 37, torch.uint8, cell.device)), rest)
 
 
 def test_an_empty_batch(cell: Cell) -> None:
-    check(image_of(0, 5, 6, torch.uint8), int8_encoder())
+    check(image_of(0, 5, 6, torch.uint8, cell.device), int8_encoder())
 
 
 @pytest.mark.parametrize("width", [1, 8, 17])
@@ -158,7 +159,7 @@ def test_nothing_overflows(cell: Cell) -> None:
             tensor.fill_(sign * 2**30)
         rest[11].copy_(torch.arange(16).mul(2).expand(3, 16))
         rest[12].fill_(2**15 - 1)
-        check(torch.full((1, 3, 7, 40), 255, dtype=torch.uint8), rest)
+        check(torch.full((1, 3, 7, 40), 255, dtype=torch.uint8, device=cell.device), rest)
 
 
 @pytest.mark.parametrize("size", [(30, 31), (64, 300)], ids=size_name)

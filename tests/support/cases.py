@@ -29,6 +29,13 @@ def seed_of(name: str) -> int:
     return zlib.crc32(f"{SEED} {name}".encode())
 
 
+KERNELS_FOR_GPUS = {
+    "cuda": ("encode", "decode", "encode_backward", "decode_backward"),
+    "triton": ("encode", "decode"),
+}
+"""The ops that a backend computes itself; the reference computes the others."""
+
+
 @dataclass(frozen=True)
 class Cell:
     """A device, and the backend that is selected to run the ops there."""
@@ -43,12 +50,10 @@ class Cell:
         return backends.backend_for(self.device) != "reference"
 
     def has_kernel(self, op: str) -> bool:
-        """The same of one op: on a GPU scores have no kernel, and gradients have CUDA's alone."""
-        if self.device == "cuda" and op.startswith("decode_scores"):
-            return False
-        if self.device == "cuda" and op.endswith("_backward"):
-            return backends.backend_for(self.device) == "cuda"
-        return self.compiled
+        """The same of one op, of which GPUs have fewer."""
+        if self.device == "cpu":
+            return self.compiled
+        return op in KERNELS_FOR_GPUS.get(backends.backend_for(self.device), ())
 
     def __str__(self) -> str:
         return self.name if self.device == "cpu" else f"{self.name}@{self.device}"
