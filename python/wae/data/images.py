@@ -103,6 +103,9 @@ def of_pillow(image: Image.Image) -> Tensor:
 
     Raises ImageError where it holds 32-bit values of unknown range.
     """
+    if short := _short_transparency(image):
+        image = image.copy()  # the given one stays as it is
+        image.info.update(short)
     pixels = np.broadcast_to(_to_rgb(image, image.format), (image.height, image.width, 3))
     if (orientation := _orientation(image)) in _TURNS:
         pixels = _turned(pixels, *_TURNS[orientation])
@@ -194,7 +197,7 @@ def _stored(file: Path | str | io.BytesIO, max_pixels: int, longest: int | None)
             check_length(image.height, image.width, longest)
         if image.format == "TIFF":
             _silence_libtiff()
-        _shorten_transparency(image)
+        image.info.update(_short_transparency(image))
         image.load()
         pixels = np.empty((image.height, image.width, 3), np.uint8)
         rows = max(1, _STRIP // image.width)
@@ -222,11 +225,17 @@ def _turned(pixels: _Pixels, exchanged: bool, rows: bool, columns: bool) -> _Pix
     return np.ascontiguousarray(pixels)
 
 
-def _shorten_transparency(image: Any) -> None:
-    """Of a PNG with 16-bit colours Pillow keeps the upper 8 bits, but all 16 of the transparent colour."""
-    transparent = image.info.get("transparency")
-    if isinstance(transparent, tuple) and image.tile and "16B" in str(image.tile[0][3]):
-        image.info["transparency"] = tuple(value >> 8 for value in transparent)
+def _short_transparency(image: Any) -> dict[str, Any]:
+    """What to put into ``image.info`` where it is a PNG with 16-bit colours and one of them is transparent.
+
+    Pillow keeps the upper 8 bits of the colours, but all 16 of the transparent one. Once it has loaded the
+    pixels it no longer tells how many bits they had; then a value that takes more than 8 does.
+    """
+    transparent, tiles = image.info.get("transparency"), getattr(image, "tile", ())
+    if not isinstance(transparent, tuple):
+        return {}
+    of_16_bits = "16B" in str(tiles) if tiles else max(transparent) > 255
+    return {"transparency": tuple(value >> 8 for value in transparent)} if of_16_bits else {}
 
 
 def _to_rgb(image: Image.Image, file_format: str | None) -> _Pixels:

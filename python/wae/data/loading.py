@@ -105,7 +105,8 @@ def fingerprint(dataset: Dataset) -> dict[str, Any]:
         known["targets"] = _sha256(dataset.targets.contiguous().numpy())
     elif isinstance(dataset, (ImageFolder, SegmentationFolder)):
         paths, targets = zip(*dataset.samples, strict=True)
-        common = len(os.path.commonpath([min(paths), max(paths)]))
+        first, last = os.path.dirname(min(paths)), os.path.dirname(max(paths))  # of one file not its name
+        common = len(os.path.commonpath([first, last]))
         known["image size"] = list(dataset.shape)
         known["file names"] = _sha256(os.fsencode("\0".join(path[common:] for path in paths)))
         if isinstance(dataset, ImageFolder):

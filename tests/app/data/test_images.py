@@ -15,7 +15,17 @@ import torch
 from PIL import Image, ImageOps
 
 from wae.data import images, photos
-from wae.data.images import BYTES_PER_PIXEL, MAX_PIXELS, ImageError, is_image, read_image
+from wae.data.images import (
+    BYTES_PER_PIXEL,
+    LONGEST,
+    MAX_PIXELS,
+    ImageError,
+    check_length,
+    is_image,
+    of_pillow,
+    read_image,
+    read_numbers,
+)
 
 
 def pixels(image: torch.Tensor) -> np.ndarray:
@@ -124,7 +134,7 @@ def test_a_broken_file_gives_one_error_that_names_it(tmp_path, kind):
 def test_missing_file_folder_and_unreadable_range(tmp_path):
     with pytest.raises(ImageError, match=r"none\.png: there is no such file"):
         read_image(tmp_path / "none.png")
-    with pytest.raises(ImageError, match=tmp_path.name):
+    with pytest.raises(ImageError, match=f"{tmp_path.name}: this is a folder"):
         read_image(tmp_path)
     Image.fromarray(np.ones((2, 2), dtype=np.float32)).save(tmp_path / "float.tiff")
     with pytest.raises(ImageError, match=r"float\.tiff: 32-bit values"):
@@ -138,14 +148,36 @@ def test_the_limit_of_pixels(tmp_path):
         read_image(tmp_path / "a.png", max_pixels=999)
     with pytest.raises(ImageError, match=r"a\.png: 40 x 25 pixels is too long an image"):
         read_image(tmp_path / "a.png", longest=1)
+    Image.new("L", (40, 25)).save(tmp_path / "a.png")
+    assert read_numbers(tmp_path / "a.png", max_pixels=1000).shape == (25, 40)
+    with pytest.raises(ImageError, match=r"a\.png: 40 x 25 pixels are more than 999, the limit"):
+        read_numbers(tmp_path / "a.png", max_pixels=999)
 
 
-def test_a_lower_limit_of_pillow_holds_and_a_higher_one_of_ours_raises_it(tmp_path, monkeypatch):
+def test_an_image_may_be_a_hundred_times_longer_than_wide():
+    assert LONGEST == 100
+    check_length(3, 300)
+    for shape in ((3, 301), (301, 3)):
+        with pytest.raises(ImageError, match="301 x 3 pixels is too long an image"):
+            check_length(*shape)
+
+
+@pytest.mark.parametrize("limit", [1000, 9999])  # the second: for Pillow a warning
+def test_a_lower_limit_of_pillow_holds_and_a_higher_one_of_ours_raises_it(tmp_path, monkeypatch, limit):
+    assert MAX_PIXELS == Image.MAX_IMAGE_PIXELS
     Image.new("RGB", (100, 100)).save(tmp_path / "a.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(ImageError, match=r"a\.png: .* more pixels than 1,000, Pillow's limit"):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with pytest.raises(ImageError, match=rf"a\.png: .* more pixels than {limit:,}, Pillow's limit"):
         read_image(tmp_path / "a.png")
     assert read_image(tmp_path / "a.png", max_pixels=MAX_PIXELS + 1).shape == (3, 100, 100)
+
+
+@pytest.mark.parametrize("limit", [10 * MAX_PIXELS, None])
+def test_a_higher_limit_of_pillow_stays(tmp_path, monkeypatch, limit):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    read_image(tmp_path / "a.png", max_pixels=2 * MAX_PIXELS)
+    assert limit == Image.MAX_IMAGE_PIXELS
 
 
 def png(width, height, depth, colour, rows, *chunks):
@@ -284,21 +316,42 @@ def test_16_bit_pgm(tmp_path):
     assert pixels(read_image(tmp_path / "a.pgm"))[0, :, 0].tolist() == [0, 0, 1, 100, 255]
 
 
-def test_the_transparent_value_of_16_bit_pngs_becomes_white(tmp_path):
+def test_the_transparent_value_of_16_bit_grey_becomes_white(tmp_path):
     grey = struct.pack(">HHH", 0x1234, 0x1235, 0)
     (tmp_path / "grey.png").write_bytes(png(3, 1, 16, 0, [grey], (b"tRNS", struct.pack(">H", 0x1234))))
     assert pixels(read_image(tmp_path / "grey.png"))[0, :, 0].tolist() == [255, 0x12, 0]
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_the_transparent_colour_of_16_bit_pngs_becomes_white(tmp_path, loaded):
     colours = struct.pack(">6H", 0x1234, 0x5678, 0x9ABC, 0x1334, 0x5678, 0x9ABC)
     transparent = (b"tRNS", struct.pack(">HHH", 0x1234, 0x5678, 0x9ABC))
     (tmp_path / "rgb.png").write_bytes(png(2, 1, 16, 2, [colours], transparent))
-    assert pixels(read_image(tmp_path / "rgb.png"))[0].tolist() == [[255, 255, 255], [0x13, 0x56, 0x9A]]
+    expected = [[255, 255, 255], [0x13, 0x56, 0x9A]]
+    assert pixels(read_image(tmp_path / "rgb.png"))[0].tolist() == expected
+    with Image.open(tmp_path / "rgb.png") as image:
+        if loaded:
+            image.load()
+        for _ in range(2):  # what Pillow opened stays as it is
+            assert pixels(of_pillow(image))[0].tolist() == expected
+        assert image.info["transparency"] == (0x1234, 0x5678, 0x9ABC)
 
 
-def test_strips_are_not_seen(tmp_path, monkeypatch):
+def test_the_transparent_colour_of_8_bits_becomes_white(tmp_path):
+    image = Image.fromarray(np.array([[[1, 2, 3], [1, 2, 4]]], np.uint8))
+    image.save(tmp_path / "a.png", transparency=(1, 2, 3))
+    expected = [[255, 255, 255], [1, 2, 4]]
+    assert pixels(read_image(tmp_path / "a.png"))[0].tolist() == expected
+    with Image.open(tmp_path / "a.png") as image:
+        assert pixels(of_pillow(image))[0].tolist() == expected
+
+
+@pytest.mark.parametrize("strip", [28, 3])  # of four rows, and of less than one
+def test_strips_are_not_seen(tmp_path, monkeypatch, strip):
     rgba = np.random.default_rng(0).integers(0, 256, (23, 7, 4), dtype=np.uint8)
     Image.fromarray(rgba).save(tmp_path / "a.png")
     whole = read_image(tmp_path / "a.png")
-    monkeypatch.setattr(images, "_STRIP", 28)
+    monkeypatch.setattr(images, "_STRIP", strip)
     assert torch.equal(read_image(tmp_path / "a.png"), whole)
 
 
@@ -317,11 +370,12 @@ def test_formats_that_run_programs_or_hold_no_photos_are_not_opened(tmp_path, co
         read_image(tmp_path / "holiday.png")
 
 
-def test_what_is_no_regular_file_is_not_opened(tmp_path):
+@pytest.mark.parametrize("read", [read_image, read_numbers])
+def test_what_is_no_regular_file_is_not_opened(tmp_path, read):
     os.mkfifo(tmp_path / "pipe.png")
-    for path in (tmp_path / "pipe.png", Path("/dev/zero")):
+    for path in (Path("/dev/zero"), tmp_path / "pipe.png"):  # a pipe that is opened would wait
         with pytest.raises(ImageError, match=f"{path}: this is not a regular file"):
-            read_image(path)
+            read(path)
 
 
 @pytest.mark.parametrize("suffix", "jpg png webp gif bmp dib tif ppm avif jp2 j2k".split())
@@ -330,6 +384,12 @@ def test_every_kind_of_file_is_read(tmp_path, suffix):
     assert is_image(f"a.{suffix.upper()}")
     mean = read_image(tmp_path / f"a.{suffix}").float().mean((1, 2))
     assert mean.tolist() == pytest.approx([200, 60, 60], abs=4)
+
+
+@pytest.mark.parametrize("suffix", "jpeg jpe jfif apng tiff pgm pbm pnm".split())
+def test_other_names_of_these_kinds_are_known(suffix):
+    assert is_image(f"a.b.{suffix}")
+    assert not is_image(suffix)
 
 
 def test_libtiff_writes_nothing(tmp_path, capfd):

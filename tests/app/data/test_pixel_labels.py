@@ -1,6 +1,8 @@
 """wae.data.segmentation: images with a class for each pixel; labels that do not fit are named."""
 
+import os
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -54,6 +56,11 @@ def test_what_is_asked_for_arrives(scenes):
     check_options_arrive(scenes)
 
 
+def test_val_is_tested_on_where_there_is_test_too(scenes):
+    write_scenes(scenes, (("test", 3),))
+    assert len(open_dataset(scenes, False, False, 0)) == 2
+
+
 @pytest.mark.parametrize("size", [None, 16])
 def test_an_image_far_longer_than_wide_is_named(scenes, size):
     Image.new("L", (2000, 1)).save(scenes / "train" / "images" / "00.jpg")
@@ -68,6 +75,7 @@ def test_images_are_found_in_folders_too_and_test_will_do_for_val(scenes):
         for file in (scenes / "val" / kind).glob("00.*"):
             file.rename(file.parent / "city" / file.name)
     (scenes / "val").rename(scenes / "test")
+    shutil.rmtree(scenes / "train")
     assert [path[-11:] for path, _ in open_dataset(scenes, False, False, 0).samples] == [
         "ages/01.jpg",
         "city/00.jpg",
@@ -85,6 +93,14 @@ def test_both_are_scaled_the_images_smoothly_the_labels_by_the_nearest(scenes, s
     assert (flat == 0).all()
 
 
+def test_a_label_is_that_of_the_pixel_in_the_middle(scenes):
+    whole_size, third = (
+        small(scenes).batch(range(6), 0)[1],
+        small(scenes, size=(12, 16)).batch(range(6), 0)[1],
+    )
+    assert torch.equal(third, whole_size[:, 1::3, 1::3])
+
+
 def test_the_size_is_that_of_the_first_image_where_none_is_given(scenes):
     (scenes / "train" / "images" / "03.jpg").unlink()
     Image.new("RGB", (20, 10)).save(scenes / "train" / "images" / "03.png")
@@ -93,6 +109,7 @@ def test_the_size_is_that_of_the_first_image_where_none_is_given(scenes):
     assert data.batch([3], 0)[1].shape == (1, 36, 48)
     assert open_dataset(scenes, True, False, 0, 16).shape == (16, 16)
     assert open_dataset(scenes, True, False, 0, (16, 18)).shape == (16, 18)
+    assert open_dataset(scenes, True, False, 0, whole(16, 18)).shape == (16, 18)
 
 
 def test_classes_can_be_renumbered(scenes):
@@ -119,6 +136,12 @@ def test_what_is_kept_in_memory_is_what_was_read(scenes):
     assert not torch.equal(first[0], wanted[0])  # augmented afresh
 
 
+def test_some_of_the_samples(scenes):
+    data = small(scenes, keep=True)
+    wanted = [part[[4, 1]] for part in data.batch(range(6), 0)]
+    assert same(data.subset([4, 1]).batch([0, 1], 0), wanted)
+
+
 def test_the_shares_of_the_classes_leave_out_what_is_not_counted(scenes):
     numbers = np.full((36, 48), 255, np.uint8)
     numbers[:4] = 3
@@ -137,6 +160,8 @@ def test_a_fingerprint_knows_the_files_and_the_size(scenes, tmp_path_factory):
     assert known == fingerprint(small(write_scenes(tmp_path_factory.mktemp("other"), (("train", 6),))))
     assert known != fingerprint(small(scenes, size=(36, 47)))
     assert known != fingerprint(small(scenes, "val"))
+    one, other = (small(scenes).subset([number]) for number in (0, 1))
+    assert fingerprint(one) != fingerprint(other)
 
 
 # ---------------------------------------------------------------------------------------------- augmentation
@@ -167,7 +192,7 @@ def test_half_are_flipped_and_cuts_are_of_many_sizes(scenes):
     rows = torch.cat([data.batch([0], epoch)[0][:, 0, 18] for epoch in range(100)]).float()
     rise = rows[:, -1] - rows[:, 0]
     assert 30 < int((rise < 0).sum()) < 70
-    assert rise.abs().min() < 195 < 215 < rise.abs().max() <= 240
+    assert 140 < rise.abs().min() < 195 < 215 < rise.abs().max() <= 240  # at least 0.67 of the width
 
 
 def test_augmentation_is_a_function_of_seed_epoch_and_sample(scenes):
@@ -230,6 +255,19 @@ def test_255_and_names_in_brackets_are_not_counted(scenes):
     assert rows == [NOT_COUNTED, 0, NOT_COUNTED, 1, NOT_COUNTED]
 
 
+def test_brackets_in_a_name_do_not_leave_it_out(scenes):
+    names = ("car (parked)", "(old) road", "sky", "(void)")
+    (scenes / "classes.txt").write_text("\n".join(names))
+    assert small(scenes).labels == names[:3]
+
+
+def test_names_that_are_given_stand_for_the_file(scenes):
+    (scenes / "classes.txt").unlink()
+    data = small(scenes, classes=("(void)", "a", "b", "c"))
+    assert data.labels == ("a", "b", "c")
+    assert data.batch(range(6), 0)[1].unique().tolist() == [NOT_COUNTED, 0, 1, 2]
+
+
 # ----------------------------------------------------------------------------------------------------- errors
 
 
@@ -242,9 +280,14 @@ def no_class(scenes):
 MISFITS = {
     "unknown number": (no_class, "row 7, column 5 has the number 17, .*known are 0 to 3 and 255"),
     "size": (lambda scenes: relabel(scenes, np.zeros((36, 47), np.uint8)), "has 47 x 36 pixels, .* 48 x 36"),
+    "turned": (
+        lambda scenes: relabel(scenes, np.zeros((48, 36), np.uint8)),
+        "has 36 x 48 pixels, .* 48 x 36",
+    ),
 }
 UNREADABLE = {
     "colours": (lambda scenes: relabel(scenes, Image.new("RGB", (48, 36))), "mode is RGB"),
+    "transparency": (lambda scenes: relabel(scenes, Image.new("LA", (48, 36))), "mode is LA"),
     "JPEG": (lambda scenes: relabel(scenes, np.zeros((36, 48), np.uint8), format="JPEG"), "is not read"),
 }
 
@@ -281,6 +324,8 @@ def test_missing_labels_are_found_at_once(scenes):
         ("sky\n", "two or more"),
         ("sky\n\nroad\n", "none empty"),
         ("sky\nsky\n", "each once"),
+        ("sky\n(void)\n", "two or more"),
+        ("\n".join(map(str, range(2**16 + 1))), "needs a line"),
         (None, "missing"),
     ],
 )
@@ -302,6 +347,27 @@ def test_folders_and_images_must_be_there(scenes):
         small(scenes, "val")
 
 
+def test_the_limit_of_pixels_is_that_of_labels_and_of_the_first_image_too(scenes):
+    with pytest.raises(ImageError, match=r"labels/00\.png: 48 x 36 pixels are more than 1,700, the limit"):
+        small(scenes, max_pixels=1700).shares()
+    with pytest.raises(ImageError, match=r"images/00\.jpg: 48 x 36 pixels are more than 1,700, the limit"):
+        open_dataset(scenes, True, False, 0, max_pixels=1700)
+
+
+def test_a_folder_that_cannot_be_read_is_an_error(scenes, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DatasetError, match="train/images: Permission denied"):
+        small(scenes)
+
+
+def test_what_is_no_image_is_left_out_and_counted(scenes):
+    (scenes / "train" / "images" / "notes.txt").touch()
+    assert str(small(scenes).left_out) == "left out: 1 of other types (.txt)"
+
+
 def test_files_that_cannot_be_read_are_left_out_when_asked(scenes):
     for path in (scenes / "train" / "images" / "01.jpg", scenes / "train" / "labels" / "03.png"):
         path.write_bytes(path.read_bytes()[:60])
@@ -309,6 +375,8 @@ def test_files_that_cannot_be_read_are_left_out_when_asked(scenes):
     images, labels, failed = data.read(range(6), 0)
     assert (len(images), len(labels), len(failed)) == (4, 4, 2)
     assert data.shares().sum() == pytest.approx(1)
+    with pytest.raises(ImageError, match=r"labels/03\.png"):
+        small(scenes).shares()
     images, labels = data.batch([1], 0)
     assert images.shape == (0, 3, 36, 48)
     with pytest.raises(ImageError, match=r"01\.jpg"):
@@ -346,15 +414,18 @@ def test_two_images_with_the_same_labels_are_refused(scenes):
         small(scenes)
 
 
-def test_a_first_image_that_is_too_large_needs_a_size(scenes):
+@pytest.mark.parametrize("shape", [(2049, 40), (40, 2049)])
+def test_a_first_image_that_is_too_large_needs_a_size(scenes, shape):
     for kind, mode in (("images", "RGB"), ("labels", "L")):
         path = next((scenes / "train" / kind).glob("00.*"))
-        Image.new(mode, (2049, 40)).save(path)
+        Image.new(mode, shape).save(path)
     with pytest.raises(
-        DatasetError, match=r"00\.jpg: has 2049 x 40 pixels, more than 2048 .*: give a --size"
+        DatasetError, match=rf"00\.jpg: has {shape[0]} x {shape[1]} pixels, more than 2048 .*: give a --size"
     ):
         open_dataset(scenes, True, False, 0)
     assert open_dataset(scenes, True, False, 0, (36, 48)).batch([0], 0)[0].shape == (1, 3, 36, 48)
+    Image.new("RGB", tuple(min(side, 2048) for side in shape)).save(scenes / "train" / "images" / "00.jpg")
+    assert max(open_dataset(scenes, True, False, 0).shape) == 2048
 
 
 def test_it_can_be_sent_to_other_processes(scenes):
