@@ -20,12 +20,13 @@
 #   WITHOUT_GPU=1  goes on where torch sees no GPU: to try this script
 #
 # A step that fails or runs out of time is noted, and the next one starts. Benchmarks are kept case by case in
-# benches/results. "build test", "ops report" and "networks report" take up to 10 minutes each. The exit status is the
-# number of steps that failed.
+# benches/results. By the steps' limits "build test", "ops report" and "networks report" take at most 14, 10 and 22 minutes;
+# where one command has less, LIMIT ends it, and NETWORKS takes a part at a time. The exit status is the number of steps
+# that failed.
 #
 # Without a C++ compiler there, build before on another Linux on x86-64 that has CUDA's:
 #   FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0 python setup.py build_ext --inplace
-# and bring wae_kernels/*.so along: they load beside every torch from 2.10 on.
+# and bring wae_kernels/*.so along: they load beside every torch from 2.10 on that has the same major version of CUDA.
 
 set -u -o pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 99
