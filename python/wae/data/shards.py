@@ -17,6 +17,7 @@ from, divided and resumed as any data set is.
 from __future__ import annotations
 
 import copy
+import re
 import tarfile
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -44,6 +45,7 @@ _HELD_OUT = "val", "test"
 _BLOCK = tarfile.BLOCKSIZE
 _MOST = 1 << 30  # bytes of an image file: they are in memory together
 _DIGITS = 9  # of a class's number
+_NUMBER = re.compile(r"\d+([-_]of[-_]\d+)?$")  # at the end of a shard's name: its own, and that of all
 
 _Numbers = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
@@ -155,7 +157,8 @@ def shards(
 
     Args:
         pattern: of the shards to train on, such as ``shards/train-{000..127}.tar``. Those to test on are the
-            ones beside them that have ``val`` or ``test`` for ``train``, and any number. Where no name has
+            ones beside them that have ``val`` or ``test`` for ``train``, and any number, such as
+            ``shards/val-00003-of-00010.tar``. Where no name has
             ``train`` in it, the folder is named so: ``shards/train/{000..127}.tar`` and ``shards/val/*.tar``;
             ``shards`` alone stands for all of them.
         train: which of the two.
@@ -203,7 +206,7 @@ def _held_out(pattern: str, first: Path) -> tuple[Path, list[str]]:
     """
     before, train, after = first.stem.rpartition("train")
     if train and _is_pattern(pattern):
-        before, after = escape(before), escape(after.strip("0123456789"))
+        before, after = escape(before), escape(_NUMBER.sub("", after))
         return first.parent, [f"{before}{part}{after}*.tar" for part in _HELD_OUT]
     if first.parent.name == "train":
         return first.parent.parent, [f"{part}/*.tar" for part in _HELD_OUT]
@@ -242,7 +245,9 @@ def _index(path: Path) -> _Index:
     """The shard's index: read, or made and kept beside it, where there is room and permission."""
     kept, now = path.with_suffix(".index.npz"), path.stat()
     version = np.array([now.st_size, now.st_mtime_ns])
-    with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile), np.load(kept) as known:
+    # Opened here: numpy leaves a damaged file open.
+    with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile), kept.open("rb") as file:
+        known = np.load(file)
         if np.array_equal(known["version"], version):
             return _Index(*(known[name] for name in _Index._fields))
     index = _made(path)

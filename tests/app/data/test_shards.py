@@ -144,9 +144,38 @@ def test_an_index_is_kept_and_made_again_where_the_shard_changed(pattern, monkey
     assert len(shards(pattern)) == 9
     assert made == ["train-000.tar"]
     assert fingerprint(shards(pattern)) != whole
-    first.with_suffix(".index.npz").write_bytes(b"no index")
-    assert len(shards(pattern)) == 9
-    assert made == ["train-000.tar"] * 2
+
+
+@pytest.mark.parametrize(
+    "change", [lambda size, time: (size + 512, time), lambda size, time: (size, time + 1)]
+)
+def test_an_index_is_made_again_where_size_or_time_of_the_shard_is_another(pattern, change):
+    path = shards(pattern).paths[0]
+    expected = shards(pattern).offset
+    index = path.with_suffix(".index.npz")
+    known = dict(np.load(index))
+    size, time = change(path.stat().st_size, path.stat().st_mtime_ns)
+    np.savez(index, **{**known, "offset": known["offset"] + 1})
+    assert not np.array_equal(shards(pattern).offset, expected)  # it is looked at
+    os.truncate(path, size)  # a longer one ends with more zeros
+    os.utime(path, ns=(time, time))
+    assert np.array_equal(shards(pattern).offset, expected)
+
+
+@pytest.mark.parametrize("damage", [b"", b"no index", b"PK\x03\x04", "cut", "version"])
+def test_a_damaged_index_is_made_again(pattern, damage):
+    expected = fingerprint(shards(pattern))
+    index = shards(pattern).paths[0].with_suffix(".index.npz")
+    if damage == "cut":
+        os.truncate(index, index.stat().st_size // 2)
+    elif damage == "version":
+        known = dict(np.load(index))
+        del known["version"]
+        np.savez(index, **known)
+    else:
+        index.write_bytes(damage)
+    assert fingerprint(shards(pattern)) == expected
+    assert "version" in np.load(index)
 
 
 def test_without_room_for_an_index_it_is_made_each_time(pattern, monkeypatch):
@@ -180,6 +209,13 @@ def endless(path):
     path.write_bytes(member.tobuf(tarfile.GNU_FORMAT) + path.read_bytes())
 
 
+def announce(path, size):
+    """With an image of so many bytes, of which there is none."""
+    member = tarfile.TarInfo("one.png")
+    member.size = size
+    path.write_bytes(member.tobuf() + bytes(512))
+
+
 DAMAGE = {
     r"train-001.tar: there is no such shard": lambda path: path.unlink(),
     r"train-001.tar: there is no such shard, nor 1 other$": lambda path: [
@@ -201,6 +237,15 @@ DAMAGE = {
         add(path, "one.cls", b"2"),
     ],
     r"train-001.tar: this is not a tar file that can be read \(.*integer": endless,
+    r"one.png has more bytes than 1,073,741,824": lambda path: announce(path, 2**30 + 1),
+    r"train-001.tar: this is not a tar file that can be read \(unexpected end of data": lambda path: announce(
+        path, 2**30
+    ),
+    r"image is of class number 123456789": lambda path: [
+        add(path, "one.PNG", b"x"),
+        add(path, "one.CLS", b"123456789\r\n"),
+    ],
+    r"one.cls needs a class's number, got 'more": lambda path: add(path, "one.cls", b"1" * 12),
     r"classes.txt: is missing; it needs the names": lambda path: path.with_name("classes.txt").unlink(),
     r"classes.txt: cannot be read": lambda path: path.with_name("classes.txt").write_bytes(b"\xff"),
 }
@@ -259,6 +304,30 @@ def test_the_folder_may_say_which_part_it_is(photos, pattern, name, twice):
         names = known.pop("shards")
         assert found.pop("shards") == (names if twice else [name.partition("-")[2] for name in names])
         assert found == known
+
+
+@pytest.mark.parametrize(
+    ("train", "tested"),
+    [
+        ("train-00000-of-00003", ("val-00000-of-00002", "val-00001-of-00002")),
+        ("train_0_of_3", ("val_0_of_2", "val_1_of_2")),
+        ("train224-00", ("val224-00", "val224-01")),
+        ("train0", ("val0", "val1")),
+        ("train[a]*-00", ("val[a]*-00", "val[a]*-01")),
+        ("train-[b]-00", ("test-[b]-00", "test-[b]-01")),
+        ("[train]-train-00", ("[train]-val-00", "[train]-val-01")),
+    ],
+)
+def test_all_shards_to_test_on_are_found(photos, pattern, train, tested):
+    folder = photos / "shards"
+    (folder / "train-000.tar").rename(folder / f"{train}.tar")
+    for number, name in enumerate(tested):
+        (folder / f"val-00{number}.tar").rename(folder / f"{name}.tar")
+    for name in {f"_{tested[0]}", tested[0].replace("val", "test")} - {*tested}:
+        (folder / f"{name}.tar").touch()  # is not looked at
+    found = shards(str(folder / f"{train}.tar"), train=False)
+    assert [path.stem for path in found.paths] == list(tested)
+    assert len(found) == 4
 
 
 def in_folders(photos):
@@ -357,6 +426,24 @@ def test_a_broken_image_is_an_error_or_left_out(pattern, photos):
     assert "broken.png" in failed[0]
 
 
+def test_an_image_far_longer_than_wide_is_named(pattern, photos):
+    content = BytesIO()
+    Image.new("L", (1, 3000)).save(content, "PNG")
+    path = photos / "shards" / "train-002.tar"
+    add(path, "long.png", content.getvalue())
+    add(path, "long.cls", b"0")
+    with pytest.raises(ImageError, match=r"train-002.tar: long.png: 3000 x 1 pixels is too long an image"):
+        shards(pattern, augment=True).batch([8], 0)
+
+
+def test_a_shard_that_is_gone_is_an_error_or_left_out(pattern):
+    data = shards(pattern, on_corrupt="skip")
+    data.paths[0].unlink()
+    images, _, failed = data.read([0, 7], 0)
+    assert len(images) == 1
+    assert failed == [f"{data.paths[0]}: the shard cannot be read (No such file or directory)"]
+
+
 # ---------------------------------------------------------------------------------------------- the command
 
 
@@ -406,6 +493,21 @@ def test_another_set_of_shards_is_not_gone_on_with(pattern):
         fingerprint(open_dataset(fewer, True, False, 0))["places in shards"]
         != fingerprint(ours)["places in shards"]
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("one.png", b"a longer image"), ("0.json", b"moves what follows")]
+)
+def test_a_fingerprint_knows_where_images_lie_and_how_long_they_are(tmp_path, name, content):
+    found = []
+    for folder, more in ((tmp_path / "a", {}), (tmp_path / "b", {name: content})):
+        folder.mkdir()
+        (folder / "classes.txt").write_text("cat\ndog\n")
+        tarfile.open(folder / "train.tar", "w").close()
+        for member, bytes_ in {"0.json": b"", "one.png": b"image", "one.cls": b"1", **more}.items():
+            add(folder / "train.tar", member, bytes_)
+        found.append(fingerprint(shards(str(folder / "train.tar"))))
+    assert {key for key in found[0] if found[0][key] != found[1][key]} == {"places in shards"}
 
 
 def test_the_plan_is_named_for_shards(pattern, tmp_path, capsys):
