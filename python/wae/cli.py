@@ -24,6 +24,7 @@ from typing import Any
 from wae.commands.shared import complain, interrupted
 from wae.errors import WaeError
 from wae.termination import ended_at_once, terminable
+from wae.wording import first_line
 
 COMMANDS = (
     "demo",
@@ -57,6 +58,7 @@ _OPTIONAL = {
     "sklearn": "scikit-learn",
     "torchvision": "torchvision",
 }
+_LOST_READER = "DataLoader worker"  # in PyTorch's words; wherever the training is when it hears of it
 _EXTRAS = {"gradio": "app-web"}  # of those that are not in [app]
 
 
@@ -88,9 +90,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f'{_OPTIONAL[module]} is not installed; `pip install "wae-kernels[{extra}]"` installs it.'
         )
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if _is_out_of_memory(error):
+            return complain("there is not enough memory for this; a smaller --batch or --size takes less")
+        if _LOST_READER not in str(error):
             raise
-        return complain("there is not enough memory for this; a smaller --batch or --size takes less")
+        return complain(f"{first_line(error)}: was it out of memory? Fewer --workers take less")
     except KeyboardInterrupt as interrupt:
         return interrupted(interrupt)
 

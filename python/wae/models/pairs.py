@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.prune import is_pruned
 
 from wae.wording import first_line
 
@@ -95,10 +96,16 @@ def own_copy(name: str, network: nn.Module) -> nn.Module:
     Raises NetworkError, which begins with ``name``, where there can be none, or no file could hold it.
     """
     plain = getattr(network, "_orig_mod", network)
+    if any(isinstance(module, torch.jit.ScriptModule) for module in plain.modules()):
+        raise NetworkError(
+            f"{name} must be made of Python's modules, got one of TorchScript: take the network from before "
+            "torch.jit.script or torch.jit.trace"
+        )
     try:
         copied = copy.deepcopy(plain).cpu().float()
     except Exception as error:  # of pruned weights, which are results of others; of tensors without numbers
-        raise NetworkError(f"{name} cannot be copied: {first_line(error)}") from error
+        way = "; torch.nn.utils.prune.remove makes the pruning final" if is_pruned(plain) else ""
+        raise NetworkError(f"{name} cannot be copied: {first_line(error)}{way}") from error
     for key, value in copied.state_dict().items():
         if not isinstance(value, Tensor):
             raise NetworkError(f"{name} must have a state of tensors, got {key} of {type(value).__name__}")

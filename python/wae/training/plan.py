@@ -283,8 +283,8 @@ def _numbers(owner: Stage | Plan, kind: type, least: float, most: float, *names:
         value = getattr(owner, name)
         whole = type(value) is int
         if not (whole or (kind is float and type(value) is float)) or not least <= value <= most:
-            what = "an integer" if kind is int else "a number"
-            raise PlanError(f"{name} must be {what} from {least:g} to {most:g}, got {shown(value)}")
+            what, form = ("an integer", "d") if kind is int else ("a number", "g")
+            raise PlanError(f"{name} must be {what} from {least:{form}} to {most:{form}}, got {shown(value)}")
 
 
 def _toml(value: Any) -> str:

@@ -41,6 +41,8 @@ from .objective import Objective, of_transform, trained
 from .plan import Plan, Stage, changed, differences
 from .sparsity import Masks
 
+_Tensors = tuple[Tensor, ...] | list[Tensor]
+
 _SAMPLE = 2000  # training images that the linear start and fixed statistics are measured on
 _AT_ONCE = 64  # of them that are decomposed together, which bounds memory
 
@@ -516,7 +518,16 @@ def _optimizer(stage: Stage, parameters: Mapping[str, nn.Parameter]) -> torch.op
 def _average(model: nn.Module, stage: Stage) -> AveragedModel | None:
     if not stage.ema:
         return None
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(stage.ema), use_buffers=True)
+    decayed = get_ema_multi_avg_fn(stage.ema)
+
+    def averaged(averages: _Tensors, current: _Tensors, count: Tensor | int) -> None:
+        """Of one dtype; what is whole is no number to average: an index would end up one below itself."""
+        if averages[0].is_floating_point():
+            decayed(averages, current, count)
+        else:
+            torch._foreach_copy_(averages, current)
+
+    return AveragedModel(model, multi_avg_fn=averaged, use_buffers=True)
 
 
 @torch.no_grad()

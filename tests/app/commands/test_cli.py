@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 import json
 import os
+import re
 import resource
 import signal
 import struct
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader, Dataset
 
 from wae import cli
 from wae.commands import decode, shared
@@ -366,6 +368,24 @@ def test_too_little_memory_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr("wae.commands.info.run", lambda options: torch.ones(2) @ torch.ones(3))
     with pytest.raises(RuntimeError, match="inconsistent tensor size"):
         run("info")
+
+
+class Killed(Dataset):
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_a_killed_process_that_reads_is_one_line(monkeypatch, capsys):
+    """As by the kernel, where memory is short, or /dev/shm is: it was a traceback."""
+    monkeypatch.setattr("wae.commands.info.run", lambda options: list(DataLoader(Killed(), num_workers=1)))
+    assert run("info") == 1
+    error = capsys.readouterr().err
+    assert re.match(r"wae: DataLoader worker .*: was it out of memory\? Fewer --workers take less\n$", error)
 
 
 @pytest.mark.parametrize("command", ["demo", "encode", "decode", "info", "train-autoencoder"])

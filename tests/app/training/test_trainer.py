@@ -593,6 +593,14 @@ def test_a_moving_average_is_evaluated_and_kept():
     assert [one for one, _ in told] == pytest.approx([other for _, other in told])
 
 
+def test_the_moving_average_leaves_whole_numbers_alone():
+    """Swin keeps the places of its positions in a buffer: by the decay of 0.9 every fourth was one lower."""
+    model, places = network(), torch.arange(1000)
+    model.register_buffer("places", places.clone())
+    run(only(replace(JOINT, epochs=1, ema=0.9)), model)
+    assert torch.equal(model.get_buffer("places"), places)
+
+
 # ----------------------------------------------------------------------------------------------- going on
 
 VARIED = replace(
