@@ -33,7 +33,7 @@ def run(
     Args:
         folder: where results, weights and checkpoints are kept. The caller has locked it, with
             :func:`wae.training.lock.alone_in`, until its own last file is written there too.
-        data: see :meth:`Claim.prepared`.
+        data: see :meth:`Claim.prepared`; not looked at where there is nothing to train.
         claim: what is compared.
         processes: how many trainings at a time, each on one core.
         device: where they train.
@@ -43,17 +43,17 @@ def run(
         DatasetError: the data is missing or not what was published.
         CheckpointError: ``folder`` is one of another plan or claim, or damaged.
         TrainingError: a training ended without a result.
-        ValueError: among the ``wanted`` there is not one whose weights another needs.
+        ValueError: one whose weights another needs is neither among the ``wanted`` nor finished.
     """
-    for job in wanted:
-        if (needed := _needed(claim, job)) and needed not in wanted:
+    todo = open_jobs(folder, wanted, claim)
+    for job in todo:
+        if (needed := _needed(claim, job)) and needed not in wanted and not _is_kept(folder, needed, claim):
             raise ValueError(
                 f"{job.network} begins with the weights of {needed.network}, seed {needed.seed}: "
-                "that must be wanted too (--only)"
+                f"that must be wanted too (--only), or be finished in {folder}"
             )
-    prepared = claim.prepared(data, folder)
+    prepared = claim.prepared(data, folder) if todo else data
     results = {job: read_result(folder, job, claim) for job in wanted}
-    todo = open_jobs(folder, wanted, claim)
     results |= dict.fromkeys(todo)
     workers = [Worker(folder, prepared, claim, device) for _ in range(min(processes, len(todo)))]
     idle = [worker.link for worker in workers]
@@ -88,6 +88,11 @@ def open_jobs(folder: Path, wanted: Sequence[Job], claim: Claim) -> list[Job]:
     ]
 
 
+def _is_kept(folder: Path, job: Job, claim: Claim) -> bool:
+    """Whether the training is finished, and its weights are there."""
+    return read_result(folder, job, claim) is not None and weights_path(folder, job).exists()
+
+
 def _needed(claim: Claim, job: Job) -> Job | None:
     """The training whose weights ``job`` needs."""
     network = claim.needs(job.network)
@@ -95,5 +100,5 @@ def _needed(claim: Claim, job: Job) -> Job | None:
 
 
 def _ready(todo: Sequence[Job], results: Mapping[Job, Result | None], claim: Claim) -> list[Job]:
-    """Those of ``todo`` that need not wait for another's weights."""
-    return [job for job in todo if (needed := _needed(claim, job)) is None or results[needed]]
+    """Those of ``todo`` that need not wait for another's weights: what is not wanted is there."""
+    return [job for job in todo if (needed := _needed(claim, job)) is None or results.get(needed, True)]

@@ -13,7 +13,7 @@ from wae.cli import main
 from wae.experiments import reproduce
 from wae.experiments.reproduction.claim import Job
 from wae.experiments.reproduction.fashion_mnist import FashionMnist
-from wae.experiments.reproduction.results import weights_path
+from wae.experiments.reproduction.results import result_path, weights_path
 from wae.experiments.reproduction.table import Row
 from wae.storage.checkpoint import describe, load_classifier
 from wae.storage.weights_file import CheckpointError
@@ -106,6 +106,20 @@ def test_the_table_of_a_folder_that_is_read_only_is_printed(tmp_path, monkeypatc
 def test_a_student_needs_its_teacher(tmp_path):
     with pytest.raises(ValueError, match="28 x 28, seed 1"):
         reproduce.run(tmp_path, "digits", [Job("WAE, mimic", 1), Job("28 x 28", 0)], DIGITS, 1)
+
+
+@pytest.mark.slow
+def test_a_teacher_that_is_finished_need_not_be_wanted_again(tmp_path):
+    """And a student that is finished needs none, nor any data."""
+    teacher, student = Job("28 x 28", 0), Job("WAE, mimic", 0)
+    reproduce.run(tmp_path, "digits", [teacher], DIGITS, 1)
+    (result,) = reproduce.run(tmp_path, "digits", [student], DIGITS, 1)
+    assert (result.network, result.seed) == student
+    weights_path(tmp_path, teacher).unlink()
+    assert reproduce.run(tmp_path, "there is none", [student], DIGITS, 1) == [result]
+    result_path(tmp_path, student).unlink()
+    with pytest.raises(ValueError, match=f"must be wanted too .*, or be finished in {tmp_path}"):
+        reproduce.run(tmp_path, "digits", [student], DIGITS, 1)
 
 
 def test_a_folder_without_the_data_is_a_clear_error(tmp_path, capsys):

@@ -146,7 +146,7 @@ def raising():
         (WithState, "must have a state of tensors, got _extra_state of dict"),
         (
             pruned,
-            "cannot be copied: Only Tensors created explicitly by the user.*; prune.remove ",
+            "cannot be copied: Only Tensors created explicitly by the user.*prune.remove ",
         ),
         (lambda: nn.Sequential(torch.jit.ScriptModule(), nn.Linear(3, 5)), "must .*, got one of TorchScript"),
         (lambda: build().to("meta"), "cannot be copied: Cannot copy out of meta tensor"),
