@@ -1,8 +1,8 @@
 // The ops on a GPU: check, choose the mode, plan, launch on the current stream.
 //
-// Inputs without a kernel (float64, widths other than 16, more than 2^30 images or pixels a side, GPUs
-// before compute capability 7.5, the backend "reference") go to the ops wae::_<op>_reference, which
-// wae_kernels/fallback.py implements.
+// Inputs without a kernel (float64, dtypes that no kernel has side by side, widths other than 16, more than 2^30
+// images or pixels a side, GPUs before compute capability 7.5, the backend "reference") go to the ops
+// wae::_<op>_reference, which wae_kernels/fallback.py implements.
 
 #include <cuda_runtime_api.h>
 #include <torch/csrc/stable/accelerator.h>
