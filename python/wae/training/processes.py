@@ -15,11 +15,16 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_store
 from torch.distributed.rendezvous import rendezvous
 
+from wae.errors import WaeError
 from wae.wording import first_line
 
 _Value = TypeVar("_Value")
 
 _PAUSE = 0.1  # seconds after which a process asks again
+
+
+class LostProcessError(WaeError):
+    """Another of the processes of a training has ended in the middle of it."""
 
 
 @contextmanager
@@ -29,7 +34,9 @@ def joined(device: str | None = None) -> Iterator[torch.device]:
     Args:
         device: None for a GPU if there is one (for each process its own), else the processor.
 
-    Raises ValueError where there is no such device, or a variable of torchrun's is no number.
+    Raises:
+        ValueError: there is no such device, or a variable of torchrun's is no number.
+        LostProcessError: within it, another process has ended.
     """
     _check_environment()
     chosen = _device(device)
@@ -45,8 +52,18 @@ def joined(device: str | None = None) -> Iterator[torch.device]:
     dist.init_process_group(backend, store=own, rank=rank, world_size=world)
     try:
         yield chosen
+    except RuntimeError as error:
+        if not _tells_of_loss(error):
+            raise
+        why = first_line(error).partition(". ")[0]
+        raise LostProcessError(f"another process of this training has ended ({why})") from None
     finally:
         dist.destroy_process_group()
+
+
+def _tells_of_loss(error: RuntimeError) -> bool:
+    """Of another process, in a collective: NCCL has a class for it, gloo the name of its file in the text."""
+    return isinstance(error, dist.DistError) or "/gloo/" in str(error)
 
 
 def is_first() -> bool:

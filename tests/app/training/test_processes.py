@@ -67,6 +67,8 @@ def test_a_process_joins_the_others_where_torchrun_says_who_they_are(
             "own",
         )
     assert not dist.is_initialized()
+    with pytest.raises(RuntimeError, match="of its own"), joined("cpu"):
+        raise RuntimeError("of its own")
 
 
 def test_all_go_by_what_the_first_of_several_processes_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,6 +137,25 @@ def test_a_loss_that_is_no_number_in_one_process_ends_the_training_in_all(tmp_pa
     (tmp_path / "infinite.py").write_text(INFINITE)
     torchrun = [sys.executable, *"-m torch.distributed.run --standalone --nproc-per-node 2".split()]
     subprocess.run([*torchrun, str(tmp_path / "infinite.py")], check=True, timeout=300)
+
+
+LOST = """
+import os, pytest, torch
+from torch import distributed as dist
+from wae.training.processes import LostProcessError, is_first, joined
+with pytest.raises(LostProcessError, match="^another process .* has ended .*[^.]\\)$"), joined("cpu"):
+    if not is_first():
+        os._exit(0)
+    dist.all_reduce(torch.ones(()))
+"""
+
+
+@pytest.mark.slow
+def test_the_loss_of_another_process_is_told_as_that(tmp_path: Path) -> None:
+    """In a line: it was gloo's traceback."""
+    (tmp_path / "lost.py").write_text(LOST)
+    torchrun = "-m torch.distributed.run --standalone --nproc-per-node 2"
+    subprocess.run([sys.executable, *torchrun.split(), str(tmp_path / "lost.py")], check=True, timeout=300)
 
 
 @pytest.mark.parametrize("name", [None, "cuda"])
