@@ -47,6 +47,12 @@ def test_crops_come_in_every_turn_and_exchange_of_colours():
     assert all(sorted(crop) == list(range(27)) for crop in seen)
 
 
+def test_crops_reach_every_pixel():
+    photo = torch.arange(60, dtype=torch.uint8).reshape(3, 4, 5)
+    crops = Crops([photo], 3, 200, seed=0)
+    assert {pixel for n in range(200) for pixel in crops.batch([n], 0)[0].flatten().tolist()} == {*range(60)}
+
+
 def test_a_fingerprint_tells_photos_apart():
     one, same, other = (fingerprint(Crops([noise(seed=seed)], 16, 30, 0)) for seed in (0, 0, 1))
     assert one == same != other
@@ -54,14 +60,16 @@ def test_a_fingerprint_tells_photos_apart():
 
 
 @pytest.mark.parametrize(
-    ("photos", "crop", "message"),
+    ("photos", "crop", "length", "message"),
     [
-        ([], 16, "need at least one"),
-        ([torch.zeros(3, 15, 40, dtype=torch.uint8)], 16, "15 x 40 is smaller than a crop of 16 x 16"),
-        ([noise()], 1, "crop and length: need at least 2 and 1, got 1 and 30"),
+        ([], 16, 30, "need at least one"),
+        ([noise(), noise(15, 40)], 16, 30, "15 x 40 is smaller than a crop of 16 x 16"),
+        ([noise(40, 15)], 16, 30, "40 x 15 is smaller than a crop of 16 x 16"),
+        ([noise()], 1, 30, "crop and length: need at least 2 and 1, got 1 and 30"),
+        ([noise()], 16, 0, "crop and length: need at least 2 and 1, got 16 and 0"),
     ],
-    ids=["none", "small", "crop"],
+    ids=["none", "low", "narrow", "crop", "length"],
 )
-def test_what_cannot_be_cut(photos, crop, message):
+def test_what_cannot_be_cut(photos, crop, length, message):
     with pytest.raises(DatasetError, match=message):
-        Crops(photos, crop, 30, 0)
+        Crops(photos, crop, length, 0)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from data_sets import noise
 
-from wae.data.dataset import DatasetError, InMemory, sample
+from wae.data.dataset import DatasetError, Draw, InMemory, random_seed, sample
 
 
 def test_every_shift_and_flip_comes_equally_often():
@@ -51,6 +51,20 @@ def test_augmentation_is_a_function_of_seed_epoch_and_sample(colours):
     assert not torch.equal(dataset.batch(range(40), 3)[0], whole)
 
 
+def test_random_numbers_are_those_of_earlier_versions_and_of_no_other_purpose():
+    """A training that was stopped goes on with them."""
+    drawn = {purpose.name: random_seed(purpose, 3, 1) for purpose in Draw}
+    assert drawn == {"ORDER": 2234450039, "SHIFTS": 782383878, "SAMPLE": 1384528246, "CROPS": 2707966756}
+
+
+def test_some_of_the_samples_have_numbers_of_their_own():
+    dataset, indices = noise(10), [7, 0, 4]
+    dataset.batch([0], 3)
+    alone = InMemory(dataset.images[indices], dataset.targets[indices], "abcd", True, 5)
+    for made, wanted in zip(dataset.subset(indices).batch([2, 0], 3), alone.batch([2, 0], 3), strict=True):
+        assert torch.equal(made, wanted)
+
+
 def test_without_augmentation_the_images_are_as_they_were():
     dataset = noise(5, augment=False)
     images, labels = dataset.batch([3, 1], 0)
@@ -74,6 +88,7 @@ def test_without_padding_and_flips_nothing_moves():
         (torch.zeros(0, 3, 4, 4).byte(), torch.zeros(0).long(), {}, "images"),
         (torch.zeros(2, 3, 4, 4).byte(), torch.zeros(3).long(), {}, "targets"),
         (torch.zeros(2, 3, 4, 4).byte(), torch.zeros(2), {}, "targets"),
+        (torch.zeros(2, 3, 4, 4).byte(), torch.zeros(2, 1).long(), {}, "targets"),
         (torch.zeros(2, 3, 4, 4).byte(), torch.tensor([0, 2]), {}, r"need 0\.\.1, got 0\.\.2"),
         (torch.zeros(2, 3, 4, 4).byte(), torch.tensor([-1, 0]), {}, r"need 0\.\.1, got -1\.\.0"),
         (torch.zeros(2, 3, 4, 4).byte(), torch.zeros(2).long(), {"pad": -1}, "pad"),
@@ -113,6 +128,12 @@ class WithGaps:
 )
 def test_others_are_tried_in_the_place_of_files_that_cannot_be_read(readable, taken):
     assert sorted(sample(WithGaps(*readable), 4)[1].tolist()) == taken
+
+
+def test_no_more_is_read_than_is_asked_for():
+    data = WithGaps(*range(20))
+    sample(data, 4)
+    assert data.asked == [0, 5, 10, 15]
 
 
 def test_each_file_is_tried_once_before_none_can_be_read():

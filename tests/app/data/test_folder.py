@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data_sets import check_options_arrive, corrupt, noise, same, small
+from data_sets import check_options_arrive, corrupt, noise, same, small, write_images
 from PIL import Image
 
 from wae.data.dataset import DatasetError, sample
@@ -46,12 +46,16 @@ def test_a_class_whose_name_is_no_utf_8_is_refused_at_once(photos):
 def test_test_will_do_for_val(photos):
     (photos / "val").rename(photos / "test")
     assert len(small(photos, train=False)) == 4
+    write_images(photos / "val", per_class=1)
+    assert len(small(photos, train=False)) == 2  # val goes first
 
 
 def test_evaluation_takes_the_centre_of_the_resized_image(photos):
     image = read_image(photos / "val" / "cat" / "0.png")
     images, _ = image_folder(photos, False, size=20, resize=30).batch([0], 0)
     assert torch.equal(images[0], image[:, 10:30, 5:25])  # the shorter side has 30 pixels: nothing is scaled
+    images, _ = image_folder(photos, False, size=30, resize=30).batch([0], 0)
+    assert torch.equal(images[0], image[:, 5:35])
 
 
 def test_augmented_photos_are_a_function_of_seed_epoch_and_sample(photos):

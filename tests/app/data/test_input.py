@@ -1,5 +1,7 @@
 """The input that an image becomes, against the pipelines of timm and torchvision themselves, on photos."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torchvision import models
 
 from wae.data import photos
 from wae.data.images import read_image
-from wae.data.input import Input, Transforms, prepare
+from wae.data.input import INTERPOLATIONS, Input, Transforms, prepare
 from wae.data.loading import open_dataset
 
 PHOTOS = ("chelsea", "coffee", "rocket", "china")
@@ -78,6 +80,16 @@ def test_a_folder_s_images_are_made_so_too(tmp_path, input):
     assert not any(torch.equal(image, prepare(photos.photo("chelsea"), other)) for other in others)
     red, green, blue = open_dataset(tmp_path, True, True, 0, input).batch([0], 0)[0][0]  # augmented
     assert (torch.equal(red, green) and torch.equal(green, blue)) == input.grayscale
+
+
+def test_a_random_cut_is_scaled_as_the_input_says(photos):
+    made = [
+        open_dataset(photos, True, True, 0, Input(20, 24, interpolation=way)).batch([0], 0)[0]
+        for way in INTERPOLATIONS
+    ]
+    assert not any(torch.equal(*pair) for pair in combinations(made, 2))
+    colours = [{*image.flatten().tolist()} for image in made]
+    assert colours[2] <= {*read_image(photos / "train" / "cat" / "0.png").flatten().tolist()}
 
 
 def test_another_size_cuts_off_as_much():

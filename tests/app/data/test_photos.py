@@ -1,11 +1,13 @@
 """wae.data.photos: images that ship with other packages."""
 
+import importlib.util
 from collections import Counter
 
 import pytest
 import torch
 
 from wae.data import photos
+from wae.data.images import ImageError
 from wae.data.loading import open_dataset
 
 
@@ -30,6 +32,13 @@ def test_unknown_photo_and_missing_package(monkeypatch):
     with pytest.raises(ModuleNotFoundError, match="scikit-image") as caught:
         photos.photo("chelsea")
     assert caught.value.name == "skimage"
+
+
+def test_a_photo_that_its_package_came_without(tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("skimage", tmp_path / "__init__.py")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: spec)
+    with pytest.raises(ImageError, match=r"chelsea\.png: this installation of scikit-image came without the"):
+        photos.photo_path("chelsea")
 
 
 def test_digits():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from wae.data.walk import Found, LeftOut, find
+from wae.data.walk import Found, LeftOut, find, is_hidden
 
 IMAGES = ("a.JPG", "b.png", "c.jfif", "sub/d.webp", "sub/deeper/e.avif")
 HIDDEN = (".hidden.png", "._0.png", ".thumbs/f.png", ".ipynb_checkpoints/b.png", "@eaDir/b.png")
@@ -63,6 +63,22 @@ def test_links_pipes_and_sockets(folder, monkeypatch):
     assert left_out == "left out: 1 hidden, 2 of other types (.heic), 2 linked folders, 2 special files"
 
 
+@pytest.mark.parametrize(
+    "name",
+    "@eaDir|#recycle|$RECYCLE.BIN|System Volume Information|lost+found|__MACOSX|Thumbs.db|ehthumbs.db"
+    "|desktop.ini|.DS_Store".split("|"),
+)
+def test_names_that_systems_put_among_a_users_files_are_hidden(name):
+    assert is_hidden(name)
+    assert not is_hidden(f"my {name}")
+
+
+@pytest.mark.parametrize(("ending", "shown"), [("a" * 15, f".{'a' * 15}"), ("a" * 16, "...")])
+def test_a_long_ending_is_not_shown(tmp_path, ending, shown):
+    (tmp_path / f"file.{ending}").touch()
+    assert names(tmp_path)[1] == f"left out: 1 of other types ({shown})"
+
+
 def test_nothing_left_out_is_no_line(folder):
     assert names(folder, folder / "sub" / "deeper") == (["sub/deeper/e.avif"], "")
 
@@ -72,6 +88,9 @@ def test_many_types_are_not_all_named(tmp_path):
         (tmp_path / f"{number}.x{number}").touch()
     (tmp_path / "more.x6").touch()
     assert names(tmp_path)[1] == "left out: 8 of other types (.x6, .x0, .x1, .x2, .x3, ...)"
+    (tmp_path / "5.x5").unlink()
+    (tmp_path / "4.x4").unlink()
+    assert names(tmp_path)[1] == "left out: 6 of other types (.x6, .x0, .x1, .x2, .x3)"
 
 
 def test_a_folder_that_cannot_be_read_is_found_and_the_others_searched(folder, monkeypatch):
