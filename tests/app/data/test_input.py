@@ -1,5 +1,6 @@
 """The input that an image becomes, against the pipelines of timm and torchvision themselves, on photos."""
 
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -9,8 +10,8 @@ from PIL import Image
 from torchvision import models
 
 from wae.data import photos
-from wae.data.images import read_image
-from wae.data.input import INTERPOLATIONS, Input, Transforms, prepare
+from wae.data.images import ImageError, of_pillow, read_image
+from wae.data.input import INTERPOLATIONS, Input, Transforms, prepare, whole
 from wae.data.loading import open_dataset
 
 PHOTOS = ("chelsea", "coffee", "rocket", "china")
@@ -97,6 +98,33 @@ def test_another_size_cuts_off_as_much():
     assert Input(224, 224).of_size(160) == Input(160, 160)
     same = Input(28, 29)
     assert same.of_size(28) is same
+    assert Input(224, 255).of_size(100) == Input(100, 114)  # 113.8
+    assert whole(1000, 3).of_size(100) == whole(100, 1)
+
+
+def test_grey_is_that_of_pillow_and_stays_grey():
+    """torchvision makes 199 of 200."""
+    image = Image.fromarray(np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [200, 200, 200]]], np.uint8))
+    made = prepare(of_pillow(image), replace(whole(1, 4), grayscale=True))
+    assert made.tolist() == [np.asarray(image.convert("L")).tolist()] * 3
+
+
+def test_a_tensor_far_longer_than_wide_is_refused():
+    assert Transforms(INPUTS[0])(torch.zeros(3, 1, 100, dtype=torch.uint8)).shape == (3, 20, 20)
+    with pytest.raises(ImageError, match="101 x 1 pixels is too long an image"):
+        Transforms(INPUTS[0])(torch.zeros(3, 1, 101, dtype=torch.uint8))
+
+
+def test_a_height_and_a_width_show_the_whole_image():
+    made = Input(20, 24, interpolation="bicubic").of_size((30, 40))
+    assert made == Input(30, 30, interpolation="bicubic", squash=True, width=40)
+    assert made.is_whole
+    for other in (Input(20, 24, squash=True), Input(20, 20)):
+        assert not other.is_whole
+
+
+def test_the_largest_input():
+    assert Input(2048, 4096).shape == whole(2048, 2048).shape == (2048, 2048)
 
 
 @pytest.mark.parametrize(
@@ -108,6 +136,13 @@ def test_another_size_cuts_off_as_much():
         ),
         ({"interpolation": ["bilinear"]}, "interpolation must be one of"),
         ({"squash": 1}, "squash must be true or false, got 1"),
+        ({"grayscale": 1}, "grayscale must be true or false, got 1"),
+        ({"size": 0}, "size must be an integer from 1 to 2048, got 0"),
+        ({"size": 2049, "resize": 2049}, "size must be an integer from 1 to 2048, got 2049"),
+        ({"size": True}, "size must be an integer from 1 to 2048, got (?i:true)"),
+        ({"resize": 223}, "resize must be an integer from 224 to 4096, got 223"),
+        ({"resize": 4097}, "resize must be an integer from 224 to 4096, got 4097"),
+        ({"resize": 224, "squash": True, "width": 2049}, "width must be an integer from 1 to 2048, got 2049"),
     ],
     ids=str,
 )

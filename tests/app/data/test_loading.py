@@ -1,7 +1,9 @@
 """wae.data.loading: the order of samples depends on seed and epoch alone; workers change nothing."""
 
+import itertools
 import math
 import multiprocessing
+import signal
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from wae.data.dataset import DatasetError, InMemory
 from wae.data.folder import image_folder
 from wae.data.images import ImageError
+from wae.data.input import Input
 from wae.data.loading import batches, fingerprint, open_dataset
 
 
@@ -144,9 +147,20 @@ def test_unknown_sources(tmp_path, monkeypatch, source):
         image_folder(tmp_path / "none", True)
 
 
-def test_small_images_have_the_one_size():
-    with pytest.raises(DatasetError, match=r"size: .*got 32"):
-        open_dataset("digits", True, True, 0, size=32)
+def test_small_images_have_the_one_size(tmp_path):
+    for size in (28, Input(28, 32)):
+        assert open_dataset("digits", False, False, 0, size=size).batch([0], 0)[0].shape == (1, 3, 28, 28)
+    (tmp_path / "t10k-images-idx3-ubyte").touch()
+    for source, size in itertools.product(
+        ("digits", "fashion-mnist", tmp_path), (32, Input(32, 32), (28, 28))
+    ):
+        with pytest.raises(DatasetError, match=f"size: the images of {source} are 28 pixels wide"):
+            open_dataset(source, True, True, 0, size=size)
+
+
+def test_a_height_and_a_width_are_for_labels_of_pixels(photos):
+    with pytest.raises(DatasetError, match=f"{photos}: --size HEIGHTxWIDTH is for images with a class for"):
+        open_dataset(photos, True, False, 0, (16, 16))
 
 
 def test_a_folder_is_known_by_its_files_names_and_none_is_read(photos):
@@ -178,6 +192,14 @@ def test_images_in_memory_are_known_by_every_pixel_target_and_label(change, diff
     change(images, targets, labels)
     other = fingerprint(InMemory(images, targets, labels, True, 1))
     assert {key for key in known if other[key] != known[key]} == differs
+
+
+def test_images_in_memory_are_known_by_their_size():
+    one, other = (
+        fingerprint(InMemory(torch.zeros(2, 1, *size).byte(), torch.tensor([0, 1]), "ab", False, 0))
+        for size in ((4, 4), (2, 8))
+    )
+    assert {key for key in one if other[key] != one[key]} == {"image size"}
 
 
 # ------------------------------------------------------------------------------------------ worker processes
@@ -222,3 +244,22 @@ def test_errors_and_reports_of_worker_processes(photos, start_method):
     loader = batches(small(photos, on_corrupt="skip"), 4, 1, 0, False, workers=2)
     assert [labels.tolist() for _, labels in loader] == [[0, 0, 0, 0], [1, 1, 1]]
     assert len(loader.failed) == 1
+
+
+class Refused(Numbers):
+    def batch(self, indices, epoch):
+        raise DatasetError("labels: one line")
+
+
+class Interruptible(Numbers):
+    def batch(self, indices, epoch):
+        images, _ = super().batch(indices, epoch)
+        return images, torch.tensor([signal.getsignal(signal.SIGINT) != signal.SIG_IGN])
+
+
+@pytest.mark.parametrize("start_method", [pytest.param("fork", marks=with_workers)], indirect=True)
+def test_of_worker_processes_errors_are_one_line_and_interrupts_go_past_them(start_method):
+    with pytest.raises(DatasetError, match=r"^labels: one line$"):
+        taken(Refused(1), 1, 0, 0, False, workers=1)
+    assert taken(Interruptible(1), 1, 0, 0, False) == [[True]]
+    assert taken(Interruptible(1), 1, 0, 0, False, workers=1) == [[False]]
