@@ -105,6 +105,7 @@ def test_a_sample_is_taken_from_all_over_a_set():
     images, labels = sample(data, 4)
     assert images[:, 0, 0, 0].tolist() == labels.tolist() == [0, 50, 100, 150]
     assert sample(data, 200)[1].tolist() == sample(data, 999)[1].tolist() == list(range(200))
+    assert sample(data, 150)[1][-1] == 198
 
 
 class WithGaps:

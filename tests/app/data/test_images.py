@@ -81,6 +81,12 @@ def test_16_bit_grey_is_rounded_to_8(tmp_path, suffix):
     assert pixels(read_image(tmp_path / f"a.{suffix}"))[0, :, 0].tolist() == [0, 0, 1, 100, 255]
 
 
+def test_16_bit_grey_with_the_upper_byte_first(tmp_path):
+    values = np.array([[0, 129, 257 * 100]], ">u2")
+    Image.frombytes("I;16B", (3, 1), values.tobytes()).save(tmp_path / "a.tiff")
+    assert pixels(read_image(tmp_path / "a.tiff"))[0, :, 0].tolist() == [0, 1, 100]
+
+
 def test_16_bit_colours_keep_the_upper_8_bits(tmp_path):
     samples = np.array([[[0x1234, 0xABCD, 0xFFFF]]], dtype=">u2")
     (tmp_path / "a.png").write_bytes(png(1, 1, 16, 2, [samples.tobytes()]))
@@ -320,6 +326,12 @@ def test_the_transparent_value_of_16_bit_grey_becomes_white(tmp_path):
     grey = struct.pack(">HHH", 0x1234, 0x1235, 0)
     (tmp_path / "grey.png").write_bytes(png(3, 1, 16, 0, [grey], (b"tRNS", struct.pack(">H", 0x1234))))
     assert pixels(read_image(tmp_path / "grey.png"))[0, :, 0].tolist() == [255, 0x12, 0]
+
+
+def test_a_nearly_black_transparent_colour_of_16_bits_becomes_white(tmp_path):
+    transparent = struct.pack(">HHH", 5, 6, 7)
+    (tmp_path / "a.png").write_bytes(png(1, 1, 16, 2, [transparent], (b"tRNS", transparent)))
+    assert pixels(read_image(tmp_path / "a.png")).tolist() == [[[255, 255, 255]]]
 
 
 @pytest.mark.parametrize("loaded", [False, True])

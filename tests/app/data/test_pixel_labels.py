@@ -136,10 +136,16 @@ def test_what_is_kept_in_memory_is_what_was_read(scenes):
     assert not torch.equal(first[0], wanted[0])  # augmented afresh
 
 
-def test_some_of_the_samples(scenes):
+def test_some_of_the_samples_and_others_numbers_are_kept_too(scenes):
     data = small(scenes, keep=True)
-    wanted = [part[[4, 1]] for part in data.batch(range(6), 0)]
-    assert same(data.subset([4, 1]).batch([0, 1], 0), wanted)
+    images, labels = data.batch(range(6), 0)
+    some, other = data.subset([4, 1]), data.renumbered([2, 0, 1])
+    assert same(some.batch([0, 1], 0), (images[[4, 1]], labels[[4, 1]]))
+    known = other.batch([0], 0)
+    for file in (scenes / "train" / "images").iterdir():
+        file.unlink()
+    assert same(some.batch([1], 0), (images[[1]], labels[[1]]))
+    assert same(other.batch([0], 0), known)
 
 
 def test_the_shares_of_the_classes_leave_out_what_is_not_counted(scenes):

@@ -389,6 +389,7 @@ def test_archives_beside_the_folders_of_classes_are_no_shards(photos):
         ("\ufeffcat\r\ndog\r\n\r\n", None),
         ("cat\x85 \u2028s\ndog", None),
         ("cat\n\ndog\n", "classes.txt: line 2 is empty"),
+        ("\ncat\ndog\n", "classes.txt: line 1 is empty"),
         ("cat\n", "names 1 class, and an image is of class number 1"),
         (b"cat\n\xff\n", "classes.txt: cannot be read"),
     ],
