@@ -8,10 +8,14 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.machinery import ExtensionFileLoader
 from types import FrameType
+from typing import Any
 
 INTERRUPTED = 130
 """The exit status after Ctrl-C."""
+
+_LATER = 0.05  # seconds
 
 
 class Terminated(KeyboardInterrupt):
@@ -22,26 +26,56 @@ class Terminated(KeyboardInterrupt):
 def terminable() -> Iterator[None]:
     """Within this block SIGTERM raises :class:`Terminated`, once: later ones do not disturb the cleaning up.
 
-    Without effect in another thread than the main one, and where SIGTERM has a handler or is ignored.
+    Neither that nor Ctrl-C is raised within the import of an extension module, but behind it. Without effect
+    in another thread than the main one, and on a signal that has a handler or is ignored.
     """
-    main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
     owner = os.getpid()
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if not _sent_again(number, frame):
+            signal.default_int_handler(number, frame)
 
     def terminate(number: int, frame: FrameType | None) -> None:
         if os.getpid() != owner:  # a forked child, which has nothing to clean up
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGTERM)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise Terminated
+        if not _sent_again(number, frame):
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            raise Terminated
 
-    signal.signal(signal.SIGTERM, terminate)
+    with (
+        _handled(signal.SIGINT, signal.default_int_handler, interrupt),
+        _handled(signal.SIGTERM, signal.SIG_DFL, terminate),
+    ):
+        yield
+
+
+@contextmanager
+def _handled(number: int, usual: Any, handler: Any) -> Iterator[None]:
+    """Within this block ``handler`` gets the signal, where it would be the ``usual`` one."""
+    if signal.getsignal(number) != usual:
+        yield
+        return
+    signal.signal(number, handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(number, usual)
+
+
+def _sent_again(number: int, frame: FrameType | None) -> bool:
+    """Whether the signal came in the import of an extension module, and so is sent again a little later.
+
+    There pybind11 makes an ImportError of what is raised, and PyTorch goes on as if there were no Triton.
+    """
+    while frame and not isinstance(frame.f_locals.get("self"), ExtensionFileLoader):
+        frame = frame.f_back
+    if frame:
+        threading.Timer(_LATER, os.kill, (os.getpid(), number)).start()
+    return frame is not None
 
 
 @contextmanager
@@ -51,8 +85,7 @@ def ended_at_once() -> Iterator[None]:
     There is nothing to clean up yet, and a KeyboardInterrupt within an import may abort a library's C++.
     Without effect in another thread than the main one, and where SIGINT has a handler or is ignored.
     """
-    main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
 
@@ -60,11 +93,8 @@ def ended_at_once() -> Iterator[None]:
         print("wae: interrupted", file=sys.stderr, flush=True)
         os._exit(INTERRUPTED)
 
-    signal.signal(signal.SIGINT, end)
-    try:
+    with _handled(signal.SIGINT, signal.default_int_handler, end):
         yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def end_with_parent() -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
+from importlib.machinery import ExtensionFileLoader, ModuleSpec
+from types import ModuleType
 
 import pytest
 
@@ -39,8 +42,32 @@ def test_sigterm_is_raised_once_and_the_cleaning_up_is_not_disturbed() -> None:
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+@pytest.mark.parametrize(("number", "kind"), [("SIGTERM", Terminated), ("SIGINT", KeyboardInterrupt)])
+def test_what_comes_in_the_import_of_an_extension_is_raised_behind_it(
+    number: str, kind: type[KeyboardInterrupt]
+) -> None:
+    """That of Triton failed, PyTorch went on without it, and SIGTERM was ignored from then on."""
+
+    class Loader(ExtensionFileLoader):
+        def create_module(self, spec: ModuleSpec) -> ModuleType:
+            signal.raise_signal(getattr(signal, number))
+            return ModuleType(spec.name)
+
+    def work() -> None:
+        with terminable():
+            imported.append(Loader("fast", "fast.so").create_module(ModuleSpec("fast", None)))
+            time.sleep(60)
+
+    imported: list[ModuleType] = []
+    with pytest.raises(kind):
+        work()
+    assert imported
+
+
 @pytest.mark.parametrize(
-    ("block", "number"), [(terminable, signal.SIGTERM), (ended_at_once, signal.SIGINT)], ids=["TERM", "INT"]
+    ("block", "number"),
+    [(terminable, signal.SIGTERM), (terminable, signal.SIGINT), (ended_at_once, signal.SIGINT)],
+    ids=["TERM", "import", "INT"],
 )
 def test_a_block_has_a_handler_of_its_own_where_nobody_else_has_one(block, number) -> None:  # type: ignore[no-untyped-def]
     usual = signal.getsignal(number)
