@@ -103,9 +103,9 @@ def of_pillow(image: Image.Image) -> Tensor:
 
     Raises ImageError where it holds 32-bit values of unknown range.
     """
-    if short := _short_transparency(image):
+    if fitting := _fitting_transparency(image):
         image = image.copy()  # the given one stays as it is
-        image.info.update(short)
+        image.info.update(fitting)
     pixels = np.broadcast_to(_to_rgb(image, image.format), (image.height, image.width, 3))
     if (orientation := _orientation(image)) in _TURNS:
         pixels = _turned(pixels, *_TURNS[orientation])
@@ -197,7 +197,7 @@ def _stored(file: Path | str | io.BytesIO, max_pixels: int, longest: int | None)
             check_length(image.height, image.width, longest)
         if image.format == "TIFF":
             _silence_libtiff()
-        image.info.update(_short_transparency(image))
+        image.info.update(_fitting_transparency(image))
         image.load()
         pixels = np.empty((image.height, image.width, 3), np.uint8)
         rows = max(1, _STRIP // image.width)
@@ -225,17 +225,20 @@ def _turned(pixels: _Pixels, exchanged: bool, rows: bool, columns: bool) -> _Pix
     return np.ascontiguousarray(pixels)
 
 
-def _short_transparency(image: Any) -> dict[str, Any]:
-    """What to put into ``image.info`` where it is a PNG with 16-bit colours and one of them is transparent.
+def _fitting_transparency(image: Any) -> dict[str, Any]:
+    """What to put into ``image.info`` where a PNG's transparent colour has other bits than Pillow's pixels.
 
-    Pillow keeps the upper 8 bits of the colours, but all 16 of the transparent one. Once it has loaded the
-    pixels it no longer tells how many bits they had; then a value that takes more than 8 does.
+    Pillow keeps the upper 8 of 16 bits of colours and scales grey of 2 and 4 bits up, but leaves the transparent
+    one as it is. Once the pixels are loaded it no longer tells how many bits they had; then a colour that takes
+    more than 8 had 16.
     """
     transparent, tiles = image.info.get("transparency"), getattr(image, "tile", ())
-    if not isinstance(transparent, tuple):
-        return {}
-    of_16_bits = "16B" in str(tiles) if tiles else max(transparent) > 255
-    return {"transparency": tuple(value >> 8 for value in transparent)} if of_16_bits else {}
+    bits = str(tiles[0][3]) if tiles else ""
+    if isinstance(transparent, int) and bits in _SCALED:
+        return {"transparency": transparent * _SCALED[bits]}
+    if isinstance(transparent, tuple) and ("16B" in bits if tiles else max(transparent) > 255):
+        return {"transparency": tuple(value >> 8 for value in transparent)}
+    return {}
 
 
 def _to_rgb(image: Image.Image, file_format: str | None) -> _Pixels:

@@ -57,6 +57,8 @@ def test_a_fingerprint_tells_photos_apart():
     one, same, other = (fingerprint(Crops([noise(seed=seed)], 16, 30, 0)) for seed in (0, 0, 1))
     assert one == same != other
     assert fingerprint(Crops([noise()], 8, 30, 0)) != one
+    two, changed = (fingerprint(Crops([noise(), noise(seed=seed)], 16, 30, 0)) for seed in (1, 2))
+    assert two != changed
 
 
 @pytest.mark.parametrize(

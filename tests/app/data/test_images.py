@@ -349,6 +349,18 @@ def test_the_transparent_colour_of_16_bit_pngs_becomes_white(tmp_path, loaded):
         assert image.info["transparency"] == (0x1234, 0x5678, 0x9ABC)
 
 
+@pytest.mark.parametrize("value", [0, 1])
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_the_transparent_value_of_grey_of_few_bits_becomes_white(tmp_path, bits, value):
+    transparent = (b"tRNS", struct.pack(">H", value))
+    rows = [bytes([value << (8 - bits)]), bytes([(1 - value) << (8 - bits)])]
+    (tmp_path / "a.png").write_bytes(png(1, 2, bits, 0, rows, transparent))
+    expected = [255, (1 - value) * 255 // (2**bits - 1)]
+    assert pixels(read_image(tmp_path / "a.png"))[:, 0, 0].tolist() == expected
+    with Image.open(tmp_path / "a.png") as image:
+        assert pixels(of_pillow(image))[:, 0, 0].tolist() == expected
+
+
 def test_the_transparent_colour_of_8_bits_becomes_white(tmp_path):
     image = Image.fromarray(np.array([[[1, 2, 3], [1, 2, 4]]], np.uint8))
     image.save(tmp_path / "a.png", transparency=(1, 2, 3))

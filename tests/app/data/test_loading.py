@@ -3,6 +3,7 @@
 import itertools
 import math
 import multiprocessing
+import os
 import signal
 
 import pytest
@@ -174,6 +175,13 @@ def test_a_folder_is_known_by_its_files_names_and_none_is_read(photos):
     (moved / "train" / "cat" / "0.png").rename(moved / "train" / "cat" / "00.png")
     renamed = fingerprint(small(moved))
     assert {key for key in known if renamed[key] != known[key]} == {"file names"}
+
+
+def test_a_file_whose_name_is_no_utf_8_has_a_fingerprint_too(photos):
+    known = fingerprint(small(photos))
+    file = photos / "train" / "cat" / "0.png"
+    os.rename(file, os.fsencode(file.parent) + b"/\xe9.png")
+    assert fingerprint(small(photos))["file names"] != known["file names"]
 
 
 @pytest.mark.parametrize(
