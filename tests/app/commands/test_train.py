@@ -444,6 +444,14 @@ def test_corrupt_images(train, images, tmp_path, capsys):
     assert sum(line.endswith(" s, 1 image left out") for line in lines) == 4
 
 
+def test_images_to_test_with_that_are_left_out_are_told(train, images, capsys):
+    next((images / "val").rglob("*.png")).write_bytes(b"no image")
+    assert train("--on-corrupt", "skip", "--stage", 2, "--epochs", 1) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith(f"left out: {images / 'val'}") for line in lines) == 1
+    assert sum(line.endswith(" s, 1 image left out") for line in lines) == 1
+
+
 @pytest.mark.parametrize(
     ("labels", "message"),
     [((), "is empty; need a folder of images for each class"), (("one",), "has the one class one")],

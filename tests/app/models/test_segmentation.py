@@ -120,6 +120,22 @@ def test_the_fusion_starts_as_bilinear_upsampling(monkeypatch: pytest.MonkeyPatc
     )
 
 
+def test_a_tenth_of_the_fusions_random_start_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With less some channels hardly learn; with more the start is no bilinear upsampling."""
+
+    def weights() -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        fusion = Fusion(5, 16)
+        return [layer.get_parameter("weight").detach() for layer in (fusion.low, fusion.conv1, fusion.conv2)]
+
+    some = weights()
+    monkeypatch.setattr(segmenter, "_RANDOM_SHARE", 1.0)
+    whole = weights()
+    monkeypatch.setattr(segmenter, "_RANDOM_SHARE", 0.0)
+    for s, w, none in zip(some, whole, weights(), strict=True):
+        torch.testing.assert_close(s - none, 0.1 * (w - none))
+
+
 def test_a_fusion_has_more_classes_than_channels_too() -> None:
     scores = Fusion(21, 16)(torch.randn(1, 21, 9, 12), torch.zeros(1, 16, 9, 12), (17, 24))
     assert scores.shape == (1, 21, 17, 24)

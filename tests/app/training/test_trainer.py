@@ -1,6 +1,7 @@
 """The loop that trains classifiers: what each stage changes, and that stopping it changes nothing."""
 
 import copy
+import itertools
 import json
 import math
 import os
@@ -599,6 +600,22 @@ def test_the_moving_average_leaves_whole_numbers_alone():
     model.register_buffer("places", places.clone())
     run(only(replace(JOINT, epochs=1, ema=0.9)), model)
     assert torch.equal(model.get_buffer("places"), places)
+
+
+class NoBatches(list):
+    failed = ()
+
+
+def test_dropout_is_drawn_anew_in_every_process_epoch_and_stage(monkeypatch):
+    run_ = trainer._Run(
+        network(), PLAN, image_set(), image_set(augment=False), None, {}, None, Observer(), 0, "cpu"
+    )
+    monkeypatch.setattr(trainer, "batches", lambda *_, **__: NoBatches())
+    seeds = set()
+    for run_.rank, stage, epoch in itertools.product(range(2), range(3), range(2)):
+        run_._epoch(nn.Identity(), stage, epoch, None, None, None)
+        seeds.add(torch.initial_seed())
+    assert len(seeds) == 2 * 3 * 2
 
 
 # ----------------------------------------------------------------------------------------------- going on
