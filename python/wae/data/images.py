@@ -228,9 +228,9 @@ def _turned(pixels: _Pixels, exchanged: bool, rows: bool, columns: bool) -> _Pix
 def _fitting_transparency(image: Any) -> dict[str, Any]:
     """What to put into ``image.info`` where a PNG's transparent colour has other bits than Pillow's pixels.
 
-    Pillow keeps the upper 8 of 16 bits of colours and scales grey of 2 and 4 bits up, but leaves the transparent
-    one as it is. Once the pixels are loaded it no longer tells how many bits they had; then a colour that takes
-    more than 8 had 16.
+    Pillow keeps the upper 8 of 16 bits of colours and scales grey of 2 and 4 bits up, but leaves the
+    transparent one as it is. Once the pixels are loaded it no longer tells how many bits they had; then a
+    colour that takes more than 8 had 16.
     """
     transparent, tiles = image.info.get("transparency"), getattr(image, "tile", ())
     bits = str(tiles[0][3]) if tiles else ""
