@@ -93,7 +93,8 @@ def fingerprint(dataset: Dataset) -> dict[str, Any]:
     - :class:`InMemory`: the image size, and SHA-256 of pixels and targets;
     - :class:`ImageFolder`: the image size, and SHA-256 of the files' paths, from the folder that holds all,
       and of targets. No file is opened;
-    - :class:`SegmentationFolder`: the same without targets;
+    - :class:`SegmentationFolder`: the same without targets, and the labels' numbers in the files where
+      these are not 0, 1, ...;
     - :class:`Shards`: the image size, the shards' names, and SHA-256 of where the images lie in them and of
       targets;
     - :class:`Crops`: the size of a crop, and SHA-256 of the images' pixels.
@@ -111,6 +112,8 @@ def fingerprint(dataset: Dataset) -> dict[str, Any]:
         known["file names"] = _sha256(os.fsencode("\0".join(path[common:] for path in paths)))
         if isinstance(dataset, ImageFolder):
             known["targets"] = _sha256(np.array(targets, np.int64))
+        elif (numbers := dataset.numbers()) != list(range(len(numbers))):
+            known["numbers of the labels"] = numbers
     elif isinstance(dataset, Shards):
         known["image size"] = list(dataset.shape)
         known["shards"] = [path.name for path in dataset.paths]

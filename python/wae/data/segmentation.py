@@ -81,6 +81,10 @@ class SegmentationFolder(ImageFiles):
     def __len__(self) -> int:
         return len(self.samples)
 
+    def numbers(self) -> list[int]:
+        """The number in the files of each of ``labels``."""
+        return [int((self._table == index).nonzero()) for index in range(len(self.labels))]
+
     def renumbered(self, numbers: Sequence[int]) -> SegmentationFolder:
         """See :meth:`wae.data.dataset.Dataset.renumbered`."""
         other = copy.copy(self)

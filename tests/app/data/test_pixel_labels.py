@@ -166,6 +166,8 @@ def test_a_fingerprint_knows_the_files_and_the_size(scenes, tmp_path_factory):
     assert known == fingerprint(small(write_scenes(tmp_path_factory.mktemp("other"), (("train", 6),))))
     assert known != fingerprint(small(scenes, size=(36, 47)))
     assert known != fingerprint(small(scenes, "val"))
+    (scenes / "classes.txt").write_text("(void)\nsky\nroad\ncar\n")
+    assert fingerprint(small(scenes)) == {**known, "numbers of the labels": [1, 2, 3]}
     one, other = (small(scenes).subset([number]) for number in (0, 1))
     assert fingerprint(one) != fingerprint(other)
 

@@ -47,6 +47,12 @@ def test_what_is_named_is_taken_whatever_its_name(folder):
     ]
 
 
+def test_a_link_that_is_named_is_searched(folder):
+    link = folder.parent / "link"
+    link.symlink_to(folder / "sub")
+    assert [file.path for file in find([link])] == [link / "d.webp", link / "deeper" / "e.avif"]
+
+
 def test_links_pipes_and_sockets(folder, monkeypatch):
     sub = folder / "sub"
     (sub / "loop").symlink_to(folder)
