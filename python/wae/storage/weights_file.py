@@ -96,8 +96,9 @@ def load(
     except SafetensorError as error:  # numbers of a kind that torch does not have
         raise CheckpointError(f"{path}: its tensors cannot be read ({error})") from None
     parts: dict[str, dict[str, Tensor]] = {"": {}, _OPTIMIZER: {}, _AVERAGE: {}}
+    own = model.state_dict().keys()  # a child of the network may be called "average"
     for name, tensor in tensors.items():
-        prefix = next((p for p in (_OPTIMIZER, _AVERAGE) if name.startswith(p)), "")
+        prefix = next((p for p in (_OPTIMIZER, _AVERAGE) if name.startswith(p) and name not in own), "")
         parts[prefix][name.removeprefix(prefix)] = tensor
     for wanted, prefix in ((optimizer, _OPTIMIZER), (average, _AVERAGE)):
         if wanted is not None and not parts[prefix] and not _keeps_nothing(wanted):

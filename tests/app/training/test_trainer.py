@@ -824,6 +824,13 @@ def test_weights_and_average_of_other_shapes_end_in_one_error(tmp_path):
     assert_same(state(model), before)
 
 
+def test_children_of_a_network_may_be_called_as_the_parts_of_a_checkpoint(tmp_path):
+    one, other = (nn.ModuleDict({"average": nn.Linear(1, 1), "optimizer": nn.Linear(1, 1)}) for _ in range(2))
+    weights_file.save(tmp_path / "state", one, {}, average=one)
+    weights_file.load(tmp_path / "state", other, average=copy.deepcopy(other))
+    assert_same(state(one), state(other))
+
+
 def test_only_a_checkpoint_of_the_same_training_is_gone_on_with(tmp_path):
     path = tmp_path / "state"
     with pytest.raises(CheckpointError, match="there is no such file"):

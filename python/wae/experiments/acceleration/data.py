@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -45,15 +45,35 @@ class Sets(NamedTuple):
 
 def in_memory(training: Loader, test: Loader) -> tuple[InMemory, InMemory]:
     """What the loaders give, of the same classes: those that either has. Raises DatasetError."""
-    read = [tuple(map(torch.cat, zip(*loader, strict=True))) for loader in (training, test)]
-    if not all(parts and len(parts[-1]) for parts in read):
-        raise DatasetError("data: a loader must give images and labels, got one that gives nothing")
+    read = [_read(loader) for loader in (training, test)]
     largest = max(int(labels.max()) for _, labels in read)
     if largest >= _MOST_CLASSES:  # a name is made for each
         raise DatasetError(f"data: labels must be below {_MOST_CLASSES:,}, got {largest:,}")
     classes = [str(number) for number in range(1 + largest)]
     one, other = (InMemory(images, labels, classes, False, 0) for images, labels in read)
     return one, other
+
+
+def _read(loader: Iterable[Any]) -> tuple[Tensor, Tensor]:
+    """All images of a loader, and all labels. Raises DatasetError."""
+    batches: list[tuple[Tensor, Tensor]] = []
+    for batch in loader:
+        parts = batch if isinstance(batch, (tuple, list)) else [batch]
+        dims = [part.dim() if isinstance(part, Tensor) else None for part in parts]
+        if dims != [4, 1]:
+            got = ", ".join(
+                f"{tuple(part.shape)}" if dim else type(part).__name__
+                for part, dim in zip(parts, dims, strict=True)
+            )
+            raise DatasetError(f"data: a loader must give images (N, 3, H, W) and labels (N,), got {got}")
+        batches.append((parts[0], parts[1]))
+    if not sum(len(labels) for _, labels in batches):
+        raise DatasetError("data: a loader must give images and labels, got one that gives nothing")
+    shapes = {" x ".join(map(str, images.shape[1:])) for images, _ in batches}
+    if len(shapes) > 1:
+        raise DatasetError(f"data: a loader must give images of one size, got {' and '.join(sorted(shapes))}")
+    images, labels = map(torch.cat, zip(*batches, strict=True))
+    return images, labels
 
 
 def open_sets(settings: Settings, input: Input | None) -> Sets:

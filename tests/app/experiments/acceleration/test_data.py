@@ -41,3 +41,22 @@ def test_loaders_become_images_as_they_are(has_all):
             in_memory(loaders[0], nothing)
     with pytest.raises(DatasetError, match="labels must be below 1,000,000, got 1,000,001"):
         in_memory(loaders[0], [(images, labels + 10**6)])
+
+
+IMAGES, LABELS = of_two_classes(8, 0)
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        ([(IMAGES, LABELS, LABELS)], r"got \(8, 3, 48, 48\), \(8,\), \(8,\)"),
+        ([(IMAGES, 1)], r"got \(8, 3, 48, 48\), int"),
+        ([(IMAGES[0], LABELS[0])], r"got \(3, 48, 48\), Tensor"),
+        ([{"image": IMAGES, "label": LABELS}], "got dict"),
+        ([(IMAGES, LABELS), (IMAGES[..., 1:], LABELS)], "images of one size, got 3 x (.*) x (.*) and 3 x "),
+    ],
+    ids=["three", "number", "one", "dict", "sizes"],
+)
+def test_what_loaders_may_not_give(batches, message):
+    with pytest.raises(DatasetError, match=f"^data: a loader must give .*{message}"):
+        in_memory([(IMAGES, LABELS)], batches)
