@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from wae.data.input import INTERPOLATIONS, Input
 from wae.models.baselines import FullResolution
@@ -191,13 +192,16 @@ def _as_timm_says(made: Original) -> Original:
 
 
 def _from_file(path: str, make: Callable[..., nn.Module], classes: int) -> tuple[nn.Module, dict[str, str]]:
-    """The network that the file's tensors fit: for the data's classes, else for ImageNet's."""
-    tensors = read_tensors(Path(path))
-    shapes = {tuple(tensor.shape) for tensor in tensors.values()}
-    fits = next((n for n in (classes, _IMAGENET_CLASSES) if (n,) in shapes), classes)
-    network = make(num_classes=fits)
+    """The network that the file's tensors fit best: for the data's classes, or for ImageNet's."""
+    found = _shapes(read_tensors(Path(path)))
+    made = [make(num_classes=number) for number in dict.fromkeys((classes, _IMAGENET_CLASSES))]
+    network = max(made, key=lambda one: (found & _shapes(one.state_dict())).total())
     _put(path, network)
     return network, {"--weights": sha256(Path(path))}
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> Counter[tuple[int, ...]]:
+    return Counter(tuple(tensor.shape) for tensor in tensors.values())
 
 
 def _digest(network: nn.Module) -> str:

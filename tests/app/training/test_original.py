@@ -88,6 +88,13 @@ def test_a_file_says_for_how_many_classes_it_is(tmp_path, classes, suffix):
     assert list(original.sources) == ["--weights"]
 
 
+def test_a_file_for_imagenet_fits_where_the_data_has_as_many_classes_as_some_layer_has_channels(tmp_path):
+    network = torchvision.models.get_model(TINY)
+    widths = {module.num_features for module in network.modules() if isinstance(module, nn.BatchNorm2d)}
+    torch.save(network.state_dict(), tmp_path / "w.pth")
+    assert open_original(TINY, str(tmp_path / "w.pth"), max(widths)).classes == 1000
+
+
 class Wrapped(nn.Module):
     """A network of one's own, all of it under a name that scripts put around others."""
 

@@ -87,7 +87,7 @@ def open_task(settings: Settings, console: Console, device: torch.device) -> Tas
     """Open what the settings name. Where the original has other classes than the data it gets a new head."""
     _check_engine(settings, device)
     labels = open_sets(settings, None).training.labels
-    original = _overridden(open_original(settings.model, settings.weights, len(labels)), settings)
+    original = _counted(_overridden(open_original(settings.model, settings.weights, len(labels)), settings))
     try:
         order = class_order(original.name, original.labels, original.classes, labels)
         return Task(settings, console, device, original, order)
@@ -114,6 +114,16 @@ def _overridden(original: Original, settings: Settings) -> Original:
     if s.interpolation is not None:
         input = replace(input, interpolation=s.interpolation)
     return replace(original, input=input, mean=s.mean or original.mean, std=s.std or original.std)
+
+
+def _counted(original: Original) -> Original:
+    """``original`` with as many classes as it gives scores: its last matrix need not make them."""
+    side = original.input.size
+    try:
+        with torch.no_grad():
+            return replace(original, classes=original.network(torch.zeros(1, 3, side, side)).shape[1])
+    except Exception:  # any that the network's own code raises; it is told where the network is tried out
+        return original
 
 
 def _with_head(original: Original, labels: tuple[str, ...], seed: int) -> Original:

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from accelerations import MEAN, STD, network, opened, task_of, with_new_head
+from accelerations import MEAN, STD, network, of_two_classes, opened, task_of, with_new_head
 from tiny_original import CLASSES, SIDE, build
+from torch import nn
 
 from wae.data.dataset import InMemory
 from wae.experiments.acceleration.settings import AccelerationError, Settings
@@ -39,6 +40,24 @@ def test_classes_are_in_the_order_of_the_original(tmp_path):
     for data in opened(Settings(str(path), (held, held), tmp_path / "out")).sets(SIDE):
         assert data.labels == ("c", "a", "b")
         assert data.batch(range(6), 0)[1].tolist() == [1, 1, 2, 2, 0, 0]
+
+
+class HeadFirst(nn.Sequential):
+    """Whose scores come of the matrix that is defined first."""
+
+    def __init__(self):
+        super().__init__(nn.Linear(4, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4))
+
+    def forward(self, images):
+        head, *body = self
+        return head(nn.Sequential(*body)(images))
+
+
+def test_a_network_has_as_many_classes_as_it_gives_scores(tmp_path):
+    """Not as its last matrix has rows: its trained head was thrown away for a new one."""
+    held = InMemory(*of_two_classes(8, 0), ("dark", "light"), False, 0)
+    task = opened(Settings(HeadFirst(), (held, held), tmp_path, input_size=SIDE))
+    assert (task.original.classes, task.new_head) == (2, "")
 
 
 def test_of_a_network_with_a_new_head_that_alone_is_trained_first(tmp_path):
