@@ -353,6 +353,9 @@ def test_folders_and_images_must_be_there(scenes):
         file.rename(file.with_suffix(".txt"))
     with pytest.raises(DatasetError, match=r"val/images: there are no images \(left out: 2 of other types"):
         small(scenes, "val")
+    shutil.rmtree(scenes / "val" / "labels")
+    with pytest.raises(DatasetError, match="val/labels: there is no such folder"):
+        small(scenes, "val")
 
 
 def test_the_limit_of_pixels_is_that_of_labels_and_of_the_first_image_too(scenes):

@@ -1,5 +1,6 @@
 """wae.data.walk: the images in folders, in order, each once; what is left out is counted."""
 
+import errno
 import os
 import socket
 from pathlib import Path
@@ -99,12 +100,13 @@ def test_many_types_are_not_all_named(tmp_path):
     assert names(tmp_path)[1] == "left out: 6 of other types (.x6, .x0, .x1, .x2, .x3)"
 
 
-def test_a_folder_that_cannot_be_read_is_found_and_the_others_searched(folder, monkeypatch):
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
+def test_a_folder_that_cannot_be_read_is_found_and_the_others_searched(folder, monkeypatch, number):
     scandir = os.scandir
 
     def refuse(path):
         if Path(path).name == "deeper":
-            raise PermissionError(13, "Permission denied", str(path))
+            raise OSError(number, os.strerror(number), str(path))
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
@@ -112,6 +114,6 @@ def test_a_folder_that_cannot_be_read_is_found_and_the_others_searched(folder, m
     (folder / "sub" / "last" / "g.png").touch()
     assert list(find([folder / "sub"])) == [
         Found(folder / "sub/d.webp"),
-        Found(folder / "sub/deeper", "Permission denied"),
+        Found(folder / "sub/deeper", os.strerror(number)),
         Found(folder / "sub/last/g.png"),
     ]
