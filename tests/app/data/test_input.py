@@ -20,6 +20,7 @@ INPUTS = [
     Input(20, 24, interpolation="bicubic"),
     Input(20, 24, squash=True),
     Input(20, 24, grayscale=True),
+    Input(20, 24, interpolation="nearest"),
 ]
 
 
@@ -68,7 +69,7 @@ def test_timm_s_own_transforms(name, interpolation, crop_pct, mode):
 @pytest.mark.parametrize(
     "input",
     INPUTS,
-    ids=["bilinear", "bicubic", "squash", "grayscale"],
+    ids=["bilinear", "bicubic", "squash", "grayscale", "nearest"],
 )
 def test_a_folder_s_images_are_made_so_too(tmp_path, input):
     for label in ("cat", "sky"):
