@@ -30,50 +30,46 @@ _log = logging.getLogger(__name__)
 def fold(model: nn.Module, images: Tensor) -> nn.Module:
     """A copy of ``model`` for inference, its BatchNorms folded into the convolutions before them.
 
-    Of a network that torch.fx cannot trace the parts are folded, each by itself, where the scores of
-    ``images`` stay the same; else it keeps its norms. What is hooked, pruned or the like stays, too, as does
-    a norm behind such a convolution. Compilers find most of them later.
+    Of a network that torch.fx cannot trace the parts are folded, each by itself. It stays as it is where that
+    changes the scores of ``images``. What is hooked, pruned or the like stays in any case, as does a norm
+    behind such a convolution. Compilers find most of them later.
     """
-    folded = _folded(model, by_part=True)
-    if _is_whole(folded) or _has_the_scores_of(model, folded, images):
-        return folded
-    return _folded(model, by_part=False)
+    unfolded, folded = _copy(model), _folded(_copy(model))
+    return folded if _has_the_scores_of(unfolded, folded, images) else unfolded
 
 
-def _folded(model: nn.Module, by_part: bool) -> nn.Module:
-    if not isinstance(model, WAENetwork):
-        return _fold_layers(copy.deepcopy(model).eval(), by_part).eval()
-    folded = fold_normalization(model)
-    for name in folded.bodies:
-        setattr(folded, name, _fold_layers(getattr(folded, name), by_part))
-    return folded.eval()  # what torch.fx makes is in training mode
+def _copy(model: nn.Module) -> nn.Module:
+    return fold_normalization(model) if isinstance(model, WAENetwork) else copy.deepcopy(model).eval()
 
 
-def _is_whole(folded: nn.Module) -> bool:
-    """Whether it was folded as a whole, or its two bodies were."""
-    bodies = [getattr(folded, name) for name in folded.bodies] if isinstance(folded, WAENetwork) else [folded]
-    return all(isinstance(body, fx.GraphModule) for body in bodies)
+def _folded(network: nn.Module) -> nn.Module:
+    """``network``, or its two bodies, folded in place or replaced by their graphs."""
+    if not isinstance(network, WAENetwork):
+        return _fold_layers(network).eval()  # what torch.fx makes is in training mode
+    for name in network.bodies:
+        setattr(network, name, _fold_layers(getattr(network, name)))
+    return network.eval()
 
 
 @torch.no_grad()
 def _has_the_scores_of(model: nn.Module, folded: nn.Module, images: Tensor) -> bool:
     try:
-        scores = folded(images)
+        scores = folded(images.clone())  # which a network may change
     except Exception as error:  # of a network that does more with a part than call it
-        _log.debug("%s is not folded part by part: %s", type(model).__name__, error)
+        _log.debug("%s is not folded: %s", type(model).__name__, error)
         return False
-    expected = model(images)
+    expected = model(images.clone())
     return relative_difference(scores, expected) <= tolerance(expected.dtype, expected.device)
 
 
 @torch.no_grad()
-def _fold_layers(network: nn.Module, by_part: bool) -> nn.Module:
-    """The graph of ``network``, folded; where there is none, ``network``, with ``by_part`` changed."""
+def _fold_layers(network: nn.Module) -> nn.Module:
+    """The graph of ``network``, folded; where there is none, ``network``, its parts folded."""
     trace = traced(network)
     if trace is not None:
         _fold_graph(trace)
         return trace
-    for name, part in list(network.named_children()) if by_part else ():
+    for name, part in list(network.named_children()):
         setattr(network, name, _fold_part(part))
     return network
 
@@ -82,10 +78,12 @@ def _fold_part(part: nn.Module) -> nn.Module:
     """``part``, folded: if possible of its own class, whose attributes the network around it may read."""
     trace = traced(part)
     if trace is None:
-        return _fold_layers(part, by_part=True)
-    for name, layer in _fold_graph(trace).items():
-        if layer is None:
-            return trace
+        return _fold_layers(part)
+    layers = _fold_graph(trace)
+    folded = {name: layer for name, layer in layers.items() if layer is not None}
+    if len(folded) < len(layers):  # before any is changed: it may have another name, too
+        return trace
+    for name, layer in folded.items():
         part.set_submodule(name, layer)
     return part
 

@@ -42,9 +42,9 @@ class Convolution(nn.Module):
         """In its shape, dtype and device, which modules ask for, but of NaN: to compute with it shows."""
         return self.packed.new_full((), torch.nan).expand(self._shape)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # PyTorch's name, by which it may be called
         """(N, C, h, w) float32 to (N, K, h, w), channels_last."""
-        y: Tensor = torch.ops.wae.conv3x3(x, self.packed, self.bias, self.out_channels, self.relu)
+        y: Tensor = torch.ops.wae.conv3x3(input, self.packed, self.bias, self.out_channels, self.relu)
         return y
 
 
@@ -110,7 +110,8 @@ def _is_an_op(part: nn.Module) -> bool:
 def _joined(part: fx.GraphModule) -> fx.GraphModule:
     """``part``, changed: its convolutions that run once, and the ReLUs behind them, are one module."""
     for node in part.graph.find_nodes(op="call_module"):
-        if type(part.get_submodule(str(node.target))) is nn.Identity:  # where a norm was folded
+        layer = part.get_submodule(str(node.target))
+        if type(layer) is nn.Identity and is_plain(layer) and node.args:  # where a norm was folded
             node.replace_all_uses_with(node.args[0])
             part.graph.erase_node(node)
     calls = Counter(node.target for node in part.graph.nodes if node.op == "call_module")

@@ -185,6 +185,37 @@ def test_a_convolution_used_twice_is_not_folded(model):
     assert_close(deploy(model, SIZE, engine="eager")(images), model(images))
 
 
+class Asking(Body):
+    """Which torch.fx traces without a word, to something else: its images are no tensors there."""
+
+    def forward(self, x):
+        return super().forward(x.sub_(1).mul_(2) if isinstance(x, torch.Tensor) else x)
+
+
+def test_what_torch_fx_traces_wrongly_is_not_folded():
+    network, images = with_statistics(Asking(8)), torch.randn(2, 3, *SIZE)
+    with torch.no_grad():
+        expected = network(images.clone())
+        assert_close(fold(network, images)(images), expected)
+
+
+def test_a_network_in_training_mode_is_left_as_it_is():
+    network = with_statistics(Untraceable(lambda parts, x: parts[0](x), Body(8))).train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    assert norms(fold(network, torch.randn(2, 3, *SIZE))) == 0
+    assert network.training
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_a_part_with_two_names_that_becomes_a_graph_stays_whole_under_the_other():
+    torch.manual_seed(0)
+    part = nn.Sequential(nn.Conv2d(3, 3, 1), NormAct(3))
+    network = Untraceable(lambda p, x: p[0](x) + 2 * p[1](x), part, part)
+    folded = folded_alike(with_statistics(network), torch.randn(3, 3, *SIZE))
+    assert isinstance(folded.parts[0], torch.fx.GraphModule)
+    assert norms(folded.parts[1]) == 1
+
+
 class Tokens(nn.Sequential):
     """A BatchNorm over tokens, behind a matrix over their channels: as many, so that shapes do not tell."""
 

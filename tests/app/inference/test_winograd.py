@@ -52,6 +52,20 @@ def test_a_relu_behind_a_convolution_becomes_part_of_it(image):
     assert relus(same(nn.Sequential(*layers).eval(), image)) == [True, False]
 
 
+def test_a_hooked_identity_stays(image):
+    network = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.Identity(), nn.ReLU()).eval()
+    network[1].register_forward_hook(lambda layer, given, result: result - 1)
+    assert relus(same(network, image)) == [False]
+
+
+def test_layers_may_be_called_by_the_name_of_their_argument(image):
+    class Named(nn.Sequential):
+        def forward(self, x):
+            return self[1](input=self[0](input=x))
+
+    assert relus(same(Named(nn.Conv2d(16, 16, 3, padding=1), nn.Identity()).eval(), image)) == [False]
+
+
 def test_inside_autocast(image):
     layer = nn.Conv2d(16, 20, 3, padding=1).eval()
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
