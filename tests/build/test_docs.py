@@ -309,7 +309,7 @@ def won_back(folder: str, full: str, half: str, network: str) -> list[int]:
         (COMPENSATED, "WAE", "compensated channels, three seeds | {} % ({}, {}, {}) |"),
         (COMPENSATED, "WAE, fine-tuned", "taught by it | {} % ({}, {}, {}) | half"),
         (COMPENSATED, "half, bilinear, fine-tuned", "half the resolution, made so, {} % |"),
-        (LONGER, "WAE", "four times the epochs {} % (one seed), taught"),
+        (LONGER, "WAE", "four times the epochs {} % ({}, {}, {}), taught"),
         (LONGER, "WAE, mimic", "taught by the full network {} % ({}, {}, {}) |"),
     ],
 )
