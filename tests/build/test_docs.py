@@ -264,6 +264,7 @@ SMALLER = ("camvid-enet-90x120", "full resolution", "half, bilinear")
 DECONV = ("camvid-mobilenet_deconv-90x120", "full resolution", "half, bilinear")
 COMPENSATED = ("camvid-mobilenet_deconv_compensated-90x120", "full resolution", "half, bilinear")
 LARGER = ("camvid-mobilenet_deconv_compensated-180x240", "full resolution", "half, bilinear")
+LARGER_DECONV = ("camvid-mobilenet_deconv-180x240", "full resolution", "half, bilinear")
 LONGER = ("fashion-mnist-4-times", "28 x 28", "14 x 14")
 
 
@@ -302,6 +303,9 @@ def won_back(folder: str, full: str, half: str, network: str) -> list[int]:
         (LARGER, "WAE, fine-tuned", "taught by it, one seed | {} %; from scratch"),
         (LARGER, "WAE", "; from scratch {} % | half"),
         (LARGER, "half, bilinear, fine-tuned", "half the resolution, made so, **{} %** |"),
+        (LARGER_DECONV, "WAE, fine-tuned", "made so, one seed | {} %; from scratch"),
+        (LARGER_DECONV, "WAE", "; from scratch {} % | half"),
+        (LARGER_DECONV, "half, bilinear, fine-tuned", "half the resolution, made so, **{} %** |"),
         (SMALLER, "WAE", "90 x 120 | ENet, three seeds | {} % |"),
         (DECONV, "WAE", "a light MobileNet, one seed | {} % |"),
         (DECONV, "WAE, fine-tuned", "taught by it | {} % | half"),
