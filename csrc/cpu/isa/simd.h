@@ -19,6 +19,7 @@
 #include <cstring>
 
 #define WAE_INLINE inline __attribute__((always_inline))
+#define WAE_NOINLINE inline __attribute__((noinline))
 
 namespace wae::WAE_ISA {
 
