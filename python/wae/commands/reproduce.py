@@ -227,7 +227,8 @@ def _watch(options: argparse.Namespace, data: str, wanted: list[Job], claim: Cla
         bar.update(task, advance=1)
 
     todo = reproduce.open_jobs(options.output, wanted, claim)
-    epochs = sum(stage.epochs for job in todo for stage in claim.plan_of(job.network, job.seed).stages)
+    training = reproduce.to_train(options.output, todo, claim)
+    epochs = sum(stage.epochs for job in training for stage in claim.plan_of(job.network, job.seed).stages)
     columns = (
         TextColumn("epochs"),
         BarColumn(),

@@ -58,6 +58,10 @@ class Crops:
         """The same: there are no classes."""
         return self
 
+    def plain(self) -> Crops:
+        """The same: they are nothing but cut out."""
+        return self
+
     def _crop(self, index: int, epoch: int) -> Tensor:
         random = torch.Generator().manual_seed(random_seed(Draw.CROPS, self.seed, epoch, index, 0))
         image = self.images[_draw(len(self.images), random)]

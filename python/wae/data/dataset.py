@@ -47,6 +47,9 @@ class Dataset(Protocol):
     def renumbered(self, numbers: Sequence[int]) -> Dataset:
         """The same samples, with class ``i`` renumbered to ``numbers[i]``, a permutation."""
 
+    def plain(self) -> Dataset:
+        """The same samples, not augmented."""
+
 
 class Draw(IntEnum):
     """The purpose of random numbers. It is part of what seeds them, so that no two purposes share any."""
@@ -183,6 +186,12 @@ class InMemory:
         other = copy.copy(self)
         other.targets = torch.tensor(numbers)[self.targets]
         other.labels = permuted(self.labels, numbers)
+        return other
+
+    def plain(self) -> InMemory:
+        """See :meth:`Dataset.plain`."""
+        other = copy.copy(self)
+        other.augment = False
         return other
 
     def subset(self, indices: Sequence[int]) -> InMemory:

@@ -155,7 +155,8 @@ class ImageFolder(ImageFiles):
             raise DatasetError(f"size and resize: need 1 <= size <= resize, got {size} and {resize}")
         super().__init__((size, size), seed, on_corrupt, max_pixels, folder, left_out)
         self.samples, self.labels, self.size = list(samples), tuple(labels), size
-        self._transform = transform(Input(size, resize, grayscale, interpolation, squash), augment)
+        self.input = Input(size, resize, grayscale, interpolation, squash)
+        self._transform = transform(self.input, augment)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -165,6 +166,12 @@ class ImageFolder(ImageFiles):
         other = copy.copy(self)
         other.samples = [(path, numbers[target]) for path, target in self.samples]
         other.labels = permuted(self.labels, numbers)
+        return other
+
+    def plain(self) -> ImageFolder:
+        """See :meth:`wae.data.dataset.Dataset.plain`."""
+        other = copy.copy(self)
+        other._transform = transform(self.input, augment=False)
         return other
 
     def subset(self, indices: Sequence[int]) -> ImageFolder:

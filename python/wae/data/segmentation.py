@@ -95,6 +95,12 @@ class SegmentationFolder(ImageFiles):
         other._kept = None if self._kept is None else {}
         return other
 
+    def plain(self) -> SegmentationFolder:
+        """See :meth:`wae.data.dataset.Dataset.plain`. What is kept in memory is so for both."""
+        other = copy.copy(self)
+        other._augmented = None
+        return other
+
     def subset(self, indices: Sequence[int]) -> SegmentationFolder:
         """The samples with these numbers, with numbers of their own."""
         other = copy.copy(self)

@@ -83,7 +83,8 @@ class Shards(ImageFiles):
     ) -> None:
         super().__init__(input.shape, seed, on_corrupt, max_pixels, None, None)
         self.labels, self.size = tuple(labels), input.size
-        self.paths, self._transform = list(paths), transform(input, augment)
+        self.paths, self.input = list(paths), input
+        self._transform = transform(input, augment)
         self.shard = np.repeat(np.arange(len(paths)), [len(index.target) for index in indices])
         self.offset, self.bytes, self.targets = (
             np.concatenate(column) for column in zip(*indices, strict=True)
@@ -97,6 +98,12 @@ class Shards(ImageFiles):
         other = copy.copy(self)
         other.targets = np.array(numbers)[self.targets]
         other.labels = permuted(self.labels, numbers)
+        return other
+
+    def plain(self) -> Shards:
+        """See :meth:`wae.data.dataset.Dataset.plain`."""
+        other = copy.copy(self)
+        other._transform = transform(self.input, augment=False)
         return other
 
     def subset(self, indices: Sequence[int]) -> Shards:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .reproduction.claim import Claim, Job
 from .reproduction.results import Result, read_result, weights_path
-from .reproduction.worker import Progress, Worker, next_message
+from .reproduction.worker import Progress, Worker, lacks_remeasured, next_message
 
 
 def run(
@@ -28,7 +28,8 @@ def run(
 ) -> list[Result]:
     """Do the ``wanted`` trainings that ``folder`` has no result of, and return all their results.
 
-    A finished training whose weights are needed, and are no longer there, is done again.
+    A finished training whose weights are needed, and are no longer there, is done again. One that has its
+    weights, and lacks the accuracy with statistics measured anew, gets it.
 
     Args:
         folder: where results, weights and checkpoints are kept. The caller has locked it, with
@@ -46,7 +47,7 @@ def run(
         ValueError: one whose weights another needs is neither among the ``wanted`` nor finished.
     """
     todo = open_jobs(folder, wanted, claim)
-    for job in todo:
+    for job in to_train(folder, todo, claim):
         if (needed := _needed(claim, job)) and needed not in wanted and not _is_kept(folder, needed, claim):
             raise ValueError(
                 f"{job.network} begins with the weights of {needed.network}, seed {needed.seed}: "
@@ -80,12 +81,21 @@ def run(
 
 
 def open_jobs(folder: Path, wanted: Sequence[Job], claim: Claim) -> list[Job]:
-    """Those of ``wanted`` that have no result, or whose weights are needed and not there."""
+    """Those of ``wanted`` that have no result, or half of one, or whose weights are needed and not there."""
     missing = [job for job in wanted if read_result(folder, job, claim) is None]
     needed = {_needed(claim, job) for job in missing}
     return [
-        job for job in wanted if job in missing or (job in needed and not weights_path(folder, job).exists())
+        job
+        for job in wanted
+        if job in missing
+        or (job in needed and not weights_path(folder, job).exists())
+        or lacks_remeasured(folder, job, claim)
     ]
+
+
+def to_train(folder: Path, todo: Sequence[Job], claim: Claim) -> list[Job]:
+    """Those of the open jobs that are to be trained: of the others statistics are measured anew."""
+    return [job for job in todo if not lacks_remeasured(folder, job, claim)]
 
 
 def _is_kept(folder: Path, job: Job, claim: Claim) -> bool:

@@ -91,8 +91,7 @@ class Stage:
         )
         _numbers(self, float, 0, 1e6, "energy_weight", "transform_weight", "low_weight", "mimic_weight")
         _numbers(self, float, 1e-3, 1e6, "mimic_temperature")
-        if type(self.mimic_mirrored) is not bool:
-            raise PlanError(f"mimic_mirrored must be true or false, got {shown(self.mimic_mirrored)}")
+        _truth(self, "mimic_mirrored")
         _numbers(self, float, 0, 10, "class_balance")
         if 0 < self.class_balance <= 1:  # a class of all pixels would count without end, or less than nothing
             raise PlanError(f"class_balance must be 0 or a number above 1, got {self.class_balance!r}")
@@ -130,6 +129,9 @@ class Plan:
     """Normalises ``low`` and ``high`` in training: the statistics of the ``batch``; ``fixed`` ones, measured
     before each stage; or ``kept``: ``low`` keeps those that the network has, for a trained low body, and
     ``high``'s are measured."""
+    remeasure_norms: bool = False
+    """Whether the statistics of all BatchNorms are measured anew at the end, on training images that are not
+    augmented; but for those of ``low`` that are ``kept``. See :func:`wae.training.norms.remeasure_norms`."""
     seed: int = 0
     """Of the random weights, the order of the data, augmentation and dropout."""
 
@@ -139,6 +141,7 @@ class Plan:
         _choice(self, "precision", ("float32", "float16", "bfloat16"))
         _choice(self, "start", ("random", "linear"))
         _choice(self, "norm_statistics", ("batch", "fixed", "kept"))
+        _truth(self, "remeasure_norms")
         _numbers(self, int, 1, 10**7, "batch", "accumulate")
         _numbers(self, int, 0, 2**31, "seed")
         if type(self.model) is not str:
@@ -276,6 +279,11 @@ def _known(kind: type[Stage] | type[Plan], entries: Mapping[str, Any]) -> dict[s
 def _choice(owner: Stage | Plan, name: str, values: tuple[str, ...]) -> None:
     if getattr(owner, name) not in values:
         raise PlanError(f"{name} must be one of {', '.join(values)}, got {shown(getattr(owner, name))}")
+
+
+def _truth(owner: Stage | Plan, name: str) -> None:
+    if type(value := getattr(owner, name)) is not bool:
+        raise PlanError(f"{name} must be true or false, got {shown(value)}")
 
 
 def _numbers(owner: Stage | Plan, kind: type, least: float, most: float, *names: str) -> None:

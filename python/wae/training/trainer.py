@@ -22,8 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from wae.data.dataset import Dataset, sample
-from wae.data.folder import ImageFiles
+from wae.data.dataset import Dataset
 from wae.data.loading import batches, fingerprint
 from wae.data.segmentation import SegmentationFolder
 from wae.errors import WaeError
@@ -37,14 +36,12 @@ from .accuracy import Accuracy as Accuracy
 from .accuracy import Counts, PixelAccuracy, counts_for
 from .linear_start import best_linear, write_linear_start
 from .losses import class_weights
+from .norms import kept_norms, measure_norms, measured_images, remeasure_norms, to_device
 from .objective import Objective, of_transform, trained
 from .plan import Plan, Stage, changed, differences
 from .sparsity import Masks
 
 _Tensors = tuple[Tensor, ...] | list[Tensor]
-
-_SAMPLE = 2000  # training images that the linear start and fixed statistics are measured on
-_AT_ONCE = 64  # of them that are decomposed together, which bounds memory
 
 
 class TrainingError(WaeError, RuntimeError):
@@ -194,7 +191,7 @@ def evaluate(
                 advance(min(together, len(data) - step * together))
             if not len(labels):
                 continue
-            counts.add(model(_to(images, device)).float(), labels.to(device))
+            counts.add(model(to_device(images, device)).float(), labels.to(device))
     failed = _of_all_processes(loader.failed)
     if left_out is not None:
         left_out(failed)
@@ -261,13 +258,15 @@ class _Run:
                 started = time.monotonic()
                 losses = self._epoch(module, number, epoch, optimizer, average, masks)
                 kept = self.model if average is None else average.module
+                last = epoch + 1 == stage.epochs
+                if last and self.plan.remeasure_norms and stage is self.plan.stages[-1]:
+                    self._remeasure_norms(kept)
                 accuracy = None if stage.kind == "transform" else self._evaluate(kept)
                 if accuracy and not math.isfinite(accuracy.loss):  # no loss saw the last step's weights
                     where = f"after epoch {epoch + 1} of stage {number + 1} ({stage.kind})"
                     raise self._diverged(f"the loss of the test images is {accuracy.loss:g} {where}")
                 record = Epoch(number, stage.kind, epoch, losses, accuracy, time.monotonic() - started)
                 self.history.append(record)
-                last = epoch + 1 == stage.epochs
                 if average is not None and last:
                     self.model.load_state_dict(average.module.state_dict())
                 self._save(number + last, 0 if last else epoch + 1, optimizer, None if last else average)
@@ -278,7 +277,7 @@ class _Run:
         model, plan = self.model, self.plan
         if not isinstance(model, WAENetwork) or (number and plan.norm_statistics == "batch"):
             return
-        images = self._measured()
+        images = measured_images(self.training)
         if number == 0 and plan.start == "linear":
             if model.decoder is None or not isinstance(model.encoder, Encoder):
                 raise ValueError("start = linear needs a model with a learned encoder and a decoder")
@@ -286,13 +285,11 @@ class _Run:
             transform = best_linear((image * scale + shift for image in images), least_energy=True)
             write_linear_start(model.encoder, model.decoder, transform)
         if plan.norm_statistics != "batch":
-            _measure_norms(model, images, low=plan.norm_statistics == "fixed")
+            measure_norms(model, images, low=plan.norm_statistics == "fixed")
 
-    def _measured(self) -> Tensor:
-        """The training images that a stage is prepared with. Raises DatasetError where none can be read."""
-        numbers = _sample(self.training)
-        images, _ = self.training.batch(numbers, 0)
-        return images if len(images) else sample(self.training, len(numbers))[0]
+    def _remeasure_norms(self, model: nn.Module) -> None:
+        batch = self.plan.batch // self.world  # of every process: they measure the same
+        remeasure_norms(model, self.training.plain(), batch, self.device, kept_norms(model, self.plan))
 
     def _class_weights(self, stage: Stage) -> Tensor | None:
         if not stage.class_balance or stage.kind == "transform":
@@ -330,7 +327,7 @@ class _Run:
                 first = f"; the first: {loader.failed[0]}" if loader.failed else ""
                 raise TrainingError(f"none of the images of step {step + 1} in {where} can be read{first}")
             optimizer.zero_grad()
-            losses = self._gradients(module, _to(images, self.device), labels.to(self.device))
+            losses = self._gradients(module, to_device(images, self.device), labels.to(self.device))
             if not self._finite(optimizer, losses):
                 what = f"the gradients are not finite, and the loss is {losses['loss'].item():g},"
                 raise self._diverged(f"{what} in step {step + 1} of {where}")
@@ -530,28 +527,6 @@ def _average(model: nn.Module, stage: Stage) -> AveragedModel | None:
     return AveragedModel(model, multi_avg_fn=averaged, use_buffers=True)
 
 
-@torch.no_grad()
-def _measure_norms(model: WAENetwork, sample: Tensor, low: bool) -> None:
-    """Set the statistics of the two normalisations, ``low`` or of ``high`` alone, to those of ``sample``.
-
-    Of ``sample``, which may lie on another device than ``model``, ``_AT_ONCE`` images are decomposed at once.
-    """
-    device, count = model.image_scale.device, 0
-    sums, squares = torch.zeros(2, 2, 3, dtype=torch.float64, device=device)
-    for part in sample.split(_AT_ONCE):
-        both = torch.stack(model.decompose(_to(part, device))).double()
-        sums += both.sum((1, 3, 4))
-        squares += both.square().sum((1, 3, 4))
-        count += both[0, :, 0].numel()
-    variances = (squares - sums.square() / count) / (count - 1)
-    for norm, mean, variance in zip((model.low_norm, model.high_norm), sums / count, variances, strict=True):
-        if (low or norm is model.high_norm) and isinstance(norm, nn.BatchNorm2d):
-            assert norm.running_mean is not None
-            assert norm.running_var is not None
-            norm.running_mean.copy_(mean)
-            norm.running_var.copy_(variance)
-
-
 def _state(
     path: Path, made: dict[str, Any], plan: Plan, data: dict[str, Any], sources: dict[str, str]
 ) -> _State:
@@ -595,19 +570,6 @@ def _epoch(entry: Mapping[str, Any]) -> Epoch:
     if type(epoch.kind) is not str or not all(type(number) in (int, float) for number in numbers):
         raise TypeError("history")
     return epoch
-
-
-def _sample(data: Dataset) -> range:
-    """Which images to measure: the first; of files, where like follows like, every so many, and fewer of
-    those that are larger than 224 x 224, for all are in memory at once."""
-    if not isinstance(data, ImageFiles):
-        return range(len(data))[:_SAMPLE]
-    most = max(1, min(_SAMPLE, _SAMPLE * 224**2 // math.prod(data.shape)))
-    return range(0, len(data), max(1, len(data) // most))[:most]
-
-
-def _to(images: Tensor, device: torch.device | str) -> Tensor:
-    return images.to(device, memory_format=torch.channels_last, non_blocking=True)
 
 
 def _place() -> tuple[int, int]:

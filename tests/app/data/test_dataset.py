@@ -65,6 +65,16 @@ def test_some_of_the_samples_have_numbers_of_their_own():
         assert torch.equal(made, wanted)
 
 
+def test_plain_samples_are_not_augmented():
+    dataset = noise(10)
+    before = dataset.batch([3, 1], 2)[0]
+    images, labels = dataset.plain().batch([3, 1], 2)
+    assert torch.equal(images, dataset.images[[3, 1]].expand(-1, 3, -1, -1))
+    assert torch.equal(labels, dataset.targets[[3, 1]])
+    assert torch.equal(dataset.batch([3, 1], 2)[0], before)
+    assert not torch.equal(before, images)
+
+
 def test_without_augmentation_the_images_are_as_they_were():
     dataset = noise(5, augment=False)
     images, labels = dataset.batch([3, 1], 0)

@@ -52,6 +52,15 @@ def test_a_folder_gives_images_and_the_classes_of_their_pixels(scenes):
     assert (labels == NOT_COUNTED).any()
 
 
+def test_plain_images_are_not_augmented_and_read_once_for_both(scenes):
+    augmented, wanted = small(scenes, augment=True, keep=True), small(scenes).batch([0, 3], 0)
+    before = augmented.batch([0, 3], 1)
+    assert not same(before, wanted)
+    (scenes / "train" / "images" / "00.jpg").unlink()
+    assert same(augmented.plain().batch([0, 3], 1), wanted)
+    assert same(augmented.batch([0, 3], 1), before)
+
+
 def test_what_is_asked_for_arrives(scenes):
     check_options_arrive(scenes)
 

@@ -77,6 +77,10 @@ def test_the_samples_are_those_of_the_folder(photos, pattern, train, augment):
     indices = [len(files) - 1, 0, 1]
     assert same(ours.batch(indices, 2), files.batch(indices, 2))
     assert same(ours.subset(indices).batch(range(3), 0), files.subset(indices).batch(range(3), 0))
+    for data in (ours, files):
+        before = data.batch(indices, 2)
+        assert same(data.plain().batch(indices, 2), small(photos, train).batch(indices, 0))
+        assert same(data.batch(indices, 2), before)
     (photos / "shards" / "classes.txt").write_text("cat\ndog\ncow\n")
     other = shards(pattern, train).renumbered((2, 0, 1))
     assert other.labels == ("dog", "cow", "cat")

@@ -24,7 +24,7 @@ from wae.models.segmentation.segmenter import FullResolutionSegmenter, HalfResol
 from wae.storage import weights_file
 from wae.storage.checkpoint import describe, load_classifier, save_classifier
 from wae.storage.weights_file import CheckpointError
-from wae.training import trainer
+from wae.training import norms, trainer
 from wae.training.accuracy import Accuracy, PixelAccuracy, counts_for
 from wae.training.losses import class_weights, cross_entropy, mimic_loss
 from wae.training.objective import Objective
@@ -223,11 +223,11 @@ def test_the_measures_are_those_of_a_confusion_matrix(scenes):
 
 
 def test_fewer_of_large_images_are_measured_first(scenes, monkeypatch):
-    monkeypatch.setattr(trainer, "_SAMPLE", 8)
-    assert trainer._sample(data(scenes)) == range(0, 20, 2)[:8]
+    monkeypatch.setattr(norms, "_SAMPLE", 8)
+    assert norms._numbers(data(scenes)) == range(0, 20, 2)[:8]
     large = segmentation_folder(scenes, "train", whole(448, 448))
-    assert trainer._sample(large) == range(0, 20, 10)
-    assert len(trainer._sample(segmentation_folder(scenes, "train", whole(2048, 2048)))) == 1
+    assert norms._numbers(large) == range(0, 20, 10)
+    assert len(norms._numbers(segmentation_folder(scenes, "train", whole(2048, 2048)))) == 1
 
 
 # ------------------------------------------------------------------------------------------------ checkpoints

@@ -25,7 +25,7 @@ from wae.data.folder import ImageFolder
 from wae.models.stock import StockDecoder, StockEncoder
 from wae.storage import weights_file
 from wae.storage.weights_file import CheckpointError
-from wae.training import trainer
+from wae.training import norms, trainer
 from wae.training.losses import energy_ratio, mimic_loss, transform_loss
 from wae.training.objective import Objective, trained
 from wae.training.plan import Plan, Stage
@@ -300,13 +300,13 @@ def test_a_batch_without_images_ends_a_training_and_not_an_evaluation():
 
 def test_where_none_of_the_images_that_are_measured_first_can_be_read_others_are(monkeypatch):
     """The training ended, though it could have gone on."""
-    monkeypatch.setattr(trainer, "_SAMPLE", 4)
+    monkeypatch.setattr(norms, "_SAMPLE", 4)
     data = image_set(augment=False)
     images, _ = data.batch(range(4, 8), 0)
     whole = data.batch
     data.batch = lambda indices, epoch: whole([i for i in indices if 4 <= i < 8], epoch)
     seen = []
-    monkeypatch.setattr(trainer, "_measure_norms", lambda model, images, low: seen.append(images))
+    monkeypatch.setattr(trainer, "measure_norms", lambda model, images, low: seen.append(images))
     with pytest.raises(TrainingError, match="of step"):
         train(network(), only(JOINT, norm_statistics="kept"), data, data)
     assert torch.equal(seen[0], images)
@@ -363,7 +363,7 @@ def test_a_folder_is_measured_in_all_its_classes(monkeypatch, start):
         taken.append(list(indices))
         return *colours.batch(indices, epoch), []
 
-    monkeypatch.setattr(trainer, "_SAMPLE", 8)
+    monkeypatch.setattr(norms, "_SAMPLE", 8)
     monkeypatch.setattr(folder, "read", read)
     train(network(), only(replace(JOINT, epochs=1), **start), folder, image_set(augment=False))
     assert taken[0] == list(range(0, 32, 4))
@@ -371,14 +371,14 @@ def test_a_folder_is_measured_in_all_its_classes(monkeypatch, start):
 
 @pytest.mark.parametrize(("side", "count"), [(8, 8), (224, 8), (448, 2), (2048, 1)])
 def test_fewer_of_large_images_are_measured(monkeypatch, side, count):
-    monkeypatch.setattr(trainer, "_SAMPLE", 8)
+    monkeypatch.setattr(norms, "_SAMPLE", 8)
     folder = ImageFolder([("a.png", 0)] * 32, "a", side, side, augment=False, seed=0)
-    assert len(trainer._sample(folder)) == count
+    assert len(norms._numbers(folder)) == count
 
 
 @pytest.mark.parametrize("low", [True, False])
 def test_statistics_are_measured_a_few_images_at_a_time(monkeypatch, low):
-    monkeypatch.setattr(trainer, "_AT_ONCE", 5)
+    monkeypatch.setattr(norms, "_AT_ONCE", 5)
     model, sample, counts = network(), image_set(augment=False).batch(range(32), 0)[0], []
     before, decompose = state(model), model.decompose
     wanted = {
@@ -389,7 +389,7 @@ def test_statistics_are_measured_a_few_images_at_a_time(monkeypatch, low):
         for of in ("mean", "var")
     }
     monkeypatch.setattr(model, "decompose", lambda x: counts.append(len(x)) or decompose(x))
-    trainer._measure_norms(model, sample, low=low)
+    norms.measure_norms(model, sample, low=low)
     assert counts == [5] * 6 + [2]
     torch.testing.assert_close(dict(model.state_dict()), before | wanted)
 

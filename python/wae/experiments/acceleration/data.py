@@ -81,9 +81,7 @@ def open_sets(settings: Settings, input: Input | None) -> Sets:
     s = settings
     if isinstance(s.data, tuple):
         training, test = s.data
-        plain = training.subset(range(len(training)))
-        plain.augment = False
-        return Sets(training, plain, test)
+        return Sets(training, training.plain(), test)
     found = [
         open_dataset(s.data, train, augment, s.seed, input, s.on_corrupt, s.max_pixels)
         for train, augment in ((True, True), (True, False), (False, False))

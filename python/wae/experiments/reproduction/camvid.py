@@ -51,7 +51,9 @@ def claim(network: str = "enet", size: tuple[int, int] | None = None, times: flo
         size: of the images; None for :data:`SIZE`, their own.
         times: so many times the plan's epochs with labels.
     """
-    return CamVid(replace(longer(find("camvid"), times), model=f"wae_{network}"), network, size or SIZE)
+    # A result has both, the statistics of the training and those that the plan has measured anew.
+    plan = replace(longer(find("camvid"), times), model=f"wae_{network}", remeasure_norms=False)
+    return CamVid(plan, network, size or SIZE)
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class CamVid(FineTuned):
     half = HALF
     timed_images: ClassVar[int] = 8
     measure: ClassVar[str] = "mean IoU"
+    remeasures: ClassVar[bool] = True
 
     @cached_property
     def registered(self) -> Mapping[str, str]:

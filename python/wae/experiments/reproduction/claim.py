@@ -58,6 +58,10 @@ class Claim(ABC):
     measure: ClassVar[str] = "accuracy"
     """The name of a result's ``accuracy`` in the table."""
 
+    remeasures: ClassVar[bool] = False
+    """Whether a result also has the accuracy with the BatchNorms' statistics measured anew, on images that
+    are not augmented: see :func:`wae.training.norms.remeasure_norms`."""
+
     @property
     @abstractmethod
     def full(self) -> str:

@@ -199,8 +199,7 @@ class Imagenette(FineTuned):
         if not self.kept_aside:
             return training, test
         numbers = range(len(training))
-        kept = training.subset(numbers[_KEPT_EVERY - 1 :: _KEPT_EVERY])
-        kept.augment = False
+        kept = training.subset(numbers[_KEPT_EVERY - 1 :: _KEPT_EVERY]).plain()
         return training.subset([i for i in numbers if i % _KEPT_EVERY != _KEPT_EVERY - 1]), kept
 
 

@@ -46,6 +46,9 @@ class Result:
     """Measured before the first epoch: see :meth:`Claim.start`."""
     measured: dict[str, Any] = field(default_factory=dict)
     """All that was measured beside ``accuracy``."""
+    remeasured: dict[str, Any] = field(default_factory=dict)
+    """``accuracy`` and what is beside it, of the same weights with the BatchNorms' statistics measured anew;
+    and the commit. See :attr:`Claim.remeasures`."""
     made: dict[str, Any] = field(default_factory=dict)
     """Commit, date, machine and versions."""
 

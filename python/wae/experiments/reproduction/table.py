@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,8 @@ class Row:
     """On one image."""
     microseconds: float
     """The median time of one image in a batch of :attr:`Claim.timed_images`, where the table was made."""
+    remeasured: Sequence[float] = ()
+    """The accuracies with statistics measured anew; none where a seed has none."""
 
     @property
     def mean(self) -> float:
@@ -59,6 +61,7 @@ def rows(results: Sequence[Result], claim: Claim, seconds: float = 10.0) -> list
             [result.accuracy for result in of[name]],
             of[name][0].multiply_adds,
             1e6 * times[name] if name in times else 1e6 * times[WAE] * of[name][0].start["time"],
+            [r.remeasured["accuracy"] for r in of[name]] if all(r.remeasured for r in of[name]) else [],
         )
         for name in names
     ]
@@ -96,17 +99,24 @@ def won_back(table: Sequence[Row], claim: Claim, network: str) -> float | None:
 def markdown(table: Sequence[Row], claim: Claim) -> str:
     """The table for people."""
     full = next((row.multiply_adds for row in table if row.network == claim.full), None)
-    lines = [
-        f"| network | {claim.measure}, mean of seeds | spread | won back | multiply-adds | time per image |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
+    anew = {row.network: replace(row, accuracies=list(row.remeasured)) for row in table if row.remeasured}
+    head = [f"network | {claim.measure}, mean of seeds | spread | won back | multiply-adds | time per image"]
+    head += ["statistics measured anew | won back"] * bool(anew)
+    lines = [f"| {' | '.join(head)} |", "|---" + "|---:" * (7 if anew else 5) + "|"]
     for row in table:
-        share = won_back(table, claim, row.network)
-        won = "" if share is None or row.network in (claim.full, claim.half) else f"{100 * share:.0f} %"
         spread = "" if row.spread is None else f"{100 * row.spread:.2f}"
         cost = f"{row.multiply_adds / 1e6:.2f} M" + (f" ({row.multiply_adds / full:.0%})" if full else "")
-        lines.append(
-            f"| {row.network} | {100 * row.mean:.2f} % | {spread} | {won} | {cost} "
-            f"| {row.microseconds:.0f} us |"
-        )
+        cells = [row.network, f"{100 * row.mean:.2f} %", spread, _won_back(table, claim, row.network)]
+        cells += [cost, f"{row.microseconds:.0f} us"]
+        if row.network in anew:
+            others = list(anew.values())
+            cells += [f"{100 * anew[row.network].mean:.2f} %", _won_back(others, claim, row.network)]
+        elif anew:
+            cells += ["", ""]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _won_back(table: Sequence[Row], claim: Claim, network: str) -> str:
+    share = won_back(table, claim, network)
+    return "" if share is None or network in (claim.full, claim.half) else f"{100 * share:.0f} %"

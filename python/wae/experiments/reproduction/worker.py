@@ -7,7 +7,7 @@ import multiprocessing
 import pickle
 import shutil
 import subprocess
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -20,11 +20,12 @@ from wae.experiments.machine import machine
 from wae.models.counting import count
 from wae.storage.checkpoint import load_classifier, save_classifier
 from wae.termination import end_with_parent, terminable
+from wae.training.norms import kept_norms, remeasure_norms
 from wae.training.plan import Plan
 from wae.training.trainer import Epoch, Observer, TrainingError, evaluate, train
 
 from .claim import Claim, Job
-from .results import Result, result_path, weights_path, write_json
+from .results import Result, read_result, result_path, weights_path, write_json
 
 
 class Progress(NamedTuple):
@@ -70,7 +71,11 @@ def _work(link: Connection, folder: Path, data: str | Path, claim: Claim, device
         while True:
             job = link.recv()
             try:
-                message: Result | Exception = _train(job, folder, data, claim, device, link)
+                known = read_result(folder, job, claim)
+                if known and lacks_remeasured(folder, job, claim):
+                    message: Result | Exception = _remeasured(known, job, folder, data, claim, device)
+                else:
+                    message = _train(job, folder, data, claim, device, link)
             except Exception as error:
                 message = _as_sent(job, error)
             link.send(message)
@@ -120,15 +125,41 @@ def _train(job: Job, folder: Path, data: str | Path, claim: Claim, device: str, 
         count(model, claim.input.shape).multiply_adds,
         start,
         last._asdict(),
-        {"commit": commit, "date": datetime.now(timezone.utc).isoformat(timespec="seconds"), **machine()},
+        made={
+            "commit": commit,
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            **machine(),
+        },
     )
     if registered := claim.registered[job.network]:
         made = {"plan": chosen.as_dict(), "accuracy": result.accuracy}
         path = weights_path(folder, job)
         save_classifier(path, model, registered, sets[0].labels, claim.input, made, force=True)
-    write_json(result_path(folder, job), asdict(result))
+    write_json(result_path(folder, job), asdict(result))  # first: what follows can be done from the weights
+    if claim.remeasures:
+        result = _remeasured(result, job, folder, data, claim, device)
     state.unlink()
     claim.start_path(folder, job).unlink(missing_ok=True)  # it is in the result
+    return result
+
+
+def lacks_remeasured(folder: Path, job: Job, claim: Claim) -> bool:
+    """Whether the finished ``job`` has weights to measure statistics anew for, and that has not been done."""
+    result = read_result(folder, job, claim)
+    return bool(claim.remeasures and result and not result.remeasured and weights_path(folder, job).exists())
+
+
+def _remeasured(
+    result: Result, job: Job, folder: Path, data: str | Path, claim: Claim, device: str
+) -> Result:
+    """``result``, in ``folder`` too, with the accuracy of the same weights and statistics measured anew."""
+    plan, (training, test) = claim.plan_of(job.network, job.seed), claim.sets(data, job.seed)
+    model = load_classifier(weights_path(folder, job)).to(device)
+    remeasure_norms(model, training.plain(), plan.batch, device, kept_norms(model, plan))
+    accuracy = evaluate(model, claim.kept_out(data) or test, plan.batch, device)
+    found = {"accuracy": accuracy.score, **accuracy._asdict(), "commit": _commit()}
+    result = replace(result, remeasured=found)
+    write_json(result_path(folder, job), asdict(result))
     return result
 
 

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from wae.experiments.reproduction import camvid
 from wae.experiments.reproduction.camvid import CLASSES, HALF, NETWORKS, CamVid
 from wae.experiments.reproduction.claim import WAE, Job
 from wae.experiments.reproduction.fine_tuned import FINE_TUNED, fine_tuned
-from wae.experiments.reproduction.results import read_result, weights_path
+from wae.experiments.reproduction.results import read_result, result_path, weights_path, write_json
 from wae.experiments.reproduction.table import markdown, rows
 from wae.inference.maps import colours
 from wae.models.counting import count
@@ -30,6 +30,7 @@ from wae.storage.checkpoint import describe, load_classifier, save_classifier
 from wae.storage.weights_file import CheckpointError
 from wae.training import plan
 from wae.training.accuracy import PixelAccuracy
+from wae.training.norms import remeasure_norms
 from wae.training.trainer import evaluate
 
 TINY = tiny_plan("wae_enet", 4, epochs=2, learning_rate=1e-3, optimizer="adam", class_balance=1.02)
@@ -84,6 +85,8 @@ def test_the_networks_are_what_they_are_called(network):
 
 def test_all_are_trained_for_as_many_epochs_with_labels_at_the_same_rates():
     claim = camvid.claim(times=1 / 4)
+    assert not claim.wae.remeasure_norms  # a result has both
+    assert plan.find("camvid").remeasure_norms
     labelled = {}
     for network in claim.registered:
         stages = [s for s in claim.plan_of(network, 1).stages if s.kind != "transform"]
@@ -143,15 +146,32 @@ def test_each_epoch_is_tested_on_val_and_test_is_looked_at_once(scenes, tmp_path
         assert result.measured == pytest.approx(found._asdict())
         assert set(result.measured) == set(PixelAccuracy._fields)
         assert result.measured["images"] == 3
+        remeasure_norms(model, CLAIM.sets(scenes, 0)[0].plain(), TINY.batch)
+        anew = evaluate(model, CLAIM.kept_out(scenes))
+        assert result.remeasured["accuracy"] == pytest.approx(anew.mean_iou)
+        assert result.remeasured["loss"] == pytest.approx(anew.loss)
+        assert result.remeasured["loss"] != pytest.approx(found.loss)
         assert result.multiply_adds == count(model, (24, 32)).multiply_adds
         assert describe(weights).input.shape == (24, 32)
         assert json.loads((tmp_path / f"{job.stem}.json").read_text())["settings"]["size"] == [24, 32]
     assert reproduce.run(tmp_path, scenes, wanted, CLAIM, 2, tell=told.append) == results
     assert len(told) == 5
+    for number, job in enumerate(
+        wanted
+    ):  # as before statistics were measured anew; one has no weights either
+        write_json(result_path(tmp_path, job), asdict(replace(results[number], remeasured={})))
+    weights_path(tmp_path, wanted[1]).unlink()
+    assert reproduce.open_jobs(tmp_path, wanted, CLAIM) == wanted[:1]
+    assert reproduce.to_train(tmp_path, wanted[:1], CLAIM) == []
+    filled, bare = reproduce.run(tmp_path, scenes, wanted, CLAIM, 1, tell=told.append)
+    assert filled == read_result(tmp_path, wanted[0], CLAIM) == results[0]
+    assert not bare.remeasured
+    assert len(told) == 5  # nothing was trained
     with pytest.raises(CheckpointError, match="is of other settings"):
         read_result(tmp_path, wanted[0], replace(CLAIM, size=(24, 40)))
     table = markdown(rows(results, CLAIM, seconds=0), CLAIM)
     assert "| network | mean IoU, mean of seeds |" in table
+    assert "| statistics measured anew | won back |" in table
 
 
 def test_a_picture_shows_the_truth_and_what_each_network_finds(scenes, tmp_path, monkeypatch):

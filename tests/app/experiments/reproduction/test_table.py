@@ -28,6 +28,24 @@ def test_the_share_won_back_and_the_table():
     assert won_back(nothing_lost, DIGITS, "WAE") is None
 
 
+def test_accuracies_with_statistics_measured_anew_have_columns_of_their_own():
+    table = [
+        Row(name, [accuracy], 10_000_000, 5.0, remeasured)
+        for name, accuracy, remeasured in (
+            ("28 x 28", 0.9, [0.92]),
+            ("14 x 14", 0.8, [0.82]),
+            ("WAE", 0.84, [0.90]),
+            ("WAE, mimic", 0.85, []),
+        )
+    ]
+    lines = markdown(table, DIGITS).splitlines()
+    assert lines[0].endswith("| time per image | statistics measured anew | won back |")
+    assert {line.count("|") for line in lines} == {9}
+    assert lines[2].endswith("| 5 us | 92.00 % |  |")
+    assert lines[4] == "| WAE | 84.00 % |  | 40 % | 10.00 M (100%) | 5 us | 90.00 % | 80 % |"
+    assert lines[5].endswith("| 5 us |  |  |")
+
+
 def test_rows_are_the_networks_that_have_results_timed_here():
     results = [
         Result(network, 0, 0.5, 1.0, [0.5], {}, {}, number)
@@ -37,6 +55,9 @@ def test_rows_are_the_networks_that_have_results_timed_here():
     assert [row.network for row in table] == ["28 x 28", "WAE"]
     assert [row.multiply_adds for row in table] == [22, 11]
     assert all(row.microseconds > 0 for row in table)
+    assert [row.remeasured for row in table] == [[], []]
+    anew = rows([replace(result, remeasured={"accuracy": 0.7}) for result in results], DIGITS, seconds=0)
+    assert [row.remeasured for row in anew] == [[0.7], [0.7]]
 
 
 def test_networks_are_timed_as_they_are_used_and_by_their_names(monkeypatch):

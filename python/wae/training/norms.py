@@ -1,0 +1,114 @@
+"""Statistics of normalisations, measured on the training images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from wae.data.dataset import Dataset, sample
+from wae.data.folder import ImageFiles
+from wae.models.evaluating import evaluating
+from wae.models.network import WAENetwork
+
+from .plan import Plan
+
+_SAMPLE = 2000  # training images at most
+_AT_ONCE = 64  # of them that are decomposed together, which bounds memory
+
+
+def measured_images(data: Dataset) -> Tensor:
+    """The images of ``data`` to measure on before a training. Raises DatasetError where none can be read."""
+    numbers = _numbers(data)
+    images, _ = data.batch(numbers, 0)
+    return images if len(images) else sample(data, len(numbers))[0]
+
+
+def _numbers(data: Dataset) -> range:
+    """Which images to measure: the first; of files, where like follows like, every so many."""
+    most = _most(data)
+    if not isinstance(data, ImageFiles):
+        return range(len(data))[:most]
+    return range(0, len(data), max(1, len(data) // most))[:most]
+
+
+def _most(data: Dataset) -> int:
+    """How many images to measure, all in memory at once: fewer files of more than 224 x 224 pixels."""
+    if not isinstance(data, ImageFiles):
+        return _SAMPLE
+    return max(1, min(_SAMPLE, _SAMPLE * 224**2 // math.prod(data.shape)))
+
+
+@torch.no_grad()
+def measure_norms(model: WAENetwork, images: Tensor, low: bool) -> None:
+    """Set the statistics of the two normalisations, ``low`` or of ``high`` alone, to those of ``images``.
+
+    ``images`` may lie on another device than ``model``.
+    """
+    device, count = model.image_scale.device, 0
+    sums, squares = torch.zeros(2, 2, 3, dtype=torch.float64, device=device)
+    for part in images.split(_AT_ONCE):
+        both = torch.stack(model.decompose(to_device(part, device))).double()
+        sums += both.sum((1, 3, 4))
+        squares += both.square().sum((1, 3, 4))
+        count += both[0, :, 0].numel()
+    variances = (squares - sums.square() / count) / (count - 1)
+    for norm, mean, variance in zip((model.low_norm, model.high_norm), sums / count, variances, strict=True):
+        if (low or norm is model.high_norm) and isinstance(norm, nn.BatchNorm2d):
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_(variance)
+
+
+def kept_norms(model: nn.Module, plan: Plan) -> list[nn.Module]:
+    """The normalisations in ``model`` whose statistics stay what they are in a training by ``plan``."""
+    return [model.low_norm] if isinstance(model, WAENetwork) and plan.norm_statistics == "kept" else []
+
+
+@torch.no_grad()
+def remeasure_norms(
+    model: nn.Module,
+    data: Dataset,
+    batch: int,
+    device: torch.device | str = "cpu",
+    kept: Collection[nn.Module] = (),
+) -> None:
+    """Measure the statistics of the BatchNorms in ``model`` anew: the mean of those of batches of ``data``.
+
+    A training's own are those of its last steps' images, which were augmented. A cut that is scaled up has
+    less detail than the images that the network is then used on. (Touvron et al. 2019, "Fixing the train-test
+    resolution discrepancy", mend that difference by adapting statistics, too.)
+
+    Args:
+        model: on ``device``; each of its modules stays in its mode.
+        data: images as the network is used on, of the training's: see :meth:`wae.data.dataset.Dataset.plain`.
+        batch: images in a batch, as in the training.
+        device: where ``model`` is.
+        kept: modules whose statistics stay.
+
+    Raises DatasetError where no image can be read.
+    """
+    found = (module for module in model.modules() if isinstance(module, _BatchNorm))
+    norms = [norm for norm in found if norm.track_running_stats and norm not in kept]
+    momenta = [norm.momentum for norm in norms]
+    images, _ = sample(data, _most(data))
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))  # neighbours may be alike
+    whole = max(batch, len(order) // batch * batch)  # as in the training: a rest may be a single image
+    with evaluating(model):
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the mean of all batches
+            norm.train()
+        for numbers in order[:whole].split(batch):
+            model(to_device(images[numbers], device))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
+def to_device(images: Tensor, device: torch.device | str) -> Tensor:
+    """``images`` on ``device``, in the layout that networks run fastest in."""
+    return images.to(device, memory_format=torch.channels_last, non_blocking=True)
