@@ -81,6 +81,7 @@ def test_what_has_no_part_that_works_on_low_has_no_weight_for_it():
         ({"seed": -1}, "seed must be an integer from 0 to 2147483648, got -1"),
         ({"batch": True}, "batch must be an integer"),
         ({"seed": 1.5}, "seed must be an integer"),
+        ({"remeasure_norms": "yes"}, "remeasure_norms must be true or false, got 'yes'"),
         ({"precision": "int8"}, "precision must be one of float32, .*, got 'int8'"),
         ({"stages": [{"kind": "joint", "epochs": 1}]}, "stage 1: learning_rate is missing"),
         ({"stages": [STAGE, {**STAGE, "kind": "both"}]}, "stage 2: kind must be one of transform, "),

@@ -156,9 +156,7 @@ def test_each_epoch_is_tested_on_val_and_test_is_looked_at_once(scenes, tmp_path
         assert json.loads((tmp_path / f"{job.stem}.json").read_text())["settings"]["size"] == [24, 32]
     assert reproduce.run(tmp_path, scenes, wanted, CLAIM, 2, tell=told.append) == results
     assert len(told) == 5
-    for number, job in enumerate(
-        wanted
-    ):  # as before statistics were measured anew; one has no weights either
+    for number, job in enumerate(wanted):  # as before there were these statistics; one has no weights
         write_json(result_path(tmp_path, job), asdict(replace(results[number], remeasured={})))
     weights_path(tmp_path, wanted[1]).unlink()
     assert reproduce.open_jobs(tmp_path, wanted, CLAIM) == wanted[:1]
