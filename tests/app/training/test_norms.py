@@ -49,10 +49,10 @@ def test_they_are_the_means_of_whole_batches_of_the_images_as_they_are(count, us
 def test_what_is_kept_stays():
     model = network().eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    kept = kept_norms(model, replace(PLAN, norm_statistics="kept"))
-    assert kept == [model.low_norm]
-    assert kept_norms(model, PLAN) == []
-    remeasure_norms(model, image_set().plain(), 8, kept=kept)
+    assert kept_norms(model, PLAN) == kept_norms(Small(), replace(PLAN, norm_statistics="kept")) == []
+    kept = [kept_norms(model, replace(PLAN, norm_statistics=how)) for how in ("kept", "fixed")]
+    assert kept == [[model.low_norm, model.high_norm]] * 2
+    remeasure_norms(model, image_set().plain(), 8, kept=[model.low_norm])
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert "high_norm.running_var" in changed
     assert not any(name.startswith("low_norm") for name in changed)
