@@ -131,7 +131,7 @@ class Plan:
     ``high``'s are measured."""
     remeasure_norms: bool = False
     """Whether the statistics of all BatchNorms are measured anew at the end, on training images that are not
-    augmented; but for those that ``norm_statistics`` fixes. See :func:`wae.training.norms.remeasure_norms`."""
+    augmented; not those that ``norm_statistics`` fixes. See :func:`wae.training.norms.remeasure_norms`."""
     seed: int = 0
     """Of the random weights, the order of the data, augmentation and dropout."""
 
