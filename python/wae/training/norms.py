@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -82,6 +83,7 @@ def remeasure_norms(
     batch: int,
     device: torch.device | str = "cpu",
     kept: Collection[nn.Module] = (),
+    part: tuple[int, int] = (0, 1),
 ) -> None:
     """Measure the statistics of the BatchNorms in ``model`` anew: the mean of those of batches of ``data``.
 
@@ -90,29 +92,57 @@ def remeasure_norms(
     resolution discrepancy", mend that difference by adapting statistics, too.)
 
     Args:
-        model: on ``device``; each of its modules stays in its mode.
+        model: on ``device``; each of its modules stays in its mode. Statistics stay of a BatchNorm that
+            ``model.train()`` leaves in evaluation mode, for it is frozen, and of one that is run in training
+            alone, as those of auxiliary classifiers are.
         data: images as the network is used on, of the training's: see :meth:`wae.data.dataset.Dataset.plain`.
-        batch: images in a batch, as in the training.
+        batch: images that the BatchNorms see at once, as in the training.
         device: where ``model`` is.
         kept: modules whose statistics stay.
+        part: this process's number, and that of the processes that share each batch, as SyncBatchNorms do.
 
     Raises DatasetError where no image can be read.
     """
-    found = (module for module in model.modules() if isinstance(module, _BatchNorm))
-    norms = [norm for norm in found if norm.track_running_stats and norm not in kept]
-    momenta = [norm.momentum for norm in norms]
-    images, _ = sample(data, _most(data))
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))  # neighbours may be alike
-    whole = max(batch, len(order) // batch * batch)  # as in the training: a rest may be a single image
     with evaluating(model):
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # the mean of all batches
-            norm.train()
-        for numbers in order[:whole].split(batch):
-            model(to_device(images[numbers], device))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+        norms = [norm for norm in _measuring(model) if norm not in kept]
+        if not norms:
+            return
+        images, _ = sample(data, max(batch, _most(data)))
+        order = torch.randperm(
+            len(images), generator=torch.Generator().manual_seed(0)
+        )  # neighbours are alike
+        whole = max(batch, len(order) // batch * batch)  # as in the training: a rest may be a single image
+        with _begun_anew(norms):
+            for numbers in order[:whole].split(batch):
+                model(to_device(images[numbers[part[0] :: part[1]]], device))
+
+
+def _measuring(model: nn.Module) -> list[_BatchNorm]:
+    """The BatchNorms in ``model`` that measure in training. The model is in evaluation mode behind it."""
+    model.train()
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    measuring = [norm for norm in norms if norm.training and norm.track_running_stats]
+    model.eval()
+    return measuring
+
+
+@contextmanager
+def _begun_anew(norms: Sequence[_BatchNorm]) -> Iterator[None]:
+    """Within it ``norms`` take the mean of all batches; behind it those that saw none are as before."""
+    before = [
+        (norm.momentum, {name: value.clone() for name, value in norm.state_dict().items()}) for norm in norms
+    ]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean of all batches
+        norm.train()
+    try:
+        yield
+    finally:
+        for norm, (momentum, state) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            if not norm.num_batches_tracked:
+                norm.load_state_dict(state)
 
 
 def to_device(images: Tensor, device: torch.device | str) -> Tensor:

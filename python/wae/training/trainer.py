@@ -222,8 +222,14 @@ class _Run:
         self.teacher = None if teacher is None else teacher.to(self.device)
         self.rank, self.world = _place()
         self.observer = observer if self.rank == 0 else Observer()
+        self.synchronizes = self.world > 1 and self.device.type == "cuda"
         self.workers = workers
         check_batch(plan, len(training))
+        if plan.remeasure_norms and not hasattr(training, "plain"):
+            raise ValueError(
+                "remeasure_norms: needs training images that can be had without augmentation; "
+                f"{type(training).__name__} has no method plain (see wae.data.dataset.Dataset)"
+            )
         self.history: list[Epoch] = []
         self.data = {} if state is None else fingerprint(training)
         self.scaler = torch.amp.GradScaler(
@@ -259,7 +265,7 @@ class _Run:
                 losses = self._epoch(module, number, epoch, optimizer, average, masks)
                 kept = self.model if average is None else average.module
                 last = epoch + 1 == stage.epochs
-                if last and self.plan.remeasure_norms and stage is self.plan.stages[-1]:
+                if last and self.plan.remeasure_norms and number + 1 == len(self.plan.stages):
                     self._remeasure_norms(kept)
                 accuracy = None if stage.kind == "transform" else self._evaluate(kept)
                 if accuracy and not math.isfinite(accuracy.loss):  # no loss saw the last step's weights
@@ -288,8 +294,13 @@ class _Run:
             measure_norms(model, images, low=plan.norm_statistics == "fixed")
 
     def _remeasure_norms(self, model: nn.Module) -> None:
-        batch = self.plan.batch // self.world  # of every process: they measure the same
-        remeasure_norms(model, self.training.plain(), batch, self.device, kept_norms(model, self.plan))
+        """With as many images at once as a BatchNorm sees in a step.
+
+        Processes whose BatchNorms are not synchronized measure all images, each the same ones.
+        """
+        part = (self.rank, self.world) if self.synchronizes else (0, 1)
+        batch = self.plan.batch // self.plan.accumulate // self.world * part[1]
+        remeasure_norms(model, self.training.plain(), batch, self.device, kept_norms(model, self.plan), part)
 
     def _class_weights(self, stage: Stage) -> Tensor | None:
         if not stage.class_balance or stage.kind == "transform":
@@ -413,8 +424,7 @@ class _Run:
 
     def _synchronized(self) -> AbstractContextManager[None]:
         """Within it BatchNorm takes its statistics from the images of all processes, on GPUs."""
-        several = self.world > 1 and self.device.type == "cuda"
-        return synchronized(self.model) if several else nullcontext()
+        return synchronized(self.model) if self.synchronizes else nullcontext()
 
     # ------------------------------------------------------------------------------------- checkpoints
 

@@ -8,6 +8,7 @@ from torch import nn
 from trained import PLAN, image_set, network, run
 
 from wae.data.dataset import InMemory
+from wae.training import norms, trainer
 from wae.training.norms import kept_norms, remeasure_norms
 from wae.training.trainer import evaluate
 
@@ -20,21 +21,35 @@ def noise(count: int, seed: int = 0) -> InMemory:
 
 
 class Small(nn.Module):
-    """Two normalisations, of which the second is frozen, and dropout, which must not be drawn."""
+    """A normalisation, others whose statistics are not to change, and dropout, which must not be drawn."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.norm, self.frozen = nn.BatchNorm2d(3), nn.BatchNorm2d(3, track_running_stats=False)
+        self.norm, self.without = nn.BatchNorm2d(3), nn.BatchNorm2d(3, track_running_stats=False)
+        self.frozen, self.auxiliary = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
         self.drop = nn.Dropout(0.5)
 
+    def train(self, mode: bool = True) -> "Small":
+        super().train(mode)
+        self.frozen.eval()
+        return self
+
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.norm(self.drop(images / 255))
+        scores = self.frozen(self.norm(self.drop(images / 255)))
+        return self.auxiliary(scores) if self.training else scores
+
+
+def seen_by(norm: nn.Module) -> list[torch.Tensor]:
+    """The inputs of ``norm`` from now on."""
+    seen = []
+    norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].double()))
+    return seen
 
 
 @pytest.mark.parametrize(("count", "used"), [(12, 12), (13, 12), (3, 3)])
 def test_they_are_the_means_of_whole_batches_of_the_images_as_they_are(count, used):
-    data, model, seen = noise(count), Small(), []
-    model.norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].double()))
+    data, model = noise(count), Small()
+    seen = seen_by(model.norm)
     model.norm.running_mean.fill_(7.0)
     remeasure_norms(model, data.plain(), 4)
     assert [len(images) for images in seen] == [4] * (used // 4) + [used] * (used < 4)
@@ -58,6 +73,79 @@ def test_what_is_kept_stays():
     assert not any(name.startswith("low_norm") for name in changed)
     assert all("running" in name or "num_batches" in name for name in changed)
     assert not any(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("name", ["frozen", "auxiliary"])
+def test_what_is_frozen_or_run_in_training_alone_stays(name):
+    model = Small().train()
+    norm = getattr(model, name)
+    norm.running_mean.fill_(7.0)
+    before = {name: value.clone() for name, value in norm.state_dict().items()}
+    remeasure_norms(model, noise(8).plain(), 4)
+    torch.testing.assert_close(dict(norm.state_dict()), before)
+    assert (norm.training, norm.momentum) == (name == "auxiliary", 0.1)
+
+
+def test_a_failure_leaves_how_a_normalisation_measures():
+    model = Small()
+    model.frozen.register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        remeasure_norms(model, noise(8).plain(), 4)
+    assert (model.training, model.norm.momentum) == (True, 0.1)
+
+
+def test_a_batch_is_whole_where_few_images_are_measured(monkeypatch):
+    """A single one has no variance behind a global pool."""
+    monkeypatch.setattr(norms, "_SAMPLE", 1)
+    model = Small()
+    seen = seen_by(model.norm)
+    remeasure_norms(model, noise(8).plain(), 4)
+    assert [len(images) for images in seen] == [4]
+
+
+def test_processes_that_share_batches_have_each_its_own_images():
+    """A SyncBatchNorm that had the same of each of them would find less variance than there is."""
+    found = []
+    for part in ((0, 1), (0, 2), (1, 2)):
+        model = Small()
+        found.append(seen_by(model.norm))
+        remeasure_norms(model, noise(8).plain(), 4, part=part)
+    for whole, one, other in zip(*found, strict=True):
+        assert torch.equal(torch.stack((one, other), 1).flatten(0, 1), whole)
+
+
+def test_nothing_is_read_for_a_network_without_normalisations():
+    data = noise(8)
+    data.batch = None
+    remeasure_norms(nn.Flatten(), data, 4)
+
+
+def test_data_that_cannot_be_had_without_augmentation_is_refused_before_a_training():
+    class Mine:
+        labels = "rgb"
+        __len__ = batch = renumbered = lambda self, *_: 32
+
+    with pytest.raises(ValueError, match=r"^remeasure_norms: .*; Mine has no method plain"):
+        run(replace(PLAN, remeasure_norms=True), data=Mine())
+
+
+def test_of_stages_that_are_alike_only_the_last_measures(monkeypatch):
+    calls = []
+    monkeypatch.setattr(trainer, "remeasure_norms", lambda *_: calls.append(_))
+    run(replace(PLAN, stages=PLAN.stages[-1:] * 2, remeasure_norms=True))
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(("world", "synchronizes", "batch"), [(1, False, 8), (2, False, 4), (2, True, 8)])
+def test_as_many_images_at_once_as_a_normalisation_sees_in_a_step(monkeypatch, world, synchronizes, batch):
+    asked = []
+    monkeypatch.setattr(trainer, "remeasure_norms", lambda *arguments: asked.append(arguments))
+    plan = replace(PLAN, batch=16, accumulate=2)
+    of = trainer._Run(network(), plan, image_set(), None, None, {}, None, trainer.Observer(), 0, "cpu")
+    of.rank, of.world, of.synchronizes = world - 1, world, synchronizes
+    of._remeasure_norms(of.model)
+    assert asked[0][2] == batch
+    assert asked[0][5] == ((1, 2) if synchronizes else (0, 1))
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.5])
