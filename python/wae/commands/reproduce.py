@@ -239,4 +239,7 @@ def _watch(options: argparse.Namespace, data: str, wanted: list[Job], claim: Cla
     processes = options.processes or (1 if options.device != "cpu" else usable_cores())
     with Bar(*columns, console=shared.console(options.json)) as bar:
         task = bar.add_task("", total=epochs)
+        if lacking := len(todo) - len(training):
+            what = "lack the accuracy with BatchNorm's statistics measured anew"
+            bar.console.print(f"{lacking} of {len(wanted)} trainings {what}", highlight=False)
         return reproduce.run(options.output, data, wanted, claim, processes, options.device, tell)

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
+from wae.data.dataset import DatasetError
+
 from .reproduction.claim import Claim, Job
 from .reproduction.results import Result, read_result, weights_path
 from .reproduction.worker import Progress, Worker, lacks_remeasured, next_message
@@ -29,7 +31,8 @@ def run(
     """Do the ``wanted`` trainings that ``folder`` has no result of, and return all their results.
 
     A finished training whose weights are needed, and are no longer there, is done again. One that has its
-    weights, and lacks the accuracy with statistics measured anew, gets it.
+    weights, and lacks the accuracy with statistics measured anew, gets it, if ``data`` is there and
+    ``folder`` may be written to.
 
     Args:
         folder: where results, weights and checkpoints are kept. The caller has locked it, with
@@ -47,13 +50,19 @@ def run(
         ValueError: one whose weights another needs is neither among the ``wanted`` nor finished.
     """
     todo = open_jobs(folder, wanted, claim)
-    for job in to_train(folder, todo, claim):
+    training = to_train(folder, todo, claim)
+    for job in training:
         if (needed := _needed(claim, job)) and needed not in wanted and not _is_kept(folder, needed, claim):
             raise ValueError(
                 f"{job.network} begins with the weights of {needed.network}, seed {needed.seed}: "
                 f"that must be wanted too (--only), or be finished in {folder}"
             )
-    prepared = claim.prepared(data, folder) if todo else data
+    try:
+        prepared = claim.prepared(data, folder) if todo else data
+    except DatasetError:
+        if training:
+            raise
+        todo, prepared = [], data
     results = {job: read_result(folder, job, claim) for job in wanted}
     results |= dict.fromkeys(todo)
     workers = [Worker(folder, prepared, claim, device) for _ in range(min(processes, len(todo)))]

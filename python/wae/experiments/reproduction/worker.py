@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import pickle
 import shutil
 import subprocess
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
+from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from wae.data.dataset import Dataset
 from wae.experiments.machine import machine
 from wae.models.counting import count
 from wae.storage.checkpoint import load_classifier, save_classifier
@@ -67,13 +70,16 @@ def _work(link: Connection, folder: Path, data: str | Path, claim: Claim, device
     """A worker: do one training after another, until the main process is gone."""
     torch.set_num_threads(1)
     end_with_parent()  # at once: it can be killed in the middle of an epoch
+    _commit()
     with contextlib.suppress(EOFError, ConnectionError, KeyboardInterrupt), terminable():
         while True:
             job = link.recv()
             try:
                 known = read_result(folder, job, claim)
                 if known and lacks_remeasured(folder, job, claim):
-                    message: Result | Exception = _remeasured(known, job, folder, data, claim, device)
+                    training, test = claim.sets(data, job.seed)
+                    tested = claim.kept_out(data) or test
+                    message: Result | Exception = _remeasured(known, folder, claim, device, training, tested)
                 else:
                     message = _train(job, folder, data, claim, device, link)
             except Exception as error:
@@ -92,7 +98,6 @@ def _as_sent(job: Job, error: Exception) -> Exception:
 
 def _train(job: Job, folder: Path, data: str | Path, claim: Claim, device: str, link: Connection) -> Result:
     """One training, from its last epoch or from the start; its weights and its result in ``folder``."""
-    commit = _commit()  # of the code that trains: at the end there may be another one
     chosen = claim.plan_of(job.network, job.seed)
     sets = claim.sets(data, job.seed)
     model, start = claim.start(job, folder, sets[0])
@@ -126,7 +131,7 @@ def _train(job: Job, folder: Path, data: str | Path, claim: Claim, device: str, 
         start,
         last._asdict(),
         made={
-            "commit": commit,
+            "commit": _commit(),
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             **machine(),
         },
@@ -135,34 +140,40 @@ def _train(job: Job, folder: Path, data: str | Path, claim: Claim, device: str, 
         made = {"plan": chosen.as_dict(), "accuracy": result.accuracy}
         path = weights_path(folder, job)
         save_classifier(path, model, registered, sets[0].labels, claim.input, made, force=True)
-    write_json(result_path(folder, job), asdict(result))  # first: what follows can be done from the weights
-    if claim.remeasures:
-        result = _remeasured(result, job, folder, data, claim, device)
+    write_json(result_path(folder, job), asdict(result))
     state.unlink()
     claim.start_path(folder, job).unlink(missing_ok=True)  # it is in the result
+    if claim.remeasures:  # last: it can be done from the weights
+        result = _remeasured(result, folder, claim, device, sets[0], kept_out or sets[1])
     return result
 
 
 def lacks_remeasured(folder: Path, job: Job, claim: Claim) -> bool:
-    """Whether the finished ``job`` has weights to measure statistics anew for, and that has not been done."""
+    """Whether the finished ``job`` has weights to measure statistics anew for, and that has not been done.
+
+    Not where nothing may be written: a result alone is enough for the table.
+    """
     result = read_result(folder, job, claim)
-    return bool(claim.remeasures and result and not result.remeasured and weights_path(folder, job).exists())
+    lacks = claim.remeasures and result and not result.remeasured and weights_path(folder, job).exists()
+    return bool(lacks and os.access(folder, os.W_OK))
 
 
 def _remeasured(
-    result: Result, job: Job, folder: Path, data: str | Path, claim: Claim, device: str
+    result: Result, folder: Path, claim: Claim, device: str, training: Dataset, tested: Dataset
 ) -> Result:
     """``result``, in ``folder`` too, with the accuracy of the same weights and statistics measured anew."""
-    plan, (training, test) = claim.plan_of(job.network, job.seed), claim.sets(data, job.seed)
+    job = Job(result.network, result.seed)
+    plan = claim.plan_of(*job)
     model = load_classifier(weights_path(folder, job)).to(device)
     remeasure_norms(model, training.plain(), plan.batch, device, kept_norms(model, plan))
-    accuracy = evaluate(model, claim.kept_out(data) or test, plan.batch, device)
+    accuracy = evaluate(model, tested, plan.batch, device)
     found = {"accuracy": accuracy.score, **accuracy._asdict(), "commit": _commit()}
     result = replace(result, remeasured=found)
     write_json(result_path(folder, job), asdict(result))
     return result
 
 
+@cache  # asked for as a worker begins: later the files may be of another one
 def _commit() -> str | None:
     """The commit that this code is of, with "-dirty" where files were changed; None where git knows none."""
     if shutil.which("git") is None:

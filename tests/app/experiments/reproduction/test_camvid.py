@@ -1,6 +1,7 @@
 """``wae reproduce camvid``: on a few made up road scenes, in the folders that CamVid has."""
 
 import json
+import os
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -161,6 +162,11 @@ def test_each_epoch_is_tested_on_val_and_test_is_looked_at_once(scenes, tmp_path
     weights_path(tmp_path, wanted[1]).unlink()
     assert reproduce.open_jobs(tmp_path, wanted, CLAIM) == wanted[:1]
     assert reproduce.to_train(tmp_path, wanted[:1], CLAIM) == []
+    with monkeypatch.context() as patch:  # a folder that is read-only has its table
+        patch.setattr(os, "access", lambda path, mode: (path, mode) != (tmp_path, os.W_OK))
+        assert reproduce.open_jobs(tmp_path, wanted, CLAIM) == []
+    bare = reproduce.run(tmp_path, "there is no data", wanted, CLAIM, 1)
+    assert [result.remeasured for result in bare] == [{}, {}]
     filled, bare = reproduce.run(tmp_path, scenes, wanted, CLAIM, 1, tell=told.append)
     assert filled == read_result(tmp_path, wanted[0], CLAIM) == results[0]
     assert not bare.remeasured

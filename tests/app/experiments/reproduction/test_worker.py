@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from reproductions import DIGITS
 from wae.experiments import reproduce
 from wae.experiments.reproduction import worker
 from wae.experiments.reproduction.claim import Job
+from wae.experiments.reproduction.fashion_mnist import FashionMnist
 from wae.experiments.reproduction.results import read_result, weights_path
 from wae.experiments.reproduction.worker import Progress
 from wae.models.counting import count
@@ -59,6 +61,26 @@ def test_a_result_is_that_of_the_last_epoch_and_of_its_seed(tmp_path, monkeypatc
     assert torch.equal(asked["teacher"].body[0].weight, teacher.body[0].weight)
     assert read_result(tmp_path, job, DIGITS) == result
     assert not list(tmp_path.glob("*.state.*"))
+    monkeypatch.setattr(FashionMnist, "remeasures", True)
+    monkeypatch.setattr(worker, "_remeasured", lambda *_: 1 / 0)  # it ends here: the next run begins here too
+    with pytest.raises(ZeroDivisionError):
+        worker._train(job, tmp_path, "digits", DIGITS, "cpu", None)
+    assert not list(tmp_path.glob("*.state.*"))
+
+
+def test_a_commit_is_that_of_the_code_that_a_worker_has_loaded(tmp_path, monkeypatch):
+    """Not the one that the files are of when it has trained for days."""
+    asked = []
+
+    def recv():
+        asked.append("job")
+        raise EOFError
+
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    monkeypatch.setattr(worker, "end_with_parent", lambda: None)
+    monkeypatch.setattr(worker, "_commit", lambda: asked.append("commit"))
+    worker._work(SimpleNamespace(recv=recv), tmp_path, "digits", DIGITS, "cpu")
+    assert asked == ["commit", "job"]
 
 
 @pytest.mark.slow
