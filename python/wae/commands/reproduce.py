@@ -115,7 +115,7 @@ def run(options: argparse.Namespace) -> int:
     A folder that has all results, and may not be written to, is enough for the table.
     """
     from wae.errors import WaeError
-    from wae.experiments.reproduction.table import markdown, rows, won_back
+    from wae.experiments.reproduction.table import markdown, measured_anew, rows, won_back
     from wae.training.lock import alone_in
 
     console = shared.console(options.json)
@@ -137,7 +137,13 @@ def run(options: argparse.Namespace) -> int:
     except (WaeError, ValueError) as error:
         raise shared.Failure(str(error)) from None
     if options.json:
-        shared.print_json([{**asdict(row), "won_back": won_back(table, claim, row.network)} for row in table])
+        shares = {"won_back": table, "won_back_remeasured": measured_anew(table)}
+        shared.print_json(
+            [
+                {**asdict(row), **{name: won_back(of, claim, row.network) for name, of in shares.items()}}
+                for row in table
+            ]
+        )
     else:
         console.print(text, soft_wrap=True, markup=False, highlight=False)
     return 0

@@ -129,14 +129,15 @@ def test_a_folder_without_the_data_is_a_clear_error(tmp_path, capsys):
 
 def test_the_table_as_json(tmp_path, capsys, monkeypatch):
     accuracies = {"28 x 28": 0.9, "14 x 14": 0.8, "WAE": 0.89}
-    rows = [Row(network, [accuracy], 10, 5.0) for network, accuracy in accuracies.items()]
+    rows = [Row(network, [accuracy], 10, 5.0, [accuracy**2]) for network, accuracy in accuracies.items()]
     monkeypatch.setattr("wae.commands.reproduce._watch", lambda *_: [])
     monkeypatch.setattr("wae.experiments.reproduction.table.rows", lambda *_: rows)
     assert main(["reproduce", "fashion-mnist", "-o", str(tmp_path), "--json"]) == 0
     printed = capsys.readouterr()
     found = {row.pop("network"): row for row in json.loads(printed.out)}
     assert found["WAE"] == {
-        "accuracies": [0.89], "multiply_adds": 10, "microseconds": 5.0, "won_back": pytest.approx(0.9)
+        "accuracies": [0.89], "multiply_adds": 10, "microseconds": 5.0, "won_back": pytest.approx(0.9),
+        "remeasured": [0.89**2], "won_back_remeasured": pytest.approx((0.89**2 - 0.64) / 0.17),
     }  # fmt: skip
     assert "Timing them on this machine" in printed.err
     assert "| WAE | 89.00 % |" in (tmp_path / "table.md").read_text()

@@ -96,10 +96,15 @@ def won_back(table: Sequence[Row], claim: Claim, network: str) -> float | None:
     return (means[network] - half) / (full - half)
 
 
+def measured_anew(table: Sequence[Row]) -> list[Row]:
+    """The rows that have accuracies with statistics measured anew, as if these were all that they have."""
+    return [replace(row, accuracies=list(row.remeasured)) for row in table if row.remeasured]
+
+
 def markdown(table: Sequence[Row], claim: Claim) -> str:
     """The table for people."""
     full = next((row.multiply_adds for row in table if row.network == claim.full), None)
-    anew = {row.network: replace(row, accuracies=list(row.remeasured)) for row in table if row.remeasured}
+    anew = {row.network: row for row in measured_anew(table)}
     head = [f"network | {claim.measure}, mean of seeds | spread | won back | multiply-adds | time per image"]
     head += ["statistics measured anew | won back"] * bool(anew)
     lines = [f"| {' | '.join(head)} |", "|---" + "|---:" * (7 if anew else 5) + "|"]
@@ -109,8 +114,8 @@ def markdown(table: Sequence[Row], claim: Claim) -> str:
         cells = [row.network, f"{100 * row.mean:.2f} %", spread, _won_back(table, claim, row.network)]
         cells += [cost, f"{row.microseconds:.0f} us"]
         if row.network in anew:
-            others = list(anew.values())
-            cells += [f"{100 * anew[row.network].mean:.2f} %", _won_back(others, claim, row.network)]
+            share = _won_back(list(anew.values()), claim, row.network)
+            cells += [f"{100 * anew[row.network].mean:.2f} %", share]
         elif anew:
             cells += ["", ""]
         lines.append(f"| {' | '.join(cells)} |")
