@@ -108,9 +108,8 @@ def remeasure_norms(
         if not norms:
             return
         images, _ = sample(data, max(batch, _most(data)))
-        order = torch.randperm(
-            len(images), generator=torch.Generator().manual_seed(0)
-        )  # neighbours are alike
+        shuffled = torch.Generator().manual_seed(0)  # neighbours may be alike
+        order = torch.randperm(len(images), generator=shuffled)
         whole = max(batch, len(order) // batch * batch)  # as in the training: a rest may be a single image
         with _begun_anew(norms):
             for numbers in order[:whole].split(batch):
