@@ -164,8 +164,12 @@ def bench_resolution(compare: Compare, setting: Setting) -> None:
 
 
 @pytest.mark.parametrize("setting", settings(cpu=(1,), cuda=(1,), precisions=("float16",)), indirect=True)
+@torch.no_grad()
 def bench_calls(compare: Compare, setting: Setting) -> None:
-    """The time of a call itself: an image of 8 x 8, not in a graph; beside an op that does nothing."""
+    """The time of a call itself: an image of 8 x 8, not in a graph; beside an op that does nothing.
+
+    Each side enters its mode in every call, but for those that say otherwise: no gradients are recorded around all.
+    """
     module, stock = pair("encode", setting)
     image = images(1, 8).to(setting.device.torch, setting.precision.dtype)
     weights = list(module.parameters())
@@ -187,11 +191,13 @@ def bench_calls(compare: Compare, setting: Setting) -> None:
         autocast = partial(torch.autocast, image.device.type, half)
         sides: dict[str, Side] = {
             "module": side(module, torch.no_grad),
+            "module, no mode entered": lambda: peers.over(module, sets),
             "module, inference_mode": side(module, torch.inference_mode),
             "module, with gradients": side(module, torch.enable_grad),
             "module, autocast": side(lambda x: wide(x.float()), torch.no_grad, autocast),
             "op": side(lambda x: torch.ops.wae.encode(x, *weights), torch.no_grad),
             "an empty op of the same schema": side(lambda x: empty(x, *weights), torch.no_grad),
+            "an empty op, no mode entered": lambda: peers.over(lambda x: empty(x, *weights), sets),
             "an empty op, autocast": side(lambda x: empty(x, *weights), torch.no_grad, autocast),
             "PyTorch eager": side(stock, torch.no_grad),
         }
