@@ -168,7 +168,7 @@ def bench_resolution(compare: Compare, setting: Setting) -> None:
 def bench_calls(compare: Compare, setting: Setting) -> None:
     """The time of a call itself: an image of 8 x 8, not in a graph; beside an op that does nothing.
 
-    Each side enters its mode in every call, but for those that say otherwise: no gradients are recorded around all.
+    Each side enters its mode in every call, but for two that say otherwise: around all is torch.no_grad.
     """
     module, stock = pair("encode", setting)
     image = images(1, 8).to(setting.device.torch, setting.precision.dtype)

@@ -89,7 +89,8 @@ def remeasure_norms(
 
     A training's own are those of its last steps' images, which were augmented. A cut that is scaled up has
     less detail than the images that the network is then used on. (Touvron et al. 2019, "Fixing the train-test
-    resolution discrepancy", mend that difference by adapting statistics, too.)
+    resolution discrepancy", mend that difference by adapting statistics, too.) PyTorch's ``update_bn`` draws
+    dropout meanwhile, and changes frozen BatchNorms and auxiliary ones.
 
     Args:
         model: on ``device``; each of its modules stays in its mode. Statistics stay of a BatchNorm that
