@@ -145,6 +145,24 @@ def _begun_anew(norms: Sequence[_BatchNorm]) -> Iterator[None]:
                 norm.load_state_dict(state)
 
 
+@contextmanager
+def synchronized(model: nn.Module) -> Iterator[None]:
+    """Within it the BatchNorms in ``model`` are SyncBatchNorms. Behind it they are what they were, with what
+    they have learnt: a SyncBatchNorm is not folded when the network is deployed."""
+    norms = [
+        (name, module)
+        for name, module in model.named_modules(remove_duplicate=False)  # a layer may be used twice
+        if name and isinstance(module, _BatchNorm)
+    ]
+    nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place, around the same tensors
+    try:
+        yield
+    finally:
+        for name, norm in norms:
+            norm.train(model.get_submodule(name).training)
+            model.set_submodule(name, norm)
+
+
 def to_device(images: Tensor, device: torch.device | str) -> Tensor:
     """``images`` on ``device``, in the layout that networks run fastest in."""
     return images.to(device, memory_format=torch.channels_last, non_blocking=True)

@@ -12,6 +12,7 @@ from uuid import uuid4
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_store
 from torch.distributed.rendezvous import rendezvous
 
@@ -66,19 +67,41 @@ def _tells_of_loss(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or "/gloo/" in str(error)
 
 
+def place() -> tuple[int, int]:
+    """This process's rank, and the number of processes."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
 def is_first() -> bool:
     """Whether this is the process that prints and writes."""
-    return not dist.is_initialized() or dist.get_rank() == 0
+    return place()[0] == 0
 
 
 def is_alone() -> bool:
     """Whether there is no other process."""
-    return not dist.is_initialized() or dist.get_world_size() == 1
+    return place()[1] == 1
 
 
 def processes() -> int:
     """How many there are."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return place()[1]
+
+
+def of_all_processes(lines: list[str]) -> list[str]:
+    """The ``lines`` of all processes, those of the first one first."""
+    if not dist.is_initialized():
+        return lines
+    gathered: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(gathered, lines)
+    return [line for some in gathered for line in some]
+
+
+def summed(numbers: Tensor) -> Tensor:
+    """The sum of ``numbers`` over all processes."""
+    if dist.is_initialized():
+        numbers = numbers.to("cuda" if dist.get_backend() == "nccl" else "cpu")
+        dist.all_reduce(numbers)
+    return numbers
 
 
 def agreed(value: _Value) -> _Value:

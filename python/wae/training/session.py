@@ -53,23 +53,7 @@ from .trainer import Epoch, Observer, train
 STATE, MODEL, PLAN, LOG, TENSORBOARD = (
     "state.safetensors", "model.safetensors", "plan.toml", "log.jsonl", "tensorboard",
 )  # fmt: skip
-_SIDES = (
-    28,
-    32,
-    64,
-    96,
-    112,
-    128,
-    160,
-    192,
-    224,
-    256,
-    299,
-    320,
-    384,
-    448,
-    512,
-)  # that are tried for a message
+_SIDES = (28, 32, 64, 96, 112, 128, 160, 192, 224, 256, 299, 320, 384, 448, 512)  # tried for a message
 _IMAGES = 8  # that TensorBoard shows
 _NO_TENSORBOARD = 'no TensorBoard files: it is not installed (pip install "wae-kernels[tensorboard]")'
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from wae.data.dataset import Dataset
 from wae.data.loading import batches, fingerprint
@@ -36,12 +36,12 @@ from .accuracy import Accuracy as Accuracy
 from .accuracy import Counts, PixelAccuracy, counts_for
 from .linear_start import best_linear, write_linear_start
 from .losses import class_weights
-from .norms import kept_norms, measure_norms, measured_images, remeasure_norms, to_device
-from .objective import Objective, of_transform, trained
+from .norms import kept_norms, measure_norms, measured_images, remeasure_norms, synchronized, to_device
+from .objective import Objective, trained
+from .optimization import learning_rate, optimizer_for, running_average
 from .plan import Plan, Stage, changed, differences
+from .processes import of_all_processes, place, summed
 from .sparsity import Masks
-
-_Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 class TrainingError(WaeError, RuntimeError):
@@ -182,7 +182,7 @@ def evaluate(
     are to tell more than the accuracy.
     """
     counts = counts_for(data) if counts is None else counts
-    rank, world = _place()
+    rank, world = place()
     together = batch * world
     loader = batches(data, together, 0, 0, False, rank, world, workers)
     with evaluating(model):
@@ -192,10 +192,10 @@ def evaluate(
             if not len(labels):
                 continue
             counts.add(model(to_device(images, device)).float(), labels.to(device))
-    failed = _of_all_processes(loader.failed)
+    failed = of_all_processes(loader.failed)
     if left_out is not None:
         left_out(failed)
-    counts.total = _summed(counts.total)
+    counts.total = summed(counts.total)
     return counts.result()
 
 
@@ -220,7 +220,7 @@ class _Run:
         self.plan, self.training, self.test = plan, training, test
         self.state, self.sources = state, dict(sources)
         self.teacher = None if teacher is None else teacher.to(self.device)
-        self.rank, self.world = _place()
+        self.rank, self.world = place()
         self.observer = observer if self.rank == 0 else Observer()
         self.synchronizes = self.world > 1 and self.device.type == "cuda"
         self.workers = workers
@@ -254,8 +254,8 @@ class _Run:
             self._prepare(number)
         objective = Objective(self.model, stage, self.teacher, self._class_weights(stage))
         with trained(self.model, stage) as parameters, self._synchronized():
-            optimizer = _optimizer(stage, parameters)
-            average = _average(self.model, stage)
+            optimizer = optimizer_for(stage, parameters)
+            average = running_average(self.model, stage)
             if first and self.state:
                 self._restore(self.state, optimizer, average)
             masks = Masks(self.model, stage.sparsity) if stage.sparsity else None
@@ -351,8 +351,8 @@ class _Run:
             for name, loss in losses.items():
                 sums[name] += loss
             self.observer.step(step + 1, losses)
-        self.observer.left_out(_of_all_processes(loader.failed))
-        means = {name: _summed(total).item() / steps / self.world for name, total in sums.items()}
+        self.observer.left_out(of_all_processes(loader.failed))
+        means = {name: summed(total).item() / steps / self.world for name, total in sums.items()}
         if not all(math.isfinite(mean) for mean in means.values()):
             raise self._diverged(f"the loss is {means['loss']:g} in {where}")
         return means
@@ -365,7 +365,7 @@ class _Run:
         """
         # Fewer parts than planned, where images that cannot be read leave too few.
         parts = list(zip(images.chunk(self.plan.accumulate), labels.chunk(self.plan.accumulate), strict=True))
-        whole = _summed(torch.tensor(len(labels))).item() / self.world
+        whole = summed(torch.tensor(len(labels))).item() / self.world
         total: dict[str, Tensor] = {}
         for part, (some, some_labels) in enumerate(parts):
             more = part + 1 < len(parts)  # then the gradients need not be exchanged yet
@@ -387,7 +387,7 @@ class _Run:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norms = torch._foreach_norm([p.grad for p in parameters if p.grad is not None])
         finite = torch.stack([losses["loss"].float(), *(norm.float() for norm in norms)]).isfinite().all()
-        return not _summed((~finite).int()).item()
+        return not summed((~finite).int()).item()
 
     def _diverged(self, what: str) -> DivergedError:
         """The error that says ``what`` happened, why it may have, and which weights there still are."""
@@ -465,76 +465,12 @@ class _Run:
 
 def check_batch(plan: Plan, images: int) -> None:
     """Raise ValueError where the plan's batch does not fit ``images`` to train on, or the processes."""
-    _, world = _place()
+    _, world = place()
     if plan.batch % (world * plan.accumulate) or images < plan.batch:
         raise ValueError(
             f"batch must divide into {counted(world, 'process')} times {counted(plan.accumulate, 'part')}, "
             f"and be at most the {counted(images, 'image')} of the training set, got {plan.batch}"
         )
-
-
-@contextmanager
-def synchronized(model: nn.Module) -> Iterator[None]:
-    """Within it the BatchNorms in ``model`` are SyncBatchNorms. Behind it they are what they were, with what
-    they have learnt: a SyncBatchNorm is not folded when the network is deployed."""
-    norms = [
-        (name, module)
-        for name, module in model.named_modules(remove_duplicate=False)  # a layer may be used twice
-        if name and isinstance(module, nn.modules.batchnorm._BatchNorm)
-    ]
-    nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place, around the same tensors
-    try:
-        yield
-    finally:
-        for name, norm in norms:
-            norm.train(model.get_submodule(name).training)
-            model.set_submodule(name, norm)
-
-
-def learning_rate(stage: Stage, epoch: float) -> float:
-    """The learning rate at ``epoch``, of which 2.5 is the middle of the third."""
-    if epoch < stage.warmup:
-        first = min(0.01, stage.warmup / 20)  # else the first step would be none
-        return stage.learning_rate * min(1.0, (epoch + first) / stage.warmup)
-    if stage.schedule == "step":
-        return stage.learning_rate * stage.step_factor ** int(epoch // stage.step_epochs)
-    if stage.schedule == "constant":
-        return stage.learning_rate
-    share = (epoch - stage.warmup) / max(stage.epochs - stage.warmup, 1e-9)
-    return stage.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
-
-
-def _optimizer(stage: Stage, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
-    groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
-    for name, parameter in parameters.items():
-        share = stage.encoder_rate if of_transform(name) and stage.kind == "joint" else 1.0
-        decays = parameter.dim() > 1 and not of_transform(name)
-        groups[share, stage.weight_decay if decays else 0.0].append(parameter)
-    entries: list[dict[str, Any]] = [
-        {"params": members, "share": share, "weight_decay": decay}
-        for (share, decay), members in groups.items()
-    ]
-    if stage.optimizer == "sgd":
-        return torch.optim.SGD(
-            entries, stage.learning_rate, momentum=stage.momentum, nesterov=stage.momentum > 0
-        )
-    kind = torch.optim.Adam if stage.optimizer == "adam" else torch.optim.AdamW
-    return kind(entries, stage.learning_rate)
-
-
-def _average(model: nn.Module, stage: Stage) -> AveragedModel | None:
-    if not stage.ema:
-        return None
-    decayed = get_ema_multi_avg_fn(stage.ema)
-
-    def averaged(averages: _Tensors, current: _Tensors, count: Tensor | int) -> None:
-        """Of one dtype; what is whole is no number to average: an index would end up one below itself."""
-        if averages[0].is_floating_point():
-            decayed(averages, current, count)
-        else:
-            torch._foreach_copy_(averages, current)
-
-    return AveragedModel(model, multi_avg_fn=averaged, use_buffers=True)
 
 
 def _state(
@@ -580,24 +516,3 @@ def _epoch(entry: Mapping[str, Any]) -> Epoch:
     if type(epoch.kind) is not str or not all(type(number) in (int, float) for number in numbers):
         raise TypeError("history")
     return epoch
-
-
-def _place() -> tuple[int, int]:
-    """This process's rank, and the number of processes."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
-def _of_all_processes(lines: list[str]) -> list[str]:
-    if not dist.is_initialized():
-        return lines
-    gathered: list[list[str]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(gathered, lines)
-    return [line for some in gathered for line in some]
-
-
-def _summed(numbers: Tensor) -> Tensor:
-    """The sum of ``numbers`` over all processes."""
-    if dist.is_initialized():
-        numbers = numbers.to("cuda" if dist.get_backend() == "nccl" else "cpu")
-        dist.all_reduce(numbers)
-    return numbers

@@ -9,7 +9,7 @@ from trained import PLAN, image_set, network, run
 
 from wae.data.dataset import InMemory
 from wae.training import norms, trainer
-from wae.training.norms import kept_norms, remeasure_norms
+from wae.training.norms import kept_norms, remeasure_norms, synchronized
 from wae.training.trainer import evaluate
 
 
@@ -166,3 +166,20 @@ def test_a_training_measures_them_at_its_end_and_tests_with_them(ema):
     found = evaluate(models[1], image_set(augment=False))
     assert with_them[-1].accuracy.loss == pytest.approx(found.loss, rel=1e-5)
     assert without[-1].accuracy.loss != pytest.approx(found.loss, rel=1e-3)
+
+
+def test_after_a_training_on_several_gpus_a_network_has_its_own_normalisations():
+    """In training they are SyncBatchNorms, which would not be folded when it is deployed."""
+    twice = nn.BatchNorm2d(3)
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Sequential(twice, nn.ReLU()), twice).eval()
+    before = [model[0], model[1][0], model[2]]
+    images = torch.rand(4, 3, 2, 2)
+    with synchronized(model):
+        model.train()
+        assert all(isinstance(norm, nn.SyncBatchNorm) for norm in (model[0], model[1][0], model[2]))
+        model(images)
+    after = [model[0], model[1][0], model[2]]
+    assert all(one is other for one, other in zip(before, after, strict=True))
+    assert all(norm.training and norm.num_batches_tracked > 0 for norm in after)
+    assert model[0].running_mean.norm() > 0
+    assert not any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())

@@ -30,7 +30,7 @@ from wae.training.losses import energy_ratio, mimic_loss, transform_loss
 from wae.training.objective import Objective, trained
 from wae.training.plan import Plan, Stage
 from wae.training.sparsity import Masks
-from wae.training.trainer import DivergedError, Observer, TrainingError, evaluate, learning_rate, train
+from wae.training.trainer import DivergedError, Observer, TrainingError, evaluate, train
 from wae_kernels.nn import Decoder, Encoder
 
 
@@ -133,19 +133,6 @@ def test_the_mimic_loss_is_a_divergence():
     assert mimic_loss(wanted + 1, wanted, 3.0) < 1e-12  # the same chances
 
 
-def test_learning_rates():
-    cosine = Stage("joint", 10, 0.4, warmup=2.0)
-    assert learning_rate(cosine, 1.0) == pytest.approx(0.202)
-    short = replace(cosine, warmup=0.01)
-    assert [learning_rate(short, epoch) for epoch in (0.0, 0.005, 0.01)] == pytest.approx([0.02, 0.22, 0.4])
-    assert learning_rate(cosine, 6.0) == pytest.approx(0.2)
-    assert learning_rate(cosine, 9.99) < 1e-5
-    step = replace(cosine, schedule="step", step_epochs=3)
-    rates = [learning_rate(step, epoch) for epoch in (2.0, 3.0, 9.0)]
-    assert rates == pytest.approx([0.4, 0.04, 0.0004])
-    assert learning_rate(replace(cosine, schedule="constant"), 9.0) == 0.4
-
-
 def one_step(kind="joint", optimizer="sgd", **options):
     """The change of each parameter of the network, and the parameters before it."""
     model = network()
@@ -176,12 +163,6 @@ def test_weights_decay_and_biases_encoder_and_decoder_do_not(optimizer):
         torch.testing.assert_close(
             change - free[name], -0.01 * 0.5 * before[name] * decays, rtol=1e-3, atol=1e-7
         )
-
-
-def test_momentum_is_nesterovs():
-    weight = torch.nn.Parameter(torch.ones(2, 2))
-    (group,) = trainer._optimizer(Stage("classifier", 1, 0.1, momentum=0.5), {"weight": weight}).param_groups
-    assert (group["momentum"], group["nesterov"]) == (0.5, True)
 
 
 def test_the_low_classifier_learns_by_itself_where_it_has_a_weight():
@@ -994,9 +975,9 @@ def test_accuracy_is_counted_over_all_images():
 @pytest.mark.parametrize(("processes", "steps"), [(1, [7, 7, 6]), (2, [14, 6])])
 def test_an_evaluation_tells_how_many_images_each_batch_has(monkeypatch, processes, steps):
     """The last one is not full; images of the other processes count."""
-    monkeypatch.setattr(trainer, "_place", lambda: (0, processes))
-    monkeypatch.setattr(trainer, "_of_all_processes", lambda failed: failed)
-    monkeypatch.setattr(trainer, "_summed", lambda total: total)
+    monkeypatch.setattr(trainer, "place", lambda: (0, processes))
+    monkeypatch.setattr(trainer, "of_all_processes", lambda failed: failed)
+    monkeypatch.setattr(trainer, "summed", lambda total: total)
     told = []
     evaluate(network(), image_set(20, augment=False), batch=7, advance=told.append)
     assert told == steps
@@ -1043,23 +1024,6 @@ def shared(tmp_path_factory):
     program = [str(support / "trained.py"), str(folder)]
     subprocess.run([*command, *program], check=True, env=environment, timeout=600, capture_output=True)
     return folder
-
-
-def test_after_a_training_on_several_gpus_a_network_has_its_own_normalisations():
-    """In training they are SyncBatchNorms, which would not be folded when it is deployed."""
-    twice = nn.BatchNorm2d(3)
-    model = nn.Sequential(nn.BatchNorm2d(3), nn.Sequential(twice, nn.ReLU()), twice).eval()
-    before = [model[0], model[1][0], model[2]]
-    images = torch.rand(4, 3, 2, 2)
-    with trainer.synchronized(model):
-        model.train()
-        assert all(isinstance(norm, nn.SyncBatchNorm) for norm in (model[0], model[1][0], model[2]))
-        model(images)
-    after = [model[0], model[1][0], model[2]]
-    assert all(one is other for one, other in zip(before, after, strict=True))
-    assert all(norm.training and norm.num_batches_tracked > 0 for norm in after)
-    assert model[0].running_mean.norm() > 0
-    assert not any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
 
 
 @pytest.mark.slow  # three processes that import torch

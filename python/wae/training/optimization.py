@@ -1,0 +1,65 @@
+"""What a stage's steps are taken with: the optimizer, its rate, the average of the weights."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from .objective import of_transform
+from .plan import Stage
+
+_Tensors = tuple[Tensor, ...] | list[Tensor]
+
+
+def optimizer_for(stage: Stage, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer of ``parameters``, by name. Each of its groups has a ``share`` of the stage's rate."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in parameters.items():
+        share = stage.encoder_rate if of_transform(name) and stage.kind == "joint" else 1.0
+        decays = parameter.dim() > 1 and not of_transform(name)
+        groups[share, stage.weight_decay if decays else 0.0].append(parameter)
+    entries: list[dict[str, Any]] = [
+        {"params": members, "share": share, "weight_decay": decay}
+        for (share, decay), members in groups.items()
+    ]
+    if stage.optimizer == "sgd":
+        return torch.optim.SGD(
+            entries, stage.learning_rate, momentum=stage.momentum, nesterov=stage.momentum > 0
+        )
+    kind = torch.optim.Adam if stage.optimizer == "adam" else torch.optim.AdamW
+    return kind(entries, stage.learning_rate)
+
+
+def learning_rate(stage: Stage, epoch: float) -> float:
+    """The learning rate at ``epoch``, of which 2.5 is the middle of the third."""
+    if epoch < stage.warmup:
+        first = min(0.01, stage.warmup / 20)  # else the first step would be none
+        return stage.learning_rate * min(1.0, (epoch + first) / stage.warmup)
+    if stage.schedule == "step":
+        return stage.learning_rate * stage.step_factor ** int(epoch // stage.step_epochs)
+    if stage.schedule == "constant":
+        return stage.learning_rate
+    share = (epoch - stage.warmup) / max(stage.epochs - stage.warmup, 1e-9)
+    return stage.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def running_average(model: nn.Module, stage: Stage) -> AveragedModel | None:
+    """The average of ``model`` over the steps (``ema``); None where the stage has none."""
+    if not stage.ema:
+        return None
+    decayed = get_ema_multi_avg_fn(stage.ema)
+
+    def averaged(averages: _Tensors, current: _Tensors, count: Tensor | int) -> None:
+        """Of one dtype; what is whole is no number to average: an index would end up one below itself."""
+        if averages[0].is_floating_point():
+            decayed(averages, current, count)
+        else:
+            torch._foreach_copy_(averages, current)
+
+    return AveragedModel(model, multi_avg_fn=averaged, use_buffers=True)
