@@ -1,7 +1,7 @@
 """From result files to the tables of README.md, docs/benchmarks.md and docs/scale.md, the plots, and the
 figures of ``wae app``. None is typed by hand.
 
-python -m benches.report                 make tables and plots from benches/results
+python -m benches.report                 make tables and plots from benches/results and docs/results
 """
 
 from __future__ import annotations
@@ -10,21 +10,22 @@ import argparse
 import sys
 from pathlib import Path
 
-from . import deployed, packaged, plots, sizing, tables
+from . import accuracy, deployed, packaged, plots, sizing, tables
 from .result_files import Result, shown, write
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- benches/report.py writes from here -->", "<!-- to here -->"
+ACCURACIES = "<!-- benches/report.py writes accuracies from here -->"
 
 
-def write_between(path: Path, body: str) -> None:
-    """Put ``body`` between the two marks in a Markdown file."""
+def write_between(path: Path, body: str, begin: str = BEGIN) -> None:
+    """Put ``body`` between ``begin`` and the next end mark in a Markdown file."""
     text = path.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
+    before, _, rest = text.partition(begin)
     _, end, after = rest.partition(END)
     if not end:
-        raise SystemExit(f"{path} must hold the lines\n{BEGIN}\n{END}")
-    write(path, f"{before}{BEGIN}\n\n{body}\n\n{END}{after}")
+        raise SystemExit(f"{path} must hold the lines\n{begin}\n{END}")
+    write(path, f"{before}{begin}\n\n{body}\n\n{END}{after}")
 
 
 def everything(results: list[Result], measured: list[deployed.Measured], figures: list[Path]) -> str:
@@ -62,6 +63,8 @@ def main() -> None:
     measured = deployed.read(folder / deployed.FOLDER)
     figures = plots.draw(results, root / "docs")
     write_between(root / "README.md", "\n".join(tables.decision(results)))
+    accuracies = accuracy.table(root / "docs" / "results")
+    write_between(root / "README.md", "\n".join(accuracies), ACCURACIES)
     write_between(root / "docs" / "benchmarks.md", everything(results, measured, figures))
     write_between(root / "docs" / "scale.md", "\n".join(sizing.table(measured)))
     packaged.keep(results, root)

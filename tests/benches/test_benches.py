@@ -435,7 +435,8 @@ def run_suite(*arguments: str) -> None:
 def test_a_benchmark_runs_and_its_tables_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for page in ("README.md", "docs/benchmarks.md", "docs/scale.md"):
         (tmp_path / page).parent.mkdir(exist_ok=True)
-        (tmp_path / page).write_text(f"kept\n{report.BEGIN}\nold\n{report.END}\nkept too\n")
+        old = "".join(f"{mark}\nold\n{report.END}\n" for mark in (report.BEGIN, report.ACCURACIES))
+        (tmp_path / page).write_text(f"kept\n{old}kept too\n")
     results = tmp_path / "benches" / "results"
     run_suite("-k", "backward and encode-cpu-1", "--keep", str(results))
     monkeypatch.setattr(sys, "argv", ["report.py", "--root", str(tmp_path)])

@@ -1,0 +1,103 @@
+"""The README's table of accuracy, from the trainings that are kept in docs/results."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .deployed import grid
+
+_HEADS = ("images", "network", "seeds", "full resolution", "half", "half, taught", "WAE", "WAE, taught")
+
+
+class Trainings(NamedTuple):
+    """What a line of the table is of: a folder of docs/results, and the names of its networks."""
+
+    images: str
+    network: str
+    folder: str
+    full: str
+    half: str
+    half_taught: str
+    taught: str = "WAE, fine-tuned"
+
+
+def _clothes(images: str, folder: str) -> Trainings:
+    return Trainings(images, "a small VGG", folder, "28 x 28", "14 x 14", "", "WAE, mimic")
+
+
+def _photos(images: str, folder: str) -> Trainings:
+    return Trainings(images, "a small VGG", folder, "64 x 64", "32 x 32", "32 x 32, fine-tuned")
+
+
+def _road_scenes(size: str, network: str, name: str) -> Trainings:
+    folder = f"camvid-{name}-{size.replace(' ', '')}"
+    networks = "full resolution", "half, bilinear", "half, bilinear, fine-tuned"
+    return Trainings(f"CamVid, {size}", network, folder, *networks)
+
+
+_NETWORKS = {
+    "ENet": "enet",
+    "PSPNet, ResNet18": "pspnet_resnet18",
+    "a light MobileNet": "mobilenet_deconv",
+    "the same, compensated": "mobilenet_deconv_compensated",
+}
+LINES = (
+    _clothes("Fashion-MNIST, 28 x 28", "fashion-mnist"),
+    _clothes("the same, 4 times the epochs", "fashion-mnist-4-times"),
+    _photos("Imagenette, 64 x 64", "imagenette-small_vgg-64"),
+    _photos("the same, 4 times the epochs", "imagenette-small_vgg-64-4-times"),
+    *(
+        _road_scenes(size, network, name)
+        for size in ("180 x 240", "90 x 120")
+        for network, name in _NETWORKS.items()
+    ),
+)
+
+
+def table(results: Path) -> list[str]:
+    """A line of Markdown for each of :data:`LINES`, from the folders in ``results``.
+
+    The accuracy is the mean of the seeds; in parentheses, what is won back of the loss of half the
+    resolution. Where all of a folder's trainings have an accuracy with statistics measured anew, it is that.
+    A folder that is not there has no line.
+    """
+    there = [line for line in LINES if (results / line.folder).is_dir()]
+    return grid(_HEADS, [_cells(line, _accuracies(results / line.folder)) for line in there])
+
+
+def _cells(line: Trainings, of: Mapping[str, Mapping[int, float]]) -> list[str]:
+    seeds = sorted(of["WAE"])
+    full, half = (_mean(of[name], seeds) for name in (line.full, line.half))
+    cells = [line.images, line.network, str(len(seeds)), _percent(full), _percent(half)]
+    for name in (line.half_taught, "WAE", line.taught):
+        if name not in of:
+            cells.append("")
+            continue
+        if sorted(of[name]) != seeds:
+            raise ValueError(f"{line.folder}: {name} has other seeds than WAE")
+        mean = _mean(of[name], seeds)
+        cells.append(f"{_percent(mean)} ({(mean - half) / (full - half):.0%})")
+    return cells
+
+
+def _accuracies(folder: Path) -> dict[str, dict[int, float]]:
+    """Of each network, by seed."""
+    kept: list[dict[str, Any]] = [json.loads(path.read_bytes()) for path in sorted(folder.glob("*.json"))]
+    anew = all("remeasured" in result for result in kept)
+    found: dict[str, dict[int, float]] = {}
+    for result in kept:
+        of_seeds = found.setdefault(result["network"], {})
+        of_seeds[result["seed"]] = (result["remeasured"] if anew else result)["accuracy"]
+    return found
+
+
+def _mean(of_seeds: Mapping[int, float], seeds: Sequence[int]) -> float:
+    return statistics.fmean(of_seeds[seed] for seed in seeds)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
