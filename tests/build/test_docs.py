@@ -322,7 +322,7 @@ def test_the_readme_s_accuracies_are_those_of_the_kept_trainings() -> None:
 def test_the_table_of_statistics_measured_anew_is_of_the_kept_trainings(
     network: str, claim: tuple[str, str, str]
 ) -> None:
-    page = (ROOT / "docs/reproduction.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs/road-scenes.md").read_text(encoding="utf-8")
     tuned = () if network in ("ENet", "PSPNet") else ("half, bilinear, fine-tuned", "WAE, fine-tuned")
     for name in ("full resolution", "half, bilinear", "WAE", *tuned):
         means = [statistics.fmean(accuracies(claim[0], name, anew).values()) for anew in (False, True)]

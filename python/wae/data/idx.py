@@ -74,7 +74,7 @@ def fashion_mnist(folder: Path | None, train: bool, augment: bool, seed: int) ->
         folder: holds the four IDX files, each plain or as .gz; None for :data:`FASHION_MNIST_FOLDER`.
         train: the 60,000 or the 10,000.
         augment: flip half of the images left to right. They are centred, and not shifted: trainings of a
-            few epochs are the worse for it (docs/reproduction.md).
+            few epochs are the worse for it (docs/fashion-mnist.md).
         seed: of the augmentation.
 
     Raises:

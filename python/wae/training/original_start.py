@@ -27,7 +27,7 @@ from .linear_start import start_as_small_image
 from .plan import Plan
 
 _TAUGHT: dict[str, Any] = {"mimic_weight": 1.0, "mimic_temperature": 4.0, "mimic_mirrored": True}
-"""Entries of the stages in which it teaches, chosen on photos kept aside (docs/reproduction.md)."""
+"""Entries of the stages in which it teaches, chosen on photos kept aside (docs/photos.md)."""
 
 _CAREFUL = 3e-4  # rate of stage 1, where ``low`` is a small image already
 _SAMPLE = 2000 * 64 * 64  # pixels of the training images that it is made one on

@@ -1,7 +1,7 @@
 """A plan for a folder of one's own images, for which there is none: from their number and sizes.
 
 The numbers are rules of thumb for some ten to some thousand images, not the outcome of experiments; but an
-acceleration's with SGD are those of docs/reproduction.md's photos.
+acceleration's with SGD are those of docs/photos.md.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ADAMW, SGD = OPTIMIZERS = ("adamw", "sgd")
 _STEPS = 2000  # of the optimizer, where that makes a reasonable number of epochs
 _EPOCHS = range(5, 61)
 _FINE_TUNED = range(2, 31)  # epochs with labels of a network that is trained already
-_SGD_RATE = 0.05  # for a batch of 64, as on the photos of docs/reproduction.md
+_SGD_RATE = 0.05  # for a batch of 64, as in docs/photos.md
 _BATCH = range(8, 65)
 _SIDE = range(64, 225)
 _LOOKED_AT = 100  # images whose sizes are read

@@ -76,7 +76,7 @@ class Fusion(ScoreDecoder):
     """Half-resolution scores and features to scores at full resolution, in the form of the decoder.
 
     It starts close to bilinear upsampling of the scores, the baseline, and learns the edges: from a random
-    start, short trainings did not even reach the baseline (docs/reproduction.md).
+    start, short trainings did not even reach the baseline (docs/road-scenes.md).
 
     Args:
         classes: channels of the scores.
