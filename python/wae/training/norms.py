@@ -22,18 +22,11 @@ _AT_ONCE = 64  # of them that are decomposed together, which bounds memory
 
 
 def measured_images(data: Dataset) -> Tensor:
-    """The images of ``data`` to measure on before a training. Raises DatasetError where none can be read."""
-    numbers = _numbers(data)
-    images, _ = data.batch(numbers, 0)
-    return images if len(images) else sample(data, len(numbers))[0]
+    """The images of ``data`` to measure on before a training, from all over it: like often follows like.
 
-
-def _numbers(data: Dataset) -> range:
-    """Which images to measure: the first; of files, where like follows like, every so many."""
-    most = _most(data)
-    if not isinstance(data, ImageFiles):
-        return range(len(data))[:most]
-    return range(0, len(data), max(1, len(data) // most))[:most]
+    Raises DatasetError where none can be read.
+    """
+    return sample(data, _most(data))[0]
 
 
 def _most(data: Dataset) -> int:

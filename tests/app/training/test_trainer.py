@@ -335,26 +335,31 @@ def test_every_epoch_has_an_order_and_random_numbers_of_its_own():
 
 
 @pytest.mark.parametrize("start", [{"start": "linear"}, {"norm_statistics": "fixed"}], ids=str)
-def test_a_folder_is_measured_in_all_its_classes(monkeypatch, start):
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_images_are_measured_in_all_their_classes(monkeypatch, start, in_memory):
+    """Whose images follow one another in a folder, and often in memory."""
     samples = [(f"{number}.png", number // 16) for number in range(32)]
-    folder = ImageFolder(samples, ("dark", "light"), 8, 8, augment=False, seed=0)
+    data = image_set() if in_memory else ImageFolder(samples, ("dark", "light"), 8, 8, augment=False, seed=0)
     taken, colours = [], image_set(augment=False)
 
-    def read(indices, epoch):
+    def batch(indices, epoch):
         taken.append(list(indices))
-        return *colours.batch(indices, epoch), []
+        return colours.batch(indices, epoch)
 
     monkeypatch.setattr(norms, "_SAMPLE", 8)
-    monkeypatch.setattr(folder, "read", read)
-    train(network(), only(replace(JOINT, epochs=1), **start), folder, image_set(augment=False))
-    assert taken[0] == list(range(0, 32, 4))
+    if in_memory:
+        monkeypatch.setattr(data, "batch", batch)
+    else:
+        monkeypatch.setattr(data, "read", lambda indices, epoch: (*batch(indices, epoch), []))
+    train(network(), only(replace(JOINT, epochs=1), **start), data, image_set(augment=False))
+    assert taken[0] == list(range(0, len(data), len(data) // 8))
 
 
 @pytest.mark.parametrize(("side", "count"), [(8, 8), (224, 8), (448, 2), (2048, 1)])
 def test_fewer_of_large_images_are_measured(monkeypatch, side, count):
     monkeypatch.setattr(norms, "_SAMPLE", 8)
     folder = ImageFolder([("a.png", 0)] * 32, "a", side, side, augment=False, seed=0)
-    assert len(norms._numbers(folder)) == count
+    assert norms._most(folder) == count
 
 
 @pytest.mark.parametrize("low", [True, False])
