@@ -1,7 +1,8 @@
 """``encode``, ``encode_int8``, ``decode``, ``decode_scores``: the documented face of ``torch.ops.wae``.
 
 Inside a torch.func transform (grad, jvp, jacrev, vmap, ...) and with dual numbers they run the
-reference, which every transform understands. The ops themselves raise there.
+reference, which every transform understands. The ops themselves raise there. (``encode_int8``, which has no
+gradients, is its op everywhere.)
 """
 
 from __future__ import annotations
@@ -18,6 +19,21 @@ from . import (
     reference,
     registration,  # noqa: F401  (importing it registers the ops)
 )
+
+
+def _as_an_op(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A reference that takes tensors of several dtypes inside autocast, as the op in whose place it runs.
+
+    All become float32, which loses nothing; autocast casts what the layers compute with.
+    """
+
+    def call(*inputs: Any) -> Any:
+        device = inputs[0].device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            return function(*(reference.cast(value, torch.float32) for value in inputs))
+        return function(*inputs)
+
+    return call
 
 
 def _runner(op: torch._ops.OpOverload, in_transform: Callable[..., Any]) -> Callable[[Sequence[Any]], Any]:
@@ -43,9 +59,10 @@ def _runner(op: torch._ops.OpOverload, in_transform: Callable[..., Any]) -> Call
     return call
 
 
-run_encode = _runner(torch.ops.wae.encode.default, reference.encode)
-run_decode = _runner(torch.ops.wae.decode.default, reference.decode)
-_run_decode_scores = _runner(torch.ops.wae.decode_scores.default, reference.decode_scores)
+run_encode = _runner(torch.ops.wae.encode.default, _as_an_op(reference.encode))
+run_decode = _runner(torch.ops.wae.decode.default, _as_an_op(reference.decode))
+_scores_by_reference = _as_an_op(reference.decode_scores)
+_run_decode_scores = _runner(torch.ops.wae.decode_scores.default, _scores_by_reference)
 
 
 def run_decode_scores(inputs: Sequence[Any]) -> Any:
@@ -54,7 +71,7 @@ def run_decode_scores(inputs: Sequence[Any]) -> Any:
     Only processors have a kernel: elsewhere torch fuses and differentiates the reference's operators itself.
     """
     low = inputs[0]  # if torch.fx only traces it, it is on no device
-    return reference.decode_scores(*inputs) if low.is_cpu is False else _run_decode_scores(inputs)
+    return _scores_by_reference(*inputs) if low.is_cpu is False else _run_decode_scores(inputs)
 
 
 def encode(

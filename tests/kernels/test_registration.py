@@ -523,12 +523,13 @@ def test_autocast_on_a_gpu_casts_no_parameter(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_autocast_of_scores_on_a_gpu(dtype: torch.dtype) -> None:
-    """Where the reference runs instead of the op, in autocast's dtype, whatever that of the scores is."""
+@pytest.mark.parametrize("dtype_of_high", [torch.float32, torch.float16], ids=str)
+def test_autocast_of_scores_on_a_gpu(dtype: torch.dtype, dtype_of_high: torch.dtype) -> None:
+    """Where the reference runs instead of the op, in autocast's dtype, whatever those of the scores are."""
     with FakeTensorMode():
         low, high, *others = on_a_gpu(arguments_of("decode_scores"))
         with autocast_on_a_gpu(torch.float16):
-            scores = wae_kernels.decode_scores(low.to(dtype), high.to(dtype), *others)
+            scores = wae_kernels.decode_scores(low.to(dtype), high.to(dtype_of_high), *others)
     assert scores.dtype == torch.float16
 
 

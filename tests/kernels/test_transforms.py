@@ -10,7 +10,7 @@ import torch
 from cases import CLASSES, FEATURES, decoder, encoder, score_decoder
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+from torch.func import functional_call, grad, grad_and_value, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 import wae_kernels
 from wae_kernels import reference
@@ -145,6 +145,26 @@ def test_the_bare_ops_refuse_transforms() -> None:
     image, *parameters = arguments("encode")
     with pytest.raises(RuntimeError, match="setup_context"):
         grad(lambda x: torch.ops.wae.encode(x, *parameters)[0].sum())(image)
+
+
+@every
+@pytest.mark.parametrize(
+    ("of_first", "of_others"), [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)], ids=str
+)
+def test_autocast_takes_the_dtypes_that_it_takes_elsewhere(
+    op: str, of_first: torch.dtype, of_others: torch.dtype
+) -> None:
+    """The op's autocast casts tensors of several dtypes; the reference refuses them."""
+    tensors, rest = split(op, arguments(op, torch.float32))
+    image, others = tensors[0].to(of_first), [t.to(of_others) for t in tensors[1:]]
+    face = getattr(wae_kernels, op)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = first(face(image, *others, *rest))
+        gradient, out = grad_and_value(lambda x: first(face(x, *others, *rest)).float().sum())(image)
+        tangent = jvp(lambda x: first(face(x, *others, *rest)), (image,), (torch.ones_like(image),))[1]
+    assert (gradient.dtype, tangent.dtype) == (of_first, expected.dtype)
+    assert (out - expected.float().sum()).abs() <= 1.5e-2 * expected.float().abs().sum()
+    assert (tangent.float().sum() - gradient.float().sum()).abs() <= 1.5e-2 * gradient.float().abs().sum()
 
 
 @pytest.mark.slow
