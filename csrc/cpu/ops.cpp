@@ -145,9 +145,10 @@ bool same_numbers(const WeightNumbers<Weights>& numbers, const Parameters& param
   return true;
 }
 
+// The caches are never destroyed: another thread may call while the process exits.
 template <class Pack, class Numbers>
 std::shared_ptr<const Pack> packed(const Numbers& numbers) {
-  static PackCache<Pack, Numbers> cache;
+  static auto& cache = *new PackCache<Pack, Numbers>;
   return cache.find([&](const Numbers& known) { return std::memcmp(&known, &numbers, sizeof numbers) == 0; },
                     [&] { return numbers; });
 }
@@ -155,7 +156,7 @@ std::shared_ptr<const Pack> packed(const Numbers& numbers) {
 template <class Pack, class Weights>
 std::shared_ptr<const Pack> packed(const Parameters& parameters) {
   using Numbers = WeightNumbers<Weights>;
-  static PackCache<Pack, Numbers> cache;
+  static auto& cache = *new PackCache<Pack, Numbers>;
   return cache.find([&](const Numbers& known) { return same_numbers<Weights>(known, parameters); },
                     [&] { return numbers_of<Weights>(parameters); });
 }

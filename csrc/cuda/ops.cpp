@@ -71,7 +71,8 @@ int attribute(cudaDeviceAttr which, int device, const char* op) {
 // The device must be the current one.
 const Chip& prepared_chip(const char* op, const void* kernel, int device, int threads, int shared_bytes) {
   static std::mutex mutex;
-  static std::map<std::tuple<int, const void*, int>, Chip> chips;
+  // Never destroyed: another thread may call while the process exits.
+  static auto& chips = *new std::map<std::tuple<int, const void*, int>, Chip>;
   const std::lock_guard lock(mutex);
   const auto [found, is_new] = chips.try_emplace({device, kernel, shared_bytes});
   if (!is_new) return found->second;
@@ -109,7 +110,7 @@ int capability(int device, const char* op) {
 // The device must be the current one.
 int compiled_capability(int device, const char* op) {
   static std::mutex mutex;
-  static std::map<int, int> capabilities;
+  static auto& capabilities = *new std::map<int, int>;  // as above
   const std::lock_guard lock(mutex);
   if (const auto found = capabilities.find(device); found != capabilities.end()) return found->second;
   cudaFuncAttributes attributes{};  // of one kernel: all are compiled for the same chips
