@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from cases import CELLS
 
+from wae_kernels import backends
+
 THREADS = 2
 LIMIT = 2_000_000 * THREADS
 NOISE = 500_000
@@ -79,6 +81,37 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not can_reset_the_peak(), reason="only Linux tells and resets a peak of memory"),
 ]
+
+LACKING = """
+import resource, sys, torch, wae_kernels
+from cases import arguments_of
+
+def limit(most):
+    resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
+
+torch.set_num_threads(int(sys.argv[1]))
+torch.rand(1000, 1000).exp()  # starts the threads
+image, *others = arguments_of("encode", size=(64, 64))
+torch.ops.wae.encode(image[:0], *others)  # takes all that a call needs, but for the threads' working memory
+size = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmSize"))
+limit(1024 * size + 500_000)
+try:
+    torch.ops.wae.encode(image, *others)
+except RuntimeError as error:
+    print(str(error).split()[0])
+limit(resource.RLIM_INFINITY)
+print(bool(torch.ops.wae.encode(image, *others)[0].isfinite().all()))
+"""
+
+
+@pytest.mark.skipif(not backends.kernels_run(on_processor=True), reason="needs the compiled kernels")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_thread_that_had_no_memory_asks_again(threads: int) -> None:
+    """One that found none in its first call failed for ever."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "support")}
+    command = [sys.executable, "-c", LACKING, str(threads)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines() == ["std::bad_alloc", "True"]
 
 
 @pytest.mark.parametrize("backend", [c.name for c in CELLS if c.name.startswith("cpu:")])

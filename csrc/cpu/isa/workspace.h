@@ -66,7 +66,8 @@ class Scratch {
     void operator()(float* p) const { std::free(p); }
   };
   static float* memory(int64_t floats) {
-    thread_local std::unique_ptr<float, Free> block(static_cast<float*>(std::aligned_alloc(64, kBytes)));
+    thread_local std::unique_ptr<float, Free> block;
+    if (block == nullptr) block.reset(static_cast<float*>(std::aligned_alloc(64, kBytes)));
     if (block == nullptr || floats * int64_t{sizeof(float)} > kBytes) throw std::bad_alloc();
     return block.get();
   }
