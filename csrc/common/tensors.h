@@ -28,17 +28,21 @@ namespace wae {
 // The trunk channels that the compiled kernels are written for (the published number).
 inline constexpr int64_t kKernelWidth = 16;
 
+// What torch said of the call into it that has just failed.
+inline std::string what_torch_said() {
+  const auto get_what = torch_exception_get_what_without_backtrace;
+  return get_what != nullptr ? get_what() : "this version of torch says why on stderr alone";
+}
+
 // Why the call of wae::_<op>_reference failed. Python defines that op; a program without Python, to which its
 // name says nothing, is told what it lacks.
 inline std::string why_failed(const char* op) {
   const std::string lacking =
       "without wae_kernels in Python only what has a compiled kernel runs (width 16, not float64)";
-  const std::string name = std::string("wae::") + op + ": ";
-  const auto get_what = torch_exception_get_what_without_backtrace;
-  if (get_what == nullptr) {
-    return name + "its fallback failed, and this version of torch says why on stderr alone; " + lacking;
+  const std::string name = std::string("wae::") + op + ": ", what = what_torch_said();
+  if (torch_exception_get_what_without_backtrace == nullptr) {
+    return name + "its fallback failed (" + what + "); " + lacking;
   }
-  const std::string what = get_what();
   return what.find("Could not find schema") == std::string::npos ? what : name + lacking;
 }
 
@@ -84,9 +88,10 @@ inline Tensor new_tensor(const Tensor& like, std::span<const int64_t> sizes, Sca
   const auto [device_type, device_index] = checks::device_number(like);
   const int32_t dtype_number = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   AtenTensorHandle made = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
-                                                  strides.data(), dtype_number, device_type, device_index,
-                                                  &made));
+  if (aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), dtype_number,
+                               device_type, device_index, &made) != TORCH_SUCCESS) {
+    throw std::runtime_error("wae: a result cannot be allocated: " + what_torch_said());
+  }
   if (poisons_fresh_tensors) {
     const bool is_byte = dtype == ScalarType::Byte || dtype == ScalarType::Char;
     // of bytes a number that uint8 and int8 have, and that is neither 0 nor a limit, as results often are
