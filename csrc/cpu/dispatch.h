@@ -36,7 +36,4 @@ __attribute__((visibility("default"))) void wae_cpu_select(const char* name);
 // A function that returns the kernels to run now instead, asked at each op; null for none. Python sets it while
 // threads or tasks have choices of their own.
 __attribute__((visibility("default"))) void wae_cpu_ask(wae_cpu_callback ask);
-
-// Whether fresh tensors hold NaN until they are written: for tests.
-__attribute__((visibility("default"))) void wae_cpu_poison(int poisons);
 }

@@ -1,7 +1,5 @@
 // The kernels for any processor, on compiler vectors of 16 bytes.
 
-#include <utility>
-
 #define WAE_ISA portable
 #include "cpu/isa/kernels_impl.h"
 

@@ -630,4 +630,7 @@ STABLE_TORCH_LIBRARY_IMPL(wae, CPU, library) {
   library.impl("conv3x3", TORCH_BOX(&wae::conv3x3));
 }
 
-void wae_cpu_poison(int poisons) { wae::poisons_fresh_tensors = poisons != 0; }
+// Whether fresh tensors hold NaN until they are written: for tests.
+extern "C" __attribute__((visibility("default"))) void wae_cpu_poison(int poisons) {
+  wae::poisons_fresh_tensors = poisons != 0;
+}
