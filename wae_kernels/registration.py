@@ -180,6 +180,9 @@ def _fake_conv3x3(
 
 # ----------------------------------------------------------------------------------------------- autocast
 
+_AUTOCAST = ("cpu", "cuda", "mps", "xpu")
+"""The devices on which torch's convolutions follow ``torch.autocast``."""
+
 
 def _register_autocast(name: str, device_type: str, dtype: torch.dtype | None = None) -> None:
     """Inside ``torch.autocast`` the results have autocast's dtype, as a convolution's do, or ``dtype``.
@@ -257,9 +260,9 @@ def _register() -> None:
     for name, fake in fakes.items():
         torch.library.register_fake(f"wae::{name}", fake, lib=_library)
     autograd.register(_library)
-    for name, device_type in product(("encode", "decode", "decode_scores"), ("cpu", "cuda")):
+    for name, device_type in product(("encode", "decode", "decode_scores"), _AUTOCAST):
         _register_autocast(name, device_type)
-    for name, device_type in product(("conv3x3_pack", "conv3x3"), ("cpu", "cuda")):
+    for name, device_type in product(("conv3x3_pack", "conv3x3"), _AUTOCAST):
         _register_autocast(name, device_type, torch.float32)  # the only one that they have
 
 

@@ -482,24 +482,24 @@ def test_autocast_casts_only_images_for_a_compiled_decoder(cell: Cell) -> None:
         assert mixed.dtype == out.dtype == torch.bfloat16
 
 
-def on_a_gpu(arguments: Sequence[Any]) -> list[Any]:
+def on_a_gpu(arguments: Sequence[Any], device: str = "cuda") -> list[Any]:
     """Tensors that only say that they lie there; inside ``FakeTensorMode``."""
     return [
-        torch.empty(a.shape, dtype=a.dtype, device="cuda") if isinstance(a, Tensor) else a for a in arguments
+        torch.empty(a.shape, dtype=a.dtype, device=device) if isinstance(a, Tensor) else a for a in arguments
     ]
 
 
 @contextlib.contextmanager
-def autocast_on_a_gpu(dtype: torch.dtype) -> Iterator[None]:
+def autocast_on_a_gpu(dtype: torch.dtype, device: str = "cuda") -> Iterator[None]:
     """``torch.autocast`` would look for one."""
-    before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
-    torch.set_autocast_enabled("cuda", True)
-    torch.set_autocast_dtype("cuda", dtype)
+    before = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+    torch.set_autocast_enabled(device, True)
+    torch.set_autocast_dtype(device, dtype)
     try:
         yield
     finally:
-        torch.set_autocast_enabled("cuda", before[0])
-        torch.set_autocast_dtype("cuda", before[1])
+        torch.set_autocast_enabled(device, before[0])
+        torch.set_autocast_dtype(device, before[1])
 
 
 @pytest.mark.parametrize("op", ["encode", "decode", "decode_scores"])
@@ -531,6 +531,18 @@ def test_autocast_of_scores_on_a_gpu(dtype: torch.dtype, dtype_of_high: torch.dt
         with autocast_on_a_gpu(torch.float16):
             scores = wae_kernels.decode_scores(low.to(dtype), high.to(dtype_of_high), *others)
     assert scores.dtype == torch.float16
+
+
+@pytest.mark.parametrize("op", ["encode", "decode", "decode_scores"])
+@pytest.mark.parametrize("device", ["mps", "xpu"])
+def test_autocast_on_other_gpus(op: str, device: str) -> None:
+    """The reference's layers are in autocast's dtype there, and so has the op to say before it runs."""
+    with FakeTensorMode():
+        first, *others = on_a_gpu(arguments_of(op), device)
+        with autocast_on_a_gpu(torch.float16, device):
+            for dtype in (torch.float32, torch.float16):
+                outputs = as_tuple(getattr(torch.ops.wae, op)(first.to(dtype), *others))
+                assert {(out.dtype, out.device.type) for out in outputs} == {(torch.float16, device)}
 
 
 def test_gradients_of_decode_on_a_gpu_cast_each_parameter_once() -> None:
