@@ -162,7 +162,7 @@ class _Choice:
 _default = "auto"
 _chosen: ContextVar[_Choice | None] = ContextVar("wae_backend", default=None)
 _alive: weakref.WeakSet[_Choice] = weakref.WeakSet()
-_lock = threading.Lock()
+_lock = threading.RLock()  # a signal handler may call an op while its own thread has it
 if hasattr(os, "register_at_fork"):  # a thread that a forked process lacks would never give it back
     os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 

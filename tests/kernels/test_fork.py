@@ -65,6 +65,19 @@ def test_a_choice_of_a_backend() -> None:
 
 
 @needs_kernels
+def test_a_call_in_a_signal_handler() -> None:
+    """Its thread may be in the middle of a choice, and waited for itself then."""
+    arguments = arguments_of("encode", size=(2, 2))
+
+    def choose_and_be_interrupted() -> None:
+        signal.signal(signal.SIGUSR1, lambda *_: torch.ops.wae.encode(*arguments))
+        backends._CALLBACKS.append((lambda _: signal.raise_signal(signal.SIGUSR1), None))
+        choose()
+
+    assert ends_in_a_forked_process(choose_and_be_interrupted)
+
+
+@needs_kernels
 def test_a_call() -> None:
     """Of more networks than are kept packed: to pack one, a thread has the lock for most of its call."""
     calls = [arguments_of("encode", size=(2, 2)) for _ in range(6)]
