@@ -15,10 +15,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.overrides import has_torch_function
 
-from . import (
-    reference,
-    registration,  # noqa: F401  (importing it registers the ops)
-)
+from . import reference, registration  # importing the latter registers the ops
 
 
 def _as_an_op(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -29,7 +26,7 @@ def _as_an_op(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def call(*inputs: Any) -> Any:
         device = inputs[0].device.type
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        if device in registration.AUTOCAST and torch.is_autocast_enabled(device):
             return function(*(reference.cast(value, torch.float32) for value in inputs))
         return function(*inputs)
 

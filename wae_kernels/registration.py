@@ -180,7 +180,7 @@ def _fake_conv3x3(
 
 # ----------------------------------------------------------------------------------------------- autocast
 
-_AUTOCAST = ("cpu", "cuda", "mps", "xpu")
+AUTOCAST = ("cpu", "cuda", "mps", "xpu")
 """The devices on which torch's convolutions follow ``torch.autocast``."""
 
 
@@ -260,9 +260,9 @@ def _register() -> None:
     for name, fake in fakes.items():
         torch.library.register_fake(f"wae::{name}", fake, lib=_library)
     autograd.register(_library)
-    for name, device_type in product(("encode", "decode", "decode_scores"), _AUTOCAST):
+    for name, device_type in product(("encode", "decode", "decode_scores"), AUTOCAST):
         _register_autocast(name, device_type)
-    for name, device_type in product(("conv3x3_pack", "conv3x3"), _AUTOCAST):
+    for name, device_type in product(("conv3x3_pack", "conv3x3"), AUTOCAST):
         _register_autocast(name, device_type, torch.float32)  # the only one that they have
 
 

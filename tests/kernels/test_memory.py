@@ -97,8 +97,8 @@ size = next(int(line.split()[1]) for line in open("/proc/self/status") if line.s
 limit(1024 * size + 500_000)
 try:
     torch.ops.wae.encode(image, *others)
-except RuntimeError as error:
-    print(str(error).split()[0])
+except RuntimeError:
+    print("refused")
 limit(resource.RLIM_INFINITY)
 print(bool(torch.ops.wae.encode(image, *others)[0].isfinite().all()))
 """
@@ -111,7 +111,7 @@ def test_a_thread_that_had_no_memory_asks_again(threads: int) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "support")}
     command = [sys.executable, "-c", LACKING, str(threads)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert result.stdout.splitlines() == ["std::bad_alloc", "True"]
+    assert result.stdout.splitlines() == ["refused", "True"]
 
 
 @pytest.mark.parametrize("backend", [c.name for c in CELLS if c.name.startswith("cpu:")])
