@@ -230,8 +230,9 @@ def decode_scores(
 
 def _decoded(low: Tensor, high: Tensor, p: _AnyDecoder, output_size: Sequence[int]) -> Tensor:
     wide_low, wide_high = read_by(p.conv1_weight.dtype, low, high)
-    features = _trunk(_upsample(wide_low, wide_high, p, output_size), p.trunk)[-1]
-    return given_as(low, F.conv2d(features, *p.last, padding=1))
+    trunk, last = p[4:-2], p[-2:]  # not p.trunk and p.last: torch.compile of 2.10 reads no properties
+    features = _trunk(_upsample(wide_low, wide_high, p, output_size), trunk)[-1]
+    return given_as(low, F.conv2d(features, *last, padding=1))
 
 
 def _conv_backward(

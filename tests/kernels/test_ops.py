@@ -68,6 +68,12 @@ def test_the_functions_compile(op: str) -> None:
         assert torch.equal(out, ref)
 
 
+def test_scores_compile_where_the_reference_runs() -> None:
+    arguments = [a.to("meta") if isinstance(a, torch.Tensor) else a for a in arguments_of("decode_scores")]
+    compiled = torch.compile(wae_kernels.decode_scores, fullgraph=True, backend="eager")
+    assert compiled(*arguments).shape == wae_kernels.decode_scores(*arguments).shape
+
+
 class Learns(TorchFunctionMode):
     """Makes the image of every op depend on ``factor``."""
 
