@@ -62,7 +62,7 @@ def _read(loader: Iterable[Any]) -> tuple[Tensor, Tensor]:
         dims = [part.dim() if isinstance(part, Tensor) else None for part in parts]
         if dims != [4, 1]:
             got = ", ".join(
-                f"{tuple(part.shape)}" if dim else type(part).__name__
+                type(part).__name__ if dim is None else f"{tuple(part.shape)}"
                 for part, dim in zip(parts, dims, strict=True)
             )
             raise DatasetError(f"data: a loader must give images (N, 3, H, W) and labels (N,), got {got}")

@@ -51,7 +51,7 @@ IMAGES, LABELS = of_two_classes(8, 0)
     [
         ([(IMAGES, LABELS, LABELS)], r"got \(8, 3, 48, 48\), \(8,\), \(8,\)"),
         ([(IMAGES, 1)], r"got \(8, 3, 48, 48\), int"),
-        ([(IMAGES[0], LABELS[0])], r"got \(3, 48, 48\), Tensor"),
+        ([(IMAGES[0], LABELS[0])], r"got \(3, 48, 48\), \(\)"),
         ([{"image": IMAGES, "label": LABELS}], "got dict"),
         ([(IMAGES, LABELS), (IMAGES[..., 1:], LABELS)], "images of one size, got 3 x (.*) x (.*) and 3 x "),
     ],
