@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
     for target in filter(None, (options.output, options.json)):
         refuse_existing(target, options.force)
     try:
-        pairs = [pair(name) for name in options.networks]
+        pairs = [pair(name, (_side(options, name),) * 2) for name in options.networks]
     except NetworkError as error:
         return shared.complain(str(error), 2)
     try:
@@ -120,14 +120,13 @@ def _compared(
 ) -> list[bench.Comparison]:
     """Every pair at every number of images."""
     from wae.experiments import bench
-    from wae.models.registry import image_side
 
     pairs_and_batches = [(each, batch) for each in pairs for batch in options.batch]
     with _progress(2 * len(engines) * len(options.precision) * len(pairs_and_batches)) as step:
         return [
             bench.compare(
                 each,
-                options.size or image_side(each.name),
+                _side(options, each.name),
                 batch,
                 engines,
                 options.precision,
@@ -137,6 +136,13 @@ def _compared(
             )
             for each, batch in pairs_and_batches
         ]
+
+
+def _side(options: argparse.Namespace, name: str) -> int:
+    """Of the images of the network called ``name``, in pixels."""
+    from wae.models.registry import image_side
+
+    return int(options.size or image_side(name))
 
 
 def _print(found: Sequence[bench.Comparison]) -> None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wae.errors import WaeError
+from wae.models.accelerated import last_matrix
 from wae.models.baselines import FullResolution
 
 METHODS = ("L1 groups", "Taylor")
@@ -35,7 +36,9 @@ def pruned(
         method: one of :data:`METHODS`.
         ratio: 0..1, of the channels of each layer, or of all of them.
 
-    Raises PruningError where Torch-Pruning is not installed.
+    Raises:
+        PruningError: Torch-Pruning is not installed.
+        ValueError: ``model`` does not end in a matrix.
     """
     try:
         import torch_pruning
@@ -48,10 +51,11 @@ def pruned(
     if taylor:
         for images, labels in batches:
             F.cross_entropy(copied(images), labels).backward()
-    *_, last = (module for module in copied.modules() if isinstance(module, nn.Linear))
+    image = batches[0][0][:1].float()
+    last = copied.network.get_submodule(last_matrix(copied.network, (image.shape[2], image.shape[3])))
     pruner = torch_pruning.pruner.BasePruner(
         copied.network,
-        batches[0][0][:1].float(),
+        image,
         importance=importance.GroupTaylorImportance() if taylor else importance.GroupMagnitudeImportance(p=1),
         global_pruning=taylor,
         pruning_ratio=ratio,

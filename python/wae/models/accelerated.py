@@ -81,25 +81,46 @@ def accelerated(network: nn.Module, form: Form) -> WAEClassifier:
 def split(network: nn.Module, size: tuple[int, int]) -> tuple[nn.Module, nn.Linear]:
     """The body and the last matrix of ``network``: one behind the other they are the network.
 
-    Changes ``network``: it becomes the body. Raises ValueError where it takes no images of ``size`` (h, w),
-    or does not end in a matrix.
+    Changes ``network``: it becomes the body. Raises ValueError as :func:`last_matrix` does.
     """
+    name = last_matrix(network, size)
+    matrix = network.get_submodule(name)
+    assert isinstance(matrix, nn.Linear)
+    network.set_submodule(name, nn.Identity().train(matrix.training))
+    return network, matrix
+
+
+def last_matrix(network: nn.Module, size: tuple[int, int]) -> str:
+    """The name of the matrix that makes the scores: it need not be the last one that is defined.
+
+    Raises ValueError as :func:`scores_of_one` does, and where ``network`` does not end in a matrix.
+    """
+    scores = scores_of_one(network, size)
     image = _image(network, size)
-    matrices = [(name, matrix, nn.Identity().train(matrix.training)) for name, matrix in _matrices(network)]
     with evaluating(network):
-        try:
-            with torch.no_grad():
-                scores = network(image)
-        except Exception as error:  # any that the network's own code raises
-            why = first_line(error)
-            raise ValueError(f"the network takes no images of {size[0]} x {size[1]}: {why}") from error
-        _check_scores(network, scores)
-        for name, matrix, identity in matrices:
-            network.set_submodule(name, identity)
-            if _is_rest(network, matrix, image, scores):
-                return network, matrix
-            network.set_submodule(name, matrix)
+        for name, matrix in list(_matrices(network)):
+            network.set_submodule(name, nn.Identity().eval())
+            try:
+                if _is_rest(network, matrix, image, scores):
+                    return name
+            finally:
+                network.set_submodule(name, matrix)
     raise ValueError(f"{type(network).__name__} must end in a torch.nn.Linear, after pooled features (N, C)")
+
+
+def scores_of_one(network: nn.Module, size: tuple[int, int]) -> Tensor:
+    """The scores, (1, classes), of an image of ``size`` (h, w), the same each time.
+
+    Raises ValueError where ``network`` takes no such images, or does not give such scores.
+    """
+    try:
+        with torch.no_grad(), evaluating(network):
+            scores: Tensor = network(_image(network, size))
+    except Exception as error:  # any that the network's own code raises
+        why = first_line(error)
+        raise ValueError(f"the network takes no images of {size[0]} x {size[1]}: {why}") from error
+    _check_scores(network, scores)
+    return scores
 
 
 def _check_scores(network: nn.Module, scores: object) -> None:
@@ -115,17 +136,15 @@ def _check_scores(network: nn.Module, scores: object) -> None:
 def with_classes(network: nn.Module, classes: int, size: tuple[int, int]) -> tuple[nn.Module, nn.Linear]:
     """A copy of ``network`` that ends in a random matrix for so many classes; and that matrix.
 
-    Raises ValueError as :func:`split` does.
+    Raises ValueError as :func:`last_matrix` does.
     """
-    body, matrix = split(copy.deepcopy(network), size)
-    (name,) = (
-        name
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Linear) and isinstance(body.get_submodule(name), nn.Identity)
-    )
+    network = copy.deepcopy(network)
+    name = last_matrix(network, size)
+    matrix = network.get_submodule(name)
+    assert isinstance(matrix, nn.Linear)
     new = nn.Linear(matrix.in_features, classes).to(matrix.weight).train(matrix.training)
-    body.set_submodule(name, new)
-    return body, new
+    network.set_submodule(name, new)
+    return network, new
 
 
 def _matrices(network: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
@@ -148,7 +167,7 @@ def _is_rest(body: nn.Module, matrix: nn.Linear, image: Tensor, scores: Tensor) 
 
 def _image(network: nn.Module, size: tuple[int, int]) -> Tensor:
     """The same each time; of the network's dtype and device."""
-    like = next(network.parameters())
+    like = next(network.parameters(), torch.empty(0))
     numbers = torch.linspace(-1, 1, 3 * size[0] * size[1]).sin_().reshape(1, 3, *size)
     return numbers.to(like)
 

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn.utils.prune import is_pruned
 
 from wae.wording import first_line
+from wae_kernels.checks import half_of
 
+from .accelerated import scores_of_one
 from .around import wae_around
 from .baselines import FullResolution
 from .bodies import standard_body, without_classifier
@@ -39,20 +41,21 @@ class Pair(NamedTuple):
         return {"stock": self.stock, "wae": self.wae}
 
 
-def pair(source: str) -> Pair:
+def pair(source: str, size: tuple[int, int] = (224, 224)) -> Pair:
     """The network that ``source`` names, and WAE around it, both with random weights.
 
     Args:
         source: the name of a network of torchvision or timm, or ``small_vgg``; or ``module:function``, which
             is imported (the current folder included) and called without arguments. What that returns is the
             network, with the weights that it has, its classifier in a child as torchvision names them.
+        size: (H, W) of the images that a network of one's own takes.
 
     Raises:
         NetworkError: there is none of that name, or WAE does not go around it.
     """
     torch.manual_seed(0)
     try:
-        stock, wae = _own(source) if ":" in source else _named(source)
+        stock, wae = _own(source, size) if ":" in source else _named(source)
     except NetworkError:
         raise
     except (ValueError, ModuleNotFoundError) as error:
@@ -112,15 +115,9 @@ def own_copy(name: str, network: nn.Module) -> nn.Module:
     return copied
 
 
-def _own(source: str) -> tuple[nn.Module, WAEClassifier]:
+def _own(source: str, size: tuple[int, int]) -> tuple[nn.Module, WAEClassifier]:
     stock = own_network(source)
     body = without_classifier(copy.deepcopy(stock))
-    return stock, wae_around(body, classes=_classes(stock))
-
-
-def _classes(network: nn.Module) -> int:
-    """The number of its scores: its last matrix's."""
-    matrices = [module for module in network.modules() if isinstance(module, nn.Linear)]
-    if not matrices:
-        raise ValueError(f"{type(network).__name__} must end in a torch.nn.Linear")
-    return matrices[-1].out_features
+    classes = scores_of_one(stock, size).shape[1]
+    height, width = size
+    return stock, wae_around(body, classes=classes, size=(half_of(height), half_of(width)))

@@ -120,12 +120,8 @@ def _checkpoint(path: Path) -> Original:
 def _given(name: str, network: nn.Module, weights: str | None) -> Original:
     if weights is not None:
         _put(weights, network)
-    matrices = [module for module in network.modules() if isinstance(module, nn.Linear)]
-    if not matrices:
-        raise NetworkError(f"{name} must end in a torch.nn.Linear")
-    made = Original(
-        name, network.eval(), matrices[-1].out_features, Input(), sources={"weights": _digest(network)}
-    )
+    sources = {"weights": _digest(network)}
+    made = Original(name, network.eval(), number_of_scores(network), Input(), sources=sources)
     return _as_timm_says(made) if getattr(network, "pretrained_cfg", None) else made
 
 

@@ -39,6 +39,19 @@ def build():
 def other():
     return Tiny("last")
 
+class HeadFirst(Tiny):  # its last matrix does not make the scores
+    def __init__(self):
+        super().__init__("fc")
+        self.gate = nn.Linear(8, 8)
+
+    def forward(self, image):
+        assert image.shape[2] in (16, 8)  # whole images, and halves
+        features = self.features(image).flatten(1)
+        return self.fc(features * self.gate(features).sigmoid())
+
+def head_first():
+    return HeadFirst()
+
 def nothing():
     return None
 """
@@ -199,6 +212,12 @@ def test_each_side_has_its_own_images_and_time(network, monkeypatch):
     assert (found.eager.median, found.size, found.images) == (0.8, 16, 3)
     wae = count(made.wae, (16, 16)).multiply_adds
     assert found.multiply_adds == {"stock": 3 * 9 * 8 * 16 * 16 + 8 * 5, "wae": wae}
+
+
+def test_a_network_of_ones_own_has_as_many_classes_as_it_gives_scores(network):
+    """Of images of its own size. They were taken for the rows of its last matrix."""
+    made = pair("tiny_network:head_first", (16, 16))
+    assert made.wae(torch.zeros(1, 3, 16, 16)).shape == made.stock(torch.zeros(1, 3, 16, 16)).shape == (1, 5)
 
 
 @pytest.mark.parametrize("difference", [0.9, float("nan")])

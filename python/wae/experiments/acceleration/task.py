@@ -13,7 +13,7 @@ from rich.console import Console
 from wae.data.classes import ClassError, ClassOrder, class_order
 from wae.data.loading import fingerprint
 from wae.inference.engines import ENGINES
-from wae.models.accelerated import Form, with_classes
+from wae.models.accelerated import Form, scores_of_one, with_classes
 from wae.progress import say
 from wae.storage.files import sha256
 from wae.training.original import Original, open_original
@@ -118,12 +118,11 @@ def _overridden(original: Original, settings: Settings) -> Original:
 
 def _counted(original: Original) -> Original:
     """``original`` with as many classes as it gives scores: its last matrix need not make them."""
-    side = original.input.size
     try:
-        with torch.no_grad():
-            return replace(original, classes=original.network(torch.zeros(1, 3, side, side)).shape[1])
-    except Exception:  # any that the network's own code raises; it is told where the network is tried out
+        scores = scores_of_one(original.network, (original.input.size,) * 2)
+    except ValueError:  # it is told where the network is tried out
         return original
+    return replace(original, classes=scores.shape[1])
 
 
 def _with_head(original: Original, labels: tuple[str, ...], seed: int) -> Original:

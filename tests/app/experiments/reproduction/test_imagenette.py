@@ -400,6 +400,26 @@ def test_taylor_goes_by_the_loss_over_all_layers_and_l1_by_the_weights_of_each(m
     assert model.training
 
 
+class HeadFirst(nn.Sequential):
+    """Whose scores come of the matrix that is defined first."""
+
+    def __init__(self):
+        super().__init__(nn.Linear(16, 10), *small_network().network[:-1], nn.Linear(16, 16))
+
+    def forward(self, images):
+        head, *body = self
+        return head(nn.Sequential(*body)(images))
+
+
+def test_the_matrix_that_makes_the_scores_keeps_its_classes():
+    """It was taken to be the one that is defined last."""
+    pytest.importorskip("torch_pruning")
+    batch = torch.randint(256, (8, 3, 12, 12), dtype=torch.uint8), torch.arange(8)
+    lighter = pruning.pruned(FullResolution(HeadFirst()), [batch], "L1 groups", 0.5)
+    assert lighter(batch[0]).shape == (8, 10)
+    assert lighter.network[-1].out_features == 8
+
+
 @pytest.mark.slow
 def test_a_pruned_network_is_trained_after_the_one_that_it_is_made_of(photos, tmp_path, monkeypatch):
     pytest.importorskip("torch_pruning")
