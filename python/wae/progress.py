@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -39,6 +40,7 @@ def progress(console: Console | None = None, *columns: ProgressColumn) -> Progre
         *columns,
         TimeRemainingColumn(),
         console=console,
+        speed_estimate_period=math.inf,  # rich's half a minute has no time left for steps that take as long
         transient=True,
         disable=not console.is_terminal,
         redirect_stdout=sys.stdout.isatty(),  # else what is printed belongs elsewhere

@@ -211,40 +211,32 @@ def _wanted(options: argparse.Namespace, claim: Claim) -> list[Job]:
 
 def _watch(options: argparse.Namespace, data: str, wanted: list[Job], claim: Claim) -> list[Result]:
     """Train, and show how far it is."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-    from rich.progress import Progress as Bar
+    from rich.progress import TimeElapsedColumn
 
     from wae.experiments import reproduce
+    from wae.progress import progress
 
-    def tell(progress: Progress) -> None:
-        score = progress.accuracy
+    def tell(told: Progress) -> None:
+        score = told.accuracy
         accuracy = "" if score is None else f", {claim.measure} {100 * score:.2f} %"
         bar.console.print(
-            f"{progress.job.network}, seed {progress.job.seed}: epoch {progress.done} of {progress.of} "
-            f"({progress.kind}){accuracy}",
+            f"{told.job.network}, seed {told.job.seed}: {'going on after ' if told.before else ''}"
+            f"epoch {told.done} of {told.of} ({told.kind}){accuracy}",
             highlight=False,
         )
-        bar.update(task, advance=1)
+        if told.before:
+            assert task.total is not None
+            task.total -= told.done  # which takes no time now
+        else:
+            bar.advance(task.id)
 
     todo = reproduce.open_jobs(options.output, wanted, claim)
     training = reproduce.to_train(options.output, todo, claim)
     epochs = sum(stage.epochs for job in training for stage in claim.plan_of(job.network, job.seed).stages)
-    columns = (
-        TextColumn("epochs"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
     processes = options.processes or (1 if options.device != "cpu" else usable_cores())
-    with Bar(*columns, console=shared.console(options.json)) as bar:
-        task = bar.add_task("", total=epochs)
+    with progress(shared.console(options.json), TimeElapsedColumn()) as bar:
+        bar.advance(bar.add_task("epochs", total=epochs), 0)  # its speed is counted from now
+        (task,) = bar.tasks
         if lacking := len(todo) - len(training):
             what = "lack the accuracy with BatchNorm's statistics measured anew"
             bar.console.print(f"{lacking} of {len(wanted)} trainings {what}", highlight=False)

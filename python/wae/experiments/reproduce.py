@@ -41,7 +41,7 @@ def run(
         claim: what is compared.
         processes: how many trainings at a time, each on one core.
         device: where they train.
-        tell: is called, in this process, after each epoch.
+        tell: is called, in this process, after each epoch, and before the first of what an earlier run began.
 
     Raises:
         DatasetError: the data is missing or not what was published.

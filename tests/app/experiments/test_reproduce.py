@@ -9,12 +9,14 @@ import pytest
 from PIL import Image
 from reproductions import DIGITS, TINY
 
+from wae import progress
 from wae.cli import main
 from wae.experiments import reproduce
 from wae.experiments.reproduction.claim import Job
 from wae.experiments.reproduction.fashion_mnist import FashionMnist
 from wae.experiments.reproduction.results import result_path, weights_path
 from wae.experiments.reproduction.table import Row
+from wae.experiments.reproduction.worker import Progress
 from wae.storage.checkpoint import describe, load_classifier
 from wae.storage.weights_file import CheckpointError
 from wae.training import lock
@@ -101,6 +103,33 @@ def test_the_table_of_a_folder_that_is_read_only_is_printed(tmp_path, monkeypatc
     printed = capsys.readouterr()
     said = f"wae: {tmp_path}: {os.strerror(number)}; the table is printed, and not kept\n"
     assert (printed.err == said) == ("| WAE | 50.00 %" in printed.out) == (not status)
+
+
+def test_epochs_of_an_earlier_run_are_none_of_the_bar(tmp_path, monkeypatch, capsys):
+    """They stayed to be done for good, and a run of epochs that take long had no time left."""
+    bars, make, now = [], progress.progress, [0.0]
+
+    def made(*given):
+        bars.append(make(*given))
+        bars[0].get_time = lambda: now[0]
+        return bars[0]
+
+    def run(folder, data, wanted, claim, processes, device, tell):
+        (task,) = bars[0].tasks
+        whole = task.total
+        tell(Progress(wanted[0], "joint", 3, 9, 0.5, before=True))
+        assert (task.completed, task.total) == (0, whole - 3)
+        for done in (4, 5):
+            now[0] += 600.0
+            tell(Progress(wanted[0], "joint", done, 9, 0.5))
+        assert (task.completed, task.speed) == (2, pytest.approx(1 / 600))
+        return []
+
+    monkeypatch.setattr(progress, "progress", made)
+    monkeypatch.setattr(reproduce, "run", run)
+    monkeypatch.setattr("wae.experiments.reproduction.table.rows", lambda *_: [])
+    assert main(["reproduce", "fashion-mnist", "-o", str(tmp_path)]) == 0
+    assert "seed 0: going on after epoch 3 of 9 (joint), accuracy 50.00 %" in capsys.readouterr().out
 
 
 def test_a_student_needs_its_teacher(tmp_path):

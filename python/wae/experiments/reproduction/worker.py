@@ -32,7 +32,7 @@ from .results import Result, read_result, result_path, weights_path, write_json
 
 
 class Progress(NamedTuple):
-    """An epoch of a job has ended."""
+    """An epoch of a job has ended, or a job goes on from there."""
 
     job: Job
     kind: str
@@ -41,6 +41,8 @@ class Progress(NamedTuple):
     """Epochs of the whole job."""
     of: int
     accuracy: float | None
+    before: bool = False
+    """Whether that was in an earlier run, which this one goes on with."""
 
 
 class Worker:
@@ -195,11 +197,19 @@ class _Messenger(Observer):
         self.job, self.epochs, self.link = job, epochs, link
         self.before = 0
 
+    def begin(self, plan: Plan, history: list[Epoch]) -> None:
+        """See :class:`Observer`."""
+        if history:
+            self._tell(len(history), history[-1], before=True)
+
     def start(self, plan: Plan, stage: int, epoch: int, steps: int) -> None:
         """See :class:`Observer`."""
         self.before = sum(s.epochs for s in plan.stages[:stage]) + epoch
 
     def end(self, epoch: Epoch, model: nn.Module) -> None:
         """See :class:`Observer`."""
-        score = epoch.accuracy.score if epoch.accuracy else None
-        self.link.send(Progress(self.job, epoch.kind, self.before + 1, self.epochs, score))
+        self._tell(self.before + 1, epoch)
+
+    def _tell(self, done: int, last: Epoch, before: bool = False) -> None:
+        score = last.accuracy.score if last.accuracy else None
+        self.link.send(Progress(self.job, last.kind, done, self.epochs, score, before))

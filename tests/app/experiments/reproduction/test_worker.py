@@ -88,17 +88,16 @@ def test_a_worker_killed_in_training_ends_the_run_and_the_next_run_goes_on(tmp_p
     told = []
 
     def kill(progress):
-        told.append(progress.done)
+        told.append((progress.done, progress.before))
         for process in multiprocessing.active_children():
             process.kill()
 
     with pytest.raises(TrainingError, match="ended without a result: was it out of memory"):
         reproduce.run(tmp_path, "digits", [Job("WAE", 0)], DIGITS, 1, tell=kill)
-    assert told == [1]
-    reproduce.run(
-        tmp_path, "digits", [Job("WAE", 0)], DIGITS, 1, tell=lambda progress: told.append(progress.done)
-    )
-    assert told == [1, 2]
+    assert told == [(1, False)]
+    again = []
+    reproduce.run(tmp_path, "digits", [Job("WAE", 0)], DIGITS, 1, tell=again.append)
+    assert [(progress.done, progress.before) for progress in again] == [(1, True), (2, False)]
 
 
 def killed_while_it_writes(link, folder, data, claim, device):
