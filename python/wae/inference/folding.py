@@ -18,7 +18,7 @@ from wae.models.network import WAENetwork, fold_normalization
 from wae.models.plain import is_plain
 
 from .precision import tolerance
-from .tracing import traced
+from .tracing import put, traced
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -80,12 +80,7 @@ def _fold_part(part: nn.Module) -> nn.Module:
     if trace is None:
         return _fold_layers(part)
     layers = _fold_graph(trace)
-    folded = {name: layer for name, layer in layers.items() if layer is not None}
-    if len(folded) < len(layers):  # before any is changed: it may have another name, too
-        return trace
-    for name, layer in folded.items():
-        part.set_submodule(name, layer)
-    return part
+    return part if put(part, layers) else trace
 
 
 def _fold_graph(trace: fx.GraphModule) -> dict[str, nn.Module | None]:

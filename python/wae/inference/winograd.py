@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from wae.models.plain import is_plain
 from wae_kernels.nn import Encoder, ScoreDecoder
 
-from .tracing import traced
+from .tracing import put, traced
 
 _FEW_CHANNELS = 3  # so many the op convolves directly
 _LEAST_CHANNELS = 16  # what it works on at a time else; with fewer, most of its work would be on zeros
@@ -29,13 +29,15 @@ class Convolution(nn.Module):
     """``convolution``, 3 x 3 with stride and padding 1, for inference; with ``relu``, that behind it too."""
 
     packed: Tensor
+    out_channels: int
 
     def __init__(self, convolution: nn.Conv2d, relu: bool) -> None:
         super().__init__()
+        for name in nn.Conv2d.__constants__:  # in_channels, stride, ...: which modules ask for
+            setattr(self, name, getattr(convolution, name))
         self.register_buffer("packed", torch.ops.wae.conv3x3_pack(convolution.weight.detach()))
         self.bias = None if convolution.bias is None else nn.Parameter(convolution.bias.detach(), False)
-        self.out_channels, self.relu = convolution.out_channels, relu
-        self._shape = convolution.weight.shape
+        self.relu, self._shape = relu, convolution.weight.shape
 
     @property
     def weight(self) -> Tensor:
@@ -59,12 +61,12 @@ def replaced(network: nn.Module) -> nn.Module:
 
 
 def _replaced(network: nn.Module) -> nn.Module:
-    for holder, name, part in list(_traceable(network)):
-        joined = _joined(part)
+    for holder, name, part, trace in list(_traceable(network)):
+        layers = _join(trace)
         if holder is None:
-            network = joined
-        else:
-            setattr(holder, name, joined)
+            network = trace
+        elif not put(part, layers):
+            setattr(holder, name, trace)
     for parent in [module for module in network.modules() if not _is_an_op(module)]:
         for name, child in list(parent.named_children()):
             if fits(child):
@@ -86,8 +88,9 @@ def fits(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
     )
 
 
-def _traceable(module: nn.Module) -> Iterator[tuple[nn.Module | None, str, fx.GraphModule]]:
-    """The largest parts of ``module`` that hold convolutions and torch.fx can trace, with their places."""
+def _traceable(module: nn.Module) -> Iterator[tuple[nn.Module | None, str, nn.Module, fx.GraphModule]]:
+    """The largest parts of ``module`` that hold convolutions and torch.fx can trace: their places, they
+    themselves, and their traces."""
     parts: list[tuple[nn.Module | None, str, nn.Module]] = [(None, "", module)]
     while parts:
         holder, name, part = parts.pop()
@@ -99,7 +102,7 @@ def _traceable(module: nn.Module) -> Iterator[tuple[nn.Module | None, str, fx.Gr
         if trace is None:
             parts += [(part, *child) for child in part.named_children()]
         else:
-            yield holder, name, trace
+            yield holder, name, part, trace
 
 
 def _is_an_op(part: nn.Module) -> bool:
@@ -107,8 +110,13 @@ def _is_an_op(part: nn.Module) -> bool:
     return isinstance(part, (Encoder, ScoreDecoder)) and part.is_fused
 
 
-def _joined(part: fx.GraphModule) -> fx.GraphModule:
-    """``part``, changed: its convolutions that run once, and the ReLUs behind them, are one module."""
+def _join(part: fx.GraphModule) -> dict[str, nn.Module | None]:
+    """Make one module of each convolution in ``part`` that runs once and the ReLU behind it.
+
+    The result has the layers that do so in the module that was traced; and "", None, where no layers do: for
+    a ReLU that is a function, or runs elsewhere too.
+    """
+    layers: dict[str, nn.Module | None] = {}
     for node in part.graph.find_nodes(op="call_module"):
         layer = part.get_submodule(str(node.target))
         if type(layer) is nn.Identity and is_plain(layer) and node.args:  # where a norm was folded
@@ -120,12 +128,17 @@ def _joined(part: fx.GraphModule) -> fx.GraphModule:
             continue
         convolution, after = part.get_submodule(node.target), next(iter(node.users))
         if fits(convolution) and _is_relu(part, after):
-            holder, _, name = node.target.rpartition(".")
-            setattr(part.get_submodule(holder), name, Convolution(convolution, relu=True))
+            joined = Convolution(convolution, relu=True)
+            layers[node.target] = joined
+            if after.op == "call_module" and calls[after.target] == 1:
+                layers[str(after.target)] = nn.Identity().eval()
+            else:
+                layers[""] = None
+            part.set_submodule(node.target, joined)
             after.replace_all_uses_with(node)
             part.graph.erase_node(after)
     part.recompile()
-    return part
+    return layers
 
 
 def _is_relu(part: fx.GraphModule, node: fx.Node) -> bool:

@@ -105,6 +105,24 @@ def test_a_convolution_with_two_names_is_folded_where_its_norm_is():
     assert norms(folded_alike(with_statistics(network), torch.randn(3, 3, *SIZE))) == 0
 
 
+class Renamed(nn.Sequential):
+    """Calls its convolution by another name."""
+
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+        self.again = self[0]
+
+    def forward(self, x):
+        return self[1](self.again(x))
+
+
+def test_a_convolution_that_is_called_by_another_name_is_folded():
+    """It was put under its first name alone, the scores were others, and nothing was folded."""
+    torch.manual_seed(0)
+    network = Untraceable(lambda parts, x: parts[0](x), Renamed())
+    assert norms(folded_alike(with_statistics(network), torch.randn(3, 3, *SIZE))) == 0
+
+
 class NormAct(nn.BatchNorm2d):
     """As timm's: it looks at its images' dimensions, and has an activation. And numbers of its own."""
 
@@ -190,6 +208,25 @@ class Asking(Body):
 
     def forward(self, x):
         return super().forward(x.sub_(1).mul_(2) if isinstance(x, torch.Tensor) else x)
+
+
+class Casting(nn.Sequential):
+    """Computes in bfloat16 by itself."""
+
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().forward(x)
+
+
+def test_a_network_that_enters_autocast_still_does():
+    """A trace left that out, in silence: the folded network computed in float32."""
+    torch.manual_seed(0)
+    part = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5))
+    network, images = with_statistics(Casting(part, nn.ReLU())), torch.randn(2, 3, *SIZE)
+    with torch.no_grad():
+        folded = fold(network, images)
+        assert folded(images).dtype == network(images).dtype == torch.bfloat16
+    assert norms(folded) == 0
 
 
 def test_what_torch_fx_traces_wrongly_is_not_folded():

@@ -160,6 +160,33 @@ def test_a_module_may_ask_for_the_dtype_of_a_weight(image):
     assert relus(same(AsksForWeight(read).eval(), image)) == [False]
 
 
+class AsksForAttributes(Untraceable):
+    def forward(self, x):
+        assert self.inner.width == self.inner[0].in_channels
+        return super().forward(x)
+
+
+class OfAWidth(nn.Sequential):
+    width = 16
+
+
+@pytest.mark.parametrize("relu", [nn.ReLU(), nn.Sequential(nn.ReLU())], ids=["relu", "nested"])
+def test_a_part_may_be_asked_for_its_attributes(relu, image):
+    """It was replaced by a graph, which has none, and the network was refused."""
+    part = OfAWidth(nn.Conv2d(16, 16, 3, padding=1), relu)
+    assert relus(same(AsksForAttributes(part).eval(), image)) == [True]
+
+
+def test_a_part_whose_convolution_is_called_by_another_name_keeps_its_relu(image):
+    class Renamed(nn.Sequential):
+        def forward(self, x):
+            return self[1](self.again(x))
+
+    part = Renamed(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU())
+    part.again = part[0]
+    assert relus(same(Untraceable(part).eval(), image)) == [True]
+
+
 def test_a_module_that_computes_with_a_weight_itself_is_refused():
     model = nn.Sequential(
         nn.Conv2d(3, 16, 1),
