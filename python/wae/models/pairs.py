@@ -10,7 +10,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.prune import is_pruned
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from wae.wording import first_line
 from wae_kernels.checks import half_of
@@ -23,6 +25,14 @@ from .classifier import WAEClassifier
 from .registry import NetworkError, builder
 
 _CLASSES = 1000  # ImageNet's
+_FINAL = {
+    BasePruningMethod: "torch.nn.utils.prune.remove makes the pruning final",
+    WeightNorm: "torch.nn.utils.remove_weight_norm makes the weights final, and networks with "
+    "torch.nn.utils.parametrizations.weight_norm are taken as they are",
+    SpectralNorm: "torch.nn.utils.remove_spectral_norm makes the weights final, and networks with "
+    "torch.nn.utils.parametrizations.spectral_norm are taken as they are",
+}
+"""What computes weights in a hook, and what to do about it."""
 
 KNOWN = "a NAME in torchvision or timm, small_vgg, or MODULE:FUNCTION of your own"
 """Of what there is a pair, for a sentence."""
@@ -107,12 +117,20 @@ def own_copy(name: str, network: nn.Module) -> nn.Module:
     try:
         copied = copy.deepcopy(plain).cpu().float()
     except Exception as error:  # of pruned weights, which are results of others; of tensors without numbers
-        way = "; torch.nn.utils.prune.remove makes the pruning final" if is_pruned(plain) else ""
-        raise NetworkError(f"{name} cannot be copied: {first_line(error)}{way}") from error
+        raise NetworkError(f"{name} cannot be copied: {first_line(error)}{_way_to_copy(plain)}") from error
     for key, value in copied.state_dict().items():
         if not isinstance(value, Tensor):
             raise NetworkError(f"{name} must have a state of tensors, got {key} of {type(value).__name__}")
     return copied
+
+
+def _way_to_copy(network: nn.Module) -> str:
+    """What makes parameters of weights that are results of others, for the end of a sentence."""
+    hooks = [hook for module in network.modules() for hook in module._forward_pre_hooks.values()]
+    for kind, way in _FINAL.items():
+        if any(isinstance(hook, kind) for hook in hooks):
+            return f"; {way}"
+    return ""
 
 
 def _own(source: str, size: tuple[int, int]) -> tuple[nn.Module, WAEClassifier]:

@@ -143,6 +143,20 @@ def pruned():
     return network
 
 
+def of_weight_norm():
+    network = build()
+    with pytest.warns(FutureWarning):
+        nn.utils.weight_norm(network[0])
+    return network
+
+
+def of_spectral_norm():
+    network = build()
+    nn.utils.spectral_norm(network[0])
+    network(torch.zeros(2, 3, 48, 48))
+    return network
+
+
 def raising():
     raise KeyError("best.pt")
 
@@ -155,6 +169,8 @@ def raising():
             pruned,
             "cannot be copied: Only Tensors created explicitly by the user.*prune.remove ",
         ),
+        (of_weight_norm, "cannot be copied: .*remove_weight_norm makes .*parametrizations.weight_norm are"),
+        (of_spectral_norm, "cannot be copied: .*remove_spectral_norm makes .*parametrizations.spectral_norm"),
         (lambda: nn.Sequential(torch.jit.ScriptModule(), nn.Linear(3, 5)), "must .*, got one of TorchScript"),
         (lambda: build().to("meta"), "cannot be copied: Cannot copy out of meta tensor"),
         (raising, "cannot be called: KeyError: 'best.pt'"),
