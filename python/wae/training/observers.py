@@ -151,8 +151,7 @@ class TensorBoard(Observer):
     def start(self, plan: Plan, stage: int, epoch: int, steps: int) -> None:
         """See :class:`Observer`."""
         self._steps = (sum(s.epochs for s in plan.stages[:stage]) + epoch) * steps
-        if self._writer is None:  # what a killed training wrote of later steps is no longer shown
-            self._writer = self._open(str(self._folder), purge_step=self._steps + 1)
+        self._see_to_the_file()
 
     def step(self, number: int, losses: Mapping[str, Tensor]) -> None:
         """See :class:`Observer`."""
@@ -171,7 +170,16 @@ class TensorBoard(Observer):
                 self._writer.add_images(name, images, now)
         self._writer.flush()
 
+    def _see_to_the_file(self) -> None:
+        """Begin a file where there is none yet, or where the folder was removed: that would be a traceback.
+
+        What a killed training wrote of later steps is no longer shown.
+        """
+        if self._writer is None or not self._folder.exists():
+            self._writer = self._open(str(self._folder), purge_step=self._steps + 1)
+
     def _scalars(self, group: str, values: Mapping[str, Any], step: int) -> None:
+        self._see_to_the_file()
         for name, value in values.items():
             self._writer.add_scalar(f"{group}/{name}", value, step)
 

@@ -194,6 +194,24 @@ def test_tensorboards_steps_go_on_over_a_resume_and_none_comes_twice(train, tmp_
     assert [event.step for event in events.Scalars("epoch/loss")] == [3, 6, 9, 12]
 
 
+def test_a_folder_that_is_removed_meanwhile_is_made_again(train, tmp_path, monkeypatch, capsys):
+    """TensorBoard's file could not be gone on with: a traceback, and the end of the training."""
+    pytest.importorskip("tensorboard")
+    out, end, removed = tmp_path / "out", observers.JsonLines.end, []
+
+    def remove(log, epoch, model):
+        end(log, epoch, model)
+        if not removed:
+            removed.append(out.rename(tmp_path / "removed"))
+
+    monkeypatch.setattr(observers.JsonLines, "end", remove)
+    assert train() == 0
+    assert not errors(capsys)
+    assert {"state.safetensors", "model.safetensors", "log.jsonl", "tensorboard"} == {
+        path.name for path in out.iterdir()
+    }
+
+
 def test_without_tensorboard_training_says_so_and_goes_on(train, monkeypatch, capsys, tmp_path):
     def missing(*arguments):
         raise ModuleNotFoundError("No module named 'tensorboard'", name="tensorboard")
