@@ -48,7 +48,7 @@ from .observers import JsonLines, TensorBoard, Terminal, Together, table
 from .original_start import read_original, start_as_original
 from .plan import Plan
 from .processes import agreed, is_first, joined
-from .trainer import Epoch, Observer, train
+from .trainer import Epoch, Observer, OtherPlanError, train
 
 STATE, MODEL, PLAN, LOG, TENSORBOARD = (
     "state.safetensors", "model.safetensors", "plan.toml", "log.jsonl", "tensorboard",
@@ -135,18 +135,19 @@ class Session:
             with observed(self.folder, console, images) as observer:
                 if is_first():
                     rehearse(self.folder, model, *described)
-                history = train(
-                    model,
-                    plan,
-                    *sets,
-                    state=self.state,
-                    resume=goes_on,
-                    sources=self._sources(),
-                    teacher=teacher,
-                    observer=observer,
-                    workers=self.workers,
-                    device=device,
-                )  # fmt: skip
+                with self._plan_of_before():
+                    history = train(
+                        model,
+                        plan,
+                        *sets,
+                        state=self.state,
+                        resume=goes_on,
+                        sources=self._sources(),
+                        teacher=teacher,
+                        observer=observer,
+                        workers=self.workers,
+                        device=device,
+                    )  # fmt: skip
                 result = self.folder / MODEL
                 if is_first():
                     made = {"plan": plan.as_dict(), "accuracy": history[-1].accuracy}
@@ -156,6 +157,18 @@ class Session:
                     else:
                         show(plan, history)
         return result
+
+    @contextmanager
+    def _plan_of_before(self) -> Iterator[None]:
+        """Where the plan is not that of the training in the folder, say where that is."""
+        try:
+            yield
+        except OtherPlanError as error:
+            known = self.folder / PLAN
+            if not known.exists():  # it was killed before it wrote that
+                raise
+            way = f"with --plan {known}, and no other option that changes a plan, it goes on as it was begun"
+            raise CheckpointError(f"{error}; {way}") from None
 
     def _check_folder(self) -> None:
         refuse_within(self.folder, self._files())

@@ -62,6 +62,10 @@ class DivergedError(TrainingError):
         self.what = what
 
 
+class OtherPlanError(weights_file.CheckpointError):
+    """A checkpoint was made by another plan than the one that is to go on with it."""
+
+
 @dataclass(frozen=True)
 class Epoch:
     """The record of one epoch."""
@@ -495,14 +499,18 @@ def _state(
 
 
 def check_same(path: Path, made: Mapping[str, Any], plan: Plan, data: Mapping[str, Any]) -> None:
-    """Raise CheckpointError unless the file at ``path`` was ``made`` by ``plan``, on the same data.
+    """Check that the file at ``path`` was ``made`` by ``plan``, on the same data.
 
     Args:
         made: the file's recipe, with its ``plan``, and the fingerprint of its ``data`` if it knows that.
         data: see :func:`wae.data.loading.fingerprint`.
+
+    Raises:
+        OtherPlanError: the plan was another one.
+        CheckpointError: the data were others.
     """
     if different := differences(made["plan"], plan):
-        raise weights_file.CheckpointError(f"{path}: was made by a plan with another {different}")
+        raise OtherPlanError(f"{path}: was made by a plan with another {different}")
     if made.get("data") and (different := ", ".join(changed(made["data"], data))):
         raise weights_file.CheckpointError(f"{path}: was made on training data that differs in {different}")
 

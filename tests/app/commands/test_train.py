@@ -295,8 +295,11 @@ def test_a_folder_with_something_in_it_is_not_touched(train, tmp_path, capsys):
         (["--epochs", 1, "--weights", weights(tmp_path / "other")], "was begun with another --weights"),
     ):
         assert train("--resume", *options) == 1
-        assert message in errors(capsys)
+        assert message in (said := errors(capsys))
+        way = f"; with --plan {out / 'plan.toml'}, and no other option that changes a plan, it goes on"
+        assert (way in said) == ("by a plan" in said)
         assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == kept
+    assert train("--resume", "--plan", out / "plan.toml") == 0
     assert train(out=out / "thesis.txt") == 1
     assert "thesis.txt is no folder" in errors(capsys)
 
