@@ -136,6 +136,7 @@ def deploy(
         )
     wanted = _precisions(precision, own, calibration is not None)
     device = first_parameter(model).device
+    _say_what_is_emulated(wanted, device, engine, logging.INFO if precision == "auto" else logging.WARNING)
     with undisturbed(device):
         widest = max((DTYPES[name] for name in wanted if name in DTYPES), key=_bits, default=own)
         if _bits(widest) > _bits(own):
@@ -175,6 +176,13 @@ def _precisions(precision: str | None, own: torch.dtype, calibrated: bool) -> li
     if precision != "auto":
         return [precision]
     return ["float32", "bfloat16", "float16", *(["int8"] if calibrated else [])]
+
+
+def _say_what_is_emulated(wanted: Sequence[str], device: torch.device, engine: str, level: int) -> None:
+    who = "engines emulate" if engine == "auto" else f"{engine} emulates"
+    for name in wanted:
+        if not precisions.native(name, device):
+            _log.log(level, "this processor has no instructions for %s: %s it with others", name, who)
 
 
 def _bits(dtype: torch.dtype) -> int:
@@ -234,10 +242,6 @@ def _deploy_in(task: _Task, engine: Engine, name: str) -> Deployed:
     reason = engine.why_not(device, name)
     if reason is not None:
         raise EngineError(reason)
-    if not precisions.native(name, device):
-        _log.warning(
-            "this processor has no instructions for %s: %s emulates it with others", name, engine.name
-        )
     front, rest, end = _divided(task, engine, name)
     samples: list[Sequence[Tensor]] = []
     compared: Sequence[Tensor] = ()

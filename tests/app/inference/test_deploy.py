@@ -69,6 +69,12 @@ def test_a_precision_that_is_emulated_is_logged(model, monkeypatch):
     assert "no instructions for bfloat16: eager emulates it" in log.output[0]
 
 
+def test_that_a_precision_nobody_asked_for_is_emulated_is_no_warning(model, monkeypatch):
+    monkeypatch.setattr(deploying.precisions, "native", lambda name, device: False)
+    with TestCase().assertNoLogs("wae.inference.deploy", "WARNING"):
+        deploy(model, SIZE, engine="eager", precision="auto", seconds=0.1)
+
+
 def scripted(monkeypatch, **engines):
     """Engines in place of the real ones: name -> a function of the module that gives what runs."""
     made = {
