@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from wae.data.dataset import sample
+from wae.experiments.machine import machine
 from wae.inference.agreement import DisagreementError
 from wae.inference.batches import in_turns
 from wae.inference.deploy import deploy
@@ -46,9 +47,11 @@ class Filled(nn.Module):
 
 def deploy_all(task: Task, record: Record, model: WAEClassifier, size: int) -> dict[str, Any]:
     """All networks in their fastest forms, timed in turns; the new one, for images of ``size``, saved."""
+    s = task.settings
+    task.say(f"deploying, engine {s.engine}, precision {s.precision}: minutes, where an engine compiles")
     contenders = _contenders(task, record, model, size)
     times = _times(task, contenders)
-    found: dict[str, Any] = {"images": task.settings.images}
+    found: dict[str, Any] = {"images": s.images, "machine": machine()}
     for name, (network, side, deployed) in contenders.items():
         accuracy, classes = accuracies(task, Filled(deployed), task.sets(side).test, _AT_ONCE)
         found[name] = {

@@ -179,11 +179,13 @@ def _of_lost(found: Mapping[str, Any]) -> _Table:
 
 def _notes(found: Mapping[str, Any]) -> list[str]:
     training, new = found["training"], found["deployed"]["accelerated"]
+    tested = sum(entry["of"] for entry in found["original"]["classes"])
     notes = [
         f"The high body: {training['high body']}.",
         f"Images of {training['size']} x {training['size']}; training took {training['seconds']:.0f} s.",
         _teaching(training),
-        "Times: medians of calls that took turns on this machine.",
+        f"Accuracies: of {counted(tested, 'test image')}.",
+        f"Times: medians of calls that took turns on {_where(found['deployed'])}.",
     ]
     if "optimizer" in training:  # records from before it was tried lack it
         notes.append(f"The optimizer (of the last stage): {training['optimizer']}.")
@@ -209,6 +211,19 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
     if "not written" in found["onnx"]:
         notes.append(f"There is no ONNX file: {found['onnx']['not written']}.")
     return notes
+
+
+def _where(deployed: Mapping[str, Any]) -> str:
+    """On which machine the times were taken."""
+    if "machine" not in deployed:  # in records from before it was noted
+        return "this machine"
+    machine = deployed["machine"]
+    engines = "".join(
+        f", {name} {machine['versions'][name]}"
+        for name in ("torch", "onnxruntime", "openvino")
+        if name in machine["versions"]
+    )
+    return f"this machine: {machine['processor']}, {counted(machine['threads'], 'thread')}{engines}"
 
 
 def _teaching(training: Mapping[str, Any]) -> str:

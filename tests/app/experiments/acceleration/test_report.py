@@ -98,6 +98,18 @@ def test_classes_without_a_test_image_are_named():
     )
 
 
+def test_of_how_many_images_and_on_which_machine():
+    of = found()
+    text = report.markdown("net", of)
+    assert "- Accuracies: of 20 test images.\n" in text
+    assert "took turns on this machine.\n" in text
+    versions = {"torch": "2.14", "openvino": "2026.1", "nncf": "3"}
+    of["deployed"]["machine"] = {"processor": "i486", "threads": 1, "versions": versions}
+    assert "took turns on this machine: i486, 1 thread, torch 2.14, openvino 2026.1.\n" in report.markdown(
+        "net", of
+    )
+
+
 def deployed_side(name, accuracy, seconds, eager, multiply_adds=0):
     return {
         "engine": name, "precision": "int8", "accuracy": accuracy, "seconds": seconds, "eager seconds": eager,
