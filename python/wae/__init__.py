@@ -38,3 +38,8 @@ def __getattr__(name: str) -> Any:
 
         return load_deployed
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """With the names in ``__all__``: notebooks complete what is in here."""
+    return sorted({*globals(), *__all__})

@@ -6,7 +6,9 @@ chosen by the test images: what has to be chosen is tried on training images tha
 
 from __future__ import annotations
 
+import inspect
 from contextlib import ExitStack
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,13 @@ from typing import Any
 from rich.console import Console
 from torch import nn
 
-from wae.data.dataset import sample
+from wae.data.dataset import DatasetError, InMemory, sample
 from wae.data.folder import left_out_of
 from wae.models.accelerated import Form
 from wae.progress import bar
 from wae.storage import weights_file
 from wae.storage.files import refuse_within
+from wae.training import plan
 from wae.training.observers import shown
 from wae.training.processes import is_first, joined
 from wae.training.session import MODEL, STATE, rehearse
@@ -41,7 +44,7 @@ __all__ = ["AccelerationError", "Settings", "accelerate", "run"]
 
 
 def accelerate(
-    model: str | nn.Module,
+    model: str | Path | nn.Module,
     data: str | Path | tuple[Loader, Loader],
     folder: str | Path,
     *,
@@ -58,13 +61,49 @@ def accelerate(
         folder: of the results.
         force: begin anew: what an acceleration left in the folder is removed.
         console: where it says how far it is; None for standard output.
-        options: entries of :class:`Settings`.
+        options: those of ``wae accelerate``, ``input_size=96`` for ``--input-size 96``; ``plan`` may be a
+            :class:`wae.training.plan.Plan` as well.
 
-    Returns the path of the checkpoint. Raises as :func:`run`.
+    Returns the path of the checkpoint. Raises as :func:`wae.experiments.accelerate.run`, and TypeError for an
+    option that is not known.
     """
-    held = in_memory(*data) if isinstance(data, tuple) else data
-    settings = Settings(model, held, Path(folder), **options)
+    known = [entry.name for entry in _OPTIONS]
+    if unknown := options.keys() - known:
+        raise TypeError(f"accelerate has no option {min(unknown)}; known are {', '.join(known)}")
+    chosen: dict[str, Any] = {name: str(o) if isinstance(o, Path) else o for name, o in options.items()}
+    if isinstance(chosen.get("plan"), str):
+        chosen["plan"] = plan.find(chosen["plan"])
+    named = str(model) if isinstance(model, Path) else model
+    settings = Settings(named, _held(data), Path(folder), **chosen)
     return run(settings, console or Console(), force)
+
+
+_OPTIONS = fields(Settings)[3:]  # all but accelerate's own arguments
+
+
+def _signature() -> inspect.Signature:
+    """Of :func:`accelerate`, with each option by its name: for help() and editors."""
+    own = inspect.signature(accelerate)
+    named = [
+        inspect.Parameter(
+            entry.name, inspect.Parameter.KEYWORD_ONLY, default=entry.default, annotation=entry.type
+        )
+        for entry in _OPTIONS
+    ]
+    first = [one for one in own.parameters.values() if one.kind != inspect.Parameter.VAR_KEYWORD]
+    return own.replace(parameters=[*first, *named])
+
+
+accelerate.__signature__ = _signature()  # type: ignore[attr-defined]
+
+
+def _held(data: str | Path | tuple[Loader, Loader]) -> str | Path | tuple[InMemory, InMemory]:
+    """``data`` with the images of its loaders in memory."""
+    if not isinstance(data, tuple):
+        return data
+    if len(data) != 2:
+        raise DatasetError(f"data: loaders must be two, to train and to test, got {len(data)}")
+    return in_memory(*data)
 
 
 def run(settings: Settings, console: Console, force: bool = False) -> Path:

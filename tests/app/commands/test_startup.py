@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import wae
 from wae.data import photos
 
 WATCHED = """
@@ -38,6 +39,10 @@ def test_help_needs_nothing_but_python(tmp_path: Path) -> None:
     found = imported_by(tmp_path, "--help")
     assert "wae.commands.predict" in found
     assert not {"torch", "numpy", "PIL", "rich", "gradio", "torchvision"} & found
+
+
+def test_notebooks_complete_what_is_imported_at_its_first_use() -> None:
+    assert set(wae.__all__) <= set(dir(wae))
 
 
 @pytest.mark.slow  # a process that imports torch

@@ -1,6 +1,7 @@
 """`wae accelerate`, step by step: a real run that is killed and goes on, and what is refused before one."""
 
 import base64
+import inspect
 import io
 import json
 import os
@@ -9,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ from wae.inference.saved import load_deployed
 from wae.models.baselines import AtSize
 from wae.storage.checkpoint import Input, describe, load_classifier
 from wae.storage.weights_file import CheckpointError
-from wae.training.plan import Plan, Stage
+from wae.training.plan import Plan, Stage, find
 from wae.training.trainer import evaluate, train
 
 SUPPORT = Path(__file__).resolve().parents[2] / "support"
@@ -216,6 +217,27 @@ def test_loaders_of_other_classes_in_the_fastest_engine_and_precision(tmp_path, 
     assert (tmp_path / "out" / "original.safetensors").stat().st_mtime_ns == stamp
 
 
+def test_help_names_the_options_and_others_are_an_error(tmp_path):
+    known = inspect.signature(wae.accelerate).parameters
+    assert known.keys() == {"force", "console", *(entry.name for entry in fields(Settings))}
+    with pytest.raises(TypeError, match=r"^accelerate has no option epoch; known are weights, .*epochs"):
+        wae.accelerate(build(), "digits", tmp_path, epoch=1)
+
+
+def test_two_loaders_are_needed(tmp_path):
+    with pytest.raises(DatasetError, match=r"^data: loaders must be two, to train and to test, got 3$"):
+        wae.accelerate(build(), (*loaders(), []), tmp_path)
+
+
+def test_names_and_paths_as_the_command_takes_them(tmp_path, monkeypatch):
+    """A plan's name was an AttributeError."""
+    seen = []
+    monkeypatch.setattr(accelerate, "run", lambda settings, *_: seen.append(settings))
+    network, start = Path("net.safetensors"), Path("encoder.safetensors")
+    wae.accelerate(network, "digits", tmp_path, plan="digits", start=start)
+    assert seen == [Settings(str(network), "digits", tmp_path, plan=find("digits"), start=str(start))]
+
+
 @pytest.mark.slow
 def test_rivals_are_trained_and_reported(tmp_path):
     options = {"input_size": SIDE, "epochs": ENOUGH, "mimic": 0.0, "engine": "eager", "precision": "float32"}
@@ -231,7 +253,8 @@ def test_rivals_are_trained_and_reported(tmp_path):
             assert found["deployed"][rival]["accuracy"] > 0.8
             assert text.count(f"| {rival} |") == 2
     assert found["rival: half resolution"]["side"] == SIDE // 2
-    adds = {name: side["multiply_adds"] for name, side in found["deployed"].items() if name != "images"}
+    sides = {name: side for name, side in found["deployed"].items() if name not in ("images", "machine")}
+    adds = {name: side["multiply_adds"] for name, side in sides.items()}
     assert adds["half resolution"] < 0.3 * adds["original"]
     assert adds["half, equal cost"] <= min(adds["accelerated"], adds["original"])
 

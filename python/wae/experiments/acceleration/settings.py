@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import NoneType
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -12,6 +13,7 @@ from torch import nn
 from wae.data.dataset import InMemory
 from wae.data.folder import OnCorrupt
 from wae.data.images import MAX_PIXELS
+from wae.data.input import MAX_SIZE
 from wae.errors import WaeError
 from wae.inference.engines import ENGINES
 from wae.inference.precision import NAMES
@@ -79,7 +81,34 @@ _NUMBERS = {
     "batch": _WHOLE_FROM_1,
     "max_pixels": _WHOLE_FROM_1,
     "workers": _Numbers("a whole number from 0", True, lambda value: value >= 0),
+    "seed": _Numbers("a whole number", True, lambda value: True),
+    "input_size": _Numbers(
+        f"a whole number from 1 to {MAX_SIZE}", True, lambda value: 1 <= value <= MAX_SIZE
+    ),
 }
+
+_KINDS: dict[str, tuple[str, tuple[type, ...]]] = {
+    "model": ("a network, which is a torch.nn.Module, or its name", (nn.Module, str)),
+    "data": ("a folder, a name, or two loaders", (str, Path, tuple)),
+    "weights": ("a file, torchvision or timm", (str, NoneType)),
+    "plan": ("a wae.training.plan.Plan", (Plan, NoneType)),
+    "start": ("included, linear or a file", (str,)),
+    "compare": ("True or False", (bool,)),
+    "mimic_mirrored": ("True or False", (bool,)),
+}
+"""What a setting is that is neither a number nor one of a few names."""
+
+
+def _check_kind(name: str, value: Any) -> None:
+    described, kinds = _KINDS[name]
+    if not isinstance(value, kinds):
+        got = f"the class {value.__name__}: call it" if isinstance(value, type) else type(value).__name__
+        raise AccelerationError(f"{name} must be {described}, got {got}")
+
+
+def _are_three(value: Any, least: float) -> bool:
+    are_numbers = isinstance(value, (tuple, list)) and all(isinstance(x, (int, float)) for x in value)
+    return are_numbers and len(value) == 3 and all(least <= x <= 1e6 for x in value)  # NaN is not
 
 
 @dataclass(frozen=True)
@@ -141,6 +170,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.target is not None and self.target_ms is not None:
             raise AccelerationError("target and target_ms: give one of them")
+        for name in _KINDS:
+            _check_kind(name, getattr(self, name))
         optional = {entry.name for entry in fields(self) if entry.default is None}
         for name, numbers in _NUMBERS.items():
             if (value := getattr(self, name)) is not None or name not in optional:
@@ -163,8 +194,7 @@ class Settings:
             raise AccelerationError("mimic_mirrored needs a mimic above 0, got 0: nobody teaches")
         for name, least in (("mean", -1e6), ("std", 1e-6)):
             value = getattr(self, name)
-            are_three = value is None or len(value) == 3
-            if not are_three or not all(least <= x <= 1e6 for x in value or ()):  # NaN neither
+            if value is not None and not _are_three(value, least):
                 raise AccelerationError(f"{name} must be 3 numbers from {least:g} to 1e+06, got {value!r}")
 
     @property

@@ -4,6 +4,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from torch.nn import Linear
 
 from wae.experiments.acceleration.settings import Settings
 from wae.training.plan import Plan, Stage, find
@@ -25,15 +26,35 @@ COUNTS = ("images", "epochs", "batch", "max_pixels")
         *((entry, None) for entry in ("max_drop", "images", "max_pixels", "workers")),
         ("mean", (0.5, INF, 0.5)),
         ("mean", (0.5,)),
+        ("mean", 0.5),
+        ("mean", ("0.5", "0.5", "0.5")),
         ("std", (0.2, 0.0, 0.2)),
         ("engine", "warp"),
         ("precision", "int9"),
         ("optimizer", "adam"),
+        ("seed", "one"),
+        *(("input_size", value) for value in (0, 96.0, 4096)),
+        ("plan", "digits"),
+        ("weights", {"fc.weight": 0}),
+        ("compare", "no"),
     ],
 )
 def test_settings_that_make_no_sense(entry, value):
     with pytest.raises(ValueError, match=f"{entry} must be"):
         Settings("resnet18", "digits", Path("out"), **{entry: value})
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "message"),
+    [
+        (Linear, "digits", "model must be a network, .*, got the class Linear: call it"),
+        (lambda: Linear(1, 1), "digits", "model must be a network, .*, got function"),
+        ("resnet18", [], "data must be a folder, a name, or two loaders, got list"),
+    ],
+)
+def test_what_is_no_network_and_what_are_no_images(model, data, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        Settings(model, data, Path("out"))
 
 
 @pytest.mark.parametrize(
