@@ -116,7 +116,8 @@ inline std::string dtype_name(ScalarType dtype) {
                                                            {ScalarType::Float8_e4m3fnuz, "float8_e4m3fnuz"},
                                                            {ScalarType::ComplexHalf, "complex32"},
                                                            {ScalarType::ComplexFloat, "complex64"},
-                                                           {ScalarType::ComplexDouble, "complex128"}};
+                                                           {ScalarType::ComplexDouble, "complex128"},
+                                                           {ScalarType::Undefined, "another dtype"}};
   return name_in(kNames, dtype, torch::headeronly::toString(dtype));
 }
 
@@ -157,6 +158,15 @@ inline int32_t dtype_number(const Tensor& tensor) {
   int32_t number = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &number));
   return number;
+}
+
+// A tensor's dtype; Undefined for those that torch's headers refuse to name, of which no op takes any.
+inline ScalarType dtype_of(const Tensor& tensor) {
+  try {
+    return tensor.scalar_type();
+  } catch (const std::runtime_error&) {
+    return ScalarType::Undefined;
+  }
 }
 
 inline bool is_in_16_bits(ScalarType dtype) {
@@ -326,7 +336,7 @@ class __attribute__((visibility("hidden"))) Checker {
   }
 
   void check_dtype(const Tensor& tensor) {
-    const ScalarType dtype = tensor.scalar_type();
+    const ScalarType dtype = dtype_of(tensor);
     const Dtype rule = row_->dtype;
     if (rule == Dtype::pixels && dtype == ScalarType::Byte) return;
     if (rule == Dtype::bytes) {

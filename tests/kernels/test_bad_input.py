@@ -204,6 +204,17 @@ def test_images_of_a_dtype_without_a_kernel(op: str, dtype: torch.dtype) -> None
     check(op, {name: to(dtype)}, f"{wanted}, got {OTHERS[dtype]}")
 
 
+@pytest.mark.parametrize("dtype", [torch.uint4, torch.bits8, torch.float8_e8m0fnu], ids=str)
+@pytest.mark.parametrize("way", REAL)
+def test_a_dtype_that_torch_hides_from_libraries(way: Way, dtype: torch.dtype) -> None:
+    """It is not always named, but the argument is, and what it must be."""
+    for name, wanted in (("image", "uint8, float32, float16"), ("conv2_bias", "float32 like image, got")):
+        values = arguments("encode", **{name: lambda t: t.to(torch.uint8).view(dtype)})
+        kind, message = outcome(way, "encode", values)
+        assert kind is RuntimeError
+        assert message.startswith(f"wae::encode: {name} must be {wanted}")
+
+
 def test_only_the_encoder_takes_bytes() -> None:
     message = "low must be float32, float16, bfloat16 or float64, got uint8"
     for op in ("decode", "decode_scores"):
