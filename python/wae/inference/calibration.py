@@ -16,7 +16,7 @@ from wae.data.input import IMAGENET, Input
 from wae.data.walk import find
 from wae.errors import WaeError
 from wae.progress import track
-from wae.wording import counted
+from wae.wording import counted, shown
 
 from .reading import images
 
@@ -122,9 +122,12 @@ def _pair(part: Any) -> tuple[Tensor, Tensor | None]:
     images, *rest = part if isinstance(part, (tuple, list)) and part else (part,)
     if not isinstance(images, Tensor):
         raise CalibrationError(f"calibration: need tensors of images, got {type(images).__name__}")
-    if not rest or rest[0] is None:
+    if not rest or rest[0] is None or images.dim() != 4:  # the last is refused for its shape
         return images, None
-    labels = torch.as_tensor(rest[0], device="cpu")
+    try:
+        labels = torch.as_tensor(rest[0], device="cpu")
+    except (TypeError, ValueError, RuntimeError):
+        raise CalibrationError(f"calibration: labels must be numbers, got {shown(rest[0])}") from None
     if labels.shape[:1] != images.shape[:1]:
         shape, images_given = tuple(labels.shape), counted(len(images), "image")
         raise CalibrationError(f"calibration: need a label for each image, got {shape} for {images_given}")
