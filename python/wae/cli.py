@@ -24,7 +24,7 @@ from typing import Any
 from wae.commands.shared import complain, interrupted
 from wae.errors import WaeError
 from wae.termination import ended_at_once, terminable
-from wae.wording import first_line
+from wae.wording import file_of, first_line
 
 COMMANDS = (
     "demo",
@@ -79,8 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python's last flush works
         return 1
     except OSError as error:
-        why = error.strerror or str(error)
-        return complain(f"{error.filename}: {why}" if error.filename else why)
+        name, why = file_of(error), error.strerror or str(error)
+        return complain(f"{name}: {why}" if name else why)
     except ModuleNotFoundError as error:
         module = (error.name or "").partition(".")[0]
         if module not in _OPTIONAL:

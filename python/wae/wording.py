@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 
 
@@ -22,6 +23,12 @@ def shown(value: object) -> str:
 def first_line(error: Exception) -> str:
     """Of what ``error`` says; its kind where it says nothing, as an ``assert`` without a message does."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def file_of(error: OSError) -> str:
+    """The file that ``error`` names, which may do so in bytes; "" where it names none."""
+    name = error.filename
+    return os.fsdecode(name) if isinstance(name, bytes) else str(name or "")
 
 
 def printable(text: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wae.wording import first_line
+from wae.wording import file_of, first_line
 
 from . import shared
 
@@ -149,7 +149,7 @@ def run(options: argparse.Namespace) -> int:
     except FileExistsError:
         raise
     except OSError as error:
-        name = error.filename or options.output
+        name = file_of(error) or options.output
         why = error.strerror or first_line(error)
         raise shared.Failure(f"{name}: {why}; {_how_to_go_on(session.state)}") from None
     return 0

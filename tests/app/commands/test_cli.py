@@ -56,8 +56,9 @@ def run(*arguments):
         (FileExistsError("out exists; --force replaces it"), "out exists; --force replaces it"),
         (OSError(99, "Cannot assign requested address"), "Cannot assign requested address"),
         (OSError(28, "No space left on device", "out"), "out: No space left on device"),
+        (OSError(28, "No space left on device", b"out"), "out: No space left on device"),
     ],
-    ids=["ours", "without a file", "with one"],
+    ids=["ours", "without a file", "with one", "in bytes"],
 )
 def test_errors_of_the_system_are_one_line_without_their_number(monkeypatch, capsys, error, said):
     def fails(_):
