@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -120,22 +119,26 @@ def _compared(
 ) -> list[bench.Comparison]:
     """Every pair at every number of images."""
     from wae.experiments import bench
+    from wae.progress import bar
 
     pairs_and_batches = [(each, batch) for each in pairs for batch in options.batch]
-    with _progress(2 * len(engines) * len(options.precision) * len(pairs_and_batches)) as step:
-        return [
-            bench.compare(
-                each,
-                _side(options, each.name),
-                batch,
-                engines,
-                options.precision,
-                options.seconds,
-                options.calibrate,
-                step,
+    found = []
+    with bar("comparisons", len(pairs_and_batches)) as advance, _steps() as step:
+        for each, batch in pairs_and_batches:
+            found.append(
+                bench.compare(
+                    each,
+                    _side(options, each.name),
+                    batch,
+                    engines,
+                    options.precision,
+                    options.seconds,
+                    options.calibrate,
+                    step,
+                )
             )
-            for each, batch in pairs_and_batches
-        ]
+            advance(1)
+    return found
 
 
 def _side(options: argparse.Namespace, name: str) -> int:
@@ -162,15 +165,14 @@ def _write(path: Path, text: str, force: bool) -> None:
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[str], None]]:
-    """A function that shows what is built next, as one of ``total``; only where stderr is a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda what: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+def _steps() -> Iterator[Callable[[str], None]]:
+    """A function that shows what is done next, until it is called again."""
+    from wae.progress import bar
 
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda what: bar.update(task, advance=1, description=what)
+    with ExitStack() as shown:
+
+        def step(what: str) -> None:
+            shown.close()
+            shown.enter_context(bar(what, None))
+
+        yield step

@@ -1,8 +1,10 @@
 """`wae bench`: what it measures, checks, prints and refuses."""
 
 import base64
+import io
 import json
 import re
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -11,7 +13,8 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from wae import cli
+from wae import cli, progress
+from wae.commands import bench as commands_bench
 from wae.experiments import bench, bench_report
 from wae.experiments.bench import Comparison, Row, Side
 from wae.inference.agreement import DisagreementError
@@ -218,6 +221,23 @@ def test_a_network_of_ones_own_has_as_many_classes_as_it_gives_scores(network):
     """Of images of its own size. They were taken for the rows of its last matrix."""
     made = pair("tiny_network:head_first", (16, 16))
     assert made.wae(torch.zeros(1, 3, 16, 16)).shape == made.stock(torch.zeros(1, 3, 16, 16)).shape == (1, 5)
+
+
+def test_the_step_that_is_done_is_shown_below_the_comparisons(monkeypatch):
+    """In the one set of bars that the terminal has: a calibration within it has its own there, too."""
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with progress.bar("comparisons", 2), commands_bench._steps() as step:
+        step("building")
+        step("timing")
+        (bars,) = progress._open
+        assert [task.description for task in bars.tasks] == ["comparisons", "timing"]
+    assert not progress._open
 
 
 @pytest.mark.parametrize("difference", [0.9, float("nan")])
