@@ -46,11 +46,24 @@ inline std::string why_failed(const char* op) {
   return what.find("Could not find schema") == std::string::npos ? what : name + lacking;
 }
 
-// Calls wae::_<op>_reference, which wae_kernels/fallback.py implements, with the same arguments.
+// An argument of an op, or those that an array holds.
+template <class T>
+std::tuple<const T&> one_by_one(const T& argument) {
+  return {argument};
+}
+template <size_t kCount>
+auto one_by_one(const std::array<Tensor, kCount>& arguments) {
+  return std::apply([](const auto&... each) { return std::tie(each...); }, arguments);
+}
+
+// Calls wae::_<op>_reference, which wae_kernels/fallback.py implements, with the op's arguments in their order.
 template <class Result, class... Args>
 Result call_reference(const char* op, const Args&... args) {
-  constexpr size_t kSlots = std::max(sizeof...(Args), std::tuple_size_v<Result>);
-  std::array<StableIValue, kSlots> stack{torch::stable::detail::from(args)...};
+  const auto stack_of = [](const auto&... each) {
+    constexpr size_t kSlots = std::max(sizeof...(each), std::tuple_size_v<Result>);
+    return std::array<StableIValue, kSlots>{torch::stable::detail::from(each)...};
+  };
+  auto stack = std::apply(stack_of, std::tuple_cat(one_by_one(args)...));
   const std::string name = std::string("wae::_") + op + "_reference";
   if (torch_call_dispatcher(name.c_str(), "", stack.data(), TORCH_ABI_VERSION) != TORCH_SUCCESS) {
     throw std::runtime_error(why_failed(op));

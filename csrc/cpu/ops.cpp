@@ -193,12 +193,8 @@ std::tuple<Tensor, Tensor> encode(Tensor image, Tensor conv1_weight, Tensor conv
   const ScalarType results = dtype ? *dtype : parameters[0].scalar_type();
   const Kernels* kernels = results == ScalarType::Double ? nullptr : kernels_for(parameters[0]);
   if (kernels == nullptr) {
-    return std::apply(
-        [&](const auto&... each) {
-          return call_reference<std::tuple<Tensor, Tensor>>("encode", image, each..., image_scale,
-                                                            image_shift, dtype, memory_format);
-        },
-        parameters);
+    return call_reference<std::tuple<Tensor, Tensor>>("encode", image, parameters, image_scale, image_shift,
+                                                      dtype, memory_format);
   }
   const int64_t half_height = half_size(image.size(2)), half_width = half_size(image.size(3));
   Tensor low = new_images(image, half_height, half_width, results, 3, memory_format);
@@ -221,9 +217,7 @@ Tensor decode(Tensor low, Tensor high, Tensor low_weight, Tensor low_bias, Tenso
   checker.check(Table::decode, output_size);
   const Kernels* kernels = kernels_for(conv1_weight);
   if (kernels == nullptr) {
-    return std::get<0>(call_reference<std::tuple<Tensor>>(
-        "decode", low, high, low_weight, low_bias, high_weight, high_bias, conv1_weight, conv1_bias,
-        conv2_weight, conv2_bias, conv3_weight, conv3_bias, output_size));
+    return std::get<0>(call_reference<std::tuple<Tensor>>("decode", low, high, parameters, output_size));
   }
   Tensor image = new_images(low, output_size[0], output_size[1], low.scalar_type());
   const auto weights = packed<DecoderPack, DecoderWeights>(parameters);
@@ -267,9 +261,8 @@ Tensor decode_scores(Tensor low, Tensor high, Tensor low_weight, Tensor low_bias
   checker.check(Table::decode, output_size);
   const Kernels* kernels = score_kernels_for(low, high, conv1_weight);
   if (kernels == nullptr) {
-    return std::get<0>(call_reference<std::tuple<Tensor>>("decode_scores", low, high, low_weight, low_bias,
-                                                          high_weight, high_bias, conv1_weight, conv1_bias,
-                                                          conv2_weight, conv2_bias, output_size));
+    return std::get<0>(
+        call_reference<std::tuple<Tensor>>("decode_scores", low, high, parameters, output_size));
   }
   Tensor scores = new_images(low, output_size[0], output_size[1], low.scalar_type(), low.size(1));
   const auto weights = packed<ScoreDecoderPack>(score_numbers_of(parameters));
@@ -358,10 +351,8 @@ std::tuple<Tensor, Tensor> encode_int8(Tensor image, Tensor conv1_weight, Tensor
   check_int8_numbers(parameters, shift, multiplier, scale);
   EncodeInt8* const kernel = int8_encoder(kernels_for(conv1_weight));
   if (kernel == nullptr) {
-    return call_reference<std::tuple<Tensor, Tensor>>(
-        "encode_int8", image, conv1_weight, conv1_bias, conv2_weight, conv2_bias, conv3_weight, conv3_bias,
-        low_weight, low_bias, high_weight, high_bias, image_padding, shift, multiplier, scale, low_zero_point,
-        high_zero_point);
+    return call_reference<std::tuple<Tensor, Tensor>>("encode_int8", image, parameters, image_padding, shift,
+                                                      multiplier, scale, low_zero_point, high_zero_point);
   }
   const auto weights = packed<EncoderInt8Pack>(
       int8_numbers_of(parameters, image_padding, shift, multiplier, scale, low_zero_point, high_zero_point));
@@ -444,10 +435,8 @@ Tensors13 encode_backward(Tensor grad_low, Tensor grad_high, Tensor image, Tenso
   const int64_t half_height = half_size(image.size(2)), half_width = half_size(image.size(3));
   const Kernels* kernels = kernels_for(conv1_weight);
   if (kernels == nullptr) {
-    return call_reference<Tensors13>(op, grad_low, grad_high, image, conv1_weight, conv1_bias, conv2_weight,
-                                     conv2_bias, conv3_weight, conv3_bias, low_weight, low_bias, high_weight,
-                                     high_bias, image_scale, image_shift, need_image, need_parameters,
-                                     need_scale);
+    return call_reference<Tensors13>(op, grad_low, grad_high, image, parameters, image_scale, image_shift,
+                                     need_image, need_parameters, need_scale);
   }
   need_image = need_image && image.scalar_type() != ScalarType::Byte;
   need_scale = need_scale && (image_scale || image_shift);
@@ -522,9 +511,7 @@ Tensors12 decode_backward(Tensor grad_image, Tensor low, Tensor high, Tensor low
   checker.check(Table::decode_backward, grad_image);
   const Kernels* kernels = kernels_for(conv1_weight);
   if (kernels == nullptr) {
-    return call_reference<Tensors12>(op, grad_image, low, high, low_weight, low_bias, high_weight, high_bias,
-                                     conv1_weight, conv1_bias, conv2_weight, conv2_bias, conv3_weight,
-                                     conv3_bias, need_input, need_parameters);
+    return call_reference<Tensors12>(op, grad_image, low, high, parameters, need_input, need_parameters);
   }
   const auto weights = packed<DecoderPack, DecoderWeights>(parameters);
   const auto transposed = packed<DecoderBackwardPack, DecoderWeights>(parameters);
@@ -550,9 +537,7 @@ Tensors10 decode_scores_backward(Tensor grad_scores, Tensor low, Tensor high, Te
   checker.check(Table::decode_scores_backward, grad_scores);
   const Kernels* kernels = score_kernels_for(low, high, conv1_weight);
   if (kernels == nullptr) {
-    return call_reference<Tensors10>(op, grad_scores, low, high, low_weight, low_bias, high_weight, high_bias,
-                                     conv1_weight, conv1_bias, conv2_weight, conv2_bias, need_input,
-                                     need_parameters);
+    return call_reference<Tensors10>(op, grad_scores, low, high, parameters, need_input, need_parameters);
   }
   ScoreDecoderNumbers numbers = score_numbers_of(parameters);
   const auto weights = packed<ScoreDecoderPack>(numbers);

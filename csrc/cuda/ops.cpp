@@ -203,9 +203,8 @@ std::tuple<Tensor, Tensor> encode(Tensor image, Tensor conv1_weight, Tensor conv
   checks::check_results(kOp, dtype, memory_format);
   const ScalarType own = conv1_weight.scalar_type(), results = dtype ? *dtype : own;
   if (!gives(results, own) || !has_kernel(kOp, conv1_weight, image.size(0), image.size(2), image.size(3))) {
-    return call_reference<std::tuple<Tensor, Tensor>>(
-        kOp, image, conv1_weight, conv1_bias, conv2_weight, conv2_bias, conv3_weight, conv3_bias, low_weight,
-        low_bias, high_weight, high_bias, image_scale, image_shift, dtype, memory_format);
+    return call_reference<std::tuple<Tensor, Tensor>>(kOp, image, parameters, image_scale, image_shift, dtype,
+                                                      memory_format);
   }
   const int device = image.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
@@ -238,9 +237,7 @@ Tensor decode(Tensor low, Tensor high, Tensor low_weight, Tensor low_bias, Tenso
   checker.check(Table::decoder, low, high, parameters);
   checker.check(Table::decode, output_size);
   if (!has_kernel(kOp, conv1_weight, low.size(0), output_size[0], output_size[1])) {
-    return std::get<0>(call_reference<std::tuple<Tensor>>(kOp, low, high, low_weight, low_bias, high_weight,
-                                                          high_bias, conv1_weight, conv1_bias, conv2_weight,
-                                                          conv2_bias, conv3_weight, conv3_bias, output_size));
+    return std::get<0>(call_reference<std::tuple<Tensor>>(kOp, low, high, parameters, output_size));
   }
   const int device = low.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
@@ -336,10 +333,8 @@ Tensors13 encode_backward(Tensor grad_low, Tensor grad_high, Tensor image, Tenso
   checker.check(Table::encode_backward, grad_low, grad_high);
   const int64_t batch = image.size(0);
   if (!has_kernel(kOp, conv1_weight, batch, image.size(2), image.size(3))) {
-    return call_reference<Tensors13>(kOp, grad_low, grad_high, image, conv1_weight, conv1_bias, conv2_weight,
-                                     conv2_bias, conv3_weight, conv3_bias, low_weight, low_bias, high_weight,
-                                     high_bias, image_scale, image_shift, need_image, need_parameters,
-                                     need_scale);
+    return call_reference<Tensors13>(kOp, grad_low, grad_high, image, parameters, image_scale, image_shift,
+                                     need_image, need_parameters, need_scale);
   }
   const torch::stable::accelerator::DeviceGuard guard(image.get_device_index());
   need_image = need_image && image.scalar_type() != ScalarType::Byte;
@@ -373,9 +368,7 @@ Tensors12 decode_backward(Tensor grad_image, Tensor low, Tensor high, Tensor low
   const int64_t batch = low.size(0), height = grad_image.size(2), width = grad_image.size(3);
   const bool of_one_dtype = conv1_weight.scalar_type() == low.scalar_type();  // the kernel takes no others
   if (!of_one_dtype || !has_kernel(kOp, conv1_weight, batch, height, width)) {
-    return call_reference<Tensors12>(kOp, grad_image, low, high, low_weight, low_bias, high_weight, high_bias,
-                                     conv1_weight, conv1_bias, conv2_weight, conv2_bias, conv3_weight,
-                                     conv3_bias, need_input, need_parameters);
+    return call_reference<Tensors12>(kOp, grad_image, low, high, parameters, need_input, need_parameters);
   }
   const torch::stable::accelerator::DeviceGuard guard(low.get_device_index());
   const auto input_gradient = [&] {
