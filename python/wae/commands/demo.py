@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     inputs = shared.found_images(options.images or map(photos.photo_path, demo.BUNDLED))
     outputs = demo.targets(inputs, options.output, options.force)
     console, model = shared.console(options.json), shared.autoencoder(options.weights)
-    rows, errors = demo.draw(console, model, inputs, outputs)
+    rows, errors = demo.draw(model, inputs, outputs)
     if rows and not options.json:
         demo.show(console, rows, options.output)
     for message in errors:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
 from wae.data.images import ImageError, read_image
 from wae.models.autoencoder import AutoEncoder, to_uint8
+from wae.progress import track
 from wae.storage.files import written
 from wae.training.linear_start import best_linear, linear_reconstruction
 from wae.training.losses import psnr
@@ -67,17 +67,13 @@ def targets(inputs: Sequence[Path], folder: Path, force: bool) -> list[Path]:
     return found
 
 
-def draw(
-    console: Console, model: AutoEncoder, inputs: Sequence[Path], outputs: Sequence[Path]
-) -> tuple[list[Row], list[str]]:
+def draw(model: AutoEncoder, inputs: Sequence[Path], outputs: Sequence[Path]) -> tuple[list[Row], list[str]]:
     """Decompose and reconstruct every input, and write its picture to the output.
 
     Returns the table's rows, and a message for every input that could not be shown.
     """
     rows, errors = [], []
-    for source, target in track(
-        list(zip(inputs, outputs, strict=True)), "photos", console=console, transient=True
-    ):
+    for source, target in track(list(zip(inputs, outputs, strict=True)), "photos"):
         try:
             rows.append(_draw(model, source, target))
         except (ImageError, OSError) as error:  # noqa: PERF203 (the others shall be shown)

@@ -419,6 +419,7 @@ def test_demo_writes_a_picture_of_each_photo_and_a_table(tmp_path, weights, phot
     out = tmp_path / "out"
     assert run("demo", photo_file, "-o", out, "--no-timing", "--weights", weights) == 0
     printed = capsys.readouterr().out
+    assert printed.startswith("Decomposed and put back together")  # nothing of a bar's, an empty line
     model = AutoEncoder()
     weights_file.load(weights, model)
     assert f"{stage1.quality(model, read_image(photo_file)).psnr:.2f}" in printed

@@ -106,7 +106,7 @@ def test_what_is_not_a_number_agrees_with_nothing() -> None:
 def test_the_photos_table_fits_80_columns(console: Console, tmp_path: Path) -> None:
     photo = tmp_path / "astronaut.png"
     Image.fromarray(np.zeros((61, 4096, 3), np.uint8)).save(photo)
-    found, errors = demo.draw(console, AutoEncoder().eval(), [photo], [tmp_path / "out.png"])
+    found, errors = demo.draw(AutoEncoder().eval(), [photo], [tmp_path / "out.png"])
     demo.show(console, found, tmp_path)
     assert errors == []
     rows = lines(console)
@@ -120,7 +120,7 @@ def test_a_picture_that_cannot_be_written_keeps_no_other_from_being_shown(
     photo = tmp_path / "photo.png"
     Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(photo)
     targets = [photo / "under.png", tmp_path / "out" / "fine.png"]
-    found, errors = demo.draw(console, AutoEncoder().eval(), [photo, photo], targets)
+    found, errors = demo.draw(AutoEncoder().eval(), [photo, photo], targets)
     assert [(row.photo, row.width, row.height, row.picture) for row in found] == [("photo", 6, 4, "fine.png")]
     assert len(errors) == 1
     assert str(photo) in errors[0]
