@@ -32,9 +32,9 @@
 // that they read once for all that it touches. For the sums, a row of activations is loaded once for the
 // three rows of gradients around it, which stay in registers. Warps 0 to 3 sum for the third layer and the
 // half-resolution one, 4 to 7 for the second and the full-resolution one, each in its own strips and in
-// registers, from the first tile to the last. At the end the four warps' sums are added in their order, each
-// block writes its own, and reduce.cu adds those of all blocks in a fixed order: the same bits every time, no
-// atomics.
+// registers, over at most kLongestSum half-resolution rows. Then the four warps' sums are added in their
+// order, each block adds its own to what it has written, and reduce.cu adds those of all blocks in a fixed
+// order: the same bits every time, no atomics.
 //
 //     arithmetic   in m16n8k16 for 16 pixels, 16-bit: forward 6 or 4.5, 36, 4.5 or 6; back 36, 9 or 2.25;
 //                  sums 36, 6, 2.25: 136 (encode) and 129 (decode), where the forward pass has 44 and 48
@@ -46,6 +46,7 @@
 
 #include <cstdint>
 
+#include "cuda/backward/compensated.cuh"
 #include "cuda/backward/filters.cuh"
 #include "cuda/backward/gradients.cuh"
 #include "cuda/backward/input.cuh"
@@ -57,15 +58,15 @@
 
 namespace wae::cuda {
 
-// Sums over the whole kernel, in registers. See the top of the file for the warps' shares.
+// Sums in registers. See the top of the file for the warps' shares and for how long they are.
 struct Sums {
   float trunk[3][3][2][4];  // [tap row][tap column][8 of the input channels]
   union {
     float half[3][1][4];  // warps 0 to 2: [tap row], of the warp's tap column
     float full[3][2][4];  // warps 4 to 7: [tap row][two tap columns; the fourth is not one]
   };
-  float bias[3][2][2];  // a lane's channels of d first, d second, d third
-  float scale[2], shift[2];
+  CompensatedSum bias[3];  // of d first, d second, d third, and of a lane's channel: bias_channel()
+  CompensatedSum scale[2], shift[2];
 };
 
 template <class Array>
@@ -156,6 +157,7 @@ struct Backward {
                                                   int layer) {
     const int pixel = 16 * thread.warp + thread.group;
     const bool upper = tile.owns_column(pixel), lower = tile.owns_column(pixel + 8);
+    float both_rows[2][2];
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
       LanePixels<kMode, kMaskByParity>(thread, rings, activation[row]).mask(values[row]);
@@ -164,12 +166,26 @@ struct Backward {
       for (int n = 0; n < 2; ++n) {
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
-          sums.bias[layer][n][e] += (owns_row && upper ? values[row][n][e] : 0.0f) +
-                                    (owns_row && lower ? values[row][n][2 + e] : 0.0f);
+          const float one_row = (owns_row && upper ? values[row][n][e] : 0.0f) +
+                                (owns_row && lower ? values[row][n][2 + e] : 0.0f);
+          both_rows[n][e] = row == 0 ? one_row : both_rows[n][e] + one_row;
         }
       }
       LanePixels<kMode, kByParity>(thread, rings, to[row]).store_sums(values[row]);
     }
+    add_to_bias(layer, both_rows);
+  }
+  // A lane's 4 channels are those of every fourth lane; of four such lanes, each keeps the sum of one: a
+  // quarter of the registers for as many instructions.
+  __device__ __forceinline__ void add_to_bias(int layer, const float (&sum)[2][2]) {
+    const float first = exchanged(sum[0][0], sum[1][0], 4), second = exchanged(sum[0][1], sum[1][1], 4);
+    sums.bias[layer].add(exchanged(first, second, 8));
+  }
+  // Over two lanes, `distance` apart, the sum of `first` in the one and of `second` in the other.
+  __device__ __forceinline__ float exchanged(float first, float second, int distance) const {
+    const bool is_second = thread.lane & distance;
+    const float others = __shfl_xor_sync(~0u, is_second ? first : second, distance);
+    return (is_second ? second : first) + others;
   }
 
   // Rows `top`, which is odd, and top + 1 from the 6 channels at half resolution.
@@ -279,8 +295,8 @@ struct Backward {
           const float image = p.image_is_bytes
                                   ? static_cast<float>(static_cast<const uint8_t*>(p.full.data)[at])
                                   : to_float(static_cast<const Number*>(p.full.data)[at]);
-          sums.scale[i % 2] += value * image;
-          sums.shift[i % 2] += value;
+          sums.scale[i % 2].add(value * image);
+          sums.shift[i % 2].add(value);
         }
       }
     }
@@ -583,28 +599,27 @@ struct Backward {
 
   static constexpr int kVectors = 48 + 4 * 2 * 2 + 6;  // a warp's: biases, scale and shift (8 each), incoming
 
-  // Adds over the lanes that hold the same channels.
+  // Adds over the lanes that hold the same channels, `kFirst` and multiples of it apart.
+  template <int kFirst = 4>
   static __device__ __forceinline__ float over_groups(float value) {
 #pragma unroll
-    for (int distance = 4; distance < 32; distance *= 2) value += __shfl_xor_sync(~0u, value, distance);
+    for (int distance = kFirst; distance < 32; distance *= 2) value += __shfl_xor_sync(~0u, value, distance);
     return value;
+  }
+
+  __device__ __forceinline__ int bias_channel() const {
+    return 8 * (thread.group % 2) + 2 * thread.member + thread.group / 2 % 2;
   }
 
   __device__ __forceinline__ void store_vectors(float* mine, const InputReader<kOp, kMode>& reader) const {
 #pragma unroll
     for (int layer = 0; layer < 3; ++layer) {
-#pragma unroll
-      for (int n = 0; n < 2; ++n) {
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const float sum = over_groups(sums.bias[layer][n][e]);
-          if (thread.group == 0) mine[layer * 16 + 8 * n + 2 * thread.member + e] = sum;
-        }
-      }
+      const float sum = over_groups<16>(sums.bias[layer].value);
+      if (thread.group < 4) mine[layer * 16 + bias_channel()] = sum;
     }
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
-      const float scale = over_groups(sums.scale[e]), shift = over_groups(sums.shift[e]);
+      const float scale = over_groups(sums.scale[e].value), shift = over_groups(sums.shift[e].value);
       if (thread.group == 0) {
         mine[48 + 2 * thread.member + e] = scale, mine[56 + 2 * thread.member + e] = shift;
       }
@@ -633,11 +648,13 @@ struct Backward {
   }
 
   // The block's sums, added in shared memory, where no row is needed any more: those of weights warp after
-  // warp of the four that share a layer, the others over the warps.
-  __device__ void write_sums(float* scratch, const InputReader<kOp, kMode>& reader) const {
+  // warp of the four that share a layer, the others over the warps. They go to the block's partial sums: as
+  // they are if they are the first, and with what the sum is too large by, if more will follow.
+  __device__ void write_sums(float* scratch, const InputReader<kOp, kMode>& reader, bool first, bool last) {
+    thread.forget();  // nor is anything that follows kept from tile to tile
     constexpr int kWarps = kBackwardThreads / 32;
     static_assert(4 * (partial_floats(kOp) + kWarps * kVectors) <=
-                  backward_layout(kOp, kMode, kMinBackwardStrips, WAE_CAPABILITY).bytes);
+                  backward_layout(kOp, kMode, kMinBackwardStrips, WAE_CAPABILITY).trunk_filters);
     float* vectors = scratch + partial_floats(kOp);
     store_vectors(vectors + thread.warp * kVectors, reader);
     for_own_weights([&](int at, float sum) { scratch[at] = sum; });
@@ -648,20 +665,37 @@ struct Backward {
       }
       block_barrier();
     }
-    const int at = threadIdx.x < kVectors ? vector_offset(threadIdx.x) : -1;
+    const int own = forgotten(threadIdx.x);
+    const int at = own < kVectors ? vector_offset(own) : -1;
     if (at >= 0) {
-      float sum = 0;
+      CompensatedSum sum{};
 #pragma unroll 1
-      for (int warp = 0; warp < kWarps; ++warp) sum += vectors[warp * kVectors + threadIdx.x];
-      scratch[at] = sum;
-      if (kOp == Op::kDecode && threadIdx.x < 16) {
-        scratch[kOffset<3> + threadIdx.x] = sum;  // one bias for both branches
+      for (int warp = 0; warp < kWarps; ++warp) sum.add(vectors[warp * kVectors + own]);
+      scratch[at] = sum.value;
+      if (kOp == Op::kDecode && own < 16) {
+        scratch[kOffset<3> + own] = sum.value;  // one bias for both branches
       }
     }
     block_barrier();
-    float* out = p.partials + blockIdx.x * partial_floats(kOp);  // in 32 bits: a grid is a few hundred blocks
+    // In 32 bits: a grid is a few hundred blocks.
+    float* out = p.partials + forgotten(blockIdx.x) * partial_floats(kOp);
+    float* excess = out + forgotten(gridDim.x) * partial_floats(kOp);
 #pragma unroll 1
-    for (int i = threadIdx.x; i < partial_floats(kOp); i += kBackwardThreads) out[i] = scratch[i];
+    for (int i = own; i < partial_floats(kOp); i += kBackwardThreads) {
+      CompensatedSum sum{};
+      if (!first) sum = {out[i], excess[i]};
+      sum.add(scratch[i]);
+      out[i] = sum.value;
+      if (!last) excess[i] = sum.excess;
+    }
+  }
+
+  // No pixel is read unwritten: the rows' ends are zeros.
+  __device__ void clear_rows() const {
+#pragma unroll 1
+    for (int i = threadIdx.x * 16; i < p.layout.trunk_filters; i += kBackwardThreads * 16) {
+      store(rings.shared + i, 0, 0, 0, 0);
+    }
   }
 };
 
@@ -669,11 +703,7 @@ template <Op kOp, Mode kMode>
 __device__ void run_backward(const BackwardParameters& p) {
   extern __shared__ __align__(16) unsigned char memory[];
   Backward<kOp, kMode> backward(p, shared_address(memory));
-  // No pixel is read unwritten: the rows' ends stay zeros.
-#pragma unroll 1
-  for (int i = threadIdx.x * 16; i < p.layout.trunk_filters; i += kBackwardThreads * 16) {
-    store(backward.rings.shared + i, 0, 0, 0, 0);
-  }
+  backward.clear_rows();
   backward.fill_filters(memory);
   block_barrier();
   InputReader<kOp, kMode> reader;
@@ -682,9 +712,18 @@ __device__ void run_backward(const BackwardParameters& p) {
   for (; cursor.tile < p.tiling.tiles; cursor.tile += gridDim.x) {
     cursor.locate();
     backward.run_tile(Tile(p, cursor), reader);
+    if (!p.need_parameters && !p.need_scale) continue;
+    // From the tile's number, so that no register counts while the tiles are computed.
+    const int64_t together = kLongestSum / p.tiling.tile_height, number = cursor.tile / gridDim.x;
+    const bool last = cursor.tile + gridDim.x >= p.tiling.tiles;
+    if (!last && (number + 1) % together != 0) continue;
+    backward.write_sums(reinterpret_cast<float*>(memory), reader, number < together, last);
+    if (last) return;
+    clear(backward.sums), clear(reader.sums);
+    block_barrier();
+    backward.clear_rows();
+    block_barrier();
   }
-  if (!p.need_parameters && !p.need_scale) return;
-  backward.write_sums(reinterpret_cast<float*>(memory), reader);
 }
 
 }  // namespace wae::cuda

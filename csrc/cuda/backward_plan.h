@@ -87,9 +87,13 @@ constexpr BackwardLayout backward_layout(Op op, Mode mode, int strips, int capab
   return at;
 }
 
+// Half-resolution rows over which a block sums in registers, at most; then it adds to its partial sums. What a
+// float loses grows with the number of its additions, so without an end it would grow with the image.
+inline constexpr int kLongestSum = 256;
+
 // A tile of h half-resolution rows takes h + 6 steps; the first step waits for its own loads.
 constexpr TileShape backward_tile(int strips) {
-  return {(16 * strips - 2 * kBackwardHalo) / 2, kBackwardHalo, 0};
+  return {(16 * strips - 2 * kBackwardHalo) / 2, kBackwardHalo, 0, kLongestSum};
 }
 
 // The fewest strips that get across an image in as many tiles as the widest row of at most `most` strips for
@@ -142,6 +146,8 @@ constexpr int result_offset(Op op, int result) {
   return offset;
 }
 constexpr int partial_floats(Op op) { return result_offset(op, kResults); }
+// Of a launch: the blocks' sums, then what those that are added to more than once are too large by.
+constexpr int64_t partials_of_grid(Op op, int grid) { return int64_t{2} * grid * partial_floats(op); }
 
 inline constexpr int kReduceThreads = 256, kReduceColumns = 32;  // a block adds 32 numbers, in 8 groups
 

@@ -298,7 +298,7 @@ void run_backward(const char* name, Op op, const Tensor& full, const Tensor& low
   params.scale = channel_vector_of(scale), params.shift = channel_vector_of(shift);
   params.need_input = need_input, params.need_parameters = need_parameters, params.need_scale = need_scale;
   const bool sums = need_parameters || need_scale;
-  const int64_t floats = sums ? int64_t{planned.grid} * partial_floats(op) : 0;
+  const int64_t floats = sums ? partials_of_grid(op, planned.grid) : 0;
   Tensor partials = new_tensor(full, {&floats, 1}, ScalarType::Float);
   params.partials = static_cast<float*>(partials.mutable_data_ptr());
   launch(name, kernel, planned, params, device);

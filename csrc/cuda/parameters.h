@@ -66,7 +66,7 @@ struct BackwardParameters {
   // full-resolution filter and the two branches, the first is the one of the 16 channels.
   Filter filters[kFilters];
   ChannelVector scale, shift;
-  float* partials;  // partial_floats() for each block; unused where nothing is summed
+  float* partials;  // partials_of_grid(); unused where nothing is summed
   Tiling tiling;
   BackwardLayout layout;
   int32_t height, width;  // at full resolution

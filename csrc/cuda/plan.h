@@ -9,6 +9,7 @@
 
 #include <array>
 #include <cstdint>
+#include <limits>
 
 namespace wae::cuda {
 
@@ -153,6 +154,7 @@ struct TileShape {
   int32_t columns;  // at most, half-resolution
   int32_t halo;     // steps of a tile beyond its height
   int32_t fill;     // steps of a block beyond its tiles': filling and draining the pipeline
+  int32_t tallest = std::numeric_limits<int32_t>::max();  // half-resolution rows, at most
 };
 inline constexpr TileShape kForwardTile{kTileColumns, kHaloPairs, kPipelineSteps};
 
@@ -181,10 +183,11 @@ constexpr LaunchPlan plan(int64_t batch, int64_t half_height, int64_t half_width
                           const TileShape& shape, int32_t threads, int32_t shared_bytes) {
   const int64_t blocks = static_cast<int64_t>(chip.multiprocessors) * chip.blocks_each;
   const int64_t strips = batch * ceil_div(half_width, shape.columns);
-  Tiling best = tiling_of(batch, half_height, half_width, half_height, shape);
+  const int64_t fewest = ceil_div(half_height, shape.tallest);
+  Tiling best = tiling_of(batch, half_height, half_width, ceil_div(half_height, fewest), shape);
   for (int64_t n = 1; n <= kCandidates; ++n) {
     for (const int64_t wanted : {n, n * blocks / strips}) {  // n tiles down an image; n tiles per block
-      const int64_t rows = wanted < 1 ? 1 : wanted < half_height ? wanted : half_height;
+      const int64_t rows = wanted < fewest ? fewest : wanted < half_height ? wanted : half_height;
       const Tiling tiling = tiling_of(batch, half_height, half_width, ceil_div(half_height, rows), shape);
       const int64_t steps = steps_of(tiling, blocks, shape), least = steps_of(best, blocks, shape);
       if (steps < least || (steps == least && tiling.rows < best.rows)) best = tiling;

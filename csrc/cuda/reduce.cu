@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "cuda/backward/compensated.cuh"
 #include "cuda/device.cuh"
 #include "cuda/launch.h"
 
@@ -37,19 +38,21 @@ __global__ void __launch_bounds__(kReduceThreads)
   __shared__ float sums[kGroups][kReduceColumns];
   const int column = threadIdx.x % kReduceColumns, group = threadIdx.x / kReduceColumns;
   const int number = blockIdx.x * kReduceColumns + column;
-  float sum = 0;
+  CompensatedSum sum{};
   if (number < p.partial_floats) {
     for (int block = group; block < p.blocks; block += kGroups) {
-      sum += p.partials[static_cast<int64_t>(block) * p.partial_floats + number];
+      sum.add(p.partials[static_cast<int64_t>(block) * p.partial_floats + number]);
     }
   }
-  sums[group][column] = sum;
+  sums[group][column] = sum.value;
   __syncthreads();
   if (group != 0) return;
-  for (int i = 1; i < kGroups; ++i) sum += sums[i][column];
+  for (int i = 1; i < kGroups; ++i) sum.add(sums[i][column]);
   for (const auto& result : p.results) {
     const int i = number - result.offset;
-    if (result.data != nullptr && i >= 0 && i < result.size) write_number(result.data, result.type, i, sum);
+    if (result.data != nullptr && i >= 0 && i < result.size) {
+      write_number(result.data, result.type, i, sum.value);
+    }
   }
 }
 

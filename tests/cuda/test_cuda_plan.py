@@ -136,6 +136,7 @@ def test_backward_tiles_cover_every_image_once(batch: int, height: int, width: i
     tiling = BINDINGS.backward_plan(layout, *size, 1).tiling
     assert tiling.tiles == batch * tiling.rows * tiling.columns
     assert 2 * tiling.tile_width + 12 <= 16 * layout.strips  # the halo has room
+    assert tiling.tile_height <= BINDINGS.LONGEST_SUM
     for size, tiles, tile in (
         (height, tiling.rows, tiling.tile_height),
         (width, tiling.columns, tiling.tile_width),

@@ -187,6 +187,23 @@ def test_same_bits_every_time(op: str) -> None:
     assert all(same_bits(first, problem.run(seed=seed)) for seed in (1, 2))
 
 
+@pytest.mark.parametrize("op", PROBLEMS)
+def test_sums_do_not_lose_digits_with_their_length(op: str) -> None:
+    """Equal gradients, all rounded the same way, of three tall tiles; registers sum over two."""
+    assert 2 * 100 <= runner.load().LONGEST_SUM < 3 * 100
+    problem = PROBLEMS[op]("float32", (200, 8), batch=3)
+    for incoming in problem.gradients if op == "encode" else [problem.gradient]:
+        incoming.fill_(1.7)  # among the numbers that lose most when they are added 300 times
+    result = problem.run(chip=Chip(80, 1))
+    got = problem.got(result)
+    want = problem.expected()
+    for name in problem.names[len(result.inputs) :]:
+        assert_close(got[name], want[name], 5e-7, name)
+    # The block's sums once with what they are too large by, once without.
+    sums = 3 * 4 * runner.load().partial_floats(op)
+    assert result.counts.written_bytes == 4 * sum(x.numel() for x in result.inputs) + sums
+
+
 # ---------------------------------------------------------------------------------------------------- layouts
 
 

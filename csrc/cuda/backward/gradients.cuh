@@ -50,20 +50,33 @@ __device__ __forceinline__ void load_wide(uint32_t (&words)[4], const Thread& th
 }
 
 // Of the 32-bit modes: sums (16 wide channels x 8 * kBlocks columns) += wide^T * B over 16 pixels k, with
-// b(k, n) a word of B.
+// b(k, n) a word of B. The plain modes add up the 16 first: a long sum has a sixteenth of the roundings then.
 template <Mode kMode, bool kByParity, int kBlocks, class B>
 __device__ __forceinline__ void add_gradient(float (&sums)[kBlocks][4], const Thread& thread, uint32_t wide,
                                              int plane, const Columns<kByParity>& columns, int x,
                                              const Kept& kept, const B& b) {
+  const auto add_to = [&](float (&to)[kBlocks][4]) {
 #pragma unroll kUnrolled < kMode>
-  for (int half = 0; half < 2; ++half) {
-    add_product<kMode>(
-        one_row(sums), thread,
-        [&](int, int m, int k) {
-          const int pixel = columns.base(8 * half + k) + columns.column(x);
-          return kept.word(8 * half + k, load_channel(wide, plane, pixel, m));
-        },
-        [&](int k, int n) { return kept.word(8 * half + k, b(8 * half + k, n)); });
+    for (int half = 0; half < 2; ++half) {
+      add_product<kMode>(
+          one_row(to), thread,
+          [&](int, int m, int k) {
+            const int pixel = columns.base(8 * half + k) + columns.column(x);
+            return kept.word(8 * half + k, load_channel(wide, plane, pixel, m));
+          },
+          [&](int k, int n) { return kept.word(8 * half + k, b(8 * half + k, n)); });
+    }
+  };
+  if constexpr (is_plain(kMode)) {
+    float of_pixels[kBlocks][4] = {};
+    add_to(of_pixels);
+#pragma unroll
+    for (int n = 0; n < kBlocks; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sums[n][i] += of_pixels[n][i];
+    }
+  } else {
+    add_to(sums);
   }
 }
 

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "cuda/backward/compensated.cuh"
 #include "cuda/backward/products.cuh"
 #include "cuda/backward/rows.cuh"
 #include "cuda/parameters.h"
@@ -63,7 +64,7 @@ struct InputReader {
   using Number = typename Arithmetic<kMode>::Number;
   using A = Arithmetic<kMode>;
   uint32_t full[3] = {0, 0, 0}, half[3] = {0, 0, 0};
-  float sums[3] = {0, 0, 0};  // of the incoming gradient over the tiles' own pixels
+  CompensatedSum sums[3] = {};  // of the incoming gradient over the tiles' own pixels
   bool full_inside = false, half_inside = false, is_owned = false;
 
   // The thread's pixels.
@@ -155,12 +156,12 @@ struct InputReader {
 
   __device__ __forceinline__ void add(const float (&value)[3]) {
 #pragma unroll
-    for (int c = 0; c < 3; ++c) sums[c] += value[c];
+    for (int c = 0; c < 3; ++c) sums[c].add(value[c]);
   }
   // The thread's sum of channel c of 6 (decode: 3).
   __device__ __forceinline__ float sum_of(const BackwardParameters& p, int c) const {
-    if constexpr (kOp == Op::kDecode) return c < 3 ? sums[c % 3] : 0.0f;
-    return Place(p).branch == c / 3 ? sums[c % 3] : 0.0f;
+    if constexpr (kOp == Op::kDecode) return c < 3 ? sums[c % 3].value : 0.0f;
+    return Place(p).branch == c / 3 ? sums[c % 3].value : 0.0f;
   }
 };
 

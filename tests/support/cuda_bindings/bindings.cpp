@@ -105,8 +105,11 @@ PYBIND11_MODULE(wae_cuda_bindings, m) {
       .def_readonly("bytes", &wc::BackwardLayout::bytes);
   m.attr("REDUCE_THREADS") = wc::kReduceThreads;
   m.attr("REDUCE_COLUMNS") = wc::kReduceColumns;
+  m.attr("LONGEST_SUM") = wc::kLongestSum;
   const auto op_of = [](const std::string& op) { return op == "encode" ? wc::Op::kEncode : wc::Op::kDecode; };
   m.def("partial_floats", [=](const std::string& op) { return wc::partial_floats(op_of(op)); });
+  m.def("partials_of_grid",
+        [=](const std::string& op, int grid) { return wc::partials_of_grid(op_of(op), grid); });
   m.def("result_sizes", [=](const std::string& op) { return wc::result_sizes(op_of(op)); });
   m.def("backward_layout", [=](const std::string& op, wc::Mode mode, int capability, int shared_limit,
                                int64_t batch, int64_t half_height, int64_t half_width, int multiprocessors) {

@@ -179,7 +179,7 @@ def _backward(
     gradients = [_output(x, *x.shape[2:], parameters[0].dtype) if need_input else None for x in inputs]
     views = [nothing if g is None else _view(memory, g, f"gradient {i}") for i, g in enumerate(gradients)]
     views = [views[0], nothing, nothing] if op == "encode" else [nothing, *views]
-    partials = ptx_machine.poisoned((plan.grid * bindings.partial_floats(op),), torch.float32)
+    partials = ptx_machine.poisoned((bindings.partials_of_grid(op, plan.grid),), torch.float32)
     params = bindings.backward_parameters(
         op,
         _view(memory, full, "full"),
