@@ -69,7 +69,7 @@ class Format:
 
 def export(
     model: nn.Module,
-    path: Path,
+    path: Path | str,
     file_format: str,
     size: tuple[int, int] = (224, 224),
     batch: int | None = None,
@@ -123,6 +123,7 @@ def export(
         raise ValueError(f"precision: int8 files have the format onnx, not {file_format}")
     if precision == "int8" and calibration is None:
         raise CalibrationError("calibration: int8 takes its scales from images: give some")
+    path = Path(path)
     refuse_existing(path, force)
     if FORMATS[file_format].fixed:
         batch = batch or 1

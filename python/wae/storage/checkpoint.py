@@ -94,7 +94,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def save_classifier(
-    path: Path,
+    path: Path | str,
     model: nn.Module,
     network: str,
     labels: Sequence[str] | None = None,
@@ -134,7 +134,7 @@ def save_classifier(
     weights_file.save(path, model, recipe, force=force)
 
 
-def load_classifier(path: Path, original: nn.Module | None = None) -> nn.Module:
+def load_classifier(path: Path | str, original: nn.Module | None = None) -> nn.Module:
     """The classifier in ``path``, float32, in evaluation mode, on the processor.
 
     A :class:`WAEClassifier` has a decoder if the file holds one.
@@ -164,7 +164,7 @@ def load_classifier(path: Path, original: nn.Module | None = None) -> nn.Module:
     return model.eval()
 
 
-def _around_own(path: Path, described: Description, original: nn.Module | None) -> nn.Module:
+def _around_own(path: Path | str, described: Description, original: nn.Module | None) -> nn.Module:
     if original is None:
         raise CheckpointError(
             f"{path}: is around what {described.network} makes, which no file may run: hand the network to "
@@ -176,7 +176,7 @@ def _around_own(path: Path, described: Description, original: nn.Module | None) 
     return model.eval()
 
 
-def describe(path: Path) -> Description:
+def describe(path: Path | str) -> Description:
     """The description in the checkpoint at ``path``, without its weights.
 
     Raises:
@@ -185,7 +185,7 @@ def describe(path: Path) -> Description:
     return _read(path)[0]
 
 
-def describe_classifier(path: Path) -> Description:
+def describe_classifier(path: Path | str) -> Description:
     """As :func:`describe`; raises CheckpointError also where the network scores pixels."""
     described = describe(path)
     if described.of_pixels:
@@ -227,7 +227,7 @@ def number_of_scores(model: nn.Module) -> int:
 # ----------------------------------------------------------------------------------------- a file's metadata
 
 
-def _read(path: Path) -> tuple[Description, _Shapes]:
+def _read(path: Path | str) -> tuple[Description, _Shapes]:
     """The file's metadata, and the shapes of its tensors."""
     header = weights_file.read_header(path)
     try:

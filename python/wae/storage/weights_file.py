@@ -47,7 +47,7 @@ class Header(NamedTuple):
 
 
 def save(
-    path: Path,
+    path: Path | str,
     model: nn.Module,
     recipe: dict[str, Any],
     optimizer: torch.optim.Optimizer | None = None,
@@ -73,12 +73,12 @@ def save(
         tensors |= _prefixed(_OPTIMIZER, _optimizer_tensors(model, optimizer))
     if average is not None:
         tensors |= _prefixed(_AVERAGE, average.state_dict())
-    with written(path, force) as file:
+    with written(Path(path), force) as file:
         file.write(to_bytes(_apart(tensors), {"recipe": text}))
 
 
 def load(
-    path: Path,
+    path: Path | str,
     model: nn.Module,
     optimizer: torch.optim.Optimizer | None = None,
     average: nn.Module | None = None,
@@ -130,12 +130,12 @@ def put(model: nn.Module, tensors: Mapping[str, Tensor], strict: bool = True) ->
     model.load_state_dict(versioned, strict)
 
 
-def read_recipe(path: Path) -> dict[str, Any]:
+def read_recipe(path: Path | str) -> dict[str, Any]:
     """The recipe of the weights in ``path``. Raises CheckpointError where the file is missing or damaged."""
     return read_header(path).recipe
 
 
-def _check(path: Path, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+def _check(path: Path | str, model: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Raise CheckpointError unless ``tensors``, those in the file at ``path``, are all of ``model``'s."""
     have, need = ({n: tuple(t.shape) for n, t in d.items()} for d in (tensors, model.state_dict()))
     wrong = [f"{name} is missing" for name in need if name not in have]
@@ -161,8 +161,9 @@ def _fits(dtype: torch.dtype, wanted: torch.dtype) -> bool:
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path | str) -> Header:
     """The metadata of the file at ``path``. Raises CheckpointError where it is missing or damaged."""
+    path = Path(path)
     if why := no_file(path):
         raise CheckpointError(f"{path}: {why}")
     try:

@@ -226,6 +226,13 @@ def test_a_network_that_cannot_be_exported(model, tmp_path):
     assert not os.listdir(tmp_path)
 
 
+def test_a_path_may_be_a_text(model, tmp_path):
+    """It was an AttributeError."""
+    (tmp_path / "model.pt2").touch()
+    with pytest.raises(FileExistsError):
+        export.export(model, str(tmp_path / "model.pt2"), "torch", SIZE)
+
+
 def test_wrong_arguments(model, tmp_path):
     for wrong in ({"file_format": "tflite"}, {"size": (0, 1)}, {"batch": 0}, {"image_dtype": torch.int8}):
         arguments = {"file_format": "torch", "size": SIZE, **wrong}

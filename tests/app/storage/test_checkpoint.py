@@ -69,6 +69,14 @@ def test_what_no_file_holds_is_as_it_was_made_and_all_is_in_evaluation_mode(tmp_
     assert not any(module.training for module in loaded.modules())
 
 
+def test_a_path_may_be_a_text(tmp_path):
+    """As for wae.load_deployed; it was an AttributeError."""
+    path, model = str(tmp_path / "c"), tiny()
+    save_classifier(path, model, "tiny")
+    assert describe_classifier(path) == describe(path)
+    assert load_classifier(path).state_dict().keys() == model.state_dict().keys()
+
+
 def test_a_network_around_ones_own_is_in_evaluation_mode(tmp_path):
     form = Form(tiny_original.SIDE)
     made = accelerated(tiny_original.build().eval(), form)
