@@ -19,6 +19,7 @@ from torch import nn
 from wae.data.dataset import DatasetError, InMemory, sample
 from wae.data.folder import left_out_of
 from wae.models.accelerated import Form
+from wae.models.counting import count
 from wae.progress import bar
 from wae.storage import weights_file
 from wae.storage.files import refuse_within
@@ -153,6 +154,7 @@ def train_all(task: Task, record: Record) -> Form:
     task.say(f"the original's top-1 accuracy: {100 * found['accuracy']:.2f} %")
     task.say(report.doubt(record.found))
     form = _form(task, record)
+    _say_what_it_computes(task, record, form)
     recipe = _recipe(task, record, form)
     record.once("training", lambda: train_accelerated(task, form, recipe))
     if is_first():  # only now: until it is on the record, a stopped run goes on from there
@@ -173,6 +175,13 @@ def _say_what_is_there(task: Task) -> None:
     task.say(task.order.note)
     for data in (sets.training, sets.test):
         task.say(left_out_of(data))
+
+
+def _say_what_it_computes(task: Task, record: Record, form: Form) -> None:
+    """Before the training: who sees that WAE will not pay need not wait for it."""
+    if is_first() and "training" not in record.found:
+        new = count(begun(task, form), (form.size, form.size)).multiply_adds
+        task.say(report.arithmetic(record.found["original"]["multiply_adds"], new))
 
 
 def _put_head(task: Task, record: Record) -> None:

@@ -50,7 +50,16 @@ def test_the_classes_that_lost():
     assert "does not pay" not in text
     slow = found()
     slow["deployed"]["accelerated"]["seconds"] = 0.003
-    assert "top-1 accuracy 92.00 % to 90.00 %: WAE does not pay here." in report.markdown("net", slow)
+    text = report.markdown("net", slow)
+    assert "0.67 times as fast as in its fastest engine;" in text
+    assert "top-1 accuracy 92.00 % to 90.00 %: WAE does not pay here." in text
+
+
+def test_what_a_network_has_to_compute_is_said_before_the_training():
+    assert report.arithmetic(4 * 10**9, 10**9) == "multiply-adds: 4.000 G, accelerated 1.000 G"
+    assert report.arithmetic(63 * 10**6, 65 * 10**6) == (
+        "multiply-adds: 0.063 G, accelerated 0.065 G; around so light a network WAE saves none"
+    )
 
 
 @pytest.mark.parametrize(
