@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="WEIGHTS",
         help="checkpoints; times are compared to the first",
     )
+    shared.add_model(parser)
     parser.add_argument(
         "--data",
         required=True,
@@ -82,6 +83,8 @@ def run(options: argparse.Namespace) -> int:
     if wrong := shared.wrong_engine(options.engine):
         return shared.complain(wrong, 2)
     try:
+        if wrong := shared.wrong_model(options.model, options.weights):
+            return shared.complain(wrong, 2)
         with joined(options.device) as device:
             first = is_first()
             candidates, deployed = _measured(options, device)
@@ -100,7 +103,9 @@ def _measured(
     from wae.progress import bar
     from wae.training.processes import is_alone, is_first
 
-    candidates = [evaluation.candidate(path, device) for path in options.weights]
+    candidates = [
+        evaluation.candidate(path, shared.load(path, options.model), device) for path in options.weights
+    ]
     if options.deployed and not is_alone():
         raise ValueError("--deployed: is for a single process, and torchrun started several")
     calibration = [

@@ -15,6 +15,7 @@ HELP = "write a network as ONNX, a torch.export program, compiled by AOTInductor
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
     parser.add_argument("weights", type=Path, metavar="WEIGHTS", help="checkpoint of a network")
+    shared.add_model(parser)
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
     parser.add_argument(
         "--format",
@@ -66,10 +67,12 @@ def run(options: argparse.Namespace) -> int:
         return shared.complain("--batch: an executorch file is for one number of images, got dynamic", 2)
     shared.check_target(options.output, options.weights, options.force)
     try:
+        if wrong := shared.wrong_model(options.model, [options.weights]):
+            return shared.complain(wrong, 2)
         described = checkpoint.describe(options.weights)
         input = described.input.of_size(options.size or described.input.size)
         report = export(
-            checkpoint.load_classifier(options.weights),
+            shared.load(options.weights, options.model),
             options.output,
             options.format,
             input.shape,

@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="checkpoint of a network (default: the classifier included, of Fashion-MNIST's clothes)",
     )
+    shared.add_model(parser)
     parser.add_argument(
         "--top", type=shared.positive, default=3, metavar="K", help="classes of each image (default: 3)"
     )
@@ -102,6 +103,8 @@ def run(options: argparse.Namespace) -> int:
     _check_sources(options.sources)
     try:
         described = checkpoint.describe(weights)
+        if wrong := shared.wrong_model(options.model, [weights]):
+            return shared.complain(wrong, 2)
         if options.maps is not None and not described.of_pixels:
             name = described.network
             return shared.complain(f"--maps: {weights} is of {name}, which scores no pixels", 2)
@@ -153,9 +156,8 @@ def _network(options: argparse.Namespace, weights: Path, input: Input) -> predic
     """What scores the images: the checkpoint's network, in an engine if so wanted."""
     from wae.inference import predict
     from wae.progress import bar
-    from wae.storage import checkpoint
 
-    model = checkpoint.load_classifier(weights)
+    model = shared.load(weights, options.model)
     data = shared.calibration(options, input)
     with bar("preparing the network", None):
         return predict.runner(
@@ -272,6 +274,8 @@ def _not_for_clusters(options: argparse.Namespace) -> str:
         return "--ray: takes an --engine by its name, no auto, --precision or --calibrate"
     if options.maps is not None:
         return "--maps: is not for --ray, which writes Parquet"
+    if options.model is not None:
+        return "--model: is not for --ray, whose machines have the checkpoint alone"
     return ""
 
 

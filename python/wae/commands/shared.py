@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeVar
@@ -20,7 +20,7 @@ from wae.wording import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from wae.models.autoencoder import AutoEncoder
     from wae.storage.checkpoint import Input
@@ -88,6 +88,36 @@ def add_max_pixels(parser: argparse._ActionsContainer) -> None:
         metavar="N",
         help="an image of more is not read (default: 89478485, Pillow's limit)",
     )
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """The option ``--model`` of commands that load a trained network: see :func:`load`."""
+    parser.add_argument(
+        "--model",
+        metavar="MODULE:FUNCTION",
+        help="returns the network that wae accelerate was given, where it was one of your own: no checkpoint "
+        "may run code",
+    )
+
+
+def load(path: Path, own: str | None) -> nn.Module:
+    """The network in the checkpoint at ``path``; around what ``own`` returns, where it is around such a one.
+
+    Raises CheckpointError; NetworkError where ``own`` is no ``module:function`` that returns a network.
+    """
+    from wae.models.pairs import own_network
+    from wae.storage.checkpoint import describe, load_classifier
+
+    return load_classifier(path, own_network(own) if own and describe(path).is_own else None)
+
+
+def wrong_model(own: str | None, paths: Sequence[Path]) -> str:
+    """What is wrong with ``--model``, in a sentence: nothing in ``paths`` needs it. Else empty."""
+    from wae.storage.checkpoint import describe
+
+    if own is None or any(describe(path).is_own for path in paths):
+        return ""
+    return f"--model: is for a network of your own, and {paths[0]} is of {describe(paths[0]).network}"
 
 
 def add_calibration(parser: argparse.ArgumentParser) -> None:

@@ -22,7 +22,7 @@ from wae.inference.footprint import footprint_of
 from wae.inference.timing import Timing, interleaved
 from wae.models.counting import count
 from wae.models.network import WAENetwork, fold_normalization
-from wae.storage.checkpoint import Description, describe, load_classifier
+from wae.storage.checkpoint import Description, describe
 from wae.training.accuracy import Accuracy, PixelAccuracy
 from wae.wording import printable
 
@@ -47,9 +47,8 @@ class Candidate:
     """Of one image."""
 
 
-def candidate(path: Path, device: torch.device) -> Candidate:
-    """The network in the checkpoint at ``path``. Raises CheckpointError."""
-    model = load_classifier(path)
+def candidate(path: Path, model: nn.Module, device: torch.device) -> Candidate:
+    """The network ``model`` of the checkpoint at ``path``. Raises CheckpointError."""
     if isinstance(model, WAENetwork):
         model = fold_normalization(model)
     return Candidate(path, describe(path), model.to(device).to(memory_format=torch.channels_last))

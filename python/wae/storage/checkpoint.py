@@ -168,7 +168,8 @@ def _around_own(path: Path | str, described: Description, original: nn.Module | 
     if original is None:
         raise CheckpointError(
             f"{path}: is around what {described.network} makes, which no file may run: hand the network to "
-            "load_classifier(path, original), or use the deployed form or the ONNX file"
+            "load_classifier(path, original), or its function to wae predict, eval or export (--model "
+            "MODULE:FUNCTION); the deployed form and the ONNX file need neither"
         )
     assert described.form is not None
     model = accelerated(own_copy(described.network, original), described.form)

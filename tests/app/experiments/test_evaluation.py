@@ -132,7 +132,8 @@ def test_deployed_networks_are_timed_with_full_batches_and_tested_with_any(monke
 def test_a_wae_network_is_timed_with_its_normalisation_folded(tmp_path):
     path = tmp_path / "model.safetensors"
     save_classifier(path, build("wae_small_vgg", 3), "wae_small_vgg")
-    found, images = evaluation.candidate(path, torch.device("cpu")), torch.full((2, 3, 28, 28), 9.0)
+    found = evaluation.candidate(path, load_classifier(path), torch.device("cpu"))
+    images = torch.full((2, 3, 28, 28), 9.0)
     assert isinstance(found.model.low_norm, nn.Identity)
     assert found.model.encoder.conv2.weight.is_contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
