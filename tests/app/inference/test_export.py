@@ -158,6 +158,8 @@ def test_onnx_holds_standard_operators_only(model, tmp_path):
     assert {node.domain for node in loaded.graph.node} <= {"", "ai.onnx"}
     assert sum(node.op_type == "Conv" for node in loaded.graph.node) == 5 + 2 + 2
     assert loaded.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    for value in (*loaded.graph.input, *loaded.graph.output):
+        assert value.type.tensor_type.shape.dim[0].dim_param == "batch"  # torch.export's own name was "s34"
 
 
 @pytest.mark.slow

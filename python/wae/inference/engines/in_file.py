@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import tempfile
 import weakref
@@ -21,6 +22,9 @@ from .int8 import ByteInput, Movement
 
 PACKAGES = {"onnx": "onnx", "onnxscript": "onnxscript"}
 """What :func:`to_onnx` imports."""
+
+BATCH = "batch"
+"""The name of the first dimension in ONNX, where any number of images is possible."""
 
 
 def to_onnx(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool = False, **options: Any) -> Any:
@@ -41,9 +45,22 @@ def to_onnx(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool = False, 
         proto = program.model_proto
         for value in program.model.graph.initializers.values():
             value.const_value = None  # onnxscript's global rules hold the last graph, and the weights with it
+        if dynamic:
+            _name_batch(proto)
         return proto
     finally:
         logger.setLevel(level)
+
+
+def _name_batch(proto: Any) -> None:
+    """Call the first dimension of all inputs :data:`BATCH`: it has the name of a symbol of torch.export's."""
+    graph = proto.graph
+    values = [*graph.input, *graph.output, *graph.value_info]
+    dims = [dim for value in values for dim in value.type.tensor_type.shape.dim]
+    symbol = graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    for dim in dims:
+        if dim.HasField("dim_param"):
+            dim.dim_param = re.sub(rf"\b{re.escape(symbol)}\b", BATCH, dim.dim_param)
 
 
 class InFile(Prepared):

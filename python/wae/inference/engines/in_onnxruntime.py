@@ -14,7 +14,7 @@ from wae.inference import precision
 from wae.progress import track
 
 from .engine import Engine, Prepared, Run, Samples
-from .in_file import PACKAGES, InFile, kept_folder, one_or_more, to_onnx
+from .in_file import BATCH, PACKAGES, InFile, kept_folder, one_or_more, to_onnx
 from .int8 import ByteInput, Movement, errors_only, movements_between
 
 
@@ -43,7 +43,7 @@ def onnx_session(path: Path, batch: int | None = None) -> Run:
     # after a run its idle threads would keep the cores from our op
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if batch is not None:
-        options.add_free_dimension_override_by_name("batch", batch)
+        options.add_free_dimension_override_by_name(BATCH, batch)
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [node.name for node in session.get_inputs()]
 

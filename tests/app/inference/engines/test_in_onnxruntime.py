@@ -6,7 +6,21 @@ import torch
 from small_networks import needs
 
 from wae.inference import precision
-from wae.inference.engines.in_onnxruntime import quantize
+from wae.inference.engines.in_file import to_onnx
+from wae.inference.engines.in_onnxruntime import onnx_session, quantize
+
+
+def test_a_session_is_for_the_number_of_images_that_is_wanted(tmp_path):
+    """It is told by the dimension's name, and was not where torch.export had given that another."""
+    needs("onnxruntime")
+    images = torch.rand(2, 3, 4, 4)
+    network = to_onnx(torch.nn.Conv2d(3, 1, 3).eval(), [images], dynamic=True)
+    (tmp_path / "network.onnx").write_bytes(network.SerializeToString())
+    for_any, for_two = (onnx_session(tmp_path / "network.onnx", batch) for batch in (None, 2))
+    assert torch.equal(for_any(images), for_two(images))
+    assert for_any(images[:1]).shape == (1, 1, 2, 2)
+    with pytest.raises(Exception, match="Got: 1 Expected: 2"):
+        for_two(images[:1])
 
 
 def test_weights_have_7_bits_where_sums_saturate(tmp_path, monkeypatch):
