@@ -286,7 +286,7 @@ def won_back(folder: str, full: str, half: str, network: str, anew: bool = False
     ("claim", "network", "sentence"),
     [
         (SMALL_VGG, "half, equal cost, fine-tuned", "taught, win back {} % ({}, {}, {}), and take"),
-        (SMALL_VGG, "40 x 40, fine-tuned", "they win back {} % (one seed)"),
+        (SMALL_VGG, "40 x 40, fine-tuned", "they win back {} % ({}, {}, {}), where"),
         (SMALL_VGG, "half, equal cost", "From scratch larger images win back {} %"),
         (SMALL_VGG, "Wavelet+CNN", "wins back {} %\n  on the photos"),
         (FASHION, "Wavelet+CNN", "on the photos, {} % on Fashion-MNIST"),
