@@ -87,7 +87,7 @@ def _cells(line: Trainings, of: Mapping[str, Mapping[int, float]]) -> list[str]:
 def _accuracies(folder: Path) -> dict[str, dict[int, float]]:
     """Of each network, by seed."""
     kept: list[dict[str, Any]] = [json.loads(path.read_bytes()) for path in sorted(folder.glob("*.json"))]
-    anew = all("remeasured" in result for result in kept)
+    anew = all(result.get("remeasured") for result in kept)  # of other claims it is there, and empty
     found: dict[str, dict[int, float]] = {}
     for result in kept:
         of_seeds = found.setdefault(result["network"], {})

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from benches import limits, report, result_files, tables
+from benches import accuracy, limits, report, result_files, tables
 from benches.classifiers import RUNNERS, cells, forms, make, wanted
 
 pytest.importorskip("pytest_benchmark")
@@ -422,6 +422,22 @@ torch.testing.assert_close(got, layer(image).detach(), rtol=1e-4, atol=1e-4)
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_accuracies_are_those_measured_anew_where_all_have_them(tmp_path: Path) -> None:
+    """Results of trainings that are not measured anew have the entry too, an empty one."""
+    folder = tmp_path / "imagenette-small_vgg-64"
+    folder.mkdir()
+    for anew, row in (
+        (False, "| 80.0 % | 70.0 % |  | 75.0 % (50%) |"),
+        (True, "| 81.0 % | 71.0 % |  | 76.0 % (50%) |"),
+    ):
+        for network, score in (("64 x 64", 0.8), ("32 x 32", 0.7), ("WAE", 0.75)):
+            found = {"accuracy": score + 0.01} if anew else {}
+            result = {"network": network, "seed": 0, "accuracy": score, "remeasured": found}
+            (folder / f"{network}.json").write_text(json.dumps(result))
+        (*_, line) = accuracy.table(tmp_path)
+        assert row in line
 
 
 def run_suite(*arguments: str) -> None:
