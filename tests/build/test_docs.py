@@ -353,9 +353,9 @@ def test_what_an_acceleration_kept_is_what_it_recorded() -> None:
     for row, accuracy in (
         ("the original, on the 3,925 test photos | {} |", found["original"]["accuracy"]),
         ("accelerated, on the same | **{}** |", found["deployed"]["accelerated"]["accuracy"]),
-        ("AdamW, taught | {} |", found[f"{name} 1"]),
-        ("SGD, taught | {} |", found[f"{name} 1, sgd"]),
-        ("SGD, without a teacher | {} |", found[f"{name} 0, sgd"]),
-        ("mirror images: chosen | {} |", found[f"{name} 1, mirrored, sgd"]),
+        ("AdamW, distilled | {} |", found[f"{name} 1"]),
+        ("SGD, distilled | {} |", found[f"{name} 1, sgd"]),
+        ("SGD, without distillation | {} |", found[f"{name} 0, sgd"]),
+        ("SGD, distilled with mirror images: chosen | {} |", found[f"{name} 1, mirrored, sgd"]),
     ):
         assert row.format(f"{100 * accuracy:.2f} %") in page
