@@ -207,4 +207,4 @@ def test_the_page_s_examples_run(monkeypatch, tmp_path):
 
 def test_the_page_names_every_engine():
     page = (Path(__file__).resolve().parents[3] / "docs" / "deploy.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"^\| `(\w+)` \| (?:processor|GPU)", page, re.MULTILINE)) == set(ENGINES)
+    assert set(re.findall(r"^\| `(\w+)` \| (?:CPU|GPU)", page, re.MULTILINE)) == set(ENGINES)
