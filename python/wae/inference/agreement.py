@@ -1,4 +1,4 @@
-"""Whether a deployed or exported model computes what the model does."""
+"""Checks that a deployed or exported model computes what the original model does."""
 
 from __future__ import annotations
 
@@ -23,18 +23,21 @@ from .engines import EngineError, Run
 from .precision import tolerance
 from .undisturbed import undisturbed
 
-_PIXELS_AT_ONCE = 32 * 224 * 224  # that the model itself gets to be compared with
+_PIXELS_AT_ONCE = 32 * 224 * 224  # in a call of the original model
 _NAMED = 3  # layers that an error names
 
 
 class DisagreementError(WaeError, RuntimeError):
-    """A deployed or exported model does not compute the same as the model."""
+    """A deployed or exported model does not compute what the original model does."""
 
 
 def agreement(found: Tensor, wanted: Tensor, data: Calibration) -> dict[str, Any]:
-    """The part of :func:`deploy`'s report about the classes ``found``, where the model names ``wanted``.
+    """The entries of :func:`wae.deploy`'s report that compare two predictions.
 
-    Both are (N, ...) on the processor, as the labels are. Accuracy leaves out labels below 0.
+    Args:
+        found: the classes that the deployed model predicts, (N,) or (N, H, W), int64 on the CPU.
+        wanted: the classes that the original model predicts, likewise.
+        data: the images, and their labels if there are any. Labels below 0 do not count for accuracy.
     """
     same = float((found == wanted).double().mean())
     accuracy, drop = None, 1 - same
@@ -52,16 +55,23 @@ def agreement(found: Tensor, wanted: Tensor, data: Calibration) -> dict[str, Any
 
 
 def classes_of(run: Run, images: Tensor, batch: int, device: torch.device) -> Tensor:
-    """The class that ``run`` names for each of ``images``, (M, ...), or of their pixels, on the processor.
+    """The class that ``run`` predicts for each image, or for each pixel.
 
-    It gets ``batch`` of them at a time, on ``device``; fewer are filled up.
+    Args:
+        run: takes images and returns their scores.
+        images: (M, 3, H, W).
+        batch: the number of images in a call of ``run``; the last batch is padded to it.
+        device: where ``run`` takes its images.
+
+    Returns:
+        (M,) or (M, H, W), int64 on the CPU.
     """
     scores = (run(filled(part, batch).to(device))[: len(part)] for part in images.split(batch))
     return torch.cat([part.argmax(1).cpu() for part in scores])
 
 
 def require_no_drop(what: str, report: dict[str, Any]) -> None:
-    """Raise DisagreementError where the report's drop is too large."""
+    """Raise DisagreementError if the report's drop is larger than its ``max_drop``."""
     if report["max_drop"] is None or report["drop"] <= report["max_drop"]:
         return
     of = "agreement with it" if report["accuracy"] is None else "accuracy"
@@ -76,12 +86,21 @@ def require_no_drop(what: str, report: dict[str, Any]) -> None:
 
 
 def scores_of(model: nn.Module, images: Tensor, what: str = "an image") -> Tensor:
-    """``model(images)``. Raises ValueError where it takes no such images, or gives no finite scores."""
+    """``model(images)``, without gradients.
+
+    Args:
+        model: in evaluation mode.
+        images: (N, 3, H, W).
+        what: the images' name in the error about scores that are not finite.
+
+    Raises:
+        ValueError: the model fails on such images, returns no tensor, or returns scores that are not finite.
+    """
     size = " x ".join(map(str, images.shape[2:]))
     with undisturbed(images.device):
         try:
             scores: Tensor = model(images)
-        except Exception as error:  # any that the model's own code raises
+        except Exception as error:  # the model's own code may raise anything
             raise ValueError(f"the model takes no images of {size}: {first_line(error)}") from error
         if not isinstance(scores, Tensor):
             raise ValueError(f"the model must return its scores as one tensor, got {type(scores).__name__}")
@@ -91,38 +110,45 @@ def scores_of(model: nn.Module, images: Tensor, what: str = "an image") -> Tenso
 
 
 def check_parts(model: nn.Module, images: Tensor, expected: Tensor) -> None:
-    """Raise EngineError where the parts of a WAE network do not give its scores, ``expected``.
+    """Raise EngineError if the parts of a WAE network do not compute its scores, ``expected``.
 
-    They are what is deployed or exported. What changes the scores beside them is a hook on the whole network,
-    or a ``forward`` of its own or of its class. A hook that only looks on is left out without a word.
+    Only the parts are deployed or exported. A hook on the network itself, or a ``forward`` that its instance
+    or class overrides, may change the scores and would be lost. A hook that changes nothing is dropped
+    silently.
     """
     is_sum_of_parts = is_plain(model) and type(model).forward in (WAEClassifier.forward, WAESegmenter.forward)
     if is_sum_of_parts or not isinstance(model, WAENetwork):
         return
     with undisturbed(images.device):
         scores = model.behind_encoder(images.shape[2:])(*model.decompose(images))
-    alike = scores.shape == expected.shape and expected.is_floating_point()  # not the numbers of classes
+    alike = scores.shape == expected.shape and expected.is_floating_point()  # integers are classes
     if alike:
         alike = relative_difference(scores, expected) <= tolerance(expected.dtype, expected.device)
     if not alike:
         raise EngineError(
-            f"{type(model).__name__} has a hook, or a forward of its own, that changes its scores: only its "
-            f"parts run in an engine or a file. Put it on a part, such as {model.bodies[0]}, or do what it "
-            "does before and after the call"
+            f"{type(model).__name__} has a hook, or a forward of its own, that changes its scores, but only "
+            f"its parts run in an engine or a file. Put the hook on a part, such as {model.bodies[0]}, or do "
+            "its work before or after the call"
         )
 
 
 def require_equal(what: str, scores: Tensor, expected: Tensor, dtype: torch.dtype) -> float:
-    """The relative difference of ``scores`` from ``expected``, in the norm.
+    """The relative difference of ``scores`` from ``expected``: the norm of the difference over the norm.
 
-    Raises DisagreementError unless it is at most the tolerance for numbers computed in ``dtype``.
+    Args:
+        what: what computed ``scores``, for the error.
+        scores, expected: tensors of one shape.
+        dtype: the dtype in which ``scores`` were computed; it sets the tolerance.
+
+    Raises:
+        DisagreementError: the shapes differ, or the difference is NaN or larger than the tolerance.
     """
     if scores.shape != expected.shape:
         raise DisagreementError(
-            f"{what} gives {tuple(scores.shape)} scores, the model {tuple(expected.shape)}"
+            f"{what} gives scores of shape {tuple(scores.shape)}, the model of {tuple(expected.shape)}"
         )
     difference, most = relative_difference(scores, expected), tolerance(dtype, expected.device)
-    if not difference <= most:  # NaN neither
+    if not difference <= most:  # also if it is NaN
         raise DisagreementError(
             f"{what} gives scores that differ from the model's by {difference:.3g}, more than "
             f"{most:g} (norm of the difference over norm of the scores)"
@@ -131,22 +157,43 @@ def require_equal(what: str, scores: Tensor, expected: Tensor, dtype: torch.dtyp
 
 
 def named_by(model: nn.Module, data: Calibration) -> Tensor:
-    """The classes that ``model`` names on the images that were held out, (N, ...), on the processor.
+    """The classes that ``model`` predicts for the held-out images or their pixels.
 
-    Raises CalibrationError where there are labels, and of another shape.
+    Returns:
+        (N,) or (N, H, W), int64 on the CPU.
+
+    Raises:
+        ValueError: see :func:`scores_of`.
+        CalibrationError: the labels have another shape, are no class's number, or are all negative.
     """
     scores = (scores_of(model, part, "the images of calibration") for part in _ready(model, data))
-    named = torch.cat([part.argmax(1).cpu() for part in scores])
-    if data.labels is not None and data.labels.shape != named.shape:
-        wanted, got = (", ".join(("N", *map(str, x.shape[1:]))) for x in (named, data.labels))
-        raise CalibrationError(
-            f"calibration: need the numbers of classes, ({wanted}), as labels, got ({got})"
-        )
+    classes, parts = 0, []
+    for part in scores:
+        classes = part.shape[1]
+        parts.append(part.argmax(1).cpu())
+    named = torch.cat(parts)
+    if data.labels is not None:
+        _check_labels(data.labels, named, classes)
     return named
 
 
+def _check_labels(labels: Tensor, named: Tensor, classes: int) -> None:
+    """Raise CalibrationError unless ``labels`` are comparable with the classes ``named``."""
+    if labels.shape != named.shape:
+        wanted, got = (", ".join(("N", *map(str, x.shape[1:]))) for x in (named, labels))
+        raise CalibrationError(f"calibration: labels must be class numbers, ({wanted}), got ({got})")
+    most = float(labels.max())
+    if not most < classes:  # 255, for example, which some data sets give to pixels that do not count
+        raise CalibrationError(
+            f"calibration: labels must be below {classes}, the number of classes, or negative for what does "
+            f"not count; got {most:g}"
+        )
+    if most < 0:
+        raise CalibrationError("calibration: all labels are negative, so that there is no accuracy to check")
+
+
 def _ready(model: nn.Module, data: Calibration) -> Iterator[Tensor]:
-    """The images that were held out, as ``model`` takes them, a few at a time."""
+    """The held-out images as ``model`` takes them, a few at a time."""
     images = data.held_out
     at_once = max(1, _PIXELS_AT_ONCE // images[0, 0].numel())
     like = first_parameter(model)

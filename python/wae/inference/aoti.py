@@ -1,4 +1,4 @@
-"""AOTInductor packages that refuse inputs they were not made for, and say nothing about this machine."""
+"""AOTInductor packages that reject inputs they were not compiled for, and hold no paths of this machine."""
 
 from __future__ import annotations
 
@@ -17,16 +17,21 @@ _ALWAYS = "const static bool result = true;"
 
 
 def package(program: torch.export.ExportedProgram, metadata: Mapping[str, str] | None = None) -> bytes:
-    """``program`` compiled, its weights packed. Inputs of another dtype, shape or strides are an error.
+    """Compile ``program`` and pack its weights; return the content of a ``.pt2`` file.
 
-    ``metadata`` is what ``get_metadata()`` of the loaded package gives, besides its own entries.
+    The loaded package raises an error for inputs of another dtype, shape or strides.
 
-    Raises RuntimeError where this version of PyTorch generates no such checks.
+    Args:
+        program: a torch.export program.
+        metadata: entries to add to what ``get_metadata()`` of the loaded package returns.
+
+    Raises:
+        RuntimeError: this version of PyTorch generates other input checks than this code knows.
     """
     file = io.BytesIO()
     options = {
         "freezing": True,  # packs the weights
-        "aot_inductor.check_lowerbound": False,  # one image is as good as several
+        "aot_inductor.check_lowerbound": False,  # a single image is allowed too
         "aot_inductor.metadata": dict(metadata or {}),
     }
     with _checks_inputs(), _without_paths():
@@ -36,7 +41,7 @@ def package(program: torch.export.ExportedProgram, metadata: Mapping[str, str] |
 
 @contextmanager
 def _without_paths() -> Iterator[None]:
-    """The compiled code's assertions name source files: without the folders of this machine."""
+    """Strip this machine's folders from the source names in the compiled code's assertions."""
     from torch._inductor import cpp_builder
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
@@ -53,7 +58,7 @@ def _without_paths() -> Iterator[None]:
 
 
 def _without_sources(package: io.BytesIO) -> bytes:
-    """The package without its generated C++, which names folders and, being compiled, is not read again."""
+    """The package without its generated C++, which names folders; nothing reads it after compilation."""
     smaller = io.BytesIO()
     with zipfile.ZipFile(package) as old, zipfile.ZipFile(smaller, "w") as new:
         for entry in old.infolist():
@@ -64,8 +69,8 @@ def _without_sources(package: io.BytesIO) -> bytes:
 
 @contextmanager
 def _checks_inputs() -> Iterator[None]:
-    """PyTorch generates the checks always, but has them run only where an environment variable says so."""
-    # imported here: it takes a second, and to load what was saved nothing is compiled
+    """Run the generated input checks always; PyTorch runs them only if an environment variable is set."""
+    # imported here because it takes a second, and loading a package compiles nothing
     from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
 
     generate = CppWrapperCpu.generate_input_output_runtime_checks
@@ -81,4 +86,6 @@ def _checks_inputs() -> Iterator[None]:
     with mock.patch.object(CppWrapperCpu, "generate_input_output_runtime_checks", changing):
         yield
     if not changed:
-        raise RuntimeError(f"PyTorch {torch.__version__} generates other checks of inputs than known here")
+        raise RuntimeError(
+            f"PyTorch {torch.__version__} generates other input checks than this version of wae knows"
+        )

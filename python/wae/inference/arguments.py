@@ -1,7 +1,8 @@
-"""Models, sizes and batches that are asked for: what is taken, and example images to try it on."""
+"""Checks of the arguments of ``wae.deploy`` and ``wae.export``, and example images to try a model on."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,26 +10,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wae.wording import shown
+
 from .front import Front
 from .precision import DTYPES
 
 _MOST_PIXELS = 2**28
-"""In a call: 5,000 images of 224 x 224. What is far beyond any memory is refused before memory is taken."""
+"""The most pixels in a call, 5,000 images of 224 x 224: more is refused before any memory is allocated."""
 
 
 def example_images(
     model: nn.Module | Front, batch: int, size: tuple[int, int], dtype: torch.dtype | None = None
 ) -> Tensor:
-    """(batch, 3, H, W), the same each time: smooth shapes with some noise, as photos are.
+    """Images like photos, smooth shapes with some noise, (batch, 3, H, W); the same in every call.
 
-    They are 0..255 for a network that scales its images itself, and wherever they are uint8; else of about
-    the mean and variance that networks are trained for.
+    Their values are 0..255 if the model scales its images itself or they are uint8. Otherwise their mean and
+    variance are about those that networks are trained for.
 
     Args:
-        model: whose images they are.
-        batch: how many.
+        model: the model that the images are for; they are on its device.
+        batch: the number of images.
         size: their (H, W).
-        dtype: None for uint8 where the model scales its images itself, else for the dtype of its parameters.
+        dtype: their dtype; None for uint8 if the model scales its images itself, else for the dtype of its
+            parameters.
     """
     random = torch.Generator().manual_seed(0)
     shapes = F.interpolate(_normal(random, batch, 3, 5, 5), size, mode="bicubic")
@@ -41,19 +45,19 @@ def example_images(
 
 
 def _normal(random: torch.Generator, *size: int) -> Tensor:
-    return torch.randn(size, generator=random, dtype=torch.float32)  # whatever the default dtype is
+    return torch.randn(size, generator=random, dtype=torch.float32)  # independent of the default dtype
 
 
 def first_parameter(model: nn.Module | Front) -> Tensor:
-    """It has the dtype and the device of the whole model."""
+    """The model's first parameter, whose dtype and device stand for those of the model."""
     return model.like if isinstance(model, Front) else next(model.parameters())
 
 
 def check_arguments(model: Any, size: Any, batch: Any) -> None:
     """Raise TypeError or ValueError unless ``model`` can be run on ``batch`` images of ``size``.
 
-    It must be a module in evaluation mode, with all its parameters finite, on one device, and of a dtype that
-    is in :data:`.precision.DTYPES`.
+    The model must be a module in evaluation mode. Its parameters must be on one device, the first of them in
+    a dtype of :data:`wae.inference.precision.DTYPES`; its parameters and buffers must be finite.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -76,8 +80,14 @@ def check_arguments(model: Any, size: Any, batch: Any) -> None:
     if not isinstance(size, Sequence) or len(size) != 2 or any(type(n) is not int or n < 1 for n in size):
         raise ValueError(f"size must be (H, W), two integers of at least 1, got {size}")
     if type(batch) is not int or batch < 1:
-        raise ValueError(f"batch must be an integer of at least 1, got {batch!r}")
+        raise ValueError(f"batch must be an integer of at least 1, got {shown(batch)}")
     if batch * size[0] * size[1] > _MOST_PIXELS:
         raise ValueError(
             f"batch times size must be at most {_MOST_PIXELS} pixels, got {batch} x {size[0]} x {size[1]}"
         )
+
+
+def check_number(name: str, value: Any) -> None:
+    """Raise ValueError unless ``value``, of the argument ``name``, is a real number and not NaN."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
+        raise ValueError(f"{name} must be a number, got {shown(value)}")

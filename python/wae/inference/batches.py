@@ -1,4 +1,4 @@
-"""Images for engines that are prepared for a number of them."""
+"""Any number of images for runners that take a fixed batch size."""
 
 from __future__ import annotations
 
@@ -10,20 +10,26 @@ from torch import Tensor
 
 
 def filled(images: Tensor, batch: int) -> Tensor:
-    """``images``, and up to ``batch`` black ones: an engine would be prepared anew for fewer."""
+    """``images``, at most ``batch`` of them, padded to ``batch`` by images of zeros.
+
+    An engine would have to be prepared again for fewer.
+    """
     missing = batch - len(images)
     return torch.cat((images, images.new_zeros(missing, *images.shape[1:]))) if missing else images
 
 
-def in_turns(run: Callable[..., Any], size: int) -> Callable[..., Any]:
-    """``run``, which takes ``size`` images, for any number: in turns, the last filled up."""
+def in_chunks(run: Callable[..., Any], size: int) -> Callable[..., Any]:
+    """A runner for any number of images, which calls ``run`` on chunks of ``size``; the last is padded.
+
+    ``run`` returns one tensor, (size, ...); the inputs keep their memory format.
+    """
 
     def any_number(*inputs: Tensor) -> Tensor:
         formats = [_format(x) for x in inputs]
         parts = []
-        for turn in zip(*(x.split(size) for x in inputs), strict=True):
-            full = [filled(x, size).clone(memory_format=y) for x, y in zip(turn, formats, strict=True)]
-            parts.append(run(*full)[: len(turn[0])].clone())
+        for chunk in zip(*(x.split(size) for x in inputs), strict=True):
+            full = [filled(x, size).clone(memory_format=y) for x, y in zip(chunk, formats, strict=True)]
+            parts.append(run(*full)[: len(chunk[0])].clone())
         return torch.cat(parts)
 
     return any_number

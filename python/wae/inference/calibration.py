@@ -1,4 +1,4 @@
-"""Images that int8's scales come from, and others that it is checked on."""
+"""Images that give the scales of int8, and held-out images that a deployed model is checked on."""
 
 from __future__ import annotations
 
@@ -21,51 +21,53 @@ from wae.wording import counted, shown
 from .reading import images
 
 CHECKED = 1_000
-"""Images that a precision is checked on, at most."""
+"""The most images that a precision is checked on."""
 
 STEP = 4
-"""Images in a step of the calibration."""
+"""Images in a batch of the calibration."""
 
-_READ = 32  # images at a time
+_READ = 32  # images that are read at a time
 
 Source = Tensor | Iterable[Any] | Dataset | str | PathLike[str]
-"""Images (M, 3, H, W); what can be gone through for such images, or (images, labels); a data set;
-or a folder of image files."""
+"""Where calibration images come from: a tensor (M, 3, H, W); an iterable of such tensors or of pairs
+(images, labels), such as a loader; a data set; or the path of a folder of image files."""
 
 
 class CalibrationError(WaeError, ValueError):
-    """The images for calibration are missing, too few, or not what the network takes."""
+    """The images or labels for calibration are missing, too few, or not what the network takes."""
 
 
 class Calibration(NamedTuple):
-    """Images, none of them in both parts."""
+    """Two sets of images that share none."""
 
     images: Tensor
-    """To take the scales from."""
+    """The images that give the scales, (M, 3, H, W)."""
     held_out: Tensor
-    """To check on."""
+    """The images to check on, (N, 3, H, W)."""
     labels: Tensor | None
-    """Of ``held_out``, (N,), or (N, H, W) of pixels, on the processor; None where the source had none."""
+    """The labels of ``held_out``: (N,), or (N, H, W) for pixels, on the CPU. None if the source has none."""
 
 
 def gather(
     source: Source, size: tuple[int, int], count: int, scales: bool, input: Input = IMAGENET
 ) -> Calibration:
-    """Read what is needed of ``source``: every other image for each part, spread over all if possible.
+    """Read images from ``source`` and divide them: alternate images calibrate and check.
 
     Args:
-        source: see :data:`Source`. What can only be gone through is
-            read from its beginning: it should be in a random order.
-        size: (H, W) of the network's images; files are resized and cut to it, which must be a square.
-        count: images to calibrate on; as many are needed to check on, and up to :data:`CHECKED` are taken.
-        scales: whether the network scales its images itself: only then can files be read for it.
-        input: how a file becomes an image of the network, brought to ``size``.
+        source: see :data:`Source`. The images are spread over all of a tensor, a data set or a folder. Any
+            other iterable is read from its start, so it should be in random order.
+        size: (H, W) of the network's images. Files are resized and cropped to it; it must then be a square.
+        count: the number of images to calibrate on. At least the same number is needed to check on; up to
+            ``max(count, CHECKED)`` are used.
+        scales: whether the network scales its images itself. Files can be read only for such a network.
+        input: how a file becomes an image of the network; its size is replaced by ``size``.
 
     Raises:
-        CalibrationError: there are too few images, or they are not what the network takes.
+        CalibrationError: there are too few images, they are not what the network takes, or the labels do not
+            fit the images.
     """
     if type(count) is not int or count < 1:
-        raise CalibrationError(f"calibration_images: need an integer of at least 1, got {count!r}")
+        raise CalibrationError(f"calibration_images: need an integer of at least 1, got {shown(count)}")
     wanted = count + max(count, CHECKED)
     parts: list[Tensor] = []
     labels: list[Tensor] = []
@@ -75,15 +77,21 @@ def gather(
             raise CalibrationError(
                 f"calibration: images must be (N, 3, {size[0]}, {size[1]}), got {tuple(part.shape)}"
             )
+        if part.dtype != torch.uint8 and not part.is_floating_point():
+            raise CalibrationError(f"calibration: images must be uint8 or floating point, got {part.dtype}")
         parts.append(part)
-        labels += [] if targets is None else [targets]
+        if targets is not None:
+            if labels and targets.shape[1:] != labels[0].shape[1:]:
+                both = f"{tuple(labels[0].shape)} and {tuple(targets.shape)}"
+                raise CalibrationError(f"calibration: labels must have one shape, got {both}")
+            labels.append(targets)
         total += len(part)
         if total >= wanted:
             break
     if total < 2 * count:
         raise CalibrationError(
-            f"calibration: need at least {2 * count} images, {count} to calibrate on and as "
-            f"many to check on (calibration_images sets the number), got {total}"
+            f"calibration: need at least {2 * count} images, {count} to calibrate on and the same number "
+            f"to check on (calibration_images sets it), got {total}"
         )
     every = torch.cat(parts)[:wanted]
     known = torch.cat(labels)[:wanted] if len(labels) == len(parts) else None
@@ -95,7 +103,7 @@ def gather(
 def _parts(
     source: Any, size: tuple[int, int], wanted: int, scales: bool, input: Input
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """A few images at a time, with their labels where there are some."""
+    """The images of ``source``, a few at a time, each with its labels or None."""
     if isinstance(source, (str, PathLike)):
         yield from _files(Path(source), size, wanted, scales, input)
     elif isinstance(source, Tensor):
@@ -105,7 +113,7 @@ def _parts(
         chunks = [numbers[start : start + _READ] for start in range(0, len(numbers), _READ)]
         for chunk in track(chunks, "reading images"):
             yield source.batch(chunk, 0)
-        others = _others(len(source), numbers)  # where files that cannot be read were left out
+        others = _others(len(source), numbers)  # needed if files could not be read and were left out
         while chunk := list(islice(others, _READ)):
             yield source.batch(chunk, 0)
     elif isinstance(source, Iterable):
@@ -118,11 +126,11 @@ def _parts(
 
 
 def _pair(part: Any) -> tuple[Tensor, Tensor | None]:
-    """A few images, and their labels where there are some, of what a loader gives."""
+    """The images, and the labels or None, in an item of a loader."""
     images, *rest = part if isinstance(part, (tuple, list)) and part else (part,)
     if not isinstance(images, Tensor):
         raise CalibrationError(f"calibration: need tensors of images, got {type(images).__name__}")
-    if not rest or rest[0] is None or images.dim() != 4:  # the last is refused for its shape
+    if not rest or rest[0] is None or images.dim() != 4:  # wrong images are refused by the caller
         return images, None
     try:
         labels = torch.as_tensor(rest[0], device="cpu")
@@ -131,6 +139,8 @@ def _pair(part: Any) -> tuple[Tensor, Tensor | None]:
     if labels.shape[:1] != images.shape[:1]:
         shape, images_given = tuple(labels.shape), counted(len(images), "image")
         raise CalibrationError(f"calibration: need a label for each image, got {shape} for {images_given}")
+    if labels.is_complex():
+        raise CalibrationError(f"calibration: labels must be numbers, got {labels.dtype}")
     return images, labels
 
 
@@ -155,7 +165,7 @@ def _files(
 
 
 def in_folder(folder: Path, input: Input, wanted: int) -> Iterator[Tensor]:
-    """``wanted`` readable images in ``folder`` and its folders, or all, a few at a time."""
+    """Up to ``wanted`` readable images below ``folder``, a few at a time, (N, 3, H, W) uint8."""
     found = list(find([folder]))
     numbers = spread(len(found), wanted).tolist()
     chosen = track([found[number] for number in numbers], "reading images")

@@ -1,11 +1,11 @@
-"""The fast form of a network for inference: our op in front, and behind it the engine that is fastest here.
+"""``wae.deploy``: a network in its fast form for inference. Our op runs the encoder, an engine runs the rest.
 
 ::
 
     deployed = deploy(model.eval(), size=(224, 224), batch=8)
     scores = deployed(images)  # uint8 or floating point, any strides
-    deployed.engine            # "openvino", say; deploy(..., engine="openvino") need not search again
-    deployed.save("out")       # load_deployed("out") has it back in a second
+    deployed.engine            # for example "openvino"; deploy(..., engine="openvino") skips the search
+    deployed.save("out")       # load_deployed("out") loads it within a second
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .agreement import (
     require_no_drop,
     scores_of,
 )
-from .arguments import check_arguments, example_images, first_parameter
+from .arguments import check_arguments, check_number, example_images, first_parameter
 from .calibration import STEP, Calibration, CalibrationError, Source, gather
 from .deployed import Deployed
 from .encoder_int8 import hand_bytes_over, put_where_faster
@@ -45,13 +45,13 @@ from .precision import DTYPES, NAMES, name_of
 from .timing import interleaved
 from .undisturbed import undisturbed
 
-_COMPARED = 8  # images on which the layers of a network in int8 are compared
+_COMPARED = 8  # images on which the layers of an int8 network are compared
 
 _log = logging.getLogger(__name__)
 
 
 class _Task(NamedTuple):
-    """The source of every candidate, and its standard of comparison."""
+    """What every candidate is built from, and what it is compared with."""
 
     model: nn.Module
     images: Tensor
@@ -59,12 +59,12 @@ class _Task(NamedTuple):
     memory_format: torch.memory_format
     calibration: Calibration | None
     named: Tensor | None
-    """The classes that the model names on what the calibration held back."""
+    """The classes that the model predicts for the held-out images."""
     max_drop: float | None
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of the images."""
+        """(H, W) of the images."""
         return self.images.shape[2], self.images.shape[3]
 
 
@@ -83,46 +83,57 @@ def deploy(
     memory_format: torch.memory_format = torch.channels_last,
     seconds: float = 3.0,
 ) -> Deployed:
-    """Make the fast form of ``model`` for inference, on the device where the model is.
+    """Make the fast form of ``model`` for inference, on the model's device.
 
-    BatchNorm is folded into the convolutions, the encoder runs as our op, and everything behind it in
-    ``engine``, which packs the weights for itself. The result is checked against ``model`` once.
+    BatchNorm is folded into the convolutions, the encoder runs as our op, and everything behind it runs in
+    ``engine``, which packs its weights. The result is compared with ``model`` once, on example images.
 
-    With ``calibration`` it is also checked on those of its images that no scale came from, and
-    ``Deployed.report`` has, as data for JSON: ``calibration_images``, ``checked_images``, ``agreement`` (the
-    share of images, or of their pixels, of which it and the model name the same class), ``accuracy``
-    (``model`` and ``deployed``; None without labels), ``drop`` (of accuracy; of agreement without labels),
-    ``max_drop``, and for int8 ``encoder`` (its ``precision``, and ``seconds`` of both where they were timed)
-    and ``layers``: (name, relative difference) of each layer's results, the one that moved most first.
+    With ``calibration`` it is also checked on held-out images, from which no scale was taken.
+    ``Deployed.report`` then has these entries, all of which JSON can hold:
+
+    - ``engine``, ``precision``: as in the attributes of :class:`Deployed`;
+    - ``calibration_images``, ``checked_images``: the numbers of images;
+    - ``agreement``: the share of the held-out images, or of their pixels, for which the result and ``model``
+      predict the same class;
+    - ``accuracy``: a dictionary with the accuracies of ``model`` and ``deployed``; None without labels;
+    - ``drop``: the accuracy lost, or without labels 1 - ``agreement``;
+    - ``max_drop``: the argument;
+    - ``encoder``, for int8: its ``precision``, and the ``seconds`` of both encoders if they were timed;
+    - ``layers``, for int8: [name, relative difference] of each layer's results, the largest first.
 
     Args:
-        model: a :class:`WAENetwork`, or any other network that scores images or their pixels, in evaluation
-            mode. It is copied.
+        model: a :class:`wae.models.network.WAENetwork`, or any other network that scores images or their
+            pixels, in evaluation mode. It is copied.
         size: (H, W) of the images.
-        batch: how many images a call has, mostly.
-        engine: a key of :data:`ENGINES`; or "auto", which builds all that are installed, times them for
-            this size and batch, and keeps the fastest. What it does is logged, at the level INFO.
-        precision: "float32", "bfloat16", "float16" or "int8" (or "float64"), to compute in; "auto" for
-            whichever is fastest, int8 only with ``calibration``; None for the model's own. On a processor the
-            encoder stays in the model's own, but for int8: there it is in int8 too where the processor has
-            VNNI, the images are uint8 and that is faster. int8 needs the extra ``int8`` (docs/deploy.md).
-        calibration: images for int8's scales, and to check on: see :data:`.calibration.Source`.
-        calibration_images: how many to take scales from.
-        max_drop: the largest drop that is accepted; None for any.
+        batch: the number of images in most calls.
+        engine: a key of :data:`wae.inference.engines.ENGINES`; or "auto", which builds all that are
+            installed, times them for this size and batch, and keeps the fastest. Its steps are logged at the
+            level INFO.
+        precision: the precision to compute in: "float32", "bfloat16", "float16", "int8" or "float64". None
+            is the model's own; "auto" is the fastest of the first four, int8 only with ``calibration``. On a
+            CPU the encoder stays in the model's own precision; with "int8" it runs in int8 too if the CPU has
+            VNNI, the images are uint8 and int8 is faster. int8 needs the extra ``int8`` (docs/deploy.md).
+        calibration: images that give the scales of int8, and that the result is checked on: see
+            :data:`wae.inference.calibration.Source`.
+        calibration_images: the number of images that give the scales.
+        max_drop: the largest ``drop`` that is accepted, 0.005 being half a point; None for any.
         input: how files in the folder ``calibration`` become images: a checkpoint's ``describe(path).input``.
-        dtype: the old name of ``precision``, as a dtype.
-        memory_format: of what PyTorch's own engines compute on. Others choose for themselves.
-        seconds: that "auto" spends on timing, all engines together.
+        dtype: deprecated; ``precision`` as a dtype.
+        memory_format: the memory format in which PyTorch's engines compute. Other engines choose their own.
+        seconds: the seconds that "auto" spends on timing, all engines together.
 
     Raises:
         TypeError, ValueError: an argument does not fit.
-        CalibrationError: int8 without images to calibrate on, or with too few or wrong ones.
+        CalibrationError: int8 without calibration images; or there are too few of them, or wrong ones.
         EngineError: the engine is not installed, does not run on the model's device or in this precision, or
-            refuses the model; or a hook on the whole of a WAE network changes its scores.
+            does not accept the model; or a hook on a WAE network itself changes its scores.
         DisagreementError: the result does not compute what ``model`` does; or its drop is too large, and the
             message names the layers that moved most.
     """
     check_arguments(model, size, batch)
+    check_number("seconds", seconds)
+    if max_drop is not None:
+        check_number("max_drop", max_drop)
     if engine != "auto" and engine not in ENGINES:
         raise ValueError(f"engine must be one of auto, {', '.join(ENGINES)}, got {engine!r}")
     if dtype is not None:
@@ -132,7 +143,7 @@ def deploy(
         raise ValueError(f"precision must be one of auto, {', '.join(NAMES)}, got {precision!r}")
     if precision == "int8" and calibration is None:
         raise CalibrationError(
-            "calibration: int8 takes its scales from images: give some, a loader of some, or a folder"
+            "calibration: int8 takes its scales from images: give a tensor, a loader or a folder of images"
         )
     wanted = _precisions(precision, own, calibration is not None)
     device = first_parameter(model).device
@@ -170,7 +181,7 @@ def _from_dtype(dtype: torch.dtype, precision: str | None) -> str:
 
 
 def _precisions(precision: str | None, own: torch.dtype, calibrated: bool) -> list[str]:
-    """Those to try."""
+    """The precisions to try."""
     if precision is None:
         return [name_of(own)]
     if precision != "auto":
@@ -182,7 +193,7 @@ def _say_what_is_emulated(wanted: Sequence[str], device: torch.device, engine: s
     who = "engines emulate" if engine == "auto" else f"{engine} emulates"
     for name in wanted:
         if not precisions.native(name, device):
-            _log.log(level, "this processor has no instructions for %s: %s it with others", name, who)
+            _log.log(level, "this CPU has no instructions for %s: %s it with others", name, who)
 
 
 def _bits(dtype: torch.dtype) -> int:
@@ -210,11 +221,11 @@ def _task(
 
 
 def _attempt(task: _Task, engine: Engine, name: str) -> Deployed | None:
-    """:func:`_deploy_in`, or None and a message."""
+    """:func:`_deploy_in`; None, and a line in the log, if it fails."""
     _log.info("building %s in %s", engine.name, name)
     try:
         return _deploy_in(task, engine, name)
-    except (EngineError, DisagreementError, OSError) as error:  # the last of a full disk
+    except (EngineError, DisagreementError, OSError) as error:  # OSError if the disk is full
         _log.info("left out: %s", error)
         return None
 
@@ -237,7 +248,7 @@ def _fastest(candidates: Sequence[Deployed], images: Tensor, seconds: float) -> 
 
 
 def _deploy_in(task: _Task, engine: Engine, name: str) -> Deployed:
-    """Build and check."""
+    """Build the network in one engine and precision, and check it."""
     device, own = task.images.device, first_parameter(task.model).dtype
     reason = engine.why_not(device, name)
     if reason is not None:
@@ -262,10 +273,10 @@ def _deploy_in(task: _Task, engine: Engine, name: str) -> Deployed:
 
 
 def _divided(task: _Task, engine: Engine, name: str) -> tuple[Front, nn.Module, End | None]:
-    """What runs in front of the engine, what the engine runs, and what runs behind it."""
+    """The parts that run in front of the engine, in the engine, and behind it."""
     dtype = engine.input_dtype(name)
     memory_format = torch.contiguous_format if engine.foreign else task.memory_format
-    folded = fold(task.model, task.images[:1])  # the result is compared on all
+    folded = fold(task.model, task.images[:1])  # one is enough: the result is compared on all
     if engine.whole:
         front, rest = whole(folded, task.size, dtype, memory_format)
     else:
@@ -277,7 +288,7 @@ def _divided(task: _Task, engine: Engine, name: str) -> tuple[Front, nn.Module, 
 
 
 def _check(task: _Task, deployed: Deployed, encoder: dict[str, Any]) -> None:
-    """Note how far the scores and classes are from the model's; raises DisagreementError where too far.
+    """Record how far the scores and classes are from the model's; raise DisagreementError if too far.
 
     ``encoder`` is as for :func:`_report`.
     """
@@ -293,7 +304,7 @@ def _check(task: _Task, deployed: Deployed, encoder: dict[str, Any]) -> None:
 
 
 def _report(task: _Task, deployed: Deployed, encoder: dict[str, Any]) -> dict[str, Any]:
-    """See :func:`deploy`; ``encoder`` is what :func:`put_where_faster` found."""
+    """The report: see :func:`deploy`. ``encoder`` is what :func:`put_where_faster` returned."""
     assert task.calibration is not None
     assert task.named is not None
     found = classes_of(deployed, task.calibration.held_out, deployed.batch, task.images.device)

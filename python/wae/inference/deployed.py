@@ -1,4 +1,4 @@
-"""What ``wae.deploy`` makes: it is called with images, from any thread, and gives the model's scores."""
+"""The result of ``wae.deploy``: called with images, from any thread, it returns the model's scores."""
 
 from __future__ import annotations
 
@@ -23,18 +23,20 @@ _log = logging.getLogger(__name__)
 
 
 class Deployed:
-    """The result of :func:`deploy`: call it with images, from any thread.
+    """The result of :func:`wae.deploy`: call it with images, from any thread.
 
-    A lock lets one call in at a time: others wait.
+    One call runs at a time; calls from other threads wait.
 
     Attributes:
         engine: the name of the engine that runs the bodies and classifiers.
-        precision: that they are computed in.
+        precision: the precision that they compute in.
         size: (H, W) of the images it takes.
-        batch: the number of images it was made for. Others work, the first after as long a preparation.
-        difference: how far its scores were from the model's when it was made, relative, in the norm.
-        seconds: for each engine that ``engine="auto"`` tried, the median of one call; else empty.
-        report: what was found on the images that ``calibration`` held back; else empty. See :func:`deploy`.
+        batch: the number of images it was made for. Any other number works too; the first call with one
+            prepares the engine again, which takes as long as the first time.
+        difference: the norm of the difference between its scores and the model's, over the norm of the
+            model's, when it was made.
+        seconds: the median seconds of a call for each engine that ``engine="auto"`` tried; else empty.
+        report: what was found on the held-out images of ``calibration``; else empty. See :func:`wae.deploy`.
     """
 
     difference: float
@@ -68,20 +70,24 @@ class Deployed:
         )
 
     def __call__(self, images: Tensor) -> Tensor:
-        """The model's scores of ``images``, (N, classes) or (N, classes, H, W).
+        """The model's scores of ``images``.
 
-        They are in the model's dtype (or that of a wider ``precision``).
-
-        They do not depend on autocast, inference mode, or torch's default dtype around the call. Those of an
-        image with NaN or infinity are NaN in every engine.
+        They do not depend on autocast, inference mode or torch's default dtype around the call. The scores of
+        an image with NaN or infinity are NaN in every engine.
 
         Args:
             images: (N, 3, H, W) on the model's device, any strides, uint8 or floating point; H and W are
-                those of ``size``. A WAE network's ``image_scale`` and ``image_shift`` are applied, as the
-                model itself does; any other network takes its numbers as they are.
+                those of ``size``. A WAE network applies its ``image_scale`` and ``image_shift``, as the model
+                does; any other network takes the values as they are.
+
+        Returns:
+            (N, classes) or (N, classes, H, W), in the model's dtype, or in that of ``precision`` if it is
+            wider.
 
         Raises:
-            TypeError, ValueError: ``images`` is something else; the message says what it needs.
+            TypeError, ValueError: ``images`` is anything else; the message says what is needed.
+            RuntimeError: the process was forked after an earlier call in another engine than PyTorch's.
+            EngineError, DisagreementError: the engine cannot be prepared for another number of images.
         """
         self._check(images)
         with self._lock, undisturbed(images.device):
@@ -89,7 +95,7 @@ class Deployed:
             scores: Tensor = self._runner(inputs)(*inputs)
             if self._end is not None:
                 scores = self._end(scores).to(self._scores_dtype)
-            else:  # the engine may write its next result to the same place
+            else:  # the engine may overwrite its result in the next call
                 scores = scores.to(self._scores_dtype, copy=True)
             if not images.is_floating_point():
                 return scores
@@ -98,16 +104,20 @@ class Deployed:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            "a Deployed is neither copied nor pickled: save() it, and wae.load_deployed() it there"
+            "a Deployed can be neither copied nor pickled: save() it, and load it with wae.load_deployed()"
         )
 
     def save(self, folder: Path | str, force: bool = False) -> None:
-        """Write what :func:`wae.load_deployed` needs into ``folder``, which is made.
+        """Write what :func:`wae.load_deployed` needs into a new ``folder``, completely or not at all.
+
+        Args:
+            folder: the folder to make, and its parents where they are missing.
+            force: replace a deployed network that is there.
 
         Raises:
-            FileExistsError: there is something at ``folder``, and ``force`` is false or it is no such folder.
-            EngineError: the engine cannot be saved, or an encoder with hooks or changed layers.
-            OSError: the disk is full, say.
+            FileExistsError: something is at ``folder``, and ``force`` is false or it is no deployed network.
+            EngineError: the engine cannot save networks, or the encoder has hooks or changed layers.
+            OSError: the folder cannot be written; the disk is full, for example.
         """
         with self._lock, undisturbed(self._front.device):
             inputs = self._front(example_images(self._front, self.batch, self.size))
@@ -135,7 +145,7 @@ class Deployed:
                 f"{self.engine}, prepared for any number of images,",
                 run(*examples),
                 expected,
-                # int8 rounds to one of 256 numbers: another order of sums moves some to the next
+                # int8 rounds to 256 numbers: another order of summation moves some values to the next one
                 DTYPES.get(self.precision, torch.bfloat16),
             )
             self._run_any = run

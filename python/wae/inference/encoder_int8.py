@@ -1,6 +1,6 @@
-"""An encoder in int8, with scales from images: what ``precision="int8"`` puts before the engine.
+"""An int8 encoder, which ``precision="int8"`` puts in front of the engine. Its scales come from images.
 
-docs/network.md has the arithmetic and says what each scale stands for.
+docs/network.md describes the arithmetic and what each scale stands for.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .front import Front
 from .precision import name_of
 from .timing import interleaved
 
-_TIMED = 0.3  # seconds that the comparison with float32 takes
+_TIMED = 0.3  # seconds for the timing of both encoders
 
 _log = logging.getLogger(__name__)
 
@@ -38,12 +38,13 @@ class QuantizationError(WaeError, ValueError):
 
 
 class Int8Encoder(nn.Module):
-    """An :class:`Encoder` that computes uint8 images in int8, where the processor has a kernel for that.
+    """An encoder that computes uint8 images in int8 if the CPU has a kernel for it.
 
-    Everything else, floating-point images and other processors, goes to the encoder that it was made of.
+    Floating-point images, and all images on other CPUs, go to the float32 encoder. The buffers are zeros
+    until :func:`quantize` fills them.
 
     Args:
-        exact: that encoder, of width 16 and in float32.
+        exact: the float32 encoder; an :class:`wae_kernels.nn.Encoder` of width 16.
     """
 
     image_padding: Tensor
@@ -67,23 +68,26 @@ class Int8Encoder(nn.Module):
     def forward(
         self, image: Tensor, image_scale: Tensor | None = None, image_shift: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """``(low, high)``, float32, of a (N, 3, H, W) image; scale and shift are those it was made with."""
+        """``(low, high)``, (N, 3, ceil(H/2), ceil(W/2)) float32 each, of ``image``, (N, 3, H, W).
+
+        ``image_scale`` and ``image_shift`` must be those it was quantized with.
+        """
         if image.dtype != torch.uint8 or not backends.int8_runs(image.device):
             low, high = self.exact(image, image_scale, image_shift)
             return low, high
         return wae_kernels.encode_int8(image, *self.numbers())
 
     def numbers(self) -> list[Tensor]:
-        """The op's arguments behind the image. (``buffers()`` walks through all modules, in 15 us.)"""
+        """The op's arguments after the image. (``buffers()`` would take 15 us to walk all modules.)"""
         return cast(list[Tensor], [*self._buffers.values()])
 
 
 class ByteEncoder(nn.Module):
-    """An :class:`Int8Encoder` that gives the bytes which an engine computes with.
+    """An int8 encoder that returns the bytes with which an engine computes.
 
     Args:
-        encoder: gives float32.
-        inputs: what the engine takes for ``low`` and ``high``.
+        encoder: the encoder that returns float32.
+        inputs: the engine's descriptions of ``low`` and ``high`` as bytes.
     """
 
     low_zero_point: Tensor
@@ -104,10 +108,10 @@ class ByteEncoder(nn.Module):
     def forward(
         self, image: Tensor, image_scale: Tensor | None = None, image_shift: Tensor | None = None
     ) -> Sequence[Tensor]:
-        """``(low, high)``, each uint8 or int8, of a (N, 3, H, W) image; see :class:`Int8Encoder`."""
+        """``(low, high)``, each uint8 or int8, of ``image``: see :meth:`Int8Encoder.forward`."""
         zero_points = self.low_zero_point, self.high_zero_point
         if image.dtype == torch.uint8 and backends.int8_runs(image.device):
-            numbers = self.encoder.numbers()[:-1]  # all but its scale
+            numbers = self.encoder.numbers()[:-1]  # all but the float32 scale
             numbers += [self.scale, *zero_points]
             return wae_kernels.encode_int8(image, *numbers)
         exact = self.encoder(image, image_scale, image_shift)
@@ -118,29 +122,29 @@ class ByteEncoder(nn.Module):
 
 
 def hand_bytes_over(front: Front, prepared: Prepared) -> None:
-    """Have an int8 encoder in ``front`` give the engine its bytes, where the engine can take them."""
+    """Make an int8 encoder in ``front`` hand its bytes to the engine, if the engine can take bytes."""
     if isinstance(front.encoder, Int8Encoder) and (inputs := prepared.take_bytes()):
         front.encoder = ByteEncoder(front.encoder, inputs)
 
 
 def put_where_faster(front: Front, images: Tensor, samples: Sequence[Tensor]) -> dict[str, Any]:
-    """Give ``front`` an int8 encoder, where there is a kernel for it and that is faster.
+    """Give ``front`` an int8 encoder if there is a kernel for it and it is faster than the float32 encoder.
 
     Args:
-        front: of a network on the processor.
-        images: a call's, on which both encoders are timed.
-        samples: batches of images, for the scales.
+        front: the front of a network on the CPU.
+        images: the images of a call, on which both encoders are timed.
+        samples: batches of images that give the scales.
 
     Returns:
-        ``precision``, the encoder's now, and where both were timed ``seconds``, the median of each. Nothing
-        without an encoder.
+        ``precision``, that of the encoder that is used; and ``seconds``, the median of both encoders by
+        precision, if they were timed. Empty if there is no encoder.
     """
     exact = front.encoder
     if exact is None:
         return {}
     if (
         type(exact) is not Encoder
-        or not exact.is_fused  # hooks, say, have no place in whole numbers
+        or not exact.is_fused  # hooks, for example, cannot run within the int8 op
         or exact.conv1.out_channels != KERNEL_WIDTH
         or front.like.dtype != torch.float32
         or images.dtype != torch.uint8
@@ -167,12 +171,12 @@ def put_where_faster(front: Front, images: Tensor, samples: Sequence[Tensor]) ->
 def largest_activations(
     encoder: Encoder, image_scale: Tensor | None, image_shift: Tensor | None, images: Iterable[Tensor]
 ) -> list[float]:
-    """The largest outputs of conv1, conv2 and conv3.
+    """The largest outputs of conv1, conv2 and conv3, after their ReLUs.
 
     Args:
-        encoder: in float32.
-        image_scale, image_shift: that it is called with.
-        images: batches, (N, 3, H, W).
+        encoder: a float32 encoder.
+        image_scale, image_shift: the arguments that it is called with, (3,) each or None.
+        images: batches of images, (N, 3, H, W).
     """
     largest = [0.0, 0.0, 0.0]
     for batch in images:
@@ -190,15 +194,16 @@ def quantize(
     image_shift: Tensor | None,
     largest: Sequence[float],
 ) -> Int8Encoder:
-    """``encoder`` in int8.
+    """Quantize ``encoder`` to int8.
 
     Args:
-        encoder: in float32.
-        image_scale, image_shift: that it is called with; they become part of its weights.
-        largest: of :func:`largest_activations`. Larger ones are cut off.
+        encoder: a float32 encoder.
+        image_scale, image_shift: the arguments that it is called with, (3,) each or None; they become part of
+            the weights.
+        largest: the result of :func:`largest_activations`. Larger activations saturate.
 
     Raises:
-        QuantizationError: no byte stands for the 0 that a normalised image is padded with.
+        QuantizationError: no byte represents the 0 with which the normalised image is padded.
     """
     scale, shift = (
         torch.full((3,), default) if t is None else t.detach()
@@ -207,11 +212,11 @@ def quantize(
     padding = (-shift.double() / scale.double()).round()
     if not ((padding >= 0) & (padding <= 255)).all():
         raise QuantizationError(
-            f"no byte stands for 0 with image_scale {scale.tolist()} and image_shift {shift.tolist()}"
+            f"no byte represents 0 with image_scale {scale.tolist()} and image_shift {shift.tolist()}"
         )
     result = Int8Encoder(encoder)
     result.image_padding.copy_(padding)
-    inputs, offset = scale.double(), shift.double()  # a byte stands for byte * inputs + offset
+    inputs, offset = scale.double(), shift.double()  # a byte represents byte * inputs + offset
     for number, layer in enumerate(_trunk(encoder)):
         sums = _round(result, f"conv{number + 1}", layer, inputs, offset)
         result.shift[number], result.multiplier[number], inputs = _requantization(sums, largest[number])
@@ -222,22 +227,22 @@ def quantize(
 
 
 def _round(result: Int8Encoder, name: str, layer: Any, inputs: Tensor, offset: Tensor) -> Tensor:
-    """Put ``layer`` in whole numbers into ``result``; what 1 in its sums stands for, by output channel."""
+    """Round ``layer`` to integers in ``result``; return what 1 in its sums stands for, by output channel."""
     weight = layer.weight.double() * inputs.view(1, -1, 1, 1)
     bias = layer.bias.double() + layer.weight.double().sum((2, 3)) @ offset
     scale = weight.abs().amax((1, 2, 3)) / 127
-    scale = torch.where(scale > 0, scale, bias.abs().clamp_min(1e-30) / 2**20)  # a channel of the bias alone
+    scale = torch.where(scale > 0, scale, bias.abs().clamp_min(1e-30) / 2**20)  # channels with a bias only
     result.get_buffer(f"{name}_weight").copy_((weight / scale.view(-1, 1, 1, 1)).round())
     result.get_buffer(f"{name}_bias").copy_((bias / scale).round().clamp(-MOST_BIAS, MOST_BIAS))
     return scale
 
 
 def _requantization(scale: Tensor, largest: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Shift and multiplier that make about 255 of what stands for ``largest``; what a byte then stands for.
+    """Shift and multiplier that map ``largest`` to about 255, and the scale of the resulting bytes.
 
-    The multiplier is rounded down, and the byte's scale is the exact one that follows: nothing is lost.
+    The multiplier is rounded down. The scale is computed from the rounded multiplier, so it is exact.
     """
-    sums = (largest / scale).clamp_min(1)  # that become 255
+    sums = (largest / scale).clamp_min(1)  # these become 255
     shift = (sums / (2**15 - 1)).log2().ceil().clamp(0, 30)
     multiplier = (255 * 2 ** (15 + shift) / sums).floor().clamp(1, 2**15 - 1)
     return shift, multiplier, scale * 2 ** (15 + shift) / multiplier

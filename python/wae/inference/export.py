@@ -1,15 +1,15 @@
-"""A network as a file that runs without this package's Python code.
+"""``wae.export``: a network as a file that runs without the Python code of this package.
 
 ============== =========================================== ===============================================
 format         what the file holds                         what runs it
 ============== =========================================== ===============================================
 ``onnx``       standard ONNX, the encoder as convolutions  ONNX Runtime, OpenVINO, TensorRT, ...
-``torch``      a torch.export program, which calls our op  ``torch.export.load``, after
+``torch``      a torch.export program that calls our op    ``torch.export.load``, after
                                                            ``import wae_kernels``
 ``aoti``       code compiled for this machine's kind of    ``torch._inductor.aoti_load_package``, after
-               processor or GPU, which calls our op        ``import wae_kernels``
+               CPU or GPU, which calls our op              ``import wae_kernels``
 ``executorch`` a program for phones, the encoder as        ExecuTorch
-               convolutions, for one number of images
+               convolutions, for a fixed batch size
 ============== =========================================== ===============================================
 """
 
@@ -45,7 +45,7 @@ from .agreement import (
     require_no_drop,
     scores_of,
 )
-from .arguments import check_arguments, example_images
+from .arguments import check_arguments, check_number, example_images
 from .calibration import STEP, Calibration, CalibrationError, Source, gather
 from .engines import ENGINES, EngineError, Run, in_onnxruntime, onnx_session, to_onnx
 from .engines.int8 import Movement
@@ -57,14 +57,17 @@ from .undisturbed import undisturbed
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of file: how a network becomes one, and how one becomes a function of images again."""
+    """A file format: how a network is written in it, and how a file is loaded as a function of images."""
 
     suffix: str
+    """The usual extension, with its dot."""
     make: Callable[[nn.Module, Tensor, bool, Mapping[str, str]], bytes]
-    """Takes the network, images, whether any number of them is to be possible, and what the file says."""
+    """Takes the network, example images, whether the file must accept any number of images, and the file's
+    metadata; returns the file's content."""
     load: Callable[[bytes], Run]
+    """Takes the file's content; returns a function of images."""
     fixed: bool = False
-    """Whether it is for one number of images only."""
+    """Whether a file is always for a fixed batch size."""
 
 
 def export(
@@ -82,36 +85,42 @@ def export(
     max_drop: float | None = 0.005,
     described: Description | None = None,
 ) -> dict[str, Any]:
-    """Write ``model`` to ``path``: from images to scores, BatchNorm folded.
+    """Write ``model`` to the file ``path``, from images to scores, with BatchNorm folded.
 
-    The file is loaded again and its scores are compared with the model's before it takes its place.
+    Before the file takes its place it is loaded, and its scores are compared with the model's.
 
     Args:
-        model: a :class:`WAENetwork`, or any other network that scores images or their pixels, in evaluation
-            mode.
-        path: of the file. Its folder is made if there is none.
+        model: a :class:`wae.models.network.WAENetwork`, or any other network that scores images or their
+            pixels, in evaluation mode.
+        path: the file to write. Its folder is made if it is missing.
         file_format: a key of :data:`FORMATS`.
         size: (H, W) of the images.
-        batch: how many images a call has; None for any number, in "executorch" for one.
-        image_dtype: what the images are: uint8, or the dtype of the model's parameters.
-        force: replace the file that is there.
-        precision: None for the model's own; "int8" in the format "onnx" for a file in the form QDQ.
+        batch: the number of images in a call. None for any number; in "executorch" None is one image.
+        image_dtype: the dtype of the images: uint8, or the dtype of the model's parameters.
+        force: replace a file that is there.
+        precision: None for the model's own precision; "int8", in the format "onnx" only, for a file in QDQ
+            format.
         calibration, calibration_images, max_drop: see :func:`wae.deploy`.
-        described: the network's checkpoint: the file then says what :func:`metadata` gives, and files in the
-            folder ``calibration`` become images as it says.
+        described: the description in the network's checkpoint. It becomes the file's :func:`metadata`, and
+            says how files in the folder ``calibration`` become images.
 
     Returns:
-        The report of :func:`wae.deploy`, if there is calibration; and ``difference``, how far the file's
-        scores are from the model's, relative, in the norm.
+        ``difference``: the norm of the difference between the file's scores and the model's, over the norm of
+        the model's; and with ``calibration`` the entries of :func:`wae.deploy`'s report, except ``engine``,
+        ``precision`` and ``encoder``.
 
     Raises:
         TypeError, ValueError: an argument does not fit.
         FileExistsError: there is a file at ``path`` and ``force`` is false.
         EngineError: a package is missing, or the network cannot be exported.
-        CalibrationError: int8 without images to calibrate on, or with too few or wrong ones.
-        DisagreementError: the file does not compute what ``model`` does; then it is not written.
+        CalibrationError: int8 without calibration images; or there are too few of them, or wrong ones.
+        DisagreementError: the file does not compute what ``model`` does, or its drop is too large; it is not
+            written.
+        OSError: the file cannot be written.
     """
     check_arguments(model, size, 1 if batch is None else batch)
+    if max_drop is not None:
+        check_number("max_drop", max_drop)
     if file_format not in FORMATS:
         raise ValueError(f"file_format must be one of {', '.join(FORMATS)}, got {file_format!r}")
     dtype = next(model.parameters()).dtype
@@ -120,9 +129,9 @@ def export(
     if precision not in (None, "int8"):
         raise ValueError(f"precision must be None or int8, got {precision!r}")
     if precision == "int8" and file_format != "onnx":
-        raise ValueError(f"precision: int8 files have the format onnx, not {file_format}")
+        raise ValueError(f"precision: int8 needs the format onnx, got {file_format}")
     if precision == "int8" and calibration is None:
-        raise CalibrationError("calibration: int8 takes its scales from images: give some")
+        raise CalibrationError("calibration: int8 takes its scales from images, got None")
     path = Path(path)
     refuse_existing(path, force)
     if FORMATS[file_format].fixed:
@@ -154,14 +163,14 @@ def _made(
     data: Calibration | None,
     says: Mapping[str, str],
 ) -> tuple[bytes, dict[str, Any]]:
-    """The file, and what was found about it."""
+    """The file's content, and its report without ``max_drop``."""
     form, dtype = FORMATS[file_format], next(model.parameters()).dtype
     cases = [example_images(model, count, size, image_dtype) for count in ((batch,) if batch else (2, 1, 3))]
     given = cases if isinstance(model, WAENetwork) else [x.to(dtype) for x in cases]
     expected = [scores_of(model, x) for x in given]
     check_parts(model, given[0], expected[0])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporters' own parts
+        warnings.simplefilter("ignore")  # the exporters warn about their own internals
         try:
             with bar(f"exporting as {file_format}", None):
                 network = _FromImages(fold(model, given[0]), size).eval()
@@ -174,8 +183,8 @@ def _made(
                 scores = [run(x) for x in cases]
         except EngineError:
             raise
-        except Exception as error:  # whatever kind the exporter has
-            if full := full_disk(error):  # which no network is to blame for
+        except Exception as error:  # exporters raise exceptions of any kind
+            if full := full_disk(error):  # not the network's fault
                 raise full from None
             raise EngineError(f"{file_format} does not take this network: {error}") from error
     if precision == "int8":
@@ -193,20 +202,20 @@ def _made(
 
 
 def _as(dtype: torch.dtype, images: Tensor) -> Tensor:
-    """``images`` in the file's ``dtype``. Raises CalibrationError where bytes would be other numbers."""
+    """``images`` in the file's ``dtype``. Raises CalibrationError if uint8 would change their values."""
     converted = images.to(dtype)
     if dtype == torch.uint8 and not torch.equal(converted.to(images.dtype), images):
         raise CalibrationError(
-            "calibration: the file takes uint8 images, and these are no whole numbers of 0 to 255: name "
-            "their dtype as image_dtype"
+            "calibration: the file takes uint8 images, but these are not integers from 0 to 255: pass their "
+            "dtype as image_dtype"
         )
     return converted
 
 
 def _in_int8(content: bytes, images: Tensor, batch: int) -> tuple[bytes, list[Movement]]:
-    """The ONNX file with its scales, and how far its layers moved.
+    """The ONNX file ``content`` quantized to int8, and how far its layers moved.
 
-    It may be for ``batch`` images alone: the last ones are filled up with the first.
+    The file may be for ``batch`` images only, so the last batch is padded with the first images.
     """
     numbers = torch.arange(len(images) + -len(images) % batch) % len(images)
     samples = [(part,) for part in images[numbers].split(batch)]
@@ -218,7 +227,7 @@ def _in_int8(content: bytes, images: Tensor, batch: int) -> tuple[bytes, list[Mo
 
 
 class _FromImages(nn.Module):
-    """The network, its one input called ``images``: uint8 even where it takes only floating point."""
+    """The network with one input, ``images``, which may be uint8 even if the network takes only floats."""
 
     image_scale: Tensor
     image_shift: Tensor
@@ -243,11 +252,12 @@ class _FromImages(nn.Module):
 
 
 def metadata(described: Description, size: tuple[int, int], image_dtype: torch.dtype) -> dict[str, str]:
-    """A file's description of itself, as texts: ``network``, ``labels`` and ``input``, the last two in JSON.
+    """The metadata of an exported file, by name: ``network``, ``input`` and, if there are any, ``labels``.
 
-    ``input`` is how an image becomes what the file takes: the shorter side scaled to ``resize`` (both, where
-    it is a pair), ``crop`` (H, W) cut out of the middle, the order of the colours, the range of the numbers,
-    and ``mean`` and ``std``: 0 and 1, because the network's own scale and shift are in the file.
+    The last two are JSON. ``input`` says how an image becomes the file's input: ``resize`` is the length of
+    the shorter side after scaling, or the lengths of both sides (H, W); ``crop`` is the (H, W) of the centre
+    crop. It also has the order of the colours and the range of the values. ``mean`` and ``std`` are 0 and 1,
+    because the network's own scale and shift are in the file.
     """
     input = described.input.of_size((size[0], size[1]) if described.input.is_whole else min(size))
     preprocessing = {
@@ -269,7 +279,7 @@ def metadata(described: Description, size: tuple[int, int], image_dtype: torch.d
 # ------------------------------------------------------------------------------------------------- formats
 
 METADATA = "metadata.json"
-"""The name in a torch.export file of what it says of itself: one of ``extra_files``."""
+"""The name of the metadata among the ``extra_files`` of a torch.export file."""
 
 
 def _program(network: nn.Module, images: Tensor, dynamic: bool) -> torch.export.ExportedProgram:
@@ -308,7 +318,7 @@ def _make_onnx(network: nn.Module, images: Tensor, dynamic: bool, says: Mapping[
 
 def _load_onnx(content: bytes) -> Run:
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"  # of bytes the session would keep a copy
+        path = Path(folder) / "model.onnx"  # given bytes, the session would keep a copy of them
         path.write_bytes(content)
         session = onnx_session(path)
     return lambda images: session(images.cpu()).to(images.device)

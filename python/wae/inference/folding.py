@@ -1,4 +1,4 @@
-"""BatchNorm folded away: a network in the form that it has for inference."""
+"""Folds BatchNorm into the convolutions of a network, for inference."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ from .tracing import put, traced
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_OF_THE_FORM = ("ndim", "shape", "dtype", "device")  # attributes that folding leaves as they are
+_UNCHANGED = ("ndim", "shape", "dtype", "device")  # attributes of a result that folding does not change
 _log = logging.getLogger(__name__)
 
 
 def fold(model: nn.Module, images: Tensor) -> nn.Module:
-    """A copy of ``model`` for inference, its BatchNorms folded into the convolutions before them.
+    """A copy of ``model`` for inference, with BatchNorms folded into the convolutions before them.
 
-    Of a network that torch.fx cannot trace the parts are folded, each by itself. It stays as it is where that
-    changes the scores of ``images``. What is hooked, pruned or the like stays in any case, as does a norm
-    behind such a convolution. Compilers find most of them later.
+    If torch.fx cannot trace the network, its parts are folded separately. If folding changes the scores of
+    ``images``, (N, 3, H, W), the copy is not folded (the two normalisations of a WAE network are, into its
+    encoder). A layer with a hook, pruned weights or the like is never folded, nor is a norm behind one.
+    Compilers find most of the remaining norms later.
     """
     unfolded, folded = _copy(model), _folded(_copy(model))
     return folded if _has_the_scores_of(unfolded, folded, images) else unfolded
@@ -43,9 +44,9 @@ def _copy(model: nn.Module) -> nn.Module:
 
 
 def _folded(network: nn.Module) -> nn.Module:
-    """``network``, or its two bodies, folded in place or replaced by their graphs."""
+    """``network``, or a WAE network's two bodies, folded in place or replaced by their graphs."""
     if not isinstance(network, WAENetwork):
-        return _fold_layers(network).eval()  # what torch.fx makes is in training mode
+        return _fold_layers(network).eval()  # torch.fx makes modules in training mode
     for name in network.bodies:
         setattr(network, name, _fold_layers(getattr(network, name)))
     return network.eval()
@@ -54,8 +55,8 @@ def _folded(network: nn.Module) -> nn.Module:
 @torch.no_grad()
 def _has_the_scores_of(model: nn.Module, folded: nn.Module, images: Tensor) -> bool:
     try:
-        scores = folded(images.clone())  # which a network may change
-    except Exception as error:  # of a network that does more with a part than call it
+        scores = folded(images.clone())  # cloned because a network may change its input
+    except Exception as error:  # a network may do more with a part than call it
         _log.debug("%s is not folded: %s", type(model).__name__, error)
         return False
     expected = model(images.clone())
@@ -64,7 +65,7 @@ def _has_the_scores_of(model: nn.Module, folded: nn.Module, images: Tensor) -> b
 
 @torch.no_grad()
 def _fold_layers(network: nn.Module) -> nn.Module:
-    """The graph of ``network``, folded; where there is none, ``network``, its parts folded."""
+    """The folded graph of ``network``; if it cannot be traced, ``network`` with its parts folded."""
     trace = traced(network)
     if trace is not None:
         _fold_graph(trace)
@@ -75,7 +76,7 @@ def _fold_layers(network: nn.Module) -> nn.Module:
 
 
 def _fold_part(part: nn.Module) -> nn.Module:
-    """``part``, folded: if possible of its own class, whose attributes the network around it may read."""
+    """``part``, folded. It keeps its class if possible, because the network may read its attributes."""
     trace = traced(part)
     if trace is None:
         return _fold_layers(part)
@@ -84,9 +85,11 @@ def _fold_part(part: nn.Module) -> nn.Module:
 
 
 def _fold_graph(trace: fx.GraphModule) -> dict[str, nn.Module | None]:
-    """Fold ``trace``, in which no folded norm is left. The result has the layers that do so in the network.
+    """Fold ``trace`` and remove the folded norms from it.
 
-    One is None where no layer does: for a norm that is a function, or runs elsewhere too.
+    Returns:
+        The layers that would fold the traced network itself, by the names of the layers they replace. A value
+        is None if no layer can: the norm is a function, or runs elsewhere too.
     """
     called = {x: trace.get_submodule(str(x.target)) for x in trace.graph.nodes if x.op == "call_module"}
     calls = Counter(map(id, called.values()))
@@ -96,7 +99,7 @@ def _fold_graph(trace: fx.GraphModule) -> dict[str, nn.Module | None]:
         before = node.args[0] if node.args else None
         if not isinstance(before, fx.Node) or before not in called:
             continue
-        # one that runs twice, or whose result or weights something else reads, must stay as it is
+        # a convolution must stay if it runs twice, or something else reads its result or its weights
         if calls[id(called[before])] > 1 or _readers(before) > 1 or id(called[before]) in read:
             continue
         norm = _norm(trace, node)
@@ -115,12 +118,12 @@ def _fold_graph(trace: fx.GraphModule) -> dict[str, nn.Module | None]:
 
 
 def _readers(node: fx.Node) -> int:
-    """How many read the numbers of ``node``: timm's norms look at their images' dimensions besides."""
-    return sum(not (user.target is getattr and user.args[1] in _OF_THE_FORM) for user in node.users)
+    """How many nodes read the values of ``node``: timm's norms read the number of its dimensions too."""
+    return sum(not (user.target is getattr and user.args[1] in _UNCHANGED) for user in node.users)
 
 
 class _Norm(NamedTuple):
-    """What :func:`torch.nn.functional.batch_norm` normalises by."""
+    """The arguments by which :func:`torch.nn.functional.batch_norm` normalises."""
 
     running_mean: Tensor
     running_var: Tensor
@@ -130,7 +133,7 @@ class _Norm(NamedTuple):
 
 
 def _norm(trace: fx.GraphModule, node: fx.Node) -> _Norm | None:
-    """What ``node`` normalises by, where it is such a layer or function and does nothing besides."""
+    """What ``node`` normalises by; None unless it is a BatchNorm layer or function and nothing more."""
     if node.op == "call_module":
         layer = trace.get_submodule(str(node.target))
         if not isinstance(layer, _NORMS) or not is_plain(layer):
@@ -144,29 +147,29 @@ def _norm(trace: fx.GraphModule, node: fx.Node) -> _Norm | None:
         given = {name: _constant(trace, bound.arguments[name]) for name in _Norm._fields}
     else:
         return None
-    if given["running_mean"] is None:  # it normalises by the batch's own statistics
+    if given["running_mean"] is None:  # it normalises by the statistics of the batch
         return None
     return None if any(isinstance(x, fx.Node) for x in given.values()) else _Norm(**given)
 
 
 def _constant(trace: fx.GraphModule, argument: Any) -> Any:
-    """The tensor that ``argument`` names, where it does; else ``argument``."""
+    """The tensor that ``argument`` refers to; ``argument`` itself if it refers to none."""
     if not isinstance(argument, fx.Node) or argument.op != "get_attr":
         return argument
     return getattr(_holder(trace, argument), str(argument.target).rpartition(".")[2])
 
 
 def _holder(trace: fx.GraphModule, tensor: fx.Node) -> nn.Module:
-    """The module that has the parameter or buffer ``tensor``."""
+    """The module that holds the parameter or buffer ``tensor``."""
     return trace.get_submodule(str(tensor.target).rpartition(".")[0])
 
 
 def _fused(convolution: nn.Module, norm: _Norm) -> nn.Module | None:
-    """``convolution`` with ``norm`` in its weights; None where that cannot be."""
+    """``convolution`` with ``norm`` folded into its weights; None if that is not possible."""
     if not isinstance(convolution, _CONVOLUTIONS + _TRANSPOSED) or not is_plain(convolution):
         return None
     transposed = isinstance(convolution, _TRANSPOSED)
-    if transposed and convolution.groups > 1:  # PyTorch's function takes all results for those of one group
+    if transposed and convolution.groups > 1:  # PyTorch's function assumes one group
         return None
     fused = copy.deepcopy(convolution)
     fused.weight, fused.bias = fuse_conv_bn_weights(

@@ -1,4 +1,4 @@
-"""A saved network in a new process: seconds to its first scores, and the memory that it takes there.
+"""The start-up time and the memory of a saved network, measured in a new process.
 
 python -m wae.inference.footprint FOLDER
 """
@@ -25,23 +25,28 @@ from .engines import EngineError
 from .saved import load_deployed
 
 _STATUS = Path("/proc/self/status")
-_PEAK = Path("/proc/self/clear_refs")  # where it is written to, the peak starts again
+_PEAK = Path("/proc/self/clear_refs")  # writing "5" to it resets the peak
 
 
 class Footprint(NamedTuple):
-    """Of a network in a process that runs nothing else. Megabytes are 1e6 bytes."""
+    """The footprint of a network in a process that runs nothing else. A megabyte is 1e6 bytes."""
 
     seconds: float
-    """From the call of :func:`wae.load_deployed` to the first scores, after torch and wae are imported."""
+    """Seconds from the call of :func:`wae.load_deployed` to the first scores; torch and wae are imported
+    before."""
     private: float
-    """Megabytes that it holds beyond those of before, without pages of files: weights, activations and the
-    space to work in. A mapped file is the rest, and the system takes its pages back when it needs them."""
+    """Megabytes of anonymous memory that the process gained: weights, activations and workspace. Mapped files
+    are not included, because the system can reclaim their pages."""
     peak: float
-    """The most megabytes that the process holds during calls, beyond what it held before."""
+    """The peak megabytes that the process holds during calls, beyond what it held before loading."""
 
 
 def footprint(folder: Path) -> Footprint | None:
-    """Of the network that was saved in ``folder``; None where the system does not tell (only Linux does)."""
+    """Measure the network saved in ``folder``; None except on Linux, as other systems do not report it.
+
+    Raises:
+        subprocess.CalledProcessError: the process failed; its standard error says why.
+    """
     if not _PEAK.exists():
         return None
     command = [sys.executable, "-m", __name__, str(folder.resolve())]
@@ -53,7 +58,7 @@ def footprint(folder: Path) -> Footprint | None:
 
 
 def footprint_of(deployed: Deployed) -> Footprint | None:
-    """Of ``deployed``, saved for that; None also where its engine cannot be saved, or the process fails."""
+    """Save ``deployed`` and measure it; None also if its engine cannot be saved, or the process fails."""
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / "net"
         try:
@@ -64,21 +69,21 @@ def footprint_of(deployed: Deployed) -> Footprint | None:
 
 
 def held(field: str) -> float:
-    """Megabytes under ``field`` in Linux's account of this process."""
+    """Megabytes in ``field`` of /proc/self/status."""
     found = re.search(rf"^{field}:\s+(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
     assert found is not None, f"{_STATUS} has no {field}"
     return int(found[1]) * 1024 / 1e6
 
 
 def restart_peak() -> None:
-    """Have the field VmHWM start again, after what is free has gone back to the system."""
+    """Return free memory to the system, and reset the peak in the field VmHWM."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     _PEAK.write_text("5")
 
 
 def _loaded(folder: Path) -> Footprint:
-    """The work of the new process."""
+    """Load the network in ``folder`` and measure this process."""
     torch.ones(1).add(1)
     before, private = held("VmRSS"), held("RssAnon")
     start = time.perf_counter()

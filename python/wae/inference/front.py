@@ -1,4 +1,4 @@
-"""Before and behind an engine: the encoder as our op, or a cast; the end of networks that score pixels."""
+"""What runs around an engine: the encoder, as our op, or a cast in front; a segmenter's fusion behind."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ _Result = TypeVar("_Result")
 
 
 class Front:
-    """Makes an engine's inputs of images.
+    """Turns images into an engine's inputs.
 
     Args:
-        encoder: with scale and shift, in whatever precision; None where the engine takes the images
+        encoder: takes the images, scale and shift, in any precision; None if the engine takes the images
             themselves.
-        like: any tensor of the model's dtype and device.
-        image_scale, image_shift: of the encoder.
-        dtype, memory_format: of the results; an encoder that makes integers keeps them.
-        before_threads: whether the engine has threads of its own. Then none of ours should wait in a loop
-            for its next work, on the cores that they need (docs/deploy.md).
+        like: any tensor of the model's dtype and on its device.
+        image_scale, image_shift: the encoder's arguments, (3,) each; None for a network that takes its images
+            as they are.
+        dtype, memory_format: of the inputs. An encoder that returns integers keeps their dtype.
+        before_threads: whether the engine has its own threads. If so, our threads must not spin between calls
+            on the cores that the engine's need (docs/deploy.md).
     """
 
     def __init__(
@@ -47,46 +48,46 @@ class Front:
     ) -> None:
         self.dtype, self.memory_format = dtype, memory_format
         self.encoder, self.like = encoder, like.new_empty(0)
-        if image_scale is not None:  # where there is one, example images are 0..255
+        if image_scale is not None:  # its presence tells example_images that images are 0..255
             self.image_scale, self.image_shift = image_scale, image_shift
         self._before_threads = before_threads and self.device.type == "cpu"
         self._can_sleep = _can_sleep(encoder)
-        self._process: int | None = None  # of the first call before such an engine
+        self._process: int | None = None  # the process of the first call in front of such an engine
 
     @property
     def encoder(self) -> nn.Module | None:
-        """See above; one in int8 can take its place."""
+        """See the class. An int8 encoder can replace it."""
         return self._encoder
 
     @encoder.setter
     def encoder(self, encoder: nn.Module | None) -> None:
         self._encoder = encoder
-        # Others need not take them: one in int8 has its own dtype, a forward or a hook of the user's may know
-        # only the model's three arguments.
+        # Other encoders need not accept them: an int8 encoder has its own dtype, and a user's forward or hook
+        # may know only the model's three arguments.
         is_ours = type(encoder) is Encoder and encoder.is_fused
         self._wanted = (self.dtype, self.memory_format) if is_ours else ()
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device it computes on."""
         return self.like.device
 
     def __call__(self, images: Tensor) -> Sequence[Tensor]:
-        """The inputs of ``images``, (N, 3, H, W)."""
+        """The engine's inputs for ``images``, (N, 3, H, W)."""
         return self.beside_engine(self._inputs, images)
 
     def beside_engine(self, function: Callable[[Tensor], _Result], tensor: Tensor) -> _Result:
-        """``function(tensor)``, after which no thread of ours takes an engine's time, where that can be.
+        """``function(tensor)``, run so that none of our threads spins afterwards, if that is possible.
 
-        Raises RuntimeError in a process that was forked after the first call: the engine's threads do not
-        live on in it.
+        Raises RuntimeError in a process that was forked after the first call, because the engine's threads do
+        not exist there.
         """
         if not self._before_threads:
             return function(tensor)
         if self._process not in (None, os.getpid()):
             raise RuntimeError(
-                "this network was called before the process was forked, and threads do not survive that: "
-                "fork first, or start processes by spawn"
+                "this network was called before the process was forked, and its threads do not exist in the "
+                "child: fork first, or start processes by spawn"
             )
         self._process = os.getpid()
         with sleeping() if self._can_sleep else nullcontext():
@@ -106,9 +107,9 @@ class Front:
 
 
 def _can_sleep(encoder: nn.Module | None) -> bool:
-    """Whether :func:`sleeping` leaves the encoder its threads: PyTorch's own operators lose theirs.
+    """Whether the encoder keeps its threads under :func:`sleeping`: only our kernels do, not PyTorch's.
 
-    The cast of images, where there is no encoder, takes one thread little longer than many.
+    Without an encoder there is only the cast of the images, which takes one thread little longer than many.
     """
     if encoder is None:
         return True
@@ -117,19 +118,19 @@ def _can_sleep(encoder: nn.Module | None) -> bool:
 
 
 class End:
-    """The full-resolution end of a network that scores pixels, as our op behind an engine.
+    """The full-resolution end of a segmentation network, as our op behind an engine.
 
     Args:
         decoder: the network's fusion. It stays in its own dtype.
         size: (H, W) of the images.
-        front: that makes the inputs of the same engine.
+        front: the front of the same engine.
     """
 
     def __init__(self, decoder: ScoreDecoder, size: Sequence[int], front: Front) -> None:
         self.decoder, self._size, self._front = decoder, tuple(size), front
 
     def __call__(self, halves: Tensor) -> Tensor:
-        """The scores, (N, classes, H, W), of what :class:`BeforeFusion` gives."""
+        """The scores, (N, classes, H, W), from what :class:`BeforeFusion` returns, (N, classes + D, h, w)."""
         return self._front.beside_engine(self._scores, halves)
 
     def _scores(self, halves: Tensor) -> Tensor:
@@ -140,9 +141,10 @@ class End:
 
 
 def before_end(behind: nn.Module, front: Front) -> tuple[nn.Module, End | None]:
-    """``behind``, the network behind ``front``, in two: what an engine runs, and the end as our op.
+    """Split ``behind``, the network behind ``front``, into what an engine runs and the end as our op.
 
-    The end is None, and ``behind`` whole in PyTorch's operators, where our op has no kernel for it.
+    If our op has no kernel for the end, the engine runs all of ``behind``, in PyTorch's operators, and the
+    end is None.
     """
     if not isinstance(behind, PixelsBehindEncoder):
         return behind, None
@@ -159,20 +161,20 @@ def _can_end(fusion: nn.Module) -> bool:
 
 
 def _has_kernel(weight: Tensor) -> bool:
-    """Whether the processor's compiled kernels take a network with this first convolution."""
-    on_processor = weight.device.type == "cpu"
-    return on_processor and backends.backend_for("cpu", weight.dtype, weight.shape[0]) != "reference"
+    """Whether the compiled CPU kernels take a network whose first convolution has this weight."""
+    on_cpu = weight.device.type == "cpu"
+    return on_cpu and backends.backend_for("cpu", weight.dtype, weight.shape[0]) != "reference"
 
 
 class _Untouched(Front):
-    """Hands the images on, bytes or not, to an engine that runs the encoder itself."""
+    """Passes the images, in any dtype, to an engine that runs the encoder itself."""
 
     def _inputs(self, images: Tensor) -> Sequence[Tensor]:
         return [self._images(images)]
 
 
 class _Whole(nn.Module):
-    """``front`` and the network behind it: scores of images."""
+    """``front`` and the network behind it, as one module from images to scores."""
 
     def __init__(self, front: Front, behind: nn.Module) -> None:
         super().__init__()
@@ -186,7 +188,7 @@ class _Whole(nn.Module):
 def whole(
     model: nn.Module, size: Sequence[int], dtype: torch.dtype, memory_format: torch.memory_format
 ) -> tuple[Front, nn.Module]:
-    """As :func:`in_front`, for an engine that runs the encoder too: its inputs are images of any dtype."""
+    """Like :func:`in_front`, but for an engine that runs the encoder too and takes images of any dtype."""
     front, behind = in_front(model, size, dtype, memory_format, before_threads=False)
     if front.encoder is None:
         return front, behind
@@ -197,14 +199,15 @@ def whole(
 def without_numbers_of_nan(
     scores: Tensor, inputs: Sequence[Tensor], finite: Callable[[Tensor], Tensor] | None = None
 ) -> Tensor:
-    """``scores``, (N, ...), with NaN for each image of which some ``inputs``, (N, ...), are not finite.
+    """``scores`` with NaN for every image whose inputs are not finite.
 
-    The ReLU and the pooling of several engines make a number of NaN, and so plain scores of a broken image.
+    The ReLU and the pooling of several engines turn NaN into a number, and a broken image would get ordinary
+    scores.
 
     Args:
-        scores: see above.
-        inputs: see above.
-        finite: says of one of ``inputs`` which images are, (N,); None for PyTorch's operators.
+        scores: (N, ...).
+        inputs: floating-point tensors, (N, ...) each.
+        finite: returns which images of one of ``inputs`` are finite, (N,) bool; None for PyTorch's operators.
     """
     found = [finite(x) if finite else x.flatten(1).isfinite().all(1) for x in inputs]
     are_finite = torch.stack(found).all(0)
@@ -212,12 +215,12 @@ def without_numbers_of_nan(
 
 
 def finite_by_numpy(x: Tensor) -> Tensor:
-    """Which images of ``x``, (N, 3, H, W) on the processor, have finite numbers only, (N,).
+    """Which images of ``x``, (N, 3, H, W) on the CPU, are finite, (N,) bool.
 
-    On the calling thread alone: PyTorch's others would wait for their next work in a loop, on cores that an
+    NumPy runs on the calling thread only. PyTorch's other threads would spin afterwards, on cores that an
     engine needs for the next call.
     """
-    numbers = x.float() if x.dtype == torch.bfloat16 else x  # which numpy does not have
+    numbers = x.float() if x.dtype == torch.bfloat16 else x  # NumPy has no bfloat16
     return torch.from_numpy(np.isfinite(numbers.detach().numpy()).all((1, 2, 3)))
 
 
@@ -228,10 +231,13 @@ def in_front(
     memory_format: torch.memory_format,
     before_threads: bool,
 ) -> tuple[Front, nn.Module]:
-    """``model``, folded, in two: what makes inputs of images, and what an engine makes scores of these with.
+    """Split ``model``, folded, into its front and the network that an engine runs behind it.
 
-    The images are of ``size`` (H, W). The first part stays in the model's dtype on a processor; on a GPU its
-    op computes in ``dtype`` as well.
+    Args:
+        model: in evaluation mode.
+        size: (H, W) of the images.
+        dtype, memory_format, before_threads: see :class:`Front`. On a CPU the front computes in the model's
+            dtype; on a GPU in ``dtype``.
     """
     like = next(model.parameters())
     if not isinstance(model, WAENetwork):

@@ -16,23 +16,23 @@ from wae.data.images import LONGEST, MAX_PIXELS, read_image
 from wae.data.input import Input, prepare
 from wae.storage.files import written
 
-_IN_A_PALETTE = 256  # classes, at most
-_TURN = 0.618034  # of the circle of hues, from a class to the next: the golden ratio keeps all apart
+_IN_A_PALETTE = 256  # the most classes
+_TURN = 0.618034  # of the colour circle from one class to the next: the golden ratio keeps the hues apart
 
 
 class Maps:
-    """Writes ``labels/NAME.png`` and ``overlays/NAME.png`` of images into a folder.
+    """Writes ``labels/NAME.png`` and ``overlays/NAME.png`` for each image into a folder.
 
-    The first is a PNG of the classes' numbers, with a palette of their colours up to 256 classes, else of 16
-    bits: what the labels of a data set are. NAME is the image's path within the source where it was found,
-    without its extension.
+    ``labels`` holds class numbers, as the labels of a data set do: an 8-bit PNG with a palette of the
+    classes' colours for up to 256 classes, else a 16-bit PNG. NAME is the image's path within the source
+    where it was found, without its extension.
 
     Args:
-        folder: is made where there is none.
-        sources: the files and folders that the images are from.
-        input: how the network's input is made of an image. Where it shows the whole image, the files have the
-            image's own size, else that of the part which it shows.
-        force: replace files that were there before.
+        folder: the folder to write into; it is made if it is missing.
+        sources: the files and folders in which the images were found.
+        input: how an image becomes the network's input. If the input shows all of the image, the files have
+            the image's size, else the size of the part that it shows.
+        force: replace files from earlier runs.
         max_pixels: see :func:`wae.data.images.read_image`.
     """
 
@@ -49,11 +49,16 @@ class Maps:
         self._written: set[Path] = set()
 
     def write(self, path: Path, scores: Tensor) -> None:
-        """Write both files of the image at ``path``, whose scores are (classes, h, w).
+        """Write both files for the image at ``path``.
+
+        Args:
+            path: the image file.
+            scores: the image's scores, (classes, h, w), finite.
 
         Raises:
             ImageError: the image cannot be read.
-            FileExistsError: one of the files is there; also where another image has the same NAME.
+            FileExistsError: one of the files exists and ``force`` is false, or another image of this run has
+                the same NAME.
         """
         name = self._name(path)
         force = self._force and name not in self._written
@@ -78,8 +83,10 @@ class Maps:
 
 
 def at_size(scores: Tensor, size: Sequence[int]) -> Tensor:
-    """The best class of each pixel at ``size`` (H, W), (H, W) int32: ``scores``, (classes, h, w), are scaled
-    bilinearly, one class after the other, because an image may be large."""
+    """The best class of each pixel at ``size`` (H, W), (H, W) int32 on the CPU.
+
+    ``scores``, (classes, h, w), are scaled bilinearly, one class at a time because an image may be large.
+    """
     best = found = torch.empty(0)
     for number, one in enumerate(scores.float()):
         scaled = F.interpolate(one[None, None], list(size), mode="bilinear", align_corners=False)[0, 0]
@@ -92,7 +99,7 @@ def at_size(scores: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def colours(classes: int) -> Tensor:
-    """A colour for each of so many classes, (classes, 3) uint8, the same each time."""
+    """A colour for each class, (classes, 3) uint8; the same in every call."""
     hues = ((number * _TURN) % 1 for number in range(classes))
     values = [colorsys.hsv_to_rgb(hue, 0.75, 1 - 0.3 * (i % 2)) for i, hue in enumerate(hues)]
     return (255 * torch.tensor(values)).round().to(torch.uint8)

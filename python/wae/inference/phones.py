@@ -1,4 +1,4 @@
-"""Programs for ExecuTorch, PyTorch's runtime for phones and small machines; convolutions run in XNNPACK."""
+"""Programs for ExecuTorch, PyTorch's runtime for phones and small devices. Convolutions run in XNNPACK."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ from .engines import EngineError, Run
 
 
 def why_not() -> str | None:
-    """The reason why no such program can be made here, for a person to read; None if nothing is."""
+    """A sentence that says why no program can be made here; None if one can."""
     if importlib.util.find_spec("executorch") is None:
         return "executorch needs packages that are not installed: `pip install executorch`"
     return None
 
 
 def package(program: torch.export.ExportedProgram, says: Mapping[str, str]) -> bytes:
-    """``program`` as the content of a .pte file.
+    """Lower ``program`` to the content of a ``.pte`` file.
 
     Args:
-        program: of standard operators, for one number of images.
-        says: what the file says of itself, each text the result of a method of that name.
+        program: a program of standard operators, for a fixed batch size.
+        says: the file's metadata: each entry becomes a method of that name, which returns the text.
 
-    Raises EngineError where ExecuTorch is not installed.
+    Raises:
+        EngineError: ExecuTorch is not installed.
     """
     if (reason := why_not()) is not None:
         raise EngineError(reason)
-    with contextlib.redirect_stderr(io.StringIO()):  # torch's log of other packages' enumerations
+    with contextlib.redirect_stderr(io.StringIO()):  # torch logs a warning for each enum that this registers
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
 
@@ -44,14 +45,17 @@ def package(program: torch.export.ExportedProgram, says: Mapping[str, str]) -> b
 
 
 def load(content: bytes) -> Run:
-    """The program as a function of its inputs, which must be contiguous: ExecuTorch reads no strides."""
+    """Load a ``.pte`` file as a function of its inputs, which returns the first output.
+
+    The function makes its inputs contiguous, because ExecuTorch reads no strides.
+    """
     from executorch.runtime import Runtime
 
     program: Any = Runtime.get().load_program(content)
     method = program.load_method("forward")
 
     def run(*inputs: Tensor) -> Tensor:
-        # the program stays with the method, which reads its weights there
+        # keeps the program alive: the method reads its weights from it
         assert program is not None
         scores: Tensor = method.execute([x.contiguous() for x in inputs])[0]
         return scores.clone()

@@ -1,4 +1,4 @@
-"""The numbers that a network computes with: their names, what a processor can, and how exact they are."""
+"""The precisions a network can compute in: their names, which a CPU supports, and their tolerances."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-"""The floating-point precisions. Beside them there is "int8", whose scales come from calibration."""
+"""The floating-point precisions. "int8", the other one, needs scales from calibration."""
 
 NAMES = (*DTYPES, "int8")
+"""All precisions."""
 
 _INSTRUCTIONS = {
     "bfloat16": ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"),
     "float16": ("avx512_fp16", "amx_fp16", "arm_fp16", "fp16"),
     "int8": ("avx512_vnni", "avx_vnni", "amx_int8", "dot", "i8mm"),
 }
-"""By precision, the processor's instructions that compute in it, of which one is enough."""
+"""The instruction sets that compute in each precision; one of them is enough."""
 
 _TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-_TF32_TOLERANCE = 2e-3  # 10 bits of mantissa, as float16 has, but float32's range
+_TF32_TOLERANCE = 2e-3  # 10 bits of mantissa, as float16 has, but the range of float32
 _MANTISSAS = {"none": torch.float32, "ieee": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -35,9 +36,10 @@ def name_of(dtype: torch.dtype) -> str:
 
 
 def tolerance(dtype: torch.dtype, device: torch.device) -> float:
-    """How far scores computed in ``dtype`` may be from the model's, relative, in the norm.
+    """The largest relative difference, in the norm, that scores computed in ``dtype`` may have.
 
-    float32 is what torch's settings for convolutions and matrix products allow there (docs/network.md).
+    For float32 it depends on the formats that torch's settings for convolutions and matrix products allow on
+    ``device`` (docs/network.md).
     """
     if dtype != torch.float32:
         return _TOLERANCES[dtype]
@@ -47,7 +49,7 @@ def tolerance(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def _allowed(device: torch.device) -> set[str]:
-    """The formats to which float32 may be rounded, in convolutions and in matrix products."""
+    """torch's settings of the formats to which convolutions and matrix products may round float32."""
     backends: Any = torch.backends
     if device.type == "cuda":
         return {backends.cudnn.conv.fp32_precision, backends.cuda.matmul.fp32_precision}
@@ -55,7 +57,7 @@ def _allowed(device: torch.device) -> set[str]:
 
 
 def native(precision: str, device: torch.device) -> bool:
-    """Whether ``device`` has instructions for ``precision``, and does not emulate it with others."""
+    """Whether ``device`` has instructions for ``precision``, so that it need not be emulated."""
     wanted = _INSTRUCTIONS.get(precision)
     if device.type != "cpu" or wanted is None:
         return True
@@ -64,7 +66,7 @@ def native(precision: str, device: torch.device) -> bool:
 
 
 def _capabilities() -> Mapping[str, Any]:
-    """The processor's sets of instructions."""
+    """The CPU's instruction sets, by torch's names."""
     if hasattr(torch.cpu, "get_capabilities"):
         known: Mapping[str, Any] = torch.cpu.get_capabilities()
         return known

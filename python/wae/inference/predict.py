@@ -1,4 +1,4 @@
-"""A network's predictions for image files, as a stream: memory does not grow with their number.
+"""A network's predictions for image files, as a stream: memory does not grow with the number of files.
 
 ::
 
@@ -6,10 +6,10 @@
     for prediction in predict(runner(model, described.input), found, described.input):
         print(*JsonLines(described.labels).lines(prediction))
 
-A few threads read images ahead of the network: they decode, scale the shorter side to ``Input.resize``
-(bilinear, antialiased), cut ``Input.size`` x ``Input.size`` out of the middle and, where asked, reduce it to
-its luma. All of that is uint8, which is what the network gets: its encoder applies scale and shift itself.
-Where the checkpoint says so, the whole image is scaled instead.
+A few threads read images ahead of the network. They decode an image, scale its shorter side to
+``Input.resize`` (by default bilinear, antialiased), crop ``Input.size`` x ``Input.size`` from the centre and,
+if ``Input.grayscale`` is set, replace the colours by their luma. If the checkpoint says so, the whole image
+is scaled instead. The results are uint8, which the network takes: its encoder applies scale and shift itself.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ from .reading import ahead, load
 from .reading import prepare as prepare
 
 BATCH = 32
-"""Images that the network gets at once."""
+"""The default number of images in a call of the network."""
 
 
 class Prediction(NamedTuple):
-    """The network's answer for one file."""
+    """The network's prediction for one file."""
 
     path: Path
     ranking: tuple[tuple[int, float], ...]
-    """Numbers of classes and their probabilities, 0..1, the highest first; none if there is an error. Of a
-    network that scores pixels: the classes' shares of these."""
+    """Class numbers and their probabilities, 0..1, the highest first; empty if there is an error. For a
+    segmentation network, the classes' shares of the pixels instead."""
     error: str = ""
-    """Why there is none, without the file's name."""
+    """Why there is no prediction, without the file's name; empty if there is one."""
 
 
 Network = Callable[[Tensor], Tensor]
-"""(N, 3, *input.shape) uint8 on the processor to scores, (N, classes) or (N, classes, H, W)."""
+"""Maps images, (N, 3, *input.shape) uint8 on the CPU, to scores, (N, classes) or (N, classes, H, W)."""
 
 
 # -------------------------------------------------------------------------------------------------- network
@@ -62,17 +62,19 @@ Network = Callable[[Tensor], Tensor]
 def runner(
     model: nn.Module, input: Input, engine: str | None = None, batch: int = BATCH, **options: Any
 ) -> Network:
-    """``model`` on the GPU if there is one, else on the processor.
+    """A function that runs ``model`` on the GPU if there is one, else on the CPU.
 
     Args:
-        input: its images' size counts.
-        engine: of :func:`wae.deploy`; None runs the model as it is.
-        batch: images at once that an engine is prepared for. Fewer are filled up, more are not possible.
-        options: of :func:`wae.deploy`: precision, calibration ...
+        model: in evaluation mode. It is moved to the device.
+        input: the network's input, of which only ``input.shape`` matters here.
+        engine: see :func:`wae.deploy`; None runs the model as it is.
+        batch: the number of images that the engine is prepared for. A call with fewer is padded; more are an
+            error.
+        options: further arguments of :func:`wae.deploy`: ``precision``, ``calibration``, ...
 
     Raises:
         ValueError: the model does not take such images, or there is no such engine.
-        EngineError, DisagreementError: see :func:`wae.deploy`.
+        EngineError, DisagreementError, CalibrationError: see :func:`wae.deploy`.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = model.to(device)
@@ -90,7 +92,7 @@ def runner(
 
     try:
         network(torch.zeros(1, 3, *size, dtype=torch.uint8))
-    except Exception as error:  # any that the network's own code raises
+    except Exception as error:  # the network's own code may raise anything
         raise ValueError(
             f"the network takes no images of {size[0]} x {size[1]}: {first_line(error)}"
         ) from error
@@ -107,17 +109,17 @@ def predict(
     max_pixels: int = MAX_PIXELS,
     maps: Maps | None = None,
 ) -> Generator[Prediction, None, None]:
-    """A prediction of each file, in order; errors among them.
+    """Predict each file, in order. A file that cannot be used yields a prediction with an error.
 
     Args:
         network: see :func:`runner`.
-        found: see :func:`wae.data.walk.find`; it is read about two batches ahead.
+        found: the files: see :func:`wae.data.walk.find`. They are read about two batches ahead.
         input: how an image becomes the network's input.
-        top: classes to tell of each image, at most.
-        batch: images that the network gets at once.
-        invert: see :func:`prepare`.
-        max_pixels: an image of more is an error: see :func:`wae.data.images.read_image`.
-        maps: where the classes of the pixels are written; for a network that scores pixels.
+        top: the most classes in a ranking.
+        batch: the number of images in a call of the network.
+        invert: see :func:`wae.data.input.prepare`.
+        max_pixels: an image with more pixels is an error: see :func:`wae.data.images.read_image`.
+        maps: writes the classes of the pixels; for a segmentation network only.
     """
     prepared = partial(load, input=input, invert=invert, max_pixels=max_pixels)
     with closing(ahead(prepared, found, batch)) as loaded:
@@ -132,7 +134,7 @@ def predict(
 
 
 def _predicted(path: Path, scores: Tensor, top: int, maps: Maps | None) -> Prediction:
-    """The prediction from an image's scores, (classes,) or (classes, H, W); maps are written, too."""
+    """The prediction from an image's scores, (classes,) or (classes, H, W). Writes the maps too."""
     if not (shares := _shares(scores)).isfinite().all():
         return Prediction(path, (), "the network's scores are not finite numbers")
     try:
@@ -148,8 +150,10 @@ def _predicted(path: Path, scores: Tensor, top: int, maps: Maps | None) -> Predi
 
 
 def _shares(scores: Tensor) -> Tensor:
-    """Of (classes,) scores the probabilities; of (classes, H, W) the classes' shares of the pixels; NaN where
-    the scores are not finite."""
+    """The probabilities from scores (classes,), or the classes' shares of the pixels from (classes, H, W).
+
+    They are NaN if the scores are not finite.
+    """
     if scores.dim() == 1:
         return scores.double().softmax(0)
     if not scores.isfinite().all():
@@ -161,24 +165,24 @@ def _shares(scores: Tensor) -> Tensor:
 
 
 class JsonLines:
-    """A line of JSON for each image: ``path``, and ``error`` or ``classes``, the most probable first.
+    """Writes a line of JSON for each image: ``path``, and ``error`` or ``classes``, the most probable first.
 
-    Each class has its number as ``class``, its ``label`` if it has one, and its ``probability``, or its
-    ``share`` of the pixels.
+    Each class has its number as ``class``, its ``label`` if it has one, and its ``probability``, or for a
+    segmentation network its ``share`` of the pixels.
 
     Args:
         labels: the names of the classes; None if they have none.
-        of_pixels: whether the network scores pixels.
+        of_pixels: whether the network is a segmentation network.
     """
 
     head: tuple[str, ...] = ()
-    """The lines above all others."""
+    """The lines before all others."""
 
     def __init__(self, labels: Sequence[str] | None, of_pixels: bool = False) -> None:
         self._labels, self._number = labels, "share" if of_pixels else "probability"
 
     def lines(self, prediction: Prediction) -> Iterator[str]:
-        """The one of ``prediction``."""
+        """The line of ``prediction``."""
         entries: dict[str, object] = {"path": str(prediction.path)}
         if prediction.error:
             entries["error"] = prediction.error
@@ -187,7 +191,7 @@ class JsonLines:
         yield json.dumps(entries)
 
     def classes(self, prediction: Prediction) -> list[dict[str, object]]:
-        """An entry for each class in its ranking."""
+        """An entry for each class in the ranking of ``prediction``."""
         return [self._entry(*entry) for entry in prediction.ranking]
 
     def _entry(self, number: int, share: float) -> dict[str, object]:
@@ -196,11 +200,11 @@ class JsonLines:
 
 
 class Table:
-    """A table that can be written as it grows: a line for each class of each image.
+    """Writes a table line by line: one line for each class of each image.
 
     Args:
         labels: the names of the classes; None for their numbers.
-        of_pixels: is the same here: a share is of probability, or of the pixels.
+        of_pixels: makes no difference here: a share is of the probability, or of the pixels.
     """
 
     def __init__(self, labels: Sequence[str] | None, of_pixels: bool = False) -> None:
@@ -209,7 +213,7 @@ class Table:
         self.head = (self._line("share", "class", "image"),)
 
     def lines(self, prediction: Prediction) -> Iterator[str]:
-        """Those of one image; the first names it. None if there is an error."""
+        """The lines of one image, the first with its name; none if there is an error."""
         image = printable(str(prediction.path))
         for number, probability in prediction.ranking:
             label = self._labels[number] if self._labels else str(number)
@@ -221,4 +225,4 @@ class Table:
 
 
 FORMATS: dict[str, type[JsonLines | Table]] = {"table": Table, "jsonl": JsonLines}
-"""By their names on the command line."""
+"""The output formats, by their names on the command line."""

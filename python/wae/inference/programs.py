@@ -1,4 +1,4 @@
-"""torch.export programs, for any number of images, that say nothing about the machine that made them."""
+"""torch.export programs, for any number of images, without paths of the machine that made them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 def exported(
     module: nn.Module, inputs: Sequence[Tensor], dynamic_shapes: Any = None, strict: bool = False
 ) -> torch.export.ExportedProgram:
-    """``module`` as :func:`torch.export.export` makes it, without the stack traces, which name files."""
+    """Export ``module`` by :func:`torch.export.export`, and remove the stack traces, which name files."""
     program = torch.export.export(module, tuple(inputs), dynamic_shapes=dynamic_shapes, strict=strict)
     for part in program.graph_module.modules():
         if isinstance(part, fx.GraphModule):
@@ -23,9 +23,9 @@ def exported(
 
 
 def as_bytes(program: torch.export.ExportedProgram, extra: Mapping[str, str] | None = None) -> bytes:
-    """The file of ``program``, with ``extra`` files in it by their names.
+    """The content of the file of ``program``, with ``extra`` files, by name, in it.
 
-    PyTorch, which would write it itself, ends the whole process where the disk is full.
+    PyTorch does not write the file itself, because it would end the process if the disk is full.
     """
     file = io.BytesIO()
     torch.export.save(program, file, extra_files=dict(extra or {}))
@@ -33,11 +33,11 @@ def as_bytes(program: torch.export.ExportedProgram, extra: Mapping[str, str] | N
 
 
 def any_batch(inputs: Sequence[Tensor]) -> tuple[dict[int, Any], ...]:
-    """The dynamic shapes of ``inputs``: the first dimension, the same for all, may change between calls."""
+    """The dynamic shapes of ``inputs``, whose first dimension, the same for all, may vary between calls."""
     batch = torch.export.Dim("batch")
     return tuple({0: batch} for _ in inputs)
 
 
 def several(inputs: Sequence[Tensor]) -> list[Tensor]:
-    """``inputs`` of at least two images: exporters take a first dimension of 1 for a constant."""
+    """``inputs`` with at least two images, because exporters treat a first dimension of 1 as a constant."""
     return [x if x.shape[0] > 1 else torch.cat((x, x)) for x in inputs]

@@ -1,4 +1,4 @@
-"""Image files as a network's input, read by threads ahead of who asks."""
+"""Reads image files as a network's input, in threads that work ahead of the consumer."""
 
 from __future__ import annotations
 
@@ -17,13 +17,17 @@ from wae.data.input import prepare as prepare
 from wae.data.walk import Found
 
 WORKERS = min(8, usable_cores())
-"""Threads that decode."""
+"""The number of threads that decode images."""
 
-_BATCH = 32  # images read ahead where nobody says how many
+_BATCH = 32  # images read ahead by :func:`images`
 
 
 def load(found: Found, input: Input, invert: bool, max_pixels: int) -> tuple[Found, Tensor | None]:
-    """The prepared image, or why there is none."""
+    """The file and its prepared image, (3, *input.shape) uint8; or the file with an error, and None.
+
+    ``invert`` and ``max_pixels`` are as for :func:`wae.data.input.prepare` and
+    :func:`wae.data.images.read_image`.
+    """
     if found.error:
         return found, None
     try:
@@ -39,7 +43,7 @@ def load(found: Found, input: Input, invert: bool, max_pixels: int) -> tuple[Fou
 def ahead(
     load: Callable[[Found], tuple[Found, Tensor | None]], found: Iterable[Found], batch: int
 ) -> Generator[tuple[Found, Tensor | None], None, None]:
-    """``map(load, found)``, in threads that are about a batch ahead of who asks."""
+    """``map(load, found)``, in threads that work about one batch ahead of the consumer."""
     waiting: deque[Future[tuple[Found, Tensor | None]]] = deque()
     with ThreadPoolExecutor(WORKERS) as pool:
         try:
@@ -54,7 +58,7 @@ def ahead(
 
 
 def images(found: Iterable[Found], input: Input) -> Iterator[Tensor]:
-    """The prepared images of those files that can be read."""
+    """The prepared images of the files in ``found`` that can be read, (3, *input.shape) uint8 each."""
     with closing(
         ahead(partial(load, input=input, invert=False, max_pixels=MAX_PIXELS), found, _BATCH)
     ) as loaded:

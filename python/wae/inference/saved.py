@@ -1,4 +1,4 @@
-"""``wae.load_deployed``: what :mod:`.saving` wrote, without the model's class or a compiler."""
+"""``wae.load_deployed``: loads what :mod:`.saving` wrote, without the model's class or a compiler."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ _log = logging.getLogger(__name__)
 
 
 def load_deployed(folder: Path | str, rebuild: bool = False) -> Deployed:
-    """The network that :meth:`Deployed.save` wrote into ``folder``.
+    """Load the network that :meth:`Deployed.save` wrote into ``folder``. It runs on the CPU.
 
-    Only files that you trust: a package of AOTInductor is machine code.
+    Load only files that you trust: an AOTInductor package is machine code.
 
     Args:
-        folder: that was given to ``save``.
-        rebuild: what was saved by another version of the engine or for another processor is refused, as it
-            may be slow, or not run. True has the engine take it all the same, and compile it anew where it
-            has to; a package of AOTInductor is refused always.
+        folder: the folder that was given to ``save``.
+        rebuild: load the network even if another version of the engine or of this package, or another kind of
+            CPU, made it. By default such a network is refused, because it may be slow or not run. The engine
+            compiles it again if it has to. An AOTInductor package is always refused.
 
     Raises:
-        SavedError: there is no deployed network, it is damaged, or, as above, not for this machine.
-        EngineError: the engine is missing, or refuses the file.
+        SavedError: there is no deployed network in ``folder``, it is damaged, or it is refused as above.
+        EngineError: the engine is not installed, or does not accept the file.
     """
     folder = Path(folder)
     about = _about(folder)
@@ -60,7 +60,7 @@ def load_deployed(folder: Path | str, rebuild: bool = False) -> Deployed:
     dtypes = {key: DTYPES[name] for key, name in about["dtypes"].items()}
     front = _front(folder, about, dtypes["model"], engine.foreign)
     size = tuple(about["size"])
-    end = _end(folder, dtypes["model"], size, front) if about.get("end") else None  # older folders do not say
+    end = _end(folder, dtypes["model"], size, front) if about.get("end") else None  # older folders lack it
     deployed = Deployed(front, prepared, run, engine, precision, size, batch, dtypes["scores"], end)
     deployed.difference, deployed.seconds = about["difference"], about["seconds"]
     deployed.report = about["report"]
@@ -73,7 +73,7 @@ def _about(folder: Path) -> dict[str, Any]:
         known = about["format"]
         fits = known not in FORMATS or _fits(about)
     except OSError as error:
-        raise SavedError(f"{folder} is no deployed network: {error.strerror or error}") from None
+        raise SavedError(f"{folder} holds no deployed network: {error.strerror or error}") from None
     except (ValueError, LookupError, TypeError, AttributeError):
         fits, known = False, FORMATS[0]
     if not fits:
@@ -85,7 +85,7 @@ def _about(folder: Path) -> dict[str, Any]:
 
 
 def _fits(about: dict[str, Any]) -> bool:
-    """Whether every entry is there and one that :func:`load_deployed` can use; may also raise where not."""
+    """Whether :func:`load_deployed` can use every entry. May also raise if it cannot."""
     inputs, dtypes = about["inputs"], about["dtypes"]
     names = (inputs["dtype"], dtypes["model"], dtypes["scores"])
     return (
@@ -97,7 +97,8 @@ def _fits(about: dict[str, Any]) -> bool:
         and len(about["size"]) == 2
         and all(type(side) is int and side > 0 for side in (*about["size"], about["batch"]))
         and isinstance(inputs["channels_last"], bool)
-        and {"precision", "difference", "seconds", "report", "scales"} <= about.keys()
+        and about["precision"] in ENGINES[about["engine"]].precisions
+        and {"difference", "seconds", "report", "scales"} <= about.keys()
     )
 
 
@@ -113,11 +114,11 @@ def _require_same(folder: Path, about: Mapping[str, Any], rebuild: bool) -> None
         raise SavedError(
             f"{message}: compiled code cannot be rebuilt without the model; deploy and save it again"
         )
-    _log.warning("%s: %s reads it anew", message, about["engine"])
+    _log.warning("%s: %s rebuilds it", message, about["engine"])
 
 
 def _encoder(kind: type[nn.Module], tensors: Mapping[str, Tensor]) -> nn.Module:
-    """One of this kind, of the width that the tensors have."""
+    """An encoder of this ``kind``, with the width of ``tensors``."""
     if kind is Encoder:
         return Encoder(len(tensors["conv1.bias"]))
     if kind is Int8Encoder:
@@ -130,10 +131,10 @@ def _encoder(kind: type[nn.Module], tensors: Mapping[str, Tensor]) -> nn.Module:
 
 
 def _upgrade(tensors: dict[str, Tensor]) -> None:
-    """Give an encoder's ``tensors`` from an older folder the form of today.
+    """Bring an encoder's ``tensors`` from an older folder into today's form.
 
-    Zero points have the dtype of the bytes. In older folders they are of 0..255 for both dtypes, and
-    ``signed`` says of ``low`` and ``high`` whether the bytes are int8, 128 less.
+    Today zero points have the dtype of the bytes. In older folders they are 0..255 for both dtypes, and
+    ``signed`` says for ``low`` and ``high`` whether the bytes are int8, with zero points 128 less.
     """
     if "signed" not in tensors:
         return
@@ -152,11 +153,11 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
 @contextmanager
 def _fitting(path: Path) -> Iterator[None]:
-    """Within it the tensors in ``path`` are put to use; others than those that are saved are a SavedError."""
+    """Raise SavedError if the block, which uses the tensors in ``path``, finds others than were saved."""
     try:
         yield
     except (LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise SavedError(f"{path} is damaged: its tensors are others: {error}") from None
+        raise SavedError(f"{path} is damaged: it has other tensors than were saved: {error}") from None
 
 
 def _end(folder: Path, dtype: torch.dtype, size: tuple[int, ...], front: Front) -> End:
@@ -179,7 +180,7 @@ def _front(folder: Path, about: Mapping[str, Any], dtype: torch.dtype, foreign: 
             encoder.load_state_dict(tensors)
         encoder = encoder.to(dtype).eval()
     elif about["scales"]:
-        scale, shift = torch.ones(3), torch.zeros(3)  # the network has its own behind this
+        scale, shift = torch.ones(3), torch.zeros(3)  # only a mark: the network applies its own
     inputs = about["inputs"]
     memory_format = torch.channels_last if inputs["channels_last"] else torch.contiguous_format
     like = torch.empty(0, dtype=dtype)

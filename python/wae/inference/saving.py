@@ -1,12 +1,12 @@
-"""Deployed networks as folders, for :func:`wae.load_deployed`.
+"""Writes deployed networks as folders, for :func:`wae.load_deployed`.
 
 ======================= =========================================================================
-``deployed.json``       sizes, precision, report, versions, and SHA-256 of every other file
-``encoder.safetensors`` the encoder, with scale and shift; none where the network has no encoder
-``end.safetensors``     the full-resolution end of a network that scores pixels, where our op runs it
-``network.*``           the engine's own file: OpenVINO's IR, an ONNX file, a package of AOTInductor,
+``deployed.json``       sizes, precision, report, versions, and the SHA-256 of every other file
+``encoder.safetensors`` the encoder, with scale and shift; missing if the network has no encoder
+``end.safetensors``     the full-resolution end of a segmentation network, if our op runs it
+``network.*``           the engine's own file: OpenVINO's IR, an ONNX file, an AOTInductor package,
                         or a torch.export program
-``compiled/``           what OpenVINO compiled of it, for its own use
+``compiled/``           OpenVINO's cache of the compiled network
 ======================= =========================================================================
 """
 
@@ -38,14 +38,16 @@ from .precision import name_of
 
 ABOUT, ENCODER, END = "deployed.json", "encoder.safetensors", "end.safetensors"
 FORMATS = (1, 2)
-"""That are read. Those with an end have the second: who knows the first alone would leave the end out."""
+"""The formats that are read. Folders with an end have the second, so that older versions, which would leave
+the end out, refuse them."""
 ENCODERS: Mapping[str, type[nn.Module]] = {
     kind.__name__: kind for kind in (Encoder, Haar, Int8Encoder, ByteEncoder)
 }
+"""The encoders that can be saved, by the names of their classes."""
 
 
 class SavedError(WaeError, RuntimeError):
-    """A folder is no deployed network, is damaged, or was made by other versions or for another processor."""
+    """A folder holds no deployed network, is damaged, or was made by other versions or for another CPU."""
 
 
 def save(
@@ -58,14 +60,22 @@ def save(
     scores_dtype: torch.dtype,
     inputs: Sequence[Tensor],
 ) -> None:
-    """The work of :meth:`.deployed.Deployed.save`, with what it says ``about`` itself."""
+    """The work of :meth:`wae.inference.deployed.Deployed.save`.
+
+    Args:
+        about: the entries of ``deployed.json`` that the network knows.
+        folder, force: see there.
+        front, prepared, end: the network's parts.
+        scores_dtype: the dtype of its scores.
+        inputs: example inputs of the engine.
+    """
     engine = ENGINES[about["engine"]]
     if engine.load is None or front.device.type != "cpu":
         raise EngineError(f"{engine.name} on {front.device.type} cannot be saved")
     if front.encoder is not None and not _is_its_tensors(front.encoder):
         raise EngineError(
-            "the encoder cannot be saved: it has hooks, or layers or a forward of its own, which a file of "
-            "tensors leaves out"
+            "the encoder cannot be saved: it has hooks, changed layers or a forward of its own, which a file "
+            "of tensors cannot hold"
         )
     with written_folder(folder, force, ABOUT) as new:
         with engine.errors():
@@ -94,7 +104,7 @@ def save(
 
 
 def _is_its_tensors(encoder: nn.Module) -> bool:
-    """Whether :func:`wae.load_deployed` gets the same encoder from its type's name and its tensors."""
+    """Whether the name of its class and its tensors are enough to rebuild ``encoder``."""
     return type(encoder) in ENCODERS.values() and all(
         is_plain(part) and (not isinstance(part, Encoder) or part.is_fused) for part in encoder.modules()
     )
@@ -105,12 +115,12 @@ def _write(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def made_by(engine: str) -> dict[str, str]:
-    """The versions that matter to the engine's file."""
+    """The versions, and the kind of CPU, on which the engine's file depends."""
     packages = {"openvino": ("openvino",), "onnxruntime": ("onnxruntime",)}.get(engine, ("torch",))
     versions = {package: str(importlib.import_module(package).__version__) for package in packages}
     return {**versions, "wae": wae_kernels.__version__, "processor": _processor()}
 
 
 def _processor() -> str:
-    """Its architecture and the instructions that PyTorch's compilers and kernels choose by."""
+    """The CPU's architecture, and its capability as PyTorch sees it when it compiles or chooses kernels."""
     return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"

@@ -1,4 +1,4 @@
-"""The stack that a thread's signal handlers run on, and how it is kept from OpenVINO."""
+"""Protects the stack on which a thread's signal handlers run from OpenVINO."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class _Stack(ctypes.Structure):
 
 @contextmanager
 def kept() -> Iterator[None]:
-    """Give the thread back the signal stack that it had before the block, or none.
+    """Restore, after the block, the signal stack that the thread had before it, or none.
 
-    OpenVINO's plugin for processors gives the thread that loads it a stack of its own, large enough for the
-    registers of AMX, and frees it when the plugin goes: at times with the thread still on it, for example
-    when two plugins go in the order in which they came, or one goes on another thread. The next handler of a
-    signal in Python, that of Ctrl-C say, then ends the process with a segmentation fault.
+    OpenVINO's CPU plugin gives the thread that loads it a new signal stack, large enough for the registers of
+    AMX, and frees that stack when the plugin is unloaded. The thread may still be set to use it, for example
+    if two plugins are unloaded in the order in which they were loaded, or one is unloaded on another thread.
+    The next signal that Python handles, such as Ctrl-C, then ends the process with a segmentation fault.
     """
     if sys.platform != "linux":
         yield
@@ -37,7 +37,7 @@ def kept() -> Iterator[None]:
 
 
 def current() -> tuple[int | None, int, int]:
-    """Of this thread on Linux: the stack's address, its flags as of ``sigaltstack(2)``, its size in bytes."""
+    """This thread's signal stack on Linux: its address, its flags (see ``sigaltstack(2)``), its bytes."""
     stack = _Stack()
     _sigaltstack()(None, ctypes.byref(stack))
     return stack.address, stack.flags, stack.bytes

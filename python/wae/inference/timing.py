@@ -1,7 +1,7 @@
-"""Timing several functions against each other, so that their ratio means something on a busy machine.
+"""Times several functions against each other, so that their ratios are meaningful on a busy machine.
 
-The functions take turns: whatever slows the machine down for a while slows all of them. Medians are
-reported, because a disturbed run is only ever slower.
+The runs are interleaved: whatever slows the machine down for a while slows all functions. Medians are
+reported, because a disturbance only ever makes a run slower.
 """
 
 from __future__ import annotations
@@ -16,16 +16,19 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Timing:
-    """How long one function took: seconds, and the number of runs they were taken from."""
+    """How long the runs of one function took, in seconds."""
 
     median: float
     p10: float
+    """The first decile."""
     p90: float
+    """The last decile."""
     runs: int
+    """The number of runs that were timed."""
 
 
 def _no_wait() -> None:
-    """Work on the processor has ended when the call returns."""
+    """Do nothing: work on the CPU has ended when the call returns."""
 
 
 def interleaved(
@@ -37,16 +40,16 @@ def interleaved(
     settle: int = 0,
     synchronize: Callable[[], None] = _no_wait,
 ) -> dict[str, Timing]:
-    """Time the functions in rounds: in each round every function has one turn, in a random order.
+    """Time the functions in rounds. In each round every function has one turn, in a random order.
 
     Args:
-        functions: what to time, by name. None takes an argument.
-        seconds: how long to go on, all functions together, warm-up not counted.
-        warmup: runs of each function before the clock starts, in rounds too.
+        functions: the functions to time, by name; they take no arguments.
+        seconds: the seconds to spend, all functions together, without the warm-up.
+        warmup: runs of each function before the timing starts, interleaved too.
         min_rounds: rounds to do even if they take longer than ``seconds``.
-        burst: counted runs in a turn.
-        settle: runs before them that are not counted, for functions that bring threads of their own: the
-            threads of the one before may still be spinning.
+        burst: timed runs in a turn.
+        settle: runs at the start of a turn that are not timed. Functions with their own threads need some,
+            because the threads of the function before may still be spinning.
         synchronize: called before the clock is read; ``torch.cuda.synchronize`` for work on a GPU.
 
     Returns:
@@ -85,7 +88,7 @@ def interleaved(
 
 
 def summary(times: list[float]) -> Timing:
-    """Median and deciles of the seconds of single runs, of which there is at least one."""
+    """The median and the deciles of ``times``, the seconds of one run or more."""
     if len(times) == 1:
         return Timing(times[0], times[0], times[0], 1)
     deciles = statistics.quantiles(times, n=10, method="inclusive")

@@ -1,4 +1,4 @@
-"""A module as torch.fx traces it, where that is what it computes."""
+"""Traces modules with torch.fx, if the trace computes what the module does."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 
 class _Tracer(fx.Tracer):
-    """Refuses modules that enter autocast by themselves: a trace would run their operators without it."""
+    """Refuses modules that enter autocast themselves: a trace would run their operators without it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,12 +26,12 @@ class _Tracer(fx.Tracer):
     def create_node(self, *arguments: Any, **options: Any) -> fx.Node:
         """See fx.Tracer, which calls it while the module's own code runs."""
         if _autocast() != self._around:
-            raise RuntimeError("it enters autocast, which a trace leaves out")
+            raise RuntimeError("it enters autocast, which a trace does not record")
         return super().create_node(*arguments, **options)
 
 
 def _autocast() -> list[torch.dtype | None]:
-    """What operators are cast to, on each kind of device; None where they are not."""
+    """The dtype to which autocast casts on each type of device; None if it is off."""
     return [
         torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         for kind in ("cpu", "cuda")
@@ -39,22 +39,22 @@ def _autocast() -> list[torch.dtype | None]:
 
 
 def traced(module: nn.Module) -> fx.GraphModule | None:
-    """The trace of ``module``; None where it is more than its class's ``forward``, or has no whole trace."""
+    """The trace of ``module``; None if it does more than its class's ``forward``, or cannot be traced."""
     if not is_plain(module) or _has_optional_arguments(module):
         return None
     try:
         tracer = _Tracer()
         return fx.GraphModule(module, tracer.trace(module), type(module).__name__)
-    except Exception as error:  # any that the module's own code raises when it is traced
+    except Exception as error:  # the module's own code may raise anything when it is traced
         _log.debug("torch.fx cannot trace %s: %s", type(module).__name__, error)
         return None
 
 
 def put(part: nn.Module, layers: Mapping[str, nn.Module | None]) -> bool:
-    """Put ``layers`` into ``part``, which keeps its class, and so the attributes that others may read.
+    """Replace the submodules of ``part`` named in ``layers``; ``part`` keeps its class and its attributes.
 
-    False, and nothing is changed, where that cannot be: one is None, or what it replaces has another name
-    too, by which ``part`` may call it.
+    Returns False, and changes nothing, if that is not possible: a value is None, or the submodule that it
+    replaces has a second name, by which ``part`` may call it.
     """
     names = Counter(id(layer) for _, layer in part.named_modules(remove_duplicate=False))
     if any(new is None or names[id(part.get_submodule(name))] > 1 for name, new in layers.items()):
@@ -66,6 +66,9 @@ def put(part: nn.Module, layers: Mapping[str, nn.Module | None]) -> bool:
 
 
 def _has_optional_arguments(module: nn.Module) -> bool:
-    """A trace would take them for tensors, and fail, or go on without what is done where they are None."""
+    """Whether ``forward`` has optional arguments.
+
+    A trace would treat them as tensors, and fail, or leave out what the module does if they are None.
+    """
     parameters = inspect.signature(module.forward).parameters.values()
     return any(parameter.default is not parameter.empty for parameter in parameters)

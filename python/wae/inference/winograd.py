@@ -1,8 +1,8 @@
-"""3 x 3 convolutions in Winograd's form: the engine ``winograd`` of :mod:`wae.inference.engines`.
+"""3 x 3 convolutions by Winograd's algorithm: the engine ``winograd`` of :mod:`wae.inference.engines`.
 
-Libraries for processors compute a float32 convolution directly. Winograd's F(4x4, 3x3) needs a quarter of the
-multiplications (docs/kernels.md); the op ``wae::conv3x3`` does it, with bias and ReLU, on weights that are
-packed once.
+CPU libraries compute a float32 convolution directly. Winograd's F(4x4, 3x3) needs a quarter of the
+multiplications (docs/kernels.md). The op ``wae::conv3x3`` implements it, with bias and ReLU, on weights that
+are packed once.
 """
 
 from __future__ import annotations
@@ -21,19 +21,24 @@ from wae_kernels.nn import Encoder, ScoreDecoder
 
 from .tracing import put, traced
 
-_FEW_CHANNELS = 3  # so many the op convolves directly
-_LEAST_CHANNELS = 16  # what it works on at a time else; with fewer, most of its work would be on zeros
+_FEW_CHANNELS = 3  # up to this number of input channels the op convolves directly
+_LEAST_CHANNELS = 16  # the op works on this number at a time; with fewer, most of its work would be on zeros
 
 
 class Convolution(nn.Module):
-    """``convolution``, 3 x 3 with stride and padding 1, for inference; with ``relu``, that behind it too."""
+    """A 3 x 3 convolution with stride and padding 1, for inference.
+
+    Args:
+        convolution: the layer whose weights it packs, in float32.
+        relu: apply ReLU to the result.
+    """
 
     packed: Tensor
     out_channels: int
 
     def __init__(self, convolution: nn.Conv2d, relu: bool) -> None:
         super().__init__()
-        for name in nn.Conv2d.__constants__:  # in_channels, stride, ...: which modules ask for
+        for name in nn.Conv2d.__constants__:  # in_channels, stride, ...: other modules may read them
             setattr(self, name, getattr(convolution, name))
         self.register_buffer("packed", torch.ops.wae.conv3x3_pack(convolution.weight.detach()))
         self.bias = None if convolution.bias is None else nn.Parameter(convolution.bias.detach(), False)
@@ -41,22 +46,25 @@ class Convolution(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """In its shape, dtype and device, which modules ask for, but of NaN: to compute with it shows."""
+        """A weight of the original shape, dtype and device, which other modules may read.
+
+        All its values are NaN, so that nobody computes with it unnoticed.
+        """
         return self.packed.new_full((), torch.nan).expand(self._shape)
 
-    def forward(self, input: Tensor) -> Tensor:  # PyTorch's name, by which it may be called
-        """(N, C, h, w) float32 to (N, K, h, w), channels_last."""
+    def forward(self, input: Tensor) -> Tensor:  # PyTorch's name: callers may pass it by keyword
+        """Map (N, C, h, w) float32 to (N, K, h, w) float32, channels_last."""
         y: Tensor = torch.ops.wae.conv3x3(input, self.packed, self.bias, self.out_channels, self.relu)
         return y
 
 
 def replaced(network: nn.Module) -> nn.Module:
-    """A copy of ``network``, in evaluation mode, with a :class:`Convolution` in place of all that it can be.
+    """A copy of ``network`` in evaluation mode, with a :class:`Convolution` in place of each layer that fits.
 
-    A ReLU becomes part of the convolution before it, where nothing else reads that one's result and torch.fx
-    can trace the module that holds the two.
+    A ReLU becomes part of the convolution before it if nothing else reads that convolution's result and
+    torch.fx can trace the module that holds both.
     """
-    with torch.autocast("cpu", enabled=False):  # weights are packed as they are
+    with torch.autocast("cpu", enabled=False):  # weights are packed without a cast
         return _replaced(copy.deepcopy(network)).eval()
 
 
@@ -75,7 +83,7 @@ def _replaced(network: nn.Module) -> nn.Module:
 
 
 def fits(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
-    """Whether ``wae::conv3x3`` can compute ``layer``, and is fast at its number of input channels."""
+    """Whether ``wae::conv3x3`` can compute ``layer``, and is fast with its number of input channels."""
     return (
         type(layer) is nn.Conv2d
         and is_plain(layer)
@@ -89,13 +97,16 @@ def fits(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
 
 
 def _traceable(module: nn.Module) -> Iterator[tuple[nn.Module | None, str, nn.Module, fx.GraphModule]]:
-    """The largest parts of ``module`` that hold convolutions and torch.fx can trace: their places, they
-    themselves, and their traces."""
+    """The largest parts of ``module`` that hold convolutions and that torch.fx can trace.
+
+    Yields the module that holds the part (None for ``module`` itself), the part's name in it, the part, and
+    its trace.
+    """
     parts: list[tuple[nn.Module | None, str, nn.Module]] = [(None, "", module)]
     while parts:
         holder, name, part = parts.pop()
         if isinstance(part, nn.Conv2d) or not any(isinstance(m, nn.Conv2d) for m in part.modules()):
-            continue  # tracing a convolution itself would look into it
+            continue  # the trace of a convolution would show its inside, not a call of it
         if _is_an_op(part):
             continue
         trace = traced(part)
@@ -106,20 +117,21 @@ def _traceable(module: nn.Module) -> Iterator[tuple[nn.Module | None, str, nn.Mo
 
 
 def _is_an_op(part: nn.Module) -> bool:
-    """Whether a call of ``part`` is one op of ours on its layers' weights: they stay as they are."""
+    """Whether a call of ``part`` is one op of ours on the weights of its layers, which must then stay."""
     return isinstance(part, (Encoder, ScoreDecoder)) and part.is_fused
 
 
 def _join(part: fx.GraphModule) -> dict[str, nn.Module | None]:
-    """Make one module of each convolution in ``part`` that runs once and the ReLU behind it.
+    """Join each convolution in ``part`` that runs once with the ReLU behind it, in one module.
 
-    The result has the layers that do so in the module that was traced; and "", None, where no layers do: for
-    a ReLU that is a function, or runs elsewhere too.
+    Returns:
+        The layers that would do the same in the traced module itself, by the names of the layers they
+        replace. It has an entry "" of None if no layers can: a ReLU is a function, or runs elsewhere too.
     """
     layers: dict[str, nn.Module | None] = {}
     for node in part.graph.find_nodes(op="call_module"):
         layer = part.get_submodule(str(node.target))
-        if type(layer) is nn.Identity and is_plain(layer) and node.args:  # where a norm was folded
+        if type(layer) is nn.Identity and is_plain(layer) and node.args:  # a norm was folded here
             node.replace_all_uses_with(node.args[0])
             part.graph.erase_node(node)
     calls = Counter(node.target for node in part.graph.nodes if node.op == "call_module")

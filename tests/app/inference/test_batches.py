@@ -4,11 +4,11 @@ import pytest
 import torch
 from small_networks import assert_close
 
-from wae.inference.batches import in_turns
+from wae.inference.batches import in_chunks
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_what_runs_for_one_number_of_images_takes_any_in_turns(memory_format):
+def test_a_runner_for_one_batch_size_takes_any_number_in_chunks(memory_format):
     """Packages of AOTInductor want the strides they were made for; a run may write to the same place."""
     place = torch.empty(4, 3)
 
@@ -17,7 +17,7 @@ def test_what_runs_for_one_number_of_images_takes_any_in_turns(memory_format):
         assert x.is_contiguous(memory_format=memory_format)
         return place.copy_((x + y).sum((2, 3)))
 
-    any_number = in_turns(run, 4)
+    any_number = in_chunks(run, 4)
     for count in (4, 1, 10):
         x, y = (torch.randn(count, 3, 2, 5).to(memory_format=memory_format) for _ in range(2))
         assert_close(any_number(x, y), (x + y).sum((2, 3)))

@@ -12,7 +12,7 @@ from wae.inference.calibration import CalibrationError, gather
 
 
 def test_calibration_and_check_share_no_image():
-    data = torch.arange(50).view(50, 1, 1, 1).expand(50, 3, *SIZE)
+    data = torch.arange(50.0).view(50, 1, 1, 1).expand(50, 3, *SIZE)
     found = gather(data, SIZE, 10, True)
     mine, theirs = (set(part[:, 0, 0, 0].tolist()) for part in (found.images, found.held_out))
     assert len(mine) == 10
@@ -22,20 +22,20 @@ def test_calibration_and_check_share_no_image():
 
 def test_many_images_are_taken_evenly(monkeypatch):
     monkeypatch.setattr(calibration, "CHECKED", 10)
-    data = torch.arange(1000).view(1000, 1, 1, 1).expand(1000, 3, *SIZE)
+    data = torch.arange(1000.0).view(1000, 1, 1, 1).expand(1000, 3, *SIZE)
     found = gather(data, SIZE, 10, True)
     assert found.images[:, 0, 0, 0].tolist() == list(range(0, 1000, 100))
 
 
 def test_labels_stay_with_their_images():
-    batches = [(torch.full((2, 3, *SIZE), n), torch.tensor([n, n])) for n in range(10)]
+    batches = [(torch.full((2, 3, *SIZE), float(n)), torch.tensor([n, n])) for n in range(10)]
     found = gather(iter(batches), SIZE, 10, True)
-    assert torch.equal(found.held_out[:, 0, 0, 0], found.labels)
+    assert torch.equal(found.held_out[:, 0, 0, 0].long(), found.labels)
 
 
 def test_a_loader_without_labels_may_give_lists_of_one():
     """As a DataLoader of a TensorDataset does."""
-    data = torch.arange(20).view(20, 1, 1, 1).expand(20, 3, *SIZE)
+    data = torch.arange(20.0).view(20, 1, 1, 1).expand(20, 3, *SIZE)
     found = gather(DataLoader(TensorDataset(data), 5), SIZE, 10, True)
     assert found.images[:, 0, 0, 0].tolist() == list(range(0, 20, 2))
     assert found.labels is None
@@ -47,6 +47,10 @@ def test_a_loader_without_labels_may_give_lists_of_one():
         (torch.zeros(19, 3, *SIZE), "need at least 20 images, 10 to calibrate .*, got 19"),
         (torch.zeros(20, 3, 5, 5), r"images must be \(N, 3, 20, 33\), got \(20, 3, 5, 5\)"),
         (torch.zeros(3, *SIZE), "images must be"),
+        (
+            torch.zeros(20, 3, *SIZE, dtype=torch.int64),
+            "images must be uint8 or floating .*, got torch.int64",
+        ),
         (["a.png"], "need tensors of images, got str"),
         ([()], "need tensors of images, got tuple"),
         ([(torch.zeros(3, *SIZE), 5)], r"images must be \(N, 3, 20, 33\), got \(3, 20, 33\)"),
@@ -54,6 +58,11 @@ def test_a_loader_without_labels_may_give_lists_of_one():
         ([(torch.zeros(2, 3, *SIZE), ["cat", "dog"])], r"labels must be numbers, got \['cat', 'dog'\]"),
         ([(torch.zeros(20, 3, *SIZE), torch.zeros(19))], r"label for each image, got \(19,\) for 20 images"),
         ([(torch.zeros(1, 3, *SIZE), 7)], r"label for each image, got \(\) for 1 image$"),
+        ([(torch.zeros(1, 3, *SIZE), [1j])], "labels must be numbers, got torch.complex64"),
+        (
+            [(torch.zeros(1, 3, *SIZE), torch.zeros(1, *size)) for size in ((4, 4), (4, 5))],
+            r"labels must have one shape, got \(1, 4, 4\) and \(1, 4, 5\)",
+        ),
         (7, "need images, a loader of images or a folder, got int"),
         ("/nowhere/at/all", "is not a folder"),
     ],

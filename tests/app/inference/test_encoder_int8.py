@@ -155,7 +155,7 @@ def test_the_default_dtype_does_not_change_it(published):
 
 
 def test_an_edge_that_is_no_byte_is_refused():
-    with pytest.raises(encoder_int8.QuantizationError, match=r"no byte stands for 0 with image_scale \[1\.0"):
+    with pytest.raises(encoder_int8.QuantizationError, match=r"no byte represents 0 with image_scale \[1\.0"):
         quantize(Encoder(), None, torch.ones(3), [1.0, 1.0, 1.0])
 
 

@@ -171,7 +171,7 @@ def test_int8_without_images_is_refused(model, tmp_path):
         deploy(model, SIZE, precision="int8")
     with pytest.raises(CalibrationError, match="int8 takes its scales from images"):
         export(model, tmp_path / "model.onnx", "onnx", SIZE, precision="int8")
-    with pytest.raises(ValueError, match="int8 files have the format onnx"):
+    with pytest.raises(ValueError, match="int8 needs the format onnx, got torch"):
         export(model, tmp_path / "m.pt2", "torch", SIZE, precision="int8", calibration=images(4))
     with pytest.raises(EngineError, match=r"eager computes in .*, not in int8"):
         deploy(model, SIZE, engine="eager", precision="int8", calibration=images(200))
@@ -184,15 +184,35 @@ def test_labels_of_another_shape_are_refused(model, tmp_path):
         partial(deploy, engine="eager"),
         partial(export, path=tmp_path / "net", file_format="torch"),
     ):
-        with pytest.raises(CalibrationError, match=r"classes, \(N\), as labels, got \(N, 5\)"):
+        with pytest.raises(CalibrationError, match=r"labels must be class numbers, \(N\), got \(N, 5\)"):
             make(model, size=SIZE, calibration=data, calibration_images=10)
+
+
+@pytest.mark.parametrize(
+    ("label", "told"),
+    [(5, "labels must be below 5, .* got 5"), (torch.nan, "got nan"), (-1, "all labels are negative")],
+)
+def test_labels_that_count_for_nothing_are_refused(label, told, model):
+    """255 for pixels that do not count, say: the drop would be that of an accuracy which is wrong, or NaN."""
+    data = [(images(20), torch.full((20,), label))]
+    with pytest.raises(CalibrationError, match=told):
+        deploy(model, SIZE, engine="eager", calibration=data, calibration_images=10)
+
+
+@pytest.mark.parametrize("wrong", ["0.1", torch.nan, True])
+def test_what_is_no_number_is_refused_before_anything_is_built(wrong, model, tmp_path):
+    for make in (deploy, partial(export, path=tmp_path / "n", file_format="torch")):
+        with pytest.raises(ValueError, match="max_drop must be a number, got "):
+            make(model, size=SIZE, max_drop=wrong)
+    with pytest.raises(ValueError, match="seconds must be a number, got "):
+        deploy(model, SIZE, seconds=wrong)
 
 
 def test_images_that_are_no_bytes_are_not_made_bytes_of(stock, tmp_path):
     """Numbers around 0, which a network without a scale of its own takes, would be 0, 1 and 255."""
     path, options = tmp_path / "model.pt2", {"calibration_images": 10, "max_drop": None}
     data = torch.randn(20, 3, *SIZE)
-    with pytest.raises(CalibrationError, match="uint8 images, and these are no whole numbers of 0 to 255"):
+    with pytest.raises(CalibrationError, match="uint8 images, but these are not integers from 0 to 255"):
         export(stock, path, "torch", SIZE, calibration=data, **options)
     for dtype, same in ((torch.float32, data), (torch.uint8, images(20).float())):
         report = export(stock, path, "torch", SIZE, None, dtype, True, calibration=same, **options)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from wae.data.dataset import sample
 from wae.experiments.machine import machine
 from wae.inference.agreement import DisagreementError
-from wae.inference.batches import in_turns
+from wae.inference.batches import in_chunks
 from wae.inference.deploy import deploy
 from wae.inference.deployed import Deployed
 from wae.inference.engines import EngineError
@@ -42,7 +42,7 @@ class Filled(nn.Module):
 
     def __init__(self, deployed: Deployed) -> None:
         super().__init__()
-        self.forward = in_turns(deployed, deployed.batch)
+        self.forward = in_chunks(deployed, deployed.batch)
 
 
 def deploy_all(task: Task, record: Record, model: WAEClassifier, size: int) -> dict[str, Any]:

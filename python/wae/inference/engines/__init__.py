@@ -1,12 +1,12 @@
-"""Engines for a network's forward pass: PyTorch itself, and the optimisers of others, behind one call.
+"""Engines that run a network's forward pass: PyTorch itself and other runtimes, behind one interface.
 
 ::
 
     run = ENGINES["openvino"].build(module, inputs)
     outputs = run(*inputs)
 
-An engine computes on the device of the inputs, with as many threads as torch has when it is built. What a
-run returns may be overwritten by the next one, and runs of one engine must not overlap.
+An engine computes on the device of its inputs, with the number of threads that torch has when it is built.
+The next run may overwrite what a run returned, and two runs of one engine must not overlap.
 """
 
 from .engine import Engine, EngineError, Prepared, Run

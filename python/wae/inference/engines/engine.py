@@ -1,4 +1,4 @@
-"""What an engine is."""
+"""The interface of an engine, and of a network prepared for one."""
 
 from __future__ import annotations
 
@@ -22,36 +22,40 @@ from wae_kernels import backends
 from .int8 import ByteInput, Movement
 
 Run = Callable[..., Any]
-"""Takes the module's inputs, and returns what the module returns: a tensor, or several."""
+"""Takes the module's inputs and returns what the module returns: one tensor or several."""
 
 Samples = Sequence[Sequence[Tensor]]
-"""Inputs of the module, a few images each, that int8's scales come from."""
+"""Batches of the module's inputs, a few images each, from which the scales of int8 are taken."""
 
 
 class EngineError(WaeError, RuntimeError):
-    """An engine cannot be used here: it is missing, or it does not take the network."""
+    """An engine cannot be used: it is not installed, does not run here, or does not accept the network."""
 
 
 class Prepared(ABC):
-    """A network in an engine."""
+    """A network in the form that an engine runs."""
 
     movements: Sequence[Movement] = ()
-    """In int8: how far each layer's results moved, the farthest first."""
+    """In int8: how far each layer's results moved, the largest movement first."""
 
     @abstractmethod
     def for_batch(self, batch: int | None) -> Run:
-        """Builds a runner for ``batch`` images; for any number of them with None."""
+        """Build a runner for ``batch`` images, or for any number of images if ``batch`` is None."""
 
     def take_bytes(self) -> Sequence[ByteInput]:
-        """From now on take bytes, and no float32 that the engine makes bytes of first.
+        """Make the network take its inputs as bytes, instead of float32 that the engine quantizes first.
 
-        To be called before :meth:`for_batch`. Returns what the inputs are then; nothing where it cannot be.
+        Call it before :meth:`for_batch`. Returns the description of each input; an empty sequence means that
+        the engine cannot take bytes, and nothing has changed.
         """
         return ()
 
     @abstractmethod
     def save(self, folder: Path, inputs: Sequence[Tensor]) -> None:
-        """Write into ``folder`` what :attr:`Engine.load` needs, for inputs like these."""
+        """Write the files that :attr:`Engine.load` needs into ``folder``.
+
+        ``inputs`` have the dtypes, shapes and memory formats that the loaded network will be called with.
+        """
 
 
 @dataclass(frozen=True)
@@ -60,17 +64,18 @@ class Engine:
 
     Attributes:
         name: its key in :data:`wae.inference.engines.ENGINES`.
-        devices: types of device it computes on.
-        packages: what it imports, by the name that pip knows.
-        prepare: takes the module, inputs, the precision, and, for int8, samples of inputs and further
+        devices: the device types it computes on.
+        packages: the modules it imports, mapped to the names that pip installs.
+        prepare: takes the module, its inputs, the precision and, for int8, samples of the inputs and further
             inputs on which the layers are compared.
-        load: takes the folder that :meth:`Prepared.save` wrote, the batch, and the precision.
-        precisions: that it can compute in; see :mod:`.precision`.
-        foreign: whether it is not PyTorch's: it copies all but contiguous tensors, has its own threads, and
-            takes and gives float32 whatever it computes in.
+        load: takes the folder that :meth:`Prepared.save` wrote, the batch size and the precision. None if
+            the engine cannot save a network.
+        precisions: the precisions it can compute in; see :mod:`wae.inference.precision`.
+        foreign: whether the engine is not part of PyTorch. Such an engine copies tensors that are not
+            contiguous, has threads of its own, and takes and returns float32 in every precision.
         kernels: whether it needs our compiled kernels.
-        whole: whether it runs the encoder as well: its inputs are the images, of any dtype.
-        int8_packages: what it imports for int8 beside them.
+        whole: whether it runs the encoder too. Its inputs are then the images, in any dtype.
+        int8_packages: the modules it also imports for int8, mapped as ``packages``.
     """
 
     name: str
@@ -85,11 +90,11 @@ class Engine:
     int8_packages: Mapping[str, str] = field(default_factory=dict)
 
     def why_not(self, device: torch.device | str, wanted: str | None = None) -> str | None:
-        """The reason why this engine cannot run on ``device``, for a person to read; None if nothing is.
+        """A sentence that says why this engine cannot run on ``device``; None if it can.
 
         Args:
-            device: to compute on.
-            wanted: the precision to compute in; None for any.
+            device: the device to compute on.
+            wanted: the precision to compute in; None for any precision.
         """
         kind = torch.device(device).type
         if kind not in self.devices:
@@ -103,11 +108,11 @@ class Engine:
         if missing:
             return f"{self.name} needs packages that are not installed: `pip install {' '.join(missing)}`"
         if self.kernels and not backends.backend_for(device).startswith("cpu"):
-            return f"{self.name} needs the compiled kernels: `wae info` tells why they do not run"
+            return f"{self.name} needs the compiled kernels: `wae info` says why they do not run"
         return None
 
     def input_dtype(self, computed: str) -> torch.dtype:
-        """The dtype of the inputs for a module that is to be computed in this precision."""
+        """The dtype of the engine's inputs when it computes in the precision ``computed``."""
         return torch.float32 if self.foreign or computed == "int8" else precision.DTYPES[computed]
 
     def make(
@@ -118,18 +123,18 @@ class Engine:
         samples: Samples = (),
         compared: Sequence[Tensor] = (),
     ) -> Prepared:
-        """Bring ``module``, in evaluation mode, into the engine.
+        """Prepare ``module``, which is in evaluation mode, for this engine.
 
         Args:
-            module: takes ``inputs`` and returns a tensor or several. It must not change afterwards.
-            inputs: their dtypes, shapes and memory formats are what the result is made for.
-            wanted: the precision to compute in; None for that of the inputs.
-            samples: of inputs, for int8.
-            compared: inputs on which int8's layers are compared with the module's.
+            module: takes ``inputs`` and returns one tensor or several. It must not change afterwards.
+            inputs: the network is prepared for their dtypes, shapes and memory formats.
+            wanted: the precision to compute in; None for the dtype of the inputs.
+            samples: batches of inputs that give the scales of int8.
+            compared: inputs on which the int8 layers are compared with the module's.
 
         Raises:
             EngineError: the engine is not installed, does not run on the inputs' device or in this
-                precision, or refuses the module.
+                precision, or does not accept the module.
         """
         wanted = wanted or precision.name_of(inputs[0].dtype)
         reason = self.why_not(inputs[0].device, wanted)
@@ -139,29 +144,38 @@ class Engine:
             return self.prepare(module, inputs, wanted, samples, compared)
 
     def open(self, prepared: Prepared, batch: int | None, inputs: Sequence[Tensor]) -> Run:
-        """A runner of ``prepared`` for ``batch`` images, None for any number; it is tried on ``inputs``.
+        """Build a runner of ``prepared`` and run it once, on ``inputs``.
 
-        Raises EngineError where the engine refuses it.
+        Args:
+            prepared: what :meth:`make` returned.
+            batch: the number of images in a call; None for any number.
+            inputs: the module's inputs.
+
+        Raises:
+            EngineError: the engine cannot build or run it.
         """
         with self.errors():
             run = prepared.for_batch(batch)
-            run(*inputs)  # some prepare more at the first call
+            run(*inputs)  # some engines finish their preparation in the first call
             return run
 
     def build(self, module: nn.Module, inputs: Sequence[Tensor], dynamic: bool = False) -> Run:
-        """:meth:`make` and :meth:`open` in one: for the number of images in ``inputs``, or for any."""
+        """:meth:`make` and :meth:`open` in one call.
+
+        The runner takes the number of images in ``inputs``, or any number if ``dynamic`` is true.
+        """
         return self.open(self.make(module, inputs), None if dynamic else inputs[0].shape[0], inputs)
 
     @contextmanager
     def errors(self) -> Iterator[None]:
-        """Whatever fails within it is an EngineError, but for a full disk."""
+        """Turn every exception in the block into an EngineError, except the OSError of a full disk."""
         try:
             with torch.no_grad(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of the engines' own parts
+                warnings.simplefilter("ignore")  # the engines warn about their own internals
                 yield
         except EngineError:
             raise
-        except Exception as error:  # whatever kind the engine has
-            if full := full_disk(error):  # which no network is to blame for
+        except Exception as error:  # engines raise exceptions of any kind
+            if full := full_disk(error):  # not the network's fault
                 raise full from None
             raise EngineError(f"{self.name} does not run this network: {error}") from error

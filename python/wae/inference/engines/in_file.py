@@ -1,8 +1,9 @@
-"""Networks in a file, which engines that are not PyTorch's read: each comes to them as an ONNX model."""
+"""Networks in a file, for engines that are not part of PyTorch: they get each network as an ONNX model."""
 
 from __future__ import annotations
 
 import logging
+import os
 import re
 import shutil
 import tempfile
@@ -21,20 +22,24 @@ from .engine import Prepared, Run
 from .int8 import ByteInput, Movement
 
 PACKAGES = {"onnx": "onnx", "onnxscript": "onnxscript"}
-"""What :func:`to_onnx` imports."""
+"""The modules that :func:`to_onnx` imports, mapped to the names that pip installs."""
 
 BATCH = "batch"
-"""The name of the first dimension in ONNX, where any number of images is possible."""
+"""The name of the first dimension in an ONNX model that takes any number of images."""
 
 
 def to_onnx(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool = False, **options: Any) -> Any:
-    """``module`` as an ``onnx.ModelProto``; with ``dynamic``, for any number of images.
+    """Export ``module`` to an ``onnx.ModelProto``.
 
-    ``options`` go to :func:`torch.onnx.export`.
+    Args:
+        module: the network, in evaluation mode.
+        inputs: example inputs of the network.
+        dynamic: make a model for any number of images, not only the number in ``inputs``.
+        options: passed to :func:`torch.onnx.export`.
     """
     shapes = any_batch(inputs) if dynamic else None
     inputs = several(inputs) if dynamic else inputs
-    logger = logging.getLogger("onnx_ir")  # it warns of empty lists among an operator's attributes
+    logger = logging.getLogger("onnx_ir")  # it warns about empty lists among an operator's attributes
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
@@ -44,7 +49,7 @@ def to_onnx(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool = False, 
         assert program is not None  # with dynamo=True
         proto = program.model_proto
         for value in program.model.graph.initializers.values():
-            value.const_value = None  # onnxscript's global rules hold the last graph, and the weights with it
+            value.const_value = None  # onnxscript's global rules keep the last graph alive, weights included
         if dynamic:
             _name_batch(proto)
         return proto
@@ -53,7 +58,7 @@ def to_onnx(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool = False, 
 
 
 def _name_batch(proto: Any) -> None:
-    """Call the first dimension of all inputs :data:`BATCH`: it has the name of a symbol of torch.export's."""
+    """Rename the first dimension of all inputs to :data:`BATCH`; torch.export named it after a symbol."""
     graph = proto.graph
     values = [*graph.input, *graph.output, *graph.value_info]
     dims = [dim for value in values for dim in value.type.tensor_type.shape.dim]
@@ -64,15 +69,15 @@ def _name_batch(proto: Any) -> None:
 
 
 class InFile(Prepared):
-    """A network in a file, which a foreign engine reads for the number of images that is wanted.
+    """A network in a file, which a foreign engine reads again for each batch size.
 
     Args:
-        folder: where the file is.
-        open: takes the folder, the number of images (None for any), and whether the engine may keep what it
-            compiles in the folder.
+        folder: the folder that holds the file.
+        open: takes the folder, the number of images (None for any number), and whether the engine may store
+            compiled code in the folder; returns a runner.
         take_bytes: changes the file in the folder; see :meth:`Prepared.take_bytes`.
         movements: see :class:`Prepared`.
-        temporary: whether the folder goes with this object.
+        temporary: whether the folder is removed together with this object.
     """
 
     def __init__(
@@ -87,7 +92,7 @@ class InFile(Prepared):
         self._take_bytes = take_bytes
         self._temporary = temporary
         if temporary:
-            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            weakref.finalize(self, _remove, folder, os.getpid())
 
     def for_batch(self, batch: int | None) -> Run:
         """See :class:`Prepared`."""
@@ -98,15 +103,21 @@ class InFile(Prepared):
         return self._take_bytes(self._folder)
 
     def save(self, folder: Path, inputs: Sequence[Tensor]) -> None:
-        """Copy the file, and let the engine compile it once, so that it need not when it is loaded."""
-        for path in self._folder.glob("network.*"):  # beside them a loaded one's folder has other files
+        """Copy the file, and have the engine compile it now, so that loading it need not."""
+        for path in self._folder.glob("network.*"):  # the folder of a loaded network holds other files too
             (folder / path.name).write_bytes(path.read_bytes())
         self._open(folder, inputs[0].shape[0], True)
 
 
+def _remove(folder: Path, owner: int) -> None:
+    """Remove ``folder`` in the process ``owner``, which made it: a forked child only borrows it."""
+    if os.getpid() == owner:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 @contextmanager
 def kept_folder() -> Iterator[Path]:
-    """A temporary folder that stays for an :class:`InFile`, unless making it fails."""
+    """A temporary folder for an :class:`InFile`; it is removed here only if the block raises."""
     folder = Path(tempfile.mkdtemp())
     try:
         yield folder
@@ -116,5 +127,5 @@ def kept_folder() -> Iterator[Path]:
 
 
 def one_or_more(results: Sequence[Tensor]) -> Tensor | Sequence[Tensor]:
-    """As a module returns them: one alone is no sequence."""
+    """``results`` as a module returns them: a single result without a sequence around it."""
     return results if len(results) > 1 else results[0]

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the processor, and its static quantization."""
+"""ONNX Runtime on the CPU, and its static quantization."""
 
 from __future__ import annotations
 
@@ -34,13 +34,17 @@ def _open(folder: Path, batch: int | None, keep: bool) -> Run:
 
 
 def onnx_session(path: Path, batch: int | None = None) -> Run:
-    """The ONNX model at ``path`` in ONNX Runtime on the processor, for ``batch`` images; None for any."""
+    """Load the ONNX model at ``path`` into ONNX Runtime on the CPU.
+
+    The runner takes ``batch`` images, or any number if ``batch`` is None, and as many threads as torch has
+    now.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors
-    # after a run its idle threads would keep the cores from our op
+    # idle threads would keep spinning after a run, on the cores that our op needs
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if batch is not None:
         options.add_free_dimension_override_by_name(BATCH, batch)
@@ -56,7 +60,7 @@ def onnx_session(path: Path, batch: int | None = None) -> Run:
 
 
 class _Reader:
-    """Samples as ONNX Runtime asks for them; shows how far it is."""
+    """Feeds the samples to ONNX Runtime's calibration, and shows a progress bar."""
 
     def __init__(self, names: Sequence[str], samples: Sequence[Sequence[Tensor]]) -> None:
         self._samples = iter(track(samples, "calibrating"))
@@ -73,7 +77,16 @@ class _Reader:
 def quantize(
     path: Path, samples: Sequence[Sequence[Tensor]], compared: Sequence[Tensor] = ()
 ) -> list[Movement]:
-    """Make the ONNX file at ``path`` one in int8, in the form QDQ, by ONNX Runtime's static quantization."""
+    """Quantize the ONNX file at ``path`` to int8, in QDQ format, by ONNX Runtime's static quantization.
+
+    Args:
+        path: the float32 model; it is replaced.
+        samples: batches of the model's inputs that give the scales.
+        compared: inputs on which the layers of both models are compared.
+
+    Returns:
+        How far each layer moved on ``compared``, the largest movement first; empty without ``compared``.
+    """
     import onnx
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -90,7 +103,7 @@ def quantize(
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            # without VNNI the processor's sums of two products are of 16 bits
+            # without VNNI the CPU adds pairs of products in 16 bits, which 8-bit weights could overflow
             reduce_range=not precision.native("int8", torch.device("cpu")),
         )
         moved = _moved(prepared, quantized, compared) if compared else []
@@ -99,9 +112,9 @@ def quantize(
 
 
 def _take_bytes(folder: Path) -> Sequence[ByteInput]:
-    """Have the network in ``folder`` take the bytes that its first step makes of its inputs.
+    """Make the network in ``folder`` take the bytes to which its first step quantizes its inputs.
 
-    Returns nothing, and changes nothing, unless every input has such a step.
+    Returns an empty sequence, and changes nothing, unless every input has such a step.
     """
     import onnx
 
@@ -131,7 +144,7 @@ _ONNX_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 def _moved(prepared: Path, quantized: Path, inputs: Sequence[Tensor]) -> list[Movement]:
-    # in int8 a layer with a ReLU behind it has the name of that one's result, and negative numbers end later
+    # In int8 a layer before a ReLU has the name of the ReLU's result, but negative values are cut only later.
     before = _onnx_results(prepared, inputs, _ONNX_LAYERS)
     rectified = _onnx_results(prepared, inputs, ("Relu",))
     after = _onnx_results(quantized, inputs, _ONNX_LAYERS)
@@ -140,7 +153,7 @@ def _moved(prepared: Path, quantized: Path, inputs: Sequence[Tensor]) -> list[Mo
 
 
 def _onnx_results(path: Path, inputs: Sequence[Tensor], kinds: Sequence[str]) -> dict[str, Tensor]:
-    """The results of nodes of these kinds, by their names."""
+    """The results of all nodes of these ``kinds``, by name."""
     import onnx
     import onnxruntime
 

@@ -1,4 +1,4 @@
-"""OpenVINO on the processor, and NNCF's quantization."""
+"""OpenVINO on the CPU, and NNCF's quantization."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _take_bytes(folder: Path) -> Sequence[ByteInput]:
     model = openvino.Core().read_model(folder / "network.xml")
     inputs = _take_bytes_in(model)
     if inputs:
-        # beside the old one, whose weights the model reads from its file
+        # into another file first: the model still reads its weights from the old one
         openvino.save_model(model, folder / "bytes.xml", compress_to_fp16=False)
         for kind in ("xml", "bin"):
             (folder / f"bytes.{kind}").replace(folder / f"network.{kind}")
@@ -63,7 +63,7 @@ def _open(wanted: str, folder: Path, batch: int | None, keep: bool) -> Run:
         "INFERENCE_PRECISION_HINT": _HINTS[wanted],
         "PERFORMANCE_HINT": "LATENCY",
     }
-    if keep:  # OpenVINO's own: it knows when what it compiled is of another version or processor
+    if keep:  # OpenVINO itself checks whether its cache is of another version or CPU
         settings["CACHE_DIR"] = str(folder / "compiled")
     core = openvino.Core()
     model = core.read_model(folder / "network.xml")
@@ -71,8 +71,8 @@ def _open(wanted: str, folder: Path, batch: int | None, keep: bool) -> Run:
         model.reshape({x.get_any_name(): [batch, *list(x.partial_shape)[1:]] for x in model.inputs})
     compiled = core.compile_model(model, "CPU", settings)
     request = compiled.create_infer_request()
-    # Where their sizes are known, the results get their place once. To make arrays and dictionaries of them
-    # in each call takes 0.2 ms more: the network has left no Python in the processor's caches.
+    # Results of known sizes are allocated once. Making arrays and dictionaries of them in each call takes
+    # 0.2 ms more, because the network has pushed Python out of the CPU's caches.
     known = all(x.partial_shape.is_static and x.element_type == openvino.Type.f32 for x in compiled.outputs)
     outputs = compiled.outputs if known else ()
     results = [torch.empty(tuple(x.shape), dtype=torch.float32) for x in outputs]
@@ -80,7 +80,7 @@ def _open(wanted: str, folder: Path, batch: int | None, keep: bool) -> Run:
         request.set_output_tensor(number, openvino.Tensor(result.numpy(), shared_memory=True))
 
     def run(*tensors: Tensor) -> Any:
-        arrays = [x.contiguous().numpy() for x in tensors]  # held here: OpenVINO does not keep them alive
+        arrays = [x.contiguous().numpy() for x in tensors]  # kept here: OpenVINO does not keep them alive
         for number, array in enumerate(arrays):
             request.set_input_tensor(number, openvino.Tensor(array, shared_memory=True))
         found = request.infer(share_outputs=True)
@@ -92,9 +92,9 @@ def _open(wanted: str, folder: Path, batch: int | None, keep: bool) -> Run:
 def _quantized(
     model: Any, samples: Sequence[Sequence[Tensor]], compared: Sequence[Tensor]
 ) -> tuple[Any, list[Movement]]:
-    """An ``openvino.Model`` in int8, by NNCF's post-training quantization."""
+    """``model``, an ``openvino.Model``, in int8 by NNCF's post-training quantization, and its movements."""
     terminal = sys.stderr if sys.stderr.isatty() else io.StringIO()
-    with contextlib.redirect_stdout(terminal):  # where its progress bars belong
+    with contextlib.redirect_stdout(terminal):  # NNCF prints its progress bars to stdout
         import nncf
 
         nncf.set_log_level(logging.ERROR)
@@ -104,13 +104,13 @@ def _quantized(
     return quantized, movements_between(before, after)
 
 
-_WHOLE = 1e-3  # of a step: so near to the byte -128 the lower limit is taken for it
+_NEAR = 1e-3  # of a step: a lower limit this close to the byte -128 counts as that byte
 
 
 def _take_bytes_in(model: Any) -> Sequence[ByteInput]:
-    """Have ``model``, of :func:`_quantized`, take the bytes that its first step makes of its inputs.
+    """Make ``model``, from :func:`_quantized`, take the bytes to which its first step quantizes its inputs.
 
-    Returns nothing, and changes nothing, unless every input has such a step.
+    Returns an empty sequence, and changes nothing, unless every input has such a step.
     """
     import numpy as np
     from openvino import opset13
@@ -137,7 +137,7 @@ def _take_bytes_in(model: Any) -> Sequence[ByteInput]:
 
 
 def _bytes_of(step: Any) -> ByteInput | None:
-    """The bytes that ``step`` makes; None if it is another kind of step, or they need a zero point."""
+    """The bytes that ``step`` makes; None if it is no such step, or its bytes need a zero point."""
     if step.get_type_name() != "FakeQuantize" or step.get_attributes()["levels"] != 256:
         return None
     limits = [step.input_value(i).get_node() for i in range(1, 5)]
@@ -147,7 +147,7 @@ def _bytes_of(step: Any) -> ByteInput | None:
     scale = (high - low) / 255
     if (low, high) != (low_out, high_out) or not scale > 0:
         return None
-    if abs(low / scale + 128) < _WHOLE:
+    if abs(low / scale + 128) < _NEAR:
         return ByteInput(scale, 0, torch.int8)
     return ByteInput(scale, 0, torch.uint8) if low == 0 else None
 
@@ -156,15 +156,15 @@ _LAYERS = ("Convolution", "GroupConvolution", "MatMul")
 
 
 def _layers(model: Any, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
-    """The results of its convolutions and matrix products, bias included, by name."""
+    """The results of the model's convolutions and matrix products, bias included, by name."""
     import openvino
 
     model = model.clone()
     layers = [op for op in model.get_ops() if op.get_type_name() in _LAYERS]
     ports = [_with_bias(op).output(0) for op in layers]
-    model.add_outputs(ports)  # one that is an output already stays one
-    # Rounded as in int8, but computed in float32: from the kernels for int8, results in the middle of a
-    # network come as zeros (OpenVINO 2026.4).
+    model.add_outputs(ports)  # a port that is an output already stays one
+    # Rounded as in int8, but computed in float32: the int8 kernels return zeros for results in the middle of
+    # a network (OpenVINO 2026.4).
     settings = {"INFERENCE_PRECISION_HINT": "f32", "LP_TRANSFORMS_MODE": "NO"}
     request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
     request.infer([x.contiguous().numpy() for x in inputs])
@@ -181,24 +181,27 @@ def _layers(model: Any, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
 
 
 def _with_bias(op: Any) -> Any:
-    """The last constant factor or addend behind ``op``: NNCF moves numbers between a layer and its bias."""
+    """The last multiplication by, or addition of, constants behind ``op``; ``op`` itself if there is none.
+
+    NNCF moves values between a layer and its bias, so that only the result behind both can be compared.
+    """
     while True:
         readers = [x.get_node() for x in op.output(0).get_target_inputs()]
         readers = [reader for reader in readers if reader.get_type_name() != "ShapeOf"]
         if len(readers) != 1 or readers[0].get_type_name() not in ("Multiply", "Add"):
             return op
         others = [x.get_node() for x in readers[0].input_values() if x.get_node() != op]
-        if len(others) != 1 or not _is_constant(others[0]):  # a shortcut around the layer, say
+        if len(others) != 1 or not _is_constant(others[0]):  # a residual connection, for example
             return op
         op = readers[0]
 
 
 def _is_constant(op: Any) -> bool:
-    """Whether ``op`` is made of constants, and of shapes: one brings a bias to its layer's rank."""
+    """Whether ``op`` depends on constants and shapes only; a shape can be part of reshaping a bias."""
     if op.get_type_name() in ("Constant", "ShapeOf"):
         return True
-    made_of = [x.get_node() for x in op.input_values()]
-    return bool(made_of) and all(map(_is_constant, made_of))
+    inputs = [x.get_node() for x in op.input_values()]
+    return bool(inputs) and all(map(_is_constant, inputs))
 
 
 OPENVINO = Engine(

@@ -1,4 +1,4 @@
-"""PyTorch itself, and its compilers."""
+"""The engines that are part of PyTorch: eager mode, its compilers and CUDA graphs; and Torch-TensorRT."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from wae.inference import aoti, precision
-from wae.inference.batches import in_turns
+from wae.inference.batches import in_chunks
 from wae.inference.programs import any_batch, as_bytes, exported, several
 from wae.inference.winograd import replaced
 from wae.models.network import on_two_streams
@@ -22,13 +22,15 @@ from .engine import Engine, Prepared, Run, Samples
 
 
 class InPyTorch(Prepared):
-    """A module, and how PyTorch makes something fast of it.
+    """A module and the function that compiles it.
 
     Args:
         module: in evaluation mode.
         inputs: see :meth:`Engine.make`.
-        compile: takes the module, inputs, and whether any number of images is to be possible.
-        packs: whether what ``compile`` makes has weights of its own: then the module's wait in a file.
+        compile: takes the module, inputs, and whether the runner must take any number of images; returns a
+            runner.
+        packs: whether the runner holds its own copy of the weights. If so, the module's own are moved into a
+            mapped file.
     """
 
     def __init__(
@@ -43,7 +45,7 @@ class InPyTorch(Prepared):
 
     def for_batch(self, batch: int | None) -> Run:
         """See :class:`Prepared`."""
-        inputs = [torch.zeros_like(x) for x in self._inputs]  # of these only the form counts
+        inputs = [torch.zeros_like(x) for x in self._inputs]  # only their shapes and dtypes matter
         run = self._compile(self._module, inputs, batch is None)
         if self._packs:
             run(*inputs)
@@ -51,7 +53,7 @@ class InPyTorch(Prepared):
         return run
 
     def save(self, folder: Path, inputs: Sequence[Tensor]) -> None:
-        """Compiled by AOTInductor where the engine compiles; else a torch.export program."""
+        """Write an AOTInductor package if the engine compiles, else a torch.export program."""
         if not self._packs:
             shapes = any_batch(inputs)
             program = exported(self._module, several(inputs), shapes)
@@ -63,21 +65,21 @@ class InPyTorch(Prepared):
 
 
 class _Package(Prepared):
-    """A network from :meth:`InPyTorch.save`: for one number of images, of which it takes others in turns."""
+    """A package from :meth:`InPyTorch.save`: compiled for one batch size, it runs others in chunks of it."""
 
     def __init__(self, folder: Path, batch: int, computed: str) -> None:
         self._run: Run = torch._inductor.aoti_load_package(str(folder / "network.pt2"))
         self._batch, self._folder = batch, folder
 
     def for_batch(self, batch: int | None) -> Run:
-        return self._run if batch == self._batch else in_turns(self._run, self._batch)
+        return self._run if batch == self._batch else in_chunks(self._run, self._batch)
 
     def save(self, folder: Path, inputs: Sequence[Tensor]) -> None:
         (folder / "network.pt2").write_bytes((self._folder / "network.pt2").read_bytes())
 
 
 class _Program(Prepared):
-    """The torch.export program that :meth:`InPyTorch.save` wrote."""
+    """A torch.export program from :meth:`InPyTorch.save`."""
 
     def __init__(self, folder: Path, batch: int, computed: str) -> None:
         self._program = torch.export.load(folder / "network.pt2")
@@ -91,12 +93,12 @@ class _Program(Prepared):
 
 
 def _leave_in_file(module: nn.Module) -> None:
-    """Let the weights of ``module`` be a mapped file, which takes no memory until somebody reads them."""
+    """Move the weights of ``module`` into a memory-mapped file: they take no memory until they are read."""
     tensors = [*module.parameters(), *module.buffers()]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         path = Path(folder) / "weights.pt"
         torch.save([tensor.detach() for tensor in tensors], path)
-        # on Linux the mapped file stays until nobody has it open
+        # on Linux a deleted file exists until the last mapping of it is gone
         for tensor, mapped in zip(tensors, torch.load(path, mmap=True), strict=True):
             tensor.data = mapped
 
@@ -104,7 +106,7 @@ def _leave_in_file(module: nn.Module) -> None:
 def _prepared_by(
     compile: Callable[[nn.Module, Sequence[Tensor], bool], Run], packs: bool = False
 ) -> Callable[..., Prepared]:
-    """The :attr:`Engine.prepare` of an engine of PyTorch's."""
+    """The :attr:`Engine.prepare` of a PyTorch engine; see :class:`InPyTorch`. int8 is torchao's."""
 
     def prepare(
         module: nn.Module, inputs: Sequence[Tensor], wanted: str, samples: Samples, compared: Sequence[Tensor]
@@ -121,7 +123,7 @@ def _eager(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -> Run:
     return module
 
 
-_MANY_WEIGHTS = 2**20  # of one layer: about what the second-level cache holds
+_MANY_WEIGHTS = 2**20  # in one layer: about what the second-level cache holds
 _QUIET = {"autotune_num_choices_displayed": 0, "max_autotune_report_choices_stats": False}
 
 
@@ -129,21 +131,21 @@ def _compile(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -> Run:
     def forward(*tensors: Tensor) -> Any:
         return module(*tensors)
 
-    # PyTorch allows a code object some recompilations only: so each module gets one of its own.
+    # PyTorch limits the recompilations of a code object, so each module gets its own.
     forward.__code__ = forward.__code__.replace()
     options: dict[str, Any] = {}
     if inputs[0].is_cuda:
         options = {"max_autotune": True, "triton.cudagraphs": not dynamic}
     elif any(isinstance(m, nn.Linear) and m.weight.numel() >= _MANY_WEIGHTS for m in module.modules()):
-        # for few images a generated FC layer reads its weights from memory at twice the speed of MKL's
+        # for few images a generated FC layer reads its weights from memory twice as fast as MKL's
         options = {"max_autotune": True, "max_autotune_gemm_backends": "CPP,ATEN", **_QUIET}
     compiled: Run = torch.compile(
         forward, fullgraph=True, dynamic=None if dynamic else False, options=options
     )
 
     def run(*tensors: Tensor) -> Any:
-        # Freezing makes constants of the weights, folds and packs them. As one of the options it would come
-        # too late: tracing must know of it, whenever it happens.
+        # Freezing turns the weights into constants, folds and packs them. It cannot be one of the options:
+        # tracing must see the setting, and tracing may happen in any call.
         with torch._inductor.config.patch(freezing=True):
             return compiled(*tensors)
 
@@ -154,7 +156,7 @@ def _compile(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -> Run:
     for x in inputs:
         torch._dynamo.mark_dynamic(x, 0)
     run(*inputs)
-    return run  # one image is compiled for by itself, when it comes
+    return run  # a single image is compiled separately, at the first call with one
 
 
 def _winograd(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -> Run:
@@ -163,14 +165,14 @@ def _winograd(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -> Run
 
 def _cudagraphs(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -> Run:
     if dynamic:
-        return module  # a graph holds one shape
+        return module  # a graph is for one shape
     held = [x.clone() for x in inputs]
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device_of(held[0]), on_two_streams(module):  # streams are of the current device
+    with torch.cuda.device_of(held[0]), on_two_streams(module):  # streams belong to the current device
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(3):  # libraries choose their algorithms before the capture
+            for _ in range(3):  # the libraries must choose their algorithms before the capture
                 module(*held)
         torch.cuda.current_stream().wait_stream(stream)
         with torch.cuda.graph(graph):
@@ -178,7 +180,7 @@ def _cudagraphs(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -> R
 
     def run(*tensors: Tensor) -> Any:
         if any(mine.dtype != given.dtype for mine, given in zip(held, tensors, strict=True)):
-            return module(*tensors)  # images in another dtype than the graph was made for
+            return module(*tensors)  # images of another dtype than the graph was captured for
         for mine, given in zip(held, tensors, strict=True):
             mine.copy_(given)
         graph.replay()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from wae.inference.batches import in_turns
+from wae.inference.batches import in_chunks
 from wae.inference.programs import any_batch, as_bytes, exported, several
 from wae.progress import track
 
@@ -19,7 +19,7 @@ from .int8 import Movement, errors_only, movements_between
 
 
 class InTorchAO(Prepared):
-    """An int8 network of torchao's; its lowered form is for one number of images."""
+    """An int8 network from torchao. Its lowered form is for one batch size, and runs others in chunks."""
 
     def __init__(self, program: torch.export.ExportedProgram, movements: Sequence[Movement]) -> None:
         self._program, self.movements = program, movements
@@ -29,25 +29,25 @@ class InTorchAO(Prepared):
     def for_batch(self, batch: int | None) -> Run:
         """See :class:`Prepared`."""
         if batch is None:
-            assert self._run is not None, "prepared for one number of images first"
-            return in_turns(self._run, self._batch)
+            assert self._run is not None, "must be prepared for one batch size first"
+            return in_chunks(self._run, self._batch)
         self._batch = batch
         self._run = lowered(self._program, batch)
         return self._run
 
     def save(self, folder: Path, inputs: Sequence[Tensor]) -> None:
-        """The quantized program: it is lowered when it is loaded."""
+        """Write the quantized program, which is lowered when it is loaded."""
         (folder / "network.pt2").write_bytes(as_bytes(self._program))
 
 
 def load(folder: Path, batch: int, computed: str) -> Prepared:
-    """What :meth:`InTorchAO.save` wrote."""
+    """Load what :meth:`InTorchAO.save` wrote into ``folder``."""
     _import()  # registers its operators
     return InTorchAO(torch.export.load(folder / "network.pt2"), ())
 
 
 def _import() -> Any:
-    """torchao's module of post-training quantization."""
+    """torchao's module for post-training quantization."""
     with warnings.catch_warnings(), errors_only():
         warnings.simplefilter("ignore")
         import torchao.quantization.pt2e.lowering
@@ -62,11 +62,21 @@ def quantized(
     samples: Sequence[Sequence[Tensor]],
     compared: Sequence[Tensor],
 ) -> tuple[torch.export.ExportedProgram, list[Movement]]:
-    """``module`` in int8 for Inductor's x86 kernels, for any number of images, by torchao's PT2E."""
+    """Quantize ``module`` to int8 for Inductor's x86 kernels by torchao's PT2E, for any number of images.
+
+    Args:
+        module: in evaluation mode.
+        inputs: example inputs.
+        samples: batches of inputs that give the scales.
+        compared: inputs on which the layers of both networks are compared.
+
+    Returns:
+        The quantized program, and how far each layer moved on ``compared``, the largest movement first.
+    """
     pt2e = _import()
     x86 = pt2e.quantizer.x86_inductor_quantizer
     shapes, inputs = any_batch(inputs), several(inputs)
-    # strict: the quantizer finds a layer's parts by where they stood in Python, which only that way tells
+    # strict, because the quantizer matches a layer's parts by their source in Python, which only it records
     traced = torch.export.export(module, tuple(inputs), dynamic_shapes=shapes, strict=True).module()
     before = _torch_layers(traced, compared)
     quantizer = x86.X86InductorQuantizer()
@@ -80,7 +90,7 @@ def quantized(
 
 
 def lowered(program: torch.export.ExportedProgram, batch: int) -> Callable[..., Any]:
-    """``program``, of :func:`quantized`, as calls of oneDNN's int8 kernels, for ``batch`` images."""
+    """Lower ``program``, from :func:`quantized`, to calls of oneDNN's int8 kernels, for ``batch`` images."""
     pt2e = _import()
     examples = [
         torch.zeros(batch, *node.meta["val"].shape[1:], dtype=node.meta["val"].dtype)
@@ -88,12 +98,12 @@ def lowered(program: torch.export.ExportedProgram, batch: int) -> Callable[..., 
         if node.op == "placeholder" and node.name in program.graph_signature.user_inputs
     ]
     module: Callable[..., Any] = pt2e.lowering.lower_pt2e_quantized_to_x86(program.module(), tuple(examples))
-    module(*examples)  # compiles, and warns
+    module(*examples)  # compiles now, and warns now
     return module
 
 
 class _Layers(fx.Interpreter):
-    """Runs a graph and keeps the results of its convolutions and matrix products."""
+    """Runs a graph and keeps the results of its convolutions and linear layers, by name."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)

@@ -1,7 +1,7 @@
-"""What the quantizers have in common: each engine's is the library that its makers have for it, none is ours.
+"""What the engines' quantizers have in common. Each quantizer is the library that the engine's makers offer.
 
-The scales come from samples of the network's inputs. Each also tells how far the results of every convolution
-and matrix product moved, so that a loss of accuracy has a place.
+The scales come from samples of the network's inputs. Each quantizer also reports how far the results of every
+convolution and matrix product moved, so that a loss of accuracy can be traced to a layer.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class Movement(NamedTuple):
 
     layer: str
     difference: float
-    """Relative, in the norm."""
+    """The norm of the difference over the norm of the float32 results."""
 
 
 class ByteInput(NamedTuple):
-    """An input of bytes: the byte b stands for (b - zero_point) * scale."""
+    """An input of bytes, in which the byte b stands for (b - zero_point) * scale."""
 
     scale: float
     zero_point: int
@@ -35,7 +35,7 @@ class ByteInput(NamedTuple):
 
 
 def movements_between(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[Movement]:
-    """Of the layers that are in both, the one that moved most first."""
+    """The movements of the layers that are in both, with results of one shape; the largest movement first."""
     found = [
         Movement(name, relative_difference(after[name], wanted))
         for name, wanted in before.items()
@@ -46,7 +46,7 @@ def movements_between(before: Mapping[str, Tensor], after: Mapping[str, Tensor])
 
 @contextmanager
 def errors_only() -> Iterator[None]:
-    """The library's advice goes to the root logger; a caller of ours did not ask for it."""
+    """Show only errors in the block: the libraries log advice, for which our caller did not ask, as root."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)

@@ -1,6 +1,7 @@
 """Networks in a file."""
 
 import gc
+import os
 import tempfile
 
 import pytest
@@ -41,3 +42,18 @@ def test_no_temporary_folder_is_left(engine, tmp_path, monkeypatch):
     with pytest.raises(EngineError, match="division by zero"):
         ENGINES[engine].make(network, inputs)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")  # from Python 3.12 on
+def test_a_forked_child_leaves_the_folder_to_its_parent(tmp_path):
+    """A web server's worker that ends would take the file from all others."""
+    folder = tmp_path / "net"
+    folder.mkdir()
+    prepared = InFile(folder, lambda *_: print, temporary=True)
+    if not (child := os.fork()):
+        del prepared
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert folder.exists()
+    del prepared
+    assert not folder.exists()
