@@ -1,7 +1,7 @@
 """Fused kernels for a Wavelet-like Auto-Encoder, as torch ops.
 
-``import wae_kernels`` makes ``torch.ops.wae.encode``, ``torch.ops.wae.decode`` and the other ops exist, on
-every machine; :mod:`wae_kernels.backends` tells which kernels run them.
+``import wae_kernels`` registers ``torch.ops.wae.encode``, ``torch.ops.wae.decode`` and the other ops on every
+machine; :mod:`wae_kernels.backends` tells which kernels run them.
 """
 
 from . import backends, nn, reference, threads

@@ -1,10 +1,11 @@
 """Finds and loads the compiled libraries, and remembers why one is missing.
 
-A library is loaded for its side effect: it registers kernels with torch's dispatcher. Where the
-processor's library cannot be loaded, the schemas are defined from Python, so that ``torch.ops.wae.*``
-exists in every installation.
+A library is loaded for its side effect: it registers kernels with torch's dispatcher. If the CPU library
+cannot be loaded, Python defines the schemas instead (``fallback.py``), so that ``torch.ops.wae.*`` exists in
+every installation.
 
-A library of other ops than these sources have is an ImportError: it would read arguments that are not there.
+A library that was compiled for other schemas than those of these sources raises ImportError: its kernels
+would read arguments that do not exist.
 """
 
 from __future__ import annotations
@@ -31,8 +32,7 @@ class Loaded:
 def load(name: str, needs: str) -> Loaded:
     """Load ``wae_kernels/<name>.abi3.so``; ``needs`` is what building it takes.
 
-    Never raises: a library that is absent or does not load is a fact to report, not an error, because
-    everything also runs without it.
+    Never raises: a missing library is reported, not an error, because everything also runs without it.
     """
     paths = sorted(_FOLDER.glob(f"{name}.abi3.*")) or sorted(_FOLDER.glob(f"{name}.*.so"))
     if not paths:
@@ -51,27 +51,27 @@ def schemas() -> list[str]:
 
 
 def _defined(schema: str) -> bool:
-    """Whether there is an op of just this schema: the processor's library defines them."""
+    """Whether the op exists with exactly this schema. The CPU library defines the ops."""
     op = getattr(torch.ops.wae, schema.partition("(")[0], None)
     return op is not None and op.default._schema == torch._C.parse_schema(f"wae::{schema}")
 
 
 def _schemas_of(cuda: ctypes.CDLL) -> list[str]:
-    """The schemas that the library for GPUs was compiled for; no op tells, for it defines none."""
+    """The schemas that the CUDA library was compiled for. It defines no ops, so it is asked for them."""
     try:
         compiled_for, _ = cuda.wae_cuda_schemas, cuda.wae_cuda_ask_tf32
-    except AttributeError:  # it is older than one of these functions
+    except AttributeError:  # the library is older than one of these functions
         return []
     compiled_for.restype = ctypes.c_char_p
     return [" ".join(schema.split()) for schema in compiled_for().decode().split(";")]
 
 
 def _refuse_other_sources(library: str, has: Callable[[str], bool]) -> None:
-    """Raise ImportError where ``library`` was compiled without one of the schemas, as ``has`` tells."""
+    """Raise ImportError if ``library`` was compiled without one of the schemas, according to ``has``."""
     for schema in schemas():
         if not has(schema):
             raise ImportError(
-                f"{library} was built from other sources: its wae::{schema.partition('(')[0]} is another op; "
+                f"{library} was built from other sources: its wae::{schema.partition('(')[0]} differs; "
                 "build it again with `pip install -e .` (or `make build`)"
             )
 

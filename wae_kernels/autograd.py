@@ -1,9 +1,9 @@
-"""The derivatives of the ops: what torch's autograd asks for, op by op.
+"""The derivatives of the ops, and the autograd kernels that call them.
 
-``torch.library.register_autograd`` would do, but for two things. It drops the tangents of forward-mode
-derivatives in silence, so that they come out as zeros, and it takes twice as long (105 us a call against
-51, both on an 8 x 8 image with gradients). The kernels here raise in the first case, and do no more than
-they must.
+``torch.library.register_autograd`` is not used, for two reasons: it silently drops the tangents of
+forward-mode derivatives, so that they come out as zeros, and it takes twice as long (105 against 51 us for a
+call on an 8 x 8 image with gradients). The kernels here raise in the first case and do only what is
+necessary.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _Gradients = tuple[Tensor | None, ...]
 
 
 def _as_forward(backend: str) -> contextlib.AbstractContextManager[None]:
-    """The forward pass's choice of a backend. Gradients on a GPU run in threads of autograd's own."""
+    """Restores the forward pass's choice of a backend: autograd may run gradients in other threads."""
     return contextlib.nullcontext() if backend == backends.selected() else backends.restored(backend)
 
 
@@ -34,15 +34,15 @@ def _as_forward(backend: str) -> contextlib.AbstractContextManager[None]:
 def _encode_groups(
     image: bool, parameters: EncoderParameters, image_scale: bool, image_shift: bool
 ) -> tuple[bool, bool, bool]:
-    """The three flags of ``wae::encode_backward``, from what each input needs."""
+    """The three flags of ``wae::encode_backward``, from whether each input needs a gradient."""
     return image, any(parameters), image_scale or image_shift
 
 
 def _encode_backward(inputs: Sequence[Any], needs: Sequence[bool], *grads: Tensor) -> _Gradients:
-    count = 3 + len(EncoderParameters._fields)  # of the tensors; dtype and memory_format follow
+    count = 3 + len(EncoderParameters._fields)  # tensors; dtype and memory_format follow
     *tensors, scale, shift = [*inputs, None, None][:count]  # scale and shift may be left out
     needs = [*needs, False, False][:count]
-    own = tensors[1].dtype  # the image's too, where it has a gradient
+    own = tensors[1].dtype  # also the image's, if it has a gradient
     inside = _dtype_inside(tensors[1], grads[0])
     *gradients, grad_scale, grad_shift = torch.ops.wae.encode_backward(
         *(grad.to(inside) for grad in grads),
@@ -55,18 +55,20 @@ def _encode_backward(inputs: Sequence[Any], needs: Sequence[bool], *grads: Tenso
 
 
 def _dtype_inside(parameter: Tensor, grad: Tensor) -> torch.dtype:
-    """What ``wae::encode_backward`` computes in, where the results had another dtype than the parameters.
+    """The dtype in which ``wae::encode_backward`` computes, given that of the results' gradients.
 
-    On a GPU in 16 bits, as the forward pass did; a processor's kernels compute in float32 anyway.
+    With float32 parameters and 16-bit results a GPU computes in 16 bits, as in the forward pass. The CPU
+    kernels compute in float32 anyway.
     """
     in_16_bits = parameter.dtype == torch.float32 and grad.dtype in IN_16_BITS
     return grad.dtype if parameter.is_cuda and in_16_bits else parameter.dtype
 
 
 def _decoder_backward(name: str) -> Callable[..., _Gradients]:
-    """The derivative of a decoder, by its backward op ``name``.
+    """The derivative of a decoder, computed by the backward op ``name``.
 
-    On a GPU float32 parameters beside images in 16 bits are cast: its backward kernels read one dtype.
+    On a GPU float32 parameters are cast to the dtype of 16-bit images, because its backward kernels read one
+    dtype.
     """
 
     def backward(inputs: Sequence[Any], needs: Sequence[bool], grad: Tensor) -> _Gradients:
@@ -108,7 +110,7 @@ _BACKWARD: dict[str, Callable[..., _Gradients]] = {
     "conv3x3_pack": _without(f"wae::conv3x3_pack has no derivative: {_INFERENCE}"),
     "conv3x3": _without(f"wae::conv3x3 has no derivative: {_INFERENCE}"),
 }
-"""By op: the function that takes its inputs, which of them need a gradient, and the outputs' gradients."""
+"""For each op a function of its inputs, of which of them need a gradient, and of the outputs' gradients."""
 
 
 def register(library: torch.library.Library) -> None:
@@ -118,7 +120,7 @@ def register(library: torch.library.Library) -> None:
 
 
 def _kernel(name: str, backward: Callable[..., _Gradients]) -> Callable[..., Any]:
-    """The kernel for the dispatch key Autograd, through which every call of the op comes."""
+    """The kernel for the dispatch key Autograd, which every call of the op goes through."""
     op = getattr(torch.ops.wae, name).default
     below = torch._C._after_autograd_keyset
 
@@ -139,7 +141,7 @@ def _kernel(name: str, backward: Callable[..., _Gradients]) -> Callable[..., Any
                 gradients = backward(inputs, ctx.needs_input_grad[1:], *grads)
             return (None, *gradients[: len(inputs)])
 
-    named: Any = type(f"wae_{name}", (Function,), {})  # what grad_fn shows is made of a class's first name
+    named: Any = type(f"wae_{name}", (Function,), {})  # the class's name at creation is what grad_fn shows
 
     def kernel(keyset: Any, *inputs: Any) -> Any:
         if forward_ad._current_level >= 0:
@@ -156,9 +158,9 @@ def _kernel(name: str, backward: Callable[..., _Gradients]) -> Callable[..., Any
 def _hide_from_dynamo(function: Callable[..., Any]) -> None:
     """Keep torch.compile from compiling ``function`` and what it calls.
 
-    It would, where a compiled function calls one that it could not compile, which calls the op. Torch's own
-    kernels are on a list of files. ``torch.compiler.disable`` would import the compiler, and cost time in
-    every call.
+    It would do so when the op is called by a function that it failed to compile, below one that it did
+    compile. Torch skips its own kernels by a list of files. ``torch.compiler.disable`` is not used because it
+    would import the compiler and take time in every call.
     """
     never = eval_frame._FrameExecStrategy(eval_frame._FrameAction.SKIP, eval_frame._FrameAction.SKIP)
     eval_frame.set_code_exec_strategy(function.__code__, never)

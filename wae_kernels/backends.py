@@ -1,21 +1,21 @@
-"""Which backend runs, why, and how to choose.
+"""Which backend runs the ops, why, and how to select another.
 
 Selection is automatic. The environment variable ``WAE_BACKEND``, or :func:`select`, overrides it for the
-process, and :func:`use` for the current thread or task. (``WAE_AMX=0`` also keeps ``encode_int8`` from AMX.)
+process, and :func:`use` for the current thread or task. ``WAE_AMX=0`` keeps ``encode_int8`` from using AMX.
 
 ========================  ==========================================================================
 ``auto``                  the best kernel for the tensor's device (the default)
 ``reference``             plain PyTorch operators
-``cpu``                   the compiled kernels, with the best instructions this processor has
-``cpu:avx512``            the compiled kernels, with these instructions
+``cpu``                   the compiled CPU kernels, with the best instruction set of this CPU
+``cpu:avx512``            the compiled CPU kernels, with this instruction set
 ``cpu:avx2``
 ``cpu:portable``
-``cuda``                  the compiled kernels for NVIDIA GPUs; tensors on the processor as with ``auto``
-``triton``                Triton's kernels for any GPU; tensors on the processor as with ``auto``
+``cuda``                  the compiled kernels for NVIDIA GPUs; CPU tensors as with ``auto``
+``triton``                the Triton kernels for any GPU; CPU tensors as with ``auto``
 ========================  ==========================================================================
 
-Nothing here starts the CUDA driver before the program has: that would make a context on the first GPU, and a
-later ``fork`` unsafe. Until then it is known only that there is a GPU, not its compute capability.
+Nothing here initialises the CUDA driver before the program does: that would create a context on the first GPU
+and make a later ``fork`` unsafe. Until then it is only known that there is a GPU, not its compute capability.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ from .parameters import KERNEL_WIDTH
 CPU_CAPABILITIES = ("avx512", "avx2", "portable")
 
 OLDEST_GPU = (7, 5)
-"""The compute capability from which the CUDA kernels run."""
+"""The lowest compute capability that the CUDA kernels run on."""
 
 OLDEST_TRITON_GPU = (8, 0)
-"""The compute capability from which Triton compiles for NVIDIA's GPUs."""
+"""The lowest compute capability of NVIDIA GPUs that Triton compiles for."""
 
 _KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
 class Backend:
-    """One way to run the ops: its name, whether it can run here, and the reason."""
+    """A way to run the ops: its name, whether it can run here, and why or why not."""
 
     name: str
     available: bool
@@ -65,7 +65,7 @@ def _capability_works(capability: str) -> bool:
 
 
 def _sees_gpu() -> bool:
-    """Whether torch would find a GPU, asked without the CUDA driver."""
+    """Whether torch would find a GPU, found out without initialising the CUDA driver."""
     if torch.cuda.is_initialized():
         return True
     if not torch.backends.cuda.is_built():
@@ -74,18 +74,18 @@ def _sees_gpu() -> bool:
     count = torch.cuda._device_count_amdsmi() if amd else torch.cuda._device_count_nvml()
     if count >= 0:
         return count > 0
-    # The management library is missing, or the GPU is a slice of one, which it does not count.
+    # The management library is missing, or the GPU is a MIG slice, which it does not count.
     return any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd"))
 
 
 def _too_old(oldest: tuple[int, int], device: torch.device | None) -> bool:
-    """Whether the GPU, the current one or ``device``, is known to be older than this compute capability."""
+    """Whether ``device``, or the current GPU, is known to have a lower compute capability than ``oldest``."""
     known = torch.cuda.is_initialized() and torch.version.hip is None
     return known and torch.cuda.get_device_capability(device) < oldest
 
 
 def gpu() -> str | None:
-    """The name of a GPU that torch would find, or None. The CUDA driver is asked once it has started."""
+    """The name of a GPU that torch would find, or None. Asks the CUDA driver only if it is initialised."""
     if not _sees_gpu():
         return None
     if torch.cuda.is_initialized():
@@ -115,7 +115,7 @@ def _triton(device: torch.device | None = None) -> Backend:
     if not _has_triton():
         return Backend("triton", False, "the package triton is not installed")
     if not _sees_gpu():
-        why = "there is no GPU here; TRITON_INTERPRET=1 runs torch.ops.wae.encode_triton on the processor"
+        why = "there is no GPU here; TRITON_INTERPRET=1 runs torch.ops.wae.encode_triton on the CPU"
         return Backend("triton", False, why)
     if _too_old(OLDEST_TRITON_GPU, device):
         return Backend("triton", False, "the GPU is older than compute capability 8.0")
@@ -123,16 +123,16 @@ def _triton(device: torch.device | None = None) -> Backend:
 
 
 def available() -> list[Backend]:
-    """All backends, best first, with the reason why each is or is not available here."""
+    """All backends, best first, and why each is or is not available here."""
     found = []
     for capability in CPU_CAPABILITIES:
         name = f"cpu:{capability}"
         if _load.CPU.library is None:
             found.append(Backend(name, False, f"the compiled library is missing: {_load.CPU.why_not}"))
         elif _capability_works(capability):
-            found.append(Backend(name, True, "built, and this processor runs it"))
+            found.append(Backend(name, True, "built, and this CPU runs it"))
         else:
-            found.append(Backend(name, False, "this processor does not have the instructions"))
+            found.append(Backend(name, False, "this CPU does not have the instructions"))
     found += [_cuda(), _triton()]
     found.append(Backend("reference", True, "plain PyTorch operators, on any device"))
     return found
@@ -148,12 +148,12 @@ def _check(name: str) -> None:
 
 # ------------------------------------------------------------------------------------------------- choosing
 #
-# The process's choice is known to the libraries. A context's choice lives in Python: as long as there is one
-# anywhere, the libraries call back at each op to learn whose it is.
+# The libraries know the choice of the process. The choice of a context (a thread or task) is kept in Python:
+# as long as any exists, the libraries call back at each op to ask for the choice that applies.
 
 
 class _Choice:
-    """A context's choice. Contexts may keep it longer than the block that made it: tasks copy theirs."""
+    """The choice of a context. It may outlive the block that made it, because tasks copy their context."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -162,28 +162,28 @@ class _Choice:
 _default = "auto"
 _chosen: ContextVar[_Choice | None] = ContextVar("wae_backend", default=None)
 _alive: weakref.WeakSet[_Choice] = weakref.WeakSet()
-_lock = threading.RLock()  # a signal handler may call an op while its own thread has it
-if hasattr(os, "register_at_fork"):  # a thread that a forked process lacks would never give it back
+_lock = threading.RLock()  # reentrant: a signal handler may call an op while its own thread holds the lock
+if hasattr(os, "register_at_fork"):  # else a thread that does not exist in the child might hold it for ever
     os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 def _cpu_name(name: str) -> bytes:
-    """The choice as the processor's library understands it."""
+    """The choice in the terms of the CPU library."""
     return b"auto" if name in ("cuda", "triton") else name.removeprefix("cpu:").encode()
 
 
 def _cuda_runs(name: str) -> bool:
-    """Whether the library for GPUs runs; it hands over to the reference's ops, which may run Triton."""
+    """Whether the CUDA library runs its kernels, or the ``_reference`` ops, which in turn may run Triton."""
     return name not in ("reference", "triton")
 
 
 def select(name: str) -> None:
-    """Run the process's ops through the backend ``name`` (see the module's table), from now on.
+    """Select the backend ``name`` (see the table of the module) for all ops of the process from now on.
 
-    Where a block of :func:`use` is active, its choice goes first.
+    Inside a block of :func:`use` the choice of that block takes precedence.
 
     Raises:
-        ValueError: no backend has this name, or it cannot run here; the message says which can.
+        ValueError: no backend has this name, or it cannot run here; the message lists those that can.
     """
     _check(name)
     global _default
@@ -195,20 +195,20 @@ def select(name: str) -> None:
 
 
 def selected() -> str:
-    """The choice that counts here: that of :func:`use`, else of :func:`select` or ``WAE_BACKEND``."""
+    """The choice that applies here: that of :func:`use`, else of :func:`select` or ``WAE_BACKEND``."""
     choice = _chosen.get()
     return _default if choice is None else choice.name
 
 
 @contextmanager
 def use(name: str) -> Iterator[None]:
-    """``with use("reference"): ...`` chooses a backend for this thread or asyncio task, in the block.
+    """``with use("reference"): ...`` selects a backend for the current thread or asyncio task, in the block.
 
-    Tasks that are made in the block take the choice along, threads do not (``contextvars``). A backward pass
-    uses its forward pass's choice, whichever thread it runs in.
+    Tasks that are created in the block inherit the choice, threads do not (``contextvars``). A backward pass
+    uses the choice of its forward pass, whatever thread it runs in.
 
     Raises:
-        ValueError: as :func:`select`.
+        ValueError: as for :func:`select`.
     """
     _check(name)
     with restored(name):
@@ -217,7 +217,7 @@ def use(name: str) -> Iterator[None]:
 
 @contextmanager
 def restored(name: str) -> Iterator[None]:
-    """As :func:`use`, for a choice that :func:`selected` returned: a backward pass needs its forward's."""
+    """As :func:`use`, for a name that :func:`selected` returned (a backward pass restores its forward's)."""
     choice = _Choice(name)
     with _lock:
         _alive.add(choice)
@@ -233,7 +233,7 @@ def restored(name: str) -> Iterator[None]:
 def backend_for(
     device: torch.device | str, dtype: torch.dtype = torch.float32, width: int = KERNEL_WIDTH
 ) -> str:
-    """The backend that runs an op now, for parameters of this device, dtype and width."""
+    """The backend that would run an op now, for parameters of this device, dtype and width."""
     device = torch.device(device)
     name = selected()
     if name == "reference" or dtype not in _KERNEL_DTYPES or width != KERNEL_WIDTH:
@@ -250,10 +250,11 @@ def backend_for(
 
 
 def kernels_run(*, on_processor: bool) -> bool:
-    """Whether tensors on the processor, or on a GPU, go to kernels that take their dtypes and width.
+    """Whether ops on the CPU (``on_processor``) or a GPU run kernels, if these take their dtypes and width.
 
-    To compiled ones or, on a GPU, to Triton's. Every call inside autocast asks this, so where the library for
-    GPUs runs it looks at no device: of one that is too old it is true as well, and the reference runs there.
+    Kernels are the compiled ones or, on a GPU, Triton's. Every call inside autocast asks this, so if the CUDA
+    library is selected the device is not looked at: the answer is True for a GPU that is too old as well,
+    where the reference runs.
     """
     name = selected()
     if on_processor:
@@ -264,13 +265,13 @@ def kernels_run(*, on_processor: bool) -> bool:
 
 
 def int8_runs(device: torch.device | str = "cpu") -> bool:
-    """Whether ``wae::encode_int8`` has a kernel among those that run now; else the reference runs."""
+    """Whether ``wae::encode_int8`` would run a compiled kernel now, for width 16, and not the reference."""
     library = _load.CPU.library
     return torch.device(device).type == "cpu" and library is not None and bool(library.wae_cpu_int8())
 
 
 def tf32_allowed() -> bool:
-    """Whether convolutions of float32 may round to tf32 on a GPU, as torch's own setting has it."""
+    """Whether torch's setting allows float32 convolutions on a GPU to round to tf32."""
     convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # set at run time
     return bool(convolutions.fp32_precision == "tf32")
 
@@ -285,7 +286,7 @@ def __getattr__(name: str) -> int:
 
 
 def _chosen_here(ask: Callable[[object], object]) -> str:
-    """A library's question; without any context's choice left, it was its last one."""
+    """The choice that applies to a library's op; if no context has one left, the library stops asking."""
     with _lock:
         if not _alive:
             ask(None)
@@ -293,7 +294,7 @@ def _chosen_here(ask: Callable[[object], object]) -> str:
 
 
 def _callbacks() -> list[tuple[Callable[[object], object], object]]:
-    """For each library the function that sets its callback, and the callback, which gives the choice."""
+    """For each library the function that sets its callback, and the callback, which returns the choice."""
     found: list[tuple[Callable[[object], object], object]] = []
     if (cpu := _load.CPU.library) is not None:
         cpu.wae_cpu_kernels.restype = ctypes.c_void_p
@@ -308,7 +309,7 @@ def _callbacks() -> list[tuple[Callable[[object], object], object]]:
 
 
 def _select_from_environment() -> None:
-    """Choose as ``WAE_AMX`` and ``WAE_BACKEND`` say. Raises ValueError, which names the variable."""
+    """Apply ``WAE_AMX`` and ``WAE_BACKEND``. Raises ValueError, which names the variable."""
     amx = os.environ.get("WAE_AMX") or "1"
     if amx not in ("0", "1"):
         raise ValueError(f"WAE_AMX must be 0 or 1, got {amx!r}")
@@ -321,7 +322,7 @@ def _select_from_environment() -> None:
 
 
 _CALLBACKS = _callbacks()
-_TF32_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int)(tf32_allowed)  # the library keeps its address
+_TF32_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int)(tf32_allowed)  # kept alive: the library stores its address
 if _load.CUDA.library is not None:
     _load.CUDA.library.wae_cuda_ask_tf32(_TF32_CALLBACK)
 _select_from_environment()

@@ -1,8 +1,8 @@
-"""The interpreter of ``arguments.inc`` for Python: fakes, the reference and Triton check through here.
+"""Argument checks from the tables of ``arguments.inc``, for the fakes, the reference and Triton.
 
-``csrc/common/checks.h`` interprets the same table for the compiled kernels, which must not read a byte before
-they have checked; ``tests/kernels/test_bad_input.py`` holds the two to each other. Everything here works on
-symbolic sizes, so that ``torch.compile`` and ``torch.export`` check too.
+``csrc/common/checks.h`` interprets the same tables for the compiled kernels, which check before they read a
+byte; ``tests/kernels/test_bad_input.py`` compares the two. Everything here works on symbolic sizes, so
+``torch.compile`` and ``torch.export`` check too.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _OWN_NAMES = {
     "int32": torch.int32,
     "float32": torch.float32,
 }
-"""The rules of ``arguments.inc`` that are a dtype's own name."""
+"""The dtype rules of ``arguments.inc`` that are the name of a dtype."""
 
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 IN_16_BITS = (torch.float16, torch.bfloat16)
@@ -36,10 +36,10 @@ INT8_RANGES = {
     "shift": (0, 30),
     "multiplier": (0, 2**15 - 1),
 }
-"""The least and the largest numbers that ``wae::encode_int8`` takes, in the order in which it looks."""
+"""The smallest and largest values that ``wae::encode_int8`` takes, in the order in which it checks them."""
 
 PANEL, DEPTH = 16, 32
-"""Output and input channels that lie together in a packed 3x3 weight."""
+"""The block sizes of a packed 3x3 weight, in output and in input channels."""
 
 
 def half_of(size: int) -> int:
@@ -53,14 +53,14 @@ def half_size(image: Tensor) -> tuple[int, int]:
 
 
 def panels_of(out_channels: int) -> int:
-    """The panels of 16 output channels that hold a packed 3x3 weight."""
+    """The number of panels of 16 output channels in a packed 3x3 weight."""
     return (out_channels + PANEL - 1) // PANEL
 
 
 def packed_shape(out_channels: int, channels: int) -> tuple[int, int, int]:
-    """The shape that ``wae::conv3x3_pack`` gives a weight (out_channels, channels, 3, 3).
+    """The shape into which ``wae::conv3x3_pack`` packs a weight (out_channels, channels, 3, 3).
 
-    Three dimensions, so that ``module.to(memory_format=torch.channels_last)`` leaves a buffer as it is.
+    It has three dimensions so that ``module.to(memory_format=torch.channels_last)`` leaves it alone.
     """
     return panels_of(out_channels), channels, 9 * PANEL
 
@@ -88,14 +88,14 @@ def _tables() -> dict[str, list[Argument]]:
 
 TABLES = _tables()
 TRUNK_WIDTH = "trunk_width"
-"""Stands for the network's width in the tables."""
+"""The name of the network's width in the tables."""
 
 ENCODER_SHAPES = {a.name: a.sizes for a in TABLES["encoder"] if a.name in EncoderParameters._fields}
 DECODER_SHAPES = {a.name: a.sizes for a in TABLES["decoder"] if a.name in DecoderParameters._fields}
 SCORE_DECODER_SHAPES = {
     a.name: a.sizes for a in TABLES["score_decoder"] if a.name in ScoreDecoderParameters._fields
 }
-"""The parameters' shapes by name, in the ops' order."""
+"""The shapes of the parameters by name, in the order of the ops' arguments."""
 
 
 # ----------------------------------------------------------------------------------------- the interpreter
@@ -110,7 +110,7 @@ def _joined(sizes: Iterable[str]) -> str:
 
 
 class _Checker:
-    """Holds a call's arguments to rows of the table; what the first ones decide counts for the others."""
+    """Checks a call's arguments against the tables, given the sizes and dtypes that earlier ones fixed."""
 
     def __init__(self, op: str) -> None:
         self.op = op
@@ -145,7 +145,7 @@ class _Checker:
         self.sizes.update((size, n) for size, n in zip(wanted, got, strict=True) if isinstance(size, str))
 
     def known(self, size: int | str) -> int | None:
-        """The number that a size must be; None where arguments before this one leave it open."""
+        """The value that a size must have; None if no earlier argument has fixed it."""
         if isinstance(size, int):
             return size
         if size == "panels":
@@ -190,7 +190,7 @@ class _Checker:
 
     def check_parameter(self, argument: Argument, dtype: torch.dtype) -> None:
         like = self.parameter or self.network
-        assert like is not None  # the tables have an image before the parameters
+        assert like is not None  # in the tables an image precedes the parameters
         or_float32 = self.parameter is None and like[1] in IN_16_BITS
         if dtype != like[1] and not (or_float32 and dtype == torch.float32):
             must = f"be {_name(like[1])} like {like[0]}{', or float32' if or_float32 else ''}"
@@ -203,7 +203,7 @@ class _Checker:
 
 # ------------------------------------------------------------------------------------------------- the ops
 #
-# Each raises RuntimeError unless the arguments fit the op. `op` is the name that the message begins with.
+# Each function raises RuntimeError if the arguments do not fit the op. The message begins with the name `op`.
 
 
 def check_encode(
@@ -221,7 +221,7 @@ def check_encode(
 
 
 def check_results(dtype: torch.dtype | None, memory_format: torch.memory_format | None) -> None:
-    """Check what a caller asks of the results of ``wae::encode``."""
+    """Check the dtype and memory format that a caller requests for the results of ``wae::encode``."""
     if dtype is not None and dtype not in FLOATING:
         raise RuntimeError(f"wae::encode: dtype must be {_FLOATING_NAMES}, got {_name(dtype)}")
     if memory_format not in (None, torch.contiguous_format, torch.channels_last):
@@ -253,7 +253,7 @@ def check_encode_int8(
     low_zero_point: Tensor | None,
     high_zero_point: Tensor | None,
 ) -> None:
-    """Check the arguments of ``wae::encode_int8``, but for :func:`check_int8_numbers`."""
+    """Check the arguments of ``wae::encode_int8``, except their values: see :func:`check_int8_numbers`."""
     checker = _Checker("encode_int8")
     rest = image_padding, shift, multiplier, scale, low_zero_point, high_zero_point
     checker.check("encode_int8", image, *parameters, *rest)
@@ -262,9 +262,10 @@ def check_encode_int8(
 def check_int8_numbers(
     parameters: EncoderParameters, shift: Tensor, multiplier: Tensor, scale: Tensor
 ) -> None:
-    """Check the numbers that ``wae::encode_int8`` computes with.
+    """Check the values that ``wae::encode_int8`` computes with.
 
-    No sum overflows with these, and no result is NaN, of which each processor makes another byte.
+    Within these ranges no sum overflows. No result is NaN either, whose conversion to a byte differs between
+    CPUs.
     """
     named = {**parameters._asdict(), "shift": shift, "multiplier": multiplier}
     for name, (least, most) in INT8_RANGES.items():

@@ -1,12 +1,13 @@
-"""Runs the ops where no compiled kernel does: Triton's kernels where they are to, else the reference.
+"""Runs the ops without a compiled kernel: through the Triton kernels if selected, else the reference.
 
-``wae::_<op>_reference`` is where the compiled kernels hand over what they do not take: float64, widths other
-than 16, and everything while another backend is chosen. The same function is the op's own kernel on every
-device that has no compiled one.
+The compiled kernels pass on to ``wae::_<op>_reference`` what they do not run: float64, widths other than 16,
+and everything while another backend is selected. The same function is the op's own kernel on every device
+that has no compiled one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
 from collections.abc import Callable, Sequence
@@ -54,7 +55,7 @@ def decode(low: Tensor, high: Tensor, parameters: DecoderParameters, output_size
 
 
 def _without_autocast(gradients: Callable[..., Any]) -> Callable[..., Any]:
-    """``gradients``, whose convolutions autocast leaves alone, as it does torch's own gradients."""
+    """``gradients`` with autocast disabled, as torch's own gradients run."""
 
     @functools.wraps(gradients)
     def computed(*args: Any) -> Any:
@@ -78,11 +79,12 @@ KERNELS: dict[str, Callable[..., Any]] = {
 
 
 def _warn_first(function: Callable[..., Any], pending: list[str]) -> Callable[..., Any]:
-    """``function``; whichever such function is called first reports the message in ``pending``, once."""
+    """``function``; the first call of any function with the same ``pending`` reports the message in it."""
 
     def warned(*args: Any, **kwargs: Any) -> Any:
         if pending:
-            warnings.warn(pending.pop(), RuntimeWarning, stacklevel=3)
+            with contextlib.suppress(IndexError):  # another thread may have reported it by now
+                warnings.warn(pending.pop(), RuntimeWarning, stacklevel=3)
         return function(*args, **kwargs)
 
     return warned
@@ -91,7 +93,7 @@ def _warn_first(function: Callable[..., Any], pending: list[str]) -> Callable[..
 def define(library: torch.library.Library) -> None:
     """Define ``wae::_<op>_reference`` for every op, and register it for devices without a compiled kernel.
 
-    Where the compiled library is missing, the ops themselves are defined here; the first call says so.
+    If the compiled library is missing, define the ops themselves too; the first call warns of it.
     """
     missing = _load.CPU.library is None
     why = (

@@ -1,10 +1,11 @@
-"""The ops' floating-point operations: importing this makes torch's ``FlopCounterMode`` count them.
+"""The floating-point operations of the ops: importing this makes torch's ``FlopCounterMode`` count them.
 
-Not imported with the package, because torch's counter imports Triton.
+The package does not import this module, because torch's counter imports Triton.
 
-As torch counts its own convolutions: two for each multiply-add of a convolution, those with padding
-zeros included, and none for ReLU, bias, scale and shift. A backward pass is counted as what it computes
-for gradients (one product for the input's, one for the weight's), not as what our kernels compute again.
+Operations are counted as torch counts those of its own convolutions: two for each multiply-add, including
+those with padding zeros, and none for ReLU, bias, scale and shift. A backward pass counts the gradients that
+it computes (one convolution for that of the input, one for that of the weight), not the intermediates that
+our kernels recompute.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def _trunk(weights: Sequence[_Shape], batch: int, size: Sequence[int]) -> int:
 
 @one_by_one
 def _encode(image: _Shape, parameters: EncoderParameters, *_others: object) -> int:
-    p: Any = parameters  # shapes, where the op has tensors
+    p: Any = parameters  # shapes in place of the op's tensors
     batch, _, height, width = image
     half = half_of(height), half_of(width)
     full = _trunk((p.conv1_weight, p.conv2_weight, p.conv3_weight), batch, (height, width))
@@ -54,7 +55,7 @@ def _decoded(low: _Shape, p: Any, output_size: Sequence[int]) -> int:
 
 
 def _passes(need_input: bool, need_parameters: bool) -> int:
-    """How often a backward pass goes through the layers: for gradients of activations, and of weights."""
+    """How often a backward pass runs the layers: for gradients of activations, and for those of weights."""
     return int(need_input or need_parameters) + int(need_parameters)
 
 

@@ -1,9 +1,9 @@
 """The encoder and the decoders as modules.
 
 Their layers are ordinary ``torch.nn`` convolutions, so that ``state_dict``, initialisation and optimizers
-work as everywhere. The forward pass hands the layers' tensors to the fused ops. Layers that are pruned,
-re-parametrised, hooked, sharded, wrapped or replaced are called instead: their tensors alone do not say what
-they compute.
+work as usual. The forward pass calls a fused op on the layers' tensors. Layers that are pruned,
+re-parametrised, hooked, sharded, wrapped or replaced are called one by one instead, because their tensors
+alone do not determine what they compute.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _GLOBAL_HOOKS = (
 )
 
 
-# The same objects in all layers, which makes comparing them faster.
+# All layers share these objects, which makes comparing them faster.
 _KERNEL, _PADDING, _DILATION, _FULL, _HALF = (3, 3), (1, 1), (1, 1), (1, 1), (2, 2)
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 _Layers = tuple[tuple[str, type[nn.Module], tuple[Any, ...]], ...]
-"""A module's layers as they are made: name, type, geometry."""
+"""A module's layers as its constructor makes them: name, type, geometry."""
 
 
 def _layers(**layers: tuple[type[nn.Module], tuple[int, int]]) -> _Layers:
@@ -67,11 +67,11 @@ def _upsampling(channels: int, out_channels: int) -> nn.ConvTranspose2d:
 
 
 def _inputs(module: nn.Module, layers: _Layers, *images: Tensor) -> tuple[Any, ...] | None:
-    """``images``, then the layers' weights and biases; None where the layers have to be called instead."""
+    """``images``, then the layers' weights and biases; None if the layers have to be called instead."""
     if any(_GLOBAL_HOOKS):
         return None
     modules = module._modules
-    # torch.compile traces the look, to look again where a layer changes.
+    # torch.compile traces the check of the layers, so that its guards notice when a layer changes.
     compiles = torch.compiler.is_dynamo_compiling()
     inputs: tuple[Any, ...] = () if compiles else _compiled_look(modules, layers, Parameter, images)
     if not inputs:
@@ -79,21 +79,21 @@ def _inputs(module: nn.Module, layers: _Layers, *images: Tensor) -> tuple[Any, .
         if tensors is None:
             return None
         inputs = (*images, *tensors)
-    # The op refuses meta parameters for a real image. Of one that torch.fx only traces, is_meta is no bool.
+    # The op refuses meta parameters with a real image. If torch.fx is tracing the image, is_meta is no bool.
     if images[0].is_meta is True and not all(t.is_meta for t in inputs):
         return None
     return inputs
 
 
 def _look(modules: Mapping[str, Any], layers: _Layers) -> list[Any] | None:
-    """The layers' weights and biases; None where a layer computes something else than they say."""
+    """The layers' weights and biases; None if a layer may compute something that they do not determine."""
     tensors: list[Any] = []
     for name, kind, geometry in layers:
         layer = modules[name]
         if type(layer) is not kind:
             return None
         variables = layer.__dict__
-        now = (  # spelled out: a loop over the names takes several times as long
+        now = (  # a loop over the names would take several times as long
             variables["kernel_size"],
             variables["stride"],
             variables["padding"],
@@ -122,14 +122,15 @@ def _look(modules: Mapping[str, Any], layers: _Layers) -> list[Any] | None:
 
 
 def _load_look() -> Callable[..., Any]:
-    """The look of ``csrc/python.cpp``, at layers as they are made, which takes a fifth of the time.
+    """The C++ version of :func:`_look` (``csrc/python.cpp``), which takes a fifth of the time.
 
-    Whatever else they are, it gives False, and :func:`_look` has the last word.
+    It knows only layers as the constructors make them. For any others it returns False, and :func:`_look`
+    decides.
     """
     loaded = _load.CPU.library
     with_lock = sys.implementation.name == "cpython" and not sysconfig.get_config_var("Py_GIL_DISABLED")
     library = ctypes.PyDLL(loaded._name) if loaded is not None and with_lock else None
-    if library is None or not hasattr(library, "wae_python_inputs_of"):  # built before there was one
+    if library is None or not hasattr(library, "wae_python_inputs_of"):  # an older library
         return lambda *_: False
     library.wae_python_inputs_of.restype = ctypes.py_object
     look: Callable[..., Any] = library.wae_python_inputs_of()
@@ -140,14 +141,14 @@ _compiled_look = _load_look()
 
 
 def _is_plain(tensor: Tensor | None) -> bool:
-    """Whether the ops take the tensor itself: not a bias that is not there, not a tensor around others."""
+    """Whether the ops can take the tensor itself: it exists and does not wrap other tensors."""
     return type(tensor) is Parameter or (tensor is not None and not is_wrapper(tensor))
 
 
 def _is_as_made(module: nn.Module, kind: type[nn.Module], layers: _Layers) -> bool:
-    """Whether ``module`` computes what its tensors say: as ``kind``, without hooks, by unchanged layers."""
+    """Whether ``module`` computes what ``kind`` does: no hooks, and an unchanged forward and layers."""
     variables = vars(module)
-    first = next(module.parameters(), None)  # a replica of DataParallel has none
+    first = next(module.parameters(), None)  # None in a replica of DataParallel
     return (
         first is not None
         and type(module).forward is kind.forward
@@ -158,8 +159,8 @@ def _is_as_made(module: nn.Module, kind: type[nn.Module], layers: _Layers) -> bo
 
 
 def _dtype_of(module: Any, image: Tensor) -> torch.dtype:
-    """Of an encoder's or a decoder's parameters; where it has none, of its ``image``."""
-    # A replica of DataParallel has no parameters: its layers have plain tensors.
+    """The dtype of an encoder's or a decoder's parameters; of its ``image`` if it has none."""
+    # A replica of DataParallel has no parameters: its layers hold plain tensors.
     dtype: torch.dtype = next(module.parameters(), getattr(module.conv1, "weight", image)).dtype
     return dtype
 
@@ -167,7 +168,7 @@ def _dtype_of(module: Any, image: Tensor) -> torch.dtype:
 def _decoded(
     module: Any, low: Tensor, high: Tensor, output_size: Sequence[int], *convolutions: nn.Module
 ) -> Tensor:
-    """A decoder's result where its layers have to be called."""
+    """A decoder's result, computed by calling its layers."""
     size = list(output_size)
     wide_low, wide_high = read_by(_dtype_of(module, low), low, high)
     x = F.relu(module.low(wide_low, size) + module.high(wide_high, size))
@@ -194,9 +195,10 @@ class Encoder(nn.Module):
 
     @property
     def is_fused(self) -> bool:
-        """Whether a call is the op on the layers' tensors, and nothing else.
+        """Whether a call is only the fused op on the layers' tensors.
 
-        So it is where the module and every layer are as they were made: without hooks, for example.
+        This is so as long as the module and its layers are as the constructor made them, without hooks for
+        example.
         """
         return _is_as_made(self, Encoder, _ENCODER)
 
@@ -214,7 +216,7 @@ class Encoder(nn.Module):
             if dtype is not None or memory_format is not None:
                 inputs += (image_scale, image_shift, dtype, memory_format)
             elif image_scale is not None or image_shift is not None:
-                inputs += (image_scale, image_shift)  # to say that there are none takes time, too
+                inputs += (image_scale, image_shift)  # passing two Nones would take time, too
             results: tuple[Tensor, Tensor] = run_encode(inputs)
             return results
         check_results(dtype, memory_format)
@@ -228,7 +230,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Puts an image back together from ``low`` and ``high`` (docs/network.md).
+    """Reconstructs an image from ``low`` and ``high`` (docs/network.md).
 
     Args:
         width: channels of the trunk; 16 is the published network, and the one with compiled kernels.
@@ -252,12 +254,12 @@ class Decoder(nn.Module):
 
 
 class ScoreDecoder(nn.Module):
-    """Brings class scores to full resolution with the help of features (docs/network.md).
+    """Upsamples class scores to full resolution, guided by features (docs/network.md).
 
     Args:
         classes: channels of the scores.
         features: channels of the features.
-        width: channels in between; 16 has the compiled kernels, with up to 32 classes and features.
+        width: channels of the trunk; the compiled kernels need 16, and up to 32 classes and features.
     """
 
     def __init__(self, classes: int, features: int, width: int = KERNEL_WIDTH) -> None:

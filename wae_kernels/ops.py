@@ -1,8 +1,8 @@
-"""``encode``, ``encode_int8``, ``decode``, ``decode_scores``: the documented face of ``torch.ops.wae``.
+"""``encode``, ``encode_int8``, ``decode``, ``decode_scores``: the documented interface of ``torch.ops.wae``.
 
-Inside a torch.func transform (grad, jvp, jacrev, vmap, ...) and with dual numbers they run the
-reference, which every transform understands. The ops themselves raise there. (``encode_int8``, which has no
-gradients, is its op everywhere.)
+Inside a torch.func transform (grad, jvp, jacrev, vmap, ...) and with dual numbers these functions run the
+reference, whose operators every transform supports; the ops themselves raise there. ``encode_int8`` has no
+gradients and always calls its op.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from . import reference, registration  # importing the latter registers the ops
 
 
 def _as_an_op(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A reference that takes tensors of several dtypes inside autocast, as the op in whose place it runs.
+    """The reference ``function``, taking tensors of several dtypes inside autocast as the op itself does.
 
-    All become float32, which loses nothing; autocast casts what the layers compute with.
+    It casts all of them to float32, which loses nothing; autocast then casts what each layer reads.
     """
 
     def call(*inputs: Any) -> Any:
@@ -34,19 +34,20 @@ def _as_an_op(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _runner(op: torch._ops.OpOverload, in_transform: Callable[..., Any]) -> Callable[[Sequence[Any]], Any]:
-    """A function that takes the inputs of ``op`` and runs it, or what takes its place in a transform.
+    """A function that runs ``op`` on a sequence of inputs or, inside a transform, ``in_transform``.
 
-    A call that records nothing goes around autograd's kernel, which is Python: that is a fifth of its time.
-    Not so where others' code runs inside the call (a mode, a tensor's ``__torch_function__``): it may record.
+    A call that records no gradients skips the autograd kernel, which is written in Python and takes a fifth
+    of the call's time. It is not skipped if a mode or a tensor's ``__torch_function__`` runs inside the call,
+    because that code may record gradients.
     """
 
     peek, guard = torch._C._functorch.peek_interpreter_stack, torch._C._AutoDispatchBelowAutograd
 
     def call(inputs: Sequence[Any]) -> Any:
-        if torch.compiler.is_compiling():  # it takes the op, always, and leaves a transform to Python
+        if torch.compiler.is_compiling():  # the compiler captures the op, and leaves transforms to Python
             return op(*inputs)
         if peek() is not None or forward_ad._current_level >= 0:
-            return in_transform(*inputs)  # of torch.func, or a level of dual numbers
+            return in_transform(*inputs)  # a transform of torch.func, or a level of dual numbers
         records = torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs)
         if records or has_torch_function(inputs):
             return op(*inputs)
@@ -63,11 +64,12 @@ _run_decode_scores = _runner(torch.ops.wae.decode_scores.default, _scores_by_ref
 
 
 def run_decode_scores(inputs: Sequence[Any]) -> Any:
-    """The same for ``decode_scores``.
+    """As ``run_decode``, for ``decode_scores``.
 
-    Only processors have a kernel: elsewhere torch fuses and differentiates the reference's operators itself.
+    Only CPUs have a kernel of it. On other devices the reference is called directly, so that torch can fuse
+    and differentiate its operators.
     """
-    low = inputs[0]  # if torch.fx only traces it, it is on no device
+    low = inputs[0]  # is_cpu is no bool if torch.fx is tracing
     return _scores_by_reference(*inputs) if low.is_cpu is False else _run_decode_scores(inputs)
 
 
@@ -88,23 +90,23 @@ def encode(
     dtype: torch.dtype | None = None,
     memory_format: torch.memory_format | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Split an image into two half-resolution images, in one pass (docs/network.md).
+    """Split an image into two half-resolution images, in one fused pass (docs/network.md).
 
-    Three 3x3 convolutions with ReLU, then two with stride 2: one gives ``low``, one ``high``.
+    Three 3x3 convolutions with ReLU, then two with stride 2, which give ``low`` and ``high``.
 
     Args:
         image: (N, 3, H, W), any strides. uint8, or the dtype of the parameters (float32, float16,
             bfloat16, float64). N may be 0; H and W at least 1.
-        conv1_weight: (width, 3, 3, 3), laid out as ``torch.nn.Conv2d`` does; conv1_bias: (width,).
+        conv1_weight: (width, 3, 3, 3), the layout of ``torch.nn.Conv2d``; conv1_bias: (width,).
         conv2_weight, conv3_weight: (width, width, 3, 3); their biases: (width,).
-            Width 16 has the compiled kernels, any other runs the reference.
+            The compiled kernels need width 16; the reference runs any other width.
         low_weight, high_weight: (3, width, 3, 3); their biases: (3,).
         image_scale, image_shift: (3,) floating point, or None for 1 and 0. The image becomes
             ``image * image_scale + image_shift`` before conv1; the zero padding is added after that.
-        dtype: of the results, floating point; None for the parameters'. They are as accurate as the coarser
-            of the two dtypes allows: with float32 parameters and results of 16 bits a GPU's kernels compute
-            as they do with parameters of 16 bits.
-        memory_format: of the results, contiguous or channels_last; None for the image's.
+        dtype: of the results, floating point; None for that of the parameters. The results are as accurate as
+            the coarser of the two dtypes allows: with float32 parameters and 16-bit results the GPU kernels
+            compute as they do with 16-bit parameters.
+        memory_format: of the results, contiguous or channels_last; None for that of the image.
 
     Returns:
         ``(low, high)``, each (N, 3, ceil(H/2), ceil(W/2)).
@@ -153,25 +155,25 @@ def encode_int8(
     low_zero_point: Tensor | None = None,
     high_zero_point: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """:func:`encode` in integers: bytes for pixels and activations, int8 for weights (docs/network.md).
+    """:func:`encode` in integer arithmetic: uint8 pixels and activations, int8 weights (docs/network.md).
 
-    Every result is exact to the bit, on any backend. The compiled kernel needs width 16 and a processor with
-    VNNI (:func:`wae_kernels.backends.int8_runs`); without, the reference runs. For inference: no gradients.
+    All backends give bit-identical results. The compiled kernel needs width 16 and a CPU with VNNI
+    (:func:`wae_kernels.backends.int8_runs`); otherwise the reference runs. For inference: no gradients.
 
     Args:
         image: (N, 3, H, W), uint8, any strides. N may be 0; H and W at least 1.
         conv1_weight, ..., high_weight: shapes as for :func:`encode`; int8.
         conv1_bias, ..., high_bias: int32, from -2**30 to 2**30: added to the sums of products.
-        image_padding: (3,), uint8: the pixel around the image.
-        shift, multiplier: (3, width), int32 from 0 to 30 and int16 from 0: take the sums of conv1, conv2 and
-            conv3 to bytes.
-        scale: (2, 3), float32, finite: takes the sums of ``low`` and ``high`` to the results.
+        image_padding: (3,), uint8: the pixel that pads the image.
+        shift, multiplier: (3, width), int32 from 0 to 30 and non-negative int16: requantize the sums of
+            conv1, conv2 and conv3 to bytes.
+        scale: (2, 3), float32, finite: converts the sums of ``low`` and ``high`` to the results.
         low_zero_point, high_zero_point: (3,), uint8 or int8: the bytes that stand for 0 in ``low`` and in
-            ``high``, by channel; None for a result in float32.
+            ``high``, by channel; None for a float32 result.
 
     Returns:
         ``(low, high)``, each (N, 3, ceil(H/2), ceil(W/2)), in the image's memory format and in the dtype of
-        its zero point, or float32 where that is None.
+        its zero point, or float32 if that is None.
 
     Raises:
         RuntimeError: an argument does not fit; the message names it.
@@ -213,16 +215,16 @@ def decode(
     conv3_bias: Tensor,
     output_size: Sequence[int],
 ) -> Tensor:
-    """Put an image back together from ``low`` and ``high``, in one pass (docs/network.md).
+    """Reconstruct an image from ``low`` and ``high``, in one fused pass (docs/network.md).
 
-    Two stride-2 transposed convolutions, summed, with ReLU; two 3x3 convolutions with ReLU; a last one
-    without.
+    Two stride-2 transposed convolutions whose outputs are added, and ReLU; two 3x3 convolutions with ReLU; a
+    last 3x3 convolution without.
 
     Args:
         low, high: (N, 3, h, w) of one dtype (float32, float16, bfloat16, float64), any strides.
-        low_weight, high_weight: (3, width, 3, 3), laid out as ``torch.nn.ConvTranspose2d`` does; their
-            biases: (width,). All parameters have the dtype of ``low``; beside float16 and bfloat16 they may
-            be float32, where a GPU's kernels compute as they do with parameters of 16 bits.
+        low_weight, high_weight: (3, width, 3, 3), the layout of ``torch.nn.ConvTranspose2d``; their biases:
+            (width,). All parameters have the dtype of ``low``. If that is float16 or bfloat16, they may also
+            be float32; the GPU kernels then compute as they do with 16-bit parameters.
         conv1_weight, conv2_weight: (width, width, 3, 3); their biases: (width,).
         conv3_weight: (3, width, 3, 3); conv3_bias: (3,).
         output_size: (H, W) with ceil(H/2) = h and ceil(W/2) = w.
@@ -266,19 +268,19 @@ def decode_scores(
     conv2_bias: Tensor,
     output_size: Sequence[int],
 ) -> Tensor:
-    """Bring class scores to full resolution with the help of features, in one pass (docs/network.md).
+    """Upsample class scores to full resolution, guided by features, in one fused pass (docs/network.md).
 
-    The form of :func:`decode`: two stride-2 transposed convolutions, summed, with ReLU; a 3x3 convolution
-    with ReLU; a last one to the classes. The compiled kernels, of gradients too, run on processors, for up to
-    32 classes and features and width 16. The reference runs for anything else.
+    Built like :func:`decode`: two stride-2 transposed convolutions whose outputs are added, and ReLU; a 3x3
+    convolution with ReLU; a last 3x3 convolution to the classes. The compiled kernels, including that of the
+    gradients, run on CPUs, for width 16, up to 32 classes and up to 32 features. The reference runs the rest.
 
     Args:
         low: (N, classes, h, w), the scores at half the resolution, float32, float16, bfloat16 or float64, any
             strides.
         high: (N, features, h, w) of the same dtype, any strides.
-        low_weight: (classes, width, 3, 3), laid out as ``torch.nn.ConvTranspose2d`` does; high_weight:
-            (features, width, 3, 3); their biases: (width,). All parameters have the dtype of ``low``; beside
-            float16 and bfloat16 they may be float32.
+        low_weight: (classes, width, 3, 3), the layout of ``torch.nn.ConvTranspose2d``; high_weight:
+            (features, width, 3, 3); their biases: (width,). All parameters have the dtype of ``low``; if that
+            is float16 or bfloat16, they may also be float32.
         conv1_weight: (width, width, 3, 3); conv1_bias: (width,).
         conv2_weight: (classes, width, 3, 3); conv2_bias: (classes,).
         output_size: (H, W) with ceil(H/2) = h and ceil(W/2) = w.

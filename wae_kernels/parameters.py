@@ -1,7 +1,7 @@
-"""The tensors of an encoder or a decoder as one value.
+"""The tensors of an encoder or a decoder as one named tuple.
 
-The ops take them one by one, because a schema has no structures. :func:`one_by_one` is the door between the
-two: behind it, nobody counts arguments.
+The ops take these tensors as separate arguments, because a schema has no structures. :func:`one_by_one`
+converts between the two, so that no other function has to count arguments.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 KERNEL_WIDTH = 16
-"""The number of trunk channels that the compiled kernels are written for (the published one)."""
+"""The number of trunk channels that the compiled kernels are written for: that of the paper."""
 
 KERNEL_CHANNELS = 32
-"""The most classes, and the most features, that the compiled kernel of ``decode_scores`` takes."""
+"""The largest number of classes, and of features, that the compiled kernel of ``decode_scores`` takes."""
 
 
 class EncoderParameters(NamedTuple):
@@ -97,16 +97,15 @@ Parameters = EncoderParameters | DecoderParameters
 
 
 def width_of(parameters: Parameters) -> int:
-    """The channels of the trunk; 0 for a ``conv1_weight`` that has no dimensions."""
+    """The number of trunk channels; 0 if ``conv1_weight`` has no dimensions."""
     weight = parameters.conv1_weight
     return weight.shape[0] if weight.dim() > 0 else 0
 
 
 def one_by_one(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function``, which has an argument ``parameters``, with the op's flat argument list.
+    """``function`` with its argument ``parameters`` replaced by the tensors in it, as in the op's schema.
 
-    Its tensors stand where ``parameters`` stood, in its type's order and under its fields' names. The
-    signature says so, too.
+    The tensors have the names and the order of the fields of the argument's type, also in the signature.
     """
     signature = inspect.signature(function)
     hints = typing.get_type_hints(function)
@@ -117,7 +116,7 @@ def one_by_one(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def flat(*args: Any, **kwargs: Any) -> Any:
         named = {name: kwargs.pop(name) for name in kind._fields if name in kwargs} if kwargs else {}
-        if named and len(args) < at:  # everything is named, what stands before the tensors as well
+        if named and len(args) < at:  # arguments before the tensors are named, too
             args = (*args, *(kwargs.pop(name) for name in names[len(args) : at]))
         parameters = kind(*args[at : at + count], **named)
         return function(*args[:at], parameters, *args[at + count :], **kwargs)

@@ -1,9 +1,9 @@
-"""The two networks in plain ``torch.nn.functional``: the oracle of the tests, and the fallback.
+"""The ops in plain PyTorch operators: the oracle of the tests, and the fallback.
 
-Every backend is measured against these functions in float64. They run on any device and dtype, trace
-to standard operators (which is what ONNX export wants), and take the arguments of ``torch.ops.wae.*``
-in the same order. Layers: docs/network.md; gradients are written out rather than left to autograd,
-because an op's kernel runs below autograd.
+Every backend is compared with these functions in float64. They run on any device and dtype, trace to standard
+operators (which ONNX export needs), and take the arguments of ``torch.ops.wae.*`` in the same order. The
+layers are defined in docs/network.md. Gradients are written out and not left to autograd, because an op's
+kernel runs below autograd.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ _convolution_backward = torch.ops.aten.convolution_backward
 
 
 def is_channels_last(tensor: Tensor) -> bool:
-    """Whether a (N, C, H, W) tensor's channels are the innermost dimension in memory.
+    """Whether the channels of a (N, C, H, W) tensor are its innermost dimension in memory.
 
-    Decided by the strides alone, so that slices of a channels_last tensor count too. A broadcast
-    channel (stride 0) does not.
+    Only the strides decide, so that slices of a channels_last tensor count too. A tensor whose channels are
+    broadcast (stride 0) does not.
     """
     return bool(0 < tensor.stride(1) < tensor.stride(3))
 
@@ -53,35 +53,35 @@ def format_of(tensor: Tensor) -> torch.memory_format:
 
 
 def laid_out(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
-    """``tensor`` dense in this format.
+    """A dense copy of ``tensor`` in this memory format.
 
-    ``contiguous`` would not do: where sizes of 1 leave strides open it keeps them, and the next op
-    would tell another format from them.
+    ``contiguous`` is not enough: if sizes of 1 make several strides valid it keeps the tensor's own, from
+    which the next op might infer another format.
     """
     if memory_format == torch.channels_last and (
-        torch.compiler.is_dynamo_compiling()  # which cannot ask the question that follows
+        torch.compiler.is_dynamo_compiling()  # it cannot trace the call in the next line
         or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-    ):  # vmap cannot clone to this format
+    ):  # vmap cannot clone to channels_last
         return tensor.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
     return tensor.clone(memory_format=memory_format)
 
 
 def cast(value: Any, dtype: torch.dtype) -> Any:
-    """A tensor of another floating dtype, float64 excepted, in this one; anything else as it is."""
+    """``value`` in this dtype if it is a floating-point tensor other than float64, else unchanged."""
     if not isinstance(value, Tensor) or value.dtype in (dtype, torch.float64):
         return value
     return value.to(dtype) if value.is_floating_point() else value
 
 
 def read_by(own: torch.dtype, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """``low`` and ``high`` as a decoder with parameters of dtype ``own`` computes with them."""
+    """``low`` and ``high`` in the dtype in which a decoder with parameters of dtype ``own`` computes."""
     if own == torch.float32 and low.dtype in IN_16_BITS and high.dtype == low.dtype:
         return low.float(), high.float()
     return low, high
 
 
 def given_as(low: Tensor, decoded: Tensor) -> Tensor:
-    """A decoder's result in the memory format of ``low`` and, unless autocast chose one, in its dtype."""
+    """A decoder's result in the memory format of ``low`` and, unless autocast chose another, in its dtype."""
     if decoded.dtype == torch.float32 and low.dtype in IN_16_BITS:
         decoded = decoded.to(low.dtype)
     return laid_out(decoded, format_of(low))
@@ -90,12 +90,12 @@ def given_as(low: Tensor, decoded: Tensor) -> Tensor:
 def normalize_image(
     image: Tensor, dtype: torch.dtype, image_scale: Tensor | None, image_shift: Tensor | None
 ) -> Tensor:
-    """``image * image_scale + image_shift`` per channel, in at least float32, then as ``dtype``.
+    """``image * image_scale + image_shift`` per channel, in float32 or wider, then cast to ``dtype``.
 
     Args:
         image: (N, 3, H, W), any dtype.
         dtype: of the result.
-        image_scale, image_shift: three numbers each; None stands for 1 and 0.
+        image_scale, image_shift: (3,) each; None stands for 1 and 0.
     """
     if image_scale is None and image_shift is None:
         return image.to(dtype)
@@ -125,7 +125,7 @@ def encode(
     dtype: torch.dtype | None = None,
     memory_format: torch.memory_format | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The encoder: an image to its half-resolution ``low`` and ``high``. See :func:`wae_kernels.encode`."""
+    """The encoder, from an image to its half-resolution ``low`` and ``high``: :func:`wae_kernels.encode`."""
     p = parameters
     check_encode(image, p, image_scale, image_shift, dtype, memory_format)
     x = normalize_image(image, p.conv1_weight.dtype, image_scale, image_shift)
@@ -137,14 +137,14 @@ def encode(
 
 
 def _requantized(sums: Tensor, shift: Tensor, multiplier: Tensor) -> Tensor:
-    """int64 sums as bytes: docs/network.md has the arithmetic."""
+    """int64 sums requantized to bytes; docs/network.md defines the arithmetic."""
     shift, multiplier = shift.long().view(1, -1, 1, 1), multiplier.long().view(1, -1, 1, 1)
     short = ((sums + ((1 << shift) >> 1)) >> shift).clamp(-(2**15), 2**15 - 1)
     return ((short * multiplier + 2**14) >> 15).clamp(0, 255)
 
 
 def to_bytes(steps: Tensor, zero_point: Tensor) -> Tensor:
-    """``round(steps) + zero_point``, ties to even, or the nearest number that the zero point's dtype has.
+    """``round(steps) + zero_point``, ties to even, clamped to the range of the zero point's dtype.
 
     Args:
         steps: (N, C, H, W), floating point.
@@ -166,9 +166,9 @@ def encode_int8(
     low_zero_point: Tensor | None = None,
     high_zero_point: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The encoder in int8. See :func:`wae_kernels.encode_int8`.
+    """The int8 encoder. See :func:`wae_kernels.encode_int8`.
 
-    float64 holds every sum exactly, and PyTorch has convolutions of it everywhere.
+    It computes in float64, which holds every sum exactly and has convolutions on every device.
     """
     p = parameters
     zero_points = low_zero_point, high_zero_point
@@ -181,7 +181,7 @@ def encode_int8(
     edge = image_padding.view(1, 3, 1, 1)
     x = F.pad(image.short() - edge, (1, 1, 1, 1)) + edge
     for layer, (weight, bias) in enumerate(zip(p.trunk[0::2], p.trunk[1::2], strict=True)):
-        padding = 0 if layer == 0 else 1  # the image has its own by now
+        padding = 0 if layer == 0 else 1  # the image is padded already
         x = _requantized(sums(x, weight, bias, 1, padding), shift[layer], multiplier[layer])
     results = []
     branches = ((p.low_weight, p.low_bias), (p.high_weight, p.high_bias))
@@ -214,7 +214,7 @@ def decode(
     parameters: DecoderParameters,
     output_size: Sequence[int],
 ) -> Tensor:
-    """The decoder: ``low`` and ``high`` back to an image. See :func:`wae_kernels.decode`."""
+    """The decoder, from ``low`` and ``high`` back to an image. See :func:`wae_kernels.decode`."""
     check_decode(low, high, parameters, output_size)
     return _decoded(low, high, parameters, output_size)
 
@@ -230,7 +230,7 @@ def decode_scores(
 
 def _decoded(low: Tensor, high: Tensor, p: _AnyDecoder, output_size: Sequence[int]) -> Tensor:
     wide_low, wide_high = read_by(p.conv1_weight.dtype, low, high)
-    trunk, last = p[4:-2], p[-2:]  # not p.trunk and p.last: torch.compile of 2.10 reads no properties
+    trunk, last = p[4:-2], p[-2:]  # p.trunk and p.last are properties: torch.compile of 2.10 cannot read them
     features = _trunk(_upsample(wide_low, wide_high, p, output_size), trunk)[-1]
     return given_as(low, F.conv2d(features, *last, padding=1))
 
@@ -246,7 +246,7 @@ def _conv_backward(
     transposed: bool = False,
     output_padding: Sequence[int] = (0, 0),
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of one 3x3, padding-1 convolution: of its input, weight and bias (None where not needed)."""
+    """The gradients of a 3x3 convolution with padding 1: of input, weight and bias; None if not needed."""
     gradients: tuple[Tensor, Tensor, Tensor] = _convolution_backward(
         grad,
         x,
@@ -264,7 +264,7 @@ def _conv_backward(
 
 
 def _relu_backward(grad: Tensor, output: Tensor) -> Tensor:
-    """The gradient of a ReLU's input, NaN where autograd has NaN: a product with a mask would have others."""
+    """The gradient of a ReLU's input, with NaN exactly where autograd has it; a masked product differs."""
     masked: Tensor = torch.ops.aten.threshold_backward(grad, output, 0)
     return masked
 
@@ -272,7 +272,7 @@ def _relu_backward(grad: Tensor, output: Tensor) -> Tensor:
 def _trunk_backward(
     grad: Tensor, inputs: Sequence[Tensor], outputs: Sequence[Tensor], layers: Sequence[Tensor], **needs: bool
 ) -> tuple[Tensor, list[Tensor]]:
-    """Back through ``_trunk``: the gradient of its input, and of its layers (weight, bias, weight, ...)."""
+    """The gradients of ``_trunk``: of its input, and of its layers (weight, bias, weight, ...)."""
     gradients: list[Tensor] = []
     for i in reversed(range(len(outputs))):
         masked = _relu_backward(grad, outputs[i])
@@ -287,7 +287,7 @@ def _trunk_backward(
 def _owned(
     tensor: Tensor | None, like: Tensor, memory_format: torch.memory_format = torch.contiguous_format
 ) -> Tensor:
-    """A gradient as the schema returns it: no elements where there is none, dense where there is."""
+    """A gradient as the op returns it: dense, or without elements if there is none."""
     if tensor is None:
         return like.new_empty(0)
     return laid_out(tensor, memory_format)
@@ -305,11 +305,11 @@ def encode_backward(
     need_parameters: bool,
     need_scale: bool,
 ) -> tuple[Tensor, ...]:
-    """Gradients of :func:`encode`, from its inputs alone: the intermediates are computed again.
+    """The gradients of :func:`encode`, from its inputs alone: the intermediates are recomputed.
 
     Returns:
-        13 tensors: of the image, of the ten parameters in order, of image_scale and image_shift.
-        Those not needed have no elements.
+        13 tensors: the gradients of the image, of the ten parameters in order, of image_scale and of
+        image_shift. Those that are not needed have no elements.
     """
     p = parameters
     check_encode_backward(grad_low, grad_high, image, p, image_scale, image_shift)
@@ -358,11 +358,11 @@ def decode_backward(
     need_input: bool,
     need_parameters: bool,
 ) -> tuple[Tensor, ...]:
-    """Gradients of :func:`decode`, from its inputs alone: the intermediates are computed again.
+    """The gradients of :func:`decode`, from its inputs alone: the intermediates are recomputed.
 
     Returns:
-        12 tensors: of ``low`` and ``high``, of the ten parameters in order. Those not needed have no
-        elements.
+        12 tensors: the gradients of ``low`` and ``high``, and of the ten parameters in order. Those that are
+        not needed have no elements.
     """
     check_decode_backward(grad_image, low, high, parameters)
     inside = parameters.conv1_weight.dtype
@@ -378,14 +378,14 @@ def decode_scores_backward(
     need_input: bool,
     need_parameters: bool,
 ) -> tuple[Tensor, ...]:
-    """Gradients of :func:`decode_scores`, as :func:`decode_backward` gives those of :func:`decode`.
+    """The gradients of :func:`decode_scores`, from its inputs alone: the intermediates are recomputed.
 
-    Those in 16 bits are computed in float32 on a processor, as the compiled kernel computes the scores: an
-    activation that is rounded before ReLU may be on the other side of its kink.
+    On a CPU 16-bit gradients are computed in float32, as the compiled kernel computes the scores: rounding an
+    activation before its ReLU could change which side of zero it is on.
 
     Returns:
-        10 tensors: of ``low`` and ``high``, of the eight parameters in order. Those not needed have no
-        elements.
+        10 tensors: the gradients of ``low`` and ``high``, and of the eight parameters in order. Those that
+        are not needed have no elements.
     """
     check_decode_scores_backward(grad_scores, low, high, parameters)
     inside = parameters.conv1_weight.dtype
@@ -403,7 +403,7 @@ def _decoded_backward(
     need_input: bool,
     need_parameters: bool,
 ) -> tuple[Tensor, ...]:
-    """A decoder's gradients, computed in the dtype ``inside``; each has the dtype of its tensor."""
+    """A decoder's gradients, computed in the dtype ``inside`` and returned in the dtypes of their tensors."""
     output_size, layout = grad.shape[2:], format_of(low)
     wide_low, wide_high = cast(low, inside), cast(high, inside)
     p = type(parameters)(*(cast(t, inside) for t in parameters))
@@ -438,23 +438,24 @@ def _decoded_backward(
 
 
 def _filter_scale(device: torch.device) -> Tensor:
-    """(3, 3): what the packed taps are divided by (``csrc/cpu/winograd_filter.h`` says why)."""
+    """(3, 3): the divisors of the packed filter taps; ``csrc/cpu/winograd_filter.h`` explains them."""
     scale = torch.tensor([24.0, 12.0, 6.0], device=device)
     return scale[:, None] * scale
 
 
 def conv3x3_pack(weight: Tensor) -> Tensor:
-    """A 3x3 layer's weight as :func:`conv3x3` takes it: panels of 16 output channels, the taps scaled.
+    """A 3x3 layer's weight packed for :func:`conv3x3`: panels of 16 output channels, with scaled taps.
 
     Args:
-        weight: (out_channels, channels, 3, 3), float32, as ``torch.nn.Conv2d`` has it.
+        weight: (out_channels, channels, 3, 3), float32, the layout of ``torch.nn.Conv2d``.
 
     Returns:
-        (ceil(out_channels / 16), channels, 144), float32. In memory, the order in which the kernel reads it:
-        [32 channels][16 out_channels][channel][ky][kx][out_channel], zero beyond out_channels.
+        (ceil(out_channels / 16), channels, 144), float32. In memory it has the order in which the kernel
+        reads it: [blocks of 32 channels][panels of 16 out_channels][channel][ky][kx][out_channel], with zeros
+        beyond out_channels.
 
     Raises:
-        RuntimeError: another shape or dtype.
+        RuntimeError: the weight has another shape or dtype.
     """
     check_conv3x3_pack(weight)
     panels, channels, numbers = packed_shape(*weight.shape[:2])
@@ -465,7 +466,7 @@ def conv3x3_pack(weight: Tensor) -> Tensor:
 
 
 def _unpack(packed: Tensor, out_channels: int) -> Tensor:
-    """The weight that :func:`conv3x3_pack` was given, to within a rounding."""
+    """The weight from which :func:`conv3x3_pack` made ``packed``, up to rounding."""
     panels, channels, numbers = packed.shape
     depths = [min(DEPTH, channels - first) for first in range(0, channels, DEPTH)]
     parts = packed.flatten().split([depth * panels * numbers for depth in depths])
@@ -477,20 +478,20 @@ def _unpack(packed: Tensor, out_channels: int) -> Tensor:
 def conv3x3(
     input: Tensor, packed: Tensor, bias: Tensor | None, out_channels: int, relu: bool = False
 ) -> Tensor:
-    """A 3x3 convolution with stride 1 and padding 1, then ReLU if wanted; for inference.
+    """A 3x3 convolution with stride 1 and padding 1, optionally with ReLU; for inference.
 
     Args:
         input: (N, channels, H, W), float32, any strides.
-        packed: what :func:`conv3x3_pack` made of the weight.
+        packed: the weight, packed by :func:`conv3x3_pack`.
         bias: (out_channels,), float32, or None.
-        out_channels: that of the weight.
-        relu: whether negative outputs become 0.
+        out_channels: of the weight.
+        relu: whether to apply ReLU to the outputs.
 
     Returns:
         (N, out_channels, H, W), float32, in channels_last.
 
     Raises:
-        RuntimeError: an argument that does not fit the others; the message names it.
+        RuntimeError: an argument does not fit; the message names it.
     """
     check_conv3x3(input, packed, bias, out_channels)
     output = F.conv2d(input, _unpack(packed, out_channels), bias, padding=1)

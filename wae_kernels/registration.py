@@ -1,8 +1,8 @@
-"""Everything torch wants to know about the ops besides their kernels.
+"""Registers with torch what the ops need besides their kernels: fake kernels and autocast.
 
-Fake kernels (shapes for ``torch.compile`` and ``torch.export``) and autocast; autograd is in
-``autograd.py``. The schemas and the processor's kernels come from the compiled library
-(``csrc/ops.cpp``), the kernels of every other device from ``fallback.py``.
+Fake kernels tell ``torch.compile`` and ``torch.export`` the shapes of the results. Autograd is in
+``autograd.py``. The schemas and the CPU kernels come from the compiled library (``csrc/ops.cpp`` and
+``csrc/cpu/ops.cpp``); ``fallback.py`` registers what runs on devices without compiled kernels.
 """
 
 from __future__ import annotations
@@ -181,22 +181,24 @@ def _fake_conv3x3(
 # ----------------------------------------------------------------------------------------------- autocast
 
 AUTOCAST = ("cpu", "cuda", "mps", "xpu")
-"""The devices on which torch's convolutions follow ``torch.autocast``."""
+"""The device types on which ``torch.autocast`` applies to torch's convolutions."""
 
 
 def _register_autocast(name: str, device_type: str, dtype: torch.dtype | None = None) -> None:
-    """Inside ``torch.autocast`` the results have autocast's dtype, as a convolution's do, or ``dtype``.
+    """Register the op's autocast kernel: its results have ``dtype`` or, by default, autocast's dtype.
 
-    The tensors are cast to it. Where a kernel reads float32, only a decoder's ``low`` and ``high``
-    are, because its result has their dtype, or that result instead of them. Scale and shift are never cast:
-    kernels apply them in float32 at least.
-    ``torch.library.register_autocast`` fixes the dtype when it is called; a user may choose another.
+    The kernel casts the op's tensors to that dtype. If the kernel below reads float32 (``_reads_float32``),
+    it casts only a decoder's ``low`` and ``high``, which determine the dtype of the result, or instead of
+    both the result. It never casts scale and shift, because kernels apply them in float32 or wider.
+
+    ``torch.library.register_autocast`` is not used: it fixes the dtype at registration, but a user may choose
+    autocast's dtype later.
     """
     key = getattr(torch._C.DispatchKey, f"Autocast{device_type.upper()}")
     op = getattr(torch.ops.wae, name).default
     names = [argument.name for argument in op._schema.arguments]
     weight_at = next(i for i, name in enumerate(names) if name in ("conv1_weight", "weight", "packed"))
-    dtype_at = names.index("dtype") if "dtype" in names else None  # where the op casts its results itself
+    dtype_at = names.index("dtype") if "dtype" in names else None  # an op with it casts its results itself
     kinds = {"low": "part", "high": "part", "image_scale": "affine", "image_shift": "affine"}
     kind_at = [kinds.get(name, "other") for name in names]
     within = torch._C.DispatchKeySet(key)
@@ -205,14 +207,14 @@ def _register_autocast(name: str, device_type: str, dtype: torch.dtype | None = 
         wanted = dtype or torch.get_autocast_dtype(device_type)
         in_float32 = dtype is None and _reads_float32(name, args[weight_at], args[:2])
         inside = torch.float32 if in_float32 else wanted
-        # On a processor one cast of a decoder's result takes less time than two, of low and high.
+        # On a CPU one cast of a decoder's result takes less time than two, of low and of high.
         stay = in_float32 and args[0].is_cpu and args[0].dtype == args[1].dtype == torch.float32
         dtypes = {"part": inside if stay else wanted, "other": inside}
         inputs = [
             a if kind == "affine" else cast(a, dtypes[kind]) for a, kind in zip(args, kind_at, strict=False)
         ]
         if dtype_at is not None:
-            inputs += [None] * (dtype_at + 1 - len(inputs))  # arguments that are left out
+            inputs += [None] * (dtype_at + 1 - len(inputs))  # arguments that the caller left out
             if inputs[dtype_at] is None and inputs[weight_at].dtype != torch.float64:
                 inputs[dtype_at] = wanted
         with torch._C._ExcludeDispatchKeyGuard(within):
@@ -223,17 +225,17 @@ def _register_autocast(name: str, device_type: str, dtype: torch.dtype | None = 
 
 
 def _reads_float32(op: str, weight: Tensor, inputs: Sequence[Tensor]) -> bool:
-    """Whether ``op`` runs a kernel that needs no cast of float32 parameters to autocast's dtype.
+    """Whether ``op`` runs a kernel that takes float32 parameters as they are inside autocast.
 
-    A processor's kernels compute in float32 whatever they are given, and a GPU's, of ``encode`` and
-    ``decode``, round what they read. To cast ten parameters would take most of a small call's time, and
-    casts that are kept would miss writes through ``.data``, as those of torch's own cache do.
+    The CPU kernels compute in float32 whatever they are given, and the GPU kernels of ``encode`` and
+    ``decode`` round what they read. Casting ten parameters would take most of a small call's time, and cached
+    casts would miss writes through ``.data``, as torch's own autocast cache does.
 
     Args:
-        op: its name.
-        weight: conv1's.
-        inputs: the op's first two arguments. ``decode_scores`` has a kernel for so many of their channels at
-            most; other ops have three.
+        op: the name of the op.
+        weight: the weight of conv1.
+        inputs: the op's first two arguments. The kernel of ``decode_scores`` takes up to KERNEL_CHANNELS of
+            their channels; those of the other ops have fewer.
     """
     return (
         weight.dtype == torch.float32
@@ -263,7 +265,7 @@ def _register() -> None:
     for name, device_type in product(("encode", "decode", "decode_scores"), AUTOCAST):
         _register_autocast(name, device_type)
     for name, device_type in product(("conv3x3_pack", "conv3x3"), AUTOCAST):
-        _register_autocast(name, device_type, torch.float32)  # the only one that they have
+        _register_autocast(name, device_type, torch.float32)  # the only dtype of these ops
 
 
 _register()

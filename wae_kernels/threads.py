@@ -1,4 +1,4 @@
-"""The threads that the ops run on."""
+"""Control over the threads that the ops run on."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from . import _load
 
 @contextmanager
 def sleeping() -> Iterator[None]:
-    """Within it what the calling thread runs on the processor leaves no thread behind that takes time.
+    """A context in which CPU work of the calling thread leaves no thread behind that spins.
 
-    PyTorch's threads (OpenMP's) wait for their next work in a loop, for milliseconds, on cores that somebody
-    else may need meanwhile: another engine, say. In this block the forward ops' compiled kernels share their
-    work with helpers instead that sleep in between, together as many threads as :func:`torch.get_num_threads`
-    said before. The helpers start when they are first needed, and end with the calling thread. On Linux they
-    keep off the core that it runs on, where they need all the others. All other operators, PyTorch's too, run
-    on the calling thread alone.
+    After each operator PyTorch's threads (OpenMP's) wait for more work in a loop, for milliseconds, on cores
+    that another inference engine, for example, may need. In this context the compiled kernels of the forward
+    ops share their work with helper threads that sleep between calls. Together with the caller these are as
+    many threads as :func:`torch.get_num_threads` returned before. Helpers start when they are first needed
+    and end with the calling thread. On Linux, if they need all other cores, they keep off the core of the
+    calling thread. All other operators, including PyTorch's, run on the calling thread alone.
 
-    The block holds for the calling thread only, which has as many threads after it as before, also if
-    :func:`torch.set_num_threads` was called inside. So do not suspend a generator or a coroutine in it. A
-    function that contains it cannot be compiled whole by :func:`torch.compile`; one that is called in it can.
+    The context applies to the calling thread only, and restores its number of threads at the end, even if
+    :func:`torch.set_num_threads` was called inside. Therefore do not suspend a generator or a coroutine in
+    it. :func:`torch.compile` cannot compile a function that contains this context without a graph break; it
+    can compile one that is called in it.
     """
     library, threads = _load.CPU.library, torch.get_num_threads()
     set_sleeping = library.wae_cpu_sleeping_threads if library is not None else int
@@ -45,10 +46,10 @@ def sleeping() -> Iterator[None]:
 
 @functools.cache
 def _function(library: str | None, name: str) -> Callable[[int], int]:
-    """A function that sets a number of the calling thread alone, unlike :func:`torch.set_num_threads`.
+    """The function ``name``, which sets a thread count of the calling thread only; a no-op if there is none.
 
-    ``library`` is the file that has it, itself or by the libraries that it needs; None for all that have been
-    loaded for everyone. Where nothing has it, what is returned does nothing.
+    ``library`` is the file that has it, itself or through the libraries that it needs; None for the libraries
+    that have been loaded globally.
     """
     try:
         return cast(Callable[[int], int], getattr(ctypes.CDLL(library), name))

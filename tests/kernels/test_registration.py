@@ -36,7 +36,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import wae_kernels
-from wae_kernels import autograd, backends, flops, reference  # noqa: F401  (flops: importing it has the ops counted)
+from wae_kernels import autograd, backends, fallback, flops, reference  # noqa: F401  (flops: importing it has the ops counted)
 from wae_kernels import nn as wae_nn
 from wae_kernels.parameters import KERNEL_CHANNELS, KERNEL_WIDTH
 
@@ -828,3 +828,15 @@ def test_conv3x3_stays_in_float32_inside_autocast(width: int) -> None:
             torch.ops.wae.conv3x3(image, torch.ops.wae.conv3x3_pack(weight), None, width), expected
         )
     assert out.dtype == torch.float32
+
+
+# ----------------------------------------------------------------------------------------------- the warning
+
+
+def test_a_warning_that_another_thread_reports_meanwhile_is_no_error() -> None:
+    class ReportedMeanwhile(list[str]):
+        def __bool__(self) -> bool:
+            self.clear()  # as a thread does that runs between the question and the report
+            return True
+
+    assert fallback._warn_first(lambda: 1, ReportedMeanwhile(["the library is missing"]))() == 1

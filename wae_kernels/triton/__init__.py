@@ -1,4 +1,4 @@
-"""``wae::encode`` and ``wae::decode`` for every GPU that Triton knows: docs/triton.md.
+"""``wae::encode`` and ``wae::decode`` for every GPU that Triton supports: docs/triton.md.
 
 Importing this package needs Triton, and registers ``torch.ops.wae.encode_triton`` and ``decode_triton``.
 """

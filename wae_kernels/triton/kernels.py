@@ -1,24 +1,28 @@
-# Triton compiles these functions: it wants tuples put together with +, and no annotations but constexpr.
+# Triton compiles these functions. It needs tuples to be joined with +, and no annotations but constexpr.
 # ruff: noqa: RUF005, SIM108
 # mypy: disable-error-code="no-untyped-def, assignment"
-"""The two kernels: one program carries a tile through all layers. docs/triton.md has drawings.
+"""The encoder and the decoder, one kernel each. docs/triton.md has diagrams.
+
+A program computes one tile of the outputs through all layers, then the next tile of its share.
 
 Frame
     A tile of HALF_ROWS x (PITCH / 2 - 4) half-resolution pixels is computed in a frame of 2 * HALF_ROWS + 8
-    rows of PITCH full-resolution pixels, whose corner is 4 pixels above and left of the tile's. All layers
-    use the frame's coordinates. Every 3x3 layer is right one pixel less on each side; what is wrong, or was
-    never written, further out is not used. Pixels outside the image are stored as zeros: the padding.
+    rows of PITCH full-resolution pixels, whose corner is 4 pixels above and to the left of the tile's corner.
+    All layers use the coordinates of the frame. Each 3x3 layer is valid in one pixel less on each side; the
+    pixels outside, which are wrong or were never written, are not used. Pixels outside the image are stored
+    as zeros, the padding of the next layer.
 Slab
-    Triton has no shared memory that can be indexed freely. What lies between the layers goes to a slab of
-    global memory that belongs to the program and is small enough to stay in the caches: a region for the
-    input, 4 channels a pixel, and one for the trunk, 16 channels a pixel. A tap of a filter is then a block
-    of PITCH x 16 numbers a constant distance away, and three neighbours of 4 channels, or two of 8, are one
-    block. A trunk layer writes over its own input, one row further up, so that one region does for all of
-    them. Barriers separate the layers, and the reads from the writes of a group of rows.
+    Triton has no shared memory that a kernel can index freely. The activations between layers are stored in a
+    slab of global memory, one for each program and small enough to stay in the caches. It has a region for
+    the input (4 channels a pixel; in the decoder 8 channels a half-resolution pixel) and one for the trunk
+    (16 channels a pixel). A filter tap therefore reads a block of PITCH x 16 numbers at a constant offset;
+    three neighbouring pixels of 4 channels, or two of 8, are also one block. A trunk layer overwrites its own
+    input, one row further up, so that one region is enough for all of them. Barriers separate the layers, and
+    within a layer the reads of a group of rows from its writes.
 Arithmetic
-    tl.dot of a block, PITCH pixels x 16, and a tap of the filter, 16 x 16 output channels, summed in float32.
-    A block is loaded once for the three rows of the filter: GROUP rows of output come out of GROUP + 2 rows
-    of input.
+    A product is a tl.dot of a block (PITCH pixels x 16 channels) and a filter tap (16 x 16 output channels),
+    summed in float32. Each block is loaded once for all three rows of the filter: GROUP rows of outputs need
+    GROUP + 2 rows of inputs.
 """
 
 from __future__ import annotations
@@ -35,22 +39,22 @@ GUARD = tl.constexpr(plan.GUARD_PIXELS)
 STAGED_ROWS = tl.constexpr(4)  # of the image, read at a time
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
-if INTERPRETED:  # its scalars are arrays of one element, which in Triton 3.6 numpy 2.4 refuses to count with
+if INTERPRETED:  # its scalars are arrays of one element, with which numpy 2.4 cannot count (Triton 3.6)
 
     def range(*ends):
-        """Python's own, for scalars of the interpreter too."""
+        """Python's ``range``, which also takes scalars of the interpreter."""
         return builtins.range(*(e.handle.data.item() if isinstance(e, tl.tensor) else e for e in ends))
 
 
 @triton.jit
 def half_of(size):
-    """As :func:`wae_kernels.checks.half_of`, which the interpreter cannot run: it has no ``tl`` beside it."""
+    """As :func:`wae_kernels.checks.half_of`, whose module has no ``tl``, which the interpreter needs."""
     return (size + 1) // 2
 
 
 @triton.jit
 def _cut(x, BITS: tl.constexpr):
-    """float32 ``x`` rounded, ties to even, to a number whose last BITS bits are zero."""
+    """float32 ``x`` rounded, ties to even, to a number whose BITS lowest bits are zero."""
     bits = x.to(tl.int32, bitcast=True)
     bits = (bits + ((1 << (BITS - 1)) - 1) + ((bits >> BITS) & 1)) & -(1 << BITS)
     return tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
@@ -58,20 +62,20 @@ def _cut(x, BITS: tl.constexpr):
 
 @triton.jit
 def _round(x, to, TF32: tl.constexpr):
-    """float32 ``x`` as dtype ``to``; with TF32, rounded to the bits that the products use.
+    """float32 ``x`` as dtype ``to``; with TF32, rounded to the bits that the tensor cores read.
 
-    The tensor cores would cut the other bits off, which makes every product a little too small.
+    They would truncate the other bits, which makes every product slightly too small.
     """
     if TF32:
         x = _cut(x, 13)
-    elif INTERPRETED and to == tl.bfloat16:  # the interpreter, too, would cut
+    elif INTERPRETED and to == tl.bfloat16:  # the interpreter would truncate, too
         x = _cut(x, 16)
     return x.to(to)
 
 
 @triton.jit
 def _dot(a, b, sums, TF32: tl.constexpr):
-    if INTERPRETED:  # which keeps bfloat16 as integers, and would multiply those
+    if INTERPRETED:  # it stores bfloat16 as integers, and would multiply those
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, sums, input_precision="tf32" if TF32 else "ieee")
 
@@ -85,9 +89,9 @@ def _in_image(y, x, height, width):
 def _filter(
     weight, region, k, n, ky, kx, mask, CIN: tl.constexpr, CHANNELS_LAST: tl.constexpr, TF32: tl.constexpr
 ):  # fmt: skip
-    """Elements [n, k, ky, kx] of a (., CIN, 3, 3) weight, contiguous or channels_last; zeros off ``mask``.
+    """Elements [n, k, ky, kx] of a (., CIN, 3, 3) weight, contiguous or channels_last; 0 outside ``mask``.
 
-    As numbers of the kind that ``region`` has: what they are multiplied with.
+    They have the dtype of ``region``, whose numbers they are multiplied with.
     """
     if CHANNELS_LAST:
         offset = (n * 9 + ky * 3 + kx) * CIN + k
@@ -105,7 +109,7 @@ def _bias(bias, PITCH: tl.constexpr):
 
 @triton.jit
 def _paired(a, b, n):
-    """Elements n of two tensors of three numbers one behind the other, then zeros, as float32."""
+    """Elements n of two concatenated tensors of three numbers, then zeros, as float32."""
     first = tl.load(a + n, mask=n < 3, other=0.0)
     second = tl.load(b + n - 3, mask=(n >= 3) & (n < 6), other=0.0)
     return first.to(tl.float32) + second.to(tl.float32)
@@ -115,7 +119,7 @@ def _paired(a, b, n):
 def _store_layer(
     region, sums, row, y, x, height, width, PITCH: tl.constexpr, TF32: tl.constexpr
 ):  # fmt: skip
-    """A frame row of a ReLU layer into its region; ``y``, ``x`` are its pixels' places in the image."""
+    """Apply ReLU and store a row of a layer to its region; ``y``, ``x`` are the pixels' image coordinates."""
     m = tl.arange(0, PITCH)
     n = tl.arange(0, CHANNELS)
     inside = _in_image(y, x, height, width)
@@ -128,7 +132,7 @@ def _store_layer(
 def _convolve_rows(
     blocks, filters, sums, FIRST: tl.constexpr, TAPS: tl.constexpr, TF32: tl.constexpr
 ):  # fmt: skip
-    """``sums`` plus one row of a 3x3 layer: TAPS blocks for each of its three rows of input."""
+    """``sums`` plus the products of one row of a 3x3 layer: TAPS blocks for each of its three input rows."""
     for tap in tl.static_range(3 * TAPS):
         sums = _dot(blocks[FIRST * TAPS + tap], filters[tap], sums, TF32)
     return sums
@@ -136,7 +140,7 @@ def _convolve_rows(
 
 @triton.jit
 def _trunk_blocks(region, row, PITCH: tl.constexpr, GROUP: tl.constexpr):
-    """The inputs of GROUP rows of a layer, from frame row ``row`` - 1 on: a block for each column kx."""
+    """The inputs of GROUP rows of a layer, from frame row ``row`` - 1 on: a block for each filter column."""
     m = tl.arange(0, PITCH)
     n = tl.arange(0, CHANNELS)
     blocks = ()
@@ -164,9 +168,9 @@ def _trunk_layer(
     source, weight, bias, y0, x0, height, width, FIRST: tl.constexpr, ROWS: tl.constexpr, PITCH: tl.constexpr,
     GROUP: tl.constexpr, CHANNELS_LAST: tl.constexpr, TF32: tl.constexpr,
 ):  # fmt: skip
-    """conv k3 s1 p1, 16 -> 16, and ReLU: ROWS frame rows from FIRST on, in place but one row further up.
+    """A 3x3 layer 16 -> 16 with ReLU: ROWS frame rows from FIRST on, written one row above their input.
 
-    A group writes over rows that the groups after it do not read; the barrier is for warps that still read.
+    A group of rows overwrites rows that no later group reads; the barrier is for warps that still read them.
     """
     target = source - PITCH * CHANNELS
     filters = _trunk_filters(weight, source, CHANNELS_LAST, TF32)
@@ -188,7 +192,7 @@ def _stage_image(
     image, scale, shift, region, n, y0, x0, height, width, stride_n, stride_c, stride_y, stride_x,
     ROWS: tl.constexpr, PITCH: tl.constexpr, TF32: tl.constexpr,
 ):  # fmt: skip
-    """The frame of the image, scaled and shifted, into a region of 4 channels a pixel, the fourth zero."""
+    """Store the frame of the image, scaled and shifted, to a region of 4 channels a pixel: 3 and a zero."""
     m = tl.arange(0, STAGED_ROWS * PITCH)
     c = tl.arange(0, 4)
     origin = image + n.to(tl.int64) * stride_n
@@ -216,7 +220,7 @@ def _first_layer(
     source, target, weight, bias, y0, x0, height, width, ROWS: tl.constexpr, PITCH: tl.constexpr,
     GROUP: tl.constexpr, CHANNELS_LAST: tl.constexpr, TF32: tl.constexpr,
 ):  # fmt: skip
-    """conv1, 3 -> 16, and ReLU, from frame row 1 on. A block is three pixels of 4 channels, and 4 zeros."""
+    """conv1, 3 -> 16 with ReLU, from frame row 1 on. A block is three pixels of 4 channels, and 4 zeros."""
     m = tl.arange(0, PITCH)
     k = tl.arange(0, 16)
     n = tl.arange(0, CHANNELS)[None, :]
@@ -244,7 +248,7 @@ def _branches(
     stride_n, stride_c, stride_y, stride_x, HALF_ROWS: tl.constexpr, PITCH: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, TF32: tl.constexpr,
 ):  # fmt: skip
-    """low and high, 16 -> 3 with stride 2, in columns 0..2 and 3..5 of one layer. Two rows at a time."""
+    """low and high, 16 -> 3 with stride 2, as channels 0..2 and 3..5 of one layer. Two rows at a time."""
     m = tl.arange(0, PITCH)
     k = tl.arange(0, CHANNELS)
     c = tl.arange(0, CHANNELS)[None, :]
@@ -263,7 +267,7 @@ def _branches(
     HALF_PITCH: tl.constexpr = PITCH // 2
     j = m % HALF_PITCH
     base = n.to(tl.int64) * stride_n
-    for row in tl.range(0, HALF_ROWS, 2, num_stages=1):  # a pipeline would take registers, and spill them
+    for row in tl.range(0, HALF_ROWS, 2, num_stages=1):  # a software pipeline would spill registers
         i = row + m // HALF_PITCH
         blocks = ()
         for tap in tl.static_range(9):
@@ -295,7 +299,10 @@ def encode_kernel(
     HALF_ROWS: tl.constexpr, PITCH: tl.constexpr, GROUP: tl.constexpr, SLAB: tl.constexpr,
     TRUNK: tl.constexpr, CHANNELS_LAST: tl.constexpr, TF32: tl.constexpr,
 ):  # fmt: skip
-    """wae::encode. ``*_n/_c/_y/_x`` are strides; ``slab`` has SLAB numbers for each program, TRUNK first."""
+    """wae::encode: program p computes the tiles p, p + num_programs, p + 2 * num_programs, ...
+
+    ``*_n/_c/_y/_x`` are strides. ``slab`` has SLAB numbers for each program; the first TRUNK are the trunk's.
+    """
     ROW: tl.constexpr = PITCH * CHANNELS
     region = slab + tl.program_id(0).to(tl.int64) * SLAB
     staged = region + TRUNK + GUARD * 4
@@ -344,7 +351,7 @@ def _stage_halves(
     low_n, low_c, low_y, low_x, high_n, high_c, high_y, high_x,
     ROWS: tl.constexpr, PITCH: tl.constexpr, TF32: tl.constexpr,
 ):  # fmt: skip
-    """low and high into a region of PITCH / 2 pixels a row and 8 channels a pixel: 3 and 3, and two zeros."""
+    """Store low and high to a region of PITCH / 2 pixels a row and 8 channels a pixel: 3, 3 and two zeros."""
     HALF_PITCH: tl.constexpr = PITCH // 2
     m = tl.arange(0, STAGED_ROWS * HALF_PITCH)
     c = tl.arange(0, 8)[None, :]
@@ -366,17 +373,17 @@ def _up_filter(
     low_weight, high_weight, region, ky: tl.constexpr, right: tl.constexpr, CHANNELS_LAST: tl.constexpr,
     TF32: tl.constexpr,
 ):  # fmt: skip
-    """The (16, 16) filter of the transposed layer for a block of two half-resolution pixels of 8 channels.
+    """A (16, 16) filter of the transposed layer, for blocks of two half-resolution pixels of 8 channels.
 
-    ``ky`` is its row; ``right`` tells the odd output columns, which see both pixels, from the even ones,
-    which see the first alone.
+    ``ky`` is the row of the 3x3 filter. ``right`` is 1 for odd output columns, which read both pixels, and 0
+    for even ones, which read only the first.
     """
     k = tl.arange(0, 16)[:, None]
     n = tl.arange(0, CHANNELS)[None, :]
     second, c = k // 8, k % 8
     kx = tl.where(second == 1, 0, 1 + right)
     used = (second <= right) & (n < CHANNELS)
-    # A transposed convolution's weight is (3, 16, 3, 3): the roles of the first two dimensions are exchanged.
+    # The weight of a transposed convolution is (3, 16, 3, 3): its first two dimensions are exchanged.
     of_low = _filter(low_weight, region, n, c, ky, kx, used & (c < 3), CHANNELS, CHANNELS_LAST, TF32)
     of_high = _filter(
         high_weight, region, n, c - 3, ky, kx, used & (c >= 3) & (c < 6), CHANNELS, CHANNELS_LAST, TF32
@@ -390,9 +397,9 @@ def _up_layer(
     ROWS: tl.constexpr, PITCH: tl.constexpr, CHANNELS_LAST: tl.constexpr,
     TF32: tl.constexpr,
 ):  # fmt: skip
-    """The transposed convolutions, summed, and ReLU: ROWS half-resolution rows to 2 * ROWS, two at a time.
+    """The summed transposed convolutions, with ReLU: ROWS half-resolution rows to 2 * ROWS, two at a time.
 
-    y = 2 i - 1 + ky: an even row comes from one half-resolution row, an odd one from two; columns likewise.
+    Because y = 2 i - 1 + ky, an even row reads one half-resolution row and an odd row two; columns likewise.
     """
     HALF_PITCH: tl.constexpr = PITCH // 2
     m = tl.arange(0, PITCH)
@@ -428,7 +435,7 @@ def _last_layer(
     ROWS: tl.constexpr, PITCH: tl.constexpr, GROUP: tl.constexpr, CHANNELS_LAST: tl.constexpr,
     TF32: tl.constexpr,
 ):  # fmt: skip
-    """conv3, 16 -> 3 in 3 of 16 columns: frame rows 4 to 3 + ROWS, columns 4 to PITCH - 5, to the image."""
+    """conv3, 16 -> 3 (of 16 channels): frame rows 4 to 3 + ROWS, columns 4 to PITCH - 5, to the image."""
     m = tl.arange(0, PITCH)
     k = tl.arange(0, CHANNELS)[:, None]
     c = tl.arange(0, CHANNELS)[None, :]
@@ -468,7 +475,10 @@ def decode_kernel(
     HALF_ROWS: tl.constexpr, PITCH: tl.constexpr, GROUP: tl.constexpr, SLAB: tl.constexpr,
     TRUNK: tl.constexpr, CHANNELS_LAST: tl.constexpr, TF32: tl.constexpr,
 ):  # fmt: skip
-    """wae::decode. ``*_n/_c/_y/_x`` are strides; ``slab`` has SLAB numbers for each program, TRUNK first."""
+    """wae::decode: program p computes the tiles p, p + num_programs, p + 2 * num_programs, ...
+
+    ``*_n/_c/_y/_x`` are strides. ``slab`` has SLAB numbers for each program; the first TRUNK are the trunk's.
+    """
     ROW: tl.constexpr = PITCH * CHANNELS
     region = slab + tl.program_id(0).to(tl.int64) * SLAB
     staged = region + TRUNK + GUARD * 4

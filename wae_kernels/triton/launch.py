@@ -1,4 +1,4 @@
-"""The Python side of a launch: a kernel's arguments and outputs, out of an op's checked arguments."""
+"""The host side of a launch: makes a kernel's arguments and outputs from an op's checked arguments."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ INTERPRETED = bool(triton.knobs.runtime.interpret)
 """Whether the kernels run in Triton's interpreter on the CPU: TRITON_INTERPRET=1 when this was imported."""
 
 THREAD_REGISTERS = 0 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8) else 256
-"""Triton before 3.8 gives a thread up to 255 registers, and spills up to 64 bytes beside them."""
+"""Triton before 3.8 gives a thread up to 255 registers, and may spill up to 64 bytes on top of that."""
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def has_kernel(device: torch.device, dtype: torch.dtype, width: int) -> bool:
-    """Whether the kernels run parameters like these; what they do not goes to the reference."""
+    """Whether the kernels run parameters of this device, dtype and width; the reference runs the others."""
     return dtype in DTYPES and width == CHANNELS and device.type == ("cpu" if INTERPRETED else "cuda")
 
 
 @functools.cache
 def device_of(device: torch.device) -> Device:
-    """A plan's facts of ``device``; for the interpreter, a device that two programs fill."""
+    """What a plan needs to know of ``device``; for the interpreter, a device that two programs fill."""
     if device.type != "cuda":
         return Device("interpreter", 80, 2, 1 << 17, 1 << 20, THREAD_REGISTERS)
     p = torch.cuda.get_device_properties(device)
@@ -45,7 +45,7 @@ def device_of(device: torch.device) -> Device:
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel's launch, ready: its outputs, plan, arguments in order, and compile-time arguments by name."""
+    """A launch of a kernel: its outputs, plan, arguments in order, and compile-time arguments by name."""
 
     outputs: tuple[Tensor, ...]
     plan: Plan
@@ -54,25 +54,26 @@ class Launch:
 
 
 def dtype_inside(own: torch.dtype, results: torch.dtype) -> torch.dtype:
-    """What the kernels compute in, by parameters of dtype ``own``.
+    """The dtype in which the kernels compute, for parameters of dtype ``own``.
 
-    Beside results of 16 bits, as inside autocast, they read float32 ones: ten casts would be ten launches.
+    If the results have 16 bits, as inside autocast, the kernels read float32 parameters and compute in 16
+    bits: casting ten parameters would take ten launches.
     """
     return results if own == torch.float32 else own
 
 
 def precision_of(dtype: torch.dtype) -> str:
-    """How products are computed: "half" for 16 bits; "tf32" where torch's convolutions may, else "ieee"."""
+    """How products are computed: "half" in 16 bits; "tf32" if torch's convolutions may; else "ieee"."""
     if dtype != torch.float32:
         return "half"
     return "tf32" if torch.version.hip is None and tf32_allowed() else "ieee"
 
 
 def _dense(parameters: Sequence[Tensor]) -> tuple[list[Tensor], bool]:
-    """The parameters, dense in one of two layouts, and whether that is channels_last.
+    """The parameters, dense in one of two layouts, and whether that layout is channels_last.
 
-    They are passed as they are if all are contiguous, or all convolutions' weights channels_last, as
-    ``Module.to(memory_format=...)`` leaves them. Of any others, those that do not fit are copied.
+    Nothing is copied if all are contiguous, or if all convolution weights are channels_last, as
+    ``Module.to(memory_format=...)`` makes them. Otherwise those in another layout are copied.
     """
     convolutions = [p for p in parameters if p.dim() == 4]
     channels_last = all(p.is_contiguous(memory_format=torch.channels_last) for p in convolutions)
@@ -128,8 +129,8 @@ def launch_encode(
 ) -> Launch:
     """The launch of ``encode_kernel`` for checked arguments with at least one image.
 
-    ``tile`` overrides the choice that :func:`wae_kernels.triton.tune` stored and the short list, ``device``
-    the one where the arguments are. Both are for tests and for tuning.
+    ``tile`` overrides the tile that :func:`wae_kernels.triton.tune` stored and those of the short list;
+    ``device`` overrides that of the arguments. Both are for tests and for tuning.
     """
     affine = [None if t is None else t.contiguous() for t in (image_scale, image_shift)]
     return _launch(
@@ -152,7 +153,7 @@ def launch_decode(
     device: Device | None = None,
     tile: Tile | None = None,
 ) -> Launch:
-    """The launch of ``decode_kernel``, as :func:`launch_encode` is that of ``encode_kernel``."""
+    """The launch of ``decode_kernel``; see :func:`launch_encode`."""
     out = new_image(low, output_size)
     return _launch("decode", [low, high], parameters, [], (out,), out.shape, device, tile)
 
@@ -160,7 +161,7 @@ def launch_decode(
 def halves(
     image: Tensor, dtype: torch.dtype, memory_format: torch.memory_format | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Empty ``low`` and ``high`` of an image, in its memory format or another one."""
+    """Uninitialised ``low`` and ``high`` of an image, in its memory format or in ``memory_format``."""
     shape = (image.shape[0], 3, *half_size(image))
     layout = memory_format or format_of(image)
     low = torch.empty(shape, dtype=dtype, device=image.device, memory_format=layout)
@@ -168,6 +169,6 @@ def halves(
 
 
 def new_image(low: Tensor, output_size: Sequence[int]) -> Tensor:
-    """An empty image of ``output_size``, in the dtype and memory format of ``low``."""
+    """An uninitialised image of ``output_size``, in the dtype and memory format of ``low``."""
     shape = (low.shape[0], 3, *output_size)
     return torch.empty(shape, dtype=low.dtype, device=low.device, memory_format=format_of(low))

@@ -1,8 +1,8 @@
-"""``wae::encode_triton`` and ``wae::decode_triton``: the kernels as ops that torch.compile sees through.
+"""``wae::encode_triton`` and ``wae::decode_triton``: the kernels as ops that torch.compile can trace into.
 
-They take the tensors of ``wae::encode`` and ``wae::decode``, check them alike and give the same results.
-They are forward passes and nothing else. ``wae::encode`` and ``wae::decode``, which run the same kernels on a
-GPU, are what has gradients and autocast.
+They take the tensors of ``wae::encode`` and ``wae::decode``, check them in the same way and give the same
+results. They have no gradients and no autocast; ``wae::encode`` and ``wae::decode``, which can run the same
+kernels on a GPU, have both.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .plan import Tile
 
 
 def _start(kernel: Any, launch: Launch, device: torch.device) -> None:
-    # Triton launches on the current device, whatever the arguments'.
+    # Triton launches on the current device, whatever the device of the arguments.
     on = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
     with on:
         kernel[(launch.plan.programs,)](*launch.arguments, **launch.options)
@@ -45,10 +45,10 @@ def encode(
     kernel: Any = encode_kernel,
     tile: Tile | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """``wae::encode`` through Triton; through the reference where the kernels do not run such parameters.
+    """``wae::encode`` through Triton, or through the reference if the kernels do not run such parameters.
 
-    ``op`` is the name that errors begin with, ``kernel`` what is launched, for tracers, and ``tile``
-    overrides the plan's, for tests and for tuning.
+    ``op`` is the name that error messages begin with. ``kernel`` is what is launched: tracers need a wrapped
+    one. ``tile`` overrides that of the plan, for tests and for tuning.
     """
     check_encode(image, parameters, image_scale, image_shift, dtype, memory_format, op)
     own = parameters.conv1_weight.dtype
@@ -76,7 +76,7 @@ def decode(
     kernel: Any = decode_kernel,
     tile: Tile | None = None,
 ) -> Tensor:
-    """``wae::decode``, as :func:`encode` is ``wae::encode``."""
+    """``wae::decode`` through Triton; see :func:`encode`."""
     check_decode(low, high, parameters, output_size, op=op)
     if not has_kernel(low.device, low.dtype, width_of(parameters)):
         return reference.decode(low, high, *parameters, output_size)  # type: ignore[no-any-return]
@@ -87,8 +87,8 @@ def decode(
     return launch.outputs[0]
 
 
-# The same as ops. torch's tracers decompose them and must see the launch: that is what wrap_triton is for. It
-# costs a call half a millisecond and an entry in a table that is never emptied, so nothing else goes there.
+# The same as ops. torch's tracers decompose them and must see the launch, so it goes through wrap_triton.
+# That costs a call half a millisecond and an entry in a table that is never emptied, so nothing else uses it.
 
 
 def _encode_op(*args: Any) -> tuple[Tensor, Tensor]:
@@ -101,7 +101,7 @@ def _decode_op(*args: Any) -> Tensor:
     return decode(*args, op="decode_triton", kernel=kernel)  # type: ignore[no-any-return]
 
 
-# Without these, triton_op would trace the functions above, which ask the device for its properties.
+# Fake kernels. Without them triton_op would trace the functions above, which query the device's properties.
 
 
 @one_by_one
@@ -124,7 +124,7 @@ def _fake_decode(
 
 
 def _register() -> None:
-    """Define the ops, with the schemas that the fakes' signatures say."""
+    """Define the ops, with schemas inferred from the signatures of the fakes."""
     ops: list[tuple[str, Any, Any]] = [
         ("encode", _encode_op, _fake_encode),
         ("decode", _decode_op, _fake_decode),

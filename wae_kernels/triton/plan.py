@@ -1,6 +1,6 @@
-"""Launch plans: tile, grid and slab as pure functions of the shape and the device.
+"""Launch plans: tile, grid and slab, as pure functions of the shape and the device.
 
-``kernels.py`` explains tiles, frames and the slab.
+``kernels.py`` explains tiles, frames and slabs.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from wae_kernels.checks import half_of
 CHANNELS = 16
 PRECISIONS = ("half", "tf32", "ieee")
 GUARD_PIXELS = 16
-"""Room before and after a region of the slab, for taps that reach beyond the frame's first and last pixel."""
+"""Pixels before and after a region of the slab, for taps beyond the frame's first and last pixel."""
 
 _REGISTERS = 65536
-"""32-bit registers of a multiprocessor."""
+"""The 32-bit registers of a multiprocessor."""
 
 _L2_SHARE = 0.75
-"""How much of the L2 cache the slabs may take; images stream through the rest."""
+"""The share of the L2 cache that the slabs may take; images stream through the rest."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """A plan's facts of a GPU. Compute capability 8.0 is 80; shared memory is a multiprocessor's.
+    """What a plan needs to know of a GPU. Compute capability 8.0 is 80; shared memory is per multiprocessor.
 
-    ``thread_registers`` is the number that the compiler may give a thread, where that is more than a tile
-    counts with; else 0.
+    ``thread_registers`` is the number of registers that the compiler may give a thread if it can exceed
+    ``Tile.registers``; else 0.
     """
 
     name: str
@@ -40,14 +40,14 @@ class Device:
 
 @dataclass(frozen=True)
 class Tile:
-    """How a program cuts the image and its work.
+    """The tile that a program computes, and how.
 
     Attributes:
-        pitch: pixels in a row of the frame, a power of two; the tile itself is pitch / 2 - 4 half-resolution
-            pixels wide. One warp computes 16 of them.
-        half_rows: half-resolution rows of the tile, even.
-        group: output rows that share what is loaded for them.
-        stages: of Triton's software pipeline. 1 is none.
+        pitch: pixels in a row of the frame, a power of two; the tile is pitch / 2 - 4 half-resolution pixels
+            wide. A warp computes 16 pixels of a row.
+        half_rows: half-resolution rows of the tile, an even number.
+        group: output rows that share the loads of their inputs.
+        stages: of Triton's software pipeline; 1 means none.
     """
 
     pitch: int
@@ -62,39 +62,39 @@ class Tile:
 
     @property
     def warps(self) -> int:
-        """One for every 16 pixels of a row."""
+        """One warp for every 16 pixels of a row."""
         return self.pitch // 16
 
     @property
     def trunk(self) -> int:
-        """Numbers in the slab's region of 16 channels.
+        """Numbers in the trunk's region of the slab, of 16 channels a pixel.
 
-        The frame, the rows that a last group has beyond it, two rows for the layers that write further up,
-        and the guards.
+        It holds the frame, the rows of a last group beyond it, two rows above for the layers that write
+        further up, and the guards.
         """
         return ((2 * self.half_rows + 8 + self.group + 2) * self.pitch + 2 * GUARD_PIXELS) * CHANNELS
 
     @property
     def slab(self) -> int:
-        """Numbers in a program's slab: the trunk's region, and the input's of 4 channels."""
+        """Numbers in a program's slab: the region of the trunk, and that of the input, 4 channels a pixel."""
         return self.trunk + ((2 * self.half_rows + 8 + self.group) * self.pitch + 2 * GUARD_PIXELS) * 4
 
     @property
     def registers(self) -> int:
-        """The most 32-bit registers that Triton's compiler gives a thread; tests hold it to that."""
+        """An upper bound, checked by tests, on the 32-bit registers that Triton's compiler gives a thread."""
         return 168 if self.pitch >= 64 else 200
 
     def shared_bytes(self, element_bytes: int) -> int:
-        """The most shared memory that Triton's compiler gives a program; tests hold it to that.
+        """An upper bound, which tests check, on the shared memory that Triton's compiler gives a program.
 
-        The blocks of a group and the nine taps of a filter, on their way to the tensor cores.
+        It holds the blocks of a group and the nine taps of a filter, on their way to the tensor cores.
         """
         blocks = 3 * (self.group + 2) + self.stages - 1
         return (blocks * self.pitch * CHANNELS + 9 * CHANNELS * CHANNELS) * element_bytes
 
     @property
     def work(self) -> int:
-        """Pixels that the three trunk layers of a tile compute, those of the halo included."""
+        """Pixels that the three trunk layers compute for a tile, including its halo."""
         rows = (2 * self.half_rows + margin for margin in (5, 3, 1))
         return sum(-(-r // self.group) * self.group for r in rows) * self.pitch
 
@@ -111,19 +111,19 @@ class Plan:
 
     @property
     def slab_elements(self) -> int:
-        """Numbers of scratch memory that the launch needs."""
+        """Numbers in all slabs: the scratch memory of the launch."""
         return self.programs * self.tile.slab
 
 
 def tiles_for(precision: str, capability: int) -> list[Tile]:
-    """The short list: what a plan chooses from.
+    """The short list: the tiles that a plan chooses from, all of which compile without spills.
 
     Args:
-        precision: "half" for 16-bit numbers, "tf32" or "ieee" for float32 ones. Wide numbers take more
-            registers, so their rows share no loads. In the list is what compiles without spills.
-        capability: where the tensor cores have instructions for four warps together (9.x and 10.x), Triton
-            takes those for rows of 64 pixels. They are made for larger products; with rows of 32 pixels and
-            two warps it takes the others.
+        precision: "half" for 16-bit numbers, "tf32" or "ieee" for float32. float32 needs more registers, so
+            its rows share no loads.
+        capability: on 9.x and 10.x, whose tensor cores have instructions of a warp group (four warps), Triton
+            uses those for rows of 64 pixels. They are meant for larger products; with rows of 32 pixels, i.e.
+            two warps, Triton uses the instructions of one warp.
     """
     if precision == "ieee":
         return [Tile(32 if 90 <= capability < 100 else 64, 8, group=1, stages=2)]
@@ -140,11 +140,11 @@ def plan(
 
     Args:
         precision: as in :func:`tiles_for`.
-        tiles: to choose from; by default the short list.
+        tiles: the tiles to choose from; by default the short list.
 
     Returns:
-        Of the plans whose slabs take at most three quarters of the L2 cache (of all, if there is none), the
-        one whose busiest multiprocessor has the least to compute; of equals the first in the list.
+        Among the plans whose slabs take at most three quarters of the L2 cache (among all, if there is none)
+        the one whose busiest multiprocessor computes least; the first one if several are equal.
     """
     tiles = tiles or tiles_for(precision, device.capability)
     element_bytes = 2 if precision == "half" else 4
@@ -157,7 +157,7 @@ def _plan(batch: int, height: int, width: int, element_bytes: int, device: Devic
     down = -(-half_of(height) // tile.half_rows)
     across = -(-half_of(width) // tile.half_columns)
     tiles = batch * down * across
-    each = min(  # programs that a multiprocessor has registers, shared memory and cache for
+    each = min(  # the programs that registers, shared memory and cache allow on a multiprocessor
         _REGISTERS // (max(tile.registers, device.thread_registers) * 32 * tile.warps),
         device.shared_bytes // (tile.shared_bytes(element_bytes) + 1024),
         int(_L2_SHARE * device.l2_bytes) // (tile.slab * element_bytes * device.multiprocessors),

@@ -1,7 +1,7 @@
-"""The file of tiles that tuning found to be best.
+"""The file of the tiles that tuning found to be fastest.
 
-Nothing is ever measured at a first use; without a stored choice the plan decides. The file is
-``$WAE_TRITON_TILES``, else ``wae_kernels/triton_tiles.json`` in the user's cache folder.
+Nothing is measured at first use: without a stored choice the plan decides. The file is ``$WAE_TRITON_TILES``
+or, by default, ``wae_kernels/triton_tiles.json`` in the user's cache directory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .plan import PRECISIONS, Device, Tile, tiles_for
 
 
 def path() -> Path:
-    """The file of stored choices."""
+    """The path of the file."""
     if chosen := os.environ.get("WAE_TRITON_TILES"):
         return Path(chosen)
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -29,19 +29,19 @@ def path() -> Path:
 
 
 def candidates(precision: str) -> list[Tile]:
-    """The tiles that tuning tries: the short lists of all GPUs, without and with Triton's pipeline."""
+    """The tiles that tuning tries: the short lists of all GPUs, with and without software pipelining."""
     tiles = dict.fromkeys(tiles_for(precision, 80) + tiles_for(precision, 90))
     return list(dict.fromkeys(replace(t, stages=stages) for t in tiles for stages in (1, 2)))
 
 
 def key(op: str, device: Device, precision: str, shape: Sequence[int]) -> str:
-    """The key of a stored choice: the device's name, and sizes of (N, 3, H, W) up to a power of two."""
+    """The key of a stored choice; the sizes of (N, 3, H, W) are rounded up to powers of two."""
     sizes = "x".join(str(1 << (size - 1).bit_length()) for size in (shape[0], *shape[2:]))
     return f"{op} {precision} {sizes} {device.name}"
 
 
 def choice(op: str, device: Device, precision: str, shape: Sequence[int]) -> Tile | None:
-    """The stored tile for a launch, or None. Symbolic sizes have none: a compiled graph is for many."""
+    """The stored tile for a launch, or None. Symbolic sizes have none: a compiled graph has many shapes."""
     stored = _tiles(path())
     if not stored or any(not isinstance(size, int) for size in shape):
         return None
@@ -49,7 +49,7 @@ def choice(op: str, device: Device, precision: str, shape: Sequence[int]) -> Til
 
 
 def _read(file: Path) -> dict[str, dict[str, int]]:
-    """The file's entries; ValueError if it cannot be read or is not one of ours."""
+    """The entries of the file. Raises ValueError if it cannot be read or has another content."""
     try:
         entries = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(entries, dict) or not all(isinstance(e, dict) for e in entries.values()):
@@ -64,7 +64,7 @@ def _read(file: Path) -> dict[str, dict[str, int]]:
 
 @functools.cache
 def _tiles(file: Path) -> dict[str, Tile]:
-    """The stored choices that this version knows. A file that cannot be read is reported once."""
+    """The stored choices that are candidates of this version. A file that cannot be read is reported once."""
     try:
         entries = _read(file)
     except ValueError as error:
@@ -79,10 +79,11 @@ def _tiles(file: Path) -> dict[str, Tile]:
 
 @contextmanager
 def _replacing(file: Path) -> Iterator[IO[str]]:
-    """What is written takes the place of ``file`` in one step, so that no reader sees half of it.
+    """A context that yields a temporary file and at its end atomically renames it to ``file``.
 
-    No other process or thread is within it meanwhile: the temporary file is the lock. Who has waited for one
-    that took the place of ``file`` begins again with a new one. On file systems without locks nobody waits.
+    Readers never see half of the content. The temporary file is also the lock that keeps other processes and
+    threads out. A waiter that gets the lock of a file which has been renamed meanwhile tries again with a new
+    one. On file systems without locks nobody waits.
     """
     temporary = file.with_name(f"{file.name}.tmp")
     while True:
@@ -92,7 +93,7 @@ def _replacing(file: Path) -> Iterator[IO[str]]:
             if not _is_at(temporary, opened):
                 continue
             try:
-                opened.truncate(0)  # a killed process may have left it
+                opened.truncate(0)  # a process that was killed may have left content
                 yield opened
                 opened.flush()
                 os.replace(temporary, file)
@@ -110,13 +111,13 @@ def _is_at(path: Path, opened: IO[str]) -> bool:
 
 
 def store(name: str, tile: Tile) -> None:
-    """Add one choice to the file. Those that other processes add at the same time are kept.
+    """Add a choice to the file. Choices that other processes add at the same time are kept.
 
     Raises:
-        ValueError: the file cannot be read or holds something else, and is left as it is.
-        OSError: it cannot be written.
+        ValueError: the file cannot be read or has another content; it is left as it is.
+        OSError: the file cannot be written.
     """
-    file = Path(os.path.realpath(path()))  # a link to it stays one
+    file = Path(os.path.realpath(path()))  # keeps a symbolic link to the file
     file.parent.mkdir(parents=True, exist_ok=True)
     with _replacing(file) as replacement:
         json.dump(_read(file) | {name: asdict(tile)}, replacement, indent=1)

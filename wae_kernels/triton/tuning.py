@@ -1,4 +1,4 @@
-"""Tuning on demand: time every tile on a call, and store the fastest for every later one."""
+"""Tuning on request: time all candidate tiles on one call, and store the fastest for later calls."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .plan import Tile
 def _encode_subject(
     image: Any, parameters: EncoderParameters, image_scale: Any = None, image_shift: Any = None
 ) -> tuple[Any, Parameters, torch.dtype]:
-    """The shape at full resolution, the parameters and the results' dtype, of a call of ``wae::encode``."""
+    """The full-resolution shape, the parameters and the dtype of the results of a call of ``wae::encode``."""
     return image.shape, parameters, parameters.conv1_weight.dtype
 
 
@@ -36,16 +36,18 @@ _OPS = {"encode": (ops.encode, _encode_subject), "decode": (ops.decode, _decode_
 def tune(op: str, *args: Any, measure: Callable[[Callable[[], object]], float] | None = None) -> Tile:
     """Time every candidate on one call of ``wae::encode`` or ``wae::decode``; store and return the fastest.
 
-    Compiles all candidates, which takes minutes. Later launches of that op on such a device, with such
-    numbers, on images whose sizes round up to the same powers of two use the stored tile, in every process.
+    This compiles all candidates, which takes minutes. From then on every process uses the stored tile for
+    launches of that op with the same precision, on a device of the same name, for images whose sizes round up
+    to the same powers of two.
 
     Args:
         op: "encode" or "decode".
         args: the op's arguments, with at least one image.
-        measure: takes a function of no arguments and returns its time; by default Triton's ``do_bench``.
+        measure: takes a function without arguments and returns its time; by default Triton's ``do_bench``.
 
     Raises:
-        ValueError: ``op`` is neither, or there is nothing to tune: no image, or no kernel for it.
+        ValueError: ``op`` is neither, or there is nothing to tune: no image, or no kernel for these
+        parameters.
     """
     if op not in _OPS:
         raise ValueError(f"op must be encode or decode, got {op!r}")
@@ -55,8 +57,8 @@ def tune(op: str, *args: Any, measure: Callable[[Callable[[], object]], float] |
     weight, width = parameters.conv1_weight, width_of(parameters)
     if shape[0] == 0 or not launch.has_kernel(weight.device, weight.dtype, width):
         raise ValueError(
-            f"tune needs an image, and parameters that {op}_triton has a kernel for; got {shape[0]} "
-            f"images and {weight.dtype} of width {width} on {weight.device}"
+            f"tune needs at least one image, and parameters that {op}_triton has a kernel for; "
+            f"got {shape[0]} images, and {weight.dtype} parameters of width {width} on {weight.device}"
         )
     time = measure or triton.testing.do_bench
     precision = launch.precision_of(launch.dtype_inside(weight.dtype, results))
