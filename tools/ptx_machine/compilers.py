@@ -1,4 +1,4 @@
-"""PTX from CUDA C++ (nvcc of the machine, or of NVIDIA's wheels) and from Triton; neither needs a GPU."""
+"""Compiles CUDA C++ (with nvcc, installed or from NVIDIA's wheels) and Triton to PTX. No GPU is needed."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from .launch import CACHE
 
 
 class CompilerMissing(Exception):
-    """No nvcc here; the message says what was looked for and can be a test's reason to skip."""
+    """There is no nvcc. The message says where it was looked for, and can be a test's reason to skip."""
 
 
 @functools.cache
 def find_nvcc() -> Path:
-    """nvcc of CUDA_HOME, of PATH, or of the nvidia-cuda-nvcc wheel. Raises CompilerMissing."""
+    """The nvcc of CUDA_HOME, CUDA_PATH, PATH or the nvidia-cuda-nvcc wheel. Raises CompilerMissing."""
     places = [Path(os.environ[n]) / "bin" / "nvcc" for n in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(n)]
     if on_path := shutil.which("nvcc"):
         places.append(Path(on_path))
@@ -32,7 +32,7 @@ def find_nvcc() -> Path:
         if place.exists():
             return place
     raise CompilerMissing(
-        "no nvcc in CUDA_HOME, on PATH, or in NVIDIA's wheels "
+        "no nvcc in CUDA_HOME or CUDA_PATH, on PATH, or in NVIDIA's wheels "
         "(nvidia-cuda-nvcc, nvidia-cuda-crt, nvidia-cuda-cccl, nvidia-cuda-runtime, nvidia-nvvm)"
     )
 
@@ -43,7 +43,7 @@ def _version(nvcc: Path) -> str:
 
 
 def _wheel_includes(nvcc: Path) -> list[Path]:
-    """Headers of the other wheels, when each wheel has a folder of its own (CUDA 12); CUDA 13's share one."""
+    """Header folders of the other wheels. CUDA 12's wheels have one each; CUDA 13's share nvcc's."""
     site = nvcc.parents[2]
     return sorted(site.glob("*/include")) if site.name == "nvidia" else []
 
@@ -55,10 +55,10 @@ def compile_cuda(
     defines: Mapping[str, Any] | Sequence[str] = (),
     options: Sequence[str] = (),
 ) -> str:
-    """PTX of CUDA C++ for sm_<arch>. source is a path, or the text itself if it is a str with a newline.
+    """Compile CUDA C++ to PTX for sm_<arch>. `source` is a path, or the code itself if it contains a newline.
 
-    Results are cached by the text of the source and of every header it includes. Raises CompilerMissing
-    without nvcc and RuntimeError with the compiler's message if it fails.
+    Results are cached by the preprocessed source, headers included. Raises CompilerMissing if there is no
+    nvcc, and RuntimeError with the compiler's message if it fails.
     """
     nvcc = find_nvcc()
     text = isinstance(source, str) and "\n" in source
@@ -97,10 +97,16 @@ def compile_triton(
 ) -> Any:
     """Compile a @triton.jit function for sm_<arch> and return Triton's compiled kernel.
 
-    signature: type of each run-time parameter, such as "*fp16" or "i32". constants: the tl.constexpr ones.
-    divisible_by_16: parameters (pointers, strides) that the launcher would find divisible by 16.
-    options: num_warps, num_stages, ... The result has .asm["ptx"], .metadata.name, .metadata.shared and
-    .metadata.num_warps; the kernel takes two more pointers than the function (scratch memory): pass 0, 0.
+    The result has .asm["ptx"], .metadata.name, .metadata.shared and .metadata.num_warps. The kernel takes two
+    pointers more than the function, for scratch memory: pass 0, 0.
+
+    Args:
+        function: the function.
+        signature: the type of each run-time parameter, such as "*fp16" or "i32".
+        constants: the values of the tl.constexpr parameters.
+        arch: the target, such as 80.
+        divisible_by_16: parameters (pointers, strides) that the launcher would find divisible by 16.
+        options: num_warps, num_stages, ...
     """
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile

@@ -1,4 +1,4 @@
-"""Builds a translated kernel with g++ and launches grids of it on arrays of numpy or torch."""
+"""Builds a translated kernel with g++ and launches grids of it on numpy or torch arrays."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ import numpy as np
 from .parse import Kernel, PtxError, Variable, parse
 from .translate import SLOT_SHIFT, Translation, translate
 
-MODULE_SLOTS = 64  # address slots before those of the launch, for a module's own variables
+MODULE_SLOTS = 64  # address slots for the module's own variables, before those of a launch
 _HERE = Path(__file__).parent
 CACHE = Path(os.environ.get("PTX_MACHINE_CACHE") or _HERE / ".cache")
 _FLAGS = [
@@ -38,21 +38,26 @@ _FLAGS = [
 
 
 class KernelError(PtxError):
-    """A kernel did something wrong; the message says what, which thread, and where in PTX and source."""
+    """A kernel did something wrong. The message says what, in which thread, and where in PTX and source."""
 
 
 @dataclass
 class Counts:
     """Counts of a launch, summed over its grid.
 
-    read_bytes, written_bytes: global memory, as threads asked for it; by_buffer: the two by buffer name.
-    read_sectors, written_sectors: distinct 32-byte sectors of each warp's global accesses.
-    shared_wavefronts: passes that shared memory needs, with 32 banks of 4 bytes; 8-byte accesses go by half
-    warps, 16-byte accesses, ldmatrix and stmatrix by 8 lanes. shared_ideal_wavefronts: the same without bank
-    conflicts.
-    tensor: mma.sync instructions of warps, by shape.sums.inputs, such as m16n8k16.f32.f16.
-    fma: fused multiply-add instructions of threads, by type. multiply_adds: what both stand for.
-    barriers: completed block barriers. instructions: of threads, with those whose predicate was false.
+    Attributes:
+        read_bytes, written_bytes: of global memory, as requested by the threads.
+        by_buffer: these two, by buffer name.
+        read_sectors, written_sectors: distinct 32-byte sectors of each warp's global accesses.
+        shared_read_bytes, shared_written_bytes: of shared memory.
+        shared_wavefronts: passes that shared memory needs, with 32 banks of 4 bytes. 8-byte accesses are
+            counted by half warps; 16-byte accesses, ldmatrix and stmatrix by 8 lanes.
+        shared_ideal_wavefronts: the same without bank conflicts.
+        barriers: completed block barriers.
+        instructions: executed by threads, including those whose predicate was false.
+        multiply_adds: those of all tensor and FMA instructions.
+        tensor: mma.sync instructions of warps, by shape, accumulator and inputs, such as m16n8k16.f32.f16.
+        fma: fused multiply-add instructions of threads, by type.
     """
 
     read_bytes: int = 0
@@ -95,9 +100,9 @@ class _Launch(ctypes.Structure):  # machine_state.h: Launch
 
 
 def _array(buffer: Any) -> tuple[int, int, int, bool]:
-    """A host address, first and past-the-last byte of the array from there, and whether it is writable.
+    """A host address, the array's first and past-the-last byte relative to it, and whether it is writable.
 
-    The address is that of the allocation, or of the array's first byte where that lies before.
+    The address is that of the allocation, or of the array's first byte if that comes before it.
     """
     if hasattr(buffer, "untyped_storage"):  # torch.Tensor
         if buffer.device.type != "cpu":
@@ -124,7 +129,7 @@ def _start(buffer: Any) -> int:
 
 
 class Memory:
-    """Device addresses of buffers; each has 2^40 of its own, so that an overrun hits no other."""
+    """Device addresses of buffers. Each has a range of 2^40 bytes, so that an overrun hits no other."""
 
     def __init__(self, first_slot: int = MODULE_SLOTS) -> None:
         self.first_slot = first_slot
@@ -133,7 +138,7 @@ class Memory:
         self.kept: list[Any] = []
 
     def address_of(self, buffer: Any, name: str = "") -> int:
-        """The device address of an array's first element; registers the array if it is new."""
+        """The device address of an array's first element. Registers the array if it is new."""
         base, low, high, writable = _array(buffer)
         same = [n for n, e in enumerate(self.entries) if (e.base, e.low, e.high) == (base, low, high)]
         if not same:
@@ -146,7 +151,7 @@ class Memory:
 
 @functools.cache
 def why_not() -> str:
-    """Why kernels cannot be run here, or an empty text: a reason to skip a test."""
+    """Why kernels cannot run here, as a reason to skip a test; an empty string if they can."""
     if platform.machine() not in ("x86_64", "AMD64") or platform.system() != "Linux":
         return f"PTX runs on Linux x86-64 only, not on {platform.system()} {platform.machine()}"
     return "" if shutil.which("g++") else "no g++ to compile translated PTX with"
@@ -161,7 +166,7 @@ def _cpu() -> str:
 
 
 def _build(name: str, suffix: str, key: str, commands: Any) -> Path:
-    """The cached file made by a command from key (all that it depends on)."""
+    """The cached file that the commands make. `key` is everything that it depends on."""
     digest = hashlib.sha256((key + _cpu()).encode()).hexdigest()[:24]
     target = CACHE / f"{name[:60]}-{digest}{suffix}"
     if not target.exists():
@@ -178,7 +183,7 @@ def _build(name: str, suffix: str, key: str, commands: Any) -> Path:
 
 @functools.cache
 def _runtime() -> tuple[Path, str]:
-    """The object file of the machine, and the text of the headers that kernels are compiled with."""
+    """The machine's object file, and a hash of its sources and of the headers that kernels include."""
     sources = [_HERE / f"{n}.cpp" for n in ("machine", "memory", "warp")]
     headers = "".join(p.read_text() for p in sorted(_HERE.glob("*.h")))
     key = headers + "".join(p.read_text() for p in sources)
@@ -205,7 +210,7 @@ def _library(name: str, code: str) -> ctypes.CDLL:
 
 
 class LaunchableKernel:
-    """One kernel of a module. Translated when asked for, compiled when first launched."""
+    """One kernel of a module. It is translated and compiled when it is first needed."""
 
     def __init__(self, module: Module, kernel: Kernel) -> None:
         self.module, self.kernel, self.name = module, kernel, kernel.name
@@ -235,16 +240,26 @@ class LaunchableKernel:
         shuffle_blocks: bool = False,
         allow_uninitialized: bool = False,
     ) -> Counts:
-        """Run the grid and return what it did.
+        """Run the grid and return its counts.
 
-        args: one per kernel parameter: a numpy array or torch (CPU) tensor for a pointer, an int, a float, a
-        numpy scalar, or bytes for a struct. Pointers inside bytes come from memory.address_of(buffer) of the
-        Memory given as `memory`. buffers: further arrays that the kernel may touch. Names (of a dict) show in
-        messages and in Counts.by_buffer; parameters are "arg 0" and so on.
-        shared_bytes: dynamic shared memory. seed: of the order of threads. shuffle_blocks: blocks in random
-        order. loop_limit: backward branches of a block's threads, together, before it counts as endless.
-        allow_uninitialized: reading shared memory that was never written gives NaN rather than an error.
-        Raises KernelError for what the kernel does wrong, ValueError and TypeError for a wrong launch.
+        Args:
+            grid, block: one to three sizes.
+            args: one per kernel parameter: a numpy array or a torch (CPU) tensor for a pointer, an int, a
+                float, a numpy scalar, or bytes for a struct. For pointers inside bytes use
+                memory.address_of(buffer).
+            shared_bytes: dynamic shared memory.
+            seed: of the random order of threads.
+            loop_limit: backward branches of all threads of a block together, after which a loop counts as
+                endless.
+            buffers: more arrays that the kernel may access. Their names (the keys of a dict) appear in
+                messages and in Counts.by_buffer. Parameters are called "arg 0" and so on.
+            memory: the Memory that gave the addresses inside bytes.
+            shuffle_blocks: run the blocks in random order.
+            allow_uninitialized: reading shared memory that was never written gives NaN instead of an error.
+
+        Raises:
+            KernelError: the kernel does something wrong.
+            ValueError, TypeError: the launch is wrong.
         """
         memory = memory or Memory()
         named = (
@@ -372,12 +387,12 @@ class Module:
 
 
 def load(text: str) -> Module:
-    """Read PTX. Raises PtxError; instructions are looked at when a kernel is translated."""
+    """Read PTX. Raises PtxError. Instructions are checked later, when a kernel is translated."""
     return Module(text)
 
 
 def poisoned(shape: int | Sequence[int], dtype: Any) -> Any:
-    """A fresh output of 0xff bytes (NaN in every float type): numpy array or torch tensor, as dtype is."""
+    """A fresh output of 0xff bytes (NaN in every float type): a numpy array or torch tensor, by its dtype."""
     if type(dtype).__module__ == "torch":
         import torch
 

@@ -1,4 +1,4 @@
-"""PTX text -> variables and kernels of plain statements, each with its line and its CUDA source line."""
+"""Parses PTX into variables and kernels of plain statements, each with its PTX line and CUDA source line."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ SIZES |= {"f16x2": 4, "bf16": 2, "bf16x2": 4, "tf32": 4}
 
 
 class PtxError(Exception):
-    """PTX that this tool cannot read or that did something wrong while it ran."""
+    """PTX that this tool cannot read, or that failed while it ran."""
 
 
 @dataclass
 class Variable:
-    """A `.param`, `.global`, `.const`, `.shared` or `.local` variable; offset counts within its space."""
+    """A `.param`, `.global`, `.const`, `.shared` or `.local` variable. `offset` is relative to its space."""
 
     name: str
     space: str
@@ -29,7 +29,7 @@ class Variable:
 
 @dataclass
 class Instruction:
-    """One statement: `label:` has opcode "label"; operands are texts, a vector keeps its braces."""
+    """One statement. A `label:` has opcode "label". Operands are strings; a vector keeps its braces."""
 
     opcode: str
     operands: list[str]
@@ -49,7 +49,7 @@ class Kernel:
     variables: dict[str, Variable] = field(default_factory=dict)
     branch_targets: dict[str, list[str]] = field(default_factory=dict)
     body: list[Instruction] = field(default_factory=list)
-    threads: tuple[int, int] = (1, 1024)  # fewest and most of a block, by .reqntid or .maxntid
+    threads: tuple[int, int] = (1, 1024)  # fewest and most in a block, from .reqntid or .maxntid
     static_shared: int = 0
     local_bytes: int = 0
 
@@ -68,7 +68,7 @@ _VARIABLE = re.compile(
 
 
 def variable(text: str) -> Variable | None:
-    """The declaration in text, or None when it is none."""
+    """The variable that text declares, or None."""
     match = _VARIABLE.search(text)
     if match is None:
         return None
@@ -95,7 +95,7 @@ def _initial(text: str | None, kind: str) -> bytes:
 
 
 def place(variables: list[Variable], start: int = 0) -> int:
-    """Give the variables increasing aligned offsets and return the end of the last."""
+    """Give the variables increasing, aligned offsets. Returns the end of the last one."""
     for v in variables:
         v.offset = -(-start // v.align) * v.align
         start = v.offset + v.size
@@ -120,7 +120,7 @@ class _Parser:
 
     def run(self) -> None:
         position = line = 0
-        skipping = False  # inside a .func: this tool runs kernels whose calls are all inlined
+        skipping = False  # inside a .func: only kernels whose calls are all inlined can run
         while match := _STATEMENT.match(self.text, position):
             start = match.start(match.lastgroup or 0)
             line += self.text.count("\n", position, start)
@@ -226,7 +226,7 @@ class _Parser:
 
 
 def parse(text: str) -> tuple[dict[str, Variable], dict[str, Kernel]]:
-    """Module variables and kernels by name. Raises PtxError for text that is not PTX."""
+    """The module's variables and kernels, by name. Raises PtxError if text is not PTX."""
     parser = _Parser(text)
     parser.run()
     return parser.variables, parser.kernels

@@ -1,7 +1,7 @@
-"""PTX statements -> C++ statements. An instruction that is not here is an error that names it and its line.
+"""Translates PTX statements to C++. An unsupported instruction is an error that names it and its line.
 
-Registers become unsigned integers, and floating-point values are cast out of them and back, so that a kernel
-compiles to little more than it says: unrolled kernels have tens of thousands of statements for g++ to read.
+Registers become unsigned integers; floating-point values are bit-cast out of them and back. This keeps the
+C++ small: unrolled kernels have tens of thousands of statements, and g++ has to compile them all.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .parse import SIZES, Instruction, Kernel, PtxError, Variable, place
 
 SLOT_SHIFT = 40  # machine.h: kSlotShift
 
-# Expressions over operands a, b, c, d. {T}: their C++ type, {W}: twice as wide, {n}: bits.
+# Expressions over operands a, b, c, d. {T}: their C++ type; {W}: a type twice as wide; {n}: their bits.
 INTEGER = {
     "add": "a + b", "sub": "a - b", "mul.lo": "a * b", "mul.wide": "({W})a * ({W})b", "mad.lo": "a * b + c",
     "mul.hi": "({W})a * ({W})b >> {n}", "mad.hi": "({T})(({W})a * ({W})b >> {n}) + c",
@@ -38,8 +38,8 @@ FLOAT = {
     "ex2": "std::exp2(a)", "lg2": "std::log2(a)", "sin": "std::sin(a)", "cos": "std::cos(a)",
     "tanh": "std::tanh(a)", "copysign": "std::copysign(b, a)",
 }  # fmt: skip
-FUSED = {"f32": "__builtin_fmaf(a, b, c)", "f64": "__builtin_fma(a, b, c)"}  # and narrow types in double
-BITS = {"neg": "a ^ 0x8000", "abs": "a & 0x7fff", "selp": "c ? a : b"}  # where a NaN's bits must survive
+FUSED = {"f32": "__builtin_fmaf(a, b, c)", "f64": "__builtin_fma(a, b, c)"}  # narrow types: in double
+BITS = {"neg": "a ^ 0x8000", "abs": "a & 0x7fff", "selp": "c ? a : b"}  # must keep a NaN's bits
 COMPARE = {
     "eq": "a == b", "ne": "a < b || a > b", "lt": "a < b", "le": "a <= b", "gt": "a > b", "ge": "a >= b",
     "equ": "!(a < b || a > b)", "neu": "a != b", "ltu": "!(a >= b)", "leu": "!(a > b)", "gtu": "!(a <= b)",
@@ -73,7 +73,7 @@ NOTHING = {
     "nanosleep",
 }
 DIRECTED = {"rz": "toward_zero", "rm": "toward<-1>", "rp": "toward<1>"}
-DIRECTED_SUMS = {"add": "a, b", "sub": "a, -b", "fma": "a * b, c"}  # their arguments, in double
+DIRECTED_SUMS = {"add": "a, b", "sub": "a, -b", "fma": "a * b, c"}  # toward()'s arguments, in double
 ROUND = {"rni": "std::rint", "rzi": "std::trunc", "rmi": "std::floor", "rpi": "std::ceil"}
 ROUNDINGS = {"rn", "rz", "rm", "rp", "rna", *ROUND}
 SPACES = ("global", "shared", "local", "param", "const")
@@ -91,23 +91,23 @@ COLLECTIVE = re.compile(
 
 
 class UnknownInstruction(PtxError):
-    """An instruction, or a form of it, that the translator has no C++ for."""
+    """An instruction, or a form of one, that the translator does not support."""
 
 
 @dataclass
 class Tally:
-    """Counts of one execution of a basic block by one thread."""
+    """What one thread counts in one execution of a basic block."""
 
     instructions: int = 0
-    executed: Counter[str] = field(default_factory=Counter)  # "fma.f32" or "mma.m16n8k16.f32.f16": how often
-    multiply_adds: Counter[str] = field(
-        default_factory=Counter
-    )  # the same names: how many, an mma's by 32 threads
+    executed: Counter[str] = field(default_factory=Counter)
+    """How often, by name: "fma.f32" or "mma.m16n8k16.f32.f16"."""
+    multiply_adds: Counter[str] = field(default_factory=Counter)
+    """By the same names. Each of a warp's 32 threads counts all of an mma's."""
 
 
 @dataclass
 class Translation:
-    """C++ of one kernel, with what is needed to launch it and to explain its sites and counts."""
+    """The C++ of one kernel, with what is needed to launch it and to explain its sites and counts."""
 
     code: str
     tallies: list[Tally]
@@ -147,7 +147,7 @@ class Translator:
         self.symbols = self._place_symbols(list(module_variables.values()))
 
     def _place_symbols(self, module_variables: list[Variable]) -> dict[str, int]:
-        """Addresses: of shared variables the dynamic ones (without a size) last, of others their own slot."""
+        """Addresses of variables. Dynamic shared ones (without a size) come last; others have a slot each."""
         shared = [v for v in module_variables if v.space == "shared"]
         memory = [v for v in module_variables if v.space != "shared"]
         self.static_shared = place([v for v in shared if v.size], self.static_shared)
@@ -186,7 +186,7 @@ class Translator:
         return f"hits[{len(self.tallies) - 1}]++;"
 
     def predicated(self, i: Instruction) -> str:
-        """The statement, under its predicate; what is counted in it then counts on its own."""
+        """The statement under its predicate. If it counts something, it gets a tally of its own."""
         if not i.predicate:
             return self.instruction(i)
         block, first_site = self.tally, len(self.sites)
@@ -227,7 +227,7 @@ class Translator:
         return len(self.sites) - 1
 
     def raw(self, text: str, kind: str = "b64") -> str:
-        """The bits of an operand as an unsigned integer; kind's size matters to floating-point literals."""
+        """The bits of an operand as an unsigned integer. Floating-point literals get the size of kind."""
         if text in self.names:
             return self.names[text]
         if text in SPECIAL:
@@ -247,7 +247,7 @@ class Translator:
         raise self.unknown(f"operand {text!r}")
 
     def value(self, text: str, kind: str, half: int = 0) -> str:
-        """C++ that reads an operand as a PTX type; half picks an element of an f16x2 or bf16x2."""
+        """C++ that reads an operand as a PTX type. half selects an element of an f16x2 or bf16x2."""
         if text.startswith("!"):
             return f"!{self.value(text[1:], kind)}"
         raw = self.raw(text, kind)
@@ -267,7 +267,7 @@ class Translator:
         half: int = 0,
         flush: str = "",
     ) -> str:
-        """Put operands for the letters of a template; kinds has the operands whose type is not kind."""
+        """Fill operands into a template's letters. kinds has the types of operands that differ from kind."""
         values = [self.value(o, kinds.get(i, kind), half) for i, o in enumerate(operands)]
         values = [f"{flush}({v})" if flush and i not in kinds else v for i, v in enumerate(values)]
         sign, bits = _ctype(kind)[0], _width(kind)
@@ -279,7 +279,7 @@ class Translator:
             raise self.unknown("too few operands") from None
 
     def assign(self, target: str, kind: str, expression: str) -> str:
-        """C++ that writes an expression of a PTX type to a register."""
+        """C++ that assigns an expression of a PTX type to a register."""
         if target == "_":
             return f"(void)({expression});"
         if target not in self.names:
@@ -292,7 +292,7 @@ class Translator:
         return self.assign(target, "b32", f"{convert}({low}) | (u32){convert}({high}) << 16")
 
     def address(self, text: str) -> str:
-        """C++ of the address in [register + offset] or [symbol + offset]."""
+        """C++ for the address in [register + offset] or [symbol + offset]."""
         text = text.strip("[] ").replace(" ", "")
         base, _, offset = text.partition("+")
         if base not in self.names or not int(offset or "0", 0):
@@ -360,7 +360,7 @@ class Translator:
         return self.assign(target, "b64", self.raw(source, kind))
 
     def comparisons(self, parts: list[str], kind: str, operands: list[str]) -> list[str]:
-        """The test of a setp or set, for an x2 type one for each half."""
+        """The test of a setp or set; for an x2 type, one test per half."""
         if parts[1] not in COMPARE or kind not in SIZES:
             raise self.unknown()
         template = "a != b" if parts[1] == "ne" and _integer(kind) else COMPARE[parts[1]]
@@ -448,7 +448,7 @@ class Translator:
         return self.assign(operands[0], "u64", a)
 
     def memory(self, parts: list[str]) -> tuple[str, str, int]:
-        """State space, element type and vector length of a load or store."""
+        """The state space, element type and vector length of a load or store."""
         space, count = "generic", 1
         for part in parts[1:-1]:
             name = part.split("::")[0]
@@ -463,7 +463,7 @@ class Translator:
         return {"const": "constant"}.get(space, space), parts[-1], count
 
     def pointer(self, space: str, access: str, address: str, size: int) -> str:
-        """C++ of a checked access that gives a host pointer."""
+        """C++ for a checked access that returns a host pointer."""
         if space in ("param", "local"):
             return f"own_memory(t, k{space.title()}Window | {address}, {size}, {self.site()})"
         return f"{access}(t, Space::{space}, {address}, {size}, {self.site()})"
@@ -506,7 +506,7 @@ class Translator:
         space, kind, _ = self.memory([parts[0], *(p for p in parts[1:] if p not in (*ATOMIC, "noftz"))])
         if len(operation) != 1:
             raise self.unknown()
-        # `old` is a register of this one statement.
+        # `old` is a register of this statement alone.
         self.names["old"], self.kinds["old"] = "old", f"b{_width(kind)}"
         sources, template = ["old", *operands[1:]], ATOMIC[operation[0]]
         if kind.endswith("x2"):
@@ -535,7 +535,7 @@ class Translator:
             elif extra and self.kinds.get(extra) != "b64":  # a b64 is a cache policy
                 part = self.value(extra, "u32")
             site = self.site()
-            self.site()  # the global side is counted apart from the shared side
+            self.site()  # the global side is counted separately from the shared side
             return f"copy_async(t, {to}, {source}, {size}, {part}, {site});"
         if parts == ["cp", "async", "commit_group"]:
             return "copy_async_commit(t);"
@@ -543,7 +543,7 @@ class Translator:
             return f"copy_async_wait(t, {self.value(operands[0], 'u32')});"
         if parts == ["cp", "async", "wait_all"]:
             return "copy_async_wait(t, ~0u);"
-        raise self.unknown("of the asynchronous copies cp.async.ca and .cg are supported")
+        raise self.unknown("the only asynchronous copies that are supported are cp.async.ca and cp.async.cg")
 
     def do_createpolicy(self, parts: list[str], operands: list[str]) -> str:
         return self.assign(operands[0], "u64", "0")
@@ -570,7 +570,7 @@ class Translator:
         return f'fail(t, {self.site()}, "trap");'
 
     def do_call(self, parts: list[str], operands: list[str]) -> str:
-        raise self.unknown("calls are not supported: everything must be inlined (no asserts, no printf)")
+        raise self.unknown("calls are not supported; all functions must be inlined (no assert, no printf)")
 
     # -- barriers and warps -----------------------------------------------------------------------------
 
@@ -593,7 +593,7 @@ class Translator:
     do_barrier = do_bar
 
     def collective(self, mask: str, op: str, inputs: list[str], targets: list[str], first: int = 0) -> str:
-        """All lanes of the mask give inputs; the targets are read from the same array, from `first` on."""
+        """Each lane of the mask passes inputs in an array and reads its targets there, from `first` on."""
         zeros = ["0"] * (first + len(targets) - len(inputs))
         out = "".join(
             " " + self.assign(r, "u32", f"io[{first + n}]") for n, r in enumerate(targets) if r != "_"
@@ -621,9 +621,7 @@ class Translator:
     def do_mma(self, parts: list[str], operands: list[str]) -> str:
         match = MMA.fullmatch(".".join(parts))
         if not match or int(match[1]) not in MMA_DEPTHS.get(f"{match[2]}_{match[3]}", ()):
-            raise self.unknown(
-                "m16n8k8 and m16n8k16 of f16 and bf16, m16n8k4 and m16n8k8 of tf32 are supported"
-            )
+            raise self.unknown("supported: m16n8k8 and m16n8k16 of f16 and bf16, m16n8k4 and m16n8k8 of tf32")
         d, *inputs = (_elements(o) for o in operands)
         name = f"mma.m16n8k{match[1]}.{match[2]}.{match[3]}"
         self.tally.executed[name] += 1
@@ -641,7 +639,7 @@ class Translator:
         return self.collective("~0u", self.matrices(parts, sources), inputs, [])
 
     def matrices(self, parts: list[str], registers: list[str]) -> str:
-        """warp.h's name of an ldmatrix or stmatrix."""
+        """The function in warp.h for an ldmatrix or stmatrix."""
         match = MATRICES.fullmatch(".".join(parts))
         if not match:
             raise self.unknown()
@@ -656,5 +654,5 @@ class Translator:
 
 
 def translate(kernel: Kernel, module_variables: dict[str, Variable]) -> Translation:
-    """C++ of a kernel. Raises UnknownInstruction."""
+    """Translate a kernel to C++. Raises UnknownInstruction."""
     return Translator(kernel, module_variables).run()
