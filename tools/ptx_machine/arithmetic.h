@@ -1,6 +1,6 @@
-// Arithmetic of PTX that C++ does not spell the same way. Registers are unsigned integers: F, D, H and B16
-// read one as float, double, half or bfloat16; R32, R64, half and bfloat write one. F to R64 are macros
-// because kernels have thousands of them, and inlining as many functions is most of g++'s time.
+// PTX arithmetic that C++ does not have in this form. Registers are unsigned integers. F, D, H and B16 read one
+// as float, double, half or bfloat16; R32, R64, half and bfloat write one. F to R64 are macros because kernels
+// have thousands of them, and inlining that many functions would take most of g++'s time.
 #pragma once
 #include <cmath>
 #include <limits>
@@ -25,7 +25,7 @@ inline u16 bfloat(float x) {
   return x != x ? 0x7fff : static_cast<u16>((b + 0x7fff + (b >> 16 & 1)) >> 16);
 }
 inline u16 bfloat_toward_zero(float x) { return x != x ? 0x7fff : static_cast<u16>(R32(x) >> 16); }
-inline u16 bfloat(double x) {  // round to odd first, so that rounding twice equals rounding once
+inline u16 bfloat(double x) {  // rounds to odd first, so that rounding twice equals rounding once
   float f = static_cast<float>(x);
   if (f != x && f == f && !(R32(f) & 1))
     f = F(R32(f) + (std::fabs(static_cast<double>(f)) < std::fabs(x) ? 1 : -1));
@@ -36,8 +36,8 @@ inline u32 tf32_rn(float x) {
   return x != x ? 0x7fffffff : (R32(x) + 0xfff + (R32(x) >> 13 & 1)) & 0xffffe000;
 }
 
-// x + y, of which neither need be small, rounded in one direction: their sum's own error decides where the
-// nearest float lies.
+// x + y, rounded in one direction. Neither has to be small: the rounding error of their sum decides on which
+// side of it the nearest float lies.
 template <int kSign>
 float toward(double x, double y = 0) {
   double sum = x + y, part = sum - x, error = (x - (sum - part)) + (y - part);
@@ -53,7 +53,7 @@ T saturate(T x) {
 }
 template <class T>
 T relu(T x) {
-  return x <= 0 ? T(0) : x;  // NaN stays, -0 does not
+  return x <= 0 ? T(0) : x;  // keeps NaN, turns -0 into 0
 }
 template <class T>
 T minimum(T a, T b, bool nan = false) {
@@ -67,7 +67,7 @@ T maximum(T a, T b, bool nan = false) {
   return -minimum<T>(-a, -b, nan);
 }
 template <class T>
-T to_integer(double rounded) {  // as the hardware: clamped, NaN gives 0 (or the top bit for 64-bit types)
+T to_integer(double rounded) {  // as in hardware: clamps, and NaN gives 0 (64-bit types: the top bit)
   constexpr T low = std::numeric_limits<T>::min(), high = std::numeric_limits<T>::max();
   if (rounded != rounded) return sizeof(T) == 8 ? T(1ull << 63) : T(0);
   if (rounded <= static_cast<double>(low)) return low;

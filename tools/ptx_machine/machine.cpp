@@ -1,5 +1,5 @@
-// The machine that runs a grid: one fiber per thread, resumed in random order, one block after the other.
-// Memory, its checks and its counts are in memory.cpp, warp instructions in warp.cpp.
+// The machine that runs a grid, one block after the other. Each thread is a fiber; fibers are resumed in random
+// order. Memory, with its checks and counts, is in memory.cpp; warp instructions are in warp.cpp.
 #include "machine_state.h"
 
 #include <sys/mman.h>
@@ -12,7 +12,7 @@
 #error "the fiber switch is written for x86-64"
 #endif
 
-// switch_stack(save, load): push what a call must preserve, store the stack pointer, continue on the other.
+// switch_stack(save, load): pushes what a call must preserve, saves the stack pointer, continues on the other stack.
 asm(R"(
 .text
 .type switch_stack, @function
@@ -39,7 +39,7 @@ extern "C" void switch_stack(void** save, void* load);
 namespace {
 
 constexpr size_t kStackBytes =
-    (1 << 20) + 4096 + 64 * 7;  // no power of two: frames must not share cache sets
+    (1 << 20) + 4096 + 64 * 7;  // not a power of two: frames must not share cache sets
 
 void to_scheduler(Thread& t) { switch_stack(&t.stack_pointer, t.block->scheduler); }
 
@@ -92,7 +92,7 @@ void complete_barrier(Block& b, Barrier& barrier) {
   barrier.value = 0;
 }
 
-// bar.sync asks that a warp's lanes arrive at one statement; hardware may hang or worse if they do not.
+// bar.sync requires all lanes of a warp to arrive at the same statement. Otherwise hardware may hang, or worse.
 void check_aligned(Block& b, const Barrier& barrier) {
   std::vector<Thread*> first(b.warps.size());
   for (Thread* t : barrier.waiting) {
@@ -104,7 +104,7 @@ void check_aligned(Block& b, const Barrier& barrier) {
   }
 }
 
-// Complete the barrier if all it waits for have come. Without a count it waits for every living thread.
+// Completes the barrier if all threads that it waits for have arrived. Without a count, that is every live thread.
 bool try_complete(Block& b, Barrier& barrier) {
   if (barrier.arrived.empty()) return false;
   u32 wanted = barrier.count ? barrier.count : b.alive;
@@ -158,13 +158,14 @@ void exit_thread(Thread& t) {
 
 void barrier(Thread& t, u32 id, u32 count, bool waits, bool aligned, u32 site) {
   Block& b = *t.block;
-  if (id >= 16) fail(t, site, "barrier %u: there are 16", id);
-  if (count % 32) fail(t, site, "barrier count %u is no multiple of 32", count);
+  if (id >= 16) fail(t, site, "barrier %u: a block has barriers 0 to 15", id);
+  if (count % 32) fail(t, site, "barrier count %u is not a multiple of 32", count);
   Barrier& bar = b.barriers[id];
   if (!bar.arrived.empty() && bar.count != count)
-    fail(t, site, "barrier %u: count %u here, %u where thread %u arrived", id, count, bar.count,
+    fail(t, site, "barrier %u: the count is %u here and %u where thread %u arrived", id, count, bar.count,
          bar.arrived[0]->id);
-  if (t.arrived_at >> id & 1) fail(t, site, "barrier %u: thread arrives again before it is complete", id);
+  if (t.arrived_at >> id & 1)
+    fail(t, site, "barrier %u: the thread arrives again before the barrier is complete", id);
   t.arrived_at |= 1u << id;
   bar.count = count;
   bar.aligned = aligned;
@@ -172,7 +173,7 @@ void barrier(Thread& t, u32 id, u32 count, bool waits, bool aligned, u32 site) {
   t.waits_at = site;
   if (waits) bar.waiting.push_back(&t);
   if (bar.arrived.size() > (count ? count : b.alive))
-    fail(t, site, "barrier %u: more threads than its count", id);
+    fail(t, site, "barrier %u: more threads arrive than its count", id);
   try_complete(b, bar);
   if (waits) to_scheduler(t);
 }
@@ -187,7 +188,7 @@ int barrier_reduce(Thread& t, u32 id, u32 count, int value, char op, u32 site) {
 
 void collective(Thread& t, u32 mask, Collective op, void* operands, u32 site) {
   Warp& w = *t.warp;
-  if (!(mask >> t.lane & 1)) fail(t, site, "lane %u is not in the mask 0x%08x that it gave", t.lane, mask);
+  if (!(mask >> t.lane & 1)) fail(t, site, "lane %u is not in the mask 0x%08x that it passes", t.lane, mask);
   w.operands[t.lane] = operands;
   t.waits_at = site;
   u32 self = 1u << t.lane;
@@ -250,7 +251,7 @@ thread_local Stacks stacks;
 
 void start_fiber(Thread& t) {
   void** top = static_cast<void**>(stacks.top(t.id)) - t.id % 61 * 8;
-  *--top = nullptr;  // keeps the stack 16-byte aligned at the entry, as after a call
+  *--top = nullptr;  // keeps the stack 16-byte aligned on entry, as after a call
   *--top = reinterpret_cast<void*>(thread_main);
   for (int i = 0; i < 6; i++) *--top = nullptr;
   t.stack_pointer = top;
@@ -267,7 +268,7 @@ void report_deadlock(Block& b) {
     if (shown++ < 6)
       used += snprintf(text + used, sizeof text - used, " from thread %u @%u@;", t.id, t.waits_at);
   }
-  fail(*first, first->waits_at, "deadlock (divergent or miscounted barrier), every thread waits:%s", text);
+  fail(*first, first->waits_at, "deadlock (a divergent or miscounted barrier); every thread waits:%s", text);
 }
 
 void run_block(Launch& l, u32 x, u32 y, u32 z, u64 seed) {

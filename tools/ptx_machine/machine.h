@@ -1,4 +1,4 @@
-// The machine as translated kernels see it: a thread, its memory accesses and what it can wait for.
+// The machine as translated kernels see it: a thread, its memory accesses, and what it can wait for.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -14,7 +14,7 @@ using s64 = int64_t;
 
 enum class Space : u32 { generic, global, shared, constant };
 
-// Device addresses are (slot + 1) << 40 plus an offset: a buffer overrun cannot land in another buffer.
+// A device address is (slot + 1) << 40 plus an offset, so that an overrun cannot land in another buffer.
 constexpr int kSlotShift = 40;
 constexpr u64 kSharedWindow = 0xfff0ull << kSlotShift;
 constexpr u64 kLocalWindow = 0xfff1ull << kSlotShift;
@@ -33,18 +33,18 @@ struct Thread {
   u32 local_bytes, param_bytes;
   Warp* warp;
   Block* block;
-  u32 clock;         // one more than the number of releases (barriers, warp syncs) so far
-  const u32* known;  // [thread]: releases of each thread that this one has acquired, by block barriers
-  u32 lanes[32];     // the same for the own warp, by warp synchronisation
+  u32 clock;         // 1 + the number of releases (barriers, warp syncs) so far
+  const u32* known;  // [thread]: that thread's releases that this one has acquired by block barriers
+  u32 lanes[32];     // [lane]: the same within the warp, by warp synchronisation
   void* stack_pointer;
-  u32 waits_at;    // site of the barrier or warp instruction it is stopped at
-  u32 arrived_at;  // bit per barrier that it arrived at and that is not complete
+  u32 waits_at;    // the site of the barrier or warp instruction where it waits
+  u32 arrived_at;  // a bit for each barrier at which it arrived and which is not complete
   bool exited;
 };
 
 using Collective = void (*)(Warp&, u32 mask, u32 site);
 
-// Every function below takes the site: the index of the PTX statement, for messages and for counting.
+// `site`, which most functions take, is the index of the PTX statement, for messages and for counting.
 [[noreturn]] void fail(Thread&, u32 site, const char* format, ...) __attribute__((format(printf, 3, 4)));
 const u8* load(Thread&, Space, u64 address, u32 size, u32 site);
 void store(Thread&, Space, u64 address, const void* value, u32 size, u32 site);
@@ -57,7 +57,7 @@ void collective(Thread&, u32 mask, Collective, void* operands, u32 site);
 void copy_async(Thread&, u64 to, u64 from, u32 size, u32 from_size, u32 site);
 void copy_async_commit(Thread&);
 void copy_async_wait(Thread&, u32 newest_left);
-void loop_step(Thread&, u32 site);  // a backward branch: time for the others, and an end to endless loops
+void loop_step(Thread&, u32 site);  // at a backward branch: lets other threads run, and ends endless loops
 u8* own_memory(Thread&, u64 address, u32 size, u32 site);  // local and param windows
 
 template <class T>

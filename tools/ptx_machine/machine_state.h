@@ -9,7 +9,7 @@
 
 struct Buffer {   // mirrored in launch.py
   u8* base;       // host address of device address slot << 40
-  u64 low, high;  // registered byte range, relative to base
+  u64 low, high;  // the registered bytes, relative to base
   u64 writable;
   u64 read_bytes, written_bytes;
 };
@@ -50,14 +50,13 @@ struct Barrier {
   std::vector<Thread*> arrived, waiting;
 };
 
-// Lanes that stopped at one warp-synchronous statement with the same mask.
+// Lanes that wait at the same warp-synchronous statement with the same mask.
 struct Group {
   u32 mask, arrived, parked, site;
   Collective op;
 };
 
-// One execution of one memory statement by a warp, collected lane by lane to count sectors and bank
-// conflicts.
+// One execution of a memory statement by a warp, collected lane by lane, to count sectors and bank conflicts.
 struct Request {
   u64 address[32];
   u32 active, arrived;
@@ -82,11 +81,11 @@ struct Warp {
   void* operands[32];
   std::vector<Group> groups;
   std::vector<RequestQueue> queues;  // [site]
-  std::vector<u32> open;             // sites with entries since the last flush
+  std::vector<u32> open;             // sites with requests since the last flush
   Thread* thread(u32 lane) const;
 };
 
-// Who touched one byte of shared memory last. 0 is nobody, else thread + 1, flags and the thread's clock.
+// The last accesses to one byte of shared memory. 0 is none; otherwise thread + 1, flags and the thread's clock.
 struct SharedByte {
   u64 write, read[2];
 };
@@ -120,7 +119,7 @@ inline Thread* Warp::thread(u32 lane) const { return &block->threads[first + lan
 extern thread_local Block* current_block;
 
 void exit_thread(Thread&);
-void flush_requests(Warp&);  // counts what is still incomplete; after it all lanes count from zero again
+void flush_requests(Warp&);  // counts incomplete requests; then all lanes count from zero again
 u64 wavefronts(const u32* addresses, u32 lanes, u32 size);  // of one phase of a shared-memory access
 u8* shared_collective_read(Thread&, u32 address, u32 size,
                            u32 site);  // one row of ldmatrix, read by all lanes

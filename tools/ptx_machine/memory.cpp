@@ -1,5 +1,5 @@
-// Memory of the machine: bounds, alignment, races, asynchronous copies, and the counts of bytes, 32-byte
-// sectors and shared-memory wavefronts.
+// The machine's memory: bounds, alignment, races, asynchronous copies, and the counts of bytes, 32-byte sectors
+// and shared-memory wavefronts.
 #include <algorithm>
 
 #include "machine_state.h"
@@ -12,8 +12,8 @@ constexpr u64 kThread = 0xffff, kPending = 1 << 16, kAtomic = 1 << 17, kMatrixRe
 u32 thread_of(u64 record) { return (record & kThread) - 1; }
 u64 record(const Thread& t, u64 flags) { return (t.id + 1) | flags | static_cast<u64>(t.clock) << 32; }
 
-// Does the recorded access happen before what t does now? Of a row of stmatrix the lane recorded gave the
-// address and others the data: a barrier has to order it even with that lane.
+// Whether the recorded access happens before what t does now. The lane recorded for a row of stmatrix passed the
+// address; other lanes passed the data. So a barrier has to order the row even with that lane.
 bool ordered(const Thread& t, u64 record, u64 self) {
   u32 other = thread_of(record), when = record >> 32;
   bool same = other == t.id && !((record | self) & kMatrixWrite);
@@ -32,11 +32,11 @@ void check_read(Thread& t, SharedByte& byte, u64 self, u32 address, u32 site) {
     fail(t, site, "shared byte %u is read but was never written", address);
   }
   if (byte.write & kPending)
-    fail(t, site, "shared byte %u is read before the cp.async into it, by thread %u, was waited for", address,
+    fail(t, site, "shared byte %u is read before the cp.async into it (by thread %u) was waited for", address,
          thread_of(byte.write));
   if (!ordered(t, byte.write, self) && !(byte.write & self & kAtomic))
     race(t, site, "read", "write", byte.write, address);
-  // A reader that is ordered before this one need not be kept. Two others are, of different warps if
+  // A reader that is ordered before this one need not be kept. Of the others two are, from different warps if
   // possible.
   u64* slot = byte.read;
   if (slot[0] && !ordered(t, slot[0], self)) {
@@ -50,7 +50,7 @@ void check_read(Thread& t, SharedByte& byte, u64 self, u32 address, u32 site) {
 
 void check_write(Thread& t, SharedByte& byte, u64 self, u32 address, u32 site, bool same_value) {
   if (byte.write & kPending)
-    fail(t, site, "shared byte %u is written while a cp.async into it, by thread %u, is under way", address,
+    fail(t, site, "shared byte %u is written while a cp.async into it (by thread %u) is in flight", address,
          thread_of(byte.write));
   if (byte.write && !same_value && !ordered(t, byte.write, self) && !(byte.write & self & kAtomic))
     race(t, site, "write", "write", byte.write, address);
@@ -65,7 +65,7 @@ bool equal(const SharedByte& a, const SharedByte& b) {
   return a.write == b.write && a.read[0] == b.read[0] && a.read[1] == b.read[1];
 }
 
-// Apply check to each byte's record; neighbours mostly share theirs, and then the outcome is copied.
+// Applies check to each byte's record. Neighbouring bytes mostly have equal records; then the outcome is copied.
 template <class Check>
 void each_byte(SharedByte* bytes, u32 size, Check check) {
   SharedByte before{}, after{};
@@ -109,7 +109,7 @@ u8* global_at(Thread& t, u64 address, u32 size, u32 site, bool writes, bool coun
     fail(t, site, "global %s of %u bytes at 0x%llx, which is in no buffer", what, size, address + 0ull);
   Buffer& b = l.buffers[slot];
   if (offset < b.low || offset + size > b.high)
-    fail(t, site, "global %s of %u bytes at byte %lld of #%llu#, which has %llu", what, size,
+    fail(t, site, "global %s of %u bytes at byte %lld of #%llu#, which has %llu bytes", what, size,
          static_cast<long long>(offset - b.low), slot + 0ull, b.high - b.low + 0ull);
   if (address % size)
     fail(t, site, "misaligned global %s of %u bytes at byte %llu of #%llu#", what, size,
@@ -141,7 +141,7 @@ void count(Launch& l, const RequestQueue& q, const Request& r) {
   u32 n = 0;
   for (u32 lane = 0; lane < 32; lane++) {
     if (!(r.active >> lane & 1)) continue;
-    u64 sector = r.address[lane] >> 5;  // an aligned access of up to 16 bytes is in one sector
+    u64 sector = r.address[lane] >> 5;  // an aligned access of up to 16 bytes lies in one sector
     if (std::find(sectors, sectors + n, sector) == sectors + n) sectors[n++] = sector;
   }
   (q.writes ? l.written_sectors : l.read_sectors) += n;
@@ -251,12 +251,13 @@ u8* atomic(Thread& t, Space space, u64 address, u32 size, u32 site) {
 
 u8* own_memory(Thread& t, u64 address, u32 size, u32 site) {
   bool param = (address & kWindow) == kParamWindow;
+  const char* what = param ? "parameter" : "local";
   u64 offset = address & ~kWindow, limit = param ? t.param_bytes : t.local_bytes;
   if (offset + size > limit)
-    fail(t, site, "access of %u bytes at byte %llu of the %llu bytes of %s memory", size, offset + 0ull,
-         limit + 0ull, param ? "parameter" : "local");
+    fail(t, site, "access of %u bytes at byte %llu is outside the %llu bytes of %s memory", size,
+         offset + 0ull, limit + 0ull, what);
   if (offset % size)
-    fail(t, site, "misaligned access of %u bytes at byte %llu of local memory", size, offset + 0ull);
+    fail(t, site, "misaligned access of %u bytes at byte %llu of %s memory", size, offset + 0ull, what);
   return (param ? const_cast<u8*>(t.params) : t.local) + offset;
 }
 
@@ -274,14 +275,14 @@ void shared_collective_write(Thread& t, u32 address, const void* value, u32 size
 }
 
 void copy_async(Thread& t, u64 to, u64 from, u32 size, u32 from_size, u32 site) {
-  if (from_size > size) fail(t, site, "cp.async of %u bytes from %u", size, from_size);
+  if (from_size > size) fail(t, site, "cp.async of %u bytes reads %u bytes", size, from_size);
   PendingCopy copy{static_cast<u32>(to), size, {}};
   u8* at = shared_at(t, to, size, site, "cp.async write");
   request(t, site, to, size, true, true, true);
   request(t, site + 1, from, size, false, false, from_size > 0);
   if (from % size) fail(t, site, "misaligned cp.async of %u bytes from 0x%llx", size, from + 0ull);
   if (from_size) {
-    // Bounds and bytes are those of what is read: the rest is zeros. A part may be any size.
+    // Only what is read is checked and counted; the rest is zeros. It may have any size.
     const u8* data = nullptr;
     for (u32 done = 0, part; done < from_size; done += part) {
       part = 16;
@@ -300,7 +301,7 @@ void copy_async_commit(Thread& t) { t.block->copies[t.id].emplace_back(); }
 
 void copy_async_wait(Thread& t, u32 newest_left) {
   auto& groups = t.block->copies[t.id];
-  bool everything = newest_left == ~0u;  // wait_all: the uncommitted ones too
+  bool everything = newest_left == ~0u;  // wait_all: uncommitted copies too
   if (everything) groups.emplace_back(), newest_left = 0;
   while (groups.size() > newest_left + 1) {
     for (const PendingCopy& copy : groups.front()) {

@@ -1,6 +1,5 @@
-// Warp instructions, executed once when all lanes of the mask have arrived. Fragment layouts are those of the
-// PTX manual: element (row, column) of a fragment sits in lane row % 8 * 4 + column / (elements per
-// register).
+// Warp instructions. Each is executed once, when all lanes of the mask have arrived. Fragment layouts are those of
+// the PTX manual: element (row, column) of a fragment is in lane row % 8 * 4 + column / (elements per register).
 #include "warp.h"
 
 #include <algorithm>
@@ -17,7 +16,7 @@ void need_full_warp(Warp& w, u32 mask, u32 site, const char* what) {
     fail(*w.thread(__builtin_ctz(mask)), site, "%s needs all 32 lanes, got 0x%08x", what, mask);
 }
 
-// The rows of matrix m are where lanes 8m..8m+7 say. access(lane, address) is given each.
+// Calls access(lane, address) for each row. Lanes 8m..8m+7 have the addresses of the rows of matrix m.
 template <class Access>
 void matrix_rows(Warp& w, u32 count, bool writes, Access access) {
   Launch& l = *w.block->launch;
@@ -82,9 +81,8 @@ struct Tf32 {
   static float element(u32 r, u32) { return F(r & 0xffffe000); }  // the hardware ignores the low 13 bits
 };
 
-// D = A x B + C, m16n8 with kK deep. Operands of a lane: A, B, C registers; D is left in the place of C.
-// Products are exact in float32; the sum is rounded to float32 after each step (hardware truncates: a little
-// worse).
+// D = A x B + C, m16n8 and kK deep. Operands of a lane: the registers of A, B and C; D replaces C. Products are
+// exact in float32; the sum is rounded to float32 after each step. (Hardware truncates, which is a little worse.)
 template <u32 kK, class T, bool kHalfSums>
 void mma(Warp& w, u32 mask, u32 site) {
   need_full_warp(w, mask, site, "mma.sync");
@@ -165,8 +163,7 @@ static void shuffle(Warp& w, u32 mask) {
     if (kMode == Shuffle::index) from = (lane & segment) | (b & ~segment);
     bool inside = kMode == Shuffle::up ? from >= limit : from <= limit;
     if (!inside) from = lane;
-    r[0] =
-        mask >> from & 1 ? values[from] : ~0u;  // a lane outside the mask has no value to give: NaN shows it
+    r[0] = mask >> from & 1 ? values[from] : ~0u;  // a lane outside the mask has no value: NaN shows it
     r[1] = inside;
   }
 }

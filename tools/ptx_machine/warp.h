@@ -1,4 +1,4 @@
-// The warp instructions that warp.cpp executes; operands and results are one u32 array per lane.
+// The warp instructions, executed by warp.cpp. Operands and results are one u32 array per lane.
 #pragma once
 #include "machine.h"
 

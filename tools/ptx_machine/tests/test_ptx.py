@@ -576,7 +576,7 @@ def test_wrong_matrix_instructions_are_refused(statement: str) -> None:
 def test_reads_outside_a_buffer_are_caught() -> None:
     x, y = np.ones(64, F32), poisoned(64, F32)
     text = caught(
-        "read_past_the_end", r"global read of 4 bytes at byte 256 of `arg 0`, which has 256", 64, [x, y]
+        "read_past_the_end", r"global read of 4 bytes at byte 256 of `arg 0`, which has 256 bytes", 64, [x, y]
     )
     assert "thread (63, 0, 0)" in text
     inside = np.ones(66, F32)[1:65]  # memory after a view is not the view's
@@ -603,7 +603,7 @@ def test_an_asynchronous_copy_of_more_than_its_size_is_caught() -> None:
         f"{HEAD}.visible .entry k(.param .u64 in) {{ .reg .b64 %in; .shared .align 4 .b8 s[16]; "
         "ld.param.u64 %in, [in]; cp.async.ca.shared.global [s], [%in], 4, 8; ret; }"
     )["k"]
-    with pytest.raises(KernelError, match=r"cp\.async of 4 bytes from 8"):
+    with pytest.raises(KernelError, match=r"cp\.async of 4 bytes reads 8 bytes"):
         kernel.launch(1, 1, [np.zeros(4, F32)])
 
 
@@ -644,8 +644,8 @@ def test_a_barrier_that_need_not_be_aligned_may_diverge() -> None:
 @pytest.mark.parametrize(
     ("barrier", "message"),
     [
-        ("bar.sync 16", "barrier 16: there are 16"),
-        ("bar.sync 0, 31", "barrier count 31 is no multiple of 32"),
+        ("bar.sync 16", "barrier 16: a block has barriers 0 to 15"),
+        ("bar.sync 0, 31", "barrier count 31 is not a multiple of 32"),
     ],
 )
 def test_barriers_that_no_gpu_has_are_caught(barrier: str, message: str) -> None:
