@@ -1,4 +1,4 @@
-"""The benchmarks: what is measured (``bench_*.py``), how, and the tables and plots made of it.
+"""The benchmarks (``bench_*.py``), the machinery that times them, and the tables and plots of their results.
 
-``python -m pytest benches`` runs them; docs/benchmarks.md says how they measure.
+``python -m pytest benches`` runs them; docs/benchmarks.md describes the method.
 """

@@ -1,4 +1,4 @@
-"""The README's table of accuracy, from the trainings that are kept in docs/results."""
+"""The README's table of accuracies, from the trainings that are kept in docs/results."""
 
 from __future__ import annotations
 
@@ -10,19 +10,28 @@ from typing import Any, NamedTuple
 
 from .deployed import grid
 
-_HEADS = ("images", "network", "seeds", "full resolution", "half", "half, taught", "WAE", "WAE, taught")
+_HEADS = (
+    "data set",
+    "network",
+    "seeds",
+    "full resolution",
+    "half",
+    "half, distilled",
+    "WAE",
+    "WAE, distilled",
+)
 
 
 class Trainings(NamedTuple):
-    """What a line of the table is of: a folder of docs/results, and the names of its networks."""
+    """The trainings behind a line of the table: a folder of docs/results, and the names of its networks."""
 
     images: str
     network: str
     folder: str
     full: str
     half: str
-    half_taught: str
-    taught: str = "WAE, fine-tuned"
+    half_distilled: str
+    distilled: str = "WAE, fine-tuned"
 
 
 def _clothes(images: str, folder: str) -> Trainings:
@@ -61,9 +70,9 @@ LINES = (
 def table(results: Path) -> list[str]:
     """A line of Markdown for each of :data:`LINES`, from the folders in ``results``.
 
-    The accuracy is the mean of the seeds; in parentheses, what is won back of the loss of half the
-    resolution. Where all of a folder's trainings have an accuracy with statistics measured anew, it is that.
-    A folder that is not there has no line.
+    An accuracy is the mean over the seeds; the share in parentheses is how much it recovers of the accuracy
+    that is lost at half resolution. If all trainings in a folder have an accuracy with re-estimated BatchNorm
+    statistics, that one is shown. A folder that does not exist has no line.
     """
     there = [line for line in LINES if (results / line.folder).is_dir()]
     return grid(_HEADS, [_cells(line, _accuracies(results / line.folder)) for line in there])
@@ -73,7 +82,7 @@ def _cells(line: Trainings, of: Mapping[str, Mapping[int, float]]) -> list[str]:
     seeds = sorted(of["WAE"])
     full, half = (_mean(of[name], seeds) for name in (line.full, line.half))
     cells = [line.images, line.network, str(len(seeds)), _percent(full), _percent(half)]
-    for name in (line.half_taught, "WAE", line.taught):
+    for name in (line.half_distilled, "WAE", line.distilled):
         if name not in of:
             cells.append("")
             continue
@@ -85,13 +94,13 @@ def _cells(line: Trainings, of: Mapping[str, Mapping[int, float]]) -> list[str]:
 
 
 def _accuracies(folder: Path) -> dict[str, dict[int, float]]:
-    """Of each network, by seed."""
+    """The accuracies of each network, by seed."""
     kept: list[dict[str, Any]] = [json.loads(path.read_bytes()) for path in sorted(folder.glob("*.json"))]
-    anew = all(result.get("remeasured") for result in kept)  # of other claims it is there, and empty
+    reestimated = all(result.get("remeasured") for result in kept)  # without re-estimation it is empty
     found: dict[str, dict[int, float]] = {}
     for result in kept:
         of_seeds = found.setdefault(result["network"], {})
-        of_seeds[result["seed"]] = (result["remeasured"] if anew else result)["accuracy"]
+        of_seeds[result["seed"]] = (result["remeasured"] if reestimated else result)["accuracy"]
     return found
 
 

@@ -1,13 +1,18 @@
-"""How well an auto-encoder puts the photos of a folder back together, against the best linear transforms.
+"""How well an auto-encoder reconstructs the photos of a folder, compared with the best linear transforms.
 
     python -m benches.autoencoder WEIGHTS FOLDER TRAINING [FILE]
 
-Each photo is measured alone, as `wae.training.stage1.quality` does, and so are two linear transforms of 2 x 2
-blocks that keep 6 of 12 numbers: the best one for that very photo, and the best one for the photos of
-TRAINING, the folder that the weights were trained on. Prints means over the photos as JSON, in dB with peak
-255, and keeps them in FILE: ``psnr``, ``own linear``, ``training's linear``, ``share`` of the photos with a
-gain over the own linear one, and ``energy``, the median of the mean square of ``high`` over the variance of
-``low``, in %. The means leave out the ``exact`` photos, grey ones, whose own transform loses nothing.
+Each photo is measured on its own, as `wae.training.stage1.quality` does. So are two linear transforms of
+2 x 2 blocks that keep 6 of 12 numbers: the best one for that photo, and the best one for the photos of
+TRAINING, the folder that the weights were trained on. Prints JSON, and writes it to FILE. All PSNRs have
+peak 255:
+
+    psnr               mean PSNR of the auto-encoder, in dB
+    own linear         mean PSNR of the best linear transform of each photo
+    training's linear  mean PSNR of the best linear transform of the photos of TRAINING
+    share              share of the photos on which the auto-encoder beats the photo's own linear transform
+    energy             median over the photos of mean square of ``high`` / variance of ``low``, in %
+    exact              photos whose own linear transform is lossless (grey ones); the means leave them out
 """
 
 from __future__ import annotations
@@ -36,7 +41,7 @@ from wae.training.losses import psnr
 
 
 def photos(folder: Path, what: str) -> Iterator[Tensor]:
-    """(3, H, W) uint8 each, cut to even sides, which the linear transforms need; with a progress bar."""
+    """Each photo as (3, H, W) uint8, with a progress bar; cropped to even sides for the linear transforms."""
     paths = [found.path for found in find([folder], LeftOut())]
     for path in track(paths, what, disable=not sys.stderr.isatty()):
         image = read_image(path)
@@ -44,7 +49,7 @@ def photos(folder: Path, what: str) -> Iterator[Tensor]:
 
 
 def linear_psnr(photo: Tensor, transform: LinearTransform) -> float:
-    """Of the photo after the transform, rounded as the auto-encoder's is."""
+    """The PSNR of the photo after the transform, rounded as the auto-encoder's result is."""
     decoded = linear_reconstruction(photo.double() / 127.5 - 1, transform)
     return psnr(to_uint8((decoded + 1) * 127.5), photo)
 

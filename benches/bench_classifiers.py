@@ -1,4 +1,4 @@
-"""Whole classifiers against the networks that they make faster."""
+"""WAE classifiers compared with the networks that they make faster."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from .modules import images
 from .peers import over
 
 Compare = Callable[..., None]
-# A turn is one run that counts, after one that does not: these take long, and many take turns.
+# One timed run per round, after one warm-up run: each run takes long, and there are many sides.
 TURNS = {"burst": 1, "settle": 1, "longer": 4.0}
 FORMATS = {"eager": torch.contiguous_format, "channels_last": torch.channels_last}
-MOST_SETS = 8  # of inputs: a network's weights and activations clear a GPU's cache by themselves
+MOST_SETS = 8  # of inputs: a network's weights and activations alone evict a GPU's cache
 each_network = pytest.mark.parametrize("network", NETWORKS)
 
 
@@ -64,7 +64,7 @@ def bench_end_to_end(compare: Compare, pytestconfig: pytest.Config, network: str
 )
 @each_network
 def bench_training_step(compare: Compare, network: str, setting: Setting) -> None:
-    """Forward, backward and an update of all weights; on a GPU in bfloat16, by autocast."""
+    """Forward, backward and an update of all weights; on a GPU in bfloat16 autocast."""
     image = images(setting.batch, 224).to(setting.device.torch)
     autocast = torch.bfloat16 if setting.name == "cuda" else None
     precision = PRECISIONS["bfloat16"] if autocast else setting.precision
@@ -94,7 +94,7 @@ def _training(
     memory_format: torch.memory_format = torch.contiguous_format,
     autocast: torch.dtype | None = None,
 ) -> Calls:
-    """One step, which returns its scores. Without dropout, so that they can be compared."""
+    """One training step that returns its scores. Dropout is off, so that the scores can be compared."""
     model = build().to(image.device, memory_format=memory_format).train()
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -118,7 +118,7 @@ def _training(
 @each_network
 @torch.no_grad()
 def bench_parts(compare: Compare, network: str, setting: Setting) -> None:
-    """Where the time of WAE goes, eager."""
+    """Where the time of an eager WAE goes."""
     ours, stock = (
         fold_normalization(forms(network)[f"WAE-{network}, {kind}"]())
         for kind in ("our encoder", "stock ops")
@@ -126,7 +126,7 @@ def bench_parts(compare: Compare, network: str, setting: Setting) -> None:
     image = images(setting.batch, 224)
 
     def parts(model: WAEClassifier) -> dict[str, Callable[[], Any]]:
-        """Each after the one before, on the stock encoder's results."""
+        """Each part, on the results of the parts before it in the stock model."""
         low, high = stock.decompose(image)
         features = stock.low_body(low), stock.high_body(high)
         return {
@@ -147,7 +147,7 @@ def bench_parts(compare: Compare, network: str, setting: Setting) -> None:
 @pytest.mark.parametrize("setting", settings(cpu=(1,)), indirect=True)
 @torch.no_grad()
 def bench_sizes(compare: Compare, setting: Setting, runner: str) -> None:
-    """ResNet50 and WAE-ResNet50 on one image, small to large; both deployed in the same engine."""
+    """ResNet50 and WAE-ResNet50 on one image of several sizes, deployed in the same engine."""
     if (reason := ENGINES[runner].why_not(setting.device.torch)) is not None:
         pytest.skip(reason)
     built = forms("ResNet50")

@@ -1,7 +1,7 @@
-"""wae::conv3x3 against oneDNN on the 3x3 layers of VGG16 at 112 x 112.
+"""wae::conv3x3 compared with oneDNN on the 3x3 layers of VGG16 at 112 x 112.
 
-oneDNN as PyTorch calls it, which lays the weights out anew in each call, and as torch.compile has it: with
-weights that were laid out before, as ours were, and ReLU in the same pass.
+There are two forms of oneDNN: as eager PyTorch calls it, which reorders the weights in each call; and as
+torch.compile calls it, with weights reordered beforehand, as ours are, and with ReLU fused.
 
 OMP_NUM_THREADS=1 python -m pytest benches/bench_conv3x3.py --keep FOLDER
 python -m benches.bench_conv3x3 FOLDER      # the table of docs/kernels.md
@@ -65,7 +65,7 @@ def _packed_peer(weight: Tensor, bias: Tensor, x: Tensor) -> Calls:
 
 
 def markdown(folder: Path) -> str:
-    """The medians in ms, a row for each layer."""
+    """A table of the medians in ms, with a row for each layer."""
     (result,) = result_files.shown(folder)
     cases = {(tuple(b["layer"]), b["images"]): b for b in result["benchmarks"] if b["table"] == TABLE}
     sides = OURS, PEER, PACKED

@@ -1,4 +1,4 @@
-"""Peak memory of whole classifiers: each alone in a process of its own."""
+"""Peak memory of classifiers, each in its own process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BATCH = 8
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux's /proc")
 @pytest.mark.parametrize("network", NETWORKS)
 def bench_memory(benchmark: Any, network: str) -> None:
-    """Megabytes at the peak of a call, weights and workspace and engine: see memory.py."""
+    """Megabytes at the peak of a call, including weights, workspace and engine: see memory.py."""
     megabytes: dict[str, float] = {}
 
     def measure_all() -> None:
@@ -32,7 +32,7 @@ def bench_memory(benchmark: Any, network: str) -> None:
 
 
 def measure(network: str, form: str, runner: str) -> float:
-    """Megabytes, by ``memory.py``."""
+    """The megabytes that ``memory.py`` prints."""
     command = [sys.executable, "-m", "benches.memory", network, form, runner, str(BATCH)]
     done = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE, cwd=ROOT)
     return float(json.loads(done.stdout))

@@ -1,4 +1,4 @@
-"""encode, decode and their backward passes against everything else that could run them."""
+"""encode, decode and their backward passes compared with everything else that can run them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EACH = pytest.mark.parametrize(
     indirect=True,
 )
 PROCESSOR = Setting("cpu", EXACT, 8)
-ENCODER_MULTIPLY_ADDS = 263.7e6  # per 224 x 224 image, by the definition (docs/network.md)
+ENCODER_MULTIPLY_ADDS = 263.7e6  # per 224 x 224 image, as defined in docs/network.md
 
 
 @EACH
@@ -42,7 +42,7 @@ def bench_forward(compare: Compare, setting: Setting, op: str) -> None:
 
 
 def _ours(module: nn.Module, sets: Sequence[Inputs]) -> dict[str, Side]:
-    """Our kernels; on a GPU in both memory formats, and Triton's where they run."""
+    """Our kernels; on a GPU in both memory formats, and the Triton kernels if they run."""
     sides: dict[str, Side] = {OURS: lambda: peers.over(module, sets)}
     if sets[0][0].is_cuda:
         sides[f"{OURS}, channels_last"] = lambda: peers.over(module, peers.channels_last(sets))
@@ -61,7 +61,7 @@ def _through(backend: str, module: nn.Module, *given: Tensor) -> Any:
 @EACH
 @pytest.mark.parametrize("op", ["encode", "decode"])
 def bench_forward_and_backward(compare: Compare, setting: Setting, op: str) -> None:
-    """Forward, and the gradients of all weights and of the input."""
+    """The forward pass, and the gradients of all weights and of the input."""
     ours, stock = pair(op, setting)
     given = inputs(op, setting)
     with torch.no_grad():
@@ -87,7 +87,7 @@ def bench_forward_and_backward(compare: Compare, setting: Setting, op: str) -> N
 @pytest.mark.parametrize("setting", settings(cpu=(8,), cuda=(64,), precisions=("float16",)), indirect=True)
 @torch.no_grad()
 def bench_uint8(compare: Compare, setting: Setting) -> None:
-    """A decoded image, normalised by the op, against the floating-point image that it becomes."""
+    """A decoded image that the op normalises, compared with the normalised floating-point image."""
     ours, stock = pair("encode", setting)
     (drawn,) = inputs("encode", setting)
     raw = (drawn * 64 + 128).clamp(0, 255).byte()
@@ -114,9 +114,9 @@ def bench_uint8(compare: Compare, setting: Setting) -> None:
 @pytest.mark.parametrize("setting", settings(cpu=(1, 8)), indirect=True)
 @torch.no_grad()
 def bench_int8(compare: Compare, setting: Setting) -> None:
-    """The encoder in int8 against itself in float32, on a decoded image. int8 is right to the last bit."""
+    """The encoder in int8 compared with float32, on a decoded image; int8 must be bit-identical."""
     if not backends.int8_runs():
-        pytest.skip("this processor has no VNNI")
+        pytest.skip("this CPU has no VNNI")
     ours, stock = pair("encode", setting)
     (drawn,) = inputs("encode", setting)
     raw = (drawn * 64 + 128).clamp(0, 255).byte()
@@ -140,7 +140,7 @@ def bench_int8(compare: Compare, setting: Setting) -> None:
 @pytest.mark.parametrize("setting", settings(cpu=(84,), cuda=(84,), precisions=("float16",)), indirect=True)
 @torch.no_grad()
 def bench_resolution(compare: Compare, setting: Setting) -> None:
-    """The same number of pixels as many small images and as few large ones."""
+    """The same number of pixels, as many small images and as a few large ones."""
     ours, stock = pair("encode", setting)
     sides: dict[str, Side] = {}
     wanted, megapixels = {}, {}
@@ -166,9 +166,10 @@ def bench_resolution(compare: Compare, setting: Setting) -> None:
 @pytest.mark.parametrize("setting", settings(cpu=(1,), cuda=(1,), precisions=("float16",)), indirect=True)
 @torch.no_grad()
 def bench_calls(compare: Compare, setting: Setting) -> None:
-    """The time of a call itself: an image of 8 x 8, not in a graph; beside an op that does nothing.
+    """The overhead of a call: an 8 x 8 image, not in a graph, compared with an op that does nothing.
 
-    Each side enters its mode in every call, but for two that say otherwise: around all is torch.no_grad.
+    Each side enters its mode in every call, except the two whose names say otherwise. torch.no_grad is on
+    around all of them.
     """
     module, stock = pair("encode", setting)
     image = images(1, 8).to(setting.device.torch, setting.precision.dtype)
@@ -201,13 +202,13 @@ def bench_calls(compare: Compare, setting: Setting) -> None:
             "an empty op, autocast": side(lambda x: empty(x, *weights), torch.no_grad, autocast),
             "PyTorch eager": side(stock, torch.no_grad),
         }
-        limit = PRECISIONS["bfloat16"].op  # of the least exact of them, autocast
+        limit = PRECISIONS["bfloat16"].op  # of autocast, the least exact side
         compare("module", sides, right, setting, limit, burst=100, table="a call, encode")
 
 
 @contextlib.contextmanager
 def _op_that_returns(results: Sequence[Tensor]) -> Iterator[Callable[..., Any]]:
-    """An op with the schema of ``wae::encode`` that does nothing: what any op of ten parameters takes."""
+    """An op with the schema of ``wae::encode`` that does nothing: the cost of any op with ten parameters."""
     library = torch.library.Library("wae_bench", "DEF")
     library.define(str(torch.ops.wae.encode.default._schema).replace("wae::encode", "empty"))
     library.impl("empty", lambda *_: tuple(results), "CompositeExplicitAutograd")
@@ -217,7 +218,7 @@ def _op_that_returns(results: Sequence[Tensor]) -> Iterator[Callable[..., Any]]:
 
 @torch.no_grad()
 def bench_instructions(compare: Compare) -> None:
-    """Every set of instructions that this processor has, on the same kernel."""
+    """The same kernel with every instruction set that this CPU has."""
     ours, stock = pair("encode", PROCESSOR)
     given = inputs("encode", PROCESSOR)
     names = [b.name for b in backends.available() if b.available and b.name.startswith("cpu:")]
@@ -238,7 +239,7 @@ def bench_instructions(compare: Compare) -> None:
 
 @torch.no_grad()
 def bench_floor(compare: Compare) -> None:
-    """encode against a matrix product of as many multiply-adds: the floor of plain arithmetic."""
+    """encode compared with a matrix product of the same number of multiply-adds."""
     ours, stock = pair("encode", PROCESSOR)
     given = inputs("encode", PROCESSOR)
     edge = round((PROCESSOR.batch * ENCODER_MULTIPLY_ADDS) ** (1 / 3))

@@ -1,4 +1,4 @@
-"""wae::decode_scores and its gradients against whatever else could run them, at sizes of road scenes.
+"""wae::decode_scores and its gradients compared with the alternatives, at two common sizes of images.
 
 OMP_NUM_THREADS=2 python -m pytest benches/bench_scores.py --keep FOLDER
 python -m benches.bench_scores FOLDER      # the tables of docs/kernels.md
@@ -30,7 +30,7 @@ TABLES = "decode_scores", "decode_scores + backward"
 
 
 class ToSize(nn.Module):
-    """A score decoder for one size of image: what an engine can be given."""
+    """A score decoder for one image size, which engines can run."""
 
     def __init__(self, decoder: ScoreDecoder, size: Sequence[int]) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ EACH = pytest.mark.parametrize("case", CASES, ids=lambda case: "{}x{}-{}".format
 
 
 def _pair(case: Case) -> tuple[nn.Module, nn.Module, tuple[Tensor, ...]]:
-    """Ours, PyTorch's with the same weights, and inputs."""
+    """Our module, PyTorch's with the same weights, and inputs."""
     height, width, classes = case
     stock = ToSize(StockScoreDecoder(classes, FEATURES), (height, width)).eval()
     ours = ToSize(ScoreDecoder(classes, FEATURES), (height, width)).eval()
@@ -72,7 +72,7 @@ def bench_scores(compare: Callable[..., None], case: Case) -> None:
 
 @EACH
 def bench_scores_and_gradients(compare: Callable[..., None], case: Case) -> None:
-    """Forward, and the gradients of all weights and of both inputs."""
+    """The forward pass, and the gradients of all weights and of both inputs."""
     ours, stock, given = _pair(case)
     with torch.no_grad():
         upstream = [torch.randn_like(stock(*given))]
@@ -93,7 +93,7 @@ def bench_scores_and_gradients(compare: Callable[..., None], case: Case) -> None
 
 
 def markdown(result: result_files.Result, table: str) -> str:
-    """The medians in ms, a row for each side; empty where the result has none of this table."""
+    """A table of the medians in ms, with a row for each side; empty if the result has none for this table."""
     found = {tuple(b["case"]): b["timings"] for b in result["benchmarks"] if b["table"] == table}
     cases = [case for case in CASES if case in found]
     if not cases:

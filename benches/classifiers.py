@@ -1,6 +1,6 @@
-"""Whole classifiers: every form of a network, and everything that can run it.
+"""Classifiers: every form of a network, and everything that can run it.
 
-A *side* is a form in a runner, written ``FORM | RUNNER``. Weights are random: only time and memory are meant.
+A *side* is a form in a runner, written ``FORM | RUNNER``. Weights are random: only time and memory matter.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class Runner(NamedTuple):
     """A way to run a network.
 
     Attributes:
-        engine: of ``wae.deploy``; None where the model runs as a user has it.
-        precision: of the arithmetic, a key of PRECISIONS; None for the setting's.
-        channels_last: the memory format of weights and images, where there is no engine.
-        autocast: whether weights stay in float32, where there is no engine.
+        engine: of ``wae.deploy``; None if the model runs in PyTorch as it is.
+        precision: of the arithmetic, a key of PRECISIONS; None for that of the setting.
+        channels_last: the memory format of weights and images, if there is no engine.
+        autocast: whether weights stay in float32, if there is no engine.
     """
 
     engine: str | None
@@ -57,7 +57,7 @@ RUNNERS = {
         "ONNX Runtime": Runner("onnxruntime"),
         "OpenVINO": Runner("openvino"),
     },
-    # the quick to build first: what comes late is left out where time is short
+    # those that build fast come first: if time is short, the last ones are left out
     "cuda": {
         "eager": Runner(None),
         "channels_last": Runner(None, channels_last=True),
@@ -72,7 +72,7 @@ RUNNERS = {
 
 
 def forms(network: str) -> dict[str, Callable[[], nn.Module]]:
-    """The tables' rows. All of WAE have the same weights, and so has a stock network each time."""
+    """The tables' rows. Seeded: all forms of WAE have the same weights, as has every copy of a network."""
     stock, half, wae = NETWORKS[network]
     return {
         f"{network} at 224": partial(_seeded, stock),
@@ -90,11 +90,11 @@ def _seeded(build: Callable[[], nn.Module]) -> nn.Module:
 
 
 def cells(network: str, full: bool, device: str = "cpu") -> list[tuple[str, str]]:
-    """(form, runner) of all sides that run here; unless ``full``, of those that the bounds are about.
+    """(form, runner) of all sides that run here; unless ``full``, only of those that have targets.
 
-    Our ops are known to PyTorch alone: in the other engines the encoder stands in front, which is the form
-    "deployed"; all our ops in torch.compile is the engine "Winograd". The op for 3 x 3 convolutions runs on a
-    processor only.
+    Only PyTorch knows our ops. With the other engines, our encoder runs in front of the engine, which is the
+    form "deployed". The engine "Winograd" is torch.compile with all our ops. The op for 3 x 3 convolutions
+    runs on CPUs only.
     """
     chosen = []
     for name, runner in RUNNERS[device].items():
@@ -121,7 +121,7 @@ def side(form: str, runner: str) -> str:
 
 
 class Whole(nn.Module):
-    """A WAE network as any other module, so that ``deploy`` leaves its encoder where it is."""
+    """Hides a WAE network from ``deploy``, which would otherwise take its encoder out of the engine."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -135,8 +135,8 @@ class Whole(nn.Module):
 def make(form: str, runner: Runner, model: nn.Module, image: Tensor) -> Run:
     """A function that computes the scores of images like ``image`` in this form and runner.
 
-    ``model`` is what :func:`forms` builds for the form, in float32. ``wae.deploy`` makes the form "deployed",
-    and all that run in an engine, the stock networks as well.
+    ``model`` is what :func:`forms` builds for the form, in float32. ``wae.deploy`` makes the form "deployed"
+    and everything that runs in an engine, including the stock networks.
     """
     deployed = form.endswith("deployed")
     if isinstance(model, WAEClassifier) and not deployed:
@@ -161,7 +161,7 @@ def make(form: str, runner: Runner, model: nn.Module, image: Tensor) -> Run:
 def sides(
     network: str, chosen: Iterable[tuple[str, str]], sets: Sequence[Inputs], device: str = "cpu"
 ) -> dict[str, Side]:
-    """Each side by name, to be run on ``sets`` of one tensor of images."""
+    """The sides by name; each runs on ``sets``, each of which is one tensor of images."""
     image = sets[0][0]
     models = {form: build().to(image.device) for form, build in forms(network).items()}
 
@@ -173,7 +173,7 @@ def sides(
 
 @torch.no_grad()
 def wanted(network: str, names: Iterable[str], image: Tensor) -> dict[str, list[Tensor]]:
-    """The scores that each side has to give: its stock network's, or WAE's with PyTorch's operators."""
+    """The scores expected of each side: those of its stock network, or of WAE with PyTorch's operators."""
     models = {form: build for form, build in forms(network).items() if "our" not in form}
     with EXACT.allowed():
         scores = {form: [models[form]().to(image.device)(image)] for form in list(models)[:3]}
@@ -182,7 +182,7 @@ def wanted(network: str, names: Iterable[str], image: Tensor) -> dict[str, list[
 
 
 def limits(names: Iterable[str], setting: Setting) -> dict[str, float]:
-    """How far each side's scores may be from those: as its arithmetic has it."""
+    """How far each side's scores may be from the expected ones, which depends on its arithmetic."""
 
     def limit(name: str) -> float:
         runner = RUNNERS[setting.name][name.partition(" | ")[2]]

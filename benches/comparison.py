@@ -1,4 +1,4 @@
-"""A comparison: each side is built and checked, and those that are right take turns being timed."""
+"""A comparison: each side is built and checked; the correct ones are then timed interleaved."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from wae.difference import largest_difference
 from .devices import Calls, Processor
 
 Side = Callable[[], Calls]
-"""Builds a side: one call for each set of inputs. The first call's results are checked."""
+"""Builds a side, which is one call for each set of inputs. The first call's results are checked."""
 
 
 class OutOfTimeError(Exception):
-    """A side took longer to build than was left."""
+    """Building a side took longer than the time that was left."""
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Ready:
     megabytes: dict[str, float] = field(default_factory=dict)
 
     def facts(self) -> dict[str, Any]:
-        """The result file's entries about the sides, beside their times."""
+        """The result file's entries about the sides, apart from their times."""
         found = {
             "errors": self.errors,
             "left_out": self.left_out,
@@ -54,18 +54,18 @@ def prepare(
     capture: bool = False,
     budget: float | None = None,
 ) -> Ready:
-    """Build the sides in their order, and compare the results of each with what is wanted of it.
+    """Build the sides in order, and compare the results of each with the expected ones.
 
-    A side that fails, is wrong, or is not built within ``budget`` seconds (all sides together) is left out,
-    with the reason.
+    A side is left out, with the reason, if it fails, is wrong, or is not built in time. All sides share the
+    ``budget`` of seconds.
 
     Args:
         sides: by name.
-        wanted: for each side, the right results of its first call.
-        limits: for each side, the largest ||a - b|| / ||b|| of a result.
-        device: where they run.
-        capture: whether a round becomes one graph, where the device has graphs.
-        budget: seconds; None for as long as it takes.
+        wanted: for each side, the expected results of its first call.
+        limits: for each side, the largest ||a - b|| / ||b|| that a result may have.
+        device: where the sides run.
+        capture: whether a round is captured as one graph, if the device has graphs.
+        budget: in seconds; None for no limit.
     """
     ready = Ready()
     end = time.monotonic() + budget if budget is not None else None
@@ -75,11 +75,11 @@ def prepare(
                 calls = build()
                 error = largest_difference(calls[0](), wanted[name])
                 ready.errors[name] = error
-                if not error <= limits[name]:  # NaN neither
+                if not error <= limits[name]:  # NaN fails as well
                     raise ValueError(f"wrong by {error:.2g}, more than {limits[name]:.2g}")
                 memory = device.working_memory(calls[0])
                 run, note = device.round(calls, capture)
-        except Exception as problem:  # of whatever kind a library raises; the others are still measured
+        except Exception as problem:  # libraries raise all kinds; the other sides are still measured
             ready.left_out[name] = str(problem).strip().partition("\n")[0][:200] or repr(problem)
             continue
         ready.rounds[name], ready.calls = run, len(calls)
@@ -92,7 +92,7 @@ def prepare(
 
 @contextmanager
 def _until(end: float | None) -> Iterator[None]:
-    """Raise OutOfTimeError in the block when the time has come: at once, if it takes no system call's end."""
+    """Raise OutOfTimeError inside the block at time ``end``; a system call in progress may delay it."""
     if end is None:
         yield
         return
@@ -113,5 +113,5 @@ def _until(end: float | None) -> Iterator[None]:
 
 
 def tensors(results: Any) -> list[Tensor]:
-    """One tensor or several, as a list."""
+    """One tensor or several, always as a list."""
     return [results] if isinstance(results, Tensor) else list(results)

@@ -1,10 +1,10 @@
-"""Shared by all benchmarks: every side is checked first, then all that are right take turns.
+"""Shared by all benchmarks: every side is checked first, then all correct ones are timed interleaved.
 
     python -m pytest benches [--keep FOLDER] [--seconds S] [--case-seconds S] [--full] [--benchmark-json=FILE]
 
-pytest-benchmark's own table shows our side alone; the comparison is in ``extra_info``, which ``--keep`` puts
-into the machine's result file as soon as a case is done. ``benches/report.py`` makes the tables from there.
-Without ``--full`` the benchmarks marked ``full`` are left out, and some sides of the others.
+pytest-benchmark's own table shows only our side. The comparison is in ``extra_info``, which ``--keep`` puts
+into the machine's result file as soon as a case is done. ``benches/report.py`` makes the tables of that file.
+Without ``--full``, the benchmarks marked ``full`` and some sides of the others are left out.
 """
 
 from __future__ import annotations
@@ -39,24 +39,26 @@ PACKAGES = (
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--seconds", type=float, default=6.0, help="to time one case for (default 6)")
-    parser.addoption("--full", action="store_true", help="the long ones as well, and all sides of the others")
-    parser.addoption("--keep", type=Path, metavar="FOLDER", help="for the result file, written case by case")
+    parser.addoption("--seconds", type=float, default=6.0, help="seconds to time one case for (default 6)")
+    parser.addoption("--full", action="store_true", help="run the long benchmarks too, and all sides of each")
+    parser.addoption(
+        "--keep", type=Path, metavar="FOLDER", help="put each finished case into a result file here"
+    )
     parser.addoption(
         "--case-seconds",
         type=float,
-        help="to build and check the sides of one case in; those that come later are left out",
+        help="seconds to build and check the sides of one case; those that are not ready then are left out",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     limits.apply()
-    # torch.compile's cache does not know of them: code it kept from a run without them gives NaN
+    # torch.compile's cache ignores these limits: code cached by a run without them gives NaN
     folder = tempfile.TemporaryDirectory(prefix="wae-bench-")
     config.add_cleanup(folder.cleanup)
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder.name
-    config.addinivalue_line("filterwarnings", "ignore")  # the peers' warnings are not ours to mend
-    # pytest-benchmark's, after the last test: as an error it would hide why that one failed
+    config.addinivalue_line("filterwarnings", "ignore")  # we cannot fix the baselines' warnings
+    # pytest-benchmark warns after the last test: as an error, this would hide why that test failed
     warnings.filterwarnings("ignore", category=PytestBenchmarkWarning)
 
 
@@ -100,7 +102,7 @@ def _version(package: str) -> str | None:
 
 @pytest.fixture
 def setting(request: pytest.FixtureRequest) -> Iterator[Setting]:
-    """A device, an arithmetic and a batch; skipped where there is no such device."""
+    """A device, a precision and a batch size; the case is skipped if there is no such device."""
     setting: Setting = request.param
     if (reason := setting.device.why_not()) is not None:
         pytest.skip(reason)
@@ -110,7 +112,7 @@ def setting(request: pytest.FixtureRequest) -> Iterator[Setting]:
 
 @pytest.fixture(autouse=True)
 def freed() -> Iterator[None]:
-    """One case's networks go before the next come: they can be several gigabytes."""
+    """Free the networks of one case before the next: they can be several gigabytes."""
     yield
     torch._dynamo.reset()
     gc.collect()
@@ -119,7 +121,7 @@ def freed() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def kept(request: pytest.FixtureRequest, benchmark: Any) -> Iterator[None]:
-    """A case goes into the result file when it is done, so that a run that is cut off leaves what it had."""
+    """Put a case into the result file as soon as it is done, so that an interrupted run keeps its results."""
     yield
     folder, config = request.config.getoption("keep"), request.config
     if folder is None or not benchmark.extra_info:
@@ -136,11 +138,11 @@ def kept(request: pytest.FixtureRequest, benchmark: Any) -> Iterator[None]:
 
 @pytest.fixture
 def compare(benchmark: Any, pytestconfig: pytest.Config) -> Callable[..., None]:
-    """``compare(ours, sides, wanted, setting, limit, **facts)``: check sides, and time those that are right.
+    """``compare(ours, sides, wanted, setting, limit, **facts)``: check the sides, and time the correct ones.
 
-    ``wanted`` are the right results, for all sides or for each by name, and so is ``limit``. ``capture``: a
-    round of calls becomes one CUDA graph on a GPU. ``longer`` multiplies ``--seconds``. ``facts`` go into the
-    result file. A side that is not right is kept without times; the case fails where that is ``ours``.
+    ``wanted`` holds the expected results, for all sides or for each by name; so does ``limit``. ``capture``:
+    a round of calls is captured as one CUDA graph on a GPU. ``longer`` multiplies ``--seconds``. ``facts`` go
+    into the result file. A side that is wrong is kept without times; if it is ``ours``, the case fails.
     """
 
     def run(

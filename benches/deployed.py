@@ -1,4 +1,4 @@
-"""Tables of what `wae bench --json FILE` measured: the files in benches/results/deployed."""
+"""Tables from the files that `wae bench --json FILE` wrote to benches/results/deployed."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ FOLDER = "deployed"
 
 
 class Measured(NamedTuple):
-    """One comparison, and the file's other entries."""
+    """One comparison, and the other entries of its file."""
 
     comparison: Comparison
     about: dict[str, Any]
 
 
 class Bound(NamedTuple):
-    """A ratio that was asked for at 1 and at 8 images."""
+    """A target for a ratio of two times, at batch 1 and at batch 8."""
 
     what: str
     network: str
     engine: str | None
-    """Both in int8 in this engine; None for the fastest form of WAE against PyTorch eager."""
+    """Both networks in int8 in this engine; None for the fastest form of WAE over PyTorch eager."""
     least: tuple[float, float]
     aim: tuple[float, float]
 
 
 def _of(network: str, name: str, int8: Sequence[tuple[float, float]], best: Any) -> list[Bound]:
-    both = f"WAE-{name} int8 against {name} int8, both"
+    both = f"WAE-{name} int8 over {name} int8, both"
     return [
         *(Bound(f"{both} {engine}", network, engine, *int8) for engine in ("openvino", "onnxruntime")),
-        Bound(f"WAE-{name}, best precision, against {name} eager float32", network, None, *best),
+        Bound(f"WAE-{name}, fastest precision, over {name}, eager float32", network, None, *best),
     ]
 
 
@@ -49,7 +49,7 @@ BATCHES = (1, 8)
 
 
 def read(folder: Path) -> list[Measured]:
-    """The comparisons kept in ``folder``, ordered by network and number of images."""
+    """The comparisons kept in ``folder``, ordered by network and batch size."""
     found = []
     for path in sorted(folder.glob("*.json")):
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -58,18 +58,18 @@ def read(folder: Path) -> list[Measured]:
 
 
 def bounds(measured: Sequence[Measured]) -> list[str]:
-    """The table of what was asked for; in bold what is below that."""
+    """The table of targets; speedups below the required ones are bold."""
     machines = list(dict.fromkeys(machine(m.about) for m in measured))
     rows = []
     for bound in BOUNDS:
         asked = (" / ".join(f"{x:g}x" for x in pair) for pair in (bound.least, bound.aim))
         reached = ([m.comparison for m in measured if machine(m.about) == name] for name in machines)
         rows.append([bound.what, *asked, *(_reached(bound, found) for found in reached)])
-    return grid(["how many times faster, batch 1 / 8", "at least", "aim", *machines], rows)
+    return grid(["speedup, batch 1 / 8", "required", "target", *machines], rows)
 
 
 def _reached(bound: Bound, measured: Sequence[Comparison]) -> str:
-    """A cell of :func:`bounds`: 1 image / 8 images."""
+    """A cell of :func:`bounds`: batch 1 / batch 8."""
     reached = []
     for batch, least in zip(BATCHES, bound.least, strict=True):
         found = [_ratio(comparison, bound) for comparison in measured if _fits(comparison, bound, batch)]
@@ -82,7 +82,7 @@ def _fits(comparison: Comparison, bound: Bound, batch: int) -> bool:
 
 
 def _ratio(comparison: Comparison, bound: Bound) -> tuple[float, str] | None:
-    """The ratio, and how the table shows it: in one engine with its share of the ratio of multiply-adds."""
+    """The ratio, and the text of its cell: in one engine with its share of the ratio of multiply-adds."""
     if bound.engine is None:
         ratio = comparison.eager.median / comparison.wae[0]
         return ratio, f"{ratio:.1f}x"
@@ -93,7 +93,7 @@ def _ratio(comparison: Comparison, bound: Bound) -> tuple[float, str] | None:
 
 
 def machine(about: dict[str, Any]) -> str:
-    """The processor in few words."""
+    """A short name of the machine."""
     known = about["machine"]
     limited = known.get("limits", {})
     limits = ", ".join(f"`{name}={value}`" for name, value in limited.items())
@@ -106,21 +106,21 @@ def machine(about: dict[str, Any]) -> str:
 
 
 def provenance(about: dict[str, Any]) -> str:
-    """When, where and of what it was measured."""
+    """When and where it was measured, at which commit and with which versions."""
     versions = ", ".join(f"{name} {number}" for name, number in about["machine"]["versions"].items())
     commit = f", commit {about['commit'][:10]}" if "commit" in about else ""
     return f"{machine(about)}. {about['date'][:10]}{commit}. {versions}."
 
 
 def quiet(measured: Sequence[Measured]) -> list[Measured]:
-    """Those to rely on: other programs left the machine alone, as far as that is known."""
+    """The comparisons to rely on: as far as known, no other programs used the machine meanwhile."""
     return [m for m in measured if (m.comparison.others or 0.0) <= QUIET]
 
 
 def _disturbed(entry: Measured) -> str:
     if quiet([entry]):
         return ""
-    return f" **Not quiet:** other programs used {entry.comparison.others:.1f} cores meanwhile."
+    return f" **Not reliable:** other programs used {entry.comparison.others:.1f} cores meanwhile."
 
 
 def tables(measured: Sequence[Measured]) -> list[str]:
@@ -135,7 +135,7 @@ def tables(measured: Sequence[Measured]) -> list[str]:
 
 
 def decision(measured: Sequence[Measured]) -> list[str]:
-    """Each network in the form that is fastest today, and WAE in the one that is for it."""
+    """Each stock network and WAE around it, both in the engine and precision that is fastest for them."""
 
     def named(seconds: float, where: str) -> str:
         return f"{milliseconds(seconds)} ms ({where})"
@@ -147,25 +147,27 @@ def decision(measured: Sequence[Measured]) -> list[str]:
             f"{milliseconds(c.eager.median)} ms",
             named(*c.stock),
             named(*c.wae),
-            f"{c.eager.median / c.wae[0]:.1f}x, {c.ratio:.2f}x",
+            f"{c.eager.median / c.wae[0]:.1f}x",
+            f"{c.ratio:.2f}x",
             f"{c.ratio / c.promised:.0%} of {c.promised:.2f}x",
         ]
         for c, about in measured
     ]
     shown = [
-        "network, images",
-        "on",
-        "PyTorch eager, float32",
-        "today's fastest",
-        "with WAE",
-        "faster",
-        "share",
+        "network, batch",
+        "machine",
+        "stock, PyTorch eager float32",
+        "stock, fastest",
+        "WAE, fastest",
+        "speedup over eager",
+        "over the fastest",
+        "share of the ratio of multiply-adds",
     ]
     return grid(shown, rows)
 
 
 def grid(shown: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table of Markdown."""
+    """A table in Markdown."""
     return [
         f"| {' | '.join(shown)} |",
         "|---" * len(shown) + "|",

@@ -1,4 +1,4 @@
-"""The devices that a comparison runs on: their arithmetic, the sets of inputs, and how time is read there."""
+"""The devices that a comparison runs on: their precisions, sets of inputs, and clocks."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from wae.inference.timing import interleaved, summary
 
 Inputs = tuple[Tensor, ...]
 Calls = Sequence[Callable[[], Any]]
-"""A side, ready to be timed: one call for each set of inputs."""
+"""A side that is ready to be timed: one call for each set of inputs."""
 Timings = dict[str, dict[str, float]]
 
 
 class Launched(list[Callable[[], Any]]):
-    """Calls of a library that computes on a stream of its own: a CUDA graph would not hold its work."""
+    """Calls of a library that computes on its own stream: a CUDA graph would not capture its work."""
 
 
 # ----------------------------------------------------------------------------------------------- precision
@@ -38,7 +38,7 @@ class Precision:
         dtype: of weights and images.
         tf32: whether float32 may be rounded to tf32 on tensor cores.
         op: the limit for one op, ||a - b|| / ||b||.
-        network: the limit for the scores of a whole network.
+        network: the limit for the scores of a network.
     """
 
     name: str
@@ -52,13 +52,13 @@ class Precision:
         """The limit for gradients through the three ReLUs of encode or decode.
 
         A forward error of ``op`` puts up to that share of a layer's units on the other side of their ReLU.
-        Such a unit's gradient is wrong by all of itself, so in the norm the square root of the share remains.
+        The gradient of such a unit is entirely wrong, so the error's norm is the square root of the share.
         """
         return float((3 * self.op) ** 0.5)
 
     @contextmanager
     def allowed(self) -> Iterator[None]:
-        """Within it torch rounds float32 as this precision says."""
+        """A context in which torch rounds float32 as this precision allows."""
         settings = (torch.backends.cudnn, torch.backends.cuda.matmul)
         before = [setting.allow_tf32 for setting in settings]
         try:
@@ -85,16 +85,16 @@ EXACT = PRECISIONS["float32"]
 
 
 class Processor:
-    """The machine's processor: calls are timed one by one, with the inputs in its cache."""
+    """The CPU: calls are timed one by one, with the inputs in its cache."""
 
     torch = torch.device("cpu")
 
     def why_not(self) -> str | None:
-        """The reason why nothing can be measured here; None where it can."""
+        """The reason why nothing can be measured on this device; None if it can."""
         return None
 
     def facts(self) -> dict[str, Any]:
-        """Its state now, for the result file."""
+        """The current state of the device, for the result file."""
         return {}
 
     def sets(self, inputs: Inputs, most: int | None = None) -> list[Inputs]:
@@ -102,27 +102,27 @@ class Processor:
         return [inputs]
 
     def round(self, calls: Calls, capture: bool) -> tuple[Callable[[], Any], str]:
-        """A function that makes all calls once, and a note where it is not the graph that was asked for."""
+        """A function that makes all calls once, and a note if it is not the requested graph."""
         (call,) = calls
         return call, ""
 
     def time(
         self, rounds: Mapping[str, Callable[[], Any]], seconds: float, calls: int, burst: int, settle: int
     ) -> Timings:
-        """Seconds of one call of each side."""
+        """The seconds that one call of each side takes."""
         timings = interleaved(rounds, seconds, warmup=1, burst=burst, settle=settle)
         return {name: asdict(timing) for name, timing in timings.items()}
 
     def working_memory(self, call: Callable[[], Any]) -> float | None:
-        """Megabytes that a call takes beside what is there already; None where that is not known."""
+        """Megabytes that a call allocates in addition to what is already there; None if unknown."""
         return None
 
 
 class Gpu(Processor):
     """A CUDA device.
 
-    A round goes through so many sets of inputs that none is in the second-level cache when its turn comes. It
-    is recorded as one CUDA graph where that is asked for and possible, and timed by CUDA events.
+    A round uses so many sets of inputs that each has left the L2 cache before it is used again. The round is
+    captured as one CUDA graph if that is requested and possible, and it is timed by CUDA events.
     """
 
     torch = torch.device("cuda")
@@ -140,7 +140,7 @@ class Gpu(Processor):
         return dict(zip(self.query.split(","), values, strict=False))
 
     def cache_bytes(self) -> int:
-        """The size of the second-level cache."""
+        """The size of the L2 cache."""
         return int(getattr(torch.cuda.get_device_properties(self.torch), "L2_cache_size", 64 << 20))
 
     def sets(self, inputs: Inputs, most: int | None = None) -> list[Inputs]:
@@ -185,7 +185,7 @@ class Gpu(Processor):
         while len(samples[order[0]]) < 3 or time.perf_counter() < end:
             shuffle(order)
             events = []
-            for name in order:  # all are queued before the first is read: launching them is not timed
+            for name in order:  # all are queued before the first is read, so that launches are not timed
                 start, stop = self.event(), self.event()
                 start.record()
                 rounds[name]()
@@ -206,11 +206,11 @@ class Gpu(Processor):
         return (torch.cuda.max_memory_allocated() - before) / 1e6
 
     def event(self) -> Any:
-        """Something that ``record()`` notes the device's time in."""
+        """An object whose ``record()`` stores the device's time."""
         return torch.cuda.Event(enable_timing=True)
 
     def synchronize(self) -> None:
-        """Wait for the device."""
+        """Wait until the device has finished."""
         torch.cuda.synchronize()
 
 
@@ -221,7 +221,7 @@ DEVICES: dict[str, Processor] = {"cpu": Processor(), "cuda": Gpu()}
 
 
 class Setting(NamedTuple):
-    """One case: its device, its arithmetic, and the number of images."""
+    """One case: its device, its precision, and the batch size."""
 
     name: str
     precision: Precision
@@ -239,9 +239,9 @@ def settings(
     precisions: Sequence[str] = tuple(PRECISIONS),
     full: Sequence[tuple[str, int]] = (),
 ) -> list[Any]:
-    """pytest's parameters: batches on the processor in float32, and on the GPU in ``precisions``.
+    """pytest's parameters: batch sizes on the CPU in float32, and on the GPU in ``precisions``.
 
-    Those named in ``full``, as (device, batch), run with ``--full`` only.
+    Those in ``full``, as (device, batch), run only with ``--full``.
     """
     chosen = [Setting("cpu", EXACT, batch) for batch in cpu]
     chosen += [Setting("cuda", PRECISIONS[name], batch) for name in precisions for batch in cuda]

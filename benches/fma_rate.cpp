@@ -1,4 +1,4 @@
-// Multiply-adds a second of one core: the bound that docs/kernels.md compares with. x86-64 only.
+// Measures how many multiply-adds one core does per second: the bound in docs/kernels.md. x86-64 only.
 //
 //     g++ -O2 benches/fma_rate.cpp -o build/fma_rate && build/fma_rate
 

@@ -1,9 +1,9 @@
-"""Accuracy that the encoder alone loses in int8, everything else in float32.
+"""The accuracy lost when only the encoder runs in int8, with everything else in float32.
 
     python -m benches.int8_encoder
 
 Prints JSON: the accuracy of the included Fashion-MNIST network on all 10,000 test images, and the PSNR of
-photos that the shipped auto-encoder decodes. Scales come from training images.
+photos that the included auto-encoder decodes. The scales come from training images.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ from wae.training.losses import psnr
 
 @torch.no_grad()
 def measure() -> dict[str, Any]:
-    """Shares that are named rightly with the encoder in float32 and in int8, and all else in float32; and the
-    PSNR of decoded photos in dB, between the two and against the photo.
+    """The accuracies and the PSNRs of decoded photos, with the encoder in float32 and in int8.
+
+    The PSNRs, in dB, compare the two decoded photos with each other and with the original.
     """
     train, test = (fashion_mnist(None, train, False, 0) for train in (True, False))
     given, targets = test.batch(range(len(test)), 0)
@@ -55,7 +56,7 @@ def measure() -> dict[str, Any]:
 
 
 def _in_both(model: Any, samples: Sequence[Tensor]) -> dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]]:
-    """The encoder of ``model`` in float32 and in int8."""
+    """The encoder of ``model`` in float32 and in int8, by name of the precision."""
     affine = model.image_scale, model.image_shift
     quantized = quantize(model.encoder, *affine, largest_activations(model.encoder, *affine, samples))
     return {
@@ -65,7 +66,7 @@ def _in_both(model: Any, samples: Sequence[Tensor]) -> dict[str, Callable[[Tenso
 
 
 def _crops(image: Tensor, size: int = 224, count: int = 10) -> list[Tensor]:
-    """Of an image (3, H, W), along its diagonal."""
+    """Crops of an image (3, H, W) along its diagonal."""
     steps = [[round(i * (side - size) / (count - 1)) for i in range(count)] for side in image.shape[1:]]
     return [image[None, :, y : y + size, x : x + size] for y, x in zip(*steps, strict=True)]
 

@@ -1,9 +1,9 @@
-"""Keeps libraries from using some instructions, to measure as on a processor without them.
+"""Keeps libraries from using some instructions, to measure as on a CPU that does not have them.
 
-All read environment variables (``LIMITS``), except ONNX Runtime, which has no setting. It uses AVX-512 where
-the operating system keeps these registers, which the instruction XGETBV tells. With
-``WAE_BENCH_ONNXRUNTIME=avx2`` that instruction is overwritten in the loaded library, in this process only, by
-one that tells of AVX's registers alone.
+All libraries read environment variables (``LIMITS``), except ONNX Runtime, which has no such setting. It uses
+AVX-512 if the operating system saves these registers, which it asks with the instruction XGETBV. With
+``WAE_BENCH_ONNXRUNTIME=avx2`` this instruction is overwritten in the loaded library, in this process only, by
+code that reports only the registers of AVX.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from pathlib import Path
 from wae.experiments import machine
 
 LIMITS = (*machine.LIMITS, "WAE_BENCH_ONNXRUNTIME")
-"""A result is worth little without them."""
+"""A result means little without the values of these variables."""
 
-_ASK = bytes.fromhex("31c9 0f01d0")  # xor ecx, ecx; xgetbv: eax tells which registers are kept
+_ASK = bytes.fromhex("31c9 0f01d0")  # xor ecx, ecx; xgetbv: eax tells which registers are saved
 _ANSWER = bytes.fromhex("31c9 6a0758")  # xor ecx, ecx; push 7; pop rax: x87, SSE and AVX
 
 
 def apply() -> None:
-    """Limit ONNX Runtime if the environment says so. To be called before it is imported.
+    """Limit ONNX Runtime if the environment says so. Call this before importing it.
 
     Raises:
-        RuntimeError: it cannot be limited here.
+        RuntimeError: it cannot be limited on this platform, or in this version.
     """
     wanted = os.environ.get("WAE_BENCH_ONNXRUNTIME")
     if not wanted or find_spec("onnxruntime") is None:
@@ -39,9 +39,9 @@ def apply() -> None:
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         raise RuntimeError("WAE_BENCH_ONNXRUNTIME works on Linux and x86-64 only")
     library = _library()
-    ctypes.CDLL(str(library))  # mapped, but nothing of it has asked yet
+    ctypes.CDLL(str(library))  # now it is mapped, but none of its code has executed XGETBV yet
     if sum(_overwrite(begin, end) for begin, end in _code(library)) == 0:
-        raise RuntimeError(f"found no question for AVX-512's registers in {library.name}")
+        raise RuntimeError(f"found no XGETBV to overwrite in {library.name}")
 
 
 def _library() -> Path:
@@ -53,14 +53,14 @@ def _library() -> Path:
 
 
 def _code(library: Path) -> list[tuple[int, int]]:
-    """Where this process has the library's code."""
+    """The address ranges of the library's code in this process."""
     lines = (line.split() for line in Path("/proc/self/maps").read_text().splitlines())
     parts = [fields[0] for fields in lines if fields[-1] == str(library) and "x" in fields[1]]
     return [(int(part.partition("-")[0], 16), int(part.partition("-")[2], 16)) for part in parts]
 
 
 def _overwrite(begin: int, end: int) -> int:
-    """How many questions there were between two addresses."""
+    """Overwrite each XGETBV between two addresses, and return how many there were."""
     libc = ctypes.CDLL(None, use_errno=True)
 
     def protect(mode: int) -> None:
@@ -76,10 +76,10 @@ def _overwrite(begin: int, end: int) -> int:
 
 
 def _find(begin: int, end: int) -> list[int]:
-    """Addresses of the questions.
+    """The addresses of XGETBV between two addresses.
 
-    The code is read in small pieces: freeing one large block would teach the C library to keep such blocks,
-    and PyTorch would be faster than in a process that was not limited.
+    The code is read in small pieces. Freeing one large block would make the C library keep such blocks, and
+    PyTorch would be faster than in a process without limits.
     """
     piece, overlap = 1 << 16, len(_ASK) - 1
     return [

@@ -1,11 +1,11 @@
-"""A saved network in a new process: seconds to its first scores, and the memory that it takes.
+"""A saved network in a new process: the seconds to its first scores, and the memory that it takes.
 
     python -m benches.load NETWORK ENGINE PRECISION BATCH [FOLDER]
 
-Deploys WAE around VGG16 or ResNet50, saves it, and loads it in processes of their own. Prints medians as
-JSON, and keeps them in FOLDER: ``seconds``, ``first`` (the same in the first of the processes), and
-``megabytes``: ``peak`` and ``private``, as `wae.inference.footprint` has them, and ``files``, what the folder
-has, about the weights.
+Deploys WAE around VGG16 or ResNet50, saves it, and loads it in new processes, one after the other. Prints
+JSON, and writes it to FOLDER: ``seconds``, the median; ``first``, the seconds of the first process; and
+``megabytes``: ``peak`` and ``private`` as `wae.inference.footprint` defines them, and ``files``, the size of
+the saved folder, which is mostly weights.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def measure(network: str, engine: str, precision: str, batch: int) -> dict[str, 
 
 
 def keep(folder: Path, found: dict[str, Any]) -> None:
-    """Write one case into ``folder``."""
+    """Write one case to a file in ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     name = "-".join(str(found[key]) for key in ("network", "engine", "precision", "images"))
     text = json.dumps({"machine": machine(), **found}, indent=1) + "\n"

@@ -1,10 +1,10 @@
-"""How much memory one form of a network takes at its peak; ``bench_memory.py`` calls it.
+"""The peak memory of one form of a network; ``bench_memory.py`` runs this module.
 
     python -m benches.memory NETWORK FORM RUNNER BATCH
 
-Prints megabytes (1e6 bytes): the most that the process holds (Linux's VmHWM) during calls, after one call
-to warm up, less what it held with PyTorch imported and before the network was built. So weights, packed
-copies of them, the engine's library and the space to work in count; building and compiling do not.
+Prints megabytes (1e6 bytes): the peak of the process (Linux's VmHWM) during calls after a first one, minus
+what it held with PyTorch imported and before the network was built. Weights, packed copies of them, the
+engine's library and workspace count; building and compiling do not.
 """
 
 from __future__ import annotations

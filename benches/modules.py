@@ -1,4 +1,4 @@
-"""Encoder and decoder, ours and stock, with seeded weights; their inputs, and what is wanted of them."""
+"""Encoder and decoder, ours and stock, with seeded weights; their inputs and expected results."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .devices import EXACT, Inputs, Setting
 
 OURS = "wae-kernels"
 SIZE = 224
-_AT_ONCE = 8  # images that the float64 reference computes at once, for its memory
+_AT_ONCE = 8  # images that the float64 reference computes at once, to save memory
 
 
 class FixedSize(nn.Module):
-    """A decoder for one output size, so that it takes tensors only, as exporters want it."""
+    """A decoder for one output size, so that it takes only tensors, as exporters require."""
 
     def __init__(self, decoder: nn.Module, size: tuple[int, int]) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class FixedSize(nn.Module):
 
 
 def pair(op: str, setting: Setting) -> tuple[nn.Module, nn.Module]:
-    """(ours, stock) of "encode" or "decode", with the same weights."""
+    """(ours, stock) for "encode" or "decode", with the same weights."""
     torch.manual_seed(0)
     ours, stock = (Encoder(), StockEncoder()) if op == "encode" else (Decoder(), StockDecoder())
     stock.load_state_dict(ours.state_dict())
@@ -45,7 +45,7 @@ def pair(op: str, setting: Setting) -> tuple[nn.Module, nn.Module]:
 
 
 def inputs(op: str, setting: Setting) -> Inputs:
-    """Images, or ``low`` and ``high`` of as many."""
+    """Images, or ``low`` and ``high`` of the same number of images."""
     drawn = (images(setting.batch, SIZE),) if op == "encode" else branches(setting.batch, SIZE)
     return tuple(x.to(setting.device.torch, setting.precision.dtype) for x in drawn)
 
@@ -61,7 +61,7 @@ def branches(batch: int, size: int) -> tuple[Tensor, Tensor]:
     return half, half.flip(0, 3)
 
 
-# ----------------------------------------------------------------------------------------- what is wanted
+# ----------------------------------------------------------------------------------------- expected results
 
 
 @torch.no_grad()
@@ -76,7 +76,7 @@ def results(stock: nn.Module, given: Inputs) -> list[Tensor]:
 def gradients(
     module: nn.Module, given: Inputs, upstream: Sequence[Tensor], autocast: torch.dtype | None = None
 ) -> list[Tensor]:
-    """Those of the inputs, then of the parameters, for ``upstream`` gradients of the results."""
+    """The gradients of the inputs, then of the parameters, given ``upstream`` gradients of the results."""
     leaves = [x.detach().requires_grad_() for x in given]
     with torch.autocast(given[0].device.type, autocast, enabled=autocast is not None):
         outputs = tensors(module(*leaves))

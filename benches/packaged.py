@@ -1,4 +1,4 @@
-"""The part of the result files that is in the package: what ``wae app`` shows of them."""
+"""The part of the result files that is included in the package, because ``wae app`` shows it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ FILE = "python/wae/integrations/measured.json"
 
 
 def keep(results: Sequence[Result], root: Path) -> None:
-    """Write it, of the benchmarks' ``results`` and of the trainings in ``docs/results``."""
+    """Write :data:`FILE` from the benchmarks' ``results`` and the trainings in ``docs/results``."""
     data = {"speed": speed(results), "accuracy": accuracy(root / "docs" / "results")}
     (root / FILE).parent.mkdir(parents=True, exist_ok=True)
     write(root / FILE, json.dumps(data, indent=1) + "\n")
 
 
 def speed(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Of whole networks on each machine: the median of every form in every engine, ``FORM | ENGINE``."""
+    """The medians of networks on each machine, in every form and engine, by ``FORM | ENGINE``."""
     return [
         {
             "machine": tables.name(result),
@@ -40,7 +40,7 @@ def speed(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 
 def accuracy(folder: Path) -> list[dict[str, Any]]:
-    """Of every training that was kept: see :mod:`wae.experiments.reproduce`."""
+    """The accuracy of every training that was kept: see :mod:`wae.experiments.reproduce`."""
     found = []
     for path in sorted(folder.glob("*/*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""A module through everything that could run it instead of us. Peers that are not installed are left out."""
+"""The baselines: everything that can run a module instead of our ops, if it is installed."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from .comparison import Side, tensors
 from .devices import Calls, Inputs, Launched, Setting
 
 _WITH_AUTOTUNE = {"cpu": (1, 8), "cuda": (1, 64)}
-"""Batches at which torch.compile, which takes a minute, is one of the peers."""
+"""Batch sizes at which torch.compile, which takes a minute, is one of the baselines."""
 _ELEMENTS = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: 16}
-"""ONNX Runtime's names of dtypes: numpy's, or the number in ONNX."""
+"""The dtypes as ONNX Runtime takes them: numpy's, or the number in ONNX."""
 
 
 def over(function: Callable[..., Any], sets: Sequence[Inputs]) -> Calls:
@@ -29,12 +29,12 @@ def over(function: Callable[..., Any], sets: Sequence[Inputs]) -> Calls:
 
 
 def channels_last(sets: Sequence[Inputs]) -> list[Inputs]:
-    """The same inputs in that memory format."""
+    """The same inputs in the memory format channels_last."""
     return [tuple(x.contiguous(memory_format=torch.channels_last) for x in inputs) for inputs in sets]
 
 
 def all_peers(module: nn.Module, sets: Sequence[Inputs], setting: Setting) -> dict[str, Side]:
-    """Everything that can run ``module`` there."""
+    """Everything that can run ``module`` in this setting."""
     return {
         **eager(module, sets),
         **autocast(module, sets, setting),
@@ -67,13 +67,13 @@ def autocast(module: nn.Module, sets: Sequence[Inputs], setting: Setting) -> dic
 
 
 def compiled(module: nn.Module, sets: Sequence[Inputs]) -> dict[str, Side]:
-    """torch.compile. Without CUDA graphs of its own: a round of all sides becomes one."""
+    """torch.compile without its own CUDA graphs, because a round of calls is captured as one."""
     function = torch.compile(module, mode="max-autotune-no-cudagraphs", fullgraph=True)
     return {"torch.compile max-autotune": lambda: over(function, sets)}
 
 
 def engines(module: nn.Module, sets: Sequence[Inputs]) -> dict[str, Side]:
-    """Other libraries; on the processor with as many threads as torch has."""
+    """Other libraries; on the CPU with the same number of threads as torch."""
     inputs, device = sets[0], sets[0][0].device
     found: dict[str, Side] = {
         title: lambda name=name: over(ENGINES[name].build(module, inputs), sets)
@@ -98,7 +98,7 @@ def _has_onnxruntime_cuda() -> bool:
 
 
 def _onnxruntime_cuda(module: nn.Module, inputs: Inputs) -> Callable[..., Any]:
-    """The module in ONNX Runtime on the GPU, which reads and writes PyTorch's memory."""
+    """The module in ONNX Runtime on the GPU, reading and writing PyTorch's memory."""
     import onnxruntime
 
     model = to_onnx(module, inputs).SerializeToString()
@@ -108,7 +108,7 @@ def _onnxruntime_cuda(module: nn.Module, inputs: Inputs) -> Callable[..., Any]:
     def run(*given: Tensor) -> list[Tensor]:
         binding = session.io_binding()
         given = tuple(x.contiguous() for x in given)
-        torch.cuda.current_stream().synchronize()  # the library has a stream of its own
+        torch.cuda.current_stream().synchronize()  # the library uses its own stream
         for node, x in zip(session.get_inputs(), given, strict=True):
             binding.bind_input(node.name, "cuda", 0, _ELEMENTS[x.dtype], tuple(x.shape), x.data_ptr())
         for node, x in zip(session.get_outputs(), outputs, strict=True):

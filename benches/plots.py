@@ -1,4 +1,4 @@
-"""Figures of result files: bars of how many times faster, time by resolution, memory."""
+"""Plots of result files: throughput, time by resolution, peak memory, and times of the baselines."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Fill = Callable[[Axes, list[Benchmark]], None]
 
 
 def draw(results: Sequence[Result], folder: Path) -> list[Path]:
-    """Write what the result files have numbers for into ``folder``; returns the files."""
+    """Write the plots that the result files have numbers for into ``folder``; returns the files."""
     drawn = _throughput(results, folder / "end_to_end.png")
     for file, wanted, key, height, title, fill in FIGURES:
         rows = []
@@ -70,7 +70,7 @@ def _write(figure: Any, path: Path) -> None:
 
 
 def _throughput(results: Sequence[Result], path: Path) -> list[Path]:
-    """One figure of what WAE brings: images a second of each network, on the first machine that has all."""
+    """Images per second of each network with and without WAE, on the first machine that has all networks."""
     for result in results:
         measured = {
             b["network"]: b
@@ -97,13 +97,13 @@ def _throughput(results: Sequence[Result], path: Path) -> list[Path]:
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(labelsize=9)
     threads = counted(result["machine"]["threads"], "thread")
-    figure.suptitle(f"Images a second, {SHOWN_BATCH} at once, {name(result)}, {threads}", fontsize=10)
+    figure.suptitle(f"Images per second, batch {SHOWN_BATCH}, {name(result)}, {threads}", fontsize=10)
     _write(figure, path)
     return [path]
 
 
 def _bars(axis: Axes, groups: dict[str, dict[str, float]], form: str) -> None:
-    """``groups``: by legend, by label, a height."""
+    """``groups`` holds heights of bars, by legend and label."""
     labels = list(dict.fromkeys(label for heights in groups.values() for label in heights))
     width = 0.8 / len(groups)
     for i, (group, heights) in enumerate(groups.items()):
@@ -150,9 +150,9 @@ def _memory(axis: Axes, benchmarks: list[Benchmark]) -> None:
 
 
 OPS = ("encode", "decode", "encode + backward", "decode + backward")
-# file, the tables it shows, what distinguishes its panels, height of a panel, title, what fills a panel
+# File, the tables it shows, what distinguishes its panels, height of a panel, title, what fills a panel.
 FIGURES: tuple[tuple[str, tuple[str, ...], str, float, str, Fill], ...] = (
     ("resolution.png", ("sizes",), "runner", 3.2, "One image of n x n pixels, milliseconds", _sizes),
     ("memory.png", ("memory",), "network", 2.8, "Peak memory with weights, MB, batch 8", _memory),
-    ("speed.png", OPS, "table", 2.8, "Time of each peer, in units of ours (224 x 224, float32)", _peers),
+    ("speed.png", OPS, "table", 2.8, "Time as a multiple of wae-kernels' (224 x 224, float32)", _peers),
 )

@@ -1,9 +1,9 @@
-"""Accuracy that int8 loses on Fashion-MNIST against float32. `wae bench` measures the time that it saves.
+"""The accuracy that int8 loses on Fashion-MNIST against float32. `wae bench` measures the time it saves.
 
     python -m benches.precision [ENGINE]
 
-The included network, calibrated on 100 training images, all 10,000 test images. Prints JSON; ``encoder`` is
-the precision of the encoder in the network in int8, which `wae.deploy` chooses by time.
+Uses the included network, 100 training images for calibration, and all 10,000 test images. Prints JSON;
+``encoder`` is the precision of the encoder in the int8 network, which `wae.deploy` chooses by time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from wae.storage.weights_file import WEIGHTS
 
 
 def accuracy(engine: str = "openvino") -> dict[str, Any]:
-    """Shares of the 10,000 test images that are named rightly."""
+    """The shares of the 10,000 test images that are classified correctly."""
     model = load_classifier(WEIGHTS / "fashion-mnist.safetensors")
     train, test = (fashion_mnist(None, train, False, 0) for train in (True, False))
     given, targets = test.batch(range(len(test)), 0)

@@ -1,10 +1,10 @@
-"""Images per second of `wae predict --ray` against those of the plain loop, on the same cores.
+"""Images per second of `wae predict --ray` compared with the plain loop, on the same cores.
 
     python -m benches.ray_overhead [IMAGES] [FOLDER]
 
-WAE-ResNet18 as PyTorch runs it, on IMAGES (10,000) JPEG files of 320 x 320 pixels, which are read and
-decoded: a network that is done with so many in minutes. Both are run on a few images too: what the seconds
-grow by with the others is the time of these, and the rest is the start. Prints JSON, and keeps it in FOLDER.
+Runs WAE-ResNet18 in eager PyTorch on IMAGES (10,000) JPEG files of 320 x 320 pixels, which are read and
+decoded. Each way also runs on a few images: the additional seconds for the others give the rate, and the rest
+of the seconds is the start. Prints JSON, and writes it to FOLDER.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from wae.storage.checkpoint import load_classifier, save_classifier
 
 NETWORK = "wae_resnet18"
 IMAGES, FEW = 10_000, 64
-_PHOTOS = 16  # different ones
+_PHOTOS = 16  # that differ from each other
 
 
 def measure(number: int, folder: Path) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def measure(number: int, folder: Path) -> dict[str, Any]:
 
 
 def _files(number: int, folder: Path) -> list[Found]:
-    """``number`` JPEG files: a few, under many names."""
+    """``number`` JPEG files: a few photos under many names."""
     folder.mkdir()
     for index, photo in enumerate(crops(320, _PHOTOS)):
         Image.fromarray(photo.permute(1, 2, 0).numpy()).save(folder / f"{index:06}.jpg", quality=90)

@@ -1,7 +1,7 @@
-"""From result files to the tables of README.md, docs/benchmarks.md and docs/scale.md, the plots, and the
-figures of ``wae app``. None is typed by hand.
+"""Writes the tables of README.md, docs/benchmarks.md and docs/scale.md, the plots, and the figures of
+``wae app``.
 
-python -m benches.report                 make tables and plots from benches/results and docs/results
+python -m benches.report                 reads the result files in benches/results and docs/results
 """
 
 from __future__ import annotations
@@ -16,6 +16,12 @@ from .result_files import Result, shown, write
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- benches/report.py writes from here -->", "<!-- to here -->"
 ACCURACIES = "<!-- benches/report.py writes accuracies from here -->"
+TARGETS = (
+    "Cells: the speedup at batch 1 / batch 8, or at the one batch size that has a target. A percentage is\n"
+    "the share of the ratio of multiply-adds that the speedup reaches. **Bold** cells miss what is required\n"
+    "or, if nothing is required, the target: see [why](#why-some-targets-are-missed)."
+)
+"""How to read the tables of targets."""
 
 
 def write_between(path: Path, body: str, begin: str = BEGIN) -> None:
@@ -29,14 +35,14 @@ def write_between(path: Path, body: str, begin: str = BEGIN) -> None:
 
 
 def everything(results: list[Result], measured: list[deployed.Measured], figures: list[Path]) -> str:
-    """The part of docs/benchmarks.md: all figures, then all tables."""
+    """The generated part of docs/benchmarks.md: all plots, then all tables."""
     parts = [f"![{_words(p)}]({p.name})" for p in figures]
-    parts += ["## What was asked for", "\n".join(tables.bounds(results, tables.BOUNDS))]
+    parts += ["## Targets", TARGETS, "\n".join(tables.bounds(results, tables.BOUNDS))]
     on_gpu = [result for result in results if result["machine"]["gpu"]]
     if on_gpu:
         parts += ["\n".join(tables.bounds(on_gpu, tables.GPU_BOUNDS))]
     if measured:
-        parts += ["## In fewer bits", "\n".join(deployed.bounds(measured))]
+        parts += ["## Reduced precision", "\n".join(deployed.bounds(measured))]
         parts += ["\n".join(deployed.decision(measured))]
         parts += ["\n".join(deployed.tables(measured)).strip()]
     for result in results:
@@ -52,7 +58,7 @@ def _words(path: Path) -> str:
 
 
 def main() -> None:
-    """Parse the arguments, and write."""
+    """Parse the arguments, and write everything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--root", type=Path, default=ROOT, metavar="FOLDER", help=argparse.SUPPRESS)
     root: Path = parser.parse_args().root

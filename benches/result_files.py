@@ -1,8 +1,8 @@
 """Result files: one for each machine, with the latest numbers of every case.
 
-Each case has the date, commit and versions that it was measured with. One that is measured again replaces the
-one of the same name, so that a long run can be made in parts. Short runs (without ``--full``) go into a file
-of their own, ``*.short.json``, which is shown only where there is no full one of the same machine.
+Each case records the date, commit and versions it was measured with. A new measurement of a case replaces the
+old one, so that a long run can be split into parts. Short runs (without ``--full``) go into a separate file,
+``*.short.json``, which is shown only if there is no full one of the same machine.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from wae.storage.files import written
 Result = dict[str, Any]
 """A result file: "machine" and "benchmarks"."""
 Benchmark = dict[str, Any]
-"""One of these: "name", "run", "table", and what it measured."""
+"""One entry of "benchmarks": "name", "run", "table", and what was measured."""
 
 
 def keep(folder: Path, machine: dict[str, Any], benchmark: Benchmark) -> Path:
-    """Put one case into its machine's file in ``folder``; returns that.
+    """Put one case into the file of its machine in ``folder``; returns the file.
 
     Raises:
         ValueError: the file was measured on another machine, or under other limits.
@@ -38,25 +38,25 @@ def keep(folder: Path, machine: dict[str, Any], benchmark: Benchmark) -> Path:
 
 
 def file_name(machine: dict[str, Any], full: bool) -> str:
-    """Of the result file for a machine and kind of run."""
+    """The name of the result file for a machine and kind of run."""
     label = f"{machine['gpu'] or machine['processor']} {machine['backend']} {machine['threads']} threads"
     words = "".join(c if c.isalnum() else " " for c in label.lower()).split()
     return "-".join(words) + (".json" if full else ".short.json")
 
 
 def shown(folder: Path) -> list[Result]:
-    """The result files to make tables of: of each machine the full one, or else the short one."""
+    """The result files to show: for each machine the full one, or else the short one."""
     results = []
     for path in sorted(folder.glob("*.json")):
-        whole = path.with_name(path.name.replace(".short.json", ".json"))
-        if whole != path and whole.exists():
-            print(f"not shown, as {whole.name} is the full run of this machine: {path.name}")
+        full = path.with_name(path.name.replace(".short.json", ".json"))
+        if full != path and full.exists():
+            print(f"not shown, because {full.name} is the full run of this machine: {path.name}")
             continue
         results.append(json.loads(path.read_text(encoding="utf-8")))
     return results
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+    """Write a file completely or not at all."""
     with written(path, force=True) as file:
         file.write(text.encode())

@@ -1,14 +1,14 @@
-"""Where the time goes in a deployed network that scores pixels, at full resolution and with WAE.
+"""Where the time goes in a deployed segmentation network, at full resolution and with WAE.
 
     python -m benches.segmentation prepare FOLDER [NETWORK ...]
     python -m benches.segmentation time FOLDER RESULTS [NETWORK ...]
     python -m benches.segmentation table RESULTS
 
 ``prepare`` deploys each network of :data:`NETWORKS` for one image of 480 x 360 in each engine of
-:data:`ENGINES`, at full resolution and with WAE around it, checks both, and saves them and the parts of the
-latter into FOLDER; what is there it leaves. ``time`` runs what was saved in turns and keeps the medians in
-RESULTS, a file for each network and engine. ``table`` prints them as Markdown, of each network the engine
-first in which WAE is fastest.
+:data:`ENGINES`, at full resolution and with WAE around it, checks both, and saves them and the parts of WAE
+to FOLDER. It skips what is already there. ``time`` times the saved networks interleaved, and writes the
+medians to RESULTS, one file for each network and engine. ``table`` prints these as Markdown; the engine in
+which WAE is fastest comes first for each network.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ ENGINES = ("openvino", "onnxruntime")
 SECONDS = 10.0
 FULL, WHOLE = "full resolution", "WAE"
 PARTS = ("low network", "light body")
-"""Of WAE, in the engine, whose time is measured too."""
+"""The parts of WAE inside the engine that are timed separately."""
 END = "full-resolution end"
-"""The part behind the engine: our op."""
+"""The part after the engine, which is our op: the fusion."""
 
 _SCALE, _SHIFT = (1 / 64,) * 3, (-2.0,) * 3
 
@@ -75,7 +75,7 @@ def prepare(folder: Path, networks: Sequence[str]) -> None:
 
 
 def _parts(model: WAESegmenter) -> Iterator[tuple[str, nn.Module, Sequence[Tensor]]]:
-    """Each of :data:`PARTS` as a module with its inputs."""
+    """Each of :data:`PARTS`, as a module and its inputs."""
     images = example_images(model, 1, SIZE)
     folded = fold(model, images)
     assert isinstance(folded, WAESegmenter)
@@ -96,7 +96,7 @@ def _save_parts(model: WAESegmenter, engine: str, target: Path) -> None:
 
 
 def measure(folder: Path, name: str, engine: str) -> dict[str, Any]:
-    """Medians in milliseconds, and how many times fewer multiply-adds WAE has."""
+    """The medians in milliseconds, and the multiply-adds at full resolution and of WAE."""
     target = folder / name / engine
     full, whole = (wae.load_deployed(target / kind) for kind in (FULL, WHOLE))
     images = torch.zeros(1, 3, *SIZE, dtype=torch.uint8)
@@ -137,7 +137,7 @@ def _part(folder: Path, engine: str) -> Callable[[], Any]:
 def table(results: Path) -> str:
     """See above."""
     lines = [
-        "| network | engine | full resolution | WAE | faster | limit | reached | full-resolution end |",
+        "| network | engine | full resolution | WAE | speedup | limit | share of the limit | fusion |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     found = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]

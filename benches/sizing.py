@@ -1,4 +1,4 @@
-"""The table of docs/scale.md: how many machines a billion images a day need, by what `wae bench` measured."""
+"""The table of docs/scale.md: how many machines a billion images a day need, by the times of `wae bench`."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from .deployed import Measured, grid, machine, quiet
 A_DAY = 1_000_000_000
 """Images."""
 CORES = 64
-"""Of a machine that the table counts with."""
+"""Cores of the machines that the table counts."""
 
 _SECONDS = 24 * 60 * 60
 _HEADS = (
-    "network, images in a call",
-    "on",
-    "precision: engine of stock, of WAE",
-    "images/s per core: stock",
-    "WAE",
-    f"machines of {CORES} cores: stock",
-    "WAE",
+    "network, batch",
+    "machine",
+    "precision: engine for stock, for WAE",
+    "images/s per core, stock",
+    "images/s per core, WAE",
+    f"{CORES}-core machines, stock",
+    f"{CORES}-core machines, WAE",
 )
 
 
 def table(measured: Sequence[Measured]) -> list[str]:
-    """A row for each network, number of images, machine and precision, both in the engine fastest for them.
+    """A row for each network, batch size, machine and precision; stock and WAE each in its fastest engine.
 
-    Comparisons that other programs disturbed are left out.
+    Comparisons during which other programs used the machine are left out.
     """
     rows = []
     for comparison, about in quiet(measured):
@@ -49,12 +49,12 @@ def table(measured: Sequence[Measured]) -> list[str]:
 
 
 def machines(rate: float) -> int:
-    """How many a billion images a day need, at ``rate`` images per second and core."""
+    """How many machines a billion images a day need, at ``rate`` images per second and core."""
     return math.ceil(A_DAY / _SECONDS / rate / CORES)
 
 
 def _fastest(comparison: Comparison) -> Iterator[tuple[str, tuple[Row, Row]]]:
-    """For each precision the rows in which the stock network and WAE are fastest."""
+    """For each precision, the rows in which the stock network and WAE are fastest."""
     for precision in dict.fromkeys(row.precision for row in comparison.rows):
         rows = [row for row in comparison.rows if row.precision == precision]
         yield precision, (min(rows, key=lambda r: r.stock.median), min(rows, key=lambda r: r.wae.median))

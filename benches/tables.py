@@ -1,4 +1,4 @@
-"""Markdown tables of result files: what was asked for and reached, and everything that was measured."""
+"""Markdown tables of result files: targets and what was reached, and everything that was measured."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ OURS = "wae-kernels"
 
 
 class Bound(NamedTuple):
-    """A ratio of two times that was asked for.
+    """A target for the ratio of two times.
 
-    ``slow`` and ``fast`` are patterns of the names of sides in ``table``; of several the fastest counts. With
-    ``network``, ``aim`` is a share of the ratio of multiply-adds of this network and WAE's.
+    ``slow`` and ``fast`` are patterns that match names of sides in ``table``; the fastest match counts. With
+    ``network``, ``aim`` is a share of the ratio between the multiply-adds of this network and those of WAE
+    around it.
     """
 
     what: str
@@ -37,7 +38,7 @@ class Bound(NamedTuple):
     batches: Sequence[int] = (1, 8)
 
     def asked(self) -> tuple[str, str]:
-        """The table's cells: at least, and aim."""
+        """The table's cells: required, and target."""
         if self.most is not None:
             return f"at most {self.most:g}x", ""
         if self.network is not None:
@@ -46,7 +47,7 @@ class Bound(NamedTuple):
         return least, aim
 
     def cell(self, ratio: float) -> str:
-        """``ratio`` as the table has it, bold where it is not within the bound."""
+        """``ratio`` as the table shows it, in bold if it misses the bound."""
         if self.network is not None:
             share = ratio / multiply_adds(self.network)
             text, holds = f"{ratio:.2f}x, {share:.0%}", share >= (self.aim or 0)
@@ -58,7 +59,7 @@ class Bound(NamedTuple):
 
 @functools.cache
 def multiply_adds(network: str) -> float:
-    """How many times as many multiply-adds ``network`` has as WAE made of it, encoder included."""
+    """The multiply-adds of ``network``, divided by those of WAE around it with its encoder."""
     stock, wae = (
         count(on_meta(functools.partial(build, name))).multiply_adds
         for name in (network.lower(), f"wae_{network.lower()}")
@@ -69,18 +70,18 @@ def multiply_adds(network: str) -> float:
 def _of_op(op: str) -> list[Bound]:
     peer = rf"(?!{OURS}$|PyTorch eager$).*"
     return [
-        Bound(f"{op} against PyTorch eager", op, "PyTorch eager", OURS, 5.5, 9),
-        Bound(f"{op} against the fastest other peer", op, peer, OURS, 1.6, 2.4),
+        Bound(f"{op} over PyTorch eager", op, "PyTorch eager", OURS, 5.5, 9),
+        Bound(f"{op} over the fastest other baseline", op, peer, OURS, 1.6, 2.4),
     ]
 
 
 def _of_network(network: str, deployed: tuple[float, float]) -> list[Bound]:
     stock, wae, table = f"{network} at 224", f"WAE-{network}, deployed", "end to end"
     return [
-        Bound(f"{wae}, against {network} eager", table, rf"{stock} \| eager", rf"{wae} \| .*", *deployed),
+        Bound(f"{wae}, over {network}, eager", table, rf"{stock} \| eager", rf"{wae} \| .*", *deployed),
         *(
             Bound(
-                f"{wae}, against {network}, both {runner}",
+                f"{wae}, over {network}, both {runner}",
                 table,
                 rf"{stock} \| {runner}",
                 rf"{wae} \| {runner}",
@@ -99,42 +100,42 @@ _OUR_ENCODER = rf"WAE-VGG16, our encoder {_IN_PYTORCH}"
 BOUNDS = [
     *_of_network("VGG16", (5, 7)),
     Bound(
-        "WAE-VGG16, our encoder, against VGG16, both eager",
+        "WAE-VGG16, our encoder, over VGG16, both eager",
         "end to end",
         rf"VGG16 at 224 {_IN_PYTORCH}",
         _OUR_ENCODER,
         3.13,
     ),
     Bound(
-        "our ops against stock ops in WAE-VGG16, both eager",
+        "our ops over stock ops in WAE-VGG16, both eager",
         "end to end",
         _STOCK_OPS,
         rf"WAE-VGG16, our ops {_IN_PYTORCH}",
         1.08,
         1.2,
     ),
-    Bound("our encoder alone against stock ops there", "end to end", _STOCK_OPS, _OUR_ENCODER, 1.08, 1.2),
+    Bound("our encoder alone over stock ops, likewise", "end to end", _STOCK_OPS, _OUR_ENCODER, 1.08, 1.2),
     *_of_network("ResNet50", (2.5, 4)),
     *_of_op("encode"),
     *_of_op("decode"),
-    Bound("encode + backward against PyTorch", "encode + backward", "PyTorch eager", OURS, 1.3, 2),
-    Bound("encode of uint8 against float32", "input types, encode", "floating point|float32", "uint8", 1),
-    Bound("encode in int8 against float32", "int8, encode", "float32", "int8", 1.25, 1.8),
+    Bound("encode + backward over PyTorch eager", "encode + backward", "PyTorch eager", OURS, 1.3, 2),
+    Bound("encode of uint8 over float32", "input types, encode", "floating point|float32", "uint8", 1),
+    Bound("encode in int8 over float32", "int8, encode", "float32", "int8", 1.25, 1.8),
     Bound(
-        "encode's time per pixel at 2048 x 2048 against 224 x 224",
+        "encode, time per pixel: 2048 x 2048 relative to 224 x 224",
         "resolution, encode",
         "1 of 2048 x 2048",
         "84 of 224 x 224",
         most=1.15,
     ),
 ]
-"""Asked for on a processor."""
+"""The targets on a CPU."""
 
 
 def _on_gpu(network: str, least: float, aim: float) -> Bound:
     engine = r"\| float16, (CUDA graph|TensorRT|torch.compile.*)"
     return Bound(
-        f"WAE-{network} against {network}, both in the fastest engine",
+        f"WAE-{network} over {network}, both in the fastest engine",
         "end to end, GPU",
         rf"{network} at 224 {engine}",
         rf"WAE-{network}, deployed {engine}",
@@ -146,7 +147,7 @@ def _on_gpu(network: str, least: float, aim: float) -> Bound:
 
 def _as_one_graph(network: str) -> Bound:
     return Bound(
-        f"WAE-{network} against {network}, each one CUDA graph",
+        f"WAE-{network} over {network}, each one CUDA graph",
         "end to end, GPU",
         rf"{network} at 224 \| float16, CUDA graph",
         rf"WAE-{network}, deployed \| float16, CUDA graph",
@@ -159,10 +160,10 @@ def _as_one_graph(network: str) -> Bound:
 _PEER = rf"(?!{OURS}).*"
 GPU_BOUNDS = [
     Bound(
-        "encode float16 against the fastest peer", "encode, GPU, float16", _PEER, OURS, 3, 6, batches=(64,)
+        "encode float16 over the fastest baseline", "encode, GPU, float16", _PEER, OURS, 3, 6, batches=(64,)
     ),
     Bound(
-        "encode + backward against eager AMP",
+        "encode + backward over eager AMP",
         "encode + backward, GPU, float16",
         "PyTorch eager, autocast",
         rf"{OURS}, autocast",
@@ -175,20 +176,20 @@ GPU_BOUNDS = [
     _as_one_graph("VGG16"),
     _as_one_graph("ResNet50"),
 ]
-"""Asked for on an H100."""
+"""The targets on an H100."""
 
 
 def ratio(benchmark: Benchmark, slow: str, fast: str) -> float | None:
-    """How many times longer the fastest side like ``slow`` takes than the fastest like ``fast``.
+    """The time of the fastest side that matches ``slow``, divided by that of the fastest matching ``fast``.
 
-    Per pixel, where sides differ in these. None where one of them was not measured.
+    Times are per pixel if the sides differ in pixels. None if one of the two was not measured.
     """
     times = [_least_time(benchmark, pattern) for pattern in (slow, fast)]
     return times[0] / times[1] if times[0] and times[1] else None
 
 
 def fastest(benchmark: Benchmark, pattern: str) -> str | None:
-    """The fastest side whose name is like ``pattern``; None where there is none."""
+    """The fastest side whose name matches ``pattern``; None if there is none."""
     timings = benchmark["timings"]
     found = [side for side in timings if re.fullmatch(pattern, side)]
     return min(found, key=lambda side: timings[side]["median"], default=None)
@@ -207,9 +208,9 @@ def _least_time(benchmark: Benchmark, pattern: str) -> float | None:
 
 
 def bounds(results: Sequence[Result], asked: Sequence[Bound]) -> list[str]:
-    """The table of what was asked for; a column for each result file."""
+    """The table of targets, with a column for each result file."""
     lines = [
-        "| how many times faster | at least | aim | " + " | ".join(name(r) for r in results) + " |",
+        "| speedup | required | target | " + " | ".join(name(r) for r in results) + " |",
         "|---|---|---|" + "---|" * len(results),
     ]
     for bound in asked:
@@ -232,13 +233,22 @@ ACCURACY = {
 }
 """Published for ImageNet: docs/network.md."""
 _DECISION = {"cpu": (8, 1), "cuda": (128, 1)}
-"""Batches in README's table; of many machines the first alone."""
+"""Batch sizes in the README's table; with three machines or more, only the first."""
 
 
 def decision(results: Sequence[Result]) -> list[str]:
-    """README's table: a network today, in its fastest engine, and with WAE; at most eight rows."""
-    heads = ("network, images", "on", "today: PyTorch eager", "in its fastest engine", "with WAE", "faster")
-    lines = [f"| {' | '.join(heads)} | accuracy, published |", "|---|---|---|---|---|---|---|"]
+    """The README's table, of at most eight rows: a network in eager, in its fastest engine, and with WAE."""
+    heads = (
+        "network, batch",
+        "machine",
+        "stock, PyTorch eager",
+        "stock, fastest engine",
+        "WAE, fastest engine",
+        "speedup over eager",
+        "over the fastest engine",
+        "accuracy, published",
+    )
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     results = [r for r in results if any(b["table"] == "end to end" for b in r["benchmarks"])]
     measured = [
         (b["network"], b["images"], name(result), b)
@@ -252,10 +262,10 @@ def decision(results: Sequence[Result]) -> list[str]:
         patterns = (rf"{network} at 224 \| eager", rf"{network} at 224 \| .*", rf"WAE-{network}, .*")
         sides = [fastest(b, pattern) for pattern in patterns]
         if None in sides:
-            continue  # of a run that was cut off
+            continue  # the run was cut off
         today, engine, wae = (b["timings"][side]["median"] for side in sides)
         cells = [f"{milliseconds(today)} ms", *(_time_in(b, side) for side in sides[1:])]
-        cells += [f"{today / wae:.1f}x, {engine / wae:.1f}x", ACCURACY[network]]
+        cells += [f"{today / wae:.1f}x", f"{engine / wae:.1f}x", ACCURACY[network]]
         lines.append(f"| {network}, {images} | {machine} | {' | '.join(cells)} |")
     return lines[:10]
 
@@ -268,13 +278,13 @@ def _time_in(benchmark: Benchmark, side: str) -> str:
 
 
 def name(result: Result) -> str:
-    """A result file's machine, in few words."""
+    """A short name of a result file's machine."""
     machine = result["machine"]
     return f"{machine['processor']}, {machine['backend']}" + (f", {machine['gpu']}" if machine["gpu"] else "")
 
 
 def table_of(benchmark: Benchmark) -> str:
-    """The name of the table that it belongs to. What ran on a GPU has tables of its own."""
+    """The name of the table that a benchmark belongs to. Benchmarks on a GPU have their own tables."""
     table = str(benchmark["table"])
     if benchmark.get("device") != "cuda":
         return table
@@ -282,11 +292,12 @@ def table_of(benchmark: Benchmark) -> str:
 
 
 def provenance(result: Result) -> str:
-    """When, of what and under which limits it was measured."""
+    """When a file was measured, at which commits, with which versions and under which limits."""
     machine, runs = result["machine"], [b["run"] for b in result["benchmarks"]]
     commits = dict.fromkeys(
-        f"{run['datetime'][:10]}, commit {str(run['commit'])[:10]}{' with changes' if run['dirty'] else ''}, "
-        f"{'' if run['full'] else 'a short run, '}{run['seconds']:g} s for a comparison"
+        f"{run['datetime'][:10]}, commit {str(run['commit'])[:10]}"
+        f"{' with uncommitted changes' if run['dirty'] else ''}, "
+        f"{'' if run['full'] else 'a short run, '}{run['seconds']:g} s per comparison"
         for run in runs
     )
     versions = dict.fromkeys(f"{package} {v}" for run in runs for package, v in run["versions"].items() if v)
@@ -298,12 +309,12 @@ def provenance(result: Result) -> str:
 
 
 def limits(result: Result) -> str:
-    """The environment variables that kept libraries from some of the processor's instructions."""
+    """The environment variables that kept libraries from using some of the CPU's instructions."""
     return ", ".join(f"`{variable}={value}`" for variable, value in result["machine"]["limits"].items())
 
 
 def short(result: Result) -> list[str]:
-    """The fastest ways to run each form of a network."""
+    """The fastest way to run each form of a network."""
     measured = sorted(_tables(result, "end to end"), key=lambda b: b["images"])
     batches = sorted({b["images"] for b in measured})
     lines = [
@@ -330,7 +341,7 @@ def short(result: Result) -> list[str]:
 
 
 def _best(benchmark: Benchmark, pattern: str, network: str) -> str:
-    """The fastest side like ``pattern``: time, images a second, against the stock network, and in what."""
+    """The fastest side that matches ``pattern``: time, images per second, speedup over stock, and runner."""
     side = fastest(benchmark, pattern)
     if side is None:
         return ""
@@ -345,7 +356,7 @@ def _best(benchmark: Benchmark, pattern: str, network: str) -> str:
 
 
 def left_out(result: Result) -> list[str]:
-    """A line for each side that was not timed, with the reason."""
+    """A line for each side that was not timed, saying why."""
     return [
         f"- {table_of(b)}, {b['name'].partition('[')[2].rstrip(']')}: {side}: {reason}"
         for b in result["benchmarks"]
@@ -354,7 +365,7 @@ def left_out(result: Result) -> list[str]:
 
 
 def full(result: Result) -> list[str]:
-    """Everything that one result file holds."""
+    """All tables of one result file."""
     lines = []
     for table in dict.fromkeys(table_of(b) for b in result["benchmarks"]):
         benchmarks = _tables(result, table)
@@ -368,7 +379,7 @@ def _tables(result: Result, table: str) -> list[Benchmark]:
 
 
 def _sides(title: str, benchmarks: list[Benchmark]) -> Iterable[list[str]]:
-    """A row for each side, a column for each number of images; how many times ours each takes."""
+    """A row for each side and a column for each batch size: the time, also as a multiple of ours."""
     sides = list(dict.fromkeys(side for b in benchmarks for side in b["timings"]))
     heads = [
         f"batch {b['images']}" if "images" in b else f"{max(b['megapixels'].values()):.1f} megapixels"
@@ -390,9 +401,9 @@ def _cell(benchmark: Benchmark, side: str) -> str:
 
 
 def _forms(title: str, benchmarks: list[Benchmark]) -> Iterable[list[str]]:
-    """A table for each network and batch: forms by runners, and how many times faster than stock, eager.
+    """A table for each network and batch size: forms by runners, with the speedup over stock, eager.
 
-    That is the first side, which is built before all others.
+    Stock, eager is the first side, because it is built before all others.
     """
     for b in sorted(benchmarks, key=lambda b: (not b["network"].startswith("VGG"), b["images"])):
         reference = next(iter(b["timings"]))
@@ -410,7 +421,7 @@ def _memory(title: str, benchmarks: list[Benchmark]) -> Iterable[list[str]]:
 
 
 def _grid(title: str, cells: dict[str, str]) -> list[str]:
-    """``cells`` by "FORM | RUNNER"."""
+    """A table of ``cells``, whose keys are ``FORM | RUNNER``."""
     rows, columns = (list(dict.fromkeys(key.split(" | ")[i] for key in cells)) for i in (0, 1))
     return [
         f"| {title} | " + " | ".join(columns) + " |",
@@ -420,7 +431,7 @@ def _grid(title: str, cells: dict[str, str]) -> list[str]:
 
 
 def _parts(title: str, benchmarks: list[Benchmark]) -> Iterable[list[str]]:
-    """Each part's time, and its share of all parts'."""
+    """Each part's time, and its share of the time of all parts."""
     heads = [f"WAE-{b['network']}, batch {b['images']}" for b in benchmarks]
     lines = [f"| {title} | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
     for part in benchmarks[0]["timings"]:
@@ -436,7 +447,7 @@ def _parts(title: str, benchmarks: list[Benchmark]) -> Iterable[list[str]]:
 def _sizes(title: str, benchmarks: list[Benchmark]) -> Iterable[list[str]]:
     for b in benchmarks:
         cells = {side: spread(timing) for side, timing in b["timings"].items()}
-        yield _grid(f"one image, pixels a side, {b['runner']}", cells)
+        yield _grid(f"one image, side in pixels, {b['runner']}", cells)
 
 
 _LAYOUTS = {
@@ -451,6 +462,6 @@ _LAYOUTS = {
 
 
 def spread(timing: dict[str, float]) -> str:
-    """Median and the tenth and ninetieth percentiles, in milliseconds."""
+    """The median and the 10th and 90th percentiles, in milliseconds."""
     median, low, high = (milliseconds(timing[key]) for key in ("median", "p10", "p90"))
     return f"{median} ({low}-{high})"

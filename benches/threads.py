@@ -1,10 +1,10 @@
-"""The gain of threads that sleep, for the encoder before an engine that has threads of its own.
+"""The gain from helper threads that sleep, for an encoder in front of an engine that has its own threads.
 
     python -m benches.threads [ENGINE] [BATCH] [PRECISION]
 
-Times WAE-ResNet50 in turns, by the threads that the encoder has: "sleeping" helpers
-(wae_kernels.threads); PyTorch's, "waiting" in a loop after it; "one core", the calling thread alone; and the
-"engine" alone. Prints medians and deciles in milliseconds, as JSON.
+Times WAE-ResNet50 interleaved with the encoder on different threads: "sleeping", the helpers of
+wae_kernels.threads; "waiting", PyTorch's threads, which busy-wait afterwards; "one core", only the calling
+thread; and "engine", the engine without the encoder. Prints medians and deciles in milliseconds, as JSON.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .modules import images
 
 
 def sides(engine: str, batch: int, precision: str) -> dict[str, Callable[[], Any]]:
-    """Each way to call the encoder and then the engine."""
+    """The ways to call the encoder and then the engine, by name."""
     torch.manual_seed(0)
     examples = images(200, 224)
     deployed = wae.deploy(
