@@ -154,5 +154,5 @@ OPS = ("encode", "decode", "encode + backward", "decode + backward")
 FIGURES: tuple[tuple[str, tuple[str, ...], str, float, str, Fill], ...] = (
     ("resolution.png", ("sizes",), "runner", 3.2, "One image of n x n pixels, milliseconds", _sizes),
     ("memory.png", ("memory",), "network", 2.8, "Peak memory with weights, MB, batch 8", _memory),
-    ("speed.png", OPS, "table", 2.8, "Time as a multiple of wae-kernels' (224 x 224, float32)", _peers),
+    ("speed.png", OPS, "table", 2.8, "Time relative to wae-kernels (224 x 224, float32)", _peers),
 )

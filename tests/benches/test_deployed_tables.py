@@ -87,7 +87,8 @@ def test_a_quiet_run_is_not_called_anything_else(tmp_path: Path) -> None:
     assert deployed.quiet(alone) == alone
     assert "**Not reliable" not in "\n".join(deployed.tables(alone))
     text = report.everything([], alone, [])
-    assert text.index("## Reduced precision") < text.index("| resnet50, 8 | ") < text.index("| openvino | int8 |")
+    parts = "## Reduced precision", "| resnet50, 8 | ", "| openvino | int8 |"
+    assert sorted(parts, key=text.index) == list(parts)
 
 
 def test_the_matrix_unit_is_named() -> None:

@@ -304,7 +304,7 @@ def test_the_shares_in_the_readme_are_those_of_the_kept_trainings(
 
 def test_the_ratios_in_the_readme_s_first_paragraphs_are_those_of_its_table() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    eager, engine = zip(*re.findall(r"\| ([\d.]+)x, ([\d.]+)x \|", readme), strict=True)
+    eager, engine = zip(*re.findall(r"\| ([\d.]+)x \| ([\d.]+)x \|", readme), strict=True)
     for ratios in (eager, engine):
         ends = sorted(ratios, key=float)
         assert f"{ends[0]} to {ends[-1]} times as fast" in readme
