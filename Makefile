@@ -1,5 +1,5 @@
-# The short names for everything. Each target sets up .venv by itself, out of a Python >= 3.10 (choose one
-# with PYTHON=...) and a C++ compiler. PIP_EXTRA is handed to pip, for example
+# Short names for everything. Each target sets up .venv automatically; it needs a Python >= 3.10 (choose one with
+# PYTHON=...) and a C++ compiler. PIP_EXTRA is passed to pip, for example
 #   make run PIP_EXTRA='--extra-index-url https://download.pytorch.org/whl/cpu'
 
 SHELL := bash
@@ -12,20 +12,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-unexport PYTHONDONTWRITEBYTECODE  # each of the tests' many processes would compile all modules anew
+unexport PYTHONDONTWRITEBYTECODE  # each of the tests' many processes would compile all modules again
 
-# Tests compute on one thread each, unless they say otherwise: so as many run at once as there are cores.
+# Tests use one thread each, unless they say otherwise, so one runs per core.
 PARALLEL ?= -n auto --maxprocesses 8 --dist worksteal
 
 CXX_FILES = $(shell find csrc examples tests tools -name '.*' -prune -o -name '*.cpp' -print -o -name '*.h' -print \
 	-o -name '*.cu' -print -o -name '*.cuh' -print)
 
 .PHONY: run
-run: $(VENV)/.app build  ## split the bundled photos and put them back together, with timings (`wae demo`)
+run: $(VENV)/.app build  ## split the bundled photos and reconstruct them, with timings (`wae demo`)
 	$(BIN)/wae demo
 
 .PHONY: test
-test: lint sanitize build  ## everything that must hold: lint, types, C++ under sanitizers, all tests
+test: lint sanitize build  ## everything that must pass: lint, types, C++ under sanitizers, all tests
 	$(BIN)/python -m pytest $(PARALLEL)
 
 .PHONY: quick
@@ -33,11 +33,12 @@ quick: $(VENV)/.dev build  ## the tests that are not slow, up to the first failu
 	$(BIN)/python -m pytest -m "not slow" -x $(PARALLEL)
 
 .PHONY: bench
-bench: $(VENV)/.dev build  ## measure what docs/benchmarks.md claims (about 15 minutes), and make its tables and plots
+bench: $(VENV)/.dev build  ## measure what docs/benchmarks.md claims (about 15 minutes), and write its tables and plots
 	$(BIN)/python -m pytest benches --seconds 2 --keep benches/results
 	$(BIN)/python -m benches.report
 
-# Arguments of pytest's -k, together everything. Each case is kept when it is done: PARTS="ResNet50 sizes" goes on there.
+# Arguments of pytest's -k; together they select everything. Each case is saved when it is done, so PARTS="ResNet50 sizes"
+# resumes there.
 PARTS ?= bench_ops VGG16 ResNet50 sizes
 .PHONY: bench-full
 bench-full: $(VENV)/.dev build  ## measure everything, in PARTS
@@ -47,7 +48,7 @@ bench-full: $(VENV)/.dev build  ## measure everything, in PARTS
 	$(BIN)/python -m benches.report
 
 .PHONY: cuda
-cuda: $(VENV)/.dev  ## compile the CUDA library in place; without a GPU for all architectures (a minute or two)
+cuda: $(VENV)/.dev  ## compile the CUDA library in place; for all architectures if there is no GPU (a minute or two)
 	FORCE_CUDA=1 $(BIN)/python setup.py build_ext --inplace
 
 # "make gpu PYTHON=python3 VENV=" installs nothing and uses that interpreter as it is.
@@ -55,27 +56,27 @@ cuda: $(VENV)/.dev  ## compile the CUDA library in place; without a GPU for all 
 gpu: $(if $(VENV),$(VENV)/.dev)  ## on a machine with a GPU: build, test, measure (tools/gpu.sh); VENV= installs nothing
 	PYTHON=$(if $(VENV),$(BIN)/python,$(PYTHON)) tools/gpu.sh $(STAGES)
 
-# The oldest torch that the package supports, with the torchvision and Triton of its time.
+# The oldest supported torch, with the torchvision and Triton of its time.
 OLDEST := .venv-oldest
 OLDEST_TORCH := torch==2.10.0 torchvision==0.25.0
 
 .PHONY: oldest
-oldest: build $(OLDEST)/.ready  ## with the oldest torch and Triton: kernels, registration, deployment (half an hour)
+oldest: build $(OLDEST)/.ready  ## test kernels, registration and deployment with the oldest torch and Triton (half an hour)
 	PATH=$(CURDIR)/$(OLDEST)/bin:$$PATH $(OLDEST)/bin/python -m pytest tests/kernels tests/build/test_imports.py \
 		tests/app/inference/engines tests/app/inference/test_{agreement,arguments,batches,deploy,deployed,folding,front}.py
 
 .PHONY: nightly
-nightly: oldest test fuzz docs dist  ## what is too long for CI: the oldest torch, fuzzing, all tests with a seed of the day
+nightly: oldest test fuzz docs dist  ## what takes too long for CI: the oldest torch, fuzzing, all tests with a seed of the day
 	WAE_TEST_SEED=$$(date +%Y%m%d) $(BIN)/python -m pytest
 
-# A minute for each target; what is found is kept in build/fuzz. The kernels need a clang with
-# libFuzzer (Debian's clang-19 and libclang-rt-19-dev: make fuzz CLANGXX=clang++-19).
+# A minute for each target; findings are kept in build/fuzz. The kernels need a clang with libFuzzer
+# (Debian's clang-19 and libclang-rt-19-dev: make fuzz CLANGXX=clang++-19).
 FUZZ_SECONDS ?= 60
 FUZZERS := $(patsubst tests/fuzz/fuzz_%.py,%,$(wildcard tests/fuzz/fuzz_*.py))
 CLANGXX ?= $(shell command -v clang++)
 
 .PHONY: fuzz
-fuzz: $(VENV)/.fuzz build $(if $(CLANGXX),build/fuzz/kernels)  ## coverage-guided, FUZZ_SECONDS for each target (tests/fuzz, tests/cpp)
+fuzz: $(VENV)/.fuzz build $(if $(CLANGXX),build/fuzz/kernels)  ## coverage-guided fuzzing, FUZZ_SECONDS for each target (tests/fuzz, tests/cpp)
 	set -e; for name in $(FUZZERS); do mkdir -p build/fuzz/$$name; \
 		$(BIN)/python tests/fuzz/fuzz_$$name.py build/fuzz/$$name tests/fuzz/corpus/$$name \
 			-artifact_prefix=build/fuzz/$$name- -max_total_time=$(FUZZ_SECONDS); \
@@ -89,7 +90,7 @@ build/fuzz/kernels: tests/cpp/sanitize.cpp $(shell find csrc/cpu csrc/common -ty
 		-fno-sanitize-recover=all $(filter-out csrc/cpu/ops.cpp,$(filter %.cpp,$^)) -o $@
 
 .PHONY: lint
-lint: $(VENV)/.dev  ## formatting, lint and types; changes nothing
+lint: $(VENV)/.dev  ## check formatting, lint and types; changes nothing
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
@@ -97,21 +98,21 @@ lint: $(VENV)/.dev  ## formatting, lint and types; changes nothing
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 .PHONY: format
-format: $(VENV)/.dev  ## put all files into the form that `make lint` asks for
+format: $(VENV)/.dev  ## format all files as `make lint` requires
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 	$(BIN)/clang-format -i $(CXX_FILES)
 
 .PHONY: docs
-docs: $(VENV)/.docs build  ## these pages and the reference of both packages as HTML: build/docs; a broken link is an error
+docs: $(VENV)/.docs build  ## the pages of docs/ and the reference of both packages as HTML, in build/docs; a broken link is an error
 	rm -rf build/docs docs/api
 	$(BIN)/python -m sphinx -q -W --keep-going -c docs -b html . build/docs
 
-# The libraries of torch and CUDA come with torch: they are not put into the wheel.
+# The libraries of torch and CUDA come with torch; the wheel leaves them out.
 NOT_OURS := 'libtorch*' 'libc10*' 'libcudart*'
 
 .PHONY: dist
-dist: $(VENV)/.dist  ## an archive of the sources, and of it a wheel that needs no compiler, both checked: dist/
+dist: $(VENV)/.dist  ## a source archive and, built from it, a wheel that needs no compiler, both checked, in dist/
 	rm -rf dist build/wheel
 	$(BIN)/python -m build --sdist --no-isolation -o dist
 	$(BIN)/pip wheel --no-deps --no-build-isolation -w build/wheel dist/*.tar.gz
@@ -120,18 +121,18 @@ dist: $(VENV)/.dist  ## an archive of the sources, and of it a wheel that needs 
 	$(BIN)/twine check --strict dist/*
 
 .PHONY: clean
-clean:  ## remove what was built (not .venv: for that, rm -r .venv)
+clean:  ## remove what was built (but not .venv: rm -r .venv)
 	rm -rf build dist *.egg-info wae_kernels/*.so .benchmarks .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
 .PHONY: help
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
-# ------------------------------------------------------------------------------- .venv, kept up by stamps
+# -------------------------------------------------------------------- .venv, kept up to date by stamp files
 #
-# The package is linked into .venv without its library, which the rule below builds: so a change of C++
-# compiles what it touches, and a change of pyproject.toml installs, and neither compiles nor removes anything.
+# The package is linked into .venv without its library, which the rule below builds. So a change of C++ recompiles
+# only what depends on it, and a change of pyproject.toml reinstalls and neither compiles nor removes anything.
 
 WITHOUT_NATIVE := $(filter-out 0,$(WAE_NO_NATIVE))
 PACKAGING := pyproject.toml setup.py $(wildcard tools/*.py)
@@ -173,7 +174,7 @@ $(OLDEST)/.ready: $(PACKAGING)
 
 .PHONY: build
 ifeq ($(WITHOUT_NATIVE),)
-build: wae_kernels/_C.abi3.so  ## compile what changed of the C++ library, in place
+build: wae_kernels/_C.abi3.so  ## compile the C++ that changed, in place
 else
 build: $(VENV)/.app
 	$(BIN)/python setup.py -q build_ext --inplace  # removes what was built before
@@ -191,7 +192,7 @@ SANITIZE_FLAGS := -std=c++20 -O1 -g -Wall -Wextra -fno-omit-frame-pointer -pthre
 	-fsanitize=address,undefined -fno-sanitize-recover=all
 
 .PHONY: sanitize
-sanitize:  ## the C++ kernels under the address and undefined-behaviour sanitizers, their threads under the one for races
+sanitize:  ## the C++ kernels under the address, undefined-behaviour and thread sanitizers
 	@$(MAKE) --no-print-directory -j$$(getconf _NPROCESSORS_ONLN) $(SANITIZE)/kernels $(SANITIZE)/helpers $(SANITIZE)/races
 	$(SANITIZE)/helpers
 	$(SANITIZE)/races
@@ -216,7 +217,7 @@ $(SANITIZE)/%.o: %.cpp
 
 -include $(SANITIZE_OBJECTS:.o=.d)
 
-# ------------------------------------------ the kernels for aarch64, on another processor by an emulator
+# ------------------------------------------------- the kernels for aarch64, on another CPU by an emulator
 
 AARCH64 := build/aarch64
 AARCH64_CXX ?= aarch64-linux-gnu-g++
@@ -225,7 +226,7 @@ AARCH64_FLAGS := -std=c++20 -O2 -Wall -Wextra -pthread -Icsrc -fsanitize=undefin
 QEMU ?= $(firstword $(foreach name,qemu-aarch64-static qemu-aarch64,$(shell command -v $(name))))
 
 .PHONY: aarch64
-aarch64:  ## the C++ kernels for aarch64, under qemu-user and the undefined-behaviour sanitizer; needs both
+aarch64:  ## the C++ kernels for aarch64, under qemu-user and the undefined-behaviour sanitizer
 	@if ! command -v $(AARCH64_CXX) > /dev/null || [ -z "$(QEMU)" ]; then \
 		echo "skipped: make aarch64 needs g++-aarch64-linux-gnu and qemu-user"; \
 	else \

@@ -65,6 +65,12 @@ def test_every_variable_of_the_makefile_is_explained() -> None:
     assert {"PYTHON", "FUZZ_SECONDS"} <= set(found) <= documented_variables()
 
 
+def test_make_help_lists_every_target() -> None:
+    targets = re.findall(r"^\.PHONY: (\S+)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert set(targets) == set(re.findall(r"^  make (\S+) ", listed, re.MULTILINE))
+
+
 def test_every_environment_variable_is_explained() -> None:
     documented = documented_variables()
     found = read_in_sources()
