@@ -1,7 +1,7 @@
 """Networks for ``torch.hub.load(REPOSITORY, NAME)``: see docs/hubs.md.
 
-The installed package is used where there is one, with its compiled kernels; else the sources beside this
-file, whose ops run on plain PyTorch operators unless they were built in place.
+If the package is installed, it is used, with its compiled kernels. Otherwise the sources beside this file are
+used; their ops run on plain PyTorch operators unless they were built in place.
 """
 
 import sys
@@ -24,7 +24,7 @@ def _is_installed() -> bool:
 _path = list(sys.path)
 if not _is_installed():
     sys.path.insert(0, str(_HERE / "python"))
-elif Path(_path[0]).resolve() == _HERE:  # torch.hub's entry: these sources would hide the built package
+elif Path(_path[0]).resolve() == _HERE:  # torch.hub's entry: these sources would hide the installed package
     del sys.path[0]
 try:
     import torch
@@ -38,12 +38,12 @@ finally:
 
 
 def autoencoder(pretrained: bool = True) -> torch.nn.Module:
-    """Encoder and decoder of width 16, for images of 0..255; with the weights that come with the package."""
+    """Encoder and decoder of width 16, for images in 0..255, by default with the package's weights."""
     return Shipped.AUTOENCODER.model() if pretrained else registry.build("autoencoder")
 
 
 def fashion_mnist(pretrained: bool = True) -> torch.nn.Module:
-    """WAE around a small VGG for Fashion-MNIST's ten classes; with the weights that come with the package."""
+    """WAE around a small VGG for Fashion-MNIST's ten classes, by default with the package's weights."""
     return Shipped.FASHION_MNIST.model() if pretrained else registry.build("wae_small_vgg")
 
 

@@ -1,8 +1,7 @@
-"""The build, and only the build: which files make which compiled library, and with which flags.
+"""The build, and only the build: which files go into which compiled library, and with which flags.
 
-Everything that describes the project stands in pyproject.toml. ``WAE_NO_NATIVE=1`` leaves the compiled
-libraries out; the ops then run on plain PyTorch operators. A library of an earlier build that this build does
-not make is removed.
+The project's metadata is in pyproject.toml. ``WAE_NO_NATIVE=1`` leaves out the compiled libraries; the ops
+then run on plain PyTorch operators. Libraries of an earlier build that this build does not make are removed.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from setuptools.command.build_ext import build_ext
 try:
     import torch
     from torch.utils import cpp_extension
-except ModuleNotFoundError as error:  # describing the package needs no torch, only building it does
+except ModuleNotFoundError as error:  # only building needs torch, describing the package does not
     if error.name != "torch":
         raise
     torch = None
@@ -36,19 +35,19 @@ from toolchain import (  # noqa: E402
     wants_cuda,
 )
 
-# A CPython without the GIL has no limited API; there the library is built for that one version.
+# A CPython without the GIL has no limited API, so the library is built for that one version.
 LIMITED_API = not sysconfig.get_config_var("Py_GIL_DISABLED")
 
 
 def paths(*patterns: str) -> list[str]:
-    """The files that match, sorted, relative to this folder (setuptools wants them so)."""
+    """The files that match, sorted, relative to this folder as setuptools requires."""
     return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern))
 
 
 def cpu_library() -> Extension:
-    """The schemas of ``wae::*`` and the processor's kernels; loads beside any torch from 2.10 on.
+    """The schemas of ``wae::*`` and the CPU kernels; loads beside any torch from 2.10 on.
 
-    There is no ``-march`` here: a kernel file names the instructions it is compiled for.
+    There is no ``-march`` here: each kernel file names the instructions that it is compiled for.
     """
     return Extension(
         "wae_kernels._C",
@@ -64,7 +63,7 @@ def cpu_library() -> Extension:
 
 
 def cuda_library() -> Extension:
-    """The kernels for NVIDIA GPUs, apart from the processor's: it loads only beside a torch with CUDA."""
+    """The kernels for NVIDIA GPUs; separate, because it loads only beside a torch with CUDA."""
     return Extension(
         "wae_kernels._C_cuda",
         sources=paths("csrc/cuda/*.cpp", "csrc/cuda/*.cu"),
@@ -91,7 +90,7 @@ def libraries() -> list[Extension]:
 
 
 def require_torch() -> None:
-    """Leave with one sentence where there is no torch that can be built against."""
+    """Exit with one sentence if there is no torch to build against."""
     oldest = "{}.{}".format(*OLDEST_TORCH)
     if torch is None:
         raise SystemExit(
@@ -118,11 +117,11 @@ class BuildLibraries(cpp_extension.BuildExtension if torch else build_ext):
         require_compiler()
         try:
             super().run()
-        except RuntimeError as error:  # torch's way to say that the compiler failed
-            raise SystemExit(f"wae-kernels: {error}; the compiler's messages stand above.") from error
+        except RuntimeError as error:  # how torch says that the compiler failed
+            raise SystemExit(f"wae-kernels: {error}; the compiler's messages are above.") from error
 
     def remove_others(self) -> None:
-        """Remove what earlier builds made and this one does not: it would be loaded, or packed."""
+        """Remove libraries that earlier builds made and this one does not: they would be loaded or packed."""
         made = {Path(self.get_ext_filename(extension.name)).name for extension in self.extensions}
         for root in (Path(self.build_lib), *([ROOT] if self.inplace else [])):
             for library in (root / "wae_kernels").glob("_C*.so"):
@@ -130,7 +129,7 @@ class BuildLibraries(cpp_extension.BuildExtension if torch else build_ext):
                     library.unlink()
 
     def build_extensions(self) -> None:
-        """Add what depends on where torch lies."""
+        """Add what depends on where torch is installed."""
         target_version = "0x{:02x}{:02x}000000000000".format(*OLDEST_TORCH)
         for extension in self.extensions:
             extension.define_macros.append(("TORCH_TARGET_VERSION", target_version))
@@ -144,7 +143,7 @@ class BuildLibraries(cpp_extension.BuildExtension if torch else build_ext):
 
 
 class Build(build):
-    """Runs ``build_ext`` even where there is nothing to compile: earlier builds left libraries."""
+    """Runs ``build_ext`` even if there is nothing to compile, to remove libraries of earlier builds."""
 
     sub_commands = [  # noqa: RUF012  declared so by setuptools
         (name, None if name == "build_ext" else condition) for name, condition in build.sub_commands

@@ -1,9 +1,9 @@
-// Classifies images by a package of `wae export --format aoti`, in a program without Python (docs/serving.md).
+// Classifies images with a package from `wae export --format aoti`, in a program without Python (docs/serving.md).
 //
 //     classify MODEL.pt2 _C.abi3.so SIDE < images
 //
-// Standard input has the images one after the other, 3 x SIDE x SIDE bytes each: all of red, of green, of blue. For each
-// one a line comes out: the number of its best class, and that class's score.
+// Standard input holds the images one after the other, 3 x SIDE x SIDE bytes each: red, then green, then blue. For each
+// image the program prints a line: the number of the best class, and its score.
 
 #include <ATen/ATen.h>
 #include <dlfcn.h>
@@ -20,7 +20,7 @@
 
 namespace {
 
-// The ops that the package calls: a library that registers itself when it is loaded.
+// Loads the ops that the package calls: the library registers itself when it is loaded.
 void load_ops(const char* path) {
   if (dlopen(path, RTLD_NOW | RTLD_GLOBAL) == nullptr) throw std::runtime_error(dlerror());
 }
