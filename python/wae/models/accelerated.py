@@ -1,7 +1,7 @@
-"""WAE around a trained network: its body becomes the low body, its last matrix the low classifier.
+"""WAE around a trained network: its body becomes the low body, its last linear layer the low classifier.
 
-Before any training the scores are those of the network itself on an image of half the size, where ``low`` is
-one: the fusion classifier begins at zero.
+The fusion classifier starts at zero. So before any training the scores are those of the network itself on an
+image of half the size, provided that ``low`` is such an image.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ from .light_cnn import high_body
 from .network import WAENetwork
 from .positions import fit_to
 
-_EQUAL = 1e-4  # relative, of the scores of a network and of its two parts
+_EQUAL = 1e-4  # the largest relative difference between the scores of a network and of its two parts
 
 
 @dataclass(frozen=True)
 class Form:
-    """An accelerated network's form beyond its name. Raises ValueError where an entry is not usable."""
+    """What the name of an accelerated network leaves open. Raises ValueError for an entry out of range."""
 
     size: int
-    """Height and width of its images in pixels; the bodies see half."""
+    """Height and width of its images in pixels, 2 to 2048; the bodies see half of each."""
     factor: int = 4
-    """Of the light body: see :func:`wae.models.light_cnn.high_body`."""
+    """By what the channels of the high body are divided, 1 to 64: see
+    :func:`wae.models.light_cnn.high_body`."""
 
     def __post_init__(self) -> None:
         for name, least, most in (("size", 2, 2048), ("factor", 1, 64)):
@@ -47,16 +48,22 @@ class Form:
 
     @property
     def half(self) -> tuple[int, int]:
-        """Height and width of ``low`` and ``high``."""
+        """(h, w) of ``low`` and ``high`` in pixels."""
         return (half_of(self.size),) * 2
 
 
 def accelerated(network: nn.Module, form: Form) -> WAEClassifier:
-    """WAE around a copy of ``network``, (N, 3, H, W) to scores, with a decoder and a random encoder.
+    """WAE around a copy of ``network``, with a decoder and a random encoder.
 
-    It is in the mode of ``network``, training or evaluation.
+    The result has the dtype and the device of the network's last layer, and the network's mode, training or
+    evaluation.
 
-    Raises ValueError where the network takes no images of half the size, or does not end in a matrix.
+    Args:
+        network: a classifier that ends in a linear layer, (N, 3, H, W) to (N, classes).
+        form: the size of the images and the factor of the high body.
+
+    Raises:
+        ValueError: the network does not run on images of half the size, or does not end in a linear layer.
     """
     body, matrix = split(fit_to(copy.deepcopy(network), form.half), form.half)
     light = high_body(body, form.factor, form.half)
@@ -79,9 +86,9 @@ def accelerated(network: nn.Module, form: Form) -> WAEClassifier:
 
 
 def split(network: nn.Module, size: tuple[int, int]) -> tuple[nn.Module, nn.Linear]:
-    """The body and the last matrix of ``network``: one behind the other they are the network.
+    """The body and the last linear layer of ``network``, which make up the network.
 
-    Changes ``network``: it becomes the body. Raises ValueError as :func:`last_matrix` does.
+    ``network`` itself is changed: it becomes the body. Raises ValueError as :func:`last_matrix` does.
     """
     name = last_matrix(network, size)
     matrix = network.get_submodule(name)
@@ -91,9 +98,14 @@ def split(network: nn.Module, size: tuple[int, int]) -> tuple[nn.Module, nn.Line
 
 
 def last_matrix(network: nn.Module, size: tuple[int, int]) -> str:
-    """The name of the matrix that makes the scores: it need not be the last one that is defined.
+    """The name of the linear layer that makes the scores, which need not be the last one that is defined.
 
-    Raises ValueError as :func:`scores_of_one` does, and where ``network`` does not end in a matrix.
+    Args:
+        network: (N, 3, h, w) to (N, classes).
+        size: (h, w) of an image that it takes.
+
+    Raises:
+        ValueError: see :func:`scores_of_one`; or ``network`` does not end in a linear layer.
     """
     scores = scores_of_one(network, size)
     image = _image(network, size)
@@ -109,14 +121,15 @@ def last_matrix(network: nn.Module, size: tuple[int, int]) -> str:
 
 
 def scores_of_one(network: nn.Module, size: tuple[int, int]) -> Tensor:
-    """The scores, (1, classes), of an image of ``size`` (h, w), the same each time.
+    """The scores, (1, classes), of an example image of ``size`` (h, w), the same in every call.
 
-    Raises ValueError where ``network`` takes no such images, or does not give such scores.
+    Raises:
+        ValueError: ``network`` does not take such an image, or does not return such scores, all finite.
     """
     try:
         with torch.no_grad(), evaluating(network):
             scores: Tensor = network(_image(network, size))
-    except Exception as error:  # any that the network's own code raises
+    except Exception as error:  # the network's own code may raise anything
         why = first_line(error)
         raise ValueError(f"the network takes no images of {size[0]} x {size[1]}: {why}") from error
     _check_scores(network, scores)
@@ -134,9 +147,18 @@ def _check_scores(network: nn.Module, scores: object) -> None:
 
 
 def with_classes(network: nn.Module, classes: int, size: tuple[int, int]) -> tuple[nn.Module, nn.Linear]:
-    """A copy of ``network`` that ends in a random matrix for so many classes; and that matrix.
+    """A copy of ``network`` whose last linear layer is replaced by a random one for ``classes`` scores.
 
-    Raises ValueError as :func:`last_matrix` does.
+    Args:
+        network: (N, 3, h, w) to scores.
+        classes: the number of scores.
+        size: (h, w) of an image that it takes.
+
+    Returns:
+        The copy, and its new last layer.
+
+    Raises:
+        ValueError: see :func:`last_matrix`.
     """
     network = copy.deepcopy(network)
     name = last_matrix(network, size)
@@ -148,17 +170,17 @@ def with_classes(network: nn.Module, classes: int, size: tuple[int, int]) -> tup
 
 
 def _matrices(network: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
-    """By their names, the last first."""
+    """The linear layers of ``network``, by name, the last one first."""
     named = list(network.named_modules())
     yield from ((name, module) for name, module in reversed(named) if isinstance(module, nn.Linear))
 
 
 def _is_rest(body: nn.Module, matrix: nn.Linear, image: Tensor, scores: Tensor) -> bool:
-    """Whether ``matrix`` makes ``scores`` of what ``body`` makes of ``image``."""
+    """Whether ``matrix``, applied to the output of ``body`` for ``image``, gives ``scores``."""
     try:
         with torch.no_grad():
             found = matrix(body(image))
-    except Exception:  # any that the network's own code raises where a matrix in its middle is gone
+    except Exception:  # the network's own code may raise anything if a layer in its middle is missing
         return False
     if not isinstance(found, Tensor) or found.dim() != 2 or found.shape != scores.shape:
         return False
@@ -166,31 +188,32 @@ def _is_rest(body: nn.Module, matrix: nn.Linear, image: Tensor, scores: Tensor) 
 
 
 def _image(network: nn.Module, size: tuple[int, int]) -> Tensor:
-    """The same each time; of the network's dtype and device."""
+    """An example image, (1, 3, h, w), in the network's dtype and on its device; the same in every call."""
     like = next(network.parameters(), torch.empty(0))
     numbers = torch.linspace(-1, 1, 3 * size[0] * size[1]).sin_().reshape(1, 3, *size)
     return numbers.to(like)
 
 
 def _with_bias(matrix: nn.Linear) -> dict[str, Tensor]:
-    weight, bias = matrix.weight, getattr(matrix, "bias", None)  # in a state parametrised ones are in parts
+    weight, bias = matrix.weight, getattr(matrix, "bias", None)  # a state_dict splits parametrised ones
     return {"weight": weight, "bias": weight.new_zeros(len(weight)) if bias is None else bias}
 
 
 @torch.no_grad()
 def show_small_image(model: WAENetwork, images: Tensor, scale: Tensor, shift: Tensor) -> None:
-    """Set the normalisation of ``low`` so that the network on it gets the small image that it was trained on.
+    """Set the normalisation of ``low`` so that the low network sees the small image that it was trained on.
 
-    ``low`` is taken to be a small image in other units: of each colour the gain and offset are those that
-    make it, in the least squares, the mean of each 2 x 2 block of ``images * scale + shift``. That of
-    ``high`` is what it is on ``images``.
+    ``low`` is assumed to be a small image in other units. A gain and an offset for each colour are fitted, by
+    least squares, so that they map ``low`` to the means of the 2 x 2 blocks of ``images * scale + shift``.
+    The normalisation of ``high`` gets the statistics of ``high`` on ``images``.
 
     Args:
-        model: whose two normalisations are set.
+        model: the network whose two normalisations are set.
         images: (N, 3, H, W) uint8.
-        scale, shift: of the original network, (3,) each.
+        scale, shift: those of the original network, (3,) each.
 
-    Raises ValueError where ``low`` is no small image: it has nothing in common with one.
+    Raises:
+        ValueError: ``low`` is no small image: a colour is not positively correlated with it.
     """
     low, high = (part.double() for part in model.decompose(images))
     wanted = images.double() * scale.double().view(1, 3, 1, 1) + shift.double().view(1, 3, 1, 1)
@@ -199,7 +222,7 @@ def show_small_image(model: WAENetwork, images: Tensor, scale: Tensor, shift: Te
     covariance, variance = ((low - mean) * x for x in (small - centre, low - mean))
     gain = covariance.sum((0, 2, 3)) / variance.sum((0, 2, 3)).clamp_min(1e-30)
     if not bool((gain > 0).all()):
-        raise ValueError("the auto-encoder's low is no small image of the same colours")
+        raise ValueError("the auto-encoder's low is not a small image in the same colours")
     for norm, average, variance in (
         (model.low_norm, mean.flatten() - centre.flatten() / gain, gain.square().reciprocal()),
         (model.high_norm, high.mean((0, 2, 3)), high.var((0, 2, 3))),

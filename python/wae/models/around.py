@@ -1,4 +1,4 @@
-"""WAE around any body: pooled features, and a matrix for each of the two classifiers (docs/network.md)."""
+"""WAE around any body, with pooled features and a linear layer for each classifier (docs/network.md)."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from .positions import fit_to
 
 
 class PooledClassifier(nn.Linear):
-    """Global average pooling, where the features are not pooled yet, and one FC.
+    """A linear layer behind global average pooling, which is skipped if the features are pooled already.
 
     Args:
-        features: channels of the features.
-        classes: numbers per image of the result.
+        features: the number of channels of the features.
+        classes: the number of scores.
     """
 
     def __init__(self, features: int, classes: int) -> None:
         super().__init__(features, classes)
 
     def forward(self, features: Tensor) -> Tensor:
-        """The scores, (N, classes), of features (N, C) or (N, C, ...)."""
+        """The scores, (N, classes), from ``features``, (N, C) or (N, C, ...)."""
         return super().forward(features.flatten(2).mean(2) if features.dim() > 2 else features)
 
 
@@ -43,22 +43,25 @@ def wae_around(
     decoder: Decoder | None = None,
     size: tuple[int, int] = (112, 112),
 ) -> WAEClassifier:
-    """WAE around a body that makes features (N, C, ...) of images; for others: :class:`WAEClassifier` itself.
+    """WAE around a body that maps (N, 3, h, w) to features (N, C, ...).
 
-    It is in the mode of ``low_body``, training or evaluation, and what is made beside that has its dtype and
-    is on its device.
+    The new parts have the dtype and the device of ``low_body``. The result has its mode, training or
+    evaluation. For bodies with other features use :class:`WAEClassifier` directly.
 
     Args:
-        low_body: a standard network without its classifier, used as it is; or the name of one, with random
-            weights: see :func:`standard_body`. Named ones with a table of positions get one of ``size``.
-        high_body: a light one; None for a quarter of the channels, or a light CNN where that is not defined:
-            see :func:`wae.models.light_cnn.high_body`.
-        classes: number of scores.
-        encoder: a trained one; None for a random one.
+        low_body: a standard network without its classifier, used as it is; or the name of one, which gets
+            random weights: see :func:`wae.models.bodies.standard_body`. The position table of a named network
+            is made for ``size``.
+        high_body: a light body, used as it is. None for ``low_body`` with a quarter of the channels, or for a
+            light CNN if that is not defined: see :func:`wae.models.light_cnn.high_body`.
+        classes: the number of scores.
+        encoder: a trained encoder; None for a random one.
         image_scale, image_shift, decoder: see :class:`WAEClassifier`.
-        size: (h, w) of ``low`` and ``high``: half of the images'.
+        size: (h, w) of ``low`` and ``high`` in pixels, half the size of the images.
 
-    Raises ValueError where a body does not run on images of ``size``.
+    Raises:
+        ValueError: a body does not run on images of ``size``, or there is no network of that name.
+        ModuleNotFoundError: torchvision has no network of that name, and timm is not installed.
     """
     if isinstance(low_body, str):
         low_body = fit_to(standard_body(low_body), size)

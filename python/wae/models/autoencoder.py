@@ -1,4 +1,4 @@
-"""The wavelet-like auto-encoder: an image to ``low`` and ``high``, and back (docs/network.md)."""
+"""The wavelet-like auto-encoder: from an image to ``low`` and ``high``, and back (docs/network.md)."""
 
 from __future__ import annotations
 
@@ -16,19 +16,21 @@ class Decomposed(NamedTuple):
     """The result of :meth:`AutoEncoder.forward`."""
 
     image: Tensor
-    """The reconstruction, (N, 3, H, W), 0..255 like the input."""
+    """The reconstruction, (N, 3, H, W), about 0..255 like the input."""
     low: Tensor
+    """(N, 3, ceil(H/2), ceil(W/2))."""
     high: Tensor
+    """Of the shape of ``low``."""
 
 
 class AutoEncoder(nn.Module):
-    """Encoder and decoder on images whose values are 0..255, uint8 or floating point.
+    """An encoder and a decoder for images with values 0..255, uint8 or floating point.
 
-    The encoder works on ``image * image_scale + image_shift``: -1..1 by default, so that the zero padding
-    is a middle grey. Both numbers are buffers, stored with the weights.
+    The encoder works on ``image * image_scale + image_shift``, by default -1..1, so that its zero padding is
+    a medium grey. Scale and shift, (3,) each, are buffers and are saved with the weights.
 
     Args:
-        width: channels of the trunk; 16 is published, and has compiled kernels.
+        width: the number of channels of the trunk. The paper's 16 has compiled kernels.
     """
 
     image_scale: Tensor
@@ -44,17 +46,17 @@ class AutoEncoder(nn.Module):
     def decompose(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Split ``image``, (N, 3, H, W) with values 0..255, into ``(low, high)``.
 
-        Both are (N, 3, ceil(H/2), ceil(W/2)), in the parameters' dtype. A uint8 image goes into the kernel
-        as it is. Raises RuntimeError for anything that :func:`wae_kernels.encode` refuses.
+        Both are (N, 3, ceil(H/2), ceil(W/2)), in the parameters' dtype. The kernel reads a uint8 image
+        directly. Raises RuntimeError for anything that :func:`wae_kernels.encode` refuses.
         """
         low, high = self.encoder(image, self.image_scale, self.image_shift)
         return low, high
 
     def reconstruct(self, low: Tensor, high: Tensor, size: Sequence[int]) -> Tensor:
-        """The image of ``size`` (H, W) that ``low`` and ``high`` came from: about 0..255, neither clamped
-        nor rounded, in their dtype. See :func:`to_uint8`.
+        """Reconstruct the image of ``size`` (H, W) from its ``low`` and ``high``.
 
-        Raises RuntimeError for anything that :func:`wae_kernels.decode` refuses.
+        The result is (N, 3, H, W) in their dtype, about 0..255, neither clamped nor rounded: see
+        :func:`to_uint8`. Raises RuntimeError for anything that :func:`wae_kernels.decode` refuses.
         """
         return reconstruct(self.decoder, low, high, size, self.image_scale, self.image_shift)
 
@@ -67,12 +69,22 @@ class AutoEncoder(nn.Module):
 def reconstruct(
     decoder: Decoder, low: Tensor, high: Tensor, size: Sequence[int], image_scale: Tensor, image_shift: Tensor
 ) -> Tensor:
-    """``decoder``'s image of ``size`` (H, W), with ``image_scale`` and ``image_shift`` undone."""
+    """The image of ``size`` (H, W) that ``decoder`` makes, with ``image_scale`` and ``image_shift`` undone.
+
+    Args:
+        decoder: the decoder.
+        low, high: (N, 3, ceil(H/2), ceil(W/2)) each.
+        size: (H, W) of the image.
+        image_scale, image_shift: (3,) each.
+
+    Returns:
+        (N, 3, H, W), in the dtype of ``decoder``'s result.
+    """
     image: Tensor = decoder(low, high, size)
     scale, shift = (t.to(image.dtype).view(1, 3, 1, 1) for t in (image_scale, image_shift))
     return (image - shift) / scale
 
 
 def to_uint8(image: Tensor) -> Tensor:
-    """Round to the nearest of 0..255: what an image file can hold."""
+    """``image`` rounded and clamped to 0..255, as uint8, which an image file can hold."""
     return image.round().clamp(0, 255).to(torch.uint8)

@@ -1,6 +1,6 @@
-"""The networks that the paper compares WAE with.
+"""The baselines with which the paper compares WAE.
 
-Its "Decomposition+CNN" has no constructor here: it is the WAE network itself, trained without the
+The paper's "Decomposition+CNN" has no constructor here. It is the WAE network itself, trained without the
 reconstruction constraint (no stage 1, and gamma 0 in stage 3).
 """
 
@@ -22,11 +22,11 @@ from .vgg16 import vgg16_body
 
 
 class FullResolution(nn.Module):
-    """A network on the image as it is, 0..255.
+    """A network on images with values 0..255, at full resolution.
 
     Args:
-        network: (N, 3, H, W) to scores.
-        image_scale, image_shift: three numbers each; the image becomes ``image * scale + shift`` first.
+        network: maps normalised images, (N, 3, H, W), to scores.
+        image_scale, image_shift: three numbers each. The network sees ``image * scale + shift``.
     """
 
     image_scale: Tensor
@@ -55,12 +55,12 @@ class FullResolution(nn.Module):
 
 
 class HalfResolution(FullResolution):
-    """A network on the image at half its resolution: the mean of each 2 x 2 block, cut off at an odd edge.
+    """A network on the image at half resolution: the mean of each 2 x 2 block, cut off at an odd edge.
 
-    The paper does not say how it makes the small image. The mean is twice smaller than the approximation band
-    that Wavelet+CNN's low body sees, and else the same: the two differ by the details.
+    The paper does not say how it makes the small image. The mean is half the approximation band that the low
+    body of Wavelet+CNN sees, so the two baselines differ only in the details.
 
-    Args: as for :class:`FullResolution`; the network takes (N, 3, h, w).
+    Args: as for :class:`FullResolution`; the network takes (N, 3, ceil(H/2), ceil(W/2)).
     """
 
     def forward(self, image: Tensor) -> Tensor:
@@ -70,11 +70,11 @@ class HalfResolution(FullResolution):
 
 
 class AtSize(FullResolution):
-    """A network on the image scaled to another size: bilinear, antialiased.
+    """A network on the image scaled to another size (bilinear, antialiased).
 
     Args:
-        network: (N, 3, side, side) to scores.
-        side: height and width of what the network sees, in pixels.
+        network: maps (N, 3, side, side) to scores.
+        side: height and width of the scaled image in pixels.
         image_scale, image_shift: see :class:`FullResolution`.
     """
 
@@ -100,8 +100,8 @@ class AtSize(FullResolution):
 def vgg16_half(classes: int = 1000) -> HalfResolution:
     """VGG16 at half resolution, with random weights, for images of 224 x 224 ("VGG16 at 112" in the paper).
 
-    Its pools round up, as WAE-VGG16's do: the classifier, of VGG16's own width, gets 4 x 4 features. The
-    number of multiply-adds is the published one.
+    Its pools round up, as those of WAE-VGG16 do, so the classifier, which has VGG16's width, gets 4 x 4
+    features. The number of multiply-adds is the published one.
     """
     body = vgg16_body().apply(initialize)
     return HalfResolution(nn.Sequential(body, FlatClassifier(512 * 4 * 4, 4096, classes)))
@@ -113,11 +113,14 @@ def resnet50_half(classes: int = 1000) -> HalfResolution:
 
 
 def wavelet_cnn(model: WAEClassifier) -> WAEClassifier:
-    """Wavelet+CNN: ``model`` with the Haar transform in the encoder's place. Changes and returns ``model``.
+    """Wavelet+CNN: ``model`` with the Haar transform in place of the encoder. Changes and returns ``model``.
 
-    The low body sees the 3 approximation bands, the high body all 9 detail bands: its first convolution
-    becomes one of 9 channels, with random weights. How the paper feeds the details it does not
-    say; this is our choice. Both normalisations start afresh.
+    The low body sees the 3 approximation bands. The high body sees all 9 detail bands, and its first
+    convolution is replaced by one of 9 channels with random weights. The paper does not say how it feeds the
+    details; this is our choice. Both normalisations are new, and the decoder is removed.
+
+    Raises:
+        ValueError: the high body has no convolution that takes three channels.
     """
     like = next(model.low_body.parameters())
     model.encoder, model.decoder = Haar().to(like).train(model.training), None

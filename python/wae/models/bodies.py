@@ -1,11 +1,12 @@
 """Standard networks without their classifiers, and copies of them with a fraction of the channels.
 
-A body is any module that maps (N, 3, h, w) to features, (N, C, ...). :func:`light_body` makes a light one
-of it without knowing its family: every number of channels is divided by the same rule, so that layers which
-fitted together still do. Where a network holds such a number out of the rule's reach, the light copy does not
-run: it is tried out, and refused with the name of the module.
+A body is any module that maps (N, 3, h, w) to features, (N, C, ...). :func:`light_body` makes a light copy of
+a body without knowing its family: it divides every number of channels by the same rule, so that layers that
+fitted together still do. A network may hold a number of channels where the rule cannot reach it. Then the
+light copy does not run; it is tried out, and refused with the name of the module.
 
-torchvision is imported where one of its networks is asked for: that takes longer than a prediction.
+torchvision is imported only when one of its networks is needed, because the import takes longer than a
+prediction.
 """
 
 from __future__ import annotations
@@ -24,27 +25,32 @@ from torch.nn.modules.conv import _ConvNd
 
 from .evaluating import evaluating
 
-_CLASSIFIERS = ("fc", "classifier", "head", "heads")  # what torchvision's networks call theirs
-_AUXILIARY = {"googlenet": ("aux1", "aux2"), "inception_v3": ("AuxLogits",)}  # for training alone
+_CLASSIFIERS = ("fc", "classifier", "head", "heads")  # the names of classifiers in torchvision's networks
+_AUXILIARY = {"googlenet": ("aux1", "aux2"), "inception_v3": ("AuxLogits",)}  # used only in training
 _IMAGE_CHANNELS = 3
-_HALF = (112, 112)  # what a body sees of an image of 224 x 224
+_HALF = (112, 112)  # the size of low for an image of 224 x 224
 
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
 _KNOWN_TENSORS = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
 
 
 class IndivisibleError(ValueError):
-    """A fraction of a body's channels is not defined. The message names the module."""
+    """The channels of a body cannot be divided. The message names the module."""
 
 
 def standard_body(name: str, **options: Any) -> nn.Module:
-    """The network ``name`` of torchvision, else of timm, without its classifier.
+    """The network ``name`` from torchvision, or else from timm, without its classifier.
 
-    Its parameters keep their names. ``options`` go to the library's constructor: ``weights="DEFAULT"`` for
-    torchvision's trained weights, ``pretrained=True`` for timm's.
+    Its parameters keep their names.
 
-    Raises ValueError where neither library has such a network, and ModuleNotFoundError where torchvision has
-    none and timm is not installed.
+    Args:
+        name: the library's name of the network.
+        options: passed to the library's constructor. ``weights="DEFAULT"`` loads torchvision's trained
+            weights, ``pretrained=True`` timm's.
+
+    Raises:
+        ValueError: neither library has such a network.
+        ModuleNotFoundError: torchvision has no such network, and timm is not installed.
     """
     if is_torchvision(name):
         return without_classifier(torchvision_network(name, **options))
@@ -52,7 +58,10 @@ def standard_body(name: str, **options: Any) -> nn.Module:
 
 
 def standard_network(name: str, **options: Any) -> nn.Module:
-    """The network ``name`` of torchvision, else of timm, made with ``options``. Raises as standard_body."""
+    """The network ``name`` from torchvision, or else from timm, made with ``options``.
+
+    Raises ValueError and ModuleNotFoundError as :func:`standard_body` does.
+    """
     if is_torchvision(name):
         return torchvision_network(name, **options)
     try:
@@ -76,7 +85,7 @@ def is_torchvision(name: str) -> bool:
 
 
 def is_timm(name: str) -> bool:
-    """Whether timm is installed and has a network of this name (not one of ours: wae.integrations.timm)."""
+    """Whether timm is installed and has a network of this name, other than ours (wae.integrations.timm)."""
     try:
         import timm
     except ModuleNotFoundError:
@@ -85,9 +94,13 @@ def is_timm(name: str) -> bool:
 
 
 def without_classifier(network: nn.Module) -> nn.Module:
-    """``network`` with the identity in the place of its children that torchvision's networks call so.
+    """``network`` with its classifier replaced by the identity. Changes ``network`` and returns it.
 
-    Changes ``network``, and returns it. Raises ValueError where it has no such child.
+    The classifier is every child that has one of the names of torchvision's classifiers: ``fc``,
+    ``classifier``, ``head`` or ``heads``.
+
+    Raises:
+        ValueError: ``network`` has no such child.
     """
     found = [name for name, _ in network.named_children() if name in _CLASSIFIERS]
     if not found:
@@ -100,39 +113,38 @@ def without_classifier(network: nn.Module) -> nn.Module:
 
 
 def torchvision_network(name: str, **options: Any) -> nn.Module:
-    """The network ``name`` of torchvision, made with ``options``, with the one output that images have here.
+    """The network ``name`` from torchvision, made with ``options``, with a single output.
 
-    GoogLeNet and Inception v3 have others in training, which are left out.
+    The auxiliary classifiers that GoogLeNet and Inception v3 use in training are removed.
     """
     from torchvision import models
 
     auxiliary = _AUXILIARY.get(name, ())
     if auxiliary and not options.get("weights"):
-        options = {"init_weights": True, **options}  # else torchvision warns
+        options = {"init_weights": True, **options}  # without it torchvision warns
     network: nn.Module = models.get_model(name, **options)
     if auxiliary:
-        network.aux_logits = False  # type: ignore[assignment]  # torch's stubs know only tensors and modules
+        network.aux_logits = False  # type: ignore[assignment]  # torch's stubs allow only tensors and modules
     for child in auxiliary:
         setattr(network, child, None)
     return network
 
 
 def light_body(body: nn.Module | str, factor: int = 4, size: tuple[int, int] = _HALF) -> nn.Module:
-    """A copy of ``body`` with random weights and its numbers of channels divided by ``factor``, rounded up.
+    """A copy of ``body`` with random weights and every number of channels divided by ``factor``, rounded up.
 
-    Up to three channels, the image's, stay as they are. A depthwise convolution stays one; any other grouped
-    convolution keeps as many of its groups as divide its channels. Everything else is the body's own.
-    The copy runs once, on a black image of ``size`` (h, w), before it is returned.
+    Numbers up to three, the channels of an image, are not divided. A depthwise convolution stays depthwise.
+    Any other grouped convolution gets the largest divisor of its groups that also divides its channels.
+    Everything else is copied. Before the copy is returned it runs once, on a black image.
 
     Args:
         body: a network without its classifier, or its name: see :func:`standard_body`.
-        factor: at least 1; 4 is published.
-        size: of an image that the body takes.
+        factor: an integer of at least 1; the paper's is 4.
+        size: (h, w) of an image that the body takes.
 
     Raises:
-        ValueError: ``factor`` is not usable, or the body takes no such image.
-        IndivisibleError: ``body`` holds a module that cannot be made lighter in this way, which the message
-            names.
+        ValueError: ``factor`` is not such an integer, or the body does not take such an image.
+        IndivisibleError: a module of ``body``, which the message names, cannot be divided.
     """
     if type(factor) is not int or factor < 1:
         raise ValueError(f"factor must be an integer of at least 1, got {factor!r}")
@@ -141,7 +153,7 @@ def light_body(body: nn.Module | str, factor: int = 4, size: tuple[int, int] = _
     lighter: dict[int, Any] = {}
     for name, module in body.named_modules():
         lighter.update(_light_tensors(name, module, factor))
-    light: nn.Module = copy.deepcopy(body, lighter)  # takes these where it would have copied the body's own
+    light: nn.Module = copy.deepcopy(body, lighter)  # takes these tensors instead of copying the body's
     for module in light.modules():
         for attribute, number in _light_numbers(module, factor).items():
             setattr(module, attribute, number)
@@ -151,9 +163,10 @@ def light_body(body: nn.Module | str, factor: int = 4, size: tuple[int, int] = _
 
 
 def initialize(module: nn.Module) -> None:
-    """Give ``module`` itself random weights: He's for a convolution or matrix, 1 and 0 for a normalisation.
+    """Reset the parameters of ``module`` itself: He initialisation (fan-out) for convolutions and linear
+    layers, 1 and 0 for normalisations. Any other module keeps its parameters.
 
-    Without He's, many layers of ReLU let a signal die out. Any other module keeps what it has.
+    With PyTorch's own initialisation a signal dies out in many layers of ReLU.
     """
     if isinstance(module, _NORMS):
         module.reset_parameters()
@@ -164,9 +177,9 @@ def initialize(module: nn.Module) -> None:
 
 
 def widen_input(body: nn.Module, channels: int) -> nn.Module:
-    """Make ``body``'s first convolution take ``channels`` instead of three. Its weights become random.
+    """Make the first convolution of ``body`` with three inputs take ``channels``, with random weights.
 
-    Changes ``body``, and returns it. Raises ValueError where no convolution takes three.
+    Changes ``body`` and returns it. Raises ValueError if no convolution takes three channels.
     """
     for module in body.modules():
         if isinstance(module, nn.Conv2d) and module.in_channels == _IMAGE_CHANNELS and module.groups == 1:
@@ -179,17 +192,17 @@ def widen_input(body: nn.Module, channels: int) -> nn.Module:
 
 
 def feature_channels(body: nn.Module, size: tuple[int, int] = _HALF) -> int:
-    """The C of the features, (N, C, ...), that ``body`` makes: see :func:`feature_shape`."""
+    """The number of channels C of the features, (N, C, ...), of ``body``: see :func:`feature_shape`."""
     return feature_shape(body, size)[1]
 
 
 def feature_shape(body: nn.Module, size: tuple[int, int] = _HALF) -> torch.Size:
-    """The shape, (1, C, ...), of the features that ``body`` makes of a black image of ``size`` (h, w).
+    """The shape, (1, C, ...), of the features of ``body`` for a black image of ``size`` (h, w).
 
-    Raises ValueError where it makes none; the message names the module that failed.
+    Raises ValueError if it makes no such features; the message names the module that failed.
     """
     reference = next(body.parameters(), torch.empty(0))
-    if reference.is_meta:  # its buffers may hold numbers, and not every operator takes both kinds
+    if reference.is_meta:  # its buffers may hold values, and not every operator takes both kinds of tensors
         body = without_numbers(body)
     running = [("", body)]
     image = torch.zeros(1, _IMAGE_CHANNELS, *size, dtype=reference.dtype, device=reference.device)
@@ -210,8 +223,8 @@ def feature_shape(body: nn.Module, size: tuple[int, int] = _HALF) -> torch.Size:
 
 
 def without_numbers(body: nn.Module, device: str = "meta") -> nn.Module:
-    """A copy of ``body`` whose tensors hold nothing yet; on "meta" they take no memory."""
-    tensors: dict[int, Any] = {}  # taken by deepcopy where it would have copied the body's own
+    """A copy of ``body`` with uninitialised tensors on ``device``; on "meta" they take no memory."""
+    tensors: dict[int, Any] = {}  # deepcopy takes these instead of copying the body's
     for tensor in chain(body.parameters(), body.buffers()):
         empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
         tensors[id(tensor)] = nn.Parameter(empty) if isinstance(tensor, nn.Parameter) else empty
@@ -241,7 +254,7 @@ def _divided(channels: int, factor: int) -> int:
 
 
 def _light_numbers(module: nn.Module, factor: int) -> dict[str, Any]:
-    """The attributes of a module of torch.nn that hold numbers of channels, with what they become."""
+    """The attributes in which a torch.nn module holds numbers of channels, with their divided values."""
     if isinstance(module, _ConvNd):
         inputs, outputs = _divided(module.in_channels, factor), _divided(module.out_channels, factor)
         depthwise = module.groups == module.in_channels > 1
@@ -260,7 +273,7 @@ def _light_numbers(module: nn.Module, factor: int) -> dict[str, Any]:
 
 
 def _light_tensors(name: str, module: nn.Module, factor: int) -> Iterator[tuple[int, Tensor]]:
-    """``id`` of each parameter and buffer of ``module``'s own, and what becomes of it."""
+    """The ``id`` of each parameter and buffer of ``module`` itself, with its light part."""
     try:
         for key, tensor in chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False)):
             yield id(tensor), _light_tensor(module, key, tensor, factor)
@@ -269,17 +282,20 @@ def _light_tensors(name: str, module: nn.Module, factor: int) -> Iterator[tuple[
 
 
 def _light_tensor(module: nn.Module, key: str, tensor: Tensor, factor: int) -> Tensor:
-    """The light part of ``tensor``, parameter or buffer ``key`` of ``module``: its first values, or none."""
+    """The light part of ``tensor``, the parameter or buffer ``key`` of ``module``: its first values.
+
+    A convolution's kernel has no values yet. Raises ValueError if the channels in ``tensor`` are not known.
+    """
     known = isinstance(module, (_ConvNd, nn.Linear, *_NORMS))
     if known and key not in _KNOWN_TENSORS:
-        raise ValueError(f"what its tensor {key!r} is for is not known")
+        raise ValueError(f"the meaning of its tensor {key!r} is not known")
     if isinstance(module, _ConvNd) and key == "weight":
         data = tensor.new_empty(_light_kernel(module, factor))
     elif sum(size > _IMAGE_CHANNELS for size in tensor.shape) <= 1 or isinstance(module, nn.Linear):
         data = tensor.detach()[tuple(slice(_divided(size, factor)) for size in tensor.shape)].clone()
     else:
         raise ValueError(
-            f"which sizes of its tensor {key!r}, {tuple(tensor.shape)}, are channels is not known"
+            f"it is not known which sizes of its tensor {key!r}, {tuple(tensor.shape)}, are channels"
         )
     return nn.Parameter(data, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
 

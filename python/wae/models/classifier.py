@@ -1,4 +1,4 @@
-"""The classifier around two bodies, for any body (docs/network.md)."""
+"""The WAE classifier, for any two bodies (docs/network.md)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .network import fold_normalization as fold_normalization
 
 
 class _TwoBodies(SideBySide):
-    """Everything behind the encoder, for the two modules below that have these parts."""
+    """Everything behind the encoder, shared by the two classes below, which have these parts."""
 
     low_norm: nn.Module
     high_norm: nn.Module
@@ -30,12 +30,15 @@ class _TwoBodies(SideBySide):
         return self.classify(*self.features_of(low, high))
 
     def classify(self, low_features: Tensor, high_features: Tensor) -> Tensor:
-        """The scores, (N, classes), of what the two bodies make of ``low`` and ``high``."""
+        """The scores, (N, classes), from the two bodies' features of ``low`` and ``high``."""
         low_scores, fusion_scores = self.both_scores(low_features, high_features)
         return low_scores + fusion_scores
 
     def both_scores(self, low_features: Tensor, high_features: Tensor) -> tuple[Tensor, Tensor]:
-        """The scores of the low classifier and of the fusion classifier, whose sum counts."""
+        """The scores of the low classifier and of the fusion classifier, (N, classes) each.
+
+        Their sum is the network's scores.
+        """
         fused = torch.cat((low_features, high_features), dim=1)
         return self.low_classifier(low_features), self.fusion_classifier(fused)
 
@@ -47,7 +50,7 @@ class _TwoBodies(SideBySide):
 
 
 class WAEClassifier(_TwoBodies, WAENetwork):
-    """A classifier of ``low`` and ``high`` instead of the image: scores are the sum of two classifiers.
+    """A classifier of ``low`` and ``high`` instead of the image. Its scores are the sum of two classifiers'.
 
     ::
 
@@ -57,10 +60,10 @@ class WAEClassifier(_TwoBodies, WAENetwork):
 
     Args:
         encoder, image_scale, image_shift, decoder: see :class:`WAENetwork`.
-        low_body: an unchanged standard network without its classifier: (N, 3, h, w) to (N, C, ...).
-        high_body: a light one: (N, 3, h, w) to (N, D, ...), the dots as for ``low_body``.
-        low_classifier: (N, C, ...) to (N, classes).
-        fusion_classifier: (N, C + D, ...) to (N, classes).
+        low_body: a standard network without its classifier; maps (N, 3, h, w) to (N, C, ...).
+        high_body: a light body; maps (N, 3, h, w) to (N, D, ...), with the other sizes of ``low_body``.
+        low_classifier: maps (N, C, ...) to (N, classes).
+        fusion_classifier: maps (N, C + D, ...) to (N, classes).
     """
 
     bodies = ("low_body", "high_body")
@@ -87,7 +90,7 @@ class WAEClassifier(_TwoBodies, WAENetwork):
         return self.scores(*self.decompose(image))
 
     def behind_encoder(self, size: Sequence[int]) -> BehindEncoder:
-        """See :class:`WAENetwork`; ``size`` does not matter."""
+        """See :class:`WAENetwork`; ``size`` makes no difference."""
         return BehindEncoder(self)
 
     def features(self, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,10 +99,10 @@ class WAEClassifier(_TwoBodies, WAENetwork):
 
 
 class BehindEncoder(_TwoBodies):
-    """``model`` from ``low`` and ``high`` on, with the same modules: what an inference engine runs.
+    """The part of ``model`` behind the encoder, with the same modules: what an inference engine runs.
 
     Args:
-        model: whose parts these are.
+        model: the network whose parts it uses.
     """
 
     def __init__(self, model: WAEClassifier) -> None:
@@ -109,17 +112,17 @@ class BehindEncoder(_TwoBodies):
         self.low_classifier, self.fusion_classifier = model.low_classifier, model.fusion_classifier
 
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
-        """The scores, (N, classes)."""
+        """The scores, (N, classes), of ``low`` and ``high``, (N, 3, h, w) each."""
         return self.scores(low, high)
 
 
 class FlatClassifier(nn.Sequential):
-    """FC, ReLU, dropout .5, FC, ReLU, dropout .5, FC on flattened features: VGG's form of a classifier.
+    """VGG's classifier on flattened features: FC, ReLU, dropout .5, FC, ReLU, dropout .5, FC.
 
     Args:
-        features: numbers per image.
-        width: of the two hidden layers.
-        classes: of the result.
+        features: the number of features of an image.
+        width: the width of the two hidden layers.
+        classes: the number of scores.
     """
 
     def __init__(self, features: int, width: int, classes: int) -> None:
@@ -135,9 +138,10 @@ class FlatClassifier(nn.Sequential):
         self.features = features
 
     def forward(self, features: Tensor) -> Tensor:
-        """The scores, (N, classes), of features (N, C, h, w) with C * h * w as given to the constructor.
+        """The scores, (N, classes), from ``features``, (N, C, h, w).
 
-        Raises ValueError where they are not: then the image has a size the classifier was not made for.
+        Raises ValueError if C * h * w is not the constructor's ``features``: the image then has a size for
+        which the classifier was not made.
         """
         flat = features.flatten(1)
         if flat.shape[1] != self.features:

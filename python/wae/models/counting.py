@@ -1,8 +1,7 @@
-"""Counting a network's parameters and multiply-adds.
+"""Counts a network's parameters and multiply-adds.
 
-Counted are the multiplications of convolutions and matrix products, one multiply-add each, those with padding
-zeros included: the published way of counting. Torch's counter counts them, ours too
-(`wae_kernels.flops`).
+Each multiplication in a convolution or matrix product is one multiply-add, including those with padding
+zeros, as in the paper. PyTorch's FlopCounterMode does the counting; ``wae_kernels.flops`` adds our ops to it.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ Shape = Sequence[int]
 
 @contextmanager
 def _plain_attention() -> Iterator[None]:
-    """Within it attention is made of matrix products, which are counted; fused ops are not."""
+    """Compute attention by matrix products, which are counted, instead of fused ops, which are not."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -33,21 +32,23 @@ def _plain_attention() -> Iterator[None]:
 
 
 class Count(NamedTuple):
-    """A network's parameters, and its multiply-adds on one image."""
+    """The size and the cost of a network."""
 
     parameters: int
+    """The number of its parameters."""
     multiply_adds: int
+    """The number of multiply-adds for one image."""
 
 
 def count(network: nn.Module, size: Shape = (224, 224)) -> Count:
-    """Count ``network``'s parameters, and its multiply-adds on one image of ``size`` (H, W).
+    """Count the parameters of ``network``, and its multiply-adds for one image of ``size`` (H, W).
 
-    The network runs once, in its dtype, on the device it is on, in evaluation mode, and stays as it was. One
-    that was made under ``torch.device("meta")`` neither takes memory nor computes.
+    The network runs once, in evaluation mode, in its dtype and on its device, and is left unchanged. A
+    network on "meta" needs no memory and computes nothing.
     """
-    from torch.utils.flop_counter import FlopCounterMode  # here, as it takes long: it imports Triton
+    from torch.utils.flop_counter import FlopCounterMode  # imported here because it imports Triton
 
-    import wae_kernels.flops  # noqa: F401  (importing it has the ops counted)
+    import wae_kernels.flops  # noqa: F401  (the import registers our ops)
 
     like = next(network.parameters())
     image = torch.zeros(1, 3, *size, dtype=like.dtype, device=like.device)

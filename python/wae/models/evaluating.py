@@ -1,4 +1,4 @@
-"""The mode of a network, training or evaluation: to run it once without a trace, and around a part of it."""
+"""The mode of a network, training or evaluation: switched for a block, or given to what is made around it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _Network = TypeVar("_Network", bound=nn.Module)
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Within it ``network`` is in evaluation mode; behind it each of its modules is in the mode of before.
+    """Put ``network`` into evaluation mode for the block, then restore the mode of each of its modules.
 
-    ``network.train(before)`` would put a frozen normalisation, which is in evaluation mode for good, into
-    training.
+    ``network.train(before)`` would put a frozen normalisation, which stays in evaluation mode, into training
+    mode.
     """
     modes = {module: module.training for module in network.modules()}
     network.eval()
@@ -28,9 +28,9 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 
 def in_the_mode_of(network: nn.Module, model: _Network, *others: nn.Module) -> _Network:
-    """``model``, which was made around ``network``, with every module in the mode of that one.
+    """Put ``model``, which was made around ``network``, into the mode of ``network``, and return it.
 
-    ``network`` itself and ``others``, which are used as they are, keep the modes of their modules.
+    The modules of ``network`` and of ``others``, which are used as they are, keep their modes.
     """
     kept = {module for part in (network, *others) for module in part.modules()}
     for module in model.modules():

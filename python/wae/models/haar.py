@@ -1,4 +1,4 @@
-"""The Haar wavelet transform in the encoder's place: the fixed decomposition that WAE is compared with."""
+"""The Haar wavelet transform in place of the encoder: the fixed decomposition with which WAE is compared."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from torch import Tensor, nn
 
 from wae_kernels.reference import normalize_image
 
-# The bands of a 2 x 2 block; halved, they are orthonormal. The order of the details, and their signs, are
-# PyWavelets': differences of rows, of columns, and of both.
+# The bands of a 2 x 2 block; divided by 2 they are orthonormal. The details have PyWavelets' order and signs:
+# differences of rows, of columns, and of both.
 _APPROXIMATION = ((1.0, 1.0), (1.0, 1.0))
 _DETAILS = (((1.0, 1.0), (-1.0, -1.0)), ((1.0, -1.0), (1.0, -1.0)), ((1.0, -1.0), (-1.0, 1.0)))
 
 
 class Haar(nn.Module):
-    """Splits an image into its Haar bands, each colour by itself, with an :class:`Encoder`'s interface.
+    """Splits each colour of an image into its Haar bands, with the interface of an :class:`Encoder`.
 
-    ``low``: 3 channels, the approximation. ``high``: 9 channels, the details, three of each colour in turn.
-    Both are convolutions whose weights the optimizer leaves alone.
+    ``low`` has 3 channels, the approximations; ``high`` has 9, the details, three for each colour in turn.
+    Both are convolutions whose weights need no gradient.
     """
 
     def __init__(self) -> None:
@@ -29,10 +29,11 @@ class Haar(nn.Module):
     def forward(
         self, image: Tensor, image_scale: Tensor | None = None, image_shift: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """``(low, high)``, (N, 3, ceil(H/2), ceil(W/2)) and (N, 9, the same), of a (N, 3, H, W) image.
+        """``(low, high)`` of ``image``, (N, 3, H, W).
 
-        An odd last row or column is repeated, as PyWavelets' mode "symmetric" does. The results have the
-        weights' dtype; ``image_scale`` and ``image_shift`` are as for :func:`wae_kernels.encode`.
+        They are (N, 3, ceil(H/2), ceil(W/2)) and (N, 9, ceil(H/2), ceil(W/2)), in the weights' dtype. An odd
+        last row or column is repeated, as in PyWavelets' mode "symmetric". ``image_scale`` and
+        ``image_shift`` are as for :func:`wae_kernels.encode`.
         """
         image = normalize_image(image, self.low.weight.dtype, image_scale, image_shift)
         height, width = image.shape[2:]
@@ -41,7 +42,7 @@ class Haar(nn.Module):
 
 
 def _bands(*kernels: tuple[tuple[float, ...], ...]) -> nn.Conv2d:
-    """Each of three colours to one channel per kernel. The bias, of zero, takes a folded normalisation."""
+    """Maps each of three colours to one channel per kernel. The zero bias takes a folded normalisation."""
     layer = nn.Conv2d(3, 3 * len(kernels), 2, stride=2, groups=3).requires_grad_(False)
     with torch.no_grad():
         assert layer.bias is not None

@@ -1,4 +1,4 @@
-"""The high body where a quarter of the channels is not defined: a light CNN of the common kind."""
+"""The high body for networks whose channels cannot be divided: a light CNN of the usual kind."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _log = logging.getLogger(__name__)
 class LightCNN(nn.Sequential):
     """Four 3 x 3 convolutions of stride 2, each with BatchNorm and ReLU, and an average pool.
 
-    Takes (N, 3, h, w), and makes (N, C), or (N, C, ...) of the size ``pooled``; C is 8 * channels. Weights
-    are He's.
+    Maps (N, 3, h, w) to (N, C), or to (N, C, *pooled), where C is ``8 * channels``. The weights have He
+    initialisation.
 
     Args:
-        channels: of the first stage; each further one has twice as many.
-        pooled: height and width of the features; None for a single number of each channel.
-        reason: the sentence that says why the network has this body.
+        channels: the number of channels of the first stage; each further stage has twice as many.
+        pooled: (height, width) of the features; None for features (N, C).
+        reason: a sentence that says why a network has this body.
     """
 
     def __init__(self, channels: int, pooled: tuple[int, int] | None = None, reason: str = "") -> None:
@@ -46,11 +46,17 @@ class LightCNN(nn.Sequential):
 
 
 def high_body(low_body: nn.Module, factor: int, size: tuple[int, int]) -> nn.Module:
-    """The high body beside ``low_body``: ``light_body(low_body, factor, size)``, else a :class:`LightCNN`.
+    """The high body for ``low_body``: ``light_body(low_body, factor, size)``, or else a :class:`LightCNN`.
 
-    That it is the second is logged, at the level INFO, and stands in its ``reason``.
+    If it is a light CNN, its ``reason`` says why, and is logged at the level INFO.
 
-    Raises ValueError where the body takes no image of ``size`` (h, w), or is too small for a lighter one.
+    Args:
+        low_body: a network without its classifier.
+        factor: by what the channels are divided.
+        size: (h, w) of the images that the bodies take.
+
+    Raises:
+        ValueError: ``low_body`` takes no such images, or is too small for a lighter body.
     """
     try:
         return light_body(low_body, factor, size)
@@ -61,23 +67,23 @@ def high_body(low_body: nn.Module, factor: int, size: tuple[int, int]) -> nn.Mod
 
 
 def light_cnn(low_body: nn.Module, size: tuple[int, int], factor: int = 4, why: str = "") -> LightCNN:
-    """The widest light CNN beside ``low_body`` on images of ``size`` (h, w).
+    """The widest light CNN that is as light as ``low_body`` with its channels divided by ``factor`` would be.
 
-    It has at most one part in ``factor`` of its features, and one in the square of that of its multiply-adds,
-    as a body with one part in ``factor`` of the channels has.
+    It has at most ``1 / factor`` of the features of ``low_body``, and ``1 / factor**2`` of its multiply-adds.
 
     Args:
         low_body: a network without its classifier.
-        size: of the images that it takes.
-        factor: 4 as in the paper's light bodies.
-        why: the reason, for the sentence.
+        size: (h, w) of the images that it takes.
+        factor: 4 in the paper's light bodies.
+        why: why a light CNN is needed; it becomes part of the ``reason``.
 
-    Raises ValueError where the features of ``low_body`` are not (N, C) or (N, C, h, w), or too few.
+    Raises:
+        ValueError: the features of ``low_body`` are not (N, C) or (N, C, h, w), or there are too few.
     """
     _, features, *pooled = feature_shape(low_body, size)
     if len(pooled) not in (0, 2):
         shape = ", ".join(map(str, ("N", features, *pooled)))
-        raise ValueError(f"a light CNN makes features (N, C) or (N, C, h, w), the low body ({shape})")
+        raise ValueError(f"a light CNN needs a low body with features (N, C) or (N, C, h, w), got ({shape})")
     allowed = _multiply_adds(low_body, size) // factor**2
     widest = 0
     for channels in count(1):
@@ -97,5 +103,5 @@ def light_cnn(low_body: nn.Module, size: tuple[int, int], factor: int = 4, why: 
 
 
 def _multiply_adds(body: nn.Module, size: tuple[int, int]) -> int:
-    """Of one image of ``size``; counted without memory, so that it is the same on every device."""
+    """The multiply-adds for one image, counted on "meta", so that they are the same for every device."""
     return counting.count(without_numbers(body).eval(), size).multiply_adds

@@ -1,4 +1,4 @@
-"""A network on an image's ``low`` and ``high``, whatever it makes of them; and its form for inference."""
+"""The base class of networks on an image's ``low`` and ``high``, and their form for inference."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .plain import is_plain
 
 
 class WAENetwork(nn.Module, ABC):
-    """The parts that every WAE network begins with. A subclass adds what works behind the normalisations.
+    """The parts with which every WAE network begins. A subclass adds the parts behind the normalisations.
 
     ::
 
@@ -28,12 +28,12 @@ class WAENetwork(nn.Module, ABC):
 
     Args:
         encoder: splits the image. Its convolutions ``low`` and ``high`` make the two parts.
-        image_scale, image_shift: three numbers each; the image becomes ``image * scale + shift`` first.
-        decoder: the encoder's, for :meth:`reconstruct`; None where nothing is to be reconstructed.
+        image_scale, image_shift: three numbers each. The encoder sees ``image * scale + shift``.
+        decoder: the encoder's decoder, for :meth:`reconstruct`; None if nothing is to be reconstructed.
     """
 
     bodies: ClassVar[tuple[str, ...]]
-    """The attributes that hold the networks on ``low`` and ``high``."""
+    """The names of the attributes that hold the networks on ``low`` and ``high``."""
 
     low_norm: nn.Module
     high_norm: nn.Module
@@ -58,25 +58,26 @@ class WAENetwork(nn.Module, ABC):
 
     @abstractmethod
     def behind_encoder(self, size: Sequence[int]) -> nn.Module:
-        """The same modules as a network from ``low`` and ``high`` of an image of ``size`` (H, W) to scores.
+        """The part behind the encoder, with the same modules: what an inference engine runs.
 
-        That is the part that an inference engine runs.
+        It maps ``low`` and ``high`` of an image of ``size`` (H, W) to the network's scores.
         """
 
     def decompose(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """``(low, high)`` of ``image``, as the encoder makes them: before the two normalisations, unless
-        :func:`fold_normalization` has put these into the encoder.
+        """``(low, high)`` of ``image``, (N, 3, H, W), as the encoder makes them.
 
-        Both are (N, 3, ceil(H/2), ceil(W/2)). Raises RuntimeError for anything that
-        :func:`wae_kernels.encode` refuses.
+        They are not normalised yet, unless :func:`fold_normalization` has put the normalisations into the
+        encoder. Both are (N, 3, ceil(H/2), ceil(W/2)); a :class:`wae.models.haar.Haar` makes 9 channels of
+        ``high``. Raises RuntimeError for anything that :func:`wae_kernels.encode` refuses.
         """
         low, high = self.encoder(image, self.image_scale, self.image_shift)
         return low, high
 
     def reconstruct(self, low: Tensor, high: Tensor, size: Sequence[int]) -> Tensor:
-        """The image of ``size`` (H, W) that ``low`` and ``high`` came from, with scale and shift undone.
+        """Reconstruct the image of ``size`` (H, W), (N, 3, H, W), from ``low`` and ``high``.
 
-        Raises RuntimeError without a decoder, and for anything that :func:`wae_kernels.decode` refuses.
+        Scale and shift are undone. Raises RuntimeError if there is no decoder, and for anything that
+        :func:`wae_kernels.decode` refuses.
         """
         if self.decoder is None:
             name = type(self).__name__
@@ -85,7 +86,10 @@ class WAENetwork(nn.Module, ABC):
 
 
 def numbers_like(values: Sequence[float], like: Tensor) -> Tensor:
-    """``values`` in the dtype of ``like`` and on its device; where that is "meta", they are numbers still."""
+    """``values`` as a tensor with the dtype and the device of ``like``.
+
+    If that is "meta", where values are lost, the tensor is on the default device.
+    """
     return torch.tensor(values, dtype=like.dtype, device=None if like.is_meta else like.device)
 
 
@@ -94,13 +98,13 @@ _High = TypeVar("_High")
 
 
 class SideBySide(nn.Module):
-    """Two networks, of which the one on ``low`` does not need what the one on ``high`` makes."""
+    """Two networks, on ``low`` and on ``high``, which do not depend on each other."""
 
     side_stream: torch.cuda.Stream | None = None
-    """For the network on ``high``, within :func:`on_two_streams`."""
+    """The stream for the network on ``high``; set within :func:`on_two_streams`."""
 
     def both(self, low: Callable[[], _Low], high: Callable[[], _High]) -> tuple[_Low, _High]:
-        """What both give; on two streams of a GPU, if so wanted."""
+        """The results of both functions; they run on two streams if there is a ``side_stream``."""
         side = self.side_stream
         if side is None:
             return low(), high()
@@ -115,10 +119,10 @@ class SideBySide(nn.Module):
 
 @contextmanager
 def on_two_streams(module: nn.Module) -> Iterator[None]:
-    """Within it the two bodies of a network in ``module`` run on two streams, for a CUDA graph to capture.
+    """Run the two bodies of each network in ``module`` on two streams, for a CUDA graph to capture.
 
-    One image gives neither body work for a whole GPU. Outside of a graph launching takes longer than running,
-    and the second stream would gain nothing.
+    With one image neither body has enough work for the full GPU. Without a graph, launching the kernels takes
+    longer than running them, and a second stream would gain nothing.
     """
     pairs = [part for part in module.modules() if isinstance(part, SideBySide)]
     before = [pair.side_stream for pair in pairs]
@@ -135,12 +139,13 @@ _Network = TypeVar("_Network", bound=WAENetwork)
 
 
 def fold_normalization(model: _Network) -> _Network:
-    """A copy of ``model`` for inference, its two normalisations folded into the encoder's branches.
+    """A copy of ``model`` for inference, with its two normalisations folded into the encoder's branches.
 
-    The scores are those of ``model.eval()``, up to rounding; two passes over ``low`` and ``high`` are saved.
-    The copy has no decoder: one that was trained with the encoder reads them before the normalisation.
+    Its scores are those of ``model.eval()``, up to rounding, without two passes over ``low`` and ``high``.
+    The copy has no decoder, because a decoder needs ``low`` and ``high`` as they are before normalisation.
 
-    A normalisation stays where it, the branch or the encoder is more than its tensors: hooked or pruned, say.
+    A normalisation is kept if it, the branch or the encoder is more than its tensors, for example hooked or
+    pruned.
     """
     folded = copy.deepcopy(model).eval()
     folded.decoder = None
@@ -155,7 +160,7 @@ def fold_normalization(model: _Network) -> _Network:
 
 @torch.no_grad()
 def _fold(norm: nn.BatchNorm2d, branch: nn.Conv2d) -> None:
-    """Make ``branch`` compute ``norm(branch(x))``. In float64, so that only the result is rounded."""
+    """Make ``branch`` compute ``norm(branch(x))``, in float64, so that only the result is rounded."""
     assert branch.bias is not None
     assert norm.running_mean is not None
     assert norm.running_var is not None

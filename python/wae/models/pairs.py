@@ -1,4 +1,4 @@
-"""A network as its users have it, and WAE around it."""
+"""A network as its users have it, paired with WAE around it."""
 
 from __future__ import annotations
 
@@ -32,36 +32,40 @@ _FINAL = {
     SpectralNorm: "torch.nn.utils.remove_spectral_norm makes the weights final, and networks with "
     "torch.nn.utils.parametrizations.spectral_norm are taken as they are",
 }
-"""What computes weights in a hook, and what to do about it."""
+"""Hooks that compute weights, and what to do about each, for an error."""
 
 KNOWN = "a NAME in torchvision or timm, small_vgg, or MODULE:FUNCTION of your own"
-"""Of what there is a pair, for a sentence."""
+"""The networks that have a pair, for an error."""
 
 
 class Pair(NamedTuple):
-    """Both in evaluation mode, with as many classes."""
+    """A network and WAE around it, in evaluation mode and with the same number of classes."""
 
     name: str
+    """The ``source`` of :func:`pair`."""
     stock: nn.Module
     wae: WAEClassifier
 
     @property
     def networks(self) -> dict[str, nn.Module]:
-        """Both, by their kinds: "stock" and "wae"."""
+        """Both networks, as "stock" and "wae"."""
         return {"stock": self.stock, "wae": self.wae}
 
 
 def pair(source: str, size: tuple[int, int] = (224, 224)) -> Pair:
-    """The network that ``source`` names, and WAE around it, both with random weights.
+    """The network that ``source`` names, and WAE around it. Named networks have random weights.
+
+    Sets the seed of torch's random numbers to 0, so that the weights are the same in every call.
 
     Args:
-        source: the name of a network of torchvision or timm, or ``small_vgg``; or ``module:function``, which
-            is imported (the current folder included) and called without arguments. What that returns is the
-            network, with the weights that it has, its classifier in a child as torchvision names them.
-        size: (H, W) of the images that a network of one's own takes.
+        source: the name of a classifier in torchvision or timm, or ``small_vgg``; or ``module:function``,
+            which is imported (also from the current folder) and called without arguments. It returns the
+            network, which keeps its weights; its classifier must have one of torchvision's names: see
+            :func:`wae.models.bodies.without_classifier`.
+        size: (H, W) of the images that the function's network takes.
 
     Raises:
-        NetworkError: there is none of that name, or WAE does not go around it.
+        NetworkError: there is no such network, or WAE cannot be built around it.
     """
     torch.manual_seed(0)
     try:
@@ -69,7 +73,7 @@ def pair(source: str, size: tuple[int, int] = (224, 224)) -> Pair:
     except NetworkError:
         raise
     except (ValueError, ModuleNotFoundError) as error:
-        raise NetworkError(f"WAE does not go around {source}: {error}") from error
+        raise NetworkError(f"WAE cannot be built around {source}: {error}") from error
     return Pair(source, stock.eval(), wae.eval())
 
 
@@ -77,7 +81,8 @@ def _named(name: str) -> tuple[nn.Module, WAEClassifier]:
     make, make_wae = builder(name), builder(f"wae_{name}")
     if make is not None and make_wae is not None:
         stock, wae = make(_CLASSES), make_wae(_CLASSES)
-        assert isinstance(wae, WAEClassifier)
+        if not isinstance(wae, WAEClassifier):
+            raise NetworkError(f"{name} scores pixels; a classifier is needed: {KNOWN}")
         return (stock.network if isinstance(stock, FullResolution) else stock), wae
     try:
         body = standard_body(name)
@@ -89,13 +94,16 @@ def _named(name: str) -> tuple[nn.Module, WAEClassifier]:
 
 
 def own_network(source: str) -> nn.Module:
-    """The network that ``module:function`` returns, called without arguments: see :func:`own_copy`."""
+    """A copy of the network that ``module:function`` returns, called without arguments.
+
+    Raises NetworkError if it cannot be called or returns no module, and as :func:`own_copy` does.
+    """
     module, _, function = source.partition(":")
-    if os.getcwd() not in sys.path:  # which a console script leaves out
+    if os.getcwd() not in sys.path:  # console scripts leave it out
         sys.path.append(os.getcwd())
     try:
         stock = getattr(importlib.import_module(module), function)()
-    except Exception as error:  # any that the user's own code raises
+    except Exception as error:  # the user's own code may raise anything
         kind = "" if isinstance(error, (ImportError, AttributeError)) else f"{type(error).__name__}: "
         raise NetworkError(f"{source} cannot be called: {kind}{first_line(error)}") from error
     if not isinstance(stock, nn.Module):
@@ -104,28 +112,30 @@ def own_network(source: str) -> nn.Module:
 
 
 def own_copy(name: str, network: nn.Module) -> nn.Module:
-    """A copy of a user's ``network`` to work with: float32, on the processor, without torch.compile around.
+    """A copy of a user's ``network`` in float32, on the CPU, without a torch.compile wrapper.
 
-    Raises NetworkError, which begins with ``name``, where there can be none, or no file could hold it.
+    Raises NetworkError, which starts with ``name``, if the network cannot be copied or no file could hold it.
     """
     plain = getattr(network, "_orig_mod", network)
     if any(isinstance(module, torch.jit.ScriptModule) for module in plain.modules()):
         raise NetworkError(
-            f"{name} must be made of Python's modules, got one of TorchScript: take the network from before "
-            "torch.jit.script or torch.jit.trace"
+            f"{name} must consist of Python modules, got a TorchScript module: pass the network as it was "
+            "before torch.jit.script or torch.jit.trace"
         )
     try:
         copied = copy.deepcopy(plain).cpu().float()
-    except Exception as error:  # of pruned weights, which are results of others; of tensors without numbers
+    except Exception as error:  # pruned weights are computed from others; meta tensors have no values
         raise NetworkError(f"{name} cannot be copied: {first_line(error)}{_way_to_copy(plain)}") from error
     for key, value in copied.state_dict().items():
         if not isinstance(value, Tensor):
-            raise NetworkError(f"{name} must have a state of tensors, got {key} of {type(value).__name__}")
+            raise NetworkError(
+                f"{name} must have only tensors in its state, got {key}: {type(value).__name__}"
+            )
     return copied
 
 
 def _way_to_copy(network: nn.Module) -> str:
-    """What makes parameters of weights that are results of others, for the end of a sentence."""
+    """How computed weights become parameters, for the end of a sentence; "" if there is no known hook."""
     hooks = [hook for module in network.modules() for hook in module._forward_pre_hooks.values()]
     for kind, way in _FINAL.items():
         if any(isinstance(hook, kind) for hook in hooks):

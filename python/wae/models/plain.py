@@ -1,4 +1,4 @@
-"""Whether a module is no more than its class and its tensors: only then may another take its place."""
+"""Tells whether a module is fully described by its class and its tensors, so that another can replace it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch.nn.utils.parametrize import is_parametrized
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Whether a call of ``module`` is its class's ``forward`` on its parameters, and nothing besides.
+    """Whether a call of ``module`` runs its class's ``forward`` on its parameters and nothing else.
 
-    It is not where there is a hook (pruning and the older weight norm are hooks, too), a ``forward`` of its
-    own, or a parameter that is computed from others. The modules in it are not looked at.
+    It does not if the module has a hook (pruning and the older weight norm use hooks), a ``forward`` set on
+    the instance, or a parameter that is computed from others. Its submodules are not examined.
     """
     hooked = module._forward_hooks or module._forward_pre_hooks
     return not (hooked or "forward" in vars(module) or is_parametrized(module))

@@ -1,4 +1,4 @@
-"""Networks with tables of positions, for images of another size: with the libraries' own functions."""
+"""Fits networks with position tables to another image size, by the libraries' own functions."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 
 def fit_to(network: nn.Module, size: tuple[int, int]) -> nn.Module:
-    """Make ``network`` take images of ``size`` (h, w), where it holds a table of positions for another one.
+    """Make ``network`` take images of ``size`` (h, w), even if its position table is for another size.
 
     The table is interpolated: by torchvision's function for its ViT, by timm's for any network that has a
-    ``set_input_size`` (ViT, Swin, EVA-02 ...). Every other network stays as it is: convolutions take any
-    size, and torchvision's Swin fills its windows up.
+    ``set_input_size`` (ViT, Swin, EVA-02, ...). Any other network is left alone: convolutions take any size,
+    and torchvision's Swin pads its windows.
 
-    Changes ``network``, and returns it. Raises ValueError where the table cannot become one of that size.
+    Changes ``network`` and returns it. Raises ValueError if the table cannot be fitted to that size.
     """
-    from torchvision.models import VisionTransformer  # here, as it takes long
+    from torchvision.models import VisionTransformer  # imported here because it takes long
 
     if isinstance(network, VisionTransformer):
         _fit_torchvision(network, size)
@@ -31,7 +31,7 @@ def fit_to(network: nn.Module, size: tuple[int, int]) -> nn.Module:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 resize(img_size=size)
-        except Exception as error:  # any that timm's code raises
+        except Exception as error:  # timm's code may raise anything
             why = first_line(error)
             raise ValueError(f"its positions do not fit images of {size[0]} x {size[1]}: {why}") from error
     return network

@@ -1,18 +1,18 @@
-"""Every network by its name: what ``wae train``, ``wae info`` and checkpoints know.
+"""All networks by name, as ``wae train``, ``wae info`` and checkpoints use them.
 
-Besides those in :data:`NETWORKS` there are five forms of each classifier NAME of torchvision, else of timm:
+Besides those in :data:`NETWORKS` there are five forms of each classifier NAME of torchvision, or else timm:
 
-- ``NAME``: itself, on images of 0..255,
+- ``NAME``: the network itself, on images with values 0..255,
 - ``NAME_half``: at half the resolution,
 - ``NAME_at_SIDE``: on images scaled to SIDE x SIDE,
 - ``wae_NAME``: WAE around it,
-- ``wavelet_NAME``: the same with the Haar transform in the encoder's place.
+- ``wavelet_NAME``: the same with the Haar transform in place of the encoder.
 
-``python -m wae.models.registry`` prints what some of them cost; with names of torchvision or timm behind it,
-what WAE around those costs.
-
-Networks that score pixels (:mod:`wae.models.segmentation.networks`) have three: ``NAME``, ``NAME_half`` and
+Segmentation networks (:mod:`wae.models.segmentation.networks`) have three forms: ``NAME``, ``NAME_half`` and
 ``wae_NAME``.
+
+``python -m wae.models.registry`` prints the costs of the networks in :data:`COMPARED`;
+``python -m wae.models.registry NAME ...`` those of the bodies of these networks and of WAE around them.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from wae.errors import WaeError
+from wae.wording import shown
 from wae_kernels.nn import Encoder
 
 from .accelerated import Form, accelerated
@@ -56,7 +57,7 @@ Builder = Callable[[int], nn.Module]
 
 
 class NetworkError(WaeError, ValueError):
-    """A network that is not known, or cannot be built. The message names it and says why."""
+    """A network is unknown or cannot be built. The message names it and says why."""
 
 
 def small_vgg(classes: int = 10) -> SmallVGG:
@@ -71,10 +72,10 @@ NETWORKS: dict[str, Builder] = {
         *(small_vgg, small_vgg_half, small_photo_vgg, small_photo_vgg_half, vgg16_half),
     )
 }
-"""The classifiers with a constructor of their own."""
+"""The classifiers that have their own constructor."""
 
 PARTS: dict[str, Callable[[], nn.Module]] = {"encoder": Encoder, "autoencoder": AutoEncoder}
-"""Networks that classify nothing: ``wae train-autoencoder`` trains them."""
+"""Networks that are no classifiers: ``wae train-autoencoder`` trains them."""
 
 COMPARED = (
     *PARTS,
@@ -84,24 +85,24 @@ COMPARED = (
 """The networks of the table in docs/models.md."""
 
 PUBLISHED = {"vgg16": 15.36, "vgg16_half": 3.89, "wae_vgg16": 4.11}
-"""Billions of multiply-adds in the paper (docs/network.md). The encoder's are not in WAE-VGG16's."""
+"""Billions of multiply-adds in the paper (docs/network.md). WAE-VGG16's do not include the encoder."""
 
 _CLASSES, _SIDE = 1000, 224
-_SMALL = {"small_vgg": (10, 28), "small_photo_vgg": (10, 64)}  # of the small VGGs in all their forms
+_SMALL = {"small_vgg": (10, 28), "small_photo_vgg": (10, 64)}  # classes and side of all forms of small VGGs
 
 
 def known() -> str:
-    """The names there are, for a sentence."""
+    """The names of all networks, for an error."""
     own = ", ".join((*NETWORKS, *PARTS))
     pixels = ", ".join(segmentation.NETWORKS)
     return (
         f"{own}, or NAME, NAME_half, NAME_at_SIDE, wae_NAME or wavelet_NAME of a NAME in torchvision or "
-        f"timm; and to score pixels NAME, NAME_half or wae_NAME of {pixels}, or of one in torchvision"
+        f"timm; for segmentation NAME, NAME_half or wae_NAME of {pixels}, or of one in torchvision"
     )
 
 
 def builder(name: str) -> Builder | None:
-    """The constructor of the network called ``name``; None where there is none."""
+    """The constructor of the network called ``name``; None if there is no such network."""
     if name in NETWORKS:
         return NETWORKS[name]
     kind, _, base = name.partition("_")
@@ -124,14 +125,17 @@ def builder(name: str) -> Builder | None:
 
 
 def build(name: str, classes: int | None = None, form: Form | None = None) -> nn.Module:
-    """The network called ``name`` with random weights.
+    """Build the network called ``name``, with random weights.
 
     Args:
-        name: of a classifier or a network that scores pixels, or a key of :data:`PARTS`.
-        classes: number of scores; None for that of the data the network was published for.
-        form: of ``wae_NAME`` for an accelerated one: see :func:`wae.models.accelerated.accelerated`.
+        name: the name of a classifier or a segmentation network, or a key of :data:`PARTS`.
+        classes: the number of scores, at least 1; None for that of the data for which the network was
+            published. Ignored for :data:`PARTS`.
+        form: for an accelerated ``wae_NAME``: see :func:`wae.models.accelerated.accelerated`.
 
-    Raises NetworkError where there is no such network, or WAE does not go around it.
+    Raises:
+        NetworkError: there is no such network, ``classes`` is not usable, or WAE cannot be built around it.
+        ModuleNotFoundError: the network needs a package that is not installed.
     """
     if name in PARTS:
         return PARTS[name]()
@@ -139,14 +143,16 @@ def build(name: str, classes: int | None = None, form: Form | None = None) -> nn
     if make is None:
         raise NetworkError(f"there is no network {name}; known are {known()}")
     try:
-        number = classes or _standard(name)[0]
+        number = _standard(name)[0] if classes is None else classes
+        if type(number) is not int or number < 1:
+            raise ValueError(f"classes must be an integer of at least 1, got {shown(classes)}")
         return make(number) if form is None else accelerated(_alone(name.removeprefix("wae_"), number), form)
     except ValueError as error:
         raise NetworkError(f"{name} cannot be built: {error}") from error
 
 
 def _alone(name: str, classes: int) -> nn.Module:
-    """The network of ``NAME`` itself, of images that are scaled and shifted already."""
+    """The network in ``NAME``, which takes images that are scaled and shifted already."""
     make = builder(name)
     stock = None if make is None else make(classes)
     if type(stock) is not FullResolution:
@@ -155,12 +161,12 @@ def _alone(name: str, classes: int) -> nn.Module:
 
 
 def image_side(name: str) -> int:
-    """Height and width of the images that the network called ``name`` was published for, in pixels."""
+    """The height and width in pixels of the images for which the network called ``name`` was published."""
     return _standard(name)[1]
 
 
 def _standard(name: str) -> tuple[int, int]:
-    """Number of classes and side of the images."""
+    """The number of classes and the side of the images for which a network was published."""
     if segmentation.builder(name):
         return segmentation.CLASSES, segmentation.SIDE
     return next((standard for stem, standard in _SMALL.items() if stem in name), (_CLASSES, _SIDE))
@@ -192,10 +198,11 @@ def _wavelet(around: Builder, classes: int) -> nn.Module:
 
 
 class _WithoutMemory(TorchFunctionMode):
-    """Puts on "meta" what layers make their weights with, and unlike ``torch.device("meta")`` nothing else:
-    RegNet's constructor computes its widths with ``torch.arange`` and ``tolist``.
+    """Allocates on "meta" what layers make their weights with, and nothing else, unlike
+    ``torch.device("meta")``: RegNet's constructor computes its widths with ``torch.arange`` and ``tolist``.
 
-    There it draws no random numbers: PyTorch imports its compiler to do nothing, which takes a second.
+    It also skips the initialisation of meta tensors, for which PyTorch would import its compiler, which takes
+    a second.
     """
 
     _FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn)
@@ -214,13 +221,13 @@ class _WithoutMemory(TorchFunctionMode):
 
 @contextmanager
 def without_memory() -> Iterator[None]:
-    """Networks that are built within it take no memory for their weights, which have shapes alone."""
+    """Build networks on "meta" in the block: their weights have shapes but take no memory."""
     with _WithoutMemory():
         yield
 
 
 def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
-    """The network that ``build`` makes, without memory for its weights: to be counted."""
+    """The network that ``build`` makes, on "meta" and in evaluation mode, to be counted."""
     with without_memory():
         return build().to("meta").eval()
 
@@ -229,13 +236,13 @@ def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
 
 
 def encoder_multiply_adds(network: nn.Module, side: int = _SIDE) -> int:
-    """How many of ``network``'s multiply-adds, on one image of ``side`` x ``side``, are its encoders'."""
+    """The multiply-adds of the encoders in ``network`` for one image of ``side`` x ``side``."""
     size = (side, side)
     return sum(count(part, size).multiply_adds for part in network.modules() if isinstance(part, Encoder))
 
 
 def around(names: Sequence[str]) -> dict[str, Callable[[], nn.Module]]:
-    """Each network of torchvision or timm without its classifier, and WAE around it."""
+    """Constructors of the body of each named network of torchvision or timm, and of WAE around it."""
     networks: dict[str, Callable[[], nn.Module]] = {}
     for name in names:
         networks[f"body of {name}"] = partial(standard_body, name)
@@ -244,12 +251,12 @@ def around(names: Sequence[str]) -> dict[str, Callable[[], nn.Module]]:
 
 
 def compared() -> dict[str, Callable[[], nn.Module]]:
-    """The networks of :data:`COMPARED`."""
+    """Constructors of the networks in :data:`COMPARED`."""
     return {name: partial(build, name) for name in COMPARED}
 
 
 def table(networks: Mapping[str, Callable[[], nn.Module]]) -> str:
-    """Parameters and multiply-adds of ``networks``, on one 224 x 224 image, as Markdown."""
+    """A Markdown table of the parameters of ``networks`` and their multiply-adds for one 224 x 224 image."""
     lines = [
         "| network | parameters | multiply-adds | of these, the encoder | published, without the encoder |",
         "|---|---:|---:|---:|---:|",
@@ -265,7 +272,7 @@ def table(networks: Mapping[str, Callable[[], nn.Module]]) -> str:
 
 
 def main(names: Sequence[str]) -> int:
-    """Print the table of ``names``, or of :data:`COMPARED` without any; 1 where one is not known."""
+    """Print the table for ``names``, or else for :data:`COMPARED`; return 1 if one cannot be built."""
     try:
         print(table(around(names) if names else compared()))
     except (ValueError, ModuleNotFoundError) as error:

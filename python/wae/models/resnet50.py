@@ -18,13 +18,13 @@ def wae_resnet50(
 ) -> WAEClassifier:
     """WAE-ResNet50 with random weights, for images of any size.
 
-    ``low_body`` is torchvision's ResNet50 without ``fc``, and takes its weights; ``high_body`` has a quarter
-    of its channels. Both end in global average pooling: 2048 and 512 features.
+    ``low_body`` is torchvision's ResNet50 without ``fc``, whose weights can be loaded into it. ``high_body``
+    has a quarter of its channels. Both end in global average pooling, with 2048 and 512 features.
 
     Args:
-        classes: number of scores.
-        encoder: a trained one; None for a random one.
-        image_scale, image_shift: see :class:`WAEClassifier`. By default the image is taken as it is.
+        classes: the number of scores.
+        encoder: a trained encoder; None for a random one.
+        image_scale, image_shift: see :class:`WAEClassifier`. By default the image is not changed.
     """
     return wae_around(
         "resnet50", classes=classes, encoder=encoder, image_scale=image_scale, image_shift=image_shift

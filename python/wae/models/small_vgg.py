@@ -1,4 +1,4 @@
-"""Small VGGs for 28 x 28 and for photos, and WAE around them: the networks of ``wae reproduce``."""
+"""The networks of ``wae reproduce``: small VGGs for 28 x 28 images and for photos, and WAE around them."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from .vgg16 import vgg_layers
 _PHOTO_LAYERS: tuple[str | int, ...] = (32, "M", 48, 48, "M", 64, 64, "M", 128, 128, "M")
 _PHOTO_SIDE = 64
 _LAYERS: tuple[str | int, ...] = (32, "M", 64, 64, "M", 128, 128, "M")
-_SIDE = 2  # of the features that a body makes of a 14 x 14 image; of 28 x 28 they are twice that
+_SIDE = 2  # height and width of a body's features for a 14 x 14 image; for 28 x 28 they are twice that
 _WIDTH = 128  # of the classifiers' hidden layer
 
-# Turns 0..255 into zero mean and unit variance over Fashion-MNIST's training images.
+# They give Fashion-MNIST's training images, 0..255, zero mean and unit variance.
 _SCALE = (1 / 90,) * 3
 _SHIFT = (-73 / 90,) * 3
 
 
 class SmallVGG(nn.Module):
-    """Five convolutions with BatchNorm, three max pools that round up, two FC layers: for 28 x 28 images.
+    """A network for 28 x 28 images: five convolutions with BatchNorm, three max pools that round up, two FCs.
 
     Args:
-        classes: number of scores.
+        classes: the number of scores.
     """
 
     image_scale: Tensor
@@ -51,25 +51,25 @@ class SmallVGG(nn.Module):
 
 
 def small_vgg_body(divisor: int = 1) -> nn.Sequential:
-    """The five convolutions: (N, 3, h, w) to (N, 128 / divisor, ceil(h/8), ceil(w/8)), random weights.
+    """The five convolutions with random weights: (N, 3, h, w) to (N, 128 / divisor, ceil(h/8), ceil(w/8)).
 
     Args:
-        divisor: what the numbers of channels are divided by.
+        divisor: by what the numbers of channels are divided.
     """
     widths = [width if isinstance(width, str) else width // divisor for width in _LAYERS]
     return vgg_layers(widths, batch_norm=True, round_up=True).apply(initialize)
 
 
 def small_vgg_half(classes: int = 10) -> HalfResolution:
-    """The small VGG at half the resolution, 14 x 14."""
+    """The small VGG at half the resolution, 14 x 14 pixels."""
     network = nn.Sequential(small_vgg_body(), _classifier(128 * _SIDE**2, classes))
     return HalfResolution(network, _SCALE, _SHIFT)
 
 
 def wae_small_vgg(classes: int = 10) -> WAEClassifier:
-    """WAE around the small VGG: bodies at 14 x 14, the high one with a quarter of the channels.
+    """WAE around the small VGG. The bodies see 14 x 14 pixels; the high body has a quarter of the channels.
 
-    It has a decoder, and each classifier is like the small VGG's own.
+    It has a decoder, and each classifier has the form of the small VGG's.
     """
     low, high = 128 * _SIDE**2, 32 * _SIDE**2
     encoder, decoder = Encoder().apply(initialize), Decoder().apply(initialize)
@@ -87,27 +87,27 @@ def _classifier(features: int, classes: int) -> nn.Sequential:
 
 
 def small_photo_vgg_body() -> nn.Sequential:
-    """Seven convolutions with BatchNorm: (N, 3, h, w) to (N, 128, h // 16, w // 16), random weights."""
+    """Seven convolutions with BatchNorm and random weights: (N, 3, h, w) to (N, 128, h // 16, w // 16)."""
     return vgg_layers(_PHOTO_LAYERS, batch_norm=True).apply(initialize)
 
 
 def small_photo_vgg(classes: int = 10) -> FullResolution:
-    """A small VGG for photos of about 64 x 64: 70 M multiply-adds there."""
+    """A small VGG for photos of about 64 x 64, where it takes 70 M multiply-adds."""
     return FullResolution(_photo_network(classes))
 
 
 def small_photo_vgg_half(classes: int = 10) -> HalfResolution:
-    """The same at half the resolution."""
+    """:func:`small_photo_vgg` at half the resolution."""
     return HalfResolution(_photo_network(classes))
 
 
 def small_photo_vgg_at(side: int, classes: int = 10) -> AtSize:
-    """The same on images that are scaled to ``side`` x ``side``."""
+    """:func:`small_photo_vgg` on images scaled to ``side`` x ``side`` pixels."""
     return AtSize(_photo_network(classes), side)
 
 
 def wae_small_photo_vgg(classes: int = 10) -> WAEClassifier:
-    """WAE around it: the high body has a quarter of the channels."""
+    """WAE around :func:`small_photo_vgg`, with a decoder. The high body has a quarter of the channels."""
     encoder, decoder = Encoder().apply(initialize), Decoder().apply(initialize)
     side = _PHOTO_SIDE // 2
     return wae_around(

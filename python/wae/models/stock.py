@@ -1,4 +1,4 @@
-"""Encoder and decoders as a user of PyTorch would write them: what the fused ops are timed against."""
+"""The encoder and the decoders as a PyTorch user would write them: the baseline for the fused ops."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wae_kernels.reference import normalize_image
 
 
 class StockEncoder(Encoder):
-    """The same layers and weights, run one after the other by PyTorch. ReLU works in place."""
+    """An encoder whose layers PyTorch runs one after the other. ReLU works in place."""
 
     def forward(
         self,
@@ -25,7 +25,7 @@ class StockEncoder(Encoder):
         dtype: torch.dtype | None = None,
         memory_format: torch.memory_format | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """As :meth:`wae_kernels.nn.Encoder.forward`, in PyTorch's memory format where none is asked for."""
+        """See :meth:`wae_kernels.nn.Encoder.forward`. By default PyTorch chooses the memory format."""
         x = normalize_image(image, self.conv1.weight.dtype, image_scale, image_shift)
         x = _trunk(x, self.conv1, self.conv2, self.conv3)
         low, high = (
@@ -35,10 +35,10 @@ class StockEncoder(Encoder):
 
 
 class StockDecoder(Decoder):
-    """The same layers and weights, run one after the other by PyTorch. ReLU works in place."""
+    """A decoder whose layers PyTorch runs one after the other. ReLU works in place."""
 
     def forward(self, low: Tensor, high: Tensor, output_size: Sequence[int]) -> Tensor:
-        """As :meth:`wae_kernels.nn.Decoder.forward`."""
+        """See :meth:`wae_kernels.nn.Decoder.forward`."""
         size = list(output_size)
         x = self.low(low, output_size=size).add_(self.high(high, output_size=size)).relu_()
         image: Tensor = self.conv3(_trunk(x, self.conv1, self.conv2))
@@ -46,10 +46,10 @@ class StockDecoder(Decoder):
 
 
 class StockScoreDecoder(ScoreDecoder):
-    """The same layers and weights, run one after the other by PyTorch. ReLU works in place."""
+    """A score decoder whose layers PyTorch runs one after the other. ReLU works in place."""
 
     def forward(self, low: Tensor, high: Tensor, output_size: Sequence[int]) -> Tensor:
-        """As :meth:`wae_kernels.nn.ScoreDecoder.forward`."""
+        """See :meth:`wae_kernels.nn.ScoreDecoder.forward`."""
         size = list(output_size)
         x = self.low(low, output_size=size).add_(self.high(high, output_size=size)).relu_()
         scores: Tensor = self.conv2(_trunk(x, self.conv1))
@@ -63,9 +63,9 @@ def _trunk(x: Tensor, *layers: nn.Conv2d) -> Tensor:
 
 
 def portable(network: nn.Module) -> nn.Module:
-    """A copy of ``network`` on the processor, with PyTorch's operators where our ops were.
+    """A copy of ``network`` on the CPU, with PyTorch's operators in place of our ops.
 
-    A part that was changed, by a hook for example, stays, and calls its layers.
+    A part that was changed, for example by a hook, is kept, and calls its layers.
     """
     network = copy.deepcopy(network).cpu()
     for name, part in list(network.named_modules()):
@@ -73,13 +73,13 @@ def portable(network: nn.Module) -> nn.Module:
             continue
         if part.is_fused:
             network.set_submodule(name, _stock(part))
-        else:  # a part whose layers are hooked calls them
+        else:  # a hook on a layer makes the part call its layers
             part.conv1.register_forward_hook(_unchanged)
     return network
 
 
 def _unchanged(layer: nn.Module, inputs: Any, output: Any) -> None:
-    """A hook that does nothing."""
+    """A forward hook that does nothing."""
 
 
 def _stock(part: Encoder | ScoreDecoder) -> nn.Module:

@@ -1,6 +1,6 @@
-"""WAE-VGG16 as published (docs/network.md). Its body's parameters are those of torchvision's VGG16.
+"""WAE-VGG16 as published (docs/network.md). Its low body has the parameters of torchvision's VGG16.
 
-torchvision itself is not imported: that takes longer than to predict with a small network.
+torchvision itself is not imported, because the import takes longer than a prediction by a small network.
 """
 
 from __future__ import annotations
@@ -14,21 +14,22 @@ from wae_kernels.nn import Encoder
 from .bodies import initialize
 from .classifier import FlatClassifier, WAEClassifier
 
-_SIDE = 4  # of the features that the bodies make of a 112 x 112 image
+_SIDE = 4  # height and width of the bodies' features for a 112 x 112 image
 _WIDTHS = (64, 64, "M", 128, 128, "M", *(256,) * 3, "M", *(512,) * 3, "M", *(512,) * 3, "M")
 
 
 def vgg_layers(
     widths: Sequence[int | str], batch_norm: bool = False, round_up: bool = False
 ) -> nn.Sequential:
-    """VGG's 3 x 3 convolutions, each with ReLU, and max pools that halve: (N, 3, h, w) to features.
+    """VGG's 3 x 3 convolutions with ReLU and 2 x 2 max pools: (N, 3, h, w) to features, (N, C, h', w').
 
-    The parameters have the names of ``features`` in torchvision's VGGs, and PyTorch's own random weights.
+    The parameters have the names of ``features`` in torchvision's VGGs, and PyTorch's default
+    initialisation.
 
     Args:
-        widths: the channels of each convolution; "M" is a pool.
+        widths: the output channels of each convolution; "M" is a max pool.
         batch_norm: put BatchNorm behind every convolution.
-        round_up: pools keep an odd last row and column.
+        round_up: round odd sizes up in the pools, so that the last row and column are kept.
     """
     layers: list[nn.Module] = []
     channels = 3
@@ -46,11 +47,11 @@ def vgg_layers(
 def vgg16_body(divisor: int = 1) -> nn.Sequential:
     """VGG16's 13 convolutions: (N, 3, h, w) to (N, 512 / divisor, ceil(h/32), ceil(w/32)).
 
-    The parameters have the names and, where ``divisor`` is 1, the shapes of ``torchvision.models.vgg16()
-    .features``, whose weights can be loaded into it. Its max pools round up, unlike torchvision's.
+    The parameters have the names of ``torchvision.models.vgg16().features``. If ``divisor`` is 1 they have
+    its shapes too, and its weights can be loaded. The max pools round up, unlike torchvision's.
 
     Args:
-        divisor: what the published numbers of channels are divided by.
+        divisor: by what the published numbers of channels are divided.
     """
     return vgg_layers([w if isinstance(w, str) else w // divisor for w in _WIDTHS], round_up=True)
 
@@ -64,11 +65,10 @@ def wae_vgg16(
     """WAE-VGG16 with random weights, for images of 224 x 224 (193 to 256 pixels a side fit as well).
 
     Args:
-        classes: number of scores.
-        encoder: a trained one; None for a random one.
-        image_scale, image_shift: see :class:`WAEClassifier`. By default the image is taken as it is,
-            0..255. The published model takes blue, green, red; ``wae import-caffe`` turns it to red, green,
-            blue.
+        classes: the number of scores.
+        encoder: a trained encoder; None for a random one.
+        image_scale, image_shift: see :class:`WAEClassifier`. By default the image is not changed, 0..255. The
+            published model takes blue, green, red; ``wae import-caffe`` converts it to red, green, blue.
     """
     low_body, high_body = vgg16_body(), vgg16_body(divisor=4)
     for body in (low_body, high_body):

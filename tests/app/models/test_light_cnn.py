@@ -117,7 +117,7 @@ def test_it_is_reported_in_one_line():
     assert record.getMessage() == reason
     assert reason.startswith("the high body is a light CNN of 4 convolutions and 192 features (26.4 M ")
     assert reason.endswith(
-        "which sizes of its tensor 'relative_position_bias_table', (169, 6), are channels is not known"
+        "it is not known which sizes of its tensor 'relative_position_bias_table', (169, 6), are channels"
     )
     assert "\n" not in reason
 
@@ -137,7 +137,7 @@ def test_it_has_the_low_body_s_dtype():
     ("body", "message"),
     [
         (nn.Conv2d(3, 8, 1), "too small for a lighter one: 8 features"),
-        (nn.Sequential(nn.Conv2d(3, 64, 1), nn.Flatten(2)), r"the low body \(N, 64, 144\)"),
+        (nn.Sequential(nn.Conv2d(3, 64, 1), nn.Flatten(2)), r", got \(N, 64, 144\)"),
         (nn.Conv2d(4, 64, 1), "the body \\(Conv2d\\)"),
     ],
 )

@@ -89,6 +89,13 @@ def test_names_of_no_network(name):
         build(name)
 
 
+@pytest.mark.parametrize("classes", [0, -1, True, 2.0])
+def test_a_number_of_classes_that_is_none_is_refused(classes):
+    """0 gave as many classes as None."""
+    with pytest.raises(NetworkError, match=f"classes must be an integer of at least 1, got {classes}"):
+        build("small_vgg", classes)
+
+
 def test_info_of_a_network_that_takes_no_such_images(capsys):
     assert cli.main(["info", "vit_b_16_half"]) == 2
     assert "vit_b_16_half takes no image of 224 x 224: Wrong image height" in capsys.readouterr().err

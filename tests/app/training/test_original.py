@@ -164,14 +164,14 @@ def raising():
 @pytest.mark.parametrize(
     ("make", "why"),
     [
-        (WithState, "must have a state of tensors, got _extra_state of dict"),
+        (WithState, "must have only tensors in its state, got _extra_state: dict"),
         (
             pruned,
             "cannot be copied: Only Tensors created explicitly by the user.*prune.remove ",
         ),
         (of_weight_norm, "cannot be copied: .*remove_weight_norm makes .*parametrizations.weight_norm are"),
         (of_spectral_norm, "cannot be copied: .*remove_spectral_norm makes .*parametrizations.spectral_norm"),
-        (lambda: nn.Sequential(torch.jit.ScriptModule(), nn.Linear(3, 5)), "must .*, got one of TorchScript"),
+        (lambda: nn.Sequential(torch.jit.ScriptModule(), nn.Linear(3, 5)), "must .*, got a TorchScript module"),
         (lambda: build().to("meta"), "cannot be copied: Cannot copy out of meta tensor"),
         (raising, "cannot be called: KeyError: 'best.pt'"),
     ],
@@ -299,7 +299,7 @@ def test_an_auto_encoder_whose_low_is_no_image_is_refused():
     with torch.no_grad():
         model.encoder.low.weight.neg_()
     image = torch.randint(256, (1, 3, 16, 16), dtype=torch.uint8)
-    with pytest.raises(ValueError, match="low is no small image"):
+    with pytest.raises(ValueError, match="low is not a small image"):
         show_small_image(model, image, torch.ones(3), torch.zeros(3))
 
 

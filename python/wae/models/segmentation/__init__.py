@@ -1,1 +1,1 @@
-"""Networks that give each pixel of an image a score of each class, and WAE around any of them."""
+"""Segmentation networks, which score every class for each pixel of an image, and WAE around any of them."""

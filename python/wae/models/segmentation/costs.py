@@ -1,4 +1,4 @@
-"""``python -m wae.models.segmentation.costs``: what scoring the pixels of one image costs, as Markdown."""
+"""``python -m wae.models.segmentation.costs``: the costs of segmenting one image, as a Markdown table."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from .mobilenet_deconv import MobileNetDeconv
 from .segmenter import HalfResolutionSegmenter, wae_segmenter
 
 SIZE = (360, 480)
-"""Height and width of CamVid's images."""
+"""(H, W) of CamVid's images."""
 CLASSES = 11
+"""CamVid's classes."""
 
 _OF_TORCHVISION = ("deeplabv3_resnet50", "fcn_resnet50", "lraspp_mobilenet_v3_large")
 
@@ -28,7 +29,7 @@ Builder = Callable[[], nn.Module]
 
 
 def compared() -> dict[str, Builder]:
-    """Our networks, and some of the libraries'."""
+    """Constructors of our networks and of some from the libraries."""
     networks: dict[str, Builder] = {
         "ENet": lambda: ENet(CLASSES),
         "mobilenet_deconv": lambda: MobileNetDeconv(CLASSES),
@@ -43,7 +44,7 @@ def compared() -> dict[str, Builder]:
 
 
 def table() -> str:
-    """Multiply-adds at full resolution, at half of it, and with WAE."""
+    """A table of the multiply-adds at full resolution, at half resolution, and with WAE."""
     lines = [
         "| network | parameters | multiply-adds | at half the resolution | WAE | fewer than the network's |",
         "|---|---:|---:|---:|---:|---:|",

@@ -1,7 +1,7 @@
-"""ENet: a large encoder and a small decoder for segmentation in real time (Paszke et al. 2016).
+"""ENet: a large encoder and a small decoder for real-time segmentation (Paszke et al. 2016).
 
-The paper's table 1, block by block. Sizes that are odd somewhere on the way are rounded up there, and the
-decoder returns to them; the paper's are divisible by 8.
+It follows the paper's table 1 block by block. A size that is odd in some block is rounded up there, and the
+decoder restores it; the paper's sizes are divisible by 8.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_REDUCTION = 4  # of the channels, inside of a bottleneck
-_DROPOUT = (0.01, 0.1)  # of whole channels: in the first stage, and after it
+_REDUCTION = 4  # of the channels inside a bottleneck
+_DROPOUT = (0.01, 0.1)  # the probability that a channel is dropped: in the first stage, and in later ones
 
 
 def _after(channels: int) -> nn.Sequential:
@@ -22,7 +22,7 @@ def _after(channels: int) -> nn.Sequential:
 
 
 class Initial(nn.Module):
-    """13 filters beside the pooled image: (N, 3, H, W) to (N, 16, H/2, W/2)."""
+    """13 filters and the pooled image: (N, 3, H, W) to (N, 16, ceil(H/2), ceil(W/2))."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,12 +37,12 @@ class Initial(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """``main`` between two 1x1 convolutions, added to the input; the number of channels stays.
+    """``main`` between two 1 x 1 convolutions, added to the input, with the same number of channels.
 
     Args:
-        main: (N, channels / 4, H, W) to the same shape.
-        channels: of the input, a multiple of 4.
-        dropout: probability that a channel of what is added is zero.
+        main: maps (N, channels / 4, H, W) to the same shape.
+        channels: the number of channels of the input, a multiple of 4.
+        dropout: the probability that a channel of what is added is zeroed.
     """
 
     def __init__(self, main: nn.Module, channels: int, dropout: float) -> None:
@@ -60,23 +60,30 @@ class Bottleneck(nn.Module):
         self.activation = nn.PReLU(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, channels, H, W) to the same shape."""
+        """Map (N, channels, H, W) to the same shape."""
         result: Tensor = self.activation(x + self.added(x))
         return result
 
 
 class Pooled(NamedTuple):
-    """The result of a bottleneck that halves, and what the one that doubles needs to go back."""
+    """The result of a :class:`Halving`, with what a :class:`Doubling` needs to undo it."""
 
     features: Tensor
+    """(N, channels, ceil(H/2), ceil(W/2))."""
     indices: Tensor
-    """Of the largest of each 2 x 2 pixels."""
+    """The positions of the largest of each 2 x 2 pixels."""
     size: torch.Size
-    """Of the input."""
+    """The shape of the input, (N, before, H, W)."""
 
 
 class Halving(nn.Module):
-    """A bottleneck of stride 2: its input is pooled, and filled up with channels of zeros."""
+    """A bottleneck of stride 2: its input is pooled and padded with channels of zeros.
+
+    Args:
+        before: the number of channels of the input, a multiple of 4.
+        channels: the number of channels of the result, at least ``before``.
+        dropout: see :class:`Bottleneck`.
+    """
 
     def __init__(self, before: int, channels: int, dropout: float) -> None:
         super().__init__()
@@ -95,15 +102,21 @@ class Halving(nn.Module):
         self.activation = nn.PReLU(channels)
 
     def forward(self, x: Tensor) -> Pooled:
-        """(N, before, H, W) to (N, channels, H/2, W/2)."""
+        """Map (N, before, H, W) to (N, channels, ceil(H/2), ceil(W/2))."""
         pooled, indices = self.pool(x)
-        whole = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
-        features = self.activation(F.pad(pooled, (0, 0, 0, 0, 0, self.more)) + self.added(whole))
+        even = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
+        features = self.activation(F.pad(pooled, (0, 0, 0, 0, 0, self.more)) + self.added(even))
         return Pooled(features, indices, x.shape)
 
 
 class Doubling(nn.Module):
-    """A bottleneck that undoes a :class:`Halving`: each pixel goes where the largest was."""
+    """A bottleneck that undoes a :class:`Halving`: each pixel goes to where the largest was.
+
+    Args:
+        before: the number of channels of the input, a multiple of 4.
+        channels: the number of channels of the result.
+        dropout: see :class:`Bottleneck`.
+    """
 
     def __init__(self, before: int, channels: int, dropout: float) -> None:
         super().__init__()
@@ -121,7 +134,7 @@ class Doubling(nn.Module):
         self.activation = nn.PReLU(channels)
 
     def forward(self, x: Tensor, pooled: Pooled) -> Tensor:
-        """(N, before, H/2, W/2) to (N, channels, H, W)."""
+        """Map (N, before, ceil(H/2), ceil(W/2)) to (N, channels, H, W), the size of ``pooled``."""
         size = list(pooled.size[2:])
         kept = self.unpool(self.narrow(x), pooled.indices, output_size=size)
         result: Tensor = self.activation(kept + self.behind(self.up(self.before(x), output_size=size)))
@@ -144,17 +157,17 @@ def _asymmetric(channels: int) -> nn.Module:
 
 
 def _context() -> list[nn.Module]:
-    """The eight convolutions of stages 2 and 3, with ever wider views."""
+    """The eight convolutions of stages 2 and 3, with growing receptive fields."""
     inner = 128 // _REDUCTION
     kinds = (_plain, 2, _asymmetric, 4, _plain, 8, _asymmetric, 16)
     return [_dilated(inner, kind) if isinstance(kind, int) else kind(inner) for kind in kinds]
 
 
 class ENet(nn.Module):
-    """Scores at the image's own resolution, with random weights.
+    """ENet with random weights: scores at the resolution of the image.
 
     Args:
-        classes: number of scores of a pixel.
+        classes: the number of scores of a pixel.
     """
 
     def __init__(self, classes: int) -> None:
@@ -173,11 +186,11 @@ class ENet(nn.Module):
         self.scores = nn.ConvTranspose2d(16, classes, 3, stride=2, padding=1)
 
     def forward(self, image: Tensor) -> Tensor:
-        """(N, 3, H, W) to (N, classes, H, W)."""
+        """Map (N, 3, H, W) to scores, (N, classes, H, W)."""
         pooled1 = self.halving1(self.initial(image))
         pooled2 = self.halving2(self.stage1(pooled1.features))
         context = self.stage3(self.stage2(pooled2.features))
         half = self.stage4(self.doubling4(context, pooled2))
-        whole = self.stage5(self.doubling5(half, pooled1))
-        scores: Tensor = self.scores(whole, output_size=list(image.shape[2:]))
+        features = self.stage5(self.doubling5(half, pooled1))
+        scores: Tensor = self.scores(features, output_size=list(image.shape[2:]))
         return scores

@@ -1,4 +1,4 @@
-"""ICNet: a cascade of three resolutions, the lowest alone in a deep network (Zhao et al. 2018).
+"""ICNet: a cascade of three resolutions, with a deep network only for the lowest (Zhao et al. 2018).
 
 ::
 
@@ -6,10 +6,10 @@
     1/2 of it -> conv1 .. conv3_1 -> 1/16 ----------------------------+-> fusion ----+
                        1/2 of that, 1/32 -> conv3_2 .. conv5_4 -------+
 
-The layers of the lower two branches are PSPNet50's with half the channels. They share weights and what these
-compute: nothing is computed of the image at a quarter of the resolution, the middle branch's features are
-halved. Layer by layer as in the authors' published network for Cityscapes, which scales with aligned corners,
-too. Sizes that 32 does not divide are rounded up on the way.
+The two lower branches have the layers of PSPNet50 with half the channels. They share weights and results: the
+low branch does not see the image at a quarter of its resolution, but the middle branch's features, halved.
+Each layer, and scaling with aligned corners, is as in the authors' published network for Cityscapes. Sizes
+that 32 does not divide are rounded up on the way.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from wae.models.bodies import initialize
 from wae_kernels.checks import half_size
 
-_POOLS = (1, 2, 3, 6)  # pixels along a side, of the pyramid
-_FUSED = 128  # channels
+_POOLS = (1, 2, 3, 6)  # the sides of the pyramid's pooled features
+_FUSED = 128  # channels of the fused features
 
 
 def _convolution(before: int, after: int, kernel: int, stride: int = 1, dilation: int = 1) -> list[nn.Module]:
@@ -46,7 +46,13 @@ def _halved(x: Tensor) -> Tensor:
 
 
 class Bottleneck(nn.Module):
-    """ResNet's, with the stride in the first of its convolutions, as in PSPNet."""
+    """ResNet's bottleneck, with the stride in its first convolution, as in PSPNet.
+
+    Args:
+        before, after: the numbers of channels of the input and of the result.
+        stride: of the first convolution.
+        dilation: of the 3 x 3 convolution.
+    """
 
     def __init__(self, before: int, after: int, stride: int = 1, dilation: int = 1) -> None:
         super().__init__()
@@ -62,7 +68,7 @@ class Bottleneck(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, before, H, W) to (N, after, H/stride, W/stride)."""
+        """Map (N, before, H, W) to (N, after, ceil(H/stride), ceil(W/stride))."""
         return F.relu(self.kept(x) + self.added(x))
 
 
@@ -71,10 +77,10 @@ def _stage(before: int, after: int, blocks: int, dilation: int) -> list[nn.Modul
 
 
 class Pyramid(nn.Module):
-    """The means over 1, 4, 9 and 36 parts of the image, scaled to its size and added to it."""
+    """Adds to the features their means over 1, 4, 9 and 36 regions, scaled to the features' size."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to the same shape."""
+        """Map (N, C, H, W) to the same shape."""
         result = x
         for side in _POOLS:
             result = result + _scaled(F.adaptive_avg_pool2d(x, side), x.shape[2:])
@@ -82,11 +88,11 @@ class Pyramid(nn.Module):
 
 
 class CascadeFusion(nn.Module):
-    """Cascade feature fusion: a coarse branch and one of twice its resolution.
+    """Cascade feature fusion of a coarse branch and a branch of twice its resolution.
 
     Args:
-        coarse: channels of the coarse branch's features.
-        fine: of the other's.
+        coarse: the number of channels of the coarse branch's features.
+        fine: the number of channels of the fine branch's features.
     """
 
     def __init__(self, coarse: int, fine: int) -> None:
@@ -95,23 +101,22 @@ class CascadeFusion(nn.Module):
         self.fine = nn.Sequential(*_convolution(fine, _FUSED, 1))
 
     def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
-        """(N, coarse, H, W), scaled already, and (N, fine, H, W) to (N, 128, H, W)."""
+        """Map (N, coarse, H, W), scaled to the fine size, and (N, fine, H, W) to (N, 128, H, W)."""
         return F.relu(self.coarse(coarse) + self.fine(fine))
 
 
 class ICNet(nn.Module):
-    """Scores at the image's own resolution, with random weights.
+    """ICNet with random weights: scores at the resolution of the image.
 
-    In training it gives a dictionary: ``out``, and for the guidance by labels ``sub24`` and ``sub4``, the
-    scores of the two coarser branches at 1/8 and 1/16 of the resolution. Each of these counts as
-    :attr:`auxiliary` says.
+    In training mode it returns a dictionary. ``out`` is the scores; ``sub24`` and ``sub4`` are the scores of
+    the two coarser branches, at 1/8 and 1/16 of the resolution, for the paper's cascade label guidance.
 
     Args:
-        classes: number of scores of a pixel.
+        classes: the number of scores of a pixel.
     """
 
     auxiliary: ClassVar[Mapping[str, float]] = {"sub24": 0.4, "sub4": 0.4}
-    """How much the losses of the other scores count in training, beside 1 for that of ``out``."""
+    """The weights of the auxiliary scores' losses in training; that of ``out`` is 1."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -143,7 +148,7 @@ class ICNet(nn.Module):
         self.apply(initialize)
 
     def forward(self, image: Tensor) -> Tensor | dict[str, Tensor]:
-        """(N, 3, H, W) to (N, classes, H, W), or in training to the dictionary."""
+        """Map (N, 3, H, W) to scores, (N, classes, H, W), or in training mode to the dictionary."""
         fine = self.full(image)
         middle = self.middle(_halved(image))
         low = _scaled(self.low(_halved(middle)), middle.shape[2:])

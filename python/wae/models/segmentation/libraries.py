@@ -1,4 +1,4 @@
-"""Networks of segmentation-models-pytorch (the extra ``segmentation``) in the form that is used here."""
+"""Networks from segmentation-models-pytorch (the extra ``segmentation``), adapted to this package."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_STRIDE = 8  # of PSPNet's body, which is dilated
+_STRIDE = 8  # of PSPNet's dilated body
 
 
 class AnySize(nn.Module):
-    """A network that takes only sizes which ``stride`` divides, for images of any size.
+    """Makes a network that takes only sizes divisible by ``stride`` take images of any size.
 
-    The image's last row and column are repeated, and the scores of what was added are cut off.
+    The image is padded by repeating its last row and column, and the scores of the padding are cut off.
 
     Args:
-        network: (N, 3, H, W) to scores of that size, or to a dictionary of such.
-        stride: what divides the sizes that it takes: 32 of most of the library's, for example.
+        network: maps (N, 3, H, W) to scores of that size, or to a dictionary of such scores.
+        stride: the number that divides the sizes it takes, 32 for most of the library's networks.
     """
 
     def __init__(self, network: nn.Module, stride: int) -> None:
@@ -26,7 +26,7 @@ class AnySize(nn.Module):
         self.network, self.stride = network, stride
 
     def forward(self, image: Tensor) -> Any:
-        """(N, 3, H, W) to what the network gives, of the same size."""
+        """Map (N, 3, H, W) to what the network returns, at the size (H, W)."""
         height, width = image.shape[2:]
         added = 0, -width % self.stride, 0, -height % self.stride
         result: Any = self.network(F.pad(image, added, mode="replicate"))
@@ -38,22 +38,23 @@ class AnySize(nn.Module):
 class PSPNet(nn.Module):
     """The library's PSPNet on a dilated body, with the published auxiliary classifier (Zhao et al. 2017).
 
-    For sizes that 8 divides: see :func:`pspnet`. In training it gives a dictionary: ``out``, and ``aux``, the
-    scores of a classifier behind the body's last stage but one.
+    It takes sizes divisible by 8; :func:`pspnet` takes any. In training mode it returns a dictionary: ``out``
+    is the scores; ``aux`` is those of a classifier behind the body's last stage but one, at the same size.
 
     Args:
-        classes: number of scores of a pixel.
-        body: one of the library's encoders.
+        classes: the number of scores of a pixel.
+        body: the name of one of the library's encoders.
 
-    Raises ModuleNotFoundError without the library.
+    Raises:
+        ModuleNotFoundError: the library is not installed.
     """
 
     auxiliary: ClassVar[Mapping[str, float]] = {"aux": 0.4}
-    """How much the losses of the other scores count in training, beside 1 for that of ``out``."""
+    """The weights of the auxiliary scores' losses in training; that of ``out`` is 1."""
 
     def __init__(self, classes: int, body: str = "resnet18") -> None:
         super().__init__()
-        # imported here: not everybody has it, and it takes a second
+        # imported here because it is optional and takes a second
         import segmentation_models_pytorch as library
         from torchvision.models.segmentation.fcn import FCNHead
 
@@ -62,7 +63,7 @@ class PSPNet(nn.Module):
         self.auxiliary_classifier = FCNHead(self.network.encoder.out_channels[-2], classes)
 
     def forward(self, image: Tensor) -> Tensor | dict[str, Tensor]:
-        """(N, 3, H, W) to (N, classes, H, W), or in training to the dictionary."""
+        """Map (N, 3, H, W) to scores, (N, classes, H, W), or in training mode to the dictionary."""
         features = self.network.encoder(image)
         scores: Tensor = self.network.segmentation_head(self.network.decoder(features))
         if not self.training:
@@ -72,5 +73,5 @@ class PSPNet(nn.Module):
 
 
 def pspnet(classes: int, body: str = "resnet18") -> AnySize:
-    """:class:`PSPNet` for images of any size, with random weights."""
+    """:class:`PSPNet` with random weights, for images of any size."""
     return AnySize(PSPNet(classes, body), _STRIDE)

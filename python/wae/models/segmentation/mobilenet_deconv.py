@@ -1,7 +1,8 @@
-"""A MobileNet whose resolution comes back step by step, by five transposed convolutions with skips.
+"""A MobileNet with five transposed convolutions and skip connections, which restore the resolution in steps.
 
-The body is MobileNet-V1's (Howard et al. 2017, table 1). ``compensated`` halves the channels that each
-pointwise convolution computes and appends their negatives before the ReLU (CReLU, Shang et al. 2016).
+The body is that of MobileNet-V1 (Howard et al. 2017, table 1). In the ``compensated`` form each pointwise
+convolution computes half the channels, and their negatives are appended before the ReLU (CReLU, Shang et al.
+2016).
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ _STAGES = (
     (512, 512, 512, 512, 512, 512),
     (1024, 1024),
 )
-"""Output channels of the separable convolutions; the first of each stage but the first has stride 2."""
+"""Output channels of the separable convolutions. The first one of each later stage has stride 2."""
 _FIRST = 32
 _UP = (128, 64, 32, 16, 16)
-"""Output channels of the transposed convolutions: a quarter of the body's at that resolution, 16 at least."""
+"""Output channels of the transposed convolutions: a quarter of the body's at that resolution, at least 16."""
 
 
 class Pointwise(nn.Module):
-    """A 1x1 convolution with BatchNorm and ReLU.
+    """A 1 x 1 convolution with BatchNorm and ReLU.
 
     Args:
-        before, channels: of the input and the result.
-        compensated: compute half of ``channels``, which is even, and append their negatives.
+        before, channels: the numbers of channels of the input and of the result.
+        compensated: compute half of ``channels``, which must be even, and append their negatives.
     """
 
     def __init__(self, before: int, channels: int, compensated: bool) -> None:
@@ -41,7 +42,7 @@ class Pointwise(nn.Module):
         self.norm = nn.BatchNorm2d(computed)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, before, H, W) to (N, channels, H, W)."""
+        """Map (N, before, H, W) to (N, channels, H, W)."""
         x = self.norm(self.convolution(x))
         return F.relu(torch.cat((x, -x), 1) if self.compensated else x)
 
@@ -56,7 +57,11 @@ def _separable(before: int, channels: int, stride: int, compensated: bool) -> nn
 
 
 class Up(nn.Module):
-    """A transposed convolution of stride 2, joined with what the body had at that resolution."""
+    """A transposed convolution of stride 2, concatenated with the body's features at that resolution.
+
+    Args:
+        before, channels: the numbers of channels of the input and of the transposed convolution's result.
+    """
 
     def __init__(self, before: int, channels: int) -> None:
         super().__init__()
@@ -64,17 +69,17 @@ class Up(nn.Module):
         self.norm = nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor, skipped: Tensor) -> Tensor:
-        """(N, before, H/2, W/2) and (N, C, H, W) to (N, channels + C, H, W)."""
+        """Map (N, before, ceil(H/2), ceil(W/2)) and (N, C, H, W) to (N, channels + C, H, W)."""
         up = self.norm(self.up(x, output_size=list(skipped.shape[2:])))
         return torch.cat((F.relu(up), skipped), 1)
 
 
 class MobileNetDeconv(nn.Module):
-    """Scores at the image's own resolution, with random weights.
+    """The network with random weights: scores at the resolution of the image.
 
     Args:
-        classes: number of scores of a pixel.
-        compensated: see the module.
+        classes: the number of scores of a pixel.
+        compensated: use the compensated form: see the module.
     """
 
     def __init__(self, classes: int, compensated: bool = False) -> None:
@@ -101,7 +106,7 @@ class MobileNetDeconv(nn.Module):
         self.scores = nn.Conv2d(before, classes, 1)
 
     def forward(self, image: Tensor) -> Tensor:
-        """(N, 3, H, W) to (N, classes, H, W)."""
+        """Map (N, 3, H, W) to scores, (N, classes, H, W)."""
         reached = [image]
         for stage in self.stages:
             reached.append(stage(reached[-1]))

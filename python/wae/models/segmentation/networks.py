@@ -1,4 +1,4 @@
-"""The networks that score pixels, by their names, in three forms (:mod:`wae.models.registry`)."""
+"""The segmentation networks by name, in three forms (:mod:`wae.models.registry`)."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "icnet": ICNet,
     "pspnet_resnet18": pspnet,
 }
-"""Those that are not torchvision's: each makes a network with random weights for a number of classes."""
+"""The networks that are not torchvision's: constructors, with random weights, for a number of classes."""
 
 CLASSES, SIDE = 21, 520
-"""Pascal VOC's classes, and the shorter side of its images: torchvision's were published for these."""
+"""The classes of Pascal VOC, and the shorter side of its images, for which torchvision's were published."""
 
 
 def builder(name: str) -> Callable[[int], nn.Module] | None:
-    """The constructor of the network called ``name``, for a number of classes; None where there is none."""
-    from torchvision import models  # here, as it takes long
+    """The constructor, for a number of classes, of the network called ``name``; None if there is none."""
+    from torchvision import models  # imported here because it takes long
 
     forms = (name, _full), (name.removesuffix("_half"), _half), (name.removeprefix("wae_"), _wae)
     for stem, form in forms:
@@ -38,7 +38,10 @@ def builder(name: str) -> Callable[[int], nn.Module] | None:
 
 
 def network(name: str, classes: int) -> nn.Module:
-    """The network itself, ours or torchvision's, with random weights, for normalised images."""
+    """The network ``name`` itself, ours or torchvision's, with random weights, for normalised images.
+
+    Raises ModuleNotFoundError if it needs a library that is not installed.
+    """
     if name in NETWORKS:
         return NETWORKS[name](classes)
     from torchvision import models

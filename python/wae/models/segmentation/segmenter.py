@@ -1,12 +1,12 @@
-"""WAE around a network that scores pixels: it works on ``low``, and edges come back from ``high``.
+"""WAE around a segmentation network: the network works on ``low``, and ``high`` restores the edges.
 
 ::
 
     image -> encoder -> low  -> norm -> low_network -> scores at half the resolution -+
                      -> high -> norm -> high_body   -> features ----------------------+-> fusion -> scores
 
-The fusion has the form of the paper's decoder: a transposed convolution of each, summed, ReLU, and 3x3
-convolutions, the last one to the classes.
+The fusion has the form of the paper's decoder: a transposed convolution of each input, their sum, ReLU, and
+3 x 3 convolutions, of which the last makes the classes' scores.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from wae.models.haar import Haar
 from wae.models.network import SideBySide, WAENetwork
 from wae_kernels.nn import Decoder, Encoder, ScoreDecoder
 
-_WIDTH = 16  # channels of the high body and of the fusion, as of the encoder's trunk
-_SHIFT = 4.0  # of the scores within the fusion at its start: an untrained network's are within it
-_RANDOM_SHARE = 0.1  # of the fusion's start
+_WIDTH = 16  # channels of the high body and of the fusion, as in the encoder's trunk
+_SHIFT = 4.0  # added to the scores in the fusion at its start: those of an untrained network are smaller
+_RANDOM_SHARE = 0.1  # the random part of the fusion's initial weights
 
 
 class SegmenterError(WaeError, ValueError):
-    """A network does not score each pixel. The message says what it made, and of what."""
+    """A network does not score each pixel. The message gives its output and the size of the images."""
 
 
 def pixel_scores(network: nn.Module, image: Tensor) -> Tensor:
-    """The scores, (N, classes, H, W), that ``network`` gives the pixels of ``image``, (N, 3, H, W).
+    """The scores, (N, classes, H, W), of ``network`` for the pixels of ``image``, (N, 3, H, W).
 
-    A dictionary, which torchvision's networks return, has them as ``out``. Raises SegmenterError for anything
-    else.
+    If the network returns a dictionary, as torchvision's do, they are its ``out``. Raises SegmenterError if
+    it returns anything else.
     """
     result: Any = network(image)
     scores = result.get("out", result) if isinstance(result, Mapping) else result
@@ -54,10 +54,10 @@ def pixel_scores(network: nn.Module, image: Tensor) -> Tensor:
 
 
 class LightBody(nn.Sequential):
-    """Two 3x3 convolutions with BatchNorm and ReLU: (N, 3, h, w) to (N, channels, h, w).
+    """Two 3 x 3 convolutions with BatchNorm and ReLU: (N, 3, h, w) to (N, channels, h, w).
 
     Args:
-        channels: of the features.
+        channels: the number of channels of the features.
     """
 
     def __init__(self, channels: int = _WIDTH) -> None:
@@ -73,15 +73,15 @@ class LightBody(nn.Sequential):
 
 
 class Fusion(ScoreDecoder):
-    """Half-resolution scores and features to scores at full resolution, in the form of the decoder.
+    """Fuses half-resolution scores and features into full-resolution scores, in the form of the decoder.
 
-    It starts close to bilinear upsampling of the scores, the baseline, and learns the edges: from a random
+    It starts close to bilinear upsampling of the scores, the baseline, and learns the edges. From a random
     start, short trainings did not even reach the baseline (docs/road-scenes.md).
 
     Args:
-        classes: channels of the scores.
-        features: channels of the features.
-        width: channels in between.
+        classes: the number of channels of the scores.
+        features: the number of channels of the features.
+        width: the number of channels in between.
     """
 
     def __init__(self, classes: int, features: int, width: int = _WIDTH) -> None:
@@ -91,12 +91,12 @@ class Fusion(ScoreDecoder):
 
     @torch.no_grad()
     def _start_bilinear(self) -> None:
-        """Give each class a channel of its own (as many as there are) that upsamples its scores bilinearly.
+        """Give each class its own channel, as far as there are enough, that upsamples its scores bilinearly.
 
-        Each score is repeated over its 2 x 2 pixels, and blurring that by (1, 2, 1) / 4 each way is bilinear
-        (but at the border, beyond which a convolution sees zeros). The shift keeps scores above ReLU's zero.
-        A share of the random start stays, so that every channel has a gradient; by it the shift favours some
-        classes, which training has to undo.
+        Each score is repeated over its 2 x 2 pixels. Blurring by (1, 2, 1) / 4 in both directions makes that
+        bilinear, except at the border, beyond which a convolution sees zeros. The shift keeps the scores
+        above ReLU's zero. A part of the random weights stays, so that every channel has a gradient. Through
+        it the shift favours some classes, which training has to undo.
         """
         for layer in (self.low, self.conv1, self.conv2):
             layer.weight *= _RANDOM_SHARE
@@ -111,7 +111,7 @@ class Fusion(ScoreDecoder):
 
 
 class _TwoResolutions(SideBySide):
-    """Everything behind the encoder, for the two modules below that have these parts."""
+    """Everything behind the encoder, shared by the classes below, which have these parts."""
 
     low_norm: nn.Module
     high_norm: nn.Module
@@ -136,13 +136,13 @@ class _TwoResolutions(SideBySide):
 
 
 class WAESegmenter(_TwoResolutions, WAENetwork):
-    """Scores of the pixels of an image of any size, from its ``low`` and ``high``.
+    """Scores the pixels of an image of any size, from its ``low`` and ``high``.
 
     Args:
         encoder, image_scale, image_shift, decoder: see :class:`wae.models.network.WAENetwork`.
-        low_network: scores each pixel of ``low``: see :func:`pixel_scores`. Used as it is.
-        high_body: (N, 3, h, w) to (N, D, h, w).
-        fusion: brings both to full resolution.
+        low_network: a network that scores each pixel of ``low``: see :func:`pixel_scores`. Used as it is.
+        high_body: maps (N, 3, h, w) to (N, D, h, w).
+        fusion: fuses both results into scores at full resolution.
     """
 
     bodies = ("low_network", "high_body")
@@ -165,7 +165,7 @@ class WAESegmenter(_TwoResolutions, WAENetwork):
     def forward(self, image: Tensor) -> Tensor:
         """The scores, (N, classes, H, W), of ``image``: (N, 3, H, W), uint8 or the parameters' dtype.
 
-        Raises SegmenterError where the low network does not score each pixel of ``low``.
+        Raises SegmenterError if the low network does not score each pixel of ``low``.
         """
         return self.scores(*self.decompose(image), image.shape[2:])
 
@@ -175,10 +175,10 @@ class WAESegmenter(_TwoResolutions, WAENetwork):
 
 
 class PixelsBehindEncoder(_TwoResolutions):
-    """``model`` from ``low`` and ``high`` on, with the same modules: what an inference engine runs.
+    """The part of ``model`` behind the encoder, with the same modules: what an inference engine runs.
 
     Args:
-        model: whose parts these are.
+        model: the network whose parts it uses.
         size: (H, W) of the images.
     """
 
@@ -189,15 +189,15 @@ class PixelsBehindEncoder(_TwoResolutions):
         self.size = tuple(size)
 
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
-        """The scores, (N, classes, H, W)."""
+        """The scores, (N, classes, H, W), of ``low`` and ``high``, (N, 3, h, w) each."""
         return self.scores(low, high, self.size)
 
 
 class BeforeFusion(_TwoResolutions):
-    """``behind`` without its fusion, for engines other than PyTorch, where the fusion runs as our op.
+    """``behind`` without its fusion, for engines other than PyTorch's: our op runs the fusion behind them.
 
     Args:
-        behind: whose parts these are.
+        behind: the module whose parts it uses.
     """
 
     def __init__(self, behind: PixelsBehindEncoder) -> None:
@@ -218,20 +218,20 @@ def wae_segmenter(
     decoder: Decoder | None = None,
     size: tuple[int, int] = (64, 64),
 ) -> WAESegmenter:
-    """WAE around any network that scores pixels.
+    """WAE around any segmentation network.
 
-    It is in the mode of ``network``, training or evaluation, and what is made beside that has its dtype (that
-    of its first parameter) and is on its device. What is given is used as it is, no copy, and stays as it is.
+    The new parts have the dtype and the device of the network's first parameter. The result has the network's
+    mode, training or evaluation. The arguments become its parts without being copied or changed.
 
     Args:
-        network: images to scores: see :func:`pixel_scores`. It sees a quarter of the pixels.
-        encoder: a trained one; None for a random one.
+        network: maps images to scores: see :func:`pixel_scores`. It sees a quarter of the pixels.
+        encoder: a trained encoder; None for a random one.
         image_scale, image_shift, decoder: see :class:`WAESegmenter`.
-        size: (h, w) of the image that ``network`` runs on once, so that its classes are known.
+        size: (h, w) of an image on which ``network`` runs once, to find the number of classes.
 
     Raises:
         SegmenterError: ``network`` does not score each pixel.
-        ValueError: ``encoder`` or ``decoder`` is not of its dtype or not on its device.
+        ValueError: ``encoder`` or ``decoder`` has another dtype or device than ``network``.
     """
     like = next(network.parameters())
     for name, given in (("encoder", encoder), ("decoder", decoder)):
@@ -255,13 +255,13 @@ def _check_is_like(name: str, given: nn.Module | None, network: Tensor) -> None:
     own = network if given is None else next(given.parameters(), network)
     if (own.dtype, own.device) != (network.dtype, network.device):
         raise ValueError(
-            f"{name} is {own.dtype} on {own.device} and the network {network.dtype} on {network.device}; "
-            f"bring it there first: {name}.to({str(network.device)!r}, {network.dtype})"
+            f"{name} is {own.dtype} on {own.device}, but the network is {network.dtype} on "
+            f"{network.device}: use {name}.to({str(network.device)!r}, {network.dtype})"
         )
 
 
 class FullResolutionSegmenter(FullResolution):
-    """The network itself, on the normalised image: a module that returns its scores alone.
+    """The network itself, on the normalised image. It returns only the scores, no dictionary.
 
     Args: as for :class:`wae.models.baselines.FullResolution`; the network scores pixels.
     """
@@ -272,7 +272,7 @@ class FullResolutionSegmenter(FullResolution):
 
 
 class HalfResolutionSegmenter(FullResolution):
-    """The baseline: the network on the mean of each 2 x 2 block, its scores brought back bilinearly.
+    """The baseline: the network on the mean of each 2 x 2 block, with its scores upsampled bilinearly.
 
     Args: as for :class:`wae.models.baselines.FullResolution`; the network scores pixels.
     """
