@@ -1,32 +1,33 @@
 #!/usr/bin/env bash
-# Builds, tests and measures on a machine with a GPU, with an interpreter as it is: nothing is installed, no network.
+# Builds, tests and measures on a machine with a GPU. It uses the interpreter as it is: it installs nothing and needs no
+# network.
 #
-#   usage: [VARIABLE=...] tools/gpu.sh [stage ...]          no stage: all of them, in this order
+#   usage: [VARIABLE=...] tools/gpu.sh [stage ...]          without a stage: all of them, in this order
 #
-#   build      the compiled libraries in place, for this GPU; then a first call of every mode, with its error
+#   build      build the libraries in place, for this GPU; then call every mode once and print its error
 #   test       pytest -m gpu: tests/cuda/test_cuda.py first and alone, then the ops on half of the cores, then wae.deploy
-#   ops        the benchmarks of single ops, one arithmetic after the other
-#   networks   those of whole networks, one process for each network and batch, and of training steps
-#   report     docs/benchmarks.md's tables out of benches/results
-#   sanitize   compute-sanitizer's four tools over small launches of all kernels
+#   ops        benchmarks of single ops, one arithmetic mode after the other
+#   networks   benchmarks of complete networks, one process for each network and batch, and of training steps
+#   report     the tables of docs/benchmarks.md, from benches/results
+#   sanitize   compute-sanitizer's four tools on small launches of all kernels
 #   triton     the Triton backend: its op tests, and tune() on two shapes
-#   profile    Nsight Compute over one launch of each kernel, and the compiler's report of resources
+#   profile    Nsight Compute on one launch of each kernel, and the compiler's report of resources
 #
 #   OUT        folder for summary.txt and a log of each step (gpu-results)
-#   PYTHON     the interpreter that has torch, torchvision and the tests' packages (python3); what it lacks is said first
-#   LIMIT      seconds for everything together (0: as long as it takes); each step has a limit of its own
-#   WORKERS    processes for the op tests (half of the cores, at most 8), where pytest-xdist is installed
-#   NETWORKS   what "networks" runs, in order ("ResNet50-1 VGG16-32", say): by default, all with each batch
-#   WITHOUT_GPU=1  goes on where torch sees no GPU: to try this script
+#   PYTHON     the interpreter, with torch, torchvision and the tests' packages (python3); what it lacks is printed first
+#   LIMIT      seconds for everything together (0: no limit); each step has a limit of its own
+#   WORKERS    processes for the op tests (half of the cores, at most 8), if pytest-xdist is installed
+#   NETWORKS   what "networks" runs, in this order, such as "ResNet50-1 VGG16-32" (all networks with all batches)
+#   WITHOUT_GPU=1  continue although torch sees no GPU: to try this script
 #
-# A step that fails or runs out of time is noted, and the next one starts. Benchmarks are kept case by case in
-# benches/results. By the steps' limits "build test", "ops report" and "networks report" take at most 14, 10 and 22 minutes;
-# where one command has less, LIMIT ends it, and NETWORKS takes a part at a time. The exit status is the number of steps
-# that failed.
+# If a step fails or runs out of time, that is noted and the next one starts. Benchmarks are kept case by case in
+# benches/results. By the steps' limits "build test", "ops report" and "networks report" take at most 14, 10 and 22
+# minutes. If you have less time, set LIMIT, and run the networks in parts with NETWORKS. The exit status is the number of
+# failed steps.
 #
-# Without a C++ compiler there, build before on another Linux on x86-64 that has CUDA's:
+# If the machine has no C++ compiler, build on another Linux machine on x86-64 that has the CUDA toolkit:
 #   FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0 python setup.py build_ext --inplace
-# and bring wae_kernels/*.so along: they load beside every torch from 2.10 on that has the same major version of CUDA.
+# and copy wae_kernels/*.so: they load with every torch from 2.10 on that has the same major version of CUDA.
 
 set -u -o pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 99
@@ -39,7 +40,7 @@ refuse() {
   exit 99
 }
 
-# one_of WHAT NAME KNOWN...: refuses a NAME that is none of them
+# one_of WHAT NAME KNOWN...: refuses a NAME that is not one of KNOWN
 one_of() {
   local what=$1 name=$2 known
   shift 2
@@ -49,7 +50,7 @@ one_of() {
   refuse "no $what $name; there are: $*"
 }
 
-# What was asked for is checked before anything is made or run.
+# All settings are checked before anything is built or run.
 PYTHON=${PYTHON:-python3}
 LIMIT=${LIMIT:-0}
 CORES=$(getconf _NPROCESSORS_ONLN)
@@ -67,11 +68,11 @@ done
 command -v "$PYTHON" >/dev/null || refuse "PYTHON: there is no program $PYTHON"
 OUT=$(mkdir -p "${OUT:-gpu-results}" && cd "${OUT:-gpu-results}" && pwd) || exit 99
 FAILED=0
-SECONDS=0 # bash counts it up
+SECONDS=0 # bash increments it
 
 export PYTHONPATH="$PWD:$PWD/python${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
-export PIP_NO_INDEX=1 HF_HUB_OFFLINE=1 # nothing may look for a network
-for cuda in "${CUDA_HOME:-}" /usr/local/cuda; do # nvcc may be off the PATH
+export PIP_NO_INDEX=1 HF_HUB_OFFLINE=1 # nothing may use the network
+for cuda in "${CUDA_HOME:-}" /usr/local/cuda; do # nvcc may not be on PATH
   if [ -x "$cuda/bin/nvcc" ]; then
     export CUDA_HOME=$cuda PATH="$PATH:$cuda/bin"
     break
@@ -82,7 +83,7 @@ say() { echo "$@" | tee -a "$OUT/summary.txt"; }
 indented() { sed 's/^/        /' | tee -a "$OUT/summary.txt"; }
 has() { "$PYTHON" -c "import $1" >/dev/null 2>&1; }
 
-# step NAME SECONDS COMMAND...: runs it with a log of its own.
+# step NAME SECONDS COMMAND...: runs COMMAND with its own log.
 step() {
   local name=$1 limit=$2 log="$OUT/$1.log" began=$SECONDS code left
   shift 2
@@ -113,10 +114,10 @@ step() {
 tests() {
   local name=$1 limit=$2 workers=$3
   shift 3
-  # Warnings are no errors here: another torch warns of other things, which says nothing about the kernels.
+  # Warnings are not errors here: another version of torch has other warnings, which say nothing about the kernels.
   local options=(-m pytest -p no:cacheprovider -W default --continue-on-collection-errors --tb=short -rfE -m gpu)
-  options+=(-o faulthandler_timeout=$((limit / 2))) # where a test hangs is in the log before the step's time is over
-  # a kernel that hangs cannot be interrupted: only this method ends its process
+  options+=(-o faulthandler_timeout=$((limit / 2))) # the log says where a test hangs before the step's time is over
+  # a hanging kernel cannot be interrupted: only this method ends its process
   has pytest_timeout && options+=(--timeout=$((limit * 3 / 4)) --timeout-method=thread)
   if [ "$workers" -gt 1 ] && has xdist; then options+=(-n "$workers" --dist worksteal); fi
   step "$name" "$limit" "$PYTHON" "${options[@]}" "$@"
@@ -171,9 +172,9 @@ sanitize() {
   fi
   for tool in memcheck racecheck synccheck initcheck; do
     options=(--tool "$tool" --error-exitcode 9)
-    # our kernels alone; but initcheck takes what an unwatched kernel writes, such as torch's noise, for never written
+    # only our kernels; but initcheck would take memory that an unwatched kernel wrote (torch's randn) for uninitialised
     [ "$tool" = initcheck ] || options+=(--kernel-name kns=wae)
-    # without torch's cache every tensor is an allocation of its own, with an end that memcheck sees
+    # without torch's cache every tensor is its own allocation, whose end memcheck sees
     step "sanitize_$tool" 240 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer "${options[@]}" \
       "$PYTHON" tools/gpu/small_launches.py
     grep -hE 'ERROR SUMMARY|RACECHECK SUMMARY' "$OUT/sanitize_$tool.log" | indented
@@ -193,7 +194,7 @@ profile() {
     say "----  profile: no ncu"
     return
   fi
-  # clocks stay as they are; of each batch two forward launches, and two for each of two backward passes
+  # clocks stay as they are; for each batch two forward launches, and two for each of the two backward passes
   step profile 240 ncu --set full --clock-control none --import-source no -k 'regex:encode_kernel|decode_kernel|backward_kernel|reduce_partials' \
     --launch-count 12 "$PYTHON" tools/gpu/one_launch.py
   grep -hE ', Context [0-9]+, Stream|Duration|Throughput|Achieved Occupancy|Registers Per|Executed Ipc Active' \

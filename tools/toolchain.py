@@ -1,6 +1,6 @@
-"""Requirements of a build beyond Python packages, asked before gigabytes are downloaded in vain.
+"""What a build needs besides Python packages, checked before gigabytes are downloaded in vain.
 
-Shared by setup.py, by the build backend and, as a program, by the Makefile.
+Used by setup.py, by the build backend and, as a program, by the Makefile.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ OLDEST_TORCH = (2, 10)
 COMPILERS = "g++ 11, clang 14 or newer"
 CUDA_ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")  # the last two from CUDA 12.8 on
 USUAL_CUDA_HOME = "/usr/local/cuda"
-ENVIRONMENT_GB = 8.0  # `du -s --si` of the Makefile's .venv, with a PyTorch for CUDA
-DOWNLOADS = 0.4  # of that, in pip's temporary folder until all are there: the wheels, which are compressed
+ENVIRONMENT_GB = 8.0  # `du -s --si` of the Makefile's .venv with a CUDA build of PyTorch
+DOWNLOADS = 0.4  # of that: the compressed wheels, in pip's temporary folder until all are downloaded
 CACHES = ("ccache", "sccache")
 CXX20_PROGRAM = "#include <concepts>\n#include <span>\ntemplate <std::integral T> T f(std::span<T>);\n"
 
 
 def switch(name: str, *others: str) -> str:
-    """What the environment variable ``name`` says: 0 (also where it is empty or unset), 1 or another.
+    """The environment variable ``name``: "0" (also if empty or unset), "1" or one of ``others``.
 
-    Raises SystemExit where it is neither 0, 1 nor one of ``others``.
+    Raises SystemExit for any other value.
     """
     value = os.environ.get(name) or "0"
     if value not in ("0", "1", *others):
@@ -39,12 +39,12 @@ def switch(name: str, *others: str) -> str:
 
 _NO_NATIVE = switch("WAE_NO_NATIVE", "later")
 NATIVE = _NO_NATIVE == "0"
-KEEP_LIBRARIES = _NO_NATIVE == "later"  # the Makefile's: `build_ext` follows when needed
+KEEP_LIBRARIES = _NO_NATIVE == "later"  # set by the Makefile, which runs `build_ext` later if needed
 WITHOUT_NATIVE = "or set WAE_NO_NATIVE=1 to install without the compiled kernels"
 
 
 def version(text: str) -> tuple[int, int]:
-    """Major and minor: ``(2, 14)`` for ``2.14.1+cu130``."""
+    """The major and minor version: ``(2, 14)`` for ``2.14.1+cu130``."""
     major, minor = text.split(".")[:2]
     return int(major), int(minor)
 
@@ -52,7 +52,7 @@ def version(text: str) -> tuple[int, int]:
 def compiler_of(cxx: str) -> str:
     """The program that ``CXX`` names.
 
-    torch takes all of ``CXX`` for the name of one, and puts a cache before it by itself.
+    torch takes all of ``CXX`` as one program's name, and adds a compiler cache on its own.
     """
     words = shlex.split(cxx)
     if len(words) > 1 and Path(words[0]).name in CACHES:
@@ -65,13 +65,13 @@ def compiler_of(cxx: str) -> str:
 
 
 def require_compiler() -> None:
-    """Leave with one sentence where no C++20 compiler works; else let ``CXX`` name the one to use.
+    """Exit with a message if no C++20 compiler works; otherwise set ``CXX`` to the one to use.
 
-    setuptools links with the compiler that built Python and torch compiles with ``c++``: ``CXX`` makes
-    them agree.
+    setuptools links with the compiler that built Python, and torch compiles with ``c++``. ``CXX`` makes them
+    use the same one.
 
     Raises:
-        SystemExit: unlike any other exception, setuptools and pip show it without pages of traceback.
+        SystemExit: setuptools and pip show it without pages of traceback, unlike any other exception.
     """
     cxx = os.environ.get("CXX")
     candidates = [compiler_of(cxx)] if cxx else ["g++", "clang++", "c++"]
@@ -96,9 +96,10 @@ def _size_gb(folder: Path) -> float:
 
 
 def space_warnings(environment: Path, temporary: Path) -> Iterator[str]:
-    """One sentence for each disk that may be too small for what ``environment`` does not hold yet.
+    """A warning for each disk that may be too small for what ``environment`` does not hold yet.
 
-    No error: a PyTorch without CUDA takes much less, and only pip knows which one it will fetch.
+    These are not errors: a PyTorch without CUDA takes much less, and only pip knows which one it will
+    download.
     """
     wanted = max(ENVIRONMENT_GB - _size_gb(environment), 0)
     disks: dict[int, dict[str, float]] = {}
@@ -109,8 +110,8 @@ def space_warnings(environment: Path, temporary: Path) -> Iterator[str]:
         if free < needed:
             yield (
                 f"wae-kernels: warning: {free:.1f} GB are free for {' and '.join(folders)}, which may need "
-                f"{needed:.1f} GB more; make room, set TMPDIR to another disk, or take a PyTorch without "
-                "CUDA (docs/install.md)."
+                f"{needed:.1f} GB more; free some space, set TMPDIR to another disk, or use a PyTorch "
+                "without CUDA (docs/install.md)."
             )
 
 
@@ -120,14 +121,14 @@ def _is_toolkit(folder: str) -> bool:
 
 
 def wants_cuda(torch: Any, cpp_extension: Any) -> bool:
-    """Whether to build the CUDA library: where a torch with CUDA, nvcc and a GPU are found.
+    """Whether to build the CUDA library: if there is a torch with CUDA, an nvcc and a GPU.
 
-    ``FORCE_CUDA=1`` builds it without a GPU, for the architectures of ``TORCH_CUDA_ARCH_LIST`` or else for
-    all of ours that nvcc knows. ``WAE_NO_CUDA=1`` leaves it out.
+    ``FORCE_CUDA=1`` builds it without a GPU, for the architectures in ``TORCH_CUDA_ARCH_LIST`` or, if that is
+    not set, for all supported ones that nvcc knows. ``WAE_NO_CUDA=1`` skips it.
 
     Raises:
-        SystemExit: it is forced and cannot be built, nvcc and torch are of different CUDA majors, or one of
-            these variables is neither 0 nor 1.
+        SystemExit: it is forced but cannot be built, nvcc and torch have different major versions of CUDA, or
+            one of these variables is neither 0 nor 1.
     """
     forced, left_out = switch("FORCE_CUDA") == "1", switch("WAE_NO_CUDA") == "1"
     if left_out:
@@ -135,23 +136,23 @@ def wants_cuda(torch: Any, cpp_extension: Any) -> bool:
     toolkit = next((f for f in (cpp_extension.CUDA_HOME, USUAL_CUDA_HOME) if f and _is_toolkit(f)), None)
     if torch.version.cuda is None or toolkit is None:
         if forced:
-            missing = "no CUDA toolkit was found (set CUDA_HOME to the folder of one)"
+            missing = "no CUDA toolkit was found (set CUDA_HOME to its folder)"
             what = "this PyTorch has no CUDA" if torch.version.cuda is None else missing
             raise SystemExit(f"wae-kernels: FORCE_CUDA=1 asks for the CUDA library, but {what}.")
         return False
     if not (forced or torch.cuda.is_available()):
         return False
-    cpp_extension.CUDA_HOME = toolkit  # torch's guess may be the folder of a mere link to nvcc
+    cpp_extension.CUDA_HOME = toolkit  # torch's guess may be a folder that only has a link to nvcc
     nvcc = os.path.join(toolkit, "bin", "nvcc")
     text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
     found = version(text.partition("release ")[2].partition(",")[0])
     wanted = version(torch.version.cuda)
     if found[0] != wanted[0]:
         raise SystemExit(
-            f"wae-kernels: nvcc is of CUDA {found[0]} and PyTorch of CUDA {wanted[0]}; set CUDA_HOME to a "
-            f"CUDA {wanted[0]} toolkit, or WAE_NO_CUDA=1 to leave the CUDA kernels out."
+            f"wae-kernels: nvcc belongs to CUDA {found[0]} but PyTorch to CUDA {wanted[0]}; set CUDA_HOME to "
+            f"a CUDA {wanted[0]} toolkit, or set WAE_NO_CUDA=1 to build without the CUDA kernels."
         )
-    if not torch.cuda.is_available():  # else torch builds for the GPU that is here
+    if not torch.cuda.is_available():  # if there is one, torch builds for it
         ours = CUDA_ARCHITECTURES if found >= (12, 8) else CUDA_ARCHITECTURES[:5]
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ";".join(ours) + "+PTX")
     return True
@@ -160,7 +161,7 @@ def wants_cuda(torch: Any, cpp_extension: Any) -> bool:
 if __name__ == "__main__":
     if sys.version_info < OLDEST_PYTHON:
         needed, found = (".".join(map(str, v[:2])) for v in (OLDEST_PYTHON, sys.version_info))
-        raise SystemExit(f"wae-kernels: Python {needed} or newer is needed, this is {found}; set PYTHON=...")
+        raise SystemExit(f"wae-kernels: needs Python {needed} or newer, this is {found}; set PYTHON=...")
     if NATIVE:
         require_compiler()
     for folder in sys.argv[1:]:

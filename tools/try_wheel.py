@@ -1,4 +1,4 @@
-"""Run by tools/try_wheel.sh: the installed package has its data, and computes on its compiled kernels."""
+"""Run by tools/try_wheel.sh: checks that the installed package has its data and runs its compiled kernels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PLANS = WEIGHTS.parent / "training" / "plans"
 
 
 def command(*arguments: str) -> str:
-    """The output of ``wae`` with these arguments."""
+    """Run ``wae`` with these arguments and return its output."""
     program = Path(sys.executable).with_name("wae")
     return subprocess.run([str(program), *arguments], check=True, capture_output=True, text=True).stdout
 

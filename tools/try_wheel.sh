@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Install a wheel into a new environment and use it as a user does: outside the source tree, without a compiler.
-#     tools/try_wheel.sh WHEEL [what else to install, such as torch==2.10.0]
-# PYTHON makes the environment (default: python3); BESIDE, a folder of packages, is looked into instead of a
+# Installs a wheel into a new environment and uses it as a user would: outside the source tree, without a compiler.
+#     tools/try_wheel.sh WHEEL [other requirements, such as torch==2.10.0]
+# PYTHON creates the environment (default: python3). If BESIDE is set, packages come from that folder instead of a
 # registry.
 set -euo pipefail
 wheel=$(realpath "$1")

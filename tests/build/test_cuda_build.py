@@ -89,7 +89,7 @@ def test_architectures_of_the_user_stay(toolkit: Path, monkeypatch: pytest.Monke
 
 def test_another_major_is_refused_in_one_sentence(toolkit: Path) -> None:
     with pytest.raises(
-        SystemExit, match=r"nvcc is of CUDA 13 and PyTorch of CUDA 12; set CUDA_HOME"
+        SystemExit, match=r"nvcc belongs to CUDA 13 but PyTorch to CUDA 12; set CUDA_HOME"
     ) as refused:
         wants(toolkit, cuda="12.8", gpu=True)
     assert "\n" not in str(refused.value)

@@ -1,4 +1,7 @@
-"""Every mode of the CUDA kernels once, forward and backward: error, same bits; CUDA graph, torch.compile."""
+"""Calls every mode of the CUDA kernels once, forward and backward, a CUDA graph and torch.compile.
+
+Checks the errors, and that a second call is bit-identical.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from torch import Tensor
 from wae.difference import largest_difference
 from wae_kernels import backends, nn, reference
 
-# arithmetic: dtype, whether float32 may be rounded to tf32, the limit in docs/network.md
+# mode: dtype, whether float32 may be rounded to tf32, the tolerance in docs/network.md
 MODES = {
     "float16": (torch.float16, True, 2e-3),
     "bfloat16": (torch.bfloat16, True, 1.5e-2),
@@ -58,7 +61,7 @@ def mode(name: str, batch: int, height: int, width: int, channels_last: bool) ->
 
 
 def gradients(name: str, batch: int, height: int, width: int) -> int:
-    """Backward against float64; wider limits, as some ReLUs switch elsewhere in less precise arithmetic."""
+    """Backward against float64, with wider limits: less precise arithmetic switches some ReLUs elsewhere."""
     dtype, torch.backends.cudnn.allow_tf32, limit = MODES[name]
     torch.manual_seed(0)
     e, d = nn.Encoder().cuda().to(dtype), nn.Decoder().cuda().to(dtype)

@@ -1,4 +1,4 @@
-"""One launch of each kernel, forward and backward, on one image and on 256, for Nsight Compute."""
+"""Launches each kernel once, forward and backward, on one image and on 256, for Nsight Compute."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small launches of all CUDA kernels, forward and backward, in every mode, for compute-sanitizer."""
+"""Launches all CUDA kernels on small images, forward and backward, in every mode, for compute-sanitizer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def main() -> None:
         raw = torch.randint(0, 256, (2, 3, 37, 61), device="cuda").byte()
         affine = [torch.full((3,), x, device="cuda", requires_grad=True) for x in (1 / 64, -2.0)]
         torch.cat(encoder(raw, *affine)).float().square().mean().backward()
-        if dtype == torch.float32:  # float32 parameters, results of 16 bits
+        if dtype == torch.float32:  # float32 parameters, 16-bit results
             with torch.no_grad(), torch.autocast("cuda", torch.float16):
                 decoder(*encoder(raw, *affine), raw.shape[2:])
     torch.cuda.synchronize()

@@ -1,4 +1,4 @@
-"""Triton's tune() on one image and on 64, and its choice against the CUDA kernels."""
+"""Runs Triton's tune() on one image and on 64, and times its choice against the CUDA kernels."""
 
 from __future__ import annotations
 
