@@ -1,4 +1,4 @@
-"""examples.cu as PTX, kept beside it so that the tests need no nvcc. Run as a script, it writes it again."""
+"""The PTX of examples.cu, stored beside it so that the tests need no nvcc. As a script: regenerates it."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ STORED = Path(__file__).with_name("examples.ptx")
 
 
 def compiled() -> str:
-    """Its PTX from today's nvcc, without the folders of this machine. Raises CompilerMissing."""
+    """Its PTX from the nvcc that is here, without this machine's folders. Raises CompilerMissing."""
     return re.sub(r'(?m)^(\s*\.file\s+\d+) ".*/', r'\1 "', compile_cuda(SOURCE, 80))
 
 
 def compiler(text: str) -> str:
-    """The line of a PTX text that names its compiler."""
+    """The line of a PTX file that names its compiler."""
     return re.findall(r"(?m)^// Cuda compilation tools.*", text)[0]
 
 
 def fresh_module() -> Module:
-    """Freshly loaded, for tests that write its variables."""
+    """The stored module, freshly loaded, for tests that write to its variables."""
     return load(STORED.read_text())
 
 
 @functools.cache
 def shared_module() -> Module:
-    """The same, for tests that only launch."""
+    """The stored module, loaded once, for tests that only launch."""
     return fresh_module()
 
 

@@ -1,4 +1,4 @@
-"""The tool itself: results against numpy, counts worked out by hand, and planted bugs, each to be caught."""
+"""The tool itself: results against numpy, counts worked out by hand, and planted bugs that it must catch."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def rng(seed: int = 7) -> np.random.Generator:
 
 
 def floats() -> np.ndarray:
-    """Ordinary numbers, ties of narrower formats, powers of two down to denormals, infinities and NaN."""
+    """Ordinary numbers, ties in narrower formats, powers of two down to denormals, infinities and NaN."""
     r = rng()
     ties = (r.integers(0, 2**32, 64, np.uint32) & 0xFFFF0000 | 0x8000).view(np.float32)
     odd_ties = (r.integers(0, 2**32, 64, np.uint32) & 0x3FFFF000 | 0x1000).view(np.float32)
@@ -51,7 +51,7 @@ def floats() -> np.ndarray:
 
 
 def to_bfloat(x: Any) -> np.ndarray:
-    """Rounded to nearest, ties to even; every NaN becomes 0x7fc0."""
+    """Rounds to nearest, ties to even. Every NaN becomes 0x7fc0."""
     values = np.array(x, np.float32)
     bits = values.view(np.uint32)
     rounded = (bits.astype(np.uint64) + 0x7FFF + (bits >> 16 & 1)) >> 16
@@ -63,7 +63,7 @@ def from_bfloat(bits: np.ndarray) -> np.ndarray:
 
 
 def matrix(*shape: int, kind: str = "f16") -> tuple[np.ndarray, np.ndarray]:
-    """Random numbers as a kernel takes them, and the same in float64."""
+    """Random numbers in a kernel's dtype, and the same numbers in float64."""
     values = rng(sum(shape)).standard_normal(shape)
     if kind == "bf16":
         narrow = to_bfloat(values)
@@ -86,7 +86,7 @@ def packed(low: np.ndarray, high: np.ndarray) -> np.ndarray:
 
 
 def by_half(f: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
-    """An f16x2 operation, computed in float64 and rounded once."""
+    """An f16x2 operation that computes in float64 and rounds once."""
 
     def both(*operands: np.ndarray) -> np.ndarray:
         low, high = zip(*(halves(o) for o in operands), strict=True)
@@ -116,7 +116,7 @@ def fused_bfloat(*operands: np.ndarray) -> np.ndarray:
 
 
 S, U, F32 = np.int32, np.uint32, np.float32
-# statement with {d} {a} {b} {c} for registers; type of the inputs; type of the result; the same in numpy
+# statement with {d} {a} {b} {c} for registers; type of the inputs; type of the result; the numpy equivalent
 INSTRUCTIONS: list[tuple[str, Any, Any, Callable[..., Any]]] = [
     ("add.s32 {d}, {a}, {b}", S, S, lambda a, b, c: a + b),
     ("sub.u32 {d}, {a}, 7", U, U, lambda a, b, c: a - U(7)),
@@ -183,7 +183,7 @@ INSTRUCTIONS: list[tuple[str, Any, Any, Callable[..., Any]]] = [
 
 @functools.partial(np.vectorize, otypes=[F32])
 def directed(sign: int, a: float, b: float, c: float) -> np.float32:
-    """a * b + c, rounded down (sign -1) or towards zero (0) from its exact value."""
+    """a * b + c, its exact value rounded down (sign -1) or towards zero (0)."""
     if not np.isfinite([a, b, c]).all():
         return F32(a * b + c)
     exact = Fraction(float(a)) * Fraction(float(b)) + Fraction(float(c))
@@ -242,7 +242,7 @@ def test_arithmetic_equals_numpy() -> None:
 
 
 def canonical_nan(x: np.ndarray, bfloat: bool) -> np.ndarray:
-    """Packed 16-bit floats with every NaN the same one."""
+    """Packed 16-bit floats in which all NaNs are the same."""
     pair = np.stack([x & U(0xFFFF), x >> U(16)]).astype(np.uint16)
     infinity = 0x7F80 if bfloat else 0x7C00
     pair[(pair & 0x7FFF) > infinity] = 0x7FFF
@@ -350,14 +350,14 @@ def test_atomics() -> None:
     assert sums.tolist() == [48, 48, 48]
 
 
-# number of matrices, transposed, state space; first what the planted bugs use
+# number of matrices, transposed, state space; the planted bugs use the first
 MATRICES = [(n, trans, space) for n in (4, 2, 1) for trans in ("", ".trans") for space in ("", "::cta")]
 
 
 @functools.cache
 def store_and_read(how: str, barrier: str, variants: int = len(MATRICES)) -> Module:
-    """A warp's registers, four a lane, to shared memory by stmatrix, with the addresses `to`, and back, with
-    the addresses `from`: "rows", 16 bytes each, or "ldmatrix", four registers a lane. For each variant."""
+    """For each variant: stores a warp's registers, four per lane, to shared memory with stmatrix at the
+    addresses `to`, and reads them back at the addresses `from`, as "rows" of 16 bytes or by "ldmatrix"."""
     body = []
     for number, (count, trans, space) in enumerate(MATRICES[:variants]):
         matrices = f"matrix.sync.aligned.m8n8.x{count}{trans}.shared{space}.b16"
@@ -383,18 +383,18 @@ def store_and_read(how: str, barrier: str, variants: int = len(MATRICES)) -> Mod
 
 
 def fragments() -> np.ndarray:
-    """Registers (lane, matrix). Element i of matrix m is 64 m + i, in the order of lanes, low half first."""
+    """Registers (lane, matrix). Element i of matrix m is 64 m + i, in lane order, low half first."""
     elements = np.arange(4 * 64, dtype=np.uint16).reshape(4, 32, 2)
     return np.ascontiguousarray(elements.transpose(1, 0, 2)).view(np.uint32)[..., 0]
 
 
 def matrix_rows() -> np.ndarray:
-    """32 rows anywhere in shared memory."""
+    """Addresses of 32 rows, anywhere in shared memory."""
     return (16 * rng().permutation(64)[:32]).astype(np.uint32)
 
 
 def test_stmatrix_layout() -> None:
-    """Row r of a matrix is in lanes 4r..4r+3, two elements each; .trans stores columns for rows."""
+    """Row r of a matrix is in lanes 4r..4r+3, two elements each; .trans stores columns as rows."""
     rows, out = matrix_rows(), poisoned((len(MATRICES), 32, 8), np.uint16)
     counts = store_and_read("rows", "bar.sync 0;")["matrices"].launch(1, 32, [fragments(), rows, rows, out])
     matrices = np.arange(4 * 64).reshape(4, 8, 8)
@@ -415,7 +415,7 @@ def test_ldmatrix_undoes_stmatrix() -> None:
 
 
 def test_stmatrix_takes_addresses_of_the_lanes_with_rows() -> None:
-    """x1 those of lanes 0 to 7: what the others give is no address."""
+    """x1 uses the addresses of lanes 0 to 7; the operands of the other lanes are not addresses."""
     text = """.version 7.8
     .target sm_90
     .address_size 64
@@ -447,7 +447,7 @@ def test_bank_conflicts(stride: int, ways: int) -> None:
 def test_ldmatrix_conflicts() -> None:
     (a, _), (b, _), c = matrix(64, 16), matrix(16, 8), poisoned((64, 8), F32)
     counts = shared_module()["product_f16"].launch(1, 128, [a, b, c, 8, 16])
-    # per warp: 4 + 2 ldmatrix phases without conflict; copies: 128 x 16 bytes to rows 48 bytes apart, 16 x 16
+    # per warp: 4 + 2 ldmatrix phases without conflicts; copies: 128 x 16 bytes to rows 48 bytes apart, 16 x 16
     assert counts.shared_ideal_wavefronts == 4 * 6 + 128 // 8 + 16 // 8
     assert counts.shared_read_bytes == 4 * 6 * 128
     assert counts.fma == {}
@@ -455,7 +455,7 @@ def test_ldmatrix_conflicts() -> None:
 
 @pytest.mark.parametrize(("pitch", "ways"), [(1, 1), (2, 2)])
 def test_stmatrix_conflicts(pitch: int, ways: int) -> None:
-    """Rows `pitch` times 16 bytes apart. Each matrix is a phase; ld.shared.v4 meets the same conflicts."""
+    """Rows are `pitch` x 16 bytes apart. Each matrix is a phase; ld.shared.v4 has the same conflicts."""
     rows, out = (16 * pitch * np.arange(32)).astype(np.uint32), poisoned((len(MATRICES), 32, 4), np.uint32)
     counts = store_and_read("rows", "bar.sync 0;")["matrices"].launch(1, 32, [fragments(), rows, rows, out])
     phases = 2 * sum(count for count, _, _ in MATRICES)
@@ -525,7 +525,7 @@ def test_wrong_fragment_layout_gives_a_wrong_product() -> None:
     ids=["misaligned", "behind the end", "before the start", "two rows in one place"],
 )
 def test_wrong_rows_of_stmatrix_are_caught(row: int, message: str) -> None:
-    """The address of one of 32 rows, wrong."""
+    """One of the 32 row addresses is wrong."""
     rows, out = (16 * np.arange(32)).astype(np.uint32), poisoned((len(MATRICES), 32, 4), np.uint32)
     wrong = rows.copy()
     wrong[13] = row & 0xFFFFFFFF
@@ -628,7 +628,7 @@ def test_deadlocks_end(seed: int) -> None:
 
 
 def diverging(barrier: str) -> Any:
-    """A kernel whose warp waits at two statements of that kind, one for each half."""
+    """A kernel whose warp waits at two barriers of that kind, one for each half warp."""
     return load(
         f"{HEAD}.visible .entry k() {{ .reg .b32 %t; .reg .pred %p; mov.u32 %t, %tid.x; "
         f"setp.lt.u32 %p, %t, 16; @%p bra L; {barrier}; bra M; L: {barrier}; M: ret; }}"
@@ -716,7 +716,7 @@ DEFINED = {
         )
     },
 }
-"""Statements that the compilers' kernels here do not have, and what the PTX manual has them put into %r."""
+"""Statements that do not occur in the compiled kernels here, and the value of %r by the PTX manual."""
 
 
 def test_instructions_do_what_the_manual_says() -> None:
@@ -731,7 +731,7 @@ def test_instructions_do_what_the_manual_says() -> None:
 
 
 def result_of_a_warp(body: str) -> int:
-    """%r, a .b32, after ``body``; %t is the thread's number, a .b32, and %p and %q are predicates."""
+    """%r, a .b32, after ``body``. %t is the thread's index, a .b32; %p and %q are predicates."""
     kernel = load(
         f"{HEAD}.visible .entry k(.param .u64 out) {{ .reg .b32 %t, %r; .reg .pred %p, %q; .reg .b64 %out; "
         f"mov.u32 %t, %tid.x; {body} ld.param.u64 %out, [out]; st.global.u32 [%out], %r; ret; }}"
@@ -765,7 +765,7 @@ def test_numbers_fit_their_parameters() -> None:
 
 
 def test_variables_and_the_functions_between_kernels() -> None:
-    """Functions are skipped, with labels and scopes; what follows them is not."""
+    """Functions are skipped, labels and scopes included; what follows them is not."""
     module = load(
         f"""{HEAD}
         .global .align 4 .u32 numbers[4] = {{5U, 0x10, -1}};
@@ -794,7 +794,7 @@ def test_an_array_is_where_its_bytes_are() -> None:
         (x[::-1], 0, 256, 252),
         (x[::-2][1:], 4, 248, 244),
         (x.reshape(8, 8)[:, 1:3], 4, 236, 4),
-        (backwards, 0, 256, 252),  # of which numpy knows the last element alone
+        (backwards, 0, 256, 252),  # numpy knows only its last element
         (backwards[1:], 0, 252, 248),
         (np.empty((0, 4), F32), 0, 0, 0),
     ):
@@ -807,7 +807,7 @@ def test_an_array_is_where_its_bytes_are() -> None:
 
 
 def test_stored_ptx_is_of_this_source() -> None:
-    """examples.ptx is what its compiler makes of examples.cu; another nvcc would write other text."""
+    """examples.ptx is what its compiler makes of examples.cu. Another nvcc would generate other PTX."""
     try:
         find_nvcc()
     except CompilerMissing as missing:
@@ -815,7 +815,7 @@ def test_stored_ptx_is_of_this_source() -> None:
     fresh, stored = compiled(), STORED.read_text()
     if compiler(fresh) != compiler(stored):
         pytest.skip(f"examples.ptx was made by another nvcc: {compiler(stored)[3:]}")
-    # names of internal linkage hold a hash of where the file lies; the sections repeat them, byte by byte
+    # names with internal linkage contain a hash of the file's path; the sections repeat them byte by byte
     fresh, stored = (text.partition("\t.section")[0] for text in (fresh, stored))
     fresh, stored = (re.sub(r"[0-9a-f]{8}(_\d+_examples_cu)", r"\1", text) for text in (fresh, stored))
     assert "mma.sync" in fresh

@@ -1,4 +1,4 @@
-"""Triton's compiled kernels, whose lane layouts nobody here chose, run by the tool."""
+"""The tool on Triton's compiled kernels, whose lane layouts Triton chose."""
 
 from __future__ import annotations
 
