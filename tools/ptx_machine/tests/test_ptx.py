@@ -447,7 +447,7 @@ def test_bank_conflicts(stride: int, ways: int) -> None:
 def test_ldmatrix_conflicts() -> None:
     (a, _), (b, _), c = matrix(64, 16), matrix(16, 8), poisoned((64, 8), F32)
     counts = shared_module()["product_f16"].launch(1, 128, [a, b, c, 8, 16])
-    # per warp: 4 + 2 ldmatrix phases without conflicts; copies: 128 x 16 bytes to rows 48 bytes apart, 16 x 16
+    # per warp: 4 + 2 ldmatrix phases, no conflicts; copies: 128 x 16 bytes to rows 48 bytes apart, 16 x 16
     assert counts.shared_ideal_wavefronts == 4 * 6 + 128 // 8 + 16 // 8
     assert counts.shared_read_bytes == 4 * 6 * 128
     assert counts.fma == {}
