@@ -1,5 +1,6 @@
-// The schemas of torch.ops.wae.*. Kernels are registered where they are: cpu/ops.cpp, cuda/, and from
-// Python the fallback (wae_kernels/fallback.py), fakes, autograd and autocast (wae_kernels/registration.py).
+// Defines the ops torch.ops.wae.* from their schemas. Each backend registers its own kernels: cpu/ops.cpp, cuda/ops.cpp
+// and, from Python, wae_kernels/fallback.py. Python also registers fakes, autocast and autograd
+// (wae_kernels/registration.py, autograd.py).
 
 #include <torch/csrc/stable/library.h>
 

@@ -1,14 +1,15 @@
-// The modules' look at their layers (wae_kernels/nn.py), in a fifth of the time that it takes in Python.
+// Checks a module's layers and collects their parameters, as _look in wae_kernels/nn.py does, in a fifth of the time.
 //
-// Python's functions are those of its stable ABI, declared here, so that no build needs its headers, and weak, so that
-// a program in C++ that loads this library needs no Python. Where Python has no lock, this does not run: it borrows.
+// The functions of Python's stable ABI are declared here, so that a build does not need Python's headers. They are
+// weak, so that a C++ program can load this library without Python. This code keeps borrowed references, so nn.py does
+// not use it in a Python without a global interpreter lock.
 
 #include <array>
 #include <cstddef>
 #include <utility>
 
 extern "C" {
-struct PyObject {  // as the stable ABI has it
+struct PyObject {  // the layout that the stable ABI guarantees
   std::ptrdiff_t references;
   PyObject* type;
 };
@@ -40,7 +41,7 @@ WAE_PYTHON PyObject* PyUnicode_InternFromString(const char*);
 namespace wae {
 namespace {
 
-// A reference of our own, given back at the end.
+// Owns a reference and releases it in its destructor.
 class Owned {
  public:
   explicit Owned(PyObject* object) : object_(object) {}
@@ -62,7 +63,7 @@ std::array<PyObject*, kCount> names(const char* const (&texts)[kCount]) {
   return objects;
 }
 
-// The comparison may run code that drops `a` from where it was borrowed.
+// Whether a == b. Holds a reference to `a`: the comparison may run code that removes it from where it was borrowed.
 bool equal(PyObject* a, PyObject* b) {
   constexpr int kEqual = 2;  // Py_EQ
   if (a == b) return true;
@@ -71,10 +72,11 @@ bool equal(PyObject* a, PyObject* b) {
   return PyObject_RichCompareBool(a, b, kEqual) == 1;
 }
 
-// Whether this is a dictionary, of no type of its own that may look its items up otherwise.
+// Whether this is a dict and not an instance of a subclass, which might look up its items in another way.
 bool is_plain_dict(PyObject* object) { return object != nullptr && object->type == &PyDict_Type; }
 
-// Whether a layer with these variables is as it was made: its geometry, no hooks, no forward of its own.
+// Whether a layer with these variables is as its constructor made it: with this geometry, no hooks and no forward among
+// its own attributes.
 bool as_made(PyObject* variables, PyObject* geometry) {
   static const auto kGeometry =
       names({"kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"});
@@ -96,7 +98,7 @@ bool as_made(PyObject* variables, PyObject* geometry) {
   return true;
 }
 
-// Puts the weight and the bias of a layer with these variables into a tuple, if both are of that type.
+// Puts the weight and the bias of a layer with these variables into `tuple`; false if they are not of this type.
 bool put_tensors(PyObject* variables, PyObject* type, PyObject* tuple, std::ptrdiff_t at) {
   static const auto kNames = names({"_parameters", "weight", "bias"});
   PyObject* const parameters = PyDict_GetItemWithError(variables, kNames[0]);
@@ -110,8 +112,8 @@ bool put_tensors(PyObject* variables, PyObject* type, PyObject* tuple, std::ptrd
   return true;
 }
 
-// The images, then the layers' weights and biases; null where a layer is not as it was made, or has tensors of
-// another type.
+// A tuple of the images, then the layers' weights and biases; null if a layer is not as its constructor made it, or has
+// tensors of another type.
 PyObject* inputs_of(PyObject* modules, PyObject* layers, PyObject* type, PyObject* images) {
   const std::ptrdiff_t first = PyTuple_Size(images), count = PyTuple_Size(layers);
   Owned inputs(PyTuple_New(first + 2 * count));
@@ -134,7 +136,7 @@ PyObject* inputs_of(PyObject* modules, PyObject* layers, PyObject* type, PyObjec
   return inputs.release();
 }
 
-// inputs_of() for Python; False for null.
+// inputs_of() as a Python function, which returns False instead of null.
 PyObject* call_inputs_of(PyObject*, PyObject* const* arguments, std::ptrdiff_t) {
   if (PyObject* const inputs = inputs_of(arguments[0], arguments[1], arguments[2], arguments[3]))
     return inputs;
@@ -145,7 +147,8 @@ PyObject* call_inputs_of(PyObject*, PyObject* const* arguments, std::ptrdiff_t) 
 }  // namespace
 }  // namespace wae
 
-// The function above, for wae_kernels/nn.py, which has looked whether this is a CPython with its lock.
+// Returns the function above as a Python object. wae_kernels/nn.py calls this only in a CPython with a global
+// interpreter lock.
 extern "C" __attribute__((visibility("default"))) PyObject* wae_python_inputs_of() {
   static PyMethodDef method{"inputs_of", wae::call_inputs_of, 0x80, nullptr};  // METH_FASTCALL
   return PyCFunction_NewEx(&method, nullptr, nullptr);

@@ -1,5 +1,5 @@
-// The interpreter of wae_kernels/arguments.inc for the compiled kernels. wae_kernels/checks.py interprets the
-// same table for everything else; tests/kernels/test_bad_input.py holds the two to each other.
+// Argument checks from the tables of wae_kernels/arguments.inc, for the compiled kernels. wae_kernels/checks.py
+// interprets the same tables for everything else; tests/kernels/test_bad_input.py compares the two.
 
 #pragma once
 
@@ -46,7 +46,7 @@ enum class Table {
   conv3x3
 };
 enum class Dtype { pixels, network, parameter, floating, bytes, uint8, int8, int16, int32, float32, numbers };
-enum Size : int64_t {  // a positive one is that number
+enum Size : int64_t {  // negative values stand for names; a positive size is itself
   batch = -11,
   height,
   width,
@@ -78,7 +78,7 @@ inline constexpr Argument kArguments[] = {
 
 // ------------------------------------------------------------------------------------------- names and text
 
-// Throws when `condition` does not hold. The parts of the message are only put together then.
+// Throws std::runtime_error if `condition` does not hold. The message is only put together then.
 template <class... Parts>
 void require(bool condition, const char* op, const Parts&... parts) {
   if (condition) return;
@@ -142,8 +142,8 @@ inline std::string device_name(const Tensor& tensor) {
   return "another device";
 }
 
-// A tensor's device and dtype as torch numbers them: compared for every argument of every call, they must not take
-// a question for each dtype or device that it might be.
+// A tensor's device as torch numbers it, and below its dtype. They are compared for every argument of every call, so
+// the check must not try each dtype or device type in turn.
 struct DeviceNumber {
   int32_t type = 0, index = 0;
   bool operator==(const DeviceNumber&) const = default;
@@ -160,7 +160,7 @@ inline int32_t dtype_number(const Tensor& tensor) {
   return number;
 }
 
-// A tensor's dtype; Undefined for those that torch's headers refuse to name, of which no op takes any.
+// A tensor's dtype; Undefined for those that torch's headers do not name, which no op takes.
 inline ScalarType dtype_of(const Tensor& tensor) {
   try {
     return tensor.scalar_type();
@@ -176,7 +176,7 @@ inline bool is_floating(ScalarType dtype) {
   return dtype == ScalarType::Float || dtype == ScalarType::Double || is_in_16_bits(dtype);
 }
 
-// The dtype and memory format of results, where the caller asks for any; as check_results of checks.py.
+// Checks the dtype and memory format that a caller requests for the results, as check_results in checks.py does.
 inline void check_results(const char* op, std::optional<ScalarType> dtype,
                           std::optional<MemoryFormat> memory_format) {
   if (dtype && !is_floating(*dtype)) {
@@ -191,12 +191,12 @@ inline void check_results(const char* op, std::optional<ScalarType> dtype,
 
 // ------------------------------------------------------------------------------------------- the interpreter
 
-// Holds a call's arguments to rows of the table; what the first ones decide counts for the others.
+// Checks a call's arguments against rows of the tables, with the sizes and dtypes that earlier arguments fixed.
 class __attribute__((visibility("hidden"))) Checker {
  public:
   explicit Checker(const char* op) : op_(op) { sizes_.fill(kOpen); }
 
-  // The arguments of a table, in its order: tensors, optional tensors, arrays of tensors, or numbers.
+  // Checks the arguments of a table, in its order: tensors, optional tensors, arrays of tensors, or integers.
   template <class... Values>
   void check(Table table, const Values&... values) {
     const auto is_row = [table](const Argument& row) { return row.table == table; };
@@ -208,7 +208,7 @@ class __attribute__((visibility("hidden"))) Checker {
   static constexpr int64_t kOpen = -1;
   static constexpr int32_t kNoDtype = -1;
 
-  // By the first argument of a kind, for the others.
+  // What the first argument of a kind fixed for the others.
   struct Decided {
     const char* name = nullptr;
     ScalarType dtype = ScalarType::Undefined;
@@ -252,7 +252,7 @@ class __attribute__((visibility("hidden"))) Checker {
     ++row_;
   }
 
-  // The dtype's number that a tensor of this row must have, where the arguments before it have decided that.
+  // torch's number of the dtype that a tensor of this row must have, if earlier arguments have fixed it.
   int32_t decided_number() const {
     return row_->dtype == Dtype::network     ? network_.number
            : row_->dtype == Dtype::parameter ? parameter_.number
@@ -261,11 +261,11 @@ class __attribute__((visibility("hidden"))) Checker {
 
   static int index_of(int64_t size) { return static_cast<int>(size - batch); }
 
-  // The number that a size must be; kOpen where arguments before this one leave it open.
+  // The value that a size must have; kOpen if no earlier argument has fixed it.
   int64_t known(int64_t size) const {
     if (size > 0) return size;
     if (size == panels)
-      return (sizes_[index_of(out_channels)] - 1) / 16 + 1;  // of 1 or more, without overflow
+      return (sizes_[index_of(out_channels)] - 1) / 16 + 1;  // out_channels >= 1; cannot overflow
     if (size == half_height || size == half_width) {
       const int64_t whole = sizes_[index_of(size == half_height ? height : width)];
       if (whole != kOpen) return half_size(whole);
@@ -273,7 +273,7 @@ class __attribute__((visibility("hidden"))) Checker {
     return sizes_[index_of(size)];
   }
 
-  // Half of a height or width, where that is known; else kOpen.
+  // The known half of a height or width; kOpen if it is not known.
   int64_t known_half(int64_t size) const {
     if (size != height && size != width) return kOpen;
     return sizes_[index_of(size == height ? half_height : half_width)];
@@ -282,7 +282,7 @@ class __attribute__((visibility("hidden"))) Checker {
   bool fits(int64_t size, int64_t got) const {
     if (const int64_t number = known(size); number != kOpen) return got == number;
     if (const int64_t half = known_half(size); half != kOpen) {
-      return got > 0 && (got - 1) / 2 + 1 == half;  // half_size(got), without its overflow
+      return got > 0 && (got - 1) / 2 + 1 == half;  // half_size(got), which might overflow
     }
     return size == batch || got >= 1;
   }
@@ -317,7 +317,7 @@ class __attribute__((visibility("hidden"))) Checker {
     return all + ")";
   }
 
-  // The only dtype that is accepted by a rule with a dtype's name.
+  // The dtype that a rule with a dtype's name accepts; Undefined for the other rules.
   static ScalarType only_dtype(Dtype rule) {
     switch (rule) {
       case Dtype::uint8:

@@ -1,4 +1,4 @@
-// Sizes that every backend shares, CUDA's kernels too. No torch.
+// Sizes that all backends share, including device code. Does not need torch.
 
 #pragma once
 
@@ -10,7 +10,7 @@ namespace wae {
 #define WAE_HOST_DEVICE
 #endif
 
-// The rows or columns of low and high for an image with `size` of them.
+// The number of rows (or columns) of low and high for an image with `size` rows (or columns).
 template <typename Integer>
 WAE_HOST_DEVICE constexpr Integer half_size(Integer size) {
   return (size + 1) / 2;

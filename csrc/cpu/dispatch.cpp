@@ -14,9 +14,9 @@ namespace {
 
 std::atomic<bool> uses_amx{true};
 
-// Whether the processor multiplies tiles of bytes, and Linux lets this process have their registers. They make a
-// signal's frame 8 KB larger, so a process has to ask, and may be refused where a thread's signal stack is too small.
-// Nobody asks before an int8 encoder is looked for.
+// Whether the CPU has AMX for int8, and Linux lets this process use the tile registers. They make a signal frame 8 KB
+// larger, so a process has to request them, and Linux refuses if the signal stack of a thread is too small. They are
+// requested when an int8 encoder is first looked for.
 bool amx_works() {
 #if defined(__x86_64__) && defined(__linux__)
   static const bool works = [] {
@@ -58,7 +58,7 @@ constexpr Capability kCapabilities[] = {
     {"portable", [] { return true; }, kernels_portable, []() -> EncodeInt8* { return nullptr; }},
 };
 
-// The kernels of this name; null for the reference, an unknown name, or one that this processor cannot run.
+// The kernels of this name; null for the reference, an unknown name, or kernels that this CPU cannot run.
 const Kernels* kernels_named(std::string_view name) {
   const bool best = name == "auto" || name == "cpu";
   for (const Capability& known : kCapabilities) {

@@ -1,7 +1,7 @@
-// The element types of images, as bits and as floats.
+// Conversions between the element types of images and float.
 //
-// Internal linkage: a kernel file compiles these functions with its own instructions, and the linker must
-// not hand them to another file.
+// These functions have internal linkage: each kernel file compiles them for its own instruction set, and the linker
+// must not use them for another file.
 
 #pragma once
 
@@ -25,7 +25,7 @@ inline float to_float(uint8_t x) { return x; }
 inline float to_float(int8_t x) { return x; }
 inline float to_float(BFloat16 x) { return std::bit_cast<float>(uint32_t{x.bits} << 16); }
 inline float to_float(Half x) {
-  // Shift exponent and mantissa into place; the multiplication mends the exponent's bias, and subnormals.
+  // Shift exponent and mantissa into place. The multiplication corrects the exponent's bias, also for subnormals.
   const uint32_t magnitude = uint32_t{x.bits & 0x7FFFu} << 13;
   float value = std::bit_cast<float>(magnitude) * 0x1p112f;
   if (magnitude >= 0x0F800000u) value = std::bit_cast<float>(magnitude | 0x7F800000u);  // infinity, NaN
@@ -33,8 +33,8 @@ inline float to_float(Half x) {
 }
 
 inline void from_float(float x, float& out) { out = x; }
-inline void from_float(float x, uint8_t& out) { out = static_cast<uint8_t>(x); }  // of 0..255
-inline void from_float(float x, int8_t& out) { out = static_cast<int8_t>(x); }    // of -128..127
+inline void from_float(float x, uint8_t& out) { out = static_cast<uint8_t>(x); }  // x is in 0..255
+inline void from_float(float x, int8_t& out) { out = static_cast<int8_t>(x); }    // x is in -128..127
 inline void from_float(float x, BFloat16& out) {
   const uint32_t bits = std::bit_cast<uint32_t>(x);
   const uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even

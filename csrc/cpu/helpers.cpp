@@ -18,10 +18,11 @@
 namespace wae {
 namespace {
 
-// What a thread and its helpers have in common. They sleep while no seat is free.
+// The state that a thread shares with its helpers. For each run it offers as many seats as helpers may take part; a
+// helper sleeps while no seat is free.
 class Shared {
  public:
-  // Returns when all tasks have run.
+  // Returns when all tasks have run, and rethrows the first exception of a task.
   void run(int64_t helpers, int64_t count, const std::function<void(int64_t)>& task) {
     {
       const std::lock_guard lock(mutex_);
@@ -35,7 +36,7 @@ class Shared {
     if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
   }
 
-  // A helper's life.
+  // The main function of a helper thread.
   void help() {
     std::unique_lock lock(mutex_);
     while (true) {
@@ -78,25 +79,25 @@ class Shared {
 #ifdef __linux__
 using Cores = cpu_set_t;
 
-// Those that a thread may run on; false where there are more than a set holds.
+// Reads the cores that a thread may run on; false if the system has more cores than the set can hold.
 bool read(pthread_t thread, Cores& cores) {
   return pthread_getaffinity_np(thread, sizeof cores, &cores) == 0;
 }
 
-// The cores that a helper may run on.
+// Sets the cores that a helper may run on.
 //
-// Where an engine's threads wait in loops on all other cores, the system may wake a helper on its caller's core, call
-// after call: there it gets to run only when the caller waits for it. Where more cores are allowed than there are
-// threads, the system finds a free one.
+// If the threads of another engine spin on all other cores, the system may wake a helper on the core of its caller in
+// every call, where it cannot run before the caller waits for it. If more cores are allowed than there are threads, the
+// system finds a free one.
 class Affinity {
  public:
   explicit Affinity(pthread_t helper) : helper_(helper) {}
 
-  // The `callers` cores but this one, where the helpers need all the others.
+  // Allows the cores of the caller; without `core`, if the helpers need all the others.
   void keep_off(int core, const Cores& callers, int64_t helpers) {
     Cores now;
     if (!read(helper_, now)) return;
-    if (!CPU_EQUAL(&now, &set_) && !CPU_EQUAL(&now, &callers)) return;  // somebody else has set it
+    if (!CPU_EQUAL(&now, &set_) && !CPU_EQUAL(&now, &callers)) return;  // others have set it
     set_ = callers;
     CPU_CLR(core, &set_);
     if (CPU_COUNT(&set_) != helpers) set_ = callers;
@@ -114,7 +115,7 @@ struct Cores {};
 
 bool read(pthread_t, Cores&) { return false; }
 
-struct Affinity {  // other systems let nobody choose
+struct Affinity {  // not supported on other systems
   explicit Affinity(pthread_t) {}
   void keep_off(int, const Cores&, int64_t) {}
 };
@@ -122,7 +123,7 @@ struct Affinity {  // other systems let nobody choose
 int this_core() { return 0; }
 #endif
 
-// A thread's helpers. They are detached: each keeps what it shares alive until it has seen that this ended.
+// The helpers of a thread. They are detached: each keeps the shared state alive until it has noticed the end of this.
 class Helpers {
  public:
   ~Helpers() {
@@ -130,7 +131,7 @@ class Helpers {
   }
 
   void run(int64_t threads, int64_t count, const std::function<void(int64_t)>& task) {
-    if (forked()) {  // no helper came along. What they share is theirs for ever: one may have held its lock
+    if (forked()) {  // the child has no helpers, and one may have held the lock of the shared state
       shared_ = std::make_shared<Shared>(), helpers_.clear(), process_ = getpid();
     }
     const int64_t wanted = std::max<int64_t>(std::min(threads, count) - 1, 0);
@@ -144,14 +145,14 @@ class Helpers {
 
   void start(int64_t wanted) {
     try {
-      helpers_.reserve(wanted);  // what can fail, before there is a thread
+      helpers_.reserve(wanted);  // may throw, so it comes before a thread is started
       while (static_cast<int64_t>(helpers_.size()) < wanted) {
         std::thread helper([shared = shared_] { shared->help(); });
         helpers_.emplace_back(helper.native_handle());
         helper.detach();
         core_ = kNone;
       }
-    } catch (const std::system_error&) {  // no more threads are to be had: then with fewer
+    } catch (const std::system_error&) {  // no more threads are available: run with fewer
     }
   }
 
@@ -165,7 +166,7 @@ class Helpers {
   static constexpr int kNone = -1;
   std::shared_ptr<Shared> shared_ = std::make_shared<Shared>();
   std::vector<Affinity> helpers_;
-  int core_ = kNone;  // the one that they keep off
+  int core_ = kNone;  // the core that the helpers keep off
   pid_t process_ = getpid();
 };
 

@@ -1,5 +1,5 @@
-// The interface between the ops (csrc/cpu/ops.cpp, which knows torch) and the kernels (which do not):
-// plain structs, and one struct of function pointers for every instruction set.
+// The interface between the ops (csrc/cpu/ops.cpp, which use torch) and the kernels (which do not): plain structs, and
+// for each instruction set one struct of function pointers.
 
 #pragma once
 
@@ -14,7 +14,7 @@ namespace wae {
 
 enum class Element : int { kFloat32, kFloat16, kBFloat16, kUInt8, kInt8 };
 
-// A batch of images of any strides (in elements).
+// A batch of images with any strides (in elements).
 struct Images {
   void* data = nullptr;
   Element element = Element::kFloat32;
@@ -29,8 +29,8 @@ struct Affine {
   float shift[3] = {0, 0, 0};
 };
 
-// One piece of work: a rectangle of one image, in half-resolution pixels. x0 and y0 are even, so that tiles of 4 x 4
-// full-resolution pixels never straddle two tasks.
+// A piece of work: a rectangle of one image, in half-resolution pixels. x0 and y0 are even, so that no tile of 4 x 4
+// full-resolution pixels belongs to two tasks.
 struct Task {
   int64_t n, y0, y1, x0, x1;
 };
@@ -57,7 +57,7 @@ struct DecodeScoresArgs {
 };
 
 struct EncodeBackwardArgs {
-  Images grad_low, grad_high, image, grad_image;  // grad_image is only used when it is needed
+  Images grad_low, grad_high, image, grad_image;  // grad_image is used only if need_image
   Affine affine;
   const EncoderPack* weights;
   const EncoderBackwardPack* transposed;
@@ -65,35 +65,35 @@ struct EncodeBackwardArgs {
 };
 
 struct DecodeBackwardArgs {
-  Images grad_image, low, high, grad_low, grad_high;  // the last two are only used when they are needed
+  Images grad_image, low, high, grad_low, grad_high;  // the last two are used only if need_input
   const DecoderPack* weights;
   const DecoderBackwardPack* transposed;
   bool need_input, need_parameters;
 };
 
 struct DecodeScoresBackwardArgs {
-  Images grad_scores, low, high, grad_low, grad_high;  // the last two are only used when they are needed
+  Images grad_scores, low, high, grad_low, grad_high;  // the last two are used only if need_input
   const ScoreDecoderPack* weights;
   const ScoreDecoderBackwardPack* transposed;
   bool need_input, need_parameters;
 };
 
-// A batch of maps of any strides (in elements), and a 3x3 layer with padding 1 over it.
+// A batch of feature maps with any strides (in elements), and a 3x3 layer with padding 1 to apply to it.
 struct Conv3x3Args {
   const float* input;
   int64_t batch, channels, height, width;
   int64_t stride_n, stride_c, stride_h, stride_w;
-  const float* packed;  // pack_conv3x3
-  const float* bias;    // null: zero
+  const float* packed;  // from pack_conv3x3
+  const float* bias;    // null for zeros
   float* output;        // (batch, out_channels, height, width) in channels_last
   int64_t out_channels;
   bool relu;
 };
 
-// Tiles of 4 outputs along a side of this many.
+// The number of tiles of 4 outputs that cover `size` outputs.
 constexpr int64_t tiles_along(int64_t size) { return (size + 3) / 4; }
 
-// Tiles of 4x4 outputs, and panels of 16 output channels.
+// A piece of work of a 3x3 layer: a range of tiles of 4x4 outputs, and a range of panels of 16 output channels.
 struct Conv3x3Task {
   int64_t tile0, tile1, panel0, panel1;
 };
@@ -102,7 +102,7 @@ struct Kernels {
   void (*encode)(const EncodeArgs&, const Task&);
   void (*decode)(const DecodeArgs&, const Task&);
   void (*decode_scores)(const DecodeScoresArgs&, const Task&);
-  // These add the task's share of the parameters' gradients.
+  // The backward kernels add the task's share of the parameters' gradients to the sums.
   void (*encode_backward)(const EncodeBackwardArgs&, const Task&, Collected<EncoderSums>&);
   void (*decode_backward)(const DecodeBackwardArgs&, const Task&, Collected<DecoderSums>&);
   void (*decode_scores_backward)(const DecodeScoresBackwardArgs&, const Task&, Collected<ScoreDecoderSums>&);
@@ -113,7 +113,7 @@ const Kernels& kernels_portable();
 const Kernels& kernels_avx2();
 const Kernels& kernels_avx512();
 
-// The int8 encoder, for processors that multiply bytes: in tiles (AMX), and in vectors of 64 and of 32 bytes (VNNI).
+// The int8 encoder, for CPUs with AMX, and with VNNI on vectors of 64 and of 32 bytes.
 using EncodeInt8 = void(const EncodeInt8Args&, const Task&);
 namespace avx512amx {
 EncodeInt8 encode_int8;
@@ -125,14 +125,13 @@ namespace avxvnni {
 EncodeInt8 encode_int8;
 }
 
-// The widest task a kernel takes, in half-resolution pixels: what keeps its rows in the second-level cache.
+// The widest task that a kernel takes, in half-resolution pixels, so that its rows stay in the second-level cache.
 inline constexpr int64_t kMaxTaskWidth = 128;
 
-// The same for the int8 encoder: with 2 columns on each side that is 8 vectors of AVX-512.
+// The widest task of the int8 encoder: with 2 columns on each side it is 8 vectors of AVX-512 wide.
 inline constexpr int64_t kMaxInt8TaskWidth = 124;
 
-// The same for a Conv3x3Task: its most tiles, and most tiles times panels; panels whose filters are
-// transformed together.
+// Limits of a Conv3x3Task: its tiles; the panels whose filters are transformed together; its tiles times panels.
 inline constexpr int64_t kConvTiles = 56, kConvPanels = 4, kConvSums = kConvTiles * kConvPanels;
 
 }  // namespace wae

@@ -1,5 +1,5 @@
-// The kernels for processors with AVX2 and FMA. Standard headers come before the target is
-// changed, so that no inline function of theirs is compiled with instructions other processors lack.
+// The kernels for CPUs with AVX2 and FMA. The standard headers are included before the target is changed, so that none
+// of their inline functions is compiled with instructions that other CPUs lack.
 
 #if defined(__x86_64__)
 

@@ -1,6 +1,6 @@
-// The int8 encoder for processors with AMX for bytes, all of which have AVX-512 and its VNNI. Standard headers come before
-// the target is changed, so that no inline function of theirs is compiled with instructions other processors lack.
-// AMX's own are in assembler, for which the target need not name them.
+// The int8 encoder for CPUs with AMX for int8, all of which have AVX-512 VNNI. The standard headers are included before
+// the target is changed, so that none of their inline functions is compiled with instructions that other CPUs lack.
+// AMX is not part of the target, because its instructions are written in inline assembly.
 
 #if defined(__x86_64__)
 
@@ -23,7 +23,7 @@
 #endif
 
 #if !defined(__clang__)
-// GCC 12 sees an uninitialized variable in its own definition of many AVX-512 intrinsics.
+// GCC 12 warns of an uninitialized variable in its own definitions of many AVX-512 intrinsics.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #endif

@@ -1,5 +1,5 @@
-// The int8 encoder for processors with AVX-512 (F, BW, DQ, VL) and its VNNI. Standard headers come before the target is
-// changed, so that no inline function of theirs is compiled with instructions other processors lack.
+// The int8 encoder for CPUs with AVX-512 (F, BW, DQ, VL, VNNI). The standard headers are included before the target is
+// changed, so that none of their inline functions is compiled with instructions that other CPUs lack.
 
 #if defined(__x86_64__)
 
@@ -22,7 +22,7 @@
 #endif
 
 #if !defined(__clang__)
-// GCC 12 sees an uninitialized variable in its own definition of many AVX-512 intrinsics.
+// GCC 12 warns of an uninitialized variable in its own definitions of many AVX-512 intrinsics.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #endif

@@ -1,4 +1,4 @@
-// The kernels for any processor, on compiler vectors of 16 bytes.
+// The kernels for any CPU, written with compiler vectors of 16 bytes.
 
 #define WAE_ISA portable
 #include "cpu/isa/kernels_impl.h"

@@ -1,6 +1,6 @@
-// The ops on the processor: check, find the packed weights, cut the work into tasks, run them.
+// The ops on the CPU: check the arguments, find the packed weights, divide the work into tasks, run them.
 //
-// Calls without a kernel (float64, other widths than 16, the backend "reference") go to the ops
+// Calls for which there is no kernel (float64, widths other than 16, the backend "reference") are passed on to
 // wae::_<op>_reference, which wae_kernels/fallback.py implements.
 
 #include <torch/csrc/stable/library.h>
@@ -34,7 +34,7 @@ namespace {
 
 using checks::Checker, checks::Table;
 
-// The kernels for such parameters; null where the reference runs.
+// The kernels for such parameters; null if the reference has to run.
 const Kernels* kernels_for(const Tensor& conv1_weight) {
   const bool fits = conv1_weight.scalar_type() != ScalarType::Double && conv1_weight.size(0) == kKernelWidth;
   return fits ? selected_kernels() : nullptr;
@@ -53,7 +53,7 @@ Element element_of(ScalarType dtype) {
     case ScalarType::Char:
       return Element::kInt8;
     default:
-      return Element::kFloat32;  // the checks let nothing else through
+      return Element::kFloat32;  // the checks accept nothing else
   }
 }
 
@@ -71,7 +71,7 @@ Images images_of(const Tensor& tensor) {
           sizes[1]};
 }
 
-// The numbers of a tensor of any strides, in its logical order: of its own type T, or of a floating dtype.
+// Copies the numbers of a tensor with elements T and any strides, in logical order, converting floats of any width.
 template <class T, class To>
 void copy_numbers(const Tensor& tensor, To* to) {
   const T* data = static_cast<const T*>(tensor.const_data_ptr());
@@ -128,11 +128,11 @@ WeightNumbers<Weights> numbers_of(const Parameters& parameters) {
   return numbers;
 }
 
-// Whether the parameters are these numbers, to the bit. float32 is compared where it lies.
+// Whether the parameters are bit-identical to these numbers. Contiguous float32 is compared in place.
 template <class Weights>
 bool same_numbers(const WeightNumbers<Weights>& numbers, const Parameters& parameters) {
   std::array<float, std::ranges::max(kWeightSizes<Weights>)> copy;
-  const bool is_float = parameters[0].scalar_type() == ScalarType::Float;  // all have the same
+  const bool is_float = parameters[0].scalar_type() == ScalarType::Float;  // all have the same dtype
   const float* known = numbers.data();
   for (int p = 0; p < kParameters; ++p) {
     const bool in_place = is_float && parameters[p].is_contiguous();
@@ -145,7 +145,7 @@ bool same_numbers(const WeightNumbers<Weights>& numbers, const Parameters& param
   return true;
 }
 
-// The caches are never destroyed: another thread may call while the process exits.
+// The pack of these numbers, from a cache. Caches are never destroyed: a thread may use one while the process exits.
 template <class Pack, class Numbers>
 std::shared_ptr<const Pack> packed(const Numbers& numbers) {
   static auto& cache = *new PackCache<Pack, Numbers>;
@@ -172,7 +172,7 @@ void run_tasks(const std::vector<Task>& tasks, const F& run) {
     run_with_helpers(sleeping_threads, count, [&](int64_t i) { run(tasks[i]); });
     return;
   }
-  if (count == 1) return run(tasks[0]);  // parallel_for would do the same, and take longer
+  if (count == 1) return run(tasks[0]);  // parallel_for would do the same, but take longer
   torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) run(tasks[i]);
   });
@@ -230,7 +230,7 @@ Tensor decode(Tensor low, Tensor high, Tensor low_weight, Tensor low_bias, Tenso
 inline constexpr int kScoreParameters = 8;
 using ScoreParameters = std::array<Tensor, kScoreParameters>;
 
-// Where the numbers of each parameter are.
+// Pointers to the numbers of each parameter, in the order of the op's arguments.
 std::array<float*, kScoreParameters> parts_of(ScoreDecoderNumbers& numbers) {
   return {numbers.low_weight[0][0],   numbers.low_bias,   numbers.high_weight[0][0],  numbers.high_bias,
           numbers.conv1_weight[0][0], numbers.conv1_bias, numbers.conv2_weight[0][0], numbers.conv2_bias};
@@ -245,7 +245,7 @@ ScoreDecoderNumbers score_numbers_of(const ScoreParameters& parameters) {
   return numbers;
 }
 
-// The kernels for such low, high and parameters; null where the reference runs.
+// The kernels for such low, high and parameters; null if the reference has to run.
 const Kernels* score_kernels_for(const Tensor& low, const Tensor& high, const Tensor& conv1_weight) {
   const bool fits = low.size(1) <= kMaxScoreChannels && high.size(1) <= kMaxScoreChannels;
   return fits ? kernels_for(conv1_weight) : nullptr;
@@ -284,7 +284,7 @@ void require_within(const char* name, const Tensor& tensor, int64_t least, int64
   }
 }
 
-// wae_kernels/checks.py, check_int8_numbers.
+// As check_int8_numbers in wae_kernels/checks.py.
 void check_int8_numbers(const Parameters& parameters, const Tensor& shift, const Tensor& multiplier,
                         const Tensor& scale) {
   constexpr std::array<const char*, 5> kBiases{"conv1_bias", "conv2_bias", "conv3_bias", "low_bias",
@@ -302,7 +302,7 @@ void check_int8_numbers(const Parameters& parameters, const Tensor& shift, const
   }
 }
 
-// Copies a branch's zero points. Returns the least number that its results can be, or kNoByte.
+// Copies a branch's zero points. Returns the smallest value of its results' dtype, or kNoByte for float32.
 int32_t copy_zero_points(const std::optional<Tensor>& from, int32_t* to) {
   if (!from) return kNoByte;
   if (from->scalar_type() == ScalarType::Byte) {
@@ -369,8 +369,8 @@ std::tuple<Tensor, Tensor> encode_int8(Tensor image, Tensor conv1_weight, Tensor
 
 // --------------------------------------------------------------------------------------------- backward
 
-// Runs the tasks in as many groups as there are threads, each with sums of its own, which are then added in
-// the groups' order: the same threads give the same bits.
+// Runs the tasks in one group for each thread. Each group has its own sums, which are then added in the order of the
+// groups, so that results are deterministic for a given number of threads.
 template <class Sums, class F>
 std::unique_ptr<Collected<Sums>> run_summing_tasks(const std::vector<Task>& tasks, int64_t threads,
                                                    const F& run) {
@@ -401,7 +401,7 @@ Tensor tensor_of(const float* numbers, const Tensor& like) {
   return tensor;
 }
 
-// The ten parameters' gradients, each as its parameter.
+// The gradients of the ten parameters, each with the shape and dtype of its parameter.
 template <class Weights, class Gradients, class Sums>
 std::array<Tensor, kParameters> parameter_gradients(const Sums& sums, const Parameters& parameters,
                                                     bool needed) {
@@ -472,7 +472,7 @@ Tensors13 encode_backward(Tensor grad_low, Tensor grad_high, Tensor image, Tenso
                  affine_gradient(image_shift, total.image_shift)});
 }
 
-// A decoder's gradients by `kernel`: of low and high, empty where not needed, and the parameters' sums.
+// A decoder's gradients, computed by `kernel`: those of low and high (empty if not needed), and the parameters' sums.
 template <class Args, class Sums, class Weights, class Transposed>
 std::tuple<Tensor, Tensor, std::unique_ptr<Collected<Sums>>> decoder_gradients(
     void (*kernel)(const Args&, const Task&, Collected<Sums>&), const Tensor& grad, const Tensor& low,
@@ -615,7 +615,7 @@ STABLE_TORCH_LIBRARY_IMPL(wae, CPU, library) {
   library.impl("conv3x3", TORCH_BOX(&wae::conv3x3));
 }
 
-// Whether fresh tensors hold NaN until they are written: for tests.
+// For tests: sets whether new tensors are filled with NaN.
 extern "C" __attribute__((visibility("default"))) void wae_cpu_poison(int poisons) {
   wae::poisons_fresh_tensors = poisons != 0;
 }

@@ -7,7 +7,7 @@
 namespace wae {
 namespace {
 
-// U = G g G^T for 16 output channels at a time; tap(o, ky, kx) is the filter for input channel i.
+// U = G g G^T, 16 output channels at a time; tap(i, o, ky, kx) is the filter of input channel i, output channel o.
 template <class Tap>
 void pack_winograd(Winograd16& packed, const Tap& tap) {
   for (int i = 0; i < 16; ++i) {
@@ -35,19 +35,19 @@ void pack_winograd(Winograd16& packed, const Tap& tap) {
   }
 }
 
-// weight: Conv2d (16, 16, 3, 3)
+// weight: (16, 16, 3, 3), as in Conv2d
 void pack_conv16(Winograd16& packed, const float* weight) {
   pack_winograd(packed,
                 [=](int i, int o, int ky, int kx) { return weight[((o * 16 + i) * 3 + ky) * 3 + kx]; });
 }
 
-// The same layer from its output's gradient to its input's: channels swapped, filter rotated by 180 degrees.
+// The filter that computes the gradient of the layer's input: channels swapped, taps rotated by 180 degrees.
 void pack_conv16_transposed(Winograd16& packed, const float* weight) {
   pack_winograd(
       packed, [=](int i, int o, int ky, int kx) { return weight[((i * 16 + o) * 3 + 2 - ky) * 3 + 2 - kx]; });
 }
 
-// The 16 channels are `stride16` apart in the weight, the 3 are `stride3` apart.
+// In the weight the 16 channels are `stride16` numbers apart, and the 3 channels `stride3`.
 void pack_direct3(Direct3& packed, const float* weight, int stride16, int stride3, bool rotated) {
   for (int ky = 0; ky < 3; ++ky) {
     for (int c = 0; c < 3; ++c) {
@@ -59,7 +59,7 @@ void pack_direct3(Direct3& packed, const float* weight, int stride16, int stride
   }
 }
 
-// low and high: (3, 16, 3, 3), as Conv2d's 16 -> 3 and ConvTranspose2d's 3 -> 16 both are.
+// low and high: (3, 16, 3, 3), the layout of both Conv2d's 16 -> 3 and ConvTranspose2d's 3 -> 16.
 void pack_direct6(Direct6& packed, const float* low, const float* high) {
   for (int tap = 0; tap < 9; ++tap) {
     for (int c = 0; c < 6; ++c) {

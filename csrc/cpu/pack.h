@@ -1,4 +1,4 @@
-// The networks' weights as the kernels read them. The layout is the same for every instruction set.
+// The networks' weights in the layout that the kernels read, which is the same for all instruction sets.
 
 #pragma once
 
@@ -6,7 +6,7 @@
 
 namespace wae {
 
-// Raw weights, float32, contiguous, laid out as torch.nn.Conv2d and ConvTranspose2d do.
+// Raw weights: float32, contiguous, in the layout of torch.nn.Conv2d and ConvTranspose2d.
 struct EncoderWeights {
   const float *conv1_weight, *conv1_bias, *conv2_weight, *conv2_bias, *conv3_weight, *conv3_bias;
   const float *low_weight, *low_bias, *high_weight, *high_bias;
@@ -16,15 +16,15 @@ struct DecoderWeights {
   const float *conv1_weight, *conv1_bias, *conv2_weight, *conv2_bias, *conv3_weight, *conv3_bias;
 };
 
-// Always 16 channels innermost, 64-byte aligned, so that a vector of weights is one load.
+// 16 channels are innermost and aligned to 64 bytes, so that a vector of weights is one load.
 struct alignas(64) Winograd16 {  // 16 -> 16 channels, 3x3, stride 1, in the Winograd domain
   float u[36][16][16];           // [position][input channel][output channel]
 };
 struct alignas(64) Direct3 {  // between 3 and 16 channels, 3x3, stride 1
-  float w[3][3][3][16];       // [ky][the 3][kx][the 16]
+  float w[3][3][3][16];       // [ky][the 3 channels][kx][the 16 channels]
 };
 struct alignas(64) Direct6 {  // between 6 channels (3 of low, 3 of high) at half resolution and 16 at full
-  float w[3][3][6][16];       // [ky][kx][the 6][the 16]
+  float w[3][3][6][16];       // [ky][kx][the 6 channels][the 16 channels]
   const float* numbers() const { return &w[0][0][0][0]; }
   float* numbers() { return &w[0][0][0][0]; }
 };
@@ -47,7 +47,7 @@ struct DecoderPack {
   float conv3_bias[3];
 };
 
-// For the backward passes: the filters of the transposed convolutions.
+// The filters that the backward passes use in addition: those of the layers from output to input gradients.
 struct EncoderBackwardPack {
   Direct3 conv1;
   Winograd16 conv2, conv3;
@@ -57,10 +57,10 @@ struct DecoderBackwardPack {
   Direct3 conv3;
 };
 
-// The decoder of scores. It has up to this many channels in each of low, high and the scores.
+// The decoder of class scores has up to this many channels in low, in high and in the scores.
 inline constexpr int kMaxScoreChannels = 32;
 
-// Its raw weights, as they are in memory; beyond its own channels, zero.
+// Its raw weights, zero beyond its channels.
 struct ScoreDecoderNumbers {
   int64_t classes, features;  // channels of low, of high
   float low_weight[kMaxScoreChannels][16][9], low_bias[16];
@@ -70,7 +70,7 @@ struct ScoreDecoderNumbers {
 };
 // Between the channels of low and high at half resolution and 16 at full.
 struct alignas(64) DirectScores {
-  float w[9 * 2 * kMaxScoreChannels * 16];  // [ky][kx][the classes, then the features][the 16]
+  float w[9 * 2 * kMaxScoreChannels * 16];  // [ky][kx][the classes, then the features][the 16 channels]
   const float* numbers() const { return w; }
   float* numbers() { return w; }
 };
@@ -80,7 +80,7 @@ struct ScoreDecoderPack {
   Bias16 up_bias, conv1_bias, conv2_bias[kMaxScoreChannels / 16];
 };
 struct ScoreDecoderBackwardPack {
-  Winograd16 conv1, conv2[kMaxScoreChannels / 16];  // conv2: of 16 classes each
+  Winograd16 conv1, conv2[kMaxScoreChannels / 16];  // conv2: 16 classes each
 };
 
 void pack(EncoderPack& packed, const EncoderWeights& weights);
@@ -96,14 +96,15 @@ void pack(ScoreDecoderBackwardPack& packed, const ScoreDecoderNumbers& numbers);
 inline constexpr int64_t kPanelChannels = 16, kPackedFilter = 9 * kPanelChannels;
 
 inline int64_t panels_of(int64_t out_channels) {
-  return (out_channels - 1) / kPanelChannels + 1;  // of at least 1
+  return (out_channels - 1) / kPanelChannels + 1;  // out_channels >= 1
 }
 
-// Input channels whose filters lie together, in the order in which they are read.
+// The input channels whose filters are packed together, because the kernel reads them one after the other.
 inline constexpr int64_t kPackedDepth = 32;
 
-// packed[32 input channels][panel][input channel][ky][kx][16] from a Conv2d's weight (out_channels, channels,
-// 3, 3), each tap divided by kFilterScale[ky] * kFilterScale[kx]; zero beyond out_channels.
+// Packs a Conv2d's weight (out_channels, channels, 3, 3) as [block of 32 input channels][panel][input
+// channel][ky][kx][16 output channels], with each tap divided by kFilterScale[ky] * kFilterScale[kx], and zeros beyond
+// out_channels.
 void pack_conv3x3(float* packed, const float* weight, int64_t out_channels, int64_t channels);
 
 }  // namespace wae

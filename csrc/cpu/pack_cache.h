@@ -1,8 +1,7 @@
-// Packed weights of the last few networks, found by the weights' values.
+// A cache of the packed weights of the last few networks. Its key is the values of the weights.
 //
-// Not by their addresses or version counters: those stay the same when somebody writes through `.data`, and
-// an address is given out again after a tensor is freed. Comparing 6,000 numbers takes less than a
-// microsecond and cannot be wrong.
+// Addresses or version counters would not do as keys: they do not change when someone writes through `.data`, and an
+// address is reused after a tensor is freed. Comparing 6,000 numbers takes less than a microsecond and cannot be wrong.
 
 #pragma once
 
@@ -41,11 +40,11 @@ constexpr int count_weights() {
   return sum;
 }
 
-// All raw weights, or their gradients, one tensor after the other.
+// All raw weights, or all gradients of them, concatenated.
 template <class Weights>
 struct WeightNumbers : std::array<float, count_weights<Weights>()> {};
 
-// The struct of pointers into such numbers.
+// The struct of pointers to the tensors in such numbers.
 template <class Pointers, class Number>
 Pointers weights_in(Number* numbers) {
   std::array<Number*, 10> pointers;
@@ -64,7 +63,7 @@ void pack(Pack& packed, const WeightNumbers<Weights>& numbers) {
   pack(packed, weights_in<Weights>(numbers.data()));
 }
 
-// The lock of all caches. It is free where a process forks: nobody in the new one could give it back.
+// The lock of all caches. A fork waits until it is free, because no thread of the child could release it.
 inline std::mutex& cache_lock() {
   static std::mutex lock;
   [[maybe_unused]] static const int registered =
@@ -75,10 +74,10 @@ inline std::mutex& cache_lock() {
 template <class Pack, class Numbers>
 class PackCache {
  public:
-  // The pack of the numbers that `same` accepts; if there is none yet, a new one of those that `make` returns.
-  // `same` has to compare bytes: then NaN equals itself, and -0 is not 0.
+  // The pack of the cached numbers for which `same` is true; if there are none, a new pack of the numbers that `make`
+  // returns. `same` must compare bytes, so that NaN equals itself and -0 differs from 0.
   //
-  // Thread-safe. The result stays valid while it is held, whatever happens to the cache.
+  // Thread-safe. The result stays valid as long as it is held, whatever happens to the cache.
   template <class Same, class Make>
   std::shared_ptr<const Pack> find(const Same& same, const Make& make) {
     const std::lock_guard lock(cache_lock());

@@ -5,7 +5,7 @@
 namespace wae {
 namespace {
 
-// weight: Conv2d (16, 16, 3, 3); dg = G^T dU G
+// weight: (16, 16, 3, 3), as in Conv2d; dg = G^T dU G
 void unpack_conv16(const Winograd16& sums, float* weight) {
   for (int i = 0; i < 16; ++i) {
     for (int o = 0; o < 16; ++o) {

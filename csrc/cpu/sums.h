@@ -1,7 +1,7 @@
-// Sums that become the gradients of the parameters.
+// The sums over pixels that become the gradients of the parameters.
 //
-// A sum of millions of floats in one float loses digits: a task adds to floats, and after every few thousand
-// pixels (isa/gradients.h) these go into doubles and start again at zero.
+// Adding millions of floats to one float loses digits. So a task adds to floats, and after every few thousand pixels
+// (isa/gradients.h) adds these to doubles and starts again at zero.
 
 #pragma once
 
@@ -30,12 +30,12 @@ struct DecoderSums {
 };
 
 struct ScoreDecoderSums {
-  Winograd16 conv1, conv2[kMaxScoreChannels / 16];  // conv2: of 16 classes each
+  Winograd16 conv1, conv2[kMaxScoreChannels / 16];  // conv2: 16 classes each
   DirectScores up;
   Bias16 up_bias, conv1_bias, conv2_bias[kMaxScoreChannels / 16];
 };
 
-// Floats to add to, and the doubles they are collected in. All kinds of Sums are nothing but floats.
+// Sums in floats, which a task adds to, and the doubles that collect them. The members of Sums are all floats.
 template <class Sums>
 class Collected {
  public:
@@ -65,11 +65,11 @@ class Collected {
   double totals_[kCount]{};
 };
 
-extern template class Collected<EncoderSums>;  // never instantiated with a kernel file's instructions
+extern template class Collected<EncoderSums>;  // never compiled with the instruction set of a kernel file
 extern template class Collected<DecoderSums>;
 extern template class Collected<ScoreDecoderSums>;
 
-// Gradients laid out as the raw weights (float32, contiguous).
+// Gradients in the layout of the raw weights (float32, contiguous).
 struct EncoderGradients {
   float *conv1_weight, *conv1_bias, *conv2_weight, *conv2_bias, *conv3_weight, *conv3_bias;
   float *low_weight, *low_bias, *high_weight, *high_bias;
@@ -81,7 +81,7 @@ struct DecoderGradients {
 
 void unpack(const EncoderSums& sums, const EncoderGradients& gradients);
 void unpack(const DecoderSums& sums, const DecoderGradients& gradients);
-// The gradients take the place of the weights; `gradients` has its classes and features already.
+// The gradients overwrite the weights in `gradients`, which has its classes and features already.
 void unpack(const ScoreDecoderSums& sums, ScoreDecoderNumbers& gradients);
 
 }  // namespace wae

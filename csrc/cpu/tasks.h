@@ -1,4 +1,4 @@
-// Cuts a batch into tasks for a number of threads.
+// Divides the work on a batch into tasks for a number of threads.
 
 #pragma once
 
@@ -10,11 +10,11 @@
 
 namespace wae {
 
-// A task that does not begin at the top computes again, for its first rows, what the task above computed
-// last: about as much work as this many half-resolution rows.
+// A task that does not begin at the top of the image recomputes rows of the task above for its own first rows. This
+// takes about as long as this number of half-resolution rows.
 inline constexpr int64_t kForwardWarmUp = 4, kBackwardWarmUp = 6, kInt8WarmUp = 1, kScoresWarmUp = 2;
 
-// The number of pieces each column of images is cut into, so that the busiest thread is done earliest.
+// The number of pieces into which each column of an image is cut, so that the busiest thread finishes earliest.
 inline int64_t best_pieces(int64_t columns, int64_t half_height, int64_t threads, int64_t warm_up) {
   int64_t best = 1, best_time = INT64_MAX;
   for (int64_t pieces = 1; pieces <= std::max<int64_t>(half_height / (2 * warm_up), 1); ++pieces) {
@@ -27,8 +27,8 @@ inline int64_t best_pieces(int64_t columns, int64_t half_height, int64_t threads
   return best;
 }
 
-// Every half-resolution pixel of every image is in exactly one task. Columns are cut by the image's
-// width alone, and rows at even numbers, so results do not depend on the number of threads.
+// Every half-resolution pixel of every image is in exactly one task. The width alone decides how columns are cut, and
+// rows are cut at even numbers, so that results do not depend on the number of threads.
 inline std::vector<Task> plan_tasks(int64_t batch, int64_t half_height, int64_t half_width, int64_t threads,
                                     int64_t warm_up, int64_t max_width = kMaxTaskWidth) {
   const int64_t strips = (half_width + max_width - 1) / max_width;
@@ -39,7 +39,7 @@ inline std::vector<Task> plan_tasks(int64_t batch, int64_t half_height, int64_t 
   for (int64_t n = 0; n < batch; ++n) {
     for (int64_t x = 0; x < half_width; x += strip_width) {
       for (int64_t piece = 0, y = 0; piece < pieces; ++piece) {
-        // The first task has no warm-up, so it takes as many rows more.
+        // The first task has no warm-up, so it takes that many more rows.
         const int64_t end = (piece + 1) * rows / pieces - piece * warm_up;
         const int64_t y1 =
             piece + 1 == pieces ? half_height : std::clamp<int64_t>(end / 2 * 2, y, half_height);
@@ -53,9 +53,9 @@ inline std::vector<Task> plan_tasks(int64_t batch, int64_t half_height, int64_t 
 
 // ------------------------------------------------------------------------------------- a 3x3 layer
 
-// A 3x3 layer's tiles in even pieces times its panels of output channels in even pieces. The filters of some
-// panels are used for all tiles before the next; panels are cut so that the busiest thread is done earliest.
-// A task transforms its inputs for itself, which takes about as long as half a panel.
+// The tasks of a 3x3 layer: its tiles in equal pieces times its panels of output channels in equal pieces. Tasks with
+// the same panels, i.e. the same filters, follow each other. The number of panel pieces is such that the busiest thread
+// finishes earliest. Each task transforms its own inputs, which takes about as long as half a panel.
 inline std::vector<Conv3x3Task> plan_conv3x3(const Conv3x3Args& args, int64_t threads) {
   const int64_t tiles = args.batch * tiles_along(args.height) * tiles_along(args.width);
   const int64_t panels = panels_of(args.out_channels);

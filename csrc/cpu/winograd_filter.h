@@ -1,5 +1,5 @@
-// G of F(4x4, 3x3): a filter's values at the points 0, 1, -1, 2, -2, infinity, scaled so that the input and
-// output transforms (layers.h) have small whole numbers. A filter g becomes U = G g G^T.
+// The matrix G of F(4x4, 3x3), which evaluates a filter at the points 0, 1, -1, 2, -2 and infinity, scaled so that the
+// input and output transforms (layers.h) need only small integers. A filter g becomes U = G g G^T.
 
 #pragma once
 
@@ -14,8 +14,8 @@ inline constexpr float kG[6][3] = {
     {0, 0, 1},
 };
 
-// conv3x3.h transforms filters while it runs; their taps are divided by these before, so that G's numbers are
-// whole, and few.
+// conv3x3.h transforms filters at run time. Their taps are divided by these numbers when they are packed, so that the
+// transform needs few distinct constants, all integers.
 inline constexpr float kFilterScale[3] = {24, 12, 6};
 
 }  // namespace wae

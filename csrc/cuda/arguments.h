@@ -1,5 +1,5 @@
-// Kernel parameters from tensor views. No CUDA and no torch: both the extension and the tests that run the
-// kernels without a GPU fill the parameter structs here.
+// Fills the kernels' parameter structs from tensor views. It needs neither CUDA nor torch, because the extension uses
+// it as well as the tests that run the kernels without a GPU.
 
 #pragma once
 
@@ -35,7 +35,7 @@ inline bool is_dense_view(const TensorView& view) {
   return true;
 }
 
-// `transposed`: the weight has the layout of torch.nn.ConvTranspose2d, input channels first.
+// transposed: the weight has its input channels first, as torch.nn.ConvTranspose2d has.
 inline Filter filter_of(const TensorView& weight, const TensorView& bias, int element_bytes,
                         bool transposed) {
   const bool aligned = reinterpret_cast<uintptr_t>(weight.data) % 16 == 0;
@@ -49,8 +49,8 @@ inline Filter filter_of(const TensorView& weight, const TensorView& bias, int el
           0};
 }
 
-// parameters: the ten of wae::encode, in its order (weight, bias, weight, ...); element_bytes: of
-// one of their numbers.
+// parameters: the ten of wae::encode, in the op's order (weight, bias, weight, ...); element_bytes: the size of their
+// elements.
 inline EncodeParameters encode_parameters(const TensorView& image, bool image_is_bytes, const TensorView& low,
                                           const TensorView& high,
                                           const std::array<TensorView, 2 * kFilters>& parameters,
@@ -67,7 +67,7 @@ inline EncodeParameters encode_parameters(const TensorView& image, bool image_is
   return p;
 }
 
-// parameters: the ten of wae::decode, in its order; element_bytes: of one of their numbers.
+// parameters: the ten of wae::decode, in the op's order; element_bytes: the size of their elements.
 inline DecodeParameters decode_parameters(const TensorView& low, const TensorView& high,
                                           const TensorView& image,
                                           const std::array<TensorView, 2 * kFilters>& parameters,
@@ -83,7 +83,8 @@ inline DecodeParameters decode_parameters(const TensorView& low, const TensorVie
   return p;
 }
 
-// The backward parameters but for the partial sums. parameters: the ten of the op, in its order.
+// The backward parameters, except the input gradients, scale, shift, partials and the need_ flags. parameters: the ten
+// of the op, in its order.
 inline BackwardParameters backward_parameters(Op op, const TensorView& full, bool image_is_bytes,
                                               const TensorView& low, const TensorView& high,
                                               const std::array<TensorView, 2 * kFilters>& parameters,
@@ -92,7 +93,7 @@ inline BackwardParameters backward_parameters(Op op, const TensorView& full, boo
   BackwardParameters p{};
   p.full = images_of(full), p.low = images_of(low), p.high = images_of(high);
   const bool encodes = op == Op::kEncode;
-  // Where the op has the full-resolution filter, the two of the trunk, and the two branches.
+  // The op's indices of the full-resolution filter, the two of the trunk, and the two branches.
   const std::array<int, kFilters> order =
       encodes ? std::array<int, kFilters>{0, 1, 2, 3, 4} : std::array<int, kFilters>{4, 2, 3, 0, 1};
   for (int i = 0; i < kFilters; ++i) {
@@ -106,7 +107,7 @@ inline BackwardParameters backward_parameters(Op op, const TensorView& full, boo
   return p;
 }
 
-// Where a parameter's gradient goes: contiguous, or nullptr if it is not wanted.
+// Where a parameter's gradient is written: contiguous, or nullptr if it is not needed.
 struct ResultView {
   void* data;
   NumberType type;

@@ -1,8 +1,8 @@
-// Shared by encode_backward.cu and decode_backward.cu: gradients from the inputs alone, in one pass.
+// Shared by encode_backward.cu and decode_backward.cu: all gradients, from the inputs alone, in one pass.
 //
-// A block walks down a tile, two rows a step, and does all layers in every step: three forward (first,
-// second, third), three back, the gradient of the input, and the sums for the parameters' gradients. Only the
-// results are written to global memory:
+// A block computes tiles one after the other. It moves down a tile, two rows a step, and computes all layers in every
+// step: three forward (first, second, third), three back, the gradient of the input, and the sums for the parameters'
+// gradients. Only the results are written to global memory:
 //
 //               |<-------------- 16 * strips pixels, a warp for each strip ------------->|
 //     full      |########################################################################|   input rows
@@ -13,9 +13,9 @@
 //     d first   |.....##############################################################.....|
 //     d input   |......############################################################......|   the tile itself
 //
-// All rows have the same columns: pixel j is image column x0 - 6 + j. '.' is computed from missing neighbours
-// and reaches no result. A tile of 2h rows takes h + 6 steps. With rows counted from 6 above the tile, step s
-// computes, with a barrier after each phase:
+// All rows have the same columns: pixel j is image column x0 - 6 + j. Pixels marked '.' are computed without some of
+// their neighbours and affect no result. A tile of 2h rows takes h + 6 steps. If rows are counted from 6 above the
+// tile, step s computes the following rows, with a barrier after each phase:
 //
 //     phase   rows                 from
 //     0       first 2s-1, 2s       full 2s-2..2s+1 (decode: half rows s-1, s)
@@ -28,19 +28,19 @@
 //             sums, of             second 2s-4, 2s-3 with d third 2s-5..2s-2, first 2s-5, 2s-4 with
 //                                  d second 2s-6..2s-3, d first and third with the narrow inputs
 //
-// A warp computes 16 pixels of both rows, so weights are loaded once for two rows, and each of the four rows
-// that they read once for all that it touches. For the sums, a row of activations is loaded once for the
-// three rows of gradients around it, which stay in registers. Warps 0 to 3 sum for the third layer and the
-// half-resolution one, 4 to 7 for the second and the full-resolution one, each in its own strips and in
-// registers, over at most kLongestSum half-resolution rows. Then the four warps' sums are added in their
-// order, each block adds its own to what it has written, and reduce.cu adds those of all blocks in a fixed
-// order: the same bits every time, no atomics.
+// In the layers a warp computes a strip of 16 pixels of both rows. So weights are loaded once for two rows, and each of
+// the four rows that are read is loaded once for both. For the sums, a row of activations is loaded once for the three
+// rows of gradients around it, which stay in registers. Warps 0 to 3 compute the sums for the third and the
+// half-resolution layer, warps 4 to 7 those for the second and the full-resolution layer, each over its own strips and
+// in registers, over at most kLongestSum half-resolution rows. Then the sums of the four warps are added in their
+// order, the block adds these to its partial sums in global memory, and reduce.cu adds those of all blocks. There are
+// no atomics and every order is fixed, so the results are deterministic.
 //
-//     arithmetic   in m16n8k16 for 16 pixels, 16-bit: forward 6 or 4.5, 36, 4.5 or 6; back 36, 9 or 2.25;
-//                  sums 36, 6, 2.25: 136 (encode) and 129 (decode), where the forward pass has 44 and 48
-//     wavefronts   for 16 pixels, 16-bit: a 16 -> 16 layer 42 each way, its sums 20; docs/cuda.md has all
-//     memory       the inputs times 16 * strips / (16 * strips - 12), the results once, 24 KB of sums a block
-//     bound        docs/cuda.md, for each chip
+//     arithmetic   in m16n8k16 per 16 pixels, 16-bit modes: forward 6 or 4.5, 36, 4.5 or 6; back 36, 9 or 2.25; sums
+//                  36, 6, 2.25: 136 (encode) and 129 (decode); the forward pass has 44 and 48
+//     wavefronts   per 16 pixels, 16-bit modes: a 16 -> 16 layer 42 each way, its sums 20; docs/cuda.md has all
+//     memory       the inputs times 16 * strips / (16 * strips - 12), the results once, 24 KB of sums per block
+//     bound        see docs/cuda.md, for each chip
 
 #pragma once
 
@@ -58,14 +58,14 @@
 
 namespace wae::cuda {
 
-// Sums in registers. See the top of the file for the warps' shares and for how long they are.
+// The sums in registers. The top of the file explains which warp has which, and over how many rows.
 struct Sums {
   float trunk[3][3][2][4];  // [tap row][tap column][8 of the input channels]
   union {
-    float half[3][1][4];  // warps 0 to 2: [tap row], of the warp's tap column
-    float full[3][2][4];  // warps 4 to 7: [tap row][two tap columns; the fourth is not one]
+    float half[3][1][4];  // warps 0 to 2: [tap row], for the warp's tap column
+    float full[3][2][4];  // warps 4 to 7: [tap row][pair of tap columns; there is no fourth column]
   };
-  CompensatedSum bias[3];  // of d first, d second, d third, and of a lane's channel: bias_channel()
+  CompensatedSum bias[3];  // of d first, d second and d third, for the lane's bias_channel()
   CompensatedSum scale[2], shift[2];
 };
 
@@ -137,7 +137,7 @@ struct Backward {
       }
     }
   }
-  // ReLU, and store. to: the ring's rows `top` and top + 1.
+  // Applies ReLU and stores rows `top` and top + 1 of the tile to the rows of a ring at `to`.
   template <bool kByParity>
   __device__ __forceinline__ void finish_activation(Values& values, const uint32_t (&to)[2], const Tile& tile,
                                                     int top) const {
@@ -150,7 +150,7 @@ struct Backward {
       LanePixels<kMode, kByParity>(thread, rings, to[row]).store_sums(values[row]);
     }
   }
-  // Mask by the activation, add to the bias' gradient, store.
+  // Multiplies by ReLU's derivative at the activation, adds to the gradient of the bias, and stores.
   template <bool kMaskByParity, bool kByParity>
   __device__ __forceinline__ void finish_gradient(Values& values, const uint32_t (&activation)[2],
                                                   const uint32_t (&to)[2], const Tile& tile, int top,
@@ -175,20 +175,20 @@ struct Backward {
     }
     add_to_bias(layer, both_rows);
   }
-  // A lane's 4 channels are those of every fourth lane; of four such lanes, each keeps the sum of one: a
-  // quarter of the registers for as many instructions.
+  // Lanes whose numbers differ by multiples of 4 have the same 4 channels. Of each four of them, every lane keeps the
+  // sum of one channel, which takes a quarter of the registers and no more instructions.
   __device__ __forceinline__ void add_to_bias(int layer, const float (&sum)[2][2]) {
     const float first = exchanged(sum[0][0], sum[1][0], 4), second = exchanged(sum[0][1], sum[1][1], 4);
     sums.bias[layer].add(exchanged(first, second, 8));
   }
-  // Over two lanes, `distance` apart, the sum of `first` in the one and of `second` in the other.
+  // Of two lanes that are `distance` apart, one gets the sum of both lanes' `first` and the other that of `second`.
   __device__ __forceinline__ float exchanged(float first, float second, int distance) const {
     const bool is_second = thread.lane & distance;
     const float others = __shfl_xor_sync(~0u, is_second ? first : second, distance);
     return (is_second ? second : first) + others;
   }
 
-  // Rows `top`, which is odd, and top + 1 from the 6 channels at half resolution.
+  // Adds to rows `top`, which is odd, and top + 1 the transposed convolution of the 6 channels at half resolution.
   __device__ __forceinline__ void add_half_rows(Values& to, int top) const {
     const HalfRow<kMode> above(thread, rings.half(top / 2), p.layout.half_plane);
     above.add_to(to[0], 2, half_filter);
@@ -201,7 +201,7 @@ struct Backward {
     add_from_full<kMode>(to, thread, rows, full_filter);
   }
 
-  // Each computes rows `top` and top + 1 of the warp's strip.
+  // Each of the following computes rows `top` and top + 1 of the warp's strip.
   __device__ __forceinline__ void compute_first(const Tile& tile, int top) const {
     Values values;
     begin_with_bias(values, 0);
@@ -234,7 +234,7 @@ struct Backward {
     } else {
       add_full_rows(values, top);
     }
-    // The mask reads the lane's own words.
+    // No barrier is needed: the mask reads words that the lane itself has written.
     finish_gradient<rings.kThirdByParity, false>(
         values, third, {rings.third_gradient(top), rings.third_gradient(top + 1)}, tile, top, 2);
   }
@@ -258,7 +258,7 @@ struct Backward {
         {rings.first_gradient(top), rings.first_gradient(top + 1)}, tile, top, 0);
   }
 
-  // encode: two rows of the image's gradient, and the sums for scale and shift.
+  // encode: writes two rows of the image's gradient, and adds to the sums for scale and shift.
   __device__ __forceinline__ void write_full_gradient(const Tile& tile, int top) {
     const bool owned[2] = {tile.owns_row(top), tile.owns_row(top + 1)};
     if (!owned[0] && !owned[1]) return;
@@ -302,12 +302,12 @@ struct Backward {
     }
   }
 
-  // Of a row by parity, the pixels around 16 at half resolution.
+  // The columns, in a row by parity, of the pixels around 16 half-resolution pixels.
   __device__ __forceinline__ Columns<true> half_columns(int first) const {
     return {first, 8 * p.layout.strips - 1, p.layout.half_plane};
   }
 
-  // decode: a row of the gradients of low and high; row 2 * half_row is their centre.
+  // decode: writes a row of the gradients of low and high, whose centre is row 2 * half_row.
   __device__ __forceinline__ void write_half_gradient(const Tile& tile, int half_row) const {
     if (16 * thread.warp >= 8 * p.layout.strips || !tile.owns_half_row(half_row)) return;
     const int row = 2 * half_row;
@@ -332,8 +332,8 @@ struct Backward {
 
   // ------------------------------------------------------------------------------------------------- sums
 
-  // Of a 16 -> 16 layer, gradient^T * activation: rows `top` and top + 1 of the activation, each with the
-  // three rows of gradients around it that have it as a tap row.
+  // Adds gradient^T * activation of a 16 -> 16 layer, for rows `top` and top + 1 of the activation, each with the three
+  // rows of gradients around it that read it.
   template <class Gradient, class Activation>
   __device__ __forceinline__ void sum_trunk(const Tile& tile, int top, const Gradient& gradient,
                                             const Activation& activation) {
@@ -373,7 +373,7 @@ struct Backward {
       }
     }
   }
-  // Of row top + row of the activation, with gradients a of rows from top - 1.
+  // Adds the products of row top + row of the activation and the gradients `a` of the rows from top - 1 on.
   __device__ __forceinline__ void add_activation(const Tile& tile, int top, int row,
                                                  const uint32_t (&a)[4][4], uint32_t activation,
                                                  const Columns<false>& columns, const Kept& kept) {
@@ -394,7 +394,8 @@ struct Backward {
     }
   }
 
-  // Rows `top` and top + 1 at full resolution: encode d first * image, decode third * incoming gradient.
+  // Adds the products of rows `top` and top + 1 at full resolution: in encode d first * image, in decode third *
+  // incoming gradient.
   __device__ __forceinline__ void sum_full(const Tile& tile, int top) {
     const auto wide = [&](int row) {
       return kOp == Op::kEncode ? rings.first_gradient(row) : rings.third(row);
@@ -409,7 +410,7 @@ struct Backward {
         uint32_t a[2][4];
 #pragma unroll
         for (int row = 0; row < 2; ++row) load_wide(a[row], thread, wide(top + row), plane, columns, 1, kept);
-        // Columns of B: a pixel beside its right neighbour, for two taps.
+        // The columns of B are a pixel and its right neighbour, for two taps.
         const int matrix = thread.lane / 8, pixel = columns.base(matrix % 2 * 8 + thread.lane % 8);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
@@ -441,12 +442,12 @@ struct Backward {
     }
   }
 
-  // Rows `odd` and odd + 1, with the rows at half resolution that read them: encode third * incoming
-  // gradient, decode d first * low and high. Of the warp's tap column x.
+  // Adds the products of rows `odd` and odd + 1 and the half-resolution rows that read them, for tap column x: in
+  // encode third * incoming gradient, in decode d first * low and high.
   __device__ __forceinline__ void sum_half(const Tile& tile, int odd, int x) {
     const uint32_t odd_row = kOp == Op::kEncode ? rings.third(odd) : rings.first_gradient(odd);
     const uint32_t even_row = kOp == Op::kEncode ? rings.third(odd + 1) : rings.first_gradient(odd + 1);
-    const int above = odd / 2, below = above + 1;  // have row odd as tap row 2 and 0
+    const int above = odd / 2, below = above + 1;  // row `odd` is their tap row 2 and 0
     const bool is_above = tile.owns_half_row(above) && tile.row_inside(odd);
     const bool is_below = tile.owns_half_row(below) && tile.row_inside(odd);
     const bool is_centre = tile.owns_half_row(below) && tile.row_inside(odd + 1);
@@ -497,7 +498,7 @@ struct Backward {
 
   // ------------------------------------------------------------------------------------------------- steps
 
-  // The rows that step `step` is the first to need. Some of step 0 are negative and needed by nobody.
+  // The rows that step `step` is the first to read. Some rows of step 0 are negative; no step reads them.
   static __device__ __forceinline__ int full_row_of(int step) {
     return 2 * step - (kOp == Op::kEncode ? 0 : 2);
   }
@@ -515,7 +516,7 @@ struct Backward {
 #pragma unroll 1
     for (int step = 1; step < steps; ++step) {
       thread.forget();
-      const int top = 2 * step;  // less 1 in the first phase, 2 in the second, ...
+      const int top = 2 * step;  // minus 1 in the first phase, 2 in the second, ...
       const bool has_next = step + 1 < steps;
       if (has_next) reader.prefetch(p, tile, full_row_of(step + 1), half_row_of(step + 1));
       __syncwarp();  // reconverge for ldmatrix and mma
@@ -548,14 +549,14 @@ struct Backward {
   template <int kResult>
   static constexpr int kOffset = wae::cuda::result_offset(kOp, kResult);
 
-  // A lane's elements of a 16 x 8 product: f(element, wide channel, column).
+  // Calls f(element, wide channel, column) for the lane's elements of a 16 x 8 product.
   template <class F>
   __device__ __forceinline__ void for_elements(const F& f) const {
 #pragma unroll
     for (int i = 0; i < 4; ++i) f(i, thread.group + i / 2 * 8, 2 * thread.member + i % 2);
   }
 
-  // put(offset, sum) for each of the warp's sums of weights that four warps share.
+  // Calls put(offset, sum) for each sum of the warp for weights that four warps share.
   template <class Put>
   __device__ __forceinline__ void for_shared_weights(const Put& put) const {
     constexpr bool kEncodes = kOp == Op::kEncode;
@@ -583,7 +584,7 @@ struct Backward {
       }
     }
   }
-  // The same of those that the warp has alone.
+  // The same for weights that only this warp has.
   template <class Put>
   __device__ __forceinline__ void for_own_weights(const Put& put) const {
     constexpr bool kEncodes = kOp == Op::kEncode;
@@ -597,9 +598,9 @@ struct Backward {
     }
   }
 
-  static constexpr int kVectors = 48 + 4 * 2 * 2 + 6;  // a warp's: biases, scale and shift (8 each), incoming
+  static constexpr int kVectors = 48 + 4 * 2 * 2 + 6;  // a warp's biases; scale, shift (8 each); incoming
 
-  // Adds over the lanes that hold the same channels, `kFirst` and multiples of it apart.
+  // Adds over the lanes with the same channels, whose numbers differ by multiples of kFirst.
   template <int kFirst = 4>
   static __device__ __forceinline__ float over_groups(float value) {
 #pragma unroll
@@ -633,7 +634,7 @@ struct Backward {
     }
   }
 
-  // Where number i of the warps' vectors goes, or -1.
+  // The offset in the partial sums of number i of the warps' vectors, or -1 if there is none.
   static __device__ __forceinline__ int vector_offset(int i) {
     constexpr bool kEncodes = kOp == Op::kEncode;
     if (i < 48) {
@@ -647,11 +648,12 @@ struct Backward {
     return i < 67 ? kOffset<9> + i - 64 : -1;
   }
 
-  // The block's sums, added in shared memory, where no row is needed any more: those of weights warp after
-  // warp of the four that share a layer, the others over the warps. They go to the block's partial sums: as
-  // they are if they are the first, and with what the sum is too large by, if more will follow.
+  // Adds the sums of the block's warps in shared memory, in the place of the rows, which are not needed any more: those
+  // of weights one after the other of the four warps that share a layer, all others over all warps. Then adds the
+  // result to the block's partial sums; `first`: there are none yet. Unless it is the `last` time, the excess is stored
+  // as well.
   __device__ void write_sums(float* scratch, const InputReader<kOp, kMode>& reader, bool first, bool last) {
-    thread.forget();  // nor is anything that follows kept from tile to tile
+    thread.forget();  // keeps nothing of what follows in registers from tile to tile
     constexpr int kWarps = kBackwardThreads / 32;
     static_assert(4 * (partial_floats(kOp) + kWarps * kVectors) <=
                   backward_layout(kOp, kMode, kMinBackwardStrips, WAE_CAPABILITY).trunk_filters);
@@ -673,11 +675,11 @@ struct Backward {
       for (int warp = 0; warp < kWarps; ++warp) sum.add(vectors[warp * kVectors + own]);
       scratch[at] = sum.value;
       if (kOp == Op::kDecode && own < 16) {
-        scratch[kOffset<3> + own] = sum.value;  // one bias for both branches
+        scratch[kOffset<3> + own] = sum.value;  // both branches' biases have the same gradient
       }
     }
     block_barrier();
-    // In 32 bits: a grid is a few hundred blocks.
+    // 32-bit offsets suffice: a grid has a few hundred blocks.
     float* out = p.partials + forgotten(blockIdx.x) * partial_floats(kOp);
     float* excess = out + forgotten(gridDim.x) * partial_floats(kOp);
 #pragma unroll 1
@@ -690,7 +692,7 @@ struct Backward {
     }
   }
 
-  // No pixel is read unwritten: the rows' ends are zeros.
+  // Zeroes all rows, so that no pixel is read uninitialised; the ends of the rows stay zero.
   __device__ void clear_rows() const {
 #pragma unroll 1
     for (int i = threadIdx.x * 16; i < p.layout.trunk_filters; i += kBackwardThreads * 16) {
@@ -713,7 +715,7 @@ __device__ void run_backward(const BackwardParameters& p) {
     cursor.locate();
     backward.run_tile(Tile(p, cursor), reader);
     if (!p.need_parameters && !p.need_scale) continue;
-    // From the tile's number, so that no register counts while the tiles are computed.
+    // Derived from the tile's number, so that no register is needed for a count while tiles are computed.
     const int64_t together = kLongestSum / p.tiling.tile_height, number = cursor.tile / gridDim.x;
     const bool last = cursor.tile + gridDim.x >= p.tiling.tiles;
     if (!last && (number + 1) % together != 0) continue;

@@ -1,4 +1,4 @@
-// Geometry, shared memory and results of the backward kernels (backward.cuh). Pure functions, testable
+// Geometry, shared memory and results of the backward kernels (backward.cuh): pure functions, which can be tested
 // without a GPU.
 
 #pragma once
@@ -10,16 +10,16 @@
 
 namespace wae::cuda {
 
-// The two ops are mirror images: each has a first layer, two 16 -> 16 layers and a last layer; one of the
-// first and the last is 3 channels at full resolution, the other 2 * 3 channels at half resolution.
+// The two ops mirror each other. Each has a first layer, two 16 -> 16 layers and a last layer. Of the first and the
+// last layer, one has 3 channels at full resolution and the other 2 * 3 channels at half resolution.
 
 inline constexpr int kBackwardThreads = 256;  // a warp for each of up to eight strips of 16 pixels
 inline constexpr int kMaxBackwardStrips = 8, kMinBackwardStrips = 2;
-inline constexpr int kSchedulers = 4;    // of a multiprocessor; each has every fourth warp
+inline constexpr int kSchedulers = 4;    // schedulers of a multiprocessor; each has every fourth warp
 inline constexpr int kBackwardHalo = 6;  // pixels on every side: three layers forward and three back
 
-// Rows that are live at a time, by what they hold. Chosen so that a step of two rows never overwrites a row
-// that a later phase of the same step reads; backward.cuh has the table.
+// The number of live rows of each kind, such that a step of two rows never overwrites a row that a later phase of the
+// same step reads; backward.cuh has the table.
 inline constexpr int kFirstRows = 6, kSecondRows = 4, kThirdRows = 2, kGradientRows = 4;
 constexpr int full_rows(Op op) { return op == Op::kEncode ? 10 : 6; }
 constexpr int half_rows(Op op) { return op == Op::kEncode ? 4 : 6; }
@@ -28,8 +28,9 @@ constexpr int half_rows(Op op) { return op == Op::kEncode ? 4 : 6; }
 constexpr bool weights_in_shared(Mode mode, int capability) { return !(is_plain(mode) && capability < 80); }
 
 constexpr int trunk_filter_bytes(Mode mode) { return 9 * 16 * 16 * stored_bytes(mode); }
-// The filters of the narrow layers; backward/filters.cuh has their forms. In 32 bits, bytes of a wide channel's
-// weights: 9 taps of 4 or 8 words. In 16 bits the full-resolution filter has a form for each direction.
+// The sizes of the narrow layers' filters; backward/filters.cuh describes their layouts. In the 32-bit modes a pitch is
+// the bytes of a wide channel's weights: 9 taps of 4 or 8 words. In the 16-bit modes the full-resolution filter has one
+// layout for each direction.
 inline constexpr int kFullFilterPitch = 9 * 16, kHalfFilterPitch = 9 * 32 + 16;
 constexpr int full_filter_bytes(Mode mode) {
   return stored_bytes(mode) == 2 ? 3 * 16 * 16 * 2 : 16 * kFullFilterPitch;
@@ -41,17 +42,17 @@ constexpr int half_filter_bytes(Mode mode) {
   return stored_bytes(mode) == 2 ? 9 * 16 * 8 * 2 : 16 * kHalfFilterPitch;
 }
 
-// Offsets in shared memory, in bytes. The names are those of backward.cuh: activations, their gradients,
-// the inputs at full and half resolution.
+// Offsets in shared memory, in bytes, with the names of backward.cuh: the activations, their gradients, and the inputs
+// at full and half resolution.
 struct BackwardLayout {
-  int32_t strips;                 // of 16 pixels in a row
-  int32_t row_plane, half_plane;  // bytes of a plane: 16 a pixel, with padding at the ends
-  int32_t parity_plane;           // of two half_planes: a row's even pixels, then the odd ones
+  int32_t strips;                 // strips of 16 pixels in a row
+  int32_t row_plane, half_plane;  // bytes of a plane: 16 per pixel, with padding at the ends
+  int32_t parity_plane;           // bytes of two half_planes: a row's even pixels, then the odd ones
   int32_t first, second, third;
   int32_t first_gradient, second_gradient, third_gradient;
   int32_t full, half;
   int32_t trunk_filters, full_filter, full_back_filter, half_filter, biases;
-  int32_t affine;  // of encode: scale and shift, 4 floats each
+  int32_t affine;  // encode only: scale and shift, 4 floats each
   int32_t bytes;   // total
 };
 
@@ -87,8 +88,8 @@ constexpr BackwardLayout backward_layout(Op op, Mode mode, int strips, int capab
   return at;
 }
 
-// Half-resolution rows over which a block sums in registers, at most; then it adds to its partial sums. What a
-// float loses grows with the number of its additions, so without an end it would grow with the image.
+// The most half-resolution rows over which a block sums in registers before it adds to its partial sums. The error of a
+// sum in a float grows with the number of its additions, so without this limit it would grow with the image.
 inline constexpr int kLongestSum = 256;
 
 // A tile of h half-resolution rows takes h + 6 steps; the first step waits for its own loads.
@@ -96,8 +97,8 @@ constexpr TileShape backward_tile(int strips) {
   return {(16 * strips - 2 * kBackwardHalo) / 2, kBackwardHalo, 0, kLongestSum};
 }
 
-// The fewest strips that get across an image in as many tiles as the widest row of at most `most` strips for
-// which shared memory has room.
+// The fewest strips with which an image is as few tiles wide as with the widest row that fits shared memory, of at most
+// `most` strips.
 constexpr int strips_across(Op op, Mode mode, int capability, int shared_limit, int64_t half_width,
                             int most) {
   const auto tiles = [&](int strips) { return ceil_div(half_width, backward_tile(strips).columns); };
@@ -110,9 +111,9 @@ constexpr int strips_across(Op op, Mode mode, int capability, int shared_limit, 
   return strips;
 }
 
-// The strips of a row for a batch: wide rows recompute fewer pixels, narrow ones spread a small batch over the
-// chip. A step takes a round or two of the schedulers; the busiest block is to have the fewest rounds, and the
-// whole batch, among equals, the fewest strips.
+// The number of strips in a row, for a batch. Wide rows recompute fewer pixels; narrow rows spread a small batch over
+// the chip. A step takes one or two rounds of the schedulers. The choice has the fewest rounds in the busiest block
+// and, among equals, the fewest strips in all.
 constexpr int backward_strips(Op op, Mode mode, int capability, int shared_limit, int64_t batch,
                               int64_t half_height, int64_t half_width, int multiprocessors) {
   int best = 0;
@@ -120,7 +121,7 @@ constexpr int backward_strips(Op op, Mode mode, int capability, int shared_limit
   for (int most = kSchedulers; most <= kMaxBackwardStrips; most += kSchedulers) {
     const int strips = strips_across(op, mode, capability, shared_limit, half_width, most);
     const TileShape shape = backward_tile(strips);
-    const Chip chip{multiprocessors, 1};  // registers allow one block for each
+    const Chip chip{multiprocessors, 1};  // registers allow one block per multiprocessor
     const Tiling tiling = plan(batch, half_height, half_width, chip, shape, kBackwardThreads, 0).tiling;
     const int64_t rounds = steps_of(tiling, multiprocessors, shape) * ceil_div(strips, kSchedulers);
     const int64_t all_strips = tiling.tiles * strips;
@@ -133,7 +134,7 @@ constexpr int backward_strips(Op op, Mode mode, int capability, int shared_limit
 
 // ---------------------------------------------------------------------------------------------- partial sums
 
-// A block's sums, in floats: the gradients of the ten parameters in the op's order, each contiguous, then of
+// The sums of a block, in floats: the gradients of the ten parameters in the op's order, each contiguous, then those of
 // scale and shift.
 inline constexpr int kResults = 12;
 constexpr std::array<int32_t, kResults> result_sizes(Op op) {
@@ -146,7 +147,8 @@ constexpr int result_offset(Op op, int result) {
   return offset;
 }
 constexpr int partial_floats(Op op) { return result_offset(op, kResults); }
-// Of a launch: the blocks' sums, then what those that are added to more than once are too large by.
+// The floats of a launch: the sums of all blocks, then their excess (CompensatedSum) for blocks that add more than
+// once.
 constexpr int64_t partials_of_grid(Op op, int grid) { return int64_t{2} * grid * partial_floats(op); }
 
 inline constexpr int kReduceThreads = 256, kReduceColumns = 32;  // a block adds 32 numbers, in 8 groups

@@ -1,19 +1,19 @@
 // wae::decode: low and high back to an image (docs/network.md), in one launch.
 //
-// pipeline.cuh explains the pipeline. This file has the work of the end warps: they read low and high, one
-// half-resolution row a step, run both transposed convolutions as one from 6 to 16 channels, and run conv3,
-// 16 channels to 3.
+// A block computes tiles of the image, one after the other; pipeline.cuh explains how its warps share the layers. This
+// file has the work of the end warps: they read one half-resolution row of low and high in each step, compute both
+// transposed convolutions as one layer from 6 to 16 channels, and compute conv3, from 16 channels to 3.
 //
 //     arithmetic   per step, 64 x 2 pixels, of which 56 x 2 are output
 //                  conv1, conv2: 9 * 256 multiply-adds per pixel
 //                  transposed convolutions: 9 * 128 per half-resolution pixel (6 channels, padded to 8)
-//                  conv3: 12 * 128 for two pixels, one above the other (LastLayer says how)
+//                  conv3: 12 * 128 for two pixels, one above the other (see LastLayer)
 //     memory       32 half-resolution pixels read for 28, times (h + 4) / h for tiles of h rows
-//     bound        docs/cuda.md, for each chip
+//     bound        see docs/cuda.md, for each chip
 //
-// The transposed convolution by output parity: output pixel 2i reads input i (tap 1), output 2i + 1 reads i
-// (tap 2) and i + 1 (tap 0). A warp computes one row of a pair: the upper rows are even and read one input
-// row, the lower ones two.
+// The transposed convolution by the parity of the output: output pixel 2i reads input i (tap 1), output pixel 2i + 1
+// reads inputs i (tap 2) and i + 1 (tap 0). A warp computes one row of a pair: an upper row is even and reads one input
+// row, a lower row reads two.
 
 #include <cstdint>
 
@@ -28,14 +28,14 @@ static_assert(kTileColumns + 4 <= kHalfPixels);  // half-resolution columns that
 
 // ------------------------------------------------------------------------------------- reading low and high
 
-// The first warp's lanes read one pixel of low and high per step, one step ahead; see encode.cu.
+// Each lane of the first warp reads one pixel of low and high per step, one step ahead; see encode.cu.
 template <Mode kMode>
 struct Reader {
   using Number = typename Arithmetic<kMode>::Number;
   uint32_t raw[6] = {0, 0, 0, 0, 0, 0};
   int column = threadIdx.x;
   bool column_inside;
-  const Number* at[2];  // the thread's pixel of low's and high's current row, perhaps outside of the image
+  const Number* at[2];  // the thread's pixel in the current rows of low and high, perhaps outside the image
 
   __device__ void begin_tile(const DecodeParameters& p, const Cursor& cursor) {
     const int x = cursor.x - 2 + column, y = cursor.y - 2;
@@ -78,24 +78,24 @@ struct Reader {
 
 // ---------------------------------------------------------------------------------- low and high, transposed
 
-// One row of 32 pixels and 16 channels, from 16 half-resolution pixels (and one more) of one row or two.
+// Computes one row of 32 pixels x 16 channels, from 16 half-resolution pixels (and one more) of one or two rows.
 template <Mode kMode>
 struct FirstLayer {
   static constexpr bool kNarrow = stored_bytes(kMode) == 2;
   using Packed = PackedFilter<kMode, 16, 2 * stored_bytes(kMode)>;
-  // Tap column by kind of product: even pixels; odd ones from input i; odd ones from input i + 1.
+  // The tap column of each kind of product: even pixels; odd pixels from input i; odd pixels from input i + 1.
   static __device__ constexpr int tap_column(int kind) { return kind == 0 ? 1 : kind == 1 ? 2 : 0; }
 
   int strip, row;
-  // [input row][kind of product][block of 8 channels]. In 16 bits the two taps of odd pixels share one mma,
-  // kind 1.
+  // [input row][kind of product][block of 8 channels]. In the 16-bit modes the two taps of odd pixels share one mma,
+  // that of kind 1.
   uint32_t weights[2][3][2][2];
   uint32_t plain_weights;
   float bias[2][2];
   float sums[2][2][4];  // even pixels, odd pixels
   uint32_t pixels;
 
-  // The tap row by which input row `input` (0, or 1 below it) contributes to this warp's row.
+  // The tap row that multiplies input row `input` (0 is the upper one, 1 the lower one) for this warp's row.
   __device__ __forceinline__ int tap_row(int input) const { return row == 0 ? 1 : input == 0 ? 2 : 0; }
 
   __device__ FirstLayer(const ThreadCoordinates& thread, const Packed& filter, uint32_t biases,
@@ -187,8 +187,8 @@ struct FirstLayer {
     }
   }
 
-  // A lane's even and odd pixels are neighbours: if all lanes stored the even one first, half of the banks
-  // would be hit twice. So some groups store the odd one first.
+  // A lane's even and odd pixels are neighbours. If all lanes stored the even one first, half of the banks would be
+  // accessed twice, so some groups store the odd one first.
   __device__ void store_row(const ThreadCoordinates& thread, const DecodeParameters& p, const Cursor& cursor,
                             uint32_t to) const {
     const bool odd_first = thread.group & (kNarrow ? 4 : 2);
@@ -213,19 +213,19 @@ struct FirstLayer {
 
 // --------------------------------------------------------------------------------------------------- conv3
 
-// conv3 has 3 output channels, the D fragment 8 columns: so one product computes a pair of output rows.
-// Columns 0 to 2 are the upper row's channels, columns 4 to 6 the lower one's, 3 and 7 padding. A pair of
-// input rows completes one pair of output rows and begins the next, each with these rows of conv3's taps:
+// conv3 has 3 output channels and the D fragment 8 columns, so one product computes a pair of output rows: columns 0 to
+// 2 are the channels of the upper row, columns 4 to 6 those of the lower row, and 3 and 7 are padding. A pair of input
+// rows completes one pair of output rows and begins the next one, each with these rows of conv3's taps:
 //
 //                          completed pair       begun pair
 //                          upper    lower       upper    lower
 //     upper input row        2        1           0        -
 //     lower input row        -        2           1        0
 //
-// So an input row is in two products for each of the three columns of taps: 12 products for a pair of rows,
-// where one for each tap and output row would make 18. Where the table has no tap the weights are zeros,
-// which is not enough: infinity or NaN times zero is NaN. So these columns of the product are dropped; a lane
-// has columns of one output row alone, and selects the old sums or the new ones.
+// So an input row is in two products for each of the three columns of taps. A pair of rows takes 12 products; with one
+// product for each tap and output row it would take 18. Where the table has no tap, the weights are zeros. This is not
+// enough, because infinity or NaN times zero is NaN, so these columns of the product are discarded: a lane has columns
+// of only one output row, and selects either the old sums or the new ones.
 template <Mode kMode>
 struct LastLayer {
   static constexpr int kChannelSteps = stored_bytes(kMode) / 2;
@@ -237,14 +237,14 @@ struct LastLayer {
   float bias[2];
   float sums[2][4];  // of the pair of rows that the next pair completes, and of the one that it begins
   uint32_t pixels;
-  bool is_lower;  // the lane's columns are those of the lower row
+  bool is_lower;  // whether the lane's columns are those of the lower row
 
-  // A tap of the packed filter: a pair of the table's entries (begins: 0 for the completed pair, 1 for the
-  // begun one; input: the row of the table) and a column of conv3's taps.
+  // The index of a tap of the packed filter: a pair of the table's entries (begins: 0 for the completed pair, 1 for the
+  // begun pair; input: the row of the table) and a column of conv3's taps.
   static __device__ constexpr int tap_of(int begins, int input, int x) {
     return (2 * begins + input) * 3 + x;
   }
-  // The weight of such a tap for column `out` of the D fragment; zero where the table has no tap.
+  // The weight of such a tap for column `out` of the D fragment; zero if the table has no tap.
   template <class Number>
   static __device__ __forceinline__ Number weight(const StagedFilter<Number>& conv3, int out, int in,
                                                   int tap) {
@@ -294,7 +294,7 @@ struct LastLayer {
 #pragma unroll
     for (int i = 0; i < 4; ++i) to[i] = from[i];
   }
-  // A select and not a branch: the lanes of a warp differ, and mma needs all of them.
+  // A select and not a branch, because the lanes of a warp differ and mma needs all of them.
   static __device__ __forceinline__ void copy_if(bool copies, float (&to)[4], const float (&from)[4]) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) to[i] = copies ? from[i] : to[i];
@@ -323,7 +323,7 @@ struct LastLayer {
     }
   }
 
-  // A lane computes the elements of mma's D fragment.
+  // A lane computes the elements that it has in mma's D fragment.
   template <int kInput>
   __device__ __forceinline__ void add_plain(float (&completed)[4], float (&begun)[4], uint32_t row) {
 #pragma unroll 1
@@ -350,21 +350,21 @@ struct LastLayer {
     }
   }
 
-  // After the completed pair has been written.
+  // To be called after the completed pair has been written.
   __device__ void next_pair() {
     copy(sums[0], sums[1]);
     begin(sums[1]);
   }
 };
 
-// Where a lane writes its pixels of conv3: two channels, or one, of one row.
+// Writes a lane's pixels of conv3 to the image: two channels, or one, of one row.
 template <Mode kMode>
 struct Writer {
   using Number = typename Arithmetic<kMode>::Number;
   Number* at[2];  // the lane's two channels of its first pixel, in its row of the current pair
   bool column_inside[2];
 
-  // Pair 0 is above the tile: its lower row is the tile's first.
+  // The lower row of the first pair that is written is the tile's first row; its upper row is above the tile.
   __device__ void begin_tile(const ThreadCoordinates& thread, const DecodeParameters& p,
                              const Cursor& cursor) {
     const int column = thread.strip * 16 + thread.group - 1, x = 2 * cursor.x + column;
@@ -414,7 +414,7 @@ __device__ void run_ends(const ThreadCoordinates& thread, FirstLayer<kMode>& fir
   int parity = 0;
   uint32_t newest = shared, middle = shared + kHalfRow, oldest = shared + 2 * kHalfRow;
   for (; steps > 0; --steps, parity ^= 1) {
-    reader.store_pixel(newest);  // loaded by the previous step; zeros in the first
+    reader.store_pixel(newest);  // the previous step loaded it; zeros in the first step
     reader.prefetch(p, read_cursor);
     __syncwarp();  // reconverge for ldmatrix and mma
     const bool first_active = first_cursor.active(4), last_active = last_cursor.active(2);
@@ -451,9 +451,9 @@ __device__ void decode(const DecodeParameters& p) {
   const ThreadCoordinates thread;
   const uint32_t shared = shared_address(memory);
 
-  // The parameters, where the rows will be.
+  // Parameters are staged in the memory of the rows.
   const bool are_floats = sizeof(Number) == 2 && p.are_floats;
-  const StagedBias bias([&](int layer, int channel) {  // conv3's as the columns of its D fragment
+  const StagedBias bias([&](int layer, int channel) {  // conv3's bias is in the order of D's columns
     const bool is_last = layer == 3;
     if (is_last && !is_of_two_triples(channel)) return 0.0f;
     const float sum =

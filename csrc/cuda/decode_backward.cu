@@ -1,8 +1,10 @@
-// wae::decode_backward: the gradients of wae::decode from its inputs, in one launch and a second that adds
-// the blocks' sums (reduce.cu). backward.cuh has the tile, the steps, the arithmetic and the bytes.
+// wae::decode_backward: the gradients of wae::decode from its inputs, in one launch, and a second one that adds the
+// sums of the blocks (reduce.cu). backward.cuh explains what a block computes, its steps, arithmetic and memory. Its
+// names mean:
 //
-//     half      low and high                        first   both transposed   second  conv1   third  conv2
-//     full      the gradient of the image: d third is its convolution with conv3's turned filter
+//     half                    low and high
+//     first, second, third    the outputs of the transposed convolutions, of conv1 and of conv2
+//     full                    the gradient of the image: d third is its convolution with conv3's filter, rotated
 
 #include "cuda/backward.cuh"
 #include "cuda/launch.h"

@@ -1,4 +1,4 @@
-// Device primitives: one small function for each PTX instruction that the kernels use, and number types.
+// Device primitives: number types, and one small function for each PTX instruction that the kernels use.
 
 #pragma once
 
@@ -11,7 +11,7 @@ namespace wae::cuda {
 
 // --------------------------------------------------------------------------------------------- numbers
 
-// 16-bit floats are kept as bits: CUDA's headers for them take longer to compile than our code.
+// 16-bit floats are stored as bits, because CUDA's headers for them take longer to compile than our code.
 struct Float16 {
   uint16_t bits;
 };
@@ -85,7 +85,7 @@ __device__ __forceinline__ float number_at(const ChannelVector& vector, int i) {
   }
 }
 
-// max(value, 0) that keeps NaN, as torch's ReLU does.
+// max(value, 0) that propagates NaN, as torch's ReLU does.
 __device__ __forceinline__ float relu(float value) {
 #if __CUDA_ARCH__ >= 800
   asm("max.NaN.f32 %0, %0, 0f00000000;" : "+f"(value));
@@ -97,7 +97,8 @@ __device__ __forceinline__ float relu(float value) {
 
 // ------------------------------------------------------------------------------------------------ modes
 
-// Number: type of parameters and outputs. word() packs neighbouring channels of an activation into 4 bytes.
+// The arithmetic of a mode. Number is the type of parameters and outputs. word() converts an activation's channels to a
+// 4-byte word of shared memory: two neighbouring channels in the 16-bit modes, one in the others.
 template <Mode kMode>
 struct Arithmetic;
 template <>
@@ -193,7 +194,7 @@ __device__ __forceinline__ void load_matrices(uint32_t (&words)[4], uint32_t add
                : "memory");
 }
 
-// ldmatrix.x2: the first two of these; only lanes 0 to 15 give addresses.
+// ldmatrix.x2: the first two of these matrices; only lanes 0 to 15 give addresses.
 __device__ __forceinline__ void load_matrices(uint32_t (&words)[2], uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
                : "=r"(words[0]), "=r"(words[1])
@@ -215,16 +216,15 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&words)[2], u
                : "memory");
 }
 
-// Barrier of the whole block; each warp role reaches it from its own loop.
+// Barrier of all threads of the block; each warp role reaches it in its own loop.
 __device__ __forceinline__ void block_barrier() { asm volatile("bar.sync 0;" ::: "memory"); }
 
 // ------------------------------------------------------------------------------------------ tensor cores
 
 // D += A * B: sums (16 pixels x 8 channels) += pixels (16 x 8 words) * weights (8 words x 8 channels).
-// Fragments, with g = lane / 4 and t = lane % 4: A holds words t of rows g and g + 8, then words t + 4 of
-// both; B words t and t + 4 of column g; D columns 2t and 2t + 1 of row g, then of row g + 8. All lanes of a
-// warp must execute it: volatile, so that the compiler never moves it into a branch of which only some need
-// the sums.
+// Fragments, with g = lane / 4 and t = lane % 4: A has word t of rows g and g + 8, then word t + 4 of both rows; B has
+// words t and t + 4 of column g; D has columns 2t and 2t + 1 of row g, then of row g + 8. All lanes of a warp must
+// execute it. It is volatile so that the compiler does not move it into a branch that only some lanes take.
 template <Mode kMode>
 __device__ __forceinline__ void mma(float (&sums)[4], const uint32_t (&pixels)[4],
                                     const uint32_t (&weights)[2]) {
@@ -249,7 +249,7 @@ __device__ __forceinline__ void mma(float (&sums)[4], const uint32_t (&pixels)[4
 #endif
 }
 
-// The same with half the K extent: words t of A and B only (16 pixels x 4 words * 4 words x 8 channels).
+// The same with half of K: only words t of A and B (16 pixels x 4 words * 4 words x 8 channels).
 template <Mode kMode>
 __device__ __forceinline__ void mma_half(float (&sums)[4], const uint32_t (&pixels)[4],
                                          const uint32_t (&weights)[2]) {

@@ -1,15 +1,15 @@
 // wae::encode: an image to its half-resolution low and high (docs/network.md), in one launch.
 //
-// pipeline.cuh explains the pipeline. This file has the work of the end warps: they read the image two rows a
-// step, run conv1 from 3 to 16 channels, and run both branches, 16 channels to 3 and 3 with stride 2, as one
-// layer with 6 output channels.
+// A block computes tiles of low and high, one after the other; pipeline.cuh explains how its warps share the layers.
+// This file has the work of the end warps: they read two rows of the image in each step, compute conv1 from 3 to 16
+// channels, and compute both branches, from 16 channels to 3 each with stride 2, as one layer with 6 output channels.
 //
 //     arithmetic   per step, 64 x 2 pixels, of which 56 x 2 are output
 //                  conv2, conv3: 9 * 256 multiply-adds per pixel
 //                  conv1: 9 * 48 (K = 27, padded to 48)
 //                  branches: 9 * 128 per half-resolution pixel (6 channels, padded to 8)
 //     memory       63 x 2 pixels read for 56 x 2: 1.125 of the image, times (h + 4) / h for tiles of h rows
-//     bound        docs/cuda.md, for each chip
+//     bound        see docs/cuda.md, for each chip
 
 #include <cstdint>
 
@@ -24,19 +24,19 @@ static_assert(kColumns <= kPixels);
 
 // --------------------------------------------------------------------------------------- reading the image
 
-// Byte of pixel x in a plane of the image.
+// The byte offset of pixel x in a plane of the image.
 __device__ __forceinline__ int image_pixel(int x) { return (x + 1) * 16; }
 
-// Each thread reads one pixel of a pair. The load is issued one step before its data is stored to shared
-// memory, to hide its latency; the raw bits wait in registers.
+// Each thread of the end warps reads one pixel of a pair of rows. A load is issued one step before its data is stored
+// to shared memory, to hide its latency; in between, the raw bits are in registers.
 template <Mode kMode>
 struct Reader {
   using Number = typename Arithmetic<kMode>::Number;
   uint32_t raw[3] = {0, 0, 0};
   bool is_inside = false, column_inside;
-  int column = threadIdx.x % kPixels, row = threadIdx.x / kPixels;  // end warps are the block's first
-  // The thread's pixel of the tile's current pair, perhaps outside of the image; bytes to the next pair's and
-  // to the next channel.
+  int column = threadIdx.x % kPixels, row = threadIdx.x / kPixels;  // the end warps are the block's first
+  // The address of the thread's pixel in the tile's current pair, perhaps outside the image; the bytes from it to its
+  // pixel of the next pair, and to the next channel.
   const unsigned char* at;
   int64_t pair_step, channel_step;
 
@@ -45,7 +45,7 @@ struct Reader {
     pair_step = kPair * bytes(p) * p.image.stride[2], channel_step = bytes(p) * p.image.stride[1];
   }
 
-  // Of one channel of a pixel in memory.
+  // The bytes of one channel of a pixel in global memory.
   static __device__ __forceinline__ int bytes(const EncodeParameters& p) {
     return p.image_is_bytes ? 1 : p.are_floats ? 4 : static_cast<int>(sizeof(Number));
   }
@@ -95,7 +95,7 @@ struct Reader {
     if constexpr (stored_bytes(kMode) == 2) {
       const uint32_t first = A::word(value[0], value[1]), second = A::word(value[2], 0.0f);
       store(address, first, second);
-      store(address - 8, first, second);  // the left neighbour's neighbour
+      store(address - 8, first, second);  // as right neighbour of the pixel to the left
       store(address + kRowPlane, first, second, 0, 0);
     } else {
       store(address, A::word(value[0]), A::word(value[1]), A::word(value[2]), 0);
@@ -103,8 +103,8 @@ struct Reader {
   }
 };
 
-// The image's scale and shift go to shared memory, 4 numbers each: in registers they would cost six for two
-// loads a step. The number of a thread below 8:
+// The image's scale and shift are kept in shared memory, 4 numbers each: two loads a step instead of six registers.
+// Returns the number that a thread below 8 stores there.
 __device__ __forceinline__ float affine_number(const EncodeParameters& p) {
   const int c = threadIdx.x % 4;
   const ChannelVector& vector = threadIdx.x < 4 ? p.scale : p.shift;
@@ -114,13 +114,13 @@ __device__ __forceinline__ float affine_number(const EncodeParameters& p) {
 
 // --------------------------------------------------------------------------------------------------- conv1
 
-// Two rows of 16 pixels and 16 channels. K runs over a row's three taps and a fourth that is zero and, within
-// a tap, over the pixel's 4 channels.
+// Computes two rows of 16 pixels x 16 channels. K runs over the three taps of a row and a fourth that is zero and,
+// within a tap, over the pixel's 4 channels.
 template <Mode kMode>
 struct FirstLayer {
   using Packed =
-      PackedFilter<kMode, 16, 4 * stored_bytes(kMode), 3>;   // as if a row of taps were one of 16 channels
-  static constexpr int kMmaSteps = stored_bytes(kMode) / 2;  // of a row of taps
+      PackedFilter<kMode, 16, 4 * stored_bytes(kMode), 3>;   // a row of taps as one tap with 16 channels
+  static constexpr int kMmaSteps = stored_bytes(kMode) / 2;  // for a row of taps
 
   uint32_t weights[3][kMmaSteps][2][2];  // [row of taps][step][block of 8 channels]
   uint32_t plain_weights;
@@ -136,7 +136,7 @@ struct FirstLayer {
 #pragma unroll
         for (int step = 0; step < kMmaSteps; ++step) filter.load(weights[y][step], thread.lane, y, step);
       }
-      // The lane's row of an ldmatrix: lanes 16 to 31 have the words from 4 on.
+      // The address of the lane's row for ldmatrix; lanes 16 to 31 give those of the words from 4 on.
       pixels = image_pixel(thread.strip * 16 + thread.lane % 16) +
                thread.lane / 16 * (stored_bytes(kMode) == 2 ? kRowPlane + 2 * 16 : 16);
     } else {
@@ -147,7 +147,7 @@ struct FirstLayer {
     for (int n = 0; n < 2; ++n) load_biases(bias[n], biases, 8 * n + 2 * thread.member);
   }
 
-  // From the pairs of image rows at `upper` and `lower`: image row r + y is tap row y of output row r.
+  // From the pairs of image rows at `upper` and `lower`: image row r + y is multiplied by tap row y for output row r.
   __device__ void compute(uint32_t upper, uint32_t lower) {
     const uint32_t rows[4] = {upper + pixels, upper + pixels + image_pitch(kMode), lower + pixels,
                               lower + pixels + image_pitch(kMode)};
@@ -174,7 +174,7 @@ struct FirstLayer {
         uint32_t words[4] = {0, 0, 0, 0};
         if (step == 0) {
           load_matrices(words, rows[i]);
-        } else {  // the third tap; nothing is read for the fourth, whose NaN would count
+        } else {  // the third tap; the fourth is not read: zero times a NaN there would be NaN
           uint32_t third[2];
           load_matrices(third, rows[i] + 2 * 16);
           words[0] = third[0], words[1] = third[1];
@@ -241,10 +241,10 @@ struct FirstLayer {
 
 // -------------------------------------------------------------------------------------------- low and high
 
-// Every other row of a strip of 16 half-resolution pixels: row i of both branches reads rows 2i, 2i + 1,
-// 2i + 2 of conv3's output. There are half as many strips as at full resolution: two warps share one, and
-// begin and complete its rows in turn, so that all schedulers have the same work. Columns 0 to 2 of the D
-// fragment are low's channels, 4 to 6 high's: a lane writes to one of them.
+// Computes every other row of a strip of 16 half-resolution pixels: row i of both branches reads rows 2i, 2i + 1 and
+// 2i + 2 of conv3's output. There are half as many strips as at full resolution, so two warps share a strip and take
+// its rows alternately, and all schedulers have the same work. Columns 0 to 2 of the D fragment are low's channels and
+// columns 4 to 6 high's, so that a lane writes to only one of them.
 template <Mode kMode>
 struct Branches {
   static constexpr int kChannelSteps = stored_bytes(kMode) / 2;
@@ -255,10 +255,10 @@ struct Branches {
   uint32_t weights[9][kChannelSteps][1][2];
   uint32_t plain_weights;
   float bias[2];
-  float sums[4];  // of the row that one pair begins and the next completes
+  float sums[4];  // of the row that one pair of input rows begins and the next completes
   uint32_t pixels;
   int strip, turn;
-  Number* at;  // where the lane's first channel of its first pixel goes, in the current row
+  Number* at;  // the output address of the lane's first channel of its first pixel, in the current row
   int64_t channel_step, rows_step, eight_pixels;  // to the next channel, the warp's next row, 8 pixels on
   int columns_left;                               // of the tile and the image, from that pixel on
 
@@ -280,11 +280,11 @@ struct Branches {
     load_biases(bias, biases, 2 * thread.member);
   }
 
-  // Column x of the 3 x 3 window: even pixel i, odd pixel i, even pixel i + 1.
+  // The byte offset of column x of the 3 x 3 window: even pixel i, odd pixel i, even pixel i + 1.
   static __device__ __forceinline__ int column_offset(int x) { return x == 1 ? kParityHalf : x / 2 * 16; }
 
-  // Whether the warp completes a row with this pair, whose upper row is the last of three, and whether it
-  // begins one.
+  // Whether the warp completes a row with this pair, whose upper row is the last of the row's three, and whether it
+  // begins a row.
   __device__ bool completes(const Cursor& cursor) const {
     return cursor.phase > 0 && cursor.phase % 2 != turn;
   }
@@ -300,7 +300,7 @@ struct Branches {
   }
   __device__ void complete(uint32_t pair) { add_row(pair, 2); }
 
-  // Row y of the window.
+  // Adds row y of the window.
   __device__ __forceinline__ void add_row(uint32_t row, int y) {
 #pragma unroll
     for (int x = 0; x < 3; ++x) {
@@ -375,7 +375,7 @@ __device__ void run_ends(const ThreadCoordinates& thread, FirstLayer<kMode>& fir
   int parity = 0;
   uint32_t newest = shared, middle = shared + kImagePair, oldest = shared + 2 * kImagePair;
   for (; steps > 0; --steps, parity ^= 1) {
-    // Loaded by the previous step; zeros in the first.
+    // The previous step loaded it; zeros in the first step.
     reader.store_pixel(p, shared + kLayout.affine, newest);
     reader.prefetch(p, read_cursor);
     __syncwarp();  // reconverge for ldmatrix and mma
@@ -411,10 +411,10 @@ __device__ void encode(const EncodeParameters& p) {
   const ThreadCoordinates thread;
   const uint32_t shared = shared_address(memory);
 
-  // The parameters, where the rows will be.
-  const bool are_floats = sizeof(Number) == 2 && p.are_floats;  // else Number is float, and one copy suffices
+  // Parameters are staged in the memory of the rows. are_floats is false if Number is float: one copy then suffices.
+  const bool are_floats = sizeof(Number) == 2 && p.are_floats;
   const float affine = affine_number(p);
-  const StagedBias bias([&](int layer, int channel) {  // the branches' as the columns of their D fragment
+  const StagedBias bias([&](int layer, int channel) {  // the branches' biases are in the order of D's columns
     const bool is_last = layer == 3;
     if (is_last && !is_of_two_triples(channel)) return 0.0f;
     return bias_at<Number>(p.filters[layer + (is_last ? channel / 4 : 0)], is_last ? channel % 4 : channel,
@@ -456,7 +456,7 @@ __device__ void encode(const EncodeParameters& p) {
     second_filter.write(second_weight, 0);
     third_filter.write(third_weight, kTrunkWriters);
     first_filter.write(
-        [&](int out, int in, int y) {  // in: 4 for each of four taps
+        [&](int out, int in, int y) {  // in: 4 channels of each of four taps
           return unless_padding(in < 12 && in % 4 < 3, conv1.at(out, min(in % 4, 2), 3 * y + min(in / 4, 2)));
         },
         2 * kTrunkWriters);

@@ -1,8 +1,10 @@
-// wae::encode_backward: the gradients of wae::encode from its inputs, in one launch and a second that adds
-// the blocks' sums (reduce.cu). backward.cuh has the tile, the steps, the arithmetic and the bytes.
+// wae::encode_backward: the gradients of wae::encode from its inputs, in one launch, and a second one that adds the
+// sums of the blocks (reduce.cu). backward.cuh explains what a block computes, its steps, arithmetic and memory. Its
+// names mean:
 //
-//     full      the image, scaled and shifted       first   conv1   second  conv2   third  conv3
-//     half      the gradients of low and high: d third is their transposed convolution
+//     full                    the image, scaled and shifted
+//     first, second, third    the outputs of conv1, conv2, conv3
+//     half                    the gradients of low and high: d third is their transposed convolution
 
 #include "cuda/backward.cuh"
 #include "cuda/launch.h"

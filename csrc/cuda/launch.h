@@ -1,4 +1,5 @@
-// The kernels' host interface. encode.cu and decode.cu contain CUDA syntax, cuda/ops.cpp contains torch.
+// The host's interface to the kernels. It separates the .cu files, which nvcc compiles, from cuda/ops.cpp, which uses
+// torch.
 
 #pragma once
 
@@ -6,11 +7,11 @@
 
 namespace wae::cuda {
 
-// The kernel of a mode, for cudaLaunchKernel. It takes one argument: EncodeParameters or DecodeParameters.
+// The kernel of a mode, for cudaLaunchKernel. Its only argument is an EncodeParameters or a DecodeParameters.
 const void* encode_kernel_of(Mode mode);
 const void* decode_kernel_of(Mode mode);
 
-// The backward kernels take BackwardParameters; the kernel that adds their partial sums, ReduceParameters.
+// The backward kernels take a BackwardParameters; the kernel that adds their partial sums takes a ReduceParameters.
 const void* encode_backward_kernel_of(Mode mode);
 const void* decode_backward_kernel_of(Mode mode);
 const void* reduce_kernel();

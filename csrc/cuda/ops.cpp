@@ -1,7 +1,7 @@
-// The ops on a GPU: check, choose the mode, plan, launch on the current stream.
+// The ops on a GPU: check the arguments, choose the mode, plan the launch, launch on the current stream.
 //
-// Inputs without a kernel (float64, dtypes that no kernel has side by side, widths other than 16, more than 2^30
-// images or pixels a side, GPUs before compute capability 7.5, the backend "reference") go to the ops
+// Calls for which there is no kernel (float64, unsupported combinations of dtypes, widths other than 16, more than 2^30
+// images or pixels a side, GPUs before compute capability 7.5, the backend "reference") are passed on to
 // wae::_<op>_reference, which wae_kernels/fallback.py implements.
 
 #include <cuda_runtime_api.h>
@@ -33,7 +33,7 @@ namespace {
 
 using checks::Checker, checks::Table;
 
-// Images and pixels a side: the kernels' coordinates are 32-bit, the halo included.
+// The most images, and pixels a side: the coordinates of the kernels, including the halo, are 32-bit.
 constexpr int64_t kLargest = 1 << 30;
 
 constexpr int kOldestChip = 75;
@@ -42,7 +42,7 @@ std::atomic<bool> selected{true};
 std::atomic<int (*)()> callback{nullptr};
 std::atomic<int (*)()> tf32_callback{nullptr};
 
-// Whether the kernels here run, and not the reference (or Triton).
+// Whether these kernels run, and not the reference (or Triton).
 bool runs() {
   if (const auto ask = callback.load()) return ask() != 0;
   return selected;
@@ -50,7 +50,7 @@ bool runs() {
 
 void check_cuda(cudaError_t error, const char* op, const char* doing) {
   if (error == cudaSuccess) return;
-  (void)cudaGetLastError();  // it is reported here; the next call starts clean
+  (void)cudaGetLastError();  // clears the error, which is reported here, for the next call
   const bool is_for_other_chips =
       error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction;
   checks::require(
@@ -66,12 +66,12 @@ int attribute(cudaDeviceAttr which, int device, const char* op) {
   return value;
 }
 
-// The chip's figures for a kernel's launch plan. The first call per device, kernel and size of shared memory
-// queries them and raises the kernel's limit of shared memory, as far as it goes: a later call may need more.
+// What the launch plan of a kernel needs to know of the chip. The first call for a device, kernel and size of shared
+// memory queries it, and raises the kernel's limit of shared memory to the maximum, because a later call may need more.
 // The device must be the current one.
 const Chip& prepared_chip(const char* op, const void* kernel, int device, int threads, int shared_bytes) {
   static std::mutex mutex;
-  // Never destroyed: another thread may call while the process exits.
+  // Never destroyed: another thread may use it while the process exits.
   static auto& chips = *new std::map<std::tuple<int, const void*, int>, Chip>;
   const std::lock_guard lock(mutex);
   const auto [found, is_new] = chips.try_emplace({device, kernel, shared_bytes});
@@ -92,28 +92,28 @@ const Chip& prepared_chip(const char* op, const void* kernel, int device, int th
   return found->second;
 }
 
-// Whether torch's settings allow float32 convolutions to round their operands to tf32. Its stable ABI does not
-// tell: the function that Python sets does, and without one they do not.
+// Whether torch's settings allow float32 convolutions to round their operands to tf32. The stable ABI cannot query
+// this, so Python sets a function that does; without one, tf32 is not allowed.
 bool tf32_allowed() {
   const auto ask = tf32_callback.load();
   return ask != nullptr && ask() != 0;
 }
 
-// Compute capability: 75 is 7.5.
+// The compute capability of the device: 75 is 7.5.
 int capability(int device, const char* op) {
   return 10 * attribute(cudaDevAttrComputeCapabilityMajor, device, op) +
          attribute(cudaDevAttrComputeCapabilityMinor, device, op);
 }
 
-// The compute capability that the kernels on this device were compiled for: a lower one than its own where the
-// driver compiles their PTX, and then the modes of newer chips are empty kernels (WAE_RUNS_HERE in pipeline.cuh).
+// The compute capability for which the kernels on this device were compiled. It is lower than the device's own if the
+// driver compiles the kernels' PTX; then the modes of newer chips are empty kernels (WAE_RUNS_HERE in pipeline.cuh).
 // The device must be the current one.
 int compiled_capability(int device, const char* op) {
   static std::mutex mutex;
   static auto& capabilities = *new std::map<int, int>;  // as above
   const std::lock_guard lock(mutex);
   if (const auto found = capabilities.find(device); found != capabilities.end()) return found->second;
-  cudaFuncAttributes attributes{};  // of one kernel: all are compiled for the same chips
+  cudaFuncAttributes attributes{};  // of any kernel: all are compiled for the same chips
   check_cuda(cudaFuncGetAttributes(&attributes, encode_kernel_of(Mode::kFloat16)), op,
              "reading the kernels' properties");
   return capabilities[device] = attributes.ptxVersion;
@@ -158,7 +158,7 @@ NumberType number_type_of(ScalarType dtype) {
     case ScalarType::Float:
       return NumberType::kFloat32;
     default:
-      return NumberType::kFloat64;  // by the checks, no other type is possible
+      return NumberType::kFloat64;  // the checks accept no other type
   }
 }
 
@@ -185,7 +185,7 @@ void launch(const char* op, const void* kernel, const LaunchPlan& plan, Struct& 
   launch(op, kernel, plan.grid, plan.block, plan.shared_bytes, parameters, device);
 }
 
-// Whether the encoder's kernels write results of this dtype where the parameters have dtype `own`.
+// Whether the encoder's kernels can write results of this dtype if the parameters have dtype `own`.
 bool gives(ScalarType results, ScalarType own) {
   return results == own || (own == ScalarType::Float && checks::is_in_16_bits(results));
 }
@@ -263,14 +263,15 @@ using Tensors12 = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Ten
                              Tensor, Tensor>;
 using Tensors13 = decltype(std::tuple_cat(std::declval<Tensors12>(), std::tuple<Tensor>{}));
 
-// Contiguous, as reduce.cu writes it.
+// An uninitialised gradient of `like`, contiguous as reduce.cu writes it; without elements if it is not needed.
 Tensor gradient_of(const Tensor& like, bool needed) { return needed ? new_like(like) : no_gradient(like); }
 
-// The gradients that are sums over pixels: of the ten parameters, then of scale and shift.
+// The gradients that are sums over pixels: those of the ten parameters, then of scale and shift.
 using Results = std::array<Tensor, kResults>;
 
-// One launch for the gradients of `inputs` (empty tensors where not needed) and the blocks' sums, one to add
-// these. For encode, inputs is the image's; for decode, low's and high's.
+// Launches the kernel that computes the gradients of the inputs and the blocks' sums, and the one that adds these sums
+// to `results`. For encode `inputs` is the gradient of the image, for decode those of low and high; those that are not
+// needed have no elements.
 template <size_t kInputs>
 void run_backward(const char* name, Op op, const Tensor& full, const Tensor& low, const Tensor& high,
                   const Parameters& parameters, const std::array<Tensor, kInputs>& inputs,
@@ -314,7 +315,7 @@ void run_backward(const char* name, Op op, const Tensor& full, const Tensor& low
          kReduceThreads, 0, reduced, device);
 }
 
-// An empty batch's: no pixels, so every sum is zero.
+// The results for an empty batch: without pixels every sum is zero.
 void zero(const Results& results) {
   for (Tensor result : results) torch::stable::zero_(result);
 }
@@ -366,7 +367,7 @@ Tensors12 decode_backward(Tensor grad_image, Tensor low, Tensor high, Tensor low
   checker.check(Table::decoder, low, high, parameters);
   checker.check(Table::decode_backward, grad_image);
   const int64_t batch = low.size(0), height = grad_image.size(2), width = grad_image.size(3);
-  const bool of_one_dtype = conv1_weight.scalar_type() == low.scalar_type();  // the kernel takes no others
+  const bool of_one_dtype = conv1_weight.scalar_type() == low.scalar_type();  // the kernel needs one dtype
   if (!of_one_dtype || !has_kernel(kOp, conv1_weight, batch, height, width)) {
     return call_reference<Tensors12>(kOp, grad_image, low, high, parameters, need_input, need_parameters);
   }
@@ -394,19 +395,20 @@ Tensors12 decode_backward(Tensor grad_image, Tensor low, Tensor high, Tensor low
 }  // namespace
 }  // namespace wae::cuda
 
-// For wae_kernels/backends.py: whether the kernels here run, as the process's choice, and a function that is
-// asked at each op instead (null for none). Python sets that while threads or tasks have choices of their own.
+// For wae_kernels/backends.py. The first function sets whether these kernels run, as the choice of the process. The
+// second sets a function that each op calls instead to find out; null for none. Python sets it while threads or tasks
+// have their own choices.
 extern "C" {
 __attribute__((visibility("default"))) void wae_cuda_select(int runs) { wae::cuda::selected = runs != 0; }
 __attribute__((visibility("default"))) void wae_cuda_ask(int (*ask)()) { wae::cuda::callback = ask; }
 
-// Sets a function that each op in float32 asks whether tf32 is allowed. With none, as at first, it is not.
+// Sets a function that each float32 op calls to find out whether tf32 is allowed. Without one, the default, it is not.
 __attribute__((visibility("default"))) void wae_cuda_ask_tf32(int (*ask)()) {
   wae::cuda::tf32_callback = ask;
 }
 
-// For wae_kernels/_load.py: the ops' schemas, each with a semicolon behind it, as they were when this was
-// compiled. The kernels are registered without them, and would read the arguments of another schema wrongly.
+// For wae_kernels/_load.py: the ops' schemas at the time of compilation, each followed by a semicolon. This library
+// does not define the ops, and its kernels would misread the arguments of another schema.
 __attribute__((visibility("default"))) const char* wae_cuda_schemas() {
 #define WAE_SCHEMA(schema) schema ";"
   return

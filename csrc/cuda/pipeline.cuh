@@ -1,17 +1,17 @@
 // Shared by encode.cu and decode.cu: the warp-specialised pipeline of a block, and the 16 -> 16 trunk layers.
 //
-// A block computes all four layers of a tile. Its warps form a pipeline; each step advances every layer by
-// one pair of rows, 64 pixels wide, and ends with one barrier:
+// A block computes all four layers of a tile, then of its next tile. Its 12 warps form a pipeline. Each step advances
+// every layer by one pair of rows, 64 pixels wide, and ends with one barrier:
 //
 //     warps 0-3   (ends)    read pair p+3 from memory -> [input] -> first layer, pair p
 //     warps 4-7   (trunk)   [first]  -> second layer, pair p-1
 //     warps 8-11  (trunk)   [second] -> third layer, pair p-3
 //     warps 0-3   (ends)    [last]   -> last layer, to memory
 //
-// In brackets: a few rows in shared memory, the only storage between two layers. A warp owns a strip of 16
-// pixels and keeps its layer's weights in registers for the whole kernel. Each input row is loaded once and
-// accumulated into the three output rows that it touches, so four rows of accumulators are live: two that
-// this pair completes, two that it begins.
+// In brackets: a few rows in shared memory, the only storage between two layers. A warp computes a strip of 16 pixels
+// of its layer and keeps the layer's weights in registers throughout the kernel. Each input row is loaded once and
+// accumulated into the three output rows that read it, so four rows of accumulators are live: two that this pair of
+// input rows completes, and two that it begins.
 //
 //     columns      0                                                             63
 //     input       |<------------------------ 64 (+2 of padding) ------------------->|
@@ -20,10 +20,10 @@
 //     third       |<------------------------ 60 valid -------------------->|........|
 //     last        |<-- 2 * 28 full-resolution columns -->|..........................|
 //
-// Column j of a layer is computed from columns j, j + 1, j + 2 of the previous one: with each layer the tile
-// shifts one pixel right in the image, and one down. A tile of h half-resolution rows takes h + 4 steps; the
-// next tile follows without a gap (rows that mix two tiles are skipped or discarded). Every layer stores
-// zeros outside the image: the next layer's padding. docs/cuda.md has the counts and bounds.
+// Column j of a layer is computed from columns j, j + 1 and j + 2 of the previous layer, so with each layer the tile
+// shifts by one pixel to the right, and one down, in the image. A tile of h half-resolution rows takes h + 4 steps. The
+// next tile follows without a gap (rows that mix two tiles are skipped or discarded). Every layer stores zeros outside
+// the image, as padding of the next layer. docs/cuda.md has the counts and bounds.
 
 #pragma once
 
@@ -40,7 +40,7 @@ namespace wae::cuda {
 enum Role { kEnds, kSecond, kThird };
 
 struct ThreadCoordinates {
-  int role, strip, lane, group, member;  // mma fragments: row and column pair of the lane
+  int role, strip, lane, group, member;  // group, member: the lane's row and column pair in mma fragments
 
   __device__ ThreadCoordinates()
       : role(threadIdx.x / (32 * kStrips)),
@@ -50,19 +50,19 @@ struct ThreadCoordinates {
         member(lane % 4) {}
 };
 
-// Whether coordinate from + i lies in an image of this size.
+// Whether coordinate from + i is inside an image of this size.
 __device__ __forceinline__ bool inside(int from, int i, int size) {
   return static_cast<unsigned>(from + i) < static_cast<unsigned>(size);
 }
 
 // -------------------------------------------------------------------------------------------- walking tiles
 
-// Position of one pipeline stage: row pair `phase` of tile `tile`. Stages lag behind the image loads.
+// The position of a pipeline stage: row pair `phase` of tile `tile`. Stages lag behind the loads of the inputs.
 struct Cursor {
   const Tiling& tiling;
   int64_t tile;
   int phase;
-  int pairs;  // the tile's height; after the block's last tile so few that no stage is active
+  int pairs;  // the tile's height; after the block's last tile negative, so that no stage is active
   int image;
   int y, x;  // the tile's first output, in half-resolution pixels
 
@@ -70,7 +70,7 @@ struct Cursor {
     locate();
   }
 
-  // Of a later stage, before the first step.
+  // The cursor of a later stage, before the first step.
   __device__ Cursor lagging(int lag) const {
     Cursor later = *this;
     later.phase = -lag;
@@ -94,17 +94,17 @@ struct Cursor {
   }
   // Whether a stage that processes the tile's height plus `more` pairs has work in this step.
   __device__ bool active(int more) const { return phase >= 0 && phase < pairs + more; }
-  // Whether this is such a stage's last pair of the tile.
+  // Whether this is the last pair of the tile for such a stage.
   __device__ bool is_last(int more) const { return phase == pairs + more - 1; }
 };
 
-// Lags of the stages, in steps. A pair read in step p is in shared memory at the end of step p + 1. The first
-// layer reads two pairs at a time; the others complete a pair when the next one arrives.
+// The lags of the stages, in steps. A pair that is read in step p is in shared memory at the end of step p + 1. The
+// first layer reads two pairs at a time; the other layers complete a pair when the next one arrives.
 inline constexpr int kFirstLag = 3, kSecondLag = 4, kThirdLag = 6, kLastLag = 8;
 static_assert(kLastLag == kPipelineSteps);
 
-// Steps until the last stage, which processes a tile's height plus `last_more` pairs, has finished the
-// block's last tile.
+// The steps until the last stage, which processes a tile's height plus `last_more` pairs, has finished the block's last
+// tile.
 __device__ __forceinline__ int64_t steps_of_block(const Tiling& tiling, int last_more) {
   const int64_t mine = (tiling.tiles - blockIdx.x + gridDim.x - 1) / gridDim.x;
   return mine * (tiling.tile_height + kHaloPairs) - kHaloPairs + last_more + kLastLag;
@@ -112,10 +112,11 @@ __device__ __forceinline__ int64_t steps_of_block(const Tiling& tiling, int last
 
 // -------------------------------------------------------------------------------------------------- filters
 
-// Parameters go to shared memory twice: as they lie in global memory, with all loads under way at once, for
-// at a batch of one image their latency counts; then as the layers read them, each word built by one thread.
+// Parameters are stored to shared memory twice. The first copy has the order of global memory, so that all loads are in
+// flight at once: for a single image their latency matters. The second has the order in which the layers read; each of
+// its words is built by one thread.
 
-// All filters' elements, one filter after the other: of a dense one with its own strides, else contiguous.
+// A filter in the first copy: a dense filter keeps its own strides, any other becomes contiguous.
 template <class Number>
 struct StagedFilter {
   const Number* data;
@@ -125,7 +126,7 @@ struct StagedFilter {
   }
 };
 
-// One of two, and zero for padding channels: without branches, which would be there for each number.
+// One of two filters, and below a number or zero: as selects, because there would be a branch for each number.
 template <class Number>
 __device__ __forceinline__ StagedFilter<Number> chosen(bool is_first, const StagedFilter<Number>& first,
                                                        const StagedFilter<Number>& second) {
@@ -139,7 +140,7 @@ __device__ __forceinline__ Number unless_padding(bool is_channel, Number number)
   return is_channel ? number : Number{};
 }
 
-// A parameter's number, rounded to the mode's type.
+// An element of a parameter, rounded to the mode's Number.
 template <class Number, class From>
 __device__ __forceinline__ Number converted(From number) {
   if constexpr (std::is_same_v<From, Number>) {
@@ -165,7 +166,7 @@ struct StagedFilters {
   Number* numbers;
   const Filter (&filters)[kFilters];
 
-  // A barrier has to follow. are_floats: the filters are float32 in memory, whatever Number is.
+  // A barrier must follow. are_floats: the filters are float32 in memory, whatever Number is.
   __device__ StagedFilters(Number* to, const Filter (&from)[kFilters], bool are_floats)
       : numbers(to), filters(from) {
     if (are_floats) {
@@ -232,8 +233,8 @@ struct StagedFilters {
   }
 };
 
-// Last layers have 3 channels twice in the 8 columns of a D fragment, 0 to 2 and 4 to 6, so that a lane has
-// columns of one of the two.
+// Last layers have two groups of 3 channels in the 8 columns of a D fragment, 0 to 2 and 4 to 6, so that a lane has
+// columns of only one group.
 __device__ __forceinline__ bool is_of_two_triples(int column) { return column < 8 && column % 4 < 3; }
 
 template <class Number>
@@ -243,8 +244,9 @@ __device__ __forceinline__ float bias_at(const Filter& filter, int channel, bool
   return to_float(static_cast<const Number*>(filter.bias)[at]);
 }
 
-// The biases of the four layers: floats [layer][16] in shared memory. `bias` returns a layer's and channel's,
-// 0 for padding channels. Loaded here, stored by the second call: nothing waits in between.
+// The biases of the four layers: floats [layer][16] in shared memory. `bias` returns the bias of a layer and channel,
+// and 0 for padding channels. The constructor loads it and store_to() stores it, so that other loads can be issued in
+// between.
 struct StagedBias {
   static constexpr int kBytes = 4 * 16 * 4;
   float value = 0;
@@ -263,8 +265,8 @@ __device__ __forceinline__ void load_biases(float (&bias)[2], uint32_t biases, i
   bias[0] = two.x, bias[1] = two.y;
 }
 
-// A word of mma's B fragment: output channel `out`, the word-th 4 bytes of a pixel's channels. `weight`
-// returns the weight of an output channel, input channel and tap; 0 for padding channels.
+// A word of mma's B fragment, for output channel `out`: the weights of input channels in bytes 4 * word to 4 * word + 3
+// of a pixel. `weight` returns the weight of an output channel, input channel and tap, and 0 for padding channels.
 template <Mode kMode, class Weight>
 __device__ __forceinline__ uint32_t weight_word(const Weight& weight, int out, int word, int tap) {
   if constexpr (stored_bytes(kMode) == 2) {
@@ -274,16 +276,16 @@ __device__ __forceinline__ uint32_t weight_word(const Weight& weight, int out, i
   }
 }
 
-// A filter in shared memory for the tensor cores: [tap][16 bytes of input channels][output channel].
-// kWords: of 4 bytes, a tap's input channels.
+// A filter in shared memory for the tensor cores: [tap][16 bytes of input channels][output channel]. kWords is the
+// number of 4-byte words in a tap's input channels.
 template <Mode kMode, int kOuts, int kWords, int kTaps = 9>
 struct PackedFilter {
   static constexpr int kBlocks = kOuts / 8, kHalves = kWords == 4 ? 1 : 2;
   static constexpr int kRow = kOuts * 16, kTap = kWords / 4 * kRow, kBytes = kTaps * kTap;
-  static constexpr int kWriters = kOuts * kWords;  // threads that have something to write
+  static constexpr int kWriters = kOuts * kWords;  // the number of threads that write
   uint32_t at;
 
-  // From thread `first` on, so that the filters of a kernel are written side by side.
+  // Writes with the threads from `first` on, so that several filters are written in parallel.
   template <class Weight>
   __device__ void write(const Weight& weight, int first) const {
 #pragma unroll 1
@@ -299,7 +301,7 @@ struct PackedFilter {
     }
   }
 
-  // The lane's words of a tap, by block of 8 output channels and half of K; `step` counts mma along K.
+  // Loads the lane's words of a tap, by block of 8 output channels and half of K. `step` counts mma steps along K.
   __device__ __forceinline__ void load(uint32_t (&words)[kBlocks][kHalves], int lane, int tap,
                                        int step = 0) const {
     const int matrix = lane / 8 % (kBlocks * kHalves), block = matrix / kHalves, half = matrix % kHalves;
@@ -310,8 +312,8 @@ struct PackedFilter {
   }
 };
 
-// Weights of the plain modes: float [tap][in][out]. 16 output channels are permuted so that one 16-byte load
-// brings a lane its four.
+// Writes the weights of the plain modes: float [tap][in][out]. 16 output channels are permuted so that a lane gets its
+// four with one 16-byte load.
 template <class Weight>
 __device__ void write_plain_weights(float* to, const Weight& weight, int in, int out, int taps = 9) {
 #pragma unroll 1
@@ -322,7 +324,7 @@ __device__ void write_plain_weights(float* to, const Weight& weight, int in, int
   }
 }
 
-// After all warps have loaded their weights: zeros in the activation rows, so no pixel is read unwritten.
+// Zeroes the rows of activations after all warps have loaded their weights, so that no pixel is read uninitialised.
 __device__ __forceinline__ void clear_rows(uint32_t shared, int bytes) {
   block_barrier();
 #pragma unroll 1
@@ -335,8 +337,8 @@ __device__ __forceinline__ void clear_rows(uint32_t shared, int bytes) {
 template <Mode kMode, int kPlane>
 inline constexpr int kRowBytes = planes(kMode) * kPlane;
 
-// Stores a lane's part of 16 pixels x 16 channels with ReLU; zero for pixels outside the image. `address`: of
-// the lane's pixel `group` in the row; pixel group + 8 is kEight bytes further.
+// Stores a lane's part of 16 pixels x 16 channels after ReLU, and zeros for pixels outside the image. `address` is that
+// of the lane's pixel `group` in the row; pixel group + 8 is kEight bytes further.
 template <Mode kMode, int kPlane, int kEight>
 __device__ __forceinline__ void store_pixels(uint32_t address, const float (&sums)[2][4], bool low_inside,
                                              bool high_inside) {
@@ -357,13 +359,13 @@ __device__ __forceinline__ void store_pixels(uint32_t address, const float (&sum
   }
 }
 
-// Byte offset, from a pixel, of the lane's channel 2 * member.
+// The byte offset of channel 2 * member from the address of a pixel.
 template <Mode kMode, int kPlane>
 __device__ __forceinline__ int channel_offset(int member) {
   return stored_bytes(kMode) == 2 ? member * 4 : member / 2 * kPlane + member % 2 * 8;
 }
 
-// Byte offset of pixel x in a plane; rows that are read with stride 2 keep even and odd pixels apart.
+// The byte offset of pixel x in a plane; rows that are read with stride 2 store even and odd pixels apart.
 template <bool kByParity>
 __device__ __forceinline__ int pixel_offset(int x) {
   return kByParity ? x / 2 * 16 + x % 2 * kParityHalf : x * 16;
@@ -373,16 +375,16 @@ __device__ __forceinline__ int pixel_offset(int x) {
 
 inline constexpr int kPair = 2;  // rows per step
 
-// One warp's strip of a conv k3 s1 p1 from 16 channels to 16. sums[0..1] are the rows that the next pair
-// completes, sums[2..3] those that it begins.
+// A warp's strip of a 3x3 layer with stride 1, padding 1, from 16 channels to 16. sums[0..1] are the rows that the next
+// pair completes, sums[2..3] those that it begins.
 template <Mode kMode>
 struct Layer {
-  static constexpr int kBlocks = 2;  // of 8 channels
+  static constexpr int kBlocks = 2;  // blocks of 8 output channels
   using Packed = PackedFilter<kMode, 8 * kBlocks, 4 * stored_bytes(kMode)>;
   static constexpr int kChannelSteps = stored_bytes(kMode) / 2;  // mma steps along K for a tap's 16 channels
   static constexpr int kRow = kRowBytes<kMode, kRowPlane>;
 
-  uint32_t weights[9][kChannelSteps][kBlocks][2];  // B fragments; unused by the plain modes
+  uint32_t weights[9][kChannelSteps][kBlocks][2];  // B fragments; the plain modes do not use them
   uint32_t plain_weights;                          // plain modes: shared address of the lane's weights
   float bias[kBlocks][2];
   float sums[4][kBlocks][4];
@@ -418,8 +420,8 @@ struct Layer {
     }
   }
 
-  // Accumulates the pair of rows at `pair`: its row r is tap row y of output row r + 2 - y. Of a tile's last
-  // pair only the upper row is needed.
+  // Accumulates the pair of rows at `pair`: its row r is multiplied by tap row y for output row r + 2 - y. Of a tile's
+  // last pair only the upper row is needed.
   __device__ void add(uint32_t pair, bool is_last) {
     if (is_last) {
       add_rows<1>(pair);
@@ -459,7 +461,7 @@ struct Layer {
     }
   }
 
-  // A lane computes the elements of mma's D fragment; each weight is used for both rows and both pixels.
+  // A lane computes the elements that it has in mma's D fragment. Each weight is used for both rows and both pixels.
   template <int kRows>
   __device__ __forceinline__ void add_plain(uint32_t pair) {
 #pragma unroll 1
@@ -499,7 +501,7 @@ struct Layer {
     }
   }
 
-  // After the completed rows have been stored: the begun ones become the current ones.
+  // To be called after the completed rows have been stored: the begun rows take their place.
   __device__ void next_pair() {
 #pragma unroll
     for (int row = 0; row < kPair; ++row) {
@@ -513,7 +515,7 @@ struct Layer {
   }
 };
 
-// The slot of a double-buffered pair: a step reads what the previous step wrote, and writes the other.
+// The slot of a double-buffered pair: a step reads the slot that the previous step wrote, and writes the other.
 template <Mode kMode>
 __device__ __forceinline__ uint32_t slot(uint32_t rows, int pair_bytes, int parity) {
   return row_slots(kMode) == 1 ? rows : rows + parity * pair_bytes;
@@ -521,8 +523,8 @@ __device__ __forceinline__ uint32_t slot(uint32_t rows, int pair_bytes, int pari
 
 // The differences between the two trunk layers.
 struct Stage {
-  int lag, more;  // pairs read beyond the tile's height
-  int shift;      // of the first completed pixel, in x and y, from twice the tile's first output
+  int lag, more;  // more: the pairs read beyond the tile's height
+  int shift;      // from twice the tile's first output to the first completed pixel, in x and y
 };
 
 // Main loop of a trunk warp.
@@ -558,8 +560,8 @@ __device__ void run_trunk(const ThreadCoordinates& thread, Layer<kMode>& layer, 
   }
 }
 
-// Whether a mode's kernel is compiled for this target: chips whose tensor cores lack its number type get an
-// empty kernel, which the host never launches (compiled_capability in ops.cpp).
+// Whether a mode's kernel is compiled for this target. For chips whose tensor cores lack its number type the kernel is
+// empty, and the host does not launch it (compiled_capability in ops.cpp).
 #ifdef __CUDA_ARCH__
 #define WAE_RUNS_HERE(mode) runs_on(mode, __CUDA_ARCH__ / 10)
 #else

@@ -1,8 +1,9 @@
-// Adds the blocks' partial sums of a backward kernel, in the order of the blocks: the same bits every time.
+// Adds the partial sums of a backward kernel's blocks in a fixed order, so that the result is deterministic.
 //
 //     partials   block 0   | conv1_weight ... | conv1_bias | ...     a row of partial_floats() for each block
 //                block 1   | ...
-//     a block    adds 32 neighbouring columns: 8 groups of threads take every 8th row, then one adds the 8
+//     a block    adds 32 neighbouring columns. A thread adds every 8th row of one column; then the threads of group 0
+//                add the 8 sums of a column
 //     bound      memory: each partial sum is read once
 
 #include <cstdint>

@@ -1,11 +1,11 @@
-// A 3x3 convolution with padding 1 from any number of channels to any number, with bias and ReLU, in the
-// Winograd domain: F(4x4, 3x3), the transforms of layers.h. Up to kFewChannels input channels are convolved
-// directly instead (at the end of this file): V's vectors would be mostly zeros.
+// A 3x3 convolution with padding 1, with any number of input and output channels, bias and ReLU, in the Winograd
+// domain: F(4x4, 3x3), with the transforms of layers.h. Layers with up to kFewChannels input channels are convolved
+// directly (at the end of this file), because the vectors of V would be mostly zeros.
 //
-// The batch is a list of tiles of 4x4 outputs, row by row, image by image; a tile reads 6x6 inputs, zero
-// outside the image. A task computes up to kConvTiles tiles x some panels of 16 output channels, over all
-// input channels: 32 of them (kDepth) x 4 panels (kConvPanels) at a time, fewer where tiles are
-// (filter_block).
+// The batch is a list of tiles of 4x4 outputs, row by row and image by image. A tile reads 6x6 inputs, which are zero
+// outside the image. A task computes up to kConvTiles tiles x some panels of 16 output channels, over all input
+// channels. It multiplies blocks of 32 input channels (kDepth) x 4 panels (kConvPanels), smaller ones if there are few
+// tiles (filter_block).
 //
 //    input, 32 channels       filters, 32 x 64             outputs of 56 tiles, 64 channels
 //    +-+------+-+
@@ -17,21 +17,21 @@
 //    |.|......|.|
 //    +-+------+-+
 //
-// U is not stored, as is usual, but made from the filters where it is used: 9 floats come from memory, 36
-// go to the second-level cache. At batch 1 the filters are most of what a deep layer reads, and four times as
-// many bytes would take longer than the products (512 -> 512: 9.4 MB instead of 37.7 MB). No buffer grows
-// with the image or the channels: V, U and M together are at most 1.1 MB a thread. Where there are few
-// tiles a task has more panels, so that V is made for more of them: tiles x panels is what M has room for.
+// U is usually precomputed. Here each task computes it from the filters when it uses it: 9 floats are read from memory,
+// and 36 written to the second-level cache. At batch 1 a deep layer reads mostly filters, and reading four times as
+// many bytes would take longer than the products (512 -> 512: 9.4 MB instead of 37.7 MB). No buffer grows with the
+// image or the channels: V, U and M together are at most 1.1 MB a thread. If there are few tiles, a task has more
+// panels, so that V is used for more of them; M's size limits tiles x panels.
 //
-// Vector instructions of 16 floats for 16 input x 64 output channels x 56 tiles: products 16 * 4 * 36 * 56 =
-// 129024 multiply-adds (direct: 516096); V 56 * (144 + 120 loads and stores) = 14784; U 16 * 4 * (72 + 45) =
-// 7488; outputs, once per all input channels, 56 * 4 * (110 + 52). With 64 input channels the products are
-// 80 % of the instructions, so expect at most 3.2 times the speed of a direct kernel where tiles fit the
-// image; an image 14 high pays for 16, one 7 high for 8: 1.3 times more. U is stored to the second-level
-// cache, which costs more than its arithmetic (measured: docs/kernels.md).
+// Vector instructions of 16 floats, for 16 input channels x 64 output channels x 56 tiles: products 16 * 4 * 36 * 56 =
+// 129024 multiply-adds (direct: 516096); V 56 * (144 + 120 loads and stores) = 14784; U 16 * 4 * (72 + 45) = 7488;
+// outputs, once for all input channels, 56 * 4 * (110 + 52). With 64 input channels the products are 80 % of the
+// instructions, so the expected speed is at most 3.2 times that of a direct kernel if the tiles fit the image. An image
+// 14 rows high pays for 16 and one 7 rows high for 8, which takes 1.3 times longer. Storing U to the second-level cache
+// takes longer than its arithmetic (measured: docs/kernels.md).
 //
-// Every output is the same sum in the same order, however the work is cut: results do not depend on the
-// number of threads, nor on the other images of the batch.
+// Every output is the same sum in the same order, however the work is divided: results do not depend on the number of
+// threads, nor on the other images of the batch.
 
 #pragma once
 
@@ -46,25 +46,25 @@
 
 namespace wae::WAE_ISA {
 
-// Input channels of one block: V, U and M fit the second-level cache.
+// The input channels of one block, such that V, U and M fit the second-level cache.
 inline constexpr int kDepth = kPackedDepth;
 static_assert(kDepth % kLanes == 0);
 
-// Positions are one cache line more than their numbers apart, so that the 36 do not fall on the same sets.
+// A cache line of padding after each position, so that the 36 positions do not map to the same cache sets.
 inline constexpr int64_t kPad = 16;
 inline constexpr int64_t kInputPosition = kConvTiles * kDepth + kPad;
 inline constexpr int64_t kPanelSize = kDepth * kChannels;
 inline constexpr int64_t kFilterPosition = kConvPanels * kPanelSize + kPad;
 
-// Up to kFewChannels input channels are convolved directly. The others are pitches in floats, of their rows of
-// pixels and of their panels of filters.
+// Up to kFewChannels input channels are convolved directly. kFewPitch is the number of floats in a row of their pixels,
+// kFewPanel in a panel of their filters.
 inline constexpr int kFewChannels = 3;
 inline constexpr int64_t kFewPitch = (kConvTiles * kTile + 2) * kFewChannels + kPad;
 inline constexpr int64_t kFewPanel = 9 * kFewChannels * kChannels;
 
-// Panels and input channels whose U is made at a time. With few tiles making U takes longer than its products;
-// blocks are then small enough for the first-level cache (36 KB). Not with AVX-512: one panel is too narrow for
-// its multiplications.
+// The panels and input channels whose U is computed at a time. With few tiles, computing U takes longer than its
+// products, so blocks are then small enough for the first-level cache (36 KB). Not with AVX-512, for whose
+// multiplications one panel is too narrow.
 struct FilterBlock {
   int64_t panels;
   int depth;
@@ -73,12 +73,12 @@ WAE_INLINE FilterBlock filter_block(int64_t tiles) {
   return tiles <= 8 && kLanes < 16 ? FilterBlock{1, kDepth / 2} : FilterBlock{kConvPanels, kDepth};
 }
 
-// M: m[position][tile][channels of the task's panels].
+// The layout of M: m[position][tile][channels of the task's panels].
 struct Sums {
-  int64_t pitch, position;  // from a tile, a position to the next
+  int64_t pitch, position;  // floats from one tile, and from one position, to the next
 };
 
-// A tile's place: image n, and the first of its 4x4 outputs.
+// Image n, and the coordinates of the first of a tile's 4x4 outputs.
 struct TilePlace {
   int64_t n, y, x;
 };
@@ -104,9 +104,9 @@ WAE_INLINE void for_tiles(const Conv3x3Args& args, const Conv3x3Task& task, cons
 
 // ------------------------------------------------------------------------------------------------ V and U
 
-// Calls f<begin, end> for groups of the six rows that share terms of a transform. Inputs are loaded again for
-// every group, but its sums stay in registers, where all 36 would go through the stack. What f computes for
-// other rows is not used, and left out by the compiler.
+// Calls f<begin, end> for groups of the six rows of a transform that share terms. Each group loads the inputs again,
+// but its sums stay in registers; all 36 would be spilled to the stack. The compiler eliminates what f computes for the
+// other rows.
 template <class F>
 WAE_INLINE void for_row_groups(const F& f) {
   f.template operator()<0, 1>();
@@ -115,8 +115,8 @@ WAE_INLINE void for_row_groups(const F& f) {
   f.template operator()<5, 6>();
 }
 
-// Points pixels[i] to the 6x6 inputs of a tile, from input channel `first` on: in the image if vectors can be
-// read there, else in `copy`, filled to whole vectors; zeros outside the image.
+// Points pixels[i] to the 6x6 inputs of a tile, from input channel `first` on: in the image if vectors can be read
+// there, else in `copy`, padded to full vectors. Pixels outside the image are zeros.
 WAE_INLINE void find_pixels(const Conv3x3Args& args, const TilePlace& place, int64_t first, int channels,
                             float (&copy)[kPositions][kDepth], const float* (&pixels)[kPositions]) {
   alignas(64) static constexpr float kZeros[kDepth] = {};
@@ -139,8 +139,8 @@ WAE_INLINE void find_pixels(const Conv3x3Args& args, const TilePlace& place, int
   }
 }
 
-// V = B^T d B of the task's tiles, input channels [first, first + channels): v[position][tile][channel].
-// Whole vectors are written.
+// V = B^T d B of the task's tiles, input channels [first, first + channels): v[position][tile][channel]. Writes full
+// vectors.
 inline void conv3x3_input(const Conv3x3Args& args, const Conv3x3Task& task, int64_t first, int channels,
                           float* v) {
   alignas(64) float copy[kPositions][kDepth];
@@ -178,7 +178,7 @@ inline void conv3x3_input(const Conv3x3Args& args, const Conv3x3Task& task, int6
   });
 }
 
-// G g of three taps that were divided by kFilterScale.
+// G g of three taps that have been divided by kFilterScale.
 WAE_INLINE void transform_filter(const Vec g[3], Vec u[6]) {
   const Vec two = broadcast(2), four = broadcast(4), six = broadcast(6);
   const Vec outer = g[0] + g[2], inner = fnma(four, g[0], -g[2]);
@@ -190,11 +190,11 @@ WAE_INLINE void transform_filter(const Vec g[3], Vec u[6]) {
   u[5] = six * g[2];
 }
 
-// U = G g G^T of panels [begin, end) and `depth` input channels from first + c0 on, of the `channels` that
-// are packed together from `first` on: u[position][panel][input channel][16].
+// U = G g G^T of panels [begin, end) and `depth` input channels from first + c0 on: u[position][panel][input
+// channel][16]. From `first` on, `channels` input channels are packed together.
 inline void conv3x3_filters(const Conv3x3Args& args, int64_t begin, int64_t end, int64_t first, int channels,
                             int c0, int depth, float* u) {
-  constexpr int kAhead = 8;  // filters from one that is transformed to the one that is prefetched
+  constexpr int kAhead = 8;  // prefetch distance, in filters
   const float* packed =
       args.packed + (first * panels_of(args.out_channels) + begin * channels + c0) * kPackedFilter;
   for (int64_t panel = begin; panel < end;
@@ -226,7 +226,7 @@ inline void conv3x3_filters(const Conv3x3Args& args, int64_t begin, int64_t end,
 
 // ----------------------------------------------------------------------------------------- M += V * U
 
-// Registers hold kConvBlock tiles x kStrip panels of sums, and kStrip panels of U.
+// Registers hold the sums of kConvBlock tiles x kStrip panels, and kStrip panels of U.
 inline constexpr int kConvBlock = kLanes == 16 ? 12 : kBlock;
 inline constexpr int kStrip = kLanes == 16 ? 2 : 1;
 
@@ -238,7 +238,7 @@ WAE_INLINE void for_strips(int64_t panels, const F& f) {
   for (; panel < panels; ++panel) f.template operator()<1>(panel);
 }
 
-// m[kTiles][kPanels panels] = start + v[kTiles][channels] * u[kPanels][channels][16]; the pitches are from one
+// m[kTiles][kPanels panels] = start + v[kTiles][channels] * u[kPanels][channels][16]; the pitches are floats from one
 // row of m, and of start, to the next.
 template <int kTiles, int kPanels>
 inline void multiply_tiles(const float* v, const float* u, int channels, const float* start,
@@ -270,7 +270,7 @@ inline void multiply_tiles(const float* v, const float* u, int channels, const f
   }
 }
 
-// One position: all tiles, and as many panels as u holds. start_pitch is 0 where all tiles start alike.
+// One position, for all tiles and the panels in u. start_pitch is 0 if all tiles start with the same values.
 inline void multiply_position(const float* v, const float* u, int channels, int64_t tiles, int64_t panels,
                               const float* start, int64_t start_pitch, float* m, int64_t pitch) {
   for_strips(panels, [&]<int kPanels>(int64_t panel) {
@@ -288,13 +288,13 @@ WAE_INLINE float* output_at(const Conv3x3Args& args, const TilePlace& place) {
   return args.output + ((place.n * args.height + place.y) * args.width + place.x) * args.out_channels;
 }
 
-// Brings lines into the first-level cache that are stored to soon: stores wait for their lines one by one.
+// Prefetches cache lines that are stored to soon, because stores wait for their lines one after the other.
 template <int kLines>
 WAE_INLINE void prefetch_lines(float* out) {
   for (int i = 0; i < kLines; ++i) __builtin_prefetch(out + i * 16, 1);
 }
 
-// The first `count` numbers of a vector, of which there may be more.
+// Stores the first `count` lanes of a vector: all if there are fewer, none if count is negative.
 WAE_INLINE void store_some(float* out, Vec value, int64_t count) {
   if (count >= kLanes) return store(out, value);
   float numbers[kLanes];
@@ -302,7 +302,7 @@ WAE_INLINE void store_some(float* out, Vec value, int64_t count) {
   std::copy_n(numbers, std::max<int64_t>(count, 0), out);
 }
 
-// The biases of the task's panels.
+// The biases of the task's panels; zeros if there are none, and beyond out_channels.
 inline float* take_bias(const Conv3x3Args& args, const Conv3x3Task& task, Scratch& scratch) {
   const int64_t first = task.panel0 * kChannels, count = task.panel1 * kChannels - first;
   float* const bias = scratch.take(count);
@@ -311,7 +311,7 @@ inline float* take_bias(const Conv3x3Args& args, const Conv3x3Task& task, Scratc
   return bias;
 }
 
-// The task's outputs from m: A^T m A, ReLU, and to the pixels that are inside the image.
+// Stores the task's outputs, A^T m A and ReLU, to the pixels that are inside the image.
 inline void conv3x3_output(const Conv3x3Args& args, const Conv3x3Task& task, const Sums& layout,
                            const float* m) {
   for_tiles(args, task, [&](const TilePlace& place) {
@@ -352,8 +352,8 @@ inline void conv3x3_output(const Conv3x3Args& args, const Conv3x3Task& task, con
 
 // ------------------------------------------------------------------------------------ few input channels
 
-// rows[6][kFewPitch] = the pixels, kFewChannels floats each, from (y - 1, x - 1) on that `width` columns of
-// outputs read; zero outside the image, and in channels that there are not.
+// rows[6][kFewPitch] = the pixels that `width` columns of outputs read, from (y - 1, x - 1) on, kFewChannels floats
+// each; zero outside the image, and beyond the input's channels.
 inline void few_rows(const Conv3x3Args& args, const TilePlace& place, int64_t width, float* rows) {
   const int64_t begin = std::max<int64_t>(place.x - 1, 0), end = std::min(place.x + width + 1, args.width);
   const bool whole = args.stride_c == 1 && args.stride_w == kFewChannels && args.channels == kFewChannels;
@@ -387,7 +387,7 @@ inline void few_filters(const Conv3x3Args& args, const Conv3x3Task& task, float*
   }
 }
 
-// out[kPixels][the first `count` channels of kPanels panels], pixels out_channels apart.
+// Computes and stores out[kPixels][the first `count` channels of kPanels panels], pixels out_channels apart.
 template <int kPixels, int kPanels>
 inline void few_pixels(const Conv3x3Args& args, const float* rows, const float* u, const float* bias,
                        float* out, int64_t count) {
@@ -423,8 +423,7 @@ inline void few_pixels(const Conv3x3Args& args, const float* rows, const float* 
   }
 }
 
-// The task directly, 27 products an output, in runs of neighbouring tiles: vectors of so few input channels
-// would be mostly zeros.
+// Convolves the task directly, with 27 products per output, in runs of neighbouring tiles.
 inline void conv3x3_few_channels(const Conv3x3Args& args, const Conv3x3Task& task) {
   Scratch scratch;
   float* const rows = scratch.take(kPatch * kFewPitch);
@@ -464,7 +463,7 @@ inline void conv3x3(const Conv3x3Args& args, const Conv3x3Task& task) {
   float* const u = scratch.take(kPositions * kFilterPosition);
   float* const m = scratch.take(kPositions * sums.position);
 
-  // The bias enters at position (1, 1), which reaches all 16 outputs of a tile with weight 1.
+  // The bias is added at position (1, 1), which the output transform adds to all 16 outputs of a tile with weight 1.
   float* const zeros = scratch.take(sums.pitch);
   float* const bias = take_bias(args, task, scratch);
   std::fill_n(zeros, sums.pitch, 0.0f);

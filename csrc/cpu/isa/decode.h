@@ -1,11 +1,11 @@
-// The decoder in one pass: the encoder's plan (encode.h) in the other direction.
+// The decoder in one pass over the image. A task computes a rectangle of the image on one thread, as in encode.h:
 //
 //     low, high     upsampled (16)   conv1 (16)    conv2 (16)     image
 //     y/2   ---     y-1 ======       y-1 ======    y-1 ======
 //     y/2+1 ---  -> ...           -> ...        -> y   ======  -> y ......
 //                   y+4 ======       y+4 ======    y+1 ======
 //
-// Arithmetic per pixel, in vectors of 16: 13.5 + 2 * (36 + 7.5 + 6.3) + 27 + the sums over lanes (~10).
+// Arithmetic per pixel, in vectors of 16: 13.5 + 2 * (36 + 7.5 + 6.3) + 27 + the last layer's sums over lanes (~10).
 
 #pragma once
 
@@ -14,12 +14,12 @@
 
 namespace wae::WAE_ISA {
 
-// The rows that are kept of the first two layers; `branches` counts rows of half resolution.
+// The number of rows kept of the first two layers, and of half-resolution rows of low and high (`branches`).
 struct DecoderStartWindows {
   int branches, rows_up, rows1;
 };
 
-// The part of a pack that the first two layers read.
+// The part of a pack that the decoder's first two layers read.
 struct DecoderStartWeights {
   const float *up, *up_bias;
   const Winograd16& conv1;
@@ -30,11 +30,10 @@ DecoderStartWeights start_of(const Pack& pack) {
   return {pack.up.numbers(), pack.up_bias.b, pack.conv1, pack.conv1_bias.b};
 }
 
-// The outputs of the decoder's first two layers, computed when a row is asked for. low and high have any number
-// of channels.
+// The outputs of the decoder's first two layers, computed on demand. low and high have any number of channels.
 class DecoderStart {
  public:
-  // [begin, end) are the columns of conv1 that are needed, first_row its first row.
+  // [begin, end) are the columns of conv1 that are needed, and first_row is the first row.
   DecoderStart(const Images& low, const Images& high, const DecoderStartWeights& weights, const Task& task,
                int64_t height, int64_t width, Workspace& workspace, WinogradScratch& scratch,
                const DecoderStartWindows& windows, int64_t begin, int64_t end, int64_t first_row)
@@ -89,16 +88,16 @@ class DecoderStart {
   int64_t next1_, next_up_, next_half_;
 };
 
-// The rows that are kept of each layer.
+// The number of rows kept of each layer.
 struct DecoderWindows {
   DecoderStartWindows start;
   int rows2;
 };
 
-// The outputs of the decoder's first three layers, computed when a row is asked for.
+// The outputs of the decoder's first three layers, computed on demand.
 class DecoderTrunk {
  public:
-  // [begin, end) are the columns of conv2 that are needed, first_row its first row.
+  // [begin, end) are the columns of conv2 that are needed, and first_row is the first row.
   DecoderTrunk(const Images& low, const Images& high, const DecoderPack& weights, const Task& task,
                int64_t height, int64_t width, Workspace& workspace, WinogradScratch& scratch,
                const DecoderWindows& windows, int64_t begin, int64_t end, int64_t first_row)

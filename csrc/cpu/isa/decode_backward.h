@@ -1,4 +1,4 @@
-// The gradients of the decoder in one pass: the plan of encode_backward.h, with the layers of decode.h.
+// The gradients of the decoder in one pass: as encode_backward.h, for the layers of decode.h.
 //
 //     trunk:      low, high -> upsampled -> conv1 -> conv2
 //     gradients:  low, high <- upsampled <- conv1 <- conv2 <- grad_image
@@ -11,10 +11,11 @@
 
 namespace wae::WAE_ISA {
 
-// What the gradients of both decoders have in common: the way from the gradient of conv1's sums to low and high.
+// What the gradients of both decoders have in common: the layers from conv1 back to low and high.
 //
-// gradient<l>_: of the sums of trunk layer l, before its ReLU. Self has gradient1_until(end), which computes
-// gradient1_, and start(), the DecoderStart whose layers it passes through.
+// gradient<l>_ is the gradient of the sums of trunk layer l, before its ReLU. Self (the derived class) has
+// gradient1_until(end), which computes rows of gradient1_, and start(), the DecoderStart with the outputs of these
+// layers.
 template <class Self, class Args, class Sums>
 class DecoderBackward {
  public:
@@ -38,7 +39,7 @@ class DecoderBackward {
   }
 
  protected:
-  // `grad` is the gradient of the result.
+  // `grad` is the gradient of the decoder's result.
   DecoderBackward(const Args& args, const Images& grad, const Task& task, Collected<Sums>& collected)
       : args_(args),
         task_(task),

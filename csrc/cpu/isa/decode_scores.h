@@ -1,16 +1,16 @@
-// The decoder of class scores in one pass: the decoder's plan (decode.h) with a layer less, and any number of
-// channels, up to kMaxScoreChannels, in low, high and the scores.
+// The decoder of class scores in one pass: as decode.h, with one layer fewer, and with any number of channels up to
+// kMaxScoreChannels in low, in high and in the scores.
 //
 //     low, high     upsampled (16)   conv1 (16)    scores
 //     y/2   ---     y-1 ======       y-1 ======
 //     y/2+1 ---  -> ...           -> ...        -> y   ......
 //                   y+4 ======       y+4 ======    y+3 ......
 //
-// The last layer is a Winograd layer too, for 16 classes at a time. Its tiles are transposed as they are stored:
-// a plane for each class. The second 16 classes transform their inputs again, an eighth of their operations.
+// The last layer is a Winograd layer too, for 16 classes at a time. Its tiles are transposed when they are stored, to
+// one plane for each class. The second 16 classes transform the inputs again, which is an eighth of their operations.
 //
-// Arithmetic per pixel, in vectors of 16: 2.25 a channel of low and high + 49.8 + 49.8 for every 16 scores + 6 to
-// transpose them.
+// Arithmetic per pixel, in vectors of 16: 2.25 for each channel of low and high + 49.8 for conv1 + for every 16 classes
+// 49.8, and 6 to transpose them.
 
 #pragma once
 

@@ -1,14 +1,15 @@
-// The gradients of the decoder of class scores in one pass: the plan of decode_backward.h, with a layer less and
-// any number of channels, up to kMaxScoreChannels, in low, high and the scores.
+// The gradients of the decoder of class scores in one pass: as decode_backward.h, with one layer fewer, and with any
+// number of channels up to kMaxScoreChannels in low, in high and in the scores.
 //
 //     trunk:      low, high -> upsampled -> conv1
 //     gradients:  low, high <- upsampled <- conv1 <- grad_scores
 //
-// The scores' gradients become rows of 16 classes a pixel, so that the last layer's are Winograd layers as well.
+// The gradients of the scores are converted to rows with 16 classes per pixel, so that the gradients of the last layer
+// are Winograd layers as well.
 //
-// Arithmetic per pixel, in vectors of 16: the trunk 2.25 a channel of low and high + 50, gradients of layers 50 +
-// 50 for every 16 classes + 2.25 a channel, of weights 49 + 49 for every 16 classes + 2.25 a channel, the sums over
-// lanes 0.8 a channel: about 450 for 11 classes and 16 features.
+// Arithmetic per pixel, in vectors of 16: the trunk 2.25 for each channel of low and high + 50, the gradients of layers
+// 50 + 50 for every 16 classes + 2.25 for each channel, those of weights 49 + 49 for every 16 classes + 2.25 for each
+// channel, sums over lanes 0.8 for each channel: about 450 for 11 classes and 16 features.
 
 #pragma once
 
@@ -16,7 +17,7 @@
 
 namespace wae::WAE_ISA {
 
-// The convolution's sums and what these rows hold, added, through a ReLU's derivative.
+// An epilogue that adds what these rows hold to the convolution's sums, and multiplies by a ReLU's derivative.
 struct AddedReluGradient {
   const float* rows[kTile];
   ReluGradient masked;
@@ -37,7 +38,7 @@ class DecodeScoresBackward
                {7, 14, 9}, span1_.begin, span1_.tiles_end(), next1_ - 1),
         planes_(workspace_.planes(1, panels_ * kChannels)) {
     for (int panel = 0; panel < panels_; ++panel) gradient_scores_[panel] = workspace_.rows(6);
-    std::fill_n(planes_.data, planes_.planes * planes_.plane_size, 0.0f);  // those beyond the classes stay so
+    std::fill_n(planes_.data, planes_.planes * planes_.plane_size, 0.0f);  // stays 0 beyond the classes
   }
 
   const DecoderStart& start() const { return start_; }
@@ -68,7 +69,7 @@ class DecodeScoresBackward
                 args_.transposed->conv2[panel], nullptr, scratch_, epilogue);
   }
   void gradient_scores_until(int64_t end) {
-    // Tiles of weight gradients begin elsewhere, and may reach further than those of gradient1.
+    // The tiles of weight gradients begin at other columns than those of gradient1, and may reach further.
     const int64_t first = span1_.begin - 1, last = span1_.tiles_end() + kOvershoot;
     for (; next_scores_ < end; ++next_scores_) {
       load_planes(args_.grad_scores, nullptr, task_.n, next_scores_, first, last, planes_);
@@ -82,7 +83,7 @@ class DecodeScoresBackward
   const int panels_;
   int64_t next_scores_;
   DecoderStart start_;
-  const Planes planes_;  // of a row of grad_scores
+  const Planes planes_;  // a row of grad_scores
   Rows gradient_scores_[2];
 };
 

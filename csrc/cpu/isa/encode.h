@@ -1,7 +1,8 @@
-// The encoder in one pass.
+// The encoder in one pass over the image.
 //
-// A task is a strip of one image. It moves down the image four rows at a time; between its layers it
-// keeps only the rows that the next layer still needs, so everything stays in the second-level cache:
+// A task computes a rectangle of low and high of one image, on one thread. It moves down the image, four rows at a time
+// in the trunk. Between two layers it keeps only the rows that the next layer still reads, so that all of them stay in
+// the second-level cache:
 //
 //      image        conv1 (16)     conv2 (16)     conv3 (16)     low, high
 //     y-1 ......    y-1 ======     y-1 ======     y-1 ======
@@ -10,13 +11,13 @@
 //                   ...            ...            ...         -> ------ y/2 + 1
 //                   y+4 ======     y+4 ======     y+3 ======
 //
-// Tiles of the Winograd layers begin at rows that are multiples of 4, wherever the task begins, so the
-// result does not depend on how many threads share the work. What lies outside the image is zero in
-// every layer (not the convolution of zeros), as padding is.
+// The tiles of the Winograd layers begin at rows that are multiples of 4, wherever the task begins, so the result does
+// not depend on the number of threads. Pixels outside the image are set to zero in every layer, as padding, and not to
+// the convolution's result there.
 //
-// Arithmetic per pixel: 27 + 2 * (36 + 7.5 + 6.3) + 13.5 + the sums of the last layer over lanes (~5), in
-// vectors of 16: about 145, against 328.5 by the definition. Bound by multiplications and additions, not by
-// memory: a pixel is 12 bytes read and 6 written.
+// Arithmetic per pixel, in vectors of 16: 27 + 2 * (36 + 7.5 + 6.3) + 13.5 + the last layer's sums over lanes (~5),
+// about 145, against 328.5 by the definition. It is bound by arithmetic and not by memory: 12 bytes are read and 6
+// written per pixel.
 
 #pragma once
 
@@ -25,15 +26,16 @@
 
 namespace wae::WAE_ISA {
 
-// The rows that are kept of each layer.
+// The number of rows kept of each layer.
 struct EncoderWindows {
   int image, rows1, rows2, rows3;
 };
 
-// The outputs of the three layers of the trunk, computed when a row is asked for.
+// The outputs of the trunk's three layers, computed on demand: a request for rows up to some height of one layer
+// requests the rows that it reads from the layer before.
 class EncoderTrunk {
  public:
-  // [begin, end) are the columns of conv3 that are needed, first_row its first row.
+  // [begin, end) are the columns of conv3 that are needed, and first_row is the first row.
   EncoderTrunk(const Images& image, const Affine& affine, const EncoderPack& weights, const Task& task,
                Workspace& workspace, WinogradScratch& scratch, const EncoderWindows& windows, int64_t begin,
                int64_t end, int64_t first_row)
@@ -65,7 +67,7 @@ class EncoderTrunk {
     }
   }
 
-  // Each from the last layer's needs to the first's: a layer covers what the next one's tiles read.
+  // From the last layer to the first: a layer covers what the tiles of the next layer read.
   const Span span3, span2, span1;
   const Planes planes;
   const Rows rows1, rows2, rows3;

@@ -1,16 +1,16 @@
 // The gradients of the encoder in one pass, from its inputs and the gradients of low and high.
 //
-// The trunk's layers are computed again, as far ahead as the gradients need them, and the gradients follow
-// through the layers in the opposite order; all of it in windows of rows, as in encode.h:
+// A task recomputes the trunk's layers as far ahead as the gradients need them. The gradients follow through the layers
+// in the opposite order. All of them are windows of rows, as in encode.h:
 //
 //     trunk:      image -> conv1 -> conv2 -> conv3
-//     gradients:  image <- conv1 <- conv2 <- conv3 <- grad_low, grad_high      (<-: of the layer's sums)
+//     gradients:  image <- conv1 <- conv2 <- conv3 <- grad_low, grad_high      (of each layer's sums, before ReLU)
 //
-// A layer's weight gradient is summed when its output's gradient is known, over the pixels that the task
-// owns; what a task computes of its neighbours' pixels only feeds its own.
+// A layer's weight gradient is summed when the gradient of its output is known, over the pixels that belong to the
+// task. Pixels of neighbouring tasks are computed only as far as these depend on them.
 //
-// Arithmetic per pixel, in vectors of 16: the trunk 127, gradients of layers 2 * 50 + 13.5 + 27, of weights
-// 2 * (36 + 7.5 + 5) + 27 + 13.5, the sums over lanes ~10: about 415, against 985 by the definition.
+// Arithmetic per pixel, in vectors of 16: the trunk 127, the gradients of layers 2 * 50 + 13.5 + 27, those of weights 2
+// * (36 + 7.5 + 5) + 27 + 13.5, sums over lanes ~10: about 415, against 985 by the definition.
 
 #pragma once
 
@@ -68,7 +68,7 @@ class EncodeBackward {
  private:
   bool owns(int64_t y) const { return args_.need_parameters && top_ <= y && y < bottom_; }
 
-  // gradient<l>_: of the sums of trunk layer l, before its ReLU.
+  // gradient<l>_ is the gradient of the sums of trunk layer l, before its ReLU.
   void gradient1_until(int64_t end) {
     for (; next1_ < end; next1_ += kTile) {
       gradient2_until(next1_ + kTile + 1);
@@ -103,7 +103,7 @@ class EncodeBackward {
       }
       upsample_row(branches_, gradient3_, next3_, span3_, height_, width_, args_.weights->branches.numbers(),
                    nullptr, mask(trunk_.rows3, next3_, span3_.begin / 2 * 2));
-      // Half-resolution row y is complete once row 2y + 1, or the image's last, is there.
+      // Half-resolution row y is complete when row 2y + 1, or the last row of the image, is known.
       if (owns(next3_) && (next3_ % 2 == 1 || next3_ + 1 == height_)) branches_row(next3_ / 2);
     }
   }

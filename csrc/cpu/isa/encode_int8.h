@@ -1,14 +1,14 @@
-// The encoder in int8, in one pass: bytes for pixels and activations, sums of 32 bits (docs/network.md).
+// The int8 encoder with VNNI, in one pass: pixels and activations are bytes, sums have 32 bits (docs/network.md).
 //
-// A row is planes of one group of 4 channels and every other column, 4 bytes a pixel:
+// A row consists of planes, each with every other column of a group of 4 channels, 4 bytes per pixel:
 //
 //      group 0, even columns   |0 2 4 6 ...|     a vector is 16 (AVX2: 8) pixels of a plane
 //      group 0, odd columns    |1 3 5 7 ...|
 //      group 1, even columns   ...
 //
-// Lanes are pixels. For 3 taps of a row, even outputs read (odd - 1, even, odd) and odd outputs (even, odd,
-// even + 1): 4 loads serve both, and the layers with stride 2 find their columns together. A lane's dot product
-// takes 4 input channels at once; its weights are the same for all lanes, one broadcast for two products.
+// Lanes are pixels. For the 3 taps of a row, even outputs read the columns (odd - 1, even, odd) and odd outputs (even,
+// odd, even + 1): 4 loads serve both, and layers with stride 2 read contiguous columns. A dot product adds 4 input
+// channels to each lane. Its weights are the same for all lanes: one broadcast for two products.
 //
 // Instructions per pixel, in vectors of 16 lanes:
 //
@@ -18,7 +18,7 @@
 //      low, high            3.4            0.3                  1.7 + 0.6
 //      sum                 84.4            7.8                     49.6
 //
-// Bound by the dot products, of which a processor starts two a cycle at most.
+// It is bound by the dot products, of which a CPU starts at most two a cycle.
 
 #pragma once
 
@@ -28,15 +28,16 @@ namespace wae::WAE_ISA {
 
 inline constexpr int64_t kLane = sizeof(int32_t), kVector = sizeof(Bytes);
 
-// Of a row: the even columns of a group of channels; the odd ones are as many bytes further. Left and right of the
-// span lies padding. An odd number of cache lines, so that planes do not fall on the same sets of the cache.
+// The bytes of a plane: the even columns of a group of channels; the plane of the odd columns follows. There is padding
+// left and right of the span. It is an odd number of cache lines, so that planes do not map to the same cache sets.
 inline int64_t plane_size(const HalfSpan& span) {
   return (((span.blocks * kVector + 63) / 64 + 2 * kMargin / 64) | 1) * 64;
 }
 
 // ------------------------------------------------------------------------------------------------ layers
 
-// kOuts outputs from `first` on of one vector of columns, even and odd. in[ky] and out point at the even one.
+// kOuts output channels from `first` on, for one vector of even columns and one of odd columns. in[ky] and out point at
+// the even ones.
 template <int kGroups>
 WAE_INLINE void conv_block(const uint8_t* const in[3], int64_t plane, const Int8Layer<kGroups>& layer,
                            int first, uint8_t* out, const Mask masks[2]) {
@@ -72,7 +73,7 @@ WAE_INLINE void conv_block(const uint8_t* const in[3], int64_t plane, const Int8
   }
 }
 
-// Row y of a layer of the trunk. What lies outside the image stays padding.
+// Row y of a layer of the trunk. Pixels outside the image are not written and stay padding.
 template <int kGroups>
 inline void conv_row(const ByteRows& in, const ByteRows& out, int64_t y, const Int8Layer<kGroups>& layer,
                      const HalfSpan& span, int64_t width) {
@@ -90,7 +91,7 @@ inline void conv_row(const ByteRows& in, const ByteRows& out, int64_t y, const I
   }
 }
 
-// kBlocks vectors of columns of the 6 branch planes; in[ky] point at the first one's even column.
+// kBlocks vectors of columns of the 6 branch planes; in[ky] point at the even columns of the first one.
 template <int kBlocks>
 WAE_INLINE void branches_block(const uint8_t* const in[3], int64_t plane, const EncoderInt8Pack& pack,
                                float* const outputs[6]) {
@@ -127,7 +128,7 @@ WAE_INLINE void branches_block(const uint8_t* const in[3], int64_t plane, const 
   }
 }
 
-// Row y (half resolution) of the 6 branch planes.
+// Half-resolution row y of the 6 branch planes.
 inline void branches_row(const ByteRows& in, const Planes& out, int64_t y, const EncoderInt8Pack& pack,
                          const HalfSpan& span) {
   const int64_t plane = plane_size(span);
@@ -147,7 +148,7 @@ inline void branches_row(const ByteRows& in, const Planes& out, int64_t y, const
 
 // -------------------------------------------------------------------------------------------------- pass
 
-// The windows of a task, and the rows that encode_rows asks for.
+// The windows of a task, and the layers that encode_rows calls.
 class Int8Layers {
  public:
   Int8Layers(const EncodeInt8Args& args, const Task& task)
@@ -187,8 +188,7 @@ class Int8Layers {
   const Planes branches_;
 };
 
-// The only function here that is not inline: kernels_<isa>.cpp compiles this header once for each set of
-// instructions.
+// The only function here that is not inline: kernels_<isa>.cpp compiles this header once for each instruction set.
 void encode_int8(const EncodeInt8Args& args, const Task& task) {
   encode_rows(Int8Layers(args, task), task, args.image.height);
 }

@@ -1,15 +1,15 @@
-// The encoder in int8 on AMX's tiles: an instruction adds to 16 x 16 sums, outputs times output channels, 64 products
-// each.
+// The int8 encoder with AMX. A tile product adds 64 products to each of 16 x 16 sums, i.e. 16 pixels times 16 output
+// channels.
 //
-// A tile is read 16 pieces of 64 bytes at a time, fast only where none lies across two cache lines. 4 pixels of 16
-// channels are a piece. So a row has each pixel twice:
+// A tile load reads 16 pieces of 64 bytes, and is fast only if no piece crosses a cache line. A piece is 4 pixels of 16
+// channels. To keep all pieces aligned, a row contains each pixel twice:
 //
-//      piece 0    -1  0  1  2           column 0 reads the first three, column 1 the last three,
-//      piece 1     1  2  3  4           an output of stride 2 the first three
+//      piece 0    -1  0  1  2           output column 0 reads the first three pixels of piece 0, column 1 the last
+//      piece 1     1  2  3  4           three; an output with stride 2 reads the first three
 //      piece 2     3  4  5  6
 //
-// and each of two tiles of weights has zeros for the fourth. conv1 reads 3 rows as one: a pixel is its own 4 bytes
-// of the row above, of its row, of the row below, and 4 of zero.
+// Each tile of weights has zeros for the pixel that it does not read. conv1 reads 3 rows of the image as one: a pixel's
+// 16 bytes are its 4 bytes in the row above, in its own row and in the row below, and 4 zeros.
 //
 // Per 64 pixels:
 //
@@ -19,7 +19,7 @@
 //      low, high            3              5.5 + 1                  86
 //      sum                 31               45.5 + 13              870
 //
-// In cycles a product takes 16, a tile to be read 8, to be written 16; two of the instructions start in one.
+// A product takes 16 cycles, a tile load 8 and a tile store 16; two of the other instructions start in one cycle.
 
 #pragma once
 
@@ -30,9 +30,9 @@ namespace wae::WAE_ISA {
 // ------------------------------------------------------------------------------------------------- tiles
 
 inline constexpr int64_t kPixel = 16, kPiece = 64, kTileBytes = 16 * kPiece;
-inline constexpr int kSums = 0, kInput = 4, kWeights = 5;  // the first of 4, 1 and 2 tiles
+inline constexpr int kSums = 0, kInput = 4, kWeights = 5;  // the first of 4, of 1 and of 2 tile registers
 
-// By the assembler's names, and not by intrinsics, as GCC's (12) do not say that a tile is read from memory.
+// In inline assembly, because the intrinsics of GCC 12 do not tell the compiler that a tile load reads memory.
 template <int kTo>
 WAE_INLINE void load_tile(const void* pieces, int64_t step = kPiece) {
   asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(pieces), "r"(step), "i"(kTo) : "memory");
@@ -41,13 +41,14 @@ template <int kFrom>
 WAE_INLINE void store_tile(void* pieces, int64_t step) {
   asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(pieces), "r"(step), "i"(kFrom) : "memory");
 }
-// kTo += bytes 0..255 of kInput times bytes -128..127 of kFilters
+// kTo += the unsigned bytes of kInput times the signed bytes of kFilters
 template <int kTo, int kFilters>
 WAE_INLINE void add_products() {
   asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kTo), "i"(kInput), "i"(kFilters));
 }
 
-// All tiles whole for the thread, as long as this lives; then as they were, for whoever relies on that.
+// Configures all tile registers of the thread at full size. The destructor restores the former configuration, on which
+// a caller may rely.
 class Tiles {
  public:
   Tiles() {
@@ -72,7 +73,7 @@ class Tiles {
   Configuration before_;
 };
 
-// Adds a row's products for kOutputs outputs of each piece, kCount tiles of pieces.
+// Adds the products of one row of weights, for kOutputs outputs of each piece, in kCount tiles of pieces.
 template <int kOutputs, int kCount>
 WAE_INLINE void add_row(const uint8_t* pieces, const Int8TileRow& weights) {
   load_tile<kWeights>(weights.taps[1]);
@@ -100,9 +101,9 @@ WAE_INLINE void store_sums(int32_t* sums) {
   if constexpr (kTiles > 1) store_sums<kOutputs, kTiles - 1>(sums);
 }
 
-// A row of `tiles` tiles of pieces, two at a time: use(first, count) finds their sums in sums[][16], of one output
-// after the other. It runs between the next ones' products and their way to memory: the processor multiplies
-// beside it.
+// Computes a row of `tiles` tiles of pieces, two at a time, and calls use(first, count) for those whose sums are in
+// sums[output][16]. It calls it after issuing the products of the next tiles and before storing their sums, so that the
+// CPU can multiply meanwhile.
 template <int kRows, int kOutputs, class Use>
 WAE_INLINE void sum_row(const uint8_t* const in[kRows], const Int8Tiles<kRows>& layer, int64_t tiles,
                         int32_t* sums, const Use& use) {
@@ -121,7 +122,7 @@ WAE_INLINE void sum_row(const uint8_t* const in[kRows], const Int8Tiles<kRows>& 
 
 // ------------------------------------------------------------------------------------------------ layers
 
-// Writes a row's pieces from 4 pixels after the other. The first piece and the last lie in the row's margins.
+// Writes the pieces of a row, from 4 pixels at a time. The first and the last piece lie in the margins of the row.
 class Pieces {
  public:
   Pieces(uint8_t* row, Bytes before) : next_(row), last_(before) {}
@@ -138,12 +139,12 @@ class Pieces {
   Bytes last_;
 };
 
-// A row of a layer of the trunk. What lies right of the image stays padding.
+// A row of a layer of the trunk. Pixels right of the image are written as zeros, the padding.
 template <int kRows>
 inline void conv_row(const uint8_t* const in[kRows], uint8_t* out, const Int8Tiles<kRows>& layer,
                      const HalfSpan& span, int64_t width, int32_t* sums) {
   const Bytes shift = load_bytes(layer.shift), multiplier = load_bytes(layer.multiplier);
-  // a lane of 128 bits has 4 channels of 4 pixels, and is to have one pixel's 16
+  // each 128 bits hold 4 channels of 4 pixels, and are to hold the 16 channels of one pixel
   const Bytes by_pixel = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   int64_t inside = width - 2 * span.begin;
   Pieces pieces(out, broadcast_lane(0));
@@ -162,9 +163,10 @@ inline void conv_row(const uint8_t* const in[kRows], uint8_t* out, const Int8Til
   pieces.put(broadcast_lane(0));
 }
 
-// 4 sums of each of 16 outputs, from `first` on, as vectors of one sum of all outputs.
+// Transposes 4 sums (output channels) of each of 16 outputs, from `first` on, to 4 vectors with a sum of all 16
+// outputs.
 WAE_INLINE void transpose_sums(const int32_t* first, Bytes by_sum[4]) {
-  Bytes by_output[4];  // of the outputs j, 4 + j, 8 + j and 12 + j
+  Bytes by_output[4];  // by_output[j] has outputs j, 4 + j, 8 + j and 12 + j
 #pragma GCC unroll 4
   for (int j = 0; j < 4; ++j) {
     const auto sums = [&](int i) {
@@ -183,7 +185,7 @@ WAE_INLINE void transpose_sums(const int32_t* first, Bytes by_sum[4]) {
   by_sum[2] = _mm512_unpacklo_epi64(hi01, hi23), by_sum[3] = _mm512_unpackhi_epi64(hi01, hi23);
 }
 
-// A row (half resolution) of the 6 branch planes.
+// A half-resolution row of the 6 branch planes.
 inline void branches_row(const uint8_t* const in[3], float* const outputs[6], const EncoderInt8Pack& pack,
                          const HalfSpan& span, int32_t* sums) {
   sum_row<3, 1>(in, pack.branch_tiles, span.blocks, sums, [&](int64_t first, int64_t count) {
@@ -200,7 +202,7 @@ inline void branches_row(const uint8_t* const in[3], float* const outputs[6], co
 
 // -------------------------------------------------------------------------------------------------- pass
 
-// The windows of a task, and the rows that encode_rows asks for.
+// The windows of a task, and the layers that encode_rows calls.
 class AmxLayers {
  public:
   AmxLayers(const EncodeInt8Args& args, const Task& task)
@@ -226,7 +228,7 @@ class AmxLayers {
         std::memcpy(out + x * kLane, &pixel, sizeof pixel);
       }
     };
-    stride_w == 1 ? load(1) : load(stride_w);  // with a constant the compiler makes vectors of it
+    stride_w == 1 ? load(1) : load(stride_w);  // with a constant stride the compiler vectorizes the loop
   }
   void conv1(int64_t y) const {
     stack(y);
@@ -248,7 +250,7 @@ class AmxLayers {
 
   int64_t columns() const { return 2 * (span_.end() - span_.begin); }
 
-  // With margins, and an odd number of cache lines.
+  // The bytes of a row, including its margins: an odd number of cache lines.
   int64_t row_size(int64_t bytes) const { return ((columns() * bytes + 2 * kMargin) / 64 | 1) * 64; }
 
   void conv(const ByteRows& in, const ByteRows& out, int64_t y, const Int8Tiles<3>& layer) const {
@@ -256,7 +258,7 @@ class AmxLayers {
     conv_row(rows, out.at(y), layer, span_, args_.image.width, sums_);
   }
 
-  // The image's rows y - 1, y and y + 1 as one.
+  // Interleaves the image's rows y - 1, y and y + 1 to the pieces that conv1 reads.
   void stack(int64_t y) const {
     const uint8_t* const rows[3] = {pixels_.at(y - 1), pixels_.at(y), pixels_.at(y + 1)};
     const Bytes pixels = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);

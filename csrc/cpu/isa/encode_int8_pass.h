@@ -1,7 +1,7 @@
-// What the int8 encoders share, whatever they multiply with: windows of rows of bytes, and the order of the layers.
+// What the int8 encoders (VNNI and AMX) share: windows of rows of bytes, and the order of the layers.
 //
-// As in encode.h a task moves down a strip of one image, and between two layers only the 3 rows live that the
-// next layer reads. As planes all of them fit the first-level cache, 41 KB at 224 pixels; AMX's are twice that.
+// As in encode.h a task moves down one image. Between two layers it keeps the 3 rows that the next layer reads. For
+// VNNI the rows of all layers fit the first-level cache: 41 KB at 224 pixels. AMX's are twice as large.
 
 #pragma once
 
@@ -11,11 +11,12 @@
 
 namespace wae::WAE_ISA {
 
-// Left and right of a row of bytes.
+// The bytes of padding left and right of a row.
 inline constexpr int64_t kMargin = 64;
 
-// The columns that all layers of a task compute: `blocks` vectors of half-resolution columns from `begin` on. A
-// layer's outermost columns inside the image are wrong, one more in each layer, and the task does not use them.
+// The columns that all layers of a task compute: `blocks` vectors of half-resolution columns from `begin` on. Where the
+// span ends inside the image, the outermost columns of a layer are wrong, one more in each layer; the task does not use
+// them.
 struct HalfSpan {
   int64_t begin, blocks;
 
@@ -25,7 +26,7 @@ struct HalfSpan {
   int64_t end() const { return begin + blocks * kLanes; }
 };
 
-// A window of 3 rows; rows outside the image are one row of padding.
+// A window of 3 rows, and a row of padding that stands for all rows outside the image.
 class ByteRows {
  public:
   static constexpr int kCount = 3;
@@ -39,7 +40,7 @@ class ByteRows {
     }
   }
 
-  // Row y behind its margin: the task's first column.
+  // Row y at the span's first column, i.e. after the margin.
   uint8_t* at(int64_t y) const {
     const int64_t slot = y < 0 || y >= height_ ? kCount : y % kCount;
     return data_ + slot * row_size_ + kMargin;
@@ -63,20 +64,20 @@ struct ByteColumns {
   }
 };
 
-// A pixel of bytes as a lane: its channels, and zero.
+// A pixel's three bytes and a zero as the 32 bits of a lane.
 WAE_INLINE uint32_t pixel_at(const uint8_t* p, int64_t stride_c) {
   return p[0] | uint32_t{p[stride_c]} << 8 | uint32_t{p[2 * stride_c]} << 16;
 }
 
-// The 6 sums of a vector of half-resolution columns, as floats or as numbers of bytes.
+// The sums of one of the 6 outputs for a vector of half-resolution columns, as results: floats, or the values of bytes.
 WAE_INLINE Vec branch_value(Bytes sum, const EncoderInt8Pack& pack, int output) {
   const Vec value = to_floats(sum) * broadcast(pack.scale[output]);
   const float least = pack.least_byte[output];
   return least == kNoByte ? value : to_bytes(value, pack.zero_point[output], least);
 }
 
-// Asks `layers` for their rows in the order in which each has its inputs: image(y), conv1(y), conv2(y), conv3(y)
-// at full resolution, branches(y) at half.
+// Calls image(y), conv1(y), conv2(y) and conv3(y) of `layers` for full-resolution rows, and branches(y) for
+// half-resolution rows, in an order in which each row's inputs have been computed before it.
 template <class Layers>
 inline void encode_rows(const Layers& layers, const Task& task, int64_t height) {
   int64_t next3 = std::max<int64_t>(2 * task.y0 - 1, 0), next2 = std::max<int64_t>(next3 - 1, 0),

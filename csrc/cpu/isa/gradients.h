@@ -1,11 +1,11 @@
-// The gradients of weights: sums over all pixels of an input times a gradient, one tile row or pixel row
-// at a time, added to `sums`.
+// The gradients of weights: sums over pixels of input times gradient. Each function computes one row of tiles or of
+// pixels and adds it to `sums`.
 //
-// A float that many numbers are added to loses digits, most of all where they are equal. So every sum here is of few
-// numbers, begins at zero and is then added to `sums`, which go into doubles every kCollectPixels pixels.
+// A float to which many numbers are added loses digits, most of all if the numbers are equal. So every sum here starts
+// at zero, adds few numbers and is then added to `sums`, which are added to doubles after every kCollectPixels pixels.
 //
-// The 16 -> 16 layers' sums are taken in the Winograd domain, where a tile of 16 pixels costs 36 products
-// of channels instead of 144: dU = sum over tiles of (B^T d B) (A g A^T), and dg = G^T dU G once at the end.
+// The 16 -> 16 layers are summed in the Winograd domain, where a tile of 16 pixels takes 36 products of channels
+// instead of 144: dU = sum over tiles of (B^T d B) (A g A^T), and dg = G^T dU G once at the end.
 
 #pragma once
 
@@ -15,10 +15,10 @@
 
 namespace wae::WAE_ISA {
 
-// kSumPixels pixels are added to one float; after kCollectPixels the sums of floats go into doubles.
+// At most kSumPixels pixels are added to one float; after kCollectPixels pixels the sums are added to doubles.
 inline constexpr int64_t kCollectPixels = 4096, kSumPixels = 64;
 
-// The rows of a task of this width after which the sums go into doubles.
+// The number of rows, in a task of this width, after which the sums are added to doubles.
 inline int64_t rows_until_collected(int64_t width) {
   return std::max<int64_t>(kCollectPixels / width / kTile, 1) * kTile;
 }
@@ -36,7 +36,7 @@ WAE_INLINE void transform_gradient(const Vec g[4], Vec z[6]) {
   z[5] = g[3];
 }
 
-// Z = A g A^T of `tiles` neighbouring tiles; rows[i] point at the first tile's first gradient.
+// Z = A g A^T of `tiles` neighbouring tiles; rows[i] point at the first gradient of the first tile.
 inline void winograd_gradient(const float* const rows[kTile], int tiles, WinogradScratch& scratch) {
   for (int k = 0; k < kChannels; k += kLanes) {
     for (int t = 0; t < tiles; ++t) {
@@ -56,7 +56,7 @@ inline void winograd_gradient(const float* const rows[kTile], int tiles, Winogra
   }
 }
 
-// sums[i][o] += over the tiles of a group: v[t][i] * z[t][o], for kInputs input channels.
+// sums[i][o] += v[t][i] * z[t][o], summed over the tiles t of a group, for kInputs input channels i.
 template <int kInputs>
 inline void add_products(const float* v, const float* z, int tiles, float* sums) {
   Vec sum[kInputs][kVecs];
@@ -83,7 +83,7 @@ inline void add_products(const float* v, const float* z, int tiles, float* sums)
   }
 }
 
-// sums += `count` vectors of 16 channels.
+// sums += the sum of `count` vectors of 16 channels.
 inline void add_vectors(const float* vectors, int64_t count, Bias16& sums) {
   for (int k = 0; k < kChannels; k += kLanes) {
     Vec sum = zero();
@@ -92,8 +92,8 @@ inline void add_vectors(const float* vectors, int64_t count, Bias16& sums) {
   }
 }
 
-// Rows y..y+3 of a 16 -> 16 layer's weight and bias gradient, columns [begin, end). Gradients beyond the
-// image are zero; `begin` is a multiple of 4, and so is `end` unless the image ends there.
+// What rows y..y+3, columns [begin, end), add to the gradients of a 16 -> 16 layer's weight and bias. Gradients outside
+// the image are zero. `begin` is a multiple of 4, and so is `end` unless the image ends there.
 inline void conv16_weight_gradient(const Rows& in, const Rows& gradient, int64_t y, int64_t begin,
                                    int64_t end, Winograd16& sums, Bias16& bias, WinogradScratch& inputs,
                                    WinogradScratch& gradients) {
@@ -122,8 +122,7 @@ WAE_INLINE void for_runs(int64_t begin, int64_t end, const F& f) {
   for (; begin < end; begin += kSumPixels) f(begin, std::min(begin + kSumPixels, end));
 }
 
-// sums.w[ky][c][kx] += over the pixels of row y, columns [begin, end): planes(y + ky - 1, x + kx - 1)[c] *
-// rows(y, x).
+// sums.w[ky][c][kx] += planes(y + ky - 1, x + kx - 1)[c] * rows(y, x), summed over the columns x of [begin, end).
 inline void conv3_weight_gradient(const Planes& planes, const Rows& rows, int64_t y, int64_t begin,
                                   int64_t end, Direct3& sums) {
   for_runs(begin, end, [&](int64_t first, int64_t last) {
@@ -156,7 +155,8 @@ inline void conv3_weight_gradient(const Planes& planes, const Rows& rows, int64_
   });
 }
 
-// sums[ky][kx][plane][16] += over the half-resolution pixels of row y: planes(y, x) * rows(2y + ky - 1, 2x + kx - 1).
+// sums[ky][kx][plane][16] += planes(y, x) * rows(2y + ky - 1, 2x + kx - 1), summed over the half-resolution columns x
+// of the task.
 inline void half_weight_gradient(const Planes& planes, const Rows& rows, int64_t y, const Task& task,
                                  float* sums) {
   for_runs(task.x0, task.x1, [&](int64_t first, int64_t last) {
@@ -188,7 +188,7 @@ inline void add_row(const Rows& rows, int64_t y, int64_t begin, int64_t end, Bia
            [&](int64_t first, int64_t last) { add_vectors(rows.at(y, first), last - first, sums); });
 }
 
-// sums[c] += over row y, columns [begin, end): planes(y, x)[c].
+// sums[c] += planes(y, x)[c], summed over the columns x of [begin, end).
 template <int kCount>
 inline void add_planes(const Planes& planes, int64_t y, int64_t begin, int64_t end, float* sums) {
   const float* x[kCount];

@@ -1,7 +1,7 @@
 #pragma once
 
-// The body of kernels_<isa>.cpp: everything below is compiled once for every instruction set, in a
-// namespace of its own. The including file has set WAE_ISA and the compiler's target.
+// The body of kernels_<isa>.cpp: everything below is compiled once for each instruction set, in its own namespace. The
+// including file has set WAE_ISA and the compiler's target.
 
 #include "cpu/isa/conv3x3.h"
 #include "cpu/isa/decode.h"

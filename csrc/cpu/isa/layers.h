@@ -1,14 +1,14 @@
-// The layers, one tile row or one pixel row at a time, on rows of 16 channels per pixel (`Rows`) or rows
-// of planes (`Planes`). Every function reads rows that are in the cache and writes rows that stay there.
+// The layers, each a function that computes one row of tiles or of pixels, from and to rows with 16 channels per pixel
+// (`Rows`) or rows of planes (`Planes`). The rows are small enough to be in the cache and to stay there.
 //
-// Multiply-adds per full-resolution pixel, in vectors of 16 (what a 512-bit instruction does):
+// Multiply-adds per full-resolution pixel, in vectors of 16 (one 512-bit instruction):
 //
 //   conv 3 -> 16                27        direct: the 16 outputs are the lanes
 //   conv 16 -> 16               36        Winograd F(4x4, 3x3): 36 products for 16 pixels x 16 inputs
-//     its input transform       7.5       (144 direct), additions that run beside the multiplications
+//     its input transform       7.5       (144 direct); additions that execute in parallel with multiplications
 //     its output transform      6.3
 //   conv 16 -> n, stride 2      2.25 n    direct: the 16 inputs are the lanes, then a sum over lanes
-//   conv n -> 16, transposed    2.25 n    direct; either is 13.5 for low and high of images, n = 6
+//   conv n -> 16, transposed    2.25 n    direct; both are 13.5 for low and high of images, n = 6
 //   conv 16 -> 3                27        direct, sum over lanes
 
 #pragma once
@@ -22,8 +22,8 @@
 
 namespace wae::WAE_ISA {
 
-// A ring buffer of rows that moves down the image: row y lives at slot y mod `count`. Column x of a row is
-// at offset (x - origin) * kChannels.
+// A ring buffer of rows that moves down the image: row y is in slot y mod `count`. Column x of a row is at offset
+// (x - origin) * kChannels.
 struct Rows {
   float* data;
   int count;
@@ -33,7 +33,7 @@ struct Rows {
   float* at(int64_t y, int64_t x) const {
     return data + ((y + 64 * count) % count) * row_size + (x - origin) * kChannels;
   }
-  // The rows from y on, all at column x. One division, which takes as long as many additions, is enough for them.
+  // The rows from y on, all at column x, with only one division, which takes as long as many additions.
   template <class Float, int kRows>
   void at(int64_t y, int64_t x, Float* (&rows)[kRows]) const {
     int64_t slot = (y + 64 * count) % count;
@@ -44,7 +44,8 @@ struct Rows {
   }
 };
 
-// The same for rows of `planes` separate planes: 3 of an image, 6 of its low and high, any number of scores.
+// A ring buffer whose rows have `planes` separate planes: 3 for an image, 6 for its low and high, any number for
+// scores.
 struct Planes {
   float* data;
   int count, planes;
@@ -58,13 +59,13 @@ struct Planes {
 
 // ------------------------------------------------------------------------------- Winograd F(4x4, 3x3)
 //
-// out = A^T [ sum over input channels of U * (B^T d B) ] A for a tile d of 6x6 inputs and 4x4 outputs,
-// points 0, 1, -1, 2, -2, infinity. U = G g G^T comes from pack.cpp.
+// out = A^T [ sum over input channels of U * (B^T d B) ] A, for a tile of 4x4 outputs and its patch d of 6x6 inputs,
+// with the points 0, 1, -1, 2, -2, infinity. pack.cpp computes U = G g G^T.
 
 inline constexpr int kTile = 4;   // outputs along a side
 inline constexpr int kPatch = 6;  // inputs along a side
 inline constexpr int kPositions = kPatch * kPatch;
-// Tiles transformed together: V stays in the first-level cache.
+// The number of tiles transformed together, such that V stays in the first-level cache.
 inline constexpr int kGroup = kBlock * (kLanes == 16 ? 1 : 2);
 
 struct alignas(64) WinogradScratch {
@@ -108,7 +109,7 @@ inline void winograd_input(const float* const rows[kPatch], int tiles, WinogradS
     transform_column(4, 0);
     transform_column(5, 1);
     for (int t = 0; t < tiles; ++t) {
-      for (int i = 0; i < kPatch; ++i) {  // two columns are shared with the tile to the left
+      for (int i = 0; i < kPatch; ++i) {  // a tile shares two columns with the tile to its left
         columns[i][0] = columns[i][4];
         columns[i][1] = columns[i][5];
       }
@@ -122,7 +123,7 @@ inline void winograd_input(const float* const rows[kPatch], int tiles, WinogradS
   }
 }
 
-// Calls f.template operator()<N>(begin) for blocks of N <= kMax that cover [0, count), as even as can be.
+// Calls f.template operator()<N>(begin) for blocks of N <= kMax that cover [0, count) and are as equal as possible.
 template <int kMax, class F>
 WAE_INLINE void for_blocks(int64_t count, const F& f) {
   int64_t blocks = (count + kMax - 1) / kMax;
@@ -135,23 +136,23 @@ WAE_INLINE void for_blocks(int64_t count, const F& f) {
   }
 }
 
-// Positions whose weights stay in the first-level cache while all tiles are multiplied by them.
+// The number of positions whose weights stay in the first-level cache while all tiles are multiplied by them.
 inline constexpr int kPositionsInCache = 12;
 
-// Positions that are multiplied together: a few tiles of one position have too few sums to keep the multipliers
-// busy, because each sum waits for its last product.
+// The number of positions multiplied together. A few tiles of one position have too few independent sums to keep the
+// multipliers busy, because each product waits for the previous one of its sum.
 constexpr int positions_together(int tiles) {
   int count = std::max(kBlock / tiles, 1);
   while (kPositionsInCache % count != 0) --count;
   return count;
 }
 
-// M = U * V for kTiles tiles at kCount positions from p on, in place of V. The bias enters at position (1, 1),
-// which the output transform hands to all 16 outputs of a tile with weight 1.
+// M = U * V for kTiles tiles at kCount positions from p on, overwriting V. The bias is added at position (1, 1), which
+// the output transform adds to all 16 outputs of a tile with weight 1.
 //
-// A function of its own, with constant offsets from one pointer: among 14 others of its kind, and with an index for
-// each position, GCC keeps addresses on the stack and moves sums between registers (with AVX-512 that took 3 to 4 %
-// of the encoder's time, and 10 % where there are few tiles).
+// It is not inlined, and all its offsets from one pointer are constant. When it was inlined with the 14 other
+// instantiations and indexed by position, GCC kept addresses on the stack and moved sums between registers, which with
+// AVX-512 took 3 to 4 % of the encoder's time, and 10 % with few tiles.
 template <int kCount, int kTiles>
 WAE_NOINLINE void multiply_block(const Winograd16& weights, const float* bias, int p, int64_t tile,
                                  WinogradScratch& scratch) {
@@ -190,7 +191,7 @@ WAE_NOINLINE void multiply_block(const Winograd16& weights, const float* bias, i
   }
 }
 
-// The same at every position.
+// M = U * V for all tiles at all positions.
 inline void winograd_multiply(const Winograd16& weights, const float* bias, int tiles,
                               WinogradScratch& scratch) {
   for (int first = 0; first < kPositions; first += kPositionsInCache) {
@@ -203,11 +204,11 @@ inline void winograd_multiply(const Winograd16& weights, const float* bias, int 
   }
 }
 
-// Epilogues: applied to a convolution's sums before they are stored.
+// Epilogues, applied to a convolution's sums before they are stored.
 struct Relu {
   WAE_INLINE Vec operator()(Vec sum, int, int64_t) const { return relu(sum); }
 };
-// The derivative of the ReLU whose outputs these rows hold.
+// Multiplies by the derivative of the ReLU whose outputs these rows hold.
 struct ReluGradient {
   const float* rows[kTile];
   WAE_INLINE Vec operator()(Vec sum, int row, int64_t offset) const {
@@ -215,10 +216,10 @@ struct ReluGradient {
   }
 };
 
-// Where a convolution's outputs go: put(y, row, x, k) has 4 neighbouring pixels of one of the 4 rows, x columns
-// from the first, and their channels from k on.
+// Destinations of a convolution's outputs: put(y, row, x, k) stores 4 neighbouring pixels of one of the 4 rows,
+// starting x columns from the first, and in each the channels from k on.
 
-// Rows of 16 channels per pixel, after an epilogue.
+// To rows with 16 channels per pixel, after an epilogue.
 template <class Epilogue>
 struct PutPixels {
   float* const* rows;
@@ -230,7 +231,7 @@ struct PutPixels {
     }
   }
 };
-// A plane for each channel.
+// To a plane for each channel.
 struct PutPlanes {
   float* const* rows;
   int64_t plane_size;
@@ -259,8 +260,8 @@ inline void winograd_output(int tiles, const WinogradScratch& scratch, int first
   }
 }
 
-// Four rows of a 16 -> 16 convolution. inputs[0..5] are the rows y-1..y+4 at the column left of the first
-// tile; the rows that `put` has are y..y+3 at its first column.
+// Four rows of a 16 -> 16 convolution. inputs[0..5] point at rows y-1..y+4 in the column left of the first tile; `put`
+// stores rows y..y+3, from the first tile's first column on.
 template <class Put>
 inline void conv16(const float* const inputs[kPatch], int tiles, const Winograd16& weights, const float* bias,
                    WinogradScratch& scratch, const Put& put) {
@@ -278,8 +279,8 @@ inline void conv16(const float* const inputs[kPatch], int tiles, const Winograd1
 
 // ------------------------------------------------------------------------------ few channels in, 16 out
 
-// One row of a 3 -> 16 convolution over columns [0, count): inputs[ky][c] point at the column left of the
-// first, output at the first.
+// `count` columns of one row of a 3 -> 16 convolution. inputs[ky][c] point at the column left of the first one, output
+// at the first one.
 template <class Epilogue>
 inline void conv3to16(const float* const inputs[3][3], float* output, int64_t count, const Direct3& weights,
                       const float* bias, const Epilogue& epilogue) {
@@ -321,10 +322,10 @@ inline void conv3to16(const float* const inputs[3][3], float* output, int64_t co
   });
 }
 
-// One row of a transposed convolution to 16 channels, `pairs` pairs of output columns (2x, 2x+1). An even row
-// has one input row (taps ky = 1), an odd row two (ky = 2 above, ky = 0 below). inputs[r] point at column
-// x = 0 of the pairs, in the first plane. kPlanes is the number of planes where the compiler knows it; else it
-// is 0, and `planes` is the number. weights: [ky][kx][plane][16].
+// `pairs` pairs of output columns (2x, 2x+1) of one row of a transposed convolution to 16 channels. An even row reads
+// one input row (taps ky = 1), an odd row two (ky = 2 for the upper one, ky = 0 for the lower one). inputs[r] point at
+// the column of the first pair, in the first plane. kPlanes is the number of planes if it is known at compile time; if
+// not, it is 0 and `planes` is the number. weights: [ky][kx][plane][16].
 template <int kPlanes, class Epilogue>
 inline void upsample_to16(const float* const inputs[2], int64_t plane_size, int planes, const int* ky,
                           int input_rows, float* output, int64_t pairs, const float* weights,
@@ -372,10 +373,10 @@ inline void upsample_to16(const float* const inputs[2], int64_t plane_size, int 
 
 // ------------------------------------------------------------------------------ 16 channels in, few out
 
-// One row of a convolution from 16 channels to few, 4 pixels at a time; the lanes hold input channels and are
-// summed at the end. inputs[ky] point at the column left of the first pixel's centre; `outputs` get count pixels
-// (rounded up to 4: their rows have room). kOut is the number of outputs where the compiler knows it; else it is
-// 0, and `outs` is the number. weights: [ky][...] through the two strides.
+// `count` pixels of one row of a convolution from 16 channels to few, 4 pixels at a time. Lanes are input channels,
+// summed at the end. inputs[ky] point at the column left of the first pixel's centre. `outputs` have space for count
+// rounded up to 4. kOut is the number of output channels if it is known at compile time; if not, it is 0 and `outs` is
+// the number. The strides are those of `weights` in the output channel, in kx and in ky.
 template <int kOut, int kStride>
 inline void conv16to(const float* const inputs[3], float* const* outputs, int outs, int64_t count,
                      const float* weights, int64_t out_stride, int64_t kx_stride, int64_t ky_stride,
@@ -383,7 +384,7 @@ inline void conv16to(const float* const inputs[3], float* const* outputs, int ou
   constexpr int kPixels = 4;
   if constexpr (kOut > 0) outs = kOut;
   for (int64_t begin = 0; begin < count; begin += kPixels) {
-    for_blocks<3>(outs, [&]<int kPass>(int64_t first) {  // 3: their sums fit the registers
+    for_blocks<3>(outs, [&]<int kPass>(int64_t first) {  // the sums of 3 fit the registers
       Vec sum[kPass][kPixels];
 #pragma GCC unroll 6
       for (int o = 0; o < kPass; ++o) {
@@ -422,7 +423,7 @@ inline void conv16to(const float* const inputs[3], float* const* outputs, int ou
   }
 }
 
-// To planes of half the resolution: the encoder's branches, and the way back from upsample_to16.
+// 16 channels to planes of half the resolution: the encoder's branches, and the gradient of upsample_to16's input.
 // weights: [ky][kx][plane][16].
 template <int kPlanes>
 inline void downsample16(const float* const inputs[3], float* const* outputs, int planes, int64_t count,

@@ -1,13 +1,12 @@
 // Vectors of float for one instruction set, chosen by the including file (WAE_AVX512, WAE_AVX2, or neither).
 //
-// `Vec` is a compiler vector type, so + - * work as they stand; this header adds what operators cannot say.
-// A pixel's 16 channels are kVecs vectors. keep(v) says that v stays in its register: of a vector that is used twice or
-// three times GCC makes as many loads.
+// `Vec` is a compiler vector type, so + - * work on it; this header adds the other operations. The 16 channels of a
+// pixel are kVecs vectors. keep(v) makes the compiler keep v in a register: GCC would repeat the load for each use of
+// it.
 //
-// Nothing that is not finite becomes a number. A sum that overflowed may be infinite although the exact one is
-// not, so relu makes NaN of both infinities: v - v is 0, or NaN where v is not finite, and of a NaN and another
-// number max returns its second argument. relu_backward is `output <= 0 ? 0 : gradient`, and NaN where the output
-// is NaN.
+// No value that is not finite ever becomes a finite number. A sum that overflowed may be infinite although the exact
+// sum is not, so relu maps both infinities to NaN: v - v is 0 if v is finite and NaN if not, and max returns its second
+// argument if either is NaN. relu_backward is `output <= 0 ? 0 : gradient`, and NaN where the output is NaN.
 
 #pragma once
 
@@ -27,7 +26,7 @@ namespace wae::WAE_ISA {
 
 using Vec = __m512;
 inline constexpr int kLanes = 16;
-// Pixels whose 16 sums stay in registers: 14 of 32, and 14 divides 56 tiles.
+// The number of pixels whose 16 sums stay in registers: 14 of the 32, and 14 divides 56 tiles.
 inline constexpr int kBlock = 14;
 
 WAE_INLINE Vec load(const float* p) { return _mm512_loadu_ps(p); }
@@ -100,7 +99,7 @@ WAE_INLINE void store_transposed4(float* p, int64_t stride, const Vec v[4]) {
   }
 }
 
-#else  // compiler vectors of 16 bytes, which every current processor has
+#else  // compiler vectors of 16 bytes, which all current CPUs have
 
 typedef float Vec __attribute__((vector_size(16)));
 typedef int Mask __attribute__((vector_size(16)));

@@ -1,6 +1,6 @@
 // Vectors of bytes for one instruction set with VNNI, chosen by the including file (WAE_AVX512 or WAE_AVX2).
 //
-// A lane is 32 bits: the 4 bytes of a pixel's group of channels, or a sum.
+// A lane has 32 bits: 4 channels of a pixel, or a sum.
 
 #pragma once
 
@@ -23,25 +23,25 @@ WAE_INLINE int32_t read_lane(const void* p) {
 
 using Bytes = __m512i;
 using Mask = __mmask16;
-// Output channels whose sums of two columns stay in registers.
+// The number of output channels whose sums for two vectors of columns stay in registers.
 inline constexpr int kOuts = 8;
 
 WAE_INLINE Bytes load_bytes(const void* p) { return _mm512_loadu_si512(p); }
 WAE_INLINE void store_bytes(void* p, Bytes v) { _mm512_storeu_si512(p, v); }
 WAE_INLINE void store_bytes(void* p, Mask mask, Bytes v) { _mm512_mask_storeu_epi32(p, mask, v); }
 WAE_INLINE Bytes broadcast_lane(int32_t lane) { return _mm512_set1_epi32(lane); }
-// The first `count` lanes, none if that is negative.
+// A mask of the first `count` lanes; empty if that is negative.
 WAE_INLINE Mask first_lanes(int64_t count) {
   return count >= 16 ? 0xFFFF : count > 0 ? static_cast<Mask>((1 << count) - 1) : 0;
 }
 
-// sum + the lane's 4 products; nothing saturates.
+// sum + the 4 products of each lane, without saturation.
 WAE_INLINE Bytes dot(Bytes sum, Bytes pixels, Bytes weights) {
   return _mm512_dpbusd_epi32(sum, pixels, weights);
 }
 
-// The lanes of 4 vectors of sums as one vector of 4 bytes a lane: shifted, saturated to 16 bits, times
-// multiplier / 2^15, rounded, saturated to 8 bits.
+// Requantizes 4 vectors of sums to one vector with 4 bytes a lane: shifted, saturated to 16 bits, multiplied by
+// multiplier / 2^15 and rounded, saturated to 8 bits.
 WAE_INLINE Bytes requantize(const Bytes sum[4], const int32_t shift[4], const int16_t multiplier[2][8]) {
   const auto words = [&](int i) {
     const Bytes low = _mm512_srav_epi32(sum[i], broadcast_lane(shift[i]));
@@ -54,7 +54,7 @@ WAE_INLINE Bytes requantize(const Bytes sum[4], const int32_t shift[4], const in
 }
 
 WAE_INLINE Vec to_floats(Bytes sum) { return _mm512_cvtepi32_ps(sum); }
-// To the nearest integer, ties to even, of the 256 from `least` on after `zero_point` is added.
+// Rounds to the nearest integer, ties to even, adds `zero_point` and clamps to the range from `least` to least + 255.
 WAE_INLINE Vec to_bytes(Vec v, float zero_point, float least) {
   const Vec rounded =
       _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC) + broadcast(zero_point);

@@ -1,5 +1,5 @@
-// The memory of a task, one block a thread that is kept for the next call: ring buffers of rows, and the
-// geometry of their columns.
+// The memory of a task: ring buffers of rows, the geometry of their columns, and layers on them. Each thread has one
+// block of memory, which it keeps for its next task.
 
 #pragma once
 
@@ -22,8 +22,8 @@ namespace wae::WAE_ISA {
 
 WAE_INLINE int64_t floor4(int64_t y) { return y & ~int64_t{3}; }
 
-// The columns that a layer computes: [begin, end) inside the image, or `tiles` tiles from `begin` on,
-// the last of which may reach beyond.
+// The columns that a layer computes: [begin, end), inside the image, or `tiles` tiles from `begin` on, the last of
+// which may reach beyond `end`.
 struct Span {
   int64_t begin, end;
   int tiles;
@@ -39,11 +39,11 @@ inline Span tiled_span(int64_t begin, int64_t end, int64_t width) {
   return span;
 }
 
-// Cuts one aligned block of memory into what a task needs.
+// Divides the thread's block of memory, aligned to 64 bytes, into the buffers of a task.
 class Scratch {
  public:
   Scratch() {
-#if defined(__SANITIZE_ADDRESS__)  // nothing may be read before it is written
+#if defined(__SANITIZE_ADDRESS__)  // shows reads of what was not written
     ASAN_UNPOISON_MEMORY_REGION(memory(0), kBytes);
     std::fill_n(memory(0), kBytes / sizeof(float), std::numeric_limits<float>::quiet_NaN());
 #endif
@@ -78,8 +78,8 @@ class Scratch {
 // A task's windows of rows.
 class Workspace : public Scratch {
  public:
-  // Room left and right of the task: the halos of all layers, and what whole tiles overshoot. Their sum is
-  // odd, so that the rows of a window do not fall on the same sets of the cache.
+  // The columns left and right of the task: the halos of all layers, and the overshoot of full tiles. Their sum is odd,
+  // so that the rows of a window do not map to the same cache sets.
   static constexpr int64_t kLeft = 16, kRight = 33;
 
   explicit Workspace(const Task& task) : task_(task), columns_(kLeft + 2 * (task.x1 - task.x0) + kRight) {}
@@ -106,28 +106,28 @@ class Workspace : public Scratch {
 
 // ---------------------------------------------------------------------------- layers on windows of rows
 
-// Tiles write, and read, up to this many columns beyond the image.
+// Tiles write and read up to this many columns beyond the image.
 inline constexpr int64_t kOvershoot = 8;
 
-// A few pixels. std::fill begins with an instruction that takes longer than these stores.
+// Zeroes a few pixels. The start-up of std::fill takes longer than these stores.
 template <int kCount>
 WAE_INLINE void clear_pixels(float* pixels) {
 #pragma GCC unroll 32
   for (int i = 0; i < kCount * kVecs; ++i) store(pixels + i * kLanes, zero());
 }
 
-// All that the next layer may read of a row; `row` is at the first computed column.
+// Zeroes all that the next layer may read of a row; `row` points at the first computed column.
 inline void clear_row(float* row, const Span& span) {
   const int64_t last = std::max(span.tiles_end(), span.end) + kOvershoot;
   std::fill(row - kChannels, row + (last - span.begin) * kChannels, 0.0f);
 }
 
-// Row y is outside the image: padding for the next layer.
+// Zeroes row y, which is outside the image: padding for the next layer.
 inline void clear_row(const Rows& rows, int64_t y, const Span& span) {
   clear_row(rows.at(y, span.begin), span);
 }
 
-// Zero the part of a computed row that lies outside the image. `row` is at the first computed column.
+// Zeroes the part of a computed row that lies outside the image. `row` points at the first computed column.
 inline void finish_row(float* row, int64_t y, const Span& span, int64_t height, int64_t width) {
   if (y < 0 || y >= height) return clear_row(row, span);
   if (span.begin == 0) clear_pixels<1>(row - kChannels);
@@ -169,7 +169,7 @@ inline void conv16_rows(const Rows& in, const Rows& out, int64_t y, const Span& 
   for (int i = 0; i < kTile; ++i) finish_row(outputs[i], y + i, span, height, width);
 }
 
-// The same to 16 planes, from plane `first` on, without padding for a next layer.
+// The same, stored to 16 planes from plane `first` on, without padding for a next layer.
 inline void conv16_planes(const Rows& in, const Planes& out, int first, int64_t y, const Span& span,
                           const Winograd16& weights, const float* bias, WinogradScratch& scratch) {
   const float* inputs[kPatch];
@@ -179,14 +179,14 @@ inline void conv16_planes(const Rows& in, const Planes& out, int first, int64_t 
   conv16(inputs, span.tiles, weights, bias, scratch, PutPlanes{outputs, out.plane_size});
 }
 
-// The derivative of the ReLU whose outputs are rows y..y+3, from column `begin` on.
+// The epilogue for the ReLU whose outputs are rows y..y+3, from column `begin` on.
 inline ReluGradient mask(const Rows& rows, int64_t y, int64_t begin) {
   ReluGradient gradient;
   rows.at(y, begin, gradient.rows);
   return gradient;
 }
 
-// Row y (half resolution) of the planes of low and high, columns of the task. weights: [ky][kx][plane][16].
+// The task's columns of half-resolution row y of the planes of low and high. weights: [ky][kx][plane][16].
 inline void downsample_row(const Rows& in, const Planes& out, int64_t y, const Task& task,
                            const float* weights, const float* bias) {
   const float* inputs[3];
@@ -203,7 +203,7 @@ inline void downsample_row(const Rows& in, const Planes& out, int64_t y, const T
   }
 }
 
-// 16 planes, from plane `first` on, to the channels of pixels: row y, columns [begin, end).
+// Copies row y, columns [begin, end), of 16 planes from plane `first` on to rows with 16 channels per pixel.
 inline void planes_to_pixels(const Planes& planes, int first, const Rows& rows, int64_t y, int64_t begin,
                              int64_t end) {
   const float* in[kChannels];
@@ -221,28 +221,28 @@ inline void store_planes(const Planes& planes, const Images& images, int64_t n, 
   store_row(images, n, y, begin, end, in);
 }
 
-// The planes that downsample_row wrote, to low and high.
+// Stores the planes that downsample_row wrote to low and high.
 inline void store_branches(const Planes& branches, const Images& low, const Images& high, const Task& task,
                            int64_t y) {
   store_planes(branches, low, task.n, y, task.x0, task.x1);
   store_planes(branches, high, task.n, y, task.x0, task.x1, static_cast<int>(low.channels));
 }
 
-// Row y (full resolution) from rows of the half-resolution planes of low and high. weights: [ky][kx][plane][16].
+// Full-resolution row y from the half-resolution planes of low and high. weights: [ky][kx][plane][16].
 template <class Epilogue>
 inline void upsample_row(const Planes& in, const Rows& out, int64_t y, const Span& span, int64_t height,
                          int64_t width, const float* weights, const float* bias, const Epilogue& epilogue) {
   if (y >= 0 && y < height) {
     static constexpr int kEvenTaps[2] = {1, 1}, kOddTaps[2] = {2, 0};
     const bool odd = y & 1;
-    const int64_t first = span.begin / 2;  // pairs of columns begin at even ones
+    const int64_t first = span.begin / 2;  // pairs of columns begin at even columns
     const float* inputs[2];
     for (int r = 0; r < 1 + odd; ++r) inputs[r] = in.at((y >> 1) + r, 0, first);
     const auto upsample = [&]<int kPlanes>() {
       upsample_to16<kPlanes>(inputs, in.plane_size, in.planes, odd ? kOddTaps : kEvenTaps, 1 + odd,
                              out.at(y, 2 * first), half_size(span.end) - first, weights, bias, epilogue);
     };
-    if (in.planes == 6) {  // low and high of images; a loop of any length would take 4 % longer
+    if (in.planes == 6) {  // low and high of images; a loop of variable length would take 4 % longer
       upsample.template operator()<6>();
     } else {
       upsample.template operator()<0>();

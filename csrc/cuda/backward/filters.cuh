@@ -1,4 +1,4 @@
-// The backward kernels' filters in shared memory, read in both directions.
+// The backward kernels' filters in shared memory, which are read in both directions.
 
 #pragma once
 
@@ -9,7 +9,7 @@
 
 namespace wae::cuda {
 
-// From global memory, by the filter's strides.
+// Loads a weight from global memory.
 template <class Number>
 __device__ __forceinline__ float weight_at(const Filter& filter, int first, int second, int tap) {
   const int64_t* stride = filter.stride;
@@ -17,9 +17,9 @@ __device__ __forceinline__ float weight_at(const Filter& filter, int first, int 
       filter.weight)[first * stride[0] + second * stride[1] + tap / 3 * stride[2] + tap % 3 * stride[3]]);
 }
 
-// A 16 -> 16 filter in shared memory, one copy for both directions. 16-bit: [tap][in / 8][out][in % 8], so
-// that ldmatrix reads it as it is for the forward pass and transposed for the backward pass. 32-bit:
-// [tap][out][in], the groups of 4 permuted so that neither direction has bank conflicts.
+// A 16 -> 16 filter in shared memory, one copy for both directions. In the 16-bit modes it is [tap][in / 8][out][in %
+// 8], which ldmatrix reads as it is for the forward pass, and transposed for the backward pass. In the 32-bit modes it
+// is [tap][out][in], with groups of 4 permuted so that neither direction has bank conflicts.
 template <Mode kMode>
 struct TrunkFilter {
   using Number = typename Arithmetic<kMode>::Number;
@@ -50,7 +50,7 @@ struct TrunkFilter {
       }
     }
   }
-  // Of the 32-bit modes. K is the input channel forward, the output channel back.
+  // For the 32-bit modes. K is the input channel in the forward direction, and the output channel back.
   template <bool kBack>
   __device__ __forceinline__ uint32_t word(int k, int n, int tap) const {
     const int out = kBack ? k : n, in = kBack ? n : k;
@@ -60,7 +60,7 @@ struct TrunkFilter {
       return __float_as_uint(global_at(out, in, tap));
     }
   }
-  // The B fragments of a tap; in tf32, of 8 of its 16 words of K.
+  // Loads the B fragments of a tap; in tf32, those of 8 of its 16 words of K.
   template <bool kBack>
   __device__ __forceinline__ void fragments(uint32_t (&words)[4], const Thread& thread, int tap,
                                             int half) const {
@@ -78,12 +78,15 @@ struct TrunkFilter {
   }
 };
 
-// A filter between 16 wide channels and 8 narrow ones: 3 at full resolution, or 3 of each branch at half
-// resolution, in places 0 to 2 and 4 to 6; the other places are zeros. The tap is the offset at which the
-// narrow pixel is read by the wide one: decode's conv3 goes the other way, so its taps are turned round.
-// 16-bit: [tap][wide][narrow]; of the full-resolution filter [tap row][tap column / 2][wide][tap column % 2]
-// [4 narrow], so that K is a row of taps, and for the way back [tap][wide / 8][4 narrow][wide % 8].
-// 32-bit: [wide][tap][narrow], of the full-resolution filter 4 narrow places.
+// A filter between 16 wide channels and 8 narrow ones. The narrow ones are 3 at full resolution, or 3 of each branch at
+// half resolution, in places 0 to 2 and 4 to 6; the other places are zeros. A tap is the offset at which a wide pixel
+// reads the narrow one. decode's conv3 has the opposite direction, so its taps are rotated by 180 degrees.
+//
+// 16-bit modes, half resolution    [tap][wide][narrow]
+//               full resolution    [tap row][tap column / 2][wide][tap column % 2][4 narrow], so that K is a row of
+//               taps,
+//                                  and for the way back [tap][wide / 8][4 narrow][wide % 8]
+// 32-bit modes                     [wide][tap][narrow], with 4 narrow places at full resolution
 template <Op kOp, Mode kMode, bool kHalf>
 struct NarrowFilter {
   using Number = typename Arithmetic<kMode>::Number;
@@ -97,7 +100,7 @@ struct NarrowFilter {
     return weight_at<Number>(filters[0], wide, narrow, kOp == Op::kEncode ? tap : 8 - tap);
   }
 
-  // Words i of `memory`, from f(i), which returns one number in 32 bits, two in 16.
+  // Fills `memory` with words f(i): one number each in the 32-bit modes, two in the 16-bit modes.
   template <class F>
   static __device__ __forceinline__ void fill_words(unsigned char* memory, int words, const F& f) {
 #pragma unroll 1
@@ -129,7 +132,7 @@ struct NarrowFilter {
       }
     }
   }
-  // Of the 32-bit modes.
+  // For the 32-bit modes.
   __device__ __forceinline__ uint32_t word(int wide, int tap, int narrow) const {
     if constexpr (weights_in_shared(kMode, WAE_CAPABILITY)) {
       return load_word(shared + wide * kPitch + (tap * kWords + narrow) * 4);
@@ -137,12 +140,12 @@ struct NarrowFilter {
       return __float_as_uint(global_at(wide, narrow, tap));
     }
   }
-  // The same with K the wide channel, for the layer that goes back to the narrow ones. Of its columns, those
-  // beyond the narrow places are never written out.
+  // The same with the wide channel as K, for the layer back to the narrow channels. Columns beyond the narrow places
+  // are computed but never written.
   __device__ __forceinline__ uint32_t back_word(int k, int n, int tap) const {
     return word(k, kHalf ? tap : 8 - tap, n % kWords);
   }
-  // Its B fragments for a tap; in tf32, of 8 of its 16 words of K.
+  // Loads the B fragments of that layer for a tap; in tf32, those of 8 of its 16 words of K.
   __device__ __forceinline__ void back_fragments(uint32_t (&words)[2], const Thread& thread, int tap,
                                                  int half) const {
     const int row = thread.lane % 8, matrix = thread.lane / 8 % 2;  // half of K

@@ -1,4 +1,4 @@
-// Products for the parameters' gradients: their K is pixels.
+// The matrix products for the gradients of weights, whose K dimension is pixels.
 
 #pragma once
 
@@ -9,17 +9,17 @@
 
 namespace wae::cuda {
 
-// Of 16 pixels, those that the tile owns, a bit for each. In the products whose K is pixels, the others are
-// zeros in both factors: a NaN at an image's edge must not meet a zero outside of it.
+// A mask of those of 16 pixels that the tile owns. In the products whose K is pixels, all others are set to zero in
+// both factors: with only one of them zero, a NaN in the other factor would still make the sum NaN.
 class Kept {
  public:
   __device__ __forceinline__ Kept(const Thread& thread, uint32_t bits)
       : bits_(bits), low_(two(2 * thread.member)), high_(two(2 * thread.member + 8)) {}
 
   __device__ __forceinline__ bool none() const { return bits_ == 0; }
-  // Of pixel k, a word of the 32-bit modes.
+  // Masks a word of pixel k, in the 32-bit modes.
   __device__ __forceinline__ uint32_t word(int k, uint32_t word) const { return bits_ >> k & 1 ? word : 0u; }
-  // The lane's words of the fragments of the 16-bit modes.
+  // Mask the lane's words of the A and B fragments, in the 16-bit modes.
   __device__ __forceinline__ void a(uint32_t (&words)[4]) const {
     if (bits_ == 0xffff) return;
     words[0] &= low_, words[1] &= low_, words[2] &= high_, words[3] &= high_;
@@ -32,14 +32,14 @@ class Kept {
   }
 
  private:
-  // Pixels k and k + 1 as a mask of two 16-bit numbers.
+  // The mask of pixels k and k + 1, as two 16-bit numbers.
   __device__ __forceinline__ uint32_t two(int k) const {
     return (bits_ >> k & 1 ? 0xffffu : 0u) | (bits_ >> k & 2 ? 0xffff0000u : 0u);
   }
   uint32_t bits_, low_, high_;
 };
 
-// The A fragment of the 16-bit modes whose K is 16 pixels and whose rows are a wide row's 16 channels.
+// Loads the A fragment of the 16-bit modes whose K is 16 pixels and whose rows are the 16 channels of a wide row.
 template <bool kByParity>
 __device__ __forceinline__ void load_wide(uint32_t (&words)[4], const Thread& thread, uint32_t row, int plane,
                                           const Columns<kByParity>& columns, int x, const Kept& kept) {
@@ -49,8 +49,8 @@ __device__ __forceinline__ void load_wide(uint32_t (&words)[4], const Thread& th
   kept.a(words);
 }
 
-// Of the 32-bit modes: sums (16 wide channels x 8 * kBlocks columns) += wide^T * B over 16 pixels k, with
-// b(k, n) a word of B. The plain modes add up the 16 first: a long sum has a sixteenth of the roundings then.
+// For the 32-bit modes: sums (16 wide channels x 8 * kBlocks columns) += wide^T * B over 16 pixels k, where b(k, n) is
+// a word of B. The plain modes add the 16 products first, so that a long sum has a sixteenth of the roundings.
 template <Mode kMode, bool kByParity, int kBlocks, class B>
 __device__ __forceinline__ void add_gradient(float (&sums)[kBlocks][4], const Thread& thread, uint32_t wide,
                                              int plane, const Columns<kByParity>& columns, int x,

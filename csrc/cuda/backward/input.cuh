@@ -1,4 +1,4 @@
-// Tiles of the backward kernels in image coordinates, and their input rows from global memory.
+// The tiles of the backward kernels in image coordinates, and the loads of their input rows from global memory.
 
 #pragma once
 
@@ -12,10 +12,10 @@
 
 namespace wae::cuda {
 
-// A tile in image coordinates, and which of the rows and columns that a block computes are the tile's own.
+// A tile in image coordinates. It owns those rows and columns that a block computes which are not its halo.
 struct Tile {
-  int image, y, x;    // of pixel 0 and row 0, kBackwardHalo outside of the tile
-  int rows, columns;  // the tile's own, full resolution, at rows and columns kBackwardHalo...
+  int image, y, x;    // y, x: the coordinates of pixel 0 of row 0, kBackwardHalo above and left of the tile
+  int rows, columns;  // owned at full resolution, beginning at row and column kBackwardHalo
   int height, width;  // of the image
 
   __device__ Tile(const BackwardParameters& p, const Cursor& at)
@@ -35,7 +35,8 @@ struct Tile {
   __device__ __forceinline__ bool owns_column(int j) const {
     return static_cast<unsigned>(j - kBackwardHalo) < static_cast<unsigned>(columns) && column_inside(j);
   }
-  // The same of half-resolution rows and columns: an even size's last pixel pair, or an odd one's last pixel.
+  // The same for half-resolution rows and columns. The last one has two full-resolution pixels, or one if the size is
+  // odd.
   __device__ __forceinline__ bool half_inside(int row, int k) const {
     return inside(y / 2, row, half_size(height)) && inside(x / 2, k, half_size(width));
   }
@@ -47,7 +48,7 @@ struct Tile {
     return static_cast<unsigned>(k - kBackwardHalo / 2) < static_cast<unsigned>(columns / 2) &&
            inside(x / 2, k, half_size(width));
   }
-  // The owned pixels among 16 from `first`, as bits.
+  // Bit i tells whether the tile owns pixel first + i, for 16 pixels.
   __device__ __forceinline__ uint32_t owned_columns(int first) const {
     return __ballot_sync(~0u, owns_column(first + threadIdx.x % 16)) & 0xffff;
   }
@@ -56,18 +57,18 @@ struct Tile {
   }
 };
 
-// Loads the inputs' rows. A thread has a pixel of a pair of full-resolution rows and, counted from the block's
-// last thread, a pixel of a branch's half-resolution row. Loads are issued at the beginning of a step, and
-// stored at its end for the next.
+// Loads the rows of the inputs. A thread has one pixel of a pair of full-resolution rows and, counted from the last
+// thread of the block, one pixel of a branch's half-resolution row. Loads are issued at the beginning of a step, and
+// their data is stored at its end for the next step.
 template <Op kOp, Mode kMode>
 struct InputReader {
   using Number = typename Arithmetic<kMode>::Number;
   using A = Arithmetic<kMode>;
   uint32_t full[3] = {0, 0, 0}, half[3] = {0, 0, 0};
-  CompensatedSum sums[3] = {};  // of the incoming gradient over the tiles' own pixels
+  CompensatedSum sums[3] = {};  // of the incoming gradient, over pixels that the tiles own
   bool full_inside = false, half_inside = false, is_owned = false;
 
-  // The thread's pixels.
+  // The pixels that the thread loads.
   struct Place {
     bool reads_full, reads_half;
     int row, column, branch, half_column;
@@ -81,7 +82,7 @@ struct InputReader {
     }
   };
 
-  // Rows full_row, full_row + 1 and half_row of a tile.
+  // Loads rows full_row, full_row + 1 and half_row of a tile to registers.
   __device__ void prefetch(const BackwardParameters& p, const Tile& tile, int full_row, int half_row) {
     const Place at(p);
     const int row = full_row + at.row;
@@ -131,7 +132,7 @@ struct InputReader {
       for (int c = 0; c < 3; ++c) value[c] = full_inside ? value[c] : 0.0f;
       if (kOp == Op::kDecode && is_owned) add(value);
       const uint32_t address = rings.full(full_row + at.row + full_rows(kOp)) + pixel_at(at.column);
-      if constexpr (stored_bytes(kMode) == 2) {  // beside its right neighbour, so that K can be a row of taps
+      if constexpr (stored_bytes(kMode) == 2) {  // with its right neighbour, so that K can be a row of taps
         const uint32_t first = A::word(value[0], value[1]), second = A::word(value[2], 0.0f);
         store(address, first, second);
         store(address - 8, first, second);
@@ -158,7 +159,7 @@ struct InputReader {
 #pragma unroll
     for (int c = 0; c < 3; ++c) sums[c].add(value[c]);
   }
-  // The thread's sum of channel c of 6 (decode: 3).
+  // The thread's sum for channel c of 6 (decode: of 3).
   __device__ __forceinline__ float sum_of(const BackwardParameters& p, int c) const {
     if constexpr (kOp == Op::kDecode) return c < 3 ? sums[c % 3].value : 0.0f;
     return Place(p).branch == c / 3 ? sums[c % 3].value : 0.0f;

@@ -1,4 +1,5 @@
-// A layer of the backward kernels, forward or back: two rows of 16 pixels from the rows that they read.
+// The layers of the backward kernels, forward and back. A warp computes two rows of 16 pixels from the rows that they
+// read.
 
 #pragma once
 
@@ -10,16 +11,16 @@
 
 namespace wae::cuda {
 
-// kRows rows of 16 pixels x 8 * kBlocks channels of a 3x3 convolution over 16-channel rows. rows: from the
-// one above the output's to the one below. fragments(words, tap, half) gives a tap's B fragments, word(k, n,
-// tap) a word of them for the plain modes.
+// Adds kRows rows of 16 pixels x 8 * kBlocks channels of a 3x3 convolution over 16-channel rows. `rows` are the input
+// rows, from the one above the first output row to the one below the last. fragments(words, tap, half) returns a tap's
+// B fragments; word(k, n, tap) returns one of their words, for the plain modes.
 template <Mode kMode, bool kByParity, int kRows, int kBlocks, class Fragments, class Word>
 __device__ __forceinline__ void add_convolution(float (&sums)[kRows][kBlocks][4], const Thread& thread,
                                                 const uint32_t (&rows)[kRows + 2], int plane,
                                                 const Columns<kByParity>& columns, const Fragments& fragments,
                                                 const Word& word) {
   if constexpr (is_plain(kMode)) {
-    uint32_t window[kRows + 2];  // moves down by registers: an array that y indexes would lie in local memory
+    uint32_t window[kRows + 2];  // shifted by register moves: an array indexed by y would be in local memory
 #pragma unroll
     for (int i = 0; i < kRows + 2; ++i) window[i] = rows[i];
 #pragma unroll 1
@@ -62,7 +63,7 @@ __device__ __forceinline__ void add_convolution(float (&sums)[kRows][kBlocks][4]
   }
 }
 
-// A 16 -> 16 layer, forward or (with the taps turned round) back.
+// Adds a 16 -> 16 layer, forward or (with the taps rotated by 180 degrees) back.
 template <Mode kMode, bool kBack>
 __device__ __forceinline__ void add_trunk(float (&sums)[2][2][4], const Thread& thread,
                                           const uint32_t (&rows)[4], int plane,
@@ -76,7 +77,7 @@ __device__ __forceinline__ void add_trunk(float (&sums)[2][2][4], const Thread& 
       [&](int k, int n, int tap) { return filter.template word<kBack>(k, n, turned(tap)); });
 }
 
-// Narrow channels from 16: the adjoint of a layer from the narrow channels to the wide ones.
+// Adds a layer from 16 channels to narrow ones: the adjoint of a layer from the narrow channels to the wide ones.
 template <Mode kMode, bool kByParity, int kRows, class Narrow>
 __device__ __forceinline__ void add_narrow_output(float (&sums)[kRows][1][4], const Thread& thread,
                                                   const uint32_t (&rows)[kRows + 2], int plane,
@@ -87,7 +88,8 @@ __device__ __forceinline__ void add_narrow_output(float (&sums)[kRows][1][4], co
       [&](int k, int n, int tap) { return filter.back_word(k, n, tap); });
 }
 
-// Two rows of 16 pixels x 16 channels from 3 channels at full resolution. rows: from above to below.
+// Adds two rows of 16 pixels x 16 channels from 3 channels at full resolution. `rows` are the four input rows, from top
+// to bottom.
 template <Mode kMode, class Narrow>
 __device__ __forceinline__ void add_from_full(float (&sums)[2][2][4], const Thread& thread,
                                               const uint32_t (&rows)[4], const Narrow& filter) {
@@ -129,7 +131,7 @@ __device__ __forceinline__ void add_from_full(float (&sums)[2][2][4], const Thre
     for (int i = 0; i < 4; ++i) {
       uint32_t a[4];
       load_matrices(a, rows[i] + pixel + (thread.lane % 16 + thread.lane / 16 * 2) * 16);
-      if (thread.member >= 2) a[2] = a[3] = 0;  // no weight is zero enough for a NaN
+      if (thread.member >= 2) a[2] = a[3] = 0;  // a NaN times a weight of zero would be NaN
 #pragma unroll
       for (int row = 0; row < 2; ++row) {
         if (i - row >= 0 && i - row < 3) mma_blocks<kMode>(sums[row], a, b[i - row]);
@@ -138,9 +140,9 @@ __device__ __forceinline__ void add_from_full(float (&sums)[2][2][4], const Thre
   }
 }
 
-// A row of the branches' 6 channels at half resolution, and what it adds, transposed, to a strip of a row
-// that has it as tap row `tap_row`. Even pixels 2i read input i (tap column 1); odd pixels 2i + 1 read i
-// (column 2) and i + 1 (column 0).
+// A row of the branches' 6 channels at half resolution. add_to() adds its transposed convolution to a strip of a
+// full-resolution row that reads it with tap row `tap_row`. Even pixels 2i read input i (tap column 1); odd pixels 2i +
+// 1 read i (tap column 2) and i + 1 (tap column 0).
 template <Mode kMode>
 class HalfRow {
  public:
@@ -195,7 +197,8 @@ class HalfRow {
 
 // ----------------------------------------------------------------------------------------------- activations
 
-// The lane's first number of the first of its two pixels, 16 * warp + group; the other is 8 pixels further.
+// The address of the lane's first number in the first of its two pixels, 16 * warp + group; the other pixel is 8
+// further.
 template <Mode kMode, bool kByParity>
 struct LanePixels {
   static constexpr int kEight = kByParity ? 64 : 128;
@@ -228,8 +231,8 @@ struct LanePixels {
     }
   }
 
-  // ReLU's derivative, as autograd has it: the gradient passes unless the activation, which is read here, is
-  // <= 0, so it passes at a NaN. Activations outside the image are stored as zeros.
+  // Multiplies by ReLU's derivative as autograd does: the gradient passes unless the activation, which is read here, is
+  // <= 0, so it passes if the activation is NaN. Activations outside the image are stored as zeros.
   __device__ __forceinline__ void mask(float (&sums)[2][4]) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -250,7 +253,7 @@ struct LanePixels {
   }
 };
 
-// ReLU, and zero outside the image.
+// Applies ReLU, and zeroes what is outside the image.
 __device__ __forceinline__ void activate(float (&sums)[2][4], bool upper_inside, bool lower_inside) {
 #pragma unroll
   for (int n = 0; n < 2; ++n) {

@@ -1,4 +1,4 @@
-// The backward kernels' small matrix products, and the threads' places in them.
+// The small matrix products of the backward kernels, and the place of a thread in them.
 
 #pragma once
 
@@ -9,21 +9,22 @@
 
 namespace wae::cuda {
 
-// On this target, which is what counts inside a kernel.
+// The compute capability of the target that a kernel is compiled for.
 #ifdef __CUDA_ARCH__
 #define WAE_CAPABILITY (__CUDA_ARCH__ / 10)
 #else
 #define WAE_CAPABILITY 0
 #endif
 
-// The same number, of which the compiler knows nothing: what follows from it is computed where it is used and
-// not kept from step to step, since the registers are needed for sums.
+// Returns the same number, but the compiler cannot know that. So it recomputes values that depend on it where they are
+// used, and does not keep them from step to step in registers, which are needed for sums.
 __device__ __forceinline__ int forgotten(int number) {
   asm volatile("" : "+r"(number));
   return number;
 }
 
-// The thread's place: its warp, which is also its strip; the row and the column pair of mma fragments.
+// The place of a thread: its warp, which is also its strip, and its row (group) and column pair (member) in mma
+// fragments.
 struct Thread {
   int warp, lane, group, member;
 
@@ -35,9 +36,10 @@ struct Thread {
 };
 static_assert(kBackwardThreads == kMaxBackwardStrips * 32);
 
-// Of the 32-bit modes: for each row, sums (16 x 8 * kBlocks) += A (16 x 8 words) * B (8 words x 8 * kBlocks).
-// a(row, m, k) and b(k, n) return words, in the plain modes floats. Tensor cores take a lane's own words; the
-// plain modes all of its row and columns, of the first kWords only.
+// For the 32-bit modes: for each row, sums (16 x 8 * kBlocks) += A (16 x 8 words) * B (8 words x 8 * kBlocks). a(row,
+// m, k) and b(k, n) return words, which are floats in the plain modes. With tensor cores a lane loads only its own
+// words of the fragments; in the plain modes it loads all words of its rows and columns, of which only the first kWords
+// are used.
 template <Mode kMode, int kWords = 8, int kRows, int kBlocks, class A, class B>
 __device__ __forceinline__ void add_product(float (&sums)[kRows][kBlocks][4], const Thread& thread,
                                             const A& a, const B& b) {
@@ -78,17 +80,17 @@ __device__ __forceinline__ void add_product(float (&sums)[kRows][kBlocks][4], co
   }
 }
 
-// One row's sums as those of several.
+// The sums of one row, as an array of rows.
 template <int kBlocks>
 __device__ __forceinline__ float (&one_row(float (&sums)[kBlocks][4]))[1][kBlocks][4] {
   return reinterpret_cast<float (&)[1][kBlocks][4]>(sums);
 }
 
-// How often loops around products are unrolled: the plain modes' products are long as they are.
+// The unroll factor of loops around products: the products of the plain modes are long already.
 template <Mode kMode>
 inline constexpr int kUnrolled = is_plain(kMode) ? 1 : 8;
 
-// sums += A * B for kBlocks blocks of 8 columns, whose fragments lie one after the other.
+// sums += A * B for kBlocks blocks of 8 columns, whose B fragments are consecutive.
 template <Mode kMode, int kBlocks>
 __device__ __forceinline__ void mma_blocks(float (&sums)[kBlocks][4], const uint32_t (&a)[4],
                                            const uint32_t (&b)[2 * kBlocks]) {

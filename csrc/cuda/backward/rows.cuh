@@ -1,4 +1,4 @@
-// The rows of the backward kernels in shared memory: where they are, and how their pixels lie.
+// The rows of the backward kernels in shared memory: their addresses, and the layout of their pixels.
 
 #pragma once
 
@@ -9,14 +9,14 @@
 
 namespace wae::cuda {
 
-// Everything that a phase needs to find a row. Rows have one pixel of zeros on their left and three on their
-// right, and live in rings: row r of a ring of n is in slot r % n.
+// Finds rows in shared memory. A row has one pixel of zeros on the left and three on the right. Rows are in ring
+// buffers: row r is in slot r % n of a ring of n rows.
 template <Op kOp, Mode kMode>
 struct Rings {
   const BackwardLayout& at;
   uint32_t shared;
-  // The rows next to the half-resolution layer, which reads every other pixel of them: even and odd pixels
-  // are apart, so that the ones it reads are neighbours.
+  // The half-resolution layer reads every other pixel of the rows next to it. In these rows even and odd pixels are
+  // stored apart, so that the pixels that it reads are contiguous.
   static constexpr bool kThirdByParity = kOp == Op::kEncode, kFirstGradientByParity = kOp == Op::kDecode;
 
   template <int kRows>
@@ -53,11 +53,11 @@ struct Rings {
   }
 };
 
-// Byte of pixel j in a plane.
+// The byte offset of pixel j in a plane.
 __device__ __forceinline__ int pixel_at(int j) { return (j + 1) * 16; }
 
-// Bytes, in a plane, of the pixels that 16 neighbouring pixels of a layer read for tap column x: `base` of
-// the layer's pixel m plus `column`. Of a row by pixels, those around pixel first + m.
+// The byte offsets, in a plane, of the pixels that 16 neighbouring pixels of a layer read for tap column x: base(m) of
+// the layer's pixel m plus column(x). In a plain row, these are the pixels around pixel first + m.
 template <bool kByParity>
 struct Columns {
   int first;
@@ -65,7 +65,7 @@ struct Columns {
   __device__ __forceinline__ int base(int m) const { return pixel_at(first + m - 1); }
   __device__ __forceinline__ int column(int x) const { return x * 16; }
 };
-// Of a row by parity, those around pixel 2 * (first + m), none beyond the last.
+// In a row by parity, these are the pixels around pixel 2 * (first + m), but none beyond the last one.
 template <>
 struct Columns<true> {
   int first, last, half_plane;
@@ -74,7 +74,7 @@ struct Columns<true> {
   __device__ __forceinline__ int column(int x) const { return (x == 0 ? 0 : 16) + (x == 1 ? 0 : half_plane); }
 };
 
-// A 4-byte channel in a row of 32-bit numbers.
+// Loads a channel from a row of 32-bit numbers.
 __device__ __forceinline__ uint32_t load_channel(uint32_t row, int plane, int pixel, int channel) {
   return load_word(row + channel / 4 * plane + pixel + channel % 4 * 4);
 }
