@@ -443,6 +443,12 @@ def test_an_image_that_no_memory_holds(cell: Cell, shape: tuple[int, int]) -> No
         kernel("encode", [v.to(cell.device) for v in values])
 
 
+def test_an_empty_result_whose_strides_overflow(cell: Cell) -> None:
+    values = arguments("encode", image=lambda t: t[:0, :, :1, :1].expand(0, 3, 2**40, 2**40))
+    with pytest.raises(RuntimeError, match="overflow"):
+        kernel("encode", [v.to(cell.device) for v in values])
+
+
 @pytest.mark.skipif(torch.__version__ < (2, 13), reason="torch does not tell C++ before 2.13")
 def test_what_goes_wrong_in_the_reference_is_told(cell: Cell) -> None:
     """The kernels hand float64 over to it."""
