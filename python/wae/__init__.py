@@ -1,6 +1,6 @@
-"""Wavelet-like auto-encoders: models, training and a command line, on the ops of :mod:`wae_kernels`.
+"""Wavelet-like auto-encoders: models, training and a command line, built on the ops of :mod:`wae_kernels`.
 
-Importing this package imports nothing else, torch included: ``wae --help`` is quick.
+Importing this package imports no other library, not even torch, so ``wae --help`` is quick.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ _moved.install()
 
 
 def __getattr__(name: str) -> Any:
-    """The names in ``__all__``, each imported at its first use: `import wae` stays light."""
+    """Import the names in ``__all__`` on first use, so that ``import wae`` stays light."""
     if name == "accelerate":
         from .experiments.accelerate import accelerate
 
@@ -41,5 +41,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """With the names in ``__all__``: notebooks complete what is in here."""
+    """List the names in ``__all__`` too, so that notebooks complete them."""
     return sorted({*globals(), *__all__})

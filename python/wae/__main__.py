@@ -1,4 +1,4 @@
-"""The process of the command ``wae``, which is also ``python -m wae``. See :mod:`wae.cli`."""
+"""The entry point of the command ``wae`` and of ``python -m wae``. See :mod:`wae.cli`."""
 
 import sys
 

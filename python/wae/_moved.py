@@ -1,8 +1,8 @@
-"""The import paths of version 0.1: each works and warns once with the new one, or says what replaced it.
+"""The import paths of version 0.1. Each works and warns once with the new path, or says what replaced it.
 
-``wae.data`` and ``wae.deploy`` are other things today (a package, a function). The names of the old
-``wae.data`` and ``wae.datasets`` are found on the package (``wae/data/__init__.py``), those of ``wae.deploy``
-after ``from wae.deploy import ...`` as attributes of the function.
+``wae.data`` and ``wae.deploy`` now mean something else (a package and a function). The names of the old
+``wae.data`` and ``wae.datasets`` are resolved by the package (``wae/data/__init__.py``). Those of
+``wae.deploy`` become attributes of the function when ``from wae.deploy import ...`` runs.
 """
 
 from __future__ import annotations
@@ -36,29 +36,32 @@ MOVED = {
     "wae.training.checkpoint": "wae.storage.weights_file",
     "wae.winograd": "wae.inference.winograd",
 }
-"""Old name to new."""
+"""The new name of each old one."""
 
 GONE = {
-    "wae.protobuf": "Caffe's files are read by Google's protobuf library",
+    "wae.protobuf": "Google's protobuf library reads Caffe's files",
     "wae.training.progress": "use the observers of wae.training.observers",
     "wae.training.recipe": "use wae.training.stage1.schedule in place of Recipe",
 }
-"""Old name to what to do instead."""
+"""What to do instead of using each old name."""
 
 
 def warn(old: str, new: str) -> None:
-    """Say that ``old`` is called ``new``, in the line that uses it (the caller's caller)."""
+    """Warn that ``old`` is now called ``new``.
+
+    The warning points at the line that uses it (the caller's caller).
+    """
     warnings.warn(f"{old} is now {new}", DeprecationWarning, stacklevel=3)
 
 
 class _Finder(MetaPathFinder, Loader):
-    """Finds a moved module under its old name; asked only after everything else has found nothing."""
+    """Finds a moved module under its old name. It is consulted only after all other finders failed."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         if fullname in GONE:
-            raise ModuleNotFoundError(f"{fullname} is gone: {GONE[fullname]}", name=fullname)
+            raise ModuleNotFoundError(f"{fullname} was removed: {GONE[fullname]}", name=fullname)
         return ModuleSpec(fullname, self) if fullname in MOVED else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
@@ -67,7 +70,7 @@ class _Finder(MetaPathFinder, Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        """Put what the old name stands for into ``sys.modules``, from where the import takes it."""
+        """Put what the old name stands for into ``sys.modules``, where the import picks it up."""
         old = module.__name__
         moved = importlib.import_module(MOVED[old])
         warn(old, MOVED[old])
@@ -79,6 +82,6 @@ class _Finder(MetaPathFinder, Loader):
 
 
 def install() -> None:
-    """Make the old import paths work; harmless when called again."""
+    """Make the old import paths work. Calling it again has no effect."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.append(_Finder())

@@ -1,13 +1,14 @@
-"""The command ``wae``. Exit status: 0 all went well, 1 some input failed, 2 wrong usage,
-130 interrupted by Ctrl-C, 143 terminated by SIGTERM.
+"""The command ``wae``. Exit status: 0 success, 1 some input failed, 2 wrong usage, 130 interrupted by Ctrl-C,
+143 terminated by SIGTERM.
 
-Every command is a module of :mod:`wae.commands` (a dash in its name is an underscore there) with
+Every command is a module of :mod:`wae.commands` (dashes in its name become underscores). The module defines
 
-- ``HELP``: what it does, one sentence that starts small and has no full stop,
-- ``add_arguments(parser)``: its command line,
-- ``run(options)``: does it and returns the exit status; raises WaeError, or OSError, for what cannot be done.
+- ``HELP``: what the command does, one sentence in lower case without a full stop,
+- ``add_arguments(parser)``: adds the command's options,
+- ``run(options)``: runs the command and returns the exit status. It raises WaeError or OSError if the
+  command cannot be carried out.
 
-The module imports what is heavy, or not everywhere installed, inside these functions.
+The modules import heavy or optional packages inside these functions.
 """
 
 from __future__ import annotations
@@ -43,10 +44,10 @@ COMMANDS = (
     "reproduce",
     "import-caffe",
 )
-"""In the order of ``wae --help``."""
+"""The commands, in the order of ``wae --help``."""
 
-# The packages of the extras are imported by the commands that need them: `wae --help` needs none, and
-# a missing one ends in a sentence (see `main`).
+# Packages from the extras, which only the commands that need them import: `wae --help` needs none of them.
+# If one is missing, `main` says so in one sentence.
 _OPTIONAL = {
     "PIL": "Pillow",
     "google": "protobuf",
@@ -58,16 +59,16 @@ _OPTIONAL = {
     "sklearn": "scikit-learn",
     "torchvision": "torchvision",
 }
-_LOST_READER = "DataLoader worker"  # in PyTorch's words; wherever the training is when it hears of it
-_EXTRAS = {"gradio": "app-web"}  # of those that are not in [app]
+_LOST_READER = "DataLoader worker"  # PyTorch's message, which may be raised anywhere in the training
+_EXTRAS = {"gradio": "app-web"}  # the extra of each package that is not in [app]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command with ``arguments`` (default: the process's) and return the exit status."""
+    """Run the command with ``arguments`` (default: those of the process) and return the exit status."""
     try:
         with ended_at_once():
             options = build_parser().parse_args(arguments)
-            # PIL warns of odd files, and logs; an unusable one is an error anyway.
+            # PIL warns and logs about odd files; an unusable file raises an error anyway.
             warnings.filterwarnings("ignore", module=r"PIL\b")
             logging.getLogger("PIL").setLevel(logging.CRITICAL)
             _check_backend()
@@ -75,8 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return int(options.run(options))
     except WaeError as error:
         return complain(str(error))
-    except BrokenPipeError:  # whoever read the output has left, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python's last flush works
+    except BrokenPipeError:  # the reader of the output closed it, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python's final flush works
         return 1
     except OSError as error:
         name, why = file_of(error), error.strerror or str(error)
@@ -91,16 +92,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except (MemoryError, RuntimeError) as error:
         if _is_out_of_memory(error):
-            return complain("there is not enough memory for this; a smaller --batch or --size takes less")
+            return complain("out of memory; a smaller --batch or --size needs less")
         if _LOST_READER not in str(error):
             raise
-        return complain(f"{first_line(error)}: was it out of memory? Fewer --workers take less")
+        return complain(f"{first_line(error)}: out of memory? Fewer --workers need less")
     except KeyboardInterrupt as interrupt:
         return interrupted(interrupt)
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """PyTorch has a class of its own for a GPU's memory, and for the processor's words alone."""
+    """PyTorch has an exception class for GPU memory; for CPU memory only the message tells."""
     import torch
 
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
@@ -115,7 +116,7 @@ def _check_backend() -> None:
 
 
 class _Completion(argparse.Action):
-    """``--print-completion SHELL``, by shtab, which need not be installed."""
+    """``--print-completion SHELL``, implemented with shtab, which is optional."""
 
     def __call__(self, parser: argparse.ArgumentParser, _: object, shell: Any, *__: object) -> None:
         import shtab
@@ -125,7 +126,7 @@ class _Completion(argparse.Action):
 
 
 class _Version(argparse.Action):
-    """``--version``; the package that knows it imports torch, so only here."""
+    """``--version``. It imports wae_kernels only when used, because that imports torch."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         import wae_kernels
@@ -135,10 +136,10 @@ class _Version(argparse.Action):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """All commands, each with its options."""
+    """Return the parser of all commands and their options."""
     parser = argparse.ArgumentParser(
         prog="wae",
-        description="Split images with a wavelet-like auto-encoder, join them again, and classify them.",
+        description="Split images with a wavelet-like auto-encoder, put them together again, classify them.",
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     parser.add_argument(
@@ -146,7 +147,7 @@ def build_parser() -> argparse.ArgumentParser:
         action=_Completion,
         choices=("bash", "zsh", "tcsh"),
         metavar="SHELL",
-        help="print the completion of this command for bash, zsh or tcsh, and exit",
+        help="print this command's completion script for bash, zsh or tcsh, and exit",
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name in COMMANDS:

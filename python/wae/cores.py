@@ -1,4 +1,4 @@
-"""The processor's cores."""
+"""The CPU's cores."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 
 def usable_cores() -> int:
-    """How many this process may use: not all that there are within ``taskset`` or a job of a batch system."""
-    if hasattr(os, "sched_getaffinity"):  # macOS has none
+    """The number of cores this process may use: not all under ``taskset`` or in a batch system's job."""
+    if hasattr(os, "sched_getaffinity"):  # absent on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""How far numbers are from those that are wanted: the measure of docs/network.md's tolerances."""
+"""The relative error of tensors: the measure that the tolerances in docs/network.md use."""
 
 from __future__ import annotations
 
@@ -8,13 +8,21 @@ from torch import Tensor
 
 
 def relative_difference(found: Tensor, wanted: Tensor) -> float:
-    """||found - wanted|| / ||wanted||, in float64; NaN where either has one. Both are on one device."""
+    """||found - wanted|| / ||wanted||, computed in float64; NaN if either holds a NaN.
+
+    The tensors have the same shape and are on the same device. A norm of ``wanted`` below 1e-30 counts as
+    1e-30.
+    """
     wanted = wanted.double()
     return float((found.double() - wanted).norm() / wanted.norm().clamp_min(1e-30))
 
 
 def largest_difference(found: Tensor | Sequence[Tensor], wanted: Tensor | Sequence[Tensor]) -> float:
-    """The largest :func:`relative_difference` of several pairs, or of one; NaN where one is."""
+    """The largest :func:`relative_difference` of one pair or of several; NaN if any is NaN.
+
+    Each ``wanted`` is moved to the device of its ``found``. Raises ValueError if the numbers of tensors
+    differ.
+    """
     pairs = zip(_several(found), _several(wanted), strict=True)
     return max((relative_difference(a, b.to(a.device)) for a, b in pairs), key=lambda x: (x != x, x))
 

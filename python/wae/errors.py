@@ -1,8 +1,8 @@
-"""The one base class of what this package raises for reasons that a user can mend."""
+"""The base class of all errors that this package raises for reasons that a user can fix."""
 
 
 class WaeError(Exception):
-    """Something could not be done. The message is one sentence that says what, and why.
+    """Something could not be done. The message is one sentence that says what and why.
 
-    ``wae.cli.main`` prints it as one line and returns 1; every error class of the package derives from it.
+    ``wae.cli.main`` prints it as one line and returns 1. All error classes of the package derive from it.
     """

@@ -1,4 +1,4 @@
-"""How far a command is: lines, and progress bars, which are shown on a terminal only."""
+"""Progress of a command: lines of text, and progress bars, which are shown only on a terminal."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 
 _Item = TypeVar("_Item")
 
-_open: list[Progress] = []  # the bars on the terminal, or none
+_open: list[Progress] = []  # the set of bars that is on the terminal, if any
 
 
 def say(console: Console, line: str) -> None:
-    """Print ``line``, which may name files and classes: one line, whatever their names are."""
+    """Print ``line`` as a single line, whatever characters the names of files and classes in it contain."""
     console.print(printable(line), soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 def progress(console: Console | None = None, *columns: ProgressColumn) -> Progress:
-    """A bar on ``console`` (None: on stderr): the task, done of all, ``columns``, the time that is left.
+    """A bar on ``console`` (None: stderr): the task, how much is done, ``columns``, the remaining time.
 
-    It shows nothing where ``console`` is no terminal.
+    It shows nothing if ``console`` is not a terminal.
     """
-    # imported here: `rich` is in the extra "app"
+    # imported here because `rich` belongs to the extra "app"
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -40,18 +40,18 @@ def progress(console: Console | None = None, *columns: ProgressColumn) -> Progre
         *columns,
         TimeRemainingColumn(),
         console=console,
-        speed_estimate_period=math.inf,  # rich's half a minute has no time left for steps that take as long
+        speed_estimate_period=math.inf,  # rich's 30 s give no estimate if a single step takes longer
         transient=True,
         disable=not console.is_terminal,
-        redirect_stdout=sys.stdout.isatty(),  # else what is printed belongs elsewhere
+        redirect_stdout=sys.stdout.isatty(),  # otherwise the output goes to a file or pipe
     )
 
 
 @contextmanager
 def bar(what: str, total: float | None, first: bool = True) -> Iterator[Callable[[float], None]]:
-    """A bar named ``what``, which the function that it yields advances. Without a ``total`` it only moves.
+    """Show a bar named ``what`` and yield the function that advances it. Without a ``total`` it only pulses.
 
-    Of several processes only the ``first`` shows one. Within another one it is a line below that.
+    With several processes, only the ``first`` one shows it. Inside another bar it is a line below that one.
     """
     if not (first and sys.stderr.isatty()):
         yield lambda _: None
@@ -66,7 +66,7 @@ def bar(what: str, total: float | None, first: bool = True) -> Iterator[Callable
 
 @contextmanager
 def _shown() -> Iterator[Progress]:
-    """The bars on the terminal, which takes one set of them at a time."""
+    """The set of bars on the terminal, of which there can be only one at a time."""
     if _open:
         yield _open[0]
         return
@@ -79,7 +79,7 @@ def _shown() -> Iterator[Progress]:
 
 
 def track(items: Sequence[_Item], what: str) -> Iterator[_Item]:
-    """``items``, with a bar named ``what`` that shows how many are done."""
+    """Yield ``items`` and show in a bar named ``what`` how many are done."""
     with bar(what, len(items)) as advance:
         for item in items:
             yield item

@@ -1,4 +1,4 @@
-"""How signals end a process. SIGTERM, by which schedulers and parents end it, is handled as Ctrl-C is."""
+"""How signals end a process. SIGTERM, which schedulers and parent processes send, is handled like Ctrl-C."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from typing import Any
 INTERRUPTED = 130
 """The exit status after Ctrl-C."""
 
-_LATER = 0.05  # seconds
+_LATER = 0.05  # seconds until a deferred signal is sent again
 
 
 class Terminated(KeyboardInterrupt):
-    """The process got SIGTERM."""
+    """The process received SIGTERM."""
 
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Within this block SIGTERM raises :class:`Terminated`, once: later ones do not disturb the cleaning up.
+    """In this block SIGTERM raises :class:`Terminated`, once: later ones do not interrupt the clean-up.
 
-    Neither that nor Ctrl-C is raised within the import of an extension module, but behind it. Without effect
-    in another thread than the main one, and on a signal that has a handler or is ignored.
+    During the import of an extension module, neither this nor Ctrl-C is raised until the import has ended.
+    The block has no effect outside the main thread, or on a signal that already has a handler or is ignored.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -39,7 +39,7 @@ def terminable() -> Iterator[None]:
             signal.default_int_handler(number, frame)
 
     def terminate(number: int, frame: FrameType | None) -> None:
-        if os.getpid() != owner:  # a forked child, which has nothing to clean up
+        if os.getpid() != owner:  # a forked child process, which has nothing to clean up
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGTERM)
         if not _sent_again(number, frame):
@@ -55,7 +55,7 @@ def terminable() -> Iterator[None]:
 
 @contextmanager
 def _handled(number: int, usual: Any, handler: Any) -> Iterator[None]:
-    """Within this block ``handler`` gets the signal, where it would be the ``usual`` one."""
+    """In this block ``handler`` receives the signal, provided that the ``usual`` handler was installed."""
     if signal.getsignal(number) != usual:
         yield
         return
@@ -67,9 +67,10 @@ def _handled(number: int, usual: Any, handler: Any) -> Iterator[None]:
 
 
 def _sent_again(number: int, frame: FrameType | None) -> bool:
-    """Whether the signal came in the import of an extension module, and so is sent again a little later.
+    """Whether the signal arrived during the import of an extension module; if so, send it again later.
 
-    There pybind11 makes an ImportError of what is raised, and PyTorch goes on as if there were no Triton.
+    If an exception were raised there, pybind11 would turn it into an ImportError, and PyTorch would carry on
+    as if Triton were not installed.
     """
     while frame and not isinstance(frame.f_locals.get("self"), ExtensionFileLoader):
         frame = frame.f_back
@@ -80,10 +81,10 @@ def _sent_again(number: int, frame: FrameType | None) -> bool:
 
 @contextmanager
 def ended_at_once() -> Iterator[None]:
-    """Within this block Ctrl-C ends the process at once, in one line. For the imports of a start.
+    """In this block Ctrl-C ends the process immediately, with a one-line message. For start-up imports.
 
-    There is nothing to clean up yet, and a KeyboardInterrupt within an import may abort a library's C++.
-    Without effect in another thread than the main one, and where SIGINT has a handler or is ignored.
+    There is nothing to clean up yet, and a KeyboardInterrupt during an import may abort a library's C++ code.
+    The block has no effect outside the main thread, or if SIGINT already has a handler or is ignored.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -98,8 +99,8 @@ def ended_at_once() -> Iterator[None]:
 
 
 def end_with_parent() -> None:
-    """Have this process, started by :mod:`multiprocessing`, terminated when its parent is gone."""
-    import multiprocessing  # not above: this module is the first that a command imports
+    """Send SIGTERM to this process, which :mod:`multiprocessing` started, when its parent has ended."""
+    import multiprocessing  # not at the top: a command imports this module first
 
     parent, process = multiprocessing.parent_process(), os.getpid()
     if parent is None:

@@ -68,5 +68,5 @@ def test_old_names_in_use(tmp_path, code, warned):
 
 @pytest.mark.parametrize("old", list(GONE))
 def test_what_is_gone_names_its_successor(old):
-    with pytest.raises(ModuleNotFoundError, match=f"{old} is gone: "):
+    with pytest.raises(ModuleNotFoundError, match=f"{old} was removed: "):
         importlib.import_module(old)

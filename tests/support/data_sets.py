@@ -28,7 +28,7 @@ def check_options_arrive(source):
     """What is asked of a data set of files of more than 1199 pixels holds for it."""
     data = open_dataset(source, True, True, 3, 16, "skip", 1199)
     assert (data.seed, data.shape, data.on_corrupt) == (3, (16, 16), "skip")
-    assert "more than 1,199, the limit" in data.read([0], 0)[2][0]
+    assert "exceed the limit of 1,199" in data.read([0], 0)[2][0]
     augmented = open_dataset(source, True, True, 3, 16)
     assert not torch.equal(augmented.batch([0], 0)[0], augmented.batch([0], 1)[0])
 

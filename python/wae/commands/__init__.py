@@ -1,1 +1,1 @@
-"""The commands of ``wae``, a module each; ``wae.cli`` says how they are found and run."""
+"""The commands of ``wae``, one module each. :mod:`wae.cli` describes how they are found and run."""

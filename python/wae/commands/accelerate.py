@@ -9,7 +9,7 @@ from typing import Any
 
 from . import shared
 
-HELP = "make a trained classifier faster, and report what that costs"
+HELP = "make a trained classifier faster, and report what that costs in accuracy"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,12 +18,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         required=True,
         metavar="NAME|FILE|MODULE:FUNCTION",
-        help="of torchvision or timm; wae train's checkpoint, FILE.safetensors; or what a function returns",
+        help="a name in torchvision or timm, a checkpoint of wae train (FILE.safetensors), or a function "
+        "that returns the network",
     )
     parser.add_argument(
         "--weights",
         metavar="FILE|torchvision|timm",
-        help="of the network: a file of its state_dict, or the library's own: may download one",
+        help="the network's weights: a file with its state_dict, or the library's (may download one)",
     )
     parser.add_argument(
         "--data",
@@ -37,79 +38,100 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="DIR",
-        help="of what comes of it; the same command again goes on where it was stopped",
+        help="folder of the results; running the same command again resumes where it was stopped",
     )
     parser.add_argument(
-        "--force", action="store_true", help="begin anew: remove what an acceleration left in DIR"
+        "--force", action="store_true", help="start over: remove what an acceleration left in DIR"
     )
     _add_choices(
-        parser.add_argument_group("the accelerated network (default: chosen, see docs/accelerate.md)")
+        parser.add_argument_group(
+            "the accelerated network (default: chosen automatically, see docs/accelerate.md)"
+        )
     )
-    _add_input(parser.add_argument_group("the network's input (default: its library's, or ImageNet's)"))
-    _add_training(parser.add_argument_group("training (default: a plan that fits the number of images)"))
+    _add_input(parser.add_argument_group("the network's input (default: as in its library, or ImageNet's)"))
+    _add_training(parser.add_argument_group("training (default: a plan chosen by the number of images)"))
     _add_deployment(parser.add_argument_group("the deployed form"))
     _add_machine(parser.add_argument_group("data and machine"))
 
 
 def _add_input(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--input-size", type=shared.positive, metavar="N", help="of the original's images")
-    group.add_argument("--interpolation", choices=("bilinear", "bicubic", "nearest"))
+    group.add_argument(
+        "--input-size", type=shared.positive, metavar="N", help="side of the original's images, in pixels"
+    )
+    group.add_argument(
+        "--interpolation",
+        choices=("bilinear", "bicubic", "nearest"),
+        help="how images are resized for the network",
+    )
     for name in ("mean", "std"):
         group.add_argument(
             f"--{name}",
             type=float,
             nargs=3,
             metavar=("R", "G", "B"),
-            help="of colours 0..1, as it takes them",
+            help=f"{name} of the colours (0..1) by which the network expects them normalised",
         )
 
 
 def _add_choices(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--target", type=_times, metavar="N.Nx", help="how many times faster: chooses size and factor"
+        "--target", type=_times, metavar="N.Nx", help="target speed-up, by which size and factor are chosen"
     )
-    group.add_argument("--target-ms", type=float, metavar="MS", help="milliseconds of a call, instead")
+    group.add_argument(
+        "--target-ms", type=float, metavar="MS", help="target time of a call in milliseconds, instead"
+    )
     group.add_argument(
         "--compare",
         action="store_true",
-        help="train and report rivals too: half the resolution, the same at equal cost, pruned to equal time",
+        help="also train and report baselines: half the resolution, the resolution of equal multiply-adds, "
+        "pruned to equal time",
     )
     group.add_argument(
-        "--size", type=shared.positive, metavar="N", help="of the images (default: the original's)"
+        "--size",
+        type=shared.positive,
+        metavar="N",
+        help="side of its images, in pixels (default: as the original)",
     )
     group.add_argument(
-        "--factor", type=shared.positive, default=4, metavar="N", help="of the light body (default: 4)"
+        "--factor",
+        type=shared.positive,
+        default=4,
+        metavar="N",
+        help="divisor of the light body's channels (default: 4)",
     )
     group.add_argument(
         "--start",
         default="included",
         metavar="included|linear|FILE",
-        help="auto-encoder to begin with (default: included)",
+        help="initial auto-encoder (default: included)",
     )
     group.add_argument(
         "--mimic",
         type=float,
         metavar="X",
-        help="weight of the distance to the original's scores, instead of a trial of 0 and 1",
+        help="weight of the distance to the original's scores in the loss (default: 0 or 1, by a trial)",
     )
     group.add_argument(
         "--mimic-mirrored",
         action="store_true",
-        help="the original, where it teaches, sees the mirror images too (default: a trial decides)",
+        help="for distillation, average the original's scores over each image and its mirror image (default: "
+        "a trial decides)",
     )
 
 
 def _add_training(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--plan", metavar="FILE|NAME", help="what each stage does")
-    group.add_argument("--epochs", type=shared.positive, metavar="N", help="of the longest stage")
-    group.add_argument("--learning-rate", type=float, metavar="X", help="of every stage, at its highest")
+    group.add_argument("--plan", metavar="FILE|NAME", help="plan of the stages")
+    group.add_argument("--epochs", type=shared.positive, metavar="N", help="epochs of the longest stage")
+    group.add_argument("--learning-rate", type=float, metavar="X", help="peak learning rate of every stage")
     group.add_argument(
         "--optimizer",
         choices=("adamw", "sgd"),
-        help="of the stages with labels (default: a trial decides; adamw with --learning-rate)",
+        help="optimizer of the stages with labels (default: a trial decides; adamw with --learning-rate)",
     )
-    group.add_argument("--batch", type=shared.positive, metavar="N", help="of all processes together")
-    group.add_argument("--seed", type=int, default=0, metavar="N")
+    group.add_argument(
+        "--batch", type=shared.positive, metavar="N", help="images per step, over all processes"
+    )
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default: 0)")
 
 
 def _add_deployment(group: argparse._ArgumentGroup) -> None:
@@ -117,32 +139,37 @@ def _add_deployment(group: argparse._ArgumentGroup) -> None:
         "--precision",
         choices=("auto", "float32", "bfloat16", "float16", "int8"),
         default="auto",
-        help="auto: the fastest within --max-drop",
+        help="auto (default) takes the fastest within --max-drop",
     )
-    group.add_argument("--engine", default="auto", metavar="NAME", help="of wae.deploy (default: auto)")
-    group.add_argument("--images", type=shared.batch, default=1, metavar="N", help="in a call (default: 1)")
+    group.add_argument(
+        "--engine", default="auto", metavar="NAME", help="engine of wae.deploy (default: auto)"
+    )
+    group.add_argument(
+        "--images", type=shared.batch, default=1, metavar="N", help="images per call (default: 1)"
+    )
     group.add_argument(
         "--max-drop",
         type=shared.share,
         default=0.01,
         metavar="X",
-        help="of accuracy, that a precision may cost (default: 0.01)",
+        help="accuracy that a precision may cost (default: 0.01)",
     )
 
 
 def _add_machine(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--on-corrupt", choices=("error", "skip"), default="error", help="about images that cannot be read"
+        "--on-corrupt",
+        choices=("error", "skip"),
+        default="error",
+        help="what to do about images that cannot be read (default: error)",
     )
     shared.add_max_pixels(group)
-    group.add_argument(
-        "--workers", type=shared.workers, default=0, metavar="N", help="processes that read (default: 0)"
-    )
-    group.add_argument("--device", metavar="NAME", help="default: cuda if there is a GPU, else cpu")
+    shared.add_workers(group)
+    shared.add_device(group)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Accelerate, or go on with it."""
+    """Accelerate, or resume an acceleration."""
     from wae.data.images import MAX_PIXELS
     from wae.experiments import accelerate
     from wae.training import plan
@@ -166,7 +193,8 @@ def run(options: argparse.Namespace) -> int:
         )
         accelerate.run(settings, shared.console(), options.force)
     except KeyboardInterrupt as interrupt:
-        return shared.interrupted(interrupt, "; the same command goes on from there")
+        resumed = "without --force " if options.force else ""
+        return shared.interrupted(interrupt, f"; the same command {resumed}resumes from there")
     except ValueError as error:
         raise shared.Failure(str(error)) from None
     return 0

@@ -9,7 +9,7 @@ from wae.errors import WaeError
 
 from . import shared
 
-HELP = "serve a page that shows what becomes of an image, to a browser on this machine"
+HELP = "serve a page, to a browser on this machine, that shows an image's parts and its classes"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,35 +18,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights",
         type=Path,
         metavar="FILE",
-        help="checkpoint of a classifier, whose answers are shown (default: none)",
+        help="checkpoint of a classifier whose predictions are shown (default: none)",
     )
     parser.add_argument(
         "--stock",
         type=Path,
         metavar="FILE",
-        help="checkpoint of the same network without WAE, to show beside it (default: random weights, "
-        "for its time alone)",
+        help="checkpoint of the same network without WAE, shown for comparison (default: random weights, "
+        "to compare times only)",
     )
     parser.add_argument(
         "--autoencoder",
         type=Path,
         metavar="FILE",
-        help="weights of the auto-encoder (default: those included)",
+        help="weights of the auto-encoder (default: the included ones)",
     )
     parser.add_argument(
-        "--engine", default="eager", metavar="NAME", help="of wae.deploy, for both networks (default: eager)"
+        "--engine",
+        default="eager",
+        metavar="NAME",
+        help="engine of wae.deploy, for both networks (default: eager)",
     )
     parser.add_argument(
-        "--host", default="127.0.0.1", metavar="ADDRESS", help="where it listens (default: 127.0.0.1)"
+        "--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (default: 127.0.0.1)"
     )
     parser.add_argument(
-        "--port", type=shared.port, default=7860, metavar="N", help="0 for a free one (default: 7860)"
+        "--port", type=shared.port, default=7860, metavar="N", help="port, 0 for a free one (default: 7860)"
     )
     parser.add_argument(
         "--max-pixels",
         type=shared.positive,
         metavar="N",
-        help="an image of more is refused (default: 25000000)",
+        help="refuse images with more pixels (default: 25000000)",
     )
 
 
@@ -56,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
     from wae.progress import bar
 
     if options.stock is not None and options.weights is None:
-        return shared.complain("--stock: is beside --weights, which is missing", 2)
+        return shared.complain("--stock: needs --weights", 2)
     try:
         asked = []
         if options.weights is not None:
@@ -65,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
     except (WaeError, ValueError) as error:
         raise shared.Failure(str(error)) from None
     autoencoder = shared.autoencoder(options.autoencoder)
-    from wae.integrations import page  # last, as it takes long
+    from wae.integrations import page  # last, because this import is slow
 
     page.serve(
         autoencoder,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from wae.experiments import bench
     from wae.models.pairs import Pair
 
-HELP = "measure whether WAE is worth it for a network on this machine, in every engine installed"
+HELP = "measure whether WAE is worth it for a network on this machine, in every installed engine"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "networks",
         nargs="+",
         metavar="NETWORK",
-        help="a name in torchvision or timm, or MODULE:FUNCTION that returns your own",
+        help="a name in torchvision or timm, or MODULE:FUNCTION that returns your own network",
     )
     parser.add_argument(
         "--batch",
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=shared.positive,
         default=[1, 8],
         metavar="N",
-        help="images of a call (default: 1 8)",
+        help="images per call (default: 1 8)",
     )
     parser.add_argument(
         "--precision",
@@ -43,36 +43,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="float32, bfloat16, float16, int8 (default: float32 int8)",
     )
     parser.add_argument(
-        "--engine", nargs="+", metavar="NAME", help="of wae.deploy (default: all that are installed)"
+        "--engine", nargs="+", metavar="NAME", help="engines of wae.deploy (default: all installed ones)"
     )
     parser.add_argument(
         "--size",
         type=shared.positive,
         metavar="N",
-        help="pixels along a side (default: the network's own, mostly 224)",
+        help="side of the images in pixels (default: the network's, usually 224)",
     )
     parser.add_argument(
         "--seconds",
         type=shared.seconds,
         default=10.0,
         metavar="S",
-        help="to time each network and number of images for; building comes on top (default: 10)",
+        help="time spent on timing each network at each batch size, in addition to building (default: 10)",
     )
     parser.add_argument(
         "--calibrate",
         type=Path,
         metavar="DIR",
-        help="40 images or more that int8 takes its scales from (default: crops of the bundled photos)",
+        help="folder of 40 images or more for the scales of int8 (default: crops of the bundled photos)",
     )
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="FILE", help="a report with a figure, one page of HTML"
+        "-o", "--output", type=Path, metavar="FILE", help="write a report with a figure, one HTML page"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="everything as data")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all results as JSON")
     shared.add_force(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Compare every network at every number of images; print the tables and the answer, then write files."""
+    """Compare every network at every batch size; print the tables and the verdict, then write the files."""
     from wae.experiments import bench, bench_report
     from wae.inference.calibration import CalibrationError
     from wae.inference.engines import EngineError
@@ -83,6 +83,8 @@ def run(options: argparse.Namespace) -> int:
     engines = options.engine or bench.installed()
     if status := _refuse_engines(engines):
         return status
+    if options.json and options.output and options.json.resolve() == options.output.resolve():
+        return shared.complain(f"--json: needs another file than -o, got {options.json} for both", 2)
     for target in filter(None, (options.output, options.json)):
         refuse_existing(target, options.force)
     try:
@@ -103,12 +105,12 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _refuse_engines(names: Sequence[str]) -> int:
-    """Complain of the first that is not known or does not run here: the exit status; 0 where all do."""
+    """Report the first engine that is unknown or does not run here, and return the exit status; 0 if none."""
     from wae.inference.engines import ENGINES
 
     for name in names:
         if name not in ENGINES:
-            return shared.complain(f"--engine must be of {', '.join(ENGINES)}, got {name}", 2)
+            return shared.complain(f"--engine must be one of {', '.join(ENGINES)}, got {name}", 2)
         if (reason := ENGINES[name].why_not("cpu")) is not None:
             return shared.complain(f"--engine: {reason}")
     return 0
@@ -117,7 +119,7 @@ def _refuse_engines(names: Sequence[str]) -> int:
 def _compared(
     options: argparse.Namespace, pairs: Sequence[Pair], engines: Sequence[str]
 ) -> list[bench.Comparison]:
-    """Every pair at every number of images."""
+    """Compare every pair at every batch size."""
     from wae.experiments import bench
     from wae.progress import bar
 
@@ -142,7 +144,7 @@ def _compared(
 
 
 def _side(options: argparse.Namespace, name: str) -> int:
-    """Of the images of the network called ``name``, in pixels."""
+    """The side of the images for the network called ``name``, in pixels."""
     from wae.models.registry import image_side
 
     return int(options.size or image_side(name))
@@ -166,7 +168,7 @@ def _write(path: Path, text: str, force: bool) -> None:
 
 @contextmanager
 def _steps() -> Iterator[Callable[[str], None]]:
-    """A function that shows what is done next, until it is called again."""
+    """Yield a function that shows the current step until it is called again."""
     from wae.progress import bar
 
     with ExitStack() as shown:

@@ -12,9 +12,9 @@ from . import shared
 if TYPE_CHECKING:
     from PIL import Image
 
-HELP = "put the image back together that `wae encode` wrote to a file"
+HELP = "reconstruct an image from the file that `wae encode` wrote"
 
-_QUALITY = 95  # of formats that have one; Pillow's own default for JPEG is 75, which loses 13 dB more
+_QUALITY = 95  # for formats that have one; Pillow's default for JPEG, 75, loses 13 dB more
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,40 +26,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="IMAGE",
-        help="its name decides the format: .png, ...; - is standard output, as PNG",
+        help="image file, whose extension determines the format; - is standard output, as PNG",
     )
     parser.add_argument(
         "--quality",
         type=shared.percent,
         metavar="N",
-        help=f"of a lossy format, 1 to 100 (default: {_QUALITY} for JPEG; WebP without loss)",
+        help=f"quality of a lossy format, 1 to 100 (default: {_QUALITY} for JPEG; lossless WebP)",
     )
     shared.add_weights(parser)
     shared.add_force(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Reconstruct the image and write it; 2 for a name that says no format, or a format without quality."""
+    """Reconstruct the image and write it; 2 if the name implies no format, or the format has no quality."""
     from PIL import Image
 
     suffix = ".png" if options.output == shared.STANDARD else options.output.suffix.lower()
     file_format = Image.registered_extensions().get(suffix)
     if file_format is None or file_format not in Image.SAVE:
-        return shared.complain(f"{options.output}: Pillow writes no file of this name; use .png", 2)
+        return shared.complain(f"{options.output}: Pillow cannot write this file type; use .png", 2)
     if options.quality is not None and file_format not in _QUALITIES:
-        return shared.complain(f"--quality is for {', '.join(_QUALITIES)}, got {file_format}", 2)
+        return shared.complain(f"--quality: needs one of {', '.join(_QUALITIES)}, got {file_format}", 2)
     for source in filter(None, (options.file, options.weights)):
         shared.check_target(options.output, source, options.force)
     encoded = _encoded(_decoded(options), file_format, options)
     with shared.output(options.output, options.force) as file:
         file.write(encoded)
     if file_format not in _EXACT and not (file_format == "WEBP" and options.quality is None):
-        shared.complain(f"{options.output}: {file_format} loses some of the pixels; .png does not")
+        shared.complain(f"{options.output}: {file_format} is lossy; .png is lossless")
     return 0
 
 
 def _decoded(options: argparse.Namespace) -> Image.Image:
-    """The image of the file. Raises Failure where it is none of ours, or of other weights."""
+    """The image in the file. Raises Failure if `wae encode` did not write it, or used other weights."""
     import torch
     from PIL import Image
 
@@ -74,7 +74,7 @@ def _decoded(options: argparse.Namespace) -> Image.Image:
         raise shared.Failure(str(error)) from None
     if made.weights != decomposed.fingerprint(model):
         raise shared.Failure(
-            f"{options.file}: was encoded with other weights than those to decode with; see --weights"
+            f"{options.file}: was encoded with other weights than these; name those with --weights"
         )
     with torch.no_grad():
         image = model.reconstruct(made.low[None].float(), made.high[None].float(), made.size)
@@ -82,7 +82,11 @@ def _decoded(options: argparse.Namespace) -> Image.Image:
 
 
 def _encoded(image: Image.Image, file_format: str, options: argparse.Namespace) -> memoryview:
-    """The bytes of its file. Pillow would write past the file object, and not say which disk is full."""
+    """The content of the image file.
+
+    Pillow does not write to the file itself: it would bypass the file object, and its error would not name a
+    full disk.
+    """
     encoded = io.BytesIO()
     try:
         image.save(encoded, format=file_format, **_how(file_format, options.quality))
@@ -98,7 +102,7 @@ _EXACT = ("BMP", "DDS", "DIB", "IM", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "SG
 
 
 def _how(file_format: str, quality: int | None) -> dict[str, Any]:
-    """Pillow's options for a format: all that it can keep, or what ``quality`` asks for."""
+    """Pillow's options for a format: as lossless as it can be, or with the given ``quality``."""
     if file_format == "WEBP" and quality is None:
         return {"lossless": True}
     if file_format not in _QUALITIES:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from wae.experiments import comparison, demo
 
-HELP = "decompose photos, show what is lost, and how long it takes here"
+HELP = "decompose photos, show what is lost, and measure how long it takes here"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,9 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path("out"),
         metavar="DIR",
-        help="folder of the pictures (default: out)",
+        help="folder for the figures (default: out)",
     )
-    parser.add_argument("--no-timing", action="store_true", help="leave the timings out")
+    parser.add_argument("--no-timing", action="store_true", help="do not measure times")
     parser.add_argument(
         "--seconds",
         type=shared.seconds,
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Show every photo and the timings; 1 if a photo could not be shown."""
+    """Show every photo and the timings; return 1 if a photo could not be shown."""
     from wae.data import photos
     from wae.experiments import comparison, demo
 
@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
         demo.show(console, rows, options.output)
     for message in errors:
         shared.complain(message)
-    wanted = rows and not options.no_timing  # who mistyped a name is to see the error at once
+    wanted = rows and not options.no_timing  # without rows the user mistyped a name and should see the error
     timings = comparison.measure(console, model, options.seconds) if wanted else None
     if timings and not options.json:
         comparison.show(console, timings)
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _data(rows: Sequence[demo.Row], timings: comparison.Timings | None) -> dict[str, object]:
-    """Both tables; times in milliseconds."""
+    """Both tables as JSON data; times are in milliseconds."""
     data: dict[str, object] = {"photos": [row._asdict() for row in rows]}
     if timings:
         ops, networks = ([row._asdict() for row in table] for table in (timings.ops, timings.networks))

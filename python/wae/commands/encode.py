@@ -7,7 +7,7 @@ from pathlib import Path
 
 from . import shared
 
-HELP = "write low and high of an image to a safetensors file"
+HELP = "write an image's low and high to a safetensors file"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +17,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", type=Path, required=True, metavar="FILE", help="- is standard output"
     )
     parser.add_argument(
-        "--dtype", choices=("float32", "float16"), default="float32", help="numbers in the file"
+        "--dtype",
+        choices=("float32", "float16"),
+        default="float32",
+        help="dtype of the numbers in the file (default: float32)",
     )
     shared.add_max_pixels(parser)
     shared.add_weights(parser)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from wae.data.dataset import Dataset
     from wae.experiments.evaluation import Candidate, DeployedCandidate
 
-HELP = "print error, time and multiply-adds of trained networks, as the paper's table does"
+HELP = "print the error, time and multiply-adds of trained networks, like the paper's table"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,15 +27,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=Path,
         metavar="WEIGHTS",
-        help="checkpoints; times are compared to the first",
+        help="checkpoints; times are relative to the first",
     )
     shared.add_model(parser)
     parser.add_argument(
         "--data",
         required=True,
         metavar="DIR|NAME",
-        help="fashion-mnist, digits, or a folder with val/CLASS/IMAGE (and for int8 train/CLASS/IMAGE), or, "
-        "for networks that score pixels, as for wae train",
+        help="fashion-mnist, digits, or a folder with val/CLASS/IMAGE (for int8 also train/CLASS/IMAGE); for "
+        "segmentation networks a folder as for wae train",
     )
     parser.add_argument(
         "--deployed",
@@ -43,23 +43,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("float32", "bfloat16", "float16", "int8"),
         default=[],
         metavar="PRECISION",
-        help="also print accuracy and speed of what wae.deploy makes: float32, bfloat16, float16, int8 "
-        "(whose scales come from the data's training images)",
+        help="also print the accuracy and speed of the networks deployed by wae.deploy: float32, bfloat16, "
+        "float16, int8 (with scales from the training images)",
     )
     parser.add_argument(
-        "--engine", metavar="NAME", help="of wae.deploy, for --deployed (default: auto, the fastest)"
+        "--engine",
+        metavar="NAME",
+        help="engine of wae.deploy, for --deployed (default: auto, the fastest)",
     )
     parser.add_argument(
-        "--batch", type=shared.batch, default=64, metavar="N", help="images at once (default: 64)"
+        "--batch", type=shared.batch, default=64, metavar="N", help="images per call (default: 64)"
     )
     parser.add_argument(
-        "--on-corrupt", choices=("error", "skip"), default="error", help="about images that cannot be read"
+        "--on-corrupt",
+        choices=("error", "skip"),
+        default="error",
+        help="what to do about images that cannot be read (default: error)",
     )
     shared.add_max_pixels(parser)
-    parser.add_argument(
-        "--workers", type=shared.workers, default=0, metavar="N", help="processes that read (default: 0)"
-    )
-    parser.add_argument("--device", metavar="NAME", help="default: cuda if there is a GPU, else cpu")
+    shared.add_workers(parser)
+    shared.add_device(parser)
     parser.add_argument(
         "--seconds",
         type=shared.seconds,
@@ -71,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Evaluate every checkpoint, on all processes; the first times them in turns and prints the table."""
+    """Evaluate every checkpoint on all processes; the first one measures times and prints the table."""
     from wae.data.images import ImageError
     from wae.inference.agreement import DisagreementError
     from wae.inference.engines import EngineError
@@ -79,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
     from wae.training.processes import is_first, joined
 
     if options.engine is not None and not options.deployed:
-        return shared.complain("--engine: is for --deployed, which is missing", 2)
+        return shared.complain("--engine: needs --deployed", 2)
     if wrong := shared.wrong_engine(options.engine):
         return shared.complain(wrong, 2)
     try:
@@ -98,7 +101,7 @@ def run(options: argparse.Namespace) -> int:
 def _measured(
     options: argparse.Namespace, device: torch.device
 ) -> tuple[list[Candidate], list[DeployedCandidate]]:
-    """Every checkpoint, and its deployed forms, evaluated; timed on the first process."""
+    """Evaluate every checkpoint and its deployed forms; measure times on the first process."""
     from wae.experiments import evaluation
     from wae.progress import bar
     from wae.training.processes import is_alone, is_first
@@ -107,7 +110,7 @@ def _measured(
         evaluation.candidate(path, shared.load(path, options.model), device) for path in options.weights
     ]
     if options.deployed and not is_alone():
-        raise ValueError("--deployed: is for a single process, and torchrun started several")
+        raise ValueError("--deployed: needs a single process, but torchrun started several")
     calibration = [
         _data(options, candidate, train=True) if "int8" in options.deployed else None
         for candidate in candidates
@@ -133,7 +136,7 @@ def _evaluate(
     tests: Sequence[Dataset],
     device: torch.device,
 ) -> None:
-    """Give each candidate its accuracy; the first process tells which images were left out."""
+    """Evaluate the candidates' accuracies; the first process reports which images were left out."""
     from wae.progress import bar
     from wae.training.processes import is_first
     from wae.training.trainer import evaluate
@@ -164,12 +167,12 @@ def _print_tables(
     from wae.wording import printable
 
     shared.console().print(evaluation.table(candidates))
-    print(f"Of {printable(options.data)}'s test images. {evaluation.HOW_TIMED}")
+    print(f"Test images of {printable(options.data)}. {evaluation.HOW_TIMED}")
     if deployed:
         shared.console().print(evaluation.deployed_table(deployed))
         images = counted(options.batch, "image")
-        print(f"Deployed by wae.deploy. Times: medians of calls with {images}, all in turns.")
-        print("MB: the most that a process takes for it alone, beyond torch; blank for what cannot be saved.")
+        print(f"Deployed by wae.deploy. Times: medians of calls with {images}, interleaved.")
+        print("MB: peak memory of a process for this network beyond torch's; blank if it cannot be saved.")
 
 
 def _deployed(
@@ -179,7 +182,7 @@ def _deployed(
     calibration: Dataset | None,
     device: torch.device,
 ) -> Iterator[DeployedCandidate]:
-    """The candidate in each precision of ``--deployed``, evaluated."""
+    """Deploy the candidate in each precision of ``--deployed``, and evaluate it."""
     from wae.experiments.evaluation import DeployedCandidate
     from wae.progress import bar
     from wae.training.trainer import evaluate
@@ -195,7 +198,7 @@ def _deployed(
 
 
 def _report_left_out(data: Dataset, failed: set[str]) -> None:
-    """One line on what the search for images left out, and one for each that could not be read."""
+    """Print one line on what the search for images left out, and one for each that could not be read."""
     from wae.data.folder import left_out_of
 
     if line := left_out_of(data):
@@ -205,7 +208,7 @@ def _report_left_out(data: Dataset, failed: set[str]) -> None:
 
 
 def _data(options: argparse.Namespace, candidate: Candidate, train: bool = False) -> Dataset:
-    """The test or training set in the network's size, its classes in the network's order."""
+    """The test or training set, with images in the network's size and classes in the network's order."""
     from wae.data.classes import class_order
     from wae.data.images import MAX_PIXELS
     from wae.data.loading import open_dataset
@@ -213,7 +216,7 @@ def _data(options: argparse.Namespace, candidate: Candidate, train: bool = False
     from wae.training.accuracy import check_kind
     from wae.training.processes import is_first
 
-    # Named sets have one size; a network that takes another one reports that itself.
+    # Named sets have a fixed size; a network that needs another one reports that itself.
     of_files = is_sharded(options.data) or Path(options.data).is_dir()
     size = candidate.described.input if of_files else None
     max_pixels = options.max_pixels or MAX_PIXELS

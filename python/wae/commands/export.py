@@ -9,7 +9,7 @@ from wae.wording import counted
 
 from . import shared
 
-HELP = "write a network as ONNX, a torch.export program, compiled by AOTInductor, or for ExecuTorch"
+HELP = "export a network as ONNX, as a torch.export program, compiled by AOTInductor, or for ExecuTorch"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,38 +21,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--format",
         choices=("onnx", "torch", "aoti", "executorch"),
         default="onnx",
-        help="of the file (default: onnx)",
+        help="file format (default: onnx)",
     )
     parser.add_argument(
         "--size",
         type=shared.image_size,
         metavar="N|HEIGHTxWIDTH",
-        help="pixels along a side of the images, or both (default: what the checkpoint says)",
+        help="side of the images in pixels, or both sides (default: as in the checkpoint)",
     )
     parser.add_argument(
         "--batch",
         type=_batch,
         metavar="N|dynamic",
-        help="images in a call, or `dynamic` for any number (default: dynamic; 1 with executorch)",
+        help="images per call, or `dynamic` for any number (default: dynamic; 1 for executorch)",
     )
     parser.add_argument(
         "--images",
         choices=("uint8", "float32"),
         default="uint8",
-        help="numbers of the images; both are 0..255 unless the network was trained otherwise "
+        help="dtype of the images; both hold 0..255 unless the network was trained otherwise "
         "(default: uint8)",
     )
     parser.add_argument(
         "--precision",
         choices=("int8",),
-        help="to compute in: an ONNX file in the form QDQ (default: float32)",
+        help="precision of the computation, as an ONNX file in QDQ format (default: float32)",
     )
     shared.add_calibration(parser)
     shared.add_force(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Export, compare with the model, and write the file."""
+    """Export the network, compare it with the model, and write the file."""
     import torch
 
     from wae.inference.agreement import DisagreementError
@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
     from wae.wording import printable
 
     if options.batch == _ANY and options.format == "executorch":
-        return shared.complain("--batch: an executorch file is for one number of images, got dynamic", 2)
+        return shared.complain("--batch: an executorch file needs a fixed number of images, got dynamic", 2)
     shared.check_target(options.output, options.weights, options.force)
     try:
         if wrong := shared.wrong_model(options.model, [options.weights]):
@@ -87,16 +87,16 @@ def run(options: argparse.Namespace) -> int:
     except (CheckpointError, EngineError, DisagreementError, CalibrationError, ValueError) as error:
         raise shared.Failure(str(error)) from None
     name = printable(str(options.output))
-    print(f"{name}: its scores differ from the model's by {report['difference']:.1e} of their norm")
+    print(f"{name}: relative difference of its scores from the model's: {report['difference']:.1e}")
     if "agreement" in report:
         images = counted(report["checked_images"], "image")
-        print(f"It names the model's class on {report['agreement']:.2%} of {images}.")
+        print(f"It predicts the model's class on {report['agreement']:.2%} of {images}.")
     return 0
 
 
-_ANY = 0  # images in a call
+_ANY = 0  # stands for any number of images per call
 
 
 def _batch(text: str) -> int:
-    """An argparse type: images at once, or :data:`_ANY` for `dynamic`."""
+    """An argparse type: images per call, or :data:`_ANY` for `dynamic`."""
     return _ANY if text == "dynamic" else shared.batch(text)

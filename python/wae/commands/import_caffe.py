@@ -7,7 +7,7 @@ from pathlib import Path
 
 from . import shared
 
-HELP = "make a checkpoint of the published Caffe net and weights"
+HELP = "convert the published Caffe net and weights to a checkpoint"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,5 +29,5 @@ def run(options: argparse.Namespace) -> int:
     except caffe.CaffeError as error:
         raise shared.Failure(str(error)) from None
     if origin["unused"]:
-        print(f"left out, for they are not part of WAE-VGG16: {origin['unused']}")
+        print(f"left out because they are not part of WAE-VGG16: {origin['unused']}")
     return 0

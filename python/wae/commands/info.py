@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the tables; 2 for a network of another name."""
+    """Print the tables; return 2 if there is no network with this name."""
     from wae.experiments import info
     from wae.models.registry import NetworkError
 

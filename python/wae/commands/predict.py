@@ -20,74 +20,74 @@ if TYPE_CHECKING:
     from wae.inference import predict
     from wae.storage.checkpoint import Description
 
-HELP = "tell what a network sees in images, or in their pixels"
+HELP = "predict the classes of images, or of their pixels"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
     parser.add_argument(
-        "sources", nargs="+", type=Path, metavar="IMAGE|FOLDER", help="files, and folders of images"
+        "sources", nargs="+", type=Path, metavar="IMAGE|FOLDER", help="image files and folders of images"
     )
     parser.add_argument(
         "--weights",
         type=Path,
         metavar="FILE",
-        help="checkpoint of a network (default: the classifier included, of Fashion-MNIST's clothes)",
+        help="checkpoint of a network (default: the included classifier for Fashion-MNIST's clothes)",
     )
     shared.add_model(parser)
     parser.add_argument(
-        "--top", type=shared.positive, default=3, metavar="K", help="classes of each image (default: 3)"
+        "--top", type=shared.positive, default=3, metavar="K", help="classes per image (default: 3)"
     )
     parser.add_argument(
         "--batch",
         type=shared.batch,
         default=32,
         metavar="N",
-        help="images that the network gets at once (default: 32)",
+        help="images per call of the network (default: 32)",
     )
     parser.add_argument(
         "--engine",
         metavar="NAME",
-        help="of wae.deploy, or auto for the fastest (default: auto with --precision, else none)",
+        help="engine of wae.deploy, or auto for the fastest (default: auto with --precision, otherwise none)",
     )
     parser.add_argument(
         "--precision",
         choices=("float32", "bfloat16", "float16", "int8", "auto"),
-        help="that the engine computes in; int8 needs --calibrate (default: float32)",
+        help="precision of the engine; int8 needs --calibrate (default: float32)",
     )
     shared.add_calibration(parser)
     parser.add_argument(
-        "--invert", action="store_true", help="swap light and dark, for dark clothes on white"
+        "--invert", action="store_true", help="swap light and dark, for dark clothes on a white background"
     )
     parser.add_argument(
         "--format",
         choices=("table", "jsonl"),
-        help="a table, or a line of JSON for each image (default: a table on a terminal, else jsonl)",
+        help="a table, or one line of JSON per image (default: table on a terminal, otherwise jsonl)",
     )
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="FILE", help="write it there (default: standard output)"
+        "-o", "--output", type=Path, metavar="FILE", help="output file (default: standard output)"
     )
     parser.add_argument(
         "--ray",
         nargs="?",
         const="",
         metavar="ADDRESS",
-        help="have a Ray cluster do it, into a folder of Parquet files (docs/scale.md); default: the one "
-        "that was started here, else this machine",
+        help="predict on a Ray cluster and write a folder of Parquet files (docs/scale.md); without ADDRESS "
+        "on the cluster started here, otherwise on this machine alone",
     )
     parser.add_argument(
         "--maps",
         type=Path,
         metavar="DIR",
-        help="of a network that scores pixels: write labels/NAME.png, a PNG of their classes, and "
-        "overlays/NAME.png, the image with their colours, into DIR",
+        help="for a segmentation network: write into DIR labels/NAME.png, the class of each pixel, and "
+        "overlays/NAME.png, the image overlaid with the classes' colours",
     )
     shared.add_max_pixels(parser)
     shared.add_force(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print what is seen in each image; 1 if one could not be used."""
+    """Print the prediction for each image; return 1 if an image could not be used."""
     from wae.storage import checkpoint
     from wae.storage.weights_file import WEIGHTS
 
@@ -107,7 +107,7 @@ def run(options: argparse.Namespace) -> int:
             return shared.complain(wrong, 2)
         if options.maps is not None and not described.of_pixels:
             name = described.network
-            return shared.complain(f"--maps: {weights} is of {name}, which scores no pixels", 2)
+            return shared.complain(f"--maps: needs a segmentation network, {weights} is of {name}", 2)
         network = _network(options, weights, described.input)
     except (WaeError, ValueError) as error:
         raise shared.Failure(str(error)) from None
@@ -115,15 +115,15 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _wrong_outputs(options: argparse.Namespace, weights: Path) -> str:
-    """What is wrong with ``-o``, in a sentence; else empty.
+    """What is wrong with ``-o``, in a sentence; otherwise empty.
 
-    Raises Failure or FileExistsError where it or ``--maps`` may not be written.
+    Raises Failure or FileExistsError if it or ``--maps`` may not be written.
     """
     from wae.data.images import is_image
 
     if options.output is not None:
         if is_image(options.output.name):
-            return f"{options.output}: -o writes text, and this is an image's name"
+            return f"{options.output}: -o writes text, but this is the name of an image"
         for source in (*options.sources, weights):
             shared.check_target(options.output, source, options.force)
     if options.maps is not None:
@@ -132,19 +132,19 @@ def _wrong_outputs(options: argparse.Namespace, weights: Path) -> str:
 
 
 def _engine(options: argparse.Namespace) -> str | None:
-    """The engine to predict with; None for the network as it is."""
+    """The engine to predict with; None for the network as PyTorch runs it."""
     return options.engine or ("auto" if options.precision else None)
 
 
 def _wrong_calibration(options: argparse.Namespace) -> str:
-    """What is wrong with ``--calibrate``, in a sentence; else empty."""
+    """What is wrong with ``--calibrate``, in a sentence; otherwise empty."""
     if options.calibrate is not None and _engine(options) is None:
-        return "--calibrate: is for --engine or --precision, which are missing"
+        return "--calibrate: needs --engine or --precision"
     return ""
 
 
 def _check_sources(sources: Sequence[Path]) -> None:
-    """Raise Failure where there are no images."""
+    """Raise Failure if there are no images."""
     from wae.data.walk import LeftOut, find
 
     left_out = LeftOut()
@@ -153,7 +153,7 @@ def _check_sources(sources: Sequence[Path]) -> None:
 
 
 def _network(options: argparse.Namespace, weights: Path, input: Input) -> predict.Network:
-    """What scores the images: the checkpoint's network, in an engine if so wanted."""
+    """The checkpoint's network, in the engine if the options name one."""
     from wae.inference import predict
     from wae.progress import bar
 
@@ -172,7 +172,7 @@ def _network(options: argparse.Namespace, weights: Path, input: Input) -> predic
 
 
 def _write_predictions(options: argparse.Namespace, described: Description, network: predict.Network) -> int:
-    """Write a line, or more, for each image; 1 if one could not be used."""
+    """Write one or more lines for each image; return 1 if an image could not be used."""
     from wae.data.walk import LeftOut, find
     from wae.progress import bar
 
@@ -197,7 +197,7 @@ def _write_predictions(options: argparse.Namespace, described: Description, netw
 
 
 def _form(options: argparse.Namespace, described: Description) -> predict.JsonLines | predict.Table:
-    """How predictions are written."""
+    """The format in which predictions are written."""
     from wae.inference import predict
 
     on_terminal = options.output is None and sys.stdout.isatty()
@@ -208,7 +208,7 @@ def _form(options: argparse.Namespace, described: Description) -> predict.JsonLi
 def _predictions(
     options: argparse.Namespace, input: Input, network: predict.Network, left_out: LeftOut
 ) -> Generator[predict.Prediction, None, None]:
-    """Of each image, in order; maps of the pixels are written meanwhile."""
+    """The prediction for each image, in order; writes the maps of the pixels on the way."""
     from wae.data.images import MAX_PIXELS
     from wae.data.walk import find
     from wae.inference import predict
@@ -225,7 +225,7 @@ def _predictions(
 
 
 def _by_cluster(options: argparse.Namespace, weights: Path) -> int:
-    """As :func:`run`, by the cluster of ``--ray``."""
+    """As :func:`run`, on the cluster of ``--ray``."""
     from wae.data.images import MAX_PIXELS
     from wae.data.walk import LeftOut, find
     from wae.storage.weights_file import CheckpointError
@@ -263,19 +263,19 @@ def _by_cluster(options: argparse.Namespace, weights: Path) -> int:
 
 
 def _not_for_clusters(options: argparse.Namespace) -> str:
-    """The option that does not go together with ``--ray``, in a sentence; else empty."""
+    """Which option cannot be combined with ``--ray``, in a sentence; otherwise empty."""
     if options.ray and Path(options.ray).exists():
-        return f"--ray takes an address, got the path {options.ray}: name images before it"
+        return f"--ray: needs an address, got the path {options.ray}; name images before this option"
     if options.output is None:
         return "--ray: needs -o FOLDER"
     if options.format is not None:
-        return "--format: is not for --ray, which writes Parquet"
+        return "--format: cannot be combined with --ray, which writes Parquet"
     if options.engine == "auto" or options.precision or options.calibrate:
-        return "--ray: takes an --engine by its name, no auto, --precision or --calibrate"
+        return "--ray: needs --engine with a name, without auto, --precision or --calibrate"
     if options.maps is not None:
-        return "--maps: is not for --ray, which writes Parquet"
+        return "--maps: cannot be combined with --ray, which writes Parquet"
     if options.model is not None:
-        return "--model: is not for --ray, whose machines have the checkpoint alone"
+        return "--model: cannot be combined with --ray, whose machines only have the checkpoint"
     return ""
 
 
@@ -285,15 +285,15 @@ def _none(sources: Sequence[Path], left_out: object) -> shared.Failure:
 
 
 def _check_maps(folder: Path, sources: Iterable[Path]) -> None:
-    """Raise Failure where ``folder`` is in a source: what is written would be found there as an image."""
+    """Raise Failure if ``folder`` is inside a source: its files would be taken for images to predict."""
     for source in sources:
         if source.is_dir() and folder.resolve().is_relative_to(source.resolve()):
-            raise shared.Failure(f"--maps: {folder} is in {source}, where images are looked for")
+            raise shared.Failure(f"--maps: {folder} is inside {source}, which is searched for images")
 
 
 @contextmanager
 def _output(path: Path | None, force: bool) -> Iterator[Callable[[str], object]]:
-    """A function that writes a line: to stdout at once, or to ``path``, which appears with the last line."""
+    """A function that writes a line: to stdout immediately, or to ``path``, which appears at the end."""
     from wae.storage.files import written
 
     if path is None:

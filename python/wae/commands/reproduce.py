@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from wae.experiments.reproduction.results import Result
     from wae.experiments.reproduction.worker import Progress
 
-HELP = "train WAE and the networks it is compared with, and print the table"
+HELP = "train WAE and the networks it is compared with, and print a table"
 CLAIMS = ("fashion-mnist", "imagenette", "camvid")
 _OWN = {
     "fashion-mnist": (),
     "imagenette": ("download", "network", "size", "kept_aside", "also_at"),
     "camvid": ("network", "size"),
 }
-"""The options that are not every claim's."""
+"""The options that only some claims have."""
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
-_SIDES = (64, 96, 128, 224)  # of imagenette's images
+_SIDES = (64, 96, 128, 224)  # of Imagenette's images, in pixels
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,20 +41,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path("reproduction"),
         metavar="DIR",
-        help="folder of results; what is in it already is not done again (default: reproduction)",
+        help="folder of results; those already there are not computed again (default: reproduction)",
     )
     parser.add_argument(
         "--data",
         metavar="DIR",
-        help="fashion-mnist: folder of the four IDX files (default: that of Debian's dataset-fashion-mnist); "
+        help="fashion-mnist: folder of the four IDX files (default: as in Debian's dataset-fashion-mnist); "
         "imagenette: folder with train/CLASS/IMAGE and val/CLASS/IMAGE; "
         "camvid: folder with {train,val,test}/{images,labels}",
     )
     parser.add_argument(
-        "--seeds", type=shared.processes, metavar="N", help="seeds of each network (default: 3)"
+        "--seeds", type=shared.processes, metavar="N", help="number of seeds per network (default: 3)"
     )
     parser.add_argument(
-        "--only", nargs="+", metavar="NAME", help="these networks alone, by their names in the table"
+        "--only", nargs="+", metavar="NAME", help="only these networks, by their names in the table"
     )
     length = parser.add_mutually_exclusive_group()
     length.add_argument(
@@ -62,21 +62,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=shared.positive,
         default=1,
         metavar="N",
-        help="so many times the plan's epochs with labels",
+        help="multiply the plan's epochs with labels by N (default: 1)",
     )
     length.add_argument(
         "--quick",
         action="store_true",
-        help="one seed, a quarter of the epochs: for a glance",
+        help="one seed and a quarter of the epochs, for a quick look",
     )
     parser.add_argument(
         "--processes",
         type=shared.processes,
         metavar="N",
-        help="trainings at a time, each on one core (default: one per core that it may use; on a GPU one)",
+        help="parallel trainings, each on one core (default: one per usable core; one on a GPU)",
     )
     shared.add_json(parser)
-    parser.add_argument("--device", default="cpu", metavar="NAME", help="where to train (default: cpu)")
+    parser.add_argument("--device", default="cpu", metavar="NAME", help="device to train on (default: cpu)")
     group = parser.add_argument_group("imagenette and camvid")
     group.add_argument(
         "--network",
@@ -88,31 +88,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--size",
         type=shared.image_size,
         metavar="N|HEIGHTxWIDTH",
-        help=f"imagenette: {', '.join(map(str, _SIDES))} (default: 64, for ResNets 128); "
+        help=f"imagenette: {', '.join(map(str, _SIDES))} (default: 64; 128 for ResNets); "
         "camvid: HEIGHTxWIDTH (default: 360x480)",
     )
     group = parser.add_argument_group("imagenette")
     group.add_argument(
-        "--download", action="store_true", help="have torchvision download the photos to --data, if needed"
+        "--download", action="store_true", help="let torchvision download the photos to --data if needed"
     )
     group.add_argument(
         "--kept-aside",
         action="store_true",
-        help="test on a fifth of the training images, train on the others: to choose a recipe by",
+        help="test on a held-out fifth of the training images and train on the rest, for choosing a recipe",
     )
     group.add_argument(
         "--also-at",
         nargs="+",
         type=shared.size,
         metavar="N",
-        help="more rivals: the full network on images of N x N (those that take WAE's time, say)",
+        help="more baselines: the full network on images of N x N, for example with WAE's time",
     )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Train what is missing, with a progress bar; then print the table, and keep it in the folder.
+    """Train what is missing, with a progress bar, then print the table and write it to the folder.
 
-    A folder that has all results, and may not be written to, is enough for the table.
+    The table can also be printed for a read-only folder that has all results.
     """
     from wae.errors import WaeError
     from wae.experiments.reproduction.table import markdown, measured_anew, rows, won_back
@@ -122,9 +122,9 @@ def run(options: argparse.Namespace) -> int:
     try:
         claim = _claim(options)
         wanted, data = _wanted(options, claim), _data(options)
-        with alone_in(options.output):  # until its last file is written
+        with alone_in(options.output):  # until the last file is written
             results = _watch(options, data, wanted, claim)
-            console.print("All networks are trained. Timing them on this machine.")
+            console.print("All networks are trained. Measuring their times on this machine.")
             table = rows(results, claim)
             text = markdown(table, claim)
             picture = claim.picture(data, options.output)
@@ -133,7 +133,7 @@ def run(options: argparse.Namespace) -> int:
             except OSError as error:
                 if error.errno not in _READ_ONLY:
                     raise
-                shared.complain(f"{options.output}: {error.strerror}; the table is printed, and not kept")
+                shared.complain(f"{options.output}: {error.strerror}; the table is printed but not saved")
     except (WaeError, ValueError) as error:
         raise shared.Failure(str(error)) from None
     if options.json:
@@ -166,7 +166,7 @@ def _claim(options: argparse.Namespace) -> Claim:
     for name in sorted({name for names in _OWN.values() for name in names} - set(_OWN[options.claim])):
         if getattr(options, name):
             claims = " and ".join(claim for claim, names in _OWN.items() if name in names)
-            raise ValueError(f"--{name.replace('_', '-')}: is for {claims} alone")
+            raise ValueError(f"--{name.replace('_', '-')}: is only for {claims}")
     if options.claim == "imagenette":
         network = _chosen("network", options.network, imagenette.NETWORKS) or "small_vgg"
         size = _chosen("size", options.size, _SIDES)
@@ -174,13 +174,13 @@ def _claim(options: argparse.Namespace) -> Claim:
     if options.claim == "camvid":
         network = _chosen("network", options.network, camvid.NETWORKS) or camvid.NETWORKS[0]
         if isinstance(options.size, int):
-            raise ValueError(f"--size: for camvid give HEIGHTxWIDTH, got {options.size}")
+            raise ValueError(f"--size: camvid needs HEIGHTxWIDTH, got {options.size}")
         return camvid.claim(network, options.size, times)
     return fashion_mnist.claim(times)
 
 
 def _chosen(option: str, value: Any, allowed: Iterable[Any]) -> Any:
-    """``value``, after a check that it is one of those that the claim has."""
+    """``value``, after a check that the claim allows it."""
     if value is not None and value not in allowed:
         raise ValueError(f"--{option}: must be one of {', '.join(map(str, allowed))}, got {value}")
     return value
@@ -192,9 +192,9 @@ def _data(options: argparse.Namespace) -> str:
     if options.claim == "fashion-mnist":
         return options.data or "fashion-mnist"
     if not options.data and options.claim == "camvid":
-        raise ValueError("--data: name the folder of CamVid's train, val and test")
+        raise ValueError("--data: needs the folder with CamVid's train, val and test")
     if not options.data:
-        raise ValueError("--data: name the folder of Imagenette's train and val (--download fills it)")
+        raise ValueError("--data: needs the folder with Imagenette's train and val (--download fills it)")
     if options.download:
         return str(imagenette.download(Path(options.data), options.size or 0))
     return str(options.data)
@@ -210,7 +210,7 @@ def _wanted(options: argparse.Namespace, claim: Claim) -> list[Job]:
 
 
 def _watch(options: argparse.Namespace, data: str, wanted: list[Job], claim: Claim) -> list[Result]:
-    """Train, and show how far it is."""
+    """Train, and show the progress."""
     from rich.progress import TimeElapsedColumn
 
     from wae.experiments import reproduce
@@ -220,13 +220,13 @@ def _watch(options: argparse.Namespace, data: str, wanted: list[Job], claim: Cla
         score = told.accuracy
         accuracy = "" if score is None else f", {claim.measure} {100 * score:.2f} %"
         bar.console.print(
-            f"{told.job.network}, seed {told.job.seed}: {'going on after ' if told.before else ''}"
+            f"{told.job.network}, seed {told.job.seed}: {'resuming after ' if told.before else ''}"
             f"epoch {told.done} of {told.of} ({told.kind}){accuracy}",
             highlight=False,
         )
         if told.before:
             assert task.total is not None
-            task.total -= told.done  # which takes no time now
+            task.total -= told.done  # these epochs are not trained again
         else:
             bar.advance(task.id)
 
@@ -235,9 +235,9 @@ def _watch(options: argparse.Namespace, data: str, wanted: list[Job], claim: Cla
     epochs = sum(stage.epochs for job in training for stage in claim.plan_of(job.network, job.seed).stages)
     processes = options.processes or (1 if options.device != "cpu" else usable_cores())
     with progress(shared.console(options.json), TimeElapsedColumn()) as bar:
-        bar.advance(bar.add_task("epochs", total=epochs), 0)  # its speed is counted from now
+        bar.advance(bar.add_task("epochs", total=epochs), 0)  # starts the clock of its speed estimate
         (task,) = bar.tasks
         if lacking := len(todo) - len(training):
-            what = "lack the accuracy with BatchNorm's statistics measured anew"
+            what = "lack the accuracy with re-estimated BatchNorm statistics"
             bar.console.print(f"{lacking} of {len(wanted)} trainings {what}", highlight=False)
         return reproduce.run(options.output, data, wanted, claim, processes, options.device, tell)

@@ -15,23 +15,23 @@ if TYPE_CHECKING:
 
     from wae.experiments.selftest import Row
 
-HELP = "check every op on every backend of this machine against float64"
+HELP = "check every op on every backend of this machine against the float64 reference"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
     parser.add_argument(
-        "--seconds", type=shared.seconds, default=20.0, metavar="S", help="time to spend (default: 20)"
+        "--seconds", type=shared.seconds, default=20.0, metavar="S", help="duration (default: 20)"
     )
     parser.add_argument(
         "--first", type=shared.whole, default=0, metavar="N", help="number of the first problem (default: 0)"
     )
-    parser.add_argument("--only", type=shared.whole, metavar="N", help="run problem N and no other")
+    parser.add_argument("--only", type=shared.whole, metavar="N", help="run only problem N")
     shared.add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run random problems and print the table; 1 if an op was wrong."""
+    """Run random problems and print the table; return 1 if an op was wrong."""
     from wae.experiments import selftest
 
     with shared.seconds_bar("checking", options.seconds) as advance:
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
             shared.complain(f"{row.op} in {row.dtype} on {row.backend}: problem {failure}")
     if failed:
         shared.complain(
-            "please report this with what `wae info` prints; --only N runs problem N again, on any machine"
+            "please report this with the output of `wae info`; --only N repeats problem N on any machine"
         )
     return int(bool(failed))
 
@@ -58,7 +58,7 @@ def _table(rows: Sequence[Row]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    title = "Largest ||out - ref|| / ||ref|| of all calls, ref in float64"
+    title = "Largest ||out - ref|| / ||ref|| over all calls, ref in float64"
     table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for name in ("backend", "op", "dtype", "calls", "error", "of limit", ""):
         table.add_column(name, justify="right" if name in ("calls", "error", "of limit") else "left")

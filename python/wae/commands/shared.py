@@ -1,4 +1,4 @@
-"""Shared by several commands: their failures, their common options, their inputs and their console."""
+"""What several commands share: failures, common options, inputs and the console."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 _N = TypeVar("_N", int, float)
 
-_MOST = 2**63 - 1  # what the libraries behind the options count with
+_MOST = 2**63 - 1  # the libraries behind the options use 64-bit integers
 
 STANDARD = Path("-")
-"""Standard input or output, where a file's name is wanted. (A file of that name is ``$PWD/-``.)"""
+"""Stands for standard input or output in place of a file name. (A file of that name is ``$PWD/-``.)"""
 
 
 class Failure(WaeError):
@@ -38,41 +38,56 @@ class Failure(WaeError):
 
 
 def complain(message: str, status: int = 1) -> int:
-    """Print ``message``, which may name a file, on stderr under the command's name; return ``status``."""
+    """Print ``message``, which may name a file, on stderr after the command's name; return ``status``."""
     print(f"wae: {printable(message)}", file=sys.stderr)
     return status
 
 
 def interrupted(interrupt: KeyboardInterrupt, more: str = "") -> int:
-    """Say that Ctrl-C or SIGTERM ended the command, and return its exit status."""
+    """Print that Ctrl-C or SIGTERM ended the command, followed by ``more``, and return the exit status."""
     word, status = ("terminated", 143) if isinstance(interrupt, Terminated) else ("interrupted", INTERRUPTED)
     return complain(f"{word}{more}", status)
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
-    """The option ``--weights`` of commands that run the auto-encoder: see :func:`autoencoder`."""
+    """Add the option ``--weights`` of commands that run the auto-encoder: see :func:`autoencoder`."""
     parser.add_argument(
-        "--weights", type=Path, metavar="FILE", help="weights to use (default: those included)"
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="weights of the auto-encoder (default: included)",
     )
 
 
 def add_force(parser: argparse.ArgumentParser) -> None:
-    """The option ``--force`` of commands that write a file."""
-    parser.add_argument("--force", action="store_true", help="replace a file that is there")
+    """Add the option ``--force`` of commands that write a file."""
+    parser.add_argument("--force", action="store_true", help="replace existing files")
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-    """The option ``--json`` of commands that print a table: see :func:`print_json`."""
+    """Add the option ``--json`` of commands that print a table: see :func:`print_json`."""
     parser.add_argument("--json", action="store_true", help="print the table as JSON")
 
 
+def add_workers(parser: argparse._ActionsContainer) -> None:
+    """Add the option ``--workers`` of commands that read a data set."""
+    parser.add_argument(
+        "--workers", type=workers, default=0, metavar="N", help="processes that read images (default: 0)"
+    )
+
+
+def add_device(parser: argparse._ActionsContainer) -> None:
+    """Add the option ``--device`` of commands that run on a GPU if there is one."""
+    parser.add_argument("--device", metavar="NAME", help="default: cuda if there is a GPU, otherwise cpu")
+
+
 def print_json(data: object) -> None:
-    """Print what a table would show as one JSON document: null for a number that is not finite."""
+    """Print the data of a table as one JSON document, with null for numbers that are not finite."""
     print(json.dumps(_finite(data), indent=1, allow_nan=False))
 
 
 def _finite(data: object) -> object:
-    """``data`` with None for infinities and NaN, which JSON has no words for."""
+    """``data`` with None in place of infinities and NaN, which JSON cannot express."""
     if isinstance(data, float):
         return data if math.isfinite(data) else None
     if isinstance(data, dict):
@@ -81,29 +96,29 @@ def _finite(data: object) -> object:
 
 
 def add_max_pixels(parser: argparse._ActionsContainer) -> None:
-    """The option ``--max-pixels`` of commands that read images."""
+    """Add the option ``--max-pixels`` of commands that read images."""
     parser.add_argument(
         "--max-pixels",
         type=positive,
         metavar="N",
-        help="an image of more is not read (default: 89478485, Pillow's limit)",
+        help="refuse images with more pixels (default: 89478485, Pillow's limit)",
     )
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """The option ``--model`` of commands that load a trained network: see :func:`load`."""
+    """Add the option ``--model`` of commands that load a trained network: see :func:`load`."""
     parser.add_argument(
         "--model",
         metavar="MODULE:FUNCTION",
-        help="returns the network that wae accelerate was given, where it was one of your own: no checkpoint "
-        "may run code",
+        help="function that returns your custom network, if wae accelerate was given one: a checkpoint never "
+        "runs code",
     )
 
 
 def load(path: Path, own: str | None) -> nn.Module:
-    """The network in the checkpoint at ``path``; around what ``own`` returns, where it is around such a one.
+    """The network in the checkpoint at ``path``, built around the network of ``own`` if it is a custom one.
 
-    Raises CheckpointError; NetworkError where ``own`` is no ``module:function`` that returns a network.
+    Raises CheckpointError, or NetworkError if ``own`` is not a ``module:function`` that returns a network.
     """
     from wae.models.pairs import own_network
     from wae.storage.checkpoint import describe, load_classifier
@@ -112,42 +127,42 @@ def load(path: Path, own: str | None) -> nn.Module:
 
 
 def wrong_model(own: str | None, paths: Sequence[Path]) -> str:
-    """What is wrong with ``--model``, in a sentence: nothing in ``paths`` needs it. Else empty."""
+    """A sentence that refuses ``--model`` if no checkpoint in ``paths`` needs it; otherwise empty."""
     from wae.storage.checkpoint import describe
 
     if own is None or any(describe(path).is_own for path in paths):
         return ""
-    return f"--model: is for a network of your own, and {paths[0]} is of {describe(paths[0]).network}"
+    return f"--model: is only for custom networks, {paths[0]} is of {describe(paths[0]).network}"
 
 
 def add_calibration(parser: argparse.ArgumentParser) -> None:
-    """The options of commands that make an int8 network: see :func:`calibration`."""
+    """Add the options of commands that make an int8 network: see :func:`calibration`."""
     parser.add_argument(
         "--calibrate",
         type=Path,
         metavar="DIR",
-        help="images that int8 takes its scales from, and is checked on: 200 or more (docs/deploy.md)",
+        help="folder of 200 images or more for the scales and the check of int8 (docs/deploy.md)",
     )
     parser.add_argument(
         "--max-drop",
         type=share,
         default=0.005,
         metavar="X",
-        help="largest share of images that may get another class (default: 0.005)",
+        help="largest share of images whose class may change (default: 0.005)",
     )
 
 
 def wrong_engine(name: str | None) -> str:
-    """What is wrong with an ``--engine`` that may be ``auto``, in a sentence; empty where nothing is."""
+    """What is wrong with an ``--engine`` that may be ``auto``, in a sentence; otherwise empty."""
     if name in (None, "auto"):
         return ""
-    from wae.inference.engines import ENGINES  # here, as it takes long
+    from wae.inference.engines import ENGINES  # here, because the import is slow
 
     return "" if name in ENGINES else f"--engine must be auto or one of {', '.join(ENGINES)}, got {name}"
 
 
 def calibration(options: argparse.Namespace, input: Input) -> Iterator[Tensor] | None:
-    """The images of ``--calibrate`` as the network takes them."""
+    """The images of ``--calibrate``, prepared for the network; None without the option."""
     if options.calibrate is None:
         return None
     from wae.inference.calibration import CHECKED, CalibrationError, in_folder
@@ -168,12 +183,12 @@ def whole(text: str) -> int:
 
 
 def batch(text: str) -> int:
-    """An argparse type: images that a network gets at once."""
+    """An argparse type: images per call of a network."""
     return _number(int, text, 1, 4096, "a whole number from 1 to 4096")
 
 
 def workers(text: str) -> int:
-    """An argparse type: processes that help this one."""
+    """An argparse type: a number of worker processes, from 0."""
     return _number(int, text, 0, 256, "a whole number from 0 to 256")
 
 
@@ -183,14 +198,14 @@ def processes(text: str) -> int:
 
 
 def size(text: str) -> int:
-    """An argparse type: pixels along a side of a network's images."""
+    """An argparse type: the side of a network's images in pixels."""
     from wae.storage.checkpoint import MAX_SIZE
 
     return _number(int, text, 1, MAX_SIZE, f"a whole number from 1 to {MAX_SIZE}")
 
 
 def image_size(text: str) -> int | tuple[int, int]:
-    """An argparse type: pixels along a side of a network's images, or HEIGHTxWIDTH."""
+    """An argparse type: the side of a network's images in pixels, or HEIGHTxWIDTH."""
     height, by, width = text.partition("x")
     return (size(height), size(width)) if by else size(text)
 
@@ -224,7 +239,7 @@ def _number(kind: Callable[[str], _N], text: str, least: float, most: float, nee
 
 @contextmanager
 def seconds_bar(what: str, total: float) -> Iterator[Callable[[], None]]:
-    """A bar for work that takes ``total`` seconds; the function that it yields moves it on."""
+    """Show a bar for work that takes ``total`` seconds, and yield the function that updates it."""
     from wae.progress import bar
 
     last = time.monotonic()
@@ -240,9 +255,9 @@ def seconds_bar(what: str, total: float) -> Iterator[Callable[[], None]]:
 
 
 def console(json: bool = False) -> Console:
-    """The terminal, or what stands in its place: standard error where standard output is for ``json``.
+    """A console on standard output, or on standard error if standard output is for ``json``.
 
-    It prints text as it is: in rich's own language ``[a]`` in the name of a file would be a style.
+    It prints text literally: rich would take ``[a]`` in the name of a file for a style.
     """
     from rich.console import Console
 
@@ -250,7 +265,7 @@ def console(json: bool = False) -> Console:
 
 
 def check_target(target: Path, source: Path, force: bool) -> None:
-    """Raise Failure or FileExistsError, before any work is done, where ``target`` may not be written."""
+    """Raise Failure or FileExistsError, before any work is done, if ``target`` may not be written."""
     from wae.storage.files import refuse_existing
 
     if target == STANDARD:
@@ -262,7 +277,7 @@ def check_target(target: Path, source: Path, force: bool) -> None:
 
 @contextmanager
 def output(path: Path, force: bool) -> Iterator[IO[bytes]]:
-    """The file to write: as :func:`files.written`, or standard output for ``-``."""
+    """The file to write, as :func:`wae.storage.files.written`; standard output for ``-``."""
     from wae.storage.files import written
 
     if path == STANDARD:
@@ -275,7 +290,7 @@ def output(path: Path, force: bool) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def input_file(path: Path) -> Iterator[Path]:
-    """``path``, or for ``-`` a file with what standard input has."""
+    """``path``; for ``-`` a temporary file with the content of standard input."""
     if path != STANDARD:
         yield path
         return
@@ -287,9 +302,9 @@ def input_file(path: Path) -> Iterator[Path]:
 
 
 def found_images(sources: Iterable[Path]) -> list[Path]:
-    """The images in files and folders, as :func:`wae.data.walk.find` does; complains of what it left out.
+    """The images in files and folders, found by :func:`wae.data.walk.find`. Prints what it left out.
 
-    Raises Failure where there are none.
+    Raises Failure if there are none.
     """
     from wae.data.walk import LeftOut, find
 
@@ -303,7 +318,7 @@ def found_images(sources: Iterable[Path]) -> list[Path]:
 
 
 def read_image(path: Path, max_pixels: int | None = None) -> Tensor:
-    """As :func:`wae.data.images.read_image`, but what it refuses is a Failure."""
+    """As :func:`wae.data.images.read_image`, but raises Failure instead of ImageError."""
     from wae.data import images
 
     try:
@@ -313,7 +328,7 @@ def read_image(path: Path, max_pixels: int | None = None) -> Tensor:
 
 
 def autoencoder(weights: Path | None) -> AutoEncoder:
-    """The auto-encoder with ``weights`` (None: those included). Raises Failure where they do not fit."""
+    """The auto-encoder with ``weights`` (None: the included ones). Raises Failure if they do not fit."""
     from wae.models.autoencoder import AutoEncoder
     from wae.storage import weights_file
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from wae.training.plan import Plan
     from wae.training.trainer import Epoch
 
-HELP = "train a network that scores images or pixels, in the method's three stages"
+HELP = "train a classifier or a segmentation network in the method's three stages"
 
 _PRECISIONS = ("float32", "float16", "bfloat16")
 
@@ -28,28 +28,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         metavar="NAME",
-        help="wae_vgg16, wae_resnet50, ..., resnet50, ...; of pixels wae_enet, ... (default: the plan's; "
-        "with --original wae_NAME)",
+        help="classifiers: wae_vgg16, wae_resnet50, ..., resnet50, ...; segmentation: wae_enet, ... "
+        "(default: as in the plan; with --original wae_NAME)",
     )
     parser.add_argument(
         "--data",
         required=True,
         metavar="DIR|NAME|SHARDS",
-        help="fashion-mnist, digits, a folder: train/CLASS/IMAGE and val/CLASS/IMAGE, or for a class of "
-        "each pixel classes.txt, {train,val}/images and {train,val}/labels; or WebDataset's shards, "
-        "'train-{000..127}.tar' or a folder of train/*.tar and val/*.tar",
+        help="fashion-mnist, digits, a folder with train/CLASS/IMAGE and val/CLASS/IMAGE, or, with a class "
+        "for each pixel, classes.txt, {train,val}/images and {train,val}/labels; or WebDataset shards, "
+        "'train-{000..127}.tar' or a folder with train/*.tar and val/*.tar",
     )
     parser.add_argument(
         "--plan",
         metavar="FILE|NAME",
         action=_PlanOption,
-        help="what each stage does (default: the one for the data or the model, else one made for the data); "
-        "the word list prints those that there are",
+        help="plan of the stages (default: the one for the data or the model, otherwise one made for the "
+        "data); the word list prints the available plans",
     )
     parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="DIR", help="checkpoints, log, trained network"
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder for checkpoints, log and trained network",
     )
-    parser.add_argument("--resume", action="store_true", help="go on with the training in DIR, or begin it")
+    parser.add_argument(
+        "--resume", action="store_true", help="resume the training in DIR, or start it if there is none"
+    )
     shared.add_force(parser)
     shared.add_json(parser)
     _add_start(parser.add_argument_group("what to start from (default: random weights)"))
@@ -62,33 +69,50 @@ def _add_start(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--body-weights",
         metavar="FILE|torchvision",
-        help="for the standard body: a file of torchvision's, or the word torchvision: may download one",
+        help="for the standard body: a torchvision file, or the word torchvision (may download one)",
     )
     group.add_argument(
         "--autoencoder",
         metavar="FILE|included",
-        help="for encoder and decoder: what wae train-autoencoder wrote, or the weights included",
+        help="for encoder and decoder: a file of wae train-autoencoder, or the included weights",
     )
     group.add_argument(
         "--original",
         type=Path,
         metavar="FILE",
-        help="for wae_NAME or NAME_half of pixels: the checkpoint of the trained NAME, whose weights it "
-        "begins with, and which teaches it",
+        help="for the segmentation networks wae_NAME and NAME_half: the checkpoint of the trained NAME, from "
+        "which they are initialised and distilled",
     )
-    group.add_argument("--teacher", type=Path, metavar="FILE", help="for stages with a mimic_weight")
+    group.add_argument(
+        "--teacher",
+        type=Path,
+        metavar="FILE",
+        help="checkpoint of the teacher in stages with a mimic_weight",
+    )
 
 
 def _add_overrides(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--stage", type=int, nargs="+", choices=(1, 2, 3), metavar="N", help="of these kinds alone: 1, 2, 3"
+        "--stage",
+        type=int,
+        nargs="+",
+        choices=(1, 2, 3),
+        metavar="N",
+        help="only stages of these kinds: 1, 2, 3",
     )
-    group.add_argument("--epochs", type=shared.positive, metavar="N", help="of every stage")
-    group.add_argument("--learning-rate", type=float, metavar="X", help="of every stage, at its highest")
-    group.add_argument("--batch", type=shared.positive, metavar="N", help="of all processes together")
-    group.add_argument("--accumulate", type=shared.positive, metavar="N", help="parts of a batch, in turn")
-    group.add_argument("--precision", choices=_PRECISIONS)
-    group.add_argument("--seed", type=int, metavar="N")
+    group.add_argument("--epochs", type=shared.positive, metavar="N", help="epochs of every stage")
+    group.add_argument("--learning-rate", type=float, metavar="X", help="peak learning rate of every stage")
+    group.add_argument(
+        "--batch", type=shared.positive, metavar="N", help="images per step, over all processes"
+    )
+    group.add_argument(
+        "--accumulate",
+        type=shared.positive,
+        metavar="N",
+        help="parts in which a batch is computed, to save memory",
+    )
+    group.add_argument("--precision", choices=_PRECISIONS, help="precision of the training")
+    group.add_argument("--seed", type=int, metavar="N", help="random seed")
 
 
 def _add_machine(group: argparse._ArgumentGroup) -> None:
@@ -96,21 +120,22 @@ def _add_machine(group: argparse._ArgumentGroup) -> None:
         "--size",
         type=shared.image_size,
         metavar="N|HEIGHTxWIDTH",
-        help="of images from files (default: the original's, else 224; with a class for each pixel the first "
-        "image's)",
+        help="size of images from files (default: as for the original, otherwise 224; with a class for each "
+        "pixel that of the first image)",
     )
     group.add_argument(
-        "--on-corrupt", choices=("error", "skip"), default="error", help="about images that cannot be read"
+        "--on-corrupt",
+        choices=("error", "skip"),
+        default="error",
+        help="what to do about images that cannot be read (default: error)",
     )
     shared.add_max_pixels(group)
-    group.add_argument(
-        "--workers", type=shared.workers, default=0, metavar="N", help="processes that read (default: 0)"
-    )
-    group.add_argument("--device", metavar="NAME", help="default: cuda if there is a GPU, else cpu")
+    shared.add_workers(group)
+    shared.add_device(group)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Train; 130, with a word on how to go on, where it was interrupted."""
+    """Train. If it is interrupted, print how to resume, and return 130 (143 after SIGTERM)."""
     from wae.data.images import MAX_PIXELS, ImageError
     from wae.storage.weights_file import WEIGHTS, CheckpointError
     from wae.training.session import Session
@@ -120,7 +145,7 @@ def run(options: argparse.Namespace) -> int:
     included = options.autoencoder == "included"
     autoencoder = WEIGHTS / "autoencoder.safetensors" if included else options.autoencoder
     try:
-        plan = _plan(options)  # which may choose a size
+        plan = _plan(options)  # may also choose options.size
         session = Session(
             plan=plan,
             data=options.data,
@@ -143,7 +168,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         session.run(shared.console(options.json), _print_epochs if options.json else None)
     except KeyboardInterrupt as interrupt:
-        return shared.interrupted(interrupt, f"; {_how_to_go_on(session.state)}")
+        return shared.interrupted(interrupt, f"; {_how_to_resume(session.state)}")
     except (TrainingError, CheckpointError, ImageError, ValueError) as error:
         raise shared.Failure(str(error)) from None
     except FileExistsError:
@@ -151,29 +176,29 @@ def run(options: argparse.Namespace) -> int:
     except OSError as error:
         name = file_of(error) or options.output
         why = error.strerror or first_line(error)
-        raise shared.Failure(f"{name}: {why}; {_how_to_go_on(session.state)}") from None
+        raise shared.Failure(f"{name}: {why}; {_how_to_resume(session.state)}") from None
     return 0
 
 
 def _check_start(options: argparse.Namespace) -> None:
-    """Raise Failure where another option names weights to start from beside ``--original``."""
+    """Raise Failure if ``--original`` is combined with another option for the initial weights."""
     for name in ("weights", "body_weights", "autoencoder"):
         if options.original and getattr(options, name):
-            raise shared.Failure(f"--original and --{name.replace('_', '-')}: give one of them")
+            raise shared.Failure(f"--original and --{name.replace('_', '-')}: need one of them, got both")
 
 
 def _print_epochs(plan: Plan, history: Sequence[Epoch]) -> None:
     shared.print_json({"plan": plan.as_dict(), "epochs": [epoch.as_data() for epoch in history]})
 
 
-def _how_to_go_on(state: Path) -> str:
+def _how_to_resume(state: Path) -> str:
     if state.exists():
-        return f"{state} holds all whole epochs, and the same command with --resume goes on from there"
+        return f"{state} holds all complete epochs; the same command with --resume continues from there"
     return "nothing was trained yet"
 
 
 def _plan(options: argparse.Namespace) -> Plan:
-    """The plan that the command line asks for. Raises PlanError; CheckpointError about the original."""
+    """The plan that the options specify. Raises PlanError, or CheckpointError about the original."""
     from wae.storage.checkpoint import describe
     from wae.training import plan
     from wae.training.original_start import made_of_original
@@ -196,7 +221,7 @@ def _plan(options: argparse.Namespace) -> Plan:
 
 
 def _default_plan(data: str, model: str | None) -> Plan | None:
-    """The data's, where that has one; else the model's, if that has one."""
+    """The plan with the name of the data, otherwise that of the model; None if there is neither."""
     from wae.training import plan
 
     for name in (data, model or ""):
@@ -207,9 +232,9 @@ def _default_plan(data: str, model: str | None) -> Plan | None:
 
 
 def _plan_for_folder(options: argparse.Namespace) -> Plan:
-    """One made for the images in the folder, whose size is chosen too; CamVid's for a class of each pixel.
+    """A plan made for the images in the folder, whose size it may choose; CamVid's plan for segmentation.
 
-    Raises PlanError where it has none.
+    Raises PlanError if the data are not a folder.
     """
     from wae.data.folder import ImageFolder
     from wae.data.images import MAX_PIXELS
@@ -223,14 +248,14 @@ def _plan_for_folder(options: argparse.Namespace) -> Plan:
     if isinstance(data, SegmentationFolder):
         return plan.find("camvid")
     if not isinstance(data, ImageFolder):
-        raise plan.PlanError(f"there is no plan for {options.data}: name one with --plan")
+        raise plan.PlanError(f"there is no plan for {options.data}; name one with --plan")
     if options.size is None:
         options.size = fitting_size(data)
     return small_data_plan(len(data), options.model or MODEL)
 
 
 class _PlanOption(argparse.Action):
-    """``--plan``; with the word list it prints the plans and ends, as ``--help`` does."""
+    """``--plan``. Given the word ``list``, it prints the plans and exits, as ``--help`` does."""
 
     def __call__(self, parser: Any, namespace: Any, value: Any, option: str | None = None) -> None:
         """See argparse.Action."""

@@ -9,25 +9,25 @@ from . import shared
 
 HELP = "train the auto-encoder on photos"
 
-_PLAN = ("batch", "learning_rate", "energy_weight", "seed")  # options that are entries of the plan
+_PLAN = ("batch", "learning_rate", "energy_weight", "seed")  # options that replace entries of the plan
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
     parser.add_argument("photos", nargs="*", type=Path, metavar="PHOTO", help="default: nine bundled photos")
     parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="FILE", help="the weights, and checkpoints"
+        "-o", "--output", type=Path, required=True, metavar="FILE", help="file of checkpoints and weights"
     )
     parser.add_argument(
-        "--resume", action="store_true", help="go on from the checkpoint in FILE, if there is one"
+        "--resume", action="store_true", help="resume from the checkpoint in FILE if there is one"
     )
     for name, kind, text in (
         ("steps", shared.positive, "optimizer steps (default: 40000)"),
         ("batch", shared.positive, "crops per step (default: 8)"),
-        ("crop", shared.positive, "pixels along a crop's side (default: 64)"),
-        ("learning-rate", float, "highest rate of Adam (default: 0.001)"),
+        ("crop", shared.positive, "side of a crop in pixels (default: 64)"),
+        ("learning-rate", float, "peak learning rate of Adam (default: 0.001)"),
         ("energy-weight", float, "lambda, the weight of high's energy (default: 0.001)"),
-        ("seed", int, "of the random weights and the crops (default: 0)"),
+        ("seed", int, "seed of the random weights and the crops (default: 0)"),
     ):
         parser.add_argument(f"--{name}", type=kind, metavar="N", help=text)
     shared.add_force(parser)
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Train, writing checkpoints, and print the quality on photos kept out."""
+    """Train, write checkpoints, and print the quality on held-out photos."""
     from wae.data import photos
     from wae.storage.files import refuse_existing
     from wae.training import stage1

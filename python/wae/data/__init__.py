@@ -1,4 +1,4 @@
-"""Images and where they come from: bundled photos, image files, folders, IDX files, batches of them."""
+"""Images and their sources: bundled photos, image files, folders, IDX files, shards; loading in batches."""
 
 from importlib import import_module
 from typing import Any
@@ -11,16 +11,16 @@ _MOVED = {
     "wae.data.loading": ("Batches", "batches", "fingerprint", "open_dataset"),
     "wae.data.photos": ("KEPT_OUT", "TRAINING", "digits", "photo", "photo_path"),
 }
-"""Where the names of version 0.1's modules ``wae.data`` and ``wae.datasets`` are now."""
+"""The current modules of the names that version 0.1 had in ``wae.data`` and ``wae.datasets``."""
 
 
 def __getattr__(name: str) -> Any:
-    """Find what has moved, and report its new name, once."""
+    """Find a name that has moved, and warn once with its new path."""
     for module, names in _MOVED.items():
         if name in names:
             from wae._moved import warn
 
             warn(f"wae.data.{name}", f"{module}.{name}")
-            found = globals()[name] = getattr(import_module(module), name)  # `from ... import` asks twice
+            found = globals()[name] = getattr(import_module(module), name)  # `from ... import` looks twice
             return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Random crops of a few images, for trainings without labels."""
+"""Random crops of a few images, for training without labels."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from .dataset import DatasetError, Draw, random_seed
 
 
 class Crops:
-    """Random crops, flipped, transposed, and with their colours exchanged at random: see :class:`Dataset`.
+    """Random crops, randomly flipped, transposed and with permuted colour channels: see :class:`Dataset`.
 
-    Every image is equally likely. Colours are exchanged so that what few images teach does not depend on
-    their colours. In half of the batches crops are one pixel less high, in half one pixel less wide, so that
-    odd sizes are trained too.
+    Every image is equally likely. Colour channels are permuted so that what is learned from a few images does
+    not depend on their colours. Each batch is one pixel less high with probability 1/2, and independently one
+    pixel less wide, so that odd sizes are trained too.
 
     Args:
         images: (3, H, W) uint8 each, no side shorter than ``crop``.
-        crop: pixels along a crop's side.
-        length: crops in an epoch.
-        seed: of the crops.
+        crop: side of a crop in pixels, at least 2.
+        length: crops per epoch, at least 1.
+        seed: seeds the crops.
 
     Raises:
-        DatasetError: there is no image, or one is smaller than a crop; ``crop`` or ``length`` is too small.
+        DatasetError: there is no image, an image is smaller than a crop, or ``crop`` or ``length`` is too
+            small.
     """
 
     labels: tuple[str, ...] = ()
@@ -46,8 +47,10 @@ class Crops:
         return self._length
 
     def batch(self, indices: Sequence[int], epoch: int) -> tuple[Tensor, Tensor]:
-        """Uint8 crops (N, 3, h, w), and zeros, (N,) int64, for labels. Crop ``i`` of an epoch is the same in
-        any batch, but for the last row and column that some batches are without.
+        """Uint8 crops (N, 3, h, w), and zeros (N,) int64 as labels.
+
+        Crop ``i`` of an epoch is the same in any batch, except for the last row and column, which some
+        batches lack.
         """
         short = torch.Generator().manual_seed(random_seed(Draw.CROPS, self.seed, epoch, indices[0], 1))
         height, width = (self.crop - _draw(2, short) for _ in range(2))
@@ -55,11 +58,11 @@ class Crops:
         return torch.stack(crops), torch.zeros(len(crops), dtype=torch.int64)
 
     def renumbered(self, numbers: Sequence[int]) -> Crops:
-        """The same: there are no classes."""
+        """Return itself: there are no classes."""
         return self
 
     def plain(self) -> Crops:
-        """The same: they are nothing but cut out."""
+        """Return itself: the crops are the data."""
         return self
 
     def _crop(self, index: int, epoch: int) -> Tensor:

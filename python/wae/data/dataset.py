@@ -1,7 +1,7 @@
-"""Labelled images: what every data set offers, how it draws random numbers, and images held in memory.
+"""The interface of data sets, their random numbers, and images held in memory.
 
-Whatever is random is a pure function of the seed, the epoch and the sample's number. So a run does not
-depend on the size of its batches, the number of its processes, or where it was resumed.
+All randomness is a pure function of the seed, the epoch and the index of the sample. A run therefore does not
+depend on its batch size, the number of its processes, or where it was resumed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from wae.errors import WaeError
 
 NOT_COUNTED = -100
-"""The label of a pixel that neither trains nor tests: PyTorch's own ``ignore_index``."""
+"""The label of a pixel that is ignored in training and testing: PyTorch's default ``ignore_index``."""
 
 
 class DatasetError(WaeError, ValueError):
@@ -28,31 +28,34 @@ class DatasetError(WaeError, ValueError):
 
 
 class Dataset(Protocol):
-    """Labelled images that can be asked for by number."""
+    """Labelled images, addressed by index."""
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The names of the classes, by number."""
+        """The names of the classes, indexed by their numbers."""
 
     def __len__(self) -> int: ...
 
     def batch(self, indices: Sequence[int], epoch: int) -> tuple[Tensor, Tensor]:
-        """Uint8 images (N, 3, H, W), contiguous, and int64 labels (N,); or (N, H, W), a label for each pixel,
-        where :data:`NOT_COUNTED` is one that belongs to no class.
+        """Contiguous uint8 images (N, 3, H, W) and int64 labels (N,).
 
-        A sample is the same in any batch of the epoch. It can be missing only where files that cannot be
-        read are to be left out.
+        A segmentation data set has labels (N, H, W), one per pixel; :data:`NOT_COUNTED` marks pixels that
+        belong to no class. A sample is the same in any batch of the epoch. It is missing only if its file
+        cannot be read and such files are to be left out.
         """
 
     def renumbered(self, numbers: Sequence[int]) -> Dataset:
-        """The same samples, with class ``i`` renumbered to ``numbers[i]``, a permutation."""
+        """The same samples with class ``i`` renumbered to ``numbers[i]``; ``numbers`` is a permutation."""
 
     def plain(self) -> Dataset:
-        """The same samples, not augmented."""
+        """The same samples without augmentation."""
 
 
 class Draw(IntEnum):
-    """The purpose of random numbers. It is part of what seeds them, so that no two purposes share any."""
+    """What random numbers are drawn for.
+
+    It is part of their seed, so that no two purposes share a sequence.
+    """
 
     ORDER = 1
     SHIFTS = 2
@@ -61,17 +64,20 @@ class Draw(IntEnum):
 
 
 def random_seed(purpose: Draw, seed: int, *rest: int) -> int:
-    """32 well-mixed bits; more would be lost, for torch's generator takes no more from a seed."""
+    """A seed of 32 well-mixed bits.
+
+    More would be lost, because torch's generator uses only 32 bits of a seed.
+    """
     return int(np.random.SeedSequence([purpose, seed % 2**64, *rest]).generate_state(1)[0])
 
 
 def spread(total: int, wanted: int) -> Tensor:
-    """``wanted`` numbers below ``total``, or all, evenly spaced."""
+    """``wanted`` evenly spaced integers in 0..``total`` - 1, int64; all of them if there are no more."""
     return torch.arange(total) if total <= wanted else torch.arange(wanted) * total // wanted
 
 
 def _rounds(total: int, count: int) -> Iterator[list[int]]:
-    """All numbers below ``total``, each once: those of :func:`spread`, then what follows on each of them."""
+    """All numbers below ``total``, each once: first those of :func:`spread`, then their successors, ..."""
     first = spread(total, count)
     ends = torch.cat((first[1:], torch.tensor([total])))
     for shift in range(int((ends - first).max())):
@@ -79,10 +85,10 @@ def _rounds(total: int, count: int) -> Iterator[list[int]]:
 
 
 def sample(data: Dataset, count: int) -> tuple[Tensor, Tensor]:
-    """``count`` samples from all over ``data``, or all of them: see :meth:`Dataset.batch`.
+    """``count`` samples, evenly spaced over ``data``, or all if it has fewer: see :meth:`Dataset.batch`.
 
-    In the place of files that cannot be read, where these are to be left out, others are tried: there are
-    fewer samples only where no more can be read. Raises DatasetError where none can.
+    If files that cannot be read are to be left out, others are tried in their place, so there are fewer
+    samples only if no more can be read. Raises DatasetError if none can be read.
     """
     found: list[tuple[Tensor, Tensor]] = []
     for numbers in _rounds(len(data), count):
@@ -92,29 +98,27 @@ def sample(data: Dataset, count: int) -> tuple[Tensor, Tensor]:
     readable = [batch for batch in found if len(batch[0])]  # an empty one has no shape of labels
     if not readable:
         where = getattr(data, "folder", None) or "data"
-        raise DatasetError(
-            f"{where}: none of {len(data)} images that were tried can be read{_first_failure(data)}"
-        )
+        raise DatasetError(f"{where}: none of the {len(data)} images tried can be read{_first_failure(data)}")
     images, labels = (torch.cat(part) for part in zip(*readable, strict=True))
     taken = spread(len(images), count)
     return images[taken], labels[taken]
 
 
 def _first_failure(data: Dataset) -> str:
-    """Of files: what is wrong with the first, for the end of a sentence."""
+    """For files: what is wrong with the first one, as the end of a sentence."""
     read = getattr(data, "read", None)
     return f"; the first: {read([0], 0)[2][0]}" if read else ""
 
 
 def permuted(labels: Sequence[str], numbers: Sequence[int]) -> tuple[str, ...]:
-    """``labels`` reordered: the one at ``i`` goes to ``numbers[i]``."""
+    """``labels`` reordered: the one at index ``i`` moves to index ``numbers[i]``."""
     return tuple(label for _, label in sorted(zip(numbers, labels, strict=True)))
 
 
 def read_class_names(path: Path) -> tuple[str, ...]:
-    """The names of the classes by their numbers: the file's lines, empty ones at its end left out.
+    """The class names in the order of their numbers: the lines of the file, without empty ones at its end.
 
-    Raises DatasetError where it cannot be read.
+    Raises DatasetError if the file cannot be read or is not UTF-8.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -124,16 +128,16 @@ def read_class_names(path: Path) -> tuple[str, ...]:
 
 
 class InMemory:
-    """Images of one size, held in memory, augmented a batch at a time.
+    """Images of the same size, held in memory and augmented batch by batch.
 
     Args:
-        images: (M, C, H, W) uint8; one colour (C = 1) is handed out as three equal ones.
+        images: (M, C, H, W) uint8, C = 1 or 3; :meth:`batch` repeats a single channel three times.
         targets: (M,) int64, indices into ``labels``.
         labels: the names of the classes.
-        augment: shift by up to ``pad`` pixels in each direction (zeros come in), and flip left to right.
-        seed: of the augmentation.
-        pad: in pixels.
-        flip: whether to flip half of the images; digits, say, do not stay what they are.
+        augment: shift by up to ``pad`` pixels in each direction (filled with zeros), and flip left to right.
+        seed: seeds the augmentation.
+        pad: in pixels, at least 0.
+        flip: flip half of the images when augmenting. Not for digits, for example, which flipping changes.
 
     Raises:
         DatasetError: the shapes, dtypes or values are not as above.
@@ -158,7 +162,7 @@ class InMemory:
                 f"targets: need ({len(images)},) int64, got {tuple(targets.shape)} {targets.dtype}"
             )
         if not len(images):
-            raise DatasetError("images: there are none")
+            raise DatasetError("images: need at least one, got none")
         low, high = int(targets.min()), int(targets.max())
         if low < 0 or high >= len(labels):
             raise DatasetError(f"targets: need 0..{len(labels) - 1}, got {low}..{high}")
@@ -174,7 +178,7 @@ class InMemory:
         return len(self.images)
 
     def batch(self, indices: Sequence[int], epoch: int) -> tuple[Tensor, Tensor]:
-        """See :meth:`Dataset.batch`. Raises IndexError where an index is out of range."""
+        """See :meth:`Dataset.batch`. Raises IndexError if an index is out of range."""
         chosen = torch.as_tensor(indices, dtype=torch.int64)
         images = self.images[chosen]
         if self.augment:
@@ -195,7 +199,7 @@ class InMemory:
         return other
 
     def subset(self, indices: Sequence[int]) -> InMemory:
-        """The samples with these numbers, with numbers of their own."""
+        """A data set of the samples at ``indices``, in that order."""
         other = copy.copy(self)
         chosen = torch.as_tensor(indices, dtype=torch.int64)
         other.images, other.targets, other._drawn = self.images[chosen], self.targets[chosen], None
@@ -204,13 +208,13 @@ class InMemory:
     def _augmented(self, images: Tensor, chosen: Tensor, epoch: int) -> Tensor:
         shifts, flipped = (table[chosen] for table in self._draws(epoch))
         height, width = images.shape[2:]
-        # Every place that the window can take on the padded image is a view; each image picks one.
+        # Every position of the window on the padded image is a view; each image picks one.
         windows = F.pad(images, [self.pad] * 4).unfold(2, height, 1).unfold(3, width, 1)
         shifted = windows[torch.arange(len(images)), :, shifts[:, 0], shifts[:, 1]]
         return torch.where(flipped[:, None, None, None], shifted.flip(3), shifted)
 
     def _draws(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """Of every sample: where its window begins, (M, 2), and whether it is flipped, (M,)."""
+        """For every sample, where its window begins, (M, 2) int64, and whether it is flipped, (M,) bool."""
         if self._drawn is None or self._drawn[0] != epoch:
             random = torch.Generator().manual_seed(random_seed(Draw.SHIFTS, self.seed, epoch))
             shifts = torch.randint(2 * self.pad + 1, (len(self), 2), generator=random)

@@ -1,4 +1,4 @@
-"""Folders of image files, one for each class."""
+"""Folders of image files, one folder per class."""
 
 from __future__ import annotations
 
@@ -19,19 +19,22 @@ from .input import Input, luma, prepare
 from .walk import LeftOut, find, is_hidden
 
 OnCorrupt = Literal["error", "skip"]
-"""The treatment of an image file that cannot be read: stop, or leave the sample out and report it."""
+"""What to do about an image file that cannot be read: raise, or leave the sample out and report it."""
 
 
 class ImageFiles(ABC):
-    """Samples in files, which are read when they are asked for.
+    """Samples in files, which are read on demand.
 
     Args:
-        shape: height and width of what comes out, in pixels.
-        seed: of the augmentation.
+        shape: height and width of the samples, in pixels.
+        seed: seeds the augmentation.
         on_corrupt: see :data:`OnCorrupt`.
         max_pixels: see :func:`wae.data.images.read_image`.
-        folder: where the images were searched for.
+        folder: the folder in which the images were found.
         left_out: what the search left out.
+
+    Raises:
+        DatasetError: ``on_corrupt`` is neither of the two.
     """
 
     labels: tuple[str, ...]
@@ -59,15 +62,15 @@ class ImageFiles(ABC):
         """The image, (3, H, W) uint8, and its int64 label or labels."""
 
     def batch(self, indices: Sequence[int], epoch: int) -> tuple[Tensor, Tensor]:
-        """See :meth:`Dataset.batch`. It is empty, (0, 3, H, W) and (0,), where all files are left out.
+        """See :meth:`Dataset.batch`. It is empty, (0, 3, H, W) and (0,), if all files are left out.
 
-        Raises ImageError where a file cannot be used and ``on_corrupt`` is "error".
+        Raises ImageError if a file cannot be used and ``on_corrupt`` is "error".
         """
         images, targets, _ = self.read(indices, epoch)
         return images, targets
 
     def read(self, indices: Sequence[int], epoch: int) -> tuple[Tensor, Tensor, list[str]]:
-        """As :meth:`batch`, and a line for each file that was left out, with its name and the reason."""
+        """As :meth:`batch`, plus one line for each file that was left out, with its name and the reason."""
         tried = [self._tried(index, epoch) for index in indices]
         failed = [line for line in tried if isinstance(line, str)]
         samples = [sample for sample in tried if not isinstance(sample, str)]
@@ -78,7 +81,7 @@ class ImageFiles(ABC):
         return images, targets, failed
 
     def _tried(self, index: int, epoch: int) -> tuple[Tensor, Tensor] | str:
-        """The sample, or a line on why it is left out."""
+        """The sample, or a line that says why it is left out."""
         try:
             return self._sample(index, epoch)
         except ImageError as error:
@@ -88,25 +91,25 @@ class ImageFiles(ABC):
 
 
 def left_out_of(data: Dataset) -> str:
-    """One line on what the search for the files of ``data`` left out; empty if that is nothing."""
+    """One line on what the search for the files of ``data`` left out; empty if nothing."""
     return f"{data.folder}: {data.left_out}" if isinstance(data, ImageFiles) and str(data.left_out) else ""
 
 
 @contextmanager
 def seeded(purpose: Draw, *numbers: int) -> Iterator[None]:
-    """Within it torch's own generator on the processor begins anew: see :func:`random_seed`."""
-    # Not torch.manual_seed: it would set the GPU's generator too, which fork_rng does not put back here.
+    """In this block torch's default CPU generator is seeded with these numbers: see :func:`random_seed`."""
+    # Not torch.manual_seed: it would seed the GPU's generator too, which fork_rng does not restore here.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(random_seed(purpose, *numbers))
         yield
 
 
 def transform(input: Input, augment: bool) -> Callable[[Tensor], Tensor]:
-    """Makes a sample of an image, both uint8.
+    """The function that turns an image, (3, H, W) uint8, into a sample, (3, h, w) uint8.
 
     Args:
-        input: how, where nothing is augmented; where it is, all but ``squash`` holds for a random cut too.
-        augment: cut out 8 % to 100 % of the image at random, scale it to ``input.size``, flip half of them.
+        input: how to scale and crop. With ``augment`` only its size, interpolation and grayscale are used.
+        augment: crop a random 8 % to 100 % of the image, scale it to ``input.size``, and flip half of them.
     """
     from torchvision.transforms import v2
 
@@ -119,20 +122,24 @@ def transform(input: Input, augment: bool) -> Callable[[Tensor], Tensor]:
 
 
 class ImageFolder(ImageFiles):
-    """Image files in one folder per class; made by :func:`image_folder`.
+    """Image files in one folder per class. Use :func:`image_folder` to create it.
 
     Args:
-        samples: of each image the path and the class's number.
+        samples: the path and the class number of each image.
         labels: the names of the classes.
-        size: height and width of what comes out, in pixels.
-        resize: the shorter side's length before the centre is cut out, where nothing is augmented.
+        size: height and width of the samples, in pixels.
+        resize: length of the shorter side before the centre is cropped, without augmentation.
         interpolation, squash, grayscale: see :class:`wae.data.input.Input`.
         augment: see :func:`transform`.
-        seed: of the augmentation.
+        seed: seeds the augmentation.
         on_corrupt: see :data:`OnCorrupt`.
         max_pixels: see :func:`wae.data.images.read_image`.
-        folder: where the images were searched for.
+        folder: the folder in which the images were found.
         left_out: what the search left out.
+
+    Raises:
+        DatasetError: ``size``, ``resize`` or ``on_corrupt`` is out of range.
+        ValueError: no :class:`wae.data.input.Input` can have these entries.
     """
 
     def __init__(
@@ -175,7 +182,7 @@ class ImageFolder(ImageFiles):
         return other
 
     def subset(self, indices: Sequence[int]) -> ImageFolder:
-        """The samples with these numbers, with numbers of their own."""
+        """A data set of the samples at ``indices``, in that order."""
         other = copy.copy(self)
         other.samples = [self.samples[index] for index in indices]
         return other
@@ -200,26 +207,26 @@ def image_folder(
     squash: bool = False,
     grayscale: bool = False,
 ) -> ImageFolder:
-    """The images in ``folder/train/CLASS``, or in ``folder/val/CLASS`` (``test`` will do for ``val``).
+    """The images in ``folder/train/CLASS``, or in ``folder/val/CLASS`` (``test`` if there is no ``val``).
 
-    Each class's folder is searched as :func:`wae.data.walk.find` does. It may be a link that leads out of
-    ``train`` or ``val``; one that stays inside would give an image two classes, and is left out.
+    Each class folder is searched by :func:`wae.data.walk.find`. It may be a link that leads out of ``train``
+    or ``val``. A link to a folder inside would give its images two classes and is left out.
 
     Args:
-        folder: holds the two.
-        train: which of the two.
+        folder: contains ``train`` and ``val``.
+        train: open ``train`` rather than ``val``.
         size, resize, seed, augment, on_corrupt, max_pixels, interpolation, squash, grayscale: see
             :class:`ImageFolder`.
 
     Raises:
-        DatasetError: a folder is missing or has no images, there are fewer than two classes, or the two
-            do not have the same classes.
+        DatasetError: a folder is missing or has no images, there are fewer than two classes, or the classes
+            of ``train`` and ``val`` differ.
         ValueError: no input can have this ``size``, ``resize`` or ``interpolation``.
     """
     if not folder.is_dir():
         raise DatasetError(f"{folder}: there is no such folder")
-    learnt, held_out = folder / "train", folder / ("val" if (folder / "val").is_dir() else "test")
-    chosen, other = (learnt, held_out) if train else (held_out, learnt)
+    trained_on, held_out = folder / "train", folder / ("val" if (folder / "val").is_dir() else "test")
+    chosen, other = (trained_on, held_out) if train else (held_out, trained_on)
     if not chosen.is_dir():
         names = "train" if train else "val or test"
         raise DatasetError(f"{folder}: there is no folder {names} in it; need {names}/CLASS/IMAGE")
@@ -227,7 +234,7 @@ def image_folder(
     labels = _classes(chosen, left_out)
     if other.is_dir() and (different := set(labels) ^ set(_classes(other, LeftOut()))):
         raise DatasetError(
-            f"{folder}: {learnt.name} and {held_out.name} need the same classes; only one of them has "
+            f"{folder}: {trained_on.name} and {held_out.name} need the same classes; only one of them has "
             + ", ".join(sorted(different)[:10])
         )
     samples = [
@@ -254,17 +261,17 @@ def _classes(folder: Path, left_out: LeftOut) -> list[str]:
         else:
             labels.append(entry.name)
     for label in labels:
-        if any("\ud800" <= character <= "\udfff" for character in label):  # bytes that are no UTF-8
+        if any("\ud800" <= character <= "\udfff" for character in label):  # bytes that are not UTF-8
             raise DatasetError(f"{folder}: the name of the folder {label!r} is not UTF-8; rename it")
     if not labels:
         raise DatasetError(f"{folder}: is empty; need a folder of images for each class")
     if len(labels) == 1:
-        raise DatasetError(f"{folder}: has the one class {labels[0]}; need at least two to tell apart")
+        raise DatasetError(f"{folder}: has only one class, {labels[0]}; need at least two")
     return labels
 
 
 def _is_within(link: Path, folder: Path) -> bool:
-    """Whether ``link`` leads to ``folder``, into it, or to a folder that holds it."""
+    """Whether ``link`` leads to ``folder``, into it, or to one of its parents."""
     target, folder = link.resolve(), folder.resolve()
     return target == folder or target in folder.parents or folder in target.parents
 
@@ -277,10 +284,10 @@ def _images(folder: Path, left_out: LeftOut, on_corrupt: OnCorrupt) -> list[str]
             raise DatasetError(f"{file.path}: {file.error}")
     if not found:
         why = f" ({left_out} so far)" if str(left_out) != before else ""
-        raise DatasetError(f"{folder}: there are no images in this class's folder{why}")
+        raise DatasetError(f"{folder}: there are no images in this class folder{why}")
     return [str(file.path) for file in found]
 
 
 def evaluation_resize(size: int) -> int:
-    """The shorter side's length before the centre, ``size`` x ``size``, is cut out."""
+    """The length to which the shorter side is scaled before the centre, ``size`` x ``size``, is cropped."""
     return round(size * 8 / 7)

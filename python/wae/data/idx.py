@@ -1,4 +1,4 @@
-"""Fashion-MNIST, from its four IDX files. Nothing is ever downloaded."""
+"""Fashion-MNIST, read from its four IDX files. Nothing is ever downloaded."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class _IdxFile(NamedTuple):
     name: str
     shape: tuple[int, ...]
     sha256: str
-    """Of the file without compression."""
+    """Hash of the uncompressed file."""
 
 
 _FASHION_MNIST = {
@@ -68,17 +68,19 @@ _FASHION_MNIST = {
 
 
 def fashion_mnist(folder: Path | None, train: bool, augment: bool, seed: int) -> InMemory:
-    """Fashion-MNIST: clothes in 28x28 grey pixels, 60,000 to train on and 10,000 to test, 10 classes.
+    """Fashion-MNIST: greyscale images of clothes, 28 x 28 pixels, 60,000 for training and 10,000 for testing.
+
+    It has 10 classes (Xiao et al., arXiv 1708.07747).
 
     Args:
-        folder: holds the four IDX files, each plain or as .gz; None for :data:`FASHION_MNIST_FOLDER`.
-        train: the 60,000 or the 10,000.
-        augment: flip half of the images left to right. They are centred, and not shifted: trainings of a
-            few epochs are the worse for it (docs/fashion-mnist.md).
-        seed: of the augmentation.
+        folder: contains the four IDX files, each plain or as .gz; None for :data:`FASHION_MNIST_FOLDER`.
+        train: open the training images rather than the test images.
+        augment: flip half of the images left to right. They are centred and not shifted, because shifts make
+            trainings of a few epochs worse (docs/fashion-mnist.md).
+        seed: seeds the augmentation.
 
     Raises:
-        DatasetError: a file is missing, broken, or not the published one (SHA-256).
+        DatasetError: a file is missing, damaged, or not the published one (SHA-256).
     """
     images, targets = (_published(folder or FASHION_MNIST_FOLDER, file) for file in _FASHION_MNIST[train])
     return InMemory(images[:, None], targets.long(), FASHION_MNIST_LABELS, augment, seed, pad=0)
@@ -109,17 +111,17 @@ def _idx_path(folder: Path, name: str) -> Path | None:
 
 
 def _idx_header(shape: tuple[int, ...]) -> bytes:
-    """Two zeros, 8 for unsigned bytes, the number of dimensions; then each of them, big-endian."""
+    """Two zero bytes, 8 for unsigned bytes, the number of dimensions, then each dimension; big-endian."""
     return struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape)
 
 
 def _read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """The bytes of an IDX file, plain or .gz, that must have this shape.
+    """The content of an IDX file, plain or .gz, which must have this shape.
 
-    As the shape is known, no more is ever read than it takes, whatever the file says of itself.
+    Because the shape is known, never more than its bytes are read, whatever the file claims.
 
     Raises:
-        DatasetError: the file cannot be read, is no IDX file of this shape, is cut short or too long.
+        DatasetError: the file cannot be read, is not an IDX file of this shape, or is truncated or too long.
     """
     header, size = _idx_header(shape), int(np.prod(shape))
     try:
@@ -127,7 +129,7 @@ def _read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np
             found = file.read(len(header))
             content = bytearray(file.read(size + 1)) if found == header else bytearray()
     except (OSError, EOFError, zlib.error) as error:
-        raise DatasetError(f"{path}: the file is broken or cannot be read ({error})") from None
+        raise DatasetError(f"{path}: the file is damaged or cannot be read ({error})") from None
     if found != header:
         wanted = " x ".join(map(str, shape))
         raise DatasetError(f"{path}: this is not an IDX file of {wanted} bytes (its header differs)")

@@ -1,7 +1,7 @@
-"""Image files: which names are images, and how a file is read safely.
+"""Image files: which file names are images, and how a file is read safely.
 
-Memory: reading an image takes at most :data:`BYTES_PER_PIXEL` for each of its pixels, which are at most
-``max_pixels``. The header is judged before anything is decoded.
+Reading an image takes at most :data:`BYTES_PER_PIXEL` bytes of memory per pixel, and at most ``max_pixels``
+pixels are accepted. The header is checked before anything is decoded.
 """
 
 from __future__ import annotations
@@ -22,32 +22,36 @@ from PIL import Image, UnidentifiedImageError, _imaging
 from torch import Tensor
 
 from wae.errors import WaeError
+from wae.wording import first_line
 
 _Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000")
-"""Pillow's names of what is opened. Others run programs (EPS: Ghostscript) or are no photos."""
+"""The formats that are opened, by Pillow's names.
+
+Others run programs (EPS: Ghostscript) or do not hold photos.
+"""
 
 EXTENSIONS = frozenset(
     ".jpg .jpeg .jpe .jfif .png .apng .webp .gif .bmp .dib .tif .tiff "
     ".ppm .pgm .pbm .pnm .avif .jp2 .j2k".split()
 )
-"""Their extensions, in lower case."""
+"""The extensions of these formats, in lower case."""
 
 MAX_PIXELS = 89_478_485
-"""The default limit of pixels in an image: Pillow's own."""
+"""The default limit of pixels in an image, which is Pillow's."""
 
 BYTES_PER_PIXEL = 32
-"""The most that reading takes at its peak; docs/training.md has it by format."""
+"""The peak memory of reading, in bytes per pixel; docs/training.md lists it by format."""
 
 LONGEST = 100
-"""How many times longer than wide an image for a network may be: a longer one would be enlarged to no end."""
+"""The largest aspect ratio of an image for a network; enlarging a longer one would take too much memory."""
 
-_SCALED = {"L;2": 85, "L;4": 17}  # what Pillow multiplies grey of 2 and 4 bits with
-_STRIP = 1 << 20  # pixels that are converted at once
+_SCALED = {"L;2": 85, "L;4": 17}  # the factors by which Pillow scales 2-bit and 4-bit grey
+_STRIP = 1 << 20  # pixels that are converted at a time
 
-_ORIENTATION = 0x0112  # in EXIF
-# Of each orientation: whether rows and columns are exchanged, then rows reversed, then columns.
+_ORIENTATION = 0x0112  # the EXIF tag
+# For each orientation: whether to exchange rows and columns, then to reverse the rows, then the columns.
 _TURNS = {
     2: (False, False, True),
     3: (False, True, True),
@@ -64,26 +68,26 @@ class ImageError(WaeError):
 
 
 def is_image(name: str | Path) -> bool:
-    """Whether a file's name ends as that of an image: see :data:`EXTENSIONS`."""
+    """Whether a file name has an image extension: see :data:`EXTENSIONS`."""
     return os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
 def read_image(path: Path | str, max_pixels: int = MAX_PIXELS, longest: int | None = None) -> Tensor:
-    """The image in ``path`` as a (3, H, W) uint8 tensor, colours innermost in memory (channels_last).
+    """The image in ``path`` as a (3, H, W) uint8 tensor with channels innermost in memory (channels_last).
 
-    EXIF orientation is applied; grey and palette images become three colours; transparent pixels are
-    laid over white; 16-bit grey is rounded to 8 bits, and of 16-bit colours Pillow keeps the upper 8; CMYK
-    is converted without a colour profile; of an animation the first frame is taken.
+    EXIF orientation is applied. Grey and palette images become three channels. Transparent pixels are
+    composited on white. 16-bit grey is rounded to 8 bits; of 16-bit colours Pillow keeps the upper 8 bits.
+    CMYK is converted without a colour profile. Of an animation the first frame is taken.
 
     Args:
-        path: a regular file in one of :data:`FORMATS`, whatever its name.
-        max_pixels: more are refused. A limit above :data:`MAX_PIXELS` raises Pillow's own, which is that of
-            the process (``PIL.Image.MAX_IMAGE_PIXELS``).
-        longest: an image that is more times longer than wide is refused.
+        path: a regular file in one of :data:`FORMATS`, whatever its name is.
+        max_pixels: an image with more pixels is refused. A limit above :data:`MAX_PIXELS` also raises
+            Pillow's limit, for the whole process (``PIL.Image.MAX_IMAGE_PIXELS``).
+        longest: an image with a larger aspect ratio is refused; None accepts any.
 
     Raises:
-        ImageError: the file is missing, not a regular file, no image, broken or cut short, too large or too
-            long, or holds 32-bit values of unknown range.
+        ImageError: the file is missing, not a regular file, not an image, damaged or truncated, too large or
+            too elongated, or holds 32-bit values of unknown range.
     """
     with _named(path):
         _check_regular(path)
@@ -93,18 +97,18 @@ def read_image(path: Path | str, max_pixels: int = MAX_PIXELS, longest: int | No
 def decode_image(
     content: bytes, name: object, max_pixels: int = MAX_PIXELS, longest: int | None = None
 ) -> Tensor:
-    """As :func:`read_image`, of a file's ``content``; errors call it ``name``."""
+    """As :func:`read_image`, for the ``content`` of a file; errors call it ``name``."""
     with _named(name):
         return _read(io.BytesIO(content), max_pixels, longest)
 
 
 def of_pillow(image: Image.Image) -> Tensor:
-    """As :func:`read_image`, of an image that Pillow opened or made.
+    """As :func:`read_image`, for an image that Pillow opened or created.
 
-    Raises ImageError where it holds 32-bit values of unknown range.
+    Raises ImageError if it holds 32-bit values of unknown range.
     """
     if fitting := _fitting_transparency(image):
-        image = image.copy()  # the given one stays as it is
+        image = image.copy()  # so that the caller's image is not changed
         image.info.update(fitting)
     pixels = np.broadcast_to(_to_rgb(image, image.format), (image.height, image.width, 3))
     if (orientation := _orientation(image)) in _TURNS:
@@ -113,13 +117,14 @@ def of_pillow(image: Image.Image) -> Tensor:
 
 
 def read_numbers(path: Path | str, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """The numbers in a PNG of numbers, not colours: (H, W) int32, 0..65535. Of a palette's, the entries'.
+    """The numbers stored in a PNG, (H, W) int32, 0..65535; for a palette image, the palette indices.
 
     Args:
-        path: a regular file, grey of up to 16 bits or with a palette.
+        path: a regular file, up to 16-bit grey or with a palette.
         max_pixels: as for :func:`read_image`.
 
-    Raises ImageError where the file is missing, no PNG, damaged or too large, or holds colours.
+    Raises:
+        ImageError: the file is missing, not a PNG, damaged or too large, or holds colours.
     """
     with _named(path):
         _check_regular(path)
@@ -128,22 +133,23 @@ def read_numbers(path: Path | str, max_pixels: int = MAX_PIXELS) -> Tensor:
             scaled = _SCALED.get(str(tiles[0][3]), 1) if tiles else 1
             if image.mode not in ("1", "L", "P", "I") and not image.mode.startswith("I;16"):
                 raise ImageError(
-                    f"need a PNG of numbers, grey or with a palette; this one's mode is {image.mode}"
+                    f"need a PNG of numbers, grey or with a palette; this one has mode {image.mode}"
                 )
             image.load()
             return torch.from_numpy(np.asarray(image).astype(np.int32) // scaled)
 
 
 def check_length(height: int, width: int, longest: int = LONGEST) -> None:
-    """Raise ImageError where an image is more than ``longest`` times longer than wide, or the reverse."""
-    short, long = sorted((height, width))
-    if long > longest * short:
-        raise ImageError(f"{long} x {short} pixels is too long an image")
+    """Raise ImageError if one side of an image is more than ``longest`` times as long as the other."""
+    if max(height, width) > longest * min(height, width):
+        raise ImageError(
+            f"need one side at most {longest} times as long as the other, got {width} x {height} pixels"
+        )
 
 
 @contextmanager
 def _named(path: object) -> Iterator[None]:
-    """Within it, whatever is wrong with the image file at ``path`` becomes an ImageError that names it."""
+    """In this block any error about the image file at ``path`` becomes an ImageError that names it."""
     try:
         yield
     except ImageError as error:
@@ -154,14 +160,14 @@ def _named(path: object) -> Iterator[None]:
     except FileNotFoundError:
         raise ImageError(f"{path}: there is no such file") from None
     except UnidentifiedImageError:
-        raise ImageError(f"{path}: this is not an image file, or one of a kind that is not read") from None
-    # Pillow's decoders raise nearly anything on a damaged file (SyntaxError, struct.error, ...).
+        raise ImageError(f"{path}: this is not an image file, or its format is not supported") from None
+    # Pillow's decoders raise almost anything on a damaged file (SyntaxError, struct.error, ...).
     except Exception as error:
-        raise ImageError(f"{path}: the file cannot be read ({error})") from None
+        raise ImageError(f"{path}: the file cannot be read ({first_line(error)})") from None
 
 
 def _check_regular(path: Path | str) -> None:
-    """Raise ImageError for what could block or act when it is opened, as pipes and devices do."""
+    """Raise ImageError for pipes, devices and the like, which could block or act when opened."""
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
         raise ImageError("this is a folder")
@@ -173,12 +179,12 @@ def _check_regular(path: Path | str) -> None:
 def _opened(
     file: Path | str | io.BytesIO, max_pixels: int, formats: tuple[str, ...]
 ) -> Iterator[Image.Image]:
-    """The file, its header read and judged, its pixels not decoded yet."""
+    """The image, with its header read and checked, but its pixels not yet decoded."""
     if max_pixels > MAX_PIXELS and Image.MAX_IMAGE_PIXELS is not None:
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
     with Image.open(file, formats=formats) as image:
         if image.width * image.height > max_pixels:
-            raise ImageError(f"{image.width} x {image.height} pixels are more than {max_pixels:,}, the limit")
+            raise ImageError(f"{image.width} x {image.height} pixels exceed the limit of {max_pixels:,}")
         yield image
 
 
@@ -191,7 +197,7 @@ def _read(file: Path | str | io.BytesIO, max_pixels: int, longest: int | None) -
 
 
 def _stored(file: Path | str | io.BytesIO, max_pixels: int, longest: int | None) -> tuple[_Pixels, int]:
-    """(H, W, 3) as stored, and the orientation that EXIF tells."""
+    """The pixels as stored, (H, W, 3), and the EXIF orientation."""
     with _opened(file, max_pixels, FORMATS) as image:
         if longest is not None:
             check_length(image.height, image.width, longest)
@@ -201,17 +207,17 @@ def _stored(file: Path | str | io.BytesIO, max_pixels: int, longest: int | None)
         image.load()
         pixels = np.empty((image.height, image.width, 3), np.uint8)
         rows = max(1, _STRIP // image.width)
-        for top in range(0, image.height, rows):  # in strips, so that there is no second copy of all pixels
+        for top in range(0, image.height, rows):  # in strips, to avoid a second copy of all pixels
             bottom = min(top + rows, image.height)
             pixels[top:bottom] = _to_rgb(image.crop((0, top, image.width, bottom)), image.format)
         return pixels, _orientation(image)
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's orientation, and nothing else of it: cameras write other entries that cannot be parsed."""
+    """The EXIF orientation alone, because cameras write other entries that cannot be parsed."""
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # whatever a parser meets; the pixels are read already
+    except Exception:  # parsers raise anything, and the pixels have already been read
         return 1
 
 
@@ -226,11 +232,11 @@ def _turned(pixels: _Pixels, exchanged: bool, rows: bool, columns: bool) -> _Pix
 
 
 def _fitting_transparency(image: Any) -> dict[str, Any]:
-    """What to put into ``image.info`` where a PNG's transparent colour has other bits than Pillow's pixels.
+    """What to change in ``image.info`` if a PNG's transparent colour has another depth than Pillow's pixels.
 
-    Pillow keeps the upper 8 of 16 bits of colours and scales grey of 2 and 4 bits up, but leaves the
-    transparent one as it is. Once the pixels are loaded it no longer tells how many bits they had; then a
-    colour that takes more than 8 had 16.
+    Pillow keeps the upper 8 bits of 16-bit colours and scales 2-bit and 4-bit grey up, but does not change
+    the transparent colour. Once the pixels are loaded, the bit depth is no longer known; a transparent colour
+    above 255 then means 16 bits.
     """
     transparent, tiles = image.info.get("transparency"), getattr(image, "tile", ())
     bits = str(tiles[0][3]) if tiles else ""
@@ -242,7 +248,7 @@ def _fitting_transparency(image: Any) -> dict[str, Any]:
 
 
 def _to_rgb(image: Image.Image, file_format: str | None) -> _Pixels:
-    """The pixels as (H, W, 3) uint8, or (H, W, 1) for all three."""
+    """The pixels as (H, W, 3) uint8, or as (H, W, 1) if all channels are equal."""
     if image.mode.startswith("I;16") or (image.mode == "I" and file_format in ("PNG", "PPM")):
         return _grey_of_16_bits(image)
     if image.mode in ("I", "F"):
@@ -265,7 +271,7 @@ def _grey_of_16_bits(image: Image.Image) -> _Pixels:
 
 @functools.cache
 def _silence_libtiff() -> None:
-    """Keep libtiff from writing about damaged files to stderr; Pillow raises an error for them as well."""
-    with suppress(OSError, AttributeError):  # of a Pillow that hides its libtiff, or has none
-        # A library's handle also finds the functions of the libraries that it was linked with.
+    """Keep libtiff from reporting damaged files on stderr; Pillow raises an error for them anyway."""
+    with suppress(OSError, AttributeError):  # if Pillow hides its libtiff or has none
+        # The handle of a library also finds the functions of the libraries it was linked with.
         ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)

@@ -1,6 +1,7 @@
-"""How an image becomes a network's input: the size, and how it is scaled and cut.
+"""How an image becomes a network's input: its size, scaling and cropping.
 
-With torchvision's results, but for rounding, and without importing it: that takes longer than one prediction.
+The results are torchvision's, except for rounding. It is not imported, because that takes longer than one
+prediction.
 """
 
 from __future__ import annotations
@@ -18,34 +19,34 @@ from wae.wording import shown
 from .images import check_length, of_pillow
 
 MAX_SIZE = 2048
-"""Pixels of a side of a network's input; more would be a way to make a small file take much memory."""
+"""The longest side of a network's input, in pixels. The limit keeps a small file from taking much memory."""
 
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
-"""All but the last are antialiased."""
+"""All but "nearest" are antialiased."""
 
-_LUMA = (0.299, 0.587, 0.114)  # of red, green, blue: ITU-R BT.601, as Pillow's mode L
+_LUMA = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601, like Pillow's mode L
 
 
 @dataclass(frozen=True)
 class Input:
-    """How a photo becomes a network's input; the defaults are those of ImageNet's evaluation.
+    """How a photo becomes a network's input. The defaults are the usual ones of evaluation on ImageNet.
 
-    Raises ValueError where an entry is not usable.
+    Raises ValueError if an entry cannot be used.
     """
 
     size: int = 224
-    """Height and width in pixels, cut out of the middle."""
+    """Height and width of the centre crop, in pixels."""
     resize: int = 256
-    """The length to which the shorter side is scaled first."""
+    """The length to which the shorter side is scaled first, in pixels."""
     grayscale: bool = False
-    """The three colours become their luma, three times."""
+    """All three channels become the luma."""
     interpolation: str = "bilinear"
     """One of :data:`INTERPOLATIONS`."""
     squash: bool = False
-    """Both sides are scaled to ``resize``, whatever their ratio."""
+    """Both sides are scaled to ``resize``, ignoring the aspect ratio."""
     width: int | None = None
-    """Where the input is not square, its width; ``size`` is its height, and the whole image is scaled to
-    both: ``squash`` is true, and ``resize`` is ``size``. Inputs of networks that score pixels are such."""
+    """The width of an input that is not square, as segmentation networks have; ``size`` is then its height.
+    The full image is scaled to both, so ``squash`` must be true and ``resize`` equal to ``size``."""
 
     def __post_init__(self) -> None:
         for name, least, most in (("size", 1, MAX_SIZE), ("resize", self.size, 2 * MAX_SIZE)):
@@ -62,7 +63,7 @@ class Input:
             if type(self.width) is not int or not 1 <= self.width <= MAX_SIZE:
                 raise ValueError(f"width must be an integer from 1 to {MAX_SIZE}, got {shown(self.width)}")
             if not self.squash or self.resize != self.size:
-                raise ValueError("width needs squash, and resize must be size")
+                raise ValueError("width needs squash = true and resize equal to size")
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -71,14 +72,14 @@ class Input:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the whole image is seen: nothing of it is cut off."""
+        """Whether the input shows the full image, with nothing cropped."""
         return self.squash and self.resize == self.size
 
     def of_size(self, size: int | tuple[int, int]) -> Input:
-        """The same for images of ``size``, with the same part of the image cut off.
+        """The same input for images of ``size``, with the same part of the image cropped.
 
-        Of an input that is not square ``size`` is the height, and the ratio stays. To a (height, width) the
-        whole image is scaled.
+        If the input is not square, ``size`` is the height, and the aspect ratio is kept. For a (height,
+        width) the full image is scaled to that size.
         """
         if isinstance(size, tuple):
             return replace(self, size=size[0], resize=size[0], squash=True, width=size[1])
@@ -92,11 +93,11 @@ IMAGENET = Input()
 
 
 class Transforms(nn.Module):
-    """:func:`prepare` in torchvision's form of a transform.
+    """:func:`prepare` as a transform in the style of torchvision.
 
     Args:
-        input: how the image is scaled and cut.
-        invert: make light dark and dark light.
+        input: how the image is scaled and cropped.
+        invert: swap light and dark.
     """
 
     def __init__(self, input: Input, invert: bool = False) -> None:
@@ -105,37 +106,38 @@ class Transforms(nn.Module):
         self.invert = invert
 
     def forward(self, image: Image.Image | Tensor) -> Tensor:
-        """(3, *input.shape) uint8, of an image of Pillow or (3, H, W) uint8.
+        """The network's input, (3, *input.shape) uint8, from a Pillow image or a (3, H, W) uint8 tensor.
 
-        Raises TypeError for anything else, as numbers 0..1, and as :func:`prepare`.
+        Raises TypeError for anything else, such as floats in 0..1, and ImageError as :func:`prepare` does.
         """
         given: Any = image
         if isinstance(given, Image.Image):
             given = of_pillow(given)
         elif not isinstance(given, Tensor) or given.dtype != torch.uint8 or given.shape[:-2] != (3,):
             got = f"{tuple(given.shape)} {given.dtype}" if isinstance(given, Tensor) else type(given).__name__
-            raise TypeError(f"image must be one of Pillow, or a tensor (3, H, W) of uint8, got {got}")
+            raise TypeError(f"image must be a Pillow image or a (3, H, W) uint8 tensor, got {got}")
         return prepare(given, self.input, self.invert)
 
     def extra_repr(self) -> str:
-        """How the image is scaled and cut."""
+        """The settings, for ``repr``."""
         return f"{self.input}, invert={self.invert}"
 
 
 def whole(height: int, width: int) -> Input:
-    """The whole image scaled to ``height`` x ``width`` pixels, whatever its ratio."""
+    """The input that is the full image scaled to ``height`` x ``width`` pixels, ignoring its aspect ratio."""
     return Input(height, height, squash=True, width=width)
 
 
 def prepare(image: Tensor, input: Input, invert: bool = False) -> Tensor:
-    """The network's input, (3, *input.shape) uint8, of ``image``, (3, H, W) uint8.
+    """The network's input, (3, *input.shape) uint8, made from ``image``, (3, H, W) uint8.
 
     Args:
-        input: how the image is scaled and cut.
-        invert: make light dark and dark light.
+        image: uint8, in any memory format.
+        input: how the image is scaled and cropped.
+        invert: swap light and dark.
 
     Raises:
-        ImageError: the image is more than a hundred times longer than wide.
+        ImageError: one side is more than :data:`wae.data.images.LONGEST` times as long as the other.
     """
     check_length(*image.shape[1:])
     image = _scaled(image, input)
@@ -147,7 +149,7 @@ def prepare(image: Tensor, input: Input, invert: bool = False) -> Tensor:
 
 
 def _scaled(image: Tensor, input: Input) -> Tensor:
-    """``image``, whose shorter side, or with ``squash`` each side, becomes so many pixels long."""
+    """``image`` with its shorter side scaled to ``resize``; with ``squash``, both sides."""
     shorter = min(image.shape[1:])
     size = [input.resize * side // shorter for side in image.shape[1:]]
     if input.squash:
@@ -157,8 +159,8 @@ def _scaled(image: Tensor, input: Input) -> Tensor:
 
 
 def luma(image: Tensor) -> Tensor:
-    """The luma of ``image``, (3, H, W) uint8, three times.
+    """The luma of ``image``, (3, H, W) uint8, in all three channels, (3, H, W) uint8.
 
-    torchvision's rounds down, and makes 199 of a grey of 200.
+    It rounds to nearest. torchvision's rounds down and turns a grey of 200 into 199.
     """
     return (image * torch.tensor(_LUMA).view(3, 1, 1)).sum(0).round().to(torch.uint8).expand(3, -1, -1)

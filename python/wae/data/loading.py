@@ -1,4 +1,4 @@
-"""Data sets by the names that a user gives them, and their samples in batches, in any number of processes.
+"""Opens data sets by name, and loads their samples in batches, in any number of processes.
 
 Nothing is ever downloaded.
 """
@@ -39,19 +39,23 @@ def open_dataset(
     on_corrupt: OnCorrupt = "error",
     max_pixels: int = MAX_PIXELS,
 ) -> Dataset:
-    """The data set that a user named.
+    """Open the data set that a user named.
 
     Args:
-        source: "fashion-mnist", "digits", or a folder: with Fashion-MNIST's IDX files, with train/ and val/
-            as for :func:`image_folder`, or with a class for each pixel as in :mod:`wae.data.segmentation`;
-            or a pattern of shards, which ends with ".tar", as for :func:`wae.data.shards.shards`.
-        train: the part to train on, or the part to test.
+        source: one of
+
+            - "fashion-mnist" or "digits",
+            - a folder with Fashion-MNIST's IDX files,
+            - a folder with train/ and val/ as for :func:`image_folder`,
+            - a folder with a class for each pixel, as in :mod:`wae.data.segmentation`,
+            - a pattern or folder of shards, as for :func:`wae.data.shards.shards`.
+        train: open the training part rather than the test part.
         augment, seed, on_corrupt, max_pixels: see :class:`InMemory`, :class:`ImageFolder` and
             :class:`SegmentationFolder`.
-        size: of the images in pixels. None is 28 for the two named sets and 224 for a folder of images; these
-            are resized to 8/7 of it before the centre is cut out (256 for 224). Images with a class for each
-            pixel are scaled whole: to (height, width), to a square, or for None to the first one's size. An
-            :class:`Input` says all of how a file of a folder becomes an image.
+        size: of the images in pixels. None means 28 for the two named sets and 224 for a folder of images.
+            Images of a folder are resized to 8/7 of ``size`` before the centre is cropped (256 for 224).
+            Images with a class for each pixel are scaled in full: to (height, width), to a square, or (None)
+            to the size of the first one. An :class:`Input` specifies completely how a file becomes an image.
 
     Raises:
         DatasetError: there is no such data set, or it cannot be used.
@@ -62,7 +66,7 @@ def open_dataset(
     holds_idx = holds_fashion_mnist(folder)
     side = size.size if isinstance(size, Input) else size
     if (fashion or holds_idx or source == "digits") and side not in (None, 28):
-        raise DatasetError(f"size: the images of {source} are 28 pixels wide, leave --size away; got {side}")
+        raise DatasetError(f"size: the images of {source} are 28 pixels wide; omit --size, got {side}")
     if fashion or holds_idx:
         return fashion_mnist(None if fashion else folder, train, augment, seed)
     if source == "digits":
@@ -88,15 +92,15 @@ def open_dataset(
 
 
 def fingerprint(dataset: Dataset) -> dict[str, Any]:
-    """Identifies a data set, for JSON: the number of images, the labels, and by its kind
+    """What identifies a data set, as JSON data: the number of images, the labels, and depending on its kind
 
-    - :class:`InMemory`: the image size, and SHA-256 of pixels and targets;
-    - :class:`ImageFolder`: the image size, and SHA-256 of the files' paths, from the folder that holds all,
-      and of targets. No file is opened;
-    - :class:`SegmentationFolder`: the same without targets, and the labels' numbers in the files where
-      these are not 0, 1, ...;
-    - :class:`Shards`: the image size, the shards' names, and SHA-256 of where the images lie in them and of
-      targets;
+    - :class:`InMemory`: the image size, and SHA-256 of the pixels and of the targets;
+    - :class:`ImageFolder`: the image size, and SHA-256 of the files' paths relative to their common folder
+      and of the targets. No file is opened;
+    - :class:`SegmentationFolder`: the same without targets, plus the label numbers used in the files unless
+      they are 0, 1, ...;
+    - :class:`Shards`: the image size, the names of the shards, and SHA-256 of the images' positions in them
+      and of the targets;
     - :class:`Crops`: the size of a crop, and SHA-256 of the images' pixels.
     """
     known: dict[str, Any] = {"number of images": len(dataset), "labels": list(dataset.labels)}
@@ -106,7 +110,7 @@ def fingerprint(dataset: Dataset) -> dict[str, Any]:
         known["targets"] = _sha256(dataset.targets.contiguous().numpy())
     elif isinstance(dataset, (ImageFolder, SegmentationFolder)):
         paths, targets = zip(*dataset.samples, strict=True)
-        first, last = os.path.dirname(min(paths)), os.path.dirname(max(paths))  # of one file not its name
+        first, last = os.path.dirname(min(paths)), os.path.dirname(max(paths))  # a single file keeps its name
         common = len(os.path.commonpath([first, last]))
         known["image size"] = list(dataset.shape)
         known["file names"] = _sha256(os.fsencode("\0".join(path[common:] for path in paths)))
@@ -140,25 +144,24 @@ def batches(
     workers: int = 0,
     drop_last: bool = False,
 ) -> Batches:
-    """One epoch's batches, (images, labels) as :meth:`Dataset.batch` gives them.
+    """The batches of one epoch, (images, labels) as :meth:`Dataset.batch` returns them.
 
     Args:
         dataset: what to read.
-        batch: samples per step of all processes together.
-        epoch: with ``seed`` it decides the order.
-        seed: of the order.
-        shuffle: else the order is the data set's.
+        batch: samples per step, over all processes.
+        epoch: determines the order together with ``seed``.
+        seed: seeds the order.
+        shuffle: read in random order rather than in that of the data set.
         rank: which of the ``world`` processes this is. It takes samples rank, rank + world, ... of each
-            batch, so that together the processes take the batch that a single one would.
-        world: how many processes share a batch.
-        workers: processes that read ahead for this one; 0 reads when asked.
-        drop_last: leave out the last batch where it is not full. Without it every sample comes exactly
-            once, and where the last batch has fewer samples than ``world``, the ranks beyond get one
-            batch less.
+            batch, so that together the processes take the batch that a single one would take.
+        world: the number of processes that share a batch.
+        workers: processes that read ahead for this one; with 0, this process reads on demand.
+        drop_last: leave out the last batch if it is not full. Otherwise every sample comes exactly once, and
+            if the last batch has fewer samples than ``world``, the higher ranks get one batch less.
 
     Raises:
-        ValueError: a number is out of range, or ``world`` does not divide ``batch``; several processes
-            would get unequal shares of a shuffled batch, which unbalances the mean of their gradients.
+        ValueError: a number is out of range, ``world`` does not divide ``batch``, or several processes would
+            get unequal shares of a shuffled batch, which would bias the mean of their gradients.
         DatasetError: there are not enough samples for a single batch (with ``drop_last``).
     """
     if batch < 1 or world < 1 or batch % world:
@@ -170,7 +173,9 @@ def batches(
     if drop_last and len(dataset) < batch:
         raise DatasetError(f"{counted(len(dataset), 'image')} cannot fill one batch of {batch}")
     if shuffle and not drop_last and len(dataset) % batch % world:
-        raise ValueError(f"drop_last: needed here, {world} processes cannot share the last batch equally")
+        raise ValueError(
+            f"drop_last: need True, because {world} processes cannot share the last batch equally"
+        )
     if shuffle:
         random = torch.Generator().manual_seed(random_seed(Draw.ORDER, seed, epoch))
         order = torch.randperm(len(dataset), generator=random)
@@ -195,31 +200,31 @@ class _Shares:
 
 
 class Batches:
-    """The result of :func:`batches`: has a length, and can be gone through again and again.
+    """The result of :func:`batches`: it has a length and can be iterated over repeatedly.
 
     Raises:
-        ImageError, DatasetError: while reading, the data set's own, whichever process read.
+        ImageError, DatasetError: while iterating, as the data set does, whichever process reads.
     """
 
     def __init__(self, dataset: Dataset, epoch: int, shares: _Shares, workers: int) -> None:
         self._reader, self._shares = _Reader(dataset, epoch), shares
         self._workers = workers
         self.failed: list[str] = []
-        """A line for each file left out so far in the last pass, with its name and the reason."""
+        """One line for each file left out so far in the latest pass, with its name and the reason."""
 
     def __len__(self) -> int:
         return len(self._shares)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         loader: DataLoader[Any] = DataLoader(
-            self._reader,  # type: ignore[arg-type]  # takes a list of indices for an index
+            self._reader,  # type: ignore[arg-type]  # its index is a list of indices
             batch_size=None,
             sampler=self._shares,
             collate_fn=_as_it_is,
             num_workers=self._workers,
             worker_init_fn=_leave_interrupts,
             pin_memory=torch.cuda.is_available(),
-            # Else it draws from the global generator, and what else is random would depend on it.
+            # Otherwise it draws from the global generator, which would change all other randomness.
             generator=torch.Generator(),
         )
         self.failed = []
@@ -232,7 +237,7 @@ class Batches:
 
 
 class _Reader:
-    """Reads one batch, here or in a worker; hands errors over to whoever asked for it."""
+    """Reads one batch, in this process or a worker, and returns errors so that the caller can raise them."""
 
     def __init__(self, dataset: Dataset, epoch: int) -> None:
         self.dataset, self.epoch = dataset, epoch
@@ -251,5 +256,5 @@ def _as_it_is(read: Any) -> Any:
 
 
 def _leave_interrupts(worker: int) -> None:
-    """Ctrl-C reaches every process; the one that trains decides, and ends its workers."""
+    """Ctrl-C reaches every process. The training process handles it and ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

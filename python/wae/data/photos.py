@@ -1,4 +1,4 @@
-"""Images that ship inside scikit-image and scikit-learn: photos, and handwritten digits.
+"""Images that ship with scikit-image and scikit-learn: photos and handwritten digits.
 
 Nothing is ever downloaded.
 """
@@ -33,18 +33,18 @@ _PHOTOS = {
 }
 
 KEPT_OUT = ("chelsea", "flower")
-"""Photos that no training may see: quality is measured on them."""
+"""Held-out photos: no training may use them, and quality is measured on them."""
 
 TRAINING = tuple(name for name in _PHOTOS if name not in KEPT_OUT)
 
 
 def photo_path(name: str) -> Path:
-    """Where the installed packages keep the photo ``name`` (one of TRAINING and KEPT_OUT).
+    """The path of the photo ``name`` (one of TRAINING and KEPT_OUT) in the installed packages.
 
     Raises:
         KeyError: no photo has this name.
         ModuleNotFoundError: the package that ships it is not installed.
-        ImageError: the package came without it.
+        ImageError: the installed package lacks the photo.
     """
     (module, package, folder), file = _PHOTOS[name]
     spec = importlib.util.find_spec(module)
@@ -52,7 +52,7 @@ def photo_path(name: str) -> Path:
         raise ModuleNotFoundError(f"{package} is not installed", name=module)
     path = Path(spec.origin).parent / folder / file
     if not path.is_file():
-        raise ImageError(f"{path}: this installation of {package} came without the photo")
+        raise ImageError(f"{path}: this installation of {package} lacks the photo")
     return path
 
 
@@ -62,9 +62,10 @@ def photo(name: str) -> Tensor:
 
 
 def digits(train: bool, augment: bool, seed: int) -> InMemory:
-    """The 1,797 handwritten digits inside scikit-learn, 8x8 pixels enlarged to 28x28 (bilinear).
+    """The 1,797 handwritten digits in scikit-learn, 8 x 8 pixels enlarged to 28 x 28 (bilinear).
 
-    The first 1,500 are to train on, the last 297 to test. Shifts are by up to 2 pixels; nothing is flipped.
+    The first 1,500 are for training, the last 297 for testing. Augmentation shifts them by up to 2 pixels in
+    each direction; nothing is flipped. Raises ModuleNotFoundError if scikit-learn is not installed.
     """
     from sklearn.datasets import load_digits
 

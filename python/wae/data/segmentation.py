@@ -1,14 +1,14 @@
-"""Images whose pixels have a class each: folders of images, and of labels that are PNGs of numbers.
+"""Images with a class for each pixel: folders of images, and of labels stored as PNGs of class numbers.
 
 ::
 
-    folder/classes.txt              the names of the classes, a line each, in the order of their numbers
+    folder/classes.txt              the names of the classes, one per line, in the order of their numbers
           /train/images/NAME.jpg
-          /train/labels/NAME.png    the number of each pixel's class
+          /train/labels/NAME.png    the class number of each pixel
           /val/...                  or test
 
-A name in brackets, as ``(void)``, is of pixels that are not counted: they neither train nor test. Neither
-does the number 255, where it is no class's.
+Pixels of a class whose name is in brackets, such as ``(void)``, are not counted: training and testing ignore
+them. The same holds for the number 255, unless it is the number of a class.
 """
 
 from __future__ import annotations
@@ -32,30 +32,31 @@ from .walk import LeftOut, find
 
 CLASSES = "classes.txt"
 _PARTS = ("train", "val", "test")
-_NEVER = 255  # the number that is not counted, where it is no class's
+_NEVER = 255  # the number that is not counted, unless a class has it
 _UNKNOWN = -1
-_NUMBERS = 2**16  # that a PNG can hold
-_CUT = (0.5, 1.0)  # how much of the image an augmented one shows
-_STRETCH = 0.9  # and how much its ratio of width to height changes at most
+_NUMBERS = 2**16  # the numbers that a PNG can hold
+_CUT = (0.5, 1.0)  # the share of the image that an augmented one shows
+_STRETCH = 0.9  # the largest change of its aspect ratio, as a factor
 
 
 class SegmentationFolder(ImageFiles):
-    """Images and the classes of their pixels, in files; made by :func:`segmentation_folder`.
+    """Image files and the classes of their pixels. Use :func:`segmentation_folder` to create it.
 
-    A batch is uint8 images (N, 3, H, W) and int64 labels (N, H, W), :data:`NOT_COUNTED` or an index into
+    A batch is uint8 images (N, 3, H, W) and int64 labels (N, H, W), each :data:`NOT_COUNTED` or an index into
     ``labels``.
 
     Args:
-        samples: of each image its path and that of its labels.
-        classes: the names by the numbers in the files; those in brackets are not counted.
+        samples: the path of each image and that of its labels.
+        classes: the names of the numbers in the files; those in brackets are not counted.
         input: the size to which images (antialiased) and labels (nearest) are scaled.
-        augment: show a half to all of the image, scaled to the same size, and flip half of them; labels too.
-        seed: of the augmentation.
-        on_corrupt: see :data:`OnCorrupt`. Labels that do not fit their image are an error in any case.
+        augment: crop a random half to all of the image, scale it to the same size, and flip half of them;
+            labels likewise.
+        seed: seeds the augmentation.
+        on_corrupt: see :data:`OnCorrupt`. Labels that do not fit their image always raise DatasetError.
         max_pixels: see :func:`wae.data.images.read_image`.
-        folder: where the images were searched for.
+        folder: the folder in which the images were found.
         left_out: what the search left out.
-        keep: keep what was read and scaled in memory: an epoch then decodes nothing.
+        keep: keep the scaled images and labels in memory, so that later epochs decode nothing.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class SegmentationFolder(ImageFiles):
         return len(self.samples)
 
     def numbers(self) -> list[int]:
-        """The number in the files of each of ``labels``."""
+        """The number that each of ``labels`` has in the files."""
         return [int((self._table == index).nonzero()) for index in range(len(self.labels))]
 
     def renumbered(self, numbers: Sequence[int]) -> SegmentationFolder:
@@ -96,22 +97,22 @@ class SegmentationFolder(ImageFiles):
         return other
 
     def plain(self) -> SegmentationFolder:
-        """See :meth:`wae.data.dataset.Dataset.plain`. What is kept in memory is so for both."""
+        """See :meth:`wae.data.dataset.Dataset.plain`. Both share what is kept in memory."""
         other = copy.copy(self)
         other._augmented = None
         return other
 
     def subset(self, indices: Sequence[int]) -> SegmentationFolder:
-        """The samples with these numbers, with numbers of their own."""
+        """A data set of the samples at ``indices``, in that order."""
         other = copy.copy(self)
         other.samples = [self.samples[index] for index in indices]
         other._kept = None if self._kept is None else {}
         return other
 
     def shares(self) -> Tensor:
-        """The share of each class among all counted pixels, (classes,) float64. Reads every label once.
+        """The share of each class among all counted pixels, (classes,) float64. Reads every label file once.
 
-        Raises DatasetError where no pixel is counted, and as :meth:`batch`.
+        Raises DatasetError if no pixel is counted, and otherwise as :meth:`batch` does.
         """
         counts = torch.zeros(len(self.labels), dtype=torch.float64)
         for index in range(len(self)):
@@ -123,7 +124,7 @@ class SegmentationFolder(ImageFiles):
                 continue
             counts += torch.bincount(label[label >= 0], minlength=len(counts))
         if not counts.sum():
-            raise DatasetError(f"{self.folder}: no pixel of its labels is counted")
+            raise DatasetError(f"{self.folder}: its labels hold no pixel that is counted")
         return counts / counts.sum()
 
     def _sample(self, index: int, epoch: int) -> tuple[Tensor, Tensor]:
@@ -131,7 +132,7 @@ class SegmentationFolder(ImageFiles):
         if self._augmented is None:
             return image, label
         with seeded(Draw.SAMPLE, self.seed, epoch, index):
-            both = self._augmented(tv_tensors.Image(image), tv_tensors.Mask(label))  # masks: the nearest
+            both = self._augmented(tv_tensors.Image(image), tv_tensors.Mask(label))  # masks: nearest
         image, label = (part.as_subclass(Tensor).contiguous() for part in both)
         return image, label
 
@@ -152,7 +153,7 @@ class SegmentationFolder(ImageFiles):
         return scaled
 
     def _classes_of(self, index: int) -> Tensor:
-        """The classes of an image's pixels, (H, W) int64, in the file's own size."""
+        """The classes of an image's pixels, (H, W) int64, in the size of the file."""
         path = self.samples[index][1]
         numbers = read_numbers(path, self.max_pixels)
         classes = self._table[numbers]
@@ -160,7 +161,7 @@ class SegmentationFolder(ImageFiles):
             row, column = unknown.nonzero()[0].tolist()
             raise DatasetError(
                 f"{path}: the pixel in row {row}, column {column} has the number {numbers[row, column]}, "
-                f"which is no class's: {self._known()}"
+                f"which is not the number of a class: {self._known()}"
             )
         return classes
 
@@ -180,36 +181,36 @@ def segmentation_folder(
     classes: Sequence[str] | None = None,
     keep: bool = False,
 ) -> SegmentationFolder:
-    """The images in ``folder/part/images`` and their labels, of the same names, in ``folder/part/labels``.
+    """The images in ``folder/part/images`` and their labels, with the same names, in ``folder/part/labels``.
 
-    Images are searched for as :func:`wae.data.walk.find` does, also in folders of the folder.
+    :func:`wae.data.walk.find` searches for the images, also in subfolders.
 
     Args:
         folder: see the module.
         part: ``train``, ``val`` or ``test``.
-        size: of what comes out (:func:`wae.data.input.whole`); None for that of the first image.
+        size: of the samples (:func:`wae.data.input.whole`); None for that of the first image.
         seed, augment, on_corrupt, max_pixels, keep: see :class:`SegmentationFolder`.
         classes: the names by number; None for those in ``classes.txt``.
 
     Raises:
-        DatasetError: a folder or ``classes.txt`` is missing or empty, an image has no labels, or two have the
-            same.
-        ImageError: the first image, whose size is taken, cannot be read.
+        DatasetError: a folder or ``classes.txt`` is missing or empty, an image has no labels, or two images
+            share a label file.
+        ImageError: the first image, which determines the size, cannot be read.
     """
     classes = read_classes(folder) if classes is None else classes
     images, labels, left_out = folder / part / "images", folder / part / "labels", LeftOut()
     for needed in (images, labels):
         if not needed.is_dir():
             raise DatasetError(f"{needed}: there is no such folder")
-    samples: dict[str, str] = {}  # of each file of labels its image
+    samples: dict[str, str] = {}  # the image of each label file
     for path, error, _ in find([images], left_out):
         if error:
             raise DatasetError(f"{path}: {error}")
         label = (labels / path.relative_to(images)).with_suffix(".png")
         if not label.exists():
-            raise DatasetError(f"{label}: there is no such file, and {path} needs its labels there")
+            raise DatasetError(f"{label}: there is no such file; it needs the labels of {path}")
         if other := samples.get(str(label)):
-            raise DatasetError(f"{label}: has the labels of two images, {other} and {path}")
+            raise DatasetError(f"{label}: is the label file of two images, {other} and {path}")
         samples[str(label)] = str(path)
     if not samples:
         raise DatasetError(f"{images}: there are no images" + (f" ({left_out})" if str(left_out) else ""))
@@ -225,38 +226,41 @@ def _size_of(path: str, max_pixels: int) -> Input:
     height, width = read_image(path, max_pixels, LONGEST).shape[1:]
     if max(height, width) > MAX_SIZE:
         raise DatasetError(
-            f"{path}: has {width} x {height} pixels, more than {MAX_SIZE} along a side: give a --size"
+            f"{path}: has {width} x {height} pixels, more than {MAX_SIZE} along a side: set --size"
         )
     return whole(height, width)
 
 
 def held_out(folder: Path) -> str:
-    """The part that a training is tested on: ``val``, or ``test`` where there is no ``val``."""
+    """The part that a training is tested on: ``val``, or ``test`` if there is no ``val``."""
     return "val" if (folder / "val").is_dir() else "test"
 
 
 def holds_segmentation(folder: Path) -> bool:
-    """Whether this is a folder as the module describes it. A ``classes.txt`` alone is not: others have one.
+    """Whether the folder has the layout described above. A ``classes.txt`` alone is not enough.
 
-    Raises DatasetError where it would be one with a ``classes.txt``.
+    Raises DatasetError if only the ``classes.txt`` is missing.
     """
     found = [[(folder / part / name).is_dir() for name in ("images", "labels")] for part in _PARTS]
     if (folder / CLASSES).is_file():
         return any(map(any, found))
     if any(map(all, found)):
-        raise DatasetError(f"{folder / CLASSES}: is missing; need a line with the name of each class")
+        raise DatasetError(f"{folder / CLASSES}: is missing; it needs the name of each class, one per line")
     return False
 
 
 def read_classes(folder: Path) -> tuple[str, ...]:
-    """The names of the classes by their numbers, as ``classes.txt`` has them. Raises DatasetError."""
+    """The class names in ``classes.txt``, in the order of their numbers.
+
+    Raises DatasetError if the file cannot be read, or its names are empty, repeated, too few or too many.
+    """
     path = folder / CLASSES
     names = read_class_names(path)
     counted = [name for name in names if not _is_bracketed(name)]
     if "" in names or len(set(names)) < len(names) or len(counted) < 2 or len(names) > _NUMBERS:
         raise DatasetError(
-            f"{path}: needs a line with the name of each class, two or more, each once, none empty; "
-            "a name in brackets is not counted"
+            f"{path}: needs the names of two or more classes, one per line, each once, none empty; "
+            "names in brackets do not count"
         )
     return names
 
@@ -266,7 +270,7 @@ def _is_bracketed(name: str) -> bool:
 
 
 def _table(classes: Sequence[str]) -> Tensor:
-    """The class of each number that a file can hold, as an index into those counted: (65536,) int64."""
+    """Maps each number that a file can hold to the index of a counted class: (65536,) int64."""
     table = torch.full((_NUMBERS,), _UNKNOWN)
     table[_NEVER] = NOT_COUNTED
     index = 0
@@ -277,7 +281,7 @@ def _table(classes: Sequence[str]) -> Tensor:
 
 
 def _augmentation(height: int, width: int) -> Any:
-    """Cuts, scales and flips an image and its labels at random, both alike."""
+    """The transform that randomly crops, scales and flips an image and its labels alike."""
     ratio = width / height
     return v2.Compose(
         [

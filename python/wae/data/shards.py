@@ -1,17 +1,18 @@
-"""Images in WebDataset's shards: tar files, in which the names of what belongs together agree up to a dot.
+"""Images in WebDataset shards: tar files in which the members of a sample share their name up to a dot.
 
 ::
 
-    train-000.tar            train-000.index.npz    where its images are, once it was read
+    train-000.tar            train-000.index.npz    the positions of its images, once it was read
         n01440764_10026.jpg
-        n01440764_10026.cls  the class's number
+        n01440764_10026.cls  the class number
         ...
-    classes.txt              the names of the classes, one a line
+    classes.txt              the names of the classes, one per line
 
-Or the folders' names say which part is which: ``train/000.tar`` and ``val/000.tar``, beside ``classes.txt``.
+Alternatively the folder names tell the parts apart: ``train/000.tar`` and ``val/000.tar``, beside
+``classes.txt``.
 
-A shard is read through once, for its index; afterwards an image is read where it lies. So shards are drawn
-from, divided and resumed as any data set is.
+A shard is read once from end to end to build its index. After that, each image is read from its position, so
+that shards can be shuffled, divided among processes and resumed like any other data set.
 """
 
 from __future__ import annotations
@@ -43,28 +44,32 @@ CLASSES = "classes.txt"
 
 _HELD_OUT = "val", "test"
 _BLOCK = tarfile.BLOCKSIZE
-_MOST = 1 << 30  # bytes of an image file: they are in memory together
-_DIGITS = 9  # of a class's number
-_NUMBER = re.compile(r"\d+([-_]of[-_]\d+)?$")  # at the end of a shard's name: its own, and that of all
+_MOST = 1 << 30  # bytes of an image file, which is read into memory as a whole
+_DIGITS = 9  # of a class number
+_NUMBER = re.compile(
+    r"\d+([-_]of[-_]\d+)?$"
+)  # at the end of a shard's name: its number, and how many there are
 
 _Numbers = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
 
 class _Index(NamedTuple):
-    """Where a shard's images are: (M,) int64 each."""
+    """The positions of a shard's images: (M,) int64 each."""
 
     offset: _Numbers
+    """In bytes, from the start of the shard."""
     size: _Numbers
+    """In bytes."""
     target: _Numbers
-    """The class's number."""
+    """The class number."""
 
 
 class Shards(ImageFiles):
-    """Images in tar files; made by :func:`shards`.
+    """Images in tar files. Use :func:`shards` to create it.
 
     Args:
         paths: the shards.
-        indices: of each.
+        indices: the index of each shard.
         labels: the names of the classes.
         input, augment: see :func:`wae.data.folder.transform`.
         seed, on_corrupt, max_pixels: see :class:`wae.data.folder.ImageFiles`.
@@ -107,7 +112,7 @@ class Shards(ImageFiles):
         return other
 
     def subset(self, indices: Sequence[int]) -> Shards:
-        """The samples with these numbers, with numbers of their own."""
+        """A data set of the samples at ``indices``, in that order."""
         other = copy.copy(self)
         chosen = np.array(indices, np.int64)
         for name in ("shard", "offset", "bytes", "targets"):
@@ -135,16 +140,18 @@ class Shards(ImageFiles):
 
 
 def is_sharded(source: str | Path) -> bool:
-    """Whether a data set's name is a pattern of shards, which ends with ``.tar``, or a folder of them."""
+    """Whether ``source`` is a pattern of shards, which ends with ``.tar``, or a folder of shards."""
     return _is_pattern(source) or bool(_in_folder(Path(source, "train")))
 
 
 def _is_pattern(source: str | Path) -> bool:
-    return Path(source).suffix == ".tar" and not Path(source).is_dir()  # a folder's name may end so too
+    return (
+        Path(source).suffix == ".tar" and not Path(source).is_dir()
+    )  # a folder's name may end with .tar too
 
 
 def _in_folder(folder: Path) -> list[Path]:
-    """The shards in it; none where it has folders: these are classes, and files beside them are loose."""
+    """The shards in ``folder``; none if it has subfolders, because these are classes."""
     if not folder.is_dir():
         return []
     visible = [path for path in sorted(folder.iterdir()) if not is_hidden(path.name)]
@@ -163,18 +170,18 @@ def shards(
     """The images in the shards that ``pattern`` names.
 
     Args:
-        pattern: of the shards to train on, such as ``shards/train-{000..127}.tar``. Those to test on are the
-            ones beside them that have ``val`` or ``test`` for ``train``, and any number, such as
-            ``shards/val-00003-of-00010.tar``. Where no name has
-            ``train`` in it, the folder is named so: ``shards/train/{000..127}.tar`` and ``shards/val/*.tar``;
-            ``shards`` alone stands for all of them.
-        train: which of the two.
+        pattern: the shards to train on, such as ``shards/train-{000..127}.tar``. Those to test on are the
+            ones beside them with ``val`` or ``test`` in place of ``train``, whatever their numbers are, such
+            as ``shards/val-00003-of-00010.tar``. If the names do not contain ``train``, their folder must be
+            called so: ``shards/train/{000..127}.tar`` and ``shards/val/*.tar``; ``shards`` alone stands for
+            all of these.
+        train: open the training shards rather than the test shards.
         input, augment: see :func:`wae.data.folder.transform`.
         seed, on_corrupt, max_pixels: see :class:`wae.data.folder.ImageFiles`.
 
     Raises:
-        DatasetError: a shard is missing, named twice, damaged, or no tar file; a sample in it has no image or
-            no class, or more than one; a class has no name; or webdataset is not installed.
+        DatasetError: a shard is missing, named twice, damaged, or not a tar file; a sample in it has no image
+            or no class, or more than one; a class has no name; or webdataset is not installed.
     """
     paths = _expanded(pattern)
     folder, others = _held_out(pattern, paths[0])
@@ -195,21 +202,23 @@ def _expanded(pattern: str) -> list[Path]:
         paths = [*map(Path, braceexpand(pattern))] if _is_pattern(pattern) else _in_folder(folder)
     except ValueError as error:  # its UnbalancedBracesError
         raise DatasetError(f"{pattern}: {error}") from None
+    if not paths:
+        raise DatasetError(f"{pattern}: need a pattern that ends with .tar, or a folder with train/*.tar")
     if len(set(paths)) < len(paths):
         raise DatasetError(f"{pattern}: names a shard more than once")
     missing = [path for path in paths if not path.is_file()]
     if missing:
-        more = f", nor {counted(len(missing) - 1, 'other')}" if missing[1:] else ""
+        more = f"; {counted(len(missing) - 1, 'other')} missing too" if missing[1:] else ""
         raise DatasetError(f"{missing[0]}: there is no such shard{more}")
     return paths
 
 
 def _held_out(pattern: str, first: Path) -> tuple[Path, list[str]]:
-    """The data set's folder, and patterns in it for the shards to test on: the first that finds any counts.
+    """The data set's folder, and patterns for the shards to test on in it. The first that matches is used.
 
     Args:
-        pattern: for the error.
-        first: of the shards to train on.
+        pattern: see :func:`shards`.
+        first: the first of the shards to train on.
     """
     before, train, after = first.stem.rpartition("train")
     if train and _is_pattern(pattern):
@@ -218,8 +227,8 @@ def _held_out(pattern: str, first: Path) -> tuple[Path, list[str]]:
     if first.parent.name == "train":
         return first.parent.parent, [f"{part}/*.tar" for part in _HELD_OUT]
     raise DatasetError(
-        f"{pattern}: need train in the shards' names, as train-000.tar, or as that of their folder, as "
-        "train/000.tar; those with val are tested on"
+        f"{pattern}: need train in the names of the shards, as in train-000.tar, or as the name of their "
+        "folder, as in train/000.tar; those with val are for testing"
     )
 
 
@@ -231,16 +240,14 @@ def _first_there(folder: Path, patterns: Sequence[str]) -> list[Path]:
 
 
 def _labels(path: Path, highest: int) -> tuple[str, ...]:
-    """The names of the classes, of which ``highest`` is the last number in use."""
+    """The names of the classes; ``highest`` is the highest class number in use."""
     if not path.exists():
-        raise DatasetError(f"{path}: is missing; it needs the names of the classes, one a line")
+        raise DatasetError(f"{path}: is missing; it needs the name of each class, one per line")
     labels = read_class_names(path)
     if "" in labels:
-        raise DatasetError(f"{path}: line {labels.index('') + 1} is empty; need a name of a class in each")
+        raise DatasetError(f"{path}: line {labels.index('') + 1} is empty; need a class name in each line")
     if len(labels) <= max(highest, 1):
-        why = (
-            f", and an image is of class number {highest}" if highest else "; need at least two to tell apart"
-        )
+        why = f", but an image has class number {highest}" if highest else "; need at least two"
         raise DatasetError(f"{path}: names {counted(len(labels), 'class')}{why}")
     return labels
 
@@ -249,10 +256,10 @@ def _labels(path: Path, highest: int) -> tuple[str, ...]:
 
 
 def _index(path: Path) -> _Index:
-    """The shard's index: read, or made and kept beside it, where there is room and permission."""
+    """The shard's index: read from the file beside it, or built and, if possible, saved there."""
     kept, now = path.with_suffix(".index.npz"), path.stat()
     version = np.array([now.st_size, now.st_mtime_ns])
-    # Opened here: numpy leaves a damaged file open.
+    # The file is opened here because numpy leaves a damaged one open.
     with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile), kept.open("rb") as file:
         known = np.load(file)
         if np.array_equal(known["version"], version):
@@ -288,7 +295,7 @@ def _made(path: Path) -> _Index:
 
 
 def _members(path: Path, file: IO[bytes]) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
-    """The sample, whether it is its ``image`` or ``cls``, and the entry, of those members that are either."""
+    """For each member that is an ``image`` or a ``cls``: the sample's name, which it is, and the entry."""
     from webdataset.tariterators import base_plus_ext
 
     try:
@@ -298,17 +305,17 @@ def _members(path: Path, file: IO[bytes]) -> Iterator[tuple[str, str, tarfile.Ta
                 kind = "image" if is_image(f"{key}.{ending}") else str(ending).lower()
                 if member.isreg() and kind in ("image", "cls"):
                     if member.size > _MOST:
-                        raise DatasetError(f"{path}: {member.name} has more bytes than {_MOST:,}")
+                        raise DatasetError(f"{path}: {member.name} is larger than {_MOST:,} bytes")
                     yield key, kind, member
             end = archive.offset
     except DatasetError:
         raise
-    except (tarfile.TarError, OverflowError, ValueError) as error:  # the last two: of sizes that no file has
-        raise DatasetError(f"{path}: this is not a tar file that can be read ({error})") from None
-    # tarfile takes a damaged entry for the end. The end is a block of zeros.
+    except (tarfile.TarError, OverflowError, ValueError) as error:  # the last two: impossible sizes
+        raise DatasetError(f"{path}: this is not a readable tar file ({error})") from None
+    # tarfile takes a damaged entry for the end of the archive. The real end is a block of zeros.
     file.seek(end)
     if file.read(_BLOCK) != bytes(_BLOCK):
-        raise DatasetError(f"{path}: the shard is damaged or cut short at byte {end:,}")
+        raise DatasetError(f"{path}: the shard is damaged or truncated at byte {end:,}")
 
 
 def _class(path: Path, member: tarfile.TarInfo, file: IO[bytes]) -> int:
@@ -316,13 +323,13 @@ def _class(path: Path, member: tarfile.TarInfo, file: IO[bytes]) -> int:
     text = file.read(member.size).strip() if member.size <= _DIGITS + 2 else b"more than a number"
     if not text.isdigit():
         raise DatasetError(
-            f"{path}: {member.name} needs a class's number, got {text.decode(errors='replace')!r}"
+            f"{path}: {member.name} needs a class number, got {text.decode(errors='replace')!r}"
         )
     return int(text)
 
 
 def _name(path: Path, offset: int) -> str:
-    """Of the member whose content begins at ``offset``."""
+    """The name of the member whose content begins at ``offset``."""
     with suppress(OSError, tarfile.TarError), open(path, "rb") as shard:
         shard.seek(offset - _BLOCK)
         return tarfile.TarInfo.frombuf(shard.read(_BLOCK), "utf-8", "replace").name

@@ -1,4 +1,4 @@
-"""The one walk through folders of images, for every command that reads them."""
+"""Finds images in folders, for every command that reads them."""
 
 from __future__ import annotations
 
@@ -18,34 +18,35 @@ _SYSTEM = frozenset(
         *("thumbs.db", "ehthumbs.db", "desktop.ini"),
     )
 )
-"""Names in lower case that systems put among a user's files."""
+"""Names, in lower case, that operating systems and file servers put among a user's files."""
 
-_NAMED = 5  # types that the line names
+_NAMED = 5  # file types named in the line
 
 
 class Found(NamedTuple):
-    """An image file, or a path that cannot be searched and the error."""
+    """An image file, or a folder that cannot be searched."""
 
     path: Path
     error: str = ""
+    """Why the folder cannot be searched; empty for an image file."""
     content: bytes | None = None
-    """The file's, where it was read already."""
+    """The file's content if it was already read."""
 
 
 class LeftOut:
-    """Counts what a walk leaves out, by the reason. As a string it is one line; empty if that is nothing."""
+    """Counts, by reason, what a search leaves out. Its string is one line, empty if nothing was left out."""
 
     def __init__(self) -> None:
         self.hidden = 0
-        """Files and folders whose names begin with a dot, or are those of a system's own."""
+        """Files and folders whose names begin with a dot or belong to the system (``_SYSTEM``)."""
         self.types: Counter[str] = Counter()
-        """Files without an image's extension, by their extensions."""
+        """Files without an image extension, by extension."""
         self.links = 0
         """Links to folders."""
         self.special = 0
         """Pipes, sockets, devices."""
         self.loose = 0
-        """Files beside the folders of classes."""
+        """Files beside the class folders."""
 
     def __str__(self) -> str:
         endings = ", ".join(ending for ending, _ in self.types.most_common(_NAMED))
@@ -55,27 +56,27 @@ class LeftOut:
             f"{self.types.total():,} of other types ({endings}{more})" if self.types else "",
             counted(self.links, "linked folder") if self.links else "",
             counted(self.special, "special file") if self.special else "",
-            f"{self.loose:,} beside the classes' folders" if self.loose else "",
+            f"{self.loose:,} beside the class folders" if self.loose else "",
         )
         found = ", ".join(filter(None, reasons))
         return f"left out: {found}" if found else ""
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is not the user's own: see :attr:`LeftOut.hidden`."""
+    """Whether a file or folder is hidden or the system's: see :attr:`LeftOut.hidden`."""
     return name.startswith(".") or name.lower() in _SYSTEM
 
 
 def find(sources: Iterable[Path], left_out: LeftOut | None = None) -> Iterator[Found]:
-    """The files in ``sources``, and the images in its folders and their folders, sorted by name in each.
+    """Yield the files in ``sources`` and, recursively, the images in its folders, sorted by name in each.
 
-    A source is taken whatever its name, and may be a link. In a folder, images are recognised by their
-    extensions, and hidden names, links to folders and what is no regular file are left out. A folder that
-    cannot be read is found with its error, as is a link to nothing when it is read.
+    A source is taken whatever its name is, and may be a link. In a folder, images are recognised by their
+    extensions; hidden names, links to folders, and anything that is not a regular file are left out. A folder
+    that cannot be read is yielded with its error. A dangling link is yielded, and fails when it is read.
 
     Args:
         sources: files and folders.
-        left_out: counts what is left out.
+        left_out: updated with what is left out.
     """
     left_out = LeftOut() if left_out is None else left_out
     for source in sources:
@@ -102,7 +103,7 @@ def _walk(top: Path, left_out: LeftOut) -> Iterator[Found]:
             elif entry.is_dir(follow_symlinks=False):
                 folders.append(Path(entry))
             elif os.path.isdir(entry):
-                left_out.links += 1  # may lead back to where it stands
+                left_out.links += 1  # may lead back to a folder that contains it
             elif os.path.exists(entry) and not os.path.isfile(entry):
                 left_out.special += 1
             elif is_image(entry.name):
@@ -113,7 +114,7 @@ def _walk(top: Path, left_out: LeftOut) -> Iterator[Found]:
 
 
 def _ending(name: str) -> str:
-    """A file name's extension, as a line can show it."""
+    """The extension of a file name, in a form that fits into the line."""
     ending = os.path.splitext(name)[1].lower()
     if not ending:
         return "no extension"

@@ -199,7 +199,7 @@ def test_decode_says_when_a_format_loses_pixels(tmp_path, weights, photo_file, c
     }
     for form, suffix in formats.items():
         db = decoded(tmp_path, weights, photo_file, f"out{suffix}")
-        assert ("loses some of the pixels" in capsys.readouterr().err) == (db < np.inf), form
+        assert ("is lossy; .png is lossless" in capsys.readouterr().err) == (db < np.inf), form
         assert (db == np.inf) == (form in (*decode._EXACT, "WEBP"))
 
 
@@ -209,9 +209,9 @@ def test_decode_keeps_a_jpeg_s_quality(tmp_path, weights, photo_file, capsys):
     assert decoded(tmp_path, weights, photo_file, "poor.jpg", "--quality", 75) < best - 5
     assert decoded(tmp_path, weights, photo_file, "better.jpg", "--quality", 100) > best + 3
     assert decoded(tmp_path, weights, photo_file, "some.webp", "--quality", 80) < 45
-    assert "some.webp: WEBP loses some" in capsys.readouterr().err
+    assert "some.webp: WEBP is lossy" in capsys.readouterr().err
     assert run("decode", tmp_path / "m", "-o", tmp_path / "x.png", "--quality", 9, "--weights", weights) == 2
-    assert "--quality is for JPEG, WEBP, AVIF, got PNG" in capsys.readouterr().err
+    assert "--quality: needs one of JPEG, WEBP, AVIF, got PNG" in capsys.readouterr().err
     assert run("decode", tmp_path / "m", "-o", tmp_path / "x.msp", "--weights", weights) == 1
     assert "x.msp: Pillow cannot write this as MSP" in capsys.readouterr().err
 
@@ -365,7 +365,7 @@ def test_numbers_of_options_are_taken_up_to_their_limits(kind, least, most):
 def test_too_little_memory_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr("wae.commands.info.run", lambda options: torch.empty(2**60))
     assert run("info") == 1
-    assert capsys.readouterr().err.startswith("wae: there is not enough memory for this; ")
+    assert capsys.readouterr().err.startswith("wae: out of memory; ")
     monkeypatch.setattr("wae.commands.info.run", lambda options: torch.ones(2) @ torch.ones(3))
     with pytest.raises(RuntimeError, match="inconsistent tensor size"):
         run("info")
@@ -386,7 +386,7 @@ def test_a_killed_process_that_reads_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr("wae.commands.info.run", lambda options: list(DataLoader(Killed(), num_workers=1)))
     assert run("info") == 1
     error = capsys.readouterr().err
-    assert re.match(r"wae: DataLoader worker .*: was it out of memory\? Fewer --workers take less\n$", error)
+    assert re.match(r"wae: DataLoader worker .*: out of memory\? Fewer --workers need less\n$", error)
 
 
 @pytest.mark.parametrize("command", ["demo", "encode", "decode", "info", "train-autoencoder"])

@@ -88,4 +88,4 @@ def test_no_file_runs_code_by_itself(weights: Path, command: str, capsys: pytest
     named = weights.with_name("named.safetensors")
     save_classifier(named, build("small_vgg", 3), "small_vgg")
     assert run(*(named if a == weights else a for a in arguments), "--model", OWN) == 2
-    assert f"--model: is for a network of your own, and {named} is of small_vgg" in capsys.readouterr().err
+    assert f"--model: is only for custom networks, {named} is of small_vgg" in capsys.readouterr().err

@@ -152,7 +152,7 @@ def test_eval_gives_int8_the_training_images_and_others_none(weights, data, monk
 def test_eval_deployed_refuses(weights, data, capsys, monkeypatch):
     arguments = ("eval", weights, "--data", data, "--seconds", 0.05)
     assert run(*arguments, "--engine", "eager") == 2
-    assert "--engine: is for --deployed" in capsys.readouterr().err
+    assert "--engine: needs --deployed" in capsys.readouterr().err
     assert run(*arguments, "--deployed", "float32", "--engine", "steam") == 2
     assert "--engine must be auto or one of eager, " in capsys.readouterr().err
     assert run(*arguments, "--deployed", "int8", "--engine", "eager") == 1
@@ -162,7 +162,7 @@ def test_eval_deployed_refuses(weights, data, capsys, monkeypatch):
     assert re.search("train.*no such folder|no folder.*train", capsys.readouterr().err)
     monkeypatch.setattr(processes, "is_alone", lambda: False)
     assert run(*arguments, "--deployed", "float32") == 1
-    assert "--deployed: is for a single process" in capsys.readouterr().err
+    assert "--deployed: needs a single process" in capsys.readouterr().err
 
 
 # ----------------------------------------------------------------------------------- predicting, exporting
@@ -200,7 +200,7 @@ def test_predict_in_another_precision(weights, data, capsys):
 def test_predict_calibrates_only_an_engine(weights, data, monkeypatch, capsys):
     arguments = ("predict", data / "val", "--weights", weights, "--calibrate", data / "train")
     assert run(*arguments) == 2
-    assert "--calibrate: is for --engine or --precision" in capsys.readouterr().err
+    assert "--calibrate: needs --engine or --precision" in capsys.readouterr().err
     real = deploying.agreement
     monkeypatch.setattr(deploying, "agreement", lambda *given: real(*given) | {"drop": 0.02})
     assert run(*arguments, "--engine", "eager", "--max-drop", 0.01) == 1
@@ -226,7 +226,7 @@ def test_every_option_of_export_arrives(weights, data, tmp_path, monkeypatch, ca
     assert images == len(list((data / "train").glob("*/*.png")))
     described = checkpoint.describe(weights)
     assert options == {"precision": "int8", "max_drop": 0.1, "described": described}
-    assert "It names the model's class on 50.00% of 4 images." in capsys.readouterr().out
+    assert "It predicts the model's class on 50.00% of 4 images." in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -237,7 +237,7 @@ def test_export_in_int8(weights, data, any_warnings, tmp_path, capsys):
     path = tmp_path / "model.onnx"
     arguments = ("export", weights, "-o", path, "--precision", "int8")
     assert run(*arguments, "--calibrate", data / "train", *PATIENT) == 0
-    assert re.search(r"names the model's class on \d+\.\d\d% of 101 images", capsys.readouterr().out)
+    assert re.search(r"predicts the model's class on \d+\.\d\d% of 101 images", capsys.readouterr().out)
     images = torch.randint(0, 256, (5, 3, SIZE, SIZE), dtype=torch.uint8)
     session = onnxruntime.InferenceSession(path)
     says = metadata(checkpoint.describe(weights), (SIZE, SIZE), torch.uint8)

@@ -245,7 +245,7 @@ def test_interrupted_and_gone_on_with(train, monkeypatch, capsys, tmp_path):
     with monkeypatch.context() as patch:
         Stop(patch, 3)
         assert train() == 130
-    assert "holds all whole epochs, and the same command with --resume goes on from there" in errors(capsys)
+    assert "holds all complete epochs; the same command with --resume continues from there" in errors(capsys)
     with open(tmp_path / "out" / "log.jsonl", "a") as file:
         file.write("{half a li")  # a kill can leave that
     assert train("--resume") == 0
@@ -258,7 +258,7 @@ def test_interrupted_in_the_first_epoch(train, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         Stop(patch, 1)
         assert train() == 130
-    assert "the same command with --resume goes on from there" in errors(capsys)
+    assert "the same command with --resume continues from there" in errors(capsys)
     assert train("--resume") == 0  # from the beginning
 
 
@@ -317,7 +317,7 @@ def test_a_full_disk_keeps_what_there_is(train, monkeypatch, tmp_path, capsys):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "File too large; " in (said := errors(capsys))
-    assert "--resume goes on from there" in said
+    assert "--resume continues from there" in said
     assert state.read_bytes() == kept
     assert train("--resume") == 0
 
@@ -430,17 +430,17 @@ def test_a_folder_whose_name_no_terminal_can_show(train, images, tmp_path, capsy
     os.rename(images, odd)
     Path(odd, "train", "new.heic").touch()
     assert train("--epochs", 1, data=odd) == 0
-    left_out = rf"{tmp_path}/d\udcff\n[red]/train: left out: 1 beside the classes' folders"
+    left_out = rf"{tmp_path}/d\udcff\n[red]/train: left out: 1 beside the class folders"
     assert left_out in capsys.readouterr().out.splitlines()
 
 
 def test_a_limit_of_pixels(train, images, tmp_path, capsys):
     assert train("--max-pixels", 359) == 1
-    assert "18 x 20 pixels are more than 359, the limit" in errors(capsys)
+    assert "18 x 20 pixels exceed the limit of 359" in errors(capsys)
     assert train("--max-pixels", 360, "--force") == 0
     model = tmp_path / "out" / "model.safetensors"
     assert run("eval", model, "--data", images, "--max-pixels", 359) == 1
-    assert "18 x 20 pixels are more than 359, the limit" in errors(capsys)
+    assert "18 x 20 pixels exceed the limit of 359" in errors(capsys)
 
 
 def test_a_training_that_leaves_images_out_goes_on_with_the_same_limit_of_pixels(
@@ -475,7 +475,7 @@ def test_images_to_test_with_that_are_left_out_are_told(train, images, capsys):
 
 @pytest.mark.parametrize(
     ("labels", "message"),
-    [((), "is empty; need a folder of images for each class"), (("one",), "has the one class one")],
+    [((), "is empty; need a folder of images for each class"), (("one",), "has only one class, one")],
     ids=["empty", "one class"],
 )
 def test_folders_without_classes(train, tmp_path, capsys, labels, message):
@@ -657,7 +657,7 @@ def test_test_images_that_cannot_be_read(train, images, tmp_path, capsys):
     for path in (images / "val").rglob("*.png"):
         path.write_bytes(b"broken")
     assert train("--on-corrupt", "skip", "--force") == 1
-    assert "val: none of 24 images that were tried can be read" in errors(capsys)
+    assert "val: none of the 24 images tried can be read" in errors(capsys)
 
 
 def test_only_the_first_process_prints_an_evaluation(images, tmp_path, capsys, monkeypatch):
@@ -668,7 +668,7 @@ def test_only_the_first_process_prints_an_evaluation(images, tmp_path, capsys, m
         assert run("eval", model, "--data", images, "--seconds", 0.05) == 0
         said = capsys.readouterr()
         assert ("top-1 error" in said.out, bool(said.out)) == (first, first)
-        assert ("has no names of classes; they are taken by number" in said.err, bool(said.err)) == (
+        assert ("has no class names; its classes are matched by number" in said.err, bool(said.err)) == (
             first,
             first,
         )

@@ -23,19 +23,19 @@ def test_the_same_names_are_matched(known, labels, numbers):
 def test_without_names_numbers_decide_and_a_note_says_so():
     numbers, note = class_order("net", None, 2, "ab")
     assert numbers == (0, 1)
-    assert note == "net: has no names of classes; they are taken by number"
+    assert note == "net: has no class names; its classes are matched by number"
 
 
 @pytest.mark.parametrize(
     ("known", "count", "labels", "said"),
     [
-        (None, 1, "ab", "net: knows 1 class, the data has 2"),
-        (None, 3, "ab", "net: knows 3 classes, the data has 2"),
+        (None, 1, "ab", "net: has 1 class, the data has 2"),
+        (None, 3, "ab", "net: has 3 classes, the data has 2"),
         ("abx", 3, "abc", "only the network has x; only the data has c"),
         ("abc", 3, "ab", "only the network has c$"),
         ("ab", 2, "abc", "of the data: only the data has c$"),
         ("aab", 3, "abb", "3 and 3, some of them twice"),
-        ("baa", 3, "aab", "comes twice, in another order"),
+        ("baa", 3, "aab", "occurs twice, and the order differs"),
         ([str(n) for n in range(30)], 30, "ab", "has 0, 1, 10, 11, 12, 13, 14, 15, 16, 17 and 20 more; only"),
         ("abcdefghij", 10, "xy", "has a, b, c, d, e, f, g, h, i, j; only"),
     ],

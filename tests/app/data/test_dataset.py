@@ -149,6 +149,6 @@ def test_no_more_is_read_than_is_asked_for():
 
 def test_each_file_is_tried_once_before_none_can_be_read():
     data = WithGaps()
-    with pytest.raises(DatasetError, match="none of 20 images that were tried can be read"):
+    with pytest.raises(DatasetError, match="none of the 20 images tried can be read"):
         sample(data, 6)
     assert sorted(data.asked) == list(range(20))

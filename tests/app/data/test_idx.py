@@ -88,14 +88,14 @@ WELL_MADE = idx((3, 2), b"pixels")
         ("a", gzip.compress(WELL_MADE, mtime=0), "not an IDX file"),  # compressed, but not named .gz
         ("a", WELL_MADE[:-1], "announces 6 bytes, but there are 5"),
         ("a", WELL_MADE + b"!", "announces 6 bytes, but there are more"),
-        ("a.gz", WELL_MADE, "broken or cannot be read"),
-        ("a.gz", gzip.compress(WELL_MADE, mtime=0)[:-1], "broken or cannot be read"),
+        ("a.gz", WELL_MADE, "damaged or cannot be read"),
+        ("a.gz", gzip.compress(WELL_MADE, mtime=0)[:-1], "damaged or cannot be read"),
         (
             "a.gz",
             gzip.compress(WELL_MADE, mtime=0)[:-8] + bytes(8),
-            "broken or cannot be read",
+            "damaged or cannot be read",
         ),  # check sum of gzip
-        ("a.gz", gzip.compress(WELL_MADE, mtime=0)[:10] + b"\xff" * 30, "broken or cannot be read"),
+        ("a.gz", gzip.compress(WELL_MADE, mtime=0)[:10] + b"\xff" * 30, "damaged or cannot be read"),
         ("a.gz", gzip.compress(WELL_MADE[:-1], mtime=0), "announces 6 bytes, but there are 5"),
     ],
 )

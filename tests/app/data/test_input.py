@@ -112,7 +112,9 @@ def test_grey_is_that_of_pillow_and_stays_grey():
 
 def test_a_tensor_far_longer_than_wide_is_refused():
     assert Transforms(INPUTS[0])(torch.zeros(3, 1, 100, dtype=torch.uint8)).shape == (3, 20, 20)
-    with pytest.raises(ImageError, match="101 x 1 pixels is too long an image"):
+    with pytest.raises(
+        ImageError, match=r"need one side at most 100 times as long as the other, got .* pixels"
+    ):
         Transforms(INPUTS[0])(torch.zeros(3, 1, 101, dtype=torch.uint8))
 
 
@@ -188,5 +190,5 @@ def test_the_transform_reads_an_image_of_pillow_as_its_file_is_read(kind, image,
 )
 def test_the_transform_refuses_what_it_does_not_know(image, got):
     """Numbers from 0 to 1, as many transforms make them, are nearly black."""
-    with pytest.raises(TypeError, match=f"image must be one of Pillow, or a tensor .*, got {got}"):
+    with pytest.raises(TypeError, match=f"image must be a Pillow image or .*, got {got}"):
         Transforms(INPUTS[0])(image)

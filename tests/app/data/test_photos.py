@@ -37,7 +37,7 @@ def test_unknown_photo_and_missing_package(monkeypatch):
 def test_a_photo_that_its_package_came_without(tmp_path, monkeypatch):
     spec = importlib.util.spec_from_file_location("skimage", tmp_path / "__init__.py")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: spec)
-    with pytest.raises(ImageError, match=r"chelsea\.png: this installation of scikit-image came without the"):
+    with pytest.raises(ImageError, match=r"chelsea\.png: this installation of scikit-image lacks the"):
         photos.photo_path("chelsea")
 
 

@@ -224,35 +224,37 @@ def announce(path, size):
 
 DAMAGE = {
     r"train-001.tar: there is no such shard": lambda path: path.unlink(),
-    r"train-001.tar: there is no such shard, nor 1 other$": lambda path: [
+    r"train-001.tar: there is no such shard; 1 other missing too$": lambda path: [
         path.with_name(f"train-00{n}.tar").unlink() for n in (1, 2)
     ],
-    r"train-001.tar: the shard is damaged or cut short at byte [\d,]+": damage_a_header,
-    r"train-001.tar: this is not a tar file that can be read \(": compress,
-    r"train-001.tar: (this is not a tar file|the shard is damaged or cut short)": lambda path: os.truncate(
-        path, 5000
+    r"train-001.tar: the shard is damaged or truncated at byte [\d,]+": damage_a_header,
+    r"train-001.tar: this is not a readable tar file \(": compress,
+    r"train-001.tar: (this is not a readable tar file|the shard is damaged or truncated)": lambda path: (
+        os.truncate(path, 5000)
     ),
     r"train-001.tar: there are no images in this shard": lambda path: tarfile.open(path, "w").close(),
     r"sample one has no class \(a member .cls\)": lambda path: add(path, "one.jpg", b"x"),
     r"sample one has no image": lambda path: add(path, "one.cls", b"0"),
     r"sample dog_0 has more than one image": lambda path: add(path, "dog_0.jpg", b"x"),
-    r"one.cls needs a class's number, got 'dog'": lambda path: add(path, "one.cls", b"dog"),
-    r"one.cls needs a class's number, got 'more than a number'": lambda path: add(path, "one.cls", b"9" * 30),
-    r"classes.txt: names 2 classes, and an image is of class number 2": lambda path: [
+    r"one.cls needs a class number, got 'dog'": lambda path: add(path, "one.cls", b"dog"),
+    r"one.cls needs a class number, got 'more than a number'": lambda path: add(path, "one.cls", b"9" * 30),
+    r"classes.txt: names 2 classes, but an image has class number 2": lambda path: [
         add(path, "one.png", b"x"),
         add(path, "one.cls", b"2"),
     ],
-    r"train-001.tar: this is not a tar file that can be read \(.*integer": endless,
-    r"one.png has more bytes than 1,073,741,824": lambda path: announce(path, 2**30 + 1),
-    r"train-001.tar: this is not a tar file that can be read \(unexpected end of data": lambda path: announce(
+    r"train-001.tar: this is not a readable tar file \(.*integer": endless,
+    r"one.png is larger than 1,073,741,824 bytes": lambda path: announce(path, 2**30 + 1),
+    r"train-001.tar: this is not a readable tar file \(unexpected end of data": lambda path: announce(
         path, 2**30
     ),
-    r"image is of class number 123456789": lambda path: [
+    r"image has class number 123456789": lambda path: [
         add(path, "one.PNG", b"x"),
         add(path, "one.CLS", b"123456789\r\n"),
     ],
-    r"one.cls needs a class's number, got 'more": lambda path: add(path, "one.cls", b"1" * 12),
-    r"classes.txt: is missing; it needs the names": lambda path: path.with_name("classes.txt").unlink(),
+    r"one.cls needs a class number, got 'more": lambda path: add(path, "one.cls", b"1" * 12),
+    r"classes.txt: is missing; it needs the name of each": lambda path: path.with_name(
+        "classes.txt"
+    ).unlink(),
     r"classes.txt: cannot be read \(.*decode": lambda path: path.with_name("classes.txt").write_bytes(
         b"\xff"
     ),
@@ -276,7 +278,7 @@ def test_a_cut_at_a_members_end_is_found(pattern, photos):
     path = photos / "shards" / "train-001.tar"
     with tarfile.open(path) as tar:
         os.truncate(path, tar.getmembers()[-3].offset)
-    with pytest.raises(DatasetError, match="the shard is damaged or cut short"):
+    with pytest.raises(DatasetError, match="the shard is damaged or truncated"):
         shards(pattern)
 
 
@@ -294,7 +296,8 @@ def test_what_is_neither_image_nor_class_is_left_alone(pattern, photos):
         ("train-{000..002.tar", "train-{000..002.tar: "),
         ("images-{000..001}.tar", "there is no such shard"),
         ("train-{000,001,000}.tar", "names a shard more than once"),
-        ("val-{000..001}.tar", "need train in the shards' names, as train-000.tar"),
+        ("train-000", "need a pattern that ends with .tar, or a folder with train"),
+        ("val-{000..001}.tar", "need train in the names of the shards, as in train-000.tar"),
     ],
 )
 def test_patterns_that_name_no_data_set(photos, pattern, name, said):
@@ -386,7 +389,7 @@ def test_archives_beside_the_folders_of_classes_are_no_shards(photos):
     (photos / "train" / "cat.tar").write_bytes(b"an archive of the cats")
     data = open_dataset(photos, True, False, 0, 16)
     assert data.labels == CLASSES
-    assert str(data.left_out) == "left out: 1 beside the classes' folders"
+    assert str(data.left_out) == "left out: 1 beside the class folders"
 
 
 @pytest.mark.parametrize(
@@ -396,7 +399,7 @@ def test_archives_beside_the_folders_of_classes_are_no_shards(photos):
         ("cat\x85 \u2028s\ndog", None),
         ("cat\n\ndog\n", "classes.txt: line 2 is empty"),
         ("\ncat\ndog\n", "classes.txt: line 1 is empty"),
-        ("cat\n", "names 1 class, and an image is of class number 1"),
+        ("cat\n", "names 1 class, but an image has class number 1"),
         (b"cat\n\xff\n", "classes.txt: cannot be read"),
     ],
 )
@@ -446,7 +449,7 @@ def test_an_image_far_longer_than_wide_is_named(pattern, photos):
     path = photos / "shards" / "train-002.tar"
     add(path, "long.png", content.getvalue())
     add(path, "long.cls", b"0")
-    with pytest.raises(ImageError, match=r"train-002.tar: long.png: 3000 x 1 pixels is too long an image"):
+    with pytest.raises(ImageError, match=r"train-002.tar: long.png: need one side .*, got 1 x 3000 pixels"):
         shards(pattern, augment=True).batch([8], 0)
 
 

@@ -340,6 +340,19 @@ def test_a_folder_of_something_else_stays(tmp_path, capsys):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"model.safetensors", "thesis.txt"}
 
 
+@pytest.mark.parametrize(("more", "resumed"), [((), ""), (("--force",), "without --force ")])
+def test_an_interrupted_run_says_how_to_resume(more, resumed, tmp_path, monkeypatch, capsys):
+    """With --force the same command would remove what was trained."""
+
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(accelerate, "run", interrupt)
+    command = ("accelerate", "--model", "small_vgg", "--data", "digits", "-o", str(tmp_path), *more)
+    assert cli.main(command) == 130
+    assert capsys.readouterr().err == f"wae: interrupted; the same command {resumed}resumes from there\n"
+
+
 @pytest.mark.parametrize(
     ("option", "name"),
     [
@@ -393,7 +406,7 @@ def test_where_no_image_can_be_read_nothing_begins(tmp_path):
     write_crops(tmp_path / "data", 2, 1)
     for path in (tmp_path / "data" / "val").rglob("*.png"):
         path.write_bytes(b"no image")
-    with pytest.raises(DatasetError, match="none of 5 images that were tried can be read"):
+    with pytest.raises(DatasetError, match="none of the 5 images tried can be read"):
         wae.accelerate(
             build(),
             tmp_path / "data",
@@ -469,7 +482,7 @@ def test_a_line_says_that_classes_without_names_are_taken_by_number(tmp_path):
     task = replace(task, console=Console(file=printed))
     done = {"original": measured(0.5), "training": {}}
     accelerate.train_all(task, Record(tmp_path / "record.json", {}, done))
-    line = "sequential:given: has no names of classes; they are taken by number\n"
+    line = "sequential:given: has no class names; its classes are matched by number\n"
     assert line in printed.getvalue()
 
 

@@ -101,7 +101,7 @@ def test_the_table_of_a_folder_that_is_read_only_is_printed(tmp_path, monkeypatc
     monkeypatch.setattr("wae.experiments.reproduction.table.rows", lambda *_: [Row("WAE", [0.5], 10, 5.0)])
     assert main(["reproduce", "fashion-mnist", "-o", str(tmp_path)]) == status
     printed = capsys.readouterr()
-    said = f"wae: {tmp_path}: {os.strerror(number)}; the table is printed, and not kept\n"
+    said = f"wae: {tmp_path}: {os.strerror(number)}; the table is printed but not saved\n"
     assert (printed.err == said) == ("| WAE | 50.00 %" in printed.out) == (not status)
 
 
@@ -129,7 +129,7 @@ def test_epochs_of_an_earlier_run_are_none_of_the_bar(tmp_path, monkeypatch, cap
     monkeypatch.setattr(reproduce, "run", run)
     monkeypatch.setattr("wae.experiments.reproduction.table.rows", lambda *_: [])
     assert main(["reproduce", "fashion-mnist", "-o", str(tmp_path)]) == 0
-    assert "seed 0: going on after epoch 3 of 9 (joint), accuracy 50.00 %" in capsys.readouterr().out
+    assert "seed 0: resuming after epoch 3 of 9 (joint), accuracy 50.00 %" in capsys.readouterr().out
 
 
 def test_a_student_needs_its_teacher(tmp_path):
@@ -168,5 +168,5 @@ def test_the_table_as_json(tmp_path, capsys, monkeypatch):
         "accuracies": [0.89], "multiply_adds": 10, "microseconds": 5.0, "won_back": pytest.approx(0.9),
         "remeasured": [0.89**2], "won_back_remeasured": pytest.approx((0.89**2 - 0.64) / 0.17),
     }  # fmt: skip
-    assert "Timing them on this machine" in printed.err
+    assert "Measuring their times on this machine" in printed.err
     assert "| WAE | 89.00 % |" in (tmp_path / "table.md").read_text()

@@ -262,7 +262,7 @@ def run(*arguments):
 def test_command(checkpoint, tmp_path, capsys):
     path = tmp_path / "model.pt2"
     assert run(checkpoint, "-o", path, "--format", "torch", "--batch", "dynamic") == 0
-    assert "differ from the model's by" in capsys.readouterr().out
+    assert "relative difference of its scores from the model's" in capsys.readouterr().out
     assert torch.export.load(path).module()(photos(1, (193, 193))).shape == (1, 3)
     before = path.read_bytes()
     assert run(checkpoint, "-o", path, "--format", "torch") == 1
@@ -276,7 +276,9 @@ def test_command(checkpoint, tmp_path, capsys):
 def test_a_file_of_one_number_of_images_is_for_no_other(tmp_path, capsys):
     options = "--format", "executorch", "--batch", "dynamic"
     assert run(tmp_path / "missing", "-o", tmp_path / "model.pte", *options) == 2
-    assert "--batch: an executorch file is for one number of images, got dynamic" in capsys.readouterr().err
+    assert (
+        "--batch: an executorch file needs a fixed number of images, got dynamic" in capsys.readouterr().err
+    )
 
 
 def test_command_with_files_that_are_no_checkpoints(tmp_path, capsys):

@@ -134,7 +134,7 @@ def test_an_engine_predicts_the_same(
 def test_wrong_usage_of_maps(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     photo = save_image(tmp_path / "in" / "a.png")
     assert run(photo, "--maps", tmp_path / "out") == 2
-    assert "scores no pixels" in capsys.readouterr().err
+    assert "needs a segmentation network" in capsys.readouterr().err
     assert run(tmp_path / "in", "--weights", checkpoint, "--maps", tmp_path / "in" / "out") == 1
     assert "is in" in capsys.readouterr().err
     assert not (tmp_path / "in" / "out").exists()

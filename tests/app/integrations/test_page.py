@@ -196,7 +196,7 @@ def test_an_address_in_place_of_a_file_is_not_fetched() -> None:
 
 def test_what_is_refused_before_it_serves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["app", "--stock", "x"]) == 2
-    assert "--weights, which is missing" in capsys.readouterr().err
+    assert "--stock: needs --weights" in capsys.readouterr().err
     assert cli.main(["app", "--weights", str(tmp_path / "none")]) == 1
     assert "none" in capsys.readouterr().err
     assert cli.main(["app", "--weights", str(WEIGHTS / "autoencoder.safetensors")]) == 1
@@ -357,7 +357,7 @@ def test_what_cannot_be_used_is_a_line(page: Any, tmp_path: Path) -> None:
     large = tmp_path / "large.png"
     Image.new("RGB", (2000, 1000)).save(large)
     upload(page, large)
-    page.get_by_role("alert").filter(has_text="2000 x 1000 pixels are more than 400,000").wait_for()
+    page.get_by_role("alert").filter(has_text="2000 x 1000 pixels exceed the limit of 400,000").wait_for()
 
 
 @pytest.mark.slow

@@ -103,10 +103,10 @@ def test_a_file_that_cannot_be_read_is_not_read(photos: Path) -> None:
     ("options", "said"),
     [
         (["--ray"], "--ray: needs -o FOLDER"),
-        (["--ray", "-o", "out", "--format", "jsonl"], "--format: is not for --ray"),
-        (["--ray", "-o", "out", "--precision", "int8"], "takes an --engine by its name"),
-        (["--ray", "-o", "out", "--engine", "auto"], "takes an --engine by its name"),
-        (["--ray", ".", "-o", "out"], "--ray takes an address, got the path .: name"),
+        (["--ray", "-o", "out", "--format", "jsonl"], "--format: cannot be combined with --ray"),
+        (["--ray", "-o", "out", "--precision", "int8"], "needs --engine with a name"),
+        (["--ray", "-o", "out", "--engine", "auto"], "needs --engine with a name"),
+        (["--ray", ".", "-o", "out"], "--ray: needs an address, got the path .; name"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

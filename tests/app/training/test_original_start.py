@@ -164,10 +164,10 @@ def test_what_cannot_be_begun_with_is_said(train, original, tmp_path, capsys):
     assert "wae accelerate makes a classifier faster" in refused("--original", small)
     for option in ("--weights", "--body-weights", "--autoencoder"):
         printed = refused("--original", original, option, original)
-        assert f"--original and {option}: give one of them" in printed
+        assert f"--original and {option}: need one of them, got both" in printed
     assert "there is no such file" in refused("--original", tmp_path / "missing.safetensors")
     strangers = checkpoint(tmp_path / "strangers.safetensors", labels=("cat", "dog", "sky"))
-    assert "its classes are not those of the data" in refused("--original", strangers)
+    assert "its classes differ from those of the data" in refused("--original", strangers)
 
 
 @pytest.mark.parametrize("number", [20, 3])
@@ -179,5 +179,5 @@ def test_images_that_cannot_be_read_are_no_start(number):
         def batch(self, indices, epoch):
             return torch.empty(0, 3, 36, 48, dtype=torch.uint8), torch.empty(0, 36, 48)
 
-    with pytest.raises(ValueError, match=f"none of {number} images that were tried can be read"):
+    with pytest.raises(ValueError, match=f"none of the {number} images tried can be read"):
         original_start.start_as_original(build("wae_enet", 3), build("enet", 3), Unreadable())

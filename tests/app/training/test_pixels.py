@@ -340,7 +340,7 @@ def test_size_and_limit_that_are_given_hold_where_a_plan_is_looked_for_too(tmp_p
         return command._plan(cli.build_parser().parse_args([*line, *more]))
 
     assert chosen("--size", "16x32") == find("camvid")
-    with pytest.raises(ImageError, match="2064 x 16 pixels are more than 100, the limit"):
+    with pytest.raises(ImageError, match="2064 x 16 pixels exceed the limit of 100"):
         chosen("--max-pixels", "100")
 
 

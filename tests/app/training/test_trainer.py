@@ -275,7 +275,7 @@ def test_a_batch_without_images_ends_a_training_and_not_an_evaluation():
     flat, stage = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 3)), PLAN.stages[1]
     with pytest.raises(TrainingError, match=r"of step 1 in epoch 1 of stage 1 \(classifier\) can be read"):
         train(flat, only(stage), some_of(image_set(), 0), data)
-    with pytest.raises(DatasetError, match="none of 32 images that were tried can be read"):
+    with pytest.raises(DatasetError, match="none of the 32 images tried can be read"):
         train(network(), only(JOINT, start="linear"), some_of(image_set(), 0), data)
 
 

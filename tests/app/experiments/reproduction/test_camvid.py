@@ -219,14 +219,14 @@ def test_the_results_in_the_repository_are_those_of_the_plan():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("camvid",), "--data: name the folder of CamVid's train, val and test"),
+        (("camvid",), "--data: needs the folder with CamVid's train, val and test"),
         (
             ("camvid", "--data", "x", "--network", "vgg"),
             "--network: must be one of enet, mobilenet_deconv, .*",
         ),
-        (("camvid", "--data", "x", "--size", "64"), "--size: for camvid give HEIGHTxWIDTH, got 64"),
-        (("camvid", "--data", "x", "--kept-aside"), "--kept-aside: is for imagenette alone"),
-        (("camvid", "--data", "x", "--also-at", "40"), "--also-at: is for imagenette alone"),
+        (("camvid", "--data", "x", "--size", "64"), "--size: camvid needs HEIGHTxWIDTH, got 64"),
+        (("camvid", "--data", "x", "--kept-aside"), "--kept-aside: is only for imagenette"),
+        (("camvid", "--data", "x", "--also-at", "40"), "--also-at: is only for imagenette"),
         (("imagenette", "--data", "x", "--also-at", "64"), "also_at: must be between 32 and 64"),
         (("imagenette", "--data", "x", "--size", "64x64"), "--size: must be one of 64, 96"),
         (("imagenette", "--data", "x", "--network", "enet"), "--network: must be one of small_vgg"),

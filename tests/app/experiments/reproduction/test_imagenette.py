@@ -440,13 +440,13 @@ def test_a_pruned_network_is_trained_after_the_one_that_it_is_made_of(photos, tm
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("imagenette",), "--data: name the folder"),
+        (("imagenette",), "--data: needs the folder"),
         (("imagenette", "--data", "nowhere"), "nowhere: there is no such folder"),
         (
             ("imagenette", "--data", "nowhere", "--only", "WAEE"),
             "there is no network WAEE; known are 64 x 64",
         ),
-        (("fashion-mnist", "--size", "64"), "--size: is for imagenette and camvid alone"),
+        (("fashion-mnist", "--size", "64"), "--size: is only for imagenette and camvid"),
     ],
 )
 def test_wrong_arguments(arguments, message, tmp_path, capsys):
