@@ -1,1 +1,1 @@
-"""Where other libraries meet this one. Each module is imported by itself: by its users, or by its command."""
+"""Integrations with other libraries. Only the commands that need these modules import them."""

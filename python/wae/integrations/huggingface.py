@@ -1,7 +1,7 @@
-"""Classifiers on the Hugging Face Hub: :class:`HubClassifier`, by the library's own mixin.
+"""Classifiers on the Hugging Face Hub: :class:`HubClassifier`, which uses the library's mixin.
 
-A repository holds ``model.safetensors``, which is a checkpoint (:mod:`wae.storage.checkpoint`: ``wae predict
---weights`` takes it), ``config.json`` with the same description, and a model card.
+A repository holds ``model.safetensors``, which is a checkpoint (:mod:`wae.storage.checkpoint`) that ``wae
+predict --weights`` takes, ``config.json`` with the same description, and a model card.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from wae.data.input import Input, Transforms
 from wae.storage import weights_file
 from wae.storage.checkpoint import Description, describe_classifier, load_classifier, save_classifier
 
-_DESCRIBED = ("architecture", "input", "labels")  # of a checkpoint's recipe: what Description holds
+_DESCRIBED = ("architecture", "input", "labels")  # the entries of a recipe that Description holds
 
 _CARD = """\
 ---
@@ -66,16 +66,16 @@ class HubClassifier(
     tags=["wae", "wavelet"],
     model_card_template=_CARD,
 ):
-    """A classifier with what its checkpoint says of it; ``from_pretrained``, ``save_pretrained``,
-    ``push_to_hub``.
+    """A classifier and its checkpoint's description, with the Hub's methods.
 
-    ``model_card_kwargs`` of the last two fills the card: ``data``, ``accuracy``, ``speed``, ``model_id`` and
-    ``licence``, in the Hub's words (``apache-2.0``). The rest is the checkpoint's, or "not stated".
+    They are ``from_pretrained``, ``save_pretrained`` and ``push_to_hub``. The argument ``model_card_kwargs``
+    of the last two fills the model card: ``data``, ``accuracy``, ``speed``, ``model_id`` and ``licence``, the
+    last as the Hub names it (``apache-2.0``). Other facts come from the checkpoint, or are "not stated".
 
     Args:
-        model: (N, 3, H, W) images, uint8 or floating point, to (N, classes) scores.
-        described: how it was made, and what it takes.
-        made: what made the weights; anything that JSON can hold.
+        model: maps images, (N, 3, H, W), uint8 or floating point, to scores, (N, classes).
+        described: the description of its checkpoint.
+        made: how the weights were made; anything that JSON can hold.
     """
 
     def __init__(
@@ -88,9 +88,11 @@ class HubClassifier(
 
     @classmethod
     def from_checkpoint(cls, path: Path | str) -> HubClassifier:
-        """That in the file that ``wae train`` or ``wae accelerate`` wrote; in evaluation mode.
+        """Load a checkpoint that ``wae train`` or ``wae accelerate`` wrote, in evaluation mode, on the CPU.
 
-        Raises CheckpointError as :func:`wae.storage.checkpoint.load_classifier`, and where it scores pixels.
+        Raises:
+            CheckpointError: see :func:`wae.storage.checkpoint.load_classifier`; or it is a segmentation
+                network.
         """
         path = Path(path)
         described, model = describe_classifier(path), load_classifier(path)
@@ -104,21 +106,16 @@ class HubClassifier(
         return scores
 
     def transforms(self, invert: bool = False) -> Transforms:
-        """Makes the network's input of an image: see :class:`wae.data.input.Transforms`."""
+        """The transforms from an image to the network's input: see :class:`wae.data.input.Transforms`."""
         return self.described.transforms(invert)
 
     def generate_model_card(self, **given: Any) -> ModelCard:
-        """The card; see the class for what may be given."""
+        """The model card. See the class for what may be given."""
         described = self.described
-        accuracy = self.made.get("accuracy")
-        if isinstance(accuracy, (list, tuple)):  # of wae train: top-1, top-5, loss and images
-            accuracy = accuracy[0]
         facts = {
             "model_id": "OWNER/NAME",
             "data": "not stated",
-            "accuracy": "not stated"
-            if accuracy is None
-            else f"{100 * accuracy:.2f} % of its validation images",
+            "accuracy": _accuracy(self.made.get("accuracy")),
             "speed": "not stated; `wae bench` measures it",
             "licence": "not stated",
             **given,
@@ -155,13 +152,22 @@ class HubClassifier(
     def _from_pretrained(
         cls, *, model_id: str, map_location: str = "cpu", strict: bool = True, **options: Any
     ) -> HubClassifier:
-        """``strict`` is the mixin's: a checkpoint is always loaded whole."""
+        """Load from a folder or the Hub. ``strict`` makes no difference: a checkpoint is always complete."""
         if (folder := Path(model_id)).is_dir():
             return cls.from_checkpoint(folder / SAFETENSORS_SINGLE_FILE).to(map_location)
         known = ("revision", "cache_dir", "force_download", "token", "local_files_only")
         wanted = {name: options[name] for name in known}
         file = hf_hub_download(model_id, SAFETENSORS_SINGLE_FILE, **wanted)
         return cls.from_checkpoint(file).to(map_location)
+
+
+def _accuracy(recorded: Any) -> str:
+    """The accuracy in a recipe, which may hold anything under that name, for the card."""
+    if isinstance(recorded, (list, tuple)) and recorded:  # from wae train: top-1, top-5, loss and images
+        recorded = recorded[0]
+    if isinstance(recorded, (int, float)):
+        return f"{100 * recorded:.2f} % of its validation images"
+    return "not stated"
 
 
 def _sentence(input: Input) -> str:

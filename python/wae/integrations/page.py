@@ -1,7 +1,7 @@
-"""The page of ``wae app``: one image in parts, what two networks say of it, and what was measured.
+"""The page of ``wae app``: an image's parts, the predictions of two networks, and the project's measurements.
 
-The browser is told to load nothing from another host, and nothing is sent to one: no fonts, no analytics.
-What is uploaded stays in a folder that is gone when the server has ended.
+The browser may not load anything from another host, and nothing is sent to one: no fonts, no analytics.
+Uploads stay in a folder that is removed when the server ends.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ from wae.models.autoencoder import AutoEncoder
 from wae.wording import counted
 
 MAX_PIXELS = 25_000_000
-"""The default limit of pixels in an image."""
+"""The default for the most pixels of an image."""
 
 MAX_BYTES = 64 * 2**20
-"""Of a file that is uploaded."""
+"""The most bytes of an uploaded file."""
 
-_AMPLIFIED = 256  # at most
-_AGE = 3600  # seconds for which an upload is kept
+_AMPLIFIED = 256  # the largest amplification
+_AGE = 3600  # seconds after which an upload is deleted
 _FONTS = gr.themes.Font("system-ui"), gr.themes.Font("sans-serif")
 _FIXED_WIDTH = gr.themes.Font("ui-monospace"), gr.themes.Font("monospace")
 
 _ABOUT = """# Wavelet-like auto-encoder
-A small encoder splits an image into `low` and `high`, of half its height and width each. A network that works
-on them has about a quarter of the pixels to look at. The decoder puts the image together again."""
+A small encoder splits an image into `low` and `high`, each of half its height and width. A network that works
+on them sees about a quarter of the pixels. The decoder puts the image back together."""
 
 _CSS = """
 .divided { position: relative; margin: 0; --at: 50% }
@@ -73,13 +73,15 @@ def serve(
     """Serve the page until the process is interrupted.
 
     Args:
-        model: takes images apart.
-        asked: networks whose answers are shown: see :func:`wae.experiments.answers.sides`.
-        host, port: where it listens; port 0 for one that is free.
-        max_pixels: an image of more is refused.
-        ready: is called with the page's address when it listens there.
+        model: the auto-encoder that decomposes the images.
+        asked: the networks whose predictions are shown: see :func:`wae.experiments.answers.sides`.
+        host, port: the address to listen at; port 0 chooses a free one.
+        max_pixels: an image with more pixels is refused.
+        ready: called with the page's URL once the server listens.
 
-    Raises OSError where it cannot listen there, and KeyboardInterrupt when a signal has ended it.
+    Raises:
+        OSError: the server cannot listen at that address.
+        KeyboardInterrupt: a signal has ended the server.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with (
@@ -89,7 +91,7 @@ def serve(
         os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=folder)
         safehttpx.get = safehttpx.async_validate_url = _fetch_nothing
         page = build(model, asked, max_pixels)
-        page.has_launched = True  # else Gradio takes any path that a request names for an uploaded file
+        page.has_launched = True  # without it Gradio treats any path in a request as an uploaded file
         app = gr.mount_gradio_app(
             FastAPI(middleware=_middleware(host), openapi_url=None),
             page,
@@ -106,16 +108,16 @@ def serve(
             css=_CSS,
         )
         shown = f"[{host}]" if family == socket.AF_INET6 else host
-        # An open page holds a connection, which is not waited for at the end.
+        # An open page holds a connection, for which the shutdown must not wait.
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
         server = _Server(config, partial(ready, f"http://{shown}:{listening.getsockname()[1]}/"))
         server.run(sockets=[listening])
-        if server.started:  # a signal has ended it; its exception was once lost on a busy machine
+        if server.started:  # a signal has ended it; uvicorn's own exception was once lost on a busy machine
             raise KeyboardInterrupt
 
 
 class _Server(uvicorn.Server):
-    """Calls ``ready`` when it listens, and signals have set a flag instead of raising wherever Python was."""
+    """Calls ``ready`` when it listens. From then on signals set a flag instead of raising an exception."""
 
     def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
         super().__init__(config)
@@ -127,19 +129,19 @@ class _Server(uvicorn.Server):
 
 
 async def _fetch_nothing(address: str, *options: object, **more: object) -> NoReturn:
-    """In place of the functions by which Gradio fetches what a request names instead of an uploaded file."""
+    """Replaces the functions with which Gradio fetches a URL that a request names instead of an upload."""
     raise PermissionError(f"{address}: nothing is fetched from other hosts")
 
 
 class _OwnHostOnly:
-    """Tells browsers to load nothing from other hosts, and to send nothing there.
+    """Tells browsers to load nothing from other hosts and to send nothing to them.
 
-    What another host's page has a browser send here, a file to be kept for example, is refused (403):
-    browsers name the kind of page that asks. A link from there to this page works.
+    A request that another host's page makes a browser send here, such as an upload, is refused (403):
+    browsers say what kind of page sends a request. A link from there to this page works.
     """
 
     _POLICY = (
-        "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; "  # inline: Gradio's page, and ours
+        "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; "  # Gradio's page and ours are inline
         "base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
     )
 
@@ -156,14 +158,14 @@ class _OwnHostOnly:
 
         app: ASGIApp = self._app
         if scope["type"] == "http" and scope["method"] not in ("GET", "HEAD"):
-            asked_by = Headers(scope=scope).get("sec-fetch-site", "none")  # not a browser, or an old one
+            asked_by = Headers(scope=scope).get("sec-fetch-site", "none")  # missing: no or an old browser
             if asked_by not in ("same-origin", "none"):
                 app = PlainTextResponse("only this page itself may send anything here", 403)
         await app(scope, receive, send_with_policy)
 
 
 def _middleware(host: str) -> list[Middleware]:
-    """Where this machine alone may ask, its name is checked: else a web page could, by a DNS of its own."""
+    """If only this machine may connect, the host name is checked too, as a defence against DNS rebinding."""
     policy = Middleware(_OwnHostOnly)
     if not _is_loopback(host):
         return [policy]
@@ -179,7 +181,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def build(model: AutoEncoder, asked: Sequence[answers.Side] = (), max_pixels: int = MAX_PIXELS) -> gr.Blocks:
-    """The page. Arguments as for :func:`serve`."""
+    """Build the page. The arguments are as for :func:`serve`."""
     title = "Wavelet-like auto-encoder"
     page = gr.Blocks(title=title, analytics_enabled=False, delete_cache=(_AGE, _AGE))
     with page:
@@ -195,7 +197,7 @@ def build(model: AutoEncoder, asked: Sequence[answers.Side] = (), max_pixels: in
 
 
 class _ImageTab:
-    """Its components, and what they show of an uploaded file."""
+    """The tab's components, and what they show for an uploaded file."""
 
     def __init__(self, model: AutoEncoder, asked: Sequence[answers.Side], max_pixels: int) -> None:
         self._asked = asked
@@ -216,8 +218,8 @@ class _ImageTab:
                     ]
                 if not asked:
                     gr.Markdown(
-                        "No network was given: `wae app --weights CHECKPOINT` shows what a classifier says, "
-                        "beside the same network without WAE, with the time of both."
+                        "No network was given: `wae app --weights CHECKPOINT` shows the predictions of a "
+                        "classifier and of the same network without WAE, with the time of both."
                     )
         with gr.Row():
             self._low = _image("low", "low: the image at half its height and width")
@@ -255,18 +257,18 @@ class _ImageTab:
 
     @staticmethod
     def _examples(file: gr.File) -> None:
-        """Those photos that are installed here."""
+        """Offer the bundled photos that are installed here."""
         found = []
         for name in demo.BUNDLED:
             with suppress(ImageError, ModuleNotFoundError):
                 found.append([str(photos.photo_path(name))])
         if found:
-            # Not copied: a copy would be deleted after a while, as uploads are.
+            # Static paths are not copied: a copy would be deleted after a while, as uploads are.
             gr.set_static_paths([path for (path,) in found])
             gr.Examples(found, file, label="Or take one of these", api_visibility="private")
 
     def _show(self, path: str | None, invert: bool) -> list[Any]:
-        """The value of each component for the file; where it cannot be used, the reason and nothing."""
+        """The value of each component for the file at ``path``; only the reason if it cannot be used."""
         nothing = [None] * (len(self._shown) - 1 + len(self._answers))
         if path is None:
             return [_line("Choose an image."), *nothing]
@@ -293,7 +295,7 @@ class _ImageTab:
         ]
 
     def _amplify(self, part: str, path: str | None, factor: float) -> Image.Image | None:
-        """``high`` or ``error`` of the file; None where there is none."""
+        """``high`` or ``error`` of the file at ``path``, amplified; None if there is no usable file."""
         try:
             parts = self._parts(path) if path else None
         except ImageError:
@@ -316,12 +318,12 @@ def _amplification(label: str) -> gr.Slider:
 
 
 def _line(text: str, wrong: bool = False) -> str:
-    """One that a screen reader says when it changes."""
+    """A line that screen readers announce when it changes."""
     return f'<p role="{"alert" if wrong else "status"}">{escape(text)}</p>'
 
 
 def _divided(parts: panels.Parts) -> str:
-    """Both images over each other, and a border that moves, unlike Gradio's ImageSlider's by keyboard too."""
+    """Both images in one place, with a border that, unlike Gradio's ImageSlider's, the keyboard can move."""
     zoom = panels.zoom_of(parts.image)
     image, reconstruction = (_source(panels.draw(x, zoom)) for x in (parts.image, parts.reconstruction))
     return (
@@ -336,7 +338,7 @@ def _divided(parts: panels.Parts) -> str:
 
 
 def _source(image: Image.Image) -> str:
-    """A PNG as an address that holds it."""
+    """``image`` as a PNG in a data URL."""
     file = io.BytesIO()
     image.save(file, "PNG")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
@@ -354,12 +356,12 @@ _COLOURS = dict(zip(_FORMS.values(), ("#7f7f7f", "#c7c7c7", "#1f77b4"), strict=T
 
 
 def _measured() -> None:
-    """Figures of this project's own measurements, which come with the package."""
+    """Show this project's own measurements, which come with the package."""
     file = Path(__file__).with_name("measured.json")
     found = json.loads(file.read_text(encoding="utf-8"))
     gr.Markdown(
-        "Measured by the project on its own machines, not here: `wae bench resnet50` measures yours. Weights "
-        "are random for speed, which does not depend on them."
+        "Measured by the project on its own machines, not here: `wae bench resnet50` measures yours. Speeds "
+        "are those of networks with random weights, because speed does not depend on the weights."
     )
     speed = {_title(entry): entry for entry in found["speed"]}
     first = next(iter(speed))
@@ -409,7 +411,7 @@ def _origin(entry: dict[str, Any]) -> str:
 
 
 def _accuracy(data: str, entries: list[dict[str, Any]]) -> None:
-    """Of the trainings on one data set."""
+    """Show the accuracies of the trainings on one data set."""
     measure = f"{entries[0]['measure']}, %"
     table = pd.DataFrame(
         {
@@ -427,7 +429,7 @@ def _accuracy(data: str, entries: list[dict[str, Any]]) -> None:
         color="network",
         tooltip="all",
         height=320,
-        title=f"{data}: {measure} of trainings, by what an image costs",
+        title=f"{data}: {measure} of trainings, by cost of an image",
         show_label=False,
     )
     gr.Dataframe(table, label=f"{data} in numbers", interactive=False)

@@ -1,4 +1,4 @@
-"""Predictions by a cluster, on Ray Data: a classifier for ``map_batches``, and ``wae predict --ray``.
+"""Predictions on a cluster by Ray Data: a classifier for ``map_batches``, and ``wae predict --ray``.
 
 ::
 
@@ -8,7 +8,7 @@
     )
     found.write_parquet("s3://bucket/classes")
 
-Ray Data divides the work, and does again what a lost machine was doing.
+Ray Data divides the work, and repeats what a lost machine was doing.
 """
 
 from __future__ import annotations
@@ -40,35 +40,34 @@ from wae.storage.checkpoint import describe_classifier, load_classifier
 from wae.storage.files import written_folder
 
 CPUS = 1
-"""Cores of a worker, which has the network for itself. On more of them, its threads would all wait for the
-one whose core Ray's own processes are using."""
+"""Cores of a worker, which has its own copy of the network. With more cores, all threads of a worker would
+wait for the one whose core Ray's own processes are using."""
 
-_BATCHES = 4  # that a worker gets at once: while it computes one, it reads the next
+_BATCHES = 4  # batches that a worker gets at once: while it computes one, it reads the next
 _WORKERS_PER_WRITER = 128
-_ANSWERS_WITHIN = 10.0  # seconds that a cluster's address has to accept a connection
+_ANSWERS_WITHIN = 10.0  # seconds in which a cluster must accept a connection
 
 
 class ClusterError(WaeError, RuntimeError):
-    """A cluster that cannot be reached, or could not do the work. The message says why."""
+    """A cluster cannot be reached, or could not do the work. The message says why."""
 
 
 class Predictor:
-    """A classifier for Ray Data's ``map_batches``: each worker has one.
+    """A classifier for Ray Data's ``map_batches``; each worker has one.
 
     Args:
-        weights: a checkpoint of a classifier, where every worker can read it.
-        top: classes of each image, at most.
-        engine: of :func:`wae.deploy`; None runs the network as it is.
-        batch: images that the network gets at once. A batch of Ray Data's may have more: its images are read
-            while the network computes.
+        weights: a checkpoint of a classifier, at a path where every worker can read it.
+        top: the most classes for an image.
+        engine: see :func:`wae.deploy`; None runs the network as it is.
+        batch: the number of images in a call of the network. A batch from Ray Data may have more; its images
+            are read while the network computes.
         invert: see :func:`wae.data.input.prepare`.
-        max_pixels: an image of more is an error: see :func:`wae.data.images.read_image`.
-        options: of :func:`wae.deploy`.
+        max_pixels: an image with more pixels is an error: see :func:`wae.data.images.read_image`.
+        options: further arguments of :func:`wae.deploy`.
 
     Raises:
-        CheckpointError: as :func:`wae.storage.checkpoint.load_classifier`; also where it scores pixels.
-        ValueError: as :func:`wae.inference.predict.runner`.
-        EngineError, DisagreementError: as there.
+        CheckpointError: see :func:`wae.storage.checkpoint.load_classifier`; or it is a segmentation network.
+        ValueError, EngineError, DisagreementError: see :func:`wae.inference.predict.runner`.
     """
 
     def __init__(
@@ -95,14 +94,15 @@ class Predictor:
         self._form = prediction.JsonLines(described.labels)
 
     def __call__(self, files: Mapping[str, Any]) -> dict[str, Any]:
-        """A row for each file, in order, with the entries of a line of ``wae predict``.
+        """Predict a batch of files: a row for each, in order, with the entries that ``wae predict`` writes.
 
         Args:
-            files: (N,) each: ``path``, str or bytes; the files' contents as ``bytes``, or none where the
-                worker is to read the files; ``error``, where it is known already that a file cannot be read.
+            files: columns of N values: ``path``, str or bytes; optionally ``bytes``, the files' contents,
+                which the worker otherwise reads; optionally ``error``, why a file is known to be unreadable.
 
         Returns:
-            (N,) each: ``path``, str; ``classes``, a list of dictionaries, or None; ``error``, str, or None.
+            Columns of N values: ``path``, str; ``classes``, a list of dictionaries, or None; ``error``, str,
+            or None.
         """
         paths = [Path(os.fsdecode(path)) for path in files["path"]]
         none = [None] * len(paths)
@@ -123,6 +123,7 @@ class Failed(NamedTuple):
 
     path: str
     error: str
+    """Why, without the file's name."""
 
 
 def predict(
@@ -134,27 +135,27 @@ def predict(
     batch: int = prediction.BATCH,
     **options: Any,
 ) -> list[Failed]:
-    """Classify files by a cluster, into ``folder`` of Parquet files: a row for each, in any order.
+    """Classify files on a cluster, and write Parquet files with a row for each file, in any order.
 
-    Each worker has :data:`CPUS` cores, and a GPU where the cluster has any. The folder appears when all is
+    Each worker has :data:`CPUS` cores, and a GPU if the cluster has any. The folder appears when all work is
     done.
 
     Args:
-        found: the files, where every worker can read them.
-        weights: likewise.
-        folder: to make, where every worker can write.
-        address: of the cluster, as for ``ray.init``: None is ``RAY_ADDRESS``, a cluster that was started on
-            this machine, or a new one of this machine's cores.
-        force: replace a folder of Parquet files and nothing else.
-        batch, options: of :class:`Predictor`.
+        found: the files, at paths where every worker can read them.
+        weights: a checkpoint of a classifier, at such a path.
+        folder: the folder to make, where every worker can write.
+        address: the address of the cluster, as for ``ray.init``. None stands for ``RAY_ADDRESS``, or else a
+            cluster that was started on this machine, or else a new one of this machine's cores.
+        force: replace a folder that holds only Parquet files.
+        batch, options: see :class:`Predictor`.
 
     Returns:
-        The files that could not be used, by their paths; they have a row too.
+        The files that could not be used, sorted by path. They have a row too.
 
     Raises:
-        ClusterError: there is no such cluster, it could not do the work, or a row is missing or there twice.
+        ClusterError: there is no such cluster, it could not do the work, or rows are missing or duplicated.
         FileExistsError: something is at ``folder`` that may not be replaced.
-        CheckpointError: as :func:`wae.storage.checkpoint.describe_classifier`.
+        CheckpointError: see :func:`wae.storage.checkpoint.describe_classifier`.
     """
     if force and folder.is_dir() and any(path.suffix != ".parquet" for path in folder.iterdir()):
         raise FileExistsError(f"{folder} holds more than Parquet files: it is not replaced")
@@ -170,8 +171,8 @@ def predict(
             num_cpus=CPUS,
             num_gpus=gpus,
         )
-        # No core is set aside for writing: workers have them all, and there would be none. It is little work,
-        # and each process that does it takes seconds of a core to start.
+        # Writing reserves no core, because the workers have them all and it would never get one. It is little
+        # work, but each process that does it takes seconds of a core to start, so there are few.
         rows.write_parquet(
             str(new),
             ray_remote_args={"num_cpus": 0},
@@ -189,8 +190,8 @@ def predict(
 
 @contextmanager
 def _cluster(address: str | None) -> Iterator[None]:
-    """Within it Ray is connected; its errors become ours."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # which a new cluster would send to Ray's makers
+    """Connect Ray for the block, and turn its errors into ClusterErrors."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a new cluster would send them to Ray's makers
     own = not ray.is_initialized()
     try:
         if own:
@@ -208,9 +209,9 @@ def _cluster(address: str | None) -> Iterator[None]:
 
 
 def _check_reachable(address: str | None) -> None:
-    """Raise ConnectionError where nothing listens at ``address``: Ray itself would try for minutes.
+    """Raise ConnectionError if nothing listens at ``address``, which Ray itself would try for minutes.
 
-    Ray knows where to look for an ``address`` without a port.
+    An ``address`` without a port is left to Ray.
     """
     source = ""
     if address is None or address == "auto":
@@ -226,7 +227,7 @@ def _check_reachable(address: str | None) -> None:
 
 
 def _workers() -> tuple[int, int]:
-    """How many workers the cluster has room for, and the GPUs of each."""
+    """The number of workers for which the cluster has room, and the number of GPUs of each."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = int(sum(node.get("GPU", 0) for node in nodes))
     room = sum(int(node.get("CPU", 0)) // CPUS for node in nodes)
@@ -236,7 +237,7 @@ def _workers() -> tuple[int, int]:
 
 
 def _tables(found: Sequence[Found], rows: int) -> Iterable[pa.Table]:
-    """``found``, a number of files at a time, as :class:`Predictor` takes it. Names need not be UTF-8."""
+    """``found`` in tables of up to ``rows`` files, for :class:`Predictor`. Names need not be UTF-8."""
     for first in range(0, len(found), rows):
         some = found[first : first + rows]
         columns = [
@@ -253,12 +254,12 @@ def _schema(labelled: bool) -> pa.Schema:
 
 
 def _text(path: Path) -> str:
-    """``path`` as Parquet can hold it: with escapes for bytes that are no UTF-8."""
+    """``path`` as text for Parquet, with escapes for bytes that are no UTF-8."""
     return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def _column(values: Iterable[object]) -> Any:
-    """(N,) objects: NumPy would make more dimensions of lists by itself."""
+    """``values`` as an object array, (N,). From lists NumPy would make an array of more dimensions."""
     listed = list(values)
     column = np.empty(len(listed), object)
     for index, value in enumerate(listed):

@@ -1,11 +1,11 @@
 """WAE networks in timm: ``import wae.integrations.timm``, then ``timm.create_model("wae_resnet50")``.
 
-Registered is ``wae_NAME`` for each NAME in timm, the network that has this name everywhere here
-(:mod:`wae.models.registry`): ``wae_vgg16`` and ``wae_resnet50`` as published, and torchvision's network where
-both libraries have one. timm loads the checkpoints of ``wae train``.
+The import registers ``wae_NAME`` for each NAME in timm. It is the network that has this name in the rest of
+the package (:mod:`wae.models.registry`): ``wae_vgg16`` and ``wae_resnet50`` are the published ones, and if
+both libraries have a network it is torchvision's. timm loads the checkpoints of ``wae train``.
 
-``pretrained_cfg`` says how images are prepared. Its ``mean`` and ``std`` make 0..255 of them, because WAE
-normalises by itself (``image_scale``, ``image_shift``).
+``pretrained_cfg`` says how images are prepared. Its ``mean`` and ``std`` bring them to 0..255, because WAE
+normalises them itself (``image_scale``, ``image_shift``).
 """
 
 from __future__ import annotations
@@ -24,20 +24,21 @@ from wae.models.registry import NetworkError, build, image_side
 
 _TORCHVISION = PretrainedCfg(interpolation="bilinear")
 
-default_cfgs: dict[str, DefaultCfg] = {}  # read by register_model, which wants this name
+default_cfgs: dict[str, DefaultCfg] = {}  # register_model reads it by this name
 __all__: list[str] = []  # filled by register_model
 
 
 class TimmClassifier(WAEClassifier):
-    """The network ``name`` with random weights and the methods that timm's scripts call.
+    """The network ``name`` with random weights, and the methods that timm's scripts call.
 
     Args:
         name: ``wae_NAME``.
-        num_classes: number of scores.
-        in_chans: of the image; 3.
-        options: timm's other options, such as ``drop_rate``; none may be set.
+        num_classes: the number of scores, at least 1.
+        in_chans: the number of channels of the image, which must be 3.
+        options: timm's other options, such as ``drop_rate``; none may be set to anything but false or 0.
 
-    Raises NetworkError for an option that WAE has not, and where WAE does not go around the network.
+    Raises:
+        NetworkError: an option is not usable, or WAE cannot be built around the network.
     """
 
     def __init__(self, name: str, num_classes: int = 1000, in_chans: int = 3, **options: Any) -> None:
@@ -63,13 +64,13 @@ class TimmClassifier(WAEClassifier):
         self.register_load_state_dict_pre_hook(_without_decoder)
 
     def get_classifier(self) -> nn.ModuleList:
-        """The two classifiers, whose scores are summed."""
+        """The two classifiers, whose scores are added."""
         return nn.ModuleList([self.low_classifier, self.fusion_classifier])
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """New last layers, with random weights, for ``num_classes`` scores.
+        """Replace the last layers by new ones with random weights, for ``num_classes`` scores.
 
-        Raises NetworkError where ``num_classes`` is below 1, or a pooling is asked for.
+        Raises NetworkError if ``num_classes`` is below 1, or ``global_pool`` is given.
         """
         if num_classes < 1 or global_pool:
             raise NetworkError(
@@ -84,22 +85,22 @@ class TimmClassifier(WAEClassifier):
         self.num_classes = num_classes
 
     def forward_features(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """The two bodies' features of ``image``, (N, 3, H, W): (N, C, ...) and (N, D, ...)."""
+        """The two bodies' features, (N, C, ...) and (N, D, ...), of ``image``, (N, 3, H, W)."""
         return self.features(image)
 
     def forward_head(self, features: tuple[Tensor, Tensor]) -> Tensor:
-        """The scores, (N, num_classes), of what :meth:`forward_features` made."""
+        """The scores, (N, num_classes), from the result of :meth:`forward_features`."""
         return self.classify(*features)
 
 
 def _without_decoder(module: nn.Module, tensors: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Leave out of a checkpoint what only training needs."""
+    """Drop the decoder, which only training needs, from a checkpoint's ``tensors``."""
     for name in [name for name in tensors if name.startswith(f"{prefix}decoder.")]:
         del tensors[name]
 
 
 def _original(name: str) -> PretrainedCfg:
-    """How images are prepared for the network that ``name``, a ``wae_NAME``, is around."""
+    """How images are prepared for NAME, the network in ``name``, a ``wae_NAME``."""
     stem = name.removeprefix("wae_")
     return _TORCHVISION if is_torchvision(stem) else timm.get_pretrained_cfg(stem) or _TORCHVISION
 
@@ -125,7 +126,7 @@ def _register(name: str) -> None:
         if features_only:
             raise NetworkError(
                 f"{name} has no features_only: its two bodies see half the image each; "
-                "model.features(image) has the features of both"
+                "model.features(image) returns the features of both"
             )
         return build_model_with_cfg(partial(TimmClassifier, name), name, pretrained, **options)
 

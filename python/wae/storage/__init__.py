@@ -1,1 +1,1 @@
-"""Files: written whole or not at all, and read without trust. Checkpoints, decomposed images, Caffe."""
+"""Checkpoints, decomposed images and Caffe files: written completely or not at all, and checked when read."""

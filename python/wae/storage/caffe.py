@@ -1,7 +1,7 @@
-"""The authors' WAE-VGG16: their Caffe net and weights, read into our model (docs/network.md, docs/caffe.md).
+"""Imports the authors' WAE-VGG16 from their Caffe files into our model (docs/network.md, docs/caffe.md).
 
-Caffe keeps a network in two files: the *prototxt* says which layers there are and how they hang together, the
-*caffemodel* holds, by layer name, the weights. Both are data to be checked; no code is run from either.
+Caffe keeps a network in two files. The *prototxt* describes the layers and their connections; the
+*caffemodel* holds the weights by layer name. Both are data that is checked; nothing in them is run.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from .caffe_proto import Layer, Message, ProtoError
 from .files import no_file, refuse_existing
 from .signatures import recognised
 
-_MAX_PROTOTXT = 1 << 20  # bytes; the published one has 17,690
-_MAX_INT = 2**31 - 1  # the most of anything that Caffe can count
-_SOME = 8  # names that an error lists
+_MAX_PROTOTXT = 1 << 20  # bytes; the published prototxt has 17,690
+_MAX_INT = 2**31 - 1  # the largest count in Caffe
+_SOME = 8  # the most names that an error lists
 
 
 class CaffeError(WaeError):
-    """A Caffe file that cannot be read, or whose network is not WAE-VGG16. The message names the file."""
+    """A Caffe file cannot be read, or its network is not WAE-VGG16. The message names the file."""
 
 
 def convert(prototxt: Path, caffemodel: Path, output: Path, force: bool = False) -> dict[str, Any]:
-    """Write the published network as a checkpoint that :func:`checkpoint.load_classifier` reads.
+    """Convert the published network to a checkpoint for :func:`wae.storage.checkpoint.load_classifier`.
 
-    The number of classes is that of the prototxt.
+    The number of classes is that in the prototxt.
 
     Args:
-        prototxt, caffemodel: the two files that are read.
-        output: the safetensors file to write, whole or not at all.
-        force: replace the file that is there.
+        prototxt, caffemodel: the two files to read.
+        output: the safetensors file to write, completely or not at all.
+        force: replace a file that is there.
 
     Returns:
         What :func:`load` returns.
@@ -56,7 +56,7 @@ def convert(prototxt: Path, caffemodel: Path, output: Path, force: bool = False)
     """
     refuse_existing(output, force)
     classes = _classes(prototxt)
-    with torch.device("meta"):  # nothing is allocated before the files have shown to hold so many numbers
+    with torch.device("meta"):  # no memory is allocated before the files turn out to hold that many numbers
         model = wae_vgg16(classes)
     origin = load(prototxt, caffemodel, model)
     checkpoint.save_classifier(output, model, "wae_vgg16", made={"origin": origin}, force=force)
@@ -64,26 +64,27 @@ def convert(prototxt: Path, caffemodel: Path, output: Path, force: bool = False)
 
 
 def load(prototxt: Path, caffemodel: Path, model: WAEClassifier) -> dict[str, Any]:
-    """Give ``model`` the weights in ``caffemodel``, if ``prototxt`` describes the same network.
+    """Load the weights in ``caffemodel`` into ``model``, if ``prototxt`` describes the same network.
 
-    The model then takes red, green, blue, 0..255 (uint8 or not): the published one takes blue, green, red, so
-    the input channels of the encoder's first layer are turned round. ``image_scale`` becomes 1 and
-    ``image_shift`` 0. The model's parameters and buffers are replaced by others on the processor, all or
-    none; it may be on "meta".
+    The model then takes red, green, blue, 0..255 (uint8 or floating point). The published network takes blue,
+    green, red, so the input channels of the encoder's first layer are reversed. ``image_scale`` becomes 1 and
+    ``image_shift`` 0. All parameters and buffers of the model are replaced by new ones on the CPU, or, after
+    an error, none. The model may be on "meta".
 
     Args:
-        prototxt: the net in Caffe's text form; what it is in phase TEST counts.
+        prototxt: the net in Caffe's text format, of which phase TEST is used.
         caffemodel: its weights.
-        model: of the form of :func:`wae.models.vgg16.wae_vgg16`, of any widths and number of blocks, and
-            without a decoder.
+        model: a network of the form of :func:`wae.models.vgg16.wae_vgg16`, with any widths and number of
+            blocks, and without a decoder.
 
     Returns:
-        Where the weights come from, for the record: names and digests of the files, the input, and
-        ``"unused"``, the layers with weights that are not part of WAE-VGG16 and were left out.
+        The origin of the weights, for the record: the names and SHA-256 digests of the files as "prototxt"
+        and "caffemodel", the "input", and as "unused" the layers with weights that are not part of WAE-VGG16.
 
     Raises:
-        CaffeError: a file cannot be read; the nets differ (which layer, what is needed, what was found); or
-            layers are missing, or have weights of other shapes, or numbers that are not finite.
+        CaffeError: a file cannot be read; the networks differ (the message gives the layer, what is needed
+            and what was found); or a layer is missing, or has weights of another shape or not finite.
+        TypeError: ``model`` is not of that form.
     """
     plan = _plan(model)
     text, weights = _map(prototxt), _map(caffemodel)
@@ -102,7 +103,7 @@ def load(prototxt: Path, caffemodel: Path, model: WAEClassifier) -> dict[str, An
     return {
         "prototxt": _identity(prototxt, text),
         "caffemodel": _identity(caffemodel, weights),
-        "input": "red, green, blue, 0..255; conv1's input channels were turned round: Caffe's are blue first",
+        "input": "red, green, blue, 0..255; conv1's input channels were reversed: Caffe's are blue first",
         "unused": unused,
     }
 
@@ -111,7 +112,7 @@ def load(prototxt: Path, caffemodel: Path, model: WAEClassifier) -> dict[str, An
 
 
 def _map(path: Path) -> mmap.mmap:
-    """The file's bytes, which stay on disk until they are looked at."""
+    """The file's bytes, memory-mapped: they are read from the disk when they are used."""
     if why := no_file(path):
         raise CaffeError(f"{path}: {why}")
     if what := recognised(path):
@@ -130,13 +131,13 @@ def _identity(path: Path, data: mmap.mmap) -> dict[str, str]:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """The first few of ``names``, which come from a file and may be anything, for people to read."""
+    """The first few of ``names``, which come from a file and may be anything, for an error."""
     shown = ", ".join(repr(name)[1:61].removesuffix("'") for name in names[:_SOME])
     return shown if len(names) <= _SOME else f"{shown} and {len(names) - _SOME} more"
 
 
 def _text(name: bytes) -> str:
-    """A name of a file, for comparison and for people."""
+    """A name in a file as text, for comparisons and errors."""
     return name.decode(errors="replace")
 
 
@@ -149,11 +150,11 @@ def _missing(missing: Sequence[str], extra: Sequence[str]) -> str:
 
 
 class _Layer(NamedTuple):
-    """A layer with weights: what a Caffe layer of its name has to be."""
+    """A layer with weights in our model: what the Caffe layer of its name has to compute."""
 
     module: nn.Module
     prefix: str  # of the module's tensors in the model's state
-    source: str  # what it works on, in terms of layers with weights: "pool(relu(conv1_2_CA))"
+    source: str  # its input, in terms of layers with weights: "pool(relu(conv1_2_CA))"
 
 
 _Plan = dict[str, _Layer]
@@ -166,7 +167,7 @@ def _plan(model: WAEClassifier) -> _Plan:
     plan: _Plan = {}
 
     def follow(source: str, modules: Iterable[nn.Module], names: Iterable[str]) -> str:
-        """Put modules with weights on the plan; return what the last module gives."""
+        """Enter the modules with weights into the plan; return the result of the last module."""
         name = iter(names)
         for module in modules:
             if isinstance(module, (nn.Conv2d, nn.Linear, nn.BatchNorm2d)):
@@ -177,7 +178,7 @@ def _plan(model: WAEClassifier) -> _Plan:
             elif isinstance(module, nn.MaxPool2d):
                 source = f"pool({source})"
             elif not isinstance(module, nn.Dropout):
-                raise TypeError(f"model must be made of VGG's layers, got {type(module).__name__}")
+                raise TypeError(f"model must consist of VGG's layers, got {type(module).__name__}")
         return source
 
     encoder, relu = model.encoder, nn.ReLU()
@@ -199,7 +200,7 @@ _SCORES = ("sum(fc8_CA, fc8_fusion)", "sum(fc8_fusion, fc8_CA)")
 
 
 def _body_names(body: nn.Module, branch: str) -> Iterable[str]:
-    """conv1_1, conv1_2, conv2_1, ...: the convolutions are counted anew after every pool."""
+    """conv1_1, conv1_2, conv2_1, ...: the second number starts again after every pool."""
     block, number = 1, 0
     for module in body.children():
         if isinstance(module, nn.Conv2d):
@@ -215,14 +216,14 @@ _Options = dict[str, Any]
 
 
 def _kind(layer: Message) -> str:
-    """The layer's type, in small letters: "innerproduct" for "InnerProduct" and the older INNER_PRODUCT."""
+    """The layer's type in lower case: "innerproduct" for "InnerProduct" and for the older INNER_PRODUCT."""
     old = layer.DESCRIPTOR.name == "V1LayerParameter"
     type_ = caffe_proto.word(layer, "type") if old else _text(layer.type)
     return "".join(filter(str.isalnum, type_)).lower().removeprefix("none")[:40]
 
 
 def _two(param: Message, name: str, default: int, short: str = "") -> tuple[int, ...]:
-    """A size of both directions, (height, width), which Caffe writes once, twice, or by direction."""
+    """A size as (height, width). Caffe writes it once for both, twice, or as one field for each direction."""
     if values := tuple(getattr(param, name)):
         return values * 2 if len(values) == 1 else values
     sides = [f"{short or name}_{side}" for side in "hw"]
@@ -258,7 +259,7 @@ def _batch_norm(layer: Message) -> _Options:
 
 
 def _float32(number: float) -> float:
-    """``number`` with the digits that matter: Caffe keeps float32."""
+    """``number`` rounded to six digits, because Caffe stores float32."""
     return float(f"{number:.6g}")
 
 
@@ -299,14 +300,14 @@ def _needed(module: nn.Module) -> _Options:
 
 
 def _check_type(path: Path, name: str, layer: Message, module: nn.Module) -> None:
-    """Raise CaffeError if ``layer`` is of another type than ``module``."""
+    """Raise CaffeError if the type of ``layer`` is not that of ``module``."""
     needed, found = _KINDS[type(module)], _kind(layer)
     if found != needed:
         raise CaffeError(f"{path}: {name} must be of type {needed}, got {found or 'none'}")
 
 
 def _check_options(path: Path, name: str, layer: Message, module: nn.Module) -> None:
-    """Raise CaffeError if ``layer``, of the right type, has other options than ``module`` needs."""
+    """Raise CaffeError if an option of ``layer``, whose type is right, is not what ``module`` needs."""
     options = _OPTIONS[_KINDS[type(module)]](layer)
     for option, needed in _needed(module).items():
         if options[option] != needed:
@@ -350,7 +351,7 @@ def _check_net(path: Path, net: Message, plan: _Plan) -> None:
 
 
 def _layers(net: Message) -> list[Message]:
-    """The layers of phase TEST, in order; those of the older form have another name, but the same fields."""
+    """The layers of phase TEST, in order. Layers of the older form have the same fields."""
     return [layer for layer in [*net.layers, *net.layer] if _is_included(layer)]
 
 
@@ -361,13 +362,13 @@ def _is_included(layer: Message) -> bool:
 
 
 def _is_met(rule: Message) -> bool:
-    """Does ``rule`` hold in phase TEST, level 0, no stage?"""
+    """Whether ``rule`` holds in phase TEST, level 0, without a stage."""
     phase = caffe_proto.word(rule, "phase") if rule.HasField("phase") else "TEST"
     return phase == "TEST" and rule.min_level <= 0 <= rule.max_level and not rule.stage
 
 
 def _check_connections(path: Path, net: Message, layers: list[Message], plan: _Plan) -> None:
-    """Follow every blob through the net, and compare the layers of ``plan`` and what they work on."""
+    """Follow every blob through the net; compare the layers in ``plan``, and their inputs, with the plan."""
     blobs = _inputs(net.input)
     for layer in layers:
         name, sources = _text(layer.name), []
@@ -393,18 +394,18 @@ def _check_connections(path: Path, net: Message, layers: list[Message], plan: _P
 
 
 def _inputs(tops: Sequence[bytes]) -> dict[bytes, str]:
-    """The inputs of a net: the image, then labels or other things."""
+    """The inputs of a net: the image first, then labels or others."""
     return {top: "another input" if index else _IMAGE for index, top in enumerate(tops)}
 
 
 def _joined(sources: Sequence[str]) -> str:
-    """For comparison and for people; what is longer than all that WAE-VGG16 has is cut."""
+    """``sources`` as text, for comparisons and errors; cut if it is longer than any in WAE-VGG16."""
     joined = ", ".join(sources[:_SOME])
     return joined if len(joined) <= 200 and len(sources) <= _SOME else f"{joined[:200]}..."
 
 
 def _check_input(path: Path, layer: Message) -> None:
-    """The published net takes pixels as they are."""
+    """Raise CaffeError if the input layer changes the pixels: the published net takes them unchanged."""
     for kind in ("transform_param", "data_param", "image_data_param", "window_data_param"):
         param, where = getattr(layer, kind), f"{path}: {_listed([_text(layer.name)])}"
         for option in ("mean_file", "mean_value", "force_gray"):
@@ -415,7 +416,7 @@ def _check_input(path: Path, layer: Message) -> None:
 
 
 def _expression(layer: Message, sources: list[str]) -> str:
-    """Output of a layer without weights, from ``sources``; options that WAE-VGG16 does not have are named."""
+    """The output of a layer without weights, as text. It names options that WAE-VGG16 does not have."""
     kind = _kind(layer)
     if kind in ("split", "dropout"):  # the identity, in phase TEST
         return sources[0]
@@ -454,7 +455,7 @@ _MAX_POOL = {
 
 
 def _read_weights(path: Path, data: mmap.mmap, plan: _Plan) -> tuple[dict[str, Tensor], str]:
-    """The model's state without ``image_scale`` and ``image_shift``, and the layers that it does not use."""
+    """The model's state, without ``image_scale`` and ``image_shift``, and the names of unused layers."""
     layers: dict[str, Layer] = {}
     for layer in caffe_proto.read_layers(data):
         name = _text(layer.parameters.name)
@@ -475,7 +476,7 @@ def _read_weights(path: Path, data: mmap.mmap, plan: _Plan) -> tuple[dict[str, T
 
 
 def _check_trained_as(path: Path, name: str, layer: Message, module: nn.Module) -> None:
-    """The caffemodel repeats the net that was trained. It need not, and where it does, it must agree."""
+    """Raise CaffeError if the caffemodel's own description of ``layer``, which is optional, disagrees."""
     if _kind(layer):
         _check_type(path, name, layer, module)
     if layer.HasField("convolution_param") or layer.HasField("inner_product_param"):
@@ -483,7 +484,7 @@ def _check_trained_as(path: Path, name: str, layer: Message, module: nn.Module) 
 
 
 def _tensors(path: Path, name: str, blobs: Sequence[memoryview], module: nn.Module) -> dict[str, Tensor]:
-    """The layer's weights, by the names that ``module`` has for them."""
+    """The layer's weights, by their names in ``module``."""
     if isinstance(module, nn.BatchNorm2d):
         width = module.num_features
         shapes: dict[str, tuple[int, ...]] = {"mean": (width,), "variance": (width,), "scale factor": (1,)}
@@ -500,7 +501,10 @@ def _tensors(path: Path, name: str, blobs: Sequence[memoryview], module: nn.Modu
 
 
 def _normalization(path: Path, name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Caffe keeps decaying sums of means and variances, and their weight, which is 0 before any training."""
+    """BatchNorm's statistics. Caffe stores decaying sums of means and variances, and the sums' weight.
+
+    The weight is 0 before any training.
+    """
     weight = tensors["scale factor"].double()
     factor = torch.where(weight == 0, 0.0, 1 / weight)
     mean, variance = ((tensors[key].double() * factor).float() for key in ("mean", "variance"))
@@ -510,7 +514,7 @@ def _normalization(path: Path, name: str, tensors: dict[str, Tensor]) -> dict[st
 
 
 def _tensor(where: str, data: memoryview, shape: tuple[int, ...]) -> Tensor:
-    """The blob's numbers as float32."""
+    """The blob as a float32 tensor of ``shape``. Raises CaffeError, starting with ``where``, if it is not."""
     try:
         blob = caffe_proto.read_blob(data)
         found = _shape(blob, len(shape))
@@ -521,7 +525,7 @@ def _tensor(where: str, data: memoryview, shape: tuple[int, ...]) -> Tensor:
     values = blob.double_data or blob.data
     if len(values) != math.prod(shape):
         raise CaffeError(f"{where} needs {counted(math.prod(shape), 'number')}, got {len(values)}")
-    with np.errstate(over="ignore"):  # reported below
+    with np.errstate(over="ignore"):  # an overflow is reported below
         numbers = np.array(values).astype(np.float32, copy=False)
     if not np.isfinite(numbers).all():
         raise CaffeError(f"{where} has numbers that are not finite in float32")
@@ -529,7 +533,7 @@ def _tensor(where: str, data: memoryview, shape: tuple[int, ...]) -> Tensor:
 
 
 def _shape(blob: Message, rank: int) -> tuple[int, ...]:
-    """The blob's shape. The older form always has four sizes; unused ones, in front, are 1."""
+    """The blob's shape. The older form always has four sizes, of which unused ones in front are 1."""
     names = ("num", "channels", "height", "width")
     if not any(blob.HasField(name) for name in names):
         return caffe_proto.read_shape(blob.shape)

@@ -1,10 +1,11 @@
-"""Caffe's messages, read with the protobuf library: the few that describe a network and its weights.
+"""Reads the Caffe messages that describe a network and its weights, with the protobuf library.
 
-The descriptors are made here, so that neither generated code nor ``protoc`` is needed. Fields that are not in
-them are skipped. Strings are bytes: Caffe never said which encoding a name or a path has.
+The descriptors are built here, so that neither generated code nor ``protoc`` is needed. Fields without a
+descriptor are skipped. Strings are read as bytes, because Caffe does not define the encoding of names and
+paths.
 
-Of a caffemodel, which may have gigabytes and come from anywhere, the library gets the small fields of one
-layer, or one blob, at a time: an empty message of two bytes takes many times as much once it is parsed.
+A caffemodel may have gigabytes and is not trusted. The library gets only the small fields of one layer, or
+one blob, at a time: once it is parsed, an empty message of two bytes takes many times that much memory.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ from wae.errors import WaeError
 from wae.wording import counted
 
 MAX_FIELDS = 50_000
-"""Of a caffemodel, outside its blobs. 100 layers have some 2000."""
+"""The most fields in a caffemodel, without those in blobs. 100 layers have about 2000."""
 MAX_LAYER = 1 << 16
-"""Bytes of a layer without its blobs."""
+"""The most bytes of a layer without its blobs."""
 
-Message = Any  # an object of one of the library's classes, which are made at run time
+Message = Any  # an instance of one of the library's classes, which are created at run time
 
 
 class ProtoError(WaeError):
-    """A malformed message. The text says where and what, but does not know the file's name."""
+    """A malformed message. The text gives the place and the reason, but not the file's name."""
 
 
 # ------------------------------------------------------------------------------------------------ descriptors
@@ -40,7 +41,7 @@ _ONE, _MANY = _Field.LABEL_OPTIONAL, _Field.LABEL_REPEATED
 _BOOL, _BYTES, _FLOAT, _DOUBLE = _Field.TYPE_BOOL, _Field.TYPE_BYTES, _Field.TYPE_FLOAT, _Field.TYPE_DOUBLE
 _INT, _UINT = _Field.TYPE_INT32, _Field.TYPE_UINT32
 _FieldSpec = tuple[Any, ...]
-"""Number, label, type, perhaps the default. A type is a constant, a message's name, or an enum's values."""
+"""Number, label, type and perhaps default. A type is a constant, a message's name or an enum's values."""
 
 
 def _message(file: descriptor_pb2.FileDescriptorProto, name: str, /, **fields: _FieldSpec) -> None:
@@ -62,7 +63,7 @@ def _message(file: descriptor_pb2.FileDescriptorProto, name: str, /, **fields: _
 
 
 def _described() -> descriptor_pb2.FileDescriptorProto:
-    """The part of ``caffe.proto`` that is needed here, with its numbers and defaults."""
+    """The part of ``caffe.proto`` that is needed here, with its field numbers and defaults."""
     file = descriptor_pb2.FileDescriptorProto(name="wae/caffe.proto", package="caffe", syntax="proto2")
     sizes: dict[str, _FieldSpec] = {
         f"{name}_{side}": (number, _ONE, _UINT)
@@ -93,14 +94,14 @@ def _described() -> descriptor_pb2.FileDescriptorProto:
     _message(
         file,
         "BatchNormParameter",
-        use_global_stats=(1, _ONE, _BOOL, "true"),  # in phase TEST; in caffe.proto it has no default
+        use_global_stats=(1, _ONE, _BOOL, "true"),  # the value in phase TEST; caffe.proto has no default
         eps=(3, _ONE, _FLOAT, "1e-5"),
     )
     _message(
         file,
         "PoolingParameter",
         pool=(1, _ONE, {"MAX": 0, "AVE": 1, "STOCHASTIC": 2}),
-        kernel_size=(2, _MANY, _UINT),  # these three are repeated only for convolutions, in caffe.proto
+        kernel_size=(2, _MANY, _UINT),  # in caffe.proto these three are repeated only for convolutions
         stride=(3, _MANY, _UINT),
         pad=(4, _MANY, _UINT),
         kernel_h=(5, _ONE, _UINT),
@@ -111,7 +112,7 @@ def _described() -> descriptor_pb2.FileDescriptorProto:
         pad_w=(10, _ONE, _UINT),
         global_pooling=(12, _ONE, _BOOL),
         round_mode=(13, _ONE, {"CEIL": 0, "FLOOR": 1}),
-        # Of other forms of Caffe, before it had round_mode. Their numbers differ: these are for texts alone.
+        # From forks of Caffe, before it had round_mode. Their numbers differ, so these are for texts only.
         ceil_mode=(1001, _ONE, _BOOL, "true"),
         torch_pooling=(1002, _ONE, _BOOL),
     )
@@ -139,8 +140,8 @@ def _described() -> descriptor_pb2.FileDescriptorProto:
         max_level=(3, _ONE, _INT),
         stage=(4, _MANY, _BYTES),
     )
-    # The data layers of before transform_param had its options among their own, under other numbers: they
-    # matter in the text form alone, and there a field is known by its name.
+    # Before transform_param existed, data layers had its options themselves, under other numbers. They matter
+    # only in the text form, in which a field has a name and no number.
     parameters = {
         "transform_param": ("TransformationParameter", 100, 36),
         "data_param": ("TransformationParameter", 107, 11),
@@ -192,7 +193,7 @@ def _described() -> descriptor_pb2.FileDescriptorProto:
         height=(3, _ONE, _INT),
         width=(4, _ONE, _INT),
         data=(5, _MANY, _FLOAT),
-        shape=(7, _ONE, _BYTES),  # a BlobShape; as bytes, its length can be looked at before it is parsed
+        shape=(7, _ONE, _BYTES),  # a BlobShape, as bytes, so that its length is checked before it is parsed
         double_data=(8, _MANY, _DOUBLE),
     )
     return file
@@ -223,7 +224,7 @@ _CLASSES = _classes()
 
 
 def word(message: Message, field: str) -> str:
-    """The value of an enum's field by its name."""
+    """The name of the value of an enum ``field``."""
     described = message.DESCRIPTOR.fields_by_name[field].enum_type
     return str(described.values_by_number[getattr(message, field)].name)
 
@@ -232,7 +233,7 @@ def word(message: Message, field: str) -> str:
 
 
 def read_text(data: bytes) -> Message:
-    """The NetParameter that a prototxt holds. Raises ProtoError."""
+    """The NetParameter in a prototxt. Raises ProtoError if it is malformed."""
     try:
         return text_format.Parse(_decoded(data), _CLASSES["NetParameter"](), allow_unknown_field=True)
     except text_format.ParseError as error:
@@ -243,9 +244,12 @@ def read_text(data: bytes) -> Message:
 
 
 def _decoded(data: bytes) -> str:
-    """The text in ``data``. Comments and paths may be in any encoding; every byte is a Latin-1 character."""
+    """The text in ``data``, whose comments and paths may be in any encoding.
+
+    It never fails, because every byte is a Latin-1 character.
+    """
     utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    data = data.removeprefix(codecs.BOM_UTF8)  # an editor's; the rest may be in another encoding all the same
+    data = data.removeprefix(codecs.BOM_UTF8)  # editors add it even to text in another encoding
     for encoding in ("utf-16",) if utf16 else ("utf-8", "gbk"):
         with suppress(UnicodeDecodeError):
             return data.decode(encoding)
@@ -256,26 +260,27 @@ def _decoded(data: bytes) -> str:
 
 
 class Layer(NamedTuple):
-    """A layer of a caffemodel, whose blobs are still in the file."""
+    """A layer of a caffemodel, with its blobs not parsed yet."""
 
     parameters: Message
-    """A LayerParameter, or a V1LayerParameter."""
+    """A LayerParameter or a V1LayerParameter."""
     blobs: list[memoryview]
+    """The bytes of a BlobProto each."""
 
 
 _LAYERS = {2: ("V1LayerParameter", 6), 100: ("LayerParameter", 7)}
-"""A NetParameter's field: what it holds, and the number of ``blobs`` in that."""
+"""By field number of a NetParameter: the message in that field, and the field number of its ``blobs``."""
 _VARINT, _FIXED64, _DELIMITED, _FIXED32 = (
     0,
     1,
     2,
     5,
-)  # the wire types; 3 and 4, groups, were given up long ago
+)  # the wire types; 3 and 4, groups, are obsolete
 _MAX_SHAPE = 32 * 11  # bytes: Caffe's blobs have at most 32 axes
 
 
 def read_layers(data: mmap.mmap | bytes) -> Iterator[Layer]:
-    """The layers of the NetParameter in ``data``, in its order. Raises ProtoError."""
+    """The layers of the NetParameter in ``data``, in order. Raises ProtoError if it is malformed."""
     budget = iter(range(MAX_FIELDS))
     net = memoryview(data)
     for number, at, payload, _ in _fields(net, budget, 0):
@@ -293,12 +298,12 @@ def read_layers(data: mmap.mmap | bytes) -> Iterator[Layer]:
 
 
 def read_blob(data: memoryview) -> Message:
-    """The BlobProto in ``data``. Raises ProtoError."""
+    """The BlobProto in ``data``. Raises ProtoError if it is malformed."""
     return _parsed("BlobProto", bytes(data), "a blob")
 
 
 def read_shape(data: bytes) -> tuple[int, ...]:
-    """The sizes in a BlobShape. Raises ProtoError."""
+    """The sizes in the BlobShape in ``data``. Raises ProtoError if it is malformed."""
     if len(data) > _MAX_SHAPE:
         raise ProtoError(f"a shape has more than {_MAX_SHAPE} bytes")
     return tuple(_parsed("BlobShape", data, "a shape").dim)
@@ -308,18 +313,18 @@ def _parsed(kind: str, data: bytes, where: str) -> Message:
     try:
         return _CLASSES[kind].FromString(data)
     except (DecodeError, ValueError) as error:
-        raise ProtoError(f"{where}: this is no {kind} ({error})") from None
+        raise ProtoError(f"{where}: this is not a {kind} ({error})") from None
 
 
 def _fields(
     data: memoryview, budget: Iterator[int], offset: int
 ) -> Iterator[tuple[int, int, memoryview | None, memoryview]]:
-    """The fields of a message: number, offset in the file, payload if that has a length, and all bytes.
+    """The fields of a message: number, the payload's offset, the payload if it has a length, all bytes.
 
     Args:
         data: the message.
-        budget: has an item for every field that may still come.
-        offset: of ``data`` in the file.
+        budget: yields an item for every field that is still allowed.
+        offset: the offset of ``data`` in the file; the payloads' offsets are in the file too.
     """
     at = 0
     while at < len(data):
@@ -343,7 +348,7 @@ def _fields(
 
 
 def _varint(data: memoryview, at: int, offset: int) -> tuple[int, int]:
-    """The integer at ``at``, seven bits a byte; and where it ends."""
+    """The integer at ``at``, which has seven bits in each byte, and the position behind it."""
     value = 0
     for index, byte in enumerate(data[at : at + 10]):
         value |= (byte & 0x7F) << 7 * index

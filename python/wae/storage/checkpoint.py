@@ -1,14 +1,14 @@
-"""Checkpoints of whole classifiers: files that say which network they hold, and what it wants to see.
+"""Checkpoints of classifiers and segmentation networks: a file describes its network and the network's input.
 
-A safetensors file, whose metadata holds JSON under ``recipe``::
+A checkpoint is a safetensors file whose metadata holds JSON under ``recipe``::
 
-    {"architecture": {"network": "wae_vgg16", "classes": 3},       # and "form" of an accelerated network
-     "labels": ["cat", "dog", "owl"],                              # may be missing
-     "input": {"size": 224, "resize": 256, "grayscale": false,     # may be missing, as any entry: ImageNet's
-               "interpolation": "bilinear", "squash": false}}
+    {"architecture": {"network": "wae_vgg16", "classes": 3},       # and "form" for an accelerated network
+     "labels": ["cat", "dog", "owl"],                              # optional
+     "input": {"size": 224, "resize": 256, "grayscale": false,     # optional, as is each entry: the default
+               "interpolation": "bilinear", "squash": false}}      # is ImageNet's
 
-and whatever else made the weights. All of it is checked before memory is taken for the network, and nothing
-in such a file is ever run.
+and any record of how the weights were made. All of it is checked before memory is allocated for the network,
+and nothing in such a file is ever run.
 """
 
 from __future__ import annotations
@@ -39,35 +39,37 @@ from .weights_file import CheckpointError
 
 _MAX_CLASSES = 2**31 - 1
 _MAX_LABEL = 1000  # characters; a folder's name has at most 255
-_DTYPES = {"F16", "BF16", "F32", "F64", "I64"}  # the last for BatchNorm's count of batches
-_OWN_DTYPES = _DTYPES | {"BOOL", "U8", "I8", "I16", "I32"}  # buffers of a user's network: a mask, say
+_DTYPES = {"F16", "BF16", "F32", "F64", "I64"}  # I64 for BatchNorm's num_batches_tracked
+_OWN_DTYPES = _DTYPES | {"BOOL", "U8", "I8", "I16", "I32"}  # for buffers of a user's network, such as masks
 
 
 @dataclass(frozen=True)
 class Description:
-    """A checkpoint's description of its classifier. Raises ValueError where that makes no sense."""
+    """A checkpoint's description of its network. Raises ValueError if an entry is not valid."""
 
     network: str
     """One of the names that :func:`save_classifier` takes."""
     classes: int
+    """The number of scores."""
     labels: tuple[str, ...] | None = None
-    """The names of the classes, if they have some: any text, control characters included."""
+    """The names of the classes, or None; any text, control characters included."""
     input: Input = IMAGENET
+    """How an image becomes the network's input."""
     form: Form | None = None
-    """Of a network that ``wae accelerate`` made."""
+    """The form of a network that ``wae accelerate`` made; None for others."""
 
     def transforms(self, invert: bool = False) -> Transforms:
-        """Makes the network's input of an image: see :class:`wae.data.input.Transforms`."""
+        """The transforms from an image to the network's input: see :class:`wae.data.input.Transforms`."""
         return Transforms(self.input, invert)
 
     @property
     def is_own(self) -> bool:
-        """Whether the network is around one that a user's function made, which a file cannot make."""
+        """Whether the network is built around the network of a user's function, which no file can rebuild."""
         return self.form is not None and ":" in self.network
 
     @property
     def of_pixels(self) -> bool:
-        """Whether the network scores each pixel, and not an image as a whole."""
+        """Whether it is a segmentation network, which scores each pixel."""
         return self.network not in _NETWORKS and segmentation.builder(self.network) is not None
 
     def __post_init__(self) -> None:
@@ -75,7 +77,7 @@ class Description:
             known = ", ".join(_NETWORKS)
             raise ValueError(
                 f"network must be one of {known}, or NAME, NAME_half, wae_NAME or wavelet_NAME of a NAME in "
-                f"torchvision or timm, or one that scores pixels, got {shown(self.network)}"
+                f"torchvision or timm, or a segmentation network, got {shown(self.network)}"
             )
         if type(self.classes) is not int or not 1 <= self.classes <= _MAX_CLASSES:
             raise ValueError(f"number of classes must be 1 or more, got {shown(self.classes)}")
@@ -89,7 +91,7 @@ class Description:
 
 
 def _is_unicode(text: str) -> bool:
-    """False where Python holds bytes that are no UTF-8, of a file's name for example, as lone surrogates."""
+    """Whether ``text`` has no lone surrogates, by which Python represents bytes that are no UTF-8."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
@@ -103,21 +105,24 @@ def save_classifier(
     force: bool = False,
     form: Form | None = None,
 ) -> None:
-    """Write ``model`` to ``path``, whole or not at all, for :func:`load_classifier`.
+    """Write ``model`` to ``path``, completely or not at all, for :func:`load_classifier`.
 
     Args:
-        model: of the form that ``network`` makes, with or without a decoder.
+        path: the safetensors file to write.
+        model: a network of the form that ``network`` names, with or without a decoder.
         network: ``wae_vgg16``, ``resnet50``, ...: see :mod:`wae.models.registry`.
-        labels: the names of the classes, in the order of the scores; None where they have none.
+        labels: the names of the classes, in the order of the scores; None if they have no names.
         input: how a photo becomes the network's input.
-        made: what made these weights, for the record; anything that JSON can hold.
-        force: replace the file that is there.
-        form: of an accelerated network; ``network`` is then ``wae_NAME``, or ``module:function`` for one of a
-            user's own.
+        made: how the weights were made, for the record; anything that JSON can hold.
+        force: replace a file that is there.
+        form: the form of an accelerated network. ``network`` is then ``wae_NAME``, or ``module:function`` for
+            a network of the user's own.
 
     Raises:
         ValueError: ``model`` is not a ``network``, or the labels are not one text for each class.
+        NetworkError: ``network`` cannot be built here.
         FileExistsError: there is a file at ``path`` and ``force`` is false.
+        OSError: the file cannot be written.
     """
     classes = number_of_scores(model)
     described = Description(network, classes, None if labels is None else tuple(labels), input, form)
@@ -135,16 +140,18 @@ def save_classifier(
 
 
 def load_classifier(path: Path | str, original: nn.Module | None = None) -> nn.Module:
-    """The classifier in ``path``, float32, in evaluation mode, on the processor.
+    """Load the network in ``path``, in float32, in evaluation mode, on the CPU.
 
-    A :class:`WAEClassifier` has a decoder if the file holds one.
+    A WAE network has a decoder if the file holds one.
 
     Args:
-        path: of the file.
-        original: the network that was accelerated, where it was one of a user's own, which no file can make.
+        path: the file.
+        original: the network that was accelerated, if it was the user's own, which no file can rebuild.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or no checkpoint of a classifier.
+        CheckpointError: the file is missing, damaged, or no such checkpoint; or ``original`` is needed and
+            was not given.
+        NetworkError: the network cannot be built here, or ``original`` cannot be copied.
     """
     described, shapes = _read(path)
     if described.is_own:
@@ -157,8 +164,8 @@ def load_classifier(path: Path | str, original: nn.Module | None = None) -> nn.M
             f"with {counted(described.classes, 'class')}"
         )
     if {name for name, _ in model.named_buffers()} <= shapes.keys():
-        model = without_numbers(model, "cpu")  # as model.to_empty, which imports a part of PyTorch's compiler
-    else:  # buffers that no file holds have their numbers from the constructor
+        model = without_numbers(model, "cpu")  # like model.to_empty, which imports part of PyTorch's compiler
+    else:  # buffers that are not in the file get their values from the constructor
         model = _built(described, decoder)
     weights_file.load(path, model)
     return model.eval()
@@ -167,9 +174,9 @@ def load_classifier(path: Path | str, original: nn.Module | None = None) -> nn.M
 def _around_own(path: Path | str, described: Description, original: nn.Module | None) -> nn.Module:
     if original is None:
         raise CheckpointError(
-            f"{path}: is around what {described.network} makes, which no file may run: hand the network to "
-            "load_classifier(path, original), or its function to wae predict, eval or export (--model "
-            "MODULE:FUNCTION); the deployed form and the ONNX file need neither"
+            f"{path}: is built around what {described.network} makes, which no file may run: pass that "
+            "network to load_classifier(path, original), or the function to wae predict, eval or export "
+            "(--model MODULE:FUNCTION); the deployed form and the ONNX file need neither"
         )
     assert described.form is not None
     model = accelerated(own_copy(described.network, original), described.form)
@@ -178,16 +185,17 @@ def _around_own(path: Path | str, described: Description, original: nn.Module | 
 
 
 def describe(path: Path | str) -> Description:
-    """The description in the checkpoint at ``path``, without its weights.
+    """Read the description in the checkpoint at ``path``, without loading the weights.
 
     Raises:
-        CheckpointError: as :func:`load_classifier`, but that the tensors are not looked at.
+        CheckpointError: the file is missing, damaged, or no such checkpoint. The tensors are not compared
+            with the network.
     """
     return _read(path)[0]
 
 
 def describe_classifier(path: Path | str) -> Description:
-    """As :func:`describe`; raises CheckpointError also where the network scores pixels."""
+    """Like :func:`describe`, but also raises CheckpointError if the network is a segmentation network."""
     described = describe(path)
     if described.of_pixels:
         raise CheckpointError(f"{path}: {described.network} scores pixels; a classifier is needed")
@@ -202,7 +210,7 @@ def _shapes(model: nn.Module) -> _Shapes:
 
 
 def _without_memory(described: Description, decoder: bool) -> nn.Module:
-    """The network, on "meta": there are no numbers before the file has shown to hold so many."""
+    """The network on "meta": no memory is allocated before the file turns out to hold that many numbers."""
     with without_memory():
         return _built(described, decoder)
 
@@ -215,7 +223,10 @@ def _built(described: Description, decoder: bool) -> nn.Module:
 
 
 def number_of_scores(model: nn.Module) -> int:
-    """What the last layer makes, in the order in which they are defined. Raises ValueError without one."""
+    """The number of outputs of the layer that is defined last, a linear layer or a convolution.
+
+    In a WAE network it is the last one of the fusion. Raises ValueError if there is no such layer.
+    """
     model = getattr(model, "fusion_classifier", getattr(model, "fusion", model))
     kinds = nn.Linear, nn.Conv2d, nn.ConvTranspose2d
     layers = [layer for layer in model.modules() if isinstance(layer, kinds)]
@@ -246,7 +257,7 @@ def _read(path: Path | str) -> tuple[Description, _Shapes]:
 
 
 def _parsed(recipe: dict[str, Any]) -> Description:
-    """The Description in a recipe. Raises ValueError or KeyError if there is none."""
+    """The Description in a recipe. Raises KeyError if an entry is missing, ValueError if one is not valid."""
     architecture = _object("architecture", recipe["architecture"])
     labels, given = recipe.get("labels"), _object("input", recipe.get("input", {}))
     form = _object("form", architecture["form"]) if "form" in architecture else None

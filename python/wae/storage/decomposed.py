@@ -1,7 +1,7 @@
-"""``low`` and ``high`` of one image in a file: what ``wae encode`` writes and ``wae decode`` reads.
+"""Files with ``low`` and ``high`` of one image, which ``wae encode`` writes and ``wae decode`` reads.
 
-A safetensors file with two tensors, ``low`` and ``high``, (3, h, w) each, and the image's size and the
-fingerprint of the weights in its metadata.
+Such a file is a safetensors file with two tensors, ``low`` and ``high``, (3, h, w) each. Its metadata holds
+the image's size and the fingerprint of the weights.
 """
 
 from __future__ import annotations
@@ -25,23 +25,24 @@ _DTYPES = (torch.float32, torch.float16)
 
 
 class ContainerError(WaeError):
-    """A file that is no decomposed image. The message names it and says why."""
+    """A file is no decomposed image. The message names it and says why."""
 
 
 class Decomposition(NamedTuple):
-    """One image as the encoder left it."""
+    """The decomposition of one image by the encoder."""
 
     low: Tensor
+    """(3, ceil(H/2), ceil(W/2)), float32 or float16."""
     high: Tensor
-    """(3, h, w) each, float32 or float16."""
+    """Of the shape and dtype of ``low``."""
     size: tuple[int, int]
-    """The image's height and width."""
+    """(H, W) of the image."""
     weights: str
     """The :func:`fingerprint` of the model that made it."""
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Sixteen characters that two models share if their weights are the same."""
+    """Sixteen hexadecimal digits that are the same for models with the same parameters and buffers."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
@@ -50,13 +51,17 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def save(path: Path, image: Decomposition, force: bool = False) -> None:
-    """Write ``image`` to ``path``, whole or not at all. Raises FileExistsError as :func:`files.written`."""
+    """Write ``image`` to ``path``, completely or not at all.
+
+    Raises:
+        FileExistsError, OSError: see :func:`wae.storage.files.written`.
+    """
     with written(path, force) as file:
         file.write(encoded(image))
 
 
 def encoded(image: Decomposition) -> bytes:
-    """The bytes of a file with ``image``."""
+    """The content of a file with ``image``."""
     height, width = image.size
     metadata = {
         "format": _FORMAT,
@@ -72,7 +77,7 @@ def load(path: Path) -> Decomposition:
     """Read what :func:`save` wrote.
 
     Raises:
-        ContainerError: the file is missing, damaged, or something else; the message says which.
+        ContainerError: the file is missing, damaged, or of another kind; the message says which.
     """
     if why := no_file(path):
         raise ContainerError(f"{path}: {why}")

@@ -1,4 +1,4 @@
-"""Writing files so that nothing is lost: not by accident, not halfway, and not when the machine stops."""
+"""Writes files safely: no accidental overwriting, no half-written files, no loss when the machine stops."""
 
 from __future__ import annotations
 
@@ -18,20 +18,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-_NAME = 30  # characters of a file's name in its temporary one, whose length has a limit in bytes
+_NAME = 30  # characters of a file's name that its temporary file's name, whose length is limited, repeats
 
 
 @contextmanager
 def written(path: Path, force: bool = False) -> Iterator[IO[bytes]]:
-    """``with written(path) as file: ...`` writes ``path`` whole or not at all.
+    """``with written(path) as file: ...`` writes ``path`` completely or not at all.
 
-    The bytes go to a temporary file in the same folder first (``.NAME.xxxxxxxx.part``), which takes the place
-    of ``path`` when they are on the disk. The folder is made if there is none. Temporary files that killed
+    The bytes first go to a temporary file in the same folder (``.NAME.xxxxxxxx.part``), which replaces
+    ``path`` once they are on the disk. The folder is made if it is missing. Temporary files that killed
     processes left behind for ``path`` are removed.
+
+    Args:
+        path: the file to write.
+        force: replace a regular file that is there.
 
     Raises:
         FileExistsError: see :func:`refuse_existing`.
-        OSError: it cannot be written; ``filename`` says what.
+        OSError: the file cannot be written; its ``filename`` names the file or folder.
     """
     refuse_existing(path, force)
     make_folder(path.parent)
@@ -55,7 +59,8 @@ def written(path: Path, force: bool = False) -> Iterator[IO[bytes]]:
 def refuse_existing(path: Path, force: bool = False) -> None:
     """Raise FileExistsError if something is at ``path`` that may not be replaced.
 
-    ``force`` is for regular files: links, also dangling ones, devices, pipes and sockets are never replaced.
+    ``force`` allows replacing a regular file. Links, even dangling ones, devices, pipes and sockets are never
+    replaced.
     """
     try:
         mode = os.lstat(path).st_mode
@@ -71,16 +76,19 @@ def refuse_existing(path: Path, force: bool = False) -> None:
 
 
 def no_file(path: Path) -> str | None:
-    """Why nothing can be read from ``path``, for people; None where a regular file is there."""
-    if path.is_file():
-        return None
-    if path.is_dir():
-        return "this is a folder"
-    return "this is not a regular file" if path.exists() else "there is no such file"
+    """Why ``path`` is not a file that can be read, for an error; None if it is a regular file."""
+    try:
+        if path.is_file():
+            return None
+        if path.is_dir():
+            return "this is a folder"
+        return "this is not a regular file" if path.exists() else "there is no such file"
+    except OSError as error:  # a name that is too long, or a folder that may not be searched
+        return f"{error.strerror}"
 
 
 def read_json(path: Path) -> Any:
-    """What is in a file of JSON. Raises OSError; ValueError where it is none, or too deep to be read."""
+    """The content of a JSON file. Raises OSError, or ValueError if it is no JSON or nested too deeply."""
     try:
         return json.loads(path.read_bytes())
     except RecursionError:
@@ -88,7 +96,7 @@ def read_json(path: Path) -> Any:
 
 
 def make_folder(folder: Path) -> None:
-    """Make ``folder`` and its parents where they are missing. Raises OSError; ``filename`` says of what."""
+    """Make ``folder`` and its parents if they are missing. Raises OSError, whose ``filename`` says which."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
@@ -96,7 +104,7 @@ def make_folder(folder: Path) -> None:
 
 
 def refuse_within(folder: Path, files: Mapping[str, Path]) -> None:
-    """Raise FileExistsError where one of ``files``, by the options that name them, is in ``folder``."""
+    """Raise FileExistsError if one of ``files``, given by the options that name them, is in ``folder``."""
     for option, path in files.items():
         if folder.resolve() in path.resolve().parents:
             raise FileExistsError(f"{option} {path} is in {folder}, whose files are replaced")
@@ -104,18 +112,20 @@ def refuse_within(folder: Path, files: Mapping[str, Path]) -> None:
 
 @contextmanager
 def written_folder(folder: Path, force: bool, mark: str) -> Iterator[Path]:
-    """``with written_folder(folder, ...) as new: ...`` makes ``folder`` whole or not at all.
+    """``with written_folder(folder, ...) as new: ...`` makes ``folder`` completely or not at all.
 
-    The files go into ``new`` first, within a folder beside ``folder`` (``.NAME.xxxxxxxx.part``), and it takes
-    its place when they are on the disk. What killed processes left beside ``folder`` is removed; a folder
-    that one of them was replacing is put back first.
+    The files first go into ``new``, in a temporary folder beside ``folder`` (``.NAME.xxxxxxxx.part``). Once
+    they are on the disk, ``new`` replaces ``folder``. Temporary folders that killed processes left behind are
+    removed; a folder that such a process was replacing is restored first.
 
     Args:
-        folder: to make; its parents are made too.
-        force: replace a folder that is there, if it is no link and holds what ``mark`` names.
-        mark: a pattern of files' names: what tells such a folder from any other.
+        folder: the folder to make; its parents are made too.
+        force: replace a folder that is there, if it is no link and holds a file that matches ``mark``.
+        mark: a pattern of file names that identifies such a folder.
 
-    Raises FileExistsError: something is at ``folder`` that may not be replaced.
+    Raises:
+        FileExistsError: something is at ``folder`` that may not be replaced.
+        OSError: the folder cannot be written.
     """
     make_folder(folder.parent)
     for stale in _stale(folder, os.O_RDONLY | os.O_DIRECTORY):
@@ -136,7 +146,7 @@ def written_folder(folder: Path, force: bool, mark: str) -> Iterator[Path]:
             if folder.exists():
                 folder.rename(old)
             new.rename(folder)
-        except BaseException:  # an interruption too: what was there is not to go with the temporary folder
+        except BaseException:  # also an interruption: the old folder must not go with the temporary one
             if old.exists() and not folder.exists():
                 old.rename(folder)
             raise
@@ -144,7 +154,7 @@ def written_folder(folder: Path, force: bool, mark: str) -> Iterator[Path]:
 
 
 def full_disk(error: BaseException | None) -> OSError | None:
-    """What ``error`` came of, where that is a full disk, or a user's full share of one."""
+    """The OSError of a full disk or quota in the chain of causes of ``error``; None if there is none."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return error
@@ -153,7 +163,7 @@ def full_disk(error: BaseException | None) -> OSError | None:
 
 
 def sha256(path: Path) -> str:
-    """Of a file, in hexadecimal digits."""
+    """The SHA-256 of a file, in hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while part := file.read(1 << 22):
@@ -162,7 +172,7 @@ def sha256(path: Path) -> str:
 
 
 class _Raw(io.FileIO):
-    """A file whose errors, a full disk for example, name the file that is meant."""
+    """A temporary file whose errors, such as a full disk, name the file that it is for."""
 
     def __init__(self, descriptor: int, path: Path) -> None:
         super().__init__(descriptor, "wb")
@@ -188,11 +198,11 @@ def _temporary(path: Path) -> Path:
 
 
 def _lock(descriptor: int, path: Path) -> bool:
-    """Lock a new temporary file or folder as long as it is open, so that it is known not to be stale.
+    """Lock a new temporary file or folder while it is open, so that other processes know it is in use.
 
-    False where another process took it for stale before.
+    Returns False if another process took it for stale before the lock, and removed it.
     """
-    with contextlib.suppress(OSError):  # a file system without locks: then nothing is taken for stale
+    with contextlib.suppress(OSError):  # without locks in the file system nothing is ever taken for stale
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     return path.exists()
 
@@ -210,7 +220,7 @@ def _part(path: Path) -> tuple[Path, _Raw]:
 
 @contextmanager
 def _part_folder(path: Path) -> Iterator[Path]:
-    """A new temporary folder for ``path``, locked; it is removed at the end."""
+    """A new temporary folder for ``path``, locked; it is removed after the block."""
     while True:
         temporary = _temporary(path)
         with _named(path):
@@ -227,12 +237,12 @@ def _part_folder(path: Path) -> Iterator[Path]:
 
 
 def _stale(path: Path, flags: int) -> Iterator[Path]:
-    """The temporary files or folders (which ``flags`` opens) for ``path`` that no process has open."""
+    """The temporary files or folders (``flags`` opens one kind) for ``path`` that no process has open."""
     pattern = re.compile(rf"\.{re.escape(path.name[:_NAME])}\.[0-9a-f]{{8}}\.part")
     for name in os.listdir(path.parent):
         if pattern.fullmatch(name):
             stale = path.with_name(name)
-            with contextlib.suppress(OSError):  # it is gone, not ours, or locked: somebody writes it
+            with contextlib.suppress(OSError):  # it is gone, not ours, or locked because a process writes it
                 descriptor = os.open(stale, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -242,8 +252,8 @@ def _stale(path: Path, flags: int) -> Iterator[Path]:
 
 
 def _sync(path: Path) -> None:
-    """Have a file's content, or the new names in a folder, on the disk."""
-    with contextlib.suppress(OSError):  # not every file system can
+    """Flush a file's content, or the entries of a folder, to the disk."""
+    with contextlib.suppress(OSError):  # not every file system supports it
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -252,6 +262,6 @@ def _sync(path: Path) -> None:
 
 
 def _sync_all(folder: Path) -> None:
-    """As :func:`_sync`, of a folder and all in it."""
+    """:func:`_sync` a folder and everything in it."""
     for path in (folder, *folder.rglob("*")):
         _sync(path)

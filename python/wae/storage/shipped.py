@@ -1,4 +1,4 @@
-"""The weights that come with this package, in torchvision's form: ``Shipped.FASHION_MNIST.transforms()``."""
+"""The weights that come with this package, as a torchvision enum: ``Shipped.FASHION_MNIST.transforms()``."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _classifier(name: str, data: str) -> Weights:
 
 
 class Shipped(WeightsEnum):  # type: ignore[misc]  # torchvision has no types
-    """The trained networks in ``wae/weights``. Each has ``transforms()``, ``meta`` and ``url``, of a file."""
+    """The trained networks in ``wae/weights``. Each has ``transforms()``, ``meta``, and a file's ``url``."""
 
     AUTOENCODER = _autoencoder()
     FASHION_MNIST = _classifier("fashion-mnist", "Fashion-MNIST")
@@ -46,7 +46,7 @@ class Shipped(WeightsEnum):  # type: ignore[misc]  # torchvision has no types
         return weights_file.WEIGHTS / Path(self.url).name
 
     def get_state_dict(self, *_: Any, **__: Any) -> dict[str, Any]:
-        """The tensors by their names; nothing is downloaded."""
+        """The network's tensors by name; nothing is downloaded."""
         return self.model().state_dict()
 
     def model(self) -> nn.Module:

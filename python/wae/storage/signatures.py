@@ -1,4 +1,4 @@
-"""Files that are taken for others: a web page instead of the download, a Git LFS pointer, a pickle."""
+"""Recognises files of the wrong kind: a web page instead of the download, a Git LFS pointer, a pickle."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _STARTS = {
 
 
 def recognised(path: Path) -> str | None:
-    """The kind of file at ``path``, for people to read; None where nothing is known."""
+    """The kind of the file at ``path``, for an error; None if it is not recognised or cannot be read."""
     try:
         with open(path, "rb") as file:
             start = file.read(200)

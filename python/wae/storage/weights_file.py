@@ -1,10 +1,10 @@
-"""Tensors on disk for a model that is there: safetensors, with what made them as JSON in the metadata.
+"""Saves and loads the tensors of an existing model: safetensors files, with a JSON record in the metadata.
 
-:mod:`wae.storage.checkpoint` adds what it takes to build the model. Nothing in a file is believed: shapes and
-kinds of tensors are compared before they are used, and no more memory is taken than the file has bytes.
+:mod:`wae.storage.checkpoint` adds what is needed to build the model. Files are not trusted: shapes and dtypes
+of tensors are checked before they are used, and no more memory is allocated than the file has bytes.
 
-A checkpoint that training can go on from holds the optimizer's tensors too, under ``optimizer.``, and those
-of a moving average of the weights, if there is one, under ``average.``.
+A checkpoint from which training can resume also holds the optimizer's tensors, under ``optimizer.``, and
+those of a moving average of the weights, if there is one, under ``average.``.
 """
 
 from __future__ import annotations
@@ -27,23 +27,25 @@ from .files import no_file, written
 from .signatures import recognised
 
 MAX_RECIPE = 1 << 22
-"""Characters of a recipe: one of some bytes, nested, would take many times as much."""
+"""The most characters of a recipe: parsed, nested JSON takes many times its length in memory."""
 _OPTIMIZER, _AVERAGE = "optimizer.", "average."
 WEIGHTS = Path(__file__).parent.parent / "weights"
 """The folder of the weights that come with this package."""
 
 
 class CheckpointError(WaeError):
-    """A checkpoint that cannot be used. The message names the file and says why."""
+    """A checkpoint cannot be used. The message names the file and says why."""
 
 
 class Header(NamedTuple):
-    """A file's metadata, without its tensors."""
+    """A file's recipe and the form of its tensors."""
 
     recipe: dict[str, Any]
+    """How the weights were made; empty if the file does not say."""
     shapes: dict[str, tuple[int, ...]]
+    """The shapes of the tensors, by name."""
     dtypes: set[str]
-    """In safetensors' words: "F32"."""
+    """The dtypes of the tensors, by safetensors' names, such as "F32"."""
 
 
 def save(
@@ -54,16 +56,20 @@ def save(
     force: bool = False,
     average: nn.Module | None = None,
 ) -> None:
-    """Write the model's state, and the optimizer's if given, to ``path``, whole or not at all.
+    """Write the states of a model, and of its optimizer and moving average, completely or not at all.
 
     Args:
-        recipe: what made these weights; anything that JSON can hold.
-        force: replace the file that is there.
-        average: the moving average of ``model``.
+        path: the file to write.
+        model: the model; its state must consist of tensors.
+        recipe: how the weights were made; anything that JSON can hold.
+        optimizer: the optimizer of ``model``, or None.
+        force: replace a file that is there.
+        average: the moving average of ``model``, or None.
 
     Raises:
         FileExistsError: there is a file at ``path`` and ``force`` is false.
-        ValueError: the recipe is too long to be read again.
+        ValueError: the recipe is longer than :data:`MAX_RECIPE`.
+        OSError: the file cannot be written.
     """
     text = json.dumps(recipe, indent=1)
     if len(text) > MAX_RECIPE:
@@ -83,20 +89,24 @@ def load(
     optimizer: torch.optim.Optimizer | None = None,
     average: nn.Module | None = None,
 ) -> dict[str, Any]:
-    """Read what :func:`save` wrote into ``model`` (``optimizer``, ``average``), and return the recipe.
+    """Load what :func:`save` wrote into ``model`` and, if given, ``optimizer`` and ``average``.
+
+    Returns:
+        The recipe.
 
     Raises:
         CheckpointError: the file is missing or damaged, or its tensors are not those of ``model``; or an
-            optimizer that keeps a state, or an average, was given and the file holds none.
+            optimizer that keeps a state, or an average, is given and the file holds none. Nothing is changed
+            then.
     """
     recipe = read_header(path).recipe
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except SafetensorError as error:  # numbers of a kind that torch does not have
+    except SafetensorError as error:  # a dtype that torch does not have
         raise CheckpointError(f"{path}: its tensors cannot be read ({error})") from None
     parts: dict[str, dict[str, Tensor]] = {"": {}, _OPTIMIZER: {}, _AVERAGE: {}}
-    own = model.state_dict().keys()  # a child of the network may be called "average"
+    own = model.state_dict().keys()  # the network may have a child called "average"
     for name, tensor in tensors.items():
         prefix = next((p for p in (_OPTIMIZER, _AVERAGE) if name.startswith(p) and name not in own), "")
         parts[prefix][name.removeprefix(prefix)] = tensor
@@ -121,9 +131,9 @@ def load(
 
 
 def put(model: nn.Module, tensors: Mapping[str, Tensor], strict: bool = True) -> None:
-    """``model.load_state_dict(tensors, strict)`` for tensors of a file, which knows no versions of modules.
+    """``model.load_state_dict(tensors, strict)`` for tensors from a file, which has no versions of modules.
 
-    Theirs are taken to be those of today: MNASNet refuses tensors without.
+    The modules' current versions are assumed, because MNASNet refuses tensors without one.
     """
     versioned = OrderedDict(tensors)
     setattr(versioned, "_metadata", getattr(model.state_dict(), "_metadata"))  # noqa: B009, B010 (not typed)
@@ -131,12 +141,12 @@ def put(model: nn.Module, tensors: Mapping[str, Tensor], strict: bool = True) ->
 
 
 def read_recipe(path: Path | str) -> dict[str, Any]:
-    """The recipe of the weights in ``path``. Raises CheckpointError where the file is missing or damaged."""
+    """The recipe of the weights in ``path``. Raises CheckpointError if the file is missing or damaged."""
     return read_header(path).recipe
 
 
 def _check(path: Path | str, model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Raise CheckpointError unless ``tensors``, those in the file at ``path``, are all of ``model``'s."""
+    """Raise CheckpointError unless ``tensors``, from the file at ``path``, are exactly those of ``model``."""
     have, need = ({n: tuple(t.shape) for n, t in d.items()} for d in (tensors, model.state_dict()))
     wrong = [f"{name} is missing" for name in need if name not in have]
     wrong += [f"{name} is unexpected" for name in have if name not in need]
@@ -162,7 +172,7 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def read_header(path: Path | str) -> Header:
-    """The metadata of the file at ``path``. Raises CheckpointError where it is missing or damaged."""
+    """The metadata of the file at ``path``. Raises CheckpointError if the file is missing or damaged."""
     path = Path(path)
     if why := no_file(path):
         raise CheckpointError(f"{path}: {why}")
@@ -181,7 +191,7 @@ def read_header(path: Path | str) -> Header:
 
 
 def _recipe(text: str) -> dict[str, Any]:
-    """The recipe in its JSON. Raises ValueError."""
+    """The recipe in its JSON ``text``. Raises ValueError if there is none."""
     if len(text) > MAX_RECIPE:
         raise ValueError(f"recipe must have at most {MAX_RECIPE} characters, got {len(text)}")
     try:
@@ -196,8 +206,10 @@ def _recipe(text: str) -> dict[str, Any]:
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``tensors``, contiguous, none of which shares memory with another, as those of a layer that is used
-    twice do: safetensors refuses these."""
+    """``tensors``, contiguous and without shared memory.
+
+    safetensors refuses tensors that share memory, such as those of a layer that is used twice.
+    """
     memory: set[int] = set()
     apart = {}
     for name, tensor in tensors.items():
@@ -222,14 +234,14 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
 
 
 def _keeps_nothing(wanted: torch.optim.Optimizer | nn.Module) -> bool:
-    """Whether this is an optimizer without a state: SGD without momentum."""
+    """Whether this is an optimizer without a state, SGD without momentum."""
     return isinstance(wanted, torch.optim.SGD) and not any(group["momentum"] for group in wanted.param_groups)
 
 
 def _optimizer_state(
     model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
 ) -> dict[nn.Parameter, dict[str, Tensor]]:
-    """The state of ``optimizer`` for each parameter. Raises ValueError where another one did."""
+    """The state of ``optimizer`` for each parameter. Raises ValueError if ``tensors`` are another's."""
     parameters = dict(model.named_parameters())
     wanted = next((keys for kind, keys in _STATES.items() if isinstance(optimizer, kind)), None)
     state: dict[str, dict[str, Tensor]] = {}
@@ -238,10 +250,10 @@ def _optimizer_state(
         if name not in parameters:
             raise ValueError(f"trained '{name:.200}', which the model has not")
         shape = () if key == "step" else parameters[name].shape
-        shapes = (shape,) if wanted else (shape, ())  # of an optimizer that is not known any may be a number
+        shapes = (shape,) if wanted else (shape, ())  # in an unknown optimizer's state any may be a scalar
         if tensor.dtype not in _FLOATS or tensor.shape not in shapes:
             raise ValueError(f"has for {name} a {key:.40} of {tensor.dtype} and shape {tuple(tensor.shape)}")
-        # Adam counts its steps on the processor, wherever the parameter is.
+        # Adam counts its steps on the CPU, wherever the parameter is.
         place = tensor if key == "step" else tensor.to(parameters[name].device)
         state.setdefault(name, {})[key] = place
     for name, entries in state.items():
@@ -255,4 +267,4 @@ _STATES = {
     torch.optim.SGD: {"momentum_buffer"},
     torch.optim.Adam: {"step", "exp_avg", "exp_avg_sq"},  # and AdamW, which derives from it
 }
-"""The state that an optimizer keeps for each parameter."""
+"""The names of the state that each optimizer keeps for a parameter."""

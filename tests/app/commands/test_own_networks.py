@@ -79,7 +79,7 @@ def test_no_file_runs_code_by_itself(weights: Path, command: str, capsys: pytest
         "export": ("export", weights, "-o", weights.parent / "out.onnx"),
     }[command]
     assert run(*arguments) == 1
-    assert f"is around what {OWN} makes, which no file may run" in capsys.readouterr().err
+    assert f"is built around what {OWN} makes, which no file may run" in capsys.readouterr().err
     assert OWN.partition(":")[0] not in sys.modules
 
     assert run(*arguments, "--model", "mine_of_a_user:large") == 1

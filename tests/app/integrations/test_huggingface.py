@@ -78,6 +78,14 @@ def test_the_card_states_nothing_that_nobody_stated(tmp_path: Path) -> None:
     assert card.data.license is None
 
 
+@pytest.mark.parametrize("recorded", ["91 %", [], {"top-1": 0.9}, [None]])
+def test_an_accuracy_of_another_form_does_not_end_in_an_error(recorded: object) -> None:
+    """What made the weights is anything that JSON can hold."""
+    model = HubClassifier.from_checkpoint(Shipped.FASHION_MNIST.path)
+    card = HubClassifier(model.model, model.described, {"accuracy": recorded}).generate_model_card()
+    assert "| accuracy | not stated" in card.content
+
+
 def test_push_uploads_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     uploaded: dict[str, bytes] = {}
 

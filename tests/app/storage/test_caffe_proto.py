@@ -223,7 +223,7 @@ def test_options_by_the_numbers_of_caffe_s_own_description(form, name, number, f
         (b"\x4b\x4c", "byte 0: there is no field 9 of wire type 3"),
         (b"\x4e", "byte 0: there is no field 9 of wire type 6"),
         (integer(0, 1), "byte 0: there is no field 0"),
-        (net(delimited(106, b"\x0a")), "byte 3: this is no LayerParameter"),
+        (net(delimited(106, b"\x0a")), "byte 3: this is not a LayerParameter"),
         (net(delimited(1, b"x" * 70_000)), "byte 5: a layer has more than 65536 bytes without its blobs"),
     ],
 )
@@ -246,7 +246,7 @@ def test_a_shape_may_have_32_sizes():
 
 
 def test_malformed_blobs():
-    with pytest.raises(ProtoError, match="a blob: this is no BlobProto"):
+    with pytest.raises(ProtoError, match="a blob: this is not a BlobProto"):
         read_blob(memoryview(delimited(5, b"12345")))
     with pytest.raises(ProtoError, match="a shape has more than"):
         read_shape(delimited(1, b"\1" * 1000))

@@ -75,6 +75,7 @@ def test_why_nothing_can_be_read_is_said(tmp_path):
         "none": "there is no such file",
         "dangling": "there is no such file",
         "file/none": "there is no such file",
+        "x" * 300: "File name too long",
     }
     assert {name: files.no_file(tmp_path / name) for name in said} == said
     for name in (name for name, why in said.items() if why):
