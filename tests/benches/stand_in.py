@@ -1,7 +1,7 @@
-"""A plugin for pytest (``-p stand_in``): the processor as the device "cuda", to try the GPU's cases on.
+"""A plugin for pytest (``-p stand_in``): the CPU poses as the device "cuda", to try the GPU's cases on.
 
-Everything of ``benches.devices.Gpu`` runs but CUDA's own calls: events read the processor's clock, a graph is
-the function it was made of, and the cache is small.
+All of ``benches.devices.Gpu`` runs, except CUDA's own calls: events read the CPU's clock, a graph is the function
+that was captured, and the cache is small.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ MACHINE = {
 
 
 def kept(folder: Path, name: str, seconds: float, full: bool = True, **machine: Any) -> Path:
-    """A case in which our side takes so many seconds, put into its result file."""
+    """Put a case in which our side takes this many seconds into its result file, and return the file."""
     given = benchmark("encode", images=8, ours="wae-kernels", timings={"wae-kernels": timing(seconds)})
     given = given | {"name": name, "run": given["run"] | {"full": full}}
     return result_files.keep(folder, MACHINE | machine, given)
@@ -404,9 +404,9 @@ def test_a_limit_that_cannot_be_set_is_refused(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.skipif(
     (platform.system(), platform.machine()) != ("Linux", "x86_64"), reason="Linux on x86-64 only"
 )
-@pytest.mark.slow  # a process of its own
+@pytest.mark.slow  # a separate process
 def test_onnx_runtime_is_limited_and_still_right() -> None:
-    """In a process of its own, whose ONNX Runtime asks for AVX-512 nowhere."""
+    """In a separate process, whose ONNX Runtime never asks for AVX-512."""
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     code = """

@@ -1,4 +1,4 @@
-"""The times of networks that score pixels: the page has what the results give."""
+"""Times of segmentation networks: docs/segmentation.md has the table of the kept results."""
 
 from pathlib import Path
 
