@@ -1,7 +1,7 @@
 """A plugin for pytest (``-p stand_in``): the CPU poses as the device "cuda", to try the GPU's cases on.
 
-All of ``benches.devices.Gpu`` runs, except CUDA's own calls: events read the CPU's clock, a graph is the function
-that was captured, and the cache is small.
+All of ``benches.devices.Gpu`` runs, except CUDA's own calls: events read the CPU's clock, a graph is the
+function that was captured, and the cache is small.
 """
 
 from __future__ import annotations
