@@ -157,8 +157,8 @@ def _files(
         raise CalibrationError(f"calibration: {folder} is not a folder")
     if not scales or size[0] != size[1]:
         raise CalibrationError(
-            "calibration: files of a folder can be read for a network that scales its square images itself; "
-            "give it prepared images instead"
+            "calibration: files can be read only for a network that scales its images itself, at a square "
+            "size; pass prepared images instead"
         )
     for part in in_folder(folder, input.of_size(size[0]), wanted):
         yield part, None

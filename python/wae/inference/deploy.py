@@ -163,7 +163,7 @@ def deploy(
             if name in one.precisions and (deployed := _attempt(task, one, name))
         ]
         if not candidates:
-            raise EngineError("no engine runs the model: see the log of wae.deploy, at the level INFO")
+            raise EngineError("no engine runs the model: wae.deploy logs the reasons at the level INFO")
         return _fastest(candidates, task.images, seconds)
 
 
@@ -174,7 +174,7 @@ def _from_dtype(dtype: torch.dtype, precision: str | None) -> str:
         stacklevel=3,
     )
     if precision is not None:
-        raise ValueError("dtype is the old name of precision: give one of them")
+        raise ValueError("dtype is the old name of precision: pass only one of them")
     if dtype not in DTYPES.values():
         raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES.values()))}, got {dtype}")
     return name_of(dtype)

@@ -141,9 +141,9 @@ def _check_scores(network: nn.Module, scores: object) -> None:
     name = type(network).__name__
     if not isinstance(scores, Tensor) or scores.dim() != 2:
         got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise ValueError(f"{name} must give scores (N, classes) of images, got {got}")
+        raise ValueError(f"{name} must return scores (N, classes), got {got}")
     if not (scores.is_meta or bool(scores.isfinite().all())):
-        raise ValueError(f"{name} must give finite scores, got some of an image that are not")
+        raise ValueError(f"{name} must return finite scores, got some that are not")
 
 
 def with_classes(network: nn.Module, classes: int, size: tuple[int, int]) -> tuple[nn.Module, nn.Linear]:

@@ -188,7 +188,7 @@ def widen_input(body: nn.Module, channels: int) -> nn.Module:
             module.weight = nn.Parameter(module.weight.new_empty(shape))
             initialize(module)
             return body
-    raise ValueError(f"{_called('', body)} must have a convolution of {_IMAGE_CHANNELS} channels")
+    raise ValueError(f"{_called('', body)} must have a convolution that takes {_IMAGE_CHANNELS} channels")
 
 
 def feature_channels(body: nn.Module, size: tuple[int, int] = _HALF) -> int:
@@ -217,7 +217,7 @@ def feature_shape(body: nn.Module, size: tuple[int, int] = _HALF) -> torch.Size:
             raise ValueError(f"{_called(*running[-1])}: {error}") from error
     if not isinstance(features, Tensor) or features.dim() < 2:
         raise ValueError(
-            f"{_called('', body)} must make one tensor (N, C, ...), got {type(features).__name__}"
+            f"{_called('', body)} must return one tensor (N, C, ...), got {type(features).__name__}"
         )
     return features.shape
 
@@ -303,6 +303,6 @@ def _light_tensor(module: nn.Module, key: str, tensor: Tensor, factor: int) -> T
 def _light_kernel(module: _ConvNd, factor: int) -> tuple[int, ...]:
     inputs, outputs, groups = _light_numbers(module, factor).values()
     if outputs % groups:
-        raise ValueError(f"{outputs} channels do not divide into its {groups} groups")
+        raise ValueError(f"its {outputs} output channels are not divisible by its {groups} groups")
     pair = (inputs, outputs // groups) if module.transposed else (outputs, inputs // groups)
     return *pair, *module.kernel_size

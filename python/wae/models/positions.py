@@ -42,7 +42,10 @@ def _fit_torchvision(network: VisionTransformer, size: tuple[int, int]) -> None:
 
     patch = network.patch_size
     if size[0] != size[1] or size[0] % patch:
-        raise ValueError(f"patches of {patch} need a square of their multiples, got {size[0]} x {size[1]}")
+        raise ValueError(
+            f"its images must be square, with sides divisible by the patch size {patch}, "
+            f"got {size[0]} x {size[1]}"
+        )
     table = network.encoder.pos_embedding
     if size[0] != network.image_size:
         state = interpolate_embeddings(size[0], patch, {"encoder.pos_embedding": table.detach()})

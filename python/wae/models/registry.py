@@ -156,7 +156,7 @@ def _alone(name: str, classes: int) -> nn.Module:
     make = builder(name)
     stock = None if make is None else make(classes)
     if type(stock) is not FullResolution:
-        raise ValueError(f"WAE around {name} is not known by its name")
+        raise ValueError(f"only a network of torchvision or timm can be accelerated by name, got {name}")
     return stock.network
 
 

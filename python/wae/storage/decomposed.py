@@ -25,7 +25,7 @@ _DTYPES = (torch.float32, torch.float16)
 
 
 class ContainerError(WaeError):
-    """A file is no decomposed image. The message names it and says why."""
+    """A file is no decomposed image, or a decomposition cannot become one. The message says why."""
 
 
 class Decomposition(NamedTuple):
@@ -54,6 +54,7 @@ def save(path: Path, image: Decomposition, force: bool = False) -> None:
     """Write ``image`` to ``path``, completely or not at all.
 
     Raises:
+        ContainerError: :func:`load` would refuse ``image``.
         FileExistsError, OSError: see :func:`wae.storage.files.written`.
     """
     with written(path, force) as file:
@@ -61,7 +62,8 @@ def save(path: Path, image: Decomposition, force: bool = False) -> None:
 
 
 def encoded(image: Decomposition) -> bytes:
-    """The content of a file with ``image``."""
+    """The content of a file with ``image``. Raises ContainerError if :func:`load` would refuse it."""
+    _check("the decomposition", image)
     height, width = image.size
     metadata = {
         "format": _FORMAT,
@@ -91,17 +93,18 @@ def load(path: Path) -> Decomposition:
         image = Decomposition(tensors["low"], tensors["high"], size, metadata["weights"])
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise ContainerError(f"{path}: the file cannot be read ({error})") from None
-    _check(path, image)
+    _check(str(path), image)
     return image
 
 
-def _check(path: Path, image: Decomposition) -> None:
+def _check(what: str, image: Decomposition) -> None:
+    """Raise ContainerError, starting with ``what``, unless ``image`` is consistent and finite."""
     half = tuple(half_of(size) for size in image.size)
     for name, tensor in (("low", image.low), ("high", image.high)):
         if tensor.shape != (3, *half) or min(image.size) < 1:
             height, width = image.size
             raise ContainerError(
-                f"{path}: {name} has shape {tuple(tensor.shape)}, not that of an image of {height} x {width}"
+                f"{what}: {name} has shape {tuple(tensor.shape)}, not that of an image of {height} x {width}"
             )
         if tensor.dtype not in _DTYPES or not tensor.isfinite().all():
-            raise ContainerError(f"{path}: {name} must hold finite float32 or float16 numbers")
+            raise ContainerError(f"{what}: {name} must hold finite float32 or float16 numbers")

@@ -81,7 +81,7 @@ def test_a_folder_of_files(tmp_path):
     found = gather(tmp_path, (16, 16), 5, True)
     assert found.images[:, 0, 0, 0].tolist() == [0, 2, 4, 6, 8]
     assert found.labels is None
-    with pytest.raises(CalibrationError, match="scales its square images itself"):
+    with pytest.raises(CalibrationError, match="only for a network that scales its images itself"):
         gather(tmp_path, (16, 16), 5, False)
 
 

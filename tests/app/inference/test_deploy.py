@@ -176,7 +176,7 @@ def test_wrong_arguments(model):
         deploy(model, SIZE, precision="int4")
     with (
         pytest.warns(DeprecationWarning, match="precision="),
-        pytest.raises(ValueError, match="dtype is the old name of precision: give one of them"),
+        pytest.raises(ValueError, match="dtype is the old name of precision: pass only one of them"),
     ):
         deploy(model, SIZE, precision="float32", dtype=torch.float32)
 

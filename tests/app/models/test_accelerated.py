@@ -70,13 +70,13 @@ class Giving(nn.Module):
 @pytest.mark.parametrize(
     ("make", "why"),
     [
-        (lambda scores: {"logits": scores}, r"scores \(N, classes\) of images, got dict"),
-        (lambda scores: scores[:, :, None], r"scores \(N, classes\) of images, got \(1, 2, 1\)"),
+        (lambda scores: {"logits": scores}, r"scores \(N, classes\), got dict"),
+        (lambda scores: scores[:, :, None], r"scores \(N, classes\), got \(1, 2, 1\)"),
         (lambda scores: scores / 0, "finite scores, got some"),
     ],
 )
 def test_scores_of_another_kind_are_what_is_refused(make, why):
-    with pytest.raises(ValueError, match=f"Giving must give {why}"):
+    with pytest.raises(ValueError, match=f"Giving must return {why}"):
         split(Giving(make).eval(), SIZE)
 
 

@@ -252,5 +252,5 @@ def test_widen_input():
     assert body[1].weight.shape == (8, 9, 3, 3)
     assert body[3].in_channels == 3
     assert body(torch.ones(1, 9, 5, 5)).shape == (1, 3, 3, 3)
-    with pytest.raises(ValueError, match=r"Conv2d.* must have a convolution of 3 channels"):
+    with pytest.raises(ValueError, match=r"Conv2d.* must have a convolution that takes 3 channels"):
         widen_input(nn.Conv2d(4, 8, 3), 9)

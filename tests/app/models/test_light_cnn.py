@@ -172,7 +172,7 @@ def test_torchvision_s_positions_are_interpolated_by_its_function():
 
 @pytest.mark.parametrize("size", [(112, 96), (100, 100)])
 def test_sizes_that_patches_do_not_fill(size):
-    with pytest.raises(ValueError, match="patches of 16 need a square of their multiples"):
+    with pytest.raises(ValueError, match="must be square, with sides divisible by the patch size 16"):
         fit_to(transformer(), size)
 
 

@@ -224,7 +224,7 @@ def test_an_accelerated_network_of_our_own_is_known_by_its_name(tmp_path):
     images = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
     with torch.no_grad():
         assert torch.equal(load_classifier(path)(images), network.eval()(images))
-    with pytest.raises(NetworkError, match="WAE around small_vgg is not known by its name"):
+    with pytest.raises(NetworkError, match="can be accelerated by name, got small_vgg"):
         named("wae_small_vgg", 3, form)
 
 
