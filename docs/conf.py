@@ -5,7 +5,7 @@ extensions = ["myst_parser", "sphinx.ext.apidoc", "sphinx.ext.autodoc", "sphinx.
 html_theme = "furo"
 root_doc = "docs/index"
 include_patterns = ["*.md", "docs/**", "python/**.md", "tools/**.md"]
-exclude_patterns = ["docs/conf.py"]
+exclude_patterns = ["docs/conf.py", "docs/results"]
 myst_heading_anchors = 4  # as GitHub's
 suppress_warnings = ["myst.header"]
 
