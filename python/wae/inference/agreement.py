@@ -66,7 +66,8 @@ def classes_of(run: Run, images: Tensor, batch: int, device: torch.device) -> Te
     Returns:
         (M,) or (M, H, W), int64 on the CPU.
     """
-    scores = (run(filled(part, batch).to(device))[: len(part)] for part in images.split(batch))
+    # copied because a network may change its input
+    scores = (run(filled(part, batch).to(device, copy=True))[: len(part)] for part in images.split(batch))
     return torch.cat([part.argmax(1).cpu() for part in scores])
 
 
@@ -86,7 +87,7 @@ def require_no_drop(what: str, report: dict[str, Any]) -> None:
 
 
 def scores_of(model: nn.Module, images: Tensor, what: str = "an image") -> Tensor:
-    """``model(images)``, without gradients.
+    """``model(images)``, without gradients; ``images`` stay as they are.
 
     Args:
         model: in evaluation mode.
@@ -99,7 +100,7 @@ def scores_of(model: nn.Module, images: Tensor, what: str = "an image") -> Tenso
     size = " x ".join(map(str, images.shape[2:]))
     with undisturbed(images.device):
         try:
-            scores: Tensor = model(images)
+            scores: Tensor = model(images.clone())  # cloned because a network may change its input
         except Exception as error:  # the model's own code may raise anything
             raise ValueError(f"the model takes no images of {size}: {first_line(error)}") from error
         if not isinstance(scores, Tensor):

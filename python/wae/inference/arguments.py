@@ -1,4 +1,4 @@
-"""Checks of the arguments of ``wae.deploy`` and ``wae.export``, and example images to try a model on."""
+"""Checks of the arguments of ``deploy`` and ``export``, and example images to try a model on."""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from wae.data.input import IMAGENET, Input
 from wae.difference import relative_difference
+from wae.models.plain import uncompiled
 
 from . import precision as precisions
 from .agreement import (
@@ -103,7 +104,7 @@ def deploy(
 
     Args:
         model: a :class:`wae.models.network.WAENetwork`, or any other network that scores images or their
-            pixels, in evaluation mode. It is copied.
+            pixels, in evaluation mode. It is copied, without a torch.compile wrapper.
         size: (H, W) of the images.
         batch: the number of images in most calls.
         engine: a key of :data:`wae.inference.engines.ENGINES`; or "auto", which builds all that are
@@ -130,6 +131,7 @@ def deploy(
         DisagreementError: the result does not compute what ``model`` does; or its drop is too large, and the
             message names the layers that moved most.
     """
+    model = uncompiled(model)
     check_arguments(model, size, batch)
     check_number("seconds", seconds)
     if max_drop is not None:

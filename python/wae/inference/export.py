@@ -1,4 +1,4 @@
-"""``wae.export``: a network as a file that runs without the Python code of this package.
+"""Exports a network to a file that runs without the Python code of this package.
 
 ============== =========================================== ===============================================
 format         what the file holds                         what runs it
@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from wae.data.input import IMAGENET
 from wae.difference import relative_difference
 from wae.models.network import WAENetwork
+from wae.models.plain import uncompiled
 from wae.models.stock import portable
 from wae.progress import bar
 from wae.storage.checkpoint import Description
@@ -118,6 +119,7 @@ def export(
             written.
         OSError: the file cannot be written.
     """
+    model = uncompiled(model)
     check_arguments(model, size, 1 if batch is None else batch)
     if max_drop is not None:
         check_number("max_drop", max_drop)
@@ -180,7 +182,7 @@ def _made(
                 content, movements = _in_int8(content, data.images, batch or STEP)
             with bar("comparing it with the model", None):
                 run = form.load(content)
-                scores = [run(x) for x in cases]
+                scores = [run(x.clone()) for x in cases]  # cloned because a network may change its input
         except EngineError:
             raise
         except Exception as error:  # exporters raise exceptions of any kind

@@ -96,7 +96,8 @@ class Front:
     def _inputs(self, images: Tensor) -> Sequence[Tensor]:
         images = self._images(images)
         if self.encoder is None:
-            parts: Sequence[Tensor] = (images.to(self.dtype),)
+            # PyTorch's engines get a copy: a network may change its input, and must not change the caller's
+            parts: Sequence[Tensor] = (images.to(self.dtype, copy=not self._before_threads),)
         else:
             parts = self.encoder(images, self.image_scale, self.image_shift, *self._wanted)
             parts = [x.to(self.dtype) if x.is_floating_point() else x for x in parts]

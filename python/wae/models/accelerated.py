@@ -179,7 +179,7 @@ def _is_rest(body: nn.Module, matrix: nn.Linear, image: Tensor, scores: Tensor) 
     """Whether ``matrix``, applied to the output of ``body`` for ``image``, gives ``scores``."""
     try:
         with torch.no_grad():
-            found = matrix(body(image))
+            found = matrix(body(image.clone()))  # cloned because a network may change its input
     except Exception:  # the network's own code may raise anything if a layer in its middle is missing
         return False
     if not isinstance(found, Tensor) or found.dim() != 2 or found.shape != scores.shape:

@@ -22,6 +22,7 @@ from .around import wae_around
 from .baselines import FullResolution
 from .bodies import standard_body, without_classifier
 from .classifier import WAEClassifier
+from .plain import uncompiled
 from .registry import NetworkError, builder
 
 _CLASSES = 1000  # ImageNet's
@@ -116,7 +117,7 @@ def own_copy(name: str, network: nn.Module) -> nn.Module:
 
     Raises NetworkError, which starts with ``name``, if the network cannot be copied or no file could hold it.
     """
-    plain = getattr(network, "_orig_mod", network)
+    plain: nn.Module = uncompiled(network)
     if any(isinstance(module, torch.jit.ScriptModule) for module in plain.modules()):
         raise NetworkError(
             f"{name} must consist of Python modules, got a TorchScript module: pass the network as it was "

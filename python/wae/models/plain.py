@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -14,3 +16,8 @@ def is_plain(module: nn.Module) -> bool:
     """
     hooked = module._forward_hooks or module._forward_pre_hooks
     return not (hooked or "forward" in vars(module) or is_parametrized(module))
+
+
+def uncompiled(module: Any) -> Any:
+    """The module that :func:`torch.compile` wrapped in ``module``; ``module`` itself if there is none."""
+    return getattr(module, "_orig_mod", module)

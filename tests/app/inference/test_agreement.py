@@ -15,6 +15,7 @@ from wae.inference.deploy import deploy
 from wae.inference.engines import EngineError
 from wae.inference.export import export
 from wae.models.classifier import WAEClassifier
+from wae_kernels.nn import Encoder
 
 
 def rounded_to_ten_bits(x):
@@ -62,6 +63,34 @@ def test_the_tolerance_follows_the_arithmetic_that_torch_allows(monkeypatch):
     ):
         with allowed(cudnn.conv, "ieee"), allowed(layers, setting):
             assert precision.tolerance(torch.float32, torch.device(device)) == most
+
+
+class InPlace(nn.Sequential):
+    """Normalises its input in place, as networks of one's own do."""
+
+    def forward(self, image):
+        return super().forward(image.sub_(0.5).div_(0.25))
+
+
+@pytest.mark.parametrize("images", [None, torch.randn(20, 3, *SIZE)], ids=["alone", "with calibration"])
+def test_a_network_that_changes_its_input_is_compared_on_the_same_images(images, tmp_path):
+    network = InPlace(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    options = {"calibration": images, "calibration_images": 10}
+    deployed = deploy(network, SIZE, engine="eager", **options)
+    export(network, tmp_path / "a", "torch", SIZE, image_dtype=torch.float32, **options)
+    given = torch.randn(1, 3, *SIZE)
+    before = given.clone()
+    assert_close(deployed(given), network(before.clone()))
+    assert torch.equal(given, before)
+
+
+def test_a_compiled_network_is_deployed_and_exported_as_what_was_compiled(model, tmp_path):
+    """The wrapper would hide that it is WAE's: its encoder would run in the engine, or not at all."""
+    compiled = torch.compile(model)
+    deployed, images = deploy(compiled, SIZE, engine="eager"), photos(1)
+    assert type(deployed._front.encoder) is Encoder
+    assert_close(deployed(images), model(images))
+    export(compiled, tmp_path / "a", "torch", SIZE)
 
 
 def hook_of_scores(network):

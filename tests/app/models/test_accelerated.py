@@ -48,8 +48,14 @@ class AssertsInTheMiddle(nn.Module):
         return self.last(tokens.mean(1))
 
 
-def test_the_matrix_that_a_network_ends_in_is_found():
-    network = AssertsInTheMiddle().eval()
+class ChangesItsInput(AssertsInTheMiddle):
+    def forward(self, image):
+        return super().forward(image.sub_(1).mul_(3))
+
+
+@pytest.mark.parametrize("kind", [AssertsInTheMiddle, ChangesItsInput])
+def test_the_matrix_that_a_network_ends_in_is_found(kind):
+    network = kind().eval()
     matrix = network.last
     assert split(network, SIZE) == (network, matrix)
     assert isinstance(network.last, nn.Identity)

@@ -122,5 +122,5 @@ class _Layers(fx.Interpreter):
 
 def _torch_layers(module: fx.GraphModule, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
     layers = _Layers(module)
-    layers.run(*inputs)
+    layers.run(*(x.clone() for x in inputs))  # cloned because a network may change its input
     return layers.kept
