@@ -1,4 +1,5 @@
-// Checks a module's layers and collects their parameters, as _look in wae_kernels/nn.py does, in a fifth of the time.
+// Checks a module's layers and collects their parameters, in a fifth of the time of _plain_parameters in
+// wae_kernels/nn.py.
 //
 // The functions of Python's stable ABI are declared here, so that a build does not need Python's headers. They are
 // weak, so that a C++ program can load this library without Python. This code keeps borrowed references, so nn.py does

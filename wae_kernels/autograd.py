@@ -25,7 +25,7 @@ from .reference import cast
 _Gradients = tuple[Tensor | None, ...]
 
 
-def _as_forward(backend: str) -> contextlib.AbstractContextManager[None]:
+def _forward_backend(backend: str) -> contextlib.AbstractContextManager[None]:
     """Restores the forward pass's choice of a backend: autograd may run gradients in other threads."""
     return contextlib.nullcontext() if backend == backends.selected() else backends.restored(backend)
 
@@ -43,10 +43,10 @@ def _encode_backward(inputs: Sequence[Any], needs: Sequence[bool], *grads: Tenso
     *tensors, scale, shift = [*inputs, None, None][:count]  # scale and shift may be left out
     needs = [*needs, False, False][:count]
     own = tensors[1].dtype  # also the image's, if it has a gradient
-    inside = _dtype_inside(tensors[1], grads[0])
+    compute_dtype = _compute_dtype(tensors[1], grads[0])
     *gradients, grad_scale, grad_shift = torch.ops.wae.encode_backward(
-        *(grad.to(inside) for grad in grads),
-        *(cast(tensor, inside) for tensor in tensors),
+        *(grad.to(compute_dtype) for grad in grads),
+        *(cast(tensor, compute_dtype) for tensor in tensors),
         *(scale, shift),
         *_encode_groups(*needs),
     )
@@ -54,7 +54,7 @@ def _encode_backward(inputs: Sequence[Any], needs: Sequence[bool], *grads: Tenso
     return (*_only([*gradients, grad_scale, grad_shift], needs), None, None)
 
 
-def _dtype_inside(parameter: Tensor, grad: Tensor) -> torch.dtype:
+def _compute_dtype(parameter: Tensor, grad: Tensor) -> torch.dtype:
     """The dtype in which ``wae::encode_backward`` computes, given that of the results' gradients.
 
     With float32 parameters and 16-bit results a GPU computes in 16 bits, as in the forward pass. The CPU
@@ -137,7 +137,7 @@ def _kernel(name: str, backward: Callable[..., _Gradients]) -> Callable[..., Any
         @staticmethod
         def backward(ctx: Any, *grads: Tensor) -> Any:
             inputs = [o if t is None else t for t, o in zip(ctx.saved_tensors, ctx.others, strict=True)]
-            with _as_forward(ctx.backend):
+            with _forward_backend(ctx.backend):
                 gradients = backward(inputs, ctx.needs_input_grad[1:], *grads)
             return (None, *gradients[: len(inputs)])
 

@@ -73,9 +73,9 @@ def _inputs(module: nn.Module, layers: _Layers, *images: Tensor) -> tuple[Any, .
     modules = module._modules
     # torch.compile traces the check of the layers, so that its guards notice when a layer changes.
     compiles = torch.compiler.is_dynamo_compiling()
-    inputs: tuple[Any, ...] = () if compiles else _compiled_look(modules, layers, Parameter, images)
+    inputs: tuple[Any, ...] = () if compiles else _compiled_inputs(modules, layers, Parameter, images)
     if not inputs:
-        tensors = _look(modules, layers)
+        tensors = _plain_parameters(modules, layers)
         if tensors is None:
             return None
         inputs = (*images, *tensors)
@@ -85,7 +85,7 @@ def _inputs(module: nn.Module, layers: _Layers, *images: Tensor) -> tuple[Any, .
     return inputs
 
 
-def _look(modules: Mapping[str, Any], layers: _Layers) -> list[Any] | None:
+def _plain_parameters(modules: Mapping[str, Any], layers: _Layers) -> list[Any] | None:
     """The layers' weights and biases; None if a layer may compute something that they do not determine."""
     tensors: list[Any] = []
     for name, kind, geometry in layers:
@@ -121,11 +121,11 @@ def _look(modules: Mapping[str, Any], layers: _Layers) -> list[Any] | None:
     return tensors
 
 
-def _load_look() -> Callable[..., Any]:
-    """The C++ version of :func:`_look` (``csrc/python.cpp``), which takes a fifth of the time.
+def _load_compiled_inputs() -> Callable[..., Any]:
+    """The C++ version of :func:`_plain_parameters` (``csrc/python.cpp``), which takes a fifth of the time.
 
-    It knows only layers as the constructors make them. For any others it returns False, and :func:`_look`
-    decides.
+    It knows only layers as the constructors make them. For any others it returns False, and
+    :func:`_plain_parameters` decides.
     """
     loaded = _load.CPU.library
     with_lock = sys.implementation.name == "cpython" and not sysconfig.get_config_var("Py_GIL_DISABLED")
@@ -133,11 +133,11 @@ def _load_look() -> Callable[..., Any]:
     if library is None or not hasattr(library, "wae_python_inputs_of"):  # an older library
         return lambda *_: False
     library.wae_python_inputs_of.restype = ctypes.py_object
-    look: Callable[..., Any] = library.wae_python_inputs_of()
-    return look
+    inputs_of: Callable[..., Any] = library.wae_python_inputs_of()
+    return inputs_of
 
 
-_compiled_look = _load_look()
+_compiled_inputs = _load_compiled_inputs()
 
 
 def _is_plain(tensor: Tensor | None) -> bool:

@@ -365,8 +365,8 @@ def decode_backward(
         not needed have no elements.
     """
     check_decode_backward(grad_image, low, high, parameters)
-    inside = parameters.conv1_weight.dtype
-    return _decoded_backward(grad_image, low, high, parameters, inside, need_input, need_parameters)
+    compute_dtype = parameters.conv1_weight.dtype
+    return _decoded_backward(grad_image, low, high, parameters, compute_dtype, need_input, need_parameters)
 
 
 @one_by_one
@@ -388,10 +388,10 @@ def decode_scores_backward(
         are not needed have no elements.
     """
     check_decode_scores_backward(grad_scores, low, high, parameters)
-    inside = parameters.conv1_weight.dtype
-    if low.is_cpu and inside in IN_16_BITS:
-        inside = torch.float32
-    return _decoded_backward(grad_scores, low, high, parameters, inside, need_input, need_parameters)
+    compute_dtype = parameters.conv1_weight.dtype
+    if low.is_cpu and compute_dtype in IN_16_BITS:
+        compute_dtype = torch.float32
+    return _decoded_backward(grad_scores, low, high, parameters, compute_dtype, need_input, need_parameters)
 
 
 def _decoded_backward(
@@ -399,15 +399,15 @@ def _decoded_backward(
     low: Tensor,
     high: Tensor,
     parameters: _AnyDecoder,
-    inside: torch.dtype,
+    compute_dtype: torch.dtype,
     need_input: bool,
     need_parameters: bool,
 ) -> tuple[Tensor, ...]:
-    """A decoder's gradients, computed in the dtype ``inside`` and returned in the dtypes of their tensors."""
+    """A decoder's gradients, computed in ``compute_dtype`` and returned in the dtypes of their tensors."""
     output_size, layout = grad.shape[2:], format_of(low)
-    wide_low, wide_high = cast(low, inside), cast(high, inside)
-    p = type(parameters)(*(cast(t, inside) for t in parameters))
-    grad = cast(grad, inside)
+    wide_low, wide_high = cast(low, compute_dtype), cast(high, compute_dtype)
+    p = type(parameters)(*(cast(t, compute_dtype) for t in parameters))
+    grad = cast(grad, compute_dtype)
     start = _upsample(wide_low, wide_high, p, output_size)
     outputs = _trunk(start, p.trunk)
     grad, *d_last = _conv_backward(grad, outputs[-1], p.last[0], need_x=True, need_parameters=need_parameters)

@@ -206,10 +206,10 @@ def _register_autocast(name: str, device_type: str, dtype: torch.dtype | None = 
     def kernel(keyset: Any, *args: Any) -> Any:
         wanted = dtype or torch.get_autocast_dtype(device_type)
         in_float32 = dtype is None and _reads_float32(name, args[weight_at], args[:2])
-        inside = torch.float32 if in_float32 else wanted
+        compute_dtype = torch.float32 if in_float32 else wanted
         # On a CPU one cast of a decoder's result takes less time than two, of low and of high.
         stay = in_float32 and args[0].is_cpu and args[0].dtype == args[1].dtype == torch.float32
-        dtypes = {"part": inside if stay else wanted, "other": inside}
+        dtypes = {"part": compute_dtype if stay else wanted, "other": compute_dtype}
         inputs = [
             a if kind == "affine" else cast(a, dtypes[kind]) for a, kind in zip(args, kind_at, strict=False)
         ]

@@ -186,7 +186,7 @@ void launch(const char* op, const void* kernel, const LaunchPlan& plan, Struct& 
 }
 
 // Whether the encoder's kernels can write results of this dtype if the parameters have dtype `own`.
-bool gives(ScalarType results, ScalarType own) {
+bool can_write(ScalarType results, ScalarType own) {
   return results == own || (own == ScalarType::Float && checks::is_in_16_bits(results));
 }
 
@@ -202,7 +202,8 @@ std::tuple<Tensor, Tensor> encode(Tensor image, Tensor conv1_weight, Tensor conv
   Checker(kOp).check(Table::encoder, image, parameters, image_scale, image_shift);
   checks::check_results(kOp, dtype, memory_format);
   const ScalarType own = conv1_weight.scalar_type(), results = dtype ? *dtype : own;
-  if (!gives(results, own) || !has_kernel(kOp, conv1_weight, image.size(0), image.size(2), image.size(3))) {
+  if (!can_write(results, own) ||
+      !has_kernel(kOp, conv1_weight, image.size(0), image.size(2), image.size(3))) {
     return call_reference<std::tuple<Tensor, Tensor>>(kOp, image, parameters, image_scale, image_shift, dtype,
                                                       memory_format);
   }

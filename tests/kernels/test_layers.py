@@ -358,20 +358,20 @@ OTHERWISE_MADE: dict[str, Callable[[nn.Module], object]] = {
 
 @pytest.mark.parametrize("name", ["conv1", "high"])
 @pytest.mark.parametrize("change", list(OTHERWISE_MADE))
-def test_both_looks_see_what_a_layer_is(change: str, name: str) -> None:
+def test_both_checks_see_what_a_layer_is(change: str, name: str) -> None:
     """The compiled one never says that a layer is as it was made where Python's does not."""
     encoder, images = Encoder(), (torch.randn(1, 3, 4, 4),)
 
-    def compiled_look() -> Any:
-        return wae_nn._compiled_look(encoder._modules, wae_nn._ENCODER, nn.Parameter, images)
+    def compiled_inputs() -> Any:
+        return wae_nn._compiled_inputs(encoder._modules, wae_nn._ENCODER, nn.Parameter, images)
 
-    tensors = wae_nn._look(encoder._modules, wae_nn._ENCODER)
+    tensors = wae_nn._plain_parameters(encoder._modules, wae_nn._ENCODER)
     assert [*map(id, tensors)] == [*map(id, encoder.parameters())]
     if _load.CPU.library is not None:
-        assert [*map(id, compiled_look())] == [*map(id, images), *map(id, tensors)]
+        assert [*map(id, compiled_inputs())] == [*map(id, images), *map(id, tensors)]
     OTHERWISE_MADE[change](encoder.get_submodule(name))
-    assert wae_nn._look(encoder._modules, wae_nn._ENCODER) is None
-    assert not compiled_look()
+    assert wae_nn._plain_parameters(encoder._modules, wae_nn._ENCODER) is None
+    assert not compiled_inputs()
 
 
 class Neither:
@@ -387,27 +387,27 @@ class Neither:
 
 
 @pytest.mark.skipif(_load.CPU.library is None, reason="the compiled library is missing")
-def test_the_compiled_look_survives_anything() -> None:
-    """What Python's look raises for is its business; and no reference is lost or kept."""
+def test_the_compiled_check_survives_anything() -> None:
+    """It raises for nothing that Python's check raises for, and no reference is lost or kept."""
     encoder, images = Encoder(), (torch.randn(1, 3, 4, 4),)
     whole = dict(encoder._modules)
 
-    def compiled_look(modules: dict[str, Any]) -> Any:
-        return wae_nn._compiled_look(modules, wae_nn._ENCODER, nn.Parameter, images)
+    def compiled_inputs(modules: dict[str, Any]) -> Any:
+        return wae_nn._compiled_inputs(modules, wae_nn._ENCODER, nn.Parameter, images)
 
     neither, variables = Neither(), vars(encoder.high)
     held = [images[0], encoder.conv1.weight, encoder.high.bias, encoder.high, neither]
     before = [*map(sys.getrefcount, held)]
     for _ in range(100):
-        assert compiled_look(whole)
-        assert not compiled_look({})
-        assert not compiled_look({**whole, "high": 3})
-        assert not compiled_look(Doubled(whole))
+        assert compiled_inputs(whole)
+        assert not compiled_inputs({})
+        assert not compiled_inputs({**whole, "high": 3})
+        assert not compiled_inputs(Doubled(whole))
         for name in ("stride", "_backward_hooks"):
             kept, variables[name] = variables[name], neither
-            assert not compiled_look(whole)
+            assert not compiled_inputs(whole)
             del variables[name]
-            assert not compiled_look(whole)
+            assert not compiled_inputs(whole)
             variables[name] = kept
     assert [*map(sys.getrefcount, held)] == before
 
@@ -422,12 +422,12 @@ def test_the_compiled_look_survives_anything() -> None:
     ],
     ids=["no library", "no CPython", "no lock", "a library without it"],
 )
-def test_where_there_is_no_compiled_look(what: str, is_so: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_compiled_check(what: str, is_so: object, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(what, is_so)
-        look = wae_nn._load_look()
-    assert not inspect.isbuiltin(look)
-    assert look() is False
+        inputs_of = wae_nn._load_compiled_inputs()
+    assert not inspect.isbuiltin(inputs_of)
+    assert inputs_of() is False
 
 
 @pytest.mark.parametrize("fails", [False, True])

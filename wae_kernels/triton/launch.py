@@ -53,7 +53,7 @@ class Launch:
     options: dict[str, Any]
 
 
-def dtype_inside(own: torch.dtype, results: torch.dtype) -> torch.dtype:
+def compute_dtype(own: torch.dtype, results: torch.dtype) -> torch.dtype:
     """The dtype in which the kernels compute, for parameters of dtype ``own``.
 
     If the results have 16 bits, as inside autocast, the kernels read float32 parameters and compute in 16
@@ -95,11 +95,11 @@ def _launch(
     dense, channels_last = _dense(parameters)
     like = dense[0]
     device = device or device_of(like.device)
-    inside = dtype_inside(like.dtype, outputs[0].dtype)
-    precision = precision_of(inside)
+    computed = compute_dtype(like.dtype, outputs[0].dtype)
+    precision = precision_of(computed)
     tile = tile or stored.choice(op, device, precision, shape)
     chosen = plan(shape[0], shape[2], shape[3], precision, device, [tile] if tile else ())
-    slab = like.new_empty(chosen.slab_elements, dtype=inside)
+    slab = like.new_empty(chosen.slab_elements, dtype=computed)
     strides = [stride for tensor in (*inputs, outputs[0]) for stride in tensor.stride()]
     options = {
         "HALF_ROWS": chosen.tile.half_rows,

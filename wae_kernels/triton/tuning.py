@@ -61,7 +61,7 @@ def tune(op: str, *args: Any, measure: Callable[[Callable[[], object]], float] |
             f"got {shape[0]} images, and {weight.dtype} parameters of width {width} on {weight.device}"
         )
     time = measure or triton.testing.do_bench
-    precision = launch.precision_of(launch.dtype_inside(weight.dtype, results))
+    precision = launch.precision_of(launch.compute_dtype(weight.dtype, results))
     best = min(
         stored.candidates(precision), key=lambda tile: time(functools.partial(function, *args, tile=tile))
     )
