@@ -72,6 +72,8 @@ class HubClassifier(
     of the last two fills the model card: ``data``, ``accuracy``, ``speed``, ``model_id`` and ``licence``, the
     last as the Hub names it (``apache-2.0``). Other facts come from the checkpoint, or are "not stated".
 
+    :func:`wae.deploy` takes its attribute ``model``: in the wrapper it would not find the encoder.
+
     Args:
         model: maps images, (N, 3, H, W), uint8 or floating point, to scores, (N, classes).
         described: the description of its checkpoint.

@@ -14,6 +14,7 @@ from .classifier import WAEClassifier
 from .evaluating import in_the_mode_of
 from .haar import Haar
 from .light_cnn import high_body as light_beside
+from .network import check_is_like
 from .positions import fit_to
 
 
@@ -60,16 +61,19 @@ def wae_around(
         size: (h, w) of ``low`` and ``high`` in pixels, half the size of the images.
 
     Raises:
-        ValueError: a body does not run on images of ``size``, or there is no network of that name.
+        ValueError: a body does not run on images of ``size``, there is no network of that name, or
+            ``high_body``, ``encoder`` or ``decoder`` has another dtype or device than ``low_body``.
         ModuleNotFoundError: torchvision has no network of that name, and timm is not installed.
     """
     if isinstance(low_body, str):
         low_body = fit_to(standard_body(low_body), size)
+    like = next(low_body.parameters(), torch.empty(0))
+    for name, part in (("high_body", high_body), ("encoder", encoder), ("decoder", decoder)):
+        check_is_like(name, part, like)
     given = [] if high_body is None else [high_body]
     if high_body is None:
         high_body = light_beside(low_body, 4, size)
     low_features = feature_channels(low_body, size)
-    like = next(low_body.parameters(), torch.empty(0))
     model = WAEClassifier(
         Encoder().to(like) if encoder is None else encoder,
         low_body,

@@ -50,7 +50,7 @@ def count(network: nn.Module, size: Shape = (224, 224)) -> Count:
 
     import wae_kernels.flops  # noqa: F401  (the import registers our ops)
 
-    like = next(network.parameters())
+    like = next(network.parameters(), torch.empty(0))
     image = torch.zeros(1, 3, *size, dtype=like.dtype, device=like.device)
     with FlopCounterMode(display=False) as counter, torch.no_grad(), _plain_attention(), evaluating(network):
         network(image)

@@ -93,6 +93,16 @@ def numbers_like(values: Sequence[float], like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=like.dtype, device=None if like.is_meta else like.device)
 
 
+def check_is_like(name: str, given: nn.Module | None, network: Tensor) -> None:
+    """Raise ValueError if the argument ``name`` has another dtype or device than ``network``'s parameter."""
+    own = network if given is None else next(given.parameters(), network)
+    if (own.dtype, own.device) != (network.dtype, network.device):
+        raise ValueError(
+            f"{name} is {own.dtype} on {own.device}, but the network is {network.dtype} on "
+            f"{network.device}: use {name}.to({str(network.device)!r}, {network.dtype})"
+        )
+
+
 _Low = TypeVar("_Low")
 _High = TypeVar("_High")
 

@@ -10,6 +10,7 @@ from torch import nn
 from wae.models.around import wae_around
 from wae.models.bodies import feature_channels, light_body, standard_body, widen_input
 from wae.models.vgg16 import vgg16_body
+from wae_kernels.nn import Decoder, Encoder
 
 TORCHVISION = (
     "resnet18 resnext50_32x4d mobilenet_v2 mobilenet_v3_large densenet121 efficientnet_b0 regnet_y_400mf "
@@ -254,3 +255,15 @@ def test_widen_input():
     assert body(torch.ones(1, 9, 5, 5)).shape == (1, 3, 3, 3)
     with pytest.raises(ValueError, match=r"Conv2d.* must have a convolution that takes 3 channels"):
         widen_input(nn.Conv2d(4, 8, 3), 9)
+
+
+@pytest.mark.parametrize("name", ["high_body", "encoder", "decoder"])
+def test_what_is_not_of_the_body_s_dtype_is_refused(name):
+    """It failed at the first image, or, of a decoder, at the first reconstruction."""
+    given = {"high_body": nn.Conv2d(3, 4, 3), "encoder": Encoder(), "decoder": Decoder()}[name]
+    body = nn.Conv2d(3, 64, 3, stride=8).double()
+    wanted = f"{name} is torch.float32 on cpu, but the network is torch.float64 on cpu"
+    with pytest.raises(ValueError, match=wanted):
+        wae_around(body, size=(32, 32), **{name: given})
+    model = wae_around(body, size=(32, 32), **{name: given.double()})
+    assert getattr(model, name) is given

@@ -160,6 +160,10 @@ def test_a_network_of_any_dtype_is_counted(dtype):
     assert count(network.to(dtype), (8, 8)) == count(torch.nn.Conv2d(3, 4, 3), (8, 8))
 
 
+def test_a_network_without_parameters_is_counted():
+    assert count(torch.nn.ReLU(), (8, 8)) == (0, 0)
+
+
 def test_only_encoders_are_counted_as_such():
     assert encoder_multiply_adds(named("vgg16")) == 0
     assert encoder_multiply_adds(named("wavelet_vgg16")) == 0

@@ -23,7 +23,7 @@ from wae.models.baselines import FullResolution
 from wae.models.bodies import initialize
 from wae.models.evaluating import evaluating, in_the_mode_of
 from wae.models.haar import Haar
-from wae.models.network import SideBySide, WAENetwork
+from wae.models.network import SideBySide, WAENetwork, check_is_like
 from wae_kernels.nn import Decoder, Encoder, ScoreDecoder
 
 _WIDTH = 16  # channels of the high body and of the fusion, as in the encoder's trunk
@@ -235,7 +235,7 @@ def wae_segmenter(
     """
     like = next(network.parameters())
     for name, given in (("encoder", encoder), ("decoder", decoder)):
-        _check_is_like(name, given, like)
+        check_is_like(name, given, like)
     image = torch.zeros(1, 3, *size, device=like.device, dtype=like.dtype)
     with torch.no_grad(), evaluating(network):
         coarse = pixel_scores(network, image)
@@ -249,15 +249,6 @@ def wae_segmenter(
         decoder,
     )
     return in_the_mode_of(network, model)
-
-
-def _check_is_like(name: str, given: nn.Module | None, network: Tensor) -> None:
-    own = network if given is None else next(given.parameters(), network)
-    if (own.dtype, own.device) != (network.dtype, network.device):
-        raise ValueError(
-            f"{name} is {own.dtype} on {own.device}, but the network is {network.dtype} on "
-            f"{network.device}: use {name}.to({str(network.device)!r}, {network.dtype})"
-        )
 
 
 class FullResolutionSegmenter(FullResolution):
