@@ -296,10 +296,10 @@ def recovered(folder: str, full: str, half: str, network: str, reestimated: bool
 @pytest.mark.parametrize(
     ("claim", "network", "sentence"),
     [
-        (SMALL_VGG, "half, equal cost, fine-tuned", "distilled, recover {} % ({}, {}, {}), but take"),
-        (SMALL_VGG, "40 x 40, fine-tuned", "At WAE's time they recover {} % ({}, {}, {});"),
-        (SMALL_VGG, "WAE, fine-tuned", "; WAE recovers {}. From scratch"),
-        (SMALL_VGG, "half, equal cost", "From scratch larger images recover {} %."),
+        (SMALL_VGG, "half, equal cost, fine-tuned", "it recovers {} % (each seed: {}, {}, {}), but takes"),
+        (SMALL_VGG, "40 x 40, fine-tuned", "With WAE's time (40 x 40) it recovers {} % ({}, {}, {}),"),
+        (SMALL_VGG, "WAE, fine-tuned", "and WAE {} %. From scratch"),
+        (SMALL_VGG, "half, equal cost", "From scratch, 50 x 50 recovers {} %."),
         (SMALL_VGG, "Wavelet+CNN", "in its place recovers {} % on the photos"),
         (FASHION, "Wavelet+CNN", "on the photos and {} % on Fashion-MNIST"),
         (SMALL_VGG, "Decomposition+CNN", "without the reconstruction, {} and"),
