@@ -64,14 +64,14 @@ def table(comparison: Comparison) -> Table:
 def notes(comparisons: Sequence[Comparison]) -> list[str]:
     """Notes for the reader of the tables."""
     lines = [
-        f"Medians of calls in turns, each checked first; {counted(torch.get_num_threads(), 'thread')}.",
-        "Column 6: the share of the ratio of multiply-adds that is reached.",
-        "WAE's weights are random: no accuracy is claimed; `wae eval --deployed` measures it.",
+        f"Medians of interleaved calls, each checked first; {counted(torch.get_num_threads(), 'thread')}.",
+        "Column 6: the speed-up as a share of the ratio of multiply-adds.",
+        "WAE's weights are random, so no accuracy is claimed; `wae eval --deployed` measures it.",
     ]
     if any(row.precision == "int8" for c in comparisons for row in c.rows):
         lines.append(f"int8's scales come from {comparisons[0].scales_from}.")
     if (busiest := max((c.others or 0.0 for c in comparisons), default=0.0)) > QUIET:
-        lines.append(f"Other programs used {busiest:.1f} cores meanwhile: do not rely on these times.")
+        lines.append(f"Other programs used {busiest:.1f} cores at the same time: do not rely on these times.")
     if set_here := limits():
         settings = ", ".join(f"{name}={value}" for name, value in set_here.items())
         lines.append(f"Limited by {settings}.")

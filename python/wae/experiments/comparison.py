@@ -110,14 +110,14 @@ def show(console: Console, timings: Timings) -> None:
 
     if timings.core < _UNDISTURBED:
         console.print(
-            f"The machine was busy: this program had a core for {timings.core:.0%} of the time only. "
+            f"The machine was busy: this program had a core for only {timings.core:.0%} of the time. "
             "Do not rely on these times.",
             style="yellow",
         )
     console.print(
         "Medians of interleaved runs. Published: Chen et al., AAAI 2018, i7 at 3.5 GHz: other hardware and "
-        "software. The networks have random weights: only their time is meant. GMAC: thousand million "
-        "multiply-adds, those of the encoder included.",
+        "software. The networks have random weights; only their times are meaningful. GMAC: 1e9 "
+        "multiply-adds, including those of the encoder.",
         highlight=False,
     )
 

@@ -27,8 +27,8 @@ from wae.training.accuracy import Accuracy, PixelAccuracy
 from wae.wording import printable
 
 HOW_TIMED = (
-    "Time: of one image, medians of eager PyTorch on this machine, all networks in turns; "
-    "wae.deploy makes each of them faster."
+    "Time: of one image in eager PyTorch on this machine, medians of interleaved runs; "
+    "wae.deploy makes each network faster."
 )
 
 

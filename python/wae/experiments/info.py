@@ -19,7 +19,7 @@ from wae_kernels import backends
 
 
 def installation() -> dict[str, Any]:
-    """Versions, threads, and every backend with the reason why it can or cannot run here."""
+    """Versions, threads, and every backend with the reason why it can or cannot run here, as JSON data."""
     return {
         "wae_kernels": wae_kernels.__version__,
         "torch": torch.__version__,
@@ -48,13 +48,13 @@ def show_installation(console: Console) -> None:
         name = f"{backend['name']} (runs)" if backend["name"] == found["runs"] else backend["name"]
         table.add_row(name, "yes" if backend["available"] else "no", backend["reason"])
     console.print(table)
-    console.print(f"float32 on the processor runs through {found['runs']} (chosen: {found['chosen']}).")
+    console.print(f"float32 on the CPU runs through {found['runs']} (chosen: {found['chosen']}).")
 
 
 def network(name: str) -> dict[str, Any]:
     """The parameters and multiply-adds of the network ``name``: see :mod:`wae.models.registry`.
 
-    Raises NetworkError where there is no such network, or it takes no images of that size.
+    Raises NetworkError if there is no such network, or it takes no images of its size.
     """
     built, side = on_meta(partial(build, name)), image_side(name)
     try:

@@ -1,1 +1,1 @@
-"""Training: the losses, the linear start, and the loop."""
+"""Training: losses, plans, starting weights, and the training loop."""

@@ -1,4 +1,4 @@
-"""How well a network does on a data set: counts that add up over batches and processes."""
+"""The accuracy of a network on a data set, from counts that add up over batches and processes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from wae.models.segmentation import networks as segmentation
 
 
 class Accuracy(NamedTuple):
-    """How a classifier does on a data set."""
+    """The accuracy of a classifier on a data set."""
 
     top1: float
-    """Share of the images whose best score is the right class's, 0..1."""
+    """Share of the images whose highest score is that of the correct class, 0..1."""
     top5: float
-    """Share of those for which it is among the five best."""
+    """Share of the images whose five highest scores include that of the correct class, 0..1."""
     loss: float
     """Mean cross entropy."""
     images: int
@@ -35,7 +35,7 @@ class Accuracy(NamedTuple):
         return "top-1 accuracy"
 
     def columns(self) -> dict[str, str]:
-        """For a table: the errors in percent, by the columns' titles."""
+        """The errors in percent for a table, by column title."""
         return {
             f"top-{k} error": f"{100 * (1 - share):.2f} %" for k, share in ((1, self.top1), (5, self.top5))
         }
@@ -45,17 +45,17 @@ class Accuracy(NamedTuple):
 
 
 class PixelAccuracy(NamedTuple):
-    """How a network that scores pixels does on a data set. Pixels that are not counted are left out."""
+    """The accuracy of a segmentation network on a data set. Pixels that are not counted are ignored."""
 
     mean_iou: float
-    """Mean over the classes of intersection over union, 0..1: of all pixels that are of the class or taken
-    for it, the share that is both. Classes of which there are no such pixels are left out."""
+    """Intersection over union, averaged over the classes, 0..1. A class that neither occurs nor is predicted
+    is left out."""
     pixels: float
-    """Share of the pixels whose best score is the right class's, 0..1."""
+    """Share of the pixels whose highest score is that of the correct class, 0..1."""
     mean_class: float
-    """Mean over the classes of that share."""
+    """That share among the pixels of a class, averaged over the classes that occur."""
     loss: float
-    """Mean cross entropy of a pixel."""
+    """Mean cross entropy per pixel."""
     images: int
 
     @property
@@ -69,7 +69,7 @@ class PixelAccuracy(NamedTuple):
         return "mean IoU"
 
     def columns(self) -> dict[str, str]:
-        """For a table: the shares in percent, by the columns' titles."""
+        """The shares in percent for a table, by column title."""
         return {"mean IoU": f"{100 * self.mean_iou:.2f} %", "pixels right": f"{100 * self.pixels:.2f} %"}
 
     def __str__(self) -> str:
@@ -77,34 +77,35 @@ class PixelAccuracy(NamedTuple):
 
 
 class Counts(Protocol):
-    """Counts over batches of scores."""
+    """Accumulates counts over batches of scores."""
 
     total: Tensor
-    """Float64 numbers, which may be summed over processes."""
+    """Float64 counts on the CPU, which may be summed over processes."""
 
     def add(self, scores: Tensor, labels: Tensor) -> None:
-        """Count a batch: scores (N, classes, ...), int64 labels (N, ...), on one device."""
+        """Count a batch: float scores (N, classes, ...) and int64 labels (N, ...), on the same device."""
 
     def result(self) -> Accuracy | PixelAccuracy:
-        """Raises ValueError where nothing was counted."""
+        """The accuracy. Raises ValueError if nothing was counted."""
 
 
 def counts_for(data: Dataset) -> Counts:
-    """Zeros, for the kind of labels that ``data`` has."""
+    """Counts, all zero, for the kind of labels that ``data`` has."""
     return _Pixels(len(data.labels)) if isinstance(data, SegmentationFolder) else _Images()
 
 
 def check_kind(name: str, data: Dataset) -> None:
-    """Raise ValueError where the network scores images and the data labels pixels, or the reverse."""
+    """Raise ValueError if the network scores images but the data label pixels, or vice versa."""
     pixels = isinstance(data, SegmentationFolder)
     if pixels != bool(segmentation.builder(name)):
-        whole, each = "an image as a whole", "each pixel"
-        scored, labelled = (whole, each) if pixels else (each, whole)
-        raise ValueError(f"{name} scores {scored}, and the data has a class for {labelled}")
+        network, labels = (
+            ("a classifier", "each pixel") if pixels else ("a segmentation network", "each image")
+        )
+        raise ValueError(f"{name} is {network}, but the data have a class for {labels}")
 
 
 class _Images:
-    """Right ones, right ones among the best five, the loss, all."""
+    """Counts correct images, images with the correct class among the best five, the loss, and all images."""
 
     def __init__(self) -> None:
         self.total = torch.zeros(4, dtype=torch.float64)
@@ -117,7 +118,7 @@ class _Images:
         self._add_best(best[:, 0], labels)
 
     def _add_best(self, right: Tensor, labels: Tensor) -> None:
-        """Count further: which images are right, (N,) bool, and their labels."""
+        """Hook for subclasses, given which images are correct, (N,) bool, and their labels."""
 
     def result(self) -> Accuracy:
         top1, top5, loss, images = self.total[:4].tolist()
@@ -127,7 +128,7 @@ class _Images:
 
 
 class ByClass(_Images):
-    """As for an accuracy; behind that the right ones of each class, and all of each."""
+    """Counts for an :class:`Accuracy`, followed by the correct images and all images of each class."""
 
     def __init__(self, classes: int) -> None:
         self.classes = classes
@@ -138,13 +139,13 @@ class ByClass(_Images):
         self.total[4:] += torch.cat(counts).cpu()
 
     def by_class(self) -> list[dict[str, int]]:
-        """For each class its images, ``of``, and those of them that are classified rightly, ``right``."""
+        """For each class the number of its images, ``of``, and of the correct ones among them, ``right``."""
         counts = self.total[4:].long().view(2, self.classes)
         return [{"right": right, "of": of} for right, of in counts.T.tolist()]
 
 
 class _Pixels:
-    """A confusion matrix, row by row the right class; behind it the loss, and the images."""
+    """A confusion matrix with one row per correct class, followed by the loss and the number of images."""
 
     def __init__(self, classes: int) -> None:
         self.classes = classes
@@ -165,7 +166,7 @@ class _Pixels:
         right, of_class, taken_for_it = matrix.diag(), matrix.sum(1), matrix.sum(0)
         iou = right / (of_class + taken_for_it - right)
         return PixelAccuracy(
-            float(iou.nanmean()),  # 0 / 0 is that of a class without pixels
+            float(iou.nanmean()),  # a class without pixels has 0 / 0
             float(right.sum() / pixels),
             float((right / of_class).nanmean()),
             loss / float(pixels),

@@ -1,20 +1,20 @@
-"""The start of training: the best linear transform of 2x2 blocks, written into the published layers.
+"""The linear start of training: the best linear transform of 2x2 blocks, written into the published layers.
 
-A 2x2 block of a colour image is 12 numbers; ``low`` and ``high`` keep 6 of them. The best 6 linear ones,
-in the mean square, span the leading eigenvectors of the blocks' second moments. Within that space the
-three directions nearest to the block's mean colours become ``low``, so that it is a small image, and the
-three others ``high``.
+A 2x2 block of a colour image has 12 numbers; ``low`` and ``high`` together keep 6. The 6 linear combinations
+with the least mean squared error span the leading eigenvectors of the blocks' second moments. Within that
+space the three directions nearest to the block's mean colours become ``low``, which is then a small image,
+and the other three become ``high``.
 
-The trunks pass each colour through as two channels, ReLU(x) and ReLU(-x), of which one is zero::
+The trunks pass each colour through as two channels, ReLU(x) and ReLU(-x), one of which is zero::
 
     encoder   image -> +-r +-g +-b -> same -> same -> low, high     4 of 9 taps: the 2x2 block
     decoder   low, high -> +-r +-g +-b -> same -> same -> image     likewise, transposed
 
 so 6 of the 16 channels are used. The others start as random features that nothing reads yet: their outgoing
-weights are zero, and training is free to use them. Nothing that training finds can end below this start.
+weights are zero, and training is free to use them.
 
-The blocks of grey images are 4 numbers. The two parts of ``high`` that are left over read the random
-features; the decoder does not need them.
+The blocks of grey images have only 4 numbers. The two channels of ``high`` that are then left over read the
+random features; the decoder does not need them.
 """
 
 from __future__ import annotations
@@ -29,13 +29,16 @@ from wae.models.accelerated import show_small_image
 from wae.models.network import WAENetwork
 from wae_kernels.nn import Decoder, Encoder
 
-_NO_ENERGY = 1e-9  # as a share of the leading direction's
-_SMALL = 0.2  # of random weights
-_PASSED = 6  # channels that carry the image: plus and minus of three colours
+_NO_ENERGY = 1e-9  # as a share of the energy of the leading direction
+_SMALL = 0.2  # factor that makes random weights small
+_PASSED = 6  # channels that carry the image: the positive and negative parts of three colours
 
 
 class LinearTransform(NamedTuple):
-    """Two orthonormal (12, 3) frames over blocks laid out (row, column, colour); a column may be zero."""
+    """Two orthonormal (12, 3) float64 frames; rows are (row, column, colour) of a block.
+
+    A column may be zero.
+    """
 
     low: Tensor
     high: Tensor
@@ -44,7 +47,7 @@ class LinearTransform(NamedTuple):
 def blocks(image: Tensor) -> Tensor:
     """The 2x2 blocks of a (3, H, W) image as (n, 12), each laid out (row, column, colour).
 
-    The last row or column of an odd size is left out.
+    If a side is odd, its last row or column is left out.
     """
     height, width = (size // 2 * 2 for size in image.shape[1:])
     cut = image[:, :height, :width].reshape(3, height // 2, 2, width // 2, 2)
@@ -60,16 +63,18 @@ def unblock(rows: Tensor, size: tuple[int, int]) -> Tensor:
 def best_linear(images: Iterable[Tensor], least_energy: bool = False) -> LinearTransform:
     """The best linear transform of 2x2 blocks that keeps 6 of 12 numbers, in float64.
 
-    Every image counts the same, whatever its size.
+    Every image has the same weight, whatever its size.
 
     Args:
-        images: (3, H, W) each, in the units in which the transform will be used: it maps zero to zero.
-        least_energy: take the three leading directions for ``low``, instead of those nearest to the mean
-            colours. ``high`` then has as little energy as it can have, and ``low`` is no small image: for
-            bodies that are trained from scratch. Of grey images, whose blocks are 4 numbers, ``low`` then
-            keeps 3 and ``high`` 1; its two directions without energy are zero.
+        images: (3, H, W) each, in the units in which the transform will be used, because it maps zero to
+        zero.
+        least_energy: use the three leading directions for ``low`` instead of those nearest to the mean
+            colours. ``high`` then has the least possible energy, but ``low`` is not a small image: this is
+            for bodies that are trained from scratch. For grey images, whose blocks have 4 numbers, ``low``
+            keeps 3 and ``high`` 1; the two directions of ``high`` without energy are zero.
 
-    Raises ValueError where an image has no block, or numbers that are not finite.
+    Raises:
+        ValueError: an image is smaller than a block, or holds numbers that are not finite.
     """
     moments = torch.zeros(12, 12, dtype=torch.float64)
     for image in images:
@@ -94,7 +99,7 @@ def best_linear(images: Iterable[Tensor], least_energy: bool = False) -> LinearT
 
 
 def linear_reconstruction(image: Tensor, transform: LinearTransform) -> Tensor:
-    """A (3, H, W) image of even size after the transform and its inverse, in float64."""
+    """A (3, H, W) image of even size after the transform and its inverse: (3, H, W) float64."""
     basis = torch.cat(transform, dim=1)
     rows = blocks(image.double()) @ basis @ basis.T
     return unblock(rows, (image.shape[1], image.shape[2]))
@@ -102,13 +107,13 @@ def linear_reconstruction(image: Tensor, transform: LinearTransform) -> Tensor:
 
 @torch.no_grad()
 def write_linear_start(encoder: Encoder, decoder: Decoder, transform: LinearTransform) -> None:
-    """Set the weights so that the two compute ``transform`` and its inverse exactly (up to rounding).
+    """Set the weights so that encoder and decoder compute ``transform`` and its inverse (up to rounding).
 
-    ``low`` and ``high`` are half the transform's coefficients, which makes ``low`` a mean colour rather
-    than twice one. The channels that are not needed keep the random weights they have.
+    ``low`` and ``high`` are half the transform's coefficients, so that ``low`` is a mean colour rather than
+    twice that. Channels that are not needed keep their random weights.
 
     Raises:
-        ValueError: they have fewer than 6 channels.
+        ValueError: encoder and decoder have fewer than 6 channels.
     """
     if encoder.conv1.out_channels < _PASSED:
         raise ValueError(
@@ -127,7 +132,7 @@ def write_linear_start(encoder: Encoder, decoder: Decoder, transform: LinearTran
     ):
         _pass_through(layer, centre)
     for name, frame in transform._asdict().items():
-        # (coefficient, colour, row, column), then colours to signed channels.
+        # From (row, column, colour, coefficient) to (coefficient, signed channel, row, column).
         taps = torch.einsum("rcki,sk->isrc", frame.view(2, 2, 3, 3), signs)
         _read_blocks(getattr(encoder, name), taps / 2)
         _write_blocks(getattr(decoder, name), taps * 2)
@@ -140,14 +145,15 @@ def _pass_through(layer: nn.Conv2d, centre: Tensor) -> None:
     _zero_bias(layer, len(centre))
 
 
-# A 3x3 kernel of stride 2 and padding 1 covers the rows 2y-1 .. 2y+1: its last two taps are the block's.
+# A 3x3 kernel of stride 2 and padding 1 covers the rows 2y-1 .. 2y+1: its last two taps cover the block.
 
 
 def _read_blocks(layer: nn.Conv2d, taps: Tensor) -> None:
     """Make the layer read 2x2 blocks of the passed channels; ``taps`` is (coefficient, channel, 2, 2).
 
-    A coefficient without taps reads the random features, with small weights for little energy: as a constant
-    it would be nothing to learn from, and the normalisation behind it would multiply its gradients by 300.
+    A coefficient without taps reads the random features, with small weights so that it has little energy. If
+    it were constant, nothing could be learned from it, and the following normalisation would multiply its
+    gradients by 300.
     """
     layer.weight[taps.flatten(1).any(1)] = 0
     layer.weight *= _SMALL
@@ -164,18 +170,23 @@ def _write_blocks(layer: nn.ConvTranspose2d, taps: Tensor) -> None:
 
 
 def _zero_bias(layer: nn.Conv2d | nn.ConvTranspose2d, channels: int) -> None:
-    assert layer.bias is not None  # every layer of the networks has one
+    assert layer.bias is not None  # every layer of encoder and decoder has one
     layer.bias[:channels] = 0
 
 
 def start_as_small_image(model: WAENetwork, images: Tensor, scale: Tensor, shift: Tensor) -> None:
-    """Begin with the best linear transform of ``images`` whose ``low`` is a small image, in the units that a
-    trained network on ``low`` knows: see :func:`wae.models.accelerated.show_small_image`.
+    """Initialise encoder and decoder with the best linear transform whose ``low`` is a small image.
+
+    Its units are those that the trained network on ``low`` expects: see
+    :func:`wae.models.accelerated.show_small_image`.
 
     Args:
-        model: with a learned encoder and a decoder; its scale and shift become these.
+        model: with a learned encoder and a decoder; its scale and shift are set to ``scale`` and ``shift``.
         images: (N, 3, H, W) uint8.
-        scale, shift: of the network that the one on ``low`` comes from, (3,) each.
+        scale, shift: (3,) each, of the trained network that works on ``low``.
+
+    Raises:
+        ValueError: an image is smaller than a block.
     """
     assert isinstance(model.encoder, Encoder)
     assert model.decoder is not None

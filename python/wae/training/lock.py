@@ -1,4 +1,4 @@
-"""One training at a time in a folder."""
+"""Allows one training at a time in a folder."""
 
 from __future__ import annotations
 
@@ -13,21 +13,24 @@ from wae.errors import WaeError
 from wae.storage.files import make_folder
 
 PATIENCE = 10.0
-"""Seconds: processes that read data for a training that was killed end within them, and hold its lock."""
+"""Seconds to wait for the lock.
+
+If a training was killed, its data readers hold the lock and end within them.
+"""
 
 
 class FolderInUseError(WaeError):
-    """Another training writes to the folder."""
+    """Another training is writing to the folder."""
 
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Within it no other process is in ``alone_in`` with the same folder, which is made if there is none.
+    """In this block no other process is inside ``alone_in`` with the same folder, which is created if needed.
 
-    The lock is on the folder itself (flock): it leaves no file behind, and ends with the process. There is no
-    guard on file systems without such locks, as some network ones are.
+    The lock is on the folder itself (flock), so it leaves no file behind and ends with the process. File
+    systems without such locks, such as some network file systems, are not protected.
 
-    Raises FolderInUseError where another process stays in for :data:`PATIENCE`.
+    Raises FolderInUseError if another process holds the lock for more than :data:`PATIENCE` seconds.
     """
     is_new = not folder.exists()
     make_folder(folder)
@@ -38,7 +41,7 @@ def alone_in(folder: Path) -> Iterator[None]:
     finally:
         os.close(opened)
         if is_new:
-            with suppress(OSError):  # there is something in it
+            with suppress(OSError):  # the folder is not empty
                 folder.rmdir()
 
 
@@ -51,7 +54,7 @@ def _lock(opened: int, folder: Path) -> None:
 
 
 def _taken(opened: int) -> bool:
-    """Whether the lock is ours, or there are no locks here."""
+    """Whether this process now has the lock, or the file system has no locks."""
     try:
         fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

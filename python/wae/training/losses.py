@@ -1,4 +1,4 @@
-"""The losses of docs/network.md, and the measures reported beside them."""
+"""The losses of docs/network.md, and the quality measures reported with them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class TransformLoss(NamedTuple):
 
 
 def transform_loss(decoded: Tensor, image: Tensor, high: Tensor, energy_weight: float) -> TransformLoss:
-    """The transform loss l_t = l_r + lambda * l_e.
+    """The transform loss l_t = l_r + lambda * l_e of the paper (arXiv 1712.07493).
 
     Args:
-        decoded, image: (N, 3, H, W), in the same units.
-        high: (N, 3, h, w).
+        decoded, image: (N, 3, H, W) floating point, in the same units.
+        high: (N, 3, h, w) floating point.
         energy_weight: lambda.
     """
     reconstruction = F.mse_loss(decoded, image)
@@ -33,21 +33,25 @@ def transform_loss(decoded: Tensor, image: Tensor, high: Tensor, energy_weight: 
 
 
 def class_weights(shares: Tensor, balance: float) -> Tensor:
-    """``1 / ln(balance + share)`` of each class, whose shares of the pixels are ``shares``; ``balance`` is
-    above 1. ENet's (Paszke et al. 2016, with 1.02)."""
+    """``1 / ln(balance + share)`` for each class, as in ENet (Paszke et al. 2016, with 1.02).
+
+    Args:
+        shares: (classes,) floating point, the share of each class among the pixels.
+        balance: above 1.
+    """
     return (balance + shares).log().reciprocal()
 
 
 def cross_entropy(
     scores: Tensor, labels: Tensor, weights: Tensor | None = None, smoothing: float = 0.0
 ) -> Tensor:
-    """The mean cross entropy of what is counted; zero where nothing is.
+    """The mean cross entropy over all counted labels, a scalar; zero if there are none.
 
     Args:
-        scores: (N, classes, ...).
-        labels: (N, ...) int64; :data:`wae.data.dataset.NOT_COUNTED` is not counted.
-        weights: how much each class counts, (classes,); None for all the same.
-        smoothing: of the labels.
+        scores: (N, classes, ...) floating point.
+        labels: (N, ...) int64; :data:`wae.data.dataset.NOT_COUNTED` is ignored.
+        weights: the weight of each class, (classes,); None for equal weights.
+        smoothing: label smoothing, 0..1.
     """
     total = F.cross_entropy(scores, labels, weights, reduction="sum", label_smoothing=smoothing)
     counted = labels[labels != NOT_COUNTED]
@@ -56,9 +60,16 @@ def cross_entropy(
 
 
 def mimic_loss(scores: Tensor, wanted: Tensor, temperature: float = 1.0) -> Tensor:
-    """How far ``scores`` are from a teacher's, (N, classes, ...) both: the two distributions' divergence
-    (Kullback and Leibler's), both scores divided by ``temperature``, times its square, which keeps the
-    gradients' size. The mean of all images, or of all pixels.
+    """The distance of ``scores`` from those of a teacher, the loss of knowledge distillation; a scalar.
+
+    It is the Kullback-Leibler divergence of the two distributions after both scores are divided by
+    ``temperature``, times its square, which keeps the size of the gradients (Hinton et al., arXiv
+    1503.02531). It is averaged over all images or all pixels.
+
+    Args:
+        scores: (N, classes, ...) floating point.
+        wanted: the teacher's scores, of the same shape.
+        temperature: above 0.
     """
     ours, theirs = (F.log_softmax(x / temperature, dim=1) for x in (scores, wanted))
     total = F.kl_div(ours, theirs, reduction="sum", log_target=True)
@@ -66,16 +77,19 @@ def mimic_loss(scores: Tensor, wanted: Tensor, temperature: float = 1.0) -> Tens
 
 
 def psnr(image: Tensor, reference: Tensor, peak: float = 255.0) -> float:
-    """Peak signal-to-noise ratio in dB: infinite where the two are equal. Any dtypes, one shape."""
+    """Peak signal-to-noise ratio in dB, infinite if the two are equal.
+
+    They have the same shape and any dtypes.
+    """
     error = (image.double() - reference.double()).square().mean()
     return float(10 * torch.log10(peak**2 / error))
 
 
 def energy_ratio(low: Tensor, high: Tensor) -> float:
-    """Mean square of ``high`` over that of ``low`` about its mean, colour by colour.
+    """The mean square of ``high`` divided by the mean variance of the channels of ``low``; both (N, 3, h, w).
 
-    The mean is left out of ``low`` because a constant carries nothing; so this is larger than the plain
-    ratio of mean squares, and a bound on it bounds both. Shapes (N, 3, h, w).
+    The mean of ``low`` is subtracted because a constant carries no information. The result is therefore at
+    least the plain ratio of mean squares, and a bound on it bounds both.
     """
     low = low.double()
     variance = (low - low.mean((0, 2, 3), keepdim=True)).square().mean()

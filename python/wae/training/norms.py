@@ -1,4 +1,4 @@
-"""Statistics of normalisations, measured on the training images."""
+"""Measures the statistics of normalisations on the training images."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from wae.models.network import WAENetwork
 
 from .plan import Plan
 
-_SAMPLE = 2000  # training images at most
-_AT_ONCE = 64  # of them that are decomposed together, which bounds memory
+_SAMPLE = 2000  # the most training images used
+_AT_ONCE = 64  # images decomposed at a time, which bounds memory
 
 
 def measured_images(data: Dataset) -> Tensor:
-    """The images of ``data`` to measure on before a training, from all over it: like often follows like.
+    """The images to measure on before a training, (N, 3, H, W) uint8.
 
-    Raises DatasetError where none can be read.
+    They are spread over all of ``data``, because neighbours are often alike. Raises DatasetError if none can
+    be read.
     """
     return sample(data, _most(data))[0]
 
 
 def _most(data: Dataset) -> int:
-    """How many images to measure, all in memory at once: fewer files of more than 224 x 224 pixels."""
+    """How many images to measure. All are in memory at once, so there are fewer if they exceed 224 x 224."""
     if not isinstance(data, ImageFiles):
         return _SAMPLE
     return max(1, min(_SAMPLE, _SAMPLE * 224**2 // math.prod(data.shape)))
@@ -38,9 +39,12 @@ def _most(data: Dataset) -> int:
 
 @torch.no_grad()
 def measure_norms(model: WAENetwork, images: Tensor, low: bool) -> None:
-    """Set the statistics of the two normalisations, ``low`` or of ``high`` alone, to those of ``images``.
+    """Measure the statistics of the normalisation of ``high``, and if asked that of ``low``, on ``images``.
 
-    ``images`` may lie on another device than ``model``.
+    Args:
+        model: whose encoder decomposes the images.
+        images: (N, 3, H, W), on any device.
+        low: set both.
     """
     device, count = model.image_scale.device, 0
     sums, squares = torch.zeros(2, 2, 3, dtype=torch.float64, device=device)
@@ -59,10 +63,10 @@ def measure_norms(model: WAENetwork, images: Tensor, low: bool) -> None:
 
 
 def kept_norms(model: nn.Module, plan: Plan) -> list[nn.Module]:
-    """The normalisations in ``model`` with statistics of which a training by ``plan`` makes constants.
+    """The normalisations in ``model`` whose statistics are constant in a training by ``plan``.
 
-    The bodies have adapted to these while the encoder moved on: measured anew, the variances of ``high`` were
-    20 times as large, and the network was worse.
+    The bodies have adapted to these constants while the encoder changed. When the statistics were
+    re-estimated, the variances of ``high`` were 20 times as large, and the network was worse.
     """
     if not isinstance(model, WAENetwork) or plan.norm_statistics == "batch":
         return []
@@ -78,24 +82,25 @@ def remeasure_norms(
     kept: Collection[nn.Module] = (),
     part: tuple[int, int] = (0, 1),
 ) -> None:
-    """Measure the statistics of the BatchNorms in ``model`` anew: the mean of those of batches of ``data``.
+    """Re-estimate the statistics of the BatchNorms in ``model``, as their mean over batches of ``data``.
 
-    A training's own are those of its last steps' images, which were augmented. A cut that is scaled up has
-    less detail than the images that the network is then used on. (Touvron et al. 2019, "Fixing the train-test
-    resolution discrepancy", mend that difference by adapting statistics, too.) PyTorch's ``update_bn`` draws
-    dropout meanwhile, and changes frozen BatchNorms and auxiliary ones.
+    The statistics after a training are those of its last steps, whose images were augmented. A crop that is
+    scaled up has less detail than the images that the network is later used on. (Touvron et al. 2019, "Fixing
+    the train-test resolution discrepancy", also fix that difference by adapting statistics.) PyTorch's
+    ``update_bn`` is not used, because it applies dropout and changes frozen and auxiliary BatchNorms.
 
     Args:
-        model: on ``device``; each of its modules stays in its mode. Statistics stay of a BatchNorm that
-            ``model.train()`` leaves in evaluation mode, for it is frozen, and of one that is run in training
-            alone, as those of auxiliary classifiers are.
-        data: images as the network is used on, of the training's: see :meth:`wae.data.dataset.Dataset.plain`.
+        model: on ``device``; the mode of each of its modules does not change. Two kinds of BatchNorms keep
+            their statistics: frozen ones, which ``model.train()`` leaves in evaluation mode, and those that
+            only run in training, such as those of auxiliary classifiers.
+        data: training images without augmentation: see :meth:`wae.data.dataset.Dataset.plain`.
         batch: images that the BatchNorms see at once, as in the training.
         device: where ``model`` is.
-        kept: modules whose statistics stay.
-        part: this process's number, and that of the processes that share each batch, as SyncBatchNorms do.
+        kept: modules that keep their statistics.
+        part: this process's rank and the number of processes that share each batch, as SyncBatchNorms do.
 
-    Raises DatasetError where no image can be read.
+    Raises:
+        DatasetError: no image can be read.
     """
     with evaluating(model):
         norms = [norm for norm in _measuring(model) if norm not in kept]
@@ -104,14 +109,15 @@ def remeasure_norms(
         images, _ = sample(data, max(batch, _most(data)))
         shuffled = torch.Generator().manual_seed(0)  # neighbours may be alike
         order = torch.randperm(len(images), generator=shuffled)
-        whole = max(batch, len(order) // batch * batch)  # as in the training: a rest may be a single image
-        with _begun_anew(norms):
+        # Full batches, as in the training: the remainder may be a single image.
+        whole = max(batch, len(order) // batch * batch)
+        with _reset(norms):
             for numbers in order[:whole].split(batch):
                 model(to_device(images[numbers[part[0] :: part[1]]], device))
 
 
 def _measuring(model: nn.Module) -> list[_BatchNorm]:
-    """The BatchNorms in ``model`` that measure in training. The model is in evaluation mode behind it."""
+    """The BatchNorms in ``model`` that update their statistics in training. Leaves it in evaluation mode."""
     model.train()
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     measuring = [norm for norm in norms if norm.training and norm.track_running_stats]
@@ -120,14 +126,14 @@ def _measuring(model: nn.Module) -> list[_BatchNorm]:
 
 
 @contextmanager
-def _begun_anew(norms: Sequence[_BatchNorm]) -> Iterator[None]:
-    """Within it ``norms`` take the mean of all batches; behind it those that saw none are as before."""
+def _reset(norms: Sequence[_BatchNorm]) -> Iterator[None]:
+    """In this block ``norms`` take the mean over all batches; those that saw none are restored afterwards."""
     before = [
         (norm.momentum, {name: value.clone() for name, value in norm.state_dict().items()}) for norm in norms
     ]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # the mean of all batches
+        norm.momentum = None  # the mean over all batches
         norm.train()
     try:
         yield
@@ -140,8 +146,11 @@ def _begun_anew(norms: Sequence[_BatchNorm]) -> Iterator[None]:
 
 @contextmanager
 def synchronized(model: nn.Module) -> Iterator[None]:
-    """Within it the BatchNorms in ``model`` are SyncBatchNorms. Behind it they are what they were, with what
-    they have learnt: a SyncBatchNorm is not folded when the network is deployed."""
+    """In this block the BatchNorms in ``model`` are SyncBatchNorms.
+
+    Afterwards they are BatchNorms again, with what they have learned, because a SyncBatchNorm cannot be
+    folded when the network is deployed.
+    """
     norms = [
         (name, module)
         for name, module in model.named_modules(remove_duplicate=False)  # a layer may be used twice
@@ -157,5 +166,5 @@ def synchronized(model: nn.Module) -> Iterator[None]:
 
 
 def to_device(images: Tensor, device: torch.device | str) -> Tensor:
-    """``images`` on ``device``, in the layout that networks run fastest in."""
+    """``images``, (N, 3, H, W), on ``device`` and in channels_last, in which networks run fastest."""
     return images.to(device, memory_format=torch.channels_last, non_blocking=True)

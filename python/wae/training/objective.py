@@ -1,4 +1,4 @@
-"""The loss that each stage minimises, and the parameters that it trains (docs/network.md)."""
+"""The loss that a stage minimises, and the parameters that it trains (docs/network.md)."""
 
 from __future__ import annotations
 
@@ -20,14 +20,17 @@ from .plan import Stage
 
 
 class Objective(nn.Module):
-    """A model and the loss of one stage: the module that is trained, alone or on many processes.
+    """A model and the loss of one stage: the module that is trained, on one process or many.
 
     Args:
-        model: a :class:`WAENetwork`; or any that scores images or pixels, where the stage is ``classifier``;
-            or an :class:`AutoEncoder`, where it is ``transform``.
-        stage: what to minimise.
-        teacher: a classifier in evaluation mode, for ``stage.mimic_weight``.
-        weights: how much each class counts in the cross entropy, (classes,); None for all the same.
+        model: a :class:`WAENetwork`; for a stage of kind ``classifier`` any network that scores images or
+            pixels; for one of kind ``transform`` also an :class:`AutoEncoder`.
+        stage: defines the loss.
+        teacher: a network in evaluation mode to distil from, for ``stage.mimic_weight``.
+        weights: the weight of each class in the cross entropy, (classes,); None for equal weights.
+
+    Raises:
+        ValueError: the model does not fit the stage, or a teacher is missing.
     """
 
     weights: Tensor | None
@@ -43,15 +46,15 @@ class Objective(nn.Module):
         _check(model, stage, teacher)
         self.model = model
         self.stage = stage
-        self.teacher = [teacher]  # in a list, for it is no part of what is trained
+        self.teacher = [teacher]  # in a list, so that its parameters are not this module's
         self.register_buffer("weights", weights, persistent=False)
 
     def forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """The losses by name, scalars; ``loss`` is the one to minimise.
+        """The losses by name, scalars. ``loss`` is the one to minimise.
 
         Args:
             images: (N, 3, H, W), uint8 or floating point.
-            labels: (N,) int64; (N, H, W) where the model scores pixels.
+            labels: (N,) int64, or (N, H, W) if the model scores pixels.
         """
         stage, model = self.stage, self.model
         if not isinstance(model, (WAENetwork, AutoEncoder)):
@@ -76,7 +79,7 @@ class Objective(nn.Module):
     def _with_others(
         self, losses: dict[str, Tensor], others: Mapping[str, tuple[float, Tensor]], labels: Tensor
     ) -> dict[str, Tensor]:
-        """``losses`` and those of the auxiliary scores, which count by their weights."""
+        """``losses`` with those of the auxiliary scores added, multiplied by their weights."""
         for name, (weight, scores) in others.items():
             entropy = self._cross_entropy(_of_size(scores, labels), labels)
             losses = {**losses, f"{name} cross entropy": entropy, "loss": losses["loss"] + weight * entropy}
@@ -99,14 +102,14 @@ class Objective(nn.Module):
         entropy = self._cross_entropy(scores, labels)
         if teacher is None or not stage.mimic_weight:
             return {"loss": entropy, "cross entropy": entropy}
-        wanted = _taught(teacher, images, stage.mimic_mirrored)
+        wanted = _teacher_scores(teacher, images, stage.mimic_mirrored)
         distance = mimic_loss(scores, wanted, stage.mimic_temperature)
         return {"loss": entropy + stage.mimic_weight * distance, "cross entropy": entropy, "mimic": distance}
 
 
 @torch.no_grad()
-def _taught(teacher: nn.Module, images: Tensor, mirrored: bool) -> Tensor:
-    """The teacher's scores; with ``mirrored`` the mean of those of the images and of their mirror images."""
+def _teacher_scores(teacher: nn.Module, images: Tensor, mirrored: bool) -> Tensor:
+    """The teacher's scores; with ``mirrored`` averaged over the images and their mirror images."""
     scores: Tensor = teacher(images)
     if not mirrored:
         return scores
@@ -115,20 +118,21 @@ def _taught(teacher: nn.Module, images: Tensor, mirrored: bool) -> Tensor:
 
 
 def _both_scores(model: nn.Module, low: Tensor, high: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The scores of the network on ``low`` alone, and the model's, of an image of ``size`` (H, W)."""
+    """The scores of the network on ``low`` alone and those of the model, for images of ``size`` (H, W)."""
     if isinstance(model, WAEClassifier):
         low_scores, fusion_scores = model.both_scores(*model.features_of(low, high))
         return low_scores, low_scores + fusion_scores
-    assert isinstance(model, WAESegmenter)  # there are no others
+    assert isinstance(model, WAESegmenter)  # the only other kind
     coarse = pixel_scores(model.low_network, model.low_norm(low))
     return coarse, model.fusion(coarse, model.high_body(model.high_norm(high)), size)
 
 
 @contextmanager
 def _others_caught(model: nn.Module) -> Iterator[dict[str, tuple[float, Tensor]]]:
-    """Within it the auxiliary scores that a network in ``model`` gives in training are caught, with weights.
+    """In this block the auxiliary scores of networks in ``model`` are collected, with their weights.
 
-    Such a network has the weights as its attribute ``auxiliary``, and gives a dictionary with those names.
+    Such a network has the weights in its attribute ``auxiliary`` and returns a dictionary with the same
+    names.
     """
     caught: dict[str, tuple[float, Tensor]] = {}
 
@@ -149,7 +153,7 @@ def _others_caught(model: nn.Module) -> Iterator[dict[str, tuple[float, Tensor]]
 
 
 def _of_size(scores: Tensor, labels: Tensor) -> Tensor:
-    """Scores of pixels in the resolution of their labels; those of whole images as they are."""
+    """Scores of pixels, resized to the resolution of their labels; scores of images unchanged."""
     if labels.dim() == 1:
         return scores
     return F.interpolate(scores, labels.shape[1:], mode="bilinear", align_corners=False)
@@ -157,7 +161,7 @@ def _of_size(scores: Tensor, labels: Tensor) -> Tensor:
 
 @contextmanager
 def trained(model: nn.Module, stage: Stage) -> Iterator[dict[str, nn.Parameter]]:
-    """Within it only what ``stage`` trains takes gradients; yields that, by name."""
+    """In this block only the parameters that ``stage`` trains require gradients; yields these by name."""
     before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     parameters = dict(model.named_parameters())
     for name, parameter in parameters.items():
@@ -170,7 +174,7 @@ def trained(model: nn.Module, stage: Stage) -> Iterator[dict[str, nn.Parameter]]
 
 
 def of_transform(name: str) -> bool:
-    """Whether a parameter of a WAENetwork is one of encoder and decoder."""
+    """Whether the parameter of a WAENetwork called ``name`` belongs to the encoder or decoder."""
     return name.startswith(("encoder.", "decoder."))
 
 
@@ -187,7 +191,7 @@ def _transforms(stage: Stage) -> bool:
 
 
 class InOrder(nn.Module):
-    """``network`` with its scores in another order: number ``i`` is its number ``numbers[i]``."""
+    """``network`` with its scores reordered: score ``i`` is its score ``numbers[i]``."""
 
     def __init__(self, network: nn.Module, numbers: Sequence[int]) -> None:
         super().__init__()
@@ -195,7 +199,7 @@ class InOrder(nn.Module):
         self.register_buffer("numbers", torch.tensor(numbers), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) to (N, classes), or (N, classes, H, W)."""
+        """Maps (N, 3, H, W) to (N, classes), or to (N, classes, H, W)."""
         scores: Tensor = self.network(images)
         return scores[:, self.get_buffer("numbers")]
 
@@ -205,7 +209,7 @@ def _check(model: nn.Module, stage: Stage, teacher: nn.Module | None) -> None:
     if stage.kind != "classifier" and not (alone or isinstance(model, WAENetwork)):
         raise ValueError(f"a stage of kind {stage.kind} needs a WAE network, got {type(model).__name__}")
     if _transforms(stage) and getattr(model, "decoder", None) is None:
-        raise ValueError(f"a stage of kind {stage.kind} needs a decoder, and the model has none")
+        raise ValueError(f"a stage of kind {stage.kind} needs a decoder, but the model has none")
     if stage.low_weight and not isinstance(model, WAENetwork):
         raise ValueError(f"low_weight needs a WAE network, got {type(model).__name__}")
     if stage.mimic_weight and teacher is None:

@@ -1,4 +1,4 @@
-"""The output of a training while it runs: the terminal, ``log.jsonl``, TensorBoard."""
+"""The output of a running training: the terminal, ``log.jsonl`` and TensorBoard."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from .plan import Plan
 from .stage1 import quality
 from .trainer import Epoch, Observer
 
-_EVERY = 10  # steps between two looks at the losses: each makes the processor wait for a GPU
+_EVERY = 10  # steps between two readings of the losses, because each makes the CPU wait for a GPU
 
 
 class Together(Observer):
-    """Tells several observers."""
+    """Forwards each call to several observers."""
 
     def __init__(self, observers: Sequence[Observer]) -> None:
         self._observers = observers
@@ -59,7 +59,7 @@ class Together(Observer):
 
 
 class Terminal(Observer):
-    """A line for each epoch, and on a terminal a progress bar below. Use it in a ``with`` statement."""
+    """Prints a line per epoch, and on a terminal a progress bar below. Use it in a ``with`` statement."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -80,7 +80,7 @@ class Terminal(Observer):
         """See :class:`Observer`."""
         self._plan = plan
         if history:
-            say(self._console, f"going on after {_name(plan, history[-1].stage, history[-1].epoch)}")
+            say(self._console, f"resuming after {_name(plan, history[-1].stage, history[-1].epoch)}")
 
     def start(self, plan: Plan, stage: int, epoch: int, steps: int) -> None:
         """See :class:`Observer`."""
@@ -96,7 +96,7 @@ class Terminal(Observer):
             self._bar.update(self._task, losses=_losses({k: v.item() for k, v in losses.items()}))
 
     def left_out(self, messages: Sequence[str]) -> None:
-        """See :class:`Observer`. Each file is reported once, in one line."""
+        """See :class:`Observer`. Reports each file only once, in one line."""
         self._left_out += len(messages)
         for message in sorted(set(messages) - self._reported):
             say(self._console, f"left out: {message}")
@@ -114,13 +114,16 @@ class Terminal(Observer):
 
 
 class JsonLines(Observer):
-    """One line of JSON for each epoch, in a file that holds just the epochs of the checkpoint."""
+    """Writes one line of JSON per epoch to a file that holds exactly the epochs of the checkpoint."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def begin(self, plan: Plan, history: list[Epoch]) -> None:
-        """See :class:`Observer`. Puts right what a killed training wrote twice or not yet."""
+        """See :class:`Observer`.
+
+        Rewrites the file, in case a killed training left an epoch out or wrote it twice.
+        """
         with written(self._path, force=True) as file:
             file.writelines(_json_line(epoch) for epoch in history)
 
@@ -131,13 +134,14 @@ class JsonLines(Observer):
 
 
 class TensorBoard(Observer):
-    """Scalars of every tenth step and every epoch, and what the auto-encoder makes of a few images.
+    """Writes scalars of every tenth step and every epoch, and the auto-encoder's output for a few images.
 
     Args:
-        folder: of the event files.
+        folder: for the event files.
         images: (N, 3, H, W) uint8.
 
-    Raises ModuleNotFoundError where tensorboard is not installed.
+    Raises:
+        ModuleNotFoundError: tensorboard is not installed.
     """
 
     def __init__(self, folder: Path, images: Tensor) -> None:
@@ -146,12 +150,12 @@ class TensorBoard(Observer):
         self._open = SummaryWriter
         self._folder, self._images = folder, images
         self._writer: Any = None
-        self._steps = 0  # of all epochs before this one
+        self._steps = 0  # in all epochs before this one
 
     def start(self, plan: Plan, stage: int, epoch: int, steps: int) -> None:
         """See :class:`Observer`."""
         self._steps = (sum(s.epochs for s in plan.stages[:stage]) + epoch) * steps
-        self._see_to_the_file()
+        self._open_if_needed()
 
     def step(self, number: int, losses: Mapping[str, Tensor]) -> None:
         """See :class:`Observer`."""
@@ -170,25 +174,25 @@ class TensorBoard(Observer):
                 self._writer.add_images(name, images, now)
         self._writer.flush()
 
-    def _see_to_the_file(self) -> None:
-        """Begin a file where there is none yet, or where the folder was removed: that would be a traceback.
+    def _open_if_needed(self) -> None:
+        """Open a file if there is none yet, or if the folder was removed, in which case writing would fail.
 
-        What a killed training wrote of later steps is no longer shown.
+        TensorBoard then no longer shows later steps that a killed training wrote.
         """
         if self._writer is None or not self._folder.exists():
             self._writer = self._open(str(self._folder), purge_step=self._steps + 1)
 
     def _scalars(self, group: str, values: Mapping[str, Any], step: int) -> None:
-        self._see_to_the_file()
+        self._open_if_needed()
         for name, value in values.items():
             self._writer.add_scalar(f"{group}/{name}", value, step)
 
 
 @torch.no_grad()
 def shown(model: WAENetwork, images: Tensor) -> dict[str, Tensor]:
-    """``image``, ``low``, ``high`` and ``reconstruction`` of ``images``, to look at: (N, 3, h, w) uint8.
+    """``image``, ``low``, ``high`` and ``reconstruction`` of ``images`` for viewing: (N, 3, h, w) uint8 each.
 
-    ``low`` fills the range from black to white; ``high`` is drawn around a middle grey.
+    ``low`` is scaled to the range from black to white; ``high`` is drawn around a medium grey.
 
     Args:
         images: (N, 3, H, W) uint8, on any device.
@@ -206,7 +210,7 @@ def shown(model: WAENetwork, images: Tensor) -> dict[str, Tensor]:
 
 
 def table(plan: Plan, history: Sequence[Epoch]) -> Table:
-    """The outcome of each stage: its last losses and errors, and the time that it took."""
+    """A table of each stage's last losses and errors, and of the time that it took."""
     result = Table(title=plan.model, title_justify="left")
     last = [epoch.accuracy.columns() for epoch in history if epoch.accuracy][-1:]
     measures = list(last[0]) if last else []
@@ -225,8 +229,8 @@ def table(plan: Plan, history: Sequence[Epoch]) -> Table:
 
 
 def quality_table(models: Mapping[str, AutoEncoder], photos: Mapping[str, Tensor]) -> Table:
-    """PSNR and energy of every model on every photo, (3, H, W) uint8 each."""
-    result = Table(title="On photos kept out of training", title_justify="left")
+    """A table of the PSNR and energy ratio of every model on every photo, (3, H, W) uint8 each."""
+    result = Table(title="On held-out photos", title_justify="left")
     for name in ("model", "photo", "PSNR, dB", "high / low energy"):
         result.add_column(name, justify="left" if name in ("model", "photo") else "right")
     for label, model in models.items():
@@ -237,7 +241,7 @@ def quality_table(models: Mapping[str, AutoEncoder], photos: Mapping[str, Tensor
 
 
 def _name(plan: Plan, stage: int, epoch: int) -> str:
-    """Both counted from 0."""
+    """The name of an epoch for messages; ``stage`` and ``epoch`` are counted from 0."""
     entry = plan.stages[stage]
     return f"stage {stage + 1}/{len(plan.stages)} {entry.kind}, epoch {epoch + 1}/{entry.epochs}"
 

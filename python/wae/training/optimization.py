@@ -1,4 +1,4 @@
-"""What a stage's steps are taken with: the optimizer, its rate, the average of the weights."""
+"""A stage's optimizer, its learning rate, and the moving average of the weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ _Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 def optimizer_for(stage: Stage, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer of ``parameters``, by name. Each of its groups has a ``share`` of the stage's rate."""
+    """The optimizer for ``parameters``, given by name.
+
+    Each of its groups has an entry ``share``: its learning rate as a share of the stage's.
+    """
     groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in parameters.items():
         share = stage.encoder_rate if of_transform(name) and stage.kind == "joint" else 1.0
@@ -37,9 +40,9 @@ def optimizer_for(stage: Stage, parameters: Mapping[str, nn.Parameter]) -> torch
 
 
 def learning_rate(stage: Stage, epoch: float) -> float:
-    """The learning rate at ``epoch``, of which 2.5 is the middle of the third."""
+    """The learning rate at ``epoch``; 2.5, for example, is the middle of the third epoch."""
     if epoch < stage.warmup:
-        first = min(0.01, stage.warmup / 20)  # else the first step would be none
+        first = min(0.01, stage.warmup / 20)  # otherwise the rate of the first step would be zero
         return stage.learning_rate * min(1.0, (epoch + first) / stage.warmup)
     if stage.schedule == "step":
         return stage.learning_rate * stage.step_factor ** int(epoch // stage.step_epochs)
@@ -50,13 +53,13 @@ def learning_rate(stage: Stage, epoch: float) -> float:
 
 
 def running_average(model: nn.Module, stage: Stage) -> AveragedModel | None:
-    """The average of ``model`` over the steps (``ema``); None where the stage has none."""
+    """The moving average of ``model`` over the steps (``ema``); None if the stage has none."""
     if not stage.ema:
         return None
     decayed = get_ema_multi_avg_fn(stage.ema)
 
     def averaged(averages: _Tensors, current: _Tensors, count: Tensor | int) -> None:
-        """Of one dtype; what is whole is no number to average: an index would end up one below itself."""
+        """Average tensors of one dtype. Integers are copied: an averaged index would end up one too low."""
         if averages[0].is_floating_point():
             decayed(averages, current, count)
         else:

@@ -1,4 +1,4 @@
-"""A trained classifier as its users have it: a name of torchvision or timm, a checkpoint, or a function."""
+"""Opens a trained classifier as users have it: a name in torchvision or timm, a checkpoint, or a function."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from .pretrained import (
 )
 
 TIMM = "timm"
-"""The source of weights that is timm, for that network; they may be downloaded."""
+"""Stands for timm's weights of the network as a source; they may be downloaded."""
 
 _IMAGENET_CLASSES = 1000
 
@@ -43,36 +43,38 @@ class Original:
     """A trained classifier, and how an image becomes its input."""
 
     name: str
-    """Of the network: torchvision's or timm's, or ``module:function``."""
+    """The network's name in torchvision or timm, or ``module:function``."""
     network: nn.Module
-    """Of ``image * scale + shift``, (N, 3, H, W), to scores; in evaluation mode."""
+    """Maps ``image * scale + shift``, (N, 3, H, W), to scores, (N, classes); in evaluation mode."""
     classes: int
     input: Input
     mean: tuple[float, float, float] = IMAGENET_MEAN
-    """Of red, green and blue, 0..1."""
+    """The mean of red, green and blue, 0..1."""
     std: tuple[float, float, float] = IMAGENET_DEVIATION
+    """Their standard deviation."""
     labels: tuple[str, ...] | None = None
-    """The names of the classes, where they are known; else numbers decide."""
+    """The names of the classes; None if they are unknown, in which case classes match by number."""
     sources: Mapping[str, str] = field(default_factory=dict)
-    """Digests of the files that it comes from."""
+    """Digests of the files it was loaded from."""
 
     def classifier(self) -> FullResolution:
-        """The network with its scale and shift: it takes images of 0..255."""
+        """The network with its scale and shift, which takes images with values 0..255."""
         mean, std = (torch.tensor(numbers, dtype=torch.float64) for numbers in (self.mean, self.std))
         scale, shift = 1 / (255 * std), -mean / std
         return FullResolution(self.network, scale.tolist(), shift.tolist()).eval()
 
 
 def open_original(model: str | nn.Module, weights: str | None, classes: int) -> Original:
-    """The trained classifier that a user named.
+    """Open the trained classifier that a user named.
 
     Args:
-        model: a name of torchvision or timm; a checkpoint of ours, ``FILE.safetensors``; ``module:function``,
-            which is imported and called; or the network itself, which is copied. The preprocessing of one of
-            your own is that of its timm configuration (``pretrained_cfg``), if it has one, else ImageNet's.
-        weights: a file of the network's ``state_dict``; ``torchvision`` or ``timm`` for the library's own,
-            which may be downloaded; None for those that the network has.
-        classes: of the data: what a file of weights may be for, besides ImageNet's 1000.
+        model: a name in torchvision or timm; a checkpoint of this package, ``FILE.safetensors``;
+            ``module:function``, which is imported and called; or the network itself, which is copied. The
+            preprocessing of a custom network is that of its timm configuration (``pretrained_cfg``) if it has
+            one, otherwise ImageNet's.
+        weights: a file with the network's ``state_dict``; ``torchvision`` or ``timm`` for the library's
+            weights, which may be downloaded; None for those that the network already has.
+        classes: the number of classes of the data. A file of weights may be for these or for ImageNet's 1000.
 
     Raises:
         CheckpointError: a file is missing or damaged, or holds something else.
@@ -83,17 +85,17 @@ def open_original(model: str | nn.Module, weights: str | None, classes: int) -> 
         return _given(name, own_copy(name, model), weights)
     if model.endswith(".safetensors"):
         if weights is not None:
-            raise ValueError(f"weights: {model} holds its own; leave --weights away")
+            raise ValueError(f"weights: {model} holds its own; omit --weights")
         return _checkpoint(Path(model))
     if ":" in model:
         return _given(model, own_network(model), weights)
     if not (is_torchvision(model) or is_timm(model)):
         raise NetworkError(
-            f"there is no network {model}; known are a NAME of torchvision or timm, FILE.safetensors, or "
-            "MODULE:FUNCTION of your own"
+            f"there is no network {model}; need a NAME in torchvision or timm, FILE.safetensors, or your own "
+            "MODULE:FUNCTION"
         )
     if weights is None:
-        raise ValueError(f"weights: {model} is to be a trained network: give its FILE, torchvision or timm")
+        raise ValueError(f"weights: {model} needs trained weights: a FILE, torchvision or timm")
     if weights == TIMM or not is_torchvision(model):
         return _of_timm(model, weights, classes)
     return _of_torchvision(model, weights, classes)
@@ -101,8 +103,8 @@ def open_original(model: str | nn.Module, weights: str | None, classes: int) -> 
 
 def _checkpoint(path: Path) -> Original:
     described, model = describe_classifier(path), load_classifier(path)
-    if type(model) is not FullResolution:  # of which there are kinds at other sizes
-        raise CheckpointError(f"{path}: holds {described.network}, which is not a NAME by itself")
+    if type(model) is not FullResolution:  # its subclasses work at other sizes
+        raise CheckpointError(f"{path}: holds {described.network}; need a stock network, a plain NAME")
     scale, shift = model.image_scale.double(), model.image_shift.double()
     mean, std = -shift / scale / 255, 1 / (255 * scale)
     return Original(
@@ -155,14 +157,14 @@ def _of_timm(name: str, weights: str, classes: int) -> Original:
         sources = {"--weights": f"{TIMM} {_configuration(network)['tag']}"}
     else:
         network, sources = _from_file(weights, make, classes)
-    if is_torchvision(name):  # with its tag it is timm's everywhere
+    if is_torchvision(name):  # the tag marks the network as timm's
         name = f"{name}.{_configuration(network)['tag']}"
     made = Original(name, network.eval(), number_of_scores(network), Input())
     return _as_timm_says(replace(made, sources=sources))
 
 
 def _configuration(network: nn.Module) -> Mapping[str, Any]:
-    """Of a network of timm."""
+    """The configuration of a network from timm."""
     known: Any = network.pretrained_cfg
     return cast(Mapping[str, Any], known)
 
@@ -175,7 +177,7 @@ def _as_timm_says(made: Original) -> Original:
     size = says["input_size"][1]
     if says["crop_mode"] not in ("center", "squash") or says["interpolation"] not in INTERPOLATIONS:
         raise ValueError(
-            f"{made.name}: its preprocessing is not known here: crop_mode {says['crop_mode']}, interpolation "
+            f"{made.name}: its preprocessing is not supported: crop_mode {says['crop_mode']}, interpolation "
             f"{says['interpolation']}"
         )
     input = Input(
@@ -188,7 +190,7 @@ def _as_timm_says(made: Original) -> Original:
 
 
 def _from_file(path: str, make: Callable[..., nn.Module], classes: int) -> tuple[nn.Module, dict[str, str]]:
-    """The network that the file's tensors fit best: for the data's classes, or for ImageNet's."""
+    """The network that fits the file's tensors best: with the classes of the data, or with ImageNet's."""
     found = _shapes(read_tensors(Path(path)))
     made = [make(num_classes=number) for number in dict.fromkeys((classes, _IMAGENET_CLASSES))]
     network = max(made, key=lambda one: (found & _shapes(one.state_dict())).total())
@@ -201,7 +203,7 @@ def _shapes(tensors: Mapping[str, Tensor]) -> Counter[tuple[int, ...]]:
 
 
 def _digest(network: nn.Module) -> str:
-    """Tells the network's weights from others."""
+    """A SHA-256 digest of the network's weights."""
     digest = hashlib.sha256()
     for tensor in network.state_dict().values():
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
@@ -209,7 +211,7 @@ def _digest(network: nn.Module) -> str:
 
 
 def _put(path: str, network: nn.Module) -> None:
-    """The file's tensors into ``network``: all of them, and no others."""
+    """Load the file's tensors into ``network``. Raises CheckpointError unless they match one to one."""
     wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     tensors = read_tensors(Path(path), wanted.keys())
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}

@@ -1,7 +1,8 @@
-"""The start of a training from the trained network at full resolution, which teaches as well.
+"""Initialises a training from the trained network at full resolution, which is also the teacher.
 
-Its weights go where the same network works on ``low``, and ``low`` becomes the small image that they know.
-``wae train --original`` and what ``wae reproduce`` fine-tunes begin so; ``wae accelerate`` begins alike.
+The network on ``low`` gets its weights, and ``low`` becomes the small image that these weights expect.
+``wae train --original`` and the fine-tuned networks of ``wae reproduce`` start this way; ``wae accelerate``
+starts similarly.
 """
 
 from __future__ import annotations
@@ -27,24 +28,25 @@ from .linear_start import start_as_small_image
 from .plan import Plan
 
 _TAUGHT: dict[str, Any] = {"mimic_weight": 1.0, "mimic_temperature": 4.0, "mimic_mirrored": True}
-"""Entries of the stages in which it teaches, chosen on photos kept aside (docs/photos.md)."""
+"""Entries for distillation in the stages with labels, chosen on held-out photos (docs/photos.md)."""
 
-_CAREFUL = 3e-4  # rate of stage 1, where ``low`` is a small image already
-_SAMPLE = 2000 * 64 * 64  # pixels of the training images that it is made one on
-_FEW = 8  # images at least
+_CAREFUL = 3e-4  # learning rate of stage 1, because ``low`` is already a small image
+_SAMPLE = 2000 * 64 * 64  # pixels of the training images on which the linear start is computed
+_FEW = 8  # the least number of these images
 
 
 def taught(plan: Plan) -> Plan:
-    """``plan`` with the trained full network as the teacher of its stages with labels."""
+    """``plan`` with distillation from the trained full network in its stages with labels."""
     stages = (stage if stage.kind == "transform" else replace(stage, **_TAUGHT) for stage in plan.stages)
     return replace(plan, stages=tuple(stages))
 
 
 def made_of_original(plan: Plan) -> Plan:
-    """``plan`` for a network that begins with the weights of the trained full network.
+    """``plan`` for a network that is initialised from the trained full network.
 
-    The full network also teaches, unless a stage of ``plan`` has a ``mimic_weight`` already. Plans that keep
-    the statistics of ``low`` were made for such a network: their rates stay.
+    It is also distilled from the full network, with these entries unless a stage of ``plan`` already has a
+    ``mimic_weight``. Plans that keep the statistics of ``low`` were made for such a network, so their
+    learning rates do not change.
     """
     has_teacher = any(stage.mimic_weight for stage in plan.stages)
     is_made = plan.norm_statistics == "kept"
@@ -56,28 +58,29 @@ def made_of_original(plan: Plan) -> Plan:
 
 
 def read_original(path: Path, model: str) -> FullResolutionSegmenter:
-    """The network at full resolution, in a checkpoint, that the one called ``model`` can be made of.
+    """The network at full resolution in a checkpoint, from which the network called ``model`` is initialised.
 
-    Raises CheckpointError where the file is missing or damaged, or holds another.
+    Raises CheckpointError if the file is missing or damaged, or holds another network.
     """
     original, name = load_classifier(path), describe(path).network
     if not isinstance(original, FullResolutionSegmenter) or model not in (f"wae_{name}", f"{name}_half"):
         raise CheckpointError(
-            f"{path}: holds {name}, of which {model} cannot be made; that needs a network NAME that scores "
-            "pixels, for wae_NAME or NAME_half (wae accelerate makes a classifier faster)"
+            f"{path}: holds {name}, from which {model} cannot be initialised; wae_NAME and NAME_half need a "
+            "segmentation network NAME (for classifiers there is wae accelerate)"
         )
     return original
 
 
 def start_as_original(model: nn.Module, original: FullResolution, training: Dataset) -> None:
-    """Put the weights of ``original`` into the same network at half the resolution, or into WAE around it.
+    """Initialise the same network at half the resolution, or WAE around it, from ``original``.
 
     Args:
-        model: the one or the other; ``low`` of WAE becomes a small image.
+        model: one of the two. If it is WAE, its ``low`` becomes a small image.
         original: the network at full resolution.
-        training: images that ``low`` is made a small image on.
+        training: the images on which the linear start is computed.
 
-    Raises DatasetError where none of the images can be read.
+    Raises:
+        DatasetError: none of the images can be read.
     """
     if not isinstance(model, WAENetwork):
         model.load_state_dict(original.state_dict())
@@ -89,14 +92,14 @@ def start_as_original(model: nn.Module, original: FullResolution, training: Data
 
 
 def _give_weights(model: WAENetwork, original: FullResolution, size: tuple[int, int]) -> None:
-    """Give the network on ``low``, of ``size`` (h, w), the weights of that in ``original``."""
+    """Give the network on ``low``, which has ``size`` (h, w), the weights of the network in ``original``."""
     if isinstance(model, WAESegmenter):
         model.low_network.load_state_dict(original.network.state_dict())
         return
     assert isinstance(model, WAEClassifier)
     body, matrix = split(copy.deepcopy(original.network), size)
     named = zip(model.low_body.state_dict(), body.state_dict().values(), strict=True)
-    model.low_body.load_state_dict(dict(named))  # the same body, by names of its own
+    model.low_body.load_state_dict(dict(named))  # the same body with other names
     model.low_classifier.load_state_dict(matrix.state_dict())
     for parameter in model.fusion_classifier.parameters():
         nn.init.zeros_(parameter)

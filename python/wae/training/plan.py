@@ -1,6 +1,6 @@
-"""The plan of a training, stage by stage; read from a TOML file.
+"""The plan of a training, stage by stage, read from a TOML file.
 
-The plans that come with the package are in ``wae/training/plans``; ``docs/training.md`` explains every line.
+The plans that come with the package are in ``wae/training/plans``. ``docs/training.md`` explains every entry.
 """
 
 from __future__ import annotations
@@ -29,57 +29,58 @@ KINDS = ("transform", "classifier", "joint")
 
 
 class PlanError(WaeError, ValueError):
-    """A plan that cannot be followed. The message names the entry, what it is and what it must be."""
+    """A plan that cannot be used. The message names the entry, its value and what it must be."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a training. Raises PlanError where an entry is not usable."""
+    """One stage of a training. Raises PlanError if an entry cannot be used."""
 
     kind: str
-    """``transform``: encoder and decoder on the transform loss. ``classifier``: the rest on the cross
-    entropy. ``joint``: everything on ``cross entropy + transform_weight * transform loss``."""
+    """What is trained: ``transform``, encoder and decoder on the transform loss; ``classifier``, the rest on
+    the cross entropy; ``joint``, everything on ``cross entropy + transform_weight * transform loss``."""
     epochs: int
     learning_rate: float
-    """At its highest."""
+    """The peak learning rate."""
     optimizer: str = "sgd"
     """``sgd`` (Nesterov), ``adam`` or ``adamw``."""
     momentum: float = 0.9
-    """Of SGD."""
+    """The momentum of SGD."""
     weight_decay: float = 0.0
-    """Of matrices and convolution kernels, those of encoder and decoder left out."""
+    """For matrices and convolution kernels, except those of encoder and decoder."""
     encoder_rate: float = 1.0
-    """The learning rate of encoder and decoder, as a share of the others'."""
+    """The learning rate of encoder and decoder in a joint stage, as a share of the others'."""
     schedule: str = "cosine"
-    """``cosine``: falls to zero over the stage; ``step``: by ``step_factor`` every ``step_epochs`` epochs;
-    ``constant``."""
+    """``cosine``: the rate falls to zero over the stage; ``step``: it is multiplied by ``step_factor`` every
+    ``step_epochs`` epochs; ``constant``."""
     warmup: float = 0.0
-    """Epochs in which the rate rises from zero first."""
+    """Epochs at the start in which the rate rises from zero."""
     step_epochs: int = 30
     step_factor: float = 0.1
     label_smoothing: float = 0.0
     class_balance: float = 0.0
-    """For labels of pixels: a class counts ``1 / ln(class_balance + its share of the training pixels)`` in
-    the cross entropy, a rare one more than others; above 1 (ENet's is 1.02), or 0 for all the same."""
+    """For segmentation: the weight of a class in the cross entropy is
+    ``1 / ln(class_balance + its share of the training pixels)``, so that rare classes count more. Above 1
+    (ENet uses 1.02), or 0 for equal weights."""
     energy_weight: float = 1e-3
-    """lambda of the transform loss: how much the energy of ``high`` counts."""
+    """lambda of the transform loss: the weight of the energy of ``high``."""
     transform_weight: float = 1e-3
-    """gamma of the joint loss: how much the transform loss counts; at 0 the decoder is left alone."""
+    """gamma of the joint loss: the weight of the transform loss. With 0 the decoder is not trained."""
     low_weight: float = 0.0
-    """How much the cross entropy of the low classifier alone, or of the scores that the network on ``low``
-    gives pixels, counts beside that of the model's scores."""
+    """The weight in the loss of the cross entropy of the low classifier alone. For segmentation it is that of
+    the scores of the network on ``low``."""
     sparsity: float = 0.0
-    """The share of each weight's smallest numbers that are set to zero and kept there through the stage.
+    """The share of each weight tensor, smallest numbers first, that is kept at zero in the stage.
     Dense-sparse-dense training is three joint stages, the second with a sparsity."""
     mimic_weight: float = 0.0
-    """How much the distance to a teacher's scores counts beside the cross entropy."""
+    """The weight in the loss of the distance to a teacher's scores (knowledge distillation)."""
     mimic_temperature: float = 1.0
     """The divisor of both scores in that distance."""
     mimic_mirrored: bool = False
-    """Whether the teacher's scores are the mean of those of the image and of its mirror image: a better
-    teacher, where left and right do not matter, for one pass of it more."""
+    """Average the teacher's scores over the image and its mirror image. If left and right do not matter, that
+    makes a better teacher, for one more pass through it."""
     ema: float = 0.0
-    """Decay, per step, of the moving average of the weights that is evaluated and kept; 0 for none."""
+    """Decay per step of a moving average of the weights, which is evaluated and kept; 0 for none."""
 
     def __post_init__(self) -> None:
         _choice(self, "kind", KINDS)
@@ -93,15 +94,15 @@ class Stage:
         _numbers(self, float, 1e-3, 1e6, "mimic_temperature")
         _truth(self, "mimic_mirrored")
         _numbers(self, float, 0, 10, "class_balance")
-        if 0 < self.class_balance <= 1:  # a class of all pixels would count without end, or less than nothing
+        if 0 < self.class_balance <= 1:  # the weight of a class could be infinite or negative
             raise PlanError(f"class_balance must be 0 or a number above 1, got {self.class_balance!r}")
         _numbers(self, float, 0, 1, "momentum", "label_smoothing", "sparsity", "ema")
-        for name in ("momentum", "sparsity", "ema"):  # at 1 nothing would be learnt
+        for name in ("momentum", "sparsity", "ema"):  # at 1 nothing would be learned
             if getattr(self, name) == 1:
                 raise PlanError(f"{name} must be a number below 1, got {getattr(self, name)!r}")
 
     def lasting(self, epochs: int) -> Stage:
-        """The stage with so many epochs, of which warm-up and, where it has any, steps keep their share."""
+        """The stage with this number of epochs; warm-up and steps of the rate keep their share of them."""
         if epochs == self.epochs:
             return self
         longer = replace(self, epochs=epochs, warmup=self.warmup * epochs / self.epochs)
@@ -112,28 +113,31 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that decides the outcome of a training besides the data. Raises PlanError as Stage does."""
+    """Everything besides the data that determines the outcome of a training.
+
+    Raises PlanError as Stage does.
+    """
 
     model: str
-    """Its name, for the record."""
+    """The name of the network, for the record."""
     stages: tuple[Stage, ...]
     batch: int = 128
-    """Images per step, those of all processes together."""
+    """Images per step, over all processes."""
     accumulate: int = 1
-    """Parts in which each process works through its share of a batch, to save memory."""
+    """Parts in which each process computes its share of a batch, to save memory."""
     precision: str = "float32"
     """``float32``, or ``float16`` or ``bfloat16`` for automatic mixed precision."""
     start: str = "random"
-    """``linear``: encoder and decoder start as the best linear transform of 2 x 2 blocks."""
+    """``linear``: encoder and decoder are initialised as the best linear transform of 2 x 2 blocks."""
     norm_statistics: str = "batch"
-    """Normalises ``low`` and ``high`` in training: the statistics of the ``batch``; ``fixed`` ones, measured
-    before each stage; or ``kept``: ``low`` keeps those that the network has, for a trained low body, and
-    ``high``'s are measured."""
+    """The statistics that normalise ``low`` and ``high`` in training: those of the ``batch``; ``fixed`` ones,
+    measured before each stage; or ``kept``: ``low`` keeps those of the network, for a trained low body, and
+    those of ``high`` are measured."""
     remeasure_norms: bool = False
-    """Whether the statistics of all BatchNorms are measured anew at the end, on training images that are not
-    augmented; not those that ``norm_statistics`` fixes. See :func:`wae.training.norms.remeasure_norms`."""
+    """Re-estimate the statistics of all BatchNorms at the end, on training images without augmentation. Those
+    that ``norm_statistics`` fixes are kept. See :func:`wae.training.norms.remeasure_norms`."""
     seed: int = 0
-    """Of the random weights, the order of the data, augmentation and dropout."""
+    """Seeds the random weights, the order of the data, augmentation and dropout."""
 
     def __post_init__(self) -> None:
         if not self.stages:
@@ -148,7 +152,7 @@ class Plan:
             raise PlanError(f"model must be a name, got {shown(self.model)}")
 
     def only(self, *kinds: str) -> Plan:
-        """The plan with its stages of these kinds alone. Raises PlanError where it has none."""
+        """The plan with only its stages of these kinds. Raises PlanError if it has none."""
         stages = tuple(stage for stage in self.stages if stage.kind in kinds)
         if not stages:
             got = ", ".join(stage.kind for stage in self.stages)
@@ -156,22 +160,22 @@ class Plan:
         return replace(self, stages=stages)
 
     def as_dict(self) -> dict[str, Any]:
-        """The plan as JSON can hold it."""
+        """The plan as JSON data."""
         return {**asdict(self), "stages": [asdict(stage) for stage in self.stages]}
 
     def without_encoder(self, low: bool = False) -> Plan:
-        """The plan for a network that has no encoder to train: its stages with labels, for the classifier.
+        """The plan for a network without an encoder to train: the stages with labels, as kind ``classifier``.
 
         Args:
-            low: whether a part of it works on ``low`` all the same, the Haar transform's: else there is
-                nothing that could have a ``low_weight``.
+            low: whether a part of the network works on the ``low`` of the Haar transform. Otherwise
+                ``low_weight`` becomes 0.
 
-        Raises PlanError where it has no stage with labels.
+        Raises PlanError if there is no stage with labels.
         """
         if all(stage.kind == "transform" for stage in self.stages):
             raise PlanError(
-                f"stages must hold at least one stage with labels, for {self.model} has no encoder to train; "
-                "got transform"
+                f"stages must hold at least one stage with labels, because {self.model} has no encoder to "
+                "train; got transform"
             )
         stages = tuple(
             replace(stage, kind="classifier", low_weight=stage.low_weight if low else 0.0)
@@ -181,7 +185,7 @@ class Plan:
         return replace(self, stages=stages, start="random")
 
     def as_toml(self) -> str:
-        """The plan as :func:`read` reads it."""
+        """The plan in the format that :func:`read` reads."""
         entries = self.as_dict()
         tables = [entries, *entries.pop("stages")]
         blocks = ("\n".join(f"{name} = {_toml(value)}" for name, value in t.items()) for t in tables)
@@ -189,9 +193,9 @@ class Plan:
 
 
 def differences(made: Mapping[str, Any], plan: Plan) -> str:
-    """The differences of another plan, as JSON holds it, from ``plan``, for a sentence; "" for none."""
+    """How another plan, given as JSON data, differs from ``plan``, for a sentence; "" if it does not."""
     wanted: dict[str, Any] = json.loads(json.dumps(plan.as_dict()))
-    with suppress(PlanError):  # an entry that there was not yet had its default
+    with suppress(PlanError):  # entries that did not exist yet had their defaults
         made = from_dict(made).as_dict()
     names = changed({**made, "stages": None}, {**wanted, "stages": None})
     theirs, ours = made.get("stages", []), wanted["stages"]
@@ -203,7 +207,7 @@ def differences(made: Mapping[str, Any], plan: Plan) -> str:
 
 
 def changed(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """The entries that are not the same in both, sorted: each name, and short values in brackets."""
+    """The entries that differ, sorted: each name, followed by the values in brackets if they are short."""
     names = sorted(key for key in {*one, *other} if one.get(key) != other.get(key))
     values = [f"{one.get(name)!r}, not {other.get(name)!r}" for name in names]
     return [
@@ -212,7 +216,10 @@ def changed(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 
 
 def find(name: str) -> Plan:
-    """The plan called ``name``: a TOML file, or one that comes with the package. Raises PlanError."""
+    """The plan called ``name``: a TOML file, or one that comes with the package.
+
+    Raises PlanError if there is neither, or the file holds no usable plan.
+    """
     if Path(name).is_file():
         return read(Path(name))
     shipped = _shipped()
@@ -223,7 +230,7 @@ def find(name: str) -> Plan:
 
 
 def listed() -> str:
-    """The plans that come with the package, a line each: the name, and the file's first sentence."""
+    """The plans that come with the package, one per line: the name and the first sentence of the file."""
     lines = [
         f"{name:18}{path.read_text(encoding='utf-8').partition('. ')[0].lstrip('# ')}"
         for name, path in _shipped().items()
@@ -236,7 +243,7 @@ def _shipped() -> dict[str, Path]:
 
 
 def read(path: Path) -> Plan:
-    """The plan in a TOML file. Raises PlanError, the message of which begins with the file's name."""
+    """The plan in a TOML file. Raises PlanError with a message that begins with the file's name."""
     try:
         with open(path, "rb") as file:
             entries = tomllib.load(file)
@@ -245,12 +252,15 @@ def read(path: Path) -> Plan:
         raise PlanError(f"{path}: there is no such file") from None
     except RecursionError:
         raise PlanError(f"{path}: is nested too deeply") from None
-    except ValueError as error:  # of the text, of TOML, of a number without end, or of an entry
+    except ValueError as error:  # bad encoding, bad TOML, an endless number, or a bad entry
         raise PlanError(f"{path}: {error}") from None
 
 
 def from_dict(entries: Mapping[str, Any]) -> Plan:
-    """The plan with these entries; ``stages`` is a list of tables. Raises PlanError."""
+    """The plan with these entries, of which ``stages`` is a list of tables.
+
+    Raises PlanError if an entry is unknown, missing or has a value that cannot be used.
+    """
     tables = entries.get("stages", ())
     if not isinstance(tables, (list, tuple)) or not all(isinstance(table, Mapping) for table in tables):
         raise PlanError(f"stages must be tables, [[stages]], got {shown(tables)}")
@@ -266,7 +276,7 @@ def _stage(number: int, table: Mapping[str, Any]) -> Stage:
 
 
 def _known(kind: type[Stage] | type[Plan], entries: Mapping[str, Any]) -> dict[str, Any]:
-    """``entries``, after a check that there are no others than ``kind`` has, and those it must have."""
+    """``entries``, after a check that ``kind`` has all of them and that none it needs is missing."""
     names = [field.name for field in fields(kind)]
     if unknown := sorted(set(entries) - set(names)):
         raise PlanError(f"there is no entry {shown(unknown[0])}; known are {', '.join(names)}")
@@ -296,5 +306,5 @@ def _numbers(owner: Stage | Plan, kind: type, least: float, most: float, *names:
 
 
 def _toml(value: Any) -> str:
-    """A text or number as in JSON, but that TOML knows no surrogates, and no DEL as it is."""
+    """A text or number in TOML: as in JSON, except that TOML has no surrogate pairs and needs DEL escaped."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,4 +1,4 @@
-"""Where weights come from before a training begins: other files, or torchvision."""
+"""Loads weights before a training: from other files, or from torchvision."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ from wae.wording import counted, first_line
 from wae_kernels.nn import Encoder
 
 TORCHVISION = "torchvision"
-"""The source of weights that is torchvision, its best for that network; they may be downloaded."""
+"""Stands for torchvision's best weights of the network as a source; they may be downloaded."""
 
 _PREFIXES = (
     *("", "features.", "network.", "network.0.", "network.features.", "body.", "low_body."),
     *("backbone.", "model.", "model.backbone."),
 )
-"""Prefixes of a body's names in a file: those of torchvision, of this package's networks, and of
-networks that hold others beside."""
+"""Prefixes that the tensors of a body may have in a file: in torchvision's networks, in this package's, and
+in networks with further parts."""
 
 _WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.")
-"""Prefixes of every name of a network that was saved inside another module."""
+"""Prefixes that all tensors have if the network was saved inside another module."""
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of colours 0..1, as torchvision's weights want them
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of colours 0..1, as torchvision's weights expect them
 IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
 
 
 @torch.no_grad()
 def scale_for_photos(model: nn.Module) -> None:
-    """Where ``model`` takes an image as it is, 0..255, make it take colours of about unit variance.
+    """If ``model`` does not scale its images (0..255), make it scale their colours to about unit variance.
 
-    They are ImageNet's mean and deviation: what pretrained bodies were trained with, and what the transform
-    loss is measured in.
+    It uses ImageNet's mean and standard deviation, with which pretrained bodies were trained. The transform
+    loss is measured in these units.
     """
     scale, shift = model.get_buffer("image_scale"), model.get_buffer("image_shift")
     if bool((scale == 1).all()) and bool((shift == 0).all()):
@@ -56,31 +56,31 @@ def scale_for_photos(model: nn.Module) -> None:
 
 
 def load_weights(model: nn.Module, name: str, classes: int, path: Path) -> None:
-    """Put the weights of a checkpoint of the same network into ``model``, the one called ``name``.
+    """Load the weights of a checkpoint of the same network into ``model``, which is called ``name``.
 
-    Where the checkpoint has no decoder, the model's stays as it is.
+    If the checkpoint has no decoder, that of the model does not change.
 
-    Raises CheckpointError where the file is missing or damaged, or holds another network or other classes.
+    Raises CheckpointError if the file is missing or damaged, or holds another network or number of classes.
     """
     described = describe(path)
     if (described.network, described.classes) != (name, classes):
         raise CheckpointError(
-            f"{path}: holds {described.network} for {counted(described.classes, 'class')}, "
-            f"needed is {name} for {classes}"
+            f"{path}: needs {name} for {counted(classes, 'class')}, "
+            f"got {described.network} for {described.classes}"
         )
     model.load_state_dict(load_classifier(path).state_dict(), strict=False)
 
 
 @torch.no_grad()
 def load_autoencoder(model: nn.Module, path: Path) -> None:
-    """Put a trained auto-encoder into ``model``, and the scale and shift of images that it was trained with.
+    """Load a trained auto-encoder into ``model``, with the scale and shift of its images.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or no auto-encoder of the published width.
+        CheckpointError: the file is missing or damaged, or not an auto-encoder of the published width.
         ValueError: ``model`` has no encoder and decoder that could take it.
     """
     if not (isinstance(model, WAENetwork) and isinstance(model.encoder, Encoder) and model.decoder):
-        raise ValueError("an auto-encoder can only start a WAE network with a learned encoder and a decoder")
+        raise ValueError("an auto-encoder needs a WAE network with a learned encoder and a decoder")
     trained = AutoEncoder()
     weights_file.load(path, trained)
     model.encoder.load_state_dict(trained.encoder.state_dict())
@@ -90,12 +90,12 @@ def load_autoencoder(model: nn.Module, path: Path) -> None:
 
 
 def load_body(model: nn.Module, name: str, source: str) -> None:
-    """Put pretrained weights into the standard body of ``model``; its classifier stays as it is.
+    """Load pretrained weights into the standard body of ``model``; its classifier does not change.
 
     Args:
-        model: the network called ``name``; of a WAE network the low body is meant.
-        source: a file, safetensors or torch.save's (nothing in it is ever run), of a network or of its body;
-            or :data:`TORCHVISION`.
+        model: the network called ``name``. In a WAE network the low body is loaded.
+        source: a file of a network or its body, written by safetensors or torch.save (no code in it is ever
+            run); or :data:`TORCHVISION`.
 
     Raises:
         CheckpointError: the file is missing or damaged, holds more than tensors, or they are not the body's.
@@ -104,7 +104,7 @@ def load_body(model: nn.Module, name: str, source: str) -> None:
     body = _body(model)
     tensors = _from_torchvision(name) if source == TORCHVISION else read_tensors(Path(source))
     wanted = {key: tensor for key, tensor in body.state_dict().items() if not _is_classifiers(key)}
-    counters = {key for key in wanted if key.endswith("num_batches_tracked")}  # old files have none
+    counters = {key for key in wanted if key.endswith("num_batches_tracked")}  # missing in old files
     needed = wanted.keys() - counters
     prefix = max(
         _PREFIXES, key=lambda p: len(needed & {k.removeprefix(p) for k in tensors if k.startswith(p)})
@@ -129,13 +129,13 @@ def _body(model: nn.Module) -> nn.Module:
         return low
     if isinstance(model, SmallVGG):
         return model.body
-    assert isinstance(model, FullResolution)  # there are no others
+    assert isinstance(model, FullResolution)  # the only other kind
     network = model.network
     return network[0] if isinstance(network, nn.Sequential) else network
 
 
 def _is_classifiers(name: str) -> bool:
-    """Whether a tensor is one of what torchvision's networks call their classifiers."""
+    """Whether a tensor belongs to the classifier, by the names in torchvision's networks."""
     return name.startswith(("fc.", "classifier.", "head.", "heads."))
 
 
@@ -147,7 +147,7 @@ def _from_torchvision(name: str) -> Mapping[str, Tensor]:
 
 
 def torchvision_weights(name: str) -> Any:
-    """The best that torchvision has for its network ``name``. Raises ValueError where it has none."""
+    """torchvision's best weights for its network ``name``. Raises ValueError if it has none."""
     try:
         return models.get_model_weights(name)["DEFAULT"]
     except (ValueError, KeyError):
@@ -155,21 +155,21 @@ def torchvision_weights(name: str) -> Any:
 
 
 def downloaded(library: str, name: str, make: Callable[[], nn.Module]) -> nn.Module:
-    """What ``make`` makes, with weights that it may download. Raises ValueError where that fails."""
+    """The network that ``make`` returns; it may download weights. Raises ValueError if that fails."""
     try:
         return make()
-    except Exception as error:  # no network, or a file that is not what its name says; of any kind
+    except Exception as error:  # no connection, a damaged file, or anything else
         why = first_line(error)
         raise ValueError(f"{library}'s weights for {name} could not be downloaded: {why}") from None
 
 
 def read_tensors(path: Path, known: Set[str] = frozenset()) -> Mapping[str, Tensor]:
-    """The tensors, by name, in a file of safetensors or torch.save's, as a network was saved.
+    """The tensors of a network, by name, in a file written by safetensors or torch.save.
 
-    What is around it is taken off: a dictionary, and prefixes that all names have, unless names are ``known``
-    with them.
+    An enclosing dictionary is removed, and so are the prefixes that wrappers put before all names, until one
+    of the names is ``known``.
 
-    Raises CheckpointError.
+    Raises CheckpointError if the file is missing or damaged, or holds something else.
     """
     if why := no_file(path):
         raise CheckpointError(f"{path}: {why}")
@@ -182,9 +182,9 @@ def read_tensors(path: Path, known: Set[str] = frozenset()) -> Mapping[str, Tens
             f"{path}: holds more than tensors, or is damaged; nothing in it was run. Save the network's "
             "state_dict() alone, as safetensors or with torch.save"
         ) from None
-    except Exception as error:  # torch's reader raises nearly anything on a file that is none
-        raise CheckpointError(f"{path}: this is no file of weights ({first_line(error)})") from None
-    for wrapper in ("state_dict", "model"):  # as training scripts save it
+    except Exception as error:  # torch's reader raises almost anything on other files
+        raise CheckpointError(f"{path}: this is not a file of weights ({first_line(error)})") from None
+    for wrapper in ("state_dict", "model"):  # keys that training scripts use
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     if not isinstance(content, Mapping) or not all(isinstance(t, Tensor) for t in content.values()):
@@ -193,7 +193,7 @@ def read_tensors(path: Path, known: Set[str] = frozenset()) -> Mapping[str, Tens
 
 
 def _unwrapped(tensors: Mapping[str, Tensor], known: Set[str]) -> Mapping[str, Tensor]:
-    """``tensors`` without what DataParallel, torch.compile and training scripts put before every name."""
+    """``tensors`` without the prefixes that DataParallel, torch.compile and training scripts add."""
     while tensors and not tensors.keys() & known:
         prefix = next((p for p in _WRAPPERS if all(name.startswith(p) for name in tensors)), None)
         if prefix is None:

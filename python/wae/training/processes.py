@@ -1,4 +1,4 @@
-"""Joining the processes that ``torchrun`` has started; one process by itself needs none of this."""
+"""Joins the processes that ``torchrun`` started. A single process needs none of this."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from wae.wording import first_line
 
 _Value = TypeVar("_Value")
 
-_PAUSE = 0.1  # seconds after which a process asks again
+_PAUSE = 0.1  # seconds between two queries of the store
 
 
 class LostProcessError(WaeError):
-    """Another of the processes of a training has ended in the middle of it."""
+    """Another process of the training has ended unexpectedly."""
 
 
 @contextmanager
 def joined(device: str | None = None) -> Iterator[torch.device]:
-    """Within it, torch.distributed is set up if ``torchrun`` started this process. Yields where to train.
+    """In this block torch.distributed is set up if ``torchrun`` started this process. Yields the device.
 
     Args:
-        device: None for a GPU if there is one (for each process its own), else the processor.
+        device: None for a GPU if there is one (each process gets its own), otherwise the CPU.
 
     Raises:
-        ValueError: there is no such device, or a variable of torchrun's is no number.
-        LostProcessError: within it, another process has ended.
+        ValueError: there is no such device, or a variable that torchrun sets is not a number.
+        LostProcessError: another process ended during the block.
     """
     _check_environment()
     chosen = _device(device)
@@ -47,7 +47,7 @@ def joined(device: str | None = None) -> Iterator[torch.device]:
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     store, rank, world = next(rendezvous("env://"))
-    # After a restart torchrun's store may still have the addresses of the processes that it has ended.
+    # After a restart torchrun's store may still hold the addresses of the processes that were ended.
     own = PrefixStore(_round(store, rank, world), store)
     backend = "nccl" if chosen.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=own, rank=rank, world_size=world)
@@ -63,7 +63,10 @@ def joined(device: str | None = None) -> Iterator[torch.device]:
 
 
 def _tells_of_loss(error: RuntimeError) -> bool:
-    """Of another process, in a collective: NCCL has a class for it, gloo the name of its file in the text."""
+    """Whether a collective failed because of another process.
+
+    NCCL raises a special class; gloo's message contains the path of its source file.
+    """
     return isinstance(error, dist.DistError) or "/gloo/" in str(error)
 
 
@@ -83,12 +86,12 @@ def is_alone() -> bool:
 
 
 def processes() -> int:
-    """How many there are."""
+    """The number of processes."""
     return place()[1]
 
 
 def of_all_processes(lines: list[str]) -> list[str]:
-    """The ``lines`` of all processes, those of the first one first."""
+    """The ``lines`` of all processes, in the order of their ranks."""
     if not dist.is_initialized():
         return lines
     gathered: list[list[str]] = [[] for _ in range(dist.get_world_size())]
@@ -97,7 +100,7 @@ def of_all_processes(lines: list[str]) -> list[str]:
 
 
 def summed(numbers: Tensor) -> Tensor:
-    """The sum of ``numbers`` over all processes."""
+    """The sum of ``numbers`` over all processes. It may be on another device, and ``numbers`` may change."""
     if dist.is_initialized():
         numbers = numbers.to("cuda" if dist.get_backend() == "nccl" else "cpu")
         dist.all_reduce(numbers)
@@ -105,10 +108,10 @@ def summed(numbers: Tensor) -> Tensor:
 
 
 def agreed(value: _Value) -> _Value:
-    """The first process's ``value``, in all of them: as JSON gives it back.
+    """The first process's ``value``, in all processes, after a round trip through JSON.
 
-    The first may measure for an hour before it comes to this, and NCCL would give up on the others, waiting
-    in a broadcast, after 10 minutes. So it goes through the store, which they ask for as long as it takes.
+    The first process may measure for an hour before it gets here, but a broadcast with NCCL would time out in
+    the others after 10 minutes. So the value goes through the store, which they poll for as long as it takes.
     """
     if not dist.is_initialized():
         return value
@@ -123,12 +126,12 @@ def agreed(value: _Value) -> _Value:
 
 
 def _round(store: Store, rank: int, world: int) -> str:
-    """A name on which all processes of this round agree, and which no earlier round had.
+    """A name that all processes of this round share, and that no earlier round had.
 
-    torchrun has no such name: after a machine was replaced, its count of restarts differs between machines.
-    So the first process makes the name. Each of the others queues a question of its own, waits for the
-    answer, which is the name, and queues the name to confirm it. The first also answers what processes of
-    earlier rounds have left in the queue, so it goes on only when all others have confirmed.
+    torchrun has no such name: after a machine was replaced, its restart count differs between machines. So
+    the first process creates the name. Each other process queues its own question, waits for the answer,
+    which is the name, and queues the name to confirm it. The queue may still hold questions of earlier
+    rounds, which the first process answers too; it continues only when all others have confirmed.
     """
     own = uuid4().hex
     if rank > 0:
@@ -147,7 +150,7 @@ def _round(store: Store, rank: int, world: int) -> str:
 
 
 def _check_environment() -> None:
-    """Raise ValueError for a variable of ``torchrun``'s that is no number: torch would not say which."""
+    """Raise ValueError if a variable that ``torchrun`` sets is not a number; torch would not name it."""
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"):
         text = os.environ.get(name, "0")
         if not text.isdecimal():
@@ -161,7 +164,7 @@ def _device(name: str | None) -> torch.device:
         if name == "cuda":
             name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
         device = torch.device(name)
-        torch.empty(1, device=device).item()  # which "meta" has none of
+        torch.empty(1, device=device).item()  # fails on "meta"
     except (AssertionError, RuntimeError) as error:
         raise ValueError(f"device {name} cannot be used here: {first_line(error)}") from None
     return device

@@ -1,11 +1,11 @@
-"""One training from start to end: the network by its name, its data, the folder of what comes of it.
+"""One training from start to end: the network by name, the data, and the folder of the results.
 
 ::
 
-    folder/plan.toml            what was done, to be done again
-          /state.safetensors    what a stopped training goes on from: the start, replaced after every epoch
-          /log.jsonl            a line for each epoch
-          /tensorboard/         curves and images, where tensorboard is installed
+    folder/plan.toml            the plan, with which the training can be repeated
+          /state.safetensors    the checkpoint to resume from: the start, replaced after every epoch
+          /log.jsonl            one line per epoch
+          /tensorboard/         curves and images, if tensorboard is installed
           /model.safetensors    the trained network, when all stages are done
 """
 
@@ -53,51 +53,51 @@ from .trainer import Epoch, Observer, OtherPlanError, train
 STATE, MODEL, PLAN, LOG, TENSORBOARD = (
     "state.safetensors", "model.safetensors", "plan.toml", "log.jsonl", "tensorboard",
 )  # fmt: skip
-_SIDES = (28, 32, 64, 96, 112, 128, 160, 192, 224, 256, 299, 320, 384, 448, 512)  # tried for a message
-_IMAGES = 8  # that TensorBoard shows
+_SIDES = (28, 32, 64, 96, 112, 128, 160, 192, 224, 256, 299, 320, 384, 448, 512)  # tried for an error message
+_IMAGES = 8  # shown in TensorBoard
 _NO_TENSORBOARD = 'no TensorBoard files: it is not installed (pip install "wae-kernels[tensorboard]")'
 
 Show = Callable[[Plan, Sequence[Epoch]], None]
-"""Is given what was planned, and all epochs."""
+"""Called with the plan and all epochs."""
 
 
 @dataclass(frozen=True)
 class Session:
-    """A training's network, data, starting weights and folder."""
+    """A training's network, data, initial weights and folder."""
 
     plan: Plan
     data: str
     """See :func:`wae.data.loading.open_dataset`."""
     folder: Path
-    """Of the results."""
+    """The folder of the results."""
     size: int | tuple[int, int] | None = None
-    """Of the images, in pixels: see :func:`wae.data.loading.open_dataset`."""
+    """The size of the images in pixels: see :func:`wae.data.loading.open_dataset`."""
     on_corrupt: OnCorrupt = "error"
     max_pixels: int = MAX_PIXELS
-    """Of an image file: see :func:`wae.data.images.read_image`."""
+    """The limit for an image file: see :func:`wae.data.images.read_image`."""
     weights: Path | None = None
     """A checkpoint of the same network to start from."""
     body_weights: str | None = None
-    """Of the standard body: see :func:`wae.training.pretrained.load_body`."""
+    """The source of the standard body's weights: see :func:`wae.training.pretrained.load_body`."""
     autoencoder: Path | None = None
     """Trained encoder and decoder to start from."""
     original: Path | None = None
-    """A checkpoint of the same network at full resolution, which scores pixels, to start from. The teacher
-    too, where there is no other. See :func:`wae.training.original_start.made_of_original` for the plan."""
+    """A checkpoint of the same segmentation network at full resolution to start from. It is also the teacher
+    if no other is given. See :func:`wae.training.original_start.made_of_original` for the plan."""
     teacher: Path | None = None
-    """A checkpoint of a classifier, for stages with a ``mimic_weight``."""
+    """A checkpoint of a network to distil from, for stages with a ``mimic_weight``."""
     resume: bool = False
-    """Go on with the training in ``folder``, if there is one."""
+    """Resume the training in ``folder`` if there is one."""
     force: bool = False
-    """Replace what is in ``folder``: each file when its successor is there."""
+    """Replace the files in ``folder``, each one only when the new one is complete."""
     workers: int = 0
-    """Processes that prepare data."""
+    """Processes that load data."""
     device: str | None = None
     """See :func:`wae.training.processes.joined`."""
 
     @property
     def state(self) -> Path:
-        """The checkpoint to go on from."""
+        """The checkpoint to resume from."""
         return self.folder / STATE
 
     def run(self, console: Console, show: Show | None = None) -> Path:
@@ -107,21 +107,22 @@ class Session:
 
         Args:
             console: where the epochs are shown.
-            show: is called at the end, in the first process alone; None prints a table on ``console``.
+            show: called at the end, in the first process only; None prints a table on ``console``.
 
         Raises:
-            FileExistsError: there is something in ``folder``, and neither ``resume`` nor ``force`` is given;
-                or a file to start from is in it.
-            FolderInUseError: another training writes to ``folder``.
-            CheckpointError: a file of weights cannot be used, or the training in ``folder`` is another one.
-            DatasetError, ImageError: the data cannot be used.
-            TrainingError: the loss is no longer a number.
-            ValueError: network, plan and data do not go together.
+            FileExistsError: ``folder`` is not empty, and neither ``resume`` nor ``force`` is given; or a file
+                to start from is in it.
+            FolderInUseError: another training is writing to ``folder``.
+            CheckpointError: a file of weights cannot be used, or ``folder`` holds another training.
+            DatasetError, ImageError, ClassError: the data cannot be used.
+            TrainingError: the loss is no longer finite, or no image of a step can be read.
+            LostProcessError: another process has ended.
+            ValueError: network, plan and data do not fit together.
         """
         with joined(self.device) as device, self._alone():
-            goes_on = agreed(self.resume and self.state.exists())
+            resumes = agreed(self.resume and self.state.exists())
             sets = self._in_order_of_weights(self._sets(console), console)
-            plan, model = self._model(sets[0], goes_on)
+            plan, model = self._model(sets[0], resumes)
             if isinstance(model, WAENetwork):
                 _note(console, getattr(getattr(model, model.bodies[1]), "reason", ""))
             check_kind(plan.model, sets[0])
@@ -141,7 +142,7 @@ class Session:
                         plan,
                         *sets,
                         state=self.state,
-                        resume=goes_on,
+                        resume=resumes,
                         sources=self._sources(),
                         teacher=teacher,
                         observer=observer,
@@ -160,14 +161,14 @@ class Session:
 
     @contextmanager
     def _plan_of_before(self) -> Iterator[None]:
-        """Where the plan is not that of the training in the folder, say where that is."""
+        """In this block an error about the plan of the training in the folder says where that plan is."""
         try:
             yield
         except OtherPlanError as error:
             known = self.folder / PLAN
-            if not known.exists():  # it was killed before it wrote that
+            if not known.exists():  # the training was killed before it wrote the plan
                 raise
-            way = f"with --plan {known}, and no other option that changes a plan, it goes on as it was begun"
+            way = f"with --plan {known}, and no other option that changes a plan, it resumes as it was begun"
             raise CheckpointError(f"{error}; {way}") from None
 
     def _check_folder(self) -> None:
@@ -179,25 +180,25 @@ class Session:
             return
         if not self.resume:
             raise FileExistsError(
-                f"{self.folder} is not empty; --resume goes on with the training in it, --force replaces it"
+                f"{self.folder} is not empty; --resume continues the training in it, --force replaces it"
             )
         if not names & {PLAN, STATE}:
-            raise CheckpointError(f"{self.folder}: is not empty, and there is no training to go on with")
+            raise CheckpointError(f"{self.folder}: is not empty, but holds no training to resume")
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Within it the first process, which alone writes, has the folder for itself."""
+        """In this block the first process, the only one that writes, has exclusive use of the folder."""
         if not is_first():
             yield
             return
         if self.folder.exists() and not self.folder.is_dir():
-            raise FileExistsError(f"{self.folder} is no folder")
+            raise FileExistsError(f"{self.folder} is not a folder")
         with alone_in(self.folder):
             self._check_folder()
             yield
 
     def _files(self) -> dict[str, Path]:
-        """The files to start from, by the option that names them."""
+        """The files to start from, by the names of their options."""
         body = Path(self.body_weights) if self.body_weights else None
         given = {
             "--weights": self.weights,
@@ -209,19 +210,19 @@ class Session:
         return {option: path for option, path in given.items() if path is not None}
 
     def _sources(self) -> dict[str, str]:
-        """The settings besides plan and data that decide the outcome, which a resumed training must share."""
+        """The settings besides plan and data that determine the outcome and must not change on resume."""
         for path in self._files().values():
             if why := no_file(path):
                 raise CheckpointError(f"{path}: {why}")
         sources = {option: sha256(path) for option, path in self._files().items()}
         if self.body_weights == pretrained.TORCHVISION:
             sources["--body-weights"] = pretrained.TORCHVISION
-        if self.on_corrupt != "error" and self.max_pixels != MAX_PIXELS:  # more or fewer are left out
+        if self.on_corrupt != "error" and self.max_pixels != MAX_PIXELS:  # decides which images are left out
             sources["--max-pixels"] = str(self.max_pixels)
         return {**sources, "--on-corrupt": self.on_corrupt}
 
     def _sets(self, console: Console) -> list[Dataset]:
-        """The images to train on, and those to test with, in the same size; without one in the original's."""
+        """The images to train on and to test with, in the same size, by default that of the original."""
         of_original = describe(self.original).input.shape if self.original else None
         training = self._data(True, self.size or of_original, console)
         size = training.input if isinstance(training, SegmentationFolder) else self.size
@@ -233,7 +234,7 @@ class Session:
         return data
 
     def _in_order_of_weights(self, sets: list[Dataset], console: Console) -> list[Dataset]:
-        """``sets`` with their classes in the order of the network that ``weights`` or ``original`` holds."""
+        """``sets`` with their classes in the order of the network in ``weights`` or ``original``."""
         source = self.weights or self.original
         if source is None:
             return sets
@@ -242,11 +243,11 @@ class Session:
         _note(console, order.note)
         return [data.renumbered(order.numbers) for data in sets]
 
-    def _model(self, data: Dataset, goes_on: bool) -> tuple[Plan, nn.Module]:
-        """The network, with the weights to start from unless it ``goes_on``, and the plan as it is for it."""
+    def _model(self, data: Dataset, resumes: bool) -> tuple[Plan, nn.Module]:
+        """The plan adapted to the network; the network, with its initial weights unless it ``resumes``."""
         plan, classes = self.plan, len(data.labels)
         if plan.model in PARTS:
-            raise ValueError(f"model: {plan.model} classifies nothing; wae train-autoencoder trains it")
+            raise ValueError(f"model: {plan.model} has no classes; wae train-autoencoder trains it")
         original = read_original(self.original, plan.model) if self.original else None
         torch.manual_seed(plan.seed)
         model = build(plan.model, classes)
@@ -256,8 +257,8 @@ class Session:
             model.decoder = Decoder()
         pretrained.scale_for_photos(model)
         if self.weights or self.autoencoder or self.original:
-            plan = replace(plan, start="random")  # not the linear one: it would replace what is loaded here
-        if not goes_on:
+            plan = replace(plan, start="random")  # a linear start would replace the weights loaded here
+        if not resumes:
             self._load(model, plan.model, data, original)
         return plan, model
 
@@ -273,11 +274,11 @@ class Session:
             pretrained.load_autoencoder(model, self.autoencoder)
 
     def _teacher(self, images: Tensor, labels: Sequence[str], console: Console) -> nn.Module | None:
-        """The teacher, whose scores are in the order of ``labels``."""
+        """The teacher with its scores in the order of ``labels``; None without one."""
         mimics = any(stage.mimic_weight for stage in self.plan.stages)
         path = self.teacher or (self.original if mimics else None)
         if path is None:
-            if mimics:  # else it would be found out when that stage begins
+            if mimics:  # otherwise the error would come only when that stage begins
                 raise ValueError("the plan has a mimic_weight, which needs a teacher (--teacher)")
             return None
         teacher, known = load_classifier(path), describe(path).labels
@@ -286,19 +287,19 @@ class Session:
         if not scores.isfinite().all():
             raise ValueError(f"the teacher, {path}: its scores of the test images are not finite")
         if not mimics:
-            raise ValueError("a teacher is given, and no stage of the plan has a mimic_weight")
+            raise ValueError("a teacher is given, but no stage of the plan has a mimic_weight")
         _note(console, order.note)
         return InOrder(teacher, order.numbers)
 
 
 @contextmanager
 def observed(folder: Path, console: Console, images: Tensor) -> Iterator[Observer]:
-    """The observers of a training that writes to ``folder``; on other processes than the first, none.
+    """Yield the observer of a training that writes to ``folder``; only the first process has one that acts.
 
     Args:
-        folder: of the plan, the log and TensorBoard's files.
+        folder: for the plan, the log and TensorBoard's files.
         console: where the epochs are shown.
-        images: that TensorBoard shows.
+        images: (N, 3, H, W) uint8, shown in TensorBoard.
     """
     if not is_first():
         yield Observer()
@@ -314,9 +315,10 @@ def observed(folder: Path, console: Console, images: Tensor) -> Iterator[Observe
 
 
 class _PlanFile(Observer):
-    """Writes the plan, when all is checked that can be checked before the first step.
+    """Writes the plan, after all checks that are possible before the first step.
 
-    Also where a training goes on: it may have been killed between its first checkpoint and this.
+    It also writes it when a training resumes, which may have been killed between its first checkpoint and
+    this.
     """
 
     def __init__(self, path: Path) -> None:
@@ -337,26 +339,26 @@ def rehearse(
     form: Form | None = None,
     original: nn.Module | None = None,
 ) -> None:
-    """Save ``model`` and load it again, as at the end of a training, so that nothing is found out only then.
+    """Save ``model`` and load it again, as at the end of a training, so that problems show before it begins.
 
     Args:
-        folder: where it will be kept; the file goes away again.
+        folder: where the network will be saved; the trial file is removed.
         model, network, labels, input, form: as for :func:`wae.storage.checkpoint.save_classifier`.
         original: as for :func:`wae.storage.checkpoint.load_classifier`.
 
     Raises:
-        OSError: there is no room, or no permission to write.
-        ValueError, CheckpointError: the network cannot be saved, or not be loaded again.
+        OSError: there is no space, or no permission to write.
+        ValueError, CheckpointError: the network cannot be saved, or cannot be loaded again.
     """
     path = folder / ".rehearsal"
     try:
         save_classifier(path, model, network, labels, input, force=True, form=form)
         loaded = load_classifier(path, original).state_dict()
         if describe(path).labels != tuple(labels):
-            raise CheckpointError(f"{network}: the names of its classes do not come back from a file")
+            raise CheckpointError(f"{network}: its class names change when they are saved and loaded")
         different = [name for name, tensor in model.state_dict().items() if not _same(tensor, loaded[name])]
         if different:
-            raise CheckpointError(f"{network}: {different[0]} does not come back from a file as it was")
+            raise CheckpointError(f"{network}: {different[0]} changes when it is saved and loaded")
     finally:
         path.unlink(missing_ok=True)
 
@@ -371,7 +373,7 @@ def _note(console: Console, note: str) -> None:
 
 
 def _try_out(network: nn.Module, name: str, images: Tensor) -> Tensor:
-    """The scores of ``images``. Raises ValueError where the network does not take images of that size."""
+    """The scores of ``images``. Raises ValueError if the network does not accept images of their size."""
     try:
         with torch.no_grad(), evaluating(network):
             scores: Tensor = network(images)
@@ -383,17 +385,17 @@ def _try_out(network: nn.Module, name: str, images: Tensor) -> Tensor:
 
 
 def _sizes(name: str) -> str:
-    """Which sizes the network takes, for the end of a sentence."""
+    """Which sizes the network accepts, as the end of a sentence."""
     try:
         network = on_meta(partial(build, name))
-    except NetworkError:  # the file of a teacher
+    except NetworkError:  # ``name`` is the file of a teacher
         return ""
     works = [str(side) for side in _SIDES if _runs(network, (1, 3, side, side)) is None]
     return f"; of --size {', '.join(map(str, _SIDES))} these work: {', '.join(works) or 'none'}"
 
 
 def _runs(network: nn.Module, shape: Sequence[int]) -> str | None:
-    """Why a network on "meta" does not take images of ``shape``; None if it does."""
+    """Why a network on "meta" does not accept images of ``shape``; None if it does."""
     try:
         with torch.no_grad():
             network(torch.empty(shape, device="meta"))
@@ -403,20 +405,20 @@ def _runs(network: nn.Module, shape: Sequence[int]) -> str | None:
 
 
 def _try_training(plan: Plan, classes: int, images: Tensor) -> None:
-    """Raise ValueError where what a process takes at a time is too small for the network's BatchNorm."""
+    """Raise ValueError if a process computes too few images at a time for the network's BatchNorm."""
     world = dist.get_world_size() if dist.is_initialized() else 1
     part = max(1, plan.batch // (world * plan.accumulate))
     network = on_meta(partial(build, plan.model, classes)).train()
     if why := _runs(network, (part, *images.shape[1:])):
         each = f"{counted(part, 'image')} of {' x '.join(map(str, images.shape[2:]))}"
         raise ValueError(
-            f"{plan.model} cannot be trained on parts of {each}: {why}; take a larger --batch "
-            "(or --size, or fewer processes or --accumulate)"
+            f"{plan.model} cannot be trained on parts of {each}: {why}; use a larger --batch or --size, or "
+            "fewer processes or --accumulate"
         )
 
 
 def _input(data: Dataset, images: Tensor) -> Input:
-    """How a photo becomes what the network was trained on."""
+    """The preprocessing that turns a photo into an input like those the network was trained on."""
     if isinstance(data, SegmentationFolder):
         return data.input
     size = images.shape[3]

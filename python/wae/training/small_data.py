@@ -1,7 +1,7 @@
-"""A plan for a folder of one's own images, for which there is none: from their number and sizes.
+"""Makes a plan for a folder of your own images, from their number and sizes.
 
-The numbers are rules of thumb for some ten to some thousand images, not the outcome of experiments; but an
-acceleration's with SGD are those of docs/photos.md.
+The numbers are rules of thumb for tens to thousands of images, not the outcome of experiments. Those of an
+acceleration with SGD are from docs/photos.md.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from wae.data.images import FORMATS
 from .plan import Plan, Stage
 
 MODEL = "wae_resnet18"
-"""The network that is trained where none is named."""
+"""The network that is trained by default."""
 
 ADAMW, SGD = OPTIMIZERS = ("adamw", "sgd")
-"""Of an acceleration: see :func:`acceleration_plan`."""
+"""The optimizers of an acceleration: see :func:`acceleration_plan`."""
 
-_STEPS = 2000  # of the optimizer, where that makes a reasonable number of epochs
+_STEPS = 2000  # of the optimizer, if that is a reasonable number of epochs
 _EPOCHS = range(5, 61)
-_FINE_TUNED = range(2, 31)  # epochs with labels of a network that is trained already
+_FINE_TUNED = range(2, 31)  # epochs with labels for a network that is already trained
 _SGD_RATE = 0.05  # for a batch of 64, as in docs/photos.md
 _BATCH = range(8, 65)
-_SIDE = range(64, 225)
+_SIDE = range(64, 225)  # pixels
 _LOOKED_AT = 100  # images whose sizes are read
 
 
 def small_data_plan(images: int, model: str = MODEL) -> Plan:
-    """The plan for so many training images: an epoch or more of stage 1, then everything together."""
+    """The plan for this number of training images: one or more epochs of stage 1, then a joint stage."""
     batch = min(_clamped(2 ** (max(images // 16, 1).bit_length() - 1), _BATCH), images)
     epochs = _clamped(round(_STEPS * batch / images), _EPOCHS)
     transform = Stage("transform", max(1, epochs // 10), 1e-3, "adam", warmup=0.1)
@@ -43,15 +43,16 @@ def small_data_plan(images: int, model: str = MODEL) -> Plan:
 def acceleration_plan(images: int, model: str, mimic: float = 0.0, optimizer: str = ADAMW) -> Plan:
     """The plan for WAE around a trained network.
 
-    With AdamW the rates are low, for what is there is to be kept: bodies and classifiers first, then
-    everything. With SGD everything is trained from the beginning, for as many epochs, by the rate and the
-    teacher of what ``wae reproduce`` makes of a trained network.
+    With AdamW the learning rates are low, to preserve what the network has learned: first bodies and
+    classifiers are trained, then everything. With SGD everything is trained from the beginning, for the same
+    number of epochs, with the learning rate and the distillation of the fine-tuned networks of ``wae
+    reproduce``.
 
     Args:
-        images: to train on.
+        images: the number of training images.
         model: the network's name, for the record.
-        mimic: how much the distance to the network's scores counts.
-        optimizer: of :data:`OPTIMIZERS`.
+        mimic: the weight of the distance to the original network's scores.
+        optimizer: one of :data:`OPTIMIZERS`.
     """
     small = small_data_plan(images, model)
     epochs = _clamped(round(_STEPS * small.batch / images), _FINE_TUNED)
@@ -73,18 +74,18 @@ def acceleration_plan(images: int, model: str, mimic: float = 0.0, optimizer: st
 
 
 def fitting_size(data: ImageFolder) -> int:
-    """The side, in pixels, to which images are scaled: about their own, a multiple of 32 from 64 to 224."""
+    """The side to which images are scaled, in pixels: about their median, a multiple of 32, 64 to 224."""
     every = max(1, len(data) // _LOOKED_AT)
     sides = [side for path, _ in data.samples[::every] if (side := _shorter_side(path))]
     return _clamped(round(median(sides) / 32) * 32, _SIDE) if sides else _SIDE[-1]
 
 
 def _shorter_side(path: str) -> int:
-    """0 where the file cannot be read, which is reported where it is trained on."""
+    """The shorter side in pixels; 0 if the file cannot be read, which the training will report."""
     try:
         with Image.open(path, formats=FORMATS) as image:
             return int(min(image.size))
-    except Exception:  # Pillow raises nearly anything on a damaged file
+    except Exception:  # Pillow raises almost anything on a damaged file
         return 0
 
 

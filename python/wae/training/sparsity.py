@@ -1,4 +1,4 @@
-"""Keeping part of the weights at zero: the sparse phase of dense-sparse-dense training (arXiv 1607.04381)."""
+"""Keeps part of the weights at zero: the sparse phase of dense-sparse-dense training (arXiv 1607.04381)."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from torch.nn.utils.prune import L1Unstructured
 
 
 class Masks:
-    """Which weights of ``model``'s convolutions and matrices stay: all but each one's smallest.
+    """Masks over the convolutions and matrices of ``model`` that zero the smallest numbers of each.
 
-    The smallest are set to zero at once. Made again from a model whose masks are applied, it is the same.
+    They are zeroed immediately. Masks created from a model to which masks were applied are the same.
 
     Args:
-        model: only what takes gradients is pruned.
-        share: of the numbers of each weight that become zero, 0..1.
+        model: only parameters that require gradients are pruned.
+        share: the share of each weight tensor that becomes zero, 0..1.
     """
 
     def __init__(self, model: nn.Module, share: float) -> None:
-        rule = L1Unstructured(float(share))  # it would take an integer for a count
+        rule = L1Unstructured(float(share))  # an integer would mean a count
         weights = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
         self._masks = [(weight, _mask(rule, weight.detach().contiguous())) for weight in weights]
         self.apply()
 
     @torch.no_grad()
     def apply(self) -> None:
-        """Set the masked weights to zero again, after a step of the optimizer."""
+        """Set the masked weights to zero again after a step of the optimizer."""
         for weight, mask in self._masks:
             weight.mul_(mask)
 

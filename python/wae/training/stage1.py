@@ -1,4 +1,4 @@
-"""Stage 1 by itself: the auto-encoder on photos without labels, by a plan as any other (docs/network.md)."""
+"""Stage 1 alone: trains the auto-encoder on photos without labels (docs/network.md)."""
 
 from __future__ import annotations
 
@@ -22,41 +22,41 @@ from .plan import PLANS, Plan, read
 from .trainer import Observer
 
 STEPS = 500
-"""Of an epoch, after which there is a checkpoint: an epoch of random crops has no length of its own."""
+"""Steps of an epoch, after which there is a checkpoint. Random crops have no natural epoch."""
 
 CROP = 64
-"""Pixels along a side of the largest crop."""
+"""The side of the largest crop, in pixels."""
 
 _WARMUP = 0.01  # as a share of the epochs
 
 
 class Quality(NamedTuple):
-    """How well an auto-encoder does on one photo."""
+    """The quality of an auto-encoder on one photo."""
 
     psnr: float
-    """In dB, peak 255, after rounding to 0..255 as an image file does."""
+    """In dB with peak 255, after rounding to 0..255 as in an image file."""
     energy: float
     """See :func:`wae.training.losses.energy_ratio`."""
 
 
 class Schedule(NamedTuple):
-    """A plan for a number of steps."""
+    """A plan, and the length of its epochs."""
 
     plan: Plan
     steps: int
-    """Of each epoch."""
+    """Steps per epoch."""
 
 
 def schedule(steps: int | None = None, **changed: Any) -> Schedule:
-    """The plan ``autoencoder`` for ``steps`` steps of the optimizer, in epochs of about :data:`STEPS`.
+    """The plan ``autoencoder`` for ``steps`` steps of the optimizer, in epochs of at most :data:`STEPS`.
 
     Args:
-        steps: None for the plan's own. A few more are taken, less than one for each epoch, where the epochs
-            could not be equally long else.
-        changed: entries with other values: ``batch`` or ``seed`` of the plan, ``learning_rate`` or
-            ``energy_weight`` of its stage.
+        steps: at least 1; None for the number in the plan. It is rounded up, by less than one step per epoch,
+            so that all epochs have the same length.
+        changed: entries to replace: ``batch`` or ``seed`` of the plan, ``learning_rate`` or ``energy_weight``
+            of its stage.
 
-    Raises PlanError where a number is not usable.
+    Raises PlanError if a number cannot be used.
     """
     plan = read(PLANS / "autoencoder.toml")
     (stage,) = plan.stages
@@ -68,11 +68,11 @@ def schedule(steps: int | None = None, **changed: Any) -> Schedule:
 
 
 def initial_model(photos: Sequence[Tensor], seed: int) -> AutoEncoder:
-    """An auto-encoder that starts as the best linear transform of the photos' 2x2 blocks.
+    """An auto-encoder initialised as the best linear transform of the photos' 2x2 blocks.
 
     Args:
         photos: (3, H, W) uint8 each.
-        seed: of the random weights in the channels that the linear transform leaves free.
+        seed: seeds the random weights in the channels that the linear transform does not use.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -91,21 +91,21 @@ def train(
     resume: bool = False,
     observer: Observer | None = None,
 ) -> AutoEncoder:
-    """Train an auto-encoder from the linear start, in the one loop there is (:mod:`wae.training.trainer`).
+    """Train an auto-encoder from the linear start, in the loop of :mod:`wae.training.trainer`.
 
     Args:
         photos: (3, H, W) uint8 each, no side shorter than ``crop``.
         schedule: see :func:`schedule`.
-        crop: pixels along a side of the largest crop.
-        names: of the photos, for the record.
+        crop: side of the largest crop in pixels.
+        names: the names of the photos, for the record.
         path: the checkpoint, replaced after every epoch, and at the end by the weights alone.
-        resume: go on from ``path``, where that exists. What comes out is what an uninterrupted run gives.
-        observer: its methods are called after each step.
+        resume: resume from ``path`` if it exists. The result is that of an uninterrupted run.
+        observer: receives the loop's reports.
 
     Raises:
         DatasetError: a photo is smaller than a crop, or there is none.
         CheckpointError: ``path`` was made by another plan, on other photos, or by an older version.
-        TrainingError: the loss is no longer a number.
+        TrainingError: the loss is no longer finite.
     """
     plan, steps = schedule
     crops = Crops(photos, crop, steps * plan.batch, plan.seed)
@@ -122,13 +122,13 @@ def train(
 
 
 def _is_finished(path: Path, plan: Plan, crops: Crops) -> bool:
-    """Whether the file holds what this training ends with. Raises CheckpointError where another made it."""
+    """Whether the file holds the result of this training. Raises CheckpointError if it is that of another."""
     made = weights_file.read_recipe(path)
     if "stage" in made:
-        return False  # a checkpoint, which the loop checks
+        return False  # a checkpoint, which the training loop checks
     if "plan" not in made:
         raise weights_file.CheckpointError(
-            f"{path}: holds weights, or a checkpoint of an older version: training cannot go on from there"
+            f"{path}: holds weights, or a checkpoint of an older version; training cannot resume from it"
         )
     trainer.check_same(path, made, plan, fingerprint(crops))
     return True
@@ -136,6 +136,6 @@ def _is_finished(path: Path, plan: Plan, crops: Crops) -> bool:
 
 @torch.no_grad()
 def quality(model: AutoEncoder, photo: Tensor) -> Quality:
-    """Put one (3, H, W) uint8 photo through the model and measure."""
+    """The quality of the model on one photo, (3, H, W) uint8."""
     image, low, high = model(photo[None])
     return Quality(psnr(to_uint8(image[0]), photo), energy_ratio(low, high))

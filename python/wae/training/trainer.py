@@ -1,8 +1,8 @@
-"""The one loop that trains: every stage, on one process or many (docs/network.md).
+"""The training loop for every stage, on one process or many (docs/network.md).
 
-What a step does is a function of the plan, the stage, the epoch and the step alone: the data's order,
-augmentation and dropout are drawn afresh, from these, in every epoch. So a training that goes on from a
-checkpoint, which is written after each epoch, takes the same steps as one that was never stopped.
+A step depends only on the plan, the stage, the epoch and the number of the step: the order of the data,
+augmentation and dropout are seeded by these in every epoch. So a training that resumes from a checkpoint,
+which is written after each epoch, takes the same steps as one that was never stopped.
 """
 
 from __future__ import annotations
@@ -45,16 +45,17 @@ from .sparsity import Masks
 
 
 class TrainingError(WaeError, RuntimeError):
-    """A training that cannot go on. The message says where it stopped and why."""
+    """A training that cannot continue. The message says where it stopped and why."""
 
 
 class DivergedError(TrainingError):
-    """A loss or a gradient is not finite. It is found by all processes alike, which may go on with
-    something else.
+    """A loss or a gradient is not finite.
+
+    All processes raise it together, so they may catch it and continue with something else.
 
     Args:
-        what: happened, and why it may have.
-        kept: which weights there still are, as the end of a sentence.
+        what: what happened and the likely reason.
+        kept: which weights are still available, as the end of a sentence.
     """
 
     def __init__(self, what: str, kept: str = "") -> None:
@@ -63,7 +64,7 @@ class DivergedError(TrainingError):
 
 
 class OtherPlanError(weights_file.CheckpointError):
-    """A checkpoint was made by another plan than the one that is to go on with it."""
+    """A checkpoint was made by another plan than the one that is to resume from it."""
 
 
 @dataclass(frozen=True)
@@ -71,26 +72,28 @@ class Epoch:
     """The record of one epoch."""
 
     stage: int
-    """Counted from 0, in the plan's order."""
+    """The number of the stage in the plan, from 0."""
     kind: str
+    """The kind of the stage."""
     epoch: int
-    """Counted from 0, within the stage."""
+    """The number of the epoch in the stage, from 0."""
     losses: dict[str, float]
-    """Means over the epoch's steps."""
+    """Means over the steps of the epoch."""
     accuracy: Accuracy | PixelAccuracy | None
-    """On the test set; None in a stage that trains no classifier."""
+    """On the test set; None for a stage without labels."""
     seconds: float
+    """The duration, including the evaluation."""
 
     def as_data(self) -> dict[str, Any]:
-        """For JSON."""
+        """The record as JSON data."""
         return {**asdict(self), "accuracy": self.accuracy and self.accuracy._asdict()}
 
 
 class Observer:
-    """Receives the loop's reports, on the first process alone. Everything here does nothing."""
+    """Receives the reports of the loop, in the first process only. The methods of this class do nothing."""
 
     def begin(self, plan: Plan, history: list[Epoch]) -> None:
-        """The training begins, or goes on after these epochs."""
+        """The training begins, or resumes after these epochs."""
 
     def start(self, plan: Plan, stage: int, epoch: int, steps: int) -> None:
         """An epoch of ``steps`` steps begins."""
@@ -99,22 +102,22 @@ class Observer:
         """Step ``number``, counted from 1, was taken; its losses are scalars on the training's device."""
 
     def left_out(self, messages: Sequence[str]) -> None:
-        """These image files could not be read in a pass through the data, and were left out."""
+        """These image files could not be read in a pass over the data and were left out."""
 
     def end(self, epoch: Epoch, model: nn.Module) -> None:
-        """An epoch has ended, and its checkpoint is written."""
+        """An epoch has ended, and its checkpoint has been written."""
 
 
 @dataclass
 class _State:
-    """A checkpoint's content besides tensors."""
+    """The content of a checkpoint besides tensors."""
 
     plan: dict[str, Any]
     stage: int = 0
-    epoch: int = 0  # the next to do
+    epoch: int = 0  # the next one to train
     scaler: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
-    data: dict[str, Any] = field(default_factory=dict)  # its fingerprint; {} in checkpoints from before it
+    data: dict[str, Any] = field(default_factory=dict)  # the fingerprint; {} in checkpoints of old versions
     sources: dict[str, str] = field(default_factory=dict)  # likewise
 
 
@@ -132,32 +135,33 @@ def train(
     workers: int = 0,
     device: torch.device | str = "cpu",
 ) -> list[Epoch]:
-    """Train ``model`` by ``plan``, in place. Where torch.distributed is set up, with all its processes.
+    """Train ``model`` by ``plan``, in place; with all processes if torch.distributed is set up.
 
     Args:
-        model: a :class:`WAENetwork`; or any that scores images or pixels for stages of kind ``classifier``,
-            or an :class:`AutoEncoder` for those of kind ``transform``. All processes must hand in the same
-            weights.
-        training, test: see :mod:`wae.data.loading`; ``test`` is None where no stage has labels.
-        state: the checkpoint, written before the first epoch and replaced after every one by the first
-            process; None for none.
-        resume: go on from ``state``.
-        sources: what else decides the outcome, such as the digest of a file of weights, by names that a user
-            knows: kept in ``state``, and compared with ``resume``.
-        teacher: a classifier for stages with a ``mimic_weight``; it is moved to ``device``.
-        observer: its methods are called after each step.
-        workers: processes that prepare data, per training process.
+        model: a :class:`WAENetwork`; for stages of kind ``classifier`` any network that scores images or
+            pixels, for those of kind ``transform`` also an :class:`AutoEncoder`. All processes must pass the
+            same weights.
+        plan: the stages and everything else that determines the outcome.
+        training, test: see :mod:`wae.data.loading`; ``test`` may be None if no stage has labels.
+        state: the checkpoint, which the first process writes before the first epoch and replaces after every
+            one; None for no checkpoint.
+        resume: resume from ``state``.
+        sources: what else determines the outcome, such as the digest of a file of weights, by names that
+            users know. It is saved in ``state`` and compared on ``resume``.
+        teacher: a network to distil from in stages with a ``mimic_weight``; it is moved to ``device``.
+        observer: receives the reports of the loop.
+        workers: processes that load data, per training process.
         device: where to train.
 
     Returns:
-        The record of every epoch, those before a ``resume`` included.
+        The record of every epoch, including those before a ``resume``.
 
     Raises:
-        CheckpointError: there is nothing to go on from, or it was made by another plan, on other data or
+        CheckpointError: there is nothing to resume from, or it was made by another plan, on other data or
             from other ``sources``.
-        DivergedError: the loss or a gradient is not finite, and the weights are those of before that step; or
-            the loss of the test images is not, after an epoch.
-        TrainingError: of a step's images none can be read.
+        DivergedError: the loss or a gradient is not finite, in which case the weights are those before that
+            step; or the loss of the test images is not finite after an epoch.
+        TrainingError: none of the images of a step can be read.
         ValueError: the plan does not fit the model, the data or the number of processes.
     """
     observer = observer or Observer()
@@ -177,13 +181,23 @@ def evaluate(
     advance: Callable[[int], None] | None = None,
     counts: Counts | None = None,
 ) -> Accuracy | PixelAccuracy:
-    """The accuracy of ``model`` on ``data``; where torch.distributed is set up, counted by all processes.
+    """The accuracy of ``model`` on ``data``, a :class:`PixelAccuracy` if the data label pixels.
 
-    Of a network that scores pixels it is a :class:`PixelAccuracy`, where ``data`` has labels of pixels.
+    If torch.distributed is set up, all processes share the work, and each returns the same result.
 
-    ``left_out`` gets a line for each image file that could not be read, those of all processes; ``advance``
-    the number of images of each batch, those of all processes; ``counts`` are those to count with, if they
-    are to tell more than the accuracy.
+    Args:
+        model: scores uint8 images (N, 3, H, W); on ``device``.
+        data: the images and labels.
+        batch: images per step of each process.
+        device: where to compute.
+        workers: processes that load data, per process.
+        left_out: called with one line for each image file that could not be read, in any process.
+        advance: called with the number of images of each step, over all processes.
+        counts: accumulates the counts; None for those that the accuracy needs.
+
+    Raises:
+        ImageError, DatasetError: an image or label cannot be used.
+        ValueError: there is no image, or no pixel that is counted.
     """
     counts = counts_for(data) if counts is None else counts
     rank, world = place()
@@ -204,7 +218,7 @@ def evaluate(
 
 
 class _Run:
-    """One training: what stays the same through all of it, and the stages."""
+    """One training: what does not change during it, and its stages."""
 
     def __init__(
         self,
@@ -231,7 +245,7 @@ class _Run:
         check_batch(plan, len(training))
         if plan.remeasure_norms and not hasattr(training, "plain"):
             raise ValueError(
-                "remeasure_norms: needs training images that can be had without augmentation; "
+                "remeasure_norms: needs training images that are available without augmentation; "
                 f"{type(training).__name__} has no method plain (see wae.data.dataset.Dataset)"
             )
         self.history: list[Epoch] = []
@@ -252,7 +266,7 @@ class _Run:
         return self.history
 
     def _stage(self, number: int, first: int) -> None:
-        """Stage ``number``, from epoch ``first``."""
+        """Train stage ``number``, from epoch ``first``."""
         stage = self.plan.stages[number]
         if first == 0:
             self._prepare(number)
@@ -272,7 +286,7 @@ class _Run:
                 if last and self.plan.remeasure_norms and number + 1 == len(self.plan.stages):
                     self._remeasure_norms(kept)
                 accuracy = None if stage.kind == "transform" else self._evaluate(kept)
-                if accuracy and not math.isfinite(accuracy.loss):  # no loss saw the last step's weights
+                if accuracy and not math.isfinite(accuracy.loss):  # the last step's weights had no loss yet
                     where = f"after epoch {epoch + 1} of stage {number + 1} ({stage.kind})"
                     raise self._diverged(f"the loss of the test images is {accuracy.loss:g} {where}")
                 record = Epoch(number, stage.kind, epoch, losses, accuracy, time.monotonic() - started)
@@ -283,7 +297,7 @@ class _Run:
                 self.observer.end(record, kept)
 
     def _prepare(self, number: int) -> None:
-        """Measures on the data what a stage needs before it begins."""
+        """Measure on the data what a stage needs before it begins."""
         model, plan = self.model, self.plan
         if not isinstance(model, WAENetwork) or (number and plan.norm_statistics == "batch"):
             return
@@ -298,9 +312,9 @@ class _Run:
             measure_norms(model, images, low=plan.norm_statistics == "fixed")
 
     def _remeasure_norms(self, model: nn.Module) -> None:
-        """With as many images at once as a BatchNorm sees in a step.
+        """Re-estimate the BatchNorms' statistics, with the number of images at once of a training step.
 
-        Processes whose BatchNorms are not synchronized measure all images, each the same ones.
+        If BatchNorms are not synchronised, each process measures all of the images.
         """
         part = (self.rank, self.world) if self.synchronizes else (0, 1)
         batch = self.plan.batch // self.plan.accumulate // self.world * part[1]
@@ -322,7 +336,7 @@ class _Run:
         average: AveragedModel | None,
         masks: Masks | None,
     ) -> dict[str, float]:
-        """Take the steps of one epoch; the means of their losses."""
+        """Take the steps of one epoch, and return the means of their losses."""
         plan, stage = self.plan, self.plan.stages[number]
         where = f"epoch {epoch + 1} of stage {number + 1} ({stage.kind})"
         key = (plan.seed * 1009 + number) * 10_007 + epoch
@@ -362,17 +376,17 @@ class _Run:
         return means
 
     def _gradients(self, module: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Add the gradients of a batch to the parameters; its losses, this process's share of them.
+        """Compute the gradients of a batch, and return this process's share of the losses.
 
-        Every image counts the same, however many are in its part of the batch or on its process: some may
-        have been left out. Gradients are averaged over the processes, and losses will be.
+        Every image has the same weight, even if images were left out and the parts of the batch or the shares
+        of the processes differ in size. Gradients are averaged over the processes here, losses later.
         """
-        # Fewer parts than planned, where images that cannot be read leave too few.
+        # There may be fewer parts than planned if images were left out.
         parts = list(zip(images.chunk(self.plan.accumulate), labels.chunk(self.plan.accumulate), strict=True))
         whole = summed(torch.tensor(len(labels))).item() / self.world
         total: dict[str, Tensor] = {}
         for part, (some, some_labels) in enumerate(parts):
-            more = part + 1 < len(parts)  # then the gradients need not be exchanged yet
+            more = part + 1 < len(parts)  # gradients are exchanged only with the last part
             share = len(some_labels) / whole
             with module.no_sync() if isinstance(module, DistributedDataParallel) and more else nullcontext():
                 with self._autocast():
@@ -382,9 +396,9 @@ class _Run:
         return total
 
     def _finite(self, optimizer: torch.optim.Optimizer, losses: Mapping[str, Tensor]) -> bool:
-        """Whether a step may be taken. Where losses are scaled, the scaler leaves out steps by itself.
+        """Whether the step may be taken. If losses are scaled, the scaler skips steps itself.
 
-        The gradients are the same in all processes, and a loss is each one's own: none goes on by itself.
+        All processes have the same gradients but different losses, so they decide together.
         """
         if self.scaler.is_enabled():
             return True
@@ -394,7 +408,7 @@ class _Run:
         return not summed((~finite).int()).item()
 
     def _diverged(self, what: str) -> DivergedError:
-        """The error that says ``what`` happened, why it may have, and which weights there still are."""
+        """The error that says ``what`` happened, the likely reason, and which weights are available."""
         kept = f"; {self.state} is the checkpoint of the epoch before" if self.history and self.state else ""
         return DivergedError(f"{what}: images that are not finite, or a learning_rate that is too high", kept)
 
@@ -410,7 +424,7 @@ class _Run:
             self.model.high_norm.eval()
 
     def _evaluate(self, model: nn.Module) -> Accuracy | PixelAccuracy:
-        """With the first process's buffers, which are saved; on processors, BatchNorm's differ in each."""
+        """Evaluate with the first process's buffers, which are saved; on CPUs those of BatchNorms differ."""
         if self.world > 1:
             for buffer in model.buffers():
                 dist.broadcast(buffer, 0)
@@ -419,7 +433,7 @@ class _Run:
         return evaluate(model, self.test, batch, self.device, self.workers, self.observer.left_out)
 
     def _distributed(self, objective: Objective) -> nn.Module:
-        """``objective`` with gradients averaged over all processes."""
+        """``objective``, with its gradients averaged over all processes."""
         if self.world == 1:
             return objective
         return DistributedDataParallel(
@@ -427,7 +441,7 @@ class _Run:
         )
 
     def _synchronized(self) -> AbstractContextManager[None]:
-        """Within it BatchNorm takes its statistics from the images of all processes, on GPUs."""
+        """On GPUs, in this block, BatchNorms take their statistics from the images of all processes."""
         return synchronized(self.model) if self.synchronizes else nullcontext()
 
     # ------------------------------------------------------------------------------------- checkpoints
@@ -445,7 +459,7 @@ class _Run:
             dist.barrier()
 
     def _reached(self) -> _State:
-        """Read the checkpoint's weights into the model, and return its state."""
+        """Load the checkpoint's weights into the model, and return its state."""
         assert self.state is not None
         try:
             made = weights_file.read_recipe(self.state)
@@ -461,14 +475,14 @@ class _Run:
         return reached
 
     def _restore(self, path: Path, optimizer: torch.optim.Optimizer, average: AveragedModel | None) -> None:
-        """Read what :meth:`_save` wrote within a stage."""
+        """Load what :meth:`_save` wrote during a stage."""
         weights_file.load(path, self.model, optimizer, None if average is None else average.module)
         if average is not None:
-            average.n_averaged.fill_(1)  # any number but 0: the average has begun
+            average.n_averaged.fill_(1)  # any number except 0, which would start the average again
 
 
 def check_batch(plan: Plan, images: int) -> None:
-    """Raise ValueError where the plan's batch does not fit ``images`` to train on, or the processes."""
+    """Raise ValueError if the plan's batch does not fit the number of training ``images`` or of processes."""
     _, world = place()
     if plan.batch % (world * plan.accumulate) or images < plan.batch:
         raise ValueError(
@@ -480,9 +494,9 @@ def check_batch(plan: Plan, images: int) -> None:
 def _state(
     path: Path, made: dict[str, Any], plan: Plan, data: dict[str, Any], sources: dict[str, str]
 ) -> _State:
-    """``made``, the recipe in the checkpoint at ``path``, after a check that it is this training's.
+    """``made``, the recipe in the checkpoint at ``path``, after a check that it belongs to this training.
 
-    What is malformed raises TypeError, ValueError, AttributeError or LookupError.
+    Malformed content raises TypeError, ValueError, AttributeError or LookupError.
     """
     state = _State(**made)
     number, epoch = state.stage, state.epoch
@@ -499,15 +513,17 @@ def _state(
 
 
 def check_same(path: Path, made: Mapping[str, Any], plan: Plan, data: Mapping[str, Any]) -> None:
-    """Check that the file at ``path`` was ``made`` by ``plan``, on the same data.
+    """Check that the file at ``path`` was made by ``plan`` on the same data.
 
     Args:
-        made: the file's recipe, with its ``plan``, and the fingerprint of its ``data`` if it knows that.
-        data: see :func:`wae.data.loading.fingerprint`.
+        path: the file, for messages.
+        made: the file's recipe, with its ``plan`` and possibly the fingerprint of its ``data``.
+        plan: the plan to compare with.
+        data: the fingerprint to compare with: see :func:`wae.data.loading.fingerprint`.
 
     Raises:
-        OtherPlanError: the plan was another one.
-        CheckpointError: the data were others.
+        OtherPlanError: the plan differs.
+        CheckpointError: the data differ.
     """
     if different := differences(made["plan"], plan):
         raise OtherPlanError(f"{path}: was made by a plan with another {different}")
@@ -516,7 +532,7 @@ def check_same(path: Path, made: Mapping[str, Any], plan: Plan, data: Mapping[st
 
 
 def _epoch(entry: Mapping[str, Any]) -> Epoch:
-    """An entry of a checkpoint's history. Raises as :func:`_state`."""
+    """An entry of a checkpoint's history. Raises as :func:`_state` does."""
     accuracy = entry["accuracy"]
     kinds = {len(kind._fields): kind for kind in (Accuracy, PixelAccuracy)}
     epoch = Epoch(**{**entry, "accuracy": accuracy and kinds[len(accuracy)](*accuracy)})

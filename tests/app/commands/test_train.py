@@ -279,9 +279,9 @@ def test_a_folder_with_something_in_it_is_not_touched(train, tmp_path, capsys):
     out.mkdir()
     (out / "thesis.txt").write_text("precious")
     assert train() == 1
-    assert "is not empty; --resume goes on with the training in it, --force replaces it" in errors(capsys)
+    assert "is not empty; --resume continues the training in it, --force replaces it" in errors(capsys)
     assert train("--resume") == 1
-    assert "there is no training to go on with" in errors(capsys)
+    assert "holds no training to resume" in errors(capsys)
     assert [path.name for path in out.iterdir()] == ["thesis.txt"]
     assert train("--force", "--epochs", 1) == 0
     assert (out / "thesis.txt").read_text() == "precious"
@@ -296,12 +296,12 @@ def test_a_folder_with_something_in_it_is_not_touched(train, tmp_path, capsys):
     ):
         assert train("--resume", *options) == 1
         assert message in (said := errors(capsys))
-        way = f"; with --plan {out / 'plan.toml'}, and no other option that changes a plan, it goes on"
+        way = f"; with --plan {out / 'plan.toml'}, and no other option that changes a plan, it resumes"
         assert (way in said) == ("by a plan" in said)
         assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == kept
     assert train("--resume", "--plan", out / "plan.toml") == 0
     assert train(out=out / "thesis.txt") == 1
-    assert "thesis.txt is no folder" in errors(capsys)
+    assert "thesis.txt is not a folder" in errors(capsys)
 
 
 def test_a_full_disk_keeps_what_there_is(train, monkeypatch, tmp_path, capsys):
@@ -365,7 +365,7 @@ def test_a_killed_training_goes_on_bit_for_bit(tmp_path, capsys):
     assert 1 <= done < 3
     assert not (killed / "model.safetensors").exists()
     assert run(*arguments, killed, "--resume") == 0
-    assert f"going on after stage 1/1 joint, epoch {done}/3" in capsys.readouterr().out
+    assert f"resuming after stage 1/1 joint, epoch {done}/3" in capsys.readouterr().out
     assert run(*arguments, whole) == 0
     one, other = (load_file(folder / "model.safetensors") for folder in (whole, killed))
     assert one.keys() == other.keys()
@@ -507,11 +507,11 @@ def weights(path, classes=3, network="tiny"):
     ("options", "message"),
     [
         (lambda p: ["--weights", p / "none"], "none: there is no such file"),
-        (lambda p: ["--weights", weights(p / "w", 4)], "w: knows 4 classes, the data has 3"),
+        (lambda p: ["--weights", weights(p / "w", 4)], "w: has 4 classes, the data has 3"),
         (lambda p: ["--weights", weights(p / "w", network="tiny_half")], "holds tiny_half for 3 classes"),
         (lambda p: ["--autoencoder", weights(p / "w")], "its tensors are not those of the network"),
-        (lambda p: ["--teacher", weights(p / "w", 4)], "/w: knows 4 classes, the data has 3"),
-        (lambda p: ["--teacher", weights(p / "w")], "is given, and no stage of the plan has a mimic_weight"),
+        (lambda p: ["--teacher", weights(p / "w", 4)], "/w: has 4 classes, the data has 3"),
+        (lambda p: ["--teacher", weights(p / "w")], "is given, but no stage of the plan has a mimic_weight"),
         (lambda p: ["--teacher", p / "none"], "none: there is no such file"),
         (lambda p: ["--model", "vgg99"], "there is no network vgg99"),
         (lambda p: ["--model", "small_vgg"], "448, 512 these work: 28, 32"),
@@ -622,9 +622,9 @@ def test_the_plans_are_listed(capsys):
     ("content", "message"),
     [
         (None, "there is no such file"),
-        (b"", "this is no file of weights"),
-        (b"junk", "this is no file of weights"),
-        (pickle.dumps(Runs()), "this is no file of weights|nothing in it was run"),
+        (b"", "this is not a file of weights"),
+        (b"junk", "this is not a file of weights"),
+        (pickle.dumps(Runs()), "this is not a file of weights|nothing in it was run"),
         (Runs(), "nothing in it was run"),
         ([torch.zeros(1)], "must hold a state_dict, tensors by name"),
         ({"conv.weight": torch.zeros(1)}, "not the weights of small_vgg's body: 0.bias is missing"),
@@ -689,10 +689,10 @@ def test_eval_prints_whole_paths_and_no_top_5_of_five_classes(images, tmp_path, 
 def test_eval_refuses_what_it_cannot_compare(images, tmp_path, capsys):
     four = weights(tmp_path / "four", 4)
     assert run("eval", four, "--data", images) == 1
-    assert "four: knows 4 classes, the data has 3" in errors(capsys)
+    assert "four: has 4 classes, the data has 3" in errors(capsys)
     save_classifier(four, tiny(3), "tiny", ("blue", "green", "grey"), force=True)
     assert run("eval", four, "--data", images) == 1
-    assert "not those of the data: only the network has grey; only the data has red" in errors(capsys)
+    assert "differ from those of the data: only the network has grey; only the data has red" in errors(capsys)
     assert run("eval", tmp_path / "none", "--data", images) == 1
     assert "none: there is no such file" in errors(capsys)
 

@@ -118,7 +118,7 @@ def goes_on_after_kill_9_and_loses_nothing(crops, accelerated, capsys):
     assert history[: len(before)] == before
     epochs = [(epoch["stage"], epoch["epoch"]) for epoch in history]
     assert epochs == [(0, 0), (1, 0), *((2, i) for i in range(4))]
-    assert "going on after" in printed
+    assert "resuming after" in printed
     assert "trial, " not in printed  # found before the kill
     assert "stage 1/3" not in printed
     assert not list((folder / "trials").iterdir())
@@ -164,7 +164,7 @@ def has_a_report(crops, accelerated, capsys):
 def is_not_that_of_other_settings(crops, accelerated, capsys):
     folder, _, _ = accelerated
     assert cli.main(command(crops, folder, "--optimizer", "adamw", "--epochs", "5")) == 1
-    assert "was begun with another epochs (4, not 5); --force begins anew" in capsys.readouterr().err
+    assert "was begun with another epochs (4, not 5); --force starts over" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -203,7 +203,7 @@ def test_loaders_of_other_classes_in_the_fastest_engine_and_precision(tmp_path, 
     }
     path = wae.accelerate(build(), data, tmp_path / "out", **options)
     text = " ".join(printed.getvalue().split())
-    assert "knows 5 classes, the data has 2: it gets a new head, which is trained first" in text
+    assert "has 5 classes, the data has 2; it gets a new head, which is trained first" in text
     found = json.loads((tmp_path / "out" / "accelerate.json").read_text())["found"]
     assert found["original"]["accuracy"] > 0.9
     assert found["deployed"]["accelerated"]["accuracy"] > 0.9
@@ -300,12 +300,12 @@ def test_nothing_is_written_where_an_argument_is_wrong(tmp_path, capsys):
     write_crops(tmp_path / "data", 2, 1)
     cases = {
         "there is no network resnet5; known are": ("--model", "resnet5"),
-        "weights: resnet18 is to be a trained network": ("--model", "resnet18"),
+        "weights: resnet18 needs trained weights": ("--model", "resnet18"),
         "torchvision has no weights|there is no such file": ("--model", "resnet18", "--weights", "no.pth"),
         "nosuch:build cannot be called": ("--model", "nosuch:build"),
         "must return a torch.nn.Module, got str": ("--model", "os:getcwd"),
         "no.safetensors: there is no such file": ("--model", "no.safetensors"),
-        "its own; leave --weights away": ("--model", "no.safetensors", "--weights", "x.pth"),
+        "its own; omit --weights": ("--model", "no.safetensors", "--weights", "x.pth"),
         "target and target_ms: give one": (
             "--model",
             "tiny_original:build",

@@ -41,7 +41,7 @@ def test_a_line_for_each_epoch_and_one_for_each_file_that_is_left_out():
         terminal.left_out(["b[red].png"])
         terminal.end(HISTORY[3], tiny())
     assert console.file.getvalue().splitlines() == [
-        "going on after stage 1/3 transform, epoch 2/2",
+        "resuming after stage 1/3 transform, epoch 2/2",
         r"left out: a\x1b.png",
         "left out: b[red].png",
         "stage 2/3 joint, epoch 1/3: loss 1, top-1 accuracy 50.00 %, 60.0 s, 3 images left out",
@@ -73,7 +73,7 @@ def test_a_bar_of_the_steps_of_an_epoch_and_their_losses(monkeypatch):
     ]
     shown = console.file.getvalue()
     assert "loss 0.9091" in shown
-    assert "going on" not in shown
+    assert "resuming" not in shown
 
 
 def test_together_each_observer_is_told_everything():

@@ -210,7 +210,7 @@ def test_a_checkpoint_brings_its_preprocessing(tmp_path):
     assert torch.allclose(original.classifier().image_shift, model.image_shift)
     for name in (f"{TINY}_half", f"{TINY}_at_64"):  # no names of WAE around them
         save_classifier(tmp_path / "other.safetensors", named(name, 3), name, ["a", "b", "c"], force=True)
-        with pytest.raises(CheckpointError, match=f"holds {name}, which is not a NAME by itself"):
+        with pytest.raises(CheckpointError, match=f"holds {name}; need a stock network"):
             open_original(str(tmp_path / "other.safetensors"), None, 3)
 
 

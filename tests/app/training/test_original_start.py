@@ -125,7 +125,7 @@ def test_a_teacher_whose_scores_teach_nothing_is_refused_before_the_first_step(
 ):
     whole_images = checkpoint(tmp_path / "small.safetensors", "small_photo_vgg")
     assert train("--original", original, "--teacher", whole_images) == 1
-    assert "small_photo_vgg scores an image as a whole, and the data has a class for each pixel" in (
+    assert "small_photo_vgg is a classifier, but the data have a class for each pixel" in (
         capsys.readouterr().err
     )
     network = load_classifier(original)
@@ -154,14 +154,14 @@ def test_what_cannot_be_begun_with_is_said(train, original, tmp_path, capsys):
         return capsys.readouterr().err
 
     name = str(original)
-    assert f"{name}: holds enet, of which wae_icnet cannot be made" in refused(
+    assert f"{name}: holds enet, from which wae_icnet cannot be initialised" in refused(
         "--original", original, "--model", "wae_icnet"
     )
-    assert "holds enet, of which enet cannot be made" in refused("--original", original, "--model", "enet")
+    assert "from which enet cannot be initialised" in refused("--original", original, "--model", "enet")
     half = checkpoint(tmp_path / "half.safetensors", "enet_half")
-    assert "holds enet_half, of which wae_enet_half cannot be made" in refused("--original", half)
+    assert "holds enet_half, from which wae_enet_half cannot be initialised" in refused("--original", half)
     small = checkpoint(tmp_path / "small.safetensors", "small_photo_vgg")
-    assert "wae accelerate makes a classifier faster" in refused("--original", small)
+    assert "for classifiers there is wae accelerate" in refused("--original", small)
     for option in ("--weights", "--body-weights", "--autoencoder"):
         printed = refused("--original", original, option, original)
         assert f"--original and {option}: need one of them, got both" in printed

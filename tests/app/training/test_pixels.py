@@ -314,7 +314,7 @@ def test_a_classifier_is_refused_where_pixels_have_labels(scenes, tmp_path, caps
     (tmp_path / "tiny.toml").write_text(TINY_PLAN)
     command = ["train", "--data", scenes, "--plan", tmp_path / "tiny.toml", "--model", "wae_resnet18"]
     assert cli.main([*map(str, command), "-o", str(tmp_path / "out")]) == 1
-    wanted = "wae_resnet18 scores an image as a whole, and the data has a class for each pixel"
+    wanted = "wae_resnet18 is a classifier, but the data have a class for each pixel"
     assert wanted in capsys.readouterr().err
     with pytest.raises(SystemExit):
         cli.main([*map(str, command), "--size", "36x", "-o", str(tmp_path / "out")])
@@ -326,7 +326,7 @@ def test_a_segmenter_is_refused_where_images_have_one_label(tmp_path, capsys, op
     wrong = "wae_enet" if option == "--model" else str(saved(tmp_path / "teacher", "wae_enet"))
     assert cli.main(["train", "--data", "digits", option, wrong, "-o", str(tmp_path / "o")]) == 1
     assert (
-        "wae_enet scores each pixel, and the data has a class for an image as a whole"
+        "wae_enet is a segmentation network, but the data have a class for each image"
         in capsys.readouterr().err
     )
 
@@ -373,7 +373,7 @@ def test_wae_eval_refuses_data_of_the_other_kind(scenes, tmp_path, capsys):
     path = tmp_path / "small.safetensors"
     save_classifier(path, build("wae_small_vgg", 3), "wae_small_vgg", ("sky", "road", "car"), Input(28, 28))
     assert cli.main(["eval", str(path), "--data", str(scenes)]) == 1
-    assert "wae_small_vgg scores an image as a whole, and the data has" in capsys.readouterr().err
+    assert "wae_small_vgg is a classifier, but the data have" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -54,7 +54,7 @@ def test_a_plan_for_some_stages_or_for_a_network_without_an_encoder():
     assert [stage.kind for stage in plain.stages] == ["classifier", "classifier"]
     assert plain.stages[1] == replace(whole.stages[2], kind="classifier")
     assert plain.start == "random"
-    with pytest.raises(PlanError, match="at least one stage with labels, for wae_small_vgg has no encoder"):
+    with pytest.raises(PlanError, match="one stage with labels, because wae_small_vgg has no encoder"):
         whole.only("transform").without_encoder()
     with pytest.raises(PlanError, match="at least one stage of kind transform, got classifier, classifier"):
         plain.only("transform")

@@ -273,7 +273,7 @@ def test_a_machine_that_was_lost_is_replaced_and_the_losses_are_those_of_a_calm_
     finally:
         for node in nodes:
             node.kill()
-    assert said.count("going on after stage 1/1") == 1
+    assert said.count("resuming after stage 1/1") == 1
 
     one = "-m torch.distributed.run --standalone --nproc-per-node 2"
     subprocess.run(

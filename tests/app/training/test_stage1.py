@@ -144,7 +144,7 @@ def test_weights_of_before_are_read_and_not_gone_on_from(photos, tmp_path):
     model = stage1.initial_model(photos, 0)
     weights_file.save(path, model, old, torch.optim.Adam(model.parameters()))
     assert weights_file.load(path, AutoEncoder()) == old
-    with pytest.raises(weights_file.CheckpointError, match="of an older version: training cannot go on"):
+    with pytest.raises(weights_file.CheckpointError, match="of an older version; training cannot resume"):
         stage1.train(photos, QUICK, 16, path=path, resume=True)
 
 

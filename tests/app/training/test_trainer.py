@@ -943,7 +943,7 @@ def test_a_full_disk_keeps_the_old_checkpoint(tmp_path):
     [
         (only(JOINT, batch=64), network, "at most the 32 images of the training set, got 64"),
         (only(JOINT, batch=8, accumulate=3), network, "times 3 parts"),
-        (only(JOINT), tiny, "needs a decoder, and the model has none"),
+        (only(JOINT), tiny, "needs a decoder, but the model has none"),
         (only(JOINT), lambda: torch.nn.Flatten(), "needs a WAE network, got Flatten"),
         (only(replace(JOINT, mimic_weight=1.0)), network, "mimic_weight needs a teacher"),
         (

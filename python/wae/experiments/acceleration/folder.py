@@ -95,9 +95,9 @@ def open_record(folder: Path, settings: dict[str, Any]) -> Record:
         known_later = {**DEFAULTS, "test data": settings["test data"]}
         before, found = {**known_later, **made["settings"]}, _as_called_now(made)
     except (ValueError, LookupError, TypeError):
-        raise CheckpointError(f"{path}: is damaged; --force begins anew") from None
+        raise CheckpointError(f"{path}: is damaged; --force starts over") from None
     if different := ", ".join(changed(before, settings)):
-        raise CheckpointError(f"{folder}: was begun with another {different}; --force begins anew")
+        raise CheckpointError(f"{folder}: was begun with another {different}; --force starts over")
     return Record(path, settings, found)
 
 

@@ -96,9 +96,9 @@ def doubt(found: Mapping[str, Any]) -> str:
     guessed = max(of) / sum(of)
     if accuracy == 1 or accuracy > guessed + 2 * math.sqrt(guessed * (1 - guessed) / sum(of)):
         return ""
-    to_do = "see whether its weights, the order of its classes, --mean, --std and --input-size are right"
+    to_do = "check its weights, the order of its classes, --mean, --std and --input-size"
     if "head" in found:
-        to_do = "its new head needs more --epochs (and --force, to begin anew)"
+        to_do = "its new head needs more --epochs (and --force, to start over)"
     return (
         f"the original is hardly better than guessing: {100 * accuracy:.2f} % of the test images are right, "
         f"and the most frequent class is {100 * guessed:.2f} % of them; {to_do}"
@@ -107,7 +107,7 @@ def doubt(found: Mapping[str, Any]) -> str:
 
 def outcome(accuracy: float | None) -> str:
     """Of a trial."""
-    return "the loss was no longer a number" if accuracy is None else f"{100 * accuracy:.2f} %"
+    return "the loss was no longer finite" if accuracy is None else f"{100 * accuracy:.2f} %"
 
 
 def lost(found: Mapping[str, Any]) -> list[tuple[str, float, float, int]]:
@@ -176,7 +176,7 @@ def _of_trials(found: Mapping[str, Any]) -> _Table:
         for key, value in found.items()
         if key.startswith("trial: ")
     ]
-    return _Table("Short trials, on training images kept aside", ["trial", "top-1 accuracy"], cells)
+    return _Table("Short trials, on held-out training images", ["trial", "top-1 accuracy"], cells)
 
 
 def _of_lost(found: Mapping[str, Any]) -> _Table:
@@ -185,7 +185,7 @@ def _of_lost(found: Mapping[str, Any]) -> _Table:
         for label, old, new, of in lost(found)
     ]
     columns = ["class", "original", "accelerated", "images"]
-    return _Table("The classes that lost most", columns, cells)
+    return _Table("The classes that lost most accuracy", columns, cells)
 
 
 def _notes(found: Mapping[str, Any]) -> list[str]:
@@ -196,20 +196,20 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
         f"Images of {training['size']} x {training['size']}; training took {training['seconds']:.0f} s.",
         _teaching(training),
         f"Accuracies: of {counted(tested, 'test image')}.",
-        f"Times: medians of calls that took turns on {_where(found['deployed'])}.",
+        f"Times: medians of interleaved calls on {_where(found['deployed'])}.",
     ]
     if "optimizer" in training:  # records from before it was tried lack it
         notes.append(f"The optimizer (of the last stage): {training['optimizer']}.")
     if "target" in found:
         allowed = found["target"]["allowed"]
         outcome = "met" if new["seconds"] <= allowed else "missed"
-        times = f"{1e3 * new['seconds']:.2f} ms, at most {1e3 * allowed:.2f} ms were asked for"
+        times = f"{1e3 * new['seconds']:.2f} ms, the target is at most {1e3 * allowed:.2f} ms"
         notes.append(f"The deployed network {outcome} the target: {times}.")
     for name, rival in _rivals(found).items():
         if "left out" in rival:
             notes.append(f"{name} is left out: {rival['left out']}.")
         elif "ratio" in rival:
-            notes.append(f"{name}: {rival['ratio']:.0%} of the channels went.")
+            notes.append(f"{name}: {rival['ratio']:.0%} of the channels were removed.")
         else:
             notes.append(f"{name}: sees images of {rival['side']} x {rival['side']}.")
     original = found["original"]
@@ -240,18 +240,18 @@ def _where(deployed: Mapping[str, Any]) -> str:
 def _teaching(training: Mapping[str, Any]) -> str:
     """How the original teaches."""
     if not training["mimic"]:
-        return "The original's scores are no part of the loss."
+        return "The original's scores are not part of the loss."
     scores = "its scores"
     if training.get("mirrored"):  # records from before it was tried lack it
-        scores = "the mean of its scores for an image and for the mirror image"
-    return f"The original teaches: the distance to {scores} is a part of the loss."
+        scores = "its scores, averaged over an image and its mirror image,"
+    return f"Distilled from the original: the distance to {scores} is part of the loss."
 
 
 def markdown(name: str, found: Mapping[str, Any]) -> str:
     """The report without images."""
     lines = [f"# {name}, accelerated", "", f"{summary(found)}.", ""]
     if doubtful := doubt(found):
-        lines += [f"**Mind**: {doubtful}.", ""]
+        lines += [f"**Note**: {doubtful}.", ""]
     for title, columns, cells in _tables(name, found):
         lines += [f"## {title}", "", _row(columns), "|" + "---|" * len(columns), *map(_row, cells), ""]
     return "\n".join([*lines, *(f"- {note}" for note in _notes(found)), ""])
@@ -284,7 +284,7 @@ def page(name: str, found: Mapping[str, Any], parts: Mapping[str, Tensor]) -> st
         f'<p><img alt="accuracy against time" src="{_plot(rows(found))}"></p>',
     ]
     if doubtful := doubt(found):
-        lines.insert(-1, f"<p><b>Mind</b>: {html.escape(doubtful)}.</p>")
+        lines.insert(-1, f"<p><b>Note</b>: {html.escape(doubtful)}.</p>")
     for heading, columns, cells in _tables(name, found):
         lines.append(f"<h2>{html.escape(heading)}</h2><table>")
         for tag, row in (("th", columns), *(("td", row) for row in cells)):

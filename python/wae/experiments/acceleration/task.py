@@ -92,7 +92,7 @@ def open_task(settings: Settings, console: Console, device: torch.device) -> Tas
         order = class_order(original.name, original.labels, original.classes, labels)
         return Task(settings, console, device, original, order)
     except ClassError as error:
-        new_head = f"{error}: it gets a new head, which is trained first"
+        new_head = f"{error}; it gets a new head, which is trained first"
     order = class_order(original.name, labels, len(labels), labels)
     return Task(settings, console, device, _with_head(original, labels, settings.seed), order, new_head)
 

@@ -36,7 +36,7 @@ def trial(task: Task, record: Record, form: Form, recipe: Recipe) -> float | Non
     forget(task, name)
     if not is_new:  # two choices may share a trial
         return accuracy
-    of = "" if accuracy is None else " of the images kept aside"
+    of = "" if accuracy is None else " of the held-out images"
     task.say(f"trial, {name}: {outcome(accuracy)}{of}")
     return accuracy
 
@@ -50,8 +50,8 @@ def best(tried: Mapping[_Key, float | None], settings: Settings) -> _Key:
         rate = settings.learning_rate
         got = "those of the plan" if rate is None else f"{rate:g}"
         raise TrainingError(
-            f"learning_rate must be lower, got {got}: in each of the trials the loss was no longer a number; "
-            "begin anew with a lower --learning-rate and --force"
+            f"learning_rate must be lower, got {got}: in each of the trials the loss was no longer finite; "
+            "start over with a lower --learning-rate and --force"
         )
     accuracies = {key: -1.0 if accuracy is None else accuracy for key, accuracy in tried.items()}
     return max(accuracies, key=accuracies.__getitem__)

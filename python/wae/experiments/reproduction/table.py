@@ -1,4 +1,4 @@
-"""The table of a claim's results: accuracy, what is won back, cost and time."""
+"""The table of a claim's results: accuracy, the recovered share of it, cost and time."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Row:
     microseconds: float
     """The median time of one image in a batch of :attr:`Claim.timed_images`, where the table was made."""
     remeasured: Sequence[float] = ()
-    """The accuracies with statistics measured anew; none where a seed has none."""
+    """The accuracies with re-estimated BatchNorm statistics; empty if one of the seeds has none."""
 
     @property
     def mean(self) -> float:
@@ -37,19 +37,20 @@ class Row:
 
     @property
     def spread(self) -> float | None:
-        """The standard deviation of a seed's accuracy; None where there is one seed."""
+        """The standard deviation over the seeds; None if there is only one."""
         return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
 
 
 def rows(results: Sequence[Result], claim: Claim, seconds: float = 10.0) -> list[Row]:
-    """The table of ``results``, in the claim's order; the networks are timed here, taking turns.
+    """The table of ``results``, in the claim's order; the networks are timed here, interleaved.
 
-    One without a name of its own was pruned to a measured share of WAE's time, and has that share of it here.
+    A network that is not in the registry was pruned to a measured share of WAE's time, and gets that share of
+    WAE's time here.
 
     Args:
         results: of any number of seeds.
-        claim: what they are of.
-        seconds: how long to time.
+        claim: the claim that they belong to.
+        seconds: how long to time, all networks together.
     """
     of = {name: [r for r in results if r.network == name] for name in claim.registered}
     names = [name for name in claim.registered if of[name]]
@@ -68,7 +69,7 @@ def rows(results: Sequence[Result], claim: Claim, seconds: float = 10.0) -> list
 
 
 def timed(models: Mapping[str, nn.Module], claim: Claim, seconds: float) -> dict[str, float]:
-    """Seconds that each network takes for an image, in a batch: medians of runs that took turns."""
+    """Seconds per image of each network, computed in batches: medians of interleaved runs."""
     size = claim.timed_images, 3, *claim.input.shape
     images = torch.randint(0, 256, size, dtype=torch.uint8)
     calls = {name: _inference(model.eval(), images) for name, model in models.items()}
@@ -85,9 +86,9 @@ def _inference(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
 
 
 def won_back(table: Sequence[Row], claim: Claim, network: str) -> float | None:
-    """The share of the accuracy lost by halving the resolution that ``network`` wins back.
+    """The share that ``network`` recovers of the accuracy lost by halving the resolution.
 
-    None where the table has not all three networks, or nothing was lost.
+    None if the table lacks one of the three networks, or if nothing was lost.
     """
     means = {row.network: row.mean for row in table}
     full, half = means.get(claim.full), means.get(claim.half)
@@ -97,16 +98,16 @@ def won_back(table: Sequence[Row], claim: Claim, network: str) -> float | None:
 
 
 def measured_anew(table: Sequence[Row]) -> list[Row]:
-    """The rows that have accuracies with statistics measured anew, as if these were all that they have."""
+    """The rows that have accuracies with re-estimated statistics, with these in place of the others."""
     return [replace(row, accuracies=list(row.remeasured)) for row in table if row.remeasured]
 
 
 def markdown(table: Sequence[Row], claim: Claim) -> str:
-    """The table for people."""
+    """The table in Markdown."""
     full = next((row.multiply_adds for row in table if row.network == claim.full), None)
     anew = {row.network: row for row in measured_anew(table)}
-    head = [f"network | {claim.measure}, mean of seeds | spread | won back | multiply-adds | time per image"]
-    head += ["statistics measured anew | won back"] * bool(anew)
+    head = [f"network | {claim.measure}, mean of seeds | spread | recovered | multiply-adds | time per image"]
+    head += ["re-estimated statistics | recovered"] * bool(anew)
     lines = [f"| {' | '.join(head)} |", "|---" + "|---:" * (7 if anew else 5) + "|"]
     for row in table:
         spread = "" if row.spread is None else f"{100 * row.spread:.2f}"

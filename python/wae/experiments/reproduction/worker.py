@@ -1,4 +1,4 @@
-"""A process that does one training after another, each on one core."""
+"""A process that runs one training after another, each on one core."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ from .results import Result, read_result, result_path, weights_path, write_json
 
 
 class Progress(NamedTuple):
-    """An epoch of a job has ended, or a job goes on from there."""
+    """An epoch of a job has ended, or a job resumes from there."""
 
     job: Job
     kind: str
-    """Of the stage."""
+    """The kind of the stage."""
     done: int
-    """Epochs of the whole job."""
+    """Epochs of the job that are done, over all its stages."""
     of: int
     accuracy: float | None
     before: bool = False
-    """Whether that was in an earlier run, which this one goes on with."""
+    """Whether an earlier run trained the epoch, from which this one resumes."""
 
 
 class Worker:
-    """A process that trains, and the main process's end of a pipe to it alone.
+    """A process that trains, and the main process's end of its pipe.
 
-    Nothing is shared with other workers: one that is killed, even while it writes, closes its pipe, and holds
-    nothing that somebody waits for.
+    Workers share nothing: if one is killed, even while it writes, its pipe closes, and it holds no lock that
+    others wait for.
     """
 
     def __init__(self, folder: Path, data: str | Path, claim: Claim, device: str) -> None:
@@ -57,21 +57,21 @@ class Worker:
         self.link, its_end = context.Pipe()
         self.process = context.Process(target=_work, args=(its_end, folder, data, claim, device), daemon=True)
         self.process.start()
-        its_end.close()  # else the pipe would outlive the worker
+        its_end.close()  # otherwise the pipe would outlive the worker
 
 
 def next_message(link: Connection) -> Any:
-    """The next message of a worker. Raises TrainingError where it was killed."""
+    """The next message of a worker. Raises TrainingError if the worker was killed."""
     try:
         return link.recv()
     except (EOFError, OSError):
-        raise TrainingError("a training ended without a result: was it out of memory?") from None
+        raise TrainingError("a training ended without a result: out of memory?") from None
 
 
 def _work(link: Connection, folder: Path, data: str | Path, claim: Claim, device: str) -> None:
-    """A worker: do one training after another, until the main process is gone."""
+    """A worker's loop: run one training after another until the main process has ended."""
     torch.set_num_threads(1)
-    end_with_parent()  # at once: it can be killed in the middle of an epoch
+    end_with_parent()  # in the middle of an epoch too
     _commit()
     with contextlib.suppress(EOFError, ConnectionError, KeyboardInterrupt), terminable():
         while True:
@@ -90,7 +90,7 @@ def _work(link: Connection, folder: Path, data: str | Path, claim: Claim, device
 
 
 def _as_sent(job: Job, error: Exception) -> Exception:
-    """``error``; where it would not come out of the pipe as it went in, one that says the same."""
+    """``error``, or one with the same message if it would not survive the pipe unchanged."""
     with contextlib.suppress(Exception):  # any that its class raises
         found = pickle.loads(pickle.dumps(error))
         if (type(found), str(found)) == (type(error), str(error)):
@@ -99,7 +99,7 @@ def _as_sent(job: Job, error: Exception) -> Exception:
 
 
 def _train(job: Job, folder: Path, data: str | Path, claim: Claim, device: str, link: Connection) -> Result:
-    """One training, from its last epoch or from the start; its weights and its result in ``folder``."""
+    """Run one training, from its last epoch or from the start; write its weights and result to ``folder``."""
     chosen = claim.plan_of(job.network, job.seed)
     sets = claim.sets(data, job.seed)
     model, start = claim.start(job, folder, sets[0])
@@ -145,15 +145,15 @@ def _train(job: Job, folder: Path, data: str | Path, claim: Claim, device: str, 
     write_json(result_path(folder, job), asdict(result))
     state.unlink()
     claim.start_path(folder, job).unlink(missing_ok=True)  # it is in the result
-    if claim.remeasures:  # last: it can be done from the weights
+    if claim.remeasures:  # last, because it can be repeated from the weights
         result = _remeasured(result, folder, claim, device, sets[0], kept_out or sets[1])
     return result
 
 
 def lacks_remeasured(folder: Path, job: Job, claim: Claim) -> bool:
-    """Whether the finished ``job`` has weights to measure statistics anew for, and that has not been done.
+    """Whether the finished ``job`` has weights, but not yet an accuracy with re-estimated statistics.
 
-    Not where nothing may be written: a result alone is enough for the table.
+    False if ``folder`` is read-only: the result alone is enough for the table.
     """
     result = read_result(folder, job, claim)
     lacks = claim.remeasures and result and not result.remeasured and weights_path(folder, job).exists()
@@ -163,7 +163,7 @@ def lacks_remeasured(folder: Path, job: Job, claim: Claim) -> bool:
 def _remeasured(
     result: Result, folder: Path, claim: Claim, device: str, training: Dataset, tested: Dataset
 ) -> Result:
-    """``result``, in ``folder`` too, with the accuracy of the same weights and statistics measured anew."""
+    """``result`` with the accuracy of its weights after re-estimating the statistics; also in ``folder``."""
     job = Job(result.network, result.seed)
     plan = claim.plan_of(*job)
     model = load_classifier(weights_path(folder, job)).to(device)
@@ -175,9 +175,9 @@ def _remeasured(
     return result
 
 
-@cache  # asked for as a worker begins: later the files may be of another one
+@cache  # first called when a worker starts, because the files may change later
 def _commit() -> str | None:
-    """The commit that this code is of, with "-dirty" where files were changed; None where git knows none."""
+    """The commit of this code, with "-dirty" if files were changed; None if git knows none."""
     if shutil.which("git") is None:
         return None
     here = Path(__file__)
@@ -191,7 +191,7 @@ def _commit() -> str | None:
 
 
 class _Messenger(Observer):
-    """Tells the main process of each epoch. Raises ConnectionError where that is gone."""
+    """Reports each epoch to the main process. Raises ConnectionError if that has ended."""
 
     def __init__(self, job: Job, epochs: int, link: Connection) -> None:
         self.job, self.epochs, self.link = job, epochs, link

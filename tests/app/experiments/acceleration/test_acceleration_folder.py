@@ -13,7 +13,7 @@ def test_a_run_goes_on_with_its_own_test_images_alone(tmp_path):
     task, _ = task_of(tmp_path)
     record = open_record(tmp_path, task.as_dict())
     task.opened[SIDE] = task.sets(SIDE)._replace(test=task.sets(SIDE).test.subset(range(6)))
-    with pytest.raises(CheckpointError, match="was begun with another test data; --force begins anew"):
+    with pytest.raises(CheckpointError, match="was begun with another test data; --force starts over"):
         open_record(tmp_path, task.as_dict())
     del record.settings["test data"]  # a folder of before it was known
     record.write()
@@ -37,7 +37,7 @@ def test_the_trial_of_a_mirrored_teacher_was_called_as_that_of_a_plain_one(tmp_p
 def test_a_damaged_record_is_refused(tmp_path, text):
     task, _ = task_of(tmp_path)
     (tmp_path / RECORD).write_text(text)
-    with pytest.raises(CheckpointError, match=r"accelerate\.json: is damaged; --force begins anew"):
+    with pytest.raises(CheckpointError, match=r"accelerate\.json: is damaged; --force starts over"):
         open_record(tmp_path, task.as_dict())
 
 

@@ -78,7 +78,7 @@ def test_an_original_that_only_guesses(right, of, doubtful):
     measured = {**found()["original"], "accuracy": sum(right) / sum(of), "classes": classes, "labels": "ab"}
     said = report.doubt({"original": measured})
     assert bool(said) == doubtful
-    assert ("see whether its weights, the order of its classes, --mean" in said) == doubtful
+    assert ("check its weights, the order of its classes, --mean" in said) == doubtful
 
 
 def test_the_report_says_of_an_original_that_only_guesses_what_to_do():
@@ -88,7 +88,7 @@ def test_the_report_says_of_an_original_that_only_guesses_what_to_do():
         of["original"]["accuracy"] = accuracy
         for text in (report.markdown("net", of), report.page("net", of, parts)):
             assert text.count("hardly better than guessing: 55.00 % of the test images are right") == times
-            assert text.count("its new head needs more --epochs (and --force, to begin anew)") == times
+            assert text.count("its new head needs more --epochs (and --force, to start over)") == times
 
 
 def test_classes_without_a_test_image_are_named():
@@ -111,11 +111,12 @@ def test_of_how_many_images_and_on_which_machine():
     of = found()
     text = report.markdown("net", of)
     assert "- Accuracies: of 20 test images.\n" in text
-    assert "took turns on this machine.\n" in text
+    assert "interleaved calls on this machine.\n" in text
     versions = {"torch": "2.14", "openvino": "2026.1", "nncf": "3"}
     of["deployed"]["machine"] = {"processor": "i486", "threads": 1, "versions": versions}
-    assert "took turns on this machine: i486, 1 thread, torch 2.14, openvino 2026.1.\n" in report.markdown(
-        "net", of
+    assert (
+        "interleaved calls on this machine: i486, 1 thread, torch 2.14, openvino 2026.1.\n"
+        in report.markdown("net", of)
     )
 
 
@@ -152,18 +153,18 @@ def test_every_row_has_the_numbers_of_its_side():
     assert "| original | PyTorch | 90.00 % | 8.00 ms | 1.0x | 4.000 G |" in text
     assert "| half | c, int8 | 49.00 % | 0.50 ms | 16.0x | 2.000 G |" in text
     assert "- half: sees images of 112 x 112." in text
-    assert "- pruned: 30% of the channels went." in text
-    taught = "- The original teaches: the distance to {} is a part of the loss."
+    assert "- pruned: 30% of the channels were removed." in text
+    taught = "- Distilled from the original: the distance to {} is part of the loss."
     assert taught.format("its scores") in text
     of["training"]["mirrored"] = True
-    mean = "the mean of its scores for an image and for the mirror image"
+    mean = "its scores, averaged over an image and its mirror image,"
     assert taught.format(mean) in report.markdown("net", of)
     of["training"]["mimic"] = 0.0
-    assert "- The original's scores are no part of the loss." in report.markdown("net", of)
+    assert "- The original's scores are not part of the loss." in report.markdown("net", of)
     for allowed, outcome in ((1.0, "met"), (0.9, "missed")):
         of["target"] = {"allowed": allowed / 1e3, "original": 0.004, "curve": []}
         wanted = (
-            f"The deployed network {outcome} the target: 1.00 ms, at most {allowed:.2f} ms were asked for."
+            f"The deployed network {outcome} the target: 1.00 ms, the target is at most {allowed:.2f} ms."
         )
         assert wanted in report.markdown("net", of)
 
@@ -196,6 +197,6 @@ def test_a_trial_whose_loss_was_no_number_has_no_accuracy_and_the_optimizer_is_n
     assert "The optimizer" not in report.markdown("net", measured)  # a record of before there was a choice
     measured["training"]["optimizer"] = "sgd"
     text = report.markdown("net", measured)
-    assert "| mimic 1 | the loss was no longer a number |\n| mimic 1, sgd | 0.00 % |" in text
-    assert "| yes | the loss was no longer a number |" in text
+    assert "| mimic 1 | the loss was no longer finite |\n| mimic 1, sgd | 0.00 % |" in text
+    assert "| yes | the loss was no longer finite |" in text
     assert "- The optimizer (of the last stage): sgd." in text

@@ -136,8 +136,8 @@ def test_a_trial_whose_loss_is_no_number_is_worse_than_one_that_has_nothing_righ
     assert found == {"name": SGD, "accuracies": {ADAMW: None, SGD: 0.0}}
     assert printed.getvalue().splitlines() == [
         "trial, size 48, factor 4, mimic 1: the loss is nan in epoch 1",
-        "trial, size 48, factor 4, mimic 1: the loss was no longer a number",
-        "trial, size 48, factor 4, mimic 1, sgd: 0.00 % of the images kept aside",
+        "trial, size 48, factor 4, mimic 1: the loss was no longer finite",
+        "trial, size 48, factor 4, mimic 1, sgd: 0.00 % of the held-out images",
     ]
 
 

@@ -175,7 +175,7 @@ def test_each_epoch_is_tested_on_val_and_test_is_looked_at_once(scenes, tmp_path
         read_result(tmp_path, wanted[0], replace(CLAIM, size=(24, 40)))
     table = markdown(rows(results, CLAIM, seconds=0), CLAIM)
     assert "| network | mean IoU, mean of seeds |" in table
-    assert "| statistics measured anew | won back |" in table
+    assert "| re-estimated statistics | recovered |" in table
 
 
 def test_a_picture_shows_the_truth_and_what_each_network_finds(scenes, tmp_path, monkeypatch):

@@ -39,7 +39,7 @@ def test_accuracies_with_statistics_measured_anew_have_columns_of_their_own():
         )
     ]
     lines = markdown(table, DIGITS).splitlines()
-    assert lines[0].endswith("| time per image | statistics measured anew | won back |")
+    assert lines[0].endswith("| time per image | re-estimated statistics | recovered |")
     assert {line.count("|") for line in lines} == {9}
     assert lines[2].endswith("| 5 us | 92.00 % |  |")
     assert lines[4] == "| WAE | 84.00 % |  | 40 % | 10.00 M (100%) | 5 us | 90.00 % | 80 % |"

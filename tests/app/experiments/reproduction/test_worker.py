@@ -92,7 +92,7 @@ def test_a_worker_killed_in_training_ends_the_run_and_the_next_run_goes_on(tmp_p
         for process in multiprocessing.active_children():
             process.kill()
 
-    with pytest.raises(TrainingError, match="ended without a result: was it out of memory"):
+    with pytest.raises(TrainingError, match="ended without a result: out of memory"):
         reproduce.run(tmp_path, "digits", [Job("WAE", 0)], DIGITS, 1, tell=kill)
     assert told == [(1, False)]
     again = []
@@ -114,7 +114,7 @@ def killed_while_it_writes(link, folder, data, claim, device):
 def test_a_worker_killed_while_it_writes_ends_the_run_after_what_was_said(tmp_path, monkeypatch):
     monkeypatch.setattr(worker, "_work", killed_while_it_writes)
     wanted, told = [Job("WAE", 0), Job("14 x 14", 0)], []
-    with pytest.raises(TrainingError, match="ended without a result: was it out of memory"):
+    with pytest.raises(TrainingError, match="ended without a result: out of memory"):
         reproduce.run(tmp_path, "digits", wanted, DIGITS, 2, tell=told.append)
     assert told == [Progress(Job("WAE", 0), "joint", 1, 2, None)]
     for process in multiprocessing.active_children():
