@@ -1,7 +1,7 @@
 """A trained classifier made faster: WAE around it, trained, deployed, exported (docs/accelerate.md).
 
-Here are the steps, one after the other; what each does is in :mod:`wae.experiments.acceleration`. Nothing is
-chosen by the test images: what has to be chosen is tried on training images that are kept aside.
+This module runs the steps one after the other; they are implemented in :mod:`wae.experiments.acceleration`.
+Test images decide nothing: choices are made by trials on held-out training images.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def accelerate(
     console: Console | None = None,
     **options: Any,
 ) -> Path:
-    """Make a trained classifier faster; what comes of it is in ``folder``. Called again, it goes on.
+    """Make a trained classifier faster, with the results in ``folder``. Called again, it resumes.
 
     Args:
         model: the network itself, or its name: see :func:`wae.training.original.open_original`.
@@ -108,7 +108,7 @@ def _held(data: str | Path | tuple[Loader, Loader]) -> str | Path | tuple[InMemo
 
 
 def run(settings: Settings, console: Console, force: bool = False) -> Path:
-    """Make the network faster, and return the path of its checkpoint. Called again, it goes on.
+    """Make the network faster, and return the path of its checkpoint. Called again, it resumes.
 
     Under torchrun all processes train, and the first does the rest.
 
@@ -121,7 +121,7 @@ def run(settings: Settings, console: Console, force: bool = False) -> Path:
         FileExistsError: the folder holds something else, or a file to begin with.
         CheckpointError: a file of weights cannot be used, or the folder is that of other settings.
         DatasetError, ImageError, ClassError: the data cannot be used, or its classes are others.
-        TrainingError: the loss is no longer a number.
+        TrainingError: the loss is no longer finite.
         EngineError, DisagreementError: no engine runs the network, or none within ``max_drop``.
         ValueError: the network cannot be accelerated.
     """

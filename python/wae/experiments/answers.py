@@ -1,4 +1,4 @@
-"""The answers of two networks to one image, with the time of each: WAE, and the network that it is around."""
+"""The predictions of WAE and of the network without WAE for one image, and the time of each."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ _SECONDS = 0.5  # to time all networks for
 
 
 class Side(NamedTuple):
-    """A network that is asked, one image at a time."""
+    """A network that predicts one image at a time."""
 
     described: Description
     network: Network
     trained: bool
-    """False: its weights are random, and its time alone means something."""
+    """False if its weights are random, so that only its time is meaningful."""
 
 
 class Answer(NamedTuple):
-    """The classes that one network finds, and its time."""
+    """The classes that one network predicts, and its time."""
 
     network: str
     shares: dict[str, float]
-    """Of the most probable classes, by name, the highest first; empty without trained weights."""
+    """The probabilities of the best classes by name, highest first; empty without trained weights."""
     milliseconds: float
-    """Median of runs in which the networks took turns."""
+    """Median of interleaved runs."""
 
 
 def sides(weights: Path, stock: Path | None = None, engine: str = "eager") -> list[Side]:

@@ -71,7 +71,7 @@ def notes(comparisons: Sequence[Comparison]) -> list[str]:
     if any(row.precision == "int8" for c in comparisons for row in c.rows):
         lines.append(f"int8's scales come from {comparisons[0].scales_from}.")
     if (busiest := max((c.others or 0.0 for c in comparisons), default=0.0)) > QUIET:
-        lines.append(f"Other programs used {busiest:.1f} cores at the same time: do not rely on these times.")
+        lines.append(f"Other programs used {busiest:.1f} cores meanwhile: do not rely on these times.")
     if set_here := limits():
         settings = ", ".join(f"{name}={value}" for name, value in set_here.items())
         lines.append(f"Limited by {settings}.")

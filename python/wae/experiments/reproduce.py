@@ -1,8 +1,8 @@
-"""The trainings that a claim of the paper needs, several at a time, on images that a processor can train on.
+"""Runs the trainings that a claim of the paper needs, several in parallel, on images that a CPU can train on.
 
-A claim (:mod:`.reproduction.claim`) says which networks are compared, on which images, by which plan. Every
-training has one core to itself; what is finished is kept, a file of JSON each, and what is not goes on from
-its last epoch.
+A claim (:mod:`.reproduction.claim`) defines which networks are compared, on which images and by which plan.
+Every training has its own core. A finished training leaves a JSON file; an unfinished one resumes after its
+last epoch.
 """
 
 from __future__ import annotations
@@ -28,33 +28,34 @@ def run(
     device: str = "cpu",
     tell: Callable[[Progress], None] = lambda progress: None,
 ) -> list[Result]:
-    """Do the ``wanted`` trainings that ``folder`` has no result of, and return all their results.
+    """Run those of the ``wanted`` trainings that have no result in ``folder``, and return the results of all.
 
-    A finished training whose weights are needed, and are no longer there, is done again. One that has its
-    weights, and lacks the accuracy with statistics measured anew, gets it, if ``data`` is there and
-    ``folder`` may be written to.
+    A finished training is repeated if another needs its weights and they are missing. One that has its
+    weights but lacks the accuracy with re-estimated statistics gets it, if ``data`` is available and
+    ``folder`` is writable.
 
     Args:
-        folder: where results, weights and checkpoints are kept. The caller has locked it, with
-            :func:`wae.training.lock.alone_in`, until its own last file is written there too.
-        data: see :meth:`Claim.prepared`; not looked at where there is nothing to train.
-        claim: what is compared.
-        processes: how many trainings at a time, each on one core.
-        device: where they train.
-        tell: is called, in this process, after each epoch, and before the first of what an earlier run began.
+        folder: for results, weights and checkpoints. The caller has locked it with
+            :func:`wae.training.lock.alone_in`, until it has written its own last file there.
+        data: see :meth:`Claim.prepared`; not used if there is nothing to do.
+        wanted: the trainings.
+        claim: defines what is compared.
+        processes: the number of parallel trainings, each on one core.
+        device: where to train.
+        tell: called in this process after each epoch, and once for each training that resumes.
 
     Raises:
-        DatasetError: the data is missing or not what was published.
-        CheckpointError: ``folder`` is one of another plan or claim, or damaged.
+        DatasetError: the data are missing or not the published ones.
+        CheckpointError: ``folder`` belongs to another plan or claim, or is damaged.
         TrainingError: a training ended without a result.
-        ValueError: one whose weights another needs is neither among the ``wanted`` nor finished.
+        ValueError: a training whose weights another needs is neither among the ``wanted`` nor finished.
     """
     todo = open_jobs(folder, wanted, claim)
     training = to_train(folder, todo, claim)
     for job in training:
         if (needed := _needed(claim, job)) and needed not in wanted and not _is_kept(folder, needed, claim):
             raise ValueError(
-                f"{job.network} begins with the weights of {needed.network}, seed {needed.seed}: "
+                f"{job.network} is initialised from {needed.network}, seed {needed.seed}: "
                 f"that must be wanted too (--only), or be finished in {folder}"
             )
     try:
@@ -71,7 +72,7 @@ def run(
         while not all(results.values()):
             for job in _ready(todo, results, claim)[: len(idle)]:
                 todo.remove(job)
-                with contextlib.suppress(ConnectionError):  # it was killed, as the wait will tell
+                with contextlib.suppress(ConnectionError):  # the worker was killed, which `wait` will report
                     idle.pop().send(job)
             for link in wait([worker.link for worker in workers]):
                 assert isinstance(link, Connection)
@@ -90,7 +91,7 @@ def run(
 
 
 def open_jobs(folder: Path, wanted: Sequence[Job], claim: Claim) -> list[Job]:
-    """Those of ``wanted`` that have no result, or half of one, or whose weights are needed and not there."""
+    """Those of ``wanted`` without a complete result, or whose weights are needed but missing."""
     missing = [job for job in wanted if read_result(folder, job, claim) is None]
     needed = {_needed(claim, job) for job in missing}
     return [
@@ -103,12 +104,12 @@ def open_jobs(folder: Path, wanted: Sequence[Job], claim: Claim) -> list[Job]:
 
 
 def to_train(folder: Path, todo: Sequence[Job], claim: Claim) -> list[Job]:
-    """Those of the open jobs that are to be trained: of the others statistics are measured anew."""
+    """Those of the open jobs that must be trained; the others only need re-estimated statistics."""
     return [job for job in todo if not lacks_remeasured(folder, job, claim)]
 
 
 def _is_kept(folder: Path, job: Job, claim: Claim) -> bool:
-    """Whether the training is finished, and its weights are there."""
+    """Whether the training is finished and its weights exist."""
     return read_result(folder, job, claim) is not None and weights_path(folder, job).exists()
 
 
@@ -119,5 +120,5 @@ def _needed(claim: Claim, job: Job) -> Job | None:
 
 
 def _ready(todo: Sequence[Job], results: Mapping[Job, Result | None], claim: Claim) -> list[Job]:
-    """Those of ``todo`` that need not wait for another's weights: what is not wanted is there."""
+    """Those of ``todo`` that need not wait for the weights of another job."""
     return [job for job in todo if (needed := _needed(claim, job)) is None or results.get(needed, True)]

@@ -2,9 +2,9 @@
 
 As SegNet's authors published it: 367 images to train on, 101 to choose by, 233 to test, 480 x 360.
 
-A network at full resolution, at half of it with its scores brought back bilinearly, and with WAE around it;
-the two last also made of the first, and taught by it. All are trained by one plan; every epoch is tested on
-``val``, and ``test`` is looked at once, after the last.
+It compares a network at full resolution, at half the resolution with its scores upsampled bilinearly, and
+with WAE around it. The last two are also trained from the first one's weights, distilled from it. All are
+trained by one plan; every epoch is tested on ``val``, and ``test`` is used once, after the last epoch.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ def claim(network: str = "enet", size: tuple[int, int] | None = None, times: flo
     Args:
         network: see :class:`CamVid`.
         size: of the images; None for :data:`SIZE`, their own.
-        times: so many times the plan's epochs with labels.
+        times: factor for the plan's epochs with labels.
     """
-    # A result has both, the statistics of the training and those that the plan has measured anew.
+    # A result has two accuracies: with the statistics of the training, and with re-estimated ones.
     plan = replace(longer(find("camvid"), times), model=f"wae_{network}", remeasure_norms=False)
     return CamVid(plan, network, size or SIZE)
 

@@ -28,8 +28,8 @@ _SHARED = (
     *("learning_rate", "optimizer", "momentum", "weight_decay", "schedule", "warmup", "step_epochs"),
     *("step_factor", "label_smoothing", "class_balance", "ema"),
 )
-"""Entries of WAE's last stage that the networks without an encoder share. What is WAE's own they have not:
-it can be chosen anew without training them again."""
+"""Entries of WAE's last stage that networks without an encoder share. Entries
+specific to WAE can be changed without training these networks again."""
 
 
 class Job(NamedTuple):
@@ -59,8 +59,8 @@ class Claim(ABC):
     """The name of a result's ``accuracy`` in the table."""
 
     remeasures: ClassVar[bool] = False
-    """Whether a result also has the accuracy with the BatchNorms' statistics measured anew, on images that
-    are not augmented: see :func:`wae.training.norms.remeasure_norms`."""
+    """Whether a result also has the accuracy with BatchNorm statistics re-estimated on images without
+    augmentation: see :func:`wae.training.norms.remeasure_norms`."""
 
     @property
     @abstractmethod
@@ -98,7 +98,7 @@ class Claim(ABC):
         """The images to train on, and those to test with, of what :meth:`prepared` gave."""
 
     def kept_out(self, data: str | Path) -> Dataset | None:
-        """Images that are looked at once, after the last epoch; None for those of every epoch's test."""
+        """Held-out images, used once after the last epoch; None for the test images of every epoch."""
         return None
 
     def picture(self, data: str | Path, folder: Path) -> Image.Image | None:
@@ -106,7 +106,7 @@ class Claim(ABC):
         return None
 
     def settings(self) -> dict[str, Any]:
-        """Everything besides its plan that decides the outcome of a training, for JSON."""
+        """Everything besides the plan that determines the outcome of a training, as JSON data."""
         return {}
 
     def needs(self, network: str) -> str | None:
@@ -123,7 +123,7 @@ class Claim(ABC):
         return self.build(job.network), {}
 
     def plan_of(self, network: str, seed: int) -> Plan:
-        """WAE's plan as it is for ``network``: as many epochs with labels, at the same rates."""
+        """WAE's plan adapted to ``network``: the same number of epochs with labels, at the same rates."""
         if network == WAE:
             return replace(self.wae, seed=seed)
         joint = self.wae.stages[-1]
@@ -137,7 +137,7 @@ class Claim(ABC):
         return replace(self.wae, seed=seed, start="random", stages=(stage,), model=network)
 
     def jobs(self, seeds: Sequence[int]) -> list[Job]:
-        """All trainings: seed by seed, those that the claim rests on first; last those that need weights."""
+        """All trainings, seed by seed, the main networks first; those that need weights come last."""
         first = (self.full, WAE, self.half)
         networks = sorted(self.registered, key=lambda name: (name not in first, bool(self.needs(name))))
         free = [name for name in networks if not self.needs(name)]
@@ -161,7 +161,7 @@ def built_for_photos(name: str, classes: int) -> nn.Module:
 
 
 def longer(plan: Plan, times: float) -> Plan:
-    """``plan`` with so many times the epochs with labels, or a part of them, at least one."""
+    """``plan`` with its epochs with labels multiplied by ``times``, at least one per stage."""
     stages = (
         stage if stage.kind == "transform" else replace(stage, epochs=max(1, int(stage.epochs * times)))
         for stage in plan.stages

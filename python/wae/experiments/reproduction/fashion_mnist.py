@@ -1,7 +1,7 @@
-"""The claim on Fashion-MNIST: the small VGG at 28 x 28 and at 14 x 14, and what wins back the difference.
+"""The claim on Fashion-MNIST: the small VGG at 28 x 28 and at 14 x 14, and what recovers the difference.
 
-The plan is ``training/plans/fashion_mnist.toml``. Besides the paper's networks there is WAE once more, as a
-student of the network at 28 x 28.
+The plan is ``training/plans/fashion_mnist.toml``. Besides the paper's networks there is WAE distilled from
+the network at 28 x 28.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What a claim makes of its trained full network, with that as the teacher.
+"""The networks of a claim that are initialised from its trained full network and distilled from it.
 
-WAE, begun as ``wae accelerate`` begins it, and its rivals: the full network on smaller images.
+These are WAE, which starts as in ``wae accelerate``, and its baselines: the full network on smaller images.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SUFFIX = ", fine-tuned"
 
 
 def fine_tuned(network: str) -> str:
-    """The name of ``network`` begun with the trained full network's weights, and taught by it."""
+    """The name of ``network`` when it is initialised and distilled from the trained full network."""
     return network + _SUFFIX
 
 

@@ -1,4 +1,4 @@
-"""What trainings leave in a folder: a file of JSON each, and weights."""
+"""The files that trainings leave in a folder: a JSON file each, and weights."""
 
 from __future__ import annotations
 
@@ -31,29 +31,29 @@ class Result:
     network: str
     seed: int
     accuracy: float
-    """Share of the test images that are classified rightly after the last epoch; of networks that score
-    pixels the mean intersection over union. See :meth:`Claim.kept_out`."""
+    """Share of the test images that are classified correctly after the last epoch; for segmentation networks
+    the mean intersection over union. See :meth:`Claim.kept_out`."""
     seconds: float
-    """All epochs together, on one core of the machine that ran it."""
+    """The duration of all epochs, on one core of the machine that ran them."""
     epochs: list[float]
     """The accuracy after each epoch with labels."""
     plan: dict[str, Any]
     settings: dict[str, Any] = field(default_factory=dict)
-    """Everything besides the plan that decides the outcome: see :meth:`Claim.settings`."""
+    """Everything besides the plan that determines the outcome: see :meth:`Claim.settings`."""
     multiply_adds: int = 0
-    """On one image."""
+    """For one image."""
     start: dict[str, Any] = field(default_factory=dict)
     """Measured before the first epoch: see :meth:`Claim.start`."""
     measured: dict[str, Any] = field(default_factory=dict)
-    """All that was measured beside ``accuracy``."""
+    """All measures of the test, including ``accuracy``."""
     remeasured: dict[str, Any] = field(default_factory=dict)
-    """``accuracy`` and what is beside it, of the same weights with the BatchNorms' statistics measured anew;
-    and the commit. See :attr:`Claim.remeasures`."""
+    """``accuracy`` and all measures for the same weights with re-estimated BatchNorm statistics, and the
+    commit. See :attr:`Claim.remeasures`."""
     made: dict[str, Any] = field(default_factory=dict)
     """Commit, date, machine and versions."""
 
     def __post_init__(self) -> None:
-        """Raise TypeError where an entry, which may come from a file, is of another kind."""
+        """Raise TypeError if an entry, which may come from a file, has another type."""
         for entry in fields(self):
             if not isinstance(value := getattr(self, entry.name), _KINDS[str(entry.type)]):
                 raise TypeError(f"{entry.name} must be of kind {entry.type}, got {shown(value)}")
@@ -70,7 +70,7 @@ def result_path(folder: Path, job: Job) -> Path:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write ``content``, or leave what was there."""
+    """Write ``content``; if that fails, the previous file remains."""
     with written(path, force=True) as file:
         file.write(f"{json.dumps(content, indent=1)}\n".encode())
 
@@ -78,7 +78,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def read_result(folder: Path, job: Job, claim: Claim) -> Result | None:
     """The result of ``job`` in ``folder``, if it has one.
 
-    Raises CheckpointError where that is of another plan or claim, or is damaged.
+    Raises CheckpointError if it belongs to another plan or claim, or is damaged.
     """
     path = result_path(folder, job)
     if not path.exists():
@@ -88,8 +88,8 @@ def read_result(folder: Path, job: Job, claim: Claim) -> Result | None:
         if (result.network, result.seed) != job:
             raise ValueError(f"it is of {result.network}, seed {result.seed}")
     except (ValueError, TypeError) as error:
-        way = "without it that training is done again"
-        raise CheckpointError(f"{path}: this is no result of a training ({error}); {way}") from None
+        way = "remove it to repeat the training"
+        raise CheckpointError(f"{path}: this is not the result of a training ({error}); {way}") from None
     if made := differences(result.plan, claim.plan_of(job.network, job.seed)):
         raise CheckpointError(f"{path}: was made by another plan: {made}; use another folder")
     if result.settings != json.loads(json.dumps(claim.settings())):

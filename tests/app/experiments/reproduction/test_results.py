@@ -29,7 +29,7 @@ def test_a_damaged_result_is_refused(tmp_path, text, why):
         result = Result("WAE", 0, 0.5, 1.0, [0.5], DIGITS.plan_of("WAE", 0).as_dict())
         text = json.dumps({**asdict(result), **text})
     (tmp_path / f"{job.stem}.json").write_text(text)
-    with pytest.raises(CheckpointError, match=f"no result of a training .*{why}.*; without it that training"):
+    with pytest.raises(CheckpointError, match=f"not the result of a training .*{why}.*; remove it to repeat"):
         read_result(tmp_path, job, DIGITS)
 
 
