@@ -508,7 +508,10 @@ def weights(path, classes=3, network="tiny"):
     [
         (lambda p: ["--weights", p / "none"], "none: there is no such file"),
         (lambda p: ["--weights", weights(p / "w", 4)], "w: has 4 classes, the data has 3"),
-        (lambda p: ["--weights", weights(p / "w", network="tiny_half")], "holds tiny_half for 3 classes"),
+        (
+            lambda p: ["--weights", weights(p / "w", network="tiny_half")],
+            "needs tiny for 3 classes, got tiny_half for 3",
+        ),
         (lambda p: ["--autoencoder", weights(p / "w")], "its tensors are not those of the network"),
         (lambda p: ["--teacher", weights(p / "w", 4)], "/w: has 4 classes, the data has 3"),
         (lambda p: ["--teacher", weights(p / "w")], "is given, but no stage of the plan has a mimic_weight"),
