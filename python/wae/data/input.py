@@ -106,7 +106,7 @@ class Transforms(nn.Module):
         self.invert = invert
 
     def forward(self, image: Image.Image | Tensor) -> Tensor:
-        """The network's input, (3, *input.shape) uint8, from a Pillow image or a (3, H, W) uint8 tensor.
+        """The network's input, ``(3, *input.shape)`` uint8, from a Pillow image or a (3, H, W) uint8 tensor.
 
         Raises TypeError for anything else, such as floats in 0..1, and ImageError as :func:`prepare` does.
         """
@@ -129,7 +129,7 @@ def whole(height: int, width: int) -> Input:
 
 
 def prepare(image: Tensor, input: Input, invert: bool = False) -> Tensor:
-    """The network's input, (3, *input.shape) uint8, made from ``image``, (3, H, W) uint8.
+    """The network's input, ``(3, *input.shape)`` uint8, made from ``image``, (3, H, W) uint8.
 
     Args:
         image: uint8, in any memory format.

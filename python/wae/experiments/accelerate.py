@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from rich.console import Console
 from torch import nn
@@ -84,10 +84,10 @@ _OPTIONS = fields(Settings)[3:]  # all but accelerate's own arguments
 
 def _signature() -> inspect.Signature:
     """Of :func:`accelerate`, with each option by its name: for help() and editors."""
-    own = inspect.signature(accelerate)
+    own, types = inspect.signature(accelerate), get_type_hints(Settings)
     named = [
         inspect.Parameter(
-            entry.name, inspect.Parameter.KEYWORD_ONLY, default=entry.default, annotation=entry.type
+            entry.name, inspect.Parameter.KEYWORD_ONLY, default=entry.default, annotation=types[entry.name]
         )
         for entry in _OPTIONS
     ]

@@ -53,7 +53,7 @@ class Prediction(NamedTuple):
 
 
 Network = Callable[[Tensor], Tensor]
-"""Maps images, (N, 3, *input.shape) uint8 on the CPU, to scores, (N, classes) or (N, classes, H, W)."""
+"""Maps images, ``(N, 3, *input.shape)`` uint8 on the CPU, to scores, (N, classes) or (N, classes, H, W)."""
 
 
 # -------------------------------------------------------------------------------------------------- network

@@ -23,7 +23,7 @@ _BATCH = 32  # images read ahead by :func:`images`
 
 
 def load(found: Found, input: Input, invert: bool, max_pixels: int) -> tuple[Found, Tensor | None]:
-    """The file and its prepared image, (3, *input.shape) uint8; or the file with an error, and None.
+    """The file and its prepared image, ``(3, *input.shape)`` uint8; or the file with an error, and None.
 
     ``invert`` and ``max_pixels`` are as for :func:`wae.data.input.prepare` and
     :func:`wae.data.images.read_image`.
@@ -58,7 +58,7 @@ def ahead(
 
 
 def images(found: Iterable[Found], input: Input) -> Iterator[Tensor]:
-    """The prepared images of the files in ``found`` that can be read, (3, *input.shape) uint8 each."""
+    """The prepared images of the files in ``found`` that can be read, ``(3, *input.shape)`` uint8 each."""
     with closing(
         ahead(partial(load, input=input, invert=False, max_pixels=MAX_PIXELS), found, _BATCH)
     ) as loaded:

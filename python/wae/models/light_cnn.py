@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 class LightCNN(nn.Sequential):
     """Four 3 x 3 convolutions of stride 2, each with BatchNorm and ReLU, and an average pool.
 
-    Maps (N, 3, h, w) to (N, C), or to (N, C, *pooled), where C is ``8 * channels``. The weights have He
+    Maps (N, 3, h, w) to (N, C), or to ``(N, C, *pooled)``, where C is ``8 * channels``. The weights have He
     initialisation.
 
     Args:

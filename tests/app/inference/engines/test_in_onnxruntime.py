@@ -10,6 +10,7 @@ from wae.inference.engines.in_file import to_onnx
 from wae.inference.engines.in_onnxruntime import onnx_session, quantize
 
 
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # by torch 2.10 itself
 def test_a_session_is_for_the_number_of_images_that_is_wanted(tmp_path):
     """It is told by the dimension's name, and was not where torch.export had given that another."""
     needs("onnxruntime")
