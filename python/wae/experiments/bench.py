@@ -1,8 +1,8 @@
 """``wae bench``: is WAE worth it for this network, on this machine?
 
-The stock network against WAE around it, each as :func:`wae.deploy` makes it in an engine and a precision, and
-the stock network as PyTorch runs it. Every side is checked before any is timed; then all take turns. The
-same functions make the tables of docs/benchmarks.md.
+Compares the stock network with WAE around it, both deployed by :func:`wae.deploy` in each engine and
+precision, and with the stock network in eager PyTorch. All are checked before any is timed; then the timed
+calls are interleaved. The same functions write the tables of docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from wae_kernels.reference import normalize_image
 from .machine import Others, machine
 
 PHOTOS = "crops of the bundled photos"
-"""Where int8's scales come from, unless a folder is given."""
+"""The images that int8 is calibrated on, unless a folder is given."""
 
-_SCALES_FROM = 20  # images: enough for a time, too few for an accuracy
-_MOST_WRONG = 0.5  # of int8's scores of random weights, relative: a network that is wired wrongly has 1
+_CALIBRATION_IMAGES = 20  # enough to measure a time, too few to measure an accuracy
+_MAX_INT8_ERROR = 0.5  # relative, of scores with random weights; a network that is wired wrongly has 1
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,11 @@ class Side:
     """One network in one engine and precision."""
 
     median: float
-    """Seconds of a call with all images."""
+    """Seconds per call with the full batch."""
     p10: float
     p90: float
     difference: float
-    """Of its scores from the float32 network's, relative, in the norm."""
+    """||scores - float32 scores|| / ||float32 scores||."""
 
 
 @dataclass(frozen=True)
@@ -78,45 +78,45 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything about one network and one number of images, all of it from one process."""
+    """Everything measured for one network and one batch size, in one process."""
 
     network: str
     size: int
-    """Of the images, pixels a side."""
+    """Height and width of the images in pixels."""
     images: int
-    """In a call."""
+    """Images per call."""
     multiply_adds: Mapping[str, int]
-    """Of one image: "stock" and "wae", its encoder included."""
+    """For one image: "stock", and "wae" including its encoder."""
     scales_from: str
-    """The images that int8's scales come from."""
+    """The images that int8 was calibrated on."""
     eager: Timing
-    """The stock network in float32 as PyTorch runs it."""
+    """The stock network in float32 in eager PyTorch."""
     rows: Sequence[Row]
     left_out: Mapping[str, str] = field(default_factory=dict)
-    """By engine and precision, why there is no row."""
+    """Why an engine and precision has no row."""
     others: float | None = None
-    """Cores that other programs used while it was timed; None where that is not known."""
+    """CPU cores that other programs used during the timing; None if that is not known."""
 
     @property
     def promised(self) -> float:
-        """The ratio of multiply-adds."""
+        """The speed-up that the multiply-adds promise: the stock network's over WAE's."""
         return self.multiply_adds["stock"] / self.multiply_adds["wae"]
 
     @property
     def stock(self) -> tuple[float, str]:
-        """Its fastest time, and in what."""
+        """The stock network's shortest time, and the engine and precision that reach it."""
         return min(
             [(row.stock.median, row.name) for row in self.rows] + [(self.eager.median, "PyTorch eager")]
         )
 
     @property
     def wae(self) -> tuple[float, str]:
-        """Its fastest time, and in what."""
+        """WAE's shortest time, and the engine and precision that reach it."""
         return min((row.wae.median, row.name) for row in self.rows)
 
     @property
     def ratio(self) -> float:
-        """How many times faster WAE is, both in the engine and precision that is fastest for them."""
+        """How many times faster WAE is, each network in its own fastest engine and precision."""
         return self.stock[0] / self.wae[0]
 
 
@@ -133,31 +133,32 @@ def compare(
     calibrate: Path | None = None,
     step: Callable[[str], None] = lambda what: None,
 ) -> Comparison:
-    """Build, check and time ``pair`` on the processor, with as many threads as PyTorch has.
+    """Build, check and time ``pair`` on the CPU, with PyTorch's number of threads.
 
     Args:
         pair: the networks.
-        size: of the images, (size, size).
-        batch: images of a call.
-        engines: of :data:`wae.inference.engines.ENGINES`.
-        precisions: what an engine cannot compute in is passed over; what misses a package is left out.
-        seconds: to time for, all sides together, at least three rounds.
-        calibrate: a folder with 40 images or more, for int8's scales; None for :data:`PHOTOS`.
-        step: is called with a name before each side is built, and before the timing.
+        size: height and width of the images.
+        batch: images per call.
+        engines: names in :data:`wae.inference.engines.ENGINES`.
+        precisions: a precision that an engine does not have is skipped; one that cannot run here, for example
+            because a package is missing, is reported in :attr:`Comparison.left_out`.
+        seconds: how long to time, all sides together; at least three rounds are timed.
+        calibrate: a folder with 40 images or more to calibrate int8 on; None for :data:`PHOTOS`.
+        step: called with a description before each side is built, and before the timing.
 
     Raises:
-        EngineError: no side can be timed; the message has the reasons.
+        EngineError: no side can be timed; the message gives the reasons.
         CalibrationError: the folder has too few images.
         ValueError: a network takes no images of this size.
     """
-    torch._dynamo.reset()  # a comparison before this one has left gigabytes
+    torch._dynamo.reset()  # frees the gigabytes that an earlier comparison leaves
     gc.collect()
     scale_for_photos(pair.wae)
     given = _images(calibrate, size) if "int8" in precisions else crops(size, batch)
     images = {kind: _as_taken(network, pair.wae, given) for kind, network in pair.networks.items()}
     left_out: dict[str, str] = {}
     sides = _sides(pair, images, size, batch, _combinations(engines, precisions, left_out), left_out, step)
-    step(f"{pair.name}, {batch} at once: timing")
+    step(f"{pair.name}, batch {batch}: timing")
     calls = {kind: given[torch.arange(batch) % len(given)] for kind, given in images.items()}
     timings, others = _timed(sides, pair.stock, calls, seconds)
     costs = {kind: count(network, (size, size)).multiply_adds for kind, network in pair.networks.items()}
@@ -167,10 +168,10 @@ def compare(
 
 
 class _Key(NamedTuple):
-    """Of a side."""
+    """Identifies a side."""
 
     kind: str
-    """Of the network: see :attr:`Pair.networks`."""
+    """A key of :attr:`Pair.networks`."""
     engine: str
     precision: str
 
@@ -184,9 +185,9 @@ def _sides(
     left_out: dict[str, str],
     step: Callable[[str], None],
 ) -> dict[_Key, Deployed]:
-    """Both networks in each engine and precision; why some are not, goes into ``left_out``.
+    """Both networks in each engine and precision. Adds the reasons for missing ones to ``left_out``.
 
-    Raises EngineError where none is.
+    Raises EngineError if none can be built.
     """
     sides: dict[_Key, Deployed] = {}
     for engine, precision in combinations:
@@ -204,9 +205,9 @@ def _sides(
 def _timed(
     sides: Mapping[_Key, Deployed], stock: nn.Module, calls: Mapping[str, Tensor], seconds: float
 ) -> tuple[dict[str, Timing], float | None]:
-    """The times of each side, and of ``stock`` as "eager"; and the cores that others used meanwhile.
+    """Time all sides and, as "eager", ``stock``, interleaved; also the cores that other programs used.
 
-    All take turns. ``calls`` has the images of a call, for each kind of network.
+    ``calls`` has the images of a call for each kind of network.
     """
     functions: dict[str, Callable[[], Any]] = {
         " ".join(key): partial(side, calls[key.kind]) for key, side in sides.items()
@@ -219,7 +220,7 @@ def _timed(
 
 
 def _rows(sides: Mapping[_Key, Deployed], timings: Mapping[str, Timing]) -> list[Row]:
-    """A row of both networks for each engine and precision."""
+    """A row with both networks for each engine and precision."""
     made = {key: _side(timings[" ".join(key)], side) for key, side in sides.items()}
     return [
         Row(key.engine, key.precision, made[key], made[key._replace(kind="wae")])
@@ -231,7 +232,7 @@ def _rows(sides: Mapping[_Key, Deployed], timings: Mapping[str, Timing]) -> list
 def _combinations(
     engines: Sequence[str], precisions: Sequence[str], left_out: dict[str, str]
 ) -> Iterator[tuple[Engine, str]]:
-    """Those that can run here; the others that were meant go into ``left_out``."""
+    """The combinations that can run here. Adds the reasons for the others to ``left_out``."""
     for precision in precisions:
         for engine in (ENGINES[name] for name in engines):
             if precision not in engine.precisions:
@@ -251,11 +252,11 @@ def _both(
     precision: str,
     step: Callable[[str], None],
 ) -> dict[str, Deployed] | str:
-    """Both networks deployed; or the reason why one cannot be."""
+    """Both networks deployed, or the reason why one of them cannot be."""
     made = {}
     try:
         for kind, network in pair.networks.items():
-            step(f"{pair.name}, {batch} at once: {engine.name} {precision}")
+            step(f"{pair.name}, batch {batch}: {engine.name} {precision}")
             made[kind] = _deployed(network, images[kind], size, batch, engine, precision)
     except (EngineError, DisagreementError) as error:
         return first_line(error)
@@ -265,7 +266,7 @@ def _both(
 def _deployed(
     network: nn.Module, images: Tensor, size: int, batch: int, engine: Engine, precision: str
 ) -> Deployed:
-    """Checked: by wae.deploy, and int8 here as well as random weights allow."""
+    """``network`` deployed and checked by wae.deploy; int8 also here, as far as random weights allow it."""
     int8 = precision == "int8"
     deployed = deploy(
         network,
@@ -277,8 +278,8 @@ def _deployed(
         calibration_images=len(images) // 2,
         max_drop=None,
     )
-    if int8 and not deployed.difference <= _MOST_WRONG:  # NaN neither
-        raise DisagreementError(f"scores in int8 are wrong by {deployed.difference:.2g}")
+    if int8 and not deployed.difference <= _MAX_INT8_ERROR:  # also true for NaN
+        raise DisagreementError(f"int8 scores are wrong by {deployed.difference:.2g}")
     return deployed
 
 
@@ -287,14 +288,14 @@ def _side(timing: Timing, deployed: Deployed) -> Side:
 
 
 def crops(size: int, count: int) -> Tensor:
-    """(count, 3, size, size) uint8, out of the bundled photos."""
-    side = size + 1  # Crops' own are a pixel smaller at times
+    """Crops of the bundled photos: (count, 3, size, size) uint8."""
+    side = size + 1  # because Crops returns images that are sometimes a pixel smaller
     crops = Crops([_at_least(side, photo(name)) for name in TRAINING], side, count, seed=0)
     return torch.cat([crops.batch([number], 0)[0][..., :size, :size] for number in range(count)])
 
 
 def _at_least(side: int, image: Tensor) -> Tensor:
-    """``image``, enlarged where it is smaller."""
+    """``image``, enlarged if its shorter side is below ``side``."""
     factor = side / min(image.shape[1:])
     if factor <= 1:
         return image
@@ -304,19 +305,19 @@ def _at_least(side: int, image: Tensor) -> Tensor:
 
 def _images(folder: Path | None, size: int) -> Tensor:
     if folder is None:
-        return crops(size, 2 * _SCALES_FROM)
+        return crops(size, 2 * _CALIBRATION_IMAGES)
     described = Input(size, evaluation_resize(size))
     found = list(in_folder(folder, described, 400)) if folder.is_dir() else []
     images = torch.cat(found) if found else torch.empty(0)
-    if len(images) < 2 * _SCALES_FROM:
+    if len(images) < 2 * _CALIBRATION_IMAGES:
         raise CalibrationError(
-            f"{folder} must be a folder with at least {2 * _SCALES_FROM} images, got {len(images)}"
+            f"{folder} must be a folder with at least {2 * _CALIBRATION_IMAGES} images, got {len(images)}"
         )
     return images
 
 
 def _as_taken(network: nn.Module, wae: nn.Module, crops: Tensor) -> Tensor:
-    """``crops`` for a network that scales its images itself; else already scaled, which is not timed."""
+    """``crops`` if the network scales its images itself; otherwise scaled here, outside of the timing."""
     if hasattr(network, "image_scale"):
         return crops
     scale, shift = wae.get_buffer("image_scale"), wae.get_buffer("image_shift")
@@ -324,7 +325,7 @@ def _as_taken(network: nn.Module, wae: nn.Module, crops: Tensor) -> Tensor:
 
 
 def installed() -> list[str]:
-    """The engines that run on this processor."""
+    """The engines that run on this CPU."""
     return [name for name, engine in ENGINES.items() if engine.why_not("cpu") is None]
 
 
@@ -332,7 +333,7 @@ def installed() -> list[str]:
 
 
 def as_data(comparisons: Sequence[Comparison], seconds: float) -> dict[str, Any]:
-    """For a file of JSON; times in seconds."""
+    """The comparisons as JSON data; times in seconds."""
     return {
         "machine": machine(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -1,4 +1,4 @@
-"""What ``wae bench`` tells: tables, a verdict, notes, and a page of HTML with a figure."""
+"""The report of ``wae bench``: tables, a verdict, notes, and an HTML page with a figure."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from .bench import Comparison
 from .machine import limits, machine
 
 QUIET = 0.1
-"""Cores that other programs may use while something is timed."""
+"""CPU cores that other programs may use during a timing."""
 
-_WORTH = 1.1  # times faster; less is not worth a training
+_WORTH = 1.1  # a smaller speed-up is not worth a training
 
 
 def heads(comparison: Comparison) -> list[str]:
-    """Of the columns of :func:`cells`."""
+    """The headings of the columns of :func:`cells`."""
     promised = f"of {comparison.promised:.2f}x"
     return ["engine", "precision", "stock ms", "WAE ms", "faster", promised, "images/s"]
 
 
 def cells(comparison: Comparison) -> list[list[str]]:
-    """A row for each engine and precision: how many times faster, and which share of the promised ratio."""
+    """A row per engine and precision: times, speed-up, its share of the promised one, images per second."""
     return [
         [
             row.engine,
@@ -44,15 +44,15 @@ def cells(comparison: Comparison) -> list[list[str]]:
 
 
 def title(comparison: Comparison) -> str:
-    """Of its table."""
+    """The title of the comparison's table."""
     return (
-        f"{comparison.network}, {comparison.size} x {comparison.size}, {comparison.images} at once; "
+        f"{comparison.network}, {comparison.size} x {comparison.size}, batch {comparison.images}; "
         f"PyTorch eager: {milliseconds(comparison.eager.median)} ms"
     )
 
 
 def table(comparison: Comparison) -> Table:
-    """For a terminal of 80 columns."""
+    """The comparison's table; it fits a terminal of 80 columns."""
     result = Table(title=title(comparison), title_justify="left")
     for number, head in enumerate(heads(comparison)):
         result.add_column(head, justify="left" if number < 2 else "right", no_wrap=True)
@@ -64,12 +64,12 @@ def table(comparison: Comparison) -> Table:
 def notes(comparisons: Sequence[Comparison]) -> list[str]:
     """Notes for the reader of the tables."""
     lines = [
-        f"Medians of interleaved calls, each checked first; {counted(torch.get_num_threads(), 'thread')}.",
+        f"Medians of interleaved calls, all checked first; {counted(torch.get_num_threads(), 'thread')}.",
         "Column 6: the speed-up as a share of the ratio of multiply-adds.",
         "WAE's weights are random, so no accuracy is claimed; `wae eval --deployed` measures it.",
     ]
     if any(row.precision == "int8" for c in comparisons for row in c.rows):
-        lines.append(f"int8's scales come from {comparisons[0].scales_from}.")
+        lines.append(f"int8 was calibrated on {comparisons[0].scales_from}.")
     if (busiest := max((c.others or 0.0 for c in comparisons), default=0.0)) > QUIET:
         lines.append(f"Other programs used {busiest:.1f} cores meanwhile: do not rely on these times.")
     if set_here := limits():
@@ -80,7 +80,7 @@ def notes(comparisons: Sequence[Comparison]) -> list[str]:
 
 
 def verdict(comparisons: Sequence[Comparison]) -> str:
-    """The answer, in one sentence: whether WAE is worth it, each network in its own fastest form."""
+    """Whether WAE is worth it, in one sentence. Each network is timed in its own fastest form."""
     answers = []
     for network in dict.fromkeys(c.network for c in comparisons):
         found = [c for c in comparisons if c.network == network]
@@ -96,19 +96,20 @@ def verdict(comparisons: Sequence[Comparison]) -> str:
 
 
 def milliseconds(seconds: float) -> str:
-    """Three digits, and all before the point."""
+    """Three significant digits, or more if the number of whole milliseconds has more."""
     return f"{1e3 * seconds:.0f}" if seconds >= 0.1 else f"{1e3 * seconds:.3g}"
 
 
 def page(comparisons: Sequence[Comparison]) -> str:
-    """A page of HTML that needs nothing beside it: the answer, a figure, the tables."""
+    """A self-contained HTML page: the verdict, a figure, the tables."""
     figure = base64.b64encode(_figure(comparisons)).decode()
     about = machine()
     versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
+    instructions = f" ({', '.join(about['instructions'])})" if about["instructions"] else ""
     escaped = html.escape
     parts = [
         f"<p><strong>{escaped(verdict(comparisons))}</strong></p>",
-        f'<img alt="images a second by engine and precision" src="data:image/png;base64,{figure}">',
+        f'<img alt="images per second by engine and precision" src="data:image/png;base64,{figure}">',
     ]
     for comparison in comparisons:
         rows = [f"<tr><td>{'<td>'.join(map(escaped, row))}</tr>" for row in cells(comparison)]
@@ -117,8 +118,8 @@ def page(comparisons: Sequence[Comparison]) -> str:
         parts += [*rows, "</table>"]
     parts += [f"<p>{escaped(note)}</p>" for note in notes(comparisons)]
     parts.append(
-        f"<p>{escaped(about['processor'])} ({', '.join(about['instructions'])}), "
-        f"{counted(about['threads'], 'thread')}, {about['backend']}. {escaped(versions)}.</p>"
+        f"<p>{escaped(about['processor'])}{instructions}, {counted(about['threads'], 'thread')}, "
+        f"{about['backend']}. {escaped(versions)}.</p>"
     )
     return _PAGE.replace("BODY", "\n".join(parts))
 
@@ -140,7 +141,7 @@ BODY
 
 
 def _figure(comparisons: Sequence[Comparison]) -> bytes:
-    """A PNG: images a second of every engine and precision, a panel for each comparison."""
+    """A PNG: images per second by engine and precision, one panel per comparison."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -160,7 +161,7 @@ def _figure(comparisons: Sequence[Comparison]) -> bytes:
         axis.set_yticks(places, [row.name for row in comparison.rows])
         axis.invert_yaxis()
         axis.margins(x=0.12)
-        axis.set_title(f"{comparison.network}, {comparison.images} at once: images a second", fontsize=10)
+        axis.set_title(f"{comparison.network}, batch {comparison.images}: images per second", fontsize=10)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].legend(fontsize=8)
     file = io.BytesIO()

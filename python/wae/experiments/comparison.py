@@ -1,4 +1,4 @@
-"""The timings of ``wae demo``: the ops, and WAE-VGG16, against stock PyTorch on this machine."""
+"""The timings of ``wae demo``: the ops and WAE-VGG16 compared with stock PyTorch on this machine."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from wae_kernels.nn import Decoder, Encoder
 _FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 _KINDS = {"encode": (Encoder, StockEncoder), "decode": (Decoder, StockDecoder)}
 _PUBLISHED = {"VGG16": 1289.28, "WAE-VGG16": 411.63}  # ms on a CPU, docs/network.md
-_UNDISTURBED = 0.7  # on a quiet machine this thread has a core for at least this share of the time
-_TOLERANCE = 1e-4  # float32 through layers of another order of arithmetic
+_UNDISTURBED = 0.7  # on a quiet machine this thread runs for at least this share of the time
+_TOLERANCE = 1e-4  # between float32 results that add up in different orders, through many layers
 
 
 class OpRow(NamedTuple):
@@ -52,7 +52,7 @@ class NetworkRow(NamedTuple):
 
 @dataclass(frozen=True)
 class Timings:
-    """Of one 224 x 224 image in float32: medians."""
+    """Median times for one 224 x 224 image in float32."""
 
     backend: str
     threads: int
@@ -60,7 +60,7 @@ class Timings:
     networks: list[NetworkRow]
     """The stock network first."""
     core: float
-    """The share of the time for which this program had a core."""
+    """The share of the time during which this program had a core."""
 
 
 @torch.no_grad()
@@ -68,12 +68,12 @@ def measure(console: Console, model: AutoEncoder, seconds: float) -> Timings:
     """Time the ops and the networks.
 
     Args:
-        console: where it says what it is doing.
-        model: whose encoder and decoder are timed.
-        seconds: for ops and networks each, warm-up not counted.
+        console: shows what is being timed.
+        model: the auto-encoder whose encoder and decoder are timed.
+        seconds: how long to time the ops, and again the networks, without the warm-up.
 
     Raises:
-        DisagreementError: two ways to compute the same thing do not agree; then they are not timed.
+        DisagreementError: two implementations of the same computation disagree; nothing is timed then.
     """
     wall, computing = time.perf_counter(), time.thread_time()
     with console.status("timing encode and decode"):
@@ -172,8 +172,8 @@ def _ratio(slow: float, fast: float) -> str:
 
 
 def _require_equal(what: str, results: Sequence[Any]) -> None:
-    """Raise unless all results agree with the first."""
+    """Raise DisagreementError unless all results agree with the first."""
     first, *others = results
     for other in others:
-        if not largest_difference(first, other) <= _TOLERANCE:  # NaN neither
-            raise DisagreementError(f"{what}: two ways to compute it disagree, so they are not timed")
+        if not largest_difference(first, other) <= _TOLERANCE:  # also true for NaN
+            raise DisagreementError(f"{what}: two implementations disagree, so they are not timed")

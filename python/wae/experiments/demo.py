@@ -1,4 +1,4 @@
-"""The photos of ``wae demo``: taken apart, put together again, drawn and measured."""
+"""The photos of ``wae demo``: decomposed, reconstructed, drawn and measured."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from wae.wording import printable
 from . import panels
 
 BUNDLED = ("chelsea", "flower", "astronaut", "coffee")
-"""The photos shown when none is given. The first two were kept out of training."""
+"""The photos shown when none is given. The first two were held out of training."""
 
 
 class Row(NamedTuple):
@@ -37,18 +37,17 @@ class Row(NamedTuple):
     best_linear_psnr: float
     """See :func:`best_linear_psnr`."""
     energy: float
-    """The mean square of high over the variance of low."""
+    """The mean square of ``high`` divided by the variance of ``low``."""
     picture: str
-    """The file's name."""
+    """The name of the picture's file."""
 
 
 def targets(inputs: Sequence[Path], folder: Path, force: bool) -> list[Path]:
-    """Where the picture of each input goes: ``folder/<name>.png``, numbered where two have one name.
-
-    Only what an earlier demo wrote is replaced, unless ``force``; and never an input.
+    """The path of each input's picture: ``folder/<name>.png``, with a number if two inputs share a name.
 
     Raises:
-        FileExistsError: a file is in the way.
+        FileExistsError: a picture would replace an input, or a file that no earlier demo wrote; ``force``
+            allows the latter.
     """
     found: list[Path] = []
     protected = {path.resolve() for path in inputs}
@@ -68,15 +67,15 @@ def targets(inputs: Sequence[Path], folder: Path, force: bool) -> list[Path]:
 
 
 def draw(model: AutoEncoder, inputs: Sequence[Path], outputs: Sequence[Path]) -> tuple[list[Row], list[str]]:
-    """Decompose and reconstruct every input, and write its picture to the output.
+    """Decompose and reconstruct every input, and write its picture to the matching output.
 
-    Returns the table's rows, and a message for every input that could not be shown.
+    Returns the table's rows, and an error message for every input that could not be shown.
     """
     rows, errors = [], []
     for source, target in track(list(zip(inputs, outputs, strict=True)), "photos"):
         try:
             rows.append(_draw(model, source, target))
-        except (ImageError, OSError) as error:  # noqa: PERF203 (the others shall be shown)
+        except (ImageError, OSError) as error:  # noqa: PERF203 (one bad photo must not hide the others)
             errors.append(str(error))
     return rows, errors
 
@@ -92,7 +91,7 @@ def _draw(model: AutoEncoder, source: Path, target: Path) -> Row:
 
 def show(console: Console, rows: Sequence[Row], folder: Path) -> None:
     """Print the table of the pictures in ``folder``."""
-    table = Table(title="Decomposed and put back together", title_justify="left")
+    table = Table(title="Decomposed and reconstructed", title_justify="left")
     for name in ("photo", "size", "PSNR\ndB", "best linear\ndB", "energy\nhigh / low", "picture"):
         table.add_column(name, justify="left" if name in ("photo", "picture") else "right")
     for row in rows:
@@ -105,8 +104,8 @@ def show(console: Console, rows: Sequence[Row], folder: Path) -> None:
     console.print(f"The pictures are in the folder {where}", markup=False, highlight=False)
     console.print(
         "PSNR: peak 255, after rounding. Best linear: the best linear transform of 2x2 blocks "
-        "that keeps 6 of 12 numbers, fitted to this photo. Energy: mean square of high over "
-        "the variance of low.\n",
+        "that keeps 6 of 12 numbers, fitted to this photo. Energy: mean square of high divided "
+        "by the variance of low.\n",
         highlight=False,
     )
 
@@ -114,8 +113,9 @@ def show(console: Console, rows: Sequence[Row], folder: Path) -> None:
 def best_linear_psnr(image: Tensor) -> float:
     """PSNR of the best linear transform of 2x2 blocks that keeps 6 of 12 numbers, fitted to ``image`` itself.
 
-    In dB after rounding, nan where a (3, H, W) uint8 image has no block. An odd last row or column is left
-    out. The transform is best in the mean square about a middle grey, as in the linear start of training.
+    Returns dB after rounding, or NaN if ``image``, (3, H, W) uint8, has no block. An odd last row or column
+    is left out. The transform minimises the mean square error around middle grey, as in the linear start of
+    training.
     """
     even = image[:, : image.shape[1] // 2 * 2, : image.shape[2] // 2 * 2]
     if even.numel() == 0:

@@ -1,6 +1,7 @@
-"""Trained networks side by side: error, time per image, multiply-adds (the table of docs/network.md).
+"""The tables of ``wae eval``: trained networks side by side, with error, time per image and multiply-adds.
 
-And what :func:`wae.deploy` makes of them, in several precisions: accuracy and speed.
+With ``--deployed``: the accuracy, speed and memory of what :func:`wae.deploy` makes of them, in several
+precisions.
 """
 
 from __future__ import annotations
@@ -34,17 +35,17 @@ HOW_TIMED = (
 
 @dataclass
 class Candidate:
-    """One trained network, and what is found out about it."""
+    """One trained network and its measurements."""
 
     path: Path
     described: Description
     model: nn.Module
-    """As it is deployed: in evaluation mode, a WAE network with its normalisation folded."""
+    """As it is deployed: in evaluation mode, with the normalisation of a WAE network folded."""
     accuracy: Accuracy | PixelAccuracy | None = None
     seconds: float = 0.0
-    """Of one image."""
+    """Per image."""
     multiply_adds: int = 0
-    """Of one image."""
+    """Per image."""
 
 
 def candidate(path: Path, model: nn.Module, device: torch.device) -> Candidate:
@@ -56,7 +57,7 @@ def candidate(path: Path, model: nn.Module, device: torch.device) -> Candidate:
 
 @torch.no_grad()
 def measure(candidates: Sequence[Candidate], seconds: float) -> None:
-    """Fill in multiply-adds, and times taken in turns during about ``seconds``, all together."""
+    """Fill in the multiply-adds, and the times: all networks interleaved, for about ``seconds`` in all."""
     functions = {}
     for number, entry in enumerate(candidates):
         device, size = next(entry.model.parameters()).device, entry.described.input.shape
@@ -91,7 +92,7 @@ def as_data(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
 
 
 def table(candidates: Sequence[Candidate]) -> Table:
-    """The paper's columns; times and multiply-adds also as how many times less than the first network's."""
+    """The paper's columns. For times and multiply-adds also how many times the first network has."""
     result = Table()
     first = candidates[0]
     for column in ("network", *_measured(first), "ms per image", "multiply-adds"):
@@ -111,7 +112,7 @@ def _title(entry: Candidate) -> str:
 
 
 def _measured(entry: Candidate) -> dict[str, str]:
-    """The measured columns, in percent, by title; of five classes or fewer the top-5 error says nothing."""
+    """The measured columns, in percent, by title. Five classes or fewer have no top-5 error: it is 0."""
     assert entry.accuracy is not None
     found = entry.accuracy.columns()
     if entry.described.classes <= 5 and "top-5 error" in found:
@@ -123,7 +124,7 @@ def _measured(entry: Candidate) -> dict[str, str]:
 
 
 class DeployedCandidate(nn.Module):
-    """A candidate as :func:`wae.deploy` makes it for ``batch`` images, and what is found out about it.
+    """A candidate deployed by :func:`wae.deploy` for ``batch`` images, and its measurements.
 
     Called with that many images or fewer, (N, 3, H, W) uint8, it returns their scores, (N, classes) or
     (N, classes, H, W).
@@ -132,12 +133,12 @@ class DeployedCandidate(nn.Module):
         candidate: what to deploy; its model stays as it is.
         precision: see :func:`wae.deploy`.
         engine: see :func:`wae.deploy`.
-        batch: images of a call.
-        calibration: labelled images that int8's scales come from; None for other precisions.
+        batch: images per call.
+        calibration: labelled images to calibrate int8 on; None for other precisions.
 
     Raises:
-        CalibrationError, EngineError, DisagreementError: see :func:`wae.deploy`. No drop of accuracy is too
-            large here: it is what is to be found out.
+        CalibrationError, EngineError, DisagreementError: see :func:`wae.deploy`. A drop of accuracy of any
+            size is accepted, because it is what is measured here.
     """
 
     def __init__(
@@ -156,9 +157,9 @@ class DeployedCandidate(nn.Module):
         )
         self.accuracy: Accuracy | PixelAccuracy | None = None
         self.seconds = 0.0
-        """Of a call with ``batch`` images."""
+        """Per call with ``batch`` images."""
         self.megabytes: float | None = None
-        """The most that a process with nothing else holds for it; None where that is not known."""
+        """The peak memory of the network in a process of its own; None if that is not known."""
 
     def forward(self, images: Tensor) -> Tensor:
         """See the class."""
@@ -166,7 +167,7 @@ class DeployedCandidate(nn.Module):
 
 
 def measure_deployed(entries: Sequence[DeployedCandidate], seconds: float) -> None:
-    """Fill in the times of full batches, in turns during about ``seconds``, all together; and the memory."""
+    """Fill in the memory, and the times of full batches: all interleaved, for about ``seconds`` in all."""
     functions = {}
     for number, entry in enumerate(entries):
         device = next(entry.candidate.model.parameters()).device
@@ -197,9 +198,9 @@ def deployed_as_data(entries: Sequence[DeployedCandidate]) -> list[dict[str, Any
 
 
 def deployed_table(entries: Sequence[DeployedCandidate]) -> Table:
-    """A row for each network and precision: accuracy, milliseconds of a call, images per second, memory.
+    """A row per network and precision: accuracy, milliseconds per call, images per second, memory.
 
-    There is at least one, and all were tested on the same images.
+    ``entries`` must not be empty, and all of them must have been tested on the same images.
     """
     result = Table()
     measure = entries[0].accuracy.measure if entries[0].accuracy else ""

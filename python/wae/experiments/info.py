@@ -34,7 +34,7 @@ def installation() -> dict[str, Any]:
 
 
 def show_installation(console: Console) -> None:
-    """Print :func:`installation`."""
+    """Print what :func:`installation` returns."""
     found = installation()
     versions = Table(show_header=False, box=None)
     for name in ("wae_kernels", "torch", "python", "machine", "threads", "GPU"):
@@ -54,7 +54,7 @@ def show_installation(console: Console) -> None:
 def network(name: str) -> dict[str, Any]:
     """The parameters and multiply-adds of the network ``name``: see :mod:`wae.models.registry`.
 
-    Raises NetworkError if there is no such network, or it takes no images of its size.
+    Raises NetworkError if there is no such network, or if it takes no images of its size.
     """
     built, side = on_meta(partial(build, name)), image_side(name)
     try:
@@ -71,7 +71,7 @@ def network(name: str) -> dict[str, Any]:
 
 
 def show_network(console: Console, name: str) -> None:
-    """Print :func:`network`, which says what is raised."""
+    """Print what :func:`network` returns, and raise what it raises."""
     found = network(name)
     total, encoder = found["multiply_adds"], found["of_these_the_encoder"]
     console.print(f"{name}, one {found['size']} x {found['size']} image")

@@ -1,4 +1,4 @@
-"""The machine that a time was taken on: its processor, the versions installed, what else ran meanwhile."""
+"""The machine of a measurement: its CPU, the installed versions, and the load of other programs."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ import wae_kernels
 from wae_kernels import backends
 
 LIMITS = ("WAE_BACKEND", "WAE_AMX", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "OMP_NUM_THREADS")
-"""Environment variables that keep libraries from some instructions or cores."""
+"""Environment variables that keep libraries from using some instructions or cores."""
 
 _PACKAGES = ("torch", "torchvision", "onnxruntime", "openvino", "nncf", "torchao")
 _INSTRUCTIONS = ("avx2", "avx512_f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "avx512_fp16")
 
 
 def limits() -> dict[str, str]:
-    """Those of :data:`LIMITS` that are set."""
+    """The variables of :data:`LIMITS` that are set, and their values."""
     return {name: os.environ[name] for name in LIMITS if name in os.environ}
 
 
 def machine() -> dict[str, Any]:
-    """The machine and versions that the times depend on."""
+    """Everything about this machine and its software that times depend on."""
     known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return {
         "processor": processor(),
@@ -42,7 +42,7 @@ def machine() -> dict[str, Any]:
 
 
 def _version(package: str) -> str:
-    """Of what is imported as ``package``; onnxruntime, say, may have come as onnxruntime-gpu."""
+    """The version of what is imported as ``package``. onnxruntime, say, may come from onnxruntime-gpu."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -51,7 +51,7 @@ def _version(package: str) -> str:
 
 
 def processor() -> str:
-    """The name of the processor's model, as Linux knows it; elsewhere that of its kind."""
+    """The model name of the CPU on Linux; elsewhere, or if Linux knows none, the name of its architecture."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -60,23 +60,23 @@ def processor() -> str:
 
 
 class Others:
-    """Processor time that other programs take, from now on."""
+    """The CPU time that other programs use from now on."""
 
     def __init__(self) -> None:
         self._start, self._before = time.perf_counter(), self._seconds()
 
     def cores(self) -> float | None:
-        """How many cores they have used; None where that is not known."""
+        """How many cores they have used on average; None if the system does not tell."""
         now = self._seconds()
         if now is None or self._before is None:
             return None
         return (now - self._before) / (time.perf_counter() - self._start)
 
     def _seconds(self) -> float | None:
-        """Of a core, since the system started."""
+        """Seconds that other programs have computed since the system started, summed over all cores."""
         try:
             first = Path("/proc/stat").read_text(encoding="utf-8").partition("\n")[0]
-        except OSError:  # only Linux has it
+        except OSError:  # only Linux has this file
             return None
         user, nice, system, _, _, interrupts, soft = map(int, first.split()[1:8])
         mine = os.times()

@@ -1,4 +1,4 @@
-"""Drawings: what the auto-encoder makes of one image (``wae demo``), and classes of pixels as colours."""
+"""Pictures of results: labelled panels, an image as the auto-encoder decomposes it, a legend of colours."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from torch import Tensor
 from wae.models.autoencoder import AutoEncoder, to_uint8
 from wae.training.losses import energy_ratio, psnr
 
-_MARK = ("Software", "wae demo")  # in every picture's metadata: tells our files from a user's
-_STRIP = 22  # pixels for a line of text above a panel
+_MARK = ("Software", "wae demo")  # in the metadata of every picture, to tell it from a user's file
+_STRIP = 22  # pixels of height for a line of text
 _GAP = 8
-_SMALLEST, _LARGEST = 220, 800  # pixels of a panel's longer side; images outside are shown larger or smaller
+_SMALLEST, _LARGEST = 220, 800  # pixels of a panel's longer side; other images are enlarged or reduced
 _GREY = 128
 
 
@@ -27,12 +27,12 @@ def is_demo_picture(path: Path) -> bool:
     try:
         with Image.open(path) as image:
             return bool(image.info.get(_MARK[0]) == _MARK[1])
-    except Exception:  # Pillow raises nearly anything on a file that is no picture: then it is not ours
+    except Exception:  # Pillow can raise nearly anything if the file is no picture
         return False
 
 
 def save(picture: Image.Image, file: IO[bytes]) -> None:
-    """Write the picture as a PNG that :func:`is_demo_picture` knows."""
+    """Write the picture as a PNG that :func:`is_demo_picture` recognises."""
     info = PngImagePlugin.PngInfo()
     info.add_text(*_MARK)
     picture.save(file, format="PNG", pnginfo=info)
@@ -40,33 +40,33 @@ def save(picture: Image.Image, file: IO[bytes]) -> None:
 
 @dataclass(frozen=True)
 class Parts:
-    """One image in parts, (3, H, W) each, in its own units: 0..255."""
+    """One image and its parts, (3, H, W) each, on the image's scale of 0..255."""
 
     image: Tensor
     """uint8."""
     low: Tensor
     """Half as high and wide."""
     high: Tensor
-    """Likewise; around zero."""
+    """Half as high and wide; its values are around zero."""
     reconstruction: Tensor
     """uint8."""
     energy: float
-    """The mean square of high over the variance of low, as the encoder gave them."""
+    """The mean square of ``high`` divided by the variance of ``low``, both on the encoder's scale."""
 
     @property
     def error(self) -> Tensor:
-        """The reconstruction less the image."""
+        """The reconstruction minus the image."""
         return self.reconstruction.float() - self.image.float()
 
     @property
     def psnr(self) -> float:
-        """Of the reconstruction: peak 255, after rounding, in dB."""
+        """Of the reconstruction after rounding, in dB, for a peak of 255."""
         return psnr(self.reconstruction, self.image)
 
 
 @torch.no_grad()
 def parts(model: AutoEncoder, image: Tensor) -> Parts:
-    """``image``, (3, H, W) uint8, as ``model`` splits it and puts it back together."""
+    """``image``, (3, H, W) uint8, decomposed and reconstructed by ``model``."""
     decoded, low, high = (tensor[0].float() for tensor in model(image[None]))
     scale, shift = model.image_scale.view(3, 1, 1), model.image_shift.view(3, 1, 1)
     energy = energy_ratio(low[None], high[None])
@@ -96,7 +96,7 @@ def picture(shown: Parts) -> Image.Image:
 
 
 def amplified(values: Tensor, factor: float) -> Tensor:
-    """``values``, which are around zero, around a middle grey and amplified."""
+    """``values`` multiplied by ``factor``, with zero drawn as middle grey."""
     return values * factor + _GREY
 
 
@@ -109,7 +109,7 @@ def amplification(values: Tensor) -> int:
 
 
 def zoom_of(image: Tensor) -> float:
-    """How much larger or smaller ``image``, (3, H, W), and its parts are drawn."""
+    """The factor by which ``image``, (3, H, W), and its parts are enlarged or reduced."""
     longer = max(image.shape[1:])
     if longer > _LARGEST:
         return 1 / math.ceil(longer / _LARGEST)
@@ -117,7 +117,7 @@ def zoom_of(image: Tensor) -> float:
 
 
 def draw(pixels: Tensor, zoom: float = 1) -> Image.Image:
-    """(3, H, W) of 0..255 as an image. Enlarged pixels stay square, made smaller they are averaged."""
+    """(3, H, W) of 0..255 as an image. Enlarging repeats pixels; reducing averages them."""
     data = to_uint8(pixels) if pixels.is_floating_point() else pixels
     image = Image.fromarray(data.permute(1, 2, 0).contiguous().numpy())
     if zoom == 1:
@@ -127,7 +127,7 @@ def draw(pixels: Tensor, zoom: float = 1) -> Image.Image:
 
 
 def legend(colours: Mapping[str, Sequence[int]]) -> Image.Image:
-    """Names beside squares of their colours, one below the other."""
+    """A list of names, each beside a square of its colour."""
     font = ImageFont.load_default(13)
     width = _STRIP + _GAP + math.ceil(max(font.getlength(name) for name in colours))
     image = Image.new("RGB", (width, _STRIP * len(colours)), "white")
@@ -139,7 +139,7 @@ def legend(colours: Mapping[str, Sequence[int]]) -> Image.Image:
 
 
 def labelled(label: str, image: Image.Image) -> Image.Image:
-    """``image`` with its label above."""
+    """``image`` with ``label`` above it."""
     font = ImageFont.load_default(13)
     panel = Image.new(
         "RGB", (max(image.width, math.ceil(font.getlength(label))), image.height + _STRIP), "white"

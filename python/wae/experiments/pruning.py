@@ -1,4 +1,4 @@
-"""A trained network pruned by Torch-Pruning until it takes no longer than WAE: a rival."""
+"""A baseline for WAE: a trained network, pruned by Torch-Pruning until it takes no longer than WAE."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from wae.models.accelerated import last_matrix
 from wae.models.baselines import FullResolution
 
 METHODS = ("L1 groups", "Taylor")
-"""L1 groups: in each layer those channels go whose weights, with all that depend on them, are smallest.
-Taylor: of all layers those go that change the loss least, by its gradient."""
+"""L1 groups: removes the same share of each layer's channels, those with the smallest weights. The weights of
+other layers that depend on a channel count too. Taylor: removes the channels of any layer that change the
+loss least, estimated by its gradient."""
 
-_MOST = 0.9  # of a layer's channels, that may go
-_STEPS = 6  # in which the ratio is halved in
+_MAX_RATIO = 0.9  # of a layer's channels
+_BISECTIONS = 6
 
 
 class PruningError(WaeError, RuntimeError):
-    """A network that cannot be pruned as asked. The message says why."""
+    """A network that cannot be pruned as requested. The message says why."""
 
 
 def pruned(
@@ -38,14 +39,14 @@ def pruned(
 
     Raises:
         PruningError: Torch-Pruning is not installed.
-        ValueError: ``model`` does not end in a matrix.
+        ValueError: ``model`` does not end in a linear layer.
     """
     try:
         import torch_pruning
     except ModuleNotFoundError:
         raise PruningError('Torch-Pruning is not installed: pip install "wae-kernels[reproduce]"') from None
     assert isinstance(model, FullResolution)
-    copied = copy.deepcopy(model).eval().requires_grad_(True)  # what is frozen would not be pruned
+    copied = copy.deepcopy(model).eval().requires_grad_(True)  # frozen parameters would not be pruned
     taylor = method == "Taylor"
     importance = torch_pruning.importance
     if taylor:
@@ -59,7 +60,7 @@ def pruned(
         importance=importance.GroupTaylorImportance() if taylor else importance.GroupMagnitudeImportance(p=1),
         global_pruning=taylor,
         pruning_ratio=ratio,
-        max_pruning_ratio=_MOST,
+        max_pruning_ratio=_MAX_RATIO,
         ignored_layers=[last],
     )
     pruner.step()
@@ -70,20 +71,20 @@ def pruned(
 def ratio_for(
     prune: Callable[[float], nn.Module], share_of_time: Callable[[nn.Module], float]
 ) -> dict[str, Any]:
-    """The smallest ratio, to 1.5 %, at which a pruned network takes no longer than what it is compared with.
+    """The smallest ratio, to within 0.015, at which a pruned network takes no longer than another one.
 
     Args:
-        prune: makes the network for a ratio.
-        share_of_time: its time, as a share of the other's.
+        prune: prunes the network by a ratio.
+        share_of_time: the time of the pruned network divided by the other network's.
 
-    Returns ``ratio``, and ``time``, the share that was measured there. Raises PruningError where even the
-    largest ratio is not enough.
+    Returns ``ratio``, and ``time``, the share of time that was measured for it. Raises PruningError if even
+    the largest ratio does not suffice.
     """
-    too_little, enough = 0.0, _MOST
+    too_little, enough = 0.0, _MAX_RATIO
     time = share_of_time(prune(enough))
     if time > 1:
         raise PruningError(f"pruned by {enough:.0%} the network still takes {time:.2f} times as long")
-    for _ in range(_STEPS):
+    for _ in range(_BISECTIONS):
         middle = (too_little + enough) / 2
         share = share_of_time(prune(middle))
         if share <= 1:

@@ -1,9 +1,9 @@
 """``wae selftest``: every op on every backend of this machine, on random problems, against float64.
 
-A problem is a pure function of its number, so that a failure which somebody reports can be run
-elsewhere. An op may be wrong by the limit of docs/network.md, plus what the float64 result itself
-changes by when the inputs change by a quarter of that limit: sums that cancel, and activations at a
-ReLU's kink, are no faults. ``encode_int8`` may not be wrong at all.
+A problem is determined by its number alone, so that a failure reported by a user can be repeated elsewhere.
+The error of an op may be as large as the limit in docs/network.md, plus the change of the float64 result
+when the inputs change by a quarter of that limit. The second part allows for sums that cancel and for
+activations at a ReLU's kink, which are no faults. ``encode_int8`` must be exact.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ OPS = (
     "conv3x3",
 )
 LIMITS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
-"""Of docs/network.md, for the arithmetic of the compiled kernels."""
+"""The limits in docs/network.md for the arithmetic of the compiled kernels."""
 
 _LONGEST_SIDE = 40
 _DRAWS = 2
-"""How often the inputs are changed to find out how far the float64 result depends on their rounding."""
+"""How many times the inputs are changed to see how much the float64 result depends on their rounding."""
 
 
 class Problem(NamedTuple):
-    """One call: the op, its floating-point tensors and all else that it takes, in order."""
+    """One call: the op and its arguments, in order."""
 
     op: str
     number: int
@@ -53,8 +53,8 @@ class Problem(NamedTuple):
 class Row:
     """The outcome of an op on a backend in one dtype.
 
-    ``error`` is the largest of ``||out - ref|| / ||ref||``, ``share`` the largest part of the allowed error
-    that was used; above 1 the op is wrong. ``failures`` names the problems, by number.
+    ``error`` is the largest ``||out - ref|| / ||ref||``. ``share`` is the largest error divided by the
+    allowed one; the op is wrong if it exceeds 1. ``failures`` describes the problems that failed, by number.
     """
 
     backend: str
@@ -73,7 +73,7 @@ def devices() -> list[tuple[str, str]]:
 
 
 def problem(number: int, op: str, dtype: torch.dtype) -> Problem:
-    """Problem ``number`` of an op: sizes, memory layouts, batch and numbers drawn from that alone."""
+    """Problem ``number`` of an op. The number seeds the sizes, memory layout, batch and values."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(number)
         batch, height, width = (int(torch.randint(1, n, ())) for n in (4, _LONGEST_SIDE, _LONGEST_SIDE))
@@ -91,7 +91,7 @@ def _images(batch: int, channels: int, height: int, width: int, layout: str) -> 
 
 
 def _parameters(module: Encoder | Decoder | ScoreDecoder) -> list[Tensor]:
-    """Random ones under which activations keep the variance of the input."""
+    """Random parameters, scaled so that activations keep the variance of the input."""
     layers = [(module.get_parameter(f"{name}.weight"), name) for name, _ in module.named_children()]
     tensors: list[Tensor] = []
     for weight, name in layers:
@@ -109,17 +109,17 @@ def _encode(batch: int, height: int, width: int, layout: str) -> tuple[Any, ...]
 
 
 def _encode_int8(batch: int, height: int, width: int, layout: str) -> tuple[Any, ...]:
-    def whole(like: Tensor, least: int, most: int, dtype: torch.dtype) -> Tensor:
+    def integers(like: Tensor, least: int, most: int, dtype: torch.dtype) -> Tensor:
         return torch.randint(least, most, like.shape, dtype=dtype)
 
     image = _images(batch, 3, height, width, layout).mul(64).add(128).clamp(0, 255).byte()
     layers = [
-        whole(p, -128, 128, torch.int8) if p.dim() > 1 else whole(p, -20_000, 20_000, torch.int32)
+        integers(p, -128, 128, torch.int8) if p.dim() > 1 else integers(p, -20_000, 20_000, torch.int32)
         for p in Encoder().parameters()
     ]
     rows = torch.empty(3, 16)
-    shift, multiplier = whole(rows, 0, 11, torch.int32), whole(rows, 0, 2**15, torch.int16)
-    return (image, *layers, whole(rows[:, 0], 0, 256, torch.uint8), shift, multiplier, torch.rand(2, 3))
+    shift, multiplier = integers(rows, 0, 11, torch.int32), integers(rows, 0, 2**15, torch.int16)
+    return (image, *layers, integers(rows[:, 0], 0, 256, torch.uint8), shift, multiplier, torch.rand(2, 3))
 
 
 def _decode(batch: int, height: int, width: int, layout: str) -> tuple[Any, ...]:
@@ -204,7 +204,7 @@ def _call(op: str, arguments: Sequence[Any]) -> tuple[Tensor, ...]:
 
 
 def _relative(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """The norm of all differences over that of all expected numbers; infinite where shapes or NaNs differ."""
+    """The norm of all differences over that of all expected values; infinite for NaN or a wrong shape."""
     if [tuple(o.shape) for o in outputs] != [tuple(e.shape) for e in expected]:
         return float("inf")
     difference = sum(
@@ -216,14 +216,14 @@ def _relative(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
 
 
 class Expected(NamedTuple):
-    """The float64 results of a problem, and the relative error that is allowed."""
+    """The float64 results of a problem, and the allowed relative error."""
 
     outputs: tuple[Tensor, ...]
     allowed: float
 
 
 def expected(made: Problem) -> Expected:
-    """The problem in float64; again with inputs changed a little, as the module's docstring says."""
+    """Compute the problem in float64, and again with slightly changed inputs: see the module's docstring."""
     if made.op == "encode_int8":
         return Expected(tuple(x.double() for x in reference.encode_int8(*made.arguments)), 0.0)
     function, limit = _REFERENCES[made.op], LIMITS[made.dtype]
@@ -249,10 +249,10 @@ def _dtypes(op: str) -> Sequence[torch.dtype]:
 
 
 def run(seconds: float, first: int = 0, only: int | None = None) -> Iterator[list[Row]]:
-    """Run problems until the time is over, and yield the rows so far after each number.
+    """Run problems until the time is up, and yield the rows so far after each number.
 
     Args:
-        seconds: to spend; every backend and op gets at least one problem.
+        seconds: how long to run; every backend and op gets at least one problem.
         first: the number of the first problem.
         only: run this number and no other.
     """

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from wae import cli, progress
 from wae.commands import bench as commands_bench
-from wae.experiments import bench, bench_report
+from wae.experiments import bench, bench_report, machine
 from wae.experiments.bench import Comparison, Row, Side
 from wae.inference.agreement import DisagreementError
 from wae.inference.calibration import CalibrationError
@@ -127,7 +127,7 @@ def test_int8_with_the_bundled_photos(network, monkeypatch, capsys):
     arguments += ("--precision", "int8")
     assert run(*arguments) == 0
     printed = capsys.readouterr().out
-    assert "int8's scales come from crops of the bundled photos." in printed
+    assert "int8 was calibrated on crops of the bundled photos." in printed
     assert "no accuracy is claimed" in printed
 
 
@@ -243,7 +243,7 @@ def test_the_step_that_is_done_is_shown_below_the_comparisons(monkeypatch):
 @pytest.mark.parametrize("difference", [0.9, float("nan")])
 def test_int8_that_is_far_off_is_wrong(difference, monkeypatch):
     monkeypatch.setattr(bench, "deploy", lambda *_, **__: SimpleNamespace(difference=difference))
-    with pytest.raises(DisagreementError, match="scores in int8 are wrong by"):
+    with pytest.raises(DisagreementError, match="int8 scores are wrong by"):
         bench._deployed(torch.nn.Identity(), torch.zeros(2), 8, 1, ENGINES["openvino"], "int8")
 
 
@@ -297,6 +297,16 @@ def test_a_busy_machine_is_reported():
     assert "Other programs used 1.5 cores meanwhile: do not rely on these times." in bench_report.notes(
         [comparison(others=1.5), comparison(others=None)]
     )
+
+
+@pytest.mark.parametrize(
+    ("instructions", "text"),
+    [(["avx2", "amx_int8"], "i486 (avx2, amx_int8), 2 threads"), ([], "i486, 2 threads")],
+)
+def test_the_page_names_the_cpu_and_the_instructions_that_are_known(instructions, text, monkeypatch):
+    about = {**machine.machine(), "processor": "i486", "threads": 2, "instructions": instructions}
+    monkeypatch.setattr(bench_report, "machine", lambda: about)
+    assert f"<p>{text}, " in bench_report.page([comparison()])
 
 
 def test_the_share_is_of_the_ratio_of_multiply_adds():

@@ -419,7 +419,7 @@ def test_demo_writes_a_picture_of_each_photo_and_a_table(tmp_path, weights, phot
     out = tmp_path / "out"
     assert run("demo", photo_file, "-o", out, "--no-timing", "--weights", weights) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("Decomposed and put back together")  # nothing of a bar's, an empty line
+    assert printed.startswith("Decomposed and reconstructed")  # nothing of a bar's, an empty line
     model = AutoEncoder()
     weights_file.load(weights, model)
     assert f"{stage1.quality(model, read_image(photo_file)).psnr:.2f}" in printed
@@ -536,7 +536,7 @@ def test_nothing_is_timed_that_does_not_agree():
     one = torch.ones(10)
     comparison._require_equal("x", [one, one + 1e-6])
     for other in (one + 1e-3, one * torch.nan):
-        with pytest.raises(DisagreementError, match="x: two ways"):
+        with pytest.raises(DisagreementError, match="x: two implementations"):
             comparison._require_equal("x", [one, other])
 
 

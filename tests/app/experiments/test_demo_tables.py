@@ -99,7 +99,7 @@ def test_what_is_not_a_number_agrees_with_nothing() -> None:
     one = torch.ones(3)
     comparison._require_equal("encode", [one, one.clone()])
     for other in (one * float("nan"), one * 1.01):
-        with pytest.raises(DisagreementError, match="encode: two ways to compute it disagree"):
+        with pytest.raises(DisagreementError, match="encode: two implementations disagree"):
             comparison._require_equal("encode", [one, other])
 
 

@@ -1,1 +1,1 @@
-"""What ``wae reproduce`` is made of: claims, the trainings of each, their results and the table."""
+"""The parts of ``wae reproduce``: the claims, the trainings of each, their results, and the table."""

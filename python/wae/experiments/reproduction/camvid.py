@@ -1,10 +1,10 @@
-"""The claim on road scenes, pixel by pixel: CamVid (Brostow et al. 2009) in eleven classes.
+"""The claim on segmentation of road scenes: CamVid (Brostow et al. 2009) in eleven classes.
 
-As SegNet's authors published it: 367 images to train on, 101 to choose by, 233 to test, 480 x 360.
+The data is SegNet's version: 367 training, 101 validation and 233 test images of 480 x 360 pixels.
 
 It compares a network at full resolution, at half the resolution with its scores upsampled bilinearly, and
-with WAE around it. The last two are also trained from the first one's weights, distilled from it. All are
-trained by one plan; every epoch is tested on ``val``, and ``test`` is used once, after the last epoch.
+with WAE around it. The last two are also trained a second way: initialised from the trained first one and
+distilled from it. All share one plan. Every epoch is tested on ``val``, and ``test`` once, at the end.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ NETWORKS = ("enet", "mobilenet_deconv", "mobilenet_deconv_compensated", "pspnet_
 """The networks that are compared, by their names in :mod:`wae.models.registry`."""
 
 CLASSES = tuple("sky building pole road pavement tree sign fence car pedestrian cyclist (unlabelled)".split())
-"""By the numbers in SegNet's labels; the last is not counted."""
+"""In the order of the numbers in SegNet's labels. The last is not counted."""
 
 SIZE = (360, 480)
 HALF = "half, bilinear"
-_SEEDS = 10  # of which a picture is looked for
-_SHOWN = 3  # images in it, where there are as many
+_SEEDS = 10  # that are searched for weights to draw a picture with
+_SHOWN = 3  # images in the picture, if the test set has that many
 
 
 def claim(network: str = "enet", size: tuple[int, int] | None = None, times: float = 1.0) -> CamVid:
-    """With the plan ``camvid``.
+    """The claim for ``network``, with the plan ``camvid``.
 
     Args:
         network: see :class:`CamVid`.
-        size: of the images; None for :data:`SIZE`, their own.
+        size: height and width of the images; None for their own, :data:`SIZE`.
         times: factor for the plan's epochs with labels.
     """
-    # A result has two accuracies: with the statistics of the training, and with re-estimated ones.
+    # The training keeps its statistics, because a result also has the accuracy with re-estimated ones.
     plan = replace(longer(find("camvid"), times), model=f"wae_{network}", remeasure_norms=False)
     return CamVid(plan, network, size or SIZE)
 
@@ -106,12 +106,14 @@ class CamVid(FineTuned):
 
     @torch.no_grad()
     def picture(self, data: str | Path, folder: Path) -> Image.Image | None:
-        """Test images, their true classes, and those that the networks trained from scratch find.
+        """Test images, their true classes, and those predicted by the networks trained from scratch.
 
-        Of the first seed of which there are all their weights; None where there is none.
+        Uses the first seed that has the weights of all these networks; None if there is none.
         """
-        alone = [name for name in self.registered if self.needs(name) is None]
-        seeds = ({name: weights_path(folder, Job(name, seed)) for name in alone} for seed in range(_SEEDS))
+        from_scratch = [name for name in self.registered if self.needs(name) is None]
+        seeds = (
+            {name: weights_path(folder, Job(name, seed)) for name in from_scratch} for seed in range(_SEEDS)
+        )
         files = next((of for of in seeds if all(file.exists() for file in of.values())), None)
         if files is None:
             return None
@@ -119,7 +121,7 @@ class CamVid(FineTuned):
         count = min(_SHOWN, len(test))
         images, labels = test.batch([len(test) * number // count for number in range(count)], epoch=0)
         found = {name: load_classifier(file).eval()(images).argmax(1) for name, file in files.items()}
-        not_counted = torch.zeros(1, 3, dtype=torch.uint8)  # last, where the label -1 finds it
+        not_counted = torch.zeros(1, 3, dtype=torch.uint8)  # comes last, where the label -1 selects it
         palette = torch.cat([colours(len(test.labels)), not_counted])
         maps = {"truth": labels.clamp(min=-1), **found}
         zoom = panels.zoom_of(images[0])

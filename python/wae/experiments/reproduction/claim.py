@@ -22,7 +22,7 @@ from wae.training.pretrained import scale_for_photos
 from wae_kernels.nn import Decoder, Encoder
 
 WAVELET, DECOMPOSITION, WAE = "Wavelet+CNN", "Decomposition+CNN", "WAE"
-"""Networks of more than one claim, in the paper's words; every claim has the last."""
+"""Networks that several claims share, as the paper calls them. Every claim has WAE."""
 
 _SHARED = (
     *("learning_rate", "optimizer", "momentum", "weight_decay", "schedule", "warmup", "step_epochs"),
@@ -40,7 +40,7 @@ class Job(NamedTuple):
 
     @property
     def stem(self) -> str:
-        """The name of its files."""
+        """The beginning of the names of its files."""
         letters = "".join(c if c.isalnum() else "-" for c in self.network.lower())
         return f"{letters}-seed{self.seed}"
 
@@ -53,7 +53,7 @@ class Claim(ABC):
     """WAE's plan, from which the others follow."""
 
     timed_images: ClassVar[int] = 100
-    """In a batch whose time is measured."""
+    """The batch size when networks are timed."""
 
     measure: ClassVar[str] = "accuracy"
     """The name of a result's ``accuracy`` in the table."""
@@ -84,21 +84,21 @@ class Claim(ABC):
 
     @abstractmethod
     def build(self, network: str) -> nn.Module:
-        """One of those that are registered, with random weights, for the data's classes."""
+        """The registered ``network`` with random weights, for the data's classes."""
 
     @abstractmethod
     def prepared(self, data: str | Path, folder: Path) -> str | Path:
-        """Check ``data`` before any process is started, and return what workers open; ``folder`` may hold it.
+        """Check ``data`` before any worker starts. Return what workers open; it may be a file in ``folder``.
 
         Raises DatasetError.
         """
 
     @abstractmethod
     def sets(self, data: str | Path, seed: int) -> tuple[Dataset, Dataset]:
-        """The images to train on, and those to test with, of what :meth:`prepared` gave."""
+        """The training and test images, from what :meth:`prepared` returned."""
 
     def kept_out(self, data: str | Path) -> Dataset | None:
-        """Held-out images, used once after the last epoch; None for the test images of every epoch."""
+        """Held-out images, used once after the last epoch. None: use the test images of every epoch."""
         return None
 
     def picture(self, data: str | Path, folder: Path) -> Image.Image | None:
@@ -110,15 +110,15 @@ class Claim(ABC):
         return {}
 
     def needs(self, network: str) -> str | None:
-        """The network whose trained weights, of the same seed, ``network`` needs."""
+        """The network whose trained weights of the same seed ``network`` needs, if any."""
         return None
 
     def start_path(self, folder: Path, job: Job) -> Path:
-        """Where :meth:`start` keeps what it measured, until the training has its result."""
+        """The file in which :meth:`start` keeps its measurements until the training has a result."""
         return folder / f"{job.stem}.start.json"
 
     def start(self, job: Job, folder: Path, training: Dataset) -> tuple[nn.Module, dict[str, Any]]:
-        """The network to train, and what was found out to make it."""
+        """The network to train, and what was measured to build it."""
         torch.manual_seed(job.seed)
         return self.build(job.network), {}
 
@@ -128,7 +128,7 @@ class Claim(ABC):
             return replace(self.wae, seed=seed)
         joint = self.wae.stages[-1]
         epochs = sum(stage.epochs for stage in self.wae.stages if stage.kind != "transform")
-        if network == DECOMPOSITION:  # as WAE, without the reconstruction constraint
+        if network == DECOMPOSITION:  # like WAE, but without the reconstruction constraint
             stage = replace(joint, epochs=epochs, transform_weight=0.0, encoder_rate=1.0)
         else:
             kept = {entry: getattr(joint, entry) for entry in _SHARED}
@@ -137,7 +137,7 @@ class Claim(ABC):
         return replace(self.wae, seed=seed, start="random", stages=(stage,), model=network)
 
     def jobs(self, seeds: Sequence[int]) -> list[Job]:
-        """All trainings, seed by seed, the main networks first; those that need weights come last."""
+        """All trainings, seed by seed, the main networks first. Those that need trained weights come last."""
         first = (self.full, WAE, self.half)
         networks = sorted(self.registered, key=lambda name: (name not in first, bool(self.needs(name))))
         free = [name for name in networks if not self.needs(name)]
@@ -149,7 +149,7 @@ class Claim(ABC):
 def built_for_photos(name: str, classes: int) -> nn.Module:
     """The registered network ``name`` with random weights, for photos of 0..255; WAE with a decoder.
 
-    Encoder and decoder begin as the bodies' convolutions do, unless the plan's start replaces them.
+    Encoder and decoder are initialised like the bodies' convolutions; the start in a plan may replace that.
     """
     model = build(name, classes)
     if isinstance(model, WAENetwork) and isinstance(model.encoder, Encoder):

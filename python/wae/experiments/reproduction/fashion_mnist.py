@@ -26,7 +26,7 @@ FULL, HALF, MIMIC = "28 x 28", "14 x 14", "WAE, mimic"
 
 
 def claim(times: float = 1.0) -> FashionMnist:
-    """With so many times the plan's epochs with labels."""
+    """The claim, with the plan's epochs with labels multiplied by ``times``."""
     return FashionMnist(longer(find("fashion_mnist"), times))
 
 
@@ -63,7 +63,7 @@ class FashionMnist(Claim):
         return training, test
 
     def needs(self, network: str) -> str | None:
-        """See :meth:`Claim.needs`: a student needs its teacher."""
+        """See :meth:`Claim.needs`: the student needs its trained teacher."""
         return FULL if network == MIMIC else None
 
     def plan_of(self, network: str, seed: int) -> Plan:

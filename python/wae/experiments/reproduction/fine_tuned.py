@@ -34,14 +34,14 @@ FINE_TUNED = fine_tuned(WAE)
 
 @dataclass(frozen=True)
 class FineTuned(Claim):
-    """A claim with networks called :func:`fine_tuned`: WAE, and such as have the full one's parameters."""
+    """A claim that also trains :func:`fine_tuned` networks: WAE, and those with the full one's parameters."""
 
     def needs(self, network: str) -> str | None:
         """See :meth:`Claim.needs`."""
         return self.full if network.endswith(_SUFFIX) else super().needs(network)
 
     def plan_of(self, network: str, seed: int) -> Plan:
-        """See :meth:`Claim.plan_of`: what is fine-tuned has the plan of what it is, and a teacher."""
+        """See :meth:`Claim.plan_of`: a fine-tuned network has the plan of the same network, and a teacher."""
         plan = super().plan_of(network.removesuffix(_SUFFIX), seed)
         if network == FINE_TUNED:
             return made_of_original(plan)

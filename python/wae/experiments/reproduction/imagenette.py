@@ -1,9 +1,10 @@
 """The claim on colour photos: Imagenette, ten classes of ImageNet, with networks trained from scratch.
 
-The photos are decoded once, to a file of uint8 images of the training's size in the folder of results: an
-epoch then is arithmetic alone. Besides the paper's networks there are those that a sceptic would try first:
-half the resolution at WAE's multiply-adds, and the trained full network pruned to WAE's measured time. WAE
-and both at half the resolution are made of the trained full network, too, with it as their teacher.
+The photos are decoded once, into a file of uint8 images of the training size in the folder of results, so
+that an epoch decodes nothing. Besides the paper's networks there are two baselines: the full network on
+smaller images at WAE's multiply-adds, and the trained full network pruned to WAE's measured time. WAE and
+the networks on smaller images are also trained a second way: initialised from the trained full network and
+distilled from it.
 """
 
 from __future__ import annotations
@@ -37,16 +38,16 @@ from .results import weights_path, write_json
 from .table import timed
 
 NETWORKS = {"small_vgg": "small_photo_vgg", "resnet18": "resnet18", "resnet50": "resnet50"}
-"""The networks that there is a recipe for, and their names in :mod:`wae.models.registry`."""
+"""The networks that have a recipe, and their names in :mod:`wae.models.registry`."""
 
 EQUAL_COST = "half, equal cost"
 PRUNED = {f"pruned, {method}": method for method in METHODS}
 CLASSES = 10
-_KEPT_EVERY = 5  # every fifth training image is kept aside, where something has to be chosen
-_SHIFTED = 1 / 16  # of the side: how far images are shifted at most, to either side
-_MOST = 160  # pixels of a side of torchvision's smaller version
-_MEASURED, _AT_ONCE = 640, 64  # training images that an importance is measured on, and in a batch of them
-_SECONDS = 2.0  # of timing, for each ratio
+_HELD_OUT_EVERY = 5  # kept_aside holds out every fifth training image
+_MAX_SHIFT = 1 / 16  # of the side, in each direction
+_SMALL_VERSION = 160  # pixels of the shorter side in the smaller version that torchvision offers
+_PRUNING_IMAGES, _PRUNING_BATCH = 640, 64  # training images for the gradients of pruning
+_SECONDS = 2.0  # of timing for each pruning ratio
 
 
 def claim(
@@ -56,22 +57,22 @@ def claim(
     times: float = 1.0,
     also_at: Sequence[int] = (),
 ) -> Imagenette:
-    """With the network's own plan.
+    """The claim for ``network``, with the network's own plan.
 
     Args:
         network, kept_aside, also_at: see :class:`Imagenette`.
-        size: of the images; None for the network's own.
-        times: so many times the plan's epochs with labels.
+        size: height and width of the images; None for the network's own.
+        times: factor for the plan's epochs with labels.
 
     Raises:
-        ValueError: a side of ``also_at`` is not between half of the size and all of it.
+        ValueError: a side in ``also_at`` is not between ``size // 2`` and ``size``, both exclusive.
     """
     small = network == "small_vgg"
     plan = longer(find("imagenette" if small else "imagenette_resnet"), times)
     plan = replace(plan, model=f"wae_{NETWORKS[network]}")
     size = size or (64 if small else 128)
     if wrong := [side for side in also_at if not size // 2 < side < size]:
-        raise ValueError(f"also_at: must be between {size // 2} and {size}, both left out, got {wrong[0]}")
+        raise ValueError(f"also_at: must be between {size // 2} and {size}, both exclusive, got {wrong[0]}")
     return Imagenette(plan, network, size, kept_aside, tuple(sorted(set(also_at))))
 
 
@@ -82,11 +83,11 @@ class Imagenette(FineTuned):
     network: str
     """One of :data:`NETWORKS`."""
     size: int
-    """Of the images in pixels."""
+    """Height and width of the images in pixels."""
     kept_aside: bool
-    """Test on a fifth of the training images, and train on the others: to choose a recipe by."""
+    """Hold out a fifth of the training images to test on, and train on the others, to choose a recipe."""
     also_at: tuple[int, ...] = ()
-    """Sides in pixels: the full network on images of these sizes is a rival too (WAE's time, say)."""
+    """More baselines: the full network on images of these heights and widths, for example at WAE's time."""
 
     timed_images: ClassVar[int] = 32
 
@@ -123,7 +124,7 @@ class Imagenette(FineTuned):
         }
 
     def _equal_side(self) -> int:
-        """The side of the images that cost the plain network most nearly what WAE costs."""
+        """The image side at which the plain network's multiply-adds are closest to WAE's."""
         size, stem = (self.size, self.size), NETWORKS[self.network]
         allowed = count(on_meta(lambda: build(f"wae_{stem}", CLASSES)), size).multiply_adds
         plain = on_meta(lambda: build(stem, CLASSES))
@@ -141,21 +142,21 @@ class Imagenette(FineTuned):
         return built_for_photos(name, CLASSES)
 
     def needs(self, network: str) -> str | None:
-        """See :meth:`Claim.needs`: what is pruned was trained before."""
+        """See :meth:`Claim.needs`: the pruned networks need the trained full network."""
         return self.full if network in PRUNED else super().needs(network)
 
     def jobs(self, seeds: Sequence[int]) -> list[Job]:
-        """See :meth:`Claim.jobs`; of the pruned networks one seed."""
+        """See :meth:`Claim.jobs`. The pruned networks are trained with one seed only."""
         return [job for job in super().jobs(seeds) if job.network not in PRUNED or job.seed == min(seeds)]
 
     def start(self, job: Job, folder: Path, training: Dataset) -> tuple[nn.Module, dict[str, Any]]:
-        """See :meth:`Claim.start`: a network to be pruned is, to the time of WAE."""
+        """See :meth:`Claim.start`: the trained full network is pruned to WAE's time."""
         if job.network not in PRUNED:
             return super().start(job, folder, training)
         model = load_classifier(weights_path(folder, Job(self.full, job.seed)))
-        path = self.start_path(folder, job)  # the measurement is not to be made again by a resumed run
-        images, labels = training.batch(range(min(_MEASURED, len(training))), 0)
-        batches = list(zip(images.split(_AT_ONCE), labels.split(_AT_ONCE), strict=True))
+        path = self.start_path(folder, job)  # a resumed run must not measure again
+        images, labels = training.batch(range(min(_PRUNING_IMAGES, len(training))), 0)
+        batches = list(zip(images.split(_PRUNING_BATCH), labels.split(_PRUNING_BATCH), strict=True))
         method = PRUNED[job.network]
         if path.exists():
             found = _read_start(path)
@@ -165,7 +166,7 @@ class Imagenette(FineTuned):
         return pruned(model, batches, method, found["ratio"]), found
 
     def _share_of_time(self, network: nn.Module) -> float:
-        """The time of ``network`` as a share of WAE's."""
+        """The time of ``network`` divided by WAE's."""
         times = timed({WAE: self.build(WAE), "other": network}, self, _SECONDS)
         return times["other"] / times[WAE]
 
@@ -176,7 +177,7 @@ class Imagenette(FineTuned):
         path = folder / f"images-{self.size}.safetensors"
         parts = {part: image_folder(Path(data), part == "train", self.size, self.size) for part in _PARTS}
         if len(labels := parts["train"].labels) != CLASSES:
-            raise DatasetError(f"{data}: Imagenette has {CLASSES} classes, here are {len(labels)}")
+            raise DatasetError(f"{data}: Imagenette has {CLASSES} classes, got {len(labels)}")
         metadata = {"files": _files(parts), "labels": json.dumps(labels)}
         if not path.exists() or _metadata(path) != metadata:
             tensors: dict[str, Tensor] = {}
@@ -189,7 +190,7 @@ class Imagenette(FineTuned):
     def sets(self, data: str | Path, seed: int) -> tuple[InMemory, InMemory]:
         """See :meth:`Claim.sets`."""
         tensors, labels = safetensors.torch.load_file(data), json.loads(_metadata(Path(data))["labels"])
-        pad = round(self.size * _SHIFTED)
+        pad = round(self.size * _MAX_SHIFT)
         training, test = (
             InMemory(
                 tensors[f"{part}.images"], tensors[f"{part}.targets"], labels, part == "train", seed, pad
@@ -199,16 +200,17 @@ class Imagenette(FineTuned):
         if not self.kept_aside:
             return training, test
         numbers = range(len(training))
-        kept = training.subset(numbers[_KEPT_EVERY - 1 :: _KEPT_EVERY]).plain()
-        return training.subset([i for i in numbers if i % _KEPT_EVERY != _KEPT_EVERY - 1]), kept
+        held_out = numbers[_HELD_OUT_EVERY - 1 :: _HELD_OUT_EVERY]
+        kept = [number for number in numbers if number not in held_out]
+        return training.subset(kept), training.subset(held_out).plain()
 
 
 _PARTS = ("train", "val")
-_PHOTOS = (9469, 3925)  # of the parts, in the published data set
+_PHOTOS = (9469, 3925)  # in each part of the published data set
 
 
 def _files(parts: Mapping[str, ImageFolder]) -> str:
-    """SHA-256 of names and sizes of the files."""
+    """The SHA-256 of the names and sizes of all files."""
     digest = hashlib.sha256()
     for images in parts.values():
         for name, _ in images.samples:
@@ -218,7 +220,7 @@ def _files(parts: Mapping[str, ImageFolder]) -> str:
 
 
 def _metadata(path: Path) -> dict[str, str]:
-    """Empty where the file is damaged: it is made again."""
+    """The metadata of a file of images. Empty if it is damaged, so that it is written again."""
     try:
         with safetensors.safe_open(path, "pt") as file:
             return dict(file.metadata() or {})
@@ -227,24 +229,29 @@ def _metadata(path: Path) -> dict[str, str]:
 
 
 def _read_start(path: Path) -> dict[str, float]:
-    """What was measured for a network to be pruned. Raises CheckpointError."""
+    """The measurement of an interrupted training of a pruned network. Raises CheckpointError."""
     try:
         found = read_json(path)
         return {name: float(found[name]) for name in found.keys() | {"ratio", "time"}}
     except (ValueError, LookupError, TypeError, AttributeError):
-        way = "without it, and the checkpoint beside it, that training begins anew"
+        way = "remove it and the checkpoint beside it to repeat the training"
         raise CheckpointError(f"{path}: is damaged; {way}") from None
 
 
 def download(folder: Path, size: int) -> Path:
-    """Have torchvision download Imagenette to ``folder``, unless it is there; the folder of its images."""
+    """Let torchvision download Imagenette to ``folder`` unless it is there. Returns the folder of its images.
+
+    Raises DatasetError if photos are missing.
+    """
     from torchvision.datasets import Imagenette as Downloaded
 
-    version = "160px" if size <= _MOST else "320px"
+    version = "160px" if size <= _SMALL_VERSION else "320px"
     there = folder / f"imagenette2-{version.removesuffix('px')}"
     Downloaded(folder, size=version, download=not there.exists())
     counts = tuple(sum(1 for _ in there.glob(f"{part}/*/*.JPEG")) for part in _PARTS)
     if counts != _PHOTOS:
         wanted, got = ("{} and {}".format(*numbers) for numbers in (_PHOTOS, counts))
-        raise DatasetError(f"{there}: has {got} photos, not {wanted}; remove it, and it is downloaded again")
+        raise DatasetError(
+            f"{there}: has {got} photos, need {wanted}; remove the folder to download it again"
+        )
     return there

@@ -1,4 +1,4 @@
-"""The files that trainings leave in a folder: a JSON file each, and weights."""
+"""The files that a training leaves in a folder: its result in JSON, and its weights."""
 
 from __future__ import annotations
 
@@ -86,12 +86,12 @@ def read_result(folder: Path, job: Job, claim: Claim) -> Result | None:
     try:
         result = Result(**read_json(path))
         if (result.network, result.seed) != job:
-            raise ValueError(f"it is of {result.network}, seed {result.seed}")
+            raise ValueError(f"it is the result of {result.network}, seed {result.seed}")
     except (ValueError, TypeError) as error:
         way = "remove it to repeat the training"
         raise CheckpointError(f"{path}: this is not the result of a training ({error}); {way}") from None
     if made := differences(result.plan, claim.plan_of(job.network, job.seed)):
-        raise CheckpointError(f"{path}: was made by another plan: {made}; use another folder")
+        raise CheckpointError(f"{path}: comes from another plan: {made}; use another folder")
     if result.settings != json.loads(json.dumps(claim.settings())):
-        raise CheckpointError(f"{path}: is of other settings: {result.settings}; use another folder")
+        raise CheckpointError(f"{path}: comes from other settings: {result.settings}; use another folder")
     return result

@@ -32,13 +32,13 @@ from .results import Result, read_result, result_path, weights_path, write_json
 
 
 class Progress(NamedTuple):
-    """An epoch of a job has ended, or a job resumes from there."""
+    """An epoch of a job has ended, or a job resumes after it."""
 
     job: Job
     kind: str
     """The kind of the stage."""
     done: int
-    """Epochs of the job that are done, over all its stages."""
+    """The job's finished epochs, over all its stages."""
     of: int
     accuracy: float | None
     before: bool = False
@@ -91,7 +91,7 @@ def _work(link: Connection, folder: Path, data: str | Path, claim: Claim, device
 
 def _as_sent(job: Job, error: Exception) -> Exception:
     """``error``, or one with the same message if it would not survive the pipe unchanged."""
-    with contextlib.suppress(Exception):  # any that its class raises
+    with contextlib.suppress(Exception):  # its class may raise anything
         found = pickle.loads(pickle.dumps(error))
         if (type(found), str(found)) == (type(error), str(error)):
             return error
@@ -144,7 +144,7 @@ def _train(job: Job, folder: Path, data: str | Path, claim: Claim, device: str, 
         save_classifier(path, model, registered, sets[0].labels, claim.input, made, force=True)
     write_json(result_path(folder, job), asdict(result))
     state.unlink()
-    claim.start_path(folder, job).unlink(missing_ok=True)  # it is in the result
+    claim.start_path(folder, job).unlink(missing_ok=True)  # the result contains it
     if claim.remeasures:  # last, because it can be repeated from the weights
         result = _remeasured(result, folder, claim, device, sets[0], kept_out or sets[1])
     return result

@@ -171,7 +171,7 @@ def test_each_epoch_is_tested_on_val_and_test_is_looked_at_once(scenes, tmp_path
     assert filled == read_result(tmp_path, wanted[0], CLAIM) == results[0]
     assert not bare.remeasured
     assert len(told) == 5  # nothing was trained
-    with pytest.raises(CheckpointError, match="is of other settings"):
+    with pytest.raises(CheckpointError, match="comes from other settings"):
         read_result(tmp_path, wanted[0], replace(CLAIM, size=(24, 40)))
     table = markdown(rows(results, CLAIM, seconds=0), CLAIM)
     assert "| network | mean IoU, mean of seeds |" in table

@@ -68,12 +68,10 @@ def test_photos_are_decoded_once_and_again_where_they_changed(photos, tmp_path, 
 
 @pytest.mark.parametrize("content", ["", "3", '{"ratio": 0.5}', '{"ratio": 0.5, "time": "a second"}'])
 def test_a_damaged_measurement_is_refused(tmp_path, content):
-    """A checkpoint may be of the ratio that it had, so it is not made again by itself."""
+    """A checkpoint may be of the ratio that it had, so it is not repeated automatically."""
     path = tmp_path / "pruned.start.json"
     path.write_text(content)
-    with pytest.raises(
-        CheckpointError, match=r"pruned.start.json: is damaged; without it, and the checkpoint"
-    ):
+    with pytest.raises(CheckpointError, match=r"pruned.start.json: is damaged; remove it and the checkpoint"):
         imagenette._read_start(path)
     path.write_text('{"ratio": 0.5, "time": 1}')
     assert imagenette._read_start(path) == {"ratio": 0.5, "time": 1.0}
@@ -106,7 +104,7 @@ def test_a_fifth_of_the_training_images_is_kept_aside_and_the_test_images_are_le
 
 def test_another_number_of_classes_is_refused(photos, tmp_path):
     shutil.copytree(photos, tmp_path / "data", ignore=shutil.ignore_patterns("n7"))
-    with pytest.raises(DatasetError, match="has 10 classes, here are 9"):
+    with pytest.raises(DatasetError, match="has 10 classes, got 9"):
         CLAIM.prepared(tmp_path / "data", tmp_path)
 
 
@@ -199,7 +197,7 @@ def test_photos_that_are_as_large_as_needed_are_downloaded(tmp_path, monkeypatch
 
     asked = []
     monkeypatch.setattr(datasets, "Imagenette", lambda folder, **options: asked.append((folder, options)))
-    with pytest.raises(DatasetError, match="has 0 and 0 photos, not 9469 and 3925"):
+    with pytest.raises(DatasetError, match="has 0 and 0 photos, need 9469 and 3925"):
         imagenette.download(tmp_path, size)
     assert asked == [(tmp_path, {"size": version, "download": True})]
 
@@ -212,9 +210,9 @@ def test_of_the_pruned_networks_there_is_the_first_seed_alone():
 
 def test_results_of_other_settings_are_refused(tmp_path):
     job = write_result(tmp_path, CLAIM, "WAE", 0)
-    with pytest.raises(CheckpointError, match="is of other settings"):
+    with pytest.raises(CheckpointError, match="comes from other settings"):
         read_result(tmp_path, job, replace(CLAIM, kept_aside=True))
-    with pytest.raises(CheckpointError, match=r"was made by another plan: batch \(20, not 10\); use another"):
+    with pytest.raises(CheckpointError, match=r"comes from another plan: batch \(20, not 10\); use another"):
         read_result(tmp_path, job, replace(CLAIM, wae=replace(TINY, batch=10)))
 
 

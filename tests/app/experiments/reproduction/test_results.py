@@ -19,7 +19,7 @@ from wae.storage.weights_file import CheckpointError
         ("[" * 200_000, "nested too deeply"),
         ({"plan": 3}, r"plan must be of kind dict\[str, Any\], got 3"),
         ({"accuracy": "0.9"}, "accuracy must be of kind float, got '0.9'"),
-        ({"network": "28 x 28"}, "it is of 28 x 28, seed 0"),
+        ({"network": "28 x 28"}, "it is the result of 28 x 28, seed 0"),
     ],
     ids=["cut", "list", "deep", "plan", "accuracy", "another"],
 )
