@@ -115,7 +115,7 @@ def run(options: argparse.Namespace) -> int:
     The table can also be printed for a read-only folder that has all results.
     """
     from wae.errors import WaeError
-    from wae.experiments.reproduction.table import markdown, measured_anew, rows, won_back
+    from wae.experiments.reproduction.table import markdown, recovered, reestimated, rows
     from wae.training.lock import alone_in
 
     console = shared.console(options.json)
@@ -137,10 +137,10 @@ def run(options: argparse.Namespace) -> int:
     except (WaeError, ValueError) as error:
         raise shared.Failure(str(error)) from None
     if options.json:
-        shares = {"won_back": table, "won_back_remeasured": measured_anew(table)}
+        shares = {"won_back": table, "won_back_remeasured": reestimated(table)}
         shared.print_json(
             [
-                {**asdict(row), **{name: won_back(of, claim, row.network) for name, of in shares.items()}}
+                {**asdict(row), **{name: recovered(of, claim, row.network) for name, of in shares.items()}}
                 for row in table
             ]
         )

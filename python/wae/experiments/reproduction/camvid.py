@@ -100,8 +100,8 @@ class CamVid(FineTuned):
         """See :meth:`Claim.sets`."""
         return self._part(data, "train", seed, augment=True), self._part(data, "val")
 
-    def kept_out(self, data: str | Path) -> Dataset:
-        """See :meth:`Claim.kept_out`."""
+    def held_out(self, data: str | Path) -> Dataset:
+        """See :meth:`Claim.held_out`."""
         return self._part(data, "test")
 
     @torch.no_grad()

@@ -97,7 +97,7 @@ class Claim(ABC):
     def sets(self, data: str | Path, seed: int) -> tuple[Dataset, Dataset]:
         """The training and test images, from what :meth:`prepared` returned."""
 
-    def kept_out(self, data: str | Path) -> Dataset | None:
+    def held_out(self, data: str | Path) -> Dataset | None:
         """Held-out images, used once after the last epoch. None: use the test images of every epoch."""
         return None
 

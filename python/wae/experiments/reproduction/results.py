@@ -32,7 +32,7 @@ class Result:
     seed: int
     accuracy: float
     """Share of the test images that are classified correctly after the last epoch; for segmentation networks
-    the mean intersection over union. See :meth:`Claim.kept_out`."""
+    the mean intersection over union. See :meth:`Claim.held_out`."""
     seconds: float
     """The duration of all epochs, on one core of the machine that ran them."""
     epochs: list[float]

@@ -85,7 +85,7 @@ def _inference(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
     return lambda: network(images)
 
 
-def won_back(table: Sequence[Row], claim: Claim, network: str) -> float | None:
+def recovered(table: Sequence[Row], claim: Claim, network: str) -> float | None:
     """The share that ``network`` recovers of the accuracy lost by halving the resolution.
 
     None if the table lacks one of the three networks, or if nothing was lost.
@@ -97,7 +97,7 @@ def won_back(table: Sequence[Row], claim: Claim, network: str) -> float | None:
     return (means[network] - half) / (full - half)
 
 
-def measured_anew(table: Sequence[Row]) -> list[Row]:
+def reestimated(table: Sequence[Row]) -> list[Row]:
     """The rows that have accuracies with re-estimated statistics, with these in place of the others."""
     return [replace(row, accuracies=list(row.remeasured)) for row in table if row.remeasured]
 
@@ -105,24 +105,29 @@ def measured_anew(table: Sequence[Row]) -> list[Row]:
 def markdown(table: Sequence[Row], claim: Claim) -> str:
     """The table in Markdown."""
     full = next((row.multiply_adds for row in table if row.network == claim.full), None)
-    anew = {row.network: row for row in measured_anew(table)}
+    updated = {row.network: row for row in reestimated(table)}
     head = [f"network | {claim.measure}, mean of seeds | spread | recovered | multiply-adds | time per image"]
-    head += ["re-estimated statistics | recovered"] * bool(anew)
-    lines = [f"| {' | '.join(head)} |", "|---" + "|---:" * (7 if anew else 5) + "|"]
+    head += ["re-estimated statistics | recovered"] * bool(updated)
+    lines = [f"| {' | '.join(head)} |", "|---" + "|---:" * (7 if updated else 5) + "|"]
     for row in table:
         spread = "" if row.spread is None else f"{100 * row.spread:.2f}"
         cost = f"{row.multiply_adds / 1e6:.2f} M" + (f" ({row.multiply_adds / full:.0%})" if full else "")
-        cells = [row.network, f"{100 * row.mean:.2f} %", spread, _won_back(table, claim, row.network)]
+        cells = [
+            row.network,
+            f"{100 * row.mean:.2f} %",
+            spread,
+            _recovered_percent(table, claim, row.network),
+        ]
         cells += [cost, f"{row.microseconds:.0f} us"]
-        if row.network in anew:
-            share = _won_back(list(anew.values()), claim, row.network)
-            cells += [f"{100 * anew[row.network].mean:.2f} %", share]
-        elif anew:
+        if row.network in updated:
+            share = _recovered_percent(list(updated.values()), claim, row.network)
+            cells += [f"{100 * updated[row.network].mean:.2f} %", share]
+        elif updated:
             cells += ["", ""]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _won_back(table: Sequence[Row], claim: Claim, network: str) -> str:
-    share = won_back(table, claim, network)
+def _recovered_percent(table: Sequence[Row], claim: Claim, network: str) -> str:
+    share = recovered(table, claim, network)
     return "" if share is None or network in (claim.full, claim.half) else f"{100 * share:.0f} %"

@@ -80,7 +80,7 @@ def _work(link: Connection, folder: Path, data: str | Path, claim: Claim, device
                 known = read_result(folder, job, claim)
                 if known and lacks_remeasured(folder, job, claim):
                     training, test = claim.sets(data, job.seed)
-                    tested = claim.kept_out(data) or test
+                    tested = claim.held_out(data) or test
                     message: Result | Exception = _remeasured(known, folder, claim, device, training, tested)
                 else:
                     message = _train(job, folder, data, claim, device, link)
@@ -118,8 +118,8 @@ def _train(job: Job, folder: Path, data: str | Path, claim: Claim, device: str, 
         device=device,
     )
     accuracies = [epoch.accuracy for epoch in history if epoch.accuracy]
-    kept_out = claim.kept_out(data)
-    last = accuracies[-1] if kept_out is None else evaluate(model, kept_out, chosen.batch, device)
+    held_out = claim.held_out(data)
+    last = accuracies[-1] if held_out is None else evaluate(model, held_out, chosen.batch, device)
     model = model.cpu().eval()
     result = Result(
         job.network,
@@ -146,7 +146,7 @@ def _train(job: Job, folder: Path, data: str | Path, claim: Claim, device: str, 
     state.unlink()
     claim.start_path(folder, job).unlink(missing_ok=True)  # the result contains it
     if claim.remeasures:  # last, because it can be repeated from the weights
-        result = _remeasured(result, folder, claim, device, sets[0], kept_out or sets[1])
+        result = _remeasured(result, folder, claim, device, sets[0], held_out or sets[1])
     return result
 
 

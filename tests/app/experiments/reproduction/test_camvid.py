@@ -49,9 +49,9 @@ def scenes(tmp_path_factory):
 def test_the_parts_are_what_they_are_for(scenes, tmp_path):
     assert CLAIM.prepared(scenes, tmp_path) == scenes
     training, chosen_by = CLAIM.sets(scenes, 3)
-    kept_out = CLAIM.kept_out(scenes)
-    assert [len(data) for data in (training, chosen_by, kept_out)] == [8, 2, 3]
-    assert [data.samples[0][0].split("/")[-3] for data in (training, chosen_by, kept_out)] == [
+    held_out = CLAIM.held_out(scenes)
+    assert [len(data) for data in (training, chosen_by, held_out)] == [8, 2, 3]
+    assert [data.samples[0][0].split("/")[-3] for data in (training, chosen_by, held_out)] == [
         "train",
         "val",
         "test",
@@ -111,7 +111,7 @@ def test_what_is_fine_tuned_begins_as_the_trained_network_on_a_small_image(scene
     half, wae = (
         CLAIM.start(Job(name, 3), tmp_path, training)[0].eval() for name in (fine_tuned(HALF), FINE_TUNED)
     )
-    images, _ = CLAIM.kept_out(scenes).batch(range(3), epoch=0)
+    images, _ = CLAIM.held_out(scenes).batch(range(3), epoch=0)
     with torch.no_grad():
         same = HalfResolutionSegmenter(full.network, full.image_scale.tolist(), full.image_shift.tolist())
         assert torch.equal(half(images), same.eval()(images))
@@ -142,13 +142,13 @@ def test_each_epoch_is_tested_on_val_and_test_is_looked_at_once(scenes, tmp_path
     for job, result in zip(wanted, results, strict=True):
         weights = weights_path(tmp_path, job)
         model = load_classifier(weights)
-        found = evaluate(model, CLAIM.kept_out(scenes))
+        found = evaluate(model, CLAIM.held_out(scenes))
         assert result.accuracy == pytest.approx(found.mean_iou)
         assert result.measured == pytest.approx(found._asdict())
         assert set(result.measured) == set(PixelAccuracy._fields)
         assert result.measured["images"] == 3
         remeasure_norms(model, CLAIM.sets(scenes, 0)[0].plain(), TINY.batch)
-        anew = evaluate(model, CLAIM.kept_out(scenes))
+        anew = evaluate(model, CLAIM.held_out(scenes))
         assert result.remeasured["accuracy"] == pytest.approx(anew.mean_iou)
         assert result.remeasured["loss"] == pytest.approx(anew.loss)
         assert result.remeasured["loss"] != pytest.approx(found.loss)
@@ -195,12 +195,12 @@ def test_a_picture_shows_the_truth_and_what_each_network_finds(scenes, tmp_path,
     assert picture.shape[1] > 5 * width
     assert list(dict.fromkeys(names)) == ["image", "truth", CLAIM.full, HALF, WAE]
     palette = np.concatenate([colours(11).numpy(), np.zeros((1, 3), np.uint8)])
-    _, labels = CLAIM.kept_out(scenes).batch([0], epoch=0)
+    _, labels = CLAIM.held_out(scenes).batch([0], epoch=0)
     assert (labels < 0).any()
     truth = palette[labels[0].clamp(min=-1).numpy()]
     x, y = 2 * 8 + width, 8 + 22  # the second panel
     np.testing.assert_array_equal(picture[y : y + height : zoom, x : x + width : zoom], truth)
-    images, _ = CLAIM.kept_out(scenes).batch([0], epoch=0)
+    images, _ = CLAIM.held_out(scenes).batch([0], epoch=0)
     for name in (CLAIM.full, HALF, WAE):
         x += width + 8
         model = load_classifier(weights_path(tmp_path, Job(name, 1)))

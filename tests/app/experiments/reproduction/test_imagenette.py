@@ -19,7 +19,7 @@ from wae.experiments.reproduction.claim import Job
 from wae.experiments.reproduction.fine_tuned import FINE_TUNED, fine_tuned
 from wae.experiments.reproduction.imagenette import EQUAL_COST, Imagenette
 from wae.experiments.reproduction.results import Result, read_result, weights_path
-from wae.experiments.reproduction.table import rows, won_back
+from wae.experiments.reproduction.table import recovered, rows
 from wae.models.baselines import AtSize, FullResolution, HalfResolution
 from wae.models.counting import count
 from wae.models.registry import on_meta
@@ -90,7 +90,7 @@ def test_a_photo_is_scaled_to_its_shorter_side_and_nothing_more_is_cut(photos, t
         assert (pixels[:, 30:] > 250).all()
 
 
-def test_a_fifth_of_the_training_images_is_kept_aside_and_the_test_images_are_left_alone(photos, tmp_path):
+def test_a_fifth_of_the_training_images_is_held_out_and_the_test_images_are_left_alone(photos, tmp_path):
     path = CLAIM.prepared(photos, tmp_path)
     training, kept = replace(CLAIM, kept_aside=True).sets(path, 0)
     assert (len(training), len(kept)) == (40, 10)
@@ -126,7 +126,7 @@ def test_a_claim_is_what_was_asked_for(network, size):
     "network",
     ["small_vgg", *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet18", "resnet50"))],
 )
-def test_the_rival_costs_what_wae_costs_and_the_others_are_what_they_are_called(network):
+def test_the_baseline_costs_what_wae_costs_and_the_others_are_what_they_are_called(network):
     claim = imagenette.claim(network)
     size = (claim.size,) * 2
     models = {
@@ -234,7 +234,7 @@ def test_the_table_has_the_pruned_networks_at_their_share_of_waes_time(monkeypat
     table = rows(results, CLAIM, seconds=0)
     assert [row.network for row in table] == [CLAIM.full, CLAIM.half, "WAE", "pruned, Taylor"]
     assert [row.microseconds for row in table] == pytest.approx([4, 1, 3, 0.5 * 3])
-    assert won_back(table, CLAIM, "WAE") == pytest.approx(0.9)
+    assert recovered(table, CLAIM, "WAE") == pytest.approx(0.9)
 
 
 # ------------------------------------------------------------------------------------------------- fine-tuned

@@ -7,17 +7,17 @@ import torch
 from reproductions import DIGITS
 
 from wae.experiments.reproduction.results import Result
-from wae.experiments.reproduction.table import Row, markdown, rows, timed, won_back
+from wae.experiments.reproduction.table import Row, markdown, recovered, rows, timed
 from wae.inference.timing import Timing
 
 
-def test_the_share_won_back_and_the_table():
+def test_the_recovered_share_and_the_table():
     def row(network, *accuracies):
         return Row(network, list(accuracies), 10_000_000, 5.0)
 
     table = [row("28 x 28", 0.90, 0.92), row("14 x 14", 0.80, 0.82), row("WAE", 0.89, 0.91)]
-    assert won_back(table, DIGITS, "WAE") == pytest.approx(0.9)
-    assert won_back(table[1:], DIGITS, "WAE") is None
+    assert recovered(table, DIGITS, "WAE") == pytest.approx(0.9)
+    assert recovered(table[1:], DIGITS, "WAE") is None
     lines = markdown(table, DIGITS).splitlines()
     alone = markdown([row("WAE", 0.9)], DIGITS).splitlines()
     assert alone[2] == "| WAE | 90.00 % |  |  | 10.00 M | 5 us |"  # one seed has no spread
@@ -25,10 +25,10 @@ def test_the_share_won_back_and_the_table():
     lighter = markdown([table[0], replace(table[1], multiply_adds=2_500_000)], DIGITS)
     assert "| 14 x 14 | 81.00 % | 1.41 |  | 2.50 M (25%) | 5 us |" in lighter
     nothing_lost = [row("28 x 28", 0.80), row("14 x 14", 0.82), row("WAE", 0.81)]
-    assert won_back(nothing_lost, DIGITS, "WAE") is None
+    assert recovered(nothing_lost, DIGITS, "WAE") is None
 
 
-def test_accuracies_with_statistics_measured_anew_have_columns_of_their_own():
+def test_accuracies_with_reestimated_statistics_have_columns_of_their_own():
     table = [
         Row(name, [accuracy], 10_000_000, 5.0, remeasured)
         for name, accuracy, remeasured in (
