@@ -1,7 +1,7 @@
-"""A trained classifier made faster: WAE around it, trained, deployed, exported (docs/accelerate.md).
+"""Make a trained classifier faster: build WAE around it, train, deploy and export (docs/accelerate.md).
 
-This module runs the steps one after the other; they are implemented in :mod:`wae.experiments.acceleration`.
-Test images decide nothing: choices are made by trials on held-out training images.
+This module runs the steps in order; they are implemented in :mod:`wae.experiments.acceleration`. Test images
+are never used to choose anything: choices are made by trials on held-out training images.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from .acceleration.data import Loader, in_memory
 from .acceleration.deployment import deploy_all, write_onnx
 from .acceleration.folder import DEPLOYED, ONNX, ORIGINAL, Record, alone, clear, open_record
 from .acceleration.measuring import measure_original
-from .acceleration.networks import begun, described, trained, try_out
+from .acceleration.networks import described, initialised, trained, try_out
 from .acceleration.settings import AccelerationError, Recipe, Settings
 from .acceleration.target import meet_target
 from .acceleration.task import Task, open_task
 from .acceleration.training import SHOWN, forget, forget_all, train_accelerated, train_head
-from .acceleration.trials import best_optimizer, best_teaching
+from .acceleration.trials import best_distillation, best_optimizer
 
 __all__ = ["AccelerationError", "Settings", "accelerate", "run"]
 
@@ -53,20 +53,21 @@ def accelerate(
     console: Console | None = None,
     **options: Any,
 ) -> Path:
-    """Make a trained classifier faster, with the results in ``folder``. Called again, it resumes.
+    """Make a trained classifier faster and write the results to ``folder``. If called again, it resumes.
 
     Args:
         model: the network itself, or its name: see :func:`wae.training.original.open_original`.
-        data: a folder with train/CLASS/IMAGE and val/CLASS/IMAGE; or two loaders, of the images to train on
-            and of those to test with, which are held in memory: uint8, in the network's size, not normalised.
-        folder: of the results.
-        force: begin anew: what an acceleration left in the folder is removed.
-        console: where it says how far it is; None for standard output.
-        options: those of ``wae accelerate``, ``input_size=96`` for ``--input-size 96``; ``plan`` may be a
-            :class:`wae.training.plan.Plan` as well.
+        data: a folder with train/CLASS/IMAGE and val/CLASS/IMAGE; or two loaders, one for training and one
+            for testing. They yield uint8 images of the network's size, not normalised, and labels; all images
+            are kept in memory.
+        folder: for the results.
+        force: start over: first remove what an earlier acceleration wrote to the folder.
+        console: prints the progress; None for standard output.
+        options: those of ``wae accelerate``, for example ``input_size=96`` for ``--input-size 96``; ``plan``
+            may also be a :class:`wae.training.plan.Plan`.
 
-    Returns the path of the checkpoint. Raises as :func:`wae.experiments.accelerate.run`, and TypeError for an
-    option that is not known.
+    Returns the path of the checkpoint. Raises TypeError for an unknown option, and what
+    :func:`wae.experiments.accelerate.run` raises.
     """
     known = [entry.name for entry in _OPTIONS]
     if unknown := options.keys() - known:
@@ -75,15 +76,15 @@ def accelerate(
     if isinstance(chosen.get("plan"), str):
         chosen["plan"] = plan.find(chosen["plan"])
     named = str(model) if isinstance(model, Path) else model
-    settings = Settings(named, _held(data), Path(folder), **chosen)
+    settings = Settings(named, _loaded(data), Path(folder), **chosen)
     return run(settings, console or Console(), force)
 
 
-_OPTIONS = fields(Settings)[3:]  # all but accelerate's own arguments
+_OPTIONS = fields(Settings)[3:]  # the first three are accelerate's own arguments
 
 
 def _signature() -> inspect.Signature:
-    """Of :func:`accelerate`, with each option by its name: for help() and editors."""
+    """The signature of :func:`accelerate` with every option by name, for help() and editors."""
     own, types = inspect.signature(accelerate), get_type_hints(Settings)
     named = [
         inspect.Parameter(
@@ -98,31 +99,31 @@ def _signature() -> inspect.Signature:
 accelerate.__signature__ = _signature()  # type: ignore[attr-defined]
 
 
-def _held(data: str | Path | tuple[Loader, Loader]) -> str | Path | tuple[InMemory, InMemory]:
-    """``data`` with the images of its loaders in memory."""
+def _loaded(data: str | Path | tuple[Loader, Loader]) -> str | Path | tuple[InMemory, InMemory]:
+    """``data``; if it is two loaders, their images in memory."""
     if not isinstance(data, tuple):
         return data
     if len(data) != 2:
-        raise DatasetError(f"data: loaders must be two, to train and to test, got {len(data)}")
+        raise DatasetError(f"data: needs two loaders, one for training and one for testing, got {len(data)}")
     return in_memory(*data)
 
 
 def run(settings: Settings, console: Console, force: bool = False) -> Path:
-    """Make the network faster, and return the path of its checkpoint. Called again, it resumes.
+    """Make the network faster and return the path of its checkpoint. If called again, it resumes.
 
-    Under torchrun all processes train, and the first does the rest.
+    Under torchrun all processes train, and the first does everything else.
 
     Args:
-        settings: see there.
-        console: where it says how far it is.
-        force: begin anew: what an acceleration left in the folder is removed.
+        settings: see :class:`Settings`.
+        console: prints the progress.
+        force: start over: first remove what an earlier acceleration wrote to the folder.
 
     Raises:
-        FileExistsError: the folder holds something else, or a file to begin with.
-        CheckpointError: a file of weights cannot be used, or the folder is that of other settings.
-        DatasetError, ImageError, ClassError: the data cannot be used, or its classes are others.
+        FileExistsError: the folder holds something else, or one of the input files.
+        CheckpointError: a file of weights cannot be used, or the folder was begun with other settings.
+        DatasetError, ImageError, ClassError: the data cannot be used, or its classes do not match.
         TrainingError: the loss is no longer finite.
-        EngineError, DisagreementError: no engine runs the network, or none within ``max_drop``.
+        EngineError, DisagreementError: no engine runs the network, or none loses at most ``max_drop``.
         ValueError: the network cannot be accelerated.
     """
     refuse_within(settings.folder, settings.files())
@@ -136,28 +137,31 @@ def run(settings: Settings, console: Console, force: bool = False) -> Path:
                     clear(settings.folder)
             record = open_record(settings.folder, task.as_dict())
             form = train_all(task, record)
-        if first:  # the others are done: nothing below waits for them
+        if first:  # the other processes are done: nothing below waits for them
             _finish(task, record, form)
     return settings.folder / MODEL
 
 
 def train_all(task: Task, record: Record) -> Form:
-    """Measure the original, choose what is to be chosen, and train: in all processes. Returns the form."""
+    """Measure the original, choose what the settings leave open, and train. Returns the form.
+
+    Runs in all processes.
+    """
     settings = task.settings
     if is_first() and "training" not in record.found:
-        model = begun(task, task.form)
+        model = initialised(task, task.form)
         rehearse(settings.folder, model, *described(task, task.form), task.form, task.original.network)
-    _say_what_is_there(task)
+    _say_inputs(task)
     if task.new_head:
         _put_head(task, record)
     found = record.once("original", lambda: measure_original(task))
     task.say(f"the original's top-1 accuracy: {100 * found['accuracy']:.2f} %")
     task.say(report.doubt(record.found))
     form = _form(task, record)
-    _say_what_it_computes(task, record, form)
+    _say_arithmetic(task, record, form)
     recipe = _recipe(task, record, form)
     record.once("training", lambda: train_accelerated(task, form, recipe))
-    if is_first():  # only now: until it is on the record, a stopped run goes on from there
+    if is_first():  # only now: until the training is on the record, a stopped run resumes from this file
         (settings.folder / STATE).unlink(missing_ok=True)
     for name in rivals.NAMES if settings.compare else ():
         record.once(f"rival: {name}", partial(rivals.train_rival, task, record, name, form, recipe))
@@ -166,7 +170,7 @@ def train_all(task: Task, record: Record) -> Form:
     return form
 
 
-def _say_what_is_there(task: Task) -> None:
+def _say_inputs(task: Task) -> None:
     sets = task.sets(task.form.size)
     task.say(
         f"{task.original.name}: {counted(len(sets.training), 'image')} to train on, "
@@ -177,15 +181,15 @@ def _say_what_is_there(task: Task) -> None:
         task.say(left_out_of(data))
 
 
-def _say_what_it_computes(task: Task, record: Record, form: Form) -> None:
-    """Before the training: who sees that WAE will not pay need not wait for it."""
+def _say_arithmetic(task: Task, record: Record, form: Form) -> None:
+    """Before the training, so that users who see that WAE will not pay need not wait for it."""
     if is_first() and "training" not in record.found:
-        new = count(begun(task, form), (form.size, form.size)).multiply_adds
+        new = count(initialised(task, form), (form.size, form.size)).multiply_adds
         task.say(report.arithmetic(record.found["original"]["multiply_adds"], new))
 
 
 def _put_head(task: Task, record: Record) -> None:
-    """Give the original its new head, trained."""
+    """Train the original's new head, and load it."""
     task.say(task.new_head)
     record.once("head", lambda: train_head(task))
     forget(task, "head")
@@ -193,7 +197,7 @@ def _put_head(task: Task, record: Record) -> None:
 
 
 def _form(task: Task, record: Record) -> Form:
-    """The form to train: the one that meets the target, or without a target that of the settings."""
+    """The form to train: one that meets the target, or without a target the one in the settings."""
     if task.settings.target is None and task.settings.target_ms is None:
         return task.form
     chosen = record.once("target", lambda: meet_target(task, record))
@@ -203,24 +207,24 @@ def _form(task: Task, record: Record) -> Form:
 
 
 def _recipe(task: Task, record: Record, form: Form) -> Recipe:
-    """How the stages with labels train: as the settings ask, and what they leave open by trials."""
-    optimizer, teaching = task.settings.asked_optimizer, task.settings.asked_teaching
+    """How the stages with labels train: as the settings say. Trials choose what these leave open."""
+    optimizer, distillation = task.settings.asked_optimizer, task.settings.asked_distillation
     chosen = []
     if optimizer is None:
         optimizer = record.once("optimizer", lambda: best_optimizer(task, record, form))["name"]
         chosen.append(optimizer)
-    if teaching is None:
-        found = record.once("mimic", lambda: best_teaching(task, record, form, optimizer))
-        # a record from before mirrored scores were tried lacks the entry, and is gone on with as it is
-        teaching = Recipe(found["weight"], found.get("mirrored", task.settings.mimic_mirrored))
-        chosen.append(str(teaching))
+    if distillation is None:
+        found = record.once("mimic", lambda: best_distillation(task, record, form, optimizer))
+        # records of versions that did not try mirrored scores lack the entry, and are continued as they are
+        distillation = Recipe(found["weight"], found.get("mirrored", task.settings.mimic_mirrored))
+        chosen.append(str(distillation))
     if chosen:
         task.say(f"chosen by the trials: {', '.join(chosen)}")
-    return teaching._replace(optimizer=optimizer)
+    return distillation._replace(optimizer=optimizer)
 
 
 def _finish(task: Task, record: Record, form: Form) -> None:
-    """Deploy, export and report what was trained."""
+    """Deploy and export the trained network, and write the report."""
     folder, model = task.settings.folder, trained(task)
     with bar("deploying, and measuring times", None):
         record.once("deployed", lambda: deploy_all(task, record, model, form.size))

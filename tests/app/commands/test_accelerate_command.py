@@ -16,23 +16,25 @@ def test_every_option_arrives(tmp_path, monkeypatch):
     monkeypatch.setattr(accelerate, "run", lambda settings, console, force: seen.append((settings, force)))
     line = (
         "--model m --data d --weights w --plan digits --epochs 3 --learning-rate 0.2 --batch 5 --seed 7 "
-        "--start linear --compare --mimic 0.5 --mimic-mirrored --size 96 --factor 2 --target-ms 3.5 "
+        "--start linear --compare --mimic 0.5 --mimic-mirrored --size 96 --factor 2 "
         "--precision bfloat16 --engine eager --images 2 --max-drop 0.02 --input-size 64 "
         "--interpolation bicubic --mean 1 2 3 --std 4 5 6 --on-corrupt skip --max-pixels 99 "
         "--workers 8 --device cpu --force"
     )
     assert cli.main(["accelerate", "-o", str(tmp_path / "out"), *line.split()]) == 0
     options = {"epochs": 3, "learning_rate": 0.2, "batch": 5, "seed": 7, "start": "linear", "compare": True}
-    options |= {"mimic": 0.5, "mimic_mirrored": True, "size": 96, "factor": 2, "target_ms": 3.5}
+    options |= {"mimic": 0.5, "mimic_mirrored": True, "size": 96, "factor": 2}
     options |= {"precision": "bfloat16", "engine": "eager", "images": 2, "max_drop": 0.02, "input_size": 64}
     options |= {"interpolation": "bicubic", "mean": (1, 2, 3), "std": (4, 5, 6), "on_corrupt": "skip"}
     options |= {"max_pixels": 99, "workers": 8, "device": "cpu"}
     wanted = Settings("m", "d", tmp_path / "out", "w", find("digits"), **options)
     assert seen == [(wanted, True)]
     left = [f.name for f in fields(Settings) if getattr(wanted, f.name) == f.default]
-    assert left == ["optimizer", "target"]
-    assert cli.main("accelerate -o o --model m --data d --target 2.5x --optimizer sgd".split()) == 0
-    assert seen[1] == (Settings("m", "d", Path("o"), target=2.5, optimizer="sgd"), False)
+    assert left == ["optimizer", "target", "target_ms"]
+    line = "accelerate -o o --model m --data d --optimizer sgd"
+    for target, entry in (("--target 2.5x", {"target": 2.5}), ("--target-ms 3.5", {"target_ms": 3.5})):
+        assert cli.main([*line.split(), *target.split()]) == 0
+        assert seen.pop() == (Settings("m", "d", Path("o"), optimizer="sgd", **entry), False)
 
 
 @pytest.mark.parametrize(

@@ -225,7 +225,9 @@ def test_help_names_the_options_and_others_are_an_error(tmp_path):
 
 
 def test_two_loaders_are_needed(tmp_path):
-    with pytest.raises(DatasetError, match=r"^data: loaders must be two, to train and to test, got 3$"):
+    with pytest.raises(
+        DatasetError, match=r"^data: needs two loaders, one for training and one for testing, got 3$"
+    ):
         wae.accelerate(build(), (*loaders(), []), tmp_path)
 
 
@@ -336,7 +338,8 @@ def test_a_folder_of_something_else_stays(tmp_path, capsys):
     for more in ((), ("--force",)):
         line = ["accelerate", "--model", "tiny_original:build", "--data", str(tmp_path / "data")]
         assert cli.main([*line, "--input-size", "48", "-o", str(tmp_path / "out"), *more]) == 1
-        assert "holds no acceleration; name another folder\n" in capsys.readouterr().err
+        wanted = "is neither empty nor the folder of an acceleration; name another folder\n"
+        assert wanted in capsys.readouterr().err
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"model.safetensors", "thesis.txt"}
 
 
@@ -377,7 +380,7 @@ def test_data_of_pixels_is_refused(tmp_path, capsys):
     write_scenes(tmp_path / "data", (("train", 2), ("val", 1)))
     line = ["accelerate", "--model", "tiny_original:build", "--data", str(tmp_path / "data")]
     assert cli.main([*line, "-o", str(tmp_path / "out")]) == 1
-    assert "has classes of pixels; classifiers alone are accelerated" in capsys.readouterr().err
+    assert "has classes of pixels; only classifiers are accelerated" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -419,7 +422,7 @@ def test_where_no_image_can_be_read_nothing_begins(tmp_path):
 
 
 def test_one_image_to_train_on_is_found_out_before_the_training(tmp_path):
-    """Of which none can be kept aside: a trial divided by zero, and without one the deployment failed."""
+    """Of which none can be held out: a trial divided by zero, and without one the deployment failed."""
     loader = [of_two_classes(1, 0)]
     with pytest.raises(DatasetError, match=r"the images to train on: needs 2 or more, .* got 1"):
         wae.accelerate(

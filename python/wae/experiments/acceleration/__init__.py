@@ -1,18 +1,18 @@
-"""``wae accelerate``'s parts; :mod:`wae.experiments.accelerate` runs them one after the other.
+"""The parts of ``wae accelerate``; :mod:`wae.experiments.accelerate` runs them in order.
 
 ::
 
-    settings     what a user asks for
-    data         the images, in the size of a network
+    settings     the user's settings, checked
+    data         the images, at the size that a network takes
     task         the trained network and its images, opened
-    folder       the files that come of it, and the record of what was found
-    networks     WAE around the network, to begin with; the teacher
-    plans        what a training does
-    training     trainings that go on where they were stopped
-    trials       what is chosen by short trainings
-    target       the size and the light body that are fast enough
-    rivals       what else the same time could buy
+    folder       the files that are written, and the record of each step's result
+    networks     the initial and the trained WAE network; the teacher
+    plans        training plans
+    training     trainings that resume after an interruption
+    trials       choices made by short trainings
+    target       the image size and the light body that are fast enough
+    rivals       the baselines of --compare
     measuring    accuracy and time
-    deployment   all networks in their fastest forms; the ONNX file
+    deployment   every network in its fastest form; the ONNX file
     report       report.md, report.html
 """

@@ -1,4 +1,4 @@
-"""The images of an acceleration, in the size of a network."""
+"""The images of an acceleration, at the size that a network takes."""
 
 from __future__ import annotations
 
@@ -18,36 +18,36 @@ from wae.data.shards import Shards
 from .settings import AccelerationError, Settings
 
 SAMPLE = 64
-"""Training images that are looked at where a few are enough."""
+"""How many training images are used if a few are enough."""
 
 _MOST_CLASSES = 1_000_000
 
 Images: TypeAlias = ImageFolder | Shards | InMemory
 Loader: TypeAlias = Iterable[tuple[Tensor, Tensor]]
-"""Images, (N, 3, H, W) uint8, and labels, (N,) int64: a DataLoader, say."""
+"""Yields images, (N, 3, H, W) uint8, and labels, (N,) int64; for example a DataLoader."""
 
 
 class Sets(NamedTuple):
-    """The images in the size of a network."""
+    """The images at the size that a network takes."""
 
     training: Images
     """Augmented."""
     plain: Images
-    """The same images as for a test."""
+    """The training images, prepared as for testing."""
     test: Images
 
     @property
     def flips(self) -> bool:
-        """Whether images are flipped to train on, so that one and its mirror image show the same."""
+        """Whether training flips images, so that an image and its mirror image mean the same."""
         data = self.training
-        return not isinstance(data, InMemory) or (data.augment and data.flip)  # files always are
+        return not isinstance(data, InMemory) or (data.augment and data.flip)  # files are always flipped
 
 
 def in_memory(training: Loader, test: Loader) -> tuple[InMemory, InMemory]:
-    """What the loaders give, of the same classes: those that either has. Raises DatasetError."""
+    """All that the loaders yield, with the classes that occur in either of them. Raises DatasetError."""
     read = [_read(loader) for loader in (training, test)]
     largest = max(int(labels.max()) for _, labels in read)
-    if largest >= _MOST_CLASSES:  # a name is made for each
+    if largest >= _MOST_CLASSES:  # each class gets a name
         raise DatasetError(f"data: labels must be below {_MOST_CLASSES:,}, got {largest:,}")
     classes = [str(number) for number in range(1 + largest)]
     one, other = (InMemory(images, labels, classes, False, 0) for images, labels in read)
@@ -65,19 +65,21 @@ def _read(loader: Iterable[Any]) -> tuple[Tensor, Tensor]:
                 type(part).__name__ if dim is None else f"{tuple(part.shape)}"
                 for part, dim in zip(parts, dims, strict=True)
             )
-            raise DatasetError(f"data: a loader must give images (N, 3, H, W) and labels (N,), got {got}")
+            raise DatasetError(f"data: a loader must yield images (N, 3, H, W) and labels (N,), got {got}")
         batches.append((parts[0], parts[1]))
     if not sum(len(labels) for _, labels in batches):
-        raise DatasetError("data: a loader must give images and labels, got one that gives nothing")
+        raise DatasetError("data: a loader must yield images and labels, got one that yields nothing")
     shapes = {" x ".join(map(str, images.shape[1:])) for images, _ in batches}
     if len(shapes) > 1:
-        raise DatasetError(f"data: a loader must give images of one size, got {' and '.join(sorted(shapes))}")
+        raise DatasetError(
+            f"data: a loader must yield images of one size, got {' and '.join(sorted(shapes))}"
+        )
     images, labels = map(torch.cat, zip(*batches, strict=True))
     return images, labels
 
 
 def open_sets(settings: Settings, input: Input | None) -> Sets:
-    """The images as ``input`` says, their classes in the data's order."""
+    """The images, prepared as ``input`` says, with the classes in the data's order."""
     s = settings
     if isinstance(s.data, tuple):
         training, test = s.data
@@ -87,17 +89,20 @@ def open_sets(settings: Settings, input: Input | None) -> Sets:
         for train, augment in ((True, True), (True, False), (False, False))
     ]
     if isinstance(found[0], SegmentationFolder):
-        raise AccelerationError(f"{s.data}: has classes of pixels; classifiers alone are accelerated")
-    return Sets(*found)  # type: ignore[arg-type]  # all of one kind
+        raise AccelerationError(f"{s.data}: has classes of pixels; only classifiers are accelerated")
+    return Sets(*found)  # type: ignore[arg-type]  # all three have the same type
 
 
 def sets_for(settings: Settings, input: Input, numbers: Sequence[int]) -> Sets:
-    """As :func:`open_sets`; class ``i`` becomes ``numbers[i]``. Raises DatasetError for another size."""
+    """As :func:`open_sets`, with class ``i`` renumbered to ``numbers[i]``.
+
+    Raises DatasetError if images in memory do not have the size of ``input``.
+    """
     sets = Sets(*(data.renumbered(numbers) for data in open_sets(settings, input)))
     for data in sets:
         if isinstance(data, InMemory) and set(data.images.shape[2:]) != {input.size}:
             height, width = data.images.shape[2:]
             raise DatasetError(
-                f"images of {height} x {width} are not of the network's {input.size}: see size"
+                f"data: needs images of {input.size} x {input.size}, got {height} x {width}; see input_size"
             )
     return sets

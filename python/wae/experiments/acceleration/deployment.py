@@ -1,4 +1,4 @@
-"""All networks of an acceleration in their fastest forms; the new one, written for other programs."""
+"""Deploys every network of an acceleration in its fastest form, and exports the accelerated one."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from .folder import DEPLOYED, ONNX, Record
 from .measuring import SECONDS, accuracies, call, images_of_a_call, timed
 from .task import Task
 
-_CALIBRATED = 100  # images at most, and as many to check on
-_AT_ONCE = 64  # images that a deployed network is evaluated on
+_CALIBRATED = 100  # images for calibration at most, and the same number to check the result
+_AT_ONCE = 64  # images in a batch when a deployed network is evaluated
 
 
 class _Contender(NamedTuple):
@@ -38,7 +38,7 @@ class _Contender(NamedTuple):
 
 
 class Filled(nn.Module):
-    """A deployed network as a module that takes any number of images."""
+    """A deployed network as a module that takes batches of any size."""
 
     def __init__(self, deployed: Deployed) -> None:
         super().__init__()
@@ -46,9 +46,12 @@ class Filled(nn.Module):
 
 
 def deploy_all(task: Task, record: Record, model: WAEClassifier, size: int) -> dict[str, Any]:
-    """All networks in their fastest forms, timed in turns; the new one, for images of ``size``, saved."""
+    """Deploy every network in its fastest form, and measure accuracies and interleaved times.
+
+    The accelerated network, ``model`` for images of ``size``, is also saved.
+    """
     s = task.settings
-    task.say(f"deploying, engine {s.engine}, precision {s.precision}: minutes, where an engine compiles")
+    task.say(f"deploying, engine {s.engine}, precision {s.precision}; takes minutes if an engine compiles")
     contenders = _contenders(task, record, model, size)
     times = _times(task, contenders)
     found: dict[str, Any] = {"images": s.images, "machine": machine()}
@@ -66,13 +69,13 @@ def deploy_all(task: Task, record: Record, model: WAEClassifier, size: int) -> d
         }
     try:
         contenders["accelerated"].deployed.save(task.settings.folder / DEPLOYED, force=True)
-    except EngineError as error:  # as all on GPUs
+    except EngineError as error:  # on GPUs no engine can be saved
         found["accelerated"]["not saved"] = first_line(error)
     return found
 
 
 def fastest(task: Task, model: nn.Module, size: int) -> Deployed:
-    """The fastest form of ``model``, of those that the settings allow, for images of ``size``."""
+    """The fastest deployed form of ``model`` that the settings allow, for images of ``size``."""
     s, plain = task.settings, task.sets(size).plain
     images = min(_CALIBRATED, len(sample(plain, 2 * _CALIBRATED)[0]) // 2)
     return deploy(
@@ -82,7 +85,7 @@ def fastest(task: Task, model: nn.Module, size: int) -> Deployed:
 
 
 def write_onnx(task: Task, model: WAEClassifier, size: int) -> dict[str, Any]:
-    """Write the ONNX file, or say why there is none."""
+    """Write the ONNX file, or return why it cannot be written."""
     try:
         report = export(model.cpu(), task.settings.folder / ONNX, "onnx", (size, size), force=True)
     except (EngineError, DisagreementError) as error:
@@ -93,7 +96,7 @@ def write_onnx(task: Task, model: WAEClassifier, size: int) -> dict[str, Any]:
 
 
 def _contenders(task: Task, record: Record, model: WAEClassifier, size: int) -> dict[str, _Contender]:
-    """Each network in its fastest form; a rival that no engine runs is left out, on the record too."""
+    """Each network in its fastest form. A baseline that no engine runs is left out, also in the record."""
     stock = task.original.classifier().to(task.device)
     contenders = {
         "original": _Contender(stock, task.side, fastest(task, stock, task.side)),
@@ -112,7 +115,7 @@ def _contenders(task: Task, record: Record, model: WAEClassifier, size: int) -> 
 
 
 def _times(task: Task, contenders: Mapping[str, _Contender]) -> Mapping[str, Timing]:
-    """The times of a call of each, in PyTorch and deployed, in turns."""
+    """The times of one call of each network, in PyTorch and deployed, from interleaved measurements."""
     calls: dict[str, Callable[[], Tensor]] = {}
     for name, (network, side, deployed) in contenders.items():
         images = images_of_a_call(task, side)

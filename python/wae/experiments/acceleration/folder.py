@@ -2,12 +2,12 @@
 
 ::
 
-    folder/accelerate.json   the settings, and what each step found: what a stopped run goes on from
-          /plan.toml, state.safetensors, log.jsonl, tensorboard/, model.safetensors: as wae train's
-          /trials/, rivals/  checkpoints of the other trainings, until they are done; and the trained rivals
+    folder/accelerate.json   the settings, and what each step found: a stopped run resumes from it
+          /plan.toml, state.safetensors, log.jsonl, tensorboard/, model.safetensors: as in wae train
+          /trials/, rivals/  checkpoints of the other trainings, until they are done; the trained baselines
           /deployed/         for wae.load_deployed
-          /model.onnx        where ONNX Runtime is installed
-          /original.safetensors  the original's weights, where it was given a new head
+          /model.onnx        if ONNX Runtime is installed
+          /original.safetensors  the original's weights, if it was given a new head
           /report.md, report.html
 """
 
@@ -41,15 +41,15 @@ _PLAIN_TEACHER = re.compile(r"trial: .*, mimic (?!0$)[^ ,]+")
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Within it no other process writes to the folder, which is made."""
+    """Create the folder, and keep other processes from writing to it inside the block."""
     if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{folder} is no folder")
+        raise FileExistsError(f"{folder} is not a folder")
     with alone_in(folder):
         yield
 
 
 def clear(folder: Path) -> None:
-    """Remove what an acceleration left, the record last; what is not one's stays."""
+    """Remove the files that an acceleration wrote, the record last. Other files stay."""
     if not (folder / RECORD).exists():
         return
     for name in (TENSORBOARD, TRIALS, DEPLOYED, RIVALS):
@@ -60,33 +60,40 @@ def clear(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Record:
-    """The results so far, on disk after each step; the same in all processes."""
+    """The results so far, the same in all processes and written to disk after each step."""
 
     path: Path
     settings: dict[str, Any]
     found: dict[str, Any] = field(default_factory=dict)
 
     def once(self, name: str, find: Callable[[], Any]) -> Any:
-        """The result of ``find``, which is called once; later calls and runs read it from the record."""
+        """The result of ``find``. It is called once; later calls and runs read its result from the record."""
         if name not in self.found:
             self.found[name] = json.loads(json.dumps(find()))
             self.write()
         return self.found[name]
 
     def write(self) -> None:
-        """Replace the file, in the first process."""
+        """Replace the file; only the first process does."""
         if is_first():
             with written(self.path, force=True) as file:
                 file.write(json.dumps({"settings": self.settings, "found": self.found}, indent=1).encode())
 
 
 def open_record(folder: Path, settings: dict[str, Any]) -> Record:
-    """The folder's, after a check that it was begun with these ``settings``; or a new one."""
+    """The record in ``folder``, if it was begun with these ``settings``; a new one in an empty folder.
+
+    Raises:
+        FileExistsError: the folder holds other files.
+        CheckpointError: the record is damaged, or was begun with other settings.
+    """
     path = folder / RECORD
     entries = list(folder.glob("[!.]*")) if is_first() else []
     if not agreed(path.exists()):
         if entries:
-            raise FileExistsError(f"{folder} is not empty, and holds no acceleration; name another folder")
+            raise FileExistsError(
+                f"{folder} is neither empty nor the folder of an acceleration; name another folder"
+            )
         record = Record(path, settings)
         record.write()
         return record
@@ -102,7 +109,10 @@ def open_record(folder: Path, settings: dict[str, Any]) -> Record:
 
 
 def _as_called_now(made: dict[str, Any]) -> dict[str, Any]:
-    """What a record found. Before optimizers were tried it was AdamW, and a mirrored teacher had no name."""
+    """The results of a record under today's names.
+
+    Earlier versions always used AdamW, and did not name mirrored scores in their trials.
+    """
     found: dict[str, Any] = dict(made["found"])
     if "optimizer" not in made["settings"]:
         found.setdefault("optimizer", {"name": ADAMW})

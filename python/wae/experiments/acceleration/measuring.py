@@ -1,4 +1,4 @@
-"""What is measured of a network: its accuracy, class by class, and the time of a call."""
+"""Measures a network: its accuracy, overall and for each class, and the time of a call."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from .plans import plan_for
 from .task import Task
 
 SECONDS = 3.0
-"""That a measurement of times takes."""
+"""How long a measurement of times takes."""
 
 
 def measure_original(task: Task) -> dict[str, Any]:
-    """Its accuracy on the test images, and its cost."""
+    """The original's accuracy on the test images, and its multiply-adds."""
     sets, side = task.sets(task.side), task.side
     data, batch = sets.test, 2 * plan_for(task, len(sets.training)).batch
     stock = task.original.classifier().to(task.device)
@@ -44,22 +44,22 @@ def measure_original(task: Task) -> dict[str, Any]:
 def accuracies(
     task: Task, model: nn.Module, data: Images, batch: int, advance: Callable[[int], None] | None = None
 ) -> tuple[Accuracy, list[dict[str, int]]]:
-    """The accuracy of ``model`` on ``data``, and that of each class: see :meth:`ByClass.by_class`."""
+    """The accuracy of ``model`` on ``data``, and the counts of each class: see :meth:`ByClass.by_class`."""
     counts = ByClass(len(data.labels))
     workers = task.settings.workers
     accuracy = evaluate(model, data, batch, task.device, workers, advance=advance, counts=counts)
-    assert isinstance(accuracy, Accuracy)  # classifiers alone are accelerated
+    assert isinstance(accuracy, Accuracy)  # only classifiers are accelerated
     return accuracy, counts.by_class()
 
 
 def images_of_a_call(task: Task, size: int) -> Tensor:
-    """As many as a call has: one of the test images of ``size``, again and again."""
+    """A batch for one call: copies of one test image of ``size``."""
     image, _ = sample(task.sets(size).test, 1)
     return image.repeat(task.settings.images, 1, 1, 1).to(task.device)
 
 
 def call(network: Callable[[Tensor], Tensor], images: Tensor) -> Callable[[], Tensor]:
-    """A call of ``network`` with ``images``, without gradients, for :func:`timed`."""
+    """A function for :func:`timed` that calls ``network`` with ``images``, without gradients."""
 
     def without_gradients() -> Tensor:
         with torch.no_grad():
@@ -71,6 +71,6 @@ def call(network: Callable[[Tensor], Tensor], images: Tensor) -> Callable[[], Te
 def timed(
     task: Task, calls: Mapping[str, Callable[[], Tensor]], seconds: float = SECONDS, settle: int = 1
 ) -> Mapping[str, Timing]:
-    """The times of ``calls``, which take turns."""
+    """The times of ``calls``, which are interleaved."""
     synchronize = torch.cuda.synchronize if task.device.type == "cuda" else lambda: None
     return interleaved(calls, seconds, settle=settle, synchronize=synchronize)

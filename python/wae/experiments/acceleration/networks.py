@@ -1,4 +1,4 @@
-"""The networks of an acceleration: the one to begin with, the one that came of it, and the teacher."""
+"""The networks of an acceleration: WAE before and after the training, and the teacher."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from .settings import Recipe
 from .task import Task
 
 
-def begun(task: Task, form: Form) -> WAEClassifier:
-    """WAE around the original before its training, on the processor."""
+def initialised(task: Task, form: Form) -> WAEClassifier:
+    """WAE around the original before its training, on the CPU."""
     original, start = task.original, task.settings.start
     torch.manual_seed(task.settings.seed)
-    model = accelerated(original.network, form).cpu().requires_grad_(True)  # what was frozen too
+    model = accelerated(original.network, form).cpu().requires_grad_(True)  # frozen weights too
     (images, _), stock = sample(task.sets(form.size).plain, SAMPLE), original.classifier()
     scale, shift = stock.image_scale.cpu(), stock.image_shift.cpu()
     if start == "linear":
@@ -43,38 +43,38 @@ def begun(task: Task, form: Form) -> WAEClassifier:
 
 
 def try_out(task: Task) -> None:
-    """Find out first what cannot be built, or does not take the images. Raises what that raises."""
+    """Build everything and run the original once, so that errors are raised before anything is trained."""
     if len(sample(task.sets(task.form.size).plain, 2)[0]) < 2:
-        raise DatasetError("the images to train on: needs 2 or more, of which some are kept aside, got 1")
+        raise DatasetError("the images to train on: needs 2 or more, because some are held out, got 1")
     _check_plan(task)
-    begun(task, task.form)
-    if ":" not in task.name:  # nor loaded again by its name
+    initialised(task, task.form)
+    if ":" not in task.name:  # else loading the checkpoint would fail: it builds the network by its name
         on_meta(lambda: build(task.name, task.original.classes, task.form))
     with torch.no_grad():
         task.original.classifier()(sample(task.sets(task.side).test, 1)[0])
 
 
 def _check_plan(task: Task) -> None:
-    """Raise ValueError where there is no plan as the settings ask for, or their batch does not fit."""
+    """Raise ValueError if the settings give no valid plan, or if their batch does not fit."""
     images, batch = len(task.sets(task.form.size).training), task.settings.batch
     plan = plan_for(task, images)
     check_batch(plan if batch is None else replace(plan, batch=batch), images)
 
 
 def described(task: Task, form: Form) -> tuple[str, tuple[str, ...], Input]:
-    """In the checkpoint: the network's name, the classes' names, and what an image becomes."""
+    """What the checkpoint stores: the network's name, the names of the classes, and the preprocessing."""
     return task.name, task.sets(form.size).test.labels, task.original.input.of_size(form.size)
 
 
 def trained(task: Task) -> WAEClassifier:
-    """The accelerated network, when it is trained."""
+    """The accelerated network after its training."""
     model = load_classifier(task.settings.folder / MODEL, task.original.network)
     assert isinstance(model, WAEClassifier)
     return model.to(task.device)
 
 
 def teacher(task: Task, size: int, recipe: Recipe) -> nn.Module | None:
-    """The original, on images of ``size``; None where nobody teaches."""
+    """The original, for images of ``size``; None if ``recipe`` has no distillation."""
     if not recipe.weight:
         return None
     stock = task.original.classifier()

@@ -1,4 +1,4 @@
-"""What a training of an acceleration does: a plan that fits the images, or the user's."""
+"""The plan of an acceleration's trainings: one that fits the number of images, or the user's."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from wae.training.plan import Plan, Stage
 from wae.training.processes import processes
 from wae.training.small_data import acceleration_plan
 
-from .settings import NOBODY, Recipe
+from .settings import NO_TEACHER, Recipe
 from .task import Task
 
 
-def plan_for(task: Task, images: int, recipe: Recipe = NOBODY) -> Plan:
-    """The plan for so many ``images``. Its batch is no larger, and divides into the processes.
+def plan_for(task: Task, images: int, recipe: Recipe = NO_TEACHER) -> Plan:
+    """The plan for that many ``images``. Its batch is not larger, and divides evenly over the processes.
 
     Args:
-        task: whose settings replace what the plan says.
-        images: to train on.
-        recipe: of the stages with labels; a plan of the user's has its own weights and optimizers.
+        task: its settings override the plan.
+        images: the number of training images.
+        recipe: for the stages with labels. A user's plan keeps its own weights and optimizers.
     """
     s = task.settings
     plan = _fitting(task, images, recipe) if s.plan is None else _own(task, s.plan)
@@ -40,7 +40,7 @@ def _fitting(task: Task, images: int, recipe: Recipe) -> Plan:
 
 
 def _own(task: Task, plan: Plan) -> Plan:
-    """The user's ``plan``, for a network that is trained already."""
+    """The user's ``plan``, for a network that is already trained."""
     stages, weight = plan.stages, task.settings.mimic
     if weight is not None:
         stages = tuple(_mimicking(stage, weight) for stage in stages)

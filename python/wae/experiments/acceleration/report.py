@@ -1,4 +1,4 @@
-"""The report of an acceleration: report.md, and report.html with its images inside."""
+"""The report of an acceleration: report.md, and report.html, which includes images."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from wae.wording import counted, printable
 FILES = ("report.md", "report.html")
 
 LOST = 10
-"""Classes that lost most, at most, in the table."""
+"""The most classes in the table of those that lost most."""
 
-_ENLARGED = 192  # pixels of an image's side in the report, about
+_ENLARGED = 192  # the width of an image in the report, in pixels
 
 
 class Row(NamedTuple):
-    """One way to run one of the two networks."""
+    """One way to run one of the networks."""
 
     name: str
     how: str
@@ -61,7 +61,7 @@ def rows(found: Mapping[str, Any]) -> list[Row]:
 
 
 def _rivals(found: Mapping[str, Any]) -> dict[str, Any]:
-    """The results of each rival, where they were asked for."""
+    """The results of each baseline; empty without ``compare``."""
     return {key.removeprefix("rival: "): value for key, value in found.items() if key.startswith("rival: ")}
 
 
@@ -77,20 +77,20 @@ def summary(found: Mapping[str, Any]) -> str:
 
 
 def _ratio(ratio: float) -> str:
-    """With one digit more below 1, where 0.96 would be 1.0."""
+    """With one more digit below 1, because 0.96 would become 1.0."""
     return f"{ratio:.1f}" if ratio >= 1 else f"{ratio:.2f}"
 
 
 def arithmetic(old: int, new: int) -> str:
-    """What the original and the accelerated network have to compute, before anything is trained."""
+    """The multiply-adds of the original and of the accelerated network, in one line."""
     costs = f"multiply-adds: {old / 1e9:.3f} G, accelerated {new / 1e9:.3f} G"
     return costs if new < old else f"{costs}; around so light a network WAE saves none"
 
 
 def doubt(found: Mapping[str, Any]) -> str:
-    """That the original is hardly better than guessing, and what to do about it; "" where it is better.
+    """A warning that the original is hardly better than guessing, with advice; "" if it is better.
 
-    Guessing is to name the most frequent class each time; better is what two standard errors do not explain.
+    Guessing means always naming the most frequent class; better means by more than two standard errors.
     """
     accuracy, of = found["original"]["accuracy"], [entry["of"] for entry in found["original"]["classes"]]
     guessed = max(of) / sum(of)
@@ -106,12 +106,12 @@ def doubt(found: Mapping[str, Any]) -> str:
 
 
 def outcome(accuracy: float | None) -> str:
-    """Of a trial."""
+    """The outcome of a trial, as text."""
     return "the loss was no longer finite" if accuracy is None else f"{100 * accuracy:.2f} %"
 
 
 def lost(found: Mapping[str, Any]) -> list[tuple[str, float, float, int]]:
-    """Of the classes that lost most: label, accuracy before, after, number of test images."""
+    """Label, accuracy before and after, and number of test images of the classes that lost most."""
     labels, before = found["original"]["labels"], found["original"]["classes"]
     entries = [
         (label, old["right"] / old["of"], new["right"] / new["of"], old["of"])
@@ -122,7 +122,7 @@ def lost(found: Mapping[str, Any]) -> list[tuple[str, float, float, int]]:
 
 
 class _Table(NamedTuple):
-    """A table of texts."""
+    """A table of strings."""
 
     title: str
     columns: list[str]
@@ -130,7 +130,7 @@ class _Table(NamedTuple):
 
 
 def _tables(name: str, found: Mapping[str, Any]) -> list[_Table]:
-    """Those that have a line; the first always has."""
+    """The tables that have rows. The first one always has."""
     tables = _of_sides(name, found), _of_target(found), _of_trials(found), _of_lost(found)
     return [table for table in tables if table.cells]
 
@@ -194,11 +194,11 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
     notes = [
         f"The high body: {training['high body']}.",
         f"Images of {training['size']} x {training['size']}; training took {training['seconds']:.0f} s.",
-        _teaching(training),
+        _distillation(training),
         f"Accuracies: of {counted(tested, 'test image')}.",
         f"Times: medians of interleaved calls on {_where(found['deployed'])}.",
     ]
-    if "optimizer" in training:  # records from before it was tried lack it
+    if "optimizer" in training:  # records of earlier versions lack it
         notes.append(f"The optimizer (of the last stage): {training['optimizer']}.")
     if "target" in found:
         allowed = found["target"]["allowed"]
@@ -225,8 +225,8 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
 
 
 def _where(deployed: Mapping[str, Any]) -> str:
-    """On which machine the times were taken."""
-    if "machine" not in deployed:  # in records from before it was noted
+    """The machine that the times were measured on."""
+    if "machine" not in deployed:  # records of earlier versions lack it
         return "this machine"
     machine = deployed["machine"]
     engines = "".join(
@@ -237,12 +237,12 @@ def _where(deployed: Mapping[str, Any]) -> str:
     return f"this machine: {machine['processor']}, {counted(machine['threads'], 'thread')}{engines}"
 
 
-def _teaching(training: Mapping[str, Any]) -> str:
-    """How the original teaches."""
+def _distillation(training: Mapping[str, Any]) -> str:
+    """How the network was distilled from the original."""
     if not training["mimic"]:
         return "The original's scores are not part of the loss."
     scores = "its scores"
-    if training.get("mirrored"):  # records from before it was tried lack it
+    if training.get("mirrored"):  # records of earlier versions lack it
         scores = "its scores, averaged over an image and its mirror image,"
     return f"Distilled from the original: the distance to {scores} is part of the loss."
 
@@ -269,10 +269,10 @@ _STYLE = (
 
 
 def page(name: str, found: Mapping[str, Any], parts: Mapping[str, Tensor]) -> str:
-    """The report as one HTML file, which needs no other.
+    """The report as one self-contained HTML file.
 
     Args:
-        name: of the original network.
+        name: the name of the original network.
         found: what each step of the acceleration found.
         parts: see :func:`wae.training.observers.shown`.
     """
@@ -303,7 +303,7 @@ def page(name: str, found: Mapping[str, Any], parts: Mapping[str, Tensor]) -> st
 
 
 def _png(image: Tensor) -> str:
-    """A (3, H, W) uint8 image as an address that holds it."""
+    """A (3, H, W) uint8 image as a data URL."""
     encoded = io.BytesIO()
     Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(encoded, format="PNG")
     return _address(encoded.getvalue())
@@ -314,7 +314,7 @@ def _address(content: bytes) -> str:
 
 
 def _plot(table: Sequence[Row]) -> str:
-    """Accuracy against time, as an address."""
+    """The plot of accuracy against time as a data URL."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), dpi=100, layout="constrained")

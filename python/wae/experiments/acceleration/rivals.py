@@ -1,6 +1,7 @@
-"""The rivals of an accelerated network: what else the same time could buy.
+"""The baselines that an accelerated network is compared with: other ways to make the original faster.
 
-They are made of the trained original, and trained as long as the accelerated network, at the same rates.
+They are initialised from the trained original. The rates and the number of epochs of their training are those
+of the accelerated network's stages with labels.
 """
 
 from __future__ import annotations
@@ -38,22 +39,25 @@ HALF, EQUAL_COST = "half resolution", "half, equal cost"
 PRUNED = {f"pruned, {method}": method for method in METHODS}
 NAMES = (HALF, EQUAL_COST, *PRUNED)
 
-_PARTS = 28  # of the original's size: that of equal cost is searched in steps of one of them
+_PARTS = 28  # the size of equal cost is searched in steps of 1/28 of the original's
 
 
 def train_rival(task: Task, record: Record, name: str, form: Form, recipe: Recipe) -> dict[str, Any]:
-    """Train a rival as long as the accelerated network, at the same rates; or why there is none."""
+    """Train a baseline at the accelerated network's rates and epochs.
+
+    If there is no such baseline, or its loss is no longer finite, the entry ``left out`` says why.
+    """
     chosen = record.once(f"chosen: {name}", lambda: agreed(choose(task, name, form) if is_first() else {}))
     if "left out" in chosen:
         return dict(chosen)
     sets = task.sets(task.side)
     rival = untrained_rival(task, name, chosen)
     plan = plan_for(task, len(sets.training), recipe).without_encoder()
-    task.say(f"the rival: {name}")
-    taught_by = teacher(task, task.side, recipe)
+    task.say(f"baseline: {name}")
+    original = teacher(task, task.side, recipe)
     try:
-        history = fit(task, name, rival, plan, sets.training, sets.test, taught_by)
-    except DivergedError as error:  # at rates that were chosen for another network
+        history = fit(task, name, rival, plan, sets.training, sets.test, original)
+    except DivergedError as error:  # the rates were chosen for another network
         return {**chosen, "left out": error.what}
     assert history[-1].accuracy is not None
     if is_first():
@@ -62,12 +66,12 @@ def train_rival(task: Task, record: Record, name: str, form: Form, recipe: Recip
 
 
 def untrained_rival(task: Task, name: str, chosen: Mapping[str, Any]) -> FullResolution:
-    """The rival to begin with: see :func:`build`."""
+    """The baseline before its training: see :func:`build`."""
     return build(name, chosen, _copy_of_original(task), _pruning_batches(task))
 
 
 def trained_rival(task: Task, name: str, chosen: Mapping[str, Any]) -> FullResolution:
-    """The rival, when it is trained."""
+    """The baseline after its training."""
     rival = untrained_rival(task, name, chosen)
     weights_file.load(_weights(task, name), rival)
     return rival.eval().to(task.device)
@@ -78,17 +82,17 @@ def _weights(task: Task, name: str) -> Path:
 
 
 def _copy_of_original(task: Task) -> FullResolution:
-    """A copy that shares nothing with the original, on the processor."""
+    """A copy on the CPU that shares nothing with the original."""
     return copy.deepcopy(task.original.classifier()).cpu().requires_grad_(True)
 
 
 def _pruning_batches(task: Task) -> list[tuple[Tensor, Tensor]]:
-    """Training images and labels, for the gradients that pruning goes by."""
+    """Training images and labels, for the gradients that pruning uses."""
     return [sample(task.sets(task.side).plain, SAMPLE)]
 
 
 def choose(task: Task, name: str, form: Form) -> dict[str, Any]:
-    """See :func:`size_or_ratio`; or, as ``left out``, the reason why there is no such rival."""
+    """See :func:`size_or_ratio`; or an entry ``left out``, the reason why there is no such baseline."""
     accelerated = fold_normalization(trained(task))
     calls = {"accelerated": call(accelerated, images_of_a_call(task, form.size))}
     images = images_of_a_call(task, task.side)
@@ -102,7 +106,9 @@ def choose(task: Task, name: str, form: Form) -> dict[str, Any]:
     multiply_adds = count(accelerated, (form.size,) * 2).multiply_adds
     try:
         return size_or_ratio(name, original, task.side, multiply_adds, batches, share_of_time)
-    except Exception as error:  # Torch-Pruning raises what it likes for what it does not know
+    except (
+        Exception
+    ) as error:  # Torch-Pruning raises all kinds of errors for networks that it does not support
         return {"left out": first_line(error)}
 
 
@@ -114,7 +120,7 @@ def size_or_ratio(
     batches: Sequence[tuple[Tensor, Tensor]],
     share_of_time: Callable[[nn.Module], float],
 ) -> dict[str, Any]:
-    """By what the rival differs from the original: ``side``, of its images, or ``ratio``, of pruned channels.
+    """How the baseline differs from the original: ``side`` of its images, or ``ratio`` of pruned channels.
 
     Args:
         name: one of :data:`NAMES`.
@@ -122,30 +128,30 @@ def size_or_ratio(
         side: height and width of its images.
         multiply_adds: of the accelerated network.
         batches: training images and labels.
-        share_of_time: the time of a network as a share of the accelerated one's.
+        share_of_time: the time of a network, divided by the time of the accelerated one.
 
-    Raises ValueError or RuntimeError where there is no such rival of this network.
+    Raises ValueError or RuntimeError if this network has no such baseline.
     """
     if name in PRUNED:
         return ratio_for(lambda ratio: pruned(original, batches, PRUNED[name], ratio), share_of_time)
     half = half_of(side)
     if name == HALF:
         if _multiply_adds(original, half) is None:
-            raise ValueError(f"the network takes no images of {half} x {half}")
+            raise ValueError(f"the network does not accept images of {half} x {half}")
         return {"side": half}
     sides = range(half, side + 1, max(1, side // _PARTS))
     costs = {side: cost for side in sides if (cost := _multiply_adds(original, side)) is not None}
     if not costs:
-        raise ValueError("the network takes images of no other size")
+        raise ValueError("the network does not accept images of any other size")
     return {"side": min(costs, key=lambda side: abs(costs[side] - multiply_adds))}
 
 
 def _multiply_adds(original: FullResolution, side: int) -> int | None:
-    """For an image of ``side`` x ``side``; None where the network takes none."""
+    """For an image of ``side`` x ``side``; None if the network does not accept one."""
     try:
         network = fit_to(copy.deepcopy(original.network), (side, side))
         return count(network, (side, side)).multiply_adds
-    except Exception:  # any that the network's own code raises
+    except Exception:  # the network's own code may raise anything
         return None
 
 
@@ -155,7 +161,7 @@ def build(
     original: FullResolution,
     batches: Sequence[tuple[Tensor, Tensor]],
 ) -> FullResolution:
-    """The rival with the original's weights, by what :func:`size_or_ratio` has ``chosen`` for it."""
+    """The baseline that :func:`size_or_ratio` has ``chosen``, with the original's weights."""
     if name in PRUNED:
         return pruned(original, batches, PRUNED[name], chosen["ratio"])
     side = chosen["side"]

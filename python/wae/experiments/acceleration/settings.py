@@ -1,4 +1,4 @@
-"""What a user asks of an acceleration."""
+"""The settings of an acceleration."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from wae.training.small_data import ADAMW, OPTIMIZERS, SGD
 
 
 class AccelerationError(WaeError, ValueError):
-    """A network that cannot be accelerated as asked. The message says why."""
+    """A network that cannot be accelerated with these settings. The message says why."""
 
 
 MIRRORED = "mirrored"
 
 
 class Recipe(NamedTuple):
-    """What trials choose: how the original teaches, and the optimizer, in the stages with labels.
+    """What trials choose for the stages with labels: the distillation from the original, and the optimizer.
 
-    It teaches by the distance to its scores in the loss.
+    Distillation adds the distance to the original's scores to the loss.
     """
 
     weight: float = 0.0
-    """Of the distance; at 0 nobody teaches."""
+    """The weight of the distance; 0 for no distillation."""
     mirrored: bool = False
-    """Whether its scores are the mean of those of the image and of its mirror image."""
+    """Whether the original's scores are averaged over the image and its mirror image."""
     optimizer: str = ADAMW
     """See :func:`acceleration_plan`."""
 
@@ -48,19 +48,19 @@ class Recipe(NamedTuple):
         return f"mimic {self.weight:g}{mirrored}" + (f", {SGD}" if self.optimizer == SGD else "")
 
 
-NOBODY = Recipe()
-"""No teacher."""
+NO_TEACHER = Recipe()
+"""No distillation."""
 
 
 class _Numbers(NamedTuple):
-    """The numbers that a setting takes."""
+    """The numbers that a setting accepts."""
 
     described: str
     are_whole: bool
     fits: Callable[[float], bool]
 
     def check(self, name: str, value: Any) -> None:
-        """Raise AccelerationError where ``value`` is no such number."""
+        """Raise AccelerationError if ``value`` is not such a number."""
         kinds = (int,) if self.are_whole else (int, float)
         is_number = isinstance(value, kinds) and type(value) is not bool
         if not (is_number and self.fits(value)):
@@ -96,7 +96,7 @@ _KINDS: dict[str, tuple[str, tuple[type, ...]]] = {
     "compare": ("True or False", (bool,)),
     "mimic_mirrored": ("True or False", (bool,)),
 }
-"""What a setting is that is neither a number nor one of a few names."""
+"""The types of the settings that are neither numbers nor one of a few names."""
 
 
 def _check_kind(name: str, value: Any) -> None:
@@ -120,47 +120,47 @@ class Settings:
     data: str | Path | tuple[InMemory, InMemory]
     """See :func:`wae.data.loading.open_dataset`; or images to train on and to test, in memory."""
     folder: Path
-    """Of the results."""
+    """For the results."""
     weights: str | None = None
     plan: Plan | None = None
-    """None for one that fits the number of images."""
+    """None for a plan that fits the number of images."""
     epochs: int | None = None
-    """Of the longest stage; the others' keep their share."""
+    """Of the longest stage; the other stages are scaled in proportion."""
     learning_rate: float | None = None
     optimizer: str | None = None
-    """Of :data:`OPTIMIZERS`; None for what a trial finds, AdamW where there is a ``learning_rate``, or the
-    ``plan``'s."""
+    """One of :data:`OPTIMIZERS`. None for the ``plan``'s, AdamW if there is a ``learning_rate``, else what
+    trials find."""
     batch: int | None = None
     seed: int = 0
     start: str = "included"
-    """The auto-encoder to begin with: ``included``, ``linear`` (fitted to the images), or a file."""
+    """The initial auto-encoder: ``included``, ``linear`` (fitted to the images), or a file."""
     compare: bool = False
-    """Train, deploy and report the rivals too: see :mod:`wae.experiments.acceleration.rivals`."""
+    """Also train, deploy and report the baselines: see :mod:`wae.experiments.acceleration.rivals`."""
     mimic: float | None = None
-    """How much the distance to the original's scores counts; None for what a trial finds: see
-    :func:`wae.experiments.acceleration.trials.best_teaching`."""
+    """The weight of the distance to the original's scores; None for what trials find: see
+    :func:`wae.experiments.acceleration.trials.best_distillation`."""
     mimic_mirrored: bool = False
-    """Whether the original, where it teaches, sees the mirror images too: see :class:`Stage`. If it is
-    False, and there is no ``mimic``, a trial decides."""
+    """Whether distillation uses mirror images too: see :class:`Stage`. If it is False and ``mimic`` is None,
+    a trial decides."""
     size: int | None = None
-    """Of the accelerated network's images; None for the original's."""
+    """Of the accelerated network's images; None for the original's, or for what the target chooses."""
     factor: int = 4
     """Of the light body."""
     target: float | None = None
-    """How many times faster than the original in the same engine: chooses ``size`` and ``factor``."""
+    """How many times as fast as the original in the same engine; chooses ``size`` and ``factor``."""
     target_ms: float | None = None
-    """Milliseconds of a call, instead of ``target``."""
+    """Milliseconds for a call, instead of ``target``."""
     precision: str = "auto"
     engine: str = "auto"
     images: int = 1
     """In a call of the deployed network."""
     max_drop: float = 0.01
-    """Of accuracy, that a precision may cost."""
+    """The accuracy that a precision may cost, 0..1."""
     input_size: int | None = None
-    """Of the original's images; this and the next three: None for its library's, else ImageNet's."""
+    """Of the original's images. For this and the next three, None means its library's, else ImageNet's."""
     interpolation: str | None = None
     mean: tuple[float, float, float] | None = None
-    """Of red, green and blue, 0..1, as the original takes them."""
+    """Of red, green and blue in 0..1, as the original expects."""
     std: tuple[float, float, float] | None = None
     on_corrupt: OnCorrupt = "error"
     max_pixels: int = MAX_PIXELS
@@ -168,8 +168,7 @@ class Settings:
     device: str | None = None
 
     def __post_init__(self) -> None:
-        if self.target is not None and self.target_ms is not None:
-            raise AccelerationError("target and target_ms: give one of them")
+        self._check_target()
         for name in _KINDS:
             _check_kind(name, getattr(self, name))
         optional = {entry.name for entry in fields(self) if entry.default is None}
@@ -187,34 +186,47 @@ class Settings:
                     f"{name} must be one of {', '.join(filter(None, known))}, got {getattr(self, name)!r}"
                 )
         if self.plan is not None:
-            self.plan.only("classifier", "joint")  # what has labels: there is something to test
+            self.plan.only("classifier", "joint")  # a stage with labels: else there is nothing to test
         if self.plan is not None and self.optimizer is not None:
-            raise AccelerationError("optimizer: the plan names those of its stages; give one of them")
-        if self.asked_teaching == Recipe(0.0, mirrored=True):
-            raise AccelerationError("mimic_mirrored needs a mimic above 0, got 0: nobody teaches")
+            raise AccelerationError(
+                "optimizer: the plan already names those of its stages; give one of the two"
+            )
+        if self.asked_distillation == Recipe(0.0, mirrored=True):
+            raise AccelerationError("mimic_mirrored needs a mimic above 0, got 0: there is no distillation")
         for name, least in (("mean", -1e6), ("std", 1e-6)):
             value = getattr(self, name)
             if value is not None and not _are_three(value, least):
                 raise AccelerationError(f"{name} must be 3 numbers from {least:g} to 1e+06, got {value!r}")
 
+    def _check_target(self) -> None:
+        if self.target is None and self.target_ms is None:
+            return
+        if self.target is not None and self.target_ms is not None:
+            raise AccelerationError("target and target_ms: give one of the two")
+        for name in ("size", "factor"):
+            if (value := getattr(self, name)) != getattr(Settings, name):
+                raise AccelerationError(
+                    f"{name} cannot be combined with a target, which chooses it, got {value!r}"
+                )
+
     @property
     def asked_optimizer(self) -> str | None:
-        """None for what a trial finds. A rate that is asked for is AdamW's, unless SGD is asked for too."""
+        """The optimizer that the settings name; None for what trials find. A learning rate implies AdamW."""
         if self.optimizer is None and (self.plan is not None or self.learning_rate is not None):
             return ADAMW
         return self.optimizer
 
     @property
-    def asked_teaching(self) -> Recipe | None:
-        """How the original teaches: with the weight ``mimic``, or the largest of the plan's stages; None for
-        what a trial finds."""
+    def asked_distillation(self) -> Recipe | None:
+        """The distillation that the settings name, with the weight ``mimic`` or else the largest in the plan;
+        None for what trials find."""
         weight = self.mimic
         if weight is None and self.plan is not None:
             weight = max(stage.mimic_weight for stage in self.plan.stages)
         return None if weight is None else Recipe(weight, self.mimic_mirrored)
 
     def files(self) -> dict[str, Path]:
-        """The files to begin with, by the options that name them."""
+        """The input files, by the options that name them."""
         is_file = isinstance(self.model, str) and self.model.endswith(".safetensors")
         given = {
             "--model": str(self.model) if is_file else None,
@@ -231,4 +243,4 @@ class Settings:
 
 
 DEFAULTS = Settings("", "", Path()).as_dict()
-"""A setting that there was not yet, when a folder was begun, had its default."""
+"""For folders that an earlier version began: a setting that it did not have had its default."""

@@ -1,4 +1,4 @@
-"""The size of the images and the light body with which a network is as fast as it shall be."""
+"""Chooses the image size and the light body with which a network meets its target speed."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from wae.training.processes import agreed, is_first
 from .deployment import fastest
 from .folder import Record
 from .measuring import SECONDS, call, images_of_a_call, timed
-from .networks import begun
+from .networks import initialised
 from .report import outcome
-from .settings import NOBODY, AccelerationError, Recipe, Settings
+from .settings import NO_TEACHER, AccelerationError, Recipe, Settings
 from .task import Task
 from .trials import best, trial
 
 _FACTORS = (2, 4, 8)
-_SCALES = (1.25, 0.875, 0.75, 0.625, 0.5)  # of the original's size, that are measured besides it
-_STEP = 32  # other sizes are multiples of it: halves of them are multiples of a patch
-_TRIED = 3  # of the networks that meet the target
+_SCALES = (1.25, 0.875, 0.75, 0.625, 0.5)  # sizes relative to the original's, which is measured too
+_STEP = 32  # the other sizes are multiples of it, so that half of each is a multiple of a patch
+_TRIED = 3  # how many of the forms that meet the target are tried
 
 
 def meet_target(task: Task, record: Record) -> dict[str, Any]:
-    """The form that meets the target with the least loss: measured times, then trials of a few."""
+    """The most accurate form that meets the target: measure times, then try a few forms."""
     with bar("measuring times", None, is_first()):
         times = record.once("times", lambda: agreed(timed_forms(task) if is_first() else {}))
     allowed = _allowed(task.settings, times["original"])
-    # of those that meet it the slowest have the most to compute with
-    tried = sorted(_that_meet(allowed, times), key=lambda entry: -entry["seconds"])[:_TRIED]
+    # of those that meet it, the slowest compute most
+    tried = sorted(_meeting(allowed, times), key=lambda entry: -entry["seconds"])[:_TRIED]
     recipe = _tried_with(task.settings)
     for entry in tried:
         form = Form(entry["size"], entry["factor"])
@@ -55,45 +55,47 @@ def meet_target(task: Task, record: Record) -> dict[str, Any]:
 
 
 def _tried_with(settings: Settings) -> Recipe:
-    """What the settings ask for; what they leave open is chosen for the form that is taken."""
-    recipe = settings.asked_teaching or NOBODY
+    """The recipe that the settings name. What they leave open is chosen later, for the chosen form."""
+    recipe = settings.asked_distillation or NO_TEACHER
     return recipe._replace(optimizer=settings.asked_optimizer or recipe.optimizer)
 
 
 def _allowed(settings: Settings, original: float) -> float:
-    """Seconds that a call may take, where the original's takes ``original``."""
+    """The seconds that a call may take, if the original's takes ``original``."""
     if settings.target_ms is not None:
         return settings.target_ms / 1e3
     assert settings.target is not None
     return original / settings.target
 
 
-def _that_meet(allowed: float, times: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The measured forms that take no longer than ``allowed``. Raises AccelerationError where none does."""
+def _meeting(allowed: float, times: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The measured forms that take at most ``allowed`` seconds. Raises AccelerationError if none does."""
     curve: list[dict[str, Any]] = times["curve"]
     if not curve:
         raise AccelerationError(
-            f"target: needs a form that takes these images and runs in {times['engine']}, got none"
+            f"target: needs a form that accepts these images and runs in {times['engine']}, got none"
         )
     if found := [entry for entry in curve if entry["seconds"] <= allowed]:
         return found
     best = min(curve, key=lambda entry: entry["seconds"])
     raise AccelerationError(
-        f"target: needs at most {1e3 * allowed:.2f} ms, the fastest form that was measured takes "
+        f"target: needs at most {1e3 * allowed:.2f} ms, but the fastest form measured takes "
         f"{1e3 * best['seconds']:.2f} ms (images of {best['size']}, factor {best['factor']})"
     )
 
 
 def _sizes(side: int) -> list[int]:
-    """Those that are measured, the largest first, the original's own too: images in memory have no other."""
+    """The sizes to measure, largest first. They include ``side``, the only one that images in memory have."""
     scaled = {max(_STEP, round(side * scale / _STEP) * _STEP) for scale in _SCALES}
     return sorted({side, *scaled}, reverse=True)
 
 
 def timed_forms(task: Task) -> dict[str, Any]:
-    """The time of a call of the original and of each form, in one engine and precision, in turns."""
-    first = fastest(task, begun(task, task.form).eval().to(task.device), task.form.size)
-    precision = first.precision if first.precision in DTYPES else "float32"  # int8 needs images for each
+    """Interleaved times of a call of the original and of each form, in one engine and precision."""
+    first = fastest(task, initialised(task, task.form).eval().to(task.device), task.form.size)
+    precision = (
+        first.precision if first.precision in DTYPES else "float32"
+    )  # int8 would be calibrated for each
     options = {"engine": first.engine, "precision": precision, "batch": task.settings.images}
     forms: dict[str, Form] = {}
     calls: dict[str, Callable[[], Tensor]] = {}
@@ -101,9 +103,9 @@ def timed_forms(task: Task) -> dict[str, Any]:
         name = f"{size} {factor}"
         try:
             form = Form(size, factor)
-            calls[name] = _deployed_call(task, begun(task, form).eval(), form.size, options)
+            calls[name] = _deployed_call(task, initialised(task, form).eval(), form.size, options)
         except (ValueError, EngineError, DisagreementError):
-            continue  # images in memory have one size, positions theirs, and engines what they run
+            continue  # this form does not fit images in memory, position embeddings or the engine
         forms[name] = form
     calls["original"] = _deployed_call(task, task.original.classifier(), task.side, options)
     times = timed(task, calls, SECONDS * 2)

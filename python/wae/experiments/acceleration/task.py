@@ -1,4 +1,4 @@
-"""The trained network that is accelerated and its images, opened."""
+"""Opens the trained network to accelerate, and its images."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from .settings import AccelerationError, Settings
 
 @dataclass(frozen=True)
 class Task:
-    """What is accelerated, by which settings, and where."""
+    """The network to accelerate, its settings, images and device."""
 
     settings: Settings
     console: Console
     device: torch.device
     original: Original
-    """With the preprocessing that the settings ask for."""
+    """With the preprocessing that the settings name."""
     order: ClassOrder
     new_head: str = ""
-    """Why the original's last matrix is a random one; empty where it is its own."""
+    """Why the original's last layer has random weights; empty if it has its own."""
     opened: dict[int, Sets] = field(default_factory=dict)
     """The images, by their size."""
 
     @property
     def name(self) -> str:
-        """Of the accelerated network, in the checkpoint."""
+        """The name of the accelerated network in the checkpoint."""
         name = self.original.name
         return name if ":" in name else f"wae_{name}"
 
@@ -51,12 +51,12 @@ class Task:
 
     @property
     def form(self) -> Form:
-        """That the settings ask for, where they have no target."""
+        """The form that the settings name, if they have no target."""
         size = self.settings.size
         return Form(self.side if size is None else size, self.settings.factor)
 
     def sets(self, size: int) -> Sets:
-        """The images for a network that takes this size, their classes in the original's order."""
+        """The images at ``size``, with the classes in the original's order."""
         if size not in self.opened:
             input = self.original.input.of_size(size)
             self.opened[size] = sets_for(self.settings, input, self.order.numbers)
@@ -68,7 +68,7 @@ class Task:
             say(self.console, line)
 
     def as_dict(self) -> dict[str, Any]:
-        """What decides the outcome, as JSON gives it back: the settings, and digests of what they name."""
+        """What decides the outcome, as JSON: the settings, and digests of the files that they name."""
         sets = self.sets(self.side)
         entries = {
             **self.settings.as_dict(),
@@ -84,7 +84,7 @@ class Task:
 
 
 def open_task(settings: Settings, console: Console, device: torch.device) -> Task:
-    """Open what the settings name. Where the original has other classes than the data it gets a new head."""
+    """Open what the settings name. The original gets a new head if its classes are not the data's."""
     _check_engine(settings, device)
     labels = open_sets(settings, None).training.labels
     original = _counted(_overridden(open_original(settings.model, settings.weights, len(labels)), settings))
@@ -98,7 +98,7 @@ def open_task(settings: Settings, console: Console, device: torch.device) -> Tas
 
 
 def _check_engine(settings: Settings, device: torch.device) -> None:
-    """Raise AccelerationError where no engine that may be taken can run here, or in this precision."""
+    """Raise AccelerationError if none of the allowed engines can run here, in this precision."""
     engines = ENGINES.values() if settings.engine == "auto" else [ENGINES[settings.engine]]
     wanted = None if settings.precision == "auto" else settings.precision
     reasons = [engine.why_not(device, wanted) for engine in engines]
@@ -107,7 +107,7 @@ def _check_engine(settings: Settings, device: torch.device) -> None:
 
 
 def _overridden(original: Original, settings: Settings) -> Original:
-    """``original`` with the preprocessing that the settings ask for."""
+    """``original`` with the preprocessing that the settings name."""
     s, input = settings, original.input
     if s.input_size is not None:
         input = input.of_size(s.input_size)
@@ -117,16 +117,16 @@ def _overridden(original: Original, settings: Settings) -> Original:
 
 
 def _counted(original: Original) -> Original:
-    """``original`` with as many classes as it gives scores: its last matrix need not make them."""
+    """``original`` with its number of scores as number of classes: its last layer need not make them."""
     try:
         scores = scores_of_one(original.network, (original.input.size,) * 2)
-    except ValueError:  # it is told where the network is tried out
+    except ValueError:  # try_out raises it
         return original
     return replace(original, classes=scores.shape[1])
 
 
 def _with_head(original: Original, labels: tuple[str, ...], seed: int) -> Original:
-    """``original`` with random weights for other classes; they alone are to be trained."""
+    """``original`` with a random last layer for other classes. Only this layer is to be trained."""
     torch.manual_seed(seed)
     network, head = with_classes(original.network, len(labels), (original.input.size,) * 2)
     network.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""The trainings of an acceleration. One that was stopped goes on after its last epoch."""
+"""The trainings of an acceleration. A stopped training resumes after its last finished epoch."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ from wae.training.small_data import acceleration_plan
 from wae.training.trainer import Epoch, Observer, train
 
 from .folder import ORIGINAL, TRIALS
-from .networks import begun, described, teacher
+from .networks import described, initialised, teacher
 from .plans import plan_for
 from .settings import Recipe
 from .task import Task
 
 SHOWN = 4
-"""Images of the report."""
+"""Images in the report."""
 
-_HEAD_RATE = 1e-2  # at which a new head is trained: higher than others, for no other weight changes
+_HEAD_RATE = 1e-2  # of a new head: higher than other rates, because no other weight is trained
 
 
 def train_accelerated(task: Task, form: Form, recipe: Recipe) -> dict[str, Any]:
     """Train the accelerated network, and write its checkpoint."""
     folder, sets = task.settings.folder, task.sets(form.size)
     plan = plan_for(task, len(sets.training), recipe)
-    model = begun(task, form)
+    model = initialised(task, form)
     task.say(getattr(model.high_body, "reason", ""))
-    taught_by = teacher(task, form.size, recipe)
+    original = teacher(task, form.size, recipe)
     with observed(folder, task.console, sample(sets.test, SHOWN)[0]) as observer:
-        history = _fit(task, folder / STATE, model, plan, sets.training, sets.test, taught_by, observer)
+        history = _fit(task, folder / STATE, model, plan, sets.training, sets.test, original, observer)
     accuracy = history[-1].accuracy
     assert isinstance(accuracy, Accuracy)
     if is_first():
@@ -63,9 +63,9 @@ def train_accelerated(task: Task, form: Form, recipe: Recipe) -> dict[str, Any]:
 
 
 def train_head(task: Task) -> dict[str, Any]:
-    """Train the original's new head alone; the network is kept in the folder.
+    """Train only the original's new head, and save the network in the folder.
 
-    It takes as many epochs as the settings ask for, else as the longest stage has by default.
+    The number of epochs is that of the settings, or else that of the longest stage by default.
     """
     sets, stock = task.sets(task.side), task.original.classifier()
     images = len(sets.training)
@@ -78,7 +78,7 @@ def train_head(task: Task) -> dict[str, Any]:
     if is_first():
         path = task.settings.folder / ORIGINAL
         weights_file.save(path, stock.network, {"plan": plan.as_dict()}, force=True)
-    return agreed({"epochs": len(history)})  # the others wait for the file
+    return agreed({"epochs": len(history)})  # the other processes wait for the file
 
 
 def fit(
@@ -90,7 +90,7 @@ def fit(
     test: Dataset,
     teacher: nn.Module | None = None,
 ) -> list[Epoch]:
-    """Train. A stopped run goes on from the checkpoint called ``name``, until :func:`forget`."""
+    """Train. A stopped run resumes from the checkpoint called ``name``, until :func:`forget` removes it."""
     state = _checkpoint(task, name)
     if is_first():
         state.parent.mkdir(exist_ok=True)
@@ -99,13 +99,16 @@ def fit(
 
 
 def forget(task: Task, name: str) -> None:
-    """Remove the checkpoint of a training that is on the record."""
+    """Remove the checkpoint of a training whose result is on the record."""
     if is_first():
         _checkpoint(task, name).unlink(missing_ok=True)
 
 
 def forget_all(task: Task) -> None:
-    """Remove what is left when all trainings are on the record: an earlier version had other names."""
+    """Remove the remaining checkpoints when all trainings are on the record.
+
+    There are some if an earlier version, with other names for trials, began the run.
+    """
     if is_first():
         for checkpoint in (task.settings.folder / TRIALS).glob("*.safetensors"):
             checkpoint.unlink()
@@ -138,8 +141,8 @@ def _fit(
             workers=task.settings.workers,
             device=task.device,
         )
-    except weights_file.CheckpointError as error:  # damaged, or made by another version's plan
-        way = "without this file that training begins anew, with --force everything"
+    except weights_file.CheckpointError as error:  # damaged, or written with another version's plan
+        way = "remove this file to repeat that training, or use --force to start over"
         raise weights_file.CheckpointError(f"{error}; {way}") from None
 
 

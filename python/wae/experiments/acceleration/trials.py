@@ -1,4 +1,4 @@
-"""What is chosen by short trainings: on training images, a part of which is kept aside to test with."""
+"""Choices made by short trainings on training images, some of which are held out for testing."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from wae.training.small_data import OPTIMIZERS
 from wae.training.trainer import DivergedError, TrainingError
 
 from .folder import Record
-from .networks import begun, teacher
+from .networks import initialised, teacher
 from .plans import plan_for
 from .report import outcome
-from .settings import NOBODY, Recipe, Settings
+from .settings import NO_TEACHER, Recipe, Settings
 from .task import Task
 from .training import fit, forget
 
 _Key = TypeVar("_Key", bound=Hashable)
 
-_KEPT = 5  # every fifth training image is kept aside for what has to be chosen
-_TRIAL = 4  # a trial has one epoch of the plan's in so many
-_WEIGHT = 1.0  # that is tried, of the distance to the original's scores
+_HELD_OUT = 5  # every fifth training image is held out
+_SHORTER = 4  # a trial has a quarter of the plan's epochs
+_WEIGHT = 1.0  # of the distillation that is tried
 
 
 def trial(task: Task, record: Record, form: Form, recipe: Recipe) -> float | None:
-    """The accuracy on kept-aside training images after a short training on the others.
+    """The accuracy on held-out training images after a short training on the others.
 
-    None where its loss was no longer a number.
+    None if the loss was no longer finite.
     """
     name = f"size {form.size}, factor {form.factor}, {recipe}"
     is_new = f"trial: {name}" not in record.found
     accuracy: float | None = record.once(f"trial: {name}", lambda: _tried(task, name, form, recipe))
     forget(task, name)
-    if not is_new:  # two choices may share a trial
+    if not is_new:  # it was printed already: two choices may share a trial
         return accuracy
     of = "" if accuracy is None else " of the held-out images"
     task.say(f"trial, {name}: {outcome(accuracy)}{of}")
@@ -42,9 +42,9 @@ def trial(task: Task, record: Record, form: Form, recipe: Recipe) -> float | Non
 
 
 def best(tried: Mapping[_Key, float | None], settings: Settings) -> _Key:
-    """What has the highest accuracy, the first of equals; what has none loses to one that is 0.
+    """The key with the highest accuracy, the first of equals. None counts as less than 0.
 
-    Raises TrainingError where nothing has one: by the same ``settings`` the training would end so, too.
+    Raises TrainingError if all are None: the training with these ``settings`` would fail, too.
     """
     if all(accuracy is None for accuracy in tried.values()):
         rate = settings.learning_rate
@@ -59,16 +59,16 @@ def best(tried: Mapping[_Key, float | None], settings: Settings) -> _Key:
 
 def _tried(task: Task, name: str, form: Form, recipe: Recipe) -> float | None:
     sets = task.sets(form.size)
-    kept = range(0, len(sets.plain), _KEPT)
-    rest = [number for number in range(len(sets.plain)) if number % _KEPT]
+    held_out = range(0, len(sets.plain), _HELD_OUT)
+    rest = [number for number in range(len(sets.plain)) if number % _HELD_OUT]
     plan = plan_for(task, len(rest), recipe)
-    stages = (stage.lasting(max(1, round(stage.epochs / _TRIAL))) for stage in plan.stages)
+    stages = (stage.lasting(max(1, round(stage.epochs / _SHORTER))) for stage in plan.stages)
     plan = replace(plan, stages=tuple(stages))
-    training, test = sets.training.subset(rest), sets.plain.subset(kept)
-    taught_by = teacher(task, form.size, recipe)
+    training, test = sets.training.subset(rest), sets.plain.subset(held_out)
+    original = teacher(task, form.size, recipe)
     try:
-        history = fit(task, name, begun(task, form), plan, training, test, taught_by)
-    except DivergedError as error:  # too high a rate for this network
+        history = fit(task, name, initialised(task, form), plan, training, test, original)
+    except DivergedError as error:  # the rate is too high for this network
         task.say(f"trial, {name}: {error.what}")
         return None
     assert history[-1].accuracy is not None
@@ -76,25 +76,25 @@ def _tried(task: Task, name: str, form: Form, recipe: Recipe) -> float | None:
 
 
 def best_optimizer(task: Task, record: Record, form: Form) -> dict[str, Any]:
-    """The optimizer, by trials in which the original teaches, unless the settings forbid it."""
-    asked = task.settings.asked_teaching
-    taught = Recipe(_WEIGHT, task.settings.mimic_mirrored) if asked is None else asked
-    found = {name: trial(task, record, form, taught._replace(optimizer=name)) for name in OPTIMIZERS}
+    """Choose the optimizer by trials with distillation, unless the settings exclude it."""
+    asked = task.settings.asked_distillation
+    recipe = Recipe(_WEIGHT, task.settings.mimic_mirrored) if asked is None else asked
+    found = {name: trial(task, record, form, recipe._replace(optimizer=name)) for name in OPTIMIZERS}
     return {"name": best(found, task.settings), "accuracies": found}
 
 
-def best_teaching(task: Task, record: Record, form: Form, optimizer: str) -> dict[str, Any]:
-    """How the original is to teach, by trials: not at all, by its scores, or by its mirrored scores.
+def best_distillation(task: Task, record: Record, form: Form, optimizer: str) -> dict[str, Any]:
+    """Choose the distillation by trials: none, from the original's scores, or from its mirrored scores.
 
-    The last are tried only where teaching helped and images are flipped to train on, for they cost one more
-    pass of the original in each step; or in place of the plain scores, where the settings ask for them.
+    Mirrored scores cost one more forward pass of the original in each step, so they are tried only if
+    distillation helped and training flips images. If the settings name them, they replace the plain scores.
     """
     asked = task.settings.mimic_mirrored
-    taught = Recipe(_WEIGHT, asked, optimizer)
-    found = {r: trial(task, record, form, r) for r in (NOBODY._replace(optimizer=optimizer), taught)}
+    distilled = Recipe(_WEIGHT, asked, optimizer)
+    found = {r: trial(task, record, form, r) for r in (NO_TEACHER._replace(optimizer=optimizer), distilled)}
     helped = best(found, task.settings).weight > 0
     if helped and not asked and task.sets(form.size).flips:
-        mirrored = taught._replace(mirrored=True)
+        mirrored = distilled._replace(mirrored=True)
         found[mirrored] = trial(task, record, form, mirrored)
     chosen = best(found, task.settings)
     accuracies = {str(recipe): accuracy for recipe, accuracy in found.items()}

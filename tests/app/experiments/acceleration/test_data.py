@@ -37,7 +37,9 @@ def test_loaders_become_images_as_they_are(has_all):
             assert torch.equal(found[1], labels[::step])
         assert data.labels == ("0", "1")
     for nothing in ([], [(images[:0], labels[:0])]):
-        with pytest.raises(DatasetError, match="a loader must give images and labels, got one that gives no"):
+        with pytest.raises(
+            DatasetError, match="a loader must yield images and labels, got one that yields no"
+        ):
             in_memory(loaders[0], nothing)
     with pytest.raises(DatasetError, match="labels must be below 1,000,000, got 1,000,001"):
         in_memory(loaders[0], [(images, labels + 10**6)])
@@ -58,5 +60,5 @@ IMAGES, LABELS = of_two_classes(8, 0)
     ids=["three", "number", "one", "dict", "sizes"],
 )
 def test_what_loaders_may_not_give(batches, message):
-    with pytest.raises(DatasetError, match=f"^data: a loader must give .*{message}"):
+    with pytest.raises(DatasetError, match=f"^data: a loader must yield .*{message}"):
         in_memory([(IMAGES, LABELS)], batches)

@@ -9,7 +9,7 @@ from torch import nn
 from wae.data.dataset import InMemory
 from wae.experiments.acceleration import deployment, measuring
 from wae.experiments.acceleration.folder import Record
-from wae.experiments.acceleration.networks import begun
+from wae.experiments.acceleration.networks import initialised
 from wae.inference.agreement import DisagreementError
 from wae.inference.saved import load_deployed
 from wae.inference.timing import Timing
@@ -23,7 +23,7 @@ def test_an_onnx_file_that_disagrees_is_left_out_with_the_reason(tmp_path, monke
 
     monkeypatch.setattr(deployment, "export", export)
     task, _ = task_of(tmp_path)
-    assert deployment.write_onnx(task, begun(task, task.form), SIDE) == {
+    assert deployment.write_onnx(task, initialised(task, task.form), SIDE) == {
         "not written": "the onnx file is off by 1"
     }
 
@@ -35,7 +35,7 @@ def test_each_side_is_deployed_timed_and_tested_by_itself(tmp_path, monkeypatch)
     with torch.no_grad():
         test.targets[:] = stock(test.images).argmax(1)
         images.targets[:] = (stock(images.images).argmax(1) + 1) % 5
-    ours = begun(task, task.form).eval()
+    ours = initialised(task, task.form).eval()
     with torch.no_grad():
         share = (ours(test.images).argmax(1) == test.targets).float().mean().item()
     names = ("original, PyTorch", "original, deployed", "accelerated, PyTorch", "accelerated, deployed")

@@ -7,7 +7,7 @@ from tiny_original import CLASSES, SIDE, build
 
 from wae.data.dataset import InMemory
 from wae.experiments.acceleration import rivals
-from wae.experiments.acceleration.networks import begun, teacher, try_out
+from wae.experiments.acceleration.networks import initialised, teacher, try_out
 from wae.experiments.acceleration.settings import Settings
 from wae.training.plan import Plan, Stage
 
@@ -34,7 +34,10 @@ def test_all_is_trained_of_a_network_that_was_frozen_and_the_users_own_stays(tmp
     images, labels = of_two_classes(8, 0)
     sets = tuple(InMemory(images, labels + shift, CLASSES, False, 0) for shift in (0, 1))
     task = opened(Settings(original, sets, tmp_path, input_size=SIDE))
-    for network in (begun(task, task.form), rivals.untrained_rival(task, rivals.HALF, {"side": SIDE // 2})):
+    for network in (
+        initialised(task, task.form),
+        rivals.untrained_rival(task, rivals.HALF, {"side": SIDE // 2}),
+    ):
         assert all(parameter.requires_grad for parameter in network.parameters())
     assert original.training
     assert not any(parameter.requires_grad for parameter in original.parameters())
@@ -51,5 +54,5 @@ def test_a_teacher_sees_images_of_its_own_size(tmp_path):
 
 def test_a_network_begins_with_the_same_weights_each_time(tmp_path):
     task, _ = task_of(tmp_path)
-    one, other = (begun(task, task.form).state_dict() for _ in range(2))
+    one, other = (initialised(task, task.form).state_dict() for _ in range(2))
     assert all(torch.equal(one[name], other[name]) for name in one)

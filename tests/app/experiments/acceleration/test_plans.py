@@ -46,7 +46,7 @@ def test_the_plan_keeps_what_the_original_knows_and_takes_what_a_user_asks_for(t
     assert plan_for(task, 1000).stages[1].mimic_weight == 0.0
     assert not any(stage.mimic_mirrored for stage in given.stages)
     task, _ = task_of(tmp_path, plan=own, mimic_mirrored=True)
-    assert plan_for(task, 1000, task.settings.asked_teaching).stages[1] == replace(
+    assert plan_for(task, 1000, task.settings.asked_distillation).stages[1] == replace(
         own.stages[1], mimic_mirrored=True
     )
 

@@ -13,7 +13,7 @@ from wae.data.dataset import InMemory
 from wae.experiments.acceleration import measuring, rivals
 from wae.experiments.acceleration.data import Sets
 from wae.experiments.acceleration.folder import Record
-from wae.experiments.acceleration.networks import begun
+from wae.experiments.acceleration.networks import initialised
 from wae.experiments.acceleration.settings import Recipe
 from wae.inference.timing import Timing
 from wae.models.accelerated import Form
@@ -54,7 +54,7 @@ def test_the_rival_of_equal_cost_is_found():
 
 def test_a_network_of_one_size_has_no_rival_of_another():
     stock = FullResolution(nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.Flatten(), nn.Linear(4 * 15 * 15, 2)))
-    with pytest.raises(ValueError, match="takes no images of 16 x 16"):
+    with pytest.raises(ValueError, match="does not accept images of 16 x 16"):
         chosen(rivals.HALF, stock, 32, 1)
     assert chosen(rivals.EQUAL_COST, stock, 32, 1) == {"side": 31}
 
@@ -68,9 +68,9 @@ def test_a_network_that_raises_what_it_likes_has_no_rival_of_another_size():
         def forward(self, image):
             return {SIDE: self.network}[image.shape[-1]](image)  # KeyError
 
-    with pytest.raises(ValueError, match=r"the network takes no images of 24 x 24"):
+    with pytest.raises(ValueError, match=r"the network does not accept images of 24 x 24"):
         chosen(rivals.HALF, FullResolution(One()), SIDE, 1000)
-    with pytest.raises(ValueError, match=r"the network takes images of no other size"):
+    with pytest.raises(ValueError, match=r"the network does not accept images of any other size"):
         chosen(rivals.EQUAL_COST, FullResolution(One()), SIDE - 1, 1000)
 
 
@@ -110,7 +110,7 @@ def test_a_rivals_time_is_a_share_of_the_accelerated_networks(tmp_path, monkeypa
         rival.register_forward_hook(lambda module, given, result: seen.append(tuple(result.shape)))
         return {"time": share_of_time(rival)}
 
-    ours = begun(task, task.form).eval()
+    ours = initialised(task, task.form).eval()
     ours.register_forward_pre_hook(lambda module, given: sizes.append(tuple(given[0].shape)))
     large = InMemory(torch.zeros(5, 3, 64, 64, dtype=torch.uint8), torch.arange(5), CLASSES, False, 0)
     task.opened[64] = Sets(large, large, large)

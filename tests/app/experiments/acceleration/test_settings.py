@@ -76,8 +76,16 @@ def test_nobody_teaches_by_mirror_images_where_nobody_teaches(options):
         Settings("resnet18", "digits", Path("out"), mimic_mirrored=True, **options)
 
 
+@pytest.mark.parametrize("target", [{"target": 2.0}, {"target_ms": 5.0}], ids=str)
+@pytest.mark.parametrize("chosen", [{"size": 96}, {"factor": 2}], ids=str)
+def test_what_a_target_chooses_cannot_be_set_too(target, chosen):
+    """It was ignored."""
+    with pytest.raises(ValueError, match=f"^{min(chosen)} cannot be combined with a target"):
+        Settings("resnet18", "digits", Path("out"), **target, **chosen)
+
+
 def test_a_plan_has_its_own_optimizers():
-    with pytest.raises(ValueError, match="optimizer: the plan names those of its stages; give one of them"):
+    with pytest.raises(ValueError, match=r"optimizer: the plan already names .*; give one of the two"):
         Settings("resnet18", "digits", Path("out"), plan=find("digits"), optimizer="sgd")
 
 

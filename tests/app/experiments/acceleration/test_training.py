@@ -10,12 +10,12 @@ from tiny_original import SIDE
 from wae.experiments.acceleration import rivals, training
 from wae.experiments.acceleration.folder import ORIGINAL, TRIALS, Record
 from wae.experiments.acceleration.plans import plan_for
-from wae.experiments.acceleration.settings import NOBODY
+from wae.experiments.acceleration.settings import NO_TEACHER
 from wae.storage import weights_file
 from wae.training.trainer import Epoch
 
 
-@pytest.mark.parametrize("recipe", [NOBODY, PLAIN, MIRRORED], ids=str)
+@pytest.mark.parametrize("recipe", [NO_TEACHER, PLAIN, MIRRORED], ids=str)
 @pytest.mark.parametrize("who", ["accelerated", rivals.HALF])
 def test_the_network_and_its_rivals_see_the_same_images_and_teacher(tmp_path, monkeypatch, who, recipe):
     task, _ = task_of(tmp_path)
@@ -46,13 +46,14 @@ def test_the_network_and_its_rivals_see_the_same_images_and_teacher(tmp_path, mo
 
 def test_a_checkpoint_that_another_version_s_plan_made_is_refused_with_the_way_out(tmp_path):
     task = task_of(tmp_path)[0]
-    plan = plan_for(task, 20, NOBODY)
+    plan = plan_for(task, 20, NO_TEACHER)
     state = tmp_path / TRIALS / "head.safetensors"
     state.parent.mkdir()
     weights_file.save(state, task.original.network, {"plan": replace(plan, batch=plan.batch + 1).as_dict()})
     sets = task.sets(SIDE)
     with pytest.raises(
-        weights_file.CheckpointError, match=r"head\.safetensors: .* batch .*; without this file that training"
+        weights_file.CheckpointError,
+        match=r"head\.safetensors: .* batch .*; remove this file to repeat that training",
     ):
         training.fit(task, "head", task.original.network, plan, sets.training, sets.test)
 

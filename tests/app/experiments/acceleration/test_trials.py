@@ -12,14 +12,14 @@ from rich.console import Console
 from wae.experiments.acceleration import training, trials
 from wae.experiments.acceleration.folder import Record
 from wae.experiments.acceleration.plans import plan_for
-from wae.experiments.acceleration.settings import NOBODY, Recipe
+from wae.experiments.acceleration.settings import NO_TEACHER, Recipe
 from wae.training.accuracy import Accuracy
 from wae.training.small_data import ADAMW, OPTIMIZERS, SGD
 from wae.training.trainer import DivergedError, Epoch, TrainingError
 
 
 def test_a_trial_is_trained_and_tested_on_training_images_alone(tmp_path, monkeypatch):
-    """Each fifth is kept aside, and not augmented; the test images are not looked at."""
+    """Every fifth image is held out, and not augmented; the test images are not looked at."""
     task, images = task_of(tmp_path)
     seen, printed = [], io.StringIO()
     task = replace(task, console=Console(file=printed, width=200))
@@ -30,7 +30,9 @@ def test_a_trial_is_trained_and_tested_on_training_images_alone(tmp_path, monkey
 
     monkeypatch.setattr(training, "train", train)
     record = Record(tmp_path / "record.json", {})
-    assert [trials.trial(task, record, task.form, recipe) for recipe in (NOBODY, PLAIN, PLAIN)] == [0.25] * 3
+    assert [trials.trial(task, record, task.form, recipe) for recipe in (NO_TEACHER, PLAIN, PLAIN)] == [
+        0.25
+    ] * 3
     names = [f"trial: size 48, factor 4, mimic {weight}" for weight in (0, 1)]
     assert list(record.found) == names  # as in folders of every version, which go on
     (_, _, _, none), (plan, others, kept, taught_by) = seen  # the second trial with 1 is read from the record
@@ -52,7 +54,7 @@ def test_a_trial_is_trained_and_tested_on_training_images_alone(tmp_path, monkey
 def test_a_trial_of_fewer_images_than_a_batch_takes_smaller_ones(tmp_path):
     """A batch of more than four fifths of the images was refused."""
     task, _ = task_of(tmp_path, batch=18, epochs=1)
-    assert 0 <= trials.trial(task, Record(tmp_path / "record.json", {}), task.form, NOBODY) <= 1
+    assert 0 <= trials.trial(task, Record(tmp_path / "record.json", {}), task.form, NO_TEACHER) <= 1
 
 
 @pytest.mark.parametrize(
@@ -61,17 +63,17 @@ def test_a_trial_of_fewer_images_than_a_batch_takes_smaller_ones(tmp_path):
         (0.5, 0.6, 0.7, MIRRORED),
         (0.5, 0.6, 0.6, PLAIN),  # for one pass of the original less
         (0.5, 0.6, 0.4, PLAIN),
-        (0.6, 0.5, None, NOBODY),  # a teacher that does not help is not asked twice
-        (0.5, 0.5, None, NOBODY),
+        (0.6, 0.5, None, NO_TEACHER),  # a teacher that does not help is not asked twice
+        (0.5, 0.5, None, NO_TEACHER),
     ],
 )
 def test_the_best_of_the_trials_says_how_the_original_teaches(
     tmp_path, monkeypatch, of_nobody, of_plain, of_mirrored, best
 ):
     task, _ = task_of(tmp_path)
-    kept = {NOBODY: of_nobody, PLAIN: of_plain, MIRRORED: of_mirrored}
+    kept = {NO_TEACHER: of_nobody, PLAIN: of_plain, MIRRORED: of_mirrored}
     monkeypatch.setattr(trials, "trial", lambda task, record, form, recipe: kept[recipe])
-    assert trials.best_teaching(task, None, task.form, ADAMW) == {
+    assert trials.best_distillation(task, None, task.form, ADAMW) == {
         "weight": best.weight,
         "mirrored": best.mirrored,
         "accuracies": {str(recipe): accuracy for recipe, accuracy in kept.items() if accuracy is not None},
@@ -83,15 +85,17 @@ def test_what_is_not_flipped_to_train_on_has_no_mirrored_teacher(tmp_path, monke
     task, images = task_of(tmp_path)
     for name, value in entries.items():
         setattr(images, name, value)
-    monkeypatch.setattr(trials, "trial", lambda task, record, form, recipe: {NOBODY: 0.5, PLAIN: 0.6}[recipe])
-    assert not trials.best_teaching(task, None, task.form, ADAMW)["mirrored"]
+    monkeypatch.setattr(
+        trials, "trial", lambda task, record, form, recipe: {NO_TEACHER: 0.5, PLAIN: 0.6}[recipe]
+    )
+    assert not trials.best_distillation(task, None, task.form, ADAMW)["mirrored"]
 
 
 def test_a_mirrored_teacher_that_is_asked_for_is_the_one_that_is_tried(tmp_path, monkeypatch):
     task, _ = task_of(tmp_path, mimic_mirrored=True)
-    kept = {NOBODY: 0.5, MIRRORED: 0.6}
+    kept = {NO_TEACHER: 0.5, MIRRORED: 0.6}
     monkeypatch.setattr(trials, "trial", lambda task, record, form, recipe: kept[recipe])
-    found = trials.best_teaching(task, None, task.form, ADAMW)
+    found = trials.best_distillation(task, None, task.form, ADAMW)
     assert (found["weight"], found["mirrored"]) == MIRRORED[:2]
     assert list(found["accuracies"]) == ["mimic 0", "mimic 1, mirrored"]
 
@@ -119,8 +123,8 @@ def test_how_the_original_teaches_is_tried_with_the_optimizer_that_was_chosen(tm
     task, _ = task_of(tmp_path)
     tried = []
     monkeypatch.setattr(trials, "trial", lambda *given: tried.append(given[-1]) or len(tried))
-    assert trials.best_teaching(task, None, task.form, SGD)["mirrored"]
-    assert tried == [recipe._replace(optimizer=SGD) for recipe in (NOBODY, PLAIN, MIRRORED)]
+    assert trials.best_distillation(task, None, task.form, SGD)["mirrored"]
+    assert tried == [recipe._replace(optimizer=SGD) for recipe in (NO_TEACHER, PLAIN, MIRRORED)]
 
 
 def test_a_trial_whose_loss_is_no_number_is_worse_than_one_that_has_nothing_right(tmp_path, monkeypatch):
@@ -147,7 +151,7 @@ def test_where_no_trial_has_an_outcome_nothing_is_chosen(tmp_path, monkeypatch, 
     task, _ = task_of(tmp_path, **options)
     monkeypatch.setattr(trials, "trial", lambda *_: None)
     wanted = rf"^learning_rate must be lower, got {got}: .* with a lower --learning-rate and --force$"
-    for choose in (trials.best_optimizer, partial(trials.best_teaching, optimizer=ADAMW)):
+    for choose in (trials.best_optimizer, partial(trials.best_distillation, optimizer=ADAMW)):
         with pytest.raises(TrainingError, match=wanted):
             choose(task, None, task.form)
 
@@ -160,5 +164,5 @@ def test_images_that_cannot_be_read_end_a_trial_and_are_not_taken_for_a_loss(tmp
     monkeypatch.setattr(training, "train", train)
     record = Record(tmp_path / "record.json", {})
     with pytest.raises(TrainingError, match="can be read"):
-        trials.trial(task, record, task.form, NOBODY)
+        trials.trial(task, record, task.form, NO_TEACHER)
     assert record.found == {}
