@@ -88,7 +88,7 @@ def _named(name: str) -> tuple[nn.Module, WAEClassifier]:
     try:
         body = standard_body(name)
     except (ValueError, ModuleNotFoundError):
-        raise NetworkError(f"there is no network {name}; known are {KNOWN}") from None
+        raise NetworkError(f"there is no network {name}; need {KNOWN}") from None
     import timm
 
     return timm.create_model(name, num_classes=_CLASSES), wae_around(body, classes=_CLASSES)

@@ -323,7 +323,7 @@ def test_the_share_is_of_the_ratio_of_multiply_adds():
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (("no_such_network",), 2, "there is no network no_such_network; known are a NAME"),
+        (("no_such_network",), 2, "there is no network no_such_network; need a NAME"),
         (("wae_vgg16",), 2, "there is no network wae_vgg16"),
         (("tiny_network:none",), 2, "tiny_network:none cannot be called: .* 'none'"),
         (("no_such_module:build",), 2, "no_such_module:build cannot be called: No module"),

@@ -144,7 +144,7 @@ def holds_what_a_user_needs(crops, accelerated, capsys):
     (onnx,) = session.run(None, {"images": images.contiguous().numpy()})
     assert (torch.from_numpy(onnx) - expected).norm() <= 1e-4 * expected.norm()
     with pytest.raises(
-        CheckpointError, match=r"is around what tiny_original:build makes, which no file may run"
+        CheckpointError, match=r"is built around what tiny_original:build makes, which no file may run"
     ):
         load_classifier(folder / "model.safetensors")
 
@@ -301,7 +301,7 @@ def test_int8_from_end_to_end(tmp_path):
 def test_nothing_is_written_where_an_argument_is_wrong(tmp_path, capsys):
     write_crops(tmp_path / "data", 2, 1)
     cases = {
-        "there is no network resnet5; known are": ("--model", "resnet5"),
+        "there is no network resnet5; need a NAME": ("--model", "resnet5"),
         "weights: resnet18 needs trained weights": ("--model", "resnet18"),
         "torchvision has no weights|there is no such file": ("--model", "resnet18", "--weights", "no.pth"),
         "nosuch:build cannot be called": ("--model", "nosuch:build"),
