@@ -48,7 +48,7 @@ bench-full: $(VENV)/.dev build  ## measure everything, in PARTS
 	$(BIN)/python -m benches.report
 
 .PHONY: cuda
-cuda: $(VENV)/.dev  ## compile the CUDA library in place; for all architectures if there is no GPU (a minute or two)
+cuda: $(VENV)/.dev  ## compile the CUDA library in place; for all architectures if there is no GPU (some 5 minutes of one core)
 	FORCE_CUDA=1 $(BIN)/python setup.py build_ext --inplace
 
 # "make gpu PYTHON=python3 VENV=" installs nothing and uses that interpreter as it is.
