@@ -60,8 +60,8 @@ def laid_out(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
     """
     if memory_format == torch.channels_last and (
         torch.compiler.is_dynamo_compiling()  # it cannot trace the call in the next line
-        or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-    ):  # vmap cannot clone to channels_last
+        or torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # vmap cannot clone to channels_last
+    ):
         return tensor.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
     return tensor.clone(memory_format=memory_format)
 

@@ -351,9 +351,7 @@ def test_an_argument_that_does_not_fit_is_named_when_compiling() -> None:
 @on_hosts
 def test_export_with_dynamic_batch_and_size(cell: Cell) -> None:
     model = AutoEncoder().to(cell.device).eval()
-    dim = (
-        torch.export.Dim
-    )  # of at least 3, because torch treats a size of 1, here of low and high, as a constant
+    dim = torch.export.Dim  # at least 3: torch treats a size of 1, here of low and high, as a constant
     shapes = {"image": {0: dim("batch", max=64), 2: dim("height", min=3), 3: dim("width", min=3)}}
     program = torch.export.export(model, (image_of(2, 12, 17, device=cell.device),), dynamic_shapes=shapes)
     called = {str(node.target) for node in program.graph.nodes}

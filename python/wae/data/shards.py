@@ -46,9 +46,7 @@ _HELD_OUT = "val", "test"
 _BLOCK = tarfile.BLOCKSIZE
 _MOST = 1 << 30  # bytes of an image file, which is read into memory as a whole
 _DIGITS = 9  # of a class number
-_NUMBER = re.compile(
-    r"\d+([-_]of[-_]\d+)?$"
-)  # at the end of a shard's name: its number, and how many there are
+_NUMBER = re.compile(r"\d+([-_]of[-_]\d+)?$")  # ends a shard's name: its number, and how many there are
 
 _Numbers = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
@@ -145,9 +143,7 @@ def is_sharded(source: str | Path) -> bool:
 
 
 def _is_pattern(source: str | Path) -> bool:
-    return (
-        Path(source).suffix == ".tar" and not Path(source).is_dir()
-    )  # a folder's name may end with .tar too
+    return Path(source).suffix == ".tar" and not Path(source).is_dir()  # a folder may be named so too
 
 
 def _in_folder(folder: Path) -> list[Path]:

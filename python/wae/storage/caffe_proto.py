@@ -270,12 +270,7 @@ class Layer(NamedTuple):
 
 _LAYERS = {2: ("V1LayerParameter", 6), 100: ("LayerParameter", 7)}
 """By field number of a NetParameter: the message in that field, and the field number of its ``blobs``."""
-_VARINT, _FIXED64, _DELIMITED, _FIXED32 = (
-    0,
-    1,
-    2,
-    5,
-)  # the wire types; 3 and 4, groups, are obsolete
+_VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5  # the wire types; 3 and 4, groups, are obsolete
 _MAX_SHAPE = 32 * 11  # bytes: Caffe's blobs have at most 32 axes
 
 

@@ -167,9 +167,7 @@ def test_int8_names_the_classes_of_most_pixels(engine: str, model: WAESegmenter)
         pytest.skip(reason)
     data = images(48)
     torch.manual_seed(9)
-    for (
-        layer
-    ) in model.fusion.children():  # as it starts, it keeps the classes too far apart for int8 to matter
+    for layer in model.fusion.children():  # at its start the classes are too far apart for int8 to matter
         layer.reset_parameters()
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("warnings.filters", [])  # of the libraries' own parts

@@ -93,9 +93,8 @@ def _sizes(side: int) -> list[int]:
 def timed_forms(task: Task) -> dict[str, Any]:
     """Interleaved times of a call of the original and of each form, in one engine and precision."""
     first = fastest(task, initialised(task, task.form).eval().to(task.device), task.form.size)
-    precision = (
-        first.precision if first.precision in DTYPES else "float32"
-    )  # int8 would be calibrated for each
+    # int8 would be calibrated for each
+    precision = first.precision if first.precision in DTYPES else "float32"
     options = {"engine": first.engine, "precision": precision, "batch": task.settings.images}
     forms: dict[str, Form] = {}
     calls: dict[str, Callable[[], Tensor]] = {}
