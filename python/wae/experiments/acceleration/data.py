@@ -45,19 +45,19 @@ class Sets(NamedTuple):
 
 def in_memory(training: Loader, test: Loader) -> tuple[InMemory, InMemory]:
     """All that the loaders yield, with the classes that occur in either of them. Raises DatasetError."""
-    read = [_read(loader) for loader in (training, test)]
-    largest = max(int(labels.max()) for _, labels in read)
-    if largest >= _MOST_CLASSES:  # each class gets a name
-        raise DatasetError(f"data: labels must be below {_MOST_CLASSES:,}, got {largest:,}")
-    classes = [str(number) for number in range(1 + largest)]
+    read = [_read(loader, f"the {part} loader") for loader, part in ((training, "training"), (test, "test"))]
+    classes = [str(number) for number in range(1 + max(int(labels.max()) for _, labels in read))]
     one, other = (InMemory(images, labels, classes, False, 0) for images, labels in read)
     return one, other
 
 
-def _read(loader: Iterable[Any]) -> tuple[Tensor, Tensor]:
-    """All images of a loader, and all labels. Raises DatasetError."""
+def _read(loader: Iterable[Any], name: str) -> tuple[Tensor, Tensor]:
+    """All images of a loader, and all labels. Raises DatasetError, which names the loader and the batch."""
+    if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
+        raise DatasetError(f"data: {name} must yield images and labels, got {type(loader).__name__}")
     batches: list[tuple[Tensor, Tensor]] = []
-    for batch in loader:
+    for number, batch in enumerate(loader, 1):
+        where = f"in batch {number} of {name}"
         parts = batch if isinstance(batch, (tuple, list)) else [batch]
         dims = [part.dim() if isinstance(part, Tensor) else None for part in parts]
         if dims != [4, 1]:
@@ -65,17 +65,39 @@ def _read(loader: Iterable[Any]) -> tuple[Tensor, Tensor]:
                 type(part).__name__ if dim is None else f"{tuple(part.shape)}"
                 for part, dim in zip(parts, dims, strict=True)
             )
-            raise DatasetError(f"data: a loader must yield images (N, 3, H, W) and labels (N,), got {got}")
-        batches.append((parts[0], parts[1]))
+            raise DatasetError(
+                f"data: a loader must yield images (N, 3, H, W) and labels (N,), got {got} {where}"
+            )
+        batches.append(_checked(parts[0], parts[1], where))
     if not sum(len(labels) for _, labels in batches):
-        raise DatasetError("data: a loader must yield images and labels, got one that yields nothing")
+        raise DatasetError(f"data: a loader must yield images and labels, but {name} yields nothing")
     shapes = {" x ".join(map(str, images.shape[1:])) for images, _ in batches}
     if len(shapes) > 1:
         raise DatasetError(
-            f"data: a loader must yield images of one size, got {' and '.join(sorted(shapes))}"
+            f"data: a loader must yield images of one size, got {' and '.join(sorted(shapes))} from {name}"
         )
     images, labels = map(torch.cat, zip(*batches, strict=True))
     return images, labels
+
+
+def _checked(images: Tensor, labels: Tensor, where: str) -> tuple[Tensor, Tensor]:
+    """The images and labels of a batch, the labels as int64. Raises DatasetError."""
+    if images.dtype != torch.uint8 or images.shape[1] not in (1, 3):
+        raise DatasetError(
+            f"data: images must be (N, 3, H, W) uint8, got {tuple(images.shape)} {images.dtype} {where}"
+        )
+    if len(images) != len(labels):
+        raise DatasetError(
+            f"data: each image needs a label, got {len(images)} images and {len(labels)} labels {where}"
+        )
+    numbers = labels.double()
+    wrong = ~((numbers >= 0) & (numbers < _MOST_CLASSES) & (numbers == numbers.floor()))  # NaN too
+    if wrong.any():
+        raise DatasetError(
+            f"data: labels must be whole numbers from 0 to {_MOST_CLASSES - 1:,}, because each class gets a "
+            f"name; got {labels[wrong][0].item()} {where}"
+        )
+    return images, labels.long()
 
 
 def open_sets(settings: Settings, input: Input | None) -> Sets:

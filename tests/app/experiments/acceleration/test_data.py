@@ -38,11 +38,11 @@ def test_loaders_become_images_as_they_are(has_all):
         assert data.labels == ("0", "1")
     for nothing in ([], [(images[:0], labels[:0])]):
         with pytest.raises(
-            DatasetError, match="a loader must yield images and labels, got one that yields no"
+            DatasetError, match="a loader must yield images and labels, but the test loader yields nothing"
         ):
             in_memory(loaders[0], nothing)
-    with pytest.raises(DatasetError, match="labels must be below 1,000,000, got 1,000,001"):
-        in_memory(loaders[0], [(images, labels + 10**6)])
+    for numbers in (labels.byte(), labels.to(torch.int32), labels.double()):
+        assert torch.equal(in_memory([(images, numbers)], loaders[1])[0].targets, labels)
 
 
 IMAGES, LABELS = of_two_classes(8, 0)
@@ -60,5 +60,34 @@ IMAGES, LABELS = of_two_classes(8, 0)
     ids=["three", "number", "one", "dict", "sizes"],
 )
 def test_what_loaders_may_not_give(batches, message):
-    with pytest.raises(DatasetError, match=f"^data: a loader must yield .*{message}"):
+    with pytest.raises(DatasetError, match=f"^data: a loader must yield .*{message}.* the test loader$"):
         in_memory([(IMAGES, LABELS)], batches)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        *(
+            (IMAGES, torch.tensor([0.0, 1.0, wrong, 0.0]).repeat(2), f"labels must be .* got {wrong}")
+            for wrong in (float("nan"), float("inf"), 0.5, -1.0)
+        ),
+        (IMAGES, LABELS - 1, "labels must be whole numbers from 0 to 999,999, .* got -1"),
+        (IMAGES, LABELS + 10**6 - 1, "labels must be .* got 1000000"),
+        (IMAGES / 255, LABELS, r"images must be \(N, 3, H, W\) uint8, got \(8, 3, 48, 48\) torch.float32"),
+        (IMAGES[:, :2], LABELS, r"images must be \(N, 3, H, W\) uint8, got \(8, 2, 48, 48\) torch.uint8"),
+        (IMAGES[1:], LABELS, "each image needs a label, got 7 images and 8 labels"),
+    ],
+    ids=["nan", "inf", "half", "minus one", "negative", "many", "floats", "channels", "count"],
+)
+def test_a_batch_that_cannot_be_used_is_named(images, labels, message):
+    """Labels with NaN ended in a ValueError that named nothing; images and labels of unequal batches whose
+    sums agreed were paired wrongly."""
+    good, bad = (IMAGES, LABELS), (images, labels)
+    for loaders, name in (([[good, bad], [good]], "training"), ([[good], [good, bad]], "test")):
+        with pytest.raises(DatasetError, match=f"^data: {message} in batch 2 of the {name} loader$"):
+            in_memory(*loaders)
+
+
+def test_what_is_no_loader():
+    with pytest.raises(DatasetError, match=r"^data: the test loader must yield images and labels, got int$"):
+        in_memory([(IMAGES, LABELS)], 5)
