@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from wae.experiments.bench import Comparison, from_data
-from wae.experiments.bench_report import QUIET, cells, heads, milliseconds, title
+from wae.experiments.bench_report import cells, heads, milliseconds, title
+from wae.experiments.machine import QUIET
 from wae.wording import counted
 
 FOLDER = "deployed"

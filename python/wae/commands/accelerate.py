@@ -95,7 +95,6 @@ def _add_choices(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--factor",
         type=shared.positive,
-        default=4,
         metavar="N",
         help="divisor of the light body's channels (default: 4)",
     )

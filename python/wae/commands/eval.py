@@ -90,18 +90,21 @@ def run(options: argparse.Namespace) -> int:
             return shared.complain(wrong, 2)
         with joined(options.device) as device:
             first = is_first()
-            candidates, deployed = _measured(options, device)
+            candidates, deployed, others = _measured(options, device)
     except (CheckpointError, ImageError, EngineError, DisagreementError, ValueError) as error:
         raise shared.Failure(str(error)) from None
     if first:
-        (_print_json if options.json else _print_tables)(options, candidates, deployed)
+        (_print_json if options.json else _print_tables)(options, candidates, deployed, others)
     return 0
 
 
 def _measured(
     options: argparse.Namespace, device: torch.device
-) -> tuple[list[Candidate], list[DeployedCandidate]]:
-    """Evaluate every checkpoint and its deployed forms; measure times on the first process."""
+) -> tuple[list[Candidate], list[DeployedCandidate], float | None]:
+    """Evaluate every checkpoint and its deployed forms; measure times on the first process.
+
+    The number is that of CPU cores that other programs used during the timings, None if it is not known.
+    """
     from wae.experiments import evaluation
     from wae.progress import bar
     from wae.training.processes import is_alone, is_first
@@ -117,17 +120,20 @@ def _measured(
     ]
     tests = [_data(options, candidate) for candidate in candidates]
     _evaluate(options, candidates, tests, device)
+    others = []
     if is_first():
         with bar("timing", None):
-            evaluation.measure(candidates, options.seconds)
+            others.append(evaluation.measure(candidates, options.seconds))
     deployed = [
         entry
         for each in zip(candidates, tests, calibration, strict=True)
         for entry in _deployed(options, *each, device)
     ]
-    with bar("timing", None, is_first() and bool(deployed)):
-        evaluation.measure_deployed(deployed, options.seconds)
-    return candidates, deployed
+    if deployed:
+        with bar("timing", None):
+            others.append(evaluation.measure_deployed(deployed, options.seconds))
+    known = [cores for cores in others if cores is not None]
+    return candidates, deployed, max(known, default=None)
 
 
 def _evaluate(
@@ -152,18 +158,25 @@ def _evaluate(
 
 
 def _print_json(
-    options: argparse.Namespace, candidates: Sequence[Candidate], deployed: Sequence[DeployedCandidate]
+    options: argparse.Namespace,
+    candidates: Sequence[Candidate],
+    deployed: Sequence[DeployedCandidate],
+    others: float | None,
 ) -> None:
     from wae.experiments import evaluation
 
     networks, found = evaluation.as_data(candidates), evaluation.deployed_as_data(deployed)
-    shared.print_json({"data": options.data, "networks": networks, "deployed": found})
+    shared.print_json({"data": options.data, "networks": networks, "deployed": found, "others": others})
 
 
 def _print_tables(
-    options: argparse.Namespace, candidates: Sequence[Candidate], deployed: Sequence[DeployedCandidate]
+    options: argparse.Namespace,
+    candidates: Sequence[Candidate],
+    deployed: Sequence[DeployedCandidate],
+    others: float | None,
 ) -> None:
     from wae.experiments import evaluation
+    from wae.experiments.machine import disturbance
     from wae.wording import printable
 
     shared.console().print(evaluation.table(candidates))
@@ -173,6 +186,8 @@ def _print_tables(
         images = counted(options.batch, "image")
         print(f"Deployed by wae.deploy. Times: medians of calls with {images}, interleaved.")
         print("MB: peak memory of a process for this network beyond torch's; blank if it cannot be saved.")
+    if disturbed := disturbance(others):
+        print(f"{disturbed.capitalize()}.")
 
 
 def _deployed(

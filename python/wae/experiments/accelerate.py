@@ -235,3 +235,4 @@ def _finish(task: Task, record: Record, form: Form) -> None:
         if (folder / path).exists():
             task.say(f"{folder / path}")
     task.say(report.summary(record.found))
+    task.say(report.disturbed(record.found))

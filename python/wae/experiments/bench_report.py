@@ -13,10 +13,7 @@ from rich.table import Table
 from wae.wording import counted
 
 from .bench import Comparison
-from .machine import limits, machine
-
-QUIET = 0.1
-"""CPU cores that other programs may use during a timing."""
+from .machine import disturbance, limits, machine
 
 _WORTH = 1.1  # a smaller speed-up is not worth a training
 
@@ -70,8 +67,8 @@ def notes(comparisons: Sequence[Comparison]) -> list[str]:
     ]
     if any(row.precision == "int8" for c in comparisons for row in c.rows):
         lines.append(f"int8 was calibrated on {comparisons[0].scales_from}.")
-    if (busiest := max((c.others or 0.0 for c in comparisons), default=0.0)) > QUIET:
-        lines.append(f"Other programs used {busiest:.1f} cores meanwhile: do not rely on these times.")
+    if disturbed := disturbance(max((c.others or 0.0 for c in comparisons), default=0.0)):
+        lines.append(f"{disturbed.capitalize()}.")
     if set_here := limits():
         settings = ", ".join(f"{name}={value}" for name, value in set_here.items())
         lines.append(f"Limited by {settings}.")

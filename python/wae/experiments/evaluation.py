@@ -27,6 +27,8 @@ from wae.storage.checkpoint import Description, describe
 from wae.training.accuracy import Accuracy, PixelAccuracy
 from wae.wording import printable
 
+from .machine import Others
+
 HOW_TIMED = (
     "Time: of one image in eager PyTorch on this machine, medians of interleaved runs; "
     "wae.deploy makes each network faster."
@@ -56,8 +58,11 @@ def candidate(path: Path, model: nn.Module, device: torch.device) -> Candidate:
 
 
 @torch.no_grad()
-def measure(candidates: Sequence[Candidate], seconds: float) -> None:
-    """Fill in the multiply-adds, and the times: all networks interleaved, for about ``seconds`` in all."""
+def measure(candidates: Sequence[Candidate], seconds: float) -> float | None:
+    """Fill in the multiply-adds, and the times: all networks interleaved, for about ``seconds`` in all.
+
+    Returns the CPU cores that other programs used meanwhile, None if that is not known.
+    """
     functions = {}
     for number, entry in enumerate(candidates):
         device, size = next(entry.model.parameters()).device, entry.described.input.shape
@@ -66,15 +71,19 @@ def measure(candidates: Sequence[Candidate], seconds: float) -> None:
         image = image.contiguous(memory_format=torch.channels_last)
         functions[str(number)] = lambda model=entry.model, image=image: model(image)
     on_gpu = any(next(entry.model.parameters()).is_cuda for entry in candidates)
-    for entry, timing in zip(candidates, _timed(functions, seconds, on_gpu), strict=True):
+    timings, others = _timed(functions, seconds, on_gpu)
+    for entry, timing in zip(candidates, timings, strict=True):
         entry.seconds = timing.median
+    return others
 
 
 def _timed(
     functions: Mapping[str, Callable[[], Tensor]], seconds: float, on_gpu: bool, settle: int = 0
-) -> list[Timing]:
+) -> tuple[list[Timing], float | None]:
     synchronize = torch.cuda.synchronize if on_gpu else lambda: None
-    return list(interleaved(functions, seconds, settle=settle, synchronize=synchronize).values())
+    others = Others()
+    timings = interleaved(functions, seconds, settle=settle, synchronize=synchronize)
+    return list(timings.values()), others.cores()
 
 
 def as_data(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
@@ -166,18 +175,23 @@ class DeployedCandidate(nn.Module):
         return self.deployed(filled(images, self.deployed.batch))[: len(images)]
 
 
-def measure_deployed(entries: Sequence[DeployedCandidate], seconds: float) -> None:
-    """Fill in the memory, and the times of full batches: all interleaved, for about ``seconds`` in all."""
+def measure_deployed(entries: Sequence[DeployedCandidate], seconds: float) -> float | None:
+    """Fill in the memory, and the times of full batches: all interleaved, for about ``seconds`` in all.
+
+    Returns the CPU cores that other programs used during the timing, None if that is not known.
+    """
     functions = {}
     for number, entry in enumerate(entries):
         device = next(entry.candidate.model.parameters()).device
         images = torch.zeros(entry.deployed.batch, 3, *entry.deployed.size, dtype=torch.uint8, device=device)
         functions[str(number)] = lambda entry=entry, images=images: entry.deployed(images)
     on_gpu = any(next(entry.candidate.model.parameters()).is_cuda for entry in entries)
-    for entry, timing in zip(entries, _timed(functions, seconds, on_gpu, settle=1), strict=True):
+    timings, others = _timed(functions, seconds, on_gpu, settle=1)
+    for entry, timing in zip(entries, timings, strict=True):
         entry.seconds = timing.median
         taken = footprint_of(entry.deployed)
         entry.megabytes = taken.peak if taken else None
+    return others
 
 
 def deployed_as_data(entries: Sequence[DeployedCandidate]) -> list[dict[str, Any]]:

@@ -15,6 +15,9 @@ import torch
 import wae_kernels
 from wae_kernels import backends
 
+QUIET = 0.1
+"""CPU cores that other programs may use during a timing."""
+
 LIMITS = ("WAE_BACKEND", "WAE_AMX", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "OMP_NUM_THREADS")
 """Environment variables that keep libraries from using some instructions or cores."""
 
@@ -57,6 +60,13 @@ def processor() -> str:
             return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def disturbance(others: float | None) -> str:
+    """A warning, if other programs used this many cores during a timing; "" if they used none to speak of."""
+    if (others or 0.0) <= QUIET:
+        return ""
+    return f"other programs used {others:.1f} cores meanwhile: do not rely on these times"
 
 
 class Others:

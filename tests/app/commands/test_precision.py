@@ -110,6 +110,8 @@ def test_eval_of_the_deployed_network(weights, data, wide, capsys):
 
 def test_eval_as_json(weights, data, capsys, monkeypatch):
     monkeypatch.setattr(evaluation, "footprint_of", lambda deployed: Footprint(0.5, 20.0, 30.0))
+    others = [0.75, 0.5]
+    monkeypatch.setattr(evaluation.Others, "cores", lambda _: others.pop())
     arguments = ("eval", weights, weights, "--data", data, "--batch", 4, "--seconds", 0.05, "--json")
     assert run(*arguments, "--deployed", "float32", "--engine", "eager") == 0
     found = json.loads(capsys.readouterr().out)
@@ -120,6 +122,15 @@ def test_eval_as_json(weights, data, capsys, monkeypatch):
     assert [entry["engine"] for entry in found["deployed"]] == ["eager", "eager"]
     assert [entry["megabytes"] for entry in found["deployed"]] == [30, 30]
     assert all(entry["seconds_per_image"] > 0 for entry in found["networks"])
+    assert (found["others"], others) == (0.75, [])
+
+
+@pytest.mark.parametrize(("cores", "said"), [(0.5, 1), (0.05, 0), (None, 0)])
+def test_eval_says_that_the_machine_was_busy(weights, data, capsys, monkeypatch, cores, said):
+    monkeypatch.setattr(evaluation.Others, "cores", lambda others: cores)
+    assert run("eval", weights, "--data", data, "--seconds", 0) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("Other programs used 0.5 cores meanwhile: do not rely on these times.\n") == said
 
 
 @pytest.mark.slow

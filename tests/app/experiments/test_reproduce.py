@@ -105,6 +105,16 @@ def test_the_table_of_a_folder_that_is_read_only_is_printed(tmp_path, monkeypatc
     assert (printed.err == said) == ("| WAE | 50.00 %" in printed.out) == (not status)
 
 
+@pytest.mark.parametrize(("cores", "said"), [(0.5, 1), (0.05, 0), (None, 0)])
+def test_a_machine_that_was_busy_during_the_timing(tmp_path, monkeypatch, capsys, cores, said):
+    monkeypatch.setattr("wae.experiments.machine.Others.cores", lambda others: cores)
+    monkeypatch.setattr(reproduce, "run", lambda *_: [])
+    monkeypatch.setattr("wae.experiments.reproduction.table.rows", lambda *_: [])
+    assert main(["reproduce", "fashion-mnist", "-o", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("Other programs used 0.5 cores meanwhile: do not rely on these times.") == said
+
+
 def test_epochs_of_an_earlier_run_are_none_of_the_bar(tmp_path, monkeypatch, capsys):
     """They stayed to be done for good, and a run of epochs that take long had no time left."""
     bars, make, now = [], progress.progress, [0.0]

@@ -53,8 +53,8 @@ def deploy_all(task: Task, record: Record, model: WAEClassifier, size: int) -> d
     s = task.settings
     task.say(f"deploying, engine {s.engine}, precision {s.precision}; takes minutes if an engine compiles")
     contenders = _contenders(task, record, model, size)
-    times = _times(task, contenders)
-    found: dict[str, Any] = {"images": s.images, "machine": machine()}
+    times, others = _times(task, contenders)
+    found: dict[str, Any] = {"images": s.images, "machine": machine(), "others": others}
     for name, (network, side, deployed) in contenders.items():
         accuracy, classes = accuracies(task, Filled(deployed), task.sets(side).test, _AT_ONCE)
         found[name] = {
@@ -114,8 +114,8 @@ def _contenders(task: Task, record: Record, model: WAEClassifier, size: int) -> 
     return contenders
 
 
-def _times(task: Task, contenders: Mapping[str, _Contender]) -> Mapping[str, Timing]:
-    """The times of one call of each network, in PyTorch and deployed, from interleaved measurements."""
+def _times(task: Task, contenders: Mapping[str, _Contender]) -> tuple[Mapping[str, Timing], float | None]:
+    """The times of one call of each network, in PyTorch and deployed: see :func:`timed`."""
     calls: dict[str, Callable[[], Tensor]] = {}
     for name, (network, side, deployed) in contenders.items():
         images = images_of_a_call(task, side)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from wae.data.dataset import sample
+from wae.experiments.machine import Others
 from wae.inference.timing import Timing, interleaved
 from wae.models.counting import count
 from wae.progress import bar
@@ -70,7 +71,9 @@ def call(network: Callable[[Tensor], Tensor], images: Tensor) -> Callable[[], Te
 
 def timed(
     task: Task, calls: Mapping[str, Callable[[], Tensor]], seconds: float = SECONDS, settle: int = 1
-) -> Mapping[str, Timing]:
-    """The times of ``calls``, which are interleaved."""
+) -> tuple[Mapping[str, Timing], float | None]:
+    """The times of ``calls``, which are interleaved, and the CPU cores that other programs used meanwhile."""
     synchronize = torch.cuda.synchronize if task.device.type == "cuda" else lambda: None
-    return interleaved(calls, seconds, settle=settle, synchronize=synchronize)
+    others = Others()
+    timings = interleaved(calls, seconds, settle=settle, synchronize=synchronize)
+    return timings, others.cores()

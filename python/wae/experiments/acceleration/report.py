@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 from torch import Tensor
 
+from wae.experiments.machine import disturbance
 from wae.storage.files import written
 from wae.wording import counted, printable
 
@@ -103,6 +104,12 @@ def doubt(found: Mapping[str, Any]) -> str:
         f"the original is hardly better than guessing: {100 * accuracy:.2f} % of the test images are right, "
         f"and the most frequent class is {100 * guessed:.2f} % of them; {to_do}"
     )
+
+
+def disturbed(found: Mapping[str, Any]) -> str:
+    """A warning if other programs used the machine while times were measured; "" if they did not."""
+    measured = found["deployed"], found.get("times", {})  # records of earlier versions do not tell
+    return disturbance(max(step.get("others") or 0.0 for step in measured))
 
 
 def outcome(accuracy: float | None) -> str:
@@ -247,11 +254,15 @@ def _distillation(training: Mapping[str, Any]) -> str:
     return f"Distilled from the original: the distance to {scores} is part of the loss."
 
 
+def _warnings(found: Mapping[str, Any]) -> list[str]:
+    return list(filter(None, (doubt(found), disturbed(found))))
+
+
 def markdown(name: str, found: Mapping[str, Any]) -> str:
     """The report without images."""
     lines = [f"# {name}, accelerated", "", f"{summary(found)}.", ""]
-    if doubtful := doubt(found):
-        lines += [f"**Note**: {doubtful}.", ""]
+    for warning in _warnings(found):
+        lines += [f"**Note**: {warning}.", ""]
     for title, columns, cells in _tables(name, found):
         lines += [f"## {title}", "", _row(columns), "|" + "---|" * len(columns), *map(_row, cells), ""]
     return "\n".join([*lines, *(f"- {note}" for note in _notes(found)), ""])
@@ -283,8 +294,8 @@ def page(name: str, found: Mapping[str, Any], parts: Mapping[str, Tensor]) -> st
         f"<body><h1>{title}</h1><p>{html.escape(summary(found))}.</p>",
         f'<p><img alt="accuracy against time" src="{_plot(rows(found))}"></p>',
     ]
-    if doubtful := doubt(found):
-        lines.insert(-1, f"<p><b>Note</b>: {html.escape(doubtful)}.</p>")
+    for warning in _warnings(found):
+        lines.insert(-1, f"<p><b>Note</b>: {html.escape(warning)}.</p>")
     for heading, columns, cells in _tables(name, found):
         lines.append(f"<h2>{html.escape(heading)}</h2><table>")
         for tag, row in (("th", columns), *(("td", row) for row in cells)):

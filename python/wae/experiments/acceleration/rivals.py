@@ -99,7 +99,7 @@ def choose(task: Task, name: str, form: Form) -> dict[str, Any]:
 
     def share_of_time(rival: nn.Module) -> float:
         both = {**calls, "rival": call(rival.to(task.device), images)}
-        times = timed(task, both, SECONDS / 3, settle=0)
+        times, _ = timed(task, both, SECONDS / 3, settle=0)
         return times["rival"].median / times["accelerated"].median
 
     original, batches = _copy_of_original(task), _pruning_batches(task)

@@ -17,6 +17,7 @@ from wae.data.input import MAX_SIZE
 from wae.errors import WaeError
 from wae.inference.engines import ENGINES
 from wae.inference.precision import NAMES
+from wae.models.accelerated import Form
 from wae.training.original import TIMM
 from wae.training.plan import Plan
 from wae.training.pretrained import TORCHVISION
@@ -144,8 +145,8 @@ class Settings:
     a trial decides."""
     size: int | None = None
     """Of the accelerated network's images; None for the original's, or for what the target chooses."""
-    factor: int = 4
-    """Of the light body."""
+    factor: int | None = None
+    """Of the light body; None for 4, or for what the target chooses."""
     target: float | None = None
     """How many times as fast as the original in the same engine; chooses ``size`` and ``factor``."""
     target_ms: float | None = None
@@ -204,10 +205,15 @@ class Settings:
         if self.target is not None and self.target_ms is not None:
             raise AccelerationError("target and target_ms: give one of the two")
         for name in ("size", "factor"):
-            if (value := getattr(self, name)) != getattr(Settings, name):
+            if (value := getattr(self, name)) is not None:
                 raise AccelerationError(
                     f"{name} cannot be combined with a target, which chooses it, got {value!r}"
                 )
+
+    @property
+    def light_factor(self) -> int:
+        """The factor of the light body, if there is no target."""
+        return Form.factor if self.factor is None else self.factor
 
     @property
     def asked_optimizer(self) -> str | None:
@@ -239,7 +245,8 @@ class Settings:
         """The settings that decide the outcome, for JSON."""
         machine = ("folder", "workers", "device", "data", "model", "plan")
         entries = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in machine}
-        return {**entries, "plan": None if self.plan is None else self.plan.as_dict()}
+        plan = None if self.plan is None else self.plan.as_dict()
+        return {**entries, "factor": self.light_factor, "plan": plan}
 
 
 DEFAULTS = Settings("", "", Path()).as_dict()

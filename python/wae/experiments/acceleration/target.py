@@ -27,7 +27,7 @@ from .trials import best, trial
 
 _FACTORS = (2, 4, 8)
 _SCALES = (1.25, 0.875, 0.75, 0.625, 0.5)  # sizes relative to the original's, which is measured too
-_STEP = 32  # the other sizes are multiples of it, so that half of each is a multiple of a patch
+_STEP = 32  # the sizes are multiples of it, so that half of each is a multiple of a patch
 _TRIED = 3  # how many of the forms that meet the target are tried
 
 
@@ -35,9 +35,9 @@ def meet_target(task: Task, record: Record) -> dict[str, Any]:
     """The most accurate form that meets the target: measure times, then try a few forms."""
     with bar("measuring times", None, is_first()):
         times = record.once("times", lambda: agreed(timed_forms(task) if is_first() else {}))
-    allowed = _allowed(task.settings, times["original"])
+    name, allowed = _allowed(task.settings, times["original"])
     # of those that meet it, the slowest compute most
-    tried = sorted(_meeting(allowed, times), key=lambda entry: -entry["seconds"])[:_TRIED]
+    tried = sorted(_meeting(name, allowed, times), key=lambda entry: -entry["seconds"])[:_TRIED]
     recipe = _tried_with(task.settings)
     for entry in tried:
         form = Form(entry["size"], entry["factor"])
@@ -60,33 +60,39 @@ def _tried_with(settings: Settings) -> Recipe:
     return recipe._replace(optimizer=settings.asked_optimizer or recipe.optimizer)
 
 
-def _allowed(settings: Settings, original: float) -> float:
-    """The seconds that a call may take, if the original's takes ``original``."""
+def _allowed(settings: Settings, original: float) -> tuple[str, float]:
+    """The setting that is the target, and the seconds that a call may take if the original's takes
+    ``original``."""
     if settings.target_ms is not None:
-        return settings.target_ms / 1e3
+        return "target_ms", settings.target_ms / 1e3
     assert settings.target is not None
-    return original / settings.target
+    return "target", original / settings.target
 
 
-def _meeting(allowed: float, times: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The measured forms that take at most ``allowed`` seconds. Raises AccelerationError if none does."""
+def _meeting(name: str, allowed: float, times: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The measured forms that take at most ``allowed`` seconds.
+
+    Raises AccelerationError, which begins with the setting's ``name``, if none does.
+    """
     curve: list[dict[str, Any]] = times["curve"]
     if not curve:
         raise AccelerationError(
-            f"target: needs a form that accepts these images and runs in {times['engine']}, got none"
+            f"{name}: needs a form that accepts these images and runs in {times['engine']}, got none"
         )
     if found := [entry for entry in curve if entry["seconds"] <= allowed]:
         return found
     best = min(curve, key=lambda entry: entry["seconds"])
     raise AccelerationError(
-        f"target: needs at most {1e3 * allowed:.2f} ms, but the fastest form measured takes "
+        f"{name}: needs at most {1e3 * allowed:.2f} ms, but the fastest form measured takes "
         f"{1e3 * best['seconds']:.2f} ms (images of {best['size']}, factor {best['factor']})"
     )
 
 
 def _sizes(side: int) -> list[int]:
     """The sizes to measure, largest first. They include ``side``, the only one that images in memory have."""
-    scaled = {max(_STEP, round(side * scale / _STEP) * _STEP) for scale in _SCALES}
+    # of small originals the sizes are multiples of a power of two near an eighth of the side
+    step = _STEP if side >= 2 * _STEP else 1 << max(0, (side // 8).bit_length() - 1)
+    scaled = {max(step, round(side * scale / step) * step) for scale in _SCALES}
     return sorted({side, *scaled}, reverse=True)
 
 
@@ -107,12 +113,13 @@ def timed_forms(task: Task) -> dict[str, Any]:
             continue  # this form does not fit images in memory, position embeddings or the engine
         forms[name] = form
     calls["original"] = _deployed_call(task, task.original.classifier(), task.side, options)
-    times = timed(task, calls, SECONDS * 2)
+    times, others = timed(task, calls, SECONDS * 2)
     curve = [
         {"size": form.size, "factor": form.factor, "seconds": times[name].median}
         for name, form in forms.items()
     ]
-    return {"original": times["original"].median, "engine": first.engine, "curve": curve}
+    original = times["original"].median
+    return {"original": original, "engine": first.engine, "curve": curve, "others": others}
 
 
 def _deployed_call(

@@ -53,7 +53,7 @@ class Task:
     def form(self) -> Form:
         """The form that the settings name, if they have no target."""
         size = self.settings.size
-        return Form(self.side if size is None else size, self.settings.factor)
+        return Form(self.side if size is None else size, self.settings.light_factor)
 
     def sets(self, size: int) -> Sets:
         """The images at ``size``, with the classes in the original's order."""

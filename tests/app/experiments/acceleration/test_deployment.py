@@ -49,8 +49,10 @@ def test_each_side_is_deployed_timed_and_tested_by_itself(tmp_path, monkeypatch)
         }
 
     monkeypatch.setattr(measuring, "interleaved", interleaved)
+    monkeypatch.setattr(measuring.Others, "cores", lambda others: 0.75)
     found = deployment.deploy_all(task, Record(tmp_path / "record.json", {}), ours, SIDE)
     assert shapes == [2] * 4
+    assert found["others"] == 0.75
     sides = [found[name] for name in ("original", "accelerated")]
     assert [(side["eager seconds"], side["seconds"]) for side in sides] == [(4.0, 3.0), (2.0, 1.0)]
     assert [side["accuracy"] for side in sides] == [1.0, pytest.approx(share)]

@@ -91,6 +91,18 @@ def test_the_report_says_of_an_original_that_only_guesses_what_to_do():
             assert text.count("its new head needs more --epochs (and --force, to start over)") == times
 
 
+def test_the_report_says_if_other_programs_ran_while_times_were_measured():
+    of, parts = found(), {"image": torch.zeros(0, 3, 4, 4, dtype=torch.uint8)}
+    curve = {"curve": [], "original": 1.0, "engine": "eager"}
+    for deployed, target, busy in ((None, None, ""), (0.05, 0.0, ""), (0.5, 0.0, "0.5"), (0.0, 1.25, "1.2")):
+        of["deployed"]["others"], of["times"] = deployed, {**curve, "others": target}
+        said = f"other programs used {busy} cores meanwhile: do not rely on these times" if busy else ""
+        assert report.disturbed(of) == said
+        for text in (report.markdown("net", of), report.page("net", of, parts)):
+            assert text.count("other programs used") == bool(busy)
+            assert said in text
+
+
 def test_classes_without_a_test_image_are_named():
     """Where their files cannot be read, say: the accuracy is that of the others."""
     of = found()

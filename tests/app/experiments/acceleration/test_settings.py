@@ -77,11 +77,18 @@ def test_nobody_teaches_by_mirror_images_where_nobody_teaches(options):
 
 
 @pytest.mark.parametrize("target", [{"target": 2.0}, {"target_ms": 5.0}], ids=str)
-@pytest.mark.parametrize("chosen", [{"size": 96}, {"factor": 2}], ids=str)
+@pytest.mark.parametrize("chosen", [{"size": 96}, {"factor": 2}, {"factor": 4}], ids=str)
 def test_what_a_target_chooses_cannot_be_set_too(target, chosen):
-    """It was ignored."""
+    """It was ignored, and later still if it was the default."""
     with pytest.raises(ValueError, match=f"^{min(chosen)} cannot be combined with a target"):
         Settings("resnet18", "digits", Path("out"), **target, **chosen)
+
+
+def test_the_factor_that_is_the_default_is_the_same_setting():
+    """Also in records of versions that could not tell whether it was given."""
+    default, given = (Settings("resnet18", "digits", Path("out"), **more) for more in ({}, {"factor": 4}))
+    assert default.as_dict() == given.as_dict()
+    assert default.as_dict()["factor"] == 4
 
 
 def test_a_plan_has_its_own_optimizers():

@@ -4,7 +4,7 @@ import pytest
 from accelerations import opened, task_of
 from tiny_original import SIDE, write_crops
 
-from wae.experiments.acceleration import target
+from wae.experiments.acceleration import measuring, target
 from wae.experiments.acceleration.folder import Record
 from wae.experiments.acceleration.settings import NO_TEACHER, Recipe, Settings
 from wae.inference.engines import EngineError
@@ -83,8 +83,10 @@ def test_images_in_memory_have_forms_of_their_own_size(monkeypatch, tmp_path):
     """Sizes were multiples of 32 alone, so digits, of 28 x 28, never met a target."""
     monkeypatch.setattr(target, "SECONDS", 0.01)
     monkeypatch.setattr(target, "_FACTORS", (2, 4))
+    monkeypatch.setattr(measuring.Others, "cores", lambda others: 0.75)
     times = target.timed_forms(task_of(tmp_path, engine="eager", precision="float32")[0])
     assert [(entry["size"], entry["factor"]) for entry in times["curve"]] == [(SIDE, 2), (SIDE, 4)]
+    assert times["others"] == 0.75
 
 
 def test_images_that_are_larger_than_any_may_be_are_no_choice(monkeypatch, tmp_path):
@@ -96,18 +98,42 @@ def test_images_that_are_larger_than_any_may_be_are_no_choice(monkeypatch, tmp_p
     assert [entry["size"] for entry in times["curve"]] == [SIDE]
 
 
-def test_a_target_that_has_no_form(monkeypatch, tmp_path):
-    with pytest.raises(
-        ValueError, match=r"needs a form that accepts these images and runs in eager, got none"
-    ):
-        met(monkeypatch, tmp_path, (), target=2.0)
+@pytest.mark.parametrize("asked", [{"target": 20}, {"target_ms": 60.0}], ids=str)
+@pytest.mark.parametrize(
+    ("curve", "message"),
+    [
+        ((), "needs a form that accepts these images and runs in eager, got none"),
+        (
+            CURVE,
+            r"needs at most 60.00 ms, but the fastest .* takes 100.00 ms \(images of 32, factor 8\)",
+        ),
+    ],
+    ids=["none", "too slow"],
+)
+def test_a_target_that_nothing_meets(monkeypatch, tmp_path, asked, curve, message):
+    """`target_ms` was called `target`."""
+    with pytest.raises(ValueError, match=f"^{min(asked)}: {message}$"):
+        met(monkeypatch, tmp_path, curve, **asked)
 
 
-def test_a_target_that_nothing_meets(monkeypatch, tmp_path):
-    with pytest.raises(
-        ValueError, match=r"at most 1.00 ms, but the fastest form measured takes 100.00 ms \(images of 32"
-    ):
-        met(monkeypatch, tmp_path, target_ms=1.0)
+def test_the_sizes_of_a_small_original_are_small_too():
+    """They were 32 pixels at least."""
+    assert target._sizes(224) == [288, 224, 192, 160, 128]
+    assert target._sizes(64) == [64, 32]
+    assert target._sizes(48) == [60, 48, 40, 36, 32, 24]
+    assert target._sizes(28) == [36, 28, 24, 20, 18, 14]
+    assert target._sizes(8) == [10, 8, 7, 6, 5, 4]
+    assert target._sizes(1) == [1]
+
+
+def test_forms_of_few_pixels_are_measured(monkeypatch, tmp_path):
+    monkeypatch.setattr(target, "SECONDS", 0.01)
+    monkeypatch.setattr(target, "_FACTORS", (4,))
+    write_crops(tmp_path / "data", 2, 1)
+    options = {"input_size": 20, "engine": "eager", "precision": "float32"}
+    settings = Settings("tiny_original:build", tmp_path / "data", tmp_path / "out", **options)
+    times = target.timed_forms(opened(settings))
+    assert [entry["size"] for entry in times["curve"]] == target._sizes(20)
 
 
 @pytest.mark.slow
