@@ -1,4 +1,4 @@
-"""Fixtures of every test: its own fixed seed, and the process's settings as they were."""
+"""Fixtures for all tests: a fixed seed for each test, and process settings that are restored after it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wae_kernels import _load, backends
 hypothesis.settings.register_profile(
     "wae",
     deadline=None,
-    derandomize=SEED == 0,  # else its own seed is WAE_TEST_SEED, set below
+    derandomize=SEED == 0,  # otherwise WAE_TEST_SEED seeds Hypothesis, below
     max_examples=25,
     print_blob=True,
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
@@ -30,49 +30,49 @@ if SEED:
 def pytest_configure(config: pytest.Config) -> None:
     # tests/build/test_install.py tests the warning of an installation without the compiled library.
     config.addinivalue_line("filterwarnings", "ignore:wae_kernels runs on plain PyTorch:RuntimeWarning")
-    # torch 2.10's own doing: torch.func compiles its rules with it, torch.export reads its files so.
+    # torch 2.10 itself causes these: torch.func uses torch.jit.script, and torch.export reads such buffers.
     config.addinivalue_line("filterwarnings", "ignore:`torch.jit.script:DeprecationWarning")
     config.addinivalue_line("filterwarnings", "ignore:The given buffer is not writable:UserWarning")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """A backend that cannot run here is skipped once by each test function, not by each of its cases."""
-    again: list[pytest.Item] = []
+    """Skip a backend that cannot run here once for each test function, not for each of its cases."""
+    repeated: list[pytest.Item] = []
     skipped: set[tuple[object, Cell]] = set()
     for item in items:
         cell = item.callspec.params.get("cell") if hasattr(item, "callspec") else None
         if cell is None or not cell.why_not:
             continue
         if (item.function, cell) in skipped:
-            again.append(item)
+            repeated.append(item)
         skipped.add((item.function, cell))
-    left_out = set(again)
-    items[:] = [item for item in items if item not in left_out]
-    config.hook.pytest_deselected(items=again)
+    deselected = set(repeated)
+    items[:] = [item for item in items if item not in deselected]
+    config.hook.pytest_deselected(items=repeated)
 
 
 def pytest_report_header() -> str:
     usable = ", ".join(b.name for b in backends.available() if b.available)
     return (
-        f"seed: {SEED} with each test's name (WAE_TEST_SEED={SEED}); torch {torch.__version__}, "
+        f"seed: {SEED} and each test's name (WAE_TEST_SEED={SEED}); torch {torch.__version__}, "
         f"{torch.get_num_threads()} threads; backends: {usable}"
     )
 
 
 @pytest.fixture(autouse=True)
 def fixed_seed(request: pytest.FixtureRequest) -> None:
-    """The generators start from the test's name, so that a test draws the same numbers run alone."""
+    """Seed the generators from the test's name, so that a test draws the same numbers when it runs alone."""
     seed = seed_of(request.node.nodeid)
     random.seed(seed)
-    # torch.manual_seed would keep a traceback for the day that CUDA is initialised: 2 ms a test.
+    # torch.manual_seed would store a traceback in case CUDA is initialised later: 2 ms per test.
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(seed)
 
 
 @pytest.fixture(autouse=True)
-def settings_put_back() -> Iterator[None]:
-    """One thread: tests are small, and those about threads say how many they want."""
+def restored_settings() -> Iterator[None]:
+    """Run on one thread, because tests are small, and restore the number of threads and the backend."""
     threads, backend = torch.get_num_threads(), backends.selected()
     torch.set_num_threads(1)
     yield
@@ -82,7 +82,7 @@ def settings_put_back() -> Iterator[None]:
 
 @pytest.fixture
 def poisoned_memory() -> Iterator[None]:
-    """Fresh tensors hold NaN (bytes: 85) until written, so that an element a kernel forgets shows."""
+    """Fill new tensors with NaN (uint8: 85), so that tests detect elements that a kernel does not write."""
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     fill = torch.utils.deterministic.fill_uninitialized_memory
@@ -100,12 +100,12 @@ def poisoned_memory() -> Iterator[None]:
 
 @pytest.fixture(params=as_params(CELLS))
 def cell(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cell]:
-    """Each backend (and device) in turn, selected; skipped with the reason where it cannot run."""
+    """Select each backend (and device) in turn; skip it, with the reason, if it cannot run here."""
     cell: Cell = request.param
     if cell.why_not:
         pytest.skip(f"{cell}: {cell.why_not}")
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    if cell.name == "reference":  # cuDNN may take Winograd's form, whose NaNs reach further, and errors too
+    if cell.name == "reference":  # cuDNN may use Winograd arithmetic, which spreads NaN and is less accurate
         monkeypatch.setattr(torch.backends.cudnn, "enabled", False)
     with backends.use(cell.name):
         yield cell

@@ -1,4 +1,4 @@
-"""Networks to accelerate, on images of noise in memory, for the tests of `wae accelerate`."""
+"""Tasks for the tests of `wae accelerate`: a small network to accelerate, and images of noise in memory."""
 
 import torch
 from rich.console import Console
@@ -19,7 +19,7 @@ def network():
 
 
 def of_two_classes(number, seed):
-    """Noise of 48 x 48, a third brighter in the one class; and the labels."""
+    """Images of noise, 48 x 48, and their labels. One of the two classes is a third brighter."""
     random = torch.Generator().manual_seed(seed)
     labels = torch.arange(number) % 2
     images = torch.randint(128, (number, 3, SIDE, SIDE), generator=random, dtype=torch.uint8)
@@ -31,13 +31,13 @@ def opened(settings):
 
 
 def with_new_head(tmp_path, **options):
-    """To accelerate the network of five classes, on images of two: a task whose original has a new head."""
+    """A task in which the network of five classes gets a new head, because the images have two classes."""
     held = InMemory(*of_two_classes(8, 0), ("dark", "light"), False, 0)
     return opened(Settings(build(), (held, held), tmp_path, input_size=SIDE, **options))
 
 
 def task_of(tmp_path, training=20, test=7, **options):
-    """To accelerate the network of five classes, on noise in memory; and its images to train on."""
+    """A task for the network of five classes, on images of noise, and its training images."""
     sets = [
         InMemory(
             torch.randint(256, (number, 3, SIDE, SIDE), dtype=torch.uint8),

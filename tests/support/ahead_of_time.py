@@ -1,4 +1,4 @@
-"""Triton kernels compiled without a GPU, for the arguments of a real launch."""
+"""Compiles Triton kernels without a GPU, for the arguments of a real launch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 @dataclass(frozen=True)
 class Compiled:
-    """A kernel for one target, and the arguments that its PTX takes, by name."""
+    """A kernel compiled for one target, and the arguments of its PTX by name."""
 
     kernel: Any
     arguments: dict[str, Any]
@@ -36,7 +36,7 @@ class Compiled:
 
     @functools.cached_property
     def resources(self) -> dict[str, int]:
-        """REG, STACK, LOCAL: registers of a thread, and its bytes of stack and local memory (spills)."""
+        """REG, STACK, LOCAL: a thread's registers, and its bytes of stack and of local memory (spills)."""
         text = self._inspect("cuobjdump", "--dump-resource-usage")
         return {name: int(number) for name, number in re.findall(r"\b([A-Z]+):(\d+)", text)}
 
@@ -47,9 +47,9 @@ class Compiled:
         return Counter(words)
 
     def assert_within(self, tile: Tile, arch: int, element_bytes: int) -> None:
-        """The registers and shared memory that plans count on, no more than the target has, and no spills.
+        """Check that there are no spills, and no more registers and shared memory than plans assume.
 
-        Triton before 3.8 spills a little; plans count with all registers there are then.
+        Triton before 3.8 spills a little. For it, plans assume that a thread has all possible registers.
         """
         assert self.resources["STACK"] <= (64 if THREAD_REGISTERS else 0), self.resources
         assert self.resources["LOCAL"] == 0, self.resources
@@ -69,8 +69,8 @@ class Compiled:
 def compile_launch(kernel: Any, launch: Launch, arch: int) -> Compiled:
     """Compile ``kernel`` for sm_<arch> exactly as Triton would at this launch.
 
-    Triton specialises a kernel for the arguments: types, integers that are 1, addresses divisible by 16. Its
-    own functions find that out here, as they do at a launch.
+    Triton specialises a kernel for its arguments: types, integers that are 1, addresses divisible by 16. Its
+    own functions determine this here, as they do at a launch.
     """
     target = GPUTarget("cuda", arch, 32)
     backend = make_backend(target)

@@ -1,4 +1,4 @@
-"""Caffe files as Caffe writes them, byte by byte: for the tests of reading them."""
+"""Encodes files as Caffe writes them, for the tests of the readers."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ def blob(values: np.ndarray, packed: bool = True, legacy: bool = False) -> bytes
         sizes = b"".join(integer(number, size) for number, size in enumerate(shape, 1))
     else:
         sizes = delimited(7, delimited(1, b"".join(map(varint, values.shape))))
-    diff = floats(6, np.zeros(2, np.float32), packed)  # Caffe can store gradients, too
+    diff = floats(6, np.zeros(2, np.float32), packed)  # Caffe may store gradients, too
     return sizes + floats(8 if values.itemsize == 8 else 5, values, packed) + diff
 
 
-_TYPES = {4: ("Convolution", 4), 2: ("InnerProduct", 14)}  # by the rank of the weights; older form: numbers
+_TYPES = {4: ("Convolution", 4), 2: ("InnerProduct", 14)}  # by the rank of the weights; V1 has numbers
 
 
 def _parameters(weight: np.ndarray, name: str) -> bytes:
@@ -84,7 +84,7 @@ def layer(name: str, blobs: Sequence[np.ndarray], old: bool = False, **options: 
 
 
 def caffemodel(blobs: Blobs, old: bool = False, **options: bool) -> bytes:
-    """A NetParameter with a layer for each of ``blobs``, and one without weights."""
+    """A NetParameter with a layer for each entry of ``blobs``, and one layer without weights."""
     layers = [layer(name, values, old, **options) for name, values in blobs.items()]
     relu = delimited(4 if old else 1, b"relu")
     return delimited(1, b"WAE") + b"".join(delimited(2 if old else 100, data) for data in [relu, *layers])
@@ -110,7 +110,7 @@ DATA = """layer {
 
 
 def prototxt(blobs: Blobs, old: bool = False) -> str:
-    """The net of ``blobs`` in the ways of writing that the published file has."""
+    """The net of ``blobs``, written in the same ways as the published file."""
     layers = [DATA]
 
     def add(name: str, type_: str, bottoms: str, tops: str, more: str = "") -> None:

@@ -1,4 +1,4 @@
-"""Inputs of the op tests: backends, networks, images, and the ways an image can lie in memory."""
+"""Inputs of the op tests: backends, networks, images and memory layouts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SEED = int(_SEED)
 
 
 def seed_of(name: str) -> int:
-    """Of a test, or of a case that several tests share: the same in every run with this ``WAE_TEST_SEED``."""
+    """The seed of a test, or of a case that several tests share, from its name and ``WAE_TEST_SEED``."""
     return zlib.crc32(f"{SEED} {name}".encode())
 
 
@@ -33,7 +33,7 @@ KERNELS_FOR_GPUS = {
     "cuda": ("encode", "decode", "encode_backward", "decode_backward"),
     "triton": ("encode", "decode"),
 }
-"""The ops that a backend computes itself; the reference computes the others."""
+"""The ops that each GPU backend has a kernel for. The reference computes the others."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ class Cell:
 
     @property
     def compiled(self) -> bool:
-        """Whether our own kernels run, once selected: they promise more than PyTorch's do."""
+        """Whether our kernels run when this backend is selected. They guarantee more than PyTorch's."""
         return backends.backend_for(self.device) != "reference"
 
     def has_kernel(self, op: str) -> bool:
-        """The same of one op, of which GPUs have fewer."""
+        """Whether our kernel runs for ``op``: GPUs have kernels for fewer ops."""
         if self.device == "cpu":
             return self.compiled
         return op in KERNELS_FOR_GPUS.get(backends.backend_for(self.device), ())
@@ -65,12 +65,12 @@ CELLS = [
 ]
 if torch.cuda.is_available():
     CELLS.append(Cell("reference", "cuda"))
-HOSTS = [Cell("auto"), *(c for c in CELLS if not c.name.startswith("cpu:"))]
-"""The same without the variants of one kernel: for what only the code around the kernels decides."""
+MAIN_CELLS = [Cell("auto"), *(c for c in CELLS if not c.name.startswith("cpu:"))]
+"""One cell for all variants of the CPU kernels, for tests of the code around the kernels."""
 
 
 def as_params(cells: Sequence[Cell]) -> list[Any]:
-    """The cells as pytest's parameters, those that need a GPU marked so."""
+    """The cells as pytest parameters. Those that need a GPU are marked ``gpu``."""
     return [pytest.param(c, id=str(c), marks=[pytest.mark.gpu] if c.device == "cuda" else []) for c in cells]
 
 
@@ -83,7 +83,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def halved(size: Sequence[int]) -> tuple[int, int]:
-    """The size of ``low`` and ``high`` for an image of this one."""
+    """The size of ``low`` and ``high`` for an image of this size."""
     height, width = size
     return half_of(height), half_of(width)
 
@@ -101,7 +101,7 @@ def _draw(shape: Sequence[int], variance: float) -> Tensor:
 
 
 def _network(fan_in: dict[str, float], shapes: dict[str, tuple[int, ...]]) -> list[Tensor]:
-    """He's initialisation, so that every layer's output has a variance near 1; the biases are not zero."""
+    """He initialisation, so that every layer's output has a variance near 1. The biases are not zero."""
     return [_draw(s, 0.1) if len(s) == 1 else _draw(s, 2 / fan_in[name]) for name, s in shapes.items()]
 
 
@@ -126,7 +126,7 @@ def decoder(dtype: torch.dtype = torch.float32, device: str = "cpu", width: int 
 
 
 CLASSES, FEATURES = 5, 7
-"""The channels of ``low`` and ``high`` for ``decode_scores``, where a test names no others."""
+"""The channels of ``low`` and ``high`` for ``decode_scores``, unless a test names others."""
 
 
 def score_decoder(
@@ -144,8 +144,8 @@ def score_decoder(
     return [t.to(device, dtype) for t in _network(fan_in, shapes)]
 
 
-def _out_of_doubt(z: Tensor, margin: float) -> Tensor:
-    """The smallest number for each channel that, added to it, leaves no value within ``margin`` of 0."""
+def _shifts_away_from_zero(z: Tensor, margin: float) -> Tensor:
+    """For each channel, the smallest shift that leaves no value within ``margin`` of 0."""
     shifts = []
     for values in z.movedim(1, 0).flatten(1):
         edges = values.neg().sort().values
@@ -158,28 +158,28 @@ def _out_of_doubt(z: Tensor, margin: float) -> Tensor:
     return torch.stack(shifts)
 
 
-# A ReLU's derivative jumps at 0. Where an activation is within the rounding of 0, the gradients of two right
-# implementations differ by more than any tolerance; so tests of gradients keep away from there. The trunk's
-# biases move until every activation of these inputs is at least `margin` away from 0 before its ReLU.
+# The derivative of ReLU jumps at 0, its kink. If an activation is within rounding error of 0, the gradients
+# of two correct implementations differ by more than any tolerance. The tests of gradients avoid this: they
+# change the trunk's biases until all inputs of ReLU are at least `margin` away from 0 for the test's images.
 
 
-def _settle(x: Tensor, layers: Sequence[Tensor], margin: float) -> None:
+def _move_from_kinks(x: Tensor, layers: Sequence[Tensor], margin: float) -> None:
     for weight, bias in zip(layers[0::2], layers[1::2], strict=True):
-        bias += _out_of_doubt(F.conv2d(x, weight, bias, padding=1), margin)
+        bias += _shifts_away_from_zero(F.conv2d(x, weight, bias, padding=1), margin)
         x = F.relu(F.conv2d(x, weight, bias, padding=1))
 
 
-def settled_encoder(parameters: Sequence[Tensor], normalized_image: Tensor, margin: float) -> list[Tensor]:
-    """An encoder away from its kinks on this image."""
+def kink_free_encoder(parameters: Sequence[Tensor], normalized_image: Tensor, margin: float) -> list[Tensor]:
+    """The encoder with biases that keep its activations for this image away from the kinks."""
     wide = [p.double().clone() for p in parameters]
-    _settle(normalized_image.double(), wide[:6], margin)
+    _move_from_kinks(normalized_image.double(), wide[:6], margin)
     return [w.to(p) for w, p in zip(wide, parameters, strict=True)]
 
 
-def settled_decoder(
+def kink_free_decoder(
     parameters: Sequence[Tensor], low: Tensor, high: Tensor, size: Sequence[int], margin: float
 ) -> list[Tensor]:
-    """A decoder, of images or scores, away from its kinks on this low and high."""
+    """The decoder of images or scores with biases that keep its activations away from the kinks."""
     wide = [p.double().clone() for p in parameters]
 
     def start() -> Tensor:
@@ -188,8 +188,8 @@ def settled_decoder(
         up_low = F.conv_transpose2d(low.double(), wide[0], wide[1], **options)
         return up_low + F.conv_transpose2d(high.double(), wide[2], wide[3], **options)
 
-    wide[1] += _out_of_doubt(start(), margin)
-    _settle(F.relu(start()), wide[4:-2], margin)
+    wide[1] += _shifts_away_from_zero(start(), margin)
+    _move_from_kinks(F.relu(start()), wide[4:-2], margin)
     return [w.to(p) for w, p in zip(wide, parameters, strict=True)]
 
 
@@ -213,7 +213,7 @@ def image_of(
 def affine(
     dtype: torch.dtype = torch.float32, device: str = "cpu", *, of_bytes: bool = False
 ) -> list[Tensor]:
-    """``image_scale`` and ``image_shift``; those of bytes take 0..255 to about variance 1."""
+    """``image_scale`` and ``image_shift``; those for bytes scale 0..255 to a variance of about 1."""
     scale, shift = torch.tensor([0.7, 1.1, -1.3]), torch.tensor([0.4, -0.3, 0.2])
     if of_bytes:
         scale, shift = scale / 74, shift - 1.7 * scale
@@ -221,17 +221,17 @@ def affine(
 
 
 def widened(values: Sequence[T]) -> list[T]:
-    """The floating-point tensors among ``values`` as float64: the oracle's arguments."""
+    """``values`` with floating-point tensors converted to float64: the oracle's arguments."""
     return [v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for v in values]
 
 
 # ------------------------------------------------------------------------------------------------- layouts
 
 
-def _within(x: Tensor, order: Sequence[int] = (0, 1, 2, 3), step: int = 1) -> Tensor:
-    """``x`` inside a larger tensor, dimensions in memory in this ``order``, every ``step``-th pixel.
+def _embedded(x: Tensor, order: Sequence[int] = (0, 1, 2, 3), step: int = 1) -> Tensor:
+    """``x`` as every ``step``-th pixel of a larger tensor, whose dimensions have this ``order`` in memory.
 
-    What lies around it is NaN (for bytes, noise), so that a kernel that reads beside the image shows it.
+    The memory around it is NaN (noise for bytes), so that results are wrong if a kernel reads outside ``x``.
     """
     n, c, h, w = x.shape
     outer = (n + 2, c + 1, step * h + 3, step * w + 5)
@@ -248,21 +248,21 @@ def _within(x: Tensor, order: Sequence[int] = (0, 1, 2, 3), step: int = 1) -> Te
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "nchw": lambda x: x.contiguous(),
     "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
-    "sliced": _within,
-    "sliced_channels_last": lambda x: _within(x, (0, 2, 3, 1)),
-    "second_pixels": lambda x: _within(x, step=2),
-    "second_pixels_channels_last": lambda x: _within(x, (0, 2, 3, 1), step=2),
-    "transposed": lambda x: _within(x, (0, 1, 3, 2)),
-    "batch_innermost": lambda x: _within(x, (1, 2, 3, 0)),
-    "rows_outermost": lambda x: _within(x, (2, 0, 3, 1)),
-    # These repeat values instead of keeping all of them: stride 0.
+    "sliced": _embedded,
+    "sliced_channels_last": lambda x: _embedded(x, (0, 2, 3, 1)),
+    "second_pixels": lambda x: _embedded(x, step=2),
+    "second_pixels_channels_last": lambda x: _embedded(x, (0, 2, 3, 1), step=2),
+    "transposed": lambda x: _embedded(x, (0, 1, 3, 2)),
+    "batch_innermost": lambda x: _embedded(x, (1, 2, 3, 0)),
+    "rows_outermost": lambda x: _embedded(x, (2, 0, 3, 1)),
+    # These have strides of 0: they repeat some values and drop the others.
     "expanded_batch": lambda x: x[:1].expand_as(x),
     "expanded_channels": lambda x: x[:, :1].expand_as(x),
     "expanded_rows": lambda x: x[:, :, :1].expand_as(x),
     "expanded_columns": lambda x: x[..., :1].expand_as(x),
     "expanded_value": lambda x: x[:1, :1, :1, :1].expand_as(x),
 }
-"""Functions that lay a (N, 3, H, W) tensor out otherwise; N and sizes at least 1 for the expanded ones."""
+"""Functions that put an (N, 3, H, W) tensor into a memory layout. The expanded ones need N, H, W >= 1."""
 
 OPCHECK_LAYOUTS = [
     "nchw",
@@ -271,42 +271,42 @@ OPCHECK_LAYOUTS = [
         for name in ("channels_last", "sliced", "transposed", "batch_innermost")
     ),
 ]
-"""The kinds of layouts, for ``torch.library.opcheck``: each takes 0.2 s."""
+"""One layout of each kind, for ``torch.library.opcheck``, which takes 0.2 s for each."""
 
 
 def scattered(tensor: Tensor) -> Tensor:
-    """The same values with no stride as ``contiguous`` would have it, between NaNs."""
+    """The same values with NaN between them, and without any stride of a contiguous tensor."""
     memory = tensor.new_full([2 * size + 1 for size in reversed(tensor.shape)], torch.nan)
     view = memory.permute(*reversed(range(tensor.dim())))[tuple(slice(1, None, 2) for _ in tensor.shape)]
     return view.copy_(tensor)
 
 
 def far_apart(x: Tensor) -> Tensor:
-    """The same (N, 3, H, W) values with images and rows so far apart that no offset fits into 32 bits."""
+    """The same (N, 3, H, W) values with images and rows so far apart that offsets exceed 32 bits."""
     distance = 2**31 // (x.shape[0] * x.shape[2] - 1) + 2**16
     last = (x.shape[0] * x.shape[2] - 1) * distance
-    torch.utils.deterministic.fill_uninitialized_memory = False  # the fixture puts it back
+    torch.utils.deterministic.fill_uninitialized_memory = False  # poisoned_memory restores it
     try:
         memory = torch.empty(last + 3 * x.shape[3], dtype=x.dtype)
     except RuntimeError:
-        pytest.skip("the system does not lend that much memory")
+        pytest.skip("the system does not reserve that much virtual memory")
     torch.utils.deterministic.fill_uninitialized_memory = True
     strides = (x.shape[2] * distance, x.shape[3], distance, 1)
     return memory.as_strided(x.shape, strides).copy_(x)
 
 
 def is_laid_out_like(out: Tensor, like: Tensor) -> bool:
-    """Whether an output is dense in the memory format that ``like`` has, as the specification wants it."""
+    """Whether ``out`` is dense and in the memory format of ``like``, as the specification requires."""
     channels_last = 0 < like.stride(1) < like.stride(3)
     return out.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
-def _whole(least: int, most: int, *shape: int, dtype: torch.dtype) -> Tensor:
+def _integers(least: int, most: int, *shape: int, dtype: torch.dtype) -> Tensor:
     return torch.randint(least, most + 1, shape, dtype=dtype)
 
 
 def _zero_point(dtype: torch.dtype) -> Tensor:
-    return _whole(torch.iinfo(dtype).min, torch.iinfo(dtype).max, 3, dtype=dtype)
+    return _integers(torch.iinfo(dtype).min, torch.iinfo(dtype).max, 3, dtype=dtype)
 
 
 ZERO_POINTS: tuple[tuple[torch.dtype | None, torch.dtype | None], ...] = (
@@ -315,41 +315,42 @@ ZERO_POINTS: tuple[tuple[torch.dtype | None, torch.dtype | None], ...] = (
     (torch.int8, torch.uint8),
     (torch.int8, None),
 )
-"""Dtypes of the zero points of ``low`` and ``high``; None for none."""
+"""Dtypes of the zero points of ``low`` and ``high``; None if there is no zero point."""
 
 
 def int8_encoder(width: int = 16, zero_points: Sequence[torch.dtype | None] = (None, None)) -> list[Any]:
-    """All of ``encode_int8`` but the image: numbers of the whole range, yet bytes neither all 0 nor 255.
+    """The arguments of ``encode_int8`` after the image.
 
-    ``zero_points`` are the dtypes of low's and high's: one of :data:`ZERO_POINTS`.
+    They use the full range of their dtypes, but the activations do not all saturate at 0 or 255.
+    ``zero_points`` is one of :data:`ZERO_POINTS`.
     """
     shapes = [(width, 3), (width, width), (width, width), (3, width), (3, width)]
     layers = [
         tensor
         for shape in shapes
         for tensor in (
-            _whole(-128, 127, *shape, 3, 3, dtype=torch.int8),
-            _whole(-20_000, 20_000, shape[0], dtype=torch.int32),
+            _integers(-128, 127, *shape, 3, 3, dtype=torch.int8),
+            _integers(-20_000, 20_000, shape[0], dtype=torch.int32),
         )
     ]
     return [
         *layers,
         torch.tensor([0, 255, 124], dtype=torch.uint8),
-        _whole(0, 10, 3, width, dtype=torch.int32),
-        _whole(0, 2**15 - 1, 3, width, dtype=torch.int16),
+        _integers(0, 10, 3, width, dtype=torch.int32),
+        _integers(0, 2**15 - 1, 3, width, dtype=torch.int16),
         torch.rand(2, 3) / 3_000,
         *(None if dtype is None else _zero_point(dtype) for dtype in zero_points),
     ]
 
 
-# --------------------------------------------------------------------------------------------- whole calls
+# ------------------------------------------------------------------------------------------- complete calls
 
 
 OPS = ("encode", "decode", "decode_scores", "encode_backward", "decode_backward", "decode_scores_backward")
 
 
 RESULT_OPTIONS = ("dtype", "memory_format")
-"""What ``encode`` can be asked of its results; :func:`arguments_of` asks for nothing."""
+"""The arguments of ``encode`` that set the form of its results. :func:`arguments_of` leaves them out."""
 
 
 def names_of(op: str) -> list[str]:
@@ -367,38 +368,36 @@ def arguments_of(
     requires_grad: bool = False,
     parameter_dtype: torch.dtype | None = None,
 ) -> list[Any]:
-    """Arguments that fit the op, its images in this layout; parameters of ``dtype`` too, or of their own."""
+    """Valid arguments of the op, with images in this layout, and parameters of ``dtype`` by default."""
     own = parameter_dtype or dtype
     lay, half = LAYOUTS[layout], halved(size)
     if op.startswith("encode"):
-        outer, inner = [lay(image_of(2, *size, dtype, device))], [lay(image_of(2, *half, dtype, device))] * 2
-        rest = [*encoder(own, device), *affine(device=device)]
+        images = [lay(image_of(2, *size, dtype, device))]
+        gradients = [lay(image_of(2, *half, dtype, device))] * 2
+        parameters = [*encoder(own, device), *affine(device=device)]
     elif op.startswith("decode_scores"):
-        channels = (CLASSES, FEATURES)
-        outer = [lay(image_of(2, *half, dtype, device, channels=n)) for n in channels]
-        inner = [lay(image_of(2, *size, dtype, device, channels=CLASSES))]
-        rest = score_decoder(own, device)
+        images = [lay(image_of(2, *half, dtype, device, channels=n)) for n in (CLASSES, FEATURES)]
+        gradients = [lay(image_of(2, *size, dtype, device, channels=CLASSES))]
+        parameters = score_decoder(own, device)
     else:
-        outer, inner = (
-            [lay(image_of(2, *half, dtype, device)) for _ in range(2)],
-            [image_of(2, *size, dtype, device)],
-        )
-        inner, rest = [lay(t) for t in inner], decoder(own, device)
+        images = [lay(image_of(2, *half, dtype, device)) for _ in range(2)]
+        gradients = [lay(image_of(2, *size, dtype, device))]
+        parameters = decoder(own, device)
     if op == "encode_backward":
-        return [*inner, *outer, *rest, True, True, True]
+        return [*gradients, *images, *parameters, True, True, True]
     if op in ("decode_backward", "decode_scores_backward"):
-        return [*inner, *outer, *rest, True, True]
-    tensors = [t.detach().requires_grad_(requires_grad) for t in [*outer, *rest]]
+        return [*gradients, *images, *parameters, True, True]
+    tensors = [t.detach().requires_grad_(requires_grad) for t in [*images, *parameters]]
     return tensors if op == "encode" else [*tensors, list(size)]
 
 
 def as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """An op's outputs, one or many."""
+    """An op's outputs as a tuple, even if there is only one."""
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
 def recorded(
     activity: torch.profiler.ProfilerActivity = torch.profiler.ProfilerActivity.CPU,
 ) -> torch.profiler.profile:
-    """A profiler of the operators that run; it keeps events over cycles, without which torch 2.10 warns."""
+    """A profiler of the operators that run. Without ``acc_events``, torch 2.10 warns."""
     return torch.profiler.profile(activities=[activity], acc_events=True)

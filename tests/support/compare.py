@@ -1,4 +1,4 @@
-"""Comparing a result with the float64 reference: the measure and the limits of docs/network.md."""
+"""Compares results with the float64 reference: the error measure and tolerances of docs/network.md."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 PLAIN, WINOGRAD = 1e-6, 1e-5
 EXACT = 1e-13
-"""For float64, which the table leaves out: the same sums as the oracle's, in another order."""
+"""The tolerance of float64, which the table leaves out: the oracle's sums in another order."""
 
 
 def tolerance(dtype: torch.dtype, backend: str = "reference", device: str = "cpu") -> float:
@@ -18,7 +18,7 @@ def tolerance(dtype: torch.dtype, backend: str = "reference", device: str = "cpu
     Args:
         dtype: of the computation, which is that of the parameters.
         backend: as :func:`wae_kernels.backends.backend_for` names it. The compiled kernels use Winograd
-            arithmetic; so may the convolution library under the reference on a GPU.
+            arithmetic; on a GPU, the convolution library that the reference calls may do so, too.
         device: the device's type.
     """
     if dtype == torch.float32:
@@ -29,7 +29,7 @@ def tolerance(dtype: torch.dtype, backend: str = "reference", device: str = "cpu
 def relative_error(out: Tensor, ref: Tensor) -> float:
     """``||out - ref|| / ||ref||`` in float64; NaN if ``out`` holds one.
 
-    Where ``ref`` is all zeros (or has no elements), 0 if ``out`` is the same and infinity if it is not.
+    If ``ref`` is all zeros (or has no elements), 0 if ``out`` is the same and infinity if it is not.
     """
     assert out.shape == ref.shape, f"shape {tuple(out.shape)}, expected {tuple(ref.shape)}"
     out, ref = out.detach().double().cpu(), ref.detach().double().cpu()
@@ -40,26 +40,26 @@ def relative_error(out: Tensor, ref: Tensor) -> float:
 
 
 def border_error(out: Tensor, ref: Tensor) -> float:
-    """The largest error of a pixel on the rim of (N, C, H, W) images, in units of ``ref``'s rms.
+    """The largest error on the border of (N, C, H, W) images, in units of ``ref``'s RMS.
 
-    A wrong rim is few pixels, which the norm over a large image hides.
+    The border has so few pixels that the norm over a large image hides errors there.
     """
     out, ref = out.detach().double().cpu(), ref.detach().double().cpu()
-    rim = torch.zeros(ref.shape[2:], dtype=torch.bool)
-    rim[[0, -1], :] = True
-    rim[:, [0, -1]] = True
-    error = (out - ref)[..., rim].abs()
+    border = torch.zeros(ref.shape[2:], dtype=torch.bool)
+    border[[0, -1], :] = True
+    border[:, [0, -1]] = True
+    error = (out - ref)[..., border].abs()
     return (error.max() / ref.square().mean().sqrt()).item() if error.numel() else 0.0
 
 
 def assert_close(out: Tensor, ref: Tensor, limit: float, what: str = "result") -> None:
-    """Fail unless ``out`` has ``ref``'s shape and is within ``limit`` of it.
+    """Fail unless ``out`` has ``ref``'s shape and a relative error of at most ``limit``.
 
-    Images are also held to it pixel by pixel on the rim: no error there beyond eight times the limit
-    (the limit is on the errors' rms; eight standard deviations do not happen in a million numbers).
+    On the border of images, no single pixel may be off by more than eight times the limit. (The limit applies
+    to the RMS of the errors; eight standard deviations do not occur in a million numbers.)
     """
     error = relative_error(out, ref)
     assert error <= limit, f"{what}: relative error {error:.3g}, allowed {limit:.3g}"
     if ref.dim() == 4 and min(ref.shape[2:]) > 3:  # not 3x3 kernels
-        rim = border_error(out, ref)
-        assert rim <= 8 * limit, f"{what}: error {rim:.3g} of the rms on the rim, allowed {8 * limit:.3g}"
+        error = border_error(out, ref)
+        assert error <= 8 * limit, f"{what}: border error {error:.3g} of the RMS, allowed {8 * limit:.3g}"

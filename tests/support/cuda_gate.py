@@ -1,7 +1,7 @@
-"""The compiled CUDA kernels: their resources for every target, and the work of a step: docs/cuda.md's tables.
+"""The tables of docs/cuda.md: resources of the compiled CUDA kernels on every target, and the cost of a step.
 
-PYTHONPATH=tools python tests/support/cuda_gate.py            # compile all of it and print the tables
-PYTHONPATH=tools python tests/support/cuda_gate.py --write    # and put them into docs/cuda.md
+PYTHONPATH=tools python tests/support/cuda_gate.py            # compile all kernels and print the tables
+PYTHONPATH=tools python tests/support/cuda_gate.py --write    # and write them into docs/cuda.md
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ from wae.storage import files
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "cuda.md"
 TABLES = ("compile gate", "steps")
-"""Each between comments in the page; see between()."""
+"""Each is between comments in the page; see between()."""
 TARGETS = (75, 80, 86, 89, 90, 100, 120)
 OPS = ("encode", "decode")
 BACKWARD_OPS = ("encode_backward", "decode_backward")
 MODES = ("float16", "bfloat16", "tf32", "float32", "bfloat16_plain")
 REGISTERS = 65536
-"""Of a multiprocessor, on every target."""
+"""Registers of a multiprocessor, on every target."""
 THREADS = {75: 1024, 80: 2048, 86: 1536, 89: 1536, 90: 2048, 100: 2048, 120: 1536}
 """Resident threads of a multiprocessor."""
 
 
 @dataclass(frozen=True)
 class Chip:
-    """From its vendor's figures; `tensor` is a scheduler's cycles for one mma of 16 x 8 x 16 16-bit numbers.
+    """The vendor's figures; `tensor` is the cycles of a scheduler for one mma of 16 x 8 x 16 16-bit numbers.
 
-    The H100 reaches some 0.62 of its dense rate by mma.sync.
+    With mma.sync, the H100 reaches about 0.62 of its dense rate.
     """
 
     name: str
@@ -67,9 +67,9 @@ TENSOR_MODES = ("float16", "bfloat16", "tf32")
 
 @dataclass(frozen=True)
 class Row:
-    """One kernel on one target. The numbers from `tensor` to `instructions` are of its machine code.
+    """One kernel on one target. `tensor` to `instructions` count instructions of its machine code.
 
-    roles: a step of the warps of each main loop (forward ops on tensor cores).
+    `roles` has a step of each main loop, i.e. of each warp role (forward ops on tensor cores only).
     """
 
     op: str
@@ -89,7 +89,7 @@ class Row:
 
 
 def tool(name: str) -> str:
-    """A program of the CUDA toolkit: beside nvcc, on PATH, or in the triton wheel."""
+    """The path of a program of the CUDA toolkit: beside nvcc, in the triton wheel or on PATH."""
     triton = importlib.util.find_spec("triton")
     places = [find_nvcc().parent / name]
     if triton is not None and triton.origin is not None:
@@ -104,7 +104,7 @@ def tool(name: str) -> str:
 
 
 def nvcc_version() -> str:
-    """Such as 13.0."""
+    """For example 13.0."""
     text = subprocess.run([find_nvcc(), "--version"], capture_output=True, text=True, check=True).stdout
     match = re.search(r"release (\d+\.\d+)", text)
     assert match is not None
@@ -118,10 +118,7 @@ def _mode_of(symbol: str) -> str:
 
 
 def blocks_each(target: int, registers: int, shared_bytes: int, threads: int) -> int:
-    """Blocks that a multiprocessor holds at a time.
-
-    Registers are given out by 256 a warp.
-    """
+    """The number of blocks that a multiprocessor can hold. Registers are allocated by 256 for a warp."""
     by_registers = REGISTERS // (-(-registers * 32 // 256) * 256 * (threads // 32))
     by_shared = 1024 * chips.OF_MULTIPROCESSOR[target] // (shared_bytes + 1024 * chips.RESERVED[target])
     return min(by_registers, by_shared, THREADS[target] // threads)
@@ -129,7 +126,7 @@ def blocks_each(target: int, registers: int, shared_bytes: int, threads: int) ->
 
 def _machine_code(cubin: Path) -> dict[str, list[machine_code.Instruction]]:
     """The instructions of each kernel in a cubin."""
-    path = os.pathsep.join([str(Path(tool("nvdisasm")).parent), os.environ["PATH"]])  # cuobjdump runs it
+    path = os.pathsep.join([str(Path(tool("nvdisasm")).parent), os.environ["PATH"]])  # cuobjdump calls it
     command = [tool("cuobjdump"), "-sass", str(cubin)]
     environment = {**os.environ, "PATH": path}
     return machine_code.functions(
@@ -138,7 +135,7 @@ def _machine_code(cubin: Path) -> dict[str, list[machine_code.Instruction]]:
 
 
 def launch_plan(op: str, mode: Any, target: int) -> Any:
-    """Of 224 x 224 images on a chip of this kind: of one, the backward ops' of a large batch."""
+    """The plan for 224 x 224 images on this target: for one image, or a large batch if a backward op."""
     bindings = cuda_bindings.load()
     if not op.endswith("_backward"):
         return bindings.plan(op, mode, 1, 112, 112, multiprocessors=100)
@@ -148,7 +145,7 @@ def launch_plan(op: str, mode: Any, target: int) -> Any:
 
 
 def reported(text: str) -> list[tuple[str, int, int, int]]:
-    """Of each kernel in what ``ptxas -v`` says: its symbol, bytes of stack and of spills, and registers."""
+    """Each kernel's symbol, bytes of stack, bytes of spills and registers, as ``ptxas -v`` prints them."""
     found = re.findall(
         r"Function properties for (\S+).*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
         r"(\d+) bytes spill loads.*?Used (\d+) registers",
@@ -212,44 +209,43 @@ def _compile(op: str, target: int) -> list[Row]:
 
 
 def rows(op: str, target: int) -> list[Row]:
-    """The resources of an op's kernels on a target; kept in build/ until a source or the compiler changes."""
+    """The resources of an op's kernels on a target, cached in build/ until sources or compiler change."""
     sources = sorted(p for p in (ROOT / "csrc" / "cuda").rglob("*") if p.suffix in (".cu", ".cuh", ".h"))
     sources += [ROOT / "csrc" / "common" / "sizes.h", Path(__file__), Path(machine_code.__file__)]
     key = "\0".join([nvcc_version(), *(s.read_text() for s in sources)])
-    kept = (
-        ROOT / "build" / "cuda_gate" / f"{op}-{target}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
-    )
-    if not kept.exists():
-        made = [asdict(row) for row in _compile(op, target)]
-        with files.written(kept, force=True) as file:
-            file.write(json.dumps(made).encode())
+    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    cached = ROOT / "build" / "cuda_gate" / f"{op}-{target}-{digest}.json"
+    if not cached.exists():
+        compiled = [asdict(row) for row in _compile(op, target)]
+        with files.written(cached, force=True) as file:
+            file.write(json.dumps(compiled).encode())
     return [
         Row(**{**row, "roles": tuple(Step(**role) for role in row["roles"])})
-        for row in json.loads(kept.read_text())
+        for row in json.loads(cached.read_text())
     ]
 
 
 @dataclass(frozen=True)
 class Load:
-    """Cycles of a multiprocessor for a step of all warps, one bound at a time."""
+    """Lower bounds of a multiprocessor's cycles for a step of all its warps, by the resource."""
 
     ends: Step
     trunk: tuple[Step, Step]
     slots: int
-    """Of a scheduler, which has a warp of each role; of the busiest one."""
+    """Issue slots of the busiest scheduler, which has a warp of each role."""
     tensor: float
-    """Of a scheduler's tensor core."""
+    """Cycles of a scheduler's tensor core."""
     wavefronts: int
-    """Of the multiprocessor's shared memory; some warps need fewer."""
+    """Wavefronts of the multiprocessor's shared memory, at most: some warps need fewer."""
     microseconds: float
-    """For each 224 x 224 image of a large batch, by the worst of the three."""
+    """For each 224 x 224 image of a large batch, by the largest of the three."""
 
 
 def load(row: Row, chip: Chip) -> Load:
-    """Computed bounds; no GPU was asked."""
+    """The bounds, computed from the machine code and not measured on a GPU."""
     ends = max(row.roles, key=lambda role: role.slots)
     others = [role for role in row.roles if role is not ends]
-    first, second = (others * 2)[:2]  # one loop where both trunk layers have the same code
+    first, second = (others * 2)[:2]  # a single loop if both trunk layers share their code
     roles = (ends, first, second)
     slots, tensor = sum(r.slots for r in roles), chip.tensor * sum(r.tensor for r in roles)
     wavefronts = 4 * sum(r.wavefronts for r in roles)
@@ -307,14 +303,14 @@ def table(name: str) -> str:
 
 
 def written(name: str) -> str:
-    """The table as it stands in docs/cuda.md."""
+    """The table that is in docs/cuda.md now, with its comments."""
     begin, end = between(name)
     text = PAGE.read_text(encoding="utf-8")
     return text[text.index(begin) : text.index(end) + len(end)]
 
 
 def main() -> None:
-    """Print the tables, or put them into the page."""
+    """Print the tables, and with --write put them into the page."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

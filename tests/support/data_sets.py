@@ -15,8 +15,8 @@ def noise(count, colours=1, height=8, width=6, **options):
     return InMemory(images, targets, "abcd", **{"augment": True, "seed": 5, **options})
 
 
-def taken(dataset, *arguments, **options):
-    """The labels of each batch."""
+def batch_labels(dataset, *arguments, **options):
+    """The labels of each batch of ``batches`` with these arguments."""
     return [labels.tolist() for _, labels in batches(dataset, *arguments, **options)]
 
 
@@ -25,7 +25,7 @@ def same(a, b):
 
 
 def check_options_arrive(source):
-    """What is asked of a data set of files of more than 1199 pixels holds for it."""
+    """``open_dataset`` passes its options on, for a data set of files of more than 1199 pixels."""
     data = open_dataset(source, True, True, 3, 16, "skip", 1199)
     assert (data.seed, data.shape, data.on_corrupt) == (3, (16, 16), "skip")
     assert "exceed the limit of 1,199" in data.read([0], 0)[2][0]

@@ -1,4 +1,4 @@
-"""Instructions of a compiled kernel's warps in a step, read from its machine code (cuobjdump -sass)."""
+"""Counts the instructions of a kernel's warps in a step, in its machine code (cuobjdump -sass)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from itertools import pairwise
 
 _LINE = re.compile(r"\s*/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)\s*([^;]*);")
 _WIDTHS = {"128": 16, "64": 8, "U8": 1, "S8": 1, "U16": 2, "S16": 2}
-"""Bytes of a lane's access, by the part of the instruction's name; 4 without one."""
+"""Bytes that a lane accesses, by a part of the instruction's name; 4 if it has none of these parts."""
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """One instruction; `guard` is the predicate without which it does nothing."""
+    """One instruction; `guard` is the predicate under which it executes."""
 
     address: int
     guard: str
@@ -26,13 +26,13 @@ class Instruction:
 
     @cached_property
     def target(self) -> int | None:
-        """Where a branch goes."""
+        """The address to which a branch jumps; None for other instructions."""
         match = re.search(r"0x([0-9a-f]+)", self.operands) if self.name.split(".")[0] == "BRA" else None
         return int(match[1], 16) if match else None
 
     @property
-    def goes_on(self) -> bool:
-        """Whether the next instruction may follow."""
+    def may_fall_through(self) -> bool:
+        """Whether the next instruction may be executed after this one."""
         if self.name.split(".")[0] not in {"BRA", "EXIT", "RET", "BRX", "JMP"}:
             return True
         conditions = self.guard + self.operands.split("0x")[0]
@@ -40,7 +40,7 @@ class Instruction:
 
 
 def functions(dump: str) -> dict[str, list[Instruction]]:
-    """The kernels of a dump by their symbols."""
+    """The instructions of each kernel in a dump, by its symbol."""
     found: dict[str, list[Instruction]] = {}
     for line in dump.splitlines():
         if "Function :" in line:
@@ -55,13 +55,13 @@ class Step:
     """Instructions of a warp in one step of its main loop."""
 
     slots: int
-    """Instructions: each takes a turn of the warp's scheduler."""
+    """Instructions: each takes an issue slot of the warp's scheduler."""
     tensor: float
-    """Products of 16 x 8 x 16 16-bit numbers, or as much of the tensor core's time."""
+    """Products of 16 x 8 x 16 16-bit numbers, or others that take the tensor core the same time."""
     wavefronts: int
-    """Of shared memory, without bank conflicts."""
+    """Wavefronts of shared memory, without bank conflicts."""
     global_bytes: int
-    """Read and written by 32 lanes, if none is masked."""
+    """Bytes of global memory that 32 lanes read and write, if none is masked."""
 
 
 def _tensor(instruction: Instruction) -> float:
@@ -98,10 +98,10 @@ Edges = dict[int, list[int]]
 
 
 def _blocks(code: Sequence[Instruction]) -> tuple[Blocks, Edges]:
-    """Basic blocks by their first addresses, and who may follow. Calls return; nobody looks into them."""
+    """Basic blocks by their first addresses, and their successors. A call counts as one instruction."""
     starts = {code[0].address} | {i.target for i in code if i.target is not None}
     for before, after in pairwise(code):
-        if before.target is not None or not before.goes_on:
+        if before.target is not None or not before.may_fall_through:
             starts.add(after.address)
     blocks: Blocks = {}
     for instruction in code:
@@ -112,7 +112,7 @@ def _blocks(code: Sequence[Instruction]) -> tuple[Blocks, Edges]:
     order = sorted(blocks)
     for at, following in zip(order, [*order[1:], None], strict=True):
         last = blocks[at][-1]
-        to = [t for t in (last.target, following if last.goes_on else None) if t in blocks]
+        to = [t for t in (last.target, following if last.may_fall_through else None) if t in blocks]
         edges[at] = [t for t in to if t is not None]
     return blocks, edges
 
@@ -128,7 +128,7 @@ def _reachable(start: int, edges: Edges) -> set[int]:
 
 
 def _cycles(edges: Edges) -> Iterator[set[int]]:
-    """The strongly connected sets of blocks that loop: outermost loops."""
+    """The outermost loops: the strongly connected sets of blocks."""
     reach = {at: _reachable(at, edges) for at in edges}
     left = {at for at in edges if at in reach[at]}
     while left:
@@ -138,8 +138,8 @@ def _cycles(edges: Edges) -> Iterator[set[int]]:
         yield loop
 
 
-def _fullest_path(loop: set[int], header: int, blocks: Blocks, edges: Edges) -> list[Instruction]:
-    """Once round a loop: the most tensor work, then the most memory accesses, then the fewest others."""
+def _heaviest_path(loop: set[int], header: int, blocks: Blocks, edges: Edges) -> list[Instruction]:
+    """One iteration with the most tensor work, then the most memory accesses, then the fewest others."""
 
     def weight(block: int) -> tuple[float, int, int]:
         code = blocks[block]
@@ -148,19 +148,19 @@ def _fullest_path(loop: set[int], header: int, blocks: Blocks, edges: Edges) -> 
 
     following = {at: [to for to in edges[at] if to in loop and to != header] for at in loop}
     best: dict[int, tuple[tuple[float, ...], list[Instruction]]] = {}
-    for at in TopologicalSorter(following).static_order():  # the last ones first
-        ways = [best[to] for to in following[at]]
+    for at in TopologicalSorter(following).static_order():  # the last blocks first
+        paths = [best[to] for to in following[at]]
         if header in edges[at]:
-            ways.append(((0.0, 0, 0), []))
-        weights, path = max(ways, key=lambda way: way[0])
+            paths.append(((0.0, 0, 0), []))
+        weights, path = max(paths, key=lambda path: path[0])
         best[at] = tuple(a + b for a, b in zip(weight(at), weights, strict=True)), [*blocks[at], *path]
     return best[header][1]
 
 
 def steps(code: Sequence[Instruction]) -> list[Step]:
-    """A full step in the middle of a tile, of each warp role with a main loop on the tensor cores.
+    """A full step in the middle of a tile, for each warp role with a main loop on the tensor cores.
 
-    A main loop is an outermost loop with a barrier. One that is unrolled has a barrier for each step.
+    A main loop is an outermost loop with a barrier. An unrolled loop has one barrier for each step.
     """
     blocks, edges = _blocks(code)
     found = []
@@ -168,7 +168,7 @@ def steps(code: Sequence[Instruction]) -> list[Step]:
         if not any(i.name.startswith("HMMA") for at in loop for i in blocks[at]):
             continue
         header = min(loop & {t for at in edges if at not in loop for t in edges[at]})
-        path = _fullest_path(loop, header, blocks, edges)
+        path = _heaviest_path(loop, header, blocks, edges)
         barriers = Counter(i.name.split(".")[0] for i in path)["BAR"]
         if barriers:
             found.append(_step(path, barriers))

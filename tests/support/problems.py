@@ -1,7 +1,8 @@
-"""Problems for gradients: an op, its tensors by name, a gradient of each output, and what autograd expects.
+"""Gradient problems: an op, its tensors by name, a gradient of each output, and the expected gradients.
 
-The reference's forward passes are ordinary PyTorch operators, so autograd through them is independent of
-the explicit formulas of ``wae::*_backward``, the reference's own included.
+The expected gradients come from autograd through the reference's forward passes. These are ordinary PyTorch
+operators, so the result is independent of the explicit formulas of ``wae::*_backward``, including the
+reference's.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from cases import (
     encoder,
     halved,
     image_of,
+    kink_free_decoder,
+    kink_free_encoder,
     score_decoder,
-    settled_decoder,
-    settled_encoder,
     widened,
 )
 from torch import Tensor
@@ -37,7 +38,7 @@ REFERENCES: dict[str, Callable[..., Any]] = {
     "decode_scores": reference.decode_scores,
 }
 MARGIN = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 0.1, torch.bfloat16: 0.5}
-"""How far activations are from the ReLU's kink: far beyond the rounding of each dtype."""
+"""The least distance of activations from the kink of ReLU: far more than the rounding error of each dtype."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Problem:
     def gradients(
         self, wanted: Iterable[str] | None = None, function: Callable[..., Any] | None = None
     ) -> dict[str, Tensor]:
-        """The gradients of the ``wanted`` inputs (all that can have one), by name."""
+        """The gradients of the ``wanted`` inputs by name; by default, of all that can have one."""
         names = self.differentiable if wanted is None else list(wanted)
         leaves = {name: self.inputs[name].detach().requires_grad_() for name in names}
         outputs = self.outputs(function, **leaves)
@@ -75,34 +76,34 @@ class Problem:
         )
 
     def expected(self) -> dict[str, Tensor]:
-        """All gradients by autograd through the reference in float64."""
+        """All gradients, from autograd through the reference in float64."""
         return self.widened().gradients(function=REFERENCES[self.op])
 
     def widened(self) -> Problem:
-        """The same in float64: the oracle's problem."""
+        """This problem in float64, for the oracle."""
         inputs = dict(zip(self.inputs, widened(list(self.inputs.values())), strict=True))
         return replace(self, inputs=inputs, incoming=widened(self.incoming))
 
-    def settled(self, margin: float) -> Problem:
-        """The same with no activation within ``margin`` of a ReLU's kink."""
+    def kink_free(self, margin: float) -> Problem:
+        """This problem with biases that keep all activations at least ``margin`` from the kink of ReLU."""
         values = list(self.inputs.values())
         if self.op == "encode":
             x = reference.normalize_image(values[0], values[1].dtype, *values[11:])
-            values[1:11] = settled_encoder(values[1:11], x, margin)
+            values[1:11] = kink_free_encoder(values[1:11], x, margin)
         else:
-            values[2:] = settled_decoder(values[2:], *values[:2], *self.rest, margin)
+            values[2:] = kink_free_decoder(values[2:], *values[:2], *self.rest, margin)
         return replace(self, inputs=dict(zip(self.inputs, values, strict=True)))
 
 
 def with_float32_parameters(problem: Problem) -> Problem:
-    """A decoder's problem with the same numbers as parameters, in float32."""
+    """A decoder's problem with its parameters converted to float32."""
     images = ("low", "high")
     inputs = {name: t if name in images else t.float() for name, t in problem.inputs.items()}
     return replace(problem, inputs=inputs)
 
 
 def noise(batch: int, size: Sequence[int], dtype: torch.dtype, device: str, channels: int = 3) -> Tensor:
-    """An image or gradient with mean 1, so that sums over its pixels do not cancel to nothing."""
+    """An image or gradient with mean 1, so that sums over its pixels do not cancel."""
     x = image_of(batch, *size, dtype, device, channels)
     return x if dtype == torch.uint8 else x + 1
 
@@ -120,20 +121,20 @@ def make(
     scale_shift: tuple[bool, bool] = (True, True),
     channels: tuple[int, int] = (CLASSES, FEATURES),
 ) -> Problem:
-    """A random problem, with no activation near a ReLU's kink; ``channels`` are for ``decode_scores``."""
+    """A random problem with no activation near the kink of ReLU; ``channels`` are for ``decode_scores``."""
     of_bytes = dtype == torch.uint8
     parameter_dtype = torch.float32 if of_bytes else dtype
     half = halved(size)
-    inner, outer = (half, size) if op == "encode" else (size, half)
-    count, inputs = (2, ["image"]) if op == "encode" else (1, ["low", "high"])
+    input_size, output_size = (size, half) if op == "encode" else (half, size)
+    inputs, outputs = (["image"], 2) if op == "encode" else (["low", "high"], 1)
     channels = channels if op == "decode_scores" else (3, 3)
     images = [
-        LAYOUTS[layout](noise(batch, outer, dtype, cell.device, n))
+        LAYOUTS[layout](noise(batch, input_size, dtype, cell.device, n))
         for _, n in zip(inputs, channels, strict=False)
     ]
     incoming = [
-        LAYOUTS[gradient_layout](noise(batch, inner, parameter_dtype, cell.device, channels[0]))
-        for _ in range(count)
+        LAYOUTS[gradient_layout](noise(batch, output_size, parameter_dtype, cell.device, channels[0]))
+        for _ in range(outputs)
     ]
     named: dict[str, Tensor | None] = dict(zip(inputs, images, strict=True))
     if op == "encode":
@@ -150,4 +151,4 @@ def make(
             parameters = score_decoder(dtype, cell.device, width, *channels)
             named.update(zip(SCORE_DECODER_SHAPES, parameters, strict=True))
         problem = Problem(op, named, [size], incoming)
-    return problem.settled(MARGIN[parameter_dtype]) if batch else problem
+    return problem.kink_free(MARGIN[parameter_dtype]) if batch else problem

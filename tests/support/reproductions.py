@@ -1,11 +1,11 @@
-"""Plans and a claim, on digits, that are small enough for tests of `wae reproduce`."""
+"""A claim about digits, and plans that are small enough for the tests of `wae reproduce`."""
 
 from wae.experiments.reproduction.fashion_mnist import FashionMnist
 from wae.training.plan import Plan, Stage
 
 
 def tiny_plan(model, batch, **joint):
-    """An epoch of stage 1, and then the epochs and entries of ``joint``."""
+    """A plan with one epoch of stage 1 and a joint stage with the entries ``joint``."""
     stages = (Stage("transform", 1, 1e-3, optimizer="adam"), Stage("joint", **joint))
     return Plan(model, stages, batch=batch, start="linear")
 

@@ -1,4 +1,4 @@
-"""Road scenes as CamVid has them, made up: for tests of networks that score pixels."""
+"""Synthetic road scenes in the form of CamVid, for the tests of segmentation networks."""
 
 from pathlib import Path
 
@@ -30,11 +30,11 @@ learning_rate = 1e-3
 optimizer = "adam"
 class_balance = 1.02
 """
-"""A training of two epochs, as a plan's file has it."""
+"""The file of a plan with two epochs."""
 
 
 def scene(random, height, width):
-    """An image, (height, width, 3) uint8, and its classes: sky, road, a car, and an edge without labels."""
+    """An image, (height, width, 3) uint8, and its classes: sky, road, a car, and an unlabelled edge."""
     numbers = np.zeros((height, width), np.uint8)
     horizon = random.integers(height // 3, 2 * height // 3)
     numbers[horizon:] = 1
@@ -46,7 +46,7 @@ def scene(random, height, width):
 
 
 def write_scenes(folder, parts=(("train", 20), ("val", 4), ("test", 4)), size=(36, 48), classes=CLASSES):
-    """Folders as :mod:`wae.data.segmentation` has them; ``classes`` None leaves ``classes.txt`` out."""
+    """Write folders for :mod:`wae.data.segmentation`; with ``classes=None``, no ``classes.txt``."""
     random = np.random.default_rng(0)
     for part, count in parts:
         for kind in ("images", "labels"):
@@ -61,13 +61,13 @@ def write_scenes(folder, parts=(("train", 20), ("val", 4), ("test", 4)), size=(3
 
 
 def small_network(classes=3):
-    """Scores of pixels by three convolutions."""
+    """Scores for each pixel, from two convolutions."""
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, classes, 3, padding=1)
     )
 
 
 def small_segmenter(seed=0) -> WAESegmenter:
-    """WAE around it, with a decoder, for images of 0..255."""
+    """WAE around ``small_network()``, with a decoder, for images of 0..255."""
     torch.manual_seed(seed)
     return wae_segmenter(small_network(), None, [1 / 64] * 3, [-2.0] * 3, Decoder())

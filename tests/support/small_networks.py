@@ -1,4 +1,4 @@
-"""Small networks with BatchNorm, WAE's and another, and what tests of their deployed forms share."""
+"""Small networks with BatchNorm, with WAE and without, and helpers for tests of their deployed forms."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from wae.models.classifier import FlatClassifier, WAEClassifier
 from wae_kernels.nn import Encoder
 
 SIZE = (20, 33)
-SLOW = ("compile", "winograd")  # those that compile
+SLOW = ("compile", "winograd")  # these compile
 EACH = [
     pytest.param(name, marks=pytest.mark.slow if name in SLOW else ())
     for name in ENGINES
@@ -33,7 +33,7 @@ class Body(nn.Sequential):
 
 
 def with_statistics(model):
-    """BatchNorms as after a training, so that leaving one out shows."""
+    """Give BatchNorms statistics as after training, so that results change if one is left out."""
     with torch.no_grad():
         for norm in model.modules():
             if isinstance(norm, nn.BatchNorm2d):
@@ -60,7 +60,7 @@ def small_wae():
 
 
 def small_stock():
-    """A network that is not a WAE's."""
+    """A network without WAE."""
     return with_statistics(nn.Sequential(Body(8), nn.Flatten(), nn.Linear(16, 7)))
 
 
@@ -80,5 +80,5 @@ def assert_close(scores, expected, tolerance=1e-5):
 
 
 def with_own_forward(network):
-    """Twice the scores of ``network``, by a ``forward`` that is the object's own."""
+    """Replace the ``forward`` of this object by one that doubles the scores."""
     network.forward = lambda x: 2 * type(network).forward(network, x)

@@ -1,4 +1,4 @@
-"""A small classifier of one's own, for `wae accelerate --model tiny_original:build`; and photos for it."""
+"""A small custom classifier, for `wae accelerate --model tiny_original:build`, and photos for it."""
 
 import torch
 from PIL import Image
@@ -12,7 +12,7 @@ _CROP = 64
 
 
 def build():
-    """With random weights that are the same each time; 40,000 of them."""
+    """A network with 40,000 random weights, which are the same in every call."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         layers, channels = [], 3
@@ -26,7 +26,7 @@ def build():
 
 
 def write_crops(folder, training=30, test=20):
-    """Crops of a photo for each class: to train on from its left half, to test from its right."""
+    """Write crops of one photo for each class: its left half for training, its right half for testing."""
     random = torch.Generator().manual_seed(0)
     for label in CLASSES:
         photo = photos.photo(label)

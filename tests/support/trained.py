@@ -1,7 +1,7 @@
-"""Inputs of the tests of training: a few images and a network of three convolutions beside its encoder.
+"""Inputs of the tests of training: a few images, a small network (tiny_classifier) and plans.
 
-As a program, ``torchrun ... trained.py FOLDER``, it trains these on all processes by each plan in SHARED,
-with the checkpoint FOLDER/NAME.
+As a program, ``torchrun ... trained.py FOLDER``, it trains the network on all processes with each plan in
+SHARED, with the checkpoint FOLDER/NAME.
 """
 
 import sys
@@ -30,14 +30,14 @@ PLAN = Plan(
 
 
 FIXED = replace(PLAN, norm_statistics="fixed", stages=(*PLAN.stages[:2], replace(JOINT, learning_rate=0.005)))
-"""Of which no step depends on the statistics of a batch, so that it can be shared."""
+"""A plan in which no step depends on the statistics of a batch, so that processes can share its batches."""
 
 SHARED = {"fixed": FIXED, "batch": PLAN, "average": replace(PLAN, stages=(replace(JOINT, ema=0.5),))}
-"""A training for several processes; from "batch" on, a BatchNorm in each of them sees its part of a batch."""
+"""Plans for several processes. In "batch" and "average", a BatchNorm sees its process's part of a batch."""
 
 
 def image_set(count=32, augment=True):
-    """Noise of (count, 3, 8, 8) in which one of three colours is brighter: its number is the label."""
+    """Noise of (count, 3, 8, 8) in which one of the three colours is brighter; the label is its number."""
     random = torch.Generator().manual_seed(1)
     targets = torch.arange(count) % 3
     images = torch.randint(120, (count, 3, 8, 8), generator=random)
@@ -46,14 +46,14 @@ def image_set(count=32, augment=True):
 
 
 def with_gaps(data):
-    """``data`` of which every fourth image cannot be read: parts of a batch are of unequal size."""
+    """``data`` with every fourth image unreadable, so that the parts of a batch have unequal sizes."""
     whole = data.batch
     data.batch = lambda indices, epoch: whole([i for i in indices if i % 4], epoch)
     return data
 
 
 def network(seed=0):
-    """A WAE network for them, with a decoder."""
+    """A WAE network for these images, with a decoder."""
     torch.manual_seed(seed)
     model = tiny()
     model.decoder = Decoder()
@@ -61,7 +61,7 @@ def network(seed=0):
 
 
 def run(plan=PLAN, model=None, data=None, **options):
-    """Train; the model and the history."""
+    """Train, and return the model and the history."""
     model = network() if model is None else model
     return model, train(model, plan, data or image_set(), image_set(augment=False), **options)
 

@@ -1,7 +1,7 @@
 """The tables of docs/triton.md: `python tests/support/triton_counts.py --write`. Needs no GPU.
 
-What a launch does is counted while its compiled code for sm_80 runs on the CPU; what the compiler made of it
-is read from the machine code of every target.
+The work of a launch is counted while its compiled code for sm_80 runs on the CPU. The resources of a kernel
+are read from its machine code for every target.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from wae_kernels.triton.plan import Device, Tile, plan, tiles_for
 
 PAGE = Path(__file__).parents[2] / "docs" / "triton.md"
 MINIMUM = 263_700_000
-"""Multiply-adds of either op for a 224 x 224 image, by the definition."""
+"""Multiply-adds of either op for a 224 x 224 image, by its definition."""
 
 GPUS = [
     Device("A100", 80, 108, 164 << 10, 40 << 20),
@@ -32,7 +32,7 @@ GPUS = [
     Device("B200", 100, 148, 228 << 10, 126 << 20),
     Device("RTX 5090", 120, 170, 100 << 10, 96 << 20),
 ]
-"""The vendors' figures: compute capability, multiprocessors, shared memory of each, L2 cache."""
+"""The vendors' figures: compute capability, multiprocessors, shared memory of a multiprocessor, L2 cache."""
 
 
 def launches(dtype: torch.dtype, size: int, tile: Tile | None = None) -> dict[str, tuple[object, Launch]]:
@@ -90,7 +90,7 @@ def counts_table() -> str:
 
 
 def plans_table() -> str:
-    """Tile, programs and slab by GPU, for one and for 64 images."""
+    """Tile, programs and slab on each GPU, for 1 and for 64 images."""
     lines = [
         "| GPU | images | tile | programs | slab of a program | all slabs | L2 cache |",
         "|---|--:|--:|--:|--:|--:|--:|",
@@ -108,7 +108,7 @@ def plans_table() -> str:
 
 
 def compiler_table() -> str:
-    """The compiled kernels' resources for the first tile in the short list, on every target."""
+    """Resources of the compiled kernels on every target, for the first tile of the short list."""
     lines = [
         "| target | tile | | registers | spills | shared memory | mma in the code |",
         "|---|--:|---|--:|--:|--:|--:|",
@@ -126,7 +126,7 @@ def compiler_table() -> str:
 
 
 def page() -> str:
-    """docs/triton.md with fresh tables."""
+    """docs/triton.md with new tables."""
     text = PAGE.read_text(encoding="utf-8")
     for name, table in (("counts", counts_table), ("plans", plans_table), ("compiler", compiler_table)):
         begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"

@@ -8,7 +8,7 @@ import signal
 
 import pytest
 import torch
-from data_sets import corrupt, noise, same, small, taken
+from data_sets import batch_labels, corrupt, noise, same, small
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -57,7 +57,7 @@ def test_the_ranks_together_take_the_batches_of_one_process(length, share, world
         with pytest.raises(ValueError, match="drop_last"):
             batches(dataset, batch, 2, world=world, **options)
         return
-    alone = taken(dataset, batch, 2, **options)
+    alone = batch_labels(dataset, batch, 2, **options)
     steps = length // batch if drop_last else math.ceil(length / batch)
     assert [len(step) for step in alone] == [batch] * (length // batch) + [length % batch] * (
         steps - length // batch
@@ -79,23 +79,23 @@ def test_the_ranks_together_take_the_batches_of_one_process(length, share, world
 
 def test_the_order_depends_on_seed_and_epoch_and_nothing_else():
     dataset = Numbers(100)
-    first = taken(dataset, 10, 0, seed=1, shuffle=True)
+    first = batch_labels(dataset, 10, 0, seed=1, shuffle=True)
     torch.manual_seed(99)
-    assert taken(dataset, 10, 0, seed=1, shuffle=True) == first
-    assert taken(dataset, 20, 0, seed=1, shuffle=True) == [
+    assert batch_labels(dataset, 10, 0, seed=1, shuffle=True) == first
+    assert batch_labels(dataset, 20, 0, seed=1, shuffle=True) == [
         a + b for a, b in zip(*[iter(first)] * 2, strict=True)
     ]
     for other in (
-        taken(dataset, 10, 1, seed=1, shuffle=True),
-        taken(dataset, 10, 0, seed=2, shuffle=True),
-        taken(dataset, 10, 0, seed=-1, shuffle=True),
+        batch_labels(dataset, 10, 1, seed=1, shuffle=True),
+        batch_labels(dataset, 10, 0, seed=2, shuffle=True),
+        batch_labels(dataset, 10, 0, seed=-1, shuffle=True),
     ):
         assert other != first
         assert sorted(sample for step in other for sample in step) == list(range(100))
 
 
 def test_without_shuffling_the_order_is_the_data_sets():
-    assert taken(Numbers(5), 2, 7, seed=1, shuffle=False) == [[0, 1], [2, 3], [4]]
+    assert batch_labels(Numbers(5), 2, 7, seed=1, shuffle=False) == [[0, 1], [2, 3], [4]]
 
 
 def test_batches_can_be_gone_through_again():
@@ -268,10 +268,10 @@ class Interruptible(Numbers):
 @pytest.mark.parametrize("start_method", [pytest.param("fork", marks=with_workers)], indirect=True)
 def test_of_worker_processes_errors_are_one_line_and_interrupts_go_past_them(start_method):
     with pytest.raises(DatasetError, match=r"^labels: one line$"):
-        taken(Refused(1), 1, 0, 0, False, workers=1)
+        batch_labels(Refused(1), 1, 0, 0, False, workers=1)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     try:
-        assert taken(Interruptible(1), 1, 0, 0, False) == [[True]]
-        assert taken(Interruptible(1), 1, 0, 0, False, workers=1) == [[False]]
+        assert batch_labels(Interruptible(1), 1, 0, 0, False) == [[True]]
+        assert batch_labels(Interruptible(1), 1, 0, 0, False, workers=1) == [[False]]
     finally:
         signal.signal(signal.SIGINT, before)

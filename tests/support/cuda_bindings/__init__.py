@@ -1,4 +1,4 @@
-"""The launch plans and parameter structs of csrc/cuda, compiled into a module for the tests alone."""
+"""Compiles the launch plans and parameter structs of csrc/cuda into a Python module, for the tests only."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @functools.cache
 def load() -> ModuleType:
-    """The compiled module; compiled when it or a header it may include has changed."""
+    """The compiled module, rebuilt when its source or a header of csrc/cuda has changed."""
     sources = [Path(__file__).with_name("bindings.cpp"), *sorted((ROOT / "csrc" / "cuda").glob("*.h"))]
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     text = suffix + pybind11.__version__ + "".join(s.read_text() for s in sources)

@@ -1,5 +1,4 @@
-// The launch plans and parameter structs of csrc/cuda for the tests: what the extension launches, they
-// launch.
+// The launch plans and parameter structs of csrc/cuda for the tests, which launch kernels as the extension does.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

@@ -1,4 +1,4 @@
-"""Runs the kernels of csrc/cuda on the CPU: their PTX, their launch plans, tensors of any layout."""
+"""Runs the PTX of the kernels of csrc/cuda on the CPU, with their launch plans and tensors of any layout."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ DTYPE = {
     "float32": torch.float32,
     "bfloat16_plain": torch.bfloat16,
 }
-"""Modes of the kernels, and the dtype of their parameters and outputs."""
+"""The dtype of parameters and outputs by the kernel's mode."""
 LIMIT = {"float16": 2e-3, "bfloat16": 1.5e-2, "tf32": 1e-3, "float32": 1e-6, "bfloat16_plain": 1.5e-2}
-"""docs/network.md."""
+"""The tolerances of docs/network.md, by mode."""
 
 
 @dataclass(frozen=True)
 class Chip:
-    """The chip that a launch plan is made for. Two multiprocessors: few blocks, several tiles for each."""
+    """The chip for which launches are planned. With two multiprocessors, each block has several tiles."""
 
     capability: int = 80
     multiprocessors: int = 2
@@ -42,7 +42,7 @@ class Chip:
 
 @functools.cache
 def kernel(op: str, mode: str, capability: int) -> Any:
-    """The compiled kernel, translated for the CPU; without a mode, the only one of its file."""
+    """The compiled kernel, translated for the CPU. With an empty mode, the only kernel of its file."""
     text = ptx_machine.compile_cuda(ROOT / f"csrc/cuda/{op}.cu", capability, [ROOT / "csrc"], options=OPTIONS)
     return ptx_machine.load(text)[f"{op}_kernelILNS0_4ModeE{int(getattr(load().Mode, mode))}" if mode else op]
 
@@ -92,7 +92,7 @@ def encode(
     chip: Chip = Chip(),
     seed: int = 0,
 ) -> tuple[Tensor, Tensor, ptx_machine.Counts]:
-    """low and high, of the parameters' dtype or another one, and what the launch did."""
+    """low and high, by default in the parameters' dtype, and the counts of the launch."""
     bindings, memory = load(), ptx_machine.Memory()
     height, width = (image.shape[2] + 1) // 2, (image.shape[3] + 1) // 2
     plan = bindings.plan(
@@ -123,7 +123,7 @@ def decode(
     chip: Chip = Chip(),
     seed: int = 0,
 ) -> tuple[Tensor, ptx_machine.Counts]:
-    """The image and what the launch did."""
+    """The image and the counts of the launch."""
     bindings, memory = load(), ptx_machine.Memory()
     plan = bindings.plan(
         "decode", getattr(bindings.Mode, mode), len(low), *low.shape[2:], chip.multiprocessors
@@ -145,7 +145,7 @@ def decode(
 
 @dataclass(frozen=True)
 class Backward:
-    """The results of a backward kernel and the reduction, as the op returns them; None where not wanted."""
+    """The results of a backward kernel and the reduction, as the op returns them; None if not requested."""
 
     inputs: list[Tensor | None]
     parameters: list[Tensor | None]
@@ -242,7 +242,10 @@ def encode_backward(
     seed: int = 0,
     shared_limit: int | None = None,
 ) -> Backward:
-    """needs: of the image, the parameters, scale and shift. shared_limit: bytes, to force narrow tiles."""
+    """``needs`` says which gradients to compute: of the image, of the parameters, of scale and shift.
+
+    ``shared_limit`` in bytes forces narrow tiles.
+    """
     return _backward(
         "encode", mode, image, [grad_low, grad_high], [image], parameters, scale, shift, needs, chip, seed,
         shared_limit,
@@ -261,7 +264,7 @@ def decode_backward(
     seed: int = 0,
     shared_limit: int | None = None,
 ) -> Backward:
-    """needs: of low and high, the parameters."""
+    """``needs`` says which gradients to compute: of low and high, of the parameters."""
     return _backward(
         "decode", mode, grad_image, [low, high], [low, high], parameters, None, None, (*needs, False), chip,
         seed, shared_limit,
