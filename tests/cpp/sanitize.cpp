@@ -1,8 +1,8 @@
-// Runs every kernel this processor has on awkward sizes, under the address and undefined-behaviour
-// sanitizers (make sanitize), and compares with the definition in double.
+// Runs all kernels that this CPU supports on awkward sizes, under the address and undefined-behaviour sanitizers
+// (make sanitize), and compares the results with the definition in double.
 //
-// Images are separate heap blocks, so one element too far is seen; the kernels' workspace is filled with
-// NaN and has poisoned gaps in this build (csrc/cpu/isa/workspace.h).
+// Each image is a separate heap block, so that the sanitizer detects an access one element beyond it. In this build,
+// the kernels' workspace is filled with NaN and has poisoned gaps (csrc/cpu/isa/workspace.h).
 
 #include <algorithm>
 #include <cmath>
@@ -29,7 +29,7 @@ using namespace wae;
 
 std::mt19937 random_bits(20260);
 
-// A batch of maps in double, with what a 3x3 layer and its gradients need; the definition and nothing else.
+// A batch of maps in double. With the functions below, it defines 3x3 layers and their gradients.
 struct Maps {
   int n, channels, height, width;
   std::vector<double> data;
@@ -47,9 +47,10 @@ struct Maps {
   }
 };
 
-// For each triple (output map, input map, tap) of a layer that reads input (s*y + ky - 1, s*x + kx - 1), and each
-// row: the weight's index, and the `count` pixels of both rows that the tap joins, the input's `stride` apart.
-// By rows, for this takes nearly all of the time under the sanitizers.
+// Calls f for each triple (output map, input map, tap) of a layer that reads input (s*y + ky - 1, s*x + kx - 1), and
+// each row, with the weight's index, the number of pixels that the tap connects, and the first pixel of the output row
+// and of the input row, whose pixels are `stride` apart. It works by rows because this takes nearly all of the time
+// under the sanitizers.
 template <class O, class I, class F>
 void for_taps(O& out, I& in, int stride, const F& f) {
   for (int i = 0; i < out.n; ++i)
@@ -113,7 +114,7 @@ struct Batch {
   Batch(int n, int height, int width, Element element, int layout, int channels = 3) {
     const bool is_byte = element == Element::kUInt8 || element == Element::kInt8;
     const int64_t size = element == Element::kFloat32 ? 4 : is_byte ? 1 : 2;
-    const int64_t step = std::max(layout, 1);  // from 2 on: every so many pixels of a wider image
+    const int64_t step = std::max(layout, 1);  // from 2 on: every step-th pixel of a wider image
     view = {nullptr, element, n, height, width, 0, 0, 0, 0, channels};
     if (layout == 1) {
       view.stride_c = 1, view.stride_w = channels, view.stride_h = channels * width;
@@ -133,7 +134,7 @@ struct Batch {
   float get(int i, int c, int y, int x) const {
     return read_float(view.data, view.element, index(i, c, y, x));
   }
-  // Random values, and the same in double.
+  // Fills the batch with random values and returns them in double.
   Maps fill() {
     std::normal_distribution<float> normal;
     Maps maps(int(view.batch), int(view.channels), int(view.height), int(view.width));
@@ -159,8 +160,8 @@ std::vector<float> random_floats(size_t count, float scale) {
   return numbers;
 }
 
-// Biases for these sums. With them none is near the kink of its ReLU, where float and double may disagree on
-// the gradient, and yet many are cut off.
+// Biases that keep all of these sums away from the kink of ReLU, where float and double may disagree on the gradient.
+// Still, many sums are negative.
 std::vector<float> kink_free(const Maps& sums) {
   std::vector<float> biases(sums.channels);
   for (int c = 0; c < sums.channels; ++c) {
@@ -182,7 +183,7 @@ std::vector<float> kink_free(const Maps& sums) {
 struct Distance {
   double difference = 0, norm = 0;
   void add(double got, double want) { add(got, want, want); }
-  // relative_to: the sum that was rounded, where nearly all of it may have been cancelled since.
+  // relative_to: the sum that was rounded, of which later additions may have cancelled nearly everything.
   void add(double got, double want, double relative_to) {
     difference += (got - want) * (got - want);
     norm += relative_to * relative_to;
@@ -435,8 +436,8 @@ void run_score_decoder(const Case& c, int classes, int features) {
   require_close(numbers->conv2_bias, bias_gradient(g), tolerance, name + " grad_conv2_bias");
 }
 
-// The int8 encoder against the definition (docs/network.md), number for number. The sums are small enough for
-// double to hold them exactly.
+// Compares the int8 encoder with the definition (docs/network.md), number by number. The sums are so small that double
+// holds them exactly.
 void run_encoder_int8(const Case& c) {
   EncoderInt8Numbers numbers{};
   const auto fill = [](auto& array, int least, int most) {
@@ -460,7 +461,7 @@ void run_encoder_int8(const Case& c) {
   const int h = int(half_size(c.height)), w = int(half_size(c.width));
   Batch image(c.n, c.height, c.width, Element::kUInt8, c.layout);
   const Maps raw = image.fill();
-  // Padding with `edge` is padding `x - edge` with zeros, and the sums of the taps times `edge` more.
+  // Padding x with `edge` equals padding `x - edge` with zeros and adding the sums of the taps times `edge`.
   Maps x = raw, activations(c.n, 16, c.height, c.width), branches(c.n, 6, h, w);
   const auto weights_of = [](const auto& array) {
     const auto* const first = reinterpret_cast<const int8_t*>(array);
@@ -513,13 +514,13 @@ void run_encoder_int8(const Case& c) {
           got.at(i, 0, y, z) = (o < 3 ? low : high).get(i, o % 3, y, z);
         }
     if (got.data == want.data) continue;
-    std::printf("FAILED: %s encode_int8, branch %d is not the definition's\n", c.name.c_str(), o);
+    std::printf("FAILED: %s encode_int8, branch %d differs from the definition\n", c.name.c_str(), o);
     std::exit(1);
   }
 }
 
-// A 3x3 layer, input and output in heap blocks of their own size. Layout 0: nchw, 1: channels_last, from 2 on:
-// every so many pixels of a wider nchw map.
+// A 3x3 layer, with input and output in heap blocks of exactly their size. Layout 0: nchw, 1: channels_last, from 2 on:
+// every layout-th pixel of a wider nchw map.
 void run_conv3x3(const Case& c, int channels, int out_channels, bool with_bias) {
   const auto weight = random_floats(size_t(out_channels) * channels * 9, std::sqrt(2.0f / (9 * channels)));
   const auto bias = random_floats(out_channels, 1);
@@ -573,7 +574,7 @@ void run_conv3x3(const Case& c, int channels, int out_channels, bool with_bias) 
 
 constexpr Element kElements[] = {Element::kFloat32, Element::kUInt8, Element::kBFloat16, Element::kFloat16};
 
-// All ops once, in a case whose name is made here.
+// Runs all ops once. The name of the case is completed here.
 void run(Case c, int channels, int out_channels, bool with_bias) {
   c.name += " " + std::to_string(c.n) + " x " + std::to_string(c.height) + " x " + std::to_string(c.width) +
             ", element type " + std::to_string(int(c.element)) + ", layout " + std::to_string(c.layout) +
@@ -584,7 +585,7 @@ void run(Case c, int channels, int out_channels, bool with_bias) {
     run_score_decoder(c, std::min(out_channels, kMaxScoreChannels), std::min(channels, kMaxScoreChannels));
   }
   if (c.element == Element::kUInt8 && int8_encoder(c.kernels) != nullptr) {
-    const std::mt19937 numbers = random_bits;  // the same with AMX and without
+    const std::mt19937 numbers = random_bits;  // for the same numbers with AMX and without
     if (wae_cpu_amx(1)) run_encoder_int8(c);
     random_bits = numbers;
     wae_cpu_amx(0);
@@ -595,17 +596,17 @@ void run(Case c, int channels, int out_channels, bool with_bias) {
 
 }  // namespace
 
-// A case of its choice; libFuzzer (make fuzz) searches for others than those in tests/cpp/corpus.
+// A case that libFuzzer (make fuzz) chooses, to find others than those in tests/cpp/corpus.
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  random_bits.seed(20260);  // the same numbers when a finding is replayed alone
+  random_bits.seed(20260);  // for the same numbers when a finding is replayed alone
   size_t next = 0;
   const auto below = [&](int most) { return next < size ? data[next++] % most : 0; };
   const char* capabilities[] = {"portable", "avx2", "avx512"};
   const char* capability = capabilities[below(3)];
-  if (!wae_cpu_supports(capability)) return -1;  // not for the corpus
+  if (!wae_cpu_supports(capability)) return -1;  // do not add it to the corpus
   wae_cpu_select(capability);
-  const bool wide = below(8) == 0;  // more than one task beside another
-  // No larger: the definition under the sanitizers takes nearly all of the time.
+  const bool wide = below(8) == 0;  // several tasks side by side
+  // Not larger, because the definition takes nearly all of the time under the sanitizers.
   const int height = 1 + below(wide ? 3 : 12), width = (wide ? 250 : 1) + below(wide ? 20 : 36);
   const int n = 1 + below(2), threads = 1 + below(9), layout = below(5), channels = 1 + below(40);
   const Element element = kElements[below(4)];
@@ -617,19 +618,19 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
 
 #ifndef WAE_FUZZ
 
-// The sizes below, and the cases in the files that are named.
+// Runs the sizes below, and the cases in the files that the arguments name.
 int main(int count, char** files) {
   constexpr int kSizes[][2] = {{1, 1}, {2, 2},   {3, 5},   {5, 4},   {1, 9},
                                {9, 1}, {17, 30}, {33, 19}, {6, 300}, {70, 11}};
   int cases = 0;
   for (const char* capability : {"avx512", "avx2", "portable"}) {
     if (!wae_cpu_supports(capability)) {
-      std::printf("%s: not on this processor\n", capability);
+      std::printf("%s: not on this CPU\n", capability);
       continue;
     }
     wae_cpu_select(capability);
     for (const auto& size : kSizes) {
-      // Every layout and element type, each with some of the sizes and some number of threads.
+      // All layouts and element types, each with some of the sizes and numbers of threads.
       for (int variant = 0; variant < 4; ++variant, ++cases) {
         constexpr int kChannels[][2] = {{1, 1}, {3, 17}, {40, 100}, {64, 16}, {33, 5}};
         const auto [channels, out_channels] = kChannels[cases % 5];

@@ -1,6 +1,6 @@
-"""The CUDA library on a GPU: what the PTX machine cannot see: torch's and the driver's side of a launch.
+"""The CUDA library on a GPU: torch's and the driver's part of a launch, which the PTX machine cannot test.
 
-The op tests (test_encode.py and the like) run on the GPU too, through their cell cuda@cuda.
+The op tests (test_encode.py and others) also run on the GPU, in their cell cuda@cuda.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ MODES = {
 
 @pytest.fixture(autouse=True)
 def cuda_library() -> Iterator[None]:
-    """These tests are about our kernels; torch's setting is put back."""
+    """Skip these tests if the library does not run, and restore torch's setting."""
     if backends.backend_for("cuda") != "cuda":
-        pytest.skip("the CUDA library is not built; `make cuda` does it")
+        pytest.skip("the CUDA library is not built; `make cuda` builds it")
     before = torch.backends.cudnn.allow_tf32
     yield
     torch.backends.cudnn.allow_tf32 = before
@@ -65,8 +65,8 @@ def test_every_mode(mode: str, layout: str, size: tuple[int, int]) -> None:
     assert_close(back, reference.decode(*cases.widened([low, high, *decoder]), size), limit)
 
 
-def test_torch_s_setting_chooses_tf32() -> None:
-    """Rounding to tf32 shows in the bits, and only where it is allowed."""
+def test_setting_of_torch_selects_tf32() -> None:
+    """Rounding to tf32, if allowed, changes the results."""
     if torch.cuda.get_device_capability() < (8, 0):
         pytest.skip("this GPU has no tf32")
     image, encoder = network(torch.float32)
@@ -77,7 +77,7 @@ def test_torch_s_setting_chooses_tf32() -> None:
     assert not torch.equal(results[True], results[False])
 
 
-def test_one_launch() -> None:
+def test_each_op_is_one_launch() -> None:
     image, encoder = network(torch.float16)
     encode(image, *encoder)
     with cases.recorded(torch.profiler.ProfilerActivity.CUDA) as profile:
@@ -90,7 +90,7 @@ def test_one_launch() -> None:
 
 
 def test_current_stream() -> None:
-    """The launch waits for what its stream has been given, and for nothing else's sake."""
+    """The kernel runs on the current stream, after the earlier work of this stream."""
     image, encoder = network(torch.float16, 8, (224, 224))
     expected = encode(image, *encoder)
     stream = torch.cuda.Stream()
@@ -105,7 +105,7 @@ def test_current_stream() -> None:
 
 
 def test_graph() -> None:
-    """A recorded launch reads the inputs and the weights as they are at each replay."""
+    """A captured launch reads the current inputs and weights at each replay."""
     image, encoder = network(torch.float16)
     encode(image, *encoder)
     graph = torch.cuda.CUDAGraph()
@@ -131,7 +131,7 @@ with torch.no_grad():
 
 
 def test_first_call_in_a_graph() -> None:
-    """What it asks of the driver, once for each kernel, a capture allows. In a process of its own."""
+    """A capture allows the driver calls that the first call of a kernel makes. In a new process."""
     subprocess.run([sys.executable, "-c", FIRST_CALL_IN_A_GRAPH], check=True)
 
 
@@ -146,17 +146,17 @@ def test_second_gpu() -> None:
     )
 
 
-def test_batch_of_any_size_gives_the_same_bits() -> None:
+def test_bit_identical_in_batches_of_any_size() -> None:
     image, encoder = network(torch.float16, 300, (60, 60))
-    whole = encode(image, *encoder)
+    batch = encode(image, *encoder)
     for i in (0, 1, 150, 299):
         one = encode(image[i : i + 1], *encoder)
-        assert all(torch.equal(a[0], b[i]) for a, b in zip(one, whole, strict=True))
+        assert all(torch.equal(a[0], b[i]) for a, b in zip(one, batch, strict=True))
     assert encode(image[:0], *encoder)[0].shape == (0, 3, 30, 30)
 
 
-def test_backward_of_any_width_after_any_other() -> None:
-    """Wide images take more shared memory, whichever came first; and the same bits come every time."""
+def test_backward_for_different_widths_in_turn() -> None:
+    """Wide images need more shared memory, in any order of calls. Results are bit-identical each time."""
     image, encoder = network(torch.float16, 2, (9, 224))
     first: dict[int, tuple[Tensor, ...]] = {}
     for width in (8, 224, 60, 8, 224):

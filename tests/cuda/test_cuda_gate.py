@@ -1,4 +1,4 @@
-"""The compiled CUDA kernels: their resources on every target, and that docs/cuda.md says so."""
+"""The compiled CUDA kernels: their resources on every target, which docs/cuda.md lists."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize("target", cuda_gate.TARGETS)
 @pytest.mark.parametrize("op", cuda_gate.OPS + cuda_gate.BACKWARD_OPS)
-def test_compiled_as_meant(op: str, target: int) -> None:
-    """No spills, a multiprocessor holds a block, tensor cores where meant, weights loaded by 16 bytes."""
+def test_resources_of_the_compiled_kernels(op: str, target: int) -> None:
+    """No spills, a block fits a multiprocessor, tensor cores are used, weights are loaded by 16 bytes."""
     rows = cuda_gate.rows(op, target)
     modes = {row.mode for row in rows}
     assert {"float16", "float32"} < modes
@@ -30,12 +30,12 @@ def test_compiled_as_meant(op: str, target: int) -> None:
         assert row.spill_bytes == 0, row
         assert row.stack_bytes == 0, row
         assert row.blocks >= 1, row
-        if not op.endswith("_backward"):  # which reads its filters number by number, once a block
-            # All 5,904 weights at once, by 384 threads of 16 bytes; float32 ones in any mode.
+        if not op.endswith("_backward"):  # these read each filter value singly, once for each block
+            # 384 threads load all 5,904 weights by 16 bytes; every mode can also load float32 weights.
             sizes = {runner.DTYPE[row.mode].itemsize, 4}
             assert row.wide_loads == sum(math.ceil(5904 * size / (384 * 16)) for size in sizes), row
         if row.mode in cuda_gate.TENSOR_MODES:
-            # Two trunk layers of 9 taps, 2 rows and 2 blocks of channels are in the code once or twice.
+            # 9 taps, 2 rows and 2 blocks of channels of the trunk's layers; both layers may share the code.
             assert row.tensor >= 36, row
             assert row.matrix_loads >= 12, row
             assert row.fma < (20 if op.endswith("_backward") else 10), row
@@ -47,24 +47,24 @@ def test_compiled_as_meant(op: str, target: int) -> None:
 @pytest.mark.parametrize("chip", cuda_gate.CHIPS, ids=lambda chip: chip.name)
 @pytest.mark.parametrize("op", cuda_gate.OPS)
 def test_bound_by_the_tensor_cores(op: str, chip: cuda_gate.Chip) -> None:
-    """Neither the schedulers' issue slots nor shared memory needs longer than the tensor cores."""
+    """The schedulers' issue slots and shared memory take no longer than the tensor cores."""
     rows = [row for row in cuda_gate.rows(op, chip.target) if row.mode in cuda_gate.TENSOR_MODES]
     assert len(rows) == 3
     for row in rows:
-        assert len(row.roles) in {2, 3}, row  # the trunk's two layers may share their code
+        assert len(row.roles) in {2, 3}, row  # the two trunk layers may share their code
         step = cuda_gate.load(row, chip)
-        per_layer = 72 if row.mode == "tf32" else 36  # mma of a trunk warp
+        per_layer = 72 if row.mode == "tf32" else 36  # mma instructions of a trunk warp
         assert [layer.tensor for layer in step.trunk] == [per_layer, per_layer], row
         assert step.slots <= 1.05 * step.tensor, row
         assert step.wavefronts <= 1.05 * step.tensor, row
 
 
 @pytest.mark.parametrize("name", cuda_gate.TABLES)
-def test_page_shows_this_table(name: str) -> None:
-    """docs/cuda.md is written by tests/support/cuda_gate.py --write; another compiler counts otherwise."""
+def test_page_has_this_table(name: str) -> None:
+    """tests/support/cuda_gate.py --write updates docs/cuda.md. Another compiler gives other counts."""
     written = cuda_gate.written(name)
     if f"nvcc {cuda_gate.nvcc_version()}." not in written:
-        pytest.skip(f"the table was made by another nvcc than {cuda_gate.nvcc_version()}")
+        pytest.skip(f"the table was made with another nvcc than {cuda_gate.nvcc_version()}")
     assert cuda_gate.table(name) == written
 
 
@@ -74,7 +74,7 @@ def test_page_shows_this_table(name: str) -> None:
         (75, 32, 1024, 256, 4),
         (80, 32, 1024, 256, 8),
         (86, 32, 1024, 256, 6),
-        (80, 33, 1024, 256, 6),  # 1,280 registers a warp
+        (80, 33, 1024, 256, 6),  # 1,280 registers for each warp
         (80, 121, 1024, 384, 1),
         (75, 32, 32 * 1024, 256, 2),
         (80, 32, 40 * 1024, 256, 4),  # 41 of 164 KiB each
@@ -86,7 +86,7 @@ def test_page_shows_this_table(name: str) -> None:
 def test_blocks_that_a_multiprocessor_holds(
     target: int, registers: int, shared_bytes: int, threads: int, blocks: int
 ) -> None:
-    """By the limit that is reached first: threads, registers or shared memory."""
+    """Threads, registers or shared memory limit the number of blocks."""
     assert cuda_gate.blocks_each(target, registers, shared_bytes, threads) == blocks
 
 
@@ -102,12 +102,12 @@ ptxas info    : Used 121 registers
 """
 
 
-def test_what_the_compiler_reports() -> None:
+def test_report_of_the_compiler() -> None:
     assert cuda_gate.reported(REPORT) == [("one", 16, 12, 40), ("two", 0, 0, 121)]
 
 
-def test_a_step_takes_as_long_as_its_worst_bound() -> None:
-    """Issue slots and the tensor core are a scheduler's; all four schedulers share the shared memory."""
+def test_step_takes_as_long_as_its_largest_bound() -> None:
+    """Each scheduler has issue slots and a tensor core; the four schedulers share the shared memory."""
     chip = replace(cuda_gate.CHIPS[0], tensor=10)
     (row, *_) = cuda_gate.rows("encode", chip.target)
 

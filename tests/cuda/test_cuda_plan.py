@@ -18,7 +18,7 @@ MULTIPROCESSORS = {"RTX 2080 Ti": 68, "A100": 108, "RTX 4090": 128, "H100": 132}
 
 
 def plan(batch: int, height: int, width: int, multiprocessors: int = 132, **options: int) -> object:
-    """Of an encode launch, for half-resolution sizes."""
+    """The plan of an encode launch, for half-resolution sizes."""
     return BINDINGS.plan(
         "encode", BINDINGS.Mode.float16, batch, height, width, multiprocessors=multiprocessors, **options
     )
@@ -55,13 +55,13 @@ def test_tiles_cover_every_image_once(batch: int, height: int, width: int, chips
         (height, tiling.rows, tiling.tile_height),
         (width, tiling.columns, tiling.tile_width),
     ):
-        # All of it is covered, and no tile lies wholly outside.
+        # The tiles cover the image, and none is entirely outside.
         assert (tiles - 1) * tile < size <= tiles * tile
     assert 1 <= made.grid == min(tiling.tiles, chips * each)
 
 
 @given(st.integers(1, 300), SIDES, SIDES)
-def test_no_worse_than_whole_columns(batch: int, height: int, width: int) -> None:
+def test_no_more_steps_than_with_full_columns(batch: int, height: int, width: int) -> None:
     columns = math.ceil(width / BINDINGS.TILE_COLUMNS)
     rounds = math.ceil(batch * columns / 132)
     assert BINDINGS.steps_of(plan(batch, height, width).tiling, 132) <= rounds * (height + 4) + 8
@@ -72,11 +72,11 @@ def test_one_image_fills_the_chip(name: str) -> None:
     """A 224 x 224 image is cut into nearly as many tiles as there are multiprocessors."""
     made = plan(1, 112, 112, MULTIPROCESSORS[name])
     assert 0.8 * MULTIPROCESSORS[name] <= made.grid <= MULTIPROCESSORS[name]
-    assert made.tiling.tiles == made.grid  # one round
+    assert made.tiling.tiles == made.grid  # one tile for each block
 
 
-def test_a_large_batch_has_tall_tiles() -> None:
-    """Few halo rows: under a twentieth more than the image has."""
+def test_large_batch_has_tall_tiles() -> None:
+    """The halo adds few rows to those of the image."""
     tiling = plan(256, 112, 112).tiling
     assert tiling.tile_width == BINDINGS.TILE_COLUMNS
     assert (tiling.tile_height + 4) / tiling.tile_height < 1.08
@@ -94,7 +94,7 @@ def test_sizes_beyond_32_bits() -> None:
 @pytest.mark.parametrize("op", ["encode", "decode"])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("capability", chips.OF_BLOCK)
-def test_backward_fits_every_chip(op: str, mode: str, capability: int) -> None:
+def test_backward_fits_the_shared_memory_of_every_chip(op: str, mode: str, capability: int) -> None:
     which, limit = getattr(BINDINGS.Mode, mode), chips.OF_BLOCK[capability] * 1024
     if BINDINGS.runs_on(which, capability):
         layout = BINDINGS.backward_layout(op, which, capability, limit, 256, 112, 112, 132)
@@ -122,7 +122,7 @@ def test_backward_fits_every_chip(op: str, mode: str, capability: int) -> None:
 def test_backward_rows_are_as_wide_as_the_work_needs(
     kilobytes: int, batch: int, half_width: int, strips: int
 ) -> None:
-    """Two rounds of the four schedulers get across 116 pixels, one across 52; one image is cut finer."""
+    """The four schedulers cover 52 pixels in one round and 116 in two; a single image has narrower tiles."""
     layout = BINDINGS.backward_layout(
         "encode", BINDINGS.Mode.float16, 80, kilobytes * 1024, batch, 112, half_width, 132
     )
@@ -135,7 +135,7 @@ def test_backward_tiles_cover_every_image_once(batch: int, height: int, width: i
     layout = BINDINGS.backward_layout("encode", BINDINGS.Mode.float16, 80, shared * 1024, *size)
     tiling = BINDINGS.backward_plan(layout, *size, 1).tiling
     assert tiling.tiles == batch * tiling.rows * tiling.columns
-    assert 2 * tiling.tile_width + 12 <= 16 * layout.strips  # the halo has room
+    assert 2 * tiling.tile_width + 12 <= 16 * layout.strips  # the tile and its halo fit
     assert tiling.tile_height <= BINDINGS.LONGEST_SUM
     for size, tiles, tile in (
         (height, tiling.rows, tiling.tile_height),
@@ -145,7 +145,7 @@ def test_backward_tiles_cover_every_image_once(batch: int, height: int, width: i
 
 
 @pytest.mark.parametrize("op", ["encode", "decode"])
-def test_partial_sums_are_the_parameters(op: str) -> None:
+def test_partial_sums_have_the_sizes_of_the_parameters(op: str) -> None:
     sizes = BINDINGS.result_sizes(op)
     shapes = {"encode": ENCODER_SHAPES, "decode": DECODER_SHAPES}[op].values()
     assert sizes[:10] == [math.prod(16 if isinstance(n, str) else n for n in shape) for shape in shapes]

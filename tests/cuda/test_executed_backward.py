@@ -1,4 +1,4 @@
-"""The CUDA backward kernels, run on the CPU from nvcc's PTX, against float64 autograd."""
+"""The CUDA backward kernels, executed on the CPU from nvcc's PTX, against autograd in float64."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ OTHER_CELLS = [("float16", 75), ("float32", 75), ("bfloat16_plain", 75), *((mode
 MINIMUM = 263.7e6
 """Multiply-adds of a 224 x 224 image's forward pass (docs/network.md)."""
 MARGIN = {"float16": 0.1, "bfloat16": 0.5, "tf32": 0.1, "float32": 1e-4, "bfloat16_plain": 0.5}
-"""How far activations are from the ReLU's kink: far beyond the rounding of each mode."""
-# One pixel; odd; a tile of 52 x 52 exactly; one pixel more each way; several tiles that are not full; the
-# widest tile exactly, and several of them that are not full.
+"""The least distance of activations from the kink of ReLU: far more than the rounding error of each mode."""
+# One pixel; odd sizes; exactly a tile of 52 x 52; more by a pixel in each direction; several partial tiles;
+# exactly the widest tile; several partial tiles of this width.
 SIZES = [(1, 1), (3, 5), (52, 52), (54, 53), (13, 140), (9, 116), (7, 221)]
 
 
 def noise(batch: int, size: tuple[int, int], dtype: torch.dtype, layout: str = "nchw") -> Tensor:
-    """Mean 1, so that sums over the pixels do not cancel to nothing."""
+    """Noise with mean 1, so that sums over the pixels do not cancel."""
     x = cases.image_of(batch, *size, dtype=dtype)
     return cases.LAYOUTS[layout](x if dtype == torch.uint8 else x + 1)
 
 
 def gradient(batch: int, size: tuple[int, int], dtype: torch.dtype, layout: str = "nchw") -> Tensor:
-    """Small enough for the sums of float16 weights' gradients not to overflow."""
+    """An incoming gradient that is so small that the gradients of float16 weights do not overflow."""
     return cases.LAYOUTS[layout](noise(batch, size, dtype) / 16)
 
 
 def representable(mode: str, tensor: Tensor) -> Tensor:
-    """For tf32, numbers that it holds exactly, as the inputs of the 16-bit modes are.
+    """For tf32, round the numbers to tf32, as the inputs of 16-bit modes are rounded to 16 bits.
 
-    Six layers deep, the rounding of the weights alone would take up most of the limit, in any implementation.
+    In any implementation, rounding the weights of six layers would use up most of the tolerance.
     """
     if mode != "tf32" or tensor.dtype != torch.float32:
         return tensor
@@ -57,7 +57,7 @@ def representable(mode: str, tensor: Tensor) -> Tensor:
 
 
 class EncodeProblem:
-    """Inputs away from the ReLUs' kinks, and the gradients by autograd through the float64 reference."""
+    """Inputs without activations near the kink of ReLU, and gradients by autograd through the reference."""
 
     names = ("image", *ENCODER_SHAPES, "image_scale", "image_shift")
 
@@ -80,7 +80,7 @@ class EncodeProblem:
         self.affine = [scale, shift if shifted else None]
         x = reference.normalize_image(self.image, dtype, *self.affine)
         encoder = [representable(mode, p) for p in cases.encoder(dtype)]
-        self.parameters = cases.settled_encoder(encoder, x, MARGIN[mode])
+        self.parameters = cases.kink_free_encoder(encoder, x, MARGIN[mode])
 
     def run(self, **options: Any) -> Backward:
         return runner.encode_backward(
@@ -104,7 +104,7 @@ class EncodeProblem:
 
 
 class DecodeProblem:
-    """The same of the decoder."""
+    """The same for the decoder."""
 
     names = ("low", "high", *DECODER_SHAPES)
 
@@ -114,7 +114,7 @@ class DecodeProblem:
         self.inputs = [representable(mode, noise(batch, cases.halved(size), dtype, layout)) for _ in range(2)]
         self.gradient = representable(mode, gradient(batch, size, dtype, layout))
         decoder = [representable(mode, p) for p in cases.decoder(dtype)]
-        self.parameters = cases.settled_decoder(decoder, *self.inputs, size, MARGIN[mode])
+        self.parameters = cases.kink_free_decoder(decoder, *self.inputs, size, MARGIN[mode])
 
     def run(self, **options: Any) -> Backward:
         return runner.decode_backward(self.mode, self.gradient, *self.inputs, self.parameters, **options)
@@ -133,7 +133,7 @@ Problem = EncodeProblem | DecodeProblem
 
 
 def check(problem: Problem, **options: Any) -> Backward:
-    """Every gradient that is wanted, within the limit of its mode."""
+    """Check that every requested gradient is within the tolerance of its mode."""
     result = problem.run(**options)
     got = problem.got(result)
     for name, want in problem.expected().items():
@@ -142,7 +142,7 @@ def check(problem: Problem, **options: Any) -> Backward:
     return result
 
 
-def same_bits(a: Backward, b: Backward) -> bool:
+def bit_identical(a: Backward, b: Backward) -> bool:
     pairs = zip(
         [*a.inputs, *a.parameters, a.scale, a.shift],
         [*b.inputs, *b.parameters, b.scale, b.shift],
@@ -158,7 +158,7 @@ def same_bits(a: Backward, b: Backward) -> bool:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("op", PROBLEMS)
 def test_sizes(op: str, mode: str, size: tuple[int, int]) -> None:
-    """Several tiles for each block. A larger batch of tiny images, so that roundings average out."""
+    """Each block has several tiles. Batches of tiny images are larger, so that roundings average out."""
     batch = 8 if min(size) < 4 else 2
     check(PROBLEMS[op](mode, size, batch=batch), chip=Chip(80, 3))
 
@@ -166,40 +166,40 @@ def test_sizes(op: str, mode: str, size: tuple[int, int]) -> None:
 @pytest.mark.parametrize(("mode", "capability"), OTHER_CELLS, ids=[f"{m}-sm_{c}" for m, c in OTHER_CELLS])
 @pytest.mark.parametrize("op", PROBLEMS)
 def test_other_architectures(op: str, mode: str, capability: int) -> None:
-    """sm_75 has 64 KB of shared memory: narrower tiles; the plain modes' weights stay in global memory."""
+    """With the 64 KB of sm_75, tiles are narrower. In plain modes, weights stay in global memory."""
     check(PROBLEMS[op](mode, (31, 61)), chip=Chip(capability, 2))
 
 
 @pytest.mark.parametrize("mode", ["float16", "tf32"])
 @pytest.mark.parametrize("op", PROBLEMS)
 def test_narrow_tiles(op: str, mode: str) -> None:
-    """Two to six strips, as chips with less shared memory have room for."""
+    """Two to six strips, as on chips with less shared memory."""
     for kilobytes in (64, 99, 115):
         if (mode, kilobytes) != ("tf32", 64):
             check(PROBLEMS[op](mode, (17, 75)), shared_limit=1024 * kilobytes)
 
 
 @pytest.mark.parametrize("op", PROBLEMS)
-def test_same_bits_every_time(op: str) -> None:
-    """Whichever thread goes first between two barriers, and in whatever order the blocks run."""
+def test_bit_identical_in_any_order_of_threads(op: str) -> None:
+    """Neither the order of threads between two barriers nor the order of blocks matters."""
     problem = PROBLEMS[op]("float16", (24, 60))
     first = check(problem)
-    assert all(same_bits(first, problem.run(seed=seed)) for seed in (1, 2))
+    assert all(bit_identical(first, problem.run(seed=seed)) for seed in (1, 2))
 
 
 @pytest.mark.parametrize("op", PROBLEMS)
-def test_sums_do_not_lose_digits_with_their_length(op: str) -> None:
-    """Equal gradients, all rounded the same way, of three tall tiles; registers sum over two."""
+def test_long_sums_lose_no_digits(op: str) -> None:
+    """Equal gradients, all rounded in one direction, from three tall tiles; registers sum over two."""
     assert 2 * 100 <= runner.load().LONGEST_SUM < 3 * 100
     problem = PROBLEMS[op]("float32", (200, 8), batch=3)
     for incoming in problem.gradients if op == "encode" else [problem.gradient]:
-        incoming.fill_(1.7)  # among the numbers that lose most when they are added 300 times
+        incoming.fill_(1.7)  # one of the numbers that lose most when they are added 300 times
     result = problem.run(chip=Chip(80, 1))
     got = problem.got(result)
     want = problem.expected()
     for name in problem.names[len(result.inputs) :]:
         assert_close(got[name], want[name], 5e-7, name)
-    # The block's sums once with what they are too large by, once without.
+    # The block writes its sums twice, the first time with their rounding errors.
     sums = 3 * 4 * runner.load().partial_floats(op)
     assert result.counts.written_bytes == 4 * sum(x.numel() for x in result.inputs) + sums
 
@@ -210,7 +210,7 @@ def test_sums_do_not_lose_digits_with_their_length(op: str) -> None:
 @pytest.mark.parametrize("layout", cases.LAYOUTS)
 @pytest.mark.parametrize("op", PROBLEMS)
 def test_layouts(op: str, layout: str) -> None:
-    """Sliced images have NaN around them, and reading outside of a buffer is an error of its own."""
+    """Sliced images are surrounded by NaN, and reading outside of a buffer is an error."""
     check(PROBLEMS[op]("float16", (9, 61), layout=layout))
 
 
@@ -267,7 +267,7 @@ def where_not_finite(x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf], ids=["nan", "inf"])
 def test_gradient_that_is_not_finite(value: float) -> None:
-    """It passes where the activation is positive, and is stopped where it is not, as autograd has it."""
+    """As in autograd, it passes a ReLU whose activation is positive, and no other."""
     problem = EncodeProblem("float16", (30, 40), batch=1)
     problem.gradients[0][0, 1, 8, 9] = value
     result, want = problem.got(problem.run()), problem.expected()
@@ -278,9 +278,9 @@ def test_gradient_that_is_not_finite(value: float) -> None:
 
 @pytest.mark.parametrize("place", [(11, 20), (0, 0), (29, 39)], ids=["inside", "first", "last"])
 def test_activation_that_is_nan(place: tuple[int, int]) -> None:
-    """A NaN in the image makes NaN activations, through which the gradient passes, as torch's ReLU has it.
+    """A NaN in the image makes activations NaN, and the gradient passes these, as in torch's ReLU.
 
-    At a corner some taps never see it: nothing may multiply it by a zero outside of the image.
+    In a corner, some taps do not read it. It must not be multiplied by a zero from outside of the image.
     """
     problem = EncodeProblem("float16", (30, 40), batch=1)
     problem.image[(0, 1, *place)] = torch.nan
@@ -294,7 +294,7 @@ def test_activation_that_is_nan(place: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("op", PROBLEMS)
 def test_counts_of_an_image(op: str) -> None:
-    """The promises of docs/cuda.md: 2 blocks for a 224 x 224 image, as each image of a large batch has."""
+    """The limits of docs/cuda.md, with 2 blocks for a 224 x 224 image, as in a large batch."""
     problem = PROBLEMS[op]("float16", (224, 224), batch=1)
     counts = problem.run(chip=Chip(80, 2)).counts
     assert counts.multiply_adds <= 3.9 * MINIMUM
@@ -304,6 +304,6 @@ def test_counts_of_an_image(op: str) -> None:
     results = inputs - 2 * (6 if op == "encode" else 3) * {"encode": 112 * 112, "decode": 224 * 224}[op]
     sums = 2 * 4 * runner.load().partial_floats(op)
     assert counts.written_bytes == results + sums
-    # The weights, the full-resolution filter for both directions, and four threads' scale and shift.
+    # The weights, the full-resolution filter for both directions, and scale and shift for four threads.
     parameters = 2 * 2 * (5904 + 432) + (2 * 2 * 4 * 4 if op == "encode" else 0)
     assert counts.read_bytes <= 1.75 * inputs + parameters

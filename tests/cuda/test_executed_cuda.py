@@ -1,4 +1,4 @@
-"""The CUDA kernels, run on the CPU from the PTX that nvcc makes of them, against the float64 reference."""
+"""The CUDA kernels, executed on the CPU from nvcc's PTX, against the float64 reference."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MINIMUM = 263.7e6
 CELLS = [(mode, 80) for mode in ("float16", "bfloat16", "tf32", "float32")]
 OTHER_CELLS = [(mode, 75) for mode in ("float16", "float32", "bfloat16_plain")]
 OTHER_CELLS += [(mode, 90) for mode, _ in CELLS]
-# One pixel; odd; a tile exactly; one pixel more each way; three tiles across that are not full.
+# One pixel; odd sizes; exactly one tile; more by a pixel in each direction; three partial tiles side by side.
 SIZES = [(1, 1), (3, 5), (56, 56), (58, 57), (13, 140)]
 
 
@@ -85,15 +85,15 @@ def test_other_architectures(mode: str, capability: int) -> None:
     check_decode(mode, low, high, cases.decoder(dtype), size, chip=Chip(capability, 2))
 
 
-CELLS_IN_16_BITS = [("float16", 75), ("bfloat16_plain", 75)]
-CELLS_IN_16_BITS += [(mode, capability) for capability in (80, 90) for mode in ("float16", "bfloat16")]
-in_16_bits = pytest.mark.parametrize(("mode", "capability"), CELLS_IN_16_BITS, ids=_names(CELLS_IN_16_BITS))
+CELLS_16_BIT = [("float16", 75), ("bfloat16_plain", 75)]
+CELLS_16_BIT += [(mode, capability) for capability in (80, 90) for mode in ("float16", "bfloat16")]
+all_16_bit_cells = pytest.mark.parametrize(("mode", "capability"), CELLS_16_BIT, ids=_names(CELLS_16_BIT))
 
 
 @pytest.mark.parametrize("pixels", [torch.float32, torch.uint8], ids=str)
-@in_16_bits
-def test_float32_parameters_and_results_of_16_bits(mode: str, capability: int, pixels: torch.dtype) -> None:
-    """As inside autocast; also parameters that are not dense, and so are copied one by one."""
+@all_16_bit_cells
+def test_float32_parameters_and_16_bit_results(mode: str, capability: int, pixels: torch.dtype) -> None:
+    """As inside autocast; also with parameters that are not dense, whose numbers are copied singly."""
     image, normalized = cases.image_of(2, 13, 61, dtype=pixels), cases.affine(of_bytes=pixels == torch.uint8)
     dense = cases.encoder()
     for parameters in (dense, [cases.scattered(p) for p in dense]):
@@ -102,11 +102,9 @@ def test_float32_parameters_and_results_of_16_bits(mode: str, capability: int, p
 
 
 @pytest.mark.parametrize("size", [(1, 1), (13, 61), (58, 57)], ids=cases.size_name)
-@in_16_bits
-def test_float32_parameters_beside_images_of_16_bits(
-    mode: str, capability: int, size: tuple[int, int]
-) -> None:
-    """As inside autocast; the same bits as with parameters in 16 bits, where these hold the numbers."""
+@all_16_bit_cells
+def test_float32_parameters_with_16_bit_images(mode: str, capability: int, size: tuple[int, int]) -> None:
+    """As inside autocast. Bit-identical to 16-bit parameters, if these hold the same numbers."""
     low, high = (cases.image_of(2, *cases.halved(size), dtype=DTYPE[mode]) for _ in range(2))
     high, chip = cases.LAYOUTS["second_pixels_channels_last"](high), Chip(capability, 2)
     dense = cases.decoder()
@@ -121,7 +119,7 @@ def test_float32_parameters_beside_images_of_16_bits(
 @pytest.mark.parametrize("seed", range(1, 5))
 @pytest.mark.parametrize("mode", ["float16", "tf32", "float32"])
 def test_order_of_threads_does_not_matter(mode: str, seed: int) -> None:
-    """The same bits, whichever thread goes first between two barriers."""
+    """Results are bit-identical for any order of threads between two barriers."""
     dtype, size = DTYPE[mode], (12, 60)
     torch.manual_seed(0)
     image, encoder = cases.image_of(1, *size, dtype=dtype), cases.encoder(dtype)
@@ -138,8 +136,8 @@ def test_order_of_threads_does_not_matter(mode: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("mode", ["float16", "float32"])
-def test_same_bits_on_any_chip(mode: str) -> None:
-    """How a batch is cut into tiles does not show in the results."""
+def test_bit_identical_on_any_chip(mode: str) -> None:
+    """The division of a batch into tiles does not change the results."""
     dtype, size = DTYPE[mode], (20, 62)
     image, encoder = cases.image_of(2, *size, dtype=dtype), cases.encoder(dtype)
     few, many = (runner.encode(mode, image, encoder, chip=Chip(80, n))[:2] for n in (1, 40))
@@ -155,7 +153,7 @@ def test_same_bits_on_any_chip(mode: str) -> None:
 
 @pytest.mark.parametrize("layout", cases.LAYOUTS)
 def test_layouts(layout: str) -> None:
-    """The memory around a sliced image is NaN, and reading outside of a buffer is an error of its own."""
+    """Sliced images are surrounded by NaN, and reading outside of a buffer is an error."""
     size, lay = (9, 61), cases.LAYOUTS[layout]
     image = lay(cases.image_of(2, *size, dtype=torch.float16))
     check_encode("float16", image, cases.encoder(torch.float16))
@@ -181,7 +179,7 @@ def test_bytes(mode: str, layout: str) -> None:
     "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=lambda d: str(d)[6:]
 )
 def test_scale_and_shift(dtype: torch.dtype) -> None:
-    """Of any floating dtype and stride, one without the other; the padding stays zero."""
+    """With any floating dtype and stride, together and alone. The padding stays zero."""
     image, encoder = cases.image_of(1, 7, 9), cases.encoder()
     scale, shift = cases.affine(dtype)
     check_encode("float32", image, encoder, cases.scattered(scale), shift)
@@ -218,8 +216,8 @@ def test_offsets_beyond_32_bits() -> None:
     check_decode("float16", low, high, cases.decoder(torch.float16), size)
 
 
-def test_nan_stays_where_it_can_be_seen() -> None:
-    """ReLU keeps NaN, as torch's does; pixels that do not see it are as without it."""
+def test_nan_reaches_only_what_reads_it_in_encode() -> None:
+    """ReLU keeps NaN, as in torch."""
     image, encoder = cases.image_of(1, 40, 40, dtype=torch.float16), cases.encoder(torch.float16)
     image[0, 1, 10, 30] = torch.nan
     got = runner.encode("float16", image, encoder)[:2]
@@ -232,7 +230,7 @@ def test_nan_stays_where_it_can_be_seen() -> None:
     [("float16", torch.float16), *((mode, torch.float32) for mode in ("float16", "tf32", "float32"))],
 )
 @pytest.mark.parametrize("place", ["high", "conv1_weight", "conv3_bias"])
-def test_nan_stays_where_it_can_be_seen_by_decode(place: str, mode: str, own: torch.dtype) -> None:
+def test_nan_reaches_only_what_reads_it_in_decode(place: str, mode: str, own: torch.dtype) -> None:
     dtype, size = DTYPE[mode], (31, 33)
     low, high = (cases.image_of(1, *cases.halved(size), dtype=dtype) for _ in range(2))
     decoder = cases.decoder(own)
@@ -245,8 +243,8 @@ def test_nan_stays_where_it_can_be_seen_by_decode(place: str, mode: str, own: to
 
 @pytest.mark.parametrize("row", [12, 13])
 @pytest.mark.parametrize(("mode", "large"), [("float16", 6e4), ("bfloat16", 1e38), ("float32", 1e38)])
-def test_an_overflow_reaches_the_rows_that_see_it(mode: str, large: float, row: int) -> None:
-    """conv3 computes two rows in one product, where infinity times a zero of the other row's would count."""
+def test_overflow_reaches_only_the_rows_that_read_it(mode: str, large: float, row: int) -> None:
+    """conv3 computes two rows in one product; infinity must not be multiplied by a zero of the other row."""
     dtype, size = DTYPE[mode], (31, 33)
     low, high = (torch.zeros(1, 3, *cases.halved(size), dtype=dtype) for _ in range(2))
     low[0, 0, 6, 8] = 1000
@@ -264,7 +262,7 @@ def test_an_overflow_reaches_the_rows_that_see_it(mode: str, large: float, row: 
 
 
 def expect(counts: Counts, mode: str, inputs: int, outputs: int) -> None:
-    """The promises of docs/cuda.md. Multiply-adds count those of idle columns too."""
+    """Check the limits of docs/cuda.md. Multiply-adds include those of idle columns."""
     assert counts.multiply_adds <= 1.27 * MINIMUM
     assert counts.read_bytes <= 1.45 * inputs
     assert counts.written_bytes == outputs
@@ -273,8 +271,8 @@ def expect(counts: Counts, mode: str, inputs: int, outputs: int) -> None:
 
 
 @pytest.mark.parametrize("mode", ["float16", "tf32", "float32"])
-def test_what_encode_does_for_an_image(mode: str) -> None:
-    """Four blocks for a 224 x 224 image, as each image of a large batch has."""
+def test_counts_of_encode_for_an_image(mode: str) -> None:
+    """With four blocks for a 224 x 224 image, as in a large batch."""
     image = cases.image_of(1, 224, 224, dtype=DTYPE[mode])
     counts = check_encode(mode, image, cases.encoder(DTYPE[mode]), chip=Chip(80, 4))
     size = image.element_size()
@@ -282,7 +280,7 @@ def test_what_encode_does_for_an_image(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["float16", "tf32", "float32"])
-def test_what_decode_does_for_an_image(mode: str) -> None:
+def test_counts_of_decode_for_an_image(mode: str) -> None:
     dtype = DTYPE[mode]
     low, high = (cases.image_of(1, 112, 112, dtype=dtype) for _ in range(2))
     counts = check_decode(mode, low, high, cases.decoder(dtype), (224, 224), chip=Chip(80, 4))
@@ -290,8 +288,8 @@ def test_what_decode_does_for_an_image(mode: str) -> None:
     expect(counts, mode, 6 * 112 * 112 * size, 3 * 224 * 224 * size)
 
 
-def test_page_shows_these_counts() -> None:
-    """The table of docs/cuda.md in which nvcc's PTX is counted; another compiler counts otherwise."""
+def test_page_has_these_counts() -> None:
+    """The counts of docs/cuda.md for nvcc's PTX. Another compiler gives other counts."""
     if f"nvcc {cuda_gate.nvcc_version()}." not in cuda_gate.written("steps"):
         pytest.skip(f"the page was written with another nvcc than {cuda_gate.nvcc_version()}")
     dtype, chip = torch.float16, Chip(80, 4)
@@ -315,7 +313,7 @@ def test_page_shows_these_counts() -> None:
 
 
 def test_weights_are_read_once_by_a_block() -> None:
-    """A block that carries several tiles keeps its weights."""
+    """A block with several tiles loads its weights once."""
     image, encoder = cases.image_of(3, 60, 56, dtype=torch.float16), cases.encoder(torch.float16)
     counts = check_encode("float16", image, encoder, chip=Chip(80, 1))
     assert counts.by_buffer["parameter 2"] == (16 * 16 * 9 * 2, 0)
@@ -328,13 +326,13 @@ def test_weights_are_read_once_by_a_block() -> None:
         *((mode, torch.float32) for mode in ("float16", "bfloat16")),
     ],
 )
-def test_a_block_begins_with_few_instructions(mode: str, own: torch.dtype) -> None:
-    """What a launch costs besides its steps counts at a batch of one: docs/cuda.md."""
+def test_instructions_besides_the_steps_are_few(mode: str, own: torch.dtype) -> None:
+    """They matter for a batch of one: docs/cuda.md."""
     dtype, blocks = DTYPE[mode], Chip(90, 1)
     encoder, decoder = cases.encoder(own), cases.decoder(own)
 
     def instructions(rows: int) -> tuple[int, int]:
-        """Of a thread, for one tile of ``rows`` half-resolution rows: rows + 12 steps."""
+        """Instructions of a thread for one tile of ``rows`` half-resolution rows: rows + 12 steps."""
         image, half = cases.image_of(1, 2 * rows, 8, dtype=own), cases.image_of(1, rows, 4, dtype=dtype)
         *_, encode = runner.encode(mode, image, encoder, dtype=dtype, chip=blocks)
         _, decode = runner.decode(mode, half, half, decoder, (2 * rows, 8), chip=blocks)

@@ -1,7 +1,7 @@
-"""Our Triton kernels' compiled code, executed: the launcher's own plans and arguments against the oracle.
+"""The compiled Triton kernels, executed on the CPU with the launcher's plans and arguments, vs. the oracle.
 
-Threads run in random order between barriers, and outputs and slabs are NaN before, so that a missing barrier
-shows; a test takes barriers out to see that it does. Slabs are global memory, where the tool sees no races.
+To detect missing barriers, threads run in random order between barriers, and outputs and slabs start as NaN.
+(Slabs are in global memory, in which the tool does not detect races.) A test removes barriers to check this.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ ARITHMETIC = {
     "tf32": (torch.float32, True, 1e-3, "m16n8k8.f32.tf32"),
     "float32": (torch.float32, False, 1e-6, None),
 }
-"""Type, whether TF32 is allowed, the specification's limit, and the instruction of the tensor cores."""
+"""Dtype, whether tf32 is allowed, the specification's tolerance, and the tensor cores' instruction."""
 
 
 def device(arch: int) -> Device:
-    """A small GPU, so that small images have more tiles than there are programs."""
+    """A GPU so small that small images have more tiles than programs."""
     return Device("two multiprocessors", arch, 2, 60_000, 1 << 20)
 
 
@@ -49,15 +49,13 @@ def plain_float32() -> Iterator[None]:
 
 
 def execute(compiled: Compiled, launch: Launch, seed: int = 0, ptx: str = "") -> Counts:
-    """Run the launch's grid."""
+    """Execute the launch, with threads in an order that ``seed`` decides."""
     for tensor in (*launch.outputs, compiled.arguments["slab"]):
         tensor.fill_(torch.nan)
     metadata = compiled.kernel.metadata
     kernel = load(ptx or compiled.ptx)[metadata.name]
     arguments = [*compiled.arguments.values()]
-    arguments += [0] * (
-        len(kernel.params) - len(arguments)
-    )  # Triton's own scratch memory, of which there is none
+    arguments += [0] * (len(kernel.params) - len(arguments))  # Triton's scratch memory, which is not used
     return kernel.launch(
         launch.plan.programs,
         32 * metadata.num_warps,
@@ -75,7 +73,7 @@ def encode_case(
     tile: Tile | None = None,
     parameter_dtype: torch.dtype | None = None,
 ) -> tuple[Launch, tuple[Tensor, ...]]:
-    """The launch for a small image and results of ``dtype``, and what it must give."""
+    """The launch for a small image and results of ``dtype``, and the expected results."""
     own = parameter_dtype or dtype
     image = LAYOUTS[layout](image_of(1, 21, 70, torch.uint8 if of_bytes else own))
     parameters, scale_shift = encoder(own), affine(of_bytes=of_bytes) if of_bytes else (None, None)
@@ -114,7 +112,7 @@ def test_launch(op: str, arithmetic: str) -> None:
         for out, ref in zip(launch.outputs, expected, strict=True):
             assert_close(out, ref, limit)
         assert set(counts.tensor) == ({instruction} if instruction else set())
-        # Every number of an output is written once, and an output is not read.
+        # Each number of an output is written once, and outputs are not read.
         names = list(compiled.arguments)
         for name, out in zip(("low", "high") if op == "encode" else ("image",), launch.outputs, strict=True):
             assert counts.by_buffer[f"arg {names.index(name)}"] == (0, out.numel() * out.element_size())
@@ -122,7 +120,7 @@ def test_launch(op: str, arithmetic: str) -> None:
 
 @pytest.mark.parametrize("op", OPS)
 def test_float32_parameters(op: str) -> None:
-    """Beside results of 16 bits, as inside autocast: the products are those of 16 bits."""
+    """With 16-bit results, as inside autocast: the products are 16-bit, too."""
     dtype, _, limit, instruction = ARITHMETIC["float16"]
     make, kernel = OPS[op]
     launch, expected = make(dtype, parameter_dtype=torch.float32)
@@ -135,7 +133,7 @@ def test_float32_parameters(op: str) -> None:
 
 @pytest.mark.parametrize("layout", ["sliced", "sliced_channels_last"])
 def test_bytes_and_layouts(layout: str) -> None:
-    """Every access is within the image, not only within the larger memory that it lies in."""
+    """Every access is inside the image, not only inside the larger memory around it."""
     launch, expected = encode_case(torch.float16, layout=layout, of_bytes=True, tile=Tile(32, 4, 4))
     execute(compile_launch(encode_kernel, launch, 80), launch)
     for out, ref in zip(launch.outputs, expected, strict=True):
@@ -154,8 +152,8 @@ def test_sm_90(op: str) -> None:
 @pytest.mark.parametrize(
     "number", [0, 2], ids=["after the image is staged", "between a group's reads and writes"]
 )
-def test_a_barrier_less_shows(number: int) -> None:
-    """Without one of the kernel's own barriers. (After other layers one stands in that Triton put there.)"""
+def test_missing_barrier_is_detected(number: int) -> None:
+    """One of the kernel's own barriers is removed. (For some others, a barrier from Triton would suffice.)"""
     launch, _ = encode_case(torch.float16)
     compiled = compile_launch(encode_kernel, launch, 80)
     lines = compiled.ptx.split("\n")
@@ -169,12 +167,12 @@ def test_a_barrier_less_shows(number: int) -> None:
     try:
         execute(compiled, launch, ptx="\n".join(lines))
     except KernelError as error:
-        assert "barrier is missing" in str(error)  # noqa: PT017  (either this, or wrong numbers)
+        assert "barrier is missing" in str(error)  # noqa: PT017  (either an error or wrong results)
     else:
         assert launch.outputs[0].isnan().any()
 
 
-def test_the_page_has_these_plans() -> None:
+def test_page_has_these_plans() -> None:
     from triton_counts import PAGE, plans_table
 
     assert plans_table() in PAGE.read_text(encoding="utf-8"), (
@@ -183,7 +181,7 @@ def test_the_page_has_these_plans() -> None:
 
 
 def source_line(before: list[str]) -> str:
-    """The line of kernels.py that an instruction comes from, given the PTX lines before it."""
+    """The line of kernels.py for an instruction, given the PTX lines before it."""
     location = next(re.match(r"\s*\.loc\s+\d+\s+(\d+)", line) for line in reversed(before) if ".loc" in line)
     assert location
     with open(encode_kernel.fn.__code__.co_filename, encoding="utf-8") as file:

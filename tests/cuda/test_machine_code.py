@@ -1,4 +1,4 @@
-"""Counting a step in a kernel's machine code: which loop, which way through it, what each instruction is."""
+"""Counting a step in a kernel's machine code: the loop, the path through it, the kinds of instructions."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ def steps(dump: str) -> list[Step]:
     return machine_code.steps(code)
 
 
-def test_fullest_way_round_the_loop() -> None:
-    """It loads, takes the branch with more products, stores, and passes by what has neither."""
+def test_step_is_the_heaviest_path_through_the_loop() -> None:
+    """The path with the loads, the branch with more products and the stores, without the call."""
     # BRA, LDG, LDSM, BRA, HMMA, HMMA, BRA, BRA, IADD3, STS, BAR, BRA, MOV, BRA
     assert steps(LOOP) == [Step(slots=14, tensor=1.5, wavefronts=4 + 2, global_bytes=32 * 16)]
 
 
-def test_an_unrolled_loop_has_two_steps() -> None:
+def test_unrolled_loop_has_two_steps() -> None:
     two = LOOP.replace("MOV R2, R3 ;", "BAR.SYNC.DEFER_BLOCKING 0x0 ;")
     assert steps(two) == [Step(slots=7, tensor=0.75, wavefronts=3, global_bytes=256)]
 
 
 def test_each_role_has_a_loop() -> None:
-    """Two roles: the second loop stands where the first one's exit leads."""
+    """The second role's loop starts at the exit of the first."""
     first = LOOP.replace("EXIT", "NOP ").replace("RET.REL.NODEC R2 0x0", "NOP")
     second = re.sub(
         r"(?<=/\*)[0-9a-f]{4}|(?<= 0x)[0-9a-f]+(?= ;)",
@@ -62,13 +62,13 @@ def test_each_role_has_a_loop() -> None:
 
 
 def test_no_main_loop() -> None:
-    """Without a barrier or a product it is another loop, such as one that loads weights."""
+    """A loop without a barrier or without products is not a main loop; it may load weights, for example."""
     assert steps(LOOP.replace("HMMA", "FFMA")) == []
     assert steps(LOOP.replace("BAR.SYNC.DEFER_BLOCKING 0x0", "NOP")) == []
 
 
-def test_branches_that_may_not_be_taken() -> None:
-    for line, goes_on in {
+def test_conditional_branches_may_fall_through() -> None:
+    for line, falls_through in {
         "BRA 0x20": False,
         "@P1 BRA 0x20": True,
         "@PT BRA 0x20": False,
@@ -80,4 +80,4 @@ def test_branches_that_may_not_be_taken() -> None:
         "HMMA.16816.F32 R12, R4, R10, R12": True,
     }.items():
         (code,) = machine_code.functions(f"Function : k\n  /*0010*/   {line} ;").values()
-        assert code[0].goes_on == goes_on, line
+        assert code[0].may_fall_through == falls_through, line

@@ -1,4 +1,4 @@
-"""Any bytes in a caffemodel are layers or a ProtoError.
+"""Any bytes in a caffemodel are read as layers, or refused with a ProtoError.
 
 python tests/fuzz/fuzz_caffemodel.py CORPUS
 """

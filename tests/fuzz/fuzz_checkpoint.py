@@ -1,4 +1,4 @@
-"""Any bytes in a checkpoint are one or a CheckpointError.
+"""Any bytes in a checkpoint are read, or refused with a CheckpointError.
 
 python tests/fuzz/fuzz_checkpoint.py CORPUS
 """

@@ -1,4 +1,4 @@
-"""Any bytes in a decomposed image are one or a ContainerError.
+"""Any bytes in a decomposed image are read, or refused with a ContainerError.
 
 python tests/fuzz/fuzz_decomposed.py CORPUS
 """

@@ -1,4 +1,7 @@
-"""Any bytes in an IDX file are read exactly or a DatasetError: python tests/fuzz/fuzz_idx.py CORPUS."""
+"""Any bytes in an IDX file are read exactly, or refused with a DatasetError.
+
+python tests/fuzz/fuzz_idx.py CORPUS
+"""
 
 import gzip
 import sys

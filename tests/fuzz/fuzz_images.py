@@ -1,4 +1,7 @@
-"""Any bytes in an image file give an image or an ImageError: python tests/fuzz/fuzz_images.py CORPUS."""
+"""Any bytes in an image file give an image, or are refused with an ImageError.
+
+python tests/fuzz/fuzz_images.py CORPUS
+"""
 
 import os
 import sys
@@ -19,7 +22,7 @@ def check(content: bytes) -> None:
         file.write(content)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's, of odd files
+            warnings.simplefilter("ignore")  # Pillow warns about unusual files
             image = read_image(_FILE, max_pixels=_PIXELS, longest=100)
     except ImageError:
         return

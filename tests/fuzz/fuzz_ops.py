@@ -1,6 +1,6 @@
-"""Any arguments of an op: the compiled kernel and the reference agree, in their results or in the error.
+"""For any arguments of an op, the compiled kernel and the reference give the same results or the same error.
 
-The bytes choose the op, its size, and how some arguments are changed: sizes, strides, dtypes, None, numbers.
+The bytes choose the op, its size, and changes of some arguments: of sizes, strides, dtypes, None, numbers.
 
 python tests/fuzz/fuzz_ops.py CORPUS
 """
@@ -17,17 +17,17 @@ OPS = (
     *("conv3x3", "conv3x3_pack", "decode", "decode_backward", "encode", "encode_backward", "encode_int8"),
     *("decode_scores", "decode_scores_backward"),
 )
-"""New ones come last: the files that are kept name an op by its number."""
+"""Append new ops, because the stored files refer to an op by its number."""
 
 _SIZES = (0, 1, 2, 3, 4, 7, 16, 17, 33)
 _NUMBERS = (-(2**63), -1, 0, 1, 2, 3, 16, 17, 2**31, 2**62, 2**63 - 1)
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint8, torch.int64, torch.bool)
 _TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 8e-2}
-_KINKS = 0.3  # a sum beside the kink of its ReLU may be above it for one and below it for the other
+_KINKS = 0.3  # near the kink of ReLU, a sum may be above it for one implementation and below it for the other
 
 
 class _Choices:
-    """Numbers out of bytes; zeros when they are used up."""
+    """Takes numbers from bytes, and zeros when the bytes are used up."""
 
     def __init__(self, content: bytes) -> None:
         self._content = iter(content)
@@ -40,7 +40,7 @@ class _Choices:
 
 
 def check(content: bytes) -> None:
-    """Call an op twice, and compare."""
+    """Call the kernel and the reference, and compare their outcomes."""
     from cases import as_tuple
 
     choices = _Choices(content)
@@ -49,12 +49,12 @@ def check(content: bytes) -> None:
     for _ in range(choices.below(4)):
         number = choices.below(len(values))
         values[number] = _changed(values[number], choices)
-    if choices.below(2) and op.startswith("decode"):  # images and gradients beside float32 parameters
+    if choices.below(2) and op.startswith("decode"):  # float16 images and gradients with float32 parameters
         images = 3 if op.endswith("backward") else 2
         values[:images] = [x.half() if isinstance(x, Tensor) else x for x in values[:images]]
     got, wanted = (_outcome(getattr(torch.ops.wae, name), values) for name in (op, f"_{op}_reference"))
     if isinstance(wanted, str) or isinstance(got, str):
-        wanted = str(wanted).replace(f"_{op}_reference", op)  # in what torch itself says
+        wanted = str(wanted).replace(f"_{op}_reference", op)  # torch's own messages name it
         assert got == wanted, (op, got, wanted)
         return
     lowest = min((x.dtype for x in values if isinstance(x, Tensor)), key=_digits)
@@ -70,7 +70,7 @@ def check(content: bytes) -> None:
 
 
 def _arguments(op: str, choices: _Choices) -> list:
-    """Arguments that fit the op."""
+    """Valid arguments of the op."""
     from cases import ZERO_POINTS, arguments_of, image_of, int8_encoder
 
     size = (1 + choices.below(20), 1 + choices.below(40))
@@ -105,7 +105,7 @@ def _outcome(call, values):
 
 
 def _changed(value, choices: _Choices):
-    """Something else in its place, often of another form alone."""
+    """Another value; often only the form differs."""
     if not isinstance(value, Tensor):
         if isinstance(value, (list, tuple)):
             return [choices.of(_NUMBERS) for _ in value]
@@ -123,12 +123,12 @@ def _changed(value, choices: _Choices):
         return torch.rand(sizes).to(value.dtype)
     if way == 2:
         return value.transpose(first, second).contiguous().transpose(first, second)
-    if way == 3:  # every second or third element of a longer one
+    if way == 3:  # every second or third element of a longer tensor
         step = 2 + choices.below(2)
         return value.repeat_interleave(step, first)[(slice(None),) * first + (slice(None, None, step),)]
     if way == 4:  # strides of zero
         return value.narrow(first, 0, min(1, value.shape[first])).expand(value.shape)
-    if way == 5:  # not at the beginning of its memory
+    if way == 5:  # not at the start of its memory
         return torch.cat((value.new_ones(1), value.flatten()))[1:].view(value.shape)
     if way == 6:
         return value.unsqueeze(first) if second % 2 else value.flatten()

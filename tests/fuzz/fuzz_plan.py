@@ -1,4 +1,4 @@
-"""Any bytes in a TOML file are a plan, which is written and read again, or a PlanError.
+"""Any bytes in a TOML file are read as a plan, written and read again, or refused with a PlanError.
 
 python tests/fuzz/fuzz_plan.py CORPUS
 """

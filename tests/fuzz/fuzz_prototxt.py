@@ -1,4 +1,4 @@
-"""Any bytes in a prototxt are a net or a ProtoError.
+"""Any bytes in a prototxt are read as a net, or refused with a ProtoError.
 
 python tests/fuzz/fuzz_prototxt.py CORPUS
 """

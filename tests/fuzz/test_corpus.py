@@ -1,8 +1,8 @@
-"""The files of all corpora once more, and a moment of each fuzzer where atheris is installed.
+"""All files of the corpora, and a second of each fuzzer if atheris is installed.
 
-A fuzzer is ``fuzz_NAME.py`` with ``check``; its files are ``corpus/NAME``.
+A fuzzer is ``fuzz_NAME.py`` with a function ``check``; its corpus is ``corpus/NAME``.
 
-To look for more (pip install "wae-kernels[fuzz]"), keeping what it finds elsewhere::
+To search for more cases (pip install "wae-kernels[fuzz]") and store them in another folder::
 
     python tests/fuzz/fuzz_images.py /tmp/found tests/fuzz/corpus/images -max_total_time=600
 """
@@ -32,7 +32,7 @@ FUZZERS = {name: fuzzer(name) for name in NAMES}
 
 
 @pytest.mark.parametrize("path", FILES, ids=[f"{path.parent.name}-{path.name}" for path in FILES])
-def test_a_file_that_a_fuzzer_kept(path):
+def test_file_of_a_corpus(path):
     FUZZERS[path.parent.name].check(path.read_bytes())
 
 
@@ -41,10 +41,10 @@ def test_every_fuzzer_has_a_corpus():
 
 
 def test_every_op_is_in_the_corpus():
-    """Each was once moved to another's place in the list, and the files kept for it tried that one."""
+    """When the order of the list changed, the stored files tested other ops than before."""
     ops = FUZZERS["ops"].OPS
-    kept = {ops[path.read_bytes()[0]] for path in FILES if path.parent.name == "ops"}
-    assert kept == set(ops) == {schema.partition("(")[0] for schema in schemas()}
+    stored = {ops[path.read_bytes()[0]] for path in FILES if path.parent.name == "ops"}
+    assert stored == set(ops) == {schema.partition("(")[0] for schema in schemas()}
 
 
 @pytest.mark.slow  # half a minute, most of it imports
@@ -52,9 +52,9 @@ def test_every_op_is_in_the_corpus():
     importlib.util.find_spec("atheris") is None, reason="atheris is missing: pip install 'wae-kernels[fuzz]'"
 )
 @pytest.mark.parametrize("name", NAMES)
-def test_a_fuzzer_finds_nothing_in_a_moment(name, tmp_path):
+def test_fuzzer_finds_nothing_in_a_second(name, tmp_path):
     command = [sys.executable, HERE / f"fuzz_{name}.py", tmp_path, HERE / "corpus" / name]
     options = ["-max_total_time=1", f"-artifact_prefix={tmp_path}/"]
-    made = subprocess.run([*command, *options], capture_output=True, text=True, timeout=600, check=False)
-    assert made.returncode == 0, made.stderr[-2000:]
-    assert "Done" in made.stderr
+    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "Done" in done.stderr

@@ -36,8 +36,8 @@ def run_python(program: str, backend: str | None) -> subprocess.CompletedProcess
     )
 
 
-def convolutions(device: str) -> int:
-    """How many of PyTorch's convolutions an encode is made of, run now."""
+def convolution_calls(device: str) -> int:
+    """The number of calls of PyTorch's convolution in an encode on this device."""
     arguments = arguments_of("encode", device=device)
     with recorded() as profile:
         torch.ops.wae.encode(*arguments)
@@ -52,19 +52,18 @@ def test_every_backend_is_listed_with_a_reason() -> None:
     assert all(b.reason for b in listed)
 
 
-def test_what_is_selected_runs(cell: Cell) -> None:
+def test_selected_backend_runs(cell: Cell) -> None:
     assert backends.selected() == cell.name
-    asked = backends.backend_for(cell.device)
-    assert asked == (cell.name if cell.name != "auto" else asked)
-    assert convolutions(cell.device) == (5 if asked == "reference" else 0)
+    assert backends.backend_for(cell.device) == cell.name
+    assert convolution_calls(cell.device) == (5 if cell.name == "reference" else 0)
 
 
-def test_automatic_is_the_best_that_is_available() -> None:
+def test_auto_runs_the_best_available_backend() -> None:
     with backends.use("auto"):
         assert backends.backend_for("cpu") == next(name for name in USABLE if name != "cuda")
 
 
-def test_cpu_is_the_best_of_the_compiled_kernels() -> None:
+def test_cpu_runs_the_best_compiled_kernels() -> None:
     if USABLE == ["reference"]:
         pytest.skip("there is no compiled library")
     with backends.use("cpu"):
@@ -72,7 +71,7 @@ def test_cpu_is_the_best_of_the_compiled_kernels() -> None:
 
 
 @pytest.mark.parametrize("name", USABLE)
-def test_what_has_no_kernel_runs_the_reference(name: str) -> None:
+def test_reference_runs_if_there_is_no_kernel(name: str) -> None:
     with backends.use(name):
         assert backends.backend_for("cpu", torch.float64) == "reference"
         assert backends.backend_for("cpu", torch.float32, 8) == "reference"
@@ -80,12 +79,12 @@ def test_what_has_no_kernel_runs_the_reference(name: str) -> None:
 
 
 @pytest.mark.parametrize("allowed", [True, False])
-def test_tf32_is_used_where_torch_uses_it(allowed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tf32_follows_the_setting_of_torch(allowed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
     assert backends.tf32_allowed() == allowed
 
 
-def test_the_former_name_of_the_kernels_width_warns() -> None:
+def test_old_name_of_the_kernel_width_warns() -> None:
     with pytest.warns(DeprecationWarning, match="WIDTH is .*parameters.KERNEL_WIDTH now") as warned:
         assert backends.WIDTH == KERNEL_WIDTH
     assert warned[0].filename == __file__
@@ -93,7 +92,7 @@ def test_the_former_name_of_the_kernels_width_warns() -> None:
         _ = backends.HEIGHT
 
 
-def test_use_puts_the_former_choice_back() -> None:
+def test_use_restores_the_previous_choice() -> None:
     before = backends.selected()
     with backends.use("reference"):
         with backends.use(USABLE[0]):
@@ -109,36 +108,36 @@ def test_use_puts_the_former_choice_back() -> None:
 
 
 @functools.cache
-def known_bits() -> tuple[list[Tensor], dict[str, Tensor]]:
-    """Arguments of an encode, and its outputs' bits by two backends, which these tell apart."""
-    arguments, bits = arguments_of("encode", size=(40, 60)), {}
+def known_outputs() -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Arguments of an encode, and its outputs on two backends, which differ in their rounding."""
+    arguments, outputs = arguments_of("encode", size=(40, 60)), {}
     for name in ("reference", USABLE[0]):
         with backends.use(name):
-            bits[name] = torch.cat(torch.ops.wae.encode(*arguments), 1)
-    return arguments, bits
+            outputs[name] = torch.cat(torch.ops.wae.encode(*arguments), 1)
+    return arguments, outputs
 
 
-def runs_here() -> str:
-    """Which of the two backends runs; an empty word for neither."""
-    arguments, bits = known_bits()
+def running_backend() -> str:
+    """The one of the two backends that runs an encode now; an empty string if neither does."""
+    arguments, outputs = known_outputs()
     out = torch.cat(torch.ops.wae.encode(*arguments), 1)
-    return next((name for name, known in bits.items() if torch.equal(out, known)), "")
+    return next((name for name, known in outputs.items() if torch.equal(out, known)), "")
 
 
-def test_the_bits_tell_the_backends_apart() -> None:
-    _, bits = known_bits()
-    assert USABLE == ["reference"] or not torch.equal(*bits.values())
+def test_the_two_backends_round_differently() -> None:
+    _, outputs = known_outputs()
+    assert USABLE == ["reference"] or not torch.equal(*outputs.values())
 
 
-def test_threads_choose_for_themselves() -> None:
-    """Blocks that overlap in two threads leave nothing behind, and neither sees the other's choice."""
+def test_use_is_local_to_a_thread() -> None:
+    """Two threads with overlapping blocks do not see each other's choice, and restore their own."""
     before, both = backends.selected(), threading.Barrier(2, timeout=60)
-    known_bits()
+    known_outputs()
 
     def work(name: str, leaves_first: bool) -> tuple[str, str]:
         with backends.use(name):
             both.wait()
-            seen = backends.selected(), runs_here()
+            seen = backends.selected(), running_backend()
             both.wait()
             if not leaves_first:
                 both.wait()
@@ -151,10 +150,10 @@ def test_threads_choose_for_themselves() -> None:
         seen = [result.result() for result in results]
     assert seen == [("reference", "reference"), (USABLE[0], USABLE[0])]
     assert backends.selected() == before
-    assert runs_here() == USABLE[0]
+    assert running_backend() == USABLE[0]
 
 
-def test_a_thread_starts_with_the_process_choice() -> None:
+def test_new_thread_starts_with_the_choice_of_the_process() -> None:
     with backends.use("reference"), ThreadPoolExecutor(1) as pool:
         assert pool.submit(backends.selected).result() == "auto"
     backends.select("reference")
@@ -162,19 +161,19 @@ def test_a_thread_starts_with_the_process_choice() -> None:
         assert pool.submit(backends.selected).result() == "reference"
 
 
-def test_a_block_goes_before_the_process_choice() -> None:
+def test_use_overrides_select() -> None:
     with backends.use("reference"):
         backends.select(USABLE[0])
         assert backends.selected() == "reference"
     assert backends.selected() == USABLE[0]
 
 
-def test_tasks_choose_for_themselves() -> None:
+def test_use_is_local_to_a_task() -> None:
     async def work(name: str, mine: asyncio.Event, other: asyncio.Event) -> tuple[str, str]:
         with backends.use(name):
             mine.set()
             await other.wait()
-            return backends.selected(), runs_here()
+            return backends.selected(), running_backend()
 
     async def both() -> list[tuple[str, str]]:
         a, b = asyncio.Event(), asyncio.Event()
@@ -185,10 +184,10 @@ def test_tasks_choose_for_themselves() -> None:
     assert backends.selected() == before
 
 
-def test_a_task_keeps_the_choice_of_the_block_that_it_was_made_in() -> None:
+def test_task_keeps_the_choice_of_the_block_that_created_it() -> None:
     async def later(event: asyncio.Event) -> tuple[str, str]:
         await event.wait()
-        return backends.selected(), runs_here()
+        return backends.selected(), running_backend()
 
     async def outlive() -> tuple[str, str]:
         event = asyncio.Event()
@@ -200,27 +199,27 @@ def test_a_task_keeps_the_choice_of_the_block_that_it_was_made_in() -> None:
     assert asyncio.run(outlive()) == ("reference", "reference")
 
 
-def test_the_library_asks_only_while_there_is_a_choice_to_ask_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_library_asks_for_the_choice_only_inside_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
     if USABLE == ["reference"]:
         pytest.skip("there is no compiled library")
-    gc.collect()  # choices that a failed test's traceback keeps
-    asked: list[None] = []
-    answer = backends.selected
-    monkeypatch.setattr(backends, "selected", lambda: (asked.append(None), answer())[1])
+    gc.collect()  # drops choices that the traceback of a failed test keeps alive
+    calls: list[None] = []
+    selected = backends.selected
+    monkeypatch.setattr(backends, "selected", lambda: (calls.append(None), selected())[1])
     arguments = arguments_of("encode")
-    torch.ops.wae.encode(*arguments)  # after a block before this test, the last question
+    torch.ops.wae.encode(*arguments)  # may still ask once, because of a block before this test
     with backends.use("cpu"):
-        asked.clear()
+        calls.clear()
         torch.ops.wae.encode(*arguments)
-        assert len(asked) == 1
+        assert len(calls) == 1
     torch.ops.wae.encode(*arguments)
-    asked.clear()
+    calls.clear()
     torch.ops.wae.encode(*arguments)
-    assert not asked
+    assert not calls
 
 
 @pytest.mark.parametrize("op", ["encode", "decode"])
-def test_a_backward_pass_uses_its_forward_passs_choice(op: str) -> None:
+def test_backward_pass_runs_on_the_backend_of_its_forward_pass(op: str) -> None:
     arguments = arguments_of(op, requires_grad=True)
     with backends.use("reference"):
         outputs = as_tuple(getattr(torch.ops.wae, op)(*arguments))
@@ -229,7 +228,7 @@ def test_a_backward_pass_uses_its_forward_passs_choice(op: str) -> None:
     assert any(event.name == "aten::convolution_backward" for event in profile.events())
 
 
-# ------------------------------------------------------------------------------------------- the driver
+# ----------------------------------------------------------------------------------------- the GPU driver
 
 NO_DRIVER = """
 import sys, torch
@@ -250,9 +249,9 @@ torch.backends.cuda.is_built = lambda: True
 """
 
 
-@pytest.mark.parametrize("machine", ["", WITH_A_GPU], ids=["as it is", "with a GPU"])
+@pytest.mark.parametrize("machine", ["", WITH_A_GPU], ids=["this machine", "with a GPU"])
 @pytest.mark.slow
-def test_nothing_touches_the_driver_before_the_first_tensor(machine: str) -> None:
+def test_driver_is_not_touched_before_the_first_tensor(machine: str) -> None:
     program = (
         NO_DRIVER
         + machine
@@ -277,7 +276,7 @@ def test_nothing_touches_the_driver_before_the_first_tensor(machine: str) -> Non
 
 
 @pytest.mark.slow
-def test_a_gpu_is_chosen_in_the_environment_without_the_driver() -> None:
+def test_environment_selects_a_gpu_backend_without_the_driver() -> None:
     program = NO_DRIVER + WITH_A_GPU + "import wae_kernels; print(wae_kernels.backends.selected())"
     assert run_python(program, "triton").stdout == "triton\n"
     assert "backend must be one of auto" in run_python(NO_DRIVER + "import wae_kernels", "triton").stderr
@@ -298,10 +297,10 @@ def test_a_gpu_is_chosen_in_the_environment_without_the_driver() -> None:
     ],
 )
 @pytest.mark.parametrize("amd", [False, True], ids=["NVIDIA", "AMD"])
-def test_a_gpu_is_seen_without_the_driver(
+def test_gpu_is_detected_without_the_driver(
     counted: int, file: str, seen: bool, amd: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By what the management library counts; where that cannot tell, by the files of a driver."""
+    """The management library counts the GPUs; if it cannot, the files of a driver decide."""
     monkeypatch.setattr(torch.version, "hip", "6.0" if amd else None)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
     monkeypatch.setattr(torch.cuda, f"_device_count_{'amdsmi' if amd else 'nvml'}", lambda: counted)
@@ -312,7 +311,7 @@ def test_a_gpu_is_seen_without_the_driver(
         assert (backends.gpu() is not None) == (seen and built)
 
 
-def test_a_gpu_has_the_name_that_its_driver_gives_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_has_the_name_from_its_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "_sees_gpu", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
     files: list[Path] = []
@@ -333,12 +332,12 @@ def test_a_gpu_has_the_name_that_its_driver_gives_it(tmp_path: Path, monkeypatch
         ((7, 0), None, []),
         ((7, 5), None, ["cuda"]),
         ((8, 0), None, ["cuda", "triton"]),
-        ((7, 0), "6.0", ["cuda", "triton"]),  # AMD counts otherwise
+        ((7, 0), "6.0", ["cuda", "triton"]),  # AMD numbers its GPUs differently
         (None, None, []),
     ],
     ids=["7.0", "7.5", "8.0", "AMD", "no GPU"],
 )
-def test_what_runs_on_a_gpu(
+def test_backends_available_on_a_gpu(
     capability: tuple[int, int] | None, hip: str | None, runs: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_load, "CUDA", _load.Loaded(SimpleNamespace(), ""))
@@ -347,18 +346,18 @@ def test_what_runs_on_a_gpu(
     monkeypatch.setattr(torch.version, "hip", hip)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU of theirs")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a test GPU")
     found = {b.name: b for b in backends.available() if b.name in ("cuda", "triton")}
     assert [name for name, backend in found.items() if backend.available] == runs
     for name, oldest in (("cuda", "7.5"), ("triton", "8.0")):
-        why = "a GPU of theirs" if name in runs else f"older than compute capability {oldest}"
-        assert (why if capability else "there is no GPU here") in found[name].reason
+        reason = "a test GPU" if name in runs else f"older than compute capability {oldest}"
+        assert (reason if capability else "there is no GPU here") in found[name].reason
 
 
-def test_each_library_is_told_what_it_is_to_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[object] = []
-    cpu = SimpleNamespace(wae_cpu_supports=lambda name: True, wae_cpu_select=told.append)
-    cuda = SimpleNamespace(wae_cuda_select=told.append)
+def test_select_tells_each_library_what_to_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[object] = []
+    cpu = SimpleNamespace(wae_cpu_supports=lambda name: True, wae_cpu_select=calls.append)
+    cuda = SimpleNamespace(wae_cuda_select=calls.append)
     monkeypatch.setattr(_load, "CPU", _load.Loaded(cpu, ""))
     monkeypatch.setattr(_load, "CUDA", _load.Loaded(cuda, ""))
     monkeypatch.setattr(backends, "_sees_gpu", lambda: True)
@@ -371,15 +370,15 @@ def test_each_library_is_told_what_it_is_to_run(monkeypatch: pytest.MonkeyPatch)
         "triton": [b"auto", False],
         "reference": [b"reference", False],
     }
-    for name, words in wanted.items():
-        told.clear()
+    for name, choices in wanted.items():
+        calls.clear()
         backends.select(name)
-        assert told == words, name
+        assert calls == choices, name
         for on_processor in (True, False):
             assert backends.kernels_run(on_processor=on_processor) == (name != "reference")
 
 
-def test_without_the_compiled_library_the_reference_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reference_runs_without_the_compiled_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_load, "CPU", _load.Loaded(None, "it is not here"))
     assert backends.backend_for("cpu") == "reference"
     assert not backends.kernels_run(on_processor=True)
@@ -393,35 +392,35 @@ def test_without_the_compiled_library_the_reference_runs(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("name", ["", "gpu", "cpu:", "cpu:sse", "Reference", *UNUSABLE])
-def test_what_cannot_be_used_is_refused_with_what_can(name: str) -> None:
+def test_error_for_an_unusable_backend_lists_the_usable_ones(name: str) -> None:
     before = backends.selected()
     with pytest.raises(ValueError, match="backend must be one of auto,") as refusal:
         backends.select(name)
     assert all(usable in str(refusal.value) for usable in USABLE)
     assert str(refusal.value).endswith(f"got {name!r}")
     with pytest.raises(ValueError, match="backend must be one of auto,"), backends.use(name):
-        pytest.fail("it was chosen")
+        pytest.fail("an unusable backend was selected")
     assert backends.selected() == before
 
 
 @pytest.mark.parametrize("name", ["reference", USABLE[-2] if len(USABLE) > 1 else "auto"])
 @pytest.mark.slow
-def test_the_environment_variable(name: str) -> None:
+def test_environment_variable_selects_the_backend(name: str) -> None:
     program = "import wae_kernels.backends as b; print(b.selected(), b.backend_for('cpu'))"
     with backends.use(name):
         expected = backends.backend_for("cpu")
     assert run_python(program, name).stdout.split() == [name, expected]
 
 
-def test_without_the_environment_variable_the_choice_is_automatic() -> None:
-    """And Triton, which takes a second, is not imported for it."""
+def test_default_is_auto_without_importing_triton() -> None:
+    """The import of Triton takes a second."""
     program = "import sys, wae_kernels; print(wae_kernels.backends.selected(), 'triton' in sys.modules)"
     assert run_python(program, None).stdout == "auto False\n"
 
 
 @pytest.mark.skipif(_load.CPU.library is None, reason="the compiled library is missing")
-def test_without_python_s_part_what_has_no_kernel_is_refused_in_words() -> None:
-    """As in a program in C++, which loads the library alone."""
+def test_library_alone_refuses_what_has_no_kernel() -> None:
+    """A C++ program, for example, loads the library without the Python package."""
     assert _load.CPU.library is not None
     program = (
         f"import torch; torch.ops.load_library({_load.CPU.library._name!r})\n"
@@ -431,13 +430,13 @@ def test_without_python_s_part_what_has_no_kernel_is_refused_in_words() -> None:
         "assert low.shape == (1, 3, 4, 5)\n"
         "torch.ops.wae.encode(torch.randn(1, 3, 8, 9).double(), *(p.double() for p in parameters))\n"
     )
-    said = run_python(program, None).stderr
-    assert "RuntimeError: wae::encode: " in said
-    assert "without wae_kernels in Python only what has a compiled kernel runs" in said
+    message = run_python(program, None).stderr
+    assert "RuntimeError: wae::encode: " in message
+    assert "without wae_kernels in Python only what has a compiled kernel runs" in message
 
 
 @pytest.mark.slow
-def test_an_environment_variable_that_names_no_backend_is_refused() -> None:
+def test_unknown_backend_in_the_environment_is_refused() -> None:
     result = run_python("import wae_kernels", "fastest")
     assert result.returncode != 0
     assert "ValueError: WAE_BACKEND: backend must be one of auto" in result.stderr
@@ -445,15 +444,15 @@ def test_an_environment_variable_that_names_no_backend_is_refused() -> None:
 
 
 @pytest.mark.parametrize("value", ["off", "2", "00"])
-def test_a_wrong_switch_of_amx_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_value_of_wae_amx_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WAE_AMX", value)
     with pytest.raises(ValueError, match=f"^WAE_AMX must be 0 or 1, got '{value}'$"):
         backends._select_from_environment()
 
 
 @pytest.mark.parametrize(("name", "chosen"), [("", "auto"), ("reference", "reference")])
-def test_the_environment_is_read(name: str, chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty variable is as none."""
+def test_environment_is_read(name: str, chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty variable counts as unset."""
     before = backends.selected()
     monkeypatch.setenv("WAE_AMX", "")
     monkeypatch.setenv("WAE_BACKEND", name)

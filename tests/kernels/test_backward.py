@@ -39,9 +39,9 @@ BACKWARD_SIZES = [(1, 1), (1, 2), (2, 2), (3, 5), (5, 4), (1, 37), (37, 1), (16,
 
 
 def own_dtype(cell: Cell) -> torch.dtype:
-    """float32 for our kernels; float64 for the reference where an ill-conditioned sum may turn up.
+    """float32 for our kernels; float64 for the reference, in tests whose sums may be ill-conditioned.
 
-    PyTorch's own float32 sums over pixels are then slightly beyond the limit.
+    For such sums over pixels, PyTorch's own float32 arithmetic slightly exceeds the tolerance.
     """
     return torch.float64 if cell.name == "reference" else torch.float32
 
@@ -53,11 +53,11 @@ def limit_for(cell: Cell, problem: Problem) -> float:
 
 
 @functools.cache
-def with_expected(
+def problem_and_gradients(
     op: str, device: str, size: tuple[int, int] = (13, 18), **options: Any
 ) -> tuple[Problem, dict[str, Tensor]]:
-    """A problem and its gradients, made once for a device's backends: the float64 oracle takes its time."""
-    torch.manual_seed(seed_of(f"{op} {size} {options}"))  # the same, whichever test comes first
+    """A problem and its gradients, shared by a device's backends because the float64 oracle is slow."""
+    torch.manual_seed(seed_of(f"{op} {size} {options}"))  # the same problem, whichever test runs first
     problem = make(op, Cell("reference", device), size, **options)
     return problem, problem.expected()
 
@@ -65,7 +65,7 @@ def with_expected(
 def check(
     cell: Cell, problem: Problem, expected: dict[str, Tensor] | None = None, limit: float | None = None
 ) -> None:
-    """Every gradient is right, looks like its argument, and nothing given was touched."""
+    """Every gradient is right and has the form of its argument, and no argument was changed."""
     before = [t.clone() for t in problem.tensors]
     found = problem.gradients()
     assert all(map(torch.equal, problem.tensors, before))
@@ -79,36 +79,38 @@ def check(
         assert_close(out, ref, limit, f"gradient of {name}")
 
 
-every = pytest.mark.parametrize("op", ["encode", "decode", "decode_scores"])
+every_op = pytest.mark.parametrize("op", ["encode", "decode", "decode_scores"])
 
 
-@every
+@every_op
 @pytest.mark.parametrize("size", BACKWARD_SIZES, ids=size_name)
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 def test_sizes(cell: Cell, op: str, layout: str, size: tuple[int, int]) -> None:
     options = {"layout": layout, "gradient_layout": layout, "dtype": own_dtype(cell)}
-    check(cell, *with_expected(op, cell.device, size, **options))
+    check(cell, *problem_and_gradients(op, cell.device, size, **options))
 
 
 @pytest.mark.slow
-@every
+@every_op
 @pytest.mark.parametrize("size", [(225, 223), (5, 4099), (4097, 3)], ids=size_name)
 def test_large_sizes(cell: Cell, op: str, size: tuple[int, int]) -> None:
     if not cell.has_kernel(f"{op}_backward"):
-        pytest.skip("PyTorch's own float32 sums over this many pixels are beyond the limit")
+        pytest.skip("PyTorch's own float32 sums over this many pixels exceed the tolerance")
     torch.set_num_threads(2)
-    check(cell, *with_expected(op, cell.device, size, batch=1))
+    check(cell, *problem_and_gradients(op, cell.device, size, batch=1))
 
 
-@every
+@every_op
 @pytest.mark.parametrize(
     "size", [(31, 31), (80, 300), pytest.param((1024, 1024), marks=pytest.mark.slow)], ids=size_name
 )
 def test_sums_of_equal_gradients_lose_no_digits(cell: Cell, op: str, size: tuple[int, int]) -> None:
-    """Numbers that are equal are rounded the same way whenever they are added to one float."""
+    """Each time an equal number is added to a float32 sum, it is rounded in the same direction."""
     if not cell.has_kernel(f"{op}_backward"):
-        pytest.skip("PyTorch's own float32 sums over this many pixels are beyond the limit")
-    problem, expected = with_expected(op, cell.device, size, batch=1, gradient_layout="expanded_value")
+        pytest.skip("PyTorch's own float32 sums over this many pixels exceed the tolerance")
+    problem, expected = problem_and_gradients(
+        op, cell.device, size, batch=1, gradient_layout="expanded_value"
+    )
     check(cell, problem, expected)
     found = problem.gradients()
     for name, ref in expected.items():
@@ -116,26 +118,26 @@ def test_sums_of_equal_gradients_lose_no_digits(cell: Cell, op: str, size: tuple
             assert_close(found[name], ref, 2e-6, f"gradient of {name}")
 
 
-@every
+@every_op
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(cell: Cell, op: str, layout: str, dtype: torch.dtype) -> None:
     if cell.compiled and dtype == torch.float64:
-        pytest.skip("the reference runs it")
-    check(cell, *with_expected(op, cell.device, layout=layout, dtype=dtype))
+        pytest.skip("the reference computes in float64")
+    check(cell, *problem_and_gradients(op, cell.device, layout=layout, dtype=dtype))
 
 
-@every
+@every_op
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("input_layout", ["nchw", "channels_last"])
 def test_layouts_of_incoming_gradients(cell: Cell, op: str, input_layout: str, layout: str) -> None:
-    """``expanded_value`` is what the derivative of ``sum()`` looks like."""
+    """The derivative of ``sum()`` has the layout ``expanded_value``."""
     options = {"layout": input_layout, "gradient_layout": layout, "dtype": own_dtype(cell)}
-    check(cell, *with_expected(op, cell.device, **options))
+    check(cell, *problem_and_gradients(op, cell.device, **options))
 
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last", "second_pixels_channels_last"])
-def test_bytes_have_no_gradient_but_everything_else_has(cell: Cell, layout: str) -> None:
+def test_uint8_image_has_no_gradient_but_the_parameters_have(cell: Cell, layout: str) -> None:
     problem = make("encode", cell, dtype=torch.uint8, layout=layout)
     assert "image" not in problem.differentiable
     check(cell, problem)
@@ -144,11 +146,11 @@ def test_bytes_have_no_gradient_but_everything_else_has(cell: Cell, layout: str)
 
 
 @pytest.mark.parametrize("scale_shift", [(True, False), (False, True), (False, False)], ids=str)
-def test_scale_or_shift_left_out(cell: Cell, scale_shift: tuple[bool, bool]) -> None:
+def test_without_scale_or_shift(cell: Cell, scale_shift: tuple[bool, bool]) -> None:
     check(cell, make("encode", cell, scale_shift=scale_shift))
 
 
-@every
+@every_op
 @pytest.mark.parametrize("width", [4, 8, 24])
 def test_other_widths(cell: Cell, op: str, width: int) -> None:
     check(cell, make(op, cell, width=width))
@@ -156,27 +158,27 @@ def test_other_widths(cell: Cell, op: str, width: int) -> None:
 
 @pytest.mark.parametrize("channels", [(1, 1), (16, 3), (17, 16), (32, 32), (3, 33), (33, 3)], ids=str)
 def test_any_number_of_classes_and_features(cell: Cell, channels: tuple[int, int]) -> None:
-    """Scores come 16 at a time, inputs in threes and sixes; beyond 32 the reference computes them."""
+    """Kernels compute 16 scores at a time and read 3 or 6 inputs; beyond 32 channels the reference runs."""
     options = {"channels": channels, "dtype": own_dtype(cell) if max(channels) <= 32 else torch.float64}
-    check(cell, *with_expected("decode_scores", cell.device, (21, 34), **options))
+    check(cell, *problem_and_gradients("decode_scores", cell.device, (21, 34), **options))
 
 
-@every
+@every_op
 def test_parameters_of_any_strides(cell: Cell, op: str) -> None:
     problem = make(op, cell)
     inputs = {n: t if n in ("image", "low", "high") else scattered(t) for n, t in problem.inputs.items()}
     check(cell, replace(problem, inputs=inputs))
 
 
-@every
-def test_outputs_that_do_not_count(cell: Cell, op: str) -> None:
-    """A loss that looks at low alone, or at a part of the image: the other gradients are zero."""
+@every_op
+def test_incoming_gradients_of_zero(cell: Cell, op: str) -> None:
+    """If a loss depends only on low, or on a part of the image, the other incoming gradients are zero."""
     problem = make(op, cell)
     problem.incoming[-1][..., 0 if op == "encode" else 4 :].zero_()
     check(cell, problem)
 
 
-def test_an_output_that_was_not_used(cell: Cell) -> None:
+def test_unused_output(cell: Cell) -> None:
     problem = make("encode", cell)
     leaf = problem.inputs["image"].detach().requires_grad_()
     low, _ = problem.outputs(image=leaf)
@@ -185,19 +187,19 @@ def test_an_output_that_was_not_used(cell: Cell) -> None:
     assert torch.equal(found, problem.gradients(["image"])["image"])
 
 
-# ----------------------------------------------------------------------------------- what is asked for
+# ------------------------------------------------------------------------------- requested gradients only
 
 
-@every
+@every_op
 @pytest.mark.parametrize(
     "places", [[0], [1], [3], [4], [10], [11], [12], [0, 2]], ids=lambda p: "+".join(map(str, p))
 )
-def test_only_what_is_asked_for(cell: Cell, op: str, places: list[int]) -> None:
-    problem, _ = with_expected(op, cell.device)
+def test_only_requested_gradients_are_computed(cell: Cell, op: str, places: list[int]) -> None:
+    problem, _ = problem_and_gradients(op, cell.device)
     wanted = [name for i, name in enumerate(problem.inputs) if i in places]
     leaves = {n: t.detach().clone().requires_grad_(n in wanted) for n, t in problem.inputs.items()}
     outputs = problem.outputs(**leaves)
-    if not wanted:  # the decoders have no 13th input
+    if not wanted:  # the decoders have fewer inputs
         assert not any(out.requires_grad for out in outputs)
         return
     torch.autograd.backward(outputs, problem.incoming)
@@ -209,23 +211,25 @@ def test_only_what_is_asked_for(cell: Cell, op: str, places: list[int]) -> None:
             assert leaf.grad is None, name
 
 
-@every
-def test_nothing_is_recorded_where_no_gradient_is_wanted(cell: Cell, op: str) -> None:
+@every_op
+def test_no_graph_is_recorded_if_no_gradient_is_required(cell: Cell, op: str) -> None:
     assert not any(out.requires_grad for out in make(op, cell).outputs())
 
 
-@every
-def test_a_result_tells_which_op_made_it(op: str) -> None:
+@every_op
+def test_grad_fn_has_the_name_of_the_op(op: str) -> None:
     problem = make(op, Cell("auto"))
     (leaf, *_) = (t.detach().requires_grad_() for t in problem.inputs.values())
     for out in problem.outputs(**{next(iter(problem.inputs)): leaf}):
         assert out.grad_fn.name() == f"wae_{op}Backward"
 
 
-@every
+@every_op
 @pytest.mark.parametrize("flags", list(itertools.product([False, True], repeat=3)), ids=str)
-def test_the_groups_of_gradients_that_the_op_is_told(cell: Cell, op: str, flags: tuple[bool, ...]) -> None:
-    problem, _ = with_expected(op, cell.device)
+def test_flags_of_the_backward_op_select_groups_of_gradients(
+    cell: Cell, op: str, flags: tuple[bool, ...]
+) -> None:
+    problem, _ = problem_and_gradients(op, cell.device)
     backward = getattr(torch.ops.wae, f"{op}_backward")
     flags = flags if op == "encode" else flags[:2]
     counts = {"encode": (1, 10, 2), "decode": (2, 10), "decode_scores": (2, 8)}[op]
@@ -235,15 +239,15 @@ def test_the_groups_of_gradients_that_the_op_is_told(cell: Cell, op: str, flags:
         assert_close(gradient, ref.double() if is_wanted else ref.new_empty(0), tolerance(torch.float32))
 
 
-@every
-def test_gradients_do_not_alias_anything(cell: Cell, op: str) -> None:
+@every_op
+def test_gradients_alias_nothing(cell: Cell, op: str) -> None:
     problem = make(op, cell)
     memory = [t.untyped_storage().data_ptr() for t in [*problem.tensors, *problem.gradients().values()]]
     assert len(set(memory)) == len(memory)
 
 
-@every
-def test_only_inputs_are_kept_for_the_backward_pass(cell: Cell, op: str) -> None:
+@every_op
+def test_only_inputs_are_saved_for_the_backward_pass(cell: Cell, op: str) -> None:
     problem = make(op, cell, layout="channels_last")
     kept: list[Tensor] = []
     leaves = {name: t.detach().requires_grad_() for name, t in problem.inputs.items()}
@@ -257,22 +261,22 @@ def test_only_inputs_are_kept_for_the_backward_pass(cell: Cell, op: str) -> None
     assert [t.data_ptr() for t in kept] == [leaf.data_ptr() for leaf in leaves.values()]
 
 
-@every
+@every_op
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
-def test_a_batch_of_none_has_zero_gradients(cell: Cell, op: str, layout: str) -> None:
+def test_empty_batch_has_zero_gradients(cell: Cell, op: str, layout: str) -> None:
     problem = make(op, cell, batch=0, layout=layout)
     for name, gradient in problem.gradients().items():
         assert gradient.shape == problem.inputs[name].shape
         assert not gradient.any(), name
 
 
-# -------------------------------------------------------------------------------------------- same bits
+# ------------------------------------------------------------------------------------------- determinism
 
 
 @pytest.mark.slow
-@every
+@every_op
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_same_bits_on_any_number_of_threads(cell: Cell, op: str, dtype: torch.dtype) -> None:
+def test_bit_identical_on_any_number_of_threads(cell: Cell, op: str, dtype: torch.dtype) -> None:
     problem = make(op, cell, (45, 50), batch=3, dtype=dtype)
     torch.set_num_threads(1)
     once = problem.gradients()
@@ -283,11 +287,11 @@ def test_the_same_bits_on_any_number_of_threads(cell: Cell, op: str, dtype: torc
                 assert torch.equal(gradient, once[name]), f"{name}, {threads} threads"
 
 
-# ------------------------------------------------------------------------------------------- many problems
+# ------------------------------------------------------------------------------------------ random problems
 
 
 @pytest.mark.slow
-@every
+@every_op
 @given(
     batch=st.integers(1, 3),
     size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
@@ -311,10 +315,10 @@ def test_random_problems(
     )
 
 
-@every
+@every_op
 def test_numerical_derivatives(op: str) -> None:
-    """Against differences of the op itself, in float64, with margins that no step crosses."""
-    problem = make(op, Cell("reference"), (3, 4), batch=1, dtype=torch.float64, width=3).settled(0.01)
+    """Compared with finite differences of the op, in float64, whose steps do not cross a kink."""
+    problem = make(op, Cell("reference"), (3, 4), batch=1, dtype=torch.float64, width=3).kink_free(0.01)
     leaves = [t.requires_grad_() for t in problem.inputs.values()]
     assert torch.autograd.gradcheck(lambda *t: getattr(torch.ops.wae, op)(*t, *problem.rest), leaves)
 
@@ -322,8 +326,8 @@ def test_numerical_derivatives(op: str) -> None:
 # ------------------------------------------------------------------------------------- second derivatives
 
 
-@every
-def test_a_second_derivative_is_refused(cell: Cell, op: str) -> None:
+@every_op
+def test_second_derivatives_are_refused(cell: Cell, op: str) -> None:
     problem = make(op, cell)
     name = problem.differentiable[0]
     leaf = problem.inputs[name].detach().requires_grad_()
@@ -335,8 +339,8 @@ def test_a_second_derivative_is_refused(cell: Cell, op: str) -> None:
 
 @pytest.mark.parametrize("layout", ["nchw", "sliced_channels_last"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_gradients_of_scores_in_16_bits_are_those_of_the_scores(dtype: torch.dtype, layout: str) -> None:
-    """Activations near ReLU's kink included, for both passes compute in float32 between their roundings."""
+def test_gradients_of_16_bit_scores(dtype: torch.dtype, layout: str) -> None:
+    """Even with activations near the kink of ReLU, because both passes compute in float32."""
     cell = Cell("auto")
     halves = [LAYOUTS[layout](image_of(2, 31, 24, dtype, channels=n)) for n in (CLASSES, FEATURES)]
     named = dict(zip(("low", "high", *SCORE_DECODER_SHAPES), (*halves, *score_decoder(dtype)), strict=True))
@@ -346,18 +350,18 @@ def test_gradients_of_scores_in_16_bits_are_those_of_the_scores(dtype: torch.dty
 @pytest.mark.parametrize("op", ["decode", "decode_scores"])
 @pytest.mark.parametrize("dtype", IN_16_BITS, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_gradients_of_float32_parameters_beside_images_in_16_bits(
+def test_gradients_of_float32_parameters_with_16_bit_images(
     cell: Cell, layout: str, dtype: torch.dtype, op: str
 ) -> None:
-    """They are in float32, those of the images in 16 bits; both as exact as the images' dtype allows."""
-    problem, expected = with_expected(op, cell.device, layout=layout, dtype=dtype)
+    """Gradients of parameters are float32, those of images 16-bit; both are within the 16-bit tolerance."""
+    problem, expected = problem_and_gradients(op, cell.device, layout=layout, dtype=dtype)
     limit = tolerance(dtype, backends.backend_for(cell.device, dtype), cell.device)
     check(cell, with_float32_parameters(problem), expected, limit)
 
 
 @pytest.mark.parametrize("op", ["decode", "decode_scores"])
 @pytest.mark.parametrize("needs", [(False, True), (True, False), (False, False)], ids=str)
-def test_gradients_that_are_not_wanted_have_their_tensors_dtypes(
+def test_empty_gradients_have_the_dtypes_of_their_tensors(
     cell: Cell, needs: tuple[bool, bool], op: str
 ) -> None:
     name = f"{op}_backward"
@@ -378,21 +382,21 @@ def test_gradients_that_are_not_wanted_have_their_tensors_dtypes(
 @pytest.mark.parametrize("wanted", [torch.float16, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("own", [torch.float32, torch.bfloat16], ids=str)
 def test_gradients_of_results_of_another_dtype(cell: Cell, own: torch.dtype, wanted: torch.dtype) -> None:
-    """They are those of a cast behind the op, and have their tensors' dtypes.
+    """They equal those of a cast after the op, and have the dtypes of their tensors.
 
-    A GPU computes in 16 bits where the results have them: away from the kinks, to the same gradients.
+    If the results are 16-bit, a GPU computes in 16 bits; away from the kinks, the gradients are the same.
     """
-    problem = make("encode", cell, dtype=own).settled(max(MARGIN[own], MARGIN[wanted]))
+    problem = make("encode", cell, dtype=own).kink_free(max(MARGIN[own], MARGIN[wanted]))
     tensors = [t.requires_grad_() for t in problem.tensors[: len(problem.inputs)]]
 
     def gradients(low: Tensor, high: Tensor) -> tuple[Tensor, ...]:
         return torch.autograd.grad((low * low).sum() + high.sum(), tensors)
 
-    asked = gradients(*wae_kernels.encode(*tensors, dtype=wanted, memory_format=torch.channels_last))
+    direct = gradients(*wae_kernels.encode(*tensors, dtype=wanted, memory_format=torch.channels_last))
     cast = gradients(*(part.to(wanted) for part in wae_kernels.encode(*tensors)))
     limit = max(
         tolerance(dtype, backends.backend_for(cell.device, own), cell.device) for dtype in (own, wanted)
     )
-    for tensor, out, ref in zip(tensors, asked, cast, strict=True):
+    for tensor, out, ref in zip(tensors, direct, cast, strict=True):
         assert out.dtype == tensor.dtype
         assert_close(out, ref.double(), 4 * limit)

@@ -1,7 +1,7 @@
-"""Arguments that do not fit: one exception that says which, what it got and what it needs.
+"""Invalid arguments: the error names the argument, what it got and what it needs.
 
-The rules stand in wae_kernels/arguments.inc and have two interpreters: csrc/common/checks.h for the compiled
-kernels, wae_kernels/checks.py for everything else. Every case goes all ways and is refused in the same words.
+The rules are in wae_kernels/arguments.inc and have two interpreters: csrc/common/checks.h for the compiled
+kernels, wae_kernels/checks.py for everything else. Every way to call an op must give the same message.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CLASSES, FEATURES, HOSTS, OPS, Cell, arguments_of, as_tuple, names_of
+from cases import CLASSES, FEATURES, MAIN_CELLS, OPS, Cell, arguments_of, as_tuple, names_of
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -32,7 +32,7 @@ HEIGHT, WIDTH = 13, 18
 
 
 def arguments(op: str, **changes: Change) -> list[Any]:
-    """Arguments that fit, some of them changed."""
+    """Valid arguments, some of them changed."""
     named = dict(zip(names_of(op), arguments_of(op, size=(HEIGHT, WIDTH)), strict=True))
     return list({**named, **{name: change(named[name]) for name, change in changes.items()}}.values())
 
@@ -61,7 +61,7 @@ def meta(op: str, values: list[Any]) -> Any:
 
 
 def by(backend: str) -> Way:
-    """The op's own kernel, as this backend has it."""
+    """The op on this backend."""
 
     def way(op: str, values: list[Any]) -> Any:
         with backends.use(backend):
@@ -72,22 +72,22 @@ def by(backend: str) -> Way:
 
 
 def by_triton(op: str, values: list[Any]) -> Any:
-    """The op on its way to Triton's interpreter, as it goes there on a GPU."""
+    """The op dispatched to Triton's interpreter in the same way as on a GPU."""
     with pytest.MonkeyPatch.context() as patch, backends.use("reference"):
         patch.setattr(backends, "backend_for", lambda *_: "triton")
         return kernel(op, values)
 
 
-IN_THE_INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1"
-REAL: list[Way] = [by_reference, *(by(host.name) for host in HOSTS if not host.why_not)]
-"""The ways to call with tensors that lie somewhere."""
-if IN_THE_INTERPRETER:
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+REAL: list[Way] = [by_reference, *(by(cell.name) for cell in MAIN_CELLS if not cell.why_not)]
+"""The ways to call with tensors that have data."""
+if INTERPRETED:
     REAL.append(by_triton)
 WAYS: list[Way] = [*REAL, fake, meta]
 
 
 def outcome(way: Way, op: str, values: list[Any]) -> tuple[type[Exception], str] | list[torch.Size]:
-    """The refusal's type and first line, or the shapes of what was computed."""
+    """The error's type and first line, or the shapes of the results."""
     try:
         return [out.shape for out in as_tuple(way(op, values))]
     except Exception as error:
@@ -101,11 +101,11 @@ def check(op: str, changes: dict[str, Change], message: str, ways: Sequence[Way]
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(IN_THE_INTERPRETER, reason="this is it")
+@pytest.mark.skipif(INTERPRETED, reason="this is already the process with the interpreter")
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="the package triton is not installed")
-def test_triton_judges_as_the_others() -> None:
-    """The wrong calls in a process where Triton interprets; what fits would take it minutes."""
-    options = ["-k", "not any_faults", "-q", "-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning"]
+def test_triton_gives_the_same_errors() -> None:
+    """The invalid calls, in a process with Triton's interpreter; valid calls would take it minutes."""
+    options = ["-k", "not random_faults", "-q", "-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, __file__],
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
@@ -123,11 +123,11 @@ def to(dtype: torch.dtype) -> Change:
     return lambda t: t.to(dtype)
 
 
-def of_shape(*shape: int) -> Change:
+def zeros_of_shape(*shape: int) -> Change:
     return lambda t: t.new_zeros(shape)
 
 
-def number(value: Any) -> Change:
+def replaced_by(value: Any) -> Change:
     return lambda _: value
 
 
@@ -152,7 +152,7 @@ IMAGE_CASES: list[tuple[Change, str]] = [
     (lambda t: torch.cat([t, t], 1), "(2, 6, {h}, {w})"),
     (lambda t: t[:, :, :0], "(2, 3, 0, {w})"),
     (lambda t: t[..., :0], "(2, 3, {h}, 0)"),
-    (of_shape(0, 3, 0, 0), "(0, 3, 0, 0)"),
+    (zeros_of_shape(0, 3, 0, 0), "(0, 3, 0, 0)"),
 ]
 OPS_AND_IMAGES = [(op, name) for op in OPS if op not in SCORES for name in IMAGES[op]]
 
@@ -206,8 +206,8 @@ def test_images_of_a_dtype_without_a_kernel(op: str, dtype: torch.dtype) -> None
 
 @pytest.mark.parametrize("dtype", [torch.uint4, torch.bits8, torch.float8_e8m0fnu], ids=str)
 @pytest.mark.parametrize("way", REAL)
-def test_a_dtype_that_torch_hides_from_libraries(way: Way, dtype: torch.dtype) -> None:
-    """It is not always named, but the argument is, and what it must be."""
+def test_dtype_without_a_name_in_the_stable_abi(way: Way, dtype: torch.dtype) -> None:
+    """The error need not name this dtype, but names the argument and what it must be."""
     for name, wanted in (("image", "uint8, float32, float16"), ("conv2_bias", "float32 like image, got")):
         values = arguments("encode", **{name: lambda t: t.to(torch.uint8).view(dtype)})
         kind, message = outcome(way, "encode", values)
@@ -215,7 +215,7 @@ def test_a_dtype_that_torch_hides_from_libraries(way: Way, dtype: torch.dtype) -
         assert message.startswith(f"wae::encode: {name} must be {wanted}")
 
 
-def test_only_the_encoder_takes_bytes() -> None:
+def test_decoders_refuse_uint8() -> None:
     message = "low must be float32, float16, bfloat16 or float64, got uint8"
     for op in ("decode", "decode_scores"):
         check(op, {"low": to(torch.uint8)}, message)
@@ -231,7 +231,7 @@ def test_only_the_encoder_takes_bytes() -> None:
         (to(torch.uint8), "float32 like low, got uint8"),
     ],
 )
-def test_a_high_that_is_not_like_low(op: str, change: Change, message: str) -> None:
+def test_high_unlike_low(op: str, change: Change, message: str) -> None:
     verb = "have " if message.startswith("shape") else "be "
     check(op, {"high": change}, f"high must {verb}{message}")
 
@@ -252,7 +252,7 @@ def shape_of(op: str, name: str) -> tuple[int, ...]:
 
 
 def wanted(op: str, name: str) -> str:
-    """The shape in an error's words: the first weight decides the width."""
+    """The shape as the error writes it: the width is free for the first weight, which decides it."""
     first = "conv1_weight" if op.startswith("encode") else "low_weight"
     return text(shape_of(op, name)).replace("16", "trunk_width >= 1" if name == first else "16")
 
@@ -269,14 +269,14 @@ def test_parameters_of_a_wrong_shape(op: str, name: str) -> None:
     shape = shape_of(op, name)
     for wrong in ((*shape[:-1], shape[-1] + 1), (*shape[:-1], 0), (*shape, 1), shape[1:], ()):
         message = f"{name} must have shape {wanted(op, name)}, got {text(wrong)}"
-        check(op, {name: of_shape(*wrong)}, message)
+        check(op, {name: zeros_of_shape(*wrong)}, message)
 
 
-def test_a_network_of_no_width() -> None:
+def test_network_of_width_0() -> None:
     message = "conv1_weight must have shape (trunk_width >= 1, 3, 3, 3), got (0, 3, 3, 3)"
-    check("encode", {"conv1_weight": of_shape(0, 3, 3, 3)}, message)
+    check("encode", {"conv1_weight": zeros_of_shape(0, 3, 3, 3)}, message)
     message = "low_weight must have shape (3, trunk_width >= 1, 3, 3), got (3, 0, 3, 3)"
-    check("decode", {"low_weight": of_shape(3, 0, 3, 3)}, message)
+    check("decode", {"low_weight": zeros_of_shape(3, 0, 3, 3)}, message)
 
 
 def test_the_first_weight_decides_the_width() -> None:
@@ -296,40 +296,40 @@ def test_parameters_of_another_dtype(op: str, name: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("op", DECODERS)
-def test_parameters_beside_images_in_16_bits(op: str, dtype: torch.dtype) -> None:
-    """They are all in float32, or all in the images' dtype."""
+def test_parameters_with_16_bit_images(op: str, dtype: torch.dtype) -> None:
+    """Either all parameters are float32, or all have the images' dtype."""
     images = {name: to(dtype) for name in names_of(op) if name.startswith(("low", "high", "grad"))}
     images = {name: change for name, change in images.items() if name not in shapes_of(op)}
-    in_16_bits = str(dtype).removeprefix("torch.")
+    images_dtype = str(dtype).removeprefix("torch.")
     other = torch.bfloat16 if dtype == torch.float16 else torch.float16
     for wrong, name in {torch.float64: "float64", other: str(other)[6:], **OTHERS}.items():
-        message = f"low_weight must be {in_16_bits} like low, or float32, got {name}"
+        message = f"low_weight must be {images_dtype} like low, or float32, got {name}"
         check(op, {**images, "low_weight": to(wrong)}, message)
         check(op, {**images, "low_bias": to(wrong)}, f"low_bias must be float32 like low_weight, got {name}")
     for name in shapes_of(op):
         if name != "low_weight":
-            message = f"{name} must be float32 like low_weight, got {in_16_bits}"
+            message = f"{name} must be float32 like low_weight, got {images_dtype}"
             check(op, {**images, name: to(dtype)}, message)
-    message = f"low_bias must be {in_16_bits} like low_weight, got float32"
+    message = f"low_bias must be {images_dtype} like low_weight, got float32"
     check(op, {**images, "low_weight": to(dtype)}, message)
-    message = f"high must be {in_16_bits} like low, got float32"
+    message = f"high must be {images_dtype} like low, got float32"
     check(op, {**images, "high": lambda t: t}, message)
 
 
 @pytest.mark.parametrize("op", DECODERS)
-def test_float32_parameters_beside_images_in_float64(op: str) -> None:
+def test_float32_parameters_with_float64_images(op: str) -> None:
     images = {"low": to(torch.float64), "high": to(torch.float64)}
     check(op, images, "low_weight must be float64 like low, got float32")
 
 
 @pytest.mark.parametrize("op", [op for op in DECODERS if op.endswith("backward")])
-def test_a_gradient_beside_images_in_16_bits(op: str) -> None:
+def test_float32_gradient_with_16_bit_images(op: str) -> None:
     images = {"low": to(torch.float16), "high": to(torch.float16)}
     check(op, images, f"{names_of(op)[0]} must be float16 like low, got float32")
 
 
 @pytest.mark.parametrize("op", ["encode", "encode_backward"])
-def test_parameters_beside_bytes(op: str) -> None:
+def test_parameters_with_a_uint8_image(op: str) -> None:
     image = {"image": to(torch.uint8)}
     message = "conv1_weight must be float32, float16, bfloat16 or float64, got int32"
     check(op, {**image, "conv1_weight": to(torch.int32)}, message)
@@ -341,7 +341,7 @@ def test_parameters_beside_bytes(op: str) -> None:
 @pytest.mark.parametrize("op", ["encode", "encode_backward"])
 def test_scale_and_shift(op: str, name: str) -> None:
     for wrong in ((), (1,), (4,), (0,), (3, 1), (1, 3, 1, 1)):
-        check(op, {name: of_shape(*wrong)}, f"{name} must have shape (3), got {text(wrong)}")
+        check(op, {name: zeros_of_shape(*wrong)}, f"{name} must have shape (3), got {text(wrong)}")
     for dtype, dtype_name in OTHERS.items():
         message = f"{name} must be float32, float16, bfloat16 or float64, got {dtype_name}"
         check(op, {name: to(dtype)}, message)
@@ -371,13 +371,13 @@ def test_scale_and_shift(op: str, name: str) -> None:
 def test_output_size(size: list[int], got: str) -> None:
     message = f"output_size must be (13 or 14, 17 or 18), got {got}"
     for op in ("decode", "decode_scores"):
-        check(op, {"output_size": number(size)}, message)
+        check(op, {"output_size": replaced_by(size)}, message)
 
 
-def test_a_low_of_one_pixel_makes_no_empty_image() -> None:
+def test_output_size_of_a_one_pixel_low_is_not_empty() -> None:
     message = "output_size must be (1 or 2, 1 or 2), got (0, 0)"
     pixel = {"low": lambda t: t[..., :1, :1], "high": lambda t: t[..., :1, :1]}
-    check("decode", {**pixel, "output_size": number([0, 0])}, message)
+    check("decode", {**pixel, "output_size": replaced_by([0, 0])}, message)
 
 
 # --------------------------------------------------------------------------------------------- gradients
@@ -411,7 +411,7 @@ TENSORS = [(op, name) for op in OPS for name in names_of(op) if not name.startsw
 @pytest.mark.parametrize(("op", "name"), TENSORS)
 def test_a_tensor_on_another_device(op: str, name: str) -> None:
     first = IMAGES[op][0]
-    if name == first:  # then its companions are what is elsewhere
+    if name == first:  # the devices of the other tensors are then the wrong ones
         other = "conv1_weight" if first == "image" else "high"
         check(op, {name: lambda t: t.to("meta")}, f"{other} must be on {first}'s device meta, got cpu", REAL)
     else:
@@ -432,43 +432,47 @@ def test_other_layouts() -> None:
     check("encode", weight, "conv2_bias must be a dense tensor, got torch.sparse_csr", REAL)
 
 
-# -------------------------------------------------------------------------------- no kernel is run on it
+# ------------------------------------------------------- failures of allocation, of the reference, of torch
 
 
 @pytest.mark.parametrize("shape", [(2**24, 2**24), (2**42, 1), (1, 2**42)], ids=str)
-def test_an_image_that_no_memory_holds(cell: Cell, shape: tuple[int, int]) -> None:
-    """One pixel seen 2^48 times: the output cannot be allocated, and that is all that happens."""
+def test_image_too_large_for_memory(cell: Cell, shape: tuple[int, int]) -> None:
+    """One pixel expanded to 2^48: the failed allocation of the output is an ordinary error."""
     values = arguments("encode", image=lambda t: t[:1, :, :1, :1].expand(1, 3, *shape))
     with pytest.raises(RuntimeError, match=r"allocate|out of memory|fallback failed"):
         kernel("encode", [v.to(cell.device) for v in values])
 
 
-def test_an_empty_result_whose_strides_overflow(cell: Cell) -> None:
+def test_empty_result_with_strides_that_overflow(cell: Cell) -> None:
     values = arguments("encode", image=lambda t: t[:0, :, :1, :1].expand(0, 3, 2**40, 2**40))
     with pytest.raises(RuntimeError, match=r"overflow|fallback failed"):
         kernel("encode", [v.to(cell.device) for v in values])
 
 
-@pytest.mark.skipif(torch.__version__ < (2, 13), reason="torch does not tell C++ before 2.13")
-def test_what_goes_wrong_in_the_reference_is_told(cell: Cell) -> None:
-    """The kernels hand float64 over to it."""
+@pytest.mark.skipif(torch.__version__ < (2, 13), reason="C++ does not get the message before torch 2.13")
+def test_error_in_the_reference_keeps_its_message(cell: Cell) -> None:
+    """The kernels pass float64 on to the reference."""
     image, *others = (v.to(cell.device, torch.float64) for v in arguments("encode"))
     with pytest.raises(RuntimeError, match=r"allocate|out of memory"):
         kernel("encode", [image[:1, :, :1, :1].expand(1, 3, 2**20, 2**20), *others])
 
 
-def test_what_is_not_a_tensor_is_refused_by_torch() -> None:
-    for changes in ({"image": number(None)}, {"conv1_weight": number(None)}, {"low_bias": number(1.0)}):
+def test_torch_refuses_values_of_another_type() -> None:
+    for changes in (
+        {"image": replaced_by(None)},
+        {"conv1_weight": replaced_by(None)},
+        {"low_bias": replaced_by(1.0)},
+    ):
         with pytest.raises((RuntimeError, TypeError)):
             kernel("encode", arguments("encode", **changes))
     for size in (13, 13.0, [13.0, 18.0], None, "no"):
         with pytest.raises((RuntimeError, TypeError)):
-            kernel("decode", arguments("decode", output_size=number(size)))
+            kernel("decode", arguments("decode", output_size=replaced_by(size)))
     with pytest.raises((RuntimeError, TypeError)):
         kernel("encode", arguments("encode")[:5])
 
 
-# ------------------------------------------------------------------------------------------- random faults
+# ------------------------------------------------------------------------------------------ random changes
 
 
 def _resized(t: Tensor, at: int, by: int) -> Tensor:
@@ -503,12 +507,12 @@ FAULTS: dict[str, Callable[[Tensor, int], Tensor]] = {
     in_16_bits=st.booleans(),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_any_faults_are_judged_alike(
+def test_random_faults_give_the_same_outcome(
     op: str, faults: list[tuple[int, str, int]], in_16_bits: bool, seed: int
 ) -> None:
-    """Of several faults, all ways to call name the same; and what one takes, all take.
+    """If there are several faults, all ways to call name the same one. If one way accepts a call, all do.
 
-    ``in_16_bits``: images and gradients are, beside parameters in float32.
+    With ``in_16_bits``, images and gradients are float16 and parameters float32.
     """
     torch.manual_seed(seed)
     images = [name for name in names_of(op) if name in ("image", "low", "high") or name.startswith("grad")]
@@ -517,13 +521,13 @@ def test_any_faults_are_judged_alike(
     for place, fault, at in faults:
         i = tensors[place % len(tensors)]
         values[i] = FAULTS[fault](values[i], at)
-    judged = {way.__name__: outcome(way, op, values) for way in WAYS}
-    assert len({str(j) for j in judged.values()}) == 1, judged
-    said = judged["by_reference"]
-    assert isinstance(said, list) or (said[0] is RuntimeError and said[1].startswith(f"wae::{op}: "))
+    outcomes = {way.__name__: outcome(way, op, values) for way in WAYS}
+    assert len({str(o) for o in outcomes.values()}) == 1, outcomes
+    found = outcomes["by_reference"]
+    assert isinstance(found, list) or (found[0] is RuntimeError and found[1].startswith(f"wae::{op}: "))
 
 
-# ------------------------------------------------------------------------------- what is asked of results
+# -------------------------------------------------------------------------- dtype and format of the results
 
 
 FORMATS = "memory_format must be torch.contiguous_format or torch.channels_last"
@@ -542,8 +546,8 @@ FORMATS = "memory_format must be torch.contiguous_format or torch.channels_last"
     ],
     ids=str,
 )
-def test_results_that_cannot_be_asked_for(
+def test_invalid_dtype_or_memory_format_of_results(
     way: Way, dtype: torch.dtype | None, memory_format: torch.memory_format | None, message: str
 ) -> None:
-    refusal = RuntimeError, f"wae::encode: {message}"
-    assert outcome(way, "encode", [*arguments("encode"), dtype, memory_format]) == refusal
+    expected = RuntimeError, f"wae::encode: {message}"
+    assert outcome(way, "encode", [*arguments("encode"), dtype, memory_format]) == expected

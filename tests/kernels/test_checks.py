@@ -1,4 +1,4 @@
-"""The rules themselves; test_bad_input.py tests that every way to call states them alike."""
+"""The rules for arguments. test_bad_input.py tests that every way to call an op applies them alike."""
 
 from __future__ import annotations
 
@@ -25,18 +25,22 @@ from wae_kernels.checks import (
 from wae_kernels.parameters import DecoderParameters, EncoderParameters
 
 
-def test_the_tables_name_the_schemas_arguments_in_order() -> None:
-    of_ops = {"encode": ENCODER_SHAPES, "decode": DECODER_SHAPES, "decode_scores": SCORE_DECODER_SHAPES}
-    for op, shapes in of_ops.items():
-        for schema in (f"{op}", f"{op}_backward"):
+def test_shape_tables_have_the_order_of_the_schemas() -> None:
+    tables_of_ops = {
+        "encode": ENCODER_SHAPES,
+        "decode": DECODER_SHAPES,
+        "decode_scores": SCORE_DECODER_SHAPES,
+    }
+    for op, shapes in tables_of_ops.items():
+        for schema in (op, f"{op}_backward"):
             arguments = [a.name for a in getattr(torch.ops.wae, schema).default._schema.arguments]
             first = arguments.index(next(iter(shapes)))
             assert arguments[first : first + len(shapes)] == list(shapes)
 
 
-def test_the_rows_are_the_schemas_arguments() -> None:
-    """Every argument of every op but its flags and the results' options has a row in the op's tables."""
-    of_ops = {
+def test_rules_cover_all_arguments_of_the_schemas() -> None:
+    """Every argument has a row in the op's tables, except for flags and the options of results."""
+    tables_of_ops = {
         "encode": ["encoder"],
         "encode_backward": ["encode_backward", "encoder"],
         "decode": ["decoder", "decode"],
@@ -47,15 +51,15 @@ def test_the_rows_are_the_schemas_arguments() -> None:
         "conv3x3_pack": ["conv3x3_pack"],
         "conv3x3": ["conv3x3"],
     }
-    assert {table for tables in of_ops.values() for table in tables} == set(TABLES)
-    for op, tables in of_ops.items():
+    assert {table for tables in tables_of_ops.values() for table in tables} == set(TABLES)
+    for op, tables in tables_of_ops.items():
         schema = getattr(torch.ops.wae, op).default._schema.arguments
         rows = [row.name for table in tables for row in TABLES[table]]
         expected = (a.name for a in schema if str(a.type) != "bool" and a.name not in RESULT_OPTIONS)
         assert sorted(rows) == sorted(expected)
 
 
-def test_a_packed_weight_has_the_tables_shape() -> None:
+def test_packed_weight_has_the_shape_of_its_rule() -> None:
     weight = torch.randn(20, 5, 3, 3)
     packed = torch.ops.wae.conv3x3_pack(weight)
     assert packed_shape(20, 5) == packed.shape
@@ -64,7 +68,7 @@ def test_a_packed_weight_has_the_tables_shape() -> None:
 
 
 @pytest.mark.parametrize("width", [1, 8, 16])
-def test_the_tables_are_the_shapes_of_the_modules(width: int) -> None:
+def test_shape_tables_agree_with_the_modules(width: int) -> None:
     tables = {wae_nn.Encoder: ENCODER_SHAPES, wae_nn.Decoder: DECODER_SHAPES}
     for module, shapes in tables.items():
         state = {k.replace(".", "_"): tuple(v.shape) for k, v in module(width).state_dict().items()}
@@ -79,7 +83,7 @@ def test_the_tables_are_the_shapes_of_the_modules(width: int) -> None:
     }
 
 
-def test_the_published_encoder_has_its_number_of_multiply_adds() -> None:
+def test_multiply_adds_of_the_published_encoder() -> None:
     """docs/network.md: 263.7 million for an image of 224 x 224."""
     sizes = [
         tuple(16 if s == TRUNK_WIDTH else s for s in shape)
@@ -93,7 +97,7 @@ def test_the_published_encoder_has_its_number_of_multiply_adds() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("batch", [0, 1, 3])
-def test_what_fits_is_accepted(batch: int, dtype: torch.dtype) -> None:
+def test_valid_arguments_are_accepted(batch: int, dtype: torch.dtype) -> None:
     assert dtype in FLOATING
     for height, width in ((1, 1), (2, 1), (7, 10)):
         low = image_of(batch, (height + 1) // 2, (width + 1) // 2, dtype)
@@ -109,7 +113,7 @@ def test_what_fits_is_accepted(batch: int, dtype: torch.dtype) -> None:
             check_decode_backward(image, low, low, DecoderParameters(*decoder()))
 
 
-def test_tensors_of_two_gpus_do_not_fit() -> None:
+def test_tensors_on_two_gpus_are_refused() -> None:
     with FakeTensorMode():
         image = torch.empty(1, 3, 4, 4, device="cuda:0")
         parameters = EncoderParameters(*(torch.empty(p.shape, device="cuda:1") for p in encoder()))
@@ -117,7 +121,7 @@ def test_tensors_of_two_gpus_do_not_fit() -> None:
             check_encode(image, parameters, None, None)
 
 
-def test_the_message_begins_with_the_op() -> None:
+def test_message_starts_with_the_op() -> None:
     for op in ("encode", "encode_backward"):
         with pytest.raises(
             RuntimeError,

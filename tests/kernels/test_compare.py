@@ -1,4 +1,4 @@
-"""The comparison itself: it must fail on what is wrong."""
+"""The comparison that all op tests use: it fails for every kind of wrong result."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_equal_tensors_have_no_error_in_any_layout_or_dtype(ref: torch.Tensor) -
     assert_close(half, half.double(), 0.0)
 
 
-def test_a_scaled_result_is_off_by_the_scale(ref: torch.Tensor) -> None:
+def test_relative_error_of_a_scaled_result(ref: torch.Tensor) -> None:
     assert relative_error(ref * 1.001, ref) == pytest.approx(1e-3)
 
 
@@ -36,16 +36,16 @@ def test_one_wrong_element_fails(ref: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize(("row", "column"), [(0, 4), (8, 4), (4, 0), (4, 7), (0, 0), (8, 7)])
-def test_a_small_wrong_rim_does_not_hide_in_a_large_image(row: int, column: int) -> None:
+def test_small_error_on_the_border_fails(row: int, column: int) -> None:
     ref = torch.randn(1, 3, 9, 8, dtype=torch.float64)
     out = ref.clone()
     out[0, 0, row, column] += 1e-3
     assert border_error(out, ref) == pytest.approx(1e-3 / ref.square().mean().sqrt().item())
-    with pytest.raises(AssertionError, match="rim"):
+    with pytest.raises(AssertionError, match="border"):
         assert_close(out, ref, 1.1 * relative_error(out, ref))
 
 
-def test_the_rim_leaves_the_inside_out(ref: torch.Tensor) -> None:
+def test_border_error_ignores_the_interior(ref: torch.Tensor) -> None:
     out = ref.clone()
     out[:, :, 1:-1, 1:-1] += 1
     assert border_error(out, ref) == 0.0
@@ -68,17 +68,17 @@ def test_another_shape_fails_even_if_it_broadcasts(ref: torch.Tensor) -> None:
             assert_close(out, ref, 1.0)
 
 
-def test_something_where_zero_is_right_fails(ref: torch.Tensor) -> None:
+def test_relative_error_to_zeros_is_zero_or_infinite(ref: torch.Tensor) -> None:
     zero = torch.zeros_like(ref)
     assert relative_error(zero, zero) == 0.0
     assert relative_error(ref, zero) == math.inf
 
 
-def test_nothing_equals_nothing() -> None:
+def test_empty_tensors_are_equal() -> None:
     assert_close(torch.empty(0, 3, 4, 4), torch.empty(0, 3, 4, 4), 0.0)
 
 
-def test_the_limits_are_the_specification_s() -> None:
+def test_tolerances_are_those_of_the_specification() -> None:
     assert tolerance(torch.float32) == PLAIN == 1e-6
     assert tolerance(torch.float32, "cpu:avx2") == tolerance(torch.float32, device="cuda") == WINOGRAD == 1e-5
     assert tolerance(torch.float16, "cpu:avx512") == 2e-3

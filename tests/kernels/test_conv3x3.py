@@ -1,4 +1,4 @@
-"""wae::conv3x3 against a convolution in float64: every backend, size, layout; what it refuses."""
+"""wae::conv3x3 against a convolution in float64: backends, sizes, layouts and invalid arguments."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CHANNELS = [1, 3, 5, 16, 17, 64, 100, 512]
 
 @functools.cache
 def layer(channels: int, out_channels: int) -> tuple[Tensor, Tensor]:
-    """A weight of He's variance and a bias that is not zero."""
+    """A weight with the variance of He initialisation, and a bias that is not zero."""
     generator = torch.Generator().manual_seed(1000 * channels + out_channels)
     weight = torch.randn(out_channels, channels, 3, 3, generator=generator) * (2 / (9 * channels)) ** 0.5
     return weight, torch.randn(out_channels, generator=generator)
@@ -59,7 +59,7 @@ def test_sizes(cell: Cell, batch: int, size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_autocast_gives_it_float32(cell: Cell, dtype: torch.dtype) -> None:
+def test_float32_inside_autocast(cell: Cell, dtype: torch.dtype) -> None:
     weight, bias = (t.to(cell.device, dtype) for t in layer(5, 33))
     x = maps(2, 5, 6, 7, cell.device).to(dtype)
     with torch.autocast(cell.device, dtype):
@@ -83,13 +83,13 @@ def test_channels_out(cell: Cell, out_channels: int) -> None:
 @pytest.mark.parametrize("size", [(1, 1), (5, 7), (9, 300)], ids=size_name)
 @pytest.mark.parametrize("channels", [1, 2, 3])
 def test_few_channels_in(cell: Cell, channels: int, size: tuple[int, int]) -> None:
-    """They are convolved directly, in runs of up to 224 columns; 40 output channels are no whole panels."""
+    """A direct convolution, in runs of up to 224 columns. 40 output channels do not fill their panels."""
     weight, bias = layer(channels, 40)
     check(maps(2, channels, *size, cell.device), weight, bias, relu=True)
 
 
 def test_weights_in_channels_last(cell: Cell) -> None:
-    """With one channel, and in 1 x 1 layers, their strides are those of the other format too."""
+    """With only one input or output channel, strides are ambiguous between the memory formats."""
     for channels, out_channels in [(1, 64), (3, 1), (1, 1), (5, 7)]:
         weight, bias = layer(channels, out_channels)
         weight = weight.contiguous(memory_format=torch.channels_last)
@@ -115,7 +115,7 @@ def test_without_a_bias(cell: Cell, relu: bool) -> None:
     check(maps(2, 16, 6, 9, cell.device), layer(16, 32)[0], None, relu)
 
 
-def test_packing_is_that_of_the_reference(cell: Cell) -> None:
+def test_packed_weights_equal_the_references(cell: Cell) -> None:
     for channels, out_channels in [(1, 1), (5, 16), (3, 37), (77, 40)]:
         made = layer(channels, out_channels)[0].to(cell.device)
         for weight in (made, made.mT):
@@ -123,8 +123,8 @@ def test_packing_is_that_of_the_reference(cell: Cell) -> None:
 
 
 @pytest.mark.parametrize("channels", [3, 20])
-def test_nan_stays_in_its_image_and_shows(cell: Cell, channels: int) -> None:
-    """A NaN reaches every output that it is an input of, ReLU or not, and no other image."""
+def test_nan_stays_in_its_image_and_reaches_all_its_outputs(cell: Cell, channels: int) -> None:
+    """A NaN reaches every output that reads it, with and without ReLU, and no other image."""
     weight, bias = (t.to(cell.device) for t in layer(channels, 24))
     x = maps(3, channels, 6, 6, cell.device)  # 4 tiles an image: several images share a block of tiles
     clean = conv3x3(x, conv3x3_pack(weight), bias, 24, True)
@@ -136,11 +136,11 @@ def test_nan_stays_in_its_image_and_shows(cell: Cell, channels: int) -> None:
 
 @pytest.mark.parametrize("channels", [3, 40])
 @pytest.mark.parametrize("size", [(7, 7), (30, 31)], ids=size_name)
-def test_the_same_bits_on_any_number_of_threads_and_in_any_batch(
+def test_bit_identical_on_any_number_of_threads_and_in_any_batch(
     cell: Cell, size: tuple[int, int], channels: int
 ) -> None:
     if not cell.has_kernel("conv3x3"):
-        pytest.skip("PyTorch's own convolutions do not promise it")
+        pytest.skip("PyTorch's own convolutions do not guarantee it")
     weight, bias = layer(channels, 100)
     x, packed = maps(3, channels, *size), conv3x3_pack(weight)
     once = conv3x3(x, packed, bias, 100)
@@ -150,7 +150,7 @@ def test_the_same_bits_on_any_number_of_threads_and_in_any_batch(
     assert torch.equal(torch.cat([conv3x3(one[None], packed, bias, 100) for one in x]), once)
 
 
-# ------------------------------------------------------------------------------------- what torch is told
+# ------------------------------------------------------------------------------- registration with torch
 
 
 @pytest.mark.parametrize("layout", OPCHECK_LAYOUTS)
@@ -166,8 +166,8 @@ def test_opcheck(layout: str, with_bias: bool) -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1)], ids=size_name)
 @pytest.mark.parametrize("channels", [1, 4])
-def test_fakes_have_the_strides_of_the_real_ones(cell: Cell, channels: int, size: tuple[int, int]) -> None:
-    """Sizes of 1, where strides are ambiguous and opcheck does not compare them."""
+def test_fake_outputs_have_the_strides_of_real_ones(cell: Cell, channels: int, size: tuple[int, int]) -> None:
+    """With sizes of 1, strides are ambiguous and opcheck does not compare them."""
     weight, bias = (t.to(cell.device) for t in layer(channels, channels))
     arguments = (torch.randn(1, channels, *size, device=cell.device), conv3x3_pack(weight), bias)
     real = conv3x3(*arguments, channels)
@@ -192,7 +192,7 @@ def test_compile_fullgraph() -> None:
     torch.compiler.reset()
 
 
-def test_there_is_no_gradient() -> None:
+def test_gradients_are_refused() -> None:
     weight, bias = layer(4, 6)
     x = maps(1, 4, 5, 5).requires_grad_()
     packed = conv3x3_pack(weight)
@@ -202,7 +202,7 @@ def test_there_is_no_gradient() -> None:
         conv3x3_pack(weight.clone().requires_grad_()).sum().backward()
 
 
-def test_packed_weights_survive_a_modules_change_of_memory_format() -> None:
+def test_packed_weights_survive_a_change_of_memory_format() -> None:
     module = torch.nn.Module()
     module.register_buffer("packed", conv3x3_pack(layer(5, 20)[0]))
     assert module.to(memory_format=torch.channels_last).packed.is_contiguous()
@@ -211,8 +211,8 @@ def test_packed_weights_survive_a_modules_change_of_memory_format() -> None:
 # ---------------------------------------------------------------------------------------------- bad input
 
 
-def refusals(op: Any, arguments: list[Any]) -> list[str]:
-    """The first line of each way's refusal: the kernel, the reference, the fake."""
+def errors(op: Any, arguments: list[Any]) -> list[str]:
+    """The first line of the error from the kernel, from the reference and from the fake kernel."""
 
     def fake() -> Any:
         with FakeTensorMode() as mode:
@@ -225,27 +225,19 @@ def refusals(op: Any, arguments: list[Any]) -> list[str]:
     ]
     lines = []
     for way in ways:
-        with pytest.raises(RuntimeError) as refused:
+        with pytest.raises(RuntimeError) as error:
             way()
-        lines.append(str(refused.value).partition("\n")[0])
+        lines.append(str(error.value).partition("\n")[0])
     return lines
 
 
+INPUT = "input must have shape (batch, channels >= 1, height >= 1, width >= 1), got"
 PACKED = "packed must have shape (2, 5, 144), got"
 BAD = {
     "input": [
-        (
-            lambda t: t[0],
-            "input must have shape (batch, channels >= 1, height >= 1, width >= 1), got (5, 6, 7)",
-        ),
-        (
-            lambda t: t[:, :0],
-            "input must have shape (batch, channels >= 1, height >= 1, width >= 1), got (2, 0, 6, 7)",
-        ),
-        (
-            lambda t: t[:, :, :0],
-            "input must have shape (batch, channels >= 1, height >= 1, width >= 1), got (2, 5, 0, 7)",
-        ),
+        (lambda t: t[0], f"{INPUT} (5, 6, 7)"),
+        (lambda t: t[:, :0], f"{INPUT} (2, 0, 6, 7)"),
+        (lambda t: t[:, :, :0], f"{INPUT} (2, 5, 0, 7)"),
         (lambda t: t.double(), "input must be float32, got float64"),
         (lambda t: t.half(), "input must be float32, got float16"),
         (lambda t: t[:, :4], "packed must have shape (2, 4, 144), got (2, 5, 144)"),
@@ -279,31 +271,25 @@ BAD = {
 @pytest.mark.parametrize(
     ("name", "change", "message"), [(n, c, m) for n, cases in BAD.items() for c, m in cases]
 )
-def test_what_does_not_fit_is_named(name: str, change: Callable[[Any], Any], message: str) -> None:
+def test_invalid_argument_is_named(name: str, change: Callable[[Any], Any], message: str) -> None:
     weight, bias = layer(5, 20)
     arguments = {"input": maps(2, 5, 6, 7), "packed": conv3x3_pack(weight), "bias": bias, "out_channels": 20}
     arguments[name] = change(arguments[name])
-    assert refusals(conv3x3, list(arguments.values())) == [f"wae::conv3x3: {message}"] * 3
+    assert errors(conv3x3, list(arguments.values())) == [f"wae::conv3x3: {message}"] * 3
+
+
+WEIGHT = "weight must have shape (out_channels >= 1, channels >= 1, 3, 3), got"
 
 
 @pytest.mark.parametrize(
     ("weight", "message"),
     [
-        (
-            torch.zeros(4, 3, 3),
-            "weight must have shape (out_channels >= 1, channels >= 1, 3, 3), got (4, 3, 3)",
-        ),
-        (
-            torch.zeros(4, 3, 3, 5),
-            "weight must have shape (out_channels >= 1, channels >= 1, 3, 3), got (4, 3, 3, 5)",
-        ),
-        (
-            torch.zeros(0, 3, 3, 3),
-            "weight must have shape (out_channels >= 1, channels >= 1, 3, 3), got (0, 3, 3, 3)",
-        ),
+        (torch.zeros(4, 3, 3), f"{WEIGHT} (4, 3, 3)"),
+        (torch.zeros(4, 3, 3, 5), f"{WEIGHT} (4, 3, 3, 5)"),
+        (torch.zeros(0, 3, 3, 3), f"{WEIGHT} (0, 3, 3, 3)"),
         (torch.zeros(4, 3, 3, 3).double(), "weight must be float32, got float64"),
     ],
     ids=str,
 )
-def test_a_weight_that_does_not_fit_is_named(weight: Tensor, message: str) -> None:
-    assert refusals(conv3x3_pack, [weight]) == [f"wae::conv3x3_pack: {message}"] * 3
+def test_invalid_weight_is_named(weight: Tensor, message: str) -> None:
+    assert errors(conv3x3_pack, [weight]) == [f"wae::conv3x3_pack: {message}"] * 3

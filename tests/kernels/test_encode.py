@@ -1,4 +1,4 @@
-"""wae::encode against the float64 reference: every backend, dtype, layout and kind of size."""
+"""wae::encode against the float64 reference: backends, dtypes, layouts, sizes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def check(
     *scale_shift: Tensor | None,
     expected: tuple[Tensor, Tensor] | None = None,
 ) -> None:
-    """The op's outputs are right, laid out like the image, and nothing else was touched."""
+    """The op's outputs are right and have the layout of the image, and no argument was changed."""
     arguments = [image, *parameters, *scale_shift]
     before = [None if a is None else a.clone() for a in arguments]
     outputs = torch.ops.wae.encode(*arguments)
@@ -60,8 +60,8 @@ def check(
     assert all(out.untyped_storage().data_ptr() not in memory for out in outputs if out.numel())
 
 
-def test_the_reference_is_the_published_network() -> None:
-    """The oracle itself, against torch.nn layers put together by hand."""
+def test_reference_equals_the_layers_of_torch() -> None:
+    """The oracle itself, compared with layers of torch.nn."""
     parameters = encoder(torch.float64)
     trunk = nn.Sequential(
         *(m for channels in (3, 16, 16) for m in (nn.Conv2d(channels, 16, 3, padding=1), nn.ReLU()))
@@ -79,8 +79,8 @@ def test_the_reference_is_the_published_network() -> None:
 def case(
     size: tuple[int, int], dtype: torch.dtype, device: str, *, batch: int = 2, normalized: bool = True
 ) -> tuple[Tensor, list[Tensor], tuple[Tensor, Tensor]]:
-    """An image, the other arguments and what is expected, made once: the float64 oracle takes its time."""
-    torch.manual_seed(seed_of(f"{size} {dtype} {normalized}"))  # the same, whichever test comes first
+    """An image, the other arguments and the expected result, cached because the float64 oracle is slow."""
+    torch.manual_seed(seed_of(f"{size} {dtype} {normalized}"))  # the same case, whichever test runs first
     image, of_bytes = image_of(batch, *size, dtype, device), dtype == torch.uint8
     others = encoder(torch.float32 if of_bytes else dtype, device)
     if normalized:
@@ -116,12 +116,12 @@ def test_layouts(cell: Cell, dtype: torch.dtype, layout: str) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts_of_wide_images(cell: Cell, layout: str) -> None:
-    """Wide enough for every vector path, and its remainder."""
+    """Wide enough for all vector paths and their remainders."""
     check(cell, LAYOUTS[layout](image_of(2, 7, 259, device=cell.device)), encoder(device=cell.device))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_bytes_meet_parameters_of_any_dtype(cell: Cell, dtype: torch.dtype) -> None:
+def test_uint8_image_with_parameters_of_any_dtype(cell: Cell, dtype: torch.dtype) -> None:
     image = image_of(2, 9, 11, torch.uint8, cell.device)
     check(cell, image, encoder(dtype, cell.device), *affine(dtype, cell.device, of_bytes=True))
 
@@ -148,14 +148,14 @@ def test_parameters_of_any_strides(cell: Cell) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8], ids=str)
 def test_strides_beyond_32_bits(cell: Cell, dtype: torch.dtype) -> None:
-    """Rows and images lie gigabytes apart, in memory of which only these pages are ever touched."""
+    """Rows and images are gigabytes apart. Only their pages are ever touched."""
     if cell.device != "cpu":
-        pytest.skip("only the processor's memory is lent without being there")
+        pytest.skip("only a CPU reserves memory without allocating it")
     check(cell, far_apart(image_of(2, 2, 40, dtype)), encoder(), *affine(of_bytes=dtype == torch.uint8))
 
 
-def test_columns_that_lie_far_apart_take_no_more_time(cell: Cell) -> None:
-    """What lies between them was fetched: it took 600 times as long here, six for a transposed photo."""
+def test_columns_that_are_far_apart_take_no_more_time(cell: Cell) -> None:
+    """Once, the memory between them was read: 600 times as slow here, 6 times for a transposed photo."""
     far = torch.zeros(64 * 2**16, device=cell.device).as_strided((1, 3, 64, 64), (0, 0, 1, 2**16))
     parameters = encoder(device=cell.device)
 
@@ -167,7 +167,7 @@ def test_columns_that_lie_far_apart_take_no_more_time(cell: Cell) -> None:
     assert min(seconds(far) for _ in range(4)) < 50 * min(seconds(far.contiguous()) for _ in range(4))
 
 
-# ------------------------------------------------------------------------------- what is asked of results
+# -------------------------------------------------------------------------- dtype and format of the results
 
 
 @pytest.mark.parametrize("memory_format", [None, torch.contiguous_format, torch.channels_last], ids=str)
@@ -217,11 +217,11 @@ def test_scale_and_shift_of_any_dtype(cell: Cell, scale_dtype: torch.dtype) -> N
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8], ids=str)
-def test_the_padding_stays_zero_under_a_shift(cell: Cell, dtype: torch.dtype) -> None:
-    """Against a construction without scale and shift: the image normalised first, in float64."""
+def test_padding_stays_zero_with_a_shift(cell: Cell, dtype: torch.dtype) -> None:
+    """Compared with the encoder without scale and shift on the normalised image, in float64."""
     image = image_of(2, 6, 9, dtype, cell.device)
     scale, shift = affine(device=cell.device, of_bytes=dtype == torch.uint8)
-    shift = shift + 3  # padding shifted along would be far off
+    shift = shift + 3  # if the padding were shifted, too, results would be far off
     parameters = encoder(device=cell.device)
     normalized = image.double() * scale.double().view(3, 1, 1) + shift.double().view(3, 1, 1)
     limit = tolerance(torch.float32, backends.backend_for(cell.device), cell.device)
@@ -230,7 +230,7 @@ def test_the_padding_stays_zero_under_a_shift(cell: Cell, dtype: torch.dtype) ->
         assert_close(out, ref, limit)
 
 
-def test_bytes_without_scale_are_the_numbers_0_to_255(cell: Cell) -> None:
+def test_uint8_image_without_scale_is_read_as_0_to_255(cell: Cell) -> None:
     image = image_of(2, 9, 12, torch.uint8, cell.device)
     parameters = encoder(device=cell.device)
     for out, same in zip(
@@ -241,53 +241,53 @@ def test_bytes_without_scale_are_the_numbers_0_to_255(cell: Cell) -> None:
         assert relative_error(out, same.double()) <= PLAIN
 
 
-# -------------------------------------------------------------------------------------------- same bits
+# ------------------------------------------------------------------------------------------- determinism
 
 
-def bits(cell: Cell, image: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+def encoded(image: Tensor, parameters: Sequence[Tensor]) -> Tensor:
     return torch.cat(torch.ops.wae.encode(image, *parameters), 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8], ids=str)
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
-def test_the_same_bits_on_any_number_of_threads(cell: Cell, layout: str, dtype: torch.dtype) -> None:
+def test_bit_identical_on_any_number_of_threads(cell: Cell, layout: str, dtype: torch.dtype) -> None:
     image = LAYOUTS[layout](image_of(3, 45, 50, dtype, cell.device))
     parameters = encoder(torch.float32 if dtype == torch.uint8 else dtype, cell.device)
     torch.set_num_threads(1)
-    once = bits(cell, image, parameters)
-    assert torch.equal(bits(cell, image, parameters), once)
+    once = encoded(image, parameters)
+    assert torch.equal(encoded(image, parameters), once)
     if cell.name == "reference":
-        return  # PyTorch's own convolutions do not promise more
+        return  # PyTorch's own convolutions do not guarantee more
     for threads in (2, 3, 7):
         torch.set_num_threads(threads)
         for batch in (image, image[:1]):
-            assert torch.equal(bits(cell, batch, parameters), once[: len(batch)]), f"{threads} threads"
+            assert torch.equal(encoded(batch, parameters), once[: len(batch)]), f"{threads} threads"
 
 
 @pytest.mark.parametrize("size", [(13, 18), (33, 40), (3, 300)], ids=size_name)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8], ids=str)
-def test_a_batch_is_its_images(cell: Cell, dtype: torch.dtype, size: tuple[int, int]) -> None:
+def test_batch_equals_single_images(cell: Cell, dtype: torch.dtype, size: tuple[int, int]) -> None:
     image, parameters = image_of(5, *size, dtype, cell.device), encoder(device=cell.device)
-    together = bits(cell, image, parameters)
-    one_by_one = torch.cat([bits(cell, one[None], parameters) for one in image])
+    together = encoded(image, parameters)
+    one_by_one = torch.cat([encoded(one[None], parameters) for one in image])
     if cell.compiled:
         assert torch.equal(together, one_by_one)
     else:
         assert_close(together, one_by_one, tolerance(torch.float32, device=cell.device))
 
 
-def test_layouts_give_the_same_bits(cell: Cell) -> None:
+def test_layouts_are_bit_identical(cell: Cell) -> None:
     """A layout changes how an image is read, not what is computed."""
     if not cell.compiled:
-        pytest.skip("PyTorch's own convolutions do not promise it")
+        pytest.skip("PyTorch's own convolutions do not guarantee it")
     image, parameters = image_of(2, 21, 50, device=cell.device), encoder(device=cell.device)
-    once = bits(cell, image, parameters)
+    once = encoded(image, parameters)
     for name, layout in LAYOUTS.items():
         if not name.startswith("expanded"):
-            assert torch.equal(bits(cell, layout(image), parameters), once), name
+            assert torch.equal(encoded(layout(image), parameters), once), name
 
 
-# ------------------------------------------------------------------------------------------- many images
+# ------------------------------------------------------------------------------------------- random cases
 
 
 @given(

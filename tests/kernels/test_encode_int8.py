@@ -1,4 +1,4 @@
-"""wae::encode_int8 against its reference, to the last bit, and the reference against plain integers."""
+"""wae::encode_int8 against its reference, bit for bit, and the reference against Python integers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,7 +31,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import wae_kernels
-from wae_kernels import _load, backends, flops, reference  # noqa: F401  (flops: importing it registers the formulas)
+from wae_kernels import _load, backends, flops, reference  # noqa: F401  (importing flops registers the formulas)
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -39,7 +40,7 @@ HAS_KERNEL = [cell for cell in CELLS if cell.name in ("cpu:avx512", "cpu:avx2") 
 
 
 def by_definition(image: Tensor, *rest: Any) -> list[Tensor]:
-    """docs/network.md in Python's integers: one number after the other."""
+    """The definition in docs/network.md with Python integers, one number at a time."""
     *layers, padding, shift, multiplier, scale, _, _ = [None if t is None else t.tolist() for t in rest]
     height, width = image.shape[2:]
 
@@ -81,23 +82,23 @@ def by_definition(image: Tensor, *rest: Any) -> list[Tensor]:
     return [torch.stack([result[k] for result in results]) for k in range(2)]
 
 
-def uses_amx(may: bool) -> bool:
-    """Whether AMX computes now, where it ``may`` and can."""
-    return _load.CPU.library is not None and bool(_load.CPU.library.wae_cpu_amx(int(may)))
+def allow_amx(allowed: bool) -> bool:
+    """Allow or forbid AMX. Whether it is used now, which also depends on the CPU and the system."""
+    return _load.CPU.library is not None and bool(_load.CPU.library.wae_cpu_amx(int(allowed)))
 
 
 @pytest.fixture(autouse=True)
-def amx_put_back() -> Iterator[None]:
+def restored_amx() -> Iterator[None]:
     yield
-    uses_amx(os.environ.get("WAE_AMX") != "0")
+    allow_amx(os.environ.get("WAE_AMX") != "0")
 
 
 def check(image: Tensor, rest: list[Any]) -> None:
-    """With AMX, where it is, and without; on the image's device as on the processor."""
+    """Results on the image's device equal the reference's on the CPU, without AMX and, if possible, with."""
     before, expected = image.clone(), reference.encode_int8(image.cpu(), *rest)
     rest = [None if t is None else t.to(image.device) for t in rest]
-    for may in (True, False):
-        if uses_amx(may) != may:
+    for amx in (True, False):
+        if allow_amx(amx) != amx:
             continue
         outputs = encode_int8(image, *rest)
         for output, wanted, zero_point in zip(outputs, expected, rest[-2:], strict=True):
@@ -109,7 +110,7 @@ def check(image: Tensor, rest: list[Any]) -> None:
 
 @pytest.mark.parametrize("zero_points", ZERO_POINTS, ids=str)
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 4)], ids=size_name)
-def test_the_reference_is_the_definition(size: tuple[int, int], zero_points: Sequence[Any]) -> None:
+def test_reference_equals_the_definition(size: tuple[int, int], zero_points: Sequence[Any]) -> None:
     image, rest = image_of(2, *size, torch.uint8), int8_encoder(zero_points=zero_points)
     for got, wanted in zip(reference.encode_int8(image, *rest), by_definition(image, *rest), strict=True):
         assert torch.equal(got, wanted)
@@ -145,12 +146,12 @@ def test_an_empty_batch(cell: Cell) -> None:
 
 
 @pytest.mark.parametrize("width", [1, 8, 17])
-def test_other_widths_take_the_reference(width: int) -> None:
+def test_other_widths_run_the_reference(width: int) -> None:
     check(image_of(2, 9, 14, torch.uint8), int8_encoder(width))
 
 
 def test_nothing_overflows(cell: Cell) -> None:
-    """The largest sums, biases and shifts there are, of both signs."""
+    """The largest possible sums, biases and shifts, with both signs."""
     rest = int8_encoder(zero_points=ZERO_POINTS[1])
     for sign in (1, -1):
         for tensor in rest[:10:2]:
@@ -171,7 +172,7 @@ def test_any_number_of_threads(backend: Cell, threads: int, size: tuple[int, int
         check(image_of(2, *size, torch.uint8), int8_encoder())
 
 
-def test_weights_are_found_by_their_values() -> None:
+def test_changed_weights_take_effect() -> None:
     """Writing through .data changes no version counter and no address."""
     image, rest = image_of(1, 8, 9, torch.uint8), int8_encoder(zero_points=ZERO_POINTS[1])
     check(image, rest)
@@ -180,11 +181,13 @@ def test_weights_are_found_by_their_values() -> None:
         check(image, rest)
 
 
-def test_where_the_kernel_runs() -> None:
+def test_backends_with_a_kernel() -> None:
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text().split() if cpuinfo.exists() else []
+    has_kernel = {"cpu:avx512": torch.cpu._is_vnni_supported(), "cpu:avx2": "avx_vnni" in flags}
     for backend in HAS_KERNEL:
         with backends.use(backend.name):
-            has = torch.cpu._is_vnni_supported() if backend.name == "cpu:avx512" else backends.int8_runs()
-            assert backends.int8_runs() == has
+            assert backends.int8_runs() == has_kernel[backend.name]
     for name in ("cpu:portable", "reference"):
         if name in [b.name for b in backends.available() if b.available]:
             with backends.use(name):
@@ -192,20 +195,20 @@ def test_where_the_kernel_runs() -> None:
     assert not backends.int8_runs("meta")
 
 
-IN_A_PROCESS = """
+AMX_PROGRAM = """
 import ctypes, os, sys
 import torch
 from cases import image_of, int8_encoder
 from wae_kernels import _load, backends, reference
 
 small = sys.argv[1] == "small signal stack"
-if small:  # as some libraries give their threads: too small for AMX's registers
+if small:  # some libraries give their threads such stacks, which are too small for AMX's registers
     class Stack(ctypes.Structure):
         _fields_ = [("address", ctypes.c_void_p), ("flags", ctypes.c_int), ("bytes", ctypes.c_size_t)]
     memory = ctypes.create_string_buffer(4096)
     stack = Stack(ctypes.addressof(memory), 0, 4096)
     if ctypes.CDLL(None).sigaltstack(ctypes.byref(stack), None) != 0:
-        print(0)  # a kernel that allows none so small
+        print(0)  # this kernel refuses such a small stack
         sys.exit()
 torch.set_num_threads(1)
 image, rest = image_of(1, 9, 70, torch.uint8), int8_encoder()
@@ -224,21 +227,21 @@ print(_load.CPU.library.wae_cpu_amx(os.environ.get("WAE_AMX") != "0"))
 
 
 def amx_in_a_process(case: str, **environment: str) -> str:
-    """Whether AMX computed in a process of its own, which was right, as was one that it forked."""
+    """Return "1" if a new process uses AMX, else "0"; its results and its child's must be right."""
     paths = os.pathsep.join(path for path in sys.path if path)
     return subprocess.check_output(
-        [sys.executable, "-c", IN_A_PROCESS, case],
+        [sys.executable, "-c", AMX_PROGRAM, case],
         env={**os.environ, "PYTHONPATH": paths, **environment},
         text=True,
     ).strip()
 
 
-@pytest.mark.skipif(not uses_amx(True), reason="this processor has no AMX, or it is not permitted")
-def test_a_process_asks_for_amx_and_keeps_it_when_it_forks() -> None:
-    assert amx_in_a_process("as it is", WAE_AMX="1", WAE_BACKEND="cpu:avx512") == "1"
+@pytest.mark.skipif(not allow_amx(True), reason="this CPU has no AMX, or the system does not permit it")
+def test_process_requests_amx_and_keeps_it_after_a_fork() -> None:
+    assert amx_in_a_process("usual stack", WAE_AMX="1", WAE_BACKEND="cpu:avx512") == "1"
     assert amx_in_a_process("small signal stack", WAE_AMX="1", WAE_BACKEND="cpu:avx512") == "0"
-    assert amx_in_a_process("as it is", WAE_AMX="0", WAE_BACKEND="cpu:avx512") == "0"
-    assert amx_in_a_process("as it is", WAE_AMX="1", WAE_BACKEND="cpu:avx2") == "0"
+    assert amx_in_a_process("usual stack", WAE_AMX="0", WAE_BACKEND="cpu:avx512") == "0"
+    assert amx_in_a_process("usual stack", WAE_AMX="1", WAE_BACKEND="cpu:avx2") == "0"
 
 
 # ------------------------------------------------------------------------------------ registration with torch
@@ -266,20 +269,20 @@ def test_compile_fullgraph_for_any_size() -> None:
     torch.compiler.reset()
 
 
-def test_autocast_leaves_it_alone() -> None:
+def test_unchanged_inside_autocast() -> None:
     image, rest = image_of(1, 8, 9, torch.uint8), int8_encoder()
     with torch.autocast("cpu"):
         assert torch.equal(encode_int8(image, *rest)[0], reference.encode_int8(image, *rest)[0])
 
 
-def test_there_is_no_gradient() -> None:
+def test_gradients_are_refused() -> None:
     rest = int8_encoder()
     rest[13].requires_grad_()
     with pytest.raises(RuntimeError, match=r"wae::encode_int8 has no derivative: .*torch\.no_grad"):
         encode_int8(image_of(1, 5, 5, torch.uint8), *rest)[0].sum().backward()
 
 
-def test_as_many_operations_as_the_encoder_in_float32() -> None:
+def test_flops_equal_those_of_the_float32_encoder() -> None:
     with FlopCounterMode(display=False) as counter:
         encode_int8(image_of(1, 224, 224, torch.uint8), *int8_encoder())
     assert counter.get_total_flops() == pytest.approx(2 * 263.7e6, rel=1e-3)
@@ -329,7 +332,7 @@ def refused(op: Any, values: list[Any], message: str) -> None:
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_what_does_not_fit_is_named(name: str) -> None:
+def test_invalid_argument_is_named(name: str) -> None:
     values = [image_of(1, 5, 6, torch.uint8), *int8_encoder(zero_points=ZERO_POINTS[1])]
     change, text = SHAPES[name]
     values[NAMES.index(name)] = change(values[NAMES.index(name)])
@@ -342,7 +345,7 @@ def test_what_does_not_fit_is_named(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "number", "text"), NUMBERS)
 def test_numbers_out_of_range_are_named(name: str, number: float, text: str) -> None:
-    """The first of several."""
+    """If there are several, the message has the first."""
     values = [image_of(1, 5, 6, torch.uint8), *int8_encoder(zero_points=ZERO_POINTS[1])]
     numbers = values[NAMES.index(name)].view(-1)
     numbers[-1] = float("inf") if numbers.is_floating_point() else torch.iinfo(numbers.dtype).min

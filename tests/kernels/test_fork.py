@@ -1,4 +1,4 @@
-"""Processes that fork, or exit, while other threads are in a call: no lock stays locked, nothing is gone."""
+"""Processes that fork or exit during calls of other threads: no lock stays held, no memory is freed early."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ needs_kernels = pytest.mark.skipif(
 )
 
 
-def ends_in_a_forked_process(call: Callable[[], object]) -> bool:
-    """Whether ``call`` returns there. It is ended where it waits for ever."""
+def returns_in_a_forked_process(call: Callable[[], object]) -> bool:
+    """Whether ``call`` returns in a forked process, which is killed if it hangs."""
     if not (child := os.fork()):
         try:
             call()
@@ -43,12 +43,12 @@ def ends_in_a_forked_process(call: Callable[[], object]) -> bool:
     return os.waitstatus_to_exitcode(status) == 7
 
 
-def choose() -> None:
+def choose_a_backend() -> None:
     with backends.use("reference"):
         pass
 
 
-def test_a_choice_of_a_backend() -> None:
+def test_fork_during_a_choice_of_a_backend() -> None:
     held = threading.Event()
 
     def other_thread() -> None:
@@ -59,33 +59,33 @@ def test_a_choice_of_a_backend() -> None:
     thread = threading.Thread(target=other_thread)
     thread.start()
     held.wait()
-    assert ends_in_a_forked_process(choose)
+    assert returns_in_a_forked_process(choose_a_backend)
     thread.join()
-    choose()
+    choose_a_backend()
 
 
 @needs_kernels
-def test_a_call_in_a_signal_handler() -> None:
-    """Its thread may be in the middle of a choice, and waited for itself then."""
+def test_call_in_a_signal_handler() -> None:
+    """If the signal interrupts a choice, the thread holds a lock, on which the call once deadlocked."""
     arguments = arguments_of("encode", size=(2, 2))
 
-    def choose_and_be_interrupted() -> None:
+    def choose_with_an_interruption() -> None:
         signal.signal(signal.SIGUSR1, lambda *_: torch.ops.wae.encode(*arguments))
         backends._CALLBACKS.append((lambda _: signal.raise_signal(signal.SIGUSR1), None))
-        choose()
+        choose_a_backend()
 
-    assert ends_in_a_forked_process(choose_and_be_interrupted)
+    assert returns_in_a_forked_process(choose_with_an_interruption)
 
 
 @needs_kernels
-def test_a_call() -> None:
-    """Of more networks than are kept packed: to pack one, a thread has the lock for most of its call."""
-    calls = [arguments_of("encode", size=(2, 2)) for _ in range(6)]
-    over = threading.Event()
+def test_fork_during_a_call() -> None:
+    """With more networks than the cache of packed weights holds, threads hold its lock most of the time."""
+    networks = [arguments_of("encode", size=(2, 2)) for _ in range(6)]
+    finished = threading.Event()
 
     def other_thread() -> None:
-        while not over.is_set():
-            for arguments in calls:
+        while not finished.is_set():
+            for arguments in networks:
                 torch.ops.wae.encode(*arguments)
 
     threads = [threading.Thread(target=other_thread) for _ in range(3)]
@@ -93,9 +93,9 @@ def test_a_call() -> None:
         thread.start()
     try:
         for _ in range(5):
-            assert ends_in_a_forked_process(lambda: torch.ops.wae.encode(*calls[0]))
+            assert returns_in_a_forked_process(lambda: torch.ops.wae.encode(*networks[0]))
     finally:
-        over.set()
+        finished.set()
         for thread in threads:
             thread.join()
 
@@ -120,12 +120,12 @@ ctypes.PyDLL(None).exit(0)
 @needs_kernels
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="about glibc")
-def test_a_thread_may_call_while_the_process_exits() -> None:
-    """It looked at packed weights that were freed by then."""
+def test_call_during_the_exit_of_the_process() -> None:
+    """It once read packed weights that were already freed."""
     environment = {
         **os.environ,
         "PYTHONPATH": str(Path(__file__).parents[1] / "support"),
-        "MALLOC_PERTURB_": "165",  # what is freed does not keep its bytes
+        "MALLOC_PERTURB_": "165",  # overwrites freed memory
     }
     result = subprocess.run([sys.executable, "-c", EXIT], env=environment, capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (0, "True\n"), result.stderr

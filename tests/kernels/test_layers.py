@@ -1,4 +1,4 @@
-"""Encoder and Decoder give what calling their layers gives, whatever was done to the layers."""
+"""Encoder and Decoder give the results of their layers, whatever was done to the layers."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from wae_kernels.checks import IN_16_BITS
 from wae_kernels.nn import Decoder, Encoder, ScoreDecoder
 
 
-def encoded_by_layers(encoder: Encoder, image: Tensor) -> tuple[Tensor, Tensor]:
+def encode_by_layers(encoder: Encoder, image: Tensor) -> tuple[Tensor, Tensor]:
     x = image
     for layer in (encoder.conv1, encoder.conv2, encoder.conv3):
         x = F.relu(layer(x))
     return encoder.low(x), encoder.high(x)
 
 
-def decoded_by_layers(decoder: Decoder, low: Tensor, high: Tensor, size: list[int]) -> Tensor:
+def decode_by_layers(decoder: Decoder, low: Tensor, high: Tensor, size: list[int]) -> Tensor:
     x = F.relu(decoder.low(low, size) + decoder.high(high, size))
     return decoder.conv3(F.relu(decoder.conv2(F.relu(decoder.conv1(x)))))
 
@@ -42,7 +42,7 @@ def scores_by_layers(decoder: ScoreDecoder, low: Tensor, high: Tensor, size: lis
 
 
 class Adapter(nn.Module):
-    """A layer with a low-rank addition, as fine-tuning libraries make them."""
+    """A layer with a low-rank addition, like those of fine-tuning libraries."""
 
     def __init__(self, layer: nn.Conv2d) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ def _own_forward(layer: nn.Module) -> None:
 
 
 def _own_convolution(layer: nn.Module) -> None:
-    """As images that tile are made: what ``forward`` calls is replaced."""
+    """Circular padding, as generators of tileable images add it: by replacing what ``forward`` calls."""
 
     def wrapped(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="circular"), weight, bias)
@@ -81,7 +81,7 @@ def _without_bias(layer: nn.Module) -> None:
 
 
 def _tensor_as_bias(layer: nn.Module) -> None:
-    """As networks that make another's weights set them."""
+    """A bias that is a plain tensor, like one that another network generates."""
     bias = layer.bias.detach()
     del layer.bias
     layer.bias = 2 * bias
@@ -106,25 +106,25 @@ CHANGES: dict[str, Callable[[nn.Module], object]] = {
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["conv1", "conv2", "low"])
 @pytest.mark.parametrize("change", list(CHANGES))
-def test_a_changed_layer_of_the_encoder_counts(change: str, name: str) -> None:
+def test_changed_layer_of_the_encoder_takes_effect(change: str, name: str) -> None:
     encoder, image = Encoder(), torch.randn(2, 3, 12, 13)
     before = encoder(image)[0]
     CHANGES[change](encoder.get_submodule(name))
     encoder.eval()
-    for out, ref in zip(encoder(image), encoded_by_layers(encoder, image), strict=True):
+    for out, ref in zip(encoder(image), encode_by_layers(encoder, image), strict=True):
         assert_close(out, ref.double(), PLAIN)
-    if not change.endswith("norm"):  # these begin with the same, or nearly the same, weights
+    if not change.endswith("norm"):  # these start with the same, or nearly the same, weights
         assert (encoder(image)[0] - before).norm() > 1e-3 * before.norm()
 
 
-def test_called_layers_and_the_op_give_the_dtype_and_memory_format_that_are_asked_for() -> None:
+def test_called_layers_give_the_requested_dtype_and_memory_format_as_the_op() -> None:
     encoder, image = Encoder(), torch.randn(2, 3, 12, 13)
     affine = torch.tensor([2.0, 0.5, 1.0]), torch.tensor([0.0, 1.0, -1.0])
-    asked = {"dtype": torch.bfloat16, "memory_format": torch.channels_last}
-    expected, fused = encoder(image, *affine), encoder(image, *affine, **asked)
+    requested = {"dtype": torch.bfloat16, "memory_format": torch.channels_last}
+    expected, fused = encoder(image, *affine), encoder(image, *affine, **requested)
     encoder.conv2.register_forward_hook(lambda module, args, output: output)
     assert not encoder.is_fused
-    called = encoder(image, *affine, **asked)
+    called = encoder(image, *affine, **requested)
     for out, ref in zip((*called, *fused), expected * 2, strict=True):
         assert out.dtype == torch.bfloat16
         assert out.is_contiguous(memory_format=torch.channels_last)
@@ -132,8 +132,8 @@ def test_called_layers_and_the_op_give_the_dtype_and_memory_format_that_are_aske
 
 
 @pytest.mark.parametrize("dtype", IN_16_BITS, ids=str)
-def test_called_layers_take_images_in_16_bits(dtype: torch.dtype) -> None:
-    """Beside float32 parameters, as the ops do."""
+def test_called_layers_accept_16_bit_images(dtype: torch.dtype) -> None:
+    """With float32 parameters, as the ops do."""
     for module, channels in ((Decoder(), (3, 3)), (ScoreDecoder(5, 7), (5, 7))):
         low, high = (torch.randn(2, n, 6, 7).to(dtype) for n in channels)
         low = low.contiguous(memory_format=torch.channels_last)
@@ -146,7 +146,7 @@ def test_called_layers_take_images_in_16_bits(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("other", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_called_layers_refuse_images_of_two_dtypes(other: torch.dtype) -> None:
-    """As the ops do: whether a layer is hooked decides nothing."""
+    """As the ops do, with and without a hook."""
     decoder = Decoder()
     low, high = torch.randn(1, 3, 4, 4).half(), torch.randn(1, 3, 4, 4).to(other)
     for _ in range(2):
@@ -156,7 +156,7 @@ def test_called_layers_refuse_images_of_two_dtypes(other: torch.dtype) -> None:
         decoder.conv1.register_forward_hook(lambda module, args, output: output)
 
 
-def test_called_layers_give_autocast_s_dtype() -> None:
+def test_called_layers_give_the_dtype_of_autocast() -> None:
     """Whatever the images' dtype, as the op does."""
     decoder = Decoder()
     decoder.conv1.register_forward_hook(lambda module, args, output: output)
@@ -167,12 +167,12 @@ def test_called_layers_give_autocast_s_dtype() -> None:
 
 
 @pytest.mark.parametrize("size", [(12, 13), (1, 1)], ids=str)
-@pytest.mark.parametrize("asked", [(), (None, None, torch.bfloat16, torch.channels_last)], ids=str)
-def test_called_layers_are_compiled_to_channels_last(asked: tuple[Any, ...], size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("options", [(), (None, None, torch.bfloat16, torch.channels_last)], ids=str)
+def test_called_layers_are_compiled_to_channels_last(options: tuple[Any, ...], size: tuple[int, int]) -> None:
     encoder, image = Encoder(), torch.randn(2, 3, *size).to(memory_format=torch.channels_last)
     parametrizations.weight_norm(encoder.conv2)
-    compiled = torch.compile(encoder, backend="aot_eager", fullgraph=True)(image, *asked)
-    for out, ref in zip(compiled, encoder(image, *asked), strict=True):
+    compiled = torch.compile(encoder, backend="aot_eager", fullgraph=True)(image, *options)
+    for out, ref in zip(compiled, encoder(image, *options), strict=True):
         assert (out.dtype, out.stride()) == (ref.dtype, ref.stride())
         assert_close(out, ref.double(), tolerance(out.dtype))
 
@@ -189,18 +189,18 @@ def test_called_layers_refuse_what_the_op_refuses(wrong: dict[str, Any], is_fuse
 
 @pytest.mark.parametrize("name", ["low", "high", "conv1", "conv3"])
 @pytest.mark.parametrize("change", list(CHANGES))
-def test_a_changed_layer_of_the_decoder_counts(change: str, name: str) -> None:
+def test_changed_layer_of_the_decoder_takes_effect(change: str, name: str) -> None:
     decoder, low, high = Decoder(), torch.randn(2, 3, 6, 7), torch.randn(2, 3, 6, 7)
     CHANGES[change](decoder.get_submodule(name))
     decoder.eval()
     for size in ([12, 13], [11, 14]):
-        ref = decoded_by_layers(decoder, low, high, size)
+        ref = decode_by_layers(decoder, low, high, size)
         assert_close(decoder(low, high, size), ref.double(), PLAIN)
 
 
 @pytest.mark.parametrize("name", ["low", "high", "conv1", "conv2"])
 @pytest.mark.parametrize("change", list(CHANGES))
-def test_a_changed_layer_of_the_score_decoder_counts(change: str, name: str) -> None:
+def test_changed_layer_of_the_score_decoder_takes_effect(change: str, name: str) -> None:
     decoder, low, high = ScoreDecoder(5, 7), torch.randn(2, 5, 6, 7), torch.randn(2, 7, 6, 7)
     assert decoder.is_fused
     CHANGES[change](decoder.get_submodule(name))
@@ -212,8 +212,8 @@ def test_a_changed_layer_of_the_score_decoder_counts(change: str, name: str) -> 
 
 
 @pytest.mark.parametrize("change", ["forward hook", "forward pre-hook", "forward replaced"])
-def test_what_the_module_itself_was_given_counts(change: str) -> None:
-    """A call runs it, and whoever takes the tensors for the module is told not to."""
+def test_module_with_a_hook_or_another_forward_is_not_fused(change: str) -> None:
+    """A call runs it, and ``is_fused`` tells others not to use the tensors instead of the module."""
     for module in (Encoder(), ScoreDecoder(5, 7)):
         CHANGES[change](module)
         assert not module.is_fused
@@ -221,22 +221,22 @@ def test_what_the_module_itself_was_given_counts(change: str) -> None:
 
 @pytest.mark.parametrize("register", ["register_full_backward_hook", "register_full_backward_pre_hook"])
 @pytest.mark.parametrize("where", ["", "conv2"], ids=["module", "layer"])
-def test_hooks_of_the_backward_pass_count(where: str, register: str) -> None:
+def test_not_fused_with_hooks_of_the_backward_pass(where: str, register: str) -> None:
     encoder = Encoder()
     getattr(encoder.get_submodule(where), register)(lambda *_: None)
     assert not encoder.is_fused
 
 
 @pytest.mark.parametrize("name", ["weight", "bias"])
-def test_a_tensor_around_others_counts(name: str) -> None:
-    """As sharded ones are: the ops would look through it."""
+def test_not_fused_with_a_wrapper_subclass_as_parameter(name: str) -> None:
+    """A sharded tensor, for example, which the ops would treat as a plain one."""
     encoder = Encoder()
     tensor = getattr(encoder.conv2, name).detach()
     setattr(encoder.conv2, name, nn.Parameter(TwoTensor(tensor, tensor)))
     assert not encoder.is_fused
 
 
-def test_a_forward_of_a_class_of_its_own_counts() -> None:
+def test_subclass_with_its_own_forward_is_not_fused() -> None:
     class Own(Encoder):
         def forward(self, image: Tensor, *affine: Tensor | None) -> tuple[Tensor, Tensor]:
             low, high = super().forward(image, *affine)
@@ -257,41 +257,41 @@ def test_a_wrapped_layer_trains(dtype: torch.dtype, name: str) -> None:
     image = torch.randint(256, (1, 3, 9, 10), dtype=torch.uint8).to(dtype)
     scale, shift = torch.full((3,), 1 / 127.5), torch.full((3,), -1.0)
     low, high = encoder(image.contiguous(memory_format=torch.channels_last), scale, shift)
-    expected = encoded_by_layers(encoder, image * scale[:, None, None] + shift[:, None, None])
+    expected = encode_by_layers(encoder, image * scale[:, None, None] + shift[:, None, None])
     assert_close(low, expected[0].double(), PLAIN)
     assert low.is_contiguous(memory_format=torch.channels_last)
     (low.square().mean() + high.mean()).backward()
     assert getattr(encoder, name).up.weight.grad.abs().max() > 0
 
 
-def test_another_geometry_and_padding_count() -> None:
+def test_another_stride_and_padding_take_effect() -> None:
     encoder, image = Encoder(), torch.randn(1, 3, 8, 8)
     _other_padding(encoder.conv1)
-    assert_close(encoder(image)[0], encoded_by_layers(encoder, image)[0].double(), PLAIN)
+    assert_close(encoder(image)[0], encode_by_layers(encoder, image)[0].double(), PLAIN)
     encoder = Encoder()
     encoder.low.stride = (1, 1)
     assert encoder(image)[0].shape == (1, 3, 8, 8)
 
 
-def test_a_convolution_of_its_own_counts() -> None:
+def test_replaced_convolution_takes_effect() -> None:
     encoder, image = Encoder(), torch.randn(1, 3, 8, 8)
     _own_convolution(encoder.conv2)
     assert not encoder.is_fused
-    assert_close(encoder(image)[0], encoded_by_layers(encoder, image)[0].double(), PLAIN)
+    assert_close(encoder(image)[0], encode_by_layers(encoder, image)[0].double(), PLAIN)
 
 
 class Doubled(dict[str, Any]):
-    """Parameters or layers that are brought when asked for, as sharding libraries do."""
+    """Parameters that are fetched when they are accessed, as in sharding libraries; here, doubled."""
 
     def __getitem__(self, name: str) -> Any:
         kept = super().__getitem__(name)
         return 2 * kept if isinstance(kept, Tensor) else kept
 
 
-def test_dictionaries_that_bring_what_they_hold_are_asked() -> None:
+def test_parameters_are_read_through_their_dictionary() -> None:
     encoder, image = Encoder(), torch.randn(1, 3, 8, 8)
     encoder.conv2._parameters = Doubled(encoder.conv2._parameters)
-    assert_close(encoder(image)[0], encoded_by_layers(encoder, image)[0].double(), WINOGRAD)
+    assert_close(encoder(image)[0], encode_by_layers(encoder, image)[0].double(), WINOGRAD)
 
 
 def test_backward_hooks_and_global_hooks_are_called() -> None:
@@ -310,15 +310,15 @@ def test_backward_hooks_and_global_hooks_are_called() -> None:
         assert called.count(nn.Conv2d) == 5, kind
 
 
-def test_scale_and_shift_count_without_each_other() -> None:
+def test_scale_or_shift_alone() -> None:
     encoder, image = Encoder(), torch.randn(1, 3, 8, 8)
     tensors, some = list(encoder.parameters()), torch.tensor([0.5, 1.5, 2.0])
     for given in ((some, None), (None, some)):
         assert torch.equal(encoder(image, *given)[0], torch.ops.wae.encode(image, *tensors, *given)[0])
 
 
-def test_pruning_trains_the_weights_that_stay() -> None:
-    """Two steps: with the fused op alone the second one raised, or trained pruned weights."""
+def test_pruned_weights_are_not_trained() -> None:
+    """With the fused op, a second step would fail or train the pruned weights."""
     encoder, image = Encoder(), torch.randn(2, 3, 8, 8)
     prune.l1_unstructured(encoder.conv2, "weight", 0.5)
     optimizer = torch.optim.SGD(encoder.parameters(), lr=0.1)
@@ -330,14 +330,14 @@ def test_pruning_trains_the_weights_that_stay() -> None:
 
 
 class Other(nn.Conv2d):
-    """Another type of layer, if only by name."""
+    """Another type of layer, although it behaves the same."""
 
 
 def _set(name: str, value: object) -> Callable[[nn.Module], None]:
     return lambda layer: setattr(layer, name, value)
 
 
-OTHERWISE_MADE: dict[str, Callable[[nn.Module], object]] = {
+ATTRIBUTES: dict[str, Callable[[nn.Module], object]] = {
     "kernel size": _set("kernel_size", (5, 5)),
     "stride": _set("stride", (3, 3)),
     "padding": _set("padding", "same"),
@@ -357,9 +357,9 @@ OTHERWISE_MADE: dict[str, Callable[[nn.Module], object]] = {
 
 
 @pytest.mark.parametrize("name", ["conv1", "high"])
-@pytest.mark.parametrize("change", list(OTHERWISE_MADE))
-def test_both_checks_see_what_a_layer_is(change: str, name: str) -> None:
-    """The compiled one never says that a layer is as it was made where Python's does not."""
+@pytest.mark.parametrize("change", list(ATTRIBUTES))
+def test_both_checks_detect_a_changed_layer(change: str, name: str) -> None:
+    """The compiled check must not accept a layer that the check in Python refuses."""
     encoder, images = Encoder(), (torch.randn(1, 3, 4, 4),)
 
     def compiled_inputs() -> Any:
@@ -369,73 +369,75 @@ def test_both_checks_see_what_a_layer_is(change: str, name: str) -> None:
     assert [*map(id, tensors)] == [*map(id, encoder.parameters())]
     if _load.CPU.library is not None:
         assert [*map(id, compiled_inputs())] == [*map(id, images), *map(id, tensors)]
-    OTHERWISE_MADE[change](encoder.get_submodule(name))
+    ATTRIBUTES[change](encoder.get_submodule(name))
     assert wae_nn._plain_parameters(encoder._modules, wae_nn._ENCODER) is None
     assert not compiled_inputs()
 
 
-class Neither:
-    """Neither true nor false, nor equal to anything or not."""
+class Ambiguous:
+    """An object whose truth value and comparisons raise."""
 
     __hash__ = None  # type: ignore[assignment]
 
     def __bool__(self) -> bool:
-        raise ValueError("neither")
+        raise ValueError("ambiguous")
 
     def __eq__(self, other: object) -> bool:
         return bool(self)
 
 
 @pytest.mark.skipif(_load.CPU.library is None, reason="the compiled library is missing")
-def test_the_compiled_check_survives_anything() -> None:
-    """It raises for nothing that Python's check raises for, and no reference is lost or kept."""
+def test_compiled_check_survives_unusual_values() -> None:
+    """It does not raise for values for which Python's check does, and it leaks and drops no reference."""
     encoder, images = Encoder(), (torch.randn(1, 3, 4, 4),)
-    whole = dict(encoder._modules)
+    modules = dict(encoder._modules)
 
     def compiled_inputs(modules: dict[str, Any]) -> Any:
         return wae_nn._compiled_inputs(modules, wae_nn._ENCODER, nn.Parameter, images)
 
-    neither, variables = Neither(), vars(encoder.high)
-    held = [images[0], encoder.conv1.weight, encoder.high.bias, encoder.high, neither]
-    before = [*map(sys.getrefcount, held)]
+    ambiguous, attributes = Ambiguous(), vars(encoder.high)
+    objects = [images[0], encoder.conv1.weight, encoder.high.bias, encoder.high, ambiguous]
+    before = [*map(sys.getrefcount, objects)]
     for _ in range(100):
-        assert compiled_inputs(whole)
+        assert compiled_inputs(modules)
         assert not compiled_inputs({})
-        assert not compiled_inputs({**whole, "high": 3})
-        assert not compiled_inputs(Doubled(whole))
+        assert not compiled_inputs({**modules, "high": 3})
+        assert not compiled_inputs(Doubled(modules))
         for name in ("stride", "_backward_hooks"):
-            kept, variables[name] = variables[name], neither
-            assert not compiled_inputs(whole)
-            del variables[name]
-            assert not compiled_inputs(whole)
-            variables[name] = kept
-    assert [*map(sys.getrefcount, held)] == before
+            original, attributes[name] = attributes[name], ambiguous
+            assert not compiled_inputs(modules)
+            del attributes[name]
+            assert not compiled_inputs(modules)
+            attributes[name] = original
+    assert [*map(sys.getrefcount, objects)] == before
 
 
 @pytest.mark.parametrize(
-    ("what", "is_so"),
+    ("name", "value"),
     [
         ("wae_kernels._load.CPU", _load.Loaded(None, "")),
         ("sys.implementation", SimpleNamespace(name="pypy")),
         ("sysconfig.get_config_var", lambda name: 1),
         ("ctypes.PyDLL", lambda name: SimpleNamespace()),
     ],
-    ids=["no library", "no CPython", "no lock", "a library without it"],
+    ids=["no library", "no CPython", "no GIL", "a library without it"],
 )
-def test_without_the_compiled_check(what: str, is_so: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_checks_without_the_compiled_check(
+    name: str, value: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(what, is_so)
+        patch.setattr(name, value)
         inputs_of = wae_nn._load_compiled_inputs()
     assert not inspect.isbuiltin(inputs_of)
     assert inputs_of() is False
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_call_inside_a_call_leaves_autograd_on(fails: bool) -> None:
-    """It was off for the thread from then on, while both calls shared one guard."""
+def test_nested_call_leaves_autograd_enabled(fails: bool) -> None:
+    """When both calls shared one guard, autograd stayed off in this thread afterwards."""
     encoder, image = Encoder(), torch.randn(1, 3, 6, 7)
 
-    class Calls(TorchDispatchMode):
+    class NestedCall(TorchDispatchMode):
         nested = 0
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -445,7 +447,7 @@ def test_a_call_inside_a_call_leaves_autograd_on(fails: bool) -> None:
             return func(*args, **(kwargs or {}))
 
     refused = pytest.raises(RuntimeError, match="wae::encode: image must")
-    with torch.no_grad(), refused if fails else contextlib.nullcontext(), Calls():
+    with torch.no_grad(), refused if fails else contextlib.nullcontext(), NestedCall():
         encoder(image)
     sum(out.sum() for out in encoder(image)).backward()
     assert all(p.grad is not None for p in encoder.parameters())
@@ -457,7 +459,7 @@ def test_untouched_layers_are_fused(monkeypatch: pytest.MonkeyPatch) -> None:
 
     encoder, decoder, image = Encoder(), Decoder(), torch.randn(1, 3, 8, 8)
     score_decoder, scores, features = ScoreDecoder(5, 7), torch.randn(1, 5, 4, 4), torch.randn(1, 7, 4, 4)
-    expected = encoded_by_layers(encoder, image)
+    expected = encode_by_layers(encoder, image)
     monkeypatch.setattr(nn.Conv2d, "forward", fail)
     monkeypatch.setattr(nn.ConvTranspose2d, "forward", fail)
     low, high = encoder(image)
@@ -468,7 +470,7 @@ def test_untouched_layers_are_fused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_untouched_layers_are_fused_when_compiled() -> None:
-    """The graph holds the op: neither the layers nor the reference."""
+    """The graph has the op, and neither the layers nor the reference's convolutions."""
     graphs = []
 
     def keep(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., object]:
@@ -483,23 +485,23 @@ def test_untouched_layers_are_fused_when_compiled() -> None:
 
 
 def test_meta_parameters_that_a_hook_fills() -> None:
-    """As libraries that keep weights elsewhere do: the layer's own hooks bring them."""
+    """Libraries that store weights elsewhere load them in the layer's hooks."""
     encoder, image = Encoder(), torch.randn(1, 3, 8, 8)
     expected = encoder(image)[0]
-    kept = {name: p.detach().clone() for name, p in encoder.conv2.named_parameters()}
+    stored = {name: p.detach().clone() for name, p in encoder.conv2.named_parameters()}
 
     def fill(layer: nn.Module, args: object) -> None:
-        for name, value in kept.items():
+        for name, value in stored.items():
             setattr(layer, name, nn.Parameter(value))
 
-    for name in kept:
+    for name in stored:
         setattr(encoder.conv2, name, nn.Parameter(getattr(encoder.conv2, name).to("meta")))
     encoder.conv2.register_forward_pre_hook(fill)
     assert_close(encoder(image)[0], expected.double(), WINOGRAD)
 
 
 def test_meta_parameters_that_nothing_fills_are_refused() -> None:
-    """Called one by one, the layers would give a meta tensor for a real image, and no error."""
+    """The layers, called one by one, would silently return a meta tensor for a real image."""
     encoder, image = Encoder(), torch.randn(1, 3, 8, 8)
     encoder.conv2.bias = nn.Parameter(encoder.conv2.bias.to("meta"))
     with pytest.raises(RuntimeError, match="conv2_bias must be on image's device cpu"):
@@ -514,8 +516,8 @@ def test_a_meta_image_gives_shapes() -> None:
 
 
 @pytest.mark.parametrize("changed", ["conv1", "conv3"])
-def test_layers_that_change_between_calls_are_seen(changed: str) -> None:
-    """Nothing about a layer is remembered from the call before."""
+def test_changes_of_layers_between_calls_take_effect(changed: str) -> None:
+    """No property of a layer is cached between calls."""
     encoder, image = Encoder(), torch.randn(1, 3, 8, 8)
     plain, layer, calls = encoder(image), encoder.get_submodule(changed), []
     handle = layer.register_forward_hook(lambda *_: calls.append(changed))
@@ -527,7 +529,7 @@ def test_layers_that_change_between_calls_are_seen(changed: str) -> None:
     encoder(image)
     layer._forward_hooks = {}
     setattr(encoder, changed, Adapter(layer))
-    for out, ref in zip(encoder(image), encoded_by_layers(encoder, image), strict=True):
+    for out, ref in zip(encoder(image), encode_by_layers(encoder, image), strict=True):
         assert_close(out, ref.double(), PLAIN)
     setattr(encoder, changed, layer)
     assert torch.equal(encoder(image)[0], plain[0])
@@ -535,7 +537,7 @@ def test_layers_that_change_between_calls_are_seen(changed: str) -> None:
 
 
 def replica_of(module: nn.Module) -> nn.Module:
-    """Made by hand, as torch makes one on each GPU: its layers have plain tensors, not parameters."""
+    """A replica as DataParallel makes one on each GPU: its layers have plain tensors, not parameters."""
     replica = module._replicate_for_data_parallel()
     for name, layer in module.named_children():
         copy = layer._replicate_for_data_parallel()
@@ -546,13 +548,13 @@ def replica_of(module: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
-def test_a_replica_of_data_parallel_computes_the_same(dtype: torch.dtype) -> None:
+def test_replica_of_data_parallel_gives_the_same_results(dtype: torch.dtype) -> None:
     encoder, image = Encoder(), torch.randint(256, (1, 3, 8, 9)).to(dtype)
     for out, expected in zip(replica_of(encoder)(image), encoder(image), strict=True):
         assert_close(out, expected, WINOGRAD)
 
 
-def test_a_replica_of_data_parallel_is_not_fused() -> None:
-    """Its layers are called. Asking raised StopIteration."""
+def test_replica_of_data_parallel_is_not_fused() -> None:
+    """Its layers are called. ``is_fused`` once raised StopIteration."""
     for module in (Encoder(), ScoreDecoder(5, 7)):
         assert not replica_of(module).is_fused

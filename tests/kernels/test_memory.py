@@ -1,4 +1,4 @@
-"""How much memory the ops take beyond their inputs and outputs, asked of the system in a fresh process."""
+"""Memory that the ops use beyond inputs and outputs, as the system reports it for a new process."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def extra(op, layout, dtype, size):
     arguments = arguments_of(op, layout, size=size)
     if dtype == "uint8":
         arguments[0] = (arguments[0] * 50 + 128).clamp(0, 255).to(torch.uint8)
-    open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
+    open("/proc/self/clear_refs", "w").write("5")  # resets the peak
     before = status("VmRSS")
     outputs = as_tuple(getattr(torch.ops.wae, op)(*arguments))
     return status("VmHWM") - before - sum(out.nbytes for out in outputs)
@@ -51,7 +51,7 @@ threads, size, cases = json.loads(sys.argv[1])
 torch.set_num_threads(threads)
 torch.rand(1000, 1000).exp()  # starts the threads
 for case in cases.values():
-    extra(*case, (8, 8))  # code pages; too small to leave a working memory behind that would count
+    extra(*case, (8, 8))  # loads the code; too small to keep a workspace that would matter later
 print(json.dumps({name: extra(*case, size) for name, case in cases.items()}))
 """
 
@@ -67,7 +67,7 @@ def measured(backend: str, height: int = 1024, width: int = 2048) -> dict[str, i
         **os.environ,
         "WAE_BACKEND": backend,
         "PYTHONPATH": str(Path(__file__).parents[1] / "support"),
-        # Freed memory goes back to the system at once: no output comes to lie in what was counted before.
+        # Freed memory returns to the system at once, so that no output reuses memory counted before.
         "MALLOC_MMAP_THRESHOLD_": "65536",
         "MALLOC_TRIM_THRESHOLD_": "65536",
     }
@@ -79,10 +79,10 @@ def measured(backend: str, height: int = 1024, width: int = 2048) -> dict[str, i
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not can_reset_the_peak(), reason="only Linux tells and resets a peak of memory"),
+    pytest.mark.skipif(not can_reset_the_peak(), reason="only Linux reports and resets the peak memory"),
 ]
 
-LACKING = """
+WITH_LITTLE_MEMORY = """
 import resource, sys, torch, wae_kernels
 from cases import arguments_of
 
@@ -92,7 +92,7 @@ def limit(most):
 torch.set_num_threads(int(sys.argv[1]))
 torch.rand(1000, 1000).exp()  # starts the threads
 image, *others = arguments_of("encode", size=(64, 64))
-torch.ops.wae.encode(image[:0], *others)  # takes all that a call needs, but for the threads' working memory
+torch.ops.wae.encode(image[:0], *others)  # allocates what a call needs, except for the threads' workspaces
 size = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmSize"))
 limit(1024 * size + 500_000)
 try:
@@ -106,10 +106,10 @@ print(bool(torch.ops.wae.encode(image, *others)[0].isfinite().all()))
 
 @pytest.mark.skipif(not backends.kernels_run(on_processor=True), reason="needs the compiled kernels")
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_thread_that_had_no_memory_asks_again(threads: int) -> None:
-    """One that found none in its first call failed for ever."""
+def test_thread_retries_a_failed_allocation(threads: int) -> None:
+    """A thread whose first allocation failed once failed in all later calls."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "support")}
-    command = [sys.executable, "-c", LACKING, str(threads)]
+    command = [sys.executable, "-c", WITH_LITTLE_MEMORY, str(threads)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert result.stdout.splitlines() == ["refused", "True"]
 
@@ -124,6 +124,6 @@ def test_extra_memory(case: str, backend: str) -> None:
     assert extra <= LIMIT + NOISE, f"{extra / 1e6:.2f} MB beyond inputs and outputs on {THREADS} threads"
 
 
-def test_the_measurement_sees_what_is_taken() -> None:
-    """The reference keeps whole layers of 16 channels, here of 4.2 MB each."""
+def test_measurement_detects_extra_memory() -> None:
+    """The reference stores complete layers of 16 channels, which take 4.2 MB each here."""
     assert all(extra > 4.2e6 for extra in measured("reference", 128, 256).values())

@@ -1,7 +1,7 @@
-"""NaN and infinity: a result is right, or it is not finite. No kernel makes a number of either.
+"""NaN and infinity: each result is right or not finite. No kernel turns either into a finite number.
 
-Winograd arithmetic may spread them to the neighbours in a tile (docs/kernels.md): of the float64 reference's
-finite results some may be missing, but none is added.
+Winograd arithmetic may spread them to neighbours in a tile (docs/kernels.md): some results that are finite in
+the float64 reference may not be, but never the other way round.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def limit_for(cell: Cell, dtype: torch.dtype) -> float:
 
 
 def assert_right_or_not_finite(out: Tensor, ref: Tensor, limit: float, what: str) -> None:
-    """Where ``out`` is finite, so is ``ref``, and both are the same."""
+    """Wherever ``out`` is finite, ``ref`` is finite, too, and equals it."""
     out, ref = out.cpu(), ref.cpu()
     is_finite = out.isfinite()
     assert ref[is_finite].isfinite().all(), f"{what}: finite where the reference is not"
@@ -45,41 +45,41 @@ def assert_right_or_not_finite(out: Tensor, ref: Tensor, limit: float, what: str
     assert error <= limit, f"{what}: relative error {error:.3g} of the finite part, allowed {limit:.3g}"
 
 
-def on_the_processor(problem: Problem) -> Problem:
-    """The oracle's: between an image's pixels, which a stride inserts, other libraries may have NaN * 0."""
+def on_the_cpu(problem: Problem) -> Problem:
+    """The problem for the oracle: other libraries may compute NaN * 0 at zeros that a stride inserts."""
     inputs = {name: None if t is None else t.cpu() for name, t in problem.inputs.items()}
     return replace(problem, inputs=inputs, incoming=[t.cpu() for t in problem.incoming])
 
 
 def check(problem: Problem, limit: float) -> None:
-    """Outputs and gradients of a problem with something in it that is not finite."""
-    wide = on_the_processor(problem.widened())
+    """Check the outputs and gradients of a problem with a number that is not finite."""
+    wide = on_the_cpu(problem.widened())
     for out, ref in zip(problem.outputs(), wide.outputs(REFERENCES[problem.op]), strict=True):
         assert_right_or_not_finite(out, ref, limit, problem.op)
     dtype = problem.inputs["conv1_weight"].dtype
     if problem.op == "decode_scores" and problem.incoming[0].is_cuda and dtype != torch.float64:
-        return  # its gradients are those of PyTorch's own convolutions: see dtypes_of
+        return  # PyTorch's own convolutions compute its gradients: see dtypes_of
     found = problem.gradients()
     for name, ref in wide.gradients(function=REFERENCES[problem.op]).items():
         assert_right_or_not_finite(found[name], ref, limit, f"gradient of {name}")
 
 
 def poisoned(tensor: Tensor, value: float) -> Tensor:
-    """A copy, the element in the middle replaced. At the rim im2col has NaN * 0 in its padding."""
+    """A copy with the middle element replaced. On the border, im2col would have NaN * 0 in its padding."""
     poisoned = tensor.clone()
     poisoned[tuple(size // 2 for size in tensor.shape)] = value
     return poisoned
 
 
 def dtypes_of(cell: Cell) -> Iterable[torch.dtype]:
-    """Of PyTorch's own convolutions those in float64: others have no NaN * 0 in the padding."""
+    """Of PyTorch's convolutions only those in float64: others may compute NaN * 0 in the padding."""
     return [d for d in DTYPES if d != torch.float64] if cell.compiled else [torch.float64]
 
 
 @functools.cache
 def finite(op: str, dtype: torch.dtype, device: str) -> Problem:
-    """A problem of numbers, made once: its biases are moved away from the kinks."""
-    torch.manual_seed(seed_of(f"{op} {dtype}"))  # the same, whichever test comes first
+    """A problem of finite numbers, cached because moving it from the kinks is slow."""
+    torch.manual_seed(seed_of(f"{op} {dtype}"))  # the same problem, whichever test runs first
     return make(op, Cell("reference", device), (22, 25), batch=1, dtype=dtype)
 
 
@@ -95,9 +95,9 @@ def test_in_an_input(cell: Cell, op: str, name: str, value: float) -> None:
 @pytest.mark.parametrize("value", QUICK_OR_SLOW)
 @pytest.mark.parametrize("name", ["low", "high_weight", "conv2_bias"])
 @pytest.mark.parametrize("op", ["decode", "decode_scores"])
-def test_in_an_input_beside_float32_parameters(cell: Cell, op: str, name: str, value: float) -> None:
+def test_in_an_input_with_float32_parameters(cell: Cell, op: str, name: str, value: float) -> None:
     if not cell.compiled:
-        pytest.skip("PyTorch's own convolutions in float32 have NaN * 0 in the padding")
+        pytest.skip("PyTorch's own convolutions in float32 may compute NaN * 0 in the padding")
     for dtype in IN_16_BITS:
         problem = with_float32_parameters(finite(op, dtype, cell.device))
         inputs = {**problem.inputs, name: poisoned(problem.inputs[name], value)}
@@ -120,8 +120,8 @@ def test_in_the_weights_of_a_uint8_image(cell: Cell, name: str) -> None:
     check(replace(problem, inputs=inputs), limit_for(cell, torch.float32))
 
 
-def test_a_pixel_reaches_every_output_that_reads_it(cell: Cell) -> None:
-    """60 values of ``low``: 5 rows, 4 columns, 3 channels. Winograd's tiles make them 6 x 6 x 3."""
+def test_nan_reaches_every_output_that_reads_it(cell: Cell) -> None:
+    """5 rows and 4 columns in 3 channels read it; with Winograd's tiles at most 6 x 6 become NaN."""
     image = image_of(1, 64, 64, device=cell.device)
     image[0, 1, 30, 31] = torch.nan
     low, high = torch.ops.wae.encode(image, *encoder(device=cell.device))
@@ -131,7 +131,7 @@ def test_a_pixel_reaches_every_output_that_reads_it(cell: Cell) -> None:
         assert not out.isnan().any()
 
 
-def test_a_pixel_stays_in_its_image(cell: Cell) -> None:
+def test_nan_stays_in_its_image(cell: Cell) -> None:
     low, high = image_of(3, 9, 8, device=cell.device), image_of(3, 9, 8, device=cell.device)
     parameters = decoder(device=cell.device)
     clean = torch.ops.wae.decode(low, high, *parameters, [17, 16])
@@ -143,10 +143,10 @@ def test_a_pixel_stays_in_its_image(cell: Cell) -> None:
 
 @pytest.mark.parametrize("magnitude", [1e18, 1e30, 1e36, 1e37, 1e38, 3e38])
 @pytest.mark.parametrize("kind", ["noise", "constant"])
-def test_numbers_near_the_largest(cell: Cell, kind: str, magnitude: float) -> None:
-    """An intermediate sum may overflow where the exact result does not."""
+def test_numbers_near_the_largest_float(cell: Cell, kind: str, magnitude: float) -> None:
+    """An intermediate sum may overflow even if the exact result does not."""
     if not cell.compiled:
-        pytest.skip("PyTorch's ReLU makes zero of a sum that overflowed")
+        pytest.skip("PyTorch's ReLU turns a sum that overflowed into zero")
     unit = (
         image_of(1, 22, 25, device=cell.device).clamp(-1, 1) if kind == "noise" else torch.ones(1, 3, 22, 25)
     )
@@ -157,8 +157,8 @@ def test_numbers_near_the_largest(cell: Cell, kind: str, magnitude: float) -> No
         assert_right_or_not_finite(out, ref, limit_for(cell, torch.float32), f"{magnitude:g}")
 
 
-def test_a_layer(cell: Cell) -> None:
-    """conv3x3: of few input channels, which it convolves directly, and of many."""
+def test_conv3x3(cell: Cell) -> None:
+    """With few input channels, which are convolved directly, and with many."""
     for channels in (3, 20):
         weight, bias = torch.randn(24, channels, 3, 3), torch.randn(24)
         x = torch.randn(1, channels, 13, 14)
@@ -174,9 +174,9 @@ def test_a_layer(cell: Cell) -> None:
 
 
 @pytest.mark.parametrize("magnitude", [1e36, 1e38, 3e38])
-def test_a_layer_near_the_largest(cell: Cell, magnitude: float) -> None:
+def test_conv3x3_near_the_largest_float(cell: Cell, magnitude: float) -> None:
     if not cell.compiled:
-        pytest.skip("PyTorch's ReLU makes zero of a sum that overflowed")
+        pytest.skip("PyTorch's ReLU turns a sum that overflowed into zero")
     weight, x = torch.randn(24, 20, 3, 3), torch.ones(1, 20, 13, 14) * magnitude
     out = torch.ops.wae.conv3x3(x, reference.conv3x3_pack(weight), None, 24, True)
     ref = torch.nn.functional.conv2d(x.double(), weight.double(), padding=1).relu()

@@ -16,7 +16,7 @@ import wae_kernels
 
 
 @pytest.mark.parametrize("op", ["encode", "decode", "decode_scores"])
-def test_the_functions_are_the_ops(op: str) -> None:
+def test_functions_equal_the_ops(op: str) -> None:
     function, arguments = getattr(wae_kernels, op), arguments_of(op)
     schema = getattr(torch.ops.wae, op).default._schema
     assert list(inspect.signature(function).parameters) == [argument.name for argument in schema.arguments]
@@ -33,7 +33,7 @@ def test_gradients_flow(op: str) -> None:
     assert all(a.grad is not None for a in arguments if isinstance(a, torch.Tensor))
 
 
-def test_bad_input_is_refused_in_the_ops_words() -> None:
+def test_bad_input_gives_the_messages_of_the_ops() -> None:
     with pytest.raises(RuntimeError, match=r"^wae::encode: image must"):
         wae_kernels.encode(image_of(1, 4, 4)[:, :2], *encoder())
     with pytest.raises(RuntimeError, match=r"^wae::decode: output_size"):
@@ -43,7 +43,7 @@ def test_bad_input_is_refused_in_the_ops_words() -> None:
 @pytest.mark.parametrize(
     ("module", "op"), [(wae_kernels.nn.Encoder, "encode"), (wae_kernels.nn.Decoder, "decode")]
 )
-def test_the_modules_run_the_ops_with_their_layers_tensors(
+def test_modules_run_the_ops_with_the_tensors_of_their_layers(
     module: type[nn.Module], op: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[Sequence[Any]] = []
@@ -59,7 +59,7 @@ def test_the_modules_run_the_ops_with_their_layers_tensors(
 
 
 @pytest.mark.parametrize("op", ["encode", "decode", "decode_scores"])
-def test_the_functions_compile(op: str) -> None:
+def test_functions_compile(op: str) -> None:
     arguments = arguments_of(op)
     compiled = torch.compile(getattr(wae_kernels, op), fullgraph=True, backend="eager")
     for out, ref in zip(
@@ -68,14 +68,14 @@ def test_the_functions_compile(op: str) -> None:
         assert torch.equal(out, ref)
 
 
-def test_scores_compile_where_the_reference_runs() -> None:
+def test_scores_compile_if_the_reference_runs() -> None:
     arguments = [a.to("meta") if isinstance(a, torch.Tensor) else a for a in arguments_of("decode_scores")]
     compiled = torch.compile(wae_kernels.decode_scores, fullgraph=True, backend="eager")
     assert compiled(*arguments).shape == wae_kernels.decode_scores(*arguments).shape
 
 
-class Learns(TorchFunctionMode):
-    """Makes the image of every op depend on ``factor``."""
+class ScaledImages(TorchFunctionMode):
+    """Multiplies the image of every op by ``factor``, which requires a gradient."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,31 +87,31 @@ class Learns(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class Holds(torch.Tensor):
-    """A tensor that hands another one to the ops."""
+class Wrapper(torch.Tensor):
+    """A tensor that passes another one to the ops."""
 
-    held: torch.Tensor
+    wrapped: torch.Tensor
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         with torch._C.DisableTorchFunctionSubclass():
-            return func(*(a.held if isinstance(a, Holds) else a for a in args), **(kwargs or {}))
+            return func(*(a.wrapped if isinstance(a, Wrapper) else a for a in args), **(kwargs or {}))
 
 
 @pytest.mark.parametrize("op", ["encode", "decode", "decode_scores"])
-def test_what_others_do_in_a_call_is_recorded(op: str) -> None:
-    """It ran with autograd off, where no input seemed to need a gradient: there was none, and no error."""
-    face, arguments = getattr(wae_kernels, op), arguments_of(op)
-    with Learns() as mode:
-        as_tuple(face(*arguments))[0].sum().backward()
+def test_overrides_of_torch_functions_are_recorded_by_autograd(op: str) -> None:
+    """If no input required a gradient, calls once ran without autograd, and the gradient was missing."""
+    function, arguments = getattr(wae_kernels, op), arguments_of(op)
+    with ScaledImages() as mode:
+        as_tuple(function(*arguments))[0].sum().backward()
     assert mode.factor.grad is not None
-    image = arguments[0].clone().as_subclass(Holds)
-    image.held = arguments[0].clone().requires_grad_()
-    as_tuple(face(image, *arguments[1:]))[0].sum().backward()
-    assert image.held.grad is not None
+    image = arguments[0].clone().as_subclass(Wrapper)
+    image.wrapped = arguments[0].clone().requires_grad_()
+    as_tuple(function(image, *arguments[1:]))[0].sum().backward()
+    assert image.wrapped.grad is not None
 
 
-class Sized(nn.Module):
+class FixedSizeDecoder(nn.Module):
     """A decoder of scores for images of one size."""
 
     def __init__(self) -> None:
@@ -124,14 +124,14 @@ class Sized(nn.Module):
 
 
 def test_torch_fx_traces_a_decoder_of_scores() -> None:
-    """What it traces with is on no device."""
-    model, images = Sized(), [image_of(1, 3, 3, channels=n) for n in (5, 7)]
+    """Its proxies have no device."""
+    model, images = FixedSizeDecoder(), [image_of(1, 3, 3, channels=n) for n in (5, 7)]
     assert torch.equal(torch.fx.symbolic_trace(model)(*images), model(*images))
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.trace")  # of a kind that differs between torch's versions
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace")  # its category differs between torch's versions
 def test_torch_jit_traces_with_gradients() -> None:
-    """It traces a second time without them and compares, down to the lines that called each op."""
+    """It traces again without gradients and compares the traces, including the lines that called each op."""
     encoder, image = wae_kernels.nn.Encoder(), image_of(1, 5, 6)
     traced = torch.jit.trace(encoder, image)
     larger = image_of(2, 8, 7)

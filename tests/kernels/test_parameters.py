@@ -1,4 +1,4 @@
-"""The door between an op's flat arguments and the ten tensors as one value."""
+"""Parameters of an op as one value, and as the op's separate arguments."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from wae_kernels.parameters import (
 )
 
 
-def test_the_fields_are_the_schemas_arguments_in_order() -> None:
+def test_fields_have_the_order_of_the_schemas() -> None:
     kinds = {
         "encode": EncoderParameters,
         "decode": DecoderParameters,
@@ -32,7 +32,7 @@ def test_the_fields_are_the_schemas_arguments_in_order() -> None:
             assert tuple(names[first : first + len(kind._fields)]) == kind._fields
 
 
-def test_the_trunk_is_the_modules_consecutive_layers() -> None:
+def test_trunk_is_the_consecutive_layers_of_the_module() -> None:
     kinds = {
         EncoderParameters: (nn.Encoder(), ("conv1", "conv2", "conv3")),
         DecoderParameters: (nn.Decoder(), ("conv1", "conv2")),
@@ -63,28 +63,28 @@ def example(image: Tensor, parameters: EncoderParameters, scale: int = 1, *, bia
     return image, parameters, scale, bias
 
 
-def test_the_ten_may_be_given_in_any_way() -> None:
-    ten = encoder()
-    image, parameters = torch.zeros(1), EncoderParameters(*ten)
-    named = dict(zip(EncoderParameters._fields, ten, strict=True))
-    given = [
-        example(image, *ten, 2, bias=True),
-        example(image, *ten, scale=2, bias=True),
-        example(image, *ten[:4], **dict(list(named.items())[4:]), scale=2, bias=True),
+def test_parameters_may_be_positional_or_named() -> None:
+    tensors = encoder()
+    image, parameters = torch.zeros(1), EncoderParameters(*tensors)
+    named = dict(zip(EncoderParameters._fields, tensors, strict=True))
+    calls = [
+        example(image, *tensors, 2, bias=True),
+        example(image, *tensors, scale=2, bias=True),
+        example(image, *tensors[:4], **dict(list(named.items())[4:]), scale=2, bias=True),
         example(image=image, **named, scale=2, bias=True),
     ]
-    for got in given:
+    for got in calls:
         assert got[0] is image
         assert all(a is b for a, b in zip(got[1], parameters, strict=True))
         assert got[2:] == (2, True)
 
 
-def test_a_tensor_too_few_is_an_error() -> None:
+def test_missing_parameter_is_an_error() -> None:
     with pytest.raises(TypeError, match="high_bias"):
         example(torch.zeros(1), *encoder()[:9])
 
 
-def test_the_signature_names_the_ten() -> None:
+def test_signature_names_the_parameters() -> None:
     names = list(inspect.signature(example).parameters)
     assert names == ["image", *EncoderParameters._fields, "scale", "bias"]
     for op in OPS:

@@ -1,4 +1,4 @@
-"""The ops' registrations with torch: opcheck, compile, export, autocast, meta tensors, current weights."""
+"""The ops' registration with torch: opcheck, compile, export, autocast, meta tensors, changed weights."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 from cases import (
-    HOSTS,
     LAYOUTS,
+    MAIN_CELLS,
     OPCHECK_LAYOUTS,
     OPS,
     Cell,
@@ -36,17 +36,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import wae_kernels
-from wae_kernels import autograd, backends, fallback, flops, reference  # noqa: F401  (flops: importing it has the ops counted)
+from wae_kernels import autograd, backends, fallback, flops, reference  # noqa: F401  (importing flops registers the formulas)
 from wae_kernels import nn as wae_nn
 from wae_kernels.parameters import KERNEL_CHANNELS, KERNEL_WIDTH
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
-on_hosts = pytest.mark.parametrize("cell", as_params(HOSTS), indirect=True)
+on_main_cells = pytest.mark.parametrize("cell", as_params(MAIN_CELLS), indirect=True)
 
 
 class AutoEncoder(nn.Module):
-    """A user's model: encode, something in between, decode to the size that came in."""
+    """A user's model: encode, some operations, decode to the size of the image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,20 +60,18 @@ class AutoEncoder(nn.Module):
 # --------------------------------------------------------------------------------------------- opcheck
 
 
-@on_hosts
+@on_main_cells
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("layout", OPCHECK_LAYOUTS)
-@pytest.mark.filterwarnings(
-    "ignore:The .grad attribute of a Tensor that is not a leaf"
-)  # opcheck's own doing
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # by opcheck itself
 def test_opcheck(cell: Cell, layout: str, op: str) -> None:
     arguments = arguments_of(op, layout, cell.device, requires_grad=True)
     torch.library.opcheck(getattr(torch.ops.wae, op).default, arguments)
 
 
-@on_hosts
+@on_main_cells
 @pytest.mark.parametrize("op", OPS)
-def test_opcheck_of_bytes_and_of_what_is_left_out(cell: Cell, op: str) -> None:
+def test_opcheck_of_uint8_images_and_missing_arguments(cell: Cell, op: str) -> None:
     arguments = arguments_of(op, device=cell.device)
     if op.startswith("encode"):
         at = 0 if op == "encode" else 2
@@ -87,22 +85,20 @@ def test_opcheck_of_bytes_and_of_what_is_left_out(cell: Cell, op: str) -> None:
 DECODERS = [op for op in OPS if op.startswith("decode")]
 
 
-@on_hosts
+@on_main_cells
 @pytest.mark.parametrize("op", DECODERS)
 @pytest.mark.parametrize("layout", OPCHECK_LAYOUTS)
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-def test_opcheck_of_float32_parameters_beside_images_in_16_bits(cell: Cell, layout: str, op: str) -> None:
+def test_opcheck_of_float32_parameters_with_16_bit_images(cell: Cell, layout: str, op: str) -> None:
     dtypes = {"dtype": torch.bfloat16, "parameter_dtype": torch.float32}
     arguments = arguments_of(op, layout, cell.device, requires_grad=True, **dtypes)
     torch.library.opcheck(getattr(torch.ops.wae, op).default, arguments)
 
 
-@on_hosts
+@on_main_cells
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
-def test_images_in_16_bits_beside_float32_parameters_are_compiled_and_exported(
-    cell: Cell, layout: str
-) -> None:
+def test_16_bit_images_with_float32_parameters_are_compiled_and_exported(cell: Cell, layout: str) -> None:
     model = wae_nn.Decoder().to(cell.device)
     low, high = (LAYOUTS[layout](image_of(2, 6, 9, torch.bfloat16, cell.device)) for _ in range(2))
     plain = model(low, high, (12, 17))
@@ -116,22 +112,22 @@ def test_images_in_16_bits_beside_float32_parameters_are_compiled_and_exported(
 RESULTS = [(torch.bfloat16, torch.channels_last), (torch.float64, torch.contiguous_format)]
 
 
-@on_hosts
+@on_main_cells
 @pytest.mark.parametrize(("dtype", "memory_format"), RESULTS, ids=str)
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-def test_opcheck_of_results_that_are_asked_for(
+def test_opcheck_of_requested_dtype_and_memory_format(
     cell: Cell, dtype: torch.dtype, memory_format: torch.memory_format
 ) -> None:
     arguments = arguments_of("encode", device=cell.device, requires_grad=True)
     torch.library.opcheck(torch.ops.wae.encode.default, [*arguments, dtype, memory_format])
 
 
-@on_hosts
+@on_main_cells
 @pytest.mark.parametrize(("dtype", "memory_format"), RESULTS, ids=str)
-def test_results_that_are_asked_for_are_compiled_and_exported(
+def test_requested_dtype_and_memory_format_are_compiled_and_exported(
     cell: Cell, dtype: torch.dtype, memory_format: torch.memory_format
 ) -> None:
-    class Asking(nn.Module):
+    class RequestingEncoder(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.encoder = wae_nn.Encoder().to(cell.device)
@@ -139,7 +135,7 @@ def test_results_that_are_asked_for_are_compiled_and_exported(
         def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
             return self.encoder(image, dtype=dtype, memory_format=memory_format)
 
-    model, image = Asking(), image_of(2, 12, 17, device=cell.device)
+    model, image = RequestingEncoder(), image_of(2, 12, 17, device=cell.device)
     plain = model(image)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)(image)
     exported = torch.export.export(model, (image,)).module()(image)
@@ -149,27 +145,29 @@ def test_results_that_are_asked_for_are_compiled_and_exported(
             assert torch.equal(out, ref)
 
 
-@on_hosts
+@on_main_cells
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 1), (1, 9), (9, 1)], ids=str)
 @pytest.mark.parametrize("layout", ["nchw", "channels_last", "transposed"])
-def test_fakes_have_the_strides_of_the_real_ones(
+def test_fake_outputs_have_the_strides_of_real_ones(
     cell: Cell, layout: str, size: tuple[int, int], op: str
 ) -> None:
-    """Sizes of 1, where strides are ambiguous and opcheck does not compare them."""
-    assert_fakes_are_like_the_real_ones(op, arguments_of(op, layout, cell.device, size=size))
+    """With sizes of 1, strides are ambiguous and opcheck does not compare them."""
+    assert_fake_outputs_are_like_real_ones(op, arguments_of(op, layout, cell.device, size=size))
 
 
-@on_hosts
+@on_main_cells
 @pytest.mark.parametrize("op", DECODERS)
 @pytest.mark.parametrize("layouts", [("nchw", "channels_last"), ("channels_last", "nchw")], ids=str)
-def test_fakes_of_halves_that_are_laid_out_differently(cell: Cell, layouts: tuple[str, str], op: str) -> None:
+def test_fake_outputs_for_low_and_high_in_different_layouts(
+    cell: Cell, layouts: tuple[str, str], op: str
+) -> None:
     arguments, at = arguments_of(op, device=cell.device), int(op.endswith("backward"))
     arguments[at : at + 2] = [LAYOUTS[name](arguments[at + i]) for i, name in enumerate(layouts)]
-    assert_fakes_are_like_the_real_ones(op, arguments)
+    assert_fake_outputs_are_like_real_ones(op, arguments)
 
 
-def assert_fakes_are_like_the_real_ones(op: str, arguments: Sequence[Any]) -> None:
+def assert_fake_outputs_are_like_real_ones(op: str, arguments: Sequence[Any]) -> None:
     real = getattr(torch.ops.wae, op)(*arguments)
     with FakeTensorMode() as mode:
         fake = getattr(torch.ops.wae, op)(
@@ -180,10 +178,10 @@ def assert_fakes_are_like_the_real_ones(op: str, arguments: Sequence[Any]) -> No
         assert a.stride() == b.stride()
 
 
-@on_hosts
+@on_main_cells
 @pytest.mark.parametrize("size", [(1, 1), (4, 5)], ids=str)
 def test_one_of_several_channels_last_images(cell: Cell, size: tuple[int, int]) -> None:
-    """``images[0].unsqueeze(0)`` has a stride of the batch that no other image of its size has."""
+    """``images[0].unsqueeze(0)`` has an unusual stride of the batch dimension."""
     image = LAYOUTS["channels_last"](image_of(2, *size, device=cell.device))[0].unsqueeze(0)
     parameters = encoder(device=cell.device)
     real = torch.ops.wae.encode(image, *parameters)
@@ -194,10 +192,10 @@ def test_one_of_several_channels_last_images(cell: Cell, size: tuple[int, int]) 
         assert_close(a, expected.double(), tolerance(torch.float32))
 
 
-def test_the_outputs_of_the_kernels_are_poisoned_before_they_are_written(cell: Cell) -> None:
-    """The fixture that all op tests use reaches what the compiled library allocates."""
+def test_poisoned_memory_includes_the_outputs_of_the_kernels(cell: Cell) -> None:
+    """The fixture of all op tests also fills what the compiled library allocates."""
     if not cell.compiled or cell.device != "cpu":
-        pytest.skip("PyTorch allocates; for a GPU's kernels by an operator, which it poisons")
+        pytest.skip("here PyTorch's operators allocate the outputs, and fill them")
     for op in OPS:
         arguments = arguments_of(op)
         with recorded() as profile:
@@ -227,11 +225,11 @@ def both_ways(function: Callable[[Tensor], Tensor], model: nn.Module, image: Ten
     return [out, *torch.autograd.grad(out.square().mean(), [leaf, *model.parameters()])]
 
 
-@on_hosts
+@on_main_cells
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize(("layout", "dynamic"), [("nchw", True), ("channels_last", True), ("nchw", False)])
 @pytest.mark.slow
-def test_compiled_is_what_eager_is(cell: Cell, layout: str, dynamic: bool) -> None:
+def test_compiled_equals_eager(cell: Cell, layout: str, dynamic: bool) -> None:
     model = AutoEncoder().to(cell.device)
     compiled = torch.compile(model, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     for batch, *size in [(2, 12, 17), (3, 15, 16)]:
@@ -243,8 +241,8 @@ def test_compiled_is_what_eager_is(cell: Cell, layout: str, dynamic: bool) -> No
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("fresh_compiler")
-@pytest.mark.skipif(not shutil.which("c++"), reason="torch's compiler for processors needs a C++ compiler")
-def test_compiled_by_inductor_is_what_eager_is() -> None:
+@pytest.mark.skipif(not shutil.which("c++"), reason="torch.compile for the CPU needs a C++ compiler")
+def test_compiled_by_inductor_equals_eager() -> None:
     model = AutoEncoder()
     compiled = torch.compile(model, fullgraph=True, dynamic=True)
     for batch, *size in [(2, 12, 17), (3, 15, 16)]:
@@ -256,10 +254,10 @@ def test_compiled_by_inductor_is_what_eager_is() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("fresh_compiler")
-@pytest.mark.skipif(not shutil.which("c++"), reason="torch's compiler for processors needs a C++ compiler")
+@pytest.mark.skipif(not shutil.which("c++"), reason="torch.compile for the CPU needs a C++ compiler")
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 def test_inductor_knows_the_strides_around_an_op(layout: str) -> None:
-    """It pads what a matrix product gives to the op, and fuses views of what the op gives."""
+    """It pads the result of a matrix product for the op, and fuses views of the op's results."""
     model, mix = AutoEncoder(), nn.Linear(19, 19)
 
     def function(image: Tensor) -> tuple[Tensor, ...]:
@@ -281,41 +279,41 @@ def test_inductor_knows_the_strides_around_an_op(layout: str) -> None:
 
 
 @pytest.mark.usefixtures("fresh_compiler")
-def test_a_gradient_that_was_not_wanted_when_it_was_compiled() -> None:
+def test_gradient_that_was_not_required_at_compilation() -> None:
     model, image = wae_nn.Encoder(), image_of(2, 6, 9)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     assert not compiled(image)[0].requires_grad
-    own_layers = _is_compiled_again_for_a_parameter(nn.Conv2d(3, 4, 3), image)
-    for wanting in (image.clone(), *((model.conv2.weight, model.low.bias) if own_layers else ())):
-        wanting.requires_grad_()
-        out = compiled(wanting if wanting.shape == image.shape else image)
-        expected = model(wanting if wanting.shape == image.shape else image)
-        (got,) = torch.autograd.grad(out[0].square().sum(), wanting)
-        (want,) = torch.autograd.grad(expected[0].square().sum(), wanting)
+    recompiles = _recompiles_for_a_parameter(nn.Conv2d(3, 4, 3), image)
+    for leaf in (image.clone(), *((model.conv2.weight, model.low.bias) if recompiles else ())):
+        leaf.requires_grad_()
+        out = compiled(leaf if leaf.shape == image.shape else image)
+        expected = model(leaf if leaf.shape == image.shape else image)
+        (got,) = torch.autograd.grad(out[0].square().sum(), leaf)
+        (want,) = torch.autograd.grad(expected[0].square().sum(), leaf)
         assert_close(got, want.double(), tolerance(torch.float32))
 
 
-def _is_compiled_again_for_a_parameter(layer: nn.Conv2d, image: Tensor) -> bool:
-    """Whether torch's own layer is, where its weight begins to want a gradient: torch 2.10's is not."""
+def _recompiles_for_a_parameter(layer: nn.Conv2d, image: Tensor) -> bool:
+    """Whether torch recompiles its own layer when the weight starts to require a gradient; 2.10 does not."""
     layer.requires_grad_(False)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     compiled(image)
     layer.weight.requires_grad_()
-    wants: bool = compiled(image).requires_grad
-    return wants
+    requires_grad: bool = compiled(image).requires_grad
+    return requires_grad
 
 
 @pytest.mark.usefixtures("fresh_compiler")
-def test_the_compiler_does_not_look_into_an_op_that_an_uncompiled_function_calls() -> None:
-    """It would warn of what it does not know there."""
+def test_compiler_does_not_trace_ops_called_by_an_uncompiled_function() -> None:
+    """It would warn about what it cannot trace there."""
     image, parameters = image_of(1, 6, 9), encoder()
 
     def function(image: Tensor) -> list[Tensor]:
         results = []
         for _ in range(2):
-            torch._dynamo.graph_break()  # in a loop, for which the whole function is left as it is
+            torch._dynamo.graph_break()  # in a loop, so that all of this function stays uncompiled
             results += torch.ops.wae.encode(image, *parameters)
         return results
 
@@ -337,7 +335,7 @@ def test_new_sizes_do_not_compile_again() -> None:
 
 
 @pytest.mark.usefixtures("fresh_compiler")
-def test_an_argument_that_does_not_fit_is_named_when_compiling() -> None:
+def test_compilation_names_an_invalid_argument() -> None:
     encode = torch.compile(torch.ops.wae.encode, fullgraph=True, backend="eager")
     with pytest.raises(
         RuntimeError, match=r"image must have shape \(batch, 3, height >= 1, width >= 1\), got \(1, 4, 8, 8\)"
@@ -348,10 +346,10 @@ def test_an_argument_that_does_not_fit_is_named_when_compiling() -> None:
 # ---------------------------------------------------------------------------------------------- export
 
 
-@on_hosts
+@on_main_cells
 def test_export_with_dynamic_batch_and_size(cell: Cell) -> None:
     model = AutoEncoder().to(cell.device).eval()
-    dim = torch.export.Dim  # at least 3: torch treats a size of 1, here of low and high, as a constant
+    dim = torch.export.Dim  # at least 3, because torch treats sizes of 1, here of low and high, as constants
     shapes = {"image": {0: dim("batch", max=64), 2: dim("height", min=3), 3: dim("width", min=3)}}
     program = torch.export.export(model, (image_of(2, 12, 17, device=cell.device),), dynamic_shapes=shapes)
     called = {str(node.target) for node in program.graph.nodes}
@@ -361,7 +359,7 @@ def test_export_with_dynamic_batch_and_size(cell: Cell) -> None:
         assert_close(program.module()(image), model(image).double(), tolerance(torch.float32))
 
 
-def test_export_survives_a_file(tmp_path: Any) -> None:
+def test_export_to_a_file_and_back(tmp_path: Any) -> None:
     model, image = AutoEncoder().eval(), image_of(2, 12, 17)
     torch.export.save(torch.export.export(model, (image,)), tmp_path / "model.pt2")
     loaded = torch.export.load(tmp_path / "model.pt2").module()
@@ -395,8 +393,8 @@ def test_autocast_gradients_have_the_dtype_of_their_tensors(cell: Cell) -> None:
 
 
 @pytest.mark.parametrize("op", ["encode", "decode", "decode_scores"])
-def test_autocast_leaves_gradients_alone(cell: Cell, op: str) -> None:
-    """Those of a backward pass in its block, too, as torch's own convolutions do."""
+def test_backward_inside_autocast_gives_the_same_gradients(cell: Cell, op: str) -> None:
+    """A backward pass inside autocast gives the same gradients, as with torch's own convolutions."""
     found = []
     for inside in (False, True):
         torch.manual_seed(0)
@@ -408,7 +406,7 @@ def test_autocast_leaves_gradients_alone(cell: Cell, op: str) -> None:
     assert all(map(torch.equal, *found))
 
 
-def test_autocast_leaves_float64_alone(cell: Cell) -> None:
+def test_autocast_does_not_cast_float64(cell: Cell) -> None:
     bytes_ = image_of(2, 13, 18, torch.uint8, cell.device)
     for op, *image in (("encode",), ("encode", bytes_), ("decode",), ("decode_scores",)):
         arguments = arguments_of(op, device=cell.device, dtype=torch.float64)
@@ -420,7 +418,7 @@ def test_autocast_leaves_float64_alone(cell: Cell) -> None:
         assert inside[0].dtype == torch.float64
 
 
-def test_autocast_leaves_bytes_alone(cell: Cell) -> None:
+def test_autocast_does_not_cast_uint8_images(cell: Cell) -> None:
     image, scale_shift = (
         image_of(2, 9, 12, torch.uint8, cell.device),
         affine(device=cell.device, of_bytes=True),
@@ -435,7 +433,7 @@ def test_autocast_leaves_bytes_alone(cell: Cell) -> None:
 
 
 class Casts(TorchDispatchMode):
-    """Counts what is cast in its block, by shape."""
+    """Records the shapes of the tensors that are cast in its block."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -449,9 +447,9 @@ class Casts(TorchDispatchMode):
 
 @pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "gradients"])
 def test_autocast_casts_nothing_for_a_compiled_kernel(cell: Cell, grad: bool) -> None:
-    """No parameter, so none can be an old one; and nothing between the encoder and the decoder."""
+    """Parameters are not cast, so no cast copy can be stale; nor are tensors between encoder and decoder."""
     if not backends.kernels_run(on_processor=cell.device == "cpu"):
-        pytest.skip("others compute in autocast's dtype")
+        pytest.skip("other backends compute in autocast's dtype")
     model, image = AutoEncoder().to(cell.device), image_of(2, 12, 17, device=cell.device)
     with torch.set_grad_enabled(grad), torch.autocast(cell.device, torch.bfloat16), Casts() as casts:
         for _ in range(2):
@@ -466,7 +464,7 @@ def test_autocast_casts_nothing_for_a_compiled_kernel(cell: Cell, grad: bool) ->
 
 def test_autocast_casts_only_images_for_a_compiled_decoder(cell: Cell) -> None:
     if not backends.kernels_run(on_processor=cell.device == "cpu"):
-        pytest.skip("others compute in autocast's dtype")
+        pytest.skip("other backends compute in autocast's dtype")
     for op in ("decode", "decode_scores") if cell.device == "cpu" else ("decode",):
         low, high, *others = arguments_of(op, device=cell.device)
         half, parts = high.half(), [tuple(low.shape), tuple(high.shape)]
@@ -481,7 +479,7 @@ def test_autocast_casts_only_images_for_a_compiled_decoder(cell: Cell) -> None:
 
 
 def on_a_gpu(arguments: Sequence[Any], device: str = "cuda") -> list[Any]:
-    """Tensors that only say that they lie there; inside ``FakeTensorMode``."""
+    """Fake tensors on this device; inside ``FakeTensorMode``."""
     return [
         torch.empty(a.shape, dtype=a.dtype, device=device) if isinstance(a, Tensor) else a for a in arguments
     ]
@@ -489,7 +487,7 @@ def on_a_gpu(arguments: Sequence[Any], device: str = "cuda") -> list[Any]:
 
 @contextlib.contextmanager
 def autocast_on_a_gpu(dtype: torch.dtype, device: str = "cuda") -> Iterator[None]:
-    """``torch.autocast`` would look for one."""
+    """``torch.autocast`` without its check that there is a GPU."""
     before = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
     torch.set_autocast_enabled(device, True)
     torch.set_autocast_dtype(device, dtype)
@@ -505,7 +503,7 @@ def autocast_on_a_gpu(dtype: torch.dtype, device: str = "cuda") -> Iterator[None
 def test_autocast_on_a_gpu_casts_no_parameter(
     op: str, has_kernels: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The rule itself, which needs no GPU."""
+    """Tests autocast's rule for the op, which needs no GPU."""
     monkeypatch.setattr(backends, "kernels_run", lambda *, on_processor: has_kernels and not on_processor)
     image, *others = (tuple(a.shape) for a in arguments_of(op) if isinstance(a, Tensor))
     with FakeTensorMode():
@@ -513,7 +511,7 @@ def test_autocast_on_a_gpu_casts_no_parameter(
         with autocast_on_a_gpu(torch.float16), Casts() as casts:
             outputs = as_tuple(getattr(torch.ops.wae, op)(*arguments))
     images, parameters = ([image], others[:-2]) if op == "encode" else ([image, others[0]], others[1:])
-    if not has_kernels or op == "decode_scores":  # which has none for GPUs
+    if not has_kernels or op == "decode_scores":  # which has no kernel for GPUs
         assert casts.shapes == [*images, *parameters]
     else:
         assert casts.shapes == ([] if op == "encode" else images)
@@ -523,7 +521,7 @@ def test_autocast_on_a_gpu_casts_no_parameter(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("dtype_of_high", [torch.float32, torch.float16], ids=str)
 def test_autocast_of_scores_on_a_gpu(dtype: torch.dtype, dtype_of_high: torch.dtype) -> None:
-    """Where the reference runs instead of the op, in autocast's dtype, whatever those of the scores are."""
+    """The reference runs instead of the op, in autocast's dtype, for any dtypes of low and high."""
     with FakeTensorMode():
         low, high, *others = on_a_gpu(arguments_of("decode_scores"))
         with autocast_on_a_gpu(torch.float16):
@@ -534,7 +532,7 @@ def test_autocast_of_scores_on_a_gpu(dtype: torch.dtype, dtype_of_high: torch.dt
 @pytest.mark.parametrize("op", ["encode", "decode", "decode_scores"])
 @pytest.mark.parametrize("device", ["mps", "xpu"])
 def test_autocast_on_other_gpus(op: str, device: str) -> None:
-    """The reference's layers are in autocast's dtype there, and so has the op to say before it runs."""
+    """There the reference's layers compute in autocast's dtype, so the fake kernel must give this dtype."""
     with FakeTensorMode():
         first, *others = on_a_gpu(arguments_of(op), device)
         with autocast_on_a_gpu(torch.float16, device):
@@ -544,7 +542,7 @@ def test_autocast_on_other_gpus(op: str, device: str) -> None:
 
 
 def test_gradients_of_decode_on_a_gpu_cast_each_parameter_once() -> None:
-    """For a backward kernel in the images' dtype. torch's engine needs a GPU: its function is called here."""
+    """A backward kernel needs the images' dtype. Called directly, because autograd's engine needs a GPU."""
     with FakeTensorMode():
         low, high, *parameters, size = on_a_gpu(arguments_of("decode"))
         low, high, grad = low.half(), high.half(), torch.empty(2, 3, *size, device="cuda").half()
@@ -555,10 +553,10 @@ def test_gradients_of_decode_on_a_gpu_cast_each_parameter_once() -> None:
             )
     assert none is None
     assert [g.dtype for g in gradients] == [t.dtype for t in (low, high, *parameters)]
-    assert casts.shapes == 2 * [tuple(p.shape) for p in parameters]  # and each gradient comes back
+    assert casts.shapes == 2 * [tuple(p.shape) for p in parameters]  # and each gradient is cast back
 
 
-def test_autocast_leaves_a_dtype_that_is_asked_for(cell: Cell) -> None:
+def test_autocast_keeps_a_requested_dtype(cell: Cell) -> None:
     arguments = arguments_of("encode", device=cell.device)
     plain = wae_kernels.encode(*arguments, dtype=torch.float32)
     with torch.autocast(cell.device, torch.bfloat16):
@@ -568,8 +566,8 @@ def test_autocast_leaves_a_dtype_that_is_asked_for(cell: Cell) -> None:
         assert_close(out, ref.double(), tolerance(torch.bfloat16))
 
 
-def test_autocast_casts_where_no_kernel_takes_the_channels_or_the_width(cell: Cell) -> None:
-    """Then PyTorch's convolutions run, in autocast's dtype as everywhere inside it."""
+def test_autocast_casts_if_no_kernel_supports_the_channels_or_the_width(cell: Cell) -> None:
+    """PyTorch's convolutions run instead, in autocast's dtype."""
     most, wide = KERNEL_CHANNELS, KERNEL_WIDTH
     for classes, features, width in ((most + 1, 2, wide), (2, most + 1, wide), (2, 2, wide // 2)):
         decoder = wae_nn.ScoreDecoder(classes, features, width).to(cell.device)
@@ -585,12 +583,12 @@ def test_autocast_casts_where_no_kernel_takes_the_channels_or_the_width(cell: Ce
         assert casts.shapes == [tuple(scores.shape)]
 
 
-def test_autocast_sees_new_weights_and_ends_with_its_block(cell: Cell) -> None:
+def test_autocast_uses_changed_weights_and_ends_with_its_block(cell: Cell) -> None:
     model, image = wae_nn.Encoder().to(cell.device), image_of(2, 12, 17, device=cell.device)
     with torch.autocast(cell.device, torch.bfloat16):
         for change in (
             lambda weight: weight.mul_(2),
-            lambda weight: weight.data.mul_(2),  # which counts as no new version
+            lambda weight: weight.data.mul_(2),  # does not change the tensor's version
             lambda weight: weight.set_(weight * 2),
         ):
             before = model(image)[0]
@@ -601,7 +599,7 @@ def test_autocast_sees_new_weights_and_ends_with_its_block(cell: Cell) -> None:
     assert model(image)[0].dtype == torch.float32
 
 
-def test_autocast_that_is_off_changes_nothing(cell: Cell) -> None:
+def test_disabled_autocast_changes_nothing(cell: Cell) -> None:
     arguments = arguments_of("encode", device=cell.device)
     with torch.autocast(cell.device, torch.bfloat16, enabled=False):
         inside = torch.ops.wae.encode(*arguments)
@@ -611,7 +609,7 @@ def test_autocast_that_is_off_changes_nothing(cell: Cell) -> None:
 # ----------------------------------------------------------------------------------- other ways to call
 
 
-@on_hosts
+@on_main_cells
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("layout", ["nchw", "channels_last", "expanded_channels"])
 def test_meta_tensors_give_shapes(cell: Cell, layout: str, op: str) -> None:
@@ -624,12 +622,12 @@ def test_meta_tensors_give_shapes(cell: Cell, layout: str, op: str) -> None:
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_gradients_lie_as_distributed_training_expects(
+def test_gradients_have_the_strides_that_distributed_training_expects(
     cell: Cell, memory_format: torch.memory_format, tmp_path: Path
 ) -> None:
-    """It warns where a gradient's strides are not its parameter's, and warnings are errors."""
+    """It warns if a gradient's strides are not those of its parameter, and warnings are errors."""
     if cell.device != "cpu":
-        pytest.skip("gloo")
+        pytest.skip("the test uses gloo")
     store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
@@ -654,7 +652,7 @@ def test_inference_mode_and_no_grad(cell: Cell) -> None:
     assert expected.requires_grad
 
 
-@on_hosts
+@on_main_cells
 def test_functional_call(cell: Cell) -> None:
     model, other = AutoEncoder().to(cell.device), AutoEncoder().to(cell.device)
     image = image_of(2, 9, 12, device=cell.device)
@@ -663,7 +661,7 @@ def test_functional_call(cell: Cell) -> None:
     assert not torch.equal(replaced, model(image))
 
 
-@on_hosts
+@on_main_cells
 def test_activation_checkpointing(cell: Cell) -> None:
     model = AutoEncoder().to(cell.device)
 
@@ -676,9 +674,9 @@ def test_activation_checkpointing(cell: Cell) -> None:
         assert torch.equal(a, b)
 
 
-# -------------------------------------------------------------------------------------- current weights
+# -------------------------------------------------------------------------------------- changed weights
 #
-# The compiled kernels keep weights that they have laid out anew. A stale copy would be a wrong answer.
+# The compiled kernels cache packed copies of weights. A stale copy would give wrong results.
 
 
 def expected_now(model: wae_nn.Encoder, image: Tensor) -> Sequence[Tensor]:
@@ -698,11 +696,11 @@ def change_one_number(model: wae_nn.Encoder) -> None:
 
 
 def change_by_data(model: wae_nn.Encoder) -> None:
-    model.conv1.bias.data += 1  # does not count as a new version
+    model.conv1.bias.data += 1  # does not change the tensor's version
 
 
 def change_by_numpy(model: wae_nn.Encoder) -> None:
-    model.low.weight.detach().numpy()[:] *= 2  # torch does not even see it
+    model.low.weight.detach().numpy()[:] *= 2  # torch does not notice
 
 
 def swap_data(model: wae_nn.Encoder) -> None:
@@ -732,9 +730,9 @@ def load_another_state(model: wae_nn.Encoder) -> None:
         load_another_state,
     ],
 )
-def test_changed_weights_count_at_once(cell: Cell, change: Callable[[wae_nn.Encoder], None]) -> None:
+def test_changed_weights_take_effect_at_once(cell: Cell, change: Callable[[wae_nn.Encoder], None]) -> None:
     if cell.device != "cpu":
-        pytest.skip("the copies are the processor's kernels'")
+        pytest.skip("only CPU kernels cache weights")
     model, image = wae_nn.Encoder(), image_of(1, 12, 17)
     limit = tolerance(torch.float32, backends.backend_for("cpu"))
     with torch.no_grad():
@@ -747,23 +745,23 @@ def test_changed_weights_count_at_once(cell: Cell, change: Callable[[wae_nn.Enco
         assert_close(out, ref, limit)
 
 
-def test_weights_in_reused_memory_count_at_once(cell: Cell) -> None:
-    """A new model where a deleted one was: the same addresses, version counters from zero again."""
+def test_weights_in_reused_memory_take_effect_at_once(cell: Cell) -> None:
+    """A new model at the addresses of a deleted one, with version counters that start from zero again."""
     limit = tolerance(torch.float32, backends.backend_for(cell.device), cell.device)
-    image, seen = image_of(1, 12, 17, device=cell.device), set()
+    image, addresses = image_of(1, 12, 17, device=cell.device), set()
     for _ in range(20):
         model = wae_nn.Encoder().to(cell.device)
-        seen.add(model.conv2.weight.data_ptr())
+        addresses.add(model.conv2.weight.data_ptr())
         with torch.no_grad():
             outputs = model(image)
         for out, ref in zip(outputs, expected_now(model, image), strict=True):
             assert_close(out, ref, limit)
         del model, outputs
     if cell.device == "cpu":
-        assert len(seen) < 20, "no memory was reused: the test shows nothing"
+        assert len(addresses) < 20, "no memory was reused, so the test checked nothing"
 
 
-def test_two_models_in_turns_keep_their_weights(cell: Cell) -> None:
+def test_interleaved_models_keep_their_weights(cell: Cell) -> None:
     models = [wae_nn.Decoder().to(cell.device) for _ in range(3)]
     models.append(copy.deepcopy(models[0]))
     low, high = image_of(1, 6, 9, device=cell.device), image_of(1, 6, 9, device=cell.device)
@@ -775,14 +773,14 @@ def test_two_models_in_turns_keep_their_weights(cell: Cell) -> None:
             assert torch.equal(model(low, high, (12, 17)), out)
 
 
-def test_models_in_threads_of_their_own(cell: Cell) -> None:
-    """Serving: several models at once, which share the kernels' store of laid-out weights."""
+def test_one_thread_for_each_model(cell: Cell) -> None:
+    """Serving several models at once, which share the kernels' cache of packed weights."""
     models = [wae_nn.Encoder().to(cell.device).requires_grad_(False) for _ in range(8)]
     image = image_of(1, 12, 17, device=cell.device)
     alone = [torch.cat(model(image)) for model in models]
 
     def serve(model: wae_nn.Encoder) -> list[Tensor]:
-        with backends.use(cell.name):  # a choice is its thread's
+        with backends.use(cell.name):  # the choice is local to a thread
             return [torch.cat(model(image)) for _ in range(10)]
 
     with ThreadPoolExecutor(4) as pool:
@@ -791,14 +789,14 @@ def test_models_in_threads_of_their_own(cell: Cell) -> None:
 
 
 def test_flops_are_counted() -> None:
-    """As torch counts the layers, forward and backward."""
+    """The ops count as the layers do, forward and backward."""
     encoder, decoder = wae_nn.Encoder(), wae_nn.Decoder()
     image = torch.randn(2, 3, 9, 8)
 
     def total(called: bool) -> tuple[int, int]:
         for layer in (*encoder.children(), *decoder.children()):
             layer._forward_hooks.clear()
-            if called:  # a hook has the layer called, so that torch counts it
+            if called:  # with a hook, the layer is called, and torch counts it
                 layer.register_forward_hook(lambda *_: None)
         x = image.clone().requires_grad_()
         with FlopCounterMode(display=False) as forward:
@@ -815,7 +813,7 @@ def test_flops_are_counted() -> None:
     assert counter.get_total_flops() == 2 * 2 * 6 * 7 * 9 * 5 * 20
 
 
-@pytest.mark.parametrize("width", [8, KERNEL_WIDTH])  # as wide as an encoder, whose rules are others
+@pytest.mark.parametrize("width", [8, KERNEL_WIDTH])  # also an encoder's width, because its rules differ
 def test_conv3x3_stays_in_float32_inside_autocast(width: int) -> None:
     image, weight = torch.randn(1, 4, 6, 6), torch.randn(width, 4, 3, 3)
     expected = torch.ops.wae.conv3x3(image, torch.ops.wae.conv3x3_pack(weight), None, width)
@@ -831,10 +829,10 @@ def test_conv3x3_stays_in_float32_inside_autocast(width: int) -> None:
 # ----------------------------------------------------------------------------------------------- the warning
 
 
-def test_a_warning_that_another_thread_reports_meanwhile_is_no_error() -> None:
+def test_warning_reported_by_another_thread_is_no_error() -> None:
     class ReportedMeanwhile(list[str]):
         def __bool__(self) -> bool:
-            self.clear()  # as a thread does that runs between the question and the report
+            self.clear()  # as another thread does between this check and the report
             return True
 
     assert fallback._warn_first(lambda: 1, ReportedMeanwhile(["the library is missing"]))() == 1

@@ -1,4 +1,4 @@
-"""Helpers that sleep between calls: the same bits, no time taken in between."""
+"""Helper threads that sleep between calls: bit-identical results, no CPU time between calls."""
 
 from __future__ import annotations
 
@@ -42,35 +42,35 @@ CALLS: dict[str, Callable[[], Any]] = {
 }
 
 
-def drawn(call: Callable[[], Any]) -> Tensor:
-    """The results of ``call`` on the same random numbers as any time."""
+def seeded(call: Callable[[], Any]) -> Tensor:
+    """The results of ``call``, always with the same random numbers."""
     torch.manual_seed(0)
     return torch.cat([x.flatten() for x in as_tuple(call())])
 
 
-def threads_of_the_process() -> set[str]:
+def process_threads() -> set[str]:
     return set(os.listdir("/proc/self/task"))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])
 @pytest.mark.parametrize("op", CALLS)
-def test_the_same_bits(op: str, threads: int) -> None:
-    expected = drawn(CALLS[op])
+def test_bit_identical(op: str, threads: int) -> None:
+    expected = seeded(CALLS[op])
     torch.set_num_threads(threads)
     for _ in range(3):
         with sleeping():
-            assert torch.equal(drawn(CALLS[op]), expected)
-        assert torch.equal(drawn(CALLS[op]), expected)
+            assert torch.equal(seeded(CALLS[op]), expected)
+        assert torch.equal(seeded(CALLS[op]), expected)
 
 
 def test_many_callers_at_once() -> None:
-    expected = drawn(CALLS["encode"])
+    expected = seeded(CALLS["encode"])
     torch.manual_seed(0)
     arguments = arguments_of("encode", size=(45, 50))
     torch.set_num_threads(3)
 
     def call(_: int) -> bool:
-        torch.set_num_threads(3)  # OpenMP's number is each thread's own
+        torch.set_num_threads(3)  # each thread has its own number for OpenMP
         with sleeping():
             low, high = torch.ops.wae.encode(*arguments)
         return torch.equal(torch.cat([low.flatten(), high.flatten()]), expected)
@@ -79,7 +79,7 @@ def test_many_callers_at_once() -> None:
         assert all(callers.map(call, range(200)))
 
 
-def test_the_number_of_threads_is_put_back() -> None:
+def test_number_of_threads_is_restored() -> None:
     torch.set_num_threads(3)
     with sleeping():
         assert torch.get_num_threads() == 1
@@ -99,63 +99,63 @@ def test_the_number_of_threads_is_put_back() -> None:
 @pytest.mark.parametrize(
     "call",
     [
-        lambda x: x @ x,  # MKL's number of threads is another than OpenMP's
+        lambda x: x @ x,  # MKL has another number of threads than OpenMP
         lambda x: F.conv2d(x[None, None], x[None, None, :3, :3]),
         torch.sin,
         torch.linalg.inv,
     ],
     ids=["matmul", "conv", "sin", "inv"],
 )
-def test_pytorch_s_operators_have_the_calling_thread_alone(call: Callable[[Tensor], Tensor]) -> None:
+def test_operators_of_pytorch_run_on_the_calling_thread_only(call: Callable[[Tensor], Tensor]) -> None:
     x, started = torch.eye(500), list[set[str]]()
 
     def caller() -> None:
         torch.set_num_threads(3)
-        before = threads_of_the_process()
+        before = process_threads()
         with sleeping():
             call(x)
-        started.append(threads_of_the_process() - before)
+        started.append(process_threads() - before)
 
-    thread = threading.Thread(target=caller)  # OpenMP would start threads for it
+    thread = threading.Thread(target=caller)  # OpenMP would start more threads for it
     thread.start()
     thread.join()
     assert started == [set()]
 
 
 @on_linux
-def test_helpers_are_as_many_as_threads_less_one_and_end_with_their_caller() -> None:
-    """In the outer block, whatever an inner one was."""
+def test_one_helper_fewer_than_threads_until_the_caller_ends() -> None:
+    """An inner block does not change the helpers of the outer one."""
     found: dict[str, int] = {}
 
     def caller() -> None:
         torch.set_num_threads(3)
-        before = threads_of_the_process()
+        before = process_threads()
         with sleeping():
             with sleeping():
                 pass
             torch.ops.wae.encode(*arguments_of("encode", size=(200, 50)))
-        found["helpers"] = len(threads_of_the_process() - before)
+        found["helpers"] = len(process_threads() - before)
 
-    before = threads_of_the_process()
+    before = process_threads()
     thread = threading.Thread(target=caller)
     thread.start()
     thread.join()
     assert found["helpers"] == 2
     ends = time.monotonic() + 10
-    while not threads_of_the_process() <= before and time.monotonic() < ends:
-        time.sleep(0.01)  # they are told to end, and nobody waits for that
-    assert threads_of_the_process() <= before
+    while not process_threads() <= before and time.monotonic() < ends:
+        time.sleep(0.01)  # the caller tells them to end, but does not wait
+    assert process_threads() <= before
 
 
 @on_linux
 def test_helpers_take_no_time_between_calls() -> None:
     torch.set_num_threads(4)
     with sleeping():
-        drawn(CALLS["encode"])
+        seeded(CALLS["encode"])
         times = []
         for _ in range(5):
-            drawn(CALLS["encode"])
-            time.sleep(0.005)  # the last of them falls asleep
+            seeded(CALLS["encode"])
+            time.sleep(0.005)  # until all of them sleep
             before = time.process_time()
             time.sleep(0.05)
             times.append(time.process_time() - before)
@@ -163,8 +163,8 @@ def test_helpers_take_no_time_between_calls() -> None:
 
 
 @on_linux
-def test_helpers_keep_off_the_core_that_their_caller_runs_on() -> None:
-    """It is the only helper, and needs the only other core."""
+def test_helpers_avoid_the_core_of_their_caller() -> None:
+    """With two cores, the only helper must use the other one."""
     cores = set(sorted(os.sched_getaffinity(0))[:2])
     if len(cores) < 2:
         pytest.skip("needs two cores")
@@ -172,25 +172,25 @@ def test_helpers_keep_off_the_core_that_their_caller_runs_on() -> None:
     core = ctypes.CDLL(None).sched_getcpu
 
     def helper_after_call_on(wanted: int, helper: int) -> set[int]:
-        """The cores of the helper after a call on this core, from which the system might have moved it."""
+        """The helper's cores after a call on this core; repeated if the system moved the call to another."""
         for _ in range(100):
             os.sched_setaffinity(0, {wanted})
             os.sched_setaffinity(0, cores)
             before = core()
-            drawn(CALLS["encode"])
+            seeded(CALLS["encode"])
             if before == core() == wanted:
                 return os.sched_getaffinity(helper)
         pytest.skip("the system moves this thread in every call")
 
     def calls() -> list[set[int]]:
-        before = threads_of_the_process()
+        before = process_threads()
         os.sched_setaffinity(0, cores)
         torch.set_num_threads(2)
         with sleeping():
-            drawn(CALLS["encode"])
-            (helper,) = map(int, threads_of_the_process() - before)
+            seeded(CALLS["encode"])
+            (helper,) = map(int, process_threads() - before)
             found = [helper_after_call_on(wanted, helper) for wanted in (first, second)]
-            os.sched_setaffinity(helper, {second})  # what somebody else decides holds
+            os.sched_setaffinity(helper, {second})  # an affinity set by others stays
             found.append(helper_after_call_on(first, helper))
             found.append(helper_after_call_on(second, helper))
         return found
@@ -201,23 +201,23 @@ def test_helpers_keep_off_the_core_that_their_caller_runs_on() -> None:
 
 
 @on_linux
-def test_helpers_keep_to_the_cores_that_the_whole_process_is_given() -> None:
+def test_helpers_stay_on_the_cores_of_the_process() -> None:
     cores = set(sorted(os.sched_getaffinity(0))[:2])
     if len(cores) < 2:
         pytest.skip("needs two cores")
 
     def calls() -> list[set[int]]:
-        before = threads_of_the_process()
+        before = process_threads()
         os.sched_setaffinity(0, cores)
         torch.set_num_threads(2)
         found = []
         with sleeping():
-            drawn(CALLS["encode"])
-            (helper,) = map(int, threads_of_the_process() - before)
-            for core in (*cores, *cores):  # one of them is what the helper has
+            seeded(CALLS["encode"])
+            (helper,) = map(int, process_threads() - before)
+            for core in (*cores, *cores):  # one of them is already the helper's core
                 for thread in (0, helper):
                     os.sched_setaffinity(thread, {core})
-                drawn(CALLS["encode"])
+                seeded(CALLS["encode"])
                 found.append(os.sched_getaffinity(helper) == {core})
         return found
 
@@ -227,10 +227,10 @@ def test_helpers_keep_to_the_cores_that_the_whole_process_is_given() -> None:
 
 @on_linux
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")  # from Python 3.12 on
-def test_a_forked_process_has_helpers_of_its_own() -> None:
+def test_forked_process_starts_its_own_helpers() -> None:
     torch.set_num_threads(3)
     with sleeping():
-        expected = drawn(CALLS["encode"])
+        expected = seeded(CALLS["encode"])
         if not (child := os.fork()):
-            os._exit(7 * torch.equal(drawn(CALLS["encode"]), expected))
+            os._exit(7 * torch.equal(seeded(CALLS["encode"]), expected))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7

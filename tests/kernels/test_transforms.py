@@ -1,4 +1,4 @@
-"""torch.func and forward-mode derivatives: right through the Python face, an error from the bare ops."""
+"""torch.func and forward-mode derivatives: supported by the Python functions, refused by the plain ops."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import wae_kernels
 from wae_kernels import reference
 from wae_kernels.nn import Decoder, Encoder
 
-# torch itself imports its forward-mode formulas in this way
+# torch itself uses torch.jit.script when it imports its forward-mode formulas
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is:FutureWarning")
 
 SIZE = (5, 6)
@@ -34,7 +34,7 @@ def arguments(op: str, dtype: torch.dtype = torch.float64) -> tuple[Any, ...]:
 
 
 def split(op: str, values: tuple[Any, ...]) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
-    """The tensors, and what follows them."""
+    """The tensors, and the arguments after them."""
     return (values, ()) if op == "encode" else (values[:-1], values[-1:])
 
 
@@ -42,16 +42,16 @@ def first(outputs: Any) -> Tensor:
     return outputs[0] if isinstance(outputs, tuple) else outputs
 
 
-every = pytest.mark.parametrize("op", ["encode", "decode", "decode_scores"])
+every_op = pytest.mark.parametrize("op", ["encode", "decode", "decode_scores"])
 
 
-@every
+@every_op
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_jvp_with_tangents_of_everything(op: str, dtype: torch.dtype) -> None:
+def test_jvp_with_tangents_of_all_tensors(op: str, dtype: torch.dtype) -> None:
     tensors, rest = split(op, arguments(op, dtype))
     tangents = tuple(torch.randn_like(t) for t in tensors)
-    face, plain = getattr(wae_kernels, op), getattr(reference, op)
-    _, out = jvp(lambda *t: first(face(*t, *rest)), tensors, tangents)
+    function, plain = getattr(wae_kernels, op), getattr(reference, op)
+    _, out = jvp(lambda *t: first(function(*t, *rest)), tensors, tangents)
     wide = tuple(t.double() for t in tensors)
     step = 1e-6
     ahead = first(plain(*(t + step * d for t, d in zip(wide, tangents, strict=True)), *rest))
@@ -60,25 +60,25 @@ def test_jvp_with_tangents_of_everything(op: str, dtype: torch.dtype) -> None:
     assert (out - expected).norm() <= 1e-5 * expected.norm()
 
 
-@every
+@every_op
 def test_dual_numbers(op: str) -> None:
     tensors, rest = split(op, arguments(op))
     tangents = tuple(torch.randn_like(t) for t in tensors)
-    face = getattr(wae_kernels, op)
-    expected = jvp(lambda *t: first(face(*t, *rest)), tensors, tangents)[1]
+    function = getattr(wae_kernels, op)
+    expected = jvp(lambda *t: first(function(*t, *rest)), tensors, tangents)[1]
     with forward_ad.dual_level():
         duals = [forward_ad.make_dual(t, d) for t, d in zip(tensors, tangents, strict=True)]
-        out = forward_ad.unpack_dual(first(face(*duals, *rest))).tangent
+        out = forward_ad.unpack_dual(first(function(*duals, *rest))).tangent
     assert torch.equal(out, expected)
 
 
-@every
-def test_jacobians_forwards_and_backwards_agree(op: str) -> None:
+@every_op
+def test_forward_and_reverse_mode_jacobians_agree(op: str) -> None:
     (x, *others), rest = split(op, arguments(op))
-    face = getattr(wae_kernels, op)
+    call = getattr(wae_kernels, op)
 
     def function(x: Tensor) -> Tensor:
-        return first(face(x, *others, *rest))
+        return first(call(x, *others, *rest))
 
     forwards, backwards = jacfwd(function)(x), jacrev(function)(x)
     assert forwards.abs().max() > 0
@@ -101,7 +101,7 @@ def test_gradients_per_sample(memory_format: torch.memory_format) -> None:
     modules = torch.nn.ModuleDict({"encoder": Encoder(), "decoder": Decoder()})
     images = torch.randn(3, 3, 6, 7).contiguous(memory_format=memory_format)
 
-    class Round(torch.nn.Module):
+    class ReconstructionLoss(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.modules_ = modules
@@ -110,7 +110,7 @@ def test_gradients_per_sample(memory_format: torch.memory_format) -> None:
             low, high = modules["encoder"](image)
             return (modules["decoder"](low, high, image.shape[2:]) - image).square().mean()
 
-    network = Round()
+    network = ReconstructionLoss()
     parameters = {name: p.detach() for name, p in network.named_parameters()}
     each = vmap(grad(lambda p, x: functional_call(network, p, (x[None],))), in_dims=(None, 0))
     found = each(parameters, images)
@@ -122,8 +122,8 @@ def test_gradients_per_sample(memory_format: torch.memory_format) -> None:
 
 
 @pytest.mark.parametrize("name", ["encode", "decode", "decode_scores", "conv3x3_pack", "conv3x3"])
-def test_the_bare_ops_refuse_tangents(name: str) -> None:
-    """Before they came out as zeros."""
+def test_plain_ops_refuse_tangents(name: str) -> None:
+    """They once gave tangents of zero."""
     op = getattr(torch.ops.wae, name)
     if name == "conv3x3_pack":
         values: tuple[Any, ...] = (torch.randn(4, 4, 3, 3),)
@@ -138,30 +138,30 @@ def test_the_bare_ops_refuse_tangents(name: str) -> None:
     ):
         op(forward_ad.make_dual(values[0], torch.ones_like(values[0])), *values[1:])
     with forward_ad.dual_level():
-        op(*values)  # no tangent: as ever
+        op(*values)  # without a tangent, no error
 
 
-def test_the_bare_ops_refuse_transforms() -> None:
+def test_plain_ops_refuse_transforms() -> None:
     image, *parameters = arguments("encode")
     with pytest.raises(RuntimeError, match="setup_context"):
         grad(lambda x: torch.ops.wae.encode(x, *parameters)[0].sum())(image)
 
 
-@every
+@every_op
 @pytest.mark.parametrize(
     ("of_first", "of_others"), [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)], ids=str
 )
-def test_autocast_takes_the_dtypes_that_it_takes_elsewhere(
+def test_autocast_accepts_several_dtypes_as_without_transforms(
     op: str, of_first: torch.dtype, of_others: torch.dtype
 ) -> None:
     """The op's autocast casts tensors of several dtypes; the reference refuses them."""
     tensors, rest = split(op, arguments(op, torch.float32))
     image, others = tensors[0].to(of_first), [t.to(of_others) for t in tensors[1:]]
-    face = getattr(wae_kernels, op)
+    function = getattr(wae_kernels, op)
     with torch.autocast("cpu", torch.bfloat16):
-        expected = first(face(image, *others, *rest))
-        gradient, out = grad_and_value(lambda x: first(face(x, *others, *rest)).float().sum())(image)
-        tangent = jvp(lambda x: first(face(x, *others, *rest)), (image,), (torch.ones_like(image),))[1]
+        expected = first(function(image, *others, *rest))
+        gradient, out = grad_and_value(lambda x: first(function(x, *others, *rest)).float().sum())(image)
+        tangent = jvp(lambda x: first(function(x, *others, *rest)), (image,), (torch.ones_like(image),))[1]
     assert (gradient.dtype, tangent.dtype) == (of_first, expected.dtype)
     assert (out - expected.float().sum()).abs() <= 1.5e-2 * expected.float().abs().sum()
     assert (tangent.float().sum() - gradient.float().sum()).abs() <= 1.5e-2 * gradient.float().abs().sum()
@@ -170,7 +170,7 @@ def test_autocast_takes_the_dtypes_that_it_takes_elsewhere(
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_compiled() -> None:
-    """Right, or torch's own error (before 2.14): never zeros."""
+    """Right results, or torch's own error (before 2.14), but never zeros."""
     module, x = Encoder(), torch.randn(1, 3, 6, 6)
     tangent = torch.randn_like(x)
     for function in (

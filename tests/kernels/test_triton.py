@@ -1,8 +1,8 @@
-"""The Triton kernels without a GPU: plans, Triton's interpreter against the oracle, compiled code inspected.
+"""The Triton kernels without a GPU: plans, results of Triton's interpreter, resources of the compiled code.
 
-The interpreter must be chosen before the kernels are imported: `TRITON_INTERPRET=1 pytest` on this file runs
-the tests marked `interpreted`; an ordinary run starts that in a process of its own. What the compiled code
-computes is the subject of cuda/test_executed_triton.py.
+The interpreter must be chosen before the kernels are imported. `TRITON_INTERPRET=1 pytest` on this file runs
+the tests marked `interpreted`; an ordinary run starts this in a process of its own. The results of the
+compiled code are tested in cuda/test_executed_triton.py.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def test_plan(gpu: Device, precision: str, shape: Sequence[int]) -> None:
     made = plan(batch, height, width, precision, gpu)
     tile = made.tile
     assert tile in tiles_for(precision, gpu.capability)
-    # The tiles cover the image, and none lies outside.
+    # The tiles cover the image, and none is entirely outside.
     half_height, half_width = (height + 1) // 2, (width + 1) // 2
     assert (made.tiles_down - 1) * tile.half_rows < half_height <= made.tiles_down * tile.half_rows
     assert (made.tiles_across - 1) * tile.half_columns < half_width <= made.tiles_across * tile.half_columns
@@ -87,12 +87,12 @@ def test_plan(gpu: Device, precision: str, shape: Sequence[int]) -> None:
     element_bytes = 2 if precision == "half" else 4
     slab_bytes = made.slab_elements * element_bytes
     each = -(-made.programs // gpu.multiprocessors)
-    # Only where the smallest slab is too large for one on each multiprocessor do they not fit the cache.
+    # The slabs exceed the cache only if those of the smallest tile do.
     smallest = min(t.slab for t in tiles_for(precision, gpu.capability)) * element_bytes
     assert slab_bytes <= 0.75 * gpu.l2_bytes or smallest * made.programs > 0.75 * gpu.l2_bytes
     assert each * tile.registers * 32 * tile.warps <= 65536
     assert each * (tile.shared_bytes(element_bytes) + 1024) <= gpu.shared_bytes
-    # A full-resolution image of 16 channels is not what the slab holds.
+    # Slabs are smaller than 16 channels of the full-resolution image.
     if batch * height * width >= 10**6:
         assert slab_bytes < 16 * element_bytes * batch * height * width
 
@@ -111,20 +111,11 @@ def test_plan_of_more_tiles_than_32_bits_count() -> None:
 @pytest.mark.slow
 @compiled
 def test_in_the_interpreter() -> None:
-    """The tests marked `interpreted`, in a process where Triton interprets."""
+    """Runs the tests marked `interpreted` in a process with Triton's interpreter."""
+    # The interpreter warns because it multiplies NaN outside of the image, where results are not used.
+    options = ["-q", "-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning"]
     done = subprocess.run(
-        # Warnings: outside the image, where nothing is used, the interpreter multiplies NaN.
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            "-W",
-            "ignore::RuntimeWarning",
-            __file__,
-        ],
+        [sys.executable, "-m", "pytest", *options, __file__],
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         cwd=Path(__file__).parents[2],
         capture_output=True,
@@ -135,7 +126,7 @@ def test_in_the_interpreter() -> None:
 
 
 SMALL = Tile(16, 4, 4)
-"""4 x 4 half-resolution pixels: what the interpreter takes for a tile hardly depends on the tile's size."""
+"""4 x 4 half-resolution pixels: the interpreter's time for a tile hardly depends on the tile's size."""
 
 
 @pytest.fixture
@@ -167,7 +158,7 @@ def check_decode(low: Tensor, high: Tensor, parameters: Sequence[Tensor], size: 
 
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-# A pixel; a tile; a tile and a pixel, both ways; a strip. The other tests have two by two tiles, cut.
+# One pixel; one tile; a tile and a pixel in either direction; a strip. Other tests have 2 x 2 partial tiles.
 SIZES = [(1, 1), (8, 8), (9, 8), (7, 9), (1, 17)]
 
 
@@ -187,7 +178,7 @@ class TestInterpreted:
     @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
     @pytest.mark.parametrize("of_bytes", [False, True], ids=["numbers", "bytes"])
     def test_encode_with_float32_parameters(self, dtype: torch.dtype, of_bytes: bool) -> None:
-        """As inside autocast: they and the image are read in float32, and meet in the results' dtype."""
+        """As inside autocast: image and parameters are float32, and are converted to the results' dtype."""
         arguments = [image_of(1, 11, 10, torch.uint8 if of_bytes else torch.float32), *encoder()]
         arguments += affine(of_bytes=of_bytes)
         outputs = wae_triton.encode(*arguments, dtype=dtype)
@@ -201,7 +192,7 @@ class TestInterpreted:
         check_decode(low, LAYOUTS["sliced_channels_last"](high), decoder(), (11, 10))
 
     def test_tf32(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The interpreter multiplies in float32; what it shows is that operands are rounded, and not cut."""
+        """The interpreter multiplies in float32; the error shows that operands are rounded, not truncated."""
         monkeypatch.setattr(launch, "tf32_allowed", lambda: True)
         image, parameters = image_of(1, 8, 8), encoder()
         outputs = torch.ops.wae.encode_triton(image, *parameters)
@@ -231,21 +222,13 @@ class TestInterpreted:
 
     @pytest.mark.parametrize("layout", ["channels_last", "scattered"])
     def test_parameters_in_other_layouts(self, layout: str) -> None:
-        for make, check in ((encoder, self.encode_small), (decoder, self.decode_small)):
+        def lay(p: Tensor) -> Tensor:
             if layout == "scattered":
-                check([scattered(p) for p in make()])
-            else:
-                check(
-                    [p.contiguous(memory_format=torch.channels_last) if p.dim() == 4 else p for p in make()]
-                )
+                return scattered(p)
+            return p.contiguous(memory_format=torch.channels_last) if p.dim() == 4 else p
 
-    @staticmethod
-    def encode_small(parameters: Sequence[Tensor]) -> None:
-        check_encode(image_of(1, 5, 4), parameters)
-
-    @staticmethod
-    def decode_small(parameters: Sequence[Tensor]) -> None:
-        check_decode(image_of(1, 3, 2), image_of(1, 3, 2), parameters, (5, 4))
+        check_encode(image_of(1, 5, 4), [lay(p) for p in encoder()])
+        check_decode(image_of(1, 3, 2), image_of(1, 3, 2), [lay(p) for p in decoder()], (5, 4))
 
     def test_offsets_beyond_32_bits(self) -> None:
         check_encode(far_apart(image_of(1, 2, 4, torch.uint8)), encoder(), *affine(of_bytes=True))
@@ -255,7 +238,7 @@ class TestInterpreted:
         assert low.shape == high.shape == (0, 3, 3, 2)
         assert torch.ops.wae.decode_triton(low, high, *decoder(), [5, 4]).shape == (0, 3, 5, 4)
 
-    def test_what_has_no_kernel_runs_the_reference(self) -> None:
+    def test_reference_runs_if_there_is_no_kernel(self) -> None:
         for dtype, width in ((torch.float64, 16), (torch.float32, 8)):
             image, parameters = image_of(1, 5, 4, dtype), encoder(dtype, width=width)
             for out, ref in zip(
@@ -265,41 +248,38 @@ class TestInterpreted:
             ):
                 assert torch.equal(out, ref)
 
-    def test_infinities_stay_where_they_are_seen(self) -> None:
-        """The zeros that pad a filter to 16 columns do not meet pixels that the filter does not see."""
+    def test_infinities_reach_only_the_outputs_that_read_them(self) -> None:
+        """The zeros that pad a filter to 16 columns are not multiplied by pixels outside the filter."""
         image, parameters = image_of(1, 8, 24), encoder()
         image[..., 12] = torch.inf
-        outputs, expected = (
-            torch.ops.wae.encode_triton(image, *parameters),
-            reference.encode(image, *parameters),
-        )
-        for out, ref in zip(outputs, expected, strict=True):
+        outputs = torch.ops.wae.encode_triton(image, *parameters)
+        for out, ref in zip(outputs, reference.encode(image, *parameters), strict=True):
             assert torch.equal(out.isfinite(), ref.isfinite())
 
-    def test_same_bits_again(self) -> None:
+    def test_deterministic(self) -> None:
         image, parameters = image_of(1, 9, 9, torch.float16), encoder(torch.float16)
         first, second = (torch.ops.wae.encode_triton(image, *parameters) for _ in range(2))
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
     def test_tune(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        monkeypatch.undo()  # the stored choice decides again
+        monkeypatch.undo()  # no small_tiles: the stored choices decide
         monkeypatch.setenv("WAE_TRITON_TILES", str(tmp_path / "folder" / "tiles.json"))
         seen: list[Tile] = []
 
         def measure(run: Any) -> float:
             seen.append(run.keywords["tile"])
-            return -len(seen)  # the last one wins
+            return -len(seen)  # so that the last one is the fastest
 
         monkeypatch.setattr(stored, "candidates", lambda _: [Tile(64, 8, 1, 1), Tile(64, 8, 1, 2)])
         arguments = (image_of(1, 2, 2), *encoder())
         assert wae_triton.tune("encode", *arguments, measure=measure) == seen[-1] == Tile(64, 8, 1, 2)
         chosen = launch.launch_encode(arguments[0], EncoderParameters(*arguments[1:])).plan.tile
         assert chosen == seen[-1]
-        halves = [image_of(1, 1, 1, torch.float16) for _ in range(2)]  # beside float32 parameters
+        halves = [image_of(1, 1, 1, torch.float16) for _ in range(2)]  # with float32 parameters
         wae_triton.tune("decode", *halves, *decoder(), (2, 2), measure=measure)
         assert launch.launch_decode(*halves, DecoderParameters(*decoder()), (2, 2)).plan.tile == seen[-1]
 
-    def test_tune_says_what_it_cannot(self) -> None:
+    def test_tune_refuses_what_it_cannot_run(self) -> None:
         with pytest.raises(ValueError, match="op must be encode or decode, got 'encoder'"):
             wae_triton.tune("encoder", image_of(1, 2, 2), *encoder())
         with pytest.raises(ValueError, match="got 0 images"):
@@ -315,7 +295,7 @@ TARGETS = [
     ("half", arch, tiles_for("half", arch)[i % len(tiles_for("half", arch))])
     for i, arch in enumerate(ARCHITECTURES)
 ] + [(precision, arch, tiles_for(precision, arch)[0]) for precision in ("tf32", "ieee") for arch in (90, 120)]
-"""All architectures, with different tiles of the short list; float32 on those that differ most from sm_80."""
+"""All architectures with different tiles of the short list; float32 on those that differ most from sm_80."""
 
 
 def compiled_for(
@@ -342,11 +322,11 @@ def compiled_for(
 def test_compiled(precision: str, arch: int, tile: Tile, op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "tf32_allowed", lambda: precision == "tf32")
     dtype = torch.float16 if precision == "half" else torch.float32
-    made = compiled_for(arch, tile, op, dtype, dtype)
-    made.assert_within(tile, arch, dtype.itemsize)
-    # mma.sync on every architecture, for it is what these small products want; float32 alone does without.
-    assert bool(made.instructions["HMMA"]) == (precision != "ieee")
-    assert not made.instructions.keys() & {"HGMMA", "UTCHMMA"}
+    kernel = compiled_for(arch, tile, op, dtype, dtype)
+    kernel.assert_within(tile, arch, dtype.itemsize)
+    # mma.sync on all architectures, because it fits these small products; plain float32 uses no tensor cores.
+    assert bool(kernel.instructions["HMMA"]) == (precision != "ieee")
+    assert not kernel.instructions.keys() & {"HGMMA", "UTCHMMA"}
 
 
 @pytest.mark.slow
@@ -356,12 +336,12 @@ def test_compiled(precision: str, arch: int, tile: Tile, op: str, monkeypatch: p
     "tile", tiles_for("half", 80)[::2], ids=lambda tile: f"{tile.half_rows}x{tile.pitch}"
 )
 def test_compiled_for_float32_parameters(tile: Tile, op: str) -> None:
-    """Beside results of 16 bits: as the kernel for parameters of 16 bits."""
+    """With 16-bit results, the kernel has the same limits as for 16-bit parameters."""
     for arch in (80, 90) if tile in tiles_for("half", 90) else (80,):
-        made = compiled_for(arch, tile, op, torch.float16, torch.float32)
-        made.assert_within(tile, arch, torch.float16.itemsize)
-        assert made.arguments["slab"].dtype == torch.float16
-        assert made.instructions["HMMA"]
+        kernel = compiled_for(arch, tile, op, torch.float16, torch.float32)
+        kernel.assert_within(tile, arch, torch.float16.itemsize)
+        assert kernel.arguments["slab"].dtype == torch.float16
+        assert kernel.instructions["HMMA"]
 
 
 # ------------------------------------------------------------------------------------- ops and the registry
@@ -374,7 +354,7 @@ def arguments_of(op: str) -> list[Any]:
 
 
 @compiled
-def test_the_ops_on_the_processor_run_the_reference() -> None:
+def test_ops_on_the_cpu_run_the_reference() -> None:
     image, parameters = image_of(1, 5, 4), encoder()
     for out, ref in zip(
         torch.ops.wae.encode_triton(image, *parameters), reference.encode(image, *parameters), strict=True
@@ -385,21 +365,21 @@ def test_the_ops_on_the_processor_run_the_reference() -> None:
 @pytest.mark.parametrize("op", ["encode", "decode"])
 def test_schema_and_fake(op: str) -> None:
     triton_op, own = getattr(torch.ops.wae, f"{op}_triton").default, getattr(torch.ops.wae, op).default
-    for made, wanted in (
+    for part, attribute in (
         ("arguments", "name"),
         ("arguments", "type"),
         ("arguments", "default_value"),
         ("returns", "type"),
     ):
-        assert [getattr(a, wanted) for a in getattr(triton_op._schema, made)] == [
-            getattr(a, wanted) for a in getattr(own._schema, made) if a.name not in RESULT_OPTIONS
+        assert [getattr(a, attribute) for a in getattr(triton_op._schema, part)] == [
+            getattr(a, attribute) for a in getattr(own._schema, part) if a.name not in RESULT_OPTIONS
         ]
     torch.library.opcheck(triton_op, arguments_of(op), test_utils=("test_schema", "test_faketensor"))
 
 
 @pytest.mark.parametrize("op", ["encode", "decode"])
-def test_bad_input_is_refused_as_everywhere(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each op under its own name; wae::encode goes to Triton here as it does on a GPU."""
+def test_bad_input_is_refused(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Messages have the name of the called op. wae::encode is dispatched to Triton here as on a GPU."""
     bad = image_of(1, 5, 4)[:, :2]
     arguments = [bad, *encoder()] if op == "encode" else [bad, bad, *decoder(), [10, 8]]
     with pytest.raises(RuntimeError, match=rf"^wae::{op}_triton: (image|low) must have shape \(batch, 3, "):
@@ -409,7 +389,7 @@ def test_bad_input_is_refused_as_everywhere(op: str, monkeypatch: pytest.MonkeyP
         getattr(torch.ops.wae, f"_{op}_reference")(*arguments)
 
 
-def test_no_gradient_is_said() -> None:
+def test_gradients_are_refused() -> None:
     parameters = [p.requires_grad_() for p in encoder()]
     low, _ = torch.ops.wae.encode_triton(image_of(1, 2, 2), *parameters)
     with pytest.raises(RuntimeError, match="no autograd formula"):
@@ -419,7 +399,7 @@ def test_no_gradient_is_said() -> None:
 @compiled
 @pytest.mark.parametrize(("op", "kernel"), [("encode", encode_kernel), ("decode", decode_kernel)])
 def test_compilers_see_the_kernel(op: str, kernel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch.compile's tracing finds a Triton launch in the op, and its cache knows the kernel's source."""
+    """torch.compile traces the Triton launch in the op, and its cache depends on the kernel's source."""
     from functorch.compile import make_boxed_func
     from torch._dynamo.backends.common import aot_autograd
     from torch._higher_order_ops.triton_kernel_wrap import kernel_side_table
@@ -444,8 +424,10 @@ def test_compilers_see_the_kernel(op: str, kernel: Any, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("op", ["encode", "decode"])
-def test_a_launch_leaves_nothing_behind(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Calls that nobody traces launch the kernel themselves: torch's table of traced launches only grows."""
+def test_untraced_launch_leaves_no_entry_in_the_table_of_torch(
+    op: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calls that are not traced launch the kernel directly, because torch's table of launches only grows."""
     from torch._higher_order_ops.triton_kernel_wrap import kernel_side_table
 
     launches: list[object] = []
@@ -455,7 +437,7 @@ def test_a_launch_leaves_nothing_behind(op: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(backends, "backend_for", lambda *_: "triton")
     arguments = arguments_of(op)
     before = len(kernel_side_table.id_to_kernel), len(kernel_side_table.constant_args)
-    with backends.use("reference"):  # from there it goes to Triton, as it would on a GPU
+    with backends.use("reference"):  # the reference passes it on to Triton, as on a GPU
         for _ in range(1000):
             getattr(torch.ops.wae, op)(*arguments)
     getattr(torch.ops.wae, f"{op}_triton")(*arguments)
@@ -464,7 +446,7 @@ def test_a_launch_leaves_nothing_behind(op: str, monkeypatch: pytest.MonkeyPatch
 
 
 def test_without_triton(tmp_path: Path) -> None:
-    """Where the package is not installed: the backend says so, and everything else runs."""
+    """Without the package, the backend gives it as the reason, and everything else works."""
     code = (
         "import sys, importlib.util as u; find = u.find_spec\n"
         "u.find_spec = lambda name, *a: None if name == 'triton' else find(name, *a)\n"
@@ -476,8 +458,7 @@ def test_without_triton(tmp_path: Path) -> None:
     assert not done.stdout.rstrip().endswith("triton")
 
 
-def test_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The choice on a GPU, from what a machine with one reports."""
+def test_choice_of_the_backend_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     names = [b.name for b in backends.available()]
     assert names.index("cuda") < names.index("triton") < names.index("reference")
     monkeypatch.setattr(backends, "_triton", lambda *_: backends.Backend("triton", True, ""))
@@ -495,8 +476,8 @@ def test_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not backends.kernels_run(on_processor=False)
 
 
-def test_backend_of_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A GPU that is too old, beside one that is not, which is the current one."""
+def test_choice_of_the_backend_for_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One GPU is too old, and the current one is not."""
     old = torch.device("cuda:1")
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
@@ -536,8 +517,8 @@ def test_stored_choices(file: Path) -> None:
     assert [p.name for p in file.parent.iterdir()] == ["tiles.json"]
 
 
-def test_choices_stored_at_once_are_all_kept(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As of processes that tune at once: each adds to what the others wrote while it waited."""
+def test_choices_stored_concurrently_are_all_kept(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If several processes tune, each adds to what the others wrote while it waited."""
     read = stored._read
 
     def slowly(file: Path) -> dict[str, dict[str, int]]:
@@ -552,7 +533,7 @@ def test_choices_stored_at_once_are_all_kept(file: Path, monkeypatch: pytest.Mon
     assert [p.name for p in file.parent.iterdir()] == ["tiles.json"]
 
 
-def test_the_file_of_choices_can_be_read_by_whom_the_umask_says(file: Path) -> None:
+def test_permissions_of_the_file_follow_the_umask(file: Path) -> None:
     before = os.umask(0o027)
     try:
         stored.store("name", Tile(64, 8, 4))
@@ -561,28 +542,28 @@ def test_the_file_of_choices_can_be_read_by_whom_the_umask_says(file: Path) -> N
     assert file.stat().st_mode & 0o777 == 0o640
 
 
-@pytest.mark.parametrize("there", [True, False], ids=["to a file", "to nothing yet"])
-def test_a_link_to_the_file_of_choices_stays(file: Path, tmp_path: Path, there: bool) -> None:
+@pytest.mark.parametrize("exists", [True, False], ids=["to a file", "to nothing yet"])
+def test_file_may_be_a_symbolic_link(file: Path, tmp_path: Path, exists: bool) -> None:
     target = tmp_path / "elsewhere" / "tiles.json"
-    if there:
+    if exists:
         target.parent.mkdir()
         target.write_text('{"old": {}}')
     file.symlink_to(Path("elsewhere", "tiles.json"))
     stored.store("name", Tile(64, 8, 4))
     assert file.is_symlink()
-    assert list(stored._read(target)) == ["old", "name"][not there :]
+    assert list(stored._read(target)) == ["old", "name"][not exists :]
     assert [p.name for p in target.parent.iterdir()] == ["tiles.json"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["elsewhere", "tiles.json"]
 
 
-def test_what_a_killed_process_left_of_the_file_of_choices_is_gone(file: Path) -> None:
+def test_temporary_file_of_a_killed_process_is_removed(file: Path) -> None:
     file.with_name("tiles.json.tmp").write_text('{"half of a')
     stored.store("name", Tile(64, 8, 4))
     assert list(stored._read(file)) == ["name"]
     assert [p.name for p in file.parent.iterdir()] == ["tiles.json"]
 
 
-def test_stored_choices_of_another_version_are_kept_and_not_used(file: Path) -> None:
+def test_choices_of_another_version_are_kept_but_not_used(file: Path) -> None:
     gpu, shape = GPUS[0], (1, 3, 8, 8)
     name = stored.key("encode", gpu, "half", shape)
     file.write_text(json.dumps({name: {"pitch": 48, "half_rows": 7, "group": 3}}))
@@ -592,7 +573,7 @@ def test_stored_choices_of_another_version_are_kept_and_not_used(file: Path) -> 
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '{"encode": 3}', "\x00"])
-def test_a_file_of_something_else_is_left_alone(file: Path, text: str) -> None:
+def test_file_with_other_content_is_not_overwritten(file: Path, text: str) -> None:
     file.write_text(text)
     with pytest.warns(RuntimeWarning, match=r"without the stored ones: .*tiles\.json does not hold tiles"):
         assert stored.choice("encode", GPUS[0], "half", (1, 3, 8, 8)) is None
@@ -602,7 +583,7 @@ def test_a_file_of_something_else_is_left_alone(file: Path, text: str) -> None:
     assert [p.name for p in file.parent.iterdir()] == ["tiles.json"]
 
 
-def test_a_folder_in_place_of_the_file_is_left_alone(file: Path) -> None:
+def test_folder_in_place_of_the_file_is_left_alone(file: Path) -> None:
     file.mkdir()
     wrong = r"tiles\.json does not hold tiles: Is a directory; WAE_TRITON_TILES names another$"
     with pytest.warns(RuntimeWarning, match=wrong):

@@ -1,4 +1,4 @@
-// The helpers that sleep (csrc/cpu/helpers.h), under the sanitizer for races (make sanitize).
+// The sleeping helper threads (csrc/cpu/helpers.h) under the thread sanitizer (make sanitize).
 
 #include "cpu/helpers.h"
 
@@ -21,7 +21,7 @@ void require(bool holds, const char* what) {
   std::exit(1);
 }
 
-// Not atomic, so that two runs of one task are a race.
+// The counters are not atomic, so that two concurrent runs of a task are a race.
 void every_task_runs_once(int64_t threads, int64_t count) {
   std::vector<int> runs(count);
   wae::run_with_helpers(threads, count, [&](int64_t i) { ++runs[i]; });
@@ -41,7 +41,7 @@ void errors_reach_the_caller(int64_t threads) {
   require(false, "no error came");
 }
 
-// Where none of the helpers came along.
+// A forked process has none of the helpers of its parent.
 [[maybe_unused]] void works_in_a_forked_process() {
   const pid_t child = fork();
   if (child == 0) {
@@ -66,12 +66,12 @@ void many_calls() {
 
 int main() {
   many_calls();
-  for (int round = 0; round < 5; ++round) {  // each of these has helpers of its own, which end with it
+  for (int round = 0; round < 5; ++round) {  // each of these threads has its own helpers, which end with it
     std::vector<std::thread> callers;
     for (int i = 0; i < 4; ++i) callers.emplace_back(many_calls);
     for (std::thread& caller : callers) caller.join();
   }
-#ifndef __SANITIZE_THREAD__  // which does not start threads after a fork
+#ifndef __SANITIZE_THREAD__  // this sanitizer does not start threads after a fork
   works_in_a_forked_process();
 #endif
   std::puts("helpers: every task ran once");
