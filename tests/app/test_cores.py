@@ -1,4 +1,4 @@
-"""How many cores a process may use, and what goes by it."""
+"""How many cores a process may use, and what depends on that number."""
 
 import os
 import subprocess
@@ -16,19 +16,19 @@ assert WORKERS == 1, WORKERS
 """
 
 
-def test_cores_are_those_that_the_process_may_use(monkeypatch):
+def test_usable_cores_follow_the_affinity_mask(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5, 6}, raising=False)
     assert usable_cores() == 3
 
 
 @pytest.mark.parametrize(("known", "cores"), [(64, 64), (None, 1)])
-def test_where_the_system_does_not_tell_cores_are_all_that_there_are(monkeypatch, known, cores):
+def test_without_an_affinity_mask_all_cores_are_usable(monkeypatch, known, cores):
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: known)
     assert usable_cores() == cores
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs a choice of cores")
-def test_images_are_read_by_as_many_threads_as_may_run():
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs os.sched_setaffinity")
+def test_the_number_of_reading_threads_follows_the_affinity_mask():
     subprocess.run([sys.executable, "-c", PROGRAM], check=True)

@@ -1,4 +1,4 @@
-"""What commands that take a while print: lines, and a bar on a terminal and nowhere else."""
+"""The progress of long commands: lines of text, and bars, which are shown only on a terminal."""
 
 import io
 import sys
@@ -14,36 +14,40 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_line_is_one_line_whatever_the_names_in_it():
+def on_a_terminal(monkeypatch):
+    """Make stderr a terminal, and return it. In a fixture it would be too early: pytest sets stderr later."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    return sys.stderr
+
+
+def test_say_prints_one_line_whatever_is_in_it():
     console = Console(file=io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True), width=20)
     progress.say(console, "a [red] :cat: of\nbytes \udcff that are no UTF-8")
     assert console.file.buffer.getvalue() == b"a [red] :cat: of\\nbytes \\udcff that are no UTF-8\n"
 
 
-def test_a_bar_on_a_terminal(monkeypatch):
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(sys, "stderr", Terminal())
+def test_a_bar_is_shown_on_a_terminal(monkeypatch):
+    terminal = on_a_terminal(monkeypatch)
     assert list(progress.track([1, 2, 3], "counting")) == [1, 2, 3]
-    with progress.bar("exporting [a] as :cat:", None):  # names of files: nothing of rich's own
+    with progress.bar("exporting [a] as :cat:", None):  # no markup of rich's: it may be a file's name
         pass
-    assert "counting" in sys.stderr.getvalue()
-    assert "exporting [a] as :cat:" in sys.stderr.getvalue()
+    assert "counting" in terminal.getvalue()
+    assert "exporting [a] as :cat:" in terminal.getvalue()
 
 
-def test_a_bar_within_another(monkeypatch):
-    """Rich showed one at a time, and raised an error for a second."""
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(sys, "stderr", Terminal())
+def test_bars_can_be_nested(monkeypatch):
+    """Rich itself shows only one at a time, and raises an error for a second."""
+    terminal = on_a_terminal(monkeypatch)
     with progress.bar("deploying", None):
         assert list(progress.track([1, 2, 3], "reading")) == [1, 2, 3]
     with progress.bar("again", 1) as advance:
         advance(1)
-    assert all(word in sys.stderr.getvalue() for word in ("deploying", "reading", "again"))
+    assert all(word in terminal.getvalue() for word in ("deploying", "reading", "again"))
 
 
-def test_a_bar_tells_how_many_are_done_and_goes_with_its_work(monkeypatch):
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(sys, "stderr", Terminal())
+def test_a_bar_counts_what_is_done_and_is_removed_at_the_end(monkeypatch):
+    on_a_terminal(monkeypatch)
     with progress.bar("all", None):
         (bars,) = progress._open
         done = [(bars.tasks[1].completed, bars.tasks[1].total) for _ in progress.track("abc", "letters")]
@@ -54,9 +58,8 @@ def test_a_bar_tells_how_many_are_done_and_goes_with_its_work(monkeypatch):
         assert [task.description for task in bars.tasks] == ["all"]
 
 
-def test_what_is_printed_into_a_file_gets_there_while_a_bar_is_shown(monkeypatch, capsys):
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(sys, "stderr", Terminal())
+def test_redirected_output_gets_to_its_file_while_a_bar_is_shown(monkeypatch, capsys):
+    on_a_terminal(monkeypatch)
     for line in progress.track(["one", "two"], "printing"):
         print(line)
     assert capsys.readouterr().out == "one\ntwo\n"
@@ -69,7 +72,7 @@ def test_without_a_terminal_rich_is_not_needed(monkeypatch):
 
 
 @pytest.mark.parametrize("colours", ["", "1"], ids=["plain", "forced-colours"])
-def test_none_anywhere_else(monkeypatch, capsys, colours):
+def test_no_bar_is_shown_without_a_terminal(monkeypatch, capsys, colours):
     monkeypatch.setenv("FORCE_COLOR", colours)
     assert list(progress.track([1, 2, 3], "counting")) == [1, 2, 3]
     with progress.progress() as bar:
@@ -77,8 +80,8 @@ def test_none_anywhere_else(monkeypatch, capsys, colours):
     assert capsys.readouterr() == ("", "")
 
 
-def test_the_first_of_several_processes_has_it(monkeypatch):
-    monkeypatch.setattr(sys, "stderr", Terminal())
+def test_only_the_first_process_shows_a_bar(monkeypatch):
+    terminal = on_a_terminal(monkeypatch)
     with progress.bar("counting", 1, first=False) as advance:
         advance(1)
-    assert sys.stderr.getvalue() == ""
+    assert terminal.getvalue() == ""

@@ -1,4 +1,4 @@
-"""How signals end a process, within it; tests/app/commands has them sent to whole commands."""
+"""How signals end a process, tested inside one; tests/app/commands sends signals to commands."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wae.termination import Terminated, ended_at_once, terminable
 
 
 @pytest.fixture(autouse=True)
-def handlers_put_back() -> Iterator[None]:
+def handlers_restored() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -24,14 +24,14 @@ def handlers_put_back() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-def test_sigterm_is_raised_once_and_the_cleaning_up_is_not_disturbed() -> None:
+def test_sigterm_is_raised_once_and_does_not_interrupt_the_clean_up() -> None:
     cleaned_up = []
 
     def work() -> None:
         with terminable():
             try:
                 signal.raise_signal(signal.SIGTERM)
-                pytest.fail("went on")
+                pytest.fail("SIGTERM was not raised")
             finally:
                 signal.raise_signal(signal.SIGTERM)
                 cleaned_up.append(True)
@@ -43,10 +43,10 @@ def test_sigterm_is_raised_once_and_the_cleaning_up_is_not_disturbed() -> None:
 
 
 @pytest.mark.parametrize(("number", "kind"), [("SIGTERM", Terminated), ("SIGINT", KeyboardInterrupt)])
-def test_what_comes_in_the_import_of_an_extension_is_raised_behind_it(
+def test_a_signal_during_the_import_of_an_extension_is_raised_after_it(
     number: str, kind: type[KeyboardInterrupt]
 ) -> None:
-    """That of Triton failed, PyTorch went on without it, and SIGTERM was ignored from then on."""
+    """Otherwise the import of Triton fails, PyTorch continues without it, and later SIGTERMs are ignored."""
 
     class Loader(ExtensionFileLoader):
         def create_module(self, spec: ModuleSpec) -> ModuleType:
@@ -67,17 +67,17 @@ def test_what_comes_in_the_import_of_an_extension_is_raised_behind_it(
 @pytest.mark.parametrize(
     ("block", "number"),
     [(terminable, signal.SIGTERM), (terminable, signal.SIGINT), (ended_at_once, signal.SIGINT)],
-    ids=["TERM", "import", "INT"],
+    ids=["terminable-SIGTERM", "terminable-SIGINT", "ended_at_once-SIGINT"],
 )
-def test_a_block_has_a_handler_of_its_own_where_nobody_else_has_one(block, number) -> None:  # type: ignore[no-untyped-def]
+def test_a_block_replaces_only_the_default_handler_and_only_in_the_main_thread(block, number) -> None:  # type: ignore[no-untyped-def]
     usual = signal.getsignal(number)
     with block():
         assert signal.getsignal(number) != usual
     assert signal.getsignal(number) == usual
 
-    def others(number: int, frame: object) -> None: ...
+    def custom(number: int, frame: object) -> None: ...
 
-    for handler in (others, signal.SIG_IGN):
+    for handler in (custom, signal.SIG_IGN):
         signal.signal(number, handler)
         with block():
             assert signal.getsignal(number) == handler
@@ -87,7 +87,7 @@ def test_a_block_has_a_handler_of_its_own_where_nobody_else_has_one(block, numbe
     seen = []
 
     def run() -> None:
-        with block():  # raises where it sets a handler
+        with block():  # would raise if it set a handler
             seen.append(signal.getsignal(number))
 
     thread = threading.Thread(target=run)
