@@ -1,4 +1,4 @@
-"""The two networks that most tests here deploy."""
+"""The two networks that most of these tests deploy."""
 
 import pytest
 from small_networks import small_stock, small_wae

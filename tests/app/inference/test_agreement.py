@@ -1,4 +1,4 @@
-"""Whether a deployed network computes what the model does: tolerances, hooks that would be lost, scores."""
+"""The check that a deployed network computes what the model does: tolerances, hooks, input and output."""
 
 from contextlib import contextmanager
 
@@ -19,14 +19,14 @@ from wae_kernels.nn import Encoder
 
 
 def rounded_to_ten_bits(x):
-    """As tf32 rounds: 10 bits of mantissa."""
+    """Rounded as tf32: to 10 bits of mantissa."""
     mantissa, exponent = torch.frexp(x)
     return torch.ldexp((mantissa * 2**11).round() / 2**11, exponent)
 
 
 @contextmanager
 def allowed(backend, setting):
-    """Within it ``backend`` may round float32 as ``setting`` says."""
+    """In this block ``backend`` may round float32 as ``setting`` says."""
     before = backend.fp32_precision
     backend.fp32_precision = setting
     try:
@@ -35,8 +35,8 @@ def allowed(backend, setting):
         backend.fp32_precision = before
 
 
-def test_the_tolerance_follows_the_arithmetic_that_torch_allows(monkeypatch):
-    """tf32, torch's default on a GPU, emulated: folding changes what is rounded."""
+def test_the_tolerance_depends_on_the_float32_precision_that_torch_allows(monkeypatch):
+    """With tf32, torch's default on a GPU and emulated here, folding changes what is rounded."""
     monkeypatch.setattr(
         nn.Conv2d,
         "_conv_forward",
@@ -66,14 +66,14 @@ def test_the_tolerance_follows_the_arithmetic_that_torch_allows(monkeypatch):
 
 
 class InPlace(nn.Sequential):
-    """Normalises its input in place, as networks of one's own do."""
+    """Normalises its input in place, as users' networks do."""
 
     def forward(self, image):
         return super().forward(image.sub_(0.5).div_(0.25))
 
 
 @pytest.mark.parametrize("images", [None, torch.randn(20, 3, *SIZE)], ids=["alone", "with calibration"])
-def test_a_network_that_changes_its_input_is_compared_on_the_same_images(images, tmp_path):
+def test_a_network_that_changes_its_input_is_compared_on_the_original_images(images, tmp_path):
     network = InPlace(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
     options = {"calibration": images, "calibration_images": 10}
     deployed = deploy(network, SIZE, engine="eager", **options)
@@ -84,8 +84,8 @@ def test_a_network_that_changes_its_input_is_compared_on_the_same_images(images,
     assert torch.equal(given, before)
 
 
-def test_a_compiled_network_is_deployed_and_exported_as_what_was_compiled(model, tmp_path):
-    """The wrapper would hide that it is WAE's: its encoder would run in the engine, or not at all."""
+def test_deploy_and_export_unwrap_a_compiled_network(model, tmp_path):
+    """Wrapped, it would not be recognised as WAE: its encoder would run in the engine, or not at all."""
     compiled = torch.compile(model)
     deployed, images = deploy(compiled, SIZE, engine="eager"), photos(1)
     assert type(deployed._front.encoder) is Encoder
@@ -110,15 +110,15 @@ class Doubled(WAEClassifier):
         return 2 * super().forward(image)
 
 
-def of_another_class(network):
+def subclassed(network):
     network.__class__ = Doubled
 
 
 @pytest.mark.parametrize(
-    "change", [hook_of_scores, hook_of_classes, hook_of_images, with_own_forward, of_another_class]
+    "change", [hook_of_scores, hook_of_classes, hook_of_images, with_own_forward, subclassed]
 )
-def test_a_hook_on_a_whole_wae_network_that_would_be_lost_is_refused(change, model, tmp_path):
-    """Its parts are what runs. The message says what to do. In int8 nothing else told."""
+def test_a_wae_network_whose_own_hook_or_forward_changes_its_scores_is_refused(change, model, tmp_path):
+    """Only its parts run, so that would be lost; in int8 no other check finds it. The error says what to do."""
     change(model)
     said = rf"{type(model).__name__} has a hook, .* changes its scores.* on a part, such as low_body, or"
     for options in ({"engine": "eager"}, {"precision": "int8", "calibration": photos(40)}):
@@ -128,7 +128,7 @@ def test_a_hook_on_a_whole_wae_network_that_would_be_lost_is_refused(change, mod
         export(model, tmp_path / "model.onnx", "onnx", SIZE)
 
 
-def test_a_hook_on_a_whole_wae_network_that_looks_on_is_left_out(model):
+def test_a_hook_that_changes_nothing_is_left_out(model):
     seen = []
     model.register_forward_hook(lambda network, given, scores: seen.append(len(scores)))
     deployed, images = deploy(model, SIZE, engine="eager"), photos(2)
@@ -137,19 +137,19 @@ def test_a_hook_on_a_whole_wae_network_that_looks_on_is_left_out(model):
     assert seen == [2]
 
 
-def test_a_size_that_does_not_fit_the_model(model):
+def test_a_size_that_the_model_does_not_accept_is_refused(model):
     with pytest.raises(ValueError, match="the model takes no images of 3 x 3"):
         deploy(model, (3, 3), engine="eager")
 
 
-def test_a_size_that_the_model_asserts(stock):
-    """As torchvision's ViT and timm's networks do."""
+def test_the_models_assertion_about_a_size_is_reported(stock):
+    """torchvision's ViT and timm's networks check it so."""
     stock[0].forward = lambda x: torch._assert(x.shape[2] == 224, "Wrong image height!")
     with pytest.raises(ValueError, match="the model takes no images of 20 x 33: Wrong image height!"):
         deploy(stock, SIZE, engine="eager")
 
 
-def test_a_model_that_returns_no_tensor(stock):
+def test_a_model_that_returns_no_tensor_is_refused(stock):
     class Named(nn.Module):
         def __init__(self):
             super().__init__()

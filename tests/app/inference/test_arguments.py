@@ -1,4 +1,4 @@
-"""Models, sizes and batches that cannot be deployed; example images."""
+"""Models, sizes and batches that cannot be deployed, and the example images."""
 
 import pytest
 import torch
@@ -11,16 +11,16 @@ from wae.inference.engines import ENGINES
 from wae.models.baselines import HalfResolution
 
 
-def test_a_model_in_training_mode(model):
+def test_a_model_in_training_mode_is_refused(model):
     for part, name in ((model.low_body[1], r"low_body\.1"), (model, "the model")):
         part.train()
         with pytest.raises(ValueError, match=rf"{name} is in training mode: call model\.eval\(\)"):
             deploy(model, SIZE)
 
 
-def test_a_model_without_memory_or_parameters(model):
-    half = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, device="meta")).eval()
-    for wrong in (half, model.to("meta"), nn.ReLU().eval()):
+def test_a_model_without_parameters_on_one_real_device_is_refused(model):
+    partly_on_meta = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, device="meta")).eval()
+    for wrong in (partly_on_meta, model.to("meta"), nn.ReLU().eval()):
         with pytest.raises(ValueError, match="parameters on one device"):
             deploy(wrong, SIZE)
 
@@ -28,20 +28,20 @@ def test_a_model_without_memory_or_parameters(model):
 @pytest.mark.parametrize("name", ["low_classifier.0.weight", "encoder.conv2.bias", "high_norm.running_var"])
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 @pytest.mark.parametrize("engine", ["auto", *ENGINES])
-def test_a_model_with_broken_weights(name, value, engine, model):
-    """By name, also where a ReLU behind them would make finite scores of them."""
+def test_weights_that_are_not_finite_are_refused_by_name(name, value, engine, model):
+    """Even if a ReLU behind them makes the scores finite."""
     model.state_dict()[name].view(-1)[0] = value
     with pytest.raises(ValueError, match=f"finite numbers only, but {name} has"):
         deploy(model, SIZE, engine=engine)
 
 
-def test_more_pixels_than_memory_has(model):
+def test_too_many_pixels_are_refused(model):
     for size, batch in (((100_000, 100_000), 1), (SIZE, 10**12)):
         with pytest.raises(ValueError, match="batch times size must be at most 268435456 pixels, got"):
             deploy(model, size, batch)
 
 
-def test_the_example_images_are_as_the_network_wants_them(model, stock):
+def test_example_images_have_the_dtype_and_range_that_the_network_expects(model, stock):
     assert example_images(model, 2, SIZE).dtype == torch.uint8
     assert example_images(stock, 2, SIZE).abs().mean() < 2
     assert torch.equal(example_images(stock, 2, SIZE), example_images(stock, 2, SIZE))

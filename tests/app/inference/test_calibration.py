@@ -1,4 +1,4 @@
-"""Images for calibration: which are taken, and which are held back to check on."""
+"""Images for calibration: which of them calibrate, and which are held out for the check."""
 
 import pytest
 import torch
@@ -14,13 +14,13 @@ from wae.inference.calibration import CalibrationError, gather
 def test_calibration_and_check_share_no_image():
     data = torch.arange(50.0).view(50, 1, 1, 1).expand(50, 3, *SIZE)
     found = gather(data, SIZE, 10, True)
-    mine, theirs = (set(part[:, 0, 0, 0].tolist()) for part in (found.images, found.held_out))
-    assert len(mine) == 10
-    assert mine | theirs == set(range(50))
-    assert not mine & theirs
+    calibrating, checking = (set(part[:, 0, 0, 0].tolist()) for part in (found.images, found.held_out))
+    assert len(calibrating) == 10
+    assert calibrating | checking == set(range(50))
+    assert not calibrating & checking
 
 
-def test_many_images_are_taken_evenly(monkeypatch):
+def test_images_are_spread_evenly_over_many(monkeypatch):
     monkeypatch.setattr(calibration, "CHECKED", 10)
     data = torch.arange(1000.0).view(1000, 1, 1, 1).expand(1000, 3, *SIZE)
     found = gather(data, SIZE, 10, True)
@@ -33,8 +33,8 @@ def test_labels_stay_with_their_images():
     assert torch.equal(found.held_out[:, 0, 0, 0].long(), found.labels)
 
 
-def test_a_loader_without_labels_may_give_lists_of_one():
-    """As a DataLoader of a TensorDataset does."""
+def test_a_loader_without_labels_may_yield_lists_of_one_tensor():
+    """As a DataLoader over a TensorDataset does."""
     data = torch.arange(20.0).view(20, 1, 1, 1).expand(20, 3, *SIZE)
     found = gather(DataLoader(TensorDataset(data), 5), SIZE, 10, True)
     assert found.images[:, 0, 0, 0].tolist() == list(range(0, 20, 2))
@@ -42,7 +42,7 @@ def test_a_loader_without_labels_may_give_lists_of_one():
 
 
 @pytest.mark.parametrize(
-    ("source", "told"),
+    ("source", "message"),
     [
         (torch.zeros(19, 3, *SIZE), "need at least 20 images, 10 to calibrate .*, got 19"),
         (torch.zeros(20, 3, 5, 5), r"images must be \(N, 3, 20, 33\), got \(20, 3, 5, 5\)"),
@@ -67,14 +67,14 @@ def test_a_loader_without_labels_may_give_lists_of_one():
         ("/nowhere/at/all", "is not a folder"),
     ],
 )
-def test_wrong_images_for_calibration(source, told):
-    with pytest.raises(CalibrationError, match=told):
+def test_unusable_images_are_refused(source, message):
+    with pytest.raises(CalibrationError, match=message):
         gather(source, SIZE, 10, True)
     with pytest.raises(CalibrationError, match="calibration_images: need an integer"):
         gather(source, SIZE, 0, True)
 
 
-def test_a_folder_of_files(tmp_path):
+def test_images_from_a_folder(tmp_path):
     for n in range(12):
         Image.new("RGB", (40, 30), (n, n, n)).save(tmp_path / f"{n:02}.png")
     (tmp_path / "notes.txt").write_text("no image")
@@ -86,7 +86,7 @@ def test_a_folder_of_files(tmp_path):
 
 
 class WithGaps:
-    """A data set of which every third image cannot be read, and is left out."""
+    """A data set in which every third image cannot be read, and is left out."""
 
     labels = ("a", "b")
 
@@ -98,7 +98,7 @@ class WithGaps:
         return kept.view(-1, 1, 1, 1).expand(-1, 3, 4, 4).to(torch.uint8), kept % 2
 
 
-def test_others_take_the_place_of_images_that_cannot_be_read(tmp_path):
+def test_other_images_replace_those_that_cannot_be_read(tmp_path):
     found = calibration.gather(WithGaps(), (4, 4), 20, scales=True)
     assert len(found.images) == 20
     assert len(found.held_out) == calibration.CHECKED

@@ -1,4 +1,4 @@
-"""`wae.deploy`: which engine runs, and in which precision; what does not agree is refused."""
+"""`wae.deploy`: the choice of engine and precision, and that an engine with other scores is refused."""
 
 import copy
 import re
@@ -19,7 +19,7 @@ from wae.inference.engines import ENGINES, Engine, EngineError
 from wae.inference.engines.in_pytorch import InPyTorch
 
 
-def test_the_model_stays_as_it_was(model):
+def test_deploy_does_not_change_the_model(model):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     deploy(model, SIZE, engine="eager")
     assert model.state_dict().keys() == before.keys()
@@ -27,17 +27,17 @@ def test_the_model_stays_as_it_was(model):
 
 
 @pytest.mark.parametrize("engine", ["eager", "openvino", pytest.param("compile", marks=pytest.mark.slow)])
-def test_half_precision(engine, model):
+def test_scores_in_bfloat16(engine, model):
     needs(engine)
     deployed = deploy(model, SIZE, engine=engine, precision="bfloat16")
     for batch in (1, 2):
         images = photos(batch)
-        assert deployed(images).dtype == torch.float32  # the model's
+        assert deployed(images).dtype == torch.float32  # as the model's
         assert_close(deployed(images), model(images), 5e-2)
 
 
-def test_a_wider_precision_than_the_model_s(model):
-    """The expected scores are computed as widely."""
+def test_a_wider_precision_than_the_models(model):
+    """The expected scores are computed in it too."""
     narrow = copy.deepcopy(model).bfloat16()
     deployed = deploy(narrow, SIZE, engine="eager", precision="float32")
     assert deployed.difference <= 1e-5
@@ -48,8 +48,8 @@ def test_a_wider_precision_than_the_model_s(model):
     assert deploy(narrow, SIZE, engine="eager")(images).dtype == torch.bfloat16
 
 
-def test_auto_precision_takes_the_fastest_that_is_as_exact_as_its_name(model):
-    """What is expected of them is computed in the widest."""
+def test_auto_precision_takes_the_fastest_within_its_tolerance(model):
+    """The expected scores are computed in the widest."""
     narrow = copy.deepcopy(model).bfloat16()
     deployed = deploy(narrow, SIZE, engine="eager", precision="auto", seconds=0.1)
     assert deployed.seconds.keys() == {"eager float32", "eager bfloat16", "eager float16"}
@@ -62,21 +62,21 @@ def test_dtype_is_the_old_name_of_precision(model):
     assert deployed.precision == "bfloat16"
 
 
-def test_a_precision_that_is_emulated_is_logged(model, monkeypatch):
+def test_an_emulated_precision_is_logged_as_a_warning(model, monkeypatch):
     monkeypatch.setattr(deploying.precisions, "native", lambda name, device: False)
     with TestCase().assertLogs("wae.inference.deploy", "WARNING") as log:
         deploy(model, SIZE, engine="eager", precision="bfloat16")
     assert "no instructions for bfloat16: eager emulates it" in log.output[0]
 
 
-def test_that_a_precision_nobody_asked_for_is_emulated_is_no_warning(model, monkeypatch):
+def test_auto_logs_no_warning_about_emulated_precisions(model, monkeypatch):
     monkeypatch.setattr(deploying.precisions, "native", lambda name, device: False)
     with TestCase().assertNoLogs("wae.inference.deploy", "WARNING"):
         deploy(model, SIZE, engine="eager", precision="auto", seconds=0.1)
 
 
 def scripted(monkeypatch, **engines):
-    """Engines in place of the real ones: name -> a function of the module that gives what runs."""
+    """Put engines in place of the real ones, by name: each is a function from the module to what runs."""
     made = {
         name: Engine(
             name,
@@ -90,7 +90,7 @@ def scripted(monkeypatch, **engines):
     return made
 
 
-def test_auto_takes_the_fastest_that_agrees(model, monkeypatch):
+def test_auto_takes_the_fastest_engine_that_agrees_with_the_model(model, monkeypatch):
     def slow(module):
         def run(*inputs):
             for _ in range(20):
@@ -117,31 +117,31 @@ def test_auto_takes_the_fastest_that_agrees(model, monkeypatch):
     assert "no such instruction" in "".join(log.output)
 
 
-def test_auto_without_an_engine_that_works(model, monkeypatch):
+def test_auto_fails_if_no_engine_works(model, monkeypatch):
     scripted(monkeypatch, wrong=lambda module: lambda *x: module(*x) + 1)
     with pytest.raises(EngineError, match="no engine runs the model"):
         deploy(model, SIZE)
 
 
 @pytest.mark.parametrize(
-    ("computed", "by"),
+    ("precision", "by"),
     [("float64", 1e-8), ("float32", 1e-3), ("float16", 3e-2), ("bfloat16", 0.15), ("float32", float("nan"))],
 )
-def test_disagreement_is_refused(model, monkeypatch, computed, by):
+def test_disagreement_is_refused(model, monkeypatch, precision, by):
     scripted(monkeypatch, wrong=lambda module: lambda *x: module(*x) * (1 + by))
     with pytest.raises(DisagreementError, match="wrong gives scores that differ"):
-        deploy(model, SIZE, engine="wrong", precision=computed)
+        deploy(model, SIZE, engine="wrong", precision=precision)
 
 
 def test_an_engine_that_runs_the_encoder_too(model, monkeypatch):
-    """As CUDA graphs do, tried on the processor: images of any dtype, and no op outside of the engine."""
-    taken, prepared = [], []
+    """As CUDA graphs do, but on the CPU: images of any dtype, and no op outside the engine."""
+    dtypes, prepared = [], []
 
     def compile(module, inputs, dynamic):
         prepared.append(dynamic)
 
         def run(*images):
-            taken.append([image.dtype for image in images])
+            dtypes.append([image.dtype for image in images])
             return module(*images)
 
         return run
@@ -153,14 +153,14 @@ def test_an_engine_that_runs_the_encoder_too(model, monkeypatch):
     deployed = deploy(model, SIZE, engine="whole")
     assert deployed._front.encoder is None
     for images in (photos(1), photos(2), photos(1).float()):
-        taken.clear()
+        dtypes.clear()
         assert_close(deployed(images), model(images), 1e-4)
-        assert taken[-1] == [images.dtype]
+        assert dtypes[-1] == [images.dtype]
     deployed(photos(4))
-    assert prepared == [False, True]  # the second once, for any number
+    assert prepared == [False, True]  # once for one batch size, once for any number
 
 
-def test_wrong_arguments(model):
+def test_wrong_arguments_are_refused_by_name(model):
     with pytest.raises(TypeError, match=r"torch\.nn\.Module, got str"):
         deploy("model.pt")
     sizes = [{"size": size} for size in ((0, 5), 224, (5,), (5, 5, 5), (True, 5))]
@@ -182,7 +182,7 @@ def test_wrong_arguments(model):
 
 
 @pytest.mark.slow
-def test_wae_deploy_is_a_function_and_import_wae_stays_light(model):
+def test_wae_deploy_is_a_function_and_import_wae_loads_no_large_packages(model):
     assert wae.deploy(model, SIZE, engine="eager").engine == "eager"
     code = """
 import sys, wae
@@ -193,10 +193,10 @@ assert wae.deploy.__name__ == "deploy"
 
 
 @pytest.mark.slow
-def test_the_page_s_examples_run(monkeypatch, tmp_path):
+def test_the_examples_of_the_docs_run(monkeypatch, tmp_path):
     page = (Path(__file__).resolve().parents[3] / "docs" / "deploy.md").read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    # for time: it tells as much about the page
+    # one engine, to save time: the page's code is the same
     monkeypatch.setattr(deploying, "ENGINES", {"eager": ENGINES["eager"]})
     names = {}
     for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
@@ -205,6 +205,6 @@ def test_the_page_s_examples_run(monkeypatch, tmp_path):
     assert_close(names["scores"], names["same"])
 
 
-def test_the_page_names_every_engine():
+def test_the_docs_name_every_engine():
     page = (Path(__file__).resolve().parents[3] / "docs" / "deploy.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^\| `(\w+)` \| (?:CPU|GPU)", page, re.MULTILINE)) == set(ENGINES)

@@ -1,4 +1,4 @@
-"""A deployed network: every engine gives the model's scores, for any batch, whatever is around the call."""
+"""A deployed network: every engine gives the model's scores, for any batch and in any context."""
 
 import copy
 import os
@@ -33,7 +33,7 @@ from wae.models.haar import Haar
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", EACH)
-def test_scores_are_the_model_s_for_any_batch(engine, model):
+def test_scores_are_the_models_for_any_batch(engine, model):
     needs(engine)
     deployed = deploy(model, SIZE, batch=3, engine=engine)
     assert deployed.engine == engine
@@ -44,10 +44,10 @@ def test_scores_are_the_model_s_for_any_batch(engine, model):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process to processors")
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs os.sched_setaffinity")
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
-def test_on_one_processor_of_several(engine, model):
-    """As under Slurm, or in a container."""
+def test_a_process_that_may_use_one_core_of_several(engine, model):
+    """As under Slurm or in a container."""
     needs(engine)
     allowed, images = os.sched_getaffinity(0), photos(1)
     os.sched_setaffinity(0, {min(allowed)})
@@ -69,7 +69,7 @@ def test_any_strides_and_dtypes_of_images(engine, model):
 
 
 @pytest.mark.parametrize("engine", ["eager", "onnxruntime"])
-def test_a_network_that_is_no_wae(engine, stock):
+def test_a_network_other_than_wae(engine, stock):
     needs(engine)
     deployed = deploy(stock, (64, 50), batch=2, engine=engine)
     images = torch.randn(2, 3, 64, 50)
@@ -81,10 +81,10 @@ def test_a_network_that_is_no_wae(engine, stock):
 @pytest.mark.parametrize(
     "change",
     [torch.Tensor.double, torch.Tensor.half, lambda x: x[x > -torch.inf].view(x.shape[0], -1)],
-    ids=["float64", "float16", "any number"],
+    ids=["float64", "float16", "data-dependent size"],
 )
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
-def test_results_in_another_dtype_or_of_a_size_that_only_a_call_tells(engine, change, stock):
+def test_results_in_another_dtype_or_of_a_data_dependent_size(engine, change, stock):
     class Changed(nn.Module):
         def __init__(self):
             super().__init__()
@@ -96,7 +96,7 @@ def test_results_in_another_dtype_or_of_a_size_that_only_a_call_tells(engine, ch
     needs(engine)
     deployed, images = deploy(Changed().eval(), SIZE, engine=engine), torch.randn(1, 3, *SIZE)
     scores = deployed(images)
-    assert scores.dtype == torch.float32  # the parameters'
+    assert scores.dtype == torch.float32  # as the parameters'
     kept = scores.clone()
     assert_close(scores, change(stock(images)).float(), 1e-3)
     deployed(-images)
@@ -112,8 +112,8 @@ def test_another_decomposition(model):
 
 
 @pytest.mark.slow
-def test_the_result_is_the_caller_s(model):
-    """Engines write to the same place each time; what was returned must stay."""
+def test_a_result_is_not_overwritten_by_the_next_call(model):
+    """Though engines reuse their output buffers."""
     for engine in QUICK:
         if ENGINES[engine].why_not("cpu") is None:
             deployed = deploy(model, SIZE, engine=engine)
@@ -132,8 +132,8 @@ def test_inside_inference_mode(model):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", EACH)
-def test_a_broken_image_has_no_scores(engine, model):
-    """ReLU and pooling of some engines make a number of NaN; the other images keep their scores."""
+def test_scores_of_an_image_that_is_not_finite_are_nan(engine, model):
+    """In some engines ReLU and pooling turn NaN into a number. The other images keep their scores."""
     needs(engine)
     deployed = deploy(model, SIZE, 2, engine)
     images = photos(2).float()
@@ -145,7 +145,7 @@ def test_a_broken_image_has_no_scores(engine, model):
         assert (scores[1] - expected[1]).norm() <= 1e-4 * expected[1].norm()
 
 
-def test_it_is_not_pickled_but_saved(model):
+def test_a_deployed_network_cannot_be_pickled_or_copied(model):
     deployed = deploy(model, SIZE, engine="eager")
     for take in (pickle.dumps, copy.deepcopy):
         with pytest.raises(TypeError, match=r"neither copied nor pickled: save\(\) it"):
@@ -154,8 +154,8 @@ def test_it_is_not_pickled_but_saved(model):
 
 @pytest.mark.parametrize("engine", EACH)
 @pytest.mark.slow
-def test_what_is_around_a_call_does_not_change_it(engine, model):
-    """Neither autocast, nor inference mode, nor the default dtype; also around deploy."""
+def test_scores_do_not_depend_on_the_context_of_deploy_or_call(engine, model):
+    """The context is autocast, inference mode and the default dtype."""
     needs(engine)
     images = photos(1)
     expected = deploy(model, SIZE, engine=engine)(images)
@@ -182,7 +182,7 @@ def test_calls_from_several_threads(engine, model):
                 assert torch.equal(scores, wanted)
 
 
-def test_its_repr_says_what_it_is(model):
+def test_repr(model):
     deployed = deploy(model, SIZE, batch=2, engine="eager")
     shown = r"Deployed\(engine='eager', precision='float32', size=\(20, 33\), batch=2, difference=[\d.e-]+\)"
     assert re.fullmatch(shown, repr(deployed))
@@ -191,8 +191,8 @@ def test_its_repr_says_what_it_is(model):
 @pytest.mark.parametrize("engine", [name for name in QUICK if ENGINES[name].foreign])
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's list of threads")
-def test_the_caller_s_threads_are_left_alone(engine, model, tmp_path):
-    """In a fresh process: PyTorch's threads of the caller live on, and their number is as before."""
+def test_a_call_keeps_the_callers_threads(engine, model, tmp_path):
+    """In a new process: the caller's PyTorch threads survive, and torch's number of threads is the same."""
     needs(engine)
     torch.save(model, tmp_path / "model.pt")
     code = f"""
@@ -204,14 +204,14 @@ deployed = wae.deploy(model, {SIZE}, engine={engine!r})
 images = torch.randint(0, 256, (1, 3, *{SIZE}), dtype=torch.uint8)
 def work():
     before = set(os.listdir("/proc/self/task"))
-    (torch.ones(500, 500) @ torch.ones(500, 500)).add(1)  # a parallel region of the user's
+    (torch.ones(500, 500) @ torch.ones(500, 500)).add(1)  # a parallel region of the caller's
     return set(os.listdir("/proc/self/task")) - before
 cores = os.sched_getaffinity(0)
 work()
-mine = set(os.listdir("/proc/self/task"))
+callers = set(os.listdir("/proc/self/task"))
 for _ in range(3):
     deployed(images)
-    assert mine <= set(os.listdir("/proc/self/task")), "a thread of the caller's has ended"
+    assert callers <= set(os.listdir("/proc/self/task")), "a thread of the caller's has ended"
     assert not work(), "the caller's parallel region had to start threads"
 assert torch.get_num_threads() == 3
 assert os.sched_getaffinity(0) == cores
@@ -234,8 +234,8 @@ def test_disagreement_for_another_batch_is_refused(model, monkeypatch):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("engine", [name for name, engine in ENGINES.items() if "cuda" in engine.devices])
-def test_on_a_gpu(engine, model, monkeypatch):
-    """In float32 throughout: in tf32, which torch allows otherwise, folding changes what is rounded."""
+def test_scores_on_a_gpu(engine, model, monkeypatch):
+    """In float32 throughout: with tf32, torch's default for convolutions, folding changes what is rounded."""
     needs(engine, "cuda")
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     model.cuda()
@@ -245,7 +245,7 @@ def test_on_a_gpu(engine, model, monkeypatch):
             assert_close(deployed(images), model(images), 1e-4)
 
 
-def test_wrong_images(model):
+def test_wrong_images_are_refused(model):
     deployed = deploy(model, SIZE, engine="eager")
     for wrong in (photos(1)[0], photos(1, (33, 20)), photos(0), photos(1)[:, :1]):
         with pytest.raises(ValueError, match=r"images must be \(N, 3, 20, 33\)"):
