@@ -118,7 +118,7 @@ def subclassed(network):
     "change", [hook_of_scores, hook_of_classes, hook_of_images, with_own_forward, subclassed]
 )
 def test_a_wae_network_whose_own_hook_or_forward_changes_its_scores_is_refused(change, model, tmp_path):
-    """Only its parts run, so that would be lost; in int8 no other check finds it. The error says what to do."""
+    """Only its parts run, so that is lost; in int8 no other check finds it. The error says what to do."""
     change(model)
     said = rf"{type(model).__name__} has a hook, .* changes its scores.* on a part, such as low_body, or"
     for options in ({"engine": "eager"}, {"precision": "int8", "calibration": photos(40)}):

@@ -1,4 +1,4 @@
-"""An encoder's int8 form: near the encoder, and used where it runs and is faster."""
+"""The int8 encoder: its results are near those in float32, and it is used if it runs here and is faster."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ from wae.training.losses import psnr
 from wae_kernels import backends
 from wae_kernels.nn import Encoder
 
-needs_kernel = pytest.mark.skipif(not backends.int8_runs(), reason="this processor has no VNNI")
+needs_kernel = pytest.mark.skipif(not backends.int8_runs(), reason="this CPU has no VNNI")
 
 
 def photos(side=224):
@@ -41,8 +41,8 @@ def published():
     return model, quantize(model.encoder, *affine, largest_activations(model.encoder, *affine, [photos()]))
 
 
-class Taking(Prepared):
-    """An engine's network with these inputs of bytes, of which no more is asked."""
+class TakesBytes(Prepared):
+    """Stands in for an engine's network that takes these inputs as bytes."""
 
     for_batch = save = None
 
@@ -51,12 +51,12 @@ class Taking(Prepared):
 
 
 def in_int8(encoder, image):
-    """By the reference where there is no kernel: the results are the same."""
+    """By the kernel, or by the reference if there is none: the results are the same."""
     return wae_kernels.encode_int8(image, *encoder.buffers())
 
 
 @torch.no_grad()
-def test_a_decoded_photo_is_the_one_of_float32(published):
+def test_a_decoded_photo_is_close_to_that_of_float32(published):
     model, quantized = published
     image = photos(96)
     exact = model.decompose(image)
@@ -71,7 +71,7 @@ def test_a_decoded_photo_is_the_one_of_float32(published):
 @torch.no_grad()
 @pytest.mark.parametrize("factor", [1 / 16, 16])
 def test_scales_of_the_largest_activations_are_better_than_others(published, factor):
-    """Smaller ones cut off, larger ones waste bits."""
+    """Smaller scales clip values, larger ones waste bits."""
     model, quantized = published
     image, affine = photos(96), (model.image_scale, model.image_shift)
     largest = largest_activations(model.encoder, *affine, [photos()])
@@ -82,7 +82,7 @@ def test_scales_of_the_largest_activations_are_better_than_others(published, fac
 
 
 @torch.no_grad()
-def test_what_int8_does_not_take_goes_to_the_encoder(published):
+def test_what_int8_does_not_support_goes_to_the_float32_encoder(published):
     model, quantized = published
     affine = model.image_scale, model.image_shift
     image = photos(32)
@@ -94,7 +94,7 @@ def test_what_int8_does_not_take_goes_to_the_encoder(published):
 
 @needs_kernel
 @torch.no_grad()
-def test_bytes_go_to_the_kernel(published):
+def test_uint8_images_go_to_the_kernel(published):
     _, quantized = published
     image = photos(32)
     for got, wanted in zip(quantized(image), in_int8(quantized, image), strict=True):
@@ -103,29 +103,29 @@ def test_bytes_go_to_the_kernel(published):
 
 @pytest.mark.parametrize("dtype", [pytest.param("uint8", marks=needs_kernel), "float32"])
 @torch.no_grad()
-def test_an_engine_gets_its_bytes(published, dtype):
-    """Of a floating-point image too, which the encoder in float32 takes."""
+def test_an_engine_that_takes_bytes_gets_them(published, dtype):
+    """Also for a floating-point image, which the float32 encoder computes."""
     image, front = photos(32).to(getattr(torch, dtype)), front_of(published[1])
     numbers = front(image)
     steps = [float(x.abs().max()) / 100 for x in numbers]
     inputs = [ByteInput(steps[0], 120, torch.uint8), ByteInput(steps[1], 3, torch.int8)]
-    hand_bytes_over(front, Taking(inputs))
+    hand_bytes_over(front, TakesBytes(inputs))
     assert isinstance(front.encoder, ByteEncoder)
     for got, wanted, each in zip(front(image), numbers, inputs, strict=True):
         assert got.dtype == each.dtype
         assert ((got.int() - each.zero_point) * each.scale - wanted).abs().max() <= 0.5001 * each.scale
 
 
-def test_an_engine_that_takes_no_bytes_gets_numbers(published):
+def test_an_engine_without_byte_inputs_or_an_int8_encoder_keeps_the_encoder(published):
     some = [ByteInput(1.0, 0, torch.uint8)] * 2
     for encoder, inputs in ((published[1], ()), (Encoder(), some)):
         front = front_of(encoder)
-        hand_bytes_over(front, Taking(inputs))
+        hand_bytes_over(front, TakesBytes(inputs))
         assert front.encoder is encoder
 
 
 @torch.no_grad()
-def test_channels_without_weights_are_their_bias():
+def test_channels_with_zero_weights_equal_their_bias():
     encoder = Encoder()
     for layer in encoder.children():
         layer.weight[::2] = 0
@@ -138,7 +138,7 @@ def test_channels_without_weights_are_their_bias():
         assert torch.allclose(got[:, 2], wanted[:, 2], atol=1e-5)
 
 
-def test_the_default_dtype_does_not_change_it(published):
+def test_quantization_does_not_depend_on_the_default_dtype(published):
     model, quantized = published
     affine, inputs = (model.image_scale, model.image_shift), [ByteInput(0.1, 0, torch.uint8)] * 2
     wanted = ByteEncoder(quantized, inputs).state_dict()
@@ -154,12 +154,12 @@ def test_the_default_dtype_does_not_change_it(published):
         assert torch.equal(found[name], tensor)
 
 
-def test_an_edge_that_is_no_byte_is_refused():
+def test_a_padding_that_is_not_a_byte_is_refused():
     with pytest.raises(encoder_int8.QuantizationError, match=r"no byte represents 0 with image_scale \[1\.0"):
         quantize(Encoder(), None, torch.ones(3), [1.0, 1.0, 1.0])
 
 
-# ------------------------------------------------------------------------------------ before an engine
+# ---------------------------------------------------------------------------------- in front of an engine
 
 
 def front_of(encoder, dtype=torch.float32, shift=-1.0):
@@ -169,7 +169,7 @@ def front_of(encoder, dtype=torch.float32, shift=-1.0):
 
 @pytest.fixture
 def timed(monkeypatch):
-    """Sets what the timing of both encoders is to find."""
+    """Sets the seconds that the timing of both encoders returns."""
 
     def set_seconds(float32, int8):
         found = {"float32": Timing(float32, 0, 0, 3), "int8": Timing(int8, 0, 0, 3)}
@@ -180,7 +180,7 @@ def timed(monkeypatch):
 
 @needs_kernel
 @pytest.mark.parametrize(("float32", "int8", "faster"), [(2.0, 1.0, "int8"), (1.0, 2.0, "float32")])
-def test_the_faster_one_is_used(timed, float32, int8, faster):
+def test_the_faster_encoder_is_used(timed, float32, int8, faster):
     timed(float32, int8)
     front, image = front_of(Encoder()), photos(32)
     report = put_where_faster(front, image, [image])
@@ -189,7 +189,7 @@ def test_the_faster_one_is_used(timed, float32, int8, faster):
     assert front(image)[0].dtype == torch.float32
 
 
-def test_float32_stays_where_int8_cannot_be(timed):
+def test_float32_stays_if_int8_is_not_possible(timed):
     timed(2.0, 1.0)
     image, hooked = photos(32), Encoder()
     hooked.conv1.register_forward_hook(lambda layer, args, output: 2 * output)

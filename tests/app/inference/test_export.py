@@ -1,4 +1,4 @@
-"""`wae.export` and `wae export`: the files run in a fresh process and give the model's scores."""
+"""`wae.export` and `wae export`: the files run in a new process and give the model's scores."""
 
 import io
 import json
@@ -78,7 +78,7 @@ for images, expected in torch.load(cases):
 """
 
 
-def run_in_a_fresh_process(file_format, path, model, images, says=None):
+def run_in_a_new_process(file_format, path, model, images, says=None):
     """Load ``path`` without this package, and compare with the model on each of ``images``."""
     cases = path.with_name("cases.pt")
     with torch.no_grad():
@@ -89,7 +89,7 @@ def run_in_a_fresh_process(file_format, path, model, images, says=None):
 
 
 def foreign_paths(content):
-    """Where this machine keeps things, as far as it stands in a file, zipped or not."""
+    """The folders of this machine whose paths are in the content of a file, zipped or not."""
     folders = [Path(torch.__file__).parents[1], Path(export.__file__).parents[3], Path(tempfile.gettempdir())]
     parts = [content]
     if zipfile.is_zipfile(io.BytesIO(content)):
@@ -100,7 +100,7 @@ def foreign_paths(content):
 
 @pytest.mark.parametrize("file_format", FORMATS)
 @pytest.mark.slow
-def test_loads_in_a_fresh_process(file_format, model, tmp_path):
+def test_a_file_runs_in_a_new_process(file_format, model, tmp_path):
     if file_format == "executorch" and (reason := phones.why_not()):
         pytest.skip(reason)
     form = export.FORMATS[file_format]
@@ -109,17 +109,17 @@ def test_loads_in_a_fresh_process(file_format, model, tmp_path):
     assert os.listdir(path.parent) == [path.name]
     assert foreign_paths(path.read_bytes()) == []
     says = export.metadata(DESCRIBED, SIZE, torch.uint8)
-    run_in_a_fresh_process(
+    run_in_a_new_process(
         file_format, path, model, [photos(n) for n in ([batch] if batch else (1, 2, 5))], says
     )
 
 
-def test_inside_autocast(model, tmp_path):
+def test_export_inside_autocast_is_exact(model, tmp_path):
     with torch.autocast("cpu", torch.bfloat16):
         assert export.export(model, tmp_path / "model.pt2", "torch", SIZE)["difference"] <= 1e-5
 
 
-def test_metadata_is_how_images_are_prepared():
+def test_metadata_says_how_to_prepare_images():
     says = export.metadata(DESCRIBED, (48, 48), torch.float32)
     assert json.loads(says["labels"]) == ["a", "b", "c", "d", "e"]
     expected = {"resize": 50, "crop": [48, 48], "grayscale": True, "dtype": "float32", "mean": [0, 0, 0]}
@@ -129,28 +129,28 @@ def test_metadata_is_how_images_are_prepared():
     assert "labels" not in export.metadata(Description("wae_vgg16", 3), (224, 224), torch.uint8)
 
 
-def test_the_check_for_paths_finds_some():
+def test_foreign_paths_finds_a_path():
     assert foreign_paths(f"{tempfile.gettempdir()}/x".encode()) == [tempfile.gettempdir()]
 
 
 @pytest.mark.parametrize("file_format", FORMATS)
 @pytest.mark.slow
-def test_one_batch_size_and_floating_point(file_format, model, tmp_path):
+def test_a_file_for_one_batch_size_and_floating_point_images(file_format, model, tmp_path):
     path = tmp_path / "model.pt2"
     export.export(model, path, file_format, SIZE, batch=2, image_dtype=torch.float32)
     broken = photos(2).float()
     broken[0, 1, 3, 4] = torch.nan
-    run_in_a_fresh_process(file_format, path, model, [photos(2).float(), broken])
+    run_in_a_new_process(file_format, path, model, [photos(2).float(), broken])
 
 
 @pytest.mark.parametrize("file_format", ["onnx", "torch"])
-def test_a_network_that_is_no_wae_takes_photos_too(file_format, stock, tmp_path):
+def test_a_network_other_than_wae_is_exported_for_uint8_images(file_format, stock, tmp_path):
     path = tmp_path / "model"
     assert export.export(stock, path, file_format, SIZE)["difference"] <= 1e-5
     assert path.is_file()
 
 
-def test_onnx_holds_standard_operators_only(model, tmp_path):
+def test_an_onnx_file_has_only_standard_operators(model, tmp_path):
     onnx = pytest.importorskip("onnx")
     export.export(model, tmp_path / "model.onnx", "onnx", SIZE)
     loaded = onnx.load(tmp_path / "model.onnx")
@@ -159,16 +159,16 @@ def test_onnx_holds_standard_operators_only(model, tmp_path):
     assert sum(node.op_type == "Conv" for node in loaded.graph.node) == 5 + 2 + 2
     assert loaded.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
     for value in (*loaded.graph.input, *loaded.graph.output):
-        assert value.type.tensor_type.shape.dim[0].dim_param == "batch"  # torch.export's own name was "s34"
+        assert value.type.tensor_type.shape.dim[0].dim_param == "batch"  # torch.export would call it "s34"
 
 
 @pytest.mark.slow
-def test_executorch_is_for_one_image_unless_told(stock, tmp_path):
+def test_executorch_files_are_for_one_image_by_default(stock, tmp_path):
     if reason := phones.why_not():
         pytest.skip(reason)
     path = tmp_path / "model.pte"
     export.export(stock, path, "executorch", SIZE, image_dtype=torch.float32)
-    run_in_a_fresh_process("executorch", path, stock, [photos(1).float()])
+    run_in_a_new_process("executorch", path, stock, [photos(1).float()])
     with pytest.raises(RuntimeError):
         phones.load(path.read_bytes())(photos(2).float())
 
@@ -176,14 +176,14 @@ def test_executorch_is_for_one_image_unless_told(stock, tmp_path):
 # ------------------------------------------------------------------------------------------ what is refused
 
 
-def test_executorch_that_is_not_installed(model, tmp_path, monkeypatch):
+def test_a_missing_executorch_says_what_to_install(model, tmp_path, monkeypatch):
     monkeypatch.setattr(phones.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(EngineError, match="pip install executorch"):
         export.export(model, tmp_path / "model.pte", "executorch", SIZE)
     assert not os.listdir(tmp_path)
 
 
-def test_a_file_stays_unless_forced(model, tmp_path):
+def test_a_file_is_replaced_only_by_force(model, tmp_path):
     path = tmp_path / "model.pt2"
     path.write_bytes(b"dear")
     with pytest.raises(FileExistsError):
@@ -193,7 +193,7 @@ def test_a_file_stays_unless_forced(model, tmp_path):
     assert path.read_bytes() != b"dear"
 
 
-def test_what_does_not_agree_is_not_written(model, tmp_path, monkeypatch):
+def test_a_file_with_other_scores_is_not_written(model, tmp_path, monkeypatch):
     wrong = export.Format(".pt2", export._make_torch, lambda content: lambda images: model(images) + 1)
     monkeypatch.setitem(export.FORMATS, "torch", wrong)
     with pytest.raises(DisagreementError, match="the torch file gives scores that differ"):
@@ -201,20 +201,20 @@ def test_what_does_not_agree_is_not_written(model, tmp_path, monkeypatch):
     assert not os.listdir(tmp_path)
 
 
-def test_a_full_disk_is_not_the_network_s_fault(model, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_as_such(model, tmp_path, monkeypatch):
     def full(*arguments):
         try:
             raise OSError(28, "No space left on device")
         except OSError as error:
-            raise RuntimeError("of the exporter's own") from error
+            raise RuntimeError("the exporter's own") from error
 
     monkeypatch.setitem(export.FORMATS, "torch", replace(export.FORMATS["torch"], make=full))
     with pytest.raises(OSError, match="No space"):
         export.export(model, tmp_path / "model.pt2", "torch", SIZE)
 
 
-def test_a_network_that_cannot_be_exported(model, tmp_path):
-    class Stubborn(nn.Module):
+def test_a_network_that_cannot_be_exported_is_refused(model, tmp_path):
+    class Untraceable(nn.Module):
         def __init__(self, body):
             super().__init__()
             self.body = body
@@ -222,20 +222,19 @@ def test_a_network_that_cannot_be_exported(model, tmp_path):
         def forward(self, x):
             return self.body(x if x.mean() > -1e9 else -x)
 
-    model.low_body = Stubborn(model.low_body).eval()
+    model.low_body = Untraceable(model.low_body).eval()
     with pytest.raises(EngineError, match="torch does not take this network"):
         export.export(model, tmp_path / "model.pt2", "torch", SIZE)
     assert not os.listdir(tmp_path)
 
 
-def test_a_path_may_be_a_text(model, tmp_path):
-    """It was an AttributeError."""
+def test_a_path_may_be_a_string(model, tmp_path):
     (tmp_path / "model.pt2").touch()
     with pytest.raises(FileExistsError):
         export.export(model, str(tmp_path / "model.pt2"), "torch", SIZE)
 
 
-def test_wrong_arguments(model, tmp_path):
+def test_wrong_arguments_are_refused_by_name(model, tmp_path):
     for wrong in ({"file_format": "tflite"}, {"size": (0, 1)}, {"batch": 0}, {"image_dtype": torch.int8}):
         arguments = {"file_format": "torch", "size": SIZE, **wrong}
         with pytest.raises(ValueError, match=next(iter(wrong))):
@@ -259,7 +258,7 @@ def run(*arguments):
 
 
 @pytest.mark.slow
-def test_command(checkpoint, tmp_path, capsys):
+def test_command_exports_a_checkpoint(checkpoint, tmp_path, capsys):
     path = tmp_path / "model.pt2"
     assert run(checkpoint, "-o", path, "--format", "torch", "--batch", "dynamic") == 0
     assert "relative difference of its scores from the model's" in capsys.readouterr().out
@@ -273,7 +272,7 @@ def test_command(checkpoint, tmp_path, capsys):
     assert path.read_bytes() == before
 
 
-def test_a_file_of_one_number_of_images_is_for_no_other(tmp_path, capsys):
+def test_command_refuses_a_dynamic_batch_for_executorch(tmp_path, capsys):
     options = "--format", "executorch", "--batch", "dynamic"
     assert run(tmp_path / "missing", "-o", tmp_path / "model.pte", *options) == 2
     assert (
@@ -281,7 +280,7 @@ def test_a_file_of_one_number_of_images_is_for_no_other(tmp_path, capsys):
     )
 
 
-def test_command_with_files_that_are_no_checkpoints(tmp_path, capsys):
+def test_command_refuses_files_that_are_not_checkpoints(tmp_path, capsys):
     (tmp_path / "rubbish").write_bytes(b"rubbish")
     for name in ("rubbish", "missing"):
         assert run(tmp_path / name, "-o", tmp_path / "model.onnx") == 1
@@ -291,14 +290,14 @@ def test_command_with_files_that_are_no_checkpoints(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("wrong", [("--format", "tflite"), ("--batch", "0"), ("--size", "x")], ids=str)
-def test_command_with_wrong_options(wrong, tmp_path):
+def test_command_refuses_wrong_options(wrong, tmp_path):
     with pytest.raises(SystemExit) as exit:
         run(tmp_path / "weights", "-o", tmp_path / "model", *wrong)
     assert exit.value.code == 2
 
 
 def test_the_exporters_own_warnings_do_not_reach_the_terminal(monkeypatch, capfd):
-    """onnx_ir warns of each empty list among the attributes of an ENet's operators."""
+    """onnx_ir warns about each empty list among the attributes of an ENet's operators."""
     logger = logging.getLogger("onnx_ir.convenience")
     export = torch.onnx.export
 

@@ -1,4 +1,4 @@
-"""Folding BatchNorm into convolutions, where that is what it computes."""
+"""Folding BatchNorms into convolutions, only where that does not change what the network computes."""
 
 import pytest
 import torch
@@ -12,28 +12,31 @@ from wae.inference.deploy import deploy
 from wae.inference.folding import fold
 
 
-def test_no_batchnorm_is_left(model):
+def norms(network):
+    """The number of BatchNorms in ``network``: if folding changed the scores, all would be left."""
+    return sum(isinstance(part, nn.BatchNorm2d) for part in network.modules())
+
+
+def folded_alike(network, images):
+    """``network`` folded. It must compute the same, on images other than those given to ``fold`` too."""
+    with torch.no_grad():
+        folded = fold(network, images[:2])
+        assert_close(folded(images), network(images))
+    return folded
+
+
+def test_all_batchnorms_are_folded(model):
     resnet = with_statistics(ResNet(BasicBlock, [1, 1, 1, 1], num_classes=7))
     for network, images in ((model, photos(2)), (resnet, torch.randn(2, 3, *SIZE))):
         folded = fold(network, images)
-        assert not any(isinstance(part, nn.BatchNorm2d) or part.training for part in folded.modules())
+        assert norms(folded) == 0
+        assert not any(part.training for part in folded.modules())
         assert_close(folded(images), network(images))
-    behind = deploy(model, SIZE, engine="eager")._prepared._module
-    assert not any(isinstance(part, nn.BatchNorm2d) for part in behind.modules())
-
-
-def test_what_cannot_be_traced_keeps_its_batchnorm(model):
-    class Stubborn(Body):
-        def forward(self, x):
-            return super().forward(x if x.mean() > -1e9 else -x)
-
-    model.low_body = with_statistics(Stubborn(8))
-    images = photos(2)
-    assert_close(deploy(model, SIZE, engine="eager")(images), model(images))
+    assert norms(deploy(model, SIZE, engine="eager")._prepared._module) == 0
 
 
 class Untraceable(nn.Module):
-    """Around parts that torch.fx can trace; ``call`` says what it does with them."""
+    """Holds parts that torch.fx can trace; ``call`` is what it does with them."""
 
     def __init__(self, call, *parts):
         super().__init__()
@@ -45,16 +48,13 @@ class Untraceable(nn.Module):
         return self.call(self.parts, x)
 
 
-def norms(network):
-    return sum(isinstance(part, nn.BatchNorm2d) for part in network.modules())
+def test_a_body_that_cannot_be_traced_keeps_its_norms(model):
+    class UntraceableBody(Body):
+        def forward(self, x):
+            return super().forward(x if x.mean() > -1e9 else -x)
 
-
-def folded_alike(network, images):
-    """``network`` folded, which must compute the same, of other images too."""
-    with torch.no_grad():
-        folded = fold(network, images[:2])
-        assert_close(folded(images), network(images))
-    return folded
+    model.low_body = with_statistics(UntraceableBody(8))
+    assert norms(folded_alike(model, photos(3))) == 2
 
 
 def test_parts_of_what_cannot_be_traced_are_folded(model):
@@ -70,17 +70,17 @@ def test_parts_of_what_cannot_be_traced_are_folded(model):
         lambda parts, x: parts[0](x) + parts[0][0](x).mean(),
         lambda parts, x: parts[0](x) + parts[0][1](x[:, :1]).mean(),
     ],
-    ids=["its convolution", "its norm"],
+    ids=["convolution", "norm"],
 )
-def test_a_part_of_which_a_part_is_called_keeps_its_norm(call):
+def test_a_part_whose_layers_are_also_called_directly_keeps_its_norm(call):
     torch.manual_seed(0)
     part = nn.Sequential(nn.Conv2d(3, 1, 1), nn.BatchNorm2d(1))
     assert norms(folded_alike(with_statistics(Untraceable(call, part)), torch.randn(3, 3, *SIZE))) == 1
 
 
 @pytest.mark.parametrize("kind", [nn.BatchNorm2d, "with an activation"])
-def test_a_part_may_be_asked_for_its_attributes(kind):
-    """One whose norms are functions becomes a graph, which has none: then they stay."""
+def test_a_part_whose_attributes_are_read_keeps_its_class(kind):
+    """If its norms are functions, only a graph could replace it, which has no attributes: then they stay."""
     torch.manual_seed(0)
     part = nn.Sequential(nn.Conv2d(3, 1, 1), nn.BatchNorm2d(1) if kind is nn.BatchNorm2d else NormAct(1))
     part.scale = 0.5
@@ -89,15 +89,17 @@ def test_a_part_may_be_asked_for_its_attributes(kind):
     assert norms(folded) == (0 if kind is nn.BatchNorm2d else 1)
 
 
-def test_a_norm_that_runs_elsewhere_too_is_folded_in_the_graph_alone():
+def test_a_norm_that_runs_twice_is_folded_behind_the_convolution_alone():
     torch.manual_seed(0)
     shared = nn.BatchNorm2d(3)
     part = nn.Sequential(nn.Conv2d(3, 3, 1), shared, nn.ReLU(), shared)
     network = Untraceable(lambda parts, x: parts[0](x), part)
-    assert norms(folded_alike(with_statistics(network), torch.randn(3, 3, *SIZE))) == 1
+    folded = folded_alike(with_statistics(network), torch.randn(3, 3, *SIZE))
+    assert isinstance(folded.parts[0], torch.fx.GraphModule)
+    assert norms(folded) == 1
 
 
-def test_a_convolution_with_two_names_is_folded_where_its_norm_is():
+def test_a_convolution_in_two_parts_is_folded_in_the_one_with_its_norm():
     torch.manual_seed(0)
     shared = nn.Conv2d(3, 3, 1)
     parts = nn.Sequential(nn.ReLU(), shared), nn.Sequential(shared, nn.BatchNorm2d(3))
@@ -106,7 +108,7 @@ def test_a_convolution_with_two_names_is_folded_where_its_norm_is():
 
 
 class Renamed(nn.Sequential):
-    """Calls its convolution by another name."""
+    """Calls its convolution by a second name."""
 
     def __init__(self):
         super().__init__(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
@@ -116,22 +118,22 @@ class Renamed(nn.Sequential):
         return self[1](self.again(x))
 
 
-def test_a_convolution_that_is_called_by_another_name_is_folded():
-    """It was put under its first name alone, the scores were others, and nothing was folded."""
+def test_a_convolution_that_is_called_by_its_second_name_is_folded():
+    """Replaced under its first name alone, it would not run, and the scores would be wrong."""
     torch.manual_seed(0)
     network = Untraceable(lambda parts, x: parts[0](x), Renamed())
     assert norms(folded_alike(with_statistics(network), torch.randn(3, 3, *SIZE))) == 0
 
 
 class NormAct(nn.BatchNorm2d):
-    """As timm's: it looks at its images' dimensions, and has an activation. And numbers of its own."""
+    """As timm's: it reads the number of dimensions and applies an activation. It has its own epsilon."""
 
     def forward(self, x):
         torch._assert(x.ndim == 4, "four dimensions")
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=0.5).relu()
 
 
-def test_a_norm_with_an_activation_is_folded_by_its_own_numbers():
+def test_a_norm_with_an_activation_is_folded_with_its_own_epsilon():
     torch.manual_seed(0)
     layers = nn.Conv2d(3, 5, 3, bias=False), NormAct(5), nn.ConvTranspose2d(5, 4, 3, stride=2), NormAct(4)
     folded = folded_alike(with_statistics(nn.Sequential(*layers)), torch.randn(3, 3, *SIZE))
@@ -139,16 +141,17 @@ def test_a_norm_with_an_activation_is_folded_by_its_own_numbers():
 
 
 class Normalising(nn.Module):
-    """A convolution, and what ``call`` does with it."""
+    """A convolution with which ``call`` computes, and behind it layers that are folded."""
 
     def __init__(self, call):
         super().__init__()
         self.call, self.conv = call, nn.Conv2d(3, 3, 1)
+        self.behind = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
         self.register_buffer("mean", torch.randn(3))
         self.register_buffer("variance", torch.rand(3) + 0.5)
 
     def forward(self, x):
-        return self.call(self, x)
+        return self.behind(self.call(self, x))
 
 
 @pytest.mark.parametrize(
@@ -161,34 +164,34 @@ class Normalising(nn.Module):
         lambda own, x: F.batch_norm(y := own.conv(x), own.mean, own.variance) + y,
         lambda own, x: F.instance_norm(own.conv(x), own.mean, own.variance),
     ],
-    ids=["training", "of the batch", "computed", "weight", "result", "another"],
+    ids=["training", "batch statistics", "computed", "weight", "result", "another"],
 )
-def test_a_function_that_is_more_than_a_norm_behind_its_convolution_stays(call):
+def test_a_function_that_is_not_just_a_norm_behind_a_convolution_is_not_folded(call):
     torch.manual_seed(0)
-    network = Normalising(call).eval()
+    network = with_statistics(Normalising(call))
     folded = folded_alike(network, torch.randn(2, 3, *SIZE))
+    assert norms(folded) == 0  # those behind it
     assert torch.equal(folded.conv.weight, network.conv.weight)
 
 
-def test_a_norm_behind_a_grouped_transposed_convolution_stays():
+def test_a_norm_behind_a_grouped_transposed_convolution_is_not_folded():
     torch.manual_seed(0)
-    layers = nn.ConvTranspose2d(4, 4, 3, groups=2), nn.BatchNorm2d(4)
+    layers = nn.ConvTranspose2d(4, 4, 3, groups=2), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
     assert norms(folded_alike(with_statistics(nn.Sequential(*layers)), torch.randn(3, 4, *SIZE))) == 1
 
 
-def test_what_is_done_without_an_optional_argument_stays_done():
-    """torch.fx would take it for given."""
+def test_a_body_with_an_optional_argument_is_not_traced(model):
+    """torch.fx would trace it as if the argument were given."""
 
     class Optional(Body):
         def forward(self, x, mask=None):
             return super().forward(x.relu() if mask is None else x * mask)
 
-    network, images = with_statistics(Optional(8)), torch.randn(2, 3, *SIZE)
-    with torch.no_grad():
-        assert_close(fold(network, images)(images), network(images))
+    model.low_body = with_statistics(Optional(8))
+    assert norms(folded_alike(model, photos(3))) == 2
 
 
-def test_a_convolution_used_twice_is_not_folded(model):
+def test_a_convolution_that_runs_twice_is_not_folded(model):
     class Twice(nn.Module):
         def __init__(self):
             super().__init__()
@@ -199,19 +202,18 @@ def test_a_convolution_used_twice_is_not_folded(model):
             return self.body(self.two(self.conv(self.one(self.conv(x)))))
 
     model.low_body = with_statistics(Twice())
-    images = photos(2)
-    assert_close(deploy(model, SIZE, engine="eager")(images), model(images))
+    assert norms(folded_alike(model, photos(3))) == 2
 
 
-class Asking(Body):
-    """Which torch.fx traces without a word, to something else: its images are no tensors there."""
+class AsksForType(Body):
+    """torch.fx traces it to something else, without an error: the images are not tensors then."""
 
     def forward(self, x):
         return super().forward(x.sub_(1).mul_(2) if isinstance(x, torch.Tensor) else x)
 
 
 class Casting(nn.Sequential):
-    """Computes in bfloat16 by itself."""
+    """Enters autocast itself."""
 
     def forward(self, x):
         with torch.autocast("cpu", torch.bfloat16):
@@ -219,7 +221,7 @@ class Casting(nn.Sequential):
 
 
 def test_a_network_that_enters_autocast_still_does():
-    """A trace left that out, in silence: the folded network computed in float32."""
+    """A trace would leave that out silently, and the folded network would compute in float32."""
     torch.manual_seed(0)
     part = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5))
     network, images = with_statistics(Casting(part, nn.ReLU())), torch.randn(2, 3, *SIZE)
@@ -230,13 +232,15 @@ def test_a_network_that_enters_autocast_still_does():
 
 
 def test_what_torch_fx_traces_wrongly_is_not_folded():
-    network, images = with_statistics(Asking(8)), torch.randn(2, 3, *SIZE)
+    network, images = with_statistics(AsksForType(8)), torch.randn(2, 3, *SIZE)
     with torch.no_grad():
         expected = network(images.clone())
-        assert_close(fold(network, images)(images), expected)
+        folded = fold(network, images)
+        assert_close(folded(images), expected)
+    assert norms(folded) == 2
 
 
-def test_a_network_in_training_mode_is_left_as_it_is():
+def test_folding_does_not_change_a_network_in_training_mode():
     network = with_statistics(Untraceable(lambda parts, x: parts[0](x), Body(8))).train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     assert norms(fold(network, torch.randn(2, 3, *SIZE))) == 0
@@ -244,7 +248,7 @@ def test_a_network_in_training_mode_is_left_as_it_is():
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
-def test_a_part_with_two_names_that_becomes_a_graph_stays_whole_under_the_other():
+def test_a_part_with_two_names_becomes_a_graph_under_one_and_stays_under_the_other():
     torch.manual_seed(0)
     part = nn.Sequential(nn.Conv2d(3, 3, 1), NormAct(3))
     network = Untraceable(lambda p, x: p[0](x) + 2 * p[1](x), part, part)
@@ -253,38 +257,41 @@ def test_a_part_with_two_names_that_becomes_a_graph_stays_whole_under_the_other(
     assert norms(folded.parts[1]) == 1
 
 
-class Tokens(nn.Sequential):
-    """A BatchNorm over tokens, behind a matrix over their channels: as many, so that shapes do not tell."""
-
-    def __init__(self):
-        super().__init__(nn.Flatten(2), nn.Linear(SIZE[0] * SIZE[1], 3), nn.BatchNorm1d(3), nn.Flatten())
+def doubled(layer, given, result):
+    return 2 * result
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "left"),
     [
-        lambda network: network[0].register_forward_hook(lambda layer, given, result: 2 * result),
-        lambda network: network[1].register_forward_hook(lambda layer, given, result: 2 * result),
-        lambda network: network.register_forward_hook(lambda layer, given, result: 2 * result),
-        lambda network: prune.l1_unstructured(network[0], "weight", 0.5),
-        lambda network: parametrizations.weight_norm(network[0]),
-        with_own_forward,
+        (lambda network: network[0].register_forward_hook(doubled), 1),
+        (lambda network: network[1].register_forward_hook(doubled), 1),
+        (lambda network: network.register_forward_hook(doubled), 2),
+        (lambda network: prune.l1_unstructured(network[0], "weight", 0.5), 1),
+        (lambda network: parametrizations.weight_norm(network[0]), 1),
+        (with_own_forward, 2),
     ],
     ids=["convolution", "norm", "network", "pruned", "weight norm", "forward"],
 )
-@pytest.mark.parametrize("part", ["low_body", "of its own"])
-def test_what_is_more_than_its_tensors_is_not_folded(change, part, model):
+@pytest.mark.parametrize("part", ["low_body", "network"])
+def test_layers_that_are_more_than_their_tensors_are_not_folded(change, left, part, model):
     network = model if part == "low_body" else with_statistics(Body(8))
     change(getattr(network, part, network))
     images = photos(2)
     with torch.no_grad():
         expected = network.eval()(images if network is model else images.float())
-    assert_close(deploy(network, SIZE, engine="eager")(images), expected)
+    deployed = deploy(network, SIZE, engine="eager")
+    assert_close(deployed(images), expected)
+    assert norms(deployed._prepared._module) == left
 
 
-def test_a_norm_behind_a_matrix_is_not_folded():
-    network, images = with_statistics(Tokens()), torch.randn(2, 3, *SIZE)
+def test_a_norm_over_tokens_is_not_folded_into_the_matrix_before_it():
+    """The matrix is over channels, of which there are as many as tokens: the shapes would fit."""
+    layers = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Flatten(2), nn.Linear(SIZE[0] * SIZE[1], 3)
+    network = with_statistics(nn.Sequential(*layers, nn.BatchNorm1d(3), nn.Flatten()))
     with torch.no_grad():
-        network[2].running_mean.uniform_(1, 2)
-        network[2].running_var.uniform_(2, 9)
-    assert_close(deploy(network, SIZE, engine="eager")(images), network(images))
+        network[4].running_mean.uniform_(1, 2)
+        network[4].running_var.uniform_(2, 9)
+    deployed, images = deploy(network, SIZE, engine="eager"), torch.randn(2, 3, *SIZE)
+    assert_close(deployed(images), network(images))
+    assert norms(deployed._prepared._module) == 0  # that behind the convolution

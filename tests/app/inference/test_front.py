@@ -1,4 +1,4 @@
-"""What runs in front of the engine: the encoder, its threads and its arguments."""
+"""What runs in front of an engine: the encoder, its threads and its arguments."""
 
 import subprocess
 import sys
@@ -32,34 +32,34 @@ with torch.no_grad():
 """
 
 
-@pytest.mark.parametrize("encoder", ["None", "Encoder()", "Encoder(8)"])  # no kernel takes a width of 8
-def test_a_call_in_a_forked_process_does_not_wait_for_ever(encoder):
+@pytest.mark.parametrize("encoder", ["None", "Encoder()", "Encoder(8)"])  # no kernel has a width of 8
+def test_a_call_in_a_forked_process_fails_instead_of_hanging(encoder):
     code = FORKED.format(encoder=encoder)
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=100).returncode == 7
 
 
 @pytest.mark.parametrize("network", ["wae", "other"])
-def test_no_thread_of_ours_waits_in_a_loop_beside_an_engine(network, model, stock):
+def test_our_threads_do_not_spin_beside_an_engine(network, model, stock):
     """The cast of a network without an encoder wakes PyTorch's threads as well as the encoder does."""
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
         folded = fold(*((model, photos(1)) if network == "wae" else (stock, photos(1).float())))
         front, _ = front_module.in_front(folded, SIZE, torch.float32, torch.contiguous_format, True)
-        images, taken = photos(8, (224, 224)), []
+        images, cpu_seconds = photos(8, (224, 224)), []
         for _ in range(10):
             front(images)
             before = time.process_time()
             time.sleep(0.005)
-            taken.append(time.process_time() - before)
-        assert min(taken) < 0.002
+            cpu_seconds.append(time.process_time() - before)
+        assert min(cpu_seconds) < 0.002
     finally:
         torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize(("width", "threads"), [(16, 1), (8, 3)])
-def test_an_encoder_without_a_kernel_keeps_pytorch_s_threads(width, threads, monkeypatch):
-    """Its convolutions are PyTorch's own, and would have one thread where our helpers have the others."""
+def test_an_encoder_without_a_kernel_keeps_pytorchs_threads(width, threads, monkeypatch):
+    """Its convolutions are PyTorch's, and would have one thread if our helper threads took the others."""
     seen, forward = [], Encoder.forward
     monkeypatch.setattr(
         Encoder, "forward", lambda self, *args: seen.append(torch.get_num_threads()) or forward(self, *args)
@@ -75,8 +75,8 @@ def test_an_encoder_without_a_kernel_keeps_pytorch_s_threads(width, threads, mon
     assert seen == [threads]
 
 
-def test_the_encoder_gives_what_the_engine_wants():
-    """In its dtype and memory format: nothing is cast or copied between the two."""
+def test_the_encoder_returns_the_engines_dtype_and_memory_format():
+    """Nothing is cast or copied between the two."""
     affine, images = (torch.ones(3), torch.zeros(3)), photos(2)
     front = Front(Encoder(), torch.ones(1), *affine, torch.bfloat16, torch.channels_last)
     with torch.no_grad(), Operators() as seen:
@@ -100,7 +100,7 @@ def hooked(encoder):
 
 
 @pytest.mark.parametrize("change", [own_forward, hooked])
-def test_an_encoder_that_was_changed_gets_the_model_s_arguments(change):
+def test_a_changed_encoder_gets_the_models_arguments(change):
     encoder, affine, images = Encoder(), (torch.ones(3), torch.zeros(3)), photos(2)
     change(encoder)
     front = Front(encoder, torch.ones(1), *affine, torch.bfloat16, torch.channels_last)
@@ -111,7 +111,7 @@ def test_an_encoder_that_was_changed_gets_the_model_s_arguments(change):
 
 
 class Operators(TorchDispatchMode):
-    """The names of the operators that run in its block."""
+    """Records the names of the operators that run in its block."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""`wae.deploy(precision=...)` with calibration: scales from images, a report from others, a limit."""
+"""`wae.deploy` and `wae.export` with calibration: scales from images, a report on held-out ones, a limit."""
 
 import json
 from functools import partial
@@ -35,14 +35,14 @@ INT8 = [
 
 
 @pytest.fixture
-def apart():
-    """A network whose classes are far apart for half of the images each."""
+def separable():
+    """A network with random weights whose scores of dark and light images are far apart."""
     torch.manual_seed(0)
     return small_wae()
 
 
 def images(count):
-    """Of two kinds, dark and light, with noise."""
+    """Dark and light images, with noise."""
     random = torch.Generator().manual_seed(3)
     noise = torch.randint(0, 60, (count, 3, *SIZE), generator=random)
     return (noise + 180 * (torch.arange(count) // 3 % 2)[:, None, None, None]).to(torch.uint8)
@@ -53,18 +53,18 @@ def int8(model, engine, data, **options):
     if reason:
         pytest.skip(reason)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("warnings.filters", [])  # of the libraries' own parts
+        patched.setattr("warnings.filters", [])  # about the libraries' own parts
         return deploy(
             model, SIZE, 2, engine, precision="int8", calibration=data, calibration_images=16, **options
         )
 
 
 @pytest.mark.parametrize("engine", INT8)
-def test_int8_names_the_model_s_classes(engine, apart):
+def test_int8_predicts_the_models_classes(engine, separable):
     data = images(48)
     with torch.no_grad():
-        labels = apart(data).argmax(1)
-    deployed = int8(apart, engine, [(data[:20], labels[:20]), (data[20:], labels[20:])], max_drop=0.1)
+        labels = separable(data).argmax(1)
+    deployed = int8(separable, engine, [(data[:20], labels[:20]), (data[20:], labels[20:])], max_drop=0.1)
     assert deployed.precision == "int8"
     report = json.loads(json.dumps(deployed.report))
     assert report["calibration_images"] == 16
@@ -80,39 +80,39 @@ def test_int8_names_the_model_s_classes(engine, apart):
     for count in (2, 1, 5):
         scores = deployed(data[:count])
         with torch.no_grad():
-            expected = apart(data[:count])
+            expected = separable(data[:count])
         assert scores.dtype == torch.float32
         assert 0 < (scores - expected).norm() <= 0.1 * expected.norm()  # int8, and near
 
 
 @pytest.mark.parametrize("engine", INT8)
-def test_too_large_a_drop_is_refused_and_the_layers_named(engine, apart):
-    """Here any drop is: the limit asks for more agreement than there can be."""
+def test_too_large_a_drop_is_refused_and_names_the_layers(engine, separable):
+    """With a negative limit any drop is too large."""
     data = images(40)
     with pytest.raises(
         DisagreementError, match=r"loses .* of agreement with it on 24 images.*most moved: \S+ \("
     ):
-        int8(apart, engine, data, max_drop=-1.0)
+        int8(separable, engine, data, max_drop=-1.0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", INT8)
-def test_no_layer_of_a_resnet_is_far_off(engine):
+def test_every_layer_of_a_resnet_is_near_float32_in_int8(engine):
     torch.manual_seed(0)
     network = torchvision.models.resnet.ResNet(torchvision.models.resnet.Bottleneck, [1, 1, 1, 1], 5)
     deployed = int8(network.eval(), engine, images(48).float() / 255, max_drop=1.0)
     differences = [difference for _, difference in deployed.report["layers"]]
-    assert len(differences) >= 17  # the convolutions, and the classifier where the engine names it
+    assert len(differences) >= 17  # the convolutions, and the classifier if the engine names it
     assert 0 < differences[-1] < differences[0] < 0.3
 
 
 @pytest.mark.slow
-def test_an_onnx_file_in_int8_runs_without_us(apart, tmp_path):
+def test_an_int8_onnx_file_runs_in_other_runtimes(separable, tmp_path):
     needs("onnxruntime")
     onnxruntime = pytest.importorskip("onnxruntime")
     path, data = tmp_path / "model.onnx", images(48)
     report = export(
-        apart, path, "onnx", SIZE, precision="int8", calibration=data, calibration_images=16, max_drop=0.2
+        separable, path, "onnx", SIZE, precision="int8", calibration=data, calibration_images=16, max_drop=0.2
     )
     assert report["agreement"] >= 0.8
     assert report["layers"]
@@ -122,7 +122,7 @@ def test_an_onnx_file_in_int8_runs_without_us(apart, tmp_path):
     assert {"QuantizeLinear", "DequantizeLinear"} <= kinds
     scores = onnxruntime.InferenceSession(path).run(None, {"images": data[:5].numpy()})[0]
     with torch.no_grad():
-        expected = apart(data[:5])
+        expected = separable(data[:5])
     assert (torch.from_numpy(scores) - expected).norm() <= 0.2 * expected.norm()
     openvino = pytest.importorskip("openvino")
     compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
@@ -131,8 +131,8 @@ def test_an_onnx_file_in_int8_runs_without_us(apart, tmp_path):
 
 
 @pytest.mark.parametrize(("count", "batch"), [(8, 4), (10, 4), (3, 8)])
-def test_a_file_gets_its_scales_from_every_image(count, batch, monkeypatch):
-    """Also one for more images in a call than there are."""
+def test_a_file_takes_its_scales_from_every_image(count, batch, monkeypatch):
+    """Even if its batch is larger than the number of images."""
     given = []
     monkeypatch.setattr(in_onnxruntime, "quantize", lambda path, samples, _: given.extend(samples) or [])
     data = torch.arange(count).view(count, 1, 1, 1)
@@ -142,20 +142,20 @@ def test_a_file_gets_its_scales_from_every_image(count, batch, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not backends.int8_runs(), reason="this processor has no VNNI")
+@pytest.mark.skipif(not backends.int8_runs(), reason="this CPU has no VNNI")
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
-def test_the_encoder_hands_bytes_over(engine, apart, tmp_path, monkeypatch):
+def test_the_encoder_hands_bytes_over(engine, separable, tmp_path, monkeypatch):
     found = {"float32": Timing(2, 2, 2, 3), "int8": Timing(1, 1, 1, 3)}
     monkeypatch.setattr(encoder_int8, "interleaved", lambda functions, _: found)
     data = images(48)
-    deployed = int8(apart, engine, data, max_drop=None)
+    deployed = int8(separable, engine, data, max_drop=None)
     assert {x.dtype for x in deployed._front(data[:2])} <= {torch.int8, torch.uint8}
     expected = deployed(data[:2])
     with monkeypatch.context() as patched:
         patched.setattr(InFile, "take_bytes", lambda prepared: ())
-        by_numbers = int8(apart, engine, data, max_drop=None)
+        by_numbers = int8(separable, engine, data, max_drop=None)
     assert {x.dtype for x in by_numbers._front(data[:2])} == {torch.float32}
-    # both round the same numbers; one that is halfway between two bytes may come out as either
+    # both round the same numbers; one halfway between two bytes may round either way
     assert relative_difference(by_numbers(data[:2]), expected) < 0.02
     deployed.save(tmp_path / "net")
     again = wae.load_deployed(tmp_path / "net")
@@ -177,8 +177,8 @@ def test_int8_without_images_is_refused(model, tmp_path):
         deploy(model, SIZE, engine="eager", precision="int8", calibration=images(200))
 
 
-def test_labels_of_another_shape_are_refused(model, tmp_path):
-    """One-hot ones, say. Where the shapes agree by chance, a comparison would go through."""
+def test_labels_of_the_wrong_shape_are_refused(model, tmp_path):
+    """For example one-hot ones. If the shapes agreed by chance, the comparison would go unnoticed."""
     data = [(images(20), torch.eye(5).repeat(4, 1))]
     for make in (
         partial(deploy, engine="eager"),
@@ -192,15 +192,15 @@ def test_labels_of_another_shape_are_refused(model, tmp_path):
     ("label", "told"),
     [(5, "labels must be below 5, .* got 5"), (torch.nan, "got nan"), (-1, "all labels are negative")],
 )
-def test_labels_that_count_for_nothing_are_refused(label, told, model):
-    """255 for pixels that do not count, say: the drop would be that of an accuracy which is wrong, or NaN."""
+def test_labels_that_are_not_classes_are_refused(label, told, model):
+    """Such as 255 for pixels that do not count: the accuracy, and so the drop, would be wrong or NaN."""
     data = [(images(20), torch.full((20,), label))]
     with pytest.raises(CalibrationError, match=told):
         deploy(model, SIZE, engine="eager", calibration=data, calibration_images=10)
 
 
 @pytest.mark.parametrize("wrong", ["0.1", torch.nan, True])
-def test_what_is_no_number_is_refused_before_anything_is_built(wrong, model, tmp_path):
+def test_limits_that_are_not_numbers_are_refused(wrong, model, tmp_path):
     for make in (deploy, partial(export, path=tmp_path / "n", file_format="torch")):
         with pytest.raises(ValueError, match="max_drop must be a number, got "):
             make(model, size=SIZE, max_drop=wrong)
@@ -208,8 +208,8 @@ def test_what_is_no_number_is_refused_before_anything_is_built(wrong, model, tmp
         deploy(model, SIZE, seconds=wrong)
 
 
-def test_images_that_are_no_bytes_are_not_made_bytes_of(stock, tmp_path):
-    """Numbers around 0, which a network without a scale of its own takes, would be 0, 1 and 255."""
+def test_images_that_are_not_bytes_are_not_cast_to_uint8(stock, tmp_path):
+    """Numbers around 0, as networks without their own scale expect, would become 0, 1 and 255."""
     path, options = tmp_path / "model.pt2", {"calibration_images": 10, "max_drop": None}
     data = torch.randn(20, 3, *SIZE)
     with pytest.raises(CalibrationError, match="uint8 images, but these are not integers from 0 to 255"):
@@ -220,7 +220,7 @@ def test_images_that_are_no_bytes_are_not_made_bytes_of(stock, tmp_path):
 
 
 def test_any_precision_is_checked_on_images(model, monkeypatch):
-    monkeypatch.setattr(agreement, "_PIXELS_AT_ONCE", 1)  # fewer than an image has: they come one by one
+    monkeypatch.setattr(agreement, "_PIXELS_AT_ONCE", 1)  # fewer than an image has, so one image at a time
     report = deploy(
         model,
         SIZE,
@@ -236,7 +236,7 @@ def test_any_precision_is_checked_on_images(model, monkeypatch):
     assert "layers" not in report
 
 
-def test_files_become_images_as_the_checkpoint_says(tmp_path, monkeypatch):
+def test_calibration_files_are_prepared_as_the_checkpoint_says(tmp_path, monkeypatch):
     for n in range(12):
         Image.new("RGB", (40, 30), (20 * n, 255 - 20 * n, 9)).save(tmp_path / f"{n:02}.png")
     gathered = []
@@ -265,12 +265,12 @@ def test_files_become_images_as_the_checkpoint_says(tmp_path, monkeypatch):
     assert [found.images[0, :, 0, 0].tolist() for found in gathered] == [[151] * 3, [151] * 3, [0, 255, 9]]
 
 
-def test_auto_takes_int8_only_with_images():
+def test_auto_tries_int8_only_with_calibration():
     assert deploying._precisions("auto", torch.float32, False) == ["float32", "bfloat16", "float16"]
     assert deploying._precisions("auto", torch.float32, True)[-1] == "int8"
 
 
-def test_the_layer_that_moved_most_comes_first():
+def test_layers_are_listed_by_how_much_they_moved():
     before = {name: torch.ones(4) for name in "abc"}
     after = {"a": torch.full((4,), 1.1), "b": torch.full((4,), 1.5), "d": torch.ones(4)}
     moved = movements_between(before, after)

@@ -1,4 +1,4 @@
-"""Maps of classes: label PNGs and overlays, and `wae predict --maps`."""
+"""Class maps: label PNGs and overlays, and `wae predict --maps`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run(*arguments: object) -> int:
     return cli.main(["predict", *map(str, arguments)])
 
 
-def test_scores_are_scaled_and_the_best_taken() -> None:
+def test_at_size_takes_the_best_of_the_interpolated_scores() -> None:
     torch.manual_seed(0)
     scores = torch.randn(5, 7, 9)
     wanted = F.interpolate(scores[None], [20, 31], mode="bilinear", align_corners=False)[0].argmax(0)
@@ -49,12 +49,12 @@ def test_scores_are_scaled_and_the_best_taken() -> None:
     assert torch.equal(found.long(), wanted)
 
 
-def test_the_colours_are_all_different() -> None:
+def test_colours_are_distinct() -> None:
     assert len({tuple(colour) for colour in colours(64).tolist()}) == 64
     assert torch.equal(colours(64)[:11], colours(11))
 
 
-def test_the_files_have_the_image_s_size_its_numbers_and_colours(tmp_path: Path) -> None:
+def test_labels_and_overlays_show_the_classes_at_the_images_size(tmp_path: Path) -> None:
     path = save_image(tmp_path / "in" / "deep" / "a.png", (20, 30))
     scores = torch.zeros(3, 16, 24)
     scores[1, :, 12:] = 1
@@ -71,7 +71,7 @@ def test_the_files_have_the_image_s_size_its_numbers_and_colours(tmp_path: Path)
         assert np.array_equal(np.asarray(image), mixed)
 
 
-def test_many_classes_take_16_bits(tmp_path: Path) -> None:
+def test_more_than_256_classes_are_written_in_16_bits(tmp_path: Path) -> None:
     path = save_image(tmp_path / "a.png", (16, 24))
     scores = torch.zeros(300, 16, 24)
     scores[299] = 1
@@ -79,13 +79,13 @@ def test_many_classes_take_16_bits(tmp_path: Path) -> None:
     assert set(read_numbers(tmp_path / "out" / "labels" / "a.png").flatten().tolist()) == {299}
 
 
-def test_where_the_network_sees_a_part_the_files_show_that(tmp_path: Path) -> None:
+def test_maps_show_the_crop_that_the_network_sees(tmp_path: Path) -> None:
     path = save_image(tmp_path / "a.png", (40, 60))
     Maps(tmp_path / "out", [path], Input(16, 20)).write(path, torch.zeros(2, 16, 16))
     assert read_numbers(tmp_path / "out" / "labels" / "a.png").shape == (16, 16)
 
 
-def test_no_file_is_replaced_unasked(tmp_path: Path) -> None:
+def test_a_file_is_replaced_only_by_force(tmp_path: Path) -> None:
     first, second = save_image(tmp_path / "a.png"), save_image(tmp_path / "a.jpg")
     maps = Maps(tmp_path / "out", [first, second], INPUT)
     maps.write(first, torch.zeros(2, 16, 24))
@@ -94,7 +94,7 @@ def test_no_file_is_replaced_unasked(tmp_path: Path) -> None:
             refusing.write(second, torch.zeros(2, 16, 24))
     forced = Maps(tmp_path / "out", [first, second], INPUT, force=True)
     forced.write(second, torch.zeros(2, 16, 24))
-    with pytest.raises(FileExistsError, match=r"a\.png"):  # of the same run
+    with pytest.raises(FileExistsError, match=r"a\.png"):  # written by the same run
         forced.write(first, torch.zeros(2, 16, 24))
 
 
@@ -105,10 +105,10 @@ def test_predict_writes_the_maps(
         save_image(tmp_path / "in" / name)
     (tmp_path / "in" / "a.png").write_bytes(b"broken")
     assert run(tmp_path / "in", "--weights", checkpoint, "--maps", tmp_path / "out", "--batch", 2) == 1
-    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [Path(entry["path"]).name for entry in told] == ["a.png", "b.png", "c.png"]
-    assert "error" in told[0]
-    for entry in told[1:]:
+    entries = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [Path(entry["path"]).name for entry in entries] == ["a.png", "b.png", "c.png"]
+    assert "error" in entries[0]
+    for entry in entries[1:]:
         numbers = read_numbers(tmp_path / "out" / "labels" / Path(entry["path"]).name)
         assert numbers.shape == (24, 30)
         assert sum(each["share"] for each in entry["classes"]) == pytest.approx(1)
@@ -119,7 +119,7 @@ def test_predict_writes_the_maps(
     assert "b.png" in capsys.readouterr().err
 
 
-def test_an_engine_predicts_the_same(
+def test_maps_by_an_engine_agree(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photo = save_image(tmp_path / "a.png")
@@ -131,7 +131,9 @@ def test_an_engine_predicts_the_same(
     assert found[0] == pytest.approx(found[1], abs=0.01)
 
 
-def test_wrong_usage_of_maps(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage_of_maps_is_refused(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     photo = save_image(tmp_path / "in" / "a.png")
     assert run(photo, "--maps", tmp_path / "out") == 2
     assert "needs a segmentation network" in capsys.readouterr().err

@@ -1,11 +1,11 @@
-"""In which precisions a processor computes, and which it emulates."""
+"""The precisions for which a CPU has instructions; it emulates the others."""
 
 import torch
 
 from wae.inference import precision
 
 
-def test_what_the_processor_has_and_emulates(monkeypatch):
+def test_native_precisions_follow_the_cpus_instruction_sets(monkeypatch):
     cpu = torch.device("cpu")
     assert precision.native("float32", cpu)
     monkeypatch.setattr(precision, "_capabilities", lambda: {"avx2": True})

@@ -1,4 +1,4 @@
-"""`wae predict`: what becomes of an image, which files are found, and that nothing is lost on the way."""
+"""`wae predict`: how images are prepared, the predictions, and the output of the command."""
 
 import contextlib
 import itertools
@@ -43,7 +43,7 @@ def save_image(path, size=(24, 30), grey=False):
 
 @pytest.fixture
 def photos(tmp_path):
-    """A folder of images, with other things in between."""
+    """A folder of images and other files."""
     folder = tmp_path / "photos"
     for name in ("b.png", "a.JPG", "sub/d.webp", "sub/deeper/e.bmp", "z.gif", ".hidden.png", ".cache/f.png"):
         save_image(folder / name, grey=name == "z.gif")
@@ -77,7 +77,7 @@ def lines(text):
 
 
 @pytest.mark.parametrize("size", [(300, 200), (200, 300), (24, 24), (1, 1), (1, 100), (101, 7)], ids=str)
-def test_an_image_is_scaled_and_its_middle_cut_out(size):
+def test_an_image_is_resized_and_centre_cropped(size):
     image = torch.randint(0, 256, (*size, 3), dtype=torch.uint8).permute(2, 0, 1)
     made = prepare(image, Input(28, 32))
     assert made.dtype == torch.uint8
@@ -85,14 +85,14 @@ def test_an_image_is_scaled_and_its_middle_cut_out(size):
 
 
 def test_scaling_down_is_antialiased():
-    """A chessboard of single pixels becomes an even grey."""
+    """A chessboard of single pixels becomes uniform grey."""
     y, x = torch.meshgrid(torch.arange(256), torch.arange(256), indexing="ij")
     board = ((x + y) % 2 * 255).to(torch.uint8).expand(3, -1, -1)
     assert (prepare(board, Input(8, 8)).int() - 127).abs().max() <= 2
 
 
 @pytest.mark.parametrize("grayscale", [False, True])
-def test_a_grey_image_of_the_right_size_is_not_touched(tmp_path, grayscale):
+def test_a_grey_image_of_the_right_size_keeps_its_pixels(tmp_path, grayscale):
     grey = torch.arange(28 * 28).view(28, 28).remainder(256).to(torch.uint8)
     Image.fromarray(grey.numpy()).save(tmp_path / "grey.png")
     image = read_image(tmp_path / "grey.png")
@@ -101,14 +101,14 @@ def test_a_grey_image_of_the_right_size_is_not_touched(tmp_path, grayscale):
     assert torch.equal(prepare(image, Input(28, 28, grayscale), invert=True), 255 - made)
 
 
-def test_colours_become_the_luma_that_pillow_makes():
+def test_grayscale_is_pillows_luma():
     image = torch.randint(0, 256, (40, 40, 3), dtype=torch.uint8)
     expected = torch.from_numpy(np.array(Image.fromarray(image.numpy()).convert("L"))).int()
     made = prepare(image.permute(2, 0, 1), Input(40, 40, grayscale=True)).int()
     assert (made - expected).abs().max() <= 1
 
 
-def test_an_image_that_would_be_enlarged_to_no_end_is_refused():
+def test_a_very_elongated_image_is_refused():
     with pytest.raises(
         ImageError, match=r"need one side at most 100 times as long as the other, got .* pixels"
     ):
@@ -152,7 +152,7 @@ def test_the_network_gets_full_batches_of_uint8(photos):
     assert all(len(prediction.ranking) == 7 for prediction in made)
 
 
-def test_scores_that_are_no_numbers_are_an_error(photos):
+def test_scores_that_are_not_finite_are_an_error(photos):
     def network(images):
         scores = torch.zeros(len(images), 3)
         scores[1] = torch.nan
@@ -165,8 +165,8 @@ def test_scores_that_are_no_numbers_are_an_error(photos):
     assert "not finite" in made[1].error
 
 
-def test_files_are_looked_for_only_as_they_are_needed(photos):
-    """Of an endless stream, a few are read ahead: memory does not depend on how many there are."""
+def test_files_are_read_only_a_little_ahead(photos):
+    """Even of an endless stream: memory does not depend on the number of files."""
     taken = 0
 
     def endless():
@@ -186,7 +186,7 @@ def test_files_are_looked_for_only_as_they_are_needed(photos):
     assert taken == stopped
 
 
-def test_a_network_for_other_images_is_refused():
+def test_a_network_that_does_not_accept_the_size_is_refused():
     bodies = nn.Conv2d(3, 2, 1), nn.Conv2d(3, 1, 1)
     model = WAEClassifier(Encoder(), *bodies, FlatClassifier(2 * 64, 4, 3), FlatClassifier(3 * 64, 4, 3))
     predict.runner(model.eval(), Input(16, 16))
@@ -196,7 +196,7 @@ def test_a_network_for_other_images_is_refused():
         predict.runner(VisionTransformer(32, 16, 1, 2, 64, 64).eval(), Input(20, 20))
 
 
-def test_an_engine_gets_batches_that_are_always_full(monkeypatch):
+def test_an_engine_gets_full_batches_only(monkeypatch):
     seen, model = [], tiny()
 
     def deploy(model, size, batch, engine):
@@ -214,7 +214,7 @@ def test_an_engine_gets_batches_that_are_always_full(monkeypatch):
 # ----------------------------------------------------------------------------------------------- the command
 
 
-def test_json_lines_and_the_exit_status(photos, weights, capsys):
+def test_json_lines_and_exit_status(photos, weights, capsys):
     assert run(photos, "--weights", weights, "--top", 2) == 1
     printed = capsys.readouterr()
     told = lines(printed.out)
@@ -233,7 +233,7 @@ def test_json_lines_and_the_exit_status(photos, weights, capsys):
     assert run(photos / "sub", "--weights", weights) == 0
 
 
-def test_the_table(photos, weights, capsys):
+def test_table_format(photos, weights, capsys):
     assert run(photos / "b.png", "--weights", weights) == 0
     classes = lines(capsys.readouterr().out)[0]["classes"]
     assert run(photos / "b.png", photos / "broken.png", "--weights", weights, "--format", "table") == 1
@@ -246,7 +246,7 @@ def test_the_table(photos, weights, capsys):
     ]
 
 
-def test_without_labels_the_numbers_stand(photos, weights, capsys):
+def test_without_labels_the_class_numbers_are_printed(photos, weights, capsys):
     checkpoint.save_classifier(weights, tiny(), "tiny", input=SMALL, force=True)
     assert run(photos / "b.png", "--weights", weights, "--top", 1) == 0
     (best,) = lines(capsys.readouterr().out)[0]["classes"]
@@ -266,7 +266,7 @@ def test_an_engine_predicts_the_same(photos, weights, capsys):
     assert "--engine must be auto or one of eager, " in capsys.readouterr().err
 
 
-def test_invert_is_what_the_network_sees(photos, weights, capsys):
+def test_invert_inverts_what_the_network_sees(photos, weights, capsys):
     with Image.open(photos / "b.png") as image:
         Image.fromarray(255 - np.asarray(image)).save(photos / "inverted.png")
     assert run(photos / "b.png", "--weights", weights, "--invert") == 0
@@ -276,7 +276,7 @@ def test_invert_is_what_the_network_sees(photos, weights, capsys):
     assert [c["probability"] for c in inverted] == pytest.approx([c["probability"] for c in plain], abs=0.02)
 
 
-def test_the_output_file(photos, weights, tmp_path, capsys):
+def test_output_file(photos, weights, tmp_path, capsys):
     output = tmp_path / "out" / "predictions.jsonl"
     arguments = (photos, "--weights", weights, "-o", output)
     assert run(*arguments) == 1
@@ -291,7 +291,7 @@ def test_the_output_file(photos, weights, tmp_path, capsys):
     assert os.listdir(output.parent) == [output.name]
 
 
-def test_no_input_is_ever_an_output(photos, weights, capsys):
+def test_an_input_is_never_overwritten(photos, weights, capsys):
     def contents():
         return {path: path.read_bytes() for path in (*photos.rglob("*"), weights) if path.is_file()}
 
@@ -303,7 +303,7 @@ def test_no_input_is_ever_an_output(photos, weights, capsys):
     assert contents() == before
 
 
-def test_ctrl_c_leaves_no_half_written_file(photos, weights, tmp_path, monkeypatch, capsys):
+def test_ctrl_c_leaves_no_partial_file(photos, weights, tmp_path, monkeypatch, capsys):
     def interrupted(*arguments, **options):
         calls = itertools.count()
 
@@ -323,7 +323,7 @@ def test_ctrl_c_leaves_no_half_written_file(photos, weights, tmp_path, monkeypat
     assert threading.active_count() == threads
 
 
-def test_nothing_found_is_told(tmp_path, weights, capsys):
+def test_finding_no_images_is_an_error(tmp_path, weights, capsys):
     (tmp_path / "empty").mkdir()
     assert run(tmp_path / "empty", "--weights", weights, "-o", tmp_path / "o") == 1
     assert capsys.readouterr().err == f"wae: no images found in {tmp_path / 'empty'}\n"
@@ -339,7 +339,7 @@ def test_a_missing_file_does_not_lose_the_others(photos, weights, capsys):
     assert "missing.png: there is no such file" in printed.err
 
 
-def test_a_limit_of_pixels(photos, weights, capsys):
+def test_max_pixels(photos, weights, capsys):
     arguments = (photos / "b.png", "--weights", weights, "--max-pixels")
     assert run(*arguments, 24 * 30) == 0
     capsys.readouterr()
@@ -354,7 +354,7 @@ def test_unusable_weights_are_named(photos, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("wrong", [["--top", "0"], ["--batch", "-1"], ["--format", "xml"], []], ids=str)
-def test_wrong_usage(wrong, photos):
+def test_wrong_usage_is_refused(wrong, photos):
     with pytest.raises(SystemExit) as caught:
         run(*([photos] if wrong else []), *wrong)
     assert caught.value.code == 2
@@ -380,12 +380,12 @@ def test_no_file_name_reaches_the_terminal_raw(tmp_path, weights, name, capfd):
 
 
 def shown_on_a_terminal(monkeypatch, streams, *arguments):
-    """The exit status of the command, and what it writes to ``streams`` of sys, which are a terminal."""
+    """Run the command with ``streams`` of sys on a terminal; its exit status, and what it writes there."""
     ours, theirs = pty.openpty()
     shown = []
 
     def read():
-        with contextlib.suppress(OSError):  # how Linux tells that the other side is closed
+        with contextlib.suppress(OSError):  # which on Linux means that the other side is closed
             while chunk := os.read(ours, 1 << 16):
                 shown.append(chunk)
 
@@ -402,17 +402,17 @@ def shown_on_a_terminal(monkeypatch, streams, *arguments):
     return status, b"".join(shown).decode()
 
 
-def test_on_a_terminal_there_is_a_bar_and_stdout_stays_clean(photos, weights, monkeypatch, capsys):
+def test_on_a_terminal_the_bar_is_on_stderr_alone(photos, weights, monkeypatch, capsys):
     status, shown = shown_on_a_terminal(monkeypatch, ["stderr"], photos, "--weights", weights)
     assert status == 1
     told = lines(capsys.readouterr().out)
     assert [Path(entry["path"]) for entry in told] == [photos / name for name in ALL]
-    assert "preparing the network" in shown  # which takes minutes for some engines
+    assert "preparing the network" in shown  # which takes some engines minutes
     assert "0/7" in shown
     assert "broken.png" in shown
 
 
-def test_on_a_terminal_the_table_stands_above_the_bar(photos, weights, monkeypatch):
+def test_on_a_terminal_the_table_is_printed_above_the_bar(photos, weights, monkeypatch):
     arguments = photos / "b.png", "--weights", weights
     status, shown = shown_on_a_terminal(monkeypatch, ["stdout", "stderr"], *arguments)
     assert status == 0
@@ -422,7 +422,7 @@ def test_on_a_terminal_the_table_stands_above_the_bar(photos, weights, monkeypat
     assert rows[0].endswith(str(photos / "b.png"))
 
 
-def test_a_reader_that_leaves_ends_it_quietly(photos, weights, monkeypatch, capfd):
+def test_a_closed_pipe_ends_the_command_quietly(photos, weights, monkeypatch, capfd):
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer, "w") as pipe:

@@ -1,4 +1,4 @@
-"""`Deployed.save` and `wae.load_deployed`: the same scores again; damage and other versions are refused."""
+"""`Deployed.save` and `wae.load_deployed`: the scores are the same; damage and other versions are refused."""
 
 import hashlib
 import json
@@ -39,9 +39,8 @@ assert "torch._inductor.codegen.cpp_wrapper_cpu" not in sys.modules  # no compil
 
 
 @pytest.mark.parametrize("engine", ENGINES_SAVED)
-def test_a_new_process_gives_the_same_scores(engine, model, tmp_path):
-    if reason := ENGINES[engine].why_not("cpu"):
-        pytest.skip(reason)
+def test_a_saved_network_gives_the_same_scores_in_a_new_process(engine, model, tmp_path):
+    needs(engine)
     deployed = deploy(model, SIZE, 2, engine)
     deployed.save(tmp_path / "net")
     for path in (tmp_path / "net").rglob("*.*"):
@@ -61,7 +60,7 @@ def test_a_new_process_gives_the_same_scores(engine, model, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime", "compile"])
-def test_int8_is_saved_with_its_report(engine, model, tmp_path, monkeypatch):
+def test_an_int8_network_is_saved_with_its_report(engine, model, tmp_path, monkeypatch):
     deployed = int8(model, engine, images(48), max_drop=None)
     deployed.save(tmp_path / "net")
     lower, calls = in_torchao.lowered, []
@@ -77,16 +76,15 @@ def test_int8_is_saved_with_its_report(engine, model, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
-def test_loading_runs_nothing(engine, model, tmp_path, monkeypatch):
-    """The caller's first images are the first: their scores come as early as can be."""
-    if reason := ENGINES[engine].why_not("cpu"):
-        pytest.skip(reason)
+def test_loading_does_not_run_the_network(engine, model, tmp_path, monkeypatch):
+    """So that the scores of the first images come as early as possible."""
+    needs(engine)
     deploy(model, SIZE, 2, engine).save(tmp_path / "net")
     monkeypatch.setattr(Front, "_inputs", lambda *_: pytest.fail("the encoder ran"))
     wae.load_deployed(tmp_path / "net")
 
 
-def test_a_network_without_an_encoder(stock, tmp_path):
+def test_a_network_without_an_encoder_is_saved(stock, tmp_path):
     deployed = deploy(stock, SIZE, engine="eager")
     deployed.save(tmp_path / "net")
     x = torch.randn(1, 3, *SIZE)
@@ -97,15 +95,14 @@ def test_a_network_without_an_encoder(stock, tmp_path):
 @pytest.mark.parametrize(
     "engine", ["eager", "openvino", "onnxruntime", pytest.param("compile", marks=pytest.mark.slow)]
 )
-def test_a_loaded_network_is_saved_again(engine, model, tmp_path):
-    if reason := ENGINES[engine].why_not("cpu"):
-        pytest.skip(reason)
+def test_a_loaded_network_can_be_saved_again(engine, model, tmp_path):
+    needs(engine)
     deploy(model, SIZE, engine=engine).save(tmp_path / "first")
     loaded = wae.load_deployed(tmp_path / "first")
     x = photos(1)
     expected = loaded(x)
     loaded.save(tmp_path / "second")
-    loaded.save(tmp_path / "first", force=True)  # where its own files are
+    loaded.save(tmp_path / "first", force=True)  # into the folder that it runs from
     for name in ("first", "second"):
         assert torch.allclose(wae.load_deployed(tmp_path / name)(x), expected, rtol=1e-5, atol=1e-5)
     assert {path.name for path in (tmp_path / "first").iterdir()} == {
@@ -114,8 +111,8 @@ def test_a_loaded_network_is_saved_again(engine, model, tmp_path):
 
 
 @pytest.mark.parametrize("part", ["", "conv1"])
-def test_an_encoder_that_is_more_than_its_tensors_is_not_saved(part, model, tmp_path):
-    """It runs; but the folder has its tensors alone, and a loaded one would give other scores."""
+def test_an_encoder_with_hooks_is_not_saved(part, model, tmp_path):
+    """It can be deployed, but a folder holds only its tensors: a loaded one would give other scores."""
     model.encoder.get_submodule(part).register_forward_hook(lambda module, args, output: output)
     deployed = deploy(model, SIZE, engine="eager")
     with pytest.raises(EngineError, match="the encoder cannot be saved: it has hooks"):
@@ -123,7 +120,7 @@ def test_an_encoder_that_is_more_than_its_tensors_is_not_saved(part, model, tmp_
     assert not (tmp_path / "net").exists()
 
 
-def test_a_decomposition_with_a_forward_of_its_own_is_not_saved(model, tmp_path):
+def test_an_encoder_with_its_own_forward_is_not_saved(model, tmp_path):
     haar = wavelet_cnn(model).eval().encoder
     haar.forward = lambda *given: tuple(2 * part for part in Haar.forward(haar, *given))
     with pytest.raises(EngineError, match=r"the encoder cannot be saved: it has .* a forward of its own"):
@@ -136,7 +133,7 @@ def folder(model, tmp_path):
     return tmp_path / "net"
 
 
-def test_what_is_there_is_not_replaced_unasked(model, folder, tmp_path):
+def test_a_folder_is_replaced_only_by_force_and_only_if_it_holds_a_network(model, folder, tmp_path):
     deployed = deploy(model, SIZE, engine="eager")
     with pytest.raises(FileExistsError, match="is there already"):
         deployed.save(folder)
@@ -149,7 +146,7 @@ def test_what_is_there_is_not_replaced_unasked(model, folder, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["network.pt2", "encoder.safetensors", "deployed.json"])
-def test_damage_is_refused_by_name(name, folder):
+def test_a_damaged_file_is_refused_by_name(name, folder):
     content = (folder / name).read_bytes()
     (folder / name).write_bytes(content[: len(content) // 2])
     with pytest.raises(SavedError, match=f"{name} is damaged"):
@@ -175,8 +172,8 @@ def test_another_version_is_refused_or_rebuilt(key, folder):
         wae.load_deployed(folder, rebuild=True)
 
 
-def exchange(folder, tensors, **entries):
-    """Put others in the place of the encoder's tensors, with their checksum, and ``entries`` beside it."""
+def replace_encoder(folder, tensors, **entries):
+    """Replace the encoder's tensors in ``folder``, with the checksum and ``entries`` in its JSON file."""
     path, about = folder / saving.ENCODER, json.loads((folder / saving.ABOUT).read_text())
     safetensors.torch.save_file(tensors, path)
     about["files"][saving.ENCODER] = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -192,24 +189,24 @@ def exchange(folder, tensors, **entries):
         lambda tensors: tensors.update(another=torch.zeros(1)),
         lambda tensors: tensors.clear(),
     ],
-    ids=["without a weight", "without the width", "another shape", "one too many", "none"],
+    ids=["no weight", "no bias, which tells the width", "another shape", "one too many", "none"],
 )
-def test_tensors_that_were_exchanged_with_their_checksum_are_one_error(change, folder):
+def test_replaced_tensors_with_a_valid_checksum_are_refused(change, folder):
     tensors = safetensors.torch.load_file(folder / saving.ENCODER)
     change(tensors)
-    exchange(folder, tensors)
+    replace_encoder(folder, tensors)
     with pytest.raises(SavedError, match=r"encoder\.safetensors is damaged: it has other tensors"):
         wae.load_deployed(folder)
 
 
-def test_a_later_format(folder):
+def test_a_later_format_is_refused(folder):
     about = json.loads((folder / "deployed.json").read_text())
     (folder / "deployed.json").write_text(json.dumps({**about, "format": 99}))
     with pytest.raises(SavedError, match="has format 99"):
         wae.load_deployed(folder)
 
 
-def test_an_engine_that_cannot_be_saved(model, tmp_path, monkeypatch):
+def test_an_engine_without_files_cannot_be_saved(model, tmp_path, monkeypatch):
     deployed = deploy(model, SIZE, engine="eager")
     monkeypatch.setitem(saving.ENGINES, "eager", replace(ENGINES["eager"], load=None))
     with pytest.raises(EngineError, match="eager on cpu cannot be saved"):
@@ -217,13 +214,13 @@ def test_an_engine_that_cannot_be_saved(model, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("value", [None, -1, "odd", [], {}])
-def test_every_damaged_entry_is_one_error(value, stock, tmp_path):
+def test_every_damaged_entry_is_refused(value, stock, tmp_path):
     deploy(stock, SIZE, engine="eager").save(tmp_path / "net")
     path = tmp_path / "net" / saving.ABOUT
     about = json.loads(path.read_text())
     for entry in ("engine", "precision", "batch", "size", "dtypes", "inputs", "files", "made by"):
         path.write_text(json.dumps({**about, entry: value}))
-        if (entry, value) != ("files", {}):  # nothing to compare is no damage that can be seen
+        if (entry, value) != ("files", {}):  # without checksums damage cannot be seen
             with pytest.raises(SavedError):
                 wae.load_deployed(tmp_path / "net")
         path.write_text(json.dumps({name: kept for name, kept in about.items() if name != entry}))
@@ -241,7 +238,7 @@ def test_a_missing_engine_is_named(stock, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("fails", ["network", "encoder"])
 @pytest.mark.parametrize("engine", ["eager", "onnxruntime"])
-def test_a_full_disk_is_not_the_network_s_fault(engine, fails, model, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_as_such(engine, fails, model, tmp_path, monkeypatch):
     needs(engine)
     deployed, write = deploy(model, SIZE, engine=engine), Path.write_bytes
 
@@ -256,7 +253,7 @@ def test_a_full_disk_is_not_the_network_s_fault(engine, fails, model, tmp_path, 
     assert not list(tmp_path.iterdir())
 
 
-def test_the_old_network_stays_where_the_new_one_cannot_be_put(stock, tmp_path, monkeypatch):
+def test_the_old_folder_stays_if_the_new_one_cannot_be_moved_there(stock, tmp_path, monkeypatch):
     folder = tmp_path / "net"
     deployed = deploy(stock, SIZE, engine="eager")
     deployed.save(folder)
@@ -276,8 +273,8 @@ def test_the_old_network_stays_where_the_new_one_cannot_be_put(stock, tmp_path, 
 
 
 @torch.no_grad()
-def test_bytes_of_older_folders(model, folder):
-    """Their zero points are int32, of 0..255 for int8 too, and ``signed`` says for which part that is so."""
+def test_byte_encoders_of_older_versions_are_read(model, folder):
+    """Their zero points are int32, from 0 to 255 even for int8; ``signed`` says which parts are int8."""
     affine, image = (model.image_scale, model.image_shift), photos(2)
     exact = encoder_int8.quantize(
         model.encoder, *affine, encoder_int8.largest_activations(model.encoder, *affine, [image])
@@ -287,7 +284,7 @@ def test_bytes_of_older_folders(model, folder):
     tensors = dict(encoder.state_dict()) | {"image_scale": affine[0], "image_shift": affine[1]}
     del tensors["low_zero_point"], tensors["high_zero_point"]
     zero_point = torch.tensor([[125] * 3, [120] * 3], dtype=torch.int32)
-    exchange(
+    replace_encoder(
         folder,
         tensors | {"zero_point": zero_point, "signed": torch.tensor([True, False])},
         encoder="ByteEncoder",

@@ -1,4 +1,4 @@
-"""Networks that score pixels, deployed, saved, exported and in int8: as classifiers are."""
+"""Segmentation networks: deployed, saved, exported and in int8, as classifiers are."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SIZE = (21, 34)
 
 
 class Pixels(nn.Sequential):
-    """A small network with BatchNorm that scores pixels."""
+    """A small segmentation network with BatchNorm."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -47,7 +47,7 @@ def model() -> WAESegmenter:
 
 
 def images(count: int) -> Tensor:
-    """Dark and light halves, with noise."""
+    """Images with a dark and a light half, and noise."""
     random = torch.Generator().manual_seed(3)
     noise = torch.randint(0, 40, (count, 3, *SIZE), generator=random)
     noise[:, :, :, SIZE[1] // 2 :] += 200
@@ -57,7 +57,7 @@ def images(count: int) -> Tensor:
 @pytest.mark.parametrize(
     "engine", ["eager", "onnxruntime", "openvino", pytest.param("winograd", marks=pytest.mark.slow)]
 )
-def test_the_scores_are_the_model_s_for_any_batch(engine: str, model: WAESegmenter) -> None:
+def test_scores_are_the_models_for_any_batch(engine: str, model: WAESegmenter) -> None:
     needs(engine)
     deployed = deploy(model, SIZE, batch=2, engine=engine)
     assert deployed.difference <= 1e-5
@@ -74,15 +74,15 @@ def test_the_scores_are_the_model_s_for_any_batch(engine: str, model: WAESegment
 
 
 @pytest.mark.parametrize("engine", [pytest.param("onnxruntime", marks=pytest.mark.slow), "openvino"])
-def test_the_full_resolution_end_is_our_op(
+def test_our_op_runs_the_full_resolution_end_behind_a_foreign_engine(
     engine: str, model: WAESegmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Behind another's engine, which has the rest at half the resolution; saved and loaded too."""
+    """The engine runs the rest at half the resolution. This also holds for a saved and loaded network."""
     needs(engine)
     deployed = deploy(model, SIZE, engine=engine)
     deployed.save(tmp_path / "net")
     about = json.loads((tmp_path / "net" / ABOUT).read_text())
-    assert about["format"] == 2  # without the end its scores would be others, so older versions are to refuse
+    assert about["format"] == 2  # older versions would leave the end out, so they must refuse it
     loaded = wae.load_deployed(tmp_path / "net")
     given, calls = photos(2, SIZE), []
     expected = model(given)
@@ -97,8 +97,8 @@ def test_the_full_resolution_end_is_our_op(
 
 
 @pytest.mark.slow
-def test_an_end_without_a_kernel_stays_in_the_engine(model: WAESegmenter, tmp_path: Path) -> None:
-    """Of too many classes, or with a hook or a layer that was changed: a file of tensors has neither."""
+def test_the_engine_runs_an_end_that_has_no_kernel(model: WAESegmenter, tmp_path: Path) -> None:
+    """It has too many classes, or hooks on itself or a layer, which a file of tensors cannot hold."""
     needs("onnxruntime")
     many = wae_segmenter(nn.Conv2d(3, 33, 3, padding=1)).eval()
     hooked = copy.deepcopy(model)
@@ -114,8 +114,8 @@ def test_an_end_without_a_kernel_stays_in_the_engine(model: WAESegmenter, tmp_pa
         assert_close(scores, network(given))
 
 
-def test_a_folder_from_before_the_end_was_our_op_is_read(tmp_path: Path) -> None:
-    """It says nothing of an end; one that is damaged is an error."""
+def test_a_folder_of_a_version_without_ends_is_read(tmp_path: Path) -> None:
+    """Its JSON file has no entry for the end. An entry without the file is an error."""
     needs("onnxruntime")
     many = wae_segmenter(nn.Conv2d(3, 33, 3, padding=1)).eval()
     deploy(many, SIZE, engine="onnxruntime").save(tmp_path / "net")
@@ -130,7 +130,7 @@ def test_a_folder_from_before_the_end_was_our_op_is_read(tmp_path: Path) -> None
         wae.load_deployed(tmp_path / "net")
 
 
-def test_folding_leaves_no_normalisation_that_can_go(model: WAESegmenter) -> None:
+def test_all_batchnorms_are_folded(model: WAESegmenter) -> None:
     given = photos(2, SIZE)
     folded = fold(model, given)
     assert not any(isinstance(part, nn.BatchNorm2d) for part in folded.modules())
@@ -139,7 +139,7 @@ def test_folding_leaves_no_normalisation_that_can_go(model: WAESegmenter) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["eager", "openvino"])
-def test_it_is_saved_and_loaded(engine: str, model: WAESegmenter, tmp_path: Path) -> None:
+def test_a_segmenter_is_saved_and_loaded(engine: str, model: WAESegmenter, tmp_path: Path) -> None:
     needs(engine)
     deployed = deploy(model, SIZE, engine=engine)
     deployed.save(tmp_path / "net")
@@ -150,7 +150,7 @@ def test_it_is_saved_and_loaded(engine: str, model: WAESegmenter, tmp_path: Path
 
 
 @pytest.mark.parametrize("file_format", ["onnx", pytest.param("torch", marks=pytest.mark.slow)])
-def test_it_is_exported(file_format: str, model: WAESegmenter, tmp_path: Path) -> None:
+def test_a_segmenter_is_exported(file_format: str, model: WAESegmenter, tmp_path: Path) -> None:
     if file_format == "onnx":
         needs("onnxruntime")
     path = tmp_path / f"net{FORMATS[file_format].suffix}"
@@ -162,15 +162,15 @@ def test_it_is_exported(file_format: str, model: WAESegmenter, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("engine", INT8)
-def test_int8_names_the_classes_of_most_pixels(engine: str, model: WAESegmenter) -> None:
+def test_int8_predicts_the_models_classes_of_most_pixels(engine: str, model: WAESegmenter) -> None:
     if reason := ENGINES[engine].why_not("cpu", "int8"):
         pytest.skip(reason)
     data = images(48)
     torch.manual_seed(9)
-    for layer in model.fusion.children():  # at its start the classes are too far apart for int8 to matter
+    for layer in model.fusion.children():  # initially the classes are too far apart for int8 to matter
         layer.reset_parameters()
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("warnings.filters", [])  # of the libraries' own parts
+        patched.setattr("warnings.filters", [])  # about the libraries' own parts
         options = {"precision": "int8", "calibration": data, "calibration_images": 16}
         deployed = deploy(model, SIZE, 2, engine, max_drop=0.2, **options)
         with pytest.raises(DisagreementError, match=r"loses .* of agreement with it on 32 images"):
@@ -184,7 +184,7 @@ def test_int8_names_the_classes_of_most_pixels(engine: str, model: WAESegmenter)
     assert share >= 0.8
 
 
-def test_pixels_that_are_not_counted_have_no_part_in_accuracy() -> None:
+def test_pixels_that_are_not_counted_do_not_affect_the_accuracy() -> None:
     wanted = torch.tensor([[[0, 1], [2, 2]]])
     found = torch.tensor([[[0, 1], [2, 0]]])
     labels = torch.tensor([[[0, 0], [-100, 2]]])

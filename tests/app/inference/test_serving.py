@@ -1,4 +1,4 @@
-"""docs/serving.md: the configuration is that of an exported file; the program gives our scores."""
+"""docs/serving.md: its server configuration fits an exported file, and its program gives our scores."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def blocks(language: str) -> list[str]:
 
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
-    """Of a network of 1,000 classes for 224 x 224 pixels, as on the page."""
+    """A checkpoint with 1,000 classes for images of 224 x 224, as on the page."""
     torch.manual_seed(0)
     path = tmp_path / "model.safetensors"
     save_classifier(path, build("wae_squeezenet1_1", 1000), "wae_squeezenet1_1", None, Input())
@@ -35,17 +35,17 @@ def weights(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow  # exports a file
-def test_the_servers_configuration_is_that_of_the_file(weights: Path, tmp_path: Path) -> None:
+def test_the_server_configuration_fits_an_exported_file(weights: Path, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     file = tmp_path / "models" / "wae" / "1" / "model.onnx"
     assert cli.main(["export", str(weights), "-o", str(file)]) == 0
     session = onnxruntime.InferenceSession(file)
     (configuration,) = (block for block in blocks("text") if "backend" in block)
-    told = re.findall(r'name: "(\w+)" data_type: TYPE_(\w+) dims: \[ ([\d, ]+) \]', configuration)
+    configured = re.findall(r'name: "(\w+)" data_type: TYPE_(\w+) dims: \[ ([\d, ]+) \]', configuration)
     types = {"tensor(uint8)": "UINT8", "tensor(float)": "FP32"}
     found = [*session.get_inputs(), *session.get_outputs()]
-    assert told == [(end.name, types[end.type], ", ".join(map(str, end.shape[1:]))) for end in found]
+    assert configured == [(end.name, types[end.type], ", ".join(map(str, end.shape[1:]))) for end in found]
     assert all(isinstance(end.shape[0], str) for end in found)  # any number of images
     assert 'backend: "onnxruntime"' in configuration
 

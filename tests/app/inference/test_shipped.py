@@ -1,4 +1,4 @@
-"""The classifier that comes with the package: `wae predict` works without a checkpoint of one's own."""
+"""The classifier that comes with the package, with which `wae predict` works without a checkpoint."""
 
 import json
 import re
@@ -19,7 +19,7 @@ needs_fashion_mnist = pytest.mark.skipif(
 )
 
 
-def test_it_says_what_it_is():
+def test_the_shipped_checkpoint_describes_itself():
     described = describe(SHIPPED)
     assert (described.network, described.classes) == ("wae_small_vgg", 10)
     assert described.labels is not None
@@ -30,15 +30,15 @@ def test_it_says_what_it_is():
 
 @needs_fashion_mnist
 @pytest.mark.slow
-def test_it_is_as_good_as_its_card_says():
+def test_the_accuracy_is_that_of_the_card():
     accuracy = evaluate(load_classifier(SHIPPED), fashion_mnist(None, False, False, 0)).top1
     card = (WEIGHTS / "fashion-mnist.md").read_text(encoding="utf-8")
-    said = float(re.search(r"([\d.]+) % of the 10,000 test images", card)[1]) / 100
-    assert accuracy == pytest.approx(said, abs=5e-4)  # another processor rounds differently
+    stated = float(re.search(r"([\d.]+) % of the 10,000 test images", card)[1]) / 100
+    assert accuracy == pytest.approx(stated, abs=5e-4)  # another CPU rounds differently
 
 
 @needs_fashion_mnist
-def test_predict_names_clothes(tmp_path, capsys):
+def test_predict_uses_the_shipped_classifier_by_default(tmp_path, capsys):
     images, labels = fashion_mnist(None, False, False, 0).batch([0, 1, 2, 3], 0)  # boot, pullover, trousers
     for number, image in enumerate(images):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / f"{number}.png")

@@ -1,4 +1,4 @@
-"""Signals have a stack to be handled on, whatever the engines did."""
+"""Signal handlers have a valid stack, whatever the engines did to it."""
 
 import ctypes
 import gc
@@ -13,7 +13,7 @@ from torch import nn
 from wae.inference import signal_stack
 from wae.inference.engines import ENGINES
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="of Linux's signals")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="tests signals of Linux")
 
 
 def handles_signals():
@@ -24,7 +24,7 @@ def handles_signals():
     return handled == [True]
 
 
-def test_a_stack_that_the_block_sets_is_not_left():
+def test_a_stack_set_in_the_block_is_reset_after_it():
     memory = ctypes.create_string_buffer(1 << 17)
     before = signal_stack.current()
     own = (ctypes.addressof(memory), 0, len(memory))
@@ -38,7 +38,7 @@ def test_a_stack_that_the_block_sets_is_not_left():
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
 @pytest.mark.parametrize("precision", ["float32", "int8"])
 @pytest.mark.slow
-def test_engines_that_have_come_and_gone(name, precision):
+def test_the_stack_is_valid_after_engines_are_unloaded(name, precision):
     engine = ENGINES[name]
     if reason := engine.why_not("cpu", precision):
         pytest.skip(reason)
@@ -48,7 +48,7 @@ def test_engines_that_have_come_and_gone(name, precision):
     runs = [
         engine.open(engine.make(module, inputs, precision, [inputs], inputs), 2, inputs) for _ in range(2)
     ]
-    while runs:  # in the order in which they came
+    while runs:  # in the order in which they were loaded
         del runs[0]
         gc.collect()
     assert signal_stack.current() == before

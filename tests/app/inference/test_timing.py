@@ -1,4 +1,4 @@
-"""wae.inference.timing: who runs how often, in what order, and what is reported."""
+"""wae.inference.timing: how often and in which order functions run, and what is reported."""
 
 import time
 
@@ -19,7 +19,7 @@ def test_every_function_runs_once_a_round_and_the_order_changes():
     assert [t.runs for t in timings.values()] == [20, 20, 20]
 
 
-def test_medians_tell_a_slow_function_from_a_fast_one():
+def test_medians_separate_a_slow_function_from_a_fast_one():
     timings = interleaved(
         {"slow": lambda: time.sleep(0.006), "fast": lambda: time.sleep(0.001)}, seconds=0, min_rounds=7
     )
@@ -28,12 +28,12 @@ def test_medians_tell_a_slow_function_from_a_fast_one():
         assert timing.p10 <= timing.median <= timing.p90
 
 
-def test_goes_on_for_the_time_given():
+def test_rounds_continue_for_the_given_time():
     timings = interleaved({"a": lambda: time.sleep(0.001)}, seconds=0.05, warmup=0)
     assert timings["a"].runs > 3
 
 
-def test_waits_for_the_device_before_each_reading_of_the_clock():
+def test_the_device_is_synchronized_before_each_reading_of_the_clock():
     events = []
     interleaved(
         {"a": lambda: events.append("a")},
@@ -46,7 +46,7 @@ def test_waits_for_the_device_before_each_reading_of_the_clock():
     assert timed == ["wait", "a", "wait", "a", "wait"] * 2
 
 
-def test_a_turn_settles_then_counts_a_burst():
+def test_a_turn_settles_before_a_timed_burst():
     calls = []
     functions = {name: (lambda name=name: calls.append(name)) for name in "ab"}
     timings = interleaved(functions, seconds=0, warmup=0, min_rounds=2, settle=1, burst=3)
@@ -55,7 +55,7 @@ def test_a_turn_settles_then_counts_a_burst():
     assert timings["a"].runs == 6
 
 
-def test_refuses_zero_rounds_and_times_nothing_when_given_nothing():
+def test_wrong_numbers_are_refused_and_no_functions_give_no_timings():
     with pytest.raises(ValueError, match="min_rounds"):
         interleaved({"a": lambda: None}, min_rounds=0)
     with pytest.raises(ValueError, match="settle"):

@@ -16,7 +16,7 @@ from wae_kernels import backends
 from wae_kernels.nn import Encoder
 
 pytestmark = pytest.mark.skipif(
-    not backends.backend_for("cpu").startswith("cpu"), reason="the compiled kernels are not here"
+    not backends.backend_for("cpu").startswith("cpu"), reason="needs the compiled kernels"
 )
 
 
@@ -26,7 +26,7 @@ def image():
 
 
 def same(module, image):
-    """``module`` with its convolutions replaced: it must compute the same, and ``module`` be unchanged."""
+    """``module`` with its convolutions replaced. It must compute the same; ``module`` must not change."""
     before = {name: value.clone() for name, value in module.state_dict().items()}
     with torch.no_grad():
         wanted, new = module(image), replaced(module)
@@ -38,7 +38,7 @@ def same(module, image):
 
 
 def relus(module):
-    """For each convolution by our op, whether a ReLU is part of it."""
+    """For each convolution that our op computes, whether a ReLU is part of it."""
     return [layer.relu for layer in module.modules() if isinstance(layer, Convolution)]
 
 
@@ -52,13 +52,13 @@ def test_a_relu_behind_a_convolution_becomes_part_of_it(image):
     assert relus(same(nn.Sequential(*layers).eval(), image)) == [True, False]
 
 
-def test_a_hooked_identity_stays(image):
+def test_an_identity_with_a_hook_stays(image):
     network = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.Identity(), nn.ReLU()).eval()
     network[1].register_forward_hook(lambda layer, given, result: result - 1)
     assert relus(same(network, image)) == [False]
 
 
-def test_layers_may_be_called_by_the_name_of_their_argument(image):
+def test_layers_may_be_called_with_a_keyword_argument(image):
     class Named(nn.Sequential):
         def forward(self, x):
             return self[1](input=self[0](input=x))
@@ -66,7 +66,7 @@ def test_layers_may_be_called_by_the_name_of_their_argument(image):
     assert relus(same(Named(nn.Conv2d(16, 16, 3, padding=1), nn.Identity()).eval(), image)) == [False]
 
 
-def test_inside_autocast(image):
+def test_weights_are_packed_in_float32_inside_autocast(image):
     layer = nn.Conv2d(16, 20, 3, padding=1).eval()
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         new = replaced(layer)
@@ -75,7 +75,7 @@ def test_inside_autocast(image):
 
 
 class Untraceable(nn.Module):
-    """A module that torch.fx cannot trace, around one that it can."""
+    """A module that torch.fx cannot trace. It holds one that torch.fx can trace."""
 
     def __init__(self, inner):
         super().__init__()
@@ -112,7 +112,7 @@ def test_other_convolutions_stay(image):
 
 
 class Halved(nn.Conv2d):
-    """A convolution with a forward of its own."""
+    """A convolution with its own forward."""
 
     def forward(self, x):
         return super().forward(x) / 2
@@ -120,7 +120,7 @@ class Halved(nn.Conv2d):
 
 @pytest.mark.parametrize("kind", [Untraceable, nn.Sequential])
 @pytest.mark.parametrize("which", ["convolution", "relu", "both", "own"])
-def test_what_is_more_than_its_tensors_stays(which, kind, image):
+def test_layers_that_are_more_than_their_tensors_stay(which, kind, image):
     torch.manual_seed(0)
     if which == "own":
         inner = Halved(16, 16, 3, padding=1)
@@ -129,7 +129,7 @@ def test_what_is_more_than_its_tensors_stays(which, kind, image):
         hooked = {"convolution": inner[0], "relu": inner[1], "both": inner}[which]
         hooked.register_forward_hook(lambda layer, given, result: 2 * result)
     new = same(kind(inner).eval(), image)
-    joined = kind is nn.Sequential  # traced with the hook around both
+    joined = kind is nn.Sequential  # a trace has the hook's operators behind both layers
     assert relus(new) == {"relu": [False], "both": [joined]}.get(which, [])
 
 
@@ -139,8 +139,8 @@ def test_a_convolution_that_runs_twice_has_no_relu(image):
     assert relus(same(nn.Sequential(shared, nn.ReLU(), shared).eval(), image)) == [False]
 
 
-class AsksForWeight(nn.Module):
-    """Looks at its convolution's weight beside calling it; ``if`` keeps torch.fx from tracing it."""
+class ReadsWeight(nn.Module):
+    """Reads its convolution's weight besides calling it; the ``if`` prevents tracing."""
 
     def __init__(self, read):
         super().__init__()
@@ -152,32 +152,32 @@ class AsksForWeight(nn.Module):
         return self.read(x, self.convolution.weight) + self.convolution(x)
 
 
-def test_a_module_may_ask_for_the_dtype_of_a_weight(image):
+def test_a_module_may_read_the_dtype_of_a_weight(image):
     def read(x, weight):
         assert weight.shape == (16, 16, 3, 3)
         return x.to(weight.device, weight.dtype)
 
-    assert relus(same(AsksForWeight(read).eval(), image)) == [False]
+    assert relus(same(ReadsWeight(read).eval(), image)) == [False]
 
 
-class AsksForAttributes(Untraceable):
+class ReadsAttributes(Untraceable):
     def forward(self, x):
         assert self.inner.width == self.inner[0].in_channels
         return super().forward(x)
 
 
-class OfAWidth(nn.Sequential):
+class WithWidth(nn.Sequential):
     width = 16
 
 
 @pytest.mark.parametrize("relu", [nn.ReLU(), nn.Sequential(nn.ReLU())], ids=["relu", "nested"])
-def test_a_part_may_be_asked_for_its_attributes(relu, image):
-    """It was replaced by a graph, which has none, and the network was refused."""
-    part = OfAWidth(nn.Conv2d(16, 16, 3, padding=1), relu)
-    assert relus(same(AsksForAttributes(part).eval(), image)) == [True]
+def test_a_part_whose_attributes_are_read_keeps_them(relu, image):
+    """A graph in its place would have none, and the network would be refused."""
+    part = WithWidth(nn.Conv2d(16, 16, 3, padding=1), relu)
+    assert relus(same(ReadsAttributes(part).eval(), image)) == [True]
 
 
-def test_a_part_whose_convolution_is_called_by_another_name_keeps_its_relu(image):
+def test_a_convolution_that_is_called_by_a_second_name_takes_its_relu(image):
     class Renamed(nn.Sequential):
         def forward(self, x):
             return self[1](self.again(x))
@@ -187,10 +187,10 @@ def test_a_part_whose_convolution_is_called_by_another_name_keeps_its_relu(image
     assert relus(same(Untraceable(part).eval(), image)) == [True]
 
 
-def test_a_module_that_computes_with_a_weight_itself_is_refused():
+def test_a_module_that_computes_with_a_weight_directly_is_refused():
     model = nn.Sequential(
         nn.Conv2d(3, 16, 1),
-        AsksForWeight(lambda x, weight: x * weight.mean()),
+        ReadsWeight(lambda x, weight: x * weight.mean()),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
     )
@@ -199,7 +199,7 @@ def test_a_module_that_computes_with_a_weight_itself_is_refused():
 
 
 @pytest.mark.parametrize("network", [StockEncoder, Encoder])
-def test_an_encoder_computes_the_same(network):
+def test_an_encoder_gives_the_same_results(network):
     torch.manual_seed(0)
     encoder, image = network().eval(), torch.rand(1, 3, 9, 11)
     with torch.no_grad():
@@ -209,19 +209,19 @@ def test_an_encoder_computes_the_same(network):
     assert new.is_fused == encoder.is_fused == (network is Encoder)
 
 
-def test_a_residual_block_takes_the_relu_in_it_alone(image):
-    """The first convolution's is its own, once BatchNorm is folded; the second's comes after the sum."""
+def test_only_the_first_convolution_of_a_residual_block_takes_a_relu(image):
+    """Once BatchNorm is folded, a ReLU follows it directly; that of the second follows the sum."""
     torch.manual_seed(0)
     assert relus(same(fold(BasicBlock(16, 16).eval(), image), image)) == [True, False]
 
 
-def test_a_part_whose_norm_was_folded_takes_the_relu_behind_it(image):
+def test_a_convolution_takes_the_relu_behind_its_folded_norm(image):
     torch.manual_seed(0)
     inner = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU())
     assert relus(same(fold(Untraceable(inner).eval(), image), image)) == [True]
 
 
-def test_a_deployed_vgg_has_all_relus_in_its_convolutions():
+def test_all_relus_of_a_folded_vgg_are_in_its_convolutions():
     body = fold(vgg16_body(divisor=4).eval(), torch.randn(1, 3, 32, 32))
     assert relus(replaced(body)) == [True] * 13
 
@@ -243,7 +243,7 @@ def test_the_engine_says_what_it_needs():
     assert "not on cuda" in ENGINES["winograd"].why_not("cuda")
 
 
-def test_without_the_kernels_it_is_refused():
+def test_without_the_kernels_the_engine_is_refused():
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
     with backends.use("reference"), pytest.raises(EngineError, match="compiled kernels"):
         deploy(model, size=(8, 8), engine="winograd")

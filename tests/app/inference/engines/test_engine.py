@@ -1,4 +1,4 @@
-"""Engines that cannot be used here say why."""
+"""Engines that cannot be used say why."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from wae.inference.engines import ENGINES, Engine, EngineError
 from wae_kernels import backends
 
 
-def test_a_precision_that_the_engine_does_not_have(model):
+def test_a_precision_that_the_engine_lacks_is_refused(model):
     with pytest.raises(EngineError, match="onnxruntime computes in float32 or int8, not in bfloat16"):
         deploy(model, SIZE, engine="onnxruntime", precision="bfloat16")
 
@@ -25,12 +25,12 @@ def test_a_missing_engine_says_what_to_install(model, monkeypatch):
 
 
 @pytest.mark.parametrize("engine", ["cudagraphs", "tensorrt"])
-def test_an_engine_for_another_device(engine, model):
+def test_an_engine_for_another_device_is_refused(engine, model):
     with pytest.raises(EngineError, match=f"{engine} runs on cuda, not on cpu"):
         deploy(model, SIZE, engine=engine)
 
 
-def test_why_an_engine_does_not_run_here():
+def test_why_not_depends_on_device_and_precision():
     compile = replace(ENGINES["compile"], int8_packages={"no_such_module": "no-such-package"})
     assert "pip install no-such-package" in compile.why_not("cpu", "int8")
     assert compile.why_not("cuda", "int8") == "compile computes in int8 on cpu only, not on cuda"
@@ -40,7 +40,7 @@ def test_why_an_engine_does_not_run_here():
         assert compile.why_not("cpu", "float32") is None
 
 
-def test_what_an_engine_says_is_told_once():
+def test_errors_name_the_engine_once():
     with pytest.raises(EngineError, match=r"^eager computes in .*, not in int8"):
         ENGINES["eager"].make(nn.Identity(), [torch.zeros(1)], "int8")
     with (

@@ -1,4 +1,4 @@
-"""Networks in a file."""
+"""Engines that run a network from a file."""
 
 import gc
 import os
@@ -15,8 +15,8 @@ from wae.inference.engines.in_file import InFile
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
-def test_no_tensor_holds_the_weights_of_a_network_in_a_file(engine):
-    """The exporter keeps the graph of its last network, and would keep the weights with it."""
+def test_no_tensor_keeps_the_weights_of_a_network_in_a_file(engine):
+    """The exporter keeps the graph of its last network, which would keep the weights alive."""
     needs(engine)
     size = 1013 * 3 * 8 * 8
     network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 1013)).eval()
@@ -38,15 +38,15 @@ def test_no_temporary_folder_is_left(engine, tmp_path, monkeypatch):
     del prepared
     gc.collect()
     assert not list(tmp_path.iterdir())
-    monkeypatch.setattr(InFile, "__init__", lambda *_, **__: 1 / 0)  # when the file is there
+    monkeypatch.setattr(InFile, "__init__", lambda *_, **__: 1 / 0)  # after the file was written
     with pytest.raises(EngineError, match="division by zero"):
         ENGINES[engine].make(network, inputs)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")  # from Python 3.12 on
-def test_a_forked_child_leaves_the_folder_to_its_parent(tmp_path):
-    """A web server's worker that ends would take the file from all others."""
+def test_a_forked_child_does_not_delete_the_folder(tmp_path):
+    """Otherwise a web server's worker that ends would delete the file of all others."""
     folder = tmp_path / "net"
     folder.mkdir()
     prepared = InFile(folder, lambda *_: print, temporary=True)

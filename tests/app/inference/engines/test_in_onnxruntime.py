@@ -1,4 +1,4 @@
-"""ONNX Runtime: its int8 on processors whose sums saturate."""
+"""ONNX Runtime: sessions for a batch size, and int8 on CPUs whose sums saturate."""
 
 import numpy as np
 import pytest
@@ -10,9 +10,9 @@ from wae.inference.engines.in_file import to_onnx
 from wae.inference.engines.in_onnxruntime import onnx_session, quantize
 
 
-@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # by torch 2.10 itself
-def test_a_session_is_for_the_number_of_images_that_is_wanted(tmp_path):
-    """It is told by the dimension's name, and was not where torch.export had given that another."""
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # of torch 2.10 itself
+def test_a_session_is_for_the_given_batch_size(tmp_path):
+    """It is set by the dimension's name, for which torch.export would choose another."""
     needs("onnxruntime")
     images = torch.rand(2, 3, 4, 4)
     network = to_onnx(torch.nn.Conv2d(3, 1, 3).eval(), [images], dynamic=True)
@@ -24,7 +24,7 @@ def test_a_session_is_for_the_number_of_images_that_is_wanted(tmp_path):
         for_two(images[:1])
 
 
-def test_weights_have_7_bits_where_sums_saturate(tmp_path, monkeypatch):
+def test_weights_have_7_bits_if_sums_saturate(tmp_path, monkeypatch):
     needs("onnxruntime")
     onnx = pytest.importorskip("onnx")
     weight = onnx.numpy_helper.from_array(
@@ -39,7 +39,7 @@ def test_weights_have_7_bits_where_sums_saturate(tmp_path, monkeypatch):
         [weight],
     )
     network = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
-    monkeypatch.setattr("warnings.filters", [])  # of the libraries' own parts
+    monkeypatch.setattr("warnings.filters", [])  # about the libraries' own parts
     for native, largest in ((True, 127), (False, 64)):
         monkeypatch.setattr(precision, "native", lambda *_, native=native: native)
         onnx.save(network, tmp_path / "layer.onnx")

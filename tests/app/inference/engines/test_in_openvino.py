@@ -1,4 +1,4 @@
-"""OpenVINO: where a layer of its graph ends."""
+"""OpenVINO: which results of its graph belong to a layer."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ import torch
 from wae.inference.engines import in_openvino
 
 
-def test_the_layers_of_openvino_end_before_a_shortcut():
+def test_layers_end_before_the_sum_with_a_shortcut():
     """Two layers whose results are added: each has its own result, bias included, and its own name."""
     openvino = pytest.importorskip("openvino")
     from openvino import opset13
@@ -19,7 +19,7 @@ def test_the_layers_of_openvino_end_before_a_shortcut():
         product = opset13.convolution(x, weight, [1, 1], [0, 0], [0, 0], [1, 1])
         product.set_friendly_name(f"{name}/WithoutBiases")
         shape = opset13.concat([[1], [-1], [1], [1]], 0)
-        if name == "b":  # as the exporter brings a bias to its layer's rank
+        if name == "b":  # as the exporter gives a bias its layer's rank
             shape = opset13.broadcast(opset13.constant(1), opset13.shape_of(opset13.shape_of(product)))
         bias = opset13.reshape(np.array([bias], dtype=np.float32), shape, special_zero=False)
         return opset13.add(product, bias)

@@ -1,4 +1,4 @@
-"""PyTorch's own engines: what is compiled, held and captured."""
+"""PyTorch's own engines: compiled code, weights in memory, captured CUDA graphs."""
 
 import copy
 from contextlib import contextmanager
@@ -20,8 +20,8 @@ from wae_kernels.nn import Encoder
 
 
 @pytest.mark.slow
-def test_the_weights_are_held_once(model):
-    """Beside an engine that packs them, the module's wait in a mapped file; one in a file needs no module."""
+def test_weights_are_in_memory_once(model):
+    """If an engine packs them, the module's are in a mapped file; an engine with a file keeps no module."""
     module, inputs = nn.Linear(512, 512).eval(), [torch.randn(1, 512)]
     expected = module(*inputs)
     prepared = InPyTorch(module, inputs, lambda m, *_: copy.deepcopy(m), packs=True)
@@ -33,8 +33,8 @@ def test_the_weights_are_held_once(model):
 
 
 @pytest.mark.slow
-def test_compiled_networks_are_frozen_and_not_counted_together():
-    """PyTorch gives up on a function it has compiled too often; weights that are inputs are not packed."""
+def test_compiled_networks_are_frozen_and_do_not_share_a_recompile_limit():
+    """PyTorch stops compiling a function after too many times, and packs only weights that are constants."""
     inputs = [torch.randn(2, 4)]
     with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=1):
         for _ in range(3):
@@ -46,9 +46,9 @@ def test_compiled_networks_are_frozen_and_not_counted_together():
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning")  # by torch 2.10 itself
-def test_fc_layers_of_many_weights(monkeypatch, capfd):
-    """They are generated and chosen by timing, which must not print."""
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning")  # of torch 2.10 itself
+def test_matrices_with_many_weights_are_tuned_without_output(monkeypatch, capfd):
+    """Their kernels are generated and chosen by timing, which must not print."""
     monkeypatch.setattr("wae.inference.engines.in_pytorch._MANY_WEIGHTS", 1)
     network, inputs = nn.Linear(64, 48).eval(), [torch.randn(1, 64)]
     run = ENGINES["compile"].build(network, inputs)
@@ -57,7 +57,7 @@ def test_fc_layers_of_many_weights(monkeypatch, capfd):
 
 
 class Streams:
-    """Stands in for torch's streams and graphs: notes what waits for what, and the stream of every module."""
+    """Stands in for torch's streams and graphs; records which waits for which, and each module's stream."""
 
     def __init__(self, monkeypatch, modules):
         self.current, self.events = "main", []
@@ -97,8 +97,8 @@ def segmenter():
 
 
 @pytest.mark.parametrize("kind", ["classifier", "segmenter"])
-def test_a_graph_has_the_two_bodies_on_two_streams(kind, model, monkeypatch):
-    """As far as it can be seen without a GPU: what is captured, on which stream, and that the rest waits."""
+def test_a_cuda_graph_runs_the_two_bodies_on_two_streams(kind, model, monkeypatch):
+    """What can be tested without a GPU: what is captured, on which stream, and what waits."""
     images = photos(2)
     network = fold(model if kind == "classifier" else segmenter(), images)
     front, module = whole(network, SIZE, torch.float32, torch.contiguous_format)
@@ -119,5 +119,5 @@ def test_a_graph_has_the_two_bodies_on_two_streams(kind, model, monkeypatch):
     assert streams.events[-1] == "replayed"
     streams.events.clear()
     assert_close(module(images), scores)
-    assert streams.events == [(name, "main") for name in ("encoder", "low", "high", "last")]  # outside of it
+    assert streams.events == [(name, "main") for name in ("encoder", "low", "high", "last")]  # without it
     assert_close(scores, network(images))
