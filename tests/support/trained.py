@@ -14,7 +14,7 @@ from tiny_classifier import tiny
 from wae.data.dataset import InMemory
 from wae.training.plan import Plan, Stage
 from wae.training.processes import joined
-from wae.training.trainer import train
+from wae.training.trainer import Observer, train
 from wae_kernels.nn import Decoder
 
 JOINT = Stage("joint", epochs=2, learning_rate=0.05, energy_weight=0.1, transform_weight=0.1)
@@ -34,6 +34,20 @@ FIXED = replace(PLAN, norm_statistics="fixed", stages=(*PLAN.stages[:2], replace
 
 SHARED = {"fixed": FIXED, "batch": PLAN, "average": replace(PLAN, stages=(replace(JOINT, ema=0.5),))}
 """Plans for several processes. In "batch" and "average", a BatchNorm sees its process's part of a batch."""
+
+
+class StopAt(Observer):
+    """Ctrl-C in the second step of an epoch, counted over all stages from 1."""
+
+    def __init__(self, epoch):
+        self.left = epoch
+
+    def start(self, plan, stage, epoch, steps):
+        self.left -= 1
+
+    def step(self, number, losses):
+        if self.left == 0 and number == 2:
+            raise KeyboardInterrupt
 
 
 def image_set(count=32, augment=True):

@@ -1,4 +1,4 @@
-"""Statistics of BatchNorms, measured anew on images that are not augmented."""
+"""BatchNorm statistics: re-estimated on images without augmentation, or synchronised while training."""
 
 from dataclasses import replace
 
@@ -21,7 +21,7 @@ def noise(count: int, seed: int = 0) -> InMemory:
 
 
 class Small(nn.Module):
-    """A normalisation, others whose statistics are not to change, and dropout, which must not be drawn."""
+    """A BatchNorm, others whose statistics must not change, and dropout, which must be off."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,14 +40,14 @@ class Small(nn.Module):
 
 
 def seen_by(norm: nn.Module) -> list[torch.Tensor]:
-    """The inputs of ``norm`` from now on."""
+    """A list to which the inputs of ``norm`` are added from now on."""
     seen = []
     norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].double()))
     return seen
 
 
 @pytest.mark.parametrize(("count", "used"), [(12, 12), (13, 12), (3, 3)])
-def test_they_are_the_means_of_whole_batches_of_the_images_as_they_are(count, used):
+def test_statistics_are_means_over_full_batches_of_images_without_augmentation(count, used):
     data, model = noise(count), Small()
     seen = seen_by(model.norm)
     model.norm.running_mean.fill_(7.0)
@@ -61,7 +61,7 @@ def test_they_are_the_means_of_whole_batches_of_the_images_as_they_are(count, us
     assert (model.training, model.norm.training, model.norm.momentum) == (True, True, 0.1)
 
 
-def test_what_is_kept_stays():
+def test_kept_norms_keep_their_statistics():
     model = network().eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     assert kept_norms(model, PLAN) == kept_norms(Small(), replace(PLAN, norm_statistics="kept")) == []
@@ -76,7 +76,7 @@ def test_what_is_kept_stays():
 
 
 @pytest.mark.parametrize("name", ["frozen", "auxiliary"])
-def test_what_is_frozen_or_run_in_training_alone_stays(name):
+def test_frozen_and_auxiliary_norms_keep_their_statistics(name):
     model = Small().train()
     norm = getattr(model, name)
     norm.running_mean.fill_(7.0)
@@ -86,7 +86,7 @@ def test_what_is_frozen_or_run_in_training_alone_stays(name):
     assert (norm.training, norm.momentum) == (name == "auxiliary", 0.1)
 
 
-def test_a_failure_leaves_how_a_normalisation_measures():
+def test_a_failure_restores_mode_and_momentum():
     model = Small()
     model.frozen.register_forward_pre_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -94,8 +94,8 @@ def test_a_failure_leaves_how_a_normalisation_measures():
     assert (model.training, model.norm.momentum) == (True, 0.1)
 
 
-def test_a_batch_is_whole_where_few_images_are_measured(monkeypatch):
-    """A single one has no variance behind a global pool."""
+def test_a_batch_is_full_even_if_few_images_are_measured(monkeypatch):
+    """Behind a global pool a single image has no variance."""
     monkeypatch.setattr(norms, "_SAMPLE", 1)
     model = Small()
     seen = seen_by(model.norm)
@@ -103,33 +103,33 @@ def test_a_batch_is_whole_where_few_images_are_measured(monkeypatch):
     assert [len(images) for images in seen] == [4]
 
 
-def test_processes_that_share_batches_have_each_its_own_images():
-    """A SyncBatchNorm that had the same of each of them would find less variance than there is."""
+def test_processes_that_share_batches_measure_different_images():
+    """A SyncBatchNorm that got the same images from each of them would underestimate the variance."""
     found = []
     for part in ((0, 1), (0, 2), (1, 2)):
         model = Small()
         found.append(seen_by(model.norm))
         remeasure_norms(model, noise(8).plain(), 4, part=part)
-    for whole, one, other in zip(*found, strict=True):
-        assert torch.equal(torch.stack((one, other), 1).flatten(0, 1), whole)
+    for batch, one, other in zip(*found, strict=True):
+        assert torch.equal(torch.stack((one, other), 1).flatten(0, 1), batch)
 
 
-def test_nothing_is_read_for_a_network_without_normalisations():
+def test_no_data_is_read_for_a_network_without_batchnorms():
     data = noise(8)
     data.batch = None
     remeasure_norms(nn.Flatten(), data, 4)
 
 
-def test_data_that_cannot_be_had_without_augmentation_is_refused_before_a_training():
-    class Mine:
+def test_data_without_a_method_plain_is_refused_before_training():
+    class AlwaysAugmented:
         labels = "rgb"
         __len__ = batch = renumbered = lambda self, *_: 32
 
-    with pytest.raises(ValueError, match=r"^remeasure_norms: .*; Mine has no method plain"):
-        run(replace(PLAN, remeasure_norms=True), data=Mine())
+    with pytest.raises(ValueError, match=r"^remeasure_norms: .*; AlwaysAugmented has no method plain"):
+        run(replace(PLAN, remeasure_norms=True), data=AlwaysAugmented())
 
 
-def test_of_stages_that_are_alike_only_the_last_measures(monkeypatch):
+def test_only_the_last_stage_remeasures(monkeypatch):
     calls = []
     monkeypatch.setattr(trainer, "remeasure_norms", lambda *_: calls.append(_))
     run(replace(PLAN, stages=PLAN.stages[-1:] * 2, remeasure_norms=True))
@@ -137,26 +137,26 @@ def test_of_stages_that_are_alike_only_the_last_measures(monkeypatch):
 
 
 @pytest.mark.parametrize(("world", "synchronizes", "batch"), [(1, False, 8), (2, False, 4), (2, True, 8)])
-def test_as_many_images_at_once_as_a_normalisation_sees_in_a_step(monkeypatch, world, synchronizes, batch):
+def test_remeasuring_uses_the_batch_size_that_a_norm_sees_in_a_step(monkeypatch, world, synchronizes, batch):
     asked = []
     monkeypatch.setattr(trainer, "remeasure_norms", lambda *arguments: asked.append(arguments))
     plan = replace(PLAN, batch=16, accumulate=2)
-    of = trainer._Run(network(), plan, image_set(), None, None, {}, None, trainer.Observer(), 0, "cpu")
-    of.rank, of.world, of.synchronizes = world - 1, world, synchronizes
-    of._remeasure_norms(of.model)
+    training = trainer._Run(network(), plan, image_set(), None, None, {}, None, trainer.Observer(), 0, "cpu")
+    training.rank, training.world, training.synchronizes = world - 1, world, synchronizes
+    training._remeasure_norms(training.model)
     assert asked[0][2] == batch
     assert asked[0][5] == ((1, 2) if synchronizes else (0, 1))
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.5])
-def test_a_training_measures_them_at_its_end_and_tests_with_them(ema):
-    """The last epoch's accuracy is that of the network that is left; no other weight or epoch is touched."""
+def test_training_remeasures_at_its_end_and_evaluates_the_result(ema):
+    """The last epoch's accuracy is that of the final network. No other epoch and no weight changes."""
     last = replace(PLAN.stages[-1], ema=ema)
     plan = replace(PLAN, stages=(*PLAN.stages[:-1], last))
     models = [network() for _ in range(2)]
     without, with_them = (
-        run(replace(plan, remeasure_norms=anew), model)[1]
-        for model, anew in zip(models, (False, True), strict=True)
+        run(replace(plan, remeasure_norms=remeasures), model)[1]
+        for model, remeasures in zip(models, (False, True), strict=True)
     )
     assert [epoch.losses for epoch in without] == [epoch.losses for epoch in with_them]
     assert [epoch.accuracy for epoch in without[:-1]] == [epoch.accuracy for epoch in with_them[:-1]]
@@ -168,10 +168,10 @@ def test_a_training_measures_them_at_its_end_and_tests_with_them(ema):
     assert without[-1].accuracy.loss != pytest.approx(found.loss, rel=1e-3)
 
 
-def test_after_a_training_on_several_gpus_a_network_has_its_own_normalisations():
-    """In training they are SyncBatchNorms, which would not be folded when it is deployed."""
-    twice = nn.BatchNorm2d(3)
-    model = nn.Sequential(nn.BatchNorm2d(3), nn.Sequential(twice, nn.ReLU()), twice).eval()
+def test_synchronized_norms_are_batchnorms_again_after_training():
+    """SyncBatchNorms would not be folded when the network is deployed."""
+    shared = nn.BatchNorm2d(3)
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Sequential(shared, nn.ReLU()), shared).eval()
     before = [model[0], model[1][0], model[2]]
     images = torch.rand(4, 3, 2, 2)
     with synchronized(model):

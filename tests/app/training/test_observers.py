@@ -1,4 +1,4 @@
-"""What a training shows while it runs, and of its outcome."""
+"""What a training shows: a line for each epoch, a bar, and tables and images of the result."""
 
 import io
 
@@ -25,11 +25,11 @@ HISTORY = [
 ]
 
 
-def of_a_terminal(width=200):
+def terminal_console(width=200):
     return Console(file=io.StringIO(), force_terminal=True, width=width, legacy_windows=False)
 
 
-def test_a_line_for_each_epoch_and_one_for_each_file_that_is_left_out():
+def test_there_is_a_line_for_each_epoch_and_for_each_file_left_out():
     console = Console(file=io.StringIO(), width=40)
     with Terminal(console) as terminal:
         terminal.begin(PLAN, HISTORY[:2])
@@ -49,9 +49,9 @@ def test_a_line_for_each_epoch_and_one_for_each_file_that_is_left_out():
     ]
 
 
-def test_a_bar_of_the_steps_of_an_epoch_and_their_losses(monkeypatch):
+def test_the_bar_shows_the_steps_of_an_epoch_and_their_losses(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
-    console = of_a_terminal()
+    console = terminal_console()
     terminal = Terminal(console)
     with terminal as same:
         assert same is terminal
@@ -68,7 +68,7 @@ def test_a_bar_of_the_steps_of_an_epoch_and_their_losses(monkeypatch):
         assert terminal._bar.tasks == []
     assert not terminal._bar.live.is_started
     assert seen == [
-        *((number, 20, "loss 10") for number in range(1, 11)),  # a look at each tenth
+        *((number, 20, "loss 10") for number in range(1, 11)),  # losses are read at every tenth step only
         (11, 20, "loss 0.9091"),
     ]
     shown = console.file.getvalue()
@@ -76,8 +76,8 @@ def test_a_bar_of_the_steps_of_an_epoch_and_their_losses(monkeypatch):
     assert "resuming" not in shown
 
 
-def test_together_each_observer_is_told_everything():
-    class Told(Observer):
+def test_together_passes_every_report_to_each_observer():
+    class Recorder(Observer):
         def __init__(self):
             self.all = []
 
@@ -86,7 +86,7 @@ def test_together_each_observer_is_told_everything():
                 return lambda *arguments: self.all.append((name, *arguments))
             return super().__getattribute__(name)
 
-    one, other = Told(), Told()
+    one, other = Recorder(), Recorder()
     together = Together([one, other])
     wanted = [
         ("begin", PLAN, HISTORY),
@@ -107,7 +107,7 @@ def cells(table):
     return [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if "│" in line]
 
 
-def test_the_table_has_the_last_losses_and_errors_of_each_stage_that_was_begun():
+def test_the_table_has_the_last_losses_and_errors_of_each_stage_that_began():
     table = observers.table(PLAN, HISTORY)
     assert [column.header for column in table.columns][3:] == ["top-1 error", "top-5 error", "minutes"]
     assert cells(table) == [
@@ -118,7 +118,7 @@ def test_the_table_has_the_last_losses_and_errors_of_each_stage_that_was_begun()
     assert len(observers.table(PLAN, HISTORY[:2]).columns) == 4
 
 
-def test_the_quality_of_each_model_on_each_photo(monkeypatch):
+def test_the_quality_table_has_a_row_for_each_model_and_photo(monkeypatch):
     found = {("a", "x"): 1, ("a", "y"): 2, ("b", "x"): 3, ("b", "y"): 4}
     monkeypatch.setattr(
         observers, "quality", lambda model, photo: Quality(found[model, photo], found[model, photo] / 50)
@@ -133,7 +133,7 @@ def test_the_quality_of_each_model_on_each_photo(monkeypatch):
 
 
 @pytest.mark.parametrize("flat", [False, True])
-def test_the_parts_of_images_are_shown_over_the_range_from_black_to_white(flat):
+def test_low_and_high_are_shown_over_the_range_from_black_to_white(flat):
     model = tiny()
     model.decoder = Decoder()
     if flat:
@@ -142,7 +142,7 @@ def test_the_parts_of_images_are_shown_over_the_range_from_black_to_white(flat):
             torch.nn.init.zeros_(part.bias)
     images = torch.randint(256, (2, 3, 9, 14), dtype=torch.uint8)
     with torch.no_grad():
-        if (high := model.decompose(images)[1]).amax() > -high.amin():  # the largest is to be below zero
+        if (high := model.decompose(images)[1]).amax() > -high.amin():  # the largest must be negative
             for parameter in model.encoder.high.parameters():
                 parameter.neg_()
     shown = observers.shown(model, images)

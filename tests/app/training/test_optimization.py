@@ -1,4 +1,4 @@
-"""The optimizer of a stage, and its rate."""
+"""The optimizer of a stage and its learning rate."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from wae.training.optimization import learning_rate, optimizer_for
 from wae.training.plan import Stage
 
 
-def test_learning_rates():
+def test_learning_rate_schedules():
     cosine = Stage("joint", 10, 0.4, warmup=2.0)
     assert learning_rate(cosine, 1.0) == pytest.approx(0.202)
     short = replace(cosine, warmup=0.01)
@@ -22,7 +22,7 @@ def test_learning_rates():
     assert learning_rate(replace(cosine, schedule="constant"), 9.0) == 0.4
 
 
-def test_momentum_is_nesterovs():
+def test_sgd_uses_nesterov_momentum():
     weight = torch.nn.Parameter(torch.ones(2, 2))
     (group,) = optimizer_for(Stage("classifier", 1, 0.1, momentum=0.5), {"weight": weight}).param_groups
     assert (group["momentum"], group["nesterov"]) == (0.5, True)

@@ -1,4 +1,4 @@
-"""The trained classifier that a user names: from which library, with which weights and preprocessing."""
+"""Opening a trained classifier with its weights and preprocessing, and building WAE around it."""
 
 import http.client
 from functools import partial
@@ -30,8 +30,8 @@ def equal(one, other):
     return all(torch.equal(a, other[name]) for name, a in one.items())
 
 
-def test_torchvision_s_weights_come_from_its_cache(tmp_path, monkeypatch):
-    """Filled with random ones: nothing is downloaded here."""
+def test_torchvision_weights_come_from_its_cache(tmp_path, monkeypatch):
+    """The cache is filled with random weights, so nothing is downloaded."""
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
     weights = torchvision.models.get_model_weights(TINY).DEFAULT
     (tmp_path / "checkpoints").mkdir()
@@ -49,7 +49,7 @@ def test_torchvision_s_weights_come_from_its_cache(tmp_path, monkeypatch):
         assert (scores - original.network(expected[None])).norm() <= 1e-5 * scores.norm()
 
 
-def test_timm_s_weights_come_from_its_cache(tmp_path, monkeypatch):
+def test_timm_weights_come_from_its_cache(tmp_path, monkeypatch):
     timm = pytest.importorskip("timm")
     name, commit = "test_resnet", "0" * 40
     network = timm.create_model(name)
@@ -74,7 +74,7 @@ def test_timm_s_weights_come_from_its_cache(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("classes", [7, 1000])
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
-def test_a_file_says_for_how_many_classes_it_is(tmp_path, classes, suffix):
+def test_the_number_of_classes_comes_from_the_file(tmp_path, classes, suffix):
     network = torchvision.models.get_model(TINY, num_classes=classes)
     path = tmp_path / f"w.{suffix}"
     if suffix == "pth":
@@ -88,7 +88,7 @@ def test_a_file_says_for_how_many_classes_it_is(tmp_path, classes, suffix):
     assert list(original.sources) == ["--weights"]
 
 
-def test_a_file_for_imagenet_fits_where_the_data_has_as_many_classes_as_some_layer_has_channels(tmp_path):
+def test_a_file_for_imagenet_fits_even_if_the_data_has_as_many_classes_as_a_layer_has_channels(tmp_path):
     network = torchvision.models.get_model(TINY)
     widths = {module.num_features for module in network.modules() if isinstance(module, nn.BatchNorm2d)}
     torch.save(network.state_dict(), tmp_path / "w.pth")
@@ -96,7 +96,7 @@ def test_a_file_for_imagenet_fits_where_the_data_has_as_many_classes_as_some_lay
 
 
 class Wrapped(nn.Module):
-    """A network of one's own, all of it under a name that scripts put around others."""
+    """A user's network whose only part has a name by which scripts wrap other networks."""
 
     def __init__(self):
         super().__init__()
@@ -108,7 +108,7 @@ class Wrapped(nn.Module):
 
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "model."])
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
-def test_a_network_whose_own_names_begin_as_a_wrappers_do(tmp_path, monkeypatch, prefix, suffix):
+def test_only_a_wrappers_prefix_is_removed_from_names_that_begin_alike(tmp_path, monkeypatch, prefix, suffix):
     source, path = Wrapped(), tmp_path / f"w.{suffix}"
     nn.init.normal_(source.model[-1].weight)
     tensors = {prefix + name: tensor for name, tensor in source.state_dict().items()}
@@ -119,7 +119,7 @@ def test_a_network_whose_own_names_begin_as_a_wrappers_do(tmp_path, monkeypatch,
 
 
 @pytest.mark.parametrize("change", [nn.Module.double, nn.Module.half, torch.compile])
-def test_a_network_of_ones_own_is_computed_in_float32_as_it_is(change):
+def test_a_users_network_is_copied_unwrapped_and_in_float32(change):
     wanted, given = build().state_dict(), change(build())
     network = open_original(given, None, 5).network
     assert network.state_dict().keys() == wanted.keys()
@@ -127,9 +127,8 @@ def test_a_network_of_ones_own_is_computed_in_float32_as_it_is(change):
     assert all(
         torch.allclose(tensor, wanted[name], atol=1e-3) for name, tensor in network.state_dict().items()
     )
-    assert (
-        next(given.parameters()).dtype == next(change(build()).parameters()).dtype
-    )  # the user's is left alone
+    unchanged = change(build())
+    assert next(given.parameters()).dtype == next(unchanged.parameters()).dtype
 
 
 class WithState(Wrapped):
@@ -143,14 +142,14 @@ def pruned():
     return network
 
 
-def of_weight_norm():
+def weight_normed():
     network = build()
     with pytest.warns(FutureWarning):
         nn.utils.weight_norm(network[0])
     return network
 
 
-def of_spectral_norm():
+def spectral_normed():
     network = build()
     nn.utils.spectral_norm(network[0])
     network(torch.zeros(2, 3, 48, 48))
@@ -169,20 +168,20 @@ def raising():
             pruned,
             "cannot be copied: Only Tensors created explicitly by the user.*prune.remove ",
         ),
-        (of_weight_norm, "cannot be copied: .*remove_weight_norm makes .*parametrizations.weight_norm are"),
-        (of_spectral_norm, "cannot be copied: .*remove_spectral_norm makes .*parametrizations.spectral_norm"),
+        (weight_normed, "cannot be copied: .*remove_weight_norm makes .*parametrizations.weight_norm are"),
+        (spectral_normed, "cannot be copied: .*remove_spectral_norm makes .*parametrizations.spectral_norm"),
         (lambda: nn.Sequential(torch.jit.ScriptModule(), nn.Linear(3, 5)), "must .* TorchScript module"),
         (lambda: build().to("meta"), "cannot be copied: Cannot copy out of meta tensor"),
         (raising, "cannot be called: KeyError: 'best.pt'"),
     ],
 )
-def test_a_network_of_ones_own_that_cannot_be_worked_with(monkeypatch, make, why):
+def test_an_unusable_users_network_is_refused(monkeypatch, make, why):
     monkeypatch.setattr("tiny_original.build", make)
     with pytest.raises(NetworkError, match=f"^tiny_original:build {why}"):
         open_original("tiny_original:build", None, 5)
 
 
-def test_whatever_a_download_fails_by_is_told(monkeypatch):
+def test_any_download_error_is_reported(monkeypatch):
     def make(*arguments, **options):
         raise http.client.IncompleteRead(b"")  # neither an OSError nor a RuntimeError
 
@@ -191,7 +190,7 @@ def test_whatever_a_download_fails_by_is_told(monkeypatch):
         open_original(TINY, "torchvision", 10)
 
 
-def test_weights_of_another_network_are_named(tmp_path):
+def test_weights_of_another_network_are_refused(tmp_path):
     path = tmp_path / "w.pth"
     torch.save(build().state_dict(), path)
     with pytest.raises(
@@ -200,7 +199,7 @@ def test_weights_of_another_network_are_named(tmp_path):
         open_original(TINY, str(path), 5)
 
 
-def test_a_checkpoint_brings_its_preprocessing(tmp_path):
+def test_preprocessing_comes_from_the_checkpoint(tmp_path):
     model = FullResolution(torchvision.models.get_model(TINY, num_classes=3), (1 / 64,) * 3, (-2.0,) * 3)
     path = tmp_path / "model.safetensors"
     save_classifier(path, model, TINY, ["a", "b", "c"], Input(96, 100, interpolation="bicubic"))
@@ -208,14 +207,14 @@ def test_a_checkpoint_brings_its_preprocessing(tmp_path):
     assert (original.labels, original.input) == (("a", "b", "c"), Input(96, 100, interpolation="bicubic"))
     assert torch.allclose(original.classifier().image_scale, model.image_scale)
     assert torch.allclose(original.classifier().image_shift, model.image_shift)
-    for name in (f"{TINY}_half", f"{TINY}_at_64"):  # no names of WAE around them
+    for name in (f"{TINY}_half", f"{TINY}_at_64"):  # WAE cannot be built around these
         save_classifier(tmp_path / "other.safetensors", named(name, 3), name, ["a", "b", "c"], force=True)
         with pytest.raises(CheckpointError, match=f"holds {name}; need a stock network"):
             open_original(str(tmp_path / "other.safetensors"), None, 3)
 
 
-def test_an_accelerated_network_of_our_own_is_known_by_its_name(tmp_path):
-    """An acceleration of small_photo_vgg trained to its end, and then could not be written."""
+def test_an_accelerated_network_of_ours_is_saved_by_name(tmp_path):
+    """Otherwise an acceleration of small_photo_vgg trains to its end and then cannot be saved."""
     path, form = tmp_path / "model.safetensors", Form(64)
     original = named("small_photo_vgg", 3)
     save_classifier(path, original, "small_photo_vgg", ["a", "b", "c"], Input(64))
@@ -231,7 +230,7 @@ def test_an_accelerated_network_of_our_own_is_known_by_its_name(tmp_path):
 # ---------------------------------------------------------------------------------------- around the original
 
 
-def test_the_start_is_the_original_at_half_the_resolution():
+def test_the_initial_network_is_the_original_at_half_the_resolution():
     network = build().eval()
     model = accelerated(network, Form(48)).eval()
     images = torch.randint(256, (4, 3, 48, 48), dtype=torch.uint8)
@@ -245,19 +244,19 @@ def test_the_start_is_the_original_at_half_the_resolution():
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_what_replaces_a_matrix_is_in_its_mode(training):
+def test_a_body_without_its_matrix_keeps_the_training_mode(training):
     for part in (split, partial(with_classes, classes=2)):
         body, _ = part(build().train(training), size=(24, 24))
         assert {module.training for module in body.modules()} == {training}
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_what_is_around_a_network_is_in_its_mode(training):
+def test_an_accelerated_network_has_the_originals_training_mode(training):
     network = build().train(training)
     assert {module.training for module in accelerated(network, Form(48)).modules()} == {training}
 
 
-def test_the_low_body_sees_the_small_image_that_it_knows():
+def test_the_low_body_sees_a_small_image_in_its_units():
     from wae.data import photos
 
     model = accelerated(build(), Form(64))
@@ -293,7 +292,7 @@ def test_a_linear_start_is_fitted_to_the_images_in_the_units_of_the_low_body():
     assert (decoded - wanted).norm() <= 1e-5 * wanted.norm()
 
 
-def test_an_auto_encoder_whose_low_is_no_image_is_refused():
+def test_an_auto_encoder_whose_low_is_not_a_small_image_is_refused():
     model = accelerated(build(), Form(64))
     load_autoencoder(model, weights_file.WEIGHTS / "autoencoder.safetensors")
     with torch.no_grad():
@@ -304,13 +303,13 @@ def test_an_auto_encoder_whose_low_is_no_image_is_refused():
 
 
 @pytest.mark.parametrize(("entry", "value"), [("size", 1), ("size", 2.0), ("factor", 0), ("factor", True)])
-def test_forms_that_make_no_sense(entry, value):
+def test_wrong_forms_are_refused(entry, value):
     with pytest.raises(ValueError, match=f"{entry} must be an integer"):
         Form(**{"size": 64, entry: value})
 
 
 @pytest.mark.slow
-def test_an_accelerated_network_of_a_library_comes_back_from_its_file(tmp_path):
+def test_an_accelerated_network_of_a_library_is_saved_and_loaded(tmp_path):
     network = torchvision.models.get_model(TINY, num_classes=3)
     model, form = accelerated(network, Form(64, 2)).eval(), Form(64, 2)
     path, name = tmp_path / "c", f"wae_{TINY}"

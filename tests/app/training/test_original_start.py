@@ -1,4 +1,4 @@
-"""``wae train --original``: WAE made of the trained network at full resolution, and taught by it."""
+"""``wae train --original``: WAE initialised and distilled from the trained network at full resolution."""
 
 import pytest
 import torch
@@ -14,8 +14,8 @@ from wae.training.original_start import made_of_original
 from wae.training.plan import Plan, Stage, find, read
 from wae.training.pretrained import scale_for_photos
 
-TAUGHT = {"mimic_weight": 1.0, "mimic_temperature": 4.0, "mimic_mirrored": True}
-ORDER = ("road", "car", "sky")  # not that of the data
+DISTILLED = {"mimic_weight": 1.0, "mimic_temperature": 4.0, "mimic_mirrored": True}
+ORDER = ("road", "car", "sky")  # another than in the data
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def original(tmp_path):
 
 @pytest.fixture
 def train(scenes, original, tmp_path):
-    """Run ``wae train`` by the tiny plan with the arguments."""
+    """Runs ``wae train`` by the tiny plan, with further arguments."""
     (tmp_path / "tiny.toml").write_text(TINY_PLAN.replace("wae_enet", "wae_icnet"))
 
     def run(*arguments):
@@ -66,30 +66,30 @@ def assert_parameters_of(model, expected):
         assert torch.equal(model.get_parameter(name), parameter), name
 
 
-def test_wae_begins_with_the_networks_weights_and_is_taught_by_it(train, original, tmp_path, teachers):
+def test_wae_is_initialised_from_the_original_and_distilled_from_it(train, original, tmp_path, teachers):
     assert train("--original", original, "--learning-rate", 0) == 0
     made = tmp_path / "out" / "model.safetensors"
     model, network = load_classifier(made), load_classifier(original)
     assert (describe(made).network, describe(made).labels) == ("wae_enet", ORDER)
-    assert describe(made).input.shape == (24, 32)  # the original's, which is not that of the data
+    assert describe(made).input.shape == (24, 32)  # the original's, not that of the data
     assert_parameters_of(model.low_network, network.network)
     assert torch.equal(model.image_scale, network.image_scale)
     images = torch.randint(256, (2, 3, 36, 48), dtype=torch.uint8)
     torch.testing.assert_close(teachers[-1].eval()(images), network.eval()(images))
     plan = read(tmp_path / "out" / "plan.toml")
     assert (plan.model, plan.start, plan.norm_statistics) == ("wae_enet", "random", "kept")
-    assert [stage.learning_rate for stage in plan.stages] == [0, 0]  # as asked
-    assert {name: getattr(plan.stages[1], name) for name in TAUGHT} == TAUGHT
+    assert [stage.learning_rate for stage in plan.stages] == [0, 0]  # as given
+    assert {name: getattr(plan.stages[1], name) for name in DISTILLED} == DISTILLED
     assert train("--original", original, "--learning-rate", 0, "--resume") == 0
 
 
-def test_half_the_resolution_is_made_of_it_too(train, original, tmp_path):
+def test_half_the_resolution_is_initialised_from_the_original_too(train, original, tmp_path):
     assert train("--original", original, "--model", "enet_half", "--learning-rate", 0) == 0
     made = load_classifier(tmp_path / "out" / "model.safetensors")
     assert_parameters_of(made, load_classifier(original))
 
 
-def test_a_teacher_of_ones_own_teaches_instead(train, original, tmp_path, teachers):
+def test_another_teacher_can_be_given(train, original, tmp_path, teachers):
     other = checkpoint(tmp_path / "other.safetensors", "enet_half", CLASSES[:3])
     assert train("--original", original, "--teacher", other) == 0
     images = torch.randint(256, (2, 3, 36, 48), dtype=torch.uint8)
@@ -98,7 +98,7 @@ def test_a_teacher_of_ones_own_teaches_instead(train, original, tmp_path, teache
     torch.testing.assert_close(teachers[-1].eval()(images), in_order)
 
 
-def test_a_training_of_another_original_does_not_go_on(train, original, tmp_path, capsys):
+def test_resuming_with_another_original_is_refused(train, original, tmp_path, capsys):
     assert train("--original", original) == 0
     torch.manual_seed(4)
     save_classifier(original, build("enet", 3), "enet", ORDER, whole(36, 48), force=True)
@@ -106,25 +106,23 @@ def test_a_training_of_another_original_does_not_go_on(train, original, tmp_path
     assert "--original" in capsys.readouterr().err
 
 
-def test_the_plan_keeps_its_entries_but_for_the_start():
+def test_a_plan_keeps_its_entries_except_start_and_statistics():
     plan = find("camvid")
     made = made_of_original(plan)
     assert (made.start, made.norm_statistics, made.batch) == ("random", "kept", plan.batch)
     assert [stage.learning_rate for stage in made.stages] == [3e-4, 2e-3, 2e-3]
     own = Plan("wae_enet", (Stage("classifier", 1, 0.1, mimic_weight=0.5), Stage("joint", 1, 0.1)))
-    assert made_of_original(own).stages == own.stages  # a recipe of one's own is kept
+    assert made_of_original(own).stages == own.stages  # with its own distillation
 
 
-def test_the_plan_that_a_training_wrote_does_it_again(train, original, tmp_path):
+def test_training_resumes_by_the_plan_that_it_wrote(train, original, tmp_path):
     assert train("--original", original, "--learning-rate", 0) == 0
     assert train("--original", original, "--plan", tmp_path / "out" / "plan.toml", "--resume") == 0
 
 
-def test_a_teacher_whose_scores_teach_nothing_is_refused_before_the_first_step(
-    train, original, tmp_path, capsys
-):
-    whole_images = checkpoint(tmp_path / "small.safetensors", "small_photo_vgg")
-    assert train("--original", original, "--teacher", whole_images) == 1
+def test_an_unusable_teacher_is_refused_before_the_first_step(train, original, tmp_path, capsys):
+    classifier = checkpoint(tmp_path / "small.safetensors", "small_photo_vgg")
+    assert train("--original", original, "--teacher", classifier) == 1
     assert "small_photo_vgg is a classifier, but the data have a class for each pixel" in (
         capsys.readouterr().err
     )
@@ -137,7 +135,7 @@ def test_a_teacher_whose_scores_teach_nothing_is_refused_before_the_first_step(
     assert not (tmp_path / "out" / "state.safetensors").exists()
 
 
-def test_what_has_no_blocks_of_2x2_pixels_is_no_start(train, original, capsys):
+def test_images_without_finite_blocks_of_2x2_pixels_are_refused(train, original, capsys):
     assert train("--original", original, "--size", "1x3") == 1
     assert "needs images of at least 2 x 2 pixels, got 1 x 3" in capsys.readouterr().err
     network = load_classifier(original)
@@ -147,7 +145,7 @@ def test_what_has_no_blocks_of_2x2_pixels_is_no_start(train, original, capsys):
     assert "numbers are finite in the network's units" in capsys.readouterr().err
 
 
-def test_what_cannot_be_begun_with_is_said(train, original, tmp_path, capsys):
+def test_an_unusable_original_is_refused(train, original, tmp_path, capsys):
     def refused(*arguments):
         assert train(*arguments) == 1
         assert not (tmp_path / "out").exists()
@@ -171,7 +169,7 @@ def test_what_cannot_be_begun_with_is_said(train, original, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("number", [20, 3])
-def test_images_that_cannot_be_read_are_no_start(number):
+def test_images_that_cannot_be_read_are_refused(number):
     class Unreadable:
         def __len__(self):
             return number

@@ -1,4 +1,4 @@
-"""Training networks that score pixels: the same loop, stages and checkpoints as for classifiers."""
+"""Training segmentation networks: the loop, stages and checkpoints are those of classifiers."""
 
 import json
 import math
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from rich.console import Console
 from scenes import TINY_PLAN, small_network, small_segmenter, write_scenes
 from torch import nn
+from trained import StopAt
 
 from wae import cli
 from wae.commands import train as command
@@ -44,7 +45,7 @@ PLAN = Plan(
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
-    """20 images to train on."""
+    """A folder with 20 training images."""
     return write_scenes(tmp_path_factory.mktemp("scenes"))
 
 
@@ -93,7 +94,7 @@ def test_each_stage_trains_its_own_parts(scenes, stage, moved):
         assert torch.equal(parameter, before[name]) != wanted, name
 
 
-def test_a_network_without_an_encoder_takes_the_stages_with_labels(scenes):
+def test_a_network_without_an_encoder_is_trained_by_the_stages_with_labels(scenes):
     network = small_network()
     model = build("enet", 3)
     model.network = network
@@ -104,7 +105,7 @@ def test_a_network_without_an_encoder_takes_the_stages_with_labels(scenes):
     assert history[-1].accuracy.mean_iou > 0.8
 
 
-def test_the_scores_of_low_learn_by_themselves_where_they_have_a_weight(scenes):
+def test_the_scores_of_low_have_their_own_loss_if_low_weight_is_set(scenes):
     model, (images, labels) = small_segmenter().eval(), data(scenes).batch(range(4), 0)
     losses = Objective(model, replace(JOINT, low_weight=0.5, transform_weight=0.0))(images, labels)
     coarse = model.low_network(model.low_norm(model.decompose(images)[0]))
@@ -116,7 +117,7 @@ def test_the_scores_of_low_learn_by_themselves_where_they_have_a_weight(scenes):
 
 
 class Guided(nn.Module):
-    """Auxiliary scores beside those that count, in training."""
+    """Returns auxiliary scores besides the main ones, in training."""
 
     auxiliary: ClassVar[dict[str, float]] = {"coarse": 0.4}
 
@@ -130,7 +131,7 @@ class Guided(nn.Module):
 
 
 @pytest.mark.parametrize("form", [FullResolutionSegmenter, HalfResolutionSegmenter, wae_segmenter])
-def test_auxiliary_scores_count_by_the_weights_of_their_network(scenes, form):
+def test_auxiliary_losses_have_the_weights_that_the_network_gives_them(scenes, form):
     torch.manual_seed(0)
     model, seen = form(Guided()).train(), []
     network = next(module for module in model.modules() if isinstance(module, Guided))
@@ -150,7 +151,7 @@ def test_auxiliary_scores_count_by_the_weights_of_their_network(scenes, form):
 # ------------------------------------------------------------------------------------------- loss and measure
 
 
-def test_rare_classes_count_more_and_pixels_that_are_not_counted_nothing():
+def test_rare_classes_count_more_and_ignored_pixels_do_not_count():
     weights = class_weights(torch.tensor([0.9, 0.1, 0.0]), 1.02)
     assert weights.tolist() == pytest.approx([1 / math.log(1.92), 1 / math.log(1.12), 1 / math.log(1.02)])
     torch.manual_seed(0)
@@ -168,14 +169,14 @@ def test_rare_classes_count_more_and_pixels_that_are_not_counted_nothing():
                                F.cross_entropy(scores[:, :, 0, 0], labels[:, 0, 0].clamp(min=0)))  # fmt: skip
 
 
-def test_a_teacher_of_pixels_is_mimicked_pixel_by_pixel():
+def test_the_mimic_loss_of_pixels_is_that_of_as_many_images():
     torch.manual_seed(0)
     scores, wanted = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
     flat = (x.permute(0, 2, 3, 1).reshape(-1, 3) for x in (scores, wanted))
     torch.testing.assert_close(mimic_loss(scores, wanted, 2.0), mimic_loss(*flat, 2.0))
 
 
-def test_the_weights_of_a_stage_are_those_of_the_training_labels(scenes):
+def test_class_weights_come_from_the_training_labels(scenes):
     shares = data(scenes).shares()
     seen = []
 
@@ -193,7 +194,7 @@ def test_the_weights_of_a_stage_are_those_of_the_training_labels(scenes):
     assert seen[0] == pytest.approx(expected.item(), rel=1e-3)
 
 
-def test_class_balance_is_for_labels_of_pixels_and_above_one():
+def test_class_balance_must_exceed_1_and_needs_pixel_labels():
     with pytest.raises(PlanError, match=r"must be 0 or a number above 1, got 0\.5"):
         Stage("classifier", 1, 0.1, class_balance=0.5)
     from trained import network
@@ -205,7 +206,7 @@ def test_class_balance_is_for_labels_of_pixels_and_above_one():
     run_classifier(replace(plan, stages=(replace(plan.stages[0], kind="transform"),)), network())  # no labels
 
 
-def test_the_measures_are_those_of_a_confusion_matrix(scenes):
+def test_accuracies_are_those_of_a_confusion_matrix(scenes):
     counts = counts_for(data(scenes))  # three classes
     right = torch.tensor([[0, 0, 0, 0, 0, 1, NOT_COUNTED, NOT_COUNTED]])
     taken = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 0]])
@@ -222,7 +223,7 @@ def test_the_measures_are_those_of_a_confusion_matrix(scenes):
         counts_for(data(scenes)).result()
 
 
-def test_fewer_of_large_images_are_measured_first(scenes, monkeypatch):
+def test_fewer_images_are_measured_if_they_are_large(scenes, monkeypatch):
     monkeypatch.setattr(norms, "_SAMPLE", 8)
     assert norms._most(data(scenes)) == 8
     for side, most in ((448, 2), (2048, 1)):
@@ -232,28 +233,16 @@ def test_fewer_of_large_images_are_measured_first(scenes, monkeypatch):
 # ------------------------------------------------------------------------------------------------ checkpoints
 
 
-class StopAt(Observer):
-    def __init__(self, epochs):
-        self.left = epochs
-
-    def start(self, plan, stage, epoch, steps):
-        self.left -= 1
-
-    def step(self, number, losses):
-        if self.left == 0 and number == 2:
-            raise KeyboardInterrupt
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("epoch", [1, 3, 5])
-def test_a_stopped_training_goes_on_as_if_it_had_not_stopped(scenes, tmp_path, epoch):
-    whole_run, wanted = run(scenes)
+def test_resume_after_interruption_gives_the_same_weights(scenes, tmp_path, epoch):
+    uninterrupted, expected = run(scenes)
     with pytest.raises(KeyboardInterrupt):
         run(scenes, state=tmp_path / "state", observer=StopAt(epoch))
     model, history = run(scenes, model=small_segmenter(1), state=tmp_path / "state", resume=True)
-    assert [epoch.losses for epoch in history] == [epoch.losses for epoch in wanted]
-    assert [epoch.accuracy for epoch in history] == [epoch.accuracy for epoch in wanted]
-    for name, tensor in whole_run.state_dict().items():
+    assert [epoch.losses for epoch in history] == [epoch.losses for epoch in expected]
+    assert [epoch.accuracy for epoch in history] == [epoch.accuracy for epoch in expected]
+    for name, tensor in uninterrupted.state_dict().items():
         assert torch.equal(tensor, model.state_dict()[name]), name
     with pytest.raises(CheckpointError, match="data that differs in file names"):
         train(model, PLAN, data(scenes).subset(range(10)), None, state=tmp_path / "state", resume=True)
@@ -262,12 +251,12 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_stopped(scenes, tmp_path, e
 @pytest.mark.parametrize(
     "name", ["enet", "enet_half", "wae_enet", "wae_mobilenet_deconv_compensated", "lraspp_mobilenet_v3_large"]
 )
-def test_networks_come_back_from_files(tmp_path, name):
+def test_networks_are_saved_and_loaded(tmp_path, name):
     rehearse(tmp_path, build(name, 4), name, list("abcd"), whole(36, 48))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_history_of_both_kinds_of_measures_comes_back():
+def test_either_kind_of_accuracy_in_a_history_is_restored():
     for accuracy in (Accuracy(0.5, 0.6, 0.7, 8), PixelAccuracy(0.5, 0.6, 0.7, 0.8, 9), None):
         entry = {"stage": 0, "kind": "joint", "epoch": 1, "losses": {}, "accuracy": accuracy, "seconds": 1.0}
         found = trainer._epoch(json.loads(json.dumps(entry))).accuracy
@@ -280,8 +269,8 @@ def test_a_history_of_both_kinds_of_measures_comes_back():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["enet", "enet_half"])
-def test_a_network_without_wae_is_trained_by_the_plan_for_pixels(scenes, tmp_path, name):
-    """Which weighs the scores of the network on ``low``, that it has not."""
+def test_a_network_without_wae_is_trained_by_the_default_plan(scenes, tmp_path, name):
+    """That plan has a ``low_weight``, for a network on ``low``, which this one lacks."""
     out = tmp_path / "out"
     arguments = ["train", "--data", scenes, "--model", name, "--epochs", 1, "--batch", 10, "-o", out]
     assert cli.main([str(argument) for argument in arguments]) == 0
@@ -289,7 +278,7 @@ def test_a_network_without_wae_is_trained_by_the_plan_for_pixels(scenes, tmp_pat
 
 
 @pytest.mark.slow
-def test_wae_train_trains_a_segmenter_by_its_name(scenes, tmp_path, capsys):
+def test_wae_train_trains_a_segmenter(scenes, tmp_path, capsys):
     (tmp_path / "tiny.toml").write_text(TINY_PLAN)
     out = tmp_path / "out"
     arguments = ["train", "--data", scenes, "--plan", tmp_path / "tiny.toml", "--size", "36x40", "-o", out]
@@ -310,7 +299,7 @@ def test_wae_train_trains_a_segmenter_by_its_name(scenes, tmp_path, capsys):
     assert cli.main([*map(str, arguments), "--resume"]) == 0
 
 
-def test_a_classifier_is_refused_where_pixels_have_labels(scenes, tmp_path, capsys):
+def test_a_classifier_is_refused_if_pixels_have_labels(scenes, tmp_path, capsys):
     (tmp_path / "tiny.toml").write_text(TINY_PLAN)
     command = ["train", "--data", scenes, "--plan", tmp_path / "tiny.toml", "--model", "wae_resnet18"]
     assert cli.main([*map(str, command), "-o", str(tmp_path / "out")]) == 1
@@ -322,7 +311,7 @@ def test_a_classifier_is_refused_where_pixels_have_labels(scenes, tmp_path, caps
 
 
 @pytest.mark.parametrize("option", ["--model", "--teacher"])
-def test_a_segmenter_is_refused_where_images_have_one_label(tmp_path, capsys, option):
+def test_a_segmenter_is_refused_if_images_have_labels(tmp_path, capsys, option):
     wrong = "wae_enet" if option == "--model" else str(saved(tmp_path / "teacher", "wae_enet"))
     assert cli.main(["train", "--data", "digits", option, wrong, "-o", str(tmp_path / "o")]) == 1
     assert (
@@ -331,8 +320,8 @@ def test_a_segmenter_is_refused_where_images_have_one_label(tmp_path, capsys, op
     )
 
 
-def test_size_and_limit_that_are_given_hold_where_a_plan_is_looked_for_too(tmp_path):
-    """Of images that are too large to be taken as they are."""
+def test_choosing_a_plan_respects_the_given_size_and_pixel_limit(tmp_path):
+    """These images are too large to be trained on without a size."""
     folder = write_scenes(tmp_path / "large", (("train", 1), ("val", 1)), (16, 2064))
     line = ["train", "--data", str(folder), "-o", str(tmp_path / "out")]
 
@@ -345,12 +334,12 @@ def test_size_and_limit_that_are_given_hold_where_a_plan_is_looked_for_too(tmp_p
 
 
 def saved(path, name="enet", size=(40, 48)):
-    """A checkpoint of such a network with random weights, for the scenes' classes."""
+    """Save a network with random weights, for the classes of the scenes; returns ``path``."""
     save_classifier(path, build(name, 3), name, ("sky", "road", "car"), whole(*size))
     return path
 
 
-def test_the_test_images_are_scaled_to_the_size_of_the_training_images(tmp_path):
+def test_test_images_are_scaled_to_the_size_of_the_training_images(tmp_path):
     write_scenes(tmp_path / "data", parts=(("train", 2),))
     write_scenes(tmp_path / "other", parts=(("val", 1),), size=(60, 50))
     (tmp_path / "other" / "val").rename(tmp_path / "data" / "val")
@@ -358,7 +347,7 @@ def test_the_test_images_are_scaled_to_the_size_of_the_training_images(tmp_path)
     assert [part.shape for part in sets] == [(36, 48), (36, 48)]
 
 
-def test_wae_eval_measures_pixels_in_the_size_of_the_checkpoint(tmp_path, capsys):
+def test_wae_eval_measures_at_the_size_of_the_checkpoint(tmp_path, capsys):
     path, folder = saved(tmp_path / "enet.safetensors"), write_scenes(tmp_path / "data")
     (folder / "val" / "images" / ".hidden.png").touch()
     assert cli.main(["eval", str(path), "--data", str(folder), "--seconds", "0", "--json"]) == 0
@@ -377,7 +366,7 @@ def test_wae_eval_refuses_data_of_the_other_kind(scenes, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_deployed_segmenters_are_measured_in_their_size(scenes, tmp_path, capsys):
+def test_wae_eval_measures_deployed_segmenters(scenes, tmp_path, capsys):
     path = saved(tmp_path / "enet.safetensors")
     options = ["--deployed", "float32", "--engine", "eager", "--batch", "2", "--seconds", "0"]
     assert cli.main(["eval", str(path), "--data", str(scenes), *options]) == 0

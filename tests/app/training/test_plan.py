@@ -1,4 +1,4 @@
-"""Plans: what a file may say, what is refused, and those that come with the package."""
+"""Plans: what a file may contain, what is refused, and the plans that come with the package."""
 
 from dataclasses import fields, replace
 
@@ -13,12 +13,12 @@ STAGE = {"kind": "joint", "epochs": 2, "learning_rate": 0.1}
 SHIPPED = sorted(path.stem for path in PLANS.glob("*.toml"))
 
 
-def test_there_are_plans():
+def test_plans_come_with_the_package():
     assert {"digits", "wae_resnet50", "wae_vgg16"} <= set(SHIPPED)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_a_shipped_plan_trains_a_network_of_ours_and_comes_back_from_toml(name, tmp_path):
+def test_a_shipped_plan_names_a_known_network_and_survives_toml(name, tmp_path):
     shipped = plan.find(name)
     own = {*NETWORKS, *PARTS, *(f"wae_{name}" for name in segmentation.NETWORKS)}
     assert shipped.model in own
@@ -36,12 +36,12 @@ def test_the_papers_plans_have_its_stages_and_its_gamma(name):
     assert papers.stages[2].transform_weight == 1e-3
 
 
-def test_a_stage_that_lasts_longer_or_shorter_keeps_the_shares_of_its_warm_up_and_its_steps():
-    """With fewer epochs the warm-up was longer than the training, and the rate never reached its height."""
+def test_lasting_scales_warm_up_and_step_epochs():
+    """A warm-up of unchanged length could outlast the training, and the rate never reach its maximum."""
     cosine = Stage("joint", 20, 0.1, warmup=3.0)
     assert cosine.lasting(5) == replace(cosine, epochs=5, warmup=0.75)
     assert cosine.lasting(40) == replace(cosine, epochs=40, warmup=6.0)
-    uneven = replace(cosine, epochs=3, warmup=0.1)  # of which 0.1 * 3 / 3 is not 0.1
+    uneven = replace(cosine, epochs=3, warmup=0.1)  # in floating point, 0.1 * 3 / 3 is not 0.1
     assert uneven.lasting(3) == uneven
     stepped = replace(cosine, schedule="step", step_epochs=8)
     assert [stepped.lasting(epochs).step_epochs for epochs in (5, 7, 40, 1)] == [2, 3, 16, 1]
@@ -60,7 +60,7 @@ def test_a_plan_for_some_stages_or_for_a_network_without_an_encoder():
         plain.only("transform")
 
 
-def test_what_has_no_part_that_works_on_low_has_no_weight_for_it():
+def test_a_network_without_low_has_no_low_weight():
     whole = plan.find("camvid")
     weights = [stage.low_weight for stage in whole.stages if stage.kind != "transform"]
     assert any(weights)
@@ -100,7 +100,7 @@ def test_what_has_no_part_that_works_on_low_has_no_weight_for_it():
     ],
     ids=str,
 )
-def test_plans_that_are_refused(entries, message):
+def test_wrong_plans_are_refused(entries, message):
     whole = entries if "model" in entries or not entries else {"model": "m", "stages": [STAGE], **entries}
     with pytest.raises(PlanError, match=message):
         plan.from_dict(whole)
@@ -133,7 +133,7 @@ def test_an_error_in_a_file_names_it(tmp_path, content, message):
 
 
 @pytest.mark.parametrize("name", ["nothing", "../digits", "/etc/passwd.toml", ""])
-def test_a_plan_that_is_not_there(name):
+def test_an_unknown_plan_is_refused(name):
     with pytest.raises(
         PlanError, match="is neither a file nor one of the plans autoencoder, camvid, digits, "
     ):
@@ -144,7 +144,7 @@ def test_a_plan_can_be_made_in_python():
     assert plan.from_dict({"model": "m", "stages": [STAGE]}) == Plan("m", (Stage(**STAGE),))
 
 
-def test_an_entry_that_an_older_plan_did_not_have_had_its_default():
+def test_an_entry_that_an_older_plan_lacks_has_its_default():
     one = plan.from_dict({"model": "m", "stages": [STAGE]})
     made = one.as_dict()
     del made["stages"][0]["low_weight"]
@@ -154,16 +154,16 @@ def test_an_entry_that_an_older_plan_did_not_have_had_its_default():
     assert plan.differences({**made, "later": 1}, one) == "later (1, not None), low_weight (None, not 0.0)"
 
 
-def test_what_changed_is_named_in_order_and_with_short_values_alone():
+def test_changed_entries_are_named_in_order_and_without_long_values():
     assert plan.changed(dict.fromkeys("hgfedcba", "x" * 60), {}) == [*"abcdefgh"]
 
 
-def test_the_weights_of_the_losses_are_the_papers_where_a_plan_says_nothing():
+def test_default_loss_weights_are_the_papers():
     stage = Stage("joint", 1, 0.1)
     assert (stage.energy_weight, stage.transform_weight) == (1e-3, 1e-3)  # lambda and gamma
 
 
-def test_plans_of_other_numbers_of_stages_differ_in_that():
+def test_differences_name_the_stage_or_the_number_of_stages():
     stage = Stage("joint", 1, 0.1)
     made = Plan("m", (stage,)).as_dict()
     assert plan.differences(made, Plan("m", (stage,))) == ""

@@ -1,4 +1,4 @@
-"""Processes of one round find each other in torchrun's store, and a machine that was lost is replaced."""
+"""Several processes: how they join and agree, errors in one of them, and replacing a lost machine."""
 
 from __future__ import annotations
 
@@ -29,15 +29,21 @@ learning_rate = 0.05
 """
 ADDRESSES = "10.77.0.1", "10.77.0.2"
 INTO = "nsenter --user --net --preserve-credentials --target".split()
+TORCHRUN = [sys.executable, *"-m torch.distributed.run --standalone --nproc-per-node 2".split()]
 
 
-def test_processes_of_a_round_agree_whatever_earlier_ones_left_in_the_store() -> None:
+def run_in_two_processes(code: str, folder: Path) -> None:
+    (folder / "program.py").write_text(code)
+    subprocess.run([*TORCHRUN, str(folder / "program.py")], check=True, timeout=300)
+
+
+def test_processes_of_a_round_agree_whatever_earlier_rounds_left_in_the_store() -> None:
     server = dist.TCPStore("127.0.0.1", 0, is_master=True)
     stores = [server, *(dist.TCPStore("127.0.0.1", server.port, is_master=False) for _ in range(2))]
     names = set()
     with ThreadPoolExecutor(3) as threads:
         for _ in range(3):
-            server.queue_push("round", "of one that was killed while it waited")
+            server.queue_push("round", "of a process that was killed while it waited")
             agreed = set(threads.map(_round, stores, range(3), [3] * 3))
             assert len(agreed) == 1
             names |= agreed
@@ -45,10 +51,10 @@ def test_processes_of_a_round_agree_whatever_earlier_ones_left_in_the_store() ->
 
 
 @pytest.mark.parametrize("missing", [None, "WORLD_SIZE", "MASTER_ADDR"])
-def test_a_process_joins_the_others_where_torchrun_says_who_they_are(
+def test_a_process_joins_a_group_only_if_all_variables_of_torchrun_are_set(
     monkeypatch: pytest.MonkeyPatch, missing: str | None
 ) -> None:
-    """Schedulers set some of these variables too. Afterwards all is as before."""
+    """Schedulers set some of them too. Afterwards there is no group."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -71,7 +77,7 @@ def test_a_process_joins_the_others_where_torchrun_says_who_they_are(
         raise RuntimeError("of its own")
 
 
-def test_all_go_by_what_the_first_of_several_processes_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_agree_on_the_value_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
     store = dist.HashStore()
@@ -96,11 +102,9 @@ dist.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_the_others_wait_for_the_first_longer_than_a_collective_would(tmp_path: Path) -> None:
-    """NCCL's limit is 10 minutes, and the first process measures for as long as it takes."""
-    (tmp_path / "late.py").write_text(LATE)
-    torchrun = "-m torch.distributed.run --standalone --nproc-per-node 2"
-    subprocess.run([sys.executable, *torchrun.split(), str(tmp_path / "late.py")], check=True, timeout=300)
+def test_the_others_wait_for_the_first_longer_than_a_collective_does(tmp_path: Path) -> None:
+    """NCCL's limit is 10 minutes, but the first process may measure for longer."""
+    run_in_two_processes(LATE, tmp_path)
 
 
 INFINITE = """
@@ -132,11 +136,9 @@ with joined("cpu"):
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_no_number_in_one_process_ends_the_training_in_all(tmp_path: Path) -> None:
-    """A trial of wae accelerate is followed by the next; half of them were still in the first."""
-    (tmp_path / "infinite.py").write_text(INFINITE)
-    torchrun = [sys.executable, *"-m torch.distributed.run --standalone --nproc-per-node 2".split()]
-    subprocess.run([*torchrun, str(tmp_path / "infinite.py")], check=True, timeout=300)
+def test_an_infinite_loss_in_one_process_ends_the_training_in_all(tmp_path: Path) -> None:
+    """Otherwise one process begins the next trial of wae accelerate while the other waits in this one."""
+    run_in_two_processes(INFINITE, tmp_path)
 
 
 LOST = """
@@ -151,18 +153,14 @@ with pytest.raises(LostProcessError, match="^another process .* has ended .*[^.]
 
 
 @pytest.mark.slow
-def test_the_loss_of_another_process_is_told_as_that(tmp_path: Path) -> None:
-    """In a line: it was gloo's traceback."""
-    (tmp_path / "lost.py").write_text(LOST)
-    torchrun = "-m torch.distributed.run --standalone --nproc-per-node 2"
-    subprocess.run([sys.executable, *torchrun.split(), str(tmp_path / "lost.py")], check=True, timeout=300)
+def test_a_lost_process_is_reported_in_one_line(tmp_path: Path) -> None:
+    """Not as gloo's traceback."""
+    run_in_two_processes(LOST, tmp_path)
 
 
 @pytest.mark.parametrize("name", [None, "cuda"])
-def test_each_process_of_a_machine_has_a_gpu_of_its_own(
-    monkeypatch: pytest.MonkeyPatch, name: str | None
-) -> None:
-    """Told by the error, as no machine has so many."""
+def test_each_process_of_a_machine_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch, name: str | None) -> None:
+    """The error tells, because no machine has that many."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setenv("LOCAL_RANK", "120")
     with pytest.raises(ValueError, match="device cuda:120 cannot be used here"), joined(name):
@@ -170,7 +168,7 @@ def test_each_process_of_a_machine_has_a_gpu_of_its_own(
 
 
 @pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"])
-def test_a_number_of_torchrun_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_wrong_number_from_torchrun_is_named(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "-1")
     with pytest.raises(ValueError, match=f"^{name} must be a whole number, got '-1'"), joined("cpu"):
         pass
@@ -181,7 +179,7 @@ def test_a_number_of_torchrun_that_is_none_is_named(monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def machines() -> Iterator[list[int]]:
-    """Two network namespaces with a cable between them: the processes that hold them open."""
+    """Two connected network namespaces, as the ids of the processes that hold them open."""
     if missing := [program for program in ("ip", "nsenter", "unshare") if shutil.which(program) is None]:
         pytest.skip(f"needs {', '.join(missing)} (util-linux, iproute2)")
     held = [network("unshare", "--user", "--map-root-user")]
@@ -227,7 +225,7 @@ class Node:
             f"--rdzv-conf is_host={int(number == 0)},keep_alive_interval=1"
         )
         alone = "unshare --pid --fork --kill-child --mount sh -c".split()
-        # With names for the addresses, else they ask a server that is not there.
+        # Names for the addresses: there is no server to look them up.
         run = f'mount --bind {hosts} /etc/hosts && exec "$0" "$@"'
         environment = {
             **os.environ,
@@ -239,7 +237,7 @@ class Node:
         self.process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
     def ended(self) -> str:
-        """Wait for it; returns what it printed."""
+        """Wait until it has ended; what it printed."""
         said, _ = self.process.communicate(timeout=300)
         assert self.process.returncode == 0
         return said
@@ -250,15 +248,13 @@ class Node:
 
 
 @pytest.mark.slow
-def test_a_machine_that_was_lost_is_replaced_and_the_losses_are_those_of_a_calm_training(
-    machines: list[int], tmp_path: Path
-) -> None:
+def test_replacing_a_lost_machine_does_not_change_the_losses(machines: list[int], tmp_path: Path) -> None:
     (tmp_path / "plan.toml").write_text(PLAN)
     hosts = tmp_path / "hosts"
     own = f"127.0.0.1 localhost {socket.gethostname()}\n"
     hosts.write_text(own + "".join(f"{address} {address}.example\n" for address in ADDRESSES))
     options = f"-m wae.cli train --data digits --device cpu --resume --plan {tmp_path}/plan.toml -o"
-    out, calm = tmp_path / "out", tmp_path / "calm"
+    out, undisturbed = tmp_path / "out", tmp_path / "undisturbed"
     start = partial(Node, hosts=hosts, training=[*options.split(), str(out)])
     nodes = [start(machine, number) for number, machine in enumerate(machines)]
     try:
@@ -275,19 +271,18 @@ def test_a_machine_that_was_lost_is_replaced_and_the_losses_are_those_of_a_calm_
             node.kill()
     assert said.count("resuming after stage 1/1") == 1
 
-    one = "-m torch.distributed.run --standalone --nproc-per-node 2"
     subprocess.run(
-        [sys.executable, *one.split(), *options.split(), str(calm)],
+        [*TORCHRUN, *options.split(), str(undisturbed)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=True,
         timeout=300,
     )
-    assert losses(out) == losses(calm)
+    assert losses(out) == losses(undisturbed)
     assert len(losses(out)) == 5
 
 
 def losses(folder: Path) -> list[float]:
-    """Of the epochs that are done."""
+    """The losses of the epochs that have ended."""
     log = folder / "log.jsonl"
     return (
         [json.loads(line)["losses"]["loss"] for line in log.read_text().splitlines()] if log.exists() else []

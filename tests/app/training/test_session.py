@@ -1,4 +1,4 @@
-"""A training's folder: one at a time, nothing lost, begun or gone on with; networks come back from files."""
+"""A training's folder: one training at a time, no lost files, resuming; networks are saved and loaded."""
 
 import contextlib
 import errno
@@ -64,14 +64,14 @@ def test_a_network_is_saved_and_loaded_before_it_is_trained(tmp_path, name):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_weights_that_are_no_numbers_come_back_too(tmp_path):
+def test_nan_weights_are_saved_and_loaded_too(tmp_path):
     model = build("small_vgg_half", 4)
     next(model.parameters()).data[0] = torch.nan
     rehearse(tmp_path, model, "small_vgg_half", LABELS, Input())
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_whether_images_are_gray_is_known_by_the_data(channels):
+def test_the_data_tells_whether_images_are_grey(channels):
     images = torch.zeros(2, channels, 28, 28, dtype=torch.uint8)
     data = InMemory(images, torch.zeros(2, dtype=torch.long), ("a", "b"), augment=False, seed=0)
     assert session._input(data, data.batch([0], 0)[0]) == Input(28, 28, grayscale=channels == 1)
@@ -86,7 +86,7 @@ def test_every_family_of_torchvision_is_saved_and_loaded(tmp_path, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["regnet_x_400mf", "mnasnet0_5", "wae_mnasnet0_5"])
-def test_a_network_of_a_family_that_was_not_loaded_is_trained_evaluated_and_used(tmp_path, name, capsys):
+def test_a_network_is_trained_evaluated_and_used(tmp_path, name, capsys):
     options = "--data", "digits", "--plan", tmp_path / "plan.toml"
     (tmp_path / "plan.toml").write_text(
         SMALL.replace("small_vgg_half", name).replace("epochs = 2", "epochs = 1")
@@ -98,7 +98,7 @@ def test_a_network_of_a_family_that_was_not_loaded_is_trained_evaluated_and_used
     assert run("eval", weights, "--data", "digits", "--seconds", 0.05) == 0
 
 
-def test_what_does_not_come_back_ends_the_training_before_it_begins(train, monkeypatch, tmp_path, capsys):
+def test_a_network_that_changes_when_saved_is_refused_before_training(train, monkeypatch, tmp_path, capsys):
     def other(path, original):
         model = load_classifier(path, original)
         next(model.parameters()).data[0] += 1
@@ -113,7 +113,7 @@ def test_what_does_not_come_back_ends_the_training_before_it_begins(train, monke
 # ---------------------------------------------------------------------------------------- nothing is lost
 
 
-def test_files_to_start_from_are_not_in_the_output(train, tmp_path, capsys):
+def test_files_to_start_from_must_not_be_in_the_output(train, tmp_path, capsys):
     assert train("--epochs", 1) == 0
     model = tmp_path / "out" / "model.safetensors"
     kept = model.read_bytes()
@@ -137,11 +137,11 @@ def test_old_files_stay_until_new_ones_replace_them(train, tmp_path, monkeypatch
         patch.setattr(session.Terminal, "start", start)
         assert train("--force", "--seed", 1) == 130
     assert model.read_bytes() == kept
-    assert train("--resume", "--seed", 1) == 0  # the new one, from its beginning
+    assert train("--resume", "--seed", 1) == 0  # the new training, from its beginning
     assert model.read_bytes() != kept
 
 
-def test_workers_and_device_are_those_that_are_asked_for(train, monkeypatch):
+def test_workers_and_device_are_passed_on(train, monkeypatch):
     seen = {}
 
     def stop(*_, **options):
@@ -169,24 +169,24 @@ def test_two_trainings_do_not_share_a_folder(train, tmp_path, monkeypatch, capsy
         pass
 
 
-def test_a_training_waits_for_what_a_killed_one_left_running(tmp_path):
-    """Its processes that read data hold the folder a little longer."""
-    left = threading.Event()
+def test_a_training_waits_for_the_data_readers_of_a_killed_one(tmp_path):
+    """They hold the lock a little longer."""
+    locked = threading.Event()
 
     def reader():
         with alone_in(tmp_path):
-            left.set()
+            locked.set()
             time.sleep(0.15)
 
     thread = threading.Thread(target=reader)
     thread.start()
-    assert left.wait(10)
+    assert locked.wait(10)
     with alone_in(tmp_path):
         pass
     thread.join()
 
 
-def test_a_folder_that_was_there_stays_though_nothing_came_into_it(tmp_path):
+def test_an_empty_folder_is_removed_only_if_it_is_new(tmp_path):
     with alone_in(tmp_path / "made"):
         pass
     with alone_in(tmp_path):
@@ -195,7 +195,7 @@ def test_a_folder_that_was_there_stays_though_nothing_came_into_it(tmp_path):
     assert not (tmp_path / "made").exists()
 
 
-def test_a_file_system_without_locks_keeps_no_training_out(tmp_path, monkeypatch):
+def test_a_file_system_without_locks_is_accepted(tmp_path, monkeypatch):
     def flock(*arguments):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
@@ -204,7 +204,7 @@ def test_a_file_system_without_locks_keeps_no_training_out(tmp_path, monkeypatch
         pass
 
 
-# ----------------------------------------------------------------------------------- one line for a scheduler
+# -------------------------------------------------------------------------------- one command for a scheduler
 
 
 LAUNCH = "-m torch.distributed.run --standalone --nproc-per-node=2 --max-restarts=2 -m wae.cli"
@@ -212,21 +212,21 @@ LINE = "train --data digits --device cpu --epochs 12 --resume --plan"
 
 
 @pytest.mark.slow  # torchrun twice
-def test_torchrun_restarts_a_killed_worker_with_the_same_line(small_plan, tmp_path):
-    """Of either rank: the other one ends too, both go on after the last epoch and end with the same bits."""
+def test_torchrun_restarts_a_killed_worker_with_the_same_command(small_plan, tmp_path):
+    """Of either rank: the other ends too, both resume after the last epoch; the weights are bit-identical."""
     command = [sys.executable, *LAUNCH.split(), *LINE.split(), small_plan, "-o"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     out, log = tmp_path / "out", tmp_path / "out" / "log.jsonl"
     process = subprocess.Popen([*command, out], env=environment, stdout=subprocess.PIPE, text=True)
     try:
-        gone: set[int] = set()
+        previous: set[int] = set()
         for rank, epochs in ((1, 2), (0, 4)):
             deadline = time.monotonic() + 300
-            while not (is_up(there := workers(process.pid), gone) and epochs_in(log) >= epochs):
+            while not (is_up(there := workers(process.pid), previous) and epochs_in(log) >= epochs):
                 assert process.poll() is None
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
-            gone = {*there.values()}
+            previous = {*there.values()}
             os.kill(there[rank], signal.SIGKILL)
         said, _ = process.communicate(timeout=300)
     finally:
@@ -235,14 +235,15 @@ def test_torchrun_restarts_a_killed_worker_with_the_same_line(small_plan, tmp_pa
     assert said.count("resuming after stage 1/1") == 2
     assert epochs_in(log) == 12
 
-    subprocess.run([*command, tmp_path / "whole"], env=environment, check=True, timeout=300)
-    one, other = (load_classifier(folder / "model.safetensors") for folder in (out, tmp_path / "whole"))
+    expected = tmp_path / "uninterrupted"
+    subprocess.run([*command, expected], env=environment, check=True, timeout=300)
+    one, other = (load_classifier(folder / "model.safetensors") for folder in (out, expected))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
-def is_up(there, gone):
-    """Whether both workers run, and none is of those that were there at the last kill."""
-    return len(there) == 2 and not gone & {*there.values()}
+def is_up(there, previous):
+    """Whether both workers run, and neither is one of the ``previous`` ones."""
+    return len(there) == 2 and not previous & {*there.values()}
 
 
 def epochs_in(log):
@@ -250,7 +251,7 @@ def epochs_in(log):
 
 
 def workers(parent):
-    """The processes that ``parent``, torchrun, has started to train, by rank."""
+    """The training processes that ``parent``, torchrun, has started, by rank."""
     found = {}
     for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
         with contextlib.suppress(OSError):  # it has ended
@@ -259,15 +260,15 @@ def workers(parent):
     return found
 
 
-def test_one_line_begins_and_goes_on(train, tmp_path):
-    """`--resume` begins where there is nothing, also in an empty folder, and is content where all is done."""
+def test_resume_starts_continues_or_finds_the_training_finished(train, tmp_path):
+    """So that one command is enough; it also starts in an empty folder."""
     (tmp_path / "out").mkdir()
     assert train("--resume", "--epochs", 1) == 0
     assert train("--resume", "--epochs", 1) == 0
     assert len((tmp_path / "out" / "log.jsonl").read_text().splitlines()) == 1
 
 
-def test_a_training_that_was_killed_before_its_plan_was_written_has_it_when_it_goes_on(train, tmp_path):
+def test_resume_writes_the_plan_if_the_training_was_killed_before_that(train, tmp_path):
     assert train("--epochs", 1) == 0
     plan = tmp_path / "out" / "plan.toml"
     wanted = plan.read_text()
@@ -278,19 +279,18 @@ def test_a_training_that_was_killed_before_its_plan_was_written_has_it_when_it_g
 
 
 @pytest.mark.parametrize("left", [".rehearsal", "plan.toml"])
-def test_a_folder_without_a_checkpoint_is_begun_in(tmp_path, left):
+def test_training_starts_in_a_folder_without_a_checkpoint(tmp_path, left):
     (tmp_path / left).touch()
     session.Session(find("digits"), "digits", tmp_path, resume=True)._check_folder()
 
 
-def test_what_a_training_must_go_on_with(tmp_path):
-    """No limit of pixels, where none is left out by it."""
+def test_a_pixel_limit_that_leaves_out_no_image_may_change_on_resume(tmp_path):
     begun = session.Session(find("digits"), "digits", tmp_path, body_weights="torchvision", max_pixels=9)
     assert begun._sources() == {"--body-weights": "torchvision", "--on-corrupt": "error"}
 
 
 @pytest.mark.parametrize("error", [AssertionError, IndexError])
-def test_a_network_that_refuses_a_size_without_a_word(error):
+def test_an_error_without_a_message_is_named(error):
     class Silent(nn.Module):
         def forward(self, images):
             raise error

@@ -1,4 +1,4 @@
-"""Stage 1 by itself: the plan for a number of steps, its checkpoints, and that training helps."""
+"""Stage 1 alone: the plan for a number of steps, its checkpoints, and that training helps."""
 
 from contextlib import nullcontext
 
@@ -48,7 +48,7 @@ def test_steps_become_epochs(steps, epochs, each):
 
 
 def test_a_short_training_beats_its_linear_start(photos):
-    """Seconds are enough. Measured on crops that were not trained on, of odd size."""
+    """After seconds, on unseen crops of odd size."""
     unseen = Crops(photos, 32, 100, seed=98).batch(range(100), 0)[0][:, :, :31, :31]
     plan = schedule(150, batch=4, learning_rate=5e-4)
     start, trained = stage1.initial_model(photos, 0), stage1.train(photos, plan, crop=32)
@@ -57,7 +57,7 @@ def test_a_short_training_beats_its_linear_start(photos):
     assert after > before + 0.5
 
 
-def test_the_energy_weight_presses_high_down(photos):
+def test_the_energy_weight_lowers_the_energy_of_high(photos):
     light, heavy = (
         stage1.quality(
             stage1.train(photos, schedule(150, batch=2, learning_rate=3e-4, energy_weight=weight), crop=32),
@@ -79,7 +79,7 @@ class Interrupted(Exception):
 
 
 class StopAt(Observer):
-    """Ctrl-C after a step, counted over all epochs from 1; keeps the numbers of the steps that were taken."""
+    """Interrupts after step ``last``, counted over all epochs from 1; records the steps that were taken."""
 
     def __init__(self, last=None):
         self.last, self.taken, self.before = last, [], 0
@@ -93,35 +93,35 @@ class StopAt(Observer):
             raise Interrupted
 
 
-def test_an_interrupted_training_goes_on_to_the_same_weights(photos, tmp_path, short_epochs):
+def test_resume_after_interruption_gives_the_same_weights(photos, tmp_path, short_epochs):
     path, options = tmp_path / "weights", {"crop": 16, "names": ["coffee"]}
-    whole = stage1.train(photos, short_epochs, **options)
+    uninterrupted = stage1.train(photos, short_epochs, **options)
     with pytest.raises(Interrupted):
         stage1.train(photos, short_epochs, path=path, observer=StopAt(6), **options)
     weights_file.load(path, AutoEncoder())  # weights of the step that was reached
     steps = StopAt()
     resumed = stage1.train(photos, short_epochs, path=path, resume=True, observer=steps, **options)
     assert steps.taken == [5, 6, 7, 8]  # from the checkpoint of step 4
-    assert states_equal(resumed, whole)
+    assert states_equal(resumed, uninterrupted)
 
     model = AutoEncoder()
     made = weights_file.load(path, model)
-    assert states_equal(model, whole)
+    assert states_equal(model, uninterrupted)
     assert made["plan"] == short_epochs.plan.as_dict()
     assert made["photos"] == ["coffee"]
 
-    nothing = StopAt()  # is left to do
-    again = stage1.train(photos, short_epochs, path=path, resume=True, observer=nothing, **options)
-    assert (nothing.taken, states_equal(again, whole)) == ([], True)
+    steps = StopAt()  # none is left
+    again = stage1.train(photos, short_epochs, path=path, resume=True, observer=steps, **options)
+    assert (steps.taken, states_equal(again, uninterrupted)) == ([], True)
 
 
-def test_going_on_with_nothing_begins(photos, tmp_path):
+def test_resume_without_a_checkpoint_starts_a_training(photos, tmp_path):
     path = tmp_path / "weights"
     begun = stage1.train(photos, QUICK, crop=16, path=path, resume=True)
     assert states_equal(begun, stage1.train(photos, QUICK, crop=16))
 
 
-def test_going_on_needs_a_checkpoint_of_the_same_training(photos, tmp_path, monkeypatch):
+def test_resume_needs_a_checkpoint_of_the_same_training(photos, tmp_path, monkeypatch):
     path = tmp_path / "weights"
     monkeypatch.setattr(stage1, "STEPS", 2)
     plan, other = schedule(8, batch=2), schedule(8, batch=3, learning_rate=0.5)
@@ -138,8 +138,8 @@ def test_going_on_needs_a_checkpoint_of_the_same_training(photos, tmp_path, monk
         assert path.read_bytes() == kept
 
 
-def test_weights_of_before_are_read_and_not_gone_on_from(photos, tmp_path):
-    """Checkpoints of version 0.1 said `step`, `steps`, `crop` ... and knew no plan."""
+def test_weights_of_version_0_1_are_read_but_not_resumed_from(photos, tmp_path):
+    """Its checkpoints have `step`, `steps`, `crop` and so on, but no plan."""
     path, old = tmp_path / "weights", {"step": 4, "photos": ["coffee"], "steps": 8, "batch": 2, "crop": 16}
     model = stage1.initial_model(photos, 0)
     weights_file.save(path, model, old, torch.optim.Adam(model.parameters()))
@@ -151,8 +151,8 @@ def test_weights_of_before_are_read_and_not_gone_on_from(photos, tmp_path):
 def test_damaged_and_foreign_checkpoints_are_refused(tmp_path):
     path = tmp_path / "weights"
     weights_file.save(path, AutoEncoder(), {})
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-100])
+    content = path.read_bytes()
+    path.write_bytes(content[:-100])
     with pytest.raises(weights_file.CheckpointError, match="not a checkpoint"):
         weights_file.load(path, AutoEncoder())
     weights_file.save(path, torch.nn.Linear(2, 2), {}, force=True)
@@ -200,25 +200,25 @@ def test_shipped_weights_carry_their_recipe(shipped):
 
 
 def card():
-    """The table of the weights' card: photo, kept out, PSNR, best linear, energy."""
+    """The rows of the weights' card by photo: held out, PSNR, best linear, energy."""
     lines = (weights_file.WEIGHTS / "README.md").read_text(encoding="utf-8").splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
-    return {name: (kept_out, *figures) for name, kept_out, *figures in rows[2:]}
+    return {name: figures for name, *figures in rows[2:]}
 
 
-def test_the_card_states_the_photos_kept_out():
+def test_the_card_states_which_photos_are_held_out():
     assert {name for name, row in card().items() if row[0] == "yes"} == set(bundled.KEPT_OUT)
 
 
 @pytest.mark.parametrize("name", card())
 def test_shipped_weights_are_as_good_as_their_card_says(shipped, name):
-    """On the photos kept out: at least 1 dB above the best linear transform fitted to that very photo."""
-    kept_out, stated, linear, energy = card()[name]
+    """On held-out photos: at least 1 dB above the best linear transform, fitted to that photo itself."""
+    held_out, stated, linear, energy = card()[name]
     photo = bundled.photo(name)
     result = stage1.quality(shipped[0], photo)
     assert result.psnr == pytest.approx(float(stated), abs=0.02)
     assert best_linear_psnr(photo) == pytest.approx(float(linear), abs=0.02)
     assert 100 * result.energy == pytest.approx(float(energy.removesuffix(" %")), abs=0.06)
     assert result.energy <= 0.05
-    if kept_out == "yes":
+    if held_out == "yes":
         assert result.psnr >= best_linear_psnr(photo) + 1

@@ -1,4 +1,4 @@
-"""The loop that trains classifiers: what each stage changes, and that stopping it changes nothing."""
+"""The training loop: what each stage trains, and that interrupting and resuming changes nothing."""
 
 import copy
 import itertools
@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from tiny_classifier import tiny
 from torch import nn
-from trained import FIXED, JOINT, PLAN, SHARED, image_set, network, run, with_gaps
+from trained import FIXED, JOINT, PLAN, SHARED, StopAt, image_set, network, run, with_gaps
 
 from wae.data.dataset import DatasetError, InMemory
 from wae.data.folder import ImageFolder
@@ -34,22 +34,8 @@ from wae.training.trainer import DivergedError, Observer, TrainingError, evaluat
 from wae_kernels.nn import Decoder, Encoder
 
 
-class StopAt(Observer):
-    """Ctrl-C in the middle of an epoch, counted over all stages from 1."""
-
-    def __init__(self, epoch):
-        self.left = epoch
-
-    def start(self, plan, stage, epoch, steps):
-        self.left -= 1
-
-    def step(self, number, losses):
-        if self.left == 0 and number == 2:
-            raise KeyboardInterrupt
-
-
 class Steps(Observer):
-    """The losses of every step."""
+    """Records the losses of every step."""
 
     def __init__(self):
         self.losses = []
@@ -83,7 +69,7 @@ def test_the_transform_loss_is_the_papers():
     assert transform_loss(decoded, image, high, 0.5) == (6.0, 4.0, 4.0)
 
 
-def test_the_energy_of_low_is_about_its_mean_over_all_images():
+def test_the_energy_of_low_is_its_variance_over_all_images():
     low = torch.tensor([0.0, 2.0]).view(2, 1, 1, 1).expand(2, 3, 1, 1) + torch.tensor([0.0, 50, 9]).view(
         3, 1, 1
     )
@@ -91,7 +77,7 @@ def test_the_energy_of_low_is_about_its_mean_over_all_images():
 
 
 def test_the_loss_of_a_joint_stage_is_the_sum_of_all_its_parts():
-    """Each with a weight that no other has."""
+    """Each part has a different weight."""
     parts = {"energy_weight": 0.2, "transform_weight": 0.3, "low_weight": 0.4, "mimic_weight": 0.5}
     stage = Stage("joint", 1, 0.1, label_smoothing=0.1, mimic_temperature=2.0, **parts)
     torch.manual_seed(5)
@@ -125,16 +111,16 @@ def test_the_loss_of_a_joint_stage_is_the_sum_of_all_its_parts():
     assert all(parameter.grad is None for parameter in teacher.parameters())
 
 
-def test_the_mimic_loss_is_a_divergence():
+def test_the_mimic_loss_is_a_kl_divergence():
     scores, wanted = torch.randn(5, 4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
     p, q = (wanted / 3).softmax(1), (scores / 3).softmax(1)
     expected = 9 * (p * (p / q).log()).sum(1).mean()
     torch.testing.assert_close(mimic_loss(scores, wanted, 3.0), expected)
-    assert mimic_loss(wanted + 1, wanted, 3.0) < 1e-12  # the same chances
+    assert mimic_loss(wanted + 1, wanted, 3.0) < 1e-12  # the same probabilities
 
 
 def one_step(kind="joint", optimizer="sgd", **options):
-    """The change of each parameter of the network, and the parameters before it."""
+    """By how much one step changes each parameter, and the parameters before it."""
     model = network()
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     stage = Stage(kind, 1, 0.01, optimizer, **{"momentum": 0.0, **options})
@@ -143,7 +129,7 @@ def one_step(kind="joint", optimizer="sgd", **options):
 
 
 @pytest.mark.parametrize("kind", ["transform", "joint"])
-def test_encoder_and_decoder_learn_at_a_rate_of_their_own_beside_others(kind):
+def test_encoder_rate_applies_to_encoder_and_decoder_in_joint_stages(kind):
     (same, _), (slow, _) = one_step(kind), one_step(kind, encoder_rate=0.25)
     for name, change in slow.items():
         share = 0.25 if kind == "joint" and name.startswith(("encoder.", "decoder.")) else 1.0
@@ -151,7 +137,7 @@ def test_encoder_and_decoder_learn_at_a_rate_of_their_own_beside_others(kind):
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_weights_decay_and_biases_encoder_and_decoder_do_not(optimizer):
+def test_weight_decay_spares_biases_encoder_and_decoder(optimizer):
     (free, before), (decayed, _) = (
         one_step(optimizer=optimizer),
         one_step(optimizer=optimizer, weight_decay=0.5),
@@ -165,7 +151,7 @@ def test_weights_decay_and_biases_encoder_and_decoder_do_not(optimizer):
         )
 
 
-def test_the_low_classifier_learns_by_itself_where_it_has_a_weight():
+def test_the_low_classifier_has_its_own_loss_if_low_weight_is_set():
     stage = replace(JOINT, low_weight=0.5, transform_weight=0.0)
     model, images, labels = network(), *image_set().batch(range(4), 0)
     losses = Objective(model, stage)(images, labels)
@@ -197,7 +183,7 @@ def test_the_low_classifier_learns_by_itself_where_it_has_a_weight():
     ],
     ids=["transform", "classifier", "joint", "joint without the transform loss"],
 )
-def test_what_a_stage_trains(stage, changed):
+def test_each_stage_trains_its_own_parts(stage, changed):
     model = network()
     before = {name: p.clone() for name, p in model.named_parameters()}
     run(only(stage), model)
@@ -207,7 +193,7 @@ def test_what_a_stage_trains(stage, changed):
 
 
 @pytest.mark.parametrize("weight", [0.1, 0.0])
-def test_what_was_frozen_stays_and_a_decoder_without_a_loss_is_left_alone(weight):
+def test_frozen_weights_and_a_decoder_without_a_loss_do_not_change(weight):
     model, stage = network(), replace(JOINT, transform_weight=weight)
     frozen = model.low_body[0].weight.requires_grad_(False)
     before, names = frozen.clone(), {name for name, _ in model.named_parameters()} - {"low_body.0.weight"}
@@ -236,24 +222,24 @@ def test_the_losses_of_an_epoch_are_the_means_of_its_steps():
         assert epoch.losses == pytest.approx({name: sum(s[name] for s in four) / 4 for name in NAMES})
 
 
-def test_parts_of_a_batch_give_the_whole_batchs_gradient():
+def test_accumulation_gives_the_gradient_of_the_full_batch():
     plan = only(JOINT, norm_statistics="fixed")
-    (whole, history), (parts, other) = run(plan), run(replace(plan, accumulate=4))
+    (full, history), (parts, other) = run(plan), run(replace(plan, accumulate=4))
     for epoch, same in zip(history, other, strict=True):
         assert same.losses == pytest.approx(epoch.losses, rel=1e-4)
-    for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
+    for one, other in zip(full.parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
 def some_of(data, count):
-    """``data`` of which no batch has more than the first ``count``, as if the others could not be read."""
+    """``data`` with only the first ``count`` images of a batch, as if the others could not be read."""
     whole = data.batch
     data.batch = lambda indices, epoch: whole(list(indices)[:count], epoch)
     return data
 
 
 @pytest.mark.parametrize("count", [5, 6, 7])
-def test_parts_of_unequal_size_give_the_whole_batchs_gradient(count):
+def test_accumulation_over_unequal_parts_gives_the_gradient_of_the_full_batch(count):
     """Five images of eight make parts of 2, 2 and 1: each image counts the same, to 1e-6 in float64."""
     plan, trained = only(JOINT, norm_statistics="fixed"), []
     for accumulate in (1, 4):
@@ -267,7 +253,7 @@ def test_parts_of_unequal_size_give_the_whole_batchs_gradient(count):
         assert (one - other).norm() <= 1e-6 * one.norm()
 
 
-def test_a_batch_without_images_ends_a_training_and_not_an_evaluation():
+def test_a_batch_without_images_ends_a_training_but_not_an_evaluation():
     data = image_set(augment=False)
     whole = data.batch
     data.batch = lambda indices, epoch: whole([i for i in indices if i >= 8], epoch)
@@ -279,8 +265,8 @@ def test_a_batch_without_images_ends_a_training_and_not_an_evaluation():
         train(network(), only(JOINT, start="linear"), some_of(image_set(), 0), data)
 
 
-def test_where_none_of_the_images_that_are_measured_first_can_be_read_others_are(monkeypatch):
-    """The training ended, though it could have gone on."""
+def test_other_images_are_measured_if_the_first_ones_cannot_be_read(monkeypatch):
+    """Otherwise the training would end, though it could continue."""
     monkeypatch.setattr(norms, "_SAMPLE", 4)
     data = image_set(augment=False)
     images, _ = data.batch(range(4, 8), 0)
@@ -293,13 +279,13 @@ def test_where_none_of_the_images_that_are_measured_first_can_be_read_others_are
     assert torch.equal(seen[0], images)
 
 
-def test_a_large_seed_trains():
+def test_a_large_seed_is_accepted():
     history = run(only(replace(JOINT, epochs=1), seed=2**31))[1]
     assert math.isfinite(history[0].losses["loss"])
 
 
 class Watched(torch.nn.Sequential):
-    """What it is given and what it draws in training: the first pixel of each image, and a random number."""
+    """Records, in training, the first pixel of each image and a random number that it draws."""
 
     def __init__(self):
         super().__init__(torch.nn.Flatten(), torch.nn.Linear(12, 2))
@@ -312,10 +298,10 @@ class Watched(torch.nn.Sequential):
         return super().forward(images.float() / 255)
 
 
-def test_every_epoch_has_an_order_and_random_numbers_of_its_own():
-    """They are those of seed, stage and epoch, whatever was drawn before: a training can go on from any.
+def test_every_epoch_has_its_own_order_and_random_numbers():
+    """They depend on seed, stage and epoch alone, so that a training can resume from any epoch.
 
-    Of 19 images each epoch leaves out the three that make no whole batch.
+    Each epoch leaves out three of the 19 images, because they do not fill a batch.
     """
     numbers = torch.arange(19, dtype=torch.uint8)
     data = InMemory(numbers.view(-1, 1, 1, 1).expand(-1, 3, 2, 2).clone(), numbers.long() % 2, "ab", False, 0)
@@ -336,8 +322,8 @@ def test_every_epoch_has_an_order_and_random_numbers_of_its_own():
 
 @pytest.mark.parametrize("start", [{"start": "linear"}, {"norm_statistics": "fixed"}], ids=str)
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_images_are_measured_in_all_their_classes(monkeypatch, start, in_memory):
-    """Whose images follow one another in a folder, and often in memory."""
+def test_images_of_all_classes_are_measured(monkeypatch, start, in_memory):
+    """The images of a class are neighbours in a folder, and often in memory."""
     samples = [(f"{number}.png", number // 16) for number in range(32)]
     data = image_set() if in_memory else ImageFolder(samples, ("dark", "light"), 8, 8, augment=False, seed=0)
     taken, colours = [], image_set(augment=False)
@@ -356,7 +342,7 @@ def test_images_are_measured_in_all_their_classes(monkeypatch, start, in_memory)
 
 
 @pytest.mark.parametrize(("side", "count"), [(8, 8), (224, 8), (448, 2), (2048, 1)])
-def test_fewer_of_large_images_are_measured(monkeypatch, side, count):
+def test_fewer_images_are_measured_if_they_are_large(monkeypatch, side, count):
     monkeypatch.setattr(norms, "_SAMPLE", 8)
     folder = ImageFolder([("a.png", 0)] * 32, "a", side, side, augment=False, seed=0)
     assert norms._most(folder) == count
@@ -381,8 +367,8 @@ def test_statistics_are_measured_a_few_images_at_a_time(monkeypatch, low):
 
 
 @pytest.mark.parametrize("statistics", ["fixed", "kept"])
-def test_statistics_are_those_of_before_the_stage_and_stay_through_it(statistics):
-    """Of what the encoder gives then: a first stage has changed it. Those of ``low`` may be kept."""
+def test_statistics_are_measured_before_a_stage_and_do_not_change_in_it(statistics):
+    """They are of the encoder as the first stage left it. With "kept", those of ``low`` never change."""
     model = network()
     before = state(model)
     stages = PLAN.stages[0], replace(PLAN.stages[1], learning_rate=0.0)
@@ -396,8 +382,8 @@ def test_statistics_are_those_of_before_the_stage_and_stay_through_it(statistics
         torch.testing.assert_close((norm.running_mean, norm.running_var), wanted)
 
 
-def test_a_linear_start_has_the_most_energy_in_low_that_a_linear_transform_can_have():
-    """The eigenvalues of the second moments of 2 x 2 blocks, in the model's units: three, then three more."""
+def test_a_linear_start_has_the_most_energy_in_low_possible_for_a_linear_transform():
+    """The energies are eigenvalues of the second moments of 2 x 2 blocks, in the model's units."""
     model = network()
     model.image_scale.copy_(torch.tensor([1.0, 2.0, 3.0]) / 128)
     model.image_shift.copy_(torch.tensor([-1.0, 0.5, -2.0]))
@@ -410,8 +396,8 @@ def test_a_linear_start_has_the_most_energy_in_low_that_a_linear_transform_can_h
         assert 4 * part.square().mean((0, 2, 3)).sum().item() == pytest.approx(wanted.sum().item(), rel=1e-3)
 
 
-def test_a_linear_start_is_the_first_stages_alone(monkeypatch):
-    """Another stage, whose statistics are measured too, keeps what was learnt."""
+def test_only_the_first_stage_has_a_linear_start(monkeypatch):
+    """Later stages measure statistics too, but keep what was learned."""
     fitted, best_linear = [], trainer.best_linear
     monkeypatch.setattr(trainer, "best_linear", lambda *a, **k: fitted.append(1) or best_linear(*a, **k))
     stage = replace(JOINT, epochs=1)
@@ -419,7 +405,7 @@ def test_a_linear_start_is_the_first_stages_alone(monkeypatch):
     assert fitted == [1]
 
 
-def test_workers_prepare_what_is_trained_on_and_what_is_tested_with(monkeypatch):
+def test_workers_load_training_and_test_images(monkeypatch):
     asked, batches = [], trainer.batches
 
     def spy(*arguments, **options):
@@ -432,7 +418,7 @@ def test_workers_prepare_what_is_trained_on_and_what_is_tested_with(monkeypatch)
     assert asked == [(True, 3), (False, 3)]
 
 
-def test_mixed_precision_trains_on_the_processor():
+def test_mixed_precision_on_the_cpu():
     history = run(only(JOINT, precision="bfloat16"))[1]
     exact = run(only(JOINT))[1]
     assert history[-1].losses["loss"] == pytest.approx(exact[-1].losses["loss"], rel=0.05)
@@ -440,23 +426,22 @@ def test_mixed_precision_trains_on_the_processor():
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
-def test_a_matrix_is_multiplied_in_the_precision_of_the_plan(precision):
+def test_matrices_are_multiplied_in_the_precision_of_the_plan(precision):
     model, seen = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 3)), set()
     model[1].register_forward_hook(lambda matrix, given, scores: seen.add(scores.dtype))
     images = image_set()
     images.batch = lambda indices, epoch: (images.images[list(indices)] / 99, images.targets[list(indices)])
     train(model, only(replace(PLAN.stages[1], epochs=1), precision=precision), images, images)
-    assert seen == {torch.float32, getattr(torch, precision)}  # an evaluation is in float32
+    assert seen == {torch.float32, getattr(torch, precision)}  # float32 in the evaluation
 
 
 @pytest.mark.slow
-def test_training_through_our_ops_gives_the_losses_of_stock_ones():
-    """200 steps of all losses at once, float32 through the fused ops against float64 through PyTorch's.
+def test_training_with_our_ops_gives_the_losses_of_stock_ones():
+    """200 steps with all losses: float32 through the fused ops against float64 through PyTorch's ops.
 
-    At first rounding alone parts them: 1e-5, the bound of one Winograd pass. Then training
-    magnifies any difference, the more where a ReLU switches. How much, a third training shows: float64
-    through PyTorch's ops, from weights of encoder and decoder that are a millionth different. Ours must stay
-    nearer.
+    At first they differ by rounding alone, at most 1e-5, the bound of one Winograd pass. Training then
+    amplifies any difference, most where a ReLU switches. A third training shows by how much: float64 through
+    PyTorch's ops, with the weights of encoder and decoder changed by a millionth. Ours must differ less.
     """
 
     def losses(encoder, decoder, dtype, change=0.0):
@@ -485,7 +470,7 @@ def test_training_through_our_ops_gives_the_losses_of_stock_ones():
 NAMES = ("loss", "cross entropy", "transform", "reconstruction", "energy")
 
 
-# ------------------------------------------------------------------------- dense-sparse-dense, mimic training
+# --------------------------------------------------------------- dense-sparse-dense, distillation, averages
 
 DSD = (JOINT, replace(JOINT, sparsity=0.5), JOINT)
 
@@ -495,13 +480,13 @@ def zeros(model):
     return {n: (p == 0).float().mean().item() for n, p in model.named_parameters() if p.dim() > 1}
 
 
-def test_a_share_that_is_a_whole_number_is_no_count():
+def test_an_integer_sparsity_is_a_share_and_not_a_count():
     model = network()
     Masks(model, 1)
     assert set(zeros(model).values()) == {1.0}
 
 
-def test_the_smallest_weights_become_zero_and_what_is_frozen_and_biases_stay():
+def test_masks_zero_the_smallest_weights_but_no_frozen_weights_or_biases():
     model = network()
     frozen = model.low_body[0].weight.requires_grad_(False)
     before = state(model)
@@ -519,11 +504,11 @@ def test_the_smallest_weights_become_zero_and_what_is_frozen_and_biases_stay():
 def test_dense_sparse_dense():
     (sparse, _), (dense, _) = run(replace(PLAN, stages=DSD[:2])), run(replace(PLAN, stages=DSD))
     assert zeros(sparse) == pytest.approx(dict.fromkeys(zeros(sparse), 0.5), abs=0.05)
-    left = zeros(dense).values()  # some, where a unit is silent
+    left = zeros(dense).values()  # some zeros, in units that are never active
     assert sum(left) / len(left) < 0.1
 
 
-def test_a_student_comes_nearer_to_its_teacher():
+def test_distillation_brings_a_student_nearer_to_its_teacher():
     teacher = run(replace(PLAN, stages=(replace(JOINT, epochs=20),)))[0]
     images = image_set(augment=False).images
 
@@ -540,8 +525,8 @@ def test_a_student_comes_nearer_to_its_teacher():
 
 
 @pytest.mark.parametrize("pixels", [False, True], ids=["images", "pixels"])
-def test_a_teacher_that_sees_the_mirror_images_too(pixels):
-    """The mean of both scores; those of pixels come back to their places."""
+def test_a_mirrored_teacher_also_scores_the_mirror_images(pixels):
+    """The target is the mean of both scores; scores of pixels are mirrored back."""
     torch.manual_seed(5)
     student, teacher = (
         torch.nn.Conv2d(3, 3, 3, padding=1)
@@ -560,9 +545,9 @@ def test_a_teacher_that_sees_the_mirror_images_too(pixels):
         torch.testing.assert_close(losses["mimic"], expected)
 
 
-def test_a_moving_average_is_evaluated_and_kept():
-    """0.75 of the average and 0.25 of the weights and statistics after each step; at first these alone."""
-    model, averages, told = network(), [], []
+def test_a_moving_average_is_evaluated_and_returned():
+    """0.75 of it and 0.25 of the weights and statistics after each step; it starts as those of the first."""
+    model, averages, reported = network(), [], []
 
     class Watch(Observer):
         def step(self, number, losses):
@@ -571,28 +556,28 @@ def test_a_moving_average_is_evaluated_and_kept():
             averages.append({n: 0.75 * last[n] + 0.25 * t for n, t in now.items() if t.is_floating_point()})
 
         def end(self, epoch, evaluated):
-            told.append((epoch.accuracy.loss, evaluate(evaluated, image_set(augment=False)).loss))
+            reported.append((epoch.accuracy.loss, evaluate(evaluated, image_set(augment=False)).loss))
             torch.testing.assert_close({n: evaluated.state_dict()[n] for n in averages[-1]}, averages[-1])
 
     run(only(replace(JOINT, ema=0.75)), model, observer=Watch())
     assert len(averages) == 2 * 4
     torch.testing.assert_close({name: state(model)[name] for name in averages[-1]}, averages[-1])
-    assert [one for one, _ in told] == pytest.approx([other for _, other in told])
+    assert [one for one, _ in reported] == pytest.approx([other for _, other in reported])
 
 
-def test_the_moving_average_leaves_whole_numbers_alone():
-    """Swin keeps the places of its positions in a buffer: by the decay of 0.9 every fourth was one lower."""
-    model, places = network(), torch.arange(1000)
-    model.register_buffer("places", places.clone())
+def test_the_moving_average_does_not_change_integers():
+    """Swin has indices in a buffer: an average with a decay of 0.9 would lower every fourth by one."""
+    model, indices = network(), torch.arange(1000)
+    model.register_buffer("indices", indices.clone())
     run(only(replace(JOINT, epochs=1, ema=0.9)), model)
-    assert torch.equal(model.get_buffer("places"), places)
+    assert torch.equal(model.get_buffer("indices"), indices)
 
 
 class NoBatches(list):
     failed = ()
 
 
-def test_dropout_is_drawn_anew_in_every_process_epoch_and_stage(monkeypatch):
+def test_the_seed_of_dropout_differs_between_processes_epochs_and_stages(monkeypatch):
     run_ = trainer._Run(
         network(), PLAN, image_set(), image_set(augment=False), None, {}, None, Observer(), 0, "cpu"
     )
@@ -604,7 +589,7 @@ def test_dropout_is_drawn_anew_in_every_process_epoch_and_stage(monkeypatch):
     assert len(seeds) == 2 * 3 * 2
 
 
-# ----------------------------------------------------------------------------------------------- going on
+# ------------------------------------------------------------------------------------------------ resuming
 
 VARIED = replace(
     PLAN,
@@ -620,32 +605,32 @@ VARIED = replace(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("epoch", range(1, 8))
-def test_a_training_that_goes_on_ends_as_one_that_was_not_stopped(tmp_path, epoch):
+def test_resume_after_interruption_gives_the_same_weights(tmp_path, epoch):
     path = tmp_path / "state"
-    expected, whole = run(VARIED)
+    expected, uninterrupted = run(VARIED)
     with pytest.raises(KeyboardInterrupt):
         run(VARIED, state=path, observer=StopAt(epoch))
     model, history = run(VARIED, network(seed=7), state=path, resume=True)  # its own weights are not used
     assert_same(state(model), state(expected))
-    assert [e.losses for e in history] == [e.losses for e in whole]
-    again, same = run(VARIED, network(seed=8), state=path, resume=True)  # there is nothing left to do
+    assert [e.losses for e in history] == [e.losses for e in uninterrupted]
+    again, same = run(VARIED, network(seed=8), state=path, resume=True)  # nothing is left to do
     assert_same(state(again), state(expected))
     assert same == history
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_an_optimizer_without_momentum_goes_on(tmp_path, optimizer):
+def test_a_training_without_momentum_resumes(tmp_path, optimizer):
     path = tmp_path / "state"
     plan = only(replace(JOINT, optimizer=optimizer, momentum=0.0))
-    expected, whole = run(plan)
+    expected, uninterrupted = run(plan)
     with pytest.raises(KeyboardInterrupt):
         run(plan, state=path, observer=StopAt(2))
     model, history = run(plan, network(seed=7), state=path, resume=True)
     assert_same(state(model), state(expected))
-    assert [e.losses for e in history] == [e.losses for e in whole]
+    assert [e.losses for e in history] == [e.losses for e in uninterrupted]
 
 
-def test_an_optimizer_with_a_state_needs_it(tmp_path):
+def test_an_optimizer_with_a_state_does_not_resume_without_it(tmp_path):
     path, model = tmp_path / "state", torch.nn.Linear(2, 2)
     weights_file.save(path, model, {}, torch.optim.SGD(model.parameters(), 0.1))
     weights = list(model.parameters())
@@ -654,14 +639,21 @@ def test_an_optimizer_with_a_state_needs_it(tmp_path):
             weights_file.load(path, model, needs)
 
 
-@pytest.mark.filterwarnings("ignore:for .*no-op")
-def test_an_optimizers_tensors_go_where_the_parameters_are(tmp_path):
-    """To another device, which any machine has; only Adam's count of steps stays on the processor."""
-    path, model = tmp_path / "state", torch.nn.Linear(2, 2)
+def save_with_adam(path):
+    """Save a small network and its optimizer after a step of Adam; returns the network."""
+    model = torch.nn.Linear(2, 2)
     optimizer = torch.optim.Adam(model.parameters())
     model(torch.ones(1, 2)).sum().backward()
     optimizer.step()
     weights_file.save(path, model, {}, optimizer)
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:for .*no-op")
+def test_the_state_of_an_optimizer_goes_to_the_device_of_the_parameters(tmp_path):
+    """Tested with a device that every machine has. Only Adam's count of steps stays on the CPU."""
+    path = tmp_path / "state"
+    save_with_adam(path)
     elsewhere = torch.nn.Linear(2, 2, device="meta")
     restored = torch.optim.Adam(elsewhere.parameters())
     weights_file.load(path, elsewhere, restored)
@@ -707,15 +699,14 @@ def replaced(value, path, new):
 
 
 @pytest.mark.slow
-def test_absurd_values_in_a_checkpoint_end_in_one_error(tmp_path):
-    """Where they are noticed at all: an epoch's seconds, for example, may be any number."""
+def test_absurd_values_in_a_checkpoint_raise_only_checkpoint_errors(tmp_path):
+    """If they raise one at all: an epoch's seconds, for example, may be any number."""
     path, good = tmp_path / "state", tmp_path / "good"
     plan = only(replace(JOINT, epochs=2, ema=0.5))
     with suppress(KeyboardInterrupt):
         run(plan, state=good, observer=StopAt(2))
     recipe = weights_file.read_recipe(good)
-    with safe_open(good, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    tensors = load_file(good)
     run_ = trainer._Run(
         network(), plan, image_set(), image_set(augment=False), path, {}, None, Observer(), 0, "cpu"
     )
@@ -739,7 +730,7 @@ def test_absurd_values_in_a_checkpoint_end_in_one_error(tmp_path):
         *((0, 2, False), (3, 1, False), (4, 0, False), (-1, 0, False), (0, -1, False)),
     ],
 )
-def test_a_checkpoint_is_of_an_epoch_of_the_plan_or_of_its_end(stage, epoch, fits):
+def test_the_stage_and_epoch_of_a_checkpoint_must_be_in_the_plan_or_at_its_end(stage, epoch, fits):
     made = {"plan": PLAN.as_dict(), "stage": stage, "epoch": epoch}
     with nullcontext() if fits else pytest.raises(ValueError, match=r"^(stage|epoch)$"):
         trainer._state(Path("state"), made, PLAN, {}, {})
@@ -753,7 +744,7 @@ def test_a_checkpoint_is_of_an_epoch_of_the_plan_or_of_its_end(stage, epoch, fit
     ],
     ids=str,
 )
-def test_an_epoch_in_a_checkpoint_is_of_numbers(wrong):
+def test_an_epoch_in_a_checkpoint_must_have_the_right_types(wrong):
     epoch = trainer.Epoch(0, "joint", 0, {"loss": 0.5}, trainer.Accuracy(1.0, 1.0, 0.5, 4), 1.0)
     entry = json.loads(json.dumps(asdict(epoch)))
     assert trainer._epoch(entry) == epoch
@@ -761,14 +752,10 @@ def test_an_epoch_in_a_checkpoint_is_of_numbers(wrong):
         trainer._epoch(entry | wrong)
 
 
-def test_absurd_tensors_of_an_optimizer_end_in_one_error(tmp_path):
-    path, model = tmp_path / "state", torch.nn.Linear(2, 2)
-    optimizer = torch.optim.Adam(model.parameters())
-    model(torch.ones(1, 2)).sum().backward()
-    optimizer.step()
-    weights_file.save(path, model, {}, optimizer)
-    with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+def test_absurd_tensors_of_an_optimizer_raise_checkpoint_errors(tmp_path):
+    path = tmp_path / "state"
+    model = save_with_adam(path)
+    tensors = load_file(path)
     name = "optimizer.weight.exp_avg"
     for changed, message in (
         ({name: torch.zeros(3, 3)}, r"its optimizer has for weight a exp_avg of .* shape \(3, 3\)"),
@@ -788,7 +775,7 @@ def test_absurd_tensors_of_an_optimizer_end_in_one_error(tmp_path):
         assert_same(state(model), before)
 
 
-def test_a_moving_average_comes_back(tmp_path):
+def test_a_moving_average_is_saved_and_loaded(tmp_path):
     path, (model, average, one, other) = tmp_path / "state", (torch.nn.Linear(2, 2) for _ in range(4))
     weights_file.save(path, model, {}, average=average)
     weights_file.load(path, one, average=other)
@@ -799,7 +786,7 @@ def test_a_moving_average_comes_back(tmp_path):
         weights_file.load(path, one, average=other)
 
 
-def test_weights_and_average_of_other_shapes_end_in_one_error(tmp_path):
+def test_weights_and_averages_of_other_shapes_are_refused(tmp_path):
     path, model, other = tmp_path / "state", torch.nn.Linear(2, 2), torch.nn.Linear(2, 3)
     weights_file.save(path, model, {}, average=torch.nn.Linear(2, 2))
     message = r"not those of the network: weight is \(2, 2\), not \(3, 2\), bias is \(2,\), not \(3,\)$"
@@ -810,14 +797,14 @@ def test_weights_and_average_of_other_shapes_end_in_one_error(tmp_path):
     assert_same(state(model), before)
 
 
-def test_children_of_a_network_may_be_called_as_the_parts_of_a_checkpoint(tmp_path):
+def test_submodules_may_have_the_names_of_the_parts_of_a_checkpoint(tmp_path):
     one, other = (nn.ModuleDict({"average": nn.Linear(1, 1), "optimizer": nn.Linear(1, 1)}) for _ in range(2))
     weights_file.save(tmp_path / "state", one, {}, average=one)
     weights_file.load(tmp_path / "state", other, average=copy.deepcopy(other))
     assert_same(state(one), state(other))
 
 
-def test_only_a_checkpoint_of_the_same_training_is_gone_on_with(tmp_path):
+def test_resume_needs_a_checkpoint_of_the_same_training(tmp_path):
     path = tmp_path / "state"
     with pytest.raises(CheckpointError, match="there is no such file"):
         run(state=path, resume=True)
@@ -831,7 +818,7 @@ def test_only_a_checkpoint_of_the_same_training_is_gone_on_with(tmp_path):
     assert path.read_bytes() == kept
 
 
-def test_a_training_goes_on_with_its_own_data_alone(tmp_path):
+def test_resume_needs_the_same_data(tmp_path):
     path, test = tmp_path / "state", image_set(augment=False)
     run(only(JOINT), state=path)
     kept, same, changed = path.read_bytes(), image_set(), image_set()
@@ -845,14 +832,14 @@ def test_a_training_goes_on_with_its_own_data_alone(tmp_path):
     assert path.read_bytes() == kept
     assert len(train(network(), only(JOINT), same, test, state=path, resume=True)) == 2
 
-    recipe = weights_file.read_recipe(path)  # as they were before they knew their data
+    recipe = weights_file.read_recipe(path)  # as older versions wrote it, without the data
     del recipe["data"]
     weights_file.save(path, network(), recipe, force=True)
     known = {"--weights": "a digest"}
     assert len(train(network(), only(JOINT), changed, test, state=path, resume=True, sources=known)) == 2
 
 
-def test_a_loss_that_is_no_number_ends_the_training_and_keeps_the_checkpoint(tmp_path):
+def test_a_nan_loss_ends_the_training_and_keeps_the_checkpoint(tmp_path):
     path = tmp_path / "state"
     plan = only(replace(JOINT, epochs=4))
     poisoned = network()
@@ -890,12 +877,12 @@ def test_an_image_that_is_not_finite_ends_the_training_before_it_changes_a_weigh
     with pytest.raises(TrainingError, match=r"not finite.* in step 1 of epoch 1 of stage 1 .*too high$"):
         train(model, only(stage), data, test, state=kept, observer=Count())
     assert taken == []
-    trained = dict(model.named_parameters())  # the statistics of the two normalisations have seen it
+    trained = dict(model.named_parameters())  # not the statistics: the BatchNorms have seen the image
     assert all(torch.equal(parameter, before[name]) for name, parameter in trained.items())
 
 
 def test_a_gradient_that_is_not_finite_ends_the_training_before_it_changes_a_weight():
-    """Though the loss is: a root, say, has no derivative at zero."""
+    """Even if the loss is: a square root, for example, has no derivative at zero."""
     model = network()
     before = state(model)
     model.low_body[0].weight.register_hook(lambda gradient: gradient * math.nan)
@@ -904,20 +891,20 @@ def test_a_gradient_that_is_not_finite_ends_the_training_before_it_changes_a_wei
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
 
 
-def test_weights_that_the_last_step_has_spoilt_are_not_kept(tmp_path):
-    """No loss saw them, and scores that are no numbers have an accuracy all the same."""
-    path, spoilt = tmp_path / "state", network()
+def test_weights_that_the_last_step_made_nan_are_not_saved(tmp_path):
+    """No training loss shows it, and NaN scores have an accuracy all the same."""
+    path, broken = tmp_path / "state", network()
 
-    class Spoil(Observer):
+    class BreakWeights(Observer):
         def step(self, number, losses):
             if number == self.steps and self.epoch == 1:
-                spoilt.low_body[0].weight.data.fill_(math.nan)
+                broken.low_body[0].weight.data.fill_(math.nan)
 
         def start(self, plan, stage, epoch, steps):
             self.epoch, self.steps = epoch, steps
 
     with pytest.raises(DivergedError, match=r"test images is nan after epoch 2 of stage 1 .*epoch before$"):
-        run(only(replace(JOINT, epochs=3)), spoilt, state=path, observer=Spoil())
+        run(only(replace(JOINT, epochs=3)), broken, state=path, observer=BreakWeights())
     assert weights_file.read_recipe(path)["epoch"] == 1
 
 
@@ -955,7 +942,7 @@ def test_a_full_disk_keeps_the_old_checkpoint(tmp_path):
     ],
     ids=["batch", "parts", "decoder", "network", "teacher", "low classifier", "start"],
 )
-def test_a_plan_that_does_not_fit(plan, model, message):
+def test_a_plan_that_does_not_fit_is_refused(plan, model, message):
     with pytest.raises(ValueError, match=message):
         run(plan, model())
 
@@ -970,26 +957,26 @@ def test_accuracy_is_counted_over_all_images():
             return self.scores.expand(len(images), 3)
 
     accuracy = evaluate(Always(), image_set(20, augment=False), batch=7)
-    in_16_bits = evaluate(Always().bfloat16(), image_set(20, augment=False), batch=7)
-    assert in_16_bits == pytest.approx(accuracy)
+    in_bfloat16 = evaluate(Always().bfloat16(), image_set(20, augment=False), batch=7)
+    assert in_bfloat16 == pytest.approx(accuracy)
     assert accuracy.top1 == pytest.approx(7 / 20)
     losses = torch.tensor([0.0, 2.0, 1.0]).log_softmax(0).neg()[torch.arange(20) % 3]
     assert accuracy.loss == pytest.approx(losses.mean().item())
 
 
 @pytest.mark.parametrize(("processes", "steps"), [(1, [7, 7, 6]), (2, [14, 6])])
-def test_an_evaluation_tells_how_many_images_each_batch_has(monkeypatch, processes, steps):
-    """The last one is not full; images of the other processes count."""
+def test_evaluate_reports_the_number_of_images_in_each_step(monkeypatch, processes, steps):
+    """The last batch is not full. The images of all processes count."""
     monkeypatch.setattr(trainer, "place", lambda: (0, processes))
     monkeypatch.setattr(trainer, "of_all_processes", lambda failed: failed)
     monkeypatch.setattr(trainer, "summed", lambda total: total)
-    told = []
-    evaluate(network(), image_set(20, augment=False), batch=7, advance=told.append)
-    assert told == steps
+    reported = []
+    evaluate(network(), image_set(20, augment=False), batch=7, advance=reported.append)
+    assert reported == steps
 
 
-def test_a_teacher_teaches_in_evaluation_mode_and_is_in_its_own_behind_the_training():
-    """Each of its modules: a frozen normalisation, say, stays frozen."""
+def test_a_teacher_is_in_evaluation_mode_while_training_and_in_its_own_mode_afterwards():
+    """So is each of its modules: a frozen BatchNorm, for example, stays frozen."""
     modes = []
     teacher = tiny().train()
     teacher.low_norm.eval()
@@ -1001,9 +988,9 @@ def test_a_teacher_teaches_in_evaluation_mode_and_is_in_its_own_behind_the_train
     assert not teacher.low_norm.training
 
 
-def test_accuracy_is_that_of_evaluation_mode_and_leaves_the_mode():
+def test_evaluate_uses_evaluation_mode_and_restores_the_mode():
     class Mode(torch.nn.Module):
-        """Right about every image in evaluation mode alone, in which it is here by no other hand."""
+        """Right about every image, but only in evaluation mode."""
 
         def forward(self, images):
             right = images.float().mean((2, 3)).argmax(1) + self.training
@@ -1020,7 +1007,7 @@ def test_accuracy_is_that_of_evaluation_mode_and_leaves_the_mode():
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
-    """The folder of the checkpoints of two processes."""
+    """A folder of checkpoints that two processes wrote."""
     folder = tmp_path_factory.mktemp("shared")
     support = Path(__file__).parents[2] / "support"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -1033,7 +1020,7 @@ def shared(tmp_path_factory):
 
 @pytest.mark.slow  # three processes that import torch
 def test_two_processes_give_the_losses_of_one(shared):
-    """Where nothing depends on a batch's statistics: the same sums in another order."""
+    """If nothing depends on the statistics of a batch, the sums are the same, in another order."""
     two = [epoch["losses"] for epoch in weights_file.read_recipe(shared / "fixed")["history"]]
     one = [epoch.losses for epoch in run(FIXED)[1]]
     assert len(one) == len(two) == 6
@@ -1044,7 +1031,7 @@ def test_two_processes_give_the_losses_of_one(shared):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.* images could not be read")
 def test_two_processes_with_unequal_shares_give_the_losses_of_one(shared):
-    """Where some images are left out, the rest count the same, whichever process has them."""
+    """If some images are left out, the others count the same, whichever process has them."""
     two = [epoch["losses"] for epoch in weights_file.read_recipe(shared / "gaps")["history"]]
     one = [epoch.losses for epoch in run(FIXED, data=with_gaps(image_set()))[1]]
     for a, b in zip(one, two, strict=True):
@@ -1053,8 +1040,8 @@ def test_two_processes_with_unequal_shares_give_the_losses_of_one(shared):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SHARED)
-def test_the_accuracy_that_two_processes_count_is_that_of_the_saved_weights(shared, name):
-    """Though each process has its own BatchNorm statistics."""
+def test_the_accuracy_counted_by_two_processes_is_that_of_the_saved_weights(shared, name):
+    """Even if each process has its own BatchNorm statistics."""
     model = network()
     recipe = weights_file.load(shared / name, model)
     loss = evaluate(model, image_set(augment=False)).loss
