@@ -10,10 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from command_line import run
 from PIL import Image
 from rich.console import Console
 
-from wae import cli, progress
+from wae import progress
 from wae.commands import bench as commands_bench
 from wae.experiments import bench, bench_report, machine
 from wae.experiments.bench import Comparison, Row, Side
@@ -42,13 +43,13 @@ def build():
 def other():
     return Tiny("last")
 
-class HeadFirst(Tiny):  # its last matrix does not make the scores
+class HeadFirst(Tiny):  # the linear layer that it defines last does not compute the scores
     def __init__(self):
         super().__init__("fc")
         self.gate = nn.Linear(8, 8)
 
     def forward(self, image):
-        assert image.shape[2] in (16, 8)  # whole images, and halves
+        assert image.shape[2] in (16, 8)  # full and half resolution
         features = self.features(image).flatten(1)
         return self.fc(features * self.gate(features).sigmoid())
 
@@ -68,10 +69,6 @@ def network(tmp_path, monkeypatch):
     return "tiny_network:build"
 
 
-def run(*arguments):
-    return cli.main([str(argument) for argument in arguments])
-
-
 def comparison(network="a", images=1, eager=0.4, rows=(("openvino", "int8", 0.2, 0.1),), **options):
     made = [
         Row(engine, precision, *(Side(x, 0.9 * x, 1.1 * x, 0.0) for x in times))
@@ -83,11 +80,11 @@ def comparison(network="a", images=1, eager=0.4, rows=(("openvino", "int8", 0.2,
     )
 
 
-# ------------------------------------------------------------------------------------------------ as a whole
+# ------------------------------------------------------------------------------------------------- end to end
 
 
 @pytest.mark.slow
-def test_tables_answer_report_and_data(network, tmp_path, monkeypatch, capsys):
+def test_bench_prints_tables_and_verdict_and_writes_report_and_json(network, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     report, data = tmp_path / "out" / "report.html", tmp_path / "data.json"
     arguments = (network, "small_vgg", "--batch", 1, 2, *QUICK, "--size", 28, "-o", report, "--json", data)
@@ -119,10 +116,10 @@ def test_tables_answer_report_and_data(network, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_int8_with_the_bundled_photos(network, monkeypatch, capsys):
+def test_int8_is_calibrated_on_the_bundled_photos(network, monkeypatch, capsys):
     if reason := ENGINES["openvino"].why_not("cpu", "int8"):
         pytest.skip(reason)
-    monkeypatch.setattr("warnings.filters", [])  # of the libraries' own parts
+    monkeypatch.setattr("warnings.filters", [])  # the libraries warn about themselves
     arguments = ("bench", network, "--batch", 2, "--size", 16, "--seconds", 0.02, "--engine", "openvino")
     arguments += ("--precision", "int8")
     assert run(*arguments) == 0
@@ -131,7 +128,7 @@ def test_int8_with_the_bundled_photos(network, monkeypatch, capsys):
     assert "no accuracy is claimed" in printed
 
 
-def test_scales_from_a_folder(tmp_path):
+def test_calibration_images_are_read_from_a_folder(tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()
     for number, pixels in enumerate(bench.crops(20, 40).permute(0, 2, 3, 1).numpy()):
@@ -142,18 +139,18 @@ def test_scales_from_a_folder(tmp_path):
         bench._images(folder, 16)
 
 
-# ---------------------------------------------------------------------------------------- checked, then timed
+# --------------------------------------------------------------------------------------- checked before timed
 
 
-def test_a_side_that_is_wrong_is_not_timed(network, monkeypatch, capsys):
+def test_a_side_that_disagrees_is_not_timed(network, monkeypatch, capsys):
     deploy = bench.deploy
 
-    def spoilt(model, size, batch, engine, **options):
+    def wrong_in_openvino(model, size, batch, engine, **options):
         if engine == "openvino":
             raise DisagreementError("scores differ\nby much")
         return deploy(model, size, batch, "eager", **options)
 
-    monkeypatch.setattr(bench, "deploy", spoilt)
+    monkeypatch.setattr(bench, "deploy", wrong_in_openvino)
     monkeypatch.setitem(ENGINES, "openvino", replace(ENGINES["eager"], name="openvino"))
     assert run("bench", network, *QUICK, "openvino", "--batch", 1) == 0
     printed = capsys.readouterr().out
@@ -164,27 +161,29 @@ def test_a_side_that_is_wrong_is_not_timed(network, monkeypatch, capsys):
     assert "nothing can be timed: openvino float32: scores differ" in capsys.readouterr().err
 
 
-def test_what_was_measured_is_printed_whether_or_not_it_can_be_kept(network, monkeypatch, tmp_path, capsys):
-    def written(*arguments):
+def test_results_are_printed_even_if_the_report_cannot_be_written(network, monkeypatch, tmp_path, capsys):
+    def full_disk(*arguments):
         raise OSError(28, "No space left on device", "report.html")
 
-    monkeypatch.setattr("wae.storage.files.written", written)
+    monkeypatch.setattr("wae.storage.files.written", full_disk)
     monkeypatch.setattr(bench_report, "page", lambda found: "made")
     assert run("bench", network, *QUICK, "--batch", 1, "-o", tmp_path / "report.html") == 1
     printed = capsys.readouterr()
     assert "Is WAE worth it here? " in printed.out
     assert "report.html: No space left on device" in printed.err
-    monkeypatch.setattr(bench_report, "page", None)  # which draws a figure: made where it is asked for
+    monkeypatch.setattr(bench_report, "page", None)  # draws a figure: called only if -o asks for the report
     assert run("bench", network, *QUICK, "--batch", 1) == 0
 
 
-def test_each_side_has_its_own_images_and_time(network, monkeypatch):
-    asked, shapes = [], {}
+def test_each_side_is_timed_on_its_own_images(network, monkeypatch):
+    deployments, shapes = [], {}
 
     class Deployed:
         def __init__(self, model, *arguments, **options):
             self.difference = 0.2 if hasattr(model, "image_scale") else 0.1
-            asked.append((*arguments, options["precision"], options["max_drop"], options["calibration"]))
+            deployments.append(
+                (*arguments, options["precision"], options["max_drop"], options["calibration"])
+            )
 
         def __call__(self, images):
             return images
@@ -194,7 +193,7 @@ def test_each_side_has_its_own_images_and_time(network, monkeypatch):
         given = {name: call() for name, call in calls.items()}
         shapes.update({name: (*result.shape, result.dtype) for name, result in given.items()})
         scaled = given["stock eager float32"]
-        assert scaled.abs().max() < 3  # for the network, as photos are
+        assert scaled.abs().max() < 3  # normalised, as photos are
         assert torch.equal(given["eager"], made.stock(scaled))
         times = {"stock eager float32": 0.4, "wae eager float32": 0.1, "eager": 0.8}
         return {name: Timing(times[name], 0.9 * times[name], 1.1 * times[name], 3) for name in calls}
@@ -203,7 +202,7 @@ def test_each_side_has_its_own_images_and_time(network, monkeypatch):
     monkeypatch.setattr(bench, "interleaved", interleaved)
     made = pair(network)
     found = bench.compare(made, 16, 3, ["eager"], ["float32"], 0.5)
-    assert asked == [((16, 16), 3, "eager", "float32", None, None)] * 2
+    assert deployments == [((16, 16), 3, "eager", "float32", None, None)] * 2
     assert shapes == {
         "stock eager float32": (3, 3, 16, 16, torch.float32),
         "wae eager float32": (3, 3, 16, 16, torch.uint8),
@@ -217,14 +216,14 @@ def test_each_side_has_its_own_images_and_time(network, monkeypatch):
     assert found.multiply_adds == {"stock": 3 * 9 * 8 * 16 * 16 + 8 * 5, "wae": wae}
 
 
-def test_a_network_of_ones_own_has_as_many_classes_as_it_gives_scores(network):
-    """Of images of its own size. They were taken for the rows of its last matrix."""
+def test_a_custom_network_has_as_many_classes_as_scores(network):
+    """Not as the linear layer defined last has outputs. The network accepts images of one size only."""
     made = pair("tiny_network:head_first", (16, 16))
     assert made.wae(torch.zeros(1, 3, 16, 16)).shape == made.stock(torch.zeros(1, 3, 16, 16)).shape == (1, 5)
 
 
-def test_the_step_that_is_done_is_shown_below_the_comparisons(monkeypatch):
-    """In the one set of bars that the terminal has: a calibration within it has its own there, too."""
+def test_the_current_step_is_shown_below_the_bar_of_comparisons(monkeypatch):
+    """A terminal has one set of bars: a calibration during the step adds its own to the same set."""
 
     class Terminal(io.StringIO):
         def isatty(self):
@@ -241,13 +240,13 @@ def test_the_step_that_is_done_is_shown_below_the_comparisons(monkeypatch):
 
 
 @pytest.mark.parametrize("difference", [0.9, float("nan")])
-def test_int8_that_is_far_off_is_wrong(difference, monkeypatch):
+def test_int8_scores_that_are_far_off_are_refused(difference, monkeypatch):
     monkeypatch.setattr(bench, "deploy", lambda *_, **__: SimpleNamespace(difference=difference))
     with pytest.raises(DisagreementError, match="int8 scores are wrong by"):
         bench._deployed(torch.nn.Identity(), torch.zeros(2), 8, 1, ENGINES["openvino"], "int8")
 
 
-def test_the_stock_network_gets_the_same_images_scaled(network):
+def test_the_stock_network_gets_the_same_images_normalised(network):
     made = pair(network)
     bench.scale_for_photos(made.wae)
     crops = bench.crops(16, 3)
@@ -261,10 +260,10 @@ def test_the_stock_network_gets_the_same_images_scaled(network):
     assert torch.allclose(scaled, (crops / 255 - mean) / deviation, atol=1e-5)
 
 
-# ------------------------------------------------------------------------------------------------- the answer
+# ------------------------------------------------------------------------------------------------ the verdict
 
 
-def test_each_side_counts_in_its_fastest_form():
+def test_the_ratio_compares_the_fastest_form_of_each_side():
     rows = (("openvino", "int8", 0.2, 0.15), ("onnxruntime", "int8", 0.3, 0.1))
     assert comparison(rows=rows).ratio == pytest.approx(2.0)
     assert comparison(rows=rows, eager=0.05).stock == (0.05, "PyTorch eager")
@@ -278,7 +277,7 @@ def test_each_side_counts_in_its_fastest_form():
         (((0.2, 0.3), (0.2, 0.2)), "no"),
     ],
 )
-def test_the_answer(times, word):
+def test_the_verdict_is_yes_no_or_in_part(times, word):
     found = [
         comparison(images=batch, rows=(("openvino", "int8", *each),))
         for batch, each in zip((1, 8), times, strict=True)
@@ -303,13 +302,13 @@ def test_a_busy_machine_is_reported():
     ("instructions", "text"),
     [(["avx2", "amx_int8"], "i486 (avx2, amx_int8), 2 threads"), ([], "i486, 2 threads")],
 )
-def test_the_page_names_the_cpu_and_the_instructions_that_are_known(instructions, text, monkeypatch):
+def test_the_page_names_the_cpu_and_its_instructions_if_known(instructions, text, monkeypatch):
     about = {**machine.machine(), "processor": "i486", "threads": 2, "instructions": instructions}
     monkeypatch.setattr(bench_report, "machine", lambda: about)
     assert f"<p>{text}, " in bench_report.page([comparison()])
 
 
-def test_the_share_is_of_the_ratio_of_multiply_adds():
+def test_the_share_is_relative_to_the_ratio_of_multiply_adds():
     shown = comparison(images=8)
     assert bench_report.cells(shown) == [["openvino", "int8", "200", "100", "2.00x", "50%", "80"]]
     console = Console(width=80, record=True)
@@ -317,7 +316,7 @@ def test_the_share_is_of_the_ratio_of_multiply_adds():
     assert "of 4.00x" in console.export_text()
 
 
-# -------------------------------------------------------------------------------------------------- refusals
+# ----------------------------------------------------------------------------------------------------- errors
 
 
 @pytest.mark.parametrize(
@@ -340,13 +339,13 @@ def test_the_share_is_of_the_ratio_of_multiply_adds():
     ],
     ids=str,
 )  # fmt: skip
-def test_refusals_are_one_line(arguments, status, message, network, capsys):
+def test_errors_are_one_line(arguments, status, message, network, capsys):
     assert run("bench", *arguments) == status
     (line,) = capsys.readouterr().err.splitlines()
     assert re.search(message, line)
 
 
-def test_an_unknown_precision(capsys):
+def test_an_unknown_precision_is_refused(capsys):
     with pytest.raises(SystemExit, match="2"):
         run("bench", "small_vgg", "--precision", "int3")
     assert "invalid choice: 'int3'" in capsys.readouterr().err

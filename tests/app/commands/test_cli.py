@@ -16,6 +16,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from command_line import run
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
@@ -24,7 +25,6 @@ from wae.commands import decode, shared
 from wae.data import photos
 from wae.data.images import read_image
 from wae.experiments import comparison, demo, panels
-from wae.inference.agreement import DisagreementError
 from wae.models.autoencoder import AutoEncoder, to_uint8
 from wae.storage import decomposed, weights_file
 from wae.training import stage1
@@ -46,10 +46,6 @@ def photo_file(tmp_path):
     return path
 
 
-def run(*arguments):
-    return cli.main([str(argument) for argument in arguments])
-
-
 @pytest.mark.parametrize(
     ("error", "said"),
     [
@@ -58,9 +54,9 @@ def run(*arguments):
         (OSError(28, "No space left on device", "out"), "out: No space left on device"),
         (OSError(28, "No space left on device", b"out"), "out: No space left on device"),
     ],
-    ids=["ours", "without a file", "with one", "in bytes"],
+    ids=["our own", "without a file name", "with a file name", "file name in bytes"],
 )
-def test_errors_of_the_system_are_one_line_without_their_number(monkeypatch, capsys, error, said):
+def test_system_errors_are_one_line_without_errno(monkeypatch, capsys, error, said):
     def fails(_):
         raise error
 
@@ -69,7 +65,7 @@ def test_errors_of_the_system_are_one_line_without_their_number(monkeypatch, cap
     assert capsys.readouterr().err == f"wae: {said}\n"
 
 
-# --------------------------------------------------------------------------------------- encode and decode
+# ------------------------------------------------------------------------------------------ encode and decode
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -90,7 +86,7 @@ def test_encode_then_decode(tmp_path, weights, size, dtype):
     assert difference.abs().max() <= (0 if dtype == "float32" else 1)
 
 
-def test_the_shipped_weights_put_a_photo_back_together(tmp_path):
+def test_the_included_weights_reconstruct_a_photo(tmp_path):
     assert run("encode", photos.photo_path("chelsea"), "-o", tmp_path / "m") == 0
     assert run("decode", tmp_path / "m", "-o", tmp_path / "out.png") == 0
     assert psnr(read_image(tmp_path / "out.png"), photos.photo("chelsea")) > 48
@@ -107,8 +103,8 @@ def test_the_shipped_weights_put_a_photo_back_together(tmp_path):
     ],
     ids=lambda value: value.partition(".")[0],
 )
-def test_images_of_every_kind_come_back(tmp_path, weights, name, mode):
-    """As well as the linear transform can: on a smooth image, nearly as they were."""
+def test_images_of_every_mode_are_reconstructed(tmp_path, weights, name, mode):
+    """As well as the linear transform can, which nearly preserves a smooth image."""
     y, x = np.mgrid[0:40, 0:60]
     ramp = (x + 2 * y).astype(np.uint8)
     if mode == "I;16":
@@ -140,7 +136,7 @@ def test_nothing_is_overwritten_without_force(tmp_path, weights, photo_file, cap
     assert read_image(picture).shape == (3, 61, 80)
 
 
-def test_an_input_is_never_its_own_output(photo_file, weights, capsys):
+def test_an_input_is_never_overwritten(photo_file, weights, capsys):
     before = photo_file.read_bytes()
     for command in ("encode", "decode"):
         assert run(command, photo_file, "-o", photo_file, "--weights", weights, "--force") == 1
@@ -152,7 +148,7 @@ def test_an_input_is_never_its_own_output(photo_file, weights, capsys):
     assert weights.read_bytes() == before
 
 
-def test_weights_and_photos_to_train_on_are_inputs_too(tmp_path, photo_file, weights, capsys):
+def test_weights_and_training_photos_are_never_overwritten(tmp_path, photo_file, weights, capsys):
     named = tmp_path / "weights.png"
     named.write_bytes(weights.read_bytes())
     assert run("encode", photo_file, "-o", tmp_path / "m", "--weights", named) == 0
@@ -168,7 +164,7 @@ def test_weights_and_photos_to_train_on_are_inputs_too(tmp_path, photo_file, wei
     assert photo_file.read_bytes() == before
 
 
-def test_decode_refuses_what_it_cannot_do(tmp_path, weights, photo_file, capsys):
+def test_decode_refuses_unusable_files(tmp_path, weights, photo_file, capsys):
     assert run("encode", photo_file, "-o", tmp_path / "m", "--weights", weights) == 0
     assert run("decode", tmp_path / "m", "-o", tmp_path / "x.unknown", "--weights", weights) == 2
     assert "x.unknown" in capsys.readouterr().err
@@ -181,7 +177,7 @@ def test_decode_refuses_what_it_cannot_do(tmp_path, weights, photo_file, capsys)
 
 
 def decoded(tmp_path, weights, photo_file, name, *options):
-    """The PSNR of a decoded file against the same as PNG."""
+    """The PSNR of a decoded file, compared with the same image decoded to PNG."""
     middle = tmp_path / "m"
     if not middle.exists():
         assert run("encode", photo_file, "-o", middle, "--weights", weights) == 0
@@ -192,7 +188,7 @@ def decoded(tmp_path, weights, photo_file, name, *options):
     return psnr(kept, read_image(tmp_path / "exact.png"))
 
 
-def test_decode_says_when_a_format_loses_pixels(tmp_path, weights, photo_file, capsys):
+def test_decode_warns_of_lossy_formats(tmp_path, weights, photo_file, capsys):
     known = Image.registered_extensions().items()
     formats = {
         form: suffix for suffix, form in known if form in (*decode._EXACT, "WEBP", "GIF", "JPEG", "AVIF")
@@ -203,7 +199,7 @@ def test_decode_says_when_a_format_loses_pixels(tmp_path, weights, photo_file, c
         assert (db == np.inf) == (form in (*decode._EXACT, "WEBP"))
 
 
-def test_decode_keeps_a_jpeg_s_quality(tmp_path, weights, photo_file, capsys):
+def test_decode_writes_lossy_formats_at_the_quality_given(tmp_path, weights, photo_file, capsys):
     best = decoded(tmp_path, weights, photo_file, "best.jpg")
     assert best > 40
     assert decoded(tmp_path, weights, photo_file, "poor.jpg", "--quality", 75) < best - 5
@@ -238,7 +234,7 @@ def test_devices_are_never_replaced(weights, photo_file, target, capsys):
     assert os.path.samestat(os.lstat(target), before)
 
 
-def test_a_full_disk_is_told_with_the_file(tmp_path, weights, photo_file, capsys):
+def test_a_full_disk_is_reported_with_the_file(tmp_path, weights, photo_file, capsys):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
@@ -250,7 +246,7 @@ def test_a_full_disk_is_told_with_the_file(tmp_path, weights, photo_file, capsys
     assert sorted(os.listdir(tmp_path)) == ["photo.png"]
 
 
-def test_odd_metadata_is_not_mentioned(tmp_path, weights):
+def test_warnings_about_odd_metadata_are_hidden(tmp_path, weights):
     exif = b"Exif\0\0II*\0\x08\0\0\0\x05\0" + struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)  # one entry of five
     Image.new("RGB", (40, 20)).save(tmp_path / "a.jpg", exif=exif)
     with warnings.catch_warnings(record=True) as said:
@@ -263,7 +259,7 @@ def test_odd_metadata_is_not_mentioned(tmp_path, weights):
 
 
 @pytest.mark.parametrize("content", [b"", b"text", None], ids=["empty", "text", "missing"])
-def test_a_broken_image_is_named_and_fails(tmp_path, weights, content, capsys):
+def test_a_broken_image_is_an_error_that_names_it(tmp_path, weights, content, capsys):
     path = tmp_path / "broken.png"
     if content is not None:
         path.write_bytes(content)
@@ -275,10 +271,10 @@ def test_a_broken_image_is_named_and_fails(tmp_path, weights, content, capsys):
     assert not (tmp_path / "m").exists()
 
 
-def test_what_pillow_logs_of_a_broken_file_is_not_mentioned(tmp_path, weights, capsys):
+def test_what_pillow_logs_about_a_broken_file_is_hidden(tmp_path, weights, capsys):
     path = tmp_path / "a.tif"
     Image.new("RGB", (8, 8)).save(path)
-    colours = b"\x15\x01\3\0\1\0\0\0"  # their number is one entry
+    colours = b"\x15\x01\3\0\1\0\0\0"  # the tag SamplesPerPixel, which its value follows
     path.write_bytes(path.read_bytes().replace(colours + b"\3", colours + b"\x7a"))
     assert run("encode", path, "-o", tmp_path / "a.safetensors", "--weights", weights) == 1
     assert capsys.readouterr().err.startswith(f"wae: {path}: ")
@@ -291,7 +287,7 @@ def test_broken_weights_are_named(tmp_path, photo_file, capsys):
 
 
 @pytest.mark.parametrize("arguments", [[], ["nothing"], ["encode"], ["demo", "--seconds", "-1"]], ids=str)
-def test_wrong_usage_is_2(arguments):
+def test_wrong_usage_exits_with_2(arguments):
     with pytest.raises(SystemExit) as caught:
         run(*arguments)
     assert caught.value.code == 2
@@ -324,7 +320,7 @@ def test_wrong_usage_is_2(arguments):
         "encode photo.png -o m --max-pixels 99999999999999999999",
     ],
 )
-def test_a_value_out_of_all_range_is_one_line_before_anything_is_done(arguments, capsys):
+def test_an_option_out_of_range_is_refused_in_one_line_before_any_work(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         run(*arguments.split())
     assert caught.value.code == 2
@@ -350,16 +346,16 @@ def test_a_value_out_of_all_range_is_one_line_before_anything_is_done(arguments,
         ("share", 0, 1),
     ],
 )
-def test_numbers_of_options_are_taken_up_to_their_limits(kind, least, most):
-    taken = getattr(shared, kind)
-    assert (taken(str(least)), taken(str(most))) == (least, most)
+def test_number_options_accept_values_up_to_their_limits(kind, least, most):
+    parse = getattr(shared, kind)
+    assert (parse(str(least)), parse(str(most))) == (least, most)
     for text in (str(least - 1), str(most + 1), "", "many", "nan", "1e99"):
         with pytest.raises(argparse.ArgumentTypeError, match=f"needs .*, got {text}$"):
-            taken(text)
+            parse(text)
     if kind == "image_size":
-        assert taken("20x30") == (20, 30)
+        assert parse("20x30") == (20, 30)
         with pytest.raises(argparse.ArgumentTypeError, match=r"got 0$"):
-            taken("20x0")
+            parse("20x0")
 
 
 def test_too_little_memory_is_one_line(monkeypatch, capsys):
@@ -371,7 +367,7 @@ def test_too_little_memory_is_one_line(monkeypatch, capsys):
         run("info")
 
 
-class Killed(Dataset):
+class KillsItsReader(Dataset):
     def __len__(self):
         return 2
 
@@ -381,15 +377,16 @@ class Killed(Dataset):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
-def test_a_killed_process_that_reads_is_one_line(monkeypatch, capsys):
-    """As by the kernel, where memory is short, or /dev/shm is: it was a traceback."""
-    monkeypatch.setattr("wae.commands.info.run", lambda options: list(DataLoader(Killed(), num_workers=1)))
+def test_a_killed_dataloader_worker_is_one_line(monkeypatch, capsys):
+    """As the kernel kills it if memory or /dev/shm runs out; it was a traceback."""
+    data = DataLoader(KillsItsReader(), num_workers=1)
+    monkeypatch.setattr("wae.commands.info.run", lambda options: list(data))
     assert run("info") == 1
     error = capsys.readouterr().err
     assert re.match(r"wae: DataLoader worker .*: out of memory\? Fewer --workers need less\n$", error)
 
 
-@pytest.mark.parametrize("command", ["demo", "encode", "decode", "info", "train-autoencoder"])
+@pytest.mark.parametrize("command", cli.COMMANDS)
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as caught:
         run(command, "--help")
@@ -412,14 +409,14 @@ def test_a_missing_package_is_one_sentence_naming_the_extra(monkeypatch, capsys)
     assert "scikit-image is not installed" in capsys.readouterr().err
 
 
-# --------------------------------------------------------------------------------------------------- demo
+# ------------------------------------------------------------------------------------------------------- demo
 
 
 def test_demo_writes_a_picture_of_each_photo_and_a_table(tmp_path, weights, photo_file, capsys):
     out = tmp_path / "out"
     assert run("demo", photo_file, "-o", out, "--no-timing", "--weights", weights) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("Decomposed and reconstructed")  # nothing of a bar's, an empty line
+    assert printed.startswith("Decomposed and reconstructed")  # no empty line that a progress bar leaves
     model = AutoEncoder()
     weights_file.load(weights, model)
     assert f"{stage1.quality(model, read_image(photo_file)).psnr:.2f}" in printed
@@ -430,19 +427,18 @@ def test_demo_writes_a_picture_of_each_photo_and_a_table(tmp_path, weights, phot
     assert panels.is_demo_picture(out / "photo.png")
 
 
-def test_names_in_tables_are_printed_as_they_are(tmp_path, weights, capsys):
-    """In rich's own language they would be a style and a picture, and in a terminal's a command."""
+def test_names_in_tables_are_printed_literally(tmp_path, weights, capsys):
+    """Rich would read a style and an emoji in this name, and a terminal a control sequence."""
     name = "[b]:cat:\x1b"
     Image.new("RGB", (2, 2)).save(tmp_path / f"{name}.png")
-    assert (
-        run("demo", tmp_path / f"{name}.png", "-o", tmp_path / "o", "--no-timing", "--weights", weights) == 0
-    )
+    arguments = (tmp_path / f"{name}.png", "-o", tmp_path / "o", "--no-timing", "--weights", weights)
+    assert run("demo", *arguments) == 0
     assert r"│ [b]:cat:\x1b │ 2 x 2 │" in capsys.readouterr().out
     shared.console().print("[/red]")
     assert capsys.readouterr().out == "[/red]\n"
 
 
-def test_demo_s_tables_as_json(tmp_path, weights, capsys, monkeypatch):
+def test_demo_as_json(tmp_path, weights, capsys, monkeypatch):
     narrow = tmp_path / "narrow.png"
     pixels = np.random.default_rng(0).integers(0, 256, (5, 1, 3), dtype=np.uint8)  # no 2 x 2 block
     Image.fromarray(pixels).save(narrow)
@@ -453,14 +449,14 @@ def test_demo_s_tables_as_json(tmp_path, weights, capsys, monkeypatch):
     (row,) = found["photos"]
     assert (row["photo"], row["width"], row["height"], row["picture"]) == ("narrow", 1, 5, "narrow.png")
     assert row["psnr"] > 0
-    assert row["best_linear_psnr"] is None  # JSON has no word for what is not a number
+    assert row["best_linear_psnr"] is None  # JSON has no NaN
     assert found["timings"]["ops"] == [{"op": "encode", "layout": "NCHW", "wae": 1.0, "stock": 2.0}]
     assert run("demo", narrow, "-o", tmp_path / "out", "--weights", weights, "--json", "--no-timing") == 0
     assert set(json.loads(capsys.readouterr().out)) == {"photos"}
 
 
-def test_demo_of_no_image_is_an_error_at_once(tmp_path, weights, capsys, monkeypatch):
-    monkeypatch.setattr(comparison, "measure", lambda *_: pytest.fail("timed, though nothing was shown"))
+def test_demo_of_a_missing_image_fails_before_timing(tmp_path, weights, capsys, monkeypatch):
+    monkeypatch.setattr(comparison, "measure", lambda *_: pytest.fail("timed"))
     assert run("demo", tmp_path / "nosuch.png", "-o", tmp_path / "out", "--weights", weights) == 1
     assert "nosuch.png" in capsys.readouterr().err
 
@@ -487,13 +483,13 @@ def test_demo_never_replaces_an_input(photo_file, weights, capsys):
     assert photo_file.read_bytes() == before
 
 
-def test_demo_knows_its_inputs_by_any_path(tmp_path, photo_file):
+def test_demo_recognises_its_inputs_by_any_path(tmp_path, photo_file):
     (tmp_path / "link").symlink_to(photo_file.parent)
     with pytest.raises(FileExistsError, match="is one of the inputs"):
         demo.targets([tmp_path / "link" / "photo.png"], photo_file.parent, force=True)
 
 
-def test_demo_goes_on_after_a_broken_file_and_says_so(tmp_path, weights, photo_file, capsys):
+def test_demo_continues_after_a_broken_file_and_reports_it(tmp_path, weights, photo_file, capsys):
     broken = tmp_path / "broken.png"
     broken.write_bytes(photos.photo_path("coffee").read_bytes()[:50_000])
     out = tmp_path / "out"
@@ -502,7 +498,7 @@ def test_demo_goes_on_after_a_broken_file_and_says_so(tmp_path, weights, photo_f
     assert "broken.png" in capsys.readouterr().err
 
 
-def test_demo_numbers_pictures_of_one_name(tmp_path):
+def test_demo_numbers_pictures_of_the_same_name(tmp_path):
     inputs = [tmp_path / "a" / "x.png", tmp_path / "b" / "x.jpg", tmp_path / "x.tiff"]
     targets = demo.targets(inputs, tmp_path / "out", force=False)
     assert [t.name for t in targets] == ["x.png", "x-2.png", "x-3.png"]
@@ -510,7 +506,7 @@ def test_demo_numbers_pictures_of_one_name(tmp_path):
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 900), (901, 3), (13, 17)], ids=str)
 @pytest.mark.parametrize("flat", [True, False], ids=["flat", "noise"])
-def test_demo_takes_any_size(tmp_path, weights, size, flat):
+def test_demo_accepts_any_size(tmp_path, weights, size, flat):
     pixels = np.random.default_rng(0).integers(0, 1 if flat else 256, (*size, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "in.png")
     out = tmp_path / "out"
@@ -532,18 +528,10 @@ def test_demo_times_the_ops_and_the_networks(weights, photo_file, tmp_path, caps
         assert text in printed
 
 
-def test_nothing_is_timed_that_does_not_agree():
-    one = torch.ones(10)
-    comparison._require_equal("x", [one, one + 1e-6])
-    for other in (one + 1e-3, one * torch.nan):
-        with pytest.raises(DisagreementError, match="x: two implementations"):
-            comparison._require_equal("x", [one, other])
+# ------------------------------------------------------------------------------------------------------- info
 
 
-# --------------------------------------------------------------------------------------------------- info
-
-
-def test_info_tells_versions_and_every_backend(capsys):
+def test_info_prints_versions_and_every_backend(capsys):
     from wae_kernels import backends
 
     assert run("info") == 0
@@ -573,14 +561,14 @@ def test_info_counts_a_network(capsys):
         assert text in printed
     assert run("info", "alexnot") == 2
     assert "there is no network alexnot; known are wae_vgg16, " in capsys.readouterr().err
-    assert run("info", "wae_maxvit_t") == 2  # its attention takes images of 224 pixels alone
+    assert run("info", "wae_maxvit_t") == 2  # its attention accepts only images of 224 pixels
     assert "wae_maxvit_t cannot be built: " in capsys.readouterr().err
 
 
-# --------------------------------------------------------------------------------------- train-autoencoder
+# ------------------------------------------------------------------------------------------ train-autoencoder
 
 
-def test_train_writes_weights_that_encode_takes(tmp_path, photo_file, capsys):
+def test_train_autoencoder_writes_weights_that_encode_accepts(tmp_path, photo_file, capsys):
     weights = tmp_path / "w"
     options = ("--steps", 3, "--batch", 2, "--crop", 16, "--seed", 5, "--learning-rate", 1e-4)
     assert run("train-autoencoder", photo_file, "-o", weights, *options) == 0
@@ -611,9 +599,9 @@ def test_train_writes_weights_that_encode_takes(tmp_path, photo_file, capsys):
     assert "learning_rate must be a number from 0" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("module", ["argparse", "numpy"], ids=["of the command line", "of torch"])
+@pytest.mark.parametrize("module", ["argparse", "numpy"], ids=["by the command line", "by torch"])
 def test_ctrl_c_while_importing_is_one_line(tmp_path, module):
-    """An exception within an import may abort a library's C++, and is a long traceback."""
+    """An exception during an import may abort a library's C++ code, and prints a long traceback."""
     (tmp_path / f"{module}.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
     here = os.pathsep.join([str(tmp_path), *sys.path])
     done = subprocess.run(
@@ -628,7 +616,7 @@ def test_ctrl_c_while_importing_is_one_line(tmp_path, module):
 
 
 def is_trained(path):
-    """Whether an epoch is over; a checkpoint is there before the first one, too."""
+    """Whether an epoch has ended; the checkpoint exists before that."""
     return path.exists() and weights_file.read_recipe(path)["epoch"] >= 1
 
 
@@ -639,25 +627,14 @@ def is_trained(path):
     ids=["SIGINT", "SIGTERM"],
 )
 def test_a_signal_ends_a_training_cleanly(tmp_path, sent, status, message):
-    command = [
-        sys.executable,
-        "-m",
-        "wae.cli",
-        "train-autoencoder",
-        "-o",
-        str(tmp_path / "w"),
-        "--crop",
-        "8",
-        "--batch",
-        "1",
-    ]
+    command = ["wae.cli", "train-autoencoder", "-o", str(tmp_path / "w"), "--crop", "8", "--batch", "1"]
     process = subprocess.Popen(
-        command,
+        [sys.executable, "-m", *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "COLUMNS": "80"},
-        # a shell starts its background jobs with Ctrl-C ignored, which all that they start inherit
+        # a shell starts background jobs with SIGINT ignored, and their children inherit that
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
@@ -677,8 +654,28 @@ def test_a_signal_ends_a_training_cleanly(tmp_path, sent, status, message):
     assert weights_file.load(tmp_path / "w", AutoEncoder())["epoch"] >= 1
 
 
-def test_what_a_terminal_would_act_on_is_escaped_in_errors(tmp_path, capsys):
+def test_control_characters_are_escaped_in_errors(tmp_path, capsys):
     assert run("encode", tmp_path / "a\nb\x1b[31m.png", "-o", tmp_path / "out") == 1
     error = capsys.readouterr().err
     assert r"a\nb\x1b[31m.png" in error
     assert error.count("\n") == 1
+
+
+def test_a_wrong_backend_is_one_line():
+    result = subprocess.run(
+        [sys.executable, "-m", "wae", "info"],
+        env={"WAE_BACKEND": "foo", "PATH": "", "PYTHONPATH": ":".join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert result.stderr.startswith("wae: WAE_BACKEND: backend must be one of auto")
+    assert result.stderr.count("\n") == 1
+
+
+def test_completions(capsys):
+    pytest.importorskip("shtab")
+    with pytest.raises(SystemExit, match="0"):
+        run("--print-completion", "bash")
+    assert "selftest" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""`wae predict`, `eval` and `export` with a checkpoint around a network of a user's own (`--model`)."""
+"""`wae predict`, `eval` and `export` with a checkpoint around a custom network (`--model`)."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import run
 from PIL import Image
 
-from wae import cli
 from wae.data.input import Input
 from wae.models.accelerated import Form, accelerated
 from wae.models.pairs import own_network
 from wae.models.registry import build
 from wae.storage.checkpoint import load_classifier, save_classifier
 
-OWN = "mine_of_a_user:small"
+OWN = "custom_network:small"
 SOURCE = """
 from torch import nn
 
@@ -30,7 +30,7 @@ def small():
 
 @pytest.fixture
 def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkpoint as ``wae accelerate`` leaves it, beside the module that it needs; and a few images."""
+    """A checkpoint as ``wae accelerate`` writes it, the module that it needs, and a few images."""
     (tmp_path / f"{OWN.partition(':')[0]}.py").write_text(SOURCE)
     monkeypatch.syspath_prepend(tmp_path)
     torch.manual_seed(0)
@@ -45,11 +45,7 @@ def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def run(*arguments: object) -> int:
-    return cli.main([str(argument) for argument in arguments])
-
-
-def test_it_predicts_where_the_function_is_given(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predict_with_the_function_named(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image = weights.parent / "data" / "val" / "dark" / "one.png"
     assert run("predict", image, "--weights", weights, "--model", OWN, "--format", "jsonl") == 0
     found = json.loads(capsys.readouterr().out)
@@ -60,7 +56,7 @@ def test_it_predicts_where_the_function_is_given(weights: Path, capsys: pytest.C
 
 
 @pytest.mark.slow
-def test_it_is_evaluated_and_exported(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_eval_and_export_with_the_function_named(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, out = weights.parent / "data", weights.parent / "model.onnx"
     assert (
         run("eval", weights, "--model", OWN, "--data", data, "--seconds", 0, "--device", "cpu", "--json") == 0
@@ -72,7 +68,9 @@ def test_it_is_evaluated_and_exported(weights: Path, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize("command", ["predict", "eval", "export"])
-def test_no_file_runs_code_by_itself(weights: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_checkpoint_alone_runs_no_code(
+    weights: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = {
         "predict": ("predict", weights.parent / "data", "--weights", weights),
         "eval": ("eval", weights, "--data", weights.parent / "data", "--device", "cpu"),
@@ -82,8 +80,8 @@ def test_no_file_runs_code_by_itself(weights: Path, command: str, capsys: pytest
     assert f"is built around what {OWN} makes, which no file may run" in capsys.readouterr().err
     assert OWN.partition(":")[0] not in sys.modules
 
-    assert run(*arguments, "--model", "mine_of_a_user:large") == 1
-    assert "mine_of_a_user:large cannot be called: " in capsys.readouterr().err
+    assert run(*arguments, "--model", "custom_network:large") == 1
+    assert "custom_network:large cannot be called: " in capsys.readouterr().err
 
     named = weights.with_name("named.safetensors")
     save_classifier(named, build("small_vgg", 3), "small_vgg")

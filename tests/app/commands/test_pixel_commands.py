@@ -1,4 +1,4 @@
-"""`wae eval` and `wae export` on checkpoints of networks that score pixels."""
+"""`wae eval` and `wae export` on checkpoints of segmentation networks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def checkpoints(tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_eval_prints_their_measures(
+def test_eval_prints_mean_iou_and_pixel_accuracy(
     checkpoints: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = str(write_scenes(tmp_path / "scenes"))
@@ -54,7 +54,7 @@ def test_eval_prints_their_measures(
 @pytest.mark.parametrize(
     ("size", "shape"), [([], (36, 48)), (["--size", "18"], (18, 24)), (["--size", "20x33"], (20, 33))]
 )
-def test_export_takes_the_checkpoints_size_or_another(
+def test_export_takes_the_size_of_the_checkpoint_or_of_the_option(
     size: list[str],
     shape: tuple[int, int],
     checkpoints: list[str],
@@ -70,8 +70,8 @@ def test_export_takes_the_checkpoints_size_or_another(
         wanted = load_classifier(Path(checkpoints[1]))(image)
         found = FORMATS["torch"].load(path.read_bytes())(image)
     assert (found - wanted).norm() <= 1e-4 * wanted.norm()
-    says: dict[str, str] = {"metadata.json": ""}
-    torch.export.load(path, extra_files=says)
-    input = json.loads(json.loads(says["metadata.json"])["input"])
+    files: dict[str, str] = {"metadata.json": ""}
+    torch.export.load(path, extra_files=files)
+    input = json.loads(json.loads(files["metadata.json"])["input"])
     assert input["crop"] == list(shape)
     assert input["resize"] == list(shape)

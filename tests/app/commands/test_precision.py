@@ -6,11 +6,12 @@ import re
 import numpy as np
 import pytest
 import torch
+from command_line import run
 from PIL import Image
+from printed_tables import cells
 from tiny_classifier import tiny
 
 import wae
-from wae import cli
 from wae.data.folder import evaluation_resize
 from wae.data.images import read_image
 from wae.experiments import evaluation
@@ -26,7 +27,7 @@ from wae.training import processes
 SIZE = 16
 LABELS = ("first", "second", "third")
 INT8 = ("--engine", "openvino", "--precision", "int8")
-PATIENT = ("--max-drop", 1)  # a network of random weights is unsure of noise
+PATIENT = ("--max-drop", 1)  # with random weights, many predictions on noise are nearly ties
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def weights(tmp_path, monkeypatch):
 
 @pytest.fixture
 def data(tmp_path):
-    """201 images to train on, which are enough for int8, and 9 to test on, which are not."""
+    """201 training images, enough to calibrate int8 on, and 9 test images, too few for that."""
     folder, random = tmp_path / "data", np.random.default_rng(0)
     for part, each in (("train", 67), ("val", 3)):
         for number, label in enumerate(LABELS):
@@ -61,20 +62,11 @@ def needs_int8(engine):
 @pytest.fixture
 def any_warnings():
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("warnings.filters", [])  # of the libraries' own parts
+        patched.setattr("warnings.filters", [])  # the libraries warn about themselves
         yield
 
 
-def run(*arguments):
-    return cli.main([str(argument) for argument in arguments])
-
-
-def rows(text):
-    """The cells of each line of the tables in ``text``."""
-    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if "│" in line]
-
-
-# ----------------------------------------------------------------------------------------------- evaluating
+# ------------------------------------------------------------------------------------------------- evaluating
 
 
 @pytest.fixture
@@ -83,19 +75,19 @@ def wide(monkeypatch):
 
 
 def deployed_rows(capsys, precisions):
-    found = [row for row in rows(capsys.readouterr().out) if row[1] in precisions]
+    found = [row for row in cells(capsys.readouterr().out) if row[1] in precisions]
     for network, _, _, accuracy, milliseconds, per_second, megabytes in found:
         assert not megabytes or 0 < float(megabytes) < 2_000
         assert network.startswith("tiny (")
         assert re.fullmatch(r"\d+\.\d\d %", accuracy)
         assert float(milliseconds) > 0
-        # a call has 4 images; what is printed is rounded
+        # 4 images per call; the printed figures are rounded
         assert float(per_second) == pytest.approx(4e3 / float(milliseconds), rel=0.1, abs=0.1)
     return found
 
 
 @pytest.mark.slow
-def test_eval_of_the_deployed_network(weights, data, wide, capsys):
+def test_eval_measures_deployed_networks(weights, data, wide, capsys):
     arguments = ("eval", weights, weights, "--data", data, "--batch", 4, "--seconds", 0.05)
     assert run(*arguments, "--deployed", "bfloat16", "float32", "--engine", "eager") == 0
     found = deployed_rows(capsys, ("bfloat16", "float32"))
@@ -134,8 +126,8 @@ def test_eval_says_that_the_machine_was_busy(weights, data, capsys, monkeypatch,
 
 
 @pytest.mark.slow
-def test_eval_in_int8_takes_its_scales_from_the_training_images(weights, data, wide, any_warnings, capsys):
-    """The test images are too few for it, so they cannot be what it took."""
+def test_eval_calibrates_int8_on_the_training_images(weights, data, wide, any_warnings, capsys):
+    """The test images would be too few."""
     needs_int8("openvino")  # the engine whose int8 is prepared fastest
     arguments = ("eval", weights, "--data", data, "--batch", 4, "--seconds", 0.05, "--engine", "openvino")
     assert run(*arguments, "--deployed", "int8", "float32") == 0
@@ -143,7 +135,7 @@ def test_eval_in_int8_takes_its_scales_from_the_training_images(weights, data, w
     assert [row[1:3] for row in found] == [["int8", "openvino"], ["float32", "openvino"]]
 
 
-def test_eval_gives_int8_the_training_images_and_others_none(weights, data, monkeypatch):
+def test_eval_passes_the_training_images_to_int8_only(weights, data, monkeypatch):
     given = {}
 
     def deploy(model, size, batch, engine, *, precision, calibration, max_drop):
@@ -160,7 +152,7 @@ def test_eval_gives_int8_the_training_images_and_others_none(weights, data, monk
     assert all(path.startswith(str(data / "train")) for path in paths)
 
 
-def test_eval_deployed_refuses(weights, data, capsys, monkeypatch):
+def test_eval_deployed_refuses_wrong_options(weights, data, capsys, monkeypatch):
     arguments = ("eval", weights, "--data", data, "--seconds", 0.05)
     assert run(*arguments, "--engine", "eager") == 2
     assert "--engine: needs --deployed" in capsys.readouterr().err
@@ -176,7 +168,7 @@ def test_eval_deployed_refuses(weights, data, capsys, monkeypatch):
     assert "--deployed: needs a single process" in capsys.readouterr().err
 
 
-# ----------------------------------------------------------------------------------- predicting, exporting
+# -------------------------------------------------------------------------------------- predicting, exporting
 
 
 def probabilities(text):
@@ -194,8 +186,8 @@ def test_predict_in_int8(weights, data, any_warnings, capsys):
     expected = probabilities(capsys.readouterr().out)
     assert run(*arguments, *INT8, "--calibrate", data / "train", *PATIENT) == 0
     found = probabilities(capsys.readouterr().out)
-    assert found != expected  # it is int8,
-    assert np.allclose(found, expected, atol=0.02)  # and near
+    assert found != expected  # so int8 was used
+    assert np.allclose(found, expected, atol=0.02)
 
 
 def test_predict_in_another_precision(weights, data, capsys):
@@ -208,7 +200,7 @@ def test_predict_in_another_precision(weights, data, capsys):
     assert np.allclose(found["bfloat16"], found["float32"], atol=0.02)
 
 
-def test_predict_calibrates_only_an_engine(weights, data, monkeypatch, capsys):
+def test_predict_checks_agreement_of_an_engine_on_the_calibration_images(weights, data, monkeypatch, capsys):
     arguments = ("predict", data / "val", "--weights", weights, "--calibrate", data / "train")
     assert run(*arguments) == 2
     assert "--calibrate: needs --engine or --precision" in capsys.readouterr().err
@@ -219,7 +211,7 @@ def test_predict_calibrates_only_an_engine(weights, data, monkeypatch, capsys):
     assert run(*arguments, "--engine", "eager", "--max-drop", 0.02) == 0
 
 
-def test_every_option_of_export_arrives(weights, data, tmp_path, monkeypatch, capsys):
+def test_every_option_of_export_is_passed_on(weights, data, tmp_path, monkeypatch, capsys):
     from wae.inference import export
 
     seen = []
@@ -251,8 +243,9 @@ def test_export_in_int8(weights, data, any_warnings, tmp_path, capsys):
     assert re.search(r"predicts the model's class on \d+\.\d\d% of 101 images", capsys.readouterr().out)
     images = torch.randint(0, 256, (5, 3, SIZE, SIZE), dtype=torch.uint8)
     session = onnxruntime.InferenceSession(path)
-    says = metadata(checkpoint.describe(weights), (SIZE, SIZE), torch.uint8)
-    assert says.items() <= session.get_modelmeta().custom_metadata_map.items()  # the quantizer adds its own
+    expected_metadata = metadata(checkpoint.describe(weights), (SIZE, SIZE), torch.uint8)
+    stored = session.get_modelmeta().custom_metadata_map  # the quantizer adds its own entries
+    assert expected_metadata.items() <= stored.items()
     scores = session.run(None, {"images": images.numpy()})[0]
     with torch.no_grad():
         expected = checkpoint.load_classifier(weights)(images)
@@ -260,7 +253,7 @@ def test_export_in_int8(weights, data, any_warnings, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("command", ["predict", "export"])
-def test_int8_refuses_what_it_cannot_calibrate_on(command, weights, data, tmp_path, capsys):
+def test_int8_needs_enough_images_to_calibrate_on(command, weights, data, tmp_path, capsys):
     target = tmp_path / "model.onnx"
     arguments = {
         "predict": ("predict", data / "val", "--weights", weights, "--engine", "openvino"),

@@ -1,8 +1,6 @@
-"""`wae selftest`: ops that are right pass, one that is wrong is named with its problem."""
+"""`wae selftest`: correct ops pass; a wrong op is named, with the problem that shows it."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -22,8 +20,8 @@ def test_every_op_passes_on_every_backend(capsys):
     assert all((row["error"] == 0) == (row["op"] == "encode_int8") for row in rows)
 
 
-def test_it_leaves_out_no_op():
-    """``conv3x3_pack`` makes the weights of ``conv3x3``."""
+def test_every_op_is_tested():
+    """``conv3x3_pack`` is, too: it makes the weights of ``conv3x3``."""
     ops = {schema.partition("(")[0] for schema in schemas()}
     assert ops == {*selftest.OPS, "conv3x3_pack"}
 
@@ -32,7 +30,7 @@ def test_it_leaves_out_no_op():
 def test_a_wrong_op_is_named(wrong, monkeypatch, capsys):
     call = selftest._call
 
-    def spoilt(op, arguments):
+    def wrong_call(op, arguments):
         outputs = call(op, arguments)
         if op != "decode" or arguments[0].dtype != torch.float32:
             return outputs
@@ -42,7 +40,7 @@ def test_a_wrong_op_is_named(wrong, monkeypatch, capsys):
         image[0, 0, -1, -1] += 1.0 if wrong == "one number" else float("nan")
         return (image,)
 
-    monkeypatch.setattr(selftest, "_call", spoilt)
+    monkeypatch.setattr(selftest, "_call", wrong_call)
     assert main(["selftest", "--only", "5"]) == 1
     printed = capsys.readouterr()
     assert printed.out.count("WRONG") == len(selftest.devices())
@@ -51,22 +49,22 @@ def test_a_wrong_op_is_named(wrong, monkeypatch, capsys):
     assert all(op in printed.out for op in selftest.OPS)  # none is cut off
 
 
-def test_encode_int8_may_not_be_wrong_at_all(monkeypatch, capsys):
+def test_encode_int8_must_be_exact(monkeypatch, capsys):
     call = selftest._call
 
-    def spoilt(op, arguments):
+    def wrong_call(op, arguments):
         outputs = call(op, arguments)
         if op == "encode_int8":
             number = outputs[1][0, 0, -1, -1]
             number.copy_(torch.nextafter(number, number.new_tensor(torch.inf)))
         return outputs
 
-    monkeypatch.setattr(selftest, "_call", spoilt)
+    monkeypatch.setattr(selftest, "_call", wrong_call)
     assert main(["selftest", "--only", "5"]) == 1
     assert "encode_int8 in float32 on reference: problem 5 (" in capsys.readouterr().err
 
 
-def test_a_problem_depends_on_its_number_alone():
+def test_a_problem_depends_only_on_its_number():
     first, again = (selftest.problem(7, "encode", torch.float32) for _ in range(2))
     assert first.description == again.description
     assert all(
@@ -76,40 +74,7 @@ def test_a_problem_depends_on_its_number_alone():
 
 
 @pytest.mark.parametrize("arguments", [["--seconds", "nan"], ["--seconds", "x"], ["--only", "-1"]])
-def test_numbers_out_of_range(arguments, capsys):
+def test_numbers_out_of_range_are_refused(arguments, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["selftest", *arguments])
     assert "needs" in capsys.readouterr().err
-
-
-def test_help_needs_no_torch():
-    """`wae --help`, every command's too, answers without importing what takes seconds."""
-    code = (
-        "import sys\nfrom wae import cli\n"
-        "for command in cli.COMMANDS:\n"
-        "    try: cli.main([command, '--help'])\n"
-        "    except SystemExit: pass\n"
-        "heavy = {'torch', 'numpy', 'rich', 'PIL', 'torchvision'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
-
-
-def test_a_wrong_backend_is_one_line(tmp_path):
-    result = subprocess.run(
-        [sys.executable, "-m", "wae", "info"],
-        env={"WAE_BACKEND": "foo", "PATH": "", "PYTHONPATH": ":".join(sys.path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 1
-    assert result.stderr.startswith("wae: WAE_BACKEND: backend must be one of auto")
-    assert result.stderr.count("\n") == 1
-
-
-def test_completions(capsys):
-    pytest.importorskip("shtab")
-    with pytest.raises(SystemExit, match="0"):
-        main(["--print-completion", "bash"])
-    assert "selftest" in capsys.readouterr().out

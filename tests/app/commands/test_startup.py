@@ -1,4 +1,4 @@
-"""The modules that a command imports before it does its work: imports are most of the time of a short one."""
+"""Which modules a command imports: a short command spends most of its time on imports."""
 
 from __future__ import annotations
 
@@ -10,51 +10,55 @@ from pathlib import Path
 import pytest
 
 import wae
+from wae import cli
 from wae.data import photos
 
 WATCHED = """
 import json, sys
 from wae import cli
 
-try:
-    status = cli.main(sys.argv[2:])
-except SystemExit as end:
-    status = end.code
-json.dump([status, sorted(sys.modules)], open(sys.argv[1], "w"))
+report, commands = sys.argv[1:]
+for arguments in json.loads(commands):
+    try:
+        status = cli.main(arguments)
+    except SystemExit as end:
+        status = end.code
+    assert status == 0, arguments
+json.dump(sorted(sys.modules), open(report, "w"))
 """
 
 
-def imported_by(tmp_path: Path, *arguments: str) -> set[str]:
-    """The modules that are there when the command has ended, in a process of its own."""
+def imported_by(tmp_path: Path, *commands: list[str]) -> set[str]:
+    """The modules that a new process has imported after these commands."""
     report = tmp_path / "modules.json"
-    subprocess.run(
-        [sys.executable, "-c", WATCHED, str(report), *arguments], check=True, stdout=subprocess.DEVNULL
-    )
-    status, modules = json.loads(report.read_text())
-    assert status == 0
-    return set(modules)
+    program = [sys.executable, "-c", WATCHED, str(report), json.dumps(commands)]
+    subprocess.run(program, check=True, stdout=subprocess.DEVNULL)
+    return set(json.loads(report.read_text()))
 
 
-def test_help_needs_nothing_but_python(tmp_path: Path) -> None:
-    found = imported_by(tmp_path, "--help")
+def test_help_imports_nothing_but_python(tmp_path: Path) -> None:
+    found = imported_by(tmp_path, ["--help"], *([command, "--help"] for command in cli.COMMANDS))
     assert "wae.commands.predict" in found
     assert not {"torch", "numpy", "PIL", "rich", "gradio", "torchvision"} & found
 
 
-def test_notebooks_complete_what_is_imported_at_its_first_use() -> None:
+def test_dir_lists_names_that_are_imported_at_their_first_use() -> None:
+    """So notebooks complete them."""
     assert set(wae.__all__) <= set(dir(wae))
 
 
 @pytest.mark.slow  # a process that imports torch
-def test_predicting_imports_what_it_uses(tmp_path: Path) -> None:
-    """With the checkpoint that is included. Each of these takes long."""
+def test_predict_imports_only_what_it_uses(tmp_path: Path) -> None:
+    """With the included checkpoint. The modules listed are slow to import."""
     alone = subprocess.run(
         [sys.executable, "-c", "import json, sys, torch; print(json.dumps(sorted(sys.modules)))"],
         check=True,
         capture_output=True,
         text=True,
     )
-    own = imported_by(tmp_path, "predict", str(photos.photo_path("chelsea"))) - set(json.loads(alone.stdout))
+    own = imported_by(tmp_path, ["predict", str(photos.photo_path("chelsea"))]) - set(
+        json.loads(alone.stdout)
+    )
     assert "wae.inference.predict" in own
     unneeded = (
         "torchvision",

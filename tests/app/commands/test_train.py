@@ -1,4 +1,4 @@
-"""`wae train` and `wae eval`, as a user runs them: what comes of it, and everything that can go wrong."""
+"""`wae train` and `wae eval` as a user runs them: results, resuming and errors."""
 
 import functools
 import json
@@ -17,13 +17,14 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
+from command_line import run
 from PIL import Image
+from printed_tables import cells
 from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_classifier import tiny
 
-from wae import cli
 from wae.data.folder import image_folder
 from wae.models import registry
 from wae.models.baselines import FullResolution, HalfResolution
@@ -63,10 +64,6 @@ def tiny_networks(monkeypatch):
         monkeypatch.setitem(registry.NETWORKS, build.__name__, build)
 
 
-def run(*arguments):
-    return cli.main([str(argument) for argument in arguments])
-
-
 @pytest.fixture
 def plan_file(tmp_path):
     path = tmp_path / "tiny.toml"
@@ -75,7 +72,7 @@ def plan_file(tmp_path):
 
 
 def folder_of_images(folder, labels=("blue", "green", "red"), each=8):
-    """PNG files of 20 x 18 pixels; of colours as their labels say."""
+    """PNG files, 20 pixels high and 18 wide, in which the colour of the label is brighter."""
     random = np.random.default_rng(0)
     for part in ("train", "val"):
         for number, label in enumerate(labels):
@@ -106,10 +103,15 @@ def errors(capsys):
     return capsys.readouterr().err
 
 
-# ------------------------------------------------------------------------------------------- what comes out
+def same_weights(*files):
+    one, other = map(load_file, files)
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_the_folder_of_results(train, tmp_path, capsys, images):
+# ---------------------------------------------------------------------------------------------------- results
+
+
+def test_train_writes_plan_weights_log_and_checkpoint(train, tmp_path, capsys):
     assert train() == 0
     out = tmp_path / "out"
     names = {path.name for path in out.iterdir()}
@@ -126,34 +128,40 @@ def test_the_folder_of_results(train, tmp_path, capsys, images):
         ("transform", 0), ("classifier", 0), ("joint", 0), ("joint", 1),
     ]  # fmt: skip
     assert made["accuracy"][0] == lines[-1]["accuracy"]["top1"]
-    said = capsys.readouterr().out
-    assert "stage 3/3 joint, epoch 2/2: loss" in said
-    assert "top-1 error" in said
+    printed = capsys.readouterr().out
+    assert "stage 3/3 joint, epoch 2/2: loss" in printed
+    assert "top-1 error" in printed
 
-    # the same again, from the plan that was kept
-    again = tmp_path / "again"
+
+def test_the_saved_plan_gives_the_same_network(train, tmp_path):
+    out, again = tmp_path / "out", tmp_path / "again"
+    assert train() == 0
     assert train(out=again, plan=out / "plan.toml") == 0
     assert (again / "plan.toml").read_text() == (out / "plan.toml").read_text()
-    one, other = load_file(model), load_file(again / "model.safetensors")
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert same_weights(out / "model.safetensors", again / "model.safetensors")
 
-    # stages by themselves, one from the other's weights
+
+def test_one_stage_alone_from_given_weights(train, tmp_path):
+    assert train() == 0
+    model = tmp_path / "out" / "model.safetensors"
     assert train("--stage", 2, "--epochs", 1, "--weights", model, out=tmp_path / "stage2") == 0
-    changed = load_file(tmp_path / "stage2" / "model.safetensors")
-    for name in one:
-        still = name.startswith(("encoder.", "decoder.", "image_"))
-        assert torch.equal(one[name], changed[name]) or not still
+    before, after = load_file(model), load_file(tmp_path / "stage2" / "model.safetensors")
+    fixed = [name for name in before if name.startswith(("encoder.", "decoder.", "image_"))]
+    assert fixed
+    assert all(torch.equal(before[name], after[name]) for name in fixed)
 
-    # evaluated, beside another
-    assert run("train", "--data", images, "--plan", out / "plan.toml", "--model", "tiny_half", "-o",
-               tmp_path / "half", "--size", 14) == 0  # fmt: skip
+
+def test_eval_compares_trained_networks(train, tmp_path, capsys, images):
+    assert train() == 0
+    assert train("--model", "tiny_half", out=tmp_path / "half") == 0
     capsys.readouterr()
-    weights = tmp_path / "half" / "model.safetensors", model
+    weights = (tmp_path / folder / "model.safetensors" for folder in ("half", "out"))
     assert run("eval", *weights, "--data", images, "--seconds", 0.05) == 0
-    said = capsys.readouterr()
-    assert said.err == ""
-    assert f"{100 - 100 * lines[-1]['accuracy']['top1']:.2f} %" in said.out
-    assert "(1.00x)" in said.out
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    last = json.loads((tmp_path / "out" / "log.jsonl").read_text().splitlines()[-1])
+    assert f"{100 - 100 * last['accuracy']['top1']:.2f} %" in printed.out
+    assert "(1.00x)" in printed.out
 
 
 def test_tensorboard_files_hold_curves_and_images(train, tmp_path):
@@ -170,7 +178,7 @@ def test_tensorboard_files_hold_curves_and_images(train, tmp_path):
         assert [event.step for event in events.Images(name)] == [3, 6, 9, 12]
 
 
-def test_tensorboards_steps_go_on_over_a_resume_and_none_comes_twice(train, tmp_path, monkeypatch):
+def test_tensorboard_steps_continue_after_resume_without_repetition(train, tmp_path, monkeypatch):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -194,8 +202,8 @@ def test_tensorboards_steps_go_on_over_a_resume_and_none_comes_twice(train, tmp_
     assert [event.step for event in events.Scalars("epoch/loss")] == [3, 6, 9, 12]
 
 
-def test_a_folder_that_is_removed_meanwhile_is_made_again(train, tmp_path, monkeypatch, capsys):
-    """TensorBoard's file could not be gone on with: a traceback, and the end of the training."""
+def test_a_folder_removed_during_training_is_created_again(train, tmp_path, monkeypatch, capsys):
+    """TensorBoard's writer lost its file, and a traceback ended the training."""
     pytest.importorskip("tensorboard")
     out, end, removed = tmp_path / "out", observers.JsonLines.end, []
 
@@ -212,7 +220,7 @@ def test_a_folder_that_is_removed_meanwhile_is_made_again(train, tmp_path, monke
     }
 
 
-def test_without_tensorboard_training_says_so_and_goes_on(train, monkeypatch, capsys, tmp_path):
+def test_training_without_tensorboard_says_so_and_continues(train, monkeypatch, capsys, tmp_path):
     def missing(*arguments):
         raise ModuleNotFoundError("No module named 'tensorboard'", name="tensorboard")
 
@@ -222,59 +230,56 @@ def test_without_tensorboard_training_says_so_and_goes_on(train, monkeypatch, ca
     assert not (tmp_path / "out" / "tensorboard").exists()
 
 
-# ------------------------------------------------------------------------------------------------- going on
+# --------------------------------------------------------------------------------------------------- resuming
 
 
-class Stop:
-    """Ctrl-C (or another error) at the beginning of an epoch."""
+def interrupt_in_epoch(monkeypatch, number):
+    """Ctrl-C at the beginning of an epoch, counted from 1 over all stages."""
+    real, left = session.Terminal.start, [number]
 
-    def __init__(self, monkeypatch, epoch, error=KeyboardInterrupt):
-        real, left = session.Terminal.start, [epoch]
+    def start(*arguments):
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        real(*arguments)
 
-        def start(*arguments):
-            left[0] -= 1
-            if left[0] == 0:
-                raise error
-            real(*arguments)
-
-        monkeypatch.setattr(session.Terminal, "start", start)
+    monkeypatch.setattr(session.Terminal, "start", start)
 
 
-def test_interrupted_and_gone_on_with(train, monkeypatch, capsys, tmp_path):
-    assert train(out=tmp_path / "whole") == 0
+def test_resume_after_an_interrupt_gives_the_same_network(train, monkeypatch, capsys, tmp_path):
+    assert train(out=tmp_path / "uninterrupted") == 0
     with monkeypatch.context() as patch:
-        Stop(patch, 3)
+        interrupt_in_epoch(patch, 3)
         assert train() == 130
     assert "holds all complete epochs; the same command with --resume continues from there" in errors(capsys)
     with open(tmp_path / "out" / "log.jsonl", "a") as file:
-        file.write("{half a li")  # a kill can leave that
+        file.write("{half a li")  # as a kill may leave it
     assert train("--resume") == 0
-    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "out"))
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert same_weights(*(tmp_path / name / "model.safetensors" for name in ("uninterrupted", "out")))
     assert len((tmp_path / "out" / "log.jsonl").read_text().splitlines()) == 4
 
 
-def test_interrupted_in_the_first_epoch(train, monkeypatch, capsys):
+def test_resume_after_an_interrupt_in_the_first_epoch(train, monkeypatch, capsys):
     with monkeypatch.context() as patch:
-        Stop(patch, 1)
+        interrupt_in_epoch(patch, 1)
         assert train() == 130
     assert "the same command with --resume continues from there" in errors(capsys)
     assert train("--resume") == 0  # from the beginning
 
 
-def test_going_on_before_the_first_checkpoint_starts_from_the_given_weights(train, monkeypatch, tmp_path):
+def test_resume_before_the_first_checkpoint_starts_from_the_given_weights(train, monkeypatch, tmp_path):
     given = ["--weights", weights(tmp_path / "given.safetensors"), "--autoencoder", "included"]
-    assert train(*given, out=tmp_path / "whole") == 0
+    uninterrupted, out = tmp_path / "uninterrupted", tmp_path / "out"
+    assert train(*given, out=uninterrupted) == 0
     with monkeypatch.context() as patch:
-        Stop(patch, 1)
+        interrupt_in_epoch(patch, 1)
         assert train(*given) == 130
     assert train(*given, "--resume") == 0
-    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "out"))
-    assert all(torch.equal(one[name], other[name]) for name in one)
-    assert (tmp_path / "out" / "plan.toml").read_text() == (tmp_path / "whole" / "plan.toml").read_text()
+    assert same_weights(uninterrupted / "model.safetensors", out / "model.safetensors")
+    assert (out / "plan.toml").read_text() == (uninterrupted / "plan.toml").read_text()
 
 
-def test_a_folder_with_something_in_it_is_not_touched(train, tmp_path, capsys):
+def test_other_files_in_the_folder_are_kept(train, tmp_path, capsys):
     out = tmp_path / "out"
     out.mkdir()
     (out / "thesis.txt").write_text("precious")
@@ -285,6 +290,13 @@ def test_a_folder_with_something_in_it_is_not_touched(train, tmp_path, capsys):
     assert [path.name for path in out.iterdir()] == ["thesis.txt"]
     assert train("--force", "--epochs", 1) == 0
     assert (out / "thesis.txt").read_text() == "precious"
+    assert train(out=out / "thesis.txt") == 1
+    assert "thesis.txt is not a folder" in errors(capsys)
+
+
+def test_resume_with_other_options_is_refused_and_changes_nothing(train, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert train("--epochs", 1) == 0
     kept = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     for options, message in (
         (["--epochs", 3], "another epochs (1, not 3) of stage 1, epochs (1, not 3) of stage 2, "),
@@ -295,18 +307,16 @@ def test_a_folder_with_something_in_it_is_not_touched(train, tmp_path, capsys):
         (["--epochs", 1, "--weights", weights(tmp_path / "other")], "was begun with another --weights"),
     ):
         assert train("--resume", *options) == 1
-        assert message in (said := errors(capsys))
-        way = f"; with --plan {out / 'plan.toml'}, and no other option that changes a plan, it resumes"
-        assert (way in said) == ("by a plan" in said)
+        assert message in (error := errors(capsys))
+        remedy = f"; with --plan {out / 'plan.toml'}, and no other option that changes a plan, it resumes"
+        assert (remedy in error) == ("by a plan" in error)
         assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == kept
     assert train("--resume", "--plan", out / "plan.toml") == 0
-    assert train(out=out / "thesis.txt") == 1
-    assert "thesis.txt is not a folder" in errors(capsys)
 
 
-def test_a_full_disk_keeps_what_there_is(train, monkeypatch, tmp_path, capsys):
+def test_a_full_disk_keeps_the_last_checkpoint(train, monkeypatch, tmp_path, capsys):
     with monkeypatch.context() as patch:
-        Stop(patch, 3)
+        interrupt_in_epoch(patch, 3)
         assert train() == 130
     state = tmp_path / "out" / "state.safetensors"
     kept = state.read_bytes()
@@ -316,22 +326,22 @@ def test_a_full_disk_keeps_what_there_is(train, monkeypatch, tmp_path, capsys):
         assert train("--resume") == 1
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert "File too large; " in (said := errors(capsys))
-    assert "--resume continues from there" in said
+    assert "File too large; " in (error := errors(capsys))
+    assert "--resume continues from there" in error
     assert state.read_bytes() == kept
     assert train("--resume") == 0
 
 
-def test_an_error_of_the_system_in_a_librarys_own_words(train, monkeypatch, tmp_path, capsys):
+def test_an_oserror_of_a_library_is_one_line(train, monkeypatch, tmp_path, capsys):
     def fail(*arguments, **options):
-        raise OSError("no such lake\nor river")  # without a number, and so without the system's words
+        raise OSError("no such lake\nor river")  # without errno, so without the system's message
 
     monkeypatch.setattr("wae.training.session.train", fail)
     assert train() == 1
     assert errors(capsys) == f"wae: {tmp_path / 'out'}: no such lake; nothing was trained yet\n"
 
 
-KILLED = """
+LONGER = """
 model = "wae_small_vgg"
 batch = 100
 start = "linear"
@@ -344,10 +354,10 @@ ema = 0.9
 
 
 @pytest.mark.slow
-def test_a_killed_training_goes_on_bit_for_bit(tmp_path, capsys):
-    """kill -9 in the middle of an epoch, in a process of its own."""
-    path, whole, killed = tmp_path / "plan.toml", tmp_path / "whole", tmp_path / "killed"
-    path.write_text(KILLED)
+def test_resume_after_a_kill_gives_bit_identical_weights(tmp_path, capsys):
+    """kill -9 of a separate process, in the middle of an epoch."""
+    path, uninterrupted, killed = (tmp_path / name for name in ("plan.toml", "uninterrupted", "killed"))
+    path.write_text(LONGER)
     arguments = ["train", "--data", "digits", "--plan", str(path), "-o"]
     process = subprocess.Popen(
         [sys.executable, "-m", "wae.cli", *arguments, str(killed)],
@@ -366,15 +376,13 @@ def test_a_killed_training_goes_on_bit_for_bit(tmp_path, capsys):
     assert not (killed / "model.safetensors").exists()
     assert run(*arguments, killed, "--resume") == 0
     assert f"resuming after stage 1/1 joint, epoch {done}/3" in capsys.readouterr().out
-    assert run(*arguments, whole) == 0
-    one, other = (load_file(folder / "model.safetensors") for folder in (whole, killed))
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert run(*arguments, uninterrupted) == 0
+    assert same_weights(*(folder / "model.safetensors" for folder in (uninterrupted, killed)))
 
 
 @pytest.mark.slow
 def test_three_stages_on_digits(tmp_path, capsys):
-    """The whole method, by the shipped plan. Guessing is right for one of ten."""
+    """All stages of the included plan. Guessing would be right for one image in ten."""
     assert run("train", "--data", "digits", "-o", tmp_path / "out") == 0
     epochs = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     assert [epoch["kind"] for epoch in epochs] == ["transform"] * 2 + ["classifier"] * 4 + ["joint"] * 3
@@ -399,20 +407,16 @@ def test_two_processes_share_one_training(train, plan_file, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("epoch 1/1") == 1
-    (epoch,) = json.loads(done.stdout)["epochs"]  # of one process
+    (epoch,) = json.loads(done.stdout)["epochs"]  # printed by one process only
     assert epoch["accuracy"]["images"] == 297
     assert describe(tmp_path / "out" / "model.safetensors").network == "small_vgg_half"
     assert len((tmp_path / "out" / "log.jsonl").read_text().splitlines()) == 1
 
 
-# ------------------------------------------------------------------------------------------------ bad input
+# -------------------------------------------------------------------------------------------------- bad input
 
 
-def broken(folder):
-    (folder / "train" / "red" / "3.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
-
-
-def test_what_is_left_out_of_a_folder_is_reported(train, images, tmp_path, capsys):
+def test_files_left_out_of_a_folder_are_reported(train, images, tmp_path, capsys):
     (images / "train" / ".ipynb_checkpoints").mkdir()
     (images / "val" / "red" / "new.heic").touch()
     assert train("--epochs", 1) == 0
@@ -424,8 +428,8 @@ def test_what_is_left_out_of_a_folder_is_reported(train, images, tmp_path, capsy
     assert f"{images}/val: left out: 1 of other types (.heic)" in errors(capsys)
 
 
-def test_a_folder_whose_name_no_terminal_can_show(train, images, tmp_path, capsys):
-    """Bytes that are no UTF-8 ended the training, and a line feed made two lines of one."""
+def test_a_folder_name_is_printed_escaped(train, images, tmp_path, capsys):
+    """Bytes that are not UTF-8 ended the training, and a line feed split the line in two."""
     odd = os.fsdecode(os.fsencode(tmp_path) + b"/d\xff\n[red]")
     os.rename(images, odd)
     Path(odd, "train", "new.heic").touch()
@@ -434,7 +438,7 @@ def test_a_folder_whose_name_no_terminal_can_show(train, images, tmp_path, capsy
     assert left_out in capsys.readouterr().out.splitlines()
 
 
-def test_a_limit_of_pixels(train, images, tmp_path, capsys):
+def test_images_above_max_pixels_are_refused(train, images, tmp_path, capsys):
     assert train("--max-pixels", 359) == 1
     assert "18 x 20 pixels exceed the limit of 359" in errors(capsys)
     assert train("--max-pixels", 360, "--force") == 0
@@ -443,9 +447,7 @@ def test_a_limit_of_pixels(train, images, tmp_path, capsys):
     assert "18 x 20 pixels exceed the limit of 359" in errors(capsys)
 
 
-def test_a_training_that_leaves_images_out_goes_on_with_the_same_limit_of_pixels(
-    train, images, tmp_path, capsys
-):
+def test_resume_needs_the_same_max_pixels(train, images, capsys):
     Image.new("RGB", (40, 40)).save(next((images / "train").rglob("*.png")))
     options = "--on-corrupt", "skip", "--epochs", 1
     assert train("--max-pixels", 1000, *options) == 0
@@ -454,8 +456,8 @@ def test_a_training_that_leaves_images_out_goes_on_with_the_same_limit_of_pixels
     assert train("--resume", "--max-pixels", 1000, *options) == 0
 
 
-def test_corrupt_images(train, images, tmp_path, capsys):
-    broken(images)
+def test_corrupt_images_end_a_training_or_are_skipped(train, images, capsys):
+    (images / "train" / "red" / "3.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     assert train() == 1
     assert "3.png: " in errors(capsys)
     assert train("--force", "--on-corrupt", "skip") == 0
@@ -465,7 +467,7 @@ def test_corrupt_images(train, images, tmp_path, capsys):
     assert sum(line.endswith(" s, 1 image left out") for line in lines) == 4
 
 
-def test_images_to_test_with_that_are_left_out_are_told(train, images, capsys):
+def test_test_images_left_out_are_reported(train, images, capsys):
     next((images / "val").rglob("*.png")).write_bytes(b"no image")
     assert train("--on-corrupt", "skip", "--stage", 2, "--epochs", 1) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -478,21 +480,17 @@ def test_images_to_test_with_that_are_left_out_are_told(train, images, capsys):
     [((), "is empty; need a folder of images for each class"), (("one",), "has only one class, one")],
     ids=["empty", "one class"],
 )
-def test_folders_without_classes(train, tmp_path, capsys, labels, message):
-    folder = tmp_path / "other"
+def test_fewer_than_two_classes_are_refused(train, tmp_path, capsys, labels, message):
+    folder = folder_of_images(tmp_path / "other", labels, each=1)
     for part in ("train", "val"):
-        (folder / part).mkdir(parents=True)
-    folder_of_images(folder / "deeper", labels, 1)
-    for part in ("train", "val"):
-        for label in labels:
-            os.replace(folder / "deeper" / part / label, folder / part / label)
+        (folder / part).mkdir(parents=True, exist_ok=True)
     assert train(data=folder) == 1
     assert message in errors(capsys)
     assert not (tmp_path / "out").exists()
 
 
-class Runs:
-    """A pickle of it runs code when it is read."""
+class RunsCode:
+    """Its pickle runs code when it is loaded."""
 
     def __reduce__(self):
         return (pytest.fail, ("the pickle was read",))
@@ -535,26 +533,23 @@ def weights(path, classes=3, network="tiny"):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_does_not_go_together(train, tmp_path, capsys, options, message):
+def test_wrong_arguments_are_refused_before_training(train, tmp_path, capsys, options, message):
     assert train(*options(tmp_path)) == 1
     assert message in errors(capsys)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_without_a_plan_gets_one(images, tmp_path):
-    """Batch, epochs and size from what is in it; the images are 18 pixels wide at their narrowest."""
+def test_without_a_plan_one_is_made_for_the_folder(images, tmp_path):
+    """Its batch, epochs and image size follow from the images, whose shorter side is 18 pixels."""
     out = tmp_path / "out"
     assert run("train", "--data", images, "--model", "tiny", "-o", out, "--epochs", 1) == 0
     made = plan.read(out / "plan.toml")
-    assert (made.model, made.batch, [stage.kind for stage in made.stages]) == (
-        "tiny",
-        8,
-        ["transform", "joint"],
-    )
+    assert (made.model, made.batch) == ("tiny", 8)
+    assert [stage.kind for stage in made.stages] == ["transform", "joint"]
     assert describe(out / "model.safetensors").input == Input(64, 73, False)
 
 
-def test_the_size_of_the_plan_for_a_folder(tmp_path):
+def test_the_default_image_size_fits_the_images(tmp_path):
     for side, size in ((20, 64), (100, 96), (120, 128), (130, 128), (900, 224)):
         folder = tmp_path / str(side)
         for part in ("train", "val"):
@@ -562,15 +557,18 @@ def test_the_size_of_the_plan_for_a_folder(tmp_path):
                 (folder / part / label).mkdir(parents=True)
                 Image.new("RGB", (side, 2 * side)).save(folder / part / label / "1.png")
         assert small_data.fitting_size(image_folder(folder, train=True)) == size
-    for images, batch, epochs in (
-        (24, 8, 60),
-        (200, 8, 60),
-        (1000, 32, 60),
-        (10_000, 64, 13),
-        (10**6, 64, 5),
-    ):
-        made = small_data.small_data_plan(images)
-        assert (made.batch, made.stages[1].epochs) == (batch, epochs)
+
+
+@pytest.mark.parametrize(
+    ("images", "batch", "epochs"),
+    [(24, 8, 60), (200, 8, 60), (1000, 32, 60), (10_000, 64, 13), (10**6, 64, 5)],
+)
+def test_the_default_batch_and_epochs_depend_on_the_number_of_images(images, batch, epochs):
+    made = small_data.small_data_plan(images)
+    assert (made.batch, made.stages[1].epochs) == (batch, epochs)
+
+
+def test_the_default_plan():
     assert small_data.small_data_plan(4).batch == 4
     stages = (
         plan.Stage("transform", 1, 1e-3, "adam", warmup=0.1),
@@ -580,7 +578,7 @@ def test_the_size_of_the_plan_for_a_folder(tmp_path):
     assert small_data.small_data_plan(10_000) == wanted
 
 
-def test_the_size_is_that_of_most_images_that_can_be_read(tmp_path):
+def test_the_default_image_size_is_that_of_most_readable_images(tmp_path):
     for number, side in enumerate((70, 200, 200, None, None)):
         path = tmp_path / "train" / "ab"[number % 2] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -588,7 +586,7 @@ def test_the_size_is_that_of_most_images_that_can_be_read(tmp_path):
     assert small_data.fitting_size(image_folder(tmp_path, train=True)) == 192
 
 
-def test_every_option_arrives(monkeypatch):
+def test_every_option_is_passed_on(monkeypatch):
     seen = []
     monkeypatch.setattr(session.Session, "run", lambda made, console, show: seen.append((made, show)))
     line = (
@@ -608,12 +606,12 @@ def test_every_option_arrives(monkeypatch):
     others = {"size": (20, 30), "on_corrupt": "skip", "max_pixels": 99, "workers": 8, "device": "cpu"}
     wanted = replace(digits, stages=stages, **changed)
     assert made == session.Session(wanted, "d", Path("o"), resume=True, force=True, **files, **others)
-    without = [f.name for f in fields(made) if getattr(made, f.name) == f.default]
-    assert without == ["original"]  # goes with none of the other starts: test_original_start.py
+    defaults = [f.name for f in fields(made) if getattr(made, f.name) == f.default]
+    assert defaults == ["original"]  # excludes the other initial weights: test_original_start.py
     assert show is not None
 
 
-def test_the_plans_are_listed(capsys):
+def test_plan_list_prints_the_included_plans(capsys):
     with pytest.raises(SystemExit) as ended:
         run("train", "--plan", "list")
     assert ended.value.code == 0
@@ -627,15 +625,15 @@ def test_the_plans_are_listed(capsys):
         (None, "there is no such file"),
         (b"", "this is not a file of weights"),
         (b"junk", "this is not a file of weights"),
-        (pickle.dumps(Runs()), "this is not a file of weights|nothing in it was run"),
-        (Runs(), "nothing in it was run"),
+        (pickle.dumps(RunsCode()), "this is not a file of weights|nothing in it was run"),
+        (RunsCode(), "nothing in it was run"),
         ([torch.zeros(1)], "must hold a state_dict, tensors by name"),
         ({"conv.weight": torch.zeros(1)}, "not the weights of small_vgg's body: 0.bias is missing"),
         ({"0.weight": torch.zeros(32, 3, 5, 5)}, "not the weights of small_vgg's body"),
     ],
     ids=["missing", "empty", "text", "pickle", "torch.save of code", "list", "names", "shapes"],
 )
-def test_files_that_are_no_body(tmp_path, content, message):
+def test_files_that_hold_no_body_are_refused(tmp_path, content, message):
     path = tmp_path / "body.pth"
     if isinstance(content, bytes):
         path.write_bytes(content)
@@ -648,15 +646,15 @@ def test_files_that_are_no_body(tmp_path, content, message):
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def test_test_images_that_cannot_be_read(train, images, tmp_path, capsys):
+def test_unreadable_test_images_are_skipped_unless_all_are(train, images, tmp_path, capsys):
     for path in (images / "val" / "red").iterdir():
         path.write_bytes(b"broken")
-    model = weights(tmp_path / "model.safetensors")
+    model = tmp_path / "model.safetensors"
+    save_classifier(model, tiny(3), "tiny", input=Input(14, 16, False))
     arguments = ["eval", model, "--data", images, "--on-corrupt", "skip", "--batch", 4, "--seconds", 0.05]
-    save_classifier(model, tiny(3), "tiny", input=Input(14, 16, False), force=True)
     assert run(*arguments) == 0
     assert errors(capsys).count("wae: left out: ") == 8
-    assert train("--on-corrupt", "skip") == 0  # as some can be read
+    assert train("--on-corrupt", "skip") == 0
     for path in (images / "val").rglob("*.png"):
         path.write_bytes(b"broken")
     assert train("--on-corrupt", "skip", "--force") == 1
@@ -671,25 +669,23 @@ def test_only_the_first_process_prints_an_evaluation(images, tmp_path, capsys, m
         assert run("eval", model, "--data", images, "--seconds", 0.05) == 0
         said = capsys.readouterr()
         assert ("top-1 error" in said.out, bool(said.out)) == (first, first)
-        assert ("has no class names; its classes are matched by number" in said.err, bool(said.err)) == (
-            first,
-            first,
-        )
+        note = "has no class names; its classes are matched by number"
+        assert (note in said.err, bool(said.err)) == (first, first)
 
 
-def test_eval_prints_whole_paths_and_no_top_5_of_five_classes(images, tmp_path, capsys, monkeypatch):
+def test_eval_prints_full_paths_and_no_top_5_of_three_classes(images, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     model = tmp_path / ("long" * 20) / "model.safetensors"
     save_classifier(model, tiny(3), "tiny", None, Input(14, 16, False))
     assert run("eval", model, "--data", images, "--seconds", 0.05) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if "│" in line]
-    assert max(map(len, lines)) <= 80
-    networks, _, top5, *_ = zip(*([c.strip() for c in line.split("│")[1:-1]] for line in lines), strict=True)
+    printed = capsys.readouterr().out
+    assert max(len(line) for line in printed.splitlines() if "│" in line) <= 80
+    networks, _, top5, *_ = zip(*cells(printed), strict=True)
     assert str(model) in "".join(networks)
     assert set(top5) == {""}
 
 
-def test_eval_refuses_what_it_cannot_compare(images, tmp_path, capsys):
+def test_eval_refuses_networks_of_other_classes(images, tmp_path, capsys):
     four = weights(tmp_path / "four", 4)
     assert run("eval", four, "--data", images) == 1
     assert "four: has 4 classes, the data has 3" in errors(capsys)
@@ -705,7 +701,7 @@ def test_eval_refuses_what_it_cannot_compare(images, tmp_path, capsys):
 
 @functools.cache
 def network_of_colours():
-    """Trained once for all tests."""
+    """A network trained once for all tests."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         images, plan_file = folder_of_images(folder / "data"), folder / "tiny.toml"
@@ -717,7 +713,7 @@ def network_of_colours():
 
 @pytest.fixture
 def trained(images, tmp_path):
-    """A network whose classes are blue, green, red; the first comes last in the images' folder since."""
+    """A network of the classes blue, green, red. Blue is then renamed violet, now the folder's last class."""
     for part in ("train", "val"):
         (images / part / "blue").rename(images / part / "violet")
     path = tmp_path / "trained.safetensors"
@@ -725,12 +721,12 @@ def trained(images, tmp_path):
     return path
 
 
-def test_eval_takes_classes_by_their_names(trained, images, capsys):
+def test_eval_matches_classes_by_name(trained, images, capsys):
     assert run("eval", trained, "--data", images, "--seconds", 0.05) == 0
     assert " 0.00 %" in capsys.readouterr().out.splitlines()[3]
 
 
-def test_weights_bring_the_order_of_their_classes(trained, train, tmp_path):
+def test_training_keeps_the_class_order_of_the_weights(trained, train, tmp_path):
     more = ("--weights", trained, "--stage", 2, "--learning-rate", 0, "--epochs", 1)
     assert train(*more, out=tmp_path / "more") == 0
     made = tmp_path / "more" / "model.safetensors"
@@ -739,12 +735,12 @@ def test_weights_bring_the_order_of_their_classes(trained, train, tmp_path):
     assert train(*more, "--resume", out=tmp_path / "more") == 0
 
 
-def test_a_teacher_is_asked_in_the_order_of_the_data(trained, images, tmp_path):
+def test_a_teachers_scores_are_in_the_class_order_of_the_data(trained, images, tmp_path):
     stage = replace(plan.find("digits").stages[-1], mimic_weight=1.0)
     training = session.Session(plan.Plan("tiny", (stage,)), str(images), tmp_path / "new", teacher=trained)
     images = torch.randint(256, (4, 3, 14, 14), dtype=torch.uint8)
-    asked = training._teacher(images, ("green", "red", "violet"), Console())
-    assert torch.equal(asked(images), load_classifier(trained)(images)[:, [1, 2, 0]])
+    teacher = training._teacher(images, ("green", "red", "violet"), Console())
+    assert torch.equal(teacher(images), load_classifier(trained)(images)[:, [1, 2, 0]])
 
 
 def test_a_plan_that_needs_a_teacher_says_so(train, plan_file, capsys):
@@ -753,10 +749,10 @@ def test_a_plan_that_needs_a_teacher_says_so(train, plan_file, capsys):
     assert "the plan has a mimic_weight, which needs a teacher (--teacher)" in errors(capsys)
 
 
-# -------------------------------------------------------------------------------------- where weights start
+# -------------------------------------------------------------------------------------------- initial weights
 
 
-def test_the_included_auto_encoder_starts_a_training(train, tmp_path):
+def test_training_from_the_included_autoencoder(train, tmp_path):
     assert train("--autoencoder", "included", "--stage", 2) == 0
     ours = load_file(tmp_path / "out" / "model.safetensors")
     included = load_file(weights_file.WEIGHTS / "autoencoder.safetensors")
@@ -764,7 +760,7 @@ def test_the_included_auto_encoder_starts_a_training(train, tmp_path):
     assert plan.read(tmp_path / "out" / "plan.toml").start == "random"
 
 
-def test_a_session_has_the_seed_and_the_start_of_its_plan_but_keeps_weights_that_are_given(images, tmp_path):
+def test_a_session_uses_the_seed_and_start_of_its_plan_unless_weights_are_given(images, tmp_path):
     linear = plan.Plan("tiny", (plan.Stage("joint", 1, 0.1),), start="linear", seed=5)
     included = weights_file.WEIGHTS / "autoencoder.safetensors"
 
@@ -790,7 +786,7 @@ def test_a_session_has_the_seed_and_the_start_of_its_plan_but_keeps_weights_that
         assert session_of(replace(weighted, model=model))[1].stages[0].low_weight == weight
 
 
-def test_a_body_and_an_auto_encoder_replace_those_of_the_weights(images, tmp_path):
+def test_a_given_body_and_autoencoder_replace_those_of_the_weights(images, tmp_path):
     files = {"weights": tmp_path / "whole", "body_weights": tmp_path / "body.safetensors"}
     for name, path in zip(("wae_small_vgg", "small_vgg"), files.values(), strict=True):
         save_classifier(path, builder(name)(3), name)
@@ -800,10 +796,10 @@ def test_a_body_and_an_auto_encoder_replace_those_of_the_weights(images, tmp_pat
     training, _ = made._sets(Console())
     whole, body, autoencoder = map(load_file, files.values())
     body = {name.replace("body.", "low_body.", 1): t for name, t in body.items() if name.startswith("body.")}
-    for goes_on in (False, True):  # with a checkpoint, which has it all
-        loaded = made._model(training, goes_on)[1].state_dict()
+    for resumes in (False, True):  # from a checkpoint, which holds all weights
+        loaded = made._model(training, resumes)[1].state_dict()
         wanted = {**whole, **body, **autoencoder}
-        assert all(torch.equal(loaded[name], tensor) for name, tensor in wanted.items()) == (not goes_on)
+        assert all(torch.equal(loaded[name], tensor) for name, tensor in wanted.items()) == (not resumes)
         assert loaded.keys() == wanted.keys()
 
 
@@ -811,18 +807,18 @@ def test_a_body_and_an_auto_encoder_replace_those_of_the_weights(images, tmp_pat
 @pytest.mark.parametrize(
     "prefix", ["", "module.", "_orig_mod.", "model.", "backbone.", "module._orig_mod.model.backbone."]
 )
-def test_a_body_that_was_saved_inside_of_something(tmp_path, prefix, wrapper):
+def test_a_body_saved_inside_another_module_is_found(tmp_path, prefix, wrapper):
     source, path, model = SmallVGG(7), tmp_path / "body.pth", builder("small_vgg")(3)
     tensors = {prefix + name: tensor for name, tensor in source.body.state_dict().items()}
     torch.save({wrapper: tensors, "epoch": 3}, path)
     pretrained.load_body(model, "small_vgg", str(path))
     assert torch.equal(model.body[0].weight, source.body[0].weight)
-    torch.save({wrapper: {**tensors, "head.weight": torch.zeros(3)}}, path)  # and something beside
+    torch.save({wrapper: {**tensors, "head.weight": torch.zeros(3)}}, path)  # beside another module
     if prefix in ("", "model.", "backbone."):
         pretrained.load_body(model, "small_vgg", str(path))
 
 
-def test_a_download_that_fails_says_so(train, monkeypatch, capsys):
+def test_a_failed_download_is_reported(train, monkeypatch, capsys):
     def get_model(name, weights=None, **options):
         if weights:
             raise URLError("no route to host")
@@ -836,8 +832,8 @@ def test_a_download_that_fails_says_so(train, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
-def test_a_body_of_another_file(tmp_path, suffix):
-    """The same body in networks of other names, with classifiers of other sizes."""
+def test_a_body_is_loaded_from_another_networks_file(tmp_path, suffix):
+    """The body is the same; the networks' names and numbers of classes differ."""
     source, path = SmallVGG(7), tmp_path / f"body.{suffix}"
     tensors = source.state_dict()
     save_file(tensors, path) if suffix == "safetensors" else torch.save({"state_dict": tensors}, path)
@@ -850,25 +846,25 @@ def test_a_body_of_another_file(tmp_path, suffix):
         assert all(torch.equal(loaded[key], tensor) for key, tensor in source.body.state_dict().items())
 
 
-def test_a_network_of_torchvisions_without_its_classifier(tmp_path, monkeypatch):
+def test_torchvision_weights_are_loaded_without_the_classifier(tmp_path, monkeypatch):
     from torchvision import models
 
     source = models.squeezenet1_1(num_classes=5)
-    asked = []
+    requests = []
 
     def get_model(name, weights=None, **options):
-        asked.append((name, weights))
+        requests.append((name, weights))
         return source if weights else models.squeezenet1_1(**options)
 
     monkeypatch.setattr(models, "get_model", get_model)
     model = builder("squeezenet1_1_half")(3)
     pretrained.load_body(model, "squeezenet1_1_half", "torchvision")
-    assert asked[-1] == ("squeezenet1_1", "DEFAULT")
+    assert requests[-1] == ("squeezenet1_1", "DEFAULT")
     assert torch.equal(model.network.features[0].weight, source.features[0].weight)
     assert model.network.classifier[1].weight.shape[0] == 3
 
 
-def test_images_are_scaled_for_a_network_that_takes_them_as_they_are():
+def test_images_are_normalised_for_a_network_that_does_not_scale_them():
     model = FullResolution(torch.nn.Identity())
     pretrained.scale_for_photos(model)
     grey = model(torch.full((1, 3, 1, 1), 255 * 0.5)).flatten()
@@ -883,7 +879,7 @@ def test_images_are_scaled_for_a_network_that_takes_them_as_they_are():
 @pytest.mark.parametrize(
     "name", ["resnet18", "resnet18_half", "wae_resnet18", "wavelet_resnet18", "wavelet_vgg16"]
 )
-def test_networks_of_torchvision_have_four_forms(name):
+def test_torchvision_networks_have_four_forms(name):
     with torch.device("meta"):
         model = builder(name)(7)
         assert model.eval()(torch.empty(2, 3, 224, 224)).shape == (2, 7)
