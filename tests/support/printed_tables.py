@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def cells(text: str) -> list[list[str]]:
+def rich_cells(text: str) -> list[list[str]]:
     """The cells of each line of the tables that rich drew in ``text``, headings excepted."""
     lines = [line for line in text.splitlines() if "│" in line]
     return [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines]

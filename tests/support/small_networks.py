@@ -32,6 +32,17 @@ class Body(nn.Sequential):
         )
 
 
+class HeadFirst(nn.Sequential):
+    """``head`` after ``body``, but defined first: the linear layer defined last does not make the scores."""
+
+    def __init__(self, head, *body):
+        super().__init__(head, *body)
+
+    def forward(self, image):
+        head, *body = self
+        return head(nn.Sequential(*body)(image))
+
+
 def with_statistics(model):
     """Give BatchNorms statistics as after training, so that results change if one is left out."""
     with torch.no_grad():

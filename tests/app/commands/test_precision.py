@@ -8,7 +8,7 @@ import pytest
 import torch
 from command_line import run
 from PIL import Image
-from printed_tables import cells
+from printed_tables import rich_cells
 from tiny_classifier import tiny
 
 import wae
@@ -75,7 +75,7 @@ def wide(monkeypatch):
 
 
 def deployed_rows(capsys, precisions):
-    found = [row for row in cells(capsys.readouterr().out) if row[1] in precisions]
+    found = [row for row in rich_cells(capsys.readouterr().out) if row[1] in precisions]
     for network, _, _, accuracy, milliseconds, per_second, megabytes in found:
         assert not megabytes or 0 < float(megabytes) < 2_000
         assert network.startswith("tiny (")

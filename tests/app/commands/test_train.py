@@ -19,7 +19,7 @@ import pytest
 import torch
 from command_line import run
 from PIL import Image
-from printed_tables import cells
+from printed_tables import rich_cells
 from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -680,7 +680,7 @@ def test_eval_prints_full_paths_and_no_top_5_of_three_classes(images, tmp_path, 
     assert run("eval", model, "--data", images, "--seconds", 0.05) == 0
     printed = capsys.readouterr().out
     assert max(len(line) for line in printed.splitlines() if "│" in line) <= 80
-    networks, _, top5, *_ = zip(*cells(printed), strict=True)
+    networks, _, top5, *_ = zip(*rich_cells(printed), strict=True)
     assert str(model) in "".join(networks)
     assert set(top5) == {""}
 
@@ -787,18 +787,18 @@ def test_a_session_uses_the_seed_and_start_of_its_plan_unless_weights_are_given(
 
 
 def test_a_given_body_and_autoencoder_replace_those_of_the_weights(images, tmp_path):
-    files = {"weights": tmp_path / "whole", "body_weights": tmp_path / "body.safetensors"}
+    files = {"weights": tmp_path / "network", "body_weights": tmp_path / "body.safetensors"}
     for name, path in zip(("wae_small_vgg", "small_vgg"), files.values(), strict=True):
         save_classifier(path, builder(name)(3), name)
     files["autoencoder"] = weights_file.WEIGHTS / "autoencoder.safetensors"
     own = plan.Plan("wae_small_vgg", (plan.Stage("joint", 1, 0.1),))
     made = session.Session(own, str(images), tmp_path / "out", size=28, **files)
     training, _ = made._sets(Console())
-    whole, body, autoencoder = map(load_file, files.values())
+    network, body, autoencoder = map(load_file, files.values())
     body = {name.replace("body.", "low_body.", 1): t for name, t in body.items() if name.startswith("body.")}
     for resumes in (False, True):  # from a checkpoint, which holds all weights
         loaded = made._model(training, resumes)[1].state_dict()
-        wanted = {**whole, **body, **autoencoder}
+        wanted = {**network, **body, **autoencoder}
         assert all(torch.equal(loaded[name], tensor) for name, tensor in wanted.items()) == (not resumes)
         assert loaded.keys() == wanted.keys()
 
@@ -808,14 +808,14 @@ def test_a_given_body_and_autoencoder_replace_those_of_the_weights(images, tmp_p
     "prefix", ["", "module.", "_orig_mod.", "model.", "backbone.", "module._orig_mod.model.backbone."]
 )
 def test_a_body_saved_inside_another_module_is_found(tmp_path, prefix, wrapper):
-    source, path, model = SmallVGG(7), tmp_path / "body.pth", builder("small_vgg")(3)
+    source, path = SmallVGG(7), tmp_path / "body.pth"
     tensors = {prefix + name: tensor for name, tensor in source.body.state_dict().items()}
-    torch.save({wrapper: tensors, "epoch": 3}, path)
-    pretrained.load_body(model, "small_vgg", str(path))
-    assert torch.equal(model.body[0].weight, source.body[0].weight)
-    torch.save({wrapper: {**tensors, "head.weight": torch.zeros(3)}}, path)  # beside another module
-    if prefix in ("", "model.", "backbone."):
+    others = [{}, {"head.weight": torch.zeros(3)}] if prefix in ("", "model.", "backbone.") else [{}]
+    for other in others:
+        torch.save({wrapper: tensors | other, "epoch": 3}, path)
+        model = builder("small_vgg")(3)
         pretrained.load_body(model, "small_vgg", str(path))
+        assert torch.equal(model.body[0].weight, source.body[0].weight)
 
 
 def test_a_failed_download_is_reported(train, monkeypatch, capsys):

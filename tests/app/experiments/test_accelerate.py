@@ -1,4 +1,4 @@
-"""`wae accelerate`, step by step: a real run that is killed and goes on, and what is refused before one."""
+"""`wae accelerate`: a complete run that is killed and resumed, and what is refused before the training."""
 
 import base64
 import inspect
@@ -40,7 +40,14 @@ from wae.training.plan import Plan, Stage, find
 from wae.training.trainer import evaluate, train
 
 SUPPORT = Path(__file__).resolve().parents[2] / "support"
-ENOUGH = 5  # epochs: a new head takes as many, and with 2 it knows nothing yet
+ENOUGH = 5  # epochs, also of a new head, which only guesses after 2
+FAST = {
+    "input_size": SIDE,
+    "mimic": 0.0,
+    "engine": "eager",
+    "precision": "float32",
+    "console": Console(quiet=True),
+}
 
 
 @pytest.fixture
@@ -53,7 +60,7 @@ def crops(tmp_path):
     sets = [image_folder(folder / "data", part, SIDE, 55, augment=part) for part in (True, False)]
     plan = Plan("tiny", (Stage("classifier", 8, 5e-3, "adamw", weight_decay=0.05),), batch=16)
     accuracy = train(model, plan, *sets)[-1].accuracy.top1
-    assert accuracy > 0.8  # else there is nothing to keep
+    assert accuracy > 0.8  # else there is no accuracy to keep
     torch.save(model.network.state_dict(), folder / "tiny.pth")
     return folder
 
@@ -72,15 +79,12 @@ def log_of(folder):
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def killed_and_gone_on(crops):
-    """The folder of a run that was killed (-9) while it trained; its log then; what the second printed."""
+def killed_and_resumed(crops):
+    """Kill a run (-9) in training and start it again: its folder, the log before, what was printed after."""
     folder = crops / "out"
     line = command(crops, folder, "--optimizer", "adamw", "--epochs", "4")
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(SUPPORT), os.environ.get("PYTHONPATH", "")]),
-    }
-    environment["OMP_NUM_THREADS"] = "1"
+    path = os.pathsep.join([str(SUPPORT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     run = [sys.executable, "-m", "wae", *line]
     first = subprocess.Popen(run, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     while len(log_of(folder)) < 3 and first.poll() is None:
@@ -95,7 +99,7 @@ def killed_and_gone_on(crops):
     return folder, before, again.stdout
 
 
-def keeps_the_accuracy_and_says_so(crops, accelerated, capsys):
+def keeps_and_reports_the_accuracy(crops, accelerated, capsys):
     folder, _, printed = accelerated
     found = json.loads((folder / "accelerate.json").read_text())["found"]
     test = image_folder(crops / "data", False, SIDE, 55)
@@ -104,14 +108,14 @@ def keeps_the_accuracy_and_says_so(crops, accelerated, capsys):
     before = evaluate(stock, test).top1
     after = evaluate(load_classifier(folder / "model.safetensors", stock.network), test).top1
     assert found["original"]["accuracy"] == before
-    assert found["training"]["accuracy"] == pytest.approx(after, abs=0.011)  # an image more or less
+    assert found["training"]["accuracy"] == pytest.approx(after, abs=0.011)  # may differ by one image
     assert after >= 0.95 * before
     assert found["deployed"]["accelerated"]["accuracy"] >= 0.95 * before
     assert f"the original's top-1 accuracy: {100 * before:.2f} %" in printed
     assert f"{100 * before:.2f} % to" in printed.replace("\n", " ")
 
 
-def goes_on_after_kill_9_and_loses_nothing(crops, accelerated, capsys):
+def resumed_without_loss(crops, accelerated, capsys):
     folder, before, printed = accelerated
     history = log_of(folder)
     assert len(before) >= 3
@@ -119,15 +123,16 @@ def goes_on_after_kill_9_and_loses_nothing(crops, accelerated, capsys):
     epochs = [(epoch["stage"], epoch["epoch"]) for epoch in history]
     assert epochs == [(0, 0), (1, 0), *((2, i) for i in range(4))]
     assert "resuming after" in printed
-    assert "trial, " not in printed  # found before the kill
+    assert "trial, " not in printed  # the trials ended before the kill
     assert "stage 1/3" not in printed
     assert not list((folder / "trials").iterdir())
     stamps = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
-    assert cli.main(command(crops, folder, "--optimizer", "adamw", "--epochs", "4")) == 0  # all is done
+    finished = command(crops, folder, "--optimizer", "adamw", "--epochs", "4")
+    assert cli.main(finished) == 0  # and repeats nothing
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")} == stamps
 
 
-def holds_what_a_user_needs(crops, accelerated, capsys):
+def holds_checkpoint_deployed_network_and_onnx_file(crops, accelerated, capsys):
     folder, _, _ = accelerated
     described = describe(folder / "model.safetensors")
     assert described.network == "tiny_original:build"
@@ -154,42 +159,42 @@ def has_a_report(crops, accelerated, capsys):
     page, text = ((folder / name).read_text() for name in ("report.html", "report.md"))
     assert "http" not in page
     images = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
-    assert len(images) == 1 + 4 * 4  # the plot; of four images four parts
+    assert len(images) == 1 + 4 * 4  # the plot, and four parts of each of four images
     assert all(base64.b64decode(image).startswith(b"\x89PNG") for image in images)
     for row in ("| original | PyTorch |", "| accelerated | eager, float32 |", "mimic 1"):
         assert row in text
     assert "<td>accelerated</td><td>eager, float32</td>" in page
 
 
-def is_not_that_of_other_settings(crops, accelerated, capsys):
+def refuses_other_settings(crops, accelerated, capsys):
     folder, _, _ = accelerated
     assert cli.main(command(crops, folder, "--optimizer", "adamw", "--epochs", "5")) == 1
     assert "was begun with another epochs (4, not 5); --force starts over" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_and_goes_on(crops, capsys):
-    """One test, for a run is not made twice where tests have several processes."""
-    run = killed_and_gone_on(crops)
+def test_a_run_that_is_killed_and_resumed(crops, capsys):
+    """One test: several might be spread over pytest's worker processes, which would each repeat the run."""
+    run = killed_and_resumed(crops)
     for check in (
-        keeps_the_accuracy_and_says_so,
-        goes_on_after_kill_9_and_loses_nothing,
-        holds_what_a_user_needs,
+        keeps_and_reports_the_accuracy,
+        resumed_without_loss,
+        holds_checkpoint_deployed_network_and_onnx_file,
         has_a_report,
-        is_not_that_of_other_settings,
+        refuses_other_settings,
     ):
         check(crops, run, capsys)
 
 
 def loaders():
-    """One batch to train on and one to test."""
+    """A batch for training and one for testing."""
     return tuple([of_two_classes(number, number)] for number in (64, 32))
 
 
 @pytest.mark.slow
-def test_loaders_of_other_classes_in_the_fastest_engine_and_precision(tmp_path, monkeypatch):
-    """From Python: DataLoaders; a network of five classes, which gets a head for two; everything "auto"."""
-    few, why_not = ("eager", "onnxruntime"), Engine.why_not  # to build all takes minutes
+def test_dataloaders_of_other_classes_with_automatic_engine_and_precision(tmp_path, monkeypatch):
+    """A network of five classes gets a new head for two."""
+    few, why_not = ("eager", "onnxruntime"), Engine.why_not  # building all engines takes minutes
     monkeypatch.setattr(Engine, "why_not", lambda e, *a: why_not(e, *a) if e.name in few else "left out")
     data = tuple(
         DataLoader(TensorDataset(*of_two_classes(number, number)), batch_size=16) for number in (64, 32)
@@ -213,11 +218,11 @@ def test_loaders_of_other_classes_in_the_fastest_engine_and_precision(tmp_path, 
     scores = torch.cat([deployed(image[None]) for image in images])
     assert (scores.argmax(1) == labels).float().mean() > 0.8
     stamp = (tmp_path / "out" / "original.safetensors").stat().st_mtime_ns
-    wae.accelerate(build(), data, tmp_path / "out", **options)  # all is done, the head too
+    wae.accelerate(build(), data, tmp_path / "out", **options)  # nothing left to do, the head included
     assert (tmp_path / "out" / "original.safetensors").stat().st_mtime_ns == stamp
 
 
-def test_help_names_the_options_and_others_are_an_error(tmp_path):
+def test_the_signature_has_every_option_and_others_are_refused(tmp_path):
     known = inspect.signature(wae.accelerate).parameters
     assert known.keys() == {"force", "console", *(entry.name for entry in fields(Settings))}
     with pytest.raises(TypeError, match=r"^accelerate has no option epoch; known are weights, .*epochs"):
@@ -231,8 +236,8 @@ def test_two_loaders_are_needed(tmp_path):
         wae.accelerate(build(), (*loaders(), []), tmp_path)
 
 
-def test_names_and_paths_as_the_command_takes_them(tmp_path, monkeypatch):
-    """A plan's name was an AttributeError."""
+def test_names_and_paths_are_accepted_as_by_the_command(tmp_path, monkeypatch):
+    """The name of a plan ended in an AttributeError."""
     seen = []
     monkeypatch.setattr(accelerate, "run", lambda settings, *_: seen.append(settings))
     network, start = Path("net.safetensors"), Path("encoder.safetensors")
@@ -241,10 +246,9 @@ def test_names_and_paths_as_the_command_takes_them(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_rivals_are_trained_and_reported(tmp_path):
-    options = {"input_size": SIDE, "epochs": ENOUGH, "mimic": 0.0, "engine": "eager", "precision": "float32"}
-    options["optimizer"] = "sgd"
-    wae.accelerate(build(), loaders(), tmp_path / "out", compare=True, console=Console(quiet=True), **options)
+def test_baselines_are_trained_and_reported(tmp_path):
+    options = {"epochs": ENOUGH, "optimizer": "sgd", "compare": True}
+    wae.accelerate(build(), loaders(), tmp_path / "out", **options, **FAST)
     found = json.loads((tmp_path / "out" / "accelerate.json").read_text())["found"]
     text = (tmp_path / "out" / "report.md").read_text()
     for rival in rivals.NAMES:
@@ -262,34 +266,26 @@ def test_rivals_are_trained_and_reported(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_rival_that_no_engine_runs_is_left_out(tmp_path, monkeypatch):
+def test_a_baseline_that_no_engine_runs_is_left_out(tmp_path, monkeypatch):
     def fastest(task, network, size):
         if isinstance(network, AtSize):
             raise DisagreementError("eager is off by 1")
-        return whole(task, network, size)
+        return real(task, network, size)
 
-    whole = deployment.fastest
+    real = deployment.fastest
     monkeypatch.setattr(deployment, "fastest", fastest)
-    options = {"input_size": SIDE, "epochs": 1, "mimic": 0.0, "engine": "eager", "precision": "float32"}
-    options["optimizer"] = "adamw"
-    wae.accelerate(build(), loaders(), tmp_path / "out", compare=True, console=Console(quiet=True), **options)
+    options = {"epochs": 1, "optimizer": "adamw", "compare": True}
+    wae.accelerate(build(), loaders(), tmp_path / "out", **options, **FAST)
     text = (tmp_path / "out" / "report.md").read_text()
     assert "- half, equal cost is left out: eager is off by 1" in text
     assert text.count("| half resolution |") == 2
 
 
 @pytest.mark.slow
-def test_int8_from_end_to_end(tmp_path):
+def test_int8_end_to_end(tmp_path):
     pytest.importorskip("onnxruntime")
-    options = {
-        "input_size": SIDE,
-        "epochs": ENOUGH,
-        "mimic": 0.0,
-        "optimizer": "adamw",
-        "precision": "int8",
-        "engine": "onnxruntime",
-    }
-    wae.accelerate(build(), loaders(), tmp_path / "out", console=Console(quiet=True), max_drop=0.1, **options)
+    options = {**FAST, "engine": "onnxruntime", "precision": "int8", "optimizer": "adamw", "max_drop": 0.1}
+    wae.accelerate(build(), loaders(), tmp_path / "out", epochs=ENOUGH, **options)
     found = json.loads((tmp_path / "out" / "accelerate.json").read_text())["found"]
     assert found["deployed"]["accelerated"]["precision"] == "int8"
     assert found["deployed"]["accelerated"]["accuracy"] > 0.9
@@ -298,8 +294,9 @@ def test_int8_from_end_to_end(tmp_path):
 
 
 @pytest.mark.slow
-def test_nothing_is_written_where_an_argument_is_wrong(tmp_path, capsys):
+def test_wrong_arguments_are_refused_before_anything_is_written(tmp_path, capsys):
     write_crops(tmp_path / "data", 2, 1)
+    own = ("--model", "tiny_original:build")
     cases = {
         "there is no network resnet5; need a NAME": ("--model", "resnet5"),
         "weights: resnet18 needs trained weights": ("--model", "resnet18"),
@@ -308,18 +305,11 @@ def test_nothing_is_written_where_an_argument_is_wrong(tmp_path, capsys):
         "must return a torch.nn.Module, got str": ("--model", "os:getcwd"),
         "no.safetensors: there is no such file": ("--model", "no.safetensors"),
         "its own; omit --weights": ("--model", "no.safetensors", "--weights", "x.pth"),
-        "target and target_ms: give one": (
-            "--model",
-            "tiny_original:build",
-            "--target",
-            "2x",
-            "--target-ms",
-            "3",
-        ),
-        "size must be an integer from 2 to 2048": ("--model", "tiny_original:build", "--size", "5000"),
-        "factor must be an integer from 1 to 64": ("--model", "tiny_original:build", "--factor", "65"),
-        "is neither a file nor one of the plans": ("--model", "tiny_original:build", "--plan", "nosuch"),
-        "none.st: there is no such file": ("--model", "tiny_original:build", "--start", "none.st"),
+        "target and target_ms: give one": (*own, "--target", "2x", "--target-ms", "3"),
+        "size must be an integer from 2 to 2048": (*own, "--size", "5000"),
+        "factor must be an integer from 1 to 64": (*own, "--factor", "65"),
+        "is neither a file nor one of the plans": (*own, "--plan", "nosuch"),
+        "none.st: there is no such file": (*own, "--start", "none.st"),
     }
     for message, arguments in cases.items():
         line = ["accelerate", "--data", str(tmp_path / "data"), "-o", str(tmp_path / "out"), *arguments]
@@ -330,10 +320,10 @@ def test_nothing_is_written_where_an_argument_is_wrong(tmp_path, capsys):
         assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_of_something_else_stays(tmp_path, capsys):
+def test_a_folder_of_other_files_is_refused(tmp_path, capsys):
     write_crops(tmp_path / "data", 2, 1)
     (tmp_path / "out").mkdir()
-    for name in ("model.safetensors", "thesis.txt"):  # one might be of a training
+    for name in ("model.safetensors", "thesis.txt"):  # the first could be from a training
         (tmp_path / "out" / name).write_text("precious")
     for more in ((), ("--force",)):
         line = ["accelerate", "--model", "tiny_original:build", "--data", str(tmp_path / "data")]
@@ -364,8 +354,8 @@ def test_an_interrupted_run_says_how_to_resume(more, resumed, tmp_path, monkeypa
         ("--start", "model.safetensors"),
     ],
 )
-def test_a_file_to_begin_with_is_not_in_the_folder_whose_files_are_replaced(tmp_path, option, name, capsys):
-    """--force removed it first, and then there was nothing to go on with after a stop."""
+def test_an_input_file_in_the_output_folder_is_refused(tmp_path, option, name, capsys):
+    """--force removed it first, so a run that was then stopped could not be resumed."""
     out = tmp_path / "out"
     out.mkdir()
     for made in ("accelerate.json", name):
@@ -376,7 +366,7 @@ def test_a_file_to_begin_with_is_not_in_the_folder_whose_files_are_replaced(tmp_
     assert {path.name for path in out.iterdir()} == {"accelerate.json", name}
 
 
-def test_data_of_pixels_is_refused(tmp_path, capsys):
+def test_segmentation_data_is_refused(tmp_path, capsys):
     write_scenes(tmp_path / "data", (("train", 2), ("val", 1)))
     line = ["accelerate", "--model", "tiny_original:build", "--data", str(tmp_path / "data")]
     assert cli.main([*line, "-o", str(tmp_path / "out")]) == 1
@@ -384,54 +374,36 @@ def test_data_of_pixels_is_refused(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_images_that_cannot_be_read_may_be_the_first(tmp_path):
-    """Each step takes some images as examples; with the first left out, deploying failed, after training."""
+def test_the_first_images_may_be_unreadable(tmp_path):
+    """Each step takes the first images as examples; if these were left out, the deployment failed."""
     write_crops(tmp_path / "data", 8, 6)
     for part in ("train", "val"):
         for path in sorted((tmp_path / "data" / part / CLASSES[0]).iterdir())[:-1]:
             path.write_bytes(b"no image")
-    wae.accelerate(
-        build(),
-        tmp_path / "data",
-        tmp_path / "out",
-        on_corrupt="skip",
-        input_size=SIDE,
-        epochs=1,
-        mimic=0.0,
-        engine="eager",
-        precision="float32",
-        console=Console(quiet=True),
-    )
+    wae.accelerate(build(), tmp_path / "data", tmp_path / "out", on_corrupt="skip", epochs=1, **FAST)
     assert (tmp_path / "out" / "report.md").exists()
 
 
-def test_where_no_image_can_be_read_nothing_begins(tmp_path):
+def test_a_test_set_without_a_readable_image_is_refused(tmp_path):
     write_crops(tmp_path / "data", 2, 1)
     for path in (tmp_path / "data" / "val").rglob("*.png"):
         path.write_bytes(b"no image")
+    options = {"on_corrupt": "skip", "input_size": SIDE, "console": Console()}
     with pytest.raises(DatasetError, match="none of the 5 images tried can be read"):
-        wae.accelerate(
-            build(),
-            tmp_path / "data",
-            tmp_path / "out",
-            on_corrupt="skip",
-            input_size=SIDE,
-            console=Console(),
-        )
+        wae.accelerate(build(), tmp_path / "data", tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
 
 
-def test_one_image_to_train_on_is_found_out_before_the_training(tmp_path):
-    """Of which none can be held out: a trial divided by zero, and without one the deployment failed."""
+def test_a_single_training_image_is_refused(tmp_path):
+    """It cannot be held out: a trial divided by zero, and without a trial the deployment failed."""
     loader = [of_two_classes(1, 0)]
+    options = {"input_size": SIDE, "console": Console(quiet=True)}
     with pytest.raises(DatasetError, match=r"the images to train on: needs 2 or more, .* got 1"):
-        wae.accelerate(
-            build(), (loader, loader), tmp_path / "out", input_size=SIDE, console=Console(quiet=True)
-        )
+        wae.accelerate(build(), (loader, loader), tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_network_that_does_not_end_in_a_matrix(tmp_path):
+def test_a_network_that_does_not_end_in_a_linear_layer_is_refused(tmp_path):
     images = torch.zeros(8, 3, 8, 8, dtype=torch.uint8)
     loader = [(images, torch.arange(8) % 2)]
     network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2), nn.Softmax(1))
@@ -440,7 +412,7 @@ def test_a_network_that_does_not_end_in_a_matrix(tmp_path):
 
 
 class Masked(nn.Module):
-    """A network with a buffer of a kind that no checkpoint may hold."""
+    """A network with a buffer of a dtype that checkpoints cannot hold."""
 
     def __init__(self):
         super().__init__()
@@ -451,57 +423,52 @@ class Masked(nn.Module):
         return self.network(image * self.mask.real)
 
 
-def test_what_does_not_come_back_from_a_file_is_found_out_before_the_training(tmp_path):
-    images, labels = of_two_classes(8, 0)
-    loader = [(images, labels)]
+def test_tensors_that_checkpoints_cannot_hold_are_refused_before_training(tmp_path):
+    loader = [of_two_classes(8, 0)]
+    options = {"input_size": SIDE, "epochs": 1, "console": Console(quiet=True)}
     with pytest.raises(CheckpointError, match=r"its tensors must be of .*, got C64"):
-        wae.accelerate(
-            Masked(), (loader, loader), tmp_path, input_size=SIDE, epochs=1, console=Console(quiet=True)
-        )
+        wae.accelerate(Masked(), (loader, loader), tmp_path, **options)
     assert {path.name for path in tmp_path.iterdir()} == {"accelerate.json"}
 
 
 def measured(accuracy):
-    """The original, on ten images of each of two classes."""
+    """The original's entry in the record, for ten test images of each of two classes."""
     return {"accuracy": accuracy, "classes": [{"right": round(10 * accuracy), "of": 10}] * 2}
 
 
-@pytest.mark.parametrize(("accuracy", "is_said"), [(0.5, True), (0.9, False)])
-def test_an_original_that_only_guesses_is_told_of(tmp_path, accuracy, is_said):
-    """A new head after too few epochs: the table compared with chance, and nothing said so."""
+def printed_by_train_all(task, found):
+    """What ``train_all`` prints if the record already holds ``found``."""
+    task = replace(task, console=Console(file=(printed := io.StringIO())))
+    accelerate.train_all(task, Record(task.settings.folder / "record.json", {}, found))
+    return printed.getvalue()
+
+
+@pytest.mark.parametrize(("accuracy", "guesses"), [(0.5, True), (0.9, False)])
+def test_an_original_that_only_guesses_is_reported(tmp_path, accuracy, guesses):
+    """As with a new head after too few epochs: the table compared WAE with chance without saying so."""
     task, _ = task_of(tmp_path, mimic=0.0)
-    printed = io.StringIO()
-    task = replace(task, console=Console(file=printed))
-    accelerate.train_all(
-        task, Record(tmp_path / "record.json", {}, {"original": measured(accuracy), "training": {}})
-    )
+    printed = printed_by_train_all(task, {"original": measured(accuracy), "training": {}})
     line = f"top-1 accuracy: {100 * accuracy:.2f} %\nthe original is hardly better than guessing: 50.00 %"
-    assert (line in printed.getvalue()) == is_said
+    assert (line in printed) == guesses
 
 
-def test_a_line_says_that_classes_without_names_are_taken_by_number(tmp_path):
+def test_matching_unnamed_classes_by_number_is_reported(tmp_path):
     task, _ = task_of(tmp_path, mimic=0.0)
-    printed = io.StringIO()
-    task = replace(task, console=Console(file=printed))
-    done = {"original": measured(0.5), "training": {}}
-    accelerate.train_all(task, Record(tmp_path / "record.json", {}, done))
-    line = "sequential:given: has no class names; its classes are matched by number\n"
-    assert line in printed.getvalue()
+    printed = printed_by_train_all(task, {"original": measured(0.5), "training": {}})
+    assert "sequential:given: has no class names; its classes are matched by number\n" in printed
 
 
-def test_a_line_says_what_is_left_out_of_a_folder(tmp_path):
+def test_files_left_out_of_a_folder_are_reported(tmp_path):
     write_crops(tmp_path / "data", 2, 1)
     (tmp_path / "data" / "val" / "retina" / "new.heic").touch()
     chosen = {"input_size": SIDE, "mimic": 0.0, "optimizer": "adamw"}  # nothing to try
     task = opened(Settings(build(), tmp_path / "data", tmp_path, **chosen))
-    task = replace(task, console=Console(file=(printed := io.StringIO())))
-    done = {"original": measured(0.5), "training": {}}
-    accelerate.train_all(task, Record(tmp_path / "record.json", {}, done))
-    assert f"{tmp_path}/data/val: left out: 1 of other types (.heic)\n" in printed.getvalue()
+    printed = printed_by_train_all(task, {"original": measured(0.5), "training": {}})
+    assert f"{tmp_path}/data/val: left out: 1 of other types (.heic)\n" in printed
 
 
-def test_a_rivals_checkpoint_stays_until_its_result_is_on_the_record(tmp_path, monkeypatch):
-    """A run that was stopped in between trained the rival again, from its first epoch."""
+def test_a_baselines_checkpoint_is_kept_until_its_result_is_recorded(tmp_path, monkeypatch):
+    """A run that was stopped in between trained the baseline again, from its first epoch."""
     task, _ = task_of(tmp_path, plan=Plan("x", (Stage("joint", 1, 1e-3),), batch=10), compare=True)
     monkeypatch.setattr(rivals, "NAMES", (rivals.HALF,))
     monkeypatch.setattr(rivals, "size_or_ratio", lambda *arguments: {"side": SIDE // 2})
@@ -517,8 +484,8 @@ def test_a_rivals_checkpoint_stays_until_its_result_is_on_the_record(tmp_path, m
     assert not list((tmp_path / "trials").iterdir())
 
 
-def test_where_all_is_trained_no_checkpoint_is_left(tmp_path):
-    """An earlier version called the trial of a mirrored teacher otherwise: nothing went on from its file."""
+def test_when_all_is_trained_no_checkpoint_is_left(tmp_path):
+    """Nor one of a trial that an earlier version named differently, from which nothing resumes."""
     task, _ = task_of(tmp_path, mimic=0.0)
     stale = tmp_path / "trials" / "size 48, factor 4, mimic 1.safetensors"
     stale.parent.mkdir()
@@ -533,7 +500,7 @@ def test_where_all_is_trained_no_checkpoint_is_left(tmp_path):
     ("options", "found", "taken"),
     [
         ({}, {"weight": 1.0, "mirrored": True}, MIRRORED),
-        ({}, {"weight": 1.0}, PLAIN),  # of before the mirrored teacher was tried
+        ({}, {"weight": 1.0}, PLAIN),  # from before mirrored teachers were tried
         ({"mimic_mirrored": True}, {"weight": 1.0}, MIRRORED),
         ({"mimic": 1.0}, None, PLAIN),
         ({"mimic": 1.0, "mimic_mirrored": True}, None, MIRRORED),
@@ -541,7 +508,7 @@ def test_where_all_is_trained_no_checkpoint_is_left(tmp_path):
     ids=str,
 )
 @pytest.mark.parametrize(
-    ("asked", "tried", "optimizer"),
+    ("given", "tried", "optimizer"),
     [
         ({"optimizer": "sgd"}, False, "sgd"),
         ({}, True, "sgd"),
@@ -550,12 +517,11 @@ def test_where_all_is_trained_no_checkpoint_is_left(tmp_path):
     ],
     ids=str,
 )
-def test_what_is_asked_for_or_found_by_trials_is_trained(
-    tmp_path, monkeypatch, options, found, taken, asked, tried, optimizer
+def test_the_recipe_follows_the_settings_and_the_trials(
+    tmp_path, monkeypatch, options, found, taken, given, tried, optimizer
 ):
-    task, _ = task_of(tmp_path, **options, **asked)
-    printed, seen = io.StringIO(), []
-    task = replace(task, console=Console(file=printed))
+    task, _ = task_of(tmp_path, **options, **given)
+    seen = []
     monkeypatch.setattr(accelerate, "train_accelerated", lambda task, form, recipe: seen.append(recipe))
     monkeypatch.setattr(accelerate, "rehearse", lambda *arguments: None)
     done = {"original": {**measured(0.5), "multiply_adds": 10**6}}
@@ -563,9 +529,9 @@ def test_what_is_asked_for_or_found_by_trials_is_trained(
         done["optimizer"] = {"name": "sgd"}
     if found is not None:
         done["mimic"] = found
-    accelerate.train_all(task, Record(tmp_path / "record.json", {}, done))
+    printed = printed_by_train_all(task, done)
     recipe = taken._replace(optimizer=optimizer)
     assert seen == [recipe]
     chosen = ["sgd"] * tried + [str(taken)] * (found is not None)
     line = f"chosen by the trials: {', '.join(chosen)}\n" if chosen else ""
-    assert "".join(re.findall("chosen by.*\n", printed.getvalue())) == line
+    assert "".join(re.findall("chosen by.*\n", printed)) == line

@@ -1,4 +1,4 @@
-"""The tables of ``wae demo`` are whole on a terminal of 80 columns."""
+"""The tables of ``wae demo``, which fit a terminal of 80 columns."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from printed_tables import rich_cells
 from rich.console import Console
 
 from wae.experiments import comparison, demo
@@ -32,12 +33,12 @@ def console() -> Console:
 def lines(console: Console) -> list[str]:
     assert isinstance(console.file, io.StringIO)
     printed = console.file.getvalue()
-    assert "…" not in printed  # how rich shortens what does not fit
+    assert "…" not in printed  # rich ends cells with it that do not fit
     return printed.splitlines()
 
 
 @pytest.mark.slow
-def test_the_timings_fit_80_columns_however_slow_the_machine(
+def test_the_timings_of_a_slow_machine_fit_80_columns(
     console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow = Timing(12.34567, 12.0, 13.0, 3)
@@ -55,7 +56,7 @@ def test_the_timings_fit_80_columns_however_slow_the_machine(
 
 
 def test_each_op_has_its_own_times_in_both_layouts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Told by the modules that are called, and by the layout of what they get."""
+    """Here a time depends on the module that is called and on the layout of its input."""
 
     def interleaved(calls: dict[str, partial[object]], *_: object) -> dict[str, Timing]:
         kinds = {Encoder: 1e-3, StockEncoder: 2e-3, Decoder: 3e-3, StockDecoder: 4e-3}
@@ -77,7 +78,7 @@ def test_each_op_has_its_own_times_in_both_layouts(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(("core", "busy"), [(0.99, False), (0.42, True)])
-def test_speed_ups_are_of_the_stock_sides_and_a_busy_machine_is_told(
+def test_speed_ups_are_relative_to_the_stock_side_and_a_busy_machine_is_reported(
     console: Console, core: float, busy: bool
 ) -> None:
     networks = [
@@ -114,9 +115,7 @@ def test_the_photos_table_fits_80_columns(console: Console, tmp_path: Path) -> N
     assert any("astronaut" in row and "4096 x 61" in row and "out.png" in row for row in rows)
 
 
-def test_a_picture_that_cannot_be_written_keeps_no_other_from_being_shown(
-    console: Console, tmp_path: Path
-) -> None:
+def test_a_picture_that_cannot_be_written_does_not_stop_the_others(console: Console, tmp_path: Path) -> None:
     photo = tmp_path / "photo.png"
     Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(photo)
     targets = [photo / "under.png", tmp_path / "out" / "fine.png"]
@@ -126,15 +125,15 @@ def test_a_picture_that_cannot_be_written_keeps_no_other_from_being_shown(
     assert str(photo) in errors[0]
 
 
-def test_what_the_photos_table_says(console: Console) -> None:
+def test_the_photos_table(console: Console) -> None:
     demo.show(console, [demo.Row("astronaut", 512, 480, 41.257, 33.104, 0.0456, "out.png")], Path("out[b]"))
-    cells = ["astronaut", "512 x 480", "41.26", "33.10", "4.6 %", "out.png"]
-    rows = lines(console)
-    assert any([cell.strip() for cell in row.split("│")[1:-1]] == cells for row in rows)
-    assert f"The pictures are in the folder out[b]{os.sep}" in rows
+    printed = lines(console)
+    row = ["astronaut", "512 x 480", "41.26", "33.10", "4.6 %", "out.png"]
+    assert row in rich_cells("\n".join(printed))
+    assert f"The pictures are in the folder out[b]{os.sep}" in printed
 
 
-def test_the_best_linear_transform_keeps_six_numbers_of_each_whole_block() -> None:
+def test_the_best_linear_transform_keeps_six_numbers_of_each_full_block() -> None:
     grey = torch.randint(0, 256, (1, 8, 12), dtype=torch.uint8).expand(3, 8, 12)  # four numbers
     noise = torch.randint(0, 256, (3, 9, 13), dtype=torch.uint8)
     assert demo.best_linear_psnr(grey) == math.inf

@@ -1,4 +1,4 @@
-"""What `wae eval` measures and prints, by networks whose times are known."""
+"""What `wae eval` measures and prints, for networks whose times are given."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from printed_tables import rich_cells
 from rich.console import Console
 from torch import nn
 
@@ -23,19 +24,19 @@ def candidate(number, height, width, classes=10):
     """A convolution of ``number`` channels, for images of that size."""
     described = Description("small_vgg", classes, input=whole(height, width))
     model = nn.Sequential(nn.Conv2d(3, number, 1, bias=False)).eval()
-    model.register_forward_pre_hook(_floating)
+    model.register_forward_pre_hook(_to_float)
     return Candidate(Path(f"{number}.st"), described, model)
 
 
-def _floating(module, given):
-    """And in the layout that the fast networks want."""
+def _to_float(module, given):
+    """Unless it is float32, the image must come in channels_last, in which networks are fastest."""
     (image,) = given
     assert image.dtype == torch.float32 or image.is_contiguous(memory_format=torch.channels_last)
     return (image.float(),)
 
 
 def interleaved(seen, *seconds):
-    """In place of the real one: calls all once, and says that they took ``seconds``."""
+    """Replaces the real timing: runs each call once, and reports these ``seconds``."""
 
     def timed(calls, *_, settle, **__):
         timed.settle = settle
@@ -48,11 +49,10 @@ def interleaved(seen, *seconds):
 def rows(table):
     console = Console(width=200, file=io.StringIO())
     console.print(table)
-    lines = console.file.getvalue().splitlines()
-    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if "│" in line]
+    return rich_cells(console.file.getvalue())
 
 
-def test_each_network_has_its_own_time_and_cost_and_the_first_is_compared_with(monkeypatch):
+def test_times_and_costs_are_compared_with_the_first_network(monkeypatch):
     one, other, seen = candidate(8, 20, 30), candidate(2, 40, 10, classes=5), []
     monkeypatch.setattr(evaluation, "interleaved", interleaved(seen, 0.008, 0.002))
     evaluation.measure([one, other], 1.0)
@@ -72,7 +72,7 @@ def test_each_network_has_its_own_time_and_cost_and_the_first_is_compared_with(m
     ]
 
 
-def test_a_network_that_scores_pixels_has_its_own_columns_for_few_classes_too():
+def test_a_segmentation_network_has_its_own_columns_even_with_few_classes():
     entry = candidate(1, 8, 8, classes=5)
     entry.path = Path("\x1b[2J.st")
     entry.accuracy, entry.seconds, entry.multiply_adds = PixelAccuracy(0.5, 0.75, 0.6, 1.0, 8), 0.001, 10**9
@@ -82,11 +82,11 @@ def test_a_network_that_scores_pixels_has_its_own_columns_for_few_classes_too():
     ]
 
 
-def test_deployed_networks_are_timed_with_full_batches_and_tested_with_any(monkeypatch):
-    asked, seen = [], []
+def test_deployed_networks_are_timed_with_full_batches_and_tested_with_any_batch(monkeypatch):
+    deployments, seen = [], []
 
     class Deployed:
-        """Of four images: the sums of their pixels, once for each channel of the candidate."""
+        """Takes exactly four images; each of its scores is the sum of an image's pixels."""
 
         batch, size, engine, precision = 4, (20, 30), "eager", "int8"
 
@@ -101,7 +101,7 @@ def test_deployed_networks_are_timed_with_full_batches_and_tested_with_any(monke
         return SimpleNamespace(peak=12.0) if deployed.channels == 8 else None
 
     def deploy(model, size, batch, engine, **options):
-        asked.append((size, batch, engine, options))
+        deployments.append((size, batch, engine, options))
         return Deployed(model)
 
     monkeypatch.setattr(evaluation, "deploy", deploy)
@@ -109,7 +109,7 @@ def test_deployed_networks_are_timed_with_full_batches_and_tested_with_any(monke
     monkeypatch.setattr(evaluation, "footprint_of", footprint_of)
     entries = [DeployedCandidate(candidate(n, 20, 30), "int8", "eager", 4, "images") for n in (8, 2)]
     options = {"precision": "int8", "calibration": "images", "max_drop": None}
-    assert asked == [((20, 30), 4, "eager", options)] * 2
+    assert deployments == [((20, 30), 4, "eager", options)] * 2
     images = torch.ones(3, 3, 20, 30, dtype=torch.uint8) * torch.tensor([[[[1]]], [[[2]]], [[[3]]]]).byte()
     assert entries[0](images)[:, 0].tolist() == [1800, 3600, 5400]
     evaluation.measure_deployed(entries, 1.0)

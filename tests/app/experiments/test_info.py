@@ -1,4 +1,4 @@
-"""What `wae info` tells of a machine and of a network."""
+"""What `wae info` says about a machine and a network."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def printed(show, *arguments) -> str:
     return console.file.getvalue()
 
 
-def test_a_machine_says_what_runs_and_what_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_backend_that_runs_and_the_one_chosen_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "gpu", lambda: None)
     torch.set_num_threads(2)
     runs = backends.backend_for("cpu")
@@ -33,7 +33,7 @@ def test_a_machine_says_what_runs_and_what_was_chosen(monkeypatch: pytest.Monkey
         assert ["GPU", "none"] in [line.split() for line in text.splitlines()]
 
 
-def test_an_encoder_is_counted_at_its_networks_size() -> None:
+def test_the_encoder_is_counted_at_the_size_of_its_network() -> None:
     found = info.network("wae_small_vgg")
     assert (found["size"], found["of_these_the_encoder"]) == (28, count(Encoder(), (28, 28)).multiply_adds)
     text = printed(info.show_network, "wae_small_vgg")

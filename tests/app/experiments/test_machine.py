@@ -1,4 +1,4 @@
-"""The machine of a measurement: its processor, versions, and what else ran."""
+"""The machine of a measurement: its CPU, versions, and the load from other programs."""
 
 import io
 import os
@@ -18,11 +18,11 @@ from wae.experiments import machine
     ("content", "name"),
     [
         ("processor\t: 0\nmodel name\t: AMD EPYC 7763: 64 cores\n", "AMD EPYC 7763: 64 cores"),
-        ("processor\t: 0\nBogoMIPS\t: 50.00\n", "of its kind"),  # as on an ARM
-        (None, "of its kind"),  # as on another system
+        ("processor\t: 0\nBogoMIPS\t: 50.00\n", "aarch64"),
+        (None, "aarch64"),  # not Linux
     ],
 )
-def test_a_processor_has_a_name(content: str | None, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_cpu_has_a_name(content: str | None, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def opened(*_, **__) -> io.StringIO:
         if content is None:
             raise FileNotFoundError
@@ -30,11 +30,11 @@ def test_a_processor_has_a_name(content: str | None, name: str, monkeypatch: pyt
 
     monkeypatch.setattr(machine, "open", opened, raising=False)
     monkeypatch.setattr(platform, "processor", lambda: "")
-    monkeypatch.setattr(platform, "machine", lambda: "of its kind")
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     assert machine.processor() == name
 
 
-def test_a_package_of_another_name_has_a_version(monkeypatch):
+def test_the_version_of_a_package_from_another_distribution_is_found(monkeypatch):
     def version(name):
         if name == "onnxruntime":
             raise PackageNotFoundError(name)
@@ -48,15 +48,15 @@ def test_a_package_of_another_name_has_a_version(monkeypatch):
     assert machine._version("onnxruntime") == "not known"
 
 
-@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="needs Linux's account of processor time")
-def test_what_others_compute_is_counted():
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="needs Linux's record of CPU time")
+def test_cpu_time_of_another_process_is_counted():
     others = machine.Others()
     subprocess.run([sys.executable, "-c", "for _ in range(10 ** 7): pass"], check=True)
     assert others.cores() > 0.1
 
 
-def test_others_are_all_who_compute_but_this_program(monkeypatch):
-    """Of /proc/stat's columns the fourth and fifth are of cores that wait, and guests are among the first."""
+def test_cpu_time_of_others_is_all_but_this_programs(monkeypatch):
+    """/proc/stat's columns 4 and 5 are idle time, 8 is another machine's, and 1 and 2 include 9 and 10."""
     second = os.sysconf("SC_CLK_TCK")
     before = [100, 200, 300, 400, 500, 600, 700, 800, 900, 1000]
     more = [1, 1, 1, 50, 50, 0.5, 0.5, 50, 50, 50]

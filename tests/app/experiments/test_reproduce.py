@@ -1,4 +1,4 @@
-"""``wae reproduce``: the trainings, that nothing is done twice, and the table. On digits, which are small."""
+"""``wae reproduce`` on digits, which are small: its trainings, of which none is repeated, and its table."""
 
 import errno
 import json
@@ -23,18 +23,18 @@ from wae.training import lock
 
 
 @pytest.mark.slow
-def test_trainings_are_kept_and_not_done_again(tmp_path):
+def test_finished_trainings_are_not_repeated(tmp_path):
     wanted = [Job("WAE, mimic", 0), Job("28 x 28", 0)]
-    told = []
-    results = reproduce.run(tmp_path, "digits", wanted, DIGITS, 2, tell=told.append)
+    messages = []
+    results = reproduce.run(tmp_path, "digits", wanted, DIGITS, 2, tell=messages.append)
     assert [(r.network, r.seed) for r in results] == wanted
-    assert sorted((p.job.network, p.done, p.of) for p in told) == [
+    assert sorted((p.job.network, p.done, p.of) for p in messages) == [
         ("28 x 28", 1, 1),
         ("WAE, mimic", 1, 2),
         ("WAE, mimic", 2, 2),
     ]
-    assert reproduce.run(tmp_path, "digits", wanted, DIGITS, 2, tell=told.append) == results
-    assert len(told) == 3
+    assert reproduce.run(tmp_path, "digits", wanted, DIGITS, 2, tell=messages.append) == results
+    assert len(messages) == 3
     weights = weights_path(tmp_path, wanted[0])
     assert describe(weights).labels == tuple("0123456789")
     assert load_classifier(weights).decoder is not None
@@ -44,7 +44,7 @@ def test_trainings_are_kept_and_not_done_again(tmp_path):
 
 
 @pytest.mark.slow
-def test_what_goes_wrong_in_a_training_is_told(tmp_path):
+def test_an_error_in_a_training_is_reported(tmp_path):
     with pytest.raises(ValueError, match="the 1,500 images of the training set, got 2000"):
         reproduce.run(tmp_path, "digits", [Job("14 x 14", 0)], FashionMnist(replace(TINY, batch=2000)), 1)
 
@@ -57,40 +57,40 @@ def test_two_runs_do_not_share_a_folder(tmp_path, monkeypatch, capsys):
 
 
 def test_the_folder_is_locked_until_its_last_file_is_written(tmp_path, monkeypatch):
-    asked = []
+    steps = []
 
-    def is_locked(what):
+    def assert_locked(step):
         with pytest.raises(lock.FolderInUseError), lock.alone_in(tmp_path):
             pass
-        asked.append(what)
+        steps.append(step)
 
     picture = Image.new("RGB", (1, 1))
     monkeypatch.setattr(lock, "PATIENCE", 0)
-    monkeypatch.setattr(reproduce, "run", lambda *_: is_locked("trained") or [])
-    monkeypatch.setattr("wae.experiments.reproduction.table.rows", lambda *_: is_locked("timed") or [])
+    monkeypatch.setattr(reproduce, "run", lambda *_: assert_locked("trained") or [])
+    monkeypatch.setattr("wae.experiments.reproduction.table.rows", lambda *_: assert_locked("timed") or [])
     monkeypatch.setattr(FashionMnist, "picture", lambda *_: picture)
-    monkeypatch.setattr(picture, "save", lambda *_: is_locked("written"))
+    monkeypatch.setattr(picture, "save", lambda *_: assert_locked("written"))
     assert main(["reproduce", "fashion-mnist", "-o", str(tmp_path)]) == 0
-    assert asked == ["trained", "timed", "written"]
+    assert steps == ["trained", "timed", "written"]
     assert {file.name for file in tmp_path.iterdir()} == {"table.md", "picture.png"}
     with lock.alone_in(tmp_path):
         pass
 
 
-def test_as_many_trainings_at_a_time_as_the_process_has_cores(tmp_path, monkeypatch):
-    """Not as the machine has: within taskset, say."""
-    asked = []
+def test_by_default_one_training_runs_on_each_core_of_the_process(tmp_path, monkeypatch):
+    """Under taskset, say, these are fewer than the machine's."""
+    processes = []
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5, 6}, raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
-    monkeypatch.setattr(reproduce, "run", lambda *arguments: asked.append(arguments[4]) or [])
+    monkeypatch.setattr(reproduce, "run", lambda *arguments: processes.append(arguments[4]) or [])
     monkeypatch.setattr("wae.experiments.reproduction.table.rows", lambda *_: [])
     for more in ([], ["--processes", "2"], ["--device", "cuda"]):
         assert main(["reproduce", "fashion-mnist", "-o", str(tmp_path), *more]) == 0
-    assert asked == [3, 2, 1]
+    assert processes == [3, 2, 1]
 
 
 @pytest.mark.parametrize(("number", "status"), [(errno.EROFS, 0), (errno.EACCES, 0), (errno.ENOSPC, 1)])
-def test_the_table_of_a_folder_that_is_read_only_is_printed(tmp_path, monkeypatch, capsys, number, status):
+def test_the_table_of_a_read_only_folder_is_printed(tmp_path, monkeypatch, capsys, number, status):
     """It was refused after the timing, though there was nothing left to train."""
 
     def written(path, force):
@@ -105,18 +105,20 @@ def test_the_table_of_a_folder_that_is_read_only_is_printed(tmp_path, monkeypatc
     assert (printed.err == said) == ("| WAE | 50.00 %" in printed.out) == (not status)
 
 
-@pytest.mark.parametrize(("cores", "said"), [(0.5, 1), (0.05, 0), (None, 0)])
-def test_a_machine_that_was_busy_during_the_timing(tmp_path, monkeypatch, capsys, cores, said):
+@pytest.mark.parametrize(("cores", "warnings"), [(0.5, 1), (0.05, 0), (None, 0)])
+def test_a_machine_that_was_busy_during_the_timing_is_reported(
+    tmp_path, monkeypatch, capsys, cores, warnings
+):
     monkeypatch.setattr("wae.experiments.machine.Others.cores", lambda others: cores)
     monkeypatch.setattr(reproduce, "run", lambda *_: [])
     monkeypatch.setattr("wae.experiments.reproduction.table.rows", lambda *_: [])
     assert main(["reproduce", "fashion-mnist", "-o", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    assert printed.count("Other programs used 0.5 cores meanwhile: do not rely on these times.") == said
+    assert printed.count("Other programs used 0.5 cores meanwhile: do not rely on these times.") == warnings
 
 
-def test_epochs_of_an_earlier_run_are_none_of_the_bar(tmp_path, monkeypatch, capsys):
-    """They stayed to be done for good, and a run of epochs that take long had no time left."""
+def test_the_bar_does_not_count_epochs_of_an_earlier_run(tmp_path, monkeypatch, capsys):
+    """They were never done, and the bar of a run with long epochs showed no remaining time."""
     bars, make, now = [], progress.progress, [0.0]
 
     def made(*given):
@@ -126,9 +128,9 @@ def test_epochs_of_an_earlier_run_are_none_of_the_bar(tmp_path, monkeypatch, cap
 
     def run(folder, data, wanted, claim, processes, device, tell):
         (task,) = bars[0].tasks
-        whole = task.total
+        total = task.total
         tell(Progress(wanted[0], "joint", 3, 9, 0.5, before=True))
-        assert (task.completed, task.total) == (0, whole - 3)
+        assert (task.completed, task.total) == (0, total - 3)
         for done in (4, 5):
             now[0] += 600.0
             tell(Progress(wanted[0], "joint", done, 9, 0.5))
@@ -148,8 +150,8 @@ def test_a_student_needs_its_teacher(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_teacher_that_is_finished_need_not_be_wanted_again(tmp_path):
-    """And a student that is finished needs none, nor any data."""
+def test_a_finished_teacher_need_not_be_among_the_jobs(tmp_path):
+    """And a finished student needs neither a teacher nor data."""
     teacher, student = Job("28 x 28", 0), Job("WAE, mimic", 0)
     reproduce.run(tmp_path, "digits", [teacher], DIGITS, 1)
     (result,) = reproduce.run(tmp_path, "digits", [student], DIGITS, 1)
@@ -161,7 +163,7 @@ def test_a_teacher_that_is_finished_need_not_be_wanted_again(tmp_path):
         reproduce.run(tmp_path, "digits", [student], DIGITS, 1)
 
 
-def test_a_folder_without_the_data_is_a_clear_error(tmp_path, capsys):
+def test_a_folder_without_the_data_is_an_error_that_names_it(tmp_path, capsys):
     assert main(["reproduce", "fashion-mnist", "--data", str(tmp_path), "-o", str(tmp_path / "out")]) == 1
     assert str(tmp_path) in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""The folder of an acceleration, and its record: which folder a run goes on with."""
+"""The folder of an acceleration and its record: which runs may resume there."""
 
 import pytest
 from accelerations import task_of
@@ -8,20 +8,20 @@ from wae.experiments.acceleration.folder import RECORD, Record, open_record
 from wae.storage.weights_file import CheckpointError
 
 
-def test_a_run_goes_on_with_its_own_test_images_alone(tmp_path):
-    """Else the report would compare a network's accuracy on some with the other's on others."""
+def test_resume_needs_the_same_test_images(tmp_path):
+    """Otherwise the report would compare accuracies on different images."""
     task, _ = task_of(tmp_path)
     record = open_record(tmp_path, task.as_dict())
     task.opened[SIDE] = task.sets(SIDE)._replace(test=task.sets(SIDE).test.subset(range(6)))
     with pytest.raises(CheckpointError, match="was begun with another test data; --force starts over"):
         open_record(tmp_path, task.as_dict())
-    del record.settings["test data"]  # a folder of before it was known
+    del record.settings["test data"]  # as in records from before it was recorded
     record.write()
     assert open_record(tmp_path, task.as_dict()).settings["test data"]["number of images"] == 6
 
 
-def test_the_trial_of_a_mirrored_teacher_was_called_as_that_of_a_plain_one(tmp_path):
-    """The report had it beside the same trial under its own name."""
+def test_trials_of_a_mirrored_teacher_lose_their_old_names(tmp_path):
+    """An earlier version named them as with a plain teacher; the report listed a trial under both names."""
     names = [f"trial: size 48, factor 4, mimic {weight}" for weight in ("0", "1", "0.5", "2, mirrored")]
     task, _ = task_of(tmp_path, mimic_mirrored=True)
     Record(tmp_path / RECORD, task.as_dict(), dict.fromkeys([*names, "mimic"], 1)).write()
@@ -41,7 +41,7 @@ def test_a_damaged_record_is_refused(tmp_path, text):
         open_record(tmp_path, task.as_dict())
 
 
-def test_a_folder_of_before_there_was_a_setting_had_its_default(tmp_path):
+def test_a_setting_that_an_older_record_lacks_had_its_default(tmp_path):
     (task, other) = (task_of(tmp_path, mimic_mirrored=mirrored)[0] for mirrored in (False, True))
     record = open_record(tmp_path, task.as_dict())
     del record.settings["mimic_mirrored"]
@@ -53,7 +53,7 @@ def test_a_folder_of_before_there_was_a_setting_had_its_default(tmp_path):
         open_record(tmp_path, other.as_dict())
 
 
-def test_a_folder_of_before_there_was_a_choice_of_optimizers_goes_on_with_the_one_there_was(tmp_path):
+def test_an_older_record_without_an_optimizer_resumes_with_adamw(tmp_path):
     task, _ = task_of(tmp_path)
     record = open_record(tmp_path, task.as_dict())
     assert record.found == {}

@@ -12,7 +12,7 @@ from wae.experiments.acceleration.data import in_memory
 from wae.experiments.acceleration.settings import Settings
 
 
-def test_a_folder_is_trained_on_augmented_and_tested_on_its_other_part(tmp_path):
+def test_only_the_training_part_of_a_folder_is_augmented(tmp_path):
     write_crops(tmp_path / "data", 2, 1)
     settings = Settings(build(), tmp_path / "data", tmp_path / "out", input_size=SIDE, seed=4)
     sets = opened(settings).sets(SIDE)
@@ -24,8 +24,8 @@ def test_a_folder_is_trained_on_augmented_and_tested_on_its_other_part(tmp_path)
 
 
 @pytest.mark.parametrize("has_all", [0, 1])
-def test_loaders_become_images_as_they_are(has_all):
-    """Of the same classes, though one of them has not images of all."""
+def test_loaders_are_held_in_memory_unchanged(has_all):
+    """Both sets have the same classes, even if one of them has no image of some."""
     images, labels = of_two_classes(8, 0)
     loaders = [[(images[:5], labels[:5]), (images[5:], labels[5:])] for _ in range(2)]
     loaders[1 - has_all] = [(images[::2], labels[::2])]
@@ -59,7 +59,7 @@ IMAGES, LABELS = of_two_classes(8, 0)
     ],
     ids=["three", "number", "one", "dict", "sizes"],
 )
-def test_what_loaders_may_not_give(batches, message):
+def test_wrong_batches_of_loaders_are_refused(batches, message):
     with pytest.raises(DatasetError, match=f"^data: a loader must yield .*{message}.* the test loader$"):
         in_memory([(IMAGES, LABELS)], batches)
 
@@ -80,14 +80,16 @@ def test_what_loaders_may_not_give(batches, message):
     ids=["nan", "inf", "half", "minus one", "negative", "many", "floats", "channels", "count"],
 )
 def test_a_batch_that_cannot_be_used_is_named(images, labels, message):
-    """Labels with NaN ended in a ValueError that named nothing; images and labels of unequal batches whose
-    sums agreed were paired wrongly."""
+    """Labels with NaN ended in a ValueError that named nothing.
+
+    Batches with unequal numbers of images and labels were paired wrongly if the sums agreed.
+    """
     good, bad = (IMAGES, LABELS), (images, labels)
     for loaders, name in (([[good, bad], [good]], "training"), ([[good], [good, bad]], "test")):
         with pytest.raises(DatasetError, match=f"^data: {message} in batch 2 of the {name} loader$"):
             in_memory(*loaders)
 
 
-def test_what_is_no_loader():
+def test_what_is_not_a_loader_is_refused():
     with pytest.raises(DatasetError, match=r"^data: the test loader must yield images and labels, got int$"):
         in_memory([(IMAGES, LABELS)], 5)

@@ -1,4 +1,4 @@
-"""All networks in their fastest forms; the ONNX file."""
+"""Deployment of all networks in their fastest forms, and the ONNX file."""
 
 import pytest
 import torch
@@ -28,8 +28,8 @@ def test_an_onnx_file_that_disagrees_is_left_out_with_the_reason(tmp_path, monke
     }
 
 
-def test_each_side_is_deployed_timed_and_tested_by_itself(tmp_path, monkeypatch):
-    """On test images that are labelled as the original finds; those to train on are not."""
+def test_each_network_is_deployed_timed_and_tested(tmp_path, monkeypatch):
+    """The test images are labelled as the original classifies them, and the training images are not."""
     task, images = task_of(tmp_path, engine="eager", precision="float32", images=2)
     test, stock = task.sets(SIDE).test, task.original.classifier()
     with torch.no_grad():
@@ -62,9 +62,9 @@ def test_each_side_is_deployed_timed_and_tested_by_itself(tmp_path, monkeypatch)
     assert load_deployed(tmp_path / "deployed").size == (SIDE, SIDE)
 
 
-def test_images_are_counted_by_class_and_those_that_fill_a_batch_are_not(tmp_path):
+def test_images_are_counted_by_class_without_those_that_fill_a_batch(tmp_path):
     class Deployed(nn.Module):
-        """Of three images, no more and no fewer: the class that the first pixel names."""
+        """Accepts exactly three images; the first pixel is the number of the class."""
 
         batch = 3
 

@@ -1,4 +1,4 @@
-"""What is measured of a network."""
+"""Measurements of the original."""
 
 import torch
 from accelerations import network, opened, task_of
@@ -11,7 +11,7 @@ from wae.models.counting import count
 
 
 def test_the_original_is_measured_on_the_test_images(tmp_path):
-    """Which are labelled here as it finds, those to train on as it does not."""
+    """They are labelled as it classifies them, and the training images are not."""
     task, images = task_of(tmp_path)
     held = (images, task.sets(SIDE).test)
     with torch.no_grad():

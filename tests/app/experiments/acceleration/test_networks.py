@@ -1,4 +1,4 @@
-"""The networks to begin with, and the teacher."""
+"""The initialised networks, and the teacher."""
 
 import pytest
 import torch
@@ -23,13 +23,13 @@ from wae.training.plan import Plan, Stage
     ],
     ids=str,
 )
-def test_a_plan_that_does_not_fit_is_found_out_first(tmp_path, options, message):
+def test_settings_that_cannot_be_trained_are_found_by_a_trial_run(tmp_path, options, message):
     task, _ = task_of(tmp_path, **options)
     with pytest.raises(ValueError, match=message):
         try_out(task)
 
 
-def test_all_is_trained_of_a_network_that_was_frozen_and_the_users_own_stays(tmp_path):
+def test_networks_made_from_a_frozen_original_are_trained_and_it_stays_frozen(tmp_path):
     original = build().train().requires_grad_(False)
     images, labels = of_two_classes(8, 0)
     sets = tuple(InMemory(images, labels + shift, CLASSES, False, 0) for shift in (0, 1))
@@ -52,7 +52,7 @@ def test_a_teacher_sees_images_of_its_own_size(tmp_path):
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
 
 
-def test_a_network_begins_with_the_same_weights_each_time(tmp_path):
+def test_initial_weights_are_the_same_each_time(tmp_path):
     task, _ = task_of(tmp_path)
     one, other = (initialised(task, task.form).state_dict() for _ in range(2))
     assert all(torch.equal(one[name], other[name]) for name in one)

@@ -1,4 +1,4 @@
-"""What a training of an acceleration does."""
+"""The plans of an acceleration's trainings."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ from wae.training.small_data import OPTIMIZERS
 
 @pytest.mark.parametrize(
     ("images", "batch"),
-    [(1000, 30), (30, 30), (29, 24), (6, 6), (5, 5)],  # of which none divides
+    [(1000, 30), (30, 30), (29, 24), (6, 6), (5, 5)],  # multiples of 6 parts; of 5 images there is none
 )
 def test_a_batch_fits_the_images_and_the_processes(tmp_path, monkeypatch, images, batch):
     plan = Plan("x", (Stage("joint", 1, 0.1),), batch=128, accumulate=3)
@@ -24,10 +24,10 @@ def test_a_batch_fits_the_images_and_the_processes(tmp_path, monkeypatch, images
     assert plan_for(task, images).batch == batch
 
 
-def test_the_plan_keeps_what_the_original_knows_and_takes_what_a_user_asks_for(tmp_path):
+def test_the_plan_fine_tunes_the_original_and_follows_the_settings(tmp_path):
     task, _ = task_of(tmp_path, epochs=6, seed=3)
     labelled = {"optimizer": "adamw", "weight_decay": 0.05, "mimic_weight": 0.5, "mimic_temperature": 2.0}
-    # 2000 steps of 32 images were 64 epochs, of which 30 are enough; 3, 10 and 30 become 1, 2 and 6
+    # 2000 steps of 32 images are 64 epochs, capped at 30; epochs=6 scales 3, 10 and 30 to 1, 2 and 6
     stages = (
         Stage("transform", 1, 3e-4, "adam", warmup=0.1 / 3),
         Stage("classifier", 2, 1e-3, warmup=1.5 * 2 / 10, **labelled),
@@ -51,8 +51,8 @@ def test_the_plan_keeps_what_the_original_knows_and_takes_what_a_user_asks_for(t
     )
 
 
-def test_with_sgd_everything_is_trained_from_the_beginning_for_as_many_epochs(tmp_path):
-    """The rate, weight decay and teacher of what `wae reproduce imagenette` makes of a trained network."""
+def test_with_sgd_one_joint_stage_lasts_as_long_as_both_labelled_stages(tmp_path):
+    """Its learning rate, weight decay and teacher are those of fine-tuning in `wae reproduce imagenette`."""
     task, _ = task_of(tmp_path)
     (transform, *labelled), (same, joint) = (
         plan_for(task, 1000, Recipe(1.0, optimizer=name)).stages for name in OPTIMIZERS
@@ -62,4 +62,4 @@ def test_with_sgd_everything_is_trained_from_the_beginning_for_as_many_epochs(tm
     (published,) = taught(find("imagenette")).only("joint").stages
     shared = ("kind", "optimizer", "weight_decay", "encoder_rate", "mimic_weight", "mimic_temperature")
     assert [getattr(joint, name) for name in shared] == [getattr(published, name) for name in shared]
-    assert joint.learning_rate == published.learning_rate * 32 / 64  # by the batch
+    assert joint.learning_rate == published.learning_rate * 32 / 64  # in proportion to the batch

@@ -41,7 +41,7 @@ def found(**more):
     }
 
 
-def test_the_classes_that_lost():
+def test_the_classes_that_lost_accuracy_and_the_speed_are_reported():
     assert report.lost(found()) == [("<a>", 0.9, 0.8, 10)]
     text = report.markdown("net", found())
     assert "| <a> | 90.0 % | 80.0 % | 10 |" in text
@@ -55,7 +55,7 @@ def test_the_classes_that_lost():
     assert "top-1 accuracy 92.00 % to 90.00 %: WAE does not pay here." in text
 
 
-def test_what_a_network_has_to_compute_is_said_before_the_training():
+def test_multiply_adds_are_compared_in_a_line():
     assert report.arithmetic(4 * 10**9, 10**9) == "multiply-adds: 4.000 G, accelerated 1.000 G"
     assert report.arithmetic(63 * 10**6, 65 * 10**6) == (
         "multiply-adds: 0.063 G, accelerated 0.065 G; around so light a network WAE saves none"
@@ -66,14 +66,14 @@ def test_what_a_network_has_to_compute_is_said_before_the_training():
     ("right", "of", "doubtful"),
     [
         ((5, 5), (10, 10), True),
-        ((10, 4), (10, 10), True),  # 70 %: of 20 guesses at 50 % 6 % are as good
+        ((10, 4), (10, 10), True),  # 70 %, which guessing reaches on 20 images with a probability of 6 %
         ((10, 5), (10, 10), False),
-        ((0, 88), (10, 90), True),  # it names the one class alone
+        ((0, 88), (10, 90), True),  # it always names the same class
         ((9, 88), (10, 90), False),
-        ((2, 2), (2, 2), False),  # all there are
+        ((2, 2), (2, 2), False),  # every image is right
     ],
 )
-def test_an_original_that_only_guesses(right, of, doubtful):
+def test_an_original_that_only_guesses_is_doubted(right, of, doubtful):
     classes = [{"right": a, "of": b} for a, b in zip(right, of, strict=True)]
     measured = {**found()["original"], "accuracy": sum(right) / sum(of), "classes": classes, "labels": "ab"}
     said = report.doubt({"original": measured})
@@ -81,7 +81,7 @@ def test_an_original_that_only_guesses(right, of, doubtful):
     assert ("check its weights, the order of its classes, --mean" in said) == doubtful
 
 
-def test_the_report_says_of_an_original_that_only_guesses_what_to_do():
+def test_the_report_advises_what_to_do_about_an_original_that_only_guesses():
     of = found(head={"epochs": 1})
     parts = {"image": torch.zeros(0, 3, 4, 4, dtype=torch.uint8)}
     for accuracy, times in ((0.55, 1), (0.92, 0)):
@@ -104,7 +104,7 @@ def test_the_report_says_if_other_programs_ran_while_times_were_measured():
 
 
 def test_classes_without_a_test_image_are_named():
-    """Where their files cannot be read, say: the accuracy is that of the others."""
+    """Their files cannot be read, say. The accuracy is then that of the other classes."""
     of = found()
     assert "- No test image was read of d.\n" in report.markdown("net", of)
     of["original"]["classes"] = [{"right": 9, "of": 10}] * 3
@@ -119,7 +119,7 @@ def test_classes_without_a_test_image_are_named():
     )
 
 
-def test_of_how_many_images_and_on_which_machine():
+def test_the_number_of_images_and_the_machine_are_reported():
     of = found()
     text = report.markdown("net", of)
     assert "- Accuracies: of 20 test images.\n" in text
@@ -140,7 +140,7 @@ def deployed_side(name, accuracy, seconds, eager, multiply_adds=0):
 
 
 def test_every_row_has_the_numbers_of_its_side():
-    """No two of which are the same."""
+    """All of these numbers differ."""
     of = found(
         **{"rival: half": {"accuracy": 0.5, "side": 112}, "rival: pruned": {"accuracy": 0.4, "ratio": 0.3}}
     )
@@ -166,11 +166,11 @@ def test_every_row_has_the_numbers_of_its_side():
     assert "| half | c, int8 | 49.00 % | 0.50 ms | 16.0x | 2.000 G |" in text
     assert "- half: sees images of 112 x 112." in text
     assert "- pruned: 30% of the channels were removed." in text
-    taught = "- Distilled from the original: the distance to {} is part of the loss."
-    assert taught.format("its scores") in text
+    distilled = "- Distilled from the original: the distance to {} is part of the loss."
+    assert distilled.format("its scores") in text
     of["training"]["mirrored"] = True
     mean = "its scores, averaged over an image and its mirror image,"
-    assert taught.format(mean) in report.markdown("net", of)
+    assert distilled.format(mean) in report.markdown("net", of)
     of["training"]["mimic"] = 0.0
     assert "- The original's scores are not part of the loss." in report.markdown("net", of)
     for allowed, outcome in ((1.0, "met"), (0.9, "missed")):
@@ -181,7 +181,7 @@ def test_every_row_has_the_numbers_of_its_side():
         assert wanted in report.markdown("net", of)
 
 
-def test_the_classes_that_lost_most_come_first_and_each_share_is_of_the_images_that_were_read():
+def test_classes_are_sorted_by_the_accuracy_lost_on_the_images_read():
     of = found()
     of["original"]["labels"] = ["little", "much", "same", "more"]
     of["original"]["classes"] = [{"right": right, "of": 10} for right in (9, 8, 5, 5)]
@@ -203,10 +203,10 @@ def test_the_page_escapes_and_shows_the_curve():
     assert "<td>96</td><td>2</td><td>2000.00 ms</td><td>1.00x</td><td></td><td></td>" in page
 
 
-def test_a_trial_whose_loss_was_no_number_has_no_accuracy_and_the_optimizer_is_named():
+def test_diverged_trials_and_the_optimizer_are_reported():
     target = {"curve": [{"size": 48, "factor": 4, "seconds": 0.5, "kept": None}], "original": 1, "allowed": 1}
     measured = found(**{"trial: mimic 1": None, "trial: mimic 1, sgd": 0.0}, target=target)
-    assert "The optimizer" not in report.markdown("net", measured)  # a record of before there was a choice
+    assert "The optimizer" not in report.markdown("net", measured)  # an older record, without an optimizer
     measured["training"]["optimizer"] = "sgd"
     text = report.markdown("net", measured)
     assert "| mimic 1 | the loss was no longer finite |\n| mimic 1, sgd | 0.00 % |" in text

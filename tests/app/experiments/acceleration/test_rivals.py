@@ -1,4 +1,4 @@
-"""What else the same time could buy."""
+"""The baselines: what else the accelerated network's time could buy."""
 
 import copy
 
@@ -25,11 +25,11 @@ from wae.training.trainer import DivergedError
 
 
 def chosen(name, stock, side, multiply_adds, batches=()):
-    """The rival's size or ratio, where every network takes the accelerated one's time."""
+    """The baseline's size or ratio if every network takes as long as the accelerated one."""
     return rivals.size_or_ratio(name, stock, side, multiply_adds, batches, lambda network: 1.0)
 
 
-def test_the_rival_of_equal_cost_is_found():
+def test_baselines_of_half_resolution_and_of_equal_cost():
     stock = network()
     size = (96, 96)
     cost = count(stock, (72, 72)).multiply_adds
@@ -48,25 +48,25 @@ def test_the_rival_of_equal_cost_is_found():
     assert chosen(rivals.EQUAL_COST, stock, 96, own) == {"side": 96}
     same = rivals.build(rivals.EQUAL_COST, {"side": 96}, stock, [])
     torch.testing.assert_close(same.eval()(images), stock(images), atol=1e-3, rtol=1e-3)
-    for rival in (half, same):  # which is trained, and the original not with it
-        assert rival.network[0].weight.data_ptr() != stock.network[0].weight.data_ptr()
+    for baseline in (half, same):  # trained without changing the original
+        assert baseline.network[0].weight.data_ptr() != stock.network[0].weight.data_ptr()
 
 
-def test_a_network_of_one_size_has_no_rival_of_another():
+def test_a_network_that_needs_its_feature_size_has_no_half_resolution_baseline():
     stock = FullResolution(nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.Flatten(), nn.Linear(4 * 15 * 15, 2)))
     with pytest.raises(ValueError, match="does not accept images of 16 x 16"):
         chosen(rivals.HALF, stock, 32, 1)
     assert chosen(rivals.EQUAL_COST, stock, 32, 1) == {"side": 31}
 
 
-def test_a_network_that_raises_what_it_likes_has_no_rival_of_another_size():
+def test_any_error_of_the_network_means_that_it_does_not_accept_a_size():
     class One(nn.Module):
         def __init__(self):
             super().__init__()
             self.network = build()
 
         def forward(self, image):
-            return {SIDE: self.network}[image.shape[-1]](image)  # KeyError
+            return {SIDE: self.network}[image.shape[-1]](image)  # a KeyError for any other size
 
     with pytest.raises(ValueError, match=r"the network does not accept images of 24 x 24"):
         chosen(rivals.HALF, FullResolution(One()), SIDE, 1000)
@@ -74,7 +74,7 @@ def test_a_network_that_raises_what_it_likes_has_no_rival_of_another_size():
         chosen(rivals.EQUAL_COST, FullResolution(One()), SIDE - 1, 1000)
 
 
-def test_a_rival_has_positions_of_its_own_size():
+def test_a_baseline_has_position_embeddings_of_its_own_size():
     transformer = VisionTransformer(32, 8, num_layers=1, num_heads=1, hidden_dim=8, mlp_dim=8, num_classes=2)
     stock, images = FullResolution(transformer), torch.zeros(1, 3, 32, 32)
     for name, side in ((rivals.HALF, 16), (rivals.EQUAL_COST, 24)):
@@ -85,19 +85,19 @@ def test_a_rival_has_positions_of_its_own_size():
         assert rivals.build(name, found, stock, [])(images).shape == (1, 2)
 
 
-def test_a_pruned_rival_is_made_by_its_own_method(monkeypatch):
-    stock, batches, asked = network(), [(torch.zeros(1), torch.zeros(1))], []
-    monkeypatch.setattr(rivals, "pruned", lambda *arguments: asked.append(arguments))
+def test_each_pruned_baseline_is_made_by_its_own_method(monkeypatch):
+    stock, batches, calls = network(), [(torch.zeros(1), torch.zeros(1))], []
+    monkeypatch.setattr(rivals, "pruned", lambda *arguments: calls.append(arguments))
     monkeypatch.setattr(rivals, "ratio_for", lambda prune, share: {"ratio": 0.75, "made": prune(0.25)})
     for name, method in rivals.PRUNED.items():
         rivals.build(name, chosen(name, stock, 32, 1, batches), stock, batches)
-        assert asked[-2:] == [(stock, batches, method, 0.25), (stock, batches, method, 0.75)]
+        assert calls[-2:] == [(stock, batches, method, 0.25), (stock, batches, method, 0.75)]
 
 
-def test_a_rivals_time_is_a_share_of_the_accelerated_networks(tmp_path, monkeypatch):
-    """Each on images of its own size, as many as a call has."""
+def test_a_baselines_time_is_relative_to_the_accelerated_network(tmp_path, monkeypatch):
+    """Each runs on images of its own size, with the number of images per call that was set."""
     task, _ = task_of(tmp_path, images=2)
-    seen, sizes, asked = [], [], {}
+    seen, sizes, passed = [], [], {}
 
     def interleaved(calls, seconds, **options):
         for call in calls.values():
@@ -105,10 +105,10 @@ def test_a_rivals_time_is_a_share_of_the_accelerated_networks(tmp_path, monkeypa
         return {"rival": Timing(3.0, 1, 1, 1), "accelerated": Timing(2.0, 1, 1, 1)}
 
     def size_or_ratio(name, original, side, multiply_adds, batches, share_of_time):
-        asked.update(side=side, multiply_adds=multiply_adds)
-        rival = nn.Identity()
-        rival.register_forward_hook(lambda module, given, result: seen.append(tuple(result.shape)))
-        return {"time": share_of_time(rival)}
+        passed.update(side=side, multiply_adds=multiply_adds)
+        baseline = nn.Identity()
+        baseline.register_forward_hook(lambda module, given, result: seen.append(tuple(result.shape)))
+        return {"time": share_of_time(baseline)}
 
     ours = initialised(task, task.form).eval()
     ours.register_forward_pre_hook(lambda module, given: sizes.append(tuple(given[0].shape)))
@@ -119,11 +119,11 @@ def test_a_rivals_time_is_a_share_of_the_accelerated_networks(tmp_path, monkeypa
     monkeypatch.setattr(rivals, "trained", lambda task: ours)
     assert rivals.choose(task, rivals.EQUAL_COST, Form(64)) == {"time": 1.5}
     assert (seen, sizes[-1]) == ([(2, 3, SIDE, SIDE)], (2, 3, 64, 64))
-    assert asked == {"side": SIDE, "multiply_adds": count(ours, (64, 64)).multiply_adds}
+    assert passed == {"side": SIDE, "multiply_adds": count(ours, (64, 64)).multiply_adds}
 
 
-def test_a_rival_whose_loss_is_no_number_is_left_out(tmp_path, monkeypatch):
-    """The accelerated network was trained by then, and the same line ended there each time."""
+def test_a_baseline_that_diverges_is_left_out(tmp_path, monkeypatch):
+    """It ended the run after the accelerated network had been trained, and again whenever it was resumed."""
 
     def fit(*_):
         raise DivergedError("the loss is nan", "; a file that goes away is the checkpoint")
@@ -131,5 +131,5 @@ def test_a_rival_whose_loss_is_no_number_is_left_out(tmp_path, monkeypatch):
     task, _ = task_of(tmp_path, compare=True)
     monkeypatch.setattr(rivals, "fit", fit)
     record = Record(tmp_path / "record.json", {}, {f"chosen: {rivals.HALF}": {"side": 24}})
-    rival = rivals.train_rival(task, record, rivals.HALF, task.form, Recipe(optimizer=SGD))
-    assert rival == {"side": 24, "left out": "the loss is nan"}
+    found = rivals.train_rival(task, record, rivals.HALF, task.form, Recipe(optimizer=SGD))
+    assert found == {"side": 24, "left out": "the loss is nan"}

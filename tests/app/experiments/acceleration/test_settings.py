@@ -1,4 +1,4 @@
-"""What a user may ask of an acceleration."""
+"""The settings of an acceleration."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -10,19 +10,19 @@ from wae.experiments.acceleration.settings import Settings
 from wae.training.plan import Plan, Stage, find
 
 NAN, INF = float("nan"), float("inf")
-NO_NUMBERS = [NAN, INF, -INF, -1.0, "2", True]
+INVALID_NUMBERS = [NAN, INF, -INF, -1.0, "2", True]
 COUNTS = ("images", "epochs", "batch", "max_pixels")
 
 
 @pytest.mark.parametrize(
     ("entry", "value"),
     [
-        *(("target", value) for value in (*NO_NUMBERS, 0, 0.0, 1.0)),  # 0 was taken as 1
-        *(("target_ms", value) for value in (*NO_NUMBERS, 0)),
-        *(("max_drop", value) for value in (*NO_NUMBERS, 1.5)),
-        *((entry, value) for entry in ("mimic", "learning_rate") for value in NO_NUMBERS),
-        *((entry, value) for entry in COUNTS for value in (*NO_NUMBERS, 0, 2.0)),
-        *(("workers", value) for value in (*NO_NUMBERS, 2.0)),
+        *(("target", value) for value in (*INVALID_NUMBERS, 0, 0.0, 1.0)),  # 0 was taken as 1
+        *(("target_ms", value) for value in (*INVALID_NUMBERS, 0)),
+        *(("max_drop", value) for value in (*INVALID_NUMBERS, 1.5)),
+        *((entry, value) for entry in ("mimic", "learning_rate") for value in INVALID_NUMBERS),
+        *((entry, value) for entry in COUNTS for value in (*INVALID_NUMBERS, 0, 2.0)),
+        *(("workers", value) for value in (*INVALID_NUMBERS, 2.0)),
         *((entry, None) for entry in ("max_drop", "images", "max_pixels", "workers")),
         ("mean", (0.5, INF, 0.5)),
         ("mean", (0.5,)),
@@ -39,7 +39,7 @@ COUNTS = ("images", "epochs", "batch", "max_pixels")
         ("compare", "no"),
     ],
 )
-def test_settings_that_make_no_sense(entry, value):
+def test_invalid_settings_are_refused(entry, value):
     with pytest.raises(ValueError, match=f"{entry} must be"):
         Settings("resnet18", "digits", Path("out"), **{entry: value})
 
@@ -52,7 +52,7 @@ def test_settings_that_make_no_sense(entry, value):
         ("resnet18", [], "data must be a folder, a name, or two loaders, got list"),
     ],
 )
-def test_what_is_no_network_and_what_are_no_images(model, data, message):
+def test_a_wrong_model_or_data_is_refused(model, data, message):
     with pytest.raises(ValueError, match=f"^{message}$"):
         Settings(model, data, Path("out"))
 
@@ -65,43 +65,43 @@ def test_what_is_no_network_and_what_are_no_images(model, data, message):
         {"target": 1e6, "mimic": 1e6, "learning_rate": 1e6},
     ],
 )
-def test_the_least_and_the_most_that_a_setting_takes(options):
+def test_settings_accept_values_at_their_limits(options):
     settings = Settings("resnet18", "digits", Path("out"), **options)
     assert {name: getattr(settings, name) for name in options} == options
 
 
 @pytest.mark.parametrize("options", [{"mimic": 0.0}, {"plan": find("digits")}], ids=["mimic", "plan"])
-def test_nobody_teaches_by_mirror_images_where_nobody_teaches(options):
+def test_mirrored_distillation_needs_distillation(options):
     with pytest.raises(ValueError, match=r"mimic_mirrored needs a mimic above 0, got 0"):
         Settings("resnet18", "digits", Path("out"), mimic_mirrored=True, **options)
 
 
 @pytest.mark.parametrize("target", [{"target": 2.0}, {"target_ms": 5.0}], ids=str)
 @pytest.mark.parametrize("chosen", [{"size": 96}, {"factor": 2}, {"factor": 4}], ids=str)
-def test_what_a_target_chooses_cannot_be_set_too(target, chosen):
-    """It was ignored, and later still if it was the default."""
+def test_what_a_target_chooses_cannot_be_set_as_well(target, chosen):
+    """The setting was ignored, and later still if it was the default."""
     with pytest.raises(ValueError, match=f"^{min(chosen)} cannot be combined with a target"):
         Settings("resnet18", "digits", Path("out"), **target, **chosen)
 
 
-def test_the_factor_that_is_the_default_is_the_same_setting():
+def test_giving_the_default_factor_is_the_same_setting():
     """Also in records of versions that could not tell whether it was given."""
     default, given = (Settings("resnet18", "digits", Path("out"), **more) for more in ({}, {"factor": 4}))
     assert default.as_dict() == given.as_dict()
     assert default.as_dict()["factor"] == 4
 
 
-def test_a_plan_has_its_own_optimizers():
+def test_an_optimizer_beside_a_plan_is_refused():
     with pytest.raises(ValueError, match=r"optimizer: the plan already names .*; give one of the two"):
         Settings("resnet18", "digits", Path("out"), plan=find("digits"), optimizer="sgd")
 
 
-def test_a_plan_without_labels_is_found_out_before_the_training():
+def test_a_plan_without_a_labelled_stage_is_refused():
     with pytest.raises(ValueError, match=r"at least one stage of kind classifier or joint, got transform"):
         Settings("resnet18", "digits", Path("out"), plan=Plan("x", (Stage("transform", 1, 0.1),)))
 
 
-def test_all_settings_but_those_of_the_machine_decide_whether_a_run_goes_on():
+def test_a_run_resumes_only_with_the_same_settings_but_those_of_the_machine():
     entries = Settings("resnet18", "digits", Path("out")).as_dict().keys()
-    machines = {"model", "data", "folder", "workers", "device"}  # of the first two there are fingerprints
+    machines = {"model", "data", "folder", "workers", "device"}  # fingerprints compare the first two
     assert entries == {entry.name for entry in fields(Settings)} - machines

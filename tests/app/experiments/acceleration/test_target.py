@@ -1,4 +1,4 @@
-"""The size and the light body that are fast enough."""
+"""The image size and the light body that meet a target."""
 
 import pytest
 from accelerations import opened, task_of
@@ -16,7 +16,7 @@ KEPT = {(96, 2): 0.99, (96, 4): 0.7, (64, 2): 0.9, (64, 4): 0.8, (32, 8): 0.95}
 
 
 def met(monkeypatch, tmp_path, curve=CURVE, **options):
-    """The outcome, the forms that were tried, and how the original taught, of these times and accuracies."""
+    """The outcome with these times and accuracies; the forms tried, and the recipes of their trials."""
     curve = [{"size": size, "factor": factor, "seconds": seconds} for size, factor, seconds in curve]
     tried, recipes = [], []
 
@@ -34,9 +34,9 @@ def met(monkeypatch, tmp_path, curve=CURVE, **options):
     return target.meet_target(opened(settings), record), tried, recipes
 
 
-@pytest.mark.parametrize("asked", [{"target": 2.0}, {"target_ms": 600.0}], ids=str)
-def test_of_the_slowest_that_meet_the_target_the_best_is_taken(monkeypatch, tmp_path, asked):
-    outcome, tried, recipes = met(monkeypatch, tmp_path, **asked)
+@pytest.mark.parametrize("options", [{"target": 2.0}, {"target_ms": 600.0}], ids=str)
+def test_the_best_of_the_slowest_forms_that_meet_the_target_is_chosen(monkeypatch, tmp_path, options):
+    outcome, tried, recipes = met(monkeypatch, tmp_path, **options)
     assert tried == [(96, 4), (64, 2), (64, 4)]
     assert outcome["form"] == {"size": 64, "factor": 2}
     assert outcome["allowed"] == pytest.approx(0.6)
@@ -45,23 +45,23 @@ def test_of_the_slowest_that_meet_the_target_the_best_is_taken(monkeypatch, tmp_
 
 
 @pytest.mark.parametrize(("options", "weight"), [({}, 0.5), ({"mimic": 0.25}, 0.25)], ids=str)
-def test_the_original_teaches_in_a_targets_trials_as_the_plan_says(monkeypatch, tmp_path, options, weight):
+def test_the_trials_of_a_target_distil_as_plan_and_settings_say(monkeypatch, tmp_path, options, weight):
     plan = Plan("x", (Stage("joint", 1, 1e-3, mimic_weight=0.5),), batch=10)
     assert met(monkeypatch, tmp_path, target=2.0, plan=plan, **options)[2] == [Recipe(weight)] * 3
 
 
-def test_a_targets_trials_have_the_optimizer_that_is_asked_for(monkeypatch, tmp_path):
+def test_the_trials_of_a_target_use_the_given_optimizer(monkeypatch, tmp_path):
     recipes = met(monkeypatch, tmp_path, target=2.0, optimizer="sgd")[2]
     assert recipes == [NO_TEACHER._replace(optimizer="sgd")] * 3
 
 
-def test_where_the_loss_of_no_form_stays_a_number_none_is_taken(monkeypatch, tmp_path):
+def test_if_the_trials_of_all_forms_diverge_none_is_chosen(monkeypatch, tmp_path):
     monkeypatch.setitem(globals(), "KEPT", dict.fromkeys(KEPT))
     with pytest.raises(TrainingError, match="learning_rate must be lower, got those of the plan"):
         met(monkeypatch, tmp_path, target=2.0)
 
 
-def test_a_form_that_the_engine_does_not_run_is_no_choice(monkeypatch, tmp_path):
+def test_a_form_that_the_engine_does_not_run_is_left_out(monkeypatch, tmp_path):
     deploy = target.deploy
 
     def some(model, size, *arguments, **options):
@@ -80,7 +80,7 @@ def test_a_form_that_the_engine_does_not_run_is_no_choice(monkeypatch, tmp_path)
 
 
 def test_images_in_memory_have_forms_of_their_own_size(monkeypatch, tmp_path):
-    """Sizes were multiples of 32 alone, so digits, of 28 x 28, never met a target."""
+    """Only multiples of 32 were tried, so digits, which are 28 x 28, never met a target."""
     monkeypatch.setattr(target, "SECONDS", 0.01)
     monkeypatch.setattr(target, "_FACTORS", (2, 4))
     monkeypatch.setattr(measuring.Others, "cores", lambda others: 0.75)
@@ -89,8 +89,8 @@ def test_images_in_memory_have_forms_of_their_own_size(monkeypatch, tmp_path):
     assert times["others"] == 0.75
 
 
-def test_images_that_are_larger_than_any_may_be_are_no_choice(monkeypatch, tmp_path):
-    """1.25 times 1792 pixels, say."""
+def test_sizes_beyond_the_limit_are_left_out(monkeypatch, tmp_path):
+    """Such as 1.25 times 1792 pixels."""
     monkeypatch.setattr(target, "SECONDS", 0.01)
     monkeypatch.setattr(target, "_FACTORS", (4,))
     monkeypatch.setattr(target, "_SCALES", (64.0,))
@@ -98,7 +98,7 @@ def test_images_that_are_larger_than_any_may_be_are_no_choice(monkeypatch, tmp_p
     assert [entry["size"] for entry in times["curve"]] == [SIDE]
 
 
-@pytest.mark.parametrize("asked", [{"target": 20}, {"target_ms": 60.0}], ids=str)
+@pytest.mark.parametrize("options", [{"target": 20}, {"target_ms": 60.0}], ids=str)
 @pytest.mark.parametrize(
     ("curve", "message"),
     [
@@ -110,14 +110,14 @@ def test_images_that_are_larger_than_any_may_be_are_no_choice(monkeypatch, tmp_p
     ],
     ids=["none", "too slow"],
 )
-def test_a_target_that_nothing_meets(monkeypatch, tmp_path, asked, curve, message):
+def test_a_target_that_no_form_meets_is_refused(monkeypatch, tmp_path, options, curve, message):
     """`target_ms` was called `target`."""
-    with pytest.raises(ValueError, match=f"^{min(asked)}: {message}$"):
-        met(monkeypatch, tmp_path, curve, **asked)
+    with pytest.raises(ValueError, match=f"^{min(options)}: {message}$"):
+        met(monkeypatch, tmp_path, curve, **options)
 
 
-def test_the_sizes_of_a_small_original_are_small_too():
-    """They were 32 pixels at least."""
+def test_the_sizes_for_a_small_original_are_small_too():
+    """They were at least 32 pixels."""
     assert target._sizes(224) == [288, 224, 192, 160, 128]
     assert target._sizes(64) == [64, 32]
     assert target._sizes(48) == [60, 48, 40, 36, 32, 24]
@@ -139,14 +139,8 @@ def test_forms_of_few_pixels_are_measured(monkeypatch, tmp_path):
 @pytest.mark.slow
 def test_the_forms_of_a_target_are_measured(tmp_path):
     write_crops(tmp_path / "data", 2, 1)
-    settings = Settings(
-        "tiny_original:build",
-        tmp_path / "data",
-        tmp_path / "out",
-        input_size=64,
-        engine="eager",
-        precision="float32",
-    )
+    options = {"input_size": 64, "engine": "eager", "precision": "float32"}
+    settings = Settings("tiny_original:build", tmp_path / "data", tmp_path / "out", **options)
     times = target.timed_forms(opened(settings))
     assert {(e["size"], e["factor"]) for e in times["curve"]} == {(s, f) for s in (64, 32) for f in (2, 4, 8)}
     assert all(entry["seconds"] > 0 for entry in times["curve"])

@@ -1,8 +1,9 @@
-"""The trained network and its images, opened."""
+"""Opening a task: the trained network and its images."""
 
 import pytest
 import torch
 from accelerations import MEAN, STD, network, of_two_classes, opened, task_of, with_new_head
+from small_networks import HeadFirst
 from tiny_original import CLASSES, SIDE, build
 from torch import nn
 
@@ -20,13 +21,13 @@ from wae.wording import shown
         ({"engine": "winograd", "precision": "bfloat16"}, "engine: winograd computes in float32, not in bfl"),
     ],
 )
-def test_an_engine_that_cannot_run_is_found_out_before_the_training(tmp_path, options, message):
+def test_an_engine_that_cannot_run_is_refused(tmp_path, options, message):
     with pytest.raises(AccelerationError, match=message):
         task_of(tmp_path, **options)
 
 
 @pytest.mark.parametrize(("entry", "value"), [("input_size", 0), ("interpolation", "")])
-def test_a_preprocessing_that_makes_no_sense(tmp_path, entry, value):
+def test_invalid_preprocessing_is_refused(tmp_path, entry, value):
     data = InMemory(torch.zeros(5, 3, SIDE, SIDE, dtype=torch.uint8), torch.arange(5), CLASSES, False, 0)
     with pytest.raises(ValueError, match=f"{entry.removeprefix('input_')} must be .*, got {shown(value)}"):
         opened(Settings(build(), (data, data), tmp_path, **{entry: value}))
@@ -42,31 +43,21 @@ def test_classes_are_in_the_order_of_the_original(tmp_path):
         assert data.batch(range(6), 0)[1].tolist() == [1, 1, 2, 2, 0, 0]
 
 
-class HeadFirst(nn.Sequential):
-    """Whose scores come of the matrix that is defined first."""
-
-    def __init__(self):
-        super().__init__(nn.Linear(4, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4))
-
-    def forward(self, images):
-        head, *body = self
-        return head(nn.Sequential(*body)(images))
-
-
-def test_a_network_has_as_many_classes_as_it_gives_scores(tmp_path):
-    """Not as its last matrix has rows: its trained head was thrown away for a new one."""
+def test_a_network_has_as_many_classes_as_scores(tmp_path):
+    """Not as outputs of the linear layer defined last: its trained head was replaced by a new one."""
+    network = HeadFirst(nn.Linear(4, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4))
     held = InMemory(*of_two_classes(8, 0), ("dark", "light"), False, 0)
-    task = opened(Settings(HeadFirst(), (held, held), tmp_path, input_size=SIDE))
+    task = opened(Settings(network, (held, held), tmp_path, input_size=SIDE))
     assert (task.original.classes, task.new_head) == (2, "")
 
 
-def test_of_a_network_with_a_new_head_that_alone_is_trained_first(tmp_path):
+def test_a_new_head_is_trained_first_and_alone(tmp_path):
     parameters = with_new_head(tmp_path).original.network.parameters()
     free = [parameter.shape[0] for parameter in parameters if parameter.requires_grad]
-    assert free == [2, 2]  # classes, of weight and bias
+    assert free == [2, 2]  # two classes in the head's weight and bias
 
 
-def test_the_preprocessing_that_is_asked_for_is_taken(tmp_path):
+def test_the_given_preprocessing_is_used(tmp_path):
     task, images = task_of(tmp_path, mean=MEAN, std=STD, interpolation="bicubic")
     assert task.original.input.interpolation == "bicubic"
     with torch.no_grad():

@@ -17,7 +17,7 @@ from wae.training.trainer import Epoch
 
 @pytest.mark.parametrize("recipe", [NO_TEACHER, PLAIN, MIRRORED], ids=str)
 @pytest.mark.parametrize("who", ["accelerated", rivals.HALF])
-def test_the_network_and_its_rivals_see_the_same_images_and_teacher(tmp_path, monkeypatch, who, recipe):
+def test_the_network_and_its_baselines_see_the_same_images_and_teacher(tmp_path, monkeypatch, who, recipe):
     task, _ = task_of(tmp_path)
     seen = []
 
@@ -34,17 +34,17 @@ def test_the_network_and_its_rivals_see_the_same_images_and_teacher(tmp_path, mo
     )
     with pytest.raises(InterruptedError):
         step(task, form=task.form, recipe=recipe)
-    (plan, sets, taught_by), whole = seen[0], plan_for(task, 20, recipe)
+    (plan, sets, teacher), own_plan = seen[0], plan_for(task, 20, recipe)
     assert sets == (task.sets(SIDE).training, task.sets(SIDE).test)
-    assert (taught_by is not None) == bool(recipe.weight)
+    assert (teacher is not None) == bool(recipe.weight)
     assert all(stage.mimic_mirrored == recipe.mirrored for stage in plan.stages)
     if who == "accelerated":
-        assert plan == whole
-    else:  # as many epochs with labels
-        assert plan.stages == tuple(replace(stage, kind="classifier") for stage in whole.stages[1:])
+        assert plan == own_plan
+    else:  # the same number of epochs with labels
+        assert plan.stages == tuple(replace(stage, kind="classifier") for stage in own_plan.stages[1:])
 
 
-def test_a_checkpoint_that_another_version_s_plan_made_is_refused_with_the_way_out(tmp_path):
+def test_a_checkpoint_of_another_plan_is_refused_with_the_remedy(tmp_path):
     task = task_of(tmp_path)[0]
     plan = plan_for(task, 20, NO_TEACHER)
     state = tmp_path / TRIALS / "head.safetensors"
@@ -77,9 +77,9 @@ def test_a_new_head_is_trained_as_long_as_the_network_at_a_higher_rate(tmp_path,
     *_, joint = plan_for(task, 8).stages
     (stage,) = plan.stages
     assert (stage.kind, stage.learning_rate, plan.batch, plan.seed) == ("classifier", 1e-2, 8, 3)
-    assert (stage.epochs, stage.warmup) == (6, 0.3)  # of 30 and 1.5
+    assert (stage.epochs, stage.warmup) == (6, 0.3)  # instead of 30 and 1.5
     assert joint.learning_rate < 1e-3
     assert (tmp_path / ORIGINAL).is_file()
     assert [path.stem for path in (tmp_path / TRIALS).iterdir()] == ["head"]
-    training.forget(task, "head")  # when it is on the record
+    training.forget(task, "head")  # once it is recorded
     assert not list((tmp_path / TRIALS).iterdir())

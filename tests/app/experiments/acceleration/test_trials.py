@@ -1,4 +1,4 @@
-"""What is chosen by short trainings."""
+"""What short trainings choose."""
 
 import io
 from dataclasses import replace
@@ -18,8 +18,8 @@ from wae.training.small_data import ADAMW, OPTIMIZERS, SGD
 from wae.training.trainer import DivergedError, Epoch, TrainingError
 
 
-def test_a_trial_is_trained_and_tested_on_training_images_alone(tmp_path, monkeypatch):
-    """Every fifth image is held out, and not augmented; the test images are not looked at."""
+def test_a_trial_is_trained_and_tested_on_training_images_only(tmp_path, monkeypatch):
+    """Every fifth image is held out, and not augmented. The test images are not used."""
     task, images = task_of(tmp_path)
     seen, printed = [], io.StringIO()
     task = replace(task, console=Console(file=printed, width=200))
@@ -30,48 +30,45 @@ def test_a_trial_is_trained_and_tested_on_training_images_alone(tmp_path, monkey
 
     monkeypatch.setattr(training, "train", train)
     record = Record(tmp_path / "record.json", {})
-    assert [trials.trial(task, record, task.form, recipe) for recipe in (NO_TEACHER, PLAIN, PLAIN)] == [
-        0.25
-    ] * 3
+    kept = [trials.trial(task, record, task.form, recipe) for recipe in (NO_TEACHER, PLAIN, PLAIN)]
+    assert kept == [0.25] * 3
     names = [f"trial: size 48, factor 4, mimic {weight}" for weight in (0, 1)]
-    assert list(record.found) == names  # as in folders of every version, which go on
-    (_, _, _, none), (plan, others, kept, taught_by) = seen  # the second trial with 1 is read from the record
+    assert list(record.found) == names  # the same in every version, so that older folders resume
+    (*_, no_teacher), (plan, others, held_out, teacher) = seen  # the third result is read from the record
     assert printed.getvalue().count("trial, size 48, factor 4, mimic 1: 25.00 %") == 1
     rest = [number for number in range(20) if number % 5]
-    assert torch.equal(kept.images, images.images[::5])
+    assert torch.equal(held_out.images, images.images[::5])
     assert torch.equal(others.images, images.images[rest])
-    assert (others.augment, kept.augment) == (True, False)
-    whole = plan_for(task, 16, PLAIN)
-    assert [s.epochs for s in plan.stages] == [max(1, round(s.epochs / 4)) for s in whole.stages]
-    for one, other in zip(plan.stages, whole.stages, strict=True):
+    assert (others.augment, held_out.augment) == (True, False)
+    full_plan = plan_for(task, 16, PLAIN)
+    assert [s.epochs for s in plan.stages] == [max(1, round(s.epochs / 4)) for s in full_plan.stages]
+    for one, other in zip(plan.stages, full_plan.stages, strict=True):
         assert one.warmup / one.epochs == pytest.approx(other.warmup / other.epochs)
     assert plan.stages[-1].mimic_weight == 1.0
-    assert none is None
+    assert no_teacher is None
     with torch.no_grad():
-        assert torch.equal(taught_by(kept.images), task.original.classifier()(kept.images))
+        assert torch.equal(teacher(held_out.images), task.original.classifier()(held_out.images))
 
 
-def test_a_trial_of_fewer_images_than_a_batch_takes_smaller_ones(tmp_path):
+def test_a_trial_of_fewer_images_than_a_batch_uses_a_smaller_batch(tmp_path):
     """A batch of more than four fifths of the images was refused."""
     task, _ = task_of(tmp_path, batch=18, epochs=1)
     assert 0 <= trials.trial(task, Record(tmp_path / "record.json", {}), task.form, NO_TEACHER) <= 1
 
 
 @pytest.mark.parametrize(
-    ("of_nobody", "of_plain", "of_mirrored", "best"),
+    ("without", "plain", "mirrored", "best"),
     [
         (0.5, 0.6, 0.7, MIRRORED),
-        (0.5, 0.6, 0.6, PLAIN),  # for one pass of the original less
+        (0.5, 0.6, 0.6, PLAIN),  # needs one pass of the original less
         (0.5, 0.6, 0.4, PLAIN),
-        (0.6, 0.5, None, NO_TEACHER),  # a teacher that does not help is not asked twice
+        (0.6, 0.5, None, NO_TEACHER),  # if a teacher does not help, the mirrored one is not tried
         (0.5, 0.5, None, NO_TEACHER),
     ],
 )
-def test_the_best_of_the_trials_says_how_the_original_teaches(
-    tmp_path, monkeypatch, of_nobody, of_plain, of_mirrored, best
-):
+def test_the_best_trial_decides_the_distillation(tmp_path, monkeypatch, without, plain, mirrored, best):
     task, _ = task_of(tmp_path)
-    kept = {NO_TEACHER: of_nobody, PLAIN: of_plain, MIRRORED: of_mirrored}
+    kept = {NO_TEACHER: without, PLAIN: plain, MIRRORED: mirrored}
     monkeypatch.setattr(trials, "trial", lambda task, record, form, recipe: kept[recipe])
     assert trials.best_distillation(task, None, task.form, ADAMW) == {
         "weight": best.weight,
@@ -81,7 +78,7 @@ def test_the_best_of_the_trials_says_how_the_original_teaches(
 
 
 @pytest.mark.parametrize("entries", [{"flip": False}, {"augment": False}], ids=str)
-def test_what_is_not_flipped_to_train_on_has_no_mirrored_teacher(tmp_path, monkeypatch, entries):
+def test_without_flipped_training_images_no_mirrored_teacher_is_tried(tmp_path, monkeypatch, entries):
     task, images = task_of(tmp_path)
     for name, value in entries.items():
         setattr(images, name, value)
@@ -91,7 +88,7 @@ def test_what_is_not_flipped_to_train_on_has_no_mirrored_teacher(tmp_path, monke
     assert not trials.best_distillation(task, None, task.form, ADAMW)["mirrored"]
 
 
-def test_a_mirrored_teacher_that_is_asked_for_is_the_one_that_is_tried(tmp_path, monkeypatch):
+def test_with_mimic_mirrored_only_the_mirrored_teacher_is_tried(tmp_path, monkeypatch):
     task, _ = task_of(tmp_path, mimic_mirrored=True)
     kept = {NO_TEACHER: 0.5, MIRRORED: 0.6}
     monkeypatch.setattr(trials, "trial", lambda task, record, form, recipe: kept[recipe])
@@ -102,9 +99,7 @@ def test_a_mirrored_teacher_that_is_asked_for_is_the_one_that_is_tried(tmp_path,
 
 @pytest.mark.parametrize(("options", "weight"), [({}, 1.0), ({"mimic": 0.25, "mimic_mirrored": True}, 0.25)])
 @pytest.mark.parametrize("best", OPTIMIZERS)
-def test_the_optimizer_is_tried_with_the_teacher_that_there_may_be(
-    tmp_path, monkeypatch, options, weight, best
-):
+def test_optimizers_are_tried_with_the_teacher_of_the_settings(tmp_path, monkeypatch, options, weight, best):
     task, _ = task_of(tmp_path, **options)
     tried = []
 
@@ -116,10 +111,10 @@ def test_the_optimizer_is_tried_with_the_teacher_that_there_may_be(
     assert trials.best_optimizer(task, None, task.form)["name"] == best
     assert tried == [Recipe(weight, bool(options), name) for name in OPTIMIZERS]
     monkeypatch.setattr(trials, "trial", lambda *_: 0.5)
-    assert trials.best_optimizer(task, None, task.form)["name"] == ADAMW  # careful, where it does not matter
+    assert trials.best_optimizer(task, None, task.form)["name"] == ADAMW  # if it makes no difference
 
 
-def test_how_the_original_teaches_is_tried_with_the_optimizer_that_was_chosen(tmp_path, monkeypatch):
+def test_distillation_is_tried_with_the_chosen_optimizer(tmp_path, monkeypatch):
     task, _ = task_of(tmp_path)
     tried = []
     monkeypatch.setattr(trials, "trial", lambda *given: tried.append(given[-1]) or len(tried))
@@ -127,7 +122,7 @@ def test_how_the_original_teaches_is_tried_with_the_optimizer_that_was_chosen(tm
     assert tried == [recipe._replace(optimizer=SGD) for recipe in (NO_TEACHER, PLAIN, MIRRORED)]
 
 
-def test_a_trial_whose_loss_is_no_number_is_worse_than_one_that_has_nothing_right(tmp_path, monkeypatch):
+def test_a_diverged_trial_is_worse_than_an_accuracy_of_zero(tmp_path, monkeypatch):
     def train(model, plan, *_, **__):
         if plan.stages[-1].optimizer == ADAMW:
             raise DivergedError("the loss is nan in epoch 1", "; a file that goes away is the checkpoint")
@@ -146,8 +141,8 @@ def test_a_trial_whose_loss_is_no_number_is_worse_than_one_that_has_nothing_righ
 
 
 @pytest.mark.parametrize(("options", "got"), [({}, "those of the plan"), ({"learning_rate": 0.5}, "0.5")])
-def test_where_no_trial_has_an_outcome_nothing_is_chosen(tmp_path, monkeypatch, options, got):
-    """The first was called the best, and the training went on with it to the same end."""
+def test_if_all_trials_diverge_nothing_is_chosen(tmp_path, monkeypatch, options, got):
+    """The first was taken as the best, and the training then diverged as well."""
     task, _ = task_of(tmp_path, **options)
     monkeypatch.setattr(trials, "trial", lambda *_: None)
     wanted = rf"^learning_rate must be lower, got {got}: .* with a lower --learning-rate and --force$"
@@ -156,7 +151,7 @@ def test_where_no_trial_has_an_outcome_nothing_is_chosen(tmp_path, monkeypatch, 
             choose(task, None, task.form)
 
 
-def test_images_that_cannot_be_read_end_a_trial_and_are_not_taken_for_a_loss(tmp_path, monkeypatch):
+def test_unreadable_images_end_a_trial_and_do_not_count_as_divergence(tmp_path, monkeypatch):
     def train(*_, **__):
         raise TrainingError("none of the images of step 1 can be read")
 

@@ -1,4 +1,4 @@
-"""``wae reproduce camvid``: on a few made up road scenes, in the folders that CamVid has."""
+"""``wae reproduce camvid``, on a few made-up road scenes in CamVid's folders."""
 
 import json
 import os
@@ -40,13 +40,13 @@ CLAIM = CamVid(TINY, "enet", (24, 32))
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
-    """As published: there is no classes.txt. The numbers of the made up classes are some of CamVid's."""
+    """As published, without classes.txt. The made-up classes have numbers of CamVid's."""
     return write_scenes(
         tmp_path_factory.mktemp("camvid"), (("train", 8), ("val", 2), ("test", 3)), classes=None
     )
 
 
-def test_the_parts_are_what_they_are_for(scenes, tmp_path):
+def test_each_part_has_its_own_purpose(scenes, tmp_path):
     assert CLAIM.prepared(scenes, tmp_path) == scenes
     training, chosen_by = CLAIM.sets(scenes, 3)
     held_out = CLAIM.held_out(scenes)
@@ -72,7 +72,7 @@ def test_missing_parts_are_found_before_anything_is_trained(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
-def test_the_networks_are_what_they_are_called(network):
+def test_kinds_and_costs_of_the_networks(network):
     claim = camvid.claim(network)
     kinds = {claim.full: FullResolutionSegmenter, HALF: HalfResolutionSegmenter, WAE: WAENetwork}
     models = {name: claim.build(name) for name in claim.registered}
@@ -84,9 +84,9 @@ def test_the_networks_are_what_they_are_called(network):
     assert torch.allclose(scale * 255, 1 / torch.tensor([0.229, 0.224, 0.225]))
 
 
-def test_all_are_trained_for_as_many_epochs_with_labels_at_the_same_rates():
+def test_all_networks_are_trained_with_labels_for_the_same_epochs_at_the_same_rates():
     claim = camvid.claim(times=1 / 4)
-    assert not claim.wae.remeasure_norms  # a result has both
+    assert not claim.wae.remeasure_norms  # a result has both accuracies
     assert plan.find("camvid").remeasure_norms
     labelled = {}
     for network in claim.registered:
@@ -102,7 +102,7 @@ def test_all_are_trained_for_as_many_epochs_with_labels_at_the_same_rates():
     assert claim.wae.stages[-1].epochs == max(1, plan.find("camvid").stages[-1].epochs // 4)
 
 
-def test_what_is_fine_tuned_begins_as_the_trained_network_on_a_small_image(scenes, tmp_path):
+def test_fine_tuned_networks_start_as_the_trained_network_on_a_smaller_image(scenes, tmp_path):
     torch.manual_seed(1)
     full = CLAIM.build(CLAIM.full)
     training, _ = CLAIM.sets(scenes, 0)
@@ -122,23 +122,23 @@ def test_what_is_fine_tuned_begins_as_the_trained_network_on_a_small_image(scene
 
 
 @pytest.mark.parametrize(("name", "own"), [("half, bilinear, fine-tuned", HALF), (FINE_TUNED, WAE)])
-def test_what_is_fine_tuned_is_taught_wherever_there_are_labels(name, own):
+def test_fine_tuning_distils_in_every_stage_with_labels(name, own):
     claim = camvid.claim()
     made, alone = (claim.plan_of(network, 2) for network in (name, own))
     assert claim.needs(name) == claim.full
     assert len(made.stages) == len(alone.stages)
     for stage, plain in zip(made.stages, alone.stages, strict=True):
-        taught = {"mimic_weight": 1.0, "mimic_temperature": 4.0, "mimic_mirrored": True}
+        distilled = {"mimic_weight": 1.0, "mimic_temperature": 4.0, "mimic_mirrored": True}
         first = {"learning_rate": 3e-4}
-        assert stage == replace(plain, **(first if plain.kind == "transform" else taught))
+        assert stage == replace(plain, **(first if plain.kind == "transform" else distilled))
 
 
 @pytest.mark.slow
-def test_each_epoch_is_tested_on_val_and_test_is_looked_at_once(scenes, tmp_path, monkeypatch):
-    wanted, told = [Job(WAE, 0), Job(HALF, 0)], []
-    results = reproduce.run(tmp_path, scenes, wanted, CLAIM, 2, tell=told.append)
+def test_each_epoch_is_tested_on_val_and_the_result_on_test(scenes, tmp_path, monkeypatch):
+    wanted, messages = [Job(WAE, 0), Job(HALF, 0)], []
+    results = reproduce.run(tmp_path, scenes, wanted, CLAIM, 2, tell=messages.append)
     assert [(r.network, len(r.epochs)) for r in results] == [(WAE, 2), (HALF, 2)]
-    assert len(told) == 3 + 2
+    assert len(messages) == 3 + 2
     for job, result in zip(wanted, results, strict=True):
         weights = weights_path(tmp_path, job)
         model = load_classifier(weights)
@@ -148,29 +148,29 @@ def test_each_epoch_is_tested_on_val_and_test_is_looked_at_once(scenes, tmp_path
         assert set(result.measured) == set(PixelAccuracy._fields)
         assert result.measured["images"] == 3
         remeasure_norms(model, CLAIM.sets(scenes, 0)[0].plain(), TINY.batch)
-        anew = evaluate(model, CLAIM.held_out(scenes))
-        assert result.remeasured["accuracy"] == pytest.approx(anew.mean_iou)
-        assert result.remeasured["loss"] == pytest.approx(anew.loss)
+        reestimated = evaluate(model, CLAIM.held_out(scenes))
+        assert result.remeasured["accuracy"] == pytest.approx(reestimated.mean_iou)
+        assert result.remeasured["loss"] == pytest.approx(reestimated.loss)
         assert result.remeasured["loss"] != pytest.approx(found.loss)
         assert result.multiply_adds == count(model, (24, 32)).multiply_adds
         assert describe(weights).input.shape == (24, 32)
         assert json.loads((tmp_path / f"{job.stem}.json").read_text())["settings"]["size"] == [24, 32]
-    assert reproduce.run(tmp_path, scenes, wanted, CLAIM, 2, tell=told.append) == results
-    assert len(told) == 5
-    for number, job in enumerate(wanted):  # as before there were these statistics; one has no weights
+    assert reproduce.run(tmp_path, scenes, wanted, CLAIM, 2, tell=messages.append) == results
+    assert len(messages) == 5
+    for number, job in enumerate(wanted):  # as before there were such; the second has no weights
         write_json(result_path(tmp_path, job), asdict(replace(results[number], remeasured={})))
     weights_path(tmp_path, wanted[1]).unlink()
     assert reproduce.open_jobs(tmp_path, wanted, CLAIM) == wanted[:1]
     assert reproduce.to_train(tmp_path, wanted[:1], CLAIM) == []
-    with monkeypatch.context() as patch:  # a folder that is read-only has its table
+    with monkeypatch.context() as patch:  # for a read-only folder, the table is printed without them
         patch.setattr(os, "access", lambda path, mode: (path, mode) != (tmp_path, os.W_OK))
         assert reproduce.open_jobs(tmp_path, wanted, CLAIM) == []
     bare = reproduce.run(tmp_path, "there is no data", wanted, CLAIM, 1)
     assert [result.remeasured for result in bare] == [{}, {}]
-    filled, bare = reproduce.run(tmp_path, scenes, wanted, CLAIM, 1, tell=told.append)
+    filled, bare = reproduce.run(tmp_path, scenes, wanted, CLAIM, 1, tell=messages.append)
     assert filled == read_result(tmp_path, wanted[0], CLAIM) == results[0]
     assert not bare.remeasured
-    assert len(told) == 5  # nothing was trained
+    assert len(messages) == 5  # nothing was trained
     with pytest.raises(CheckpointError, match="comes from other settings"):
         read_result(tmp_path, wanted[0], replace(CLAIM, size=(24, 40)))
     table = markdown(rows(results, CLAIM, seconds=0), CLAIM)
@@ -178,7 +178,7 @@ def test_each_epoch_is_tested_on_val_and_test_is_looked_at_once(scenes, tmp_path
     assert "| re-estimated statistics | recovered |" in table
 
 
-def test_a_picture_shows_the_truth_and_what_each_network_finds(scenes, tmp_path, monkeypatch):
+def test_a_picture_shows_the_truth_and_each_networks_prediction(scenes, tmp_path, monkeypatch):
     scenes, labelled, names = shutil.copytree(scenes, tmp_path / "data"), panels.labelled, []
     monkeypatch.setattr(panels, "labelled", lambda name, image: names.append(name) or labelled(name, image))
     path = scenes / "test" / "labels" / "00.png"
@@ -209,7 +209,7 @@ def test_a_picture_shows_the_truth_and_what_each_network_finds(scenes, tmp_path,
 
 
 def test_the_results_in_the_repository_are_those_of_the_plan():
-    """So that a run in a copy of the folder goes on from them."""
+    """So a run in a copy of the folder starts from them."""
     folder = Path(__file__).resolve().parents[4] / "docs" / "results" / "camvid-enet-90x120"
     claim = camvid.claim(size=(90, 120), times=1 / 4)
     wanted = [Job(network, seed) for network in (claim.full, HALF, WAE) for seed in range(3)]
@@ -232,7 +232,7 @@ def test_the_results_in_the_repository_are_those_of_the_plan():
         (("imagenette", "--data", "x", "--network", "enet"), "--network: must be one of small_vgg"),
     ],
 )
-def test_wrong_arguments(arguments, message, tmp_path, capsys):
+def test_wrong_arguments_are_refused(arguments, message, tmp_path, capsys):
     assert main(["reproduce", *arguments, "-o", str(tmp_path / "out")]) == 1
     printed = capsys.readouterr().err
     assert message.removesuffix(".*") in printed

@@ -1,4 +1,4 @@
-"""The claim on Fashion-MNIST: its networks, and plans that differ only in what is a network's own."""
+"""The claim on Fashion-MNIST: its networks, and plans that differ only in what belongs to a network."""
 
 from dataclasses import replace
 
@@ -11,8 +11,8 @@ from wae.storage.checkpoint import Input
 from wae.training.plan import Plan, Stage
 
 
-def test_plans_share_all_of_waes_last_stage_but_what_is_waes_own():
-    """Each entry has a value that no default is, so that one that is left out shows."""
+def test_plans_share_waes_last_stage_except_for_waes_own_entries():
+    """No entry has its default value, so that a missing one shows."""
     plain = Stage(
         "classifier", 5, 0.1, "adamw", momentum=0.8, weight_decay=0.01, schedule="step", warmup=0.5,
         step_epochs=2, step_factor=0.3, label_smoothing=0.1, class_balance=1.5, ema=0.9,
@@ -30,13 +30,13 @@ def test_plans_share_all_of_waes_last_stage_but_what_is_waes_own():
     ):
         assert claim.plan_of(network, 9) == Plan(network, (stage,), batch=50, precision="bfloat16", seed=9)
     assert claim.plan_of("WAE", 9) == replace(wae, seed=9)
-    taught = {"mimic_weight": 1.0, "mimic_temperature": 4.0, "mimic_mirrored": True}
-    stages = first[0], replace(first[1], **taught), replace(last, **taught)
+    distilled = {"mimic_weight": 1.0, "mimic_temperature": 4.0, "mimic_mirrored": True}
+    stages = first[0], replace(first[1], **distilled), replace(last, **distilled)
     assert claim.plan_of("WAE, mimic", 9) == replace(wae, seed=9, stages=stages)
 
 
-def test_the_networks_of_fashion_mnist_are_what_they_are_called():
-    """By what they cost: half is a quarter, the wavelets cost no multiply-adds, WAE's encoder does."""
+def test_costs_of_the_networks():
+    """Half the resolution costs about a quarter; wavelets cost no multiply-adds, and WAE's encoder does."""
     cost = {name: count(DIGITS.build(name), DIGITS.input.shape).multiply_adds for name in DIGITS.registered}
     assert cost["14 x 14"] < 0.3 * cost["28 x 28"]
     assert cost["14 x 14"] < cost["Wavelet+CNN"] < cost["WAE"] < cost["28 x 28"]

@@ -1,4 +1,4 @@
-"""``wae reproduce imagenette``: on a few coloured squares, in the folders that Imagenette has."""
+"""``wae reproduce imagenette``, on a few single-coloured images in Imagenette's folders."""
 
 import json
 import shutil
@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from reproductions import tiny_plan
+from small_networks import HeadFirst
 from torch import nn
 
 from wae.cli import main
@@ -33,7 +34,7 @@ CLAIM = Imagenette(TINY, "small_vgg", 32, False)
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Ten classes of one colour each, 5 images to train on and 2 to test, 40 x 48."""
+    """Ten classes of one colour each, with 5 training and 2 test images of 40 x 48."""
     folder = tmp_path_factory.mktemp("photos")
     for part, number in (("train", 5), ("val", 2)):
         for label in range(10):
@@ -44,7 +45,7 @@ def photos(tmp_path_factory):
     return folder
 
 
-def test_photos_are_decoded_once_and_again_where_they_changed(photos, tmp_path, monkeypatch):
+def test_photos_are_decoded_once_and_again_if_they_change(photos, tmp_path, monkeypatch):
     shutil.copytree(photos, tmp_path / "data")
     path = CLAIM.prepared(tmp_path / "data", tmp_path)
     training, test = CLAIM.sets(path, 0)
@@ -57,10 +58,10 @@ def test_photos_are_decoded_once_and_again_where_they_changed(photos, tmp_path, 
     (tmp_path / "data" / "train" / "n3" / "4.jpeg").unlink()
     CLAIM.prepared(tmp_path / "data", tmp_path)
     assert len(CLAIM.sets(path, 0)[0]) == 49
-    Image.new("RGB", (48, 48), (1, 2, 3)).save(tmp_path / "data" / "val" / "n0" / "0.jpeg")  # by its old name
+    Image.new("RGB", (48, 48), (1, 2, 3)).save(tmp_path / "data" / "val" / "n0" / "0.jpeg")  # the old name
     assert CLAIM.sets(CLAIM.prepared(tmp_path / "data", tmp_path), 0)[1].images[0, 0, 0, 0] == 1
     assert CLAIM.sets(path, 5)[0].seed == 5
-    for damaged in (b"", path.read_bytes()[:1000]):  # made again: it was a traceback
+    for damaged in (b"", path.read_bytes()[:1000]):  # decoded again; it was a traceback
         path.write_bytes(damaged)
         CLAIM.prepared(tmp_path / "data", tmp_path)
         assert len(CLAIM.sets(path, 0)[0]) == 49
@@ -68,7 +69,7 @@ def test_photos_are_decoded_once_and_again_where_they_changed(photos, tmp_path, 
 
 @pytest.mark.parametrize("content", ["", "3", '{"ratio": 0.5}', '{"ratio": 0.5, "time": "a second"}'])
 def test_a_damaged_measurement_is_refused(tmp_path, content):
-    """A checkpoint may be of the ratio that it had, so it is not repeated automatically."""
+    """It is not repeated automatically, because a checkpoint may have been pruned by the old ratio."""
     path = tmp_path / "pruned.start.json"
     path.write_text(content)
     with pytest.raises(CheckpointError, match=r"pruned.start.json: is damaged; remove it and the checkpoint"):
@@ -77,8 +78,8 @@ def test_a_damaged_measurement_is_refused(tmp_path, content):
     assert imagenette._read_start(path) == {"ratio": 0.5, "time": 1.0}
 
 
-def test_a_photo_is_scaled_to_its_shorter_side_and_nothing_more_is_cut(photos, tmp_path):
-    """A white frame of an eighth of the height, which a margin for a crop would cut away, stays."""
+def test_a_photo_is_scaled_by_its_shorter_side_without_a_margin(photos, tmp_path):
+    """A white frame of an eighth of the height, which a margin for the crop would cut off, is kept."""
     shutil.copytree(photos, tmp_path / "data")
     image = Image.new("RGB", (56, 40), "white")
     image.paste("black", (0, 5, 56, 35))
@@ -90,7 +91,7 @@ def test_a_photo_is_scaled_to_its_shorter_side_and_nothing_more_is_cut(photos, t
         assert (pixels[:, 30:] > 250).all()
 
 
-def test_a_fifth_of_the_training_images_is_held_out_and_the_test_images_are_left_alone(photos, tmp_path):
+def test_a_fifth_of_the_training_images_is_held_out_instead_of_the_test_images(photos, tmp_path):
     path = CLAIM.prepared(photos, tmp_path)
     training, kept = replace(CLAIM, kept_aside=True).sets(path, 0)
     assert (len(training), len(kept)) == (40, 10)
@@ -109,7 +110,7 @@ def test_another_number_of_classes_is_refused(photos, tmp_path):
 
 
 @pytest.mark.parametrize(("network", "size"), [("small_vgg", 64), ("resnet18", 128), ("resnet50", 128)])
-def test_a_claim_is_what_was_asked_for(network, size):
+def test_a_claim_follows_its_arguments(network, size):
     claim, other = imagenette.claim(network), imagenette.claim(network, 96, kept_aside=True, times=2)
     assert (claim.size, claim.full, claim.half) == (size, f"{size} x {size}", f"{size // 2} x {size // 2}")
     assert claim.input == Input(size, size)
@@ -126,7 +127,7 @@ def test_a_claim_is_what_was_asked_for(network, size):
     "network",
     ["small_vgg", *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet18", "resnet50"))],
 )
-def test_the_baseline_costs_what_wae_costs_and_the_others_are_what_they_are_called(network):
+def test_kinds_and_costs_of_the_networks(network):
     claim = imagenette.claim(network)
     size = (claim.size,) * 2
     models = {
@@ -141,20 +142,20 @@ def test_the_baseline_costs_what_wae_costs_and_the_others_are_what_they_are_call
     assert models["WAE"].decoder is not None
 
 
-def test_a_rival_of_any_size_between_half_and_full_can_be_had():
+def test_baselines_of_other_sizes_between_half_and_full_can_be_added():
     claim, without = imagenette.claim(also_at=(48, 40, 48)), imagenette.claim()
     assert claim.registered.keys() - without.registered.keys() == {
         *("40 x 40", "48 x 48", "40 x 40, fine-tuned", "48 x 48, fine-tuned")
     }
     assert claim.build("40 x 40").side == claim.build("40 x 40, fine-tuned").side == 40
     assert claim.needs("40 x 40, fine-tuned") == claim.full
-    assert claim.settings() == without.settings()  # what has been trained without them stays
-    for side in (32, 64):  # those are there already
+    assert claim.settings() == without.settings()  # so results without them stay valid
+    for side in (32, 64):  # included already
         with pytest.raises(ValueError, match=f"also_at: must be between 32 and 64, .* got {side}"):
             imagenette.claim(also_at=(40, side))
 
 
-def test_colours_come_in_units_that_a_network_can_learn_from():
+def test_images_are_scaled_by_imagenets_deviations():
     model = CLAIM.build("WAE")
     assert torch.allclose(model.image_scale * 255, 1 / torch.tensor([0.229, 0.224, 0.225]))
 
@@ -167,17 +168,17 @@ def write_result(folder, claim, network, seed, **more):
     return job
 
 
-def test_a_run_goes_on_from_results_alone_as_the_repository_has_them(photos, tmp_path):
-    """Nothing is trained where all results are there, without any weights."""
+def test_a_run_needs_only_the_results_of_finished_trainings(photos, tmp_path):
+    """Without weights, as in the repository. If all results exist, nothing is trained."""
     wanted = [write_result(tmp_path, CLAIM, name, seed) for name in (CLAIM.full, "WAE") for seed in (0, 1)]
-    told = []
-    results = reproduce.run(tmp_path, photos, wanted, CLAIM, 1, tell=told.append)
+    messages = []
+    results = reproduce.run(tmp_path, photos, wanted, CLAIM, 1, tell=messages.append)
     assert [(r.network, r.seed) for r in results] == wanted
-    assert not told
+    assert not messages
     assert reproduce.open_jobs(tmp_path, [*wanted, Job("WAE", 2)], CLAIM) == [Job("WAE", 2)]
 
 
-def test_what_is_pruned_has_the_trained_network_made_again_where_only_its_result_is_there(tmp_path):
+def test_pruning_repeats_the_training_of_the_network_if_only_its_result_is_left(tmp_path):
     full = write_result(tmp_path, CLAIM, CLAIM.full, 0)
     pruned = Job("pruned, Taylor", 0)
     assert reproduce.open_jobs(tmp_path, [full, pruned], CLAIM) == [full, pruned]
@@ -192,17 +193,17 @@ def test_what_is_pruned_has_the_trained_network_made_again_where_only_its_result
 
 
 @pytest.mark.parametrize(("size", "version"), [(64, "160px"), (160, "160px"), (161, "320px")])
-def test_photos_that_are_as_large_as_needed_are_downloaded(tmp_path, monkeypatch, size, version):
+def test_the_smallest_version_that_is_large_enough_is_downloaded(tmp_path, monkeypatch, size, version):
     from torchvision import datasets
 
-    asked = []
-    monkeypatch.setattr(datasets, "Imagenette", lambda folder, **options: asked.append((folder, options)))
+    calls = []
+    monkeypatch.setattr(datasets, "Imagenette", lambda folder, **options: calls.append((folder, options)))
     with pytest.raises(DatasetError, match="has 0 and 0 photos, need 9469 and 3925"):
         imagenette.download(tmp_path, size)
-    assert asked == [(tmp_path, {"size": version, "download": True})]
+    assert calls == [(tmp_path, {"size": version, "download": True})]
 
 
-def test_of_the_pruned_networks_there_is_the_first_seed_alone():
+def test_pruned_networks_have_the_first_seed_only():
     wanted = CLAIM.jobs([4, 2])
     assert {job.seed for job in wanted if job.network in imagenette.PRUNED} == {2}
     assert len(wanted) == 2 * len(CLAIM.registered) - len(imagenette.PRUNED)
@@ -216,7 +217,7 @@ def test_results_of_other_settings_are_refused(tmp_path):
         read_result(tmp_path, job, replace(CLAIM, wae=replace(TINY, batch=10)))
 
 
-def test_the_table_has_the_pruned_networks_at_their_share_of_waes_time(monkeypatch):
+def test_pruned_networks_are_listed_with_their_time_relative_to_wae(monkeypatch):
     def result(network, accuracy, **more):
         return Result(network, 0, accuracy, 1.0, [accuracy], {}, {}, 10, **more)
 
@@ -241,7 +242,7 @@ def test_the_table_has_the_pruned_networks_at_their_share_of_waes_time(monkeypat
 
 
 @pytest.mark.parametrize("own", ["WAE", CLAIM.half, EQUAL_COST])
-def test_what_is_fine_tuned_is_trained_as_from_scratch_but_has_a_teacher(own):
+def test_fine_tuning_is_training_from_scratch_with_a_teacher(own):
     name = fine_tuned(own)
     last, alone = CLAIM.plan_of(name, 1).stages[-1], CLAIM.plan_of(own, 1).stages[-1]
     assert replace(last, mimic_weight=0.0, mimic_temperature=1.0, mimic_mirrored=False) == alone
@@ -251,8 +252,8 @@ def test_what_is_fine_tuned_is_trained_as_from_scratch_but_has_a_teacher(own):
     assert CLAIM.registered[name] == CLAIM.registered[own]
 
 
-def test_what_is_fine_tuned_keeps_what_the_trained_network_knows():
-    """No start of its own, the low body's statistics, and a low rate for the encoder; all else as WAE's."""
+def test_fine_tuning_wae_preserves_the_trained_network():
+    """No start of its own, kept BatchNorm statistics, a low rate in stage 1; the rest is WAE's plan."""
     made, own = CLAIM.plan_of(FINE_TUNED, 1), CLAIM.plan_of("WAE", 1)
     first, last = own.stages
     stages = (
@@ -264,7 +265,7 @@ def test_what_is_fine_tuned_keeps_what_the_trained_network_knows():
 
 
 def trained_full(claim, photos, folder):
-    """The network at full resolution, saved as that of seed 3, and the images to train on."""
+    """The network at full resolution, saved as that of seed 3, and the training images."""
     torch.manual_seed(1)
     full = claim.build(claim.full)
     training, _ = claim.sets(claim.prepared(photos, folder), 0)
@@ -274,8 +275,8 @@ def trained_full(claim, photos, folder):
 
 
 @pytest.mark.parametrize("network", ["small_vgg", "resnet18"])
-def test_what_is_fine_tuned_begins_as_the_trained_network_on_a_small_image(network, photos, tmp_path):
-    """WAE's scores are those of half the resolution, nearly: its small image is no plain mean."""
+def test_fine_tuned_networks_start_as_the_trained_network_on_a_smaller_image(network, photos, tmp_path):
+    """WAE's scores are only close to those at half resolution: ``low`` is not exactly the mean of 2 x 2."""
     claim = replace(CLAIM, network=network)
     full, training = trained_full(claim, photos, tmp_path)
     models = [
@@ -291,18 +292,18 @@ def test_what_is_fine_tuned_begins_as_the_trained_network_on_a_small_image(netwo
     assert relative_difference(wae, half) < 0.05
 
 
-def test_the_light_body_of_what_is_fine_tuned_is_that_of_the_seed(photos, tmp_path):
+def test_the_light_body_of_a_fine_tuned_network_depends_on_the_seed_only(photos, tmp_path):
     _, training = trained_full(CLAIM, photos, tmp_path)
     one, other = (CLAIM.start(Job(FINE_TUNED, 3), tmp_path, training)[0].high_body for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
 @pytest.mark.slow
-def test_what_is_fine_tuned_is_trained_after_the_network_that_it_comes_of(photos, tmp_path):
+def test_fine_tuning_follows_the_training_of_the_network(photos, tmp_path):
     wanted = [Job(FINE_TUNED, 0), Job(fine_tuned(CLAIM.half), 0), Job(CLAIM.full, 0)]
-    told = []
-    results = reproduce.run(tmp_path, photos, wanted, CLAIM, 1, tell=told.append)
-    assert told[0].job == Job(CLAIM.full, 0)
+    messages = []
+    results = reproduce.run(tmp_path, photos, wanted, CLAIM, 1, tell=messages.append)
+    assert messages[0].job == Job(CLAIM.full, 0)
     assert [(r.network, r.seed) for r in results] == wanted
     assert all(r.epochs for r in results)
 
@@ -310,7 +311,7 @@ def test_what_is_fine_tuned_is_trained_after_the_network_that_it_comes_of(photos
 # ---------------------------------------------------------------------------------------------------- pruning
 
 
-def test_a_resumed_run_prunes_as_was_measured_and_measures_no_more(photos, tmp_path, monkeypatch):
+def test_a_resumed_run_prunes_by_the_measured_ratio_without_measuring_again(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(imagenette, "pruned", lambda model, batches, method, ratio: (method, ratio))
     monkeypatch.setattr(Imagenette, "_share_of_time", lambda claim, network: 2 - 2 * network[1])
     training, _ = CLAIM.sets(CLAIM.prepared(photos, tmp_path), 0)
@@ -324,7 +325,7 @@ def test_a_resumed_run_prunes_as_was_measured_and_measures_no_more(photos, tmp_p
     assert CLAIM.start(job, tmp_path, training) == (made, found)
 
 
-def test_a_rivals_time_is_a_share_of_waes(monkeypatch):
+def test_a_baselines_time_is_relative_to_waes(monkeypatch):
     def timed(models, *_):
         return {name: 3.0 if isinstance(model, nn.Identity) else 2.0 for name, model in models.items()}
 
@@ -348,11 +349,11 @@ def small_network():
 
 
 @pytest.mark.parametrize("method", pruning.METHODS)
-def test_the_channels_that_count_least_go(method):
+def test_the_least_important_channels_are_removed(method):
     pytest.importorskip("torch_pruning")
     model = small_network()
     with torch.no_grad():
-        model.network[3].weight[4:] *= 1e-4  # 12 of the 16 hardly count, whichever way it is measured
+        model.network[3].weight[4:] *= 1e-4  # by either method, 12 of the 16 hardly matter
         model.network[3].bias[4:] = 0
         model.network[0].weight *= 100
     batch = torch.randint(256, (8, 3, 12, 12), dtype=torch.uint8), torch.arange(8)
@@ -372,10 +373,12 @@ def test_the_channels_that_count_least_go(method):
     ("method", "ratio", "first", "second"),
     [("Taylor", 0.33, slice(4), 12), ("L1 groups", 0.5, slice(4, None), 8)],
 )
-def test_taylor_goes_by_the_loss_over_all_layers_and_l1_by_the_weights_of_each(method, ratio, first, second):
-    """The last four channels of the first layer have large weights, which the second layer does not use.
+def test_taylor_ranks_all_channels_by_the_loss_and_l1_those_of_a_layer_by_weights(
+    method, ratio, first, second
+):
+    """The last four channels of the first layer have large weights, but the second layer does not use them.
 
-    Those of the second layer count for all classes alike, which changes the scores and not the loss.
+    Those of the second layer add the same to all classes, which changes the scores but not the loss.
     """
     pytest.importorskip("torch_pruning")
     model = small_network().train()
@@ -387,44 +390,34 @@ def test_taylor_goes_by_the_loss_over_all_layers_and_l1_by_the_weights_of_each(m
             parameter[12:] *= 0.03
         model.network[-1].weight[:, 12:] = 1
     labels, images = torch.arange(8), torch.randint(256, (8, 3, 12, 12), dtype=torch.uint8)
-    grey = torch.full_like(images, 128)  # of which the first layer makes nothing
+    grey = torch.full_like(images, 128)  # 0 once normalised, so the first layer's outputs are 0
     lighter = pruning.pruned(model, [(grey, labels), (images, labels)], method, ratio)
     assert torch.equal(lighter.network[0].weight, model.network[0].weight[first])
     assert len(lighter.network[3].weight) == second
     assert (lighter.network[-1].weight == 1).any() == (method != "Taylor")
     assert not any(module.training for module in lighter.modules())
-    assert lighter.network[1].num_batches_tracked == 0  # no statistics were taken
+    assert lighter.network[1].num_batches_tracked == 0  # BatchNorm statistics stay as they were
     assert all(p.requires_grad and p.grad is None for p in lighter.parameters())
     assert model.training
 
 
-class HeadFirst(nn.Sequential):
-    """Whose scores come of the matrix that is defined first."""
-
-    def __init__(self):
-        super().__init__(nn.Linear(16, 10), *small_network().network[:-1], nn.Linear(16, 16))
-
-    def forward(self, images):
-        head, *body = self
-        return head(nn.Sequential(*body)(images))
-
-
-def test_the_matrix_that_makes_the_scores_keeps_its_classes():
-    """It was taken to be the one that is defined last."""
+def test_the_layer_that_makes_the_scores_keeps_its_classes():
+    """The linear layer defined last was taken for it."""
     pytest.importorskip("torch_pruning")
+    network = HeadFirst(nn.Linear(16, 10), *small_network().network[:-1], nn.Linear(16, 16))
     batch = torch.randint(256, (8, 3, 12, 12), dtype=torch.uint8), torch.arange(8)
-    lighter = pruning.pruned(FullResolution(HeadFirst()), [batch], "L1 groups", 0.5)
+    lighter = pruning.pruned(FullResolution(network), [batch], "L1 groups", 0.5)
     assert lighter(batch[0]).shape == (8, 10)
     assert lighter.network[-1].out_features == 8
 
 
 @pytest.mark.slow
-def test_a_pruned_network_is_trained_after_the_one_that_it_is_made_of(photos, tmp_path, monkeypatch):
+def test_a_pruned_network_is_trained_after_the_network_it_is_pruned_from(photos, tmp_path, monkeypatch):
     pytest.importorskip("torch_pruning")
     wanted = [Job(CLAIM.full, 0), Job("pruned, L1 groups", 0)]
-    told = []
-    full, pruned = reproduce.run(tmp_path, photos, wanted, CLAIM, 2, tell=told.append)
-    assert [progress.job for progress in told] == wanted
+    messages = []
+    full, pruned = reproduce.run(tmp_path, photos, wanted, CLAIM, 2, tell=messages.append)
+    assert [progress.job for progress in messages] == wanted
     assert pruned.start["time"] <= 1
     assert 0 < pruned.start["ratio"] < 1
     assert pruned.multiply_adds < full.multiply_adds
@@ -447,6 +440,6 @@ def test_a_pruned_network_is_trained_after_the_one_that_it_is_made_of(photos, tm
         (("fashion-mnist", "--size", "64"), "--size: is only for imagenette and camvid"),
     ],
 )
-def test_wrong_arguments(arguments, message, tmp_path, capsys):
+def test_wrong_arguments_are_refused(arguments, message, tmp_path, capsys):
     assert main(["reproduce", *arguments, "-o", str(tmp_path / "out")]) == 1
     assert message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The table of a claim's results: the share won back, cost, and times."""
+"""The table of a claim's results: the recovered share, cost and times."""
 
 from dataclasses import replace
 
@@ -28,7 +28,7 @@ def test_the_recovered_share_and_the_table():
     assert recovered(nothing_lost, DIGITS, "WAE") is None
 
 
-def test_accuracies_with_reestimated_statistics_have_columns_of_their_own():
+def test_accuracies_with_reestimated_statistics_have_their_own_columns():
     table = [
         Row(name, [accuracy], 10_000_000, 5.0, remeasured)
         for name, accuracy, remeasured in (
@@ -46,7 +46,7 @@ def test_accuracies_with_reestimated_statistics_have_columns_of_their_own():
     assert lines[5].endswith("| 5 us |  |  |")
 
 
-def test_rows_are_the_networks_that_have_results_timed_here():
+def test_each_network_with_results_has_a_row_and_is_timed_here():
     results = [
         Result(network, 0, 0.5, 1.0, [0.5], {}, {}, number)
         for network, number in (("WAE", 11), ("28 x 28", 22))
@@ -56,12 +56,12 @@ def test_rows_are_the_networks_that_have_results_timed_here():
     assert [row.multiply_adds for row in table] == [22, 11]
     assert all(row.microseconds > 0 for row in table)
     assert [row.remeasured for row in table] == [[], []]
-    anew = rows([replace(result, remeasured={"accuracy": 0.7}) for result in results], DIGITS, seconds=0)
-    assert [row.remeasured for row in anew] == [[0.7], [0.7]]
+    results = [replace(result, remeasured={"accuracy": 0.7}) for result in results]
+    assert [row.remeasured for row in rows(results, DIGITS, seconds=0)] == [[0.7], [0.7]]
 
 
-def test_networks_are_timed_as_they_are_used_and_by_their_names(monkeypatch):
-    """In evaluation mode, without gradients, WAE's normalisation folded; a batch's time is its images'."""
+def test_networks_are_timed_per_image_as_they_are_used(monkeypatch):
+    """In evaluation mode, without gradients, and with WAE's normalisation folded."""
     models, scores = {name: DIGITS.build(name) for name in ("28 x 28", "WAE")}, {}
     with torch.no_grad():
         models["WAE"].low_norm.running_mean.fill_(9.0)
@@ -88,4 +88,4 @@ def test_networks_are_timed_as_they_are_used_and_by_their_names(monkeypatch):
         assert not scores[name].requires_grad
         torch.testing.assert_close(scores[name], wanted, rtol=1e-3, atol=1e-3, check_stride=False)
     assert normalised
-    assert 3 not in normalised  # low and high
+    assert 3 not in normalised  # the number of channels of low and high

@@ -1,4 +1,4 @@
-"""The processes that train: what each leaves and tells, and that none outlives the main one."""
+"""The worker processes: their results and messages, and that none outlives the main process."""
 
 import multiprocessing
 import os
@@ -28,8 +28,8 @@ from wae.training.trainer import Epoch, TrainingError
 
 
 def test_a_result_is_that_of_the_last_epoch_and_of_its_seed(tmp_path, monkeypatch):
-    """Not of the best epoch; the images, the order and the teacher are those of the job's seed."""
-    asked = {}
+    """Not of the best epoch. The images, their order and the teacher are those of the job's seed."""
+    used = {}
     job = Job("WAE, mimic", 2)
     for seed in (0, 2):
         torch.manual_seed(seed)
@@ -37,8 +37,8 @@ def test_a_result_is_that_of_the_last_epoch_and_of_its_seed(tmp_path, monkeypatc
         save_classifier(weights_path(tmp_path, Job("28 x 28", seed)), teacher, "small_vgg")
 
     def train(model, plan, training, test, **options):
-        asked.update(options, plan=plan, seed=training.seed, augment=(training.augment, test.augment))
-        asked["images"] = len(training), len(test)
+        used.update(options, plan=plan, seed=training.seed, augment=(training.augment, test.augment))
+        used["images"] = len(training), len(test)
         options["state"].write_bytes(b"")
         kinds = ("transform", None), ("joint", 0.3), ("joint", 0.9), ("joint", 0.8)
         return [
@@ -47,7 +47,7 @@ def test_a_result_is_that_of_the_last_epoch_and_of_its_seed(tmp_path, monkeypatc
         ]
 
     monkeypatch.setattr(worker, "train", train)
-    with monkeypatch.context() as patch:  # a full disk: what there is to go on from is there still
+    with monkeypatch.context() as patch:  # as on a full disk: the checkpoint is kept, to resume from
         patch.setattr(worker, "write_json", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             worker._train(job, tmp_path, "digits", DIGITS, "cpu", None)
@@ -56,52 +56,55 @@ def test_a_result_is_that_of_the_last_epoch_and_of_its_seed(tmp_path, monkeypatc
     assert (result.accuracy, result.epochs, result.seconds) == (0.8, [0.3, 0.9, 0.8], 40.0)
     assert result.measured == {"top1": 0.8, "top5": 1.0, "loss": 0.5, "images": 297}
     assert result.multiply_adds == count(DIGITS.build("WAE"), (28, 28)).multiply_adds
-    assert (asked["seed"], asked["plan"].seed) == (2, 2)
-    assert (asked["augment"], asked["images"]) == ((True, False), (1500, 297))
-    assert torch.equal(asked["teacher"].body[0].weight, teacher.body[0].weight)
+    assert (used["seed"], used["plan"].seed) == (2, 2)
+    assert (used["augment"], used["images"]) == ((True, False), (1500, 297))
+    assert torch.equal(used["teacher"].body[0].weight, teacher.body[0].weight)
     assert read_result(tmp_path, job, DIGITS) == result
     assert not list(tmp_path.glob("*.state.*"))
     monkeypatch.setattr(FashionMnist, "remeasures", True)
-    monkeypatch.setattr(worker, "_remeasured", lambda *_: 1 / 0)  # it ends here: the next run begins here too
+    monkeypatch.setattr(worker, "_remeasured", lambda *_: 1 / 0)  # it ends here, and the next run starts here
     with pytest.raises(ZeroDivisionError):
         worker._train(job, tmp_path, "digits", DIGITS, "cpu", None)
     assert not list(tmp_path.glob("*.state.*"))
 
 
-def test_a_commit_is_that_of_the_code_that_a_worker_has_loaded(tmp_path, monkeypatch):
-    """Not the one that the files are of when it has trained for days."""
-    asked = []
+def test_a_worker_finds_the_commit_of_its_code_before_the_first_job(tmp_path, monkeypatch):
+    """After days of training, the files may be of another commit."""
+    steps = []
 
     def recv():
-        asked.append("job")
+        steps.append("job")
         raise EOFError
 
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     monkeypatch.setattr(worker, "end_with_parent", lambda: None)
-    monkeypatch.setattr(worker, "_commit", lambda: asked.append("commit"))
+    monkeypatch.setattr(worker, "_commit", lambda: steps.append("commit"))
     worker._work(SimpleNamespace(recv=recv), tmp_path, "digits", DIGITS, "cpu")
-    assert asked == ["commit", "job"]
+    assert steps == ["commit", "job"]
 
 
 @pytest.mark.slow
-def test_a_worker_killed_in_training_ends_the_run_and_the_next_run_goes_on(tmp_path):
-    told = []
+def test_a_worker_killed_in_training_ends_the_run_and_the_next_run_resumes(tmp_path):
+    messages = []
 
     def kill(progress):
-        told.append((progress.done, progress.before))
+        messages.append((progress.done, progress.before))
         for process in multiprocessing.active_children():
             process.kill()
 
     with pytest.raises(TrainingError, match="ended without a result: out of memory"):
         reproduce.run(tmp_path, "digits", [Job("WAE", 0)], DIGITS, 1, tell=kill)
-    assert told == [(1, False)]
+    assert messages == [(1, False)]
     again = []
     reproduce.run(tmp_path, "digits", [Job("WAE", 0)], DIGITS, 1, tell=again.append)
     assert [(progress.done, progress.before) for progress in again] == [(1, True), (2, False)]
 
 
 def killed_while_it_writes(link, folder, data, claim, device):
-    """A worker: of its second message's 40 bytes it writes the number and ten. Others go on."""
+    """A worker that is killed when it has written the length and 10 of the 40 bytes of its second message.
+
+    Workers with other jobs keep running.
+    """
     job = link.recv()
     if job.network != "WAE":
         time.sleep(600)
@@ -111,12 +114,12 @@ def killed_while_it_writes(link, folder, data, claim, device):
 
 
 @pytest.mark.slow
-def test_a_worker_killed_while_it_writes_ends_the_run_after_what_was_said(tmp_path, monkeypatch):
+def test_a_worker_killed_while_it_writes_ends_the_run_after_its_complete_message(tmp_path, monkeypatch):
     monkeypatch.setattr(worker, "_work", killed_while_it_writes)
-    wanted, told = [Job("WAE", 0), Job("14 x 14", 0)], []
+    wanted, messages = [Job("WAE", 0), Job("14 x 14", 0)], []
     with pytest.raises(TrainingError, match="ended without a result: out of memory"):
-        reproduce.run(tmp_path, "digits", wanted, DIGITS, 2, tell=told.append)
-    assert told == [Progress(Job("WAE", 0), "joint", 1, 2, None)]
+        reproduce.run(tmp_path, "digits", wanted, DIGITS, 2, tell=messages.append)
+    assert messages == [Progress(Job("WAE", 0), "joint", 1, 2, None)]
     for process in multiprocessing.active_children():
         process.join(10)
         assert process.exitcode is not None
@@ -135,7 +138,7 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
-def test_workers_end_with_a_main_process_that_is_killed(tmp_path, sent):
+def test_workers_end_when_the_main_process_is_killed(tmp_path, sent):
     script = tmp_path / "script.py"
     script.write_text(WATCHED)
     command = [sys.executable, str(script), str(tmp_path)]
@@ -171,28 +174,28 @@ def test_a_worker_ends_when_the_main_process_is_gone(tmp_path, monkeypatch, jobs
 
 
 class OddError(Exception):
-    """It comes out of no pipe: pickle would call it with its text alone."""
+    """It cannot be unpickled: pickle would pass its text as the only argument."""
 
     def __init__(self, what, where):
         super().__init__(f"{what} in {where}")
 
 
 class WordyError(Exception):
-    """It comes out with its text doubled."""
+    """Unpickled, it says "no" twice."""
 
     def __init__(self, what):
         super().__init__(f"no {what}")
 
 
 class LocalError(Exception):
-    """It goes into none."""
+    """It cannot be pickled."""
 
     def __init__(self):
         super().__init__("no room", lambda: None)
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "reported"),
     [
         (ValueError("bad images"), "ValueError: bad images"),
         (OddError("noise", "epoch 3"), "TrainingError: WAE, seed 4: OddError: noise in epoch 3"),
@@ -201,7 +204,7 @@ class LocalError(Exception):
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
-def test_whatever_error_ends_a_training_is_told(tmp_path, monkeypatch, error, told):
+def test_any_error_of_a_training_is_reported(tmp_path, monkeypatch, error, reported):
     def train(*arguments):
         raise error
 
@@ -214,4 +217,4 @@ def test_whatever_error_ends_a_training_is_told(tmp_path, monkeypatch, error, to
     found = worker.next_message(link)
     link.close()
     thread.join(10)
-    assert f"{type(found).__name__}: {found}".startswith(told)
+    assert f"{type(found).__name__}: {found}".startswith(reported)
