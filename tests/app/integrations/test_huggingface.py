@@ -1,4 +1,4 @@
-"""Classifiers on the Hugging Face Hub, without a network: a folder, the cache, caught uploads."""
+"""Classifiers on the Hugging Face Hub, tested offline: a folder, the cache, and intercepted uploads."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def test_a_folder_comes_back(folder: Path) -> None:
+def test_saving_and_loading_preserves_the_classifier(folder: Path) -> None:
     original = HubClassifier.from_checkpoint(Shipped.FASHION_MNIST.path)
     again = HubClassifier.from_pretrained(folder)
     assert torch.equal(again(IMAGE), original(IMAGE))
@@ -41,7 +41,7 @@ def test_a_folder_comes_back(folder: Path) -> None:
     assert not again.training
 
 
-def test_networks_that_score_pixels_are_refused(tmp_path: Path) -> None:
+def test_segmentation_networks_are_refused(tmp_path: Path) -> None:
     """The card would say that they classify images."""
     path = tmp_path / "enet.safetensors"
     save_classifier(path, build("enet", 3), "enet")
@@ -49,20 +49,22 @@ def test_networks_that_score_pixels_are_refused(tmp_path: Path) -> None:
         HubClassifier.from_checkpoint(path)
 
 
-def test_its_file_is_a_checkpoint(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_saved_weights_are_a_checkpoint(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     Image.new("L", (28, 28), 30).save(tmp_path / "a.png")
     assert main(["predict", str(tmp_path), "--weights", str(folder / "model.safetensors")]) == 0
     assert json.loads(capsys.readouterr().out)["classes"]
 
 
-def test_config_says_what_the_checkpoint_says(folder: Path) -> None:
+def test_the_config_agrees_with_the_checkpoint(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     assert config["network"] == "wae_small_vgg"
     assert config["labels"] == list(HubClassifier.from_pretrained(folder).described.labels or ())
     assert config["input"]["size"] == 28
 
 
-def test_the_card(folder: Path) -> None:
+def test_the_card_states_facts_accuracy_classes_and_plan(folder: Path) -> None:
     card = huggingface_hub.ModelCard.load(folder / "README.md")
     assert card.data.license == "apache-2.0"
     assert card.data.pipeline_tag == "image-classification"
@@ -70,7 +72,7 @@ def test_the_card(folder: Path) -> None:
         assert text in card.content
 
 
-def test_the_card_states_nothing_that_nobody_stated(tmp_path: Path) -> None:
+def test_the_card_marks_missing_facts_as_not_stated(tmp_path: Path) -> None:
     model = HubClassifier.from_checkpoint(Shipped.FASHION_MNIST.path)
     card = HubClassifier(model.model, model.described).generate_model_card()
     for name in ("data", "accuracy", "speed", "licence of the weights"):
@@ -79,8 +81,8 @@ def test_the_card_states_nothing_that_nobody_stated(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("recorded", ["91 %", [], {"top-1": 0.9}, [None]])
-def test_an_accuracy_of_another_form_does_not_end_in_an_error(recorded: object) -> None:
-    """What made the weights is anything that JSON can hold."""
+def test_the_card_ignores_an_accuracy_of_another_form(recorded: object) -> None:
+    """The recipe of a checkpoint may hold any JSON."""
     model = HubClassifier.from_checkpoint(Shipped.FASHION_MNIST.path)
     card = HubClassifier(model.model, model.described, {"accuracy": recorded}).generate_model_card()
     assert "| accuracy | not stated" in card.content
@@ -122,7 +124,7 @@ except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
 
 
 @pytest.mark.slow
-def test_offline_the_cache_is_used_and_nothing_else(folder: Path, tmp_path: Path) -> None:
+def test_only_the_cache_is_used_offline(folder: Path, tmp_path: Path) -> None:
     repository = tmp_path / "hub" / "models--somebody--clothes"
     commit = "0" * 40
     (repository / "refs").mkdir(parents=True)
@@ -140,7 +142,7 @@ def test_offline_the_cache_is_used_and_nothing_else(folder: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("accuracy", [0.5, [0.5, 0.9, 1.0, 10]], ids=["reproduce", "train"])
-def test_the_card_has_the_accuracy_of_every_command(accuracy: object) -> None:
+def test_the_card_states_the_accuracy_as_each_command_records_it(accuracy: object) -> None:
     model = HubClassifier.from_checkpoint(Shipped.FASHION_MNIST.path)
     card = HubClassifier(model.model, model.described, {"accuracy": accuracy}).generate_model_card()
     assert "| accuracy | 50.00 % of" in card.content

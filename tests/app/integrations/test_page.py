@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[3]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 WEB = 60_000  # ms that the browser waits, on a machine that may be busy
 
-# The command in a process that reports every address it connects to or looks up, but those of this machine.
+# The command, with a report of every address outside this machine that it connects to or looks up.
 SERVER = """
 import socket, sys
 from wae import cli
@@ -86,7 +86,7 @@ def server() -> Iterator[Served]:
 
 
 def answered(server: Served, path: str | Path) -> str:
-    """The answer to the page's own script when it asks for the parts of the file ``path``."""
+    """The server's answer if the page's script asks for the parts of the file ``path``."""
     name = Path(path).stem
     config = json.loads(fetched(f"{server.address}config")[0])
     show = next(found["id"] for found in config["dependencies"] if found["api_name"] == "_show")
@@ -108,7 +108,7 @@ def fetched(address: str, **headers: str) -> tuple[str, Any]:
 
 
 @pytest.mark.slow
-def test_it_listens_on_this_machine_alone(server: Served) -> None:
+def test_it_listens_on_this_machine_only(server: Served) -> None:
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+/ \(Ctrl-C ends it\)\n", server.said)
     port = urlsplit(server.address).port
     assert port is not None
@@ -122,8 +122,8 @@ def test_it_listens_on_this_machine_alone(server: Served) -> None:
 
 
 @pytest.mark.slow
-def test_the_served_page_names_no_other_host(server: Served) -> None:
-    """In what a browser loads by itself. (In `og:` entries, for previews of links, Gradio names its own.)"""
+def test_the_served_page_loads_nothing_from_other_hosts(server: Served) -> None:
+    """Gradio's `og:` entries, for previews of links, do name its own host, but browsers do not load them."""
     page, headers = fetched(server.address)
     style, _ = fetched(f"{server.address}theme.css")
     loaded = re.findall(r"""<(?:script|link|img)[^>]*?(?:src|href)=["']([^"']+)""", page)
@@ -138,7 +138,7 @@ def test_the_served_page_names_no_other_host(server: Served) -> None:
 
 
 @pytest.mark.slow
-def test_a_page_of_another_name_may_not_ask(server: Served) -> None:
+def test_requests_for_another_host_name_are_refused(server: Served) -> None:
     with pytest.raises(urllib.error.HTTPError) as refused:
         fetched(server.address, Host="evil.example")
     refused.value.close()
@@ -146,12 +146,12 @@ def test_a_page_of_another_name_may_not_ask(server: Served) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("asked_by", ["cross-site", "same-site", "same-origin"])
-def test_another_host_s_page_may_send_nothing(server: Served, asked_by: str) -> None:
+@pytest.mark.parametrize("site", ["cross-site", "same-site", "same-origin"])
+def test_uploads_from_pages_of_other_origins_are_refused(server: Served, site: str) -> None:
     form = '--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\nbytes\r\n--x--\r\n'
-    headers = {"Content-Type": "multipart/form-data; boundary=x", "Sec-Fetch-Site": asked_by}
+    headers = {"Content-Type": "multipart/form-data; boundary=x", "Sec-Fetch-Site": site}
     request = urllib.request.Request(f"{server.address}gradio_api/upload", form.encode(), headers)
-    if asked_by == "same-origin":
+    if site == "same-origin":
         with urllib.request.urlopen(request) as answer:
             assert answer.status == 200
         return
@@ -178,7 +178,7 @@ def test_a_file_that_was_not_uploaded_is_not_read(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_an_address_in_place_of_a_file_is_not_fetched() -> None:
-    """Nor is its host's name looked up: Gradio would ask a server of its choice for it."""
+    """Nor is its host name looked up, for which Gradio would ask a server of its own choice."""
     server = Served()
     try:
         for address in ("http://93.184.215.14/one.png", "https://huggingface.co/two.png"):
@@ -194,7 +194,9 @@ def test_an_address_in_place_of_a_file_is_not_fetched() -> None:
     assert "looks up" not in said
 
 
-def test_what_is_refused_before_it_serves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_arguments_are_refused_before_serving(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["app", "--stock", "x"]) == 2
     assert "--stock: needs --weights" in capsys.readouterr().err
     assert cli.main(["app", "--weights", str(tmp_path / "none")]) == 1
@@ -203,7 +205,7 @@ def test_what_is_refused_before_it_serves(tmp_path: Path, capsys: pytest.Capture
     assert "no checkpoint of a classifier" in capsys.readouterr().err
 
 
-# The command ended again and again, a little after it listens.
+# The command, ended by each signal at several times after it starts to listen.
 ENDED = """
 import os, signal, sys, threading
 from wae import cli
@@ -219,14 +221,14 @@ for sent in signal.SIGINT, signal.SIGTERM:
 
 
 @pytest.mark.slow
-def test_a_signal_at_any_time_ends_it_with_its_status() -> None:
+def test_a_signal_at_any_time_ends_the_command_with_its_status() -> None:
     done = subprocess.run([sys.executable, "-c", ENDED], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
 
 
 @pytest.mark.slow
-def test_a_port_that_is_taken_is_one_line() -> None:
+def test_a_port_in_use_is_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         command = [sys.executable, "-m", "wae", "app", "--port", str(taken.getsockname()[1])]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -261,11 +263,11 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def page(browser: Any, server: Served) -> Iterator[Any]:
-    """The page, freshly opened. What it asked for, and what it complained of, is looked at in the end."""
+    """The page in a new tab. Afterwards, its requests and its error messages are checked."""
     opened = browser.new_page(viewport={"width": 1200, "height": 1400})
     opened.set_default_timeout(WEB)
-    asked, complaints = [], []
-    opened.on("request", lambda request: asked.append(request.url))
+    requests, complaints = [], []
+    opened.on("request", lambda request: requests.append(request.url))
     opened.on("pageerror", lambda error: complaints.append(str(error)))
     opened.on(
         "console",
@@ -275,7 +277,7 @@ def page(browser: Any, server: Served) -> Iterator[Any]:
     opened.get_by_text("Choose an image.").wait_for()
     yield opened
     opened.close()
-    hosts = {urlsplit(url).hostname for url in asked if not url.startswith(("data:", "blob:"))}
+    hosts = {urlsplit(url).hostname for url in requests if not url.startswith(("data:", "blob:"))}
     assert hosts == {"127.0.0.1"}
     assert complaints == []
 
@@ -292,7 +294,7 @@ def pixels(page: Any, alt: str) -> str:
 
 
 @pytest.mark.slow
-def test_a_photo_is_taken_apart_and_classified(page: Any, tmp_path: Path) -> None:
+def test_a_photo_is_decomposed_and_classified(page: Any, tmp_path: Path) -> None:
     upload(page, photos.photo_path("chelsea"))
     said = page.get_by_role("status").filter(has_text="451 x 300 pixels")
     said.wait_for()
@@ -343,7 +345,7 @@ def test_the_border_moves_by_keyboard(page: Any) -> None:
 
 
 @pytest.mark.slow
-def test_what_cannot_be_used_is_a_line(page: Any, tmp_path: Path) -> None:
+def test_unusable_images_are_reported_in_a_line(page: Any, tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(photos.photo_path("coffee").read_bytes()[:50_000])
     upload(page, broken)
@@ -373,7 +375,7 @@ def test_the_measurements_are_plots_and_numbers(page: Any) -> None:
 
 
 @pytest.mark.slow
-def test_everything_that_acts_has_a_name(page: Any) -> None:
+def test_every_control_has_an_accessible_name(page: Any) -> None:
     upload(page, photos.photo_path("chelsea"))
     page.get_by_role("status").filter(has_text="451 x 300 pixels").wait_for()
     for role in ("slider", "checkbox", "tab", "button", "spinbutton"):

@@ -1,4 +1,4 @@
-"""Predictions by a Ray cluster: the class for ``map_batches``, and the command."""
+"""Predictions on a Ray cluster: the class for ``map_batches``, and the command."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NEEDED = pytest.mark.skipif(
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Images of a seed each, one of them broken, one whose name is not UTF-8."""
+    """Five random images: one is broken, and one has a name that is not UTF-8."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for number in range(5):
@@ -64,7 +64,7 @@ def assert_same(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> None:
 
 @NEEDED
 @pytest.mark.parametrize("read", [False, True], ids=["paths", "contents"])
-def test_a_batch_of_columns_goes_in_and_comes_out(photos: Path, read: bool) -> None:
+def test_a_predictor_gives_the_results_of_the_command(photos: Path, read: bool) -> None:
     from wae.integrations.ray import Predictor
 
     paths = [found.path for found in find([photos])]
@@ -88,7 +88,7 @@ def test_a_batch_of_columns_goes_in_and_comes_out(photos: Path, read: bool) -> N
 
 
 @NEEDED
-def test_a_file_that_cannot_be_read_is_not_read(photos: Path) -> None:
+def test_a_file_with_an_error_is_not_read(photos: Path) -> None:
     from wae.integrations.ray import Predictor
 
     files = {"path": np.array([str(photos / "0.png")], object), "error": np.array(["locked"], object)}
@@ -110,7 +110,7 @@ def test_a_file_that_cannot_be_read_is_not_read(photos: Path) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_options_that_do_not_go_together(
+def test_conflicting_options_are_refused(
     photos: Path, capsys: pytest.CaptureFixture[str], options: list[str], said: str
 ) -> None:
     assert cli.main(["predict", str(photos), *options]) == 2
@@ -118,7 +118,7 @@ def test_options_that_do_not_go_together(
 
 
 @NEEDED
-def test_a_network_of_pixels_is_refused(
+def test_segmentation_networks_are_refused(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights, out = tmp_path / "enet.safetensors", tmp_path / "out"
@@ -139,8 +139,8 @@ def test_without_ray_the_command_says_what_to_install(
 
 
 @NEEDED
-def test_a_result_that_is_there_stays(photos: Path, tmp_path: Path) -> None:
-    """It is found out before a cluster is asked for."""
+def test_a_folder_with_other_files_is_refused(photos: Path, tmp_path: Path) -> None:
+    """Before the cluster is contacted."""
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").touch()
     (tmp_path / "out" / "old.parquet").touch()
@@ -159,10 +159,10 @@ def test_an_address_where_nothing_listens_is_an_error_at_once(
     monkeypatch: pytest.MonkeyPatch,
     way: str,
 ) -> None:
-    monkeypatch.setattr("ray.init", lambda *_, **__: pytest.fail("Ray was asked, which tries for minutes"))
-    with socket.socket() as taken:  # by us, who do not listen
-        taken.bind(("127.0.0.1", 0))
-        address = f"{'ray://' if way == 'ray://' else ''}127.0.0.1:{taken.getsockname()[1]}"
+    monkeypatch.setattr("ray.init", lambda *_, **__: pytest.fail("Ray was called, which retries for minutes"))
+    with socket.socket() as bound:  # but not listening
+        bound.bind(("127.0.0.1", 0))
+        address = f"{'ray://' if way == 'ray://' else ''}127.0.0.1:{bound.getsockname()[1]}"
         if way == "RAY_ADDRESS":
             monkeypatch.setenv("RAY_ADDRESS", address)
         options = ["--ray", *([] if way == "RAY_ADDRESS" else [address]), "-o", str(tmp_path / "out")]
@@ -175,7 +175,7 @@ def test_an_address_where_nothing_listens_is_an_error_at_once(
 
 @NEEDED
 @pytest.mark.parametrize(("given", "named"), [(["here:x"], ""), ([], "RAY_ADDRESS: ")])
-def test_an_address_with_a_port_that_is_no_number(
+def test_an_address_without_a_numeric_port_is_refused(
     photos: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -189,8 +189,8 @@ def test_an_address_with_a_port_that_is_no_number(
 
 
 @NEEDED
-@pytest.mark.slow  # a cluster of two machines, on this one
-def test_a_machine_is_lost_and_no_image_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow  # starts a cluster of two nodes on this machine
+def test_no_image_is_lost_with_a_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import pyarrow.dataset
     from ray.cluster_utils import Cluster
 
@@ -198,7 +198,7 @@ def test_a_machine_is_lost_and_no_image_is(tmp_path: Path, monkeypatch: pytest.M
     folder, out, log = tmp_path / "photos", tmp_path / "out", tmp_path / "log"
     folder.mkdir()
     slow = Image.fromarray(np.random.default_rng(0).integers(0, 256, (1500, 1500, 3), np.uint8))
-    slow.save(folder / "000.png")  # takes a good part of a second to decode: it can be killed half-way
+    slow.save(folder / "000.png")  # slow to decode, so that a node is lost in the middle of the work
     for number in range(1, 100):
         os.link(folder / "000.png", folder / f"{number:03}.png")
     broken = [folder / f"{number:03}.png" for number in (7, 47, 97)]
@@ -234,7 +234,7 @@ def test_a_machine_is_lost_and_no_image_is(tmp_path: Path, monkeypatch: pytest.M
     assert all(row["classes"] is None for row in rows if row["path"] in failed)
     good = [row["classes"] for row in rows if row["path"] not in failed]
     assert {len(classes) for classes in good} == {3}
-    for classes in good:  # it is one image, under many names
+    for classes in good:  # of the same image, under many names
         assert_same(classes, good[0])
     assert good[0][0]["label"] in (describe(CLOTHES).labels or ())
     said = log.read_text().splitlines()

@@ -1,4 +1,4 @@
-"""WAE networks in timm: the calls of its train, validate and benchmark scripts."""
+"""WAE networks in timm, called as by its train, validate and benchmark scripts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def photo() -> Image.Image:
     return Image.fromarray(pixels).resize((400, 300), Image.Resampling.BICUBIC)
 
 
-def test_every_network_of_timm_has_a_name_of_ours() -> None:
+def test_every_timm_network_has_a_wae_name() -> None:
     theirs = timm.list_models(exclude_filters="wae_*")
     assert timm.list_models("wae_*", include_tags=False) == [f"wae_{name}" for name in theirs]
     assert callable(registered.wae_resnet50)
@@ -46,7 +46,7 @@ def test_a_name_means_the_same_network_everywhere(name: str) -> None:
     assert model.num_classes == 3
 
 
-def test_timms_transform_makes_what_ours_makes() -> None:
+def test_timms_transform_agrees_with_ours() -> None:
     model = timm.create_model("wae_resnet18", num_classes=2)
     settings = timm.data.resolve_model_data_config(model)
     assert settings["interpolation"] == "bilinear"
@@ -66,7 +66,7 @@ def test_the_network_normalises_as_the_original() -> None:
     torch.testing.assert_close(255 * image * scale + shift, (image - mean) / std)
 
 
-def test_a_checkpoint_of_ours_is_loaded(tmp_path: Path) -> None:
+def test_a_wae_checkpoint_is_loaded(tmp_path: Path) -> None:
     trained = build("wae_resnet18", 3).eval()
     trained.decoder = Decoder()
     file = tmp_path / "model.safetensors"
@@ -81,7 +81,7 @@ def test_a_checkpoint_of_ours_is_loaded(tmp_path: Path) -> None:
             assert torch.equal(model(image), trained(image))
 
 
-def test_another_number_of_classes() -> None:
+def test_reset_classifier_changes_the_number_of_classes() -> None:
     for name in ("wae_resnet18", "wae_vgg16"):
         model = timm.create_model(name, num_classes=3).eval()
         model.reset_classifier(5)
@@ -100,7 +100,7 @@ def test_another_number_of_classes() -> None:
         ({"num_classes": 0}, "must be 1 or more, got 0"),
     ],
 )
-def test_what_wae_has_not_is_refused(options: dict[str, object], message: str) -> None:
+def test_unsupported_options_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(NetworkError, match=message):
         timm.create_model("wae_resnet18", **options)
 
@@ -110,14 +110,14 @@ def test_there_are_no_pretrained_weights() -> None:
         timm.create_model("wae_resnet18", pretrained=True)
 
 
-def test_names_are_not_taken_for_networks_to_go_around() -> None:
+def test_wae_names_in_timm_are_not_networks_to_build_wae_around() -> None:
     assert type(build("wae_mobilenetv3_small_050", 2)) is not type(build("mobilenetv3_small_050", 2))
     with pytest.raises(NetworkError, match="there is no network wae_wae_resnet10t"):
         build("wae_wae_resnet10t")
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # timm leaves files open
-def test_timms_validation_and_training_step(tmp_path: Path) -> None:
+def test_timms_training_and_validation_steps(tmp_path: Path) -> None:
     for label in ("a", "b"):
         (tmp_path / label).mkdir()
         photo().save(tmp_path / label / "1.png")
@@ -129,9 +129,13 @@ def test_timms_validation_and_training_step(tmp_path: Path) -> None:
     )
     optimizer = timm.optim.create_optimizer_v2(model, opt="sgd", lr=1e-3)
     ((images, labels),) = loader
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     torch.nn.functional.cross_entropy(model(images), labels).backward()
     optimizer.step()
+    assert not [name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])]
     model.eval()
     with torch.no_grad():
-        top1, _ = timm.utils.accuracy(model(images), labels, topk=(1, 2))
-    assert float(top1) in (0, 50, 100)
+        scores = model(images)
+    top1, top2 = timm.utils.accuracy(scores, labels, topk=(1, 2))
+    assert float(top1) == 100 * (scores.argmax(1) == labels).double().mean()
+    assert float(top2) == 100

@@ -19,7 +19,7 @@ def load(name: str, *arguments: object) -> torch.nn.Module:
     return torch.hub.load(str(ROOT), name, *arguments, source="local")
 
 
-def test_the_trained_networks() -> None:
+def test_trained_networks_load() -> None:
     image = torch.randint(256, (1, 3, 28, 28), dtype=torch.uint8)
     for name, weights in (("fashion_mnist", Shipped.FASHION_MNIST), ("autoencoder", Shipped.AUTOENCODER)):
         found, wanted = load(name).state_dict(), weights.get_state_dict()
@@ -28,7 +28,7 @@ def test_the_trained_networks() -> None:
     assert load("classifier", str(Shipped.FASHION_MNIST.path))(image).shape == (1, 10)
 
 
-def test_the_others() -> None:
+def test_untrained_networks_load() -> None:
     for name, arguments in (("wae_resnet50", (3,)), ("network", ("wae_resnet18", 3))):
         model = load(name, *arguments)
         assert isinstance(model, WAEClassifier)
@@ -55,7 +55,7 @@ print(model(torch.zeros(1, 3, 28, 28)).shape)
 
 
 @pytest.mark.slow
-def test_from_a_clone_that_is_not_installed(tmp_path: Path) -> None:
+def test_loading_from_a_clone_that_is_not_installed(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", UNINSTALLED, str(ROOT)],
         cwd=tmp_path,
